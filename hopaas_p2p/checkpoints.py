@@ -20,10 +20,11 @@ from hopaas_p2p.arguments import shown
 from hopaas_p2p.artifacts import artifacts_of, removed_if_refused
 from hopaas_p2p.atomic import sha256_of
 from hopaas_p2p.checkpoint_cache import checkpoint_cache
+from hopaas_p2p.core.admission import NEW
 from hopaas_p2p.core.lineage import copied_trial
 from hopaas_p2p.core.records import Checkpoint
 from hopaas_p2p.core.rungs import Rungs
-from hopaas_p2p.core.state import COMPLETE, RUNNING, WAITING, State
+from hopaas_p2p.core.state import COMPLETE, NEVER_PAUSING, RUNNING, WAITING, State
 from hopaas_p2p.errors import HopaasError, InvalidInput, waits_for
 from hopaas_p2p.translate import checked_step
 
@@ -84,7 +85,7 @@ def _removable(handle: StudyHandle, number: int, dropped: tuple[Checkpoint, ...]
     with handle.lock:
         state, uuid = handle.state, handle.uuid
         keys = [one.key for one in dropped if _is_of(uuid, one)]
-        if state.configurations is None or state.configurations.members is None:
+        if state.configurations.population is None:
             return keys
         trial = state.trials[number]
         own = [one for one in trial.checkpoints if one.key.startswith(f"{uuid}/checkpoint/{number}-")]
@@ -153,7 +154,7 @@ def unneeded(state: State) -> dict[str, int]:
     Those of running, waiting and complete trials are needed, and of paused ones that may yet be promoted, or copied,
     within the present budget. If the budget is raised later, a continuation that finds none starts from the beginning.
     """
-    if state.configurations is None:
+    if state.configurations is NEVER_PAUSING:
         return {}
     needed, others = _by_need(state)
     return {key: size for key, size in others.items() if key not in needed}
@@ -162,7 +163,6 @@ def unneeded(state: State) -> dict[str, int]:
 def _by_need(state: State) -> tuple[dict[str, int], dict[str, int]]:
     """Checkpoints that a trial may resume from, and those of trials that nobody resumes; one may be in both."""
     configurations = state.configurations
-    assert configurations is not None
     needed: dict[str, int] = {}
     others: dict[str, int] = {}
     for trial in state.trials:
@@ -215,13 +215,13 @@ class CheckpointBound:
         """Limits for which this peer made a commit when one was reached: the log notices at a commit only."""
 
     def reason(self, handle: StudyHandle, *, within: float) -> str | None:
-        """Why no new configuration may begin now; None if one may, or the study gives out none for another reason.
+        """Why no new configuration may begin now; None if one may, or the log gives out something else.
 
         Removes checkpoints that nobody needs before it says so.
         May block for an exchange, and for a request per checkpoint that it removes.
         """
-        policy = None if handle.state.configurations is None else handle.state.configurations.policy
-        if not isinstance(policy, Rungs) or not policy.checkpoint_mb or _is_for_the_log(handle):
+        policy = handle.state.configurations.policy
+        if not isinstance(policy, Rungs) or not policy.checkpoint_mb:
             return None
         if policy != self._policy or time.monotonic() >= self._count_at:
             began = time.thread_time()
@@ -238,7 +238,7 @@ class CheckpointBound:
             self._showed = due
             handle.peer.show_clock(handle.log)
         handle.look_again(within)
-        if _is_for_the_log(handle):
+        if handle.next_start() != NEW:
             return None
         gone = _collectable(handle)
         with contextlib.suppress(HopaasError):  # perhaps this user may not remove files
@@ -258,11 +258,6 @@ class CheckpointBound:
         left = {key: size for key, size in others.items() if key not in self._collected} | needed
         own = _folder(handle.uuid)
         return sum(max(size, 0) for key, size in left.items() if key.startswith(own))  # a record may say anything
-
-
-def _is_for_the_log(handle: StudyHandle) -> bool:
-    """Whether an ask starts no new configuration anyway: it is given what waits, or is refused."""
-    return handle.closed_because() is not None or handle.gives_out_waiting()
 
 
 def _is_of(uuid: str, checkpoint: Checkpoint) -> bool:

@@ -11,7 +11,7 @@ import contextlib
 import errno
 import sys
 from collections.abc import Iterator
-from typing import ClassVar, Final
+from typing import ClassVar, Final, Protocol
 
 
 class HopaasError(Exception):
@@ -140,22 +140,39 @@ class LeaseLost(HopaasError):
         """Number of the trial that keeps the late result, if there is one."""
 
 
+class NothingToStart(Protocol):
+    """What `core.admission.next_start` says where nothing may start: `Wait` or `Done`."""
+
+    @property
+    def why(self) -> str: ...
+    @property
+    def for_whom(self) -> tuple[int, ...]: ...
+    @property
+    def waits(self) -> bool: ...
+
+
 class NoWork(HopaasError):
     """The study starts no trial now."""
 
     exit_code = 3
 
-    def __init__(self, reason: str, *, refusal: str = "") -> None:
+    def __init__(self, reason: str, found: NothingToStart) -> None:
         super().__init__(f"No trial to run: {reason}.")
         self.reason = reason
-        self.refusal = refusal
+        self.found = found
+        """Whether work may turn up by itself, and which trials it depends on."""
+
+    @property
+    def refusal(self) -> str:
         """A key of `core.state.REFUSALS`, such as budget or paused; "space" where every configuration was tried,
-        "checkpoints" where these take as much as the study's rungs allow."""
+        "checkpoints" where these take as much as the study's rungs allow.
+        """
+        return self.found.why
 
     @property
     def waits(self) -> bool:
-        """Whether `optimize` and the worker wait for it to pass."""
-        return self.refusal in ("paused", "checkpoints")
+        """Whether `optimize` and the worker wait for work to turn up."""
+        return self.found.waits
 
 
 class NothingSucceeded(HopaasError):

@@ -130,8 +130,8 @@ class Trial(optuna.trial.Trial):
             return True
         if shared:
             self._listen(handle, number)
-        pauses = handle.state.configurations is not None
-        return not held or (pauses and self.at_rung) or super().should_prune()
+        at_rung = handle.is_at_rung(number, cached_trial(self).intermediate_values)
+        return not held or at_rung or super().should_prune()
 
     @property
     def at_rung(self) -> bool:

@@ -20,6 +20,7 @@ from hopaas_p2p.analysis.facts import duration
 from hopaas_p2p.analysis.savings import ESTIMATOR, savings
 from hopaas_p2p.analysis.spending import budget_lines, cells, spending
 from hopaas_p2p.analysis.table import place
+from hopaas_p2p.core.admission import next_start
 from hopaas_p2p.core.state import Trial
 
 _SPARK: Final = 40
@@ -83,7 +84,7 @@ def _tiles(page: PageContext, frame: Frame, now: float) -> None:
         saving = f"pruning saved about {middle} ({low} to {high})"
     eta = "unknown" if pace.eta is None else duration(pace.eta) if card.word not in _AT_REST else "not running"
     budget = "no budget" if state.budget is None else f"{card.used:,} of {state.budget:,} used"
-    why = _CLOSED.get(state.closed_because() or "", "")
+    why = _CLOSED.get(next_start(state).why or "", "")
     st.html(f'<div class="hp-row hp-start">{theme.pill(card.word)}<span class="hp-small">{why}</span></div>')
     finished = sum(card.counts.get(word, 0) for word in ("complete", "pruned", "fail"))
     failed = f"of {finished:,} finished trials" + (f"; {pace.retried:,} more were retried" if pace.retried else "")

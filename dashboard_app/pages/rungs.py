@@ -32,7 +32,7 @@ def show(page: PageContext) -> None:
 
 def _body(_here: PageContext, frame: Frame) -> None:
     sorted_ = frame.state.configurations
-    if sorted_ is None or sorted_.standings is None or sorted_.policy is None:
+    if sorted_.policy is None:
         theme.nothing(
             "This study has no rungs. With open_study(…, fidelity=hopaas_p2p.Rungs(min=1, max=27)), trials pause at "
             "rungs and the best continue; with fidelity=hopaas_p2p.Population(size=16, every=5), the worst copy the "
@@ -59,7 +59,7 @@ def _body(_here: PageContext, frame: Frame) -> None:
         key="chains",
         empty="Curves need reports: trial.report(value, step).",
     )
-    if sorted_.members is not None:
+    if sorted_.population is not None:
         draw(
             frame.once(lambda one: families.tree(one.state), "family"),
             key="family",
@@ -123,7 +123,7 @@ def _configurations(frame: Frame) -> None:
     order = sorted(found, key=lambda row: (-row.epochs, -row.first))
     headers = ["configuration", "state", "epochs", "pauses after", "value at its rungs", "sites", "trials"]
     rows = [_row(frame, row) for row in order[:_ROWS]]
-    if frame.state.configurations is not None and frame.state.configurations.members is not None:
+    if frame.state.configurations.population is not None:
         trees = frame.once(lambda one: relations.families(one.state), "families")
         headers.append("descends from")
         for cells, row in zip(rows, order, strict=False):

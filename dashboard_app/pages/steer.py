@@ -20,6 +20,7 @@ from dashboard_app.views import requests
 from dashboard_app.views.requests import Kind, Request
 from hopaas_p2p.analysis.facts import state_word
 from hopaas_p2p.analysis.table import place
+from hopaas_p2p.core.admission import next_start
 from hopaas_p2p.core.records import Categorical, Distribution, Int, TrialState
 from hopaas_p2p.core.state import Trial
 from hopaas_p2p.peer.liveness import any_alive, owners_of
@@ -99,7 +100,7 @@ def _requests(page: PageContext, frame: Frame) -> None:
 
 def _status(page: PageContext, frame: Frame) -> None:
     state = frame.state
-    closed = state.closed_because()
+    closed = next_start(state).why
     end = f" of {state.budget:,}" if state.budget is not None else ", no budget"
     working = any_alive([page.cache.sign_of_life(frame.uuid, owner) for owner in owners_of(state)])
     theme.tiles([

@@ -31,12 +31,13 @@ def tree(state: State) -> Chart | None:
     """Members from top to bottom, epochs from left to right; a slanted line leads from a member to its copy."""
     found = families.stretches(state)
     members = list(dict.fromkeys(one.member for one in found))
-    if not members or state.configurations is None or state.configurations.members is None:
+    population = state.configurations.population
+    if not members or population is None:
         return None
     rows = {member: at for at, member in enumerate(members[:_MEMBERS], 1)}
     events = families.copies(state)
     shown = [one for one in events if one.member in rows and one.source in rows]
-    every = state.configurations.members.policy.every
+    every = population.every
     jumps = [
         _Line(one.member, one.trial, one.epochs, one.epochs + every / 4, rows[one.source], rows[one.member])
         for one in shown
@@ -71,7 +72,7 @@ def _best(state: State, rows: dict[int, int]) -> list[_Line]:
     """The stretches that led to the best complete member."""
     sign = -1.0 if state.define is not None and state.define.directions[0] == "maximize" else 1.0
     complete = [(sign * value, number) for number, value in state.trials.results()]
-    if not complete or state.configurations is None:
+    if not complete:
         return []
     by_trial = {one.trial: one for one in families.stretches(state)}
     path = [by_trial.get(part.trial) for part in segments(state.trials, min(complete)[1])]

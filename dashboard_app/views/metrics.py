@@ -11,6 +11,7 @@ import numpy as np
 
 from hopaas_p2p.analysis.spending import spending
 from hopaas_p2p.analysis.table import TrialTable
+from hopaas_p2p.core.admission import next_start
 from hopaas_p2p.core.records import TrialState
 from hopaas_p2p.core.state import State
 
@@ -67,7 +68,7 @@ def _of(seen: Seen) -> Iterable[tuple[str, dict[str, str], float]]:
     if state.budget is not None:
         yield "hopaas_budget_trials", {}, state.budget
     yield "hopaas_budget_used_trials", {}, state.used()
-    yield "hopaas_accepting", {}, float(state.closed_because() is None)
+    yield "hopaas_accepting", {}, float(next_start(state).why is None)
     running = columns.is_(TrialState.RUNNING)
     owners = set(columns.owner[running].tolist())
     sites = Counter(columns.sites[columns.site[np.flatnonzero(columns.owner == one)[0]]] for one in owners)

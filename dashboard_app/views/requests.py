@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Literal, NamedTuple
 
 from hopaas_p2p.analysis.table import place
+from hopaas_p2p.core.admission import next_start
 from hopaas_p2p.core.records import TrialState
 from hopaas_p2p.core.state import State, Trial
 
@@ -66,7 +67,7 @@ def progress(request: Request, state: State) -> Progress:
 def _shows(request: Request, state: State) -> bool:
     """Whether the log shows that a request which the store had not answered was made."""
     if request.kind == "control":
-        still_failing = request.status == "running" and state.closed_because() == "failing"
+        still_failing = request.status == "running" and next_start(state).why == "failing"
         return _as_asked(request, state) and not still_failing
     if request.kind == "run" or request.number is None:
         return False  # which trial it became is not known

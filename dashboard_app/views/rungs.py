@@ -86,7 +86,7 @@ def standing(state: State) -> Chart | None:
 
 def curves(state: State, *, height: int = 400) -> Chart | None:
     """A curve for each configuration, through all its trials, with a mark where it was promoted."""
-    policy = None if state.configurations is None else state.configurations.policy
+    policy = state.configurations.policy
     rows = [row for row in configurations.rows(state) if row.epochs > 1]
     if policy is None or not rows:
         return None
@@ -135,7 +135,7 @@ def _best(state: State, complete: Sequence[ConfigurationRow]) -> list[Configurat
 
 def reports(state: State, row: ConfigurationRow) -> Points:
     """The finite reports of a configuration by epoch, of all its trials, downsampled."""
-    policy = state.configurations.policy if state.configurations is not None else None
+    policy = state.configurations.policy
     said: dict[int, float] = {}
     for number in row.trials:
         said |= state.trials[number].reports

@@ -11,8 +11,9 @@ from typing import Any, Final, NamedTuple
 
 import msgspec
 
-from hopaas_p2p.analysis.facts import best, is_better, json_number, shown
+from hopaas_p2p.analysis.facts import best, is_better, json_number, shown, state_word
 from hopaas_p2p.analysis.spending import amount, limited
+from hopaas_p2p.core.admission import finished
 from hopaas_p2p.core.records import TrialState
 from hopaas_p2p.core.state import State, Trial
 
@@ -99,8 +100,8 @@ def _conditions(state: State, silences: Mapping[str, float], top: Trial | None) 
             text = f"{amount(one.spent)} of {amount(one.limit)} {one.unit} of the budget are used"
             about = {"used": one.spent, "budget": one.limit, "unit": one.what}
             yield Alert("budget", f"budget:{one.what}:{one.limit:g}", text, about)
-    if state.finished() and not state.running:
-        word = "done" if state.closed_because() == "budget" else state.closed_because() or "done"
+    if finished(state) and not state.running:
+        word = state_word(state)
         value = f"; the best is {shown(top.values[0])} (trial {top.number})" if top is not None and top.values else ""
         yield Alert("done", "done", f"the study is {word}{value}", {"because": word})
 

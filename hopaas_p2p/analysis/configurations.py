@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Final, NamedTuple
 
-from hopaas_p2p.core.configurations import Configurations
+from hopaas_p2p.core.admission import Continue, Start, next_start
 from hopaas_p2p.core.records import TrialState
 from hopaas_p2p.core.rungs import Ladder
 from hopaas_p2p.core.standings import RungCount
-from hopaas_p2p.core.state import COMPLETE, FAIL, PRUNED, REFUSALS, RUNNING, WAITING, State, Trial
+from hopaas_p2p.core.state import COMPLETE, FAIL, PRUNED, REFUSALS, RUNNING, WAITING, Pausing, State, Trial
 
 
 class ConfigurationRow(NamedTuple):
@@ -56,19 +56,18 @@ _SAYS_MOST: Final = (FAIL, PRUNED, WAITING, COMPLETE, RUNNING)
 def rows(state: State) -> list[ConfigurationRow]:
     """The configurations of a study, by their first trials."""
     chains: dict[int, list[Trial]] = {}
-    root = state.configurations.root if state.configurations is not None else int
     for trial in state.trials:
-        chains.setdefault(root(trial.number), []).append(trial)
+        chains.setdefault(state.configurations.root(trial.number), []).append(trial)
     return [_row(state, first, chain) for first, chain in chains.items()]
 
 
 def _row(state: State, first: int, chain: list[Trial]) -> ConfigurationRow:
     newest = max(chain, key=lambda trial: (_SAYS_MOST.index(trial.state), trial.number))
-    ladder = None if state.configurations is None else state.configurations.standings
-    standing = None if ladder is None or first not in ladder else ladder.standing(first)
+    policy, ladder = state.configurations.policy, state.configurations.standings
+    standing = ladder.standing(first) if first in ladder else None
     if newest.paused and standing is not None and standing.over:
         newest = chain[-1]  # it went on from there, and failed
-    first_step = 0 if ladder is None else ladder.policy.first_step
+    first_step = 0 if policy is None else policy.first_step
     steps = [max(trial.reports) for trial in chain if trial.reports]
     owners = [owner for trial in chain for owner in (*(past.owner for past in trial.history), trial.owner) if owner]
     sites = dict.fromkeys(site for owner in owners if (site := state.peers.get(owner, {}).get("site")))
@@ -77,9 +76,9 @@ def _row(state: State, first: int, chain: list[Trial]) -> ConfigurationRow:
         trials=tuple([trial.number for trial in chain]),
         state="paused" if newest.paused else newest.state.name.lower(),
         newest=newest,
-        bracket=None if ladder is None or standing is None else ladder.bracket(first),
+        bracket=None if standing is None else ladder.bracket(first),
         epochs=max(steps) - first_step + 1 if steps else 0,
-        pauses_at=None if ladder is None or standing is None else ladder.pauses_at(first),
+        pauses_at=None if standing is None else ladder.pauses_at(first),
         reached=() if standing is None else standing.reached,
         sites=tuple(sites),
     )
@@ -89,7 +88,7 @@ def promotions(state: State) -> list[PromotionEvent]:
     """What was promoted when, and by which site, in the order of the log."""
     found = []
     for trial in state.trials:
-        if trial.continues is None or state.configurations is None:
+        if trial.continues is None:
             continue
         before = state.trials[trial.continues]
         sites = (state.peers.get(one.owner or "", {}).get("site") for one in (before, trial))
@@ -100,14 +99,13 @@ def promotions(state: State) -> list[PromotionEvent]:
 
 def epochs_of(state: State, step: int) -> int:
     """How many epochs a trial has done that reported this step last."""
-    policy = None if state.configurations is None else state.configurations.policy
+    policy = state.configurations.policy
     return step + 1 if policy is None else policy.epochs(step)
 
 
 def rung_counts(state: State) -> list[RungCount]:
     """Each rung of each bracket, and how many configurations are there; empty without rungs."""
-    ladder = None if state.configurations is None else state.configurations.standings
-    return [] if ladder is None else ladder.places()
+    return state.configurations.standings.places()
 
 
 def in_words(place: RungCount, *, brackets: int) -> str:
@@ -122,20 +120,18 @@ def in_words(place: RungCount, *, brackets: int) -> str:
 
 def next_in_words(state: State) -> str:
     """What the next peer that asks will do, and if nothing is promoted, why."""
-    configurations = state.configurations
-    if configurations is None or configurations.standings is None:
+    configurations, found = state.configurations, next_start(state)
+    if configurations.policy is None:
         return ""
-    closed = state.closed_because()
-    ended = state.limit_reached() or (None if closed in (None, "budget") else REFUSALS[closed])
+    ended = state.limit_reached() or (None if found.why in (None, "budget") else REFUSALS[found.why])
     if ended is not None:
         return f"nothing continues now: {ended}"
-    if configurations.resumable:
-        return f"trial {configurations.resumable[0]}, which was interrupted after its promotion, continues next"
-    paused = state.promoted()
-    if paused is not None:
-        return f"trial {paused} continues next"
-    members, running = configurations.members, state.counts[TrialState.RUNNING]
-    if members is None:
+    if isinstance(found, Start) and found.number in configurations.resumable:
+        return f"trial {found.number}, which was interrupted after its promotion, continues next"
+    if isinstance(found, Continue):
+        return f"trial {found.number} continues next"
+    members, running = configurations.standings, state.counts[TrialState.RUNNING]
+    if configurations.population is None:
         return f"nothing is promoted now: {_why_not(state, configurations)}"
     if state.has_room():
         waits = f"; {members.waiting()} wait until all have started" if members.waiting() else ""
@@ -143,7 +139,7 @@ def next_in_words(state: State) -> str:
     return f"no member is waiting; {running} running"
 
 
-def _why_not(state: State, configurations: Configurations) -> str:
+def _why_not(state: State, configurations: Pausing) -> str:
     ladder = configurations.standings
     assert isinstance(ladder, Ladder)
     eta, places = ladder.policy.eta, [place for place in ladder.places() if place.waiting]

@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import Any, Final
 
+from hopaas_p2p.core.admission import next_start
 from hopaas_p2p.core.attributes import AGAIN
 from hopaas_p2p.core.records import TrialCreate
 from hopaas_p2p.core.spending import trial_seconds
@@ -23,7 +24,7 @@ def state_word(state: State, *, working: bool | None = True) -> str:
             None: nobody knows yet, which is a word too: unknown.
 
     """
-    closed = state.closed_because()
+    closed = next_start(state).why
     if closed not in (None, "budget"):
         return closed
     if state.counts[RUNNING]:
@@ -60,10 +61,7 @@ def last_ended(state: State) -> dict[str, float]:
 
 def budget_unit(state: State) -> str:
     """What a study's budget counts, in words: trials, or with rungs configurations, or a population's members."""
-    configurations = state.configurations
-    if configurations is None or configurations.policy is None:
-        return "trials"
-    return "configurations" if configurations.members is None else "members"
+    return state.configurations.unit
 
 
 def is_better(value: float, than: float, direction: str) -> bool:

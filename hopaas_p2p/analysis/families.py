@@ -40,7 +40,7 @@ class FamilyStretch(NamedTuple):
 def copies(state: State) -> list[CopyEvent]:
     """Who copied whom, in the order of the log."""
     found = []
-    root = state.configurations.root if state.configurations is not None else int
+    root = state.configurations.root
     for trial in state.trials:
         number = copied_trial(trial)
         if number is None or trial.continues is None:  # a retry has copied nothing anew
@@ -59,7 +59,7 @@ def stretches(state: State) -> list[FamilyStretch]:
         own = own_steps(state.trials, trial, max(trial.reports)) if trial.reports else None
         if own is None:
             continue
-        root = state.configurations.root(trial.number) if state.configurations is not None else trial.number
+        root = state.configurations.root(trial.number)
         begin, end = (configurations.epochs_of(state, step) for step in (own.after, own.last))
         found.append(FamilyStretch(root, trial.number, max(0, begin), end))
     return found
@@ -67,7 +67,7 @@ def stretches(state: State) -> list[FamilyStretch]:
 
 def families(state: State) -> dict[int, list[int]]:
     """Member -> the members whose training led to what it is now, the first one first."""
-    root = state.configurations.root if state.configurations is not None else int
+    root = state.configurations.root
     found = {}
     for row in configurations.rows(state):
         members = [root(one.trial) for one in segments(state.trials, row.newest.number)]

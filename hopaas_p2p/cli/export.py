@@ -12,6 +12,7 @@ import click
 from hopaas_p2p.cli import output
 from hopaas_p2p.cli.lazy import Subgroup
 from hopaas_p2p.cli.options import CliSession, options
+from hopaas_p2p.core.admission import finished
 from hopaas_p2p.errors import HopaasError
 
 if TYPE_CHECKING:
@@ -106,7 +107,7 @@ def _until_done(export_: Export, study: Study, interval: float) -> int:
     while True:
         try:
             # asked before the export, which must have its last trials
-            done = study.state.finished() and not study.state.running
+            done = finished(study.state) and not study.state.running
             sent += export_.sync()
         except HopaasError as error:
             if not error.retry:

@@ -17,6 +17,7 @@ from hopaas_p2p.cli.annotations import add_annotations
 from hopaas_p2p.cli.lazy import Subgroup
 from hopaas_p2p.cli.options import CliSession, options
 from hopaas_p2p.core.records import TrialState
+from hopaas_p2p.core.state import NEVER_PAUSING
 from hopaas_p2p.errors import InvalidInput, LeaseLost, NoSuchTrial, NotYourTrial
 
 if TYPE_CHECKING:
@@ -71,7 +72,7 @@ def list_(
         raise click.UsageError(f"{word.lower()!r} is not a state. The states are {', '.join(_STATES)}.")
     tags = notes.tags_by_trial(study.storage.get_study_system_attrs(study.study_id))
     state = study.state
-    chains = {} if every or state.configurations is None else summary.chains_of(state)
+    chains = {} if every or state.configurations is NEVER_PAUSING else summary.chains_of(state)
     heads = [one for one in state.trials if not chains or one.number in chains]
     rows = [summary.of_trial(one, state, tags) for one in heads if not wanted or one.state.name in wanted]
     for row in rows:

@@ -15,6 +15,7 @@ from hopaas_p2p.alerts import AlertSender, webhook
 from hopaas_p2p.cli import output
 from hopaas_p2p.cli.condition import Condition, facts_of, parse_condition
 from hopaas_p2p.cli.options import CliSession, options
+from hopaas_p2p.core.admission import finished
 from hopaas_p2p.core.leases import FailureDetector, reclaims
 from hopaas_p2p.core.spending import earlier_seconds
 from hopaas_p2p.credentials import webhook_url
@@ -114,7 +115,7 @@ class _Watcher:
         if self._sender is not None:
             self._sender.look()
         running = [self._running(state.trials[number], now) for number in sorted(state.running)]
-        done = state.finished() and not state.running
+        done = finished(state) and not state.running
         return seen | {"running": running, "facts": facts_of(seen, done=done)}
 
     def _take_over(self, now: float) -> None:

@@ -18,6 +18,7 @@ from typing import Any, Final
 
 import msgspec
 
+from hopaas_p2p.core.admission import NEW, Continue, Done, Start, Wait, closed_to, next_start
 from hopaas_p2p.core.attributes import (
     CONTINUES,
     COPIES,
@@ -29,11 +30,11 @@ from hopaas_p2p.core.attributes import (
     RESUMED,
 )
 from hopaas_p2p.core.codec import Garbage
+from hopaas_p2p.core.configurations import follow_fidelity
 from hopaas_p2p.core.inherited import LAST_STEP, branch, cut, grown, inherited, last_step, linked, merged
 from hopaas_p2p.core.ledger import Ledger, possible_limits
 from hopaas_p2p.core.lineage import resumed_step
 from hopaas_p2p.core.perturbation import Draws, perturbed
-from hopaas_p2p.core.populations import Members
 from hopaas_p2p.core.records import (
     FROM_START,
     UNSTAMPED,
@@ -137,8 +138,7 @@ def apply(state: State, lsn: int, commit: Commit | Garbage, stamp: Stamp = UNSTA
     state.writers[commit.writer] = LastCommit(commit.seq, lsn, verdicts, author)
     if author and commit.owner not in state.writers:
         state.writers[commit.owner] = LastCommit(0, lsn, (), author)
-    if state.configurations is not None:
-        _sort_configurations(state)
+    state.configurations.refresh(state.trials)
     return verdicts
 
 
@@ -221,7 +221,7 @@ def _set_study(state: State, record: StudySet, _commit: Commit) -> Verdict:
     if record.system:
         state.system = merged(state.system, record.system)
         if FIDELITY in record.system:
-            state.follow_fidelity()
+            follow_fidelity(state)
     return _ACCEPTED
 
 
@@ -279,8 +279,7 @@ def _create(state: State, record: TrialCreate, commit: Commit) -> Verdict:
     outside = _describes_a_trial(state, record)
     if outside is None:
         return _refuse(state, "malformed")
-    if state.configurations is not None:
-        _sort_configurations(state)
+    state.configurations.refresh(state.trials)
     if record.state is RUNNING:
         return _create_running(state, record, commit, outside)
     if not _has_place_for(state, record.state):
@@ -299,21 +298,31 @@ def _create(state: State, record: TrialCreate, commit: Commit) -> Verdict:
 
 def _create_running(state: State, record: TrialCreate, commit: Commit, outside: dict[str, Distribution]) -> Verdict:
     """A trial starts; `prefer_waiting` goes on with what others left instead."""
-    closed = state.closed_to(commit.owner)
-    if closed is not None:
-        return _refuse(state, closed)
     if record.prefer_waiting:
-        started = _go_on(state, record, commit)
-        if started is not None:
-            return started
-    if state.configurations is not None and not state.has_room():  # without them, `closed_to` has looked
-        return _refuse(state, "budget")
+        found = next_start(state, commit.owner, skip=frozenset(record.skip))
+    else:
+        closed = closed_to(state, commit.owner)
+        found = NEW if closed is None and _is_open(state) else Done(closed or "budget")
+    if isinstance(found, Wait | Done):
+        return _refuse(state, found.why)
+    if isinstance(found, Start):
+        return _start(state, state.trials[found.number], commit, TrialCreate)
+    if isinstance(found, Continue):
+        return _continue(state, state.trials[found.number], commit)
     trial = _append(state, RUNNING)
+    if found.replicate_of is not None:
+        _repeat(state, trial, found.replicate_of)
+        return _begin(state, trial, commit, commit.at)
     _merge(state, trial, record, outside)
     if record.replicates > 1:
         own = {name: trial.dists[name] for name in record.params if name in trial.dists}
         state.replicates[trial.number] = Replicates(record.params, own, record.user, record.system, record.replicates)
     return _begin(state, trial, commit, commit.at if record.start is None else record.start)
+
+
+def _is_open(state: State, trial: int | None = None) -> bool:
+    """Whether neither a limit nor the budget of trials keeps a trial, or this one, from starting."""
+    return state.limit_reached() is None and state.has_room(trial)
 
 
 def _begin(state: State, trial: Trial, commit: Commit, start: int) -> Verdict:
@@ -323,38 +332,15 @@ def _begin(state: State, trial: Trial, commit: Commit, start: int) -> Verdict:
     return Verdict(True, trial.number)
 
 
-def _go_on(state: State, record: TrialCreate, commit: Commit) -> Verdict | None:
-    """Start what was interrupted after it was promoted, what a rung promotes, what waits, or a replicate, if any."""
-    skip = frozenset(record.skip)
-    configurations = state.configurations
-    if configurations is not None:
-        interrupted = next((number for number in configurations.resumable if number not in skip), None)
-        if interrupted is not None:
-            return _start(state, state.trials[interrupted], commit, TrialCreate)
-        paused = state.promoted(skip)
-        if paused is not None:
-            return _continue(state, state.trials[paused], commit)
-        if not state.has_room():
-            return None
-    if state.waiting:
-        waiting = next((number for number in state.waiting if number not in skip), None)
-        if waiting is not None:
-            return _start(state, state.trials[waiting], commit, TrialCreate)
-    return _replicate(state, commit) if state.replicates else None
-
-
-def _replicate(state: State, commit: Commit) -> Verdict:
-    """Start the next trial of the first configuration that gets more of them: the same parameters, another seed."""
-    first = next(iter(state.replicates))
+def _repeat(state: State, trial: Trial, first: int) -> None:
+    """Let this be the next trial of a configuration that gets several: the same parameters, another seed."""
     said = state.replicates[first]
-    trial = _append(state, RUNNING)
     trial.params, trial.dists = branch(said.params), branch(said.dists)
     trial.user, trial.system = branch(said.user), branch(said.system)
     trial.system[REPLICATE] = f'{{"of":{first},"seed":{said.seed}}}'
     said.seed += 1
     if said.seed == said.count:
         del state.replicates[first]
-    return _begin(state, trial, commit, commit.at)
 
 
 def _continue(state: State, paused: Trial, commit: Commit) -> Verdict:
@@ -374,27 +360,18 @@ def _continue(state: State, paused: Trial, commit: Commit) -> Verdict:
 
 def _source(state: State, trial: Trial, paused: Trial) -> Trial:
     """From which trial this new one goes on; in a population it may get another one's parameters, perturbed."""
-    members, configurations = _members(state), state.configurations
-    if members is None or configurations is None:
-        return paused
-    sources = configurations.sources(paused.number)
-    if not sources:
+    policy, sources = state.configurations.population, state.configurations.sources(paused.number)
+    if policy is None or not sources:
         return paused
     assert state.define is not None
     draws = Draws(state.define.name, trial.number)
     source = state.trials[draws.pick(sources, "", "source")]
-    policy = members.policy
     distributions = {name: source.distribution(name, state) for name in source.params}
     trial.params = perturbed(source.params, distributions, resample=policy.resample, fixed=policy.fixed, draws=draws)
     trial.dists = branch(source.dists)
     trial.system.pop("fixed_params", None)
     trial.system[COPIES] = str(source.number)
     return source
-
-
-def _members(state: State) -> Members | None:
-    """The members of a population; None if the study has none."""
-    return None if state.configurations is None else state.configurations.members
 
 
 def _start(state: State, trial: Trial, commit: Commit, by: type) -> Verdict:
@@ -410,9 +387,9 @@ def _claim(state: State, trial: Trial, _record: TrialClaim, commit: Commit) -> V
     """A WAITING trial is started by name."""
     if (trial.state, TrialClaim) not in TRANSITIONS:
         return _refuse(state, "finished" if trial.state is not RUNNING else "not waiting", trial.number)
-    _sort_configurations(state)
-    closed = state.closed_to(commit.owner)
-    if closed is None and not state.has_room(trial.number):
+    state.configurations.refresh(state.trials)
+    closed = closed_to(state, commit.owner)
+    if closed is None and not _is_open(state, trial.number):
         closed = "budget"
     if closed is not None:
         return _refuse(state, closed, trial.number)
@@ -443,14 +420,13 @@ def _set_trial(state: State, trial: Trial, record: TrialSet, commit: Commit) -> 
     if record.stopping:
         trial.stopping = trial.stopping or trial.stop is not None
     state.changed.add(number)
-    if state.configurations is not None:
-        state.configurations.touch(number)
+    state.configurations.touch(number)
     return Verdict(True, number)
 
 
 def _note_resumption(state: State, trial: Trial, step: int) -> None:
     """Keep from which step this trial of a population resumed; of several attempts, the lowest."""
-    if _members(state) is not None:
+    if state.configurations.population is not None:
         before = resumed_step(trial)
         trial.system = merged(trial.system, {RESUMED: str(step if before is None else min(step, before))})
 
@@ -470,13 +446,12 @@ def _finish(state: State, trial: Trial, record: TrialFinish, commit: Commit) -> 
     word = _refusal(trial, record, commit, absent="finished")
     if word == "finished" and not _has_lease(trial, record.epoch, commit):
         word = "fenced"
-    _sort_configurations(state)
+    state.configurations.refresh(state.trials)
     if word is None and trial.state is WAITING and not _has_place_for(state, record.state, trial.number):
         word = "budget"
     if word is None:
-        configurations = state.configurations
-        if record.paused and record.state is PRUNED and configurations is not None:
-            trial.paused = configurations.may_pause(trial.number, trial.reports)
+        if record.paused and record.state is PRUNED:
+            trial.paused = state.configurations.may_pause(trial.number, trial.reports)
         if state.ledger is not None:
             state.ledger.ended(trial.number, BOOKED[record.state], commit.at, record.used)
         _close(state, trial, record.state, TrialFinish, commit.at, values=record.values, reason=record.reason)
@@ -518,7 +493,7 @@ def _keep_late(state: State, lost: Trial, place: int, record: TrialFinish, commi
         if ledger is not None:
             ledger.settle(retry.number, "lost")
         _close(state, retry, FAIL, LateFinish, commit.at, reason=withdrawn, own_fault=False)
-    _sort_configurations(state)
+    state.configurations.refresh(state.trials)
     full = not state.has_room(lost.number)
     if full and retry is not None and retry.state is RUNNING:
         _end_lease(retry, commit.at, withdrawn)
@@ -627,8 +602,8 @@ def _before_checkpoint(state: State, trial: Trial) -> tuple[int, int]:
     if not trial.checkpoints:
         return 0, -1
     last = trial.checkpoints[-1].step
-    members = _members(state)
-    return FROM_START if members is None else last - members.policy.every + 1, last
+    population = state.configurations.population
+    return FROM_START if population is None else last - population.every + 1, last
 
 
 def _inherit(trial: Trial, before: Trial, *, without: Collection[str] = ()) -> None:
@@ -677,12 +652,6 @@ def _stop(state: State, trial: Trial, record: TrialStop, _commit: Commit) -> Ver
 def _count(state: State, reason: str) -> None:
     """One refusal more for this reason."""
     state.refusals[reason] = state.refusals.get(reason, 0) + 1
-
-
-def _sort_configurations(state: State) -> None:
-    """Let the rungs know what the records so far have changed."""
-    if state.configurations is not None:
-        state.configurations.refresh(state.trials)
 
 
 def _refuse(state: State, reason: str, number: int | None = None) -> Verdict:
@@ -750,8 +719,7 @@ def _append(state: State, trial_state: TrialState) -> Trial:
     state.trials.append(trial)
     state.counts[trial_state] += 1
     state.changed.add(number)
-    if state.configurations is not None:
-        state.configurations.touch(number)
+    state.configurations.touch(number)
     if trial_state is WAITING:
         state.waiting[number] = None
     elif trial_state is RUNNING:
@@ -788,8 +756,7 @@ def _move(state: State, trial: Trial, to: TrialState, by: type) -> None:
         state.waiting[number] = None
     trial.state = to
     state.changed.add(number)
-    if state.configurations is not None:
-        state.configurations.touch(number)
+    state.configurations.touch(number)
 
 
 def _resume(trial: Trial, last: int, first: int = FROM_START) -> None:

@@ -1,4 +1,4 @@
-"""What a study says of pauses: rungs or a population, and where its configurations then stand."""
+"""What a study says of pauses: rungs, a population, or nothing."""
 
 from __future__ import annotations
 
@@ -6,22 +6,11 @@ from typing import Final
 
 import msgspec
 
-from hopaas_p2p.core.populations import Members, Population
-from hopaas_p2p.core.rungs import Ladder, Rungs
+from hopaas_p2p.core.populations import Population
+from hopaas_p2p.core.rungs import Rungs
 
 Fidelity = Rungs | Population
-Standings = Ladder | Members
-"""Both are asked alike: `admit` and `place` take in where a configuration stands, `best` says which goes on next."""
-
-
 _decode: Final = msgspec.json.Decoder(Rungs | Population | None).decode
-
-
-def standings_of(policy: Fidelity, *, maximize: bool) -> Standings:
-    """The standings of a study with this policy, which nobody has entered yet."""
-    if isinstance(policy, Population):
-        return Members(policy, maximize=maximize)
-    return Ladder(policy, maximize=maximize)
 
 
 def decode_fidelity(text: str) -> Fidelity | None:

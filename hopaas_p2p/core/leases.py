@@ -135,10 +135,10 @@ class FailureDetector:
         seen = self._seen.get(owner)
         return now - seen.since if seen is not None else 0.0
 
-    def proven_alive(self, owner: str, now: float, *, within: float) -> bool:
-        """Whether this owner's beat was seen to change not longer than `within` seconds ago."""
+    def proven_alive(self, owner: str, *, since: float) -> bool:
+        """Whether this owner's beat was seen to change since this moment."""
         seen = self._seen.get(owner)
-        return seen is not None and seen.changed and now - seen.since <= within
+        return seen is not None and seen.changed and seen.since >= since
 
 
 def reclaims(state: State, watch: FailureDetector, now: float, *, spare: frozenset[str]) -> list[TrialReclaim]:
@@ -261,11 +261,12 @@ class OwnerMonitor:
                     resting.append(number)
         return tuple(resting)
 
-    def someone_may_be_dead(self, state: State, *, spare: Collection[str], now: float) -> bool:
-        """Whether the owner of some running trial was not seen beating lately."""
-        owners = {state.trials[number].owner for number in list(state.running)} - set(spare)
-        return any(
-            owner is not None
-            and not self.detector.proven_alive(owner, now, within=1.5 * ttl_of(state, owner) / BEATS_PER_TTL)
-            for owner in owners
-        )
+    def doubted_until(self, state: State, owner: str, *, since: float, now: float) -> float | None:
+        """When it will be known whether this owner lives; None if it has shown a sign of life `since` this moment.
+
+        Else it shows one by then, or its trials may be reclaimed.
+        """
+        if self.detector.proven_alive(owner, since=since):
+            return None
+        silent_since = min(since, now - self.detector.silence(owner, now))
+        return silent_since + ttl_of(state, owner) * (1.0 + BEATS_PER_TTL / _LOOKS_PER_TTL)

@@ -18,13 +18,15 @@ This file knows numbers only: no trials, no log. `perturbation` says how paramet
 from __future__ import annotations
 
 import math
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from typing import Final
 
 import msgspec
 
-from hopaas_p2p.core.standings import Ranking, RungCount, RungStanding
+from hopaas_p2p.core.standings import Ranking, RungCount, RungStanding, Standings, TrialChain, Worth
 
+_MOST_FAILURES: Final = 3
+"""Of a member since its last pause: then it is out."""
 _MOST_MEMBERS: Final = 100_000
 _MOST_INTERVALS: Final = 10_000
 _LONGEST: Final = 1 << 53
@@ -79,10 +81,8 @@ class Population(msgspec.Struct, frozen=True, omit_defaults=True, tag="populatio
         return None
 
 
-class Members:
-    """The members of a population, and where they stand. A member is known by a number.
-
-    It depends only on where each member stands now: members that are made anew decide as those that were kept.
+class Members(Standings):
+    """The members of a population, and where they stand.
 
     Args:
         policy: the population.
@@ -91,10 +91,9 @@ class Members:
     """
 
     def __init__(self, policy: Population, *, maximize: bool = False) -> None:
+        super().__init__(maximize=maximize)
         self.policy = policy
-        self._sign = -1.0 if maximize else 1.0
         self._levels = policy.levels
-        self._standing: dict[int, RungStanding] = {}
         self._reached: list[Ranking] = []
         """For each rung, the members that have reached it, the best first."""
         self._waiting = Ranking()
@@ -102,38 +101,44 @@ class Members:
         self._training = Ranking()
         """Members that are not over, the one that has gone on from the fewest rungs first."""
 
-    def __len__(self) -> int:
-        return len(self._standing)
-
-    def __contains__(self, number: int) -> bool:
-        return number in self._standing
-
     # --- members ---
 
     def admit(self, number: int) -> int:
-        """Take in a new member; returns its bracket: there is one."""
-        self._standing[number] = RungStanding()
         self._training.add((0.0, number))
-        return 0
-
-    def bracket(self, _number: int) -> int:
-        """The bracket of a member: there is one."""
-        return 0
-
-    def standing(self, number: int) -> RungStanding:
-        """Where a member stands."""
-        return self._standing[number]
+        return super().admit(number)
 
     def levels(self, _number: int) -> range:
-        """After how many epochs a member pauses."""
         return self._levels
 
     def pauses_at(self, number: int) -> int | None:
-        """After how many epochs it pauses next; None if it runs to the end."""
         promoted = self._standing[number].promoted
         return self._levels[promoted] if promoted < len(self._levels) else None
 
-    may_pause_at = pauses_at
+    def since(self, chain: TrialChain) -> int:
+        return chain.promoted
+
+    def merged(self, values: Worth, number: int, reached: Sequence[float], since: int) -> Worth:
+        """`values` with what another trial reported at the rungs from the one `since`; of two the last counts."""
+        if not reached:
+            return values
+        merged = list(values)
+        for at, value in enumerate(reached, since):
+            if at >= len(merged):
+                merged.append((number, value))
+            elif merged[at][0] <= number:
+                merged[at] = number, value
+        return tuple(merged)
+
+    def place_chain(self, number: int, chain: TrialChain, reached: tuple[float, ...], *, live: bool) -> None:
+        """One that failed waits at the rung of its last pause, behind all others."""
+        idle = not live and not chain.complete
+        waits = idle and chain.paused >= 0
+        if idle and not waits and chain.failed:
+            reached = reached[: chain.promoted]
+            if reached and chain.failures <= _MOST_FAILURES:
+                reached, waits = (*reached[:-1], math.nan), True
+        over = not waits and not live
+        self.place(number, RungStanding(reached, chain.promoted, waits, over, copied=chain.copied))
 
     def place(self, number: int, to: RungStanding) -> None:
         """Say where a member stands now."""
@@ -157,18 +162,13 @@ class Members:
         if not to.over:
             self._training.add((float(to.promoted), number))
 
-    def _key(self, value: float) -> float:
-        return math.inf if math.isnan(value) else self._sign * value
-
     # --- who goes on, and from where ---
 
-    def best(self, *, closing: bool = False, skip: Collection[int] = ()) -> int | None:  # noqa: ARG002  # as `Ladder.best`
-        """The member to go on with; None if none waits."""
-        first = self._waiting.first(skip)
+    def best(self, *, closing: bool = False, room: bool = False, skip: Collection[int] = ()) -> int | None:  # noqa: ARG002
+        first = None if room else self._waiting.first(skip)  # members are compared once all of them are there
         return None if first is None else first[1]
 
     def better(self, number: int) -> list[int]:
-        """The members that one that waits may copy, the best first; none if it keeps its own parameters."""
         standing = self._standing[number]
         if not standing.waits or not standing.reached:
             return []
@@ -190,19 +190,19 @@ class Members:
         quota = int(reached * self.policy.quantile + _ROUNDING)
         return 1 if quota == 0 and reached >= self.policy.size else quota
 
-    def may_copy_from(self, rung: int) -> bool:
-        """Whether a member of those that are there may yet go on from this rung; the first is 1."""
-        first = self._training.first()
-        return first is not None and first[0] <= rung
+    def may_be_continued(self, number: int, chain: TrialChain, trial: int, *, used: int, most: int | None) -> bool:  # noqa: ARG002
+        rung = next((reached for reached, one in chain.pauses.items() if one == trial), None)
+        if rung is None:
+            return False
+        few, first = used < self.policy.size and (most is None or used < most), self._training.first()
+        return few or chain.paused == trial or (first is not None and first[0] <= rung)
 
     # --- for people ---
 
     def waiting(self) -> int:
-        """How many members wait to go on."""
         return len(self._waiting)
 
     def places(self) -> list[RungCount]:
-        """Each rung that a member has reached, and how many are there."""
         counts = [[0, 0] for _ in self._reached]  # waiting, gone on
         for standing in self._standing.values():
             height = len(standing.reached)

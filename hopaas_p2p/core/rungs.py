@@ -25,7 +25,7 @@ from typing import Final
 
 import msgspec
 
-from hopaas_p2p.core.standings import Ranking, RungCount, RungStanding
+from hopaas_p2p.core.standings import Ranking, RungCount, RungStanding, Standings, TrialChain
 
 _MOST_RUNGS: Final = 64
 _HEDGED: Final = 3
@@ -100,11 +100,8 @@ def _levels(first: int, last: int, eta: int) -> tuple[int, ...]:
     return tuple(levels)
 
 
-class Ladder:
-    """The rungs of a study, and where its configurations stand. A configuration is known by a number.
-
-    It depends only on the order in which configurations were admitted and on where each stands now: a ladder that is
-    made anew from these decides as one that was kept.
+class Ladder(Standings):
+    """The rungs of a study, and where its configurations stand.
 
     Args:
         policy: its rungs.
@@ -113,10 +110,9 @@ class Ladder:
     """
 
     def __init__(self, policy: Rungs, *, maximize: bool = False) -> None:
+        super().__init__(maximize=maximize)
         self.policy = policy
-        self._sign = -1.0 if maximize else 1.0
         self._bracket: dict[int, int] = {}
-        self._standing: dict[int, RungStanding] = {}
         self._hedged = policy.brackets >= _HEDGED and policy.whole > 0
         self._rungs = [[_Rung() for _ in policy.levels] for _ in range(len(policy.levels) + 1)]
         """For each bracket all rungs; it pauses at none that is below its first."""
@@ -130,16 +126,9 @@ class Ladder:
         """Configurations that wait at no rung that is still ahead of them: the rungs were changed."""
         self._best: dict[bool, int | None] = {}
 
-    def __len__(self) -> int:
-        return len(self._bracket)
-
-    def __contains__(self, number: int) -> bool:
-        return number in self._bracket
-
     # --- configurations ---
 
     def admit(self, number: int) -> int:
-        """Take in a new configuration; returns its bracket."""
         bracket = len(self._bracket) % self.policy.brackets
         if self._hedged and len(self._bracket) % _ONE_WHOLE == _ONE_WHOLE - 1:
             bracket = len(self.policy.levels)  # all rungs are below its first
@@ -150,28 +139,28 @@ class Ladder:
         return bracket
 
     def bracket(self, number: int) -> int:
-        """The bracket of a configuration."""
         return self._bracket[number]
 
-    def standing(self, number: int) -> RungStanding:
-        """Where a configuration stands."""
-        return self._standing[number]
-
     def levels(self, _number: int) -> tuple[int, ...]:
-        """The rungs at which a configuration is compared, in epochs."""
         return self.policy.levels
 
     def pauses_at(self, number: int) -> int | None:
-        """After how many epochs it pauses next; None if it runs to the end, by what is known now."""
         if number in self._first and self.is_unproved():
             return None
         first, levels = max(self._standing[number].promoted, self._bracket[number]), self.policy.levels
         return next((levels[at] for at in range(first, len(levels)) if at not in self._passed), None)
 
     def may_pause_at(self, number: int) -> int | None:
-        """The same without regard to skipped rungs: the peer that paused may not have known of them yet."""
         first, levels = max(self._standing[number].promoted, self._bracket[number]), self.policy.levels
         return levels[first] if first < len(levels) else None
+
+    def place_chain(self, number: int, chain: TrialChain, reached: tuple[float, ...], *, live: bool) -> None:
+        idle = not live and not chain.complete
+        if idle and chain.failed:
+            reached = (math.nan,) * len(reached)
+        waits = idle and chain.paused >= 0
+        end = None if live or chain.promoted or chain.end is None else chain.end[1]
+        self.place(number, RungStanding(reached, chain.promoted, waits, not live and not waits, end))
 
     def place(self, number: int, to: RungStanding) -> None:
         """Say where a configuration stands now."""
@@ -215,9 +204,6 @@ class Ladder:
         else:
             ranking.remove(entry)
 
-    def _key(self, value: float) -> float:
-        return math.inf if math.isnan(value) else self._sign * value
-
     def is_unproved(self) -> bool:
         """Whether it is still to be seen which rungs mislead."""
         return self._hedged and len(self._whole) < self.policy.whole
@@ -243,15 +229,7 @@ class Ladder:
 
     # --- who is promoted ---
 
-    def best(self, *, closing: bool = False, skip: Collection[int] = ()) -> int | None:
-        """The configuration to go on with; None if no rung promotes one now.
-
-        Args:
-            closing: nobody runs and no new configuration will come. Then each rung that somebody has reached promotes
-                at least one, so that a study too small for its rungs ends with a whole training, too.
-            skip: configurations to pass over.
-
-        """
+    def best(self, *, closing: bool = False, room: bool = False, skip: Collection[int] = ()) -> int | None:  # noqa: ARG002
         if skip:
             return self._find_best(closing=closing, skip=skip)
         if closing not in self._best:
@@ -273,6 +251,9 @@ class Ladder:
         owed = self._owed.first(skip)
         return None if owed is None else owed[1]
 
+    def may_be_continued(self, number: int, chain: TrialChain, trial: int, *, used: int, most: int | None) -> bool:  # noqa: ARG002
+        return chain.paused == trial and self.may_be_promoted(number, most=most)
+
     def may_be_promoted(self, number: int, *, most: int | None) -> bool:
         """Whether one that waits may yet be among the best of its rung, if `most` configurations come at most."""
         standing = self._standing[number]
@@ -292,11 +273,9 @@ class Ladder:
     # --- for people ---
 
     def waiting(self) -> int:
-        """How many configurations wait to be promoted, or for ever."""
         return len(self._owed) + sum(len(rung.waiting) for rungs in self._rungs for rung in rungs)
 
     def places(self) -> list[RungCount]:
-        """Each rung of each bracket, and how many configurations are there."""
         promoted: dict[tuple[int, int], int] = {}
         for number, standing in self._standing.items():
             for at in range(min(standing.promoted, len(standing.reached))):

@@ -25,6 +25,7 @@ import msgspec
 from hopaas_p2p.core import blocks
 from hopaas_p2p.core.attributes import MOST_REPLICATES
 from hopaas_p2p.core.chain import PRIME, sum_at
+from hopaas_p2p.core.configurations import follow_fidelity
 from hopaas_p2p.core.inherited import flat
 from hopaas_p2p.core.ledger import Ledger, possible_ledger
 from hopaas_p2p.core.records import Distribution, Natural, StudyDefine, TrialState
@@ -334,7 +335,7 @@ def _load(header: _Header, room: _Room) -> State:
         raise CorruptSnapshot
     if not (_lists(state, state.waiting, TrialState.WAITING) and _lists(state, state.running, TrialState.RUNNING)):
         raise CorruptSnapshot
-    state.follow_fidelity()
+    follow_fidelity(state)
     return state
 
 

@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import bisect
 import itertools
-from collections.abc import Collection
+import math
+from collections.abc import Collection, Sequence
 from typing import Final, NamedTuple
 
+import msgspec
+
+Worth = tuple[tuple[int, float], ...]
+"""For each rung that a configuration has reached: the trial that counts there, and its value."""
 _CHUNK: Final = 512  # entries of a ranking that are moved by one insertion at most, times 2
 
 
@@ -39,6 +44,133 @@ class RungCount(NamedTuple):
     """How many of those that reached it are to be promoted, by now."""
     passed: bool = False
     """Whether none pauses here, because the best at the end stood behind."""
+
+
+class TrialChain(msgspec.Struct, gc=False):
+    """A configuration. What its finished trials say is kept; those that wait or run are read again."""
+
+    values: Worth = ()
+    """What its finished trials reported at the rungs."""
+    promoted: int = 0
+    """From how many rungs it has gone on."""
+    paused: int = -1
+    """The trial that paused, and has not been continued; -1: none."""
+    paused_rungs: int = 0
+    """How many rungs that one has reached."""
+    pauses: dict[int, int] = {}
+    """The trial of its last pause at each rung, by how many rungs it had reached."""
+    failures: int = 0
+    """Trials that failed for good since the last pause."""
+    copied: int = 0
+    """In a population, from how many rungs it had gone on when it last copied another."""
+    continued: int = -1
+    """The last trial that was continued."""
+    complete: bool = False
+    end: tuple[int, float] | None = None
+    """The first complete one that reported anything, and what it reported last."""
+    last: int = -1
+    """The newest trial that is over."""
+    failed: bool = False
+    """Whether that one failed. If nothing is left to be run, the configuration then ranks behind all others."""
+    takes: bool = False
+    """Whether a finished trial takes a place in the budget."""
+    live: tuple[int, ...] = ()
+    """Its trials that wait or run."""
+    counted: bool = False
+    """Whether it takes a place in the budget now."""
+
+
+class Standings:
+    """Where configurations stand, each known by the number of its first trial. Here none pauses.
+
+    It depends only on the order in which they were admitted and on where each stands now: standings that are made anew
+    from these decide as those that were kept.
+    """
+
+    def __init__(self, *, maximize: bool = False) -> None:
+        self._sign = -1.0 if maximize else 1.0
+        self._standing: dict[int, RungStanding] = {}
+
+    def __len__(self) -> int:
+        return len(self._standing)
+
+    def __contains__(self, number: int) -> bool:
+        return number in self._standing
+
+    def _key(self, value: float) -> float:
+        return math.inf if math.isnan(value) else self._sign * value
+
+    def admit(self, number: int) -> int:
+        """Take in a new configuration; returns its bracket."""
+        self._standing[number] = RungStanding()
+        return 0
+
+    def bracket(self, _number: int) -> int:
+        """The bracket of a configuration."""
+        return 0
+
+    def standing(self, number: int) -> RungStanding:
+        """Where a configuration stands."""
+        return self._standing[number]
+
+    def levels(self, _number: int) -> Sequence[int]:
+        """The rungs at which a configuration is compared, in epochs."""
+        return ()
+
+    def pauses_at(self, _number: int) -> int | None:
+        """After how many epochs it pauses next; None if it runs to the end, by what is known now."""
+        return None
+
+    def may_pause_at(self, number: int) -> int | None:
+        """The same, by any earlier state of the rungs: the peer that paused may not have known this one."""
+        return self.pauses_at(number)
+
+    def since(self, _chain: TrialChain) -> int:
+        """From which rung on what another trial of this configuration reports is looked at."""
+        return 0
+
+    def merged(self, values: Worth, number: int, reached: Sequence[float], _since: int) -> Worth:
+        """`values` with what another trial reported at the rungs; of two trials the first counts."""
+        if not reached or (len(reached) <= len(values) and all(by < number for by, _ in values)):
+            return values
+        new = [(number, value) for value in reached]
+        for at, before in enumerate(values):
+            if at >= len(new):
+                new.append(before)
+            elif before[0] < number:
+                new[at] = before
+        return tuple(new)
+
+    def place_chain(self, number: int, chain: TrialChain, reached: tuple[float, ...], *, live: bool) -> None:
+        """Say where the configuration of this chain stands, with what it was worth at each rung."""
+
+    def best(self, *, closing: bool = False, room: bool = False, skip: Collection[int] = ()) -> int | None:  # noqa: ARG002
+        """The configuration to go on with; None if no rung promotes one now.
+
+        Args:
+            closing: nobody runs and no new configuration will come. Then each rung that somebody has reached promotes
+                at least one, so that a study too small for its rungs ends with a whole training, too.
+            room: whether a new configuration may begin.
+            skip: configurations to pass over.
+
+        """
+        return None
+
+    def better(self, _number: int) -> list[int]:
+        """The configurations that one that waits may copy, the best first; none if it keeps its own parameters."""
+        return []
+
+    def may_be_continued(self, _number: int, _chain: TrialChain, _trial: int, *, used: int, most: int | None) -> bool:  # noqa: ARG002
+        """Whether a trial may yet go on from where this one paused, if `most` configurations come at most."""
+        return False
+
+    def waiting(self) -> int:
+        """How many configurations wait to go on, or for ever."""
+        return 0
+
+    def places(self) -> list[RungCount]:
+        """Each rung of each bracket, and how many configurations are there."""
+        return []
 
 
 class Ranking:

@@ -7,10 +7,9 @@ from typing import Final, Literal, NamedTuple, Protocol, overload
 
 import msgspec
 
-from hopaas_p2p.core.attributes import FIDELITY
-from hopaas_p2p.core.configurations import Configurations
-from hopaas_p2p.core.fidelity import decode_fidelity
+from hopaas_p2p.core.fidelity import Fidelity
 from hopaas_p2p.core.ledger import Ledger
+from hopaas_p2p.core.populations import Population
 from hopaas_p2p.core.records import (
     Checkpoint,
     Distribution,
@@ -28,6 +27,7 @@ from hopaas_p2p.core.records import (
     TrialStop,
     TrialTakeOver,
 )
+from hopaas_p2p.core.standings import Standings
 from hopaas_p2p.core.validity import feasible
 
 RUNNING: Final = TrialState.RUNNING
@@ -378,6 +378,71 @@ def is_anothers(name: str, author: str, writers: Mapping[str, LastCommit]) -> bo
     return last is not None and last.author != author and "" not in (last.author, author)
 
 
+class Pausing:
+    """How a study's trials pause, and what follows for what may start. Here they never do: each counts by itself."""
+
+    policy: Fidelity | None = None
+    population: Population | None = None
+    """The policy, if it is a population."""
+    unit = "trials"
+    """What the budget counts."""
+    standings = Standings()
+    resumable: Sequence[int] = ()
+    """WAITING trials whose configuration has a place of the budget already, in order: interrupted continuations."""
+
+    def touch(self, number: int) -> None:
+        """This trial has changed; see `refresh`."""
+
+    def refresh(self, trials: Sequence[Trial]) -> None:
+        """Take in the trials that were touched, and those that are new."""
+
+    def used(self, counts: Sequence[int]) -> int:
+        """Places of the budget that are taken, in a study with so many trials in each state."""
+        return counts[TrialState.COMPLETE] + counts[TrialState.PRUNED] + counts[TrialState.RUNNING]
+
+    def root(self, number: int) -> int:
+        """The first trial of this trial's configuration."""
+        return number
+
+    def is_counted(self, _number: int) -> bool:
+        """Whether the configuration of this trial, which does not run, has a place of the budget."""
+        return False
+
+    def pauses_at(self, _number: int) -> int | None:
+        """After how many epochs, from the beginning of its configuration, this trial pauses; None: it does not."""
+        return None
+
+    def is_at_rung(self, _number: int, _reports: Mapping[int, float]) -> bool:
+        """Whether a trial with these reports has come to the rung at which it pauses."""
+        return False
+
+    def may_pause(self, _number: int, _reports: Mapping[int, float]) -> bool:
+        """Whether one that pauses with these reports is to go on later, also by an earlier state of the rungs."""
+        return False
+
+    def promoted(self, *, room: bool, running: bool, skip: Collection[int] = ()) -> int | None:  # noqa: ARG002
+        """The paused trial to continue next; None if no rung promotes one.
+
+        Args:
+            room: whether the budget has a place for a new configuration.
+            running: whether a trial runs.
+            skip: trials to pass over while there is room.
+
+        """
+        return None
+
+    def sources(self, _number: int) -> list[int]:
+        """In a population, the paused trials of which one is copied where this one would go on; none: it is not."""
+        return []
+
+    def may_be_continued(self, _number: int, *, most: int | None) -> bool:  # noqa: ARG002
+        """Whether a trial may yet go on from where this one paused, if `most` configurations come at most."""
+        return False
+
+
+NEVER_PAUSING: Final = Pausing()
+
+
 class State:
     """A study after commits 1..lsn. Change it through `apply` only.
 
@@ -445,8 +510,8 @@ class State:
         self.unsent: dict[tuple[int, int], list[TrialSet]] = {}
         """What the commit that is being applied says of trials, by number and epoch, without their leases."""
 
-        self.configurations: Configurations | None = None
-        """Of a study that has, or had, rungs or a population. Derived from its trials: not in digests or snapshots."""
+        self.configurations = NEVER_PAUSING
+        """How its trials pause. Derived from them: not in digests or snapshots."""
 
         self.quiet: dict[tuple[str, int], tuple[int, bytes]] = {}
         """Packed parts of `writers` and `peers`, see `snapshot`. Not part of the study, either."""
@@ -458,68 +523,21 @@ class State:
 
     def used(self) -> int:
         """Places of the budget that are taken: COMPLETE + PRUNED + RUNNING trials; with rungs, such configurations."""
-        if self.configurations is not None:
-            return self.configurations.used
-        counts = self.counts
-        return counts[COMPLETE] + counts[PRUNED] + counts[RUNNING]
+        return self.configurations.used(self.counts)
 
     def places(self) -> int | None:
         """How many places the budget has; a population has no more than its size. None: no end."""
-        configurations = self.configurations
-        if configurations is None or configurations.members is None:
+        population = self.configurations.population
+        if population is None:
             return self.budget
-        size = configurations.members.policy.size
-        return size if self.budget is None else min(size, self.budget)
+        return population.size if self.budget is None else min(population.size, self.budget)
 
     def has_room(self, trial: int | None = None) -> bool:
         """Whether the budget has a place for one more trial; or for this one, whose configuration may have a place."""
-        if self.budget is None and self.configurations is None:
-            return True
         most = self.places()
-        if most is None or self.used() < most:
+        if most is None or self.configurations.used(self.counts) < most:
             return True
-        return trial is not None and self.configurations is not None and self.configurations.is_counted(trial)
-
-    def promoted(self, skip: Collection[int] = ()) -> int | None:
-        """The paused trial that the next peer goes on with; None if no rung promotes one now.
-
-        Those to skip are passed over while there is room for a new configuration instead.
-        """
-        configurations = self.configurations
-        if configurations is None:
-            return None
-        room = self.has_room()
-        if room and configurations.members is not None:
-            return None  # members are compared once all of them are there
-        closing = not (self.running or configurations.resumable or room)
-        return configurations.promoted(closing=closing, skip=skip if room else ())
-
-    def follow_fidelity(self) -> None:
-        """Sort the trials by the rungs or the population that the study's attributes say now."""
-        text = self.system.get(FIDELITY)
-        if text is None or self.define is None:
-            return
-        policy = decode_fidelity(text) if len(self.define.directions) == 1 else None
-        self.configurations = Configurations(policy, maximize=self.define.directions[0] == "maximize")
-        self.configurations.refresh(self.trials)
-
-    def closed_because(self) -> str | None:
-        """The key in `REFUSALS` that says why no trial may start now; None when one may."""
-        if self.status != "running":
-            return self.status
-        limit = self.policy.max_failures
-        if limit is not None and self.failures_in_a_row >= limit:
-            return "failing"
-        return "budget" if self._is_spent() else None
-
-    def _is_spent(self) -> bool:
-        """Whether the budget lets no trial start, or a limit is reached."""
-        if self.ledger is not None and self.ledger.reached is not None:
-            return True
-        if (self.budget is None and self.configurations is None) or self.has_room():
-            return False
-        configurations = self.configurations
-        return configurations is None or not (configurations.resumable or self.promoted() is not None)
+        return trial is not None and self.configurations.is_counted(trial)
 
     def value_of(self, trial: Trial) -> float | None:
         """The value by which a finished trial may be the best: of a study with one objective, if it is feasible."""
@@ -531,31 +549,10 @@ class State:
         """Which limit beside `budget` has ended the study, in words; None while none has."""
         return None if self.ledger is None else self.ledger.reached
 
-    def closed_to(self, peer: str) -> str | None:
-        """The key in `REFUSALS` that says why no trial may start in this peer now; None when one may."""
-        closed = self.closed_because()
-        return "draining" if closed is None and self.draining and self.is_draining(peer) else closed
-
-    def in_vain(self, peer: str) -> str | None:
-        """Why this peer need not wait for a paused study: a resumed one would have no work for it either.
-
-        The same keys as `closed_to`; None if it may have some.
-        """
-        if self.draining and self.is_draining(peer):
-            return "draining"
-        return "budget" if self.counts[RUNNING] == 0 and self._is_spent() else None
-
     def is_draining(self, peer: str) -> bool:
         """Whether this peer was asked to take no more trials: by name, with its site, or with all workers of a call."""
         about = self.peers.get(peer, {})
         return not self.draining.keys().isdisjoint((peer, f"site:{about.get('site')}", about.get("crew", "")))
-
-    def finished(self) -> bool:
-        """Whether the campaign is over for good: stopped, failing, or its budget spent with nothing running."""
-        closed = self.closed_because()
-        if closed == "budget":
-            return self.counts[RUNNING] == 0
-        return closed in ("stopped", "failing")
 
 
 def differences(info: dict[str, str]) -> list[str]:

@@ -8,6 +8,7 @@ import weakref
 from typing import Any, Final
 
 from hopaas_p2p.analysis.svg import safe
+from hopaas_p2p.core.admission import finished
 from hopaas_p2p.errors import HopaasError, InvalidInput
 from hopaas_p2p.notebook.frame import framed
 from hopaas_p2p.notebook.summary import overview
@@ -89,7 +90,7 @@ class Watching:
                     self._seen_at = (state.lsn, working)
                     where = study.storage.url
                     self._seen = overview(state, name=study.name, store=where, working=working, chart=True)
-                if state.finished():
+                if finished(state):
                     self._over.set()
             self._body = self._seen
         except (HopaasError, KeyError) as error:  # the view keeps what was last seen, under the error

@@ -38,7 +38,7 @@ def sign_of_life(state: State, owner: str, detector: FailureDetector, now: float
     ttl, silence = ttl_of(state, owner), detector.silence(owner, now)
     if silence >= ttl:
         return SignOfLife(False, _earlier(detector, owner, silence, wall))
-    if detector.proven_alive(owner, now, within=ttl):
+    if detector.proven_alive(owner, since=now - ttl):
         return SignOfLife(True, silence)
     ago = _ago(detector, owner, wall)
     return UNKNOWN if ago is None else SignOfLife(ago < ttl, ago)

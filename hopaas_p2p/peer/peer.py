@@ -502,10 +502,11 @@ class Peer:
         with log.lock:
             return log.session.owners.resting(log.state, self.clock())
 
-    def someone_may_be_dead(self, log: LogDriver[State]) -> bool:
-        """Whether the owner of some running trial has not shown a sign of life lately."""
-        with log.lock:
-            return log.session.owners.someone_may_be_dead(log.state, spare=self._beaten_for, now=self.clock())
+    def doubted_until(self, log: LogDriver[State], owner: str, *, since: float) -> float | None:
+        """None if this owner has shown a sign of life `since` this moment, see `OwnerMonitor.doubted_until`."""
+        if owner in self._beaten_for:
+            return None
+        return log.session.owners.doubted_until(log.state, owner, since=since, now=self.clock())
 
     def release_forgotten(self) -> None:
         """Release the trials that were collected before they were told. Any thread may call."""

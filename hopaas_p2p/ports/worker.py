@@ -27,6 +27,7 @@ from hopaas_p2p import credentials
 from hopaas_p2p.analysis.facts import reason_line
 from hopaas_p2p.artifacts import OUTPUT
 from hopaas_p2p.atomic import open_regular
+from hopaas_p2p.core.admission import finished, next_start
 from hopaas_p2p.core.records import TrialState
 from hopaas_p2p.core.spending import configuration_seconds
 from hopaas_p2p.errors import ConfigurationError, HopaasError, InvalidInput, LeaseLost, NoWork, StoreUnreachable
@@ -218,7 +219,7 @@ class Worker:
                 return FAILED
             if self._max_trials is not None and len(self.ran) >= self._max_trials:
                 return DONE
-            gives_out = self.study.state.closed_because() is None  # else `ask` says whether another job is needed
+            gives_out = next_start(self.study.state).why is None  # else `ask` says whether another job is needed
             if gives_out and not self._fits():
                 return AGAIN
             try:
@@ -245,8 +246,8 @@ class Worker:
             self._say_each_minute(none.refusal, f"Waiting: {none.reason}")
             return False
         if self._stay and none.refusal == "budget":
-            return self.study.state.finished()
-        return not self.study._may_come_back(none)
+            return finished(self.study.state)
+        return True
 
     def _fits(self) -> bool:
         """Whether one more trial fits into what is left of the time.

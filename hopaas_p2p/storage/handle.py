@@ -17,6 +17,7 @@ from optuna.exceptions import UpdateFinishedTrialError
 from optuna.trial import FrozenTrial, TrialState
 
 from hopaas_p2p.core import records
+from hopaas_p2p.core.admission import Done, NextStart, Wait, next_start
 from hopaas_p2p.core.leases import Lease
 from hopaas_p2p.core.names import first_id
 from hopaas_p2p.core.records import TrialCheckpoint, TrialClaim, TrialCreate, TrialFinish, TrialRelease, TrialSet, Used
@@ -31,7 +32,6 @@ from hopaas_p2p.errors import (
     InvalidInput,
     LeaseLost,
     NotYourTrial,
-    NoWork,
     StoreUnreachable,
 )
 from hopaas_p2p.metering import GpuGauge, gpu_gauge
@@ -39,7 +39,7 @@ from hopaas_p2p.peer.driver import LogDriver
 from hopaas_p2p.peer.outbox import Draft, PendingCommit
 from hopaas_p2p.peer.peer import Peer
 from hopaas_p2p.storage.frozen import OwnedTrial, View
-from hopaas_p2p.storage.nearby import NearbyFirst
+from hopaas_p2p.storage.nearby import DelayScheduling
 from hopaas_p2p.storage.optuna_internals import copy_of, end_frozen
 from hopaas_p2p.storage.proposal import Proposal
 from hopaas_p2p.storage.refusals import NO_WORK, no_work, why_refused
@@ -49,7 +49,6 @@ _RUNNING: Final = TrialState.RUNNING
 _STATES: Final = tuple(records.TrialState)  # with Optuna's numbers
 _SOON: Final = 0.05
 """Seconds for which a trial's parameters wait for more of them, where another peer's sampler could use them."""
-_NEW: Final = TrialCreate()
 _RECENT: Final = 1.0
 """Seconds. With 64 peers on S3, 10 s made a search take a seventh more trials; tests/benchmarks/search_stores.py."""
 _log: Final = logging.getLogger("hopaas_p2p")
@@ -98,7 +97,9 @@ class StudyHandle:
         """Ends of trials that are queued, and will be awaited with the next exchange, each by its thread."""
         self.asked: dict[int, AskedTrial] = {}
         """Trials whose objects are watched."""
-        self._nearby = NearbyFirst()
+        self._delays = DelayScheduling()
+        self._idle_since: float | None = None
+        """Since when this process has had nothing to start, by the peer's clock."""
         self.dropped_checkpoints: set[str] = set()
         """Files that trials of this process no longer name, and that a member of a population may yet copy."""
 
@@ -122,47 +123,56 @@ class StudyHandle:
 
     # --- starting trials ---
 
-    def take_new(self) -> int:
-        """Start a new trial, even where others wait: one exchange. Raises NoWork when the study gives out none."""
-        if self.log.session.state.closed_to(self.peer.uuid) is not None:
-            self.look_again_if_closed(math.inf)
-        return self.start(_NEW)
+    def next_start(self, no_new: str = "") -> NextStart:
+        """What this process may start next, as far as the log was read.
 
-    def take(self, proposal: Proposal | None = None, *, within: float = math.inf) -> int:
-        """Start the next trial, a WAITING one first: one exchange, without a race. Raises NoWork if there is none."""
-        self.look_again_if_closed(within)
-        resting = self.peer.resting(self.log)
-        if self._has_nothing_but(resting):
-            self.peer.catch_up(self.log, within=min(within, self.peer.store_wait))
-            if self._has_nothing_but(resting):
-                raise NoWork(NO_WORK["budget"], refusal="budget")
-        skip = (*resting, *self._left_to_others())
+        `no_new` says why it begins no new configuration, see `core.admission.next_start`.
+        """
+        log, me = self.log, self.peer.uuid
+        with log.lock:
+            state = log.session.state
+            found = next_start(state, me, alive=self._doubted_until, skip=self._left_to_others(), no_new=no_new)
+            if found.why is None:
+                self._idle_since = None
+        return found
+
+    def _left_to_others(self) -> tuple[int, ...]:
+        """Trials that this peer does not take now: some retries rest, and some pauses are left to their site."""
+        peer, state = self.peer, self.log.session.state
+        skip = peer.resting(self.log)
+        if state.configurations.policy is None:
+            return skip
+        return (*skip, *self._delays.left(state, peer.uuid, peer.clock(), skip))
+
+    def _doubted_until(self, owner: str) -> float | None:
+        """Whether a running trial's owner has shown a sign of life since this process has had nothing to start."""
+        if self._idle_since is None:
+            self._idle_since = self.peer.clock()
+        return self.peer.doubted_until(self.log, owner, since=self._idle_since)
+
+    def next_or_raise(self, no_new: str = "", why: str = "", *, within: float = math.inf) -> NextStart:
+        """Like `next_start`, where something may start; else NoWork.
+
+        The log is read again first, without an ask that would be refused and stay in it. While others run trials, one
+        of them may die: a peer that asks for work looks after them.
+        """
+        found = self.next_start(no_new)
+        if found.why is not None:
+            self.look_again(within)
+            found = self.next_start(no_new)
+        if isinstance(found, Wait | Done):
+            raise no_work(self.state, found, now=self.peer.clock(), why=why)
+        return found
+
+    def ask(self, proposal: Proposal | None, *, within: float) -> int:
+        """Start what waits, or else a new trial, which is the one that was proposed, if any; see `begin`."""
+        with self.log.lock:
+            skip, state = self._left_to_others(), self.log.session.state
         if proposal is None:
             record = TrialCreate(prefer_waiting=True, skip=skip)
         else:
-            define = self.state.define
-            record = proposal.record(skip, None if define is not None and define.space else self.state.dists)
-        return self.start(record, within=within)
-
-    def _has_nothing_but(self, resting: tuple[int, ...]) -> bool:
-        """Whether the study with rungs gives out nothing but interrupted trials that this peer gives a rest first."""
-        with self.log.lock:
-            state = self.state
-            configurations = state.configurations
-            return (
-                configurations is not None
-                and bool(resting)
-                and not state.has_room()
-                and set(configurations.resumable) <= set(resting)
-                and state.promoted() is None
-            )
-
-    def _left_to_others(self) -> frozenset[int]:
-        """Paused trials that go on next, and that this peer leaves for a moment to the site with their checkpoints."""
-        if self.state.configurations is None:
-            return frozenset()
-        with self.log.lock:
-            return self._nearby.left(self.state, self.peer.uuid, self.peer.clock())
+            record = proposal.record(skip, None if state.define is not None and state.define.space else state.dists)
+        return self.begin(record, within=within)
 
     def is_new(self, trial_id: int, proposal: Proposal) -> bool:
         """Whether this trial of this process is the one that was proposed, and not one that waited."""
@@ -191,35 +201,6 @@ class StudyHandle:
             with contextlib.suppress(StoreUnreachable, Denied):  # then it makes do with what it knows
                 peer.pull(self.log)
 
-    def gives_out_waiting(self) -> bool:
-        """Whether the next trial is most likely no new one, as far as the log was read."""
-        state = self.state
-        waiting = state.waiting
-        with self.log.lock:
-            if state.configurations is not None:
-                left = self._left_to_others()
-                if not state.has_room() or state.promoted(left) is not None:
-                    return True
-        return bool(state.replicates) or len(waiting) > len(self.peer.resting(self.log))
-
-    def look_again_if_closed(self, within: float) -> None:
-        """See what has become of a study that gave out no trial, without an ask that is refused and stays in the log.
-
-        While others run trials, one of them may die: a peer that asks for work looks after them.
-        """
-        if self.log.session.state.closed_to(self.peer.uuid) is None:
-            return
-        self.look_again(within)
-        closed = self.closed_because()
-        if closed is not None:
-            raise no_work(self.state, closed)
-
-    def closed_because(self) -> str | None:
-        """The key in `REFUSALS` that says why no trial may start in this peer, as far as the log was read."""
-        with self.log.lock:
-            closed = self.state.closed_to(self.peer.uuid)
-            return closed if closed != "paused" else self.state.in_vain(self.peer.uuid) or closed
-
     def limits_due(self) -> records.Budget | None:
         """The limits of which one is reached by this machine's clock; the log may not have shown it yet."""
         with self.log.lock:
@@ -236,8 +217,18 @@ class StudyHandle:
             self.peer.introduce(self.log)
         self.peer.catch_up(self.log, within=min(within, self.peer.store_wait))
 
-    def start(self, record: TrialCreate | TrialClaim, *, within: float = math.inf) -> int:
-        """Start the trial of this record; returns its number. Raises NoWork.
+    def begin(self, record: TrialCreate, *, within: float = math.inf) -> int:
+        """Start the trial that this record asks for: one exchange, without a race. Raises NoWork if it is refused."""
+        verdict = self._start(record, within=within)
+        if verdict.accepted and verdict.number is not None:
+            return verdict.number
+        refusal, found = verdict.refusal or "refused", self.next_start()
+        if not isinstance(found, Wait | Done):  # it has changed, or this user may not
+            found = Wait(refusal) if refusal in NO_WORK else Done(refusal)
+        raise no_work(self.state, found, now=self.peer.clock())
+
+    def _start(self, record: TrialCreate | TrialClaim, *, within: float = math.inf) -> Verdict:
+        """Start the trial of this record, and take it into the view; or why it was refused.
 
         A trial that was reclaimed before this process heard that it had started, as when the store was away for long,
         has no owner any more: another one is started.
@@ -245,25 +236,19 @@ class StudyHandle:
         while True:
             pending = self.peer.start(self.log, record, within=within)
             try:
-                number = self._started(pending)
+                (verdict,) = pending.verdicts or ()
+                if not verdict.accepted or verdict.number is None:
+                    return verdict
+                with self.log.lock:
+                    trial = self.log.session.state.trials[verdict.number]
+                    if trial.end is None:
+                        inherits = trial.attempt > 1 or bool(trial.history) or trial.continues is not None
+                        self._own(trial, inherits=inherits)
+                        self.peer.meter.begin((self.uuid, verdict.number, trial.epoch))
+                        return verdict
             except BaseException:
                 self.peer.abandon(self.log, pending)
                 raise
-            if number is not None:
-                return number
-
-    def _started(self, pending: PendingCommit) -> int | None:
-        """The number of the trial, which is taken into the view; None if it was reclaimed meanwhile."""
-        (verdict,) = pending.verdicts or ()
-        if not verdict.accepted or verdict.number is None:
-            raise no_work(self.state, verdict.refusal or "refused")
-        with self.log.lock:
-            trial = self.log.session.state.trials[verdict.number]
-            if trial.end is not None:
-                return None
-            self._own(trial, inherits=trial.attempt > 1 or bool(trial.history) or trial.continues is not None)
-            self.peer.meter.begin((self.uuid, verdict.number, trial.epoch))
-            return verdict.number
 
     def claim(self, number: int) -> bool:
         """Start this WAITING trial; whether this process was the one that did."""
@@ -272,14 +257,12 @@ class StudyHandle:
             self._refuse_finished(trial.end is not None, number)
             if trial.state is records.TrialState.RUNNING:
                 return False
-        try:
-            self.start(TrialClaim(number))
-        except NoWork as none:
-            self._refuse_finished(none.refusal == "finished", number)
-            if none.refusal == "not waiting":
-                return False
-            raise
-        return True
+        verdict = self._start(TrialClaim(number))
+        self._refuse_finished(verdict.refusal == "finished", number)
+        if not verdict.accepted and verdict.refusal != "not waiting":
+            refusal = verdict.refusal or "refused"
+            raise no_work(self.state, Done(refusal), now=self.peer.clock())
+        return verdict.accepted
 
     def _own(self, trial: LoggedTrial, *, inherits: bool) -> OwnedTrial:
         """Take a running trial that this process may act for into the view, to be written to. Under the lock.
@@ -755,7 +738,7 @@ class StudyHandle:
     ) -> PendingCommit:
         """Queue the end of a trial, with all that still has to be said about it, in one commit."""
         number, session, (owner, epoch) = trial.number, self.log.session, owned.lease
-        pauses = session.state.configurations is not None and reason is None and trial.stop is None
+        pauses = reason is None and trial.stop is None
         holds_lease = (trial.owner, trial.epoch) == owned.lease
         if owned.inherited:
             self._say_resumed_from_start(number, owned)
@@ -854,8 +837,7 @@ class StudyHandle:
     def is_at_rung(self, number: int, reports: Mapping[int, float]) -> bool:
         """Whether a trial of this process that has reported this pauses now. Reads the replica."""
         with self.log.lock:
-            configurations = self.state.configurations
-            return configurations is not None and configurations.is_at_rung(number, reports)
+            return self.log.session.state.configurations.is_at_rung(number, reports)
 
     def lease_valid(self, number: int) -> bool:
         """Whether this process may still trust that no other peer takes the trial over."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Final
 
 from hopaas_p2p.checkpoint_cache import HAS_CACHE
+from hopaas_p2p.core.admission import Continue, next_start
 from hopaas_p2p.core.rungs import Rungs
 from hopaas_p2p.core.state import State
 
@@ -15,39 +16,36 @@ _MOST: Final = 8
 """Paused trials that are left at once."""
 
 
-class NearbyFirst:
+class DelayScheduling:
     """What one peer leaves to others, and since when. Not thread-safe.
 
     A trial is left only while there is a new configuration to begin instead, and while its site runs a trial, so
     nobody waits for it. With a bound on checkpoints, none may begin at times: then nothing is left. It goes by this
-    peer's clock alone.
+    peer's clock alone. (Delay scheduling: Zaharia et al., EuroSys 2010.)
     """
 
     def __init__(self) -> None:
         self._since: dict[int, float] = {}
 
-    def left(self, state: State, peer: str, now: float) -> frozenset[int]:
-        """The promoted trials that this peer does not take yet."""
+    def left(self, state: State, peer: str, now: float, resting: tuple[int, ...] = ()) -> frozenset[int]:
+        """The promoted trials that this peer does not take yet; nor does it take those that are `resting`."""
         here = state.peers.get(peer, {}).get("site")
         before, self._since = self._since, {}
         left: set[int] = set()
-        policy = None if state.configurations is None else state.configurations.policy
+        policy = state.configurations.policy
         if not isinstance(policy, Rungs) or policy.checkpoint_mb or here is None or not state.has_room():
             return frozenset()
-        while len(left) < _MOST:
-            number = state.promoted(frozenset(left))
-            if number is None:
-                break
-            trial = state.trials[number]
+        while len(left) < _MOST and isinstance(found := next_start(state, peer, skip={*resting, *left}), Continue):
+            trial = state.trials[found.number]
             about = state.peers.get(trial.owner or "", {})
             site = about.get("site")
             if HAS_CACHE not in about or site == here or not _runs_at(state, site):
                 break
-            since = self._since[number] = before.get(number, now)
+            since = self._since[found.number] = before.get(found.number, now)
             ran = ((trial.end or 0) - (trial.start or 0)) / 1e6
             if not 0 <= now - since < min(_SHARE * ran, _LONGEST):
                 break
-            left.add(number)
+            left.add(found.number)
         return frozenset(left)
 
 

@@ -6,9 +6,11 @@ import math
 from collections.abc import Sequence
 from typing import Final
 
+from hopaas_p2p.core.admission import Done, Wait
 from hopaas_p2p.core.state import REFUSALS, State, Verdict
 from hopaas_p2p.errors import NoWork
 
+_NAMED: Final = 3  # trials that a message names
 NO_WORK: Final = {
     "budget": "the study's budget is used up",
     "paused": "the study is paused; resume it with: hopaas-p2p study resume",
@@ -18,13 +20,31 @@ NO_WORK: Final = {
 }
 
 
-def no_work(state: State, refusal: str) -> NoWork:
-    """The error of an ask that was refused for this reason."""
-    why = NO_WORK.get(refusal, refusal)
-    limit = state.limit_reached() if refusal == "budget" else None
-    if refusal == "budget" and limit is None and state.budget is None:  # a population gives out so many, and no more
-        why = "all members of the population have begun"
-    return NoWork(why if limit is None else f"{why}: {limit}", refusal=refusal)
+def no_work(state: State, found: Wait | Done, *, now: float, why: str = "") -> NoWork:
+    """The error of an ask that nothing was found for, in the words `why` or its own.
+
+    Who waits learns for which trials, of whom, for how long at most, and how not to wait; `now` is by the clock of
+    `Wait.until`.
+    """
+    reason, limit = why or NO_WORK.get(found.why, found.why), state.limit_reached()
+    if found.why == "budget" and limit is not None:
+        reason += f": {limit}"
+    elif found.why == "budget" and state.budget is None:  # a population gives out so many, and no more
+        reason = "all members of the population have begun"
+    if isinstance(found, Wait) and found.until is not None:
+        runs = ", ".join(f"trial {number}{_run_by(state, number)}" for number in found.for_whom[:_NAMED])
+        more = f" and {len(found.for_whom) - _NAMED} more" if len(found.for_whom) > _NAMED else ""
+        reason += (
+            f"; a trial that still runs may have to be run again: {runs}{more}, which is known within "
+            f"{max(1.0, found.until - now):.0f} s. To run it again now: hopaas-p2p trial requeue {found.for_whom[0]}"
+        )
+    return NoWork(reason, found)
+
+
+def _run_by(state: State, number: int) -> str:
+    """Who runs this trial, for people."""
+    about = state.peers.get(state.trials[number].owner or "", {})
+    return f" of {about.get('user', '?')} on {about['host']}" if "host" in about else ""
 
 
 def why_refused(state: State, verdict: Verdict, values: Sequence[float] | None = None) -> str:

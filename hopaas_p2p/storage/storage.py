@@ -29,6 +29,7 @@ from optuna.trial import FrozenTrial, TrialState
 from hopaas_p2p import process
 from hopaas_p2p.arguments import pause, seconds, whole
 from hopaas_p2p.core import records
+from hopaas_p2p.core.admission import Done
 from hopaas_p2p.core.catalog import Catalog, Listing, checked_name
 from hopaas_p2p.core.names import first_id, study_and_number
 from hopaas_p2p.core.records import (
@@ -326,12 +327,13 @@ class Storage(BaseStorage):
         """
         handle = self._handles.get(study_id) or self.handle(study_id)
         if template_trial is None:
-            return self._note_located(handle, handle.take_new())
+            handle.next_or_raise()
+            return self._note_located(handle, handle.begin(TrialCreate()))
         if handle.state.define is None:
             self.peer.catch_up(handle.log)
         record = self._import_record(handle.state, template_trial)
         if record.state is records.TrialState.RUNNING:
-            return handle.first_id + handle.start(record)
+            return handle.first_id + handle.begin(record)
         return self.bring(study_id, record)
 
     def set_trial_param(
@@ -557,18 +559,9 @@ class Storage(BaseStorage):
         finally:
             del self._proposals[proposal.trial_id]
 
-    def take(self, study_id: int, proposal: Proposal | None = None, *, within: float = math.inf) -> int:
-        """Start the next trial, a WAITING one before a new one: one exchange, without a race. Returns its id.
-
-        A new one has the parameters of the proposal, if there is one.
-
-        Raises:
-            NoWork: the study gives out no trial: budget, paused, stopped, failing.
-            StoreUnreachable: the store did not answer within `store_wait`, or `within` so many seconds.
-
-        """
-        handle = self.handle(study_id)
-        number = handle.take(proposal, within=within)
+    def begin(self, handle: StudyHandle, proposal: Proposal | None, *, within: float) -> int:
+        """Start a trial, see `StudyHandle.ask`; returns its id."""
+        number = handle.ask(proposal, within=within)
         trial_id = handle.first_id + number
         self._located = {trial_id: (handle, number)}  # not a call, where Ctrl-C might come and leave the trial running
         return trial_id
@@ -586,7 +579,7 @@ class Storage(BaseStorage):
             return first_id(study_id) + verdict.number
         refusal = verdict.refusal or "refused"
         if refusal in NO_WORK:
-            raise NoWork(NO_WORK[refusal], refusal=refusal)
+            raise NoWork(NO_WORK[refusal], Done(refusal))
         why = why_refused(self.state(study_id), verdict, record.values)
         raise InvalidInput(f"a trial that is {record.state.name}: {why}")
 

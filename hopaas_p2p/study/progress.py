@@ -105,11 +105,10 @@ class ProgressLog:
             counts, limit = state.counts, state.budget
             done = counts[records.TrialState.COMPLETE] + counts[records.TrialState.PRUNED]
             running = counts[records.TrialState.RUNNING]
-            begun = None if state.configurations is None else state.configurations.used
-        if begun is not None:
-            of = "" if limit is None else f" of {limit}"
-            return f"{begun}{of} configurations begun, {running} running{self._best()}"
-        return f"{done}{'' if limit is None else f' of {limit}'} done, {running} running{self._best()}"
+            begun, unit = state.used(), state.configurations.unit
+        of = "" if limit is None else f" of {limit}"
+        said = f"{done}{of} done" if unit == "trials" else f"{begun}{of} {unit} begun"
+        return f"{said}, {running} running{self._best()}"
 
 
 def last_line(reason: str) -> str:

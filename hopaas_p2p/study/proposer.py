@@ -16,6 +16,7 @@ import optuna
 from optuna.distributions import BaseDistribution
 from optuna.trial import Trial
 
+from hopaas_p2p.core.admission import NEW, Done
 from hopaas_p2p.core.attributes import REPLICATE, REUSED
 from hopaas_p2p.core.records import TrialCreate
 from hopaas_p2p.core.state import COMPLETE, PRUNED, WAITING, State
@@ -95,7 +96,7 @@ class Proposer:
     def propose(self, within: float) -> Proposed | None:
         """Draw a configuration from the replica, to be sent with the ask; None where that is not possible.
 
-        It is not possible where the sampler needs the trial first, and is not worth it if a trial waits.
+        It is not possible where the sampler needs the trial first, nor if something else may start meanwhile.
 
         Raises:
             NoWork: no trial can start; or known values are reused, and there is no new configuration; or the sampler
@@ -103,20 +104,25 @@ class Proposer:
 
         """
         study, handle = self._study, self._handle
-        if handle.gives_out_waiting():
-            return None
-        self._check_points_left()
-        if not draws_early(study.sampler, study.pruner):
-            return None
-        handle.look_before_sampling()
-        for _ in range(_MOST_REUSED):
-            handle.look_again_if_closed(within)
-            proposed = self._draw()
-            same = self._same_as(proposed.proposal.params)
-            if same is None or not self._reuse(proposed.proposal, same):
-                break
-        if same is not None:
-            proposed = self._drawn_again(proposed)
+        try:
+            self._check_points_left()
+            if not draws_early(study.sampler, study.pruner):
+                return None
+            handle.look_before_sampling()
+            for at in range(_MOST_REUSED):
+                if at and handle.next_or_raise(within=within) != NEW:  # a value that was told may have changed that
+                    return None
+                proposed = self._draw()
+                same = self._same_as(proposed.proposal.params)
+                if same is None or not self._reuse(proposed.proposal, same):
+                    break
+            if same is not None:
+                proposed = self._drawn_again(proposed)
+        except NoWork as none:
+            if none.refusal == "space":
+                handle.next_or_raise("space", none.reason, within=within)
+                return None
+            raise
         proposed.proposal.replicates = self._searcher.replicates
         self._reserve(proposed.proposal.params)
         return proposed
@@ -346,10 +352,10 @@ class Proposer:
 
     def _nothing_new(self, why: str) -> NoWork:
         """Rungs promote by their quotas only while the log knows of no last configuration, so a budget must say it."""
-        rungs = self._handle.state.configurations
-        if rungs is not None and rungs.standings is not None and rungs.standings.waiting():
-            why += f"; with a budget of {rungs.used}, the best of those that wait at rungs continue"
-        return NoWork(why, refusal="space")
+        state = self._handle.state
+        if state.configurations.standings.waiting():
+            why += f"; with a budget of {state.used()}, the best of those that wait at rungs continue"
+        return NoWork(why, Done("space"))
 
     def _reuse(self, proposal: Proposal, same: LoggedTrial) -> bool:
         """Tell the known values of this configuration as a trial of its own, if that is wanted and there are some."""

@@ -28,6 +28,7 @@ from hopaas_p2p.artifacts import StudyArtifacts
 from hopaas_p2p.budget import budget_now, changed, check_limits, check_spendable, limits_of
 from hopaas_p2p.budget import words as budget_words
 from hopaas_p2p.core import records
+from hopaas_p2p.core.admission import NEW, Done, next_start
 from hopaas_p2p.core.attributes import AGAIN, FIDELITY, REUSED, SPACE
 from hopaas_p2p.core.fidelity import Fidelity, encode_fidelity
 from hopaas_p2p.core.names import first_id, study_and_number
@@ -101,6 +102,7 @@ if TYPE_CHECKING:
 
 _log: Final = logging.getLogger("hopaas_p2p")
 
+_THROUGH: Final = "the sampler has been through all of its points"
 _LONGEST_PAUSE: Final = 10.0  # seconds between two looks at a study that starts no trial for now
 
 
@@ -376,8 +378,30 @@ class Study:
         """
         return self._ask(within=math.inf)
 
-    def _ask(self, *, within: float) -> Trial:
-        """See `ask`, which waits for an unreachable store no longer than `within`."""
+    def _ask(self, *, within: float, through: bool = False) -> Trial:
+        """See `ask`, which waits for an unreachable store no longer than `within`.
+
+        `through`: the sampler has no more points, so only what is there already can start.
+        """
+        self._prepare_to_ask()
+        proposer, handle = self._proposer, self._handle
+        while True:
+            trial_id, proposed = None, self._propose(handle, within, through=through)
+            try:
+                trial_id = self.storage.begin(handle, proposed and proposed.proposal, within=within)
+                trial = self._started(handle, trial_id, proposed)
+                if trial is not None:
+                    handle.release_when_forgotten(trial, trial.number)
+                    return trial
+            except BaseException as error:  # a sampler may fail, or think for seconds until somebody interrupts it
+                if trial_id is not None:
+                    self._give_back(trial_id, error)
+                elif proposer is not None:
+                    proposer.drop(proposed)
+                raise
+
+    def _prepare_to_ask(self) -> None:
+        """Search as the log says, in this process, with a sampler and a budget that it can use."""
         if os.getpid() != self._pid:
             self.__dict__.pop("_proposer", None)  # another thread may have been at it during the fork
             reseed_in_child(self.optuna.sampler)  # a forked child would repeat its parent's draws
@@ -390,38 +414,21 @@ class Study:
             self._checked_sampler = self.optuna.sampler
         if interrupts.terminated:
             interrupts.raise_again()
-        proposer, handle = self._proposer, self._handle
-        state = handle.log.session.state
+        state = self._handle.log.session.state
         ledger = state.ledger
         if ledger is not None and ledger.limits is not self._spendable and state.places() is None:
             peer = self.storage.peer
             check_spendable(ledger.limits, ledger.spent, peer.describe(), metered=peer.energy is not None)
             self._spendable = ledger.limits
-        while True:
-            if handle.log.session.state.configurations is not None:
-                full = self._checkpoint_bound.reason(handle, within=within)
-                if full is not None:
-                    raise NoWork(full, refusal="checkpoints")
-            trial_id, proposed = self._take(proposer, within)
-            try:
-                trial = self._started(handle, trial_id, proposed)
-                if trial is not None:
-                    handle.release_when_forgotten(trial, trial.number)
-                    return trial
-            except BaseException as error:  # a sampler may fail, or think for seconds until somebody interrupts it
-                self._give_back(trial_id, error)
-                raise
 
-    def _take(self, proposer: Proposer | None, within: float) -> tuple[int, Proposed | None]:
-        """Start the next trial, with the parameters that were proposed for it if it is a new one."""
-        if proposer is None:
-            return self.storage.take(self.study_id, within=within), None
-        proposed = proposer.propose(within)
-        try:
-            return self.storage.take(self.study_id, proposed and proposed.proposal, within=within), proposed
-        except BaseException:
-            proposer.drop(proposed)
-            raise
+    def _propose(self, handle: StudyHandle, within: float, *, through: bool) -> Proposed | None:
+        """The parameters for a new trial, if that is what starts next and they can be drawn before; else None."""
+        found = handle.next_or_raise("space" if through else "", _THROUGH if through else "", within=within)
+        if found == NEW and handle.log.session.state.configurations.policy is not None:
+            full = self._checkpoint_bound.reason(handle, within=within)
+            if full is not None:
+                found = handle.next_or_raise("checkpoints", full, within=within)
+        return self._proposer.propose(within) if found == NEW and self._proposer is not None else None
 
     def _started(self, handle: StudyHandle, trial_id: int, proposed: Proposed | None) -> Trial | None:
         """The trial that was just started, with its parameters; None if it is over: it cannot run, or need not."""
@@ -648,10 +655,10 @@ class Study:
         succeeded.
 
         One exchange per trial: the end of one trial is sent with the start of the next. While the study is paused, or
-        its checkpoints take as much as its rungs allow, it waits. It returns as soon as there is no work and every
-        running trial has a live owner; while an owner is silent it stays until that trial has been reclaimed and
-        retried, for at most twice the lease's ttl. What happens is
-        logged to `hopaas_p2p` at level INFO; losing a lease is a warning.
+        its checkpoints take as much as its rungs allow, it waits. It returns once there is no work and each owner of a
+        running trial has shown a sign of life since then, which takes a third of the lease's ttl; while an owner is
+        silent it stays until that trial has been reclaimed and retried, for at most twice the ttl. What happens, and for
+        which trial it waits, is logged to `hopaas_p2p` at level INFO; losing a lease is a warning.
 
         Args:
             objective: gets a `Trial`, returns its value or values; may raise `optuna.TrialPruned`.
@@ -772,9 +779,8 @@ class Study:
         pause = min(1.0, self.state.policy.ttl / 8)
         while True:
             try:
-                if heard.sampler_is_through:
-                    self._check_something_waits()
-                return self._ask(within=math.inf if deadline is None else max(0.0, deadline - time.monotonic()))
+                within = math.inf if deadline is None else max(0.0, deadline - time.monotonic())
+                return self._ask(within=within, through=heard.sampler_is_through)
             except StoreUnreachable as error:
                 if deadline is None or time.monotonic() < deadline:
                     raise
@@ -782,40 +788,14 @@ class Study:
                 return None
             except NoWork as none:
                 self._settle()
-                if none.refusal == "space" and self._handle.gives_out_waiting():
-                    continue  # the end of the last trial, which is in the log now, lets another one go on
                 left = math.inf if deadline is None else deadline - time.monotonic()
-                if not self._may_come_back(none) or left <= 0.0:
+                if isinstance(none.found, Done) or left <= 0.0:
                     progress.stopped(none.reason)
                     return None
-                retried = "" if none.waits else "; a trial that still runs may have to be run again"
-                progress.waiting(none.reason + retried)
+                progress.waiting(none.reason)
                 time.sleep(min(pause, left))
-                if none.waits:
+                if not none.found.for_whom:
                     pause = min(pause * 1.5, _LONGEST_PAUSE)
-
-    def _check_something_waits(self) -> None:
-        """Raise NoWork if the next trial would be a new one, for which the sampler has no more points."""
-        if not self._handle.gives_out_waiting():
-            raise NoWork("the sampler has been through all of its points", refusal="space")
-
-    def _may_come_back(self, none: NoWork) -> bool:
-        """Whether work may yet turn up: the study is paused, its checkpoints take too much, or an owner is dead.
-
-        Or a retry waits that is given a rest first, and no new trial takes its place.
-        """
-        if none.waits:
-            return True
-        if none.refusal == "space" and self.state.waiting and self._handle.closed_because() is None:
-            return True
-        if none.refusal not in ("budget", "space"):
-            return False
-        state = self.state
-        if none.refusal == "budget" and state.limit_reached() is None:
-            rungs = state.configurations
-            if state.closed_because() is None or (rungs is not None and rungs.may_go_on(state.running)):
-                return True
-        return self.storage.peer.someone_may_be_dead(self._handle.log)
 
     def _settle(self) -> None:
         for number, verdict in self._handle.settle_deferred():
@@ -888,9 +868,10 @@ class Study:
 
     def _check_not_finished(self) -> None:
         state = self.state
-        if not state.finished():
+        found, name = next_start(state), shlex.quote(self.name)
+        if not isinstance(found, Done):
             return
-        why, name = state.closed_because(), shlex.quote(self.name)
+        why = found.why
         cure = f"study resume {name}"
         limit = state.limit_reached()
         if why == "budget" and limit:

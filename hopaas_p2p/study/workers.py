@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from optuna.trial import TrialState
 
 from hopaas_p2p.arguments import shown, whole
+from hopaas_p2p.core.admission import next_start
 from hopaas_p2p.core.records import PeerDrain, TrialReclaim, TrialRelease
 from hopaas_p2p.core.records import TrialState as LoggedState
 from hopaas_p2p.core.state import State, Trial
@@ -310,7 +311,7 @@ class WatchedWorkers:
 
     def _drop_needless(self) -> None:
         """When the study is over, do not wait for workers that never began."""
-        if self._study.state.closed_because() is not None and not self._study.state.running:
+        if next_start(self._study.state).why is not None and not self._study.state.running:
             self._cancel()
             self._futures = {number: one for number, one in self._futures.items() if not _is_waiting(one)}
 

@@ -130,7 +130,7 @@ def the_ledger_follows_the_trials(state: State) -> bool:
 def a_pause_is_continued_once(state: State) -> bool:
     """Also what failed in a population; there, others may copy a pause as often as they like."""
     continued = [trial.continues for trial in state.trials if trial.continues is not None]
-    may_fail = state.configurations is not None and state.configurations.members is not None
+    may_fail = state.configurations.population is not None
     ends = [state.trials[number] for number in continued]
     return len(continued) == len(set(continued)) and all(
         one.paused or (may_fail and one.state is FAIL and one.retried_by is None) for one in ends
@@ -139,16 +139,16 @@ def a_pause_is_continued_once(state: State) -> bool:
 
 def configurations_follow_from_the_trials(state: State) -> bool:
     """Rungs that are derived anew from the trials, as from a snapshot, decide as those that were kept."""
-    kept = state.configurations
-    if kept is None:
+    kept, maximize = state.configurations, state.define is not None and state.define.directions[0] == "maximize"
+    if not isinstance(kept, Configurations):
         return True
-    anew = Configurations(kept.policy, maximize=state.define is not None and state.define.directions[0] == "maximize")
+    anew = Configurations(kept.policy, maximize=maximize)
     anew.refresh(state.trials)
-    same = anew.used == kept.used and anew.resumable == kept.resumable
-    if anew.standings is None or kept.standings is None:
-        return same and anew.standings is kept.standings
-    one, other = anew.standings, kept.standings
-    return same and one.places() == other.places() and anew.promoted(closing=False) == kept.promoted(closing=False)
+    found = [
+        (one.used(state.counts), one.resumable, one.standings.places(), one.promoted(room=False, running=True))
+        for one in (anew, kept)
+    ]
+    return found[0] == found[1]
 
 
 ALWAYS: Final[tuple[Callable[[State], bool], ...]] = (

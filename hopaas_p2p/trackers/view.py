@@ -18,6 +18,7 @@ from hopaas_p2p import notes
 from hopaas_p2p.analysis.charts import positions, records
 from hopaas_p2p.analysis.facts import params_of, state_word
 from hopaas_p2p.analysis.table import TrialTable
+from hopaas_p2p.core.admission import finished
 from hopaas_p2p.core.names import first_id
 from hopaas_p2p.study_like import StudyLike
 
@@ -109,7 +110,7 @@ def look(study: StudyLike, *, settled: set[int] | None = None) -> StudyView:
             number=None,
             name=study.name,
             state=state_word(state),
-            final=state.finished() and not state.running,
+            final=finished(state) and not state.running,
             params={"directions": ",".join(define.directions), **space},
             values={
                 f"trials_{name.lower()}": state.counts[at] for at, name in enumerate(("RUNNING", *_FINAL, "WAITING"))

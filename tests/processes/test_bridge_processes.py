@@ -169,7 +169,7 @@ def test_a_trial_begun_in_a_directory_behind_a_bridge_ends_in_a_bucket_at_anothe
         assert [trial.state.name for trial in (paused, whole)] == ["PRUNED", "COMPLETE"]
         assert whole.params == paused.params
         assert whole.user_attrs == {"trained": "north south south "}
-        assert study.state.configurations is not None and study.state.configurations.used == 1
+        assert study.state.used() == 1
     finally:
         bridge.kill()
         study.close()

@@ -274,7 +274,7 @@ def test_a_store_away_for_everybody_for_three_ttls_costs_nobody_its_trial(studie
     looks = lambda: study.storage.handle(study.study_id).log.session.owners.next_look  # noqa: E731
     until(
         lambda: study.storage.handle(study.study_id).log.session.owners.detector.proven_alive(
-            owner, peer.clock(), within=TTL
+            owner, since=peer.clock() - TTL
         )
     )
 

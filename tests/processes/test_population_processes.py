@@ -13,6 +13,7 @@ from typing import Final
 import pytest
 
 import hopaas_p2p
+from hopaas_p2p.core.admission import finished
 from hopaas_p2p.core.records import TrialState
 from hopaas_p2p.study import Study
 from hopaas_p2p.testing.invariants import check
@@ -75,11 +76,11 @@ def test_a_population_of_processes_ends_whatever_is_killed(tmp_path: Path, kills
         for _ in range(kills):
             victim = rng.randrange(len(jobs))
             seen = len(study.state.trials)
-            until(lambda seen=seen: len(study.state.trials) > seen or study.state.finished(), 60.0, what="a trial")
+            until(lambda seen=seen: len(study.state.trials) > seen or finished(study.state), 60.0, what="a trial")
             os.kill(jobs[victim].pid, signal.SIGKILL)
             jobs[victim].wait()
             jobs[victim] = _started(store, sites[victim])
-        until(lambda: study.state.finished(), 120.0, what=lambda: repr(study.state))
+        until(lambda: finished(study.state), 120.0, what=lambda: repr(study.state))
     finally:
         for job in jobs:
             job.kill()

@@ -9,6 +9,7 @@ from typing import Any, Final
 import pytest
 
 from hopaas_p2p.core import codec, snapshot
+from hopaas_p2p.core.admission import next_start
 from hopaas_p2p.core.apply import apply
 from hopaas_p2p.core.attributes import FIDELITY
 from hopaas_p2p.core.fidelity import encode_fidelity
@@ -176,8 +177,7 @@ def test_no_number_stops_a_peer_and_a_snapshot_decides_as_the_log(seed: int) -> 
 
 def _standings(state: State) -> str:
     configurations = state.configurations
-    assert configurations is not None and configurations.standings is not None
     configurations.refresh(state.trials)
     roots = sorted({configurations.root(trial.number) for trial in state.trials})
     pauses = [(root, configurations.pauses_at(root), configurations.standings.standing(root)) for root in roots]
-    return repr((pauses, configurations.standings.places(), state.promoted(), state.used()))
+    return repr((pauses, configurations.standings.places(), next_start(state), state.used()))

@@ -14,6 +14,7 @@ from typing import Final, NamedTuple
 
 import optuna
 
+from hopaas_p2p.core.admission import finished
 from hopaas_p2p.core.records import FROM_START, Budget, Checkpoint, Policy
 from hopaas_p2p.core.spending import BOOKED
 from hopaas_p2p.core.state import State
@@ -215,10 +216,10 @@ class Accounting:
         """The study's state in the end; a job is killed with this probability per second."""
         while self.now < until:
             alive = [job for job in self.jobs if not job.over]
-            finished = bool(self.jobs) and self.jobs[-1].study.state.finished()
-            if finished and not any(job.running for job in alive):
+            over = bool(self.jobs) and finished(self.jobs[-1].study.state)
+            if over and not any(job.running for job in alive):
                 break
-            if len(alive) < self._wanted and not finished:
+            if len(alive) < self._wanted and not over:
                 self.jobs.append(Job(self, self._made))
                 self._made += 1
             self.now += STEP

@@ -23,6 +23,7 @@ import optuna
 from optuna.trial import FrozenTrial, TrialState
 
 from hopaas_p2p.core import codec
+from hopaas_p2p.core.admission import next_start
 from hopaas_p2p.core.apply import apply
 from hopaas_p2p.core.state import State
 from hopaas_p2p.storage import Storage, open_storage
@@ -193,7 +194,7 @@ def _verified(storage: Storage, outcome: Outcome) -> list[FrozenTrial]:
         assert kept.state is TrialState.COMPLETE, f"the acknowledged tell of #{number} is {kept.state.name}"
         assert kept.values == [value], f"the acknowledged tell of #{number} has changed"
     assert not any(trial.state is TrialState.RUNNING for trial in trials), "nobody runs any more"
-    if state.closed_because() != "budget":
+    if next_start(state).why != "budget":
         assert not state.waiting, "nothing is left waiting"
     _watch_it_again(storage, study_id)
     for trial in state.trials:

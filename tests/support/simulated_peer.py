@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import partial
 from typing import TYPE_CHECKING, Final, NamedTuple
 
+from hopaas_p2p.core.admission import Done, next_start
 from hopaas_p2p.core.records import Record, TrialCreate, TrialFinish, TrialRelease, TrialSet, TrialState
 from hopaas_p2p.core.state import State, Verdict
 from hopaas_p2p.errors import StoreUnreachable
@@ -128,6 +130,7 @@ class SimulatedPeer:
         self.told: tuple[PendingCommit, float] | None = None
         self.frozen_until = -1.0
         self.done = False
+        self.idle_since: float | None = None
 
     def act(self) -> float | None:
         """One step of work; the seconds until the next one, None when there is nothing left to do."""
@@ -144,6 +147,7 @@ class SimulatedPeer:
         if not verdict.accepted:
             return self._without_work(verdict)
         assert verdict.number is not None
+        self.idle_since = None
         trial = self.log.state.trials[verdict.number]
         self.world.ledger.started(verdict.number, trial.epoch, self)
         self.job = _Job(verdict.number, trial.epoch, self.world.random.randint(1, 6))
@@ -152,10 +156,11 @@ class SimulatedPeer:
         return self.world.random.uniform(0.1, 3.0)
 
     def _without_work(self, verdict: Verdict) -> float | None:
-        state = self.log.state
-        if verdict.refusal == "budget" and (state.closed_because() is None or self.peer.someone_may_be_dead(self.log)):
-            return TTL / 8
-        return None
+        if self.idle_since is None:
+            self.idle_since = self.peer.clock()
+        alive = partial(self.peer.doubted_until, self.log, since=self.idle_since)
+        found = next_start(self.log.state, self.peer.uuid, alive=alive, skip=self.peer.resting(self.log))
+        return None if isinstance(found, Done) or verdict.refusal != "budget" else TTL / 8
 
     def _set(self, *, params: dict[str, float] | None = None, reports: dict[int, float] | None = None) -> None:
         assert self.job is not None

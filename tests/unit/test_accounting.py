@@ -6,6 +6,7 @@ from collections import Counter
 
 import pytest
 
+from hopaas_p2p.core.admission import finished
 from hopaas_p2p.core.records import Budget
 from hopaas_p2p.core.spending import spent
 from tests.support.accounting import Accounting, true_costs
@@ -41,4 +42,4 @@ def test_what_runs_at_the_limit_is_all_that_is_spent_beyond_it() -> None:
     hours = sum(lease.gpu_seconds for lease in world.leases) / 3600
     at_once = 3 * (4 + 1)  # GPUs of six jobs
     assert 3.0 <= hours <= 3.0 + at_once * 60 / 3600  # who runs hears of it with its next report, 40 s later at most
-    assert state.finished()
+    assert finished(state)

@@ -10,6 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from hopaas_p2p.core import snapshot
+from hopaas_p2p.core.admission import finished
 from hopaas_p2p.core.apply import apply
 from hopaas_p2p.core.records import (
     Categorical,
@@ -421,7 +422,7 @@ def test_a_paused_study_gives_out_nothing_but_lets_what_runs_finish(scribe: Scri
 def test_a_stopped_study_is_finished(scribe: Scribe) -> None:
     scribe.say("founder", StudyControl("stopped"))
     assert scribe.say("bob", TrialCreate()).refusal == "stopped"
-    assert scribe.state.finished()
+    assert finished(scribe.state)
 
 
 def test_a_status_nobody_knows_is_refused(scribe: Scribe) -> None:
@@ -702,7 +703,7 @@ def test_failures_in_a_row_end_a_campaign_and_resuming_begins_anew() -> None:
         trial = scribe.start("ann")
         scribe.say("ann", TrialFinish(trial.number, 1, FAIL))
     assert scribe.say("bob", TrialCreate()).refusal == "failing"
-    assert scribe.state.finished()
+    assert finished(scribe.state)
     scribe.say("founder", StudyControl("running"))
     assert scribe.say("bob", TrialCreate()).accepted
 
@@ -946,7 +947,7 @@ def test_the_budget_is_exact_and_a_failure_gives_its_place_back() -> None:
     scribe.finish("bob", two)
     scribe.say("eve", TrialFinish(three.number, 1, PRUNED))
     assert scribe.say("ann", TrialCreate()).refusal == "budget"
-    assert scribe.state.finished()
+    assert finished(scribe.state)
 
 
 @pytest.mark.parametrize("state", [COMPLETE, PRUNED])

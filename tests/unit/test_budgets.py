@@ -14,6 +14,7 @@ import hopaas_p2p
 from hopaas_p2p import Budget, Price, Until, metering
 from hopaas_p2p.budget import budget_now, budget_of, parsed_budget, words
 from hopaas_p2p.cli.main import cli
+from hopaas_p2p.core.admission import finished
 from hopaas_p2p.core.spending import configuration_seconds, trial_seconds
 from hopaas_p2p.errors import ConfigurationError, DefinitionMismatch, InvalidInput, NoWork
 from hopaas_p2p.moving.descriptions import describe
@@ -189,7 +190,7 @@ def test_a_running_trial_ends_at_its_next_look_when_a_limit_is_reached(opened: A
     assert running.should_prune()
     study.tell(running, state="pruned")
     assert study.state.trials[0].reason == "the target 1 is reached"
-    assert study.state.finished()
+    assert finished(study.state)
 
 
 def test_what_is_measured_travels_with_what_is_sent_anyway(opened: Any) -> None:

@@ -18,6 +18,7 @@ from hopaas_p2p.analysis.configurations import next_in_words, rows
 from hopaas_p2p.analysis.facts import budget_unit
 from hopaas_p2p.analysis.table import COMPLETE, PRUNED
 from hopaas_p2p.checkpoints import CheckpointBound, unneeded
+from hopaas_p2p.core.admission import finished
 from hopaas_p2p.core.attributes import CONTINUES
 from hopaas_p2p.core.records import Checkpoint
 from hopaas_p2p.errors import DefinitionMismatch, InvalidInput, NoWork
@@ -77,13 +78,12 @@ def test_a_study_with_rungs_pauses_goes_on_and_ends(tmp_path: Path) -> None:
     trained = Trained()
     study.optimize(trained)
     state = study.state
-    assert state.finished()
+    assert finished(state)
     assert state.used() == 9
     complete = [trial for trial in state.trials if trial.state.name == "COMPLETE"]
     assert complete
     assert all(sorted(trial.reports) == list(range(9)) for trial in complete)  # of the whole chain
     configurations = state.configurations
-    assert configurations is not None
     reached: dict[int, int] = {}
     for trial in state.trials:
         root = configurations.root(trial.number)
@@ -415,7 +415,7 @@ def test_optunas_terminator_ends_a_study_whose_trials_pause(tmp_path: Path, fide
         return 1.0
 
     study.optimize(objective, callbacks=[TerminatorCallback(terminator)])
-    assert study.state.finished()
+    assert finished(study.state)
     assert len(study.get_trials(states=[optuna.trial.TrialState.COMPLETE])) == 2
     study.close()
 

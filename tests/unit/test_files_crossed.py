@@ -43,7 +43,7 @@ def ask_and_tell(study: optuna.Study | hopaas_p2p.Study) -> tuple[list[str], lis
     return ask, crossed(lambda: study.tell(trial, 1.0))
 
 
-@pytest.mark.parametrize(("ours", "most_asking", "most_telling"), [(False, 18, 19), (True, 19, 20)])
+@pytest.mark.parametrize(("ours", "most_asking", "most_telling"), [(False, 19, 19), (True, 20, 20)])
 def test_an_ask_and_a_tell_on_a_directory_cross_few_files(
     tmp_path: Path, *, ours: bool, most_asking: int, most_telling: int
 ) -> None:

@@ -8,6 +8,7 @@ import pytest
 
 from hopaas_p2p.analysis.spending import budget_lines, spending
 from hopaas_p2p.core import codec, snapshot
+from hopaas_p2p.core.admission import finished, next_start
 from hopaas_p2p.core.apply import apply
 from hopaas_p2p.core.ledger import HOUR, LONGEST_LEASE, Cost, Ledger
 from hopaas_p2p.core.records import (
@@ -201,9 +202,9 @@ def test_the_record_that_reaches_a_limit_ends_the_study_and_asks_running_trials_
     assert study.at(3, "ann", end(0), ASK).refusal == "budget"
     assert study.reached() == "6 GPU hours are spent"
     assert study.state.trials[1].stop == "6 GPU hours are spent"
-    assert not study.state.finished()
+    assert not finished(study.state)
     study.at(4, "bob", TrialFinish(1, 1, PRUNED))
-    assert study.state.finished()
+    assert finished(study.state)
 
 
 def test_a_running_trial_that_reports_reaches_a_limit_too() -> None:
@@ -238,7 +239,7 @@ def test_a_higher_limit_lets_the_study_go_on_and_those_that_have_not_stopped_yet
     study.at(1, "ann", TrialSet(0, 1, reports={1: 1.0}))
     study.at(1, "bob", TrialSet(1, 1, stopping=True))
     study.at(1, "founder", StudyControl(limits=Budget(gpu_hours=100.0)))
-    assert study.state.closed_because() is None
+    assert next_start(study.state).why is None
     assert [trial.stop for trial in study.state.trials] == [None, "1 GPU hours are spent"]
 
 

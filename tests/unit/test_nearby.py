@@ -20,7 +20,7 @@ from hopaas_p2p.core.rungs import Rungs
 from hopaas_p2p.errors import ConfigurationError
 from hopaas_p2p.settings import checkpoint_cache as configured
 from hopaas_p2p.storage import nearby
-from hopaas_p2p.storage.nearby import NearbyFirst
+from hopaas_p2p.storage.nearby import DelayScheduling
 from hopaas_p2p.study import Study
 from tests.support.campaign import NINE, Campaign
 from tests.support.scribe import X
@@ -223,17 +223,17 @@ class Sites(Campaign):
         self.say("south", PeerJoin({"site": "south"}))
         self.first_rung(0.3, 0.1, 0.2)
 
-    def left(self, by: NearbyFirst, peer: str, now: float) -> set[int]:
+    def left(self, by: DelayScheduling, peer: str, now: float) -> set[int]:
         return set(by.left(self.state, peer, now))
 
 
 def test_a_promoted_trial_is_left_to_its_site_for_a_twentieth_of_its_time() -> None:
-    study, south = Sites({HAS_CACHE: "yes"}), NearbyFirst()
+    study, south = Sites({HAS_CACHE: "yes"}), DelayScheduling()
     assert study.left(south, "south", 5.0) == set()  # nobody of the north runs anything
     study.say("north", TrialCreate(params={"x": 0.5}, dists={"x": X}))
     assert study.left(south, "south", 5.0) == {1}
-    assert study.left(NearbyFirst(), "north", 5.0) == set()
-    assert study.left(NearbyFirst(), "a peer that has not introduced itself", 5.0) == set()
+    assert study.left(DelayScheduling(), "north", 5.0) == set()
+    assert study.left(DelayScheduling(), "a peer that has not introduced itself", 5.0) == set()
     ran = ((study.trial(1).end or 0) - (study.trial(1).start or 0)) / 1e6
     assert study.left(south, "south", 5.0 + 0.049 * ran) == {1}
     assert study.left(south, "south", 5.0 + 0.051 * ran) == set()
@@ -242,13 +242,13 @@ def test_a_promoted_trial_is_left_to_its_site_for_a_twentieth_of_its_time() -> N
 def test_nothing_is_left_to_a_site_without_a_cache() -> None:
     study = Sites({})
     study.say("north", TrialCreate(params={"x": 0.5}, dists={"x": X}))
-    assert study.left(NearbyFirst(), "south", 5.0) == set()
+    assert study.left(DelayScheduling(), "south", 5.0) == set()
 
 
 def test_nothing_is_left_where_a_bound_on_checkpoints_may_keep_new_configurations_from_beginning() -> None:
     study = Sites({HAS_CACHE: "yes"}, Rungs(min=1, max=9, eta=3, checkpoint_mb=1))
     study.say("north", TrialCreate(params={"x": 0.5}, dists={"x": X}))
-    assert study.left(NearbyFirst(), "south", 5.0) == set()
+    assert study.left(DelayScheduling(), "south", 5.0) == set()
 
 
 def test_what_is_left_is_passed_over_while_there_is_room_for_a_new_configuration() -> None:
@@ -257,7 +257,7 @@ def test_what_is_left_is_passed_over_while_there_is_room_for_a_new_configuration
     begun = study.trial(study.say("south", ask).number or 0)
     assert begun.continues is None
     study.say("founder", StudyControl(budget=4))
-    assert study.left(NearbyFirst(), "south", 5.0) == set()
+    assert study.left(DelayScheduling(), "south", 5.0) == set()
     assert study.trial(study.say("south", ask).number or 0).continues == 1
 
 

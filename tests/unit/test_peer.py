@@ -425,7 +425,7 @@ def test_the_scheduler_reads_a_state_that_other_threads_change(store: MemoryStor
                 watched = owners.watched(state, frozenset())
                 owners.look(state, store.beats(watched), watched, spare=frozenset(), now=clock.now)
                 owners.resting(state, clock.now)
-                peer.someone_may_be_dead(driver)
+                peer.doubted_until(driver, other.uuid, since=0.0)
         except BaseException as error:  # noqa: BLE001  # it is looked at below
             errors.append(error)
 

@@ -9,6 +9,7 @@ import pytest
 
 import hopaas_p2p
 from hopaas_p2p.checkpoints import unneeded
+from hopaas_p2p.core.admission import finished
 from hopaas_p2p.core.lineage import copied_trial
 from hopaas_p2p.core.populations import Population
 from hopaas_p2p.core.records import TrialState
@@ -72,7 +73,7 @@ def test_a_population_trains_to_its_end_and_says_the_schedule_of_the_best(tmp_pa
     trained = Trained()
     study.optimize(trained)
     state = study.state
-    assert state.finished()
+    assert finished(state)
     assert (state.counts[TrialState.COMPLETE], state.used()) == (4, 4)
     assert trained.epochs == 4 * 8  # no epoch is done twice
     copies = [trial for trial in state.trials if copied_trial(trial) is not None]
@@ -130,7 +131,7 @@ def test_a_lost_checkpoint_costs_the_training_and_no_more(tmp_path: Path) -> Non
     for path in [path for path in tmp_path.rglob("*") if path.is_file() and path.parent.name == "checkpoint"]:
         path.unlink()
     study.optimize(trained)
-    assert study.state.finished()
+    assert finished(study.state)
     assert study.state.counts[TrialState.COMPLETE] == 4
     assert trained.epochs == 4 * 8 + 4 * 2
     found = study.schedule()

@@ -7,6 +7,7 @@ import random
 import pytest
 
 from hopaas_p2p.core import snapshot
+from hopaas_p2p.core.admission import NEW, finished, next_start
 from hopaas_p2p.core.apply import apply
 from hopaas_p2p.core.attributes import COPIES, FIDELITY
 from hopaas_p2p.core.fidelity import decode_fidelity, encode_fidelity, possible_fidelity
@@ -46,7 +47,6 @@ class Herd(Campaign):
 
     def interval(self, trial: Trial, value: float, *, checkpoint: bool = True) -> None:
         """Train up to the next pause, or to the end."""
-        assert self.state.configurations is not None
         target = self.state.configurations.pauses_at(trial.number)
         assert isinstance(self.state.configurations.policy, Population)
         self.resume(trial)
@@ -77,7 +77,7 @@ def test_a_population_begins_with_as_many_members_as_it_has_and_no_more(study: H
 
 def test_all_members_begin_before_one_goes_on(study: Herd) -> None:
     study.interval(study.start("a"), 0.1)
-    assert study.state.promoted() is None
+    assert next_start(study.state) == NEW
     assert study.start("a").continues is None
 
 
@@ -114,7 +114,7 @@ def test_a_member_that_is_ahead_is_compared_at_the_rung_where_the_other_pauses(s
 def test_a_population_ends_with_a_whole_training_of_each_member(study: Herd) -> None:
     for wave in range(3):
         study.wave(*[1.0 / (wave + 1) + member / 10 for member in range(5)])
-    assert study.state.finished()
+    assert finished(study.state)
     assert study.ask("p").refusal == "budget"
     assert study.state.counts[COMPLETE] == 5
     assert study.state.counts[PRUNED] == 10
@@ -269,7 +269,6 @@ def test_continuations_carry_the_reports_of_one_interval() -> None:
 def test_a_pause_that_may_be_copied_keeps_its_checkpoint(study: Herd) -> None:
     study.wave(0.5, 0.1, 0.3, 0.9, 0.2)
     configurations = study.state.configurations
-    assert configurations is not None
     again = [study.start(f"q{index}") for index in range(5)]
     assert all(configurations.may_be_continued(number, most=None) for number in range(5))
     for trial in again:
@@ -331,9 +330,7 @@ def test_a_member_that_reports_seldom_is_worth_what_it_said_next() -> None:
     trial = study.start("a")
     study.say("a", TrialSet(trial.number, trial.epoch, reports={0: 0.9, 4: 0.5}))
     study.pause(trial)
-    assert study.state.configurations is not None
-    assert study.state.configurations.members is not None
-    assert study.state.configurations.members.standing(trial.number).reached == (0.5, 0.5)
+    assert study.state.configurations.standings.standing(trial.number).reached == (0.5, 0.5)
     study.interval(study.start("b"), 0.7)
     again = [study.start("a"), study.start("b")]
     assert [one.continues for one in again] == [1, 0]
@@ -411,7 +408,7 @@ def _storm(seed: int, kills: int, *, size: int = 6, budget: int | None = None) -
     study = Herd(Population(size=size, every=2, max=9), budget=budget, attempts=1000)
     zombies: list[tuple[int, int, str]] = []
     killed = 0
-    while not study.state.finished():
+    while not finished(study.state):
         peer = f"p{rng.randrange(8)}"
         running = [study.trial(number) for number in study.state.running]
         action = rng.random()
@@ -441,7 +438,6 @@ def _storm(seed: int, kills: int, *, size: int = 6, budget: int | None = None) -
 
 def _train(study: Herd, trial: Trial, rng: random.Random) -> None:
     """Some steps, and often a pause or the end."""
-    assert study.state.configurations is not None
     assert study.state.configurations.policy is not None
     end = study.state.configurations.policy.max
     if not max(trial.reports, default=-1) >= 0 or rng.random() < 0.5:
@@ -462,7 +458,6 @@ def _train(study: Herd, trial: Trial, rng: random.Random) -> None:
 def _holds_what_was_promised(study: Herd) -> None:
     state = study.state
     configurations = state.configurations
-    assert configurations is not None and configurations.members is not None
     continued = [trial.continues for trial in state.trials if trial.continues is not None]
     assert len(continued) == len(set(continued)), "a pause was continued twice"
     members: dict[int, list[Trial]] = {}

@@ -93,7 +93,8 @@ def test_a_proposal_is_dropped_where_a_trial_waits_and_the_sampler_hears_of_it(s
 
     mine, other = studies(space=SPACE, sampler=Listening()), studies()
     queued = {"lr": 0.01, "depth": 3}
-    mine.storage.handle(mine.study_id).gives_out_waiting = lambda: other.enqueue(queued) is None  # too late to see it
+    handle = mine.storage.handle(mine.study_id)
+    handle.look_before_sampling = lambda: other.enqueue(queued)  # too late to see it
     trial = mine.ask()
     assert trial.params == queued
     assert len(dropped) == 1

@@ -84,13 +84,14 @@ def test_what_another_peer_asked_for_at_the_same_moment_is_replaced(
     studies: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     mine, other = studies(space=SMALL, sampler=Stubborn()), studies(sampler=Stubborn())
-    take, theirs = mine.storage.take, list[Trial]()
+    handle, theirs = mine.storage.handle(mine.study_id), list[Trial]()
+    asked = handle.ask
 
     def beaten(*arguments: Any, **options: Any) -> int:
         theirs.append(other.ask())
-        return take(*arguments, **options)
+        return asked(*arguments, **options)
 
-    monkeypatch.setattr(mine.storage, "take", beaten)
+    monkeypatch.setattr(handle, "ask", beaten)
     trial = mine.ask()
     assert theirs[0].params == {"n": 2, "c": "b"}
     assert trial.params != theirs[0].params

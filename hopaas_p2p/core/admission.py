@@ -1,0 +1,143 @@
+"""What may start next: decided here, once, for the log and for everybody who asks it.
+
+`apply` asks when a record that starts a trial arrives, and refuses the record unless something may start. A peer asks
+before it writes such a record, and says what it has seen of the others: if nothing may start now, it learns whether to
+wait, for which trials, and for how long at most. Command line, monitor and reports show the same answer.
+
+Interrupted continuations come first, then what a rung or a population promotes, trials that wait, replicates, and at
+last a new configuration. Pure: no clock and no I/O. What a caller knows of clocks comes in by `alive`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection
+from typing import ClassVar, Final
+
+import msgspec
+
+from hopaas_p2p.core.state import State
+
+Alive = Callable[[str], float | None]
+"""What a caller has seen of the owner of a running trial: None if it lives, else when that will be known, at the
+latest, by the caller's own clock: the owner has shown a sign of life by then, or its trials have been taken over."""
+
+
+class Start(msgspec.Struct, frozen=True, gc=False):
+    """A trial that waits: it was queued or given back, or is a retry."""
+
+    number: int
+    why: ClassVar[None] = None
+
+
+class Continue(msgspec.Struct, frozen=True, gc=False):
+    """A trial that goes on where this paused one stopped."""
+
+    number: int
+    why: ClassVar[None] = None
+
+
+class New(msgspec.Struct, frozen=True, gc=False):
+    """A trial of a new configuration, or the next replicate of one."""
+
+    replicate_of: int | None = None
+    """The first trial of the configuration, see `State.replicates`."""
+    why: ClassVar[None] = None
+
+
+class Wait(msgspec.Struct, frozen=True, gc=False):
+    """Nothing may start now; that may change without anybody's help."""
+
+    why: str
+    """Like `Done.why`."""
+    for_whom: tuple[int, ...] = ()
+    """The trials on which it depends, if the caller said what it has seen."""
+    until: float | None = None
+    """When it is known at the latest, by the clock of `Alive`; None: no time is known."""
+    waits: ClassVar[bool] = True
+
+
+class Done(msgspec.Struct, frozen=True, gc=False):
+    """Nothing will start any more, unless somebody changes the study."""
+
+    why: str
+    """A key of `REFUSALS`, by which the log refuses an ask; or the caller's `no_new`."""
+    for_whom: ClassVar[tuple[int, ...]] = ()
+    waits: ClassVar[bool] = False
+
+
+NextStart = Start | Continue | New | Wait | Done
+NEW: Final = New()
+
+
+def next_start(
+    state: State, me: str = "", *, alive: Alive | None = None, skip: Collection[int] = (), no_new: str = ""
+) -> NextStart:
+    """What a peer that asks for work may start now.
+
+    Args:
+        state: the study.
+        me: the peer's name; peers may be asked to take no more trials. "": any peer.
+        alive: what it has seen of the others. None: nothing, so every running trial may come back.
+        skip: trials that it leaves to others for now. Paused ones are left only while it may begin something new.
+        no_new: why it begins no new configuration: "space" when its sampler has no more, "checkpoints" while these take
+            too much.
+
+    """
+    closed = closed_to(state, me)
+    if closed is not None and closed != "paused":
+        return Done(closed)
+    limited = state.limit_reached() is not None
+    found = None if limited else _found(state, skip, no_new)
+    if closed is not None and (found is not None or state.running):
+        return Wait(closed)
+    if found is not None:
+        return found
+    why = no_new or "budget"
+    if no_new == "checkpoints":
+        return Wait(why)
+    if alive is None:
+        return Wait(why) if state.running else Done(why)
+    if not limited:
+        pausing = state.configurations
+        resting = state.waiting if state.has_room() else pausing.resumable
+        if resting:
+            return Wait(why, tuple(resting))
+        if state.running and pausing.standings.waiting():
+            return Wait(why, tuple(state.running))
+    doubted = {one: until for one in state.running if (until := alive(state.trials[one].owner or "")) is not None}
+    return Wait(why, tuple(doubted), max(doubted.values())) if doubted else Done(why)
+
+
+def closed_to(state: State, me: str) -> str | None:
+    """Why this peer may start no trial whatever there is to do; None if it may."""
+    if state.status == "stopped":
+        return "stopped"
+    limit = state.policy.max_failures
+    if limit is not None and state.failures_in_a_row >= limit:
+        return "failing"
+    if state.draining and state.is_draining(me):
+        return "draining"
+    return "paused" if state.status == "paused" else None
+
+
+def _found(state: State, skip: Collection[int], no_new: str) -> Start | Continue | New | None:
+    pausing, room = state.configurations, state.has_room()
+    for number in pausing.resumable:
+        if number not in skip:
+            return Start(number)
+    paused = pausing.promoted(room=room, running=bool(state.running), skip=skip)
+    if paused is not None:
+        return Continue(paused)
+    if not room:
+        return None
+    for number in state.waiting:
+        if number not in skip:
+            return Start(number)
+    if state.replicates:
+        return New(next(iter(state.replicates)))
+    return None if no_new else NEW
+
+
+def finished(state: State) -> bool:
+    """Whether the campaign is over for good: stopped, failing, or nothing is left to start and nothing runs."""
+    return isinstance(next_start(state), Done)
