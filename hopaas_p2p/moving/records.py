@@ -66,7 +66,7 @@ def of_state(state: State, *, uuid: str = "", first: int = 0) -> StudyRecords:
         policy = msgspec.structs.replace(define.policy, limits=state.ledger.limits)
         define = msgspec.structs.replace(define, policy=policy)
     budget = state.budget
-    if budget is not None and state.configurations is not None:  # here some take no place of their own
+    if budget is not None:  # where trials pause, some take no place of their own
         taking = [trial.number for trial in state.trials if trial.state in TAKES_A_PLACE]
         budget += len(taking) - len({state.configurations.root(number) for number in taking})
     return StudyRecords(
