@@ -29,9 +29,9 @@ from hopaas_p2p.peer.session import CATALOG, STUDY, LogSession, Pacing, S
 from hopaas_p2p.peer.vouching import judge_doubtful
 from hopaas_p2p.stores.base import (
     Beat,
+    ExchangeResult,
     Log,
     Outgoing,
-    Receipt,
     Store,
 )
 
@@ -217,7 +217,7 @@ class LogDriver(Generic[S]):
         while self._take(self.log.exchange(None, self.session.state.lsn), began):
             pass
 
-    def _take(self, receipt: Receipt, began: float) -> bool:
+    def _take(self, receipt: ExchangeResult, began: float) -> bool:
         """Apply what came; whether there is more to come."""
         with self.lock:
             self.session.advance(receipt, began)
@@ -227,7 +227,7 @@ class LogDriver(Generic[S]):
     def _join(self, began: float) -> None:
         """Start from the newest readable snapshot, else from nothing, and read on to the end of the log."""
         session, short = self.session, self.session.machine.short
-        first = self.log.exchange(None, 0) if short else Receipt([], more=True)
+        first = self.log.exchange(None, 0) if short else ExchangeResult([], more=True)
         state = None if short and not (first.more and self.rate_limited is not None) else self._newest_readable()
         with self.lock:
             session.start_from(session.machine.empty() if state is None else state)

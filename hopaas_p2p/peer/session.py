@@ -42,7 +42,7 @@ from hopaas_p2p.core.records import (
 from hopaas_p2p.core.state import TRANSITIONS, LastCommit, State, Verdict, is_anothers
 from hopaas_p2p.errors import BehindRetention, BrokenChain, Denied, StoreUnreachable
 from hopaas_p2p.peer.outbox import Draft, Outbox, PendingCommit
-from hopaas_p2p.stores.base import SNAPSHOT_EVERY, Entry, Outgoing, Placed, Receipt, snapshot_due
+from hopaas_p2p.stores.base import SNAPSHOT_EVERY, Entry, ExchangeResult, Outgoing, Placed, snapshot_due
 
 FLUSH_INTERVAL: Final = 1.0  # seconds for which reports are collected before they are sent, at least
 IDLE: Final = 60.0  # seconds after which a session with nothing to do is looked at again
@@ -359,7 +359,7 @@ class LogSession(Generic[S]):
             return state.trials[record.number].state is record.state
         return verdict.number == getattr(record, "number", None)
 
-    def advance(self, receipt: Receipt, began: float) -> None:
+    def advance(self, receipt: ExchangeResult, began: float) -> None:
         """Apply what an exchange that began at `began` brought; verdicts of what was in flight are handed out.
 
         If anything but content goes wrong halfway, the state is discarded and the log joined again.

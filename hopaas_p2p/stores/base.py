@@ -90,7 +90,7 @@ class Entry(Struct, frozen=True, gc=False):
     """The sum of the log before this commit, as whoever gave it its lsn knew it; None: it was stored without."""
 
 
-class Receipt(Struct, frozen=True, gc=False):
+class ExchangeResult(Struct, frozen=True, gc=False):
     """The result of an exchange: the commits after `since`, in order, and whether there are more to fetch."""
 
     entries: list[Entry]
@@ -125,7 +125,7 @@ class Log(ABC):
     """Whether commits are slow and costly, so that peers call `wait_turn` first and batch for `flush_interval`."""
 
     @abstractmethod
-    def exchange(self, outgoing: Outgoing | None, since: int, beat: Beat | None = None) -> Receipt:
+    def exchange(self, outgoing: Outgoing | None, since: int, beat: Beat | None = None) -> ExchangeResult:
         """Append a commit, if one is given, and return what comes after `since`: in one round trip where possible.
 
         Blocks until the commit is durable. With `more`, the commit was appended only if it is among the entries.
@@ -174,12 +174,12 @@ class Log(ABC):
         """Seconds for which to batch reports: the longer, the more peers have lately written to the log."""
         return 0.0
 
-    def wait_turn(self, since: int) -> Receipt:
+    def wait_turn(self, since: int) -> ExchangeResult:
         """Wait until a commit would probably be taken at once; what came after `since` meanwhile.
 
         Appends nothing. What is queued during the wait goes along with the commit that follows. Raises like `exchange`.
         """
-        return Receipt([])
+        return ExchangeResult([])
 
     # --- commits on their way, and those that may be taken back ---
 

@@ -24,7 +24,7 @@ import msgspec
 
 from hopaas_p2p.errors import InvalidInput, StoreCorrupt, StoreUnreachable, StudyDeleted
 from hopaas_p2p.findings import Finding
-from hopaas_p2p.stores.base import Entry, Outgoing, Receipt, Store
+from hopaas_p2p.stores.base import Entry, ExchangeResult, Outgoing, Store
 
 SECONDS: Final = 10.0
 TIMEOUT: Final = 120.0  # seconds for which the first node waits for another
@@ -161,7 +161,7 @@ class Meeting:
             done = done or (outgoing is not None and receipt.holds(outgoing))
             more = receipt.more
 
-    def _retried(self, outgoing: Outgoing | None, since: int) -> Receipt:
+    def _retried(self, outgoing: Outgoing | None, since: int) -> ExchangeResult:
         """One exchange, repeated while the store cannot be reached, for `timeout` seconds."""
         deadline = time.monotonic() + self._timeout
         while True:

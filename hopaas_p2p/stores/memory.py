@@ -13,7 +13,17 @@ from msgspec.structs import replace
 
 from hopaas_p2p.core.chain import following, shown
 from hopaas_p2p.errors import BrokenChain, ConfigurationError, StudyDeleted
-from hopaas_p2p.stores.base import SNAPSHOTS_KEPT, Artifacts, Beat, Entry, Log, Outgoing, Progress, Receipt, Store
+from hopaas_p2p.stores.base import (
+    SNAPSHOTS_KEPT,
+    Artifacts,
+    Beat,
+    Entry,
+    ExchangeResult,
+    Log,
+    Outgoing,
+    Progress,
+    Store,
+)
 
 
 class MemoryLog(Log):
@@ -27,12 +37,12 @@ class MemoryLog(Log):
         self._lock = threading.Lock()
         self._destroyed = False
 
-    def exchange(self, outgoing: Outgoing | None, since: int, beat: Beat | None = None) -> Receipt:
+    def exchange(self, outgoing: Outgoing | None, since: int, beat: Beat | None = None) -> ExchangeResult:
         with self._lock:
             if self._destroyed:
                 raise StudyDeleted
             entries = self._entries[since:]
-            receipt = Receipt(entries)
+            receipt = ExchangeResult(entries)
             if outgoing is not None and not (entries and receipt.holds(outgoing)):
                 head, total, chain, payload = len(self._entries), self._sum, outgoing.chain, outgoing.payload
                 known = entries[0].before if entries else total if since == head else None

@@ -16,7 +16,7 @@ from hopaas_p2p.core.apply import apply
 from hopaas_p2p.core.chain import following
 from hopaas_p2p.core.records import Commit, PeerJoin, StudyDefine, TrialCreate, TrialState
 from hopaas_p2p.core.state import State
-from hopaas_p2p.stores.base import Entry, Log, Outgoing, Receipt, read_all
+from hopaas_p2p.stores.base import Entry, ExchangeResult, Log, Outgoing, read_all
 
 TIMEOUT: Final = 60.0
 """Seconds after which a thread or process of a test counts as stuck."""
@@ -80,7 +80,7 @@ def everything(log: Log, since: int = 0) -> list[Entry]:
     return list(read_all(log, since))
 
 
-def append(log: Log, commit: Outgoing, since: int = 0) -> Receipt:
+def append(log: Log, commit: Outgoing, since: int = 0) -> ExchangeResult:
     """Exchange until the commit is among the entries; the receipt of the last exchange."""
     while True:
         receipt = log.exchange(commit, since)

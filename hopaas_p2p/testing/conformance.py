@@ -27,7 +27,7 @@ from msgspec.structs import replace
 
 from hopaas_p2p.core import codec
 from hopaas_p2p.errors import BrokenChain, StudyDeleted
-from hopaas_p2p.stores.base import Beat, Entry, Log, Outgoing, Receipt, Store
+from hopaas_p2p.stores.base import Beat, Entry, ExchangeResult, Log, Outgoing, Store
 from hopaas_p2p.stores.url import open_store, redacted
 from hopaas_p2p.testing.commits import (
     TIMEOUT,
@@ -76,7 +76,7 @@ class StoreConformance(Conformance):
     # --- one log ---
 
     def test_an_empty_log_has_nothing(self, log: Log) -> None:
-        assert log.exchange(None, 0) == Receipt([])
+        assert log.exchange(None, 0) == ExchangeResult([])
         assert log.newest_snapshot() is None
         assert not log.changed(0)
 

@@ -18,7 +18,7 @@ from collections.abc import Iterable, Iterator
 from msgspec.structs import replace
 
 from hopaas_p2p.errors import StoreUnreachable
-from hopaas_p2p.stores.base import Artifacts, Beat, Log, Outgoing, Receipt, Store, read_all
+from hopaas_p2p.stores.base import Artifacts, Beat, ExchangeResult, Log, Outgoing, Store, read_all
 
 
 class Fault(enum.Enum):
@@ -107,7 +107,7 @@ class FaultyLog(Log):
         self._inner = inner
         self._delayed: list[Outgoing] = []
 
-    def exchange(self, outgoing: Outgoing | None, since: int, beat: Beat | None = None) -> Receipt:
+    def exchange(self, outgoing: Outgoing | None, since: int, beat: Beat | None = None) -> ExchangeResult:
         if outgoing is not None:
             self._store.sent.append(outgoing)
         fault = self._store.next_fault()

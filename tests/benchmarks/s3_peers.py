@@ -1,6 +1,6 @@
 """What the peers of bench_s3 do, each in a process of its own: ours through a peer, Optuna's through a journal.
 
-Both write to the same kind of log, `stores.objects.log.ScheduledObjectLog`, through the same slow proxy.
+Both write to the same kind of log, `stores.objects.log.BucketLog`, through the same slow proxy.
 """
 
 from __future__ import annotations

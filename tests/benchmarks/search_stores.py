@@ -22,7 +22,7 @@ from hopaas_p2p.core.records import Policy
 from hopaas_p2p.peer.peer import Peer
 from hopaas_p2p.storage import Storage
 from hopaas_p2p.storage.options import StorageOptions
-from hopaas_p2p.stores.base import Artifacts, Beat, Log, Outgoing, Receipt, Store
+from hopaas_p2p.stores.base import Artifacts, Beat, ExchangeResult, Log, Outgoing, Store
 from hopaas_p2p.stores.memory import MemoryStore
 from tests.benchmarks.search_clock import Configuration, Evaluation, Search, Table
 
@@ -96,7 +96,7 @@ class _LinkedLog:
     def __init__(self, link: _Link, inner: Log) -> None:
         self._link, self._inner = link, inner
 
-    def exchange(self, outgoing: Outgoing | None, since: int, beat: Beat | None = None) -> Receipt:
+    def exchange(self, outgoing: Outgoing | None, since: int, beat: Beat | None = None) -> ExchangeResult:
         model = self._link.model
         self._link.wait(model.read if outgoing is None else model.write)
         return self._inner.exchange(outgoing, since, beat)

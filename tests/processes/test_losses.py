@@ -45,9 +45,9 @@ from hopaas_p2p.peer.peer import Peer
 from hopaas_p2p.storage import Storage
 from hopaas_p2p.storage.handle import StudyHandle
 from hopaas_p2p.storage.optuna_internals import pickle_prefixes
-from hopaas_p2p.stores.base import Outgoing, Receipt
+from hopaas_p2p.stores.base import ExchangeResult, Outgoing
 from hopaas_p2p.stores.memory import MemoryStore
-from hopaas_p2p.stores.objects.log import ObjectLog
+from hopaas_p2p.stores.objects.log import WriteOnceLog
 from hopaas_p2p.study import Study
 from hopaas_p2p.testing.commits import everything
 from tests.support.lease_peer import store_away
@@ -295,7 +295,7 @@ def test_a_child_whose_token_expires_goes_on_with_its_training(
     lent = pickle.loads(pickle.dumps(trial))  # as a process pool does; here it stays in this process
     lent.report(0.0, 0)
     with monkeypatch.context() as patch:
-        patch.setattr(ObjectLog, "exchange", deny)
+        patch.setattr(WriteOnceLog, "exchange", deny)
         for step in range(1, 3):
             lent.report(float(step), step)
             assert not lent.should_prune()
@@ -538,7 +538,7 @@ def test_an_error_of_the_system_in_a_store_loses_no_result(
     study = studies(patience=0.0)
     trial = study.ask()
     with monkeypatch.context() as patch:
-        patch.setattr(ObjectLog, "exchange", fail)
+        patch.setattr(WriteOnceLog, "exchange", fail)
         study.tell(trial, 0.5)
         assert len(list(spool.waiting())) == 1
     study.storage.flush()
@@ -554,16 +554,16 @@ def test_a_result_that_a_store_refuses_until_it_is_mended_is_on_disk_when_tell_s
     kind: type[HopaasError],
     readable: bool,  # noqa: FBT001
 ) -> None:
-    def refuse(_: ObjectLog, outgoing: Outgoing | None, *__: object) -> Receipt:
+    def refuse(_: WriteOnceLog, outgoing: Outgoing | None, *__: object) -> ExchangeResult:
         if outgoing is not None or not readable:
             raise kind("mend it")
-        return Receipt([])
+        return ExchangeResult([])
 
     study = studies()
     trial = study.ask()
     with monkeypatch.context() as patch:
-        patch.setattr(ObjectLog, "exchange", refuse)
-        patch.setattr(ObjectLog, "changed", lambda *_: True)
+        patch.setattr(WriteOnceLog, "exchange", refuse)
+        patch.setattr(WriteOnceLog, "changed", lambda *_: True)
         with pytest.raises(kind, match=r"mend it\. It is kept in .* and sent at the next contact"):
             study.tell(trial, 0.5)
         assert len(list(spool.waiting())) == 1
@@ -582,7 +582,7 @@ def test_a_result_is_on_disk_whatever_a_store_fails_with(
     study = studies()
     peer, first, second = study.storage.peer, study.ask(), study.ask()
     with monkeypatch.context() as patch:
-        patch.setattr(ObjectLog, "exchange", fail)
+        patch.setattr(WriteOnceLog, "exchange", fail)
         with pytest.raises(type(error)):
             study.tell(first, 0.5)
         assert [spooled.trials for _, spooled in spool.waiting()] == [[0]]
@@ -1054,7 +1054,7 @@ def test_optimize_goes_on_when_the_store_is_back_whatever_the_patience(
 ) -> None:
     study = studies(store_wait=60.0)
     study.storage.peer.patience = 0.0
-    real, refusals = ObjectLog.exchange, [0]
+    real, refusals = WriteOnceLog.exchange, [0]
 
     def exchange(*arguments: Any, **options: Any) -> Any:
         if 10 <= refusals[0] < 20:
@@ -1070,7 +1070,7 @@ def test_optimize_goes_on_when_the_store_is_back_whatever_the_patience(
 
     monkeypatch.setattr(peer_module, "_FIRST_PAUSE", 1e-3)
     monkeypatch.setattr(peer_module, "_LONGEST_PAUSE", 1e-3)
-    monkeypatch.setattr(ObjectLog, "exchange", exchange)
+    monkeypatch.setattr(WriteOnceLog, "exchange", exchange)
     loop: Any = study if kind == "ours" else study.optuna
     loop.optimize(objective, n_trials=4)
     study.storage.flush()
@@ -1144,7 +1144,7 @@ def test_a_checkpoint_and_a_samplers_attribute_wait_for_the_store_whatever_the_p
     monkeypatch.setattr(peer_module, "_FIRST_PAUSE", 1e-3)
     monkeypatch.setattr(peer_module, "_LONGEST_PAUSE", 1e-3)
     owner: Any
-    refused, (owner, name) = [0], (ObjectLog, "exchange")
+    refused, (owner, name) = [0], (WriteOnceLog, "exchange")
     if call == "checkpoint":
         owner, name = type(study.storage.peer.store.artifacts()), "put"
     real = getattr(owner, name)
@@ -1173,13 +1173,13 @@ def test_a_checkpoint_and_a_samplers_attribute_wait_for_the_store_whatever_the_p
 def test_a_checkpoint_whose_record_is_yet_to_be_sent_keeps_its_file(
     studies: Callable[..., Study], monkeypatch: pytest.MonkeyPatch, error: BaseException
 ) -> None:
-    def fail(*_: object) -> Receipt:
+    def fail(*_: object) -> ExchangeResult:
         raise error
 
     study = studies()
     trial = study.ask()
     with monkeypatch.context() as patch:
-        patch.setattr(ObjectLog, "exchange", fail)
+        patch.setattr(WriteOnceLog, "exchange", fail)
         with pytest.raises(type(error)):
             trial.checkpoint(b"weights", step=1)
     study.storage.flush()
@@ -1233,9 +1233,9 @@ def test_a_trial_that_was_reclaimed_before_its_start_was_heard_of_is_not_run(
     for one in (study, other):
         one.storage.peer.scheduler.stop(within=10.0)
     log = study.storage.handle(study.study_id).log.log
-    real, answers = ObjectLog.exchange, [False]
+    real, answers = WriteOnceLog.exchange, [False]
 
-    def exchange(self: ObjectLog, outgoing: Outgoing | None, *arguments: Any) -> Any:
+    def exchange(self: WriteOnceLog, outgoing: Outgoing | None, *arguments: Any) -> Any:
         receipt = real(self, outgoing, *arguments)
         if self is log and outgoing is not None and not answers[0]:
             answers[0] = True
@@ -1244,7 +1244,7 @@ def test_a_trial_that_was_reclaimed_before_its_start_was_heard_of_is_not_run(
         return receipt
 
     monkeypatch.setattr(peer_module, "_FIRST_PAUSE", 1e-3)
-    monkeypatch.setattr(ObjectLog, "exchange", exchange)
+    monkeypatch.setattr(WriteOnceLog, "exchange", exchange)
     loop: Any = study if kind == "ours" else study.optuna
     loop.optimize(lambda trial: trial.suggest_float("x", 0.0, 1.0), n_trials=2)
     assert answers[0]

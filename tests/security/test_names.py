@@ -40,7 +40,7 @@ from hopaas_p2p.findings import Finding
 from hopaas_p2p.joining.invitation import invite
 from hopaas_p2p.peer.session import STUDY, LogSession
 from hopaas_p2p.stores import checks
-from hopaas_p2p.stores.base import Beat, Entry, Outgoing, Receipt
+from hopaas_p2p.stores.base import Beat, Entry, ExchangeResult, Outgoing
 from hopaas_p2p.stores.url import open_store
 from hopaas_p2p.testing.commits import append, outgoing
 from tests.support.postgres_people import Place
@@ -175,7 +175,7 @@ class Log:
     def join(self, writer: str | LogSession[State]) -> LogSession[State]:
         one = LogSession(STUDY, writer, now_us=lambda: 0) if isinstance(writer, str) else writer
         one.start_from(State())
-        one.advance(Receipt(self.entries), 0.0)
+        one.advance(ExchangeResult(self.entries), 0.0)
         if not one.duplicated:
             one.complete_join()
         return one
@@ -184,7 +184,7 @@ class Log:
         sent = one.next_commit()
         if sent is not None:
             self.append(sent.payload, author)
-        one.advance(Receipt(self.entries[one.state.lsn :]), 0.0)
+        one.advance(ExchangeResult(self.entries[one.state.lsn :]), 0.0)
 
 
 def test_a_commit_that_another_user_forges_makes_no_peer_doubt_its_name() -> None:
@@ -510,7 +510,7 @@ def test_whatever_call_waits_for_minutes_ends_what_holds_it_up(
     log = place.store(ann).log(place.uuid())
     wait: dict[str, Callable[[], object]] = {
         "exchange_v1": lambda: log.exchange(outgoing("a"), 0),
-        "put_block_v1": lambda: place.store(ann).call("put_block", log=place.uuid(), block=BLOCK, data="eA=="),
+        "put_block_v1": lambda: place.store(ann).call("put_block", log=place.uuid(), name=BLOCK, data=b"x"),
     }
     place.server.execute(f"ALTER FUNCTION hopaas.{function} SET lock_timeout = '100ms'", database="store")
     age(125)

@@ -24,7 +24,7 @@ from hopaas_p2p.errors import (
     StudyDeleted,
 )
 from hopaas_p2p.peer.peer import Peer as RealPeer
-from hopaas_p2p.stores.base import Beat, Entry, Outgoing, Receipt
+from hopaas_p2p.stores.base import Beat, Entry, ExchangeResult, Outgoing
 from hopaas_p2p.stores.bridge.bridge import Bridge
 from hopaas_p2p.stores.bridge.endpoints import open_endpoints
 from hopaas_p2p.stores.bridge.messages import INBOX, REPLIES, Append, CarryBeats
@@ -86,8 +86,8 @@ def test_authors_and_roles_are_those_of_the_far_store() -> None:
     stamped = [Entry(lsn, outgoing(f"c{lsn}").payload, Stamp("ann", "worker", 17 + lsn)) for lsn in (1, 2, 3)]
 
     class Stamping(MemoryLog):
-        def exchange(self, outgoing: object, since: int, beat: object = None) -> Receipt:
-            return Receipt(stamped[since:])
+        def exchange(self, outgoing: object, since: int, beat: object = None) -> ExchangeResult:
+            return ExchangeResult(stamped[since:])
 
     world.far._logs[STUDY] = Stamping()
     assert world.mirror() == stamped
@@ -509,7 +509,7 @@ def test_a_dead_owners_trial_is_back_within_two_ttl_on_either_side(dead: str) ->
 class _Refusing(MemoryLog):
     """A far log that this bridge may read, but not write."""
 
-    def exchange(self, outgoing: Outgoing | None, since: int, beat: Beat | None = None) -> Receipt:
+    def exchange(self, outgoing: Outgoing | None, since: int, beat: Beat | None = None) -> ExchangeResult:
         if outgoing is not None:
             raise Denied("user ann is only a viewer of this study")
         return super().exchange(None, since)
@@ -533,7 +533,7 @@ def test_a_bridge_that_may_not_log_in_refuses_nobody_and_goes_on_with_a_new_toke
     allowed, exchange = [False], MemoryLog.exchange
     fars = (world.far.catalog(), world.far.log(STUDY))
 
-    def guarded(self: MemoryLog, outgoing: Outgoing | None, since: int, beat: Beat | None = None) -> Receipt:
+    def guarded(self: MemoryLog, outgoing: Outgoing | None, since: int, beat: Beat | None = None) -> ExchangeResult:
         if self in fars and not allowed[0]:
             raise Denied("the token has expired")
         return exchange(self, outgoing, since, beat)
@@ -558,7 +558,7 @@ def test_what_is_wrong_with_the_far_log_is_told_to_who_would_write_to_it(
     far = world.far.log(STUDY)
     take = far.exchange
 
-    def damaged(outgoing: Outgoing | None, since: int, beat: Beat | None = None) -> Receipt:
+    def damaged(outgoing: Outgoing | None, since: int, beat: Beat | None = None) -> ExchangeResult:
         if outgoing is not None:
             raise error
         return take(outgoing, since, beat)
@@ -643,14 +643,14 @@ def test_requests_that_were_read_before_the_near_store_failed_are_carried_out(
     inbox = world.near.log(INBOX)
     exchange, faults = inbox.exchange, iter([None, StoreUnreachable("stale file handle")])
 
-    def in_two(outgoing: Outgoing | None, since: int, beat: Beat | None = None) -> Receipt:
+    def in_two(outgoing: Outgoing | None, since: int, beat: Beat | None = None) -> ExchangeResult:
         if outgoing is not None:
             return exchange(outgoing, since, beat)
         error = next(faults, None)
         if error is not None:
             raise error
         entries = exchange(None, since).entries
-        return Receipt(entries[:1], more=bool(entries))
+        return ExchangeResult(entries[:1], more=bool(entries))
 
     world.down = True
     near.replica.put("near", TrialCreate())
@@ -710,7 +710,7 @@ def _clean_up(log: MemoryLog) -> None:
     log.put_snapshot(310, b"the state of then")
     exchange = log.exchange
 
-    def collected(outgoing: Outgoing | None, since: int, beat: Beat | None = None) -> Receipt:
+    def collected(outgoing: Outgoing | None, since: int, beat: Beat | None = None) -> ExchangeResult:
         if since < 300:
             raise BehindRetention
         return exchange(outgoing, since, beat)

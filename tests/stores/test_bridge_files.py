@@ -9,7 +9,7 @@ from typing import NoReturn
 import pytest
 
 from hopaas_p2p.errors import ConfigurationError, Denied, StoreUnreachable
-from hopaas_p2p.stores.base import Beat, Outgoing, Receipt
+from hopaas_p2p.stores.base import Beat, ExchangeResult, Outgoing
 from hopaas_p2p.stores.bridge.messages import INBOX, REPLIES, FileRequest, Reply
 from hopaas_p2p.stores.memory import MemoryArtifacts
 from hopaas_p2p.testing.commits import everything
@@ -148,7 +148,7 @@ def test_a_reply_that_the_near_store_could_not_take_is_given_later(source: Path)
     replies = iter([StoreUnreachable("the disk is full")] * 3)
     take = world.near.log(REPLIES).exchange
 
-    def exchange(outgoing: Outgoing | None, since: int, beat: Beat | None = None) -> Receipt:
+    def exchange(outgoing: Outgoing | None, since: int, beat: Beat | None = None) -> ExchangeResult:
         error = next(replies, None) if outgoing is not None else None
         if error is not None:
             raise error

@@ -33,14 +33,13 @@ from hopaas_p2p.errors import (
     StudyDeleted,
 )
 from hopaas_p2p.stores.base import Beat, Outgoing, Progress
-from hopaas_p2p.stores.directory import files
+from hopaas_p2p.stores.directory import files, packs
 from hopaas_p2p.stores.directory.files import Directory
+from hopaas_p2p.stores.directory.log import FolderLog
 from hopaas_p2p.stores.directory.mounts import Mount, mount_of
 from hopaas_p2p.stores.directory.store import DirectoryStore
-from hopaas_p2p.stores.objects import packs
 from hopaas_p2p.stores.objects.contract import Found
 from hopaas_p2p.stores.objects.history import clocks
-from hopaas_p2p.stores.objects.log import ObjectLog
 from hopaas_p2p.stores.objects.scheduler import SpreadScheduler
 from hopaas_p2p.stores.url import open_store
 from hopaas_p2p.testing.commits import append, append_many, everything, outgoing, study_snapshot
@@ -55,7 +54,7 @@ def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "fsync", lambda _: None)
 
 
-def a_log(root: Path) -> ObjectLog:
+def a_log(root: Path) -> FolderLog:
     return DirectoryStore(root).log("study")
 
 
@@ -67,7 +66,7 @@ def pack(root: Path, lsn: int) -> Path:
     return root / STUDY / "packs" / f"{packs.first_of(lsn):020d}"
 
 
-def bodies(log: ObjectLog) -> list[bytes]:
+def bodies(log: FolderLog) -> list[bytes]:
     return [entry.payload[4:] for entry in everything(log)]
 
 
@@ -480,7 +479,7 @@ def test_a_range_that_its_last_writer_did_not_pack_is_packed_by_the_next(
     log = a_log(tmp_path)
     append_many(log, "c", 255)
     with monkeypatch.context() as patch:
-        patch.setattr(packs.Packs, "wrote", lambda *_: None)  # dies here
+        patch.setattr(FolderLog, "_appended", lambda *_: None)  # dies here
         append(a_log(tmp_path), outgoing("last"), 255)
     assert not pack(tmp_path, 1).exists()
     append_many(a_log(tmp_path), "d", 64)
@@ -558,8 +557,7 @@ def test_a_process_that_only_reads_keeps_no_commits_for_a_pack(tmp_path: Path) -
     append_many(a_log(tmp_path), "c", 10)
     reader = a_log(tmp_path)
     everything(reader)
-    assert reader.packs is not None
-    assert reader.packs._recent == []
+    assert reader._recent == []
 
 
 @pytest.mark.usefixtures("hasty")
@@ -619,7 +617,7 @@ def test_a_peer_looks_at_its_last_commit_unless_it_has_just_read_what_follows_it
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, others: int
 ) -> None:
     ours = a_log(tmp_path)
-    monkeypatch.setattr(ours._history, "_every", 30.0)
+    monkeypatch.setattr(ours._history, "every", 30.0)
     stored, looked_at = ours._stored, []
 
     def counted(lsn: int) -> bytes | None:

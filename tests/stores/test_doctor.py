@@ -27,7 +27,7 @@ from hopaas_p2p.net.proxies import Proxy, ServerAddress
 from hopaas_p2p.net.trust import client_context
 from hopaas_p2p.settings import Secret
 from hopaas_p2p.stores import checks
-from hopaas_p2p.stores.base import Receipt
+from hopaas_p2p.stores.base import ExchangeResult
 from hopaas_p2p.stores.memory import MemoryLog
 from hopaas_p2p.stores.objects.contract import Found
 from hopaas_p2p.stores.objects.race import race
@@ -278,7 +278,7 @@ def test_nor_is_one_of_which_only_the_commits_are_denied_as_over_a_bridge(monkey
     store, exchange = open_store(url), MemoryLog.exchange
     (private,) = store._logs.values()  # type: ignore[attr-defined]
 
-    def guarded(self: MemoryLog, *given: Any) -> Receipt:
+    def guarded(self: MemoryLog, *given: Any) -> ExchangeResult:
         if self is private:
             raise Denied("user bob has no grant for this study")
         return exchange(self, *given)

@@ -13,10 +13,10 @@ from msgspec.structs import replace
 
 from hopaas_p2p.errors import InvalidInput
 from hopaas_p2p.findings import Finding
-from hopaas_p2p.stores.base import Outgoing, Receipt
+from hopaas_p2p.stores.base import ExchangeResult, Outgoing
 from hopaas_p2p.stores.directory.store import DirectoryStore
 from hopaas_p2p.stores.meet import Meeting
-from hopaas_p2p.stores.objects.log import ObjectLog
+from hopaas_p2p.stores.objects.log import WriteOnceLog
 from hopaas_p2p.testing.commits import append, together
 from tests.support.processes import until
 
@@ -77,17 +77,17 @@ def test_a_node_that_nobody_meets_says_what_to_do(tmp_path: Path) -> None:
 
 
 def test_nodes_that_read_different_commits_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    exchange = ObjectLog.exchange
+    exchange = WriteOnceLog.exchange
     liar = DirectoryStore(tmp_path)
 
-    def lies(log: ObjectLog, *arguments: Any) -> Receipt:
+    def lies(log: WriteOnceLog, *arguments: Any) -> ExchangeResult:
         receipt = exchange(log, *arguments)
         if log.objects is not liar.objects:
             return receipt
         entries = [replace(one, payload=one.payload + b" ") if one.lsn == 5 else one for one in receipt.entries]
-        return Receipt(entries, receipt.more)
+        return ExchangeResult(entries, receipt.more)
 
-    monkeypatch.setattr(ObjectLog, "exchange", lies)
+    monkeypatch.setattr(WriteOnceLog, "exchange", lies)
     for found in meet(DirectoryStore(tmp_path), liar):
         assert not found["same log"].passed
         assert "results would be lost" in found["same log"].cure

@@ -201,7 +201,7 @@ def test_a_users_own_program_gets_no_further(place: Place) -> None:
     with place.session(place.person("eve")) as say:
         for sql in (
             "SELECT hopaas.begun('u', 'ann')",
-            "SELECT hopaas.log_of_key('a/b', 'ann', 'owner')",
+            "SELECT hopaas.entered_by_key('a/b', 'owner')",
             "SELECT hopaas.check_author('a', 'ann')",
             "SELECT hopaas.largest_artifact()",
             "SELECT * FROM hopaas.artifact_parts",

@@ -132,7 +132,7 @@ def test_nobody_can_put_other_bytes_under_the_name_of_a_block(postgres_url: str)
     with contextlib.closing(PostgresStore(postgres_url)) as store:
         store.log("study").exchange(outgoing("first"), 0)
         with pytest.raises(HopaasError, match="not the block"):
-            store.call("put_block", log="study", block=snapshot.block_name("00000000", b"one"), data="b3RoZXI=")
+            store.call("put_block", log="study", name=snapshot.block_name("00000000", b"one"), data=b"other")
 
 
 def test_two_versions_of_the_server_are_tested() -> None:

@@ -22,8 +22,9 @@ from hopaas_p2p.moving import rescue
 from hopaas_p2p.peer import handover
 from hopaas_p2p.stores.base import Entry, read_all
 from hopaas_p2p.stores.bridge.endpoints import open_endpoints
+from hopaas_p2p.stores.directory.log import FolderLog
+from hopaas_p2p.stores.directory.packs import SPAN
 from hopaas_p2p.stores.directory.store import DirectoryStore
-from hopaas_p2p.stores.objects.packs import SPAN
 from hopaas_p2p.stores.s3 import gc
 from hopaas_p2p.stores.s3.store import S3Store
 from hopaas_p2p.stores.url import open_store
@@ -108,8 +109,8 @@ def test_a_snapshot_behind_the_damage_stands_for_it(tmp_path: Path) -> None:
     store = tmp_path / "store"
     uuid, told = filled(store, trials=150, snapshot=True)  # more than 256 commits: a pack and a snapshot
     log = DirectoryStore(store).log(uuid)
-    assert log.packs is not None
-    pack = store / "v1" / log.packs.pack(1)
+    assert isinstance(log, FolderLog)
+    pack = store / "v1" / log.pack(1)
     data = pack.read_bytes()
     at = len(data) // 2
     pack.write_bytes(data[:at] + bytes([data[at] ^ 255]) + data[at + 1 :])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import http.server
-import io
 import json
 import os
 import pickle
@@ -27,9 +26,9 @@ from hopaas_p2p.stores.s3 import errors as s3_errors
 from hopaas_p2p.stores.s3 import http as s3_http
 from hopaas_p2p.stores.s3 import key_services as s3_key_services
 from hopaas_p2p.stores.s3.address import parse
-from hopaas_p2p.stores.s3.credentials import chain
+from hopaas_p2p.stores.s3.bucket import Bucket
+from hopaas_p2p.stores.s3.key_services import chain
 from hopaas_p2p.stores.s3.keys import Chain, Keys
-from hopaas_p2p.stores.s3.minio import MinioObjects
 from hopaas_p2p.stores.s3.policy import policy
 from hopaas_p2p.stores.s3.store import S3Store
 from hopaas_p2p.stores.url import open_store
@@ -248,8 +247,6 @@ def test_a_machine_gives_keys_and_one_that_is_none_costs_little(monkeypatch: pyt
 class Fading:
     """A source whose keys last for so many seconds."""
 
-    name = "fading"
-
     def __init__(self, seconds: float) -> None:
         self.asked = 0
         self._seconds = seconds
@@ -263,7 +260,7 @@ class Fading:
 
 def test_keys_are_renewed_before_they_run_out_by_the_servers_clock() -> None:
     source = Fading(3600.0)
-    keys = Chain([source])
+    keys = Chain({"fading": source.find})
     assert [keys.retrieve().access_key for _ in range(3)] == ["key-1"] * 3
     keys.clock = lambda: time.time() + 3500.0
     assert keys.retrieve().access_key == "key-2"
@@ -387,34 +384,30 @@ def test_a_key_that_may_only_read_reads_and_is_told_when_it_writes(s3_server: S3
         viewer.close()
 
 
-class _Refusal(Exception):
-    def __init__(self, code: str) -> None:
-        self.code, self.response = code, SimpleNamespace(status=403)
-
-
 @pytest.mark.parametrize("code", ["RequestTimeTooSkewed", "InvalidAccessKeyId"])
 def test_of_several_requests_that_are_refused_at_once_each_is_sent_again(
     s3_url: str, monkeypatch: pytest.MonkeyPatch, code: str
 ) -> None:
     store = S3Store(s3_url)
     store.find()
-    signed = store.objects._signed  # type: ignore[attr-defined]
-    gate = threading.Barrier(2)
+    client, gate, sent = store.objects.client, threading.Barrier(2), threading.local()
 
-    def request() -> str:
-        sent = iter([True, False])
+    def send(*_: object, **__: object) -> SimpleNamespace:
+        if hasattr(sent, "once"):
+            return SimpleNamespace(status=200)
+        sent.once = True
+        gate.wait(30)  # both are under way before either is refused
+        monkeypatch.setenv("AWS_ACCESS_KEY_ID", "rotated")
+        client.heard = 1000.0
+        said = f"<Error><Code>{code}</Code></Error>".encode()
+        return SimpleNamespace(status=403, data=said, release_conn=lambda: None)
 
-        def send() -> str:
-            if next(sent):
-                gate.wait(30)  # both are under way before either is refused
-                monkeypatch.setenv("AWS_ACCESS_KEY_ID", "rotated")
-                signed.observer.ahead = 1000.0
-                raise _Refusal(code)
-            return "done"
+    monkeypatch.setattr(client, "_send", send)
 
-        return str(signed.guarded(send))
+    def request() -> int:
+        return int(client.ask("GET", "x", "read x").status)
 
-    assert together(request, request) == ["done", "done"]
+    assert together(request, request) == [200, 200]
     store.close()
 
 
@@ -513,7 +506,7 @@ def test_policies_are_the_least() -> None:
     assert not any(one["Effect"] == "Deny" for one in policy(ADDRESS, "worker")["Statement"])
 
 
-# --- the SDK -----------------------------------------------------------------------------------------------------
+# --- requests -----------------------------------------------------------------------------------------------------
 
 
 def test_the_condition_is_sent_and_signed(s3_server: S3Server) -> None:
@@ -526,18 +519,6 @@ def test_the_condition_is_sent_and_signed(s3_server: S3Server) -> None:
         assert proxy.requests == {"PUT": 2}  # nothing is tried again behind our back
     assert seen[0]["if-none-match"] == "*"
     assert "if-none-match" in seen[0]["authorization"]
-
-
-def test_the_public_put_of_the_sdk_still_cannot_do_it(s3_server: S3Server) -> None:
-    """If this fails, the SDK has learnt it, and `create` may use its public call."""
-    objects = MinioObjects(parse(s3_server.url(s3_server.new_prefix())))
-    client = objects._signed.client()
-    name = objects.address.root + "x"
-    for body in (b"1", b"2"):
-        client.put_object(s3_server.bucket, name, io.BytesIO(body), 1, metadata={"If-None-Match": "*"})
-    found = objects.get("x", limit=10)
-    assert found is not None
-    assert found.data == b"2"
 
 
 def test_nothing_is_sent_twice_by_itself(s3_server: S3Server) -> None:
@@ -556,16 +537,15 @@ def test_bucket_in_the_host_name(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "s")
     asked: list[str] = []
     for style in ("virtual", "path"):
-        objects = MinioObjects(
+        objects = Bucket(
             parse(f"s3://bucket/p?endpoint=http://s3.example.org:9&region=r&style={style}&insecure=true", {})
         )
-        client = objects._signed.client()
 
         def note(_method: str, url: str, **_: Any) -> Any:
             asked.append(url)
             raise OSError("not sent")
 
-        monkeypatch.setattr(client._http, "urlopen", note)
+        monkeypatch.setattr(objects.client.pool(), "urlopen", note)
         with pytest.raises(StoreUnreachable):
             objects.get("x", limit=1)
     assert asked == ["http://bucket.s3.example.org:9/p/v1/x", "http://s3.example.org:9/bucket/p/v1/x"]
@@ -575,14 +555,14 @@ def test_a_child_gets_connections_of_its_own(s3_url: str) -> None:
     store = S3Store(s3_url)
     log = store.log("u")
     append_many(log, "before", 2)
-    before = store.objects._signed._clients  # type: ignore[attr-defined]
+    before = store.objects.client._pools
     child = os.fork()
     if child == 0:
         status = 1
         try:
             store.after_fork()
             append_many(log, "child", 3, since=2)
-            status = 0 if store.objects._signed._clients is not before else 2  # type: ignore[attr-defined]
+            status = 0 if store.objects.client._pools is not before else 2
         finally:
             os._exit(status)
     append_many(log, "parent", 3, since=2)

@@ -10,9 +10,9 @@ from hopaas_p2p.core import codec
 from hopaas_p2p.core.records import Commit
 from hopaas_p2p.errors import BrokenChain, StoreUnreachable
 from hopaas_p2p.stores.base import Outgoing, append
-from hopaas_p2p.stores.objects import audit
-from hopaas_p2p.stores.objects.audit import AFTER, SELDOM
-from hopaas_p2p.stores.objects.log import ScheduledObjectLog
+from hopaas_p2p.stores.s3 import confirmation
+from hopaas_p2p.stores.s3.confirmation import AFTER, SELDOM
+from hopaas_p2p.stores.s3.log import BucketLog
 from hopaas_p2p.stores.s3.store import S3Store
 from hopaas_p2p.testing.commits import everything
 from tests.support.http_messages import Request
@@ -24,7 +24,7 @@ def said(writer: str, seq: int) -> Outgoing:
     return Outgoing(f"{writer}:{seq}", codec.encode(Commit(writer, seq, writer, 0, ())))
 
 
-def written(store: S3Store, count: int, *, alone: bool = False) -> ScheduledObjectLog:
+def written(store: S3Store, count: int, *, alone: bool = False) -> BucketLog:
     """The handle that has written so many commits; unless `alone`, somebody else has written the first one."""
     log, known = store.log("u"), 0
     if not alone:
@@ -34,12 +34,12 @@ def written(store: S3Store, count: int, *, alone: bool = False) -> ScheduledObje
     return log
 
 
-def asked(store: S3Store, log: ScheduledObjectLog, *, after: float) -> tuple[int, int]:
+def asked(store: S3Store, log: BucketLog, *, after: float) -> tuple[int, int]:
     """GETs and LISTs that the audit makes when so many seconds have passed since the last commit."""
-    assert log._audit is not None
-    log._audit.clock = lambda: time.monotonic() + after
+    assert log._confirmation is not None
+    log._confirmation.clock = lambda: time.monotonic() + after
     before = store.objects.requests.copy()
-    log._audit.check()
+    log._confirmation.check()
     made = store.objects.requests - before
     return made["GET"], made["LIST"]
 
@@ -128,7 +128,7 @@ def test_a_commit_that_the_bucket_has_lost_is_put_back(store: S3Store, count: in
 def test_a_commit_that_is_gone_and_was_too_large_to_be_kept_is_said(
     store: S3Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(audit, "_KEPT_BYTES", 0)
+    monkeypatch.setattr(confirmation, "_KEPT_BYTES", 0)
     log = written(store, 5)
     store.objects.delete([f"study/u/log/{6:020d}"])
     with pytest.raises(BrokenChain, match="commit 6, which the store had taken from this process, is gone"):

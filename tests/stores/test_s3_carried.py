@@ -18,11 +18,11 @@ from hopaas_p2p.errors import BrokenChain, NewerFormat, StoreCorrupt
 from hopaas_p2p.moving import rescue
 from hopaas_p2p.peer.driver import LogDriver, study_driver
 from hopaas_p2p.stores.base import Entry, Outgoing, append
-from hopaas_p2p.stores.objects import log as log_module
-from hopaas_p2p.stores.objects.carried import MOST, MOST_BYTES, Carrier, opened, sealed
-from hopaas_p2p.stores.objects.log import ObjectLog
-from hopaas_p2p.stores.objects.search import EndSearch
 from hopaas_p2p.stores.s3 import gc as s3_gc
+from hopaas_p2p.stores.s3 import log as log_module
+from hopaas_p2p.stores.s3.carried import MOST, MOST_BYTES, PiggybackedCommits, opened, sealed
+from hopaas_p2p.stores.s3.log import BucketLog
+from hopaas_p2p.stores.s3.search import EndSearch
 from hopaas_p2p.stores.s3.store import S3Store
 from hopaas_p2p.testing.commits import everything
 from tests.support.processes import until
@@ -73,7 +73,7 @@ def written(store: S3Store, count: int, writers: int) -> list[Entry]:
     return everything(store.log("u"))
 
 
-def expecting(log: ObjectLog, commits: float | None, monkeypatch: pytest.MonkeyPatch, *, hurried: bool = False) -> None:
+def expecting(log: BucketLog, commits: float | None, monkeypatch: pytest.MonkeyPatch, *, hurried: bool = False) -> None:
     """Let looks expect so many new commits."""
 
     def search(now: float) -> EndSearch:
@@ -82,7 +82,7 @@ def expecting(log: ObjectLog, commits: float | None, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(log.scheduler, "search", search)
 
 
-def gets(store: S3Store, log: ObjectLog, since: int) -> int:
+def gets(store: S3Store, log: BucketLog, since: int) -> int:
     """GETs of one look."""
     before = store.objects.requests["GET"]
     log.exchange(None, since)
@@ -107,7 +107,7 @@ def test_a_log_of_one_writer_carries_nothing(store: S3Store) -> None:
 
 
 def test_an_object_carries_a_bounded_number_of_bytes() -> None:
-    carrier, total = Carrier(), 0
+    carrier, total = PiggybackedCommits(), 0
     for lsn in range(1, 100):
         payload = large(lsn % 20)
         carrier.saw(lsn, payload, total)
@@ -375,7 +375,7 @@ def test_a_peer_that_is_ten_thousand_commits_behind_joins_by_snapshot_and_tail(
     pool = server._pools[0]
     like = next(iter(pool.values()))
     root = "store/v1/" if any(name.startswith("store/v1/") for name in pool) else "store/"
-    carrier = Carrier()
+    carrier = PiggybackedCommits()
     for entry in entries:
         own = chain.attach(entry.payload, entry.before)
         data = carrier.load(entry.lsn, own, entry.before) if entry.lsn > 9_900 else own
@@ -402,7 +402,7 @@ def test_what_lies_before_an_object_that_was_found_is_held_up_to_the_bound_of_a_
         commit = Commit("w", seq, "w", 0, (StudySet({f"note-{seq}": "1" * 50_000}),))
         append(log, Outgoing(f"w:{seq}", codec.encode(commit)), seq - 1)
     whole = everything(store.log("u"))
-    monkeypatch.setattr(log_module, "_RECEIPT", 200_000)
+    monkeypatch.setattr(log_module, "RECEIPT", 200_000)
     reader = store.log("u")
     expecting(reader, 60.0, monkeypatch)
     since, sizes = 0, []

@@ -10,8 +10,8 @@ from collections import Counter
 from pathlib import Path
 
 from hopaas_p2p.errors import StoreUnreachable
-from hopaas_p2p.stores.base import Outgoing, Receipt
-from hopaas_p2p.stores.objects.log import ScheduledObjectLog
+from hopaas_p2p.stores.base import ExchangeResult, Outgoing
+from hopaas_p2p.stores.s3.log import BucketLog
 from hopaas_p2p.stores.s3.store import S3Store
 from hopaas_p2p.testing.commits import everything, outgoing_of, together
 from tests.support.peers import Peers, check
@@ -40,7 +40,7 @@ def test_three_hundred_keys_and_sixteen_processes_have_one_winner_each(s3_url: s
             assert found.data.decode() == name
 
 
-def retried(log: ScheduledObjectLog, commit: Outgoing, since: int, deadline: float) -> Receipt:
+def retried(log: BucketLog, commit: Outgoing, since: int, deadline: float) -> ExchangeResult:
     """Exchange until the commit is there, as a peer does."""
     while True:
         try:

@@ -14,8 +14,7 @@ import pytest
 import hopaas_p2p
 from hopaas_p2p.core import codec
 from hopaas_p2p.errors import ConfigurationError, StoreCorrupt, StoreUnreachable
-from hopaas_p2p.stores.objects.log import ScheduledObjectLog
-from hopaas_p2p.stores.s3 import client as s3_client
+from hopaas_p2p.stores.s3.log import BucketLog
 from hopaas_p2p.stores.s3.store import S3Store
 from hopaas_p2p.testing.commits import append, append_many, everything, outgoing
 from tests.support import s3_faults
@@ -53,7 +52,7 @@ def direct(s3_server: S3Server, prefix: str) -> Iterator[S3Store]:
 
 
 @pytest.fixture
-def log(store: S3Store, proxy: FaultProxy) -> ScheduledObjectLog:
+def log(store: S3Store, proxy: FaultProxy) -> BucketLog:
     """A log with one commit, of a peer that stands at its head; nothing counted yet."""
     log = store.log("u")
     log.exchange(None, 0)
@@ -62,26 +61,26 @@ def log(store: S3Store, proxy: FaultProxy) -> ScheduledObjectLog:
     return log
 
 
-def names(log: ScheduledObjectLog) -> list[str]:
+def names(log: BucketLog) -> list[str]:
     return [entry.payload[4:].decode() for entry in everything(log)]
 
 
 # --- what a commit costs -----------------------------------------------------------------------------------------
 
 
-def test_a_lone_peer_pays_one_put_a_commit(log: ScheduledObjectLog, proxy: FaultProxy) -> None:
+def test_a_lone_peer_pays_one_put_a_commit(log: BucketLog, proxy: FaultProxy) -> None:
     assert append_many(log, "a", 5, since=1) == [2, 3, 4, 5, 6]
     assert proxy.requests == {"PUT": 5}
 
 
-def test_a_peer_that_is_up_to_date_pays_one_get_a_look(log: ScheduledObjectLog, proxy: FaultProxy) -> None:
+def test_a_peer_that_is_up_to_date_pays_one_get_a_look(log: BucketLog, proxy: FaultProxy) -> None:
     for _ in range(3):
         assert log.exchange(None, 1).entries == []
     assert proxy.requests == {"GET": 3}
 
 
 def test_who_comes_second_pays_one_get_to_see_it_and_one_put_behind(
-    log: ScheduledObjectLog, direct: S3Store, proxy: FaultProxy
+    log: BucketLog, direct: S3Store, proxy: FaultProxy
 ) -> None:
     direct.log("u").exchange(outgoing("other"), 1)
     receipt = log.exchange(outgoing("mine"), 1)
@@ -94,7 +93,7 @@ def test_who_comes_second_pays_one_get_to_see_it_and_one_put_behind(
 
 
 @pytest.mark.parametrize("fault", [s3_faults.LOSE_REPLY, s3_faults.UNAVAILABLE_AFTER], ids=lambda fault: fault.name)
-def test_a_put_that_took_effect_unseen_is_recognised(log: ScheduledObjectLog, proxy: FaultProxy, fault: Fault) -> None:
+def test_a_put_that_took_effect_unseen_is_recognised(log: BucketLog, proxy: FaultProxy, fault: Fault) -> None:
     proxy.next("PUT", fault)
     receipt = log.exchange(outgoing("mine"), 1)
     assert [entry.lsn for entry in receipt.entries] == [2]
@@ -115,7 +114,7 @@ def test_a_put_that_took_effect_unseen_is_recognised(log: ScheduledObjectLog, pr
     ids=lambda fault: fault.name,
 )
 def test_a_put_that_did_not_take_effect_goes_to_the_same_key_again(
-    log: ScheduledObjectLog, proxy: FaultProxy, fault: Fault
+    log: BucketLog, proxy: FaultProxy, fault: Fault
 ) -> None:
     proxy.next("PUT", fault, fault)
     receipt = log.exchange(outgoing("mine"), 1)
@@ -125,14 +124,14 @@ def test_a_put_that_did_not_take_effect_goes_to_the_same_key_again(
     assert names(log) == ["first", "mine"]
 
 
-def test_a_first_put_that_lands_after_the_retry_changes_nothing(log: ScheduledObjectLog, proxy: FaultProxy) -> None:
+def test_a_first_put_that_lands_after_the_retry_changes_nothing(log: BucketLog, proxy: FaultProxy) -> None:
     proxy.next("PUT", s3_faults.LATE)
     log.exchange(outgoing("mine"), 1)
     assert proxy.release() == [412]
     assert names(log) == ["first", "mine"]
 
 
-def test_a_first_put_that_lands_behind_the_peers_back_is_recognised(log: ScheduledObjectLog, proxy: FaultProxy) -> None:
+def test_a_first_put_that_lands_behind_the_peers_back_is_recognised(log: BucketLog, proxy: FaultProxy) -> None:
     log._timeout = 0.0
     proxy.next("PUT", s3_faults.LATE)
     with pytest.raises(StoreUnreachable):
@@ -143,7 +142,7 @@ def test_a_first_put_that_lands_behind_the_peers_back_is_recognised(log: Schedul
 
 
 def test_a_first_put_that_lands_when_the_key_is_anothers_is_refused(
-    log: ScheduledObjectLog, direct: S3Store, proxy: FaultProxy
+    log: BucketLog, direct: S3Store, proxy: FaultProxy
 ) -> None:
     log._timeout = 0.0
     proxy.next("PUT", s3_faults.LATE)
@@ -157,7 +156,7 @@ def test_a_first_put_that_lands_when_the_key_is_anothers_is_refused(
 
 
 def test_an_undecided_commit_is_known_again_when_others_stand_behind_it(
-    log: ScheduledObjectLog, direct: S3Store, proxy: FaultProxy
+    log: BucketLog, direct: S3Store, proxy: FaultProxy
 ) -> None:
     log._timeout = 0.0
     proxy.next("PUT", s3_faults.LOSE_REPLY)
@@ -171,16 +170,14 @@ def test_an_undecided_commit_is_known_again_when_others_stand_behind_it(
     assert names(log) == ["first", "mine", "other-0", "other-1", "other-2"]
 
 
-def test_a_storm_of_conflicts_is_sat_out(log: ScheduledObjectLog, proxy: FaultProxy) -> None:
+def test_a_storm_of_conflicts_is_sat_out(log: BucketLog, proxy: FaultProxy) -> None:
     proxy.next("PUT", *[s3_faults.CONFLICT] * 6)
     log.exchange(outgoing("mine"), 1)
     assert proxy.requests["PUT"] == 7
     assert names(log) == ["first", "mine"]
 
 
-def test_a_server_that_stays_broken_is_given_up_in_time_and_found_again(
-    log: ScheduledObjectLog, proxy: FaultProxy
-) -> None:
+def test_a_server_that_stays_broken_is_given_up_in_time_and_found_again(log: BucketLog, proxy: FaultProxy) -> None:
     log._timeout = 0.5
     proxy.always = lambda _: s3_faults.BROKEN
     began = time.monotonic()
@@ -232,13 +229,13 @@ def test_a_server_that_does_not_give_back_what_it_took_is_refused(store: S3Store
         store.log("u").exchange(outgoing("mine"), 0)
 
 
-def test_a_body_cut_short_is_read_again(log: ScheduledObjectLog, proxy: FaultProxy) -> None:
+def test_a_body_cut_short_is_read_again(log: BucketLog, proxy: FaultProxy) -> None:
     proxy.next("GET", s3_faults.CUT_BODY, path=f"/log/{1:020d}")
     assert names(log) == ["first"]
     assert proxy.happened == {"body cut short": 1}
 
 
-def test_bytes_that_are_no_commit_are_read_twice(log: ScheduledObjectLog, proxy: FaultProxy, direct: S3Store) -> None:
+def test_bytes_that_are_no_commit_are_read_twice(log: BucketLog, proxy: FaultProxy, direct: S3Store) -> None:
     for lsn in (2, 3):
         direct.objects.put(f"study/u/log/{lsn:020d}", b"by a stranger")
     assert [entry.payload for entry in everything(log, 1)] == [b"by a stranger"] * 2
@@ -246,7 +243,7 @@ def test_bytes_that_are_no_commit_are_read_twice(log: ScheduledObjectLog, proxy:
 
 
 def test_five_gigabytes_where_a_commit_should_be_are_not_read(
-    log: ScheduledObjectLog, proxy: FaultProxy, direct: S3Store
+    log: BucketLog, proxy: FaultProxy, direct: S3Store
 ) -> None:
     append_many(direct.log("u"), "other", 2, since=1)
     proxy.always = lambda request: s3_faults.HUGE if request.path.endswith(f"/log/{2:020d}") else None
@@ -259,7 +256,7 @@ def test_five_gigabytes_where_a_commit_should_be_are_not_read(
 
 
 def test_bytes_that_no_writer_left_are_read_twice_and_kept_as_they_are(
-    log: ScheduledObjectLog, proxy: FaultProxy, direct: S3Store
+    log: BucketLog, proxy: FaultProxy, direct: S3Store
 ) -> None:
     direct.objects.put(f"study/u/log/{2:020d}", b"what is this")
     entries = everything(log, 1)
@@ -278,7 +275,7 @@ def test_a_server_that_ignores_the_condition_is_refused(store: S3Store, proxy: F
 
 
 def test_a_proxy_that_strips_the_condition_breaks_the_signature_and_nothing_else(
-    log: ScheduledObjectLog, direct: S3Store, proxy: FaultProxy
+    log: BucketLog, direct: S3Store, proxy: FaultProxy
 ) -> None:
     direct.log("u").exchange(outgoing("other"), 1)
     proxy.next("PUT", s3_faults.STRIP_CONDITION)
@@ -287,9 +284,7 @@ def test_a_proxy_that_strips_the_condition_breaks_the_signature_and_nothing_else
     assert names(log) == ["first", "other"]
 
 
-def test_a_log_whose_beginning_was_removed_is_an_error_and_not_an_empty_study(
-    log: ScheduledObjectLog, store: S3Store
-) -> None:
+def test_a_log_whose_beginning_was_removed_is_an_error_and_not_an_empty_study(log: BucketLog, store: S3Store) -> None:
     append_many(log, "a", 4, since=1)
     store.objects.delete([f"study/u/log/{1:020d}", f"study/u/log/{2:020d}"])
     with pytest.raises(StoreCorrupt, match="lifecycle"):
@@ -299,7 +294,7 @@ def test_a_log_whose_beginning_was_removed_is_an_error_and_not_an_empty_study(
 
 
 def test_a_log_with_a_hole_is_read_up_to_it_and_goes_on_there(
-    log: ScheduledObjectLog, store: S3Store, caplog: pytest.LogCaptureFixture
+    log: BucketLog, store: S3Store, caplog: pytest.LogCaptureFixture
 ) -> None:
     append_many(log, "a", 6, since=1)
     store.objects.delete([f"study/u/log/{4:020d}"])
@@ -348,7 +343,7 @@ def test_keys_that_run_out_between_a_put_and_its_retry_lose_nothing(
     store.close()
 
 
-def test_keys_that_run_out_and_are_not_renewed_are_named(log: ScheduledObjectLog, proxy: FaultProxy) -> None:
+def test_keys_that_run_out_and_are_not_renewed_are_named(log: BucketLog, proxy: FaultProxy) -> None:
     proxy.always = lambda _: s3_faults.EXPIRED
     with pytest.raises(ConfigurationError, match="renew"):
         log.exchange(outgoing("mine"), 1)
@@ -356,12 +351,9 @@ def test_keys_that_run_out_and_are_not_renewed_are_named(log: ScheduledObjectLog
 
 
 @pytest.mark.parametrize("days", [-3, 40])
-def test_a_clock_that_is_days_wrong_does_not_matter(
-    log: ScheduledObjectLog, monkeypatch: pytest.MonkeyPatch, days: int
-) -> None:
-    true_now, true_time = s3_client.minio_time.utcnow, time.time
+def test_a_clock_that_is_days_wrong_does_not_matter(log: BucketLog, monkeypatch: pytest.MonkeyPatch, days: int) -> None:
+    true_time = time.time
     wrong = datetime.timedelta(days=days)
-    monkeypatch.setattr(s3_client.minio_time, "utcnow", lambda: true_now() + wrong)
     monkeypatch.setattr(time, "time", lambda: true_time() + wrong.total_seconds())
     assert append_many(log, "a", 3, since=1) == [2, 3, 4]
     now = log.objects.server_now()
@@ -369,7 +361,7 @@ def test_a_clock_that_is_days_wrong_does_not_matter(
     assert abs(now - true_time()) < 5.0
 
 
-def test_a_clock_that_no_correction_helps_is_named(log: ScheduledObjectLog, proxy: FaultProxy) -> None:
+def test_a_clock_that_no_correction_helps_is_named(log: BucketLog, proxy: FaultProxy) -> None:
     proxy.always = lambda _: Fault("skew", forward=False, status=403, code="RequestTimeTooSkewed")
     with pytest.raises(ConfigurationError, match="clock"):
         log.exchange(outgoing("mine"), 1)
@@ -380,5 +372,5 @@ def test_secrets_show_nowhere(store: S3Store, proxy: FaultProxy, monkeypatch: py
     with pytest.raises(ConfigurationError) as caught:
         store.log("u").exchange(outgoing("mine"), 0)
     told = traceback.TracebackException.from_exception(caught.value, capture_locals=True)
-    text = "".join(told.format()) + repr(store) + repr(store.objects) + repr(store.objects.keys)  # type: ignore[attr-defined]
+    text = "".join(told.format()) + repr(store) + repr(store.objects) + repr(store.objects.client.keys)
     assert "not-to-be-shown" not in text

@@ -23,8 +23,8 @@ from hopaas_p2p.core import codec
 from hopaas_p2p.core.records import TrialFinish
 from hopaas_p2p.errors import BrokenChain, HopaasError
 from hopaas_p2p.moving import rescue
-from hopaas_p2p.stores.objects.audit import SELDOM
-from hopaas_p2p.stores.objects.carried import opened
+from hopaas_p2p.stores.s3.carried import opened
+from hopaas_p2p.stores.s3.confirmation import SELDOM
 from hopaas_p2p.stores.s3.store import S3Store
 from tests.support.processes import patient, until
 from tests.support.s3_fixtures import s3_environment
@@ -152,7 +152,7 @@ def test_a_commit_that_is_overwritten_behind_its_writer_is_noticed_by_it(server:
     store.objects.put(f"study/{part.uuid}/log/{part.state.lsn:020d}", b"another's")
     store.close()
     if not ending:
-        audit = part.log.log._audit  # type: ignore[attr-defined]
+        audit = part.log.log._confirmation  # type: ignore[attr-defined]
         audit.clock = lambda: time.monotonic() + SELDOM
         with pytest.raises(BrokenChain, match="another's now"):
             study.ask()

@@ -19,7 +19,7 @@ from hopaas_p2p.core.records import StudyClose, StudyOpen
 from hopaas_p2p.findings import Finding
 from hopaas_p2p.stores import checks
 from hopaas_p2p.stores.base import SNAPSHOT_EVERY
-from hopaas_p2p.stores.objects.log import ScheduledObjectLog
+from hopaas_p2p.stores.s3.log import BucketLog
 from hopaas_p2p.stores.s3.store import S3Store
 from tests.support.http_messages import Request
 from tests.support.objectives import five_parameters as objective
@@ -92,14 +92,14 @@ def test_a_trial_costs_two_puts_or_one_with_our_optimize_and_nothing_else(
 
 def _waits(monkeypatch: pytest.MonkeyPatch) -> list[None]:
     """The exchanges that this thread waits for."""
-    mine, exchange, waits = threading.get_ident(), ScheduledObjectLog.exchange, list[None]()
+    mine, exchange, waits = threading.get_ident(), BucketLog.exchange, list[None]()
 
-    def counted(log: ScheduledObjectLog, *arguments: object) -> object:
+    def counted(log: BucketLog, *arguments: object) -> object:
         if threading.get_ident() == mine:
             waits.append(None)
         return exchange(log, *arguments)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(ScheduledObjectLog, "exchange", counted)
+    monkeypatch.setattr(BucketLog, "exchange", counted)
     return waits
 
 

@@ -15,9 +15,9 @@ from hopaas_p2p.peer.driver import LogDriver, study_driver
 from hopaas_p2p.stores.base import Outgoing, append
 from hopaas_p2p.stores.objects.contract import lsn_of
 from hopaas_p2p.stores.objects.history import Clocks, clocks
-from hopaas_p2p.stores.objects.log import ScheduledObjectLog
 from hopaas_p2p.stores.s3 import gc as s3_gc
 from hopaas_p2p.stores.s3.gc import Removal
+from hopaas_p2p.stores.s3.log import BucketLog
 from hopaas_p2p.stores.s3.store import S3Store
 from hopaas_p2p.testing.commits import append_many, everything, outgoing
 from tests.support.s3_faults import FaultProxy
@@ -70,7 +70,7 @@ def campaign(store: S3Store) -> Campaign:
     return Campaign(store)
 
 
-def sleep(log: ScheduledObjectLog, seconds: float = 86400.0) -> None:
+def sleep(log: BucketLog, seconds: float = 86400.0) -> None:
     """This log's process was stopped for that long: only the clock that never stops shows it."""
     log.guard.clocks = lambda: clocks()._replace(boot=clocks().boot + seconds)
 
@@ -219,7 +219,7 @@ def test_a_zombie_after_gc_joins_again_and_its_result_counts(campaign: Campaign)
     campaign.clean_up()
     there = campaign.lsns()
 
-    assert isinstance(zombie.log, ScheduledObjectLog)
+    assert isinstance(zombie.log, BucketLog)
     sleep(zombie.log)
     ticket = zombie.put("zombie", TrialFinish(number, 1, TrialState.COMPLETE, (2.0,)))
     with pytest.raises(BehindRetention):
@@ -243,7 +243,7 @@ def test_a_zombie_whose_last_commit_was_cleaned_up_learns_its_fate(campaign: Cam
     campaign.founder.write_snapshot()
     campaign.clean_up()
 
-    assert isinstance(zombie.log, ScheduledObjectLog)
+    assert isinstance(zombie.log, BucketLog)
     sleep(zombie.log)
     with pytest.raises(BehindRetention):
         zombie.exchange()
@@ -279,7 +279,7 @@ def test_who_falls_asleep_between_looking_and_writing_finds_out(campaign: Campai
     campaign.run_trials(2)
     campaign.founder.write_snapshot()
     campaign.clean_up()
-    assert isinstance(zombie.log, ScheduledObjectLog)
+    assert isinstance(zombie.log, BucketLog)
     times = iter([0.0, 86400.0, *[86400.0] * 100])
     zombie.log.guard.clocks = lambda: Clocks(0.0, next(times))
     zombie.log.guard.last = Clocks(0.0, 0.0)

@@ -17,10 +17,10 @@ from typing import Any
 import pytest
 
 from hopaas_p2p.errors import BehindRetention, StoreUnreachable
+from hopaas_p2p.stores.directory.log import FolderLog
+from hopaas_p2p.stores.directory.packs import SPAN
 from hopaas_p2p.stores.directory.store import DirectoryStore
 from hopaas_p2p.stores.objects.history import clocks
-from hopaas_p2p.stores.objects.log import ObjectLog
-from hopaas_p2p.stores.objects.packs import SPAN
 from hopaas_p2p.testing.commits import TIMEOUT, append, append_many, everything, outgoing
 
 CALLS = ("open", "symlink", "readlink", "stat", "lstat", "fsync", "mkdir", "close")
@@ -34,7 +34,7 @@ def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "fsync", lambda _: None)
 
 
-def a_log(root: Path) -> ObjectLog:
+def a_log(root: Path) -> FolderLog:
     return DirectoryStore(root).log("study")
 
 
@@ -116,7 +116,7 @@ def test_a_process_stopped_at_any_call_of_a_commit_holds_nobody_up_and_writes_ov
         append_many(log, "c", BEFORE)
         told: dict[int, bytes] = {}
 
-        def work(log: ObjectLog = log, told: dict[int, bytes] = told) -> None:
+        def work(log: FolderLog = log, told: dict[int, bytes] = told) -> None:
             since = len(everything(log))
             for number in range(SPAN + BETWEEN if many else 3):
                 entries = append(log, outgoing(f"d-{number}"), since).entries

@@ -1,7 +1,7 @@
 """How peers share a log in a bucket: on a clock of the test's own, so that every figure is the same on every machine.
 
 A request takes 45 ms for a PUT and 20 ms for a GET, half on each way, unless the server is a near one. The rules are
-those of `ScheduledObjectLog`, the decisions the real `TurnScheduler`'s.
+those of `BucketLog`, the decisions the real `TurnScheduler`'s.
 """
 
 from __future__ import annotations
@@ -15,10 +15,11 @@ import pytest
 
 from hopaas_p2p.core import codec
 from hopaas_p2p.core.records import Commit
-from hopaas_p2p.stores.objects.carried import MOST
-from hopaas_p2p.stores.objects.log import LOSSES
-from hopaas_p2p.stores.objects.scheduler import SpreadScheduler, TurnScheduler, WriteScheduler
-from hopaas_p2p.stores.objects.search import ABREAST, WIDEST
+from hopaas_p2p.stores.directory.log import LOSSES
+from hopaas_p2p.stores.objects.scheduler import CrowdScheduler, SpreadScheduler
+from hopaas_p2p.stores.s3.carried import MOST
+from hopaas_p2p.stores.s3.scheduler import TurnScheduler
+from hopaas_p2p.stores.s3.search import ABREAST, WIDEST
 
 PUT, GET = 0.045, 0.020
 
@@ -47,7 +48,7 @@ class Bucket:
 class Peer:
     """One writer. `rest` gives the seconds between its commits."""
 
-    scheduler: WriteScheduler
+    scheduler: CrowdScheduler
     losses = 1
     """After so many it looks."""
 
@@ -133,7 +134,7 @@ class Peer:
         return set(range(lsn - self.carries(lsn), lsn + 1))
 
     def carries(self, lsn: int) -> int:
-        """As `Carrier`: back to the last commit of every writer among the last."""
+        """As `PiggybackedCommits`: back to the last commit of every writer among the last."""
         latest = {
             payload: place
             for place, (payload, _) in enumerate(

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from hopaas_p2p.stores.base import Beat, Outgoing, Receipt
+from hopaas_p2p.stores.base import Beat, ExchangeResult, Outgoing
 from hopaas_p2p.study import Study
 
 
@@ -40,7 +40,7 @@ def exchanges_of(study: Study, monkeypatch: pytest.MonkeyPatch) -> list[Outgoing
     made: list[Outgoing | None] = []
     exchange = log.exchange
 
-    def noted(outgoing: Outgoing | None, since: int, beat: Beat | None = None) -> Receipt:
+    def noted(outgoing: Outgoing | None, since: int, beat: Beat | None = None) -> ExchangeResult:
         made.append(outgoing)
         return exchange(outgoing, since, beat)
 

@@ -18,7 +18,7 @@ from hopaas_p2p.storage import Storage
 from hopaas_p2p.storage.handle import StudyHandle
 from hopaas_p2p.stores.directory.files import Directory
 from hopaas_p2p.stores.directory.store import DirectoryStore
-from hopaas_p2p.stores.objects.log import ObjectLog
+from hopaas_p2p.stores.objects.log import WriteOnceLog
 from hopaas_p2p.stores.objects.store import ObjectArtifacts
 from hopaas_p2p.study import Study
 from tests.support.processes import in_environment
@@ -60,7 +60,7 @@ POINTS = {
     "when the tell has returned": Point("told", None, "", TOLD),
 }
 _CALLS: dict[str, tuple[Any, str]] = {
-    "append": (ObjectLog, "_append"),
+    "append": (WriteOnceLog, "_append"),
     "sync": (Directory, "_sync"),
     "beat": (DirectoryStore, "beat"),
     "rename": (os, "replace"),
@@ -83,7 +83,7 @@ class _Life:
         self._phase = ""
         self._appending = threading.local()
         if point.call == "sync":
-            ObjectLog._append = self._noted(ObjectLog._append)  # type: ignore[method-assign]
+            WriteOnceLog._append = self._noted(WriteOnceLog._append)  # type: ignore[method-assign]
         if point.call is not None:
             owner, name = _CALLS[point.call]
             setattr(owner, name, self._deadly(getattr(owner, name)))
@@ -201,7 +201,7 @@ def store_away() -> Iterator[None]:
     def refuse(*_: object, **__: object) -> None:
         raise StoreUnreachable("the file server does not answer.")
 
-    calls = [(ObjectLog, "exchange"), (DirectoryStore, "beat"), (DirectoryStore, "beats")]
+    calls = [(WriteOnceLog, "exchange"), (DirectoryStore, "beat"), (DirectoryStore, "beats")]
     real = [(owner, name, getattr(owner, name)) for owner, name in calls]
     for owner, name in calls:
         setattr(owner, name, refuse)

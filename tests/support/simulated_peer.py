@@ -13,7 +13,7 @@ from hopaas_p2p.errors import StoreUnreachable
 from hopaas_p2p.peer.driver import LogDriver
 from hopaas_p2p.peer.outbox import PendingCommit
 from hopaas_p2p.peer.peer import Peer
-from hopaas_p2p.stores.base import Artifacts, Beat, Log, Outgoing, Receipt, Store
+from hopaas_p2p.stores.base import Artifacts, Beat, ExchangeResult, Log, Outgoing, Store
 from hopaas_p2p.stores.memory import MemoryStore
 
 if TYPE_CHECKING:
@@ -77,7 +77,7 @@ class _LinkedLog(Log):
     def __init__(self, link: Link, inner: Log) -> None:
         self._link, self._inner = link, inner
 
-    def exchange(self, outgoing: Outgoing | None, since: int, beat: Beat | None = None) -> Receipt:
+    def exchange(self, outgoing: Outgoing | None, since: int, beat: Beat | None = None) -> ExchangeResult:
         self._link.through()
         receipt = self._inner.exchange(outgoing, since, beat)
         self._link.after()

@@ -11,7 +11,7 @@ import pytest
 import hopaas_p2p
 from hopaas_p2p.errors import Denied, HopaasError, NoSuchStudy, NoSuchTrial
 from hopaas_p2p.storage import Storage
-from hopaas_p2p.stores.objects.log import ObjectLog
+from hopaas_p2p.stores.objects.log import WriteOnceLog
 
 
 @pytest.fixture
@@ -50,14 +50,14 @@ def test_a_study_is_optimized_beside_one_that_may_not_be_written_to(
     storage = hopaas_p2p.open_storage(tmp_path / "store", linger=3600.0)
     closed = optuna.create_study(storage=storage, study_name="closed")
     closed.ask().set_user_attr("said", 1)
-    log, exchange = storage.handle(closed._study_id).log.log, ObjectLog.exchange
+    log, exchange = storage.handle(closed._study_id).log.log, WriteOnceLog.exchange
 
-    def deny(self: ObjectLog, outgoing: object, *args: object) -> object:
+    def deny(self: WriteOnceLog, outgoing: object, *args: object) -> object:
         if self is log and outgoing is not None:
             raise Denied("closed")
         return exchange(self, outgoing, *args)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(ObjectLog, "exchange", deny)
+    monkeypatch.setattr(WriteOnceLog, "exchange", deny)
     study = optuna.create_study(storage=storage, study_name="open")
     study.optimize(lambda trial: trial.suggest_float("x", 0, 1), n_trials=2)
     assert len(study.trials) == 2

@@ -29,7 +29,7 @@ from hopaas_p2p.peer import peer as peer_module
 from hopaas_p2p.peer.driver import LogDriver
 from hopaas_p2p.peer.outbox import PendingCommit
 from hopaas_p2p.peer.peer import Peer
-from hopaas_p2p.stores.base import Beat, Outgoing, Receipt
+from hopaas_p2p.stores.base import Beat, ExchangeResult, Outgoing
 from hopaas_p2p.stores.memory import MemoryLog, MemoryStore
 from hopaas_p2p.testing.commits import everything
 from hopaas_p2p.testing.faults import Fault, FaultyStore
@@ -237,7 +237,7 @@ class CrowdedLog(MemoryLog):
     def flush_interval(self) -> float:
         return self.store.flush_interval
 
-    def wait_turn(self, since: int) -> Receipt:
+    def wait_turn(self, since: int) -> ExchangeResult:
         while self.store.while_waiting:
             self.store.while_waiting.pop(0)()
         return self.exchange(None, since)
@@ -311,11 +311,11 @@ def test_a_thread_whose_records_another_has_sent_waits_for_no_further_exchange(c
     entered, go_on = threading.Event(), threading.Event()
 
     class Slow(CrowdedLog):
-        def wait_turn(self, since: int) -> Receipt:
+        def wait_turn(self, since: int) -> ExchangeResult:
             entered.set()
             assert go_on.wait(30)
             go_on.clear()
-            return Receipt([])
+            return ExchangeResult([])
 
     store = CrowdedStore()
     log = store.log("first")
@@ -351,10 +351,10 @@ def test_a_join_that_breaks_half_way_is_no_join(store: MemoryStore) -> None:
         log.exchange(Outgoing(str(i), codec.encode(Commit("other", i + 1, "other", 0, (TrialCreate(),)))), 0)
     whole = log.exchange
 
-    def half(outgoing: Outgoing | None, since: int, beat: object = None) -> Receipt:
+    def half(outgoing: Outgoing | None, since: int, beat: object = None) -> ExchangeResult:
         if since >= 2:
             raise StoreUnreachable
-        return Receipt(whole(None, since).entries[:2], more=True)
+        return ExchangeResult(whole(None, since).entries[:2], more=True)
 
     peer = Peer(store, threaded=False, describe=dict, patience=0.0)
     driver = peer.log("first")
@@ -508,13 +508,13 @@ def test_what_was_spooled_is_sent_again_until_the_log_holds_it(
     """A store may answer with a part of what is new, and not have appended yet."""
     exchange, pushed = MemoryLog.exchange, list[str]()
 
-    def hesitant(log: MemoryLog, outgoing: Outgoing | None, since: int, beat: Beat | None = None) -> Receipt:
+    def hesitant(log: MemoryLog, outgoing: Outgoing | None, since: int, beat: Beat | None = None) -> ExchangeResult:
         if outgoing is None:
             return exchange(log, None, since, beat)
         pushed.append(outgoing.nonce)
         if len(pushed) > 1:
             return exchange(log, outgoing, since, beat)
-        return Receipt(exchange(log, None, since, beat).entries[:1], more=True)
+        return ExchangeResult(exchange(log, None, since, beat).entries[:1], more=True)
 
     monkeypatch.setattr(MemoryLog, "exchange", hesitant)
     driver = peer.log("first")

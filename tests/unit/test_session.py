@@ -14,7 +14,7 @@ from hopaas_p2p.core.state import State, Verdict
 from hopaas_p2p.errors import BehindRetention, Denied, StoreUnreachable
 from hopaas_p2p.peer import outbox, session
 from hopaas_p2p.peer.session import STUDY, LogSession, Pacing
-from hopaas_p2p.stores.base import Entry, Receipt
+from hopaas_p2p.stores.base import Entry, ExchangeResult
 from hopaas_p2p.testing.commits import sum_of
 from tests.support.scribe import COMPLETE, defined
 
@@ -34,8 +34,8 @@ class Script:
     def append(self, payload: bytes) -> None:
         self.entries.append(Entry(len(self.entries) + 1, payload))
 
-    def since(self, lsn: int) -> Receipt:
-        return Receipt(self.entries[lsn:])
+    def since(self, lsn: int) -> ExchangeResult:
+        return ExchangeResult(self.entries[lsn:])
 
 
 @pytest.fixture

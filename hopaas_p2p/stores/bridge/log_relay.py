@@ -18,7 +18,7 @@ from msgspec.structs import replace
 
 from hopaas_p2p.errors import BehindRetention, Denied, HopaasError, StoreUnreachable
 from hopaas_p2p.net.backoff import Backoff
-from hopaas_p2p.stores.base import Entry, Log, Outgoing, Receipt, Store, snapshot_step
+from hopaas_p2p.stores.base import Entry, ExchangeResult, Log, Outgoing, Store, snapshot_step
 from hopaas_p2p.stores.bridge.messages import CATALOG, Append, PlacedRequest, Withdraw
 from hopaas_p2p.stores.bridge.mirror import Mirror
 
@@ -248,7 +248,7 @@ class ConnectionPool:
         """Whether commits can be sent side by side."""
         return len(self._stores) > 1
 
-    def send(self, name: str, requests: Iterable[Append], since: int) -> list[Receipt]:
+    def send(self, name: str, requests: Iterable[Append], since: int) -> list[ExchangeResult]:
         """Append the first commit of each writer to the log of this name; the receipts of those that succeeded."""
         first: dict[str, Append] = {}
         for request in requests:
@@ -259,13 +259,13 @@ class ConnectionPool:
         if self._threads is None:
             self._threads = ThreadPoolExecutor(len(self._stores), thread_name_prefix="hopaas-bridge")
 
-        def exchange(pair: tuple[Store, Append]) -> Receipt:
+        def exchange(pair: tuple[Store, Append]) -> ExchangeResult:
             store, request = pair
             log = store.catalog() if name == CATALOG else store.log(name)
             try:
                 return log.exchange(request.outgoing, since)
             except HopaasError:
-                return Receipt([])
+                return ExchangeResult([])
 
         return list(self._threads.map(exchange, pairs))
 

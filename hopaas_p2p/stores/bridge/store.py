@@ -37,10 +37,10 @@ from hopaas_p2p.stores.base import (
     Artifacts,
     Beat,
     Entry,
+    ExchangeResult,
     Log,
     Outgoing,
     Progress,
-    Receipt,
     Store,
     append,
     read_all,
@@ -275,8 +275,8 @@ class BridgedLog(Log):
         self._posted: tuple[bytes, int] | None = None
         """The commit last put into the inbox, and its place there."""
 
-    def exchange(self, outgoing: Outgoing | None, since: int, beat: Beat | None = None) -> Receipt:
-        receipt = Receipt(self._mirror.read(since))
+    def exchange(self, outgoing: Outgoing | None, since: int, beat: Beat | None = None) -> ExchangeResult:
+        receipt = ExchangeResult(self._mirror.read(since))
         self._subscribe()
         if outgoing is None:
             if not self._mirror.begun:
@@ -292,7 +292,7 @@ class BridgedLog(Log):
         self._posted = None
         return receipt
 
-    def _contradicts(self, outgoing: Outgoing, since: int, receipt: Receipt) -> bool:
+    def _contradicts(self, outgoing: Outgoing, since: int, receipt: ExchangeResult) -> bool:
         """Whether what the mirror holds after `since` does not follow what the sender has read up to there."""
         here = receipt.entries[0].before if receipt.entries else self._mirror.sum_at(since)
         if outgoing.chain is None or here in (None, outgoing.chain):

@@ -39,7 +39,7 @@ from hopaas_p2p.atomic import READ, read_fd, read_regular
 from hopaas_p2p.errors import Denied, InvalidInput, StoreUnreachable
 from hopaas_p2p.stores.base import Progress
 from hopaas_p2p.stores.directory.mounts import UNFIT, mount_of
-from hopaas_p2p.stores.objects.contract import Found, NoFolder
+from hopaas_p2p.stores.objects.contract import Found
 
 NOT_MOUNTED: Final = "the store is not there, perhaps because its file system is not mounted"
 _TEXT: Final = "hopaas:"
@@ -69,6 +69,10 @@ _FOLDER: Final = getattr(os, "O_PATH", os.O_RDONLY) | os.O_DIRECTORY | os.O_CLOE
 _CHECKED: Final = 1.0
 """Seconds for which a folder that only this user may write to is believed to be no link."""
 _ABSENT: Final = (FileNotFoundError, NotADirectoryError)
+
+
+class NoFolder(LookupError):
+    """The folder of these keys does not exist: nothing was ever written to it, or it was removed as a whole."""
 
 
 class Directory:
@@ -205,6 +209,7 @@ class Directory:
         os.replace(again, path)
 
     def exists(self, key: str) -> bool | None:
+        """Whether the object exists; None if that takes a call of a server."""
         if self.shared:
             return None
         path = f"{self.root}/{key}"
@@ -215,23 +220,26 @@ class Directory:
     # --- reading ---
 
     def get(self, key: str, *, limit: int, certain: bool = True) -> Found | None:
-        (found,) = self.get_run([key], limit=limit, certain=certain)
+        try:
+            (found,) = self.get_run([key], limit=limit, certain=certain)
+        except NoFolder:
+            return None
         if isinstance(found, StoreUnreachable):
             raise found
         return found
 
     def get_many(self, keys: Sequence[str], *, limit: int) -> list[Found | StoreUnreachable | None]:
-        found: list[Found | StoreUnreachable | None] = []
-        for key in keys:
-            try:
-                found.append(self.get(key, limit=limit))
-            except NoFolder:
-                found.append(None)
-        return found
+        return [self.get(key, limit=limit) for key in keys]
 
     def get_run(
         self, keys: Iterable[str], *, limit: int, certain: bool = True
     ) -> list[Found | StoreUnreachable | None]:
+        """Objects of one folder that follow each other, up to the first that is missing, which is always certain.
+
+        Raises:
+            NoFolder: none of them is there, and not even their folder.
+
+        """
         paths = map(f"{self.root}/".__add__, keys)  # not a generator: one that Ctrl-C ends complains
         path = next(paths)
         folder = path[: path.rindex("/")]
@@ -443,6 +451,7 @@ class Directory:
             return list(itertools.islice((key for key in keys if key.startswith(prefix) and key > after), at_most))
 
     def folders(self, prefix: str) -> list[str]:
+        """The names of the folders in this one."""
         folder = f"{self.root}/{prefix}".rstrip("/")
         with reaching(folder):
             if self.shared:
@@ -479,6 +488,7 @@ class Directory:
             remove()
 
     def modified(self, key: str) -> float | None:
+        """When this object was written, in seconds on the file system's own clock; None if there is none."""
         with reaching(key):
             try:
                 return os.lstat(f"{self.root}/{key}").st_mtime
@@ -486,6 +496,7 @@ class Directory:
                 return None
 
     def remove_folder(self, key: str) -> None:
+        """Remove this folder and all that is in it: from one moment to the next it is gone for everybody."""
         path = f"{self.root}/{key}"
         folder, _, name = path.rpartition("/")
         gone = f"{_REMOVED}{secrets.token_hex(6)}"
@@ -512,6 +523,7 @@ class Directory:
                         os.unlink(name, dir_fd=fd)
 
     def make_folder(self, key: str, unless: Sequence[str]) -> None:
+        """Make this folder, unless there is an object of a key in `unless`."""
         with reaching(key):
             self._make_folder(f"{self.root}/{key}", unless)
 

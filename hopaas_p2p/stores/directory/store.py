@@ -27,11 +27,8 @@ from hopaas_p2p.stores.directory.files import (
     not_permitted,
     reaching,
 )
+from hopaas_p2p.stores.directory.log import FolderLog
 from hopaas_p2p.stores.directory.mounts import mount_of
-from hopaas_p2p.stores.objects.history import RetentionGuard
-from hopaas_p2p.stores.objects.log import ObjectLog, ScheduledObjectLog
-from hopaas_p2p.stores.objects.packs import Packs
-from hopaas_p2p.stores.objects.scheduler import SpreadScheduler
 from hopaas_p2p.stores.objects.store import META, ObjectBackedStore
 
 BRIDGE: Final = "bridge.json"
@@ -39,7 +36,6 @@ FORMAT: Final = 1
 """Of a directory; commits have a format of their own."""
 _NO_FILE: Final = (errno.EINVAL, errno.EFBIG, errno.ELOOP)
 """What `read_regular` says of something else in the place of a file."""
-_ASLEEP: Final = 60.0  # seconds; folders stay for 300 beside their packs
 _LOOK_EVERY: Final = 1.0  # seconds between looks into a directory on a file server
 _BEATS: Final = 40 * 86_400.0  # seconds; the longest silence that a peer may ask for is 30 days
 _SWEEP_EVERY: Final = 86_400.0  # seconds
@@ -55,7 +51,7 @@ def _is_there(path: Path) -> bool:
     return True
 
 
-class DirectoryStore(ObjectBackedStore):
+class DirectoryStore(ObjectBackedStore[Directory]):
     """Logs, snapshots and beats under one directory, which it creates if its parent exists.
 
     Raises:
@@ -66,8 +62,6 @@ class DirectoryStore(ObjectBackedStore):
 
     """
 
-    objects: Directory
-
     def __init__(self, path: str | os.PathLike[str], *, create: bool = True) -> None:
         try:
             self.path = Path(path).expanduser().absolute()
@@ -77,7 +71,7 @@ class DirectoryStore(ObjectBackedStore):
         self._root = self.path / "v1"
         self._proven = False
         self._sweep_at = time.monotonic()
-        self._logs: dict[str, ObjectLog] = {}
+        self._logs: dict[str, FolderLog] = {}
         try:
             self._prepare(create=create)
         except StoreAway:
@@ -159,24 +153,14 @@ class DirectoryStore(ObjectBackedStore):
 
     # --- logs ---
 
-    def _log(self, root: str) -> ObjectLog:
+    def _log(self, root: str) -> FolderLog:
         if root not in self._logs:
-            shared = self.objects.shared
-            self._logs[root] = (ScheduledObjectLog if shared else ObjectLog)(
-                self.objects,
-                root,
-                scheduler=SpreadScheduler() if shared else None,
-                guard=RetentionGuard(self.objects, root, asleep=_ASLEEP),
-                packs=Packs(self.objects, root),
-                writable=self._make_writable,
-            )
+            self._logs[root] = FolderLog(self, root)
         return self._logs[root]
 
-    def _make_writable(self) -> bool:
-        """Prove the file system before the first write; once is enough."""
-        if not self._proven:
-            with reaching(self._root / META):
-                self._prove()
+    def prove(self, root: str) -> bool:
+        with reaching(self._root / META):
+            self._prove()
         return True
 
     # --- bridges ---

@@ -7,14 +7,16 @@ not known.
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Final, NamedTuple, Protocol
+from typing import Final, NamedTuple, Protocol, TypeVar
 
+from hopaas_p2p.core import codec
 from hopaas_p2p.errors import StoreUnreachable
 from hopaas_p2p.stores.base import Progress
 
+LARGEST: Final = codec.MAX_BYTES + (64 << 10)
+"""Bytes of an object: the largest commit, in the frame of a bridge."""
 _DIGITS: Final = 20  # of an lsn, in a name
 
 
@@ -22,10 +24,6 @@ def lsn_of(key: str) -> int | None:
     """The lsn that this object or folder is named after; None if it is not one of ours."""
     name = key.rstrip("/").rpartition("/")[2]
     return int(name) if len(name) == _DIGITS and name.isascii() and name.isdigit() else None
-
-
-class NoFolder(LookupError):
-    """The folder of this key does not exist: nothing was ever written to it, or it was removed as a whole."""
 
 
 class Found(NamedTuple):
@@ -36,16 +34,6 @@ class Found(NamedTuple):
     size: int
     modified: float = 0.0
     """When the server took it, by the server's clock; 0 if it did not say."""
-
-
-class Listed(NamedTuple):
-    """An object as a listing shows it."""
-
-    key: str
-    size: int
-    modified: float
-    etag: str = ""
-    """The MD5 of its bytes in most cases; whatever else a server calls it, it changes with them."""
 
 
 class ObjectStore(Protocol):
@@ -71,33 +59,14 @@ class ObjectStore(Protocol):
     def secure(self, key: str) -> None:
         """Make sure that an object that was seen survives a loss of power."""
 
-    def exists(self, key: str) -> bool | None:
-        """Whether the object exists, or its folder is gone; None if that takes a request."""
-
     def get(self, key: str, *, limit: int, certain: bool = True) -> Found | None:
         """The object, or None. One that is larger than `limit` bytes is not read.
 
         Unless `certain`, what this machine remembers of the folder will do, for a caller that can be wrong about it.
-
-        Raises:
-            NoFolder: there is none, and not even its folder.
-
         """
 
     def get_many(self, keys: Sequence[str], *, limit: int) -> Sequence[Found | StoreUnreachable | None]:
-        """Like `get`, for several at once; an error stands in the place of its object, None for a missing folder."""
-
-    def get_run(
-        self, keys: Iterable[str], *, limit: int, certain: bool = True
-    ) -> Sequence[Found | StoreUnreachable | None]:
-        """Like `get_many`, for keys of one folder that follow each other; those after the first gap may be missing.
-
-        A first object that is missing is always certain.
-
-        Raises:
-            NoFolder: none of them is there, and not even their folder.
-
-        """
+        """Like `get`, for several at once; an error stands in the place of its object."""
 
     def put(self, key: str, data: bytes) -> None:
         """Write the object, whole, replacing one that is there. Durable when this returns."""
@@ -107,9 +76,6 @@ class ObjectStore(Protocol):
 
     def listed(self, prefix: str, *, after: str = "", at_most: int | None = None) -> list[str]:
         """The keys that begin with this folder, in order."""
-
-    def folders(self, prefix: str) -> list[str]:
-        """The names of the folders in this one."""
 
     def delete(self, keys: Iterable[str]) -> None:
         """Remove these, if they are there."""
@@ -130,32 +96,4 @@ class ObjectStore(Protocol):
         """Close connections; they are made again when needed."""
 
 
-class Folders(ObjectStore, Protocol):
-    """Objects in real folders, which can be removed as a whole."""
-
-    def modified(self, key: str) -> float | None:
-        """When this object was written, in seconds on the file system's own clock; None if there is none."""
-
-    def make_folder(self, key: str, unless: Sequence[str]) -> None:
-        """Make this folder, unless there is an object of a key in `unless`."""
-
-    def remove_folder(self, key: str) -> None:
-        """Remove this folder and all that is in it: from one moment to the next it is gone for everybody."""
-
-
-class Bucket(ObjectStore, Protocol):
-    """Objects behind a server that counts requests and tells the time."""
-
-    @property
-    def requests(self) -> Counter[str]:
-        """Requests so far by kind: PUT, GET, LIST, DELETE, POST."""
-
-    @property
-    def interruptions(self) -> int:
-        """How often the server was away so far: no answer, or one that says that it is not ready."""
-
-    def details(self, prefix: str, *, after: str = "", at_most: int | None = None) -> list[Listed]:
-        """As `listed`, with sizes and times."""
-
-    def server_now(self) -> float | None:
-        """The server's clock: seconds since 1970, once it has answered."""
+Objects = TypeVar("Objects", bound=ObjectStore)

@@ -31,13 +31,13 @@ class History:
 
     Args:
         stored: reads what is stored at an lsn; None if nothing is, for certain.
-        every: seconds between two looks whether the last commit is still there.
 
     """
 
-    def __init__(self, stored: Callable[[int], bytes | None], *, every: float = 0.0) -> None:
+    def __init__(self, stored: Callable[[int], bytes | None]) -> None:
         self._stored = stored
-        self._every = every
+        self.every = 0.0
+        """Seconds between two looks whether the last commit is still there."""
         self._lsn = 0
         self._sum: int | None = 0
         """The sum of the log up to that lsn, if it is known."""
@@ -81,7 +81,7 @@ class History:
             BrokenChain: it is not.
 
         """
-        if not since or since != self._lsn or now - self._checked_at < self._every:
+        if not since or since != self._lsn or now - self._checked_at < self.every:
             return
         self._checked_at, lsn = now, since
         stored = self._stored(lsn)
@@ -152,10 +152,10 @@ class RetentionGuard:
         return last is None or self.clocks().furthest(last) > self._asleep
 
     def _check(self, since: int) -> None:
-        if self.boundary() > since:
+        if self.truncation_point() > since:
             raise BehindRetention
 
-    def boundary(self) -> int:
+    def truncation_point(self) -> int:
         """The lsn up to which commits were removed. Raises StudyDeleted."""
         keys = self._objects.listed(f"{self._root}boundary/")
         if f"{self._root}boundary/{DELETED}" in keys:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import secrets
 import threading
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Final, NamedTuple
 
@@ -90,92 +90,70 @@ def examine(
 
     """
     names = [f"{prefix}{secrets.token_hex(12)}" for _ in range(keys)]
+    lost: list[str] = []
+    overwritten: list[str] = []
+    held, unknown = 0, None
     with ThreadPoolExecutor(_AT_ONCE) as threads:
-        attempts = _Racers(objects, threads)
+
+        def start(name: str, mine: bytes, gate: threading.Barrier | None = None) -> Future[_Result]:
+            try:
+                return threads.submit(_put, objects, name, mine, gate)
+            except RuntimeError:  # the interpreter is ending and has no more threads: one after the other, then
+                done: Future[_Result] = Future()
+                done.set_result(_put(objects, name, mine, None))
+                return done
+
         try:
+            racing: dict[str, list[_Result]] = {}
+            later: dict[str, _Result] = {}
             width = max(_AT_ONCE // writers, 1)
-            for first in range(0, keys, width):
-                attempts.write(names[first : first + width], writers)
-            return attempts.evidence(names, look=look)
+            for some in (names[first : first + width] for first in range(0, keys, width)):
+                gates = {name: threading.Barrier(writers) for name in some}
+                begun = {name: [start(name, _MINE % one, gates[name]) for one in range(writers)] for name in some}
+                racing |= {name: [future.result() for future in futures] for name, futures in begun.items()}
+                once_more = {name: start(name, _LATER) for name in some}
+                later |= {name: future.result() for name, future in once_more.items()}
+            found = objects.get_many(names, limit=64) if look else [None] * keys
+            for name, there in zip(names, found, strict=True):
+                results = [*racing[name], later[name]]
+                errors = [
+                    one for one in (*(result for _, result in results), there) if isinstance(one, StoreUnreachable)
+                ]
+                unknown = errors[-1] if errors else unknown
+                winners = sum(result is True for _, result in racing[name])
+                flaw = f"{winners} writers were told that they won" if winners > 1 else None
+                if look and flaw is None:
+                    flaw = _misread(results, there)
+                if flaw is not None:
+                    lost.append(flaw)
+                if later[name][1] is True and winners:
+                    overwritten.append(_OVERWRITTEN)
+                held += flaw is None and later[name][1] is False
         finally:
             with contextlib.suppress(Denied, StoreUnreachable):
                 objects.delete(names)
-
-
-class _Racers:
-    """Writes, and what came of them."""
-
-    def __init__(self, objects: ObjectStore, threads: ThreadPoolExecutor) -> None:
-        self._objects = objects
-        self._threads = threads
-        self._results: dict[str, list[tuple[bytes, bool | StoreUnreachable]]] = {}
-
-    def write(self, names: Sequence[str], writers: int) -> None:
-        """Each of these keys by so many at once, then once more."""
-        gates = [threading.Barrier(writers) for _ in names]
-        racing = [
-            (name, self._submit(name, _MINE % number, gate))
-            for name, gate in zip(names, gates, strict=True)
-            for number in range(writers)
-        ]
-        self._note(racing)
-        self._note([(name, self._submit(name, _LATER)) for name in names])
-
-    def _submit(self, name: str, mine: bytes, gate: threading.Barrier | None = None) -> Future[_Result]:
-        try:
-            return self._threads.submit(self._put, name, mine, gate)
-        except RuntimeError:  # the interpreter is ending and has no more threads: one after the other, then
-            done: Future[_Result] = Future()
-            done.set_result(self._put(name, mine, None))
-            return done
-
-    def _put(self, name: str, mine: bytes, gate: threading.Barrier | None) -> _Result:
-        if gate is not None:
-            with contextlib.suppress(threading.BrokenBarrierError):
-                gate.wait(_START_TIMEOUT)
-        try:
-            return mine, self._objects.put_new(name, mine)
-        except StoreUnreachable as error:
-            return mine, error
-
-    def _note(self, futures: Iterable[tuple[str, Future[_Result]]]) -> None:
-        for name, future in futures:
-            self._results.setdefault(name, []).append(future.result())
-
-    def evidence(self, names: Sequence[str], *, look: bool) -> Evidence:
-        found = self._objects.get_many(names, limit=64) if look else [None] * len(names)
-        lost, overwritten, held = [], [], 0
-        unknown: StoreUnreachable | None = None
-        for name, there in zip(names, found, strict=True):
-            results = self._results[name]
-            errors = [result for _, result in results if isinstance(result, StoreUnreachable)]
-            errors += [there] if isinstance(there, StoreUnreachable) else []
-            unknown = errors[-1] if errors else unknown
-            if flaw := _lost(results[:-1]) or (_misread(results, there) if look else None):
-                lost.append(flaw)
-            if results[-1][1] is True and any(result is True for _, result in results[:-1]):
-                overwritten.append(_OVERWRITTEN)
-            held += not flaw and results[-1][1] is False
-        return Evidence(tuple(lost), tuple(overwritten), held, len(names), unknown)
+    return Evidence(tuple(lost), tuple(overwritten), held, keys, unknown)
 
 
 _Result = tuple[bytes, bool | StoreUnreachable]
 
 
-def _lost(racing: Sequence[_Result]) -> str | None:
-    """Whether more than one was told that it created the key."""
-    winners = sum(result is True for _, result in racing)
-    return f"{winners} writers were told that they won" if winners > 1 else None
+def _put(objects: ObjectStore, name: str, mine: bytes, gate: threading.Barrier | None) -> _Result:
+    if gate is not None:
+        with contextlib.suppress(threading.BrokenBarrierError):
+            gate.wait(_START_TIMEOUT)
+    try:
+        return mine, objects.put_new(name, mine)
+    except StoreUnreachable as error:
+        return mine, error
 
 
 def _misread(results: Sequence[_Result], there: Found | StoreUnreachable | None) -> str | None:
     """Whether something else is there than the winner wrote."""
     if isinstance(there, StoreUnreachable):
         return None
-    may_be = [mine for mine, result in results if result is True] or [
-        mine for mine, result in results if isinstance(result, StoreUnreachable)
-    ]
-    if there is not None:
-        return None if there.data in may_be else "the stored object is not what the winner wrote"
-    accepted = any(result is True for _, result in results)
-    return "the object is missing after a write was accepted: the server is not consistent" if accepted else None
+    accepted = [mine for mine, result in results if result is True]
+    if there is None:
+        return "the object is missing after a write was accepted: the server is not consistent" if accepted else None
+    may_be = accepted or [mine for mine, result in results if isinstance(result, StoreUnreachable)]
+    return None if there.data in may_be else "the stored object is not what the winner wrote"

@@ -9,15 +9,15 @@ v1/artifacts/…
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Final
+from typing import Final, Generic
 
 from hopaas_p2p.core.names import valid_key, valid_name
 from hopaas_p2p.errors import StoreCorrupt
-from hopaas_p2p.stores.base import Artifacts, Beat, Progress, Store
-from hopaas_p2p.stores.objects.contract import Found, ObjectStore
-from hopaas_p2p.stores.objects.log import ObjectLog
+from hopaas_p2p.stores.base import Artifacts, Beat, Log, Progress, Store
+from hopaas_p2p.stores.objects.contract import Found, Objects, ObjectStore
 
 META: Final = "meta.json"
 _BEAT: Final = 64  # bytes of a beat that are looked at
@@ -49,21 +49,36 @@ class ObjectArtifacts(Artifacts):
         return f"artifacts/{key}"
 
 
-class ObjectBackedStore(Store):
+class ObjectBackedStore(Store, Generic[Objects]):
     """Logs, beats and artifacts as objects; subclasses say which objects, and how their logs are kept."""
 
-    objects: ObjectStore
+    objects: Objects
 
-    def catalog(self) -> ObjectLog:
+    def catalog(self) -> Log:
         return self._log("studies/")
 
-    def log(self, uuid: str) -> ObjectLog:
+    def log(self, uuid: str) -> Log:
         if not valid_name(uuid):
             raise StoreCorrupt(f"{uuid!r} is not a study's uuid")
         return self._log(f"study/{uuid}/")
 
-    def _log(self, root: str) -> ObjectLog:
-        raise NotImplementedError
+    @abstractmethod
+    def _log(self, root: str) -> Log:
+        """The log under this folder."""
+
+    def find(self) -> object:
+        """Before the first look: see that this is a store. Raises ConfigurationError and NewerFormat."""
+
+    @abstractmethod
+    def prove(self, root: str) -> bool:
+        """Before a write to the log at `root`: see that of all that write one key one succeeds.
+
+        Whether that holds for good, so that nobody needs to ask again.
+
+        Raises:
+            ConfigurationError: that is not so; the message says what to change.
+
+        """
 
     def beat(self, beat: Beat) -> None:
         if valid_name(beat.peer):

@@ -14,6 +14,16 @@ WHERE datname = current_database() AND rolname = current_user
 SELECT string_agg(oid::regprocedure::text, ', ') FROM pg_proc
 WHERE pronamespace = 'hopaas'::regnamespace AND proname ~ '_v[0-9]+$'
 
+-- name: secure_functions
+-- All functions look names up where no caller can put any. Those that peers may call run as the schema's owner, and wait
+-- for no lock for longer than a call of a peer may take.
+DO $$ DECLARE f record; BEGIN
+    FOR f IN SELECT oid::regprocedure AS name, CASE WHEN proname ~ '_v[0-9]+$' THEN
+        'SECURITY DEFINER SET lock_timeout = ''15s''' ELSE 'SECURITY INVOKER' END AS rights
+        FROM pg_proc WHERE pronamespace = 'hopaas'::regnamespace
+    LOOP EXECUTE 'ALTER FUNCTION ' || f.name || ' SET search_path = pg_catalog, pg_temp ' || f.rights; END LOOP;
+END $$
+
 -- name: costly_functions
 -- Functions with which everybody can fill the server's disk (large objects, messages in the write-ahead log) or its
 -- table of locks, as a list for REVOKE; NULL if nobody can any more.

@@ -5,7 +5,7 @@
 -- replace it. A file is sent in parts, under a token that its sender makes up, and is visible once it is complete.
 -- Every statement may be sent twice.
 
--- == migration 6 ==
+-- == migration 7 ==
 
 CREATE TABLE hopaas.artifacts (
     id bigserial PRIMARY KEY,
@@ -32,30 +32,23 @@ ALTER TABLE hopaas.artifact_parts ALTER COLUMN data SET STORAGE EXTERNAL;  -- mo
 
 -- The largest file, in bytes: 64 parts of a megabyte.
 CREATE OR REPLACE FUNCTION hopaas.largest_artifact() RETURNS bigint
-LANGUAGE sql IMMUTABLE SET search_path = pg_catalog, pg_temp
-AS $$ SELECT 67108864::bigint $$;
+LANGUAGE sql IMMUTABLE AS $$ SELECT 67108864::bigint $$;
 
--- The log that a key belongs to, if the user's role there is at least p_least; NULL if it belongs to no study.
-CREATE OR REPLACE FUNCTION hopaas.log_of_key(p_key text, p_user text, p_least text) RETURNS integer
-LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp
-AS $$
-DECLARE
-    v_uuid text := split_part(p_key, '/', 1);
-    v_log hopaas.logs;
+-- The caller in the log that a key belongs to, if its role there is at least p_least.
+CREATE OR REPLACE FUNCTION hopaas.entered_by_key(p_key text, p_least text) RETURNS hopaas.entry
+LANGUAGE plpgsql AS $$
+DECLARE v hopaas.entry := hopaas.entered(nullif(split_part(p_key, '/', 1), 'catalog'), p_least);
 BEGIN
-    IF v_uuid <> 'catalog' THEN
-        v_log := hopaas.entered(v_uuid, p_user, p_least);
+    IF v.log IS NULL AND hopaas.is_guest(v.username) THEN
+        RAISE EXCEPTION 'user % is the guest of one study and has no files elsewhere', v.username
+            USING ERRCODE = 'ZH402';
     END IF;
-    IF v_log.id IS NULL AND hopaas.is_guest(p_user) THEN
-        RAISE EXCEPTION 'user % is the guest of one study and has no files elsewhere', p_user USING ERRCODE = 'ZH402';
-    END IF;
-    RETURN v_log.id;
+    RETURN v;
 END $$;
 
 -- Fail if the user would replace or remove another user's file that belongs to no study.
 CREATE OR REPLACE FUNCTION hopaas.check_author(p_key text, p_user text) RETURNS void
-LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp
-AS $$
+LANGUAGE plpgsql STABLE AS $$
 BEGIN
     PERFORM 1 FROM hopaas.artifacts WHERE key = p_key AND whole AND log IS NULL AND author <> p_user;
     IF FOUND AND NOT hopaas.is_administrator() THEN
@@ -65,31 +58,25 @@ END $$;
 
 -- Begin to store a file. Removes uploads that were begun more than a day ago and never finished.
 CREATE OR REPLACE FUNCTION hopaas.begin_artifact_v1(p_key text, p_size bigint, p_upload text) RETURNS void
-LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET lock_timeout = '15s'
-AS $$
-DECLARE
-    v_user text := hopaas.caller();
-    v_log integer := hopaas.log_of_key(p_key, v_user, 'worker');
+LANGUAGE plpgsql AS $$
+DECLARE v hopaas.entry := hopaas.entered_by_key(p_key, 'worker');
 BEGIN
-    PERFORM hopaas.check_session();
     IF p_size > hopaas.largest_artifact() THEN
         RAISE EXCEPTION 'a file of % bytes is too large for the database, which keeps % at most', p_size,
             hopaas.largest_artifact() USING ERRCODE = 'ZH413';
     END IF;
-    PERFORM hopaas.check_author(p_key, v_user);
+    PERFORM hopaas.check_author(p_key, v.username);
     DELETE FROM hopaas.artifacts WHERE id IN (
         SELECT id FROM hopaas.artifacts WHERE NOT whole AND at < now() - interval '1 day' FOR UPDATE SKIP LOCKED
     );
-    INSERT INTO hopaas.artifacts (log, key, author, upload, size) VALUES (v_log, p_key, v_user, p_upload, p_size)
+    INSERT INTO hopaas.artifacts (log, key, author, upload, size) VALUES (v.log, p_key, v.username, p_upload, p_size)
     ON CONFLICT (upload) DO NOTHING;
 END $$;
 
 -- The row of an upload that this user has begun; locked, so that no other session finishes it meanwhile.
 CREATE OR REPLACE FUNCTION hopaas.begun(p_upload text, p_user text) RETURNS hopaas.artifacts
-LANGUAGE plpgsql VOLATILE SET search_path = pg_catalog, pg_temp
-AS $$
-DECLARE
-    v_file hopaas.artifacts;
+LANGUAGE plpgsql AS $$
+DECLARE v_file hopaas.artifacts;
 BEGIN
     SELECT * INTO v_file FROM hopaas.artifacts WHERE upload = p_upload AND author = p_user FOR UPDATE;
     IF NOT FOUND THEN
@@ -100,12 +87,9 @@ END $$;
 
 -- Store one part; the last one sent counts.
 CREATE OR REPLACE FUNCTION hopaas.put_part_v1(p_upload text, p_part integer, p_data bytea) RETURNS void
-LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET lock_timeout = '15s'
-AS $$
-DECLARE
-    v_file hopaas.artifacts := hopaas.begun(p_upload, hopaas.caller());
+LANGUAGE plpgsql AS $$
+DECLARE v_file hopaas.artifacts := hopaas.begun(p_upload, hopaas.caller());
 BEGIN
-    PERFORM hopaas.check_session();
     IF v_file.whole OR p_part::bigint * 1048576 >= greatest(v_file.size, 1) THEN
         RAISE EXCEPTION 'part % is not one of this upload', p_part USING ERRCODE = 'ZH409';
     END IF;
@@ -115,18 +99,16 @@ END $$;
 
 -- Make the file visible, in place of an earlier one under the same key.
 CREATE OR REPLACE FUNCTION hopaas.finish_artifact_v1(p_upload text) RETURNS void
-LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET lock_timeout = '15s'
-AS $$
+LANGUAGE plpgsql AS $$
 DECLARE
     v_user text := hopaas.caller();
     v_file hopaas.artifacts := hopaas.begun(p_upload, v_user);
     v_there bigint;
 BEGIN
-    PERFORM hopaas.check_session();
     IF v_file.whole THEN
         RETURN;
     END IF;
-    PERFORM hopaas.log_of_key(v_file.key, v_user, 'worker');  -- the grant or the study may be gone by now
+    PERFORM hopaas.entered_by_key(v_file.key, 'worker');  -- the grant or the study may be gone by now
     SELECT coalesce(sum(octet_length(data)), 0) INTO v_there FROM hopaas.artifact_parts WHERE artifact = v_file.id;
     IF v_there <> v_file.size THEN
         RAISE EXCEPTION '% of % bytes came: the file changed while it was sent', v_there, v_file.size
@@ -147,11 +129,9 @@ END $$;
 -- A part of a file: of the present one, or of the one read before (p_id); nothing if that is gone.
 CREATE OR REPLACE FUNCTION hopaas.read_part_v1(p_key text, p_id bigint, p_part integer)
 RETURNS TABLE (id bigint, size bigint, data text)
-LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
-AS $$
-#variable_conflict use_column
+LANGUAGE plpgsql AS $$
 BEGIN
-    PERFORM hopaas.log_of_key(p_key, hopaas.caller(), 'viewer');
+    PERFORM hopaas.entered_by_key(p_key, 'viewer');
     RETURN QUERY
         SELECT a.id, a.size, encode(p.data, 'base64')
         FROM hopaas.artifacts a LEFT JOIN hopaas.artifact_parts p ON p.artifact = a.id AND p.part = p_part
@@ -160,24 +140,17 @@ END $$;
 
 -- Remove a file, if it is there.
 CREATE OR REPLACE FUNCTION hopaas.remove_artifact_v1(p_key text) RETURNS void
-LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET lock_timeout = '15s'
-AS $$
-DECLARE
-    v_user text := hopaas.caller();
+LANGUAGE plpgsql AS $$
+DECLARE v hopaas.entry := hopaas.entered_by_key(p_key, 'worker');
 BEGIN
-    PERFORM hopaas.check_session();
-    PERFORM hopaas.log_of_key(p_key, v_user, 'worker');
-    PERFORM hopaas.check_author(p_key, v_user);
+    PERFORM hopaas.check_author(p_key, v.username);
     DELETE FROM hopaas.artifacts WHERE key = p_key AND whole;
 END $$;
 
 -- The keys with this prefix, in the user's studies and among the user's own files.
 CREATE OR REPLACE FUNCTION hopaas.artifact_keys_v1(p_prefix text) RETURNS TABLE (key text)
-LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
-AS $$
-#variable_conflict use_column
-DECLARE
-    v_user text := hopaas.caller();
+LANGUAGE plpgsql AS $$
+DECLARE v_user text := hopaas.caller();
 BEGIN
     RETURN QUERY
         SELECT a.key FROM hopaas.artifacts a

@@ -21,7 +21,7 @@ from hopaas_p2p.net import trust
 from hopaas_p2p.net.redaction import redacted
 from hopaas_p2p.settings import Secret
 from hopaas_p2p.stores.postgres import copying
-from hopaas_p2p.stores.postgres.watchdog import IdleWatchdog
+from hopaas_p2p.stores.postgres.watchdog import WatchedSocket
 
 if TYPE_CHECKING:
     import ssl
@@ -188,7 +188,8 @@ class ConnectionProvider:
     def __init__(self, address: PostgresAddress) -> None:
         self.address = address
         self._engine: Engine | None = None
-        self._watchdog: IdleWatchdog | None = None
+        self._watched: WatchedSocket | None = None
+        """Of the connection that was used last."""
         self._lock = threading.Lock()
         self._refusal: tuple[HopaasError, tuple[str | None, Secret | None], float] | None = None
         self.hurried = False
@@ -246,13 +247,38 @@ class ConnectionProvider:
                 parameters.setdefault("require_auth", _NOTHING_IN_CLEAR if certified else _SCRAM)
 
         copying.allow(engine)
-        self._watchdog = IdleWatchdog(engine, lambda: self.hurried)
+        self._watch(engine)
         return engine
+
+    def _watch(self, engine: Engine) -> None:
+        """Have the connection that is in use watched."""
+        from sqlalchemy import event
+
+        @event.listens_for(engine, "connect")
+        def watch(connection: Any, record: Any) -> None:
+            record.info["watched"] = WatchedSocket(connection.fileno(), lambda: self.hurried)
+
+        @event.listens_for(engine, "checkout")
+        def begin(_connection: object, record: Any, _proxy: object) -> None:
+            self._watched = record.info["watched"]
+            self._watched.begin()
+
+        @event.listens_for(engine, "checkin")
+        def end(connection: object, record: Any) -> None:
+            if connection is not None:  # None: it was closed
+                record.info["watched"].end()
+
+        @event.listens_for(engine, "close")
+        def close(_connection: object, record: Any) -> None:
+            watched = record.info.get("watched")  # None: it was closed while it was being made
+            if watched is not None:
+                watched.end()
+                watched.close()
 
     @property
     def gave_up(self) -> bool:
         """Whether the last statement ended because no byte moved for too long."""
-        return self._watchdog is not None and self._watchdog.gave_up
+        return self._watched is not None and self._watched.given_up
 
     def _connect_args(self) -> dict[str, str]:
         defaults = {
@@ -270,7 +296,7 @@ class ConnectionProvider:
 
     def forget(self) -> None:
         """In a child of a fork: leave the connection to the parent, and send the server nothing."""
-        engine, self._engine, self._watchdog = self._engine, None, None
+        engine, self._engine, self._watched = self._engine, None, None
         self._lock = threading.Lock()
         if engine is not None:
             engine.dispose(close=False)

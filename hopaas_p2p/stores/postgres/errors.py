@@ -20,7 +20,7 @@ from hopaas_p2p.errors import (
 from hopaas_p2p.stores.postgres.watchdog import HURRIED_LIMIT, IDLE_LIMIT
 from hopaas_p2p.tunnel import ASK_FOR_ANOTHER
 
-SCHEMA_VERSION: Final = 6
+SCHEMA_VERSION: Final = 7
 """What this code needs; see schema.sql."""
 
 READ_ONLY: Final = "25006"

@@ -106,6 +106,7 @@ def install(connection: Connection) -> int:
         connection.exec_driver_sql(_literal(migrations[version]))
         connection.exec_driver_sql("INSERT INTO hopaas.schema_version (version) VALUES (%s)", (version,))
     connection.exec_driver_sql(_literal(functions))
+    run(connection, "secure_functions")
     _set_rights(connection)
     connection.exec_driver_sql("RESET ROLE")
     _close_database(connection)

@@ -2,7 +2,7 @@
 --
 -- Peers have no rights on tables. They can only call the functions whose names end in _v1, _v2 and so on, which run with
 -- the rights of the owner and check the caller. The meaning of a function never changes: a new one gets a new name.
--- Marked parts: a migration runs once, in order; the functions are replaced every time. Until 0.1 is released there is one
+-- `install` sets the rights and settings of all functions. Marked parts: a migration runs once, in order; the functions are replaced every time. Until 0.1 is released there is one
 -- migration, whose number rises when it changes.
 --
 -- Our error codes, which the client turns into its errors:
@@ -10,7 +10,7 @@
 --   ZH404 no such thing   ZH409 the log contradicts the peer   ZH410 deleted
 --   ZH412 a setting of the server or session forbids it   ZH413 too large   ZH503 a read-only replica
 
--- == migration 6 ==
+-- == migration 7 ==
 
 CREATE TABLE hopaas.schema_version (
     version integer PRIMARY KEY,
@@ -25,6 +25,9 @@ CREATE TABLE hopaas.logs (
     created_by text NOT NULL,
     deleted timestamptz
 );
+
+-- Who enters a log: it is NULL where there is none of that name, and so is what the user may do there.
+CREATE TYPE hopaas.entry AS (log integer, username text, role text);
 
 CREATE TABLE hopaas.commits (
     log integer NOT NULL,
@@ -102,17 +105,26 @@ CREATE TABLE hopaas.peers (
 
 -- Which version of this file is installed.
 CREATE OR REPLACE FUNCTION hopaas.version_v1() RETURNS integer
-LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
-AS $$ SELECT max(version) FROM hopaas.schema_version $$;
+LANGUAGE sql STABLE AS $$ SELECT max(version) FROM hopaas.schema_version $$;
 
--- Whose session this is: the user that its token belongs to, or the login itself. Postgres checks an expiry at the
--- login only, and a peer's session may last for weeks. (now() does not change within a transaction.)
+-- Whose session this is: the user that its token belongs to, or the login itself. Every call begins here, so it fails
+-- before anything is written that could be lost, or that others would not see. Postgres checks an expiry at the login
+-- only, and a peer's session may last for weeks. (now() does not change within a transaction.)
 CREATE OR REPLACE FUNCTION hopaas.caller() RETURNS text
-LANGUAGE plpgsql VOLATILE SET search_path = pg_catalog, pg_temp
-AS $$
-DECLARE
-    v_token hopaas.tokens;
+LANGUAGE plpgsql AS $$
+DECLARE v_token hopaas.tokens;
 BEGIN
+    IF pg_is_in_recovery() THEN
+        RAISE EXCEPTION 'this server is a read-only replica' USING ERRCODE = 'ZH503';
+    END IF;
+    IF current_setting('synchronous_commit') = 'off' THEN
+        RAISE EXCEPTION 'synchronous_commit is off here, so an acknowledged result could be lost'
+            USING ERRCODE = 'ZH412';
+    END IF;
+    IF current_setting('transaction_isolation') <> 'read committed' THEN
+        RAISE EXCEPTION 'default_transaction_isolation is %, and has to be read committed',
+            current_setting('transaction_isolation') USING ERRCODE = 'ZH412';
+    END IF;
     IF EXISTS (SELECT FROM pg_roles WHERE rolname = session_user AND rolvaliduntil <= clock_timestamp()) THEN
         RAISE EXCEPTION 'this token has expired' USING ERRCODE = 'ZH403';
     END IF;
@@ -134,18 +146,15 @@ END $$;
 
 -- Whether the session's login is an administrator: a member of the role that owns this schema.
 CREATE OR REPLACE FUNCTION hopaas.is_administrator() RETURNS boolean
-LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp
-AS $$ SELECT pg_has_role(session_user, current_user, 'MEMBER') $$;
+LANGUAGE sql STABLE AS $$ SELECT pg_has_role(session_user, current_user, 'MEMBER') $$;
 
 -- Whether the user was invited to one study.
 CREATE OR REPLACE FUNCTION hopaas.is_guest(p_user text) RETURNS boolean
-LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp
-AS $$ SELECT EXISTS (SELECT FROM hopaas.users WHERE username = p_user AND guest_of IS NOT NULL) $$;
+LANGUAGE sql STABLE AS $$ SELECT EXISTS (SELECT FROM hopaas.users WHERE username = p_user AND guest_of IS NOT NULL) $$;
 
 -- A guest gets no grant but for the study that it was invited to; so it creates none either.
 CREATE OR REPLACE FUNCTION hopaas.check_guest() RETURNS trigger
-LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp
-AS $$
+LANGUAGE plpgsql STABLE AS $$
 BEGIN
     PERFORM 1 FROM hopaas.users u, hopaas.logs l
     WHERE u.username = NEW.username AND l.id = NEW.log AND u.guest_of <> l.uuid;
@@ -160,10 +169,8 @@ FOR EACH ROW EXECUTE FUNCTION hopaas.check_guest();
 
 -- What the user may do in a log: owner, worker, viewer, or NULL. All users but guests may write to the catalog.
 CREATE OR REPLACE FUNCTION hopaas.role_in(p_log integer, p_uuid text, p_user text) RETURNS text
-LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp
-AS $$
-DECLARE
-    v_role text;
+LANGUAGE plpgsql STABLE AS $$
+DECLARE v_role text;
 BEGIN
     SELECT role INTO v_role FROM hopaas.grants WHERE log = p_log AND username = p_user;
     IF v_role = 'owner' OR hopaas.is_administrator() THEN
@@ -175,57 +182,37 @@ BEGIN
     RETURN v_role;
 END $$;
 
--- The log of this uuid, if the user's role in it is at least p_least; NULL if there is no such log.
-CREATE OR REPLACE FUNCTION hopaas.entered(p_uuid text, p_user text, p_least text) RETURNS hopaas.logs
-LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp
-AS $$
+-- The caller in the log of this uuid, if its role there is at least p_least.
+CREATE OR REPLACE FUNCTION hopaas.entered(p_uuid text, p_least text) RETURNS hopaas.entry
+LANGUAGE plpgsql AS $$
 DECLARE
-    v_log hopaas.logs;
-    v_role text;
+    v hopaas.entry;
+    v_deleted timestamptz;
 BEGIN
-    SELECT * INTO v_log FROM hopaas.logs WHERE uuid = p_uuid;
+    v.username := hopaas.caller();
+    SELECT id, deleted INTO v.log, v_deleted FROM hopaas.logs WHERE uuid = p_uuid;
     IF NOT FOUND THEN
-        RETURN NULL;
+        RETURN v;
     END IF;
-    IF v_log.deleted IS NOT NULL THEN
+    IF v_deleted IS NOT NULL THEN
         RAISE EXCEPTION 'this study was deleted' USING ERRCODE = 'ZH410';
     END IF;
-    v_role := hopaas.role_in(v_log.id, p_uuid, p_user);
-    IF v_role IS NULL THEN
-        RAISE EXCEPTION 'user % has no grant for this study', p_user USING ERRCODE = 'ZH401';
+    v.role := hopaas.role_in(v.log, p_uuid, v.username);
+    IF v.role IS NULL THEN
+        RAISE EXCEPTION 'user % has no grant for this study', v.username USING ERRCODE = 'ZH401';
     END IF;
-    IF array_position(ARRAY['viewer', 'worker', 'owner'], v_role)
+    IF array_position(ARRAY['viewer', 'worker', 'owner'], v.role)
        < array_position(ARRAY['viewer', 'worker', 'owner'], p_least) THEN
-        RAISE EXCEPTION 'user % is only a % of this study, and this takes % %', p_user, v_role,
+        RAISE EXCEPTION 'user % is only a % of this study, and this takes % %', v.username, v.role,
             CASE p_least WHEN 'owner' THEN 'an' ELSE 'a' END, p_least USING ERRCODE = 'ZH401';
     END IF;
-    RETURN v_log;
-END $$;
-
--- Fail before anything is written that could be lost, or that others would not see.
-CREATE OR REPLACE FUNCTION hopaas.check_session() RETURNS void
-LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp
-AS $$
-BEGIN
-    IF pg_is_in_recovery() THEN
-        RAISE EXCEPTION 'this server is a read-only replica' USING ERRCODE = 'ZH503';
-    END IF;
-    IF current_setting('synchronous_commit') = 'off' THEN
-        RAISE EXCEPTION 'synchronous_commit is off here, so an acknowledged result could be lost'
-            USING ERRCODE = 'ZH412';
-    END IF;
-    IF current_setting('transaction_isolation') <> 'read committed' THEN
-        RAISE EXCEPTION 'default_transaction_isolation is %, and has to be read committed',
-            current_setting('transaction_isolation') USING ERRCODE = 'ZH412';
-    END IF;
+    RETURN v;
 END $$;
 
 -- Fail if the peer is another user's; one that nobody has written as yet is the user's from now on.
 CREATE OR REPLACE FUNCTION hopaas.check_peer(p_peer text, p_user text) RETURNS void
-LANGUAGE plpgsql VOLATILE SET search_path = pg_catalog, pg_temp
-AS $$
-DECLARE
-    v_author text;
+LANGUAGE plpgsql AS $$
+DECLARE v_author text;
 BEGIN
     LOOP
         SELECT author INTO v_author FROM hopaas.peers WHERE peer = p_peer;
@@ -242,8 +229,7 @@ END $$;
 
 -- Overwrite a peer's beat, unless it is another user's.
 CREATE OR REPLACE FUNCTION hopaas.renew_beat(p_peer text, p_value text, p_user text) RETURNS void
-LANGUAGE sql VOLATILE SET search_path = pg_catalog, pg_temp
-AS $$
+LANGUAGE sql AS $$
     INSERT INTO hopaas.beats AS b (peer, value, author) SELECT p_peer, p_value, p_user
     WHERE NOT EXISTS (SELECT FROM hopaas.peers p WHERE p.peer = p_peer AND p.author <> p_user)
     ON CONFLICT (peer) DO UPDATE SET value = excluded.value, at = excluded.at WHERE b.author = excluded.author
@@ -251,8 +237,7 @@ $$;
 
 -- The checksum that a commit begins with: its first four bytes, the lowest first.
 CREATE OR REPLACE FUNCTION hopaas.checksum(p_payload bytea) RETURNS bigint
-LANGUAGE sql IMMUTABLE SET search_path = pg_catalog, pg_temp
-AS $$
+LANGUAGE sql IMMUTABLE AS $$
     SELECT get_byte(h, 0) + (get_byte(h, 1) << 8) + (get_byte(h, 2) << 16) + (get_byte(h, 3)::bigint << 24)
     FROM (SELECT substr(substr(p_payload, 1, 4) || '\x00000000'::bytea, 1, 4) AS h) one
 $$;
@@ -260,8 +245,7 @@ $$;
 -- The sum of a log up to this lsn, which follows from its commits' checksums: see core/chain.py. Only after the last
 -- commit without a sum, as a restore may bring, is there more than one commit to go over.
 CREATE OR REPLACE FUNCTION hopaas.chain_at(p_log integer, p_lsn bigint) RETURNS bigint
-LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp
-AS $$
+LANGUAGE plpgsql STABLE AS $$
 DECLARE
     v_first bigint := 0;
     v_sum bigint := 0;
@@ -283,7 +267,8 @@ END $$;
 -- after p_since, up to about p_limit bytes (at most 8 MiB, with a commit 128 KiB); `head` is the last lsn of the log.
 -- p_about names the study that a commit to the catalog is about: it is stamped owner:<uuid> if the user owns that one.
 -- p_chain is the sum of the log up to p_since as the peer has read it, or NULL: where the log has another, nothing is
--- appended. `before` is the sum before a commit, NULL in those that were restored without one.
+-- appended. `before` is the sum before a commit, NULL in those that were restored without one. Bytes that
+-- go to a client are in base64, which adds a third; Postgres' own text form would double them.
 --
 -- The row of the log is locked, so lsn order is commit order. It is not an advisory lock, which any login could take
 -- to stop studies of others. The lock is held until the reply has been sent, so with a commit a reply is short beyond
@@ -292,85 +277,80 @@ END $$;
 CREATE OR REPLACE FUNCTION hopaas.exchange_v1(
     p_log text, p_since bigint, p_nonce text, p_payload bytea, p_about text, p_peer text, p_beat text, p_limit integer,
     p_chain bigint DEFAULT NULL
-) RETURNS TABLE (lsn bigint, payload bytea, author text, role text, at bigint, before bigint, head bigint)
-LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET lock_timeout = '15s'
-AS $$
-#variable_conflict use_column
+) RETURNS TABLE (lsn bigint, payload text, author text, role text, at bigint, before bigint, head bigint)
+LANGUAGE plpgsql AS $$
 DECLARE
-    v_user text;
-    v_log hopaas.logs;
-    v_role text;
+    v hopaas.entry := hopaas.entered(p_log, CASE WHEN p_payload IS NULL THEN 'viewer' ELSE 'worker' END);
     v_head bigint;
-    v_about hopaas.logs;
+    v_about integer;
     v_chain bigint;
 BEGIN
-    PERFORM hopaas.check_session();
-    v_user := hopaas.caller();
-    v_log := hopaas.entered(p_log, v_user, CASE WHEN p_payload IS NULL THEN 'viewer' ELSE 'worker' END);
     IF p_payload IS NOT NULL AND p_nonce LIKE '_%:%' THEN
-        PERFORM hopaas.check_peer(split_part(p_nonce, ':', 1), v_user);
+        PERFORM hopaas.check_peer(split_part(p_nonce, ':', 1), v.username);
     END IF;
     IF p_peer IS NOT NULL THEN
-        PERFORM hopaas.renew_beat(p_peer, p_beat, v_user);
+        PERFORM hopaas.renew_beat(p_peer, p_beat, v.username);
     END IF;
-    IF v_log.id IS NULL THEN
+    IF v.log IS NULL THEN
         IF p_since > 0 THEN
             RAISE EXCEPTION 'the log is gone, of which a peer has seen % commits', p_since USING ERRCODE = 'ZH409';
         END IF;
         IF p_payload IS NULL THEN
             RETURN;
         END IF;
-        INSERT INTO hopaas.logs (uuid, created_by) VALUES (p_log, v_user) ON CONFLICT DO NOTHING RETURNING * INTO v_log;
+        INSERT INTO hopaas.logs (uuid, created_by) VALUES (p_log, v.username) ON CONFLICT DO NOTHING
+        RETURNING id INTO v.log;
         IF FOUND THEN
-            INSERT INTO hopaas.grants (log, username, role, granted_by) VALUES (v_log.id, v_user, 'owner', v_user);
+            INSERT INTO hopaas.grants (log, username, role, granted_by) VALUES (v.log, v.username, 'owner', v.username);
+            v.role := 'owner';
         ELSE
-            v_log := hopaas.entered(p_log, v_user, 'worker');  -- another session was quicker
+            v := hopaas.entered(p_log, 'worker');  -- another session was quicker
         END IF;
     END IF;
     IF p_payload IS NOT NULL THEN
-        PERFORM 1 FROM hopaas.logs l WHERE l.id = v_log.id AND l.deleted IS NULL FOR NO KEY UPDATE;
+        PERFORM 1 FROM hopaas.logs l WHERE l.id = v.log AND l.deleted IS NULL FOR NO KEY UPDATE;
         IF NOT FOUND THEN
             RAISE EXCEPTION 'this study was deleted' USING ERRCODE = 'ZH410';
         END IF;
     END IF;
-    SELECT coalesce(max(c.lsn), 0) INTO v_head FROM hopaas.commits c WHERE c.log = v_log.id;
+    SELECT coalesce(max(c.lsn), 0) INTO v_head FROM hopaas.commits c WHERE c.log = v.log;
     IF v_head < p_since THEN
         RAISE EXCEPTION 'the log ends at commit % with the sum %, and a peer has seen commit % with the sum %', v_head,
-            lpad(to_hex(hopaas.chain_at(v_log.id, v_head)), 11, '0'), p_since,
+            lpad(to_hex(hopaas.chain_at(v.log, v_head)), 11, '0'), p_since,
             coalesce(lpad(to_hex(p_chain), 11, '0'), 'unknown') USING ERRCODE = 'ZH409';
     END IF;
     IF p_payload IS NOT NULL AND NOT EXISTS (
-        SELECT FROM hopaas.commits c WHERE c.log = v_log.id AND c.nonce = p_nonce AND c.author = v_user
+        SELECT FROM hopaas.commits c WHERE c.log = v.log AND c.nonce = p_nonce AND c.author = v.username
     ) THEN
-        v_role := hopaas.role_in(v_log.id, p_log, v_user);
-        IF p_log = 'catalog' AND v_role <> 'owner' AND p_about IS NOT NULL THEN
-            SELECT * INTO v_about FROM hopaas.logs l WHERE l.uuid = p_about;
-            IF hopaas.role_in(v_about.id, p_about, v_user) = 'owner' THEN
-                v_role := 'owner:' || p_about;
+        v.role := hopaas.role_in(v.log, p_log, v.username);  -- it may have changed while this waited for the lock
+        IF p_log = 'catalog' AND v.role <> 'owner' AND p_about IS NOT NULL THEN
+            SELECT l.id INTO v_about FROM hopaas.logs l WHERE l.uuid = p_about;
+            IF hopaas.role_in(v_about, p_about, v.username) = 'owner' THEN
+                v.role := 'owner:' || p_about;
             END IF;
         END IF;
         IF p_chain IS NOT NULL THEN
-            v_chain := hopaas.chain_at(v_log.id, p_since);
+            v_chain := hopaas.chain_at(v.log, p_since);
             IF v_chain <> p_chain THEN
                 RAISE EXCEPTION 'this log has two histories: up to commit % it has the sum %, and a peer has read the sum %',
                     p_since, lpad(to_hex(v_chain), 11, '0'), lpad(to_hex(p_chain), 11, '0') USING ERRCODE = 'ZH409';
             END IF;
         END IF;
         IF v_chain IS NULL OR v_head > p_since THEN
-            v_chain := hopaas.chain_at(v_log.id, v_head);
+            v_chain := hopaas.chain_at(v.log, v_head);
         END IF;
         v_head := v_head + 1;
         INSERT INTO hopaas.commits (log, lsn, nonce, author, role, at, payload, before)
-        VALUES (v_log.id, v_head, p_nonce, v_user, v_role,
+        VALUES (v.log, v_head, p_nonce, v.username, v.role,
                 (extract(epoch FROM clock_timestamp()) * 1000000)::bigint, p_payload, v_chain);
     END IF;
     IF v_head > p_since THEN
         RETURN QUERY
-            SELECT w.lsn, w.payload, w.author, w.role, w.at, w.before, v_head
+            SELECT w.lsn, encode(w.payload, 'base64'), w.author, w.role, w.at, w.before, v_head
             FROM (
                 SELECT c.*, sum(octet_length(c.payload) + 64) OVER (ORDER BY c.lsn) - octet_length(c.payload) AS size
                 FROM hopaas.commits c
-                WHERE c.log = v_log.id AND c.lsn > p_since AND c.lsn <= p_since + 10000
+                WHERE c.log = v.log AND c.lsn > p_since AND c.lsn <= p_since + 10000
             ) w
             WHERE w.size <= CASE WHEN p_payload IS NULL THEN least(greatest(p_limit, 64), 8388608)
                                  ELSE least(p_limit, 131072) END
@@ -381,16 +361,12 @@ END $$;
 -- The newest snapshot of a log that the caller may believe, or nothing. A peer takes what a snapshot says for the log,
 -- so it believes none on the word of one worker: its own user wrote it, or an owner, or another author vouches for it.
 CREATE OR REPLACE FUNCTION hopaas.newest_snapshot_v1(p_log text) RETURNS TABLE (lsn bigint, data text)
-LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
-AS $$
-#variable_conflict use_column
-DECLARE
-    v_user text := hopaas.caller();
-    v_log hopaas.logs := hopaas.entered(p_log, v_user, 'viewer');
+LANGUAGE plpgsql AS $$
+DECLARE v hopaas.entry := hopaas.entered(p_log, 'viewer');
 BEGIN
     RETURN QUERY
         SELECT s.lsn, encode(s.data, 'base64') FROM hopaas.snapshots s
-        WHERE s.log = v_log.id AND (s.author = v_user OR s.role = 'owner' OR s.voucher IS NOT NULL)
+        WHERE s.log = v.log AND (s.author = v.username OR s.role = 'owner' OR s.voucher IS NOT NULL)
         ORDER BY s.lsn DESC LIMIT 1;
 END $$;
 
@@ -398,29 +374,25 @@ END $$;
 -- many of each author's doubtful ones, so nobody's drive out another's. All users may write to the catalog, but only an
 -- owner its snapshot: a forged one would lead others to another study under a name that they know.
 CREATE OR REPLACE FUNCTION hopaas.put_snapshot_v1(p_log text, p_lsn bigint, p_data bytea, p_kept integer) RETURNS void
-LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET lock_timeout = '15s'
-AS $$
-DECLARE
-    v_user text := hopaas.caller();
-    v_log hopaas.logs := hopaas.entered(p_log, v_user, CASE p_log WHEN 'catalog' THEN 'owner' ELSE 'worker' END);
+LANGUAGE plpgsql AS $$
+DECLARE v hopaas.entry := hopaas.entered(p_log, CASE p_log WHEN 'catalog' THEN 'owner' ELSE 'worker' END);
 BEGIN
-    PERFORM hopaas.check_session();
     IF octet_length(p_data) > 268435456 THEN
         RAISE EXCEPTION 'a snapshot of % bytes is too large', octet_length(p_data) USING ERRCODE = 'ZH401';
     END IF;
-    PERFORM 1 FROM hopaas.commits WHERE log = v_log.id AND lsn = p_lsn;
+    PERFORM 1 FROM hopaas.commits WHERE log = v.log AND lsn = p_lsn;
     IF NOT FOUND THEN
         RAISE EXCEPTION 'there is no commit % to make a snapshot of', p_lsn USING ERRCODE = 'ZH409';
     END IF;
     INSERT INTO hopaas.snapshots (log, lsn, author, role, data)
-    VALUES (v_log.id, p_lsn, v_user, hopaas.role_in(v_log.id, p_log, v_user), p_data) ON CONFLICT DO NOTHING;
+    VALUES (v.log, p_lsn, v.username, v.role, p_data) ON CONFLICT DO NOTHING;
     DELETE FROM hopaas.snapshots s USING (
         SELECT o.lsn, o.author, row_number() OVER (
             PARTITION BY CASE WHEN o.role <> 'owner' AND o.voucher IS NULL THEN o.author END ORDER BY o.lsn DESC
         ) AS place
-        FROM hopaas.snapshots o WHERE o.log = v_log.id
+        FROM hopaas.snapshots o WHERE o.log = v.log
     ) old
-    WHERE s.log = v_log.id AND s.lsn = old.lsn AND s.author = old.author
+    WHERE s.log = v.log AND s.lsn = old.lsn AND s.author = old.author
         AND old.place > least(greatest(p_kept, 1), 3);
     DELETE FROM hopaas.beats WHERE peer IN (
         SELECT peer FROM hopaas.beats WHERE at < now() - interval '30 days' FOR UPDATE SKIP LOCKED
@@ -431,19 +403,15 @@ END $$;
 -- believes.
 CREATE OR REPLACE FUNCTION hopaas.doubtful_snapshot_v1(p_log text, p_after bigint, p_up_to bigint)
 RETURNS TABLE (lsn bigint, author text, data text)
-LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
-AS $$
-#variable_conflict use_column
-DECLARE
-    v_user text := hopaas.caller();
-    v_log hopaas.logs := hopaas.entered(p_log, v_user, 'worker');
+LANGUAGE plpgsql AS $$
+DECLARE v hopaas.entry := hopaas.entered(p_log, 'worker');
 BEGIN
     RETURN QUERY
         SELECT s.lsn, s.author, encode(s.data, 'base64') FROM hopaas.snapshots s
-        WHERE s.log = v_log.id AND s.author <> v_user AND NOT v_user = ANY (s.deniers) AND s.lsn <= p_up_to
+        WHERE s.log = v.log AND s.author <> v.username AND NOT v.username = ANY (s.deniers) AND s.lsn <= p_up_to
             AND s.lsn > greatest(p_after, (
                 SELECT max(o.lsn) FROM hopaas.snapshots o
-                WHERE o.log = v_log.id AND (o.role = 'owner' OR o.voucher IS NOT NULL)
+                WHERE o.log = v.log AND (o.role = 'owner' OR o.voucher IS NOT NULL)
             ))
         ORDER BY s.lsn DESC LIMIT 1;
 END $$;
@@ -452,71 +420,55 @@ END $$;
 CREATE OR REPLACE FUNCTION hopaas.judge_snapshot_v1(
     p_log text, p_lsn bigint, p_author text, p_sum text, p_same boolean
 ) RETURNS void
-LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET lock_timeout = '15s'
-AS $$
-DECLARE
-    v_user text := hopaas.caller();
-    v_log hopaas.logs := hopaas.entered(p_log, v_user, 'worker');
+LANGUAGE plpgsql AS $$
+DECLARE v hopaas.entry := hopaas.entered(p_log, 'worker');
 BEGIN
-    PERFORM hopaas.check_session();
     UPDATE hopaas.snapshots s
-    SET voucher = CASE WHEN p_same THEN v_user ELSE s.voucher END,
-        deniers = CASE WHEN p_same THEN s.deniers ELSE s.deniers || v_user END
-    WHERE s.log = v_log.id AND s.lsn = p_lsn AND s.author = p_author AND s.author <> v_user
-        AND s.voucher IS NULL AND NOT v_user = ANY (s.deniers) AND encode(sha256(s.data), 'hex') = p_sum;
+    SET voucher = CASE WHEN p_same THEN v.username ELSE s.voucher END,
+        deniers = CASE WHEN p_same THEN s.deniers ELSE s.deniers || v.username END
+    WHERE s.log = v.log AND s.lsn = p_lsn AND s.author = p_author AND s.author <> v.username
+        AND s.voucher IS NULL AND NOT v.username = ANY (s.deniers) AND encode(sha256(s.data), 'hex') = p_sum;
 END $$;
 
 -- The snapshots of which an author said that they are not what the log says.
 CREATE OR REPLACE FUNCTION hopaas.denied_snapshots_v1(p_log text)
 RETURNS TABLE (lsn bigint, author text, deniers text[])
-LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
-AS $$
-#variable_conflict use_column
-DECLARE
-    v_log hopaas.logs := hopaas.entered(p_log, hopaas.caller(), 'viewer');
+LANGUAGE plpgsql AS $$
+DECLARE v hopaas.entry := hopaas.entered(p_log, 'viewer');
 BEGIN
     RETURN QUERY
         SELECT s.lsn, s.author, s.deniers FROM hopaas.snapshots s
-        WHERE s.log = v_log.id AND s.deniers <> '{}' ORDER BY s.lsn;
+        WHERE s.log = v.log AND s.deniers <> '{}' ORDER BY s.lsn;
 END $$;
 
 -- Remove a log for good. Its uuid stays taken, so that a peer that still uses it learns that it is gone.
 CREATE OR REPLACE FUNCTION hopaas.destroy_v1(p_log text) RETURNS void
-LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET lock_timeout = '15s'
-AS $$
-DECLARE
-    v_log hopaas.logs;
+LANGUAGE plpgsql AS $$
+DECLARE v hopaas.entry;
 BEGIN
-    PERFORM hopaas.check_session();
+    PERFORM hopaas.caller();
     IF NOT EXISTS (SELECT FROM hopaas.logs WHERE uuid = p_log AND deleted IS NULL) THEN
         RETURN;
     END IF;
-    v_log := hopaas.entered(p_log, hopaas.caller(), 'owner');
+    v := hopaas.entered(p_log, 'owner');
     IF p_log = 'catalog' THEN
         RAISE EXCEPTION 'the catalog cannot be destroyed' USING ERRCODE = 'ZH401';
     END IF;
-    UPDATE hopaas.logs SET deleted = now() WHERE id = v_log.id;
-    DELETE FROM hopaas.commits WHERE log = v_log.id;
-    DELETE FROM hopaas.snapshots WHERE log = v_log.id;
-    DELETE FROM hopaas.blocks WHERE log = v_log.id;
-    DELETE FROM hopaas.artifacts WHERE log = v_log.id;
-    DELETE FROM hopaas.grants WHERE log = v_log.id;
+    UPDATE hopaas.logs SET deleted = now() WHERE id = v.log;
+    DELETE FROM hopaas.commits WHERE log = v.log;
+    DELETE FROM hopaas.snapshots WHERE log = v.log;
+    DELETE FROM hopaas.blocks WHERE log = v.log;
+    DELETE FROM hopaas.artifacts WHERE log = v.log;
+    DELETE FROM hopaas.grants WHERE log = v.log;
 END $$;
 
 -- A sign of life outside an exchange.
 CREATE OR REPLACE FUNCTION hopaas.beat_v1(p_peer text, p_value text) RETURNS void
-LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
-AS $$
-BEGIN
-    PERFORM hopaas.check_session();
-    PERFORM hopaas.renew_beat(p_peer, p_value, hopaas.caller());
-END $$;
+LANGUAGE sql AS $$ SELECT hopaas.renew_beat(p_peer, p_value, hopaas.caller()) $$;
 
 -- The beats of those of these peers that have one. Peers' names are 96 random bits, known only from studies' logs.
 CREATE OR REPLACE FUNCTION hopaas.beats_v1(p_peers text[]) RETURNS TABLE (peer text, value text)
-LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
-AS $$
-#variable_conflict use_column
+LANGUAGE plpgsql AS $$
 BEGIN
     PERFORM hopaas.caller();
     RETURN QUERY SELECT b.peer, b.value FROM hopaas.beats b WHERE b.peer = ANY (p_peers);
@@ -524,19 +476,15 @@ END $$;
 
 -- Let a user view a study, work in it, or own it. For its owners.
 CREATE OR REPLACE FUNCTION hopaas.grant_v1(p_log text, p_user text, p_role text) RETURNS void
-LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET lock_timeout = '15s'
-AS $$
-DECLARE
-    v_user text := hopaas.caller();
-    v_log hopaas.logs := hopaas.entered(p_log, v_user, 'owner');
+LANGUAGE plpgsql AS $$
+DECLARE v hopaas.entry := hopaas.entered(p_log, 'owner');
 BEGIN
-    PERFORM hopaas.check_session();
     PERFORM 1 FROM hopaas.users WHERE username = p_user;
-    IF v_log.id IS NULL OR NOT FOUND THEN
+    IF v.log IS NULL OR NOT FOUND THEN
         RAISE EXCEPTION 'there is no user %', p_user USING ERRCODE = 'ZH404';
     END IF;
-    PERFORM hopaas.keep_an_owner(v_log.id, p_user, p_role);
-    INSERT INTO hopaas.grants (log, username, role, granted_by) VALUES (v_log.id, p_user, p_role, v_user)
+    PERFORM hopaas.keep_an_owner(v.log, p_user, p_role);
+    INSERT INTO hopaas.grants (log, username, role, granted_by) VALUES (v.log, p_user, p_role, v.username)
     ON CONFLICT (log, username) DO UPDATE
         SET role = excluded.role, granted = excluded.granted, granted_by = excluded.granted_by;
 END $$;
@@ -544,8 +492,7 @@ END $$;
 -- End sessions of tokens that have been in a transaction for so long and may hold up others: which.
 CREATE OR REPLACE FUNCTION hopaas.end_transactions(p_age interval)
 RETURNS TABLE (login text, seconds integer)
-LANGUAGE sql VOLATILE SET search_path = pg_catalog, pg_temp
-AS $$
+LANGUAGE sql AS $$
     WITH holders AS MATERIALIZED (
         SELECT a.pid, a.usename::text AS login, extract(epoch FROM clock_timestamp() - a.xact_start)::integer AS seconds
         FROM pg_stat_activity a
@@ -563,34 +510,29 @@ $$;
 -- of a peer waits for a lock for more than 15 s. Everybody who works in a study may end what takes two minutes, as only
 -- a reply of megabytes over a thin link does.
 CREATE OR REPLACE FUNCTION hopaas.unlock_v1(p_log text) RETURNS TABLE (login text, seconds integer)
-LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
-AS $$
-DECLARE
-    v_user text := hopaas.caller();
-    v_log hopaas.logs := hopaas.entered(p_log, v_user, 'worker');
+LANGUAGE plpgsql AS $$
+DECLARE v hopaas.entry := hopaas.entered(p_log, 'worker');
 BEGIN
-    IF v_log.id IS NULL THEN
+    IF v.log IS NULL THEN
         RETURN;
     END IF;
-    RETURN QUERY SELECT * FROM hopaas.end_transactions(CASE hopaas.role_in(v_log.id, p_log, v_user)
-        WHEN 'owner' THEN interval '20 seconds' ELSE interval '2 minutes' END);
+    RETURN QUERY SELECT * FROM hopaas.end_transactions(
+        CASE v.role WHEN 'owner' THEN interval '20 seconds' ELSE interval '2 minutes' END);
 END $$;
 
 -- Take a user's grant for a study away. For the study's owners. Only for the grant of another owner does it wait for open
 -- transactions. It ends none: everybody can own a study, and grant it to anybody and take it away again.
 CREATE OR REPLACE FUNCTION hopaas.revoke_v1(p_log text, p_user text) RETURNS void
-LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET lock_timeout = '15s'
-AS $$
+LANGUAGE plpgsql AS $$
 DECLARE
-    v_log hopaas.logs := hopaas.entered(p_log, hopaas.caller(), 'owner');
+    v hopaas.entry := hopaas.entered(p_log, 'owner');
     v_role text;
 BEGIN
-    PERFORM hopaas.check_session();
-    SELECT role INTO v_role FROM hopaas.grants WHERE log = v_log.id AND username = p_user;
+    SELECT role INTO v_role FROM hopaas.grants WHERE log = v.log AND username = p_user;
     IF v_role = 'owner' THEN
-        PERFORM hopaas.keep_an_owner(v_log.id, p_user, NULL);
+        PERFORM hopaas.keep_an_owner(v.log, p_user, NULL);
     END IF;
-    DELETE FROM hopaas.grants WHERE log = v_log.id AND username = p_user AND role = v_role;
+    DELETE FROM hopaas.grants WHERE log = v.log AND username = p_user AND role = v_role;
     IF NOT FOUND THEN
         RAISE EXCEPTION 'user % has no grant for this study', p_user USING ERRCODE = 'ZH404';
     END IF;
@@ -598,11 +540,8 @@ END $$;
 
 -- The studies that the user may see: a list of them costs one call, however many there are.
 CREATE OR REPLACE FUNCTION hopaas.shared_v1() RETURNS TABLE (log text)
-LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
-AS $$
-#variable_conflict use_column
-DECLARE
-    v_user text := hopaas.caller();
+LANGUAGE plpgsql AS $$
+DECLARE v_user text := hopaas.caller();
 BEGIN
     RETURN QUERY SELECT l.uuid FROM hopaas.logs l
         WHERE l.deleted IS NULL AND hopaas.role_in(l.id, l.uuid, v_user) IS NOT NULL;
@@ -610,8 +549,7 @@ END $$;
 
 -- A study never loses its last owner: nobody could share or delete it any more.
 CREATE OR REPLACE FUNCTION hopaas.keep_an_owner(p_log integer, p_user text, p_role text) RETURNS void
-LANGUAGE plpgsql VOLATILE SET search_path = pg_catalog, pg_temp
-AS $$
+LANGUAGE plpgsql AS $$
 BEGIN
     PERFORM 1 FROM hopaas.logs WHERE id = p_log FOR NO KEY UPDATE;
     IF p_role IS DISTINCT FROM 'owner'
@@ -625,12 +563,9 @@ END $$;
 -- Who may do what in a study. For everyone with a grant.
 CREATE OR REPLACE FUNCTION hopaas.grants_v1(p_log text)
 RETURNS TABLE (username text, role text, granted timestamptz, granted_by text)
-LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
-AS $$
-#variable_conflict use_column
-DECLARE
-    v_log hopaas.logs := hopaas.entered(p_log, hopaas.caller(), 'viewer');
+LANGUAGE plpgsql AS $$
+DECLARE v hopaas.entry := hopaas.entered(p_log, 'viewer');
 BEGIN
     RETURN QUERY SELECT g.username, g.role, g.granted, g.granted_by
-        FROM hopaas.grants g WHERE g.log = v_log.id ORDER BY g.username;
+        FROM hopaas.grants g WHERE g.log = v.log ORDER BY g.username;
 END $$;

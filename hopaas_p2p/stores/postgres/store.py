@@ -9,13 +9,15 @@ from __future__ import annotations
 
 import base64
 import contextlib
-import functools
 import hashlib
+import io
 import secrets
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, TypeVar
+from typing import TYPE_CHECKING, Any, Final
+
+from msgspec.structs import astuple
 
 from hopaas_p2p.core import snapshot
 from hopaas_p2p.core.names import valid_key, valid_name
@@ -28,14 +30,14 @@ from hopaas_p2p.stores.base import (
     Beat,
     Doubtful,
     Entry,
+    ExchangeResult,
     Log,
     Outgoing,
     Progress,
-    Receipt,
     Store,
 )
 from hopaas_p2p.stores.postgres.connect import ConnectionProvider, PostgresAddress
-from hopaas_p2p.stores.postgres.copying import BinaryRows
+from hopaas_p2p.stores.postgres.copying import COPY_TO, copied_rows
 from hopaas_p2p.stores.postgres.errors import (
     LOGIN_ENDED,
     NO_SCHEMA,
@@ -47,15 +49,13 @@ from hopaas_p2p.stores.postgres.errors import (
     refusal,
     wrong_schema,
 )
-from hopaas_p2p.stores.postgres.schema import restore, statements
+from hopaas_p2p.stores.postgres.schema import restore
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection
     from sqlalchemy.exc import DBAPIError
 
-T = TypeVar("T")
 CATALOG: Final = "catalog"
-_CALLS: Final = "calls.sql"
 _BLOCKS_AT_ONCE: Final = 128  # some 15 MB, which a thin link, too, carries within the statement_timeout of tokens
 _PART: Final = 1 << 20  # bytes of a file in one statement, as the server has them
 _ATTEMPTS: Final = 5
@@ -72,29 +72,26 @@ class PostgresLog(Log):
         self._store = store
         self._uuid = uuid
 
-    def exchange(self, outgoing: Outgoing | None, since: int, beat: Beat | None = None) -> Receipt:
-        rows = self._store.call(
-            "exchange",
-            log=self._uuid,
-            since=since,
-            nonce=outgoing.nonce if outgoing else None,
-            payload=_text(outgoing.payload) if outgoing else None,
-            about=(outgoing.about or None) if outgoing else None,
-            peer=beat.peer if beat else None,
-            beat=beat.value if beat else None,
-            limit=_REPLY,
-            chain=outgoing.chain if outgoing else None,
-        )
+    def _call(self, function: str, **arguments: Any) -> list[Any]:
+        return self._store.call(function, log=self._uuid, **arguments)
+
+    def exchange(self, outgoing: Outgoing | None, since: int, beat: Beat | None = None) -> ExchangeResult:
+        sent = {"nonce": None, "payload": None, "about": None, "chain": None}
+        if outgoing is not None:
+            nonce, payload, about, chain = astuple(outgoing)
+            sent = {"nonce": nonce, "payload": payload, "about": about or None, "chain": chain}
+        peer, value = beat or (None, None)
+        rows = self._call("exchange", since=since, peer=peer, beat=value, limit=_REPLY, **sent)
         entries = [
             Entry(lsn, base64.b64decode(text), Stamp(author, role, at), before)
             for lsn, text, author, role, at, before, _ in rows
         ]
-        return Receipt(entries, more=bool(rows) and rows[-1][0] < rows[-1][6])
+        return ExchangeResult(entries, more=bool(rows) and rows[-1][0] < rows[-1][6])
 
     def newest_snapshot(self, *, before: int | None = None) -> tuple[int, bytes] | None:
         if before is not None:
             return None  # commits are never removed here, so the log can be replayed from the first
-        rows = self._store.call("newest_snapshot", log=self._uuid)
+        rows = self._call("newest_snapshot")
         if not rows:
             return None
         lsn, head = rows[0]
@@ -104,26 +101,27 @@ class PostgresLog(Log):
     def _whole(self, head: bytes) -> bytes | None:
         """The snapshot with this head and its blocks; None if it is damaged."""
         try:
-            return snapshot.whole(head, dict(self._blocks(snapshot.names_in(head))))
+            return snapshot.whole(head, self._blocks(snapshot.names_in(head)))
         except snapshot.CorruptSnapshot:
             return None
 
-    def _blocks(self, names: list[str]) -> Iterator[tuple[str, bytes | memoryview]]:
+    def _blocks(self, names: list[str]) -> dict[str, bytes]:
+        found: dict[str, bytes] = {}
         for first in range(0, len(names), _BLOCKS_AT_ONCE):
-            some = names[first : first + _BLOCKS_AT_ONCE]
-            for name, data in self._store.copy("copy_blocks", log=self._uuid, names=some):
-                yield str(name, "utf-8"), data
+            rows = self._call("blocks", names=names[first : first + _BLOCKS_AT_ONCE], copied=True)
+            found |= {name.decode(): data for name, data in rows}
+        return found
 
     def put_snapshot(self, lsn: int, data: bytes) -> None:
         head, blocks = snapshot.split(data)
         if blocks:
-            there = {name for (name,) in self._store.call("block_names", log=self._uuid)}
+            there = {name for (name,) in self._call("block_names")}
             for name in blocks.keys() - there:
-                self._store.call("put_block", log=self._uuid, block=name, data=_text(blocks[name]))
-        self._store.call("put_snapshot", log=self._uuid, lsn=lsn, data=_text(head), kept=SNAPSHOTS_KEPT)
+                self._call("put_block", name=name, data=blocks[name])
+        self._call("put_snapshot", lsn=lsn, data=head, kept=SNAPSHOTS_KEPT)
 
     def doubtful_snapshot(self, after: int, up_to: int) -> Doubtful | None:
-        rows = self._store.call("doubtful_snapshot", log=self._uuid, after=after, up_to=up_to)
+        rows = self._call("doubtful_snapshot", after=after, up_to=up_to)
         if not rows:
             return None
         lsn, author, text = rows[0]
@@ -132,22 +130,18 @@ class PostgresLog(Log):
 
     def judge_snapshot(self, found: Doubtful, *, same: bool) -> None:
         lsn, author, _, total = found
-        self._store.call("judge_snapshot", log=self._uuid, lsn=lsn, author=author, sum=total, same=same)
+        self._call("judge_snapshot", lsn=lsn, author=author, sum=total, same=same)
 
     def denied_snapshots(self) -> list[tuple[int, str, list[str]]]:
-        return [(lsn, author, deniers) for lsn, author, deniers in self._store.call("denied_snapshots", log=self._uuid)]
+        return [(lsn, author, deniers) for lsn, author, deniers in self._call("denied_snapshots")]
 
     def destroy(self) -> None:
-        self._store.call("destroy", log=self._uuid)
+        self._call("destroy")
 
     def restore(self, base: tuple[int, bytes] | None, entries: Iterable[Entry]) -> None:
         if base is not None:
             raise ConfigurationError("A database holds complete logs only; restore this backup into a bucket.")
         self._store.restore(self._uuid, entries)
-
-
-def _text(data: bytes) -> str:
-    return base64.b64encode(data).decode("ascii")
 
 
 class PostgresStore(Store):
@@ -190,8 +184,13 @@ class PostgresStore(Store):
         """The uuids of the studies that this user may see."""
         return {uuid for (uuid,) in self.call("shared")}
 
-    def call(self, name: str, **parameters: Any) -> list[Any]:
-        """Run one statement of calls.sql: one round trip on the open connection, or on a new one.
+    def call(self, function: str, *, copied: bool = False, **arguments: Any) -> list[Any]:
+        """Call a function of the schema: one round trip on the open connection, or on a new one.
+
+        Args:
+            function: its name without its version.
+            arguments: by their names without `p_`. Bytes travel in base64, here and in what comes back.
+            copied: whether the rows come by COPY instead, as bytes.
 
         Raises:
             StoreUnreachable: the outcome is not known, or the server cannot serve this now.
@@ -201,56 +200,43 @@ class PostgresStore(Store):
             ConfigurationError: no schema, one of another version, or server settings that would lose data.
 
         """
-        run = functools.partial(self._run, statements(_CALLS)[name], parameters)
-        try:
-            return self._called(run)
-        except Locked:
-            if "log" in parameters:  # ends what has kept something locked for minutes; honest calls do not
-                with contextlib.suppress(HopaasError):
-                    self._called(lambda: self._run(statements(_CALLS)["unlock"], {"log": parameters["log"]}))
-            raise
-
-    def copy(self, name: str, **parameters: Any) -> list[list[memoryview]]:
-        """Run a COPY of calls.sql; the rows' fields in their binary form. Otherwise like `call`."""
-        return self._called(lambda: self._run_copy(statements(_CALLS)[name], parameters))
-
-    def _called(self, run: Callable[[], T]) -> T:
         from sqlalchemy.exc import DBAPIError
         from sqlalchemy.exc import TimeoutError as PoolTimeout
 
         try:
-            found = run()
+            found = self._run(function, arguments, copied=copied)
         except DBAPIError as error:
-            raise self.translated(error) from None
+            failed = self.translated(error)
+            if isinstance(failed, Locked) and "log" in arguments and function != "unlock":
+                with contextlib.suppress(HopaasError):  # ends what has kept something locked for minutes
+                    self.call("unlock", log=arguments["log"])
+            raise failed from None
         except PoolTimeout:
             raise StoreUnreachable("this process's one connection is in use: another call hangs") from None
         self._was_primary = True
         return found
 
-    def _run(self, sql: str, parameters: dict[str, Any]) -> list[Any]:
-        return self._run_again(lambda connection: list(connection.exec_driver_sql(sql, parameters).cursor.fetchall()))
-
-    def _run_copy(self, sql: str, parameters: dict[str, Any]) -> list[list[memoryview]]:
-        def run(connection: Connection) -> list[list[memoryview]]:
-            copied = BinaryRows()
-            connection.exec_driver_sql(sql, parameters, execution_options=copied.options)
-            return copied.rows
-
-        return self._run_again(run)
-
-    def _run_again(self, run: Callable[[Connection], T]) -> T:
+    def _run(self, function: str, arguments: dict[str, Any], *, copied: bool = False) -> list[Any]:
         from sqlalchemy.exc import DBAPIError
 
+        coded = [name for name, value in arguments.items() if isinstance(value, bytes | memoryview)]
+        given = [
+            f"p_{name} => decode(%({name})s, 'base64')" if name in coded else f"p_{name} => %({name})s"
+            for name in arguments
+        ]
+        sql = f"SELECT * FROM hopaas.{function}_v1({', '.join(given)})"  # noqa: S608  # names are ours
+        sql = f"COPY ({sql}) TO STDOUT (FORMAT binary)" if copied else sql
+        values = arguments | {name: base64.b64encode(arguments[name]).decode() for name in coded}
         try:
-            return self._run_once(run)
+            return self._run_once(sql, values, copied=copied)
         except DBAPIError as error:
             if getattr(error.orig, "pgcode", None) == LOGIN_ENDED:
                 self._connections.close()  # there may be a new token
             elif not error.connection_invalidated or self._connections.gave_up:
                 raise
-        return self._run_once(run)
+        return self._run_once(sql, values, copied=copied)
 
-    def _run_once(self, run: Callable[[Connection], T]) -> T:
+    def _run_once(self, sql: str, values: dict[str, Any], *, copied: bool) -> list[Any]:
         """One attempt, once this process's one connection is free.
 
         A thread that waits for it is not woken when another fails to open it, so it looks again every second.
@@ -266,7 +252,11 @@ class PostgresStore(Store):
                     raise
                 continue
             with connection:
-                return run(connection)
+                if not copied:
+                    return list(connection.exec_driver_sql(sql, values).cursor.fetchall())
+                file = io.BytesIO()
+                connection.exec_driver_sql(sql, values, execution_options={COPY_TO: file})
+                return copied_rows(file.getvalue())
 
     def connect(self) -> Connection:
         """The connection, for statements of an administrator, in transactions of their own."""
@@ -320,7 +310,7 @@ class PostgresStore(Store):
         from sqlalchemy.exc import DBAPIError
 
         try:
-            installed = self._run(statements(_CALLS)["version"], {})[0][0]
+            installed = self._run("version", {})[0][0]
         except DBAPIError as error:
             code = getattr(error.orig, "pgcode", None)
             return wrong_schema(None) if code in NO_SCHEMA else failure(code, str(error.orig))

@@ -20,13 +20,10 @@ import threading
 import time
 import weakref
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Final
+from typing import Final
 
 from hopaas_p2p import process
 from hopaas_p2p.tunnel import client as tunnel
-
-if TYPE_CHECKING:
-    from sqlalchemy import Engine
 
 IDLE_LIMIT: Final = 30.0
 """Seconds without a byte either way after which a connection is given up. A lock is waited for half as long."""
@@ -38,50 +35,6 @@ _BLIND_LOOKS: Final = 100
 _HURRIED_LOOKS: Final = 3
 _MOVED: Final = struct.Struct("=QQ")  # tcpi_bytes_acked and tcpi_bytes_received
 _MOVED_AT: Final = 120  # their place in struct tcp_info, since Linux 4.2
-
-
-class IdleWatchdog:
-    """Watches the connection of an engine while it is checked out.
-
-    Args:
-        engine: whose connections.
-        hurried: whether the program is about to end; then it waits a third as long.
-
-    """
-
-    def __init__(self, engine: Engine, hurried: Callable[[], bool] = lambda: False) -> None:
-        from sqlalchemy import event
-
-        self._hurried = hurried
-        self._last: WatchedSocket | None = None
-        event.listen(engine, "connect", self._on_connect)
-        event.listen(engine, "checkout", self._on_checkout)
-        event.listen(engine, "checkin", self._on_checkin)
-        event.listen(engine, "close", self._on_close)
-
-    @property
-    def gave_up(self) -> bool:
-        """Whether the connection that was used last was given up."""
-        return self._last is not None and self._last.given_up
-
-    def _on_connect(self, connection: Any, record: Any) -> None:
-        record.info["watched"] = WatchedSocket(connection.fileno(), self._hurried)
-
-    def _on_checkout(self, _connection: object, record: Any, _proxy: object) -> None:
-        self._last = record.info["watched"]
-        self._last.begin()
-
-    @staticmethod
-    def _on_checkin(connection: object, record: Any) -> None:
-        if connection is not None:  # None: it was closed
-            record.info["watched"].end()
-
-    @staticmethod
-    def _on_close(_connection: object, record: Any) -> None:
-        watched = record.info.get("watched")  # None: it was closed while it was being made
-        if watched is not None:
-            watched.end()
-            watched.close()
 
 
 class WatchedSocket:

@@ -11,10 +11,11 @@ from hopaas_p2p.errors import Denied, HopaasError
 from hopaas_p2p.findings import AGAIN, Finding
 from hopaas_p2p.net import checks as net_checks
 from hopaas_p2p.net.checks import Route
-from hopaas_p2p.stores.objects.contract import Bucket, ObjectStore
+from hopaas_p2p.stores.objects.contract import ObjectStore
 from hopaas_p2p.stores.objects.store import META
 from hopaas_p2p.stores.s3 import http as s3_http
 from hopaas_p2p.stores.s3.address import parse
+from hopaas_p2p.stores.s3.bucket import Bucket
 from hopaas_p2p.stores.s3.proof import SCRATCH
 from hopaas_p2p.stores.s3.store import S3Store
 

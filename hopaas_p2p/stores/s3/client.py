@@ -1,169 +1,199 @@
-"""Signed requests by the `minio` SDK, and what the server says to them.
+"""Signed requests to one bucket, by urllib3 with the signer of the `minio` SDK, and what the server says to them.
 
-Only this file and `minio` beside it know the SDK. Its public `put_object` cannot send a condition, so requests are made
-by the call beneath it, which a contract test watches. Its exceptions are of three kinds, by what the body of an answer
-holds: here the status decides.
+The SDK itself cannot send a condition, knows neither `HTTPS_PROXY` nor a CA of ours, retries by itself, and keeps half
+of an answer to itself. Nothing is retried here, except with newer keys or the server's time if a request was refused
+for these: the caller must know what is not known.
 """
 
 from __future__ import annotations
 
 import datetime
-from collections.abc import Callable
-from typing import Any, Final, TypeVar
+import hashlib
+import re
+import time
+from collections import Counter
+from collections.abc import Mapping
+from typing import Any, Final
+from urllib.parse import quote, urlencode, urlsplit
 
 import urllib3
-from minio import Minio
-from minio import time as minio_time
+from minio.signer import sign_v4_s3
 
-from hopaas_p2p.errors import HopaasError, StoreUnreachable
-from hopaas_p2p.stores.s3 import http as s3_http
+from hopaas_p2p.stores.s3 import http
 from hopaas_p2p.stores.s3.address import Address
-from hopaas_p2p.stores.s3.errors import CLOCK, PASSING, RUN_OUT, Refused, refusal, unreachable
-from hopaas_p2p.stores.s3.http import ResponseObserver
+from hopaas_p2p.stores.s3.errors import AWAY, CLOCK, PASSING, RUN_OUT, refusal, unreachable
 from hopaas_p2p.stores.s3.keys import Chain, Keys
 
-T = TypeVar("T")
-
-
-class _Client(Minio):
-    """The SDK's client, signing with the server's time instead of this machine's."""
-
-    ahead = datetime.timedelta(0)
-
-    def _build_headers(self, *args: Any, **kw: Any) -> Any:
-        headers, date = super()._build_headers(*args, **kw)
-        date += self.ahead
-        headers["x-amz-date"] = minio_time.to_amz_date(date)
-        return headers, date
-
+_DONE: Final = (200, 204, 206)
+_CODE: Final = re.compile(rb"<Code>([^<]*)</Code>")
+_SKEW: Final = 1.0  # seconds
+_BULK_READ: Final = 60.0  # seconds of silence during a file
+_ERROR: Final = 1 << 16  # bytes of a refusal that are read
 
 _abandoned: Final[list[object]] = []
-"""Clients of parent processes: to destroy one would take locks that a thread of the parent may have held."""
+"""Connections of parent processes: to destroy one would take locks that a thread of the parent may have held."""
 
 
-class Signed:
-    """Clients for one bucket, made when they are needed, anew after a fork."""
+class S3Client:
+    """See the module. Any thread may call.
+
+    Attributes:
+        requests: so far, by kind: PUT, GET, LIST, DELETE, POST.
+        interruptions: how often the server was away: no answer, or one that says that it is not ready.
+        keys: where the keys come from.
+
+    """
 
     def __init__(self, address: Address, keys: Chain) -> None:
         self.address = address
-        self.observer = ResponseObserver()
+        self.requests: Counter[str] = Counter()
+        self.interruptions = 0
+        self.keys = keys
+        self.keys.clock = self.now
         self.known = False
         """Whether the bucket is there, or was."""
-        self.keys = keys
-        self.keys.clock = self._now
-        self._clients: dict[bool, _Client] = {}
-        """The one for files, if `bulk`, and the one for all else."""
-        self._ahead = datetime.timedelta(0)
+        self.heard: float | None = None
+        """Seconds by which the server's clock is ahead of this machine's, as its last answer told."""
+        self._ahead = 0.0
+        """The same, as requests are signed."""
+        self._pools: dict[bool, urllib3.PoolManager] = {}
+        """For files, if true, and for all else."""
 
-    def _now(self) -> float:
-        return self.observer.server_now() or minio_time.utcnow().timestamp()
+    def now(self) -> float:
+        """The server's time in seconds since 1970, as far as it has told."""
+        return time.time() + (self.heard or 0.0)
 
-    def after_fork(self) -> None:
-        _abandoned.extend([self._clients, self.keys, self.observer])
-        self._clients = {}
-        self.observer = self.observer.copy()
-        self.keys = self.keys.copy(clock=self._now)
-
-    def close(self) -> None:
-        self._clients = {}
-
-    def client(self, *, bulk: bool = False) -> _Client:
-        """The client, made at first use. The one for files may send a request again, which hurts nobody there."""
-        client = self._clients.get(bulk)
-        if client is None:
-            address = self.address
-            secure = address.endpoint.startswith("https://")
+    def pool(self, *, bulk: bool = False) -> urllib3.PoolManager:
+        """Connections, made at first use. Those for files may send a request again, which hurts nobody there."""
+        if bulk not in self._pools:
             again = urllib3.Retry(
-                total=4,
-                redirect=False,  # a session's token would go along to whatever host the answer names
-                backoff_factor=0.5,
-                status_forcelist=sorted(PASSING),
-                allowed_methods=None,
+                total=4, redirect=False, backoff_factor=0.5, status_forcelist=sorted(PASSING), allowed_methods=None
             )
-            http = s3_http.pool(
-                address.endpoint,
-                observer=self.observer,
-                retries=again if bulk else False,
-                read=60.0 if bulk else s3_http.READ,
+            self._pools[bulk] = http.pool(
+                self.address.endpoint, retries=again if bulk else False, read=_BULK_READ if bulk else http.READ
             )
-            client = _Client(
-                endpoint=address.endpoint.partition("://")[2],
-                secure=secure,
-                region=address.region,
-                http_client=http,
-                credentials=self.keys,
-            )
-            client.ahead = self._ahead
-            if address.virtual:
-                client.enable_virtual_style_endpoint()  # type: ignore[no-untyped-call]
-            else:
-                client.disable_virtual_style_endpoint()  # type: ignore[no-untyped-call]
-            self._clients[bulk] = client
-        return client
-
-    def refusal(self, refused: Refused, what: str, *, conditional: bool = False) -> HopaasError:
-        """An answer that is no success, to the request to do `what`."""
-        return refusal(self.address, refused, what, conditional=conditional, known=self.known)
+        return self._pools[bulk]
 
     def ask(
-        self, method: str, key: str, *, bulk: bool = False, headers: dict[str, str] | None = None, **kw: Any
+        self,
+        method: str,
+        key: str | None,
+        what: str,
+        *,
+        fine: tuple[int, ...] = (),
+        query: Mapping[str, str] | None = None,
+        headers: Mapping[str, str] | None = None,
+        body: bytes = b"",
+        bulk: bool = False,
+        stream: bool = False,
     ) -> Any:
-        """One request, signed; raises Refused or one of our errors."""
-        name = self.address.root + key
+        """One request; the answer, read as a whole unless it is to be streamed.
 
-        def send() -> Any:
-            return self.client(bulk=bulk)._execute(  # type: ignore[no-untyped-call, unused-ignore]
-                method, self.address.bucket, name, headers=dict(headers or {}), no_body_trace=True, **kw
-            )
+        Args:
+            method: of HTTP.
+            key: of the object, below the store's root; None for the bucket.
+            what: it is to do, for messages.
+            fine: statuses that the caller expects, beside success.
+            query, headers, body: of the request.
+            bulk: whether it is about a file, and may be sent again.
+            stream: whether the caller reads the body.
 
-        return self.guarded(send)
+        Raises:
+            StoreUnreachable, Denied, ConfigurationError: as `ObjectStore` says.
 
-    def guarded(self, send: Callable[[], T]) -> T:
-        """Send; once more with other keys or the server's time, if that is what it was refused for."""
+        """
+        self.requests["LIST" if key is None and method == "GET" else method] += 1
         for last in (False, True):
             keys, ahead = self.keys.retrieve(), self._ahead
             try:
-                return self._translated(send)
-            except Refused as refused:
-                if last or not self._amended(refused, keys, ahead):
-                    raise
+                answer = self._send(keys, method, key, query or {}, headers or {}, body, bulk=bulk, stream=stream)
+                code = "" if answer.status in _DONE else _code(answer, stream=stream)
+            except (urllib3.exceptions.HTTPError, OSError) as error:
+                self.interruptions += 1
+                raise unreachable(self.address, error) from None
+            if answer.status in _DONE:
+                self.known = True
+                return answer
+            if answer.status in fine and code != "NoSuchBucket":
+                return answer
+            if not last and self._amended(code, keys, ahead):
+                self.requests[method] += 1
+                continue
+            self.interruptions += code == "NoSuchBucket" or (answer.status in AWAY and code != "SlowDown")
+            conditional = "If-None-Match" in (headers or {})
+            raise refusal(self.address, answer.status, code, what, conditional=conditional, known=self.known)
         raise AssertionError("unreachable")
 
-    def _amended(self, refused: Refused, keys: Keys, ahead: datetime.timedelta) -> bool:
+    def _send(
+        self,
+        keys: Keys,
+        method: str,
+        key: str | None,
+        query: Mapping[str, str],
+        headers: Mapping[str, str],
+        body: bytes,
+        *,
+        bulk: bool,
+        stream: bool,
+    ) -> Any:
+        address, server = self.address, urlsplit(self.address.endpoint)
+        host = f"{address.bucket}.{server.netloc}" if address.virtual else server.netloc
+        path = [] if address.virtual else [address.bucket]
+        path += [] if key is None else [quote(address.root + key)]
+        options = urlencode(sorted(query.items()), quote_via=quote, safe="")
+        url = server._replace(netloc=host, path="/" + "/".join(path), query=options)
+        when = datetime.datetime.fromtimestamp(time.time() + self._ahead, datetime.UTC)
+        digest = hashlib.sha256(body).hexdigest()
+        said: dict[str, str | list[str] | tuple[str]] = {
+            **headers,
+            "Host": host,
+            "x-amz-content-sha256": digest,
+            "x-amz-date": when.strftime("%Y%m%dT%H%M%SZ"),
+            **({"x-amz-security-token": keys.session_token} if keys.session_token else {}),
+        }
+        signed = sign_v4_s3(
+            method=method,
+            url=url,
+            region=address.region,
+            headers=said,
+            credentials=keys,  # type: ignore[arg-type]  # it reads three attributes
+            content_sha256=digest,
+            date=when,
+        )
+        # redirects are not followed: a session's token would go along to whatever host the answer names
+        answer = self.pool(bulk=bulk).urlopen(
+            method, url.geturl(), redirect=False, body=body, headers=signed, preload_content=not stream
+        )
+        date = http.parse_date(answer.headers.get("Date"))
+        if date is not None:
+            self.heard = date - time.time()
+        return answer
+
+    def _amended(self, code: str, keys: Keys, ahead: float) -> bool:
         """Whether a request that was signed with these keys and this time would be signed otherwise now.
 
         Of several that are under way each is refused; the first of them to come back amends for all.
         """
-        if refused.code in RUN_OUT:
+        if code in RUN_OUT:
             return self.keys.renew(keys)
-        if refused.code in CLOCK and ahead != self._ahead:
-            return True
-        if refused.code in CLOCK and abs(self.observer.ahead - self._ahead.total_seconds()) > 1.0:
-            self._ahead = datetime.timedelta(seconds=self.observer.ahead)
-            for client in list(self._clients.values()):
-                client.ahead = self._ahead
-            return True
-        return False
+        if code in CLOCK and ahead == self._ahead and abs((self.heard or 0.0) - ahead) > _SKEW:
+            self._ahead = self.heard or 0.0
+        return code in CLOCK and ahead != self._ahead
 
-    def _translated(self, send: Callable[[], T]) -> T:
-        """What the SDK raises, by the status that the server answered with: its exceptions are of three kinds."""
-        answer = self.observer.answer
-        answer.status, answer.headers = None, {}
-        try:
-            found = send()
-        except HopaasError:
-            raise
-        except (urllib3.exceptions.HTTPError, OSError) as error:
-            self.observer.interruptions += 1
-            raise unreachable(self.address, error) from None
-        except Exception as error:  # noqa: BLE001  # also what it trips over in a proxy's page of HTML
-            status = getattr(getattr(error, "response", None), "status", None) or answer.status  # of a part's thread
-            if status is None or status in (200, 204, 206):
-                raise StoreUnreachable(
-                    f"{self.address.endpoint} sent an answer that is not from S3: {type(error).__name__}"
-                ) from None
-            refused = Refused(status, str(getattr(error, "code", None) or ""))
-            self.observer.interruptions += refused.away
-            raise refused from None
-        self.known = True
-        return found
+    def after_fork(self) -> None:
+        """Forget connections, which are the parent's."""
+        _abandoned.extend([self._pools, self.keys])
+        self._pools = {}
+        self.keys = self.keys.copy(clock=self.now)
+
+    def close(self) -> None:
+        """Close connections; they are made again when needed."""
+        self._pools = {}
+
+
+def _code(answer: Any, *, stream: bool) -> str:
+    """The code in the body of a refusal; empty if there is none, as in a proxy's page of HTML."""
+    data = answer.read(_ERROR) if stream else answer.data
+    answer.release_conn()
+    found = _CODE.search(data or b"")
+    return found[1].decode(errors="replace") if found else ""

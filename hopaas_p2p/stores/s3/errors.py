@@ -15,20 +15,9 @@ RUN_OUT: Final = frozenset(
 """Codes that say: not with these keys, perhaps with newer ones."""
 CLOCK: Final = frozenset({"RequestTimeTooSkewed", "RequestExpired", "RequestInTheFuture"})
 """Codes that say: your clock and mine differ."""
+AWAY: Final = frozenset({502, 503, 504})
+"""Statuses that say that the server is not ready; with the code SlowDown, that it is busy."""
 _MANGLED: Final = frozenset({"RequestTimeout", "IncompleteBody", "BadDigest", "XAmzContentSHA256Mismatch", "SlowDown"})
-
-
-class Refused(Exception):
-    """An answer that is no success."""
-
-    def __init__(self, status: int, code: str) -> None:
-        super().__init__(status, code)
-        self.status, self.code = status, code
-
-    @property
-    def away(self) -> bool:
-        """Whether the server is not ready, rather than busy."""
-        return (self.status in (502, 503, 504) and self.code != "SlowDown") or self.code == "NoSuchBucket"
 
 
 def unreachable(address: Address, error: Exception) -> HopaasError:
@@ -63,20 +52,19 @@ def _plainly(error: Exception) -> str | None:
 
 
 def refusal(
-    address: Address, refused: Refused, what: str, *, conditional: bool = False, known: bool = False
+    address: Address, status: int, code: str, what: str, *, conditional: bool = False, known: bool = False
 ) -> HopaasError:
     """An answer that is no success.
 
     Args:
         address: of the bucket.
-        refused: the answer.
+        status, code: of the answer.
         what: the request was to do.
         conditional: whether it was a write with a condition.
         known: whether this process has used the bucket, so that one that is missing is away: a server that starts
             with a new disk or pool answers like that.
 
     """
-    status, code = refused.status, refused.code
     where = f"{address.endpoint}, bucket {address.bucket!r}"
     said = f"HTTP {status}{' ' + code if code else ''}"
     if code in CLOCK:

@@ -1,6 +1,11 @@
-"""Services that give keys: an identity provider's STS, a container platform, a cloud's machine.
+"""Which keys to sign with: found where every S3 tool looks for them, and fetched anew before they expire.
 
-What is sent to them, and what they answer, is never shown.
+In order: `AWS_ACCESS_KEY_ID` and its companions; a web identity (`AWS_WEB_IDENTITY_TOKEN_FILE`, `AWS_ROLE_ARN`); the
+profile `AWS_PROFILE` of `~/.aws/credentials` or `~/.aws/config`; a container's credentials; the machine's metadata.
+Files and services are asked again when what they gave runs out or is refused, so keys may be renewed in the middle of a
+run. `hopaas_p2p.credentials` reads them, and decides whether the bucket's server may see what they sign.
+
+What is sent to services, and what they answer, is never shown.
 """
 
 from __future__ import annotations
@@ -8,6 +13,7 @@ from __future__ import annotations
 import datetime
 import html
 import json
+import os
 import re
 import secrets
 from collections.abc import Mapping
@@ -21,44 +27,54 @@ from hopaas_p2p.credentials import Server
 from hopaas_p2p.errors import ConfigurationError, StoreUnreachable
 from hopaas_p2p.stores.s3 import http as s3_http
 from hopaas_p2p.stores.s3.address import Address, servers_of
-from hopaas_p2p.stores.s3.keys import Keys
+from hopaas_p2p.stores.s3.keys import Chain, Keys
 
 _METADATA: Final = "http://169.254.169.254"
 _METADATA_TIMEOUT: Final = 1.0  # seconds; a metadata service is on the same machine, or not there at all
 
 
-class WebIdentity:
-    """A token of an identity provider, exchanged for keys at an STS: Amazon's, or the S3 server's own."""
+def chain(address: Address, *, env: Mapping[str, str] = os.environ) -> Chain:
+    """Every place where keys may be, in the order of the AWS tools."""
+    bucket = address.servers
 
-    name = "web identity"
+    def given(found: credentials.AccessKey | None) -> Keys | None:
+        return None if found is None else Keys(*found)
 
-    def __init__(self, address: Address, env: Mapping[str, str]) -> None:
-        self._env = env
-        own = f"https://sts.{address.region}.amazonaws.com" if address.is_aws else address.endpoint
-        self._endpoint = env.get("AWS_ENDPOINT_URL_STS") or own
-        self._bucket = address.servers
-
-    def find(self) -> Keys | None:
-        token = credentials.identity(servers_of(self._endpoint), self._env)
-        if token is None:
-            return None
-        credentials.may_sign(self._bucket, self._env)
-        form = {
-            "Action": "AssumeRoleWithWebIdentity",
-            "Version": "2011-06-15",
-            "WebIdentityToken": token.reveal(),
-            "RoleSessionName": self._env.get("AWS_ROLE_SESSION_NAME") or f"hopaas-{secrets.token_hex(4)}",
+    return Chain(
+        {
+            "AWS_ACCESS_KEY_ID (environment)": lambda: given(credentials.access_key(bucket, env)),
+            "web identity": lambda: _web_identity(address, env),
+            "profile of ~/.aws/credentials": lambda: given(credentials.profile_key(bucket, env)),
+            "CONTAINER credentials": lambda: _container(bucket, env),
+            "instance metadata": _Machine(bucket, env).find,
         }
-        if self._env.get("AWS_ROLE_ARN"):
-            form["RoleArn"] = self._env["AWS_ROLE_ARN"]
-        body = urlencode(form)  # in the body, not in the URL, where proxies would log it
-        answer = _ask("POST", self._endpoint, body=body, headers={"Content-Type": "application/x-www-form-urlencoded"})
-        keys = _keys_of(
-            {name: _element(answer, name) for name in ("AccessKeyId", "SecretAccessKey", "SessionToken", "Expiration")}
-        )
-        if keys is None:
-            raise ConfigurationError(f"{self._endpoint} gave no keys for the token of AWS_WEB_IDENTITY_TOKEN_FILE")
-        return keys
+    )
+
+
+def _web_identity(address: Address, env: Mapping[str, str]) -> Keys | None:
+    """A token of an identity provider, exchanged for keys at an STS: Amazon's, or the S3 server's own."""
+    own = f"https://sts.{address.region}.amazonaws.com" if address.is_aws else address.endpoint
+    endpoint = env.get("AWS_ENDPOINT_URL_STS") or own
+    token = credentials.identity(servers_of(endpoint), env)
+    if token is None:
+        return None
+    credentials.may_sign(address.servers, env)
+    form = {
+        "Action": "AssumeRoleWithWebIdentity",
+        "Version": "2011-06-15",
+        "WebIdentityToken": token.reveal(),
+        "RoleSessionName": env.get("AWS_ROLE_SESSION_NAME") or f"hopaas-{secrets.token_hex(4)}",
+    }
+    if env.get("AWS_ROLE_ARN"):
+        form["RoleArn"] = env["AWS_ROLE_ARN"]
+    body = urlencode(form)  # in the body, not in the URL, where proxies would log it
+    answer = _ask("POST", endpoint, body=body, headers={"Content-Type": "application/x-www-form-urlencoded"})
+    keys = _keys_of(
+        {name: _element(answer, name) for name in ("AccessKeyId", "SecretAccessKey", "SessionToken", "Expiration")}
+    )
+    if keys is None:
+        raise ConfigurationError(f"{endpoint} gave no keys for the token of AWS_WEB_IDENTITY_TOKEN_FILE")
+    return keys
 
 
 def _element(xml: str, name: str) -> str:
@@ -66,27 +82,18 @@ def _element(xml: str, name: str) -> str:
     return html.unescape(found[1]) if found else ""
 
 
-class Container:
+def _container(bucket: list[Server], env: Mapping[str, str]) -> Keys | None:
     """The credentials service of a container platform: AWS_CONTAINER_CREDENTIALS_FULL_URI or …_RELATIVE_URI."""
-
-    name = "CONTAINER credentials"
-
-    def __init__(self, bucket: list[Server], env: Mapping[str, str]) -> None:
-        self._bucket, self._env = bucket, env
-
-    def find(self) -> Keys | None:
-        service = credentials.container(self._env)
-        if service is None:
-            return None
-        credentials.may_sign(self._bucket, self._env)
-        token = service.authorization.reveal()
-        return _keys_of(_json(_ask("GET", service.url, headers={"Authorization": token} if token else {}, direct=True)))
+    service = credentials.container(env)
+    if service is None:
+        return None
+    credentials.may_sign(bucket, env)
+    token = service.authorization.reveal()
+    return _keys_of(_json(_ask("GET", service.url, headers={"Authorization": token} if token else {}, direct=True)))
 
 
-class Machine:
+class _Machine:
     """The metadata service of a cloud's machine (IMDSv2); asked once, and not again where there is none."""
-
-    name = "instance metadata"
 
     def __init__(self, bucket: list[Server], env: Mapping[str, str]) -> None:
         self._bucket, self._env = bucket, env

@@ -9,19 +9,21 @@ from __future__ import annotations
 import datetime
 import threading
 import time
-from collections.abc import Callable
-from typing import Final, NoReturn, Protocol
-
-from minio.credentials.credentials import Credentials
-from minio.credentials.providers import Provider
+from collections.abc import Callable, Mapping
+from typing import Final, NamedTuple, NoReturn
 
 from hopaas_p2p.errors import ConfigurationError
 
 _MARGIN: Final = 120.0  # seconds before their end at which keys are renewed
 
 
-class Keys(Credentials):
-    """Credentials that never show themselves."""
+class Keys(NamedTuple):
+    """An access key that never shows itself. It has the names that the SDK's signer looks for."""
+
+    access_key: str
+    secret_key: str
+    session_token: str | None = None
+    expiration: datetime.datetime | None = None
 
     def __repr__(self) -> str:
         return "Keys(***)"
@@ -29,42 +31,32 @@ class Keys(Credentials):
     def __reduce__(self) -> NoReturn:
         raise TypeError("keys are not pickled; other processes find their own")
 
-    def is_expired(self) -> bool:
-        return False  # the chain decides, by the server's clock
 
+class Chain:
+    """The first place that has keys; it is asked again when they run out, or when the server refuses them.
 
-class Source(Protocol):
-    """One place where keys may be."""
+    Args:
+        places: by what a message calls them. Each looks for the keys as they are now, or returns None; it raises
+            StoreUnreachable where a service that should give them does not answer, and ConfigurationError where it is
+            set up wrongly.
+        clock: seconds since 1970, by the server.
 
-    @property
-    def name(self) -> str:
-        """What a message calls it."""
+    """
 
-    def find(self) -> Keys | None:
-        """The keys as they are now, or None when this place has none.
-
-        Raises:
-            StoreUnreachable: a service that should give them does not answer.
-            ConfigurationError: it is set up wrongly.
-
-        """
-
-
-class Chain(Provider):
-    """The first source that has keys; it is asked again when they run out, or when the server refuses them."""
-
-    def __init__(self, sources: list[Source], *, clock: Callable[[], float] = time.time) -> None:
-        self._sources = sources
+    def __init__(
+        self, places: Mapping[str, Callable[[], Keys | None]], *, clock: Callable[[], float] = time.time
+    ) -> None:
+        self._places = places
         self._keys: Keys | None = None
         self._lock = threading.Lock()
         self.clock = clock
 
     def __repr__(self) -> str:
-        return f"Chain({', '.join(source.name for source in self._sources)})"
+        return f"Chain({', '.join(self._places)})"
 
     def copy(self, *, clock: Callable[[], float]) -> Chain:
-        """The same sources for a forked child, with a lock of its own."""
-        return Chain(self._sources, clock=clock)
+        """The same places for a forked child, with a lock of its own."""
+        return Chain(self._places, clock=clock)
 
     def retrieve(self) -> Keys:
         with self._lock:
@@ -74,9 +66,9 @@ class Chain(Provider):
 
     def _ending(self, keys: Keys) -> bool:
         end = keys.expiration
-        return end is not None and end.replace(tzinfo=datetime.UTC).timestamp() - _MARGIN < self.clock()
+        return end is not None and end.replace(tzinfo=end.tzinfo or datetime.UTC).timestamp() - _MARGIN < self.clock()
 
-    def renew(self, refused: Credentials | None = None) -> bool:
+    def renew(self, refused: Keys | None = None) -> bool:
         """Look anew, because the server did not take the keys; whether there are others now."""
         with self._lock:
             before, self._keys = refused or self._keys, self._find()
@@ -84,11 +76,11 @@ class Chain(Provider):
             return before is None or now != (before.access_key, before.session_token)
 
     def _find(self) -> Keys:
-        for source in self._sources:
-            keys = source.find()
+        for find in self._places.values():
+            keys = find()
             if keys is not None:
                 return keys
-        looked = "; ".join(source.name for source in self._sources)
+        looked = "; ".join(self._places)
         raise ConfigurationError(
             f"no keys for the bucket. Set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY. Looked at: {looked}"
         )

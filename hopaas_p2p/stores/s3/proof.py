@@ -18,8 +18,8 @@ from typing import Final
 
 from hopaas_p2p.errors import BrokenChain, ConfigurationError, Denied, StoreUnreachable
 from hopaas_p2p.findings import Finding
-from hopaas_p2p.stores.objects.contract import Bucket
 from hopaas_p2p.stores.objects.race import KEYS, Evidence, examine, judged
+from hopaas_p2p.stores.s3.bucket import Bucket
 
 SCRATCH: Final = "study/doctor-proof/snapshot/"
 RENEW: Final = 300.0

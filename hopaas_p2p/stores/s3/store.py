@@ -11,23 +11,18 @@ import secrets
 from typing import Final
 
 from hopaas_p2p.errors import ConfigurationError, NewerFormat
-from hopaas_p2p.stores.objects.contract import Bucket
-from hopaas_p2p.stores.objects.history import RetentionGuard
-from hopaas_p2p.stores.objects.log import ScheduledObjectLog
-from hopaas_p2p.stores.objects.scheduler import TurnScheduler
-from hopaas_p2p.stores.objects.search import WIDEST
 from hopaas_p2p.stores.objects.store import META, ObjectBackedStore
 from hopaas_p2p.stores.s3.address import parse
-from hopaas_p2p.stores.s3.minio import MinioObjects
+from hopaas_p2p.stores.s3.bucket import Bucket
+from hopaas_p2p.stores.s3.log import BucketLog
 from hopaas_p2p.stores.s3.proof import Condition
 
 FORMAT: Final = 1
 """Of a bucket; commits have a format of their own."""
 _META: Final = 4096
-_CATALOG: Final = 2 * WIDEST - 1  # studies that are read one by one: five windows of GETs, 1, 2, 4, 8 and 16
 
 
-class S3Store(ObjectBackedStore):
+class S3Store(ObjectBackedStore[Bucket]):
     """A prefix of a bucket as a store.
 
     Args:
@@ -40,12 +35,11 @@ class S3Store(ObjectBackedStore):
     """
 
     freshness = 5.0
-    objects: Bucket
 
     def __init__(self, url: str, *, create: bool = True, objects: Bucket | None = None) -> None:
         address = parse(url)
         self.url = address.url
-        self.objects = objects or MinioObjects(address)
+        self.objects = objects or Bucket(address)
         self._create = create
         self._meta: bytes | None = None
         self.condition = Condition(self.objects, self.url)
@@ -53,17 +47,8 @@ class S3Store(ObjectBackedStore):
     def __repr__(self) -> str:
         return f"S3Store({self.url!r})"
 
-    def _log(self, root: str) -> ScheduledObjectLog:
-        return ScheduledObjectLog(
-            self.objects,
-            root,
-            scheduler=TurnScheduler(),
-            guard=RetentionGuard(self.objects, root),
-            audited=self.objects,
-            readable=self.find,
-            writable=lambda: self.prove(root),
-            at_first=_CATALOG if root == "studies/" else None,
-        )
+    def _log(self, root: str) -> BucketLog:
+        return BucketLog(self, root)
 
     # --- the proof ---
 
@@ -82,7 +67,7 @@ class S3Store(ObjectBackedStore):
             self._meta = data
         return self._meta
 
-    def prove(self, root: str = "studies/") -> None:
+    def prove(self, root: str = "studies/") -> bool:
         """As `find`, and see that the server keeps the condition, before something is written to the log at `root`.
 
         Raises:
@@ -92,6 +77,7 @@ class S3Store(ObjectBackedStore):
         """
         self.find()
         self.condition.prove(root)
+        return False
 
     def _found_store(self) -> bytes:
         if not self._create:

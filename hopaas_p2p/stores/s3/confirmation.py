@@ -23,7 +23,8 @@ from collections.abc import Callable
 from typing import Final, NamedTuple, NoReturn
 
 from hopaas_p2p.errors import BrokenChain, Denied, HopaasError, StoreUnreachable
-from hopaas_p2p.stores.objects.contract import Bucket, Found
+from hopaas_p2p.stores.objects.contract import Found
+from hopaas_p2p.stores.s3.bucket import Bucket
 
 AFTER: Final = 30.0
 """Seconds after which a commit can be looked at."""
@@ -47,7 +48,7 @@ class _Written(NamedTuple):
     """Of the object, on a server that makes it from the bytes."""
 
 
-class Audit:
+class Confirmation:
     """The commits of one log that this process appended lately.
 
     Args:

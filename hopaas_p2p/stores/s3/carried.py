@@ -81,7 +81,7 @@ def sealed(stored: bytes, before: int, copies: list[bytes]) -> bytes:
     return b"%b%b%b" % (body, zlib.crc32(body).to_bytes(4, "little"), MAGIC)
 
 
-class Carrier:
+class PiggybackedCommits:
     """The last commits that one handle on a log has read or written."""
 
     def __init__(self) -> None:

@@ -7,10 +7,10 @@ from typing import NamedTuple
 
 from hopaas_p2p.errors import BrokenChain
 from hopaas_p2p.stores.objects.contract import Found
-from hopaas_p2p.stores.objects.search import WIDEST, EndSearch
+from hopaas_p2p.stores.s3.search import WIDEST, EndSearch
 
 
-class Piece(NamedTuple):
+class ReadCommit(NamedTuple):
     """A commit that was read, from its own object or as a copy in a later one."""
 
     lsn: int
@@ -21,7 +21,7 @@ class Piece(NamedTuple):
     """When the server took the object in which it was found."""
 
 
-class CarriedReader:
+class PiggybackReader:
     """One look for the end of a log.
 
     Args:
@@ -36,8 +36,7 @@ class CarriedReader:
         self,
         fetch: Callable[[Sequence[int]], Sequence[Found | None]],
         once_more: Callable[[int], Found | None],
-        taken_apart: Callable[[int, Found], list[Piece]],
-        *,
+        taken_apart: Callable[[int, Found], list[ReadCommit]],
         enough: int,
     ) -> None:
         self._fetch = fetch
@@ -49,7 +48,7 @@ class CarriedReader:
         self.hole = 0
         """The first lsn at which there is nothing, although there are objects behind it; 0: none was seen."""
 
-    def read(self, since: int, search: EndSearch) -> Iterator[list[Piece]]:
+    def read(self, since: int, search: EndSearch) -> Iterator[list[ReadCommit]]:
         """The commits after `since`, some at a time, in order and without a gap.
 
         Raises:
@@ -76,7 +75,7 @@ class CarriedReader:
                     return
                 known = lsn
 
-    def _fill(self, known: int, top: int, pieces: list[Piece]) -> int:
+    def _fill(self, known: int, top: int, pieces: list[ReadCommit]) -> int:
         """Complete these, of the object at `top`, by what is before them and not known; the lsn of a hole, or 0.
 
         If that is too much to be held, they become what comes first instead.
@@ -100,7 +99,7 @@ class CarriedReader:
         pieces[:] = [found[lsn] for lsn in range(known + 1, top + 1)]
         return 0
 
-    def _from_below(self, known: int, top: int, pieces: list[Piece]) -> int:
+    def _from_below(self, known: int, top: int, pieces: list[ReadCommit]) -> int:
         """Replace these by the commits behind `known`, one object after the other, as far as they are enough."""
         self.stopped = True
         pieces.clear()

@@ -1,0 +1,292 @@
+"""A log in a directory: single commits in a folder per range, and packs in place of folders that are full.
+
+    study/{uuid}/commits/{first:020d}/{lsn:020d}   a commit, as `core.codec` makes it, with the sum before it
+    study/{uuid}/packs/{first:020d}                256 commits, beginning with that lsn
+
+A write is the quickest look there, and the past is in packs (see `packs`): who has not seen the end of the log lately
+reads these first. In a directory on one machine nobody waits; on a file server peers stay away after a commit.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import time
+from collections.abc import Iterable, Iterator
+from typing import Final
+
+from hopaas_p2p.core import chain
+from hopaas_p2p.errors import BehindRetention, ConfigurationError, StoreCorrupt, StoreUnreachable, StudyDeleted
+from hopaas_p2p.stores.base import Entry, Outgoing
+from hopaas_p2p.stores.directory.files import Directory, NoFolder
+from hopaas_p2p.stores.directory.packs import LARGEST_PACK, SPAN, first_of, frame, frames, salvaged
+from hopaas_p2p.stores.objects.contract import Found, lsn_of
+from hopaas_p2p.stores.objects.history import EVERY
+from hopaas_p2p.stores.objects.log import BEHIND, RECEIPT, WriteOnceLog, WriteScheduler, add_salvaged, stored_form
+from hopaas_p2p.stores.objects.scheduler import SpreadScheduler
+from hopaas_p2p.stores.objects.store import ObjectBackedStore
+
+TIDY_EVERY: Final = 64  # commits between two looks for folders that may go
+_KEPT: Final = 300.0  # seconds for which a folder stays beside its pack, by the file system's clock
+_REMEMBERED: Final = 8 << 20  # bytes of commits kept in memory for the pack; beyond, they are read again
+LOSSES: Final = 4  # one after the other, after which a look is worth it
+_ASLEEP: Final = 60.0  # seconds; folders stay for 300 beside their packs
+
+
+class FolderLog(WriteOnceLog[Directory]):
+    """See the module. One thread at a time."""
+
+    def __init__(self, store: ObjectBackedStore[Directory], root: str) -> None:
+        self.rate_limited = store.objects.shared
+        super().__init__(store, root, SpreadScheduler() if self.rate_limited else WriteScheduler(), asleep=_ASLEEP)
+        self._history.every = EVERY if self.rate_limited else 0.0
+        self._writes = False
+        self._recent: list[bytes] = []
+        """Commits of the present range, for its pack, in a process that writes."""
+        self._size = 0
+        self._first = 0
+        """The lsn of the first of these."""
+
+    def key(self, lsn: int) -> str:
+        return f"{self.root}commits/{(lsn - 1) // SPAN * SPAN + 1:020d}/{lsn:020d}"
+
+    def pack(self, lsn: int) -> str:
+        """Where the pack is that holds this lsn, if there is one."""
+        return f"{self.root}packs/{first_of(lsn):020d}"
+
+    def changed(self, since: int) -> bool | None:
+        if since != self._head:
+            return True
+        following = self.objects.exists(self.key(since + 1))
+        if following is False and since:  # a folder that is gone: packed, or the log is deleted
+            return not self.objects.exists(self.key(since))
+        return following
+
+    def _begin(self, since: int, outgoing: Outgoing | None = None) -> None:
+        super()._begin(since, outgoing)
+        if outgoing is not None:
+            self._history.check_last(since, time.monotonic())
+
+    def _look_first(self, since: int) -> bool:
+        return since != self._head
+
+    def _look_again(self, losses: int) -> bool:
+        return losses % LOSSES == 0
+
+    # --- reading ---
+
+    def _read_on(self, since: int, entries: list[Entry], deadline: float, *, certain: bool) -> bool:
+        behind = since != self._head
+        if behind and self._packed(since, entries):
+            return True
+        more = True
+        while more:
+            lsn = since + len(entries) + 1
+            try:
+                more = self._read_range(lsn, entries, deadline, certain=certain)
+            except NoFolder:
+                if self._packed(lsn - 1, entries):
+                    return True
+                more = since + len(entries) >= lsn
+                if not more:
+                    self._check_absence(lsn, deadline)
+            if more and sum(len(entry.payload) for entry in entries) >= RECEIPT:
+                return True
+        if behind:
+            self._check_hole(since + len(entries) + 1, deadline)
+        return False
+
+    def _read_range(self, lsn: int, entries: list[Entry], deadline: float, *, certain: bool) -> bool:
+        """Add the single commits of a range, beginning with this lsn; whether more may follow. Raises NoFolder."""
+        keys = map(self.key, range(lsn, first_of(lsn) + SPAN))
+        for place, one in enumerate(self.objects.get_run(keys, limit=self.limit, certain=certain), lsn):
+            found = self._resolved(place, one, deadline)
+            if found is None:
+                if one is not None:
+                    raise NoFolder  # it was there a moment ago
+                if place == 1:
+                    self._check_beginning(deadline)
+                return False
+            entries.append(self._entry(place, found))
+        return True
+
+    def _packed(self, since: int, entries: list[Entry]) -> bool:
+        """Add what is in packs behind `since`; whether that is as much as a receipt may hold."""
+        size = 0
+        while stored := self._packed_from(since + 1):
+            for lsn, data in enumerate(stored, since + 1):
+                entries.append(self._entry(lsn, Found(data, len(data))))
+                size += len(data)
+                if size >= RECEIPT:
+                    return True
+            since += len(stored)
+        return False
+
+    def _packed_from(self, lsn: int) -> list[bytes]:
+        """The commits in the pack of this lsn's range, beginning with it."""
+        key = self.pack(lsn)
+        found = self.objects.get(key, limit=LARGEST_PACK)
+        if found is None:
+            return []
+        stored, end = frames(found.data)
+        if len(stored) < SPAN:
+            raise StoreCorrupt(
+                f"{key} is damaged after byte {end}. Nothing was changed: restore the file from a backup, or "
+                "copy what can be read into a new study: hopaas-p2p doctor STORE --rescue"
+            )
+        return stored[lsn - first_of(lsn) :]
+
+    def _entry(self, lsn: int, found: Found, *, mine: bytes | None = None) -> Entry:
+        self._check_tombstone(found.data)
+        payload, before = chain.detach(found.data)
+        if payload != mine:
+            self.scheduler.saw(payload, found.modified, time.monotonic())
+        self._remember(lsn, found.data)
+        self._history.follow(lsn, payload, before)
+        return Entry(lsn, payload, before=before)
+
+    def _stored(self, lsn: int) -> bytes | None:
+        found = self.objects.get(self.key(lsn), limit=self.limit, certain=False)
+        if found is not None:
+            return found.data
+        packed = self._packed_from(lsn)
+        return packed[0] if packed else super()._stored(lsn)
+
+    def _check_absence(self, lsn: int, deadline: float) -> None:
+        """There is neither a folder nor a pack for this lsn: nobody has written to it yet, or the log is gone."""
+        if self._is_deleted():
+            raise StudyDeleted
+        if lsn == 1:
+            self._check_beginning(deadline)
+        elif (lsn - 1) % SPAN and self._stored_after_all(lsn - 1) is None:
+            self._history.gone(lsn - 1)
+
+    def _check_hole(self, lsn: int, deadline: float) -> None:
+        """A reader that was behind has found nothing at this lsn: there must be nothing after it, either."""
+        for key in (self.key(lsn), self.pack(lsn)):
+            folder = key.rpartition("/")[0] + "/"
+            if any(lsn_of(one) is not None for one in self.objects.listed(folder, after=key)):
+                if self._get(lsn, deadline) is not None:  # written this moment
+                    return
+                if not self._packed_from(lsn):
+                    self._missing(lsn)
+
+    # --- appending ---
+
+    def _create(self, lsn: int, data: bytes) -> bool:
+        unless: tuple[str, ...] | None = None
+        if lsn % SPAN == 1:
+            unless = (self.pack(lsn), self._ended)
+            if lsn > 1:  # a power cut must not take the commit before it
+                self.objects.secure(self.key(lsn - 1))
+        return self.objects.put_new(self.key(lsn), data, unless=unless)
+
+    def _check_awake(self, lsn: int) -> None:
+        """A single object means nothing if this process slept and its range was packed and removed meanwhile."""
+        if self.guard.slept(self._known) and self.objects.get(self.pack(lsn), limit=0) is not None:
+            self._head = BEHIND
+            raise BehindRetention
+
+    def _appended(self, lsn: int, payload: bytes, data: bytes) -> None:
+        self._writes = True
+        self._remember(lsn, data)
+        if lsn % TIDY_EVERY == 0:
+            with contextlib.suppress(StoreUnreachable):  # the next writer does it
+                self._tidy(lsn)
+
+    def _remember(self, lsn: int, data: bytes) -> None:
+        """A commit was read or written; a process that writes keeps those of the present range for its pack."""
+        if not self._writes:
+            return
+        if lsn % SPAN == 1:
+            self._first, self._size = lsn, 0
+            self._recent.clear()
+        if lsn == self._first + len(self._recent) and self._size < _REMEMBERED:
+            self._recent.append(data)
+            self._size += len(data)
+
+    def _tidy(self, lsn: int) -> None:
+        """Pack the range that ends here, remove folders whose packs are some minutes old, pack what nobody has packed.
+
+        Makes the folder of the next range, too: where not even a folder exists, a look for a commit takes many calls.
+        """
+        if lsn % SPAN == 0:
+            self._pack(first_of(lsn))
+            self.objects.make_folder(self.key(lsn + 1).rpartition("/")[0], (self.pack(lsn + 1), self._ended))
+        firsts = map(lsn_of, self.objects.folders(f"{self.root}commits/"))
+        older = [first for first in firsts if first is not None and first < first_of(lsn)]
+        now = self.objects.modified(self.key(lsn)) if older else None
+        for first in older:
+            packed = self.objects.modified(self.pack(first))
+            if packed is None:
+                with contextlib.suppress(NoFolder):
+                    self._pack(first)
+            elif now is not None and now - packed >= _KEPT:
+                self.objects.remove_folder(f"{self.root}commits/{first:020d}")
+
+    def _pack(self, first: int) -> None:
+        stored = self._recent if self._first == first else []
+        if len(stored) < SPAN:
+            found = self.objects.get_run(map(self.key, range(first, first + SPAN)), limit=self.limit)
+            stored = [one.data for one in found if isinstance(one, Found)]
+        if len(stored) == SPAN:
+            self.objects.put_same(self.pack(first), b"".join(map(frame, stored)))
+
+    def _elsewhere(self, lsn: int, deadline: float) -> Entry | None:
+        entries, _ = self._look(lsn - 1, deadline, certain=True)
+        return entries[0] if entries else None
+
+    # --- backups and rescue ---
+
+    def _salvaged(self) -> Iterator[tuple[int, bytes]]:
+        """No more than one range, which lies in a pack, in single files, or in both, is held at a time."""
+        singles: dict[int, list[tuple[int, str]]] = {}
+        for key in self.objects.listed(f"{self.root}commits/"):
+            lsn = lsn_of(key)
+            if lsn is not None:
+                singles.setdefault(first_of(lsn), []).append((lsn, key))
+        packs = {lsn_of(key): key for key in self.objects.listed(f"{self.root}packs/")}
+        for first in sorted({one for one in packs if one is not None} | singles.keys()):
+            pack = self.objects.get(packs[first], limit=LARGEST_PACK) if first in packs else None
+            found = {first + place: [data] for place, data in salvaged(pack.data if pack else b"").items()}
+            for lsn, key in singles.get(first, ()):
+                one = self.objects.get(key, limit=self.limit)
+                if one is not None:
+                    add_salvaged(found.setdefault(lsn, []), one.data)
+            for lsn in sorted(found):
+                yield from ((lsn, data) for data in found[lsn])
+
+    def restore(self, base: tuple[int, bytes] | None, entries: Iterable[Entry]) -> None:
+        self._prove()
+        self._head = BEHIND
+        if base is not None:
+            raise ConfigurationError(
+                "The first commits of this log were removed from a bucket before the backup was made, so only a "
+                "bucket can hold the rest. Restore it there, and copy the study: hopaas-p2p study copy"
+            )
+        for first, range_ in itertools.groupby(entries, lambda entry: first_of(entry.lsn)):
+            commits, pack = list(range_), self.pack(first)
+            if len(commits) == SPAN:
+                self.objects.put_same(pack, b"".join(frame(stored_form(entry)) for entry in commits))
+            else:
+                for entry in commits:
+                    self._restore_one(entry, (pack, self._ended))
+
+    # --- the end ---
+
+    def _bury(self, deadline: float) -> None:
+        with contextlib.suppress(StoreCorrupt):  # it goes with the rest
+            head, more = max((lsn for lsn, _ in self._snapshots()), default=0), True
+            while more:
+                entries, more = self._look(head, deadline, certain=True)
+                head += len(entries)
+            self._end_after(head, deadline)
+
+    def destroy(self) -> None:
+        """End the log in a tombstone, and remove all that it held."""
+        super().destroy()
+        for folder in ("commits", "packs"):
+            self.objects.remove_folder(f"{self.root}{folder}")
+
+    def erase(self) -> None:
+        self.objects.remove_folder(self.root.rstrip("/"))

@@ -1,0 +1,85 @@
+"""Packs: 256 commits in one ordinary file, so that no folder ever holds thousands of small ones.
+
+The commits of a range, lsns 1 to 256, 257 to 512 and so on, begin as single objects in a folder of that range. The
+writer of the last one also writes the pack; minutes later the folder is removed as a whole. So a range is open (a
+folder), packed (both) or closed (a pack), and never anything else: a reader whose folder is gone looks for the pack,
+and a writer that would have to make a folder anew looks for the pack first. No clock decides about that.
+
+A frame of a pack is a commit's length in 8 hex digits, a space, its bytes, and a newline. Bytes that were no commit
+when they were packed have an exclamation mark in place of the space; any other frame whose checksum fails is damage.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Final
+
+from hopaas_p2p.core import codec
+from hopaas_p2p.stores.base import SNAPSHOT_EVERY
+from hopaas_p2p.stores.objects.contract import LARGEST
+
+SPAN: Final = SNAPSHOT_EVERY  # the commits after a snapshot begin with a range of their own
+_HEAD: Final = 9
+LARGEST_PACK: Final = SPAN * (LARGEST + _HEAD + 1)  # bytes of a pack
+
+
+def first_of(lsn: int) -> int:
+    """The lsn with which the range of this one begins."""
+    return (lsn - 1) // SPAN * SPAN + 1
+
+
+def frame(payload: bytes) -> bytes:
+    """A commit as it stands in a pack."""
+    return b"%08x%b%b\n" % (len(payload), b" " if codec.intact(payload) else b"!", payload)
+
+
+def frames(data: bytes) -> tuple[list[bytes], int]:
+    """The commits in these bytes, up to the first that is not whole and sound, and where that one begins."""
+    found: list[bytes] = []
+    position = 0
+    while (end := _frame_end(data, position)) is not None:
+        found.append(data[position + _HEAD : end - 1])
+        position = end
+    return found, position
+
+
+def salvaged(data: bytes) -> dict[int, bytes]:
+    """Place -> bytes of the frames in a damaged pack: from its beginning, and back from its end."""
+    runs: list[list[bytes]] = [[]]
+    position = 0
+    while position < len(data):
+        end = _length(data, position)
+        if end is not None:
+            runs[-1].append(data[position + _HEAD : end - 1])
+            position = end
+            continue
+        starts = (position + match.start() + 1 for match in re.finditer(rb"(?=\n[0-9a-f]{8}[ !])", data[position:]))
+        following = next((start for start in starts if _frame_end(data, start) is not None), None)
+        if following is None:
+            break
+        runs.append([])
+        position = following
+    found = dict(enumerate(runs[0]))
+    if len(runs) > 1 and position == len(data):
+        found |= dict(enumerate(runs[-1], SPAN - len(runs[-1])))
+    return found
+
+
+def _length(data: bytes, position: int) -> int | None:
+    """Where the frame at `position` ends, if all of it is there."""
+    head = data[position : position + _HEAD]
+    if len(head) < _HEAD or head[8:] not in (b" ", b"!"):
+        return None
+    try:
+        end = position + _HEAD + int(head[:8], 16) + 1
+    except ValueError:
+        return None
+    return end if end <= len(data) and data[end - 1 : end] == b"\n" else None
+
+
+def _frame_end(data: bytes, position: int) -> int | None:
+    """The same, if its checksum holds."""
+    end = _length(data, position)
+    if end is None or data[position + 8 : position + _HEAD] == b"!":
+        return end
+    return end if codec.intact(data[position + _HEAD : end - 1]) else None

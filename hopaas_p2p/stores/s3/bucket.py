@@ -1,0 +1,318 @@
+"""`ObjectStore` in a bucket of an S3 server."""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import datetime
+import hashlib
+import os
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, BinaryIO, Final, NamedTuple, TypeVar
+from urllib.parse import unquote
+from xml.etree import ElementTree
+from xml.sax.saxutils import escape
+
+import urllib3
+
+from hopaas_p2p.errors import HopaasError, StoreUnreachable
+from hopaas_p2p.stores.base import Progress
+from hopaas_p2p.stores.objects.contract import Found
+from hopaas_p2p.stores.s3.address import Address
+from hopaas_p2p.stores.s3.client import S3Client
+from hopaas_p2p.stores.s3.errors import unreachable
+from hopaas_p2p.stores.s3.http import parse_date
+from hopaas_p2p.stores.s3.key_services import chain
+from hopaas_p2p.stores.s3.keys import Chain
+from hopaas_p2p.stores.s3.search import WIDEST
+
+_TYPE: Final = {"Content-Type": "application/octet-stream"}
+_NOT_TOGETHER: Final = (400, 403, 405, 411, 501)
+"""Statuses of servers that remove objects one by one only, or by a policy that knows only that."""
+_PAGE: Final = 1000  # keys that one listing shows, or one request removes
+_PART: Final = 16 << 20  # bytes of a file sent at once; S3 takes 10,000 of them, which is 160 GB
+_PARTS_AT_ONCE: Final = 3
+_CHUNK: Final = 1 << 20
+_ATTEMPTS: Final = 5  # at reading one file
+
+T = TypeVar("T")
+
+
+class Listed(NamedTuple):
+    """An object as a listing shows it."""
+
+    key: str
+    size: int
+    modified: float
+    etag: str = ""
+    """The MD5 of its bytes in most cases; whatever else a server calls it, it changes with them."""
+
+
+class Bucket:
+    """See the module. Any thread may call."""
+
+    settles = 0.0
+
+    def __init__(self, address: Address, *, keys: Chain | None = None) -> None:
+        self.address = address
+        self.client = S3Client(address, keys or chain(address))
+        self._lock = threading.Lock()
+        self._threads: ThreadPoolExecutor | None = None
+        self._singly = False
+
+    def __repr__(self) -> str:
+        return f"Bucket({self.address.url!r})"
+
+    @property
+    def requests(self) -> Counter[str]:
+        """Requests so far by kind: PUT, GET, LIST, DELETE, POST."""
+        return self.client.requests
+
+    @property
+    def interruptions(self) -> int:
+        """How often the server was away so far: no answer, or one that says that it is not ready."""
+        return self.client.interruptions
+
+    def server_now(self) -> float | None:
+        """The server's clock: seconds since 1970, once it has answered."""
+        return None if self.client.heard is None else self.client.now()
+
+    # --- small objects ---
+
+    def get(self, key: str, *, limit: int, certain: bool = True) -> Found | None:
+        answer = self.client.ask("GET", key, f"read {key}", fine=(404,), stream=True)
+        if answer.status == 404:
+            return None
+        try:
+            return self._read(answer, limit)
+        except (urllib3.exceptions.HTTPError, OSError) as error:
+            raise unreachable(self.address, error) from None
+        finally:
+            answer.release_conn()
+
+    def _read(self, answer: Any, limit: int) -> Found:
+        modified = parse_date(answer.headers.get("Last-Modified")) or 0.0
+        length = answer.headers.get("Content-Length", "")
+        if length.isascii() and length.isdigit():
+            size = int(length)
+            data = b"" if size > limit else answer.read(size, decode_content=False)
+        else:
+            data = answer.read(limit + 1, decode_content=False)
+            size = len(data)
+        if size > limit:
+            answer.close()  # without reading on
+            return Found(b"", size, modified)
+        if len(data) != size:
+            raise StoreUnreachable(f"{self.address.endpoint} sent {len(data)} of {size} bytes")
+        return Found(data, size, modified)
+
+    def put(self, key: str, data: bytes) -> None:
+        self.client.ask("PUT", key, f"write {key}", headers=_TYPE, body=data)
+
+    def put_same(self, key: str, data: bytes) -> None:
+        self.put_new(key, data)  # history is not overwritten
+
+    def put_new(self, key: str, data: bytes, *, unless: Sequence[str] | None = ()) -> bool:
+        condition = {**_TYPE, "If-None-Match": "*"}
+        answer = self.client.ask("PUT", key, f"write {key}", fine=(412,), headers=condition, body=data)
+        return bool(answer.status != 412)
+
+    def secure(self, key: str) -> None:
+        """What a bucket has answered for is safe."""
+
+    # --- many objects ---
+
+    def get_many(self, keys: Sequence[str], *, limit: int) -> list[Found | StoreUnreachable | None]:
+        """In parallel, the first in the caller's thread."""
+        later = [self._submit(self._get_or_error, key, limit) for key in keys[1:]]
+        found = [self._get_or_error(key, limit) for key in keys[:1]]
+        for key, future in zip(keys[1:], later, strict=True):
+            found.append(self._get_or_error(key, limit) if future is None else future.result())
+        return found
+
+    def _get_or_error(self, key: str, limit: int) -> Found | StoreUnreachable | None:
+        try:
+            return self.get(key, limit=limit)
+        except StoreUnreachable as error:
+            return error
+
+    def _submit(self, function: Callable[..., T], *arguments: object) -> Future[T] | None:
+        """Run this in another thread; None when the interpreter is ending and has no more of them."""
+        try:
+            with self._lock:
+                if self._threads is None:
+                    self._threads = ThreadPoolExecutor(WIDEST, thread_name_prefix="hopaas-s3")
+                return self._threads.submit(function, *arguments)
+        except RuntimeError:
+            return None
+
+    def listed(self, prefix: str, *, after: str = "", at_most: int | None = None) -> list[str]:
+        return [one.key for one in self.details(prefix, after=after, at_most=at_most)]
+
+    def details(self, prefix: str, *, after: str = "", at_most: int | None = None) -> list[Listed]:
+        """As `listed`, with sizes and times."""
+        return [
+            Listed(
+                self._own(_text(one, "Key")),
+                int(_text(one, "Size") or 0),
+                datetime.datetime.fromisoformat(_text(one, "LastModified")).timestamp(),
+                _text(one, "ETag").strip('"'),
+            )
+            for one in self._list(prefix, "Contents", after=after, at_most=at_most)
+        ]
+
+    def folders(self, prefix: str) -> list[str]:
+        """The names of the folders in this one."""
+        found = self._list(prefix, "CommonPrefixes", delimiter="/")
+        return [self._own(_text(one, "Prefix"))[len(prefix) :].rstrip("/") for one in found]
+
+    def _list(
+        self, prefix: str, kind: str, *, delimiter: str = "", after: str = "", at_most: int | None = None
+    ) -> list[Any]:
+        root, what = self.address.root, f"list {prefix}"
+        query = {"list-type": "2", "encoding-type": "url", "prefix": root + prefix, "delimiter": delimiter}
+        query |= {"max-keys": str(min(at_most or _PAGE, _PAGE))} | ({"start-after": root + after} if after else {})
+        found: list[Any] = []
+        while True:
+            page = self._xml(self.client.ask("GET", None, what, query=query).data, "ListBucketResult")
+            found += page.findall(f"{{*}}{kind}")
+            query["continuation-token"] = _text(page, "NextContinuationToken")
+            if _text(page, "IsTruncated") != "true" or (at_most is not None and len(found) >= at_most):
+                return found[:at_most]
+
+    def _xml(self, data: bytes, root: str) -> Any:
+        """An answer of the server's."""
+        with contextlib.suppress(ElementTree.ParseError):
+            found = ElementTree.fromstring(data)  # noqa: S314  # of the server that has all the data; expat is bounded
+            if found.tag.rpartition("}")[2] == root:
+                return found
+        raise StoreUnreachable(f"{self.address.endpoint} sent an answer that is not from S3: no {root}")
+
+    def delete(self, keys: Iterable[str]) -> None:
+        """In one request, or one by one where the server or its policy knows no such request."""
+        names = list(keys)
+        while names and not self._singly:
+            if not self._delete_together(names[:_PAGE]):
+                break
+            del names[:_PAGE]
+        for name in names:
+            self.client.ask("DELETE", name, f"remove {name}", fine=(404,))
+            self._singly = True
+
+    def _delete_together(self, names: Sequence[str]) -> bool:
+        """Whether the server, and its policy, can do that."""
+        objects = "".join(f"<Object><Key>{escape(self.address.root + name)}</Key></Object>" for name in names)
+        body = f"<Delete><Quiet>true</Quiet>{objects}</Delete>".encode()
+        digest = base64.b64encode(hashlib.md5(body, usedforsecurity=False).digest()).decode()
+        headers = {"Content-Type": "application/xml", "Content-MD5": digest}
+        answer = self.client.ask(
+            "POST", None, "remove objects", fine=_NOT_TOGETHER, query={"delete": ""}, headers=headers, body=body
+        )
+        if answer.status in _NOT_TOGETHER:
+            return False
+        codes = {_text(one, "Code") for one in self._xml(answer.data, "DeleteResult").findall("{*}Error")}
+        if codes - {"NoSuchKey", "", "AccessDenied"}:
+            raise StoreUnreachable(f"{self.address.endpoint} did not remove all objects: {', '.join(sorted(codes))}")
+        return "AccessDenied" not in codes
+
+    discard = delete
+
+    def _own(self, name: str) -> str:
+        return name[len(self.address.root) :]
+
+    # --- files ---
+
+    def upload(self, key: str, source: Path, progress: Progress | None = None) -> None:
+        """In parts, several at once; whole or not at all."""
+        size, what = source.stat().st_size, f"write {key}"
+        parts = -(-size // _PART)
+        with source.open("rb") as file:
+            if parts <= 1:
+                data = file.read()
+                self.client.ask("PUT", key, what, headers=_TYPE, body=data, bulk=True)
+                if progress is not None:
+                    progress(len(data))
+                return
+            begun = self.client.ask("POST", key, what, query={"uploads": ""}, headers=_TYPE, bulk=True)
+            upload = {"uploadId": _text(self._xml(begun.data, "InitiateMultipartUploadResult"), "UploadId")}
+
+            def send(part: int) -> tuple[str, int]:
+                data = os.pread(file.fileno(), _PART, (part - 1) * _PART)
+                query = {**upload, "partNumber": str(part)}
+                answer = self.client.ask("PUT", key, what, query=query, body=data, bulk=True)
+                return answer.headers.get("ETag", ""), len(data)
+
+            try:
+                listed = ""
+                with ThreadPoolExecutor(_PARTS_AT_ONCE) as threads:
+                    for part, (etag, sent) in enumerate(threads.map(send, range(1, parts + 1)), 1):
+                        listed += f"<Part><PartNumber>{part}</PartNumber><ETag>{escape(etag)}</ETag></Part>"
+                        if progress is not None:
+                            progress(sent)
+                body = f"<CompleteMultipartUpload>{listed}</CompleteMultipartUpload>".encode()
+                done = self.client.ask("POST", key, what, query=upload, body=body, bulk=True)
+                self._xml(done.data, "CompleteMultipartUploadResult")  # else an error, with the status of a success
+            except BaseException:
+                with contextlib.suppress(HopaasError):
+                    self.client.ask("DELETE", key, what, query=upload, bulk=True)
+                raise
+
+    def download(self, key: str, target: Path, progress: Progress | None = None) -> bool:
+        with target.open("wb") as file:
+            there = self._download(key, file, progress)
+        if not there:
+            target.unlink(missing_ok=True)
+        return there
+
+    def _download(self, key: str, file: BinaryIO, progress: Progress | None) -> bool:
+        """Read on where a broken answer ended, if the object is still the same."""
+        etag = ""
+        for attempt in range(_ATTEMPTS):
+            done = file.tell()
+            rest = {"Range": f"bytes={done}-", "If-Match": etag} if done else {}
+            answer = self.client.ask(
+                "GET", key, f"read {key}", fine=(404, 412, 416), headers=rest, bulk=True, stream=True
+            )
+            if answer.status == 404:
+                return False
+            if answer.status in (412, 416):
+                raise StoreUnreachable(f"{key} was replaced while it was read; get it again")
+            etag = answer.headers.get("ETag", "")
+            if done and answer.status != 206:  # it sends all of it again
+                file.seek(0)
+                file.truncate()
+            try:
+                for chunk in answer.stream(_CHUNK, decode_content=False):
+                    file.write(chunk)
+                    if progress is not None:
+                        progress(len(chunk))
+                return True
+            except (urllib3.exceptions.HTTPError, OSError) as error:
+                if attempt == _ATTEMPTS - 1:
+                    raise unreachable(self.address, error) from None
+            finally:
+                answer.release_conn()
+        raise AssertionError("unreachable")
+
+    # --- connections ---
+
+    def after_fork(self) -> None:
+        self._lock = threading.Lock()
+        self._threads = None
+        self.client.after_fork()
+
+    def close(self) -> None:
+        threads, self._threads = self._threads, None
+        if threads is not None:
+            threads.shutdown(wait=False)
+        self.client.close()
+
+
+def _text(element: Any, name: str) -> str:
+    """What an element of a listing has under this name."""
+    said = element.findtext(f"{{*}}{name}") or ""
+    return unquote(said) if name in ("Key", "Prefix") else said

@@ -1,0 +1,216 @@
+"""A log in a bucket: an object per commit, which may carry copies of the commits before it.
+
+    study/{uuid}/log/{lsn:020d}    a commit, and perhaps copies of the ones before it: see `carried`
+
+A PUT is slow and costs as much as twelve GETs, so peers pace themselves (`TurnScheduler`), look before they write where
+others have probably written, and read an object here and there instead of all of them (`reader`). What this process
+wrote it looks at once more (`confirmation`).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Final
+
+from hopaas_p2p.core import chain
+from hopaas_p2p.errors import BrokenChain, StoreUnreachable
+from hopaas_p2p.stores.base import Entry, Outgoing
+from hopaas_p2p.stores.objects.contract import LARGEST, Found, lsn_of
+from hopaas_p2p.stores.objects.history import ASLEEP
+from hopaas_p2p.stores.objects.log import BEHIND, RECEIPT, WriteOnceLog, add_salvaged
+from hopaas_p2p.stores.objects.store import ObjectBackedStore
+from hopaas_p2p.stores.s3.bucket import Bucket
+from hopaas_p2p.stores.s3.carried import MAGIC, MOST, OVERHEAD, PiggybackedCommits, opened
+from hopaas_p2p.stores.s3.confirmation import Confirmation
+from hopaas_p2p.stores.s3.reader import PiggybackReader, ReadCommit
+from hopaas_p2p.stores.s3.scheduler import TurnScheduler
+from hopaas_p2p.stores.s3.search import WIDEST
+
+_log: Final = logging.getLogger("hopaas_p2p")
+_CATALOG: Final = 2 * WIDEST - 1
+"""Commits of the catalog that are read at first, in five windows of GETs, before a snapshot of it is preferred."""
+_AT_ONCE: Final = 8  # requests of a restore
+_SALVAGED_AT_ONCE: Final = 16  # objects
+_PAGE: Final = 1000  # keys that one listing shows
+
+
+class BucketLog(WriteOnceLog[Bucket]):
+    """See the module. One thread at a time."""
+
+    rate_limited = True
+    limit = LARGEST + OVERHEAD
+
+    def __init__(self, store: ObjectBackedStore[Bucket], root: str) -> None:
+        super().__init__(store, root, TurnScheduler(), asleep=ASLEEP)
+        self.scheduler: TurnScheduler
+        self._piggyback = PiggybackedCommits()
+        self._modified = 0.0
+        """When the server took the object of the last commit that was read."""
+        self._hole = 0
+        """The lsn of the hole that was last warned of."""
+        self._confirmation = Confirmation(
+            store.objects, self.key, limit=self.limit, own=self._own, removed=self._removed
+        )
+
+    def key(self, lsn: int) -> str:
+        return f"{self.root}log/{lsn:020d}"
+
+    def confirm(self) -> None:
+        while self._confirmation.check(ending=True):
+            pass
+
+    def unconfirmed(self) -> list[int]:
+        return self._confirmation.due
+
+    def _begin(self, since: int, outgoing: Outgoing | None = None) -> None:
+        super()._begin(since, outgoing)
+        self._confirmation.check()  # now: between a look and the write that follows, each request costs collisions
+
+    def changed(self, since: int) -> bool | None:
+        return True if since != self._head else None
+
+    # --- reading ---
+
+    def _look(self, since: int, deadline: float, *, certain: bool) -> tuple[list[Entry], bool]:
+        return super()._look(since, deadline, certain=True)  # no cache stands between
+
+    def _read_on(self, since: int, entries: list[Entry], deadline: float, *, certain: bool) -> bool:
+        reader = PiggybackReader(
+            lambda lsns: self._at(lsns, deadline), lambda lsn: self._get(lsn, deadline), self._taken_apart, RECEIPT
+        )
+        size = 0
+        for commits in reader.read(since, self.scheduler.search(time.monotonic())):
+            entries += self._noted(commits)
+            size += sum(len(commit.payload) for commit in commits)
+            enough = self.root == "studies/" and not since and len(entries) >= _CATALOG
+            if enough or size >= RECEIPT or reader.stopped:
+                return True
+        if reader.hole > since + len(entries):
+            self._read_up_to_hole(since + len(entries) + 1)
+        if not since and not entries:
+            self._check_beginning(deadline)
+        return False
+
+    def _at(self, lsns: Sequence[int], deadline: float) -> list[Found | None]:
+        """The objects of these lsns."""
+        began = time.monotonic()
+        found = self.objects.get_many([self.key(lsn) for lsn in lsns], limit=self.limit)
+        window = [self._resolved(lsn, one, deadline) for lsn, one in zip(lsns, found, strict=True)]
+        if len(lsns) == 1:
+            self.scheduler.looked(time.monotonic() - began)
+        return window
+
+    def _entry(self, lsn: int, found: Found, *, mine: bytes | None = None) -> Entry:
+        return self._noted(self._taken_apart(lsn, found)[-1:], mine=mine)[0]
+
+    def _taken_apart(self, lsn: int, found: Found) -> list[ReadCommit]:
+        """The commits in this object, its own last. Raises StudyDeleted for a tombstone, and BrokenChain."""
+        self._check_tombstone(found.data)
+        there = opened(found.data)
+        payload, before = chain.detach(there.stored)
+        copies = [ReadCommit(*copy, found.modified) for copy in self._piggyback.copies(lsn, there)]
+        return [*copies, ReadCommit(lsn, payload, before, found.modified)]
+
+    def _noted(self, commits: list[ReadCommit], *, mine: bytes | None = None) -> list[Entry]:
+        """Commits that were read, one after the other, and written as evenly as can be assumed."""
+        entries = []
+        first, last = self._modified or commits[-1].modified, commits[-1].modified
+        for place, (lsn, payload, before, modified) in enumerate(commits, 1):
+            if payload != mine:
+                at = first + place / len(commits) * (last - first)
+                self.scheduler.saw(payload, min(at, modified), time.monotonic())
+            known = self._history.before(lsn)
+            self._history.follow(lsn, payload, before)
+            self._piggyback.saw(lsn, payload, known if before is None else before)
+            entries.append(Entry(lsn, payload, before=before))
+        self._modified = last
+        return entries
+
+    def _own(self, data: bytes) -> bytes:
+        return opened(data).stored
+
+    def _is_sound(self, data: bytes) -> bool:
+        return opened(data).sound
+
+    def _was_whole(self, data: bytes) -> bool:
+        return data.endswith(MAGIC) or super()._was_whole(data)
+
+    def _read_up_to_hole(self, lsn: int) -> None:
+        """There is no commit at this lsn, but something behind it: the log goes on here, with a warning.
+
+        A key that may only add objects can put one further on, and that must not end the study: the next commit fills
+        the hole, and what was put behind it is judged as any record. If a commit was removed, peers that had read it
+        find that the sums of the commits disagree.
+        """
+        if lsn == 1:
+            self._missing(lsn)
+        if self._hole != lsn:
+            self._hole = lsn
+            _log.warning(
+                "%s is missing, but there are objects after it: somebody put them there ahead of time, or removed a "
+                "commit. The log is read up to that point, and continues there",
+                self.key(lsn),
+            )
+
+    # --- appending ---
+
+    def _prepared(self, lsn: int, payload: bytes) -> bytes:
+        return self._piggyback.load(lsn, super()._prepared(lsn, payload), self._history.before(lsn))
+
+    def _appended(self, lsn: int, payload: bytes, data: bytes) -> None:
+        self._piggyback.saw(lsn, payload, self._history.before(lsn))
+        self._confirmation.wrote(lsn, self._own(data), data, copied=self._piggyback.shared)
+
+    # --- backups and rescue ---
+
+    def _salvaged(self) -> Iterator[tuple[int, bytes]]:
+        """A commit whose own object is gone or damaged comes from one of the next 32, if that carries a copy of it."""
+        held: dict[int, list[bytes]] = {}
+        for lsn, data in self._objects():
+            there = opened(data)
+            add_salvaged(held.setdefault(lsn, []), there.stored)
+            with contextlib.suppress(BrokenChain):
+                for place, payload, before in PiggybackedCommits().copies(lsn, there):
+                    add_salvaged(held.setdefault(place, []), chain.attach(payload, before))
+            for one in sorted(held):
+                if one > lsn - MOST:  # the next object may still carry it
+                    break
+                yield from ((one, data) for data in held.pop(one))
+        for one in sorted(held):
+            yield from ((one, data) for data in held[one])
+
+    def _objects(self) -> Iterator[tuple[int, bytes]]:
+        """The objects of lsns, in order, some at a time."""
+        last = ""
+        while keys := self.objects.listed(f"{self.root}log/", after=last, at_most=_PAGE):
+            last = keys[-1]
+            named = [(lsn, key) for key in keys if (lsn := lsn_of(key)) is not None]
+            for place in range(0, len(named), _SALVAGED_AT_ONCE):
+                batch = named[place : place + _SALVAGED_AT_ONCE]
+                found = self.objects.get_many([key for _, key in batch], limit=self.limit)
+                for (lsn, _), one in zip(batch, found, strict=True):
+                    if isinstance(one, StoreUnreachable):
+                        raise one
+                    if one is not None:
+                        yield lsn, one.data
+
+    def restore(self, base: tuple[int, bytes] | None, entries: Iterable[Entry]) -> None:
+        self._prove()
+        self._head = BEHIND
+        if base is not None:
+            self.put_snapshot(*base)
+            self.objects.put_new(f"{self.root}boundary/{base[0]:020d}", b"commits up to this one were removed\n")
+        with ThreadPoolExecutor(_AT_ONCE) as pool:
+            for _ in pool.map(self._restore_one, entries):
+                pass
+
+    # --- the end ---
+
+    def _bury(self, deadline: float) -> None:
+        head = max((lsn for lsn, _ in self._snapshots()), default=0)
+        newer = self.objects.listed(f"{self.root}log/", after=self.key(head) if head else "")
+        self._end_after(max((lsn_of(key) or 0 for key in newer), default=0), deadline)

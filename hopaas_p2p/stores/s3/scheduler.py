@@ -1,0 +1,158 @@
+"""Peers take turns in a bucket, where a PUT costs 12 times as much as a GET.
+
+While the log has room, everybody writes at once, and a peer that comes second waits for a random moment. When it has
+none, that would let every other PUT come second. Then the peers take turns: the one that has waited longest since its
+last commit goes next, as all can tell from the log. A turn that nobody takes passes by itself. A turn is as long as a
+PUT, or as a GET where that is slower; otherwise a peer that has just written, and need not look, would be first for
+seconds on end.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import random
+from typing import Final
+
+from hopaas_p2p.stores.objects.scheduler import GAP, ME, CrowdScheduler, Sight
+from hopaas_p2p.stores.s3.search import EndSearch
+
+_RECENT: Final = 1.5  # seconds, by the server's clock, which tells whole ones
+_LATELY: Final = 3.0  # seconds, by the server's clock, over which commits are counted
+_FULL: Final = 0.4  # of the time somebody's PUT is under way: no room for peers that write whenever they want
+_LOSING: Final = 0.5  # of this peer's PUTs, as far as it remembers: no room either
+_TURN: Final = 1.5  # slots for which a turn is left to whose it is
+_ROUND: Final = 1.9  # slots per writer in a round; tried out, as the rest, in tests/stores/test_write_scheduler.py
+_LATEST: Final = 3.0  # slots for each writer ahead, after which this peer goes
+_STORM: Final = 6.0  # seconds after which a lost PUT counts for a third
+_HIDDEN: Final = 1.6  # times as busy as this peer loses is the log, if it looks less so
+_LOOKS: Final = 2.0  # looks that a search lasts, on the average
+_LONGEST_WAIT: Final = 16  # slots
+_POLL: Final = 0.2  # slots between looks for whose turn it is
+
+
+class TurnScheduler(CrowdScheduler):
+    """Take turns where there is no room; see the module."""
+
+    slot_bounds = (0.005, 0.5)
+    look_when = 0.1  # a PUT costs 12 times as much as a GET
+
+    def __init__(self, rng: random.Random | None = None) -> None:
+        super().__init__(rng)
+        self._lost_at: float | None = None
+        """When a write of this peer last came second, and the commit was read that came first."""
+        self._losing = 0.0
+        self._faded_at = 0.0
+        self._due: float | None = None
+        self._beaten = 0
+
+    # --- what was seen ---
+
+    def won(self, now: float, took: float) -> None:
+        super().won(now, took)
+        self._fade(now)
+        self._losing *= 0.7
+        self._beaten = 0
+        self._due = None
+        before = self._recent[-1] if self._recent else Sight(ME, 0.0, now)
+        self._recent.append(Sight(ME, before.modified + now - before.seen, now))
+
+    def lost(self, now: float, took: float) -> None:
+        super().lost(now, took)
+        self._lost_at = now
+        self._fade(now)
+        self._write = max(
+            min(self._write, 2 * took), self.slot_bounds[0]
+        )  # before it has won, it does not know a near server
+        self._due = None
+        self._losing = 0.7 * self._losing + 0.3
+        self._beaten += 1
+
+    def looked(self, took: float) -> None:
+        """A look at one commit took so many seconds."""
+        self._look = min(0.7 * self._look + 0.3 * took, self.slot_bounds[1])
+
+    def _fade(self, now: float) -> None:
+        """A storm that is over says nothing about what comes."""
+        self._losing *= math.exp(-max(now - self._faded_at, 0.0) / _STORM)
+        self._faded_at = now
+
+    # --- how far to look ---
+
+    def search(self, now: float) -> EndSearch:
+        """How to look for the end of the log."""
+        if self._head_at is None:
+            return EndSearch(None)
+        known_at = self._head_at if self._lost_at is None else max(self._head_at, self._lost_at)
+        expected = self.expected(now + _LOOKS * self._look) - self.expected(known_at)
+        return EndSearch(expected, hurried=self._busy >= _FULL)  # what others write during a search comes first
+
+    # --- whose turn it is ---
+
+    @property
+    def _busy(self) -> float:
+        """The part of the time for which somebody's PUT is under way."""
+        newest = max([sight.modified for sight in self._recent], default=0.0)
+        lately = sum(newest - sight.modified <= _LATELY for sight in self._recent)
+        full = len(self._recent) == self._recent.maxlen
+        seconds = min(newest - self._recent[0].modified, _LATELY) if full else _LATELY
+        return lately / (seconds + 0.5) * self._slot
+
+    @property
+    def _full(self) -> bool:
+        return self._losing >= _LOSING or self._busy >= _FULL
+
+    def pause(self, now: float) -> float:
+        self._fade(now)
+        if not self._recent or not self._full:
+            return 0.0
+        waited = now - self._recent[-1].seen
+        if self._alone >= self._run and waited < GAP * self._slot:
+            return GAP * self._slot - waited
+        self._lets_go()
+        ahead = self._ahead()
+        if self._due is None:
+            self._due = now + _LATEST * ahead * self._slot  # a writer that seems to be in line may not be
+        if not ahead or now >= self._due or waited >= ahead * _TURN * self._slot:
+            return 0.0
+        return max((ahead - 1) * self._slot - waited, _POLL * self._slot) * self._rng.uniform(0.8, 1.2)
+
+    def _ahead(self) -> int:
+        """How many of the writers in line have waited longer than this peer."""
+        last = self._line()
+        mine = last.pop(ME, -1)
+        return sum(place < mine for place in last.values())
+
+    def _line(self) -> dict[str | None, int]:
+        """The writers in line, with the place of each one's last commit among those that were seen.
+
+        This is the largest set of writers that all committed within their last round; a writer that missed its round
+        is assumed idle. Where PUTs come second, more of them are under way than succeed.
+        """
+        busy = max(self._busy, _HIDDEN * self._losing)
+        seen: dict[str | None, int] = {}
+        standing = 0
+        for back, sight in enumerate(reversed(self._recent)):
+            if sight.writer not in seen:
+                seen[sight.writer] = len(self._recent) - 1 - back
+                if back <= _ROUND * len(seen) * busy + 2:
+                    standing = len(seen)
+        return dict(itertools.islice(seen.items(), standing))
+
+    def after_losing(self) -> float:
+        """At random, unless this peer stands in line.
+
+        The longer, the more often this peer has lost, but only among many writers: a peer that always loses to the
+        same one tries again soon, or it would sleep whenever that one pauses.
+        """
+        if self._full and ME in self._line():
+            return 0.0
+        writers = self.writers
+        slots = max(min(2**self._beaten, writers**2 + 1, _LONGEST_WAIT), writers)
+        return self._rng.uniform(0.0, slots * self._slot)
+
+    @property
+    def writers(self) -> int:
+        """How many others committed lately, by the server's clock."""
+        newest = max([sight.modified for sight in self._recent], default=0.0)
+        return len({one.writer for one in self._recent if newest - one.modified <= _RECENT and one.writer is not ME})
