@@ -12,7 +12,7 @@ import math
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -22,14 +22,12 @@ from hopaas_p2p.cli.options import CliSession, options
 from hopaas_p2p.errors import InvalidInput
 from hopaas_p2p.ports import socket as trial_socket
 from hopaas_p2p.ports.command import text_of, variable
+from hopaas_p2p.ports.verbs import PRUNE, Reply
 from hopaas_p2p.sampler_config import PRUNERS, SAMPLERS
 
 if TYPE_CHECKING:
     from hopaas_p2p.core.records import TrialFinish
     from hopaas_p2p.ports.ticket import Ticket
-
-PRUNE: Final = 10
-"""Exit code of `should-prune` when the trial should be given up."""
 
 _ticket = click.option("--ticket", metavar="TICKET", help="What `ask` printed. [default: HOPAAS_TICKET]")
 _NUMBERS = {"ignore_unknown_options": True}  # so that -0.5 is a value
@@ -97,7 +95,7 @@ def _print_asked(session: CliSession, params: dict[str, Any], ticket: str, numbe
     sys.stdout.flush()
 
 
-Ask = Callable[..., dict[str, Any]]
+Ask = Callable[..., Reply]
 """Carries a request about the ticket's trial: a verb and its arguments; see `ports.verbs`."""
 
 
@@ -153,8 +151,7 @@ def report(session: CliSession, ticket: str | None, value: str, step: int, also_
         reply = ask_trial("report", value=reported, step=step)
     if also_prune:
         return _show_verdict(session, reply)
-    if session.as_json:
-        output.print_json({"number": reply["trial"], "step": step, "value": reported})
+    session.show({"number": reply["trial"], "step": step, "value": reported}, lambda: None)
     return 0
 
 
@@ -176,8 +173,7 @@ def log(session: CliSession, ticket: str | None, metrics: tuple[str, ...], step:
         given[name] = _number(value)
     with _asking(session, ticket) as ask_trial:
         reply = ask_trial("log", step=step, metrics=given)
-    if session.as_json:
-        output.print_json({"number": reply["trial"], "step": step, "metrics": given})
+    session.show({"number": reply["trial"], "step": step, "metrics": given}, lambda: None)
 
 
 @click.command()
@@ -191,7 +187,7 @@ def should_prune(session: CliSession, ticket: str | None, pruner: str | None) ->
     return _show_verdict(session, reply)
 
 
-def _show_verdict(session: CliSession, reply: dict[str, Any]) -> int:
+def _show_verdict(session: CliSession, reply: Reply) -> int:
     number, why = reply["trial"], reply["why"]
     data = {"number": number, "prune": reply["prune"], "why": why}
     session.show(data, lambda: output.say(f"Prune trial {number}: {why}.") if reply["prune"] else None)
@@ -241,8 +237,7 @@ def renew(session: CliSession, ticket: str | None) -> None:
     """
     with _asking(session, ticket) as ask_trial:
         number = ask_trial("renew")["trial"]
-    if session.as_json:
-        output.print_json({"number": number, "renewed": True})
+    session.show({"number": number, "renewed": True}, lambda: None)
 
 
 @click.command()

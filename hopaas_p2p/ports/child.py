@@ -33,7 +33,7 @@ kill -TERM -$group && sleep 5 && kill -KILL -$group
 """
 
 
-class Child:
+class Child(subprocess.Popen[bytes]):
     """A running command in this environment, whose output is appended to `log`, a file's descriptor, which it closes.
 
     Raises:
@@ -54,7 +54,7 @@ class Child:
             start_new_session=True,
         )
         try:
-            self._process = subprocess.Popen(
+            super().__init__(
                 command,
                 env=env,
                 stdin=subprocess.DEVNULL,
@@ -69,8 +69,8 @@ class Child:
         assert self._guard.stdin is not None
         with contextlib.suppress(BrokenPipeError):  # somebody ended it
             os.write(self._guard.stdin.fileno(), b"%d\n" % self.pid)
-        assert self._process.stdout is not None and self._process.stderr is not None  # noqa: PT018
-        self._pipes = (self._process.stdout, self._process.stderr)
+        assert self.stdout is not None and self.stderr is not None  # noqa: PT018
+        self._pipes = (self.stdout, self.stderr)
         self._tails = (bytearray(), bytearray())
         self._output = bytearray()
         self._readers = [
@@ -91,21 +91,13 @@ class Child:
                 with contextlib.suppress(OSError):
                     self._log.write(data)
 
-    @property
-    def pid(self) -> int:
-        return self._process.pid
-
-    def poll(self) -> int | None:
-        """The exit code, negative for a signal; None while it runs."""
-        return self._process.poll()
-
-    def wait(self, timeout: float) -> int | None:
-        """As `poll`, after at most so many seconds."""
+    def wait_for(self, seconds: float) -> int | None:
+        """Its exit code, negative for a signal; None if it still runs after so many seconds."""
         with contextlib.suppress(subprocess.TimeoutExpired):
-            self._process.wait(timeout)
-        return self.poll()
+            return self.wait(seconds)
+        return None
 
-    def send(self, number: int) -> None:
+    def signal_all(self, number: int) -> None:
         """Send a signal to it, and to all that it started."""
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self.pid, number)
@@ -116,11 +108,11 @@ class Child:
 
     def close(self) -> None:
         """Take in the last of its output, and end what it left behind."""
-        self.send(signal.SIGKILL)
+        self.signal_all(signal.SIGKILL)
         self._dismiss_guard()
         for reader in self._readers:
             reader.join(timeout=2.0)
-        self._process.wait()
+        self.wait()
         if not any(reader.is_alive() for reader in self._readers):  # else something else holds the pipe
             for pipe in self._pipes:
                 pipe.close()
@@ -148,15 +140,9 @@ class Child:
         """Why it failed, for people: how it ended, and the last lines of its errors."""
         lines = bytes(self._tails[1]).decode(errors="replace").strip().splitlines()[-_REASON_LINES:]
         text = "\n".join(line[:500] for line in lines)[-_REASON_CHARACTERS:]
-        return f"{ending(code)}\n{text}" if text else ending(code)
-
-
-def ending(code: int) -> str:
-    """An exit code in words."""
-    if code >= 0:
-        return f"the command ended with {code}"
-    hint = "; was it out of memory?" if code == -signal.SIGKILL else ""
-    return f"the command was ended by {signal_name(-code)}{hint}"
+        hint = "; was it out of memory?" if code == -signal.SIGKILL else ""
+        how = f"ended with {code}" if code >= 0 else f"was ended by {signal_name(-code)}{hint}"
+        return f"the command {how}\n{text}".strip()
 
 
 def signal_name(number: int) -> str:

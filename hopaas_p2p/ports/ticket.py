@@ -159,11 +159,8 @@ def carry(
             )
         why = _why_lost(ticket, study.state)
         if why is not None:
-            if (
-                end is not None
-                and end.state is TrialState.COMPLETE
-                and study.state.trials[ticket.number].end is not None
-            ):
+            waits = study.state.trials[ticket.number].state is TrialState.WAITING  # anybody may end one of those
+            if end is not None and end.state is TrialState.COMPLETE and not waits:
                 (verdict,) = peer.commit(handle.log, end, owner=ticket.owner)
                 handle.refused(ticket.number, verdict, end.values)
             raise LeaseLost(f"trial {ticket.number} is no longer run by this ticket: {why}")

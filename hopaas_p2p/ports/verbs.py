@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from hopaas_p2p.trial import Trial
 
 Reply = dict[str, Any]
+PRUNE: Final = 10
+"""Exit code of `hopaas-p2p should-prune`, which a shell script passes on when it ends there."""
 
 
 def answered(carry_out: Callable[..., Reply], *request: Any) -> Reply:

@@ -37,7 +37,7 @@ from hopaas_p2p.ownership import own_folder
 from hopaas_p2p.ports import command as commands
 from hopaas_p2p.ports.child import Child, signal_name
 from hopaas_p2p.ports.socket import TrialSocketServer
-from hopaas_p2p.ports.verbs import TrialVerbs
+from hopaas_p2p.ports.verbs import PRUNE, TrialVerbs
 from hopaas_p2p.space import spec
 from hopaas_p2p.trial import as_values
 
@@ -53,9 +53,6 @@ AGAIN: Final = os.EX_TEMPFAIL
 _CODES: Final = {"budget": DONE, "stopped": DONE, "draining": DONE, "failing": FAILED}
 _ASK_TIMEOUT: Final = 1.0  # seconds; between two attempts this looks for signals and at the time limit
 _MARGIN: Final = 1.25  # a trial may take a quarter longer than the median one
-PRUNE: Final = 10
-"""Exit code of `hopaas-p2p should-prune`, which a shell script passes on when it ends there."""
-
 LOOK: Final = 0.2  # seconds between looks at what comes from outside
 _KILL_AFTER: Final = 5.0  # seconds at most from SIGTERM to SIGKILL, when the grace is over
 _OUT_OF_TIME: Final = "out of time"
@@ -362,23 +359,23 @@ class Worker:
         passed_on = killed = 0
         end: _Ending | None = None
         self._asked_at = None
-        while child.wait(LOOK) is None:
+        while child.wait_for(LOOK) is None:
             now = time.monotonic()
             for number in self._received[passed_on:]:
-                child.send(number)
+                child.signal_all(number)
                 passed_on += 1
                 if end is None or not end.gives_back:
                     end = _Ending(f"pre-empted: {signal_name(number)}", now, gives_back=True)
             if end is None:
                 end = self._ending_due(verbs, now)
                 if end is not None and end.gives_back:
-                    child.send(self._signals[0] if self._signals else signal.SIGTERM)
+                    child.signal_all(self._signals[0] if self._signals else signal.SIGTERM)
             verbs.preempted = end is not None and end.gives_back
             if end is not None:  # when the grace is over, SIGTERM, and a little later SIGKILL
                 over = now - end.since - self._grace
                 due = signal.SIGKILL if over >= min(_KILL_AFTER, self._grace) else signal.SIGTERM if over >= 0.0 else 0
                 if due != killed:
-                    child.send(due)
+                    child.signal_all(due)
                     killed = due
         return end or self._late_signal(child)
 

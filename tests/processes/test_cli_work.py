@@ -115,6 +115,7 @@ def test_release_gives_the_trial_to_the_next(here: dict[str, Any], study: Study)
     assert code("tell", "1", "--ticket", first["ticket"], **here) == 11
     second = asked(here)
     assert (second["number"], second["params"]) == (first["number"], first["params"])
+    assert "kept as trial 1" in run("tell", "2", "--ticket", first["ticket"], check=False, **here).stderr
     assert code("tell", "1", "--ticket", second["ticket"], **here) == 0
 
 
