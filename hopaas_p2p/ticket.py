@@ -317,11 +317,12 @@ def _keep(ticket: Ticket, store: str, end: TrialFinish) -> Path:
     from hopaas_p2p.peer.outbox import Outbox, PendingCommit
     from hopaas_p2p.peer.peer import microseconds
     from hopaas_p2p.process import new_uuid
+    from hopaas_p2p.stores.base import Placed
 
     outbox = Outbox(new_uuid(), microseconds)
     outbox.queue(PendingCommit(ticket.owner, (end,)))
     path, why = spool.keep(
-        outbox.everything(),
+        [Placed(0, None, one) for one in outbox.everything()],
         store=redacted(store) if "://" in store else Path(store).expanduser().absolute().as_uri(),
         study=ticket.uuid,
         name=ticket.study,

@@ -196,10 +196,8 @@ def _kept(uuid: str, entries: Mapping[int, Entry], there: Container[str]) -> tup
     for _, spooled in itertools.chain(spool.histories(uuid), spool.waiting()):
         if spooled.study != uuid:
             continue
-        places = zip(spooled.lsns, spooled.sums, strict=False)
-        for payload in spooled.payloads:
-            lsn, total = next(places, (0, -1))
-            if lsn and total >= 0:
+        for (lsn, total), payload in zip(spooled.places, spooled.payloads, strict=True):
+            if lsn and total is not None:
                 if lsn not in entries or (entries[lsn].payload, entries[lsn].before) != (payload, total):
                     placed.append(Entry(lsn, payload, before=total))
             elif codec.nonce_of(payload) not in there:

@@ -59,13 +59,19 @@ class SpoolSender:
             return next(reversed(log.session.spooled)), ""
         if not ends or self._store.url.startswith("memory:"):
             return None, "there is nothing to keep" if not ends else "it lives in this process only"
-        define = log.state.define
-        name = define.name if define else ""
-        path, why = spool.keep(commits, store=self._store.url, study=uuid, name=name, trials=ends, at=self._now_us())
+        path, why = self._write(uuid, log, [Placed(0, None, one) for one in commits], trials=ends)
         if path is not None:
             log.session.spooled[path] = ends
             log.session.kept = undecided
         return path, why
+
+    def _write(
+        self, uuid: str, log: LogDriver[State], commits: list[Placed], *, trials: list[int] | None = None, **more: Any
+    ) -> tuple[Path | None, str]:
+        """Make a file of the spool of this log's commits; as `spool.keep`."""
+        define = log.state.define
+        name, at = define.name if define else "", self._now_us()
+        return spool.keep(commits, store=self._store.url, study=uuid, name=name, trials=trials or [], at=at, **more)
 
     def keep_ends(self, logs: Mapping[str, LogDriver[State]]) -> None:
         """Spool the ends of trials for which no call does so, unless they are in the spool already.
@@ -106,11 +112,9 @@ class SpoolSender:
         """
         with log.lock:
             commits = log.session.history()
-            define = log.state.define
         if not commits or self._store.url.startswith("memory:"):
             return
-        name = define.name if define else ""
-        path, why = spool.keep_history(commits, store=self._store.url, study=uuid, name=name, at=self._now_us())
+        path, why = self._write(uuid, log, commits, why="history")
         if path is None:
             _log.error(
                 "the last %d commits of this process, which the log may not have, were not kept: %s", len(commits), why
@@ -157,12 +161,8 @@ class SpoolSender:
                 return False
             if session.ends():
                 commits += [Placed(0, None, outgoing) for outgoing in session.pack_for_spool()]
-        define = log.state.define
-        name = define.name if define else ""
         trials = sorted({number for one in commits for number in _ended(one.commit.payload)})
-        path, why = spool.keep_unconfirmed(
-            commits, store=self._store.url, study=uuid, name=name, trials=trials, at=self._now_us()
-        )
+        path, why = self._write(uuid, log, commits, trials=trials, why="unconfirmed")
         count = sum(one.lsn > 0 for one in commits)
         if path is None:
             _log.error("%d commits that the store has acknowledged, but not confirmed, were not kept: %s", count, why)
@@ -240,7 +240,7 @@ class SpoolSender:
             self._store.log(spooled.study), writer=writer, now_us=self._now_us
         )
         placed = spooled.placed
-        if spooled.unconfirmed:
+        if spooled.why == "unconfirmed":
             lost = self._restore(log, spooled)
             if lost:
                 spool.take_in(spooled)
@@ -249,7 +249,7 @@ class SpoolSender:
                     f"and goes on without them. {lost} of them {'is' if lost == 1 else 'are'} kept for a rescue, "
                     "because in this log they would mean something else: hopaas-p2p doctor STORE --rescue"
                 )
-        sent = [one.commit for one in placed if not one.lsn or not spooled.unconfirmed]
+        sent = [one.commit for one in placed if not one.lsn or spooled.why == "unsent"]
         log.send_for_another(sent)
         return [why for commit in sent for why in uncounted_in(log.state, commit)]
 
