@@ -23,7 +23,7 @@ import tempfile
 import time
 from collections.abc import Container, Iterable, Iterator
 from pathlib import Path
-from typing import BinaryIO, Final
+from typing import BinaryIO, Final, Literal
 
 import msgspec
 
@@ -52,30 +52,23 @@ class Spooled(msgspec.Struct, frozen=True):
     """The study's uuid."""
     name: str
     trials: list[int]
+    """Those that the commits end."""
     at: int
+    why: Literal["unsent", "unconfirmed", "history"]
+    """Unconfirmed: the log has acknowledged those with a place, and whoever sends the file compares it with the log
+    first. History: the log turned out to have two, and nobody sends this, because where the log has later commits of
+    the same writer it would count these as duplicates. A rescue finds out from their places what they meant."""
+    places: list[tuple[int, int | None]]
+    """Of each commit, as `Placed` has it: its lsn, or 0, and the sum of the log before it."""
     payloads: list[bytes]
-    nonces: list[str]
-    lsns: list[int] = []
-    """Of a broken history, or of one that was not confirmed: where each commit stood; 0: it was still on its way."""
-    sums: list[int] = []
-    """And the sum of the log before it; -1: unknown."""
-    unconfirmed: bool = False
-    """Whether the log probably has those with a place, and is compared with them before anything is sent."""
 
     @property
     def placed(self) -> list[Placed]:
         """The commits, with their places where they had one."""
-        count = len(self.payloads)
-        lsns, sums = (self.lsns or [0] * count), (self.sums or [-1] * count)
         return [
-            Placed(lsn, None if total < 0 else total, Outgoing(nonce, payload))
-            for lsn, total, nonce, payload in zip(lsns, sums, self.nonces, self.payloads, strict=True)
+            Placed(lsn, before, Outgoing(codec.nonce_of(payload), payload))
+            for (lsn, before), payload in zip(self.places, self.payloads, strict=True)
         ]
-
-    @property
-    def is_history(self) -> bool:
-        """Whether nobody sends it: it is for a rescue."""
-        return bool(self.lsns) and not self.unconfirmed
 
 
 def directories() -> list[Path]:
@@ -89,55 +82,34 @@ def directories() -> list[Path]:
 
 
 def keep(
-    commits: Iterable[Outgoing], *, store: str, study: str, name: str, trials: list[int], at: int
+    commits: Iterable[Placed],
+    *,
+    store: str,
+    study: str,
+    name: str,
+    at: int,
+    trials: Iterable[int] = (),
+    why: Literal["unsent", "unconfirmed", "history"] = "unsent",
 ) -> tuple[Path | None, str]:
     """Keep these commits, which end `trials`, on disk: the file; or None, and why not. Never raises."""
-    nonces, payloads = [one.nonce for one in commits], [one.payload for one in commits]
-    return write(Spooled(_FORMAT, store, study, name, trials, at, payloads, nonces))
+    kept = list(commits)
+    places, payloads = [(one.lsn, one.before) for one in kept], [one.commit.payload for one in kept]
+    return write(Spooled(_FORMAT, store, study, name, list(trials), at, why, places, payloads))
 
 
-def keep_history(commits: Iterable[Placed], *, store: str, study: str, name: str, at: int) -> tuple[Path | None, str]:
-    """Keep the commits of a writer to a log that turned out to have two histories: as `keep`.
-
-    Nobody sends them: where the log has later commits of the same writer, it would count these as duplicates. A rescue
-    finds out from their places what they meant.
-    """
-    return write(_with_places(commits, store=store, study=study, name=name, trials=[], at=at), _HISTORY)
-
-
-def keep_unconfirmed(
-    commits: Iterable[Placed], *, store: str, study: str, name: str, trials: list[int], at: int
-) -> tuple[Path | None, str]:
-    """Keep commits that the store has acknowledged and that could not be compared with the log again: as `keep`.
-
-    Those behind them, without a place, were not acknowledged. Whoever sends the file compares it with the log first.
-    """
-    kept = _with_places(commits, store=store, study=study, name=name, trials=trials, at=at)
-    return write(msgspec.structs.replace(kept, unconfirmed=True))
-
-
-def _with_places(
-    commits: Iterable[Placed], *, store: str, study: str, name: str, trials: list[int], at: int
-) -> Spooled:
-    placed = list(commits)
-    nonces, payloads = [one.commit.nonce for one in placed], [one.commit.payload for one in placed]
-    sums = [-1 if one.before is None else one.before for one in placed]
-    lsns = [one.lsn for one in placed]
-    return Spooled(_FORMAT, store, study, name, trials, at, payloads, nonces, lsns, sums)
-
-
-def write(spooled: Spooled, suffix: str = _SUFFIX, name: str | None = None) -> tuple[Path | None, str]:
+def write(spooled: Spooled, name: str | None = None) -> tuple[Path | None, str]:
     """Make a file of the spool in the first place that takes it; or None, and why none does."""
     data = b"".join([_MAGIC, *_frames(spooled)])
-    name = name or f"{time.time_ns():020d}-{secrets.token_hex(4)}"
+    suffix = _HISTORY if spooled.why == "history" else _SUFFIX
+    name = f"{name or f'{time.time_ns():020d}-{secrets.token_hex(4)}'}{suffix}"
     why = []
     with _spare.lent():
         for directory in directories():
             try:
                 with own_folder(directory) as folder:
-                    with replace_atomically(folder / f"{name}{suffix}", private=True, sync=True) as draft:
+                    with replace_atomically(folder / name, private=True, sync=True) as draft:
                         draft.write_bytes(data)
-                    return directory / f"{name}{suffix}", ""
+                    return directory / name, ""
             except OSError as error:
                 why.append(f"{directory}: {error.strerror or error}")
     return None, "; ".join(why)
@@ -198,9 +170,9 @@ def _batches(file: BinaryIO) -> Iterator[Spooled]:
         raise ValueError("not a spool")
     while size := file.read(4):
         batch = msgspec.msgpack.decode(_part(file, size, _LARGEST_HEAD), type=Spooled)
-        payloads = [_part(file, file.read(4), codec.MAX_BYTES) for _ in batch.nonces]
+        payloads = [_part(file, file.read(4), codec.MAX_BYTES) for _ in batch.places]
         batch = msgspec.structs.replace(batch, payloads=payloads)
-        if batch.format != _FORMAT or not len(batch.lsns) == len(batch.sums) in (0, len(payloads)):
+        if batch.format != _FORMAT or not all(map(codec.nonce_of, payloads)):
             raise ValueError("not of this version")
         yield batch
 
@@ -230,7 +202,7 @@ def is_for(spooled: Spooled, store: str, studies: Container[str] = ()) -> bool:
 
 
 def histories(study: str | None = None) -> Iterator[tuple[Path, Spooled]]:
-    """What was kept by `keep_history` of this study, or of all, oldest first."""
+    """What is kept for a rescue of this study, or of all, oldest first."""
     for path, spooled in _all(_HISTORY):
         if study in (None, spooled.study):
             yield path, spooled
@@ -273,10 +245,10 @@ def take_in(spooled: Spooled) -> None:
         ConfigurationError: no disk takes it.
 
     """
-    spooled = msgspec.structs.replace(spooled, trials=[], unconfirmed=False)
+    spooled = msgspec.structs.replace(spooled, trials=[], why="history")
     if all(there != spooled for _, there in histories(spooled.study)):
         mark = hashlib.blake2b(msgspec.msgpack.encode(spooled), digest_size=4).hexdigest()
-        path, why = write(spooled, _HISTORY, f"{1000 * spooled.at:020d}-{mark}")  # the same if two take it in at once
+        path, why = write(spooled, f"{1000 * spooled.at:020d}-{mark}")  # the same if two take it in at once
         if path is None:
             raise ConfigurationError(f"the spool cannot store anything: {why}")
 

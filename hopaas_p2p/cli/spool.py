@@ -142,10 +142,10 @@ def send(session: CliSession, source: Path | None) -> int:
 
 def _without_histories(batches: list[_Batch]) -> tuple[list[_Batch], int]:
     """What can be sent; and how many histories there were, which are in this machine's spool now."""
-    histories = [spooled for _, _, spooled in batches if spooled.is_history]
+    histories = [spooled for _, _, spooled in batches if spooled.why == "history"]
     for spooled in histories:
         take_in(spooled)
-    return [one for one in batches if not one[2].is_history], len(histories)
+    return [one for one in batches if one[2].why != "history"], len(histories)
 
 
 def _send(

@@ -344,19 +344,11 @@ def read(path: Path) -> Backup:
     try:
         archive = zipfile.ZipFile(path)
     except zipfile.BadZipFile:
-        raise InvalidInput(f"{path} is not a complete backup") from None
+        raise InvalidInput(f"{path} is not a complete backup, and no file of a study") from None
     try:
-        return Backup(archive, _checked(archive, path))
-    except BaseException:
-        archive.close()
-        raise
-
-
-def _checked(archive: zipfile.ZipFile, path: Path) -> Manifest:
-    if not archive.comment.startswith(_COMMENT):
-        raise InvalidInput(f"{path} is not a backup that this version can read")
-    try:
-        _check_sizes(archive, path)
+        if not archive.comment.startswith(_COMMENT):
+            raise InvalidInput(f"{path} is not a backup that this version can read")
+        _check_sizes(archive.infolist(), path.stat().st_size)
         text = archive.read(_MANIFEST)
         if hashlib.sha256(text).hexdigest().encode() != archive.comment[len(_COMMENT) :]:
             raise _damaged(_MANIFEST)
@@ -365,39 +357,35 @@ def _checked(archive: zipfile.ZipFile, path: Path) -> Manifest:
             with archive.open(name) as member:
                 if hashlib.file_digest(member, "sha256").hexdigest() != expected:  # type: ignore[arg-type]
                     raise _damaged(name)
-        _check_claims(manifest)
+        opened = Backup(archive, manifest)
+        uuids = [one.uuid for one in manifest.studies]
+        needed = {_CATALOG, *(f"study/{uuid}" for uuid in uuids)}
+        needed |= {f"base/{one.uuid}" for one in manifest.studies if one.base}
+        files = list(opened.files())
+        valid = all(map(valid_name, uuids)) and all(map(valid_key, files))
+        if (
+            not valid
+            or len(set(uuids)) < len(uuids)
+            or not needed <= manifest.sums.keys()
+            or len(files) != manifest.files
+        ):
+            raise _damaged(_MANIFEST)
+        return opened
     except (KeyError, zipfile.BadZipFile, zlib.error, msgspec.MsgspecError, EOFError, NotImplementedError) as error:
+        archive.close()
         raise _damaged(str(error)) from None
-    return manifest
+    except BaseException:
+        archive.close()
+        raise
 
 
-def _check_sizes(archive: zipfile.ZipFile, path: Path) -> None:
+def _check_sizes(members: list[zipfile.ZipInfo], size: int) -> None:
     """See that what is read as a whole is about as large as it is in the file, and that no bytes count twice."""
-    members = archive.infolist()
     whole = [one for one in members if one.filename == _MANIFEST or one.filename.startswith("base/")]
     if any(one.file_size > _SMALL + _RATIO * one.compress_size for one in whole):
         raise _damaged("a part of it grows too large")
-    if sum(one.compress_size for one in members) > path.stat().st_size:
+    if sum(one.compress_size for one in members) > size:
         raise _damaged("its parts overlap")
-
-
-def _check_claims(manifest: Manifest) -> None:
-    """See that what the manifest names is there, once."""
-    uuids = [one.uuid for one in manifest.studies]
-    needed = {
-        _CATALOG,
-        *(f"study/{uuid}" for uuid in uuids),
-        *(f"base/{one.uuid}" for one in manifest.studies if one.base),
-    }
-    files = [name.removeprefix("files/") for name in manifest.sums if name.startswith("files/")]
-    if (
-        len(set(uuids)) < len(uuids)
-        or not all(map(valid_name, uuids))
-        or not needed <= manifest.sums.keys()
-        or not all(map(valid_key, files))
-        or len(files) != manifest.files
-    ):
-        raise _damaged(_MANIFEST)
 
 
 # --- restore ---
@@ -427,15 +415,22 @@ def restore(backup: Backup, store: Store, *, watch: Callable[[float], None] = ti
         raise ConfigurationError(
             "this file holds one study: add it to a store with hopaas-p2p study import --from FILE"
         )
-    if not store.restorable:
-        raise ConfigurationError(f"{store.url} is one end of a bridge; restore into the store at the other end")
-    logs, catalog = {one.uuid: store.log(one.uuid) for one in manifest.studies}, store.catalog()
     if manifest.stamped and not store.url.startswith("postgresql"):
         raise ConfigurationError(
             "This backup is of a database, where every commit says who wrote it; only a database can hold it. Restore "
             "it into one, or copy the studies from there: hopaas-p2p study copy"
         )
-    there = _check_contained(backup, store)
+    logs, catalog = {one.uuid: store.log(one.uuid) for one in manifest.studies}, store.catalog()
+    if not store.restorable:
+        raise ConfigurationError(f"{store.url} is one end of a bridge; restore into the store at the other end")
+    there = _check_prefix("the list of studies", catalog, backup.catalog(), 0)
+    for one in manifest.studies:
+        try:
+            there &= _check_prefix(f"the study {one.name!r}", logs[one.uuid], backup.study(one.uuid), one.base)
+        except StudyDeleted:
+            raise ConfigurationError(
+                f"the study {one.name!r} was deleted in {store.url}; restore into an empty store"
+            ) from None
     _check_nobody_lives(backup, store, watch)
     for one in manifest.studies:
         logs[one.uuid].restore(backup.base(one), backup.study(one.uuid))
@@ -449,20 +444,6 @@ def restore(backup: Backup, store: Store, *, watch: Callable[[float], None] = ti
     catalog.restore(None, backup.catalog())
     _check_replay(backup, store)
     return Restored(len(manifest.studies), sum(one.trials for one in manifest.studies), manifest.files, there)
-
-
-def _check_contained(backup: Backup, store: Store) -> bool:
-    """See that the store holds nothing but the beginnings of the backup's logs; whether it holds all of it."""
-    whole = _check_prefix("the list of studies", store.catalog(), backup.catalog(), 0)
-    for one in backup.manifest.studies:
-        log = store.log(one.uuid)
-        try:
-            whole &= _check_prefix(f"the study {one.name!r}", log, backup.study(one.uuid), one.base)
-        except StudyDeleted:
-            raise ConfigurationError(
-                f"the study {one.name!r} was deleted in {store.url}; restore into an empty store"
-            ) from None
-    return whole
 
 
 def _check_prefix(what: str, log: Log, entries: Iterator[Entry], base: int) -> bool:

@@ -102,7 +102,9 @@ class Tree:
         self._fill_gaps(orphans)
         self._guessed = [node for node in orphans if node.parent is None]
         for node in self._guessed:
-            self._likely_parent(node).adopt(node)
+            earlier = max((lsn for lsn, some in self._at.items() if some and lsn < node.lsn - 1), default=root.lsn)
+            likely = (one for one in self._at[node.lsn - 1] if self._fits(one, node))
+            next(likely, self._at[earlier][0]).adopt(node)
         self._say_at_the_end()
 
     def _place(self, entries: Iterable[Entry]) -> list[Node]:
@@ -142,24 +144,14 @@ class Tree:
             if parent is not None:
                 parent.adopt(node)
 
-    def _likely_parent(self, node: Node) -> Node:
-        """Where a history goes on whose next commit nobody has: at one that was written in its place, if that fits."""
-        for one in self._at[node.lsn - 1]:
-            if self._fits(one, node):
-                return one
-        earlier = max((lsn for lsn in self._at if lsn < node.lsn - 1 and self._at[lsn]), default=self._root.lsn)
-        return next(one for one in self._at[earlier] if one is not node)
-
     def _fits(self, parent: Node, node: Node) -> bool:
-        """Whether nothing is refused of this commit, and of what follows it, behind another parent."""
-        root, *path = reversed([*_up_from(parent)])
-        if root is not self._root:
-            return False
+        """Whether nothing is refused of this commit, and of what follows it, behind another commit than it followed."""
+        first, *path = reversed([*_up_from(parent)])
         state = snapshot.load(snapshot.dump(self._state))
         for one in path:
             assert one.entry is not None
             _apply(state, one.entry)
-        return all(_told(verdict) for entry in _line(node) for verdict in _apply(state, entry))
+        return first is self._root and all(_told(said) for entry in _line(node) for said in _apply(state, entry))
 
     def _say_at_the_end(self) -> None:
         """Hang what was said out of place behind what its writer had written before, where its numbers mean something.
@@ -231,12 +223,12 @@ class Tree:
         state, origins, uncertain, unknown = now
         if node in self._guessed:
             started: list[int] = []
+            uncertain[-1] = min(state.lsn + 1, entry.lsn - 1)  # from here on
             if state.lsn < node.lsn - 1:
                 state, started = self._bridge(state, {one.lsn: one for one in _line(node)}, node.height)
             origins += [("", entry.lsn, number) for number in started]
-            uncertain |= dict.fromkeys(started, entry.lsn - 1)
+            uncertain |= dict.fromkeys(started, uncertain[-1])
             unknown += started
-            uncertain[-1] = entry.lsn - 1  # from here on
         commit = codec.decode(entry.payload)
         count = len(state.trials)
         verdicts = _apply(state, entry)

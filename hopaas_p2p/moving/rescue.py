@@ -120,80 +120,61 @@ def is_damaged(log: Log) -> str | None:
 
 def kept_elsewhere(store: Store, uuid: str) -> str | None:
     """What this user's peers were told is in a log, and is not, as after a return to an older backup; or None."""
-    kept = {_identity(payload) for _, spooled in spool.histories(uuid) for payload in spooled.payloads}
+    kept = {codec.nonce_of(payload): payload for _, one in spool.histories(uuid) for payload in one.payloads}
     if not kept:
         return None
     log = store.log(uuid)
-    missing = kept - {_identity(entry.payload) for entry in _salvaged(log)[0].values()}
+    missing = kept.keys() - {codec.nonce_of(entry.payload) for entry in _salvaged(log)[0].values()}
     if log.removed_up_to():
         for state in _snapshots(log):
-            missing = {one for one in missing if not _contains(state, one)}
+            missing = {one for one in missing if not _contains(state, kept[one])}
     said = "commit of its peers is" if len(missing) == 1 else "commits of its peers are"
     return f"{len(missing)} {said} not in the log, but in this machine's spool" if missing else None
 
 
-def _contains(state: State, identity: str) -> bool:
-    """Whether a state has applied the commit of this nonce."""
-    writer, _, seq = identity.rpartition(":")
-    return writer in state.writers and int(seq) <= state.writers[writer].seq
+def _contains(state: State, payload: bytes) -> bool:
+    """Whether a state has applied this commit."""
+    writer, _, sequence = codec.nonce_of(payload).rpartition(":")
+    return writer in state.writers and int(sequence) <= state.writers[writer].seq
 
 
 def rescue(store: Store, uuid: str) -> Rescued:
     """Read all that can be read of a study."""
     log = store.log(uuid)
     entries, head, others = _salvaged(log)
-    there = {_identity(entry.payload) for entry in (*entries.values(), *others)}
+    there = {codec.nonce_of(entry.payload) for entry in (*entries.values(), *others)}
     states = sorted([*_snapshots(log), *_handed_over(store, uuid)], key=lambda state: state.lsn)
     removed = log.removed_up_to()
-    state = next((one for one in states if one.lsn >= removed), State()) if removed else State()
+    base = next((one for one in states if removed and one.lsn >= removed), State())
     placed, loose = _kept(uuid, entries, there)
-    placed = [entry for entry in placed if not _contains(state, _identity(entry.payload))] + others
-    loose = [payload for payload in loose if not _contains(state, _identity(payload))]
+    placed = [entry for entry in placed if not _contains(base, entry.payload)] + others
     shared = min(_shared(entries, head), *[entry.lsn - 1 for entry in placed], head)
-    found = Rescued(None, [lsn for lsn in range(state.lsn + 1, head + 1) if lsn not in entries], [], {}, [], 0, 1)
-    state = _replayed(state, entries, shared, [one for one in states if one.lsn <= shared or shared == head], found)
-    if state.define is None:
-        return found
-    agreed = state.lsn
+    root = max([base, *(one for one in states if one.lsn <= shared or shared == head)], key=lambda one: one.lsn)
+    agreed, damaged = root.lsn, [lsn for lsn in range(base.lsn + 1, head + 1) if lsn not in entries]
     loose += [entry.payload for entry in placed if entry.lsn <= agreed]
+    loose = [payload for payload in loose if not _contains(root, payload)]
     rest = [entry for entry in (*entries.values(), *placed) if entry.lsn > agreed]
-    tree, merge = Tree(state, _sum_up_to(entries, agreed), rest, loose, _bridged), Merge(state)
+    tree, merge = Tree(root, sum_at(agreed, root.chain), rest, loose, _bridged), Merge(root)
     study: StudyRecords | None = None
-    for count, history in enumerate(tree.histories(), 1):
-        study = study or of_state(history.state, uuid=uuid)
+    count = 0
+    for history in tree.histories():
+        if study is None and history.state.define is not None:
+            study = of_state(history.state, uuid=uuid)
         merge.add(history)
-        found = found._replace(histories=count)
+        count += 1
     for known in states:
         if known.lsn > agreed:
             merge.add(Replay(known, [], {}, []))
     trials, numbers = merge.trials()
-    found.uncertain.update({numbers[place]: lsn for place, lsn in merge.uncertain.items() if place in numbers})
-    found.unknown.extend(sorted(numbers[place] for place in merge.unknown if place in numbers))
-    assert study is not None
-    return found._replace(study=study._replace(trials=trials), from_spool=len(tree.accepted - there))
-
-
-def _replayed(state: State, entries: Mapping[int, Entry], up_to: int, states: list[State], found: Rescued) -> State:
-    """The state behind the commits up to this lsn. Of those that are missing, `found` says what became of them."""
-    behind: int | None = None
-    while state.lsn < up_to:
-        lsn = state.lsn + 1
-        if lsn in entries:
-            for verdict in _apply(state, entries[lsn]):
-                if behind is not None and verdict.accepted and verdict.number is not None:
-                    found.uncertain.setdefault(verdict.number, behind)
-        elif states and states[-1].lsn >= lsn:
-            state = states[-1]
-        else:
-            behind = lsn
-            state, started = _bridged(state, entries, up_to)
-            found.unknown.extend(started)
-            found.uncertain.update(dict.fromkeys(started, lsn))
-    if states and states[-1].lsn > state.lsn:
-        state = states[-1]
-    if states and state is states[-1]:
-        found.covered.extend(lsn for lsn in found.damaged if lsn <= state.lsn)
-    return state
+    return Rescued(
+        study=study and study._replace(trials=trials),
+        damaged=damaged,
+        covered=[lsn for lsn in damaged if lsn <= agreed],
+        uncertain={numbers[place]: lsn for place, lsn in merge.uncertain.items() if place in numbers},
+        unknown=sorted(numbers[place] for place in merge.unknown if place in numbers),
+        from_spool=len(tree.accepted - there),
+        histories=count,
+    )
 
 
 def _shared(entries: Mapping[int, Entry], head: int) -> int:
@@ -208,16 +189,6 @@ def _shared(entries: Mapping[int, Entry], head: int) -> int:
     return shared
 
 
-def _sum_up_to(entries: Mapping[int, Entry], lsn: int) -> int | None:
-    """The sum of the log up to this commit, if it is known."""
-    total: int | None = 0
-    for one in range(1, lsn + 1):
-        entry = entries.get(one)
-        before = total if entry is None or entry.before is None else entry.before
-        total = None if entry is None or before is None else following(before, entry.payload)
-    return total
-
-
 def _kept(uuid: str, entries: Mapping[int, Entry], there: Container[str]) -> tuple[list[Entry], list[bytes]]:
     """What this user's spool has of the study and its log has not: commits with a place, and others."""
     placed: list[Entry] = []
@@ -225,13 +196,11 @@ def _kept(uuid: str, entries: Mapping[int, Entry], there: Container[str]) -> tup
     for _, spooled in itertools.chain(spool.histories(uuid), spool.waiting()):
         if spooled.study != uuid:
             continue
-        places = zip(spooled.lsns, spooled.sums, strict=False)
-        for payload in spooled.payloads:
-            lsn, total = next(places, (0, -1))
-            if lsn and total >= 0:
+        for (lsn, total), payload in zip(spooled.places, spooled.payloads, strict=True):
+            if lsn and total is not None:
                 if lsn not in entries or (entries[lsn].payload, entries[lsn].before) != (payload, total):
                     placed.append(Entry(lsn, payload, before=total))
-            elif _identity(payload) not in there:
+            elif codec.nonce_of(payload) not in there:
                 loose.append(payload)
     return placed, loose
 
@@ -260,12 +229,6 @@ def _snapshots(log: Log) -> Iterator[State]:
             if state.lsn == found[0]:
                 yield state
         found = log.newest_snapshot(before=found[0])
-
-
-def _identity(payload: bytes) -> str:
-    """The nonce of the commit in these bytes, as `histories.Tree.accepted` has it."""
-    commit = codec.decode(payload)
-    return f"{commit.writer}:{commit.seq}" if isinstance(commit, Commit) else ""
 
 
 def _apply(state: State, entry: Entry) -> tuple[Verdict, ...]:

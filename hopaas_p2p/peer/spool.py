@@ -45,27 +45,41 @@ class SpoolSender:
         self._unkept = ""
         """The trials whose ends no disk took when `keep_ends` tried last."""
 
-    def keep(self, uuid: str, log: LogDriver[State]) -> tuple[Path | None, str]:
-        """Spool what could not be sent, if the end of a trial is among it: the file; or None, and why not."""
-        with self._keeping:
-            return self._keep(uuid, log)
+    def keep(self, uuid: str, log: LogDriver[State], *, last: bool = False) -> tuple[Path | None, str]:
+        """Spool what could not be sent, if the end of a trial is among it: the file; or None, and why not.
 
-    def _keep(self, uuid: str, log: LogDriver[State]) -> tuple[Path | None, str]:
-        with log.lock:
-            ends = log.session.ends()
-            undecided = log.session.outbox.undecided() if ends else []
-            commits = log.session.pack_for_spool() if ends else []
-        if ends and log.session.spooled and self._has(log.session, ends):
-            return next(reversed(log.session.spooled)), ""
-        if not ends or self._store.url.startswith("memory:"):
-            return None, "there is nothing to keep" if not ends else "it lives in this process only"
+        At the `last` moment of the program also what the log has acknowledged and not confirmed: before the rest and in
+        the same file, because a writer's commits must arrive in the order of their sequence numbers.
+        """
+        session = log.session
+        with self._keeping:
+            doubtful = set(log.log.unconfirmed()) if last and session.broken is None else set()
+            with log.lock:
+                ends = session.ends()
+                commits = placed = [one for one in session.acknowledged if one.lsn in doubtful]
+                if not placed and (ends or last) and session.spooled and self._has(session, ends):
+                    return next(reversed(session.spooled)), ""
+                undecided = session.outbox.undecided() if ends else []
+                if ends:
+                    commits = [*placed, *(Placed(0, None, one) for one in session.pack_for_spool())]
+            if not commits or self._store.url.startswith("memory:"):
+                return None, "it lives in this process only" if commits else ""
+            trials = sorted({*ends, *(number for one in placed for number in _ended(one.commit.payload))})
+            path, why = self._write(uuid, log, commits, trials=trials, why="unconfirmed" if placed else "unsent")
+            if path is not None and placed:
+                self.forget(session)  # it has all that is in its other files
+            elif path is not None:
+                session.spooled[path] = ends
+                session.kept = undecided
+            return path, why
+
+    def _write(
+        self, uuid: str, log: LogDriver[State], commits: list[Placed], *, trials: list[int] | None = None, **more: Any
+    ) -> tuple[Path | None, str]:
+        """Make a file of the spool of this log's commits; as `spool.keep`."""
         define = log.state.define
-        name = define.name if define else ""
-        path, why = spool.keep(commits, store=self._store.url, study=uuid, name=name, trials=ends, at=self._now_us())
-        if path is not None:
-            log.session.spooled[path] = ends
-            log.session.kept = undecided
-        return path, why
+        name, at = define.name if define else "", self._now_us()
+        return spool.keep(commits, store=self._store.url, study=uuid, name=name, trials=trials or [], at=at, **more)
 
     def keep_ends(self, logs: Mapping[str, LogDriver[State]]) -> None:
         """Spool the ends of trials for which no call does so, unless they are in the spool already.
@@ -106,11 +120,9 @@ class SpoolSender:
         """
         with log.lock:
             commits = log.session.history()
-            define = log.state.define
         if not commits or self._store.url.startswith("memory:"):
             return
-        name = define.name if define else ""
-        path, why = spool.keep_history(commits, store=self._store.url, study=uuid, name=name, at=self._now_us())
+        path, why = self._write(uuid, log, commits, why="history")
         if path is None:
             _log.error(
                 "the last %d commits of this process, which the log may not have, were not kept: %s", len(commits), why
@@ -129,52 +141,17 @@ class SpoolSender:
         with self._keeping:
             self._ended = True
             for uuid, log in logs.items():
-                if not log.session.deleted and not self._keep_unconfirmed(uuid, log):
-                    self._keep_last(uuid, log)
-
-    def _keep_last(self, uuid: str, log: LogDriver[State]) -> None:
-        ends = log.session.ends()
-        if log.session.spooled and self._has(log.session, ends):
-            return
-        path, why = self.keep(uuid, log)
-        if path is not None:
-            _log.warning("kept in %s; sent at the next contact, or with: hopaas-p2p spool send", path)
-        elif ends and not self._store.url.startswith("memory:"):
-            _log.error("the ends of trials %s are lost with this process: %s", ends, why)
-        else:
-            log.withdraw()
-
-    def _keep_unconfirmed(self, uuid: str, log: LogDriver[State]) -> bool:
-        """Spool what the log has acknowledged and not confirmed, and behind it what could not be sent; whether it did.
-
-        In one file, because a writer's commits must arrive in the order of their sequence numbers.
-        """
-        lsns = set(log.log.unconfirmed())
-        session = log.session
-        with log.lock:
-            commits = [placed for placed in session.acknowledged if placed.lsn in lsns]
-            if not commits or session.broken is not None:
-                return False
-            if session.ends():
-                commits += [Placed(0, None, outgoing) for outgoing in session.pack_for_spool()]
-        define = log.state.define
-        name = define.name if define else ""
-        trials = sorted({number for one in commits for number in _ended(one.commit.payload)})
-        path, why = spool.keep_unconfirmed(
-            commits, store=self._store.url, study=uuid, name=name, trials=trials, at=self._now_us()
-        )
-        count = sum(one.lsn > 0 for one in commits)
-        if path is None:
-            _log.error("%d commits that the store has acknowledged, but not confirmed, were not kept: %s", count, why)
-            return False
-        self.forget(session)  # it has all that is in its other files
-        _log.warning(
-            "%d commits that the store has acknowledged, but not confirmed, are kept in %s; they are compared with the "
-            "log at the next contact, or with: hopaas-p2p spool send",
-            count,
-            path,
-        )
-        return True
+                session, before = log.session, list(log.session.spooled)
+                if session.deleted:
+                    continue
+                ends = session.ends()
+                path, why = self.keep(uuid, log, last=True)
+                if path is not None and path not in before:
+                    _log.warning("kept in %s; sent at the next contact, or with: hopaas-p2p spool send", path)
+                elif path is None and why and not self._store.url.startswith("memory:"):
+                    _log.error("what was said last, as of trials %s, is lost with this process: %s", ends, why)
+                elif path is None:
+                    log.withdraw()
 
     def arrived(self, session: LogSession[Any]) -> None:
         """Forget its files, because the log has decided on everything in them; say which results it did not count."""
@@ -240,7 +217,7 @@ class SpoolSender:
             self._store.log(spooled.study), writer=writer, now_us=self._now_us
         )
         placed = spooled.placed
-        if spooled.unconfirmed:
+        if spooled.why == "unconfirmed":
             lost = self._restore(log, spooled)
             if lost:
                 spool.take_in(spooled)
@@ -249,7 +226,7 @@ class SpoolSender:
                     f"and goes on without them. {lost} of them {'is' if lost == 1 else 'are'} kept for a rescue, "
                     "because in this log they would mean something else: hopaas-p2p doctor STORE --rescue"
                 )
-        sent = [one.commit for one in placed if not one.lsn or not spooled.unconfirmed]
+        sent = [one.commit for one in placed if not one.lsn or spooled.why == "unsent"]
         log.send_for_another(sent)
         return [why for commit in sent for why in uncounted_in(log.state, commit)]
 

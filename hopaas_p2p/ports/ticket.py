@@ -201,11 +201,12 @@ def keep(ticket: Ticket, end: TrialFinish, store: str) -> str:
     from hopaas_p2p.peer.outbox import Outbox, PendingCommit
     from hopaas_p2p.peer.peer import microseconds
     from hopaas_p2p.process import new_uuid
+    from hopaas_p2p.stores.base import Placed
 
     outbox = Outbox(new_uuid(), microseconds)
     outbox.queue(PendingCommit(ticket.owner, (end,)))
     path, why = spool.keep(
-        outbox.everything(),
+        [Placed(0, None, one) for one in outbox.everything()],
         store=redacted(store) if "://" in store else Path(store).expanduser().absolute().as_uri(),
         study=ticket.uuid,
         name=ticket.study,

@@ -87,12 +87,12 @@ def test_a_nested_file_is_one_line(tmp_path: Path) -> None:
 
 
 def test_a_spool_that_claims_more_than_it_holds_is_given_up_at_its_first_frame(tmp_path: Path) -> None:
-    whole = spool.Spooled(1, "/s", "u", "s", [], 0, [codec.encode(Commit("w", 1, "w", 0, ()))], ["w:1"])
+    whole = spool.Spooled(1, "/s", "u", "s", [], 0, "unsent", [(0, None)], [codec.encode(Commit("w", 1, "w", 0, ()))])
     path = tmp_path / "a.commits"
     path.write_bytes(b"".join([spool._MAGIC, *spool._frames(whole)]))
     assert spool.read(path) == whole
     assert spool.exported(path) == [whole]
-    lying = msgspec.msgpack.encode(msgspec.structs.replace(whole, payloads=[], nonces=["w:1"] * 1000))
+    lying = msgspec.msgpack.encode(msgspec.structs.replace(whole, payloads=[], places=[(0, None)] * 1000))
     for claim in ((0xFFFFFFFF).to_bytes(4, "big"), (codec.MAX_BYTES).to_bytes(4, "big"), bytes(4)):
         path.write_bytes(spool._MAGIC + len(lying).to_bytes(4, "big") + lying + claim)
         with path.open("r+b") as file:

@@ -40,7 +40,7 @@ from hopaas_p2p.findings import Finding
 from hopaas_p2p.joining.invitation import invite
 from hopaas_p2p.peer.session import STUDY, LogSession
 from hopaas_p2p.stores import checks
-from hopaas_p2p.stores.base import Beat, Entry, ExchangeResult, Outgoing
+from hopaas_p2p.stores.base import Beat, Entry, ExchangeResult, Outgoing, Placed
 from hopaas_p2p.stores.url import open_store
 from hopaas_p2p.testing.commits import append, outgoing
 from tests.support.postgres_people import Place
@@ -296,7 +296,7 @@ def test_a_spooled_result_that_anothers_token_sends_is_refused_and_stays(
     for writer in (owner, "a-tickets"):
         end = Commit(writer, 1000, owner, 0, (TrialFinish(trial.number, 1, COMPLETE, (0.5,)),))
         kept, why = spool.keep(
-            [Outgoing(f"{writer}:1000", codec.encode(end))],
+            [Placed(0, None, Outgoing(f"{writer}:1000", codec.encode(end)))],
             store=place.admin,
             study=place.uuid(),
             name="s",

@@ -17,7 +17,7 @@ import hopaas_p2p
 from hopaas_p2p import spool
 from hopaas_p2p.atomic import read_regular
 from hopaas_p2p.errors import ConfigurationError, HopaasError
-from hopaas_p2p.stores.base import Beat
+from hopaas_p2p.stores.base import Beat, Placed
 from hopaas_p2p.stores.directory.store import DirectoryStore
 from hopaas_p2p.testing.commits import append, append_many, everything, outgoing
 from tests.support.processes import environment
@@ -211,7 +211,7 @@ def test_the_spool_is_this_users_alone(outside: Path, tmp_path: Path, monkeypatc
     monkeypatch.setenv("XDG_STATE_HOME", "/proc/nowhere")
     (temporary / f"hopaas-p2p-spool-{os.getuid()}").symlink_to(outside)
 
-    path, why = spool.keep([outgoing("new")], store="s", study="u", name="n", trials=[0], at=0)
+    path, why = spool.keep([Placed(0, None, outgoing("new"))], store="s", study="u", name="n", trials=[0], at=0)
 
     assert path is None
     assert "is a link" in why
@@ -221,7 +221,7 @@ def test_the_spool_is_this_users_alone(outside: Path, tmp_path: Path, monkeypatc
     (temporary / f"hopaas-p2p-spool-{os.getuid()}").unlink()
     (temporary / f"hopaas-p2p-spool-{os.getuid()}").mkdir()
     (temporary / f"hopaas-p2p-spool-{os.getuid()}").chmod(0o777)
-    assert spool.keep([outgoing("new")], store="s", study="u", name="n", trials=[0], at=0)[0] is None
+    assert spool.keep([Placed(0, None, outgoing("new"))], store="s", study="u", name="n", trials=[0], at=0)[0] is None
 
 
 def test_a_file_is_read_up_to_a_bound(tmp_path: Path) -> None:

@@ -193,7 +193,7 @@ def test_a_log_of_two_histories_is_one_study_with_what_its_peers_have_kept(tmp_p
         Placed(9, before, Outgoing("other:1", payloads[0])),
         Placed(10, following(before, payloads[0]), Outgoing("other:2", payloads[1])),
     ]
-    spool.keep_history(kept, store=new.url, study=uuid, name="s", at=0)
+    spool.keep(kept, store=new.url, study=uuid, name="s", at=0, why="history")
     spool.export(tmp_path / "from-its-node")
     for path, _ in spool.histories():
         path.unlink()
@@ -258,7 +258,7 @@ def test_commits_that_were_cleaned_up_are_not_taken_for_lost(s3_url: str) -> Non
             study.tell(study.ask(), value)
         uuid = study.storage.handle(study.study_id).uuid
         log = study.storage.handle(study.study_id).log
-        spool.keep_history(log.session.history(), store=s3_url, study=uuid, name="s", at=0)
+        spool.keep(log.session.history(), store=s3_url, study=uuid, name="s", at=0, why="history")
         log.write_snapshot()
         study.tell(study.ask(), 2.0)
     with contextlib.closing(S3Store(s3_url, create=False)) as store:
