@@ -5,14 +5,11 @@ from __future__ import annotations
 import difflib
 import json
 import re
-import tomllib
 from collections.abc import Collection, Iterable, Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
-from hopaas_p2p.atomic import read_at_most
 from hopaas_p2p.core.attributes import SPACE
 from hopaas_p2p.core.records import Categorical, Distribution, Float, Int, TrialState
 from hopaas_p2p.errors import InvalidInput
@@ -22,8 +19,6 @@ if TYPE_CHECKING:
 
 _decode: Final = msgspec.json.Decoder(dict[str, Distribution]).decode
 HELP: Final = "A parameter: NAME=float(LOW,HIGH[,log][,step=S]), NAME=int(LOW,HIGH[,log][,step=S]) or NAME=cat(A,B,…)."
-_LARGEST: Final = 1 << 20
-"""Bytes of a file."""
 _SPEC: Final = re.compile(r"\s*([^=\s]+)\s*=\s*(float|int|cat)\s*\((.*)\)\s*", re.DOTALL)
 _PART: Final = re.compile(r'\s*("(?:[^"\\]|\\.)*"|[^,"]*)\s*(?:,|$)')
 SHAPES: Final = "float(1e-5,1e-1,log), int(1,8) or cat(a,b,c)"
@@ -46,26 +41,6 @@ def parse_space(specs: Iterable[str]) -> dict[str, Distribution]:
             raise InvalidInput(f"the parameter {name!r} is given twice")
         space[name] = _distribution(name, kind, _split(spec, body))
     return space
-
-
-def read_space(path: Path) -> dict[str, Distribution]:
-    """The search space in a TOML or JSON file: `lr = "float(1e-5, 1e-1, log)"`, or a table with `type`, `low`, ….
-
-    Raises:
-        InvalidInput: the file cannot be read.
-
-    """
-    try:
-        text = read_at_most(path, _LARGEST).decode()
-        content = json.loads(text) if path.suffix == ".json" else tomllib.loads(text)
-    except (ValueError, OSError, RecursionError) as error:
-        raise InvalidInput(f"{path} cannot be read: {error}") from None
-    if not isinstance(content, dict):
-        raise InvalidInput(f"{path}: a space is a table of parameters")
-    try:
-        return {name: distribution_of(name, entry) for name, entry in content.get("space", content).items()}
-    except InvalidInput as error:
-        raise InvalidInput(f"{path}: {error}") from None
 
 
 def distribution_of(name: str, entry: Any) -> Distribution:

@@ -81,7 +81,7 @@ class Scale(NamedTuple):
         """Where labels stand, and what they say."""
         if self.choices is not None:
             return [(self(at), choice) for at, choice in enumerate(self.choices[:40])]
-        return [(self(tick), _tick(tick)) for tick in self.ticks(wanted)]
+        return [(self(tick), number(tick)) for tick in self.ticks(wanted)]
 
 
 def scale_of(axis: ChartAxis, values: Iterable[float], start: float, stop: float, *, pad: float = 0.04) -> Scale:
@@ -96,14 +96,6 @@ def scale_of(axis: ChartAxis, values: Iterable[float], start: float, stop: float
         return Scale(low / room, high * room, start, stop, log=True)
     room = (high - low) * pad if high > low else max(abs(high) * 0.1, 0.5)
     return Scale(low if axis.zero else low - room, high + room, start, stop)
-
-
-def _tick(value: float) -> str:
-    if value == 0 or abs(value) < 1e-12:
-        return "0"
-    if abs(value) >= 1e5 or abs(value) < 1e-3:
-        return f"{value:.2g}".replace("e-0", "e-").replace("e+0", "e")
-    return str(int(value)) if value == int(value) else f"{value:.4g}"
 
 
 def svg(chart: Chart, *, width: float = 500.0, height: float = 290.0) -> str:

@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import datetime
 from collections.abc import Callable
-from typing import Any, Final
+from typing import Any
 
 import click
 
 from hopaas_p2p import access
 from hopaas_p2p.cli import output
 from hopaas_p2p.cli.lazy import Subgroup
-from hopaas_p2p.cli.options import CliSession, Columns, options
+from hopaas_p2p.cli.options import ROLES, CliSession, Columns, options
 from hopaas_p2p.stores.url import open_store, redacted
 from hopaas_p2p.times import to_iso
-
-_ROLES: Final = ("viewer", "worker", "owner")
 
 
 @click.command()
@@ -79,26 +77,20 @@ def token() -> None:
 @token.command("create")
 @click.argument("user")
 @options(study="none")
-@click.option("--valid", default="month", show_default=True, metavar="day|week|month|year|DATE", help="Validity.")
-@click.option("--label", default="", help="A note, such as where it is used.")
-@click.option(
-    "--connections",
-    type=int,
-    help="How many processes may use it at once. [default: a quarter of the server's connections, at most 256]",
-)
-def token_create(session: CliSession, user: str, valid: str, label: str, connections: int | None) -> None:
+@click.option("--valid", default="month", metavar="day|week|month|year|DATE", help="Validity.")
+@click.option("--label", help="A note, such as where it is used.")
+@click.option("--connections", type=int, help="Processes that may use it at once. [default: a quarter of the server's]")
+def token_create(session: CliSession, user: str, valid: str, label: str | None, connections: int | None) -> None:
     """Create a token for USER and print it. It is shown only once.
 
     \b
     hopaas-p2p token create alice --valid week --label cluster > alice.token
     export HOPAAS_TOKEN_FILE=$PWD/alice.token
     """  # noqa: D301  # click wants the backspace
-    made = access.create_token(session.store_url, user, valid=valid, label=label, connections=connections)
+    made = access.create_token(session.store_url, user, valid=valid, label=label or "", connections=connections)
     secret = made.secret.reveal()
-    session.show(
-        {"name": made.name, "user": user, "token": secret, "expires": to_iso(made.expires)},
-        lambda: output.print_lines([secret]),
-    )
+    data = {"name": made.name, "user": user, "token": secret, "expires": to_iso(made.expires)}
+    session.show(data, lambda: output.print_lines([secret]))
     output.say(
         f"{made.name} is valid until {_local(made.expires)}. It is not stored anywhere and not shown again: keep it in "
         "a file of mode 600, and set HOPAAS_TOKEN_FILE to its path."
@@ -147,14 +139,13 @@ def grants(session: CliSession) -> None:
 @click.command()
 @click.argument("study_name", metavar="STUDY")
 @click.argument("user")
-@click.argument("role", type=click.Choice(_ROLES))
+@click.argument("role", type=click.Choice(ROLES))
 @options(study="none")
 def grant(session: CliSession, study_name: str, user: str, role: str) -> None:
     """Let USER view STUDY, work on it, or own it. Owners of the study only."""
     access.grant(session.store_url, study_name, user, role)
-    session.done(
-        {"study": study_name, "user": user, "role": role}, f"{user} now has the role {role} in {study_name!r}."
-    )
+    data = {"study": study_name, "user": user, "role": role}
+    session.done(data, f"{user} now has the role {role} in {study_name!r}.")
 
 
 @click.command()

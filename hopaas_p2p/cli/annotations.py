@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -16,28 +17,19 @@ def add_annotations(group: click.Group, whose: str, target: Callable[..., Any]) 
 
     @group.command(help=f"Print {whose} note, or write it. optuna-dashboard shows it too.")
     @target
-    @click.option("--message", "-m", help="The new note, in Markdown; '' removes it.")
-    @click.option("--file", "-f", type=click.File(), help="The new note from a file; - is stdin.")
-    def note(session: CliSession, message: str | None, file: Any, number: int | None = None) -> None:
+    @click.option("--message", "-m", help="The new note, in Markdown; - is stdin, '' removes it.")
+    def note(session: CliSession, message: str | None, number: int | None = None) -> None:
         from hopaas_p2p import notes
 
-        if message is not None and file is not None:
-            raise click.UsageError("give --message or --file, not both")
         study = session.study()
-        text = file.read() if file is not None else message
-        if text is not None:
-            notes.save_note(study, text, number)
-            session.done({"note": text}, "Saved the note." if text else "Removed the note.")
+        message = sys.stdin.read() if message == "-" else message
+        if message is not None:
+            notes.save_note(study, message, number)
+            session.done({"note": message}, "Saved the note." if message else "Removed the note.")
             return
-        found = notes.note_of(study, number)
-
-        def show_note() -> None:
-            if found:
-                click.echo(output.printable(found, lines=True))
-            else:
-                output.say("There is no note.")
-
-        session.show({"note": found}, show_note)
+        text = notes.note_of(study, number)
+        shown = output.printable(text, lines=True)
+        session.show({"note": text}, lambda: click.echo(shown) if text else output.say("There is no note."))
 
     @group.command(help=f"Print {whose} tags, or change them.")
     @target

@@ -16,6 +16,8 @@ from hopaas_p2p.cli.options import CliSession, Columns, check_new, options
 from hopaas_p2p.errors import InvalidInput
 from hopaas_p2p.ownership import check_link
 
+_trial = click.option("--trial", "-t", type=click.IntRange(min=0), metavar="N", help="The trial that they belong to.")
+
 
 @click.group(cls=Subgroup)
 def artifact() -> None:
@@ -35,14 +37,9 @@ def _bar(label: str, size: int | None) -> Iterator[Callable[[int], None] | None]
 @artifact.command()
 @options()
 @click.argument("files", nargs=-1, required=True, type=click.Path(exists=True, dir_okay=False, path_type=Path))
-@click.option(
-    "--trial", "-t", type=click.IntRange(min=0), metavar="N", help="Store them with this trial, not with the study."
-)
+@_trial
 @click.option("--as", "filename", metavar="NAME", help="Store it under this name. [default: its own]")
-@click.option("--type", "mimetype", metavar="MIME", help="Its media type. [default: by its name]")
-def put(
-    session: CliSession, files: tuple[Path, ...], trial: int | None, filename: str | None, mimetype: str | None
-) -> None:
+def put(session: CliSession, files: tuple[Path, ...], trial: int | None, filename: str | None) -> None:
     """Store files and print their ids."""
     if filename is not None and len(files) > 1:
         raise InvalidInput("--as takes one file only.")
@@ -50,7 +47,7 @@ def put(
     stored = []
     for path in files:
         with _bar(path.name, path.stat().st_size) as progress:
-            stored.append(artifacts.put(path, trial=trial, filename=filename, mimetype=mimetype, progress=progress))
+            stored.append(artifacts.put(path, trial=trial, filename=filename, progress=progress))
     session.show([one._asdict() for one in stored], lambda: output.print_lines(one.id for one in stored))
 
 
@@ -75,7 +72,7 @@ def get(session: CliSession, what: str, target: Path | None, force: bool) -> Non
 
 @artifact.command()
 @options()
-@click.option("--trial", "-t", type=click.IntRange(min=0), metavar="N", help="List the files of this trial only.")
+@_trial
 def ls(session: CliSession, trial: int | None) -> None:
     """List the files of a study and its trials. Other commands take the shortened ids; --json prints whole ones."""
     found = session.study().artifacts().list(trial)

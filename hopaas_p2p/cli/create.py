@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import click
 
@@ -13,7 +14,7 @@ from hopaas_p2p import fidelity as pauses
 from hopaas_p2p.cli.options import CliSession, options
 from hopaas_p2p.core.attributes import REPEATS_POLICIES
 from hopaas_p2p.core.records import StudySet, TrialCreate, TrialState
-from hopaas_p2p.errors import InvalidInput, StudyExists
+from hopaas_p2p.errors import StudyExists
 from hopaas_p2p.moving.arrival import bring_in
 from hopaas_p2p.moving.descriptions import StudyDescription
 from hopaas_p2p.moving.from_yaml import read
@@ -24,64 +25,66 @@ from hopaas_p2p.stores.url import redacted
 if TYPE_CHECKING:
     from hopaas_p2p.study import Study
 
-_FILE = click.Path(path_type=Path)
+_FILE: Final = click.Path(path_type=Path)
+F = TypeVar("F", bound=Callable[..., Any])
+_budgets = click.option(
+    "--budget", "budgets", multiple=True, metavar="N|LIMITS", help=f"{budget.HELP} {budget.CHANGES}"
+)
+_specs = click.option("--space", "specs", multiple=True, metavar="SPEC", help=space.HELP + " Repeat for more.")
+
+
+def search_options(function: F) -> F:
+    """The options of all commands that say how a study is searched; see `method_of`."""
+    for add in (
+        click.option("--sampler", type=click.Choice(list(SAMPLERS)), help="The sampler that proposes parameters."),
+        click.option("--pruner", type=click.Choice(list(PRUNERS)), help="The pruner that decides on reports."),
+        click.option(
+            "--repeats", type=click.Choice(list(REPEATS_POLICIES)), help="What happens when a proposal repeats."
+        ),
+        click.option("--replicates", type=int, metavar="N", help="Run each configuration N times, with N seeds."),
+        click.option("--fidelity", metavar="POLICY", help=pauses.HELP),
+    )[::-1]:
+        function = add(function)
+    return function
+
+
+def method_of(given: dict[str, Any], described: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """What these options say about the search, else what a file says of it: arguments of `open_study`."""
+    described = described or {}
+    method = {name: given[name] for name in ("repeats", "replicates") if given[name] is not None}
+    for kind in ("sampler", "pruner"):
+        if given[kind] or kind in described:
+            method[kind] = built(kind, checked(kind, {"name": given[kind]}) if given[kind] else described[kind])
+    if given["fidelity"] is not None:
+        method["fidelity"] = pauses.parse(given["fidelity"])
+    return method
 
 
 @click.command()
 @options(study="argument")
-@click.option(
-    "--direction",
-    "--directions",
-    "directions",
-    multiple=True,
-    metavar="minimize|maximize",
-    help="One per objective; repeat, or use commas. [default: minimize]",
-)
-@click.option("--space", "specs", multiple=True, metavar="SPEC", help=space.HELP + " Repeat for more.")
-@click.option("--space-file", type=_FILE, metavar="FILE", help="Read the parameters from a TOML or JSON file.")
-@click.option(
-    "--from-yaml",
-    type=_FILE,
-    metavar="FILE",
-    help="Read the whole definition from a W&B sweep, or from a file in Optuna's terms.",
-)
+@click.option("--direction", "directions", multiple=True, metavar="minimize|maximize", help="One per objective.")
+@_specs
+@click.option("--from-yaml", type=_FILE, metavar="FILE", help="A W&B sweep, or a study in Optuna's terms.")
 @click.option("--budget", "budgets", multiple=True, metavar="N|LIMITS", help=f"{budget.HELP} [default: no limit]")
-@click.option(
-    "--attempts", type=int, metavar="N", help="How many times a trial is started if its peers die. [default: 3]"
-)
+@click.option("--attempts", type=int, metavar="N", help="How often a trial is started if its peers die. [default: 3]")
 @click.option("--max-failures", type=int, metavar="N", help="End the study after N failures in a row. [default: never]")
-@click.option(
-    "--lease-ttl", type=float, metavar="S", help="Take a trial over after S seconds of silence. [default: 120]"
-)
+@click.option("--lease-ttl", type=float, metavar="S", help="Seconds of silence before a takeover. [default: 120]")
 @click.option("--progress-timeout", type=float, metavar="S", help="Stop a trial that reports nothing for S seconds.")
-@click.option(
-    "--sampler", type=click.Choice(list(SAMPLERS)), help="The sampler of all peers. [default: the one for many peers]"
-)
-@click.option("--pruner", type=click.Choice(list(PRUNERS)), help="The pruner of all peers. [default: median]")
-@click.option(
-    "--repeats",
-    type=click.Choice(list(REPEATS_POLICIES)),
-    help="What to do when a proposal has been tried before. [default: avoid]",
-)
-@click.option("--replicates", type=int, metavar="N", help="Run each configuration N times, with N seeds. [default: 1]")
-@click.option("--fidelity", metavar="POLICY", help=pauses.HELP + " [default: none]")
+@search_options
 @click.option("--exist-ok", is_flag=True, help="Succeed if the study already exists with the same definition.")
 def create(
     session: CliSession,
     directions: tuple[str, ...],
     specs: tuple[str, ...],
-    space_file: Path | None,
     from_yaml: Path | None,
     exist_ok: bool,
-    sampler: str | None,
-    pruner: str | None,
-    fidelity: str | None,
     budgets: tuple[str, ...],
-    **policy: Any,
+    **given: Any,
 ) -> None:
     """Create a study, and its store if that is a directory.
 
-    Options take precedence over the file.
+    Options take precedence over the file. By default, there is one objective, which is minimized; all peers use the
+    sampler for many peers and the median pruner, and a proposal that has been tried before is avoided.
 
     \b
     hopaas-p2p study create mnist -s ./campaign --budget 100 \\
@@ -92,55 +95,44 @@ def create(
 
     described = StudyDescription() if from_yaml is None else read(from_yaml)
     wanted = [word.strip() for one in directions for word in one.split(",")] or described.directions
-    parameters = {**described.space, **given_space(specs, space_file)}
     name = session.given["study"] or described.name or session.study_name
     storage = session.storage(create=True)
     there = name in storage.study_names()
     if there and not exist_ok:
         raise StudyExists(f"A study {name!r} already exists in {storage.url}. Join it, or choose another name.")
-    given = budgets or (() if "budget" in described.policy else (session.settings.get("budget") or "",))
-    policy["budget"] = budget.parsed_budget(given) if any(given) else None
+    parameters = {**described.space, **space.parse_space(specs)}
+    limits = budgets or (() if "budget" in described.policy else (session.settings.get("budget") or "",))
+    policy = {name: given[name] for name in ("attempts", "max_failures", "lease_ttl", "progress_timeout")}
+    policy["budget"] = budget.parsed_budget(limits) if any(limits) else None
     policy = {**described.policy, **{key: value for key, value in policy.items() if value is not None}}
-    if fidelity is not None:
-        policy["fidelity"] = pauses.parse(fidelity)
-    kept = {
-        kind: built(kind, checked(kind, {"name": given}) if given else described.sampler_config[kind])
-        for kind, given in (("sampler", sampler), ("pruner", pruner))
-        if given or (kind in described.sampler_config and not there)
-    }
-    made = open_study(storage, name, space=parameters or None, directions=wanted or None, **policy, **kept)
+    method = method_of(given, None if there else described.sampler_config)
+    made = open_study(storage, name, space=parameters or None, directions=wanted or None, **{**policy, **method})
     if not there:
         _write_extras(made, described)
-    notes = [*described.notes, *([_worker_command(session, made.name, described.command)] if described.command else [])]
+    notes = list(described.notes)
+    if described.command:  # as it works in this directory
+        where = f" --store {shlex.quote(redacted(session.given['store']))}" if session.given["store"] else ""
+        notes.append(f"To start the jobs: hopaas-p2p worker{where} --study {shlex.quote(name)} -- {described.command}")
     data = {"name": made.name, "store": storage.url, "notes": notes}
     queued = f", and queued {len(described.grid)} trials" if described.grid and not there else ""
     verb = "The study already exists:" if there else "Created study"
     session.done(data, "\n".join([f"{verb} {made.name!r} in {storage.url}{queued}.", *notes]))
 
 
-def _worker_command(session: CliSession, name: str, job: str) -> str:
-    """The command that starts the jobs, as it works in this directory."""
-    where = f" --store {shlex.quote(redacted(session.given['store']))}" if session.given["store"] else ""
-    return f"To start the jobs: hopaas-p2p worker{where} --study {shlex.quote(name)} -- {job}"
-
-
 @click.command("set")
 @options(study="argument")
-@click.option("--budget", "budgets", multiple=True, metavar="N|LIMITS", help=f"{budget.HELP} {budget.CHANGES}")
-@click.option("--space", "specs", multiple=True, metavar="SPEC", help=space.HELP + " Repeat for more.")
-@click.option("--space-file", type=_FILE, metavar="FILE", help="Read the parameters from a TOML or JSON file.")
-def set_(session: CliSession, budgets: tuple[str, ...], specs: tuple[str, ...], space_file: Path | None) -> None:
+@_budgets
+@_specs
+def set_(session: CliSession, budgets: tuple[str, ...], specs: tuple[str, ...]) -> None:
     """Change the budget, or give a search space to a study that has none, such as an imported one.
 
     \b
     hopaas-p2p study set mnist --budget trials=400,gpu_hours=500,until.target=0.02
     hopaas-p2p study set imported --space 'lr=float(1e-5,1e-1,log)' --space 'layers=int(1,8)'
     """  # noqa: D301  # click needs the backspace
-    from hopaas_p2p.cli import summary
-
-    given = given_space(specs, space_file)
+    given = space.parse_space(specs)
     if not given and not budgets:
-        raise click.UsageError("Nothing to set. Use --budget, --space NAME=…, or --space-file FILE.")
+        raise click.UsageError("Nothing to set. Use --budget, or --space NAME=….")
     study = session.study()
     data: dict[str, Any] = {}
     said = []
@@ -150,33 +142,21 @@ def set_(session: CliSession, budgets: tuple[str, ...], specs: tuple[str, ...], 
         said.append(f"The search space of {study.name!r} is {', '.join(map('='.join, data['space'].items()))}.")
     if budgets:
         study.set_budget(",".join(budgets))
-        data["budget"] = summary.budget_of_study(study.state)
+        data["budget"] = budget.words(budget.budget_now(study.state))
         said.append(f"The budget of {study.name!r} is {data['budget'] or 'removed'}.")
     session.done(data, "\n".join(said))
-
-
-def given_space(specs: tuple[str, ...], space_file: Path | None) -> dict[str, Any]:
-    """The search space of options; raises InvalidInput."""
-    given = space.read_space(space_file) if space_file else {}
-    more = space.parse_space(specs)
-    for name in given.keys() & more.keys():
-        raise InvalidInput(f"The parameter {name!r} is both in {space_file} and in --space. Give it once.")
-    return {**given, **more}
 
 
 def _write_extras(study: Study, described: StudyDescription) -> None:
     """Write what a file says beyond the definition: names, attributes, the points of a grid."""
     from hopaas_p2p.translate import to_json, to_optuna
 
-    system: dict[str, Any] = {}
-    if described.metric_names is not None:
-        system["study:metric_names"] = list(described.metric_names)  # Optuna's own key
+    system = (
+        {} if described.metric_names is None else {"study:metric_names": list(described.metric_names)}
+    )  # Optuna's key
     if system or described.user_attrs:
-        record = StudySet(
-            user={key: to_json(key, value) for key, value in described.user_attrs.items()},
-            system={key: to_json(key, value) for key, value in system.items()},
-        )
-        study.storage.say(study.study_id, record)
+        user, own = ({key: to_json(key, one) for key, one in those.items()} for those in (described.user_attrs, system))
+        study.storage.say(study.study_id, StudySet(user=user, system=own))
     if described.grid:
         dists = {key: to_optuna(one) for key, one in described.space.items()}
         trials = {

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
-from typing import Final
+from typing import Any, Final
 
 import click
 
@@ -20,40 +20,16 @@ _LOOPBACK: Final = ("127.0.0.1", "localhost", "::1")
 @click.command()
 @options(study="none")
 @click.argument("stores", nargs=-1, metavar="[STORE]...")
-@click.option("--host", default="127.0.0.1", show_default=True, help="The address to listen on.")
-@click.option(
-    "--port", type=click.IntRange(1, _LAST_PORT), default=8501, show_default=True, help="The port to listen on."
-)
-@click.option(
-    "--allow-actions/--read-only",
-    "actions",
-    default=False,
-    help="Let people change studies, as far as their grants allow. [default: --read-only]",
-)
-@click.option(
-    "--auth", type=click.Choice(["none", "oidc"]), default="none", show_default=True, help="How people sign in."
-)
-@click.option(
-    "--allow-host",
-    "allowed_hosts",
-    multiple=True,
-    metavar="NAME",
-    help="Another host name under which a proxy serves this; repeat for more.",
-)
-@click.option("--base-path", default="", metavar="PATH", help="The path under which a proxy serves this.")
+@click.option("--host", default="127.0.0.1", help="The address to listen on.")
+@click.option("--port", type=click.IntRange(1, _LAST_PORT), default=8501, help="The port to listen on.")
+@click.option("--allow-actions/--read-only", "actions", help="Let people change studies, as far as their grants allow.")
+@click.option("--auth", type=click.Choice(["none", "oidc"]), default="none", help="How people sign in.")
+@click.option("--allow-host", "allowed_hosts", multiple=True, metavar="NAME", help="A proxy's host name for this.")
+@click.option("--base-path", metavar="PATH", help="The path under which a proxy serves this.")
 @click.option("--open", "open_browser", is_flag=True, help="Open a browser.")
 @click.option("--optuna", "with_optuna", is_flag=True, help="Also serve optuna-dashboard, on the next port.")
 def dashboard(
-    session: CliSession,
-    stores: tuple[str, ...],
-    host: str,
-    port: int,
-    actions: bool,
-    auth: str,
-    allowed_hosts: tuple[str, ...],
-    base_path: str,
-    open_browser: bool,
-    with_optuna: bool,
+    session: CliSession, stores: tuple[str, ...], with_optuna: bool, base_path: str | None, **given: Any
 ) -> None:
     """Watch studies in a browser: which trials run, where, and how well.
 
@@ -64,9 +40,10 @@ def dashboard(
     hopaas-p2p dashboard ./campaign --open
     hopaas-p2p dashboard --allow-actions        # the store of HOPAAS_STORE; pause, enqueue, annotate
     """  # noqa: D301  # click wants the backspace
-    _require("streamlit")
-    if with_optuna:
-        _require("optuna_dashboard")
+    for module in ("streamlit", *(["optuna_dashboard"] if with_optuna else [])):
+        if importlib.util.find_spec(module) is None:
+            raise ConfigurationError(f"the dashboard needs {module}: {extras.install('dashboard')}")
+    host, port, auth = given["host"], given["port"], given["auth"]
     if with_optuna and auth != "none":
         raise click.UsageError("optuna-dashboard has no sign-in. Leave out --optuna or --auth.")
     if with_optuna and port == _LAST_PORT:
@@ -85,24 +62,10 @@ def dashboard(
     from dashboard_app.options import DashboardOptions
     from dashboard_app.server import serve
 
-    opts = DashboardOptions(
-        stores=tuple(urls),
-        host=host,
-        port=port,
-        actions=actions,
-        auth=auth,
-        allowed_hosts=allowed_hosts,
-        base_path=base_path,
-        open_browser=open_browser,
-        optuna_port=port + 1 if with_optuna else None,
-    )
-    if actions and auth == "none" and host not in _LOOPBACK:
+    optuna_port = port + 1 if with_optuna else None
+    opts = DashboardOptions(stores=tuple(urls), base_path=base_path or "", optuna_port=optuna_port, **given)
+    if given["actions"] and auth == "none" and host not in _LOOPBACK:
         output.say(
             f"Anybody who has the key can change these studies, and {host}:{port} is not encrypted. See --auth oidc."
         )
     serve(opts)
-
-
-def _require(module: str) -> None:
-    if importlib.util.find_spec(module) is None:
-        raise ConfigurationError(f"the dashboard needs {module}: {extras.install('dashboard')}")

@@ -68,7 +68,7 @@ def doctor(
     def note(finding: Finding) -> None:
         findings.append(finding)
         if not session.as_json:
-            _print(finding)
+            click.echo(output.finding_text(finding, colour=True))
 
     try:
         store = open_store(place, create=False)
@@ -81,10 +81,8 @@ def doctor(
             for finding in _spooled(store) if meet is None else ():
                 note(finding)
     failed = sum(not finding.passed for finding in findings)
-    if session.as_json:
-        output.print_json([finding._asdict() for finding in findings])
-    else:
-        output.say(f"{failed} of {len(findings)} checks failed." if failed else f"All {len(findings)} checks passed.")
+    said = f"{failed} of {len(findings)} checks failed." if failed else f"All {len(findings)} checks passed."
+    session.show([finding._asdict() for finding in findings], lambda: output.say(said))
     return 1 if failed else 0
 
 
@@ -168,18 +166,9 @@ def _rescue_one(
     for warning in imported.warnings:
         output.say(f"note: {warning}")
     output.say(f"{name}: copied {output.count(imported.trials, 'trial')} into the new study {new!r}")
-    return {
-        "study": name,
-        "new": new,
-        "trials": imported.trials,
-        "damaged": found.damaged,
-        "lost": found.lost,
-        "uncertain": sorted(found.uncertain),
-        "without_parameters": found.unknown,
-        "histories": found.histories,
-        "from_spool": found.from_spool,
-        "warnings": imported.warnings,
-    }
+    told = {what: getattr(found, what) for what in ("damaged", "lost", "histories", "from_spool")}
+    told |= {"uncertain": sorted(found.uncertain), "without_parameters": found.unknown, "warnings": imported.warnings}
+    return {"study": name, "new": new, "trials": imported.trials, **told}
 
 
 def _lsns(lsns: list[int]) -> str:
@@ -191,12 +180,3 @@ def _lsns(lsns: list[int]) -> str:
         else:
             runs.append([lsn])
     return ", ".join(str(run[0]) if len(run) == 1 else f"{run[0]} to {run[-1]}" for run in runs)
-
-
-def _print(finding: Finding) -> None:
-    word = "passed" if finding.passed else "failed"
-    colour = "green" if finding.passed else "red"
-    shown = click.style(word, fg=colour) if output.in_colour() else word
-    click.echo(f"{shown}  {output.printable(finding.check)}: {output.printable(finding.detail)}")
-    if finding.cure:
-        click.echo(f"        -> {output.printable(finding.cure)}")

@@ -22,9 +22,7 @@ if TYPE_CHECKING:
 _follow = click.option(
     "--follow", is_flag=True, help="Continue until the study is done, and wait out outages of the tracker."
 )
-_interval = click.option(
-    "--interval", type=float, default=10, show_default=True, metavar="S", help="Seconds between updates."
-)
+_interval = click.option("--interval", type=float, default=10, metavar="S", help="Seconds between updates.")
 _FEW_RETRIES: Final = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2", "MLFLOW_HTTP_REQUEST_TIMEOUT": "30"}
 """MLflow would retry for minutes by default; this command retries itself."""
 

@@ -6,6 +6,7 @@ import asyncio
 import ipaddress
 import os
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -20,9 +21,7 @@ _FILE = click.Path(dir_okay=False, path_type=Path)
 
 
 @click.command()
-@click.option(
-    "--listen", metavar="HOST:PORT", default="0.0.0.0:443", show_default=True, help="The address to listen on."
-)  # noqa: S104
+@click.option("--listen", metavar="HOST:PORT", default="0.0.0.0:443", help="The address to listen on.")  # noqa: S104
 @click.option("--tls-cert", type=_FILE, help="The certificate with its chain, PEM.")
 @click.option("--tls-key", type=_FILE, help="Its key, PEM. Both files are read again when they change.")
 @click.option("--postgres", metavar="URL", required=True, help="The one database to connect to, without a login.")
@@ -32,31 +31,14 @@ _FILE = click.Path(dir_okay=False, path_type=Path)
     multiple=True,
     help="Serve without TLS, to a proxy in NETWORK that terminates it and sets X-Forwarded-For and -Proto.",
 )
-@click.option(
-    "--metrics-from", metavar="NETWORK", multiple=True, help="Who may read /metrics. [default: this machine only]"
-)
-@click.option(
-    "--connections", default=1000, show_default=True, type=click.IntRange(1), help="Maximum number of tunnels at once."
-)
-@click.option(
-    "--per-token", default=256, show_default=True, type=click.IntRange(1), help="Maximum number of tunnels per token."
-)
-@click.option(
-    "--drain",
-    metavar="SECONDS",
-    default=30,
-    show_default=True,
-    type=click.FloatRange(0),
-    help="Seconds that transactions get to end after SIGTERM.",
-)
-@click.option(
-    "--remember",
-    type=_FILE,
-    help="File for digests of valid tokens. [default: in the STATE_DIRECTORY that systemd sets, or none]",
-)
-@click.option("--ping", default=20.0, show_default=True, hidden=True, type=click.FloatRange(0.1, 50.0))
-@click.option("--recheck", default=30.0, show_default=True, hidden=True, type=click.FloatRange(0.1, 300.0))
-@click.option("--handshake", default=10.0, show_default=True, hidden=True, type=click.FloatRange(0.1, 60.0))
+@click.option("--metrics-from", metavar="NETWORK", multiple=True, help="Who may read /metrics. [default: this machine]")
+@click.option("--connections", default=1000, type=click.IntRange(1), help="Maximum number of tunnels at once.")
+@click.option("--per-token", default=256, type=click.IntRange(1), help="Maximum number of tunnels per token.")
+@click.option("--drain", default=30, type=click.FloatRange(0), help="Seconds for transactions to end after SIGTERM.")
+@click.option("--remember", type=_FILE, help="File for digests of valid tokens. [default: in STATE_DIRECTORY, if set]")
+@click.option("--ping", default=20.0, hidden=True, type=click.FloatRange(0.1, 50.0))
+@click.option("--recheck", default=30.0, hidden=True, type=click.FloatRange(0.1, 300.0))
+@click.option("--handshake", default=10.0, hidden=True, type=click.FloatRange(0.1, 60.0))
 @click.option("--debug", is_flag=True, expose_value=False, help="Show a traceback on failure.")
 def gateway(
     listen: str,
@@ -65,13 +47,8 @@ def gateway(
     postgres: str,
     behind_proxy: tuple[str, ...],
     metrics_from: tuple[str, ...],
-    connections: int,
-    per_token: int,
-    drain: float,
     remember: Path | None,
-    ping: float,
-    recheck: float,
-    handshake: float,
+    **limits: Any,
 ) -> None:
     """Let peers that can use only HTTPS reach a Postgres server.
 
@@ -87,13 +64,13 @@ def gateway(
     if remember is None and os.environ.get("STATE_DIRECTORY"):
         remember = Path(os.environ["STATE_DIRECTORY"].partition(":")[0]) / "tokens"
     log.to_stderr()
-    server.raise_descriptor_limit(connections)
+    server.raise_descriptor_limit(limits["connections"])
     made = server.Gateway(
         PostgresTarget.of(postgres),
         certificate=Certificate(tls_cert, tls_key) if tls_cert is not None and tls_key is not None else None,
         behind=_networks(behind_proxy),
         metrics_from=_networks(metrics_from) or server.LOOPBACK,
-        limits=GatewayLimits(connections, per_token, handshake=handshake, ping=ping, recheck=recheck, drain=drain),
+        limits=GatewayLimits(**limits),
         remember=remember,
     )
 

@@ -3,40 +3,36 @@
 from __future__ import annotations
 
 import datetime
+from typing import Any
 
 import click
 
 from hopaas_p2p.cli import output
-from hopaas_p2p.cli.options import CliSession, options
+from hopaas_p2p.cli.options import CliSession, options, role_option
 from hopaas_p2p.joining import invitation as invitations
 from hopaas_p2p.times import to_iso
 
 
 @click.command()
 @options(study="argument")
-@click.option(
-    "--role",
-    type=click.Choice(["viewer", "worker", "owner"]),
-    default="worker",
-    show_default=True,
-    help="What the guest may do. Enforced on Postgres only.",
-)
-@click.option("--days", type=click.IntRange(1, 366), default=7, show_default=True, help="How long it is valid.")
-@click.option("--site", default="", metavar="NAME", help="The name of the guest's site, which `join` uses.")
+@role_option
+@click.option("--days", type=click.IntRange(1, 366), default=7, help="How long it is valid.")
+@click.option("--site", metavar="NAME", help="The name of the guest's site, which `join` uses.")
 @click.option("--address", metavar="URL", help="The store's address for guests, if it differs: a gateway, for example.")
-def invite(session: CliSession, role: str, days: int, site: str, address: str | None) -> None:
+def invite(session: CliSession, **given: Any) -> None:
     """Print one string that lets somebody join STUDY with one command.
 
     \b
     hopaas-p2p invite digits --site north > north.invitation
     hopaas-p2p join north.invitation -- python train.py --lr {lr}      # there
 
-    On Postgres it contains a new token for a guest who may use only this study, and create none; you need an
+    The role is enforced on Postgres only. There it contains a new token for a guest who may use only this study, and
+    create none; you need an
     administrator's login. List it with `token list`, and revoke it with `token revoke`. For a bucket or a directory it
     says where the study is; guests need keys or permissions of their own.
     """  # noqa: D301  # click wants the backspace
     session.settings.publish()
-    made = invitations.invite(session.store_url, session.study_name, role=role, days=days, site=site, address=address)
+    made = invitations.invite(session.store_url, session.study_name, **given | {"site": given["site"] or ""})
     said = made.invitation
     secret = said.seal().reveal()
     data = {

@@ -13,7 +13,7 @@ import click
 from hopaas_p2p.cli import output
 from hopaas_p2p.cli.after_dashes import CommandAfterDashes
 from hopaas_p2p.cli.options import CliSession, options
-from hopaas_p2p.cli.submit import job_options, split, submit_joined
+from hopaas_p2p.cli.submit import JOB_OPTIONS, job_options, submit_joined
 from hopaas_p2p.cli.worker import work, worker_options
 from hopaas_p2p.errors import ConfigurationError, InvalidInput
 from hopaas_p2p.joining import membership as memberships
@@ -24,7 +24,6 @@ from hopaas_p2p.ports import batch
 from hopaas_p2p.settings import joined_names, variable
 
 if TYPE_CHECKING:
-    from hopaas_p2p.findings import Finding
     from hopaas_p2p.joining.membership import Membership
 
 _LONGEST: Final = 1 << 16
@@ -43,8 +42,6 @@ _STDIN: Final = 2.0  # seconds for which something that is piped in is waited fo
 @click.option("--login-node", metavar="HOST", help="The name that jobs know this node by. [default: its own]")
 @click.option("--leave", metavar="NAME", help="Undo a join: remove what is kept of it here.")
 @job_options
-@click.option("--max-trials", type=click.IntRange(min=1), metavar="N", help="Stop after N trials.")
-@click.option("--stay", is_flag=True, help="Stay until the study is finished, to take over trials of dead workers.")
 @worker_options
 def join(
     session: CliSession,
@@ -54,7 +51,7 @@ def join(
     via: str | None,
     login_node: str | None,
     leave: str | None,
-    **others: Any,
+    **given: Any,
 ) -> int:
     """Join a study with an invitation, and run a command for each trial.
 
@@ -71,11 +68,20 @@ def join(
     With --submit it writes the batch script, shows it and submits it, as `submit` does. Everything else works as
     in `worker`.
     """  # noqa: D301  # click's mark for lines that stay as they are
-    if leave is not None:
-        return _leave(leave)
     before = joined_names()
-    membership = _membership(file, site=others["site"] or "")
-    membership = _reach(membership)
+    if leave is not None:
+        if leave not in before:
+            raise InvalidInput(f"{leave!r} is not joined here; joined: {', '.join(before) or 'none'}")
+        memberships.forget(leave)
+        output.say(
+            f"Left {leave!r}: its invitation and how to reach it are removed here. Its store keeps what was written."
+        )
+        return 0
+    membership = _membership(file, site=given["site"] or "")
+    ways.enter(membership)
+    way, membership = ways.find(membership, lambda finding: output.say(output.finding_text(finding)))
+    ways.enter(membership)
+    output.say(f"Study {membership.study!r} in {membership.store}. Connection: {way.kind}")
     if membership.name not in before:
         where = (
             f"commands under HOPAAS_JOINED={membership.name} use" if before else "every directory without a store uses"
@@ -84,24 +90,14 @@ def join(
             f"From now on, {where} this study; `hopaas-p2p config show` says what counts. To undo this: "
             f"hopaas-p2p join --leave {membership.name}"
         )
-    request, worker = split(others)
     if system is not None:
-        membership = _prepare(membership, via, login_node)
-        submit_joined(session, system, membership, command, request, worker)
+        submit_joined(session, system, _prepare(membership, via, login_node), command, given)
         return 0
     if not command:
         output.say(f"Joined {membership.study!r}. To run trials: hopaas-p2p join -- COMMAND")
         return 0
-    code, _ = work(session, command, **worker)
+    code, _ = work(session, command, **{name: one for name, one in given.items() if name not in JOB_OPTIONS})
     return code
-
-
-def _leave(name: str) -> int:
-    if name not in joined_names():
-        raise InvalidInput(f"{name!r} is not joined here; joined: {', '.join(joined_names()) or 'none'}")
-    memberships.forget(name)
-    output.say(f"Left {name!r}: its invitation and how to reach it are removed here. Its store keeps what was written.")
-    return 0
 
 
 def _prepare(membership: Membership, via: str | None, login_node: str | None) -> Membership:
@@ -111,16 +107,15 @@ def _prepare(membership: Membership, via: str | None, login_node: str | None) ->
     if via == "relay" and not relayed:
         raise InvalidInput(f"a relay cannot reach {membership.store}, which does not use HTTPS; use --via bridge")
     if via == "bridge":
-        process = start_bridge(membership)
+        process, why = start_bridge(membership), "needs no network on the nodes"
     elif relayed and via != "direct":
-        process = start_relay(membership, known_as=login_node)
+        process, why = start_relay(membership, known_as=login_node), "serves nodes that can reach only this one"
     else:
         return membership.with_via(via)
     what = "bridge" if via == "bridge" else "relay"
     if process.pid is None:
         output.say(f"a {what} is already running here")
     else:
-        why = "needs no network on the nodes" if via == "bridge" else "serves nodes that can reach only this one"
         output.say(f"started a {what} here, which {why}. To stop it: kill {process.pid}; its log: {process.log}")
     return membership.with_via(via)
 
@@ -160,34 +155,15 @@ def _read(file: str | None) -> str:
             ) from None
     if sys.stdin is None:
         return ""
-    if file is None and (os.environ.get(variable("joined")) or (joined_names() and not _comes_by_stdin())):
+    at_terminal = sys.stdin.isatty()
+    if file is None and os.environ.get(variable("joined")):
         return ""
-    if sys.stdin.isatty():
+    if file is None and joined_names() and (at_terminal or not select.select([sys.stdin], [], [], _STDIN)[0]):
+        return ""  # nothing is piped in: a batch system may leave standard input open, and never write to it
+    if at_terminal:
         return str(click.prompt("Invitation", hide_input=True, err=True)).strip()
     return sys.stdin.read(_LONGEST).strip()
 
 
-def _comes_by_stdin() -> bool:
-    """Whether something is piped in. A batch system may leave standard input open, and never write to it."""
-    if sys.stdin.isatty():
-        return False
-    ready, _, _ = select.select([sys.stdin], [], [], _STDIN)
-    return bool(ready)
-
-
 def _nothing_in(file: str) -> str:
     raise InvalidInput(f"{file} contains no invitation; it should contain what `hopaas-p2p invite` printed")
-
-
-def _reach(membership: Membership) -> Membership:
-    """Find the way to the store, and let this process take it."""
-    ways.enter(membership)
-    way, membership = ways.find(membership, _say)
-    ways.enter(membership)
-    output.say(f"Study {membership.study!r} in {membership.store}. Connection: {way.kind}")
-    return membership
-
-
-def _say(finding: Finding) -> None:
-    word = "passed" if finding.passed else "failed"
-    output.say(f"{word}  {finding.check}: {finding.detail}" + (f"\n        -> {finding.cure}" if finding.cure else ""))

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import difflib
 import importlib
-import inspect
-import re
 from collections.abc import Mapping
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NamedTuple
 
 import click
 
@@ -39,7 +37,10 @@ class LazyGroup(click.Group):
         try:
             command = getattr(importlib.import_module(module), attribute)
         except ImportError as error:
-            return _unavailable(cmd_name, verb, error)
+            missing = error.name or error
+            raise click.ClickException(
+                f"{cmd_name!r} is not available in this installation: no module {str(missing)!r}"
+            ) from None
         assert isinstance(command, click.Command)
         return command
 
@@ -63,27 +64,6 @@ class Subgroup(click.Group):
     """A group of commands; `--help` shows the whole first sentence of each."""
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        rows = [(name, _first_sentence(self.commands[name])) for name in self.list_commands(ctx)]
+        rows = [(name, self.commands[name].get_short_help_str(limit=500)) for name in self.list_commands(ctx)]
         with formatter.section("Commands"):
             formatter.write_dl(rows)
-
-
-def _first_sentence(command: click.Command) -> str:
-    paragraph = " ".join(inspect.cleandoc(command.help or "").split("\n\n")[0].split())
-    return re.split(r"(?<=\.)\s", paragraph)[0]
-
-
-def _unavailable(name: str, verb: Verb, error: ImportError) -> click.Command:
-    """A command that says what is missing, so that the other commands still work."""
-    missing = error.name or str(error)
-
-    def refuse() -> NoReturn:
-        raise click.ClickException(f"{name!r} is not available in this installation: no module {missing!r}")
-
-    return click.Command(
-        name,
-        callback=lambda **_: refuse(),
-        short_help=verb.help,
-        params=[click.Argument(["rest"], nargs=-1, type=click.UNPROCESSED)],
-        context_settings={"ignore_unknown_options": True},
-    )

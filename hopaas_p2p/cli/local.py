@@ -24,6 +24,7 @@ _silence = click.option(
     "--silence",
     type=float,
     default=SILENCE,
+    show_default=False,
     metavar="S",
     help=f"Seconds without a request after which a trial is returned. [default: {SILENCE:g}]",
 )

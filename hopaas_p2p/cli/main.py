@@ -39,18 +39,12 @@ SECTIONS: Final = {
         "trial": Verb(f"{_CLI}.trial:trial", "List, show, enqueue, requeue, annotate and stop trials."),
         "invite": Verb(f"{_CLI}.invite:invite", "Print one string that lets somebody join a study."),
         "artifact": Verb(f"{_CLI}.artifact:artifact", "Put, get, list and remove files of studies and trials."),
-        "peers": Verb(
-            f"{_CLI}.peers:peers", "List the peers of a study; ask one, or a whole site, to take no more trials."
-        ),
-        "export": Verb(
-            f"{_CLI}.export:export", "Copy a study to MLflow or Weights & Biases, and keep the copy current."
-        ),
+        "peers": Verb(f"{_CLI}.peers:peers", "List the peers of a study; ask some to take no more trials."),
+        "export": Verb(f"{_CLI}.export:export", "Copy a study to MLflow or Weights & Biases."),
     },
     "Watch": {
         "watch": Verb(f"{_CLI}.watch:watch", "Follow a study, or wait until a condition is true."),
-        "dashboard": Verb(
-            f"{_CLI}.dashboard:dashboard", "Watch studies in a browser: which trials run, where, and how well."
-        ),
+        "dashboard": Verb(f"{_CLI}.dashboard:dashboard", "Watch studies in a browser."),
         "demo": Verb(f"{_CLI}.demo:demo", "Watch three processes tune a classifier together, in about a minute."),
     },
     "Stores": {
@@ -61,9 +55,7 @@ SECTIONS: Final = {
         "gc": Verb(f"{_CLI}.s3:gc", "Remove old commits and deleted studies from a bucket."),
         "s3-policy": Verb(f"{_CLI}.s3:s3_policy", "Print the smallest policy with which a key of the bucket can work."),
         "bridge": Verb(f"{_CLI}.relay:bridge", "Let peers on a shared directory take part in studies elsewhere."),
-        "relay": Verb(
-            f"{_CLI}.relay:relay", "Forward connections to one target, for nodes that can reach only this one."
-        ),
+        "relay": Verb(f"{_CLI}.relay:relay", "Forward connections for nodes that can reach only this one."),
         "gateway": Verb(f"{_CLI}.gateway:gateway", "Let peers reach Postgres through HTTPS."),
     },
     "Administration": {
@@ -87,7 +79,7 @@ SECTIONS: Final = {
     PROGRAM,
     cls=LazyGroup,
     sections=SECTIONS,
-    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100, "show_default": True},
     epilog="A command's own help: hopaas-p2p COMMAND --help",
 )
 @click.version_option(package_name="hopaas-p2p", prog_name=PROGRAM)
@@ -141,45 +133,37 @@ def run(arguments: list[str]) -> int:
         sys.stdout.flush()
     except BrokenPipeError:  # the reader has closed our output
         return 1
-    except click.ClickException as error:
-        if isinstance(error, click.exceptions.NoArgsIsHelpError):
-            error.show()
-            return error.exit_code
-        _complain(_with_usage(error))
-        return error.exit_code
-    except (click.Abort, KeyboardInterrupt):
-        _complain("interrupted")
-        return 130
-    except Exception as error:
-        if debug:
+    except (Exception, KeyboardInterrupt) as error:
+        if debug and not isinstance(error, click.ClickException | click.Abort | KeyboardInterrupt):
             raise
         return _explain(error)
     return code if isinstance(code, int) else 0
 
 
-def _with_usage(error: click.ClickException) -> str:
-    message = error.format_message()
-    if isinstance(error, click.NoSuchOption) and error.ctx is not None and error.ctx.command is cli:
-        message = f"{error.option_name!r} is not an option here. The options of a command come after its name."
-    if isinstance(error, click.UsageError) and error.ctx is not None:
-        return f"{message} (see: {error.ctx.command_path} --help)"
-    return message
-
-
-def _explain(error: Exception) -> int:
+def _explain(error: BaseException) -> int:
     """Print one line about the error; returns its exit code."""
     from hopaas_p2p.errors import HopaasError
 
-    if isinstance(error, HopaasError):
-        _complain(str(error))
+    code, message = 1, f"{type(error).__name__}: {error}. More with --debug."
+    if isinstance(error, click.exceptions.NoArgsIsHelpError):
+        error.show()
         return error.exit_code
-    if isinstance(error, OSError):
-        where = f"{error.filename}: " if error.filename else ""
-        _complain(f"{where}{error.strerror or error}")
-        return 1
-    text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
-    _complain(f"{type(error).__name__}: {text}. More with --debug.")
-    return 1
+    if isinstance(error, click.Abort | KeyboardInterrupt):
+        code, message = 130, "interrupted"
+    elif isinstance(error, click.ClickException):
+        code, message = error.exit_code, error.format_message()
+        if isinstance(error, click.NoSuchOption) and error.ctx is not None and error.ctx.command is cli:
+            message = f"{error.option_name!r} is not an option here. The options of a command come after its name."
+        if isinstance(error, click.UsageError) and error.ctx is not None:
+            message += f" (see: {error.ctx.command_path} --help)"
+    elif isinstance(error, HopaasError):
+        code, message = error.exit_code, str(error)
+    elif isinstance(error, OSError):
+        message = f"{f'{error.filename}: ' if error.filename else ''}{error.strerror or error}"
+    elif isinstance(error, KeyError) and error.args:
+        message = f"KeyError: {error.args[0]}. More with --debug."
+    _complain(message)
+    return code
 
 
 def _complain(message: str) -> None:

@@ -6,7 +6,7 @@ import contextlib
 import functools
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Literal, TypeVar
 
 import click
 
@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 _LAST = ("store", "study", "quiet", "as_json", "debug")
 Columns = Mapping[str, str | Callable[[dict[str, Any]], str]]
 """Header -> the key of the values in a row, or a function that gives a row's text."""
+ROLES: Final = ("viewer", "worker", "owner")
+role_option = click.option("--role", type=click.Choice(ROLES), default="worker", help="What it lets people do.")
 F = TypeVar("F", bound=Callable[..., Any])
 
 
@@ -95,29 +97,26 @@ class CliSession:
         self, rows: Sequence[dict[str, Any]], columns: Columns, *, right: Sequence[str] = (), empty: str = ""
     ) -> None:
         """Print rows: as JSON with --json, else as a table, or the message `empty` if there are none."""
+
+        def cell(row: dict[str, Any], column: str | Callable[[dict[str, Any]], str]) -> str:
+            if callable(column):
+                return column(row)
+            return "-" if row[column] in (None, "") else str(row[column])
+
         if not rows and empty:
             self.show([], lambda: output.say(empty))
         else:
-            cells = [[_cell(row, column) for column in columns.values()] for row in rows]
+            cells = [[cell(row, column) for column in columns.values()] for row in rows]
             self.show(rows, lambda: output.print_table(list(columns), cells, right=right))
 
     def done(self, data: Any, message: str) -> None:
         """Report success: `data` as JSON with --json, else a message on stderr."""
-        if self.as_json:
-            output.print_json(data)
-        else:
-            output.say(message)
+        self.show(data, lambda: output.say(message))
 
     def close(self) -> None:
         """Send what is queued and close the store."""
         if self._storage is not None:
             self._storage.close()
-
-
-def _cell(row: dict[str, Any], column: str | Callable[[dict[str, Any]], str]) -> str:
-    if not isinstance(column, str):
-        return column(row)
-    return "-" if row[column] in (None, "") else str(row[column])
 
 
 def check_new(target: Path, *, force: bool) -> None:
@@ -166,24 +165,21 @@ def options(*, study: Literal["none", "option", "argument"] = "option", store: b
             with contextlib.closing(CliSession(store=store, study=named, as_json=as_json)) as session:
                 return function(session, *args, **others)
 
-        for add in reversed(_shared(study, store=store)):
-            wrapped = add(wrapped)
+        named_by = click.option("--study", metavar="NAME", help="The study.", shell_complete=complete_study)
+        for wanted, add in (
+            (True, click.option("--debug", is_flag=True, expose_value=False, help="Show a traceback on failure.")),
+            (True, click.option("--json", "as_json", is_flag=True, help="Print JSON.")),
+            (True, click.option("--quiet", "-q", is_flag=True, help="Print results and errors only.")),
+            (study != "none", named_by),
+            (store, click.option("--store", "-s", metavar="URL", help="The store: a directory or a URL.")),
+            (
+                study == "argument",
+                click.argument("name", metavar="[STUDY]", required=False, shell_complete=complete_study),
+            ),
+        ):
+            wrapped = add(wrapped) if wanted else wrapped
         params = wrapped.__click_params__  # type: ignore[attr-defined]  # last first; the shared ones are to come last
         params.sort(key=lambda param: not (isinstance(param, click.Option) and param.name in _LAST))
         return wrapped  # type: ignore[return-value]
 
     return decorate
-
-
-def _shared(study: str, *, store: bool) -> list[Callable[[Any], Any]]:
-    wanted: list[Callable[[Any], Any]] = []
-    if study == "argument":
-        wanted.append(click.argument("name", metavar="[STUDY]", required=False, shell_complete=complete_study))
-    if store:
-        wanted.append(click.option("--store", "-s", metavar="URL", help="The store: a directory or a URL."))
-    if study != "none":
-        wanted.append(click.option("--study", metavar="NAME", help="The study.", shell_complete=complete_study))
-    wanted.append(click.option("--quiet", "-q", is_flag=True, help="Print results and errors only."))
-    wanted.append(click.option("--json", "as_json", is_flag=True, help="Print JSON."))
-    wanted.append(click.option("--debug", is_flag=True, expose_value=False, help="Show a traceback on failure."))
-    return wanted

@@ -10,13 +10,16 @@ import sys
 import textwrap
 import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import click
 
 from hopaas_p2p.analysis import facts
 from hopaas_p2p.lookalikes import MARK, told_apart, visible
 from hopaas_p2p.times import to_utc
+
+if TYPE_CHECKING:
+    from hopaas_p2p.findings import Finding
 
 _COLOURS: Final = {
     "COMPLETE": "green",
@@ -173,7 +176,9 @@ def aligned(rows: Sequence[Sequence[str]], *, right: Sequence[str], for_terminal
     for row in cells:
         parts = []
         for head, cell, width in zip(rows[0], row, widths, strict=True):
-            text = _cut(cell, width)
+            text = cell
+            while _width(text) > width:
+                text = text.removesuffix("…")[:-1] + "…"
             space = " " * (width - _width(text))
             text = _coloured(text) if for_terminal and row is not cells[0] else text
             parts.append(space + text if head in right else text + space)
@@ -193,16 +198,15 @@ def print_facts(facts: dict[str, str]) -> None:
             click.echo(f"{'':<{width}}  {line}")
 
 
+def finding_text(finding: Finding, *, colour: bool = False) -> str:
+    """What a check found, and below it what cures it."""
+    word = "passed" if finding.passed else "failed"
+    cure = f"\n        -> {printable(finding.cure)}" if finding.cure else ""
+    return f"{_coloured(word) if colour else word}  {printable(finding.check)}: {printable(finding.detail)}{cure}"
+
+
 def _width(text: str) -> int:
     return sum(2 if unicodedata.east_asian_width(character) in "WF" else 1 for character in text)
-
-
-def _cut(text: str, width: int) -> str:
-    if _width(text) <= width:
-        return text
-    while text and _width(text) > width - 1:
-        text = text[:-1]
-    return text + "…"
 
 
 def _coloured(text: str) -> str:

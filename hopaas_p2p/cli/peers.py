@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from typing import TYPE_CHECKING, Any, Final
+from typing import Final
 
 import click
 
@@ -15,10 +15,6 @@ from hopaas_p2p.cli.options import CliSession, Columns, options
 from hopaas_p2p.core.state import differences
 from hopaas_p2p.errors import InvalidInput, NoSuchPeer
 from hopaas_p2p.peer.liveness import signs_of_idle_peers, signs_of_life
-
-if TYPE_CHECKING:
-    from hopaas_p2p.core.state import State
-    from hopaas_p2p.peer.liveness import SignOfLife
 
 _LOOKED_AT: Final = 500
 """Peers that run nothing and whose heartbeats are read, the last ones to join: in a bucket each costs a request."""
@@ -43,7 +39,36 @@ def list_(session: CliSession, show_all: bool) -> None:
     peer, state = study.storage.peer, study.state
     signs = signs_of_life(peer, state)
     others = [one for one in state.peers if one not in signs and (show_all or state.is_draining(one))]
-    rows = _rows(state, signs, signs_of_idle_peers(peer, state, others[-_LOOKED_AT:]))
+    idle = signs_of_idle_peers(peer, state, others[-_LOOKED_AT:])
+    ends, now = last_ended(state), time.time()
+    running: dict[str, list[int]] = {}
+    for number in list(state.running):
+        running.setdefault(state.trials[number].owner or "", []).append(number)
+    ended = Counter(trial.owner for trial in state.trials if trial.end is not None)
+    rows = []
+    for one, info in state.peers.items():
+        if not (show_all or one in running or state.is_draining(one)):
+            continue
+        sign, rest = signs.get(one), idle.get(one)
+        seen = sign or rest
+        if sign is not None:
+            word = {True: "alive", False: "silent", None: "unknown"}[sign.alive]
+        else:  # a peer removes its heartbeat at its end
+            word = "left" if rest is None else {True: "idle", False: "gone", None: "unknown"}[rest.alive]
+        ended_ago = None if one not in ends else max(0.0, now - ends[one])
+        rows.append(
+            {
+                "peer": one,
+                **{what: info.get(what) for what in ("site", "host", "user", "pid")},
+                "job": f"{info['batch']} {info['job']}" if "batch" in info and "job" in info else None,
+                "running": running.get(one, []),
+                "ended": ended[one],
+                "state": word,
+                "last_seen": ended_ago if seen is None else seen.ago,
+                "draining": state.is_draining(one),
+                "differs": differences(info),
+            }
+        )
     columns: Columns = {
         "PEER": "peer",
         "WHERE": output.where,
@@ -56,51 +81,13 @@ def list_(session: CliSession, show_all: bool) -> None:
         "NOTE": lambda row: "; ".join([*(["takes no more trials"] if row["draining"] else []), *row["differs"]]),
     }
     empty = "No peer runs a trial now. To list all that took part: hopaas-p2p peers list --all"
-    shown = [row for row in rows if show_all or row["running"] or row["draining"]]
-    session.show_table(shown, columns, right=("ENDED",), empty=empty)
-
-
-def _rows(state: State, signs: dict[str, SignOfLife], idle: dict[str, SignOfLife]) -> list[dict[str, Any]]:
-    ends, now = last_ended(state), time.time()
-    running: dict[str, list[int]] = {}
-    for number in list(state.running):
-        running.setdefault(state.trials[number].owner or "", []).append(number)
-    ended = Counter(trial.owner for trial in state.trials if trial.end is not None)
-    rows = []
-    for peer, info in state.peers.items():
-        job = f"{info['batch']} {info['job']}" if "batch" in info and "job" in info else None
-        sign = signs.get(peer)
-        seen = sign or idle.get(peer)
-        ended_ago = None if peer not in ends else max(0.0, now - ends[peer])
-        rows.append(
-            {
-                "peer": peer,
-                **{what: info.get(what) for what in ("site", "host", "user", "pid")},
-                "job": job,
-                "running": running.get(peer, []),
-                "ended": ended[peer],
-                "state": _state(sign, idle.get(peer)),
-                "last_seen": ended_ago if seen is None else seen.ago,
-                "draining": state.is_draining(peer),
-                "differs": differences(info),
-            }
-        )
-    return rows
-
-
-def _state(running: SignOfLife | None, idle: SignOfLife | None) -> str:
-    """One word for a peer, by its sign of life while it runs a trial or none; at its end it removes its heartbeat."""
-    if running is not None:
-        return {True: "alive", False: "silent", None: "unknown"}[running.alive]
-    return "left" if idle is None else {True: "idle", False: "gone", None: "unknown"}[idle.alive]
+    session.show_table(rows, columns, right=("ENDED",), empty=empty)
 
 
 @peers.command(context_settings={"ignore_unknown_options": True})  # a peer's name may begin with a dash
 @options()
 @click.argument("names", nargs=-1, metavar="[PEER]...")
-@click.option(
-    "--site", "sites", multiple=True, metavar="SITE", help="All peers of a site, including those that join later."
-)
+@click.option("--site", "sites", multiple=True, metavar="SITE", help="All peers of a site, also those that join later.")
 @click.option("--off", is_flag=True, help="Let them take trials again.")
 def drain(session: CliSession, names: tuple[str, ...], sites: tuple[str, ...], off: bool) -> None:
     """Ask peers, or whole sites, to finish the trials that they run and to take no more.
@@ -110,8 +97,14 @@ def drain(session: CliSession, names: tuple[str, ...], sites: tuple[str, ...], o
     if not names and not sites:
         raise click.UsageError("No peer is named. Name one that `hopaas-p2p peers list` shows, or a site with --site.")
     study = session.study()
-    known = list(study.state.peers)
-    found = [_one_of(known, name) for name in names]
+    found = []
+    for name in names:
+        matches = [peer for peer in study.state.peers if peer.startswith(name)]
+        if not matches:
+            raise NoSuchPeer(f"there is no peer {name!r}; see: hopaas-p2p peers list --all")
+        if len(matches) > 1 and name not in matches:
+            raise InvalidInput(f"{len(matches)} peers begin with {name!r}; see: hopaas-p2p peers list --all")
+        found.append(name if name in matches else matches[0])
     for peer in found:
         study.drain(peer=peer, off=off)
     for site in sites:
@@ -122,14 +115,3 @@ def drain(session: CliSession, names: tuple[str, ...], sites: tuple[str, ...], o
     asked = ", ".join([*found, *(f"all of {site}" for site in sites)])
     message = f"Allowed to take trials again: {asked}" if off else f"Asked to take no more trials: {asked}"
     session.done({"peers": found, "sites": list(sites), "draining": not off}, message)
-
-
-def _one_of(known: list[str], name: str) -> str:
-    matches = [peer for peer in known if peer.startswith(name)]
-    if name in matches:
-        return name
-    if len(matches) != 1:
-        if not matches:
-            raise NoSuchPeer(f"there is no peer {name!r}; see: hopaas-p2p peers list --all")
-        raise InvalidInput(f"{len(matches)} peers begin with {name!r}; see: hopaas-p2p peers list --all")
-    return matches[0]

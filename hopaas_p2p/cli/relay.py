@@ -26,9 +26,7 @@ _EVERYWHERE: Final = ("", "0.0.0.0", "::")  # noqa: S104  # clients need the log
 
 @click.command()
 @click.option("--listen", required=True, metavar="PORT|HOST:PORT|PATH", help="Where to listen; PATH is a Unix socket.")
-@click.option(
-    "--to", "url", required=True, metavar="URL", help="The one target: postgresql+https://, s3:// or https://."
-)
+@click.option("--to", "url", required=True, metavar="URL", help="The target: postgresql+https://, s3:// or https://.")
 @click.option("--login-file", metavar="FILE", help="File for the relay's address and login; created if missing.")
 @click.option("--known-as", metavar="HOST", help="The name of this node on compute nodes. [default: its own]")
 @options(study="none", store=False)
@@ -79,12 +77,7 @@ def relay(session: CliSession, listen: str, url: str, login_file: str | None, kn
 @click.command()
 @click.argument("near")
 @click.argument("far")
-@click.option(
-    "--pace",
-    metavar="SECONDS",
-    type=click.FloatRange(min=0.01),
-    help="Seconds between polls of FAR. [default: 1 on Postgres, 5 on S3]",
-)
+@click.option("--pace", type=click.FloatRange(0.01), help="Seconds between polls of FAR. [default: 1; 5 on S3]")
 @options(study="none", store=False)
 def bridge(session: CliSession, near: str, far: str, pace: float | None) -> None:
     """Carry studies between NEAR, a directory that local peers share, and FAR, the store where they live.

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import click
 
 from hopaas_p2p.cli import output
-from hopaas_p2p.cli.options import CliSession, Columns, options
+from hopaas_p2p.cli.options import CliSession, Columns, options, role_option
 from hopaas_p2p.errors import ConfigurationError, InvalidInput
 from hopaas_p2p.stores.s3.address import parse
 from hopaas_p2p.stores.s3.gc import collect
@@ -27,9 +27,7 @@ def _address(session: CliSession) -> Address:
 @click.command()
 @options(study="none")
 @click.option("--dry-run", "-n", is_flag=True, help="Only list what would be removed.")
-@click.option(
-    "--keep", default=24, type=float, metavar="HOURS", show_default=True, help="Keep everything younger than this."
-)
+@click.option("--keep", default=24, type=float, metavar="HOURS", help="Keep everything younger than this.")
 def gc(session: CliSession, dry_run: bool, keep: float) -> None:
     """Remove old commits that snapshots replace, and what deleted studies left in a bucket.
 
@@ -59,11 +57,9 @@ def gc(session: CliSession, dry_run: bool, keep: float) -> None:
 
 @click.command("s3-policy")
 @options()
-@click.option("--role", type=click.Choice(["viewer", "worker", "owner"]), default="worker", show_default=True)
+@role_option
 @click.option("--all-studies", is_flag=True, help="For every study, including future ones.")
-@click.option(
-    "--no-condition", is_flag=True, help="Allow listing without a prefix, for servers where `doctor` says so."
-)
+@click.option("--no-condition", is_flag=True, help="Allow listing without a prefix, where `doctor` says so.")
 def s3_policy(session: CliSession, role: str, all_studies: bool, no_condition: bool) -> None:
     """Print the smallest policy with which a key of the bucket can work on a study.
 

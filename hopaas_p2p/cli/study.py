@@ -10,25 +10,21 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from hopaas_p2p import fidelity as pauses
 from hopaas_p2p.analysis.facts import budget_unit, state_word
 from hopaas_p2p.analysis.spending import budget_lines, cells, spending
 from hopaas_p2p.audit import audit, author
 from hopaas_p2p.budget import CHANGES
 from hopaas_p2p.cli import output
 from hopaas_p2p.cli.annotations import add_annotations
-from hopaas_p2p.cli.create import create, set_
+from hopaas_p2p.cli.create import create, method_of, search_options, set_
 from hopaas_p2p.cli.lazy import Subgroup
 from hopaas_p2p.cli.options import CliSession, Columns, options
 from hopaas_p2p.cli.transfer import copy, export, import_, report_html
-from hopaas_p2p.core.attributes import REPEATS_POLICIES
 from hopaas_p2p.errors import InvalidInput, NoSuchStudy
 from hopaas_p2p.peer.liveness import any_alive, signs_of_life
-from hopaas_p2p.sampler_config import PRUNERS, SAMPLERS, built, checked
 
 if TYPE_CHECKING:
     from hopaas_p2p.analysis.spending import Spending
-    from hopaas_p2p.study import Study
 
 _POLICY: Final = {
     "attempts": "at most {} attempts per trial",
@@ -57,7 +53,7 @@ for command in (create, set_, export, report_html, import_, copy):
 @study.command("list")
 @options(study="none")
 @click.argument("pattern", required=False)
-@click.option("--limit", type=click.IntRange(min=1), default=100, show_default=True, metavar="N", help="The newest N.")
+@click.option("--limit", type=click.IntRange(min=1), default=100, metavar="N", help="The newest N.")
 @click.option("--names", is_flag=True, help="Print the names of all; opens no study.")
 def list_(session: CliSession, pattern: str | None, limit: int, names: bool) -> None:
     """List the studies of the store, or those whose names match a pattern such as 'mnist-*'."""
@@ -74,14 +70,22 @@ def list_(session: CliSession, pattern: str | None, limit: int, names: bool) -> 
         with contextlib.suppress(NoSuchStudy):  # deleted this moment
             found.append(summary.of_study(open_study(storage, name, create=False)))
 
+    def best_of(row: dict[str, Any]) -> str:
+        best = row["best"]
+        if isinstance(best, list):
+            return f"{len(best)} on the front" if best else "-"
+        return output.numbers(best["values"]) if best else "-"
+
     columns: Columns = {
         "STUDY": "name",
         "STATE": "state",
         "TRIALS": lambda one: f"{one['trials']}" if one["budget"] is None else f"{one['used']}/{one['budget']}",
         "RUNNING": lambda one: str(one["counts"]["RUNNING"]),
         "FAILED": lambda one: str(one["counts"]["FAIL"] - one["retried"]),
-        "BEST": lambda one: _best_value(one["best"]),
-        "NOTE": lambda one: " ".join([*(f"#{tag}" for tag in one["tags"]), _first_line(one["note"])]),
+        "BEST": best_of,
+        "NOTE": lambda one: " ".join(
+            [*(f"#{tag}" for tag in one["tags"]), one["note"].strip().partition("\n")[0].lstrip("# ")]
+        ),
     }
     here = " that are shared with you" if session.store_url.startswith("postgresql") else ""
     empty = f"No studies yet{here}. To create one: hopaas-p2p study create NAME"
@@ -102,28 +106,18 @@ def schedule(session: CliSession, trial: int | None) -> None:
     hopaas-p2p study schedule digits --json > schedule.json
     """  # noqa: D301  # click needs the backspace
     found = session.study().schedule(trial)
+    rows = [
+        [f"{'' if one.first is None else one.first}..{one.last}", f"#{one.trial}", output.parameters(one.params)]
+        for one in found.entries
+    ]
 
     def show_text() -> None:
-        rows = [
-            [f"{'' if one.first is None else one.first}..{one.last}", f"#{one.trial}", output.parameters(one.params)]
-            for one in found.entries
-        ]
         if rows:
             output.print_table(["STEPS", "TRIAL", "PARAMETERS"], rows)
         else:
             output.say(f"Trial {found.trial} has reported no steps.")
 
     session.show(found.as_data(), show_text)
-
-
-def _first_line(note: str) -> str:
-    return note.strip().split("\n", 1)[0].lstrip("# ")
-
-
-def _best_value(best: Any) -> str:
-    if isinstance(best, list):
-        return f"{len(best)} on the front" if best else "-"
-    return output.numbers(best["values"]) if best else "-"
 
 
 @study.command()
@@ -134,14 +128,10 @@ def show(session: CliSession, as_audit: bool) -> None:
     from hopaas_p2p.cli import summary
 
     shown = session.study()
-    if as_audit:
-        _show_audit(session, shown)
+    if not as_audit:
+        data = summary.of_study(shown) | summary.more_of_study(shown)
+        session.show(data, lambda: output.print_facts(_facts(data, spending(shown.state))))
         return
-    data = summary.of_study(shown) | summary.more_of_study(shown)
-    session.show(data, lambda: output.print_facts(_facts(data, spending(shown.state))))
-
-
-def _show_audit(session: CliSession, study: Study) -> None:
     columns: Columns = {
         "LSN": "lsn",
         "TIME (UTC)": lambda line: (line["time"] or "-")[:19].replace("T", " "),
@@ -150,85 +140,56 @@ def _show_audit(session: CliSession, study: Study) -> None:
         "TRIAL": lambda line: "-" if line["trial"] is None else f"#{line['trial']}",
         "WHAT": lambda line: (f"REFUSED ({line['refused']}) " if line["refused"] else "") + line["detail"],
     }
-    session.show_table(audit(study), columns, right=("LSN", "TRIAL"))
+    session.show_table(audit(shown), columns, right=("LSN", "TRIAL"))
 
 
 def _facts(data: dict[str, Any], found: Spending) -> dict[str, str]:
+    """The lines of `show`; what a study does not have takes none."""
     again = {"FAIL": f" ({data['retried']} retried)"} if data["retried"] else {}
-    counts = (
-        ", ".join(f"{count} {state}{again.get(state, '')}" for state, count in data["counts"].items() if count)
-        or "none yet"
-    )
-    facts = {"study": data["name"], "store": data["store"], "state": data["state"]}
-    facts["directions"] = ", ".join(data["directions"])
-    facts["trials"] = f"{data['trials']} ({counts})"
-    facts["budget"] = "\n".join(budget_lines(found))
+    counts = ", ".join(f"{count} {state}{again.get(state, '')}" for state, count in data["counts"].items() if count)
     best = data["best"] if isinstance(data["best"], list) else [data["best"]] if data["best"] else []
-    facts["best"] = (
-        "\n".join(
-            f"#{one['number']}: {output.numbers(one['values'])}  {output.parameters(one['params'])}" for one in best
-        )
-        or "-"
-    )
-    facts["running at"] = ", ".join(f"{site}: {count}" for site, count in data["peers"].items()) or "-"
-    if data["silent"]:
-        silent = [f"{peer}, last seen {output.ago(ago)}" for peer, ago in data["silent"].items()]
-        facts["silent"] = "\n".join([*silent, "(their trials are taken over as soon as another peer runs)"])
-    if found.rows:
-        heads, rows = cells(found)
-        facts["spent"] = "\n".join(output.aligned([heads, *rows], right=heads[3:]))
-    facts["space"] = "\n".join(f"{name}: {one}" for name, one in data["space"].items()) or "define-by-run"
+    results = [f"#{one['number']}: {output.numbers(one['values'])}  {output.parameters(one['params'])}" for one in best]
+    silent = [f"{peer}, last seen {output.ago(ago)}" for peer, ago in data["silent"].items()]
+    heads, rows = cells(found)
     policy = {name: value for name, value in data["policy"].items() if value is not None}
     said = {name: value if isinstance(value, str) else output.number(value) for name, value in policy.items()}
-    facts["policy"] = ", ".join(_POLICY[name].format(value) for name, value in said.items())
-    facts["search"] = ", ".join(f"{name}: {value}" for name, value in data["search"].items())
-    if data["rungs"]:
-        facts["rungs"] = "\n".join([*(one["text"] for one in data["rungs"][-_RUNGS:]), data["next"]])
-    if data["checkpoints"]["count"]:
-        facts["checkpoints"] = f"{data['checkpoints']['count']}, {data['checkpoints']['bytes'] / 1e6:.1f} MB"
-    if data["other_samplers"]:
-        others = [f"{name}: {count} of the trials" for name, count in data["other_samplers"].items()]
-        facts["other samplers"] = "\n".join(others)
-    if data["means"]:
-        facts["best means"] = "\n".join(f"{one['text']}  {output.parameters(one['params'])}" for one in data["means"])
-    if data["seen_at"]:
-        facts["seen at"] = "\n".join(data["seen_at"].values())
-    if data["tags"]:
-        facts["tags"] = ", ".join(data["tags"])
-    if data["note"]:
-        facts["note"] = data["note"]
-    return facts
+    files = data["checkpoints"]
+    facts: dict[str, str | list[str]] = {
+        "study": data["name"],
+        "store": data["store"],
+        "state": data["state"],
+        "directions": ", ".join(data["directions"]),
+        "trials": f"{data['trials']} ({counts or 'none yet'})",
+        "budget": budget_lines(found),
+        "best": results or "-",
+        "running at": ", ".join(f"{site}: {count}" for site, count in data["peers"].items()) or "-",
+        "silent": [*silent, "(their trials are taken over as soon as another peer runs)"] if silent else "",
+        "spent": output.aligned([heads, *rows], right=heads[3:]) if found.rows else "",
+        "space": [f"{name}: {one}" for name, one in data["space"].items()] or "define-by-run",
+        "policy": ", ".join(_POLICY[name].format(value) for name, value in said.items()),
+        "search": ", ".join(f"{name}: {value}" for name, value in data["search"].items()),
+        "rungs": [*(one["text"] for one in data["rungs"][-_RUNGS:]), data["next"]] if data["rungs"] else "",
+        "checkpoints": f"{files['count']}, {files['bytes'] / 1e6:.1f} MB" if files["count"] else "",
+        "other samplers": [f"{name}: {count} of the trials" for name, count in data["other_samplers"].items()],
+        "best means": [f"{one['text']}  {output.parameters(one['params'])}" for one in data["means"]],
+        "seen at": list(data["seen_at"].values()),
+        "tags": ", ".join(data["tags"]),
+        "note": data["note"],
+    }
+    return {name: one if isinstance(one, str) else "\n".join(one) for name, one in facts.items() if one}
 
 
 @study.command()
 @options(study="argument")
-@click.option("--sampler", type=click.Choice(list(SAMPLERS)), help="The sampler that proposes parameters.")
-@click.option("--pruner", type=click.Choice(list(PRUNERS)), help="The pruner that decides on reports.")
-@click.option(
-    "--repeats", type=click.Choice(list(REPEATS_POLICIES)), help="What to do when a proposal has been tried before."
-)
-@click.option("--replicates", type=int, metavar="N", help="Run each configuration N times, with N seeds.")
-@click.option("--fidelity", metavar="POLICY", help=pauses.HELP)
-def search(
-    session: CliSession,
-    sampler: str | None,
-    pruner: str | None,
-    repeats: str | None,
-    replicates: int | None,
-    fidelity: str | None,
-) -> None:
+@search_options
+def search(session: CliSession, **given: Any) -> None:
     """Change how all peers search, from their next trial on. Without options, show how they search."""
     from hopaas_p2p.cli import summary
 
     searched = session.study()
-    given = {
-        kind: built(kind, checked(kind, {"name": name}))
-        for kind, name in (("sampler", sampler), ("pruner", pruner))
-        if name
-    }
-    wanted = None if fidelity is None else pauses.parse(fidelity)
-    searched.search_with(**given, repeats=repeats, replicates=replicates, fidelity=wanted)
-    if fidelity is not None and wanted is None:
+    wanted = method_of(given)
+    searched.search_with(**wanted)
+    if "fidelity" in wanted and wanted["fidelity"] is None:
         searched.without_rungs()
     data = summary.search_of(searched)
     session.show(data, lambda: output.print_facts(data))
@@ -273,20 +234,15 @@ def stop(session: CliSession, trials: bool) -> None:
     stopped = session.study()
     stopped.stop()
     running = list(stopped.state.running)
-    if trials:
-        running = [number for number in running if _was_asked_to_end(stopped, number)]
+    for number in list(running) if trials else ():
+        try:
+            stopped.stop_trial(number, reason="the study is stopped")
+        except InvalidInput:
+            if number in stopped.state.running:
+                raise
+            running.remove(number)  # it has ended meanwhile
     asked = f" Asked {output.count(len(running), 'running trial')} to end." if trials and running else ""
     session.done({"state": "stopped", "running": running}, f"Stopped {stopped.name!r}.{asked}")
-
-
-def _was_asked_to_end(study: Study, number: int) -> bool:
-    try:
-        study.stop_trial(number, reason="the study is stopped")
-    except InvalidInput:
-        if number in study.state.running:
-            raise
-        return False  # it has ended meanwhile
-    return True
 
 
 @study.command()
@@ -298,20 +254,16 @@ def rm(session: CliSession, yes: bool) -> None:
     state = doomed.state
     if not yes:
         running = f", {len(state.running)} of them running" if state.running else ""
-        _confirm(f"Delete {doomed.name!r} with {output.count(len(state.trials), 'trial')}{running}?")
+        question = f"Delete {doomed.name!r} with {output.count(len(state.trials), 'trial')}{running}?"
+        try:
+            yes = click.confirm(output.printable(question), err=True)
+        except click.Abort:
+            if sys.stdin.isatty():
+                raise
+            output.say("")
+            why = "Nothing was deleted, because it was not confirmed. To skip the question: --yes"
+            raise click.ClickException(why) from None
+        if not yes:
+            raise click.ClickException("Nothing was deleted.")
     doomed.storage.delete_study(doomed.study_id)
     session.done({"deleted": doomed.name}, f"Deleted {doomed.name!r}.")
-
-
-def _confirm(question: str) -> None:
-    try:
-        yes = click.confirm(output.printable(question), err=True)
-    except click.Abort:
-        if sys.stdin.isatty():
-            raise
-        output.say("")
-        raise click.ClickException(
-            "Nothing was deleted, because it was not confirmed. To skip the question: --yes"
-        ) from None
-    if not yes:
-        raise click.ClickException("Nothing was deleted.")

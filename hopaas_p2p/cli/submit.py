@@ -10,7 +10,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Final, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import click
 
@@ -30,6 +30,9 @@ from hopaas_p2p.ports.limits import parse_duration
 from hopaas_p2p.settings import SETTINGS, joined_folder, variable
 from hopaas_p2p.stores.url import redacted, servers_of
 
+if TYPE_CHECKING:
+    from hopaas_p2p.joining.membership import Membership
+
 F = TypeVar("F", bound=Callable[..., Any])
 
 PROGRAM: Final = (sys.executable, "-P", "-m", "hopaas_p2p.cli.main")
@@ -39,47 +42,28 @@ _BY_HAND: Final = ("pbs", "lsf", "sge")
 """Batch systems whose script is written and shown, and submitted by the user: we have tried none of them."""
 
 
-class JobRequest(NamedTuple):
-    """What the options say about the jobs."""
-
-    jobs: int
-    gpus: int
-    cpus: int
-    memory: str
-    time: str
-    queue: str
-    account: str
-    more: tuple[str, ...]
-    image: str
-    dry_run: bool
+JOB_OPTIONS: Final = ("jobs", "gpus", "cpus", "memory", "time", "queue", "account", "more", "image", "dry_run")
+"""What `job_options` adds for the jobs themselves; the others are their workers'."""
 
 
 def job_options(function: F) -> F:
     """The options of all commands that submit jobs."""
-    adds: list[Callable[[Any], Any]] = [
-        click.option("--jobs", type=click.IntRange(1, 100_000), default=1, show_default=True, help="Number of jobs."),
-        click.option("--gpus", type=click.IntRange(0), default=0, show_default=True, help="GPUs per job."),
-        click.option("--cpus", type=click.IntRange(1), default=1, show_default=True, help="CPU cores per job."),
-        click.option("--memory", default="", metavar="16G", help="Memory per job."),
-        click.option("--time", default="4h", show_default=True, metavar="4h", help="The time limit of each job."),
-        click.option("--queue", default="", metavar="NAME", help="The partition or queue."),
-        click.option("--account", default="", metavar="NAME", help="The account to charge."),
-        click.option(
-            "--option",
-            "more",
-            multiple=True,
-            metavar="LINE",
-            help="Another option for the batch system, in its own syntax.",
-        ),
-        click.option(
-            "--image",
-            default="",
-            metavar="IMAGE",
-            help="The container image for Kubernetes, with your code and hopaas-p2p.",
-        ),
+    for add in (
+        click.option("--jobs", type=click.IntRange(1, 100_000), default=1, help="Number of jobs."),
+        click.option("--gpus", type=click.IntRange(0), default=0, help="GPUs per job."),
+        click.option("--cpus", type=click.IntRange(1), default=1, help="CPU cores per job."),
+        click.option("--memory", metavar="16G", help="Memory per job."),
+        click.option("--time", default="4h", metavar="4h", help="The time limit of each job."),
+        click.option("--queue", metavar="NAME", help="The partition or queue."),
+        click.option("--account", metavar="NAME", help="The account to charge."),
+        click.option("--option", "more", multiple=True, metavar="LINE", help="An option in the batch system's syntax."),
+        click.option("--image", metavar="IMAGE", help="The image for Kubernetes, with your code and hopaas-p2p."),
         click.option("--dry-run", is_flag=True, help="Write and show the script; submit nothing."),
-    ]
-    for add in reversed(adds):
+        click.option("--max-trials", type=click.IntRange(min=1), metavar="N", help="Stop after N trials."),
+        click.option(
+            "--stay", is_flag=True, help="Stay until the study is finished, to take over trials of dead workers."
+        ),
+    )[::-1]:
         function = add(function)
     return function
 
@@ -88,10 +72,8 @@ def job_options(function: F) -> F:
 @options()
 @click.argument("system", type=click.Choice(batch.SYSTEMS))
 @job_options
-@click.option("--max-trials", type=click.IntRange(min=1), metavar="N", help="Stop after N trials.")
-@click.option("--stay", is_flag=True, help="Stay until the study is finished, to take over trials of dead workers.")
 @worker_options
-def submit(session: CliSession, system: str, command: tuple[str, ...], **others: Any) -> None:
+def submit(session: CliSession, system: str, command: tuple[str, ...], **given: Any) -> None:
     """Write the batch jobs of a study, show them, and submit them.
 
     \b
@@ -102,21 +84,13 @@ def submit(session: CliSession, system: str, command: tuple[str, ...], **others:
     a token has to be in a file (HOPAAS_TOKEN_FILE). For pbs, lsf and sge the script is written and shown, and you
     submit it.
     """  # noqa: D301  # click's mark for lines that stay as they are
-    request, worker = split(others)
     origin = Path(session.settings.find("store", session.given["store"]).origin)
     if origin.parent == joined_folder():
-        joined = membership.load(origin.stem)
-        submit_joined(session, system, joined, command, request, worker)
+        submit_joined(session, system, membership.load(origin.stem), command, given)
         return
     study = session.study()
     environment = told(session, store=study.storage.url, study=study.name)
-    submit_jobs(session, system, study.name, (*PROGRAM, "worker"), environment, command, request, worker)
-
-
-def split(others: dict[str, Any]) -> tuple[JobRequest, dict[str, Any]]:
-    """(what the options say about the jobs, those of the worker)."""
-    request = JobRequest(*(others.pop(name) for name in JobRequest._fields))
-    return request, others
+    submit_jobs(session, system, study.name, "worker", environment, command, given)
 
 
 def told(session: CliSession, **given: str) -> dict[str, str]:
@@ -171,84 +145,84 @@ def _named(system: str, names: tuple[str, ...]) -> dict[str, str]:
 
 
 def submit_joined(
-    session: CliSession,
-    system: str,
-    joined: Any,
-    command: tuple[str, ...],
-    request: JobRequest,
-    worker: dict[str, Any],
+    session: CliSession, system: str, joined: Membership, command: tuple[str, ...], given: dict[str, Any]
 ) -> None:
     """The same for a study that was joined: its jobs look for the way themselves, on their nodes."""
     ways.enter(joined)
     if joined.store.startswith("s3:"):
         credentials.may_sign(servers_of(joined.store))  # jobs of Kubernetes would take the bucket for ours
-    values: dict[str, str] = joined.values
-    if joined.values.get("via") == "bridge":
+    values = joined.values
+    verb = "worker"
+    if values.get("via") == "bridge":
         environment = {"HOPAAS_STORE": joined.mirror.as_uri(), "HOPAAS_STUDY": joined.study}
-        verb = "worker"
     elif system == "kubernetes":
         environment = {variable(name): values[name] for name in ("store", "study", "site") if name in values}
-        for name in ("token", "ca"):
-            if f"{name}_file" in values:
-                environment[variable(f"{name}_file")] = in_pod(name)
-        verb = "worker"
+        files = [name for name in ("token", "ca") if f"{name}_file" in values]
+        environment |= {variable(f"{name}_file"): in_pod(name) for name in files}
     else:
         environment = {"HOPAAS_JOINED": joined.name, "XDG_CONFIG_HOME": str(joined_folder().parent.parent.absolute())}
         verb = "join"
     if system != "kubernetes":
         environment |= _passed_on()
-    parts = (*PROGRAM, verb)
     keys = {name: values[f"{name}_file"] for name in ("token", "ca", "proxy") if f"{name}_file" in values}
-    submit_jobs(session, system, joined.study, parts, environment, command, request, worker, secret=keys)
+    submit_jobs(session, system, joined.study, verb, environment, command, given, secret=keys)
 
 
 def submit_jobs(
     session: CliSession,
     system: str,
     study: str,
-    program: tuple[str, ...],
+    verb: str,
     environment: dict[str, str],
     command: tuple[str, ...],
-    request: JobRequest,
-    worker: dict[str, Any],
+    given: dict[str, Any],
     *,
     secret: dict[str, str] | None = None,
 ) -> None:
-    """Write, show, submit."""
-    if worker.pop("time_limit", None) is not None:
+    """Write the files, show them, and submit them. `given` are the options of the jobs and of their workers."""
+    if given["time_limit"] is not None:
         raise click.UsageError("--time says how long a job may run, and its worker reads that; leave out --time-limit")
     with contextlib.suppress(Denied, StoreUnreachable):  # its worker looks again, and may reach more than this machine
         commands.check(command, session.study().space)
-    folder = _folder()
     job = batch.BatchJob(
         study,
         command,
-        program,
-        options=_as_words(worker),
-        environment=environment | _named(system, worker["passed"]),
-        folder=folder,
-        seconds=round(parse_duration(request.time)),
-        grace=round(parse_duration(worker["grace"])),
-        **{name: value for name, value in request._asdict().items() if name in batch.BatchJob._fields},
+        (*PROGRAM, verb),
+        options=_as_words(given),
+        environment=environment | _named(system, given["passed"]),
+        folder=_folder(),
+        seconds=round(parse_duration(given["time"])),
+        grace=round(parse_duration(given["grace"])),
+        **{name: given[name] for name in JOB_OPTIONS if given[name] and name in batch.BatchJob._fields},
     )
     if job.grace + 60 >= job.seconds:
-        raise InvalidInput(f"--time {request.time} leaves no time for a trial after --grace {worker['grace']}")
+        raise InvalidInput(f"--time {given['time']} leaves no time for a trial after --grace {given['grace']}")
     files = batch.files(system, job)
-    _write(folder, files)
+    try:
+        with own_folder(job.folder, mode=0o755) as own:
+            for path, text in files.items():
+                with replace_atomically(own / path.name) as draft:
+                    draft.write_text(text)
+                    draft.chmod(0o755 if path.suffix == ".sh" else 0o644)  # some batch systems run it where it lies
+    except OSError as error:
+        raise InvalidInput(
+            f"the jobs' files cannot be written to {job.folder}: {error.strerror or error}. Run this in a directory of "
+            "your own"
+        ) from None
     last = list(files)[-1]
     words = batch.submission(system)
     by_hand = f"{shlex.join(words)} < {shlex.quote(str(last))}"
     if not session.as_json:
-        output.say(f"--- {last}")
-        output.say(files[last].rstrip())
-        output.say("---")
+        output.say(f"--- {last}\n{files[last].rstrip()}\n---")
     submitted = None
-    if request.dry_run or system in _BY_HAND:
+    if given["dry_run"] or system in _BY_HAND:
         output.say(f"to submit it: {by_hand}")
     else:
-        if system == "kubernetes" and secret:
-            _make_secret(job.name, secret)
-        submitted = _run(words, *worker["passed"], text=files[last], by_hand=by_hand).strip()
+        if system == "kubernetes" and secret:  # made, or renewed; its content passes through pipes only
+            keys = [f"--from-file={key}={path}" for key, path in secret.items()]
+            made = _run(["kubectl", "create", "secret", "generic", job.name, *keys, "--dry-run=client", "-o", "yaml"])
+            _run(["kubectl", "apply", "-f", "-"], text=made)
+        submitted = _run(words, *given["passed"], text=files[last], by_hand=by_hand).strip()
         output.say(f"submitted: {submitted}. Watch it: hopaas-p2p watch, hopaas-p2p peers list")
     if session.as_json:
         output.print_json({"files": [str(path) for path in files], "submit": by_hand, "submitted": submitted})
@@ -278,37 +252,15 @@ def _folder() -> Path:
     return elsewhere
 
 
-def _write(folder: Path, files: dict[Path, str]) -> None:
-    """Write the files, for people to read, and for batch systems that run a script where it lies."""
-    try:
-        with own_folder(folder, mode=0o755) as own:
-            for path, text in files.items():
-                with replace_atomically(own / path.name) as draft:
-                    draft.write_text(text)
-                    draft.chmod(0o755 if path.suffix == ".sh" else 0o644)
-    except OSError as error:
-        raise InvalidInput(
-            f"the jobs' files cannot be written to {folder}: {error.strerror or error}. Run this in a directory of "
-            "your own"
-        ) from None
-
-
 def _as_words(worker: dict[str, Any]) -> tuple[str, ...]:
     """The options of a worker that were given, but for those that every job gets."""
-    words: list[str] = []
-    for name in ("site", "sampler", "pruner", "max_trials"):
-        if worker.get(name) is not None:
-            words += [f"--{name.replace('_', '-')}", str(worker[name])]
-    for name in worker["passed"]:
-        words += ["--pass", name]
-    if worker.get("stay"):
-        words.append("--stay")
-    if worker.get("keep_output") is False:
-        words.append("--no-keep-output")
-    logs = worker.get("logs")
-    if logs is not None and logs != Path("hopaas-logs"):
-        words += ["--logs", str(logs)]
-    return tuple(words)
+    given = {name: worker[name] for name in ("site", "sampler", "pruner", "max_trials") if worker[name] is not None}
+    if worker["logs"] != Path("hopaas-logs"):
+        given["logs"] = worker["logs"]
+    words = [word for name, value in given.items() for word in (f"--{name.replace('_', '-')}", str(value))]
+    words += [word for name in worker["passed"] for word in ("--pass", name)]
+    words += ["--stay"] if worker["stay"] else []
+    return (*words, *([] if worker["keep_output"] else ["--no-keep-output"]))
 
 
 def _run(words: list[str], *passed: str, text: str = "", by_hand: str = "") -> str:
@@ -325,10 +277,3 @@ def _run(words: list[str], *passed: str, text: str = "", by_hand: str = "") -> s
         why = (done.stderr.strip() or done.stdout.strip() or f"it ended with {done.returncode}").splitlines()[-1]
         raise ConfigurationError(f"{words[0]} refused it: {why}. The script is kept; submit it with: {by_hand}")
     return done.stdout
-
-
-def _make_secret(name: str, files: dict[str, str]) -> None:
-    """Make the Secret of these files, or renew it. Its content passes through pipes only."""
-    words = [f"--from-file={key}={path}" for key, path in files.items()]
-    made = _run(["kubectl", "create", "secret", "generic", name, *words, "--dry-run=client", "-o", "yaml"])
-    _run(["kubectl", "apply", "-f", "-"], text=made)

@@ -37,33 +37,17 @@ def trial() -> None:
 
 @trial.command("list")
 @options(study="argument")
-@click.option(
-    "--state",
-    "states",
-    multiple=True,
-    metavar="|".join(_STATES),
-    help="Only trials in these states; repeat, or use commas.",
-)
+@click.option("--state", "states", multiple=True, metavar="|".join(_STATES), help="Only these; repeat, or use commas.")
 @click.option("--failed", is_flag=True, help="Short for --state fail.")
-@click.option(
-    "--sort", type=click.Choice(_SORTS), default="number", show_default=True, help="The order; by value, best first."
-)
-@click.option("--reverse", "-r", is_flag=True, help="Reverse the order.")
+@click.option("--sort", type=click.Choice(_SORTS), default="number", help="The order; by value, the best first.")
 @click.option("--limit", "-n", type=click.IntRange(min=1), metavar="N", help="List at most N trials.")
-@click.option(
-    "--all", "every", is_flag=True, help="With rungs or a population, list every trial, not one per configuration."
-)
+@click.option("--all", "every", is_flag=True, help="With rungs or a population: every trial.")
 def list_(
-    session: CliSession,
-    states: tuple[str, ...],
-    failed: bool,
-    sort: str,
-    reverse: bool,
-    limit: int | None,
-    every: bool,
+    session: CliSession, states: tuple[str, ...], failed: bool, sort: str, limit: int | None, every: bool
 ) -> None:
     """List the trials of a study. With rungs or a population, one row per configuration: the newest of its trials."""
     from hopaas_p2p import notes
+    from hopaas_p2p.analysis import configurations
     from hopaas_p2p.cli import summary
 
     study = session.study()
@@ -72,45 +56,43 @@ def list_(
         raise click.UsageError(f"{word.lower()!r} is not a state. The states are {', '.join(_STATES)}.")
     tags = notes.tags_by_trial(study.storage.get_study_system_attrs(study.study_id))
     state = study.state
-    chains = {} if every or state.configurations is NEVER_PAUSING else summary.chains_of(state)
-    heads = [one for one in state.trials if not chains or one.number in chains]
-    rows = [summary.of_trial(one, state, tags) for one in heads if not wanted or one.state.name in wanted]
-    for row in rows:
-        row["trials"] = chains.get(row["number"], [row["number"]])
-    rows.sort(key=lambda row: _key(row, sort, study.optuna.directions[0].name), reverse=reverse)
-    shown = rows[:limit]
-    cells = value_cells([row["values"] for row in shown])
-    values = dict(zip((row["number"] for row in shown), cells, strict=True))
+    chained = state.configurations is not NEVER_PAUSING and not every
+    chains = {one.newest.number: list(one.trials) for one in configurations.rows(state)} if chained else {}
+    heads = [
+        one
+        for one in state.trials
+        if (not chained or one.number in chains) and (not wanted or one.state.name in wanted)
+    ]
+    rows = [summary.of_trial(one, state, tags) | {"trials": chains.get(one.number, [one.number])} for one in heads]
+    maximize = study.optuna.directions[0].name == "MAXIMIZE"
+
+    def key(row: dict[str, Any]) -> tuple[bool, Any]:
+        """Ascending, by value the best first; trials without one come last."""
+        value = row["values"][0] if sort == "value" and row["values"] else row.get(sort)
+        if value is None or (isinstance(value, float) and math.isnan(value)):
+            return (True, row["number"])
+        return (False, -value if sort == "value" and maximize else value)
+
+    shown = sorted(rows, key=key)[:limit]
+    values = dict(zip((row["number"] for row in shown), value_cells([row["values"] for row in shown]), strict=True))
     columns: dict[str, str | Callable[[dict[str, Any]], str]] = {
         "#": "number",
+        "CONTINUES": lambda row: " ".join(f"#{one}" for one in row["trials"] if one != row["number"]) or "-",
         "STATE": lambda row: "PAUSED" if row["paused"] else row["state"],
         "VALUE": lambda row: values[row["number"]],
         "TIME": lambda row: output.duration(row["seconds"]),
         "TRY": "attempt",
         "WHERE": output.where,
+        "REASON": lambda row: reason_line(row["reason"]) or "-",
+        "TAGS": lambda row: " ".join(f"#{tag}" for tag in row["tags"]) or "-",
+        "PARAMETERS": lambda row: output.parameters(row["params"], digits=4),
     }
-    if chains:
-        columns = {"#": "number", "CONTINUES": _earlier, **columns}
-    if any(row["reason"] for row in shown):
-        columns["REASON"] = lambda row: reason_line(row["reason"]) or "-"
-    if any(row["tags"] for row in shown):
-        columns["TAGS"] = lambda row: " ".join(f"#{tag}" for tag in row["tags"]) or "-"
-    columns["PARAMETERS"] = lambda row: output.parameters(row["params"], digits=4)
+    for name, there in (("CONTINUES", chained), ("REASON", any(row["reason"] for row in shown)),
+                        ("TAGS", any(row["tags"] for row in shown))):  # fmt: skip
+        if not there:
+            del columns[name]
     empty = "No trials in this state." if wanted else "No trials yet."
     session.show_table(shown, columns, right=("#", "VALUE", "TIME", "TRY"), empty=empty)
-
-
-def _key(row: dict[str, Any], sort: str, direction: str) -> tuple[bool, Any]:
-    """Sorts ascending, by `value` the best first; trials without a value come last."""
-    value = row["values"][0] if sort == "value" and row["values"] else row.get(sort)
-    if value is None or (isinstance(value, float) and math.isnan(value)):
-        return (True, row["number"])
-    return (False, -value if sort == "value" and direction == "MAXIMIZE" else value)
-
-
-def _earlier(row: dict[str, Any]) -> str:
-    """The earlier trials of a row's configuration."""
-    return " ".join(f"#{number}" for number in row["trials"] if number != row["number"]) or "-"
 
 
 @trial.command()
@@ -137,6 +119,7 @@ def _exists(study: Study, number: int) -> None:
 
 
 def _facts(data: dict[str, Any]) -> dict[str, str]:
+    """The lines of `show`; what a trial does not have takes none."""
     reports = [f"{step}: {output.number(value)}" for step, value in data["reports"].items()]
     hidden = f" (the last 20 of {len(reports)})" if len(reports) > 20 else ""
     history = [
@@ -148,54 +131,38 @@ def _facts(data: dict[str, Any]) -> dict[str, str]:
     taken_away = data["end"] is not None and any(one["end"] == data["end"] for one in data["history"])
     if data["owner"] and not taken_away:
         history.append(f"epoch {data['epoch']}: {data['owner']} at {output.where(data)}")
-    related = {
-        "continues": data["continues"],
-        "copies": data["copies"],
-        "retry of": data["retry_of"],
-        "retried by": data["retried_by"],
-        "late result of": data["late_of"],
-    }
-    links = [f"{what} #{other}" for what, other in related.items() if other is not None]
+    related = {"continues": "continues", "copies": "copies", "retry_of": "retry of", "retried_by": "retried by",
+               "late_of": "late result of"}  # fmt: skip
+    links = [f"{what} #{data[name]}" for name, what in related.items() if data[name] is not None]
+    metrics = [
+        f"{name} = {output.number(values[max(values)])} at step {max(values)} ({output.count(len(values), 'step')})"
+        for name, values in data["metrics"].items()  # JSON has all of the steps
+        if values
+    ]
+    stop, seen = data["stop_requested"], "acknowledged" if data["stop_acknowledged"] else "not acknowledged"
     listed = tuple(f"{prefix}{one['id']}" for one in data["files"] for prefix in artifacts.PREFIXES)
-    attributes = {
-        name: value for name, value in {**data["user_attrs"], **data["system_attrs"]}.items() if name not in listed
-    }
-    facts = {
+    attributes = {**data["user_attrs"], **data["system_attrs"]}
+    facts: dict[str, str | list[str]] = {
         "trial": " ".join([str(data["number"]), *(f"#{tag}" for tag in data["tags"])]),
         "state": data["state"],
         "values" if len(data["values"] or ()) > 1 else "value": output.numbers(data["values"]),
-        "parameters": "\n".join(f"{name} = {_value(value)}" for name, value in data["params"].items()),
+        "parameters": [f"{name} = {_value(value)}" for name, value in data["params"].items()],
         "parameters from": data["chosen_by"],
         "start": output.utc_time(data["start"]),
         "end": output.utc_time(data["end"]),
         "time": output.duration(data["seconds"]),
         "attempt": ", ".join([str(data["attempt"]), *links]),
         "reason": data["reason"] or "",
-        "asked to stop": _stop_asked(data),
+        "asked to stop": f"{stop} ({seen} by its peer)" if stop else "",
         "reports": ", ".join(reports[-20:]) + hidden,
-        "metrics": "\n".join(_last_logged(name, values) for name, values in data["metrics"].items() if values),
-        "owners": "\n".join(history),
-        "files": "\n".join(f"{one['filename']} ({output.size(one['size'])})" for one in data["files"]),
+        "metrics": metrics,
+        "owners": history,
+        "files": [f"{one['filename']} ({output.size(one['size'])})" for one in data["files"]],
         "ran with": ", ".join(f"{name} {value}" for name, value in data["provenance"].items()),
-        "attributes": "\n".join(f"{name} = {_value(value)}" for name, value in attributes.items()),
+        "attributes": [f"{name} = {_value(value)}" for name, value in attributes.items() if name not in listed],
         "note": data["note"],
     }
-    return {name: text for name, text in facts.items() if text}
-
-
-def _last_logged(name: str, values: dict[int, float]) -> str:
-    """A metric in one line; JSON has all of its steps."""
-    last = max(values)
-    return f"{name} = {output.number(values[last])} at step {last} ({len(values)} step{'s' * (len(values) > 1)})"
-
-
-def _stop_asked(data: dict[str, Any]) -> str:
-    """Why the trial was asked to end, and whether its peer knows."""
-    if not data["stop_requested"]:
-        return ""
-    return (
-        f"{data['stop_requested']} ({'acknowledged by its peer' if data['stop_acknowledged'] else 'not acknowledged'})"
-    )
+    return {name: one if isinstance(one, str) else "\n".join(one) for name, one in facts.items() if one}
 
 
 def _value(value: object) -> str:
@@ -206,17 +173,15 @@ def _value(value: object) -> str:
 @options()
 @click.argument("params", nargs=-1, required=True, metavar="NAME=VALUE...")
 @click.option("--attr", "attrs", multiple=True, metavar="NAME=VALUE", help="A user attribute of the trial.")
-@click.option("--times", type=click.IntRange(1, 1000), default=1, metavar="N", help="Queue it N times.")
-def enqueue(session: CliSession, params: tuple[str, ...], attrs: tuple[str, ...], times: int) -> None:
+def enqueue(session: CliSession, params: tuple[str, ...], attrs: tuple[str, ...]) -> None:
     """Queue a trial with these parameters; the next peer that asks for a trial runs it.
 
     The sampler of that peer chooses the parameters that you leave out.
     """
     study = session.study()
-    given = space.parse_params(params, dict(study.space))
     user = space.parse_params(attrs, {})
-    numbers = [study.enqueue(given, user_attrs=user) for _ in range(times)]
-    session.show({"numbers": numbers}, lambda: output.print_lines(numbers))
+    number = study.enqueue(space.parse_params(params, dict(study.space)), user_attrs=user)
+    session.show({"numbers": [number]}, lambda: output.print_lines([number]))
 
 
 @trial.command()
@@ -250,25 +215,23 @@ def stop(session: CliSession, numbers: tuple[int, ...], reason: str | None) -> N
 
     `trial show` says whether the trial's peer has seen the request, and later how the trial ended.
     """
-    study = session.study()
-    for number in numbers:
-        _exists(study, number)
-    done = [f"Trial {number} {_stop(study, number, reason)}." for number in numbers]
-    session.done({"numbers": list(numbers)}, "\n".join(done))
-
-
-def _stop(study: Study, number: int, reason: str | None) -> str:
-    """Stop a trial; returns what was done."""
     from optuna.exceptions import UpdateFinishedTrialError
     from optuna.trial import TrialState as OptunaState
 
-    if study.state.trials[number].state is TrialState.WAITING:
-        trial_id = study.storage.get_trial_id_from_study_id_trial_number(study.study_id, number)
-        with contextlib.suppress(LeaseLost, NotYourTrial, UpdateFinishedTrialError):  # it has just been started
-            study.storage.finish(trial_id, OptunaState.FAIL, None, reason or "withdrawn by hand", strict=True)
-            return "was withdrawn"
-    try:
-        study.stop_trial(number, reason=reason)
-    except InvalidInput as error:
-        raise NoSuchTrial(str(error)) from None
-    return "was asked to end"
+    study = session.study()
+    for number in numbers:
+        _exists(study, number)
+    done = []
+    for number in numbers:
+        if study.state.trials[number].state is TrialState.WAITING:
+            trial_id = study.storage.get_trial_id_from_study_id_trial_number(study.study_id, number)
+            with contextlib.suppress(LeaseLost, NotYourTrial, UpdateFinishedTrialError):  # it has just been started
+                study.storage.finish(trial_id, OptunaState.FAIL, None, reason or "withdrawn by hand", strict=True)
+                done.append(f"Trial {number} was withdrawn.")
+                continue
+        try:
+            study.stop_trial(number, reason=reason)
+        except InvalidInput as error:
+            raise NoSuchTrial(str(error)) from None
+        done.append(f"Trial {number} was asked to end.")
+    session.done({"numbers": list(numbers)}, "\n".join(done))

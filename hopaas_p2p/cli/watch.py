@@ -20,11 +20,10 @@ from hopaas_p2p.core.leases import FailureDetector, reclaims
 from hopaas_p2p.core.spending import earlier_seconds
 from hopaas_p2p.credentials import webhook_url
 from hopaas_p2p.errors import ConfigurationError, InvalidInput, StoreUnreachable
-from hopaas_p2p.lookalikes import told_apart
 from hopaas_p2p.peer.liveness import owners_of, sign_of_life
 
 if TYPE_CHECKING:
-    from rich.console import Group
+    from rich.text import Text
 
     from hopaas_p2p.study import Study
 
@@ -34,7 +33,7 @@ _ROWS: Final = 12  # running trials shown
 @click.command()
 @options(study="argument")
 @click.option("--until", metavar="CONDITION", help="Exit when it is true: done, 'best<0.1', 'failures>20 or done'.")
-@click.option("--interval", type=float, default=2, show_default=True, metavar="S", help="Seconds between updates.")
+@click.option("--interval", type=float, default=2, metavar="S", help="Seconds between updates.")
 @click.option("--timeout", type=float, metavar="S", help="Exit with code 1 after S seconds.")
 @click.option("--once", is_flag=True, help="Print the current state and exit.")
 @click.option("--reclaim", is_flag=True, help="Also take over the trials of peers that fell silent.")
@@ -65,8 +64,8 @@ def watch(
         raise InvalidInput(f"{until!r}: this study has several objectives, so it has no single best value")
     deadline = None if timeout is None else time.monotonic() + timeout
     live = sys.stdout.isatty() and not session.as_json and not once
-    lines = _Lines(as_json=session.as_json)
-    with _posting(session, study, wanted=alert) as sender, _screen() if live else nullcontext(lines) as screen:
+    lines = nullcontext(_lines(as_json=session.as_json))
+    with _posting(session, study, wanted=alert) as sender, _screen() if live else lines as screen:
         watcher = _Watcher(study, reclaim=reclaim, sender=sender)
         while True:
             look = watcher.look()
@@ -85,9 +84,7 @@ class _Watcher:
     """Reads one study repeatedly; an outage of the store is shown, and does not end it."""
 
     def __init__(self, study: Study, *, reclaim: bool, sender: AlertSender | None = None) -> None:
-        self._study = study
-        self._reclaim = reclaim
-        self._sender = sender
+        self._study, self._reclaim, self._sender = study, reclaim, sender
         self._detector = FailureDetector()
         self._last: dict[str, Any] = {}
 
@@ -110,33 +107,27 @@ class _Watcher:
         owners = owners_of(state)
         now = time.monotonic()
         self._detector.look(study.storage.peer.store.beats(owners), owners, now)
-        if self._reclaim:
-            self._take_over(now)
+        due = reclaims(state, self._detector, now, spare=frozenset()) if self._reclaim else []
+        if due:
+            verdicts = study.storage.peer.commit(study.storage.handle(study.study_id).log, *due)
+            took = [f"#{one.number}" for one, verdict in zip(due, verdicts, strict=True) if verdict.accepted]
+            if took:  # and no other peer was quicker
+                output.say(f"Took over {', '.join(took)}: its peer was silent for too long.")
         if self._sender is not None:
             self._sender.look()
         running = [self._running(state.trials[number], now) for number in sorted(state.running)]
         done = finished(state) and not state.running
         return seen | {"running": running, "facts": facts_of(seen, done=done)}
 
-    def _take_over(self, now: float) -> None:
-        study = self._study
-        due = reclaims(study.state, self._detector, now, spare=frozenset())
-        if due:
-            verdicts = study.storage.peer.commit(study.storage.handle(study.study_id).log, *due)
-            took = [f"#{one.number}" for one, verdict in zip(due, verdicts, strict=True) if verdict.accepted]
-            if took:  # and no other peer was quicker
-                output.say(f"Took over {', '.join(took)}: its peer was silent for too long.")
-
     def _running(self, trial: Any, now: float) -> dict[str, Any]:
         peer = self._study.state.peers.get(trial.owner or "", {})
         step = max(trial.reports, default=None)
+        ran = None if trial.start is None else earlier_seconds(trial) + max(0.0, time.time() - trial.start / 1e6)
         return {
             "number": trial.number,
             "host": peer.get("host"),
             "site": peer.get("site"),
-            "seconds": None
-            if trial.start is None
-            else earlier_seconds(trial) + max(0.0, time.time() - trial.start / 1e6),
+            "seconds": ran,
             "silent": self._detector.silence(trial.owner or "", now),
             "last_seen": sign_of_life(self._study.state, trial.owner or "", self._detector, now, time.time()).ago,
             "step": step,
@@ -162,42 +153,36 @@ def _posting(session: CliSession, study: Study, *, wanted: bool) -> Iterator[Ale
             sender.resign()
 
 
-class _Lines:
+def _lines(*, as_json: bool) -> Callable[[dict[str, Any]], None]:
     """Prints a line whenever something has changed."""
+    before = ""
 
-    def __init__(self, *, as_json: bool) -> None:
-        self._as_json = as_json
-        self._before = ""
-
-    def __call__(self, look: dict[str, Any]) -> None:
+    def show(look: dict[str, Any]) -> None:
+        nonlocal before
         line = _sentence(look)
-        if line == self._before:
+        if line == before:
             return
-        self._before = line
-        if self._as_json:
+        before = line
+        if as_json:
             output.print_json({key: value for key, value in look.items() if key != "facts"})
         else:
             click.echo(f"{time.strftime('%H:%M:%S')}  {output.printable(line)}")
         sys.stdout.flush()
 
+    return show
+
 
 def _sentence(look: dict[str, Any]) -> str:
-    counts = (
-        ", ".join(
-            f"{count} {'failed' if name == 'FAIL' else name.lower()}" for name, count in look["counts"].items() if count
-        )
-        or "no trials yet"
-    )
+    words = {name: "failed" if name == "FAIL" else name.lower() for name in look["counts"]}
+    counts = ", ".join(f"{count} {words[name]}" for name, count in look["counts"].items() if count) or "no trials yet"
     budget = "" if look["budget"] is None else f" of {look['budget']}"
     outage = f"  [{look['outage']}]" if look["outage"] else ""
-    return f"{look['name']} {look['state']}, {look['used']}{budget}: {counts}; best {_best(look)}{outage}"
-
-
-def _best(look: dict[str, Any]) -> str:
     best = look["best"]
     if isinstance(best, list):
-        return f"{output.count(len(best), 'trial')} on the Pareto front"
-    return f"{output.numbers(best['values'])} (#{best['number']})" if best else "-"
+        said = f"{output.count(len(best), 'trial')} on the Pareto front"
+    else:
+        said = f"{output.numbers(best['values'])} (#{best['number']})" if best else "-"
+    return f"{look['name']} {look['state']}, {look['used']}{budget}: {counts}; best {said}{outage}"
 
 
 @contextmanager
@@ -210,25 +195,27 @@ def _screen() -> Iterator[Callable[[dict[str, Any]], None]]:
         yield lambda look: live.update(_table(look), refresh=True)
 
 
-def _table(look: dict[str, Any]) -> Group:
+def _table(look: dict[str, Any]) -> Text:
     """The study's status, and its running trials."""
-    from rich.console import Group
-    from rich.table import Table
     from rich.text import Text
 
-    table = Table(box=None)
-    table.add_column("#", justify="right")
-    table.add_column("WHERE")
-    for header in ("FOR", "STEP", "REPORT"):
-        table.add_column(header, justify="right")
-    table.add_column("LAST SEEN")
-    shown = look["running"][:_ROWS]
-    for one, where in zip(shown, told_apart([output.where(one) for one in shown]), strict=True):
-        silent = output.ago(one["last_seen"])
-        step = "-" if one["step"] is None else str(one["step"])
-        cells = (str(one["number"]), where, output.duration(one["seconds"]), step, output.number(one["report"]), silent)
-        table.add_row(*(Text(output.printable(cell)) for cell in cells))
+    rows = [
+        [
+            str(one["number"]),
+            output.where(one),
+            output.duration(one["seconds"]),
+            "-" if one["step"] is None else str(one["step"]),
+            output.number(one["report"]),
+            output.ago(one["last_seen"]),
+        ]
+        for one in look["running"][:_ROWS]
+    ]
+    right = ("#", "FOR", "STEP", "REPORT")
+    lines = [
+        _sentence(look),
+        *output.aligned([["#", "WHERE", "FOR", "STEP", "REPORT", "LAST SEEN"], *rows], right=right),
+    ]
     hidden = len(look["running"]) - _ROWS
-    if hidden > 0:
-        table.add_row("…", f"and {hidden} more")
-    return Group(Text(_sentence(look)), table)
+    return Text(
+        "\n".join([*lines, *([f"… and {hidden} more"] if hidden > 0 else [])]), overflow="ellipsis", no_wrap=True
+    )

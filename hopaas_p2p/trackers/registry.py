@@ -16,8 +16,6 @@ from hopaas_p2p.trackers.mlflow import MLflow
 from hopaas_p2p.trackers.view import PREFIX, RunView, look
 
 if TYPE_CHECKING:
-    from mlflow import MlflowClient
-
     from hopaas_p2p.artifacts import Artifact
 
 _ALIAS: Final = "best"
@@ -56,37 +54,28 @@ def register_best(
     if not name or set(name) & set("/:'"):
         raise InvalidInput(f"{name!r} is not a model name: slashes, colons and quotes are not allowed")
     mlflow = tracker if isinstance(tracker, MLflow) else MLflow(tracker)
-    number = study.best_trial.number
-    file = _file_of(study, number, model_artifact)
+    number, files = study.best_trial.number, study.artifacts()
+    if isinstance(model_artifact, os.PathLike):
+        file = files.put(Path(model_artifact), trial=number)
+    else:
+        there = files.list(number)
+        found = [one for one in there if model_artifact in (one.id, one.filename)]
+        if not found:
+            names = ", ".join(one.filename for one in there) or "none"
+            raise InvalidInput(f"trial {number}, the best, has no file {model_artifact!r}; it has: {names}")
+        file = found[-1]
     view = look(study, settled=set(range(len(study.state.trials))) - {number})
     mlflow.begin(view)
     (trial,) = view.trials
-    mlflow.put(trial, study.artifacts())
+    mlflow.put(trial, files)
     with mlflow.translated():
-        found = _find(mlflow.client, name, view.uuid, file)
-        version = found or _create(study, mlflow, name, trial, file, view.uuid)
+        versions = mlflow.client.search_model_versions(f"name = '{name}'")
+        origins = {
+            (one.tags.get(f"{PREFIX}study"), one.tags.get(f"{PREFIX}file")): str(one.version) for one in versions
+        }
+        version = origins.get((view.uuid, file.id)) or _create(study, mlflow, name, trial, file, view.uuid)
         mlflow.client.set_registered_model_alias(name, _ALIAS, version)
     return Registered(name, version, number, f"models:/{name}/{version}")
-
-
-def _file_of(study: StudyLike, number: int, wanted: str | os.PathLike[str]) -> Artifact:
-    files = study.artifacts()
-    if isinstance(wanted, os.PathLike):
-        return files.put(Path(wanted), trial=number)
-    there = files.list(number)
-    found = [one for one in there if wanted in (one.id, one.filename)]
-    if not found:
-        names = ", ".join(one.filename for one in there) or "none"
-        raise InvalidInput(f"trial {number}, the best, has no file {wanted!r}; it has: {names}")
-    return found[-1]
-
-
-def _find(client: MlflowClient, name: str, study_uuid: str, file: Artifact) -> str | None:
-    """The version that was created from this file."""
-    for one in client.search_model_versions(f"name = '{name}'"):
-        if (one.tags.get(f"{PREFIX}study"), one.tags.get(f"{PREFIX}file")) == (study_uuid, file.id):
-            return str(one.version)
-    return None
 
 
 def _create(study: StudyLike, mlflow: MLflow, name: str, trial: RunView, file: Artifact, study_uuid: str) -> str:
@@ -103,9 +92,17 @@ def _create(study: StudyLike, mlflow: MLflow, name: str, trial: RunView, file: A
         else:
             client.log_artifact(run_id, str(place), _MODEL)
     source = f"{client.get_run(run_id).info.artifact_uri}/{_MODEL}"
-    made = client.create_model_version(
-        name, source, run_id, tags=_tags(trial, file, study_uuid), description=_description(study, trial)
+    facts: dict[str, object] = {"study": study_uuid, "file": file.id, "sha256": file.sha256 or "", **trial.tags}
+    facts |= {**trial.values, **{f"param.{name}": value for name, value in trial.params.items()}}
+    tags = {f"{PREFIX}{name}": str(value)[:1000] for name, value in facts.items() if value != ""}
+    rows = "\n".join(f"| {name} | {value} |" for name, value in trial.params.items())
+    values = ", ".join(f"{name} {value:.6g}" for name, value in trial.values.items())
+    where = " on ".join(trial.tags[key] for key in ("site", "node") if key in trial.tags)
+    description = (
+        f"Trial {trial.number} of the study {study.name!r}: {values}. It ran at {where or 'an unknown place'}.\n\n"
+        f"| parameter | value |\n|---|---|\n{rows}\n\n    {trial.tags['command']}\n"
     )
+    made = client.create_model_version(name, source, run_id, tags=tags, description=description)
     return str(made.version)
 
 
@@ -124,19 +121,3 @@ def _unpacked(path: Path, directory: Path) -> Path:
             archive.extractall(directory, filter="data")  # noqa: S202  # the filter refuses paths outside
         return directory
     return path
-
-
-def _tags(trial: RunView, file: Artifact, study_uuid: str) -> dict[str, str]:
-    tags: dict[str, object] = {"study": study_uuid, "file": file.id, "sha256": file.sha256 or "", **trial.tags}
-    tags |= {**trial.values, **{f"param.{name}": value for name, value in trial.params.items()}}
-    return {f"{PREFIX}{name}": str(value)[:1000] for name, value in tags.items() if value != ""}
-
-
-def _description(study: StudyLike, trial: RunView) -> str:
-    rows = "\n".join(f"| {name} | {value} |" for name, value in trial.params.items())
-    values = ", ".join(f"{name} {value:.6g}" for name, value in trial.values.items())
-    where = " on ".join(trial.tags[key] for key in ("site", "node") if key in trial.tags)
-    return (
-        f"Trial {trial.number} of the study {study.name!r}: {values}. It ran at {where or 'an unknown place'}.\n\n"
-        f"| parameter | value |\n|---|---|\n{rows}\n\n    {trial.tags['command']}\n"
-    )

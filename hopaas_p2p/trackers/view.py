@@ -14,6 +14,8 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
+import numpy as np
+
 from hopaas_p2p import notes
 from hopaas_p2p.analysis.charts import positions, records
 from hopaas_p2p.analysis.facts import params_of, state_word
@@ -99,13 +101,13 @@ def look(study: StudyLike, *, settled: set[int] | None = None) -> StudyView:
         if len(define.directions) == 1:
             improved = records(positions(table, "number"), table.cost(), table.complete()).tolist()
             best = {row: float(table.values[row, 0]) for row in improved}
+        began = table.start[~np.isnan(table.start)]
         trials = []
-        for trial in state.trials:
-            number = trial.number
+        for number in range(len(state.trials)):
             if settled is None or number not in settled:
                 note = notes.read_note(attributes, first + number)
-                own_tags = _tags(trial, state, tags.get(number, []), command)
-                trials.append(_trial(trial, state, own_tags, note, tuple(files[number])))
+                own_tags = _tags(state.trials[number], state, tags.get(number, []), command)
+                trials.append(_trial(state.trials[number], state, own_tags, note, tuple(files[number])))
         own = RunView(
             number=None,
             name=study.name,
@@ -128,7 +130,7 @@ def look(study: StudyLike, *, settled: set[int] | None = None) -> StudyView:
                 **{f"attr.{key}": text for key, text in state.user.items()},
             },
             note=notes.read_note(attributes, None),
-            start=min((one.start for one in state.trials if one.start is not None), default=None),
+            start=round(float(began.min()) * 1e6) if len(began) else None,
             end=None,
             files=tuple(files[None]),
         )

@@ -53,7 +53,7 @@ def reference() -> str:
         f"| `{name}` | `{variable(name)}` | {'yes' if one.in_files else 'no'} | {one.default or ''} | {one.help} |"
         for name, one in SETTINGS.items()
     ]
-    context = click.Context(cli, info_name=PROGRAM)
+    context = click.Context(cli, info_name=PROGRAM, show_default=True)
     return _HEAD + "\n".join(rows) + "\n\n## Commands\n" + "".join(_commands(cli, context))
 
 

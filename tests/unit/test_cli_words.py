@@ -70,7 +70,10 @@ def commands(group: click.Group, context: click.Context) -> Iterator[tuple[click
 
 
 def test_no_line_of_the_help_is_cut_and_no_default_has_a_needless_fraction() -> None:
-    texts = [one.get_help(inner) for one, inner in commands(cli, click.Context(cli, info_name="hopaas-p2p"))]
+    texts = [
+        one.get_help(inner)
+        for one, inner in commands(cli, click.Context(cli, info_name="hopaas-p2p", show_default=True))
+    ]
 
     assert len(texts) > 50
     assert [text for text in texts if "..." in text.partition("\nCommands:")[2]] == []
