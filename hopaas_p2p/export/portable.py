@@ -77,9 +77,7 @@ def of_state(name: str, state: State, study_id: int) -> Portable:
         name=name,
         directions=define.directions,
         trials=[of_trial(trial, state) for trial in state.trials],
-        policy=define.policy
-        if state.ledger is None
-        else msgspec.structs.replace(define.policy, limits=state.ledger.limits),
+        policy=msgspec.structs.replace(define.policy, limits=state.ledger.limits),
         space=define.space,
         info=define.info,
         status=state.status,
