@@ -54,8 +54,7 @@ def budget_of(given: int | str | Mapping[str, Any] | Budget) -> Budget:
 
 def budget_now(state: State) -> Budget:
     """The budget that counts now."""
-    limits = Budget() if state.ledger is None else state.ledger.limits
-    return msgspec.structs.replace(limits, trials=state.budget)
+    return msgspec.structs.replace(state.ledger.limits, trials=state.budget)
 
 
 def changed(now: Budget, given: int | str | Mapping[str, Any] | Budget | None) -> Budget:

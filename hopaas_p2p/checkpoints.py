@@ -238,7 +238,7 @@ class CheckpointBound:
             self._showed = due
             handle.peer.show_clock(handle.log)
         handle.look_again(within)
-        if handle.next_start() != NEW:
+        if handle.next_start() is not NEW:
             return None
         gone = _collectable(handle)
         with contextlib.suppress(HopaasError):  # perhaps this user may not remove files

@@ -8,7 +8,6 @@ from typing import Any, Final, NamedTuple
 from hopaas_p2p.analysis.facts import budget_unit, duration, shown
 from hopaas_p2p.core.ledger import AMOUNTS, HOUR, OUTCOMES, Account, Cost, Ledger, euro
 from hopaas_p2p.core.records import Until
-from hopaas_p2p.core.spending import spent
 from hopaas_p2p.core.state import COMPLETE, PRUNED, State
 from hopaas_p2p.times import to_iso
 
@@ -70,7 +69,7 @@ class Spending(NamedTuple):
 
 def spending(state: State) -> Spending:
     """What was spent, as far as the log tells. Reads the State only."""
-    ledger = spent(state)
+    ledger = state.ledger
     booked = [*ledger.accounts.values()]
     for lease in list(ledger.open.values()):
         more = lease.cost()
@@ -109,7 +108,7 @@ def spending(state: State) -> Spending:
 def limited(state: State) -> list[Amount]:
     """What is limited beside trials, and how much of it is spent; nothing is computed where nothing is limited."""
     ledger = state.ledger
-    if ledger is None or all(getattr(ledger.limits, what) is None for what in AMOUNTS):
+    if all(getattr(ledger.limits, what) is None for what in AMOUNTS):
         return []
     return [one for one in spending(state).amounts if one.limit is not None and one.what != "trials"]
 

@@ -86,7 +86,7 @@ def next_start(
     closed = closed_to(state, me)
     if closed is not None and closed != "paused":
         return Done(closed)
-    limited = state.limit_reached() is not None
+    limited = state.ledger.reached is not None
     found = None if limited else _found(state, skip, no_new)
     if closed is not None and (found is not None or state.running):
         return Wait(closed)

@@ -18,7 +18,7 @@ from typing import Any, Final
 
 import msgspec
 
-from hopaas_p2p.core.admission import NEW, Continue, Done, Start, Wait, closed_to, next_start
+from hopaas_p2p.core.admission import NEW, Continue, Done, New, Start, closed_to, next_start
 from hopaas_p2p.core.attributes import (
     CONTINUES,
     COPIES,
@@ -60,7 +60,7 @@ from hopaas_p2p.core.records import (
     TrialStop,
     TrialTakeOver,
 )
-from hopaas_p2p.core.spending import BOOKED, ledger_of
+from hopaas_p2p.core.spending import BOOKED
 from hopaas_p2p.core.state import (
     BLOCK,
     CHECKPOINTS_KEPT,
@@ -129,7 +129,7 @@ def apply(state: State, lsn: int, commit: Commit | Garbage, stamp: Stamp = UNSTA
     if last is not None and commit.seq <= last.seq:
         _count(state, "duplicate")
         return last.verdicts if commit.seq == last.seq else ()
-    if state.ledger is not None and state.ledger.limited:
+    if state.ledger.limited:
         verdicts = _apply_within_limits(state, commit, stamp)
     elif len(commit.records) == 1:  # as an ask
         verdicts = (_apply_record(state, commit.records[0], commit, stamp),)
@@ -144,7 +144,6 @@ def apply(state: State, lsn: int, commit: Commit | Garbage, stamp: Stamp = UNSTA
 
 def _apply_within_limits(state: State, commit: Commit, stamp: Stamp) -> tuple[Verdict, ...]:
     """Apply the records of a commit; a limit that one of them reaches counts from the next one on."""
-    assert state.ledger is not None
     state.ledger.look(commit.writer, stamp.at or commit.at)
     _judge(state)
     verdicts = []
@@ -157,7 +156,7 @@ def _apply_within_limits(state: State, commit: Commit, stamp: Stamp) -> tuple[Ve
 def _judge(state: State) -> None:
     """End the study if a limit is reached: no trial starts, and those that run are asked to end."""
     ledger = state.ledger
-    if ledger is None or ledger.reached is not None or not ledger.limited:
+    if ledger.reached is not None or not ledger.limited:
         return
     ledger.reached = ledger.judge(maximize=_maximizes(state))
     if ledger.reached is not None:
@@ -208,8 +207,7 @@ def _define(state: State, record: StudyDefine, _commit: Commit) -> Verdict:
     state.define, state.policy = record, record.policy
     state.budget = record.policy.budget
     state.dists.update(record.space)
-    if record.policy.limits is not None:
-        state.ledger = Ledger(record.policy.limits)
+    state.ledger = Ledger(record.policy.limits)
     return _ACCEPTED
 
 
@@ -242,12 +240,9 @@ def _control(state: State, record: StudyControl, _commit: Commit) -> Verdict:
 
 
 def _limit(state: State, limits: Budget) -> None:
-    """Let these limits count; a study without a ledger gets one, as far as its trials tell what was spent."""
+    """Let these limits count."""
     before = state.limit_reached()
-    if state.ledger is None:
-        state.ledger = ledger_of(state, limits)
-    else:
-        state.ledger.limit(limits)
+    state.ledger.limit(limits)
     if before is not None:
         for number in state.running:  # those that have not heard that they should end go on
             trial = state.trials[number]
@@ -299,16 +294,16 @@ def _create(state: State, record: TrialCreate, commit: Commit) -> Verdict:
 def _create_running(state: State, record: TrialCreate, commit: Commit, outside: dict[str, Distribution]) -> Verdict:
     """A trial starts; `prefer_waiting` goes on with what others left instead."""
     if record.prefer_waiting:
-        found = next_start(state, commit.owner, skip=frozenset(record.skip))
+        found = next_start(state, commit.owner, skip=frozenset(record.skip) if record.skip else ())
     else:
         closed = closed_to(state, commit.owner)
         found = NEW if closed is None and _is_open(state) else Done(closed or "budget")
-    if isinstance(found, Wait | Done):
-        return _refuse(state, found.why)
     if isinstance(found, Start):
         return _start(state, state.trials[found.number], commit, TrialCreate)
     if isinstance(found, Continue):
         return _continue(state, state.trials[found.number], commit)
+    if not isinstance(found, New):
+        return _refuse(state, found.why)
     trial = _append(state, RUNNING)
     if found.replicate_of is not None:
         _repeat(state, trial, found.replicate_of)
@@ -412,10 +407,8 @@ def _set_trial(state: State, trial: Trial, record: TrialSet, commit: Commit) -> 
         trial.resumed = step
         _resume(trial, step)
         _note_resumption(state, trial, step)
-        if state.ledger is not None:
-            state.ledger.resumed(number, trial.reports)
-    if state.ledger is not None:
-        state.ledger.heard(number, commit.at, record.used, record.reports)
+        state.ledger.resumed(number, trial.reports)
+    state.ledger.heard(number, commit.at, record.used, record.reports)
     _merge(state, trial, record, outside)
     if record.stopping:
         trial.stopping = trial.stopping or trial.stop is not None
@@ -433,8 +426,7 @@ def _note_resumption(state: State, trial: Trial, step: int) -> None:
 
 def _checkpoint(state: State, trial: Trial, record: TrialCheckpoint, commit: Commit) -> Verdict:
     """A place to resume from; the newest two are kept."""
-    if state.ledger is not None:
-        state.ledger.heard(trial.number, commit.at, None, {})
+    state.ledger.heard(trial.number, commit.at, None, {})
     trial.checkpoints = (*trial.checkpoints, record.checkpoint)[-CHECKPOINTS_KEPT:]
     return Verdict(True, trial.number)
 
@@ -452,8 +444,7 @@ def _finish(state: State, trial: Trial, record: TrialFinish, commit: Commit) -> 
     if word is None:
         if record.paused and record.state is PRUNED:
             trial.paused = state.configurations.may_pause(trial.number, trial.reports)
-        if state.ledger is not None:
-            state.ledger.ended(trial.number, BOOKED[record.state], commit.at, record.used)
+        state.ledger.ended(trial.number, BOOKED[record.state], commit.at, record.used)
         _close(state, trial, record.state, TrialFinish, commit.at, values=record.values, reason=record.reason)
         return Verdict(True, trial.number)
     if word != "fenced":
@@ -490,15 +481,13 @@ def _keep_late(state: State, lost: Trial, place: int, record: TrialFinish, commi
     withdrawn = f"withdrawn: #{lost.number} came back"
     ledger = state.ledger
     if retry is not None and retry.state is WAITING:
-        if ledger is not None:
-            ledger.settle(retry.number, "lost")
+        ledger.settle(retry.number, "lost")
         _close(state, retry, FAIL, LateFinish, commit.at, reason=withdrawn, own_fault=False)
     state.configurations.refresh(state.trials)
     full = not state.has_room(lost.number)
     if full and retry is not None and retry.state is RUNNING:
         _end_lease(retry, commit.at, withdrawn)
-        if ledger is not None:
-            ledger.was_lost(retry.number, None)
+        ledger.was_lost(retry.number, None)
         _close(state, retry, FAIL, LateFinish, commit.at, reason=withdrawn, own_fault=False)
         retry.epoch += 1
         full = False
@@ -523,9 +512,8 @@ def _keep_late(state: State, lost: Trial, place: int, record: TrialFinish, commi
         late.system[LATE_VALUES] = msgspec.json.encode(record.values).decode()
     else:
         late.values = record.values
-    if ledger is not None:
-        ledger.came_late(lost.number, commit.at, record.used, late.reports)
-        _note_result(state, late)
+    ledger.came_late(lost.number, commit.at, record.used, late.reports)
+    _note_result(state, late)
     _leases(lost)[place] = msgspec.structs.replace(lost.history[place], kept_as=late.number)
     state.changed.add(lost.number)
     return Verdict(False, late.number, "late")
@@ -548,8 +536,7 @@ def _last_retry(state: State, trial: Trial) -> Trial | None:
 
 def _release(state: State, trial: Trial, record: TrialRelease, commit: Commit) -> Verdict:
     """The owner gives the trial back: WAITING again, or failed for good."""
-    if state.ledger is not None:
-        state.ledger.ended(trial.number, "failed" if record.fail else "given back", commit.at, record.used)
+    state.ledger.ended(trial.number, "failed" if record.fail else "given back", commit.at, record.used)
     if record.fail:
         _close(state, trial, FAIL, TrialRelease, commit.at, reason=record.reason, own_fault=False)
         return Verdict(True, trial.number)
@@ -566,8 +553,7 @@ def _release(state: State, trial: Trial, record: TrialRelease, commit: Commit) -
 def _reclaim(state: State, trial: Trial, record: TrialReclaim, commit: Commit) -> Verdict:
     """An observer found the owner silent: the trial fails, and its parameters are queued again."""
     _end_lease(trial, commit.at, record.reason)
-    if state.ledger is not None:
-        state.ledger.was_lost(trial.number, record.lived)
+    state.ledger.was_lost(trial.number, record.lived)
     trial.epoch += 1
     last_try = trial.attempt >= state.policy.attempts
     newest = last_step(trial.reports)
@@ -587,8 +573,7 @@ def _take_over(state: State, trial: Trial, record: TrialTakeOver, commit: Commit
     if record.state not in TRANSITIONS[RUNNING, TrialTakeOver].to or not _can_end(state, record.state, record.values):
         return _refuse(state, "malformed", trial.number)
     _end_lease(trial, commit.at, f"taken over by {record.by}" if record.by else "taken over")
-    if state.ledger is not None:
-        state.ledger.ended(trial.number, BOOKED[record.state])
+    state.ledger.ended(trial.number, BOOKED[record.state])
     trial.epoch += 1
     _close(state, trial, record.state, TrialTakeOver, commit.at, values=record.values, reason=record.reason)
     return Verdict(True, trial.number)
@@ -834,15 +819,14 @@ def _close(
 def _note_result(state: State, trial: Trial) -> None:
     """Let the ledger know of a trial that ended."""
     ledger = state.ledger
-    if ledger is not None and trial.state is not FAIL:
+    if trial.state is not FAIL:
         at = ledger.time if ledger.clocks else trial.end or 0
         ledger.result(at, state.value_of(trial), maximize=_maximizes(state))
 
 
 def _open_lease(state: State, trial: Trial, commit: Commit) -> None:
     """Let the ledger know of a trial that starts; what it has reported before costs nothing again."""
-    if state.ledger is not None:
-        state.ledger.began(trial.number, state.peers.get(commit.owner, {}), commit.at, trial.reports)
+    state.ledger.began(trial.number, state.peers.get(commit.owner, {}), commit.at, trial.reports)
 
 
 def _end_lease(trial: Trial, at: int, why: str) -> None:

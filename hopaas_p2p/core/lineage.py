@@ -6,32 +6,12 @@ several trials with different parameters. A path through them, from the first st
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import NamedTuple, Protocol
+from collections.abc import Sequence
+from typing import NamedTuple
 
 from hopaas_p2p.core.attributes import COPIES, RESUMED
-from hopaas_p2p.core.records import FROM_START, Checkpoint
-
-
-class LinkedTrial(Protocol):
-    """What is read of a trial here."""
-
-    @property
-    def number(self) -> int: ...
-    @property
-    def system(self) -> Mapping[str, str]: ...
-    @property
-    def reports(self) -> Mapping[int, float]: ...
-    @property
-    def metrics(self) -> Mapping[str, Mapping[int, float]]: ...
-    @property
-    def checkpoints(self) -> Sequence[Checkpoint]: ...
-    @property
-    def continues(self) -> int | None: ...
-    @property
-    def retry_of(self) -> int | None: ...
-    @property
-    def late_of(self) -> int | None: ...
+from hopaas_p2p.core.records import FROM_START
+from hopaas_p2p.core.state import Trial
 
 
 class TrainedSteps(NamedTuple):
@@ -43,18 +23,18 @@ class TrainedSteps(NamedTuple):
     trial: int
 
 
-def copied_trial(trial: LinkedTrial) -> int | None:
+def copied_trial(trial: Trial) -> int | None:
     """The trial of another member whose checkpoint this one began with, and whose parameters it has, perturbed."""
     number = int(trial.system.get(COPIES, trial.number))
     return number if number < trial.number else None
 
 
-def resumed_step(trial: LinkedTrial) -> int | None:
+def resumed_step(trial: Trial) -> int | None:
     """The lowest step that an attempt at this trial resumed from, or `FROM_START`; None: it never looked."""
     return int(trial.system[RESUMED]) if RESUMED in trial.system else None
 
 
-def parent(trial: LinkedTrial) -> int | None:
+def parent(trial: Trial) -> int | None:
     """The trial whose checkpoint this one began with, if it began with one."""
     for number in (trial.retry_of, trial.late_of, copied_trial(trial), trial.continues):
         if number is not None:
@@ -62,7 +42,7 @@ def parent(trial: LinkedTrial) -> int | None:
     return None
 
 
-def own_steps(trials: Sequence[LinkedTrial], trial: LinkedTrial, last: int) -> TrainedSteps | None:
+def own_steps(trials: Sequence[Trial], trial: Trial, last: int) -> TrainedSteps | None:
     """The steps up to the `last` that this trial made itself; None if it made none of them."""
     before = parent(trial)
     start = resumed_step(trial)
@@ -74,10 +54,10 @@ def own_steps(trials: Sequence[LinkedTrial], trial: LinkedTrial, last: int) -> T
     return TrainedSteps(after, last, trial.number) if after < last else None
 
 
-def segments(trials: Sequence[LinkedTrial], number: int) -> list[TrainedSteps]:
+def segments(trials: Sequence[Trial], number: int) -> list[TrainedSteps]:
     """The steps that led to where this trial stands now, and who made them, the first step first."""
     found: list[TrainedSteps] = []
-    trial: LinkedTrial | None = trials[number]
+    trial: Trial | None = trials[number]
     last = max(trials[number].reports, default=FROM_START)
     while trial is not None and last > FROM_START:
         own, before = own_steps(trials, trial, last), parent(trial)
@@ -88,6 +68,6 @@ def segments(trials: Sequence[LinkedTrial], number: int) -> list[TrainedSteps]:
     return found[::-1]
 
 
-def _leaves_reports(trial: LinkedTrial) -> bool:
+def _leaves_reports(trial: Trial) -> bool:
     """Whether a trial that goes on from this one begins with reports, so that it has to say where it began."""
     return bool(trial.checkpoints) and any(step <= trial.checkpoints[-1].step for step in trial.reports)

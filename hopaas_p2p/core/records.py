@@ -139,8 +139,8 @@ class Policy(msgspec.Struct, frozen=True, omit_defaults=True):
     """Seconds a live trial may go without a report before it is asked to stop, then reclaimed. None: for ever."""
     interrupted: str = "fail"
     """What becomes of a trial interrupted for good, its attempts used up: "fail", or "prune" at its last report."""
-    limits: Budget | None = None
-    """Limits beside `budget`, perhaps none. With it, the study keeps a ledger of what is spent; see `ledger`."""
+    limits: Budget = Budget()
+    """Limits beside `budget`; see `ledger`."""
 
     @property
     def hopeless_after(self) -> int:

@@ -28,7 +28,7 @@ from hopaas_p2p.core.chain import PRIME, sum_at
 from hopaas_p2p.core.configurations import follow_fidelity
 from hopaas_p2p.core.inherited import flat
 from hopaas_p2p.core.ledger import Ledger, possible_ledger
-from hopaas_p2p.core.records import Distribution, Natural, StudyDefine, TrialState
+from hopaas_p2p.core.records import Budget, Distribution, Natural, StudyDefine, TrialState
 from hopaas_p2p.core.state import BLOCK, REFUSALS, LastCommit, Replicates, State, Verdict
 from hopaas_p2p.core.validity import (
     MAX_BUDGET,
@@ -85,7 +85,7 @@ class _Header(msgspec.Struct, array_like=True):
     """The sum that the snapshot stands on, see `core.chain`."""
     quiet: list[tuple[str, int, bytes]] = []
     """Of `writers` and of `peers`, the parts of 256 of which none has written for long: which, where, and packed."""
-    ledger: Ledger | None = None
+    ledger: Ledger = msgspec.field(default_factory=lambda: Ledger(Budget()))
     replicates: dict[int, Replicates] = {}
 
 
@@ -343,7 +343,7 @@ def _possible(header: _Header) -> bool:
     """Whether `apply` can have made this, but for the trials."""
     define, ledger = header.define, header.ledger
     if define is None:
-        return header.trials == 0 and ledger is None and not header.dists and not header.system
+        return header.trials == 0 and ledger == Ledger(Budget()) and not header.dists and not header.system
     return (
         possible_definition(define)
         and possible_distributions(header.dists, define.space)
@@ -353,8 +353,7 @@ def _possible(header: _Header) -> bool:
         and possible_system(header.system, len(define.directions))
         and header.refusals.keys() <= REFUSALS.keys()
         and (header.chain is None or 0 <= header.chain < PRIME)
-        and (ledger is not None or define.policy.limits is None)
-        and (ledger is None or possible_ledger(ledger, len(define.directions), header.running, header.trials))
+        and possible_ledger(ledger, len(define.directions), header.running, header.trials)
         and all(_possible_replicates(header, *one) for one in header.replicates.items())
     )
 

@@ -11,6 +11,7 @@ from hopaas_p2p.core.fidelity import Fidelity
 from hopaas_p2p.core.ledger import Ledger
 from hopaas_p2p.core.populations import Population
 from hopaas_p2p.core.records import (
+    Budget,
     Checkpoint,
     Distribution,
     PastLease,
@@ -495,8 +496,8 @@ class State:
         """By the first trial of their configuration."""
         self.counts = [0, 0, 0, 0, 0]  # by TrialState
         self.failures_in_a_row = 0
-        self.ledger: Ledger | None = None
-        """What is spent, if the policy has limits, perhaps none; see `ledger`."""
+        self.ledger = Ledger(Budget())
+        """What is spent."""
         self.dists: dict[str, Distribution] = {}
         """The first distribution the log gave each parameter: what a trial has unless it says otherwise."""
         self.peers: dict[str, dict[str, str]] = {}
@@ -534,7 +535,7 @@ class State:
 
     def has_room(self, trial: int | None = None) -> bool:
         """Whether the budget has a place for one more trial; or for this one, whose configuration may have a place."""
-        most = self.places()
+        most = self.budget if self.configurations is NEVER_PAUSING else self.places()
         if most is None or self.configurations.used(self.counts) < most:
             return True
         return trial is not None and self.configurations.is_counted(trial)
@@ -547,7 +548,7 @@ class State:
 
     def limit_reached(self) -> str | None:
         """Which limit beside `budget` has ended the study, in words; None while none has."""
-        return None if self.ledger is None else self.ledger.reached
+        return self.ledger.reached
 
     def is_draining(self, peer: str) -> bool:
         """Whether this peer was asked to take no more trials: by name, with its site, or with all workers of a call."""

@@ -415,7 +415,7 @@ def possible_definition(define: StudyDefine) -> bool:
         and all(direction in _DIRECTIONS for direction in define.directions)
         and possible_distributions(define.space, {})
         and _possible_policy(define.policy)
-        and (define.policy.limits is None or possible_limits(define.policy.limits, len(define.directions)))
+        and possible_limits(define.policy.limits, len(define.directions))
     )
 
 

@@ -62,9 +62,8 @@ def of_state(state: State, *, uuid: str = "", first: int = 0) -> StudyRecords:
     """The study of this State. Hold its lock: nothing may be applied meanwhile."""
     define = state.define
     assert define is not None
-    if state.ledger is not None:
-        policy = msgspec.structs.replace(define.policy, limits=state.ledger.limits)
-        define = msgspec.structs.replace(define, policy=policy)
+    policy = msgspec.structs.replace(define.policy, limits=state.ledger.limits)
+    define = msgspec.structs.replace(define, policy=policy)
     budget = state.budget
     if budget is not None:  # where trials pause, some take no place of their own
         taking = [trial.number for trial in state.trials if trial.state in TAKES_A_PLACE]

@@ -1,6 +1,7 @@
 """A study's State as Optuna's frozen trials: built once, shared with every reader, replaced and never changed.
 
-A process that never asks for trials that are over, as one that samples at random, has none built: see `View.catch_up`.
+A process that never asks for trials that are over, as one that samples at random, has none built: see
+`FrozenTrialCache.catch_up`.
 
 Lists that are handed out are the caller's own. What a trial of this process was told but the log has not seen yet is
 laid over the State, so a writer always reads its own writes.
@@ -94,7 +95,7 @@ class OwnedTrial(msgspec.Struct, eq=False):
             attrs.update({key: one for key, one in theirs.items() if key not in attrs})
 
 
-class View:
+class FrozenTrialCache:
     """Frozen trials of one study. Guarded by the lock of its log."""
 
     def __init__(

@@ -10,7 +10,7 @@ import threading
 import weakref
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
-from typing import Any, Final, Literal, NoReturn, Self
+from typing import Any, Final, Literal, NoReturn
 
 from optuna.distributions import BaseDistribution, FloatDistribution, check_distribution_compatibility
 from optuna.exceptions import UpdateFinishedTrialError
@@ -21,7 +21,7 @@ from hopaas_p2p.core.admission import Done, NextStart, Wait, next_start
 from hopaas_p2p.core.leases import Lease
 from hopaas_p2p.core.names import first_id
 from hopaas_p2p.core.records import TrialCheckpoint, TrialClaim, TrialCreate, TrialFinish, TrialRelease, TrialSet, Used
-from hopaas_p2p.core.state import State, Verdict
+from hopaas_p2p.core.state import NEVER_PAUSING, State, Verdict
 from hopaas_p2p.core.state import Trial as LoggedTrial
 from hopaas_p2p.core.validity import outliers, possible_distributions, reason_text
 from hopaas_p2p.errors import (
@@ -38,11 +38,11 @@ from hopaas_p2p.metering import GpuGauge, gpu_gauge
 from hopaas_p2p.peer.driver import LogDriver
 from hopaas_p2p.peer.outbox import Draft, PendingCommit
 from hopaas_p2p.peer.peer import Peer
-from hopaas_p2p.storage.frozen import OwnedTrial, View
+from hopaas_p2p.storage.frozen import FrozenTrialCache, OwnedTrial
 from hopaas_p2p.storage.nearby import DelayScheduling
 from hopaas_p2p.storage.optuna_internals import copy_of, end_frozen
-from hopaas_p2p.storage.proposal import Proposal
 from hopaas_p2p.storage.refusals import NO_WORK, no_work, why_refused
+from hopaas_p2p.storage.suggestion import TrialSuggestion
 from hopaas_p2p.translate import checked_parameter, external, to_json, to_record
 
 _RUNNING: Final = TrialState.RUNNING
@@ -61,22 +61,15 @@ class AskedTrial(weakref.ref[Any]):
     scheduler does the rest.
     """
 
-    __slots__ = ("_handle", "_lease", "_number")
+    __slots__ = ("handle", "lease", "number")
 
-    _handle: StudyHandle
-    _number: int
-    _lease: Lease
-
-    @classmethod
-    def watch(cls, trial: Any, handle: StudyHandle, number: int) -> Self:
-        """Begin to watch this trial, which this process runs."""
-        asked = cls(trial, handle.peer.forgotten.append)
-        asked._handle, asked._number, asked._lease = handle, number, handle.view.owned[number].lease
-        return asked
+    handle: StudyHandle
+    number: int
+    lease: Lease
 
     def release(self) -> None:
         """Release the trial, if this process still runs it."""
-        self._handle.release_forgotten(self._number, self._lease)
+        self.handle.release_forgotten(self.number, self.lease)
 
 
 class StudyHandle:
@@ -90,7 +83,9 @@ class StudyHandle:
         """Optuna's id of trial 0."""
         self.ids = range(self.first_id, first_id(study_id + 1))
         self.log: LogDriver[State] = peer.log(uuid)
-        self.view = View(study_id, self.log.session.cursor(), allow_pickles=allow_pickles, over=self._is_over)
+        self.view = FrozenTrialCache(
+            study_id, self.log.session.cursor(), allow_pickles=allow_pickles, over=self._is_over
+        )
         self._known: dict[str, BaseDistribution] = {}
         """Distributions that are the log's first of their parameters."""
         self.deferred: list[tuple[int, PendingCommit, int]] = []
@@ -139,10 +134,11 @@ class StudyHandle:
     def _left_to_others(self) -> tuple[int, ...]:
         """Trials that this peer does not take now: some retries rest, and some pauses are left to their site."""
         peer, state = self.peer, self.log.session.state
-        skip = peer.resting(self.log)
-        if state.configurations.policy is None:
-            return skip
-        return (*skip, *self._delays.left(state, peer.uuid, peer.clock(), skip))
+        if not state.waiting and state.configurations is NEVER_PAUSING:  # as nearly always
+            return ()
+        with self.log.lock:
+            skip = peer.resting(self.log)
+            return (*skip, *self._delays.left(state, peer.uuid, peer.clock(), skip))
 
     def _doubted_until(self, owner: str) -> float | None:
         """Whether a running trial's owner has shown a sign of life since this process has had nothing to start."""
@@ -157,26 +153,22 @@ class StudyHandle:
         of them may die: a peer that asks for work looks after them.
         """
         found = self.next_start(no_new)
-        if found.why is not None:
-            self.look_again(within)
-            found = self.next_start(no_new)
+        if found.why is None:
+            return found
+        self.look_again(within)
+        found = self.next_start(no_new)
         if isinstance(found, Wait | Done):
             raise no_work(self.state, found, now=self.peer.clock(), why=why)
         return found
 
-    def ask(self, proposal: Proposal | None, *, within: float) -> int:
-        """Start what waits, or else a new trial, which is the one that was proposed, if any; see `begin`."""
-        with self.log.lock:
-            skip, state = self._left_to_others(), self.log.session.state
-        if proposal is None:
+    def ask(self, suggestion: TrialSuggestion | None, *, within: float) -> int:
+        """Start what waits, or else a new trial, with these parameters, if any are given; see `begin`."""
+        skip, state = self._left_to_others(), self.log.session.state
+        if suggestion is None:
             record = TrialCreate(prefer_waiting=True, skip=skip)
         else:
-            record = proposal.record(skip, None if state.define is not None and state.define.space else state.dists)
+            record = suggestion.record(skip, None if state.define is not None and state.define.space else state.dists)
         return self.begin(record, within=within)
-
-    def is_new(self, trial_id: int, proposal: Proposal) -> bool:
-        """Whether this trial of this process is the one that was proposed, and not one that waited."""
-        return proposal.became(self.state.trials[trial_id - self.first_id])
 
     def send_soon(self) -> None:
         """See that what was set on trials leaves at once in the background, if somebody else works on the study."""
@@ -205,7 +197,7 @@ class StudyHandle:
         """The limits of which one is reached by this machine's clock; the log may not have shown it yet."""
         with self.log.lock:
             ledger, define = self.state.ledger, self.state.define
-            if ledger is None or not ledger.limited or define is None:
+            if not ledger.limited or define is None:
                 return None
             due = ledger.is_due(self.peer.now_us(), maximize=define.directions[0] == "maximize")
             return ledger.limits if due else None
@@ -775,7 +767,9 @@ class StudyHandle:
 
     def release_when_forgotten(self, trial: Any, number: int) -> None:
         """Release this trial if its object is collected before it was told."""
-        self.asked[number] = AskedTrial.watch(trial, self, number)
+        asked = AskedTrial(trial, self.peer.forgotten.append)
+        asked.handle, asked.number, asked.lease = self, number, self.view.owned[number].lease
+        self.asked[number] = asked
 
     def release_forgotten(self, number: int, lease: Lease) -> None:
         """Release a trial that can no longer be told, because its object was collected. Called by the scheduler."""

@@ -14,7 +14,7 @@ import math
 import os
 import secrets
 import weakref
-from collections.abc import Container, Iterable, Iterator, Sequence
+from collections.abc import Container, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Final, Literal
 
@@ -33,7 +33,6 @@ from hopaas_p2p.core.admission import Done
 from hopaas_p2p.core.catalog import Catalog, Listing, checked_name
 from hopaas_p2p.core.names import first_id, study_and_number
 from hopaas_p2p.core.records import (
-    Budget,
     Policy,
     Record,
     StudyClose,
@@ -68,9 +67,9 @@ from hopaas_p2p.space import spec
 from hopaas_p2p.storage import optuna_internals as internals
 from hopaas_p2p.storage.handle import StudyHandle
 from hopaas_p2p.storage.options import StorageOptions, found_store, open_peer
-from hopaas_p2p.storage.proposal import Proposal
 from hopaas_p2p.storage.reader import StudyReader
 from hopaas_p2p.storage.refusals import NO_WORK, why_refused
+from hopaas_p2p.storage.suggestion import TrialSuggestion
 from hopaas_p2p.translate import (
     attributes,
     checked_parameter,
@@ -141,9 +140,7 @@ def open_storage(
     acts_for = (acts_for,) if isinstance(acts_for, str) else tuple(acts_for)
     options = StorageOptions(
         url=found_store(url, create=create, within=store_wait if store_wait is not None else patience).url,
-        policy=Policy(
-            ttl=seconds("lease_ttl", lease_ttl, most=LONGEST_TTL), attempts=whole("attempts", attempts), limits=Budget()
-        ),
+        policy=Policy(ttl=seconds("lease_ttl", lease_ttl, most=LONGEST_TTL), attempts=whole("attempts", attempts)),
         linger=_wait("linger", linger),
         patience=patience,
         store_wait=store_wait,
@@ -199,9 +196,10 @@ class Storage(BaseStorage):
         self._handles: dict[int, StudyHandle] = {}
         self._person: str | None = None
         """A name of its own in the log for the person that this storage writes for; None: it writes for the peer."""
-        self._located: dict[int, tuple[StudyHandle, int]] = {}
+        self.located: dict[int, tuple[StudyHandle, int]] = {}
         """Trial id -> what `locate` gives for it, of the trial that was located last."""
-        self._proposals: dict[int, Proposal] = {}
+        self.suggestions: dict[int, TrialSuggestion] = {}
+        """Those that a sampler is being asked about, by their ids."""
         peer.users.add(self)
 
     def __repr__(self) -> str:
@@ -340,10 +338,10 @@ class Storage(BaseStorage):
         self, trial_id: int, param_name: str, param_value_internal: float, distribution: BaseDistribution
     ) -> None:
         """As Optuna's; leaves with the next exchange. NotYourTrial for a trial that another peer runs."""
-        found = self._located.get(trial_id)
+        found = self.located.get(trial_id)
         if found is None:
             if trial_id < 0:
-                self._proposal(trial_id).set_param(param_name, float(param_value_internal), distribution)
+                self._suggestion(trial_id).set_param(param_name, float(param_value_internal), distribution)
                 return
             found = self.locate(trial_id)
         found[0].set_param(found[1], param_name, float(param_value_internal), distribution)
@@ -381,7 +379,7 @@ class Storage(BaseStorage):
 
     def set_trial_intermediate_value(self, trial_id: int, step: int, intermediate_value: float) -> None:
         """As Optuna's; leaves with the next exchange. NotYourTrial for a trial that another peer runs."""
-        handle, number = self._located.get(trial_id) or self.locate(trial_id)
+        handle, number = self.located.get(trial_id) or self.locate(trial_id)
         handle.set_report(number, checked_step(step), float(intermediate_value))
 
     def set_trial_user_attr(self, trial_id: int, key: str, value: Any) -> None:
@@ -394,10 +392,10 @@ class Storage(BaseStorage):
 
     def get_trial(self, trial_id: int) -> FrozenTrial:
         """As Optuna's. A finished trial is shared with all readers."""
-        found = self._located.get(trial_id)
+        found = self.located.get(trial_id)
         if found is None:
             if trial_id < 0:
-                return self._proposal(trial_id).frozen
+                return self._suggestion(trial_id).frozen
             found = self.locate(trial_id)
         return found[0].trial(found[1], now=True)
 
@@ -549,23 +547,6 @@ class Storage(BaseStorage):
 
     # --- beyond Optuna: trials ---
 
-    @contextlib.contextmanager
-    def proposing(self, study_id: int) -> Iterator[Proposal]:
-        """In this block a sampler can be asked about a trial that is not there yet."""
-        proposal = Proposal.begin(len(self.handle(study_id).state.trials))
-        self._proposals[proposal.trial_id] = proposal
-        try:
-            yield proposal
-        finally:
-            del self._proposals[proposal.trial_id]
-
-    def begin(self, handle: StudyHandle, proposal: Proposal | None, *, within: float) -> int:
-        """Start a trial, see `StudyHandle.ask`; returns its id."""
-        number = handle.ask(proposal, within=within)
-        trial_id = handle.first_id + number
-        self._located = {trial_id: (handle, number)}  # not a call, where Ctrl-C might come and leave the trial running
-        return trial_id
-
     def bring(self, study_id: int, record: TrialCreate) -> int:
         """Write a trial that waits, or that is finished already; returns its id.
 
@@ -610,7 +591,7 @@ class Storage(BaseStorage):
             Denied: the store lets this user in no more; the end is kept on disk.
 
         """
-        handle, number = self._located.get(trial_id) or self.locate(trial_id)
+        handle, number = self.located.get(trial_id) or self.locate(trial_id)
         if self._options.operator and handle.is_run_by_another(number):
             self.take_over(trial_id, state, values, reason)
             return
@@ -646,7 +627,7 @@ class Storage(BaseStorage):
 
     def locate(self, trial_id: int, *, refresh: bool = False) -> tuple[StudyHandle, int]:
         """The handle of this trial's study, with `refresh` as fresh as a read may expect; and the trial's number."""
-        found = self._located.get(trial_id)
+        found = self.located.get(trial_id)
         if found is None:
             study_id, number = study_and_number(trial_id)
             try:
@@ -685,17 +666,17 @@ class Storage(BaseStorage):
 
     # --- how they are written, and found ---
 
-    def _proposal(self, trial_id: int) -> Proposal:
-        proposal = self._proposals.get(trial_id)
-        if proposal is None:
+    def _suggestion(self, trial_id: int) -> TrialSuggestion:
+        suggestion = self.suggestions.get(trial_id)
+        if suggestion is None:
             raise NoSuchTrial(f"No trial with trial_id {trial_id} exists.")
-        return proposal
+        return suggestion
 
     def _set_attribute(
         self, trial_id: int, kind: Literal["user", "system"], key: str, value: object, text: str
     ) -> None:
         if trial_id < 0:
-            self._proposal(trial_id).set_attribute(kind, str(key), value, text)
+            self._suggestion(trial_id).set_attribute(kind, str(key), value, text)
             return
         handle, number = self.locate(trial_id)
         if self._options.operator and handle.is_run_by_another(number):
@@ -725,12 +706,12 @@ class Storage(BaseStorage):
     def _forget(self, study_id: int) -> None:
         """The study was deleted."""
         self._handles.pop(study_id, None)
-        self._located = {}
+        self.located = {}
 
     def _note_located(self, handle: StudyHandle, number: int) -> int:
         """Let this be the trial that was located last; returns its id."""
         trial_id = handle.first_id + number
-        self._located = {trial_id: (handle, number)}
+        self.located = {trial_id: (handle, number)}
         return trial_id
 
     def _new_handle(self, study_id: int, uuid: str) -> StudyHandle:

@@ -175,7 +175,7 @@ def larger_budget(state: State, name: str, given: BudgetGiven) -> Budget | None:
 
     """
     first, now = definition_of(state, name).policy, budget_now(state)
-    at_first = msgspec.structs.replace(first.limits or Budget(), trials=first.budget)
+    at_first = msgspec.structs.replace(first.limits, trials=first.budget)
     if any(changed(one, given) == one for one in (now, at_first)):
         return None
     wanted = changed(now, given)

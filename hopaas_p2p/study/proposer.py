@@ -1,7 +1,8 @@
 """Chooses the parameters of a process's next trial: before it asks, where the sampler can, and not what was tried.
 
-A proposal that equals a configuration of the log is drawn again. What the sampler draws next is its next best; if that
-was tried, too, a neighbour is taken. All samplers are treated alike, but for those that enumerate a space themselves.
+A suggestion that equals a configuration of the log is drawn again. What the sampler draws next is its next best; if
+that was tried, too, a neighbour is taken. All samplers are treated alike, but for those that enumerate a space
+themselves.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import json
 import logging
 import threading
 from collections.abc import Callable, Mapping
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 import optuna
 from optuna.distributions import BaseDistribution
@@ -26,7 +27,6 @@ from hopaas_p2p.search.early import draws_early, enumerates, tell_dropped
 from hopaas_p2p.search.optuna_internals import GRID, fixed_names, grid_points
 from hopaas_p2p.search.repeats import Tried
 from hopaas_p2p.storage import Storage
-from hopaas_p2p.storage.handle import StudyHandle
 from hopaas_p2p.storage.optuna_internals import (
     cached_trial,
     fixed_params,
@@ -35,7 +35,7 @@ from hopaas_p2p.storage.optuna_internals import (
     suggest,
     trial_id_of,
 )
-from hopaas_p2p.storage.proposal import Proposal
+from hopaas_p2p.storage.suggestion import TrialSuggestion
 from hopaas_p2p.study.method import Searcher
 from hopaas_p2p.translate import external
 
@@ -43,13 +43,6 @@ _log: Final = logging.getLogger("hopaas_p2p")
 _DRAWS: Final = 8  # of the sampler, after the first, for a configuration that is new
 _SAME_DRAWS: Final = 2  # after so many draws of what it has just drawn, a sampler has no other idea
 _MOST_REUSED: Final = 32  # known values told in a row, before something new is tried
-
-
-class Proposed(NamedTuple):
-    """A configuration that was drawn before there is a trial for it, and the Trial that a sampler drew it for."""
-
-    proposal: Proposal
-    trial: Any
 
 
 class Proposer:
@@ -79,6 +72,7 @@ class Proposer:
         self._space = space
         self._tried = Tried(space)
         self._read_from: State | None = None
+        self._handle = storage.handle(study_id)
         self._cursor = self._handle.log.session.cursor()
         self._lock = threading.Lock()
         self._said_used_up = False
@@ -87,13 +81,9 @@ class Proposer:
         self._grid: tuple[optuna.samplers.BaseSampler | None, list[dict[str, float]] | None] = None, None
         """The points of this sampler that may be left; None where it is not known which points it has."""
 
-    @property
-    def _handle(self) -> StudyHandle:
-        return self._storage.handle(self._study_id)
-
     # --- before the ask ---
 
-    def propose(self, within: float) -> Proposed | None:
+    def propose(self, within: float) -> TrialSuggestion | None:
         """Draw a configuration from the replica, to be sent with the ask; None where that is not possible.
 
         It is not possible where the sampler needs the trial first, nor if something else may start meanwhile.
@@ -110,22 +100,22 @@ class Proposer:
                 return None
             handle.look_before_sampling()
             for at in range(_MOST_REUSED):
-                if at and handle.next_or_raise(within=within) != NEW:  # a value that was told may have changed that
+                if at and handle.next_or_raise(within=within) is not NEW:  # a value that was told may have changed that
                     return None
-                proposed = self._draw()
-                same = self._same_as(proposed.proposal.params)
-                if same is None or not self._reuse(proposed.proposal, same):
+                suggestion = self._draw()
+                same = self._same_as(suggestion.params)
+                if same is None or not self._reuse(suggestion, same):
                     break
             if same is not None:
-                proposed = self._drawn_again(proposed)
+                suggestion = self._drawn_again(suggestion)
         except NoWork as none:
             if none.refusal == "space":
                 handle.next_or_raise("space", none.reason, within=within)
                 return None
             raise
-        proposed.proposal.replicates = self._searcher.replicates
-        self._reserve(proposed.proposal.params)
-        return proposed
+        suggestion.replicates = self._searcher.replicates
+        self._reserve(suggestion.params)
+        return suggestion
 
     def _check_points_left(self) -> None:
         """Raise NoWork if the sampler goes through points of its own, and each has been started.
@@ -150,59 +140,64 @@ class Proposer:
         if not left:
             raise self._nothing_new("the sampler has been through all of its points")
 
-    def redraw_if_taken(self, proposed: Proposed) -> bool:
+    def redraw_if_taken(self, suggestion: TrialSuggestion) -> bool:
         """Replace the configuration of a new trial if another peer started the same one shortly before.
 
-        Its proposal came with the exchange that started this trial. Of the two trials, the one with the higher number
+        Its suggestion came with the exchange that started this trial. Of the two trials, the one with the higher number
         is changed; its new parameters are sent in the background.
         """
-        trial, drawn = proposed.trial, proposed.proposal.params
-        if self._searcher.repeats == "allow" or proposed.proposal.replicates > 1:
+        trial, drawn = suggestion.trial, suggestion.params
+        if self._searcher.repeats == "allow" or suggestion.replicates > 1:
             return False
         handle = self._handle
         with handle.lock:
             arrived = [handle.state.trials[number] for number in self._cursor.changed if number < trial.number]
         if self._tried.used_up or not any(other.params == drawn for other in arrived):
             return False
-        other = self._drawn_again(proposed)
-        for name, value in other.proposal.params.items():
+        other = self._drawn_again(suggestion)
+        for name, value in other.params.items():
             self._storage.set_trial_param(trial_id_of(trial), name, value, self._space[name])
             cached_trial(trial).params[name] = external(self._space[name], value)
-        self._reserve(other.proposal.params, trial.number)
+        self._reserve(other.params, trial.number)
         return True
 
-    def drop(self, proposed: Proposed | None) -> None:
-        """Drop the proposal: a waiting trial was started instead, or none."""
-        if proposed is not None:
+    def drop(self, suggestion: TrialSuggestion | None) -> None:
+        """Drop the suggestion: a waiting trial was started instead, or none."""
+        if suggestion is not None:
             with self._lock:
-                self._tried.release(proposed.proposal.params)
-            tell_dropped(self._study.sampler, proposed.proposal.frozen)
+                self._tried.release(suggestion.params)
+            tell_dropped(self._study.sampler, suggestion.frozen)
 
-    def _draw(self) -> Proposed:
+    def _draw(self) -> TrialSuggestion:
+        """Let the sampler choose parameters as for a trial that runs."""
         forget_cached_trials(self._study)
-        with self._storage.proposing(self._study_id) as proposal:
-            trial = self._new_trial(proposal.trial_id)
-            self._sample(trial)
-        return Proposed(proposal, trial)
+        suggestion, known = TrialSuggestion.begin(len(self._handle.state.trials)), self._storage.suggestions
+        known[suggestion.trial_id] = suggestion
+        try:
+            suggestion.trial = self._new_trial(suggestion.trial_id)
+            self._sample(suggestion.trial)
+        finally:
+            del known[suggestion.trial_id]
+        return suggestion
 
-    def _drawn_again(self, first: Proposed) -> Proposed:
+    def _drawn_again(self, first: TrialSuggestion) -> TrialSuggestion:
         """What is new: a later draw, or a neighbour of the first; the first if there is nothing new."""
         if self._is_used_up():
             return first
-        drawn, same_draws = [first.proposal.params], 0
+        drawn, same_draws = [first.params], 0
         for _ in range(_DRAWS):
             other = self._draw()
-            if self._same_as(other.proposal.params) is None:
-                tell_dropped(self._study.sampler, first.proposal.frozen)
+            if self._same_as(other.params) is None:
+                tell_dropped(self._study.sampler, first.frozen)
                 return other
-            tell_dropped(self._study.sampler, other.proposal.frozen)
-            same_draws += other.proposal.params in drawn
+            tell_dropped(self._study.sampler, other.frozen)
+            same_draws += other.params in drawn
             if same_draws == _SAME_DRAWS:
                 break
-            drawn.append(other.proposal.params)
-        near = self._neighbour(first.proposal.params)
+            drawn.append(other.params)
+        near = self._neighbour(first.params)
         if near is not None:
-            first.proposal.params.update(near)
+            first.params.update(near)
         return first
 
     # --- after the ask ---
@@ -269,12 +264,7 @@ class Proposer:
     # --- how ---
 
     def _sample(self, trial: Trial) -> None:
-        self._sample_together(trial)
-        for name, distribution in self._space.items():
-            suggest(trial, name, distribution)
-
-    def _sample_together(self, trial: Trial) -> None:
-        """Let the sampler choose the parameters that it chooses together.
+        """Let the sampler choose the parameters that it chooses together, and then the others.
 
         Some of Optuna's raise on what any peer may have written, as GPSampler on trials with unlike constraints; the
         parameters are chosen one by one then. A sampler of somebody else's knows what it raises for.
@@ -291,6 +281,8 @@ class Proposer:
                 trial.number,
                 error,
             )
+        for name, distribution in self._space.items():
+            suggest(trial, name, distribution)
 
     def _same_as(self, params: Mapping[str, float], *, but: int | None = None) -> LoggedTrial | None:
         """The newest trial with these parameters; None if there is none, or repeats are allowed."""
@@ -357,15 +349,15 @@ class Proposer:
             why += f"; with a budget of {state.used()}, the best of those that wait at rungs continue"
         return NoWork(why, Done("space"))
 
-    def _reuse(self, proposal: Proposal, same: LoggedTrial) -> bool:
+    def _reuse(self, suggestion: TrialSuggestion, same: LoggedTrial) -> bool:
         """Tell the known values of this configuration as a trial of its own, if that is wanted and there are some."""
         if self._searcher.repeats != "reuse" or not _has_result(same) or self._is_used_up():
             return False
         record = TrialCreate(
             state=same.state,
-            params=proposal.params,
+            params=suggestion.params,
             reports=dict(same.reports),
-            system={**proposal.system, REUSED: str(same.number)},
+            system={**suggestion.system, REUSED: str(same.number)},
             values=same.values,
             metrics={name: dict(values) for name, values in same.metrics.items()},
         )

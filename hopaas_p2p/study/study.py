@@ -73,6 +73,7 @@ from hopaas_p2p.storage.optuna_internals import (
     fixed_params,
     forget_cached_trials,
 )
+from hopaas_p2p.storage.suggestion import TrialSuggestion
 from hopaas_p2p.study.definition import (
     BudgetGiven,
     Space,
@@ -87,7 +88,7 @@ from hopaas_p2p.study.definition import (
 )
 from hopaas_p2p.study.method import Searcher, SearchMethod, in_words
 from hopaas_p2p.study.progress import ProgressLog, last_line
-from hopaas_p2p.study.proposer import Proposed, Proposer
+from hopaas_p2p.study.proposer import Proposer
 from hopaas_p2p.study.replicates import ReplicateGroup, replicate_groups
 from hopaas_p2p.study.schedule import Schedule, schedule_of
 from hopaas_p2p.translate import fits, to_optuna
@@ -383,13 +384,18 @@ class Study:
 
         `through`: the sampler has no more points, so only what is there already can start.
         """
-        self._prepare_to_ask()
-        proposer, handle = self._proposer, self._handle
+        handle = self._handle
+        self._prepare_to_ask(handle)
+        proposer = self._proposer
         while True:
-            trial_id, proposed = None, self._propose(handle, within, through=through)
+            trial_id, suggestion = None, self._suggest(handle, within, through=through)
             try:
-                trial_id = self.storage.begin(handle, proposed and proposed.proposal, within=within)
-                trial = self._started(handle, trial_id, proposed)
+                number = handle.ask(suggestion, within=within)
+                trial_id = handle.first_id + number
+                self.storage.located = {
+                    trial_id: (handle, number)
+                }  # no call before `try` ends: Ctrl-C might come there
+                trial = self._started(handle, trial_id, suggestion)
                 if trial is not None:
                     handle.release_when_forgotten(trial, trial.number)
                     return trial
@@ -397,15 +403,15 @@ class Study:
                 if trial_id is not None:
                     self._give_back(trial_id, error)
                 elif proposer is not None:
-                    proposer.drop(proposed)
+                    proposer.drop(suggestion)
                 raise
 
-    def _prepare_to_ask(self) -> None:
+    def _prepare_to_ask(self, handle: StudyHandle) -> None:
         """Search as the log says, in this process, with a sampler and a budget that it can use."""
         if os.getpid() != self._pid:
             self.__dict__.pop("_proposer", None)  # another thread may have been at it during the fork
             reseed_in_child(self.optuna.sampler)  # a forked child would repeat its parent's draws
-            self._handle.introduce_as({**self._about, **self._searcher.differing()})
+            handle.introduce_as({**self._about, **self._searcher.differing()})
             self._pid = os.getpid()  # not before: another thread of the child may ask, too
         self._keep_to_method()
         if self._checked_sampler is not self.optuna.sampler:
@@ -414,33 +420,33 @@ class Study:
             self._checked_sampler = self.optuna.sampler
         if interrupts.terminated:
             interrupts.raise_again()
-        state = self._handle.log.session.state
+        state = handle.log.session.state
         ledger = state.ledger
-        if ledger is not None and ledger.limits is not self._spendable and state.places() is None:
+        if ledger.limits is not self._spendable and state.places() is None:
             peer = self.storage.peer
             check_spendable(ledger.limits, ledger.spent, peer.describe(), metered=peer.energy is not None)
             self._spendable = ledger.limits
 
-    def _propose(self, handle: StudyHandle, within: float, *, through: bool) -> Proposed | None:
+    def _suggest(self, handle: StudyHandle, within: float, *, through: bool) -> TrialSuggestion | None:
         """The parameters for a new trial, if that is what starts next and they can be drawn before; else None."""
         found = handle.next_or_raise("space" if through else "", _THROUGH if through else "", within=within)
-        if found == NEW and handle.log.session.state.configurations.policy is not None:
+        if found is NEW and handle.log.session.state.configurations.policy is not None:
             full = self._checkpoint_bound.reason(handle, within=within)
             if full is not None:
                 found = handle.next_or_raise("checkpoints", full, within=within)
-        return self._proposer.propose(within) if found == NEW and self._proposer is not None else None
+        return self._proposer.propose(within) if found is NEW and self._proposer is not None else None
 
-    def _started(self, handle: StudyHandle, trial_id: int, proposed: Proposed | None) -> Trial | None:
+    def _started(self, handle: StudyHandle, trial_id: int, suggestion: TrialSuggestion | None) -> Trial | None:
         """The trial that was just started, with its parameters; None if it is over: it cannot run, or need not."""
-        proposer = self._proposer
-        if proposer is not None and proposed is not None and handle.is_new(trial_id, proposed.proposal):
-            trial: Trial = proposed.trial
+        proposer, number = self._proposer, trial_id - handle.first_id
+        if proposer is not None and suggestion is not None and suggestion.became(handle.state.trials[number]):
+            trial: Trial = suggestion.trial
             become(trial, trial_id, self.storage.get_trial(trial_id))
-            if proposer.redraw_if_taken(proposed):
+            if proposer.redraw_if_taken(suggestion):
                 handle.send_soon()
             return trial
         if proposer is not None:
-            proposer.drop(proposed)
+            proposer.drop(suggestion)
         forget_cached_trials(self.optuna)
         trial = Trial(self.optuna, trial_id)
         unfit = self._unfit(trial)

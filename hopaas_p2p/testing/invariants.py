@@ -113,8 +113,6 @@ def a_late_result_is_kept_once(state: State) -> bool:
 def the_ledger_follows_the_trials(state: State) -> bool:
     """Every running trial has an open lease in it, and nothing is booked as running or given back but what is."""
     ledger = state.ledger
-    if ledger is None:
-        return True
     booked = Counter[str]()
     for account in ledger.accounts.values():
         booked[account.outcome] += account.leases

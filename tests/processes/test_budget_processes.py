@@ -38,7 +38,6 @@ def test_a_killed_process_costs_what_it_ran_and_counts_toward_the_limit(tmp_path
     elapsed = time.monotonic() - began
     study.optimize(lambda trial: trial.report(1.0, 0) or 1.0)
     ledger = study.state.ledger
-    assert ledger is not None
     (lost,) = [one for one in ledger.accounts.values() if one.outcome == "lost"]
     assert lost.cost.epochs >= 21
     assert 1.0 <= lost.cost.time / 1e6 <= elapsed + 2.0

@@ -152,7 +152,7 @@ FIDELITIES: Final = (
 @pytest.mark.parametrize("seed", range(12))
 def test_no_number_stops_a_peer_and_a_snapshot_decides_as_the_log(seed: int) -> None:
     hostile, state, witness = Hostile(seed), State(), Witness()
-    fidelity, limits = FIDELITIES[seed % 2], Budget() if seed % 3 else None
+    fidelity, limits = FIDELITIES[seed % 2], Budget() if seed % 3 else Budget(epochs=1 << 50)
     define = StudyDefine("s", ("minimize",), Policy(limits=limits), SPACE)
     apply(state, 1, Commit("f", 1, "f", 0, (define, StudySet(system={FIDELITY: encode_fidelity(fidelity)}))))
     joined = snapshot.load(snapshot.dump(state))

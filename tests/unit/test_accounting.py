@@ -8,7 +8,6 @@ import pytest
 
 from hopaas_p2p.core.admission import finished
 from hopaas_p2p.core.records import Budget
-from hopaas_p2p.core.spending import spent
 from tests.support.accounting import Accounting, true_costs
 
 
@@ -20,7 +19,7 @@ def test_totals_are_within_a_hundredth_of_the_truth_under_kills_and_resumes(seed
     assert world.kills >= 5
     truth = true_costs(world.leases, state)
     told: dict[str, Counter[tuple[str, str]]] = {name: Counter() for name in truth}
-    for account in spent(state).accounts.values():
+    for account in state.ledger.accounts.values():
         where, cost = (account.site, account.outcome), account.cost
         told["seconds"][where] += cost.time / 1e6
         told["gpu_seconds"][where] += cost.gpu / 1e6

@@ -10,7 +10,7 @@ from hopaas_p2p.core.blocks import close_settled
 from hopaas_p2p.core.records import Float, TrialCreate, TrialFinish, TrialReclaim
 from hopaas_p2p.core.state import BLOCK, Trial
 from hopaas_p2p.peer.session import Cursor
-from hopaas_p2p.storage.frozen import View
+from hopaas_p2p.storage.frozen import FrozenTrialCache
 from tests.support.scribe import COMPLETE, FAIL, PRUNED, WAITING, Scribe
 
 RULES = blocks.StudyRules(1, {name: Float(0, 1) for name in "pq0123456789"}, 3000)
@@ -150,16 +150,18 @@ def test_results_are_read_without_making_trials(scribe: Scribe) -> None:
     assert len(before) == 2998
 
 
-def _view() -> View:
-    return View(0, Cursor(), allow_pickles=False)
+def _view() -> FrozenTrialCache:
+    return FrozenTrialCache(0, Cursor(), allow_pickles=False)
 
 
 def test_the_best_trial_is_found_without_building_all(scribe: Scribe, monkeypatch: pytest.MonkeyPatch) -> None:
     view, state = _view(), scribe.state
     close_settled(state)
     built: list[int] = []
-    build = View.build
-    monkeypatch.setattr(View, "build", lambda self, trial, of: built.append(trial.number) or build(self, trial, of))
+    build = FrozenTrialCache.build
+    monkeypatch.setattr(
+        FrozenTrialCache, "build", lambda self, trial, of: built.append(trial.number) or build(self, trial, of)
+    )
     view.catch_up(state)
     assert view.best().number == 0  # type: ignore[union-attr]
     scribe.say("ann", TrialCreate(COMPLETE, values=(-5.0,)), TrialCreate(FAIL), TrialCreate(COMPLETE, values=(-5.0,)))

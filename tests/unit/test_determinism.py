@@ -97,7 +97,7 @@ def _some_record(random_: random.Random, scribe: Scribe, peer: str) -> Record:
 def random_log(seed: int, length: int) -> list[bytes]:
     """A log in which everything happens, some of it several times, and some of it is garbage."""
     random_ = random.Random(seed)
-    scribe = Scribe(defined(budget=200, limits=Budget(until=Until(trials_without_gain=150)) if seed % 2 else None))
+    scribe = Scribe(defined(budget=200, limits=Budget(until=Until(trials_without_gain=150)) if seed % 2 else Budget()))
     payloads = [codec.encode(scribe.log[0][0])]
     while len(payloads) < length:
         if random_.random() < 0.05:

@@ -33,7 +33,6 @@ from hopaas_p2p.core.records import (
     Until,
     Used,
 )
-from hopaas_p2p.core.spending import spent
 from hopaas_p2p.core.state import State, Verdict
 from tests.support.scribe import COMPLETE, PRUNED, Scribe, defined
 
@@ -56,7 +55,6 @@ class Campaign(Scribe):
 
     def cost(self, outcome: str, site: str = "north") -> Cost:
         ledger = self.state.ledger
-        assert ledger is not None
         found = [one.cost for one in ledger.accounts.values() if (one.site, one.outcome) == (site, outcome)]
         return found[0] if found else Cost()
 
@@ -360,7 +358,7 @@ def test_the_time_of_a_server_counts_before_the_clocks_of_peers() -> None:
 def test_impossible_limits_are_refused(limits: Budget) -> None:
     study = Scribe()
     assert study.say("founder", StudyControl(limits=limits)).refusal == "malformed"
-    assert study.state.ledger is None
+    assert study.state.ledger.limits == Budget()
 
 
 def test_a_study_with_several_objectives_has_no_target_but_may_have_a_date() -> None:
@@ -408,28 +406,6 @@ def test_every_snapshot_and_its_tail_are_the_replay() -> None:
             if lsn == at:
                 state = snapshot.load(snapshot.dump(state))
         assert snapshot.digest(state) == snapshot.digest(study.state)
-
-
-def test_a_snapshot_of_a_version_without_ledgers_is_not_used() -> None:
-    study = _full()
-    study.state.ledger = None
-    with pytest.raises(snapshot.CorruptSnapshot):
-        snapshot.load(snapshot.dump(study.state))
-
-
-def test_a_study_without_a_ledger_tells_what_its_trials_tell() -> None:
-    with_ledger, without = Campaign(), Scribe()
-    for study in (with_ledger, without):
-        study.say("ann", PeerJoin(NORTH), at=0)
-        study.say("bob", PeerJoin(SOUTH), at=0)
-        study.say("ann", ASK, ASK, ASK, at=0)
-        study.say("ann", TrialSet(0, 1, reports={0: 1.0, 1: 1.0}), end(0), TrialRelease(1, 1), at=HOUR)
-        study.say("bob", ASK, at=HOUR)
-        study.say("bob", end(1, 2), at=3 * HOUR)
-        study.say("ann", TrialFinish(2, 1, PRUNED), ASK, at=4 * HOUR)
-    assert without.state.ledger is None
-    told, kept = spending(without.state), spending(with_ledger.state)
-    assert [row._replace(euro=0.0) for row in told.rows] == [row._replace(euro=0.0) for row in kept.rows]
 
 
 def test_limits_that_come_later_count_what_was_spent_before() -> None:
@@ -481,5 +457,4 @@ def test_reading_changes_nothing() -> None:
     study = _full()
     before = snapshot.digest(study.state)
     spending(study.state)
-    spent(study.state)
     assert snapshot.digest(study.state) == before

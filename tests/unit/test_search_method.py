@@ -331,10 +331,10 @@ def test_threads_of_a_process_do_not_draw_the_same(studies: Any) -> None:
     study = studies(space=SMALL, sampler=Stubborn())
     first = study._proposer.propose(math.inf)
     second = study._proposer.propose(math.inf)
-    assert first.proposal.params != second.proposal.params
+    assert first.params != second.params
     study._proposer.drop(first)
     third = study._proposer.propose(math.inf)
-    assert third.proposal.params == first.proposal.params
+    assert third.params == first.params
 
 
 def _left(state: State) -> int:

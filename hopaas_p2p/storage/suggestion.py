@@ -1,6 +1,6 @@
 """Configurations that a sampler draws before there is a trial for them.
 
-To a sampler a proposal is a trial that runs. Its id is negative, so no trial of the log has it; its number is the one
+To a sampler a suggestion is a trial that runs. Its id is negative, so no trial of the log has it; its number is the one
 that the trial would get if nobody else asked meanwhile. What is set on it is kept here, and travels in the record that
 starts the trial.
 """
@@ -25,7 +25,7 @@ from hopaas_p2p.translate import to_record
 _ids: Final = itertools.count(-1, -1)
 
 
-class Proposal(msgspec.Struct, eq=False, gc=False):
+class TrialSuggestion(msgspec.Struct, eq=False, gc=False):
     """One of them, in the form of the log."""
 
     trial_id: int
@@ -37,10 +37,12 @@ class Proposal(msgspec.Struct, eq=False, gc=False):
     distributions: dict[str, BaseDistribution] = {}
     replicates: int = 1
     """How many trials it gets."""
+    trial: Any = None
+    """The Trial that the sampler drew it for; it becomes that of the trial that starts with it."""
 
     @classmethod
-    def begin(cls, number: int) -> Proposal:
-        """A proposal without parameters; `number` is a guess."""
+    def begin(cls, number: int) -> TrialSuggestion:
+        """One without parameters; `number` is a guess."""
         trial_id = next(_ids)
         now = datetime.datetime.now()  # noqa: DTZ005  # as Optuna has it
         frozen = new_frozen(trial_id, number, TrialState.RUNNING, None, now, None, {}, {}, {}, {}, {})
