@@ -134,7 +134,7 @@ def test_failures_are_queued_again_after_a_second_word(tmp_path: Path) -> None:
     study = hopaas_p2p.open_study(str(tmp_path / "store"), "study")
     with Monitor(str(tmp_path / "store"), "--allow-actions", cwd=tmp_path) as monitor, chromium() as browser:
         visit = Visit(browser, monitor)
-        page = visit.go("/failures?study=study")
+        page = visit.go("/trials?study=study&view=Failures")
         visit.choose("Reason, site, node")
         page.get_by_role("button", name=f"Queue {FAILED} again").click()
         page.get_by_role("dialog").get_by_text("0, 1, 2").wait_for()

@@ -17,7 +17,7 @@ from starlette.routing import Route
 
 from dashboard_app import version_poll
 from dashboard_app.middleware import DashboardMiddleware, policy
-from dashboard_app.optuna_server import _read_only
+from dashboard_app.optuna_server import confined
 from dashboard_app.pages.notes import tame
 from dashboard_app.theme import plain, safe
 
@@ -146,7 +146,7 @@ def test_optunas_dashboard_changes_nothing_when_we_are_read_only() -> None:
         asked.append(str(environ["REQUEST_METHOD"]))
         return [b"ok"]
 
-    guarded = _read_only(app)  # type: ignore[arg-type]
+    guarded = confined(app, actions=False)  # type: ignore[arg-type]
 
     for method in ("GET", "DELETE", "POST", "PUT"):
         guarded({"REQUEST_METHOD": method}, lambda status, _headers: answers.append(status))

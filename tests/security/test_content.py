@@ -26,24 +26,9 @@ from hypothesis import strategies as st
 pytest.importorskip("streamlit")
 
 from dashboard_app.frames import Frame
-from dashboard_app.views import (
-    campaigns,
-    compare,
-    failures,
-    families,
-    live,
-    logged,
-    metrics,
-    params,
-    peers,
-    pruning,
-    rungs,
-    spread,
-    table,
-    trial,
-)
+from dashboard_app.views import failures, live, metrics, params, peers, rungs, spread, studies, table, trial
 from hopaas_p2p import notes, open_storage, open_study
-from hopaas_p2p.analysis import charts
+from hopaas_p2p.analysis import charts, configurations
 from hopaas_p2p.analysis.importance import importance
 from hopaas_p2p.analysis.savings import savings
 from hopaas_p2p.analysis.spending import spending
@@ -328,20 +313,20 @@ def read_everything(state: State) -> None:
 def look_at_pages(frame: Frame) -> None:
     """What the pages of the dashboard draw."""
     state, columns, now = frame.state, frame.columns, NOW.timestamp()
-    campaigns.card(state, columns)
-    campaigns.first_line(frame.note)
-    compare.summary(state, columns)
-    compare.trials_to(columns)
+    studies.card(state, columns)
+    studies.first_line(frame.note)
+    studies.summary(state, columns)
+    studies.trials_to(columns)
     for along in ("number", "time", "compute"):
         charts.history(columns, along=along)  # type: ignore[arg-type]
-    compare.best_so_far([("study", columns)])
-    compare.distributions([("study", columns)])
+    studies.best_so_far([("study", columns)])
+    studies.distributions([("study", columns)])
     failures.groups(failures.failures(state))
     live.pace(state, columns, now)
     live.running(state)
     live.events(state, columns)
     live.alerts(state, "study")
-    table.noted(frame.system, 0, len(state.trials))
+    lines = table.note_lines(frame.system, 0)
     charts.importance(importance(state, columns))
     for name in columns.parameters:
         charts.slice_(columns, name)
@@ -350,11 +335,12 @@ def look_at_pages(frame: Frame) -> None:
     peers.sites(peers.peers(state, columns, now, lambda _owner: True), state, lambda _owner: True)
     timeline(state, now)
     savings(columns)
-    pruning.pruned_at(columns)
+    rungs.pruned_at(columns)
     charts.curves(state, columns)
     spread.edf(columns)
     spread.pareto(columns)
-    table.table(state, columns, np.ones(len(columns), dtype=np.bool_), tags=notes.tags_by_trial(frame.system))
+    shown = np.ones(len(columns), dtype=np.bool_)
+    table.table(state, columns, shown, tags=notes.tags_by_trial(frame.system), lines=lines)
     table.matching(state, columns, "x", {})
     for one in state.trials:
         trial.standings(state, columns, one.number)
@@ -702,11 +688,11 @@ def test_no_records_stop_a_reader_of_limits_rungs_or_populations(
     for record in records:
         said(scribe, record)
     read_everything(scribe.state)
-    rungs.overview(scribe.state)
+    rungs.elsewhere(configurations.promotions(scribe.state))
     rungs.standing(scribe.state)
-    rungs.curves(scribe.state)
-    families.tree(scribe.state)
+    rungs.curves(scribe.state, configurations.rows(scribe.state))
+    rungs.tree(scribe.state)
     spending(scribe.state)
     for one in scribe.state.trials:
-        logged.last_values(one)
+        trial.last_values(one)
         charts.metrics(one)
