@@ -117,6 +117,8 @@ def _body(page: PageContext, frame: Frame, number: int) -> None:
         _leases(page, frame, trial)
         _pairs("Where it ran", ("what", "as its peer said"), frame.state.peers.get(trial.owner or "", {}))
     with st.expander("Run it again", expanded=False, key="again"):
+        if page.may_act and trial.state not in _UNFINISHED and st.button("Queue it again", icon=":material/replay:"):
+            page.act(lambda study: study.requeue(number), done="A trial with the same parameters waits for a peer.")
         python, shell = st.tabs(["Python", "Shell"])
         # wrapped: what only a mouse can scroll shuts out those who use a keyboard
         python.code(views.as_python(frame.name, page.cache.url, frame.state, trial), language="python", wrap_lines=True)

@@ -279,6 +279,17 @@ def test_a_trial_is_queued_from_the_form_and_followed(tmp_path: Path) -> None:
     study.close()
 
 
+def test_a_trial_that_ended_is_queued_again_from_its_page(tmp_path: Path) -> None:
+    url = str(tmp_path / "store")
+    one_trial().put_into(url)
+    test = calm(page("trial", url, "study", query={"trial": "0"}))
+    click(test, "Queue it again")
+    calm(test)
+    with closing(hopaas_p2p.open_study(url, "study")) as study:
+        assert list(study.state.waiting) == [1]
+        assert study.trials[1].system_attrs["fixed_params"]["lr"] == 1e-3
+
+
 def test_nothing_is_offered_that_is_not_allowed(stores: dict[str, str]) -> None:
     test = calm(page("steer", stores["one trial"], "study", actions=False))
     assert not test.button

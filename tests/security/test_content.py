@@ -25,6 +25,7 @@ from hypothesis import strategies as st
 
 pytest.importorskip("streamlit")
 
+from dashboard_app.app import PAGES
 from dashboard_app.frames import Frame
 from dashboard_app.views import failures, live, metrics, params, peers, rungs, spread, studies, table, trial
 from hopaas_p2p import notes, open_storage, open_study
@@ -487,24 +488,13 @@ def test_every_verb_of_the_command_line_goes_on(poisoned: str, line: str, tmp_pa
 
 
 @pytest.mark.parametrize(
-    "name",
-    [
-        "campaigns",
-        "live",
-        "peers",
-        "trials",
-        "trial",
-        "explore",
-        "pruning",
-        "failures",
-        "notes",
-        "steer",
-        "compare",
-        "admin",
-    ],
+    "address",
+    [*(entry.path for entry in PAGES), "trials?view=Failures", "trial?trial=0, 1", "studies?show=Compare"],
 )
-def test_every_page_of_the_dashboard_goes_on(poisoned: str, name: str) -> None:
-    dashboard_pages.calm(dashboard_pages.page(name, poisoned, "study"))
+def test_every_page_of_the_dashboard_goes_on(poisoned: str, address: str) -> None:
+    name, _, query = address.partition("?")
+    asked = dict([query.split("=")]) if query else {}
+    dashboard_pages.calm(dashboard_pages.page(name, poisoned, "study", query=asked))
 
 
 def test_a_queued_trial_that_optuna_refuses_fails_and_the_next_is_run(tmp_path: Path) -> None:
