@@ -23,7 +23,7 @@ calls a view through `frame.once`; the result is shared by all sessions and kept
 modify it.
 
 A page is a module in `pages/` with `def show(page: PageContext) -> None`, and a line in `app.PAGES`. What should
-follow the study is drawn inside `live`; `pages/pruning.py` is a short example.
+follow the study is drawn inside `live`; `pages/pruning.py` is an example.
 
 Widgets that filter a page get `bind="query-params"` and a key, so that the URL is a deep link. Text from the store goes
 through `theme.safe` before it enters HTML, and through `theme.plain` before it enters Markdown.

@@ -21,11 +21,13 @@ import re
 import secrets
 import socket
 import time
-from collections.abc import Callable, Iterable, Mapping
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
-from urllib.parse import parse_qsl, quote, urlencode, urlsplit
+from collections.abc import Callable, Iterable
+from http import HTTPStatus
+from typing import TYPE_CHECKING, Any, Final
+from urllib.parse import quote, urlencode, urlsplit
 
-from starlette.requests import cookie_parser
+from starlette.requests import HTTPConnection
+from starlette.responses import HTMLResponse, Response
 
 from dashboard_app import sign_in
 from dashboard_app.options import DashboardOptions
@@ -42,7 +44,6 @@ _SAFE: Final = ("GET", "HEAD", "OPTIONS")
 _SHORTEST_KEY: Final = 16  # characters of a key that somebody chose
 _HOST: Final = re.compile(r"(?P<name>\[[0-9a-fA-F:.]+\]|[A-Za-z0-9._-]+)(:[0-9]{1,5})?")
 _POLICY_VIOLATION: Final = 1008  # RFC 6455
-_REASONS: Final = {303: "See Other", 400: "Bad Request", 403: "Forbidden"}
 _PAGE: Final = (
     "<!doctype html><html lang=en><meta charset=utf-8><title>hopaas-p2p</title>"
     "<body style='font: 16px/1.5 sans-serif; max-width: 36em; margin: 4em auto; padding: 0 1em'>"
@@ -52,24 +53,12 @@ _FORM: Final = (
     "<form><label>Key <input name=key type=password autocomplete=off autofocus></label> <button>Open</button></form>"
 )
 _NO_KEY: Final = "Open the address that <code>hopaas-p2p dashboard</code> printed when it started; it holds a key."
-
-
-class IncomingRequest(NamedTuple):
-    """What is judged of a request."""
-
-    method: str
-    path: str
-    query: str
-    headers: Mapping[str, str]
-    """Names in lower case; several of one name are joined by commas, as HTTP does."""
-
-
-class GuardAnswer(NamedTuple):
-    """What is answered instead of what was asked for."""
-
-    status: int
-    headers: list[tuple[str, str]]
-    body: bytes
+_HEADERS: Final = {
+    "Cache-Control": "no-store",
+    "Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'; form-action 'self'",
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+}
 
 
 class AccessGuard:
@@ -87,34 +76,41 @@ class AccessGuard:
         self._key = key
         self._prefix = opts.prefix
         self._loopback_only = is_loopback(_name(opts.host))
-        self._hosts = {"localhost", _name(opts.host)} | {_name(one) for one in (*opts.allowed_hosts, *hosts)}
+        self._hosts = {_name(one) for one in ("localhost", opts.host, *opts.allowed_hosts, *hosts)}
         if not self._loopback_only:
             self._hosts |= {_name(socket.gethostname()), _name(socket.getfqdn())}
         self._cookie = f"hopaas_key_{opts.port}"  # browsers do not tell ports apart
         self._proof = hmac.new((key or "").encode(), b"cookie", hashlib.sha256).hexdigest()
 
-    def judge(self, request: IncomingRequest, *, scrapes: Callable[[str], bool] | None = None) -> GuardAnswer | None:
+    def judge(self, request: HTTPConnection, *, scrapes: Callable[[str], bool] | None = None) -> Response | None:
         """None if the request may go on, else the answer.
 
         Args:
-            request: the request.
+            request: the request, of which only the scope is read.
             scrapes: whether this `Authorization` header may read `/metrics`.
 
         """
-        host = request.headers.get("host", "")
+        host = ",".join(request.headers.getlist("host"))
         if not self._serves(host):
             return _refusal(
                 f"This dashboard is not served as {host[:200]!r}; if it should be, start it with --allow-host NAME."
             )
         if not _same_origin(request, host):
             return _refusal("This request came from another site's page.")
-        if request.path == f"{self._prefix}/healthz":
+        path, bearer = request.scope["path"], request.headers.get("authorization", "")
+        if path == f"{self._prefix}/healthz":
             return None
-        bearer = request.headers.get("authorization", "")
-        if scrapes is not None and request.path == f"{self._prefix}/metrics" and scrapes(bearer):
+        if scrapes is not None and path == f"{self._prefix}/metrics" and scrapes(bearer):
             return None
-        cookies = cookie_parser(request.headers.get("cookie", ""))
-        return self._without_key(request, bearer, cookies) or self._unwanted_upload(request, cookies)
+        refused = self._without_key(request, bearer)
+        if refused is not None or request.scope.get("method") in _SAFE:
+            return refused
+        if path.startswith(f"{self._prefix}/_stcore/upload_file"):  # Streamlit keeps what it is sent in memory
+            if not self._opts.actions:
+                return _refusal("This dashboard is read-only; start it with --allow-actions to change things.")
+            if self._opts.auth == "oidc" and not sign_in.person_of_cookies(request.cookies, now=time.time()):
+                return _refusal("Sign in first.")
+        return None
 
     def address(self, path: str, port: int) -> str:
         """The address that opens the dashboard, for whoever started it."""
@@ -133,30 +129,20 @@ class AccessGuard:
             return ipaddress.ip_address(name).is_loopback or not self._loopback_only
         return False
 
-    def _without_key(self, request: IncomingRequest, bearer: str, cookies: Mapping[str, str]) -> GuardAnswer | None:
+    def _without_key(self, request: HTTPConnection, bearer: str) -> Response | None:
         """Refuse a request without the key, or exchange the key in an address for a cookie."""
         if self._key is None:
             return None
-        query = parse_qsl(request.query, keep_blank_values=True)
-        given = [value for name, value in query if name == "key"]
-        if given and request.method == "GET" and _same(given[0], self._key):
-            rest = urlencode([(name, value) for name, value in query if name != "key"])
-            path = "/" + quote(request.path.lstrip("/"))
+        query = request.query_params
+        if "key" in query and request.scope.get("method") == "GET" and _same(query.getlist("key")[0], self._key):
+            rest = urlencode([(name, value) for name, value in query.multi_items() if name != "key"])
+            path = "/" + quote(request.scope["path"].lstrip("/"))
             cookie = f"{self._cookie}={self._proof}; Path={self._prefix or '/'}; HttpOnly; SameSite=Lax"
-            return _answer(303, "", [("Location", f"{path}?{rest}" if rest else path), ("Set-Cookie", cookie)])
-        if _same(cookies.get(self._cookie, ""), self._proof) or _same(bearer, f"Bearer {self._key}"):
+            headers = {"Location": f"{path}?{rest}" if rest else path, "Set-Cookie": cookie}
+            return HTMLResponse("", 303, {**_HEADERS, **headers})
+        if _same(request.cookies.get(self._cookie, ""), self._proof) or _same(bearer, f"Bearer {self._key}"):
             return None
-        return _answer(403, _PAGE.format(why=_NO_KEY, form=_FORM))
-
-    def _unwanted_upload(self, request: IncomingRequest, cookies: Mapping[str, str]) -> GuardAnswer | None:
-        """Files are taken from people who may do something with them; Streamlit keeps them in memory."""
-        if request.method in _SAFE or not request.path.startswith(f"{self._prefix}/_stcore/upload_file"):
-            return None
-        if not self._opts.actions:
-            return _refusal("This dashboard is read-only; start it with --allow-actions to change things.")
-        if self._opts.auth == "oidc" and not sign_in.person_of_cookies(cookies, now=time.time()):
-            return _refusal("Sign in first.")
-        return None
+        return HTMLResponse(_PAGE.format(why=_NO_KEY, form=_FORM), 403, _HEADERS)
 
 
 class AccessMiddleware:
@@ -169,45 +155,39 @@ class AccessMiddleware:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """One request, or one web socket."""
-        if scope["type"] not in ("http", "websocket"):
-            await self._app(scope, receive, send)
-            return
-        headers: dict[str, str] = {}
-        for raw_name, raw in scope["headers"]:
-            name, value = raw_name.decode("latin-1").lower(), raw.decode("latin-1")
-            joint = "; " if name == "cookie" else ","  # HTTP/2 sends cookies one by one
-            headers[name] = f"{headers[name]}{joint}{value}" if name in headers else value
-        query = scope.get("query_string", b"").decode("latin-1")
-        asked = IncomingRequest(scope.get("method", "GET"), scope["path"], query, headers)
-        answer = self._guard.judge(asked, scrapes=self._scrapes)
+        answer = None
+        if scope["type"] in ("http", "websocket"):
+            answer = self._guard.judge(HTTPConnection(scope), scrapes=self._scrapes)
         if answer is None:
             await self._app(scope, receive, send)
         elif scope["type"] == "websocket":
             await receive()
             await send({"type": "websocket.close", "code": _POLICY_VIOLATION})  # before it is accepted: a 403
         else:
-            raw_headers = [(name.lower().encode(), value.encode("latin-1")) for name, value in answer.headers]
-            await send({"type": "http.response.start", "status": answer.status, "headers": raw_headers})
-            await send({"type": "http.response.body", "body": answer.body})
+            await answer(scope, receive, send)
 
 
 def guarded(app: Wsgi, guard: AccessGuard) -> Wsgi:
     """WSGI middleware: what the guard refuses goes no further."""
 
     def application(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
-        headers = {
-            name[5:].replace("_", "-").lower(): str(value)
-            for name, value in environ.items()
-            if name.startswith("HTTP_")
+        scope = {
+            "type": "http",
+            "method": environ.get("REQUEST_METHOD", "GET"),
+            "path": environ.get("PATH_INFO", ""),
+            "query_string": environ.get("QUERY_STRING", "").encode("latin-1"),
+            "headers": [
+                (name[5:].replace("_", "-").lower().encode(), str(value).encode("latin-1"))
+                for name, value in environ.items()
+                if name.startswith("HTTP_")
+            ],
         }
-        asked = IncomingRequest(
-            environ.get("REQUEST_METHOD", "GET"), environ.get("PATH_INFO", ""), environ.get("QUERY_STRING", ""), headers
-        )
-        answer = guard.judge(asked)
+        answer = guard.judge(HTTPConnection(scope))
         if answer is None:
             return app(environ, start_response)
-        start_response(f"{answer.status} {_REASONS[answer.status]}", answer.headers)
-        return [answer.body]
+        headers = [(name.title(), value) for name, value in answer.headers.items()]
+        start_response(f"{answer.status_code} {HTTPStatus(answer.status_code).phrase}", headers)
+        return [bytes(answer.body)]
 
     return application
 
@@ -232,32 +212,19 @@ def key_to_use(opts: DashboardOptions) -> str | None:
     return key
 
 
-def _same_origin(request: IncomingRequest, host: str) -> bool:
+def _same_origin(request: HTTPConnection, host: str) -> bool:
     """Whether a page of ours asked, or no page at all."""
-    origin, site = request.headers.get("origin"), request.headers.get("sec-fetch-site", "")
-    if origin is not None:
-        parts = urlsplit(origin)
+    origins, site = request.headers.getlist("origin"), request.headers.get("sec-fetch-site", "")
+    if origins:
+        parts = urlsplit(",".join(origins))
         return parts.scheme in ("http", "https") and parts.netloc.lower() == host.lower()
     if site in ("cross-site", "same-site"):  # the latter: another port of this machine, or a sibling of its domain
-        return request.method in _SAFE and request.headers.get("sec-fetch-mode") == "navigate"
+        return request.scope.get("method") in _SAFE and request.headers.get("sec-fetch-mode") == "navigate"
     return True
 
 
-def _refusal(why: str) -> GuardAnswer:
-    return _answer(403, _PAGE.format(why=html.escape(why), form=""))
-
-
-def _answer(status: int, body: str, headers: Iterable[tuple[str, str]] = ()) -> GuardAnswer:
-    data = body.encode()
-    common = [
-        ("Content-Type", "text/html; charset=utf-8"),
-        ("Content-Length", str(len(data))),
-        ("Cache-Control", "no-store"),
-        ("Content-Security-Policy", "default-src 'none'; style-src 'unsafe-inline'; form-action 'self'"),
-        ("X-Content-Type-Options", "nosniff"),
-        ("Referrer-Policy", "no-referrer"),
-    ]
-    return GuardAnswer(status, [*common, *headers], data)
+def _refusal(why: str) -> Response:
+    return HTMLResponse(_PAGE.format(why=html.escape(why), form=""), 403, _HEADERS)
 
 
 def _same(given: str, wanted: str) -> bool:

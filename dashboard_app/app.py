@@ -13,6 +13,7 @@ import streamlit as st
 
 from dashboard_app import options, sign_in, theme, url
 from dashboard_app.page_context import PageContext
+from dashboard_app.pages import pruning
 from dashboard_app.replica_cache import cache_of
 from hopaas_p2p.core.catalog import Listing
 from hopaas_p2p.errors import HopaasError
@@ -28,9 +29,6 @@ class PageEntry(NamedTuple):
     icon: str
     study: bool = True
     """Whether it is about one study, else about the store."""
-    group: str = "Study"
-    actions: bool = False
-    """Whether the menu has it only for people who may change something."""
 
     def load(self) -> Callable[[PageContext], None]:
         """The function that shows the page."""
@@ -39,20 +37,16 @@ class PageEntry(NamedTuple):
 
 
 PAGES: Final = (
-    PageEntry("campaigns", "Campaigns", ":material/dashboard:", study=False, group="Store"),
+    PageEntry("studies", "Studies", ":material/dashboard:", study=False),
     PageEntry("live", "Live", ":material/monitoring:"),
     PageEntry("peers", "Peers & sites", ":material/hub:"),
     PageEntry("trials", "Trials", ":material/table_rows:"),
     PageEntry("trial", "Trial", ":material/target:"),
-    PageEntry("beside", "Side by side", ":material/compare:"),
     PageEntry("explore", "Explore", ":material/scatter_plot:"),
     PageEntry("pruning", "Pruning", ":material/content_cut:"),
-    PageEntry("rungs", "Rungs", ":material/stairs:"),
-    PageEntry("failures", "Failures", ":material/report:"),
     PageEntry("notes", "Notes & artifacts", ":material/edit_note:"),
-    PageEntry("steer", "Steer", ":material/tune:", actions=True),
-    PageEntry("compare", "Compare", ":material/compare_arrows:", study=False, group="Store"),
-    PageEntry("admin", "Admin", ":material/admin_panel_settings:", study=False, group="Store"),
+    PageEntry("steer", "Steer", ":material/tune:"),
+    PageEntry("admin", "Admin", ":material/admin_panel_settings:", study=False),
 )
 
 
@@ -71,11 +65,14 @@ def main() -> None:
     except HopaasError as error:
         theme.error(error, icon=":material/error:")
         return
-    listing = _chosen(studies)
-    groups = _pages(page, listing)
-    shown = st.navigation([one for group in groups.values() for one in group], position="hidden")
+    name = url.given("study") or st.session_state.get("study", "")  # of the address, else the one viewed before
+    listing = next((one for one in studies if one.name == name), None)
+    if listing is not None:
+        st.session_state["study"] = name
+    entries = [(entry, _page(entry, replace(page, listing=listing) if entry.study else page)) for entry in PAGES]
+    shown = st.navigation([one for _, one in entries], position="hidden")
     with st.sidebar:
-        _menu(groups, listing)
+        _menu(entries, listing)
         _sidebar(page, studies, listing)
     shown.run()
 
@@ -119,36 +116,52 @@ def _stores(opts: options.DashboardOptions) -> dict[str, str]:
     return {cache_of(one).url: one for one in opts.stores} if len(opts.stores) > 1 else {}
 
 
-def _pages(page: PageContext, listing: Listing | None) -> dict[str, list[st.Page]]:
-    """The pages by the heading that they stand under."""
-    groups: dict[str, list[st.Page]] = {}
-    on_study = replace(page, listing=listing)
-    for entry in PAGES:
-        show = _show(entry, on_study if entry.study else page)
-        # the address of a page that the menu does not have works all the same, and says why nothing can be done there
-        offered = (listing is not None or not entry.study) and (on_study.may_act or not entry.actions)
-        shown = st.Page(
-            show, title=entry.title, icon=entry.icon, url_path=entry.path, default=entry is PAGES[0],
-            visibility="visible" if offered else "hidden",
-        )  # fmt: skip
-        groups.setdefault(entry.group, []).append(shown)
-    return groups
+def _page(entry: PageEntry, page: PageContext) -> st.Page:
+    """The page, of which the menu has a link where there is something to see or to do.
+
+    The address of a page that the menu does not have works all the same, and says why nothing is there.
+    """
+
+    def show() -> None:
+        if entry.study and page.listing is None:
+            asked = url.given("study")
+            theme.title("No such study" if asked else "Choose a study")
+            why = (
+                f"There is no study {asked!r} in this store. It may have been deleted." if asked else "Choose a study."
+            )
+            theme.nothing(why)
+            st.html(f'<a href="{theme.safe(url.link(url.HOME))}" target="_self">All studies</a>')
+            return
+        if page.listing is not None:
+            url.set_("study", page.listing.name)
+        entry.load()(page)
+
+    show.__name__ = entry.path
+    offered = page.listing is not None or not entry.study
+    if entry.path == "steer":
+        offered = offered and page.may_act
+    elif entry.path == "pruning" and offered:
+        frame = page.frame
+        offered = frame is not None and pruning.offered(frame)
+    return st.Page(
+        show, title=entry.title, icon=entry.icon, url_path=entry.path, default=entry is PAGES[0],
+        visibility="visible" if offered else "hidden",
+    )  # fmt: skip
 
 
-def _menu(groups: dict[str, list[st.Page]], listing: Listing | None) -> None:
+def _menu(entries: list[tuple[PageEntry, st.Page]], listing: Listing | None) -> None:
     """The menu: Streamlit's own, with headings, is a list that a screen reader cannot read.
 
     Each link is a whole address: it can be opened in another tab, and is one step for the Back button.
     """
     store = {"store": named} if (named := url.given("store")) else {}
-    of_study = {entry.path for entry in PAGES if entry.study}
-    for heading, entries in groups.items():
-        shown = [entry for entry in entries if entry.visibility == "visible"]
+    for of_study in (False, True):
+        shown = [page for entry, page in entries if entry.study == of_study and page.visibility == "visible"]
         if shown:
-            st.html(f'<p class="hp-group">{theme.safe(heading)}</p>')
-        for entry in shown:
-            study = {"study": listing.name} if listing is not None and entry.url_path in of_study else {}
-            st.page_link(entry, icon=entry.icon, width="stretch", query_params=store | study)
+            st.html(f'<p class="hp-group">{"Study" if of_study else "Store"}</p>')
+        for page in shown:
+            study = {"study": listing.name} if of_study and listing is not None else {}
+            st.page_link(page, icon=page.icon, width="stretch", query_params=store | study)
 
 
 def _sidebar(page: PageContext, studies: list[Listing], listing: Listing | None) -> None:
@@ -179,36 +192,3 @@ def _sidebar(page: PageContext, studies: list[Listing], listing: Listing | None)
     if page.person:
         theme.caption(f"Signed in as {sign_in.shown(page.person)}")
         st.button("Sign out", on_click=st.logout, type="tertiary")
-
-
-def _chosen(studies: list[Listing]) -> Listing | None:
-    """The study that the address names, else the one viewed before."""
-    name = url.given("study") or st.session_state.get("study", "")
-    found = next((one for one in studies if one.name == name), None)
-    if found is not None:
-        st.session_state["study"] = name
-    return found
-
-
-def _show(entry: PageEntry, page: PageContext) -> Callable[[], None]:
-    def show() -> None:
-        if entry.study and page.listing is None:
-            _no_study()
-            return
-        if page.listing is not None:
-            url.set_("study", page.listing.name)
-        entry.load()(page)
-
-    show.__name__ = entry.path
-    return show
-
-
-def _no_study() -> None:
-    asked = url.given("study")
-    theme.title("No such study" if asked else "Choose a study")
-    theme.nothing(
-        f"There is no study {asked!r} in this store. It may have been deleted."
-        if asked
-        else "Choose one of the campaigns."
-    )
-    st.html(f'<a href="{theme.safe(url.link("campaigns"))}" target="_self">All campaigns</a>')

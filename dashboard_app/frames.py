@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import threading
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Hashable
 from functools import cached_property
 from typing import Any, TypeVar
 
@@ -51,12 +51,11 @@ class Frame:
     @cached_property
     def system(self) -> dict[str, Any]:
         """The study's system attributes, decoded."""
-        return _read(self.state.system)
-
-    @cached_property
-    def user(self) -> dict[str, Any]:
-        """The study's user attributes, decoded."""
-        return _read(self.state.user)
+        found: dict[str, Any] = dict(self.state.system)
+        for key, text in found.items():
+            with contextlib.suppress(ValueError):  # written by another program, or garbage: shown as it is
+                found[key] = json.loads(text)
+        return found
 
     @property
     def note(self) -> str:
@@ -65,11 +64,3 @@ class Frame:
     @property
     def tags(self) -> list[str]:
         return notes.read_tags(self.system)
-
-
-def _read(attributes: Mapping[str, str]) -> dict[str, Any]:
-    found: dict[str, Any] = dict(attributes)
-    for key, text in found.items():
-        with contextlib.suppress(ValueError):  # written by another program, or garbage: shown as it is
-            found[key] = json.loads(text)
-    return found

@@ -45,14 +45,10 @@ def serve_optuna_dashboard(opts: DashboardOptions, guard: AccessGuard) -> _Serve
     storage = cache_of(opts.stores[0]).storage()
     if opts.actions:
         storage = storage.as_operator()  # people tell trials here that peers run
-    app = _with_files_as_downloads(_with_study_of_path(wsgi(storage, artifact_store=RequestedFiles(storage))))
+    app = confined(wsgi(storage, artifact_store=RequestedFiles(storage)), actions=opts.actions)
     try:
         server = make_server(
-            opts.host,
-            opts.optuna_port,
-            guarded(app if opts.actions else _read_only(app), guard),
-            _Server,
-            handler_class=_SilentRequestHandler,
+            opts.host, opts.optuna_port, guarded(app, guard), _Server, handler_class=_SilentRequestHandler
         )
     except OSError as error:
         raise ConfigurationError(
@@ -95,46 +91,29 @@ class RequestedFiles:
         self._files(artifact_id).remove(artifact_id)
 
 
-def _with_study_of_path(app: Wsgi) -> Wsgi:
-    """Remember which study a request is about; each is served in a thread of its own."""
-
-    def with_study(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
-        found = _STUDY_OF_PATH.match(environ.get("PATH_INFO", ""))
-        _asked.set(int(found[1]) if found is not None else None)
-        return app(environ, start_response)
-
-    return with_study
-
-
 _AS_DOWNLOAD: Final = [
     ("Content-Disposition", "attachment"),
     ("X-Content-Type-Options", "nosniff"),
     ("Content-Security-Policy", "sandbox; default-src 'none'"),
 ]
+"""A peer's file is saved and never shown: as a page of this origin, its scripts could do what its user may."""
 
 
-def _with_files_as_downloads(app: Wsgi) -> Wsgi:
-    """A peer's file is saved and never shown: as a page of this origin, its scripts could do what its user may."""
+def confined(app: Wsgi, *, actions: bool) -> Wsgi:
+    """Remember which study a request is about, send files as downloads, and change nothing unless that is allowed."""
 
-    def guarded(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
-        if not environ.get("PATH_INFO", "").startswith("/artifacts/"):
-            return app(environ, start_response)
+    def confine(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
+        path = environ.get("PATH_INFO", "")
+        if not actions and environ.get("REQUEST_METHOD") not in ("GET", "HEAD"):
+            start_response("403 Forbidden", [("Content-Type", "application/json")])
+            return [b'{"reason": "read-only: start it with --allow-actions to change things"}']
+        found = _STUDY_OF_PATH.match(path)
+        _asked.set(int(found[1]) if found is not None else None)  # each request is served in a thread of its own
 
         def begin(status: str, headers: list[tuple[str, str]], *rest: Any) -> Any:
-            return start_response(status, [*headers, *_AS_DOWNLOAD], *rest)
+            more = _AS_DOWNLOAD if path.startswith("/artifacts/") else []
+            return start_response(status, [*headers, *more], *rest)
 
         return app(environ, begin)
 
-    return guarded
-
-
-def _read_only(app: Wsgi) -> Wsgi:
-    """Refuse what would change anything: nobody signs in to optuna-dashboard."""
-
-    def guarded(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
-        if environ.get("REQUEST_METHOD") in ("GET", "HEAD"):
-            return app(environ, start_response)
-        start_response("403 Forbidden", [("Content-Type", "application/json")])
-        return [b'{"reason": "read-only: start it with --allow-actions to change things"}']
-
-    return guarded
+    return confine

@@ -17,8 +17,10 @@ from starlette.routing import BaseRoute, Route
 
 from dashboard_app import options
 from dashboard_app.replica_cache import ReplicaCache
-from dashboard_app.views.metrics import CONTENT_TYPE, Seen, exposition
+from dashboard_app.views.metrics import CONTENT_TYPE, exposition
 from hopaas_p2p import credentials
+from hopaas_p2p.analysis.table import TrialTable
+from hopaas_p2p.core.state import State
 from hopaas_p2p.errors import ConfigurationError
 
 _STALE: Final = 120.0  # seconds without a look at the store after which the monitor counts as down
@@ -27,10 +29,18 @@ _STALE: Final = 120.0  # seconds without a look at the store after which the mon
 def routes(caches: Callable[[], list[ReplicaCache]]) -> list[BaseRoute]:
     """The routes, under the path that a proxy serves this under."""
 
+    def seen() -> Iterator[tuple[str, str, State, TrialTable, float]]:
+        for cache in caches():
+            for listing in sorted(cache.studies(), key=lambda one: one.name):
+                frame = cache.frame(listing.uuid)
+                if frame is not None:
+                    lag = cache.freshness(listing.uuid).lag
+                    yield cache.url, listing.name, frame.state, frame.columns, lag
+
     def metrics(request: Request) -> Response:  # not async: Starlette runs it in a thread, and it may wait for a store
         if options.current().auth != "none" and not may_scrape(request.headers.get("authorization", "")):
             return PlainTextResponse("a token is needed, see HOPAAS_METRICS_TOKEN_FILE\n", status_code=401)
-        return PlainTextResponse(exposition(_seen(caches())), media_type=CONTENT_TYPE)
+        return PlainTextResponse(exposition(seen()), media_type=CONTENT_TYPE)
 
     def healthz(_request: Request) -> Response:
         lags = []
@@ -52,12 +62,3 @@ def may_scrape(authorization: str) -> bool:
     except ConfigurationError:
         return False
     return token is not None and hmac.compare_digest(authorization.encode(), f"Bearer {token.reveal()}".encode())
-
-
-def _seen(caches: list[ReplicaCache]) -> Iterator[Seen]:
-    for cache in caches:
-        for listing in sorted(cache.studies(), key=lambda one: one.name):
-            frame = cache.frame(listing.uuid)
-            if frame is not None:
-                lag = cache.freshness(listing.uuid).lag
-                yield Seen(cache.url, listing.name, frame.state, frame.columns, lag)

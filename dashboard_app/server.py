@@ -1,4 +1,4 @@
-"""The server: Streamlit's own, with our routes and settings."""
+"""The server: Streamlit's own, with our routes and settings, and no others."""
 
 from __future__ import annotations
 
@@ -17,8 +17,9 @@ from pathlib import Path
 from typing import Any, Final
 
 import click
-import streamlit as st
 from starlette.middleware import Middleware
+from starlette.middleware.gzip import GZipMiddleware
+from streamlit import config
 from streamlit.starlette import App
 
 from dashboard_app import options, optuna_server, replica_cache, sign_in, theme, version_poll
@@ -31,6 +32,7 @@ from hopaas_p2p.errors import ConfigurationError
 SCRIPT: Final = Path(__file__).parent / "entry" / "app.py"
 """What Streamlit executes."""
 _LARGEST_UPLOAD: Final = 32  # MB; Streamlit holds it in memory. `hopaas-p2p artifact put` takes any size
+_LEVEL: Final = 4  # of compression: 4 MB become 1.2 MB in 0.1 s
 _SOON: Final = 0.5  # seconds from here to when the port is open
 _log: Final = logging.getLogger("hopaas_p2p.dashboard")
 
@@ -61,12 +63,13 @@ def serve(opts: DashboardOptions) -> None:
     """Serve until Ctrl-C. Opens the stores first, so that one that cannot be used is reported at once.
 
     Raises:
-        ConfigurationError: a store cannot be used, or a port is taken.
+        ConfigurationError: a store or the settings of the sign-in cannot be used, or a port is taken.
         StoreUnreachable: a store does not answer.
 
     """
     _check_port(opts.host, opts.port)
-    guard = guard_of(opts)
+    auth = sign_in.provider() if opts.auth == "oidc" else {}
+    guard = AccessGuard(opts, None, sign_in.hosts(auth)) if auth else AccessGuard(opts, key_to_use(opts))
     if opts.optuna_port is not None:
         opts = replace(opts, optuna_address=guard.address("/", opts.optuna_port))
     options.use(opts)
@@ -74,7 +77,7 @@ def serve(opts: DashboardOptions) -> None:
         replica_cache.cache_of(url)
     beside = optuna_server.serve_optuna_dashboard(opts, guard) if opts.optuna_port is not None else None
     try:
-        app(opts, guard).run(config=settings(opts))
+        app(opts, guard, auth).run(config=settings(opts))
     finally:
         if beside is not None:
             beside.shutdown()
@@ -93,31 +96,7 @@ def _check_port(host: str, port: int) -> None:
             raise ConfigurationError(reason) from None
 
 
-def guard_of(opts: DashboardOptions) -> AccessGuard:
-    """What judges the requests to this server.
-
-    Raises:
-        ConfigurationError: the secrets for the sign-in are missing, or the key cannot be used.
-
-    """
-    if opts.auth == "oidc":
-        _check_sign_in()
-        return AccessGuard(opts, None, sign_in.hosts())
-    return AccessGuard(opts, key_to_use(opts))
-
-
-def _check_sign_in() -> None:
-    sign_in.lasts()
-    with contextlib.suppress(FileNotFoundError):
-        if "auth" in st.secrets:
-            return
-    raise ConfigurationError(
-        "--auth oidc needs [auth] in .streamlit/secrets.toml: redirect_uri, cookie_secret, client_id, "
-        "client_secret and server_metadata_url of your provider"
-    )
-
-
-def app(opts: DashboardOptions, guard: AccessGuard) -> App:
+def app(opts: DashboardOptions, guard: AccessGuard, auth: dict[str, Any]) -> App:
     """The application, for any ASGI server."""
 
     @contextlib.asynccontextmanager
@@ -131,13 +110,18 @@ def app(opts: DashboardOptions, guard: AccessGuard) -> App:
             timer.start()
         yield
 
+    # Streamlit would read `.streamlit/` of the current folder, too: one that came with a stranger's repository would
+    # choose who may sign in
+    config.get_config_files = lambda file_name: []  # noqa: ARG005  # the name that it has there
     return App(
         SCRIPT,
+        secrets={"auth": auth} if auth else None,
         lifespan=opening,
         routes=[*routes(replica_cache.caches), version_poll.route(opts.prefix)],
         middleware=[
             Middleware(AccessMiddleware, guard=guard, scrapes=may_scrape),
             Middleware(DashboardMiddleware, prefix=opts.prefix),
+            Middleware(GZipMiddleware, compresslevel=_LEVEL),  # Streamlit sends 4 MB of its own files as they are
         ],
         on_script_error=lambda error: _log.error("a page failed", exc_info=error),
     )

@@ -8,16 +8,17 @@ from __future__ import annotations
 
 import json
 import os
+import tomllib
 from collections.abc import Mapping
 from typing import Any, Final
 from urllib.parse import urlsplit
 
-import streamlit as st
 from streamlit.auth_util import get_cookie_with_chunks
 from streamlit.web.server.server_util import get_cookie_secret
 from streamlit.web.server.starlette.starlette_app_utils import decode_signed_value
 from streamlit.web.server.starlette.starlette_server_config import USER_COOKIE_NAME
 
+from hopaas_p2p import credentials
 from hopaas_p2p.errors import ConfigurationError
 
 _LASTS: Final = 12 * 3600.0  # seconds: a working day; who left the organisation is outside the next morning
@@ -84,9 +85,29 @@ def person_of_cookies(cookies: Mapping[str, str], *, now: float) -> str:
     return person(claims)
 
 
-def hosts() -> list[str]:
+def provider() -> dict[str, Any]:
+    """What Streamlit has to know of the provider: the section [auth] of the file that HOPAAS_OIDC_FILE names.
+
+    Raises:
+        ConfigurationError: there is no such section, or HOPAAS_DASHBOARD_SIGN_IN is not a number of seconds.
+
+    """
+    lasts()
+    given = credentials.oidc_provider()
+    try:
+        auth = tomllib.loads(given.reveal() if given is not None else "").get("auth")
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigurationError(f"HOPAAS_OIDC_FILE: the file is not TOML: {error}") from None
+    if not isinstance(auth, dict) or not auth:
+        raise ConfigurationError(
+            "--auth oidc needs HOPAAS_OIDC_FILE, the path of a TOML file with a section [auth]: redirect_uri, "
+            "cookie_secret, client_id, client_secret and server_metadata_url of your provider"
+        )
+    return auth
+
+
+def hosts(auth: Mapping[str, Any]) -> list[str]:
     """The hosts that the provider sends people back to: names of this server."""
-    auth = st.secrets["auth"].to_dict()
     sections = [auth, *(one for one in auth.values() if isinstance(one, dict))]
     found = [urlsplit(str(one.get("redirect_uri", ""))).hostname for one in sections]
     return [name for name in found if name]

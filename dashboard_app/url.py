@@ -9,7 +9,7 @@ import streamlit as st
 
 from dashboard_app import options
 
-HOME: Final = "campaigns"
+HOME: Final = "studies"
 """The page that is shown at the root."""
 
 

@@ -570,3 +570,9 @@ def dashboard_key(env: Mapping[str, str] = os.environ) -> Secret | None:
     """What a browser has to show to the monitor, of HOPAAS_DASHBOARD_KEY_FILE; raises as `token` does."""
     path = env.get("HOPAAS_DASHBOARD_KEY_FILE")
     return _read(path, "key", "HOPAAS_DASHBOARD_KEY_FILE") if path else None
+
+
+def oidc_provider(env: Mapping[str, str] = os.environ) -> Secret | None:
+    """What the monitor says to the provider that people sign in with, of HOPAAS_OIDC_FILE; raises as `token` does."""
+    path = env.get("HOPAAS_OIDC_FILE")
+    return _read(path, "provider's settings", "HOPAAS_OIDC_FILE") if path else None

@@ -14,7 +14,6 @@ from dashboard_app import theme
 from dashboard_app.page_context import PageContext
 from hopaas_p2p import access
 from hopaas_p2p.audit import audit_of, author
-from hopaas_p2p.cli.output import size
 from hopaas_p2p.core.catalog import Listing
 from hopaas_p2p.errors import HopaasError
 from hopaas_p2p.stores.base import read_all
@@ -37,13 +36,7 @@ def show(page: PageContext) -> None:
     """The page."""
     theme.title("Admin")
     theme.caption(f"The store is {page.cache.url}.")
-    parts: dict[str, Callable[[PageContext], None]] = {
-        "Studies and logs": _logs,
-        "Who did what": _audit,
-        "Doctor": _doctor,
-        "People": _people,
-        "Grants": _grants,
-    }
+    parts = {"Doctor": _doctor, "Who did what": _audit, "People": _people, "Grants": _grants}
     if page.person:
         parts["Your tokens"] = _own_tokens
     part = theme.segments("Part", list(parts), key="part", visible=False)
@@ -56,7 +49,7 @@ def show(page: PageContext) -> None:
         theme.error(error)
 
 
-def _logs(page: PageContext) -> None:
+def _doctor(page: PageContext) -> None:
     rows = []
     for listing in page.studies():
         frame = page.cache.frame(listing.uuid)
@@ -66,81 +59,7 @@ def _logs(page: PageContext) -> None:
             counts = [f"{one:,}" for one in (frame.lsn, len(frame.columns), len(frame.state.peers), refused)]
         rows.append([theme.safe(listing.name), *counts, theme.safe(listing.uuid)])
     headers = ("study", "commits", "trials", "peers", "refused records", "uuid")
-    theme.table(headers, rows, label="Studies", numeric=(1, 2, 3, 4))
-    chosen = _study(page, "measure")
-    if chosen is None:
-        return
-    theme.caption("Measuring reads the whole log once.")
-    if st.button("Measure the log and its newest snapshot", key="measure-now"):
-        log = page.cache.store.log(chosen.uuid)
-        entries = [len(entry.payload) for entry in read_all(log)]
-        snapshot = log.newest_snapshot()
-        behind = "none yet, or the log is short"
-        if snapshot:
-            behind = f"{len(entries) - snapshot[0]:,} commits behind"
-        theme.tiles([
-            ("log", size(sum(entries)), f"{len(entries):,} commits"),
-            ("largest commit", size(max(entries, default=0)), ""),
-            ("newest snapshot", size(len(snapshot[1])) if snapshot else "none", behind),
-        ])  # fmt: skip
-
-
-def _study(page: PageContext, key: str) -> Listing | None:
-    studies = {one.uuid: one for one in page.studies()}
-    if not studies:
-        theme.nothing("No study yet.")
-        return None
-    before = st.session_state.get("study")
-    at = next((at for at, one in enumerate(studies.values()) if one.name == before), 0)
-    chosen = st.selectbox(
-        "Study", list(studies), index=at, format_func=lambda uuid: studies[uuid].name, key=f"of-{key}"
-    )
-    return studies.get(chosen)
-
-
-def _audit(page: PageContext) -> None:
-    listing = _study(page, "audit")
-    if listing is None:
-        return
-    theme.caption(
-        "All records of the log, newest first. Who: the user that the store has authenticated, or, in a store without "
-        "users, what the peer said about itself. If a dashboard acted for somebody who had signed in, it says for whom."
-    )
-    left, right = st.columns(2)
-    wanted = left.text_input("Find", key="audit-find", placeholder="user, trial or text").casefold()
-    refused = right.toggle("Refused records only", key="audit-refused")
-    if not st.button("Read the log", key="audit-now") and st.session_state.get("audit-read") != listing.uuid:
-        return
-    st.session_state["audit-read"] = listing.uuid
-
-    def row(line: dict[str, Any]) -> dict[str, Any]:
-        return {
-            "lsn": line["lsn"],
-            "time (UTC)": (line["time"] or "")[:19].replace("T", " "),
-            "who": author(line),
-            "record": line["kind"],
-            "trial": line["trial"],
-            "what": line["detail"],
-            "refused": line["refused"] or "",
-        }
-
-    rows = [row(line) for line in audit_of(read_all(page.cache.store.log(listing.uuid)))][::-1]
-    found = [
-        one
-        for one in rows
-        if (one["refused"] or not refused) and any(wanted in str(value).casefold() for value in one.values())
-    ]
-    if not found:
-        theme.nothing("No record matches.")
-        return
-    st.dataframe(
-        found[:_LINES], hide_index=True, height=480 if len(found) > _FEW else "content", placeholder="",
-        key="audit-lines",
-    )  # fmt: skip
-    theme.caption(f"{min(len(found), _LINES):,} of {len(found):,} records shown; {len(rows):,} in the log.")
-
-
-def _doctor(page: PageContext) -> None:
+    theme.table(headers, rows, label="Studies", numeric=(1, 2, 3, 4), empty="No study yet.")
     theme.caption(
         "Checks whether the store can be reached, read and written, its clock and free space, and the log and snapshot "
         "of every study. The check writes a scratch log and removes it, so changes must be allowed."
@@ -151,14 +70,59 @@ def _doctor(page: PageContext) -> None:
         findings = list(examine(store))
     failed = sum(not one.passed for one in findings)
     theme.nothing(f"{failed} of {len(findings)} checks failed." if failed else f"All {len(findings)} checks passed.")
-    rows = [
-        [
-            "✓ passed" if one.passed else "✕ failed",
-            *(theme.safe(text, longest=500) for text in (one.check, one.detail, one.cure)),
-        ]
+    said = [
+        ["✓ passed" if one.passed else "✕ failed"]
+        + [theme.safe(text, longest=500) for text in (one.check, one.detail, one.cure)]
         for one in findings
     ]
-    theme.table(("", "check", "finding", "what to do"), rows, label="Findings")
+    theme.table(("", "check", "finding", "what to do"), said, label="Findings")
+
+
+def _study(page: PageContext, key: str) -> Listing | None:
+    """The study that is chosen here, at first the one viewed before."""
+    studies = {one.name: one for one in page.studies()}
+    if not studies:
+        theme.nothing("No study yet.")
+        return None
+    before = st.session_state.get("study")
+    return studies[
+        st.selectbox("Study", studies, index=list(studies).index(before) if before in studies else 0, key=f"of-{key}")
+    ]
+
+
+def _audit(page: PageContext) -> None:
+    listing = _study(page, "audit")
+    if listing is None:
+        return
+    theme.caption(
+        "All records of the log, newest first. Who: the user that the store has authenticated, or, in a store without "
+        "users, what the peer said about itself. If a dashboard acted for somebody who had signed in, it says for whom."
+    )
+    wanted = st.text_input("Find", key="audit-find", placeholder="user, trial, text, or why it was refused").casefold()
+    if not st.button("Read the log", key="audit-now") and st.session_state.get("audit-read") != listing.uuid:
+        return
+    st.session_state["audit-read"] = listing.uuid
+    rows = [
+        {
+            "lsn": line["lsn"],
+            "time (UTC)": (line["time"] or "")[:19].replace("T", " "),
+            "who": author(line),
+            "record": line["kind"],
+            "trial": line["trial"],
+            "what": line["detail"],
+            "refused": line["refused"] or "",
+        }
+        for line in audit_of(read_all(page.cache.store.log(listing.uuid)))
+    ]
+    found = [one for one in reversed(rows) if any(wanted in str(value).casefold() for value in one.values())]
+    if not found:
+        theme.nothing("No record matches.")
+        return
+    st.dataframe(
+        found[:_LINES], hide_index=True, height=480 if len(found) > _FEW else "content", placeholder="",
+        key="audit-lines",
+    )  # fmt: skip
+    theme.caption(f"{min(len(found), _LINES):,} of {len(found):,} records shown; {len(rows):,} in the log.")
 
 
 # --- who may use the store: a Postgres store has users, tokens and grants ---
@@ -169,7 +133,8 @@ def _people(page: PageContext) -> None:
     if not page.may_administer:
         theme.nothing("Administrators can manage users and tokens, if the dashboard was started with --allow-actions.")
         return
-    users, tokens = access.users(page.cache.url), access.tokens(page.cache.url)
+    users = access.users(page.cache.url)
+    names = [one.name for one in users]
     theme.heading("Users")
     theme.table(
         ("user", "since", "tokens"),
@@ -182,81 +147,9 @@ def _people(page: PageContext) -> None:
         if right.form_submit_button("Add", width="stretch") and name:
             _do(lambda: access.add_user(page.cache.url, name), f"{name} may use this store now; next, create a token")
     theme.heading("Tokens")
-    _show_secret()
-    _list_tokens(tokens)
-    names = [one.name for one in users]
-    left, right = st.columns(2)
-    with left:
-        _new_token(page, names)
-    with right:
-        _revoke_token(page, tokens)
-        _remove_user(page, names)
-
-
-def _own_tokens(page: PageContext) -> None:
-    """The tokens of whoever has signed in, who is a user of the store of that name."""
-    if not page.may_have_tokens:
-        theme.nothing("You can manage your own tokens if the dashboard was started with --allow-actions.")
-        return
-    if all(one.name != page.person for one in access.users(page.cache.url)):
-        theme.nothing(
-            f"This store has no user {theme.plain(page.person)}. Ask an administrator to add you, and to give you "
-            "access to a study."
-        )
-        return
-    theme.caption("A token lets your programs do what you may do. Create one for each place, and revoke it after use.")
-    _show_secret()
-    tokens = access.tokens(page.cache.url, user=page.person)
-    _list_tokens(tokens)
-    left, right = st.columns(2)
-    with left:
-        if len(tokens) < _OWN_TOKENS:
-            _new_token(page)
-        else:
-            theme.nothing(f"The limit is {_OWN_TOKENS} tokens per person. Revoke one before you create another.")
-    with right:
-        _revoke_token(page, tokens)
-
-
-def _list_tokens(tokens: list[access.Token]) -> None:
-    rows = [
-        [*map(theme.safe, (one.name, one.user, one.label)), *map(_day, (one.created, one.expires, one.last_used)),
-         f"{one.sessions} of {one.connections}"]
-        for one in tokens
-    ]  # fmt: skip
-    headers = ("token", "user", "label", "made", "valid until", "last used", "in use")
-    theme.table(headers, rows, label="Tokens", numeric=(6,), empty="No token yet.")
-
-
-def _new_token(page: PageContext, users: list[str] | None = None) -> None:
-    """A form; for the person who has signed in if it offers no users."""
-    with st.form("token"):
-        user = page.person if users is None else st.selectbox("Token for", users, index=None)
-        valid = st.segmented_control("Valid for a", list(access.VALIDITIES), default="month", required=True)
-        label = st.text_input("Label, such as where it is used", max_chars=60)
-        if st.form_submit_button("Create a token", type="primary") and user:
-            made = partial(access.create_token, page.cache.url, user, label=label, valid=valid or "month")
-            _do(lambda: st.session_state.update({_MADE: made()}))
-
-
-def _show_secret() -> None:
-    """The secret of a token, once."""
-    made = st.session_state.pop(_MADE, None)
-    if made is not None:
-        st.warning("This is the only time that this token is shown. Keep it in a file of mode 600 (HOPAAS_TOKEN_FILE).")
-        st.code(made.secret.reveal(), language=None, wrap_lines=True)
-
-
-def _revoke_token(page: PageContext, tokens: list[access.Token]) -> None:
-    with st.form("revoke"):
-        token = st.selectbox("Revoke a token", [one.name for one in tokens], index=None)
-        if st.form_submit_button("Revoke it") and token:
-            _do(lambda: access.revoke_token(page.cache.url, token), f"{token} is revoked; its sessions have ended")
-
-
-def _remove_user(page: PageContext, users: list[str]) -> None:
+    _tokens(page, access.tokens(page.cache.url), names)
     with st.form("remove"):
-        user = st.selectbox("Remove a user, with all tokens and grants", users, index=None)
+        user = st.selectbox("Remove a user, with all tokens and grants", names, index=None)
         sure = st.text_input("Type the name again")
         if st.form_submit_button("Remove") and user:
             if sure != user:
@@ -265,18 +158,63 @@ def _remove_user(page: PageContext, users: list[str]) -> None:
                 _do(lambda: access.remove_user(page.cache.url, user), f"{user} was removed, with all tokens and grants")
 
 
+def _own_tokens(page: PageContext) -> None:
+    """The tokens of whoever has signed in, who is a user of the store of that name."""
+    if not page.may_have_tokens:
+        theme.nothing("You can manage your own tokens if the dashboard was started with --allow-actions.")
+    elif all(one.name != page.person for one in access.users(page.cache.url)):
+        theme.nothing(
+            f"This store has no user {theme.plain(page.person)}. Ask an administrator to add you, and to give you "
+            "access to a study."
+        )
+    else:
+        theme.caption(
+            "A token lets your programs do what you may do. Create one for each place, and revoke it after use."
+        )
+        _tokens(page, access.tokens(page.cache.url, user=page.person))
+
+
+def _tokens(page: PageContext, tokens: list[access.Token], users: list[str] | None = None) -> None:
+    """Tokens, and forms to create one and to revoke one; for the person who has signed in if it offers no users."""
+    made = st.session_state.pop(_MADE, None)
+    if made is not None:
+        st.warning("This is the only time that this token is shown. Keep it in a file of mode 600 (HOPAAS_TOKEN_FILE).")
+        st.code(made.secret.reveal(), language=None, wrap_lines=True)
+    rows = [
+        [*map(theme.safe, (one.name, one.user, one.label)), *map(_day, (one.created, one.expires, one.last_used)),
+         f"{one.sessions} of {one.connections}"]
+        for one in tokens
+    ]  # fmt: skip
+    headers = ("token", "user", "label", "made", "valid until", "last used", "in use")
+    theme.table(headers, rows, label="Tokens", numeric=(6,), empty="No token yet.")
+    left, right = st.columns(2)
+    if users is None and len(tokens) >= _OWN_TOKENS:
+        with left:
+            theme.nothing(f"The limit is {_OWN_TOKENS} tokens per person. Revoke one before you create another.")
+    else:
+        with left, st.form("token"):
+            user = page.person if users is None else st.selectbox("Token for", users, index=None)
+            valid = st.segmented_control("Valid for a", list(access.VALIDITIES), default="month", required=True)
+            label = st.text_input("Label, such as where it is used", max_chars=60)
+            if st.form_submit_button("Create a token", type="primary") and user:
+                made = partial(access.create_token, page.cache.url, user, label=label, valid=valid or "month")
+                _do(lambda: st.session_state.update({_MADE: made()}))
+    with right, st.form("revoke"):
+        token = st.selectbox("Revoke a token", [one.name for one in tokens], index=None)
+        if st.form_submit_button("Revoke it") and token:
+            _do(lambda: access.revoke_token(page.cache.url, token), f"{token} is revoked; its sessions have ended")
+
+
 def _grants(page: PageContext) -> None:
     """Who may do what in one study."""
-    studies = [one.name for one in page.studies()]
-    name = st.selectbox("Study", studies, key="of-grants") if studies else None
-    if name is None:
-        theme.nothing("No study yet.")
+    listing = _study(page, "grants")
+    if listing is None:
         return
+    name = listing.name
     found = access.grants(page.cache.url, name)
     rows = [[theme.safe(one.user), one.role, _day(one.granted), theme.safe(one.granted_by)] for one in found]
     theme.table(("user", "may", "since", "granted by"), rows, label="Grants", empty="Nobody has a grant yet.")
     theme.caption("viewer: look. worker: also run and queue trials, write notes. owner: also control and share.")
-    listing = next(one for one in page.studies() if one.name == name)
     if not (page.options.actions and page.role(listing) == "owner"):
         theme.caption("Owners of the study can give grants, on a dashboard that was started with --allow-actions.")
         return

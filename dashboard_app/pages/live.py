@@ -12,8 +12,8 @@ from dashboard_app.frames import Frame
 from dashboard_app.page_context import PageContext
 from dashboard_app.redraw import live
 from dashboard_app.theme import draw
-from dashboard_app.views import campaigns, spread
 from dashboard_app.views import live as views
+from dashboard_app.views import spread, studies
 from hopaas_p2p.analysis import charts
 from hopaas_p2p.analysis.chart import Chart, finite, number
 from hopaas_p2p.analysis.facts import duration
@@ -57,9 +57,35 @@ def _body(page: PageContext, frame: Frame) -> None:
     with right:
         curves = frame.once(lambda one: charts.curves(one.state, one.columns, height=360), "curves")
         draw(curves, key="curves", empty="No learning curves: no trial has reported intermediate values.")
-    _running(page, frame, now)
-    _spent(frame)
-    _events(frame)
+    theme.heading("Running now")
+    trials = views.running(frame.state)
+    if trials:
+        headers = ["trial", "site", "node", "peer", "for", "progress", "last report", "curve", "lease"]
+        of = views.steps_of_a_trial(frame.columns)
+        theme.table(
+            headers, [_row(page, frame, one, of, now) for one in trials], label="Running trials", numeric=(0, 4, 6)
+        )
+        if frame.counts[0] > len(trials):
+            theme.caption(f"and {frame.counts[0] - len(trials):,} more")
+    else:
+        theme.nothing("No trial is running. Peers that join appear here.")
+    spent = frame.once(lambda one: spending(one.state), "spending")
+    if spent.rows:
+        theme.heading("Spent")
+        heads, lines = cells(spent)
+        escaped = [[theme.safe(cell) for cell in line] for line in lines]
+        theme.table(heads, escaped, label="Spent", numeric=range(3, len(heads)))
+        theme.caption(" · ".join(budget_lines(spent)))
+    theme.heading("Recent events")
+    parts = [
+        f'<li class="hp-event hp-{one.kind}"><i aria-hidden="true">{_SYMBOLS.get(one.kind, "")}</i>{theme.ago(one.at)}'
+        f"{theme.trial_link(frame.name, one.number, 'trial ')} <span>{theme.safe(one.text)}</span></li>"
+        for one in views.events(frame.state, frame.columns)
+    ]
+    if parts:
+        st.html(f'<ul class="hp-events">{"".join(parts)}</ul>')
+    else:
+        theme.nothing("No events yet.")
     theme.heading("Alerts")
     theme.caption(views.alerts(frame.state, frame.name))
 
@@ -73,7 +99,7 @@ def _history(frame: Frame) -> Chart | None:
 def _tiles(page: PageContext, frame: Frame, now: float) -> None:
     state, columns = frame.state, frame.columns
     pace = views.pace(state, columns, now)
-    card = campaigns.card(state, columns, alive=page.alive)
+    card = studies.card(state, columns, alive=page.alive)
     saved = frame.once(lambda one: savings(one.columns), "saved")
     waiting = card.counts.get("waiting", 0)
     peers, sites = sum(card.sites.values()), len(card.sites)
@@ -101,33 +127,6 @@ def _tiles(page: PageContext, frame: Frame, now: float) -> None:
             st.write(ESTIMATOR)
 
 
-def _running(page: PageContext, frame: Frame, now: float) -> None:
-    theme.heading("Running now")
-    trials = views.running(frame.state)
-    if not trials:
-        theme.nothing("No trial is running. Peers that join appear here.")
-        return
-    headers = ["trial", "site", "node", "peer", "for", "progress", "last report", "curve", "lease"]
-    of = views.steps_of_a_trial(frame.columns)
-    cells = [_row(page, frame, one, of, now) for one in trials]
-    theme.table(headers, cells, label="Running trials", numeric=(0, 4, 6))
-    hidden = frame.counts[0] - len(trials)
-    if hidden > 0:
-        theme.caption(f"and {hidden:,} more")
-
-
-def _spent(frame: Frame) -> None:
-    """What is spent, by site, person and state, and what is left of it."""
-    found = frame.once(lambda one: spending(one.state), "spending")
-    if not found.rows:
-        return
-    theme.heading("Spent")
-    heads, rows = cells(found)
-    shown = [[theme.safe(cell) for cell in row] for row in rows]
-    theme.table(heads, shown, label="Spent", numeric=tuple(range(3, len(heads))))
-    theme.caption(" · ".join(budget_lines(found)))
-
-
 def _row(page: PageContext, frame: Frame, trial: Trial, of: int | None, now: float) -> list[str]:
     owner, steps = trial.owner or "", len(trial.reports)
     attempt = f' <span class="hp-small">attempt {trial.attempt}</span>' if trial.attempt > 1 else ""
@@ -145,16 +144,3 @@ def _row(page: PageContext, frame: Frame, trial: Trial, of: int | None, now: flo
         theme.spark(curve, f"reports of trial {trial.number}"),
         theme.lease(trial.number, page.cache.lease_left(frame.uuid, owner)),
     ]
-
-
-def _events(frame: Frame) -> None:
-    theme.heading("Recent events")
-    parts = [
-        f'<li class="hp-event hp-{one.kind}"><i aria-hidden="true">{_SYMBOLS.get(one.kind, "")}</i>{theme.ago(one.at)}'
-        f"{theme.trial_link(frame.name, one.number, 'trial ')} <span>{theme.safe(one.text)}</span></li>"
-        for one in views.events(frame.state, frame.columns)
-    ]
-    if parts:
-        st.html(f'<ul class="hp-events">{"".join(parts)}</ul>')
-    else:
-        theme.nothing("No events yet.")

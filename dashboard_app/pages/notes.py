@@ -16,8 +16,7 @@ import streamlit as st
 from dashboard_app import theme
 from dashboard_app.frames import Frame
 from dashboard_app.page_context import PageContext
-from dashboard_app.views.campaigns import ARCHIVED
-from dashboard_app.views.table import Noted, noted
+from dashboard_app.views.studies import ARCHIVED
 from hopaas_p2p import artifacts, notes
 from hopaas_p2p.artifacts import Artifact
 from hopaas_p2p.cli.output import size
@@ -36,22 +35,7 @@ def show(page: PageContext) -> None:
     note_of(page, frame)
     tags_of(page, frame)
     archive(page, frame)
-    _trials(frame, frame.once(lambda one: noted(one.system, one.study_id, len(one.columns)), "noted"))
     files_of(page, frame)
-
-
-def _trials(frame: Frame, found: list[Noted]) -> None:
-    theme.heading("Trials with a note or a tag")
-    if not found:
-        theme.nothing("None yet. Write one on the page of a trial, or with: hopaas-p2p trial note")
-        return
-    rows = [
-        [theme.trial_link(frame.name, one.number), " ".join(map(theme.tag, one.tags)), theme.safe(one.line)]
-        for one in found[:200]
-    ]
-    theme.table(["trial", "tags", "note"], rows, label="Trials with a note or a tag", numeric=(0,))
-    if len(found) > 200:
-        st.caption(f"and {len(found) - 200:,} more")
 
 
 def tame(markdown: str) -> str:
@@ -100,7 +84,7 @@ def tags_of(page: PageContext, frame: Frame, number: int | None = None) -> None:
 
 
 def archive(page: PageContext, frame: Frame) -> None:
-    """Take the study off the list of campaigns, or put it back."""
+    """Take the study off the list of studies, or put it back."""
     if page.may_act:
         before = [ARCHIVED] if ARCHIVED in frame.tags else []
         archived = st.toggle("Archived (not listed)", value=bool(before), key=f"archive-{frame.lsn}")

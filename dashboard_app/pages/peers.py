@@ -52,7 +52,11 @@ def _body(page: PageContext, frame: Frame) -> None:
     theme.draw(timeline(frame.state, now), key="gantt", empty="No trial has started yet.")
     theme.heading("Sites")
     headers = ["site", "live", "peers", "running", "ended", "leases lost", "busy", ""]
-    theme.table(headers, [_site(one) for one in places], label="Sites", numeric=(1, 2, 3, 4, 5))
+    rows = [
+        [theme.safe(name), *(f"{count:,}" for count in counts), theme.share(busy), _DRAINING[draining]]
+        for name, *counts, busy, draining in places
+    ]
+    theme.table(headers, rows, label="Sites", numeric=(1, 2, 3, 4, 5))
     theme.heading("Peers")
     headers = ["peer", "site", "node", "runs", "ended", "lost", "busy", "last seen", "clock", "machine", ""]
     theme.table(headers, [_peer(page, frame, one) for one in found[:_ROWS]], label="Peers", numeric=(4, 5))
@@ -60,40 +64,32 @@ def _body(page: PageContext, frame: Frame) -> None:
         theme.caption(f"and {len(found) - _ROWS:,} more that run no trial now")
 
 
-def _site(one: views.Site) -> list[str]:
-    numbers = [f"{count:,}" for count in (one.live, one.peers, one.running, one.ended, one.lost)]
-    return [theme.safe(one.name), *numbers, theme.share(one.busy), _DRAINING[one.draining]]
-
-
 def _peer(page: PageContext, frame: Frame, one: views.PeerRow) -> list[str]:
     safe = theme.safe
     links = ", ".join(theme.trial_link(frame.name, number) for number in one.running[:4])
-    more = f" and {len(one.running) - 4} more" if len(one.running) > 4 else ""
+    seen = "" if one.last is None else theme.ago(one.last)
+    if one.running:
+        left = page.cache.lease_left(frame.uuid, one.uuid)
+        seen = theme.last_seen(one.uuid, left, ttl_of(frame.state, one.uuid))
+    behind, clock = page.cache.clock_behind(frame.uuid, one.uuid), "agrees"
+    if behind is None:
+        clock = '<span class="hp-small">unknown</span>'
+    elif not -2.0 < behind < 8.0:
+        clock = f"{duration(abs(behind))} {'behind' if behind > 0 else 'ahead'}"
     name = f'<b title="{safe(one.uuid)}">{safe(one.uuid[:8])}</b>'
-    cells = [f'{name} <span class="hp-small">{safe(one.user)}, {safe(one.job)}</span>', safe(one.site), safe(one.host)]
-    cells += [links + more, f"{one.ended:,}", f"{one.lost:,}", theme.share(one.busy), _last_seen(page, frame, one)]
-    clock = _clock(page.cache.clock_behind(frame.uuid, one.uuid))
     return [
-        *cells,
+        f'{name} <span class="hp-small">{safe(one.user)}, {safe(one.job)}</span>',
+        safe(one.site),
+        safe(one.host),
+        links + (f" and {len(one.running) - 4} more" if len(one.running) > 4 else ""),
+        f"{one.ended:,}",
+        f"{one.lost:,}",
+        theme.share(one.busy),
+        seen,
         clock,
         safe(one.hardware, longest=60),
         f"{_DRAINING[one.draining]} {safe(one.differs, longest=120)}",
     ]
-
-
-def _last_seen(page: PageContext, frame: Frame, one: views.PeerRow) -> str:
-    if one.running:
-        left = page.cache.lease_left(frame.uuid, one.uuid)
-        return theme.last_seen(one.uuid, left, ttl_of(frame.state, one.uuid))
-    return f'<span class="hp-small">{"" if one.last is None else theme.ago(one.last)}</span>'
-
-
-def _clock(behind: float | None) -> str:
-    if behind is None:
-        return '<span class="hp-small">unknown</span>'
-    if -2.0 < behind < 8.0:
-        return "agrees"
-    return f"{duration(abs(behind))} {'behind' if behind > 0 else 'ahead'}"
 
 
 def _drain(page: PageContext) -> None:

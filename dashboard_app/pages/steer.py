@@ -7,7 +7,7 @@ its lease. Whether it is done is read off the log too, so everybody is told the 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any, Final
 
 import streamlit as st
@@ -52,13 +52,9 @@ def _now(page: PageContext, frame: Frame) -> None:
 
 
 def _choices(page: PageContext, frame: Frame) -> None:
-    with st.container():  # so that the forms stay in place when nothing runs any more
+    with st.container():  # so that the form stays in place when nothing runs any more
         _running(page, frame)
-    left, right = st.columns([3, 2])
-    with left:
-        _enqueue(page, frame)
-    with right:
-        _again(page, frame)
+    _enqueue(page, frame)
 
 
 # --- asking ---
@@ -225,56 +221,28 @@ def _confirm_take(page: PageContext, number: int, epoch: int) -> None:
 # --- trials to come ---
 
 
-def _again(page: PageContext, frame: Frame) -> None:
-    theme.heading("Queue a trial again")
-    trials = frame.state.trials
-    if not trials:
-        theme.nothing("No trial yet.")
-        return
-    with st.form("again"):
-        # no upper end: a field whose limits change forgets what was typed
-        key = f"again-number-{_asked(page)}"
-        chosen = st.number_input("Number of a trial that ended", 0, value=None, step=1, key=key)
-        if not st.form_submit_button("Queue again") or chosen is None:
-            return
-        number = int(chosen)
-        if number >= len(trials):
-            st.error(f"There is no trial {number}.")
-        elif trials[number].state in (TrialState.RUNNING, TrialState.WAITING):
-            st.error(f"Trial {number} is {trials[number].state.name}.")
-        else:
-            ask(page, "run", f"queue trial {number} again", lambda study: study.requeue(number))
-            st.rerun()
-
-
 def _enqueue(page: PageContext, frame: Frame) -> None:
     theme.heading("Queue a trial")
     if not frame.columns.parameters:
         theme.nothing("The study has no search space yet. The first trial will name the parameters.")
         return
+    space, asked = frame.state.dists, _asked(page)
     with st.form("enqueue"):
         theme.caption("Leave a field empty to let the sampler choose.")
-        given = _space_form(frame.state.dists, _asked(page))
-        times = int(st.number_input("How many times", 1, 100, value=1, step=1))
+        places, given = st.columns(3), {}
+        for at, (name, one) in enumerate(list(space.items())[:_FIELDS]):
+            with places[at % 3]:
+                value = _field(name, one, f"new-{name}-{asked}")  # empty again after each action
+            if value is not None:
+                given[name] = value
+        if len(space) > _FIELDS:
+            theme.caption(f"The sampler chooses the other {len(space) - _FIELDS:,} parameters.")
+        times = int(st.number_input("How many times", 1, 100, value=1, step=1, width=220))
         if st.form_submit_button("Queue", type="primary", icon=":material/add:"):
             words = ", ".join(f"{name} = {value}" for name, value in given.items()) or "a trial with sampled parameters"
             for _ in range(times):
                 ask(page, "run", f"queue {words}", lambda study: study.enqueue(given))
             st.rerun()
-
-
-def _space_form(space: Mapping[str, Distribution], asked: int) -> dict[str, Any]:
-    """Draw one field per parameter, empty again after each action; return what was filled in."""
-    places = st.columns(2)
-    given: dict[str, Any] = {}
-    for at, (name, one) in enumerate(list(space.items())[:_FIELDS]):
-        with places[at % 2]:
-            value = _field(name, one, f"new-{name}-{asked}")
-        if value is not None:
-            given[name] = value
-    if len(space) > _FIELDS:
-        theme.caption(f"The sampler chooses the other {len(space) - _FIELDS:,} parameters.")
-    return given
 
 
 def _field(name: str, one: Distribution, key: str) -> Any:

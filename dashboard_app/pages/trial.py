@@ -1,4 +1,4 @@
-"""Trial: one trial, from its parameters to who owned it."""
+"""Trial: one trial, from its parameters to who owned it; or two to five beside each other, and in what they differ."""
 
 from __future__ import annotations
 
@@ -14,11 +14,9 @@ from dashboard_app.page_context import PageContext
 from dashboard_app.pages.notes import fetched, files_of, note_of, tags_of
 from dashboard_app.redraw import live
 from dashboard_app.theme import draw
-from dashboard_app.views import logged
 from dashboard_app.views import trial as views
 from hopaas_p2p import artifacts
 from hopaas_p2p.analysis import charts as drawings
-from hopaas_p2p.analysis.chart import Chart
 from hopaas_p2p.analysis.chart import number as shown
 from hopaas_p2p.analysis.facts import duration
 from hopaas_p2p.artifacts import OUTPUT
@@ -35,31 +33,58 @@ _LONGEST_OUTPUT: Final = 1 << 18  # bytes
 def show(page: PageContext) -> None:
     """The page."""
     frame = page.frame
-    count = len(frame.state.trials) if frame is not None else 0
     page.title("Trial")
-    if not count:
+    if frame is None or not len(frame.columns):
         theme.nothing("No trial yet.")
         return
-    assert frame is not None
-    asked = url.given("trial")
-    if not asked.isdecimal() or int(asked) >= count:
-        if asked:
-            theme.nothing(f"There is no trial {asked}. Another one is shown.")
-        # a default would be left out of the address, and the best trial is another tomorrow
-        st.session_state.setdefault("trial", _first(frame))
-    given = st.number_input("Number", 0, count - 1, value=None, step=1, key="trial", bind="query-params", width=180)
-    number = _first(frame) if given is None else int(given)
-    goes_on = frame.state.trials[number].state in (TrialState.RUNNING, TrialState.WAITING)
-    live(page, lambda page, frame: _body(page, frame, number), auto=goes_on)
-    note_of(page, frame, number)
-    tags_of(page, frame, number)
-    files_of(page, frame, number)
+    count, best = len(frame.columns), _best(frame)
+    first = count - 1 if best is None else best
+    if not url.given("trial"):  # a default would be left out of the address, and the best trial is another tomorrow
+        st.session_state.setdefault("trial", str(first))
+    text = st.text_input(
+        "Trial, or several to compare", key="trial", bind="query-params", max_chars=100, width=420,
+        placeholder="numbers, such as 3, 17, 42",
+    )  # fmt: skip
+    numbers = views.numbers_in(text or str(first), count)
+    missing = [str(one) for one in views.numbers_in(text or "", 10**9) if one >= count]
+    if missing or not numbers:
+        theme.nothing(f"There is no trial {', '.join(missing) or text}. The study has trials 0 to {count - 1:,}.")
+    if not numbers:
+        return
+    if len(numbers) > 1:
+        only = st.toggle("Show differences only", key="differing", bind="query-params")
+        live(page, lambda _page, frame: _side_by_side(frame, numbers, only=only), auto=False)
+        return
+    goes_on = frame.state.trials[numbers[0]].state in _UNFINISHED
+    live(page, lambda page, frame: _body(page, frame, numbers[0]), auto=goes_on)
+    note_of(page, frame, numbers[0])
+    tags_of(page, frame, numbers[0])
+    files_of(page, frame, numbers[0])
 
 
-def _first(frame: Frame) -> int:
-    """The trial to begin with: the best, else the newest."""
-    row = frame.columns.best() if len(frame.columns.directions) == 1 else None
-    return len(frame.columns) - 1 if row is None else row
+def _best(frame: Frame) -> int | None:
+    return frame.columns.best() if len(frame.columns.directions) == 1 else None
+
+
+def _side_by_side(frame: Frame, numbers: Sequence[int], *, only: bool) -> None:
+    found = views.side_by_side(frame.state, frame.columns, numbers)
+    params = [one.differs for one in found if one.kind == "parameter"]
+    theme.caption(f"{sum(params)} of {len(params)} parameters differ.")
+    best, rows = _best(frame), [["state"]]
+    for one in numbers:
+        pill = theme.pill("best" if one == best else frame.state.trials[one].state.name.lower())
+        rows[0].append(f"{pill} {theme.trial_link(frame.name, one, 'open ')}")
+    for fact in found:
+        if only and not fact.differs:
+            continue
+        marked = fact.kind == "parameter" and fact.differs  # in words, and its values are bold
+        name = ("metric " if fact.kind == "metric" else "") + theme.safe(fact.name)
+        cells = [theme.safe(cell) or "-" for cell in fact.cells]
+        rows.append(
+            [f"{name} {theme.tag('differs')}", *(f"<b>{cell}</b>" for cell in cells)] if marked else [name, *cells]
+        )
+    theme.table(["what", *(f"trial {one}" for one in numbers)], rows, label="Trials side by side")
+    draw(views.curves(frame.state, numbers), key="curves", empty="None of these trials has a learning curve.")
 
 
 def _body(page: PageContext, frame: Frame, number: int) -> None:
@@ -71,9 +96,9 @@ def _body(page: PageContext, frame: Frame, number: int) -> None:
     if trial.reason:
         theme.heading("Why it ended")
         theme.long_text(trial.reason, label="Why it ended", longest=4000)
-    best = frame.columns.best() if len(frame.columns.directions) == 1 else None
+    best = _best(frame)
     if best is not None and best != trial.number:
-        link = theme.link("best trial", "beside", study=frame.name, trials=f"{trial.number}, {best}")
+        link = theme.link("best trial", "trial", study=frame.name, trial=f"{trial.number}, {best}")
         st.html(f'<p class="hp-caption">Compare it with the {link}.</p>')
     _output(page, frame, trial)
     left, right = st.columns(2)
@@ -85,13 +110,15 @@ def _body(page: PageContext, frame: Frame, number: int) -> None:
             key="curve",
             empty="No reports yet." if trial.state in _UNFINISHED else "It ended without reports.",
         )
-    _metrics(frame, trial)
+    _metrics(frame, trial, best)
     _attempts(frame, trial)
     _pairs("Attributes", ("attribute", "value"), dict(list(trial.user.items())[:200]))
     with st.expander("Owners, and where it ran", expanded=bool(trial.history), key="ran"):
         _leases(page, frame, trial)
         _pairs("Where it ran", ("what", "as its peer said"), frame.state.peers.get(trial.owner or "", {}))
     with st.expander("Run it again", expanded=False, key="again"):
+        if page.may_act and trial.state not in _UNFINISHED and st.button("Queue it again", icon=":material/replay:"):
+            page.act(lambda study: study.requeue(number), done="A trial with the same parameters waits for a peer.")
         python, shell = st.tabs(["Python", "Shell"])
         # wrapped: what only a mouse can scroll shuts out those who use a keyboard
         python.code(views.as_python(frame.name, page.cache.url, frame.state, trial), language="python", wrap_lines=True)
@@ -165,32 +192,26 @@ def _parameters(frame: Frame, trial: Trial) -> None:
     theme.table(headers, rows, label="Parameters", empty="None yet. The objective has not suggested a parameter.")
 
 
-def _metrics(frame: Frame, trial: Trial) -> None:
+def _metrics(frame: Frame, trial: Trial, best: int | None) -> None:
     """What it logged beside the reports."""
-    found = logged.last_values(trial)
+    found = views.last_values(trial)
     if not found:
         return
     theme.heading("Metrics")
     theme.caption("Logged beside the reports. They do not affect pruning.")
-    rows = [
-        [theme.safe(one.name), *map(shown, (one.value, one.low, one.high)), f"{one.step:,}", f"{one.steps:,}"]
-        for one in found
-    ]
+    rows = [[theme.safe(name), *map(shown, of), f"{step:,}", f"{steps:,}"] for name, *of, step, steps in found]
     headers = ["metric", "last", "lowest", "highest", "at step", "steps"]
     theme.table(headers, rows, label="Metrics", numeric=range(1, 6))
-    best = frame.columns.best() if len(frame.columns.directions) == 1 else None
     charts = drawings.metrics(trial, None if best is None else frame.state.trials[best])
-    _in_two_columns(charts[:_CHARTS], first=0)
-    if len(charts) > _CHARTS:
-        with st.expander(f"{len(charts) - _CHARTS} more metrics", expanded=False, key="more-metrics"):
-            _in_two_columns(charts[_CHARTS:], first=_CHARTS)
-
-
-def _in_two_columns(charts: Sequence[Chart], *, first: int) -> None:
-    columns = st.columns(2) if len(charts) > 1 else [st.container()]
-    for at, chart in enumerate(charts):
-        with columns[at % len(columns)]:
-            draw(chart, key=f"metric-{first + at}")
+    folded = len(charts) - _CHARTS
+    for first, some in ((0, charts[:_CHARTS]), (_CHARTS, charts[_CHARTS:])):
+        with st.expander(f"{folded} more metrics", expanded=False, key="more-metrics") if first else st.container():
+            columns = st.columns(2) if len(some) > 1 else [st.container()]
+            for at, chart in enumerate(some):
+                with columns[at % len(columns)]:
+                    draw(chart, key=f"metric-{first + at}")
+        if folded <= 0:
+            return
 
 
 def _leases(page: PageContext, frame: Frame, trial: Trial) -> None:

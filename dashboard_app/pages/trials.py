@@ -1,8 +1,9 @@
-"""Trials: all of them in a table, filtered by the address, and as files."""
+"""Trials: all of them in a table, filtered by the address, and as files; and what went wrong."""
 
 from __future__ import annotations
 
 import tempfile
+from collections import Counter
 from functools import partial
 from pathlib import Path
 from typing import Any, Final
@@ -14,12 +15,14 @@ from dashboard_app.filters import shared_filter
 from dashboard_app.frames import Frame
 from dashboard_app.page_context import PageContext
 from dashboard_app.redraw import live
-from dashboard_app.views import beside
+from dashboard_app.views import failures
 from dashboard_app.views import table as views
+from dashboard_app.views.failures import Failure, Key
+from dashboard_app.views.trial import first_choice
 from hopaas_p2p import notes
 from hopaas_p2p.analysis import palette
-from hopaas_p2p.analysis.facts import phrase
-from hopaas_p2p.analysis.table import Mask
+from hopaas_p2p.analysis.facts import phrase, queued_again
+from hopaas_p2p.errors import HopaasError
 from hopaas_p2p.moving import records, tables
 
 _FORMATS: Final = (
@@ -30,16 +33,22 @@ _COLOURS: Final = {
     "best": palette.BEST, "complete": palette.COMPLETE, "pruned": palette.PRUNED, "fail": palette.FAILED,
     "running": palette.RUNNING, "waiting": palette.WAITING,
 }  # fmt: skip
+_ROWS: Final = 100  # groups of failures
+_SHOWN: Final = 30
+_AT_ONCE: Final = 500
 _LINK: Final = r"[?&]trial=(\d+)"
 
 
 def show(page: PageContext) -> None:
     """The page."""
     page.title("Trials")
-    live(page, _body, auto=False)
+    if theme.segments("View", ["All", "Failures"], key="view", visible=False) == "Failures":
+        live(page, _failures, key="failures")
+    else:
+        live(page, _table, auto=False)
 
 
-def _body(_page: PageContext, frame: Frame) -> None:
+def _table(_page: PageContext, frame: Frame) -> None:
     tags = frame.once(lambda one: notes.tags_by_trial(one.system), "tags")
     text = st.text_input("Find", key="find", bind="query-params", placeholder="reason, tag, site, node, user or number")
     mask = shared_filter(frame)
@@ -53,16 +62,17 @@ def _body(_page: PageContext, frame: Frame) -> None:
     if not count:
         theme.nothing("No trial yet." if not len(mask) else "No trial passes the filter.")
         return
-    found = views.table(frame.state, frame.columns, mask, tags=tags)
-    words = found["state"]
+    lines = frame.once(lambda one: views.note_lines(one.system, one.study_id), "notes")
+    found = views.table(frame.state, frame.columns, mask, tags=tags, lines=lines)
     best = frame.columns.best() if len(frame.columns.directions) == 1 else None
-    found["state"] = [["best"] if one == best else [word] for one, word in zip(found["trial"], words, strict=True)]
+    pairs = zip(found["trial"], found["state"], strict=True)
+    found["state"] = [["best"] if one == best else [word] for one, word in pairs]
     zone = st.context.timezone or "UTC"
     found["trial"] = [url.link("trial", study=frame.name, trial=one) for one in found["trial"].tolist()]
     st.dataframe(
         found, hide_index=True, height=560, lazy=True if count > 500 else None, placeholder="", key="trials",
         column_config={
-            **{name: phrase(name) for name in ("site", "node", "seconds", "steps", "attempt", "tags")},
+            **{name: phrase(name) for name in ("site", "node", "seconds", "steps", "attempt", "tags", "note")},
             **{name: _number(name) for name in found.select_dtypes("float64").columns if name != "seconds"},
             "trial": st.column_config.LinkColumn("Trial", display_text=_LINK, pinned=True, width="small"),
             "state": st.column_config.MultiselectColumn(
@@ -75,16 +85,18 @@ def _body(_page: PageContext, frame: Frame) -> None:
         },
         alt=f"{count} trials with their state, values, parameters, and where they ran",
     )  # fmt: skip
-    _side_by_side(frame, mask)
-    _downloads(frame, mask)
-
-
-def _side_by_side(frame: Frame, mask: Mask) -> None:
-    """A link to the best of these, or the newest, beside each other."""
-    chosen = beside.first_choice(frame.columns, mask)
+    chosen = first_choice(frame.columns, mask)
     if len(chosen) > 1:
-        link = theme.link("side by side", "beside", study=frame.name, trials=", ".join(map(str, chosen)))
+        link = theme.link("side by side", "trial", study=frame.name, trial=", ".join(map(str, chosen)))
         st.html(f'<p class="hp-caption">Compare the first of these {link}, or any two to five trials.</p>')
+    theme.caption("These trials as a file: CSV for a spreadsheet, Parquet with every report for data frames.")
+    numbers = set(frame.columns.number[mask].tolist())
+    name = "".join(one if one.isalnum() or one in "-_." else "_" for one in frame.name)[:80] or "study"
+    for place, (ending, label, mime) in zip(st.columns(len(_FORMATS)), _FORMATS, strict=True):
+        place.download_button(  # makes the file when it is asked for, not when the button is drawn
+            label, data=partial(_file, frame, numbers, ending), file_name=f"{name}.{ending}", mime=mime,
+            key=f"save-{ending}", on_click="ignore", icon=":material/download:", width="stretch",
+        )  # fmt: skip
 
 
 def _number(name: str) -> Any:
@@ -94,17 +106,6 @@ def _number(name: str) -> Any:
         width=min(200, max(112, 28 + 8 * len(name))),
         format="%.6g",
     )
-
-
-def _downloads(frame: Frame, mask: Mask) -> None:
-    theme.caption("These trials as a file: CSV for a spreadsheet, Parquet with every report for data frames.")
-    numbers = set(frame.columns.number[mask].tolist())
-    name = "".join(one if one.isalnum() or one in "-_." else "_" for one in frame.name)[:80] or "study"
-    for place, (ending, label, mime) in zip(st.columns(len(_FORMATS)), _FORMATS, strict=True):
-        place.download_button(  # makes the file when it is asked for, not when the button is drawn
-            label, data=partial(_file, frame, numbers, ending), file_name=f"{name}.{ending}", mime=mime,
-            key=f"save-{ending}", on_click="ignore", icon=":material/download:", width="stretch",
-        )  # fmt: skip
 
 
 def _file(frame: Frame, numbers: set[int], ending: str) -> bytes:
@@ -117,3 +118,91 @@ def _file(frame: Frame, numbers: set[int], ending: str) -> bytes:
         path = Path(folder, "study.parquet")
         tables.dump_parquet(study, path)
         return path.read_bytes()
+
+
+# --- what went wrong ---
+
+
+def _failures(page: PageContext, frame: Frame) -> None:
+    """By reason, site and node; lost leases apart from errors."""
+    found: list[Failure] = frame.once(lambda one: failures.failures(one.state), "failures")
+    if not found:
+        theme.nothing("Nothing failed, and no lease was lost.")
+        return
+    counts = Counter(one.kind for one in found)
+    theme.tiles([
+        ("errors in the objective", f"{counts['error']:,}", "the training code failed"),
+        ("leases lost", f"{counts['lease']:,}", "silent, pre-empted or interrupted peers"),
+        ("withdrawn", f"{counts['withdrawn']:,}", "by hand, or replaced by a late result"),
+        ("not retried", f"{len({one.number for one in found if one.final}):,}", "trials that stay failed"),
+    ])  # fmt: skip
+    groups = failures.groups(found)
+    for kind, what in failures.KINDS.items():
+        mine = [members for key, members in groups.items() if key[0] == kind]
+        if not mine:
+            continue
+        cells = [
+            [*map(theme.safe, (failures.reason(members), members[0].site, members[0].host)), f"{len(members):,}",
+             f"{sum(one.final for one in members):,}", theme.trial_link(frame.name, members[0].number)]
+            for members in mine[:_ROWS]
+        ]  # fmt: skip
+        theme.heading(what[0].upper() + what[1:])
+        headers = ("reason", "site", "node", "count", "not retried", "newest trial")
+        theme.table(headers, cells, label=what, numeric=(3, 4, 5))
+        if len(mine) > _ROWS:
+            theme.caption(f"{len(mine) - _ROWS:,} more groups are not shown.")
+    _group(page, frame, dict(list(groups.items())[:_ROWS]))
+
+
+def _group(page: PageContext, frame: Frame, groups: dict[Key, list[Failure]]) -> None:
+    """The trials of one group; what stays failed is queued again by number as it was seen."""
+
+    def named(key: Key) -> str:
+        members = groups.get(key, [])
+        return f"{len(members):,} x {failures.reason(members) if members else key[1]} | {key[2]} | {key[3]}"
+
+    theme.heading("Inspect a group")
+    chosen = st.selectbox(
+        "Reason, site, node", list(groups), index=None, key="group", placeholder="Choose a group to see its trials",
+        format_func=named,
+    )  # fmt: skip
+    if chosen is None:
+        return
+    members = groups.get(chosen, [])
+    numbers = sorted({one.number for one in members if one.final})[:_AT_ONCE]
+    if page.may_act and not numbers:
+        theme.caption("All of these have already been retried.")
+    elif page.may_act and st.button(f"Queue {len(numbers):,} again", key="requeue", icon=":material/replay:"):
+        _confirm(page, numbers)
+    cells = [
+        [theme.trial_link(frame.name, one.number), f'<pre class="hp-reason">{theme.safe(one.full, longest=2000)}</pre>']
+        for one in members[:_SHOWN]
+    ]
+    theme.table(("trial", "full reason"), cells, label="Trials of this group", numeric=(0,))
+    if len(members) > _SHOWN:
+        theme.caption(f"The newest {_SHOWN} of {len(members):,} are shown.")
+
+
+@st.dialog("Queue these trials again?")
+def _confirm(page: PageContext, numbers: list[int]) -> None:
+    st.write(f"{len(numbers):,} trials with the same parameters will wait for the next peers.")
+    theme.caption(", ".join(map(str, numbers[:40])) + (" …" if len(numbers) > 40 else ""))
+    if not st.button("Queue them", type="primary", key="requeue-now"):
+        return
+    try:
+        st.success(theme.plain(queue_again(page, numbers)))
+    except HopaasError as error:
+        theme.error(error)
+
+
+def queue_again(page: PageContext, numbers: list[int]) -> str:
+    """Queue these trials again, except those that had been retried in the meantime; says what was done."""
+    study = page.study()
+    state = study.state
+    again = queued_again(state)
+    still = [number for number in numbers if state.trials[number].retried_by is None and number not in again]
+    queued = [number for number in map(study.requeue, still) if number is not None]
+    page.cache.show_written(page.uuid)
+    span = f" as trials {queued[0]} to {queued[-1]}" if queued else ""
+    skipped = f"; {len(numbers) - len(still):,} had been retried in the meantime" if len(still) < len(numbers) else ""
+    return f"Queued {len(queued):,}{span}{skipped}."

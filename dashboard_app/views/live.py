@@ -11,7 +11,7 @@ import numpy as np
 from hopaas_p2p.alerts import posted
 from hopaas_p2p.analysis.chart import number
 from hopaas_p2p.analysis.charts import records
-from hopaas_p2p.analysis.facts import retried
+from hopaas_p2p.analysis.facts import reason_line, retried
 from hopaas_p2p.analysis.spending import spending
 from hopaas_p2p.analysis.table import Floats, TrialTable, place
 from hopaas_p2p.core.records import TrialState
@@ -43,8 +43,6 @@ class Throughput(NamedTuple):
 
 def pace(state: State, columns: TrialTable, now: float) -> Throughput:
     """The pace at `now`, seconds since 1970. Times are by the peers' clocks."""
-    counts = state.counts
-    over = counts[TrialState.COMPLETE] + counts[TrialState.PRUNED] + counts[TrialState.FAIL]
     ended = columns.end[columns.is_(TrialState.COMPLETE, TrialState.PRUNED) & np.isfinite(columns.end)]
     recent = ended[ended > now - _HOUR]
     again = retried(state)
@@ -53,11 +51,15 @@ def pace(state: State, columns: TrialTable, now: float) -> Throughput:
     if len(recent):
         window = min(_HOUR, max(now, float(recent.max())) - float(began.min() if len(began) else recent.min()))
         per_hour = len(recent) * _HOUR / max(1.0, window)
-    left = None if state.budget is None else max(0, state.budget - (over - counts[TrialState.FAIL]))
+    left = (
+        None
+        if state.budget is None
+        else max(0, state.budget - state.counts[TrialState.COMPLETE] - state.counts[TrialState.PRUNED])
+    )
     return Throughput(
         recent=len(recent),
         per_hour=per_hour,
-        crashed=counts[TrialState.FAIL] - again,
+        crashed=state.counts[TrialState.FAIL] - again,
         retried=again,
         hours=spending(state).total.cost.time / 1e6 / _HOUR,
         left=left,
@@ -93,38 +95,22 @@ def events(state: State, columns: TrialTable, *, most: int = _EVENTS) -> list[Tr
     best: set[int] = set()
     if len(columns.directions) == 1:
         best = set(records(columns.end, columns.cost(), columns.complete()).tolist())
-    ended = [_end(trial, best=trial.number in best) for trial in _newest(state, columns.end, most)]
-    starts = np.where(columns.is_(TrialState.RUNNING), columns.start, np.nan)
-    started = [_start(trial, state) for trial in _newest(state, starts, most)]
-    found = [*(one for one in ended if one is not None), *started, *_losses(state)]
-    return sorted(found, key=lambda one: (-one.at, -one.number))[:most]
-
-
-def _newest(state: State, times: Floats, most: int) -> list[Trial]:
-    known = np.flatnonzero(np.isfinite(times))
-    if len(known) > most:
-        known = known[np.argpartition(times[known], -most)[-most:]]
-    return [state.trials[int(row)] for row in known]
-
-
-def _end(trial: Trial, *, best: bool) -> TrialEvent | None:
-    """How a trial ended; None if its end is the loss of its lease, which `_losses` has."""
-    if trial.end is None or (trial.history and trial.history[-1].end == trial.end):
-        return None
-    if trial.state is TrialState.COMPLETE:
-        text = "complete: " + ", ".join(map(number, trial.values or ())) + (", the best so far" if best else "")
-        return TrialEvent(trial.end / 1e6, trial.number, "best" if best else "complete", text)
-    if trial.state is TrialState.PRUNED:
-        text = f"pruned after step {max(trial.reports)}" if trial.reports else "pruned"
-        return TrialEvent(trial.end / 1e6, trial.number, "pruned", text)
-    why = (trial.reason or "no reason given").strip().split("\n", 1)[0]
-    return TrialEvent(trial.end / 1e6, trial.number, "fail", f"failed: {why}")
-
-
-def _start(trial: Trial, state: State) -> TrialEvent:
-    site, host = place(state, trial.owner)
-    text = f"started at {site} on {host}" + (f", attempt {trial.attempt}" if trial.attempt > 1 else "")
-    return TrialEvent((trial.start or 0) / 1e6, trial.number, "started", text)
+    found = []
+    for trial in _newest(state, columns.end, most):
+        if trial.history and trial.history[-1].end == trial.end:
+            continue  # its end is the loss of its lease, see below
+        kind, text = trial.state.name.lower(), f"failed: {reason_line(trial.reason) or 'no reason given'}"
+        if trial.state is TrialState.COMPLETE:
+            kind, more = ("best", ", the best so far") if trial.number in best else (kind, "")
+            text = "complete: " + ", ".join(map(number, trial.values or ())) + more
+        elif trial.state is TrialState.PRUNED:
+            text = f"pruned after step {max(trial.reports)}" if trial.reports else "pruned"
+        found.append(TrialEvent((trial.end or 0) / 1e6, trial.number, kind, text))
+    for trial in _newest(state, np.where(columns.is_(TrialState.RUNNING), columns.start, np.nan), most):
+        site, host = place(state, trial.owner)
+        text = f"started at {site} on {host}" + (f", attempt {trial.attempt}" if trial.attempt > 1 else "")
+        found.append(TrialEvent((trial.start or 0) / 1e6, trial.number, "started", text))
+    return sorted([*found, *_losses(state)], key=lambda one: (-one.at, -one.number))[:most]
 
 
 def _losses(state: State) -> Iterator[TrialEvent]:
@@ -138,6 +124,13 @@ def _losses(state: State) -> Iterator[TrialEvent]:
             if tenure.kept_as is not None:
                 text += f"; its late result is kept as trial {tenure.kept_as}"
             yield TrialEvent(tenure.end / 1e6, trial.number, "lost", text)
+
+
+def _newest(state: State, times: Floats, most: int) -> list[Trial]:
+    known = np.flatnonzero(np.isfinite(times))
+    if len(known) > most:
+        known = known[np.argpartition(times[known], -most)[-most:]]
+    return [state.trials[int(row)] for row in known]
 
 
 def alerts(state: State, name: str) -> str:

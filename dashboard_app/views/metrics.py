@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterable
-from typing import Final, NamedTuple
+from typing import Final
 
 import numpy as np
 
@@ -33,22 +33,15 @@ _HELP: Final = {
 }
 
 
-class Seen(NamedTuple):
-    """A study as it was last seen."""
-
-    store: str
-    name: str
-    state: State
-    columns: TrialTable
-    age: float
-
-
-def exposition(studies: Iterable[Seen]) -> str:
-    """All metrics of all studies; deterministic."""
+def exposition(studies: Iterable[tuple[str, str, State, TrialTable, float]]) -> str:
+    """All metrics of all studies, each with its store, its name and the age of what is known; deterministic."""
     samples: dict[str, list[str]] = {name: [] for name in _HELP}
-    for seen in studies:
-        for name, labels, value in _of(seen):
-            samples[name].append(f"{name}{_labels(seen, labels)} {_number(value)}")
+    for store, study, state, columns, age in studies:
+        for name, labels, value in _of(state, columns, age):
+            parts = {"store": store, "study": study, **labels}
+            said = ",".join(f'{key}="{text.translate(_ESCAPES)}"' for key, text in parts.items())
+            number = f"{value:.10g}" if math.isfinite(value) else {"inf": "+Inf", "-inf": "-Inf"}.get(str(value), "NaN")
+            samples[name].append(f"{name}{{{said}}} {number}")
     lines = []
     for name, (kind, what) in _HELP.items():
         if samples[name]:
@@ -56,8 +49,7 @@ def exposition(studies: Iterable[Seen]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _of(seen: Seen) -> Iterable[tuple[str, dict[str, str], float]]:
-    state, columns = seen.state, seen.columns
+def _of(state: State, columns: TrialTable, age: float) -> Iterable[tuple[str, dict[str, str], float]]:
     for one in TrialState:
         yield "hopaas_trials", {"state": one.name.lower()}, int(columns.is_(one).sum())
     for objective, direction in enumerate(columns.directions):
@@ -67,27 +59,15 @@ def _of(seen: Seen) -> Iterable[tuple[str, dict[str, str], float]]:
             yield "hopaas_best_value", labels, float(columns.values[best, objective])
     if state.budget is not None:
         yield "hopaas_budget_trials", {}, state.budget
-    yield "hopaas_budget_used_trials", {}, state.used()
-    yield "hopaas_accepting", {}, float(next_start(state).why is None)
-    running = columns.is_(TrialState.RUNNING)
-    owners = set(columns.owner[running].tolist())
+    owners = np.unique(columns.owner[columns.is_(TrialState.RUNNING)])
     sites = Counter(columns.sites[columns.site[np.flatnonzero(columns.owner == one)[0]]] for one in owners)
     for site, count in sorted(sites.items()):
         yield "hopaas_running_peers", {"site": site}, count
-    yield "hopaas_compute_seconds_total", {}, spending(state).total.cost.time / 1e6
-    yield "hopaas_leases_lost_total", {}, sum(len(trial.history) for trial in list(state.trials))
     for reason, count in sorted(dict(state.refusals).items()):
         yield "hopaas_records_refused_total", {"reason": reason}, count
+    yield "hopaas_budget_used_trials", {}, state.used()
+    yield "hopaas_accepting", {}, float(next_start(state).why is None)
+    yield "hopaas_compute_seconds_total", {}, spending(state).total.cost.time / 1e6
+    yield "hopaas_leases_lost_total", {}, sum(len(trial.history) for trial in list(state.trials))
     yield "hopaas_log_commits_total", {}, columns.lsn
-    yield "hopaas_read_age_seconds", {}, round(seen.age, 3)
-
-
-def _labels(seen: Seen, more: dict[str, str]) -> str:
-    parts = {"store": seen.store, "study": seen.name, **more}
-    return "{" + ",".join(f'{name}="{text.translate(_ESCAPES)}"' for name, text in parts.items()) + "}"
-
-
-def _number(value: float) -> str:
-    if math.isinf(value):
-        return "+Inf" if value > 0 else "-Inf"
-    return "NaN" if math.isnan(value) else f"{value:.10g}"
+    yield "hopaas_read_age_seconds", {}, round(age, 3)

@@ -6,8 +6,6 @@ from collections import Counter, defaultdict
 from collections.abc import Callable
 from typing import Final, NamedTuple
 
-import numpy as np
-
 from hopaas_p2p.analysis.table import TrialTable, place
 from hopaas_p2p.analysis.timeline import Stretch, stretches
 from hopaas_p2p.core.records import TrialState
@@ -62,8 +60,8 @@ def peers(state: State, columns: TrialTable, now: float, alive: Callable[[str], 
         running[state.trials[number].owner or ""].append(number)
     over = columns.is_(TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL) & (columns.owner >= 0)
     ended = Counter(columns.owners[at] for at in columns.owner[over].tolist())
-
-    def row(owner: str) -> PeerRow:
+    rows = []
+    for owner in filter(None, dict.fromkeys([*running, *by_owner])):
         info, ran, runs = state.peers.get(owner, {}), by_owner.get(owner, []), running.get(owner, [])
         last = max((one.end / 1e6 for one in ran), default=None)
         busy = 0.0
@@ -73,7 +71,7 @@ def peers(state: State, columns: TrialTable, now: float, alive: Callable[[str], 
             seconds += sum(max(0.0, now - (state.trials[one].start or now * 1e6) / 1e6) for one in runs)
             busy = min(1.0, seconds / max(1e-3, until - min(one.start for one in ran) / 1e6))
         job = " ".join(part for part in (info.get("batch"), info.get("job")) if part)
-        return PeerRow(
+        row = PeerRow(
             owner,
             *place(state, owner),
             user=info.get("user") or "?",
@@ -87,8 +85,7 @@ def peers(state: State, columns: TrialTable, now: float, alive: Callable[[str], 
             draining=state.is_draining(owner),
             differs="; ".join(differences(info)),
         )
-
-    rows = [row(owner) for owner in dict.fromkeys([*running, *by_owner]) if owner]
+        rows.append(row)
     return sorted(rows, key=lambda one: (not one.running, -(one.last or 0.0), one.uuid))
 
 
@@ -97,17 +94,11 @@ def sites(found: list[PeerRow], state: State, alive: Callable[[str], bool | None
     by_name: dict[str, list[PeerRow]] = defaultdict(list)
     for one in found:
         by_name[one.site].append(one)
-    rows = [
-        Site(
-            name=name,
-            live=sum(bool(one.running and alive(one.uuid)) for one in there),
-            peers=len(there),
-            running=sum(len(one.running) for one in there),
-            ended=sum(one.ended for one in there),
-            lost=sum(one.lost for one in there),
-            busy=float(np.mean([one.busy for one in there])),
-            draining=f"site:{name}" in state.draining,
-        )
-        for name, there in by_name.items()
-    ]
+    rows = []
+    for name, there in by_name.items():
+        live = sum(bool(one.running and alive(one.uuid)) for one in there)
+        running, ended = sum(len(one.running) for one in there), sum(one.ended for one in there)
+        lost = sum(one.lost for one in there)
+        busy = sum(one.busy for one in there) / len(there)
+        rows.append(Site(name, live, len(there), running, ended, lost, busy, f"site:{name}" in state.draining))
     return sorted(rows, key=lambda one: (-one.live, -one.ended, one.name))

@@ -50,12 +50,11 @@ class Progress(NamedTuple):
 
 def progress(request: Request, state: State) -> Progress:
     """How far it is, as far as this State knows."""
-    failure = request.failure
+    failure, number = request.failure, request.number
     if failure is not None and not (failure.queued and _shows(request, state)):
         return Progress("requested" if failure.queued else "refused", failure.why)
-    if request.kind == "control":
-        return _control(request, state)
-    number = request.number
+    if request.kind == "control":  # the store has taken it, or it would be refused: what differs was changed afterwards
+        return Progress("done", "" if _as_asked(request, state) else "changed again since")
     if number is None:
         return Progress("done", "taken away; its attempts are used up")
     if number >= len(state.trials):
@@ -77,23 +76,17 @@ def _shows(request: Request, state: State) -> bool:
 
 def _as_asked(request: Request, state: State) -> bool:
     wanted = None if request.budget == -1 else request.budget
-    as_asked = request.status is None or state.status == request.status
-    return as_asked and (request.budget is None or state.budget == wanted)
-
-
-def _control(request: Request, state: State) -> Progress:
-    """The store has taken it, or it would be refused: what differs now was changed afterwards."""
-    return Progress("done", "" if _as_asked(request, state) else "changed again since")
+    return request.status in (None, state.status) and (request.budget is None or state.budget == wanted)
 
 
 def _stop(request: Request, trial: Trial) -> Progress:
-    if trial.state is TrialState.RUNNING and trial.epoch == request.epoch:
-        if trial.stopping:
-            return Progress("acknowledged", "its peer has seen the request and is ending the trial")
-        return Progress("requested", "its peer will see it at its next report" if trial.stop else "")
     if trial.epoch != request.epoch:
         return Progress("done", "that lease has ended, and another peer has taken the trial over")
-    return Progress("done", f"the trial ended as {trial.state.name}")
+    if trial.state is not TrialState.RUNNING:
+        return Progress("done", f"the trial ended as {trial.state.name}")
+    if trial.stopping:
+        return Progress("acknowledged", "its peer has seen the request and is ending the trial")
+    return Progress("requested", "its peer will see it at its next report" if trial.stop else "")
 
 
 def _run(trial: Trial, state: State) -> Progress:

@@ -1,74 +1,69 @@
-"""Who stands on which rung, what was promoted when and where, and the curves of configurations that went on."""
+"""Where trials were pruned, who stands on which rung, curves of configurations that went on, and families."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from typing import Final, NamedTuple
+from collections.abc import Sequence
+from typing import Final
 
 import numpy as np
 
-from hopaas_p2p.analysis import configurations, palette
-from hopaas_p2p.analysis.chart import (
-    FAINT,
-    PLAIN,
-    Chart,
-    ChartAxis,
-    Points,
-    Series,
-    bundle,
-    curves_chart,
-    finite,
-    spread,
-)
-from hopaas_p2p.analysis.configurations import ConfigurationRow
-from hopaas_p2p.core.standings import RungCount
+from hopaas_p2p.analysis import configurations, families, palette
+from hopaas_p2p.analysis.chart import FAINT, PLAIN, Chart, ChartAxis, Series, bundle, curves_chart, finite, spread
+from hopaas_p2p.analysis.configurations import ConfigurationRow, PromotionEvent
+from hopaas_p2p.analysis.families import CopyEvent
+from hopaas_p2p.analysis.table import TrialTable
+from hopaas_p2p.core.lineage import segments
+from hopaas_p2p.core.records import TrialState
 from hopaas_p2p.core.state import State
 
+WentOn = tuple[PromotionEvent | CopyEvent, list[int], int]
+"""What happened, who took part in it, and the trial that was continued."""
+_BARS: Final = 40
 _PAUSED: Final = 40  # curves that are drawn
 _WHOLE: Final = 20
 _RUNNING: Final = 20
-MOST_RUNGS: Final = 24
-"""That are shown, the highest ones: a population may have thousands."""
+_MEMBERS: Final = 40  # lines of a family tree
+_MOST_RUNGS: Final = 24  # that are shown, the highest ones: a population may have thousands
 _WENT_ON: Final = "#009E73"
 
 
-class Overview(NamedTuple):
-    """A study's configurations by where they stand now."""
-
-    configurations: int
-    running: int
-    waiting: int
-    complete: int
-    promotions: int
-    elsewhere: int
-    """Promotions that another site took up than the one where the configuration had paused."""
-
-
-def overview(state: State) -> Overview:
-    """How many configurations are where."""
-    rows, events = configurations.rows(state), configurations.promotions(state)
-    words = [row.state for row in rows]
-    elsewhere = sum(
-        one.site is not None and one.site_before is not None and one.site != one.site_before for one in events
+def pruned_at(columns: TrialTable) -> Chart | None:
+    """How many trials were pruned at which step; many steps are gathered in bars of equal width."""
+    mask = columns.is_(TrialState.PRUNED) & np.isfinite(columns.last_step)
+    if not mask.any():
+        return None
+    steps, counts = np.unique(columns.last_step[mask].astype(np.int64), return_counts=True)
+    width = max(1, math.ceil((int(steps[-1]) - int(steps[0]) + 1) / _BARS))
+    bars = np.bincount((steps - steps[0]) // width, weights=counts).astype(np.int64)
+    starts = steps[0] + width * np.arange(len(bars))
+    names = [str(start) if width == 1 else f"{start} to {start + width - 1}" for start in starts.tolist()]
+    busiest = int(np.argmax(counts))
+    alt = (
+        f"{int(mask.sum()):,} trials were pruned between steps {steps[0]} and {steps[-1]}, most of them, "
+        f"{counts[busiest]:,}, after step {steps[busiest]}."
     )
-    running, paused, complete = (words.count(word) for word in ("running", "paused", "complete"))
-    return Overview(len(rows), running, paused, complete, len(events), elsewhere)
+    data = {"step": np.array(names), "trials": bars}
+    x, y = ChartAxis("last step reported", choices=tuple(names)), ChartAxis("trials pruned", zero=True, whole=True)
+    series = Series("pruned", "bars", data, palette.PRUNED)
+    return Chart("Where trials were pruned", [series], x, y, alt, height=260)
 
 
-def name_of(place: RungCount, brackets: int) -> str:
-    """A rung, as people call it."""
-    epochs = f"{place.epochs:,} epoch{'s' * (place.epochs != 1)}"
-    return epochs if brackets == 1 else f"bracket {place.bracket}: {epochs}"
+def elsewhere(events: Sequence[PromotionEvent]) -> int:
+    """How many promotions another site took up than the one where the configuration had paused."""
+    return sum(None not in (one.site, one.site_before) and one.site != one.site_before for one in events)
 
 
 def standing(state: State) -> Chart | None:
     """A bar for each rung: how many went on from it, wait there, or run past it now."""
-    places = configurations.rung_counts(state)[-MOST_RUNGS:]
+    places = configurations.rung_counts(state)[-_MOST_RUNGS:]
     if not any(place.reached for place in places):
         return None
     brackets = len({place.bracket for place in places})
-    names = np.array([name_of(place, brackets) for place in places])
+    words = [f"{place.epochs:,} epoch{'s' * (place.epochs != 1)}" for place in places]
+    if brackets > 1:
+        words = [f"bracket {place.bracket}: {word}" for place, word in zip(places, words, strict=True)]
+    names = np.array(words)
     parts = (
         ("promoted", _WENT_ON, [place.promoted for place in places]),
         ("waiting", FAINT, [place.waiting for place in places]),
@@ -80,22 +75,30 @@ def standing(state: State) -> Chart | None:
         if any(counts)
     ]
     said = [configurations.in_words(place, brackets=brackets) for place in places if place.reached]
-    x, y = ChartAxis("configurations", zero=True, whole=True), ChartAxis(choices=tuple(names.tolist()))
+    x, y = ChartAxis("configurations", zero=True, whole=True), ChartAxis(choices=tuple(words))
     return Chart("Configurations at each rung", layers, x, y, f"{'; '.join(said)}.", height=90 + 30 * len(places))
 
 
-def curves(state: State, *, height: int = 400) -> Chart | None:
+def curves(state: State, rows: Sequence[ConfigurationRow]) -> Chart | None:
     """A curve for each configuration, through all its trials, with a mark where it was promoted."""
     policy = state.configurations.policy
-    rows = [row for row in configurations.rows(state) if row.epochs > 1]
+    rows = [row for row in rows if row.epochs > 1]
     if policy is None or not rows:
         return None
-    running = [row for row in rows if row.state == "running"][:_RUNNING]
-    paused, whole = _some(rows, "paused", _PAUSED), _some(rows, "complete", _WHOLE)
-    best = _best(state, [row for row in rows if row.state == "complete"])
+    sign = -1.0 if state.define is not None and state.define.directions[0] == "maximize" else 1.0
+    words = ("paused", "complete", "running")
+    paused, complete, running = ([row for row in rows if row.state == word] for word in words)
+    valued = [(sign * row.newest.values[0], row.first, row) for row in complete if row.newest.values]
+    best = [min(valued)[-1]] if valued else []
+    paused, running = [paused[at] for at in spread(len(paused), _PAUSED)], running[:_RUNNING]
+    whole = [complete[at] for at in spread(len(complete), _WHOLE)]
 
-    def layer(name: str, some: list[ConfigurationRow], colour: str, dash: str, width: float) -> Series:
-        drawn = [(row.first, reports(state, row)) for row in some]
+    def layer(name: str, some: Sequence[ConfigurationRow], colour: str, dash: str, width: float) -> Series:
+        """All trials of a configuration are one curve."""
+        drawn = []
+        for row in some:
+            said = {step: value for one in row.trials for step, value in state.trials[one].reports.items()}
+            drawn.append((row.first, finite({policy.epochs(step): value for step, value in said.items()})))
         return bundle(name, drawn, colour, dash, width, along="epochs", of="configuration")
 
     layers = [
@@ -104,8 +107,13 @@ def curves(state: State, *, height: int = 400) -> Chart | None:
         layer("running", running, _WENT_ON, "dashed", 1.8),
         layer("best", best, palette.BEST, "solid", 3.0),
     ]
-    marks = _marks(state, {row.first for row in (*paused, *whole, *running, *best)})
-    minimize = state.define is None or state.define.directions[0] == "minimize"
+    shown = {row.first for row in (*paused, *whole, *running, *best)}
+    marks = []
+    for one in configurations.promotions(state):
+        reports = state.trials[one.paused].reports
+        if one.first in shown and reports and math.isfinite(reports[max(reports)]):
+            marks.append((one.epochs, reports[max(reports)], one.first))
+    data = dict(zip(("epochs", "value", "configuration"), map(np.array, zip(*marks, strict=True)), strict=False))
     said = (
         f"{len(paused)} paused, {len(whole)} complete and {len(running)} running configurations, of the {len(rows):,} "
         "that are beyond the first epoch"
@@ -114,48 +122,56 @@ def curves(state: State, *, height: int = 400) -> Chart | None:
         "Learning curves across rungs",
         layers,
         along="epochs",
-        minimize=minimize,
-        marks=marks,
+        minimize=sign > 0,
+        marks=[Series("promoted", "points", data, _WENT_ON, 8, "triangle")] if marks else [],
         alt=f"Learning curves of {said}.",
         caption=f"{said}; each curve runs through all trials of a configuration, and a triangle marks a promotion",
-        height=height,
+        height=400,
     )
 
 
-def _some(rows: Sequence[ConfigurationRow], word: str, most: int) -> list[ConfigurationRow]:
-    found = [row for row in rows if row.state == word]
-    return [found[at] for at in spread(len(found), most)]
-
-
-def _best(state: State, complete: Sequence[ConfigurationRow]) -> list[ConfigurationRow]:
-    sign = -1.0 if state.define is not None and state.define.directions[0] == "maximize" else 1.0
-    valued = [(sign * row.newest.values[0], row.first, row) for row in complete if row.newest.values]
-    return [min(valued)[-1]] if valued else []
-
-
-def reports(state: State, row: ConfigurationRow) -> Points:
-    """The finite reports of a configuration by epoch, of all its trials, downsampled."""
-    policy = state.configurations.policy
-    said: dict[int, float] = {}
-    for number in row.trials:
-        said |= state.trials[number].reports
-    return finite({step if policy is None else policy.epochs(step): one for step, one in said.items()})
-
-
-def _marks(state: State, shown: set[int]) -> list[Series]:
-    """Where the configurations that are drawn were promoted."""
-    found = [
-        (one.epochs, value, one.first)
-        for one in configurations.promotions(state)
-        if one.first in shown and (value := _last(state.trials[one.paused].reports)) is not None
+def tree(state: State) -> Chart | None:
+    """A line per member of a population, epochs from left to right; a slanted one leads from a member to its copy."""
+    found = families.stretches(state)
+    members = list(dict.fromkeys(one.member for one in found))
+    population = state.configurations.population
+    if not members or population is None:
+        return None
+    rows = {member: at for at, member in enumerate(members[:_MEMBERS], 1)}
+    events = families.copies(state)
+    every = population.every
+    by_trial = {one.trial: one for one in found}
+    complete = [(value, number) for number, value in state.trials.results()]
+    if state.define is not None and state.define.directions[0] == "maximize":
+        complete = [(-value, number) for value, number in complete]
+    best = (
+        [by_trial[part.trial] for part in segments(state.trials, min(complete)[1]) if part.trial in by_trial]
+        if complete
+        else []
+    )
+    jumps = [
+        (one.member, one.trial, (one.epochs, one.epochs + every / 4), (rows[one.source], rows[one.member]))
+        for one in events
+        if one.member in rows and one.source in rows
     ]
-    if not found:
-        return []
-    epochs, values, numbers = zip(*found, strict=True)
-    data = {"epochs": np.array(epochs), "value": np.array(values), "configuration": np.array(numbers)}
-    return [Series("promoted", "points", data, _WENT_ON, 8, "triangle")]
-
-
-def _last(said: Mapping[int, float]) -> float | None:
-    value = said[max(said)] if said else math.nan
-    return value if math.isfinite(value) else None
+    trained, led = (
+        [(one.member, one.trial, (one.begin, one.end), (rows[one.member],) * 2) for one in some if one.member in rows]
+        for some in (found, best)
+    )
+    layers = []
+    for name, lines, colour, width in (
+        ("members", trained, PLAIN, 2.0), ("copied", jumps, _WENT_ON, 1.5), ("led to the best", led, palette.BEST, 4.0),
+    ):  # fmt: skip
+        data = {
+            "epochs": np.array([x for _, _, ends, _ in lines for x in (*ends, math.nan)]),
+            "row": np.array([y for *_, ends in lines for y in (*ends, math.nan)]),
+            "member": np.repeat(np.array([one[0] for one in lines], int), 3),
+            "trial": np.repeat(np.array([one[1] for one in lines], int), 3),
+        }
+        if lines:
+            layers.append(Series(name, "line", data, colour, width, "none", opacity=0.8))
+    said = f"{len(members):,} members, {len({one.member for one in events}):,} of which copied another member"
+    more = f"; the first {len(rows)} are drawn" if len(rows) < len(members) else ""
+    caption = f"{said}{more}; a line from one member to another shows where it continued from the former's checkpoint"
+    x, y = ChartAxis("epochs", 0, zero=True), ChartAxis("member", 0, len(rows) + 1, whole=True, down=True)
+    return Chart("Family tree", layers, x, y, f"Family tree of {said}.", caption, height=120 + 18 * len(rows))

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Mapping
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
-from dashboard_app.views.campaigns import first_line
+from dashboard_app.views.studies import first_line
 from hopaas_p2p import notes
 from hopaas_p2p.analysis.facts import reason_line
 from hopaas_p2p.analysis.table import Floats, Mask, Parameter, TrialTable, place
@@ -27,7 +27,7 @@ _NOTE: Final = re.compile(r"dashboard:([0-9]{1,20}):note_str:0")
 
 
 def table(
-    state: State, columns: TrialTable, shown: Mask, *, tags: dict[int | None, list[str]] | None = None
+    state: State, columns: TrialTable, shown: Mask, *, tags: dict[int | None, list[str]], lines: dict[int, str]
 ) -> pd.DataFrame:
     """The trials that are shown, the newest first; parameters as the objective saw them."""
     import pandas as pd
@@ -54,12 +54,14 @@ def table(
     }
     if tags:
         found["tags"] = [", ".join(tags.get(one, ())) for one in numbers]
+    if lines:
+        found["note"] = [lines.get(one, "") for one in numbers]
     return pd.DataFrame(found)
 
 
 def param_name(name: str) -> str:
     """The column of a parameter; never one of our own."""
-    return f"param {name}" if name in FIXED or name == "tags" or name.startswith("value") else name
+    return f"param {name}" if name in FIXED or name in ("tags", "note") or name.startswith("value") else name
 
 
 def _param(column: Floats, one: Parameter) -> Any:
@@ -122,20 +124,7 @@ def matching(state: State, columns: TrialTable, text: str, tags: dict[int | None
     return found
 
 
-class Noted(NamedTuple):
-    """A trial with a note or a tag."""
-
-    number: int
-    tags: list[str]
-    line: str
-    """The first line of its note."""
-
-
-def noted(system: Mapping[str, Any], study_id: int, trials: int) -> list[Noted]:
-    """The trials of this study with a note or a tag, by number. `system` are the study's attributes, decoded."""
-    by_trial = notes.tags_by_trial(system)
-    tags = {one: words for one, words in by_trial.items() if words and one is not None and one < trials}
+def note_lines(system: Mapping[str, Any], study_id: int) -> dict[int, str]:
+    """The first line of the note of each trial that has one. `system` are the study's attributes, decoded."""
     ids = [int(match[1]) for match in map(_NOTE.fullmatch, system) if match]
-    lines = {one - first_id(study_id): first_line(notes.read_note(system, one)) for one in ids}
-    lines = {number: line for number, line in lines.items() if 0 <= number < trials and line}
-    return [Noted(one, tags.get(one, []), lines.get(one, "")) for one in sorted({*tags, *lines})]
+    return {one - first_id(study_id): line for one in ids if (line := first_line(notes.read_note(system, one)))}

@@ -1,19 +1,25 @@
-"""One trial: where it stands among the others, who owned it, and how it can be run again."""
+"""One trial: where it stands among the others, who owned it, how it can be run again; and some beside each other."""
 
 from __future__ import annotations
 
 import json
 import re
 import shlex
-from typing import Final, NamedTuple
+from collections.abc import Sequence
+from typing import Final, Literal, NamedTuple
 
 import numpy as np
 
-from hopaas_p2p.analysis.facts import params_of, shown
-from hopaas_p2p.analysis.table import TrialTable, place
+from hopaas_p2p.analysis.chart import Chart, ChartAxis, cut, dashed, data_of, finite, number
+from hopaas_p2p.analysis.facts import last_metrics, params_of, shown, took
+from hopaas_p2p.analysis.table import Mask, TrialTable, place
 from hopaas_p2p.core.records import TrialState
 from hopaas_p2p.core.state import State, Trial
 
+MOST: Final = 5  # trials beside each other
+_NUMBER: Final = re.compile(r"[0-9]{1,9}")
+_POINTS: Final = 400
+_LONGEST: Final = 120
 _ESCAPES: Final = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)|[@-Z\\-_])")
 """Sequences by which a program colours a terminal, moves its cursor or sets its title."""
 
@@ -33,27 +39,24 @@ def standings(state: State, columns: TrialTable, number: int) -> list[Standing]:
     complete = columns.is_(TrialState.COMPLETE) & (columns.number != number)
     found = []
     for name, value in params_of(state.trials[number], state).items():
-        column = columns.params.get(name)
-        one = columns.parameters.get(name)
+        column, one = columns.params.get(name), columns.parameters.get(name)
         others = column[complete & np.isfinite(column)] if column is not None else np.empty(0)
         if one is None or column is None or not len(others):
             found.append(Standing(name, shown(value)))
             continue
-        mine = float(column[number])
+        equal = float(np.mean(others == column[number]))
         numeric = one.choices is None
-        equal = float(np.mean(others == mine))
-        share = float(np.mean(others < mine)) + equal / 2 if numeric else equal
+        share = float(np.mean(others < column[number])) + equal / 2 if numeric else equal
         found.append(Standing(name, shown(value), numeric, share))
     return found
 
 
 def rank(columns: TrialTable, number: int) -> tuple[int, int] | None:
     """(place among the complete trials, how many there are), the best first; None if it has no value."""
-    if len(columns.directions) != 1:
+    complete = columns.complete()
+    if len(columns.directions) != 1 or number >= len(columns) or not complete[number]:
         return None
-    complete, cost = columns.complete(), columns.cost()
-    if number >= len(columns) or not complete[number]:
-        return None
+    cost = columns.cost()
     return int(np.count_nonzero(complete & (cost < cost[number]))) + 1, int(np.count_nonzero(complete))
 
 
@@ -69,20 +72,20 @@ class TrialLease(NamedTuple):
     """None while it runs."""
     how: str
     """How it ended."""
-    kept_as: int | None
+    kept_as: int | None = None
 
 
 def leases(state: State, trial: Trial) -> list[TrialLease]:
     """Every lease, the first one first."""
-
-    def lease(uuid: str, epoch: int, start: int | None, end: int | None, how: str, kept_as: int | None) -> TrialLease:
-        return TrialLease(epoch, uuid, *place(state, uuid), start, end, how, kept_as)
-
-    history = list(trial.history)
-    found = [lease(one.owner, one.epoch, one.start, one.end, one.why, one.kept_as) for one in history]
-    if trial.owner is not None and not (history and (history[-1].owner, history[-1].end) == (trial.owner, trial.end)):
+    past = list(trial.history)
+    found = [
+        TrialLease(one.epoch, one.owner, *place(state, one.owner), one.start, one.end, one.why, one.kept_as)
+        for one in past
+    ]
+    if trial.owner is not None and not (past and (past[-1].owner, past[-1].end) == (trial.owner, trial.end)):
         how = "runs" if trial.state is TrialState.RUNNING else trial.state.name.lower()
-        found.append(lease(trial.owner, trial.epoch, trial.start, trial.end, how, None))
+        now = TrialLease(trial.epoch, trial.owner, *place(state, trial.owner), trial.start, trial.end, how)
+        found.append(now)
     return found
 
 
@@ -104,6 +107,17 @@ def family(state: State, number: int) -> list[tuple[int, str]]:
     return found
 
 
+def last_values(trial: Trial) -> list[tuple[str, float, float, float, int, int]]:
+    """The metrics in the order they were first logged: name, last, lowest and highest value, last step, steps."""
+    found = []
+    for name, values in list(trial.metrics.items()):
+        if values:  # none if all its steps came after the checkpoint that the attempt resumed from
+            numbers = [value for value in values.values() if np.isfinite(value)] or [float("nan")]
+            last = max(values)
+            found.append((name, values[last], min(numbers), max(numbers), last, len(values)))
+    return found
+
+
 def readable(output: bytes) -> str:
     """The output of a command as a person would have seen it end: no colours, and of a progress bar its last form."""
     text = _ESCAPES.sub("", output.decode(errors="replace")).replace("\r\n", "\n")
@@ -112,9 +126,7 @@ def readable(output: bytes) -> str:
 
 def as_python(name: str, store: str, state: State, trial: Trial) -> str:
     """A program that queues these parameters again. Every text in it is a literal."""
-    params = params_of(trial, state)
-    lines = [f"    {key!r}: {value!r}," for key, value in params.items()]
-    body = "\n".join(lines)
+    body = "\n".join(f"    {key!r}: {value!r}," for key, value in params_of(trial, state).items())
     return (
         "import hopaas_p2p\n\n"
         f"params = {{\n{body}\n}}  # of trial {trial.number}\n"
@@ -129,3 +141,78 @@ def as_shell(name: str, store: str, state: State, trial: Trial) -> str:
     params = params_of(trial, state)
     words += [f"{key}={value if isinstance(value, str) else json.dumps(value)}" for key, value in params.items()]
     return " ".join(shlex.quote(word) for word in words)
+
+
+# --- some beside each other ---
+
+
+class Fact(NamedTuple):
+    """One line of the table: a text per trial, empty where a trial has none."""
+
+    kind: Literal["result", "parameter", "metric"]
+    name: str
+    cells: tuple[str, ...]
+
+    @property
+    def differs(self) -> bool:
+        """Whether the trials do not agree."""
+        return len(set(self.cells)) > 1
+
+
+def numbers_in(text: str, count: int) -> list[int]:
+    """The trials that a text names, each once, the first five that exist."""
+    found = dict.fromkeys(int(one) for one in _NUMBER.findall(text))
+    return [one for one in found if one < count][:MOST]
+
+
+def first_choice(columns: TrialTable, mask: Mask) -> list[int]:
+    """Of the trials that pass the mask the three best complete ones, else the newest two."""
+    rows = np.flatnonzero(mask)
+    complete = rows[columns.complete()[rows]]
+    if len(columns.directions) == 1 and len(complete) >= 2:
+        return [int(one) for one in complete[np.argsort(columns.cost()[complete], kind="stable")[:3]]]
+    return [int(one) for one in rows[-2:]]
+
+
+def side_by_side(state: State, columns: TrialTable, numbers: Sequence[int]) -> list[Fact]:
+    """What there is to say of these trials: results, parameters, metrics."""
+    trials = [state.trials[one] for one in numbers]
+    ranks = [rank(columns, one) for one in numbers]
+    lasts = [max(one.reports, default=None) for one in trials]
+    results = {
+        "value": [", ".join(map(number, one.values or ())) for one in trials],
+        "rank": ["" if one is None else f"{one[0]:,} of {one[1]:,}" for one in ranks],
+        "last report": [
+            "" if last is None else f"{number(one.reports[last])} at step {last:,}"
+            for one, last in zip(trials, lasts, strict=True)
+        ],
+        "time": [took(one) for one in trials],
+        "attempt": [str(one.attempt) for one in trials],
+        "site": [place(state, one.owner)[0] if one.owner else "" for one in trials],
+        "reason": [(one.reason or "").split("\n", 1)[0] for one in trials],
+    }
+    found = [Fact("result", name, tuple(cells)) for name, cells in results.items() if any(cells)]
+    params, metrics = [params_of(one, state) for one in trials], [last_metrics(one) for one in trials]
+    for kind, of in (("parameter", params), ("metric", metrics)):
+        for name in dict.fromkeys(name for some in of for name in some):
+            values = [some.get(name) for some in of]
+            cells = ["" if value is None else cut(shown(value), _LONGEST) for value in values]
+            if len(set(cells)) < len({repr(value) for value in values}):  # they differ in digits that are not shown
+                cells = ["" if value is None else cut(str(value), _LONGEST) for value in values]
+            found.append(Fact(kind, name, tuple(cells)))  # type: ignore[arg-type]
+    return found
+
+
+def curves(state: State, numbers: Sequence[int]) -> Chart | None:
+    """The learning curves of these trials in one chart."""
+    layers, words = [], []
+    for at, one in enumerate(numbers):
+        points = finite(state.trials[one].reports, most=_POINTS)
+        if len(points) > 1:
+            layers.append(dashed(f"trial {one}", at, data_of(points)))
+            words.append(f"trial {one}: {number(points[-1][1])} at step {points[-1][0]:.0f}")
+    if not layers:
+        return None
+    alt = f"Reports by step. {'; '.join(words)}."
+    x, y = ChartAxis("step"), ChartAxis("reported value")
+    return Chart("Learning curves", layers, x, y, alt, height=340, legend=True)

@@ -1,4 +1,4 @@
-"""The dashboard in a real browser, on campaigns that run: nothing breaks, nothing leaks, everybody can read it."""
+"""The dashboard in a real browser, on studies that run: nothing breaks, nothing leaks, everybody can read it."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def address(path: str) -> str:
     return "/?study=live" if path == PAGES[0].path else f"/{path}?study=live"
 
 
-class Campaign:
+class Work:
     """Two peers at two sites at work on the study `live` until the end."""
 
     def __init__(self, url: str, directory: Path) -> None:
@@ -107,20 +107,20 @@ def visits(browser: Browser) -> Iterator[Callable[..., Visit]]:
 
 
 @pytest.fixture(scope="module")
-def live(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Campaign, Monitor]]:
-    """A campaign on a directory, and the dashboard on it, with optuna-dashboard beside."""
+def live(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Work, Monitor]]:
+    """Work on a study in a directory, and the dashboard on it, with optuna-dashboard beside."""
     root = tmp_path_factory.mktemp("live")
-    campaign = Campaign(str(root / "store"), root)
+    work = Work(str(root / "store"), root)
     try:
-        until(lambda: sum(campaign.study.state.counts[1:4]) >= 3, 60, what="no trial ended")
-        with Monitor(campaign.url, "--allow-actions", "--optuna", cwd=root) as monitor:
-            yield campaign, monitor
+        until(lambda: sum(work.study.state.counts[1:4]) >= 3, 60, what="no trial ended")
+        with Monitor(work.url, "--allow-actions", "--optuna", cwd=root) as monitor:
+            yield work, monitor
     finally:
-        campaign.end()
+        work.end()
 
 
 @pytest.mark.path
-def test_every_page_opens_and_nobody_is_shut_out(live: tuple[Campaign, Monitor], visits: Callable[..., Visit]) -> None:
+def test_every_page_opens_and_nobody_is_shut_out(live: tuple[Work, Monitor], visits: Callable[..., Visit]) -> None:
     source = axe()
     visit = visits(live[1])
     visit.go("/live?study=live")
@@ -132,19 +132,23 @@ def test_every_page_opens_and_nobody_is_shut_out(live: tuple[Campaign, Monitor],
     assert found == []
 
 
-def test_the_dark_theme_can_be_read_too(live: tuple[Campaign, Monitor], visits: Callable[..., Visit]) -> None:
+def test_the_dark_theme_can_be_read_too(live: tuple[Work, Monitor], visits: Callable[..., Visit]) -> None:
     source = axe()
     visit = visits(live[1], dark=True)
     found = []
-    paths = {path: address(path) for path in ("live", "explore", "steer", "compare", "campaigns")}
-    for path, asked in {**paths, "parallel": f"{address('explore')}&chart=Parallel"}.items():
+    paths = {path: address(path) for path in ("live", "explore", "steer", "trials", "studies")}
+    for path, asked in {
+        **paths,
+        "parallel": f"{address('explore')}&chart=Parallel",
+        "compare": "/?show=Compare",
+    }.items():
         visit.go(asked)
         found += [f"{path}: {one}" for one in visit.barriers(source)]
         visit.check()
     assert found == []
 
 
-def test_every_page_fits_a_telephone(live: tuple[Campaign, Monitor], visits: Callable[..., Visit]) -> None:
+def test_every_page_fits_a_telephone(live: tuple[Work, Monitor], visits: Callable[..., Visit]) -> None:
     visit = visits(live[1])
     visit.page.set_viewport_size(NARROW)  # type: ignore[arg-type]
     for entry in PAGES:
@@ -155,9 +159,7 @@ def test_every_page_fits_a_telephone(live: tuple[Campaign, Monitor], visits: Cal
         visit.check()
 
 
-def test_the_menu_names_the_study_and_back_goes_back(
-    live: tuple[Campaign, Monitor], visits: Callable[..., Visit]
-) -> None:
+def test_the_menu_names_the_study_and_back_goes_back(live: tuple[Work, Monitor], visits: Callable[..., Visit]) -> None:
     visit = visits(live[1])
     page = visit.go("/live?study=live")
     link = page.get_by_test_id("stSidebar").get_by_role("link", name="Trials", exact=True)
@@ -172,7 +174,7 @@ def test_the_menu_names_the_study_and_back_goes_back(
 
 
 def test_what_is_chosen_on_a_chart_is_a_part_of_the_address(
-    live: tuple[Campaign, Monitor], visits: Callable[..., Visit]
+    live: tuple[Work, Monitor], visits: Callable[..., Visit]
 ) -> None:
     visit = visits(live[1])
     page = visit.go("/explore?study=live&chart=Parallel")
@@ -182,7 +184,7 @@ def test_what_is_chosen_on_a_chart_is_a_part_of_the_address(
     visit.check()
 
 
-def test_what_runs_changes_by_itself(live: tuple[Campaign, Monitor], visits: Callable[..., Visit]) -> None:
+def test_what_runs_changes_by_itself(live: tuple[Work, Monitor], visits: Callable[..., Visit]) -> None:
     visit = visits(live[1])
     page = visit.go("/live?study=live")
     table = page.locator("table.hp-table").first
@@ -194,16 +196,14 @@ def test_what_runs_changes_by_itself(live: tuple[Campaign, Monitor], visits: Cal
     visit.check()
 
 
-def test_a_request_to_stop_reaches_the_peer(live: tuple[Campaign, Monitor], visits: Callable[..., Visit]) -> None:
-    campaign, monitor = live
-    state = campaign.study.state
+def test_a_request_to_stop_reaches_the_peer(live: tuple[Work, Monitor], visits: Callable[..., Visit]) -> None:
+    work, monitor = live
+    state = work.study.state
 
     def fresh() -> list[int]:
         """Trials of the kind that takes long, with most of it before them."""
         return [
-            number
-            for number in campaign.study.state.running
-            if number % 4 == 0 and len(state.trials[number].reports) < 60
+            number for number in work.study.state.running if number % 4 == 0 and len(state.trials[number].reports) < 60
         ]
 
     visit = visits(monitor)
@@ -230,32 +230,32 @@ def test_a_request_to_stop_reaches_the_peer(live: tuple[Campaign, Monitor], visi
     page.get_by_role("dialog").get_by_role("button", name="Ask it to end").click()
     asked = page.locator("tr", has_text=f"stop trial {number}")
     asked.get_by_text("done").wait_for()
-    assert campaign.study.state.trials[number].state.name == "PRUNED"
-    assert campaign.study.state.trials[number].epoch == epoch
+    assert work.study.state.trials[number].state.name == "PRUNED"
+    assert work.study.state.trials[number].epoch == epoch
     visit.check()
 
 
 def test_a_note_written_here_is_shown_by_optuna_dashboard(
-    live: tuple[Campaign, Monitor], visits: Callable[..., Visit]
+    live: tuple[Work, Monitor], visits: Callable[..., Visit]
 ) -> None:
-    campaign, monitor = live
+    work, monitor = live
     visit = visits(monitor)
     page = visit.go("/notes?study=live")
     page.get_by_text("Write", exact=True).first.click()
     page.get_by_label("Markdown; optuna-dashboard shows it too").first.fill("**Warm-up** helps, see trial 3.")
     page.get_by_role("button", name="Save").first.click()
-    until(lambda: "Warm-up" in notes.note_of(campaign.study), 60, what="the note did not arrive")
+    until(lambda: "Warm-up" in notes.note_of(work.study), 60, what="the note did not arrive")
     page.locator("strong", has_text="Warm-up").wait_for()
     visit.check()
 
     def shown() -> bool:
-        status, text = monitor.get(f"/api/studies/{campaign.study.study_id}", port=monitor.port + 1)
+        status, text = monitor.get(f"/api/studies/{work.study.study_id}", port=monitor.port + 1)
         return status == 200 and "Warm-up" in json.loads(text)["note"]["body"]
 
     until(shown, 60, what="optuna-dashboard does not show the note")
 
 
-def test_metrics_and_health_are_told(live: tuple[Campaign, Monitor]) -> None:
+def test_metrics_and_health_are_told(live: tuple[Work, Monitor]) -> None:
     _, monitor = live
     status, text = monitor.get("/metrics")
     assert status == 200
@@ -265,25 +265,25 @@ def test_metrics_and_health_are_told(live: tuple[Campaign, Monitor]) -> None:
 
 
 def test_it_works_on_postgres_too(postgres_url: str, tmp_path: Path, visits: Callable[..., Visit]) -> None:
-    campaign = Campaign(postgres_url, tmp_path)
+    work = Work(postgres_url, tmp_path)
     try:
         with Monitor(postgres_url, "--allow-actions", cwd=tmp_path) as monitor:
             visit = visits(monitor)
             page = visit.go("/live?study=live")
-            until(lambda: campaign.study.state.running, 60)
+            until(lambda: work.study.state.running, 60)
             page.locator("table.hp-table").first.wait_for()
             for entry in PAGES:
                 visit.turn_to(entry.title)
                 visit.check()
             visit.turn_to("Steer")
             page.get_by_role("button", name="Pause").click()
-            until(lambda: campaign.study.state.status == "paused", 60, what="not paused")
+            until(lambda: work.study.state.status == "paused", 60, what="not paused")
             page.locator("tr", has_text="pause the study").get_by_text("done").wait_for()
             page.get_by_role("button", name="Resume").click()
-            until(lambda: campaign.study.state.status == "running", 60, what="not resumed")
+            until(lambda: work.study.state.status == "running", 60, what="not resumed")
             visit.check()
     finally:
-        campaign.end()
+        work.end()
 
 
 EVIL = (

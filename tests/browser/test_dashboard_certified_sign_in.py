@@ -56,7 +56,10 @@ def place(home: Path, **env: str) -> Place:
     scribe.join("ann", "north")
     scribe.trial("ann", 1.0, lr=1e-3)
     scribe.put_into(store)
-    return Place(Monitor(store, "--auth", "oidc", "--allow-actions", cwd=home, HOME=str(home), **env), store)
+    return Place(
+        Monitor(store, "--auth", "oidc", "--allow-actions", cwd=home, HOPAAS_OIDC_FILE=str(home / "oidc.toml"), **env),
+        store,
+    )
 
 
 @pytest.fixture(scope="module")
@@ -79,9 +82,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
     for name, one in places.items():
         callback = one.monitor.address("/oauth2callback")
         clients.append([name, callback])
-        folder = Path(one.store).parent / ".streamlit"
-        folder.mkdir()
-        (folder / "secrets.toml").write_text(
+        Path(one.store).with_name("oidc.toml").write_text(
             f'[auth]\nredirect_uri = "{callback}"\ncookie_secret = "{"c" * 40}"\nclient_id = "{name}"\n'
             f'client_secret = "{"s" * 40}"\n'
             f'server_metadata_url = "http://127.0.0.1:{port}/.well-known/openid-configuration"\n'

@@ -96,7 +96,7 @@ def test_a_lease_that_ended_meanwhile_is_not_touched(visit: Visit, study: hopaas
 
 def test_a_list_stays_open_and_a_field_filled_while_the_study_moves_on(visit: Visit, study: hopaas_p2p.Study) -> None:
     page = visit.page
-    page.get_by_label("Number of a trial that ended").fill("0")
+    page.get_by_label("How many times").fill("7")
     page.get_by_role("combobox", name="Trial", exact=True).click()
     page.get_by_role("option", name="2 |").wait_for()
 
@@ -115,7 +115,7 @@ def test_a_list_stays_open_and_a_field_filled_while_the_study_moves_on(visit: Vi
         return page.get_by_role("option").all_inner_texts()
 
     until(lambda: len(offered()) == 1, 60, what="the trial that ended is still offered")
-    assert page.get_by_label("Number of a trial that ended").input_value() == "0"
+    assert page.get_by_label("How many times").input_value() == "7"
 
 
 def asked_of_all(page: Page, study: hopaas_p2p.Study) -> None:
@@ -134,7 +134,7 @@ def test_failures_are_queued_again_after_a_second_word(tmp_path: Path) -> None:
     study = hopaas_p2p.open_study(str(tmp_path / "store"), "study")
     with Monitor(str(tmp_path / "store"), "--allow-actions", cwd=tmp_path) as monitor, chromium() as browser:
         visit = Visit(browser, monitor)
-        page = visit.go("/failures?study=study")
+        page = visit.go("/trials?study=study&view=Failures")
         visit.choose("Reason, site, node")
         page.get_by_role("button", name=f"Queue {FAILED} again").click()
         page.get_by_role("dialog").get_by_text("0, 1, 2").wait_for()
@@ -152,7 +152,7 @@ def test_failures_are_queued_again_after_a_second_word(tmp_path: Path) -> None:
 def test_the_two_parts_of_the_page_say_once_how_old_they_are(visit: Visit) -> None:
     page = visit.page
     page.get_by_text("data as of").first.wait_for()
-    page.get_by_text("Queue a trial again").wait_for()
+    page.get_by_text("Queue a trial", exact=True).wait_for()
 
     assert page.locator(".hp-asof").count() == 2
     assert page.locator(".hp-asof span:visible").count() == 1

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import gzip
 import json
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
@@ -19,7 +17,7 @@ from starlette.routing import Route
 
 from dashboard_app import version_poll
 from dashboard_app.middleware import DashboardMiddleware, policy
-from dashboard_app.optuna_server import _read_only
+from dashboard_app.optuna_server import confined
 from dashboard_app.pages.notes import tame
 from dashboard_app.theme import plain, safe
 
@@ -87,35 +85,11 @@ def test_a_ticket_is_kept_while_its_page_lives_and_forgotten_after(monkeypatch: 
 
 
 @pytest.fixture
-def behind(tmp_path: Path) -> Starlette:
-    folder = tmp_path / "streamlit"
-    (folder / "static/js").mkdir(parents=True)
-    (folder / "static/js/main.js").write_text("let answer = 42;\n" * 100)
-    (folder / "secret.txt").write_text("no")
-
+def behind() -> Starlette:
     async def home(_request: object) -> PlainTextResponse:
         return PlainTextResponse("home")
 
-    front = Middleware(DashboardMiddleware, prefix="/mon", folder=folder)
-    return Starlette(routes=[Route("/{path:path}", home)], middleware=[front])
-
-
-def test_streamlits_files_are_sent_compressed_and_may_be_kept(behind: Starlette) -> None:
-    reply = get(behind, "/mon/static/js/main.js", accept_encoding="gzip, br")
-
-    assert reply.headers["content-encoding"] == "gzip"
-    assert "immutable" in reply.headers["cache-control"]
-    assert gzip.decompress(reply.body).startswith(b"let answer")
-    assert len(reply.body) < 200
-
-
-@pytest.mark.parametrize("path", ["/mon/static/../secret.txt", "/static/js/main.js", "/mon/static/js/other.js"])
-def test_nothing_but_those_files_is_served_by_the_front(behind: Starlette, path: str) -> None:
-    assert get(behind, path, accept_encoding="gzip").body == b"home"
-
-
-def test_who_takes_no_compression_gets_the_file_from_behind(behind: Starlette) -> None:
-    assert get(behind, "/mon/static/js/main.js").body == b"home"
+    return Starlette(routes=[Route("/{path:path}", home)], middleware=[Middleware(DashboardMiddleware, prefix="/mon")])
 
 
 def test_every_answer_keeps_the_page_to_this_server(behind: Starlette) -> None:
@@ -172,7 +146,7 @@ def test_optunas_dashboard_changes_nothing_when_we_are_read_only() -> None:
         asked.append(str(environ["REQUEST_METHOD"]))
         return [b"ok"]
 
-    guarded = _read_only(app)  # type: ignore[arg-type]
+    guarded = confined(app, actions=False)  # type: ignore[arg-type]
 
     for method in ("GET", "DELETE", "POST", "PUT"):
         guarded({"REQUEST_METHOD": method}, lambda status, _headers: answers.append(status))

@@ -11,7 +11,7 @@ import pytest
 
 pytest.importorskip("streamlit")  # the extra that brings pandas and numpy along
 
-from dashboard_app.views import campaigns, live, peers, table, trial
+from dashboard_app.views import live, peers, studies, table, trial
 from hopaas_p2p.analysis import charts, echarts
 from hopaas_p2p.analysis.chart import Chart, finite
 from hopaas_p2p.analysis.facts import state_word
@@ -60,11 +60,11 @@ def state(scribe: Scribe) -> State:
     return scribe.state
 
 
-# --- campaigns ---------------------------------------------------------------------------------------------------
+# --- studies -----------------------------------------------------------------------------------------------------
 
 
 def test_a_card_says_best_counts_peers_by_site_and_who_began(state: State) -> None:
-    card = campaigns.card(state, TrialTable.of(state), alive=everybody)
+    card = studies.card(state, TrialTable.of(state), alive=everybody)
 
     assert (card.word, card.best, card.best_of) == ("running", "2", "lowest, trial 1")
     assert card.counts == {"running": 2, "complete": 4, "pruned": 1, "fail": 1}
@@ -72,11 +72,11 @@ def test_a_card_says_best_counts_peers_by_site_and_who_began(state: State) -> No
     assert card.sites == {"north": 1, "south": 1}
     assert card.spark == [4.0, 2.0, 2.0, 2.0]
     assert card.begun_by == "ann"
-    assert campaigns.first_line("\n# Digits\nmore") == "Digits"
+    assert studies.first_line("\n# Digits\nmore") == "Digits"
 
 
 def test_a_study_whose_peers_are_all_silent_is_idle(state: State) -> None:
-    card = campaigns.card(state, TrialTable.of(state), alive=nobody)
+    card = studies.card(state, TrialTable.of(state), alive=nobody)
 
     assert (card.word, card.sites) == ("idle", {})
 
@@ -99,7 +99,7 @@ def test_a_card_of_two_goals_counts_the_front() -> None:
     for pair in ((1.0, 1.0), (2.0, 3.0), (2.0, 2.0)):
         scribe.trial("a", *pair)
 
-    card = campaigns.card(scribe.state, TrialTable.of(scribe.state))
+    card = studies.card(scribe.state, TrialTable.of(scribe.state))
 
     assert (card.best, card.best_of, card.spark) == ("2 on the front", "of 2 objectives", [])
 
@@ -229,7 +229,7 @@ def test_a_long_timeline_keeps_the_newest_bars_and_says_so() -> None:
 def test_the_table_shows_parameters_as_the_objective_saw_them(state: State) -> None:
     every = TrialTable.of(state)
 
-    found = table.table(state, every, every.number < 4, tags={1: ["keep", "paper"]})
+    found = table.table(state, every, every.number < 4, tags={1: ["keep", "paper"]}, lines={2: "Why"})
 
     assert found["trial"].tolist() == [3, 2, 1, 0]
     assert found["state"].tolist() == ["fail", "pruned", "complete", "complete"]
@@ -248,7 +248,7 @@ def test_a_parameter_called_like_a_column_keeps_its_own() -> None:
     scribe.finish("a", number, 7.0)
     every = TrialTable.of(scribe.state)
 
-    found = table.table(scribe.state, every, np.ones(len(every), dtype=bool))
+    found = table.table(scribe.state, every, np.ones(len(every), dtype=bool), tags={}, lines={})
 
     assert found["state"].tolist() == ["complete"]
     assert (found["param state"].tolist(), found["param value"].tolist()) == ([0.5], [0.25])
@@ -336,18 +336,15 @@ def test_a_trial_that_was_asked_to_stop_says_so(scribe: Scribe) -> None:
 # --- notes -------------------------------------------------------------------------------------------------------
 
 
-def test_trials_with_notes_or_tags_are_found() -> None:
+def test_the_first_line_of_a_trials_note_is_found() -> None:
     study_id = 3
     system = {
         "dashboard:note_str:0": "of the study",
         f"dashboard:{(study_id << 32) + 2}:note_str:0": "\n## Why\nbecause",
-        f"dashboard:{(study_id << 32) + 99}:note_str:0": "of a trial that is not there",
-        "hopaas:1:tags": ["keep"],
-        "hopaas:2:tags": [],
-        "hopaas:tags": ["of the study"],
+        f"dashboard:{(study_id << 32) + 4}:note_str:0": "\n",
     }
 
-    assert table.noted(system, study_id, 8) == [table.Noted(1, ["keep"], ""), table.Noted(2, [], "Why")]
+    assert table.note_lines(system, study_id) == {2: "Why"}
 
 
 def test_a_curve_with_gaps_and_infinities_is_drawn_from_what_is_finite() -> None:

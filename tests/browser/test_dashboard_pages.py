@@ -17,7 +17,7 @@ import hopaas_p2p
 from dashboard_app.app import PAGES
 from dashboard_app.options import DashboardOptions
 from dashboard_app.page_context import PageContext
-from dashboard_app.pages.failures import queue_again
+from dashboard_app.pages.trials import queue_again
 from hopaas_p2p import access
 from hopaas_p2p.core.records import Categorical, Float, Int
 from hopaas_p2p.errors import StoreUnreachable
@@ -149,18 +149,18 @@ def test_a_small_range_can_be_filtered(tmp_path: Path) -> None:
 
 
 def test_the_address_of_a_trial_stays_when_another_is_the_best(stores: dict[str, str]) -> None:
-    best = int(calm(page("trial", stores["ten thousand"], "study")).number_input(key="trial").value)
-    test = calm(page("trial", stores["ten thousand"], "study", query={"trial": str(best)}))
+    best = calm(page("trial", stores["ten thousand"], "study")).text_input(key="trial").value
+    test = calm(page("trial", stores["ten thousand"], "study", query={"trial": best}))
 
-    assert test.number_input(key="trial").value == best
-    assert test.query_params["trial"] == str(best)
+    assert test.text_input(key="trial").value == best
+    assert test.query_params["trial"] == best
 
 
 def test_a_trial_that_is_not_there_is_said_to_be_missing(stores: dict[str, str]) -> None:
     test = calm(page("trial", stores["one trial"], "study", query={"trial": "7"}))
 
-    assert "There is no trial 7" in texts(test)
-    assert test.number_input(key="trial").value == 0
+    assert "There is no trial 7. The study has trials 0 to 0." in texts(test)
+    assert "Learning curve" not in texts(test)  # another one's
 
 
 @pytest.mark.parametrize("name", OF_A_STUDY)
@@ -279,11 +279,27 @@ def test_a_trial_is_queued_from_the_form_and_followed(tmp_path: Path) -> None:
     study.close()
 
 
+def test_a_trial_that_ended_is_queued_again_from_its_page(tmp_path: Path) -> None:
+    url = str(tmp_path / "store")
+    one_trial().put_into(url)
+    test = calm(page("trial", url, "study", query={"trial": "0"}))
+    click(test, "Queue it again")
+    calm(test)
+    with closing(hopaas_p2p.open_study(url, "study")) as study:
+        assert list(study.state.waiting) == [1]
+        assert study.trials[1].system_attrs["fixed_params"]["lr"] == 1e-3
+
+
 def test_nothing_is_offered_that_is_not_allowed(stores: dict[str, str]) -> None:
     test = calm(page("steer", stores["one trial"], "study", actions=False))
     assert not test.button
     assert "This monitor is read-only" in texts(test)
-    labels = [one.label for one in calm(page("failures", stores["conditional"], "study", actions=False)).button]
+    labels = [
+        one.label
+        for one in calm(
+            page("trials", stores["conditional"], "study", actions=False, query={"view": "Failures"})
+        ).button
+    ]
     assert not any("again" in label for label in labels)
 
 
@@ -311,7 +327,7 @@ def test_a_group_of_failures_is_queued_again_at_once(tmp_path: Path) -> None:
         scribe.trial("a", state=FAIL, reason=f"ValueError: {at} is too much", lr=1e-3 * (1 + at), units=8.0, opt=0.0)
     scribe.trial("a", 1.0, lr=1e-3, units=8.0, opt=0.0)
     scribe.put_into(url)
-    test = calm(page("failures", url, "study"))
+    test = calm(page("trials", url, "study", query={"view": "Failures"}))
     assert "ValueError: N is too much" in texts(test)
     test.session_state["group"] = ("error", "ValueError: N is too much", "north", "n1")
     calm(test)
@@ -412,10 +428,8 @@ def test_who_did_what_is_read_from_the_log(stores: dict[str, str]) -> None:
     assert set(calm(test).dataframe[0].value["record"]) == {"trial.reclaim"}
 
 
-def test_a_log_is_measured_and_the_store_examined(stores: dict[str, str]) -> None:
-    test = calm(page("admin", stores["ten thousand"]))
-    click(test, "Measure the log and its newest snapshot")
-    assert "2,005 commits" in texts(calm(test))
+def test_logs_are_listed_and_the_store_examined(stores: dict[str, str]) -> None:
+    assert "2,005" in texts(calm(page("admin", stores["ten thousand"])))  # commits
     test = calm(page("admin", stores["one trial"], query={"part": "Doctor"}))
     click(test, "Check the store")
     assert "checks passed" in texts(calm(test))
@@ -439,13 +453,12 @@ def test_the_output_of_a_failed_trial_is_folded_and_read_when_it_is_unfolded(tmp
 
 
 def test_what_differs_between_trials_is_marked_and_the_rest_can_be_left_out(stores: dict[str, str]) -> None:
-    chosen = {"trials": "0, 1"}
-    whole = texts(page("beside", stores["conditional"], "study", query=chosen).run())
-    short = texts(page("beside", stores["conditional"], "study", query={**chosen, "differing": "true"}).run())
+    chosen = {"trial": "0, 1"}
+    whole = texts(page("trial", stores["conditional"], "study", query=chosen).run())
+    short = texts(page("trial", stores["conditional"], "study", query={**chosen, "differing": "true"}).run())
     assert "trial 0" in whole
     assert "differs" in whole
     assert "attempt" in whole
     assert "attempt" not in short
-    assert "Enter the numbers of two to 5 trials" in texts(
-        page("beside", stores["conditional"], "study", query={"trials": "0, 99999"}).run()
-    )
+    one = texts(page("trial", stores["conditional"], "study", query={"trial": "0, 99999"}).run())
+    assert "There is no trial 99999." in one

@@ -19,7 +19,7 @@ from dashboard_app.options import DashboardOptions
 from dashboard_app.page_context import PageContext
 from dashboard_app.replica_cache import ReplicaCache
 from dashboard_app.routes import routes
-from dashboard_app.views.metrics import Seen, exposition
+from dashboard_app.views.metrics import exposition
 from dashboard_app.views.requests import NotMade, Request, progress
 from hopaas_p2p import access
 from hopaas_p2p.analysis.table import TrialTable
@@ -191,7 +191,7 @@ def test_metrics_say_what_the_study_holds() -> None:
     scribe.trial("a", 3.0, seconds=60.0)
     scribe.trial("a", seconds=30.0, state=FAIL, reason="boom")
     scribe.start("a")
-    text = exposition([Seen("file:///s", scribe.name, scribe.state, TrialTable.of(scribe.state), 1.25)])
+    text = exposition([("file:///s", scribe.name, scribe.state, TrialTable.of(scribe.state), 1.25)])
     labels = r'store="file:///s",study="a \"quoted\"\nname\\"'
     assert f'hopaas_trials{{{labels},state="complete"}} 1' in text
     assert f'hopaas_best_value{{{labels},objective="0",direction="minimize"}} 3' in text

@@ -9,8 +9,8 @@ import pytest
 
 pytest.importorskip("streamlit")
 
-from dashboard_app.views import families, rungs
-from hopaas_p2p.analysis import echarts
+from dashboard_app.views import rungs
+from hopaas_p2p.analysis import configurations, echarts
 from hopaas_p2p.analysis import families as relations
 from tests.support.dashboard_pages import calm, close_all, page, texts
 from tests.support.dashboard_studies import Scribe, with_population, with_rungs
@@ -24,12 +24,6 @@ def _closed() -> Iterator[None]:
     close_all()
 
 
-def test_a_configuration_counts_once_however_many_trials_it_took() -> None:
-    found = rungs.overview(with_rungs().state)
-    assert (found.configurations, found.waiting, found.complete, found.promotions) == (9, 8, 1, 4)
-    assert found.elsewhere == 3  # 0 and 2 paused in the north and went on in the south; the best of all went back
-
-
 def test_the_bars_of_a_rung_add_up_to_those_that_came() -> None:
     chart = rungs.standing(with_rungs().state)
     assert chart is not None
@@ -40,7 +34,7 @@ def test_the_bars_of_a_rung_add_up_to_those_that_came() -> None:
 
 def test_a_curve_goes_through_all_trials_of_a_configuration() -> None:
     state = with_rungs().state
-    chart = rungs.curves(state)
+    chart = rungs.curves(state, configurations.rows(state))
     assert chart is not None
     drawn = {
         one["name"]: source["source"]
@@ -57,26 +51,28 @@ def test_a_curve_goes_through_all_trials_of_a_configuration() -> None:
 
 def test_a_study_without_rungs_has_no_chart() -> None:
     assert rungs.standing(Scribe().state) is None
-    assert rungs.curves(Scribe().state) is None
+    assert rungs.curves(Scribe().state, []) is None
 
 
 def test_the_page_says_where_each_configuration_stands_and_what_comes_next(tmp_path: Path) -> None:
     with_rungs().put_into(str(tmp_path / "store"))
-    shown = texts(calm(page("rungs", str(tmp_path / "store"), "study")))
+    shown = texts(calm(page("pruning", str(tmp_path / "store"), "study")))
     for words in (
         "Configurations at each rung",
         "Promotions",
         "north",
         "south",
         "rungs(min=1, max=9, eta=3",
-        "3 continued at another site",
+        "<span>Configurations</span><b>9</b>",  # each counts once, however many trials it took
+        "<span>Waiting at a rung</span><b>8</b>",
+        "<span>Promoted</span><b>4</b><i>3 continued at another site",  # the best of all went back
     ):
         assert words in shown, words
 
 
 def test_the_page_of_a_study_without_rungs_says_how_to_have_them(tmp_path: Path) -> None:
     Scribe().put_into(str(tmp_path / "store"))
-    assert "fidelity=hopaas_p2p.Rungs" in texts(calm(page("rungs", str(tmp_path / "store"), "study")))
+    assert "fidelity=hopaas_p2p.Rungs" in texts(calm(page("pruning", str(tmp_path / "store"), "study")))
 
 
 def test_a_family_tree_says_who_descends_from_whom() -> None:
@@ -84,7 +80,7 @@ def test_a_family_tree_says_who_descends_from_whom() -> None:
     (copy,) = relations.copies(state)
     assert (copy.member, copy.source, copy.epochs, copy.site_before, copy.site) == (4, 0, 2, "north", "south")
     assert relations.families(state) == {0: [0], 1: [1], 2: [2], 3: [3], 4: [0, 4]}
-    chart = families.tree(state)
+    chart = rungs.tree(state)
     assert chart is not None
     drawn = {
         one["name"]: source["source"]
@@ -94,12 +90,12 @@ def test_a_family_tree_says_who_descends_from_whom() -> None:
     assert drawn["led to the best"]["trial"].tolist()[::3] == [0, copy.trial]
     assert drawn["led to the best"]["epochs"].tolist()[:2] == [0, 2]
     assert "5 members, 1 of which copied another member" in chart.alt
-    assert families.tree(with_rungs().state) is None
+    assert rungs.tree(with_rungs().state) is None
 
 
 def test_the_page_of_a_population_shows_its_family_and_its_copies(tmp_path: Path) -> None:
     with_population().put_into(str(tmp_path / "store"))
-    shown = texts(calm(page("rungs", str(tmp_path / "store"), "study")))
+    shown = texts(calm(page("pruning", str(tmp_path / "store"), "study")))
     for words in (
         "population(size=5, every=2, max=4",
         "Family tree",

@@ -148,10 +148,23 @@ def test_what_cannot_be_served_is_one_line(words: tuple[str, ...], code: int, cu
 
 
 def test_sign_in_without_a_provider_is_said_at_once(store: Path, tmp_path: Path) -> None:
+    """A folder that came with somebody's repository names no provider."""
+    (tmp_path / ".streamlit").mkdir()
+    (tmp_path / ".streamlit/secrets.toml").write_text(
+        '[auth]\nredirect_uri = "https://evil.example.org/oauth2callback"\n'
+    )
     done = cli("dashboard", str(store), "--auth", "oidc", "--port", str(free_port()), check=False, cwd=tmp_path)
 
     assert done.returncode == 78
-    assert "secrets.toml" in done.stderr
+    assert "HOPAAS_OIDC_FILE" in done.stderr
+
+
+def test_the_folder_it_is_started_in_sets_nothing(store: Path, tmp_path: Path) -> None:
+    (tmp_path / ".streamlit").mkdir()
+    (tmp_path / ".streamlit/config.toml").write_text('[server]\nenableCORS = false\n[client]\nallowedOrigins = ["*"]\n')
+
+    with serving(tmp_path, str(store)) as (address, _):
+        assert "access-control-allow-origin" not in ask(f"{address}/_stcore/health")[1]
 
 
 def test_without_the_extra_the_cure_is_said(store: Path, tmp_path: Path) -> None:

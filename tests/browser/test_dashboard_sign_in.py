@@ -51,12 +51,11 @@ def monitor(home: Path, provider: Provider) -> Iterator[Monitor]:
         "oidc",
         "--allow-actions",
         cwd=home,
-        HOME=str(home),
         HOPAAS_DASHBOARD_OWNERS="ann",
         HOPAAS_OIDC_CLAIM="preferred_username",
+        HOPAAS_OIDC_FILE=str(home / "oidc.toml"),
     )
-    (home / ".streamlit").mkdir()
-    (home / ".streamlit/secrets.toml").write_text(provider.secrets_toml(one.address("/oauth2callback")))
+    (home / "oidc.toml").write_text(provider.secrets_toml(one.address("/oauth2callback")))
     with one:
         yield one
 

@@ -12,7 +12,7 @@ import pytest
 pytest.importorskip("streamlit")
 
 from dashboard_app import theme
-from dashboard_app.views import beside, compare, failures, logged, params, pruning, spread, trial
+from dashboard_app.views import failures, params, rungs, spread, studies, trial
 from dashboard_app.views.table import passing
 from hopaas_p2p.analysis import charts, echarts, palette
 from hopaas_p2p.analysis.chart import Chart, downsample_line, downsample_points, wants_log
@@ -89,10 +89,10 @@ def test_an_empty_study_has_empty_columns() -> None:
     assert charts.parallel(found, "lr") is None
     assert spread.edf(found) is None
     assert savings(found) == Savings()
-    assert pruning.pruned_at(found) is None
+    assert rungs.pruned_at(found) is None
     assert charts.curves(Scribe().state, found) is None
     assert failures.groups([]) == {}
-    assert compare.best_so_far([("empty", found)]) is None
+    assert studies.best_so_far([("empty", found)]) is None
 
 
 # --- history ---
@@ -351,10 +351,9 @@ def test_the_mean_of_what_is_missing_is_over_all_lengths() -> None:
 def test_pruned_trials_are_counted_by_their_last_step(scribe: Scribe) -> None:
     for steps in (3, 3, 1, 7):
         scribe.trial("a", state=PRUNED, reports=(1.0,) * steps)
-    found = pruning.pruned_at(TrialTable.of(scribe.state))
-    assert found is not None
-    table, chart = found
-    assert table == [(1, 1), (3, 2), (7, 1)]
+    chart = rungs.pruned_at(TrialTable.of(scribe.state))
+    assert chart is not None
+    assert chart.alt == "4 trials were pruned between steps 1 and 7, most of them, 2, after step 3."
     assert rows(chart, "pruned") == [("1", 1), ("2", 0), ("3", 2), ("4", 0), ("5", 0), ("6", 0), ("7", 1)]
 
 
@@ -409,15 +408,15 @@ def test_studies_are_compared_from_a_common_start() -> None:
     quick.trial("a", 0.5, seconds=1800.0)
     pair = [("slow", TrialTable.of(slow.state)), ("quick", TrialTable.of(quick.state))]
     states = {"slow": slow.state, "quick": quick.state}
-    table = {name: compare.summary(states[name], found) for name, found in pair}
+    table = {name: studies.summary(states[name], found) for name, found in pair}
     assert table["slow"]["best"] == 0
     assert table["slow"]["trials to 95%"] == 4
     assert table["slow"]["compute-hours"] == 4
     assert table["quick"]["median"] == 0.5
-    chart = compare.best_so_far(pair, along="time")
+    chart = studies.best_so_far(pair, along="time")
     assert rows(chart, "slow") == [(1, 10), (2, 5), (3, 1), (4, 0), (4, 0)]
     assert rows(chart, "quick") == [(0.5, 0.5), (0.5, 0.5)]
-    assert compare.distributions(pair) is not None
+    assert studies.distributions(pair) is not None
 
 
 # --- downsampling ---
@@ -505,8 +504,8 @@ def test_each_metric_of_a_trial_has_a_curve_and_the_best_trials_beside_it() -> N
     assert rows(drawn[0], "trial 6") == [(1.0, 1.0), (2.0, 0.5)]
     assert rows(drawn[0], "best, trial 5") == [(1.0, 9.0), (2.0, 8.0)]
     assert drawn[0].alt == "loss of trial 6 over 2 steps: the last is 0.5 at step 2."
-    found = logged.last_values(scribe.state.trials[6])
-    assert [(one.name, one.value, one.step, one.steps) for one in found] == [
+    found = trial.last_values(scribe.state.trials[6])
+    assert [(name, last, step, steps) for name, last, _, _, step, steps in found] == [
         ("loss", 0.5, 2, 2),
         ("auc", 0.5, 1, 1),
         ("odd", 1.0, 2, 2),
@@ -526,29 +525,30 @@ def test_trials_side_by_side_say_in_which_parameters_they_differ(scribe: Scribe)
     scribe.trial("a", 1.0, reports=(3.0, 1.0), lr=0.01, units=64.0, opt=0.0)
     scribe.trial("a", 2.0, reports=(4.0, 2.0), lr=0.01, units=64.0, opt=1.0)
     scribe.trial("a", state=FAIL, reason="ValueError: no", lr=0.010000001, units=64.0)
-    found = beside.side_by_side(scribe.state, TrialTable.of(scribe.state), [1, 0, 2])
-    facts = {one.name: one for one in (*found.results, *found.params)}
+    found = trial.side_by_side(scribe.state, TrialTable.of(scribe.state), [1, 0, 2])
+    facts = {one.name: one for one in found}
     assert facts["value"].cells == ("2", "1", "")
     assert facts["rank"].cells == ("2 of 2", "1 of 2", "")
     assert facts["last report"].cells == ("2 at step 2", "1 at step 2", "")
     assert facts["reason"].cells == ("", "", "ValueError: no")
     assert facts["opt"].cells == ("sgd", "adam", "")
     assert facts["lr"].cells == ("0.01", "0.01", "0.010000001")  # numbers that look alike are written out
-    assert [one.name for one in found.params if one.differs] == ["lr", "opt"]
-    chart = beside.curves(scribe.state, [1, 0, 2])
+    assert [one.name for one in found if one.kind == "parameter" and one.differs] == ["lr", "opt"]
+    chart = trial.curves(scribe.state, [1, 0, 2])
     assert rows(chart, "trial 1") == [(1.0, 4.0), (2.0, 2.0)]
     assert chart is not None
     assert chart.alt == "Reports by step. trial 1: 2 at step 2; trial 0: 1 at step 2."
 
 
 def test_trials_to_compare_are_read_from_what_was_typed() -> None:
-    assert beside.numbers_in("3, #1 and 3; 99, -2", 10) == [3, 1, 2]
-    assert beside.numbers_in("0 1 2 3 4 5 6", 10) == [0, 1, 2, 3, 4]
-    assert beside.numbers_in("no number, 9999999999999", 10) == []
+    assert trial.numbers_in("3, #1 and 3; 99, -2", 10) == [3, 1, 2]
+    assert trial.numbers_in("0 1 2 3 4 5 6", 10) == [0, 1, 2, 3, 4]
+    assert trial.numbers_in("no number, 9999999999999", 10) == []
 
 
 def test_the_best_trials_are_compared_at_first() -> None:
     found = TrialTable.of(five().state)
-    assert beside.first_choice(found) == [2, 3, 0]
-    assert beside.first_choice(found, found.values[:, 0] > 2.5) == [0, 4, 1]
-    assert beside.first_choice(TrialTable.of(Scribe().state)) == []
+    assert trial.first_choice(found, found.number >= 0) == [2, 3, 0]
+    assert trial.first_choice(found, found.values[:, 0] > 2.5) == [0, 4, 1]
+    empty = TrialTable.of(Scribe().state)
+    assert trial.first_choice(empty, empty.number >= 0) == []

@@ -24,25 +24,11 @@ from hypothesis import strategies as st
 
 pytest.importorskip("streamlit")
 
+from dashboard_app.app import PAGES
 from dashboard_app.frames import Frame
-from dashboard_app.views import (
-    campaigns,
-    compare,
-    failures,
-    families,
-    live,
-    logged,
-    metrics,
-    params,
-    peers,
-    pruning,
-    rungs,
-    spread,
-    table,
-    trial,
-)
+from dashboard_app.views import failures, live, metrics, params, peers, rungs, spread, studies, table, trial
 from hopaas_p2p import notes, open_storage, open_study
-from hopaas_p2p.analysis import charts
+from hopaas_p2p.analysis import charts, configurations
 from hopaas_p2p.analysis.importance import importance
 from hopaas_p2p.analysis.savings import savings
 from hopaas_p2p.analysis.spending import spending
@@ -323,20 +309,20 @@ def read_everything(state: State) -> None:
 def look_at_pages(frame: Frame) -> None:
     """What the pages of the dashboard draw."""
     state, columns, now = frame.state, frame.columns, NOW.timestamp()
-    campaigns.card(state, columns)
-    campaigns.first_line(frame.note)
-    compare.summary(state, columns)
-    compare.trials_to(columns)
+    studies.card(state, columns)
+    studies.first_line(frame.note)
+    studies.summary(state, columns)
+    studies.trials_to(columns)
     for along in ("number", "time", "compute"):
         charts.history(columns, along=along)  # type: ignore[arg-type]
-    compare.best_so_far([("study", columns)])
-    compare.distributions([("study", columns)])
+    studies.best_so_far([("study", columns)])
+    studies.distributions([("study", columns)])
     failures.groups(failures.failures(state))
     live.pace(state, columns, now)
     live.running(state)
     live.events(state, columns)
     live.alerts(state, "study")
-    table.noted(frame.system, 0, len(state.trials))
+    lines = table.note_lines(frame.system, 0)
     charts.importance(importance(state, columns))
     for name in columns.parameters:
         charts.slice_(columns, name)
@@ -345,11 +331,12 @@ def look_at_pages(frame: Frame) -> None:
     peers.sites(peers.peers(state, columns, now, lambda _owner: True), state, lambda _owner: True)
     timeline(state, now)
     savings(columns)
-    pruning.pruned_at(columns)
+    rungs.pruned_at(columns)
     charts.curves(state, columns)
     spread.edf(columns)
     spread.pareto(columns)
-    table.table(state, columns, np.ones(len(columns), dtype=np.bool_), tags=notes.tags_by_trial(frame.system))
+    shown = np.ones(len(columns), dtype=np.bool_)
+    table.table(state, columns, shown, tags=notes.tags_by_trial(frame.system), lines=lines)
     table.matching(state, columns, "x", {})
     for one in state.trials:
         trial.standings(state, columns, one.number)
@@ -488,24 +475,13 @@ def test_every_verb_of_the_command_line_goes_on(poisoned: str, line: str, tmp_pa
 
 
 @pytest.mark.parametrize(
-    "name",
-    [
-        "campaigns",
-        "live",
-        "peers",
-        "trials",
-        "trial",
-        "explore",
-        "pruning",
-        "failures",
-        "notes",
-        "steer",
-        "compare",
-        "admin",
-    ],
+    "address",
+    [*(entry.path for entry in PAGES), "trials?view=Failures", "trial?trial=0, 1", "studies?show=Compare"],
 )
-def test_every_page_of_the_dashboard_goes_on(poisoned: str, name: str) -> None:
-    dashboard_pages.calm(dashboard_pages.page(name, poisoned, "study"))
+def test_every_page_of_the_dashboard_goes_on(poisoned: str, address: str) -> None:
+    name, _, query = address.partition("?")
+    asked = dict([query.split("=")]) if query else {}
+    dashboard_pages.calm(dashboard_pages.page(name, poisoned, "study", query=asked))
 
 
 def test_a_queued_trial_that_optuna_refuses_fails_and_the_next_is_run(tmp_path: Path) -> None:
@@ -689,11 +665,11 @@ def test_no_records_stop_a_reader_of_limits_rungs_or_populations(
     for record in records:
         said(scribe, record)
     read_everything(scribe.state)
-    rungs.overview(scribe.state)
+    rungs.elsewhere(configurations.promotions(scribe.state))
     rungs.standing(scribe.state)
-    rungs.curves(scribe.state)
-    families.tree(scribe.state)
+    rungs.curves(scribe.state, configurations.rows(scribe.state))
+    rungs.tree(scribe.state)
     spending(scribe.state)
     for one in scribe.state.trials:
-        logged.last_values(one)
+        trial.last_values(one)
         charts.metrics(one)

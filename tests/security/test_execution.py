@@ -175,7 +175,7 @@ def test_a_name_in_any_alphabet_is_fine(name: str) -> None:
 def test_a_file_of_a_peer_is_saved_and_never_shown(tmp_path: Path) -> None:
     pytest.importorskip("optuna_dashboard")
     pytest.importorskip("streamlit")
-    from dashboard_app.optuna_server import _with_files_as_downloads
+    from dashboard_app.optuna_server import confined
 
     def app(_environ: dict[str, Any], start_response: Any) -> list[bytes]:
         start_response("200 OK", [("Content-Type", "text/html")])
@@ -183,7 +183,8 @@ def test_a_file_of_a_peer_is_saved_and_never_shown(tmp_path: Path) -> None:
 
     heads: list[dict[str, str]] = []
     for path in ("/artifacts/0/0/0123abcd", "/dashboard"):
-        _with_files_as_downloads(app)({"PATH_INFO": path}, lambda _status, headers: heads.append(dict(headers)))
+        request = {"PATH_INFO": path, "REQUEST_METHOD": "GET"}
+        confined(app, actions=False)(request, lambda _status, headers: heads.append(dict(headers)))
     assert heads[0]["Content-Disposition"] == "attachment"
     assert heads[0]["X-Content-Type-Options"] == "nosniff"
     assert heads[0]["Content-Security-Policy"].startswith("sandbox")

@@ -120,8 +120,8 @@ def test_optunas_dashboard_serves_and_removes_a_studys_own_files_only(
     own = mine.artifacts().put(file(tmp_path))
     name_it(theirs, own.id)
     storage = mine.storage
-    app = optuna_server._with_study_of_path(
-        optuna_dashboard.wsgi(storage, artifact_store=optuna_server.RequestedFiles(storage))
+    app = optuna_server.confined(
+        optuna_dashboard.wsgi(storage, artifact_store=optuna_server.RequestedFiles(storage)), actions=True
     )
 
     def ask(path: str, method: str = "GET") -> tuple[str, bytes]:

@@ -1,4 +1,4 @@
-"""`python -m tests.support.dashboard_shots`: the pictures in docs/monitor, taken of a campaign that runs."""
+"""`python -m tests.support.dashboard_shots`: the pictures in docs/monitor, taken of a study that runs."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ import hopaas_p2p
 from hopaas_p2p import notes
 from hopaas_p2p.core.records import Categorical, Float, Int
 from tests.support.dashboard_browser import NARROW, Monitor, Visit, chromium
+from tests.support.dashboard_studies import with_rungs
 from tests.support.processes import ROOT, environment, until
 
 PICTURES: Final = ROOT / "docs" / "monitor"
@@ -57,7 +58,7 @@ def main() -> None:
 
 
 def _take(root: Path) -> None:
-    store, stop, quick = root / "campaign", root / "stop", root / "quick"
+    store, stop, quick = root / "store", root / "stop", root / "quick"
     study = hopaas_p2p.open_study(
         str(store), "jet tagger", budget=200, lease_ttl=60.0,
         space={
@@ -78,7 +79,7 @@ def _take(root: Path) -> None:
             until(lambda: all(len(study.state.trials[n].reports) > 3 for n in study.state.running), 120)
             visit = Visit(browser, monitor)
             visit.page.set_viewport_size({"width": 1180, "height": 1000})
-            _picture(visit, "/", "campaigns", height=520)
+            _picture(visit, "/", "studies", height=520)
             _picture(visit, "/live?study=jet+tagger", "live", height=1340)
             _picture(visit, "/explore?study=jet+tagger&chart=Parallel", "explore", height=900)
             _picture(visit, "/pruning?study=jet+tagger", "pruning", height=900)
@@ -94,6 +95,11 @@ def _take(root: Path) -> None:
         for peer in peers:
             peer.wait(60)
         study.close()
+    with_rungs().put_into(str(root / "rungs"))
+    with Monitor(str(root / "rungs"), cwd=root) as monitor, chromium() as browser:
+        visit = Visit(browser, monitor)
+        _picture(visit, "/pruning?study=study", "rungs", height=1000)
+        visit.close()
 
 
 def _picture(visit: Visit, path: str, name: str, *, height: int, width: int = 1180) -> None:

@@ -83,7 +83,7 @@ class Provider:
         return JSONResponse({"keys": [self._key.as_dict(private=False)]})
 
     def secrets_toml(self, callback: str) -> str:
-        """What stands in the dashboard's `.streamlit/secrets.toml`."""
+        """What stands in the file that HOPAAS_OIDC_FILE names."""
         return (
             "[auth]\n"
             f'redirect_uri = "{callback}"\n'

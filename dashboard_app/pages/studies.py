@@ -1,0 +1,164 @@
+"""Studies: one card per study, or some of them compared."""
+
+from __future__ import annotations
+
+import zlib
+from functools import partial
+
+import streamlit as st
+
+from dashboard_app import theme, url
+from dashboard_app.frames import Frame
+from dashboard_app.page_context import PageContext
+from dashboard_app.redraw import follow
+from dashboard_app.theme import draw
+from dashboard_app.views import studies
+from hopaas_p2p.analysis.chart import number
+from hopaas_p2p.analysis.charts import ALONG, Along
+from hopaas_p2p.lookalikes import told_apart
+
+
+def show(page: PageContext) -> None:
+    """The page."""
+    theme.title("Studies")
+    (_compare if theme.segments("Show", ["Cards", "Compare"], key="show", visible=False) == "Compare" else _cards)(page)
+
+
+def _cards(page: PageContext) -> None:
+    left, right = st.columns([3, 1], vertical_alignment="bottom")
+    wanted = left.text_input("Find", key="find", placeholder="name, tag or user", bind="query-params")
+    archived = right.toggle("Include archived", key="archived", bind="query-params")
+
+    def version() -> str:
+        """What changes when a card does: logs with new commits, and what is known of their peers."""
+        marks = []
+        for listing in page.studies():
+            frame = page.cache.frame(listing.uuid, wait=False)
+            owners = [frame.state.trials[one].owner for one in list(frame.state.running)] if frame is not None else []
+            signs = sorted(str(page.alive(owner, listing)) for owner in owners if owner)
+            marks.append((listing.study_id, page.cache.lsn(listing.uuid), signs))
+        return f"{zlib.crc32(repr(marks).encode()):08x}"
+
+    def body() -> str:
+        shown = version()
+        _grid(page, (wanted or "").casefold(), archived=archived)
+        return shown
+
+    follow(body, version=version, freshness=page.cache.freshness, key="studies")
+
+
+def _grid(page: PageContext, wanted: str, *, archived: bool) -> None:
+    found: list[tuple[bool, float, str]] = []
+    hidden = 0
+    listings = page.studies()
+    for listing, name in zip(listings, told_apart([one.name for one in listings]), strict=True):
+        frame = page.cache.frame(listing.uuid)
+        if frame is None:
+            why = page.cache.freshness(listing.uuid).trouble or "being created"
+            found.append((True, 0.0, f'<div class="hp-card"><h3>{theme.safe(name)}</h3>{theme.safe(why)}</div>'))
+            continue
+        if studies.ARCHIVED in frame.tags and not archived:
+            hidden += 1
+            continue
+        card = studies.card(frame.state, frame.columns, alive=partial(page.alive, listing=listing))
+        if any(wanted in one.casefold() for one in (frame.name, card.begun_by, *frame.tags)):
+            found.append((card.word != "running", -(card.last or 0.0), _card(frame, card, name)))
+    trouble = page.cache.freshness().trouble
+    if trouble:
+        theme.error(trouble, icon=":material/cloud_off:")
+    if found:
+        found.sort(key=lambda one: one[:2])  # what runs first, then the latest
+        st.html(f'<div class="hp-cards">{"".join(html for _, _, html in found)}</div>')
+    elif wanted:
+        theme.nothing(f"No study matches {wanted!r}.")
+    else:
+        theme.nothing(
+            "No study yet. Create one: hopaas-p2p study create NAME --store "
+            f"{page.cache.url} --space 'x=float(0,1)', or run your program; it shows up by itself."
+        )
+    if hidden:
+        theme.caption(f"{hidden} archived, not shown")
+
+
+def _card(frame: Frame, card: studies.Card, name: str) -> str:
+    safe = theme.safe
+    words = {word: "failed" if word == "fail" else word for word in card.counts}
+    counts = " · ".join(f"{count:,} {words[word]}" for word, count in card.counts.items()) or "no trials yet"
+    peers = " · ".join(f"{safe(site)} {count}" for site, count in card.sites.items())
+    began = [f"started by {safe(card.begun_by)}"] if card.begun_by else []
+    began += [f"last trial {theme.ago(card.last)}"] if card.last is not None else []
+    lines = [
+        f"{card.used:,}{'' if card.budget is None else f' of {card.budget:,}'} used · {counts}",
+        f"live peers: {peers}" if peers else "no live peers",
+        safe(studies.first_line(frame.note)),
+        " ".join(theme.tag(one) for one in frame.tags[:6] if one != studies.ARCHIVED),
+        " · ".join(began),
+    ]
+    spark = ""
+    if card.spark:
+        said = f"The best value went from {card.spark[0]:.4g} to {card.spark[-1]:.4g}"
+        spark = theme.spark(card.spark, said, wide=True)
+    whole = max(1, card.budget or 0, sum(card.counts.values()))
+    bar = "".join(
+        f'<i class="hp-{word}" style="width:{100 * card.counts[word] / whole:.2f}%"></i>'
+        for word in ("complete", "pruned", "running", "fail", "waiting")
+        if card.counts.get(word)
+    )
+    return (
+        f'<a class="hp-card" target="_self" href="{safe(url.link("live", study=frame.name), longest=4000)}">'
+        f'<div class="hp-row"><h3>{safe(name)}</h3>{theme.pill(card.word)}</div>'
+        f'<div class="hp-row"><span><span class="hp-best">{safe(card.best)}</span> '
+        f'<span class="hp-small">{safe(card.best_of)}</span></span></div>{spark}'
+        f'<div class="hp-bar" aria-hidden="true">{bar}</div>'
+        + "".join(f'<div class="hp-small">{line}</div>' for line in lines if line)
+        + "</a>"
+    )
+
+
+def _compare(page: PageContext) -> None:
+    names = [one.name for one in page.studies()]
+    if len(names) < 2:
+        theme.nothing("Comparing needs at least two studies in this store.")
+        return
+
+    def frames(chosen: list[str], *, wait: bool = True) -> list[Frame]:
+        known = {one.name: one.uuid for one in page.studies()}
+        found = [page.cache.frame(known[name], wait=wait) for name in chosen if name in known]
+        return [frame for frame in found if frame is not None]
+
+    def version() -> str:
+        return " ".join(f"{frame.study_id}:{frame.lsn}" for frame in frames(chosen))
+
+    def body() -> str:
+        drawn = version()
+        _compared(frames(chosen), along)
+        return drawn
+
+    if not url.given("studies"):  # a default would be left out of the address, and differs from person to person
+        before = st.session_state.get("study")
+        results = {one.name for one in frames(names, wait=False) if one.columns.best() is not None}
+        st.session_state.setdefault("studies", sorted(names, key=lambda one: (one != before, one not in results))[:2])
+    chosen = st.multiselect("Studies", names, key="studies", bind="query-params", max_selections=studies.MOST_STUDIES)
+    along = theme.segments("Horizontal axis", list(ALONG), names=ALONG.__getitem__, key="along")
+    key = f"compare-{zlib.crc32(repr((chosen, along)).encode()):08x}"
+    follow(body, version=version, freshness=page.cache.freshness, key=key)
+
+
+def _compared(frames: list[Frame], along: Along) -> None:
+    if not frames:
+        theme.nothing("Choose studies.")
+        return
+    pairs = [(frame.name, frame.columns) for frame in frames]
+    if len({columns.directions[0] for _, columns in pairs}) > 1:
+        theme.caption("These studies do not optimise in the same direction.")
+    if any(len(columns.directions) > 1 for _, columns in pairs):
+        theme.caption("For studies with several objectives, the first objective is shown.")
+    summaries = [studies.summary(frame.state, frame.columns) for frame in frames]
+    rows = [
+        [theme.link(name, "live", study=name), theme.safe(", ".join(columns.directions)), *map(number, found.values())]
+        for (name, columns), found in zip(pairs, summaries, strict=True)
+    ]
+    headers = ("study", "direction", *summaries[0])
+    theme.table(headers, rows, label="Studies compared", numeric=range(2, len(headers)))
+    draw(studies.best_so_far(pairs, along=along), key="best", empty="No complete trial yet.")
+    draw(studies.distributions(pairs), key="edf", empty="")
