@@ -262,7 +262,7 @@ def test_the_end_of_a_program_hurries_its_connection(far: PostgresStore) -> None
     """Batch systems kill a job half a minute after they have asked it to end, and its trial is to be returned first."""
     peer = Peer(far, threaded=False, describe=dict)
     far.catalog().exchange(None, 0)
-    watched = far._connections._watchdog._last  # type: ignore[union-attr]
+    watched = far._connections._watched
     assert watched is not None
     assert not watched._hurried()
     with peer.in_a_hurry():
