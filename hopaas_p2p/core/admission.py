@@ -86,8 +86,8 @@ def next_start(
     closed = closed_to(state, me)
     if closed is not None and closed != "paused":
         return Done(closed)
-    limited = state.ledger.reached is not None
-    found = None if limited else _found(state, skip, no_new)
+    limited, pausing, room = state.ledger.reached is not None, state.configurations, state.has_room()
+    found = None if limited else _found(state, skip, no_new, room=room)
     if closed is not None and (found is not None or state.running):
         return Wait(closed)
     if found is not None:
@@ -98,8 +98,7 @@ def next_start(
     if alive is None:
         return Wait(why) if state.running else Done(why)
     if not limited:
-        pausing = state.configurations
-        resting = state.waiting if state.has_room() else pausing.resumable
+        resting = state.waiting if room else pausing.resumable
         if resting:
             return Wait(why, tuple(resting))
         if state.running and pausing.standings.waiting():
@@ -120,8 +119,8 @@ def closed_to(state: State, me: str) -> str | None:
     return "paused" if state.status == "paused" else None
 
 
-def _found(state: State, skip: Collection[int], no_new: str) -> Start | Continue | New | None:
-    pausing, room = state.configurations, state.has_room()
+def _found(state: State, skip: Collection[int], no_new: str, *, room: bool) -> Start | Continue | New | None:
+    pausing = state.configurations
     for number in pausing.resumable:
         if number not in skip:
             return Start(number)

@@ -321,9 +321,9 @@ def _is_open(state: State, trial: int | None = None) -> bool:
 
 
 def _begin(state: State, trial: Trial, commit: Commit, start: int) -> Verdict:
-    """The first lease of a new trial."""
+    """The first lease of a new trial; what it has reported before costs nothing again."""
     trial.owner, trial.epoch, trial.start = commit.owner, 1, start
-    _open_lease(state, trial, commit)
+    state.ledger.began(trial.number, state.peers.get(commit.owner, {}), commit.at, trial.reports)
     return Verdict(True, trial.number)
 
 
@@ -374,7 +374,7 @@ def _start(state: State, trial: Trial, commit: Commit, by: type) -> Verdict:
     trial.owner, trial.resumed = commit.owner, None
     trial.epoch += 1
     trial.start = commit.at
-    _open_lease(state, trial, commit)
+    state.ledger.began(trial.number, state.peers.get(commit.owner, {}), commit.at, trial.reports)
     return Verdict(True, trial.number)
 
 
@@ -822,11 +822,6 @@ def _note_result(state: State, trial: Trial) -> None:
     if trial.state is not FAIL:
         at = ledger.time if ledger.clocks else trial.end or 0
         ledger.result(at, state.value_of(trial), maximize=_maximizes(state))
-
-
-def _open_lease(state: State, trial: Trial, commit: Commit) -> None:
-    """Let the ledger know of a trial that starts; what it has reported before costs nothing again."""
-    state.ledger.began(trial.number, state.peers.get(commit.owner, {}), commit.at, trial.reports)
 
 
 def _end_lease(trial: Trial, at: int, why: str) -> None:

@@ -830,6 +830,8 @@ class StudyHandle:
 
     def is_at_rung(self, number: int, reports: Mapping[int, float]) -> bool:
         """Whether a trial of this process that has reported this pauses now. Reads the replica."""
+        if self.log.session.state.configurations is NEVER_PAUSING:  # as nearly always
+            return False
         with self.log.lock:
             return self.log.session.state.configurations.is_at_rung(number, reports)
 

@@ -413,7 +413,8 @@ class Study:
             reseed_in_child(self.optuna.sampler)  # a forked child would repeat its parent's draws
             handle.introduce_as({**self._about, **self._searcher.differing()})
             self._pid = os.getpid()  # not before: another thread of the child may ask, too
-        self._keep_to_method()
+        if handle.log.session.state.system is not self._searcher.system:
+            self._keep_to_method()
         if self._checked_sampler is not self.optuna.sampler:
             extras.check_sampler(self.optuna.sampler)
             self.storage.check_sampler(self.optuna.sampler)

@@ -6,6 +6,7 @@ import contextlib
 import logging
 import os
 import pickle
+import re
 import signal
 import subprocess
 import sys
@@ -520,7 +521,27 @@ def test_a_peer_without_work_waits_for_a_silent_owners_trial_and_runs_it(tmp_pat
     assert retry.params == study.state.trials[0].params
 
 
-def test_a_peer_without_work_leaves_at_once_when_owners_are_alive(tmp_path: Path, studies: Any) -> None:
+def test_a_peer_that_saw_an_owner_a_moment_before_it_was_killed_takes_its_trial_over(
+    tmp_path: Path, studies: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    study = studies(space=SPACE, budget=2, lease_ttl=1.5)
+    victim = sleeper(tmp_path, 60)
+    with victim:
+        trial = study.ask()
+        time.sleep(2.0)
+        victim.send_signal(signal.SIGKILL)
+        victim.wait()
+    study.tell(trial, 1.0)
+    with caplog.at_level(logging.INFO, "hopaas_p2p"):
+        study.optimize(square)
+    assert states(study) == ["FAIL", "COMPLETE", "COMPLETE"]
+    (waited,) = [line for line in caplog.messages if line.startswith("waiting")]
+    assert re.search(
+        r"have to be run again: trial 0 of \S+ on \S+, which is known within \d+ s.* trial requeue 0", waited
+    )
+
+
+def test_a_peer_without_work_leaves_with_the_next_sign_of_life_of_the_owners(tmp_path: Path, studies: Any) -> None:
     study = studies(space=SPACE, budget=2, lease_ttl=1.5)
     owner = sleeper(tmp_path, 6)
     with owner:
