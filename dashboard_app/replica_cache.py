@@ -296,25 +296,31 @@ class ReplicaCache:
         with self._looking(study, now, self._every, f"the study {study.listing.name!r}"):
             try:
                 self._pull(study.replica)
-                if now >= study.heartbeats_due:
-                    self._look_at_heartbeats(study, now)
-                self._trials_read += study.take()
             except StudyDeleted:
                 study.deleted = True
+                return
+            if now >= study.heartbeats_due:
+                owners = owners_of(study.replica.state)
+                with translated():
+                    beats = self.store.beats(owners)
+                study.compare_clocks(beats, time.time())
+                with study.replica.lock:
+                    study.detector.look(beats, owners, time.monotonic())
+                study.heartbeats_due = now + max(_HEARTBEATS, self._every)
+            self._trials_read += study.take()
 
     @contextlib.contextmanager
     def _looking(self, log: CachedLog, now: float, pause: float, what: str) -> Iterator[None]:
         """Note how a look at this log went; one that cannot be shown must not hide the others."""
         try:
             yield
+            log.trouble, log.pulled = None, now
         except HopaasError as error:
             soon = isinstance(error, StoreUnreachable) or log is self._catalog
             log.trouble, pause = str(error), _UNREACHABLE if soon else _UNREADABLE
         except Exception as error:  # noqa: BLE001
             _log.exception("%s cannot be shown", what)
             log.trouble, pause = f"{what} cannot be shown: {type(error).__name__}", _UNREADABLE
-        else:
-            log.trouble, log.pulled = None, now
         log.due, log.looked_at = now + pause, True
         with self._looked:
             self._looked.notify_all()
@@ -325,16 +331,6 @@ class ReplicaCache:
         began = time.monotonic()
         self._peer.pull(replica)
         self.round_trip = time.monotonic() - began
-
-    def _look_at_heartbeats(self, study: CachedStudy, now: float) -> None:
-        state = study.replica.state
-        owners = owners_of(state)
-        with translated():
-            beats = self.store.beats(owners)
-        study.compare_clocks(beats, time.time())
-        with study.replica.lock:
-            study.detector.look(beats, owners, time.monotonic())
-        study.heartbeats_due = now + max(_HEARTBEATS, self._every)
 
 
 _caches: Final[dict[str, ReplicaCache]] = {}

@@ -30,7 +30,6 @@ _SYMBOLS: Final = {
 }  # fmt: skip
 _WIDE: Final = 8  # digits; longer words are written smaller, because a number that is broken in two is misread
 _WHOLE: Final = 11  # characters of all words that stay on one line
-_LONG: Final = ' class="hp-long"'
 _MARKDOWN: Final = re.compile(r"([\\`*{}\[\]()#+.!|>~:$<&]|(?<![^\W_])[_-]|[_-](?![^\W_]))")
 """Characters with a meaning. Between letters, `_` and `-` have none, and a screen reader would read out the escape."""
 
@@ -161,18 +160,15 @@ def tag(text: str) -> str:
     return f'<span class="hp-tag">{safe(text, longest=64)}</span>'
 
 
-def _is_long(value: str) -> bool:
-    longest = max((len(word) + 2 * word.isalpha() for word in value.split()), default=0)  # letters are wider
-    return longest > _WIDE or _WIDE < len(value) <= _WHOLE
-
-
 def tiles(facts: Iterable[tuple[str, str, str]]) -> None:
     """A row of numbers: (what it is, the number, a small line below)."""
-    parts = [
-        f'<div class="hp-tile"><span>{safe(phrase(what))}</span><b{_LONG if _is_long(value) else ""}>{safe(value)}</b>'
-        f"<i>{safe(more)}</i></div>"
-        for what, value, more in facts
-    ]
+    parts = []
+    for what, value, more in facts:
+        longest = max((len(word) + 2 * word.isalpha() for word in value.split()), default=0)  # letters are wider
+        css = ' class="hp-long"' if longest > _WIDE or _WIDE < len(value) <= _WHOLE else ""
+        parts.append(
+            f'<div class="hp-tile"><span>{safe(phrase(what))}</span><b{css}>{safe(value)}</b><i>{safe(more)}</i></div>'
+        )
     st.html(f'<div class="hp-tiles">{"".join(parts)}</div>')
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 import tempfile
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -34,7 +35,7 @@ def show(page: PageContext) -> None:
         return
     note_of(page, frame)
     tags_of(page, frame)
-    archive(page, frame)
+    theme.caption(f"A study with the tag {ARCHIVED!r} is listed only where archived ones are asked for.")
     files_of(page, frame)
 
 
@@ -76,25 +77,14 @@ def tags_of(page: PageContext, frame: Frame, number: int | None = None) -> None:
             "Tags", before, default=before, accept_new_options=True, placeholder="type a new tag",
             label_visibility="collapsed", key=f"tags-{number}-{frame.lsn}",
         )  # fmt: skip
-        _change_tags(page, number, before, after, done="The tags are saved.")
+        add, remove = [one for one in after if one not in before], [one for one in before if one not in after]
+        if add or remove:
+            change = partial(notes.change_tags, number=number, add=add, remove=remove)
+            page.act(change, done="The tags are saved.")
     elif before:
         st.html(" ".join(map(theme.tag, before)))
     else:
         theme.nothing("No tags yet.")
-
-
-def archive(page: PageContext, frame: Frame) -> None:
-    """Take the study off the list of studies, or put it back."""
-    if page.may_act:
-        before = [ARCHIVED] if ARCHIVED in frame.tags else []
-        archived = st.toggle("Archived (not listed)", value=bool(before), key=f"archive-{frame.lsn}")
-        _change_tags(page, None, before, [ARCHIVED] if archived else [], done="Saved.")
-
-
-def _change_tags(page: PageContext, number: int | None, before: list[str], after: list[str], *, done: str) -> None:
-    add, remove = [one for one in after if one not in before], [one for one in before if one not in after]
-    if add or remove:
-        page.act(lambda study: notes.change_tags(study, number, add=add, remove=remove), done=done)
 
 
 def files_of(page: PageContext, frame: Frame, number: int | None = None) -> None:
