@@ -16,8 +16,8 @@ from optuna.artifacts.exceptions import ArtifactNotFound
 from dashboard_app.access_guard import AccessGuard, Wsgi, guarded
 from dashboard_app.options import DashboardOptions
 from dashboard_app.replica_cache import cache_of
-from hopaas_p2p.artifacts import StudyArtifacts
 from hopaas_p2p.errors import ConfigurationError
+from hopaas_p2p.files.artifacts import StudyArtifacts
 from hopaas_p2p.storage import Storage
 
 _log: Final = logging.getLogger("hopaas_p2p.dashboard")

@@ -18,10 +18,10 @@ from starlette.routing import BaseRoute, Route
 from dashboard_app import options
 from dashboard_app.replica_cache import ReplicaCache
 from dashboard_app.views.metrics import CONTENT_TYPE, exposition
-from hopaas_p2p import credentials
 from hopaas_p2p.analysis.table import TrialTable
 from hopaas_p2p.core.state import State
 from hopaas_p2p.errors import ConfigurationError
+from hopaas_p2p.runtime import credentials
 
 _STALE: Final = 120.0  # seconds without a look at the store after which the monitor counts as down
 

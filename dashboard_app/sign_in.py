@@ -18,8 +18,8 @@ from streamlit.web.server.server_util import get_cookie_secret
 from streamlit.web.server.starlette.starlette_app_utils import decode_signed_value
 from streamlit.web.server.starlette.starlette_server_config import USER_COOKIE_NAME
 
-from hopaas_p2p import credentials
 from hopaas_p2p.errors import ConfigurationError
+from hopaas_p2p.runtime import credentials
 
 _LASTS: Final = 12 * 3600.0  # seconds: a working day; who left the organisation is outside the next morning
 _CLAIM: Final = "sub"

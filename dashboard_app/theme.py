@@ -16,7 +16,7 @@ from dashboard_app import url
 from hopaas_p2p.analysis import echarts
 from hopaas_p2p.analysis.chart import Chart, cut
 from hopaas_p2p.analysis.facts import duration, phrase
-from hopaas_p2p.lookalikes import visible
+from hopaas_p2p.analysis.lookalikes import visible
 
 T = TypeVar("T")
 

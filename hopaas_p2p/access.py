@@ -17,8 +17,8 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from hopaas_p2p.errors import ConfigurationError, InvalidInput, NoSuchStudy
-from hopaas_p2p.process import new_uuid
-from hopaas_p2p.settings import Secret
+from hopaas_p2p.runtime.process import new_uuid
+from hopaas_p2p.runtime.settings import Secret
 from hopaas_p2p.stores.postgres import schema
 from hopaas_p2p.stores.postgres.errors import wrong_schema
 from hopaas_p2p.stores.postgres.removal import RoleRemoval

@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Final
 
-from hopaas_p2p import extras
 from hopaas_p2p.errors import ConfigurationError, InvalidInput
+from hopaas_p2p.runtime import extras
 
 if TYPE_CHECKING:
-    from hopaas_p2p.settings import Settings
-    from hopaas_p2p.study import Study
+    from hopaas_p2p.runtime.settings import Settings
 
 SAMPLERS: Final = {
     "tpe": "TPESampler",
@@ -28,14 +27,14 @@ PRUNERS: Final = {
 _KNOWN: Final = {"sampler": SAMPLERS, "pruner": PRUNERS}
 
 
-def configured(kind: str, settings: Settings, given: str | None, study: Study | None) -> Any:
+def configured(kind: str, settings: Settings, given: str | None, study: Any) -> Any:
     """The sampler or pruner for a command: "tpe" is ours, the others are Optuna's.
 
     Args:
         kind: "sampler" or "pruner".
         settings: where to look for it.
         given: the command's option.
-        study: where the settings leave the default, what it uses is used.
+        study: a `Study`; where the settings leave the default, what it uses is used.
 
     Raises:
         ConfigurationError: a setting names none, or it needs a library that is not installed.

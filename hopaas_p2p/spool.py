@@ -27,10 +27,10 @@ from typing import BinaryIO, Final, Literal
 
 import msgspec
 
-from hopaas_p2p.atomic import open_regular, replace_atomically, state_folder
 from hopaas_p2p.core import codec
 from hopaas_p2p.errors import ConfigurationError, InvalidInput
-from hopaas_p2p.ownership import own_folder
+from hopaas_p2p.runtime.atomic import open_regular, replace_atomically, state_folder
+from hopaas_p2p.runtime.ownership import own_folder
 from hopaas_p2p.stores.base import Outgoing, Placed
 
 _FORMAT: Final = 1

@@ -13,8 +13,8 @@ if TYPE_CHECKING:  # commands that only show a study need not wait for Optuna
     from optuna.distributions import BaseDistribution
     from optuna.trial import FrozenTrial
 
-    from hopaas_p2p.artifacts import StudyArtifacts
     from hopaas_p2p.core.state import State
+    from hopaas_p2p.files.artifacts import StudyArtifacts
     from hopaas_p2p.storage import Storage
 
 

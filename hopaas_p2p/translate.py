@@ -10,11 +10,11 @@ from typing import Any, Final
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.study import StudyDirection
 
-from hopaas_p2p.arguments import shown
 from hopaas_p2p.core import records
 from hopaas_p2p.core.state import State
 from hopaas_p2p.core.validity import LONGEST_NAME, outliers, possible_attributes, possible_name
 from hopaas_p2p.errors import InvalidInput
+from hopaas_p2p.runtime.arguments import shown
 
 _LIMIT: Final = 1 << 63
 _MAX_ATTRIBUTE: Final = 1 << 20

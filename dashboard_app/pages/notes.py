@@ -18,9 +18,10 @@ from dashboard_app import theme
 from dashboard_app.frames import Frame
 from dashboard_app.page_context import PageContext
 from dashboard_app.views.studies import ARCHIVED
-from hopaas_p2p import artifacts, notes
-from hopaas_p2p.artifacts import Artifact
+from hopaas_p2p import notes
 from hopaas_p2p.cli.output import size
+from hopaas_p2p.files import artifacts
+from hopaas_p2p.files.artifacts import Artifact
 
 _IMAGE: Final = re.compile(r"!(?=\[)")
 _SHOWN: Final = 100  # files shown on a page

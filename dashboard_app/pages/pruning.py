@@ -17,7 +17,7 @@ from hopaas_p2p.analysis.chart import number
 from hopaas_p2p.analysis.configurations import ConfigurationRow
 from hopaas_p2p.analysis.savings import ESTIMATOR, savings
 from hopaas_p2p.core.records import TrialState
-from hopaas_p2p.fidelity import in_words
+from hopaas_p2p.spec.fidelity import in_words
 
 _EVENTS: Final = 40
 _ROWS: Final = 60

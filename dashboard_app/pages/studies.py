@@ -15,7 +15,7 @@ from dashboard_app.theme import draw
 from dashboard_app.views import studies
 from hopaas_p2p.analysis.chart import number
 from hopaas_p2p.analysis.charts import ALONG, Along
-from hopaas_p2p.lookalikes import told_apart
+from hopaas_p2p.analysis.lookalikes import told_apart
 
 
 def show(page: PageContext) -> None:

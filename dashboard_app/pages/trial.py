@@ -15,14 +15,14 @@ from dashboard_app.pages.notes import fetched, files_of, note_of, tags_of
 from dashboard_app.redraw import live
 from dashboard_app.theme import draw
 from dashboard_app.views import trial as views
-from hopaas_p2p import artifacts
 from hopaas_p2p.analysis import charts as drawings
 from hopaas_p2p.analysis.chart import number as shown
 from hopaas_p2p.analysis.facts import duration
-from hopaas_p2p.artifacts import OUTPUT
 from hopaas_p2p.core.records import TrialState
 from hopaas_p2p.core.state import Trial
 from hopaas_p2p.errors import HopaasError
+from hopaas_p2p.files import artifacts
+from hopaas_p2p.files.artifacts import OUTPUT
 from hopaas_p2p.study.method import chosen_by
 
 _UNFINISHED: Final = (TrialState.RUNNING, TrialState.WAITING)

@@ -9,7 +9,7 @@ from hopaas_p2p.analysis.facts import budget_unit, duration, shown
 from hopaas_p2p.core.ledger import AMOUNTS, HOUR, OUTCOMES, Account, Cost, Ledger, euro
 from hopaas_p2p.core.records import Until
 from hopaas_p2p.core.state import COMPLETE, PRUNED, State
-from hopaas_p2p.times import to_iso
+from hopaas_p2p.runtime.times import to_iso
 
 
 class Amount(NamedTuple):

@@ -9,12 +9,12 @@ from pathlib import Path
 
 import click
 
-from hopaas_p2p.artifacts import short_id
 from hopaas_p2p.cli import output
 from hopaas_p2p.cli.lazy import Subgroup
 from hopaas_p2p.cli.options import CliSession, Columns, check_new, options
 from hopaas_p2p.errors import InvalidInput
-from hopaas_p2p.ownership import check_link
+from hopaas_p2p.files.artifacts import short_id
+from hopaas_p2p.runtime.ownership import check_link
 
 _trial = click.option("--trial", "-t", type=click.IntRange(min=0), metavar="N", help="The trial that they belong to.")
 

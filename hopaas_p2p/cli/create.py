@@ -9,8 +9,6 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import click
 
-from hopaas_p2p import budget, space
-from hopaas_p2p import fidelity as pauses
 from hopaas_p2p.cli.options import CliSession, options
 from hopaas_p2p.core.attributes import REPEATS_POLICIES
 from hopaas_p2p.core.records import StudySet, TrialCreate, TrialState
@@ -20,6 +18,8 @@ from hopaas_p2p.moving.descriptions import StudyDescription
 from hopaas_p2p.moving.from_yaml import read
 from hopaas_p2p.moving.records import StudyRecords
 from hopaas_p2p.sampler_config import PRUNERS, SAMPLERS, built, checked
+from hopaas_p2p.spec import budget, space
+from hopaas_p2p.spec import fidelity as pauses
 from hopaas_p2p.stores.url import redacted
 
 if TYPE_CHECKING:

@@ -7,10 +7,10 @@ from typing import Any, Final
 
 import click
 
-from hopaas_p2p import extras
 from hopaas_p2p.cli import output
 from hopaas_p2p.cli.options import CliSession, options
 from hopaas_p2p.errors import ConfigurationError
+from hopaas_p2p.runtime import extras
 from hopaas_p2p.stores.url import redacted
 
 _LAST_PORT: Final = 65535

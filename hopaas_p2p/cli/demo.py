@@ -9,8 +9,8 @@ from typing import Any, Final
 
 import click
 
-from hopaas_p2p import extras
 from hopaas_p2p.errors import ConfigurationError
+from hopaas_p2p.runtime import extras
 
 _FILE: Final = click.Path(dir_okay=False, path_type=Path)
 

@@ -12,8 +12,8 @@ from hopaas_p2p import spool
 from hopaas_p2p.cli import output
 from hopaas_p2p.cli.options import CliSession, options
 from hopaas_p2p.errors import ConfigurationError, HopaasError, NoSuchStudy
-from hopaas_p2p.findings import AGAIN, Finding
 from hopaas_p2p.moving import rescue
+from hopaas_p2p.net.findings import AGAIN, Finding
 from hopaas_p2p.stores.bridge.store import BridgedStore
 from hopaas_p2p.stores.checks import examine
 from hopaas_p2p.stores.meet import Meeting

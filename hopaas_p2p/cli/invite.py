@@ -10,7 +10,7 @@ import click
 from hopaas_p2p.cli import output
 from hopaas_p2p.cli.options import CliSession, options, role_option
 from hopaas_p2p.joining import invitation as invitations
-from hopaas_p2p.times import to_iso
+from hopaas_p2p.runtime.times import to_iso
 
 
 @click.command()

@@ -21,7 +21,7 @@ from hopaas_p2p.joining import ways
 from hopaas_p2p.joining.invitation import Invitation
 from hopaas_p2p.joining.login_node import can_be_relayed, start_bridge, start_relay
 from hopaas_p2p.ports import batch
-from hopaas_p2p.settings import joined_names, variable
+from hopaas_p2p.runtime.settings import joined_names, variable
 
 if TYPE_CHECKING:
     from hopaas_p2p.joining.membership import Membership

@@ -12,12 +12,12 @@ from typing import Final
 
 import click
 
-from hopaas_p2p.atomic import replace_atomically, state_folder
 from hopaas_p2p.cli import output
 from hopaas_p2p.cli.options import CliSession, options
 from hopaas_p2p.errors import ConfigurationError, InvalidInput
-from hopaas_p2p.ownership import read_secret
 from hopaas_p2p.ports.local import SILENCE, LocalPeer, watch_silence
+from hopaas_p2p.runtime.atomic import replace_atomically, state_folder
+from hopaas_p2p.runtime.ownership import read_secret
 
 _LOOPBACK: Final = ("127.0.0.1", "localhost", "::1")
 _silence = click.option(

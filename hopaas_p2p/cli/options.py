@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Any, Final, Literal, TypeVar
 
 import click
 
-from hopaas_p2p import credentials, sampler_config
+from hopaas_p2p import sampler_config
 from hopaas_p2p.cli import output
 from hopaas_p2p.errors import ConfigurationError, InvalidInput
-from hopaas_p2p.settings import Settings, variable
+from hopaas_p2p.runtime import credentials
+from hopaas_p2p.runtime.settings import Settings, variable
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -15,11 +15,11 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 
 from hopaas_p2p.analysis import facts
-from hopaas_p2p.lookalikes import MARK, told_apart, visible
-from hopaas_p2p.times import to_utc
+from hopaas_p2p.analysis.lookalikes import MARK, told_apart, visible
+from hopaas_p2p.runtime.times import to_utc
 
 if TYPE_CHECKING:
-    from hopaas_p2p.findings import Finding
+    from hopaas_p2p.net.findings import Finding
 
 _COLOURS: Final = {
     "COMPLETE": "green",

@@ -13,10 +13,10 @@ from typing import Final
 
 import click
 
-from hopaas_p2p.artifacts import artifacts_of
 from hopaas_p2p.cli import output
 from hopaas_p2p.cli.options import CliSession, options
 from hopaas_p2p.errors import ConfigurationError
+from hopaas_p2p.files.artifacts import artifacts_of
 from hopaas_p2p.gateway.relay import Relay, read_password, targets_of, write_address
 from hopaas_p2p.stores.bridge.bridge import Bridge
 from hopaas_p2p.stores.bridge.endpoints import open_endpoints

@@ -8,15 +8,15 @@ from typing import TYPE_CHECKING
 
 import click
 
-from hopaas_p2p import credentials
 from hopaas_p2p import spool as waiting
 from hopaas_p2p.cli import output
 from hopaas_p2p.cli.lazy import Subgroup
 from hopaas_p2p.cli.options import CliSession, Columns, check_new, options
 from hopaas_p2p.errors import HopaasError, NoSuchStudy, NoSuchTrial
+from hopaas_p2p.runtime import credentials
+from hopaas_p2p.runtime.times import from_iso, to_iso
 from hopaas_p2p.spool import is_for, take_in
 from hopaas_p2p.stores.url import servers_of
-from hopaas_p2p.times import from_iso, to_iso
 
 if TYPE_CHECKING:
     from hopaas_p2p.spool import Spooled

@@ -12,8 +12,6 @@ import click
 
 from hopaas_p2p.analysis.facts import budget_unit, state_word
 from hopaas_p2p.analysis.spending import budget_lines, cells, spending
-from hopaas_p2p.audit import audit, author
-from hopaas_p2p.budget import CHANGES
 from hopaas_p2p.cli import output
 from hopaas_p2p.cli.annotations import add_annotations
 from hopaas_p2p.cli.create import create, method_of, search_options, set_
@@ -22,6 +20,7 @@ from hopaas_p2p.cli.options import CliSession, Columns, options
 from hopaas_p2p.cli.transfer import copy, export, import_, report_html
 from hopaas_p2p.errors import InvalidInput, NoSuchStudy
 from hopaas_p2p.peer.liveness import any_alive, signs_of_life
+from hopaas_p2p.spec.budget import CHANGES
 
 if TYPE_CHECKING:
     from hopaas_p2p.analysis.spending import Spending
@@ -126,6 +125,7 @@ def schedule(session: CliSession, trial: int | None) -> None:
 def show(session: CliSession, as_audit: bool) -> None:
     """Show one study: state, trials, best, budget, and which peers run trials where."""
     from hopaas_p2p.cli import summary
+    from hopaas_p2p.study.audit import audit, author
 
     shown = session.study()
     if not as_audit:

@@ -11,16 +11,16 @@ from hopaas_p2p import notes
 from hopaas_p2p.analysis import configurations
 from hopaas_p2p.analysis.facts import best, params_of, pareto_front, retried, state_word
 from hopaas_p2p.analysis.spending import as_data, spending
-from hopaas_p2p.checkpoints import unneeded
 from hopaas_p2p.core.lineage import copied_trial
 from hopaas_p2p.core.records import TrialState
 from hopaas_p2p.core.spending import trial_seconds
+from hopaas_p2p.files.checkpoints import unneeded
 from hopaas_p2p.peer.liveness import any_alive, signs_of_life
-from hopaas_p2p.space import spec
+from hopaas_p2p.runtime.times import to_iso
+from hopaas_p2p.spec.space import spec
 from hopaas_p2p.storage.optuna_internals import trial_id_of
 from hopaas_p2p.study.definition import definition_of
 from hopaas_p2p.study.method import chosen_by, in_words, other_samplers
-from hopaas_p2p.times import to_iso
 from hopaas_p2p.trackers import links
 from hopaas_p2p.translate import read_json
 

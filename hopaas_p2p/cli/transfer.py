@@ -15,7 +15,7 @@ from hopaas_p2p.cli.options import CliSession, options
 from hopaas_p2p.errors import InvalidInput, NoSuchStudy
 from hopaas_p2p.moving import FORMATS, copy_study, export_study, import_study
 from hopaas_p2p.report import write_report
-from hopaas_p2p.space import parse_space
+from hopaas_p2p.spec.space import parse_space
 
 if TYPE_CHECKING:
     from hopaas_p2p.moving import Arrived

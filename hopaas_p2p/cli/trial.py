@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from hopaas_p2p import artifacts, space
 from hopaas_p2p.analysis.facts import reason_line, value_cells
 from hopaas_p2p.cli import output
 from hopaas_p2p.cli.annotations import add_annotations
@@ -19,6 +18,8 @@ from hopaas_p2p.cli.options import CliSession, options
 from hopaas_p2p.core.records import TrialState
 from hopaas_p2p.core.state import NEVER_PAUSING
 from hopaas_p2p.errors import InvalidInput, LeaseLost, NoSuchTrial, NotYourTrial
+from hopaas_p2p.files import artifacts
+from hopaas_p2p.spec import space
 
 if TYPE_CHECKING:
     from hopaas_p2p.study import Study

@@ -18,9 +18,9 @@ from hopaas_p2p.cli.options import CliSession, options
 from hopaas_p2p.core.admission import finished
 from hopaas_p2p.core.leases import FailureDetector, reclaims
 from hopaas_p2p.core.spending import earlier_seconds
-from hopaas_p2p.credentials import webhook_url
 from hopaas_p2p.errors import ConfigurationError, InvalidInput, StoreUnreachable
 from hopaas_p2p.peer.liveness import owners_of, sign_of_life
+from hopaas_p2p.runtime.credentials import webhook_url
 
 if TYPE_CHECKING:
     from rich.text import Text

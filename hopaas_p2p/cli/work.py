@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from hopaas_p2p import space
 from hopaas_p2p.cli import output
 from hopaas_p2p.cli.options import CliSession, options
 from hopaas_p2p.errors import InvalidInput
@@ -24,6 +23,7 @@ from hopaas_p2p.ports import socket as trial_socket
 from hopaas_p2p.ports.command import text_of, variable
 from hopaas_p2p.ports.verbs import PRUNE, Reply
 from hopaas_p2p.sampler_config import PRUNERS, SAMPLERS
+from hopaas_p2p.spec import space
 
 if TYPE_CHECKING:
     from hopaas_p2p.core.records import TrialFinish

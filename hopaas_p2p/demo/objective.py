@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from hopaas_p2p.trial import Trial
+    from hopaas_p2p.study.trial import Trial
 
     Array = NDArray[np.generic]
 

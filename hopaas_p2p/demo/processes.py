@@ -11,10 +11,10 @@ import sys
 from pathlib import Path
 from typing import Final, NamedTuple
 
-from hopaas_p2p import credentials
-from hopaas_p2p.atomic import open_regular
 from hopaas_p2p.core.state import State, Trial
 from hopaas_p2p.errors import HopaasError
+from hopaas_p2p.runtime import credentials
+from hopaas_p2p.runtime.atomic import open_regular
 from hopaas_p2p.study import Study
 
 _SHUTDOWN_TIMEOUT: Final = 5.0  # seconds that a peer has to release its trial when the demo is interrupted

@@ -17,7 +17,7 @@ from hopaas_p2p.gateway.metrics import Metrics
 from hopaas_p2p.gateway.postgres import PostgresTarget
 from hopaas_p2p.gateway.rate_limit import TooManyAttempts
 from hopaas_p2p.gateway.tokens import TTL, TokenCache, TokenStatus
-from hopaas_p2p.settings import Secret
+from hopaas_p2p.runtime.settings import Secret
 from hopaas_p2p.tunnel import PING
 
 _LINES: Final = 20  # addresses turned away that are logged per second

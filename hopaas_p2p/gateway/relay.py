@@ -23,13 +23,13 @@ from pathlib import Path
 from typing import Final
 from urllib.parse import urlsplit
 
-from hopaas_p2p.atomic import replace_atomically
 from hopaas_p2p.errors import ConfigurationError, HopaasError
 from hopaas_p2p.net import proxies
 from hopaas_p2p.net.listening import cannot_listen, private_socket
 from hopaas_p2p.net.proxies import ServerAddress
-from hopaas_p2p.ownership import read_secret
-from hopaas_p2p.settings import Secret
+from hopaas_p2p.runtime.atomic import replace_atomically
+from hopaas_p2p.runtime.ownership import read_secret
+from hopaas_p2p.runtime.settings import Secret
 
 _log: Final = logging.getLogger("hopaas_p2p")
 USER: Final = "relay"

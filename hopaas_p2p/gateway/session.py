@@ -28,7 +28,7 @@ from hopaas_p2p.gateway.log import event
 from hopaas_p2p.gateway.rate_limit import TooManyAttempts
 from hopaas_p2p.gateway.startup import AuthenticationFilter, BadStartup, StartupParser, check, fatal
 from hopaas_p2p.gateway.tokens import TokenStatus
-from hopaas_p2p.settings import Secret
+from hopaas_p2p.runtime.settings import Secret
 from hopaas_p2p.tunnel import FRAME, PATH, SILENT, SUBPROTOCOL, decode_header, encode_header
 
 _DATA: Final = (Opcode.BINARY, Opcode.CONT)

@@ -17,13 +17,13 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Final, NamedTuple
 
-from hopaas_p2p.atomic import replace_atomically
 from hopaas_p2p.errors import Denied, StoreUnreachable
 from hopaas_p2p.gateway.log import event
 from hopaas_p2p.gateway.postgres import PostgresTarget
 from hopaas_p2p.gateway.rate_limit import RateLimiter, TooManyAttempts
-from hopaas_p2p.ownership import read_own
-from hopaas_p2p.settings import Secret
+from hopaas_p2p.runtime.atomic import replace_atomically
+from hopaas_p2p.runtime.ownership import read_own
+from hopaas_p2p.runtime.settings import Secret
 from hopaas_p2p.stores.postgres.errors import refusal
 
 TTL: Final = 30.0

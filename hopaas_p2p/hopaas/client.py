@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Final
 from urllib.parse import urlsplit
 
 import hopaas_p2p
-from hopaas_p2p import credentials
 from hopaas_p2p.hopaas.exceptions import HopaasServerError, translated
-from hopaas_p2p.settings import Secret, Settings
+from hopaas_p2p.runtime import credentials
+from hopaas_p2p.runtime.settings import Secret, Settings
 from hopaas_p2p.stores.url import redacted, servers_of
 
 if TYPE_CHECKING:

@@ -20,10 +20,11 @@ from typing import Annotated, Final, NamedTuple
 
 import msgspec
 
-from hopaas_p2p import access, settings
+from hopaas_p2p import access
 from hopaas_p2p.errors import ConfigurationError, InvalidInput
 from hopaas_p2p.net import trust
-from hopaas_p2p.settings import Secret
+from hopaas_p2p.runtime import settings
+from hopaas_p2p.runtime.settings import Secret
 from hopaas_p2p.stores.postgres.connect import PostgresAddress
 from hopaas_p2p.stores.postgres.store import PostgresStore
 from hopaas_p2p.stores.url import open_store, redacted

@@ -15,13 +15,13 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Final, NamedTuple
 
-from hopaas_p2p import credentials
-from hopaas_p2p.atomic import open_regular
 from hopaas_p2p.errors import ConfigurationError, HopaasError
 from hopaas_p2p.joining.membership import Membership
 from hopaas_p2p.net.proxies import connect_through, parse_proxy
-from hopaas_p2p.ownership import own_folder
-from hopaas_p2p.settings import read_proxy
+from hopaas_p2p.runtime import credentials
+from hopaas_p2p.runtime.atomic import open_regular
+from hopaas_p2p.runtime.ownership import own_folder
+from hopaas_p2p.runtime.settings import read_proxy
 
 _START_TIMEOUT: Final = 60.0  # seconds for a process to begin its work
 

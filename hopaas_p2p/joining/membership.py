@@ -14,11 +14,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Final, NamedTuple
 
-from hopaas_p2p.atomic import replace_atomically
 from hopaas_p2p.errors import ConfigurationError, InvalidInput
 from hopaas_p2p.joining.invitation import Invitation, like_a_file
-from hopaas_p2p.ownership import own_folder, read_own
-from hopaas_p2p.settings import Secret, is_one_line, joined_folder, joined_names
+from hopaas_p2p.runtime.atomic import replace_atomically
+from hopaas_p2p.runtime.ownership import own_folder, read_own
+from hopaas_p2p.runtime.settings import Secret, is_one_line, joined_folder, joined_names
 from hopaas_p2p.stores.url import servers_of
 
 _PATIENCE: Final = 30.0  # seconds

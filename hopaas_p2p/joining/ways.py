@@ -14,9 +14,9 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Final, NamedTuple
 
 from hopaas_p2p.errors import ConfigurationError, HopaasError
-from hopaas_p2p.findings import AGAIN, Finding
 from hopaas_p2p.joining.membership import Membership
-from hopaas_p2p.settings import Secret, read_proxy, variable
+from hopaas_p2p.net.findings import AGAIN, Finding
+from hopaas_p2p.runtime.settings import Secret, read_proxy, variable
 from hopaas_p2p.stores.checks import way_to
 from hopaas_p2p.stores.url import open_store
 

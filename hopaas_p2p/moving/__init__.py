@@ -17,14 +17,14 @@ from typing import TYPE_CHECKING, Final
 
 import msgspec
 
-from hopaas_p2p.artifacts import key_of
-from hopaas_p2p.atomic import replace_atomically
 from hopaas_p2p.core.records import Distribution, TrialState
 from hopaas_p2p.errors import InvalidInput, StudyExists
+from hopaas_p2p.files.artifacts import key_of
 from hopaas_p2p.moving import backup, tables
 from hopaas_p2p.moving.arrival import Arrived, bring_in
 from hopaas_p2p.moving.files import Fetch, from_directory, from_store, named_files, save
 from hopaas_p2p.moving.records import StudyRecords, of_study, one_of
+from hopaas_p2p.runtime.atomic import replace_atomically
 
 if TYPE_CHECKING:
     from hopaas_p2p.storage import Storage

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Final, NamedTuple, TypeVar
 
 import msgspec
 
-from hopaas_p2p.artifacts import artifacts_of
 from hopaas_p2p.core import codec
 from hopaas_p2p.core.attributes import COPIED, FIDELITY
 from hopaas_p2p.core.fidelity import decode_fidelity
@@ -16,6 +15,7 @@ from hopaas_p2p.core.populations import Population
 from hopaas_p2p.core.records import StudySet, TrialCreate, TrialState
 from hopaas_p2p.core.state import REFUSALS
 from hopaas_p2p.errors import DefinitionMismatch, Denied, InvalidInput, StudyExists
+from hopaas_p2p.files.artifacts import artifacts_of
 from hopaas_p2p.moving.files import Fetch, copy_files
 from hopaas_p2p.moving.records import TAKES_A_PLACE, StudyRecords, linked, origin, renamed
 

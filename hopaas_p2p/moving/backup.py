@@ -37,8 +37,6 @@ from typing import Final, NamedTuple
 
 import msgspec
 
-from hopaas_p2p import settings
-from hopaas_p2p.atomic import replace_atomically
 from hopaas_p2p.core import catalog as catalogs
 from hopaas_p2p.core import codec, snapshot
 from hopaas_p2p.core.apply import apply
@@ -48,6 +46,8 @@ from hopaas_p2p.core.records import UNSTAMPED, Stamp
 from hopaas_p2p.core.state import State
 from hopaas_p2p.errors import ConfigurationError, Denied, InvalidInput, StoreCorrupt, StudyDeleted
 from hopaas_p2p.moving.records import StudyRecords, of_state
+from hopaas_p2p.runtime import settings
+from hopaas_p2p.runtime.atomic import replace_atomically
 from hopaas_p2p.stores.base import Artifacts, Entry, Log, Store, read_all
 
 FORMAT: Final = 1

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Final, NamedTuple
 
-from hopaas_p2p import fidelity, sampler_config
-from hopaas_p2p.budget import budget_of
+from hopaas_p2p import sampler_config
 from hopaas_p2p.core.fidelity import Fidelity
 from hopaas_p2p.core.records import Budget, Distribution
 from hopaas_p2p.errors import InvalidInput
-from hopaas_p2p.space import check_keys, distribution_of, mapping, number
+from hopaas_p2p.spec import fidelity
+from hopaas_p2p.spec.budget import budget_of
+from hopaas_p2p.spec.space import check_keys, distribution_of, mapping, number
 
 _KEYS: Final = {
     "name": ("study_name",),

@@ -16,11 +16,11 @@ from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
-from hopaas_p2p.artifacts import SUM, artifacts_of, get_bytes, json_or_none, key_of, named_after
-from hopaas_p2p.atomic import replace_atomically, sha256_of
 from hopaas_p2p.errors import ConfigurationError, InvalidInput
+from hopaas_p2p.files.artifacts import SUM, artifacts_of, get_bytes, json_or_none, key_of, named_after
 from hopaas_p2p.moving.records import StudyRecords
-from hopaas_p2p.ownership import check_link
+from hopaas_p2p.runtime.atomic import replace_atomically, sha256_of
+from hopaas_p2p.runtime.ownership import check_link
 
 if TYPE_CHECKING:
     from hopaas_p2p.stores.base import Artifacts, Store

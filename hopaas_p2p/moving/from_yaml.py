@@ -7,10 +7,10 @@ import re
 from pathlib import Path
 from typing import Any, Final
 
-from hopaas_p2p.atomic import read_at_most
 from hopaas_p2p.errors import InvalidInput
 from hopaas_p2p.moving import descriptions, wandb
 from hopaas_p2p.moving.descriptions import StudyDescription
+from hopaas_p2p.runtime.atomic import read_at_most
 
 _OF_A_SWEEP: Final = {"method", "program", "metric", "early_terminate", "run_cap"}
 """A file with one of these keys is a W&B sweep."""

@@ -15,13 +15,13 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from hopaas_p2p import extras
 from hopaas_p2p.analysis.facts import last_metrics
 from hopaas_p2p.core.records import Categorical, Distribution, Float, Int, StudyDefine, TrialCreate, TrialState
 from hopaas_p2p.errors import InvalidInput
 from hopaas_p2p.moving.records import StudyRecords, origin, params_of
-from hopaas_p2p.space import parse_value
-from hopaas_p2p.times import from_iso, to_iso, to_utc
+from hopaas_p2p.runtime import extras
+from hopaas_p2p.runtime.times import from_iso, to_iso, to_utc
+from hopaas_p2p.spec.space import parse_value
 
 _FORMULA: Final = ("=", "+", "-", "@", "\t", "\r")
 

@@ -11,7 +11,7 @@ from typing import Any, Final
 from hopaas_p2p.core.records import Categorical, Distribution, Float, Int
 from hopaas_p2p.errors import InvalidInput
 from hopaas_p2p.moving.descriptions import StudyDescription
-from hopaas_p2p.space import check_keys, choices, mapping, number
+from hopaas_p2p.spec.space import check_keys, choices, mapping, number
 
 _KEYS: Final = {
     *("method", "metric", "parameters", "early_terminate", "run_cap"),

@@ -14,8 +14,8 @@ from collections.abc import Callable, Generator
 from typing import Any, Final, NamedTuple
 
 from hopaas_p2p.errors import HopaasError
-from hopaas_p2p.findings import AGAIN, Finding
 from hopaas_p2p.net import proxies, trust
+from hopaas_p2p.net.findings import AGAIN, Finding
 from hopaas_p2p.net.proxies import Proxy, ServerAddress
 
 SOON: Final = 21

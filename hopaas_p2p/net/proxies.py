@@ -18,7 +18,7 @@ from urllib.parse import unquote, urlsplit
 from urllib.request import getproxies_environment, proxy_bypass_environment  # type: ignore[attr-defined]
 
 from hopaas_p2p.errors import ConfigurationError, HopaasError, StoreUnreachable
-from hopaas_p2p.settings import Secret
+from hopaas_p2p.runtime.settings import Secret
 
 if TYPE_CHECKING:
     from asyncio.trsock import TransportSocket

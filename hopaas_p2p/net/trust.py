@@ -16,9 +16,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
-from hopaas_p2p import settings
 from hopaas_p2p.errors import ConfigurationError, HopaasError, StoreUnreachable, waits_for
 from hopaas_p2p.net.proxies import remaining
+from hopaas_p2p.runtime import settings
 
 SYSTEM: Final = "system"
 """libpq's name for the authorities that the operating system trusts."""

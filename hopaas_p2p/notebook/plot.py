@@ -13,10 +13,10 @@ from hopaas_p2p.analysis.importance import importance
 from hopaas_p2p.analysis.svg import safe
 from hopaas_p2p.analysis.table import TrialTable
 from hopaas_p2p.analysis.timeline import timeline
-from hopaas_p2p.atomic import replace_atomically
 from hopaas_p2p.errors import InvalidInput
 from hopaas_p2p.notebook.frame import drawn, framed
 from hopaas_p2p.report.page import figure
+from hopaas_p2p.runtime.atomic import replace_atomically
 from hopaas_p2p.study_like import StudyLike, looking_at
 
 if TYPE_CHECKING:

@@ -20,7 +20,6 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from typing import Any, Final, TypeVar
 
-from hopaas_p2p import metering, process, provenance
 from hopaas_p2p.core.catalog import Catalog
 from hopaas_p2p.core.leases import BEATS_PER_TTL, beat_value, trusted_until
 from hopaas_p2p.core.records import PeerJoin, Record
@@ -34,14 +33,15 @@ from hopaas_p2p.errors import (
     StoreUnreachable,
     StudyDeleted,
 )
-from hopaas_p2p.interrupts import noticed_at_once
 from hopaas_p2p.net.backoff import Backoff
 from hopaas_p2p.peer.driver import LogDriver, Scheduler, SnapshotWriter, catalog_driver, study_driver, translated
 from hopaas_p2p.peer.handover import Handover
 from hopaas_p2p.peer.outbox import PendingCommit
 from hopaas_p2p.peer.session import IDLE, LogSession, Pacing
 from hopaas_p2p.peer.spool import SpoolSender
-from hopaas_p2p.process import ProcessIdentity
+from hopaas_p2p.runtime import metering, process, provenance
+from hopaas_p2p.runtime.interrupts import noticed_at_once
+from hopaas_p2p.runtime.process import ProcessIdentity
 from hopaas_p2p.spool import Spooled
 from hopaas_p2p.stores.base import Beat, Store
 

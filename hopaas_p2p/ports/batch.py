@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 from hopaas_p2p.errors import InvalidInput
-from hopaas_p2p.settings import is_one_line
+from hopaas_p2p.runtime.settings import is_one_line
 
 SYSTEMS: Final = ("slurm", "condor", "kubernetes", "pbs", "lsf", "sge")
 _WORD: Final = re.compile(r"@(\??)([a-z]+)@")

@@ -14,8 +14,8 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
-from hopaas_p2p.arguments import shown
 from hopaas_p2p.errors import InvalidInput
+from hopaas_p2p.runtime.arguments import shown
 
 _FIELD: Final = re.compile(r"\{\{|\}\}|\{([^{}]*)\}")
 _NAME: Final = re.compile(r"[A-Za-z_]\w*")

@@ -32,8 +32,8 @@ from hopaas_p2p.errors import (
 )
 from hopaas_p2p.peer.liveness import any_alive, signs_of_life
 from hopaas_p2p.ports.verbs import VERBS, Reply, TrialVerbs
-from hopaas_p2p.space import spec
-from hopaas_p2p.times import to_iso
+from hopaas_p2p.runtime.times import to_iso
+from hopaas_p2p.spec.space import spec
 
 if TYPE_CHECKING:
     from hopaas_p2p.storage import Storage

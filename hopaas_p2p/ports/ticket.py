@@ -22,7 +22,6 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 import msgspec
 
-from hopaas_p2p import credentials
 from hopaas_p2p.core.leases import beat_value
 from hopaas_p2p.core.records import TrialFinish, TrialState
 from hopaas_p2p.core.validity import reason_text
@@ -37,6 +36,7 @@ from hopaas_p2p.errors import (
     StoreUnreachable,
 )
 from hopaas_p2p.ports.verbs import TrialVerbs
+from hopaas_p2p.runtime import credentials
 from hopaas_p2p.stores.base import Beat
 from hopaas_p2p.stores.url import redacted, servers_of
 
@@ -136,7 +136,7 @@ def carry(
 
     from hopaas_p2p.storage import open_storage
     from hopaas_p2p.study import open_study
-    from hopaas_p2p.trial import Trial
+    from hopaas_p2p.study.trial import Trial
 
     if store is None and not (ticket.seal and hmac.compare_digest(ticket.seal, credentials.seal(ticket.store))):
         credentials.check_named(ticket.store, servers_of(ticket.store), by="the ticket")
@@ -200,7 +200,7 @@ def keep(ticket: Ticket, end: TrialFinish, store: str) -> str:
     from hopaas_p2p import spool
     from hopaas_p2p.peer.outbox import Outbox, PendingCommit
     from hopaas_p2p.peer.peer import microseconds
-    from hopaas_p2p.process import new_uuid
+    from hopaas_p2p.runtime.process import new_uuid
     from hopaas_p2p.stores.base import Placed
 
     outbox = Outbox(new_uuid(), microseconds)

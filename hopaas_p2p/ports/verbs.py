@@ -26,7 +26,7 @@ from hopaas_p2p.errors import Denied, HopaasError, InvalidInput, LeaseLost, NotY
 
 if TYPE_CHECKING:
     from hopaas_p2p.study import Study
-    from hopaas_p2p.trial import Trial
+    from hopaas_p2p.study.trial import Trial
 
 Reply = dict[str, Any]
 PRUNE: Final = 10

@@ -23,27 +23,27 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from hopaas_p2p import credentials
 from hopaas_p2p.analysis.facts import reason_line
-from hopaas_p2p.artifacts import OUTPUT
-from hopaas_p2p.atomic import open_regular
 from hopaas_p2p.core.admission import finished, next_start
 from hopaas_p2p.core.records import TrialState
 from hopaas_p2p.core.spending import configuration_seconds
 from hopaas_p2p.errors import ConfigurationError, HopaasError, InvalidInput, LeaseLost, NoWork, StoreUnreachable
-from hopaas_p2p.interrupts import noticed_at_once
+from hopaas_p2p.files.artifacts import OUTPUT
 from hopaas_p2p.net.backoff import Backoff
-from hopaas_p2p.ownership import own_folder
 from hopaas_p2p.ports import command as commands
 from hopaas_p2p.ports.child import Child, signal_name
 from hopaas_p2p.ports.socket import TrialSocketServer
 from hopaas_p2p.ports.verbs import PRUNE, TrialVerbs
-from hopaas_p2p.space import spec
-from hopaas_p2p.trial import as_values
+from hopaas_p2p.runtime import credentials
+from hopaas_p2p.runtime.atomic import open_regular
+from hopaas_p2p.runtime.interrupts import noticed_at_once
+from hopaas_p2p.runtime.ownership import own_folder
+from hopaas_p2p.spec.space import spec
+from hopaas_p2p.study.trial import as_values
 
 if TYPE_CHECKING:
     from hopaas_p2p.study import Study
-    from hopaas_p2p.trial import Trial
+    from hopaas_p2p.study.trial import Trial
 
 DONE: Final = 0
 FAILED: Final = 1

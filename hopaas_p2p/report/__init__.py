@@ -5,9 +5,9 @@ from __future__ import annotations
 import datetime
 from pathlib import Path
 
-from hopaas_p2p.atomic import replace_atomically
 from hopaas_p2p.core import snapshot
 from hopaas_p2p.errors import ConfigurationError
+from hopaas_p2p.runtime.atomic import replace_atomically
 from hopaas_p2p.stores.url import redacted
 from hopaas_p2p.study_like import StudyLike, looking_at
 

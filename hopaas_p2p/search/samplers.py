@@ -18,11 +18,11 @@ from optuna.search_space import IntersectionSearchSpace
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
-from hopaas_p2p import extras
 from hopaas_p2p.analysis.table import COMPLETE, PRUNED, RUNNING, Floats, Ints
 from hopaas_p2p.core.attributes import CMAES
 from hopaas_p2p.errors import ConfigurationError, InvalidInput
-from hopaas_p2p.process import renew_in_child
+from hopaas_p2p.runtime import extras
+from hopaas_p2p.runtime.process import renew_in_child
 from hopaas_p2p.search import halton
 from hopaas_p2p.search.cmaes import Evolution, UnitCube
 from hopaas_p2p.search.known import KnownTrials, TrialReader, best_rows, ranked_rows

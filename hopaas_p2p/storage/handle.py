@@ -34,10 +34,10 @@ from hopaas_p2p.errors import (
     NotYourTrial,
     StoreUnreachable,
 )
-from hopaas_p2p.metering import GpuGauge, gpu_gauge
 from hopaas_p2p.peer.driver import LogDriver
 from hopaas_p2p.peer.outbox import Draft, PendingCommit
 from hopaas_p2p.peer.peer import Peer
+from hopaas_p2p.runtime.metering import GpuGauge, gpu_gauge
 from hopaas_p2p.storage.frozen import FrozenTrialCache, OwnedTrial
 from hopaas_p2p.storage.nearby import DelayScheduling
 from hopaas_p2p.storage.optuna_internals import copy_of, end_frozen

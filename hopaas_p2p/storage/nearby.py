@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Final
 
-from hopaas_p2p.checkpoint_cache import HAS_CACHE
 from hopaas_p2p.core.admission import Continue, next_start
 from hopaas_p2p.core.rungs import Rungs
 from hopaas_p2p.core.state import State
+from hopaas_p2p.runtime.checkpoint_cache import HAS_CACHE
 
 _SHARE: Final = 0.05
 """Of the time that the paused trial ran: for so long it is left to its site."""

@@ -10,9 +10,9 @@ from typing import Final, NamedTuple
 
 from hopaas_p2p.core.records import Policy
 from hopaas_p2p.errors import NoStore, StoreAway
-from hopaas_p2p.metering import energy_counter
 from hopaas_p2p.peer.peer import Peer
-from hopaas_p2p.provenance import describe
+from hopaas_p2p.runtime.metering import energy_counter
+from hopaas_p2p.runtime.provenance import describe
 from hopaas_p2p.stores.base import Store
 from hopaas_p2p.stores.url import open_store
 

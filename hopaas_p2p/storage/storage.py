@@ -26,8 +26,6 @@ from optuna.storages import BaseStorage
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
-from hopaas_p2p import process
-from hopaas_p2p.arguments import pause, seconds, whole
 from hopaas_p2p.core import records
 from hopaas_p2p.core.admission import Done
 from hopaas_p2p.core.catalog import Catalog, Listing, checked_name
@@ -62,8 +60,10 @@ from hopaas_p2p.errors import (
     StudyDeleted,
 )
 from hopaas_p2p.peer.peer import Peer, introduction
-from hopaas_p2p.process import new_uuid
-from hopaas_p2p.space import spec
+from hopaas_p2p.runtime import process
+from hopaas_p2p.runtime.arguments import pause, seconds, whole
+from hopaas_p2p.runtime.process import new_uuid
+from hopaas_p2p.spec.space import spec
 from hopaas_p2p.storage import optuna_internals as internals
 from hopaas_p2p.storage.handle import StudyHandle
 from hopaas_p2p.storage.options import StorageOptions, found_store, open_peer

@@ -25,7 +25,7 @@ from hopaas_p2p.core.chain import following, sum_at
 from hopaas_p2p.core.records import FORMAT, Commit, StudyDefine
 from hopaas_p2p.core.state import State
 from hopaas_p2p.errors import BrokenChain, Denied, HopaasError, StoreCorrupt
-from hopaas_p2p.findings import AGAIN, Finding
+from hopaas_p2p.net.findings import AGAIN, Finding
 from hopaas_p2p.stores.base import Beat, Entry, Log, Outgoing, Store, read_all
 
 _EXCHANGES: Final = 5

@@ -23,7 +23,7 @@ from typing import Any, Final
 import msgspec
 
 from hopaas_p2p.errors import InvalidInput, StoreCorrupt, StoreUnreachable, StudyDeleted
-from hopaas_p2p.findings import Finding
+from hopaas_p2p.net.findings import Finding
 from hopaas_p2p.stores.base import Entry, ExchangeResult, Outgoing, Store
 
 SECONDS: Final = 10.0

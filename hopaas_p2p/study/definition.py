@@ -10,8 +10,6 @@ from typing import Any, NamedTuple
 import msgspec
 from optuna.distributions import BaseDistribution
 
-from hopaas_p2p.arguments import seconds, shown, whole
-from hopaas_p2p.budget import budget_now, budget_of, changed, check_limits, limits_of, words
 from hopaas_p2p.core import records
 from hopaas_p2p.core.attributes import FIDELITY
 from hopaas_p2p.core.fidelity import Fidelity, decode_fidelity
@@ -21,14 +19,16 @@ from hopaas_p2p.core.records import Budget, Policy, StudyDefine
 from hopaas_p2p.core.state import State
 from hopaas_p2p.core.validity import LONGEST_TTL, MOST_DIRECTIONS
 from hopaas_p2p.errors import DefinitionMismatch, InvalidInput, StoreCorrupt
-from hopaas_p2p.fidelity import in_words
-from hopaas_p2p.space import spec
+from hopaas_p2p.runtime.arguments import seconds, shown, whole
+from hopaas_p2p.spec.budget import budget_now, budget_of, changed, check_limits, limits_of, words
+from hopaas_p2p.spec.fidelity import in_words
+from hopaas_p2p.spec.space import spec
 from hopaas_p2p.storage import Storage
 from hopaas_p2p.translate import checked_parameter, to_optuna, to_record
 
 Space = Mapping[str, BaseDistribution | records.Distribution]
 BudgetGiven = int | str | Mapping[str, Any] | Budget
-"""A number of trials, or limits; see `hopaas_p2p.budget`."""
+"""A number of trials, or limits; see `hopaas_p2p.spec.budget`."""
 
 
 class StudyArguments(NamedTuple):

@@ -18,8 +18,6 @@ import msgspec
 import optuna
 from optuna.distributions import BaseDistribution
 
-from hopaas_p2p import fidelity as words
-from hopaas_p2p.arguments import instance
 from hopaas_p2p.core.attributes import (
     FIDELITY,
     MOST_REPLICATES,
@@ -35,9 +33,11 @@ from hopaas_p2p.core.state import State
 from hopaas_p2p.core.state import Trial as LoggedTrial
 from hopaas_p2p.errors import InvalidInput
 from hopaas_p2p.pruners import MedianPruner
+from hopaas_p2p.runtime.arguments import instance
 from hopaas_p2p.samplers import default_sampler
 from hopaas_p2p.search import registry
 from hopaas_p2p.search.early import too_many_values
+from hopaas_p2p.spec import fidelity as words
 
 _log: Final = logging.getLogger("hopaas_p2p")
 _KINDS: Final[dict[registry.Kind, str]] = {"sampler": SAMPLER, "pruner": PRUNER}

@@ -7,12 +7,12 @@ import math
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from hopaas_p2p.arguments import trial_number
 from hopaas_p2p.core.lineage import segments
 from hopaas_p2p.core.names import first_id
 from hopaas_p2p.core.records import FROM_START, TrialState
 from hopaas_p2p.core.state import State, Trial
 from hopaas_p2p.errors import InvalidInput
+from hopaas_p2p.runtime.arguments import trial_number
 from hopaas_p2p.study_like import StudyLike
 
 

@@ -22,11 +22,6 @@ from optuna.exceptions import DuplicatedStudyError, UpdateFinishedTrialError
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
-from hopaas_p2p import checkpoints, credentials, extras, interrupts
-from hopaas_p2p.arguments import exceptions, functions, mapping, shown, time_limit, trial_number, whole
-from hopaas_p2p.artifacts import StudyArtifacts
-from hopaas_p2p.budget import budget_now, changed, check_limits, check_spendable, limits_of
-from hopaas_p2p.budget import words as budget_words
 from hopaas_p2p.core import records
 from hopaas_p2p.core.admission import NEW, Done, next_start
 from hopaas_p2p.core.attributes import AGAIN, FIDELITY, REUSED, SPACE
@@ -57,10 +52,16 @@ from hopaas_p2p.errors import (
     StoreUnreachable,
     StudyFinished,
 )
-from hopaas_p2p.interrupts import describe, interruptions, sigterm_raises
-from hopaas_p2p.process import once
+from hopaas_p2p.files import checkpoints
+from hopaas_p2p.files.artifacts import StudyArtifacts
+from hopaas_p2p.runtime import credentials, extras, interrupts
+from hopaas_p2p.runtime.arguments import exceptions, functions, mapping, shown, time_limit, trial_number, whole
+from hopaas_p2p.runtime.interrupts import describe, interruptions, sigterm_raises
+from hopaas_p2p.runtime.process import once
 from hopaas_p2p.search.optuna_internals import reseed_in_child
-from hopaas_p2p.space import as_attribute, inferred, said_later, spec
+from hopaas_p2p.spec.budget import budget_now, changed, check_limits, check_spendable, limits_of
+from hopaas_p2p.spec.budget import words as budget_words
+from hopaas_p2p.spec.space import as_attribute, inferred, said_later, spec
 from hopaas_p2p.storage import Storage, open_storage
 from hopaas_p2p.storage.handle import StudyHandle
 from hopaas_p2p.storage.optuna_internals import (
@@ -91,8 +92,8 @@ from hopaas_p2p.study.progress import ProgressLog, last_line
 from hopaas_p2p.study.proposer import Proposer
 from hopaas_p2p.study.replicates import ReplicateGroup, replicate_groups
 from hopaas_p2p.study.schedule import Schedule, schedule_of
+from hopaas_p2p.study.trial import Objective, Trial, as_values
 from hopaas_p2p.translate import fits, to_optuna
-from hopaas_p2p.trial import Objective, Trial, as_values
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -26,7 +26,6 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from optuna.trial import TrialState
 
-from hopaas_p2p.arguments import shown, whole
 from hopaas_p2p.core.admission import next_start
 from hopaas_p2p.core.records import PeerDrain, TrialReclaim, TrialRelease
 from hopaas_p2p.core.records import TrialState as LoggedState
@@ -40,9 +39,10 @@ from hopaas_p2p.errors import (
     StoreUnreachable,
     WorkersLost,
 )
-from hopaas_p2p.interrupts import INTERRUPTIONS, describe, interruptions
-from hopaas_p2p.process import new_uuid
-from hopaas_p2p.settings import variable
+from hopaas_p2p.runtime.arguments import shown, whole
+from hopaas_p2p.runtime.interrupts import INTERRUPTIONS, describe, interruptions
+from hopaas_p2p.runtime.process import new_uuid
+from hopaas_p2p.runtime.settings import variable
 from hopaas_p2p.storage.options import StorageOptions
 from hopaas_p2p.storage.storage import open_again
 from hopaas_p2p.study.progress import ProgressLog
@@ -53,8 +53,8 @@ if TYPE_CHECKING:
 
     from hopaas_p2p.peer.driver import LogDriver
     from hopaas_p2p.storage.handle import StudyHandle
+    from hopaas_p2p.study.trial import Objective
     from hopaas_p2p.study_like import StudyLike
-    from hopaas_p2p.trial import Objective
 
 _log: Final = logging.getLogger("hopaas_p2p")
 _LOOK: Final = 0.25  # seconds between looks at futures and log

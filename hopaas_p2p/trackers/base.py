@@ -17,7 +17,7 @@ from hopaas_p2p.study_like import StudyLike
 from hopaas_p2p.trackers.view import RunView, StudyView, look
 
 if TYPE_CHECKING:
-    from hopaas_p2p.artifacts import Artifact, StudyArtifacts
+    from hopaas_p2p.files.artifacts import Artifact, StudyArtifacts
 
 _log: Final = logging.getLogger("hopaas_p2p")
 

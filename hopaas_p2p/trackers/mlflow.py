@@ -18,8 +18,8 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Final
 from urllib.parse import urlsplit
 
-from hopaas_p2p import extras
 from hopaas_p2p.errors import ConfigurationError, Denied
+from hopaas_p2p.runtime import extras
 from hopaas_p2p.stores.url import redacted
 from hopaas_p2p.trackers.base import TrackerRefused, TrackerUnreachable, new_files
 from hopaas_p2p.trackers.view import PREFIX, REPORT, RunView, StudyView
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import Metric, Run
 
-    from hopaas_p2p.artifacts import StudyArtifacts
+    from hopaas_p2p.files.artifacts import StudyArtifacts
 
 MARK: Final = PREFIX + "mark"
 FILES: Final = PREFIX + "files"

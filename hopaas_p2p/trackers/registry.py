@@ -16,7 +16,7 @@ from hopaas_p2p.trackers.mlflow import MLflow
 from hopaas_p2p.trackers.view import PREFIX, RunView, look
 
 if TYPE_CHECKING:
-    from hopaas_p2p.artifacts import Artifact
+    from hopaas_p2p.files.artifacts import Artifact
 
 _ALIAS: Final = "best"
 _MODEL: Final = "model"  # the directory of the run that holds the model

@@ -25,8 +25,8 @@ from hopaas_p2p.core.names import first_id
 from hopaas_p2p.study_like import StudyLike
 
 if TYPE_CHECKING:
-    from hopaas_p2p.artifacts import Artifact
     from hopaas_p2p.core.state import State, Trial
+    from hopaas_p2p.files.artifacts import Artifact
 
 REPORT: Final = "report"
 """The name of what `trial.report` said, beside the metrics of `trial.log`."""

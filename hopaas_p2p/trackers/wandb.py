@@ -19,14 +19,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from hopaas_p2p import credentials, extras
-from hopaas_p2p.atomic import replace_atomically
 from hopaas_p2p.errors import ConfigurationError
+from hopaas_p2p.runtime import credentials, extras
+from hopaas_p2p.runtime.atomic import replace_atomically
 from hopaas_p2p.trackers.base import TrackerUnreachable, new_files
 from hopaas_p2p.trackers.view import RunView, StudyView
 
 if TYPE_CHECKING:
-    from hopaas_p2p.artifacts import StudyArtifacts
+    from hopaas_p2p.files.artifacts import StudyArtifacts
 
 _OFFLINE: Final = "offline"
 _STUDY: Final = "study"  # the ledger's entry of the study's own run

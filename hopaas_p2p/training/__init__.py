@@ -28,11 +28,11 @@ from typing import TYPE_CHECKING, Any, Final, NoReturn, Self
 
 import optuna
 
-from hopaas_p2p import checkpoints
 from hopaas_p2p.errors import InvalidInput, LeaseLost, StoreUnreachable
+from hopaas_p2p.files import checkpoints
 
 if TYPE_CHECKING:
-    from hopaas_p2p.trial import Trial
+    from hopaas_p2p.study.trial import Trial
 
 __all__ = ["Preemption", "Training"]
 

@@ -6,12 +6,12 @@ import datetime
 from collections.abc import Generator, Sequence
 
 from hopaas_p2p.errors import HopaasError
-from hopaas_p2p.findings import AGAIN, Finding
 from hopaas_p2p.net import checks as net_checks
 from hopaas_p2p.net import trust
 from hopaas_p2p.net.checks import Route
+from hopaas_p2p.net.findings import AGAIN, Finding
 from hopaas_p2p.net.proxies import ServerAddress, proxy_for
-from hopaas_p2p.settings import Secret
+from hopaas_p2p.runtime.settings import Secret
 from hopaas_p2p.tunnel import client
 from hopaas_p2p.tunnel.dial import dial
 

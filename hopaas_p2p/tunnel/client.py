@@ -25,10 +25,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from hopaas_p2p import credentials, process
 from hopaas_p2p.errors import ConfigurationError, Denied, StoreUnreachable
 from hopaas_p2p.net.proxies import ServerAddress
-from hopaas_p2p.settings import Secret
+from hopaas_p2p.runtime import credentials, process
+from hopaas_p2p.runtime.settings import Secret
 from hopaas_p2p.tunnel.dial import GatewayBusy, GatewayConnection, dial
 from hopaas_p2p.tunnel.pump import Pump
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 from hopaas_p2p.errors import ConfigurationError, Denied, HopaasError, StoreUnreachable
 from hopaas_p2p.net import proxies, trust
 from hopaas_p2p.net.proxies import ServerAddress, closed_on_error
-from hopaas_p2p.settings import Secret
+from hopaas_p2p.runtime.settings import Secret
 from hopaas_p2p.tunnel import ASK_FOR_ANOTHER, FRAME, PATH, PING, SILENT, SUBPROTOCOL, decode_header, encode_header
 
 if TYPE_CHECKING:

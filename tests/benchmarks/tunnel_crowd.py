@@ -22,7 +22,7 @@ from typing import Any, Final, NamedTuple
 
 from hopaas_p2p.errors import HopaasError
 from hopaas_p2p.net.proxies import ServerAddress
-from hopaas_p2p.settings import Secret
+from hopaas_p2p.runtime.settings import Secret
 from hopaas_p2p.stores.base import Beat, Outgoing
 from hopaas_p2p.stores.postgres.store import PostgresStore
 from hopaas_p2p.tunnel import dial

@@ -17,7 +17,7 @@ import pytest
 pytest.importorskip("streamlit")
 
 import hopaas_p2p
-from hopaas_p2p.audit import audit
+from hopaas_p2p.study.audit import audit
 from tests.support.dashboard_browser import Monitor, Visit, chromium
 from tests.support.dashboard_studies import Scribe
 from tests.support.needs import missing

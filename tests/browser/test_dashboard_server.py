@@ -18,7 +18,7 @@ import pytest
 
 pytest.importorskip("streamlit")
 
-from hopaas_p2p import extras
+from hopaas_p2p.runtime import extras
 from tests.support.dashboard_studies import Scribe
 from tests.support.ports import free_port, free_ports
 from tests.support.processes import cli, start, until

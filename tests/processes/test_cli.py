@@ -20,7 +20,7 @@ from hopaas_p2p.cli.condition import parse_condition
 from hopaas_p2p.cli.main import SECTIONS, cli
 from hopaas_p2p.core.records import Categorical, Float, Int, TrialCreate
 from hopaas_p2p.errors import InvalidInput
-from hopaas_p2p.space import parse_params, parse_space, spec
+from hopaas_p2p.spec.space import parse_params, parse_space, spec
 from hopaas_p2p.study import Study
 from tests.support import cli_reference
 from tests.support.processes import CLI, ROOT, SPACE, campaign, environment

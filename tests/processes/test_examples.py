@@ -16,8 +16,8 @@ import click
 import pytest
 
 import hopaas_p2p
-from hopaas_p2p import provenance
 from hopaas_p2p.cli import main
+from hopaas_p2p.runtime import provenance
 from tests.support.postgres_fixtures import missing
 from tests.support.processes import ROOT, campaign, cli, environment, states
 from tests.support.slurm_fixtures import programs

@@ -16,12 +16,12 @@ from typing import Any
 import pytest
 
 import hopaas_p2p
-from hopaas_p2p import process
 from hopaas_p2p.core import codec
 from hopaas_p2p.core.records import Commit, TrialCreate
 from hopaas_p2p.core.state import State
 from hopaas_p2p.peer.driver import LogDriver
 from hopaas_p2p.peer.peer import Peer
+from hopaas_p2p.runtime import process
 from hopaas_p2p.stores.base import Outgoing
 from hopaas_p2p.stores.memory import MemoryStore
 from tests.support.processes import ROOT, environment, until

@@ -24,8 +24,8 @@ import hopaas_p2p
 from hopaas_p2p.errors import ConfigurationError, InvalidInput, NothingSucceeded, NoWork, StoreUnreachable, WorkersLost
 from hopaas_p2p.storage.storage import open_again
 from hopaas_p2p.study import Study
+from hopaas_p2p.study.trial import Trial
 from hopaas_p2p.study.workers import WatchedWorkers
-from hopaas_p2p.trial import Trial
 from tests.support.processes import campaign, environment, script, states, until
 from tests.support.slurm_fixtures import Slurm, slurm
 

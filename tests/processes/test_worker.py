@@ -17,8 +17,8 @@ import pytest
 from optuna.storages.journal import JournalFileBackend
 
 import hopaas_p2p
-from hopaas_p2p.checkpoints import unneeded
 from hopaas_p2p.core.records import TrialReclaim
+from hopaas_p2p.files.checkpoints import unneeded
 from hopaas_p2p.ports import worker as loop
 from hopaas_p2p.study import Study
 from tests.support.processes import campaign, cli, patient, script, start, states, until

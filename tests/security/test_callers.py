@@ -19,7 +19,7 @@ from hopaas_p2p.gateway.rate_limit import TooManyAttempts
 from hopaas_p2p.gateway.relay import Relay
 from hopaas_p2p.gateway.tokens import TokenCache
 from hopaas_p2p.net.proxies import ServerAddress
-from hopaas_p2p.settings import Secret
+from hopaas_p2p.runtime.settings import Secret
 from hopaas_p2p.stores.s3.address import parse
 from tests.support.postgres import Server
 from tests.support.postgres_people import Place

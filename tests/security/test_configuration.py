@@ -8,12 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from hopaas_p2p import ownership, spool
+from hopaas_p2p import spool
 from hopaas_p2p.errors import ConfigurationError
 from hopaas_p2p.gateway.relay import read_password
 from hopaas_p2p.hopaas import Client
 from hopaas_p2p.ports.ticket import Ticket, carry, ending, ticket_of
-from hopaas_p2p.settings import Settings, trust, user_file
+from hopaas_p2p.runtime import ownership
+from hopaas_p2p.runtime.settings import Settings, trust, user_file
 from hopaas_p2p.stores.postgres.store import PostgresStore
 from tests.support.postgres_people import Place
 from tests.support.processes import cli, until

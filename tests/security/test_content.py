@@ -33,7 +33,6 @@ from hopaas_p2p.analysis.importance import importance
 from hopaas_p2p.analysis.savings import savings
 from hopaas_p2p.analysis.spending import spending
 from hopaas_p2p.analysis.timeline import timeline
-from hopaas_p2p.artifacts import StudyArtifacts
 from hopaas_p2p.cli.main import cli
 from hopaas_p2p.core import codec, snapshot
 from hopaas_p2p.core.apply import apply
@@ -69,6 +68,7 @@ from hopaas_p2p.core.records import (
 )
 from hopaas_p2p.core.state import COMPLETE, FAIL, WAITING, State
 from hopaas_p2p.errors import NoWork
+from hopaas_p2p.files.artifacts import StudyArtifacts
 from hopaas_p2p.moving import tables
 from hopaas_p2p.moving.records import of_state
 from hopaas_p2p.report.page import render

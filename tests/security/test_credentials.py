@@ -15,12 +15,13 @@ from pathlib import Path
 import pytest
 
 import hopaas_p2p
-from hopaas_p2p import credentials, spool
+from hopaas_p2p import spool
 from hopaas_p2p.errors import ConfigurationError, HopaasError
 from hopaas_p2p.joining import membership, ways
 from hopaas_p2p.joining.invitation import Invitation
 from hopaas_p2p.ports.ticket import Ticket, carry
-from hopaas_p2p.settings import Secret
+from hopaas_p2p.runtime import credentials
+from hopaas_p2p.runtime.settings import Secret
 from hopaas_p2p.stores.s3.store import S3Store
 from hopaas_p2p.stores.url import open_store
 from tests.support.processes import CLI, ROOT, SPACE, cli, environment
@@ -83,8 +84,8 @@ def test_no_other_module_reads_a_credential() -> None:
         for path in (ROOT / package).rglob("*.py")
     }
     reading = {file: names for file, names in found.items() if names}
-    assert set(reading) == {"hopaas_p2p/credentials.py"}, reading
-    assert READ_HERE - set(reading["hopaas_p2p/credentials.py"]) == {
+    assert set(reading) == {"hopaas_p2p/runtime/credentials.py"}, reading
+    assert READ_HERE - set(reading["hopaas_p2p/runtime/credentials.py"]) == {
         "MLFLOW_TRACKING_PASSWORD",  # read by MLflow's own client, and by nothing of ours
         "MLFLOW_TRACKING_TOKEN",
         "WANDB_API_KEY",

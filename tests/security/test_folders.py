@@ -16,13 +16,13 @@ import pytest
 from optuna.storages import JournalStorage, RDBStorage
 
 from hopaas_p2p import spool
-from hopaas_p2p.atomic import open_regular, replace_atomically
-from hopaas_p2p.checkpoint_cache import CheckpointCache, checkpoint_cache
 from hopaas_p2p.errors import InvalidInput
 from hopaas_p2p.moving import export_study
-from hopaas_p2p.ownership import own_folder
 from hopaas_p2p.ports.worker import Worker
 from hopaas_p2p.report import write_report
+from hopaas_p2p.runtime.atomic import open_regular, replace_atomically
+from hopaas_p2p.runtime.checkpoint_cache import CheckpointCache, checkpoint_cache
+from hopaas_p2p.runtime.ownership import own_folder
 from hopaas_p2p.study import Study
 from tests.support.processes import CLI, ROOT, campaign, environment, script
 

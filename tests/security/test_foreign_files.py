@@ -15,10 +15,10 @@ from optuna.artifacts import upload_artifact
 from optuna.artifacts.exceptions import ArtifactNotFound
 
 import hopaas_p2p
-from hopaas_p2p import checkpoints
-from hopaas_p2p.artifacts import SUM, Artifact
 from hopaas_p2p.core.records import Checkpoint, StudySet
 from hopaas_p2p.errors import NoSuchFile
+from hopaas_p2p.files import checkpoints
+from hopaas_p2p.files.artifacts import SUM, Artifact
 from hopaas_p2p.study import Study
 from hopaas_p2p.trackers.base import new_files
 from hopaas_p2p.trackers.view import look

@@ -10,14 +10,14 @@ from pathlib import Path
 import pytest
 
 import hopaas_p2p
-from hopaas_p2p import credentials, provenance
 from hopaas_p2p.cli.main import run
 from hopaas_p2p.errors import ConfigurationError, HopaasError
 from hopaas_p2p.hopaas.client import Client
 from hopaas_p2p.joining import membership, ways
 from hopaas_p2p.joining.invitation import Invitation
 from hopaas_p2p.ports.ticket import Ticket, carry
-from hopaas_p2p.settings import Secret, Settings
+from hopaas_p2p.runtime import credentials, provenance
+from hopaas_p2p.runtime.settings import Secret, Settings
 from hopaas_p2p.stores.postgres.connect import PostgresAddress
 from hopaas_p2p.stores.url import servers_of
 from tests.support.processes import SPACE

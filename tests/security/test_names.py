@@ -36,8 +36,8 @@ from hopaas_p2p.core.records import (
 )
 from hopaas_p2p.core.state import State
 from hopaas_p2p.errors import Denied, InvalidInput, StoreUnreachable
-from hopaas_p2p.findings import Finding
 from hopaas_p2p.joining.invitation import invite
+from hopaas_p2p.net.findings import Finding
 from hopaas_p2p.peer.session import STUDY, LogSession
 from hopaas_p2p.stores import checks
 from hopaas_p2p.stores.base import Beat, Entry, ExchangeResult, Outgoing, Placed

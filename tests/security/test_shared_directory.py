@@ -15,8 +15,8 @@ import pytest
 
 import hopaas_p2p
 from hopaas_p2p import spool
-from hopaas_p2p.atomic import read_regular
 from hopaas_p2p.errors import ConfigurationError, HopaasError
+from hopaas_p2p.runtime.atomic import read_regular
 from hopaas_p2p.stores.base import Beat, Placed
 from hopaas_p2p.stores.directory.store import DirectoryStore
 from hopaas_p2p.testing.commits import append, append_many, everything, outgoing

@@ -20,7 +20,7 @@ import pytest
 import hopaas_p2p
 from hopaas_p2p.errors import StoreUnreachable
 from hopaas_p2p.net.proxies import ServerAddress
-from hopaas_p2p.settings import Secret
+from hopaas_p2p.runtime.settings import Secret
 from hopaas_p2p.stores.base import Outgoing
 from hopaas_p2p.stores.postgres import watchdog
 from hopaas_p2p.stores.url import open_store

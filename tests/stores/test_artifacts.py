@@ -19,7 +19,6 @@ from optuna.artifacts import download_artifact, get_all_artifact_meta, upload_ar
 from optuna.artifacts.exceptions import ArtifactNotFound
 
 import hopaas_p2p
-from hopaas_p2p.artifacts import artifacts_of, key_of, safe_name
 from hopaas_p2p.core.records import TrialReclaim
 from hopaas_p2p.errors import (
     ConfigurationError,
@@ -30,6 +29,7 @@ from hopaas_p2p.errors import (
     StoreCorrupt,
     StoreUnreachable,
 )
+from hopaas_p2p.files.artifacts import artifacts_of, key_of, safe_name
 from hopaas_p2p.peer.peer import Peer
 from hopaas_p2p.stores.s3.store import S3Store
 from hopaas_p2p.stores.url import open_store

@@ -20,12 +20,12 @@ import trustme
 
 from hopaas_p2p import access
 from hopaas_p2p.errors import Denied
-from hopaas_p2p.findings import AGAIN, Finding
 from hopaas_p2p.net import checks as net_checks
 from hopaas_p2p.net.checks import Route
+from hopaas_p2p.net.findings import AGAIN, Finding
 from hopaas_p2p.net.proxies import Proxy, ServerAddress
 from hopaas_p2p.net.trust import client_context
-from hopaas_p2p.settings import Secret
+from hopaas_p2p.runtime.settings import Secret
 from hopaas_p2p.stores import checks
 from hopaas_p2p.stores.base import ExchangeResult
 from hopaas_p2p.stores.memory import MemoryLog

@@ -12,7 +12,7 @@ import pytest
 from msgspec.structs import replace
 
 from hopaas_p2p.errors import InvalidInput
-from hopaas_p2p.findings import Finding
+from hopaas_p2p.net.findings import Finding
 from hopaas_p2p.stores.base import ExchangeResult, Outgoing
 from hopaas_p2p.stores.directory.store import DirectoryStore
 from hopaas_p2p.stores.meet import Meeting

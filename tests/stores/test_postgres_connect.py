@@ -21,7 +21,7 @@ import trustme
 import hopaas_p2p
 from hopaas_p2p import access
 from hopaas_p2p.errors import ConfigurationError, Denied, HopaasError, StoreUnreachable
-from hopaas_p2p.settings import Secret
+from hopaas_p2p.runtime.settings import Secret
 from hopaas_p2p.stores.postgres import watchdog
 from hopaas_p2p.stores.postgres.connect import PostgresAddress
 from hopaas_p2p.stores.postgres.store import PostgresStore

@@ -16,7 +16,7 @@ from hopaas_p2p.cli.main import run
 from hopaas_p2p.core import catalog as catalogs
 from hopaas_p2p.core.catalog import Catalog
 from hopaas_p2p.core.records import StudyClose, StudyOpen
-from hopaas_p2p.findings import Finding
+from hopaas_p2p.net.findings import Finding
 from hopaas_p2p.stores import checks
 from hopaas_p2p.stores.base import SNAPSHOT_EVERY
 from hopaas_p2p.stores.s3.log import BucketLog

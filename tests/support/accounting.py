@@ -19,13 +19,13 @@ from hopaas_p2p.core.records import FROM_START, Budget, Checkpoint, Policy
 from hopaas_p2p.core.spending import BOOKED
 from hopaas_p2p.core.state import State
 from hopaas_p2p.errors import NoWork
-from hopaas_p2p.metering import EnergyCounter
 from hopaas_p2p.peer.peer import Peer
+from hopaas_p2p.runtime.metering import EnergyCounter
 from hopaas_p2p.storage.options import StorageOptions
 from hopaas_p2p.storage.storage import Storage
 from hopaas_p2p.stores.memory import MemoryStore
 from hopaas_p2p.study import Study, open_study
-from hopaas_p2p.trial import Trial
+from hopaas_p2p.study.trial import Trial
 
 TTL: Final = 30.0
 STEP: Final = 2.0

@@ -9,7 +9,7 @@ from typing import Final
 import click
 
 from hopaas_p2p.cli.main import PROGRAM, cli
-from hopaas_p2p.settings import SETTINGS, variable
+from hopaas_p2p.runtime.settings import SETTINGS, variable
 
 _EVERYWHERE: Final = ("--help", "--json", "--debug")
 _HEAD: Final = f"""# The command line

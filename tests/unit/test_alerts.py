@@ -18,7 +18,7 @@ from hopaas_p2p.alerts.rules import STAGNATION, after_sending, due
 from hopaas_p2p.core.attributes import ALERTS
 from hopaas_p2p.core.records import Policy
 from hopaas_p2p.errors import ConfigurationError
-from hopaas_p2p.settings import Secret
+from hopaas_p2p.runtime.settings import Secret
 from hopaas_p2p.study import Study
 from tests.support.dashboard_studies import FAIL, Scribe
 from tests.support.processes import campaign, cli, until

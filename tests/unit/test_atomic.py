@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from hopaas_p2p.atomic import replace_atomically
 from hopaas_p2p.core.names import valid_key, valid_name
+from hopaas_p2p.runtime.atomic import replace_atomically
 
 
 def test_a_file_that_is_written_takes_the_place_of_the_one_before(tmp_path: Path) -> None:

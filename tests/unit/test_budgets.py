@@ -11,13 +11,14 @@ import pytest
 from click.testing import CliRunner
 
 import hopaas_p2p
-from hopaas_p2p import Budget, Price, Until, metering
-from hopaas_p2p.budget import budget_now, budget_of, parsed_budget, words
+from hopaas_p2p import Budget, Price, Until
 from hopaas_p2p.cli.main import cli
 from hopaas_p2p.core.admission import finished
 from hopaas_p2p.core.spending import configuration_seconds, trial_seconds
 from hopaas_p2p.errors import ConfigurationError, DefinitionMismatch, InvalidInput, NoWork
 from hopaas_p2p.moving.descriptions import describe
+from hopaas_p2p.runtime import metering
+from hopaas_p2p.spec.budget import budget_now, budget_of, parsed_budget, words
 from hopaas_p2p.study.study import Study
 
 NEW_YEAR = 1_798_761_600_000_000

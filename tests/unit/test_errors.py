@@ -25,7 +25,7 @@ from hopaas_p2p.errors import (
 from hopaas_p2p.ports.socket import TrialSocketServer, request
 from hopaas_p2p.ports.verbs import TrialVerbs
 from hopaas_p2p.study import Study
-from hopaas_p2p.trial import Trial, as_values
+from hopaas_p2p.study.trial import Trial, as_values
 from tests.support.processes import SPACE
 
 SCREEN = 45  # lines

@@ -26,7 +26,7 @@ from hopaas_p2p.moving import export_study, import_study, tables
 from hopaas_p2p.moving.records import of_study, origin, renamed
 from hopaas_p2p.storage import Storage
 from hopaas_p2p.study import Study
-from hopaas_p2p.trial import Trial
+from hopaas_p2p.study.trial import Trial
 from tests.support.processes import cli
 
 SPACE = {

@@ -17,14 +17,14 @@ import hopaas_p2p
 from hopaas_p2p.analysis.configurations import next_in_words, rows
 from hopaas_p2p.analysis.facts import budget_unit
 from hopaas_p2p.analysis.table import COMPLETE, PRUNED
-from hopaas_p2p.checkpoints import CheckpointBound, unneeded
 from hopaas_p2p.core.admission import finished
 from hopaas_p2p.core.attributes import CONTINUES
 from hopaas_p2p.core.records import Checkpoint
 from hopaas_p2p.errors import DefinitionMismatch, InvalidInput, NoWork
-from hopaas_p2p.fidelity import in_words, parse
+from hopaas_p2p.files.checkpoints import CheckpointBound, unneeded
 from hopaas_p2p.samplers import default_sampler
 from hopaas_p2p.search.known import KnownTrials
+from hopaas_p2p.spec.fidelity import in_words, parse
 from hopaas_p2p.study import Study
 from hopaas_p2p.training import Training
 from tests.support.exchanges import exchanges_of
@@ -293,7 +293,7 @@ def test_counting_what_many_checkpoints_take_costs_a_twentieth_of_the_time_at_mo
     study = _opened(tmp_path, space=SPACE, fidelity=BOUNDED)
     now, counts = [0.0], []
     clock = SimpleNamespace(monotonic=lambda: now[0], thread_time=lambda: now[0])
-    monkeypatch.setattr("hopaas_p2p.checkpoints.time", clock)
+    monkeypatch.setattr("hopaas_p2p.files.checkpoints.time", clock)
     handle, bound = study.storage.handle(study.study_id), CheckpointBound()
 
     def counted(_handle: object) -> int:

@@ -11,47 +11,18 @@ from pathlib import Path
 PACKAGE = Path(__file__).parents[2] / "hopaas_p2p"
 
 LAYERS = (
-    {
-        "__init__",
-        "arguments",
-        "atomic",
-        "errors",
-        "extras",
-        "findings",
-        "interrupts",
-        "metering",
-        "ownership",
-        "process",
-    },
-    {
-        "budget",
-        "checkpoint_cache",
-        "core",
-        "credentials",
-        "fidelity",
-        "lookalikes",
-        "metrics",
-        "provenance",
-        "settings",
-        "space",
-        "times",
-    },
+    {"__init__", "errors", "runtime"},
+    {"core", "spec"},
     {"net"},
     {"tunnel"},
     {"stores", "spool"},
     {"peer", "translate", "access"},
     {"analysis"},
-    {"storage", "search", "samplers", "pruners"},
-    {"checkpoints", "artifacts"},
+    {"storage", "search", "samplers", "pruners", "sampler_config"},
+    {"files"},
     {"study_like", "notes", "report", "notebook", "trackers"},
-    {"trial", "study", "training", "sampler_config"},
-    {
-        "ports",
-        "hopaas",
-        "alerts",
-        "audit",
-        "moving",
-    },
+    {"study", "training"},
+    {"ports", "hopaas", "alerts", "moving"},
     {"demo", "gateway", "joining"},
     {"cli", "testing"},
 )
@@ -201,7 +172,7 @@ def test_what_happens_at_a_fork_is_registered_in_one_module() -> None:
     registering = [
         str(path.relative_to(PACKAGE)) for path in PACKAGE.rglob("*.py") if "os.register_at_fork(" in path.read_text()
     ]
-    assert registering == ["process.py"]
+    assert registering == ["runtime/process.py"]
 
 
 def _circles(graph: dict[str, set[str]]) -> list[set[str]]:

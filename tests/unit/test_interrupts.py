@@ -21,8 +21,8 @@ import optuna
 import pytest
 
 import hopaas_p2p
-from hopaas_p2p import interrupts
-from hopaas_p2p.interrupts import noticed_at_once
+from hopaas_p2p.runtime import interrupts
+from hopaas_p2p.runtime.interrupts import noticed_at_once
 from hopaas_p2p.study import Study
 from tests.support.processes import until
 

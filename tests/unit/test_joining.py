@@ -12,13 +12,13 @@ from pathlib import Path
 import pytest
 
 import hopaas_p2p
-from hopaas_p2p import credentials, settings
 from hopaas_p2p.errors import ConfigurationError, InvalidInput, NoSuchStudy
 from hopaas_p2p.joining import membership, ways
 from hopaas_p2p.joining.invitation import Invitation, invite
 from hopaas_p2p.ports import batch
 from hopaas_p2p.ports.batch import BatchJob
-from hopaas_p2p.settings import Secret, Settings
+from hopaas_p2p.runtime import credentials, settings
+from hopaas_p2p.runtime.settings import Secret, Settings
 from tests.support.processes import ROOT, SPACE, cli
 
 SECRET = "guest-digits-123456-worker.0a1b2c3d:hunter2hunter2hunter2hunter2"

@@ -33,7 +33,7 @@ from hopaas_p2p.errors import (
 from hopaas_p2p.ports import http as http_server
 from hopaas_p2p.ports.http import LocalServer
 from hopaas_p2p.ports.local import LARGEST_ANSWER, READS, LocalPeer
-from hopaas_p2p.trial import Trial
+from hopaas_p2p.study.trial import Trial
 
 SPACE = {"x": hopaas_p2p.Float(0, 1), "kind": hopaas_p2p.Categorical(["a", "b"])}
 

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 
 import hopaas_p2p
-from hopaas_p2p.metering import EnergyCounter, GpuGauge, Measured, Meter, devices
+from hopaas_p2p.runtime.metering import EnergyCounter, GpuGauge, Measured, Meter, devices
 from tests.support.accounting import FakeNvml
 
 

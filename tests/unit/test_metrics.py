@@ -20,7 +20,7 @@ from hopaas_p2p.core.validity import MOST_METRICS
 from hopaas_p2p.errors import InvalidInput
 from hopaas_p2p.ports.local import LocalPeer
 from hopaas_p2p.study import Study
-from hopaas_p2p.trial import Trial
+from hopaas_p2p.study.trial import Trial
 from tests.support.exchanges import exchanges_of
 from tests.support.processes import SPACE
 from tests.support.scribe import COMPLETE, Scribe

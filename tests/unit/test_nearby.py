@@ -13,12 +13,12 @@ from typing import Any
 import pytest
 
 import hopaas_p2p
-from hopaas_p2p.artifacts import artifacts_of
-from hopaas_p2p.checkpoint_cache import HAS_CACHE, CheckpointCache, checkpoint_cache
 from hopaas_p2p.core.records import PeerJoin, StudyControl, TrialCreate
 from hopaas_p2p.core.rungs import Rungs
 from hopaas_p2p.errors import ConfigurationError
-from hopaas_p2p.settings import checkpoint_cache as configured
+from hopaas_p2p.files.artifacts import artifacts_of
+from hopaas_p2p.runtime.checkpoint_cache import HAS_CACHE, CheckpointCache, checkpoint_cache
+from hopaas_p2p.runtime.settings import checkpoint_cache as configured
 from hopaas_p2p.storage import nearby
 from hopaas_p2p.storage.nearby import DelayScheduling
 from hopaas_p2p.study import Study

@@ -16,10 +16,10 @@ from optuna_dashboard.preferential import create_study
 
 import hopaas_p2p
 import hopaas_p2p.errors
-from hopaas_p2p.audit import audit
 from hopaas_p2p.errors import ConfigurationError, InvalidInput, LeaseLost
 from hopaas_p2p.storage import Storage
 from hopaas_p2p.study import Study
+from hopaas_p2p.study.audit import audit
 from tests.support.processes import SPACE
 
 

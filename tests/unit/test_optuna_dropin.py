@@ -17,9 +17,9 @@ from optuna.samplers import BaseSampler
 from optuna.trial import FrozenTrial, TrialState
 
 import hopaas_p2p
-from hopaas_p2p import provenance
 from hopaas_p2p.core.records import TrialReclaim
 from hopaas_p2p.errors import ConfigurationError, InvalidInput, NotYourTrial, NoWork
+from hopaas_p2p.runtime import provenance
 from hopaas_p2p.storage import Storage
 from hopaas_p2p.storage import options as options_module
 from hopaas_p2p.stores.directory.store import DirectoryStore

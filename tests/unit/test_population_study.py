@@ -8,13 +8,13 @@ from pathlib import Path
 import pytest
 
 import hopaas_p2p
-from hopaas_p2p.checkpoints import unneeded
 from hopaas_p2p.core.admission import finished
 from hopaas_p2p.core.lineage import copied_trial
 from hopaas_p2p.core.populations import Population
 from hopaas_p2p.core.records import TrialState
 from hopaas_p2p.errors import DefinitionMismatch, InvalidInput, NoWork
-from hopaas_p2p.fidelity import in_words, parse
+from hopaas_p2p.files.checkpoints import unneeded
+from hopaas_p2p.spec.fidelity import in_words, parse
 from hopaas_p2p.study import Schedule, Study
 from hopaas_p2p.study.method import chosen_by
 from hopaas_p2p.training import Training

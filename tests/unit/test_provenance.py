@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 import hopaas_p2p
-from hopaas_p2p import provenance
-from hopaas_p2p.audit import audit
+from hopaas_p2p.runtime import provenance
 from hopaas_p2p.study import Study
+from hopaas_p2p.study.audit import audit
 
 
 def git(*words: str, cwd: Path) -> str:

@@ -28,7 +28,7 @@ from hopaas_p2p.pruners import MedianPruner, SuccessiveHalvingPruner
 from hopaas_p2p.samplers import TPESampler
 from hopaas_p2p.study import Study
 from hopaas_p2p.study.method import chosen_by, other_samplers
-from hopaas_p2p.trial import Trial
+from hopaas_p2p.study.trial import Trial
 from tests.support.processes import cli, states, until
 from tests.support.scribe import defined
 

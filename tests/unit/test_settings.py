@@ -11,12 +11,12 @@ import optuna
 import pytest
 
 import hopaas_p2p
-from hopaas_p2p import extras
 from hopaas_p2p.cli.options import CliSession
-from hopaas_p2p.credentials import token
 from hopaas_p2p.errors import ConfigurationError, StoreUnreachable
+from hopaas_p2p.runtime import extras
+from hopaas_p2p.runtime.credentials import token
+from hopaas_p2p.runtime.settings import SETTINGS, Secret, Settings, user_file, variable
 from hopaas_p2p.sampler_config import configured
-from hopaas_p2p.settings import SETTINGS, Secret, Settings, user_file, variable
 from tests.support.processes import cli
 
 

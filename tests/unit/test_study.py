@@ -37,7 +37,7 @@ from hopaas_p2p.errors import (
 )
 from hopaas_p2p.peer.peer import Peer
 from hopaas_p2p.study import Study
-from hopaas_p2p.trial import Trial
+from hopaas_p2p.study.trial import Trial
 from hopaas_p2p.tunnel.dial import GatewayBusy
 from tests.support.exchanges import exchanges_of
 from tests.support.processes import SPACE, environment, script, states, until

@@ -107,7 +107,7 @@ def test_an_outage_at_a_checkpoint_is_a_warning(
     def away(*_: Any, **__: Any) -> None:
         raise StoreUnreachable
 
-    monkeypatch.setattr("hopaas_p2p.checkpoints.save", away)
+    monkeypatch.setattr("hopaas_p2p.files.checkpoints.save", away)
 
     done = train(Training(trial, save=model.save, load=model.load, checkpoint_every=1), model, 3)
 

@@ -7,7 +7,7 @@ from collections.abc import Generator
 from typing import Final
 
 from hopaas_p2p.errors import StoreUnreachable
-from hopaas_p2p.findings import Finding
+from hopaas_p2p.net.findings import Finding
 from hopaas_p2p.stores.base import EXCHANGE_TIMEOUT
 from hopaas_p2p.stores.bridge.store import BridgedStore
 from hopaas_p2p.stores.directory import checks as directory_checks

@@ -9,8 +9,8 @@ import time
 from collections.abc import Iterator
 from typing import Final
 
-from hopaas_p2p.atomic import read_regular
-from hopaas_p2p.findings import Finding
+from hopaas_p2p.net.findings import Finding
+from hopaas_p2p.runtime.atomic import read_regular
 from hopaas_p2p.stores.directory.files import DESCRIPTION, links_work
 from hopaas_p2p.stores.directory.store import DirectoryStore
 from hopaas_p2p.stores.objects.race import race

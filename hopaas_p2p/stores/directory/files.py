@@ -35,8 +35,8 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import BinaryIO, Final, TypeVar
 
-from hopaas_p2p.atomic import READ, read_fd, read_regular
 from hopaas_p2p.errors import Denied, InvalidInput, StoreUnreachable
+from hopaas_p2p.runtime.atomic import READ, read_fd, read_regular
 from hopaas_p2p.stores.base import Progress
 from hopaas_p2p.stores.directory.mounts import UNFIT, mount_of
 from hopaas_p2p.stores.objects.contract import Found

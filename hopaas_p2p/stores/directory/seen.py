@@ -15,9 +15,9 @@ from typing import Final
 
 import msgspec
 
-from hopaas_p2p.atomic import read_regular, replace_atomically, state_folder
 from hopaas_p2p.errors import StoreAway
-from hopaas_p2p.ownership import own_folder
+from hopaas_p2p.runtime.atomic import read_regular, replace_atomically, state_folder
+from hopaas_p2p.runtime.ownership import own_folder
 from hopaas_p2p.stores.directory.mounts import mount_point
 
 _LIMIT: Final = 1 << 16  # bytes of a note

@@ -13,9 +13,9 @@ import time
 from pathlib import Path
 from typing import Final
 
-from hopaas_p2p.atomic import read_regular
 from hopaas_p2p.core.names import valid_name
 from hopaas_p2p.errors import TEMPORARY, ConfigurationError, NewerFormat, NoStore, StoreAway, StoreUnreachable
+from hopaas_p2p.runtime.atomic import read_regular
 from hopaas_p2p.stores.directory import seen
 from hopaas_p2p.stores.directory.files import (
     DESCRIPTION,

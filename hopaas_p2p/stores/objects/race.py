@@ -15,7 +15,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Final, NamedTuple
 
 from hopaas_p2p.errors import Denied, StoreUnreachable
-from hopaas_p2p.findings import Finding
+from hopaas_p2p.net.findings import Finding
 from hopaas_p2p.stores.objects.contract import Found, ObjectStore
 
 RACERS: Final = 8

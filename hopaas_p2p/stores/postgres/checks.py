@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Final
 from sqlalchemy.exc import DBAPIError
 
 from hopaas_p2p.errors import Denied, HopaasError
-from hopaas_p2p.findings import AGAIN, Finding
 from hopaas_p2p.net import checks as net_checks
 from hopaas_p2p.net.checks import Route
+from hopaas_p2p.net.findings import AGAIN, Finding
 from hopaas_p2p.net.proxies import ServerAddress
 from hopaas_p2p.stores.postgres import schema
 from hopaas_p2p.stores.postgres.errors import SCHEMA_VERSION

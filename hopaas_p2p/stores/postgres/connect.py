@@ -15,11 +15,11 @@ import threading
 import time
 from typing import TYPE_CHECKING, Any, Final
 
-from hopaas_p2p import credentials
 from hopaas_p2p.errors import ConfigurationError, HopaasError
 from hopaas_p2p.net import trust
 from hopaas_p2p.net.redaction import redacted
-from hopaas_p2p.settings import Secret
+from hopaas_p2p.runtime import credentials
+from hopaas_p2p.runtime.settings import Secret
 from hopaas_p2p.stores.postgres import copying
 from hopaas_p2p.stores.postgres.watchdog import WatchedSocket
 

@@ -22,7 +22,7 @@ import weakref
 from collections.abc import Callable
 from typing import Final
 
-from hopaas_p2p import process
+from hopaas_p2p.runtime import process
 from hopaas_p2p.tunnel import client as tunnel
 
 IDLE_LIMIT: Final = 30.0

@@ -8,9 +8,9 @@ from collections.abc import Generator
 from typing import Final
 
 from hopaas_p2p.errors import Denied, HopaasError
-from hopaas_p2p.findings import AGAIN, Finding
 from hopaas_p2p.net import checks as net_checks
 from hopaas_p2p.net.checks import Route
+from hopaas_p2p.net.findings import AGAIN, Finding
 from hopaas_p2p.stores.objects.contract import ObjectStore
 from hopaas_p2p.stores.objects.store import META
 from hopaas_p2p.stores.s3 import http as s3_http

@@ -3,7 +3,7 @@
 In order: `AWS_ACCESS_KEY_ID` and its companions; a web identity (`AWS_WEB_IDENTITY_TOKEN_FILE`, `AWS_ROLE_ARN`); the
 profile `AWS_PROFILE` of `~/.aws/credentials` or `~/.aws/config`; a container's credentials; the machine's metadata.
 Files and services are asked again when what they gave runs out or is refused, so keys may be renewed in the middle of a
-run. `hopaas_p2p.credentials` reads them, and decides whether the bucket's server may see what they sign.
+run. `hopaas_p2p.runtime.credentials` reads them, and decides whether the bucket's server may see what they sign.
 
 What is sent to services, and what they answer, is never shown.
 """
@@ -22,9 +22,9 @@ from urllib.parse import urlencode
 
 import urllib3
 
-from hopaas_p2p import credentials
-from hopaas_p2p.credentials import Server
 from hopaas_p2p.errors import ConfigurationError, StoreUnreachable
+from hopaas_p2p.runtime import credentials
+from hopaas_p2p.runtime.credentials import Server
 from hopaas_p2p.stores.s3 import http as s3_http
 from hopaas_p2p.stores.s3.address import Address, servers_of
 from hopaas_p2p.stores.s3.keys import Chain, Keys

@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator
 from typing import Final
 
 from hopaas_p2p.errors import BrokenChain, ConfigurationError, Denied, StoreUnreachable
-from hopaas_p2p.findings import Finding
+from hopaas_p2p.net.findings import Finding
 from hopaas_p2p.stores.objects.race import KEYS, Evidence, examine, judged
 from hopaas_p2p.stores.s3.bucket import Bucket
 

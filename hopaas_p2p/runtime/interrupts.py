@@ -17,7 +17,7 @@ from collections.abc import Callable, Collection, Iterator
 from types import FrameType
 from typing import Final
 
-from hopaas_p2p import process
+from hopaas_p2p.runtime import process
 
 INTERRUPTIONS: Final = (KeyboardInterrupt, SystemExit, GeneratorExit)
 """What ends a program, or a generator."""

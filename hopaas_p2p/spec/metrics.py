@@ -8,9 +8,9 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from typing import Final
 
-from hopaas_p2p.arguments import shown
 from hopaas_p2p.core.validity import LONGEST_METRIC, MOST_METRICS, possible_metric
 from hopaas_p2p.errors import InvalidInput
+from hopaas_p2p.runtime.arguments import shown
 
 _MOST_NAMED: Final = 3
 _LONGEST_SHOWN: Final = 40

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
-from hopaas_p2p.ownership import FOLDER, doubt, opened, own_folder
+from hopaas_p2p.runtime.ownership import FOLDER, doubt, opened, own_folder
 
 READ: Final = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
 """How to open a file where others may write: no link is followed, and a FIFO holds nobody up."""

@@ -17,13 +17,14 @@ from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 import optuna
 
-from hopaas_p2p import checkpoints, interrupts
-from hopaas_p2p.arguments import shown
-from hopaas_p2p.artifacts import Artifact, StudyArtifacts, artifacts_of
 from hopaas_p2p.core.attributes import REPLICATE
 from hopaas_p2p.core.records import FROM_START
 from hopaas_p2p.errors import InvalidInput
-from hopaas_p2p.metrics import checked, refuse
+from hopaas_p2p.files import checkpoints
+from hopaas_p2p.files.artifacts import Artifact, StudyArtifacts, artifacts_of
+from hopaas_p2p.runtime import interrupts
+from hopaas_p2p.runtime.arguments import shown
+from hopaas_p2p.spec.metrics import checked, refuse
 from hopaas_p2p.storage.optuna_internals import cached_trial, set_cached_trial, study_id_of
 from hopaas_p2p.translate import checked_step
 

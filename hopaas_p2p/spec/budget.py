@@ -8,12 +8,12 @@ from typing import Any, Final
 
 import msgspec
 
-from hopaas_p2p.arguments import shown, whole
 from hopaas_p2p.core.ledger import AMOUNTS, possible_limits
 from hopaas_p2p.core.records import Budget, Price, Until
 from hopaas_p2p.core.state import State
 from hopaas_p2p.errors import ConfigurationError, InvalidInput
-from hopaas_p2p.times import to_iso
+from hopaas_p2p.runtime.arguments import shown, whole
+from hopaas_p2p.runtime.times import to_iso
 
 HELP: Final = (
     "COMPLETE + PRUNED trials over all peers, or limits such as gpu_hours=500,kwh=80,until.date=2026-12-31; "

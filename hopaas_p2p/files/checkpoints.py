@@ -16,16 +16,16 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from hopaas_p2p.arguments import shown
-from hopaas_p2p.artifacts import artifacts_of, removed_if_refused
-from hopaas_p2p.atomic import sha256_of
-from hopaas_p2p.checkpoint_cache import checkpoint_cache
 from hopaas_p2p.core.admission import NEW
 from hopaas_p2p.core.lineage import copied_trial
 from hopaas_p2p.core.records import Checkpoint
 from hopaas_p2p.core.rungs import Rungs
 from hopaas_p2p.core.state import COMPLETE, NEVER_PAUSING, RUNNING, WAITING, State
 from hopaas_p2p.errors import HopaasError, InvalidInput, waits_for
+from hopaas_p2p.files.artifacts import artifacts_of, removed_if_refused
+from hopaas_p2p.runtime.arguments import shown
+from hopaas_p2p.runtime.atomic import sha256_of
+from hopaas_p2p.runtime.checkpoint_cache import checkpoint_cache
 from hopaas_p2p.translate import checked_step
 
 if TYPE_CHECKING:

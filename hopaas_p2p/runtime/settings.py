@@ -26,9 +26,9 @@ from collections.abc import Callable, Iterable, Mapping, MutableMapping
 from pathlib import Path
 from typing import Final, Literal, NamedTuple, NoReturn
 
-from hopaas_p2p.atomic import replace_atomically
 from hopaas_p2p.errors import ConfigurationError
-from hopaas_p2p.ownership import read_own, read_secret
+from hopaas_p2p.runtime.atomic import replace_atomically
+from hopaas_p2p.runtime.ownership import read_own, read_secret
 
 HERE: Final = "./hopaas.toml"
 """The origin of what this directory's file says."""

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
-from hopaas_p2p.budget import words
 from hopaas_p2p.core import codec
 from hopaas_p2p.core.apply import apply
 from hopaas_p2p.core.records import Commit, Opaque, PeerJoin, StudyControl, TrialFinish, TrialSet, TrialTakeOver
 from hopaas_p2p.core.state import State, Verdict
+from hopaas_p2p.runtime.times import to_iso
+from hopaas_p2p.spec.budget import words
 from hopaas_p2p.stores.base import Entry, read_all
-from hopaas_p2p.times import to_iso
 
 if TYPE_CHECKING:
     from hopaas_p2p.study import Study

@@ -27,9 +27,6 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, Final, NamedTuple
 
-from hopaas_p2p import process, settings
-from hopaas_p2p.arguments import shown, trial_number
-from hopaas_p2p.atomic import replace_atomically, sha256_of
 from hopaas_p2p.core.names import first_id
 from hopaas_p2p.core.records import StudySet, TrialState
 from hopaas_p2p.errors import (
@@ -41,6 +38,9 @@ from hopaas_p2p.errors import (
     StoreCorrupt,
     waits_for,
 )
+from hopaas_p2p.runtime import process, settings
+from hopaas_p2p.runtime.arguments import shown, trial_number
+from hopaas_p2p.runtime.atomic import replace_atomically, sha256_of
 from hopaas_p2p.stores.url import open_store
 
 if TYPE_CHECKING:

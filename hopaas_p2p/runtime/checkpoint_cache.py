@@ -18,9 +18,9 @@ import shutil
 from pathlib import Path
 from typing import Final, NamedTuple
 
-from hopaas_p2p import settings
-from hopaas_p2p.atomic import open_regular, replace_atomically
-from hopaas_p2p.ownership import opened, own_folder
+from hopaas_p2p.runtime import settings
+from hopaas_p2p.runtime.atomic import open_regular, replace_atomically
+from hopaas_p2p.runtime.ownership import opened, own_folder
 
 HAS_CACHE: Final = "checkpoint_cache"
 """What a peer's introduction says if it keeps copies."""

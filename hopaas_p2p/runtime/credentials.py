@@ -24,11 +24,11 @@ from pathlib import Path
 from typing import Final, NamedTuple
 from urllib.parse import parse_qs, urlsplit
 
-from hopaas_p2p import settings
-from hopaas_p2p.atomic import state_folder
 from hopaas_p2p.errors import ConfigurationError, StoreUnreachable, waits_for
-from hopaas_p2p.ownership import read_secret
-from hopaas_p2p.settings import Secret, Settings
+from hopaas_p2p.runtime import settings
+from hopaas_p2p.runtime.atomic import state_folder
+from hopaas_p2p.runtime.ownership import read_secret
+from hopaas_p2p.runtime.settings import Secret, Settings
 
 Server = tuple[str, int]
 """(host, port); (path, 0) for a Unix socket."""

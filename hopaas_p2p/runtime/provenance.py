@@ -18,8 +18,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
 
-from hopaas_p2p import metering, settings
-from hopaas_p2p.checkpoint_cache import HAS_CACHE
+from hopaas_p2p.runtime import metering, settings
+from hopaas_p2p.runtime.checkpoint_cache import HAS_CACHE
 
 _BATCH_JOB: Final = (
     # the batch system, the variable with its job id, the one with its array index

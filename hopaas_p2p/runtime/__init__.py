@@ -1,0 +1,1 @@
+"""What any process needs, and what knows no study: settings, credentials, files of one's own, signals, devices."""
