@@ -127,8 +127,10 @@ class Scribe:
         return number
 
     def reclaim(self, observer: str, number: int) -> None:
-        """The owner fell silent."""
-        self.say(observer, TrialReclaim(number, self.state.trials[number].epoch))
+        """The owner fell silent; the observer has seen it alive since the trial began."""
+        trial = self.state.trials[number]
+        lived = round(self.clock * 1e6) - (trial.start or 0)
+        self.say(observer, TrialReclaim(number, trial.epoch, lived=lived))
 
     def put_into(self, url: str, *, uuid: str = "0123456789abcdef") -> None:
         """Write all of it to a store, as a study of its own."""
