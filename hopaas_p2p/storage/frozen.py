@@ -344,7 +344,8 @@ class View:
         names = tuple(params)
         if trial.dists:
             own = {name: to_optuna(trial.dists[name]) for name in names if name in trial.dists}
-            distributions = {name: own.get(name) or self.dists[name] for name in names}
+            shared = {name: self.dists.get(name) or to_optuna(state.dists[name]) for name in names if name not in own}
+            distributions = {name: own.get(name) or shared[name] for name in names}
             return distributions, _special(distributions)
         found = self._shapes.get(names)
         if found is None:
