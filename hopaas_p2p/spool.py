@@ -28,6 +28,8 @@ from typing import BinaryIO, Final, Literal
 import msgspec
 
 from hopaas_p2p.core import codec
+from hopaas_p2p.core.apply import may_be_a_workers
+from hopaas_p2p.core.records import Commit, PeerJoin
 from hopaas_p2p.errors import ConfigurationError, InvalidInput
 from hopaas_p2p.runtime.atomic import open_regular, replace_atomically, state_folder
 from hopaas_p2p.runtime.ownership import own_folder
@@ -254,7 +256,10 @@ def take_in(spooled: Spooled) -> None:
 
 
 def exported(source: Path) -> list[Spooled]:
-    """What `export` wrote, or what a single file of a spool holds.
+    """What `export` wrote, or what a single file of a spool holds; without what is not for a file to say.
+
+    The log takes what is sent for the sender's own. So a file of somebody else brings what any worker may say: results,
+    not a word that takes an owner, and nobody who acts for another by name.
 
     Raises:
         InvalidInput: this is neither, or it is damaged.
@@ -262,8 +267,25 @@ def exported(source: Path) -> list[Spooled]:
     """
     try:
         with source.open("rb") as file:
-            return list(_batches(file))
+            return [one if one.why == "history" else _results_of(one) for one in _batches(file)]
     except ValueError:
         raise InvalidInput(
             f"{source} holds no results: it was not written by `hopaas-p2p spool export`, or is damaged"
         ) from None
+
+
+def _results_of(spooled: Spooled) -> Spooled:
+    """The batch without the records that only an owner's own session says."""
+    payloads = []
+    for payload in spooled.payloads:
+        commit = codec.decode(payload)
+        if isinstance(commit, Commit):
+            kept = tuple([one for one in commit.records if may_be_a_workers(one) and not _acts_for_another(one)])
+            if kept != commit.records:
+                payload = codec.encode(msgspec.structs.replace(commit, records=kept))  # noqa: PLW2901
+        payloads.append(payload)
+    return msgspec.structs.replace(spooled, payloads=payloads)
+
+
+def _acts_for_another(record: object) -> bool:
+    return isinstance(record, PeerJoin) and "on_behalf_of" in record.info

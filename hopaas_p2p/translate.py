@@ -179,6 +179,16 @@ def directions_of(state: State) -> list[StudyDirection]:
     return [StudyDirection[direction.upper()] for direction in state.define.directions]
 
 
+def told(distribution: records.Distribution, value: float) -> Any:
+    """As `external`, of a distribution of the log."""
+    if isinstance(distribution, records.Float):
+        return value
+    try:
+        return distribution.choices[int(value)] if isinstance(distribution, records.Categorical) else int(value)
+    except (ValueError, IndexError, OverflowError):
+        return None
+
+
 def external(distribution: BaseDistribution, value: float) -> Any:
     """The value of a parameter as the objective sees it; None for an index no choice has (from a hostile log)."""
     try:

@@ -90,9 +90,9 @@ def pareto_front(state: State) -> list[Trial]:
 
 def params_of(trial: Trial, state: State) -> dict[str, object]:
     """The parameters as the objective saw them."""
-    from hopaas_p2p.translate import external, to_optuna
+    from hopaas_p2p.translate import told
 
-    return {name: external(to_optuna(trial.distribution(name, state)), value) for name, value in trial.params.items()}
+    return {name: told(trial.distribution(name, state), value) for name, value in trial.params.items()}
 
 
 def peer_labels(state: State) -> dict[str, str]:

@@ -95,6 +95,7 @@ def send(session: CliSession, source: Path | None) -> int:
     the store their peer used. Without --store, other results are sent to the URL that their peer used. If some cannot
     be sent, the exit code says why: 69, for example. FILE is not removed; sending it twice does no harm.
     A result of a trial that another process has ended meanwhile is sent and not counted, and this command says so.
+    What only an owner may say, such as a stop of the study, is left out of FILE.
     Histories in FILE are kept in this machine's spool, where `hopaas-p2p doctor STORE --rescue` finds them.
     """
     left: list[_Batch] = (

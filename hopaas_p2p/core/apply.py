@@ -193,12 +193,15 @@ def _vouched_for(record: PeerJoin, stamp: Stamp) -> PeerJoin:
 
 
 def _worker_may(state: State, record: object, stamp: Stamp) -> bool:
-    kind = type(record)
-    if stamp.role != "worker":
-        return False
+    stops = type(record) is TrialStop and state.policy.progress_timeout is not None
+    return stamp.role == "worker" and (stops or may_be_a_workers(record))
+
+
+def may_be_a_workers(record: object) -> bool:
+    """Whether a worker may say this of every study; else it takes an owner."""
     if isinstance(record, StudySet):
         return OWNERS_ATTRIBUTES.isdisjoint(record.system)
-    return kind not in OWNERS_ONLY or (kind is TrialStop and state.policy.progress_timeout is not None)
+    return type(record) not in OWNERS_ONLY
 
 
 def _define(state: State, record: StudyDefine, _commit: Commit) -> Verdict:

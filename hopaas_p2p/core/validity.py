@@ -59,6 +59,8 @@ MAX_BUDGET: Final = (1 << 53) - 1
 """What a browser, too, can count to."""
 MOST_METRICS: Final = 64
 """Names of metrics per trial, beside its reports."""
+MOST_PARAMETERS: Final = 1000
+"""Names of parameters per study: each is a column, which every trial has a place in."""
 LONGEST_METRIC: Final = 100
 """Characters of the name of a metric."""
 _DIRECTIONS: Final = ("minimize", "maximize")
@@ -111,6 +113,8 @@ def reason_text(reason: object) -> str | None:
 
 def possible_distributions(distributions: Mapping[str, Distribution], known: Mapping[str, Distribution]) -> bool:
     """Whether Optuna can be given all of these, beside those that the log has for the same parameters."""
+    if len(known) + sum([name not in known for name in distributions]) > MOST_PARAMETERS:
+        return False
     for name, distribution in distributions.items():
         first = known.get(name)
         if (

@@ -23,7 +23,7 @@ import msgspec
 from hopaas_p2p import access
 from hopaas_p2p.errors import ConfigurationError, InvalidInput
 from hopaas_p2p.net import trust
-from hopaas_p2p.runtime import settings
+from hopaas_p2p.runtime import credentials, settings
 from hopaas_p2p.runtime.settings import Secret
 from hopaas_p2p.stores.postgres.connect import PostgresAddress
 from hopaas_p2p.stores.postgres.store import PostgresStore
@@ -159,12 +159,15 @@ def like_a_file(name: str) -> str:
 
 
 def _public(url: str) -> str:
-    """The URL as others may read it: without a login."""
+    """The URL as others may read it: where the store is, without a login and files of this machine's."""
     if redacted(url) != url and "***" not in url:
         raise ConfigurationError(f"{redacted(url)}: others will read this address, so it must not contain a password")
     if not url.startswith("postgresql"):
+        if "://" in url:
+            credentials.check_says_where(url, by="an invitation")
         return url
     found = PostgresAddress(url).sqlalchemy_url
+    found = found.set(query={key: value for key, value in found.query.items() if key in credentials.WHERE})
     driver = "postgresql+https" if found.drivername == "postgresql+https" else "postgresql"
     return found._replace(drivername=driver, username=None, password=None).render_as_string()  # `set` takes no None
 

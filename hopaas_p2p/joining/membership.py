@@ -16,6 +16,7 @@ from typing import Final, NamedTuple
 
 from hopaas_p2p.errors import ConfigurationError, InvalidInput
 from hopaas_p2p.joining.invitation import Invitation, like_a_file
+from hopaas_p2p.runtime import credentials
 from hopaas_p2p.runtime.atomic import replace_atomically
 from hopaas_p2p.runtime.ownership import own_folder, read_own
 from hopaas_p2p.runtime.settings import Secret, is_one_line, joined_folder, joined_names
@@ -80,7 +81,7 @@ def accept(invitation: Invitation, *, site: str = "") -> Membership:
     """Keep what this invitation says, for this user alone. Says nothing to the store.
 
     Raises:
-        ConfigurationError: its time is over.
+        ConfigurationError: its time is over, or its URL says more than where the store is.
         InvalidInput: it would have this user's own token sent to a stranger's server, or a name in it is not one line.
 
     """
@@ -92,6 +93,8 @@ def accept(invitation: Invitation, *, site: str = "") -> Membership:
     for text in (invitation.store, invitation.study, site):
         if not is_one_line(text):
             raise InvalidInput(f"{text!r} has a line break or another control character in it")
+    if "://" in invitation.store:
+        credentials.check_says_where(invitation.store, by="the invitation")
     with _one_at_a_time():
         name = _free_name(invitation)
         files = {}

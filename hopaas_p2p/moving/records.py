@@ -111,10 +111,10 @@ def origin(trial: Trial | TrialCreate) -> dict[str, Any]:
 
 def params_of(record: TrialCreate) -> Iterator[tuple[str, Any]]:
     """The parameters' names and values, as the objective saw them."""
-    from hopaas_p2p.translate import external, to_optuna
+    from hopaas_p2p.translate import told
 
     for name, value in record.params.items():
-        yield name, external(to_optuna(record.dists[name]), value)
+        yield name, told(record.dists[name], value)
 
 
 def one_of(names: list[str], name: str | None, place: str) -> str:

@@ -1,8 +1,9 @@
 """CSV, for spreadsheets, and Parquet, for data frames.
 
 CSV has the columns of Optuna's `trials_dataframe()`, without intermediate values and distributions, and the last value
-of each metric (`metrics_NAME`), which imports leave out. Text that a spreadsheet would run as a formula is quoted with
-an apostrophe. Parquet has typed columns, and all reports and metrics. Times are exact.
+of each metric (`metrics_NAME`), which imports leave out. 256 names of attributes have columns of their own, and as many
+of metrics; the others are in one column, `user_attrs` or `metrics`, as JSON. Text that a spreadsheet would run as a
+formula is quoted with an apostrophe. Parquet has typed columns, and all reports and metrics. Times are exact.
 """
 
 from __future__ import annotations
@@ -21,8 +22,10 @@ from hopaas_p2p.errors import InvalidInput
 from hopaas_p2p.moving.records import StudyRecords, origin, params_of
 from hopaas_p2p.runtime import extras
 from hopaas_p2p.runtime.times import from_iso, to_iso, to_utc
-from hopaas_p2p.spec.space import parse_value
+from hopaas_p2p.spec.space import mapping, parse_value
 
+_MOST_COLUMNS: Final = 256
+"""Of attributes, and of metrics: peers choose their names, and every row has a cell in every column."""
 _FORMULA: Final = ("=", "+", "-", "@", "\t", "\r")
 
 
@@ -33,9 +36,16 @@ def dump_csv(source: StudyRecords) -> Iterator[str]:
     rows = [_row(number, record, values) for number, record in source.trials.items()]
     seen = dict.fromkeys(name for row in rows for name in row)
     columns = ["number", *values, "datetime_start", "datetime_complete", "duration"]
-    for kind in ("params_", "user_attrs_"):
-        columns += [name for name in seen if name.startswith(kind)]
-    columns += [*sorted(name for name in seen if name.startswith("metrics_")), "reason", "site", "host", "state"]
+    columns += [name for name in seen if name.startswith("params_")]
+    for kind in ("user_attrs", "metrics"):
+        names = [name for name in seen if name.startswith(f"{kind}_")]
+        columns += names[:_MOST_COLUMNS]
+        if others := set(names[_MOST_COLUMNS:]):
+            columns.append(kind)
+            for row in rows:
+                rest = {name.removeprefix(f"{kind}_"): row.pop(name) for name in row.keys() & others}
+                row[kind] = json.dumps(rest, ensure_ascii=False) if rest else None
+    columns += ["reason", "site", "host", "state"]
     buffer = io.StringIO()
     writer = csv.DictWriter(buffer, columns, lineterminator="\n")
     for row in ({name: name for name in columns}, *rows):
@@ -86,43 +96,60 @@ def load_csv(
 
     """
     try:
-        rows = list(csv.DictReader(lines))
+        reader = csv.reader(lines)
+        header = next(reader, [])
+        rows = [{column: text for column, text in zip(header, row, strict=False) if text} for row in reader if row]
     except csv.Error as error:
         raise InvalidInput(f"this CSV cannot be read: {error}") from None
-    if not rows or "state" not in rows[0]:
+    if not rows or "state" not in header:
         raise InvalidInput("this CSV has no column 'state'; write one with `study export`, or trials_dataframe()")
-    values = [column for column in rows[0] if column == "value" or column.startswith("values_")]
-    cells = {
-        column.removeprefix("params_"): [_unquoted(row[column]) for row in rows]
-        for column in rows[0]
-        if column.startswith("params_")
+    values = [column for column in dict.fromkeys(header) if column == "value" or column.startswith("values_")]
+    cells: dict[str, list[str]] = {
+        column.removeprefix("params_"): [] for column in header if column.startswith("params_")
     }
+    for row in rows:
+        for column, text in row.items():
+            if column.startswith("params_"):
+                cells[column.removeprefix("params_")].append(_unquoted(text))
     dists = {key: space[key] if key in space else _guess(column) for key, column in cells.items()}
+    places = {
+        key: {str(choice): float(index) for index, choice in reversed(list(enumerate(one.choices)))}
+        for key, one in dists.items()
+        if isinstance(one, Categorical)
+    }
     trials = {}
     for at, row in enumerate(rows):
         try:
-            trials[at] = _from_row(row, values, dists)
+            trials[at] = _from_row(row, values, dists, places)
         except (ValueError, KeyError, TypeError) as error:
             raise InvalidInput(f"row {at + 2}: {error}") from None
     own = tuple(directions) if len(directions) == len(values) else ("minimize",) * max(1, len(values))
     return StudyRecords(StudyDefine(name or "", own), trials)
 
 
-def _from_row(row: dict[str, str], values: list[str], dists: dict[str, Distribution]) -> TrialCreate:
+def _from_row(
+    row: dict[str, str],
+    values: list[str],
+    dists: dict[str, Distribution],
+    places: dict[str, dict[str, float]],
+) -> TrialCreate:
+    """The trial of a row; `places` has the choices of each parameter by their texts."""
     from hopaas_p2p.translate import read_json
 
-    named = {key: _unquoted(row[f"params_{key}"]) for key in dists if row[f"params_{key}"] != ""}
-    told = [float(row[column]) for column in values if row[column] not in ("", "None")]
+    named = {
+        column.removeprefix("params_"): _unquoted(text) for column, text in row.items() if column.startswith("params_")
+    }
+    told = [float(row[column]) for column in values if row.get(column, "None") != "None"]
+    user = dict(mapping(read_json(row.get("user_attrs", "{}")), "user_attrs"))
+    for column, text in row.items():
+        if column.startswith("user_attrs_"):
+            user[column.removeprefix("user_attrs_")] = read_json(_unquoted(text))
     start, end = (row.get(column) for column in ("datetime_start", "datetime_complete"))
     return TrialCreate(
         state=TrialState[row["state"].rpartition(".")[2].upper()],
-        params={key: _place(dists[key], text) for key, text in named.items()},
+        params={key: places[key][text] if key in places else float(text) for key, text in named.items()},
         dists={key: dists[key] for key in named},
-        user={
-            column.removeprefix("user_attrs_"): json.dumps(read_json(_unquoted(text)), ensure_ascii=False)
-            for column, text in row.items()
-            if column.startswith("user_attrs_") and text != ""
-        },
+        user={key: json.dumps(value, ensure_ascii=False) for key, value in user.items()},
         values=tuple(told) if len(told) == len(values) and told else None,
         reason=_unquoted(row.get("reason") or "") or None,
         start=None if start in (None, "", "NaT") else from_iso(start),
@@ -134,18 +161,7 @@ def _unquoted(text: str) -> str:
     return text[1:] if text[:1] == "'" and text[1:2] in _FORMULA else text
 
 
-def _place(distribution: Distribution, text: str) -> float:
-    """A cell in the log's representation."""
-    if not isinstance(distribution, Categorical):
-        return float(text)
-    for index, choice in enumerate(distribution.choices):
-        if str(choice) == text:
-            return float(index)
-    raise ValueError(f"{text!r} is none of {distribution.choices}")
-
-
-def _guess(column: list[str]) -> Distribution:
-    given = [text for text in column if text != ""]
+def _guess(given: list[str]) -> Distribution:
     try:
         numbers = [float(text) for text in given]
     except ValueError:

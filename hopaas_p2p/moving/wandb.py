@@ -11,6 +11,7 @@ from typing import Any, Final
 from hopaas_p2p.core.records import Categorical, Distribution, Float, Int
 from hopaas_p2p.errors import InvalidInput
 from hopaas_p2p.moving.descriptions import StudyDescription
+from hopaas_p2p.runtime.settings import is_one_line
 from hopaas_p2p.spec.space import check_keys, choices, mapping, number
 
 _KEYS: Final = {
@@ -89,6 +90,8 @@ def _parameters(
     constants: dict[str, Any] = {}
     for key, value in entries.items():
         name = f"{prefix}{key}"
+        if not is_one_line(name):
+            raise InvalidInput(f"the parameter {name!r}: a name has no line break or other control character in it")
         entry = mapping(value, f"the parameter {name!r}")
         check_keys(entry, _ENTRY, f"the parameter {name!r}")
         if "parameters" in entry:
@@ -229,7 +232,9 @@ def _pruner(given: Mapping[str, Any]) -> dict[str, Any]:
         first = int(number(given["min_iter"], "early_terminate, min_iter"))
     elif "max_iter" in given:
         rungs = int(number(given.get("s", 0), "early_terminate, s"))
-        first = max(1, int(number(given["max_iter"], "early_terminate, max_iter")) // max(1, eta) ** rungs)
+        first = max(1, int(number(given["max_iter"], "early_terminate, max_iter")))
+        while rungs > 0 and first > 1 < eta:
+            first, rungs = max(1, first // eta), rungs - 1
     else:
         raise InvalidInput("early_terminate: hyperband needs min_iter, or max_iter and s")
     if eta < 2 or first < 1:
@@ -254,4 +259,4 @@ def _command(content: Mapping[str, Any], space: Mapping[str, Distribution], cons
     if not isinstance(template, list):
         raise InvalidInput(f"command = {template!r}: give a list of words")
     words = [word for part in template for word in macros.get(str(part), [str(part)])]
-    return " ".join(word if "{" in word else shlex.quote(word) for word in words)
+    return shlex.join(words)

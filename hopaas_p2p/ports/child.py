@@ -8,6 +8,7 @@ this process, however that dies: a guard outside of both waits for the end of a 
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import signal
@@ -33,10 +34,15 @@ kill -TERM -$group && sleep 5 && kill -KILL -$group
 """
 
 
+class TooLong(InvalidInput):
+    """The parameters of this trial are longer than the system gives to a program."""
+
+
 class Child(subprocess.Popen[bytes]):
     """A running command in this environment, whose output is appended to `log`, a file's descriptor, which it closes.
 
     Raises:
+        TooLong: an argument or a variable is longer than the system allows, or all of them are.
         InvalidInput: there is no such program, or it may not be run.
 
     """
@@ -65,6 +71,8 @@ class Child(subprocess.Popen[bytes]):
         except OSError as error:
             self._dismiss_guard()
             self._log.close()
+            if error.errno == errno.E2BIG:
+                raise TooLong("the parameters are longer than the system gives to a program") from None
             raise InvalidInput(f"cannot run {command[0]!r}: {error.strerror}") from None
         assert self._guard.stdin is not None
         with contextlib.suppress(BrokenPipeError):  # somebody ended it

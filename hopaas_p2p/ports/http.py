@@ -19,6 +19,7 @@ import json
 import socket
 import socketserver
 import time
+from collections.abc import Container
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -33,6 +34,9 @@ from hopaas_p2p.ports.verbs import Reply, answered
 _LARGEST_BODY: Final = 1 << 20
 _IDLE: Final = 60.0  # seconds for which a connection may be silent between two requests
 _DEADLINE: Final = 20.0  # seconds from the first byte of a request to its last, and for the answer to be taken
+_MOST_STRANGERS: Final = 64
+"""Connections at a time that have not shown the key; the oldest goes when one more comes."""
+_STRANGERS_IDLE: Final = 5.0  # seconds for which one of them may be silent
 _LOOPBACK: Final = ("127.0.0.1", "localhost", "[::1]")
 _STATUS: Final = {2: 400, 3: 409, 11: 409, 69: 503, 77: 403}
 """Status by exit code; others are 500."""
@@ -52,9 +56,12 @@ class LocalServer(ThreadingHTTPServer):
     """
 
     daemon_threads = True
+    request_queue_size = 128  # with 5, silent connections would make others wait for seconds
 
     def __init__(self, peer: LocalPeer, address: tuple[str, int] | Path, key: str | None) -> None:
         self.peer, self.key = peer, key
+        self.strangers: dict[socket.socket, None] = {}
+        """Connections that have not shown the key, oldest first."""
         self.rest = HopaasRest(peer)
         self._path = address if isinstance(address, Path) else None
         if isinstance(address, Path):
@@ -80,6 +87,19 @@ class LocalServer(ThreadingHTTPServer):
         if self._path is not None and self._path.is_socket():  # called after a failed binding, too
             self._path.unlink(missing_ok=True)
 
+    def process_request(self, request: Any, client_address: Any) -> None:
+        if self.key is not None:
+            for oldest in list(self.strangers)[: 1 - _MOST_STRANGERS]:
+                self.strangers.pop(oldest, None)
+                with contextlib.suppress(OSError):  # its own thread closes it
+                    oldest.shutdown(socket.SHUT_RDWR)
+            self.strangers[request] = None
+        super().process_request(request, client_address)
+
+    def shutdown_request(self, request: Any) -> None:
+        self.strangers.pop(request, None)
+        super().shutdown_request(request)
+
     @property
     def url(self) -> str:
         """Where clients reach it."""
@@ -92,8 +112,8 @@ class LocalServer(ThreadingHTTPServer):
 class _Incoming(io.RawIOBase):
     """What a client sends: each request has a deadline, however steadily its bytes come."""
 
-    def __init__(self, connection: socket.socket) -> None:
-        self._connection = connection
+    def __init__(self, connection: socket.socket, strangers: Container[socket.socket]) -> None:
+        self._connection, self._strangers = connection, strangers
         self._until: float | None = None
 
     def await_request(self) -> None:
@@ -104,7 +124,8 @@ class _Incoming(io.RawIOBase):
         return True
 
     def readinto(self, buffer: Any) -> int:
-        left = _IDLE if self._until is None else self._until - time.monotonic()
+        idle = _STRANGERS_IDLE if self._connection in self._strangers else _IDLE
+        left = idle if self._until is None else self._until - time.monotonic()
         if left <= 0:
             raise TimeoutError("the request takes too long")
         self._connection.settimeout(left)
@@ -122,7 +143,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def setup(self) -> None:
         super().setup()
-        self._incoming = _Incoming(self.connection)
+        self._incoming = _Incoming(self.connection, self.server.strangers)
         self.rfile.close()
         self.rfile = io.BufferedReader(self._incoming)
 
@@ -161,7 +182,10 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _key_matches(self, given: str) -> bool:
         key = self.server.key
-        return key is None or hmac.compare_digest(given.encode(), key.encode())
+        matches = key is None or hmac.compare_digest(given.encode(), key.encode())
+        if matches:
+            self.server.strangers.pop(self.connection, None)
+        return matches
 
     def _carry_out(self, body: bytes) -> Reply:
         request = json.loads(body or b"{}")

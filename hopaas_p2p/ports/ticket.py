@@ -138,7 +138,8 @@ def carry(
     from hopaas_p2p.study import open_study
     from hopaas_p2p.study.trial import Trial
 
-    if store is None and not (ticket.seal and hmac.compare_digest(ticket.seal, credentials.seal(ticket.store))):
+    seal = ticket.seal.encode()
+    if store is None and not (seal and hmac.compare_digest(seal, credentials.seal(ticket.store).encode())):
         credentials.check_named(ticket.store, servers_of(ticket.store), by="the ticket")
     with ExitStack() as opened:
         try:

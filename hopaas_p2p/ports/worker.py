@@ -31,10 +31,11 @@ from hopaas_p2p.errors import ConfigurationError, HopaasError, InvalidInput, Lea
 from hopaas_p2p.files.artifacts import OUTPUT
 from hopaas_p2p.net.backoff import Backoff
 from hopaas_p2p.ports import command as commands
-from hopaas_p2p.ports.child import Child, signal_name
+from hopaas_p2p.ports.child import Child, TooLong, signal_name
 from hopaas_p2p.ports.socket import TrialSocketServer
 from hopaas_p2p.ports.verbs import PRUNE, TrialVerbs
 from hopaas_p2p.runtime import credentials
+from hopaas_p2p.runtime.arguments import shortened
 from hopaas_p2p.runtime.atomic import open_regular
 from hopaas_p2p.runtime.interrupts import noticed_at_once
 from hopaas_p2p.runtime.ownership import own_folder
@@ -59,12 +60,13 @@ _OUT_OF_TIME: Final = "out of time"
 _QUICK: Final = 10.0  # seconds; a trial that fails sooner is followed by a pause, which doubles from 0.1 s
 _LONGEST_BACKOFF: Final = 5.0  # seconds
 _MOST_OUTPUTS: Final = 100  # failed trials whose output is kept: a command that often fails must not fill the store
+_LONGEST_LINE: Final = 500  # characters of the parameters in a line for people
 _NO_VALUE: Final = 'the command gave no value: print {"value": 0.5} as the last line, or call hopaas-p2p tell'
 
 
 def _shown(value: object) -> str:
     """A value for people, with six digits."""
-    return f"{value:.6g}" if isinstance(value, float) else commands.text_of(value)
+    return f"{value:.6g}" if isinstance(value, float) else shortened(commands.text_of(value))
 
 
 class _Ending(NamedTuple):
@@ -310,9 +312,9 @@ class Worker:
         """Run one trial to its end, whatever that is."""
         log = self._log(trial.number)
         self._failure = ""
-        given = " ".join(f"{name}={_shown(value)}" for name, value in trial.params.items())
-        self._say(f"trial {trial.number}: {given} · log {log}")
         params = {name: value for name, value in trial.params.items() if name in self.study.space}
+        given = shortened(" ".join(f"{name}={_shown(value)}" for name, value in params.items()), _LONGEST_LINE)
+        self._say(f"trial {trial.number}: {given} · log {log}")
         try:
             words = commands.fill_in(self.command, params, trial.number)
         except InvalidInput as error:
@@ -324,8 +326,8 @@ class Worker:
         env = self._inherited | {
             "HOPAAS_TICKET": server.ticket,
             "HOPAAS_TRIAL": str(trial.number),
-            "HOPAAS_PARAMS": json.dumps(trial.params),
-            **commands.variables(trial.params),
+            "HOPAAS_PARAMS": json.dumps(params),
+            **commands.variables(params),
         }
         try:
             if trial.resume is not None:
@@ -334,6 +336,11 @@ class Worker:
             with self._log_folder() as folder:
                 output_to = open_regular(folder / log.name, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
             child = Child(words, env, output_to)
+        except TooLong as error:
+            server.close()
+            self._tell(trial, state="fail", reason=str(error))
+            self._say(f"trial {trial.number}: {self.last}: {error}")
+            return
         except HopaasError as error:
             server.close()
             self._give_back(trial, f"never begun: {error}")

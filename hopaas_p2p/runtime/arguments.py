@@ -103,7 +103,12 @@ def shown(value: object) -> str:
         text = repr(value)
     except Exception:  # noqa: BLE001  # whatever a class of somebody else's does
         return f"an object of class {type(value).__name__}"
-    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}…"
+    return shortened(text)
+
+
+def shortened(text: str, most: int = _SHOWN) -> str:
+    """A text of at most so many characters, and a mark where it was cut."""
+    return text if len(text) <= most else f"{text[:most]}…"
 
 
 def _index(value: Any) -> int | None:

@@ -37,7 +37,9 @@ _TOKEN, _KEYS, _IDENTITY = "your token", "your keys", "your identity token"
 _AMAZON: Final = re.compile(r"(s3|sts)(-fips)?([.-](dualstack\.)?[a-z]{2}(-[a-z]+)+-\d)?\.amazonaws\.com(\.cn)?")
 """Hosts of Amazon's own: below others of its domain, its customers answer."""
 _PORTS: Final = {"postgresql": 5432, "postgresql+psycopg2": 5432, "postgresql+https": 443, "https": 443, "http": 80}
-_WHERE: Final = {"host", "port", "endpoint", "region", "style", "connect_timeout", "application_name"}
+WHERE: Final = frozenset(
+    {"host", "port", "endpoint", "region", "style", "connect_timeout", "application_name", "target_session_attrs"}
+)
 """Options of a store's URL that say no more than where it is."""
 _named: Final[set[str]] = set()
 """`host:port` of each store that this process was told by the user."""
@@ -101,7 +103,8 @@ def is_secret(name: str, value: str) -> bool:
     if _LOGIN_IN_VALUE.search(value) or (name in _PROXIES and "@" in value):  # which may have no scheme
         return True
     points = _POINTS.search(name) is not None or (value.startswith("/") and os.path.isfile(value))  # noqa: PTH113
-    return name in _SECRETS or (not points and _LOOKS_SECRET.search(name) is not None)
+    words = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", name)  # githubToken
+    return name in _SECRETS or (not points and _LOOKS_SECRET.search(words) is not None)
 
 
 def environment(*more: str, store: str | None = None, env: Mapping[str, str] = os.environ) -> dict[str, str]:
@@ -287,7 +290,20 @@ def check_named(store: str, servers: Iterable[Server], *, by: str, env: Mapping[
 
     """
     _gate(_TOKEN, servers, by=by, env=env)
-    if about_trust := sorted(set(parse_qs(urlsplit(store).query)) - _WHERE):
+    check_says_where(store, by=by)
+
+
+def check_says_where(store: str, *, by: str) -> None:
+    """Refuse a URL that somebody else wrote, and that says more than where its store is.
+
+    Its options may name files of this machine, and libpq loads what some of them name as code.
+
+    Raises:
+        ConfigurationError: the message names the options.
+
+    """
+    options = parse_qs(store.partition("?")[2], keep_blank_values=True)  # some readers of URLs know no fragment
+    if about_trust := sorted(set(options) - WHERE):
         raise ConfigurationError(
             f"{by} names a store with {', '.join(about_trust)}: how far to trust a server is for you to say. If that "
             "is meant, name the store yourself: --store or HOPAAS_STORE"

@@ -21,6 +21,8 @@ from typing import Final
 FOLDER: Final = getattr(os, "O_PATH", os.O_RDONLY) | os.O_DIRECTORY | os.O_CLOEXEC
 """How to open a folder to make, open or rename something in it."""
 _OPENED: Final = Path("/proc/self/fd")
+_LARGEST: Final = 1 << 20
+"""Bytes of a file of settings, or of a secret."""
 _ACL: Final = "system.posix_acl_access"
 
 
@@ -53,7 +55,10 @@ def read_own(path: Path, *, link: bool = True, owners: Iterable[int] = ()) -> st
         if why:
             raise PermissionError(why)
         with open(descriptor, "rb", closefd=False) as file:  # noqa: PTH123  # a descriptor
-            return file.read().decode()
+            data = file.read(_LARGEST + 1)
+            if len(data) > _LARGEST:
+                raise OSError(errno.EFBIG, f"more than {_LARGEST >> 20} MB, which no settings have", str(path))
+            return data.decode()
     finally:
         os.close(descriptor)
 

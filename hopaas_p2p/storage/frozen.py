@@ -344,7 +344,9 @@ class FrozenTrialCache:
         """The distributions of a trial, shared among all with the same ones; and whose values need translation."""
         names = tuple(params)
         if trial.dists:
-            distributions = {name: to_optuna(trial.distribution(name, state)) for name in names}
+            own = {name: to_optuna(trial.dists[name]) for name in names if name in trial.dists}
+            shared = {name: self.dists.get(name) or to_optuna(state.dists[name]) for name in names if name not in own}
+            distributions = {name: own.get(name) or shared[name] for name in names}
             return distributions, _special(distributions)
         found = self._shapes.get(names)
         if found is None:

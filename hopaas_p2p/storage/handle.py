@@ -23,7 +23,7 @@ from hopaas_p2p.core.names import first_id
 from hopaas_p2p.core.records import TrialCheckpoint, TrialClaim, TrialCreate, TrialFinish, TrialRelease, TrialSet, Used
 from hopaas_p2p.core.state import NEVER_PAUSING, State, Verdict
 from hopaas_p2p.core.state import Trial as LoggedTrial
-from hopaas_p2p.core.validity import outliers, possible_distributions, reason_text
+from hopaas_p2p.core.validity import MOST_PARAMETERS, outliers, possible_distributions, reason_text
 from hopaas_p2p.errors import (
     UNDECIDED,
     BrokenChain,
@@ -419,8 +419,10 @@ class StudyHandle:
 
     def _record_if_new(self, name: str, distribution: BaseDistribution) -> records.Distribution | None:
         """The distribution as the log writes it; None if it is the one that the log knows for this parameter."""
-        record = to_record(distribution)
+        record, known = to_record(distribution), self.view.dists
         if self.state.dists.get(name) != record:
+            if len(known) >= MOST_PARAMETERS and name not in known:
+                raise InvalidInput(f"a study's parameters have at most {MOST_PARAMETERS:,} names; {name!r} is one more")
             if not possible_distributions({name: record}, {}):
                 raise InvalidInput(f"the distribution {record} of {name!r} cannot be stored: samplers overflow on it")
             return record

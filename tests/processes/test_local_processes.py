@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 import hopaas_p2p
+from hopaas_p2p.core.admission import finished
 from tests.support.needs import need_programs
 from tests.support.ports import free_port
 from tests.support.processes import CLI, ROOT, cli, environment, states, until
@@ -204,7 +205,7 @@ def test_two_agents_and_two_workers_of_which_one_each_is_killed_meet_the_budget(
         until(lambda: len({trial.owner for trial in study.state.trials if trial.values}) == 4, 120, what=log.read_text)
         for killed in (agents[0], workers[0]):
             os.killpg(killed.pid, signal.SIGKILL)  # with what it started: no one says goodbye
-        until(study.state.finished, 120, what=log.read_text)
+        until(lambda: finished(study.state), 120, what=log.read_text)
         ended = [process.wait(60) for process in (agents[1], workers[1])]
     finally:
         for process in everything:

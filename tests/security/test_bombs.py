@@ -5,6 +5,9 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import sqlite3
+import time
+import tracemalloc
 import zipfile
 from pathlib import Path
 
@@ -15,12 +18,18 @@ from click.testing import CliRunner
 
 import hopaas_p2p
 from hopaas_p2p import Int, spool
+from hopaas_p2p.analysis.facts import params_of
 from hopaas_p2p.cli.main import cli as commands
-from hopaas_p2p.core import codec
+from hopaas_p2p.core import codec, snapshot, validity
 from hopaas_p2p.core.attributes import SAMPLER
-from hopaas_p2p.core.records import Commit, StudyOpen, StudySet
+from hopaas_p2p.core.records import Categorical, Commit, Float, StudyOpen, StudySet, TrialCreate
+from hopaas_p2p.core.state import COMPLETE
 from hopaas_p2p.errors import InvalidInput
 from hopaas_p2p.moving import backup, from_yaml, tables
+from hopaas_p2p.moving.optunas import _bounded, load_optuna
+from hopaas_p2p.moving.records import of_state
+from hopaas_p2p.runtime.ownership import read_own
+from hopaas_p2p.storage import handle
 from hopaas_p2p.storage.storage import Storage
 from hopaas_p2p.stores.base import Outgoing
 from hopaas_p2p.stores.directory.store import DirectoryStore
@@ -74,6 +83,125 @@ def test_a_sparse_file_is_not_read(tmp_path: Path, name: str) -> None:
     reader = {"s.yaml": from_yaml.read, "s.spool": spool.exported}[name]
     with pytest.raises(InvalidInput):
         reader(path)
+
+
+def test_a_sparse_file_of_settings_is_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with (tmp_path / "hopaas.toml").open("wb") as file:
+        file.truncate(SPARSE)
+    with pytest.raises(OSError, match="more than 1 MB"):
+        read_own(tmp_path / "hopaas.toml")
+    done = CliRunner().invoke(commands, ["config", "show"])
+    assert not isinstance(done.exception, MemoryError | OSError)
+
+
+def test_a_sweep_with_many_rungs_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "s.yaml"
+    path.write_text(
+        "method: random\nparameters: {x: {min: 0.0, max: 1.0}}\n"
+        "early_terminate: {type: hyperband, max_iter: 27, s: 9000000000000000000, eta: 1000000000000000000}"
+    )
+    assert from_yaml.read(path).sampler_config["pruner"]["min_resource"] == 1
+
+
+def test_a_csv_whose_rows_are_short_takes_the_room_of_its_cells() -> None:
+    columns = 20_000
+    names = ",".join(f"params_p{at}" for at in range(columns))
+    lines = [f"number,state,value,{names}\n", *["1,COMPLETE,2,3\n"] * columns]
+    tracemalloc.start()
+    read = tables.load_csv(lines, space={}, name=None)
+    assert tracemalloc.get_traced_memory()[1] < 200 << 20
+    tracemalloc.stop()
+    assert len(read.trials) == columns
+    assert read.trials[0].params == {"p0": 3.0}
+
+
+def test_a_csv_of_choices_looks_each_up_once() -> None:
+    lines = ["state,value,params_c\n", *[f"COMPLETE,1,v{at}\n" for at in range(50_000)]]
+    began = time.process_time()
+    assert tables.load_csv(lines, space={}, name=None).trials[49_999].params == {"c": 49_999.0}
+    assert time.process_time() - began < 10
+
+
+_ENDLESS = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n) SELECT"
+_COMPUTED = {
+    "rows": "ALTER TABLE trial_intermediate_values RENAME TO t; CREATE VIEW trial_intermediate_values AS "
+    f"{_ENDLESS} i trial_intermediate_value_id, 1 trial_id, i step, 0.5 intermediate_value, 'FINITE' "
+    "intermediate_value_type FROM n",
+    "no end": f"ALTER TABLE version_info RENAME TO t; CREATE VIEW version_info AS {_ENDLESS} t.* FROM t, n WHERE i < 0",
+    "column": "ALTER TABLE studies ADD COLUMN x AS (hex(zeroblob(100000000)))",
+}
+
+
+@pytest.mark.parametrize("change", [*_COMPUTED.values(), ""], ids=[*_COMPUTED, "itself"])
+def test_a_database_that_computes_what_it_holds_is_refused(tmp_path: Path, change: str) -> None:
+    url = f"sqlite:///{tmp_path}/o.db"
+    optuna.create_study(storage=url, study_name="s").add_trial(optuna.create_trial(value=1.0))
+    with contextlib.closing(sqlite3.connect(tmp_path / "o.db")) as database:
+        database.executescript(change)
+    if change:
+        with pytest.raises(InvalidInput, match="it computes what is in it"):
+            load_optuna(url, name=None)
+    else:
+        assert len(load_optuna(url, name=None).trials) == 1
+
+
+def test_a_database_whose_reading_does_not_end_is_given_up(tmp_path: Path) -> None:
+    (tmp_path / "o.db").touch()
+    with contextlib.closing(_bounded(str(tmp_path / "o.db"))) as database, pytest.raises(sqlite3.OperationalError):
+        database.execute(f"{_ENDLESS} count(*) FROM n")
+
+
+def test_a_study_has_a_thousand_names_of_parameters(tmp_path: Path) -> None:
+    scribe = Scribe(space={})
+    said = scribe.say("m", *[trial_with(f"p{at}") for at in range(1002)])
+    assert [one.accepted for one in said] == [True] * 1000 + [False] * 2
+    assert scribe.say("m", trial_with("p7"))[0].accepted
+    assert snapshot.load(snapshot.dump(scribe.state)).dists == scribe.state.dists
+    forged = scribe.state
+    forged.dists["p1000"] = Float(0.0, 1.0)
+    with pytest.raises(snapshot.CorruptSnapshot):
+        snapshot.load(snapshot.dump(forged))
+
+
+def trial_with(name: str) -> TrialCreate:
+    return TrialCreate(COMPLETE, params={name: 0.5}, dists={name: Float(0.0, 1.0)}, values=(1.0,))
+
+
+def test_the_name_that_is_one_too_many_is_refused_at_the_call(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(validity, "MOST_PARAMETERS", 2)
+    monkeypatch.setattr(handle, "MOST_PARAMETERS", 2)
+    with contextlib.closing(hopaas_p2p.open_study("memory://names", "s")) as study:
+        trial = study.ask()
+        for name in "ab":
+            trial.suggest_float(name, 0, 1)
+        with pytest.raises(InvalidInput, match="at most 2 names; 'c' is one more"):
+            trial.suggest_float("c", 0, 1)
+        study.tell(trial, 1.0)
+
+
+@pytest.mark.parametrize("kind", ["user_attrs", "metrics"])
+def test_names_that_peers_choose_make_so_many_columns_and_no_more(kind: str) -> None:
+    scribe = Scribe(space={})
+    for at in range(1000):
+        more = {"user": {f"k{at}": str(at)}} if kind == "user_attrs" else {"metrics": {f"k{at}": {0: float(at)}}}
+        scribe.say("m", TrialCreate(COMPLETE, values=(1.0,), **more))  # type: ignore[arg-type]
+    lines = list(tables.dump_csv(of_state(scribe.state)))
+    assert lines[0].count(f"{kind}_") == 256
+    assert sum(map(len, lines)) < 500_000
+    if kind == "user_attrs":
+        read = tables.load_csv(lines, space={}, name=None)
+        assert [one.user for one in read.trials.values()] == [{f"k{at}": str(at)} for at in range(1000)]
+
+
+def test_the_choices_of_a_parameter_are_gone_over_once(tmp_path: Path) -> None:
+    choices = Categorical(tuple(f"v{at}" for at in range(4000)))
+    scribe = Scribe(space={"c": choices})
+    scribe.say("m", *[TrialCreate(COMPLETE, params={"c": float(at)}, values=(1.0,)) for at in range(4000)])
+    began = time.process_time()
+    assert [params_of(one, scribe.state)["c"] for one in scribe.state.trials] == list(choices.choices)
+    assert len(list(tables.dump_csv(of_state(scribe.state)))) == 4001
+    assert time.process_time() - began < 3
 
 
 def test_a_nested_file_is_one_line(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import shlex
 import sys
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from hopaas_p2p.core.catalog import checked_name
 from hopaas_p2p.core.records import Categorical, Float, TrialCreate
 from hopaas_p2p.core.state import COMPLETE, WAITING
 from hopaas_p2p.errors import InvalidInput
-from hopaas_p2p.moving import export_study, tables
+from hopaas_p2p.moving import export_study, from_yaml, tables
 from hopaas_p2p.moving.records import of_state
 from hopaas_p2p.ports.command import fill_in, variables
 from hopaas_p2p.ports.worker import Worker
@@ -131,6 +132,40 @@ def test_every_text_reaches_a_command_by_its_environment(text: str, tmp_path: Pa
     Worker(study, ["sh", "-c", 'printf %s "$HOPAAS_PARAM_a_kind"'], logs=tmp_path / "logs").work()
     assert (tmp_path / "logs" / "s" / "0.log").read_text() == text
     study.close()
+
+
+def test_a_trial_that_no_program_can_be_given_fails_and_its_worker_goes_on(tmp_path: Path) -> None:
+    long = "a" * 200_000
+    study = hopaas_p2p.open_study(str(tmp_path / "store"), "s", space={"x": Categorical((long, "b"))}, budget=3)
+    note = TrialCreate(WAITING, params={"x": 1.0, "note": 0.0}, dists={"note": Categorical((long,))})
+    for one in (note, TrialCreate(WAITING, params={"x": 0.0})):
+        study.storage.say(study.study_id, one)
+    study.enqueue({"x": "b"})
+    said: list[str] = []
+    command = ["sh", "-c", """env | grep -q note || echo '{"value": 1}'"""]
+    Worker(study, command, logs=tmp_path / "logs", say=said.append).work()
+    assert len(study.trials) >= 3
+    ended = [(one.state.name, one.reason) for one in study.state.trials]
+    assert ended[:3] == [
+        ("COMPLETE", None),
+        ("FAIL", "the parameters are longer than the system gives to a program"),
+        ("COMPLETE", None),
+    ]
+    assert max(map(len, said)) < 1000
+    study.close()
+
+
+def test_the_line_that_starts_a_sweeps_jobs_is_words_and_no_code(tmp_path: Path) -> None:
+    path = tmp_path / "s.yaml"
+    name = "lr;touch EVIL;#"
+    path.write_text(
+        f'method: random\ncommand: ["${{args}}", "{{x}};$(id)"]\nparameters: {{"{name}": {{min: 0.1, max: 1.0}}}}'
+    )
+    told = from_yaml.read(path)
+    assert shlex.split(told.command or "") == [f"--{name}={{{name}}}", "{x};$(id)"]
+    path.write_text('method: random\nparameters: {"a\\nb": {min: 0.1, max: 1.0}}')
+    with pytest.raises(InvalidInput, match="line break"):
+        from_yaml.read(path)
 
 
 @pytest.mark.parametrize("text", ["a\0b", "\ud800"])

@@ -14,7 +14,7 @@ from hopaas_p2p.cli.main import run
 from hopaas_p2p.errors import ConfigurationError, HopaasError
 from hopaas_p2p.hopaas.client import Client
 from hopaas_p2p.joining import membership, ways
-from hopaas_p2p.joining.invitation import Invitation
+from hopaas_p2p.joining.invitation import Invitation, _public
 from hopaas_p2p.ports.ticket import Ticket, carry
 from hopaas_p2p.runtime import credentials, provenance
 from hopaas_p2p.runtime.settings import Secret, Settings
@@ -92,6 +92,32 @@ def test_a_ticket_of_a_stranger_says_nothing_about_trust_in_a_host_that_the_user
         carry(Ticket(store, "s", 0, "owner", 1, "0" * 32)),
     ):
         pass
+
+
+@pytest.mark.parametrize(
+    "option", ["sslkey=/tmp/evil.so:x&sslcert=/x", "sslmode=verify-ca", "sslrootcert=/x", "require_auth="]
+)
+@pytest.mark.parametrize("before", ["?", "#?", "?host=h&"])
+def test_an_invitation_says_where_a_store_is_and_nothing_about_trust(ann: Path, before: str, option: str) -> None:
+    with pytest.raises(ConfigurationError, match="how far to trust a server is for you to say"):
+        joined(f"postgresql://evil.example.org/d{before}{option}")
+    assert not (ann / "config/hopaas-p2p/joined").exists()
+
+
+def test_nobody_names_code_for_libpq_to_load() -> None:
+    with pytest.raises(ConfigurationError, match="libpq takes a colon for code to load"):
+        PostgresAddress("postgresql://db.example.org/d?sslcert=/x&sslkey=/home/ann/engine.so:x")
+
+
+def test_a_ticket_with_any_seal_is_refused_in_a_line() -> None:
+    ticket = Ticket("postgresql://evil.example.org/d", "s", 0, "owner", 1, "0" * 32, "\u00e9")
+    with pytest.raises(ConfigurationError, match="a host that you have not named"), carry(ticket):
+        pass
+
+
+def test_an_invitation_that_is_made_names_no_file_of_its_machine() -> None:
+    store = "postgresql://ann@db.example.org/d?sslmode=verify-full&sslcert=/x&sslkey=/x&target_session_attrs=read-write"
+    assert _public(store) == "postgresql://db.example.org/d?target_session_attrs=read-write"
 
 
 def test_a_token_that_a_client_was_given_for_its_server_goes_to_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -181,6 +207,8 @@ def test_no_script_holds_the_password_of_a_place_for_artifacts(
 
 
 CREDENTIALS = {
+    "githubToken": "x",
+    "dbPassword": "x",
     "HTTPS_PROXY": "ann:pw@proxy:3128",
     "all_proxy": "ann:pw@proxy",
     "GIT_URL": "HTTPS://token@git.example.org/x",

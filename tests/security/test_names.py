@@ -19,10 +19,12 @@ from hopaas_p2p.core.catalog import Catalog, dump, load
 from hopaas_p2p.core.records import (
     Checkpoint,
     Commit,
+    PeerDrain,
     PeerJoin,
     Record,
     Stamp,
     StudyClose,
+    StudyControl,
     StudyDefine,
     StudyOpen,
     StudySet,
@@ -32,6 +34,7 @@ from hopaas_p2p.core.records import (
     TrialReclaim,
     TrialRelease,
     TrialSet,
+    TrialStop,
     TrialTakeOver,
 )
 from hopaas_p2p.core.state import State
@@ -281,6 +284,26 @@ def test_a_child_and_another_token_of_ann_go_on_with_her_trial(place: Place) -> 
     owner = place.storage(place.admin).state(0).trials[trial.number].owner
     forged(place, again, Commit("child", 1, owner or "", 0, (TrialFinish(trial.number, 1, COMPLETE, (0.5,)),)))
     assert optuna.load_study(study_name="s", storage=place.storage(ann)).trials[trial.number].value == 0.5
+
+
+def test_a_file_of_results_says_what_a_worker_may_say(tmp_path: Path) -> None:
+    """Who sends it may be an owner: the log takes all in it for the sender's own."""
+    words = [
+        StudyControl(status="stopped", budget=1),
+        StudySet(system={"hopaas:sampler": '{"class": "optuna.samplers.RandomSampler", "arguments": {}}'}),
+        TrialTakeOver(0, 1, FAIL),
+        TrialStop(0, 1),
+        PeerDrain(site="*"),
+        PeerJoin({"host": "h", "on_behalf_of": "ann"}),
+    ]
+    results = PeerJoin({"host": "h"}), TrialCreate(), TrialFinish(1, 1, COMPLETE, (1.0,)), StudySet({"note": "1"})
+    payload = codec.encode(Commit("m", 1, "m", 0, (*words, *results)))
+    batch = spool.Spooled(1, "/s", "u", "s", [1], 0, [payload], ["m:1"])
+    (tmp_path / "file").write_bytes(b"".join([spool._MAGIC, *spool._frames(batch)]))
+    (read,) = spool.exported(tmp_path / "file")
+    commit = codec.decode(read.payloads[0])
+    assert isinstance(commit, Commit)
+    assert (commit.writer, commit.seq, commit.records) == ("m", 1, results)
 
 
 def test_a_spooled_result_that_anothers_token_sends_is_refused_and_stays(

@@ -331,6 +331,15 @@ def test_a_body_that_is_too_large_is_refused(server: LocalServer) -> None:
     connection.close()
 
 
+def test_silent_connections_use_up_no_descriptors(server: LocalServer) -> None:
+    place = server.server_address[:2]
+    with contextlib.ExitStack() as opened:
+        silent = [opened.enter_context(socket.create_connection(place, timeout=20)) for _ in range(100)]
+        assert post(server, "/v1/studies", {})[0] == 200
+        assert len(server.strangers) <= 64
+        assert silent[0].recv(1) == b"", "the oldest went first"
+
+
 @pytest.mark.parametrize(
     "start",
     [b"", b"POST /v1/studies HTTP/1.1\r\nContent-Length: 1000\r\n\r\n", b"POST /v1/studies HTTP/1.1\r\nX: "],

@@ -63,6 +63,8 @@ class PostgresAddress:
             raise ConfigurationError(f"{shown}: this is not a Postgres URL; write postgresql://host/database")
         if not url.database:
             raise ConfigurationError(f"{shown}: name the database, as in postgresql://user@host/database")
+        if ":" in str(url.query.get("sslkey", "")):
+            raise ConfigurationError(f"{shown}: sslkey must be a file; libpq takes a colon for code to load")
         self.tunnelled = url.drivername == "postgresql+https"
         allowed = _TUNNEL_OPTIONS if self.tunnelled else _OPTIONS
         unknown = set(url.query) - allowed
