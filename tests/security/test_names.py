@@ -7,6 +7,7 @@ import hashlib
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Literal
 
 import optuna
 import psycopg2
@@ -286,7 +287,8 @@ def test_a_child_and_another_token_of_ann_go_on_with_her_trial(place: Place) -> 
     assert optuna.load_study(study_name="s", storage=place.storage(ann)).trials[trial.number].value == 0.5
 
 
-def test_a_file_of_results_says_what_a_worker_may_say(tmp_path: Path) -> None:
+@pytest.mark.parametrize("why", ["unsent", "unconfirmed"])
+def test_a_file_of_results_says_what_a_worker_may_say(why: Literal["unsent", "unconfirmed"], tmp_path: Path) -> None:
     """Who sends it may be an owner: the log takes all in it for the sender's own."""
     words = [
         StudyControl(status="stopped", budget=1),
@@ -298,7 +300,7 @@ def test_a_file_of_results_says_what_a_worker_may_say(tmp_path: Path) -> None:
     ]
     results = PeerJoin({"host": "h"}), TrialCreate(), TrialFinish(1, 1, COMPLETE, (1.0,)), StudySet({"note": "1"})
     payload = codec.encode(Commit("m", 1, "m", 0, (*words, *results)))
-    batch = spool.Spooled(1, "/s", "u", "s", [1], 0, [payload], ["m:1"])
+    batch = spool.Spooled(1, "/s", "u", "s", [1], 0, why, [(0, None)], [payload])
     (tmp_path / "file").write_bytes(b"".join([spool._MAGIC, *spool._frames(batch)]))
     (read,) = spool.exported(tmp_path / "file")
     commit = codec.decode(read.payloads[0])
