@@ -335,8 +335,8 @@ class Merge:
         place = None if run is None else self._runs.get(run)
         if place is None and origin is not None:
             place = self._places.get(origin)
-            there = None if place is None else _rank(self._found[place])
-            if there is not None and min(there, _rank(found)) > _OVER:
+            known = None if place is None else self._found[place]
+            if known is not None and min(_rank(known), _rank(found)) > _OVER and not _same(known, found):
                 place = None  # two peers have run it, and each has a result
         if place is None:
             place = len(self._found)
@@ -371,6 +371,12 @@ class Merge:
             system = linked(record.system, lambda one, there=final: there.get(one, numbers.get(one)))  # type: ignore[misc]
             trials[number] = msgspec.structs.replace(record, system=system)
         return trials, numbers
+
+
+def _same(one: _Found, other: _Found) -> bool:
+    """Whether two histories say the same of a trial, also of one that came without the times of its run."""
+    encode = msgspec.msgpack.encode  # NaN is not equal to itself
+    return encode(one.record) == encode(other.record)
 
 
 def _rank(found: _Found) -> int:

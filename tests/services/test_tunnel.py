@@ -81,7 +81,8 @@ def test_the_blocks_of_a_snapshot_come_through_a_gateway(centre: Centre, monkeyp
         log.exchange(outgoing("first"), 0)
         log.put_snapshot(1, data)
         assert log.newest_snapshot() == (1, data)
-        assert len(store.copy("copy_blocks", log="study", names=snapshot.names_in(snapshot.split(data)[0]))) == 2
+        names = snapshot.names_in(snapshot.split(data)[0])
+        assert len(store.call("blocks", log="study", names=names, copied=True)) == 2
 
 
 def test_the_token_may_be_in_a_file_or_in_the_url(

@@ -19,7 +19,7 @@ from typing import Any
 
 ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / ".ci" / "requirements"
-EXTRAS = "all-tests,check,ci"
+EXTRAS = "test,all-tests,check,ci"
 BUILD = "hatchling>=1.27"  # for the project itself, which is built without isolation
 _HEAD = (
     f"# hopaas-p2p[{EXTRAS}] as it was tried with Python {sys.version_info.major}.{sys.version_info.minor} on "
