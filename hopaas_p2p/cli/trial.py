@@ -140,7 +140,7 @@ def _facts(data: dict[str, Any]) -> dict[str, str]:
         for name, values in data["metrics"].items()  # JSON has all of the steps
         if values
     ]
-    stop, seen = data["stop_requested"], "acknowledged" if data["stop_acknowledged"] else "not acknowledged"
+    stop, seen = data["stop_requested"], "acknowledged by its peer" if data["stop_acknowledged"] else "not acknowledged"
     listed = tuple(f"{prefix}{one['id']}" for one in data["files"] for prefix in artifacts.PREFIXES)
     attributes = {**data["user_attrs"], **data["system_attrs"]}
     facts: dict[str, str | list[str]] = {
@@ -154,7 +154,7 @@ def _facts(data: dict[str, Any]) -> dict[str, str]:
         "time": output.duration(data["seconds"]),
         "attempt": ", ".join([str(data["attempt"]), *links]),
         "reason": data["reason"] or "",
-        "asked to stop": f"{stop} ({seen} by its peer)" if stop else "",
+        "asked to stop": f"{stop} ({seen})" if stop else "",
         "reports": ", ".join(reports[-20:]) + hidden,
         "metrics": metrics,
         "owners": history,

@@ -10,11 +10,14 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import optuna
+import pytest
+
+pytest.importorskip("nbclient")
+
 import jupyter_client
 import nbclient
 import nbformat
-import optuna
-import pytest
 
 import hopaas_p2p
 from hopaas_p2p.errors import InvalidInput, StoreUnreachable

@@ -18,10 +18,10 @@ from typing import Any, Final
 
 import msgspec
 import optuna
-import pandas
 import pytest
 
-pytest.importorskip("streamlit")
+pytest.importorskip("streamlit")  # which brings pandas along
+import pandas
 
 from hopaas_p2p import open_storage, open_study
 from hopaas_p2p.core import codec, records

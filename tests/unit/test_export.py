@@ -406,8 +406,8 @@ def test_a_study_of_a_backup_is_imported_into_a_store_in_which_others_work(study
 
 
 def test_times_and_large_numbers_are_exact(storages: Any, tmp_path: Path) -> None:
-    import pandas as pd
-
+    pd = pytest.importorskip("pandas")
+    pytest.importorskip("pyarrow")
     large = (1 << 53) + 1
     space = {"n": Categorical((large, -large))}
     source = hopaas_p2p.open_study(storages("from"), "s", space=space)
