@@ -30,11 +30,12 @@ import msgspec
 from hopaas_p2p.core import codec
 from hopaas_p2p.core.apply import may_be_a_workers
 from hopaas_p2p.core.records import Commit, PeerJoin
-from hopaas_p2p.errors import ConfigurationError, InvalidInput
+from hopaas_p2p.errors import ConfigurationError, InvalidInput, StoreUnreachable
 from hopaas_p2p.runtime.atomic import open_regular, replace_atomically, state_folder
 from hopaas_p2p.runtime.ownership import own_folder
 from hopaas_p2p.stores.base import Outgoing, Placed
 
+_PATIENCE: Final = 60.0  # seconds for which another process of this user may be sending the same commits
 _FORMAT: Final = 1
 _SUFFIX: Final = ".commits"
 _HISTORY: Final = ".history"
@@ -115,6 +116,30 @@ def write(spooled: Spooled, name: str | None = None) -> tuple[Path | None, str]:
             except OSError as error:
                 why.append(f"{directory}: {error.strerror or error}")
     return None, "; ".join(why)
+
+
+@contextlib.contextmanager
+def alone(study: str) -> Iterator[None]:
+    """In this block no other process or thread of this user here is in such a block for the study.
+
+    Raises:
+        StoreUnreachable: another one has been for a minute.
+
+    """
+    import filelock  # here only: where it is loaded, a fork at the wrong moment fails on Python 3.12 and newer
+
+    for directory in directories():
+        with contextlib.suppress(OSError), own_folder(directory):
+            break
+    else:  # no disk takes a file
+        yield
+        return
+    try:
+        name = hashlib.blake2b(study.encode(errors="surrogatepass"), digest_size=16).hexdigest()  # a file said it
+        with filelock.FileLock(directory / f"{name}.lock", timeout=_PATIENCE, mode=0o600):
+            yield
+    except filelock.Timeout:
+        raise StoreUnreachable("another process is about to send what this user's spool holds of the study.") from None
 
 
 def remove(path: Path) -> None:

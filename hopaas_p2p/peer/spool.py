@@ -218,7 +218,8 @@ class SpoolSender:
         )
         placed = spooled.placed
         if spooled.why == "unconfirmed":
-            lost = self._restore(log, spooled)
+            with spool.alone(spooled.study):  # two that append the same commits would take each other's places
+                lost = self._restore(log, spooled)
             if lost:
                 spool.take_in(spooled)
                 raise KeptForRescue(

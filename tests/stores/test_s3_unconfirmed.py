@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -148,6 +149,20 @@ def test_the_last_commits_that_a_bucket_has_lost_are_appended_again(server: Imit
     lose(url, uuid, *range(head - count + 1, head + 1))
     for _ in range(2):
         take_part(url)
+    assert not [*spool.waiting(), *spool.histories(uuid)]
+    assert told(url) == RESULTS
+
+
+def test_processes_that_append_them_at_the_same_moment_do_not_take_each_others_places(server: Imitation) -> None:
+    url = server.url("store")
+    study = begun(url)
+    uuid, head = study.storage.handle(study.study_id).uuid, study.state.lsn
+    end_without(server, study)
+    lose(url, uuid, *range(head - 3, head + 1))
+    with ThreadPoolExecutor(4) as pool:
+        for done in [pool.submit(take_part, url) for _ in range(4)]:
+            done.result()
+    take_part(url)
     assert not [*spool.waiting(), *spool.histories(uuid)]
     assert told(url) == RESULTS
 
