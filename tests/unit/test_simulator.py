@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -12,11 +13,11 @@ from hopaas_p2p.core.state import State
 from tests.support import simulator
 from tests.support.simulator import CALM, Broken, Weather, simulate
 
-_SECONDS = 60.0
+_SECONDS = 60.0 if os.environ.get("HOPAAS_TEST_REQUIRE") == "all" else 15.0
 _TEMPEST = Weather(lose_request=0.1, lose_reply=0.1, cut_off=0.01, kill=0.02, freeze=0.02, preempt=0.01)
 
 
-def test_every_promise_holds_in_a_minute_of_storms(record_property: Callable[[str, object], None]) -> None:
+def test_every_promise_holds_in_one_storm_after_another(record_property: Callable[[str, object], None]) -> None:
     end = time.monotonic() + _SECONDS
     runs = operations = faults = 0
     while time.monotonic() < end or runs < 20:
