@@ -16,6 +16,7 @@ from hypothesis import HealthCheck, settings
 
 from hopaas_p2p.peer.driver import LogDriver
 from hopaas_p2p.peer.peer import Peer
+from hopaas_p2p.runtime import credentials
 
 pytest_plugins = [
     "tests.support.postgres_fixtures",
@@ -64,6 +65,14 @@ def no_exchange_under_a_lock() -> Iterator[None]:
         for name in ("refresh_for_reading", "await_commit", "pull", "catch_up"):
             patch.setattr(Peer, name, guarded(getattr(Peer, name)))
         yield
+
+
+@pytest.fixture(autouse=True)
+def named_hosts() -> Iterator[None]:
+    """Which stores the user has named to this process: those of one test are not those of the next."""
+    before = set(credentials._named)
+    yield
+    credentials._named.intersection_update(before)
 
 
 @pytest.fixture(autouse=True)
