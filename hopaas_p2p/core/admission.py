@@ -83,7 +83,7 @@ def next_start(
             too much.
 
     """
-    closed = closed_to(state, me)
+    closed = _closed_to(state, me)
     if closed is not None and closed != "paused":
         return Done(closed)
     limited, pausing, room = state.ledger.reached is not None, state.configurations, state.has_room()
@@ -107,7 +107,7 @@ def next_start(
     return Wait(why, tuple(doubted), max(doubted.values())) if doubted else Done(why)
 
 
-def closed_to(state: State, me: str) -> str | None:
+def _closed_to(state: State, me: str) -> str | None:
     """Why this peer may start no trial whatever there is to do; None if it may."""
     if state.status == "stopped":
         return "stopped"
@@ -117,6 +117,14 @@ def closed_to(state: State, me: str) -> str | None:
     if state.draining and state.is_draining(me):
         return "draining"
     return "paused" if state.status == "paused" else None
+
+
+def refused(state: State, me: str, number: int | None = None) -> str | None:
+    """Why this peer may not start the trial that it names itself, which is new or has this number; None if it may."""
+    closed = _closed_to(state, me)
+    if closed is None and (state.ledger.reached is not None or not state.has_room(number)):
+        return "budget"
+    return closed
 
 
 def _found(state: State, skip: Collection[int], no_new: str, *, room: bool) -> Start | Continue | New | None:

@@ -18,7 +18,7 @@ from typing import Any, Final
 
 import msgspec
 
-from hopaas_p2p.core.admission import NEW, Continue, Done, New, Start, closed_to, next_start
+from hopaas_p2p.core.admission import NEW, Continue, Done, New, Start, next_start, refused
 from hopaas_p2p.core.attributes import (
     CONTINUES,
     COPIES,
@@ -299,8 +299,8 @@ def _create_running(state: State, record: TrialCreate, commit: Commit, outside: 
     if record.prefer_waiting:
         found = next_start(state, commit.owner, skip=frozenset(record.skip) if record.skip else ())
     else:
-        closed = closed_to(state, commit.owner)
-        found = NEW if closed is None and _is_open(state) else Done(closed or "budget")
+        why = refused(state, commit.owner)
+        found = NEW if why is None else Done(why)
     if isinstance(found, Start):
         return _start(state, state.trials[found.number], commit, TrialCreate)
     if isinstance(found, Continue):
@@ -316,11 +316,6 @@ def _create_running(state: State, record: TrialCreate, commit: Commit, outside: 
         own = {name: trial.dists[name] for name in record.params if name in trial.dists}
         state.replicates[trial.number] = Replicates(record.params, own, record.user, record.system, record.replicates)
     return _begin(state, trial, commit, commit.at if record.start is None else record.start)
-
-
-def _is_open(state: State, trial: int | None = None) -> bool:
-    """Whether neither a limit nor the budget of trials keeps a trial, or this one, from starting."""
-    return state.limit_reached() is None and state.has_room(trial)
 
 
 def _begin(state: State, trial: Trial, commit: Commit, start: int) -> Verdict:
@@ -386,11 +381,9 @@ def _claim(state: State, trial: Trial, _record: TrialClaim, commit: Commit) -> V
     if (trial.state, TrialClaim) not in TRANSITIONS:
         return _refuse(state, "finished" if trial.state is not RUNNING else "not waiting", trial.number)
     state.configurations.refresh(state.trials)
-    closed = closed_to(state, commit.owner)
-    if closed is None and not _is_open(state, trial.number):
-        closed = "budget"
-    if closed is not None:
-        return _refuse(state, closed, trial.number)
+    why = refused(state, commit.owner, trial.number)
+    if why is not None:
+        return _refuse(state, why, trial.number)
     return _start(state, trial, commit, TrialClaim)
 
 
