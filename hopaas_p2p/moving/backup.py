@@ -421,8 +421,6 @@ def restore(backup: Backup, store: Store, *, watch: Callable[[float], None] = ti
             "it into one, or copy the studies from there: hopaas-p2p study copy"
         )
     logs, catalog = {one.uuid: store.log(one.uuid) for one in manifest.studies}, store.catalog()
-    if not store.restorable:
-        raise ConfigurationError(f"{store.url} is one end of a bridge; restore into the store at the other end")
     there = _check_prefix("the list of studies", catalog, backup.catalog(), 0)
     for one in manifest.studies:
         try:

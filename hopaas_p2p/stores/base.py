@@ -299,8 +299,6 @@ class Store(ABC):
     """Whether a snapshot helps a joining peer: not where the log itself is as near."""
     hurried: bool = False
     """Set by a program that is about to end: then no call waits long for a server that is silent."""
-    restorable: bool = True
-    """Whether its logs can be filled from a backup."""
 
     @abstractmethod
     def catalog(self) -> Log:

@@ -781,6 +781,8 @@ def test_a_directory_becomes_one_end_of_a_bridge_for_good(tmp_path: Path) -> Non
     assert isinstance(opened, BridgedStore)
     assert opened.leads_to == (tmp_path / "far").as_uri()
     assert isinstance(open_endpoints(near, far).near, DirectoryStore)
+    with pytest.raises(ConfigurationError, match="restore into the store at the other end"):
+        opened.log("u").restore(None, [])
     with pytest.raises(ConfigurationError, match="itself one end of a bridge"):
         open_endpoints(str(tmp_path / "third"), near)
     with pytest.raises(ConfigurationError, match="the same store twice"):

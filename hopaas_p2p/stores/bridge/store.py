@@ -72,8 +72,6 @@ class BridgedStore(Store):
 
     """
 
-    restorable = False
-
     def __init__(
         self,
         near: Store,
@@ -349,6 +347,9 @@ class BridgedLog(Log):
         place = self._store.post(messages.Destroy(self._name))
         with contextlib.suppress(StudyDeleted):
             self._store.wait(place, lambda: False)
+
+    def restore(self, base: tuple[int, bytes] | None, entries: Iterable[Entry]) -> None:
+        raise ConfigurationError(f"{self._store.url} is one end of a bridge; restore into the store at the other end")
 
 
 class BridgedArtifacts(Artifacts):
