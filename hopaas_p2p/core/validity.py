@@ -351,6 +351,10 @@ class _Copied(msgspec.Struct, forbid_unknown_fields=True):
     host: str | None = None
     earlier: Annotated[float, msgspec.Meta(ge=0, lt=LAST_TIME)] = 0.0
 
+    def __post_init__(self) -> None:
+        if (self.study is None) != (self.trial is None):
+            raise ValueError("names a study without its trial, or a trial without its study")
+
 
 class _Generation(msgspec.Struct):
     generation: Natural

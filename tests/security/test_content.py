@@ -211,6 +211,7 @@ REFUSED: Final[dict[str, Any]] = {
     "an origin with 1e400": with_system("hopaas:copied_from", '{"earlier":1e400}'),
     "an origin of a list": with_system("hopaas:copied_from", '{"site":[]}'),
     "an origin that is no trial": with_system("hopaas:copied_from", '{"trial":-1}'),
+    "an origin in a study, without its trial": with_system("hopaas:copied_from", '{"study":"u"}'),
     "an origin of more": with_system("hopaas:copied_from", '{"x":1}'),
     "what an export says": with_system("hopaas:rest", "7"),
     "no names of metrics": StudySet(system={"study:metric_names": "[]"}),
