@@ -42,7 +42,7 @@ demo: $(VENV)/.demo  ## three peers tune a classifier; one is killed on the way
 	$(BIN)/hopaas-p2p demo
 
 test: $(VENV)/.test  ## every unit test, and one real path through each store and the worker
-	@echo "Some 2,500 tests: about five minutes on two cores."
+	@echo "Some 2,500 tests: three to five minutes on two cores."
 	$(BIN)/python -m pytest -n 2 --dist worksteal --short $(TEST_OPTIONS)
 
 test-all: $(VENV)/.all-tests  ## the whole suite: half an hour on two cores

@@ -153,7 +153,7 @@ def test_the_last_commits_that_a_bucket_has_lost_are_appended_again(server: Imit
     assert told(url) == RESULTS
 
 
-def test_processes_that_append_them_at_the_same_moment_do_not_take_each_others_places(server: Imitation) -> None:
+def test_peers_that_append_them_at_the_same_moment_do_not_take_each_others_places(server: Imitation) -> None:
     url = server.url("store")
     study = begun(url)
     uuid, head = study.storage.handle(study.study_id).uuid, study.state.lsn
