@@ -23,7 +23,8 @@ from hopaas_p2p.core.catalog import Listing
 from hopaas_p2p.core.leases import FailureDetector, beat_time, ttl_of
 from hopaas_p2p.core.state import State
 from hopaas_p2p.errors import HopaasError, NoSuchStudy, StoreUnreachable, StudyDeleted
-from hopaas_p2p.peer.driver import LogDriver, Scheduler, translated
+from hopaas_p2p.peer.driver import LogDriver, translated
+from hopaas_p2p.peer.jobs import Jobs
 from hopaas_p2p.peer.liveness import UNKNOWN, SignOfLife, owners_of, sign_of_life
 from hopaas_p2p.storage import Storage, open_storage
 from hopaas_p2p.study import Study
@@ -136,7 +137,8 @@ class ReplicaCache:
         self._lock = threading.Lock()
         self._looked = threading.Condition()
         self._threaded = threaded
-        self._scheduler = Scheduler(self.tick, allowed=threaded)
+        self._jobs: Jobs[ReplicaCache] = Jobs(self, allowed=threaded)
+        self._looking_job = self._jobs.add(ReplicaCache.tick)
         self._collect_due = 0.0
         self._trials_read = 0
 
@@ -230,7 +232,7 @@ class ReplicaCache:
 
     def close(self) -> None:
         """End the thread, send what is queued, and let go of the store."""
-        self._scheduler.stop(within=5.0)
+        self._jobs.stop(within=5.0)
         for storage in self._storages.values():
             storage.close()
 
@@ -264,8 +266,7 @@ class ReplicaCache:
         if not self._threaded:
             self.tick()
             return
-        self._scheduler.start()
-        self._scheduler.wake()
+        self._jobs.wake(self._looking_job)
         with self._looked:
             self._looked.wait_for(done, within)
 

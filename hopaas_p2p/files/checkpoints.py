@@ -68,7 +68,7 @@ def save(
                 cache.keep(checkpoint.sha256, path)
         return checkpoint
 
-    checkpoint = handle.peer.until_answered(store, within=within)
+    checkpoint = handle.peer.call(store, within=within)
     with removed_if_refused(artifacts, key):
         dropped = handle.checkpoint(number, checkpoint, within=within)
     with contextlib.suppress(HopaasError):  # nobody misses them, and perhaps this user may not remove files

@@ -1,20 +1,18 @@
-"""Performs the I/O that a session asks for, in the caller's thread or the scheduler's.
+"""Performs the I/O that a session asks for.
 
 The rule of this file: the lock guards the session and is held for moments; the turn is held for the length of an
-exchange, and nothing is read from or written to a store under the lock. A caller that has to wait for the store
-exchanges in its own thread, so there is no hand-over, and what queued up behind a slow exchange leaves with the next.
+exchange, and nothing is read from or written to a store under the lock. What queued up behind a slow exchange leaves
+with the next.
 """
 
 from __future__ import annotations
 
 import contextlib
-import logging
 import math
 import threading
 import time
-import weakref
 from collections.abc import Callable, Iterator
-from typing import Any, Final, Generic
+from typing import Any, Final, Generic, NamedTuple
 
 from msgspec.structs import replace
 
@@ -23,7 +21,9 @@ from hopaas_p2p.core.catalog import Catalog
 from hopaas_p2p.core.chain import sum_at
 from hopaas_p2p.core.records import Commit, Record, TrialFinish
 from hopaas_p2p.core.state import State
-from hopaas_p2p.errors import BrokenChain, Denied, HopaasError, NoSuchStudy, NoSuchTrial, StoreUnreachable, StudyDeleted
+from hopaas_p2p.errors import BrokenChain, Denied, NoSuchStudy, NoSuchTrial, StoreUnreachable, StudyDeleted
+from hopaas_p2p.net.backoff import Backoff
+from hopaas_p2p.peer.jobs import Answer, Job
 from hopaas_p2p.peer.outbox import PendingCommit
 from hopaas_p2p.peer.session import CATALOG, STUDY, LogSession, Pacing, S
 from hopaas_p2p.peer.vouching import judge_doubtful
@@ -32,71 +32,10 @@ from hopaas_p2p.stores.base import (
     ExchangeResult,
     Log,
     Outgoing,
-    Store,
 )
 
-_log: Final = logging.getLogger("hopaas_p2p")
-_AFTER_TROUBLE: Final = 5.0  # seconds
-_NEARLY: Final = 1.01  # a thread that sleeps hardly longer than it should is left alone
-_MOMENT: Final = 5e-5  # seconds, in which a thread that waits for the interpreter gets it
-
-
-class CombiningLock:
-    """A lock whose waiters stop waiting once their pending commit is decided.
-
-    With a plain lock, the thread that has just exchanged mostly takes it again before the others wake, and they wait
-    through exchange after exchange to be told what was decided in the first.
-
-    Ctrl-C may arrive at any call. A thread that it stops does not keep the lock.
-    """
-
-    def __init__(self) -> None:
-        self._taken = threading.RLock()  # of its owner, so that an interrupted `acquire` can tell
-        self._lock = threading.Lock()
-        self._released = threading.Condition(self._lock)
-        self._waiting = 0
-
-    def acquire(self, pending: PendingCommit | None = None) -> bool:
-        """Wait for the lock; False if there is nothing left to wait for, because `pending` is decided."""
-        if pending is not None and pending.verdicts is not None:
-            return False
-        if self._taken._is_owned():  # type: ignore[attr-defined]  # as threading.Condition asks it
-            self._drop()
-        try:
-            return self._taken.acquire(blocking=False) or self._wait(pending)
-        except BaseException:
-            self._drop()
-            raise
-
-    def _drop(self) -> None:
-        """Release a lock that this thread has without knowing: it was interrupted as it took it, or released it."""
-        if self._taken._is_owned():  # type: ignore[attr-defined]
-            self.release()
-
-    def _wait(self, pending: PendingCommit | None) -> bool:
-        with self._lock:
-            self._waiting += 1  # before the next look, so that a release after it is noticed
-            try:
-                while pending is None or pending.verdicts is None:
-                    if self._taken.acquire(blocking=False):
-                        return True
-                    self._released.wait()
-                return False
-            finally:
-                self._waiting -= 1
-
-    def release(self) -> None:
-        """Let go of it. Every waiter looks at its pending commit."""
-        self._taken.release()
-        if self._waiting:
-            with self._lock:
-                self._released.notify_all()
-
-    def __enter__(self) -> None:
-        self.acquire()
-
-    def __exit__(self, *_: object) -> None:
-        self.release()
+_FIRST_PAUSE: Final = 0.05  # seconds
+_LONGEST_PAUSE: Final = 5.0  # seconds
 
 
 @contextlib.contextmanager
@@ -116,6 +55,18 @@ def _unreachable(error: OSError) -> StoreUnreachable:
     return StoreUnreachable(f"The store cannot be used now: {error}. Waiting records are sent at the next contact.")
 
 
+class Waiting(NamedTuple):
+    """A caller that waits until the log has decided about `pending`, or, without one, until it was read anew."""
+
+    pending: PendingCommit | None
+    answer: Answer
+
+    @property
+    def is_over(self) -> bool:
+        """Whether there is nothing left to exchange for."""
+        return self.pending is not None and self.pending.decided
+
+
 class LogDriver(Generic[S]):
     """One log as a peer uses it: the session, the log that it is about, and the two locks.
 
@@ -124,14 +75,23 @@ class LogDriver(Generic[S]):
         about: what this peer's introduction says in this study only.
         lock: held around calls of the session, and to read more than one thing of its state. Never around I/O.
         turn: held for the length of an exchange.
+        exchanging_since: when the exchange began that the store has not answered yet; infinite: there is none.
+        waiting: callers that wait for the next exchanges. Changed under the lock.
+        backoff: between exchanges for callers, while the store does not answer.
+        job: makes exchanges, for callers and when one is due; see `peer.jobs`. Its peer gives it one.
 
     """
+
+    job: Job[Any]
 
     def __init__(self, log: Log, session: LogSession[S], clock: Callable[[], float]) -> None:
         self.log = log
         self.session = session
         self.lock = threading.RLock()
-        self.turn = CombiningLock()
+        self.turn = threading.Lock()
+        self.waiting: list[Waiting] = []
+        self.exchanging_since = math.inf
+        self.backoff = Backoff(_FIRST_PAUSE, _LONGEST_PAUSE)
         self.about: dict[str, str] = {}
         self.rate_limited = log if log.rate_limited else None
         """The log, if its commits are costly."""
@@ -296,6 +256,11 @@ class LogDriver(Generic[S]):
                     judge_doubtful(self.log, *found)
                 self.log.put_snapshot(*found)
 
+    def confirm(self) -> None:
+        """See that the log still has what this process was told is safe. Raises like `Log.confirm`."""
+        with self.turn, translated():
+            self.log.confirm()
+
     def destroy(self) -> None:
         """End the log for everybody. From now on nothing is exchanged with it here, whether that succeeds or not.
 
@@ -372,121 +337,3 @@ def catalog_driver(
 ) -> LogDriver[Catalog]:
     """A driver of the directory log, which is mostly short; it has snapshots only where it is costly to read."""
     return LogDriver(log, LogSession(CATALOG, writer, now_us=now_us, pacing=pacing), clock)
-
-
-class Scheduler:
-    """A thread that does what is due, and sleeps until something is again, or until it is woken. Any thread may call.
-
-    Args:
-        tick: a method that does what is due and gives the seconds until something is again. Its object is held by the
-            thread only while it runs: a forgotten one ends.
-        allowed: whether there may be a thread at all; a simulator calls `tick` itself.
-
-    """
-
-    def __init__(self, tick: Callable[[], float], *, allowed: bool = True) -> None:
-        self.allowed = allowed
-        self._tick = weakref.WeakMethod(tick)
-        self._lock = threading.Lock()
-        self._thread: threading.Thread | None = None
-        self._wake = threading.Event()
-        self._sleeping_for = 0.0
-        self._due = math.inf
-        """When it wakes, on this machine's monotonic clock; long ago while it is at work."""
-        self._over = False
-
-    def start(self) -> None:
-        """Start the thread, if it does not run yet."""
-        if self._thread is not None or self._over or not self.allowed:
-            return
-        with self._lock:
-            if self._thread is None:
-                self._thread = threading.Thread(target=self._run, name="hopaas-scheduler", daemon=True)
-                self._thread.start()
-
-    def wake(self, *, after: float = 0.0) -> None:
-        """See that it looks again within `after` seconds. Starts the thread, if there is none."""
-        if self._thread is None:
-            self.start()
-        elif not self._over and (after == 0.0 or _NEARLY * after < self._sleeping_for):
-            self._sleeping_for = after
-            self._due = -math.inf
-            self._wake.set()
-
-    def yield_to(self) -> None:
-        """Pause for a moment if the thread has something to do.
-
-        A program that releases the interpreter often, and takes it again at once, as one that calls NumPy for small
-        arrays does, would otherwise keep it from its work, and be slowed down by its attempts.
-        """
-        if time.monotonic() > self._due:
-            time.sleep(_MOMENT)
-
-    def stop(self, *, within: float) -> None:
-        """End it; waits so many seconds for what it is at."""
-        self._over = True
-        self._wake.set()
-        if self._thread is not None and self._thread is not threading.current_thread():
-            self._thread.join(timeout=within)
-
-    def _run(self) -> None:
-        while not self._over:
-            tick = self._tick()
-            if tick is None:
-                return
-            self._due = -math.inf
-            self._wake.clear()
-            self._sleeping_for = pause = _guarded(tick)
-            del tick
-            self._due = time.monotonic() + pause
-            self._wake.wait(pause)
-        self._due = math.inf
-
-
-class SnapshotWriter:
-    """Writes snapshots in a thread of its own, one at a time: a large one takes seconds, and no beat waits for it.
-
-    Args:
-        store: where old beats are swept after a snapshot.
-        allowed: whether there may be a thread at all; if not, the caller's writes them.
-
-    """
-
-    def __init__(self, store: Store, *, allowed: bool = True) -> None:
-        self._store = store
-        self._allowed = allowed
-        self._thread: threading.Thread | None = None
-
-    def write(self, log: LogDriver[Any]) -> None:
-        """Write the one that is due, unless another one is being written: then it stays due."""
-        if not self._allowed:
-            log.write_snapshot()
-        elif self._thread is None or not self._thread.is_alive():
-            self._thread = threading.Thread(target=self._write, args=(log,), name="hopaas-snapshot", daemon=True)
-            self._thread.start()
-
-    def _write(self, log: LogDriver[Any]) -> None:
-        try:
-            log.write_snapshot()
-            with translated():
-                self._store.sweep_beats()
-        except HopaasError as error:  # the next one will do
-            _log.debug("no snapshot was written: %s", error)
-        except Exception:  # noqa: BLE001  # whatever it is, it is written down
-            _log.exception("a snapshot met an error")
-
-    def stop(self, *, within: float) -> None:
-        """Wait so many seconds for the one that is being written."""
-        if self._thread is not None:
-            self._thread.join(timeout=within)
-
-
-def _guarded(tick: Callable[[], float]) -> float:
-    """A thread that dies takes the leases with it."""
-    try:
-        return tick()
-    except HopaasError as error:
-        _log.warning("%s", error)
-    except Exception:  # noqa: BLE001  # whatever it is, it is written down
-        _log.exception("the scheduler met an error and continues")
-    return _AFTER_TROUBLE

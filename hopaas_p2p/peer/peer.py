@@ -1,18 +1,18 @@
 """One process taking part in the studies of one store: its identity, its logs, and what it does with them.
 
-A call that needs an answer (`ask`, `tell`) exchanges in its own thread; see `driver`. Where a caller can go on without
-the store, it does. `Peer.tick` does what no caller waits for; the scheduler's thread calls it: reports that are due,
-beats, pulls for readers, reclaims, snapshots.
+Callers queue records and wait; the job of each log exchanges for them, and for itself when something is due (`jobs`).
+So a caller never stands in a call of the store, and a signal ends its wait at once. Where a caller can go on without
+the store, it does. What no caller waits for are jobs, too: beats, snapshots, and errands such as the spool.
 """
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 import math
 import os
 import random
-import signal
 import threading
 import time
 import weakref
@@ -34,13 +34,13 @@ from hopaas_p2p.errors import (
     StudyDeleted,
 )
 from hopaas_p2p.net.backoff import Backoff
-from hopaas_p2p.peer.driver import LogDriver, Scheduler, SnapshotWriter, catalog_driver, study_driver, translated
+from hopaas_p2p.peer.driver import LogDriver, Waiting, catalog_driver, study_driver, translated
 from hopaas_p2p.peer.handover import Handover
+from hopaas_p2p.peer.jobs import Answer, Jobs
 from hopaas_p2p.peer.outbox import PendingCommit
-from hopaas_p2p.peer.session import IDLE, LogSession, Pacing
+from hopaas_p2p.peer.session import IDLE, LogSession, Pacing, S
 from hopaas_p2p.peer.spool import SpoolSender
 from hopaas_p2p.runtime import metering, process, provenance
-from hopaas_p2p.runtime.interrupts import noticed_at_once
 from hopaas_p2p.runtime.process import ProcessIdentity
 from hopaas_p2p.spool import Spooled
 from hopaas_p2p.stores.base import Beat, Store
@@ -50,8 +50,9 @@ _FIRST_PAUSE: Final = 0.05
 _LONGEST_PAUSE: Final = 5.0
 _WARN_AFTER: Final = 3.0  # seconds for which a caller has waited for a store that does not answer
 _WARN_EVERY: Final = 60.0
-_SHUTDOWN_TIMEOUT: Final = 5.0  # seconds at most that the end of the program waits to send what is queued
-_LONGEST_SILENCE: Final = 30.0  # seconds between the scheduler's attempts while the store is away
+_LOOK: Final = 1.0  # seconds between two looks of a caller in a hurry at whether the store has fallen silent
+_SHUTDOWN_TIMEOUT: Final = 5.0  # seconds for which a program that is about to end waits for a silent store
+_LONGEST_SILENCE: Final = 30.0  # seconds between background attempts while the store is away
 _UNTIL_JOINED: Final = 0.1  # seconds between looks for the ttl of a study that is being joined
 _LISTED_EVERY: Final = 600.0  # seconds between looks whether the studies that are worked on are listed still
 _MORE_TO_PACK: Final = 0.05  # seconds between two lots of finished trials that are packed, for others to get the lock
@@ -88,11 +89,11 @@ class Peer:
             store is slower to show them or a log that many peers write to suggests it.
         patience: seconds for which a blocking call tries an unreachable store before it raises.
         store_wait: the same for a call without which training cannot go on. Infinite unless `patience` was given.
-        clock: monotonic seconds; a simulator passes its own, and calls `tick` instead of starting the thread.
+        clock: monotonic seconds; a simulator passes its own, and calls `tick` instead of allowing threads.
         now_us: the time for people to read, in microseconds.
         acts_for: peers whose trials travelled to this process.
         peer_ttl: seconds of silence that others grant this peer, where that is longer than the study's.
-        threaded: whether a background thread calls `tick`.
+        threaded: whether there may be threads. If not, callers exchange themselves, and `tick` does what is due.
         energy: joules that this process's devices have used; None if they cannot be read.
         describe: gives the provenance that this peer announces when it joins a study.
         uuid, jitter: of this peer; a simulator passes its own, so that a run is determined by its seed.
@@ -130,8 +131,8 @@ class Peer:
         """Owner, study and number of running trials of other peers that this process acts for and has touched."""
         self.retry_at = 0.0
         """Until when calls that can do without the store leave it alone: it did not answer."""
-        self.give_up_at = math.inf
-        """After this, a call that has failed is not tried again: the program is about to end."""
+        self._hurried_at = math.inf
+        """Since when calls give a silent store up soon, because the program is about to end; infinite: they do not."""
         self._away_since = math.inf
         """Since when no exchange has succeeded; infinite while the last one did."""
         self.handovers = 0
@@ -139,16 +140,21 @@ class Peer:
         self.users: weakref.WeakSet[Any] = weakref.WeakSet()
         """Storages of this process that share this peer: the last that is closed closes it."""
         self.forgotten: deque[Any] = deque()
-        """Weak references to trials that were collected before they were told, for the scheduler to release."""
+        """Weak references to trials that were collected before they were told, for a job to release."""
+        self.jobs: Jobs[Peer] = Jobs(self, allowed=threaded)
+        self._waiters: set[Answer] = set()
+        """Of all callers that wait now."""
         self._pacing = Pacing(linger, store.freshness)
-        self.catalog: LogDriver[Catalog] = catalog_driver(
-            store.catalog(), writer=self.uuid, now_us=now_us, clock=clock, pacing=self._pacing
+        self.catalog: LogDriver[Catalog] = self._employed(
+            catalog_driver(store.catalog(), writer=self.uuid, now_us=now_us, clock=clock, pacing=self._pacing)
         )
         self.logs: dict[str, LogDriver[State]] = {}
         """By the study's uuid."""
         self.spool = SpoolSender(store, now_us=now_us)
-        self.scheduler = Scheduler(self.tick, allowed=threaded)
-        self._snapshots = SnapshotWriter(store, allowed=threaded)
+        self._errands = self.jobs.add(lambda peer: peer.in_background(peer._run_errands))
+        self._beating = self.jobs.add(lambda peer: peer.in_background(peer._beat_if_due))
+        self._snapshots = self.jobs.add(Peer._write_snapshots)
+        self._keeping = self.jobs.add(Peer._keep_ends_if_due)
         self.closed = False
         self.visits = False
         """Whether it writes in the names of others only, as for a ticket: it never introduces itself, nor beats."""
@@ -221,10 +227,15 @@ class Peer:
         with self._lock:
             found = self.logs.get(uuid)
             if found is None:
-                found = self.logs[uuid] = study_driver(
-                    self.store.log(uuid), writer=self.uuid, now_us=self.now_us, clock=self.clock, pacing=self._pacing
-                )
+                log, pacing = self.store.log(uuid), self._pacing
+                found = study_driver(log, writer=self.uuid, now_us=self.now_us, clock=self.clock, pacing=pacing)
+                self.logs[uuid] = self._employed(found)
             return found
+
+    def _employed(self, log: LogDriver[S]) -> LogDriver[S]:
+        """Give this log a job of its own."""
+        log.job = self.jobs.add(lambda peer: peer._tend(log))
+        return log
 
     def drivers(self) -> list[LogDriver[Any]]:
         """Those of all logs, the catalog's included."""
@@ -238,7 +249,7 @@ class Peer:
         (verdict,) = self._answered(catalog, catalog.put(self.uuid, record))
         if catalog.session.snapshot_due and catalog.rate_limited is not None:
             with contextlib.suppress(StoreUnreachable, Denied):  # the next one will do
-                catalog.write_snapshot()
+                self.call(catalog.write_snapshot, within=0.0)
         return verdict
 
     def commit(
@@ -262,7 +273,6 @@ class Peer:
         except StoreUnreachable as error:
             unanswered = StoreUnreachable(f"{str(error).rstrip('.')}. {_QUEUED}")
             unanswered.queued = True
-            self.scheduler.wake()
             raise unanswered from error.__cause__
 
     def start(self, log: LogDriver[State], record: Record, *, within: float = math.inf) -> PendingCommit:
@@ -277,7 +287,7 @@ class Peer:
         try:
             with log.lock:
                 log.session.queue(pending)
-            self._decided(log, pending, min(self.store_wait, within))
+            _ = self.await_commit(log, pending, within=min(self.store_wait, within))
         except BaseException:
             self.abandon(log, pending)
             raise
@@ -306,7 +316,8 @@ class Peer:
         with log.lock:
             if not session.introduced:  # nor has another thread meanwhile
                 session.introduce(self.uuid, record)
-        self.scheduler.start()
+        for job in (log.job, self._errands, self._beating):
+            self.jobs.wake(job)
 
     def show_clock(self, log: LogDriver[State]) -> None:
         """Queue a commit that says nothing but the time: limits are noticed at commits, those by date by two clocks."""
@@ -336,55 +347,104 @@ class Peer:
             InvalidInput: they cannot be written down.
 
         """
-        self.check_process()
-        return self._decided(log, pending, self.patience if within is None else within)
-
-    def _decided(self, log: LogDriver[Any], pending: PendingCommit, within: float) -> tuple[Verdict, ...]:
-        while pending.verdicts is None:
-            self._retry(log, pending, within)
-        self.scheduler.yield_to()
+        self._wait(log, pending, self.patience if within is None else within)
         if pending.error is not None:
             raise pending.error
+        assert pending.verdicts is not None
         return pending.verdicts
 
     def catch_up(self, log: LogDriver[Any], *, within: float | None = None) -> None:
         """Bring the replica up to date; raises StoreUnreachable if not `within` so many seconds, or `patience`."""
-        self.check_process()
-        self._retry(log, None, self.patience if within is None else within)
-
-    def _retry(self, log: LogDriver[Any], pending: PendingCommit | None, within: float) -> None:
-        """Make one exchange, in as many attempts as it takes; none if another thread's decided what is pending."""
-        attempts = None
-        began = self.clock()
-        while log.turn.acquire(pending):
-            try:
-                self._exchange(log)
-                return
-            except StoreUnreachable as error:
-                attempts = attempts or _Attempts(self, began, within)
-                pause = attempts.pause_after(error)
-            finally:
-                log.turn.release()
-            time.sleep(pause)
-
-    def until_answered(self, call: Callable[[], T], *, within: float | None = None) -> T:
-        """Make a call to the store, in as many attempts as fit `within` so many seconds, or `store_wait`."""
-        attempts = _Attempts(self, self.clock(), self.store_wait if within is None else within)
-        while True:
-            try:
-                return call()
-            except StoreUnreachable as error:
-                pause = attempts.pause_after(error)
-            time.sleep(pause)
+        self._wait(log, None, self.patience if within is None else within)
 
     def pull(self, log: LogDriver[Any]) -> None:
         """Bring the replica up to date, and send what is queued on the way. One attempt."""
+        self._wait(log, None, -math.inf)
+
+    def _wait(self, log: LogDriver[Any], pending: PendingCommit | None, within: float) -> None:
+        """Wait until the log has decided about what is pending, or was read anew.
+
+        An exchange that fails is made again, for `within` so many seconds.
+        """
         self.check_process()
-        with log.turn:
-            self._exchange(log)
+        waiting = Waiting(pending, Answer())
+        patience = _Patience(self, within)
+        if not self._alone and not waiting.is_over:
+            try:
+                with log.lock:
+                    log.waiting.append(waiting)
+                if self.jobs.wake(log.job):
+                    patience.wait_for(waiting.answer)
+                    return
+            finally:
+                with log.lock:
+                    log.waiting = [one for one in log.waiting if one is not waiting]
+        while not waiting.is_over:
+            try:
+                with log.turn:
+                    if not waiting.is_over:
+                        self._exchange(log)
+            except StoreUnreachable as error:
+                patience.sleep_after(error)
+            else:
+                if pending is None:
+                    return
+
+    def call(self, do: Callable[[], T], *, within: float | None = None, brief: bool = False) -> T:
+        """Make a call to the store, in as many attempts as fit `within` so many seconds, or `store_wait`.
+
+        In a hurry one that should be `brief` is given up like an exchange, and an upload is not.
+        """
+        patience = _Patience(self, self.store_wait if within is None else within, brief=brief)
+        found: list[T] = []
+        answer, backoff = Answer(), Backoff(_FIRST_PAUSE, _LONGEST_PAUSE, uniform=self.jitter.uniform)
+
+        def attempt(_: Peer) -> float:
+            try:
+                found.append(do())
+            except BaseException as error:  # noqa: BLE001  # it is the caller's
+                answer.give(error)
+                return backoff.pause() if isinstance(error, StoreUnreachable) else math.inf
+            answer.give()
+            return math.inf
+
+        job = self.jobs.add(attempt)
+        try:
+            if not self._alone and self.jobs.wake(job):
+                patience.wait_for(answer)
+                return found[0]
+        finally:
+            self.jobs.remove(job)
+        while True:
+            try:
+                return do()
+            except StoreUnreachable as error:
+                patience.sleep_after(error)
+
+    @property
+    def _alone(self) -> bool:
+        """Whether callers do everything in their own thread: the store answers at once, or there are no threads."""
+        return self.store.immediate or not self.jobs.allowed
+
+    def _serve(self, log: LogDriver[Any]) -> None:
+        """Exchange for the callers that wait, and tell each of them what came of it."""
+        waiting = log.waiting
+        try:
+            if not all(one.is_over for one in waiting):
+                with log.turn:
+                    self._exchange(log)
+        except Exception as error:
+            for one in waiting:
+                one.answer.give(error)
+            raise
+        over = [one for one in waiting if one.pending is None or one.is_over]
+        with log.lock:
+            log.waiting = [one for one in log.waiting if one not in over]
+        for one in over:
+            one.answer.give()
 
     def _exchange(self, log: LogDriver[Any]) -> None:
-        """One exchange, in turn."""
+        """One exchange. The caller has the turn."""
         session = log.session
         if session.writer != self.uuid:
             session = self._renewed(log)
@@ -394,6 +454,7 @@ class Peer:
             beat = self._new_beat(self.uuid)
         elif introduced and self._beaten_at < 0.0:
             self._beat_at_first(began)
+        log.exchanging_since = began
         try:
             log.exchange_in_turn(began, beat)
         except StoreUnreachable:
@@ -402,6 +463,8 @@ class Peer:
         except StoreCorrupt:  # damaged, or of two histories: a rescue may need what this process knows
             self._keep_history(log)
             raise
+        finally:
+            log.exchanging_since = math.inf
         self._away_since = math.inf
         self._author = session.author
         if session.duplicated:
@@ -409,19 +472,17 @@ class Peer:
             return
         if session.spooled and not session.has_pending:
             self.spool.arrived(session)
-        if introduced:
-            ttl = session.state.policy.ttl
-            if beat is not None and not self.adopted:  # theirs do not ride along
-                self._next_beat = began + ttl / BEATS_PER_TTL
-            due = session.snapshot_due and self.store.snapshots
-            self.scheduler.wake(after=0.0 if due else ttl / 8)  # it may sleep since before there was a lease to keep
+        if beat is not None and not self.adopted:  # theirs do not ride along
+            self._next_beat = began + session.state.policy.ttl / BEATS_PER_TTL
+        if session.snapshot_due and self.store.snapshots and introduced:
+            self.jobs.wake(self._snapshots)
 
     def _note_absence(self, began: float, *, introduced: bool) -> None:
         """The store does not answer: what is told in a while goes to the spool, whatever the callers wait for."""
         if self._away_since == math.inf:
             self._away_since = began
             if introduced:
-                self.scheduler.wake(after=self.patience)
+                self.jobs.wake(self._keeping, after=max(0.0, self.patience))
 
     def _beat_at_first(self, began: float) -> None:
         """Beat before the first trial, so that its lease is trusted from the start."""
@@ -453,11 +514,9 @@ class Peer:
         now = self.clock()
         session.read_at = now
         stale = now - session.exchanged_at > 2 * freshness and now >= self.retry_at
-        self.scheduler.start()
-        if not session.joined or (stale and not (self.away and self.scheduler.allowed)):
+        if not session.joined or (stale and not (self.away and self.jobs.allowed)):
             self._pull_if_possible(log)
-        elif stale:
-            self.scheduler.wake(after=freshness)
+        self.jobs.wake(log.job, after=freshness)
 
     def send_if_possible(self, log: LogDriver[Any], number: int) -> None:
         """Apply what is new, and send what is queued until all that was said of this trial is in the store.
@@ -519,7 +578,7 @@ class Peer:
 
     def note_draft(self, log: LogDriver[State]) -> None:
         """Something was drafted: it leaves with the next exchange, or by itself after the flush interval."""
-        self.scheduler.wake(after=log.session.note_draft(self.clock()))
+        self.jobs.wake(log.job, after=log.session.note_draft(self.clock()))
 
     def hurry(self, log: LogDriver[State], *, within: float) -> None:
         """See that what was drafted leaves within so many seconds, if somebody else works on the study.
@@ -532,7 +591,7 @@ class Peer:
             owner = trials[number].owner
             if owner != uuid and owner not in acts_for:
                 session.urgent_at = min(session.urgent_at, self.clock() + within)
-                self.scheduler.wake(after=within)
+                self.jobs.wake(log.job, after=within)
                 break
 
     def _new_beat(self, owner: str) -> Beat:
@@ -548,36 +607,54 @@ class Peer:
     # --- what is done in the background ---
 
     def tick(self) -> float:
-        """Do what is due; return the seconds after which something is again."""
+        """Do what is due, in this thread; return the seconds after which something is again."""
         self.check_process()
+        return self.jobs.run_all(self)
+
+    def in_background(self, duty: Callable[[float], float]) -> float:
+        """Do what no caller waits for, unless the store was just found to be away; the seconds until it is due again.
+
+        A peer that is back before the others have waited a ttl keeps its leases.
+        """
         now = self.clock()
         if now < self.retry_at:
-            return min(self.retry_at - now, self._keep_ends_if_due(now))
-        if self._has_given_up():
-            return min(_LONGEST_PAUSE, self._keep_ends_if_due(now))
+            return self.retry_at - now
         try:
-            self.release_forgotten()
-            self.spool.send_others(self.logs, self.studies(), now, writer=self.uuid)
-            duties = [self._beat_if_due, self._tend_all, self._hand_over, self._end_deleted]
-            if self.store.piggybacks_heartbeats:
-                duties.reverse()  # an exchange that is due makes the beat needless
-            wait = min([duty(now) for duty in duties])
+            pause = duty(now)
         except StoreUnreachable as error:
-            # a peer that is back before the others have waited a ttl keeps its leases
             self._backoff.longest = min([_LONGEST_SILENCE, *(state.policy.ttl / 4 for state in self._active())])
             pause = self._backoff.pause()
             self.retry_at = self.clock() + pause
             _log.debug("store unreachable, again in %.1f s: %s", pause, error)
-            return min(pause, self._keep_ends_if_due(now))
-        self._backoff.reset()
-        return wait
+        else:
+            self._backoff.reset()
+        return pause
 
-    def _keep_ends_if_due(self, now: float) -> float:
-        """Spool the ends of trials if the store has been away for longer than `patience`; the seconds until then."""
-        left = self._away_since + self.patience - now
+    def _run_errands(self, now: float) -> float:
+        """Release forgotten trials, send what others left in the spool, answer a rescue, end what was deleted."""
+        self.release_forgotten()
+        self.spool.send_others(self.logs, self.studies(), now, writer=self.uuid)
+        again = self._handover.look_if_due(dict(self.logs), now, writer=self.uuid), self._end_deleted(now)
+        return min([*again, *(state.policy.ttl / 8 for state in self._active())])
+
+    def _keep_ends_if_due(self) -> float:
+        """Spool the ends of trials while the store has been away for longer than `patience`."""
+        left = self._away_since + self.patience - self.clock()
         if left > 0.0:
             return left
         self.spool.keep_ends(self.logs)
+        return _LONGEST_PAUSE
+
+    def _write_snapshots(self) -> float:
+        """Write those that are due: a large one takes seconds, and no beat waits for it."""
+        for log in self.logs.copy().values():
+            if log.session.snapshot_due and self.store.snapshots:
+                try:
+                    log.write_snapshot()
+                    with translated():
+                        self.store.sweep_beats()
+                except HopaasError as error:  # the next one will do
+                    _log.debug("no snapshot was written: %s", error)
         return math.inf
 
     def _active(self) -> list[State]:
@@ -591,14 +668,12 @@ class Peer:
         ttls = [state.policy.ttl for state in active if state.define is not None]
         if not ttls:
             return _UNTIL_JOINED if active else IDLE
-        if now >= self._next_beat:
+        rides = self.store.piggybacks_heartbeats and not self.adopted  # then it mostly goes with an exchange
+        if now >= self._next_beat + (min(ttls) / 8 if rides else 0.0):
             self._beat((self.uuid, *self.adopted))
             self._next_beat = now + min(ttls) / BEATS_PER_TTL
             self._beaten_at = now
         return min(ttls) / 8
-
-    def _hand_over(self, now: float) -> float:
-        return self._handover.look_if_due(dict(self.logs), now, writer=self.uuid)
 
     def _end_deleted(self, now: float) -> float:
         """Now and then, end the studies that are worked on here and listed no more; the seconds until the next look.
@@ -626,24 +701,39 @@ class Peer:
     def _read_list(self) -> None:
         """Bring the list of studies up to date, and send what a call asked of it that was not answered."""
         try:
-            self.pull(self.catalog)
+            with self.catalog.turn:
+                self._exchange(self.catalog)
         except StoreUnreachable:
             raise
         except HopaasError as error:
             _log.warning("%s", error)
 
-    def _tend_all(self, now: float) -> float:
-        if self.catalog.session.has_pending:
-            self._read_list()
-        return min([IDLE, *(self._tend_apart(log, now) for log in list(self.logs.values()))])
+    def _tend(self, log: LogDriver[Any]) -> float:
+        """The job of a log: exchange for those who wait, then do what is due; the seconds until something is again."""
+        if log.waiting:
+            try:
+                self._serve(log)
+            except StoreUnreachable:
+                return log.backoff.pause()
+            except HopaasError:  # the callers were told
+                with log.lock:
+                    log.waiting = []
+            log.backoff.reset()
+            if log.waiting:
+                return 0.0
+        return self.in_background(lambda now: self._tend_apart(log, now))
 
-    def _tend_apart(self, log: LogDriver[State], now: float) -> float:
+    def _tend_apart(self, log: LogDriver[Any], now: float) -> float:
         """Tend one study without letting its errors affect the others; the seconds until it needs something again."""
         session = log.session
+        if log is self.catalog:
+            if session.has_pending:
+                self._read_list()
+            return IDLE
         if session.deleted or now < session.suspended_until:
             return _SUSPENDED
         try:
-            return self._tend(log, now)
+            return self._do_what_is_due(log, now)
         except StoreUnreachable:
             raise
         except StudyDeleted as error:
@@ -654,21 +744,19 @@ class Peer:
             _log.warning("%s", error)
         return _SUSPENDED
 
-    def _tend(self, log: LogDriver[State], now: float) -> float:
-        """What one study needs now; the seconds until it needs something again."""
+    def _do_what_is_due(self, log: LogDriver[Any], now: float) -> float:
         session = log.session
         if log.rate_limited is not None:
             session.suggested_interval = log.rate_limited.flush_interval
         with log.lock:
             ready = session.ready(now)
         if ready.exchange or (ready.if_changed and log.changed() is not False):
-            self.pull(log)
+            with log.turn:
+                self._exchange(log)
             with log.lock:
                 ready = log.session.ready(now)
         if session.introduced and now >= session.owners.next_look:
             self._look_after_others(log, now)
-        if session.snapshot_due and self.store.snapshots:
-            self._snapshots.write(log)
         with log.lock:
             more = session.pack_finished()
         return _MORE_TO_PACK if more else ready.look_again_at - now
@@ -686,11 +774,13 @@ class Peer:
             due = log.session.owners.look(log.state, beats, watched, spare=spare, now=now, heard=heard)
         if not due:
             return
-        self.pull(log)  # another peer may have been quicker, or the owner has finished
-        running, trials = log.state.running, log.state.trials
-        still = [record for record in due if record.number in running and trials[record.number].epoch == record.epoch]
-        if still:
-            _ = self.await_commit(log, self.put(log, *still))  # what is refused, another peer has done
+        with log.turn:
+            self._exchange(log)  # another peer may have been quicker, or the owner has finished
+            running, trials = log.state.running, log.state.trials
+            still = [one for one in due if one.number in running and trials[one.number].epoch == one.epoch]
+            pending = self.put(log, *still) if still else None
+            while pending is not None and not pending.decided:  # what is refused, another peer has done
+                self._exchange(log)
 
     # --- the end, and what cannot be sent ---
 
@@ -734,12 +824,12 @@ class Peer:
             return {listing.uuid for listing in self.catalog.state.by_id.values()}
 
     def close(self) -> None:
-        """Send what is queued, as far as the store can be reached, end the thread, let go of the store."""
+        """Send what is queued, as far as the store can be reached, end the threads, let go of the store."""
         if not self.closed:
             self.closed = True
             self.say_farewell()
-            self.scheduler.stop(within=_SHUTDOWN_TIMEOUT)
-            self._snapshots.stop(within=_SHUTDOWN_TIMEOUT)
+            self.jobs.stop(within=_SHUTDOWN_TIMEOUT if self.silent_since == math.inf else 0.0)
+            self._nudge()
             self._remove_beat()
             self.store.close()
 
@@ -765,12 +855,11 @@ class Peer:
             if log.session.broken is not None:
                 self.spool.keep_history(uuid, log)
         try:
-            if self._has_given_up():
-                raise StoreUnreachable("the store did not answer.")
-            with self.in_a_hurry():
+            with self.in_a_hurry(since=-math.inf):
                 self._send_and_confirm()
-                if any(log.session.introduced for log in self.logs.values()):  # it may have lived too short for a tick
-                    self.spool.send_others(self.logs, self.studies(), self.clock(), writer=self.uuid)
+                if any(log.session.introduced for log in self.logs.values()):  # it may have lived too short for a job
+                    others = functools.partial(self.spool.send_others, self.logs, self.studies(), self.clock())
+                    self.call(lambda: others(writer=self.uuid), within=0.0, brief=True)
         except Exception as error:  # noqa: BLE001  # as where no thread can be started any more: what was told is kept
             unsent = any(log.session.has_pending for log in self.logs.values())
             what = "some records could not be sent before the end" if unsent else "before the end"
@@ -797,8 +886,7 @@ class Peer:
         for uuid, log in list(self.logs.items()):
             if log.session.acknowledged:
                 try:
-                    with log.turn:
-                        log.log.confirm()
+                    self.call(log.confirm, within=0.0, brief=True)
                 except BrokenChain as error:
                     log.session.broken = error
                     self.spool.keep_history(uuid, log)
@@ -809,54 +897,38 @@ class Peer:
             raise troubles[0]
 
     @contextlib.contextmanager
-    def in_a_hurry(self) -> Iterator[None]:
-        """In this block calls do not wait long for a store that does not answer."""
-        before = self._urgency
-        self.hurry_from_now_on()
+    def in_a_hurry(self, *, since: float | None = None) -> Iterator[None]:
+        """In this block a call gives a store up that has been silent for five seconds, counted from now, or `since`."""
+        before = self._hurried_at
+        self._hurried_at = min(before, self.clock() if since is None else since)
         try:
             yield
         finally:
-            self._urgency = before
-
-    @contextlib.contextmanager
-    def hurried_by_signals(self) -> Iterator[None]:
-        """In this block the same holds from the moment at which SIGTERM or Ctrl-C comes, also for a call that waits.
-
-        After Ctrl-C, which need not end a program, calls after the block wait as before. In the main thread only.
-        """
-        before = self._urgency
-        ending: list[None] = []
-
-        def terminate() -> None:
-            ending.append(None)
-            self.hurry_from_now_on()
-
-        try:
-            with (
-                noticed_at_once([signal.SIGINT], self.hurry_from_now_on),
-                noticed_at_once([signal.SIGTERM], terminate),
-            ):
-                yield
-        finally:
-            if not ending:
-                self._urgency = before
-
-    @property
-    def _urgency(self) -> tuple[float, bool]:
-        return self.give_up_at, self.store.hurried
-
-    @_urgency.setter
-    def _urgency(self, urgency: tuple[float, bool]) -> None:
-        self.give_up_at, self.store.hurried = urgency
+            self._hurried_at = before
 
     def hurry_from_now_on(self) -> None:
-        """Wait no longer for a store that does not answer: the program is about to end. A signal handler may call."""
-        self.give_up_at = min(self.give_up_at, self.clock() + _SHUTDOWN_TIMEOUT)
-        self.store.hurried = True
+        """Let the same hold from now on: the program is about to end. A signal handler may call."""
+        self._hurried_at = min(self._hurried_at, self.clock())
+        self._nudge()
 
-    def _has_given_up(self) -> bool:
-        """Whether the program is about to end, and the store did not answer in the time that was left for it."""
-        return self.away and self.clock() >= self.give_up_at
+    def _nudge(self) -> None:
+        """Let all callers look whether they go on waiting."""
+        for answer in self._waiters.copy():
+            answer.nudge()
+
+    @property
+    def hurried(self) -> bool:
+        """Whether the program is about to end, and calls give a silent store up soon."""
+        return self._hurried_at < math.inf
+
+    @property
+    def silent_since(self) -> float:
+        """When the attempt began that the store has not answered yet, or the first that failed; infinite: none."""
+        return min([self._away_since, *(log.exchanging_since for log in self.drivers())])
+
+    def has_given_up(self, *, silent_since: float) -> bool:
+        """Whether a call in a hurry leaves a store that has been silent since then."""
+        return self.clock() >= max(self._hurried_at, silent_since) + _SHUTDOWN_TIMEOUT
 
     @property
     def away(self) -> bool:
@@ -877,11 +949,12 @@ class Peer:
         successor = self.identity.successor()
         again = {name: getattr(self, name) for name in _KEPT}
         self.__init__(  # type: ignore[misc]
-            self.store, **again, uuid=successor.uuid, acts_for=successor.acts_for, threaded=self.scheduler.allowed
+            self.store, **again, uuid=successor.uuid, acts_for=successor.acts_for, threaded=self.jobs.allowed
         )
         for driver in drivers:
             session = LogSession.for_child(driver.session, self.uuid)
             driver.__init__(driver.log, session, self.clock)  # type: ignore[misc]
+            self._employed(driver)
         self.catalog, self.logs, self.users = drivers[0], logs, users
 
     def _become_another(self, session: LogSession[Any]) -> None:
@@ -908,23 +981,45 @@ def introduction(about: dict[str, str]) -> PeerJoin:
     return PeerJoin({key: readable(text) for key, text in about.items()})
 
 
-class _Attempts:
-    """How long a call that began at `began` goes on trying a store that does not answer."""
+class _Patience:
+    """How long a call goes on trying a store that does not answer."""
 
-    def __init__(self, peer: Peer, began: float, within: float) -> None:
-        self._peer, self._began, self._within = peer, began, within
+    def __init__(self, peer: Peer, within: float, *, brief: bool = False) -> None:
+        self._peer, self._began, self._within, self._brief = peer, peer.clock(), within, brief
         self._warned = -math.inf
         self._backoff = Backoff(_FIRST_PAUSE, _LONGEST_PAUSE, uniform=peer.jitter.uniform)
 
-    def pause_after(self, error: StoreUnreachable) -> float:
-        """Seconds until the next attempt; raises the error when the time is up. Warns now and then."""
-        now = self._peer.clock()
-        waited = now - self._began
-        if waited >= self._within or now >= self._peer.give_up_at or self._peer.closed:
-            raise error
-        if waited >= _WARN_AFTER and waited - self._warned >= _WARN_EVERY:
+    def sleep_after(self, error: StoreUnreachable) -> None:
+        """Pause before the next attempt; raises the error when the time is up."""
+        self._check(error)
+        time.sleep(self._backoff.pause())
+
+    def wait_for(self, answer: Answer) -> None:
+        """Return when it is given; raises its error, or that of the last attempt when the time is up."""
+        peer, error = self._peer, None
+        peer._waiters.add(answer)
+        try:
+            while True:
+                given, failed = answer.wait(_LOOK if peer.hurried else _WARN_AFTER)
+                if given and failed is None:
+                    return
+                if failed is not None and not isinstance(failed, StoreUnreachable):
+                    raise failed
+                error = failed or error
+                self._check(error)
+        finally:
+            peer._waiters.discard(answer)
+
+    def _check(self, error: StoreUnreachable | None) -> None:
+        """Raise if the time is up; warn now and then."""
+        peer, began = self._peer, self._began
+        waited = peer.clock() - began
+        over = error is not None and (waited >= self._within or peer.closed or peer.has_given_up(silent_since=began))
+        silent_since = min(peer.silent_since, began if self._brief else math.inf)
+        if over or peer.has_given_up(silent_since=silent_since) or (peer.closed and not peer.jobs.allowed):
+            raise error or StoreUnreachable("the store does not answer.")
+        if error is not None and waited >= _WARN_AFTER and waited - self._warned >= _WARN_EVERY:
             self._warned = waited
             limit = "until it answers; Ctrl-C stops waiting, and nothing is lost"
             limit = f"for {self._within:.0f} s in all" if self._within < math.inf else limit
             _log.warning("still trying, %s: %s", limit, error)
-        return self._backoff.pause()

@@ -150,7 +150,7 @@ def carry(
             beat = Beat(ticket.owner, beat_value(peer.uuid, 1, peer.now_us()))
             # an end is sent all the same: beside a bridge that is down it waits for the next one
             with suppress(*(() if end is None else (StoreUnreachable,))):
-                peer.until_answered(lambda: peer.store.beat(beat), within=patience if end is None else 0.0)
+                peer.call(lambda: peer.store.beat(beat), within=patience if end is None else 0.0)
         except (StoreUnreachable, Denied, ConfigurationError) as error:
             if end is None:
                 raise

@@ -37,7 +37,6 @@ from hopaas_p2p.ports.verbs import PRUNE, TrialVerbs
 from hopaas_p2p.runtime import credentials
 from hopaas_p2p.runtime.arguments import shortened
 from hopaas_p2p.runtime.atomic import open_regular
-from hopaas_p2p.runtime.interrupts import noticed_at_once
 from hopaas_p2p.runtime.ownership import own_folder
 from hopaas_p2p.spec.space import spec
 from hopaas_p2p.study.trial import as_values
@@ -164,12 +163,12 @@ class Worker:
 
         def note(number: int, _frame: FrameType | None) -> None:
             self._received.append(number)
+            self.study.storage.peer.hurry_from_now_on()
 
         numbers = {*self._signals, signal.SIGINT}
         before = {number: signal.signal(number, note) for number in numbers}
         try:
-            with noticed_at_once(numbers, self.study.storage.peer.hurry_from_now_on):
-                return self._work()
+            return self._work()
         except StoreUnreachable as error:
             self._say(f"{error} Run this job again later.")
             return AGAIN

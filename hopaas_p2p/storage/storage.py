@@ -731,7 +731,7 @@ class Storage(BaseStorage):
     def _destroy(self, uuid: str) -> None:
         log = self.peer.log(uuid)
         del self.peer.logs[uuid]
-        self.peer.until_answered(log.destroy, within=self.peer.patience)
+        self.peer.call(log.destroy, within=self.peer.patience)
 
     def _frozen_study(self, listing: Listing) -> internals.FrozenStudy | None:
         try:

@@ -297,8 +297,8 @@ class Store(ABC):
     """Whether a beat inside `exchange` costs nothing extra."""
     snapshots: bool = True
     """Whether a snapshot helps a joining peer: not where the log itself is as near."""
-    hurried: bool = False
-    """Set by a program that is about to end: then no call waits long for a server that is silent."""
+    immediate: bool = False
+    """Whether it is in this process: callers then exchange in their own thread."""
 
     @abstractmethod
     def catalog(self) -> Log:

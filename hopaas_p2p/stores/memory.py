@@ -113,6 +113,7 @@ class MemoryStore(Store):
 
     freshness = 0.0
     snapshots = False
+    immediate = True
 
     def __init__(self, name: str = "") -> None:
         self.url = f"memory://{name}"

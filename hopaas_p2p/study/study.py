@@ -729,7 +729,6 @@ class Study:
         pid = os.getpid()
         with (
             sigterm_raises(),
-            self.storage.peer.hurried_by_signals(),
             ProgressLog(self.name, self._handle, quiet=self.quiet) as progress,
             StopListener(self.optuna) as heard,
         ):
@@ -753,9 +752,9 @@ class Study:
                         for callback in callbacks:
                             callback(self.storage.get_trial(trial.id))
             except interruptions() as error:
-                if trial is not None and os.getpid() == pid:
-                    self._give_back(trial.id, error)
                 with self.storage.peer.in_a_hurry():
+                    if trial is not None and os.getpid() == pid:
+                        self._give_back(trial.id, error)
                     self._settle()
                 raise
             finally:

@@ -222,7 +222,7 @@ class Trial(optuna.trial.Trial):
                 self._resume = None
                 return None
             artifacts, uuid, directory = artifacts_of(self.storage.peer.store), self.handle.uuid, self._new_directory()
-            self._resume = self.storage.peer.until_answered(lambda: checkpoints.load(artifacts, uuid, found, directory))
+            self._resume = self.storage.peer.call(lambda: checkpoints.load(artifacts, uuid, found, directory))
             step = FROM_START if self._resume is None else self._resume[0]
             set_cached_trial(self, self.handle.resumed_from(self.number, step))
         return self._resume

@@ -310,7 +310,7 @@ def test_a_child_that_met_an_outage_has_sent_everything_when_its_next_report_ret
 ) -> None:
     trial = study.ask()
     lent = pickle.loads(pickle.dumps(trial))  # as a process pool does; here it stays in this process
-    lent.storage.peer.scheduler.stop(within=10.0)
+    lent.storage.peer.jobs.stop(within=10.0)
     lent.report(0.0, 0)
     with store_away():
         lent.report(1.0, 1)
@@ -376,7 +376,7 @@ def test_a_late_result_has_what_was_reported_when_the_outage_began(studies: Call
     trial = study.ask()
     study.storage.flush()
     for one in (study, other):
-        one.storage.peer.scheduler.stop(within=10.0)  # neither sends it, nor what is in the spool, by itself
+        one.storage.peer.jobs.stop(within=10.0)  # neither sends it, nor what is in the spool, by itself
     with store_away():
         trial.suggest_float("y", 0.0, 1.0)
         trial.report(0.1, 1)
@@ -895,7 +895,7 @@ def test_a_retrys_late_result_comes_without_reports_that_it_did_not_resume(studi
 
 def give_back(study: Study) -> None:
     """What the scheduler does, a moment sooner or later."""
-    study.storage.peer.scheduler.stop(within=10.0)
+    study.storage.peer.jobs.stop(within=10.0)
     gc.collect()
     study.storage.peer.tick()
 
@@ -927,7 +927,7 @@ def test_a_trial_of_optunas_own_ask_is_given_back_too(studies: Callable[..., Stu
 def test_an_ask_finds_the_place_of_a_trial_that_was_collected_a_moment_ago(studies: Callable[..., Study]) -> None:
     study = studies(budget=1)
     trial = study.ask()
-    study.storage.peer.scheduler.stop(within=10.0)
+    study.storage.peer.jobs.stop(within=10.0)
     del trial
     gc.collect()
     again = study.ask()
@@ -1231,7 +1231,7 @@ def test_a_trial_that_was_reclaimed_before_its_start_was_heard_of_is_not_run(
 ) -> None:
     study, other = studies(), studies()
     for one in (study, other):
-        one.storage.peer.scheduler.stop(within=10.0)
+        one.storage.peer.jobs.stop(within=10.0)
     log = study.storage.handle(study.study_id).log.log
     real, answers = WriteOnceLog.exchange, [False]
 

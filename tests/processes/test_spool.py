@@ -70,7 +70,7 @@ def test_a_peer_sends_it_however_short_it_lives(tmp_path: Path) -> None:
     leave_in_spool(f"{tmp_path}/store")
     (tmp_path / "mounted-here").symlink_to(tmp_path / "store")
     with contextlib.closing(hopaas_p2p.open_study(f"{tmp_path}/mounted-here", "s", space=SPACE)) as study:
-        study.storage.peer.scheduler.stop(within=10.0)  # it never comes to anything
+        study.storage.peer.jobs.stop(within=10.0)  # it never comes to anything
         study.tell(study.ask(), 0.5)
     assert not list(spool.waiting())
     assert values(f"{tmp_path}/store") == [0.25, 0.5]
@@ -196,7 +196,7 @@ def test_a_password_in_the_url_is_no_obstacle(place: Place) -> None:
     trial = study.ask()
     study.storage.flush()
     peer = study.storage.peer
-    peer.scheduler.stop(within=10.0)
+    peer.jobs.stop(within=10.0)
     with pytest.MonkeyPatch.context() as patch:
 
         def refuse(*_: object, **__: object) -> None:
@@ -222,7 +222,7 @@ def tell_twice(tmp_path: Path) -> tuple[hopaas_p2p.Study, hopaas_p2p.Study]:
         first.tell(trial, 0.25)
         second.tell(trial.number, 0.75)
         for one in (first, second):
-            one.storage.peer.scheduler.stop(within=10.0)
+            one.storage.peer.jobs.stop(within=10.0)
     assert len(list(spool.waiting())) == 2
     return first, second
 

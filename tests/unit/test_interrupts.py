@@ -115,7 +115,7 @@ def two_peers(store: Path) -> tuple[Study, Study]:
     study, other = [
         hopaas_p2p.open_study(store, "s", space={"x": hopaas_p2p.Float(0, 1)}, patience=0.0) for _ in range(2)
     ]
-    study.storage.peer.scheduler.allowed = False
+    study.storage.peer.jobs.allowed = False
     return study, other
 
 

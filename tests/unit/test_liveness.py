@@ -98,7 +98,7 @@ def test_a_study_whose_peer_died_is_idle_and_the_peer_is_silent(store: str, caps
     [alive] = _listed(capsys, "peers", "list", "--store", store, "--study", "s")
     assert (alive["state"], alive["last_seen"] < 60) == ("alive", True)
 
-    peer.scheduler.stop(within=5.0)  # its own beats
+    peer.jobs.stop(within=5.0)  # its own beats
     peer.store.beat(Beat(peer.uuid, beat_value(peer.uuid, 10**6, int((time.time() - 1000) * 1e6))))
     [silent] = _listed(capsys, "peers", "list", "--store", store, "--study", "s")
     shown = _listed(capsys, "study", "show", "s", "--store", store)
@@ -121,7 +121,7 @@ def test_a_peer_without_a_trial_is_idle_while_it_lives_and_then_has_left_or_is_g
         study.tell(study.ask(), 1.0)
     studies["left"].close()
     gone = studies["gone"].storage.peer
-    gone.scheduler.stop(within=5.0)  # its own beats
+    gone.jobs.stop(within=5.0)  # its own beats
     gone.store.beat(Beat(gone.uuid, beat_value(gone.uuid, 10**6, int((time.time() - 1000) * 1e6))))
 
     listed = _listed(capsys, "peers", "list", "--all", "--store", store, "--study", "s")

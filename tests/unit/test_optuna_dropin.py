@@ -268,7 +268,7 @@ def test_of_two_kinds_of_a_parameter_at_once_the_later_one_costs_its_trial_that_
 ) -> None:
     storages = [hopaas_p2p.open_storage(str(tmp_path), linger=3600.0) for _ in range(2)]
     for storage in storages:
-        storage.peer.scheduler.allowed = False  # nothing leaves before it is told
+        storage.peer.jobs.allowed = False  # nothing leaves before it is told
     optuna.create_study(study_name="s", storage=storages[0])
     first, second = (optuna.load_study(study_name="s", storage=storage) for storage in storages)
     mine, theirs = first.ask(), second.ask()

@@ -171,7 +171,7 @@ def test_a_peer_stops_work_on_a_study_whose_deletion_was_cut_short(
     real, held = MemoryLog.destroy, []
 
     def destroy_it(log: MemoryLog) -> None:
-        held.append(first.turn._taken._is_owned())
+        held.append(first.turn.locked())
         (real if may_end_it else refused)(log)
 
     monkeypatch.setattr(MemoryLog, "destroy", destroy_it)
@@ -553,8 +553,7 @@ def test_no_beat_waits_for_a_snapshot() -> None:
     peer.introduce(log)
     peer.commit(log, TrialCreate())
     log.session.snapshot_due = True
-    peer.scheduler.start()
-    peer.scheduler.wake()
+    peer.jobs.wake(log.job)
     until(store.writing.is_set)
     before = store.beats([peer.uuid])
     until(lambda: store.beats([peer.uuid]) != before)

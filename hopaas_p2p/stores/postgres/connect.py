@@ -36,7 +36,6 @@ _TUNNEL_OPTIONS: Final = frozenset({"host", "connect_timeout", "application_name
 _SCHEMES: Final = frozenset({"postgresql", "postgresql+psycopg2", "postgresql+https"})
 _PORT: Final = 5432
 _CONNECT_TIMEOUT: Final = "10"  # seconds
-_HURRIED_CONNECT_TIMEOUT: Final = "4"
 _REFUSED_FOR: Final = 60.0  # seconds before a refused secret is tried again, unless it has changed
 
 _NOTHING_IN_CLEAR: Final = "!password,!md5"  # what libpq brings: PGPASSFILE, Kerberos, a certificate
@@ -194,8 +193,6 @@ class ConnectionProvider:
         """Of the connection that was used last."""
         self._lock = threading.Lock()
         self._refusal: tuple[HopaasError, tuple[str | None, Secret | None], float] | None = None
-        self.hurried = False
-        """Whether the program is about to end: a server that does not answer is then given up sooner."""
 
     def engine(self) -> Engine:
         """The engine.
@@ -242,8 +239,6 @@ class ConnectionProvider:
                 parameters["user"] = user
             if secret is not None:
                 parameters["password"] = secret.reveal()
-            if self.hurried and "connect_timeout" not in self.address.sqlalchemy_url.query:
-                parameters["connect_timeout"] = _HURRIED_CONNECT_TIMEOUT
             if psycopg2.__libpq_version__ >= _REQUIRE_AUTH:
                 certified = secret is None or "sslcert" in self.address.sqlalchemy_url.query
                 parameters.setdefault("require_auth", _NOTHING_IN_CLEAR if certified else _SCRAM)
@@ -258,7 +253,7 @@ class ConnectionProvider:
 
         @event.listens_for(engine, "connect")
         def watch(connection: Any, record: Any) -> None:
-            record.info["watched"] = WatchedSocket(connection.fileno(), lambda: self.hurried)
+            record.info["watched"] = WatchedSocket(connection.fileno())
 
         @event.listens_for(engine, "checkout")
         def begin(_connection: object, record: Any, _proxy: object) -> None:

@@ -17,7 +17,7 @@ from hopaas_p2p.errors import (
     StoreUnreachable,
     StudyDeleted,
 )
-from hopaas_p2p.stores.postgres.watchdog import HURRIED_LIMIT, IDLE_LIMIT
+from hopaas_p2p.stores.postgres.watchdog import IDLE_LIMIT
 from hopaas_p2p.tunnel import ASK_FOR_ANOTHER
 
 SCHEMA_VERSION: Final = 7
@@ -145,11 +145,10 @@ def failure(code: str | None, text: str) -> HopaasError:
     return kind(f"{reason} ({line})" if reason else f"{line}. Nothing acknowledged is lost.")
 
 
-def idle_too_long(*, hurried: bool) -> StoreUnreachable:
+def idle_too_long() -> StoreUnreachable:
     """The error for a connection that was given up because no byte moved."""
-    limit = HURRIED_LIMIT if hurried else IDLE_LIMIT
     return StoreUnreachable(
-        f"the server, or the network to it, hangs: no byte came for {limit:.0f} s. Nothing acknowledged is lost."
+        f"the server, or the network to it, hangs: no byte came for {IDLE_LIMIT:.0f} s. Nothing acknowledged is lost."
     )
 
 

@@ -289,7 +289,7 @@ class PostgresStore(Store):
                 self._connections.remember_refusal(refused)
             return refused
         if self._connections.gave_up:
-            return idle_too_long(hurried=self._connections.hurried)
+            return idle_too_long()
         if code in ("ZH503", READ_ONLY):
             return self._read_only()
         if code in NO_SCHEMA:
@@ -318,14 +318,6 @@ class PostgresStore(Store):
 
     def artifacts(self) -> PostgresArtifacts:
         return PostgresArtifacts(self)
-
-    @property
-    def hurried(self) -> bool:
-        return self._connections.hurried
-
-    @hurried.setter
-    def hurried(self, hurried: bool) -> None:
-        self._connections.hurried = hurried
 
     def after_fork(self) -> None:
         self._connections.forget()
@@ -388,8 +380,6 @@ class PostgresArtifacts(Artifacts):
             try:
                 return self._store.call(name, **parameters)
             except StoreUnreachable:
-                if self._store.hurried:
-                    raise
                 time.sleep(backoff.pause())
         return self._store.call(name, **parameters)
 

@@ -19,7 +19,6 @@ import struct
 import threading
 import time
 import weakref
-from collections.abc import Callable
 from typing import Final
 
 from hopaas_p2p.runtime import process
@@ -27,12 +26,9 @@ from hopaas_p2p.tunnel import client as tunnel
 
 IDLE_LIMIT: Final = 30.0
 """Seconds without a byte either way after which a connection is given up. A lock is waited for half as long."""
-HURRIED_LIMIT: Final = 9.0
-"""The same for a program that is about to end: a batch system often waits for 30 s before it kills a job."""
 
 _LOOKS: Final = 10  # counted in looks, not by a clock: a suspended process does not look
 _BLIND_LOOKS: Final = 100
-_HURRIED_LOOKS: Final = 3
 _MOVED: Final = struct.Struct("=QQ")  # tcpi_bytes_acked and tcpi_bytes_received
 _MOVED_AT: Final = 120  # their place in struct tcp_info, since Linux 4.2
 
@@ -40,8 +36,7 @@ _MOVED_AT: Final = 120  # their place in struct tcp_info, since Linux 4.2
 class WatchedSocket:
     """One connection's socket, by a descriptor of our own: libpq may close its own, and the number be used again."""
 
-    def __init__(self, descriptor: int, hurried: Callable[[], bool] = lambda: False) -> None:
-        self._hurried = hurried
+    def __init__(self, descriptor: int) -> None:
         self._socket = socket.socket(fileno=os.dup(descriptor))
         self._inode = os.fstat(descriptor).st_ino
         self.close = weakref.finalize(self, self._socket.close)
@@ -68,9 +63,7 @@ class WatchedSocket:
             self._moved, self._looks = moved, 0
             return False
         self._looks += 1
-        if moved is None:
-            return self._looks >= _BLIND_LOOKS
-        return self._looks >= (_HURRIED_LOOKS if self._hurried() else _LOOKS)
+        return self._looks >= (_BLIND_LOOKS if moved is None else _LOOKS)
 
     def _bytes_moved(self) -> int | None:
         """Bytes acknowledged by the other side plus bytes received; None where neither kernel nor tunnel reports it."""

@@ -1,0 +1,193 @@
+"""The threads that talk to a store, so that no caller stands in a call which a dead server never answers.
+
+A job is something that is done again and again, such as the exchanges of one log, or the heartbeats. It runs when it is
+due, in one thread at a time; a slow one delays no other. A caller that needs an answer wakes the job and waits for it,
+and a signal can interrupt that wait at any moment.
+
+Threads are started when something is due, a few at most. One that finds nothing to do for a while ends.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import math
+import queue
+import threading
+import time
+import weakref
+from collections.abc import Callable
+from typing import Any, Final, Generic, TypeVar
+
+from hopaas_p2p.errors import HopaasError
+
+_log: Final = logging.getLogger("hopaas_p2p")
+_MOST: Final = 8  # threads
+_AFTER_TROUBLE: Final = 5.0  # seconds
+_NOTHING_DUE: Final = 10.0  # seconds without anything to do after which a thread ends
+_SPARE: Final = 1.0  # the same for one beside which another one waits
+
+P = TypeVar("P")
+
+
+class Job(Generic[P]):
+    """See the module. `run` gets the owner of the jobs, and returns the seconds until it is due again."""
+
+    __slots__ = ("due", "run", "running")
+
+    def __init__(self, run: Callable[[P], float]) -> None:
+        self.run = run
+        self.due = math.inf
+        """When it runs next, on this machine's monotonic clock; infinite while it runs and nobody has woken it."""
+        self.running = False
+
+
+class Jobs(Generic[P]):
+    """The jobs of one owner. Any thread may call.
+
+    Args:
+        owner: what each job gets. The threads hold it only while they run a job: when it is forgotten, they end.
+        allowed: whether there may be threads at all. If not, `run_all` does what is due, and callers do what they need.
+
+    """
+
+    def __init__(self, owner: P, *, allowed: bool) -> None:
+        self.allowed = allowed
+        self._owner = weakref.ref(owner)
+        self._jobs: list[Job[P]] = []
+        self._changed = threading.Condition(threading.Lock())
+        self._threads: list[threading.Thread] = []
+        self._idle = 0
+
+    def add(self, run: Callable[[P], float]) -> Job[P]:
+        """A new job, which is not due before it is woken."""
+        job = Job(run)
+        with self._changed:
+            self._jobs.append(job)
+        return job
+
+    def remove(self, job: Job[P]) -> None:
+        """Do not run it again."""
+        with self._changed:
+            self._jobs.remove(job)
+
+    def wake(self, job: Job[P], *, after: float = 0.0) -> bool:
+        """See that it runs within so many seconds. False if there is no thread for it."""
+        due = time.monotonic() + after
+        if self.allowed and (after == 0.0 or due < job.due):
+            with self._changed:
+                job.due = min(job.due, due)
+                self._rouse()
+        return self.allowed
+
+    def _rouse(self) -> None:
+        """Let a thread look what is due. Where none can be started, callers do everything from now on."""
+        if self._idle:
+            self._changed.notify()
+            return
+        self._threads = [one for one in self._threads if one.is_alive()]
+        if len(self._threads) < _MOST:
+            thread = threading.Thread(target=self._work, name="hopaas-store", daemon=True)
+            try:
+                thread.start()
+            except RuntimeError:  # none is left, or the interpreter is about to end
+                self.allowed = bool(self._threads)
+            else:
+                self._threads.append(thread)
+
+    def _work(self) -> None:
+        job, pause = None, 0.0
+        while (job := self._next(job, pause)) is not None:
+            owner = self._owner()
+            if owner is None:
+                return
+            pause = self._run(job, owner)
+            del owner
+
+    def _next(self, done: Job[P] | None, pause: float) -> Job[P] | None:
+        """Note when the job that is done is due again, and wait for the next; None if this thread is to end."""
+        with self._changed:
+            if done is not None:
+                done.running, done.due = False, min(done.due, time.monotonic() + pause)
+            while self.allowed:
+                now, waiting = time.monotonic(), [job for job in self._jobs if not job.running]
+                due = [job for job in waiting if job.due <= now]
+                if due:
+                    job = min(due, key=_due)
+                    job.running, job.due = True, math.inf
+                    if len(due) > 1:
+                        self._rouse()
+                    return job
+                soonest = min([job.due - now for job in waiting], default=math.inf)
+                longest = _SPARE if self._idle else soonest if soonest < math.inf else _NOTHING_DUE
+                self._idle += 1
+                roused = self._changed.wait(min(soonest, longest))
+                self._idle -= 1
+                if not roused and (self._idle or soonest == math.inf):
+                    return None
+        return None
+
+    @staticmethod
+    def _run(job: Job[P], owner: P) -> float:
+        """A thread that dies takes the leases with it."""
+        try:
+            return job.run(owner)
+        except HopaasError as error:
+            _log.warning("%s", error)
+        except Exception:  # noqa: BLE001  # whatever it is, it is written down
+            _log.exception("a background job met an error and continues")
+        return _AFTER_TROUBLE
+
+    def run_all(self, owner: P) -> float:
+        """Run each job once in this thread, except those that run in another; the seconds until one is due again."""
+        pauses = [_AFTER_TROUBLE]
+        for job in self._jobs.copy():
+            with self._changed:
+                if job.running:
+                    continue
+                job.running, job.due = True, math.inf
+            pause = 0.0
+            try:
+                pause = job.run(owner)
+            finally:
+                with self._changed:
+                    job.running, job.due = False, min(job.due, time.monotonic() + pause)
+            pauses.append(pause)
+        return min(pauses)
+
+    def stop(self, *, within: float) -> None:
+        """Start nothing any more; waits so many seconds for what is being done."""
+        self.allowed = False
+        with self._changed:
+            self._changed.notify_all()
+            threads = self._threads.copy()
+        over = time.monotonic() + within
+        for thread in threads:
+            if thread is not threading.current_thread():
+                thread.join(timeout=max(0.0, over - time.monotonic()))
+
+
+_due: Final[Callable[[Job[Any]], float]] = lambda job: job.due  # noqa: E731
+
+
+class Answer:
+    """What a thread says to a caller that waits for it. Signal handlers may call `nudge`."""
+
+    __slots__ = ("_said",)
+
+    def __init__(self) -> None:
+        self._said: queue.SimpleQueue[tuple[bool, BaseException | None]] = queue.SimpleQueue()
+
+    def give(self, error: BaseException | None = None) -> None:
+        """It is done, or this attempt failed."""
+        self._said.put((True, error))
+
+    def nudge(self) -> None:
+        """Let the caller see whether it goes on waiting."""
+        self._said.put((False, None))
+
+    def wait(self, seconds: float) -> tuple[bool, BaseException | None]:
+        """Whether there is an answer after so many seconds; and the error, if it is one."""
+        with contextlib.suppress(queue.Empty):
+            return self._said.get(timeout=seconds)
+        return False, None
