@@ -11,7 +11,7 @@ import contextlib
 import errno
 import sys
 from collections.abc import Iterator
-from typing import ClassVar, Final, Protocol
+from typing import ClassVar, Final, Protocol, Self
 
 
 class HopaasError(Exception):
@@ -26,14 +26,19 @@ class HopaasError(Exception):
         super().__init__(message or (type(self).__doc__ or "").strip().splitlines()[0])
         handled = sys.exception()
         if isinstance(handled, HopaasError):
-            self.__cause__ = _beneath(handled)
+            self.__cause__ = beneath(handled)
+
+    def raised_here(self) -> Self:
+        """This error, which another thread met, as one that arose from what this thread is handling."""
+        self.__cause__ = self.__cause__ or beneath(sys.exception())
+        return self
 
     def __str__(self) -> str:
         """The message; a KeyError would quote it."""
         return Exception.__str__(self)
 
 
-def _beneath(error: BaseException | None) -> BaseException | None:
+def beneath(error: BaseException | None) -> BaseException | None:
     """What an error of ours arose from that is not one of ours.
 
     A traceback then shows the last error, and whatever of the caller's own it arose from. Each attempt to send what is

@@ -1003,9 +1003,10 @@ class _Patience:
                 given, failed = answer.wait(_LOOK if peer.hurried else _WARN_AFTER)
                 if given and failed is None:
                     return
-                if failed is not None and not isinstance(failed, StoreUnreachable):
-                    raise failed
-                error = failed or error
+                if isinstance(failed, StoreUnreachable):
+                    error = failed
+                elif failed is not None:
+                    raise failed.raised_here() if isinstance(failed, HopaasError) else failed
                 self._check(error)
         finally:
             peer._waiters.discard(answer)
@@ -1017,7 +1018,7 @@ class _Patience:
         over = error is not None and (waited >= self._within or peer.closed or peer.has_given_up(silent_since=began))
         silent_since = min(peer.silent_since, began if self._brief else math.inf)
         if over or peer.has_given_up(silent_since=silent_since) or (peer.closed and not peer.jobs.allowed):
-            raise error or StoreUnreachable("the store does not answer.")
+            raise (error or StoreUnreachable("the store does not answer.")).raised_here()
         if error is not None and waited >= _WARN_AFTER and waited - self._warned >= _WARN_EVERY:
             self._warned = waited
             limit = "until it answers; Ctrl-C stops waiting, and nothing is lost"

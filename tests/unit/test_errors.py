@@ -100,7 +100,7 @@ def test_the_objectives_own_error_is_shown_beside_that_of_the_store(
 
     lines = shown(study, lambda study: study.optimize(objective, n_trials=1))
     assert len(lines) <= SCREEN
-    assert "ValueError: mine" in lines
+    assert "ValueError: mine" in lines, "\n".join(lines)
     assert REVOKED in lines[-1]
 
 

@@ -553,7 +553,7 @@ def test_no_beat_waits_for_a_snapshot() -> None:
     peer.introduce(log)
     peer.commit(log, TrialCreate())
     log.session.snapshot_due = True
-    peer.jobs.wake(log.job)
+    peer.jobs.wake(peer._snapshots)
     until(store.writing.is_set)
     before = store.beats([peer.uuid])
     until(lambda: store.beats([peer.uuid]) != before)
