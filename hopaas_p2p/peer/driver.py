@@ -12,7 +12,7 @@ import math
 import threading
 import time
 from collections.abc import Callable, Iterator
-from typing import Any, Final, Generic, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, Generic
 
 from msgspec.structs import replace
 
@@ -23,7 +23,7 @@ from hopaas_p2p.core.records import Commit, Record, TrialFinish
 from hopaas_p2p.core.state import State
 from hopaas_p2p.errors import BrokenChain, Denied, NoSuchStudy, NoSuchTrial, StoreUnreachable, StudyDeleted
 from hopaas_p2p.net.backoff import Backoff
-from hopaas_p2p.peer.jobs import Answer, Job
+from hopaas_p2p.peer.jobs import Job
 from hopaas_p2p.peer.outbox import PendingCommit
 from hopaas_p2p.peer.session import CATALOG, STUDY, LogSession, Pacing, S
 from hopaas_p2p.peer.vouching import judge_doubtful
@@ -33,6 +33,9 @@ from hopaas_p2p.stores.base import (
     Log,
     Outgoing,
 )
+
+if TYPE_CHECKING:
+    from hopaas_p2p.peer.peer import Caller
 
 _FIRST_PAUSE: Final = 0.05  # seconds
 _LONGEST_PAUSE: Final = 5.0  # seconds
@@ -55,18 +58,6 @@ def _unreachable(error: OSError) -> StoreUnreachable:
     return StoreUnreachable(f"The store cannot be used now: {error}. Waiting records are sent at the next contact.")
 
 
-class Waiting(NamedTuple):
-    """A caller that waits until the log has decided about `pending`, or, without one, until it was read anew."""
-
-    pending: PendingCommit | None
-    answer: Answer
-
-    @property
-    def is_over(self) -> bool:
-        """Whether there is nothing left to exchange for."""
-        return self.pending is not None and self.pending.decided
-
-
 class LogDriver(Generic[S]):
     """One log as a peer uses it: the session, the log that it is about, and the two locks.
 
@@ -77,6 +68,7 @@ class LogDriver(Generic[S]):
         turn: held for the length of an exchange.
         exchanging_since: when the exchange began that the store has not answered yet; infinite: there is none.
         waiting: callers that wait for the next exchanges. Changed under the lock.
+        look_again_at: until when there is nothing to do unless a caller waits, or the job was woken for something else.
         backoff: between exchanges for callers, while the store does not answer.
         job: makes exchanges, for callers and when one is due; see `peer.jobs`. Its peer gives it one.
 
@@ -89,7 +81,8 @@ class LogDriver(Generic[S]):
         self.session = session
         self.lock = threading.RLock()
         self.turn = threading.Lock()
-        self.waiting: list[Waiting] = []
+        self.waiting: list[Caller] = []
+        self.look_again_at = -math.inf
         self.exchanging_since = math.inf
         self.backoff = Backoff(_FIRST_PAUSE, _LONGEST_PAUSE)
         self.about: dict[str, str] = {}

@@ -9,15 +9,13 @@ Threads are started when something is due, a few at most. One that finds nothing
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import math
-import queue
 import threading
 import time
 import weakref
 from collections.abc import Callable
-from typing import Any, Final, Generic, TypeVar
+from typing import Final, Generic, TypeVar
 
 from hopaas_p2p.errors import HopaasError
 
@@ -113,7 +111,7 @@ class Jobs(Generic[P]):
                 now, waiting = time.monotonic(), [job for job in self._jobs if not job.running]
                 due = [job for job in waiting if job.due <= now]
                 if due:
-                    job = min(due, key=_due)
+                    job = min(due, key=lambda one: one.due)
                     job.running, job.due = True, math.inf
                     if len(due) > 1:
                         self._rouse()
@@ -165,29 +163,3 @@ class Jobs(Generic[P]):
         for thread in threads:
             if thread is not threading.current_thread():
                 thread.join(timeout=max(0.0, over - time.monotonic()))
-
-
-_due: Final[Callable[[Job[Any]], float]] = lambda job: job.due  # noqa: E731
-
-
-class Answer:
-    """What a thread says to a caller that waits for it. Signal handlers may call `nudge`."""
-
-    __slots__ = ("_said",)
-
-    def __init__(self) -> None:
-        self._said: queue.SimpleQueue[tuple[bool, BaseException | None]] = queue.SimpleQueue()
-
-    def give(self, error: BaseException | None = None) -> None:
-        """It is done, or this attempt failed."""
-        self._said.put((True, error))
-
-    def nudge(self) -> None:
-        """Let the caller see whether it goes on waiting."""
-        self._said.put((False, None))
-
-    def wait(self, seconds: float) -> tuple[bool, BaseException | None]:
-        """Whether there is an answer after so many seconds; and the error, if it is one."""
-        with contextlib.suppress(queue.Empty):
-            return self._said.get(timeout=seconds)
-        return False, None

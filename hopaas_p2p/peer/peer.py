@@ -18,6 +18,7 @@ import time
 import weakref
 from collections import deque
 from collections.abc import Callable, Iterator
+from queue import Empty, SimpleQueue
 from typing import Any, Final, TypeVar
 
 from hopaas_p2p.core.catalog import Catalog
@@ -34,9 +35,9 @@ from hopaas_p2p.errors import (
     StudyDeleted,
 )
 from hopaas_p2p.net.backoff import Backoff
-from hopaas_p2p.peer.driver import LogDriver, Waiting, catalog_driver, study_driver, translated
+from hopaas_p2p.peer.driver import LogDriver, catalog_driver, study_driver, translated
 from hopaas_p2p.peer.handover import Handover
-from hopaas_p2p.peer.jobs import Answer, Jobs
+from hopaas_p2p.peer.jobs import Jobs
 from hopaas_p2p.peer.outbox import PendingCommit
 from hopaas_p2p.peer.session import IDLE, LogSession, Pacing, S
 from hopaas_p2p.peer.spool import SpoolSender
@@ -142,7 +143,7 @@ class Peer:
         self.forgotten: deque[Any] = deque()
         """Weak references to trials that were collected before they were told, for a job to release."""
         self.jobs: Jobs[Peer] = Jobs(self, allowed=threaded)
-        self._waiters: set[Answer] = set()
+        self.callers: set[Caller] = set()
         """Of all callers that wait now."""
         self._pacing = Pacing(linger, store.freshness)
         self.catalog: LogDriver[Catalog] = self._employed(
@@ -316,6 +317,7 @@ class Peer:
         with log.lock:
             if not session.introduced:  # nor has another thread meanwhile
                 session.introduce(self.uuid, record)
+                log.look_again_at = -math.inf
         for job in (log.job, self._errands, self._beating):
             self.jobs.wake(job)
 
@@ -367,25 +369,24 @@ class Peer:
         An exchange that fails is made again, for `within` so many seconds.
         """
         self.check_process()
-        waiting = Waiting(pending, Answer())
-        patience = _Patience(self, within)
-        if not self._alone and not waiting.is_over:
+        caller = Caller(self, within, pending)
+        if not self._alone and not caller.is_over:
             try:
                 with log.lock:
-                    log.waiting.append(waiting)
+                    log.waiting.append(caller)
                 if self.jobs.wake(log.job):
-                    patience.wait_for(waiting.answer)
+                    caller.wait()
                     return
             finally:
                 with log.lock:
-                    log.waiting = [one for one in log.waiting if one is not waiting]
-        while not waiting.is_over:
+                    log.waiting = [one for one in log.waiting if one is not caller]
+        while not caller.is_over:
             try:
                 with log.turn:
-                    if not waiting.is_over:
+                    if not caller.is_over:
                         self._exchange(log)
             except StoreUnreachable as error:
-                patience.sleep_after(error)
+                caller.sleep_after(error)
             else:
                 if pending is None:
                     return
@@ -395,23 +396,23 @@ class Peer:
 
         In a hurry one that should be `brief` is given up like an exchange, and an upload is not.
         """
-        patience = _Patience(self, self.store_wait if within is None else within, brief=brief)
+        caller = Caller(self, self.store_wait if within is None else within, brief=brief)
         found: list[T] = []
-        answer, backoff = Answer(), Backoff(_FIRST_PAUSE, _LONGEST_PAUSE, uniform=self.jitter.uniform)
+        backoff = Backoff(_FIRST_PAUSE, _LONGEST_PAUSE)
 
         def attempt(_: Peer) -> float:
             try:
                 found.append(do())
             except BaseException as error:  # noqa: BLE001  # it is the caller's
-                answer.give(error)
+                caller.tell(error)
                 return backoff.pause() if isinstance(error, StoreUnreachable) else math.inf
-            answer.give()
+            caller.tell()
             return math.inf
 
         job = self.jobs.add(attempt)
         try:
             if not self._alone and self.jobs.wake(job):
-                patience.wait_for(answer)
+                caller.wait()
                 return found[0]
         finally:
             self.jobs.remove(job)
@@ -419,7 +420,7 @@ class Peer:
             try:
                 return do()
             except StoreUnreachable as error:
-                patience.sleep_after(error)
+                caller.sleep_after(error)
 
     @property
     def _alone(self) -> bool:
@@ -435,13 +436,13 @@ class Peer:
                     self._exchange(log)
         except Exception as error:
             for one in waiting:
-                one.answer.give(error)
+                one.tell(error)
             raise
         over = [one for one in waiting if one.pending is None or one.is_over]
         with log.lock:
             log.waiting = [one for one in log.waiting if one not in over]
         for one in over:
-            one.answer.give()
+            one.tell()
 
     def _exchange(self, log: LogDriver[Any]) -> None:
         """One exchange. The caller has the turn."""
@@ -721,6 +722,9 @@ class Peer:
             log.backoff.reset()
             if log.waiting:
                 return 0.0
+            left = log.look_again_at - self.clock()
+            if left > 0.0:
+                return left
         return self.in_background(lambda now: self._tend_apart(log, now))
 
     def _tend_apart(self, log: LogDriver[Any], now: float) -> float:
@@ -759,7 +763,8 @@ class Peer:
             self._look_after_others(log, now)
         with log.lock:
             more = session.pack_finished()
-        return _MORE_TO_PACK if more else ready.look_again_at - now
+        log.look_again_at = now + _MORE_TO_PACK if more else ready.look_again_at
+        return log.look_again_at - now
 
     def _look_after_others(self, log: LogDriver[State], now: float) -> None:
         """Reclaim what silent peers left and stop what is stuck, as far as that is still so when the log says so."""
@@ -913,8 +918,8 @@ class Peer:
 
     def _nudge(self) -> None:
         """Let all callers look whether they go on waiting."""
-        for answer in self._waiters.copy():
-            answer.nudge()
+        for one in self.callers.copy():
+            one.nudge()
 
     @property
     def hurried(self) -> bool:
@@ -981,27 +986,48 @@ def introduction(about: dict[str, str]) -> PeerJoin:
     return PeerJoin({key: readable(text) for key, text in about.items()})
 
 
-class _Patience:
-    """How long a call goes on trying a store that does not answer."""
+class Caller:
+    """A caller that waits for a thread: until `pending` is decided or, without one, until the thread has an answer.
 
-    def __init__(self, peer: Peer, within: float, *, brief: bool = False) -> None:
-        self._peer, self._began, self._within, self._brief = peer, peer.clock(), within, brief
+    Args:
+        peer: whose threads.
+        within: seconds for which it goes on after an attempt has failed.
+        pending: what the log is to decide about.
+        brief: whether, in a hurry, it leaves a store that does not answer this call; else one that answers no exchange.
+
+    """
+
+    __slots__ = ("_began", "_brief", "_peer", "_said", "_warned", "_within", "pending")
+
+    def __init__(self, peer: Peer, within: float, pending: PendingCommit | None = None, *, brief: bool = False) -> None:
+        self._peer, self._within, self.pending, self._brief = peer, within, pending, brief
+        self._began = peer.clock()
         self._warned = -math.inf
-        self._backoff = Backoff(_FIRST_PAUSE, _LONGEST_PAUSE, uniform=peer.jitter.uniform)
+        self._said: SimpleQueue[tuple[bool, BaseException | None]] = SimpleQueue()
 
-    def sleep_after(self, error: StoreUnreachable) -> None:
-        """Pause before the next attempt; raises the error when the time is up."""
-        self._check(error)
-        time.sleep(self._backoff.pause())
+    @property
+    def is_over(self) -> bool:
+        """Whether there is nothing left to exchange for."""
+        return self.pending is not None and self.pending.verdicts is not None
 
-    def wait_for(self, answer: Answer) -> None:
-        """Return when it is given; raises its error, or that of the last attempt when the time is up."""
+    def tell(self, error: BaseException | None = None) -> None:
+        """It is done, or an attempt failed. Called by the thread."""
+        self._said.put((True, error))
+
+    def nudge(self) -> None:
+        """Let it see whether it goes on waiting. A signal handler may call."""
+        self._said.put((False, None))
+
+    def wait(self) -> None:
+        """Return when it is done; raises its error, or that of the last attempt when the time is up."""
         peer, error = self._peer, None
-        peer._waiters.add(answer)
+        peer.callers.add(self)
         try:
             while True:
-                given, failed = answer.wait(_LOOK if peer.hurried else _WARN_AFTER)
-                if given and failed is None:
+                done, failed = False, None
+                with contextlib.suppress(Empty):
+                    done, failed = self._said.get(timeout=_LOOK if peer.hurried else _WARN_AFTER)
+                if done and failed is None:
                     return
                 if isinstance(failed, StoreUnreachable):
                     error = failed
@@ -1009,7 +1035,12 @@ class _Patience:
                     raise failed.raised_here() if isinstance(failed, HopaasError) else failed
                 self._check(error)
         finally:
-            peer._waiters.discard(answer)
+            peer.callers.discard(self)
+
+    def sleep_after(self, error: StoreUnreachable) -> None:
+        """Pause before another attempt in this thread; raises the error when the time is up."""
+        self._check(error)
+        time.sleep(self._peer.jitter.uniform(_FIRST_PAUSE, 1.0))
 
     def _check(self, error: StoreUnreachable | None) -> None:
         """Raise if the time is up; warn now and then."""
