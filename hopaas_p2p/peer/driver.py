@@ -37,9 +37,6 @@ from hopaas_p2p.stores.base import (
 if TYPE_CHECKING:
     from hopaas_p2p.peer.peer import Caller
 
-_FIRST_PAUSE: Final = 0.05  # seconds
-_LONGEST_PAUSE: Final = 5.0  # seconds
-
 
 @contextlib.contextmanager
 def translated() -> Iterator[None]:
@@ -70,11 +67,12 @@ class LogDriver(Generic[S]):
         waiting: callers that wait for the next exchanges. Changed under the lock.
         look_again_at: until when there is nothing to do unless a caller waits, or the job was woken for something else.
         backoff: between exchanges for callers, while the store does not answer.
-        job: makes exchanges, for callers and when one is due; see `peer.jobs`. Its peer gives it one.
+        job: makes exchanges, for callers and when one is due; see `peer.jobs`. Its peer gives it that and the backoff.
 
     """
 
     job: Job[Any]
+    backoff: Backoff
 
     def __init__(self, log: Log, session: LogSession[S], clock: Callable[[], float]) -> None:
         self.log = log
@@ -84,7 +82,6 @@ class LogDriver(Generic[S]):
         self.waiting: list[Caller] = []
         self.look_again_at = -math.inf
         self.exchanging_since = math.inf
-        self.backoff = Backoff(_FIRST_PAUSE, _LONGEST_PAUSE)
         self.about: dict[str, str] = {}
         self.rate_limited = log if log.rate_limited else None
         """The log, if its commits are costly."""

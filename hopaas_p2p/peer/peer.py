@@ -235,6 +235,7 @@ class Peer:
 
     def _employed(self, log: LogDriver[S]) -> LogDriver[S]:
         """Give this log a job of its own."""
+        log.backoff = Backoff(_FIRST_PAUSE, _LONGEST_PAUSE, uniform=self.jitter.uniform)
         log.job = self.jobs.add(lambda peer: peer._tend(log))
         return log
 
@@ -997,12 +998,12 @@ class Caller:
 
     """
 
-    __slots__ = ("_began", "_brief", "_peer", "_said", "_warned", "_within", "pending")
+    __slots__ = ("_began", "_brief", "_pause", "_peer", "_said", "_warned", "_within", "pending")
 
     def __init__(self, peer: Peer, within: float, pending: PendingCommit | None = None, *, brief: bool = False) -> None:
         self._peer, self._within, self.pending, self._brief = peer, within, pending, brief
         self._began = peer.clock()
-        self._warned = -math.inf
+        self._warned, self._pause = -math.inf, _FIRST_PAUSE
         self._said: SimpleQueue[tuple[bool, BaseException | None]] = SimpleQueue()
 
     @property
@@ -1040,7 +1041,8 @@ class Caller:
     def sleep_after(self, error: StoreUnreachable) -> None:
         """Pause before another attempt in this thread; raises the error when the time is up."""
         self._check(error)
-        time.sleep(self._peer.jitter.uniform(_FIRST_PAUSE, 1.0))
+        time.sleep(self._peer.jitter.uniform(0.5, 1.5) * self._pause)
+        self._pause = min(2 * self._pause, _LONGEST_PAUSE)
 
     def _check(self, error: StoreUnreachable | None) -> None:
         """Raise if the time is up; warn now and then."""
