@@ -22,7 +22,7 @@ _log: Final = logging.getLogger("hopaas_p2p")
 
 
 class Handover:
-    """Gives each rescue that asks the state of its study, once. Used by the scheduler's thread only."""
+    """Gives each rescue that asks the state of its study, once. Used by one job only."""
 
     def __init__(self, store: Store, now: float) -> None:
         self._store = store

@@ -144,7 +144,7 @@ class Peer:
         """Weak references to trials that were collected before they were told, for a job to release."""
         self.jobs: Jobs[Peer] = Jobs(self, allowed=threaded)
         self.callers: set[Caller] = set()
-        """Of all callers that wait now."""
+        """All that wait now."""
         self._pacing = Pacing(linger, store.freshness)
         self.catalog: LogDriver[Catalog] = self._employed(
             catalog_driver(store.catalog(), writer=self.uuid, now_us=now_us, clock=clock, pacing=self._pacing)
@@ -430,7 +430,8 @@ class Peer:
 
     def _serve(self, log: LogDriver[Any]) -> None:
         """Exchange for the callers that wait, and tell each of them what came of it."""
-        waiting = log.waiting
+        with log.lock:
+            waiting = log.waiting.copy()
         try:
             if not all(one.is_over for one in waiting):
                 with log.turn:
@@ -452,12 +453,12 @@ class Peer:
             session = self._renewed(log)
         session.author = session.author or self._author
         introduced, began, beat = session.introduced, self.clock(), None
-        if introduced and self.store.piggybacks_heartbeats:
-            beat = self._new_beat(self.uuid)
-        elif introduced and self._beaten_at < 0.0:
-            self._beat_at_first(began)
         log.exchanging_since = began
         try:
+            if introduced and self.store.piggybacks_heartbeats:
+                beat = self._new_beat(self.uuid)
+            elif introduced and self._beaten_at < 0.0:
+                self._beat_at_first(began)
             log.exchange_in_turn(began, beat)
         except StoreUnreachable:
             self._note_absence(began, introduced=introduced)
@@ -843,7 +844,7 @@ class Peer:
         """Nobody needs the beat of a peer that has ended and left nothing behind; a store that is away is not asked."""
         logs = list(self.logs.values())
         introduced = [log.session for log in logs if log.session.introduced]
-        if self._said_farewell or not introduced:
+        if self._said_farewell or not introduced or self.silent_since < math.inf:
             return
         if any(one.has_pending for one in introduced):
             return
@@ -938,7 +939,7 @@ class Peer:
 
     @property
     def away(self) -> bool:
-        """Whether the last exchange failed: a read then leaves it to the scheduler to find the store again."""
+        """Whether the last exchange failed: a read then leaves it to a job to find the store again."""
         return self._away_since < math.inf
 
     # --- becoming another ---

@@ -49,7 +49,7 @@ IDLE: Final = 60.0  # seconds after which a session with nothing to do is looked
 _PACKED_AT_ONCE: Final = 2  # blocks
 _NEVER: Final = -1e9
 """A time on any monotonic clock that is long past."""
-_BUSY: Final = 10  # flush intervals without a draft after which the scheduler sleeps until it is woken
+_BUSY: Final = 10  # flush intervals without a draft after which its job sleeps until it is woken
 _INTEREST: Final = 30  # times `Store.freshness` for which a read shows interest
 _KEPT: Final = 1000
 """Acknowledged commits of its own that a session can still spool if the log turns out to have two histories."""
@@ -172,7 +172,7 @@ class LogSession(Generic[S]):
         self.noted_at = _NEVER
         """When something was last drafted."""
         self.suspended_until = _NEVER
-        """Until when the scheduler leaves it alone: it cannot be read."""
+        """Until when its job leaves it alone: it cannot be read."""
         self.suggested_interval = 0.0
         """The flush interval that a busy log suggests."""
         self.spooled: dict[Path, list[int]] = {}

@@ -58,7 +58,7 @@ class AskedTrial(weakref.ref[Any]):
     """Notices when a trial is forgotten: its object was collected before it was told.
 
     Collection may happen at any line, under any lock, so the callback is a method of a deque and nothing else; the
-    scheduler does the rest.
+    job does the rest.
     """
 
     __slots__ = ("handle", "lease", "number")
@@ -774,7 +774,7 @@ class StudyHandle:
         self.asked[number] = asked
 
     def release_forgotten(self, number: int, lease: Lease) -> None:
-        """Release a trial that can no longer be told, because its object was collected. Called by the scheduler."""
+        """Release a trial that can no longer be told, because its object was collected. Called by a job."""
         with self.log.lock:
             owned = self.view.owned.get(number)
             mine = owned is not None and owned.lease == lease and lease.owner == self.peer.uuid

@@ -269,7 +269,7 @@ class Study:
 
     @property
     def state(self) -> State:
-        """The replica, brought up to date. Shared with the scheduler's thread: read it, do not keep it."""
+        """The replica, brought up to date. Shared with other threads: read it, do not keep it."""
         return self.storage.state(self.study_id)
 
     @property
