@@ -132,7 +132,7 @@ class Jobs(Generic[P]):
             return job.run(owner)
         except HopaasError as error:
             _log.warning("%s", error)
-        except Exception:  # noqa: BLE001  # whatever it is, it is written down
+        except BaseException:  # noqa: BLE001  # whatever it is, it is written down
             _log.exception("a background job met an error and continues")
         return _AFTER_TROUBLE
 

@@ -436,7 +436,7 @@ class Peer:
             if not all(one.is_over for one in waiting):
                 with log.turn:
                     self._exchange(log)
-        except Exception as error:
+        except BaseException as error:
             for one in waiting:
                 one.tell(error)
             raise
