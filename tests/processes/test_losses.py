@@ -9,7 +9,6 @@ import ctypes
 import errno
 import gc
 import hashlib
-import math
 import multiprocessing
 import os
 import pickle
@@ -1274,7 +1273,7 @@ def test_a_worker_whose_job_ends_does_not_wait_long_to_return_its_trial(
     hurries: list[bool] = []
 
     def release(storage: Storage, *_: object, **__: object) -> bool:
-        hurries.append(storage.peer.give_up_at < math.inf)
+        hurries.append(storage.peer.hurried)
         raise StoreUnreachable
 
     monkeypatch.setattr(Storage, "release", release)

@@ -5,19 +5,21 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import signal
 import socket
+import subprocess
+import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import optuna
-import psycopg2
 import pytest
 
 import hopaas_p2p
 from hopaas_p2p import access
 from hopaas_p2p.errors import StoreUnreachable
-from hopaas_p2p.peer.peer import Peer
 from hopaas_p2p.stores.base import Entry
 from hopaas_p2p.stores.postgres import watchdog
 from hopaas_p2p.stores.postgres.store import PostgresLog, PostgresStore
@@ -27,7 +29,7 @@ from tests.support.latency import Relay
 from tests.support.pgbouncer import find_pgbouncer, transaction_pooler
 from tests.support.postgres import Server, find_binaries
 from tests.support.postgres_fixtures import OWNER, missing
-from tests.support.processes import until
+from tests.support.processes import environment, patient, until
 
 QUICK = "connect_timeout=2"  # seconds, the least that libpq takes
 
@@ -222,6 +224,58 @@ def _calls_of_this_thread(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return calls
 
 
+_PROGRAM = """
+import sys
+import threading
+import time
+import hopaas_p2p
+
+study = hopaas_p2p.open_study(sys.argv[1], "s", space={"x": hopaas_p2p.Float(0, 1)}, create=False)
+study.storage.peer.patience = 3600.0
+
+def say_when_the_next_ask_waits():
+    while not study.storage.peer.callers:
+        time.sleep(0.1)
+    print("waits", flush=True)
+
+def objective(trial):
+    print(trial.number, flush=True)
+    if trial.number == 2:
+        sys.stdin.readline()
+        threading.Thread(target=say_when_the_next_ask_waits, daemon=True).start()
+    return trial.params["x"]
+
+study.optimize(objective)
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=["sigterm", "ctrl-c"])
+def test_a_program_on_a_path_that_swallows_everything_ends_soon_and_keeps_its_result(
+    postgres: Server, postgres_url: str, relay: Relay, tmp_path: Path, number: signal.Signals
+) -> None:
+    """A batch system kills a job half a minute after it has asked it to end."""
+    near = hopaas_p2p.open_study(postgres_url, "s", space={"x": hopaas_p2p.Float(0, 1)})
+    far = postgres.url("store", user=OWNER, port=relay.port)
+    env = environment(XDG_STATE_HOME=str(tmp_path))
+    command = [sys.executable, "-c", _PROGRAM, far]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=env) as program:
+        assert program.stdout is not None
+        assert program.stdin is not None
+        until(lambda: program.stdout.readline().strip() == "2", 60)
+        relay.hang()
+        program.stdin.write("\n")
+        program.stdin.flush()
+        assert program.stdout.readline().strip() == "waits"
+        began = time.monotonic()
+        program.send_signal(number)
+        program.wait(patient(30.0))
+    took = time.monotonic() - began
+    assert took < patient(15.0), "8 s are promised on a machine that is not busy"
+    assert list(tmp_path.rglob("*.commits"))
+    relay.hang(False)
+    near.close()
+
+
 # --- what counts as silence ----------------------------------------------------------------------------------------
 
 
@@ -248,42 +302,6 @@ def test_bytes_that_move_are_no_silence(pair: tuple[socket.socket, socket.socket
         assert not watched.look()
     assert looks_until_given_up(watched) == 10
     watched.close()
-
-
-def test_a_program_that_is_about_to_end_waits_a_third_as_long(pair: tuple[socket.socket, socket.socket]) -> None:
-    ours, _ = pair
-    for hurried, looks in ((False, 11), (True, 4)):  # the first look sees what has moved so far
-        watched = WatchedSocket(ours.fileno(), lambda hurried=hurried: hurried)  # type: ignore[misc]
-        assert looks_until_given_up(watched) == looks
-        watched.close()
-
-
-def test_the_end_of_a_program_hurries_its_connection(far: PostgresStore) -> None:
-    """Batch systems kill a job half a minute after they have asked it to end, and its trial is to be returned first."""
-    peer = Peer(far, threaded=False, describe=dict)
-    far.catalog().exchange(None, 0)
-    watched = far._connections._watched
-    assert watched is not None
-    assert not watched._hurried()
-    with peer.in_a_hurry():
-        assert watched._hurried()
-    assert not watched._hurried()
-    peer.close()
-
-
-def test_the_end_of_a_program_hurries_a_new_connection(
-    far: PostgresStore, postgres: Server, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    given: list[str] = []
-    connect = psycopg2.connect
-    monkeypatch.setattr(psycopg2, "connect", lambda **words: given.append(words["connect_timeout"]) or connect(**words))
-    patient = PostgresStore(postgres.url("store", user=OWNER))
-    for store in (patient, far):  # what a URL says holds
-        for store.hurried in (False, True):
-            store.close()
-            store.log("u").exchange(None, 0)
-    patient.close()
-    assert given == ["10", "4", "2", "2"]
 
 
 def test_where_the_kernel_tells_nothing_the_limit_is_ten_times_as_long() -> None:
