@@ -67,12 +67,11 @@ class LogDriver(Generic[S]):
         waiting: callers that wait for the next exchanges. Changed under the lock.
         look_again_at: until when there is nothing to do unless a caller waits, or the job was woken for something else.
         backoff: between exchanges for callers, while the store does not answer.
-        job: makes exchanges, for callers and when one is due; see `peer.jobs`. Its peer gives it that and the backoff.
+        job: makes exchanges, for callers and when one is due; see `peer.jobs`. Its peer gives it one.
 
     """
 
     job: Job[Any]
-    backoff: Backoff
 
     def __init__(self, log: Log, session: LogSession[S], clock: Callable[[], float]) -> None:
         self.log = log
@@ -80,6 +79,7 @@ class LogDriver(Generic[S]):
         self.lock = threading.RLock()
         self.turn = threading.Lock()
         self.waiting: list[Caller] = []
+        self.backoff: Backoff | None = None
         self.look_again_at = -math.inf
         self.exchanging_since = math.inf
         self.about: dict[str, str] = {}

@@ -235,7 +235,6 @@ class Peer:
 
     def _employed(self, log: LogDriver[S]) -> LogDriver[S]:
         """Give this log a job of its own."""
-        log.backoff = Backoff(_FIRST_PAUSE, _LONGEST_PAUSE, uniform=self.jitter.uniform)
         log.job = self.jobs.add(lambda peer: peer._tend(log))
         return log
 
@@ -399,7 +398,7 @@ class Peer:
         """
         caller = Caller(self, self.store_wait if within is None else within, brief=brief)
         found: list[T] = []
-        backoff = Backoff(_FIRST_PAUSE, _LONGEST_PAUSE)
+        backoff = self.new_backoff()
 
         def attempt(_: Peer) -> float:
             try:
@@ -422,6 +421,10 @@ class Peer:
                 return do()
             except StoreUnreachable as error:
                 caller.sleep_after(error)
+
+    def new_backoff(self) -> Backoff:
+        """Pauses between attempts that a caller waits for."""
+        return Backoff(_FIRST_PAUSE, _LONGEST_PAUSE, uniform=self.jitter.uniform)
 
     @property
     def _alone(self) -> bool:
@@ -717,11 +720,12 @@ class Peer:
             try:
                 self._serve(log)
             except StoreUnreachable:
+                log.backoff = log.backoff or self.new_backoff()
                 return log.backoff.pause()
             except HopaasError:  # the callers were told
                 with log.lock:
                     log.waiting = []
-            log.backoff.reset()
+            log.backoff = None
             if log.waiting:
                 return 0.0
             left = log.look_again_at - self.clock()
@@ -999,12 +1003,13 @@ class Caller:
 
     """
 
-    __slots__ = ("_began", "_brief", "_pause", "_peer", "_said", "_warned", "_within", "pending")
+    __slots__ = ("_backoff", "_began", "_brief", "_peer", "_said", "_warned", "_within", "pending")
 
     def __init__(self, peer: Peer, within: float, pending: PendingCommit | None = None, *, brief: bool = False) -> None:
         self._peer, self._within, self.pending, self._brief = peer, within, pending, brief
         self._began = peer.clock()
-        self._warned, self._pause = -math.inf, _FIRST_PAUSE
+        self._warned = -math.inf
+        self._backoff: Backoff | None = None
         self._said: SimpleQueue[tuple[bool, BaseException | None]] = SimpleQueue()
 
     @property
@@ -1042,8 +1047,8 @@ class Caller:
     def sleep_after(self, error: StoreUnreachable) -> None:
         """Pause before another attempt in this thread; raises the error when the time is up."""
         self._check(error)
-        time.sleep(self._peer.jitter.uniform(0.5, 1.5) * self._pause)
-        self._pause = min(2 * self._pause, _LONGEST_PAUSE)
+        self._backoff = self._backoff or self._peer.new_backoff()
+        time.sleep(self._backoff.pause())
 
     def _check(self, error: StoreUnreachable | None) -> None:
         """Raise if the time is up; warn now and then."""

@@ -1,0 +1,83 @@
+"""What a call crosses: the files in which our code runs until it is over, in every thread."""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Final
+
+import optuna
+
+import hopaas_p2p
+
+_ROOT: Final = str(Path(hopaas_p2p.__file__).parent) + "/"
+_QUIET: Final = 0.02  # seconds in which none of our code runs, after which a call is over
+_TRIALS: Final = 5
+
+
+class Watch:
+    """Notes the files of ours in which functions are called."""
+
+    def __init__(self) -> None:
+        self.files: set[str] = set()
+        self._last = 0.0
+
+    def __call__(self, frame: FrameType, event: str, _: object) -> None:
+        if event == "call" and frame.f_code.co_filename.startswith(_ROOT):
+            self._last = time.monotonic()
+            self.files.add(frame.f_code.co_filename.removeprefix(_ROOT))
+
+    def settle(self) -> None:
+        """Return when none of our threads is at work."""
+        while time.monotonic() - self._last < _QUIET:
+            time.sleep(_QUIET / 4)
+
+
+@contextmanager
+def watched() -> Iterator[Watch]:
+    """Watch this thread, and all that are started in the block."""
+    watch, before, of_threads = Watch(), sys.getprofile(), threading.getprofile()
+    threading.setprofile(watch)
+    sys.setprofile(watch)
+    try:
+        yield watch
+    finally:
+        sys.setprofile(before)
+        threading.setprofile(of_threads)  # type: ignore[arg-type]
+
+
+def crossed_by(watch: Watch, call: Callable[[], hopaas_p2p.Trial | None]) -> tuple[hopaas_p2p.Trial | None, set[str]]:
+    """What this call returns, and the files that it crosses."""
+    watch.settle()
+    watch.files = set()
+    found = call()
+    watch.settle()
+    return found, watch.files
+
+
+def ask_and_tell(*, space: bool) -> tuple[list[str], list[str]]:
+    """The files that an ask and a tell on a directory mostly cross, for a study with a search space or without."""
+    asked: Counter[str] = Counter()
+    told: Counter[str] = Counter()
+    with tempfile.TemporaryDirectory() as directory, watched() as watch:
+        given = {"x": hopaas_p2p.Float(0, 1), "k": hopaas_p2p.Int(1, 9)} if space else None
+        sampler = optuna.samplers.RandomSampler(seed=1)
+        study = hopaas_p2p.open_study(directory, "study", space=given, sampler=sampler)
+        for _ in range(20):  # nothing is done for the first time after these
+            study.tell(study.ask(), 0.5)
+        for _ in range(_TRIALS):
+            trial, files = crossed_by(watch, study.ask)
+            asked.update(files)
+            assert trial is not None
+            asker = trial
+            _, files = crossed_by(watch, lambda: study.tell(asker, 0.5))  # noqa: B023
+            told.update(files)
+        study.close()
+    return tuple(sorted(file for file, times in one.items() if times > _TRIALS / 2) for one in (asked, told))  # type: ignore[return-value]
