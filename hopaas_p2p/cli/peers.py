@@ -14,10 +14,12 @@ from hopaas_p2p.cli.lazy import Subgroup
 from hopaas_p2p.cli.options import CliSession, Columns, options
 from hopaas_p2p.core.state import differences
 from hopaas_p2p.errors import InvalidInput, NoSuchPeer
-from hopaas_p2p.peer.liveness import signs_of_idle_peers, signs_of_life
+from hopaas_p2p.peer.liveness import owners_of, signs_of_life
 
 _LOOKED_AT: Final = 500
 """Peers that run nothing and whose heartbeats are read, the last ones to join: in a bucket each costs a request."""
+_WORDS: Final = {(True, True): "alive", (True, False): "silent", (False, True): "idle", (False, False): "gone"}
+"""By whether a peer runs a trial, and whether it is alive."""
 
 
 @click.group(cls=Subgroup)
@@ -31,15 +33,15 @@ def peers() -> None:
 def list_(session: CliSession, show_all: bool) -> None:
     """List the peers that run a trial, and those that were asked to take no more.
 
-    A peer is alive if its last heartbeat is more recent than the length of a lease, and silent otherwise. A silent
-    peer is listed until another peer takes over its trial. Of the peers that run no trial, an idle one is alive, one
-    that has left has ended, and one that is gone fell silent without an end.
+    A peer is alive while its heartbeats come in time, "not heard of" when one is overdue, and silent after the length
+    of a lease. A silent peer is listed until another peer takes over its trial. Of the peers that run no trial, an
+    idle one is alive, one that has left has ended, and one that is gone fell silent without an end.
     """
     study = session.study()
     peer, state = study.storage.peer, study.state
-    signs = signs_of_life(peer, state)
-    others = [one for one in state.peers if one not in signs and (show_all or state.is_draining(one))]
-    idle = signs_of_idle_peers(peer, state, others[-_LOOKED_AT:])
+    owners = owners_of(state)
+    others = [one for one in state.peers if one not in owners and (show_all or state.is_draining(one))]
+    signs = signs_of_life(peer, state, others[-_LOOKED_AT:])
     ends, now = last_ended(state), time.time()
     running: dict[str, list[int]] = {}
     for number in list(state.running):
@@ -49,12 +51,13 @@ def list_(session: CliSession, show_all: bool) -> None:
     for one, info in state.peers.items():
         if not (show_all or one in running or state.is_draining(one)):
             continue
-        sign, rest = signs.get(one), idle.get(one)
-        seen = sign or rest
-        if sign is not None:
-            word = {True: "alive", False: "silent", None: "unknown"}[sign.alive]
-        else:  # a peer removes its heartbeat at its end
-            word = "left" if rest is None else {True: "idle", False: "gone", None: "unknown"}[rest.alive]
+        sign = signs.get(one)
+        if sign is None:  # a peer removes its heartbeat at its end
+            word = "left"
+        elif sign.alive is None:
+            word = "unknown" if sign.ago is None else "not heard of"
+        else:
+            word = _WORDS[one in owners, sign.alive]
         ended_ago = None if one not in ends else max(0.0, now - ends[one])
         rows.append(
             {
@@ -64,7 +67,7 @@ def list_(session: CliSession, show_all: bool) -> None:
                 "running": running.get(one, []),
                 "ended": ended[one],
                 "state": word,
-                "last_seen": ended_ago if seen is None else seen.ago,
+                "last_seen": ended_ago if sign is None else sign.ago,
                 "draining": state.is_draining(one),
                 "differs": differences(info),
             }

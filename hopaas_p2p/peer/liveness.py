@@ -2,8 +2,9 @@
 
 A peer is *known* to be alive when its heartbeat was seen to change. A process that has only just looked does not know
 that yet, so each heartbeat also carries the time at which it was made, by its peer's clock: recent means alive, old
-means silent. Where clocks disagree, and where an older version wrote the heartbeat, the answer is "unknown". Nothing
-is decided here: leases are reclaimed by what an observer saw itself, see `core.leases`.
+means silent, and in between it is not known. Where clocks disagree, and where an older version wrote the heartbeat,
+the answer is "unknown". Nothing is decided here: leases are reclaimed by what an observer saw itself, see
+`core.leases`.
 """
 
 from __future__ import annotations
@@ -12,10 +13,11 @@ import time
 from collections.abc import Collection
 from typing import Final, NamedTuple
 
-from hopaas_p2p.core.leases import FailureDetector, beat_time, ttl_of
+from hopaas_p2p.core.leases import BEATS_PER_TTL, FailureDetector, beat_time, ttl_of
 from hopaas_p2p.core.state import State
 from hopaas_p2p.peer.peer import Peer
 
+_OVERDUE: Final = 1.25  # times the interval between two heartbeats after which a peer is not said to be alive
 _CLOCKS_AGREE: Final = 10.0  # seconds that another machine's clock may be ahead of ours
 
 
@@ -23,7 +25,7 @@ class SignOfLife(NamedTuple):
     """What is known of a peer."""
 
     alive: bool | None
-    """None: not known yet."""
+    """None: not known yet, or not heard of for longer than a living peer is silent."""
     ago: float | None
     """Seconds since its last sign of life; None if that is not known."""
 
@@ -38,10 +40,13 @@ def sign_of_life(state: State, owner: str, detector: FailureDetector, now: float
     ttl, silence = ttl_of(state, owner), detector.silence(owner, now)
     if silence >= ttl:
         return SignOfLife(False, _earlier(detector, owner, silence, wall))
-    if detector.proven_alive(owner, since=now - ttl):
+    due = _OVERDUE * ttl / BEATS_PER_TTL
+    if detector.proven_alive(owner, since=now - due):
         return SignOfLife(True, silence)
     ago = _ago(detector, owner, wall)
-    return UNKNOWN if ago is None else SignOfLife(ago < ttl, ago)
+    if ago is None:
+        return UNKNOWN
+    return SignOfLife(False if ago >= ttl else None if ago >= due else True, ago)
 
 
 def _ago(detector: FailureDetector, owner: str, wall: float) -> float | None:
@@ -54,30 +59,20 @@ def _earlier(detector: FailureDetector, owner: str, silence: float, wall: float)
     return max(silence, _ago(detector, owner, wall) or 0.0)
 
 
-def signs_of_life(peer: Peer, state: State) -> dict[str, SignOfLife]:
-    """What one look at the store tells of each owner of a running trial.
+def signs_of_life(peer: Peer, state: State, idle: Collection[str] = ()) -> dict[str, SignOfLife]:
+    """What one look at the store tells of each owner of a running trial, and of those `idle` peers that still beat.
 
     Raises:
         StoreUnreachable: the store did not answer.
     """
-    owners = owners_of(state)
+    owners, mine = owners_of(state), peer.mine
+    asked = (owners | set(idle)) - mine
     detector, now = FailureDetector(), peer.clock()
-    detector.look(peer.store.beats(owners - peer.mine) if owners else {}, owners, now)
-    mine = dict.fromkeys(owners & peer.mine, SignOfLife(True, 0.0))
-    others = {owner: sign_of_life(state, owner, detector, now, time.time()) for owner in owners - peer.mine}
-    return {**others, **mine}
-
-
-def signs_of_idle_peers(peer: Peer, state: State, others: Collection[str]) -> dict[str, SignOfLife]:
-    """What one look tells of those of these peers that have a heartbeat; one that ended has removed its own.
-
-    Raises:
-        StoreUnreachable: the store did not answer.
-    """
-    detector, now = FailureDetector(), peer.clock()
-    beats = peer.store.beats([one for one in others if one not in peer.mine]) if others else {}
-    detector.look(beats, set(beats), now)
-    return {one: sign_of_life(state, one, detector, now, time.time()) for one in beats}
+    beats = peer.store.beats(asked) if asked else {}
+    others = (owners - mine) | set(beats)
+    detector.look(beats, others, now)
+    signs = {owner: sign_of_life(state, owner, detector, now, time.time()) for owner in others}
+    return {**signs, **dict.fromkeys(owners & mine, SignOfLife(True, 0.0))}
 
 
 def owners_of(state: State) -> set[str]:

@@ -52,6 +52,13 @@ def test_a_first_look_tells_a_live_peer_from_a_dead_one() -> None:
     assert _seen(f"ann:1:{WALL - 300:.0f}") == SignOfLife(False, 300.0)
 
 
+def test_a_peer_whose_heartbeat_is_overdue_is_not_said_to_be_alive() -> None:
+    assert _seen(f"ann:1:{WALL - 49:.0f}") == SignOfLife(True, 49.0)
+    assert _seen(f"ann:1:{WALL - 54:.0f}") == SignOfLife(None, 54.0)
+    seen_to_beat = f"ann:2:{WALL - 54:.0f}"
+    assert _seen("ann:1:5", after=1.0, then=seen_to_beat).alive, "this observer has just seen it"
+
+
 def test_what_cannot_be_known_yet_is_unknown() -> None:
     assert _seen("ann:1").alive is None
     assert _seen(f"ann:1:{WALL + 86400:.0f}").alive is None  # its clock is a day ahead
@@ -101,10 +108,14 @@ def test_a_study_whose_peer_died_is_idle_and_the_peer_is_silent(store: str, caps
     peer.jobs.stop(within=5.0)  # its own beats
     peer.store.beat(Beat(peer.uuid, beat_value(peer.uuid, 10**6, int((time.time() - 1000) * 1e6))))
     [silent] = _listed(capsys, "peers", "list", "--store", store, "--study", "s")
+    peer.store.beat(Beat(peer.uuid, beat_value(peer.uuid, 10**7, int((time.time() - 54) * 1e6))))
+    [overdue] = _listed(capsys, "peers", "list", "--store", store, "--study", "s")
+    peer.store.beat(Beat(peer.uuid, beat_value(peer.uuid, 10**8, int((time.time() - 1000) * 1e6))))
     shown = _listed(capsys, "study", "show", "s", "--store", store)
     study.tell(trial, 1.0)
     study.close()
 
+    assert (overdue["state"], 54 <= overdue["last_seen"] < 120) == ("not heard of", True)
     assert silent["state"] == "silent"
     assert silent["last_seen"] >= 1000
     assert shown["state"] == "idle"
