@@ -20,6 +20,7 @@ from hopaas_p2p.core import codec, snapshot
 from hopaas_p2p.core.apply import apply
 from hopaas_p2p.core.records import Commit, StudyOpen
 from hopaas_p2p.core.state import State
+from hopaas_p2p.peer.peer import Caller
 from hopaas_p2p.stores.base import Outgoing
 from hopaas_p2p.stores.postgres.store import PostgresStore
 from tests.benchmarks import bench_core, postgres_crowd
@@ -104,7 +105,7 @@ def _trials(places: Places) -> list[Row]:
 
 
 def _one_trial(places: Places, kind: str, round_trip: float, trials: int, *, own: bool = False) -> _Trial:
-    with places.storage(kind, round_trip) as (relay, connect), blocked(PostgresStore, "call") as waits:
+    with places.storage(kind, round_trip) as (relay, connect), blocked(Caller, "wait") as waits:
         storage = connect()
         name = f"{kind}-{round_trip}-{own}"
         pruner = optuna.pruners.MedianPruner()

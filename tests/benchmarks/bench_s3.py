@@ -17,7 +17,7 @@ import optuna
 from optuna.storages.journal import JournalStorage
 
 import hopaas_p2p
-from hopaas_p2p.stores.s3.log import BucketLog
+from hopaas_p2p.peer.peer import Caller
 from tests.benchmarks.s3_crowd import at_full_speed, at_leisure
 from tests.benchmarks.s3_join import joining
 from tests.benchmarks.s3_link import GET, PRICES, PUT, Row, link
@@ -76,7 +76,7 @@ def _pair(plain: _Trial, own: _Trial, theirs: _Trial, show: Callable[[_Trial], s
 def _one_trial(server: Seaweed, kind: str) -> _Trial:
     trials = 5 if kind == "theirs" else 40
     pruner = optuna.pruners.MedianPruner()
-    with link(server) as far, blocked(BucketLog, "exchange") as waits:
+    with link(server) as far, blocked(Caller, "wait") as waits:
         storage: Any = JournalStorage(Journal(far.url)) if kind == "theirs" else hopaas_p2p.open_storage(far.url)
         study: Any = (
             hopaas_p2p.open_study(storage, "s", pruner=pruner)

@@ -22,7 +22,7 @@ import psycopg2
 import hopaas_p2p
 from hopaas_p2p import access
 from hopaas_p2p.net.proxies import ServerAddress
-from hopaas_p2p.stores.postgres.store import PostgresStore
+from hopaas_p2p.peer.peer import Caller
 from hopaas_p2p.tunnel import client
 from tests.benchmarks import tunnel_crowd
 from tests.support.exchanges import blocked
@@ -209,7 +209,7 @@ def _trials(here: Place) -> list[Row]:
     for own in (False, True):
         waits = dict.fromkeys(KINDS, 0.0)
         for turn, kind in enumerate((*KINDS, *reversed(KINDS))):
-            with here.link(kind) as relay, blocked(PostgresStore, "call") as spent:
+            with here.link(kind) as relay, blocked(Caller, "wait") as spent:
                 storage = hopaas_p2p.open_storage(here.url(kind, relay.port))
                 name = f"{turn}-{own}"
                 study: Any = (

@@ -12,6 +12,7 @@ from typing import Any, Final, NamedTuple
 import optuna
 
 import hopaas_p2p
+from hopaas_p2p.peer.peer import Caller
 from hopaas_p2p.stores.base import Outgoing
 from hopaas_p2p.stores.postgres.store import PostgresStore
 from tests.benchmarks import bench_core
@@ -111,7 +112,7 @@ def _optimise(_number: int, barrier: Any, results: Any, kind: str, url: str) -> 
         if kind == "own"
         else optuna.load_study(study_name=kind, storage=storage, sampler=sampler)
     )
-    with blocked(PostgresStore, "call") as waits:
+    with blocked(Caller, "wait") as waits:
         study.trials  # noqa: B018  # joined before the clock runs
         barrier.wait()
         waits.clear()

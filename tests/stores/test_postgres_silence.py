@@ -25,6 +25,7 @@ from hopaas_p2p.stores.postgres import watchdog
 from hopaas_p2p.stores.postgres.store import PostgresLog, PostgresStore
 from hopaas_p2p.stores.postgres.watchdog import WatchedSocket
 from hopaas_p2p.testing.commits import everything, outgoing
+from tests.support.exchanges import waits_of_this_thread
 from tests.support.latency import Relay
 from tests.support.pgbouncer import find_pgbouncer, transaction_pooler
 from tests.support.postgres import Server, find_binaries
@@ -196,7 +197,7 @@ def test_training_goes_on_while_the_server_hangs_and_hears_of_others_when_it_is_
     far = hopaas_p2p.open_storage(f"{postgres.url('store', user=OWNER, port=relay.port)}?{QUICK}")
     study = optuna.load_study(study_name="s", storage=far)
     assert study.trials == []
-    calls = _calls_of_this_thread(monkeypatch)
+    calls = waits_of_this_thread(monkeypatch)
     relay.hang()
     others.optimize(lambda trial: trial.suggest_float("x", 0, 1), n_trials=1)
     (driver,) = far.peer.logs.values()
@@ -210,18 +211,6 @@ def test_training_goes_on_while_the_server_hangs_and_hears_of_others_when_it_is_
     assert len(calls) <= 1
     for one in (near, far):
         one.close()
-
-
-def _calls_of_this_thread(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    mine, call, calls = threading.get_ident(), PostgresStore.call, list[str]()
-
-    def counted(store: PostgresStore, name: str, **parameters: object) -> list[object]:
-        if threading.get_ident() == mine and "connect_timeout" in store.url:
-            calls.append(name)
-        return call(store, name, **parameters)
-
-    monkeypatch.setattr(PostgresStore, "call", counted)
-    return calls
 
 
 _PROGRAM = """

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -19,8 +18,8 @@ from hopaas_p2p.core.records import StudyClose, StudyOpen
 from hopaas_p2p.net.findings import Finding
 from hopaas_p2p.stores import checks
 from hopaas_p2p.stores.base import SNAPSHOT_EVERY
-from hopaas_p2p.stores.s3.log import BucketLog
 from hopaas_p2p.stores.s3.store import S3Store
+from tests.support.exchanges import waits_of_this_thread
 from tests.support.http_messages import Request
 from tests.support.objectives import five_parameters as objective
 from tests.support.processes import until
@@ -81,26 +80,13 @@ def test_a_trial_costs_two_puts_or_one_with_our_optimize_and_nothing_else(
         else optuna.create_study(storage=storage, study_name="s", pruner=pruner)
     )
     study.optimize(objective, n_trials=2)
-    waits = _waits(monkeypatch)
+    waits = waits_of_this_thread(monkeypatch)
     count.clear()
     study.optimize(objective, n_trials=TRIALS)
     del count.asked["beat"]
     assert count.asked == {"PUT": puts * TRIALS + (whose == "ours")}, "and the last end with ours"
     assert len(waits) == count.asked["PUT"], "each of them is one wait: a PUT of 45 ms"
     storage.close()
-
-
-def _waits(monkeypatch: pytest.MonkeyPatch) -> list[None]:
-    """The exchanges that this thread waits for."""
-    mine, exchange, waits = threading.get_ident(), BucketLog.exchange, list[None]()
-
-    def counted(log: BucketLog, *arguments: object) -> object:
-        if threading.get_ident() == mine:
-            waits.append(None)
-        return exchange(log, *arguments)  # type: ignore[arg-type]
-
-    monkeypatch.setattr(BucketLog, "exchange", counted)
-    return waits
 
 
 def test_a_join_is_six_requests_and_the_tail(s3_server: S3Server, far_url: str, prefix: str, count: Count) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from hopaas_p2p.peer.peer import Caller
 from hopaas_p2p.stores.base import Beat, ExchangeResult, Outgoing
 from hopaas_p2p.study import Study
 
@@ -46,3 +47,16 @@ def exchanges_of(study: Study, monkeypatch: pytest.MonkeyPatch) -> list[Outgoing
 
     monkeypatch.setattr(log, "exchange", noted)
     return made
+
+
+def waits_of_this_thread(monkeypatch: pytest.MonkeyPatch) -> list[Caller]:
+    """What this thread waits for the threads that talk to a store."""
+    mine, wait, waits = threading.get_ident(), Caller.wait, list[Caller]()
+
+    def counted(caller: Caller) -> None:
+        if threading.get_ident() == mine:
+            waits.append(caller)
+        wait(caller)
+
+    monkeypatch.setattr(Caller, "wait", counted)
+    return waits
