@@ -197,10 +197,10 @@ def test_training_goes_on_while_the_server_hangs_and_hears_of_others_when_it_is_
     far = hopaas_p2p.open_storage(f"{postgres.url('store', user=OWNER, port=relay.port)}?{QUICK}")
     study = optuna.load_study(study_name="s", storage=far)
     assert study.trials == []
-    calls = waits_of_this_thread(monkeypatch)
     relay.hang()
     others.optimize(lambda trial: trial.suggest_float("x", 0, 1), n_trials=1)
     (driver,) = far.peer.logs.values()
+    calls = waits_of_this_thread(monkeypatch)
     for _ in range(100):
         driver.session.exchanged_at, far.peer.retry_at = -1e9, 0.0
         assert study.trials == []
