@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import os
 import shutil
 import signal
@@ -710,7 +709,7 @@ def test_after_a_signal_no_call_waits_long_for_the_store(
     study: Study, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     peer, seen, wait = study.storage.peer, list[bool](), loop.Child.wait_for
-    monkeypatch.setattr(loop.Child, "wait_for", lambda *given: seen.append(peer.give_up_at < math.inf) or wait(*given))
+    monkeypatch.setattr(loop.Child, "wait_for", lambda *given: seen.append(peer.hurried) or wait(*given))
     command = ["sh", "-c", "trap '' TERM; sleep 1; kill -TERM $PPID; sleep 1; kill -KILL $$"]
 
     assert loop.Worker(study, command, logs=tmp_path / "logs", say=[].append).work() == loop.AGAIN
