@@ -15,7 +15,7 @@ import threading
 import time
 import weakref
 from collections.abc import Callable
-from typing import Final, Generic, TypeVar
+from typing import Any, Final, Generic, TypeVar
 
 from hopaas_p2p.errors import HopaasError
 
@@ -38,6 +38,9 @@ class Job(Generic[P]):
         self.due = math.inf
         """When it runs next, on this machine's monotonic clock; infinite while it runs and nobody has woken it."""
         self.running = False
+
+
+_NEVER: Final[Job[Any]] = Job(lambda _: math.inf)
 
 
 class Jobs(Generic[P]):
@@ -108,20 +111,24 @@ class Jobs(Generic[P]):
             if done is not None:
                 done.running, done.due = False, min(done.due, time.monotonic() + pause)
             while self.allowed:
-                now, waiting = time.monotonic(), [job for job in self._jobs if not job.running]
-                due = [job for job in waiting if job.due <= now]
-                if due:
-                    job = min(due, key=lambda one: one.due)
-                    job.running, job.due = True, math.inf
-                    if len(due) > 1:
+                now, first, second = time.monotonic(), _NEVER, _NEVER
+                for job in self._jobs:
+                    if job.due < first.due and not job.running:
+                        first, second = job, first
+                    elif job.due < second.due and not job.running:
+                        second = job
+                if first.due <= now:
+                    first.running, first.due = True, math.inf
+                    if second.due <= now:
                         self._rouse()
-                    return job
-                soonest = min([job.due - now for job in waiting], default=math.inf)
-                longest = _SPARE if self._idle else soonest if soonest < math.inf else _NOTHING_DUE
+                    return first
+                pause = first.due - now
+                longest = _SPARE if self._idle else pause if pause < math.inf else _NOTHING_DUE
                 self._idle += 1
-                roused = self._changed.wait(min(soonest, longest))
+                roused = self._changed.wait(min(pause, longest))
                 self._idle -= 1
-                if not roused and (self._idle or soonest == math.inf):
+                if not roused and longest < pause and (self._idle or pause == math.inf):
+                    self._changed.notify()  # whoever waits on may have begun before something else became due
                     return None
         return None
 

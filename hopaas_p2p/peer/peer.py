@@ -235,7 +235,7 @@ class Peer:
 
     def _employed(self, log: LogDriver[S]) -> LogDriver[S]:
         """Give this log a job of its own."""
-        log.job = self.jobs.add(lambda peer: peer._tend(log))
+        log.job = self.jobs.add(functools.partial(Peer._tend, log=log))
         return log
 
     def drivers(self) -> list[LogDriver[Any]]:
@@ -369,8 +369,10 @@ class Peer:
         An exchange that fails is made again, for `within` so many seconds.
         """
         self.check_process()
+        if pending is not None and pending.verdicts is not None:
+            return
         caller = Caller(self, within, pending)
-        if not self._alone and not caller.is_over:
+        if not self._alone:
             try:
                 with log.lock:
                     log.waiting.append(caller)
@@ -436,18 +438,18 @@ class Peer:
         with log.lock:
             waiting = log.waiting.copy()
         try:
-            if not all(one.is_over for one in waiting):
+            if [one for one in waiting if one.pending is None or one.pending.verdicts is None]:
                 with log.turn:
                     self._exchange(log)
         except BaseException as error:
             for one in waiting:
                 one.tell(error)
             raise
-        over = [one for one in waiting if one.pending is None or one.is_over]
         with log.lock:
-            log.waiting = [one for one in log.waiting if one not in over]
-        for one in over:
-            one.tell()
+            for one in waiting:
+                if (one.pending is None or one.pending.verdicts is not None) and one in log.waiting:
+                    log.waiting.remove(one)
+                    one.tell()
 
     def _exchange(self, log: LogDriver[Any]) -> None:
         """One exchange. The caller has the turn."""

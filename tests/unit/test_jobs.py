@@ -196,3 +196,17 @@ def test_what_several_threads_queue_during_one_exchange_leaves_with_the_next() -
     assert log.state.lsn <= 3
     assert set(store.asked) == {"hopaas-store"}
     peer.close()
+
+
+def test_what_a_thread_did_is_due_again_in_time_whoever_waits_beside_it() -> None:
+    owner = Owner()
+    jobs = Jobs(owner, allowed=True)
+    slow, quick = jobs.add(Owner.slow), jobs.add(Owner.quick)
+    for _ in range(3):  # several threads come to wait, for nothing that they know of
+        jobs.wake(slow)
+        until(lambda: "slow" in owner.done)
+    owner.go_on.set()
+    until(lambda: not slow.running)
+    jobs.wake(quick)
+    until(lambda: owner.done.count("quick") >= 100, 8.0)
+    jobs.stop(within=5.0)
