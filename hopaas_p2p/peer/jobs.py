@@ -78,7 +78,8 @@ class Jobs(Generic[P]):
         if self.allowed and (after == 0.0 or due < job.due):
             with self._changed:
                 job.due = min(job.due, due)
-                self._rouse()
+                if not job.running:  # else its thread looks when it is done
+                    self._rouse()
         return self.allowed
 
     def _rouse(self) -> None:
