@@ -1,4 +1,4 @@
-"""What all that listen share: a Unix socket for one user, and the error for an address that cannot be had."""
+"""What those that listen share: a Unix socket for one user, few strangers, the error for an address that is taken."""
 
 from __future__ import annotations
 
@@ -7,8 +7,17 @@ import os
 import socket
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 from hopaas_p2p.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from asyncio import Transport
+
+MOST_STRANGERS: Final = 64
+"""Connections at a time that have asked for nothing; the oldest goes when one more comes."""
+STRANGERS_IDLE: Final = 5.0
+"""Seconds for which one of them may be silent."""
 
 
 def cannot_listen(where: str, error: OSError) -> ConfigurationError:
@@ -37,3 +46,37 @@ def private_socket(path: Path) -> Iterator[None]:
         raise cannot_listen(str(path), error) from None
     finally:
         os.umask(before)
+
+
+def bound_strangers() -> None:
+    """Make uvicorn close the connections that ask for nothing, before they use up the descriptors of this process."""
+    from uvicorn.protocols.http import auto
+
+    kind: Any = auto.AutoHTTPProtocol
+
+    class Bounded(kind):  # type: ignore[misc]
+        strangers: ClassVar[dict[Any, None]] = {}
+        """Oldest first."""
+
+        def connection_made(self, transport: Transport) -> None:
+            super().connection_made(transport)
+            for oldest in list(self.strangers)[: 1 - MOST_STRANGERS]:
+                oldest.turn_away()
+            self.strangers[self] = None
+            self.loop.call_later(STRANGERS_IDLE, self.turn_away)
+
+        def turn_away(self) -> None:
+            if self in self.strangers:
+                del self.strangers[self]
+                self.transport.abort()
+
+        def data_received(self, data: bytes) -> None:
+            super().data_received(data)
+            if self.cycle is not None or self not in self.connections:  # it has asked, perhaps for a web socket
+                self.strangers.pop(self, None)
+
+        def connection_lost(self, exc: Exception | None) -> None:
+            self.strangers.pop(self, None)
+            super().connection_lost(exc)
+
+    auto.AutoHTTPProtocol = Bounded

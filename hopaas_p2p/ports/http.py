@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any, Final, cast
 
 from hopaas_p2p.errors import InvalidInput
-from hopaas_p2p.net.listening import cannot_listen, private_socket
+from hopaas_p2p.net.listening import MOST_STRANGERS, STRANGERS_IDLE, cannot_listen, private_socket
 from hopaas_p2p.ports.hopaas_rest import HopaasRest
 from hopaas_p2p.ports.local import LocalPeer
 from hopaas_p2p.ports.verbs import Reply, answered
@@ -34,9 +34,6 @@ from hopaas_p2p.ports.verbs import Reply, answered
 _LARGEST_BODY: Final = 1 << 20
 _IDLE: Final = 60.0  # seconds for which a connection may be silent between two requests
 _DEADLINE: Final = 20.0  # seconds from the first byte of a request to its last, and for the answer to be taken
-_MOST_STRANGERS: Final = 64
-"""Connections at a time that have not shown the key; the oldest goes when one more comes."""
-_STRANGERS_IDLE: Final = 5.0  # seconds for which one of them may be silent
 _LOOPBACK: Final = ("127.0.0.1", "localhost", "[::1]")
 _STATUS: Final = {2: 400, 3: 409, 11: 409, 69: 503, 77: 403}
 """Status by exit code; others are 500."""
@@ -89,7 +86,7 @@ class LocalServer(ThreadingHTTPServer):
 
     def process_request(self, request: Any, client_address: Any) -> None:
         if self.key is not None:
-            for oldest in list(self.strangers)[: 1 - _MOST_STRANGERS]:
+            for oldest in list(self.strangers)[: 1 - MOST_STRANGERS]:
                 self.strangers.pop(oldest, None)
                 with contextlib.suppress(OSError):  # its own thread closes it
                     oldest.shutdown(socket.SHUT_RDWR)
@@ -124,7 +121,7 @@ class _Incoming(io.RawIOBase):
         return True
 
     def readinto(self, buffer: Any) -> int:
-        idle = _STRANGERS_IDLE if self._connection in self._strangers else _IDLE
+        idle = STRANGERS_IDLE if self._connection in self._strangers else _IDLE
         left = idle if self._until is None else self._until - time.monotonic()
         if left <= 0:
             raise TimeoutError("the request takes too long")
