@@ -7,6 +7,7 @@ import os
 import socket
 from collections.abc import Iterator
 from pathlib import Path
+from socketserver import ThreadingMixIn
 from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 from hopaas_p2p.errors import ConfigurationError
@@ -46,6 +47,27 @@ def private_socket(path: Path) -> Iterator[None]:
         raise cannot_listen(str(path), error) from None
     finally:
         os.umask(before)
+
+
+class FewStrangers(ThreadingMixIn):
+    """A server with a thread per connection, and few of them that have not shown that they are no strangers."""
+
+    def __init__(self, *arguments: Any) -> None:
+        self.strangers: dict[socket.socket, None] = {}
+        """Oldest first. Whoever finds that one of them is none takes it out."""
+        super().__init__(*arguments)
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        for oldest in list(self.strangers)[: 1 - MOST_STRANGERS]:
+            self.strangers.pop(oldest, None)
+            with contextlib.suppress(OSError):  # its own thread closes it
+                oldest.shutdown(socket.SHUT_RDWR)
+        self.strangers[request] = None
+        super().process_request(request, client_address)
+
+    def shutdown_request(self, request: Any) -> None:
+        self.strangers.pop(request, None)
+        super().shutdown_request(request)  # type: ignore[misc]  # of the server
 
 
 def bound_strangers() -> None:

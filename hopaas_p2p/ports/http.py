@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any, Final, cast
 
 from hopaas_p2p.errors import InvalidInput
-from hopaas_p2p.net.listening import MOST_STRANGERS, STRANGERS_IDLE, cannot_listen, private_socket
+from hopaas_p2p.net.listening import STRANGERS_IDLE, FewStrangers, cannot_listen, private_socket
 from hopaas_p2p.ports.hopaas_rest import HopaasRest
 from hopaas_p2p.ports.local import LocalPeer
 from hopaas_p2p.ports.verbs import Reply, answered
@@ -39,7 +39,7 @@ _STATUS: Final = {2: 400, 3: 409, 11: 409, 69: 503, 77: 403}
 """Status by exit code; others are 500."""
 
 
-class LocalServer(ThreadingHTTPServer):
+class LocalServer(FewStrangers, ThreadingHTTPServer):
     """Serves a LocalPeer until `shutdown`.
 
     Args:
@@ -57,8 +57,6 @@ class LocalServer(ThreadingHTTPServer):
 
     def __init__(self, peer: LocalPeer, address: tuple[str, int] | Path, key: str | None) -> None:
         self.peer, self.key = peer, key
-        self.strangers: dict[socket.socket, None] = {}
-        """Connections that have not shown the key, oldest first."""
         self.rest = HopaasRest(peer)
         self._path = address if isinstance(address, Path) else None
         if isinstance(address, Path):
@@ -83,19 +81,6 @@ class LocalServer(ThreadingHTTPServer):
         super().server_close()
         if self._path is not None and self._path.is_socket():  # called after a failed binding, too
             self._path.unlink(missing_ok=True)
-
-    def process_request(self, request: Any, client_address: Any) -> None:
-        if self.key is not None:
-            for oldest in list(self.strangers)[: 1 - MOST_STRANGERS]:
-                self.strangers.pop(oldest, None)
-                with contextlib.suppress(OSError):  # its own thread closes it
-                    oldest.shutdown(socket.SHUT_RDWR)
-            self.strangers[request] = None
-        super().process_request(request, client_address)
-
-    def shutdown_request(self, request: Any) -> None:
-        self.strangers.pop(request, None)
-        super().shutdown_request(request)
 
     @property
     def url(self) -> str:
@@ -140,6 +125,8 @@ class _Handler(BaseHTTPRequestHandler):
 
     def setup(self) -> None:
         super().setup()
+        if self.server.key is None:  # on a Unix socket, where all are this user's
+            self.server.strangers.pop(self.connection, None)
         self._incoming = _Incoming(self.connection, self.server.strangers)
         self.rfile.close()
         self.rfile = io.BufferedReader(self._incoming)
