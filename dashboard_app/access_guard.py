@@ -54,6 +54,7 @@ _FORM: Final = (
 )
 _NO_KEY: Final = "Open the address that <code>hopaas-p2p dashboard</code> printed when it started; it holds a key."
 _HEADERS: Final = {
+    "Connection": "close",
     "Cache-Control": "no-store",
     "Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'; form-action 'self'",
     "X-Content-Type-Options": "nosniff",
@@ -185,7 +186,7 @@ def guarded(app: Wsgi, guard: AccessGuard) -> Wsgi:
         answer = guard.judge(HTTPConnection(scope))
         if answer is None:
             return app(environ, start_response)
-        headers = [(name.title(), value) for name, value in answer.headers.items()]
+        headers = [(name.title(), value) for name, value in answer.headers.items() if name != "connection"]
         start_response(f"{answer.status_code} {HTTPStatus(answer.status_code).phrase}", headers)
         return [bytes(answer.body)]
 

@@ -7,7 +7,6 @@ import logging
 import re
 import threading
 from collections.abc import Callable, Iterable
-from socketserver import ThreadingMixIn
 from typing import Any, BinaryIO, Final
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 
@@ -18,12 +17,13 @@ from dashboard_app.options import DashboardOptions
 from dashboard_app.replica_cache import cache_of
 from hopaas_p2p.errors import ConfigurationError
 from hopaas_p2p.files.artifacts import StudyArtifacts
+from hopaas_p2p.net.listening import FewStrangers
 from hopaas_p2p.storage import Storage
 
 _log: Final = logging.getLogger("hopaas_p2p.dashboard")
 
 
-class _Server(ThreadingMixIn, WSGIServer):
+class _Server(FewStrangers, WSGIServer):
     daemon_threads = True
 
 

@@ -28,6 +28,7 @@ from dashboard_app.middleware import DashboardMiddleware
 from dashboard_app.options import DashboardOptions
 from dashboard_app.routes import may_scrape, routes
 from hopaas_p2p.errors import ConfigurationError
+from hopaas_p2p.net.listening import bound_strangers
 
 SCRIPT: Final = Path(__file__).parent / "entry" / "app.py"
 """What Streamlit executes."""
@@ -76,6 +77,7 @@ def serve(opts: DashboardOptions) -> None:
     for url in opts.stores:
         replica_cache.cache_of(url)
     beside = optuna_server.serve_optuna_dashboard(opts, guard) if opts.optuna_port is not None else None
+    bound_strangers()
     try:
         app(opts, guard, auth).run(config=settings(opts))
     finally:

@@ -31,9 +31,9 @@ def claim() -> str:
 
 
 def person(claims: Mapping[str, Any]) -> str:
-    """The name of a signed-in person; empty if the provider does not say it."""
-    value = claims.get(claim())
-    return value if isinstance(value, str) else ""
+    """The name of a signed-in person; empty if the provider does not say it, or has not verified it."""
+    value, unverified = claims.get(claim()), claims.get(f"{claim()}_verified") in (False, "false")
+    return value if isinstance(value, str) and not unverified else ""
 
 
 def shown(name: str) -> str:

@@ -13,6 +13,7 @@ import datetime
 import hashlib
 import re
 import secrets
+import shlex
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Final, NamedTuple
 
@@ -201,7 +202,8 @@ def guest(url: str, study: str, role: str) -> str:
     if found is None:
         add_user(url, name, guest_of=study)
     elif found[0] != study:
-        raise InvalidInput(f"{name!r} is not this study's guest; remove it first: hopaas-p2p user rm {name}")
+        cure = f"hopaas-p2p user rm {shlex.quote(name)}"
+        raise InvalidInput(f"{name!r} is not this study's guest; remove it first: {cure}")
     return name
 
 

@@ -15,7 +15,7 @@ import re
 from collections.abc import Collection, Mapping
 from typing import Any, Final
 
-from hopaas_p2p.core.records import StudySet
+from hopaas_p2p.core.records import LAST_TIME, StudySet
 from hopaas_p2p.errors import InvalidInput, NoSuchTrial
 from hopaas_p2p.study_like import StudyLike
 from hopaas_p2p.translate import to_json
@@ -64,7 +64,7 @@ def save_note(study: StudyLike, text: str, number: int | None = None) -> None:
     }
     old = [key for key in attributes if key.startswith(f"{prefix}note_str:") and key not in pieces]
     pieces.update(dict.fromkeys(old, ""))
-    pieces[f"{prefix}note_ver"] = version + 1 if isinstance(version, int) else 1
+    pieces[f"{prefix}note_ver"] = (version + 1) % LAST_TIME if isinstance(version, int) else 1
     _write(study, pieces)
 
 

@@ -292,7 +292,7 @@ def exported(source: Path) -> list[Spooled]:
     """
     try:
         with source.open("rb") as file:
-            return [one if one.why == "history" else _results_of(one) for one in _batches(file)]
+            return [_results_of(one) for one in _batches(file)]
     except ValueError:
         raise InvalidInput(
             f"{source} holds no results: it was not written by `hopaas-p2p spool export`, or is damaged"

@@ -94,7 +94,7 @@ def _spooled(store: Store) -> Iterator[Finding]:
         for uuid, name in rescue.names_of(store)[0].items():
             kept = rescue.kept_elsewhere(store, uuid)
             if kept is not None:
-                place = store.leads_to if isinstance(store, BridgedStore) else "STORE"
+                place = shlex.quote(store.leads_to) if isinstance(store, BridgedStore) else "STORE"
                 cure = f"copy both into a new study: hopaas-p2p doctor {place} --rescue --study {shlex.quote(name)}"
                 yield Finding(f"study {name}, spool", passed=False, detail=kept, cure=cure)
 
@@ -108,7 +108,7 @@ def _rescue(session: CliSession, place: str, *, from_live: bool, to: str | None,
         if isinstance(store, BridgedStore):
             raise ConfigurationError(
                 f"{store.url} is one end of a bridge, and may lack a part of what the other end has; rescue the study "
-                f"there: hopaas-p2p doctor {store.leads_to} --rescue"
+                f"there: hopaas-p2p doctor {shlex.quote(store.leads_to)} --rescue"
             )
         names, whole = rescue.names_of(store)
         chosen = session.given["study"]
@@ -141,12 +141,13 @@ def _rescue_one(
     session: CliSession, store: Store, uuid: str, name: str, target: Storage, *, from_live: bool, new_name: str | None
 ) -> dict[str, Any]:
     """Rescue one study, and say what became of it."""
+    handed_over: set[str] = set()
     if from_live:
-        count = rescue.ask_live_peers(
+        handed_over = rescue.ask_live_peers(
             store, uuid, within=max(rescue.HANDOVER_TIMEOUT, session.settings.seconds("patience"))
         )
-        output.say(f"{name}: {output.count(count, 'live peer')} handed over what it knows")
-    found = rescue.rescue(store, uuid)
+        output.say(f"{name}: {output.count(len(handed_over), 'live peer')} handed over what it knows")
+    found = rescue.rescue(store, uuid, handed_over)
     damage = _lsns(found.damaged) if found.damaged else "none known"
     output.say(f"{name}: damaged commits: {damage}")
     if found.covered:

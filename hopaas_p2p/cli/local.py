@@ -15,6 +15,7 @@ import click
 from hopaas_p2p.cli import output
 from hopaas_p2p.cli.options import CliSession, options
 from hopaas_p2p.errors import ConfigurationError, InvalidInput
+from hopaas_p2p.net.listening import bound_strangers
 from hopaas_p2p.ports.local import SILENCE, LocalPeer, watch_silence
 from hopaas_p2p.runtime.atomic import replace_atomically, state_folder
 from hopaas_p2p.runtime.ownership import read_secret
@@ -83,6 +84,7 @@ def mcp(session: CliSession, allow_actions: bool, http: str | None, key_file: st
             return
         import uvicorn
 
+        bound_strangers()
         host, port = _loopback(http)
         file = _key_path(key_file)
         app = KeyRequired(made.streamable_http_app(host=host, json_response=True), _key(file))

@@ -127,7 +127,10 @@ def check_new(target: Path, *, force: bool) -> None:
 
 
 def complete_study(ctx: click.Context, _param: click.Parameter, incomplete: str) -> list[str]:
-    """Names of studies for the shell's completion; none if the store does not answer."""
+    """Names of studies for the shell's completion; none if the store does not answer.
+
+    A shell puts them into the line as they are: no name that would be an option there, or code, or several words.
+    """
     try:
         session = CliSession(store=ctx.params.get("store"))
         session.settings = Settings(warn=lambda _: None)
@@ -135,7 +138,8 @@ def complete_study(ctx: click.Context, _param: click.Parameter, incomplete: str)
             names = session.storage().study_names()
     except Exception:  # noqa: BLE001  # a failing completion completes nothing
         return []
-    return [name for name in names if name.startswith(incomplete)]
+    words = [name for name in names if output.shell_word(name) == name and not name.startswith("-")]
+    return [name for name in words if name.startswith(incomplete)]
 
 
 def options(*, study: Literal["none", "option", "argument"] = "option", store: bool = True) -> Callable[[F], F]:

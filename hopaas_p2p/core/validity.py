@@ -356,6 +356,13 @@ class _Copied(msgspec.Struct, forbid_unknown_fields=True):
             raise ValueError("names a study without its trial, or a trial without its study")
 
 
+class _Checksum(msgspec.Struct):
+    """See `files.artifacts`."""
+
+    size: Natural | None = None
+    sha256: str | None = None
+
+
 class _Generation(msgspec.Struct):
     generation: Natural
     parents: list[Natural]
@@ -409,7 +416,8 @@ _READ_LIKE: Final = (
     (re.compile(r"\w+:generation"), _is_generation),
     (re.compile(r"\w+:parent:\d+"), _list_of(_is_whole)),
     (re.compile(r"qmc .*'s last sample id", re.DOTALL), _is_whole),
-    (re.compile(r"hopaas:(artifact|exporter):.*", re.DOTALL), _is_object),
+    (re.compile(r"hopaas:artifact:.*", re.DOTALL), _is_what(_Checksum)),
+    (re.compile(r"hopaas:exporter:.*", re.DOTALL), _is_object),
 )
 
 

@@ -301,7 +301,7 @@ def fetch(files: Artifacts, uuid: str, one: Artifact, target: str | Path, *, pro
     path = Path(target)
     with waits_for(str(path)), replace_atomically(path) as draft:
         try:
-            get_bytes(files, uuid, one.id, draft, progress=progress)
+            get_bytes(files, uuid, one.id, draft, progress=within(one.size, progress))
         except KeyError:
             raise NoSuchFile(f"the bytes of {one.filename!r} are no longer in the store") from None
         if one.sha256 is not None and (draft.stat().st_size, sha256_of(draft)) != (one.size, one.sha256):
@@ -317,6 +317,24 @@ def get_bytes(files: Artifacts, uuid: str, artifact_id: str, target: Path, *, pr
 
     """
     files.get(key_of(artifact_id, uuid), target, progress)
+
+
+def within(size: int | None, progress: Progress | None = None) -> Progress:
+    """Gives a download up that goes on beyond the size that its description says; None: it says none.
+
+    What it is given raises StoreCorrupt then.
+    """
+    done = 0
+
+    def count(more: int) -> None:
+        nonlocal done
+        done += more
+        if size is not None and done > size:
+            raise StoreCorrupt(f"the store has more than the {size:,} bytes that were stored")
+        if progress is not None:
+            progress(more)
+
+    return count
 
 
 @contextlib.contextmanager

@@ -21,8 +21,8 @@ from hopaas_p2p.core.lineage import copied_trial
 from hopaas_p2p.core.records import Checkpoint
 from hopaas_p2p.core.rungs import Rungs
 from hopaas_p2p.core.state import COMPLETE, NEVER_PAUSING, RUNNING, WAITING, State
-from hopaas_p2p.errors import HopaasError, InvalidInput, waits_for
-from hopaas_p2p.files.artifacts import artifacts_of, removed_if_refused
+from hopaas_p2p.errors import HopaasError, InvalidInput, StoreCorrupt, waits_for
+from hopaas_p2p.files.artifacts import artifacts_of, removed_if_refused, within
 from hopaas_p2p.runtime.arguments import shown
 from hopaas_p2p.runtime.atomic import sha256_of
 from hopaas_p2p.runtime.checkpoint_cache import checkpoint_cache
@@ -134,8 +134,8 @@ def load(
                 return checkpoint.step, path
             cache.drop(checkpoint.sha256)
         try:
-            with waits_for(_LOCAL):
-                artifacts.get(checkpoint.key, path)
+            with waits_for(_LOCAL), contextlib.suppress(StoreCorrupt):
+                artifacts.get(checkpoint.key, path, within(checkpoint.size))
         except KeyError:
             _log.warning("the checkpoint of step %d is gone; trying the previous one", checkpoint.step)
             continue

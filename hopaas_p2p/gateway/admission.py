@@ -40,6 +40,7 @@ class GatewayLimits(NamedTuple):
     connections: int = 1000
     """Tunnels in all."""
     per_token: int = 256
+    """No more than Postgres lets its role have: one that has not logged in yet takes a place there, too."""
     handshake: float = 10.0
     """Seconds from the first byte to a login at Postgres."""
     ping: float = PING
@@ -102,7 +103,9 @@ class Admission:
     def enter(self, session: Closable, token: tuple[str, Secret], status: TokenStatus) -> bool:
         """Count a session for its token; False if that has too many, or the gateway has."""
         active = self._active.get(token)
-        if self.is_full() or (active is not None and len(active.sessions) >= self.limits.per_token):
+        role = self.tokens.connections.get(token[0], -1)
+        most = self.limits.per_token if role < 0 else min(role, self.limits.per_token)
+        if self.is_full() or (active is not None and len(active.sessions) >= most):
             return False
         if active is None:
             active = self._active[token] = _ActiveToken(status)

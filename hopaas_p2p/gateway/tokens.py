@@ -78,6 +78,8 @@ class TokenCache:
         """At Postgres so far."""
         self.reachable = True
         """Whether Postgres answered the last of them."""
+        self.connections: dict[str, int] = {}
+        """How many connections Postgres lets each role have; -1 for any number. As the last login saw it."""
 
     async def status(self, role: str, secret: Secret, *, address: str = "", fresh: bool = False) -> TokenStatus:
         """What is known of a token, or what Postgres says of it now.
@@ -126,6 +128,7 @@ class TokenCache:
         self.reachable = True
         if roles:
             self._limiter.set_roles(roles)
+            self.connections = roles
         self._remember(key, status, secret)
         self._known[key] = (status, time.monotonic())
         self._known.move_to_end(key)
@@ -175,8 +178,8 @@ def _write(file: Path, text: str) -> None:
         draft.write_text(text)
 
 
-def log_in(target: PostgresTarget, role: str, secret: Secret) -> tuple[TokenStatus, list[str]]:
-    """Ask Postgres, by a login that ends at once: (what it says, all roles that may log in). Blocks.
+def log_in(target: PostgresTarget, role: str, secret: Secret) -> tuple[TokenStatus, dict[str, int]]:
+    """Ask Postgres, by a login that ends at once: (what it says, the limits of all roles that may log in). Blocks.
 
     Raises:
         StoreUnreachable: it does not answer, or not sensibly.
@@ -198,7 +201,7 @@ def log_in(target: PostgresTarget, role: str, secret: Secret) -> tuple[TokenStat
             gssencmode="disable",
         )
     except (psycopg2.OperationalError, UnicodeError) as error:
-        return _status_of_refusal(str(error)), []
+        return _status_of_refusal(str(error)), {}
     try:
         with connection.cursor() as cursor:
             cursor.execute(
@@ -207,8 +210,8 @@ def log_in(target: PostgresTarget, role: str, secret: Secret) -> tuple[TokenStat
                 "FROM pg_roles, nullif(rolvaliduntil, 'infinity') AS until WHERE rolname = session_user"
             )
             superuser, seconds, expires = cursor.fetchone() or (True, None, None)
-            cursor.execute("SELECT rolname FROM pg_roles WHERE rolcanlogin LIMIT %s", (_REMEMBERED,))
-            roles = [name for (name,) in cursor.fetchall()]
+            cursor.execute("SELECT rolname, rolconnlimit FROM pg_roles WHERE rolcanlogin LIMIT %s", (_REMEMBERED,))
+            roles = dict(cursor.fetchall())
     except psycopg2.Error as error:
         raise StoreUnreachable(str(error)) from None
     finally:

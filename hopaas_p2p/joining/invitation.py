@@ -13,6 +13,7 @@ import binascii
 import contextlib
 import datetime
 import re
+import shlex
 import time
 import zlib
 from pathlib import Path
@@ -90,7 +91,7 @@ class Invitation(NamedTuple):
             day = datetime.datetime.fromtimestamp(self.expires, tz=datetime.UTC).date()
             raise ConfigurationError(
                 f"this invitation to {self.study!r} was valid until {day}. Ask for another: "
-                f"hopaas-p2p invite {self.study}"
+                f"hopaas-p2p invite {shlex.quote(self.study)}"
             )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Final, NamedTuple, TypeVar
 
@@ -154,7 +155,7 @@ def _check_fit(storage: Storage, study_id: int, source: StudyRecords, name: str)
     if state.budget is not None and state.used() + finished > state.budget:
         raise InvalidInput(
             f"{finished} finished trials do not fit: the budget of {name!r} is {state.budget}, {state.used()} are "
-            f"used. Raise it first: hopaas-p2p study resume {name} --budget {state.used() + finished}"
+            f"used. Raise it first: hopaas-p2p study resume {shlex.quote(name)} --budget {state.used() + finished}"
         )
 
 

@@ -5,7 +5,8 @@ histories (`core.chain`). Peers stop there, for what comes behind may mean somet
 numbered in the order of the log. A rescue goes on:
 
 * A snapshot that was made behind the damage stands for all commits before it; so does the state of a peer that is still
-  alive, which it hands over when it is asked (`ask_live_peers`). Nothing is lost then.
+  alive, which it hands over when it is asked (`ask_live_peers`). Nothing is lost then. Whoever may write to the study
+  may answer, so what lies there without having been asked for is not read.
 * Else the commits behind the damage tell how many trials the missing ones had started: of all numbers that is the one
   with which the fewest of them are refused. The missing trials are put there for their owners, without parameters,
   which nobody knows; what their owners said later is kept. Every trial that such a commit speaks of is marked.
@@ -23,7 +24,7 @@ import json
 import secrets
 import tempfile
 import time
-from collections.abc import Callable, Container, Iterator, Mapping
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, NamedTuple
 
@@ -138,12 +139,12 @@ def _contains(state: State, payload: bytes) -> bool:
     return writer in state.writers and int(sequence) <= state.writers[writer].seq
 
 
-def rescue(store: Store, uuid: str) -> Rescued:
-    """Read all that can be read of a study."""
+def rescue(store: Store, uuid: str, handed_over: Iterable[str] = ()) -> Rescued:
+    """Read all that can be read of a study, and what live peers have handed over: the keys of the files."""
     log = store.log(uuid)
     entries, head, others = _salvaged(log)
     there = {codec.nonce_of(entry.payload) for entry in (*entries.values(), *others)}
-    states = sorted([*_snapshots(log), *_handed_over(store, uuid)], key=lambda state: state.lsn)
+    states = sorted([*_snapshots(log), *_handed_over(store, handed_over)], key=lambda state: state.lsn)
     removed = log.removed_up_to()
     base = next((one for one in states if removed and one.lsn >= removed), State())
     placed, loose = _kept(uuid, entries, there)
@@ -298,8 +299,8 @@ HANDOVER_TIMEOUT: Final = 1.25 * REQUESTS_EVERY
 """Seconds for which live peers are waited for: when they have looked for a request, they hand their state over."""
 
 
-def ask_live_peers(store: Store, uuid: str, *, within: float, sleep: Callable[[float], None] = time.sleep) -> int:
-    """Ask the peers of a study for their state; returns how many handed it over. Blocks for up to `within` seconds.
+def ask_live_peers(store: Store, uuid: str, *, within: float, sleep: Callable[[float], None] = time.sleep) -> set[str]:
+    """Ask the peers of a study for their state; the keys of what they hand over. Blocks for up to `within` seconds.
 
     A peer that takes part looks for such a request once a minute.
     """
@@ -313,7 +314,7 @@ def ask_live_peers(store: Store, uuid: str, *, within: float, sleep: Callable[[f
             sleep(_WATCH)
     finally:
         store.beat(Beat(request_name(uuid), NO_REQUEST))
-    return len(found)
+    return found
 
 
 def forget_handed_over(store: Store, uuid: str) -> None:
@@ -324,17 +325,13 @@ def forget_handed_over(store: Store, uuid: str) -> None:
             artifacts.delete(key)
 
 
-def _handed_over(store: Store, uuid: str) -> Iterator[State]:
+def _handed_over(store: Store, keys: Iterable[str]) -> Iterator[State]:
     """The states that live peers have handed over."""
-    try:
-        artifacts = store.artifacts()
-        keys = artifacts.keys(handover_prefix(uuid))
-    except HopaasError:
-        return
+    artifacts = store.artifacts()
     with tempfile.TemporaryDirectory(prefix="hopaas-rescue-") as directory:
         path = Path(directory, "state")
         for key in keys:
-            with contextlib.suppress(KeyError, snapshot.CorruptSnapshot):
+            with contextlib.suppress(KeyError, HopaasError, snapshot.CorruptSnapshot):
                 artifacts.get(key, path)
                 yield snapshot.load(path.read_bytes())
 

@@ -1,4 +1,4 @@
-"""What all that listen share: a Unix socket for one user, and the error for an address that cannot be had."""
+"""What those that listen share: a Unix socket for one user, few strangers, the error for an address that is taken."""
 
 from __future__ import annotations
 
@@ -7,8 +7,18 @@ import os
 import socket
 from collections.abc import Iterator
 from pathlib import Path
+from socketserver import ThreadingMixIn
+from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 from hopaas_p2p.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from asyncio import Transport
+
+MOST_STRANGERS: Final = 64
+"""Connections at a time that have asked for nothing; the oldest goes when one more comes."""
+STRANGERS_IDLE: Final = 5.0
+"""Seconds for which one of them may be silent."""
 
 
 def cannot_listen(where: str, error: OSError) -> ConfigurationError:
@@ -37,3 +47,58 @@ def private_socket(path: Path) -> Iterator[None]:
         raise cannot_listen(str(path), error) from None
     finally:
         os.umask(before)
+
+
+class FewStrangers(ThreadingMixIn):
+    """A server with a thread per connection, and few of them that have not shown that they are no strangers."""
+
+    def __init__(self, *arguments: Any) -> None:
+        self.strangers: dict[socket.socket, None] = {}
+        """Oldest first. Whoever finds that one of them is none takes it out."""
+        super().__init__(*arguments)
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        for oldest in list(self.strangers)[: 1 - MOST_STRANGERS]:
+            self.strangers.pop(oldest, None)
+            with contextlib.suppress(OSError):  # its own thread closes it
+                oldest.shutdown(socket.SHUT_RDWR)
+        self.strangers[request] = None
+        super().process_request(request, client_address)
+
+    def shutdown_request(self, request: Any) -> None:
+        self.strangers.pop(request, None)
+        super().shutdown_request(request)  # type: ignore[misc]  # of the server
+
+
+def bound_strangers() -> None:
+    """Make uvicorn close the connections that ask for nothing, before they use up the descriptors of this process."""
+    from uvicorn.protocols.http import auto
+
+    kind: Any = auto.AutoHTTPProtocol
+
+    class Bounded(kind):  # type: ignore[misc]
+        strangers: ClassVar[dict[Any, None]] = {}
+        """Oldest first."""
+
+        def connection_made(self, transport: Transport) -> None:
+            super().connection_made(transport)
+            for oldest in list(self.strangers)[: 1 - MOST_STRANGERS]:
+                oldest.turn_away()
+            self.strangers[self] = None
+            self.loop.call_later(STRANGERS_IDLE, self.turn_away)
+
+        def turn_away(self) -> None:
+            if self in self.strangers:
+                del self.strangers[self]
+                self.transport.abort()
+
+        def data_received(self, data: bytes) -> None:
+            super().data_received(data)
+            if self.cycle is not None or self not in self.connections:  # it has asked, perhaps for a web socket
+                self.strangers.pop(self, None)
+
+        def connection_lost(self, exc: Exception | None) -> None:
+            self.strangers.pop(self, None)
+            super().connection_lost(exc)
+
+    auto.AutoHTTPProtocol = Bounded

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import threading
 import time
 import weakref
@@ -110,5 +111,7 @@ def _notebook(name: str) -> tuple[Any, Any]:
     else:
         shell = get_ipython()
     if shell is None or not hasattr(shell, "kernel"):
-        raise InvalidInput(f"study.watch() shows itself in Jupyter; in a terminal use: hopaas-p2p watch {name}")
+        raise InvalidInput(
+            f"study.watch() shows itself in Jupyter; in a terminal use: hopaas-p2p watch {shlex.quote(name)}"
+        )
     return display, HTML

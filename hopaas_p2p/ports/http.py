@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any, Final, cast
 
 from hopaas_p2p.errors import InvalidInput
-from hopaas_p2p.net.listening import cannot_listen, private_socket
+from hopaas_p2p.net.listening import STRANGERS_IDLE, FewStrangers, cannot_listen, private_socket
 from hopaas_p2p.ports.hopaas_rest import HopaasRest
 from hopaas_p2p.ports.local import LocalPeer
 from hopaas_p2p.ports.verbs import Reply, answered
@@ -34,15 +34,12 @@ from hopaas_p2p.ports.verbs import Reply, answered
 _LARGEST_BODY: Final = 1 << 20
 _IDLE: Final = 60.0  # seconds for which a connection may be silent between two requests
 _DEADLINE: Final = 20.0  # seconds from the first byte of a request to its last, and for the answer to be taken
-_MOST_STRANGERS: Final = 64
-"""Connections at a time that have not shown the key; the oldest goes when one more comes."""
-_STRANGERS_IDLE: Final = 5.0  # seconds for which one of them may be silent
 _LOOPBACK: Final = ("127.0.0.1", "localhost", "[::1]")
 _STATUS: Final = {2: 400, 3: 409, 11: 409, 69: 503, 77: 403}
 """Status by exit code; others are 500."""
 
 
-class LocalServer(ThreadingHTTPServer):
+class LocalServer(FewStrangers, ThreadingHTTPServer):
     """Serves a LocalPeer until `shutdown`.
 
     Args:
@@ -60,8 +57,6 @@ class LocalServer(ThreadingHTTPServer):
 
     def __init__(self, peer: LocalPeer, address: tuple[str, int] | Path, key: str | None) -> None:
         self.peer, self.key = peer, key
-        self.strangers: dict[socket.socket, None] = {}
-        """Connections that have not shown the key, oldest first."""
         self.rest = HopaasRest(peer)
         self._path = address if isinstance(address, Path) else None
         if isinstance(address, Path):
@@ -87,19 +82,6 @@ class LocalServer(ThreadingHTTPServer):
         if self._path is not None and self._path.is_socket():  # called after a failed binding, too
             self._path.unlink(missing_ok=True)
 
-    def process_request(self, request: Any, client_address: Any) -> None:
-        if self.key is not None:
-            for oldest in list(self.strangers)[: 1 - _MOST_STRANGERS]:
-                self.strangers.pop(oldest, None)
-                with contextlib.suppress(OSError):  # its own thread closes it
-                    oldest.shutdown(socket.SHUT_RDWR)
-            self.strangers[request] = None
-        super().process_request(request, client_address)
-
-    def shutdown_request(self, request: Any) -> None:
-        self.strangers.pop(request, None)
-        super().shutdown_request(request)
-
     @property
     def url(self) -> str:
         """Where clients reach it."""
@@ -124,7 +106,7 @@ class _Incoming(io.RawIOBase):
         return True
 
     def readinto(self, buffer: Any) -> int:
-        idle = _STRANGERS_IDLE if self._connection in self._strangers else _IDLE
+        idle = STRANGERS_IDLE if self._connection in self._strangers else _IDLE
         left = idle if self._until is None else self._until - time.monotonic()
         if left <= 0:
             raise TimeoutError("the request takes too long")
@@ -143,6 +125,8 @@ class _Handler(BaseHTTPRequestHandler):
 
     def setup(self) -> None:
         super().setup()
+        if self.server.key is None:  # on a Unix socket, where all are this user's
+            self.server.strangers.pop(self.connection, None)
         self._incoming = _Incoming(self.connection, self.server.strangers)
         self.rfile.close()
         self.rfile = io.BufferedReader(self._incoming)

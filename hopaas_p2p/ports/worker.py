@@ -13,6 +13,7 @@ import contextlib
 import json
 import os
 import re
+import shlex
 import shutil
 import signal
 import statistics
@@ -147,7 +148,8 @@ class Worker:
             if not space:
                 raise InvalidInput(
                     f"the study {self.study.name!r} has no search space, so there is nothing to give to a command: "
-                    f"{why}. Set it: hopaas-p2p study set {self.study.name} --space 'lr=float(1e-5,1e-1,log)'"
+                    f"{why}. Set it: hopaas-p2p study set {shlex.quote(self.study.name)} "
+                    "--space 'lr=float(1e-5,1e-1,log)'"
                 )
             said = ", ".join(f"{name}={spec(one)}" for name, one in space.items())
             self._say(f"the study has no search space; taken from its trials: {said}")

@@ -27,7 +27,7 @@ from urllib.parse import parse_qs, urlsplit
 from hopaas_p2p.errors import ConfigurationError, StoreUnreachable, waits_for
 from hopaas_p2p.runtime import settings
 from hopaas_p2p.runtime.atomic import state_folder
-from hopaas_p2p.runtime.ownership import read_secret
+from hopaas_p2p.runtime.ownership import read_own, read_secret
 from hopaas_p2p.runtime.settings import Secret, Settings
 
 Server = tuple[str, int]
@@ -554,12 +554,12 @@ def check_wandb(file: Path) -> None:
     """
     parser = configparser.RawConfigParser()
     try:
-        parser.read_string(file.read_text())
+        parser.read_string(read_own(file, link=False))
         said = {key for section in parser.values() for key in section} - _WANDB_NAMES
     except FileNotFoundError:
         return
     except (OSError, UnicodeDecodeError, configparser.Error):
-        said = {"something that cannot be read"}
+        said = {"something that cannot be read, or may be somebody else's"}
     if said:
         raise ConfigurationError(
             f"{file} came with this directory, and could send your key for W&B elsewhere by {', '.join(sorted(said))}. "

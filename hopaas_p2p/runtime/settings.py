@@ -434,10 +434,9 @@ class Settings:
 
 def _parsed(path: Path, text: str) -> dict[str, str]:
     try:
-        content = tomllib.loads(text)
+        return {name: _checked(path, name, value) for name, value in tomllib.loads(text).items()}
     except (ValueError, RecursionError) as error:  # no TOML; a number of thousands of digits; nested without end
         raise ConfigurationError(f"{path} cannot be read: {error}") from None
-    return {name: _checked(path, name, value) for name, value in content.items()}
 
 
 def _is_inside(folder: Path, name: str) -> bool:

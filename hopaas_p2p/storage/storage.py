@@ -13,6 +13,7 @@ import logging
 import math
 import os
 import secrets
+import shlex
 import weakref
 from collections.abc import Container, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -164,7 +165,7 @@ def open_again(options: StorageOptions) -> Storage:
 
 
 _OWNER_ONLY: Final = (
-    "Only an owner of the study {study!r} may do that. Ask one for a grant: hopaas-p2p grant {study} USER owner"
+    "Only an owner of the study {study!r} may do that. Ask one for a grant: hopaas-p2p grant {word} USER owner"
 )
 _NO_PICKLES: Final = (
     "Optuna's CMA-ES sampler passes pickles between peers, which can run code. Among people you trust, allow it with "
@@ -250,7 +251,7 @@ class Storage(BaseStorage):
         listing = self._listing(study_id)
         verdict = self.peer.commit_to_catalog(StudyClose(listing.uuid))
         if verdict.refusal == "role":
-            raise Denied(_OWNER_ONLY.format(study=listing.name))
+            raise Denied(_OWNER_ONLY.format(study=listing.name, word=shlex.quote(listing.name)))
         self._forget(study_id)
         if not verdict.accepted:
             raise NoSuchStudy(f"No study with study_id {study_id} exists.")
@@ -527,7 +528,8 @@ class Storage(BaseStorage):
         """
         verdict = self._commit(study_id, record, within=within)
         if verdict.refusal == "role":
-            raise Denied(_OWNER_ONLY.format(study=self._listing(study_id).name))
+            name = self._listing(study_id).name
+            raise Denied(_OWNER_ONLY.format(study=name, word=shlex.quote(name)))
         if not verdict.accepted:
             raise InvalidInput(why_refused(self.state(study_id), verdict, getattr(record, "values", None)))
         return verdict

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any, Final
 from hopaas_p2p.errors import ConfigurationError
 from hopaas_p2p.runtime import credentials, extras
 from hopaas_p2p.runtime.atomic import replace_atomically
+from hopaas_p2p.runtime.ownership import own_folder
 from hopaas_p2p.trackers.base import TrackerUnreachable, new_files
 from hopaas_p2p.trackers.view import RunView, StudyView
 
@@ -76,6 +77,14 @@ class WandB:
         return f"{self.entity or ''}/{self.project} {self.directory.absolute() if self.offline else ''}".strip()
 
     def begin(self, study: StudyView) -> dict[int | None, str]:
+        try:
+            with own_folder(self._directory, mode=0o755):
+                pass
+        except OSError as error:
+            raise ConfigurationError(
+                f"W&B's files cannot be kept in {self._directory}: {error.strerror or error}. Name a directory of your "
+                "own: WANDB_DIR"
+            ) from None
         if not self.offline and not _has_key():
             raise ConfigurationError(
                 "W&B has no key: run `wandb login`, set WANDB_API_KEY, or go offline (in a shell: --offline)"
@@ -120,7 +129,6 @@ class WandB:
             self._write_ledger()
 
     def _write_ledger(self) -> None:
-        self._directory.mkdir(parents=True, exist_ok=True)
         with replace_atomically(self._ledger_file) as draft:
             draft.write_text(json.dumps(self._ledger))
 
@@ -163,7 +171,6 @@ class WandB:
         if key in self._open:
             return self._open[key]
         wandb = _module()
-        self._directory.mkdir(parents=True, exist_ok=True)
         if self.offline:
             self._remove_orphans(key)
         labels = [("state", view.state), ("site", view.tags.get("site")), ("node", view.tags.get("node"))]

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+import hopaas_p2p
 from hopaas_p2p import access
 from hopaas_p2p.errors import ConfigurationError
 from hopaas_p2p.gateway import relay as relays
@@ -21,9 +22,40 @@ from hopaas_p2p.gateway.tokens import TokenCache
 from hopaas_p2p.net.proxies import ServerAddress
 from hopaas_p2p.runtime.settings import Secret
 from hopaas_p2p.stores.s3.address import parse
+from tests.support.ports import free_port
 from tests.support.postgres import Server
 from tests.support.postgres_people import Place
-from tests.support.processes import cli
+from tests.support.processes import cli, until
+from tests.support.service_process import ServiceProcess
+
+# --- all that listen ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("words", ["mcp --http 127.0.0.1:{}", "dashboard --port {}", "dashboard --optuna --port {}"])
+def test_silent_connections_keep_nobody_out(words: str, tmp_path: Path) -> None:
+    hopaas_p2p.open_study(tmp_path, "s").close()
+    port = free_port()
+    server = ServiceProcess(*words.format(port).split(), "--store", str(tmp_path), log=tmp_path / "log", env={})
+    server.begins = str(port)
+    port += "--optuna" in words
+    with contextlib.ExitStack() as opened:
+        opened.callback(server.start().kill)
+        until(lambda: _listens(port))
+        silent = [opened.enter_context(socket.create_connection(("127.0.0.1", port), 10)) for _ in range(100)]
+        for one in silent[:30]:
+            one.settimeout(30)
+            assert one.recv(1) == b""
+        with socket.create_connection(("127.0.0.1", port), 10) as asks:
+            asks.sendall(f"GET /mcp HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\n\r\n".encode())
+            answer = b"".join(iter(lambda: asks.recv(4096), b""))  # to its end: nobody stays without the key
+        assert answer.split()[1] in (b"401", b"403")
+
+
+def _listens(port: int) -> bool:
+    with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 10):
+        return True
+    return False
+
 
 # --- gateway -----------------------------------------------------------------------------------------------------
 

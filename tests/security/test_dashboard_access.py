@@ -324,3 +324,11 @@ def test_a_browser_without_the_key_is_told_how_to_come_in(monitor: Monitor) -> N
             page.get_by_role("link", name="optuna-dashboard").click()
         opened.value.get_by_text("digits").first.wait_for(timeout=60_000)
         browser.close()
+
+
+def test_an_address_that_the_provider_has_not_verified_is_nobodys_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOPAAS_OIDC_CLAIM", "email")
+    claims = {"sub": "7", "email": "ann@example.org"}
+    assert sign_in.person(claims) == sign_in.person({**claims, "email_verified": True}) == "ann@example.org"
+    for no in (False, "false"):
+        assert sign_in.person({**claims, "email_verified": no}) == ""

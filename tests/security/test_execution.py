@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import re
 import shlex
 import sys
 from pathlib import Path
@@ -22,6 +23,7 @@ from hopaas_p2p.moving.records import of_state
 from hopaas_p2p.ports.command import fill_in, variables
 from hopaas_p2p.ports.worker import Worker
 from tests.support.dashboard_studies import Scribe
+from tests.support.processes import cli
 
 EVIL = "$(touch /tmp/evil)"
 
@@ -181,6 +183,22 @@ def test_a_carriage_return_begins_no_row() -> None:
     text = "".join(tables.dump_csv(of_state(scribe.state)))
     assert "\r" not in text
     assert len(list(csv.reader(io.StringIO(text)))) == 2
+
+
+def test_a_completed_name_is_one_word_and_no_option(tmp_path: Path) -> None:
+    """A shell puts what completes a word into the line as it is."""
+    for name in ("x$(touch${IFS}pwned)", "y;id", "*", "two words", "--store=https:evil", "run-7"):
+        hopaas_p2p.open_study(tmp_path, name).close()
+    env = {"_HOPAAS_P2P_COMPLETE": "bash_complete", "COMP_WORDS": "hopaas-p2p study show ", "COMP_CWORD": "3"}
+    assert cli(cwd=tmp_path, HOPAAS_STORE=str(tmp_path), **env).stdout.split() == ["plain,run-7"]
+
+
+def test_a_command_that_a_message_recommends_is_words_and_no_code() -> None:
+    """Studies, whose names others choose, are quoted in it."""
+    bare = re.compile(r"hopaas-p2p [a-z -]*\{(?:(?:self\.)?(?:study|name|study\.name)|store\.leads_to)\}")
+    files = Path(hopaas_p2p.__file__).parent.rglob("*.py")
+    found = [(file.stem, line) for file in files for line in bare.findall(file.read_text())]
+    assert found == []
 
 
 def test_an_export_to_a_terminal_moves_no_cursor(

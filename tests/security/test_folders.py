@@ -16,7 +16,7 @@ import pytest
 from optuna.storages import JournalStorage, RDBStorage
 
 from hopaas_p2p import spool
-from hopaas_p2p.errors import InvalidInput
+from hopaas_p2p.errors import ConfigurationError, InvalidInput
 from hopaas_p2p.moving import export_study
 from hopaas_p2p.ports.worker import Worker
 from hopaas_p2p.report import write_report
@@ -24,6 +24,8 @@ from hopaas_p2p.runtime.atomic import open_regular, replace_atomically
 from hopaas_p2p.runtime.checkpoint_cache import CheckpointCache, checkpoint_cache
 from hopaas_p2p.runtime.ownership import own_folder
 from hopaas_p2p.study import Study
+from hopaas_p2p.trackers.base import Export
+from hopaas_p2p.trackers.wandb import WandB
 from tests.support.processes import CLI, ROOT, campaign, environment, script
 
 SECRET = "the user's own"
@@ -170,6 +172,12 @@ def test_where_others_may_write_everywhere_nothing_is_submitted(place: Path) -> 
 
 
 # --- logs ------------------------------------------------------------------------------------------------------------
+
+
+def test_a_link_in_the_place_of_wandbs_folder_is_refused(study: Study, home: Path, tmp_path: Path) -> None:
+    (tmp_path / "wandb").symlink_to(home)
+    with pytest.raises(ConfigurationError, match="is a link or a file"):
+        Export(study, WandB("p", offline=True, directory=tmp_path)).sync()
 
 
 def test_a_link_in_the_place_of_the_logs_is_refused_before_the_first_trial(

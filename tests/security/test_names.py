@@ -287,8 +287,10 @@ def test_a_child_and_another_token_of_ann_go_on_with_her_trial(place: Place) -> 
     assert optuna.load_study(study_name="s", storage=place.storage(ann)).trials[trial.number].value == 0.5
 
 
-@pytest.mark.parametrize("why", ["unsent", "unconfirmed"])
-def test_a_file_of_results_says_what_a_worker_may_say(why: Literal["unsent", "unconfirmed"], tmp_path: Path) -> None:
+@pytest.mark.parametrize("why", ["unsent", "unconfirmed", "history"])
+def test_a_file_of_results_says_what_a_worker_may_say(
+    why: Literal["unsent", "unconfirmed", "history"], tmp_path: Path
+) -> None:
     """Who sends it may be an owner: the log takes all in it for the sender's own."""
     words = [
         StudyControl(status="stopped", budget=1),

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import logging
+import os
 import zlib
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
@@ -16,6 +18,7 @@ from hopaas_p2p.core.catalog import RESERVED
 from hopaas_p2p.core.records import Commit, StudyOpen, TrialCreate
 from hopaas_p2p.core.state import COMPLETE, WAITING
 from hopaas_p2p.errors import StoreCorrupt
+from hopaas_p2p.files.checkpoints import load
 from hopaas_p2p.stores.base import Outgoing
 from hopaas_p2p.stores.bridge.file_relay import FileRelay
 from hopaas_p2p.stores.bridge.messages import Append, FileRequest, Reply, seal, unseal_request
@@ -124,16 +127,18 @@ def test_a_tombstone_without_a_boundary_ends_no_study(tmp_path: Path) -> None:
         Append("u", "n", b"x", 1 << 63),
         Append("u", "n", b"x", 0, "a\0b"),
         Append("u", "n", bytes(codec.MAX_BYTES + 1), 0),
+        FileRequest("list", "a\0b"),
     ],
-    ids=["a long nonce", "a nonce with NUL", "an lsn beyond 64 bits", "NUL in a uuid", "a large payload"],
+    ids=["a long nonce", "a nonce with NUL", "an lsn beyond 64 bits", "NUL in a uuid", "a large payload", "NUL, key"],
 )
-def test_a_request_that_no_far_store_takes_does_not_cross_a_bridge(request_: Append) -> None:
-    assert unseal_request(seal(Append("u", "w:1", b"x", 0, "u"))) is not None
+def test_a_request_that_no_far_store_takes_does_not_cross_a_bridge(request_: Append | FileRequest) -> None:
+    for taken in (Append("u", "w:1", b"x", 0, "u"), FileRequest("list", "u/rescue/")):
+        assert unseal_request(seal(taken)) is not None
     assert unseal_request(seal(request_)) is None
 
 
 @pytest.mark.parametrize("what", ["put", "get", "delete"])
-def test_a_request_for_a_folder_is_answered_for_good(tmp_path: Path, what: str) -> None:
+def test_a_request_for_a_folder_is_answered_for_good(tmp_path: Path, what: Any) -> None:
     near, far = (DirectoryStore(tmp_path / side) for side in ("near", "far"))
     for store, key in ((near, "u/file"), (far, "u/file/below")):
         store.artifacts().put(key, Path(__file__))
@@ -147,3 +152,21 @@ def test_a_request_for_a_folder_is_answered_for_good(tmp_path: Path, what: str) 
     relay.close()
     assert relay.first is None
     assert len(replies) == (what != "delete")
+
+
+def test_a_file_is_not_fetched_beyond_the_size_that_it_was_said_to_have(tmp_path: Path) -> None:
+    study = hopaas_p2p.open_study(tmp_path / "store", "s")
+    (tmp_path / "small").write_text("small")
+    one, trial = study.artifacts().put(tmp_path / "small"), study.ask()
+    trial.checkpoint(tmp_path / "small", step=1)
+    for stored in (tmp_path / "store/v1/artifacts").rglob("*"):
+        if stored.is_file():
+            os.truncate(stored, 64 << 20)
+    came: list[int] = []
+    with pytest.raises(StoreCorrupt, match="more than"):
+        study.artifacts().get(one, tmp_path / "fetched", progress=came.append)
+    assert sum(came) == 0
+    state = study.storage.state(study.study_id)
+    kept, uuid = state.trials[trial.number].checkpoints, study.storage.handle(study.study_id).uuid
+    assert load(study.storage.peer.store.artifacts(), uuid, kept, tmp_path) is None
+    study.close()

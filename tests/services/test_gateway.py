@@ -165,6 +165,19 @@ def test_a_token_has_so_many_tunnels_and_the_gateway_too(centre: Centre) -> None
         one.close()
 
 
+def test_a_token_has_no_more_tunnels_than_its_role_has_connections(gateway: GatewayProcess, centre: Centre) -> None:
+    """In one that has not logged in yet, the server waits a minute for that, and keeps a place for it."""
+    eve = centre.token("eve")
+    centre.server.execute(f'ALTER ROLE "{eve.name}" CONNECTION LIMIT 2')
+    with contextlib.ExitStack() as opened:
+        for _ in range(2):
+            opened.callback(connects(gateway, eve.secret).close)
+        with pytest.raises(GatewayBusy, match="429"):
+            connects(gateway, eve.secret)
+    forget_gateways()
+    until(lambda: _succeeds(gateway, eve.secret))
+
+
 def test_a_gateway_that_is_busy_is_left_alone_for_a_while(centre: Centre) -> None:
     gateway = centre.gateway("--per-token", "1")
     token = centre.token()

@@ -14,9 +14,12 @@ from msgspec.structs import replace
 
 import hopaas_p2p
 from hopaas_p2p import spool
-from hopaas_p2p.core import codec
+from hopaas_p2p.core import codec, snapshot
+from hopaas_p2p.core.apply import apply
 from hopaas_p2p.core.chain import following
-from hopaas_p2p.core.records import Commit
+from hopaas_p2p.core.names import handover_prefix
+from hopaas_p2p.core.records import Commit, TrialCreate
+from hopaas_p2p.core.state import COMPLETE, State
 from hopaas_p2p.errors import BrokenChain, StoreCorrupt
 from hopaas_p2p.moving import rescue
 from hopaas_p2p.peer import handover
@@ -150,6 +153,21 @@ def test_a_live_peer_hands_over_what_it_knows(tmp_path: Path, monkeypatch: pytes
     assert values(store, "s-rescued") == [float(number) for number in range(6)]
     assert not list((store / "v1" / "artifacts" / uuid / "rescue").glob("*")), "what was handed over is removed"
     study.close()
+
+
+def test_a_state_that_nobody_asked_for_is_not_believed(tmp_path: Path) -> None:
+    """Whoever may write to a study may leave one there, long before its log is damaged."""
+    uuid, told = filled(tmp_path / "store", trials=10)
+    with contextlib.closing(open_store(str(tmp_path / "store"))) as store:
+        forged = State()
+        for entry in read_all(store.log(uuid)):
+            apply(forged, entry.lsn, codec.decode(entry.payload), entry.stamp)
+        apply(forged, forged.lsn + 1, Commit("m", 1, "m", 0, (TrialCreate(COMPLETE, values=(-1e9,)),)))
+        (tmp_path / "forged").write_bytes(snapshot.dump(forged))
+        store.artifacts().put(f"{handover_prefix(uuid)}m", tmp_path / "forged")
+    commit_file(tmp_path / "store", uuid, 12).unlink()
+    run_rescue(tmp_path / "store")
+    assert len(values(tmp_path / "store", "s-rescued")) == len(told)
 
 
 def test_what_could_not_be_sent_is_added(tmp_path: Path) -> None:

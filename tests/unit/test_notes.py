@@ -10,6 +10,7 @@ import pytest
 
 import hopaas_p2p
 from hopaas_p2p import notes
+from hopaas_p2p.core.records import StudySet
 from hopaas_p2p.study import Study
 
 
@@ -72,3 +73,10 @@ def test_of_two_notes_that_are_saved_at_once_the_later_one_is_there_alone(
     notes.save_note(study, mine)
 
     assert notes.note_of(study) == mine
+
+
+@pytest.mark.parametrize("version", ["9" * 4300, str((1 << 53) - 1), "-1", "true", '"x"'])
+def test_whatever_version_a_note_says_that_it_has_the_next_one_is_saved(study: Study, version: str) -> None:
+    study.storage.say(study.study_id, StudySet(system={"dashboard:note_ver": version}))
+    notes.save_note(study, "mine")
+    assert notes.note_of(study) == "mine"

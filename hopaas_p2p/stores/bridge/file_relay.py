@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Final
 
 from hopaas_p2p.core import codec
-from hopaas_p2p.errors import ConfigurationError, Denied, HopaasError, StoreUnreachable
+from hopaas_p2p.errors import ConfigurationError, Denied, StoreUnreachable
 from hopaas_p2p.stores.base import Artifacts
 from hopaas_p2p.stores.bridge.messages import MISSING, FileRequest, Reply
 
@@ -62,7 +62,7 @@ class FileRelay:
             reply = Reply(place, "", self._running.result())
         except KeyError:
             reply = Reply(place, MISSING, request.key)
-        except HopaasError as error:
+        except Exception as error:  # noqa: BLE001  # whatever a store makes of a key, logs and beats go on
             if isinstance(error, StoreUnreachable) or (isinstance(error, Denied) and not self._logged_in()):
                 if str(error) != self._trouble:
                     _log.warning("a file is waiting: %s", error)

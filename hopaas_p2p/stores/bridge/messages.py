@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import secrets
 import zlib
-from typing import Annotated, Any, Final, NamedTuple, TypeVar
+from typing import Annotated, Any, Final, Literal, NamedTuple, TypeVar
 
 import msgspec
 
@@ -32,6 +32,8 @@ LONGEST_NAME: Final = 60
 Nonce = Annotated[str, msgspec.Meta(pattern=r"^[!-~]{1,128}\Z")]
 """What every far store takes. A request with another is not decoded: it would be tried for ever."""
 About = Annotated[str, msgspec.Meta(pattern=r"^[ -~]{0,128}\Z")]
+Key = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9_/-]{0,300}\Z")]
+"""The key of a file, or what keys begin with."""
 Place = Annotated[int, msgspec.Meta(ge=0, le=(1 << 63) - 1)]
 
 T = TypeVar("T")
@@ -107,8 +109,8 @@ class BringBeats(_Message, frozen=True, tag="look"):
 class FileRequest(_Message, frozen=True, tag="file"):
     """Carry the near file of this key to the far side, bring the far one, delete it, or list the keys of a prefix."""
 
-    what: str
-    key: str
+    what: Literal["put", "get", "delete", "list"]
+    key: Key
     nonce: str = msgspec.field(default_factory=nonce)
 
 

@@ -17,7 +17,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Final
+from typing import Final, Literal
 
 from msgspec.structs import replace
 
@@ -383,7 +383,7 @@ class BridgedArtifacts(Artifacts):
     def keys(self, prefix: str) -> list[str]:
         return self._request("list", prefix).message.split()
 
-    def _request(self, what: str, key: str) -> messages.Reply:
+    def _request(self, what: Literal["get", "list"], key: str) -> messages.Reply:
         """The reply to a request. A large file takes its time, so this waits for as long as the bridge is at work."""
         place = self._store.post(messages.FileRequest(what, key))
         while True:
