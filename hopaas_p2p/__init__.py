@@ -8,6 +8,7 @@ if TYPE_CHECKING:
     from hopaas_p2p.core.populations import Population
     from hopaas_p2p.core.records import Budget, Categorical, Float, Int, Price, Until
     from hopaas_p2p.core.rungs import Rungs
+    from hopaas_p2p.search.priors import Prior
     from hopaas_p2p.storage import open_storage
     from hopaas_p2p.study import Study, open_study
     from hopaas_p2p.study.trial import Trial
@@ -25,6 +26,7 @@ _WHERE = {
     "Until": "hopaas_p2p.core.records",
     "Rungs": "hopaas_p2p.core.rungs",
     "Population": "hopaas_p2p.core.populations",
+    "Prior": "hopaas_p2p.search.priors",
 }
 
 __version__ = "0.1.0"
@@ -36,6 +38,7 @@ __all__ = [
     "Int",
     "Population",
     "Price",
+    "Prior",
     "Rungs",
     "Study",
     "Trial",

@@ -10,7 +10,9 @@ REPEATS: Final = "hopaas:repeats"
 REPLICATES: Final = "hopaas:replicates"
 FIDELITY: Final = "hopaas:fidelity"
 """System attribute of a study: its rungs or its population, see `core.fidelity`; null for none."""
-OWNERS_ATTRIBUTES: Final = frozenset({SAMPLER, PRUNER, REPEATS, REPLICATES, FIDELITY})
+LEARNED: Final = "hopaas:learned"
+"""System attribute of a study: what it learned from others, a list of `priors.PriorRecord`."""
+OWNERS_ATTRIBUTES: Final = frozenset({SAMPLER, PRUNER, REPEATS, REPLICATES, FIDELITY, LEARNED})
 """System attributes of a study that say how it is searched: only its owners set them."""
 REPLICATE: Final = "hopaas:replicate"
 """System attribute of a trial: {"of": the first trial with these parameters, "seed": from 1}."""

@@ -48,6 +48,10 @@ class Float(msgspec.Struct, array_like=True, frozen=True, tag="f"):
     high: float
     log: bool = False
     step: float | None = None
+    prior: float | None = None
+    """What somebody believes to be a good value; in a log it is a prior of the study, and never here."""
+    confidence: str | None = None
+    """low, medium or high."""
 
 
 class Int(msgspec.Struct, array_like=True, frozen=True, tag="i"):
@@ -57,12 +61,16 @@ class Int(msgspec.Struct, array_like=True, frozen=True, tag="i"):
     high: int
     log: bool = False
     step: int = 1
+    prior: int | None = None
+    confidence: str | None = None
 
 
 class Categorical(msgspec.Struct, array_like=True, frozen=True, tag="c"):
     """One of `choices`; the value in a record is the index of the choice."""
 
     choices: tuple[bool | int | float | str | None, ...]
+    prior: bool | int | float | str | None = None
+    confidence: str | None = None
 
 
 Distribution = Float | Int | Categorical

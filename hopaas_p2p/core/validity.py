@@ -26,6 +26,7 @@ from hopaas_p2p.core.attributes import (
     COPIES,
     FIDELITY,
     LATE_VALUES,
+    LEARNED,
     METRIC_NAMES,
     MOST_REPLICATES,
     OF_EXPORTS,
@@ -41,6 +42,7 @@ from hopaas_p2p.core.attributes import (
 )
 from hopaas_p2p.core.fidelity import possible_fidelity
 from hopaas_p2p.core.ledger import possible_limits
+from hopaas_p2p.core.priors import MOST_PRIORS, PriorRecord
 from hopaas_p2p.core.records import (
     LAST_TIME,
     Categorical,
@@ -374,6 +376,17 @@ def _is_space(value: object) -> bool:
     )
 
 
+def possible_priors(value: object) -> bool:
+    """Whether a study can have learned this."""
+    try:
+        priors = msgspec.convert(value, list[PriorRecord])
+    except msgspec.ValidationError:
+        return False
+    return len(priors) <= MOST_PRIORS and all(
+        one.flaw() is None and possible_distributions(one.space, {}) for one in priors
+    )
+
+
 def _never(_value: object) -> bool:
     return False
 
@@ -401,6 +414,7 @@ READ: Final[dict[str, Callable[[Any], bool]]] = {
     # of studies
     ALERTS: _is_object,
     FIDELITY: possible_fidelity,
+    LEARNED: possible_priors,
     PRUNER: _or_null(_is_method),
     REPEATS: lambda value: value in REPEATS_POLICIES,
     REPLICATES: lambda value: _is_whole(value) and 1 <= value <= MOST_REPLICATES,

@@ -20,6 +20,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from hopaas_p2p.analysis.table import COMPLETE, PRUNED, RUNNING, Floats, Ints
 from hopaas_p2p.core.attributes import CMAES
+from hopaas_p2p.core.priors import BELIEF, PriorRecord
 from hopaas_p2p.errors import ConfigurationError, InvalidInput
 from hopaas_p2p.runtime import extras
 from hopaas_p2p.runtime.process import renew_in_child
@@ -36,6 +37,7 @@ from hopaas_p2p.search.optuna_internals import (
     reader_of,
     study_key,
 )
+from hopaas_p2p.search.priors import Taught
 from hopaas_p2p.search.surrogate import Cube, Lengths, Surrogate, chosen, joined, scores
 from hopaas_p2p.search.tpe import FEWEST, Comparison, KernelDensity, Kernels
 
@@ -48,6 +50,10 @@ _RUNNING_SEEN: Final = 128  # of the running trials, those that the process take
 _NEARBY: Final = 48
 _FAR: Final = 24
 _CENTRES: Final = 2  # trials around which it looks
+_TAUGHT: Final = 5  # of each prior that counts, the best configurations, and around them
+_CLIMBS: Final = 3  # times that it looks around the best candidates, while few trials are known beside priors
+_CLIMBED: Final = 8
+_CLIMBS_UP_TO: Final = 20  # trials
 
 
 class _Model(NamedTuple):
@@ -64,6 +70,15 @@ class _Model(NamedTuple):
     running: Ints
 
 
+class _Lessons(NamedTuple):
+    """What the priors say in one search space."""
+
+    taught: Taught
+    columns: KnownTrials
+    means: Floats
+    """What they expect of each row; NaN where that has not been computed."""
+
+
 class TPESampler(OptunaTPE):
     """`optuna.samplers.TPESampler`, with the same arguments and the same suggestions, fast in large studies.
 
@@ -74,7 +89,7 @@ class TPESampler(OptunaTPE):
 
     Optuna's own code is used throughout for several objectives, under Hyperband, and with
     `consider_magic_clip=False` or `prior_weight=0`. May be used by several threads. A pickle or a copy leaves what it
-    knows of trials behind. The first three arguments are its own; each changes suggestions. `default_sampler` has two
+    knows of trials behind. The first four arguments are its own; each changes suggestions. `default_sampler` has two
     of them, and is what a study uses that names no sampler.
 
     Args:
@@ -83,6 +98,7 @@ class TPESampler(OptunaTPE):
             so that peers that start at once do not crowd.
         model: "process" ranks candidates with a Gaussian process (`hopaas_p2p.search.surrogate`) until 500 trials
             are known; only with `repeats="avoid"`, and for parameters that are drawn together.
+        priors: `hopaas_p2p.Prior`s of earlier studies; only with `model="process"`. The first trials come from them.
         fewest: from so many trials on the faster computation is used.
         **arguments: as for Optuna's sampler.
 
@@ -94,6 +110,7 @@ class TPESampler(OptunaTPE):
         repeats: Literal["allow", "avoid"] = "allow",
         first_wave: Literal["random", "spread"] = "random",
         model: Literal["density", "process"] = "density",
+        priors: Sequence[PriorRecord] = (),
         fewest: int = 200,
         **arguments: Any,
     ) -> None:
@@ -104,9 +121,13 @@ class TPESampler(OptunaTPE):
             )
         if model not in ("density", "process") or (model == "process" and repeats != "avoid"):
             raise InvalidInput(f'model = {model!r} must be "density", or "process" together with repeats="avoid"')
+        if priors and model != "process":
+            raise InvalidInput('priors need model="process": use default_sampler(priors=…)')
         self._repeats = repeats
         self._first_wave = first_wave
         self._model = model
+        self._priors = tuple(priors)
+        self._space: dict[str, BaseDistribution] = {}
         self._fewest = max(fewest, FEWEST)
         self.renew()
 
@@ -120,14 +141,22 @@ class TPESampler(OptunaTPE):
         self._densities: dict[tuple[tuple[str, BaseDistribution], ...], KernelDensity] = {}
         self._lengths: tuple[object, Lengths] | None = None
         """Those of the last search space that a process was used for."""
+        self._lessons: tuple[object, _Lessons] | None = None
+        """The same of the priors."""
 
     def __getstate__(self) -> dict[str, Any]:
-        own = ("_lock", "_key", "_columns", "_reader", "_densities", "_lengths")
+        own = ("_lock", "_key", "_columns", "_reader", "_densities", "_lengths", "_lessons")
         return {name: value for name, value in self.__dict__.items() if name not in own}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
         self.renew()
+
+    def learn_from(self, priors: Sequence[PriorRecord], space: Mapping[str, BaseDistribution]) -> None:
+        """Use these priors from the next trial on, in a study with this search space; for `model="process"`."""
+        if self._model == "process":
+            with self._lock:
+                self._priors, self._space, self._lessons = tuple(priors), dict(space), None
 
     @property
     def needs_number(self) -> bool:
@@ -142,7 +171,7 @@ class TPESampler(OptunaTPE):
             return super().infer_relative_search_space(study, trial)
         with self._lock:
             columns = self._read(study, cached=True)
-            spaces = columns.groups if self.grouped else [columns.intersection or {}]
+            spaces = columns.groups if self.grouped else [columns.intersection or self._foreseen(study)]
         if self.grouped:
             self.use_groups(spaces)
         return {name: one for space in spaces for name, one in sorted(space.items()) if not one.single()}
@@ -151,9 +180,21 @@ class TPESampler(OptunaTPE):
         if is_part_of_a_study(study):
             return super().is_started(study)
         with self._lock:
-            return self._read(study, cached=True).learned >= self.startup_trials
+            learned = self._read(study, cached=True).learned
+            return learned >= self.startup_trials or bool(learned and self._priors) or bool(self._foreseen(study))
+
+    def _foreseen(self, study: optuna.Study) -> dict[str, BaseDistribution]:
+        """The search space before a trial is finished: as it was told, or that of a running trial; only with priors."""
+        if not self._priors or self.grouped or not self.is_joint(study):
+            return {}
+        return self._space or next((one.distributions for one in listed(study, cached=True) if one.distributions), {})
 
     def startup_value(self, study: optuna.Study, trial: FrozenTrial, name: str, distribution: BaseDistribution) -> Any:
+        if self._priors and not distribution.single():  # the first trial of a study whose space nobody knows
+            taught = Taught({name: distribution}, self._priors[:1])
+            value = taught.best(self.random_state, 1, np.ones(len(taught.priors), np.bool_))[name]
+            if len(value):
+                return distribution.to_external_repr(value[0].item())
         if self._first_wave == "random" or len(trial.params) >= halton.DIMENSIONS:
             return super().startup_value(study, trial, name, distribution)
         return halton.value(trial.number, len(trial.params), zlib.crc32(study.study_name.encode()), distribution)
@@ -243,7 +284,7 @@ class TPESampler(OptunaTPE):
 
     def _ranked(self, model: _Model) -> Iterator[dict[str, float]]:
         """Candidates as the process ranks them, if there is one; some draws, the best first; then random ones."""
-        if len(model.ranked) > 1:
+        if len(model.ranked) > 1 or (self._priors and model.columns.learned <= _PROCESS_UP_TO):
             candidates, costs = self._judged(model)
             yield from _configurations(candidates, np.argsort(costs, kind="stable").tolist())
         for _ in range(_DRAWS):
@@ -253,26 +294,65 @@ class TPESampler(OptunaTPE):
         yield from _configurations(anywhere.sample(self.random_state, _ANYWHERE), range(_ANYWHERE))
 
     def _judged(self, model: _Model) -> tuple[dict[str, Floats], Floats]:
-        """Candidates from the density of the better trials, from around the best, and from anywhere; their costs."""
+        """Candidates from the density of the better trials, from around the best, and from anywhere; their costs.
+
+        Where priors count, there are also their best ones, what is around them, and what is around the best of these.
+        """
         columns, space, count = model.columns, model.space, len(model.ranked)
         cube, ranks, key = Cube(space), chosen(count), tuple(space.items())
-        candidates = joined(
-            [
-                model.below.sample(self.random_state, self.candidate_count),
-                cube.nearby(self.random_state, columns.observations(space, model.ranked[:_CENTRES]), _NEARBY),
-                cube.anywhere(self.random_state, _FAR),
-            ]
-        )
+        numbers, rows = self.random_state, model.ranked[ranks]
+        lengths = self._lengths[1] if self._lengths is not None and self._lengths[0] == key else None
+        lessons = self._learned(model, key) if self._priors else None
         surrogate = Surrogate(
             cube,
-            cube.points(columns.observations(space, model.ranked[ranks])),
+            cube.points(columns.observations(space, rows)),
             scores(ranks, count),
             cube.points(columns.observations(space, model.running)),
             count=count,
-            lengths=self._lengths[1] if self._lengths is not None and self._lengths[0] == key else None,
+            lengths=lessons.taught.lengths if lengths is None and lessons is not None else lengths,
+            means=None if lessons is None else lessons.means[np.concatenate([rows, model.running])],
         )
         self._lengths = key, surrogate.lengths
-        return candidates, surrogate.costs(cube.points(candidates))
+        parts = [model.below.sample(numbers, self.candidate_count)]
+        if count:
+            parts.append(cube.nearby(numbers, columns.observations(space, model.ranked[:_CENTRES]), _NEARBY))
+        parts.append(cube.anywhere(numbers, _FAR))
+        used = surrogate.trust.used
+        if lessons is None or not used.any():
+            candidates = joined(parts)
+            return candidates, surrogate.costs(cube.points(candidates))
+        best = lessons.taught.best(numbers, _TAUGHT, used)
+        candidates = joined([*parts, best, cube.nearby(numbers, best, _NEARBY)])
+        points = cube.points(candidates)
+        costs = surrogate.costs(points, lessons.taught.means(points))
+        if not count and not len(model.running) and lessons.taught.priors[0].name == BELIEF:
+            costs[sum(len(next(iter(part.values()))) for part in parts)] = -np.inf  # what is believed comes first
+        for _ in range(_CLIMBS if count < _CLIMBS_UP_TO else 0):
+            top = np.argsort(costs)[:_CLIMBED]
+            more = cube.nearby(numbers, {name: column[top] for name, column in candidates.items()}, _NEARBY)
+            points = cube.points(more)
+            candidates = joined([candidates, more])
+            costs = np.concatenate([costs, surrogate.costs(points, lessons.taught.means(points))])
+        return candidates, costs
+
+    def _learned(self, model: _Model, key: object) -> _Lessons:
+        """What the priors expect of the trials; of a finished one it is computed once."""
+        columns = model.columns
+        lessons = self._lessons[1] if self._lessons is not None and self._lessons[0] == key else None
+        taught = Taught(model.space, self._priors) if lessons is None else lessons.taught
+        if lessons is None or lessons.columns is not columns or len(lessons.means) < len(columns):
+            means = np.full((columns.room, len(taught.priors)), np.nan)
+            if lessons is not None and lessons.columns is columns:
+                means[: len(lessons.means)] = lessons.means
+            lessons = _Lessons(taught, columns, means)
+            self._lessons = key, lessons
+        lessons.means[model.running] = np.nan
+        rows = np.concatenate([model.ranked, model.running])
+        rows = rows[np.isnan(lessons.means[rows]).any(axis=1)]
+        if len(rows):
+            points = taught.cube.points(columns.observations(model.space, rows))
+            lessons.means[rows] = taught.means(points)
+        return lessons
 
     # --- what is known of the study ---
 
@@ -322,12 +402,13 @@ def _gamma(trials: int) -> int:
     return min(math.ceil(0.1 * trials), 25)
 
 
-def default_sampler(seed: int | None = None) -> TPESampler:
+def default_sampler(seed: int | None = None, *, priors: Sequence[PriorRecord] = ()) -> TPESampler:
     """What a study uses that names no sampler: made for many peers.
 
-    It needs no number, so parameters travel with the ask; a spread first wave gained less than that is worth.
+    It needs no number, so parameters travel with the ask; a spread first wave gained less than that is worth. `priors`
+    are what earlier studies taught, see `hopaas_p2p.Prior`.
     """
-    return TPESampler(seed=seed, repeats="avoid", model="process")
+    return TPESampler(seed=seed, repeats="avoid", model="process", priors=priors)
 
 
 class CmaEsSampler(BaseSampler):

@@ -8,6 +8,9 @@ It sees ranks, as normal scores, and not values: it does not matter how an objec
 no harm. Pruned and infeasible trials have ranks too. The kernel is Matern's with 5/2, with a length per parameter;
 lengths and noise are those under which the trials are likeliest, with a prior.
 
+What earlier studies expect of a configuration (`search.priors`) is a feature of the process's mean, with a coefficient
+that the trials decide; a prior that ranks pairs of them no better than chance would is left out.
+
 Numpy alone is needed, and all of it in pieces that BLAS computes on one core: its threads would wait for each other on
 a machine that trains.
 """
@@ -23,7 +26,7 @@ import numpy as np
 from numpy.typing import NDArray
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 
-from hopaas_p2p.analysis.table import Floats, Ints
+from hopaas_p2p.analysis.table import Floats, Ints, Mask
 
 MOST: Final = 200
 """Of more trials, the best half of this number is taken, and as many of the others, spread evenly over their ranks."""
@@ -37,6 +40,13 @@ _LENGTHS: Final = (0.1, 16.0)
 _NOISES: Final = (1e-3, 1.0)
 _WIDTH: Final = 1.5  # standard deviation of the prior of a length, as a logarithm
 _OPTIMISM: Final = 1.0  # standard deviations: measured with 0.5, 1 and 1.7 on the tables of tests/benchmarks
+CONSTANT: Final = 4.0
+"""Variance of the mean of a process whose trials cluster where they are good, and so say little of it."""
+_SHARED: Final = 0.5  # variance of the process beside priors that are believed
+_SPREAD: Final = 0.5  # standard deviation of a prior's coefficient, whose mean is its part of 1
+_DOUBT: Final = 10.0  # trials: ranks among fewer are worth half of what they say, beside priors
+_CHANCE: Final = 1.0  # standard deviations above chance that a prior has to agree with the trials
+_JUDGED: Final = 3  # trials from which on priors are judged
 _SMALLEST: Final = 1e-9
 _BLOCK: Final = 24
 _ALONE: Final = 250_000  # multiplications in a product that OpenBLAS does without threads: 4 * 65536
@@ -50,6 +60,10 @@ class Lengths(NamedTuple):
     noise: float
     trials: int
     """How many were known when this was fitted."""
+
+
+def _lengths(parameters: int) -> Lengths:
+    return Lengths(np.full(parameters, _FIRST_LENGTH), _FIRST_NOISE, 0)
 
 
 class Cube:
@@ -71,6 +85,17 @@ class Cube:
             found.append((gaps != 0).astype(np.float64) if choice else gaps * gaps)
         return found
 
+    def placed(self, points: Floats, scales: Floats) -> Floats:
+        """Coordinates whose squared distances are those that a kernel with these lengths sees."""
+        columns = []
+        for one, column, scale in zip(self.space.values(), points.T, scales.tolist(), strict=True):
+            if isinstance(one, CategoricalDistribution):
+                codes = np.arange(-1, len(one.choices))
+                columns.append((column[:, None] == codes) * (math.sqrt(5 / 2) / scale))
+            else:
+                columns.append(column[:, None] * (math.sqrt(5) / scale))
+        return np.concatenate(columns, axis=1)
+
     def anywhere(self, numbers: np.random.RandomState, count: int) -> dict[str, Floats]:
         """Configurations drawn evenly."""
         return {name: _values(one, numbers.uniform(size=count)) for name, one in self.space.items()}
@@ -87,7 +112,8 @@ class Cube:
         return found
 
 
-def _range(one: BaseDistribution) -> tuple[float, float]:
+def range_of(one: BaseDistribution) -> tuple[float, float]:
+    """The ends of the range of a number, as logarithms if it has a logarithmic scale."""
     assert isinstance(one, FloatDistribution | IntDistribution)
     low, high = float(one.low), float(one.high)
     return (math.log(low), math.log(high)) if one.log else (low, high)
@@ -96,7 +122,7 @@ def _range(one: BaseDistribution) -> tuple[float, float]:
 def _places(one: BaseDistribution, values: Floats) -> Floats:
     if isinstance(one, CategoricalDistribution):
         return values
-    low, high = _range(one)
+    low, high = range_of(one)
     assert isinstance(one, FloatDistribution | IntDistribution)
     scaled = np.log(np.maximum(values, 1e-300)) if one.log else values
     return np.asarray(np.clip((scaled - low) / ((high - low) or 1.0), -1.0, 2.0))
@@ -124,7 +150,7 @@ def _moved(one: BaseDistribution, values: Floats, numbers: np.random.RandomState
         steps = numbers.randint(1, max(2, len(one.choices)), size=len(values))
         return np.asarray((values + steps) % len(one.choices))
     assert isinstance(one, FloatDistribution | IntDistribution)
-    low, high = _range(one)
+    low, high = range_of(one)
     far = numbers.normal(size=len(values)) * 2.0 ** numbers.uniform(*_STEPS, size=len(values)) * (high - low)
     scaled = (np.log(values) if one.log else values) + far
     new = _rounded(one, np.exp(np.clip(scaled, low, high)) if one.log else scaled)
@@ -153,11 +179,19 @@ def scores(ranks: Ints, count: int) -> Floats:
 
 
 def _kernel(squares: Sequence[Floats], lengths: Floats) -> Floats:
+    """Matern's kernel with 5/2, from squared distances per parameter."""
     far = np.zeros_like(squares[0])
     for one, length in zip(squares, lengths.tolist(), strict=True):
         far += one * (5 / length**2)
+    return _matern(far)
+
+
+def _matern(far: Floats) -> Floats:
+    """Of five times the squared distances, which are overwritten."""
     np.sqrt(far, out=far)
-    return np.asarray((1 + far + far * far / 3) * np.exp(-far))
+    near = np.exp(-far)
+    near *= 1 + far * (1 + far / 3)
+    return near
 
 
 def _eliminated(kernel: Floats, noise: float, right: Floats) -> tuple[Floats, Floats]:
@@ -185,7 +219,9 @@ def _pieces(wide: Floats) -> list[Floats]:
     return [wide[:, at : at + columns] for at in range(0, wide.shape[1], columns)]
 
 
-def fit(squares: Sequence[Floats], found: Floats, count: int, start: Lengths | None = None) -> Lengths:
+def fit(
+    squares: Sequence[Floats], found: Floats, count: int, start: Lengths | None = None, shared: Floats | None = None
+) -> Lengths:
     """The lengths and the noise under which these scores are likely, from those that were found before.
 
     Args:
@@ -193,37 +229,120 @@ def fit(squares: Sequence[Floats], found: Floats, count: int, start: Lengths | N
         found: their scores.
         count: of the trials that are known.
         start: what was found with fewer trials.
+        shared: what trials have in common beside the process, as a covariance.
 
     """
     if len(found) > _FITTED:
         some = ((np.arange(_FITTED) + 0.5) * len(found) / _FITTED).astype(np.int64)
         squares, found = [one[some][:, some] for one in squares], found[some]
-    lengths = np.full(len(squares), _FIRST_LENGTH) if start is None else start.scales.copy()
-    noise = _FIRST_NOISE if start is None else start.noise
-    best = _likelihood(squares, found, lengths, noise)
-    for _ in range(_SWEEPS):
-        for place in range(len(lengths)):
-            for factor in (1 / _STEP, _STEP):
-                other = lengths.copy()
-                other[place] *= factor
-                if _LENGTHS[0] <= other[place] <= _LENGTHS[1]:
-                    likely = _likelihood(squares, found, other, noise)
-                    if likely > best:
-                        best, lengths = likely, other
-        for factor in (1 / _NOISE_STEP, _NOISE_STEP):
-            if _NOISES[0] <= noise * factor <= _NOISES[1]:
-                likely = _likelihood(squares, found, lengths, noise * factor)
+        shared = None if shared is None else shared[some][:, some]
+    first = start or _lengths(len(squares))
+    values = np.append(np.clip(first.scales, *_LENGTHS), first.noise)
+    best = _likelihood(squares, found, values[:-1], values[-1], shared)
+    for place in [*range(len(values))] * _SWEEPS:
+        (low, high), step = (_NOISES, _NOISE_STEP) if place == len(squares) else (_LENGTHS, _STEP)
+        for factor in (1 / step, step):
+            other = values.copy()
+            other[place] *= factor
+            if low <= other[place] <= high:
+                likely = _likelihood(squares, found, other[:-1], other[-1], shared)
                 if likely > best:
-                    best, noise = likely, noise * factor
-    return Lengths(lengths, noise, count)
+                    best, values = likely, other
+    return Lengths(values[:-1], float(values[-1]), count)
 
 
-def _likelihood(squares: Sequence[Floats], found: Floats, lengths: Floats, noise: float) -> float:
+def _likelihood(
+    squares: Sequence[Floats], found: Floats, lengths: Floats, noise: float, shared: Floats | None
+) -> float:
     """Of the scores, with the variance that suits them, and of the lengths: a logarithm but for a constant."""
-    whitened, diagonal = _eliminated(_kernel(squares, lengths), noise, found[:, None])
+    kernel = _kernel(squares, lengths)
+    if shared is not None:
+        kernel += shared
+    whitened, diagonal = _eliminated(kernel, noise, found[:, None])
     scale = max(_SMALLEST, float((whitened**2).sum())) / len(found)
     prior = float((np.log(lengths / _FIRST_LENGTH) ** 2).sum()) / (2 * _WIDTH**2)
     return -len(found) * math.log(scale) / 2 - float(np.log(diagonal).sum()) - prior
+
+
+class Process:
+    """What the trials of one study say of all configurations, with a constant mean that is learned from them.
+
+    A search has most of its trials where they are good, so their average says little of the rest; in ordinary kriging
+    (Cressie, 1993, section 3.2) trials that are near each other count less for the mean.
+    """
+
+    def __init__(self, cube: Cube, points: Floats, found: Floats, lengths: Lengths) -> None:
+        self._cube, self._scales = cube, lengths.scales
+        size = len(found)
+        self._placed = cube.placed(points, self._scales)
+        kernel = _kernel(cube.squares(points, points), self._scales)
+        solved, _ = _eliminated(kernel, lengths.noise, np.column_stack([np.eye(size), np.ones(size), found]))
+        whiten, ones, scored = solved[:, :size], solved[:, size], solved[:, size + 1]
+        self._mean = float(ones @ scored / (ones @ ones + 1 / CONSTANT))
+        self._weights = (scored - self._mean * ones) @ whiten
+
+    def means(self, points: Floats) -> Floats:
+        """The score that is expected of each configuration."""
+        placed = self._cube.placed(points, self._scales)
+        rows = max(1, _ALONE // self._placed.size)
+        parts = [self._placed @ placed[at : at + rows].T for at in range(0, len(placed), rows)]
+        far = np.concatenate(parts, axis=1) * -2 if parts else np.empty((len(self._placed), 0))
+        far += (self._placed**2).sum(axis=1)[:, None] + (placed**2).sum(axis=1)
+        return np.asarray(self._mean + self._weights @ _matern(np.maximum(far, 0)))
+
+
+class Trust(NamedTuple):
+    """How much the trials of a study say for each prior."""
+
+    agreement: Floats
+    """The share of pairs of trials that it ranks as they came out; 0.5 is chance."""
+    weights: Floats
+    """By how much a score changes with the one that it expects; 0: it is ignored."""
+
+    @property
+    def used(self) -> Mask:
+        """Which priors count."""
+        return self.weights > 0
+
+
+def trust(means: Floats, found: Floats, covariance: Floats, noise: float) -> Trust:
+    """Which priors agree with the trials, and how much each counts.
+
+    Args:
+        means: what each prior expects of each trial, a column per prior.
+        found: the trials' scores.
+        covariance: of the process beside the priors, at the trials.
+        noise: of the trials.
+
+    """
+    count, priors = means.shape
+    agreement, used = np.full(priors, 0.5), np.ones(priors, np.bool_)
+    if count >= _JUDGED:
+        first, second = np.triu_indices(count, 1)
+        came_out = np.sign(found[first] - found[second])
+        expected = np.sign(means[first] - means[second])
+        agreement = 0.5 + 0.5 * (expected * came_out[:, None]).mean(axis=0)
+        deviation = math.sqrt((2 * count + 5) / (18 * count * (count - 1)))  # of Kendall's tau, halved
+        used = agreement > 0.5 + _CHANCE * deviation
+    whitened, _ = _eliminated(covariance, noise, np.column_stack([np.ones(count), means, found]))
+    weights = np.zeros(priors)
+    while used.any():
+        features = whitened[:, :-1][:, np.append(True, used)]
+        expected, variances = _coefficients(int(used.sum()))
+        rest = features.T @ (whitened[:, -1] - features @ expected)
+        learned = (expected + np.linalg.solve(np.diag(1 / variances) + features.T @ features, rest))[1:]
+        if (learned > 0).all():
+            weights[used] = learned
+            break
+        used[np.flatnonzero(used)[np.argmin(learned)]] = False
+    return Trust(agreement, weights)
+
+
+def _coefficients(priors: int) -> tuple[Floats, Floats]:
+    """Of the constant and of so many priors the coefficients that are expected, and their variances."""
+    expected, variances = np.full(priors + 1, 1 / max(1, priors)), np.full(priors + 1, _SPREAD**2)
+    expected[0], variances[0] = 0.0, CONSTANT
+    return expected, variances
 
 
 class Surrogate:
@@ -236,33 +355,76 @@ class Surrogate:
         running: points of the trials that run.
         count: of all trials that are known.
         lengths: what was found before; they are fitted anew once there are a third more trials.
+        means: what priors expect of each of these points, a column per prior.
 
     """
 
     def __init__(
-        self, cube: Cube, points: Floats, found: Floats, running: Floats, *, count: int, lengths: Lengths | None
+        self,
+        cube: Cube,
+        points: Floats,
+        found: Floats,
+        running: Floats,
+        *,
+        count: int,
+        lengths: Lengths | None,
+        means: Floats | None = None,
     ) -> None:
         self._cube, self._found = cube, found
         self._points = np.concatenate([points, running])
         known = len(points)
         self._squares = cube.squares(self._points, self._points)
-        if lengths is None or count > 1.3 * lengths.trials + 2:
-            lengths = fit([one[:known, :known] for one in self._squares], found, count, lengths)
-        self.lengths = lengths
+        self._variance = 1.0
+        self._expected, self._variances = np.empty(0), np.empty(0)
+        self._features = np.empty((len(self._points), 0))
+        self.trust = Trust(np.empty(0), np.empty(0))
+        if means is not None and means.shape[1]:
+            self._learn(means, lengths)
+        squares = [one[:known, :known] for one in self._squares]
+        if known and (lengths is None or count > 1.3 * lengths.trials + 2):
+            features = self._features[:known]
+            shared = (features * self._variances) @ features.T / self._variance if features.size else None
+            lengths = fit(squares, self._found - features @ self._expected, count, lengths, shared)
+        self.lengths = lengths or _lengths(len(squares))
 
-    def costs(self, points: Floats) -> Floats:
+    def _learn(self, means: Floats, lengths: Lengths | None) -> None:
+        """Take those priors for features that agree with the trials."""
+        known = len(self._found)
+        start = lengths or _lengths(len(self._squares))
+        doubted = self._found * (known / (known + _DOUBT))
+        covariance = _SHARED * _kernel([one[:known, :known] for one in self._squares], start.scales)
+        self.trust = trust(means[:known], doubted, covariance, start.noise)
+        used = self.trust.used
+        if used.any():
+            self._found, self._variance = doubted, _SHARED
+            self._expected, self._variances = _coefficients(int(used.sum()))
+            self._features = _features(means, used)
+
+    def costs(self, points: Floats, means: Floats | None = None) -> Floats:
         """How bad each configuration would be if one is optimistic: the lowest is the one to try.
 
         The running trials are known by place only, and come last: what is expected rests on the rows of the others.
+        `means` are what priors expect of each point, where the process has some.
         """
         known, scales = len(self._found), self.lengths.scales
         kernel = _kernel(self._squares, scales)
         near = _kernel(self._cube.squares(self._points, points), scales)
-        scored = np.concatenate([self._found, np.zeros(len(self._points) - known)])
+        features = np.empty((len(points), 0))
+        if means is not None and self.trust.used.any():
+            features = _features(means, self.trust.used)
+            shared = self._features * self._variances
+            kernel = self._variance * kernel + shared @ self._features.T
+            near = self._variance * near + shared @ features.T
+        found = self._found - self._features[:known] @ self._expected
+        scored = np.concatenate([found, np.zeros(len(self._points) - known)])
         solved, _ = _eliminated(kernel, self.lengths.noise, np.concatenate([near, scored[:, None]], axis=1))
-        mean = (solved[:known, :-1] * solved[:known, -1:]).sum(axis=0)
-        left = 1 - (solved[:, :-1] ** 2).sum(axis=0)
+        mean = features @ self._expected + (solved[:known, :-1] * solved[:known, -1:]).sum(axis=0)
+        left = self._variance + features**2 @ self._variances - (solved[:, :-1] ** 2).sum(axis=0)
         return np.asarray(mean - _OPTIMISM * np.sqrt(np.maximum(left, _SMALLEST)))
+
+
+def _features(means: Floats, used: Mask) -> Floats:
+    return np.column_stack([np.ones(len(means)), means[:, used]])
 
 
 def joined(parts: Sequence[Mapping[str, NDArray[np.float64]]]) -> dict[str, Floats]:

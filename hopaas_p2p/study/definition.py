@@ -92,6 +92,17 @@ def checked_space(space: Space) -> dict[str, records.Distribution]:
     return {checked_parameter(name): _checked(name, one) for name, one in space.items()}
 
 
+def as_given(space: Space) -> dict[str, records.Distribution]:
+    """The same with what somebody believes of the parameters, which is no part of the definition."""
+    given = {name: space[name] for name in space}
+    return {
+        name: one
+        if isinstance(given[name], BaseDistribution)
+        else msgspec.structs.replace(one, prior=given[name].prior, confidence=given[name].confidence)  # type: ignore[union-attr]
+        for name, one in checked_space(space).items()
+    }
+
+
 def _checked(name: str, given: BaseDistribution | records.Distribution) -> records.Distribution:
     """The distribution as the log writes it, if Optuna would have it."""
     try:

@@ -24,9 +24,10 @@ from optuna.trial import FrozenTrial, TrialState
 
 from hopaas_p2p.core import records
 from hopaas_p2p.core.admission import NEW, Done, next_start
-from hopaas_p2p.core.attributes import AGAIN, FIDELITY, REUSED, SPACE
+from hopaas_p2p.core.attributes import AGAIN, FIDELITY, LEARNED, REUSED, SPACE
 from hopaas_p2p.core.fidelity import Fidelity, encode_fidelity
 from hopaas_p2p.core.names import first_id, study_and_number
+from hopaas_p2p.core.priors import PriorRecord
 from hopaas_p2p.core.records import (
     Distribution,
     PeerDrain,
@@ -58,6 +59,7 @@ from hopaas_p2p.runtime import credentials, extras, interrupts
 from hopaas_p2p.runtime.arguments import exceptions, functions, mapping, shown, time_limit, trial_number, whole
 from hopaas_p2p.runtime.interrupts import describe, interruptions, sigterm_raises
 from hopaas_p2p.runtime.process import once
+from hopaas_p2p.samplers import TPESampler
 from hopaas_p2p.search.optuna_internals import reseed_in_child
 from hopaas_p2p.spec.budget import budget_now, changed, check_limits, check_spendable, limits_of
 from hopaas_p2p.spec.budget import words as budget_words
@@ -79,6 +81,7 @@ from hopaas_p2p.study.definition import (
     BudgetGiven,
     Space,
     StudyArguments,
+    as_given,
     check_fidelity,
     checked_space,
     compare,
@@ -87,13 +90,22 @@ from hopaas_p2p.study.definition import (
     larger_budget,
     provenance_of,
 )
+from hopaas_p2p.study.learning import (
+    Learned,
+    LearnFrom,
+    check_learning,
+    find_priors,
+    kept,
+    learned_of,
+    stored_priors,
+)
 from hopaas_p2p.study.method import Searcher, SearchMethod, in_words
 from hopaas_p2p.study.progress import ProgressLog, last_line
 from hopaas_p2p.study.proposer import Proposer
 from hopaas_p2p.study.replicates import ReplicateGroup, replicate_groups
 from hopaas_p2p.study.schedule import Schedule, schedule_of
 from hopaas_p2p.study.trial import Objective, Trial, as_values
-from hopaas_p2p.translate import fits, to_optuna
+from hopaas_p2p.translate import fits, to_optuna, to_record
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -126,6 +138,7 @@ def open_study(
     repeats: str | None = None,
     replicates: int | None = None,
     fidelity: Fidelity | None = None,
+    learn_from: LearnFrom | None = None,
     create: bool = True,
     trackers: Sequence[str | Tracker] = (),
     **storage_options: Any,
@@ -158,6 +171,9 @@ def open_study(
         fidelity: `hopaas_p2p.Rungs(min=1, max=27)`: trials pause at rungs with a checkpoint, and the next free peer
             continues the best of them. `hopaas_p2p.Population(size=16, every=5)`: population-based training, in which
             the worst copy the best. Either replaces the pruner, and the budget counts configurations.
+        learn_from: what the study begins with when it is created: names of earlier studies of this store,
+            `hopaas_p2p.Prior`s, or "auto" for the newest eight that share parameters and are finished or large. What
+            they taught is kept in the new study, so that they may be deleted. See `Study.learn_from`.
         create: False: only join an existing study.
         trackers: where else to show the study: "mlflow", "wandb", or those of `hopaas_p2p.trackers`. All peers may give
             the same trackers; one of them exports for all, in its own thread. Call `close` at the end.
@@ -186,7 +202,8 @@ def open_study(
     if isinstance(store, str):
         credentials.named(store)
     storage = store if isinstance(store, Storage) else open_storage(store, create=create, **storage_options)
-    study_id = _join_or_create(storage, wanted, said, create=create)
+    taught = functools.partial(find_priors, storage, learn_from or (), as_given(space or {}), name)
+    study_id = _join_or_create(storage, wanted, said, taught, create=create)
     compare(storage, study_id, wanted, given.given_fields())
     compare_fidelity(storage, study_id, name, said.fidelity)
     study = Study(storage, study_id, name, sampler=sampler, pruner=pruner, said=said)
@@ -220,13 +237,23 @@ def _directions(direction: str, directions: Sequence[str] | None) -> tuple[str, 
     return tuple(directions)
 
 
-def _join_or_create(storage: Storage, wanted: StudyDefine, said: SearchMethod, *, create: bool) -> int:
+def _join_or_create(
+    storage: Storage,
+    wanted: StudyDefine,
+    said: SearchMethod,
+    taught: Callable[[], Sequence[PriorRecord]],
+    *,
+    create: bool,
+) -> int:
     with contextlib.suppress(KeyError):
         return storage.get_study_id_from_name(wanted.name)
     if not create:
         raise NoSuchStudy(f"there is no study {wanted.name!r} in {storage.url}; see: hopaas-p2p study list")
+    attributes, priors = said.attributes(), taught()
+    if priors:
+        check_learning(wanted.directions)
+        attributes |= kept(priors)
     with contextlib.suppress(DuplicatedStudyError):  # another process was quicker: join its study
-        attributes = said.attributes()
         return storage.define_study(wanted, records.StudySet(system=attributes) if attributes else None)
     return storage.get_study_id_from_name(wanted.name)
 
@@ -253,6 +280,8 @@ class Study:
         """The same study as Optuna's own object."""
         self._pid = os.getpid()
         self._inferred_space: dict[str, BaseDistribution] = {}
+        self._teaches: tuple[optuna.samplers.BaseSampler | None, str | None] = None, None
+        """The sampler that was told what the study learned, and what that was."""
         self._checked_sampler: optuna.samplers.BaseSampler | None = None
         self._spendable: records.Budget | None = None
         """The limits that this process has seen that it can spend."""
@@ -331,6 +360,7 @@ class Study:
             if searcher.sampler is not None:
                 self.optuna.sampler = searcher.sampler
             self.optuna.pruner = searcher.pruner
+        self._teach(system)
         if aloud:
             others = searcher.differing()
             self._handle.introduce_as({**self._about, **others})
@@ -338,6 +368,37 @@ class Study:
                 theirs = in_words(getattr(searcher.stored, what))
                 level = logging.INFO if theirs == "default" else logging.WARNING  # nobody chose what it differs from
                 _log.log(level, "study %r has the %s %s; this process uses %s", self.name, what, theirs, mine)
+
+    def _teach(self, system: Mapping[str, str]) -> None:
+        """Let the sampler begin with what the study learned from others."""
+        sampler, text = self.optuna.sampler, system.get(LEARNED)
+        if (sampler, text) != self._teaches and isinstance(sampler, TPESampler):
+            if text is not None:
+                sampler.learn_from(stored_priors(system), self._space)
+            self._teaches = sampler, text
+
+    @property
+    def learned(self) -> list[Learned]:
+        """What the study's trials say of each study that it learned from: how far they agree, and its weight."""
+        return learned_of(self.optuna, self.state.system, self._space)
+
+    def learn_from(self, given: LearnFrom) -> list[Learned]:
+        """Learn from these earlier studies in place of those before, from the next trial on; () for none. Owners only.
+
+        Args:
+            given: names of studies of this store, `hopaas_p2p.Prior`s, or "auto".
+
+        Raises:
+            NoSuchStudy: one of the names is not that of a study.
+            InvalidInput: nothing can be learned from one of them, or this study has several objectives.
+
+        """
+        if given:
+            check_learning(self.directions)
+        space = {name: to_record(one) for name, one in self._space.items()}
+        self._control(StudySet(system=kept(find_priors(self.storage, given, space, self.name))))
+        self._keep_to_method()
+        return self.learned
 
     def use(
         self,

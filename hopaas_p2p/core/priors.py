@@ -1,0 +1,57 @@
+"""What a study keeps of earlier ones: configurations and their scores by rank, so that every peer starts from the same.
+
+No results are kept. What a person believes of the parameters has the same form.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Annotated, Final
+
+import msgspec
+
+from hopaas_p2p.core.records import Categorical, Distribution, Natural
+
+MOST_PRIORS: Final = 8
+"""Earlier studies per study: an ask costs as much for each of them."""
+MOST_CONFIGURATIONS: Final = 200
+LARGEST_PRIOR: Final = 64_000
+"""Characters of JSON."""
+BELIEF: Final = "your belief"
+"""The name of the prior that the definitions of the parameters gave."""
+_Score = Annotated[float, msgspec.Meta(ge=-10, le=10)]
+_Length = Annotated[float, msgspec.Meta(ge=1e-3, le=1e3)]
+
+
+class PriorRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What one earlier study taught."""
+
+    name: Annotated[str, msgspec.Meta(min_length=1, max_length=200)]
+    space: dict[str, Distribution]
+    params: dict[str, list[float]]
+    """Of each parameter the values as in a log, the best configuration first."""
+    scores: Annotated[list[_Score], msgspec.Meta(max_length=MOST_CONFIGURATIONS)]
+    """What the ranks of these configurations would be in a normal distribution; the best is the lowest."""
+    lengths: list[_Length]
+    """How quickly the scores change with each parameter, as parts of its range."""
+    noise: Annotated[float, msgspec.Meta(ge=1e-4, le=10)]
+    uuid: Annotated[str, msgspec.Meta(max_length=64)] = ""
+    """Of the earlier study; empty where it lies in no store."""
+    place: Natural = 0
+    """How many commits its log had."""
+
+    def flaw(self) -> str | None:
+        """Why this cannot be learned from; None if it can. Its distributions are judged with all others."""
+        if not self.space or not self.scores:
+            return "it has no configurations"
+        if self.params.keys() != self.space.keys() or len(self.lengths) != len(self.space):
+            return "its parameters are not those of its space"
+        if not all(map(math.isfinite, (*self.scores, *self.lengths, self.noise))):
+            return "its scores are not numbers"
+        for name, values in self.params.items():
+            one = self.space[name]
+            if len(values) != len(self.scores) or not all(map(math.isfinite, values)):
+                return f"{name!r} lacks values"
+            if isinstance(one, Categorical) and not all(0 <= value < len(one.choices) for value in values):
+                return f"{name!r} has values that are none of its choices"
+        return None

@@ -1,0 +1,263 @@
+"""What earlier studies teach a new one, and how much of it the new one believes. Pure functions.
+
+A prior keeps configurations of a study and their scores by rank. In the space of a new study it becomes a Gaussian
+process; the mean of each such process is a feature of the new study's own process, with a coefficient that is learned
+with everything else (a Bayesian linear model under a Gaussian process; Rasmussen and Williams, 2006, section 2.7).
+Before the first result all earlier studies count alike. Later, one counts only if it ranks pairs of known trials better
+than chance would, given their number; compare RGPE (Feurer, Letham and Bakshy, arXiv:1802.02219).
+
+What a person believes is a prior as well: configurations whose scores grow with the distance from what is believed to
+be best. So its influence decays like that of any prior (compare Hvarfner et al., piBO, ICLR 2022).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final, Self
+
+import msgspec
+import numpy as np
+from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
+from optuna.study import StudyDirection
+
+from hopaas_p2p.analysis.table import Floats, Mask
+from hopaas_p2p.core.priors import BELIEF, LARGEST_PRIOR, PriorRecord
+from hopaas_p2p.core.records import Categorical, Distribution
+from hopaas_p2p.core.validity import possible_priors
+from hopaas_p2p.errors import InvalidInput
+from hopaas_p2p.search import halton
+from hopaas_p2p.search.known import KnownTrials, ranked_rows
+from hopaas_p2p.search.optuna_internals import listed, reader_of
+from hopaas_p2p.search.surrogate import CONSTANT, Cube, Lengths, Process, chosen, fit, range_of, scores
+from hopaas_p2p.translate import to_optuna, to_record
+
+FEWEST: Final = 5
+"""Finished trials below which a study teaches nothing."""
+_DIGITS: Final = 6
+_LENGTHS: Final = (0.05, 32.0)
+_BELIEVED: Final = 64  # configurations that express a belief
+_WIDTHS: Final = {"low": 0.5, "medium": 0.25, "high": 0.12}
+"""How far from what a person believes the best may well be, as a part of the range."""
+
+
+class Prior(PriorRecord, frozen=True, forbid_unknown_fields=True):
+    """What a study taught, to begin another one with: `default_sampler(priors=[Prior.from_study(study)])`."""
+
+    @classmethod
+    def from_study(cls, study: Any, name: str | None = None, *, uuid: str = "", place: int = 0) -> Self:
+        """The prior of a study with one objective, Optuna's or ours, as it is now.
+
+        It has the parameters that all COMPLETE and PRUNED trials share, of at most 200 trials: the best hundred, and
+        others spread evenly over their ranks.
+
+        Raises:
+            InvalidInput: the study has several objectives, or fewer than five trials with the same parameters.
+
+        """
+        source = getattr(study, "optuna", study)
+        name = name or source.study_name
+        if len(source.directions) > 1:
+            raise InvalidInput(
+                f"{name!r} has {len(source.directions)} objectives; only studies with one can be learned from"
+            )
+        known = KnownTrials(lambda trial: trial.params)
+        reader = reader_of(source)
+        if reader is None:
+            known.refresh(listed(source, cached=False))
+        else:
+            known.take(reader.read())
+        ranked = ranked_rows(known, maximize=source.directions[0] == StudyDirection.MAXIMIZE)
+        space = {
+            one: dist
+            for one, dist in known.distributions.items()
+            if one not in known.mixed and not dist.single() and known.having([one])[ranked].all()
+        }
+        if len(ranked) < FEWEST or not space:
+            raise InvalidInput(f"{name!r} has too few finished trials with the same parameters to learn from")
+        picked = chosen(len(ranked))
+        while True:
+            found = scores(picked, len(ranked))
+            made = cls._fitted(name, space, known.observations(space, ranked[picked]), found, uuid=uuid, place=place)
+            if len(made.as_text()) <= LARGEST_PRIOR:
+                return made
+            if len(picked) < 2 * FEWEST:
+                raise InvalidInput(f"{name!r} has too many parameters to learn from")
+            picked = picked[::2]
+
+    @classmethod
+    def from_file(cls, path: str | Path) -> Self:
+        """The prior that `hopaas-p2p study export --prior` wrote.
+
+        Raises:
+            InvalidInput: the file is not one, or holds what no study can learn from.
+
+        """
+        try:
+            text = Path(path).read_bytes()
+            if len(text) > 4 * LARGEST_PRIOR:
+                raise ValueError("it is too large")
+            return cls.checked(msgspec.json.decode(text))
+        except (OSError, ValueError, RecursionError) as error:  # msgspec's errors are ValueErrors
+            raise InvalidInput(f"{str(path)!r} is not a prior: {error}") from None
+
+    @classmethod
+    def checked(cls, value: Any) -> Self:
+        """A prior from plain data. Raises InvalidInput."""
+        try:
+            made = msgspec.convert(value, cls)
+        except msgspec.ValidationError as error:
+            raise InvalidInput(str(error)) from None
+        if not possible_priors([value]):
+            raise InvalidInput(made.flaw() or "its parameters are impossible")
+        return made
+
+    @classmethod
+    def believed(cls, space: Mapping[str, Distribution]) -> Self | None:
+        """What a person believes, as the distributions say it; None if they say nothing.
+
+        Raises:
+            InvalidInput: a belief that is not in its range, or a confidence that is no word for one.
+
+        """
+        dists, centre, widths = {}, {}, {}
+        for name, one in space.items():
+            confidence = one.confidence or "medium"
+            if confidence not in _WIDTHS:
+                raise InvalidInput(f"{name!r}: confidence is low, medium or high, not {confidence!r}")
+            if one.prior is None:
+                continue
+            dist = dists[name] = to_optuna(one)
+            try:
+                centre[name] = float(dist.to_internal_repr(one.prior))
+                inside = isinstance(one, Categorical) or one.low <= centre[name] <= one.high
+            except (TypeError, ValueError):
+                inside = False
+            if not inside:
+                raise InvalidInput(f"{name!r}: the prior {one.prior!r} is not in its range")
+            widths[name] = _WIDTHS[confidence]
+        if not dists:
+            return None
+        cube = Cube(dists)
+        dims = list(dists)[: halton.DIMENSIONS]
+        values = {
+            name: np.array(
+                [centre[name]]
+                + [
+                    float(dist.to_internal_repr(halton.value(number, dims.index(name), 0, dist)))
+                    if name in dims
+                    else centre[name]
+                    for number in range(1, _BELIEVED)
+                ]
+            )
+            for name, dist in dists.items()
+        }
+        points = cube.points(values)
+        far = sum(
+            square[:, 0] / width**2 * (0.06 if isinstance(dist, CategoricalDistribution) else 1)
+            for square, width, dist in zip(
+                cube.squares(points, points[:1]), widths.values(), dists.values(), strict=True
+            )
+        )
+        order = np.argsort(far, kind="stable")
+        values = {name: column[order] for name, column in values.items()}
+        return cls._fitted(BELIEF, dists, values, scores(np.arange(_BELIEVED), _BELIEVED))
+
+    @classmethod
+    def _fitted(
+        cls, name: str, space: Mapping[str, BaseDistribution], values: Mapping[str, Floats], found: Floats, **where: Any
+    ) -> Self:
+        cube = Cube(space)
+        points = cube.points(values)
+        shared = np.full((len(found), len(found)), CONSTANT)
+        lengths = fit(cube.squares(points, points), found, len(found), shared=shared)
+        return cls(
+            name,
+            {one: to_record(dist) for one, dist in space.items()},
+            {one: [_short(value) for value in column.tolist()] for one, column in values.items()},
+            [round(score, 4) for score in found.tolist()],
+            [_short(length) for length in lengths.scales.tolist()],
+            _short(lengths.noise),
+            **where,
+        )
+
+    def as_text(self) -> str:
+        """As a file or an attribute has it."""
+        return msgspec.json.encode(self).decode()
+
+
+class Taught:
+    """What some priors say of one search space.
+
+    Parameters are matched by name and kind: numbers keep their values and count at the edge if they are outside the
+    new range, choices are matched by value. A parameter that a prior lacks does not matter to it.
+    """
+
+    def __init__(self, space: Mapping[str, BaseDistribution], priors: Sequence[PriorRecord]) -> None:
+        self.cube = Cube(space)
+        self.priors: list[PriorRecord] = []
+        """Those that share a parameter with the space."""
+        self._parts: list[tuple[list[int], Process]] = []
+        self._best: list[dict[str, Floats]] = []
+        logs: dict[str, list[float]] = {name: [] for name in space}
+        noises = []
+        for prior in priors:
+            matched = {
+                name: pair for name in space if name in prior.space and (pair := _matched(prior, name, space[name]))
+            }
+            if not matched:
+                continue
+            cube = Cube({name: space[name] for name in matched})
+            lengths = Lengths(np.array([length for _, length in matched.values()]), prior.noise, 0)
+            values = {name: column for name, (column, _) in matched.items()}
+            process = Process(cube, cube.points(values), np.array(prior.scores), lengths)
+            self.priors.append(prior)
+            self._parts.append(([place for place, name in enumerate(space) if name in matched], process))
+            self._best.append(values)
+            for name, (_, length) in matched.items():
+                logs[name].append(math.log(length))
+            noises.append(math.log(prior.noise))
+        scales = np.exp([float(np.mean(some or [0.0])) for some in logs.values()])
+        self.lengths = Lengths(scales, math.exp(float(np.mean(noises or [0.0]))), 0)
+        """To begin with, before trials say otherwise."""
+
+    def means(self, points: Floats) -> Floats:
+        """A row per configuration, a column per prior: the score that is expected of it."""
+        if not self._parts:
+            return np.empty((len(points), 0))
+        return np.stack([process.means(points[:, places]) for places, process in self._parts], axis=1)
+
+    def best(self, numbers: np.random.RandomState, count: int, used: Mask) -> dict[str, Floats]:
+        """The best configurations of each prior that is used; what one lacks is drawn."""
+        found = self.cube.anywhere(numbers, count * int(used.sum()))
+        for place, prior in enumerate(np.flatnonzero(used).tolist()):
+            for name, column in self._best[prior].items():
+                some = column[:count]
+                rows = slice(place * count, place * count + len(some))
+                lacks = isinstance(self.cube.space[name], CategoricalDistribution) & (some < 0)
+                found[name][rows] = np.where(lacks, found[name][rows], some)
+        return found
+
+
+def _matched(prior: PriorRecord, name: str, new: BaseDistribution) -> tuple[Floats, float] | None:
+    """A parameter's values in the prior's configurations as the new space has them, and its length; None: no match."""
+    old, values = prior.space[name], np.array(prior.params[name])
+    length = prior.lengths[list(prior.space).index(name)]
+    if isinstance(new, CategoricalDistribution):
+        if not isinstance(old, Categorical):
+            return None
+        places = {(type(choice), choice): place for place, choice in enumerate(new.choices)}
+        codes = np.array([places.get((type(choice), choice), -1) for choice in old.choices])
+        return (codes[values.astype(np.int64)].astype(np.float64), length) if codes.max() >= 0 else None
+    if isinstance(old, Categorical):
+        return None
+    assert isinstance(new, FloatDistribution | IntDistribution)
+    if old.log == new.log and not new.single():
+        (low, high), (first, last) = range_of(new), range_of(to_optuna(old))
+        length *= (last - first) / (high - low)
+    return np.clip(values, new.low, new.high), min(max(length, _LENGTHS[0]), _LENGTHS[1])
+
+
+def _short(value: float) -> float:
+    return float(f"{value:.{_DIGITS}g}")

@@ -1,0 +1,174 @@
+"""What a study learns from earlier ones: which these are, and what its own trials say of them. See `search.priors`."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+import msgspec
+import optuna
+from optuna.distributions import BaseDistribution
+
+from hopaas_p2p.core.attributes import LEARNED
+from hopaas_p2p.core.priors import MOST_PRIORS, PriorRecord
+from hopaas_p2p.core.records import Distribution
+from hopaas_p2p.errors import HopaasError, InvalidInput, NoSuchStudy
+from hopaas_p2p.runtime.arguments import shown
+from hopaas_p2p.search.known import KnownTrials, ranked_rows
+from hopaas_p2p.search.optuna_internals import reader_of
+from hopaas_p2p.search.priors import Prior, Taught
+from hopaas_p2p.search.surrogate import Surrogate, chosen, scores
+from hopaas_p2p.translate import to_optuna
+
+if TYPE_CHECKING:
+    from hopaas_p2p.core.state import State
+    from hopaas_p2p.storage import Storage
+
+LearnFrom = str | Sequence["str | Prior"]
+AUTO: Final = "auto"
+_LARGE: Final = 20  # finished trials, from which on a study that still runs is learned from by "auto"
+
+
+class Learned(NamedTuple):
+    """What the trials of a study say of one of its priors."""
+
+    name: str
+    agreement: float | None
+    """The share of pairs of trials that it ranks as they came out; None while there are none."""
+    weight: float
+    """By how much a score changes with the one that the prior expects; 0: it is ignored."""
+    shared: tuple[str, ...]
+    """The parameters that it has in common with the study."""
+
+    def __str__(self) -> str:
+        agrees = "" if self.agreement is None else f"agrees {100 * self.agreement:.0f} %, "
+        if not self.shared:
+            return f"ignored {self.name} (no parameter in common)"
+        if not self.weight:
+            return f"ignored {self.name} ({agrees.removesuffix(', ')})"
+        return f"learned from {self.name} ({agrees}weight {self.weight:.1f})"
+
+
+def check_learning(directions: Sequence[object]) -> None:
+    """Raise InvalidInput if a study with these directions cannot learn from others."""
+    if len(directions) > 1:
+        raise InvalidInput(f"learn_from needs exactly one objective, and the study has {len(directions)}")
+
+
+def stored_priors(system: Mapping[str, str]) -> tuple[PriorRecord, ...]:
+    """The priors in the attributes of a study, which the log has judged."""
+    return msgspec.json.decode(system.get(LEARNED, "[]"), type=tuple[PriorRecord, ...])
+
+
+def kept(priors: Sequence[PriorRecord]) -> dict[str, str]:
+    """These priors as an attribute of a study."""
+    return {LEARNED: msgspec.json.encode(priors).decode()}
+
+
+def find_priors(
+    storage: Storage, given: LearnFrom, space: Mapping[str, Distribution], but: str = ""
+) -> list[PriorRecord]:
+    """What the studies that are named teach, with what the space says that somebody believes.
+
+    Args:
+        storage: where the studies are.
+        given: names of studies, priors, or "auto": the newest eight other than `but` that share a parameter with the
+            space and are finished or large.
+        space: of the study that learns; empty if it has none.
+        but: the name of the study that learns.
+
+    Raises:
+        NoSuchStudy: one of the names is not that of a study.
+        InvalidInput: a study that nothing can be learned from, or too many.
+
+    """
+    if isinstance(given, str) and given != AUTO:
+        given = [given]
+    if not isinstance(given, str | Sequence) or not all(isinstance(one, str | PriorRecord) for one in given):
+        raise InvalidInput(f'learn_from is "auto", or a list of names of studies and of priors, got {shown(given)}')
+    believed = Prior.believed(space)
+    own: list[PriorRecord] = [] if believed is None else [believed]
+    if given == AUTO:
+        own += candidates(storage, space, but)[: MOST_PRIORS - len(own)]
+    else:
+        own += [one if isinstance(one, PriorRecord) else _of_study(storage, one) for one in given]
+    if len(own) > MOST_PRIORS:
+        raise InvalidInput(f"a study learns from at most {MOST_PRIORS} others, a belief included; got {len(own)}")
+    for one in own:
+        if space and not Taught(_optuna(space), [one]).priors:
+            raise InvalidInput(
+                f"{one.name!r} shares no parameter with {', '.join(space)}: it has {', '.join(one.space)}"
+            )
+    return own
+
+
+def candidates(storage: Storage, space: Mapping[str, Distribution], but: str) -> list[PriorRecord]:
+    """What the newest studies of this store teach that share a parameter with this space, and are finished or large."""
+    found: list[PriorRecord] = []
+    for listing in reversed(storage.listings()[-2 * MOST_PRIORS :]):
+        with contextlib.suppress(HopaasError):  # deleted, not readable for this user, or nothing to learn from
+            if listing.name != but and _ended_or_large(storage.state(listing.study_id)):
+                one = _of_study(storage, listing.name)
+                if not space or Taught(_optuna(space), [one]).priors:
+                    found.append(one)
+        if len(found) == MOST_PRIORS:
+            break
+    return found
+
+
+def _ended_or_large(state: State) -> bool:
+    count = sum(state.counts[one] for one in (optuna.trial.TrialState.COMPLETE, optuna.trial.TrialState.PRUNED))
+    return count >= _LARGE or (count > 0 and (state.status == "stopped" or count >= (state.budget or _LARGE)))
+
+
+def _of_study(storage: Storage, name: str) -> Prior:
+    try:
+        study_id = storage.get_study_id_from_name(name)
+    except KeyError:
+        raise NoSuchStudy(
+            f"there is no study {name!r} in {storage.url} to learn from; see: hopaas-p2p study list"
+        ) from None
+    return prior_of(storage, study_id, name)
+
+
+def prior_of(storage: Storage, study_id: int, name: str) -> Prior:
+    """What a study teaches. Raises InvalidInput."""
+    source = optuna.load_study(study_name=name, storage=storage)
+    return Prior.from_study(source, uuid=storage.handle(study_id).uuid, place=storage.state(study_id).lsn)
+
+
+def _optuna(space: Mapping[str, Distribution]) -> dict[str, BaseDistribution]:
+    return {name: to_optuna(one) for name, one in space.items()}
+
+
+def learned_of(study: optuna.Study, system: Mapping[str, str], space: Mapping[str, BaseDistribution]) -> list[Learned]:
+    """What the trials of a study say of each prior that it has now."""
+    priors = stored_priors(system)
+    reader = reader_of(study)
+    if not priors or reader is None:
+        return []
+    known = KnownTrials(lambda trial: trial.params)
+    known.take(reader.read())
+    space = {name: one for name, one in (space or known.intersection or {}).items() if not one.single()}
+    taught = Taught(space, priors)
+    ranked = ranked_rows(known, maximize=study.directions[0] == optuna.study.StudyDirection.MAXIMIZE)
+    ranked = ranked[known.having(space)[ranked]]
+    picked = chosen(len(ranked))
+    points = taught.cube.points(known.observations(space, ranked[picked]))
+    surrogate = Surrogate(
+        taught.cube,
+        points,
+        scores(picked, len(ranked)),
+        points[:0],
+        count=len(ranked),
+        lengths=taught.lengths,
+        means=taught.means(points),
+    )
+    found = dict(zip(map(id, taught.priors), zip(*surrogate.trust, strict=True), strict=True))
+    lines = []
+    for one in priors:
+        agreement, weight = found.get(id(one), (0.0, 0.0))
+        shared = tuple(name for name in space if name in one.space) if id(one) in found else ()
+        lines.append(Learned(one.name, float(agreement) if len(ranked) > 2 else None, float(weight), shared))
+    return lines
