@@ -42,7 +42,7 @@ def configured(kind: str, settings: Settings, given: str | None, study: Any) -> 
     """
     found = settings.find(kind, given)
     if found.origin == "default" and study is not None:
-        chosen = getattr(study.optuna, kind)
+        chosen = getattr(study, kind)
     else:
         name = _KNOWN[kind].get((found.value or "").lower())
         if name is None:

@@ -139,7 +139,7 @@ def _stop_study(page: PageContext) -> None:
     epochs = {number: frame.state.trials[number].epoch for number in running}
     too = st.checkbox("Also ask the running trials to end", disabled=not running)
     if st.button("Stop it", type="primary"):
-        ask(page, "control", "stop the study", lambda study: study.stop(), status="stopped")
+        ask(page, "control", "stop the study", lambda study: study.stop_all(), status="stopped")
         for number, epoch in epochs.items() if too else ():
             _ask_to_stop(page, number, epoch, "the study is stopped")
         st.rerun()
@@ -241,7 +241,7 @@ def _enqueue(page: PageContext, frame: Frame) -> None:
         if st.form_submit_button("Queue", type="primary", icon=":material/add:"):
             words = ", ".join(f"{name} = {value}" for name, value in given.items()) or "a trial with sampled parameters"
             for _ in range(times):
-                ask(page, "run", f"queue {words}", lambda study: study.enqueue(given))
+                ask(page, "run", f"queue {words}", lambda study: study.enqueue_trial(given))
             st.rerun()
 
 

@@ -131,7 +131,7 @@ def as_python(name: str, store: str, state: State, trial: Trial) -> str:
         "import hopaas_p2p\n\n"
         f"params = {{\n{body}\n}}  # of trial {trial.number}\n"
         f"study = hopaas_p2p.open_study({store!r}, {name!r}, create=False)\n"
-        "study.enqueue(params)  # or call your objective with optuna.trial.FixedTrial(params)\n"
+        "study.enqueue_trial(params)  # or call your objective with optuna.trial.FixedTrial(params)\n"
     )
 
 

@@ -232,7 +232,7 @@ def resume(session: CliSession, budgets: tuple[str, ...]) -> None:
 def stop(session: CliSession, trials: bool) -> None:
     """End the study: no more trials start, and running ones are finished."""
     stopped = session.study()
-    stopped.stop()
+    stopped.stop_all()
     running = list(stopped.state.running)
     for number in list(running) if trials else ():
         try:

@@ -65,7 +65,7 @@ def list_(
         if (not chained or one.number in chains) and (not wanted or one.state.name in wanted)
     ]
     rows = [summary.of_trial(one, state, tags) | {"trials": chains.get(one.number, [one.number])} for one in heads]
-    maximize = study.optuna.directions[0].name == "MAXIMIZE"
+    maximize = study.directions[0].name == "MAXIMIZE"
 
     def key(row: dict[str, Any]) -> tuple[bool, Any]:
         """Ascending, by value the best first; trials without one come last."""
@@ -181,7 +181,7 @@ def enqueue(session: CliSession, params: tuple[str, ...], attrs: tuple[str, ...]
     """
     study = session.study()
     user = space.parse_params(attrs, {})
-    number = study.enqueue(space.parse_params(params, dict(study.space)), user_attrs=user)
+    number = study.enqueue_trial(space.parse_params(params, dict(study.space)), user_attrs=user)
     session.show({"numbers": [number]}, lambda: output.print_lines([number]))
 
 

@@ -60,7 +60,7 @@ def watch(
         raise click.UsageError(f"--interval must be a positive number of seconds, got {interval}")
     reached: Condition = parse_condition(until or "done")
     study = session.study()
-    if until is not None and re.search(r"\bbest\b", until) and len(study.optuna.directions) > 1:
+    if until is not None and re.search(r"\bbest\b", until) and len(study.directions) > 1:
         raise InvalidInput(f"{until!r}: this study has several objectives, so it has no single best value")
     deadline = None if timeout is None else time.monotonic() + timeout
     live = sys.stdout.isatty() and not session.as_json and not once

@@ -126,7 +126,7 @@ def _asking(
     last = end(ticket) if end is not None else None
     with carry(ticket, store=session.given["store"], patience=patience, end=last) as verbs:
         if judges:
-            verbs.study.optuna.pruner = session.configured("pruner", pruner, verbs.study)
+            verbs.study.pruner = session.configured("pruner", pruner, verbs.study)
         yield verbs.do
 
 

@@ -120,7 +120,7 @@ def _perform(options: DemoOptions, study: Study, store: str, folder: Path, conso
             if elapsed > options.timeout and not stopped:
                 stopped = True
                 screen.add(DemoEvent(elapsed, f"time is up after {options.timeout:g} s: no more trials are started"))
-                study.stop()
+                study.stop_all()
             time.sleep(_INTERVAL)
 
 

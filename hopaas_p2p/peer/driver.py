@@ -12,7 +12,7 @@ import math
 import threading
 import time
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any, Final, Generic
+from typing import Any, Final, Generic
 
 from msgspec.structs import replace
 
@@ -33,9 +33,6 @@ from hopaas_p2p.stores.base import (
     Log,
     Outgoing,
 )
-
-if TYPE_CHECKING:
-    from hopaas_p2p.peer.peer import Caller
 
 
 @contextlib.contextmanager
@@ -64,7 +61,7 @@ class LogDriver(Generic[S]):
         lock: held around calls of the session, and to read more than one thing of its state. Never around I/O.
         turn: held for the length of an exchange.
         exchanging_since: when the exchange began that the store has not answered yet; infinite: there is none.
-        waiting: callers that wait for the next exchanges. Changed under the lock.
+        waiting: each `peer.peer.Caller` that waits for the next exchanges. Changed under the lock.
         look_again_at: until when there is nothing to do unless a caller waits, or the job was woken for something else.
         backoff: between exchanges for callers, while the store does not answer.
         job: makes exchanges, for callers and when one is due; see `peer.jobs`. Its peer gives it one.
@@ -78,7 +75,7 @@ class LogDriver(Generic[S]):
         self.session = session
         self.lock = threading.RLock()
         self.turn = threading.Lock()
-        self.waiting: list[Caller] = []
+        self.waiting: list[Any] = []
         self.backoff: Backoff | None = None
         self.look_again_at = -math.inf
         self.exchanging_since = math.inf

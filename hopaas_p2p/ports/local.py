@@ -137,7 +137,7 @@ class LocalPeer:
         first, last = max(0, offset), max(0, offset) + max(1, min(limit, _MOST))
         numbers: Sequence[int]
         if order == "best":
-            if len(opened.optuna.directions) != 1:
+            if len(opened.directions) != 1:
                 raise InvalidInput("order=best is for studies with one objective")
             table = TrialTable.of(whole)
             rows = np.flatnonzero(table.complete())
@@ -283,7 +283,7 @@ class LocalPeer:
 
     def enqueue(self, study: str, params: dict[str, Any]) -> Reply:
         """Queue a trial with these parameters; the sampler chooses those that you leave out."""
-        return {"study": study, "trial": self._study(study, changes=True).enqueue(params)}
+        return {"study": study, "trial": self._study(study, changes=True).enqueue_trial(params)}
 
     def note(self, study: str, text: str, trial: int | None = None) -> Reply:
         """Replace the note (Markdown) of a study, or of a trial."""

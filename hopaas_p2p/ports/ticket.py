@@ -167,8 +167,8 @@ def carry(
                 (verdict,) = peer.commit(handle.log, end, owner=ticket.owner)
                 handle.refused(ticket.number, verdict, end.values)
             raise LeaseLost(f"trial {ticket.number} is no longer run by this ticket: {why}")
-        study.optuna.sampler = optuna.samplers.RandomSampler()  # the parameters were chosen when it was asked for
-        verbs = TrialVerbs(study, Trial(study.optuna, handle.first_id + ticket.number))
+        study.sampler = optuna.samplers.RandomSampler()  # the parameters were chosen when it was asked for
+        verbs = TrialVerbs(study, Trial(study, handle.first_id + ticket.number))
         yield verbs
         if verbs.released is not None:
             storage.release(verbs.trial.id, reason=verbs.released)

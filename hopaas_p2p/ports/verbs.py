@@ -109,7 +109,7 @@ class TrialVerbs:
 
     def _why_to_end(self) -> str | None:
         trial, asked = self.trial, self.trial.stop_requested
-        if len(self.study.optuna.directions) > 1:  # Optuna's pruners judge one objective
+        if len(self.study.directions) > 1:  # Optuna's pruners judge one objective
             if asked is not None:
                 trial.handle.acknowledge_stop(trial.number)
             return asked
@@ -119,7 +119,7 @@ class TrialVerbs:
             return "another peer took the trial over"
         if asked is None and trial.at_rung:
             return AT_RUNG
-        return asked or f"{type(self.study.optuna.pruner).__name__} says so"
+        return asked or f"{type(self.study.pruner).__name__} says so"
 
     def _tell(self, said: dict[str, Any]) -> Reply:
         values, given, reason = said.get("values"), said.get("state"), said.get("reason")

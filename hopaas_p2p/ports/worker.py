@@ -433,7 +433,7 @@ class Worker:
 
     def _tell_printed(self, trial: Trial, printed: Any, output: bytes) -> None:
         try:
-            values = as_values(printed, expected=len(self.study.optuna.directions))
+            values = as_values(printed, expected=len(self.study.directions))
         except InvalidInput as error:
             self._tell(trial, state="fail", reason=str(error), output=output)
         else:

@@ -6,20 +6,24 @@ them all, and fails with a clear message when a new Optuna renames one.
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import datetime
 import functools
+import itertools
 import math
 import re
 import sys
 import threading
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Self
 
 import optuna
 from optuna.distributions import BaseDistribution
+from optuna.progress_bar import _ProgressBar
 from optuna.samplers import BaseSampler
 from optuna.study import StudyDirection
 from optuna.study._frozen import FrozenStudy
@@ -31,7 +35,7 @@ from hopaas_p2p.search.samplers import default_sampler
 __all__ = [
     "FrozenStudy",
     "StopListener",
-    "WatchedStudy",
+    "StoredStudy",
     "after_trial",
     "announces_parameters",
     "become",
@@ -44,6 +48,7 @@ __all__ = [
     "new_frozen",
     "new_study",
     "pickle_prefixes",
+    "progress_bar",
     "sample_relative",
     "set_cached_trial",
     "study_id_of",
@@ -155,8 +160,11 @@ def new_study(
 class StopListener:
     """Hears, in its block, whether the objective of a loop of our own, or the sampler, calls `stop`."""
 
-    def __init__(self, study: WatchedStudy) -> None:
-        self.thread = threading.get_ident()
+    def __init__(self, study: StoredStudy) -> None:
+        self.threads = {threading.get_ident()}
+        """Those that it listens to."""
+        self.begun = itertools.count()
+        """Counts the trials that the loop begins."""
         self.stop_asked = False
         self.sampler_is_through = False
         self._all = study.listeners
@@ -169,11 +177,8 @@ class StopListener:
         self._all.remove(self)
 
 
-class WatchedStudy(optuna.Study):
-    """Optuna's study on our storage, whose trials are given back when nothing refers to them before they are told.
-
-    Without a sampler it has `default_sampler`.
-    """
+class StoredStudy(optuna.Study):
+    """Optuna's study on our storage. Without a sampler it has `default_sampler`."""
 
     def __init__(self, name: str, storage: Any, sampler: BaseSampler | None, pruner: Any) -> None:
         super().__init__(name, storage, sampler or default_sampler(), pruner)
@@ -181,25 +186,42 @@ class WatchedStudy(optuna.Study):
         """Of all threads, the newest last."""
 
     def stop(self) -> None:
-        """As Optuna's, which raises outside its own `optimize`: there are other loops that end.
+        """End the call of `optimize` that runs in this thread once its trial is over, as Optuna's.
 
-        It ends that of the calling thread; from a thread that has none, as a helper of an objective, all.
+        From a thread that has none, as a helper of an objective, it ends all of this process.
+
+        Raises:
+            RuntimeError: none runs. `stop_all` ends the study for all peers.
+
         """
         listeners = list(self.listeners)
-        mine = [one for one in listeners if one.thread == threading.get_ident()]
+        mine = [one for one in listeners if threading.get_ident() in one.threads]
+        if not listeners:
+            raise RuntimeError(
+                "study.stop() ends a call of optimize, from its objective or a callback. To end the study for all "
+                "peers: study.stop_all()"
+            )
         for listener in mine[-1:] or listeners:
             listener.stop_asked = True
-        if self._thread_local.in_optimize_loop:
-            super().stop()
 
-    def ask(self, fixed_distributions: dict[str, BaseDistribution] | None = None) -> optuna.trial.Trial:
-        """As Optuna's."""
-        trial = super().ask()
-        handle, number = self._storage.locate(trial._trial_id)  # type: ignore[attr-defined]
-        handle.release_when_forgotten(trial, number)
-        for name, distribution in (fixed_distributions or {}).items():
-            trial._suggest(name, distribution)
-        return trial
+    def is_queued(self, params: Mapping[str, Any]) -> bool:
+        """Whether there is a trial with these parameters already."""
+        return self._should_skip_enqueue(dict(params))
+
+
+@contextlib.contextmanager
+def progress_bar(
+    study: optuna.Study, n_trials: int | None, timeout: float | None, *, shown: bool
+) -> Iterator[list[Callable[[FrozenTrial], None]]]:
+    """Optuna's, in this block: what moves it after each trial; nothing if it is not to be shown."""
+    if not shown:
+        yield []
+        return
+    bar, began = _ProgressBar(True, n_trials, timeout), time.monotonic()
+    try:
+        yield [lambda _: bar.update(time.monotonic() - began, study)]
+    finally:
+        bar.close()
 
 
 def suggest(trial: optuna.trial.Trial, name: str, distribution: BaseDistribution) -> Any:

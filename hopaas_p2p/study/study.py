@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import gc
 import logging
 import math
 import os
 import shlex
+import threading
 import time
-from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Final
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import optuna
 from optuna.distributions import BaseDistribution
@@ -68,13 +70,15 @@ from hopaas_p2p.storage import Storage, open_storage
 from hopaas_p2p.storage.handle import StudyHandle
 from hopaas_p2p.storage.optuna_internals import (
     StopListener,
-    WatchedStudy,
+    StoredStudy,
     after_trial,
     become,
     cached_trial,
     contains,
     fixed_params,
     forget_cached_trials,
+    progress_bar,
+    suggest,
 )
 from hopaas_p2p.storage.suggestion import TrialSuggestion
 from hopaas_p2p.study.definition import (
@@ -258,8 +262,38 @@ def _join_or_create(
     return storage.get_study_id_from_name(wanted.name)
 
 
-class Study:
-    """A study, seen and used from this process. Get one from `open_study`. Methods may be called from any thread."""
+def _collect(_: FrozenTrial) -> None:
+    gc.collect()
+
+
+class _Loop(NamedTuple):
+    """One call of `optimize`, which may run in several threads."""
+
+    objective: Objective
+    n_trials: int | None
+    deadline: float | None
+    caught: tuple[type[Exception], ...]
+    callbacks: Sequence[Callable[[FrozenTrial], None]]
+    progress: ProgressLog
+    heard: StopListener
+
+    def why_it_ends(self) -> str | None:
+        """Why this call starts no more trials, whatever the study has to do; None: it goes on, and begins one more."""
+        if self.deadline is not None and time.monotonic() >= self.deadline:
+            return "the time is up"
+        if self.heard.stop_asked:
+            return "the objective asked for it"
+        if self.n_trials is not None and next(self.heard.begun) >= self.n_trials:
+            return f"ran {max(self.n_trials, 0)} trial{'s' * (self.n_trials != 1)}, as asked"
+        return None
+
+
+class Study(StoredStudy):
+    """A study, seen and used from this process. Get one from `open_study`. Methods may be called from any thread.
+
+    It is an `optuna.Study`: whatever takes one takes it, such as `optuna.visualization`, importance evaluators,
+    terminators and the callbacks of `optuna_integration`. What is described here is more than Optuna's, or else.
+    """
 
     def __init__(
         self,
@@ -276,8 +310,7 @@ class Study:
         self.study_id = study_id
         self._checkpoint_bound = checkpoints.CheckpointBound()
         self._searcher = Searcher(sampler, pruner, said or SearchMethod.given(sampler, pruner, None, None))
-        self.optuna = WatchedStudy(name, storage, sampler, self._searcher.pruner)
-        """The same study as Optuna's own object."""
+        super().__init__(name, storage, sampler, self._searcher.pruner)
         self._pid = os.getpid()
         self._inferred_space: dict[str, BaseDistribution] = {}
         self._teaches: tuple[optuna.samplers.BaseSampler | None, str | None] = None, None
@@ -291,7 +324,9 @@ class Study:
         """Whether `optimize` logs nothing because another process shows the progress."""
 
     def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in self.__dict__.items() if name != "_proposer"}  # a copy makes its own
+        state = super().__getstate__() | {"listeners": [], "_exports": None}
+        state.pop("_proposer", None)  # a copy makes its own
+        return state
 
     def __repr__(self) -> str:
         return f"hopaas_p2p.open_study({self.storage.url!r}, {self.name!r})"
@@ -350,16 +385,16 @@ class Study:
         space = self._space
         if not space:
             return None
-        new_trial = functools.partial(Trial, self.optuna)
-        return Proposer(self.storage, self.study_id, self.optuna, self._searcher, space, new_trial)
+        new_trial = functools.partial(Trial, self)
+        return Proposer(self.storage, self.study_id, self, self._searcher, space, new_trial)
 
     def _keep_to_method(self, *, aloud: bool = False) -> None:
         """Search as the study's log says, but for what this process was told otherwise."""
         searcher, system = self._searcher, self._handle.state.system
         if system is not searcher.system and searcher.follow(system, self._space):
             if searcher.sampler is not None:
-                self.optuna.sampler = searcher.sampler
-            self.optuna.pruner = searcher.pruner
+                self.sampler = searcher.sampler
+            self.pruner = searcher.pruner
         self._teach(system)
         if aloud:
             others = searcher.differing()
@@ -371,7 +406,7 @@ class Study:
 
     def _teach(self, system: Mapping[str, str]) -> None:
         """Let the sampler begin with what the study learned from others."""
-        sampler, text = self.optuna.sampler, system.get(LEARNED)
+        sampler, text = self.sampler, system.get(LEARNED)
         if (sampler, text) != self._teaches and isinstance(sampler, TPESampler):
             if text is not None:
                 sampler.learn_from(stored_priors(system), self._space)
@@ -380,7 +415,7 @@ class Study:
     @property
     def learned(self) -> list[Learned]:
         """What the study's trials say of each study that it learned from: how far they agree, and its weight."""
-        return learned_of(self.optuna, self.state.system, self._space)
+        return learned_of(self, self.state.system, self._space)
 
     def learn_from(self, given: LearnFrom) -> list[Learned]:
         """Learn from these earlier studies in place of those before, from the next trial on; () for none. Owners only.
@@ -407,11 +442,11 @@ class Study:
         pruner: optuna.pruners.BasePruner | None = None,
     ) -> None:
         """Use this sampler and pruner in this process, whatever the study's are; `search_with` changes them for all."""
-        sampler = None if sampler is self.optuna.sampler else sampler
-        pruner = None if pruner is self.optuna.pruner else pruner
+        sampler = None if sampler is self.sampler else sampler
+        pruner = None if pruner is self.pruner else pruner
         self._searcher.use(sampler, pruner)
-        self.optuna.sampler = sampler or self.optuna.sampler
-        self.optuna.pruner = pruner or self.optuna.pruner
+        self.sampler = sampler or self.sampler
+        self.pruner = pruner or self.pruner
         self._keep_to_method(aloud=True)
 
     @property
@@ -426,10 +461,11 @@ class Study:
 
     # --- trials of this process ---
 
-    def ask(self) -> Trial:
+    def ask(self, fixed_distributions: dict[str, BaseDistribution] | None = None) -> Trial:
         """Start the next trial: a WAITING one first, else a new one. Blocks for one exchange.
 
-        Keep a reference to the trial until you tell it: it is returned once nothing refers to it.
+        Keep a reference to the trial until you tell it: it is returned once nothing refers to it. The parameters of
+        `fixed_distributions` are suggested at once.
 
         Raises:
             NoWork: the budget is used up, the study is paused, stopped or failing, or its checkpoints take as much as
@@ -439,7 +475,10 @@ class Study:
             StoreUnreachable: the store did not answer within `store_wait`, where that was given.
 
         """
-        return self._ask(within=math.inf)
+        trial = self._ask(within=math.inf)
+        for name, distribution in (fixed_distributions or {}).items():
+            suggest(trial, name, distribution)
+        return trial
 
     def _ask(self, *, within: float, through: bool = False) -> Trial:
         """See `ask`, which waits for an unreachable store no longer than `within`.
@@ -472,15 +511,15 @@ class Study:
         """Search as the log says, in this process, with a sampler and a budget that it can use."""
         if os.getpid() != self._pid:
             self.__dict__.pop("_proposer", None)  # another thread may have been at it during the fork
-            reseed_in_child(self.optuna.sampler)  # a forked child would repeat its parent's draws
+            reseed_in_child(self.sampler)  # a forked child would repeat its parent's draws
             handle.introduce_as({**self._about, **self._searcher.differing()})
             self._pid = os.getpid()  # not before: another thread of the child may ask, too
         if handle.log.session.state.system is not self._searcher.system:
             self._keep_to_method()
-        if self._checked_sampler is not self.optuna.sampler:
-            extras.check_sampler(self.optuna.sampler)
-            self.storage.check_sampler(self.optuna.sampler)
-            self._checked_sampler = self.optuna.sampler
+        if self._checked_sampler is not self.sampler:
+            extras.check_sampler(self.sampler)
+            self.storage.check_sampler(self.sampler)
+            self._checked_sampler = self.sampler
         if interrupts.terminated:
             interrupts.raise_again()
         state = handle.log.session.state
@@ -510,8 +549,8 @@ class Study:
             return trial
         if proposer is not None:
             proposer.drop(suggestion)
-        forget_cached_trials(self.optuna)
-        trial = Trial(self.optuna, trial_id)
+        forget_cached_trials(self)
+        trial = Trial(self, trial_id)
         unfit = self._unfit(trial)
         if unfit is not None:
             _log.warning("trial %d, which was queued, fails: %s", trial.number, unfit)
@@ -544,18 +583,20 @@ class Study:
 
     def tell(
         self,
-        trial: Trial | int,
+        trial: optuna.trial.Trial | int,
         values: float | Sequence[float] | None = None,
-        *,
         state: TrialState | str | None = None,
+        skip_if_finished: bool = False,
+        *,
         reason: str | None = None,
-    ) -> None:
-        """End a trial of this process: durable when this returns.
+    ) -> FrozenTrial:
+        """End a trial of this process: durable when this returns, and returned as it ended.
 
         Args:
             trial: what `ask` gave, or its number.
             values: the objective's value or values, for a COMPLETE trial.
             state: "complete", "pruned" or "fail", if it does not follow from `values`.
+            skip_if_finished: whether nothing is told of a trial that is over.
             reason: why it failed.
 
         Raises:
@@ -569,10 +610,11 @@ class Study:
         if to is TrialState.COMPLETE:
             if values is None:
                 raise InvalidInput("a COMPLETE trial needs values")
-            told = as_values(values, expected=len(self.optuna.directions))
+            told = as_values(values, expected=len(self.directions))
         number = self._number_of(trial) if isinstance(trial, Trial) else trial_number(trial)
-        trial_id = self._told_id(number)
-        self._end(trial_id, told, to, reason=reason, strict=True)
+        if not (skip_if_finished and self.storage.get_trial(self._handle.first_id + number).state.is_finished()):
+            self._end(self._told_id(number), told, to, reason=reason, strict=True)
+        return self.storage.get_trial(self._handle.first_id + number)
 
     def _number_of(self, trial: Trial) -> int:
         """The number of a trial of this study."""
@@ -619,7 +661,7 @@ class Study:
         """End a trial as Optuna's `tell` does: the sampler hears of it first, and a pruned one gets its last report."""
         frozen = self.storage.get_trial(trial_id)
         reports = frozen.intermediate_values
-        if state is TrialState.PRUNED and reports and len(self.optuna.directions) == 1:
+        if state is TrialState.PRUNED and reports and len(self.directions) == 1:
             last = float(reports[max(reports)])
             values = None if math.isnan(last) else (last,)
         try:
@@ -632,17 +674,17 @@ class Study:
 
         Some of Optuna's samplers raise on trials that they did not draw themselves, as GridSampler on queued ones.
         """
-        with StopListener(self.optuna) as sampler:
+        with StopListener(self) as sampler:
             try:
-                after_trial(self.optuna, frozen, state, values)
+                after_trial(self, frozen, state, values)
             except HopaasError:
                 raise
             except Exception as error:
-                if not type(self.optuna.sampler).__module__.startswith("optuna."):
+                if not type(self.sampler).__module__.startswith("optuna."):
                     raise
                 _log.warning("the sampler failed at the end of trial %d: %r", frozen.number, error)
         if sampler.stop_asked:
-            for call in list(self.optuna.listeners):  # it is the sampler of all threads
+            for call in list(self.listeners):  # it is the sampler of all threads
                 call.sampler_is_through = True
 
     @contextlib.contextmanager
@@ -701,7 +743,7 @@ class Study:
             self.tell(trial, state=TrialState.FAIL, reason="no value was given")
             return
         try:
-            values = as_values(result, expected=len(self.optuna.directions))
+            values = as_values(result, expected=len(self.directions))
         except InvalidInput as error:
             self.tell(trial, state=TrialState.FAIL, reason=str(error))
             return
@@ -709,12 +751,15 @@ class Study:
 
     def optimize(
         self,
-        objective: Objective,
+        func: Objective,
         n_trials: int | None = None,
         timeout: float | None = None,
-        *,
+        n_jobs: int = 1,
         catch: Iterable[type[Exception]] | type[Exception] = (),
-        callbacks: Iterable[Callable[[Study, FrozenTrial], None]] = (),
+        callbacks: Iterable[Callable[[Any, FrozenTrial], None]] | None = None,
+        gc_after_trial: bool = False,
+        show_progress_bar: bool = False,
+        *,
         on: Any = None,
         workers: int | None = None,
     ) -> None:
@@ -730,12 +775,15 @@ class Study:
         for which trial it waits, is logged to `hopaas_p2p` at level INFO; losing a lease is a warning.
 
         Args:
-            objective: gets a `Trial`, returns its value or values; may raise `optuna.TrialPruned`.
+            func: the objective: gets a `Trial`, returns its value or values; may raise `optuna.TrialPruned`.
+            n_jobs: how many trials to run at once, in threads of this process; -1: one per core.
             catch: exceptions that fail the trial and let `optimize` continue, as `LeaseLost` always does; others fail
                 the trial and are raised.
-            callbacks: called after each trial with this study and the finished trial. `study.stop()` in one ends the
-                campaign for all peers; `trial.study.stop()` in the objective ends this call, as in Optuna, or with `on`
-                the worker that ran the trial.
+            callbacks: called after each trial with this study and the finished trial. `study.stop()` in one or in the
+                objective ends this call, as in Optuna, or with `on` the worker that ran the trial; `study.stop_all()`
+                ends the study for all peers.
+            gc_after_trial: whether to collect garbage after each trial.
+            show_progress_bar: Optuna's, of this call, instead of the lines of the log.
             on: where to run them instead of here: an executor (anything with `submit`, as in concurrent.futures,
                 submitit and dask.distributed), or a function that makes one. Each of its workers is a peer of
                 its own; see `hopaas_p2p.study.workers`.
@@ -747,19 +795,21 @@ class Study:
             NothingSucceeded: it gave up, so a batch job does not end as if all were well.
             WorkersLost: one worker after the other ended without running a trial.
         """
-        if not callable(objective):
-            raise InvalidInput(f"optimize needs a function that takes a trial and returns its value, got {objective!r}")
+        if not callable(func):
+            raise InvalidInput(f"optimize needs a function that takes a trial and returns its value, got {func!r}")
         caught = exceptions("catch", catch)
-        called = [functools.partial(one, self) for one in functions("callbacks", callbacks)]
+        called: list[Callable[[FrozenTrial], None]] = []
+        called += [functools.partial(one, self) for one in functions("callbacks", callbacks or ())]
         n_trials = None if n_trials is None else whole("n_trials", n_trials, least=None)
         timeout = None if timeout is None else time_limit("timeout", timeout)
+        jobs = os.cpu_count() or 1 if n_jobs == -1 else whole("n_jobs", n_jobs)
         if on is not None:
             from hopaas_p2p.study.workers import WatchedWorkers
 
             sampler, pruner = self.own_method
             watched = WatchedWorkers(
                 self,
-                objective,
+                func,
                 on,
                 workers,
                 open_study=open_study,
@@ -770,67 +820,81 @@ class Study:
                 catch=caught,
             )
             with sigterm_raises():
-                watched.run(called, quiet=self.quiet)
-        else:
-            self._optimize_here(objective, n_trials, timeout, caught, called)
-
-    def _optimize_here(
-        self,
-        objective: Objective,
-        n_trials: int | None,
-        timeout: float | None,
-        caught: tuple[type[Exception], ...],
-        callbacks: Iterable[Callable[[FrozenTrial], None]],
-    ) -> None:
-        """Run trials in this process, see `optimize`."""
-        deadline = None if timeout is None else time.monotonic() + timeout
-        done = 0
-        works = False
-        trial = None
-        pid = os.getpid()
+                watched.run(called, quiet=self.quiet or show_progress_bar)
+            return
+        if gc_after_trial:
+            called.append(_collect)
         with (
             sigterm_raises(),
-            ProgressLog(self.name, self._handle, quiet=self.quiet) as progress,
-            StopListener(self.optuna) as heard,
+            progress_bar(self, n_trials, timeout, shown=show_progress_bar) as moved,
+            ProgressLog(self.name, self._handle, quiet=self.quiet or show_progress_bar) as progress,
+            StopListener(self) as heard,
         ):
-            try:
-                while True:
-                    ended = self._why_call_ends(done, n_trials, deadline, heard)
-                    if ended is not None:
-                        self._settle()
-                        progress.stopped(ended)
-                        break
-                    if n_trials is None and not works:
-                        self._check_hope(done, trial, progress)
-                    trial = self._next_trial(deadline, progress, heard)
-                    if trial is None:
-                        break
-                    self._settle()
-                    works = self._run(trial, objective, caught, progress) is not TrialState.FAIL or works
-                    done += 1
-                    if callbacks:
-                        self._settle()
-                        for callback in callbacks:
-                            callback(self.storage.get_trial(trial.id))
-            except interruptions() as error:
-                with self.storage.peer.in_a_hurry():
-                    if trial is not None and os.getpid() == pid:
-                        self._give_back(trial.id, error)
-                    self._settle()
-                raise
-            finally:
-                self._settle()
+            deadline = None if timeout is None else time.monotonic() + timeout
+            loop = _Loop(func, n_trials, deadline, caught, [*called, *moved], progress, heard)
+            self._run_trials(loop) if jobs == 1 else self._run_in_threads(loop, jobs)
         with contextlib.suppress(HopaasError):  # what is left there harms nobody
             self.collect_checkpoints()
 
-    @staticmethod
-    def _why_call_ends(done: int, n_trials: int | None, deadline: float | None, heard: StopListener) -> str | None:
-        """Why a call of optimize ends after so many trials, whatever the study has to do; None: it goes on."""
-        if n_trials is not None and done >= n_trials:
-            return f"ran {done} trial{'s' * (done != 1)}, as asked"
-        if deadline is not None and time.monotonic() >= deadline:
-            return "the time is up"
-        return "the objective asked for it" if heard.stop_asked else None
+    def _run_trials(self, loop: _Loop) -> None:
+        """Run trials in this thread until the call ends, see `optimize`."""
+        done, works, trial, pid = 0, False, None, os.getpid()
+        progress, heard = loop.progress, loop.heard
+        heard.threads.add(threading.get_ident())
+        try:
+            while True:
+                ended = loop.why_it_ends()
+                if ended is not None:
+                    self._settle()
+                    progress.stopped(ended)
+                    break
+                if loop.n_trials is None and not works:
+                    self._check_hope(done, trial, progress)
+                trial = self._next_trial(loop.deadline, progress, heard)
+                if trial is None:
+                    break
+                self._settle()
+                works = self._run(trial, loop.objective, loop.caught, progress) is not TrialState.FAIL or works
+                done += 1
+                if loop.callbacks:
+                    self._settle()
+                    for callback in loop.callbacks:
+                        callback(self.storage.get_trial(trial.id))
+        except interruptions() as error:
+            with self.storage.peer.in_a_hurry():
+                if trial is not None and os.getpid() == pid:
+                    self._give_back(trial.id, error)
+                self._settle()
+            raise
+        finally:
+            self._settle()
+
+    def _run_in_threads(self, loop: _Loop, jobs: int) -> None:
+        """Run trials in so many threads. The first error of one ends all of them, each after its trial."""
+        errors: list[BaseException] = []
+
+        def work() -> None:
+            try:
+                self._run_trials(loop)
+            except BaseException as error:  # noqa: BLE001  # it is raised where `optimize` was called
+                errors.append(error)
+                loop.heard.stop_asked = True
+
+        threads = [threading.Thread(target=work, name="hopaas-optimize", daemon=True) for _ in range(jobs)]
+        before = set(self.running_here())
+        try:
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join()
+        except interruptions() as error:
+            loop.heard.stop_asked = True
+            with self.storage.peer.in_a_hurry():
+                for number in set(self.running_here()) - before:
+                    self._give_back(self._handle.first_id + number, error)
+            raise
+        if errors:
+            raise errors[0]
 
     def _check_hope(self, failed: int, last: Trial | None, progress: ProgressLog) -> None:
         """Raise NothingSucceeded if so many trials of a call have failed that it gives up."""
@@ -891,7 +955,7 @@ class Study:
             return TrialState.FAIL
         else:
             try:
-                values = as_values(result, expected=len(self.optuna.directions))
+                values = as_values(result, expected=len(self.directions))
             except InvalidInput as error:
                 state, reason = TrialState.FAIL, str(error)
         self._end_later(trial, progress, state, values, reason)
@@ -912,8 +976,10 @@ class Study:
 
     # --- what its people decide, for all peers ---
 
-    def enqueue(self, params: Mapping[str, Any], *, user_attrs: Mapping[str, Any] | None = None) -> int:
-        """Queue a trial with these parameters; returns its number.
+    def enqueue_trial(  # type: ignore[override]  # Optuna's returns nothing
+        self, params: Mapping[str, Any], user_attrs: Mapping[str, Any] | None = None, skip_if_exists: bool = False
+    ) -> int | None:
+        """Queue a trial with these parameters; returns its number, or None if one is skipped because it exists.
 
         Raises:
             InvalidInput: an unknown parameter, or a value outside the space; nothing was queued.
@@ -926,6 +992,8 @@ class Study:
                 raise InvalidInput(f"the study has no parameter {name!r}; it has {', '.join(space)}")
             if name in space and not contains(space[name], value):
                 raise InvalidInput(f"{name} = {value!r} is not in {spec(space[name])}")
+        if skip_if_exists and self.is_queued(params):
+            return None
         before = optuna.trial.create_trial(
             state=TrialState.WAITING,
             system_attrs={"fixed_params": dict(params)},
@@ -960,8 +1028,8 @@ class Study:
         """Start trials again; also resets the count of failures in a row."""
         self._control(StudyControl(status="running"))
 
-    def stop(self) -> None:
-        """End the campaign: no more trials start, and owners finish the running ones."""
+    def stop_all(self) -> None:
+        """End the study for all peers: no more trials start, and owners finish the running ones."""
         self._control(StudyControl(status="stopped"))
 
     def set_budget(self, budget: BudgetGiven | None) -> None:
@@ -1069,7 +1137,7 @@ class Study:
         to = _ended_as(state, values)
         if (to is TrialState.COMPLETE) != (values is not None):
             raise InvalidInput("a COMPLETE trial needs values, and other states take none")
-        told = None if values is None else as_values(values, expected=len(self.optuna.directions))
+        told = None if values is None else as_values(values, expected=len(self.directions))
         self._running(number)
         self.storage.take_over(first_id(self.study_id) + number, to, told, reason)
 
@@ -1119,33 +1187,9 @@ class Study:
         """All trials of all peers, by number. Shared: do not change them."""
         return self.storage.get_all_trials(self.study_id, deepcopy=False)
 
-    def get_trials(self, deepcopy: bool = True, states: Container[TrialState] | None = None) -> list[FrozenTrial]:
-        """All trials, or those in these states: Optuna's method, for callbacks such as its `TerminatorCallback`."""
-        return self.optuna.get_trials(deepcopy, states)
-
-    @property
-    def best_trial(self) -> FrozenTrial:
-        """The best COMPLETE trial; ValueError when there is none yet."""
-        return self.optuna.best_trial
-
-    @property
-    def best_params(self) -> dict[str, Any]:
-        """The parameters of the best trial; ValueError when there is none yet."""
-        return self.best_trial.params
-
-    @property
-    def best_value(self) -> float:
-        """The value of the best trial; ValueError when there is none yet."""
-        return self.optuna.best_value
-
-    @property
-    def best_trials(self) -> list[FrozenTrial]:
-        """The Pareto front: COMPLETE trials that no other one beats in every objective."""
-        return self.optuna.best_trials
-
     def replicates(self) -> list[ReplicateGroup]:
         """The configurations that were tried, the best mean first, with mean and standard error over their trials."""
-        return replicate_groups(self.trials, maximize=self.optuna.directions[0] == StudyDirection.MAXIMIZE)
+        return replicate_groups(self.trials, maximize=self.directions[0] == StudyDirection.MAXIMIZE)
 
     def schedule(self, trial: int | None = None) -> Schedule:
         """The parameters by step that led to a trial: in a population, through the trials that it copied.
@@ -1159,29 +1203,10 @@ class Study:
         """
         return schedule_of(self, trial)
 
-    @property
-    def direction(self) -> StudyDirection:
-        """Whether to minimize or maximize. RuntimeError for several objectives; see `directions`."""
-        return self.optuna.direction
-
-    @property
-    def directions(self) -> list[StudyDirection]:
-        """One per objective."""
-        return self.optuna.directions
-
-    @property
-    def user_attrs(self) -> dict[str, Any]:
-        """What was attached to the study with `set_user_attr`."""
-        return self.optuna.user_attrs
-
-    def set_user_attr(self, key: str, value: Any) -> None:
-        """Attach something to the study: JSON up to 1 MiB. Durable when this returns."""
-        self.optuna.set_user_attr(key, value)
-
-    def trials_dataframe(self, **options: Any) -> pd.DataFrame:
+    def trials_dataframe(self, *attrs: Any, **options: Any) -> pd.DataFrame:
         """Optuna's table of all trials, plus `attempt`, `owner`, `site` and `host`. Needs pandas."""
         try:
-            frame = self.optuna.trials_dataframe(**options)
+            frame = super().trials_dataframe(*attrs, **options)
         except ImportError:
             raise ImportError("trials_dataframe needs pandas: pip install pandas") from None
         state = self.state

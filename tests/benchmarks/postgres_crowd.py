@@ -120,7 +120,7 @@ def _optimise(_number: int, barrier: Any, results: Any, kind: str, url: str) -> 
 
         def until_the_end(trial: optuna.Trial) -> float:
             if time.perf_counter() - began >= _SECONDS:
-                study.stop()
+                study.stop_all()
             done.append(trial.number)
             return objective(trial)
 

@@ -322,7 +322,7 @@ def test_what_peers_write_stays_text(tmp_path: Path, visits: Callable[..., Visit
     notes.save_note(study, "\n\n".join(EVIL))
     notes.save_note(study, "\n\n".join(EVIL), 0)
     notes.change_tags(study, add=[one[:60] for one in EVIL])
-    study.optuna.set_user_attr(EVIL[0], EVIL[1])
+    study.set_user_attr(EVIL[0], EVIL[1])
     study.close()
     with Monitor(url, "--allow-actions", cwd=tmp_path) as monitor:
         visit = visits(monitor)

@@ -98,7 +98,7 @@ def test_what_is_written_from_a_page_is_in_the_replica_that_the_page_shows(store
     assert before is not None
 
     for person in ("", "ann"):
-        cache.study(listing, person).enqueue({"lr": 1e-3})
+        cache.study(listing, person).enqueue_trial({"lr": 1e-3})
     cache.show_written(UUID)  # without another look at the store
 
     after = cache.frame(UUID)

@@ -202,10 +202,10 @@ def test_a_trial_that_a_child_asked_for_is_told_where_it_is_brought_back_to(tmp_
         first, second, third = (pool.apply(asked_with_a_report, (study,)) for _ in range(3))
         study.tell(first, 0.5)
         study.tell(second, state="pruned")
-        plain = pool.apply(asked_with_a_report, (study.optuna,))
+        plain = pool.apply(asked_with_a_report, (study,))
     third.report(0.25, 2)
     study.tell(third, 0.75)
-    study.optuna.tell(plain, 1.0)
+    study.tell(plain, 1.0)
     logged = hopaas_p2p.open_study(tmp_path / "store", "s", create=False).state.trials
     assert [(trial.state.name, trial.values) for trial in logged] == [
         ("COMPLETE", (0.5,)),

@@ -298,13 +298,13 @@ def test_notes_are_the_dashboards_and_tags_are_ours(here: dict[str, Any], study:
     from optuna_dashboard import get_note, save_note
 
     run("study", "note", "-m", "# Ours", **here)
-    assert get_note(study.optuna) == "# Ours"
-    save_note(study.optuna, "theirs " * 1000)
+    assert get_note(study) == "# Ours"
+    save_note(study, "theirs " * 1000)
     assert run("study", "note", **here).stdout.strip() == ("theirs " * 1000).strip()
     run("study", "note", "-m", "short", **here)
-    assert get_note(study.optuna) == "short"
+    assert get_note(study) == "short"
     run("study", "note", "-m", "", **here)
-    assert get_note(study.optuna) == ""
+    assert get_note(study) == ""
     run("trial", "note", "1", "-m", "of a trial", **here)
     trial_id = study.trials[1]._trial_id
     attributes = study.storage.get_study_system_attrs(study.study_id)
@@ -370,7 +370,7 @@ def test_enqueue_requeue_and_stop(here: dict[str, Any], study: Study) -> None:
 
 def test_text_of_other_peers_cannot_move_the_cursor(here: dict[str, Any], study: Study) -> None:
     evil = "\x1b[2J\x9b31m[red]x\u202e\r"
-    study.optuna.set_user_attr(evil, evil)
+    study.set_user_attr(evil, evil)
     trial = study.ask()
     trial.set_user_attr(evil, evil)
     study.tell(trial, state="fail", reason=evil)

@@ -192,7 +192,7 @@ def test_a_child_samples_although_a_thread_of_its_parent_was_sampling_during_the
             tmp_path / "store", name, space={"x": hopaas_p2p.Float(0, 1)}, sampler=sampler, lease_ttl=600.0
         )
         study.tell(study.ask(), 0.5)
-        locks: list[Any] = [study.optuna.sampler._lock, study._proposer._lock]  # type: ignore[attr-defined]
+        locks: list[Any] = [study.sampler._lock, study._proposer._lock]  # type: ignore[attr-defined]
         held, done = threading.Event(), threading.Event()
 
         def hold(locks: list[Any] = locks, held: threading.Event = held, done: threading.Event = done) -> None:

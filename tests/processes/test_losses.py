@@ -58,6 +58,11 @@ SPACE = {"x": hopaas_p2p.Float(0, 1)}
 SPACE_OF_OPTUNA = {"x": optuna.distributions.FloatDistribution(0, 1)}
 
 
+def plain(study: Study) -> optuna.Study:
+    """The same study as somebody sees it who only gives our storage to Optuna."""
+    return optuna.load_study(study_name=study.name, storage=study.storage, sampler=study.sampler, pruner=study.pruner)
+
+
 @pytest.fixture(autouse=True)
 def own_spool(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A spool of each test's own, both places of it."""
@@ -150,7 +155,7 @@ def test_a_trial_that_was_trained_in_a_child_has_all_that_the_child_said(
     studies: Callable[..., Study], method: str, kind: str
 ) -> None:
     study = studies(linger=3600.0)
-    asking: Any = study if kind == "ours" else study.optuna
+    asking: Any = study if kind == "ours" else plain(study)
     trial = asking.ask()
     context = multiprocessing.get_context(method)
     ours, theirs = context.Pipe()
@@ -831,10 +836,10 @@ def test_a_retry_reports_anew_what_it_trains_anew(studies: Callable[..., Study],
 @pytest.mark.filterwarnings("error:.*already reported.*")
 def test_a_retry_that_resumes_nothing_is_judged_by_its_own_reports(study: Study, studies: Callable[..., Study]) -> None:
     first_attempt(study)
-    retry = study.optuna.ask()
+    retry = plain(study).ask()
     retry.report(11.0, 1)
-    assert study.optuna.trials[1].intermediate_values == {1: 11.0}
-    study.optuna.tell(retry, 1.0)
+    assert study.trials[1].intermediate_values == {1: 11.0}
+    plain(study).tell(retry, 1.0)
     assert studies().trials[1].intermediate_values == {1: 11.0}
 
 
@@ -911,16 +916,6 @@ def test_a_trial_whose_object_is_collected_is_given_back(studies: Callable[..., 
     assert again.number == 0
     study.tell(again, 1.0)
     assert state_of(studies(), 0) == "COMPLETE"
-
-
-def test_a_trial_of_optunas_own_ask_is_given_back_too(studies: Callable[..., Study]) -> None:
-    study = studies(budget=1)
-    trial = study.optuna.ask()
-    assert study.running_here() == [0]
-    del trial
-    give_back(study)
-    assert study.running_here() == []
-    assert study.optuna.ask(SPACE_OF_OPTUNA).params.keys() == {"x"}
 
 
 def test_an_ask_finds_the_place_of_a_trial_that_was_collected_a_moment_ago(studies: Callable[..., Study]) -> None:
@@ -1070,7 +1065,7 @@ def test_optimize_goes_on_when_the_store_is_back_whatever_the_patience(
     monkeypatch.setattr(peer_module, "_FIRST_PAUSE", 1e-3)
     monkeypatch.setattr(peer_module, "_LONGEST_PAUSE", 1e-3)
     monkeypatch.setattr(WriteOnceLog, "exchange", exchange)
-    loop: Any = study if kind == "ours" else study.optuna
+    loop: Any = study if kind == "ours" else plain(study)
     loop.optimize(objective, n_trials=4)
     study.storage.flush()
     assert refusals[0] == 20
@@ -1240,7 +1235,7 @@ def test_a_trial_that_was_reclaimed_before_its_start_was_heard_of_is_not_run(
 
     monkeypatch.setattr(peer_module, "_FIRST_PAUSE", 1e-3)
     monkeypatch.setattr(WriteOnceLog, "exchange", exchange)
-    loop: Any = study if kind == "ours" else study.optuna
+    loop: Any = study if kind == "ours" else plain(study)
     loop.optimize(lambda trial: trial.suggest_float("x", 0.0, 1.0), n_trials=2)
     assert answers[0]
     assert [trial.state.name for trial in other.trials] == ["FAIL", "COMPLETE", "COMPLETE"]

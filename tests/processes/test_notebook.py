@@ -130,7 +130,7 @@ def test_the_view_of_a_study_says_how_it_stands(new: Callable[..., Study]) -> No
     running = study.ask()
     running.report(0.5, step=7)
     study.storage.flush()
-    study.enqueue({"lr": 0.01, "depth": 3, "kind": None})
+    study.enqueue_trial({"lr": 0.01, "depth": 3, "kind": None})
 
     said = " ".join(shown(study).texts)
     for part in ("8 complete", "2 pruned", "1 running", "1 waiting", "11 of 12 trials used", "0.5 at step 7"):

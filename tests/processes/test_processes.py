@@ -170,7 +170,7 @@ def report(trial: hopaas_p2p.Trial) -> None:
 
 def test_what_a_child_says_of_a_trial_that_was_lent_to_it_is_heard_here(tmp_path: Path) -> None:
     study = hopaas_p2p.open_study(str(tmp_path / "store"), "s", space={"x": hopaas_p2p.Float(0, 1)})
-    study.optuna.pruner = optuna.pruners.ThresholdPruner(upper=10.0)
+    study.pruner = optuna.pruners.ThresholdPruner(upper=10.0)
     trial = study.ask()
     trial.report(0.5, 1)
     assert not trial.should_prune()

@@ -625,7 +625,7 @@ def test_the_exit_code_says_whether_to_run_again(tmp_path: Path, happens: str, c
     study = campaign(tmp_path, max_failures=1)
     match happens:
         case "stop":
-            study.stop()
+            study.stop_all()
         case "fail":
             study.tell(study.ask(), state="fail")
         case "drain":
@@ -758,7 +758,7 @@ def test_run_says_that_the_trial_of_a_result_was_taken_over(study: Study, tmp_pa
 
 
 def test_run_without_work_exits_with_3(study: Study, tmp_path: Path) -> None:
-    study.stop()
+    study.stop_all()
 
     done = cli("run", "-s", "store", "--study", "s", "--", "true", cwd=tmp_path, check=False)
 

@@ -296,7 +296,7 @@ def test_a_sampler_that_lists_all_values_is_not_used_for_a_billion(
     scribe.say("m", StudySet(system={SAMPLER: json.dumps(method)}))
     scribe.put_into(str(tmp_path))
     with contextlib.closing(hopaas_p2p.open_study(tmp_path, "study")) as study:
-        assert not isinstance(study.optuna.sampler, optuna.samplers.BruteForceSampler)
+        assert not isinstance(study.sampler, optuna.samplers.BruteForceSampler)
         study.tell(study.ask(), 1.0)
     assert "too many values" in caplog.text
 

@@ -142,7 +142,7 @@ def test_a_trial_that_no_program_can_be_given_fails_and_its_worker_goes_on(tmp_p
     note = TrialCreate(WAITING, params={"x": 1.0, "note": 0.0}, dists={"note": Categorical((long,))})
     for one in (note, TrialCreate(WAITING, params={"x": 0.0})):
         study.storage.say(study.study_id, one)
-    study.enqueue({"x": "b"})
+    study.enqueue_trial({"x": "b"})
     said: list[str] = []
     command = ["sh", "-c", """env | grep -q note || echo '{"value": 1}'"""]
     Worker(study, command, logs=tmp_path / "logs", say=said.append).work()

@@ -57,7 +57,7 @@ def test_a_file_of_another_study_is_neither_fetched_nor_removed(studies: tuple[S
     mine, theirs = studies
     own = mine.artifacts().put(file(tmp_path))
     optunas = upload_artifact(
-        artifact_store=mine.artifacts(), file_path=str(file(tmp_path)), study_or_trial=mine.optuna, storage=mine.storage
+        artifact_store=mine.artifacts(), file_path=str(file(tmp_path)), study_or_trial=mine, storage=mine.storage
     )
     files = theirs.artifacts()
     for artifact_id in (own.id, optunas):

@@ -68,7 +68,7 @@ def test_a_worker_works_and_a_viewer_looks(place: Place) -> None:
     work = optuna.load_study(study_name="s", storage=place.storage(bob))
     work.optimize(lambda trial: trial.suggest_float("x", 0, 1), n_trials=2)
     with pytest.raises(Denied, match="hopaas-p2p grant s USER owner"):
-        hopaas_p2p.open_study(place.storage(bob), "s", create=False).stop()
+        hopaas_p2p.open_study(place.storage(bob), "s", create=False).stop_all()
     look = optuna.load_study(study_name="s", storage=place.storage(eve))
     assert len(look.trials) == 4
     with pytest.raises(Denied, match="only a viewer"):

@@ -84,7 +84,7 @@ class Scribe:
         assert self.say(owner, TrialClaim(number)).accepted
         return self.state.trials[number]
 
-    def enqueue(self, **content: object) -> Trial:
+    def enqueue_trial(self, **content: object) -> Trial:
         return self.start("founder", state=WAITING, **content)
 
     def finish(self, writer: str, trial: Trial, value: float = 1.0, *, epoch: int | None = None) -> Verdict:

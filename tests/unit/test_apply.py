@@ -66,7 +66,7 @@ def scribe() -> Scribe:
 def trial_in(scribe: Scribe, trial_state: TrialState) -> Trial:
     """A trial in this state, last run by ann at epoch 1, if anybody has run it."""
     if trial_state is WAITING:
-        return scribe.enqueue(params={"x": 0.5}, dists={"x": X})
+        return scribe.enqueue_trial(params={"x": 0.5}, dists={"x": X})
     trial = scribe.start("ann", params={"x": 0.5}, dists={"x": X}, reports={0: 1.0})
     if trial_state is not RUNNING:
         scribe.say("ann", TrialFinish(0, 1, trial_state, (1.0,) if trial_state is COMPLETE else None))
@@ -410,7 +410,7 @@ def test_an_impossible_definition_is_refused_and_leaves_room_for_a_good_one(defi
 
 
 def test_a_paused_study_gives_out_nothing_but_lets_what_runs_finish(scribe: Scribe) -> None:
-    running, waiting = scribe.start("ann"), scribe.enqueue()
+    running, waiting = scribe.start("ann"), scribe.enqueue_trial()
     scribe.say("founder", StudyControl("paused"))
     assert scribe.say("bob", TrialCreate()).refusal == "paused"
     assert scribe.say("bob", TrialClaim(waiting.number)).refusal == "paused"
@@ -471,7 +471,7 @@ def test_a_worker_may_work_and_a_viewer_may_not(record: Record) -> None:
     for role, may in (("worker", True), ("viewer", False), ("nobody", False)):
         scribe = Scribe()
         scribe.start("ann")
-        scribe.enqueue()
+        scribe.enqueue_trial()
         assert scribe.say("bob", record, role=role).accepted == may
 
 
@@ -489,7 +489,7 @@ def test_a_trial_runs_for_the_owner_of_the_commit_not_for_its_writer(scribe: Scr
 
 
 def test_an_ask_that_prefers_waiting_takes_the_oldest_and_keeps_its_parameters(scribe: Scribe) -> None:
-    first, second = scribe.enqueue(params={"x": 0.25}, dists={"x": X}), scribe.enqueue()
+    first, second = scribe.enqueue_trial(params={"x": 0.25}, dists={"x": X}), scribe.enqueue_trial()
     assert scribe.start("ann", prefer_waiting=True) is first
     assert (first.state, first.owner, first.epoch, first.params) == (RUNNING, "ann", 1, {"x": 0.25})
     assert scribe.start("ann", prefer_waiting=True) is second
@@ -497,12 +497,12 @@ def test_an_ask_that_prefers_waiting_takes_the_oldest_and_keeps_its_parameters(s
 
 
 def test_an_ask_that_does_not_prefer_waiting_leaves_it_alone(scribe: Scribe) -> None:
-    scribe.enqueue()
+    scribe.enqueue_trial()
     assert scribe.start("ann").number == 1
 
 
 def test_of_two_claims_the_first_in_the_log_wins(scribe: Scribe) -> None:
-    trial = scribe.enqueue()
+    trial = scribe.enqueue_trial()
     assert scribe.say("ann", TrialClaim(trial.number)).accepted
     assert scribe.say("bob", TrialClaim(trial.number)).refusal == "not waiting"
     assert trial.owner == "ann"
@@ -589,7 +589,7 @@ def test_a_time_that_no_clock_shows_is_refused(scribe: Scribe, state: TrialState
 
 
 def test_a_waiting_trial_has_no_end_whatever_its_record_says(scribe: Scribe) -> None:
-    assert scribe.enqueue(end=5).end is None
+    assert scribe.enqueue_trial(end=5).end is None
 
 
 def test_a_finished_trial_can_be_imported_with_all_it_has(scribe: Scribe) -> None:
@@ -953,7 +953,7 @@ def test_the_budget_is_exact_and_a_failure_gives_its_place_back() -> None:
 @pytest.mark.parametrize("state", [COMPLETE, PRUNED])
 def test_neither_an_import_nor_a_waiting_trial_told_by_hand_exceeds_the_budget(state: TrialState) -> None:
     scribe = Scribe(defined(budget=1))
-    scribe.enqueue()
+    scribe.enqueue_trial()
     values = (1.0,) if state is COMPLETE else None
     scribe.start("ann")
     assert scribe.say("ann", TrialCreate(state, values=values)).refusal == "budget"

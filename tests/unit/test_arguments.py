@@ -160,9 +160,9 @@ def test_a_trial_goes_on_if_it_is_told_a_state_in_which_none_ends(state: Any, st
 def test_wrong_arguments_of_other_calls_are_refused(study: Study) -> None:
     trial = study.ask()
     calls: list[Any] = [
-        lambda: study.enqueue(5),  # type: ignore[arg-type]
-        lambda: study.enqueue([("x", 0.5)]),  # type: ignore[arg-type]
-        lambda: study.enqueue({"x": 0.5}, user_attrs=5),  # type: ignore[arg-type]
+        lambda: study.enqueue_trial(5),  # type: ignore[arg-type]
+        lambda: study.enqueue_trial([("x", 0.5)]),  # type: ignore[arg-type]
+        lambda: study.enqueue_trial({"x": 0.5}, user_attrs=5),  # type: ignore[arg-type]
         lambda: study.use(sampler=5),  # type: ignore[arg-type]
         lambda: study.search_with(pruner="x"),  # type: ignore[arg-type]
         lambda: study.drain(peer=""),

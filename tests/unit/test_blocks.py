@@ -28,7 +28,7 @@ def scribe() -> Scribe:
     scribe = Scribe()
     _filled(scribe, 1500)
     scribe.start("bob")
-    scribe.enqueue()
+    scribe.enqueue_trial()
     _filled(scribe, 1498)
     return scribe
 
@@ -180,7 +180,7 @@ def test_a_waiting_trial_that_changed_is_built_anew(scribe: Scribe) -> None:
     waiting = view.trial(1501).state
     first = view.trials((waiting,))[0]
     assert view.trials((waiting,))[0] is first
-    scribe.enqueue()
+    scribe.enqueue_trial()
     view.changed.update({1501})
     view.catch_up(state)
     assert view.trials((waiting,))[0] is not first

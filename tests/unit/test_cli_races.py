@@ -39,7 +39,7 @@ def test_a_waiting_trial_that_is_started_while_it_is_withdrawn_is_asked_to_end(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], known: bool
 ) -> None:
     study = hopaas_p2p.open_study(tmp_path / "store", "s", space=SPACE)
-    study.enqueue({"x": 0.5})
+    study.enqueue_trial({"x": 0.5})
     finish, started = Storage.finish, []
 
     def starts_first(self: Storage, trial_id: int, *args: Any, **options: Any) -> None:

@@ -221,7 +221,7 @@ def test_a_snapshot_of_nonsense_with_a_right_checksum_is_corrupt_and_raises_noth
 @pytest.mark.parametrize("index", [[], [0, 5], [1], [-2]], ids=["none", "too many", "another", "negative"])
 def test_a_snapshot_whose_index_disagrees_with_its_trials_is_corrupt(index: list[int]) -> None:
     scribe = Scribe()
-    scribe.enqueue()
+    scribe.enqueue_trial()
     scribe.start("ann", state=FAIL)
     scribe.state.waiting = dict.fromkeys(index)
     with pytest.raises(snapshot.CorruptSnapshot):

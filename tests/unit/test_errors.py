@@ -77,7 +77,8 @@ def asked_and_told(study: Study) -> None:
 
 
 def by_optuna(study: Study) -> None:
-    study.optuna.optimize(lambda trial: trial.suggest_float("x", 0, 1), n_trials=20)
+    plain = optuna.load_study(study_name=study.name, storage=study.storage)
+    plain.optimize(lambda trial: trial.suggest_float("x", 0, 1), n_trials=20)
 
 
 @pytest.mark.parametrize("work", [optimized, in_a_with_block, asked_and_told, by_optuna], ids=lambda one: one.__name__)

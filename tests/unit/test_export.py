@@ -55,7 +55,7 @@ def storages(tmp_path: Path) -> Iterator[Any]:
 def study(storages: Any) -> Study:
     """A study with something of everything."""
     storage = storages("from")
-    hopaas_p2p.open_study(storage, "first").stop()  # so that study and trial ids differ from the copy's
+    hopaas_p2p.open_study(storage, "first").stop_all()  # so that study and trial ids differ from the copy's
     study = hopaas_p2p.open_study(storage, "everything", space=SPACE, direction="maximize", budget=30, max_failures=9)
 
     def objective(trial: Trial) -> float:
@@ -77,8 +77,8 @@ def study(storages: Any) -> Study:
     study.storage.say(study.study_id, TrialReclaim(lost.number, study.state.trials[lost.number].epoch))
     with pytest.raises(hopaas_p2p.errors.LeaseLost):
         study.tell(lost, 4.0)
-    study.optuna.set_user_attr("why", ["a", {"b": math.nan}])
-    study.enqueue({"lr": 0.01})
+    study.set_user_attr("why", ["a", {"b": math.nan}])
+    study.enqueue_trial({"lr": 0.01})
     notes.save_note(study, "# A study\n\n" + "long " * 1000)
     notes.save_note(study, "a trial", 1)
     notes.change_tags(study, add=["gpu"])
@@ -138,7 +138,7 @@ def test_optuna_reads_what_was_exported_to_it(study: Study, tmp_path: Path) -> N
     assert theirs.direction.name == "MAXIMIZE"
     assert theirs.best_value == study.best_trial.value
     assert [trial.state for trial in theirs.trials] == [trial.state for trial in study.trials]
-    assert repr(theirs.user_attrs) == repr(study.optuna.user_attrs)
+    assert repr(theirs.user_attrs) == repr(study.user_attrs)
     from optuna_dashboard import get_note
 
     assert get_note(theirs).startswith("# A study")
@@ -160,8 +160,8 @@ def test_a_study_of_optunas_own_arrives_whole(storages: Any, tmp_path: Path) -> 
     save_note(theirs, "theirs")
     copied = copy_in(storages, url)
     assert copied.name == "theirs"
-    assert [one.name for one in copied.optuna.directions] == ["MINIMIZE", "MAXIMIZE"]
-    assert copied.optuna.metric_names == ["loss", "accuracy"]
+    assert [one.name for one in copied.directions] == ["MINIMIZE", "MAXIMIZE"]
+    assert copied.metric_names == ["loss", "accuracy"]
     assert notes.note_of(copied) == "theirs"
     states = [trial.state.name for trial in copied.trials]
     assert states == ["COMPLETE", "COMPLETE", "COMPLETE", "WAITING"]  # nobody here runs the last one

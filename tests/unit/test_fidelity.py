@@ -89,7 +89,7 @@ def test_a_study_with_rungs_pauses_goes_on_and_ends(tmp_path: Path) -> None:
         root = configurations.root(trial.number)
         reached[root] = max(reached.get(root, 0), len(trial.reports))
     assert trained.epochs == sum(reached.values()) < 9 * 9  # no epoch is done twice
-    assert isinstance(study.optuna.pruner, optuna.pruners.NopPruner)
+    assert isinstance(study.pruner, optuna.pruners.NopPruner)
     study.close()
 
 
@@ -196,7 +196,7 @@ def test_optimize_waits_until_there_is_room_for_checkpoints(tmp_path: Path, capl
 @pytest.mark.parametrize(
     ("ends", "refusal"),
     [
-        (lambda study: study.stop(), "stopped"),
+        (lambda study: study.stop_all(), "stopped"),
         (lambda study: study.pause(), "paused"),
         (lambda study: study.drain(peer=study.storage.peer.uuid), "draining"),
         (lambda study: study.set_budget("until.target=5"), "budget"),
@@ -228,7 +228,7 @@ def test_optimize_ends_when_another_peer_stops_the_study_while_it_waits_for_room
     ran.start()
     until(lambda: "new configurations begin below" in caplog.text, 30)
     owner = _opened(tmp_path)
-    owner.stop()
+    owner.stop_all()
     ran.join(30)
     assert not ran.is_alive()
     owner.close()
@@ -403,7 +403,7 @@ def test_words_about_the_budget_say_what_it_counts(fidelity: Any, unit: str) -> 
 
 @pytest.mark.filterwarnings("ignore:.*optuna.terminator.*:FutureWarning")
 @pytest.mark.parametrize("fidelity", [hopaas_p2p.Rungs(min=1, max=4), hopaas_p2p.Population(size=8, every=2, max=4)])
-def test_optunas_terminator_ends_a_study_whose_trials_pause(tmp_path: Path, fidelity: object) -> None:
+def test_optunas_terminator_ends_the_call_of_a_study_whose_trials_pause(tmp_path: Path, fidelity: object) -> None:
     study = _opened(tmp_path, space=SPACE, budget=60, fidelity=fidelity)
     terminator = Terminator(BestValueStagnationEvaluator(0), StaticErrorEvaluator(0), min_n_trials=2)
 
@@ -415,8 +415,8 @@ def test_optunas_terminator_ends_a_study_whose_trials_pause(tmp_path: Path, fide
         return 1.0
 
     study.optimize(objective, callbacks=[TerminatorCallback(terminator)])
-    assert finished(study.state)
     assert len(study.get_trials(states=[optuna.trial.TrialState.COMPLETE])) == 2
+    assert not study.state.running
     study.close()
 
 
@@ -471,7 +471,7 @@ def _spend(study: Study, epochs: int) -> None:
     ("end", "why"),
     [
         (lambda study: study.pause(), "nothing continues now: the study is paused"),
-        (lambda study: study.stop(), "nothing continues now: the study is stopped"),
+        (lambda study: study.stop_all(), "nothing continues now: the study is stopped"),
         (lambda study: _spend(study, 4), "nothing continues now: 4 epochs are spent"),
     ],
     ids=["paused", "stopped", "limit"],

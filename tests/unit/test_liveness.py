@@ -156,12 +156,12 @@ def test_failures_that_were_run_again_are_counted_apart(store: str) -> None:
 def test_a_finished_study_takes_no_trial_that_would_never_run(store: str) -> None:
     study = hopaas_p2p.open_study(store, "my study", space=SPACE, budget=1)
     study.tell(study.ask(), 1.0)
-    for queue in (lambda: study.enqueue({"x": 0.5}), lambda: study.requeue(0)):
+    for queue in (lambda: study.enqueue_trial({"x": 0.5}), lambda: study.requeue(0)):
         with pytest.raises(StudyFinished, match=r"would never run.*study resume 'my study' --budget N"):
             queue()
     study.set_budget(2)
 
-    assert study.enqueue({"x": 0.5}) == 1
+    assert study.enqueue_trial({"x": 0.5}) == 1
     study.close()
 
 

@@ -43,7 +43,7 @@ def opened() -> Iterator[Callable[[str], Storage]]:
 def source(opened: Callable[[str], Storage], tmp_path: Path) -> Iterator[Study]:
     """A study with a finished, a failed, a running and a waiting trial, notes, tags and files."""
     storage = opened(str(tmp_path / "from"))
-    hopaas_p2p.open_study(storage, "first").stop()  # so that ids differ from the copy's
+    hopaas_p2p.open_study(storage, "first").stop_all()  # so that ids differ from the copy's
     space = {"x": hopaas_p2p.Float(0, 1), "kind": hopaas_p2p.Categorical(("a", "b"))}
     study = hopaas_p2p.open_study(storage, "moved", space=space, budget=30, attempts=2)
     (tmp_path / "model.bin").write_bytes(b"weights" * 1000)
@@ -56,11 +56,11 @@ def source(opened: Callable[[str], Storage], tmp_path: Path) -> Iterator[Study]:
         raise ValueError("broken")
     running = study.ask()
     running.report(0.75, step=0)
-    study.enqueue({"x": 0.5})
+    study.enqueue_trial({"x": 0.5})
     notes.save_note(study, "about the study")
     notes.save_note(study, "about a trial", 0)
     notes.change_tags(study, 1, add=["odd"])
-    study.optuna.set_user_attr("owner", "group")
+    study.set_user_attr("owner", "group")
     study.artifacts().put(tmp_path / "plot.svg")
     study.artifacts().put(tmp_path / "plot.svg", trial=0, filename="late.svg")
     study.storage.flush()
@@ -107,7 +107,7 @@ def test_a_copy_has_what_was_finished_with_notes_tags_and_files(
     assert notes.note_of(copy) == "about the study"
     assert notes.note_of(copy, 0) == "about a trial"
     assert notes.tags_of(copy, 1) == ["odd"]
-    assert copy.optuna.user_attrs == {"owner": "group"}
+    assert copy.user_attrs == {"owner": "group"}
     assert copy.state.budget == 30
     assert copy.state.policy.attempts == 2
     assert contents(copy, tmp_path) == FILES

@@ -70,7 +70,7 @@ def test_whoever_uses_a_deleted_study_is_told_so_by_an_error_of_ours_that_optuna
     hopaas_p2p.open_storage(tmp_path / "store").delete_study(study.study_id)
     with pytest.raises(HopaasError, match="deleted"):
         study.ask()
-    for use in (lambda: study.trials, lambda: study.state, study.pause, lambda: study.enqueue({"x": 0.5})):
+    for use in (lambda: study.trials, lambda: study.state, study.pause, lambda: study.enqueue_trial({"x": 0.5})):
         with pytest.raises(NoSuchStudy, match=r"^No study with study_id 0 exists") as found:
             use()
         assert isinstance(found.value, KeyError)

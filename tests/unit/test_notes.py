@@ -42,7 +42,7 @@ def meanwhile(study: Study, url: str, monkeypatch: pytest.MonkeyPatch) -> Callab
 
 @pytest.mark.parametrize("number", [None, 0], ids=["of the study", "of a trial"])
 def test_tags_that_two_people_add_at_once_are_both_kept(study: Study, meanwhile: Any, number: int | None) -> None:
-    study.enqueue({})
+    study.enqueue_trial({})
     meanwhile(lambda other: notes.change_tags(other, number, add=["theirs"]))
 
     assert notes.change_tags(study, number, add=["mine"]) == ["theirs", "mine"]

@@ -94,7 +94,7 @@ def test_a_proposal_is_dropped_where_a_trial_waits_and_the_sampler_hears_of_it(s
     mine, other = studies(space=SPACE, sampler=Listening()), studies()
     queued = {"lr": 0.01, "depth": 3}
     handle = mine.storage.handle(mine.study_id)
-    handle.look_before_sampling = lambda: other.enqueue(queued)  # too late to see it
+    handle.look_before_sampling = lambda: other.enqueue_trial(queued)  # too late to see it
     trial = mine.ask()
     assert trial.params == queued
     assert len(dropped) == 1
@@ -105,8 +105,8 @@ def test_a_proposal_is_dropped_where_a_trial_waits_and_the_sampler_hears_of_it(s
 
 def test_nothing_is_drawn_where_a_trial_is_known_to_wait(studies: Any) -> None:
     study = studies(space=SPACE, sampler=optuna.samplers.RandomSampler())
-    study.enqueue({"lr": 0.01, "depth": 3})
-    study.optuna.sampler = None  # would raise if it were asked
+    study.enqueue_trial({"lr": 0.01, "depth": 3})
+    study.sampler = None  # would raise if it were asked
     with pytest.raises(AttributeError):
         study.ask()
 
@@ -115,7 +115,7 @@ def test_a_closed_study_is_not_sampled_for(studies: Any) -> None:
     study = studies(space=SPACE, budget=1)
     study.optimize(lambda _: 0.0)
     asked: list[object] = []
-    study.optuna.sampler.infer_relative_search_space = lambda *_: asked.append(1) or {}
+    study.sampler.infer_relative_search_space = lambda *_: asked.append(1) or {}
     with pytest.raises(NoWork):
         study.ask()
     assert asked == []
@@ -133,7 +133,7 @@ def test_a_sampler_that_needs_the_trial_first_sends_the_parameters_at_once(studi
     """Where somebody else works on the study: without that, nobody could use them."""
     space: dict[str, Any] = {"lr": hopaas_p2p.Float(1e-3, 1e-2, step=9e-3), "depth": hopaas_p2p.Int(1, 2)}
     mine, other = studies(space=space, sampler=sampler()), studies(space=space)
-    assert not draws_early(mine.optuna.sampler, NOP)
+    assert not draws_early(mine.sampler, NOP)
     other.ask()
     trial = mine.ask()
     until(lambda: seen_by(other, trial.number) == set(SPACE))

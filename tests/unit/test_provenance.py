@@ -91,7 +91,7 @@ def test_a_service_writes_for_several_people_through_one_replica(tmp_path: Path)
 
     for name, storage in people.items():
         Study(storage, study.study_id, "shared").set_budget(6 + len(name))
-        study.optuna.set_user_attr("last", name)
+        study.set_user_attr("last", name)
 
     assert {storage.state(study.study_id).lsn for storage in people.values()} == {study.state.lsn}
     lines = [(line["kind"], line["on_behalf_of"] or "") for line in audit(study)]

@@ -143,7 +143,7 @@ def test_a_sampler_that_goes_through_points_of_its_own_ends_optimize(
         with pytest.raises(NoWork, match="all of its points"):
             second.ask()
     if budget is None:
-        first.enqueue({"n": 1, "c": "a"})
+        first.enqueue_trial({"n": 1, "c": "a"})
         first.optimize(value)
         assert [trial.state for trial in first.trials] == [optuna.trial.TrialState.COMPLETE] * 13
 
@@ -187,9 +187,9 @@ def test_points_of_a_sampler_get_their_replicates(studies: Any, sampler: Any) ->
 
 def test_a_sampler_that_fails_at_the_end_of_a_queued_trial_stops_no_loop(studies: Any) -> None:
     study = studies(space=SMALL, sampler=optuna.samplers.GridSampler({"n": [1], "c": ["a", "b"]}))
-    study.enqueue({"n": 4, "c": "c"})
+    study.enqueue_trial({"n": 4, "c": "c"})
     study.optimize(value, n_trials=2)
-    study.enqueue({"n": 3, "c": "c"})  # one point is left: GridSampler looks for that of this trial
+    study.enqueue_trial({"n": 3, "c": "c"})  # one point is left: GridSampler looks for that of this trial
     study.optimize(value)
     assert [trial.state for trial in study.trials] == [optuna.trial.TrialState.COMPLETE] * 4
 
@@ -276,7 +276,7 @@ def test_repeats_are_allowed_where_somebody_wants_them(studies: Any) -> None:
 @pytest.mark.parametrize("sampler", [Stubborn, LateStubborn])
 def test_known_values_are_told_without_training(studies: Any, sampler: Any) -> None:
     study, trained = studies(space=SMALL, sampler=sampler(), repeats="reuse", budget=6), []
-    study.enqueue({"n": 2, "c": "b"})
+    study.enqueue_trial({"n": 2, "c": "b"})
 
     def train(trial: Trial) -> float:
         trained.append(trial.number)
@@ -429,15 +429,15 @@ def test_a_peer_that_joins_searches_as_the_study_says(studies: Any) -> None:
     sampler, pruner = optuna.samplers.NSGAIISampler(population_size=7), SuccessiveHalvingPruner(2)
     studies(space=SMALL, sampler=sampler, pruner=pruner, repeats="allow", replicates=2)
     joined = studies()
-    assert isinstance(joined.optuna.sampler, optuna.samplers.NSGAIISampler)
-    assert joined.optuna.sampler.population_size == 7
-    assert isinstance(joined.optuna.pruner, SuccessiveHalvingPruner)
+    assert isinstance(joined.sampler, optuna.samplers.NSGAIISampler)
+    assert joined.sampler.population_size == 7
+    assert isinstance(joined.pruner, SuccessiveHalvingPruner)
     assert (joined._searcher.repeats, joined._searcher.replicates) == ("allow", 2)
 
 
 def test_where_nothing_was_said_the_defaults_hold(studies: Any) -> None:
     study = studies(space=SMALL)
-    assert isinstance(study.optuna.pruner, MedianPruner)
+    assert isinstance(study.pruner, MedianPruner)
     assert (study._searcher.repeats, study._searcher.replicates) == ("avoid", 1)
     assert "hopaas:sampler" not in study.state.system
 
@@ -452,7 +452,7 @@ def test_a_peer_that_uses_another_sampler_is_told_once_and_says_so_to_the_others
     assert [message for message in caplog.messages if "this process uses" in message] == [
         "study 's' has the sampler RandomSampler(); this process uses NSGAIISampler()"
     ]
-    assert isinstance(other.optuna.sampler, optuna.samplers.NSGAIISampler)
+    assert isinstance(other.sampler, optuna.samplers.NSGAIISampler)
     assert [info.get("sampler") for info in first.state.peers.values()] == ["NSGAIISampler()"]
 
 
@@ -461,8 +461,8 @@ def test_an_owner_changes_how_all_search(studies: Any) -> None:
     mine.search_with(sampler=optuna.samplers.RandomSampler(), repeats="allow", pruner=optuna.pruners.NopPruner())
     until(lambda: SAMPLER in other.state.system)
     other.tell(other.ask(), 1.0)
-    assert isinstance(other.optuna.sampler, optuna.samplers.RandomSampler)
-    assert isinstance(other.optuna.pruner, optuna.pruners.NopPruner)
+    assert isinstance(other.sampler, optuna.samplers.RandomSampler)
+    assert isinstance(other.pruner, optuna.pruners.NopPruner)
     assert other._searcher.repeats == "avoid"  # said so itself
     mine.tell(mine.ask(), 1.0)
     assert mine._searcher.repeats == "allow"
@@ -562,7 +562,7 @@ def test_a_trial_says_which_sampler_chose_its_parameters(studies: Any) -> None:
     usual, other = studies(space=SMALL), studies(sampler=optuna.samplers.RandomSampler())
     usual.tell(usual.ask(), 1.0)
     other.tell(other.ask(), 1.0)
-    usual.enqueue({"n": 4, "c": "a"})
+    usual.enqueue_trial({"n": 4, "c": "a"})
     other.tell(other.ask(), 1.0)
     state = usual.state
     assert [chosen_by(trial, state) for trial in state.trials] == [

@@ -174,9 +174,9 @@ def test_a_reader_that_failed_halfway_reads_everything_again(study: Study, monke
     sampler = default_sampler(seed=1)
     monkeypatch.setattr(KnownTrials, "_learn", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
-        sampler._read(study.optuna, cached=False)
+        sampler._read(study, cached=False)
     monkeypatch.undo()
-    same(sampler._read(study.optuna, cached=False), read_by_trial(study))
+    same(sampler._read(study, cached=False), read_by_trial(study))
 
 
 @pytest.mark.parametrize(("make", "count"), [(record, 2000), (imported, 1300)])

@@ -161,11 +161,11 @@ def test_beyond_500_trials_the_densities_decide(monkeypatch: pytest.MonkeyPatch)
 def test_a_study_that_names_no_sampler_has_this_one(tmp_path: Path) -> None:
     storage = hopaas_p2p.open_storage(tmp_path)
     study = hopaas_p2p.open_study(storage, "s", space={"x": FloatDistribution(0, 1)})
-    sampler = study.optuna.sampler
+    sampler = study.sampler
     assert isinstance(sampler, TPESampler)
     study.optimize(lambda trial: trial.params["x"], n_trials=15)
     assert not sampler.needs_number
-    assert study.optuna.best_value < 0.1
+    assert study.best_value < 0.1
     storage.close()
 
 

@@ -85,7 +85,7 @@ def test_who_comes_second_joins_and_may_leave_the_definition_out(studies: Any) -
     joined = studies()
     assert list(joined.space) == ["lr", "depth"]
     assert joined.state.budget == 7
-    assert joined.optuna.direction.name == "MAXIMIZE"
+    assert joined.direction.name == "MAXIMIZE"
 
 
 @pytest.mark.parametrize(
@@ -319,7 +319,7 @@ def test_a_change_that_the_store_has_not_answered_says_that_it_is_queued_and_is_
 ) -> None:
     study = hopaas_p2p.open_study(tmp_path, "study", patience=0.0)
     log = study.storage.handle(study.study_id).log
-    study.enqueue({"x": 2.0})
+    study.enqueue_trial({"x": 2.0})
     waiting = study.trials[0]._trial_id
 
     def away(*_args: object, **_more: object) -> None:
@@ -329,7 +329,7 @@ def test_a_change_that_the_store_has_not_answered_says_that_it_is_queued_and_is_
         patch.setattr(type(log.log), "exchange", away)
         for change in (
             study.pause,
-            lambda: study.enqueue({"x": 1.0}),
+            lambda: study.enqueue_trial({"x": 1.0}),
             lambda: study.set_user_attr("who", "ann"),
             lambda: study.storage.set_trial_user_attr(waiting, "why", "once more"),
         ):
@@ -401,7 +401,7 @@ def test_what_is_not_the_samplers_fault_is_raised_and_no_trial_stays_running(
 def test_a_study_has_what_users_of_optuna_type(study: Study, studies: Any) -> None:
     study.optimize(lambda trial: (trial.params["lr"] - 1.0) ** 2, n_trials=3)
     study.set_user_attr("campaign", {"year": 2026})
-    plain = study.optuna
+    plain = optuna.load_study(study_name=study.name, storage=study.storage)
     assert study.best_value == plain.best_value == study.best_trial.value
     assert study.best_params == plain.best_params
     assert study.best_trials == plain.best_trials
@@ -450,8 +450,10 @@ def test_a_program_that_configures_no_logging_sees_on_stderr_what_optimize_does(
     assert ("trial 0: 1.5, best 1.5 (#0)" in done.stderr) == bool(lines)
 
 
-def test_stop_ends_the_campaign(study: Study) -> None:
-    study.stop()
+def test_stop_all_ends_the_study_for_everybody_and_stop_says_so(study: Study) -> None:
+    with pytest.raises(RuntimeError, match=r"study\.stop_all\(\)"):
+        study.stop()
+    study.stop_all()
     with pytest.raises(NoWork, match="stopped") as caught:
         study.ask()
     assert caught.value.exit_code == 3
@@ -837,12 +839,12 @@ def test_infinity_is_a_value(study: Study) -> None:
 )
 def test_parameters_outside_the_space_are_not_queued(study: Study, params: dict[str, Any]) -> None:
     with pytest.raises(InvalidInput):
-        study.enqueue(params)
+        study.enqueue_trial(params)
     assert states(study) == []
 
 
 def test_a_queued_trial_comes_first_with_its_parameters(study: Study) -> None:
-    number = study.enqueue({"lr": 0.01}, user_attrs={"why": "a hunch"})
+    number = study.enqueue_trial({"lr": 0.01}, user_attrs={"why": "a hunch"})
     trial = study.ask()
     assert trial.number == number
     assert trial.params["lr"] == 0.01

@@ -203,8 +203,8 @@ def test_keys_in_optunas_words(tmp_path: Path) -> None:
     }
     assert study.state.budget == 7
     assert study.state.policy.attempts == 2
-    assert study.optuna.metric_names == ["loss", "speed"]
-    assert study.optuna.user_attrs == {"group": "flavour"}
+    assert study.metric_names == ["loss", "speed"]
+    assert study.user_attrs == {"group": "flavour"}
     session = CliSession(store=str(tmp_path / "store"))
     sampler = session.configured("sampler", None, study)
     assert (type(sampler).__name__, sampler._n_startup_trials) == ("TPESampler", 4)
