@@ -20,9 +20,11 @@ from hopaas_p2p.core.state import COMPLETE, WAITING
 from hopaas_p2p.errors import StoreCorrupt
 from hopaas_p2p.files.checkpoints import load
 from hopaas_p2p.stores.base import Outgoing
+from hopaas_p2p.stores.bridge.bridge import HeartbeatRelay
 from hopaas_p2p.stores.bridge.file_relay import FileRelay
-from hopaas_p2p.stores.bridge.messages import Append, FileRequest, Reply, seal, unseal_request
+from hopaas_p2p.stores.bridge.messages import Append, BringBeats, FileRequest, Reply, seal, unseal_request
 from hopaas_p2p.stores.directory.store import DirectoryStore
+from hopaas_p2p.stores.memory import MemoryStore
 from hopaas_p2p.stores.objects.log import TOMBSTONE
 from hopaas_p2p.stores.url import open_store
 from tests.support.dashboard_studies import Scribe
@@ -128,13 +130,32 @@ def test_a_tombstone_without_a_boundary_ends_no_study(tmp_path: Path) -> None:
         Append("u", "n", b"x", 0, "a\0b"),
         Append("u", "n", bytes(codec.MAX_BYTES + 1), 0),
         FileRequest("list", "a\0b"),
+        BringBeats(["a\0b"]),
+        BringBeats(["p"] * 10_001),
     ],
-    ids=["a long nonce", "a nonce with NUL", "an lsn beyond 64 bits", "NUL in a uuid", "a large payload", "NUL, key"],
+    ids=[
+        "long nonce",
+        "NUL in a nonce",
+        "lsn beyond 64 bits",
+        "NUL in a uuid",
+        "size",
+        "NUL in a key",
+        "name",
+        "names",
+    ],
 )
-def test_a_request_that_no_far_store_takes_does_not_cross_a_bridge(request_: Append | FileRequest) -> None:
-    for taken in (Append("u", "w:1", b"x", 0, "u"), FileRequest("list", "u/rescue/")):
+def test_a_request_that_no_far_store_takes_does_not_cross_a_bridge(request_: Append | FileRequest | BringBeats) -> None:
+    for taken in (Append("u", "w:1", b"x", 0, "u"), FileRequest("list", "u/rescue/"), BringBeats(["p-1"])):
         assert unseal_request(seal(taken)) is not None
     assert unseal_request(seal(request_)) is None
+
+
+def test_a_bridge_asks_for_the_beats_of_so_many_peers() -> None:
+    relay = HeartbeatRelay(MemoryStore("near"), MemoryStore("far"))
+    for word in ("a", "b", "c"):
+        relay.subscribe(alive=[], looked_at=[f"{word}{number}" for number in range(10_000)], now=0.0)
+    assert len(relay.looked_at) == 10_000
+    assert "c0" in relay.looked_at
 
 
 @pytest.mark.parametrize("what", ["put", "get", "delete"])

@@ -374,9 +374,11 @@ class HeartbeatRelay:
         self._shown: dict[str, str] = {}
 
     def subscribe(self, *, alive: list[str], looked_at: list[str], now: float) -> None:
-        """Carry these for a while."""
-        self.alive.update({peer: now + SUBSCRIPTION for peer in alive if len(peer) <= messages.LONGEST_NAME})
-        self.looked_at.update({peer: now + SUBSCRIPTION for peer in looked_at if len(peer) <= messages.LONGEST_NAME})
+        """Carry these for a while; of too many, the last."""
+        for subscriptions, peers in ((self.alive, alive), (self.looked_at, looked_at)):
+            subscriptions.update(dict.fromkeys(peers, now + SUBSCRIPTION))
+            for peer in list(subscriptions)[: -messages.MOST_PEERS]:
+                del subscriptions[peer]
 
     def bring(self, now: float) -> None:
         """Copy the far beats that are needed to the near side."""

@@ -28,10 +28,14 @@ MISSING: Final = "KeyError"
 """The kind of a reply that says there is no such file."""
 LONGEST_NAME: Final = 60
 """Characters in the name of a peer whose beats can cross a bridge."""
+MOST_PEERS: Final = 10_000
+"""Peers whose beats are brought, or carried: a bridge asks for all of them in every round."""
 
 Nonce = Annotated[str, msgspec.Meta(pattern=r"^[!-~]{1,128}\Z")]
 """What every far store takes. A request with another is not decoded: it would be tried for ever."""
 About = Annotated[str, msgspec.Meta(pattern=r"^[ -~]{0,128}\Z")]
+Peer = Annotated[str, msgspec.Meta(pattern=rf"^[A-Za-z0-9_-]{{1,{LONGEST_NAME}}}\Z")]
+Peers = Annotated[list[Peer], msgspec.Meta(max_length=MOST_PEERS)]
 Key = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9_/-]{0,300}\Z")]
 """The key of a file, or what keys begin with."""
 Place = Annotated[int, msgspec.Meta(ge=0, le=(1 << 63) - 1)]
@@ -95,14 +99,14 @@ class Snapshot(_Message, frozen=True, tag="snapshot"):
 class CarryBeats(_Message, frozen=True, tag="alive"):
     """This peer beats at the near side: carry its beats to the far side for a while."""
 
-    peer: str
+    peer: Peer
     nonce: str = msgspec.field(default_factory=nonce)
 
 
 class BringBeats(_Message, frozen=True, tag="look"):
     """A peer here needs the beats of these peers: bring them from the far side for a while."""
 
-    peers: list[str]
+    peers: Peers
     nonce: str = msgspec.field(default_factory=nonce)
 
 
@@ -146,8 +150,8 @@ class Subscriptions(_Message, frozen=True):
     """What a bridge was asked to keep up to date, for the bridge that comes after it."""
 
     logs: list[str]
-    alive: list[str]
-    looked_at: list[str]
+    alive: Peers
+    looked_at: Peers
 
 
 class PlacedRequest(NamedTuple):

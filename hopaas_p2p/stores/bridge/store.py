@@ -227,7 +227,7 @@ class BridgedStore(Store):
     def _subscribe_to_beats(self, names: Sequence[str]) -> int:
         """Have the bridge bring the beats of these peers; the place of the request, 0 if none was needed."""
         now = self.clock()
-        new = [name for name in names if now - self._looked_since.get(name, _NEVER) > RENEWAL]
+        new = [name for name in names if now - self._looked_since.get(name, _NEVER) > RENEWAL][: messages.MOST_PEERS]
         if not new:
             return 0
         place = self.post(messages.BringBeats(new))
