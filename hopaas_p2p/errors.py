@@ -55,6 +55,10 @@ class InvalidInput(HopaasError, ValueError):
     exit_code = 2
 
 
+class InvalidType(InvalidInput, TypeError):
+    """An argument of this call is of another kind than the call takes."""
+
+
 class ConfigurationError(HopaasError):
     """A setting, URL or store cannot be used as it is; change it and start again."""
 

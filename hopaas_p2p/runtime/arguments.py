@@ -7,7 +7,7 @@ import operator
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Final
 
-from hopaas_p2p.errors import InvalidInput
+from hopaas_p2p.errors import InvalidInput, InvalidType
 
 _LARGEST: Final = (1 << 53) - 1
 _SHOWN: Final = 100  # characters of a value in a message
@@ -33,7 +33,7 @@ def trial_number(value: Any) -> int:
     """The number of a trial, given as a number or as the trial. Raises InvalidInput."""
     number = _index(getattr(value, "number", value))
     if number is None or abs(number) > _LARGEST:
-        raise InvalidInput(f"a trial is given by its number, got {shown(value)}")
+        raise InvalidType(f"a trial is given by its number, got {shown(value)}")
     return number
 
 
@@ -71,7 +71,7 @@ def exceptions(what: str, value: Any) -> tuple[type[Exception], ...]:
     """An exception, or several, as `except` takes them. Raises InvalidInput."""
     given = (value,) if isinstance(value, type) or not isinstance(value, Iterable) else tuple(value)
     if not all(isinstance(one, type) and issubclass(one, Exception) for one in given):
-        raise InvalidInput(f"{what} takes classes of exceptions, such as ValueError, got {shown(value)}")
+        raise InvalidType(f"{what} takes classes of exceptions, such as ValueError, got {shown(value)}")
     return given
 
 
@@ -79,14 +79,14 @@ def functions(what: str, value: Any) -> tuple[Callable[..., Any], ...]:
     """A list of functions. Raises InvalidInput."""
     given = tuple(value) if isinstance(value, Iterable) else (None,)
     if not all(map(callable, given)):
-        raise InvalidInput(f"{what} takes a list of functions, got {shown(value)}")
+        raise InvalidType(f"{what} takes a list of functions, got {shown(value)}")
     return given
 
 
 def mapping(what: str, value: Any) -> Mapping[Any, Any]:
     """A mapping. Raises InvalidInput."""
     if not isinstance(value, Mapping):
-        raise InvalidInput(f"{what} must be a dictionary, got {shown(value)}")
+        raise InvalidType(f"{what} must be a dictionary, got {shown(value)}")
     return value
 
 

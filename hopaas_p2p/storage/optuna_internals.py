@@ -22,7 +22,7 @@ from types import ModuleType
 from typing import Any, Self
 
 import optuna
-from optuna.distributions import BaseDistribution
+from optuna.distributions import BaseDistribution, _convert_old_distribution_to_new_distribution
 from optuna.progress_bar import _ProgressBar
 from optuna.samplers import BaseSampler
 from optuna.study import StudyDirection
@@ -53,6 +53,7 @@ __all__ = [
     "set_cached_trial",
     "study_id_of",
     "suggest",
+    "suggest_fixed",
     "trial_id_of",
     "unpickles",
 ]
@@ -227,6 +228,12 @@ def progress_bar(
 def suggest(trial: optuna.trial.Trial, name: str, distribution: BaseDistribution) -> Any:
     """What `suggest_float` and its kin do for a distribution that is there already."""
     return trial._suggest(name, distribution)
+
+
+def suggest_fixed(trial: optuna.trial.Trial, distributions: Mapping[str, BaseDistribution]) -> None:
+    """Suggest the `fixed_distributions` of an ask, also those that Optuna has replaced by others."""
+    for name, distribution in distributions.items():
+        trial._suggest(name, _convert_old_distribution_to_new_distribution(distribution))
 
 
 def fixed_params(trial: optuna.trial.Trial) -> dict[str, Any]:

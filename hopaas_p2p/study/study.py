@@ -78,7 +78,7 @@ from hopaas_p2p.storage.optuna_internals import (
     fixed_params,
     forget_cached_trials,
     progress_bar,
-    suggest,
+    suggest_fixed,
 )
 from hopaas_p2p.storage.suggestion import TrialSuggestion
 from hopaas_p2p.study.definition import (
@@ -476,8 +476,8 @@ class Study(StoredStudy):
 
         """
         trial = self._ask(within=math.inf)
-        for name, distribution in (fixed_distributions or {}).items():
-            suggest(trial, name, distribution)
+        if fixed_distributions:
+            suggest_fixed(trial, fixed_distributions)
         return trial
 
     def _ask(self, *, within: float, through: bool = False) -> Trial:
@@ -611,6 +611,8 @@ class Study(StoredStudy):
             if values is None:
                 raise InvalidInput("a COMPLETE trial needs values")
             told = as_values(values, expected=len(self.directions))
+        elif values is not None:
+            raise InvalidInput(f"a {to.name} trial takes no values")
         number = self._number_of(trial) if isinstance(trial, Trial) else trial_number(trial)
         if not (skip_if_finished and self.storage.get_trial(self._handle.first_id + number).state.is_finished()):
             self._end(self._told_id(number), told, to, reason=reason, strict=True)
@@ -880,6 +882,7 @@ class Study(StoredStudy):
                 errors.append(error)
                 loop.heard.stop_asked = True
 
+        self.sampler.reseed_rng()  # as Optuna does for several threads
         threads = [threading.Thread(target=work, name="hopaas-optimize", daemon=True) for _ in range(jobs)]
         before = set(self.running_here())
         try:
