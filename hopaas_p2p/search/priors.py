@@ -27,6 +27,7 @@ from hopaas_p2p.core.priors import BELIEF, LARGEST_PRIOR, PriorRecord
 from hopaas_p2p.core.records import Categorical, Distribution
 from hopaas_p2p.core.validity import possible_priors
 from hopaas_p2p.errors import InvalidInput
+from hopaas_p2p.runtime.atomic import read_at_most
 from hopaas_p2p.search import halton
 from hopaas_p2p.search.known import KnownTrials, ranked_rows
 from hopaas_p2p.search.optuna_internals import listed, reader_of
@@ -95,10 +96,7 @@ class Prior(PriorRecord, frozen=True, forbid_unknown_fields=True):
 
         """
         try:
-            text = Path(path).read_bytes()
-            if len(text) > 4 * LARGEST_PRIOR:
-                raise ValueError("it is too large")
-            return cls.checked(msgspec.json.decode(text))
+            return cls.checked(msgspec.json.decode(read_at_most(Path(path), 4 * LARGEST_PRIOR)))
         except (OSError, ValueError, RecursionError) as error:  # msgspec's errors are ValueErrors
             raise InvalidInput(f"{str(path)!r} is not a prior: {error}") from None
 
