@@ -217,7 +217,7 @@ class Taught:
                 logs[name].append(math.log(length))
             noises.append(math.log(prior.noise))
         scales = np.exp([float(np.mean(some or [0.0])) for some in logs.values()])
-        self.lengths = Lengths(scales, math.exp(float(np.mean(noises or [0.0]))), 0)
+        self.lengths = Lengths(scales, math.exp(float(np.mean(noises or [0.0]))), 0, taught=True)
         """To begin with, before trials say otherwise."""
 
     def means(self, points: Floats) -> Floats:

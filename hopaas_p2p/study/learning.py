@@ -162,8 +162,9 @@ def learned_of(study: optuna.Study, system: Mapping[str, str], space: Mapping[st
         scores(picked, len(ranked)),
         points[:0],
         count=len(ranked),
-        lengths=taught.lengths,
+        lengths=None,
         means=taught.means(points),
+        start=taught.lengths,
     )
     found = dict(zip(map(id, taught.priors), zip(*surrogate.trust, strict=True), strict=True))
     lines = []
