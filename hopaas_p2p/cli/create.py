@@ -23,6 +23,7 @@ from hopaas_p2p.spec import fidelity as pauses
 from hopaas_p2p.stores.url import redacted
 
 if TYPE_CHECKING:
+    from hopaas_p2p.storage import Storage
     from hopaas_p2p.study import Study
 
 _FILE: Final = click.Path(path_type=Path)
@@ -71,6 +72,12 @@ def method_of(given: dict[str, Any], described: Mapping[str, Any] | None = None)
 @click.option("--lease-ttl", type=float, metavar="S", help="Seconds of silence before a takeover. [default: 120]")
 @click.option("--progress-timeout", type=float, metavar="S", help="Stop a trial that reports nothing for S seconds.")
 @search_options
+@click.option(
+    "--learn-from",
+    multiple=True,
+    metavar="NAME|auto|FILE",
+    help="Begin with what a study of this store, its newest ones, or a file of `study export --prior` taught. Repeat.",
+)
 @click.option("--exist-ok", is_flag=True, help="Succeed if the study already exists with the same definition.")
 def create(
     session: CliSession,
@@ -79,6 +86,7 @@ def create(
     from_yaml: Path | None,
     exist_ok: bool,
     budgets: tuple[str, ...],
+    learn_from: tuple[str, ...],
     **given: Any,
 ) -> None:
     """Create a study, and its store if that is a directory.
@@ -106,10 +114,12 @@ def create(
     policy["budget"] = budget.parsed_budget(limits) if any(limits) else None
     policy = {**described.policy, **{key: value for key, value in policy.items() if value is not None}}
     method = method_of(given, None if there else described.sampler_config)
+    method["learn_from"] = teachers(storage, learn_from)
     made = open_study(storage, name, space=parameters or None, directions=wanted or None, **{**policy, **method})
+    notes = list(described.notes)
     if not there:
         _write_extras(made, described)
-    notes = list(described.notes)
+        notes += [f"{one}." for one in made.learned] or _to_learn_from(made)
     if described.command:  # as it works in this directory
         where = f" --store {shlex.quote(redacted(session.given['store']))}" if session.given["store"] else ""
         notes.append(f"To start the jobs: hopaas-p2p worker{where} --study {shlex.quote(name)} -- {described.command}")
@@ -119,20 +129,51 @@ def create(
     session.done(data, "\n".join([f"{verb} {made.name!r} in {storage.url}{queued}.", *notes]))
 
 
+def teachers(storage: Storage, given: tuple[str, ...]) -> list[Any] | str:
+    """What `--learn-from` names: studies of the store, or else files; "auto" stands alone."""
+    from hopaas_p2p.search.priors import Prior
+
+    if "auto" in given:
+        if len(given) > 1:
+            raise click.UsageError("--learn-from auto chooses the studies by itself: leave out the others, or auto.")
+        return "auto"
+    names = storage.study_names()
+    return [one if one in names or not Path(one).exists() else Prior.from_file(one) for one in given]
+
+
+def _to_learn_from(made: Study) -> list[str]:
+    """A line that names the studies that this one could begin with, and the words to type."""
+    from hopaas_p2p.study.learning import auto
+    from hopaas_p2p.translate import to_record
+
+    if len(made.directions) > 1:
+        return []
+    space = {name: to_record(one) for name, one in made.space.items()}
+    found = [one.name for one in auto(made.storage, space, made.name)]
+    if not found:
+        return []
+    command = f"hopaas-p2p study set {shlex.quote(made.name)} --learn-from auto"
+    return [f"It can begin with what {', '.join(found)} taught: {command}"]
+
+
 @click.command("set")
 @options(study="argument")
 @_budgets
 @_specs
-def set_(session: CliSession, budgets: tuple[str, ...], specs: tuple[str, ...]) -> None:
-    """Change the budget, or give a search space to a study that has none, such as an imported one.
+@click.option(
+    "--learn-from", multiple=True, metavar="NAME|auto|FILE|none", help="As in `study create`, in place of those before."
+)
+def set_(session: CliSession, budgets: tuple[str, ...], specs: tuple[str, ...], learn_from: tuple[str, ...]) -> None:
+    """Change the budget or what the study learns from, or give a search space to a study that has none.
 
     \b
     hopaas-p2p study set mnist --budget trials=400,gpu_hours=500,until.target=0.02
+    hopaas-p2p study set mnist --learn-from mnist-small --learn-from mnist-2025
     hopaas-p2p study set imported --space 'lr=float(1e-5,1e-1,log)' --space 'layers=int(1,8)'
     """  # noqa: D301  # click needs the backspace
     given = space.parse_space(specs)
-    if not given and not budgets:
-        raise click.UsageError("Nothing to set. Use --budget, or --space NAME=….")
+    if not given and not budgets and not learn_from:
+        raise click.UsageError("Nothing to set. Use --budget, --learn-from, or --space NAME=….")
     study = session.study()
     data: dict[str, Any] = {}
     said = []
@@ -144,6 +185,10 @@ def set_(session: CliSession, budgets: tuple[str, ...], specs: tuple[str, ...]) 
         study.set_budget(",".join(budgets))
         data["budget"] = budget.words(budget.budget_now(study.state))
         said.append(f"The budget of {study.name!r} is {data['budget'] or 'removed'}.")
+    if learn_from:
+        learned = study.learn_from(() if learn_from == ("none",) else teachers(study.storage, learn_from))
+        data["learned"] = [one._asdict() for one in learned]
+        said += [f"{one}." for one in learned] or [f"{study.name!r} learns from no other study."]
     session.done(data, "\n".join(said))
 
 

@@ -168,6 +168,7 @@ def _facts(data: dict[str, Any], found: Spending) -> dict[str, str]:
         "space": [f"{name}: {one}" for name, one in data["space"].items()] or "define-by-run",
         "policy": ", ".join(_POLICY[name].format(value) for name, value in said.items()),
         "search": ", ".join(f"{name}: {value}" for name, value in data["search"].items()),
+        "earlier studies": [one["text"] for one in data["learned"]],
         "rungs": [*(one["text"] for one in data["rungs"][-_RUNGS:]), data["next"]] if data["rungs"] else "",
         "checkpoints": f"{files['count']}, {files['bytes'] / 1e6:.1f} MB" if files["count"] else "",
         "other samplers": [f"{name}: {count} of the trials" for name, count in data["other_samplers"].items()],

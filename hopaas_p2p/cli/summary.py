@@ -80,6 +80,7 @@ def more_of_study(study: Study) -> dict[str, Any]:
         "policy": {name: getattr(define.policy, field) for name, field in names.items()},
         "spending": as_data(spending(state)),
         "search": search_of(study),
+        "learned": [one._asdict() | {"text": str(one)} for one in study.learned],
         "rungs": [place._asdict() | {"text": configurations.in_words(place, brackets=brackets)} for place in counts],
         "next": configurations.next_in_words(state),
         "checkpoints": {"count": len(sizes), "bytes": sum(sizes.values())},

@@ -15,6 +15,7 @@ from hopaas_p2p.cli.options import CliSession, options
 from hopaas_p2p.errors import InvalidInput, NoSuchStudy
 from hopaas_p2p.moving import FORMATS, copy_study, export_study, import_study
 from hopaas_p2p.report import write_report
+from hopaas_p2p.runtime.atomic import replace_atomically
 from hopaas_p2p.spec.space import parse_space
 
 if TYPE_CHECKING:
@@ -32,13 +33,28 @@ _FORMATS = click.Choice(FORMATS)
 @click.option(
     "--files", type=_DIRECTORY, metavar="DIR", help="Also write the files of the study and its trials to DIR."
 )
-def export(session: CliSession, form: str | None, to: str, files: Path | None) -> None:
+@click.option("--prior", is_flag=True, help="Write what the study teaches, for `study create --learn-from FILE`.")
+def export(session: CliSession, form: str | None, to: str, files: Path | None, prior: bool) -> None:
     """Write a study to a file or to an Optuna storage.
 
     A study's own file has everything that was said of it, and its files; `study import` reads it. csv, the format of
     stdout, is for spreadsheets, parquet for data frames. With --format optuna, PATH_OR_URL is sqlite:///x.db,
     postgresql://…, or the path of a journal file. DIR can be given to optuna-dashboard --artifact-dir.
+
+    With --prior, the file has configurations and their ranks, without results; a study of any store can learn from it.
     """
+    if prior:
+        if form or files:
+            raise click.UsageError("--prior has its own format and no files: leave --format and --files out.")
+        study = session.study()
+        text = study.prior().as_text()
+        if to == "-":
+            output.print_lines([text])
+            return
+        with replace_atomically(Path(to)) as draft:
+            draft.write_text(text + "\n")
+        session.done({"to": to}, f"Wrote what {study.name!r} teaches to {to}.")
+        return
     count = export_study(session.study(), to, form=form, files=files)
     if to != "-":
         session.done({"trials": count, "to": to}, f"Exported {output.count(count, 'trial')} to {to}.")

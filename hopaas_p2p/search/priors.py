@@ -27,6 +27,7 @@ from hopaas_p2p.core.priors import BELIEF, LARGEST_PRIOR, PriorRecord
 from hopaas_p2p.core.records import Categorical, Distribution
 from hopaas_p2p.core.validity import possible_priors
 from hopaas_p2p.errors import InvalidInput
+from hopaas_p2p.runtime.atomic import read_at_most
 from hopaas_p2p.search import halton
 from hopaas_p2p.search.known import KnownTrials, ranked_rows
 from hopaas_p2p.search.optuna_internals import listed, reader_of
@@ -95,10 +96,7 @@ class Prior(PriorRecord, frozen=True, forbid_unknown_fields=True):
 
         """
         try:
-            text = Path(path).read_bytes()
-            if len(text) > 4 * LARGEST_PRIOR:
-                raise ValueError("it is too large")
-            return cls.checked(msgspec.json.decode(text))
+            return cls.checked(msgspec.json.decode(read_at_most(Path(path), 4 * LARGEST_PRIOR)))
         except (OSError, ValueError, RecursionError) as error:  # msgspec's errors are ValueErrors
             raise InvalidInput(f"{str(path)!r} is not a prior: {error}") from None
 
@@ -219,7 +217,7 @@ class Taught:
                 logs[name].append(math.log(length))
             noises.append(math.log(prior.noise))
         scales = np.exp([float(np.mean(some or [0.0])) for some in logs.values()])
-        self.lengths = Lengths(scales, math.exp(float(np.mean(noises or [0.0]))), 0)
+        self.lengths = Lengths(scales, math.exp(float(np.mean(noises or [0.0]))), 0, taught=True)
         """To begin with, before trials say otherwise."""
 
     def means(self, points: Floats) -> Floats:

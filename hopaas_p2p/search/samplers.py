@@ -309,8 +309,9 @@ class TPESampler(OptunaTPE):
             scores(ranks, count),
             cube.points(columns.observations(space, model.running)),
             count=count,
-            lengths=lessons.taught.lengths if lengths is None and lessons is not None else lengths,
+            lengths=lengths,
             means=None if lessons is None else lessons.means[np.concatenate([rows, model.running])],
+            start=None if lessons is None else lessons.taught.lengths,
         )
         self._lengths = key, surrogate.lengths
         parts = [model.below.sample(numbers, self.candidate_count)]
@@ -319,6 +320,8 @@ class TPESampler(OptunaTPE):
         parts.append(cube.anywhere(numbers, _FAR))
         used = surrogate.trust.used
         if lessons is None or not used.any():
+            if columns.learned < self.startup_trials:  # no prior counts: as without any
+                return parts[-1], np.zeros(_FAR)
             candidates = joined(parts)
             return candidates, surrogate.costs(cube.points(candidates))
         best = lessons.taught.best(numbers, _TAUGHT, used)

@@ -60,6 +60,8 @@ class Lengths(NamedTuple):
     noise: float
     trials: int
     """How many were known when this was fitted."""
+    taught: bool = False
+    """Whether they were those of priors at first."""
 
 
 def _lengths(parameters: int) -> Lengths:
@@ -248,7 +250,7 @@ def fit(
                 likely = _likelihood(squares, found, other[:-1], other[-1], shared)
                 if likely > best:
                     best, values = likely, other
-    return Lengths(values[:-1], float(values[-1]), count)
+    return Lengths(values[:-1], float(values[-1]), count, first.taught)
 
 
 def _likelihood(
@@ -356,6 +358,7 @@ class Surrogate:
         count: of all trials that are known.
         lengths: what was found before; they are fitted anew once there are a third more trials.
         means: what priors expect of each of these points, a column per prior.
+        start: lengths that priors have, for as long as they count.
 
     """
 
@@ -369,6 +372,7 @@ class Surrogate:
         count: int,
         lengths: Lengths | None,
         means: Floats | None = None,
+        start: Lengths | None = None,
     ) -> None:
         self._cube, self._found = cube, found
         self._points = np.concatenate([points, running])
@@ -379,7 +383,11 @@ class Surrogate:
         self._features = np.empty((len(self._points), 0))
         self.trust = Trust(np.empty(0), np.empty(0))
         if means is not None and means.shape[1]:
-            self._learn(means, lengths)
+            self._learn(means, lengths or start or _lengths(len(self._squares)))
+        if self.trust.used.any():
+            lengths = lengths or start
+        elif lengths is not None and lengths.taught:
+            lengths = None
         squares = [one[:known, :known] for one in self._squares]
         if known and (lengths is None or count > 1.3 * lengths.trials + 2):
             features = self._features[:known]
@@ -387,13 +395,12 @@ class Surrogate:
             lengths = fit(squares, self._found - features @ self._expected, count, lengths, shared)
         self.lengths = lengths or _lengths(len(squares))
 
-    def _learn(self, means: Floats, lengths: Lengths | None) -> None:
+    def _learn(self, means: Floats, lengths: Lengths) -> None:
         """Take those priors for features that agree with the trials."""
         known = len(self._found)
-        start = lengths or _lengths(len(self._squares))
         doubted = self._found * (known / (known + _DOUBT))
-        covariance = _SHARED * _kernel([one[:known, :known] for one in self._squares], start.scales)
-        self.trust = trust(means[:known], doubted, covariance, start.noise)
+        covariance = _SHARED * _kernel([one[:known, :known] for one in self._squares], lengths.scales)
+        self.trust = trust(means[:known], doubted, covariance, lengths.noise)
         used = self.trust.used
         if used.any():
             self._found, self._variance = doubted, _SHARED

@@ -18,9 +18,13 @@ if TYPE_CHECKING:
     from hopaas_p2p.core.state import State
 
 _decode: Final = msgspec.json.Decoder(dict[str, Distribution]).decode
-HELP: Final = "A parameter: NAME=float(LOW,HIGH[,log][,step=S]), NAME=int(LOW,HIGH[,log][,step=S]) or NAME=cat(A,B,…)."
+HELP: Final = (
+    "A parameter: NAME=float(LOW,HIGH[,log][,step=S]), NAME=int(LOW,HIGH[,log][,step=S]) or NAME=cat(A,B,…). In each, "
+    "prior=VALUE[,confidence=low|medium|high] is what you believe to be best."
+)
 _SPEC: Final = re.compile(r"\s*([^=\s]+)\s*=\s*(float|int|cat)\s*\((.*)\)\s*", re.DOTALL)
 _PART: Final = re.compile(r'\s*("(?:[^"\\]|\\.)*"|[^,"]*)\s*(?:,|$)')
+_BELIEF: Final = ("prior", "confidence")
 SHAPES: Final = "float(1e-5,1e-1,log), int(1,8) or cat(a,b,c)"
 
 
@@ -176,10 +180,17 @@ def parse_value(text: str) -> Any:
 
 
 def _distribution(name: str, kind: str, parts: list[Any]) -> Distribution:
+    said = {key: [str(part)[len(key) + 1 :] for part in parts if str(part).startswith(f"{key}=")] for key in _BELIEF}
+    parts = [part for part in parts if str(part).partition("=")[0] not in _BELIEF]
+    if any(len(some) > 1 for some in said.values()):
+        raise InvalidInput(f"the parameter {name!r}: one prior=…, and one confidence=…")
+    belief: dict[str, Any] = {key: some[0] for key, some in said.items() if some}
+    if "prior" in belief:
+        belief["prior"] = parse_value(belief["prior"])
     if kind == "cat":
         if not parts:
             raise InvalidInput(f"the parameter {name!r} has no choices; write {name}=cat(a,b,c)")
-        return Categorical(tuple(parts))
+        return Categorical(tuple(parts), **belief)
     convert = float if kind == "float" else _whole
     bounds, words = parts[:2], parts[2:]
     if len(bounds) < 2:
@@ -193,8 +204,8 @@ def _distribution(name: str, kind: str, parts: list[Any]) -> Distribution:
     if len(steps) + log != len(words) or len(steps) > 1:
         raise InvalidInput(f"the parameter {name!r}: after the bounds, only 'log' or 'step=…'")
     if kind == "float":
-        return Float(low, high, log, steps[0] if steps else None)
-    return Int(int(low), int(high), log, int(steps[0]) if steps else 1)
+        return Float(low, high, log, steps[0] if steps else None, **belief)
+    return Int(int(low), int(high), log, int(steps[0]) if steps else 1, **belief)
 
 
 def _whole(value: Any) -> int:

@@ -44,10 +44,10 @@ class Learned(NamedTuple):
     def __str__(self) -> str:
         agrees = "" if self.agreement is None else f"agrees {100 * self.agreement:.0f} %, "
         if not self.shared:
-            return f"ignored {self.name} (no parameter in common)"
+            return f"Ignored {self.name} (no parameter in common)"
         if not self.weight:
-            return f"ignored {self.name} ({agrees.removesuffix(', ')})"
-        return f"learned from {self.name} ({agrees}weight {self.weight:.1f})"
+            return f"Ignored {self.name} ({agrees.removesuffix(', ')})"
+        return f"Learned from {self.name} ({agrees}weight {self.weight:.1f})"
 
 
 def check_learning(directions: Sequence[object]) -> None:
@@ -90,7 +90,7 @@ def find_priors(
     believed = Prior.believed(space)
     own: list[PriorRecord] = [] if believed is None else [believed]
     if given == AUTO:
-        own += candidates(storage, space, but)[: MOST_PRIORS - len(own)]
+        own += auto(storage, space, but)[: MOST_PRIORS - len(own)]
     else:
         own += [one if isinstance(one, PriorRecord) else _of_study(storage, one) for one in given]
     if len(own) > MOST_PRIORS:
@@ -103,7 +103,7 @@ def find_priors(
     return own
 
 
-def candidates(storage: Storage, space: Mapping[str, Distribution], but: str) -> list[PriorRecord]:
+def auto(storage: Storage, space: Mapping[str, Distribution], but: str) -> list[PriorRecord]:
     """What the newest studies of this store teach that share a parameter with this space, and are finished or large."""
     found: list[PriorRecord] = []
     for listing in reversed(storage.listings()[-2 * MOST_PRIORS :]):
@@ -162,8 +162,9 @@ def learned_of(study: optuna.Study, system: Mapping[str, str], space: Mapping[st
         scores(picked, len(ranked)),
         points[:0],
         count=len(ranked),
-        lengths=taught.lengths,
+        lengths=None,
         means=taught.means(points),
+        start=taught.lengths,
     )
     found = dict(zip(map(id, taught.priors), zip(*surrogate.trust, strict=True), strict=True))
     lines = []

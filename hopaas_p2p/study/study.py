@@ -63,6 +63,7 @@ from hopaas_p2p.runtime.interrupts import describe, interruptions, sigterm_raise
 from hopaas_p2p.runtime.process import once
 from hopaas_p2p.samplers import TPESampler
 from hopaas_p2p.search.optuna_internals import reseed_in_child
+from hopaas_p2p.search.priors import Prior
 from hopaas_p2p.spec.budget import budget_now, changed, check_limits, check_spendable, limits_of
 from hopaas_p2p.spec.budget import words as budget_words
 from hopaas_p2p.spec.space import as_attribute, inferred, said_later, spec
@@ -101,6 +102,7 @@ from hopaas_p2p.study.learning import (
     find_priors,
     kept,
     learned_of,
+    prior_of,
     stored_priors,
 )
 from hopaas_p2p.study.method import Searcher, SearchMethod, in_words
@@ -416,6 +418,10 @@ class Study(StoredStudy):
     def learned(self) -> list[Learned]:
         """What the study's trials say of each study that it learned from: how far they agree, and its weight."""
         return learned_of(self, self.state.system, self._space)
+
+    def prior(self) -> Prior:
+        """What this study teaches now, for `learn_from` of another one, in whichever store. Raises InvalidInput."""
+        return prior_of(self.storage, self.study_id, self.name)
 
     def learn_from(self, given: LearnFrom) -> list[Learned]:
         """Learn from these earlier studies in place of those before, from the next trial on; () for none. Owners only.

@@ -24,6 +24,7 @@ from hopaas_p2p.samplers import TPESampler, default_sampler
 from hopaas_p2p.search.priors import Taught
 from hopaas_p2p.search.surrogate import trust
 from hopaas_p2p.study import Study
+from tests.support.processes import cli
 
 SPACE = {"x": Float(0, 1), "lr": Float(1e-5, 1e-1, log=True), "opt": Categorical(("adam", "sgd", "lion"))}
 optuna.logging.set_verbosity(optuna.logging.WARNING)
@@ -196,7 +197,7 @@ def test_what_a_study_learned_lies_in_its_log(store: str) -> None:
     assert [one.name for one in joined.learned] == ["old"]
     assert joined.learned[0].shared == tuple(SPACE)
     assert min(run(joined)[:4]) < 0.05
-    assert str(joined.learned[0]).startswith(("learned from old (agrees", "ignored old (agrees"))
+    assert str(joined.learned[0]).startswith(("Learned from old (agrees", "Ignored old (agrees"))
     for study in (old, new, joined):
         study.close()
 
@@ -210,7 +211,7 @@ def test_auto_takes_the_newest_that_share_a_parameter(store: str) -> None:
     studies.append(hopaas_p2p.open_study(store, "young", space=SPACE))
     studies.append(hopaas_p2p.open_study(store, "new", space=SPACE, learn_from="auto"))
     assert [one.name for one in studies[-1].learned] == ["second", "first"]
-    assert [str(one) for one in studies[-1].learn_from(["first"])] == ["learned from first (weight 1.0)"]
+    assert [str(one) for one in studies[-1].learn_from(["first"])] == ["Learned from first (weight 1.0)"]
     assert studies[-1].learn_from(()) == []
     for study in studies:
         study.close()
@@ -268,3 +269,22 @@ def test_the_first_trial_is_what_a_person_believes(store: str) -> None:
 def test_a_belief_outside_its_range_is_refused(store: str, wrong: Any) -> None:
     with pytest.raises(InvalidInput, match="'x'"):
         hopaas_p2p.open_study(store, "s", space={"x": wrong})
+
+
+def test_the_commands_say_what_is_learned(tmp_path: Path) -> None:
+    store, file = ("--store", str(tmp_path / "store")), str(tmp_path / "old.prior")
+    old = hopaas_p2p.open_study(tmp_path / "store", "old", space={"x": Float(0, 1), "n": Int(1, 9)}, budget=6)
+    old.optimize(lambda trial: trial.params["x"] + trial.params["n"])
+    old.close()
+    x, n = ("--space", "x=float(0,1,prior=0.25,confidence=high)"), ("--space", "n=int(1,9)")
+    for words, said in (
+        (("create", "plain", *store, *n), "hopaas-p2p study set plain --learn-from auto"),
+        (("create", "new", *store, *x, *n), "Learned from your belief"),
+        (("show", "new", *store), "Learned from your belief (weight 1.0)"),
+        (("export", "old", *store, "--prior", "--to", file), "Wrote what 'old' teaches"),
+        (("create", "other", *store, *n, "--learn-from", file), "Learned from old"),
+        (("set", "new", *store, "--learn-from", "old"), "Learned from old"),
+        (("set", "new", *store, "--learn-from", "none"), "learns from no other study"),
+    ):
+        done = cli("study", *words, check=False)
+        assert said in done.stdout + done.stderr, words
