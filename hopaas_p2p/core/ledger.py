@@ -150,6 +150,8 @@ class Ledger(msgspec.Struct, array_like=True):
     """See the module. `apply` alone changes it."""
 
     limits: Budget
+    maximize: bool = False
+    """Whether large values are good."""
     accounts: dict[str, Account] = {}
     open: dict[int, OpenLease] = {}
     """By trial; those of the running ones."""
@@ -306,10 +308,12 @@ class Ledger(msgspec.Struct, array_like=True):
             for lease in self.open.values():
                 self._count(lease)
 
-    def result(self, at: int, value: float | None, *, maximize: bool) -> None:
+    def result(self, at: int, value: float | None) -> None:
         """A trial ended COMPLETE with this value, or PRUNED; `at` is the log's time."""
         self.since_best += 1
-        if value is None or not (self.best is None or (value > self.best[1] if maximize else value < self.best[1])):
+        if value is None or not (
+            self.best is None or (value > self.best[1] if self.maximize else value < self.best[1])
+        ):
             return
         self.best, self.since_best = (at, value), 0
         until = self.limits.until
@@ -337,26 +341,26 @@ class Ledger(msgspec.Struct, array_like=True):
         clocks = sorted(dict(self.clocks).values())
         return clocks[-2:][0] if clocks else 0
 
-    def is_due(self, at: int, *, maximize: bool) -> bool:
+    def is_due(self, at: int) -> bool:
         """Whether a limit is reached by a clock that says so, if no other one counts."""
-        return msgspec.structs.replace(self, clocks=[("", at)]).judge(maximize=maximize) is not None
+        return msgspec.structs.replace(self, clocks=[("", at)]).judge() is not None
 
-    def judge(self, *, maximize: bool) -> str | None:
+    def judge(self) -> str | None:
         """Which limit is reached, in words."""
         limits = self.limits
         for name, unit in AMOUNTS.items():
             limit = getattr(limits, name)
             if limit is not None and self.spent(name) >= limit:
                 return f"{limit:g} {unit} are spent"
-        return None if limits.until is None else self._until(limits.until, maximize=maximize)
+        return None if limits.until is None else self._until(limits.until)
 
-    def _until(self, until: Until, *, maximize: bool) -> str | None:
+    def _until(self, until: Until) -> str | None:
         best, now = self.best, self.time
         if isinstance(until.date, int) and now >= until.date:
             return "the date is reached"
         if best is None:
             return None
-        if until.target is not None and (best[1] >= until.target if maximize else best[1] <= until.target):
+        if until.target is not None and (best[1] >= until.target if self.maximize else best[1] <= until.target):
             return f"the target {until.target:g} is reached"
         if until.trials_without_gain is not None and self.since_best >= until.trials_without_gain:
             return f"{self.since_best} trials without a better one"

@@ -303,6 +303,7 @@ def _possible(header: _Header, state: State) -> bool:
         and possible_system(header.system, len(define.directions))
         and header.refusals.keys() <= REFUSALS.keys()
         and (header.chain is None or 0 <= header.chain < PRIME)
+        and ledger.maximize == (define.directions[0] == "maximize")
         and possible_ledger(ledger, len(define.directions), header.running, header.trials)
         and all(
             0 <= number < header.trials
