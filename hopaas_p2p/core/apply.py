@@ -98,6 +98,9 @@ LeaseRecord = TrialSet | TrialCheckpoint | TrialFinish | TrialRelease | TrialRec
 OWNERS_ONLY: Final = frozenset({StudyControl, PeerDrain, TrialStop, TrialTakeOver})
 """Records that a commit stamped *worker* may not bring; but for a stop, where the policy has a progress time-out."""
 
+Said = Verdict | str | None
+"""What a rule says: nothing, which accepts the record; a key of `REFUSALS`; or the verdict."""
+
 _ACCEPTED: Final = Verdict(True)
 _TAKES_A_PLACE: Final = (COMPLETE, PRUNED)
 _LATE_LEASES: Final = 4
@@ -176,7 +179,10 @@ def _apply_record(state: State, record: object, commit: Commit, stamp: Stamp) ->
         if stamp.role != "owner":  # only an owner's service may act for others by name
             info.pop("on_behalf_of", None)
         record = PeerJoin(info)
-    return rule(state, record, commit)
+    said = rule(state, record, commit)
+    if said is None:
+        return _ACCEPTED
+    return _refuse(state, said) if isinstance(said, str) else said
 
 
 def may_be_a_workers(record: object) -> bool:
@@ -186,40 +192,38 @@ def may_be_a_workers(record: object) -> bool:
     return type(record) not in OWNERS_ONLY
 
 
-def _define(state: State, record: StudyDefine, _commit: Commit) -> Verdict:
+def _define(state: State, record: StudyDefine, _commit: Commit) -> str | None:
     if not possible_definition(record):
-        return _refuse(state, "malformed")
+        return "malformed"
     state.define, state.policy = record, record.policy
     state.budget = record.policy.budget
     state.dists.update(record.space)
     state.ledger = Ledger(record.policy.limits, record.directions[0] == "maximize")
-    return _ACCEPTED
+    return None
 
 
-def _set_study(state: State, record: StudySet, _commit: Commit) -> Verdict:
+def _set_study(state: State, record: StudySet, _commit: Commit) -> str | None:
     if not _can_be_read(state, record):
-        return _refuse(state, "malformed")
+        return "malformed"
     if record.user:
         state.user = merged(state.user, record.user)
     if record.system:
         state.system = merged(state.system, record.system)
         if FIDELITY in record.system:
             follow_fidelity(state)
-    return _ACCEPTED
+    return None
 
 
-def _control(state: State, record: StudyControl, _commit: Commit) -> Verdict:
+def _control(state: State, record: StudyControl, _commit: Commit) -> str | None:
     if record.status not in (None, *STATUSES) or (record.budget or 0) > MAX_BUDGET:
-        return _refuse(state, "malformed")
+        return "malformed"
     if record.limits is not None:
         if state.define is None or not possible_limits(record.limits, len(state.define.directions)):
-            return _refuse(state, "malformed")
+            return "malformed"
         before = state.limit_reached()
         state.ledger.limit(record.limits)
-        for number in (
-            state.running if before is not None else ()
-        ):  # those that have not heard that they should end go on
-            trial = state.trials[number]
+        for number in state.running if before is not None else ():
+            trial = state.trials[number]  # if it has not heard that it should end, it goes on
             if trial.stop == before and not trial.stopping:
                 trial.stop = None
                 state.changed.add(number)
@@ -229,22 +233,20 @@ def _control(state: State, record: StudyControl, _commit: Commit) -> Verdict:
             state.failures_in_a_row = 0
     if record.budget is not None:
         state.budget = None if record.budget < 0 else record.budget
-    return _ACCEPTED
+    return None
 
 
-def _join(state: State, record: PeerJoin, commit: Commit) -> Verdict:
+def _join(state: State, record: PeerJoin, commit: Commit) -> None:
     state.peers[commit.writer] = record.info
-    return _ACCEPTED
 
 
-def _drain(state: State, record: PeerDrain, _commit: Commit) -> Verdict:
+def _drain(state: State, record: PeerDrain, _commit: Commit) -> None:
     targets = ([record.peer] if record.peer else []) + ([f"site:{record.site}"] if record.site else [])
     for target in targets:
         if record.off:
             state.draining.pop(target, None)
         else:
             state.draining[target] = None
-    return _ACCEPTED
 
 
 # --- trials ---
@@ -343,30 +345,29 @@ def _continue(state: State, paused: Trial, commit: Commit) -> Verdict:
     return _begin(state, trial, commit, commit.at)
 
 
-def _claim(state: State, trial: Trial, _record: TrialClaim, commit: Commit) -> Verdict:
+def _claim(state: State, trial: Trial, _record: TrialClaim, commit: Commit) -> Said:
     """A WAITING trial is started by name."""
     if (trial.state, TrialClaim) not in TRANSITIONS:
-        return _refuse(state, "finished" if trial.state is not RUNNING else "not waiting", trial.number)
+        return "finished" if trial.state is not RUNNING else "not waiting"
     state.configurations.refresh(state.trials)
     why = refused(state, commit.owner, trial.number)
     if why is not None:
-        return _refuse(state, why, trial.number)
+        return why
     _move(state, trial, RUNNING, TrialClaim)
     return _begin(state, trial, commit, commit.at)
 
 
-def _set_trial(state: State, trial: Trial, record: TrialSet, commit: Commit) -> Verdict:
+def _set_trial(state: State, trial: Trial, record: TrialSet, commit: Commit) -> str | None:
     """Parameters, reports, attributes."""
     outside = _outliers(state, record)
     if outside is None:
-        return _refuse(state, "malformed", trial.number)
+        return "malformed"
     number, step = trial.number, record.resumed_from
     word = _refusal(trial, record, commit, absent="finished")
-    if word == "finished" and trial.owner is not None and (trial.epoch, trial.owner) != (record.epoch, commit.owner):
-        word = "fenced"
     if word is not None:
+        word = "finished" if trial.owner is None else word
         state.unsent.setdefault((number, record.epoch), []).append(record)
-        return _refuse(state, word, number)
+        return word
     if step is not None and step != trial.resumed:  # each process that acts for the owner says it
         trial.resumed = step
         _resume(trial, step)
@@ -380,23 +381,20 @@ def _set_trial(state: State, trial: Trial, record: TrialSet, commit: Commit) -> 
         trial.stopping = trial.stopping or trial.stop is not None
     state.changed.add(number)
     state.configurations.touch(number)
-    return Verdict(True, number)
+    return None
 
 
-def _checkpoint(state: State, trial: Trial, record: TrialCheckpoint, commit: Commit) -> Verdict:
+def _checkpoint(state: State, trial: Trial, record: TrialCheckpoint, commit: Commit) -> None:
     """A place to resume from; the newest two are kept."""
     state.ledger.heard(trial.number, commit.at, None, {})
     trial.checkpoints = (*trial.checkpoints, record.checkpoint)[-CHECKPOINTS_KEPT:]
-    return Verdict(True, trial.number)
 
 
-def _finish(state: State, trial: Trial, record: TrialFinish, commit: Commit) -> Verdict:
+def _finish(state: State, trial: Trial, record: TrialFinish, commit: Commit) -> Said:
     """COMPLETE, PRUNED or FAIL. A result that comes after the lease is kept, see `_keep_late`."""
     if record.state not in TRANSITIONS[RUNNING, TrialFinish].to or not _can_end(state, record.state, record.values):
-        return _refuse(state, "malformed", trial.number)
+        return "malformed"
     word = _refusal(trial, record, commit, absent="finished")
-    if word == "finished" and (trial.epoch, trial.owner) != (record.epoch, commit.owner):
-        word = "fenced"
     state.configurations.refresh(state.trials)
     if word is None and trial.state is WAITING and record.state in _TAKES_A_PLACE and not state.has_room(trial.number):
         word = "budget"
@@ -405,9 +403,9 @@ def _finish(state: State, trial: Trial, record: TrialFinish, commit: Commit) -> 
             trial.paused = state.configurations.may_pause(trial.number, trial.reports)
         state.ledger.ended(trial.number, BOOKED[record.state], commit.at, record.used)
         _close(state, trial, record.state, TrialFinish, commit.at, values=record.values, reason=record.reason)
-        return Verdict(True, trial.number)
+        return None
     if word != "fenced":
-        return _refuse(state, word, trial.number)
+        return word
     history = trial.history
     place = bisect.bisect_left(history, record.epoch, key=lambda one: one.epoch)
     lease = history[place] if place < len(history) else None
@@ -418,7 +416,7 @@ def _finish(state: State, trial: Trial, record: TrialFinish, commit: Commit) -> 
         or record.state is not COMPLETE
         or not (was_last or place < _LATE_LEASES)
     ):
-        return _refuse(state, "fenced", trial.number)
+        return "fenced"
     if lease.kept_as is not None:
         return _refuse(state, "finished", lease.kept_as)
     return _keep_late(state, trial, place, record, commit)
@@ -479,12 +477,12 @@ def _keep_late(state: State, lost: Trial, place: int, record: TrialFinish, commi
     return Verdict(False, late.number, "late")
 
 
-def _release(state: State, trial: Trial, record: TrialRelease, commit: Commit) -> Verdict:
+def _release(state: State, trial: Trial, record: TrialRelease, commit: Commit) -> None:
     """The owner gives the trial back: WAITING again, or failed for good."""
     state.ledger.ended(trial.number, "failed" if record.fail else "given back", commit.at, record.used)
     if record.fail:
         _close(state, trial, FAIL, TrialRelease, commit.at, reason=record.reason, own_fault=False)
-        return Verdict(True, trial.number)
+        return
     _end_lease(trial, commit.at, record.reason or "released")
     _move(state, trial, WAITING, TrialRelease)
     trial.owner = None
@@ -492,10 +490,9 @@ def _release(state: State, trial: Trial, record: TrialRelease, commit: Commit) -
     trial.start = None
     first, last = _before_checkpoint(state, trial)
     _resume(trial, last, first)
-    return Verdict(True, trial.number)
 
 
-def _reclaim(state: State, trial: Trial, record: TrialReclaim, commit: Commit) -> Verdict:
+def _reclaim(state: State, trial: Trial, record: TrialReclaim, commit: Commit) -> None:
     """An observer found the owner silent: the trial fails, and its parameters are queued again."""
     _end_lease(trial, commit.at, record.reason)
     state.ledger.was_lost(trial.number, record.lived)
@@ -506,22 +503,21 @@ def _reclaim(state: State, trial: Trial, record: TrialReclaim, commit: Commit) -
         last = (trial.reports[newest],)
         told = last if _can_end(state, COMPLETE, last) else None
         _close(state, trial, PRUNED, TrialReclaim, commit.at, values=told, reason=record.reason)
-        return Verdict(True, trial.number)
+        return
     _close(state, trial, FAIL, TrialReclaim, commit.at, reason=record.reason, own_fault=False)
     if not last_try:
         _queue_retry(state, trial)
-    return Verdict(True, trial.number)
 
 
-def _take_over(state: State, trial: Trial, record: TrialTakeOver, commit: Commit) -> Verdict:
+def _take_over(state: State, trial: Trial, record: TrialTakeOver, commit: Commit) -> str | None:
     """An operator ends the trial. The owner's lease is over, so what it tells later is kept as a late result."""
     if record.state not in TRANSITIONS[RUNNING, TrialTakeOver].to or not _can_end(state, record.state, record.values):
-        return _refuse(state, "malformed", trial.number)
+        return "malformed"
     _end_lease(trial, commit.at, f"taken over by {record.by}" if record.by else "taken over")
     state.ledger.ended(trial.number, BOOKED[record.state])
     trial.epoch += 1
     _close(state, trial, record.state, TrialTakeOver, commit.at, values=record.values, reason=record.reason)
-    return Verdict(True, trial.number)
+    return None
 
 
 def _before_checkpoint(state: State, trial: Trial) -> tuple[int, int]:
@@ -569,11 +565,10 @@ def _queue_retry(state: State, trial: Trial) -> None:
     retry.system["retry_history"] = msgspec.json.encode(history).decode()
 
 
-def _stop(state: State, trial: Trial, record: TrialStop, _commit: Commit) -> Verdict:
+def _stop(state: State, trial: Trial, record: TrialStop, _commit: Commit) -> None:
     """A request to the owner of this epoch."""
     trial.stop = record.reason or "somebody asked"
     state.changed.add(trial.number)
-    return Verdict(True, trial.number)
 
 
 # --- the steps: they keep the counts and indexes of a State true ---
@@ -647,13 +642,14 @@ def _append(state: State, trial_state: TrialState) -> Trial:
 def _refusal(trial: Trial, record: LeaseRecord, commit: Commit, *, absent: str) -> str | None:
     """The key in `REFUSALS` that says why the table forbids this record now; None if it does not.
 
-    `absent` is the key for a move that the table does not have.
+    `absent` is the key for a move that the table does not have; what is finished is fenced from earlier owners.
     """
     allowed = TRANSITIONS.get((trial.state, type(record)))
+    fenced = trial.epoch != record.epoch or trial.owner != commit.owner
     if allowed is None:
-        return absent
+        return "fenced" if absent == "finished" and fenced else absent
     if allowed.needs == "lease":
-        return None if trial.epoch == record.epoch and trial.owner == commit.owner else "fenced"
+        return "fenced" if fenced else None
     return "fenced" if allowed.needs == "epoch" and trial.epoch != record.epoch else None
 
 
@@ -764,7 +760,7 @@ def _end_lease(trial: Trial, at: int, why: str) -> None:
 
 
 def _of_a_trial(
-    rule: Callable[[State, Trial, Any, Commit], Verdict], *, absent: str = ""
+    rule: Callable[[State, Trial, Any, Commit], Said], *, absent: str = ""
 ) -> Callable[[State, Any, Commit], Verdict]:
     """The rule for a record that names a trial, which is looked up for it.
 
@@ -777,15 +773,17 @@ def _of_a_trial(
             return _refuse(state, "no such trial")
         block = trials.open.get(number // BLOCK)  # as nearly always
         trial = trials.named(number) if block is None else block[number % BLOCK]
-        word = _refusal(trial, record, commit, absent=absent) if absent else None
-        if word is not None:
-            return _refuse(state, word, number)
-        return rule(state, trial, record, commit)
+        said: Said = _refusal(trial, record, commit, absent=absent) if absent else None
+        if said is None:
+            said = rule(state, trial, record, commit)
+        if said is None:
+            return Verdict(True, number)
+        return _refuse(state, said, number) if isinstance(said, str) else said
 
     return looked_up
 
 
-_RULES: Final[dict[type, Callable[[State, Any, Commit], Verdict]]] = {
+_RULES: Final[dict[type, Callable[[State, Any, Commit], Said]]] = {
     StudyDefine: _define,
     StudySet: _set_study,
     StudyControl: _control,
@@ -800,5 +798,5 @@ _RULES: Final[dict[type, Callable[[State, Any, Commit], Verdict]]] = {
     TrialReclaim: _of_a_trial(_reclaim, absent="not running"),
     TrialTakeOver: _of_a_trial(_take_over, absent="not running"),
     TrialStop: _of_a_trial(_stop, absent="not running"),
-    Opaque: lambda state, _record, _commit: _refuse(state, "malformed"),
+    Opaque: lambda _state, _record, _commit: "malformed",
 }
