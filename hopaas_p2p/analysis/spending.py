@@ -73,7 +73,7 @@ def spending(state: State) -> Spending:
     booked = [*ledger.accounts.values()]
     for lease in list(ledger.open.values()):
         more = lease.cost()
-        more.subtract(lease.counted)
+        more.add(lease.counted, -1)
         booked.append(Account(lease.site, lease.user, "running", more, 0 if lease.booked else 1))
     rows: dict[tuple[str, str, str], SpentRow] = {}
     total = SpentRow("all", "", "", 0, Cost(), 0.0)

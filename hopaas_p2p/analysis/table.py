@@ -17,7 +17,6 @@ from numpy.typing import NDArray
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.trial import FrozenTrial, TrialState
 
-from hopaas_p2p.core.blocks import ABSENT
 from hopaas_p2p.core.spending import earlier_seconds
 from hopaas_p2p.core.state import BLOCK, BlockColumns, State, Trial
 from hopaas_p2p.translate import external, to_optuna
@@ -209,7 +208,7 @@ class TrialTable:
                 row += 1
                 continue
             block = closed.columns()
-            alone = {*block.dists, *block.leased}
+            alone = {at for at, rare in block.rare.items() if rare.dists or rare.history}
             self.read_block(block, but=alone)
             for at in alone:
                 self._read_logged(row + at, trials[row + at], state)
@@ -227,24 +226,21 @@ class TrialTable:
         plain = np.ones(len(states), np.bool_)
         plain[list(but)] = False
         rows, those = np.flatnonzero(plain), slice(block.first, block.first + len(states))
-        later, duration = map(np.asarray, block.times())
-        start = np.cumsum(later)  # of a hostile snapshot, whatever it comes to
-        began = start != ABSENT
         owners = np.array([-1 if one is None else self._code(one) for one in block.owners] or [-1])
         for column, made in (
             (self.state, states),
-            (self.start, np.where(began, start / 1e6, np.nan)),
-            (self.end, (np.where(began, start, 0) + duration) / 1e6),
+            (self.start, np.asarray(block.starts) / 1e6),
+            (self.end, np.asarray(block.ends) / 1e6),
             (self.owner, owners[np.asarray(block.owner)]),
         ):
             column[those][plain] = made[plain]
-        for at, attempt in block.attempts.items():
-            self.attempt[block.first + at] = attempt
+        for at, rare in block.rare.items():
+            self.attempt[block.first + at] = rare.attempt
         widths, values = np.asarray(block.widths), np.asarray(block.values)
         valued = rows[widths[rows] == len(self.directions)]
         at = _starts(np.maximum(widths, 0))[valued]
         self.values[block.first + valued] = values[at[:, None] + np.arange(len(self.directions))]
-        step_set, reports = np.asarray(block.step_set), np.asarray(block.reports())
+        step_set, reports = np.asarray(block.step_set), np.asarray(block.reports)
         starts = _starts(np.array([len(steps) for steps in block.step_sets] or [0])[step_set])
         for index in distinct(step_set[rows]).tolist():
             steps, some = block.step_sets[index], rows[step_set[rows] == index]

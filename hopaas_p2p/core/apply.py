@@ -38,7 +38,6 @@ from hopaas_p2p.core.perturbation import Draws, perturbed
 from hopaas_p2p.core.records import (
     FROM_START,
     UNSTAMPED,
-    Budget,
     Commit,
     Distribution,
     Opaque,
@@ -99,7 +98,11 @@ LeaseRecord = TrialSet | TrialCheckpoint | TrialFinish | TrialRelease | TrialRec
 OWNERS_ONLY: Final = frozenset({StudyControl, PeerDrain, TrialStop, TrialTakeOver})
 """Records that a commit stamped *worker* may not bring; but for a stop, where the policy has a progress time-out."""
 
+Said = Verdict | str | None
+"""What a rule says: nothing, which accepts the record; a key of `REFUSALS`; or the verdict."""
+
 _ACCEPTED: Final = Verdict(True)
+_TAKES_A_PLACE: Final = (COMPLETE, PRUNED)
 _LATE_LEASES: Final = 4
 """Leases of a trial, beside its last, that may bring a late result: each such result has all that the trial had."""
 _MOST_COPIED: Final = 16 << 20
@@ -129,8 +132,14 @@ def apply(state: State, lsn: int, commit: Commit | Garbage, stamp: Stamp = UNSTA
     if last is not None and commit.seq <= last.seq:
         _count(state, "duplicate")
         return last.verdicts if commit.seq == last.seq else ()
-    if state.ledger.limited:
-        verdicts = _apply_within_limits(state, commit, stamp)
+    if state.ledger.limited:  # one that a record reaches counts from the next record on
+        state.ledger.look(commit.writer, stamp.at or commit.at)
+        _judge(state)
+        found = []
+        for record in commit.records:
+            found.append(_apply_record(state, record, commit, stamp))
+            _judge(state)
+        verdicts = tuple(found)
     elif len(commit.records) == 1:  # as an ask
         verdicts = (_apply_record(state, commit.records[0], commit, stamp),)
     else:
@@ -142,32 +151,16 @@ def apply(state: State, lsn: int, commit: Commit | Garbage, stamp: Stamp = UNSTA
     return verdicts
 
 
-def _apply_within_limits(state: State, commit: Commit, stamp: Stamp) -> tuple[Verdict, ...]:
-    """Apply the records of a commit; a limit that one of them reaches counts from the next one on."""
-    state.ledger.look(commit.writer, stamp.at or commit.at)
-    _judge(state)
-    verdicts = []
-    for record in commit.records:
-        verdicts.append(_apply_record(state, record, commit, stamp))
-        _judge(state)
-    return tuple(verdicts)
-
-
 def _judge(state: State) -> None:
     """End the study if a limit is reached: no trial starts, and those that run are asked to end."""
     ledger = state.ledger
     if ledger.reached is not None or not ledger.limited:
         return
-    ledger.reached = ledger.judge(maximize=_maximizes(state))
-    if ledger.reached is not None:
-        for number in state.running:
-            trial = state.trials[number]
-            trial.stop = trial.stop or ledger.reached
-            state.changed.add(number)
-
-
-def _maximizes(state: State) -> bool:
-    return state.define is not None and state.define.directions[0] == "maximize"
+    ledger.reached = ledger.judge()
+    for number in state.running if ledger.reached is not None else ():
+        trial = state.trials[number]
+        trial.stop = trial.stop or ledger.reached
+        state.changed.add(number)
 
 
 def _apply_record(state: State, record: object, commit: Commit, stamp: Stamp) -> Verdict:
@@ -177,24 +170,19 @@ def _apply_record(state: State, record: object, commit: Commit, stamp: Stamp) ->
         return _refuse(state, "malformed")
     if (state.define is None) != (kind is StudyDefine):
         return _refuse(state, "undefined")
-    if stamp.role != "owner" and not _worker_may(state, record, stamp):
-        return _refuse(state, "role")
-    if stamp.author and isinstance(record, PeerJoin):
-        record = _vouched_for(record, stamp)
-    return rule(state, record, commit)
-
-
-def _vouched_for(record: PeerJoin, stamp: Stamp) -> PeerJoin:
-    """The introduction with the user that the store saw. Only an owner's service may act for others by name."""
-    info = {**record.info, "user": stamp.author}
     if stamp.role != "owner":
-        info.pop("on_behalf_of", None)
-    return PeerJoin(info)
-
-
-def _worker_may(state: State, record: object, stamp: Stamp) -> bool:
-    stops = type(record) is TrialStop and state.policy.progress_timeout is not None
-    return stamp.role == "worker" and (stops or may_be_a_workers(record))
+        stops = kind is TrialStop and state.policy.progress_timeout is not None
+        if stamp.role != "worker" or not (stops or may_be_a_workers(record)):
+            return _refuse(state, "role")
+    if stamp.author and isinstance(record, PeerJoin):  # the user is the one that the store saw
+        info = {**record.info, "user": stamp.author}
+        if stamp.role != "owner":  # only an owner's service may act for others by name
+            info.pop("on_behalf_of", None)
+        record = PeerJoin(info)
+    said = rule(state, record, commit)
+    if said is None:
+        return _ACCEPTED
+    return _refuse(state, said) if isinstance(said, str) else said
 
 
 def may_be_a_workers(record: object) -> bool:
@@ -204,69 +192,61 @@ def may_be_a_workers(record: object) -> bool:
     return type(record) not in OWNERS_ONLY
 
 
-def _define(state: State, record: StudyDefine, _commit: Commit) -> Verdict:
+def _define(state: State, record: StudyDefine, _commit: Commit) -> str | None:
     if not possible_definition(record):
-        return _refuse(state, "malformed")
+        return "malformed"
     state.define, state.policy = record, record.policy
     state.budget = record.policy.budget
     state.dists.update(record.space)
-    state.ledger = Ledger(record.policy.limits)
-    return _ACCEPTED
+    state.ledger = Ledger(record.policy.limits, record.directions[0] == "maximize")
+    return None
 
 
-def _set_study(state: State, record: StudySet, _commit: Commit) -> Verdict:
+def _set_study(state: State, record: StudySet, _commit: Commit) -> str | None:
     if not _can_be_read(state, record):
-        return _refuse(state, "malformed")
+        return "malformed"
     if record.user:
         state.user = merged(state.user, record.user)
     if record.system:
         state.system = merged(state.system, record.system)
         if FIDELITY in record.system:
             follow_fidelity(state)
-    return _ACCEPTED
+    return None
 
 
-def _control(state: State, record: StudyControl, _commit: Commit) -> Verdict:
+def _control(state: State, record: StudyControl, _commit: Commit) -> str | None:
     if record.status not in (None, *STATUSES) or (record.budget or 0) > MAX_BUDGET:
-        return _refuse(state, "malformed")
+        return "malformed"
     if record.limits is not None:
         if state.define is None or not possible_limits(record.limits, len(state.define.directions)):
-            return _refuse(state, "malformed")
-        _limit(state, record.limits)
+            return "malformed"
+        before = state.limit_reached()
+        state.ledger.limit(record.limits)
+        for number in state.running if before is not None else ():
+            trial = state.trials[number]  # if it has not heard that it should end, it goes on
+            if trial.stop == before and not trial.stopping:
+                trial.stop = None
+                state.changed.add(number)
     if record.status is not None:
         state.status = record.status
         if record.status == "running":
             state.failures_in_a_row = 0
     if record.budget is not None:
         state.budget = None if record.budget < 0 else record.budget
-    return _ACCEPTED
+    return None
 
 
-def _limit(state: State, limits: Budget) -> None:
-    """Let these limits count."""
-    before = state.limit_reached()
-    state.ledger.limit(limits)
-    if before is not None:
-        for number in state.running:  # those that have not heard that they should end go on
-            trial = state.trials[number]
-            if trial.stop == before and not trial.stopping:
-                trial.stop = None
-                state.changed.add(number)
-
-
-def _join(state: State, record: PeerJoin, commit: Commit) -> Verdict:
+def _join(state: State, record: PeerJoin, commit: Commit) -> None:
     state.peers[commit.writer] = record.info
-    return _ACCEPTED
 
 
-def _drain(state: State, record: PeerDrain, _commit: Commit) -> Verdict:
+def _drain(state: State, record: PeerDrain, _commit: Commit) -> None:
     targets = ([record.peer] if record.peer else []) + ([f"site:{record.site}"] if record.site else [])
     for target in targets:
         if record.off:
             state.draining.pop(target, None)
         else:
             state.draining[target] = None
-    return _ACCEPTED
 
 
 # --- trials ---
@@ -280,7 +260,7 @@ def _create(state: State, record: TrialCreate, commit: Commit) -> Verdict:
     state.configurations.refresh(state.trials)
     if record.state is RUNNING:
         return _create_running(state, record, commit, outside)
-    if not _has_place_for(state, record.state):
+    if record.state in _TAKES_A_PLACE and not state.has_room():
         return _refuse(state, "budget")
     if record.state is WAITING and len(state.waiting) >= MAX_WAITING:
         return _refuse(state, "queue")
@@ -302,7 +282,9 @@ def _create_running(state: State, record: TrialCreate, commit: Commit, outside: 
         why = refused(state, commit.owner)
         found = NEW if why is None else Done(why)
     if isinstance(found, Start):
-        return _start(state, state.trials[found.number], commit, TrialCreate)
+        trial = state.trials[found.number]
+        _move(state, trial, RUNNING, TrialCreate)
+        return _begin(state, trial, commit, commit.at)
     if isinstance(found, Continue):
         return _continue(state, state.trials[found.number], commit)
     if not isinstance(found, New):
@@ -319,8 +301,9 @@ def _create_running(state: State, record: TrialCreate, commit: Commit, outside: 
 
 
 def _begin(state: State, trial: Trial, commit: Commit, start: int) -> Verdict:
-    """The first lease of a new trial; what it has reported before costs nothing again."""
-    trial.owner, trial.epoch, trial.start = commit.owner, 1, start
+    """A trial's next lease; what it has reported before costs nothing again."""
+    trial.owner, trial.start, trial.resumed = commit.owner, start, None
+    trial.epoch += 1
     state.ledger.began(trial.number, state.peers.get(commit.owner, {}), commit.at, trial.reports)
     return Verdict(True, trial.number)
 
@@ -341,68 +324,56 @@ def _continue(state: State, paused: Trial, commit: Commit) -> Verdict:
 
     In a population it may go on where another one stopped, whose parameters are then perturbed.
     """
-    trial = _append(state, RUNNING)
+    trial, source = _append(state, RUNNING), paused
     _inherit(trial, paused, without=_OF_AN_ATTEMPT)
     trial.continues = paused.number
     trial.system[CONTINUES] = str(paused.number)
-    source = _source(state, trial, paused)
+    policy, sources = state.configurations.population, state.configurations.sources(paused.number)
+    if policy is not None and sources:
+        assert state.define is not None
+        draws = Draws(state.define.name, trial.number)
+        source = state.trials[draws.pick(sources, "", "source")]
+        distributions = {name: source.distribution(name, state) for name in source.params}
+        trial.params = perturbed(
+            source.params, distributions, resample=policy.resample, fixed=policy.fixed, draws=draws
+        )
+        trial.dists = branch(source.dists)
+        trial.system.pop("fixed_params", None)
+        trial.system[COPIES] = str(source.number)
     trial.checkpoints = source.checkpoints
     _inherit_reports(trial, source, *_before_checkpoint(state, source))
     return _begin(state, trial, commit, commit.at)
 
 
-def _source(state: State, trial: Trial, paused: Trial) -> Trial:
-    """From which trial this new one goes on; in a population it may get another one's parameters, perturbed."""
-    policy, sources = state.configurations.population, state.configurations.sources(paused.number)
-    if policy is None or not sources:
-        return paused
-    assert state.define is not None
-    draws = Draws(state.define.name, trial.number)
-    source = state.trials[draws.pick(sources, "", "source")]
-    distributions = {name: source.distribution(name, state) for name in source.params}
-    trial.params = perturbed(source.params, distributions, resample=policy.resample, fixed=policy.fixed, draws=draws)
-    trial.dists = branch(source.dists)
-    trial.system.pop("fixed_params", None)
-    trial.system[COPIES] = str(source.number)
-    return source
-
-
-def _start(state: State, trial: Trial, commit: Commit, by: type) -> Verdict:
-    _move(state, trial, RUNNING, by)
-    trial.owner, trial.resumed = commit.owner, None
-    trial.epoch += 1
-    trial.start = commit.at
-    state.ledger.began(trial.number, state.peers.get(commit.owner, {}), commit.at, trial.reports)
-    return Verdict(True, trial.number)
-
-
-def _claim(state: State, trial: Trial, _record: TrialClaim, commit: Commit) -> Verdict:
+def _claim(state: State, trial: Trial, _record: TrialClaim, commit: Commit) -> Said:
     """A WAITING trial is started by name."""
     if (trial.state, TrialClaim) not in TRANSITIONS:
-        return _refuse(state, "finished" if trial.state is not RUNNING else "not waiting", trial.number)
+        return "finished" if trial.state is not RUNNING else "not waiting"
     state.configurations.refresh(state.trials)
     why = refused(state, commit.owner, trial.number)
     if why is not None:
-        return _refuse(state, why, trial.number)
-    return _start(state, trial, commit, TrialClaim)
+        return why
+    _move(state, trial, RUNNING, TrialClaim)
+    return _begin(state, trial, commit, commit.at)
 
 
-def _set_trial(state: State, trial: Trial, record: TrialSet, commit: Commit) -> Verdict:
+def _set_trial(state: State, trial: Trial, record: TrialSet, commit: Commit) -> str | None:
     """Parameters, reports, attributes."""
     outside = _outliers(state, record)
     if outside is None:
-        return _refuse(state, "malformed", trial.number)
+        return "malformed"
     number, step = trial.number, record.resumed_from
     word = _refusal(trial, record, commit, absent="finished")
-    if word == "finished" and trial.owner is not None and not _has_lease(trial, record.epoch, commit):
-        word = "fenced"
     if word is not None:
+        word = "finished" if trial.owner is None else word
         state.unsent.setdefault((number, record.epoch), []).append(record)
-        return _refuse(state, word, number)
+        return word
     if step is not None and step != trial.resumed:  # each process that acts for the owner says it
         trial.resumed = step
         _resume(trial, step)
-        _note_resumption(state, trial, step)
+        if state.configurations.population is not None:  # of several attempts, the lowest is kept
+            before = resumed_step(trial)
+            trial.system = merged(trial.system, {RESUMED: str(step if before is None else min(step, before))})
         state.ledger.resumed(number, trial.reports)
     state.ledger.heard(number, commit.at, record.used, record.reports)
     _merge(state, trial, record, outside)
@@ -410,58 +381,45 @@ def _set_trial(state: State, trial: Trial, record: TrialSet, commit: Commit) -> 
         trial.stopping = trial.stopping or trial.stop is not None
     state.changed.add(number)
     state.configurations.touch(number)
-    return Verdict(True, number)
+    return None
 
 
-def _note_resumption(state: State, trial: Trial, step: int) -> None:
-    """Keep from which step this trial of a population resumed; of several attempts, the lowest."""
-    if state.configurations.population is not None:
-        before = resumed_step(trial)
-        trial.system = merged(trial.system, {RESUMED: str(step if before is None else min(step, before))})
-
-
-def _checkpoint(state: State, trial: Trial, record: TrialCheckpoint, commit: Commit) -> Verdict:
+def _checkpoint(state: State, trial: Trial, record: TrialCheckpoint, commit: Commit) -> None:
     """A place to resume from; the newest two are kept."""
     state.ledger.heard(trial.number, commit.at, None, {})
     trial.checkpoints = (*trial.checkpoints, record.checkpoint)[-CHECKPOINTS_KEPT:]
-    return Verdict(True, trial.number)
 
 
-def _finish(state: State, trial: Trial, record: TrialFinish, commit: Commit) -> Verdict:
+def _finish(state: State, trial: Trial, record: TrialFinish, commit: Commit) -> Said:
     """COMPLETE, PRUNED or FAIL. A result that comes after the lease is kept, see `_keep_late`."""
     if record.state not in TRANSITIONS[RUNNING, TrialFinish].to or not _can_end(state, record.state, record.values):
-        return _refuse(state, "malformed", trial.number)
+        return "malformed"
     word = _refusal(trial, record, commit, absent="finished")
-    if word == "finished" and not _has_lease(trial, record.epoch, commit):
-        word = "fenced"
     state.configurations.refresh(state.trials)
-    if word is None and trial.state is WAITING and not _has_place_for(state, record.state, trial.number):
+    if word is None and trial.state is WAITING and record.state in _TAKES_A_PLACE and not state.has_room(trial.number):
         word = "budget"
     if word is None:
         if record.paused and record.state is PRUNED:
             trial.paused = state.configurations.may_pause(trial.number, trial.reports)
         state.ledger.ended(trial.number, BOOKED[record.state], commit.at, record.used)
         _close(state, trial, record.state, TrialFinish, commit.at, values=record.values, reason=record.reason)
-        return Verdict(True, trial.number)
+        return None
     if word != "fenced":
-        return _refuse(state, word, trial.number)
-    place = bisect.bisect_left(trial.history, record.epoch, key=lambda one: one.epoch)
-    lease = trial.history[place] if place < len(trial.history) else None
+        return word
+    history = trial.history
+    place = bisect.bisect_left(history, record.epoch, key=lambda one: one.epoch)
+    lease = history[place] if place < len(history) else None
+    was_last = place == len(history) - 1 and trial.state is not RUNNING and trial.state is not WAITING
     if (
         lease is None
         or (lease.owner, lease.epoch) != (commit.owner, record.epoch)
-        or not _may_be_late(trial, place, record)
+        or record.state is not COMPLETE
+        or not (was_last or place < _LATE_LEASES)
     ):
-        return _refuse(state, "fenced", trial.number)
+        return "fenced"
     if lease.kept_as is not None:
         return _refuse(state, "finished", lease.kept_as)
     return _keep_late(state, trial, place, record, commit)
-
-
-def _may_be_late(trial: Trial, place: int, record: TrialFinish) -> bool:
-    """Whether a result of this lease in the trial's history is kept, if its owner tells it."""
-    was_last = place == len(trial.history) - 1 and trial.state is not RUNNING and trial.state is not WAITING
-    return record.state is COMPLETE and (was_last or place < _LATE_LEASES)
 
 
 def _keep_late(state: State, lost: Trial, place: int, record: TrialFinish, commit: Commit) -> Verdict:
@@ -472,8 +430,9 @@ def _keep_late(state: State, lost: Trial, place: int, record: TrialFinish, commi
     a FAIL trial whose attribute `hopaas:late_values` holds it.
     """
     _count(state, "late")
-    lost = state.trials.opened(lost.number)
-    retry = _last_retry(state, lost)
+    retry, lost = None, state.trials.opened(lost.number)
+    while (retry or lost).retried_by is not None:  # the newest attempt at its parameters
+        retry = state.trials.named((retry or lost).retried_by or 0)
     withdrawn = f"withdrawn: #{lost.number} came back"
     ledger = state.ledger
     if retry is not None and retry.state is WAITING:
@@ -491,7 +450,9 @@ def _keep_late(state: State, lost: Trial, place: int, record: TrialFinish, commi
     late.late_of = lost.number
     late.attempt = lost.attempt
     late.owner, late.epoch = commit.owner, record.epoch
-    _share(late, lost)
+    for trial in (late, lost):  # if the lost one goes on, it changes nothing of this one's
+        _inherit(trial, lost)
+        _inherit_reports(trial, lost, FROM_START, LAST_STEP)
     late.system["late_of"] = str(lost.number)
     # These were refused because they arrived after the reclaim, but are part of the result.
     for said in state.unsent.get((lost.number, record.epoch), ()):
@@ -510,32 +471,18 @@ def _keep_late(state: State, lost: Trial, place: int, record: TrialFinish, commi
         late.values = record.values
     ledger.came_late(lost.number, commit.at, record.used, late.reports)
     _note_result(state, late)
-    _leases(lost)[place] = msgspec.structs.replace(lost.history[place], kept_as=late.number)
+    lost.history = list(lost.history)
+    lost.history[place] = msgspec.structs.replace(lost.history[place], kept_as=late.number)
     state.changed.add(lost.number)
     return Verdict(False, late.number, "late")
 
 
-def _share(late: Trial, lost: Trial) -> None:
-    """Give a new trial all that another has. If that one goes on, it changes nothing of this one's."""
-    for trial in (late, lost):
-        _inherit(trial, lost)
-        _inherit_reports(trial, lost, FROM_START, LAST_STEP)
-
-
-def _last_retry(state: State, trial: Trial) -> Trial | None:
-    """The newest attempt at this trial's parameters after it, if there was another."""
-    retry = None
-    while trial.retried_by is not None:
-        retry = trial = state.trials.named(trial.retried_by)
-    return retry
-
-
-def _release(state: State, trial: Trial, record: TrialRelease, commit: Commit) -> Verdict:
+def _release(state: State, trial: Trial, record: TrialRelease, commit: Commit) -> None:
     """The owner gives the trial back: WAITING again, or failed for good."""
     state.ledger.ended(trial.number, "failed" if record.fail else "given back", commit.at, record.used)
     if record.fail:
         _close(state, trial, FAIL, TrialRelease, commit.at, reason=record.reason, own_fault=False)
-        return Verdict(True, trial.number)
+        return
     _end_lease(trial, commit.at, record.reason or "released")
     _move(state, trial, WAITING, TrialRelease)
     trial.owner = None
@@ -543,10 +490,9 @@ def _release(state: State, trial: Trial, record: TrialRelease, commit: Commit) -
     trial.start = None
     first, last = _before_checkpoint(state, trial)
     _resume(trial, last, first)
-    return Verdict(True, trial.number)
 
 
-def _reclaim(state: State, trial: Trial, record: TrialReclaim, commit: Commit) -> Verdict:
+def _reclaim(state: State, trial: Trial, record: TrialReclaim, commit: Commit) -> None:
     """An observer found the owner silent: the trial fails, and its parameters are queued again."""
     _end_lease(trial, commit.at, record.reason)
     state.ledger.was_lost(trial.number, record.lived)
@@ -557,22 +503,21 @@ def _reclaim(state: State, trial: Trial, record: TrialReclaim, commit: Commit) -
         last = (trial.reports[newest],)
         told = last if _can_end(state, COMPLETE, last) else None
         _close(state, trial, PRUNED, TrialReclaim, commit.at, values=told, reason=record.reason)
-        return Verdict(True, trial.number)
+        return
     _close(state, trial, FAIL, TrialReclaim, commit.at, reason=record.reason, own_fault=False)
     if not last_try:
         _queue_retry(state, trial)
-    return Verdict(True, trial.number)
 
 
-def _take_over(state: State, trial: Trial, record: TrialTakeOver, commit: Commit) -> Verdict:
+def _take_over(state: State, trial: Trial, record: TrialTakeOver, commit: Commit) -> str | None:
     """An operator ends the trial. The owner's lease is over, so what it tells later is kept as a late result."""
     if record.state not in TRANSITIONS[RUNNING, TrialTakeOver].to or not _can_end(state, record.state, record.values):
-        return _refuse(state, "malformed", trial.number)
+        return "malformed"
     _end_lease(trial, commit.at, f"taken over by {record.by}" if record.by else "taken over")
     state.ledger.ended(trial.number, BOOKED[record.state])
     trial.epoch += 1
     _close(state, trial, record.state, TrialTakeOver, commit.at, values=record.values, reason=record.reason)
-    return Verdict(True, trial.number)
+    return None
 
 
 def _before_checkpoint(state: State, trial: Trial) -> tuple[int, int]:
@@ -620,11 +565,10 @@ def _queue_retry(state: State, trial: Trial) -> None:
     retry.system["retry_history"] = msgspec.json.encode(history).decode()
 
 
-def _stop(state: State, trial: Trial, record: TrialStop, _commit: Commit) -> Verdict:
+def _stop(state: State, trial: Trial, record: TrialStop, _commit: Commit) -> None:
     """A request to the owner of this epoch."""
     trial.stop = record.reason or "somebody asked"
     state.changed.add(trial.number)
-    return Verdict(True, trial.number)
 
 
 # --- the steps: they keep the counts and indexes of a State true ---
@@ -641,28 +585,21 @@ def _refuse(state: State, reason: str, number: int | None = None) -> Verdict:
     return Verdict(False, number, reason)
 
 
-def _has_lease(trial: Trial, epoch: int, commit: Commit) -> bool:
-    """Whether the commit comes from the owner of this lease, and the lease is the present one."""
-    return trial.epoch == epoch and trial.owner == commit.owner
-
-
 def _describes_a_trial(state: State, record: TrialCreate) -> dict[str, Distribution] | None:
     """`_outliers` of the record, or None if no trial can be like that."""
+    weight = 0  # of what replicates have in common, more or less
+    if record.replicates > 1:
+        texts = [len(name) + len(text) for some in (record.user, record.system) for name, text in some.items()]
+        weight = sum(texts) + sum([len(name) + 8 for name in record.params])
     if not (
         ((record.values is None and record.state is RUNNING) or _can_end(state, record.state, record.values))
         and 1 <= record.replicates <= MOST_REPLICATES
-        and (record.replicates == 1 or record.replicates * _weight(record) <= _MOST_COPIED)
-        and (record.start is None or possible_time(record.start))
-        and (record.end is None or possible_time(record.end))
+        and record.replicates * weight <= _MOST_COPIED
+        and possible_time(record.start)
+        and possible_time(record.end)
     ):
         return None
     return _outliers(state, record)
-
-
-def _weight(record: TrialCreate) -> int:
-    """Bytes of what its replicates have in common, more or less."""
-    texts = [len(name) + len(text) for some in (record.user, record.system) for name, text in some.items()]
-    return sum(texts) + sum([len(name) + 8 for name in record.params])
 
 
 def _outliers(state: State, record: TrialSet | TrialCreate) -> dict[str, Distribution] | None:
@@ -687,12 +624,6 @@ def _can_end(state: State, to: TrialState, values: tuple[float, ...] | None) -> 
     return state.define is not None and possible_values(values, len(state.define.directions))
 
 
-def _has_place_for(state: State, ended: TrialState, trial: int | None = None) -> bool:
-    """Whether the budget has room for one more trial, or this one, that ends like this without having run."""
-    takes_one = ended is COMPLETE or ended is PRUNED
-    return not takes_one or state.has_room(trial)
-
-
 def _append(state: State, trial_state: TrialState) -> Trial:
     """A new trial in this state."""
     number = state.trials.size
@@ -711,13 +642,14 @@ def _append(state: State, trial_state: TrialState) -> Trial:
 def _refusal(trial: Trial, record: LeaseRecord, commit: Commit, *, absent: str) -> str | None:
     """The key in `REFUSALS` that says why the table forbids this record now; None if it does not.
 
-    `absent` is the key for a move that the table does not have.
+    `absent` is the key for a move that the table does not have; what is finished is fenced from earlier owners.
     """
     allowed = TRANSITIONS.get((trial.state, type(record)))
+    fenced = trial.epoch != record.epoch or trial.owner != commit.owner
     if allowed is None:
-        return absent
+        return "fenced" if absent == "finished" and fenced else absent
     if allowed.needs == "lease":
-        return None if trial.epoch == record.epoch and trial.owner == commit.owner else "fenced"
+        return "fenced" if fenced else None
     return "fenced" if allowed.needs == "epoch" and trial.epoch != record.epoch else None
 
 
@@ -765,6 +697,17 @@ def _merge(state: State, trial: Trial, record: TrialSet | TrialCreate, outside: 
         trial.system = merged(trial.system, record.system)
 
 
+def _merge_distributions(state: State, trial: Trial, record: TrialSet | TrialCreate) -> None:
+    for name in record.params:
+        first, given = state.dists.get(name), record.dists.get(name)
+        if first is None and given is not None:
+            state.dists[name] = given
+        elif given is not None and given != first:
+            trial.dists[name] = given
+        elif name in trial.dists:  # told again, from the first distribution this time
+            del trial.dists[name]
+
+
 def _merge_metrics(state: State, trial: Trial, metrics: dict[str, dict[int, float]]) -> None:
     """Merge metrics. A name that no trial may have is counted and left out; the rest of its record is kept."""
     for name, values in metrics.items():
@@ -772,18 +715,6 @@ def _merge_metrics(state: State, trial: Trial, metrics: dict[str, dict[int, floa
             _count(state, "malformed")
             continue
         trial.metrics[name] = grown(trial.metrics.get(name, {}), values)
-
-
-def _merge_distributions(state: State, trial: Trial, record: TrialSet | TrialCreate) -> None:
-    for name in record.params:
-        first = state.dists.get(name)
-        given = record.dists.get(name)
-        if first is None and given is not None:
-            state.dists[name] = given
-        elif given is not None and given != first:
-            trial.dists[name] = given
-        elif name in trial.dists:  # told again, from the first distribution this time
-            del trial.dists[name]
 
 
 def _close(
@@ -817,25 +748,19 @@ def _note_result(state: State, trial: Trial) -> None:
     ledger = state.ledger
     if trial.state is not FAIL:
         at = ledger.time if ledger.clocks else trial.end or 0
-        ledger.result(at, state.value_of(trial), maximize=_maximizes(state))
+        ledger.result(at, state.value_of(trial))
 
 
 def _end_lease(trial: Trial, at: int, why: str) -> None:
     """Append the present lease to the history of owners."""
     if trial.owner is not None:
-        _leases(trial).append(PastLease(trial.owner, trial.epoch, trial.start, at, why))
-
-
-def _leases(trial: Trial) -> list[PastLease]:
-    """The history of owners, to be changed."""
-    history = trial.history
-    if not isinstance(history, list):
-        history = trial.history = list(history)
-    return history
+        if not isinstance(trial.history, list):
+            trial.history = list(trial.history)
+        trial.history.append(PastLease(trial.owner, trial.epoch, trial.start, at, why))
 
 
 def _of_a_trial(
-    rule: Callable[[State, Trial, Any, Commit], Verdict], *, absent: str = ""
+    rule: Callable[[State, Trial, Any, Commit], Said], *, absent: str = ""
 ) -> Callable[[State, Any, Commit], Verdict]:
     """The rule for a record that names a trial, which is looked up for it.
 
@@ -848,15 +773,17 @@ def _of_a_trial(
             return _refuse(state, "no such trial")
         block = trials.open.get(number // BLOCK)  # as nearly always
         trial = trials.named(number) if block is None else block[number % BLOCK]
-        word = _refusal(trial, record, commit, absent=absent) if absent else None
-        if word is not None:
-            return _refuse(state, word, number)
-        return rule(state, trial, record, commit)
+        said: Said = _refusal(trial, record, commit, absent=absent) if absent else None
+        if said is None:
+            said = rule(state, trial, record, commit)
+        if said is None:
+            return Verdict(True, number)
+        return _refuse(state, said, number) if isinstance(said, str) else said
 
     return looked_up
 
 
-_RULES: Final[dict[type, Callable[[State, Any, Commit], Verdict]]] = {
+_RULES: Final[dict[type, Callable[[State, Any, Commit], Said]]] = {
     StudyDefine: _define,
     StudySet: _set_study,
     StudyControl: _control,
@@ -871,5 +798,5 @@ _RULES: Final[dict[type, Callable[[State, Any, Commit], Verdict]]] = {
     TrialReclaim: _of_a_trial(_reclaim, absent="not running"),
     TrialTakeOver: _of_a_trial(_take_over, absent="not running"),
     TrialStop: _of_a_trial(_stop, absent="not running"),
-    Opaque: lambda state, _record, _commit: _refuse(state, "malformed"),
+    Opaque: lambda _state, _record, _commit: "malformed",
 }

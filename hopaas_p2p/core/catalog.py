@@ -23,7 +23,7 @@ from hopaas_p2p.errors import InvalidInput
 MAX_NAME: Final = 200
 RESERVED: Final = frozenset({"catalog", "bridge-box", "bridge-answers"})
 """What stores call logs of their own: no study's uuid."""
-VERSION: Final = 1
+VERSION: Final = 2
 _LIKE_LATIN: Final = frozenset({"CYRILLIC", "ARMENIAN", "CHEROKEE"})
 _GREEK_LIKE_LATIN: Final = frozenset("ΑΒΕΖΗΙΚΜΝΟΡΤΥΧο")  # noqa: RUF001  # the others are physicists'
 
@@ -165,9 +165,9 @@ class _Catalog(msgspec.Struct, array_like=True):
     version: int
     lsn: int
     ids: int
-    listings: list[tuple[int, str, str]]
+    listings: list[Listing]
     gone: list[str]
-    writers: dict[str, tuple[int, int, list[tuple[bool, int | None, str | None]], str]]
+    writers: dict[str, LastCommit]
     refusals: dict[str, int]
     chain: int | None = None
 
@@ -178,15 +178,9 @@ _decode: Final = msgspec.msgpack.Decoder(_Catalog).decode
 
 def dump(catalog: Catalog) -> bytes:
     """The snapshot of this catalog."""
-    listings = [(one.study_id, one.uuid, one.name) for one in catalog.by_id.values()]
-    gone = sorted(catalog.uuids - {one.uuid for one in catalog.by_id.values()})
-    writers = {
-        writer: (last.seq, last.lsn, [(v.accepted, v.number, v.refusal) for v in last.verdicts], last.author)
-        for writer, last in catalog.writers.items()
-    }
-    body = _Catalog(
-        VERSION, catalog.lsn, catalog.ids, listings, gone, writers, catalog.refusals, sum_at(catalog.lsn, catalog.chain)
-    )
+    listings, chain = list(catalog.by_id.values()), sum_at(catalog.lsn, catalog.chain)
+    gone = sorted(catalog.uuids - {one.uuid for one in listings})
+    body = _Catalog(VERSION, catalog.lsn, catalog.ids, listings, gone, catalog.writers, catalog.refusals, chain)
     return snapshot.seal(_MAGIC, _encode(body))
 
 
@@ -207,13 +201,10 @@ def load(data: bytes) -> Catalog:
     catalog.lsn, catalog.ids, catalog.refusals = found.lsn, found.ids, found.refusals
     if found.chain is not None:
         catalog.chain = found.lsn, found.chain
-    catalog.writers = {
-        writer: LastCommit(seq, lsn, tuple([Verdict(*verdict) for verdict in verdicts]), author)
-        for writer, (seq, lsn, verdicts, author) in found.writers.items()
-    }
-    for listing in [Listing(*one) for one in found.listings]:
+    catalog.writers = found.writers
+    for listing in found.listings:
         catalog.by_id[listing.study_id] = catalog.by_name[listing.name] = catalog.by_uuid[listing.uuid] = listing
-    catalog.uuids = {uuid for _, uuid, _ in found.listings}.union(found.gone)
+    catalog.uuids = {*catalog.by_uuid, *found.gone}
     sound = (
         len(catalog.by_id) == len(catalog.by_name) == len(found.listings)
         and len(catalog.uuids) == len(found.listings) + len(found.gone) == found.ids

@@ -141,40 +141,26 @@ def decode(payload: bytes) -> Commit | Garbage:
         return Garbage("checksum does not match")
     body = memoryview(payload)[4:]
     try:
-        wire: _Wire | None = _strict.decode(body)
-    except _UNREADABLE:
-        wire = None
-    if wire is None or wire.format != FORMAT:
-        return _decode_loosely(body)
-    if not _plausible(wire, len(body)):
-        return Garbage("header out of range")
-    return Commit(wire.writer, wire.seq, wire.owner or wire.writer, wire.at, tuple(wire.records))
-
-
-def _plausible(wire: _Wire, size: int) -> bool:
-    owner = wire.owner
-    return (
-        _SHORTEST * len(wire.records) <= size
-        and 0 < len(wire.writer) <= LONGEST_PEER
-        and (owner is None or 0 < len(owner) <= LONGEST_PEER)
-        and 0 < wire.seq < 1 << 53
-        and -LAST_TIME < wire.at < LAST_TIME
-    )
-
-
-def _decode_loosely(body: memoryview) -> Commit | Garbage:
-    """Record by record, so that what can be read is."""
-    try:
-        wire = _loose.decode(body)
-    except _UNREADABLE:
-        return Garbage("not a commit")
+        wire, strict = _strict.decode(body), True
+    except _UNREADABLE:  # record by record, so that what can be read is
+        try:
+            wire, strict = _loose.decode(body), False
+        except _UNREADABLE:
+            return Garbage("not a commit")
     if wire.format != FORMAT:
         return Garbage(f"format {wire.format}, which this version does not know")
-    if not _plausible(wire, len(body)):
+    owner = wire.owner or wire.writer
+    if not (
+        _SHORTEST * len(wire.records) <= len(body)
+        and 0 < len(wire.writer) <= LONGEST_PEER
+        and wire.owner != ""
+        and len(owner) <= LONGEST_PEER
+        and 0 < wire.seq < 1 << 53
+        and -LAST_TIME < wire.at < LAST_TIME
+    ):
         return Garbage("header out of range")
-    return Commit(
-        wire.writer, wire.seq, wire.owner or wire.writer, wire.at, tuple(_record_or_opaque(raw) for raw in wire.records)
-    )
+    records = wire.records if strict else [_record_or_opaque(raw) for raw in wire.records]  # type: ignore[arg-type]
+    return Commit(wire.writer, wire.seq, owner, wire.at, tuple(records))
 
 
 def _record_or_opaque(raw: msgspec.Raw) -> Record | Opaque:

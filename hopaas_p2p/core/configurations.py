@@ -99,7 +99,7 @@ class Configurations(Pausing):
         if number >= chain.last:
             chain.last, chain.failed = number, failed
         chain.takes = chain.takes or trial.state in _TAKES
-        reached, chain.values = self._merged(root, chain, chain.values, trial)
+        reached, chain.values = self._merged(chain, chain.values, trial)
         if trial.paused and number > chain.continued:
             chain.paused, chain.paused_rungs = number, reached
             chain.pauses[reached] = number
@@ -122,16 +122,25 @@ class Configurations(Pausing):
             if copied_trial(trial) is not None:
                 chain.copied = chain.promoted
 
-    def _merged(self, root: int, chain: TrialChain, values: Worth, trial: Trial) -> tuple[int, Worth]:
-        """How many rungs this trial has reached, and the values of its configuration with what it reported at them."""
-        standings, since, reached = self.standings, self.standings.since(chain), list[float]()
-        if trial.reports and self.policy is not None:
-            for level in standings.levels(root)[since:]:
-                value = value_from(trial.reports, level + self.policy.first_step - 1)
-                if value is None:  # if it reports less often, what it said next counts
-                    break
-                reached.append(value)
-        return since + len(reached), standings.merged(values, trial.number, reached, since)
+    def _merged(self, chain: TrialChain, values: Worth, trial: Trial) -> tuple[int, Worth]:
+        """How many rungs this trial has reached, and the values of its configuration with what it reported at them.
+
+        Of two trials that say something of a rung, the first counts; in a population, the last one that went on to it.
+        """
+        at = chain.promoted if self.population is not None else 0
+        if not trial.reports or self.policy is None:
+            return at, values
+        merged = list(values)
+        for level in self.policy.levels[at:]:
+            value = value_from(trial.reports, level + self.policy.first_step - 1)
+            if value is None:  # if it reports less often, what it said next counts
+                break
+            if at >= len(merged):
+                merged.append((trial.number, value))
+            elif merged[at][0] == trial.number or (merged[at][0] < trial.number) == (self.population is not None):
+                merged[at] = trial.number, value
+            at += 1
+        return at, tuple(merged)
 
     def _place(self, root: int, trials: Sequence[Trial]) -> None:
         chain = self._chains[root]
@@ -141,9 +150,10 @@ class Configurations(Pausing):
         chain.counted = takes
         values = chain.values
         for trial in live:
-            _, values = self._merged(root, chain, values, trial)
+            _, values = self._merged(chain, values, trial)
             self._set_resumable(trial.number, resumable=takes and trial.state is TrialState.WAITING)
-        self.standings.place_chain(root, chain, tuple([value for _, value in values]), live=bool(live))
+        reached = tuple([value for _, value in values])
+        self.standings.place(root, self.standings.standing_of(chain, reached, live=bool(live)))
 
     def _set_resumable(self, number: int, *, resumable: bool) -> None:
         at = bisect.bisect_left(self.resumable, number)

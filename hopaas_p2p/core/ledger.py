@@ -20,12 +20,12 @@ import bisect
 import functools
 import math
 from collections.abc import Collection, Mapping
-from typing import Final, Literal
+from typing import Annotated, Final, Literal
 
 import msgspec
 
 from hopaas_p2p.core.inherited import last_step
-from hopaas_p2p.core.records import LAST_TIME, Budget, Price, Until, Used
+from hopaas_p2p.core.records import Budget, Natural, Price, Time, Until, Used
 
 HOUR: Final = 3_600_000_000
 """Microseconds."""
@@ -35,6 +35,7 @@ LONGEST_LEASE: Final = 400 * 24 * HOUR
 """Of one that is longer, a clock was set from 1970 to today."""
 _MOST: Final = 1 << 60
 """Of any amount: sums stay within the 64 bits that a snapshot writes."""
+Amount = Annotated[int, msgspec.Meta(ge=0, le=_MOST)]
 _MOST_STEPS: Final = 1 << 40
 _MOST_DEVICES: Final = 100_000
 """GPUs, cores or watts of one peer."""
@@ -54,39 +55,26 @@ OUTCOMES: Final[tuple[Outcome, ...]] = ("complete", "pruned", "failed", "lost", 
 class Cost(msgspec.Struct, array_like=True, gc=False):
     """What some leases cost."""
 
-    time: int = 0
+    time: Amount = 0
     """Microseconds."""
-    gpu: int = 0
+    gpu: Amount = 0
     """Microseconds of one GPU."""
-    core: int = 0
+    core: Amount = 0
     """Microseconds of one core."""
-    energy: int = 0
+    energy: Amount = 0
     """Millijoules."""
-    epochs: int = 0
+    epochs: Amount = 0
 
-    def add(self, other: Cost) -> None:
-        """Take this on top."""
-        self.time += other.time
-        if other.gpu:
-            self.gpu += other.gpu
-        self.core += other.core
-        if other.energy:
-            self.energy += other.energy
-        self.epochs += other.epochs
-        if self.time + self.gpu + self.core + self.energy + self.epochs > _MOST:  # so one of them may be
+    def add(self, other: Cost, times: int = 1) -> None:
+        """Take this on top; away, with -1."""
+        self.time += times * other.time
+        self.gpu += times * other.gpu
+        self.core += times * other.core
+        self.energy += times * other.energy
+        self.epochs += times * other.epochs
+        if not 0 <= self.time | self.gpu | self.core | self.energy | self.epochs <= _MOST:  # so one of them may be
             for name in self.__struct_fields__:
-                setattr(self, name, min(_MOST, getattr(self, name)))
-
-    def subtract(self, other: Cost) -> None:
-        """Take this away."""
-        self.time -= other.time
-        self.gpu -= other.gpu
-        self.core -= other.core
-        self.energy -= other.energy
-        self.epochs -= other.epochs
-        if min(self.time, self.gpu, self.core, self.energy, self.epochs) < 0:  # of what was too much to be written
-            for name in self.__struct_fields__:
-                setattr(self, name, max(0, getattr(self, name)))
+                setattr(self, name, min(max(0, getattr(self, name)), _MOST))
 
     @property
     def gpu_hours(self) -> float:
@@ -108,7 +96,7 @@ class Account(msgspec.Struct, array_like=True, gc=False):
     user: str
     outcome: Outcome
     cost: Cost
-    leases: int = 0
+    leases: Natural = 0
 
 
 class OpenLease(msgspec.Struct, array_like=True, gc=False):
@@ -116,18 +104,18 @@ class OpenLease(msgspec.Struct, array_like=True, gc=False):
 
     site: str
     user: str
-    gpus: int
+    gpus: Amount
     """Thousandths."""
-    cores: int
+    cores: Amount
     """Thousandths."""
-    watts: int
+    watts: Amount
     """Thousandths."""
-    start: int
-    heard: int
+    start: Time
+    heard: Time
     """The time of its owner's last word, by the owner's clock as `start` is."""
-    base: int
+    base: Amount
     """Epochs that it began with."""
-    top: int
+    top: Amount
     """Epochs that its trial has now."""
     from_zero: bool
     """Whether its steps begin with 0."""
@@ -150,22 +138,24 @@ class Ledger(msgspec.Struct, array_like=True):
     """See the module. `apply` alone changes it."""
 
     limits: Budget
+    maximize: bool = False
+    """Whether large values are good."""
     accounts: dict[str, Account] = {}
     open: dict[int, OpenLease] = {}
     """By trial; those of the running ones."""
-    given_back: dict[int, list[Account]] = {}
+    given_back: dict[Natural, list[Account]] = {}
     """What trials that are not over have cost in earlier leases: an account per lease."""
-    lost: dict[int, OpenLease] = {}
+    lost: Annotated[dict[Natural, OpenLease], msgspec.Meta(max_length=_LOST_KEPT)] = {}
     """The last attempts that were lost: a late result moves what they cost."""
     reached: str | None = None
     """Which limit has ended the study, in words."""
-    best: tuple[int, float] | None = None
+    best: tuple[Time, float] | None = None
     """When the best trial ended, and its value."""
-    since_best: int = 0
+    since_best: Natural = 0
     """COMPLETE and PRUNED trials since then."""
-    improvements: list[tuple[int, float]] = []
+    improvements: list[tuple[Time, float]] = []
     """When the best value changed, and to what: of the time that `gain_hours` needs."""
-    clocks: list[tuple[str, int]] = []
+    clocks: Annotated[list[tuple[str, Time]], msgspec.Meta(max_length=_CLOCKS)] = []
     """The last commits: their writers and times, where there are limits."""
     total: Cost = msgspec.field(default_factory=Cost)
     """The sum of the accounts."""
@@ -228,8 +218,8 @@ class Ledger(msgspec.Struct, array_like=True):
             lease.heard = at
         cost = lease.cost()
         if lease.booked:
-            self._book(lease.site, lease.user, "running", -1).subtract(lease.counted)
-            self.total.subtract(lease.counted)
+            self._book(lease.site, lease.user, "running", -1).add(lease.counted, -1)
+            self.total.add(lease.counted, -1)
         lease.counted = cost
         self._book(lease.site, lease.user, outcome, 1).add(cost)
         self.total.add(cost)
@@ -241,7 +231,7 @@ class Ledger(msgspec.Struct, array_like=True):
     def settle(self, number: int, outcome: Outcome) -> None:
         """What the trial's earlier leases cost belongs to this outcome now."""
         for part in self.given_back.pop(number, ()):
-            self._book(part.site, part.user, "given back", -1).subtract(part.cost)
+            self._book(part.site, part.user, "given back", -1).add(part.cost, -1)
             self._book(part.site, part.user, outcome, 1).add(part.cost)
 
     def was_lost(self, number: int, lived: int | None) -> None:
@@ -268,9 +258,9 @@ class Ledger(msgspec.Struct, array_like=True):
         lease.used = used if used is not None and _possible(used) else None
         lease.top = max(lease.top, _epochs(reports)[0])
         after = lease.cost()
-        self._book(lease.site, lease.user, "lost", -1).subtract(before)
+        self._book(lease.site, lease.user, "lost", -1).add(before, -1)
         self._book(lease.site, lease.user, "complete", 1).add(after)
-        self.total.subtract(before)
+        self.total.add(before, -1)
         self.total.add(after)
 
     def _count(self, lease: OpenLease) -> None:
@@ -278,7 +268,7 @@ class Ledger(msgspec.Struct, array_like=True):
         cost = lease.cost()
         running = self._book(lease.site, lease.user, "running", 0 if lease.booked else 1)
         for sum_ in (running, self.total):
-            sum_.subtract(lease.counted)
+            sum_.add(lease.counted, -1)
             sum_.add(cost)
         lease.counted, lease.booked = cost, True
 
@@ -306,10 +296,12 @@ class Ledger(msgspec.Struct, array_like=True):
             for lease in self.open.values():
                 self._count(lease)
 
-    def result(self, at: int, value: float | None, *, maximize: bool) -> None:
+    def result(self, at: int, value: float | None) -> None:
         """A trial ended COMPLETE with this value, or PRUNED; `at` is the log's time."""
         self.since_best += 1
-        if value is None or not (self.best is None or (value > self.best[1] if maximize else value < self.best[1])):
+        if value is None or not (
+            self.best is None or (value > self.best[1] if self.maximize else value < self.best[1])
+        ):
             return
         self.best, self.since_best = (at, value), 0
         until = self.limits.until
@@ -337,26 +329,26 @@ class Ledger(msgspec.Struct, array_like=True):
         clocks = sorted(dict(self.clocks).values())
         return clocks[-2:][0] if clocks else 0
 
-    def is_due(self, at: int, *, maximize: bool) -> bool:
+    def is_due(self, at: int) -> bool:
         """Whether a limit is reached by a clock that says so, if no other one counts."""
-        return msgspec.structs.replace(self, clocks=[("", at)]).judge(maximize=maximize) is not None
+        return msgspec.structs.replace(self, clocks=[("", at)]).judge() is not None
 
-    def judge(self, *, maximize: bool) -> str | None:
+    def judge(self) -> str | None:
         """Which limit is reached, in words."""
         limits = self.limits
         for name, unit in AMOUNTS.items():
             limit = getattr(limits, name)
             if limit is not None and self.spent(name) >= limit:
                 return f"{limit:g} {unit} are spent"
-        return None if limits.until is None else self._until(limits.until, maximize=maximize)
+        return None if limits.until is None else self._until(limits.until)
 
-    def _until(self, until: Until, *, maximize: bool) -> str | None:
+    def _until(self, until: Until) -> str | None:
         best, now = self.best, self.time
         if isinstance(until.date, int) and now >= until.date:
             return "the date is reached"
         if best is None:
             return None
-        if until.target is not None and (best[1] >= until.target if maximize else best[1] <= until.target):
+        if until.target is not None and (best[1] >= until.target if self.maximize else best[1] <= until.target):
             return f"the target {until.target:g} is reached"
         if until.trials_without_gain is not None and self.since_best >= until.trials_without_gain:
             return f"{self.since_best} trials without a better one"
@@ -415,26 +407,13 @@ def possible_limits(limits: Budget, directions: int) -> bool:
 
 def possible_ledger(ledger: Ledger, directions: int, running: Collection[int], trials: int) -> bool:
     """Whether `apply` can have kept this ledger of a study with so many objectives and trials, of which these run."""
-    leases = [*ledger.open.values(), *ledger.lost.values()]
-    given_back = [account for some in ledger.given_back.values() for account in some]
-    accounts = [*ledger.accounts.values(), *given_back]
-    costs = [ledger.total, *[one.cost for one in accounts], *[one.counted for one in leases]]
-    amounts = [amount for cost in costs for amount in msgspec.structs.astuple(cost)]
-    amounts += [number for one in leases for number in (one.gpus, one.cores, one.watts, one.base, one.top)]
-    amounts += [one.leases for one in accounts] + [ledger.since_best]
     best = [] if ledger.best is None else [ledger.best]
-    times = [time for one in leases for time in (one.start, one.heard)]
-    times += [time for time, _ in (*best, *ledger.improvements)] + [time for _, time in ledger.clocks]
     return (
         possible_limits(ledger.limits, directions)
         and ledger.open.keys() <= set(running)
-        and all(0 <= number < trials for number in (*ledger.given_back, *ledger.lost))
-        and all(0 <= amount <= _MOST for amount in amounts)
-        and all(-LAST_TIME < time < LAST_TIME for time in times)
+        and all(number < trials for number in (*ledger.given_back, *ledger.lost))
         and not any(math.isnan(value) for _, value in (*best, *ledger.improvements))
-        and all(one.used is None or _possible(one.used) for one in leases)
-        and len(ledger.lost) <= _LOST_KEPT
-        and len(ledger.clocks) <= _CLOCKS
+        and all(one.used is None or _possible(one.used) for one in (*ledger.open.values(), *ledger.lost.values()))
     )
 
 

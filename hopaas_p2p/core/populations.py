@@ -17,13 +17,14 @@ This file knows numbers only: no trials, no log. `perturbation` says how paramet
 
 from __future__ import annotations
 
+import bisect
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Collection
 from typing import Final
 
 import msgspec
 
-from hopaas_p2p.core.standings import Ranking, RungCount, RungStanding, Standings, TrialChain, Worth
+from hopaas_p2p.core.standings import Ranking, RungCount, RungStanding, Standings, TrialChain, first, remove
 
 _MOST_FAILURES: Final = 3
 """Of a member since its last pause: then it is out."""
@@ -96,40 +97,22 @@ class Members(Standings):
         self._levels = policy.levels
         self._reached: list[Ranking] = []
         """For each rung, the members that have reached it, the best first."""
-        self._waiting = Ranking()
+        self._waiting: Ranking = []
         """Members that wait, the one that has come least far first."""
-        self._training = Ranking()
+        self._training: Ranking = []
         """Members that are not over, the one that has gone on from the fewest rungs first."""
 
     # --- members ---
 
     def admit(self, number: int) -> int:
-        self._training.add((0.0, number))
+        bisect.insort(self._training, (0.0, number))
         return super().admit(number)
-
-    def levels(self, _number: int) -> range:
-        return self._levels
 
     def pauses_at(self, number: int) -> int | None:
         promoted = self._standing[number].promoted
         return self._levels[promoted] if promoted < len(self._levels) else None
 
-    def since(self, chain: TrialChain) -> int:
-        return chain.promoted
-
-    def merged(self, values: Worth, number: int, reached: Sequence[float], since: int) -> Worth:
-        """`values` with what another trial reported at the rungs from the one `since`; of two the last counts."""
-        if not reached:
-            return values
-        merged = list(values)
-        for at, value in enumerate(reached, since):
-            if at >= len(merged):
-                merged.append((number, value))
-            elif merged[at][0] <= number:
-                merged[at] = number, value
-        return tuple(merged)
-
-    def place_chain(self, number: int, chain: TrialChain, reached: tuple[float, ...], *, live: bool) -> None:
+    def standing_of(self, chain: TrialChain, reached: tuple[float, ...], *, live: bool) -> RungStanding:
         """One that failed waits at the rung of its last pause, behind all others."""
         idle = not live and not chain.complete
         waits = idle and chain.paused >= 0
@@ -138,35 +121,28 @@ class Members(Standings):
             if reached and chain.failures <= _MOST_FAILURES:
                 reached, waits = (*reached[:-1], math.nan), True
         over = not waits and not live
-        self.place(number, RungStanding(reached, chain.promoted, waits, over, copied=chain.copied))
+        return RungStanding(reached, chain.promoted, waits, over, copied=chain.copied)
 
-    def place(self, number: int, to: RungStanding) -> None:
-        """Say where a member stands now."""
-        before = self._standing[number]
-        if to == before and repr(to) == repr(before):  # nan differs from itself
-            return
-        self._standing[number] = to
-        while len(self._reached) < len(to.reached):
-            self._reached.append(Ranking())
-        for at in range(_first_difference(before.reached, to.reached), max(len(before.reached), len(to.reached))):
-            if at < len(before.reached):
-                self._reached[at].remove((self._key(before.reached[at]), number))
-            if at < len(to.reached):
-                self._reached[at].add((self._key(to.reached[at]), number))
+    def ranking(self, _number: int, at: int) -> Ranking:
+        while len(self._reached) <= at:
+            self._reached.append([])
+        return self._reached[at]
+
+    def _placed(self, number: int, before: RungStanding, to: RungStanding) -> None:
         if before.waits:
-            self._waiting.remove((float(len(before.reached)), number))
+            remove(self._waiting, (float(len(before.reached)), number))
         if to.waits:
-            self._waiting.add((float(len(to.reached)), number))
+            bisect.insort(self._waiting, (float(len(to.reached)), number))
         if not before.over:
-            self._training.remove((float(before.promoted), number))
+            remove(self._training, (float(before.promoted), number))
         if not to.over:
-            self._training.add((float(to.promoted), number))
+            bisect.insort(self._training, (float(to.promoted), number))
 
     # --- who goes on, and from where ---
 
     def best(self, *, closing: bool = False, room: bool = False, skip: Collection[int] = ()) -> int | None:  # noqa: ARG002
-        first = None if room else self._waiting.first(skip)  # members are compared once all of them are there
-        return None if first is None else first[1]
+        found = None if room else first(self._waiting, skip)  # members are compared once all of them are there
+        return None if found is None else found[1]
 
     def better(self, number: int) -> list[int]:
         standing = self._standing[number]
@@ -175,14 +151,15 @@ class Members(Standings):
         reached, mine = self._reached[len(standing.reached) - 1], self._key(standing.reached[-1])
         if mine < math.inf and not self._is_among_the_worst(number, standing):
             return []
-        return [one for key, one in reached.smallest(max(self._quota(len(reached)), 1)) if key < mine]
+        return [one for key, one in reached[: max(self._quota(len(reached)), 1)] if key < mine]
 
     def _is_among_the_worst(self, number: int, standing: RungStanding) -> bool:
         for at in reversed(range(standing.copied, len(standing.reached))):
             reached = self._reached[at]
             quota = self._quota(len(reached))
             if quota:
-                return reached.rank((self._key(standing.reached[at]), number)) >= len(reached) - quota
+                rank = bisect.bisect_left(reached, (self._key(standing.reached[at]), number))
+                return rank >= len(reached) - quota
         return False
 
     def _quota(self, reached: int) -> int:
@@ -194,8 +171,8 @@ class Members(Standings):
         rung = next((reached for reached, one in chain.pauses.items() if one == trial), None)
         if rung is None:
             return False
-        few, first = used < self.policy.size and (most is None or used < most), self._training.first()
-        return few or chain.paused == trial or (first is not None and first[0] <= rung)
+        few = used < self.policy.size and (most is None or used < most)
+        return few or chain.paused == trial or (bool(self._training) and self._training[0][0] <= rung)
 
     # --- for people ---
 
@@ -215,11 +192,3 @@ class Members(Standings):
             for at, reached in enumerate(self._reached)
             if len(reached)
         ]
-
-
-def _first_difference(before: tuple[float, ...], after: tuple[float, ...]) -> int:
-    """The first rung at which the value of a member has changed."""
-    for at, (old, new) in enumerate(zip(before, after, strict=False)):
-        if old is not new and old != new:
-            return at
-    return min(len(before), len(after))

@@ -20,12 +20,12 @@ from __future__ import annotations
 import bisect
 import functools
 import math
-from collections.abc import Collection, Iterator
-from typing import Final
+from collections.abc import Collection
+from typing import Final, NamedTuple
 
 import msgspec
 
-from hopaas_p2p.core.standings import Ranking, RungCount, RungStanding, Standings, TrialChain
+from hopaas_p2p.core.standings import Ranking, RungCount, RungStanding, Standings, TrialChain, first, remove
 
 _MOST_RUNGS: Final = 64
 _HEDGED: Final = 3
@@ -114,7 +114,7 @@ class Ladder(Standings):
         self.policy = policy
         self._bracket: dict[int, int] = {}
         self._hedged = policy.brackets >= _HEDGED and policy.whole > 0
-        self._rungs = [[_Rung() for _ in policy.levels] for _ in range(len(policy.levels) + 1)]
+        self._rungs = [[_Rung([], []) for _ in policy.levels] for _ in range(len(policy.levels) + 1)]
         """For each bracket all rungs; it pauses at none that is below its first."""
         self._whole: list[int] = []
         """The configurations that were trained to the end without a pause, in order."""
@@ -122,7 +122,7 @@ class Ladder(Standings):
         """The rungs, from 0, that mislead, so that none pauses there."""
         self._first: set[int] = set()
         """The configurations that do not pause until the rungs are proved."""
-        self._owed = Ranking()
+        self._owed: Ranking = []
         """Configurations that wait at no rung that is still ahead of them: the rungs were changed."""
         self._best: dict[bool, int | None] = {}
 
@@ -141,40 +141,21 @@ class Ladder(Standings):
     def bracket(self, number: int) -> int:
         return self._bracket[number]
 
-    def levels(self, _number: int) -> tuple[int, ...]:
-        return self.policy.levels
-
     def pauses_at(self, number: int) -> int | None:
         if number in self._first and self.is_unproved():
             return None
-        first, levels = max(self._standing[number].promoted, self._bracket[number]), self.policy.levels
-        return next((levels[at] for at in range(first, len(levels)) if at not in self._passed), None)
+        begin, levels = max(self._standing[number].promoted, self._bracket[number]), self.policy.levels
+        return next((levels[at] for at in range(begin, len(levels)) if at not in self._passed), None)
 
     def may_pause_at(self, number: int) -> int | None:
-        first, levels = max(self._standing[number].promoted, self._bracket[number]), self.policy.levels
-        return levels[first] if first < len(levels) else None
+        begin, levels = max(self._standing[number].promoted, self._bracket[number]), self.policy.levels
+        return levels[begin] if begin < len(levels) else None
 
-    def place_chain(self, number: int, chain: TrialChain, reached: tuple[float, ...], *, live: bool) -> None:
-        idle = not live and not chain.complete
-        if idle and chain.failed:
-            reached = (math.nan,) * len(reached)
-        waits = idle and chain.paused >= 0
-        end = None if live or chain.promoted or chain.end is None else chain.end[1]
-        self.place(number, RungStanding(reached, chain.promoted, waits, not live and not waits, end))
+    def ranking(self, number: int, at: int) -> Ranking:
+        return self._rungs[self._bracket[number]][at].reached
 
-    def place(self, number: int, to: RungStanding) -> None:
-        """Say where a configuration stands now."""
-        before = self._standing[number]
-        if to == before and repr(to) == repr(before):  # nan differs from itself
-            return
-        rungs = self._rungs[self._bracket[number]]
-        self._standing[number] = to
+    def _placed(self, number: int, before: RungStanding, to: RungStanding) -> None:
         self._best.clear()
-        for rung, old, new in _pairs(rungs, before.reached, to.reached):
-            if old is not None:
-                rung.reached.remove((self._key(old), number))
-            if new is not None:
-                rung.reached.add((self._key(new), number))
         self._queue(number, before, waits=False)
         self._queue(number, to, waits=True)
         if before.end is not None:
@@ -200,9 +181,9 @@ class Ladder(Standings):
             ranking = self._rungs[self._bracket[number]][at].waiting
             entry = 0.0 if at in self._passed else key, number
         if waits:
-            ranking.add(entry)
+            bisect.insort(ranking, entry)
         else:
-            ranking.remove(entry)
+            remove(ranking, entry)
 
     def is_unproved(self) -> bool:
         """Whether it is still to be seen which rungs mislead."""
@@ -241,14 +222,15 @@ class Ladder(Standings):
             found: list[tuple[float, int]] = []
             for bracket in range(min(height, self.policy.brackets - 1) + 1):
                 rung = self._rungs[bracket][height]
-                entry = rung.waiting.first(skip)
+                entry = first(rung.waiting, skip)
                 if entry is None:
                     continue
-                if height in self._passed or rung.reached.rank(entry) < self._quota(rung, closing=closing):
+                rank = bisect.bisect_left(rung.reached, entry)
+                if height in self._passed or rank < self._quota(rung, closing=closing):
                     found.append(entry)
             if found:
                 return min(found)[1]
-        owed = self._owed.first(skip)
+        owed = first(self._owed, skip)
         return None if owed is None else owed[1]
 
     def may_be_continued(self, number: int, chain: TrialChain, trial: int, *, used: int, most: int | None) -> bool:  # noqa: ARG002
@@ -263,7 +245,7 @@ class Ladder(Standings):
         if most is None or at is None or at in self._passed:
             return True
         rung = self._rungs[self._bracket[number]][at]
-        rank = rung.reached.rank((self._key(standing.reached[-1]), number))
+        rank = bisect.bisect_left(rung.reached, (self._key(standing.reached[-1]), number))
         return rank < max(-(-max(most, len(rung.reached)) // self.policy.eta), 1)
 
     def _quota(self, rung: _Rung, *, closing: bool) -> int:
@@ -307,22 +289,8 @@ def _misleads(pairs: list[tuple[float, float]]) -> bool:
     return sum(twice) >= len(best) * (len(pairs) - 1) > 0
 
 
-def _pairs(
-    rungs: list[_Rung], before: tuple[float, ...], after: tuple[float, ...]
-) -> Iterator[tuple[_Rung, float | None, float | None]]:
-    """The rungs at which a configuration's value has changed, with the old and the new one."""
-    for at, rung in enumerate(rungs):
-        old = before[at] if at < len(before) else None
-        new = after[at] if at < len(after) else None
-        if old is not new and old != new:
-            yield rung, old, new
+class _Rung(NamedTuple):
+    """The configurations of one bracket that have reached one rung, and those that wait there."""
 
-
-class _Rung:
-    """The configurations of one bracket that have reached one rung."""
-
-    __slots__ = ("reached", "waiting")
-
-    def __init__(self) -> None:
-        self.reached = Ranking()
-        self.waiting = Ranking()
+    reached: Ranking
+    waiting: Ranking

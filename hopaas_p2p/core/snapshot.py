@@ -1,12 +1,11 @@
 """State <-> bytes, and the digest by which two States are compared.
 
-A snapshot is a header and blocks of 1,024 trials, see `blocks`. A block whose trials are all finished never changes
-again: a State keeps its bytes instead of its trials, so a snapshot costs what is new, and joining takes no trial apart.
-What is known of peers that have long been quiet is packed likewise, 256 at a time. Nobody is forgotten: a commit of a
-peer may lie in a spool for as long as it likes, and counts once.
-
-A store keeps those blocks apart from the rest, see `split`: each is written once and shared by the snapshots after it,
-so a study of n trials costs a constant number of bytes per trial, however many snapshots are written.
+A snapshot is a head and pieces that are kept apart from it, each compressed alone: blocks of 1,024 finished trials, see
+`blocks`, and 256 peers at a time of which none has written for long. Such a piece hardly ever changes: its name holds
+its place and a hash of its bytes, so stores write it once and share it among snapshots, see `split`, and a study of n
+trials costs a constant number of bytes per trial, however many snapshots are written. A State keeps the bytes of a
+block instead of its trials, so joining takes no trial apart. No peer is forgotten: a commit of a peer may lie in a
+spool for as long as it likes, and counts once.
 
 Canonical: the same State gives the same bytes, before compression, everywhere. No pickle.
 """
@@ -14,10 +13,9 @@ Canonical: the same State gives the same bytes, before compression, everywhere. 
 from __future__ import annotations
 
 import hashlib
-import itertools
 import re
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, Final, TypeVar
 
 import msgspec
@@ -29,7 +27,7 @@ from hopaas_p2p.core.configurations import follow_fidelity
 from hopaas_p2p.core.inherited import flat
 from hopaas_p2p.core.ledger import Ledger, possible_ledger
 from hopaas_p2p.core.records import Budget, Distribution, Natural, StudyDefine, TrialState
-from hopaas_p2p.core.state import BLOCK, REFUSALS, LastCommit, Replicates, State, Verdict
+from hopaas_p2p.core.state import BLOCK, REFUSALS, LastCommit, Replicates, State
 from hopaas_p2p.core.validity import (
     MAX_BUDGET,
     STATUSES,
@@ -39,15 +37,13 @@ from hopaas_p2p.core.validity import (
     possible_system,
 )
 
-VERSION: Final = 3
+VERSION: Final = 4
 _PEERS: Final = 256
 _QUIET: Final = 4096
-"""Commits without one of a peer after which it is written with 255 neighbours once, and not with every head."""
-_MOST_PARTS: Final = 1 << 16
+"""Commits without one of a peer after which it is kept apart, with 255 neighbours, and not written with every head."""
 _LEVEL: Final = 6
 _NAME: Final = re.compile(r"[0-9wp][0-9]{7}-[0-9a-f]{32}")
 _MAGIC: Final = b"hopaas-snapshot\n"
-_HEAD_MAGIC: Final = b"hopaas-snapshot-head\n"
 _DIGEST: Final = 16
 _ROOM: Final = 64 << 20
 _RATIO: Final = 32
@@ -58,7 +54,6 @@ class CorruptSnapshot(Exception):
     """These bytes are not a snapshot this version can read; the log still is, replay it instead."""
 
 
-_Last = tuple[Natural, Natural, list[tuple[bool, Natural | None, str | None]], str]
 T = TypeVar("T")
 
 
@@ -70,85 +65,95 @@ class _Header(msgspec.Struct, array_like=True):
     budget: Annotated[int, msgspec.Meta(ge=0, le=MAX_BUDGET)] | None
     user: dict[str, str]
     system: dict[str, str]
-    waiting: list[Natural]
-    running: list[Natural]
+    waiting: dict[Natural, None]
+    running: dict[Natural, None]
     failures_in_a_row: Natural
     dists: dict[str, Distribution]
-    peers: dict[str, dict[str, str]]
-    draining: list[str]
-    writers: dict[str, _Last]
+    draining: dict[str, None]
     refusals: dict[str, Natural]
+    ledger: Ledger
+    replicates: dict[int, Replicates]
     trials: Natural
-    blocks: list[memoryview]
-    """Views of the bytes that were decoded: a closed block is kept as it came, and not copied."""
-    chain: int | None = None
+    chain: int | None
     """The sum that the snapshot stands on, see `core.chain`."""
-    quiet: list[tuple[str, int, bytes]] = []
-    """Of `writers` and of `peers`, the parts of 256 of which none has written for long: which, where, and packed."""
-    ledger: Ledger = msgspec.field(default_factory=lambda: Ledger(Budget()))
-    replicates: dict[int, Replicates] = {}
-
-
-class _SplitSnapshot(msgspec.Struct, array_like=True):
-    """A snapshot whose settled blocks are kept elsewhere."""
-
-    pieces: list[bytes]
-    """What is before, between and behind those blocks."""
+    peers: list[dict[str, dict[str, str]] | None]
+    """In parts of 256; None for one that is kept apart, as in `writers` and `blocks`."""
+    writers: list[dict[str, LastCommit] | None]
+    blocks: list[memoryview | None]
     names: list[str]
-    """The blocks, one between any two pieces."""
+    """Of what is kept apart: first blocks, then parts of `writers`, then of `peers`."""
 
 
+_OF_A_STATE: Final = _Header.__struct_fields__[1:15]
+"""What a header has as a State has it."""
 _encode: Final = msgspec.msgpack.Encoder().encode
 _decode_header: Final = msgspec.msgpack.Decoder(_Header).decode
-_decode_writers: Final = msgspec.msgpack.Decoder(dict[str, _Last]).decode
+_decode_writers: Final = msgspec.msgpack.Decoder(dict[str, LastCommit]).decode
 _decode_peers: Final = msgspec.msgpack.Decoder(dict[str, dict[str, str]]).decode
-_decode_head: Final = msgspec.msgpack.Decoder(_SplitSnapshot).decode
+_decode_whole: Final = msgspec.msgpack.Decoder(tuple[bytes, list[memoryview]]).decode
 
 
 def dump(state: State) -> bytes:
     """The snapshot of this State."""
     blocks.close_settled(state)
-    packed = [_packed(state, index) for index in range(_count(state))]
-    header = _header(state, packed)
-    header.writers = _without_quiet(state, header, "w", header.writers)
-    header.peers = _without_quiet(state, header, "p", header.peers)
-    return seal(_MAGIC, _encode(header))
+    header, parts = _header(state), list[bytes | memoryview]()
+    for index in range(-(-len(state.trials) // BLOCK)):
+        closed = state.trials.closed.get(index)
+        header.blocks.append(memoryview(blocks.pack(state.trials.open[index])) if closed is None else None)
+        if closed is not None:
+            header.names.append(block_name(f"{index:08d}", closed.packed))
+            parts.append(closed.packed)
+    for kind, some in (("w", header.writers), ("p", header.peers)):
+        for index, part in enumerate(some):
+            last = max([state.writers[name].lsn if name in state.writers else 0 for name in part or ()], default=0)
+            if part is None or len(part) < _PEERS or last > state.lsn - _QUIET:
+                continue
+            place = f"{kind}{index:07d}"
+            before = state.quiet.get(place)
+            if before is None or before[0] != last:
+                before = state.quiet[place] = last, zlib.compress(_encode(part), _LEVEL)
+            some[index] = None
+            header.names.append(block_name(place, before[1]))
+            parts.append(before[1])
+    return _joined(seal(_MAGIC, _encode(header)), parts)
 
 
-def _without_quiet(state: State, header: _Header, kind: str, mapping: dict[str, T]) -> dict[str, T]:
-    """Move what has long been quiet from this mapping of the header to `header.quiet`; the rest, in the same order."""
-    names = list(mapping)
-    kept: dict[str, T] = {}
-    for first in range(0, len(names), _PEERS):
-        some = names[first : first + _PEERS]
-        part = {name: mapping[name] for name in some}
-        last = max([state.writers[name].lsn if name in state.writers else 0 for name in some])
-        if len(some) < _PEERS or last > state.lsn - _QUIET:
-            kept |= part
-            continue
-        before = state.quiet.get((kind, first))
-        if before is None or before[0] != last:
-            before = state.quiet[kind, first] = last, zlib.compress(_encode(part), _LEVEL)
-        header.quiet.append((kind, first // _PEERS, before[1]))
-    return kept
+def digest(state: State) -> str:
+    """A fingerprint of the whole State: equal for any two peers at the same lsn.
+
+    Taken before compression, whose bytes differ from one version of zlib to the next.
+    """
+    header, trials = _header(state), state.trials
+    header.chain = None  # a study does not depend on its log's sum
+    for index in range(-(-len(trials) // BLOCK)):
+        closed = trials.closed.get(index)
+        packed = blocks.pack(trials.open[index]) if closed is None else closed.packed
+        header.blocks.append(memoryview(zlib.decompress(packed)))
+    return hashlib.blake2b(_encode(header), digest_size=_DIGEST).hexdigest()
 
 
-def _with_quiet(
-    header: _Header, kind: str, mapping: dict[str, T], decode: Callable[[bytes], dict[str, T]], room: _Room
-) -> dict[str, T]:
-    """What `_without_quiet` took apart. Raises CorruptSnapshot."""
-    quiet = {index: packed for of, index, packed in header.quiet if of == kind}
-    if not quiet:
-        return mapping
-    names = iter(mapping.items())
-    found: dict[str, T] = {}
-    for index in range(max(quiet) + 1) if max(quiet) < _MOST_PARTS else ():
-        packed = quiet.get(index)
-        part = dict(itertools.islice(names, _PEERS)) if packed is None else decode(room.inflated(packed))
-        if len(part) != _PEERS:
-            raise CorruptSnapshot
-        found |= part
-    return found | dict(names)
+def _header(state: State) -> _Header:
+    """All of it but the blocks."""
+    of_state = {name: getattr(state, name) for name in _OF_A_STATE}
+    of_state |= {"user": flat(state.user), "system": flat(state.system)}
+    return _Header(
+        VERSION,
+        **of_state,
+        trials=len(state.trials),
+        chain=sum_at(state.lsn, state.chain),
+        peers=_in_parts(state.peers),
+        writers=_in_parts(state.writers),
+        blocks=[],
+        names=[],
+    )
+
+
+def _in_parts(mapping: dict[str, T]) -> list[dict[str, T] | None]:
+    items = list(mapping.items())
+    return [dict(items[first : first + _PEERS]) for first in range(0, len(items), _PEERS)]
+
+
+# --- what stores keep apart ---
 
 
 def seal(magic: bytes, body: bytes) -> bytes:
@@ -165,122 +170,82 @@ def unseal(magic: bytes, data: bytes) -> memoryview:
     return body
 
 
-# --- what stores keep apart ---
-
-
-def split(data: bytes) -> tuple[bytes, dict[str, bytes]]:
-    """A snapshot without its settled blocks and quiet peers, and those by name; other bytes stay as they are.
-
-    A block's name holds its place and a hash of its bytes, so the same name has the same bytes whoever writes it.
-    """
-    try:
-        header = _decode_header(unseal(_MAGIC, data))
-    except (CorruptSnapshot, msgspec.MsgspecError, RecursionError):
-        return data, {}
-    unsettled = {number // BLOCK for number in (*header.waiting, *header.running)}
-    pieces: list[bytes] = []
-    apart: dict[str, bytes] = {}
-    position = 0
-    settled = [one for one in enumerate(header.blocks[: header.trials // BLOCK]) if one[0] not in unsettled]
-    parts = [(f"{index:08d}", packed) for index, packed in settled]
-    parts += [(f"{kind}{index:07d}", memoryview(packed)) for kind, index, packed in header.quiet if kind in ("w", "p")]
-    for place, view in parts:
-        packed = bytes(view)
-        at = data.find(packed, position)
-        if at < 0:
-            return data, {}
-        pieces.append(data[position:at])
-        apart[block_name(place, packed)] = packed
-        position = at + len(packed)
-    if not apart:
-        return data, {}
-    return seal(_HEAD_MAGIC, _encode(_SplitSnapshot([*pieces, data[position:]], list(apart)))), apart
-
-
-def block_name(place: str, packed: bytes) -> str:
-    """The name under which a store keeps this block."""
+def block_name(place: str, packed: bytes | memoryview) -> str:
+    """The name under which a store keeps this piece."""
     return f"{place}-{hashlib.sha256(packed).hexdigest()[:32]}"
 
 
+def _joined(head: bytes, parts: Sequence[bytes | memoryview]) -> bytes:
+    return _encode((head, parts)) if parts else head
+
+
+def split(data: bytes) -> tuple[bytes, dict[str, bytes]]:
+    """A snapshot's head, and what is kept apart from it, by name; other bytes stay as they are."""
+    try:
+        head, parts = _decode_whole(data)
+        return head, dict(zip(names_in(head), map(bytes, parts), strict=True))
+    except (CorruptSnapshot, ValueError, RecursionError):
+        return data, {}
+
+
 def names_in(head: bytes) -> list[str]:
-    """The blocks that belong to what `split` made; none for other bytes. Raises CorruptSnapshot."""
-    return _opened(head).names
+    """The pieces that belong to the head of a snapshot; none for other bytes. Raises CorruptSnapshot."""
+    return _opened(head).names if head.startswith(_MAGIC) else []
 
 
 def whole(head: bytes, apart: Mapping[str, bytes | memoryview]) -> bytes:
-    """The snapshot that was split. Raises CorruptSnapshot for a head that is damaged, or lacks a block."""
-    opened = _opened(head)
+    """The snapshot that was split. Raises CorruptSnapshot for a head that is damaged, or lacks a piece."""
     try:
-        parts = [
-            part for piece, name in zip(opened.pieces, opened.names, strict=False) for part in (piece, apart[name])
-        ]
+        return _joined(head, [apart[name] for name in names_in(head)])
     except KeyError:
         raise CorruptSnapshot from None
-    return b"".join([*parts, *opened.pieces[len(opened.names) :]])
 
 
-def _opened(head: bytes) -> _SplitSnapshot:
-    if not head.startswith(_HEAD_MAGIC):
-        return _SplitSnapshot([head], [])
+def _opened(head: bytes) -> _Header:
     try:
-        opened = _decode_head(unseal(_HEAD_MAGIC, head))
-    except msgspec.MsgspecError:
+        header = _decode_header(unseal(_MAGIC, head))
+    except (msgspec.MsgspecError, RecursionError):
         raise CorruptSnapshot from None
-    if not all(map(_NAME.fullmatch, opened.names)):  # a hostile one: they become names of files
+    if not all(map(_NAME.fullmatch, header.names)):  # a hostile one: they become names of files
         raise CorruptSnapshot
-    return opened
+    return header
 
 
-def digest(state: State) -> str:
-    """A fingerprint of the whole State: equal for any two peers at the same lsn.
-
-    Taken before compression, whose bytes differ from one version of zlib to the next.
-    """
-    plain = [memoryview(zlib.decompress(_packed(state, index))) for index in range(_count(state))]
-    header = _header(state, plain)
-    header.chain = None  # a study does not depend on its log's sum
-    return hashlib.blake2b(_encode(header), digest_size=_DIGEST).hexdigest()
+# --- reading ---
 
 
-def _header(state: State, packed: list[memoryview]) -> _Header:
-    return _Header(
-        VERSION,
-        state.lsn,
-        state.define,
-        state.status,
-        state.budget,
-        flat(state.user),
-        flat(state.system),
-        list(state.waiting),
-        list(state.running),
-        state.failures_in_a_row,
-        state.dists,
-        state.peers,
-        list(state.draining),
-        {
-            w: (last.seq, last.lsn, [(v.accepted, v.number, v.refusal) for v in last.verdicts], last.author)
-            for w, last in state.writers.items()
-        },
-        state.refusals,
-        len(state.trials),
-        packed,
-        sum_at(state.lsn, state.chain),
-        ledger=state.ledger,
-        replicates=state.replicates,
-    )
+class _Parts:
+    """What was kept apart from a head, inflated to no more bytes than it may have."""
 
+    def __init__(self, names: Sequence[str], parts: Sequence[memoryview], room: int) -> None:
+        self._parts = dict(zip([name[:8] for name in names], zip(names, parts, strict=True), strict=True))
+        self._left = room
 
-class _Room:
-    """How many bytes the parts of a snapshot may still inflate to."""
-
-    def __init__(self, left: int) -> None:
-        self._left = left
+    def take(self, place: str) -> memoryview:
+        name, part = self._parts.pop(place)
+        if block_name(place, part) != name:
+            raise CorruptSnapshot
+        return part
 
     def inflated(self, packed: bytes | memoryview) -> bytes:
         """The bytes of this part. ValueError if they are too many, or end early."""
         plain = blocks.inflated(packed, at_most=self._left)
         self._left -= len(plain)
         return plain
+
+    def together(
+        self, kind: str, some: list[dict[str, T] | None], decode: Callable[[bytes], dict[str, T]]
+    ) -> dict[str, T]:
+        """What `_in_parts` took apart."""
+        found: dict[str, T] = {}
+        for index, one in enumerate(some):
+            found |= decode(self.inflated(self.take(f"{kind}{index:07d}"))) if one is None else one
+            if len(found) > (index + 1) * _PEERS or (len(found) < (index + 1) * _PEERS and index + 1 < len(some)):
+                raise CorruptSnapshot
+        return found
+
+    def are_used(self) -> bool:
+        return not self._parts
 
 
 def load(data: bytes) -> State:
@@ -291,56 +256,41 @@ def load(data: bytes) -> State:
 
     """
     try:
-        return _load(_decode_header(unseal(_MAGIC, data)), _Room(_ROOM + _RATIO * len(data)))
+        head, parts = (data, []) if data.startswith(_MAGIC) else _decode_whole(data)
+        header = _opened(head)
+        return _load(header, _Parts(header.names, parts, _ROOM + _RATIO * len(data)))
     except Exception:  # noqa: BLE001  # whatever somebody wrote there, it is an optimisation only
         raise CorruptSnapshot from None
 
 
-def _load(header: _Header, room: _Room) -> State:
-    if header.version != VERSION or not _possible(header):
-        raise CorruptSnapshot
-    state = State()
-    if header.chain is not None:
-        state.chain = header.lsn, header.chain
-    state.lsn, state.define, state.status, state.budget = header.lsn, header.define, header.status, header.budget
-    if header.define is not None:
-        state.policy = header.define.policy
-    state.user, state.system, state.ledger = header.user, header.system, header.ledger
-    state.waiting, state.running = dict.fromkeys(header.waiting), dict.fromkeys(header.running)
-    state.failures_in_a_row, state.replicates = header.failures_in_a_row, header.replicates
-    state.dists, state.refusals = header.dists, header.refusals
-    state.peers = _with_quiet(header, "p", header.peers, _decode_peers, room)
-    state.draining = dict.fromkeys(header.draining)
-    writers = _with_quiet(header, "w", header.writers, _decode_writers, room)
-    if not all(_possible_last(last, header) for last in writers.values()):
-        raise CorruptSnapshot
-    state.writers = {
-        writer: LastCommit(seq, lsn, tuple([Verdict(*verdict) for verdict in verdicts]), author)
-        for writer, (seq, lsn, verdicts, author) in writers.items()
-    }
-    rules = blocks.StudyRules(
-        0 if header.define is None else len(header.define.directions), header.dists, header.trials
-    )
-    for packed in header.blocks:
-        first = len(state.trials)
-        checked = blocks.check(room.inflated(packed), rules, first=first)
-        state.counts = [sum(both) for both in zip(state.counts, checked.counts, strict=True)]
-        if checked.finished and sum(checked.counts) == BLOCK:
-            state.trials.extend_closed(blocks.PackedBlock(packed, first))
-        else:
-            state.trials.extend_open(blocks.unpack(checked.columns, first=first))
-        if len(state.trials) % BLOCK and packed is not header.blocks[-1]:
+def _load(header: _Header, parts: _Parts) -> State:
+    state, define = State(), header.define
+    for name in _OF_A_STATE:
+        setattr(state, name, getattr(header, name))
+    state.policy = state.policy if define is None else define.policy
+    state.chain = state.chain if header.chain is None else (header.lsn, header.chain)
+    state.peers = parts.together("p", header.peers, _decode_peers)
+    state.writers = parts.together("w", header.writers, _decode_writers)
+    rules = blocks.StudyRules(0 if define is None else len(define.directions), header.dists, header.trials)
+    for index, open_ in enumerate(header.blocks):
+        packed = parts.take(f"{index:08d}") if open_ is None else open_
+        plain = parts.inflated(packed)
+        counts = blocks.check(plain, rules, first=len(state.trials))
+        if len(state.trials) % BLOCK:
             raise CorruptSnapshot
-    if len(state.trials) != header.trials:
-        raise CorruptSnapshot
-    if not (_lists(state, state.waiting, TrialState.WAITING) and _lists(state, state.running, TrialState.RUNNING)):
+        state.counts = [sum(both) for both in zip(state.counts, counts, strict=True)]
+        if counts[TrialState.COMPLETE] + counts[TrialState.PRUNED] + counts[TrialState.FAIL] == BLOCK:
+            state.trials.extend_closed(blocks.PackedBlock(packed))
+        else:
+            state.trials.extend_open(blocks.unpack(plain))
+    if header.version != VERSION or not parts.are_used() or not _possible(header, state):
         raise CorruptSnapshot
     follow_fidelity(state)
     return state
 
 
-def _possible(header: _Header) -> bool:
-    """Whether `apply` can have made this, but for the trials."""
+def _possible(header: _Header, state: State) -> bool:
+    """Whether `apply` can have made this."""
     define, ledger = header.define, header.ledger
     if define is None:
         return header.trials == 0 and ledger == Ledger(Budget()) and not header.dists and not header.system
@@ -353,21 +303,25 @@ def _possible(header: _Header) -> bool:
         and possible_system(header.system, len(define.directions))
         and header.refusals.keys() <= REFUSALS.keys()
         and (header.chain is None or 0 <= header.chain < PRIME)
+        and ledger.maximize == (define.directions[0] == "maximize")
         and possible_ledger(ledger, len(define.directions), header.running, header.trials)
-        and all(_possible_replicates(header, *one) for one in header.replicates.items())
-    )
-
-
-def _possible_replicates(header: _Header, number: int, one: Replicates) -> bool:
-    known = header.dists.keys() | one.dists.keys()
-    return 0 <= number < header.trials and 1 <= one.seed < one.count <= MOST_REPLICATES and known >= one.params.keys()
-
-
-def _possible_last(last: _Last, header: _Header) -> bool:
-    _, lsn, verdicts, _ = last
-    return lsn <= header.lsn and all(
-        (number is None or number < header.trials) and (refusal is None or refusal in REFUSALS)
-        for _, number, refusal in verdicts
+        and all(
+            0 <= number < header.trials
+            and 1 <= one.seed < one.count <= MOST_REPLICATES
+            and header.dists.keys() | one.dists.keys() >= one.params.keys()
+            for number, one in header.replicates.items()
+        )
+        and all(
+            last.lsn <= header.lsn
+            and all(
+                (one.number is None or one.number < header.trials) and (one.refusal is None or one.refusal in REFUSALS)
+                for one in last.verdicts
+            )
+            for last in state.writers.values()
+        )
+        and len(state.trials) == header.trials
+        and _lists(state, state.waiting, TrialState.WAITING)
+        and _lists(state, state.running, TrialState.RUNNING)
     )
 
 
@@ -376,12 +330,3 @@ def _lists(state: State, index: dict[int, None], what: TrialState) -> bool:
     return len(index) == state.counts[what] and all(
         0 <= number < len(state.trials) and state.trials[number].state is what for number in index
     )
-
-
-def _count(state: State) -> int:
-    return -(-len(state.trials) // BLOCK)
-
-
-def _packed(state: State, index: int) -> memoryview:
-    closed = state.trials.closed.get(index)
-    return memoryview(blocks.pack(state.trials.open[index])) if closed is None else closed.packed

@@ -5,14 +5,25 @@ from __future__ import annotations
 import bisect
 import itertools
 import math
-from collections.abc import Collection, Sequence
-from typing import Final, NamedTuple
+from collections.abc import Collection
+from typing import NamedTuple
 
 import msgspec
 
 Worth = tuple[tuple[int, float], ...]
 """For each rung that a configuration has reached: the trial that counts there, and its value."""
-_CHUNK: Final = 512  # entries of a ranking that are moved by one insertion at most, times 2
+Ranking = list[tuple[float, int]]
+"""Configurations in order: what each is ranked by, the smallest first, and its number."""
+
+
+def first(ranking: Ranking, skip: Collection[int]) -> tuple[float, int] | None:
+    """The first, but for those to pass over."""
+    return next((entry for entry in ranking if entry[1] not in skip), None)
+
+
+def remove(ranking: Ranking, entry: tuple[float, int]) -> None:
+    """Take out an entry, which is there."""
+    del ranking[bisect.bisect_left(ranking, entry)]
 
 
 class RungStanding(NamedTuple):
@@ -113,10 +124,6 @@ class Standings:
         """Where a configuration stands."""
         return self._standing[number]
 
-    def levels(self, _number: int) -> Sequence[int]:
-        """The rungs at which a configuration is compared, in epochs."""
-        return ()
-
     def pauses_at(self, _number: int) -> int | None:
         """After how many epochs it pauses next; None if it runs to the end, by what is known now."""
         return None
@@ -125,24 +132,36 @@ class Standings:
         """The same, by any earlier state of the rungs: the peer that paused may not have known this one."""
         return self.pauses_at(number)
 
-    def since(self, _chain: TrialChain) -> int:
-        """From which rung on what another trial of this configuration reports is looked at."""
-        return 0
+    def standing_of(self, chain: TrialChain, reached: tuple[float, ...], *, live: bool) -> RungStanding:
+        """Where the configuration of this chain stands, with what it was worth at each rung."""
+        idle = not live and not chain.complete
+        waits = idle and chain.paused >= 0
+        if idle and chain.failed:
+            reached = (math.nan,) * len(reached)
+        end = None if live or chain.promoted or chain.end is None else chain.end[1]
+        return RungStanding(reached, chain.promoted, waits, not live and not waits, end)
 
-    def merged(self, values: Worth, number: int, reached: Sequence[float], _since: int) -> Worth:
-        """`values` with what another trial reported at the rungs; of two trials the first counts."""
-        if not reached or (len(reached) <= len(values) and all(by < number for by, _ in values)):
-            return values
-        new = [(number, value) for value in reached]
-        for at, before in enumerate(values):
-            if at >= len(new):
-                new.append(before)
-            elif before[0] < number:
-                new[at] = before
-        return tuple(new)
+    def place(self, number: int, to: RungStanding) -> None:
+        """Say where a configuration stands now."""
+        before = self._standing[number]
+        if to == before and repr(to) == repr(before):  # nan differs from itself
+            return
+        self._standing[number] = to
+        for at, (old, new) in enumerate(itertools.zip_longest(before.reached, to.reached)):
+            if old is not new and old != new:
+                ranking = self.ranking(number, at)
+                if old is not None:
+                    remove(ranking, (self._key(old), number))
+                if new is not None:
+                    bisect.insort(ranking, (self._key(new), number))
+        self._placed(number, before, to)
 
-    def place_chain(self, number: int, chain: TrialChain, reached: tuple[float, ...], *, live: bool) -> None:
-        """Say where the configuration of this chain stands, with what it was worth at each rung."""
+    def ranking(self, number: int, at: int) -> Ranking:  # noqa: ARG002
+        """All that have reached a rung with which a configuration is compared there."""
+        return []
+
+    def _placed(self, number: int, before: RungStanding, to: RungStanding) -> None:
+        """Take into account that a configuration stands elsewhere now."""
 
     def best(self, *, closing: bool = False, room: bool = False, skip: Collection[int] = ()) -> int | None:  # noqa: ARG002
         """The configuration to go on with; None if no rung promotes one now.
@@ -171,67 +190,3 @@ class Standings:
     def places(self) -> list[RungCount]:
         """Each rung of each bracket, and how many configurations are there."""
         return []
-
-
-class Ranking:
-    """Pairs in order: adding one and asking for a rank cost hardly more with a million of them."""
-
-    __slots__ = ("_chunks", "_count")
-
-    def __init__(self) -> None:
-        self._chunks: list[list[tuple[float, int]]] = []
-        self._count = 0
-
-    def __len__(self) -> int:
-        return self._count
-
-    def first(self, skip: Collection[int] = ()) -> tuple[float, int] | None:
-        """The smallest, but for those with these second numbers."""
-        if not skip:
-            return self._chunks[0][0] if self._chunks else None
-        return next((entry for entry in itertools.chain.from_iterable(self._chunks) if entry[1] not in skip), None)
-
-    def smallest(self, count: int) -> list[tuple[float, int]]:
-        """The smallest so many, in order."""
-        found: list[tuple[float, int]] = []
-        for chunk in self._chunks:
-            if len(found) >= count:
-                break
-            found += chunk[: count - len(found)]
-        return found
-
-    def rank(self, entry: tuple[float, int]) -> int:
-        """How many are smaller."""
-        at = self._chunk_of(entry)
-        if at == len(self._chunks):
-            return self._count
-        return sum(map(len, self._chunks[:at])) + bisect.bisect_left(self._chunks[at], entry)
-
-    def add(self, entry: tuple[float, int]) -> None:
-        """Put it in."""
-        self._count += 1
-        if not self._chunks:
-            self._chunks.append([entry])
-            return
-        at = min(self._chunk_of(entry), len(self._chunks) - 1)
-        chunk = self._chunks[at]
-        bisect.insort(chunk, entry)
-        if len(chunk) > 2 * _CHUNK:
-            self._chunks[at : at + 1] = [chunk[:_CHUNK], chunk[_CHUNK:]]
-
-    def remove(self, entry: tuple[float, int]) -> None:
-        """Take it out; it is there."""
-        at = self._chunk_of(entry)
-        chunk = self._chunks[at]
-        del chunk[bisect.bisect_left(chunk, entry)]
-        self._count -= 1
-        if not chunk:
-            del self._chunks[at]
-
-    def _chunk_of(self, entry: tuple[float, int]) -> int:
-        """The chunk in which it is or belongs; their number if it is larger than all."""
-        return bisect.bisect_left(self._chunks, entry, key=_last)
-
-
-def _last(chunk: list[tuple[float, int]]) -> tuple[float, int]:
-    return chunk[-1]

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping, MutableMapping, Sequence
-from typing import Final, Literal, NamedTuple, Protocol, overload
+from collections.abc import Collection, Iterator, Mapping, MutableMapping, Sequence
+from typing import Annotated, Any, Final, Literal, NamedTuple, Protocol, overload
 
 import msgspec
 
@@ -11,12 +11,16 @@ from hopaas_p2p.core.fidelity import Fidelity
 from hopaas_p2p.core.ledger import Ledger
 from hopaas_p2p.core.populations import Population
 from hopaas_p2p.core.records import (
+    LONGEST_PEER,
     Budget,
     Checkpoint,
     Distribution,
+    Natural,
     PastLease,
     Policy,
+    Step,
     StudyDefine,
+    Time,
     TrialCheckpoint,
     TrialClaim,
     TrialCreate,
@@ -76,17 +80,16 @@ the budget has no place for both.
 
 BLOCK: Final = 1024
 """Trials in one block, in memory as in a snapshot; see `blocks`."""
+CHECKPOINTS_KEPT: Final = 2
 _OPENED: Final = 32
 """Closed blocks whose trials are kept after a reader asked for them: a reader of few trials finds them again."""
 
-CHECKPOINTS_KEPT: Final = 2
 
-
-class Verdict(msgspec.Struct, frozen=True, gc=False):
+class Verdict(msgspec.Struct, array_like=True, frozen=True, gc=False):
     """What `apply` decided for one record."""
 
     accepted: bool
-    number: int | None = None
+    number: Natural | None = None
     """The trial it concerns: for a create, the number allotted; for a late finish, the trial that keeps the result."""
     refusal: str | None = None
     """Why not: a key of `REFUSALS`."""
@@ -126,7 +129,34 @@ class Replicates(msgspec.Struct, array_like=True):
     """Of the next one."""
 
 
-class Trial(msgspec.Struct, gc=False):
+class Rare(msgspec.Struct, array_like=True, omit_defaults=True, kw_only=True):
+    """What few trials have."""
+
+    dists: MutableMapping[str, Distribution] = {}
+    user: Mapping[str, str] = {}
+    system: MutableMapping[str, str] = {}
+    reason: str | None = None
+    stop: str | None = None
+    """Why its owner was asked to end it; cleared with the lease."""
+    stopping: bool = False
+    """Whether the owner has seen that."""
+    attempt: Annotated[int, msgspec.Meta(ge=1, lt=1 << 53)] = 1
+    retry_of: Natural | None = None
+    retried_by: Natural | None = None
+    late_of: Natural | None = None
+    checkpoints: Annotated[tuple[Checkpoint, ...], msgspec.Meta(max_length=CHECKPOINTS_KEPT)] = ()
+    """Where it may be resumed, the newest last."""
+    history: Sequence[PastLease] = ()
+    """Earlier owners, oldest first: their epochs rise."""
+    paused: bool = False
+    """Whether it stopped at a rung, and may be continued."""
+    continues: Natural | None = None
+    """The paused trial that it goes on from."""
+    resumed: Step | None = None
+    """From which step the present owner said that it resumed. Said twice, it wipes nothing that came between."""
+
+
+class Trial(Rare, gc=False):
     """One trial. Mappings of a finished trial are never changed again, so readers and later trials may share them.
 
     Large ones are no dictionaries, see `inherited`.
@@ -137,73 +167,51 @@ class Trial(msgspec.Struct, gc=False):
     epoch: int = 0
     owner: str | None = None
     params: MutableMapping[str, float] = {}
-    dists: MutableMapping[str, Distribution] = {}
     reports: Mapping[int, float] = {}
-    user: Mapping[str, str] = {}
-    system: MutableMapping[str, str] = {}
     values: tuple[float, ...] | None = None
-    reason: str | None = None
     start: int | None = None
     end: int | None = None
-    stop: str | None = None
-    """Why its owner was asked to end it; cleared with the lease."""
-    stopping: bool = False
-    """Whether the owner has seen that."""
-    attempt: int = 1
-    retry_of: int | None = None
-    retried_by: int | None = None
-    late_of: int | None = None
-    checkpoints: tuple[Checkpoint, ...] = ()
-    """Where it may be resumed, the newest last."""
-    history: Sequence[PastLease] = ()
-    """Earlier owners, oldest first: their epochs rise."""
-    paused: bool = False
-    """Whether it stopped at a rung, and may be continued."""
-    continues: int | None = None
-    """The paused trial that it goes on from."""
     metrics: dict[str, Mapping[int, float]] = {}
     """Name -> step -> value, beside the reports."""
-    resumed: int | None = None
-    """From which step the present owner said that it resumed. Said twice, it wipes nothing that came between."""
 
     def distribution(self, name: str, state: State) -> Distribution:
         """The distribution that `params[name]` was drawn from."""
         return self.dists.get(name) or state.dists[name]
 
 
-class BlockColumns(NamedTuple):
-    """The trials of one block as columns, for readers of many: no object per trial."""
+Peer = Annotated[str, msgspec.Meta(min_length=1, max_length=LONGEST_PEER)]
 
-    first: int
+
+class BlockColumns(msgspec.Struct, array_like=True):
+    """The trials of one block as columns, for snapshots and for readers of many: no object per trial.
+
+    Packed, its reals are bytes, and a column in which all are the same has one entry, see `blocks`.
+    """
+
+    first: Natural
     """The number of the first trial."""
     states: bytes
-    param_sets: Sequence[tuple[str, ...]]
-    """The different sets of parameters, in the order in which their values are listed."""
-    param_set: Sequence[int]
-    """Of each trial, the index of its set."""
-    params: Sequence[float]
-    """The values of all trials, one after another."""
-    step_sets: Sequence[tuple[int, ...]]
-    step_set: Sequence[int]
-    reports: Callable[[], Sequence[float]]
-    """Makes the largest column, which few readers need."""
-    widths: Sequence[int]
-    """How many values each trial has; -1 for one without."""
-    values: Sequence[float]
-    owners: Sequence[str | None]
-    owner: Sequence[int]
+    epochs: Sequence[Natural]
+    owners: list[Peer | None]
+    owner: Sequence[Natural]
     """Of each trial, the index of its owner."""
-    times: Callable[[], tuple[Sequence[int], Sequence[int]]]
-    """How much later than the trial before each one began, and how long it took: microseconds. A beginning that is not
-    known counts as `blocks.ABSENT`."""
-    attempts: Mapping[int, int]
-    """The attempt that a trial was, by place; the first, unless it is here."""
-    leased: Sequence[int]
-    """Places of trials that had another owner before."""
-    special: Sequence[int]
-    """Places in the block of trials with distributions or system attributes of their own: read those as trials."""
-    dists: Mapping[int, Mapping[str, Distribution]]
-    """The distributions of their own, by place."""
+    starts: Sequence[Time | None]
+    ends: Sequence[Time | None]
+    param_sets: list[tuple[str, ...]]
+    """The different sets of parameters, in the order in which their values are listed."""
+    param_set: Sequence[Natural]
+    """Of each trial, the index of its set."""
+    params: Any  # the reals: bytes, or an array
+    """The values of all trials, one after another."""
+    step_sets: list[tuple[Step, ...]]
+    step_set: Sequence[Natural]
+    reports: Any
+    widths: Sequence[Annotated[int, msgspec.Meta(ge=-1)]]
+    """How many values each trial has; -1 for one without."""
+    values: Any
+    rare: dict[int, Rare]
+    """By place in the block: what few trials have."""
+    metrics: bytes
 
 
 class ClosedBlock(Protocol):
@@ -359,11 +367,11 @@ class Trials(Sequence[Trial]):
         return self.open[index][number % BLOCK]
 
 
-class LastCommit(msgspec.Struct, frozen=True, gc=False):
+class LastCommit(msgspec.Struct, array_like=True, frozen=True, gc=False):
     """The fate of a writer's latest commit, for one that lost the reply and then its memory of the log."""
 
-    seq: int
-    lsn: int
+    seq: Natural
+    lsn: Natural
     verdicts: tuple[Verdict, ...]
     author: str = ""
     """Whose writer it is, by the store's word; empty where the store has no users."""
@@ -514,7 +522,7 @@ class State:
         self.configurations = NEVER_PAUSING
         """How its trials pause. Derived from them: not in digests or snapshots."""
 
-        self.quiet: dict[tuple[str, int], tuple[int, bytes]] = {}
+        self.quiet: dict[str, tuple[int, bytes]] = {}
         """Packed parts of `writers` and `peers`, see `snapshot`. Not part of the study, either."""
 
     def __repr__(self) -> str:

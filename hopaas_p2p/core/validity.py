@@ -12,8 +12,9 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Callable, Mapping, Sequence
-from typing import Annotated, Any, Final
+from collections.abc import Mapping, Sequence
+from types import FunctionType
+from typing import Annotated, Any, Final, Literal
 
 import msgspec
 
@@ -32,7 +33,6 @@ from hopaas_p2p.core.attributes import (
     OF_EXPORTS,
     PRUNER,
     REPEATS,
-    REPEATS_POLICIES,
     REPLICATE,
     REPLICATES,
     RESUMED,
@@ -51,6 +51,7 @@ from hopaas_p2p.core.records import (
     Int,
     Natural,
     Policy,
+    Step,
     StudyDefine,
 )
 
@@ -130,22 +131,24 @@ def possible_distributions(distributions: Mapping[str, Distribution], known: Map
 
 def _possible(distribution: Distribution) -> bool:
     if isinstance(distribution, Categorical):
-        return bool(distribution.choices) and all(map(_is_whole, [n for n in distribution.choices if type(n) is int]))
-    if not distribution.low <= distribution.high:
+        choices = distribution.choices
+        return bool(choices) and all(_fits(one) for one in choices if type(one) is int)
+    low, high, step, log = distribution.low, distribution.high, distribution.step, distribution.log
+    if not low <= high:
         return False
     if isinstance(distribution, Int):
-        low, high, step = distribution.low, distribution.high, distribution.step
-        return all(map(_is_whole, (low, high, step))) and step >= 1 and (not distribution.log or (low >= 1 == step))
-    return _possible_float(distribution)
-
-
-def _possible_float(distribution: Float) -> bool:
-    low, high, step = distribution.low, distribution.high, distribution.step
+        assert isinstance(step, int)
+        return all(map(_fits, (low, high, step))) and step >= 1 and (not log or (low >= 1 == step))
     if not (low >= -_LARGEST and high <= _LARGEST) and not -math.inf < low == high < math.inf:
         return False
-    if distribution.log:
+    if log:
         return step is None and low > 0
     return step is None or (0 < step < math.inf and (high - low) / step <= _FINEST_GRID)
+
+
+def _fits(whole: float) -> bool:
+    """Whether a whole number has no more than 64 bits."""
+    return -(1 << 63) <= whole < 1 << 63
 
 
 def compatible(first: Distribution, other: Distribution) -> bool:
@@ -200,7 +203,7 @@ def _widened(distribution: Distribution, value: float) -> Distribution | None:
         wider = Float(min(low, value), max(high, value), distribution.log, distribution.step)
     else:
         whole = int(value)
-        if not -(1 << 63) <= whole < 1 << 63:  # the upper end of 64 bits, as a double
+        if not _fits(whole):  # the upper end of 64 bits, as a double
             return distribution
         wider = Int(min(distribution.low, whole), max(distribution.high, whole), distribution.log, distribution.step)
     return wider if _possible(wider) else None
@@ -220,13 +223,16 @@ def possible_attributes(*texts: Mapping[str, str]) -> bool:
 
 
 def _possible_text(text: str) -> bool:
-    escaped = "\\u" in text and "\\ud" in text.lower()  # half a surrogate pair, perhaps
-    return not _too_deep(text) and (not escaped or _is(_has_characters, text, otherwise=True))
-
-
-def _has_characters(value: object) -> bool:
-    """Whether its texts are of characters: half a surrogate pair is none, and no file, page or database can hold it."""
-    json.dumps(value, ensure_ascii=False).encode()
+    if _too_deep(text):
+        return False
+    if "\\u" not in text or "\\ud" not in text.lower():
+        return True
+    try:  # half a surrogate pair is no character, and no file, page or database can hold it
+        json.dumps(json.loads(text), ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        return False
+    except (ValueError, RecursionError):
+        return True
     return True
 
 
@@ -266,82 +272,32 @@ def possible_system(texts: Mapping[str, str], directions: int | None = None) -> 
     return names is None or directions in (None, len(names))
 
 
-def _is(wanted: Callable[[Any], bool], text: str, *, otherwise: bool = False) -> bool:
+def _is(wanted: Any, text: str) -> bool:
+    """Whether this is the JSON of such a type, or of a value of which a function says that it can be."""
     try:
         value = json.loads(text)
+        if isinstance(wanted, FunctionType):
+            return bool(wanted(value))
+        msgspec.convert(value, wanted)
     except (ValueError, RecursionError):
-        return otherwise
-    try:
-        return wanted(value)
-    except ValueError:  # as a text that cannot be encoded
         return False
+    return wanted not in _REALS or "NaN" not in text
 
 
-def _is_number(value: object) -> bool:
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return False
-    try:
-        return not math.isnan(value)
-    except OverflowError:  # a whole number of more digits than a double has room for
-        return False
+class _Method(msgspec.Struct):
+    """A class with its arguments; whether there is such a class is known where it is made."""
+
+    name: str = msgspec.field(name="class")
+    arguments: dict[str, Any] | None = None
 
 
-def _is_whole(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and -(1 << 63) <= value < 1 << 63
+_Size = Annotated[int, msgspec.Meta(ge=0, le=(1 << 63) - 1)]
+_Never = Annotated[int, msgspec.Meta(ge=1, le=0)]
 
 
-def _is_object(value: object) -> bool:
-    return isinstance(value, dict)
-
-
-def _list_of(item: Callable[[Any], bool]) -> Callable[[Any], bool]:
-    return lambda value: isinstance(value, list) and all(map(item, value))
-
-
-def _of_values(item: Callable[[Any], bool]) -> Callable[[Any], bool]:
-    return lambda value: isinstance(value, dict) and all(map(item, value.values()))
-
-
-def _is_text(value: object) -> bool:
-    return isinstance(value, str)
-
-
-def _or_null(item: Callable[[Any], bool]) -> Callable[[Any], bool]:
-    return lambda value: value is None or item(value)
-
-
-def _is_generation(value: object) -> bool:
-    return isinstance(value, int) and 0 <= value <= 1_000_000
-
-
-def _is_method(value: object) -> bool:
-    """Whether it names a class with its arguments; whether there is such a class is known where it is made."""
-    return (
-        isinstance(value, dict)
-        and isinstance(value.get("class"), str)
-        and (value.get("arguments") is None or isinstance(value["arguments"], dict))
-    )
-
-
-def _is_replicate(value: object) -> bool:
-    return isinstance(value, dict) and all(_is_whole(value.get(key)) and value[key] >= 0 for key in ("of", "seed"))
-
-
-def _is_trial(value: object) -> bool:
-    return type(value) is int and 0 <= value < LAST_TIME
-
-
-def _is_what(kind: Any) -> Callable[[Any], bool]:
-    """Whether it can be converted into this type."""
-
-    def judged(value: object) -> bool:
-        try:
-            msgspec.convert(value, kind)
-        except msgspec.ValidationError:
-            return False
-        return True
-
-    return judged
+class _Replicate(msgspec.Struct):
+    of: _Size
+    seed: _Size
 
 
 class _Copied(msgspec.Struct, forbid_unknown_fields=True):
@@ -371,9 +327,7 @@ class _Generation(msgspec.Struct):
 
 
 def _is_space(value: object) -> bool:
-    return _is_what(dict[str, Distribution])(value) and possible_distributions(
-        msgspec.convert(value, dict[str, Distribution]), {}
-    )
+    return possible_distributions(msgspec.convert(value, dict[str, Distribution]), {})
 
 
 def possible_priors(value: object) -> bool:
@@ -387,51 +341,49 @@ def possible_priors(value: object) -> bool:
     )
 
 
-def _never(_value: object) -> bool:
-    return False
+_REALS: Final = (float, list[float] | None, list[float | None])
 
-
-READ: Final[dict[str, Callable[[Any], bool]]] = {
+READ: Final[dict[str, Any]] = {
     # what Optuna's samplers, pruners, callbacks and tables read
-    "constraints": _or_null(_list_of(_is_number)),
-    "fixed_params": _is_object,
-    "grid_id": lambda value: _is_whole(value) and value >= 0,
-    "search_space": _of_values(lambda value: isinstance(value, list)),
-    "failed_trial": _is_trial,
-    "retry_history": _list_of(_is_trial),
-    "late_of": _is_trial,
-    METRIC_NAMES: _or_null(_list_of(_is_text)),
+    "constraints": list[float] | None,
+    "fixed_params": dict,
+    "grid_id": _Size,
+    "search_space": dict[str, list[Any]],
+    "failed_trial": Natural,
+    "retry_history": list[Natural],
+    "late_of": Natural,
+    METRIC_NAMES: list[str] | None,
     # of trials
-    AGAIN: _is_trial,
-    CMAES: _is_what(_Generation),
-    CONTINUES: _is_trial,
-    COPIES: _is_trial,
-    LATE_VALUES: _list_of(_or_null(_is_number)),
-    COPIED: _is_what(_Copied),
-    REPLICATE: _is_replicate,
-    RESUMED: _is_whole,
-    REUSED: _is_trial,
+    AGAIN: Natural,
+    CMAES: _Generation,
+    CONTINUES: Natural,
+    COPIES: Natural,
+    LATE_VALUES: list[float | None],
+    COPIED: _Copied,
+    REPLICATE: _Replicate,
+    RESUMED: Step,
+    REUSED: Natural,
     # of studies
-    ALERTS: _is_object,
+    ALERTS: dict,
     FIDELITY: possible_fidelity,
     LEARNED: possible_priors,
-    PRUNER: _or_null(_is_method),
-    REPEATS: lambda value: value in REPEATS_POLICIES,
-    REPLICATES: lambda value: _is_whole(value) and 1 <= value <= MOST_REPLICATES,
-    SAMPLER: _or_null(_is_method),
+    PRUNER: _Method | None,
+    REPEATS: Literal["avoid", "allow", "reuse"],
+    REPLICATES: Annotated[int, msgspec.Meta(ge=1, le=MOST_REPLICATES)],
+    SAMPLER: _Method | None,
     SPACE: _is_space,
-    **dict.fromkeys(OF_EXPORTS, _never),
+    **dict.fromkeys(OF_EXPORTS, _Never),
 }
-"""The attributes that some program reads by name, and what they must be."""
+"""The attributes that some program reads by name, and of which type they must be; or a function that says it."""
 
 _READ_LIKE: Final = (
-    (re.compile(r"constraints:.*", re.DOTALL), _is_number),
-    (re.compile(r"completed_rung_\d+"), _is_number),
-    (re.compile(r"\w+:generation"), _is_generation),
-    (re.compile(r"\w+:parent:\d+"), _list_of(_is_whole)),
-    (re.compile(r"qmc .*'s last sample id", re.DOTALL), _is_whole),
-    (re.compile(r"hopaas:artifact:.*", re.DOTALL), _is_what(_Checksum)),
-    (re.compile(r"hopaas:exporter:.*", re.DOTALL), _is_object),
+    (re.compile(r"constraints:.*", re.DOTALL), float),
+    (re.compile(r"completed_rung_\d+"), float),
+    (re.compile(r"\w+:generation"), Annotated[int, msgspec.Meta(ge=0, le=1_000_000)]),
+    (re.compile(r"\w+:parent:\d+"), list[Step]),
+    (re.compile(r"qmc .*'s last sample id", re.DOTALL), Step),
+    (re.compile(r"hopaas:artifact:.*", re.DOTALL), _Checksum),
+    (re.compile(r"hopaas:exporter:.*", re.DOTALL), dict),
 )
 
 

@@ -96,7 +96,7 @@ class KnownTrials(TrialTable):
         """Read what is new, where that is known."""
         self.make_room(max(len(self), changes.number_of_trials), changes.distributions)
         for block, special in changes.blocks:
-            places = self.read_block(block, but=block.special)
+            places = self.read_block(block, but=[trial.number - block.first for trial in special])
             states = self.state[block.first + places]
             learned = places[(states == COMPLETE) | (states == PRUNED)]
             self.role[block.first + learned] = self.state[block.first + learned]

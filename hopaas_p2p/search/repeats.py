@@ -79,7 +79,7 @@ class Tried:
             if not names or not set(self._names) <= set(names):
                 continue
             rows = np.flatnonzero(sets == index)
-            foreign = [place for place, dists in block.dists.items() if self._has_other_choices(dists)]
+            foreign = [place for place, rare in block.rare.items() if self._has_other_choices(rare.dists)]
             rows = rows[~np.isin(rows, foreign)]
             values = [params[starts[rows] + names.index(name)] for name in self._names]
             keys, inside = list(values), np.ones(len(rows), dtype=bool)

@@ -199,7 +199,7 @@ class StudyHandle:
             ledger, define = self.state.ledger, self.state.define
             if not ledger.limited or define is None:
                 return None
-            due = ledger.is_due(self.peer.now_us(), maximize=define.directions[0] == "maximize")
+            due = ledger.is_due(self.peer.now_us())
             return ledger.limits if due else None
 
     def look_again(self, within: float) -> None:

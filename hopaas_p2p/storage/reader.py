@@ -43,5 +43,5 @@ class StudyReader:
 
     def _block(self, index: int, state: State) -> ReadBlock:
         columns, view = state.trials.closed[index].columns(), self._handle.view
-        numbers = [columns.first + place for place in sorted(columns.special)]
+        numbers = [columns.first + place for place, rare in columns.rare.items() if rare.dists or rare.system]
         return ReadBlock(columns, [view.trial(number) for number in numbers])

@@ -170,7 +170,7 @@ def promote(
         row = rows[number]
         running.remove(number)
         crowd.epochs += ends - trained[number]
-        for level in ladder.levels(number):
+        for level in ladder.policy.levels:
             if trained[number] < level <= ends:
                 ladder.report(number, level, float(curves.values[row, level - 1]))
         trained[number] = ends

@@ -184,7 +184,7 @@ def test_what_no_log_can_lead_to_is_no_snapshot(change: Callable[[State], None])
         snapshot.load(forged(change))
 
 
-@pytest.mark.parametrize("field", ["lsn", "chain", "trials", "version", "blocks", "quiet", "draining", "peers"])
+@pytest.mark.parametrize("field", ["lsn", "chain", "trials", "version", "blocks", "names", "draining", "peers"])
 def test_a_header_whose_fields_are_nonsense_is_no_snapshot(field: str) -> None:
     body = snapshot.unseal(snapshot._MAGIC, snapshot.dump(honest().state))
     for value in (-1, "x", [1], {"a": 1}, 1.5, True):

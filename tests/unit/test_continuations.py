@@ -267,7 +267,7 @@ def _holds_what_was_promised(study: Campaign, budget: int) -> None:
     stands = [len(ladder.standing(root).reached) for root in chains]
     for place in places:
         bracket = [root for root in chains if ladder.bracket(root) == place.bracket]
-        at = ladder.levels(bracket[0]).index(place.epochs)
+        at = ladder.policy.levels.index(place.epochs)
         assert place.reached == sum(len(ladder.standing(root).reached) > at for root in bracket)
     assert len(stands) == len(ladder)
     promotions: dict[tuple[int, int], int] = {}

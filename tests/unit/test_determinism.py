@@ -243,7 +243,9 @@ def test_a_snapshot_is_split_into_a_head_and_the_blocks_that_will_not_change() -
 
 @pytest.mark.parametrize("name", ["../../../etc/passwd", "", "00000000-" + "g" * 32, "x0000000-" + "0" * 32])
 def test_a_head_that_names_anything_else_than_a_block_is_corrupt(name: str) -> None:
-    head = snapshot.seal(snapshot._HEAD_MAGIC, msgspec.msgpack.encode([[b"a", b"b"], [name]]))
+    header = snapshot._decode_header(snapshot.unseal(snapshot._MAGIC, snapshot.dump(State())))
+    header.names = [name]
+    head = snapshot.seal(snapshot._MAGIC, msgspec.msgpack.encode(header))
     with pytest.raises(snapshot.CorruptSnapshot):
         snapshot.names_in(head)
 

@@ -229,19 +229,12 @@ def test_a_snapshot_holds_the_metrics_of_open_and_of_packed_trials() -> None:
     assert snapshot.digest(loaded) == snapshot.digest(scribe.state)
 
 
-def test_a_block_without_metrics_has_the_bytes_it_always_had() -> None:
-    scribe = _logged(0)
-    scribe.say("ann", TrialCreate(COMPLETE, values=(1.0,)))
-    columns = blocks._columns(scribe.state.trials.block(0))
-    assert len(msgspec.msgpack.decode(msgspec.msgpack.encode(columns))) == len(blocks._TrialBlock.__struct_fields__)
-
-
 @pytest.mark.parametrize(
     "row", [(9999, 0, 0), (0, 9999, 0), (0, 0, 9999), (-1, 0, 0)], ids=["trial", "name", "steps", "negative"]
 )
 def test_a_block_whose_metrics_point_nowhere_is_corrupt(row: tuple[int, int, int]) -> None:
     scribe = _logged(4)
-    block = blocks._columns(scribe.state.trials.block(0))
+    block = blocks.columns(scribe.state.trials.block(0))
     found = blocks._decode_metrics(block.metrics)
     found.rows[0] = row
     block.metrics = msgspec.msgpack.encode(found)
