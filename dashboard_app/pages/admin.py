@@ -15,9 +15,9 @@ from dashboard_app.page_context import PageContext
 from hopaas_p2p import access
 from hopaas_p2p.core.catalog import Listing
 from hopaas_p2p.errors import HopaasError
+from hopaas_p2p.open import open_store
 from hopaas_p2p.stores.base import read_all
 from hopaas_p2p.stores.checks import examine
-from hopaas_p2p.stores.url import open_store
 from hopaas_p2p.study.audit import audit_of, author
 
 _LINES: Final = 2000

@@ -18,6 +18,7 @@ from hopaas_p2p.cli.options import CliSession, options
 from hopaas_p2p.errors import ConfigurationError
 from hopaas_p2p.files.artifacts import artifacts_of
 from hopaas_p2p.gateway.relay import Relay, read_password, targets_of, write_address
+from hopaas_p2p.open import open_store
 from hopaas_p2p.stores.bridge.bridge import Bridge
 from hopaas_p2p.stores.bridge.endpoints import open_endpoints
 
@@ -91,7 +92,7 @@ def bridge(session: CliSession, near: str, far: str, pace: float | None) -> None
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
-    ends = open_endpoints(near, far)
+    ends = open_endpoints(near, far, open_store)
     bridge = Bridge(ends.near, ends.far, pool=ends.pool, artifacts=lambda: artifacts_of(ends.far), pace=pace)
     session.done({"near": ends.near.url, "far": ends.far.url}, f"Carrying between {ends.near.url} and {ends.far.url}")
     with contextlib.closing(ends):

@@ -14,9 +14,9 @@ from urllib.parse import urlsplit
 
 import hopaas_p2p
 from hopaas_p2p.hopaas.exceptions import HopaasServerError, translated
+from hopaas_p2p.open import redacted, servers_of
 from hopaas_p2p.runtime import credentials
 from hopaas_p2p.runtime.settings import Secret, Settings
-from hopaas_p2p.stores.url import redacted, servers_of
 
 if TYPE_CHECKING:
     from hopaas_p2p.storage import Storage

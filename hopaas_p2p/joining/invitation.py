@@ -23,11 +23,11 @@ import msgspec
 from hopaas_p2p import access
 from hopaas_p2p.errors import ConfigurationError, InvalidInput
 from hopaas_p2p.net import trust
+from hopaas_p2p.open import open_store, redacted
 from hopaas_p2p.runtime import credentials, settings
 from hopaas_p2p.runtime.settings import Secret
 from hopaas_p2p.stores.postgres.connect import PostgresAddress
 from hopaas_p2p.stores.postgres.store import PostgresStore
-from hopaas_p2p.stores.url import open_store, redacted
 
 _PREFIX: Final = "hpj1-"
 _LONGEST: Final = 1 << 16

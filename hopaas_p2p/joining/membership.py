@@ -16,11 +16,11 @@ from typing import Final, NamedTuple
 
 from hopaas_p2p.errors import ConfigurationError, InvalidInput
 from hopaas_p2p.joining.invitation import Invitation, like_a_file
+from hopaas_p2p.open import servers_of
 from hopaas_p2p.runtime import credentials
 from hopaas_p2p.runtime.atomic import replace_atomically
 from hopaas_p2p.runtime.ownership import own_folder, read_own
 from hopaas_p2p.runtime.settings import Secret, is_one_line, joined_folder, joined_names
-from hopaas_p2p.stores.url import servers_of
 
 _PATIENCE: Final = 30.0  # seconds
 _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9-]{0,60}")

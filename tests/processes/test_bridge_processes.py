@@ -17,7 +17,7 @@ import pytest
 import hopaas_p2p
 from hopaas_p2p.core import snapshot
 from hopaas_p2p.core.state import State
-from hopaas_p2p.stores.url import open_store
+from hopaas_p2p.open import open_store
 from hopaas_p2p.testing.commits import everything
 from tests.support.bridge_process import BridgeProcess
 from tests.support.bridge_world import replayed

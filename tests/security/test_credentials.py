@@ -19,11 +19,11 @@ from hopaas_p2p import spool
 from hopaas_p2p.errors import ConfigurationError, HopaasError
 from hopaas_p2p.joining import membership, ways
 from hopaas_p2p.joining.invitation import Invitation
+from hopaas_p2p.open import open_store
 from hopaas_p2p.ports.ticket import Ticket, carry
 from hopaas_p2p.runtime import credentials
 from hopaas_p2p.runtime.settings import Secret
 from hopaas_p2p.stores.s3.store import S3Store
-from hopaas_p2p.stores.url import open_store
 from tests.support.processes import CLI, ROOT, SPACE, cli, environment
 from tests.support.strangers import Stranger, stranger
 

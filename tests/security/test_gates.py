@@ -15,11 +15,11 @@ from hopaas_p2p.errors import ConfigurationError, HopaasError
 from hopaas_p2p.hopaas.client import Client
 from hopaas_p2p.joining import membership, ways
 from hopaas_p2p.joining.invitation import Invitation, _public
+from hopaas_p2p.open import servers_of
 from hopaas_p2p.ports.ticket import Ticket, carry
 from hopaas_p2p.runtime import credentials, provenance
 from hopaas_p2p.runtime.settings import Secret, Settings
 from hopaas_p2p.stores.postgres.connect import PostgresAddress
-from hopaas_p2p.stores.url import servers_of
 from tests.support.processes import SPACE
 
 OWN = "ann.0123abcd:" + "k" * 43

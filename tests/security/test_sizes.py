@@ -16,12 +16,12 @@ from hopaas_p2p.core.catalog import RESERVED
 from hopaas_p2p.core.records import Commit, StudyOpen, TrialCreate
 from hopaas_p2p.core.state import COMPLETE, WAITING
 from hopaas_p2p.errors import StoreCorrupt
+from hopaas_p2p.open import open_store
 from hopaas_p2p.stores.base import Outgoing
 from hopaas_p2p.stores.bridge.file_relay import FileRelay
 from hopaas_p2p.stores.bridge.messages import Append, FileRequest, Reply, seal, unseal_request
 from hopaas_p2p.stores.directory.store import DirectoryStore
 from hopaas_p2p.stores.objects.log import TOMBSTONE
-from hopaas_p2p.stores.url import open_store
 from tests.support.dashboard_studies import Scribe
 
 

@@ -18,8 +18,8 @@ import pytest
 from hopaas_p2p import access
 from hopaas_p2p.errors import Denied
 from hopaas_p2p.net.proxies import ServerAddress
+from hopaas_p2p.open import open_store
 from hopaas_p2p.runtime.settings import Secret
-from hopaas_p2p.stores.url import open_store
 from hopaas_p2p.tunnel import SUBPROTOCOL, client, dial, encode_header
 from hopaas_p2p.tunnel.dial import GatewayBusy
 from tests.support.ports import free_port

@@ -18,8 +18,8 @@ from hypothesis import strategies as st
 from hopaas_p2p.errors import HopaasError
 from hopaas_p2p.gateway.startup import AuthenticationFilter, BadStartup, StartupParser, check, fatal
 from hopaas_p2p.net.proxies import ServerAddress
+from hopaas_p2p.open import open_store
 from hopaas_p2p.runtime.settings import Secret
-from hopaas_p2p.stores.url import open_store
 from hopaas_p2p.testing.commits import append_many
 from hopaas_p2p.tunnel import SUBPROTOCOL, client, dial, encode_header
 from tests.support.listening import Listening, join

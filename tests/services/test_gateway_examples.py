@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from hopaas_p2p.cli.gateway import gateway
-from hopaas_p2p.stores.url import open_store
+from hopaas_p2p.open import open_store
 from hopaas_p2p.testing.commits import append_many, everything
 from tests.support.ports import free_port
 from tests.support.postgres_fixtures import missing

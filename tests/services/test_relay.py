@@ -22,8 +22,8 @@ from hopaas_p2p.errors import ConfigurationError
 from hopaas_p2p.gateway import relay as relays
 from hopaas_p2p.gateway.relay import Relay, read_password, targets_of
 from hopaas_p2p.net.proxies import ServerAddress
+from hopaas_p2p.open import open_store
 from hopaas_p2p.runtime.settings import Secret
-from hopaas_p2p.stores.url import open_store
 from hopaas_p2p.testing.commits import append_many
 from tests.support.processes import CLI, cli, environment, until
 from tests.support.relay_process import RelayProcess

@@ -25,9 +25,9 @@ from hopaas_p2p import access
 from hopaas_p2p.core import snapshot
 from hopaas_p2p.errors import ConfigurationError, Denied, StoreUnreachable
 from hopaas_p2p.net.proxies import ServerAddress
+from hopaas_p2p.open import open_store
 from hopaas_p2p.runtime.settings import Secret
 from hopaas_p2p.stores.postgres.store import PostgresStore
-from hopaas_p2p.stores.url import open_store
 from hopaas_p2p.testing.commits import append_many, everything, outgoing, study_snapshot
 from hopaas_p2p.tunnel import client
 from hopaas_p2p.tunnel.dial import dial

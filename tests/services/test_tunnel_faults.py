@@ -20,10 +20,10 @@ import pytest
 import hopaas_p2p
 from hopaas_p2p.errors import StoreUnreachable
 from hopaas_p2p.net.proxies import ServerAddress
+from hopaas_p2p.open import open_store
 from hopaas_p2p.runtime.settings import Secret
 from hopaas_p2p.stores.base import Outgoing
 from hopaas_p2p.stores.postgres import watchdog
-from hopaas_p2p.stores.url import open_store
 from hopaas_p2p.testing.commits import append_many, everything
 from hopaas_p2p.tunnel import client
 from tests.support.listening import Listening

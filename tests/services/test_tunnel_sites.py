@@ -16,9 +16,9 @@ import hopaas_p2p
 from hopaas_p2p.errors import ConfigurationError, Denied, HopaasError, StoreUnreachable
 from hopaas_p2p.net import proxies
 from hopaas_p2p.net.proxies import ServerAddress
+from hopaas_p2p.open import open_store
 from hopaas_p2p.runtime import credentials
 from hopaas_p2p.runtime.settings import Secret
-from hopaas_p2p.stores.url import open_store
 from hopaas_p2p.testing.commits import append_many, everything
 from hopaas_p2p.tunnel import dial
 from tests.support.pgbouncer import find_pgbouncer, transaction_pooler

@@ -8,8 +8,8 @@ from collections.abc import Iterator
 import pytest
 
 from hopaas_p2p.net.proxies import ServerAddress
+from hopaas_p2p.open import open_store
 from hopaas_p2p.stores.base import Outgoing
-from hopaas_p2p.stores.url import open_store
 from hopaas_p2p.tunnel import client
 from tests.support.latency import Relay
 from tests.support.tunnel_fixtures import HOST, Centre

@@ -27,8 +27,8 @@ from hopaas_p2p.gateway.postgres import PostgresTarget
 from hopaas_p2p.gateway.server import Gateway as Serving
 from hopaas_p2p.net import trust
 from hopaas_p2p.net.proxies import ServerAddress
+from hopaas_p2p.open import open_store
 from hopaas_p2p.runtime.settings import Secret
-from hopaas_p2p.stores.url import open_store
 from hopaas_p2p.tunnel import SUBPROTOCOL, client, dial
 from hopaas_p2p.tunnel.dial import GatewayConnection
 from tests.support.listening import Listening

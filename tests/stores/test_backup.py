@@ -17,8 +17,8 @@ from hopaas_p2p.core import codec
 from hopaas_p2p.core.catalog import Catalog
 from hopaas_p2p.errors import ConfigurationError, Denied, InvalidInput
 from hopaas_p2p.moving import backup as backups
+from hopaas_p2p.open import open_store
 from hopaas_p2p.stores.base import Beat, read_all
-from hopaas_p2p.stores.url import open_store
 from tests.support.postgres import Server
 from tests.support.postgres_fixtures import OWNER
 from tests.support.postgres_people import Place

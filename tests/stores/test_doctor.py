@@ -25,6 +25,7 @@ from hopaas_p2p.net.checks import Route
 from hopaas_p2p.net.findings import AGAIN, Finding
 from hopaas_p2p.net.proxies import Proxy, ServerAddress
 from hopaas_p2p.net.trust import client_context
+from hopaas_p2p.open import open_store
 from hopaas_p2p.runtime.settings import Secret
 from hopaas_p2p.stores import checks
 from hopaas_p2p.stores.base import ExchangeResult
@@ -35,7 +36,6 @@ from hopaas_p2p.stores.postgres.errors import SCHEMA_VERSION
 from hopaas_p2p.stores.postgres.store import PostgresStore
 from hopaas_p2p.stores.s3 import checks as s3_checks
 from hopaas_p2p.stores.s3.store import S3Store
-from hopaas_p2p.stores.url import open_store
 from tests.support.connect_proxy import ConnectProxy
 from tests.support.listening import Answering
 from tests.support.postgres import Server, find_binaries

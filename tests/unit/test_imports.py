@@ -16,6 +16,8 @@ LAYERS = (
     {"net"},
     {"tunnel"},
     {"stores", "spool"},
+    {"remote"},
+    {"open"},
     {"peer", "translate", "access"},
     {"analysis"},
     {"storage", "search", "samplers", "pruners", "sampler_config"},
