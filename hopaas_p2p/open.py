@@ -28,7 +28,7 @@ def open_store(url: str | os.PathLike[str], *, create: bool = True) -> Store:
     """The store at this URL.
 
     Args:
-        url: a path, or `file://`, `memory://`, `postgresql://`, `postgresql+https://`, `s3://`.
+        url: a path, or `file://`, `memory://`, `postgresql://`, `https://`, `s3://`.
         create: whether a directory or bucket that is not a store yet becomes one.
 
     Raises:
@@ -67,6 +67,10 @@ def servers_of(url: str) -> list[tuple[str, int]]:
         from hopaas_p2p.stores.postgres.connect import PostgresAddress
 
         return PostgresAddress(url).destinations
+    if url.lower().startswith("https:"):
+        from hopaas_p2p.remote.client import RemoteAddress
+
+        return [(host, port) for host, port in RemoteAddress.parse(url).servers]
     if url.lower().startswith("s3:"):
         from hopaas_p2p.stores.s3.address import parse
 
@@ -112,10 +116,17 @@ def _s3(url: str, create: bool) -> Store:
     return S3Store(url, create=create)
 
 
+def _https(url: str, _create: bool) -> Store:
+    from hopaas_p2p.remote.client import RemoteStore
+
+    return RemoteStore(url)
+
+
 _SCHEMES: Final[dict[str, Callable[[str, bool], Store]]] = {
     "file": _file,
     "memory": _memory,
     "s3": _s3,
+    "https": _https,
     "postgresql": _postgres,
     "postgresql+psycopg2": _postgres,
     "postgresql+https": _postgres,

@@ -22,6 +22,7 @@ pytest_plugins = [
     "tests.support.postgres_fixtures",
     "tests.support.s3_fixtures",
     "tests.support.tunnel_fixtures",
+    "tests.support.served",
     "tests.support.site_fixtures",
     "tests.support.mlflow_fixtures",
     "tests.support.machines",

@@ -8,6 +8,7 @@ from typing import Final
 
 _PREFIX: Final = "hopaas_gateway"
 _HELP: Final = {
+    "requests_total": "Answers, by status",
     "handshakes_total": "Answers to requests for a tunnel, by status",
     "ended_total": "Tunnels that ended, by close code",
     "bytes_total": "Payload carried, by direction",

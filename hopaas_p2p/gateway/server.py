@@ -17,7 +17,7 @@ import traceback
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 from hopaas_p2p.errors import ConfigurationError
 from hopaas_p2p.gateway.admission import Admission, GatewayLimits, Networks, is_within
@@ -199,6 +199,14 @@ class Gateway:
 # --- as a process ---
 
 
+class Servable(Protocol):
+    """What listens, and can be drained."""
+
+    async def start(self, host: str, port: int) -> int: ...
+    async def drain(self) -> None: ...
+    def hurry(self) -> None: ...
+
+
 def raise_descriptor_limit(connections: int) -> None:
     """Let this process have two descriptors for each of so many tunnels, and for those that are not admitted yet."""
     import resource
@@ -212,7 +220,7 @@ def raise_descriptor_limit(connections: int) -> None:
             event("few descriptors", level=logging.WARNING, have=possible, want=wanted)
 
 
-async def serve(gateway: Gateway, host: str, port: int, *, listening: Callable[[int], None]) -> None:
+async def serve(gateway: Servable, host: str, port: int, *, listening: Callable[[int], None]) -> None:
     """Run a gateway until SIGTERM or SIGINT, then drain it; at a second signal, stop at once.
 
     Args:

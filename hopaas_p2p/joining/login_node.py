@@ -36,7 +36,7 @@ class LoginNodeProcess(NamedTuple):
 
 def can_be_relayed(url: str) -> bool:
     """Whether this store can be reached by way of a relay: one that is spoken to by HTTPS."""
-    return url.startswith("postgresql+https:") or (url.startswith("s3:") and "endpoint=http:" not in url)
+    return url.startswith(("postgresql+https:", "https:")) or (url.startswith("s3:") and "endpoint=http:" not in url)
 
 
 def start_relay(membership: Membership, *, known_as: str | None = None) -> LoginNodeProcess:

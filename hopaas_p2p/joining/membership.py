@@ -87,8 +87,10 @@ def accept(invitation: Invitation, *, site: str = "") -> Membership:
     """
     invitation.check()
     # without its own token, one of this user's would be sent there
-    if invitation.store.startswith("postgresql") and invitation.token is None:
-        raise InvalidInput("this invitation is for a database but contains no token; it was not created by `invite`")
+    if invitation.store.startswith(("postgresql", "https:")) and invitation.token is None:
+        raise InvalidInput(
+            "this invitation is for a store with users but contains no token; it was not created by `invite`"
+        )
     site = site or invitation.site
     for text in (invitation.store, invitation.study, site):
         if not is_one_line(text):

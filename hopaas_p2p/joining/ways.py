@@ -81,7 +81,7 @@ def _candidates(membership: Membership) -> Iterator[Way]:
 
 
 def _has_way(url: str) -> bool:
-    return url.startswith(("postgresql", "s3:"))
+    return url.startswith(("postgresql", "s3:", "https:"))
 
 
 def _environments_proxy() -> str | None:

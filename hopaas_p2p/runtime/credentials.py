@@ -117,7 +117,7 @@ def environment(*more: str, store: str | None = None, env: Mapping[str, str] = o
 
     """
     scheme = "" if store is None else store.partition("://")[0]
-    logins = _AWS if scheme == "s3" else _POSTGRES if scheme.startswith("postgresql") else ()
+    logins = _AWS if scheme == "s3" else _POSTGRES if scheme.startswith(("postgresql", "https")) else ()
     named = {*more, *logins, *(_PROXIES if store is not None else ())}
     return {
         name: value
@@ -370,7 +370,7 @@ def seal(text: str, env: Mapping[str, str] = os.environ) -> str:
 
     It is made with the token, so that it holds on another machine, too; else with a key in this user's state folder.
     """
-    secret = token(env) if text.startswith("postgresql") else None
+    secret = token(env) if text.startswith(("postgresql", "https:")) else None
     if secret is None or len(secret.reveal()) < _UNGUESSABLE:
         secret = _own_key()
     return "" if secret is None else hmac.digest(secret.reveal().encode(), text.encode(), "sha256").hex()

@@ -32,7 +32,7 @@ def invited(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Wo
 
 def given(world: World, tmp_path: Path, site: str, url: str = URL) -> Path:
     """The invitation, as a file at that site."""
-    made = invite(world.store, "campaign", site=site, address=url)
+    made = invite(world.store, "campaign", site=site, via=url)
     file = tmp_path / f"{site}.invitation"
     file.write_text(made.invitation.seal().reveal())
     return file

@@ -16,6 +16,7 @@ LAYERS = (
     {"net"},
     {"tunnel"},
     {"stores", "spool"},
+    {"gateway"},
     {"remote"},
     {"open"},
     {"peer", "translate", "access"},
@@ -25,7 +26,7 @@ LAYERS = (
     {"study_like", "notes", "report", "notebook", "trackers"},
     {"study", "training"},
     {"ports", "hopaas", "alerts", "moving"},
-    {"demo", "gateway", "joining"},
+    {"demo", "joining"},
     {"cli", "testing"},
 )
 """From the bottom up. A part may import its own layer and those below."""

@@ -49,14 +49,19 @@ again in this process; in another one `***` is not a password, and the secret co
 
 
 class PostgresAddress:
-    """The URL of a Postgres store, parsed and checked. Holds no secret.
+    """The URL of a Postgres store, parsed and checked. Holds no secret but that of a login which was given.
+
+    Args:
+        text: the URL.
+        login: user and secret to log in with, whatever the environment says: those of a server's caller.
 
     Raises:
         ConfigurationError: it cannot be used, or would send data unencrypted; the message says what to change.
 
     """
 
-    def __init__(self, text: str) -> None:
+    def __init__(self, text: str, login: tuple[str, Secret] | None = None) -> None:
+        self._login = login
         shown = redacted(text)
         url = _parsed(text, shown)
         if url.drivername not in _SCHEMES:
@@ -129,6 +134,8 @@ class PostgresAddress:
             ConfigurationError: the token may not be sent to this server.
 
         """
+        if self._login is not None:
+            return self._login
         in_url = _url_passwords.get(self.url) if ":***@" in self.url else None
         if in_url is not None:
             return self.user, in_url
