@@ -129,5 +129,4 @@ _SCHEMES: Final[dict[str, Callable[[str, bool], Store]]] = {
     "https": _https,
     "postgresql": _postgres,
     "postgresql+psycopg2": _postgres,
-    "postgresql+https": _postgres,
 }

@@ -57,7 +57,6 @@ SECTIONS: Final = {
         "bridge": Verb(f"{_CLI}.relay:bridge", "Let peers on a shared directory take part in studies elsewhere."),
         "relay": Verb(f"{_CLI}.relay:relay", "Forward connections for nodes that can reach only this one."),
         "serve": Verb(f"{_CLI}.serve:serve", "Let peers reach a store through HTTPS."),
-        "gateway": Verb(f"{_CLI}.gateway:gateway", "Let peers reach Postgres through HTTPS."),
     },
     "Administration": {
         "init": Verb(f"{_CLI}.access:init", "Prepare a database as a store."),

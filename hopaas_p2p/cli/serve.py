@@ -5,22 +5,23 @@ from __future__ import annotations
 import asyncio
 import ipaddress
 import os
+import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import click
 
 from hopaas_p2p.cli import output
 from hopaas_p2p.cli.lazy import Subgroup
 from hopaas_p2p.errors import ConfigurationError, InvalidInput
-from hopaas_p2p.gateway import log, server
-from hopaas_p2p.gateway.certificate import Certificate
 from hopaas_p2p.open import open_store
-from hopaas_p2p.remote import https
+from hopaas_p2p.remote import https, log
+from hopaas_p2p.remote.certificate import Certificate
 from hopaas_p2p.remote.client import RemoteStore
 from hopaas_p2p.remote.server import ListedService, PostgresService, Service
 from hopaas_p2p.stores.bridge.store import BridgedStore
 
+_SWITCH: Final = 0.0005  # seconds: the loop and a store in a thread hand the interpreter to each other at every request
 _FILE = click.Path(dir_okay=False, path_type=Path)
 
 
@@ -76,7 +77,8 @@ def serve_https(
     if remember is None and os.environ.get("STATE_DIRECTORY"):
         remember = Path(os.environ["STATE_DIRECTORY"].partition(":")[0]) / "tokens"
     log.to_stderr()
-    server.raise_descriptor_limit(limits["connections"])
+    sys.setswitchinterval(_SWITCH)
+    https.raise_descriptor_limit(limits["connections"])
 
     async def run() -> None:
         made = https.HttpsServer(
@@ -86,7 +88,7 @@ def serve_https(
             metrics_from=_networks(metrics_from) or https.LOOPBACK,
             limits=https.HttpsLimits(**limits),
         )
-        await server.serve(made, host.strip("[]"), int(port), listening=listening)
+        await https.run(made, host.strip("[]"), int(port), listening=listening)
 
     def listening(bound: int) -> None:
         output.say(f"Serving on {host}:{bound}")

@@ -169,8 +169,9 @@ def _public(url: str) -> str:
         return url
     found = PostgresAddress(url).sqlalchemy_url
     found = found.set(query={key: value for key, value in found.query.items() if key in credentials.WHERE})
-    driver = "postgresql+https" if found.drivername == "postgresql+https" else "postgresql"
-    return found._replace(drivername=driver, username=None, password=None).render_as_string()  # `set` takes no None
+    return found._replace(
+        drivername="postgresql", username=None, password=None
+    ).render_as_string()  # `set` takes no None
 
 
 def is_of_this_machine(url: str) -> bool:

@@ -27,7 +27,7 @@ from hopaas_p2p.core.catalog import RESERVED
 from hopaas_p2p.core.names import valid_name
 from hopaas_p2p.core.records import FORMAT, Stamp
 from hopaas_p2p.errors import Denied, InvalidInput
-from hopaas_p2p.remote.protocol import CATALOG, DeleteFile, Exchange, PutBlock, PutFile, PutHead, StoreRequest
+from hopaas_p2p.remote.protocol import CATALOG, StoreRequest
 from hopaas_p2p.runtime.settings import Secret
 from hopaas_p2p.stores.base import Outgoing, Store, append
 
@@ -209,7 +209,7 @@ def judge(roles: Roles, user: str, request: StoreRequest, *, exists: bool) -> St
         Denied: the user may not; the message says what it takes.
 
     """
-    log = request.place
+    log, outgoing = request.log, request.arguments[0] if request.call == "exchange" else None
     if log is None:
         return Stamp(user, "worker")
     if log != CATALOG and not is_study(log):
@@ -221,16 +221,16 @@ def judge(roles: Roles, user: str, request: StoreRequest, *, exists: bool) -> St
         return Stamp(user, "owner")
     if role is None:
         raise Denied(f"user {user} has no grant for this study. {_ASK}")
-    least = request.least or "viewer"
-    if isinstance(request, Exchange) and request.sent is not None:
+    least = request.kind.least
+    if outgoing is not None:
         least = "worker"
-        if log == CATALOG and role != "owner" and (about := request.sent[2]) and role_in(roles, user, about) == "owner":
-            role = f"owner:{about}"
+        if log == CATALOG and role != "owner" and outgoing.about and role_in(roles, user, outgoing.about) == "owner":
+            role = f"owner:{outgoing.about}"
     rank = ROLES.index(role.partition(":")[0])
-    if rank < ROLES.index(least) and not (isinstance(request, PutBlock | PutHead) and rank):
+    if rank < ROLES.index(least):
         article = "an" if least == "owner" else "a"
         raise Denied(f"user {user} is only a {role} of this study, and this takes {article} {least}. {_ASK}")
-    if log == CATALOG and isinstance(request, PutFile | DeleteFile) and role != "owner":
+    if log == CATALOG and request.kind.of == "files" and role != "owner":
         raise Denied(f"user {user} may not keep files outside of studies")
     return Stamp(user, role)
 

@@ -14,7 +14,9 @@ import http.client
 import os
 import random
 import re
+import socket
 import ssl
+import struct
 import threading
 import time
 import weakref
@@ -23,20 +25,16 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 from hopaas_p2p.core.names import valid_key, valid_name
-from hopaas_p2p.errors import ConfigurationError, Denied, InvalidInput, StoreCorrupt, StoreUnreachable
+from hopaas_p2p.errors import ASK_FOR_ANOTHER, ConfigurationError, Denied, InvalidInput, StoreCorrupt, StoreUnreachable
 from hopaas_p2p.net import proxies, trust
 from hopaas_p2p.net.backoff import Backoff
 from hopaas_p2p.net.proxies import ServerAddress, closed_on_error
 from hopaas_p2p.remote import protocol
-from hopaas_p2p.remote.protocol import CATALOG, FILE, LARGEST, PATH, Exchange, Facts, StoreRequest
+from hopaas_p2p.remote.protocol import CATALOG, FILE, LARGEST, PATH, Facts, StoreRequest
 from hopaas_p2p.runtime import credentials
 from hopaas_p2p.runtime.settings import Secret
 from hopaas_p2p.stores.base import Artifacts, Beat, Doubtful, ExchangeResult, Log, Outgoing, Progress, Store
 
-ASK_FOR_ANOTHER: Final = (
-    "Ask an administrator of the store for a new one (hopaas-p2p token create), and name its file in HOPAAS_TOKEN_FILE"
-)
-"""What to do about a token that is not valid."""
 DIAL: Final = 10.0
 """Seconds for TCP, proxy and TLS together."""
 _ANSWER: Final = 30.0  # seconds of silence after which a connection is given up
@@ -45,6 +43,8 @@ _AVOIDED_FOR: Final = 60.0  # seconds
 _LONGEST_REST: Final = 60.0
 _FRESHNESS: Final = 1.0  # seconds: a look is a round trip
 _PIECE: Final = 1 << 18  # bytes
+_SILENT: Final = (TimeoutError, ssl.SSLWantReadError, ssl.SSLWantWriteError)
+"""What reading and writing raise when no byte has moved for too long."""
 _ATTEMPTS: Final = 5
 _PATH: Final = re.compile(r"[A-Za-z0-9._~/-]*")
 _HINT: Final = ". Is a server there, and well? hopaas-p2p doctor checks step by step"
@@ -117,6 +117,7 @@ class _Line:
         self.close = weakref.finalize(self, self._socket.close)
         """Closes it; so does forgetting it."""
         self.close.atexit = False
+        self._silence = 0.0
         self.used = False
         """Whether something was answered on it."""
 
@@ -128,17 +129,35 @@ class _Line:
         if token is not None:
             lines.append(f"Authorization: Bearer {protocol.encode_header(token.reveal())}")
         head = "\r\n".join([*lines, "", ""]).encode()
-        self._socket.settimeout(silence)
-        if isinstance(body, bytes):
-            self._socket.sendall(head + body)
-        else:
-            self._socket.sendall(head)
-            for piece in body:
-                self._socket.sendall(piece)
+        self._give_up_after(silence)
         answer = http.client.HTTPResponse(self._socket, method=method)
-        answer.begin()
+        try:
+            if isinstance(body, bytes):
+                self._socket.sendall(head + body)
+            else:
+                self._socket.sendall(head)
+                for piece in body:
+                    self._socket.sendall(piece)
+            answer.begin()
+        except BaseException:
+            answer.close()
+            raise
         self.used = True
         return answer
+
+    def _give_up_after(self, seconds: float) -> None:
+        """Let the kernel watch over silence: with a time-out of Python's, reading gives up the interpreter's lock three
+        times instead of once, and each costs 5 ms beside a busy thread. Python is told that the socket does not block,
+        or it would begin anew for ever.
+        """
+        if seconds == self._silence:
+            return
+        self._silence = seconds
+        self._socket.setblocking(False)
+        os.set_blocking(self._socket.fileno(), True)
+        limit = struct.pack("@ll", int(seconds), int(seconds % 1 * 1e6))
+        for option in (socket.SO_RCVTIMEO, socket.SO_SNDTIMEO):
+            self._socket.setsockopt(socket.SOL_SOCKET, option, limit)
 
     def abandon(self) -> None:
         """In a child of a fork: close our copy of the socket, and send nothing."""
@@ -161,14 +180,21 @@ class Connections:
         self._idle: list[_Line] = []
         self._lock = threading.Lock()
         self._preferred: ServerAddress | None = None
+        self._token: Secret | None = None
+        """As it was read last; it is read again when a server refuses it."""
 
-    def ask(self, request: StoreRequest) -> Any:
+    def ask(self, call: str, *arguments: Any, place: str = "") -> Any:
         """The result of a request; raises what the server says, and what `send` does."""
-        body = protocol.encode(request)
+        body = protocol.encode(StoreRequest(call, place, arguments))
         if len(body) > LARGEST:
             raise InvalidInput(f"{len(body)} bytes are too many for one request; at most {LARGEST} are sent")
         with self.send("POST", PATH, body) as answer:
-            return protocol.result_of(request, answer.read(LARGEST + 1))
+            data = answer.read(LARGEST + 1)
+        try:
+            return protocol.result_of(call, data)
+        except Denied:
+            self._token = None  # a new one may be there for the next request
+            raise
 
     @contextlib.contextmanager
     def send(
@@ -182,30 +208,36 @@ class Connections:
             StoreUnreachable: no server can be reached now.
 
         """
-        token = self.address.token()
         while True:
+            token = self._token = self._token or self.address.token()
             line = self._take() or self._dial()
             fresh, done = not line.used, False
             try:
                 size, pieces = (len(body), body) if isinstance(body, bytes) else _pieces_of(body, progress)
                 silence = _HURRIED if self.hurried else _ANSWER
                 answer = line.ask(method, path, token, pieces, size=size, silence=silence)
-                _check(line.server, answer, token)
-                yield answer
-                done = answer.isclosed() and not answer.will_close
+                with contextlib.closing(answer):
+                    if answer.status == http.client.UNAUTHORIZED and self._is_renewed(token):
+                        continue
+                    _check(line.server, answer, token)
+                    yield answer
+                    done = answer.isclosed() and not answer.will_close
                 return
             except (OSError, http.client.HTTPException) as error:
-                if not fresh and not isinstance(error, TimeoutError):
+                if not fresh and not isinstance(error, _SILENT):
                     self._drop()  # it ended while it was idle, and the others of its time with it
                     continue
                 _avoided_until[line.server] = time.monotonic() + _AVOIDED_FOR
-                why = getattr(error, "strerror", None) or str(error) or type(error).__name__
+                silent = "no byte came in time" if isinstance(error, _SILENT) else None
+                why = silent or getattr(error, "strerror", None) or " ".join(str(error).split()) or type(error).__name__
                 raise StoreUnreachable(f"{line.server} did not answer: {why}{_HINT}") from None
-            except ServerBusy:
-                done = answer.isclosed()
-                raise
             finally:
                 self._give(line) if done else line.close()
+
+    def _is_renewed(self, token: Secret | None) -> bool:
+        """Whether there is another token than the one that a server has refused."""
+        self._token = self.address.token()
+        return self._token != token
 
     def _take(self) -> _Line | None:
         with self._lock:
@@ -302,54 +334,53 @@ class RemoteLog(Log):
         self._uuid = uuid
         self._flush_interval = 0.0
 
-    def _ask(self, kind: type[StoreRequest], *arguments: Any) -> Any:
-        return self._store.connections.ask(kind(self._uuid, *arguments))
+    def _ask(self, call: str, *arguments: Any) -> Any:
+        return self._store.connections.ask(call, *arguments, place=self._uuid)
 
     def exchange(self, outgoing: Outgoing | None, since: int, beat: Beat | None = None) -> ExchangeResult:
-        sent = None if outgoing is None else (outgoing.nonce, outgoing.payload, outgoing.about, outgoing.chain)
-        entries, more, self._flush_interval = self._ask(Exchange, since, sent)
-        return Exchange.result(entries, more)
+        result: ExchangeResult
+        result, self._flush_interval = self._ask("exchange", outgoing, since)
+        return result
 
     @property
     def flush_interval(self) -> float:
         return self._flush_interval
 
     def snapshot_head(self, before: int | None) -> tuple[int, bytes] | None:
-        return self._ask(protocol.SnapshotHead, before)  # type: ignore[no-any-return]
+        return self._ask("snapshot_head", before)  # type: ignore[no-any-return]
 
     def blocks(self, names: list[str]) -> dict[str, bytes]:
-        return self._ask(protocol.Blocks, names)  # type: ignore[no-any-return]
+        return self._ask("blocks", names)  # type: ignore[no-any-return]
 
     def block_names(self) -> set[str]:
-        return self._ask(protocol.BlockNames)  # type: ignore[no-any-return]
+        return self._ask("block_names")  # type: ignore[no-any-return]
 
     def put_block(self, name: str, data: bytes) -> None:
-        self._ask(protocol.PutBlock, name, data)
+        self._ask("put_block", name, data)
 
     def put_snapshot_head(self, lsn: int, head: bytes) -> None:
-        self._ask(protocol.PutHead, lsn, head)
+        self._ask("put_snapshot_head", lsn, head)
 
     def doubtful_head(self, after: int, up_to: int) -> Doubtful | None:
-        found = self._ask(protocol.FindDoubtful, after, up_to)
-        return None if found is None else Doubtful(*found)
+        return self._ask("doubtful_head", after, up_to)  # type: ignore[no-any-return]
 
     def judge_snapshot(self, found: Doubtful, *, same: bool) -> None:
-        self._ask(protocol.Judge, found.lsn, found.author, found.sum, same)
+        self._ask("judge_snapshot", found._replace(data=b""), same)
 
     def denied_snapshots(self) -> list[tuple[int, str, list[str]]]:
-        return self._ask(protocol.DeniedSnapshots)  # type: ignore[no-any-return]
+        return self._ask("denied_snapshots")  # type: ignore[no-any-return]
 
     def removed_up_to(self) -> int:
-        return self._ask(protocol.RemovedUpTo)  # type: ignore[no-any-return]
+        return self._ask("removed_up_to")  # type: ignore[no-any-return]
 
     def confirm(self) -> None:
-        self._ask(protocol.Confirm)
+        self._ask("confirm")
 
     def destroy(self) -> None:
-        self._ask(protocol.DestroyLog)
+        self._ask("destroy")
 
     def erase(self) -> None:
-        self._ask(protocol.DestroyLog, True)
+        self._ask("erase")
 
 
 class RemoteStore(Store):
@@ -375,7 +406,7 @@ class RemoteStore(Store):
 
     def facts(self) -> Facts:
         """What the server says of the store, and of this user."""
-        return self.connections.ask(protocol.Hello())  # type: ignore[no-any-return]
+        return self.connections.ask("hello")  # type: ignore[no-any-return]
 
     def catalog(self) -> RemoteLog:
         return RemoteLog(self, CATALOG)
@@ -386,18 +417,18 @@ class RemoteStore(Store):
         return RemoteLog(self, uuid)
 
     def shared(self) -> set[str] | None:
-        return self.connections.ask(protocol.Shared())  # type: ignore[no-any-return]
+        return self.connections.ask("shared")  # type: ignore[no-any-return]
 
     def beat(self, beat: Beat) -> None:
-        self.connections.ask(protocol.PutBeat(*beat))
+        self.connections.ask("beat", beat)
 
     def beats(self, peers: Iterable[str]) -> dict[str, str]:
         asked = [peer for peer in peers if valid_name(peer)]
-        return self.connections.ask(protocol.Beats(asked)) if asked else {}
+        return self.connections.ask("beats", asked) if asked else {}
 
     def remove_beat(self, peer: str) -> None:
         if valid_name(peer):
-            self.connections.ask(protocol.PutBeat(peer, None))
+            self.connections.ask("remove_beat", peer)
 
     def artifacts(self) -> RemoteArtifacts:
         return RemoteArtifacts(self.connections)
@@ -418,7 +449,7 @@ class RemoteArtifacts(Artifacts):
     def put(self, key: str, source: Path, progress: Progress | None = None) -> None:
         def attempt() -> None:
             with self._connections.send("PUT", _file(key), source, progress) as answer:
-                protocol.result_of(protocol.PutFile(key), answer.read())
+                protocol.result_of("put", answer.read(LARGEST))
 
         self._retried(attempt)
 
@@ -427,7 +458,7 @@ class RemoteArtifacts(Artifacts):
             full: OSError | None = None
             with target.open("wb") as file, self._connections.send("GET", _file(key)) as answer:
                 if answer.getheader("Content-Type") != FILE:
-                    protocol.result_of(protocol.GetFile(key), answer.read(LARGEST))
+                    protocol.result_of("get", answer.read(LARGEST))
                 while full is None and (data := answer.read(_PIECE)):
                     try:
                         file.write(data)
@@ -447,10 +478,10 @@ class RemoteArtifacts(Artifacts):
             raise
 
     def delete(self, key: str) -> None:
-        self._retried(lambda: self._connections.ask(protocol.DeleteFile(_checked(key))))
+        self._retried(lambda: self._connections.ask("delete", place=_checked(key)))
 
     def keys(self, prefix: str) -> list[str]:
-        found: list[str] = self._retried(lambda: self._connections.ask(protocol.FileKeys(prefix)))
+        found: list[str] = self._retried(lambda: self._connections.ask("keys", place=prefix))
         return found
 
     def _retried(self, attempt: Any) -> Any:

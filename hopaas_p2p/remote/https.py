@@ -16,31 +16,33 @@ import enum
 import ipaddress
 import logging
 import re
+import signal
 import ssl
 import tempfile
 import time
+import traceback
 from collections import Counter
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from pathlib import Path
-from typing import IO, Final, NamedTuple
+from typing import IO, Any, Final, NamedTuple
 
 import h11
 
 from hopaas_p2p.errors import ConfigurationError, StoreUnreachable
-from hopaas_p2p.gateway.admission import Networks, is_within
-from hopaas_p2p.gateway.certificate import Certificate
-from hopaas_p2p.gateway.connection import Connection
-from hopaas_p2p.gateway.log import event
-from hopaas_p2p.gateway.metrics import Metrics
-from hopaas_p2p.gateway.rate_limit import TooManyAttempts
-from hopaas_p2p.gateway.tokens import TokenStatus
 from hopaas_p2p.net.checks import SOON
 from hopaas_p2p.net.listening import cannot_listen
 from hopaas_p2p.remote import protocol
-from hopaas_p2p.remote.protocol import LARGEST, PATH, GetFile, PutFile
+from hopaas_p2p.remote.certificate import Certificate
+from hopaas_p2p.remote.connection import Connection
+from hopaas_p2p.remote.log import event
+from hopaas_p2p.remote.metrics import Metrics
+from hopaas_p2p.remote.protocol import LARGEST, PATH, StoreRequest
+from hopaas_p2p.remote.rate_limit import TooManyAttempts
 from hopaas_p2p.remote.server import Service, Token
+from hopaas_p2p.remote.tokens import TokenStatus
 from hopaas_p2p.runtime.settings import Secret
 
+Networks = Sequence[ipaddress.IPv4Network | ipaddress.IPv6Network]
 PENDING: Final = 512
 """Connections that have sent no request yet; of more, the oldest of the busiest address is closed."""
 LOOPBACK: Final[Networks] = (ipaddress.ip_network("127.0.0.0/8"), ipaddress.ip_network("::1/128"))
@@ -63,6 +65,15 @@ _REASONS: Final = {200: b"OK", 400: b"Bad Request", 401: b"Unauthorized", 403: b
     500: b"Internal Server Error",
     503: b"Service Unavailable",
 }
+
+
+def is_within(address: str, networks: Networks) -> bool:
+    """Whether an address is in one of these networks; an IPv4 address may be written as IPv6."""
+    with contextlib.suppress(ValueError):
+        found = ipaddress.ip_address(address)
+        mapped = getattr(found, "ipv4_mapped", None)
+        return any((mapped or found) in network for network in networks)
+    return False
 
 
 class HttpsLimits(NamedTuple):
@@ -339,6 +350,9 @@ class HttpsSession:
         if self._server.terminated and headers.get(b"x-forwarded-proto", [""])[0].lower() != "https":
             self._respond(403, close=True)
             return
+        if b"content-length" in headers and b"transfer-encoding" in headers:  # two readers could see two ends
+            self._respond(400, close=True)
+            return
         length = headers.get(b"content-length", ["0"])[0]
         if int(length) > (self._limits.largest_file if self._key else LARGEST):  # h11 has seen that it is a number
             self._respond(413, close=True)
@@ -365,6 +379,7 @@ class HttpsSession:
                 return
             self.token = token
             self._server.by_token[token] += 1
+            event("opened", token=token[0], address=self.address)
         self._expect_body()
         self._advance()
 
@@ -428,9 +443,9 @@ class HttpsSession:
         path = Path(self._folder.name) / "file"
         if self._file is not None:
             self._file.close()
-            self._respond(200, await service.carry_out(token, PutFile(self._key), path))
+            self._respond(200, await service.carry_out(token, StoreRequest("put", self._key), path))
             return
-        found = await service.carry_out(token, GetFile(self._key), path)
+        found = await service.carry_out(token, StoreRequest("get", self._key), path)
         if protocol.is_refusal(found):
             self._respond(200, found)
             return
@@ -562,3 +577,60 @@ def _bearer_token(headers: list[str]) -> Token | None:
     if not name or not secret or "\0" in token:
         return None
     return name, Secret(secret)
+
+
+# --- as a process ---
+
+
+def raise_descriptor_limit(connections: int) -> None:
+    """Let this process have a descriptor for each of so many connections, and for those that are not admitted yet."""
+    import resource
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = connections + PENDING + 256
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        possible = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (possible, hard))
+        if possible < wanted:
+            event("few descriptors", level=logging.WARNING, have=possible, want=wanted)
+
+
+async def run(server: HttpsServer, host: str, port: int, *, listening: Callable[[int], None]) -> None:
+    """Serve until SIGTERM or SIGINT, then drain; at a second signal, stop at once.
+
+    Args:
+        server: what to run.
+        host, port: where to listen.
+        listening: called with the port.
+
+    Raises:
+        ConfigurationError: it cannot listen there.
+
+    """
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    loop.set_exception_handler(_log_exception)
+
+    def handle_signal() -> None:
+        if stop.is_set():
+            server.hurry()
+        stop.set()
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, handle_signal)
+    loop.add_signal_handler(signal.SIGHUP, lambda: None)  # "reload": files are checked every second anyway
+    listening(await server.start(host, port))
+    await stop.wait()
+    await server.drain()
+
+
+def _log_exception(_loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+    """Log what went wrong in a callback of one connection, without what it was about."""
+    error = context.get("exception")
+    where = traceback.extract_tb(error.__traceback__)[-1] if error is not None and error.__traceback__ else None
+    event(
+        "failed",
+        level=logging.ERROR,
+        why=type(error).__name__ if error is not None else context.get("message"),
+        where=f"{Path(where.filename).name}:{where.lineno}" if where is not None else None,
+    )

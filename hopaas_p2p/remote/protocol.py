@@ -1,25 +1,22 @@
 """What a peer asks of a store that somebody serves, and the answers: a request is one call of a `Log` or `Store`.
 
-A request and an answer are msgpack. Commits travel as the bytes that their writers sealed: neither side decodes them,
-so those of newer peers pass as well. Every request may be sent again. An error travels as the name of its class and its
-message, and is raised at the other end as if the store were there.
-
-A request knows its least role, for `access.judge`, and how to call what it is for.
+A request is msgpack `[call, place, arguments]`. Commits travel as the bytes that their writers sealed: neither side
+decodes them, so those of newer peers pass as well. Every request may be sent again. An error travels as the name of its
+class and its message, and is raised at the other end as if the store were there.
 """
 
 from __future__ import annotations
 
 import base64
 import binascii
-from typing import Any, ClassVar, Final
+from typing import Any, Final, NamedTuple
 
 import msgspec
 from msgspec import Struct
 
 from hopaas_p2p import errors
-from hopaas_p2p.core.records import UNSTAMPED, Stamp
-from hopaas_p2p.errors import HopaasError, StoreUnreachable
-from hopaas_p2p.stores.base import Beat, Doubtful, Entry, ExchangeResult, Log, Outgoing, Store
+from hopaas_p2p.errors import HopaasError, InvalidInput, StoreUnreachable
+from hopaas_p2p.stores.base import Beat, Doubtful, ExchangeResult, Outgoing, Store
 
 VERSION: Final = 1
 PATH: Final = f"/v{VERSION}"
@@ -41,259 +38,85 @@ class Facts(Struct, array_like=True, frozen=True):
     """When the token does, in ISO 8601; None for never."""
 
 
+class Call(NamedTuple):
+    """What may be called."""
+
+    of: str
+    """A method of the log of `place`, of the store, or of its files: then `place` is a key, or begins some."""
+    arguments: Any = tuple[()]
+    answer: Any = None
+    least: str = "viewer"
+    """The least role in that log that it takes."""
+
+
+CALLS: Final = {
+    "exchange": Call("log", tuple[Outgoing | None, int], tuple[ExchangeResult, float]),  # and `Log.flush_interval`
+    "snapshot_head": Call("log", tuple[int | None], tuple[int, bytes] | None),
+    "blocks": Call("log", tuple[list[str]], dict[str, bytes]),
+    "block_names": Call("log", answer=set[str]),
+    "put_block": Call("log", tuple[str, bytes], least="worker"),
+    "put_snapshot_head": Call("log", tuple[int, bytes], least="worker"),
+    "doubtful_head": Call("log", tuple[int, int], Doubtful | None),
+    "judge_snapshot": Call("log", tuple[Doubtful, bool]),
+    "denied_snapshots": Call("log", answer=list[tuple[int, str, list[str]]]),
+    "removed_up_to": Call("log", answer=int),
+    "confirm": Call("log"),
+    "destroy": Call("log", least="owner"),
+    "erase": Call("log", least="owner"),
+    "shared": Call("store", answer=set[str] | None),
+    "beat": Call("store", tuple[Beat]),
+    "beats": Call("store", tuple[list[str]], dict[str, str]),
+    "remove_beat": Call("store", tuple[str]),
+    "hello": Call("store", answer=Facts),
+    "keys": Call("files", answer=list[str]),
+    "delete": Call("files", least="worker"),
+    "put": Call("files", least="worker"),  # the bytes of these two are the body of the request, and of the answer
+    "get": Call("files"),
+}
+
+
 class StoreRequest(Struct, array_like=True, frozen=True):
     """One call."""
 
-    least: ClassVar[str | None] = "viewer"
-    """The least role in the log that it takes; None: who may make it is said elsewhere."""
-    answer: ClassVar[Any] = None
-    """The type of what comes back."""
-
-    def on(self, store: Store) -> Any:
-        """Carry it out."""
-        raise NotImplementedError
+    call: str
+    place: str = ""
+    arguments: tuple[Any, ...] = ()
 
     @property
-    def place(self) -> str | None:
+    def kind(self) -> Call:
+        """What is called."""
+        return CALLS[self.call]
+
+    @property
+    def log(self) -> str | None:
         """The uuid of the study that it is about, or the catalog, if it is about one."""
-        return None
+        return {"store": None, "log": self.place, "files": self.place.partition("/")[0]}[self.kind.of]
+
+    def on(self, store: Store) -> Any:
+        """Carry it out, but for the bytes of a file."""
+        if self.call in ("hello", "put", "get"):
+            return None
+        if self.kind.of != "log":
+            return getattr(store if self.kind.of == "store" else store.artifacts(), self.call)(*self.all_arguments)
+        log = store.catalog() if self.place == CATALOG else store.log(self.place)
+        if self.call == "judge_snapshot":
+            return log.judge_snapshot(self.arguments[0], same=self.arguments[1])
+        result = getattr(log, self.call)(*self.arguments)
+        return (result, log.flush_interval) if self.call == "exchange" else result
 
     @property
-    def of_log(self) -> bool:
-        """Whether it uses that log, which one thread at a time may."""
-        return False
+    def all_arguments(self) -> tuple[Any, ...]:
+        """Those of the method."""
+        return (self.place, *self.arguments) if self.kind.of == "files" else self.arguments
 
 
-class _OfLog(StoreRequest, frozen=True):
-    log: str
+class _Undecoded(Struct, array_like=True, frozen=True):
+    call: str
+    place: str
+    arguments: msgspec.Raw
 
-    @property
-    def place(self) -> str | None:
-        return self.log
 
-    @property
-    def of_log(self) -> bool:
-        return True
-
-    def on(self, store: Store) -> Any:
-        return self.of(store.catalog() if self.log == CATALOG else store.log(self.log))
-
-    def of(self, log: Log) -> Any:
-        """Carry it out on this log."""
-        raise NotImplementedError
-
-
-Sent = tuple[str, bytes, str, int | None]
-"""The nonce, payload, study and sum of an `Outgoing`."""
-
-
-class Exchange(_OfLog, frozen=True, tag="exchange"):
-    """`Log.exchange`; a stamp is the server's word, and never travels to it."""
-
-    answer: ClassVar[Any] = tuple[list[tuple[int, bytes, str, str, int, int | None]], bool, float]
-    since: int
-    sent: Sent | None = None
-
-    def of(self, log: Log, stamp: Stamp = UNSTAMPED) -> Any:
-        found = log.exchange(None if self.sent is None else Outgoing(*self.sent, stamp), self.since)
-        rows = [(one.lsn, one.payload, *msgspec.structs.astuple(one.stamp), one.before) for one in found.entries]
-        return rows, found.more, log.flush_interval
-
-    @staticmethod
-    def result(rows: list[tuple[int, bytes, str, str, int, int | None]], more: bool) -> ExchangeResult:
-        """What these rows mean."""
-        entries = [Entry(lsn, data, Stamp(author, role, at), before) for lsn, data, author, role, at, before in rows]
-        return ExchangeResult(entries, more)
-
-
-class SnapshotHead(_OfLog, frozen=True, tag="head"):
-    answer: ClassVar[Any] = tuple[int, bytes] | None
-    before: int | None = None
-
-    def of(self, log: Log) -> Any:
-        return log.snapshot_head(self.before)
-
-
-class Blocks(_OfLog, frozen=True, tag="blocks"):
-    answer: ClassVar[Any] = dict[str, bytes]
-    names: list[str]
-
-    def of(self, log: Log) -> Any:
-        return log.blocks(self.names)
-
-
-class BlockNames(_OfLog, frozen=True, tag="names"):
-    answer: ClassVar[Any] = set[str]
-
-    def of(self, log: Log) -> Any:
-        return sorted(log.block_names())
-
-
-class PutBlock(_OfLog, frozen=True, tag="put_block"):
-    least: ClassVar[str | None] = "worker"
-    name: str
-    data: bytes
-
-    def of(self, log: Log) -> Any:
-        log.put_block(self.name, self.data)
-
-
-class PutHead(_OfLog, frozen=True, tag="put_head"):
-    least: ClassVar[str | None] = "worker"
-    lsn: int
-    head: bytes
-
-    def of(self, log: Log) -> Any:
-        log.put_snapshot_head(self.lsn, self.head)
-
-
-class FindDoubtful(_OfLog, frozen=True, tag="doubtful"):
-    answer: ClassVar[Any] = tuple[int, str, bytes, str] | None
-    after: int
-    up_to: int
-
-    def of(self, log: Log) -> Any:
-        return log.doubtful_head(self.after, self.up_to)
-
-
-class Judge(_OfLog, frozen=True, tag="judge"):
-    lsn: int
-    author: str
-    sum: str
-    same: bool
-
-    def of(self, log: Log) -> Any:
-        log.judge_snapshot(Doubtful(self.lsn, self.author, b"", self.sum), same=self.same)
-
-
-class DeniedSnapshots(_OfLog, frozen=True, tag="denied"):
-    answer: ClassVar[Any] = list[tuple[int, str, list[str]]]
-
-    def of(self, log: Log) -> Any:
-        return log.denied_snapshots()
-
-
-class RemovedUpTo(_OfLog, frozen=True, tag="removed"):
-    answer: ClassVar[Any] = int
-
-    def of(self, log: Log) -> Any:
-        return log.removed_up_to()
-
-
-class DestroyLog(_OfLog, frozen=True, tag="destroy"):
-    least: ClassVar[str | None] = "owner"
-    erase: bool = False
-
-    def of(self, log: Log) -> Any:
-        (log.erase if self.erase else log.destroy)()
-
-
-class Confirm(_OfLog, frozen=True, tag="confirm"):
-    def of(self, log: Log) -> Any:
-        log.confirm()
-
-
-class Hello(StoreRequest, frozen=True, tag="hello"):
-    least: ClassVar[str | None] = None
-    answer: ClassVar[Any] = Facts
-
-    def on(self, store: Store) -> Any:
-        store.catalog().exchange(None, 0)  # whether the store is there
-
-
-class Shared(StoreRequest, frozen=True, tag="shared"):
-    least: ClassVar[str | None] = None
-    answer: ClassVar[Any] = set[str] | None
-
-    def on(self, store: Store) -> Any:
-        found = store.shared()
-        return None if found is None else sorted(found)
-
-
-class PutBeat(StoreRequest, frozen=True, tag="beat"):
-    least: ClassVar[str | None] = None
-    peer: str
-    value: str | None
-    """None removes it."""
-
-    def on(self, store: Store) -> Any:
-        if self.value is None:
-            store.remove_beat(self.peer)
-        else:
-            store.beat(Beat(self.peer, self.value))
-
-
-class Beats(StoreRequest, frozen=True, tag="beats"):
-    least: ClassVar[str | None] = None
-    answer: ClassVar[Any] = dict[str, str]
-    peers: list[str]
-
-    def on(self, store: Store) -> Any:
-        return store.beats(self.peers)
-
-
-class _OfFile(StoreRequest, frozen=True):
-    key: str
-    """Begins with the uuid of its study."""
-
-    @property
-    def place(self) -> str | None:
-        return self.key.partition("/")[0]
-
-
-class FileKeys(_OfFile, frozen=True, tag="keys"):
-    answer: ClassVar[Any] = list[str]
-
-    def on(self, store: Store) -> Any:
-        return store.artifacts().keys(self.key)
-
-
-class DeleteFile(_OfFile, frozen=True, tag="delete"):
-    least: ClassVar[str | None] = "worker"
-
-    def on(self, store: Store) -> Any:
-        store.artifacts().delete(self.key)
-
-
-class PutFile(_OfFile, frozen=True, tag="put_file"):
-    """Its bytes come along outside the request."""
-
-    least: ClassVar[str | None] = "worker"
-
-    def on(self, store: Store) -> Any:
-        return None
-
-
-class GetFile(_OfFile, frozen=True, tag="get_file"):
-    """Its bytes are the answer."""
-
-    def on(self, store: Store) -> Any:
-        return None
-
-
-AnyRequest = (
-    Exchange
-    | SnapshotHead
-    | Blocks
-    | BlockNames
-    | PutBlock
-    | PutHead
-    | FindDoubtful
-    | Judge
-    | DeniedSnapshots
-    | RemovedUpTo
-    | DestroyLog
-    | Confirm
-    | Hello
-    | Shared
-    | PutBeat
-    | Beats
-    | FileKeys
-    | DeleteFile
-)
-
-
-class Answer(Struct, array_like=True, frozen=True):
+class _Answer(Struct, array_like=True, frozen=True):
     """What came of a request: a result, or an error."""
 
     result: msgspec.Raw = msgspec.Raw(b"\xc0")
@@ -302,8 +125,10 @@ class Answer(Struct, array_like=True, frozen=True):
 
 
 encode: Final = msgspec.msgpack.Encoder().encode
-decode_request: Final = msgspec.msgpack.Decoder(AnyRequest).decode
-_decode_answer: Final = msgspec.msgpack.Decoder(Answer).decode
+_decode_request: Final = msgspec.msgpack.Decoder(_Undecoded).decode
+_decode_answer: Final = msgspec.msgpack.Decoder(_Answer).decode
+_arguments: Final = {name: msgspec.msgpack.Decoder(call.arguments) for name, call in CALLS.items()}
+_results: Final = {name: msgspec.msgpack.Decoder(call.answer) for name, call in CALLS.items()}
 _KINDS: Final[dict[str, type[Exception]]] = {
     one.__name__: one
     for one in vars(errors).values()
@@ -311,9 +136,23 @@ _KINDS: Final[dict[str, type[Exception]]] = {
 } | {"KeyError": KeyError}
 
 
+def decode_request(data: bytes) -> StoreRequest:
+    """The request in these bytes.
+
+    Raises:
+        InvalidInput: there is none that this version knows.
+
+    """
+    try:
+        found = _decode_request(data)
+        return StoreRequest(found.call, found.place, _arguments[found.call].decode(found.arguments))
+    except (msgspec.MsgspecError, RecursionError, KeyError) as error:
+        raise InvalidInput(f"this server does not understand the request: {error}") from None
+
+
 def answered(result: object) -> bytes:
     """The answer with this result."""
-    return encode(Answer(msgspec.Raw(encode(result))))
+    return encode(_Answer(msgspec.Raw(encode(result))))
 
 
 def refused(error: Exception) -> bytes:
@@ -322,7 +161,7 @@ def refused(error: Exception) -> bytes:
     if name is None:
         raise error
     message = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
-    return encode(Answer(error=name, message=message))
+    return encode(_Answer(error=name, message=message))
 
 
 def is_refusal(answer: bytes) -> bool:
@@ -330,8 +169,8 @@ def is_refusal(answer: bytes) -> bool:
     return bool(_decode_answer(answer).error)
 
 
-def result_of(request: StoreRequest, data: bytes) -> Any:
-    """What an answer to this request says; raises the error that it says.
+def result_of(call: str, data: bytes) -> Any:
+    """What an answer to this call says; raises the error that it says.
 
     Raises:
         StoreUnreachable: this is no answer.
@@ -340,8 +179,8 @@ def result_of(request: StoreRequest, data: bytes) -> Any:
     try:
         found = _decode_answer(data)
         if not found.error:
-            return msgspec.msgpack.decode(found.result, type=type(request).answer)
-    except msgspec.MsgspecError as error:
+            return _results[call].decode(found.result)
+    except (msgspec.MsgspecError, RecursionError) as error:
         raise StoreUnreachable(f"the server's answer cannot be read: {error}") from None
     raise _KINDS.get(found.error, StoreUnreachable)(found.message)
 

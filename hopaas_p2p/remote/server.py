@@ -20,30 +20,19 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Final
 
-import msgspec
+from msgspec.structs import replace
 
 from hopaas_p2p.core import chain, codec
 from hopaas_p2p.core.records import Stamp
-from hopaas_p2p.errors import Denied, HopaasError, InvalidInput, StoreUnreachable
-from hopaas_p2p.gateway.log import event
-from hopaas_p2p.gateway.postgres import PostgresTarget
-from hopaas_p2p.gateway.tokens import TokenCache, TokenStatus
+from hopaas_p2p.errors import ConfigurationError, Denied, HopaasError, InvalidInput, StoreUnreachable
 from hopaas_p2p.remote import access, protocol
 from hopaas_p2p.remote.access import AccessList
-from hopaas_p2p.remote.protocol import (
-    Exchange,
-    Facts,
-    GetFile,
-    Hello,
-    PutBeat,
-    PutBlock,
-    PutFile,
-    PutHead,
-    Shared,
-    StoreRequest,
-)
+from hopaas_p2p.remote.log import event
+from hopaas_p2p.remote.protocol import Facts, StoreRequest
+from hopaas_p2p.remote.tokens import TokenCache, TokenStatus
 from hopaas_p2p.runtime.settings import Secret
-from hopaas_p2p.stores.base import Store
+from hopaas_p2p.stores.base import Beat, Store
+from hopaas_p2p.stores.postgres.connect import PostgresAddress
 from hopaas_p2p.stores.postgres.store import PostgresStore
 
 Token = tuple[str, Secret]
@@ -82,12 +71,12 @@ class Service(ABC):
         """What comes of the request in these bytes."""
         try:
             request = protocol.decode_request(body)
-        except (msgspec.MsgspecError, RecursionError) as error:
-            return protocol.refused(InvalidInput(f"this server does not understand the request: {error}"))
-        if isinstance(request, Hello):
-            found = await self.carry_out(token, request)
-            return found if protocol.is_refusal(found) else protocol.answered(Facts(token[0], status.expires))
-        return await self.carry_out(token, request)
+        except InvalidInput as error:
+            return protocol.refused(error)
+        found = await self.carry_out(token, request)
+        if request.call == "hello" and not protocol.is_refusal(found):
+            return protocol.answered(Facts(token[0], status.expires))
+        return found
 
     async def carry_out(self, token: Token, request: StoreRequest, file: Path | None = None) -> bytes:
         """The same, of a request that may be about the bytes of a file."""
@@ -102,15 +91,13 @@ class Service(ABC):
     def _carried_out(self, token: Token, request: StoreRequest, store: Store, file: Path | None) -> bytes:
         try:
             result = self.call(token, request, store)
-            if file is not None and isinstance(request, PutFile):
-                store.artifacts().put(request.key, file)
-            elif file is not None and isinstance(request, GetFile):
-                store.artifacts().get(request.key, file)
+            if file is not None:
+                getattr(store.artifacts(), request.call)(request.place, file)
             return protocol.answered(result)
         except (HopaasError, KeyError) as error:
             return protocol.refused(error)
         except Exception as error:  # noqa: BLE001  # the other callers go on
-            event("failed", level=logging.ERROR, why=type(error).__name__, request=type(request).__name__)
+            event("failed", level=logging.ERROR, why=type(error).__name__, request=request.call)
             return protocol.refused(StoreUnreachable(f"the server failed: {type(error).__name__}; see its log"))
 
     async def tick(self, now: float) -> None:  # noqa: B027  # most have nothing to do
@@ -140,8 +127,11 @@ class PostgresService(Service):
 
     def __init__(self, url: str, *, ttl: float, remember: Path | None) -> None:
         super().__init__()
+        address = PostgresAddress(url)
+        if address.user or ":***@" in address.url:
+            raise ConfigurationError(f"{address.url}: leave out the login; every peer uses its own")
         self._url = url
-        self.tokens = TokenCache(PostgresTarget.of(url), ttl=ttl, file=remember)
+        self.tokens = TokenCache(url, ttl=ttl, file=remember)
         self._stores: dict[Token, _TokenStores] = {}
 
     async def status(self, token: Token, address: str) -> TokenStatus:
@@ -192,6 +182,8 @@ class ListedService(Service):
         self._store = store
         self._access = AccessList(store)
         self._turns: OrderedDict[str | None, asyncio.Lock] = OrderedDict()
+        self._begun: set[str] = set()
+        """Logs that are not empty, and of which somebody asked who has no grant for them."""
         self._beaten: OrderedDict[str, str] = OrderedDict()
         """Peer -> the mark of its user, of those that have beaten here."""
 
@@ -207,26 +199,26 @@ class ListedService(Service):
 
     @contextlib.asynccontextmanager
     async def lease(self, token: Token, request: StoreRequest) -> AsyncIterator[Store]:
-        if not request.of_log:
+        if request.kind.of != "log":
             yield self._store
             return
         while len(self._turns) > _BEATS and not self._turns[next(iter(self._turns))].locked():
             self._turns.popitem(last=False)
-        async with self._turns.setdefault(request.place, asyncio.Lock()):
+        async with self._turns.setdefault(request.log, asyncio.Lock()):
             yield self._store
 
     def call(self, token: Token, request: StoreRequest, store: Store) -> Any:
         user, roles = self._user(token), self._access.roles
         stamp = self._judged(user, request, store)
-        if isinstance(request, Shared):
+        if request.call == "shared":
             return None if self._all(user) else [log for log in list(roles.grants) if access.role_in(roles, user, log)]
-        if isinstance(request, PutBeat):
+        if request.call in ("beat", "remove_beat"):
             return self._beat(user, request, store)
-        if isinstance(request, PutBlock | PutHead) and stamp.role != "owner":
+        if request.call in ("put_block", "put_snapshot_head") and stamp.role != "owner":
             return None  # whoever joins from it takes its word for the log's
-        if not isinstance(request, Exchange) or request.sent is None:
-            return request.on(store)
-        return self._append(user, request, stamp, store)
+        if request.call == "exchange" and request.arguments[0] is not None:
+            request = self._stamped(user, request, stamp)
+        return request.on(store)
 
     def _user(self, token: Token) -> str:
         self._access.read()
@@ -240,35 +232,38 @@ class ListedService(Service):
 
     def _judged(self, user: str, request: StoreRequest, store: Store) -> Stamp:
         log, roles = request.place, self._access.roles
-        exists = True
-        if log is not None and access.is_study(log) and access.role_in(roles, user, log) is None:
-            exists = bool(roles.grants.get(log)) or bool(store.log(log).exchange(None, 0).entries)
+        exists = True  # only who has this log's turn may look
+        if request.kind.of == "log" and access.is_study(log) and access.role_in(roles, user, log) is None:
+            exists = bool(roles.grants.get(log)) or log in self._begun or bool(store.log(log).exchange(None, 0).entries)
+            if exists and len(self._begun) < _BEATS:
+                self._begun.add(log)
         return access.judge(roles, user, request, exists=exists)
 
-    def _append(self, user: str, request: Exchange, stamp: Stamp, store: Store) -> Any:
-        assert request.sent is not None
-        payload = request.sent[1]
+    def _stamped(self, user: str, request: StoreRequest, stamp: Stamp) -> StoreRequest:
+        """The same commit with what the server vouches for, and its author an owner of a log that it begins."""
+        outgoing, since = request.arguments
+        payload = outgoing.payload
         if len(payload) > codec.MAX_BYTES or not codec.intact(payload) or not chain.takes_stamp(payload):
             raise InvalidInput("these bytes are not a commit")
-        roles = self._access.roles
-        if access.role_in(roles, user, request.log) is None:
-            self._access.change(access.GrantSet(request.log, user, "owner"), by=user)
+        if access.role_in(self._access.roles, user, request.place) is None:
+            self._access.change(access.GrantSet(request.place, user, "owner"), by=user)
         stamped = Stamp(stamp.author, stamp.role, int(time.time() * 1e6))
-        log = store.catalog() if request.log == protocol.CATALOG else store.log(request.log)
-        return request.of(log, stamped)
+        return replace(request, arguments=(replace(outgoing, stamp=stamped), since))
 
-    def _beat(self, user: str, request: PutBeat, store: Store) -> None:
+    def _beat(self, user: str, request: StoreRequest, store: Store) -> None:
         """Only a peer's own user beats for it; the mark in its value says whose it is, to every server."""
+        beat = Beat(request.arguments[0], "") if request.call == "remove_beat" else request.arguments[0]
         mark = "@" + hashlib.blake2b(user.encode(), digest_size=6).hexdigest()
-        if self._beaten.get(request.peer) != mark:
-            there = store.beats([request.peer]).get(request.peer, mark)
-            if not there.endswith(mark):
+        if self._beaten.get(beat.peer) != mark:
+            if not store.beats([beat.peer]).get(beat.peer, mark).endswith(mark):
                 raise Denied("this peer is another user's")
-            self._beaten[request.peer] = mark
+            self._beaten[beat.peer] = mark
             while len(self._beaten) > _BEATS:
                 self._beaten.popitem(last=False)
-        value = None if request.value is None else request.value[:_BEAT] + mark
-        PutBeat(request.peer, value).on(store)
+        if request.call == "remove_beat":
+            store.remove_beat(beat.peer)
+        else:
+            store.beat(Beat(beat.peer, beat.value[:_BEAT] + mark))
 
     def close(self) -> None:
         self._store.close()

@@ -36,7 +36,7 @@ Server = tuple[str, int]
 _TOKEN, _KEYS, _IDENTITY = "your token", "your keys", "your identity token"
 _AMAZON: Final = re.compile(r"(s3|sts)(-fips)?([.-](dualstack\.)?[a-z]{2}(-[a-z]+)+-\d)?\.amazonaws\.com(\.cn)?")
 """Hosts of Amazon's own: below others of its domain, its customers answer."""
-_PORTS: Final = {"postgresql": 5432, "postgresql+psycopg2": 5432, "postgresql+https": 443, "https": 443, "http": 80}
+_PORTS: Final = {"postgresql": 5432, "postgresql+psycopg2": 5432, "https": 443, "http": 80}
 WHERE: Final = frozenset(
     {"host", "port", "endpoint", "region", "style", "connect_timeout", "application_name", "target_session_attrs"}
 )
@@ -310,7 +310,7 @@ def check_says_where(store: str, *, by: str) -> None:
         )
 
 
-# --- Postgres and its gateway ----------------------------------------------------------------------------------------
+# --- stores with users -----------------------------------------------------------------------------------------------
 
 
 def token(env: Mapping[str, str] = os.environ) -> Secret | None:

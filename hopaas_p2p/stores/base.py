@@ -54,7 +54,7 @@ def snapshot_due(lsn: int) -> bool:
     return lsn % SNAPSHOT_EVERY == 0 and lsn % snapshot_step(lsn) == 0
 
 
-class Outgoing(Struct, frozen=True, gc=False):
+class Outgoing(Struct, array_like=True, frozen=True, gc=False):
     """A commit to append, and what a store may know of it. No store decodes the bytes."""
 
     nonce: str
@@ -84,7 +84,7 @@ class Placed(Struct, frozen=True, gc=False):
     commit: Outgoing
 
 
-class Entry(Struct, frozen=True, gc=False):
+class Entry(Struct, array_like=True, frozen=True, gc=False):
     """A commit as the log holds it."""
 
     lsn: int
@@ -94,7 +94,7 @@ class Entry(Struct, frozen=True, gc=False):
     """The sum of the log before this commit, as whoever gave it its lsn knew it; None: it was stored without."""
 
 
-class ExchangeResult(Struct, frozen=True, gc=False):
+class ExchangeResult(Struct, array_like=True, frozen=True, gc=False):
     """The result of an exchange: the commits after `since`, in order, and whether there are more to fetch."""
 
     entries: list[Entry]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import os
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -14,15 +15,14 @@ import pytest
 import hopaas_p2p
 from hopaas_p2p import access
 from hopaas_p2p.core import chain, codec
-from hopaas_p2p.core.records import Commit, StudyControl, StudyOpen
+from hopaas_p2p.core.records import Commit, Float, StudyControl, StudyOpen
 from hopaas_p2p.errors import ConfigurationError, Denied, InvalidInput
 from hopaas_p2p.open import open_store
-from hopaas_p2p.remote import protocol
 from hopaas_p2p.remote.client import RemoteAddress, RemoteStore
 from hopaas_p2p.runtime.settings import Secret
 from hopaas_p2p.stores.base import Beat, Outgoing, read_all
 from hopaas_p2p.testing.commits import append
-from tests.support.processes import SPACE, until
+from tests.support.processes import SPACE, cli, until
 from tests.support.served import Serve
 
 
@@ -260,6 +260,27 @@ def test_a_study_runs_with_peers_at_the_store_itself_and_through_the_server(
         until(lambda: [trial.state.name for trial in direct.state.trials] == ["COMPLETE"] * 8)
 
 
+def test_one_string_lets_a_guest_take_part_in_a_directory(site: Site, tmp_path: Path) -> None:
+    """As the person types it who serves the directory, and the one at the other site."""
+    site.person("ann")
+    with contextlib.closing(hopaas_p2p.open_study(site.url, "s", space={"x": Float(0, 1)}, budget=3)):
+        pass
+    trusting = {"HOPAAS_CA_FILE": os.environ["HOPAAS_CA_FILE"]}
+    made = cli("invite", "s", "--via", site.served, "--site", "north", HOPAAS_STORE=site.url, **trusting)
+    (tmp_path / "north.invitation").write_text(made.stdout)
+    words = ["join", str(tmp_path / "north.invitation"), "--logs", str(tmp_path / "logs"), "--"]
+    trial = ["sh", "-c", 'echo "{\\"value\\": {x}}"']
+    joined = cli(*words, *trial, check=False, XDG_CONFIG_HOME=str(tmp_path / "north"), HOPAAS_TOKEN="", HOPAAS_STORE="")
+    assert joined.returncode == 0, joined.stderr
+    assert "Connection: direct" in joined.stderr
+    with contextlib.closing(hopaas_p2p.open_study(site.url, "s", create=False)) as study:
+        assert [trial.state.name for trial in study.state.trials] == ["COMPLETE"] * 3
+        authors = {info["user"] for info in study.state.peers.values() if info.get("site") == "north"}
+    assert {author.partition("-")[0] for author in authors} == {"guest"}
+    revoked = cli("token", "revoke", "invitation to s for north", HOPAAS_STORE=site.url)
+    assert "Revoked" in revoked.stderr + revoked.stdout
+
+
 # --- what only a server that keeps the list itself can get wrong ---------------------------------------------------
 
 
@@ -287,6 +308,6 @@ def test_no_request_reaches_a_log_of_the_stores_own(tmp_path: Path, serve: Serve
     open_store(tmp_path / "store").close()
     with contextlib.closing(Site(str(tmp_path / "store"), serve(str(tmp_path / "store")).url)) as site:
         eve = site.person("eve")
-        for request in (protocol.Exchange(uuid, 0), protocol.DestroyLog(uuid), protocol.PutHead(uuid, 1, b"x")):
+        for call, arguments in (("exchange", (None, 0)), ("destroy", ()), ("put_snapshot_head", (1, b"x"))):
             with pytest.raises(Denied):
-                eve.connections.ask(request)
+                eve.connections.ask(call, *arguments, place=uuid)

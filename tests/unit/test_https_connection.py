@@ -1,4 +1,4 @@
-"""A connection of the gateway's, with a client that cuts its bytes as it likes."""
+"""A connection of the server's, with a client that cuts its bytes as it likes."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import trustme
 
-from hopaas_p2p.gateway.connection import Connection
+from hopaas_p2p.remote.connection import Connection
 
 
 @pytest.fixture(scope="module")
@@ -107,7 +107,7 @@ def test_a_client_that_does_not_speak_tls_is_let_go_and_heard_nothing_of(
 
 
 def test_a_connection_in_tls_keeps_a_buffer_of_one_record(contexts: tuple[ssl.SSLContext, ssl.SSLContext]) -> None:
-    """Asyncio's is 256 kB by default; that would be a quarter of a gigabyte for a thousand tunnels."""
+    """Asyncio's is 256 kB by default; that would be a quarter of a gigabyte for a thousand peers."""
 
     async def run() -> None:
         handler = Echo()

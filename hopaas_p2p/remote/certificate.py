@@ -1,4 +1,4 @@
-"""The gateway's certificate, loaded again when its file changes."""
+"""The server's certificate, loaded again when its file changes."""
 
 from __future__ import annotations
 

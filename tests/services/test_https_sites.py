@@ -1,4 +1,4 @@
-"""Sites behind proxies: squid with a login, SOCKS5, NO_PROXY; and a gateway behind nginx."""
+"""Sites behind proxies: squid with a login, SOCKS5, NO_PROXY; and a server behind nginx."""
 
 from __future__ import annotations
 
@@ -7,33 +7,29 @@ import socket
 import threading
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
 
 import pytest
-from sqlalchemy import make_url
 
 import hopaas_p2p
 from hopaas_p2p.errors import ConfigurationError, Denied, HopaasError, StoreUnreachable
 from hopaas_p2p.net import proxies
 from hopaas_p2p.net.proxies import ServerAddress
 from hopaas_p2p.open import open_store
-from hopaas_p2p.runtime import credentials
-from hopaas_p2p.runtime.settings import Secret
+from hopaas_p2p.remote import client
 from hopaas_p2p.testing.commits import append_many, everything
-from hopaas_p2p.tunnel import dial
 from tests.support.pgbouncer import find_pgbouncer, transaction_pooler
 from tests.support.ports import free_port
 from tests.support.postgres_fixtures import OWNER, missing
 from tests.support.processes import SPACE, until
+from tests.support.served import HOST, Centre, fetch
 from tests.support.site_fixtures import PASSWORD, USER, Socks5, Squid, nginx
-from tests.support.tunnel_fixtures import HOST, Centre, fetch
 
 
 @pytest.fixture
 def url(centre: Centre, monkeypatch: pytest.MonkeyPatch) -> str:
-    """A store through a gateway, with a token for it in the environment."""
+    """A store through a server, with a token for it in the environment."""
     monkeypatch.setenv("HOPAAS_TOKEN", centre.token().secret.reveal())
-    return centre.url(centre.gateway().port)
+    return centre.url(centre.serve().port)
 
 
 def asks(url: str) -> None:
@@ -70,12 +66,12 @@ def test_a_proxy_that_refuses_says_so_who_it_is_and_what_to_do(
     assert "\n" not in said
 
 
-def test_a_gateway_that_the_proxy_cannot_reach_is_worth_another_try(
+def test_a_server_that_the_proxy_cannot_reach_is_worth_another_try(
     url: str, squid: Squid, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HTTPS_PROXY", squid.url())
     with pytest.raises(StoreUnreachable, match=r"answered 503.*cannot reach localhost"):
-        asks(f"postgresql+https://{HOST}:{free_port()}/store")
+        asks(f"https://{HOST}:{free_port()}")
 
 
 def test_a_proxy_that_is_down_is_named(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -134,12 +130,12 @@ def test_an_address_that_does_not_answer_does_not_keep_the_others_from_being_tri
     url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As where a name has an IPv6 address and the site's firewall swallows IPv6."""
-    port = make_url(url).port
+    monkeypatch.setattr(client, "DIAL", 8.0)
     with socket.create_server(("127.0.0.1", 0), backlog=0) as hole, contextlib.ExitStack() as waiting:
         for _ in range(3):  # the queue of a server that never accepts is full, and the next packet is not answered
-            client = waiting.enter_context(socket.socket())
-            client.setblocking(False)
-            client.connect_ex(hole.getsockname())
+            one = waiting.enter_context(socket.socket())
+            one.setblocking(False)
+            one.connect_ex(hole.getsockname())
         real = socket.getaddrinfo
 
         def both(host: str, asked: int, *rest: Any, **more: Any) -> list[Any]:
@@ -147,8 +143,7 @@ def test_an_address_that_does_not_answer_does_not_keep_the_others_from_being_tri
             return [(*one[:4], hole.getsockname()) for one in found] + found
 
         monkeypatch.setattr(socket, "getaddrinfo", both)
-        line = dial.dial(ServerAddress(HOST, port or 0), credentials.token() or Secret(""), timeout=8)
-        line.socket.close()
+        asks(url)
 
 
 # --- SOCKS -------------------------------------------------------------------------------------------------------
@@ -183,31 +178,31 @@ def test_a_refusal_of_a_socks_proxy_is_one_clear_line(
     with Socks5(USER, PASSWORD) as proxy:
         monkeypatch.setenv("HTTPS_PROXY", f"socks5h://{login}127.0.0.1:{proxy.port}")
         with pytest.raises(kind, match=complaint) as refused:
-            asks(f"postgresql+https://{HOST}:{free_port()}/store")
+            asks(f"https://{HOST}:{free_port()}")
         assert "wrong@" not in str(refused.value)
 
 
 # --- nginx -------------------------------------------------------------------------------------------------------
 
 
-def test_nginx_may_stand_before_the_gateway(centre: Centre, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    gateway = centre.gateway("--behind-proxy", "127.0.0.1", tls=False)
+def test_nginx_may_stand_before_the_server(centre: Centre, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    server = centre.serve("--behind-proxy", "127.0.0.1", tls=False)
     monkeypatch.setenv("HOPAAS_TOKEN", centre.token().secret.reveal())
-    with nginx(*centre.pair, gateway.port, tmp_path) as port:
+    with nginx(*centre.pair, server.port, tmp_path) as port:
         with contextlib.closing(open_store(centre.url(port))) as store:
             log = store.log("u")
             append_many(log, "a", 3)
             assert len(everything(log)) == 3
         assert fetch(port, "/healthz", centre.authority) == (200, "ok\n")
         assert fetch(port, "/metrics", centre.authority)[0] == 404
-        (opened,) = gateway.events("opened")
+        (opened,) = server.events("opened")
         assert opened["address"] == "127.0.0.1"
         monkeypatch.setenv("HOPAAS_TOKEN", "ann.1:wrong")
         with pytest.raises(Denied, match="401"):
             asks(centre.url(port))
 
 
-def test_nginx_before_a_gateway_that_is_down_is_worth_another_try(
+def test_nginx_before_a_server_that_is_down_is_worth_another_try(
     centre: Centre, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setenv("HOPAAS_TOKEN", "ann.1:any")
@@ -218,16 +213,15 @@ def test_nginx_before_a_gateway_that_is_down_is_worth_another_try(
 # --- a pooler ----------------------------------------------------------------------------------------------------
 
 
-def test_a_pooler_may_stand_between_gateway_and_database(centre: Centre) -> None:
+def test_a_pooler_may_stand_between_server_and_database(centre: Centre, monkeypatch: pytest.MonkeyPatch) -> None:
     if find_pgbouncer() is None:
         missing("pgbouncer")
-    login = f"{OWNER}:{quote(centre.server.password)}@"
+    monkeypatch.setenv("HOPAAS_TOKEN", f"{OWNER}:{centre.server.password}")
     with transaction_pooler(centre.server, OWNER, size=2) as port:
-        gateway = centre.gateway(target=f"postgresql://127.0.0.1:{port}/store")
-        stores = [open_store(centre.url(gateway.port).replace("//", f"//{login}")) for _ in range(5)]
+        server = centre.serve(target=f"postgresql://127.0.0.1:{port}/store")
+        stores = [open_store(centre.url(server.port)) for _ in range(5)]
         for number, store in enumerate(stores):
             append_many(store.log("u"), f"peer{number}", 2)
         assert len(everything(stores[0].log("u"))) == 10
         for store in stores:
             store.close()
-        assert len(gateway.events("opened")) == 5

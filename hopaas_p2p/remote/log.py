@@ -1,4 +1,4 @@
-"""The gateway's log: one line of JSON per event.
+"""The server's log: one line of JSON per event.
 
 It contains nothing that a client sent, except for the name of a role that was let in.
 """
@@ -10,7 +10,7 @@ import json
 import logging
 from typing import Final
 
-LOGGER: Final = logging.getLogger("hopaas_p2p.gateway")
+LOGGER: Final = logging.getLogger("hopaas_p2p.server")
 
 
 def event(what: str, *, level: int = logging.INFO, **about: object) -> None:

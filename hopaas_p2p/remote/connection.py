@@ -1,6 +1,6 @@
-"""One connection of the gateway's, to a client or to Postgres: bytes in, bytes out, and back-pressure by pausing.
+"""One connection of a server's: bytes in, bytes out, and back-pressure by pausing.
 
-TLS is asyncio's own, with smaller buffers than it has by default: a gateway holds a thousand connections, most of
+TLS is asyncio's own, with smaller buffers than it has by default: a server holds a thousand connections, most of
 them idle.
 """
 
@@ -12,9 +12,8 @@ from asyncio.sslproto import SSLProtocol
 from typing import Final, Protocol
 
 from hopaas_p2p.net.proxies import configure
-from hopaas_p2p.tunnel import FRAME
 
-_HIGH_WATER: Final = FRAME  # bytes waiting to be written at which the other side is no longer read
+FRAME: Final = 1 << 16  # bytes
 
 SSLProtocol.max_size = 1 << 14  # one TLS record; 256 kB by default, which each connection keeps to receive into
 
@@ -89,7 +88,7 @@ class Connection(asyncio.BufferedProtocol):
             self._handler.data_received(self, self._early)
 
     def _use(self, transport: asyncio.Transport) -> None:
-        transport.set_write_buffer_limits(high=_HIGH_WATER)
+        transport.set_write_buffer_limits(high=FRAME)
         self._transport = transport
 
     def get_buffer(self, sizehint: int) -> memoryview:

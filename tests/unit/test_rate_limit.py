@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import pytest
 
-from hopaas_p2p.gateway.rate_limit import RateLimiter, TooManyAttempts
+from hopaas_p2p.remote.rate_limit import RateLimiter, TooManyAttempts
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""The gateway's counters, in Prometheus' text format. No roles, addresses or secrets: many people can read metrics."""
+"""The server's counters, in Prometheus' text format. No roles, addresses or secrets: many people can read metrics."""
 
 from __future__ import annotations
 
@@ -6,19 +6,16 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import Final
 
-_PREFIX: Final = "hopaas_gateway"
+_PREFIX: Final = "hopaas_server"
 _HELP: Final = {
     "requests_total": "Answers, by status",
-    "handshakes_total": "Answers to requests for a tunnel, by status",
-    "ended_total": "Tunnels that ended, by close code",
-    "bytes_total": "Payload carried, by direction",
     "shed_total": "Connections closed before they asked for anything, by cause",
-    "connections": "Tunnels open now",
-    "pending": "Connections that have sent no request yet",
+    "connections": "Connections of callers whose token is known",
+    "pending": "Connections that have shown no token yet",
     "token_logins_total": "Logins at Postgres to check tokens",
     "postgres_up": "Whether Postgres answered the last request",
     "certificate_expiry_seconds": "When the certificate expires, in seconds since 1970",
-    "draining": "Whether the gateway is about to stop",
+    "draining": "Whether the server is about to stop",
 }
 
 

@@ -9,6 +9,7 @@ are no strangers whom other people's guessing could keep out.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import secrets
 import time
@@ -18,13 +19,12 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 from hopaas_p2p.errors import Denied, StoreUnreachable
-from hopaas_p2p.gateway.log import event
-from hopaas_p2p.gateway.postgres import PostgresTarget
-from hopaas_p2p.gateway.rate_limit import RateLimiter, TooManyAttempts
+from hopaas_p2p.remote.log import event
+from hopaas_p2p.remote.rate_limit import RateLimiter, TooManyAttempts
 from hopaas_p2p.runtime.atomic import replace_atomically
 from hopaas_p2p.runtime.ownership import read_own
 from hopaas_p2p.runtime.settings import Secret
-from hopaas_p2p.stores.postgres.errors import refusal
+from hopaas_p2p.stores.postgres.store import PostgresStore
 
 TTL: Final = 30.0
 """Seconds after which Postgres is asked about a valid token again."""
@@ -33,7 +33,12 @@ _LOGINS: Final = 4  # under way at once
 _QUEUE: Final = 64  # logins that wait; further ones are sent away
 _REMEMBERED: Final = 4096
 _UNGUESSABLE: Final = 32  # characters; a digest of less could be found by trying words
-_CONNECT_TIMEOUT: Final = "5"  # seconds
+_WHO: Final = (
+    "SELECT rolsuper OR rolreplication, extract(epoch FROM until - now())::float, "
+    """to_char(until AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS"Z"') """
+    "FROM pg_roles, nullif(rolvaliduntil, 'infinity') AS until WHERE rolname = session_user"
+)
+_ROLES: Final = "SELECT rolname FROM pg_roles WHERE rolcanlogin LIMIT 4096"
 _IN_USE: Final = "too many connections for role"
 
 
@@ -56,17 +61,17 @@ class TokenStatus(NamedTuple):
 
 
 class TokenCache:
-    """The tokens that one gateway knows. Used from its event loop only.
+    """The tokens that one server knows. Used from its event loop only.
 
     Args:
-        target: the database.
+        url: the database, without a login.
         ttl: seconds for which a valid token is not checked again.
         file: where digests of good tokens are kept.
 
     """
 
-    def __init__(self, target: PostgresTarget, *, ttl: float = TTL, file: Path | None = None) -> None:
-        self._target, self._ttl, self._file = target, ttl, file
+    def __init__(self, url: str, *, ttl: float = TTL, file: Path | None = None) -> None:
+        self._url, self._ttl, self._file = url, ttl, file
         self._salt, self._good = _remembered(file)
         self._unsaved = False
         self._known: OrderedDict[bytes, tuple[TokenStatus, float]] = OrderedDict()
@@ -119,7 +124,7 @@ class TokenCache:
         self.logins += 1
         loop = asyncio.get_running_loop()
         try:
-            status, roles = await loop.run_in_executor(self._pool, log_in, self._target, role, secret)
+            status, roles = await loop.run_in_executor(self._pool, log_in, self._url, role, secret)
         except StoreUnreachable:
             self.reachable = False
             raise
@@ -175,54 +180,28 @@ def _write(file: Path, text: str) -> None:
         draft.write_text(text)
 
 
-def log_in(target: PostgresTarget, role: str, secret: Secret) -> tuple[TokenStatus, list[str]]:
+def log_in(url: str, role: str, secret: Secret) -> tuple[TokenStatus, list[str]]:
     """Ask Postgres, by a login that ends at once: (what it says, all roles that may log in). Blocks.
 
     Raises:
         StoreUnreachable: it does not answer, or not sensibly.
 
     """
-    import psycopg2
+    from sqlalchemy.exc import DBAPIError
 
-    try:
-        connection = psycopg2.connect(
-            **target.libpq(),
-            user=role,
-            password=secret.reveal(),
-            application_name="hopaas-p2p gateway",
-            connect_timeout=_CONNECT_TIMEOUT,
-            keepalives_idle=5,
-            keepalives_interval=5,
-            keepalives_count=2,
-            tcp_user_timeout=10_000,
-            gssencmode="disable",
-        )
-    except (psycopg2.OperationalError, UnicodeError) as error:
-        return _status_of_refusal(str(error)), []
-    try:
-        with connection.cursor() as cursor:
-            cursor.execute(
-                "SELECT rolsuper OR rolreplication, extract(epoch FROM until - now())::float, "
-                """to_char(until AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS"Z"') """
-                "FROM pg_roles, nullif(rolvaliduntil, 'infinity') AS until WHERE rolname = session_user"
-            )
-            superuser, seconds, expires = cursor.fetchone() or (True, None, None)
-            cursor.execute("SELECT rolname FROM pg_roles WHERE rolcanlogin LIMIT %s", (_REMEMBERED,))
-            roles = [name for (name,) in cursor.fetchall()]
-    except psycopg2.Error as error:
-        raise StoreUnreachable(str(error)) from None
-    finally:
-        connection.close()
+    with contextlib.closing(PostgresStore(url, login=(role, secret))) as store:
+        try:
+            with store.connect() as connection:
+                superuser, seconds, expires = connection.exec_driver_sql(_WHO).one()
+                roles = list(connection.exec_driver_sql(_ROLES).scalars())
+        except (DBAPIError, UnicodeError) as error:
+            refused = store.translated(error) if isinstance(error, DBAPIError) else Denied()
+            if isinstance(refused, Denied):
+                return TokenStatus(valid=False), []
+            if _IN_USE in str(refused):  # Postgres says so only after it was shown the right secret
+                return TokenStatus(valid=True), []
+            raise StoreUnreachable(str(refused)) from None
     if superuser:  # could run programs on the database's host: not from the Internet
         return TokenStatus(valid=False), roles
     until = None if seconds is None else time.monotonic() + seconds
     return TokenStatus(valid=True, until=until, expires=expires), roles
-
-
-def _status_of_refusal(text: str) -> TokenStatus:
-    if _IN_USE in text:  # Postgres says so only after it was shown the right secret
-        return TokenStatus(valid=True)
-    error = refusal(text)
-    if isinstance(error, Denied):
-        return TokenStatus(valid=False)
-    raise StoreUnreachable(str(error))

@@ -1,7 +1,7 @@
 """An HTTP proxy that knows CONNECT, one login and one target, for nodes that cannot reach anything else.
 
 It runs on a login node. Compute nodes name it in HTTPS_PROXY, and everything that can use a proxy works through it: the
-tunnel to a gateway, S3, `doctor`. TLS runs end to end inside, so it sees the name of the target and encrypted bytes.
+a store that is served, S3, `doctor`. TLS runs end to end inside, so it sees the name of the target and encrypted bytes.
 It is not an open proxy: with the login a client gets to that one target, and without it nowhere.
 """
 
@@ -43,22 +43,13 @@ PENDING: Final = 256
 
 
 def targets_of(url: str) -> list[ServerAddress]:
-    """What clients may connect to for this URL: the gateways of a `postgresql+https://`, a bucket's endpoint, an
-    https://.
+    """What clients may connect to for this URL: the servers of an https://, or a bucket's endpoint.
 
     Raises:
         ConfigurationError: nothing that can be reached through an HTTP proxy; the message says what to use instead.
 
     """
     scheme = url.partition("://")[0]
-    if scheme == "postgresql+https":
-        from hopaas_p2p.stores.postgres.connect import PostgresAddress
-        from hopaas_p2p.tunnel.dialect import gateways_of
-
-        return [
-            ServerAddress(gateway.host.lower(), gateway.port)
-            for gateway in gateways_of(PostgresAddress(url).sqlalchemy_url)
-        ]
     if scheme == "s3":
         from hopaas_p2p.stores.s3 import address as s3_address
 
@@ -66,10 +57,12 @@ def targets_of(url: str) -> list[ServerAddress]:
         found = _of_https(address.endpoint)
         return [found, ServerAddress(f"{address.bucket}.{found.host}", found.port)] if address.virtual else [found]
     if scheme == "https":
-        return [_of_https(url)]
+        from hopaas_p2p.remote.client import RemoteAddress
+
+        return [ServerAddress(one.host.lower(), one.port) for one in RemoteAddress.parse(url).servers]
     raise ConfigurationError(
-        "a relay connects to a gateway (postgresql+https://…), a bucket (s3://…) or an https://… address. For a "
-        "database without a gateway use: hopaas-p2p bridge, which needs no network on compute nodes at all"
+        "a relay connects to a store that is served (https://…) or to a bucket (s3://…). For another use: "
+        "hopaas-p2p bridge, which needs no network on compute nodes at all"
     )
 
 
