@@ -17,7 +17,7 @@ from dashboard_app.pages import pruning
 from dashboard_app.replica_cache import cache_of
 from hopaas_p2p.core.catalog import Listing
 from hopaas_p2p.errors import HopaasError
-from hopaas_p2p.stores.url import redacted
+from hopaas_p2p.open import redacted
 
 
 class PageEntry(NamedTuple):

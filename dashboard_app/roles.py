@@ -17,8 +17,8 @@ import streamlit as st
 
 from dashboard_app.options import DashboardOptions
 from dashboard_app.replica_cache import ReplicaCache
-from hopaas_p2p import access
 from hopaas_p2p.errors import HopaasError
+from hopaas_p2p.remote.access import ROLES
 
 Role = Literal["none", "viewer", "worker", "owner"]
 
@@ -70,4 +70,4 @@ def grants(_cache: ReplicaCache, url: str, uuid: str) -> dict[str, Role]:  # noq
         rows = _cache.store.call("grants", log=uuid)  # type: ignore[attr-defined]  # only a Postgres store has it
     except HopaasError:
         return {}
-    return {str(user): role for user, role, *_ in rows if role in access.ROLES}
+    return {str(user): role for user, role, *_ in rows if role in ROLES}

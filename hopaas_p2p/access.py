@@ -1,4 +1,6 @@
-"""Users, tokens and grants of a Postgres store: all of them native roles of the server.
+"""Users, tokens and grants of a store: in Postgres native roles of the server, elsewhere a list beside the studies.
+
+In a directory or bucket they bind those who come through `serve https`; see `remote.access`. In Postgres:
 
 A user is a role that cannot log in. A token is a login role, a member of its user's, with an expiry, a limit of
 connections and timeouts; its secret is made here, shown once, and stored nowhere (the server gets a SCRAM verifier). A
@@ -14,10 +16,13 @@ import hashlib
 import re
 import secrets
 import shlex
+from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from hopaas_p2p.errors import ConfigurationError, InvalidInput, NoSuchStudy
+from hopaas_p2p.open import open_store
+from hopaas_p2p.remote.access import ROLES, AccessList, GrantSet, TokenSet, UserSet, digest
 from hopaas_p2p.runtime.process import new_uuid
 from hopaas_p2p.runtime.settings import Secret
 from hopaas_p2p.stores.postgres import schema
@@ -30,8 +35,8 @@ if TYPE_CHECKING:
 
     from hopaas_p2p.stores.base import Store
 
-ROLES: Final = ("viewer", "worker", "owner")
-VALIDITIES: Final = {"day": "1 day", "week": "7 days", "month": "1 month", "year": "1 year"}
+VALIDITIES: Final = {"day": 1, "week": 7, "month": 30, "year": 365}
+"""Days."""
 CONNECTIONS: Final = 256
 """Processes that may use one token at once, by default, and never more than a quarter of the server's connections."""
 
@@ -146,6 +151,29 @@ def _share(connection: Connection, role: str) -> None:
     connection.exec_driver_sql(f"GRANT {schema.quoted(connection, role)} TO {owner} WITH ADMIN OPTION")
 
 
+def _is_postgres(url: str) -> bool:
+    return url.startswith("postgresql")
+
+
+def _listed(url: str) -> AccessList | None:
+    """The list of a directory or bucket; None for a database. Raises ConfigurationError for a store that is served."""
+    if _is_postgres(url):
+        return None
+    if url.lower().startswith("https:"):
+        raise ConfigurationError(f"{url} is a store that is served: manage its users beside the store itself")
+    return AccessList(open_store(url, create=False))
+
+
+def _set_grant(url: str, study: str, user: str, role: str) -> None:
+    listed = _listed(url)
+    assert listed is not None
+    listed.change(GrantSet(uuid_of(listed.store, study), user, role))
+
+
+def _at(microseconds: int) -> datetime.datetime:
+    return datetime.datetime.fromtimestamp(microseconds / 1e6, tz=datetime.UTC)
+
+
 # --- users -------------------------------------------------------------------------------------------------------
 
 
@@ -163,6 +191,10 @@ def add_user(url: str, name: str, *, existing: bool = False, guest_of: str | Non
         raise InvalidInput(
             f"{name!r} cannot be a user: 1 to 45 letters, digits, '-' and '_', beginning with a letter or a digit"
         )
+    listed = _listed(url)
+    if listed is not None:
+        listed.change(UserSet(name, guest_of or ""))
+        return
     with _administration(url) as connection:
         peers = _peers(connection)
         owner = schema.schema_owner(connection)
@@ -197,6 +229,11 @@ def guest(url: str, study: str, role: str) -> str:
 
     """
     name = f"guest-{hashlib.sha256(study.encode()).hexdigest()[:32]}-{role}"
+    listed = _listed(url)
+    if listed is not None:
+        if name not in listed.read().users:
+            listed.change(UserSet(name, study))
+        return name
     with _administration(url) as connection:
         found = schema.run(connection, "guest_of", name=name).one_or_none()
     if found is None:
@@ -214,6 +251,11 @@ def users(url: str) -> list[User]:
         Denied: you are not an administrator.
 
     """
+    listed = _listed(url)
+    if listed is not None:
+        roles = listed.read()
+        owned = Counter(one.what.user for one in roles.tokens.values() if isinstance(one.what, TokenSet))
+        return [User(name, _at(one.at), owned[name], adopted=False) for name, one in sorted(roles.users.items())]
     with _administration(url) as connection:
         return [User(*row) for row in schema.run(connection, "users")]
 
@@ -229,6 +271,10 @@ def remove_user(url: str, name: str) -> None:
         Denied: you are not an administrator.
 
     """
+    listed = _listed(url)
+    if listed is not None:
+        listed.change(UserSet(name, gone=True))
+        return
     with _administration(url) as connection:
         user = schema.run(connection, "user", name=name).one_or_none()
     if user is None:
@@ -299,8 +345,15 @@ def create_token(
         raise InvalidInput(f"connections must be from 1 to {_MOST_CONNECTIONS}, got {connections}")
     name = f"{user}.{secrets.token_hex(4)}"
     password = Secret(secrets.token_urlsafe(32))
+    listed = _listed(url)
+    if listed is not None:
+        now = datetime.datetime.now(tz=datetime.UTC)
+        expires = _expiry(now, valid)
+        secret = password.reveal()
+        listed.change(TokenSet(name, user, digest(secret), int(expires.timestamp()), label))
+        return NewToken(name, Secret(f"{name}:{secret}"), expires)
     with _administration(url) as connection:
-        expires = _expiry(connection, valid)
+        expires = _expiry(schema.run(connection, "now").scalar_one(), valid)
         if schema.run(connection, "user", name=user).one_or_none() is None:
             raise InvalidInput(f"there is no user {user!r}; create it with: hopaas-p2p user add {user}")
         if connections is None:
@@ -332,13 +385,16 @@ def _without_set(connection: Connection) -> str:
     return " WITH INHERIT TRUE, SET FALSE" if version >= 160000 else ""
 
 
-def _expiry(connection: Connection, valid: str) -> datetime.datetime:
-    """When a token ends."""
+def _span(valid: str) -> datetime.timedelta:
+    """How long a token is valid; nothing where a date is given."""
     days = _DAYS.fullmatch(valid)
-    span = f"{days[1]} days" if days else VALIDITIES.get(valid)
-    now, until = schema.run(connection, "expiry", span=span).one()
-    if span is not None:
-        return until  # type: ignore[no-any-return]
+    return datetime.timedelta(days=int(days[1]) if days else VALIDITIES.get(valid, 0))
+
+
+def _expiry(now: datetime.datetime, valid: str) -> datetime.datetime:
+    """When a token ends that is made now."""
+    if span := _span(valid):
+        return now + span
     try:
         date = datetime.datetime.fromisoformat(valid)
     except ValueError:
@@ -358,6 +414,14 @@ def tokens(url: str, *, user: str | None = None) -> list[Token]:
         Denied: you are not an administrator.
 
     """
+    listed = _listed(url)
+    if listed is not None:
+        found = [(one.what, one.at) for one in listed.read().tokens.values() if isinstance(one.what, TokenSet)]
+        return [
+            Token(one.name, one.user, one.label, _at(at), _at(one.expires * 1_000_000), None, 0, 0)
+            for one, at in found
+            if user in (None, one.user)
+        ]
     with _administration(url) as connection:
         return [Token(*row) for row in schema.run(connection, "tokens", user=user)]
 
@@ -375,14 +439,16 @@ def revoke_token(url: str, name: str) -> str:
         Denied: you are not an administrator.
 
     """
+    listed = _listed(url)
+    if listed is not None:
+        roles = listed.read()
+        labelled = [n for n, one in roles.tokens.items() if isinstance(one.what, TokenSet) and one.what.label == name]
+        chosen = _only(name, [name] if name in roles.tokens else labelled)
+        listed.change(TokenSet(chosen, gone=True))
+        return chosen
     with _administration(url) as connection:
         candidates = list(schema.run(connection, "tokens_called", name=name).scalars())
-        if name in candidates:
-            candidates = [name]
-        if len(candidates) != 1:
-            which = f"there are {len(candidates)} tokens {name!r}" if candidates else f"there is no token {name!r}"
-            raise InvalidInput(f"{which}; list them with: hopaas-p2p token list")
-        role = str(candidates[0])
+        role = _only(name, [name] if name in candidates else candidates)
         user = schema.run(connection, "user_of_token", role=role).scalar_one()
 
     def forget(connection: Connection) -> None:
@@ -391,6 +457,13 @@ def revoke_token(url: str, name: str) -> str:
 
     _remove([role], url, forget)
     return role
+
+
+def _only(name: str, candidates: list[str]) -> str:
+    if len(candidates) != 1:
+        which = f"there are {len(candidates)} tokens {name!r}" if candidates else f"there is no token {name!r}"
+        raise InvalidInput(f"{which}; list them with: hopaas-p2p token list")
+    return candidates[0]
 
 
 # --- grants ------------------------------------------------------------------------------------------------------
@@ -408,12 +481,18 @@ def grant(url: str, study: str, user: str, role: str) -> None:
     """
     if role not in ROLES:
         raise InvalidInput(f"role must be one of {', '.join(ROLES)}, got {role!r}")
+    if not _is_postgres(url):
+        _set_grant(url, study, user, role)
+        return
     with contextlib.closing(PostgresStore(url)) as store:
         store.call("grant", log=uuid_of(store, study), user=user, role=role)
 
 
 def revoke(url: str, study: str, user: str) -> None:
     """Take a user's grant for a study away. For the study's owners; raises like `grant`."""
+    if not _is_postgres(url):
+        _set_grant(url, study, user, "")
+        return
     with contextlib.closing(PostgresStore(url)) as store:
         store.call("revoke", log=uuid_of(store, study), user=user)
 
@@ -446,6 +525,11 @@ def grants(url: str, study: str) -> list[Grant]:
         Denied: you have no grant for it.
 
     """
+    if not _is_postgres(url):
+        with contextlib.closing(open_store(url, create=False)) as opened:
+            there = AccessList(opened).read().grants.get(uuid_of(opened, study), {})
+        found = [(one.what, one) for _, one in sorted(there.items()) if isinstance(one.what, GrantSet)]
+        return [Grant(grant.user, grant.role, _at(one.at), one.by) for grant, one in found]
     with contextlib.closing(PostgresStore(url)) as store:
         return [Grant(*row) for row in store.call("grants", log=uuid_of(store, study))]
 

@@ -13,6 +13,11 @@ import sys
 from collections.abc import Iterator
 from typing import ClassVar, Final, Protocol, Self
 
+ASK_FOR_ANOTHER: Final = (
+    "Ask an administrator of the store for a new one (hopaas-p2p token create), and name its file in HOPAAS_TOKEN_FILE"
+)
+"""What to do about a token that is not valid."""
+
 
 class HopaasError(Exception):
     """Something went wrong in hopaas_p2p."""

@@ -21,7 +21,7 @@ from hopaas_p2p.runtime import credentials
 pytest_plugins = [
     "tests.support.postgres_fixtures",
     "tests.support.s3_fixtures",
-    "tests.support.tunnel_fixtures",
+    "tests.support.served",
     "tests.support.site_fixtures",
     "tests.support.mlflow_fixtures",
     "tests.support.machines",

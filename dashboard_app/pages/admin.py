@@ -15,9 +15,10 @@ from dashboard_app.page_context import PageContext
 from hopaas_p2p import access
 from hopaas_p2p.core.catalog import Listing
 from hopaas_p2p.errors import HopaasError
+from hopaas_p2p.open import open_store
+from hopaas_p2p.remote.access import ROLES
 from hopaas_p2p.stores.base import read_all
 from hopaas_p2p.stores.checks import examine
-from hopaas_p2p.stores.url import open_store
 from hopaas_p2p.study.audit import audit_of, author
 
 _LINES: Final = 2000
@@ -221,7 +222,7 @@ def _grants(page: PageContext) -> None:
     with st.form("grant"):
         left, middle, right = st.columns([2, 2, 1], vertical_alignment="bottom")
         user = left.text_input("User", max_chars=63)
-        role = middle.segmented_control("May", [*access.ROLES, "nothing"], default="viewer", required=True)
+        role = middle.segmented_control("May", [*ROLES, "nothing"], default="viewer", required=True)
         if right.form_submit_button("Share", width="stretch") and user:
             if role == "nothing":
                 _do(lambda: access.revoke(page.cache.url, name, user), f"{user} no longer has access to {name}")

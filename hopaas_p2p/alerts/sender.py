@@ -25,12 +25,12 @@ from hopaas_p2p.core.records import StudySet
 from hopaas_p2p.core.state import State
 from hopaas_p2p.errors import ConfigurationError
 from hopaas_p2p.net.trust import client_context
+from hopaas_p2p.open import redacted
 from hopaas_p2p.peer.election import Election
 from hopaas_p2p.peer.liveness import owners_of
 from hopaas_p2p.runtime.process import new_uuid
 from hopaas_p2p.runtime.settings import Secret
 from hopaas_p2p.stores.base import Beat
-from hopaas_p2p.stores.url import redacted
 
 if TYPE_CHECKING:
     from hopaas_p2p.study import Study

@@ -12,8 +12,8 @@ from hopaas_p2p import access
 from hopaas_p2p.cli import output
 from hopaas_p2p.cli.lazy import Subgroup
 from hopaas_p2p.cli.options import ROLES, CliSession, Columns, options
+from hopaas_p2p.open import open_store, redacted
 from hopaas_p2p.runtime.times import to_iso
-from hopaas_p2p.stores.url import open_store, redacted
 
 
 @click.command()

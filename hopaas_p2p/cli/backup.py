@@ -11,8 +11,8 @@ import msgspec
 from hopaas_p2p.cli import output
 from hopaas_p2p.cli.options import CliSession, check_new, options
 from hopaas_p2p.moving import backup as backups
+from hopaas_p2p.open import open_store
 from hopaas_p2p.runtime.times import to_iso
-from hopaas_p2p.stores.url import open_store
 
 _FILE = click.Path(dir_okay=False, path_type=Path)
 

@@ -10,8 +10,8 @@ from click.shell_completion import get_completion_class
 from hopaas_p2p.cli import output
 from hopaas_p2p.cli.lazy import Subgroup
 from hopaas_p2p.cli.options import CliSession, options
+from hopaas_p2p.open import redacted
 from hopaas_p2p.runtime.settings import HERE, SETTINGS, trust, variable
-from hopaas_p2p.stores.url import redacted
 
 
 @click.group(cls=Subgroup)

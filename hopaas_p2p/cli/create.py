@@ -17,10 +17,10 @@ from hopaas_p2p.moving.arrival import bring_in
 from hopaas_p2p.moving.descriptions import StudyDescription
 from hopaas_p2p.moving.from_yaml import read
 from hopaas_p2p.moving.records import StudyRecords
+from hopaas_p2p.open import redacted
 from hopaas_p2p.sampler_config import PRUNERS, SAMPLERS, built, checked
 from hopaas_p2p.spec import budget, space
 from hopaas_p2p.spec import fidelity as pauses
-from hopaas_p2p.stores.url import redacted
 
 if TYPE_CHECKING:
     from hopaas_p2p.storage import Storage

@@ -10,8 +10,8 @@ import click
 from hopaas_p2p.cli import output
 from hopaas_p2p.cli.options import CliSession, options
 from hopaas_p2p.errors import ConfigurationError
+from hopaas_p2p.open import redacted
 from hopaas_p2p.runtime import extras
-from hopaas_p2p.stores.url import redacted
 
 _LAST_PORT: Final = 65535
 _LOOPBACK: Final = ("127.0.0.1", "localhost", "::1")

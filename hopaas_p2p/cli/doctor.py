@@ -14,10 +14,10 @@ from hopaas_p2p.cli.options import CliSession, options
 from hopaas_p2p.errors import ConfigurationError, HopaasError, NoSuchStudy
 from hopaas_p2p.moving import rescue
 from hopaas_p2p.net.findings import AGAIN, Finding
+from hopaas_p2p.open import open_store
 from hopaas_p2p.stores.bridge.store import BridgedStore
 from hopaas_p2p.stores.checks import examine
 from hopaas_p2p.stores.meet import Meeting
-from hopaas_p2p.stores.url import open_store
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

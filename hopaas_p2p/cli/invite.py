@@ -18,7 +18,9 @@ from hopaas_p2p.runtime.times import to_iso
 @role_option
 @click.option("--days", type=click.IntRange(1, 366), default=7, help="How long it is valid.")
 @click.option("--site", metavar="NAME", help="The name of the guest's site, which `join` uses.")
-@click.option("--address", metavar="URL", help="The store's address for guests, if it differs: a gateway, for example.")
+@click.option(
+    "--via", metavar="URL", help="The store's address for guests, if it differs: that of a server, for example."
+)
 def invite(session: CliSession, **given: Any) -> None:
     """Print one string that lets somebody join STUDY with one command.
 
@@ -26,10 +28,10 @@ def invite(session: CliSession, **given: Any) -> None:
     hopaas-p2p invite digits --site north > north.invitation
     hopaas-p2p join north.invitation -- python train.py --lr {lr}      # there
 
-    The role is enforced on Postgres only. There it contains a new token for a guest who may use only this study, and
-    create none; you need an
-    administrator's login. List it with `token list`, and revoke it with `token revoke`. For a bucket or a directory it
-    says where the study is; guests need keys or permissions of their own.
+    On Postgres, and for a store that is served (--via https://…), it contains a new token for a guest who may use only
+    this study, and create none. On Postgres you need an administrator's login. List it with `token list`, and revoke it
+    with `token revoke`. For a bucket or a directory that guests reach themselves it says where the study is; they need
+    keys or permissions of their own.
     """  # noqa: D301  # click wants the backspace
     session.settings.publish()
     made = invitations.invite(session.store_url, session.study_name, **given | {"site": given["site"] or ""})
@@ -55,4 +57,4 @@ def invite(session: CliSession, **given: Any) -> None:
             f"{said.store} of their own."
         )
     if invitations.is_of_this_machine(said.store):
-        output.say(f"note: {said.store} can be reached only from this machine; for others use --address URL")
+        output.say(f"note: {said.store} can be reached only from this machine; for others use --via URL")

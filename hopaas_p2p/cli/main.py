@@ -56,7 +56,7 @@ SECTIONS: Final = {
         "s3-policy": Verb(f"{_CLI}.s3:s3_policy", "Print the smallest policy with which a key of the bucket can work."),
         "bridge": Verb(f"{_CLI}.relay:bridge", "Let peers on a shared directory take part in studies elsewhere."),
         "relay": Verb(f"{_CLI}.relay:relay", "Forward connections for nodes that can reach only this one."),
-        "gateway": Verb(f"{_CLI}.gateway:gateway", "Let peers reach Postgres through HTTPS."),
+        "serve": Verb(f"{_CLI}.serve:serve", "Let peers reach a store through HTTPS."),
     },
     "Administration": {
         "init": Verb(f"{_CLI}.access:init", "Prepare a database as a store."),

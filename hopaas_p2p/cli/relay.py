@@ -17,7 +17,8 @@ from hopaas_p2p.cli import output
 from hopaas_p2p.cli.options import CliSession, options
 from hopaas_p2p.errors import ConfigurationError
 from hopaas_p2p.files.artifacts import artifacts_of
-from hopaas_p2p.gateway.relay import Relay, read_password, targets_of, write_address
+from hopaas_p2p.open import open_store
+from hopaas_p2p.remote.relay import Relay, read_password, targets_of, write_address
 from hopaas_p2p.stores.bridge.bridge import Bridge
 from hopaas_p2p.stores.bridge.endpoints import open_endpoints
 
@@ -26,7 +27,7 @@ _EVERYWHERE: Final = ("", "0.0.0.0", "::")  # noqa: S104  # clients need the log
 
 @click.command()
 @click.option("--listen", required=True, metavar="PORT|HOST:PORT|PATH", help="Where to listen; PATH is a Unix socket.")
-@click.option("--to", "url", required=True, metavar="URL", help="The target: postgresql+https://, s3:// or https://.")
+@click.option("--to", "url", required=True, metavar="URL", help="The target: https:// or s3://.")
 @click.option("--login-file", metavar="FILE", help="File for the relay's address and login; created if missing.")
 @click.option("--known-as", metavar="HOST", help="The name of this node on compute nodes. [default: its own]")
 @options(study="none", store=False)
@@ -91,7 +92,7 @@ def bridge(session: CliSession, near: str, far: str, pace: float | None) -> None
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
-    ends = open_endpoints(near, far)
+    ends = open_endpoints(near, far, open_store)
     bridge = Bridge(ends.near, ends.far, pool=ends.pool, artifacts=lambda: artifacts_of(ends.far), pace=pace)
     session.done({"near": ends.near.url, "far": ends.far.url}, f"Carrying between {ends.near.url} and {ends.far.url}")
     with contextlib.closing(ends):

@@ -13,10 +13,10 @@ from hopaas_p2p.cli import output
 from hopaas_p2p.cli.lazy import Subgroup
 from hopaas_p2p.cli.options import CliSession, Columns, check_new, options
 from hopaas_p2p.errors import HopaasError, NoSuchStudy, NoSuchTrial
+from hopaas_p2p.open import servers_of
 from hopaas_p2p.runtime import credentials
 from hopaas_p2p.runtime.times import from_iso, to_iso
 from hopaas_p2p.spool import is_for, take_in
-from hopaas_p2p.stores.url import servers_of
 
 if TYPE_CHECKING:
     from hopaas_p2p.spool import Spooled

@@ -20,6 +20,7 @@ from hopaas_p2p.cli.options import CliSession, options
 from hopaas_p2p.cli.worker import worker_options
 from hopaas_p2p.errors import ConfigurationError, Denied, InvalidInput, StoreUnreachable
 from hopaas_p2p.joining import membership, ways
+from hopaas_p2p.open import redacted, servers_of
 from hopaas_p2p.ports import batch
 from hopaas_p2p.ports import command as commands
 from hopaas_p2p.ports.batch import in_pod
@@ -28,7 +29,6 @@ from hopaas_p2p.runtime import credentials
 from hopaas_p2p.runtime.atomic import replace_atomically, state_folder
 from hopaas_p2p.runtime.ownership import own_folder, who_could_move
 from hopaas_p2p.runtime.settings import SETTINGS, joined_folder, variable
-from hopaas_p2p.stores.url import redacted, servers_of
 
 if TYPE_CHECKING:
     from hopaas_p2p.joining.membership import Membership

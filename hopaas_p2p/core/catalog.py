@@ -21,7 +21,7 @@ from hopaas_p2p.core.state import LastCommit, Verdict, is_anothers
 from hopaas_p2p.errors import InvalidInput
 
 MAX_NAME: Final = 200
-RESERVED: Final = frozenset({"catalog", "bridge-box", "bridge-answers"})
+RESERVED: Final = frozenset({"catalog", "access", "bridge-box", "bridge-answers"})
 """What stores call logs of their own: no study's uuid."""
 VERSION: Final = 2
 _LIKE_LATIN: Final = frozenset({"CYRILLIC", "ARMENIAN", "CHEROKEE"})

@@ -7,9 +7,11 @@ and the writer have read different commits: the log has two histories.
 
 A log that was begun without sums has them all the same, since they follow from its commits.
 
-In an object the sum is a trailing field of the commit's array, so that versions that do not know it read on:
+In an object the sum is a trailing field of the commit's array, so that versions that do not know it read on. Before it
+comes, where somebody serves the store to users, what the server vouches for about the commit:
 
     crc32 of the rest | msgpack [..., commit's fields, bin(12): crc32 of the commit without this field, sum]
+    crc32 of the rest | msgpack [..., commit's fields, bin(n): stamp, bin(13): crc32 of the commit alone, sum, n]
 """
 
 from __future__ import annotations
@@ -17,13 +19,21 @@ from __future__ import annotations
 import zlib
 from typing import Final
 
+import msgspec
+
+from hopaas_p2p.core.records import UNSTAMPED, Stamp
+
 PRIME: Final = (1 << 42) - 11
 """Sums are below this; times BASE it fits into the 63 bits of Postgres' bigint."""
 BASE: Final = 1_000_003
 _MARK: Final = b"\xc4\x0c"  # msgpack: 12 bytes follow
+_STAMPED: Final = b"\xc4\x0d"
 _FIELD: Final = 14
 _SHORTEST: Final = 4 + 1 + _FIELD
 _ARRAY: Final = 0x90  # msgpack: an array of n elements, n up to 15, is 0x90 + n
+_OTHER_ARRAYS: Final = b"\x9e\x9f\xdc\xdd"  # too long for two fields more, or with a length of its own
+_UNKNOWN: Final = (1 << 64) - 1  # in place of a sum
+_stamps: Final = msgspec.msgpack.Decoder(tuple[str, str, int])
 
 
 def following(before: int, payload: bytes) -> int:
@@ -41,22 +51,56 @@ def shown(total: int | None) -> str:
     return "unknown" if total is None else f"{total:011x}"
 
 
-def attach(payload: bytes, before: int | None) -> bytes:
+def attach(payload: bytes, before: int | None, stamp: Stamp = UNSTAMPED) -> bytes:
     """The bytes to store for a commit, with the sum before it; bytes that are no array are stored as they are."""
-    if before is None or len(payload) < 5 or not _ARRAY <= payload[4] < _ARRAY + 15:
+    if len(payload) < 5 or not _ARRAY <= payload[4] < _ARRAY + 14:
         return payload
-    body = b"%c%b%b%b%b" % (payload[4] + 1, payload[5:], _MARK, payload[:4], before.to_bytes(8, "little"))
+    if stamp != UNSTAMPED:
+        said = msgspec.msgpack.encode((stamp.author, stamp.role, stamp.at))
+        total = (_UNKNOWN if before is None else before).to_bytes(8, "little")
+        parts = (payload[4] + 2, payload[5:], len(said), said, _STAMPED, payload[:4], total, len(said))
+        body = b"%c%b\xc4%c%b%b%b%b%c" % parts
+    elif before is None:
+        return payload
+    else:
+        body = b"%c%b%b%b%b" % (payload[4] + 1, payload[5:], _MARK, payload[:4], before.to_bytes(8, "little"))
     return zlib.crc32(body).to_bytes(4, "little") + body
+
+
+def takes_stamp(payload: bytes) -> bool:
+    """Whether these bytes can be stored with a stamp, or are none that a peer would take for a commit."""
+    return len(payload) >= 5 and payload[4] not in _OTHER_ARRAYS
 
 
 def has_sum(stored: bytes) -> bool:
     """Whether these bytes were stored with a sum."""
-    return stored[-_FIELD : 2 - _FIELD] == _MARK and len(stored) >= _SHORTEST and _ARRAY < stored[4] < _ARRAY + 16
+    plain = stored[-_FIELD : 2 - _FIELD] == _MARK or _has_stamp(stored)
+    return plain and len(stored) >= _SHORTEST and _ARRAY < stored[4] < _ARRAY + 16
+
+
+def _has_stamp(stored: bytes) -> bool:
+    return stored[-_FIELD - 1 : 1 - _FIELD] == _STAMPED and stored[-_FIELD - 3 - stored[-1] :][:2] == (
+        b"\xc4%c" % stored[-1]
+    )
 
 
 def detach(stored: bytes) -> tuple[bytes, int | None]:
     """The commit in these bytes, and the sum before it; None if it was stored without."""
     if not has_sum(stored):
         return stored, None
-    payload = b"%b%c%b" % (stored[-12:-8], stored[4] - 1, stored[5:-_FIELD])
-    return payload, int.from_bytes(stored[-8:], "little")
+    if not _has_stamp(stored):
+        payload = b"%b%c%b" % (stored[-12:-8], stored[4] - 1, stored[5:-_FIELD])
+        return payload, int.from_bytes(stored[-8:], "little")
+    payload = b"%b%c%b" % (stored[-13:-9], stored[4] - 2, stored[5 : -_FIELD - 3 - stored[-1]])
+    total = int.from_bytes(stored[-9:-1], "little")
+    return payload, None if total == _UNKNOWN else total
+
+
+def stamp_of(stored: bytes) -> Stamp:
+    """What a server vouched for about the commit in these bytes; `UNSTAMPED` where none did."""
+    if not _has_stamp(stored) or not has_sum(stored):
+        return UNSTAMPED
+    try:
+        return Stamp(*_stamps.decode(stored[-_FIELD - 1 - stored[-1] : -_FIELD - 1]))
+    except (msgspec.MsgspecError, ValueError):
+        return UNSTAMPED

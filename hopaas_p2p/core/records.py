@@ -387,7 +387,7 @@ class Commit(msgspec.Struct, frozen=True):
     records: tuple[Record | Opaque, ...]
 
 
-class Stamp(msgspec.Struct, frozen=True, gc=False):
+class Stamp(msgspec.Struct, array_like=True, frozen=True, gc=False):
     """What the store itself vouches for about a commit."""
 
     author: str = ""

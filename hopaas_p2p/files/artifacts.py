@@ -38,10 +38,10 @@ from hopaas_p2p.errors import (
     StoreCorrupt,
     waits_for,
 )
+from hopaas_p2p.open import open_store
 from hopaas_p2p.runtime import process, settings
 from hopaas_p2p.runtime.arguments import shown, trial_number
 from hopaas_p2p.runtime.atomic import replace_atomically, sha256_of
-from hopaas_p2p.stores.url import open_store
 
 if TYPE_CHECKING:
     from hopaas_p2p.core.state import State

@@ -14,9 +14,9 @@ from urllib.parse import urlsplit
 
 import hopaas_p2p
 from hopaas_p2p.hopaas.exceptions import HopaasServerError, translated
+from hopaas_p2p.open import redacted, servers_of
 from hopaas_p2p.runtime import credentials
 from hopaas_p2p.runtime.settings import Secret, Settings
-from hopaas_p2p.stores.url import redacted, servers_of
 
 if TYPE_CHECKING:
     from hopaas_p2p.storage import Storage
@@ -32,7 +32,7 @@ class Client:
 
     Args:
         server: the store: a directory or a URL.
-        token: for a store that is reached through a gateway.
+        token: for a store that is served.
         config_filename: an INI file, with `[server] address, port` and `[auth] api_token`.
         force_reconfig: without effect; the original asked questions at the terminal.
 
@@ -64,8 +64,8 @@ class Client:
         return Client, (self._store,)
 
     def _leave_token(self) -> None:
-        """Put the token into the environment, where the tunnel looks for it, if the store is behind a gateway."""
-        if self._token is not None and urlsplit(self._store).scheme.endswith("+https"):
+        """Put the token into the environment, where the store looks for it, if it is one that is served."""
+        if self._token is not None and urlsplit(self._store).scheme == "https":
             credentials.leave_token(self._token, servers_of(self._store))
 
     @property
@@ -148,6 +148,8 @@ def _usable(store: str, origin: str) -> str:
         return store
     with translated():
         instead = Settings().get("store")
+    if instead == store or (not instead and store.startswith("https:")):  # a store that is served
+        return store
     if not instead:
         raise HopaasServerError(
             f"{redacted(store)} ({origin}) is the address of a Hopaas server, and hopaas_p2p has none: "

@@ -24,11 +24,12 @@ import msgspec
 from hopaas_p2p import access
 from hopaas_p2p.errors import ConfigurationError, InvalidInput
 from hopaas_p2p.net import trust
+from hopaas_p2p.open import open_store, redacted
+from hopaas_p2p.remote.access import ROLES
 from hopaas_p2p.runtime import credentials, settings
 from hopaas_p2p.runtime.settings import Secret
 from hopaas_p2p.stores.postgres.connect import PostgresAddress
 from hopaas_p2p.stores.postgres.store import PostgresStore
-from hopaas_p2p.stores.url import open_store, redacted
 
 _PREFIX: Final = "hpj1-"
 _LONGEST: Final = 1 << 16
@@ -115,17 +116,17 @@ class NewInvitation(NamedTuple):
 
 
 def invite(
-    store: str, study: str, *, role: str = "worker", days: int = 7, site: str = "", address: str | None = None
+    store: str, study: str, *, role: str = "worker", days: int = 7, site: str = "", via: str | None = None
 ) -> NewInvitation:
     """Make an invitation to a study.
 
     Args:
-        store: where it is; on Postgres with an administrator's login.
+        store: where it is, for somebody who may write to it; on Postgres with an administrator's login.
         study: its name.
-        role: what a guest may do: view, work, or own. Only Postgres can hold guests to it.
+        role: what a guest may do: view, work, or own. Only a database and a server can hold guests to it.
         days: how long it is valid.
         site: for whom, for people to read; `join` calls the site so.
-        address: the store's URL as the guests reach it, if it is another one, such as that of a gateway.
+        via: the store's URL as the guests reach it, if it is another one, such as that of a server.
 
     Raises:
         InvalidInput: no such role, or a number of days that is not from 1 to 366.
@@ -134,16 +135,16 @@ def invite(
         ConfigurationError: the address holds a password, or leads to this machine only.
 
     """
-    if role not in access.ROLES:
-        raise InvalidInput(f"role must be one of {', '.join(access.ROLES)}, got {role!r}")
+    if role not in ROLES:
+        raise InvalidInput(f"role must be one of {', '.join(ROLES)}, got {role!r}")
     if not 1 <= days <= MOST_DAYS:
         raise InvalidInput(f"days must be from 1 to {MOST_DAYS}, got {days}")
     with contextlib.closing(open_store(store, create=False)) as opened:
         uuid = access.uuid_of(opened, study)
-        url = _public(address or opened.url)
-        is_postgres = isinstance(opened, PostgresStore)
+        url = _public(via or opened.url)
+        has_users = isinstance(opened, PostgresStore) or url.lower().startswith("https:")
     authority = _authority(url)
-    if not is_postgres:
+    if not has_users:
         expires = int(time.time()) + days * _DAY
         return NewInvitation(Invitation(url, study, None, expires, site, authority), "", "")
     guest = access.guest(store, uuid, role)
@@ -169,8 +170,9 @@ def _public(url: str) -> str:
         return url
     found = PostgresAddress(url).sqlalchemy_url
     found = found.set(query={key: value for key, value in found.query.items() if key in credentials.WHERE})
-    driver = "postgresql+https" if found.drivername == "postgresql+https" else "postgresql"
-    return found._replace(drivername=driver, username=None, password=None).render_as_string()  # `set` takes no None
+    return found._replace(
+        drivername="postgresql", username=None, password=None
+    ).render_as_string()  # `set` takes no None
 
 
 def is_of_this_machine(url: str) -> bool:

@@ -36,7 +36,7 @@ class LoginNodeProcess(NamedTuple):
 
 def can_be_relayed(url: str) -> bool:
     """Whether this store can be reached by way of a relay: one that is spoken to by HTTPS."""
-    return url.startswith("postgresql+https:") or (url.startswith("s3:") and "endpoint=http:" not in url)
+    return url.startswith("https:") or (url.startswith("s3:") and "endpoint=http:" not in url)
 
 
 def start_relay(membership: Membership, *, known_as: str | None = None) -> LoginNodeProcess:
@@ -70,7 +70,7 @@ def start_bridge(membership: Membership) -> LoginNodeProcess:
 
 def _answers(membership: Membership) -> bool:
     """Whether the relay of an earlier time still leads to the store."""
-    from hopaas_p2p.gateway.relay import targets_of
+    from hopaas_p2p.remote.relay import targets_of
 
     try:
         proxy = parse_proxy(read_proxy(membership.relay_file).reveal())

@@ -16,11 +16,11 @@ from typing import Final, NamedTuple
 
 from hopaas_p2p.errors import ConfigurationError, InvalidInput
 from hopaas_p2p.joining.invitation import Invitation, like_a_file
+from hopaas_p2p.open import servers_of
 from hopaas_p2p.runtime import credentials
 from hopaas_p2p.runtime.atomic import replace_atomically
 from hopaas_p2p.runtime.ownership import own_folder, read_own
 from hopaas_p2p.runtime.settings import Secret, is_one_line, joined_folder, joined_names
-from hopaas_p2p.stores.url import servers_of
 
 _PATIENCE: Final = 30.0  # seconds
 _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9-]{0,60}")
@@ -87,8 +87,10 @@ def accept(invitation: Invitation, *, site: str = "") -> Membership:
     """
     invitation.check()
     # without its own token, one of this user's would be sent there
-    if invitation.store.startswith("postgresql") and invitation.token is None:
-        raise InvalidInput("this invitation is for a database but contains no token; it was not created by `invite`")
+    if invitation.store.startswith(("postgresql", "https:")) and invitation.token is None:
+        raise InvalidInput(
+            "this invitation is for a store with users but contains no token; it was not created by `invite`"
+        )
     site = site or invitation.site
     for text in (invitation.store, invitation.study, site):
         if not is_one_line(text):

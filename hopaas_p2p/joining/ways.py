@@ -16,9 +16,9 @@ from typing import Final, NamedTuple
 from hopaas_p2p.errors import ConfigurationError, HopaasError
 from hopaas_p2p.joining.membership import Membership
 from hopaas_p2p.net.findings import AGAIN, Finding
+from hopaas_p2p.open import open_store
 from hopaas_p2p.runtime.settings import Secret, read_proxy, variable
 from hopaas_p2p.stores.checks import way_to
-from hopaas_p2p.stores.url import open_store
 
 KINDS: Final = ("direct", "proxy", "relay")
 _OURS: Final = ("proxy_file", "via")  # a way sets HTTPS_PROXY itself
@@ -81,7 +81,7 @@ def _candidates(membership: Membership) -> Iterator[Way]:
 
 
 def _has_way(url: str) -> bool:
-    return url.startswith(("postgresql", "s3:"))
+    return url.startswith(("postgresql", "s3:", "https:"))
 
 
 def _environments_proxy() -> str | None:

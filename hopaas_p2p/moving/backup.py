@@ -42,7 +42,7 @@ from hopaas_p2p.core import codec, snapshot
 from hopaas_p2p.core.apply import apply
 from hopaas_p2p.core.catalog import Catalog, Listing
 from hopaas_p2p.core.names import first_id, valid_key, valid_name
-from hopaas_p2p.core.records import UNSTAMPED, Stamp
+from hopaas_p2p.core.records import Stamp
 from hopaas_p2p.core.state import State
 from hopaas_p2p.errors import ConfigurationError, Denied, InvalidInput, StoreCorrupt, StudyDeleted
 from hopaas_p2p.moving.records import StudyRecords, of_state
@@ -90,8 +90,6 @@ class Manifest(msgspec.Struct, frozen=True):
     catalog_lsn: int
     catalog_digest: str
     """Empty in a file of one study."""
-    stamped: bool
-    """Whether commits say who wrote them, as a database has them."""
     studies: list[StudyBackup]
     left_out: dict[str, str]
     """Study -> why it is not here."""
@@ -170,7 +168,6 @@ def _write(store: Store, writer: _Writer, *, only: str | None, files: bool, say:
         at=time.time_ns() // 1000,
         catalog_lsn=catalog.lsn,
         catalog_digest=_digest_of(catalog) if only is None else "",
-        stamped=any(entry.stamp != UNSTAMPED for entry in entries),
         studies=kept,
         left_out=left_out,
         files=count,
@@ -414,11 +411,6 @@ def restore(backup: Backup, store: Store, *, watch: Callable[[float], None] = ti
     if not manifest.catalog_digest:
         raise ConfigurationError(
             "this file holds one study: add it to a store with hopaas-p2p study import --from FILE"
-        )
-    if manifest.stamped and not store.url.startswith("postgresql"):
-        raise ConfigurationError(
-            "This backup is of a database, where every commit says who wrote it; only a database can hold it. Restore "
-            "it into one, or copy the studies from there: hopaas-p2p study copy"
         )
     logs, catalog = {one.uuid: store.log(one.uuid) for one in manifest.studies}, store.catalog()
     there = _check_prefix("the list of studies", catalog, backup.catalog(), 0)

@@ -21,9 +21,9 @@ from hopaas_p2p.core.attributes import OF_EXPORTS
 from hopaas_p2p.core.records import StudyControl, StudyDefine, StudySet, TrialCreate, TrialState
 from hopaas_p2p.errors import InvalidInput, StoreUnreachable, StudyExists
 from hopaas_p2p.moving.records import StudyRecords, one_of, params_of, renamed
+from hopaas_p2p.open import redacted
 from hopaas_p2p.runtime.atomic import replace_atomically
 from hopaas_p2p.runtime.ownership import check_target
-from hopaas_p2p.stores.url import redacted
 from hopaas_p2p.translate import attributes, to_json, to_microseconds, to_optuna, to_record
 
 if TYPE_CHECKING:

@@ -96,7 +96,7 @@ def _connect(route: Route) -> tuple[socket.socket, Finding]:
 def _secure(route: Route, connection: socket.socket, context: ssl.SSLContext) -> tuple[socket.socket, Finding]:
     if route.request_tls is not None and not route.request_tls(connection):
         detail = "the server does not speak TLS, so anybody in between could read and change everything"
-        raise _CheckFailed("tls", detail, "enable TLS there; or if it is a gateway, write postgresql+https://")
+        raise _CheckFailed("tls", detail, "enable TLS there; or if the store is served there, write https://")
     try:
         secured = trust.secure(connection, route.server.host, deadline=time.monotonic() + _TIMEOUT, context=context)
     except HopaasError as error:

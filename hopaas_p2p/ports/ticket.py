@@ -35,10 +35,10 @@ from hopaas_p2p.errors import (
     NotYourTrial,
     StoreUnreachable,
 )
+from hopaas_p2p.open import redacted, servers_of
 from hopaas_p2p.ports.verbs import TrialVerbs
 from hopaas_p2p.runtime import credentials
 from hopaas_p2p.stores.base import Beat
-from hopaas_p2p.stores.url import redacted, servers_of
 
 if TYPE_CHECKING:
     from hopaas_p2p.core.state import State

@@ -7,8 +7,8 @@ from pathlib import Path
 
 from hopaas_p2p.core import snapshot
 from hopaas_p2p.errors import ConfigurationError
+from hopaas_p2p.open import redacted
 from hopaas_p2p.runtime.atomic import replace_atomically
-from hopaas_p2p.stores.url import redacted
 from hopaas_p2p.study_like import StudyLike, looking_at
 
 

@@ -36,7 +36,7 @@ Server = tuple[str, int]
 _TOKEN, _KEYS, _IDENTITY = "your token", "your keys", "your identity token"
 _AMAZON: Final = re.compile(r"(s3|sts)(-fips)?([.-](dualstack\.)?[a-z]{2}(-[a-z]+)+-\d)?\.amazonaws\.com(\.cn)?")
 """Hosts of Amazon's own: below others of its domain, its customers answer."""
-_PORTS: Final = {"postgresql": 5432, "postgresql+psycopg2": 5432, "postgresql+https": 443, "https": 443, "http": 80}
+_PORTS: Final = {"postgresql": 5432, "postgresql+psycopg2": 5432, "https": 443, "http": 80}
 WHERE: Final = frozenset(
     {"host", "port", "endpoint", "region", "style", "connect_timeout", "application_name", "target_session_attrs"}
 )
@@ -117,7 +117,7 @@ def environment(*more: str, store: str | None = None, env: Mapping[str, str] = o
 
     """
     scheme = "" if store is None else store.partition("://")[0]
-    logins = _AWS if scheme == "s3" else _POSTGRES if scheme.startswith("postgresql") else ()
+    logins = _AWS if scheme == "s3" else _POSTGRES if scheme.startswith(("postgresql", "https")) else ()
     named = {*more, *logins, *(_PROXIES if store is not None else ())}
     return {
         name: value
@@ -310,7 +310,7 @@ def check_says_where(store: str, *, by: str) -> None:
         )
 
 
-# --- Postgres and its gateway ----------------------------------------------------------------------------------------
+# --- stores with users -----------------------------------------------------------------------------------------------
 
 
 def token(env: Mapping[str, str] = os.environ) -> Secret | None:
@@ -370,7 +370,7 @@ def seal(text: str, env: Mapping[str, str] = os.environ) -> str:
 
     It is made with the token, so that it holds on another machine, too; else with a key in this user's state folder.
     """
-    secret = token(env) if text.startswith("postgresql") else None
+    secret = token(env) if text.startswith(("postgresql", "https:")) else None
     if secret is None or len(secret.reveal()) < _UNGUESSABLE:
         secret = _own_key()
     return "" if secret is None else hmac.digest(secret.reveal().encode(), text.encode(), "sha256").hex()

@@ -146,7 +146,7 @@ SETTINGS: Final[dict[str, Setting]] = {
     "proxy_file": Setting("a file that holds the address of this site's proxy, or of a relay"),
     "via": Setting("how the jobs of a joined study reach it: auto, direct, relay, bridge"),
     "joined": Setting("the name under which `join` keeps a study", in_files=False),
-    "token": Setting("the token of a Postgres store, also accepted by its gateway", in_files=False, secret=True),
+    "token": Setting("the token of a Postgres store, or of one that is served", in_files=False, secret=True),
     "webhook_file": Setting("a file that holds the URL that alerts are posted to"),
     "webhook": Setting("the URL that alerts are posted to", in_files=False, secret=True),
     "ticket": Setting("the trial that report, tell and similar commands act on", in_files=False),

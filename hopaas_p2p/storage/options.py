@@ -10,11 +10,11 @@ from typing import Final, NamedTuple
 
 from hopaas_p2p.core.records import Policy
 from hopaas_p2p.errors import NoStore, StoreAway
+from hopaas_p2p.open import open_store
 from hopaas_p2p.peer.peer import Peer
 from hopaas_p2p.runtime.metering import energy_counter
 from hopaas_p2p.runtime.provenance import describe
 from hopaas_p2p.stores.base import Store
-from hopaas_p2p.stores.url import open_store
 
 _log: Final = logging.getLogger("hopaas_p2p")
 _LOOK_FOR_STORE: Final = 2.0  # seconds between looks whether a file system is mounted again

@@ -108,7 +108,7 @@ def open_storage(
     """A storage for `optuna.create_study(storage=…)`, shared by every process that opens the same URL.
 
     Args:
-        url: a directory, or a URL; see `hopaas_p2p.stores.url.open_store`.
+        url: a directory, or a URL; see `hopaas_p2p.open.open_store`.
         lease_ttl: seconds of silence after which a peer's trials are taken over, in studies created through this
             storage. A killed peer's trial is back within twice that.
         attempts: how often one set of parameters may be started, in studies created through this storage.

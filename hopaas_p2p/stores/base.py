@@ -25,6 +25,7 @@ from typing import Final, NamedTuple
 
 from msgspec import Struct
 
+from hopaas_p2p.core import snapshot
 from hopaas_p2p.core.records import UNSTAMPED, Stamp
 from hopaas_p2p.errors import ConfigurationError, StoreCorrupt
 
@@ -33,6 +34,7 @@ SNAPSHOT_EVERY: Final = 256
 _SHORT: Final = 4096
 _GROWTH: Final = 64
 SNAPSHOTS_KEPT: Final = 3
+BLOCKS_AT_ONCE: Final = 128  # some 15 MB, which a thin link carries within a call's time
 EXCHANGE_TIMEOUT: Final = 5.0  # seconds for one exchange; the caller makes another
 
 
@@ -52,7 +54,7 @@ def snapshot_due(lsn: int) -> bool:
     return lsn % SNAPSHOT_EVERY == 0 and lsn % snapshot_step(lsn) == 0
 
 
-class Outgoing(Struct, frozen=True, gc=False):
+class Outgoing(Struct, array_like=True, frozen=True, gc=False):
     """A commit to append, and what a store may know of it. No store decodes the bytes."""
 
     nonce: str
@@ -63,6 +65,8 @@ class Outgoing(Struct, frozen=True, gc=False):
     """The uuid of the study that a commit to the catalog opens or closes: that study's owner may do so."""
     chain: int | None = None
     """The sum, see `core.chain`, of the log up to `since` as the sender has read it; None: it does not know."""
+    stamp: Stamp = UNSTAMPED
+    """What whoever serves this store to others vouches for: kept with the commit where no database does that."""
 
     @property
     def writer(self) -> str:
@@ -80,7 +84,7 @@ class Placed(Struct, frozen=True, gc=False):
     commit: Outgoing
 
 
-class Entry(Struct, frozen=True, gc=False):
+class Entry(Struct, array_like=True, frozen=True, gc=False):
     """A commit as the log holds it."""
 
     lsn: int
@@ -90,7 +94,7 @@ class Entry(Struct, frozen=True, gc=False):
     """The sum of the log before this commit, as whoever gave it its lsn knew it; None: it was stored without."""
 
 
-class ExchangeResult(Struct, frozen=True, gc=False):
+class ExchangeResult(Struct, array_like=True, frozen=True, gc=False):
     """The result of an exchange: the commits after `since`, in order, and whether there are more to fetch."""
 
     entries: list[Entry]
@@ -142,7 +146,6 @@ class Log(ABC):
         """Whether there is something after `since`; None if that cannot be told without a round trip."""
         return None
 
-    @abstractmethod
     def newest_snapshot(self, *, before: int | None = None) -> tuple[int, bytes] | None:
         """(lsn, bytes) of the newest snapshot, or of the newest before one that cannot be read; None if there is none.
 
@@ -150,14 +153,54 @@ class Log(ABC):
         one that this user has no ground to believe: where the store knows users, one is believed that the caller's own
         user wrote, or an owner, or for which another author vouches.
         """
+        while (found := self.snapshot_head(before)) is not None:
+            before, head = found
+            data = self.whole_snapshot(head)
+            if data is not None:
+                return before, data
+        return None
 
-    @abstractmethod
     def put_snapshot(self, lsn: int, data: bytes) -> None:
         """Keep a snapshot, and the two before it. May fail: a snapshot is only an optimisation.
 
         What is in it that will not change is written once, and shared by the snapshots after it (`snapshot.split`).
         Of several for one lsn any may be kept: all peers at that lsn have the same state.
         """
+        head, blocks = snapshot.split(data)
+        there = self.block_names() if blocks else set()
+        for name in blocks.keys() - there:
+            self.put_block(name, blocks[name])
+        self.put_snapshot_head(lsn, head)
+
+    def whole_snapshot(self, head: bytes) -> bytes | None:
+        """The snapshot with this head and its blocks; None if the head is damaged, or a block is not there."""
+        try:
+            names = snapshot.names_in(head)
+            parts = [names[first : first + BLOCKS_AT_ONCE] for first in range(0, len(names), BLOCKS_AT_ONCE)]
+            found: dict[str, bytes] = {}
+            for part in parts:
+                found |= self.blocks(part)
+            return snapshot.whole(head, found)
+        except snapshot.CorruptSnapshot:
+            return None
+
+    def snapshot_head(self, before: int | None) -> tuple[int, bytes] | None:
+        """As `newest_snapshot`, but only what `snapshot.split` calls the head, whether it can be read or not."""
+        return None
+
+    def blocks(self, names: list[str]) -> dict[str, bytes]:
+        """Those of these blocks of snapshots that are there, by name."""
+        return {}
+
+    def block_names(self) -> set[str]:
+        """The names of the blocks that are there."""
+        return set()
+
+    def put_block(self, name: str, data: bytes) -> None:
+        """Keep a block. Its name holds a hash of its bytes."""
+
+    def put_snapshot_head(self, lsn: int, head: bytes) -> None:
+        """Keep the head of a snapshot whose blocks are there, and the two before it."""
 
     @abstractmethod
     def destroy(self) -> None:
@@ -197,6 +240,11 @@ class Log(ABC):
 
     def doubtful_snapshot(self, after: int, up_to: int) -> Doubtful | None:
         """The newest in this range of lsns that this user may judge; None where a newer one is believed by all."""
+        found = self.doubtful_head(after, up_to)
+        return None if found is None else found._replace(data=self.whole_snapshot(found.data) or b"")
+
+    def doubtful_head(self, after: int, up_to: int) -> Doubtful | None:
+        """The same with the head of the snapshot only."""
         return None
 
     def judge_snapshot(self, found: Doubtful, *, same: bool) -> None:

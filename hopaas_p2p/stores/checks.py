@@ -1,6 +1,6 @@
 """The checks of `hopaas-p2p doctor`: those that every store must pass, and where a store's own ones are found.
 
-A store in a package `stores.x` may have a module `stores.x.checks`. Its `way(store)`, if there is one, yields findings
+A store in a package may have a module `checks` beside it. Its `way(store)`, if there is one, yields findings
 about the way to the server and returns whether the server was reached; if not, nothing else is tried. Its
 `checks(store)` come next, then the common ones.
 """
@@ -67,7 +67,7 @@ Check = Callable[[Any], Any]
 def _own_checks(store: Store) -> dict[str, Check]:
     """The checks of this kind of store, in order."""
     package, _, where = type(store).__module__.rpartition(".")
-    if where != "store" or importlib.util.find_spec(f"{package}.checks") is None:
+    if where not in ("store", "client") or importlib.util.find_spec(f"{package}.checks") is None:
         return {}
     module = importlib.import_module(f"{package}.checks")
     parts = {"way": "way", "store": "checks"}

@@ -27,8 +27,8 @@ from msgspec.structs import replace
 
 from hopaas_p2p.core import codec
 from hopaas_p2p.errors import BrokenChain, StudyDeleted
+from hopaas_p2p.open import open_store, redacted
 from hopaas_p2p.stores.base import Beat, Entry, ExchangeResult, Log, Outgoing, Store
-from hopaas_p2p.stores.url import open_store, redacted
 from hopaas_p2p.testing.commits import (
     TIMEOUT,
     append,

@@ -19,8 +19,8 @@ from typing import TYPE_CHECKING, Final
 from urllib.parse import urlsplit
 
 from hopaas_p2p.errors import ConfigurationError, Denied
+from hopaas_p2p.open import redacted
 from hopaas_p2p.runtime import extras
-from hopaas_p2p.stores.url import redacted
 from hopaas_p2p.trackers.base import TrackerRefused, TrackerUnreachable, new_files
 from hopaas_p2p.trackers.view import PREFIX, REPORT, RunView, StudyView
 

@@ -23,7 +23,7 @@ TOPICS: Final = {
     "nfs": "A directory on NFS",
     "postgres": "Postgres",
     "s3": "S3",
-    "tunnel": "The tunnel",
+    "https": "Through HTTPS",
     "bridge": "The bridge",
     "monitor": "The monitor",
     "notebook": "Plots in notebooks",

@@ -18,10 +18,10 @@ from typing import Final
 import psutil
 
 from hopaas_p2p import access
+from hopaas_p2p.open import open_store
 from hopaas_p2p.stores.base import Log, Outgoing, Store
 from hopaas_p2p.stores.bridge.store import BridgedStore
 from hopaas_p2p.stores.postgres.store import PostgresStore
-from hopaas_p2p.stores.url import open_store
 from hopaas_p2p.testing.commits import append, append_many, everything, outgoing
 from tests.support.bridge_process import BridgeProcess
 from tests.support.latency import Relay

@@ -20,8 +20,8 @@ import psutil
 
 from hopaas_p2p.core import codec
 from hopaas_p2p.core.records import Commit, TrialCreate, TrialFinish
+from hopaas_p2p.open import open_store
 from hopaas_p2p.stores.base import Outgoing
-from hopaas_p2p.stores.url import open_store
 from tests.support.dashboard_browser import WIDE, Monitor, chromium
 from tests.support.dashboard_studies import COMPLETE, Scribe, large
 from tests.support.ports import free_port

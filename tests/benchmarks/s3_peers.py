@@ -17,10 +17,10 @@ from optuna.storages.journal._base import BaseJournalBackend
 from optuna.trial import TrialState as Theirs
 
 from hopaas_p2p.core.records import Float, TrialCreate, TrialFinish, TrialSet, TrialState
+from hopaas_p2p.open import open_store
 from hopaas_p2p.peer.peer import Peer
 from hopaas_p2p.stores.base import Outgoing
 from hopaas_p2p.stores.s3.store import S3Store
-from hopaas_p2p.stores.url import open_store
 from hopaas_p2p.testing.commits import everything, sealed
 
 STUDY = "crowd"

@@ -21,10 +21,10 @@ from dashboard_app.replica_cache import ReplicaCache, caches, close_all
 from dashboard_app.server import SCRIPT
 from hopaas_p2p.core.records import StudySet, TrialCreate
 from hopaas_p2p.errors import StoreUnreachable
+from hopaas_p2p.open import open_store
 from hopaas_p2p.peer.driver import study_driver
 from hopaas_p2p.peer.liveness import UNKNOWN
 from hopaas_p2p.stores.base import Beat
-from hopaas_p2p.stores.url import open_store
 from hopaas_p2p.study.audit import audit
 from tests.support.dashboard_pages import calm, texts
 from tests.support.dashboard_studies import Scribe

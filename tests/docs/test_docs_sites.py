@@ -13,8 +13,8 @@ import pytest
 from tests.support.pages import blocks, run_page
 from tests.support.ports import free_port
 from tests.support.processes import ROOT
+from tests.support.served import HOST, Centre
 from tests.support.site_fixtures import Squid
-from tests.support.tunnel_fixtures import HOST, Centre
 
 PAGE = "docs/sites.md"
 
@@ -31,7 +31,7 @@ def directory(tmp_path: Path) -> Iterator[Path]:
 
 
 def test_every_block_runs_in_order(centre: Centre, squid: Squid, directory: Path) -> None:
-    gateway = centre.gateway()
+    gateway = centre.serve()
     (directory / "ann.token").write_text(centre.token("ann").secret.reveal())
     stands_in = {
         "gateway.example.org/tuning": f"{HOST}:{gateway.port}/store",

@@ -14,11 +14,11 @@ from tests.support.pages import run_page
 from tests.support.postgres import Server, find_binaries
 from tests.support.postgres_fixtures import OWNER, missing
 from tests.support.s3_server import S3Server
-from tests.support.tunnel_fixtures import HOST, Centre
+from tests.support.served import HOST, Centre
 
 
 def test_three_clusters_share_one_study(centre: Centre, tmp_path: Path) -> None:
-    gateway = centre.gateway()
+    gateway = centre.serve()
     home = tmp_path / "home"
     home.mkdir()
     env = {
@@ -114,7 +114,7 @@ def test_a_bucket_is_enough(s3_server: S3Server, tmp_path: Path) -> None:
 
 
 def test_behind_a_proxy(centre: Centre, tmp_path: Path) -> None:
-    gateway = centre.gateway()
+    gateway = centre.serve()
     home = tmp_path / "home"
     home.mkdir()
     (home / "ann.token").write_text(centre.token("ann").secret.reveal())

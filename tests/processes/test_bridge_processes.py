@@ -17,14 +17,14 @@ import pytest
 import hopaas_p2p
 from hopaas_p2p.core import snapshot
 from hopaas_p2p.core.state import State
-from hopaas_p2p.stores.url import open_store
+from hopaas_p2p.open import open_store
 from hopaas_p2p.testing.commits import everything
 from tests.support.bridge_process import BridgeProcess
 from tests.support.bridge_world import replayed
 from tests.support.peers import Peers, check
 from tests.support.processes import CLI, cli, environment, until
+from tests.support.served import Centre
 from tests.support.site_fixtures import Squid
-from tests.support.tunnel_fixtures import Centre
 
 
 @pytest.fixture
@@ -64,19 +64,19 @@ def test_a_bridge_that_is_killed_again_and_again_loses_and_doubles_nothing(
     assert len({state.peers[owner]["pid"] for owner in owners if owner}) >= 3, "peers of both sides took part"
 
 
-def test_proxy_and_gateway_may_go_down_under_a_bridge_and_it_finds_them_again(
+def test_proxy_and_server_may_go_down_under_a_bridge_and_it_finds_them_again(
     centre: Centre, squid: Squid, near: Path, postgres_url: str, tmp_path: Path
 ) -> None:
-    gateway = centre.gateway()
+    server = centre.serve()
     way = {
         "HTTPS_PROXY": squid.url(),
         "HOPAAS_TOKEN": centre.token().secret.reveal(),
         "HOPAAS_CA_FILE": str(centre.authority.file),
     }
-    bridge = BridgeProcess(near, centre.url(gateway.port), tmp_path, **way).start()
+    bridge = BridgeProcess(near, centre.url(server.port), tmp_path, **way).start()
     peers = Peers(str(near), tmp_path, 2, lease_ttl=20.0)
     try:
-        for times, broken in enumerate((squid, gateway, squid), 1):
+        for times, broken in enumerate((squid, server, squid), 1):
             told = len(peers.acknowledged())
             until(lambda told=told: len(peers.acknowledged()) > told + 3, 60, what=bridge.log)
             seen = len(bridge.log())

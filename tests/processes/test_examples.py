@@ -161,7 +161,7 @@ def test_every_command_in_an_example_is_one_of_ours(line: str) -> None:
 def test_every_kind_of_example_has_commands_of_ours() -> None:
     verbs = [line.split()[0] for line in _lines()]
     assert verbs.count("worker") >= 3
-    assert verbs.count("gateway") >= 3
+    assert verbs.count("serve") >= 3
 
 
 @pytest.mark.parametrize("library", ["keras", "lightning"])

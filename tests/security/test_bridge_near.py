@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from hopaas_p2p.open import open_store
 from hopaas_p2p.stores.bridge.endpoints import open_endpoints
 from tests.support.processes import as_nobody
 
@@ -17,7 +18,7 @@ def test_a_mirror_that_the_bridge_makes_is_its_users_alone(
 ) -> None:
     before = os.umask(0)
     try:
-        ends = open_endpoints(f"{prefix}{tmp_path / 'near'}", str(tmp_path / "far"))
+        ends = open_endpoints(f"{prefix}{tmp_path / 'near'}", str(tmp_path / "far"), open_store)
     finally:
         os.umask(before)
     ends.close()
@@ -33,7 +34,7 @@ def test_of_a_mirror_that_others_may_read_the_bridge_warns(
     (tmp_path / "near").mkdir()
     (tmp_path / "near").chmod(mode)
 
-    open_endpoints(str(tmp_path / "near"), str(tmp_path / "far")).close()
+    open_endpoints(str(tmp_path / "near"), str(tmp_path / "far"), open_store).close()
 
     assert (f"can be read by {who}" in caplog.text) if who else (caplog.text == "")
     assert (tmp_path / "near").stat().st_mode & 0o777 == mode  # it is the user's choice
@@ -43,7 +44,7 @@ def test_another_user_reads_nothing_of_such_a_mirror(tmp_path: Path) -> None:
     for folder in (tmp_path, *tmp_path.parents):
         if folder.stat().st_uid == os.getuid() and str(folder).startswith("/tmp/"):
             folder.chmod(0o755)
-    open_endpoints(str(tmp_path / "near"), str(tmp_path / "far")).close()
+    open_endpoints(str(tmp_path / "near"), str(tmp_path / "far"), open_store).close()
 
     said = as_nobody(
         """

@@ -14,12 +14,11 @@ import pytest
 import hopaas_p2p
 from hopaas_p2p import access
 from hopaas_p2p.errors import ConfigurationError
-from hopaas_p2p.gateway import relay as relays
-from hopaas_p2p.gateway.postgres import PostgresTarget
-from hopaas_p2p.gateway.rate_limit import TooManyAttempts
-from hopaas_p2p.gateway.relay import Relay
-from hopaas_p2p.gateway.tokens import TokenCache
 from hopaas_p2p.net.proxies import ServerAddress
+from hopaas_p2p.remote import relay as relays
+from hopaas_p2p.remote.rate_limit import TooManyAttempts
+from hopaas_p2p.remote.relay import Relay
+from hopaas_p2p.remote.tokens import TokenCache
 from hopaas_p2p.runtime.settings import Secret
 from hopaas_p2p.stores.s3.address import parse
 from tests.support.ports import free_port
@@ -57,11 +56,11 @@ def _listens(port: int) -> bool:
     return False
 
 
-# --- gateway -----------------------------------------------------------------------------------------------------
+# --- server ------------------------------------------------------------------------------------------------------
 
 
-def _target(place: Place) -> PostgresTarget:
-    return PostgresTarget.of(f"postgresql://127.0.0.1:{place.server.port}/store")
+def _target(place: Place) -> str:
+    return f"postgresql://127.0.0.1:{place.server.port}/store"
 
 
 async def _guess(tokens: TokenCache, addresses: int, role: str = "ann.00000000") -> None:

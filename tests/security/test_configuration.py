@@ -10,9 +10,10 @@ import pytest
 
 from hopaas_p2p import spool
 from hopaas_p2p.errors import ConfigurationError
-from hopaas_p2p.gateway.relay import read_password
 from hopaas_p2p.hopaas import Client
+from hopaas_p2p.open import open_store
 from hopaas_p2p.ports.ticket import Ticket, carry, ending, ticket_of
+from hopaas_p2p.remote.relay import read_password
 from hopaas_p2p.runtime import ownership
 from hopaas_p2p.runtime.settings import Settings, trust, user_file
 from hopaas_p2p.stores.postgres.store import PostgresStore
@@ -107,14 +108,14 @@ def test_a_pipe_or_a_directory_in_its_place_hangs_nobody(env: dict[str, str], he
 # --- what it may say before it is trusted ------------------------------------------------------------------------
 
 HOSTS_PATHS_FILES = [
-    ("store", "postgresql+https://evil.example.org/d"),
+    ("store", "https://evil.example.org/d"),
     ("store", "s3://b-1?endpoint=https://evil.example.org"),
     ("store", "file:///tmp/there"),
     ("store", "/tmp/there"),
     ("store", "../there"),
     ("store", "~/there"),
     ("store", "link"),
-    ("artifacts", "postgresql+https://evil.example.org/d"),
+    ("artifacts", "https://evil.example.org/d"),
     ("artifacts", "link/deeper"),
     ("checkpoint_cache", "/tmp/there"),
     ("token_file", "mine.token"),
@@ -309,8 +310,8 @@ def test_a_host_that_the_user_names_is_asked(evil: Stranger, here: Path) -> None
 
 def test_a_token_that_was_stored_for_a_host_goes_to_no_other(evil: Stranger, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOPAAS_TOKEN_HOST", "db.example.org")
-    for url in (_url(evil), f"postgresql+https://127.0.0.1:{evil.port}/d"):
-        store = PostgresStore(url)
+    for url in (_url(evil), f"https://127.0.0.1:{evil.port}/d"):
+        store = open_store(url)
         with pytest.raises(ConfigurationError, match="is not sent to 127"):
             store.catalog().exchange(None, 0)
         store.close()

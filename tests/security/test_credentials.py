@@ -19,11 +19,11 @@ from hopaas_p2p import spool
 from hopaas_p2p.errors import ConfigurationError, HopaasError
 from hopaas_p2p.joining import membership, ways
 from hopaas_p2p.joining.invitation import Invitation
+from hopaas_p2p.open import open_store
 from hopaas_p2p.ports.ticket import Ticket, carry
 from hopaas_p2p.runtime import credentials
 from hopaas_p2p.runtime.settings import Secret
 from hopaas_p2p.stores.s3.store import S3Store
-from hopaas_p2p.stores.url import open_store
 from tests.support.processes import CLI, ROOT, SPACE, cli, environment
 from tests.support.strangers import Stranger, stranger
 
@@ -305,7 +305,7 @@ def test_nor_does_a_ticket_or_the_spool_lead_ones_own_token_there(ann: Path, evi
     """Neither says that it comes from a study that was joined; a second one is, so that none counts by itself."""
     store = f"postgresql://127.0.0.1:{evil.port}/d"
     membership.accept(invitation(store))
-    membership.accept(invitation("postgresql+https://gw.example.org/d")._replace(study="t"))
+    membership.accept(invitation("https://gw.example.org/d")._replace(study="t"))
     ticket = Ticket(store, "s", 0, "owner", 1, "0" * 32, credentials.seal(store))
     for words in (["tell", "0.5", "--ticket", str(ticket)], ["spool", "send"]):
         before = evil.visits
@@ -350,14 +350,14 @@ def test_where_the_joined_study_is_not_known_no_token_goes_out(
     ann: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As in a worker of an executor, on a node that does not see the user's home."""
-    ways.enter(membership.accept(invitation("postgresql+https://gw.example.org/d")))
+    ways.enter(membership.accept(invitation("https://gw.example.org/d")))
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "elsewhere"))
     with pytest.raises(ConfigurationError, match="no study is joined here as 's'"):
         credentials.login(None, [("gw.example.org", 443)])
 
 
 def test_the_token_of_a_joined_study_goes_to_no_other_host(ann: Path, evil: Stranger) -> None:
-    ways.enter(membership.accept(invitation("postgresql+https://gw.example.org/d")))
+    ways.enter(membership.accept(invitation("https://gw.example.org/d")))
     name, _, password = OWN.partition(":")
     assert credentials.login(None, [("127.0.0.1", evil.port)]) == (name, Secret(password))
     with pytest.raises(ConfigurationError, match=r"not at 127\.0\.0\.1:"):
@@ -365,9 +365,7 @@ def test_the_token_of_a_joined_study_goes_to_no_other_host(ann: Path, evil: Stra
 
 
 def test_where_a_joined_studys_authority_vouches_for_ones_own_server_no_token_goes_there(ann: Path) -> None:
-    kept = membership.accept(
-        invitation("postgresql+https://gw.example.org/d")._replace(authority="-- a certificate --")
-    )
+    kept = membership.accept(invitation("https://gw.example.org/d")._replace(authority="-- a certificate --"))
     ways.enter(kept)
     assert credentials.login(None, [("gw.example.org", 443)])[0] == "guest-s-123456-worker.0a1b2c3d"
     with pytest.raises(ConfigurationError, match=r"would vouch for own.example.org, too"):
@@ -377,7 +375,7 @@ def test_where_a_joined_studys_authority_vouches_for_ones_own_server_no_token_go
 
 
 def test_a_store_that_is_named_beside_a_joined_study_gets_ones_own_token(ann: Path, evil: Stranger) -> None:
-    membership.accept(invitation("postgresql+https://gw.example.org/d"))
+    membership.accept(invitation("https://gw.example.org/d"))
     done = as_ann("study", "list", "--store", f"postgresql://127.0.0.1:{evil.port}/d", cwd=ann, HOPAAS_JOINED="s")
     assert "asks for the secret itself" in done.stderr
     assert evil.users == ["ann.0123abcd"]

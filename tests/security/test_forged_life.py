@@ -14,9 +14,9 @@ import pytest
 import hopaas_p2p
 from hopaas_p2p.core import codec
 from hopaas_p2p.core.records import Commit, Record, StudySet, TrialCreate, TrialSet
+from hopaas_p2p.open import open_store
 from hopaas_p2p.peer.peer import Peer
 from hopaas_p2p.stores.base import Beat, Outgoing, Store, append
-from hopaas_p2p.stores.url import open_store
 
 TTL = 12.0
 _LOOKS = 6  # per ttl

@@ -37,7 +37,7 @@ from hopaas_p2p.core.records import (
 )
 from hopaas_p2p.core.snapshot import CorruptSnapshot
 from hopaas_p2p.core.state import BLOCK, COMPLETE, FAIL, PRUNED, WAITING, LastCommit, State, Trial, Verdict
-from hopaas_p2p.stores.url import open_store
+from hopaas_p2p.open import open_store
 from tests.support.dashboard_studies import SPACE, Scribe, with_population, with_rungs
 
 NAN, INF = math.nan, math.inf

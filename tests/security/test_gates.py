@@ -15,11 +15,11 @@ from hopaas_p2p.errors import ConfigurationError, HopaasError
 from hopaas_p2p.hopaas.client import Client
 from hopaas_p2p.joining import membership, ways
 from hopaas_p2p.joining.invitation import Invitation, _public
+from hopaas_p2p.open import servers_of
 from hopaas_p2p.ports.ticket import Ticket, carry
 from hopaas_p2p.runtime import credentials, provenance
 from hopaas_p2p.runtime.settings import Secret, Settings
 from hopaas_p2p.stores.postgres.connect import PostgresAddress
-from hopaas_p2p.stores.url import servers_of
 from tests.support.processes import SPACE
 
 OWN = "ann.0123abcd:" + "k" * 43
@@ -123,7 +123,7 @@ def test_an_invitation_that_is_made_names_no_file_of_its_machine() -> None:
 def test_a_token_that_a_client_was_given_for_its_server_goes_to_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("HOPAAS_TOKEN")
     monkeypatch.delenv("HOPAAS_TOKEN_HOST")
-    client = Client(server="postgresql+https://gw.example.org/d", token=OWN)
+    client = Client(server="https://gw.example.org/d", token=OWN)
     client.__reduce__()  # as a pickle of it, or its first use, does
     try:
         assert credentials.login(None, [("gw.example.org", 443)])[0] == "ann.0123abcd"
@@ -134,7 +134,7 @@ def test_a_token_that_a_client_was_given_for_its_server_goes_to_no_other(monkeyp
 
 
 def test_a_joined_studys_authority_vouches_for_no_webhook(monkeypatch: pytest.MonkeyPatch) -> None:
-    joined("postgresql+https://gw.example.org/d", authority="-- a certificate --")
+    joined("https://gw.example.org/d", authority="-- a certificate --")
     monkeypatch.setenv("HOPAAS_WEBHOOK", "https://chat.example.org/secret")
     with pytest.raises(ConfigurationError, match=r"would vouch for chat\.example\.org, too"):
         credentials.webhook_url()
@@ -145,7 +145,7 @@ def test_settings_of_the_users_own_are_the_users(ann: Path, how: str) -> None:
     """XDG_CONFIG_HOME may be in a place where others write, on a node without a home."""
     file = ann / "config/hopaas-p2p/config.toml"
     file.parent.mkdir(parents=True)
-    file.write_text('store = "postgresql+https://evil.example.org/d"')
+    file.write_text('store = "https://evil.example.org/d"')
     if how == "somebody else's":
         if os.getuid() != 0:
             pytest.skip("needs root to make somebody else's files")
@@ -307,7 +307,7 @@ def test_a_url_of_an_invitation_takes_no_token_along_however_it_is_written() -> 
         "127.1",
         "é.org",
     ):
-        for scheme in ("postgresql", "postgresql+https", "postgresql+psycopg2"):
+        for scheme in ("postgresql", "https", "postgresql+psycopg2"):
             store = f"{scheme}://{place}/d"
             try:
                 joined(store)

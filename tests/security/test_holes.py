@@ -10,9 +10,9 @@ import pytest
 import hopaas_p2p
 from hopaas_p2p.core import codec
 from hopaas_p2p.core.records import Commit, StudySet
+from hopaas_p2p.open import open_store
 from hopaas_p2p.stores.objects.log import TOMBSTONE
 from hopaas_p2p.stores.s3.store import S3Store
-from hopaas_p2p.stores.url import open_store
 
 SOUND = codec.encode(Commit("mallory", 1, "mallory", 0, (StudySet(user={"x": "1"}),)))
 

@@ -42,10 +42,10 @@ from hopaas_p2p.core.state import State
 from hopaas_p2p.errors import Denied, InvalidInput, StoreUnreachable
 from hopaas_p2p.joining.invitation import invite
 from hopaas_p2p.net.findings import Finding
+from hopaas_p2p.open import open_store
 from hopaas_p2p.peer.session import STUDY, LogSession
 from hopaas_p2p.stores import checks
 from hopaas_p2p.stores.base import Beat, Entry, ExchangeResult, Outgoing, Placed
-from hopaas_p2p.stores.url import open_store
 from hopaas_p2p.testing.commits import append, outgoing
 from tests.support.postgres_people import Place
 from tests.support.processes import cli

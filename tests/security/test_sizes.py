@@ -19,6 +19,7 @@ from hopaas_p2p.core.records import Commit, StudyOpen, TrialCreate
 from hopaas_p2p.core.state import COMPLETE, WAITING
 from hopaas_p2p.errors import StoreCorrupt
 from hopaas_p2p.files.checkpoints import load
+from hopaas_p2p.open import open_store
 from hopaas_p2p.stores.base import Outgoing
 from hopaas_p2p.stores.bridge.bridge import HeartbeatRelay
 from hopaas_p2p.stores.bridge.file_relay import FileRelay
@@ -26,7 +27,6 @@ from hopaas_p2p.stores.bridge.messages import Append, BringBeats, FileRequest, R
 from hopaas_p2p.stores.directory.store import DirectoryStore
 from hopaas_p2p.stores.memory import MemoryStore
 from hopaas_p2p.stores.objects.log import TOMBSTONE
-from hopaas_p2p.stores.url import open_store
 from tests.support.dashboard_studies import Scribe
 
 

@@ -1,6 +1,6 @@
 """From an invitation to finished trials with one command, at sites of three kinds, each in a network namespace.
 
-An open one reaches the gateway; one reaches a proxy that wants a login and is restarted; one reaches its login node and
+An open one reaches the server; one reaches a proxy that wants a login and is restarted; one reaches its login node and
 nothing else. The centre and its links are those of test_sites.py.
 """
 
@@ -32,7 +32,7 @@ def invited(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Wo
 
 def given(world: World, tmp_path: Path, site: str, url: str = URL) -> Path:
     """The invitation, as a file at that site."""
-    made = invite(world.store, "campaign", site=site, address=url)
+    made = invite(world.store, "campaign", site=site, via=url)
     file = tmp_path / f"{site}.invitation"
     file.write_text(made.invitation.seal().reveal())
     return file
@@ -84,7 +84,7 @@ def test_behind_a_proxy_with_a_password_that_restarts(invited: World, tmp_path: 
 
 
 def test_where_nodes_reach_nothing_but_the_login_node(invited: World, tmp_path: Path) -> None:
-    """The job finds that neither the proxy of the login node nor the gateway can be reached, and takes the relay."""
+    """The job finds that neither the proxy of the login node nor the server can be reached, and takes the relay."""
     spaces, squid = invited.spaces, invited.squids["2"]
     login = tmp_path / "sbatch"
     job = spaces.words("site2", "sh")

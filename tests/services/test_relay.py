@@ -19,18 +19,18 @@ import trustme
 
 import hopaas_p2p
 from hopaas_p2p.errors import ConfigurationError
-from hopaas_p2p.gateway import relay as relays
-from hopaas_p2p.gateway.relay import Relay, read_password, targets_of
 from hopaas_p2p.net.proxies import ServerAddress
+from hopaas_p2p.open import open_store
+from hopaas_p2p.remote import relay as relays
+from hopaas_p2p.remote.relay import Relay, read_password, targets_of
 from hopaas_p2p.runtime.settings import Secret
-from hopaas_p2p.stores.url import open_store
 from hopaas_p2p.testing.commits import append_many
 from tests.support.processes import CLI, cli, environment, until
 from tests.support.relay_process import RelayProcess
 from tests.support.s3_faults import FaultProxy
 from tests.support.s3_server import S3Server
+from tests.support.served import HOST, Centre
 from tests.support.site_fixtures import Squid
-from tests.support.tunnel_fixtures import HOST, Centre
 
 
 class Running:
@@ -223,9 +223,9 @@ def test_on_a_unix_socket_ones_own_processes_need_no_login(tmp_path: Path) -> No
 @pytest.mark.parametrize(
     ("url", "targets"),
     [
-        ("postgresql+https://gw.example.org/db", ["gw.example.org:443"]),
-        ("postgresql+https://GW.Example.org/db", ["gw.example.org:443"]),
-        ("postgresql+https://one:8443/db?host=two", ["one:8443", "two:8443"]),
+        ("https://gw.example.org", ["gw.example.org:443"]),
+        ("https://GW.Example.org/db", ["gw.example.org:443"]),
+        ("https://one:8443,two/db", ["one:8443", "two:443"]),
         ("s3://bucket/p?endpoint=https://s3.example.org:9000", ["s3.example.org:9000"]),
         ("s3://bucket/p?region=eu-1", ["s3.eu-1.amazonaws.com:443", "bucket.s3.eu-1.amazonaws.com:443"]),
         ("https://tracker.example.org", ["tracker.example.org:443"]),
@@ -262,11 +262,11 @@ def test_a_login_file_that_others_can_read_is_refused(tmp_path: Path) -> None:
 # --- the command, before real servers ----------------------------------------------------------------------------
 
 
-def test_a_gateway_is_reached_through_the_relay_and_only_so(
+def test_a_server_is_reached_through_the_relay_and_only_so(
     centre: Centre, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    gateway = centre.gateway()
-    url = centre.url(gateway.port)
+    server = centre.serve()
+    url = centre.url(server.port)
     monkeypatch.setenv("HOPAAS_TOKEN", centre.token().secret.reveal())
     relay = RelayProcess(url, tmp_path).start()
     try:

@@ -1,7 +1,7 @@
 """Two sites and a centre, each in network namespaces of its own: what people call "behind a proxy" and "no egress".
 
     site one ── login one (squid) ── 30 ms ──┐
-                                             ├── 443 ── centre (gateway, Postgres)
+                                             ├── 443 ── centre (server, Postgres)
     site two ── login two (squid) ── 30 ms ──┘
     site three: no network at all; a directory that login two shares, and a bridge there
 
@@ -26,11 +26,11 @@ from hopaas_p2p.core.state import State
 from tests.support.namespaces import Namespaces, namespaces_or_skip
 from tests.support.postgres import Server
 from tests.support.processes import CLI
+from tests.support.served import Authority
 from tests.support.site_fixtures import PASSWORD, USER, Squid
-from tests.support.tunnel_fixtures import Authority
 
 CENTRE: Final = "centre.example.org"
-URL: Final = f"postgresql+https://{CENTRE}/store"
+URL: Final = f"https://{CENTRE}"
 _SHARE: Final = 4  # trials that each peer runs
 _PEER: Final = """
 import sys
@@ -91,11 +91,11 @@ class World:
     def build(self) -> None:
         self.spaces.make("centre", "site1", "login1", "site2", "login2", "site3")
         socket_folder = self.server.settings["unix_socket_directories"]
-        words = ["gateway", "--listen", "127.0.0.1:443", "--tls-cert", *map(str, self.pair[:1]), "--tls-key"]
         target = f"postgresql:///store?host={socket_folder}&port={self.server.port}"
-        words += [str(self.pair[1]), "--postgres", target]
-        self.spaces.start("centre", [*CLI, *words], log="gateway.log")
-        self.spaces.wait_for("gateway.log", "Gateway listening on")
+        words = ["serve", "https", target, "--listen", "127.0.0.1:443", "--tls-cert", str(self.pair[0])]
+        words += ["--tls-key", str(self.pair[1])]
+        self.spaces.start("centre", [*CLI, *words], log="server.log")
+        self.spaces.wait_for("server.log", "Serving on")
         for number in ("1", "2"):
             _, address = self.spaces.cable(f"site{number}", f"login{number}")
             self.spaces.link(f"login{number}", "centre", round_trip=0.030)

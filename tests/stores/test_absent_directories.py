@@ -96,7 +96,7 @@ def test_another_store_in_its_place_gets_nothing_either(mounted: Mounted) -> Non
     append(store.log("s"), outgoing("a"))
     mounted.unmount()
     other = subprocess.run(
-        [sys.executable, "-c", "import sys; from hopaas_p2p.stores.url import open_store; open_store(sys.argv[1])",
+        [sys.executable, "-c", "import sys; from hopaas_p2p.open import open_store; open_store(sys.argv[1])",
          str(mounted.path / "store")],
         env=environment() | {"XDG_STATE_HOME": str(mounted.path.parent / "another")}, check=False,
     )  # fmt: skip

@@ -30,9 +30,9 @@ from hopaas_p2p.errors import (
     StoreUnreachable,
 )
 from hopaas_p2p.files.artifacts import artifacts_of, key_of, safe_name
+from hopaas_p2p.open import open_store
 from hopaas_p2p.peer.peer import Peer
 from hopaas_p2p.stores.s3.store import S3Store
-from hopaas_p2p.stores.url import open_store
 from hopaas_p2p.study import Study
 from tests.support import s3_faults
 from tests.support.processes import cli

@@ -23,6 +23,7 @@ from hopaas_p2p.errors import (
     StoreUnreachable,
     StudyDeleted,
 )
+from hopaas_p2p.open import open_store
 from hopaas_p2p.peer.peer import Peer as RealPeer
 from hopaas_p2p.stores.base import Beat, Entry, ExchangeResult, Outgoing
 from hopaas_p2p.stores.bridge.bridge import Bridge
@@ -31,7 +32,6 @@ from hopaas_p2p.stores.bridge.messages import INBOX, REPLIES, Append, CarryBeats
 from hopaas_p2p.stores.bridge.store import BridgedStore
 from hopaas_p2p.stores.directory.store import DirectoryStore
 from hopaas_p2p.stores.memory import MemoryLog
-from hopaas_p2p.stores.url import open_store
 from hopaas_p2p.testing.commits import append_many, everything, outgoing, sealed
 from hopaas_p2p.testing.faults import SURVIVABLE, Crash, Fault, at_random
 from tests.support.bridge_world import STUDY, Peer, World, founded, replayed, same_study_on_both_sides
@@ -776,23 +776,23 @@ def test_of_two_bridges_that_were_away_while_a_log_was_cleaned_up_either_can_con
 
 def test_a_directory_becomes_one_end_of_a_bridge_for_good(tmp_path: Path) -> None:
     near, far = str(tmp_path / "near"), str(tmp_path / "far")
-    open_endpoints(near, far)
+    open_endpoints(near, far, open_store)
     opened = open_store(near)
     assert isinstance(opened, BridgedStore)
     assert opened.leads_to == (tmp_path / "far").as_uri()
-    assert isinstance(open_endpoints(near, far).near, DirectoryStore)
+    assert isinstance(open_endpoints(near, far, open_store).near, DirectoryStore)
     with pytest.raises(ConfigurationError, match="restore into the store at the other end"):
         opened.log("u").restore(None, [])
     with pytest.raises(ConfigurationError, match="itself one end of a bridge"):
-        open_endpoints(str(tmp_path / "third"), near)
+        open_endpoints(str(tmp_path / "third"), near, open_store)
     with pytest.raises(ConfigurationError, match="the same store twice"):
-        open_endpoints(far, far)
+        open_endpoints(far, far, open_store)
 
 
 def test_studies_of_its_own_are_not_hidden_by_a_bridge(tmp_path: Path) -> None:
     append_many(DirectoryStore(tmp_path / "near").catalog(), "c", 1)
     with pytest.raises(ConfigurationError, match="studies of its own"):
-        open_endpoints(str(tmp_path / "near"), str(tmp_path / "far"))
+        open_endpoints(str(tmp_path / "near"), str(tmp_path / "far"), open_store)
     assert isinstance(open_store(str(tmp_path / "near")), DirectoryStore)
 
 
@@ -800,13 +800,13 @@ def test_a_store_that_moved_is_known_again_and_another_one_is_refused(tmp_path: 
     append_many(DirectoryStore(tmp_path / "far").catalog(), "c", 2)
     append_many(DirectoryStore(tmp_path / "stranger").catalog(), "d", 2)
     near = str(tmp_path / "near")
-    ends = open_endpoints(near, str(tmp_path / "far"))
+    ends = open_endpoints(near, str(tmp_path / "far"), open_store)
     bridge = Bridge(ends.near, ends.far, pace=0.05)
     bridge.step()
     (tmp_path / "far").rename(tmp_path / "moved")
     with pytest.raises(ConfigurationError, match="mirror of another store"):
-        open_endpoints(near, str(tmp_path / "stranger"))
-    open_endpoints(near, str(tmp_path / "moved"))
+        open_endpoints(near, str(tmp_path / "stranger"), open_store)
+    open_endpoints(near, str(tmp_path / "moved"), open_store)
     found = open_store(near)
     assert isinstance(found, BridgedStore)
     assert found.leads_to == (tmp_path / "moved").as_uri()

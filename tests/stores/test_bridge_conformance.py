@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from hopaas_p2p.open import open_store
 from hopaas_p2p.stores.base import Store
 from hopaas_p2p.stores.bridge.store import BridgedStore
-from hopaas_p2p.stores.url import open_store
 from hopaas_p2p.testing.conformance import AcrossProcesses, StoreConformance
 from tests.support.processes import ROOT, environment
 

@@ -32,6 +32,7 @@ from hopaas_p2p.errors import (
     StoreUnreachable,
     StudyDeleted,
 )
+from hopaas_p2p.open import open_store
 from hopaas_p2p.stores.base import Beat, Outgoing, Progress
 from hopaas_p2p.stores.directory import files, packs
 from hopaas_p2p.stores.directory.files import Directory
@@ -41,7 +42,6 @@ from hopaas_p2p.stores.directory.store import DirectoryStore
 from hopaas_p2p.stores.objects.contract import Found
 from hopaas_p2p.stores.objects.history import clocks
 from hopaas_p2p.stores.objects.scheduler import SpreadScheduler
-from hopaas_p2p.stores.url import open_store
 from hopaas_p2p.testing.commits import append, append_many, everything, outgoing, study_snapshot
 from tests.support.processes import as_nobody
 
@@ -391,7 +391,7 @@ def test_the_first_commit_of_a_range_makes_the_range_before_it_safe(
 
 _WRITER = """
 import sys
-from hopaas_p2p.stores.url import open_store
+from hopaas_p2p.open import open_store
 from hopaas_p2p.testing.commits import append, outgoing
 log, since = open_store(sys.argv[1]).log("study"), 0
 for number in range(10**6):
@@ -892,7 +892,7 @@ _OPEN_READ_WRITE = """
 import sys
 from hopaas_p2p.errors import HopaasError
 from hopaas_p2p.stores.directory.store import DirectoryStore
-from hopaas_p2p.stores.url import open_store
+from hopaas_p2p.open import open_store
 from hopaas_p2p.testing.commits import everything, outgoing
 try:
     log = open_store(sys.argv[1]).log("study")

@@ -25,6 +25,8 @@ from hopaas_p2p.net.checks import Route
 from hopaas_p2p.net.findings import AGAIN, Finding
 from hopaas_p2p.net.proxies import Proxy, ServerAddress
 from hopaas_p2p.net.trust import client_context
+from hopaas_p2p.open import open_store
+from hopaas_p2p.remote.client import RemoteStore
 from hopaas_p2p.runtime.settings import Secret
 from hopaas_p2p.stores import checks
 from hopaas_p2p.stores.base import ExchangeResult
@@ -35,14 +37,13 @@ from hopaas_p2p.stores.postgres.errors import SCHEMA_VERSION
 from hopaas_p2p.stores.postgres.store import PostgresStore
 from hopaas_p2p.stores.s3 import checks as s3_checks
 from hopaas_p2p.stores.s3.store import S3Store
-from hopaas_p2p.stores.url import open_store
 from tests.support.connect_proxy import ConnectProxy
 from tests.support.listening import Answering
 from tests.support.postgres import Server, find_binaries
 from tests.support.postgres_fixtures import missing
 from tests.support.processes import cli
 from tests.support.s3_server import S3Server
-from tests.support.tunnel_fixtures import Centre
+from tests.support.served import Centre
 
 
 def by_check(findings: Iterator[Finding]) -> dict[str, Finding]:
@@ -382,59 +383,59 @@ def test_a_postgres_without_tls_is_told_from_one_with_a_bad_certificate(
     assert "does not speak TLS" in found.detail
 
 
-# --- the gateway -------------------------------------------------------------------------------------------------
+# --- the server -------------------------------------------------------------------------------------------------
 
 
-def test_a_sound_gateway_passes_and_a_wrong_token_does_not(centre: Centre, monkeypatch: pytest.MonkeyPatch) -> None:
-    gateway, token = centre.gateway(), centre.token("ann", valid="week")
+def test_a_sound_server_passes_and_a_wrong_token_does_not(centre: Centre, monkeypatch: pytest.MonkeyPatch) -> None:
+    server, token = centre.serve(), centre.token("ann", valid="week")
     monkeypatch.setenv("HOPAAS_TOKEN", token.secret.reveal())
-    store = PostgresStore(centre.url(gateway.port))
+    store = RemoteStore(centre.url(server.port))
     found = by_check(checks.examine(store))
     store.close()
     assert [finding for finding in found.values() if not finding.passed] == []
-    assert list(found)[:5] == ["name", "connect", "tls", "gateway", "server"]
-    assert f"accepts {token.name}, whose token expires in 7.0 days" in found["gateway"].detail
+    assert list(found)[:5] == ["name", "connect", "tls", "server", "reach"]
+    assert f"accepts {token.name}, whose token expires in 7.0 days" in found["server"].detail
     access.revoke_token(centre.store, token.name)
-    revoked = one(checks.examine(PostgresStore(centre.url(gateway.port))))
-    assert revoked.check in ("gateway", "token")  # the gateway looks every 30 s, Postgres always
+    revoked = one(checks.examine(RemoteStore(centre.url(server.port))))
+    assert revoked.check == "server"
     assert "revoked" in revoked.detail
     monkeypatch.setenv("HOPAAS_TOKEN", f"{token.name}:guess")
-    denied = one(checks.examine(PostgresStore(centre.url(gateway.port))))
-    assert denied.check == "gateway"
+    denied = one(checks.examine(RemoteStore(centre.url(server.port))))
+    assert denied.check == "server"
     assert "answered 401" in denied.detail
     assert "Ask an administrator of the store" in denied.detail
     assert token.secret.reveal().partition(":")[2] not in str(found) + str(denied)
 
 
-def test_a_gateways_certificate_that_ends_soon_is_told_though_all_else_works(
+def test_a_servers_certificate_that_ends_soon_is_told_though_all_else_works(
     centre: Centre, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     centre.pair = centre.authority.certificate("localhost", days=10.01, name="short")
-    gateway = centre.gateway()
+    server = centre.serve()
     monkeypatch.setenv("HOPAAS_TOKEN", centre.token().secret.reveal())
-    found = json.loads(cli("doctor", centre.url(gateway.port), "--json", check=False, **given()).stdout)
+    found = json.loads(cli("doctor", centre.url(server.port), "--json", check=False, **given()).stdout)
     failed = [finding for finding in found if not finding["passed"]]
     assert [finding["check"] for finding in failed] == ["tls"]
     assert "THE CERTIFICATE EXPIRES IN 10 DAYS" in failed[0]["detail"]
 
 
-def test_of_two_gateways_one_is_enough_and_both_are_told(centre: Centre, monkeypatch: pytest.MonkeyPatch) -> None:
-    gateway = centre.gateway()
+def test_of_two_servers_one_is_enough_and_both_are_told(centre: Centre, monkeypatch: pytest.MonkeyPatch) -> None:
+    server = centre.serve()
     monkeypatch.setenv("HOPAAS_TOKEN", centre.token().secret.reveal())
     with socket.create_server(("127.0.0.1", 0)) as listener:
         closed = listener.getsockname()[1]
-    store = PostgresStore(centre.url(closed, gateway.port))
+    store = RemoteStore(centre.url(closed, server.port))
     found = list(checks.examine(store))
     store.close()
     assert [finding.check for finding in found if not finding.passed] == ["connect"]
-    assert "gateway" in [finding.check for finding in found]
+    assert "server" in [finding.check for finding in found]
     assert found[-1].check == "studies"
 
 
 def test_without_a_token_nothing_is_tried(centre: Centre) -> None:
-    gateway = centre.gateway()
-    found = one(checks.examine(PostgresStore(centre.url(gateway.port))))
-    assert (found.check, "HOPAAS_TOKEN_FILE" in found.detail) == ("gateway", True)
+    server = centre.serve()
+    found = one(checks.examine(RemoteStore(centre.url(server.port))))
+    assert (found.check, "HOPAAS_TOKEN_FILE" in found.detail) == ("server", True)
 
 
 # --- S3 ----------------------------------------------------------------------------------------------------------

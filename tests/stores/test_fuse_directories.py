@@ -13,8 +13,8 @@ from typing import Any, NamedTuple
 
 import pytest
 
+from hopaas_p2p.open import open_store
 from hopaas_p2p.stores.base import Beat, Log, Store
-from hopaas_p2p.stores.url import open_store
 from hopaas_p2p.testing.commits import append, everything, outgoing
 from hopaas_p2p.testing.conformance import AcrossProcesses, StoreConformance
 from tests.support import workers

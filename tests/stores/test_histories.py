@@ -15,12 +15,12 @@ from hopaas_p2p import spool
 from hopaas_p2p.core import chain, codec
 from hopaas_p2p.core.records import Commit, StudySet
 from hopaas_p2p.errors import BrokenChain, StoreCorrupt
+from hopaas_p2p.open import open_store
 from hopaas_p2p.peer import session
 from hopaas_p2p.stores.directory.store import DirectoryStore
 from hopaas_p2p.stores.memory import MemoryLog
 from hopaas_p2p.stores.objects.log import WriteOnceLog
 from hopaas_p2p.stores.s3.log import BucketLog
-from hopaas_p2p.stores.url import open_store
 from hopaas_p2p.study import Study
 from hopaas_p2p.testing.commits import everything, sum_of
 

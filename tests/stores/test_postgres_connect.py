@@ -21,11 +21,11 @@ import trustme
 import hopaas_p2p
 from hopaas_p2p import access
 from hopaas_p2p.errors import ConfigurationError, Denied, HopaasError, StoreUnreachable
+from hopaas_p2p.open import open_store, redacted
 from hopaas_p2p.runtime.settings import Secret
 from hopaas_p2p.stores.postgres import watchdog
 from hopaas_p2p.stores.postgres.connect import PostgresAddress
 from hopaas_p2p.stores.postgres.store import PostgresStore
-from hopaas_p2p.stores.url import open_store, redacted
 from hopaas_p2p.testing.commits import append_many, everything, outgoing
 from tests.support.pgbouncer import find_pgbouncer, transaction_pooler
 from tests.support.postgres import Binaries, Server, find_binaries

@@ -59,9 +59,9 @@ def test_a_snapshot_travels_in_hardly_more_bytes_than_it_has(far: tuple[Postgres
 def test_a_link_that_is_cut_among_the_blocks_is_made_anew(far: tuple[PostgresLog, Relay]) -> None:
     log, relay = far
     log.exchange(None, 0)
-    names = list(dict(log._blocks(_names(log))))
+    names = list(dict(log.blocks(_names(log))))
     relay.cut("mid-reply")
-    assert list(dict(log._blocks(names))) == names
+    assert list(dict(log.blocks(names))) == names
     assert relay.cuts == 1
 
 
@@ -74,7 +74,7 @@ def test_a_server_that_is_gone_among_the_blocks_is_no_damage(far: tuple[Postgres
     names = _names(log)
     relay.refuse()
     with pytest.raises(StoreUnreachable):
-        dict(log._blocks(names))
+        dict(log.blocks(names))
     relay.refuse(False)
     assert log.newest_snapshot() == (1, DATA)
 

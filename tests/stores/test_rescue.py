@@ -22,6 +22,7 @@ from hopaas_p2p.core.records import Commit, TrialCreate
 from hopaas_p2p.core.state import COMPLETE, State
 from hopaas_p2p.errors import BrokenChain, StoreCorrupt
 from hopaas_p2p.moving import rescue
+from hopaas_p2p.open import open_store
 from hopaas_p2p.peer import handover
 from hopaas_p2p.stores.base import Entry, read_all
 from hopaas_p2p.stores.bridge.endpoints import open_endpoints
@@ -30,7 +31,6 @@ from hopaas_p2p.stores.directory.packs import SPAN
 from hopaas_p2p.stores.directory.store import DirectoryStore
 from hopaas_p2p.stores.s3 import gc
 from hopaas_p2p.stores.s3.store import S3Store
-from hopaas_p2p.stores.url import open_store
 from tests.support.processes import cli, until
 
 SPACE = {"x": hopaas_p2p.Float(0, 1)}
@@ -264,7 +264,7 @@ def test_what_a_log_has_lost_by_a_return_to_an_older_copy_is_told_and_rescued(tm
 
 def test_a_study_behind_a_bridge_is_rescued_where_it_lives(tmp_path: Path) -> None:
     near, far = tmp_path / "near", tmp_path / "far"
-    open_endpoints(str(near), str(far)).close()
+    open_endpoints(str(near), str(far), open_store).close()
     refused = cli("doctor", str(near), "--rescue", check=False)
     assert refused.returncode == 78
     assert f"rescue the study there: hopaas-p2p doctor {far.as_uri()} --rescue" in refused.stderr

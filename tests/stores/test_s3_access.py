@@ -22,6 +22,7 @@ import trustme
 import urllib3
 
 from hopaas_p2p.errors import ConfigurationError, Denied, StoreUnreachable
+from hopaas_p2p.open import open_store
 from hopaas_p2p.stores.s3 import errors as s3_errors
 from hopaas_p2p.stores.s3 import http as s3_http
 from hopaas_p2p.stores.s3 import key_services as s3_key_services
@@ -31,7 +32,6 @@ from hopaas_p2p.stores.s3.key_services import chain
 from hopaas_p2p.stores.s3.keys import Chain, Keys
 from hopaas_p2p.stores.s3.policy import policy
 from hopaas_p2p.stores.s3.store import S3Store
-from hopaas_p2p.stores.url import open_store
 from hopaas_p2p.testing.commits import append_many, everything, outgoing, together
 from tests.support import s3_faults
 from tests.support.connect_proxy import ConnectProxy

@@ -8,11 +8,11 @@ import pytest
 
 import hopaas_p2p
 from hopaas_p2p.errors import ConfigurationError
+from hopaas_p2p.open import open_store
 from hopaas_p2p.stores.base import Store
 from hopaas_p2p.stores.checks import examine
 from hopaas_p2p.stores.s3.gc import collect
 from hopaas_p2p.stores.s3.store import S3Store
-from hopaas_p2p.stores.url import open_store
 from hopaas_p2p.testing.conformance import AcrossProcesses, StoreConformance
 from tests.support.rgw import Rgw
 from tests.support.s3_fixtures import s3_environment

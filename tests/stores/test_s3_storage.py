@@ -9,8 +9,8 @@ from optuna.storages import BaseStorage
 from optuna.testing.pytest_storages import StorageTestCase
 
 import hopaas_p2p
+from hopaas_p2p.open import open_store
 from hopaas_p2p.stores.base import Store
-from hopaas_p2p.stores.url import open_store
 from hopaas_p2p.testing.conformance import AcrossProcesses, StoreConformance
 
 

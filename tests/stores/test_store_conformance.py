@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from hopaas_p2p.open import open_store
 from hopaas_p2p.stores.base import Store
 from hopaas_p2p.stores.directory.mounts import Mount
 from hopaas_p2p.stores.directory.store import DirectoryStore
-from hopaas_p2p.stores.url import open_store
 from hopaas_p2p.testing.conformance import AcrossProcesses, StoreConformance
 
 _names = itertools.count()

@@ -32,8 +32,8 @@ from hopaas_p2p.core.records import (
 )
 from hopaas_p2p.core.rungs import Rungs
 from hopaas_p2p.core.state import State, Verdict
+from hopaas_p2p.open import open_store
 from hopaas_p2p.stores.base import Outgoing
-from hopaas_p2p.stores.url import open_store
 
 SPACE: dict[str, Distribution] = {
     "lr": Float(1e-5, 1e-1, log=True),

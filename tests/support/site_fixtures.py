@@ -1,4 +1,4 @@
-"""What stands between a compute node and a gateway: squid, nginx, a SOCKS server. Real ones where Debian has them."""
+"""What stands between a compute node and a server: squid, nginx, a SOCKS server. Real ones where Debian has them."""
 
 from __future__ import annotations
 
@@ -123,13 +123,13 @@ def squid() -> Iterator[Squid]:
 
 @contextlib.contextmanager
 def nginx(certificate: Path, key: Path, upstream: int, folder: Path) -> Iterator[int]:
-    """The port of an nginx with the configuration of examples/gateway, before the gateway at `upstream`."""
+    """The port of an nginx with the configuration of examples/https, before the server at `upstream`."""
     binary = shutil.which("nginx") or shutil.which("/usr/sbin/nginx")
     if binary is None:
         missing("nginx")
     assert binary is not None
     port = free_port()
-    server = (ROOT / "examples/gateway/nginx.conf").read_text()
+    server = (ROOT / "examples/https/nginx.conf").read_text()
     for old, new in (
         ("listen 443", f"listen 127.0.0.1:{port}"),
         ("gateway.example.org", "localhost"),

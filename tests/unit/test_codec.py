@@ -12,10 +12,22 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hopaas_p2p.core import codec, snapshot
+from hopaas_p2p.core import chain, codec, snapshot
 from hopaas_p2p.core.apply import apply
 from hopaas_p2p.core.codec import Garbage
-from hopaas_p2p.core.records import Categorical, Commit, Float, Int, Opaque, TrialCreate, TrialFinish, TrialSet
+from hopaas_p2p.core.records import (
+    UNSTAMPED,
+    Categorical,
+    Commit,
+    Float,
+    Int,
+    Opaque,
+    Stamp,
+    StudyOpen,
+    TrialCreate,
+    TrialFinish,
+    TrialSet,
+)
 from hopaas_p2p.core.state import State
 from hopaas_p2p.errors import InvalidInput
 from hopaas_p2p.peer.driver import study_driver
@@ -345,3 +357,15 @@ def test_a_replica_reads_on_past_every_kind_of_garbage() -> None:
     assert ticket.verdicts is not None
     assert ticket.verdicts[0].accepted
     assert sum(replica.state.refusals.values()) == len(GARBAGE) + len(RECORDS)
+
+
+@pytest.mark.parametrize("stamp", [UNSTAMPED, Stamp("ann.guest", f"owner:{'u' * 64}", 1 << 50), Stamp("a", "worker")])
+@pytest.mark.parametrize("before", [None, 0, 7, chain.PRIME - 1])
+def test_a_commit_comes_out_of_its_stored_form_as_it_was_sealed(stamp: Stamp, before: int | None) -> None:
+    payload = codec.encode(Commit("w", 1, "w", 5, (StudyOpen("u", "n"),)))
+    stored = chain.attach(payload, before, stamp)
+    assert chain.detach(stored) == (payload, before)
+    assert chain.stamp_of(stored) == stamp
+    assert isinstance(codec.decode(stored), Commit)
+    again = chain.attach(stored, before, Stamp("bob", "worker", 1))  # a commit that came with a forged stamp
+    assert (chain.detach(again), chain.stamp_of(again).author) == ((stored, before), "bob")

@@ -167,7 +167,7 @@ def test_one_trial_a_job_wherever_the_store_is_said(tmp_path: Path, how: str) ->
     study.close()
 
 
-@pytest.mark.parametrize("env", [{}, {"SERVER": "https://hopaas.example.org"}], ids=["nothing said", "an old server"])
+@pytest.mark.parametrize("env", [{}, {"SERVER": "http://hopaas.example.org"}], ids=["nothing said", "an old server"])
 def test_a_job_without_a_store_is_told_what_to_say_and_never_asked(tmp_path: Path, env: dict[str, str]) -> None:
     done = run(script(tmp_path, ONE_A_JOB), tmp_path, check=False, NODE="n", **{"HOPAAS_STORE": "", **env})
 
@@ -653,8 +653,8 @@ def test_a_study_travels_to_other_processes_without_its_token(tmp_path: Path, mo
     assert b"t0p-secret" not in packed
     assert "HOPAAS_TOKEN" not in os.environ
     assert again.best_trial_id == 0
-    pickle.dumps(hpc.Client("postgresql+https://gate.example.org/db", token="for the gateway"))
-    assert os.environ["HOPAAS_TOKEN"] == "for the gateway"
+    pickle.dumps(hpc.Client("https://gate.example.org/db", token="for the server"))
+    assert os.environ["HOPAAS_TOKEN"] == "for the server"
 
 
 @pytest.mark.parametrize("text", ["", "[server]\nport = 1\n", "nonsense", "[server]\naddress =\n"])

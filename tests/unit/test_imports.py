@@ -14,8 +14,9 @@ LAYERS = (
     {"__init__", "errors", "runtime"},
     {"core", "spec"},
     {"net"},
-    {"tunnel"},
     {"stores", "spool"},
+    {"remote"},
+    {"open"},
     {"peer", "translate", "access"},
     {"analysis"},
     {"storage", "search", "samplers", "pruners", "sampler_config"},
@@ -23,7 +24,7 @@ LAYERS = (
     {"study_like", "notes", "report", "notebook", "trackers"},
     {"study", "training"},
     {"ports", "hopaas", "alerts", "moving"},
-    {"demo", "gateway", "joining"},
+    {"demo", "joining"},
     {"cli", "testing"},
 )
 """From the bottom up. A part may import its own layer and those below."""

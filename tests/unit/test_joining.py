@@ -25,7 +25,7 @@ SECRET = "guest-digits-123456-worker.0a1b2c3d:hunter2hunter2hunter2hunter2"
 WEEK = 7 * 86400
 
 
-def invitation(store: str = "postgresql+https://gw.example.org/tuning", study: str = "digits") -> Invitation:
+def invitation(store: str = "https://gw.example.org/tuning", study: str = "digits") -> Invitation:
     return Invitation(store, study, Secret(SECRET), int(time.time()) + WEEK, "north", "-- a certificate --")
 
 
@@ -120,7 +120,7 @@ def test_what_is_kept_is_for_this_user_alone_and_the_token_for_its_host(config: 
 def test_a_study_that_is_joined_again_keeps_its_name_and_another_of_that_name_gets_its_own() -> None:
     first = membership.accept(invitation())
     assert membership.accept(invitation(), site="south").name == first.name
-    assert membership.accept(invitation("postgresql+https://other.example.org/tuning")).name == "digits-2"
+    assert membership.accept(invitation("https://other.example.org/tuning")).name == "digits-2"
     assert settings.joined_names() == ["digits", "digits-2"]
     membership.forget("digits")
     assert settings.joined_names() == ["digits-2"]
@@ -129,7 +129,7 @@ def test_a_study_that_is_joined_again_keeps_its_name_and_another_of_that_name_ge
 def test_two_studies_of_one_name_that_are_joined_at_once_get_names_and_tokens_of_their_own(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    stores = ["postgresql+https://one.example.org/tuning", "postgresql+https://two.example.org/tuning"]
+    stores = ["https://one.example.org/tuning", "https://two.example.org/tuning"]
     kept: list[membership.Membership] = []
     second = threading.Thread(target=lambda: kept.append(membership.accept(invitation(stores[1]))))
     real = membership.keep
@@ -148,7 +148,7 @@ def test_two_studies_of_one_name_that_are_joined_at_once_get_names_and_tokens_of
 
 def test_the_only_joined_study_counts_where_nothing_names_a_store(monkeypatch: pytest.MonkeyPatch) -> None:
     membership.accept(invitation())
-    assert Settings().get("store") == "postgresql+https://gw.example.org/tuning"
+    assert Settings().get("store") == "https://gw.example.org/tuning"
     assert Settings().get("study") == "digits"
     assert Settings(names_store=True).get("token_file") is None
     monkeypatch.setenv("HOPAAS_STORE", "./campaign")
@@ -210,7 +210,7 @@ def test_a_proxy_that_was_kept_is_used_where_none_is_set(monkeypatch: pytest.Mon
 
 def test_where_no_way_leads_to_the_store_each_that_was_tried_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HTTPS_PROXY", "http://site:hunter2@127.0.0.1:9")
-    kept = membership.accept(invitation("postgresql+https://gateway.invalid/tuning")._replace(authority=""))
+    kept = membership.accept(invitation("https://gateway.invalid/tuning")._replace(authority=""))
     ways.enter(kept)
     said: list[str] = []
     with pytest.raises(ConfigurationError, match=r"tried: proxy, direct"):

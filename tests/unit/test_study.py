@@ -36,9 +36,9 @@ from hopaas_p2p.errors import (
     StoreUnreachable,
 )
 from hopaas_p2p.peer.peer import Peer
+from hopaas_p2p.remote.client import ServerBusy
 from hopaas_p2p.study import Study
 from hopaas_p2p.study.trial import Trial
-from hopaas_p2p.tunnel.dial import GatewayBusy
 from tests.support.exchanges import exchanges_of
 from tests.support.processes import SPACE, environment, script, states, until
 
@@ -348,7 +348,7 @@ def test_the_end_of_a_study_that_the_store_has_not_answered_is_queued(
 ) -> None:
     with contextlib.closing(hopaas_p2p.open_storage(tmp_path, patience=0.0)) as storage:
         study_id = hopaas_p2p.open_study(storage, "study").study_id
-        busy = GatewayBusy("busy", 5.0)  # one error, raised again and again
+        busy = ServerBusy("busy")  # one error, raised again and again
 
         def away(*_args: object, **_more: object) -> None:
             raise busy

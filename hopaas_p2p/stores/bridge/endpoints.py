@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import stat
+from collections.abc import Callable
 from pathlib import Path
 from typing import Final, NamedTuple
 from urllib.parse import unquote, urlsplit
@@ -19,7 +20,6 @@ from hopaas_p2p.stores.bridge.messages import Segment, unseal
 from hopaas_p2p.stores.bridge.store import BridgedStore
 from hopaas_p2p.stores.directory.store import DirectoryStore
 from hopaas_p2p.stores.postgres.store import PostgresStore
-from hopaas_p2p.stores.url import open_store
 
 _log: Final = logging.getLogger("hopaas_p2p")
 CONNECTIONS: Final = 8
@@ -39,7 +39,7 @@ class Endpoints(NamedTuple):
             store.close()
 
 
-def open_endpoints(near_url: str, far_url: str) -> Endpoints:
+def open_endpoints(near_url: str, far_url: str, open_store: Callable[[str], Store]) -> Endpoints:
     """Open both stores, and make the near one the mirror of the far one if it mirrors none yet.
 
     Raises:

@@ -143,7 +143,7 @@ class FolderLog(WriteOnceLog[Directory]):
             self.scheduler.saw(payload, found.modified, time.monotonic())
         self._remember(lsn, found.data)
         self._history.follow(lsn, payload, before)
-        return Entry(lsn, payload, before=before)
+        return Entry(lsn, payload, chain.stamp_of(found.data), before)
 
     def _stored(self, lsn: int) -> bytes | None:
         found = self.objects.get(self.key(lsn), limit=self.limit, certain=False)

@@ -29,7 +29,8 @@ from abc import abstractmethod
 from collections.abc import Iterator
 from typing import Final, Generic, NoReturn
 
-from hopaas_p2p.core import chain, codec, snapshot
+from hopaas_p2p.core import chain, codec
+from hopaas_p2p.core.records import UNSTAMPED
 from hopaas_p2p.errors import StoreCorrupt, StoreUnreachable, StudyDeleted
 from hopaas_p2p.net.backoff import Backoff
 from hopaas_p2p.stores.base import EXCHANGE_TIMEOUT, SNAPSHOTS_KEPT, Beat, Entry, ExchangeResult, Log, Outgoing
@@ -123,6 +124,8 @@ class WriteOnceLog(Log, Generic[Objects]):
         """The lsn up to which this log was read when its end was last seen."""
         self._contact = self.guard.clocks()
         """When this exchange began."""
+        self._stamp = UNSTAMPED
+        """Of the commit that this exchange appends."""
         self._known: Clocks | None = None
         """The last moment at which what this exchange knows of the log's end was true."""
 
@@ -145,7 +148,7 @@ class WriteOnceLog(Log, Generic[Objects]):
 
     def _prepared(self, lsn: int, payload: bytes) -> bytes:
         """The object of a commit that is to be written at this lsn."""
-        return chain.attach(payload, self._history.before(lsn))
+        return chain.attach(payload, self._history.before(lsn), self._stamp)
 
     def _create(self, lsn: int, data: bytes) -> bool:
         """Write this object at this lsn if there is none; whether this call did. Raises StoreUnreachable."""
@@ -202,6 +205,7 @@ class WriteOnceLog(Log, Generic[Objects]):
         if self.guard.woke:
             self._head = BEHIND
         self._history.begin(since, None if outgoing is None else outgoing.chain)
+        self._stamp = UNSTAMPED if outgoing is None else outgoing.stamp
         if since and since == self._snapshot:  # a peer begins with a snapshot: does the log go as far?
             if self._stored_after_all(since) is None and self.guard.truncation_point() < since:
                 self._history.gone(since)
@@ -404,7 +408,7 @@ class WriteOnceLog(Log, Generic[Objects]):
                 self._known = self._contact
                 self._appended(lsn, payload, data)
                 self._history.follow(lsn, payload)
-                return Entry(lsn, payload, before=before), True
+                return Entry(lsn, payload, self._stamp, before), True
             found = self._get(lsn, deadline, certain=False)
             entry = self._elsewhere(lsn, deadline) if found is None else self._entry(lsn, found, mine=payload)
             if entry is not None:
@@ -421,39 +425,34 @@ class WriteOnceLog(Log, Generic[Objects]):
 
     # --- snapshots ---
 
-    def newest_snapshot(self, *, before: int | None = None) -> tuple[int, bytes] | None:
+    def snapshot_head(self, before: int | None) -> tuple[int, bytes] | None:
         self.store.find()
         for lsn, key in reversed(self._snapshots()):
             if before is not None and lsn >= before:
                 continue
             found = self.objects.get(key, limit=_MAX_SNAPSHOT)
-            data = None if found is None or len(found.data) != found.size else self._whole(found.data)
-            if data is not None:
+            if found is not None and len(found.data) == found.size:
                 self.guard.last = self.guard.clocks()
                 self._head, self._snapshot = BEHIND, lsn
-                return lsn, data
+                return lsn, found.data
         return None
 
-    def _whole(self, head: bytes) -> bytes | None:
-        """The snapshot with this head and its blocks; None if the head is damaged, or a block is not there."""
-        try:
-            names = snapshot.names_in(head)
-            found = self.objects.get_many([self._blocks + name for name in names], limit=_MAX_SNAPSHOT)
-            for one in found:
-                if isinstance(one, StoreUnreachable):
-                    raise one
-            blocks = {name: one.data for name, one in zip(names, found, strict=True) if isinstance(one, Found)}
-            return snapshot.whole(head, blocks)
-        except snapshot.CorruptSnapshot:
-            return None
+    def blocks(self, names: list[str]) -> dict[str, bytes]:
+        found = self.objects.get_many([self._blocks + name for name in names], limit=_MAX_SNAPSHOT)
+        for one in found:
+            if isinstance(one, StoreUnreachable):
+                raise one
+        return {name: one.data for name, one in zip(names, found, strict=True) if isinstance(one, Found)}
 
-    def put_snapshot(self, lsn: int, data: bytes) -> None:
+    def block_names(self) -> set[str]:
+        return {key.removeprefix(self._blocks) for key in self.objects.listed(self._blocks)}
+
+    def put_block(self, name: str, data: bytes) -> None:
         self._prove()
-        head, blocks = snapshot.split(data)
-        there = set(self.objects.listed(f"{self.root}snapshot/")) if blocks else set()
-        for name, block in blocks.items():
-            if self._blocks + name not in there:
-                self.objects.put_same(self._blocks + name, block)
+        self.objects.put_same(self._blocks + name, data)
+
+    def put_snapshot_head(self, lsn: int, head: bytes) -> None:
+        self._prove()
         self.objects.put_same(f"{self.root}snapshot/{lsn:020d}", head)
         older = [key for found, key in self._snapshots() if found <= lsn]  # one of a false lsn drives none out
         self.objects.discard(older[:-SNAPSHOTS_KEPT])
@@ -521,9 +520,10 @@ def add_salvaged(there: list[bytes], data: bytes) -> None:
 def _same(stored: bytes, other: bytes) -> bool:
     """Whether both are the same commit, as far as is known behind the same ones."""
     (payload, before), (there, known) = chain.detach(stored), chain.detach(other)
-    return payload == there and (before == known or before is None or known is None)
+    alike = chain.stamp_of(stored) == chain.stamp_of(other)
+    return payload == there and alike and (before == known or before is None or known is None)
 
 
 def stored_form(entry: Entry) -> bytes:
-    """The bytes of a commit and, if it is known, the sum before it."""
-    return chain.attach(entry.payload, entry.before)
+    """The bytes of a commit and, if they are known, the sum before it and its stamp."""
+    return chain.attach(entry.payload, entry.before, entry.stamp)

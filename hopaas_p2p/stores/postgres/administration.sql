@@ -89,9 +89,9 @@ WHERE %(user)s::text IS NULL OR t.username = %(user)s ORDER BY t.created, t.role
 -- The tokens with this name or label.
 SELECT role FROM hopaas.tokens WHERE role = %(name)s OR label = %(name)s
 
--- name: expiry
--- The time now, and that after a span, which may be NULL; by the server's clock, which is the one that will be used.
-SELECT now(), now() + %(span)s::interval
+-- name: now
+-- The time by the server's clock, which is the one that will be used.
+SELECT now()
 
 -- name: end_sessions
 -- Terminate the sessions of these roles; how many there were.

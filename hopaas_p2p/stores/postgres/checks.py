@@ -20,8 +20,6 @@ from hopaas_p2p.net.proxies import ServerAddress
 from hopaas_p2p.stores.postgres import schema
 from hopaas_p2p.stores.postgres.errors import SCHEMA_VERSION
 from hopaas_p2p.stores.postgres.store import PostgresStore
-from hopaas_p2p.tunnel import checks as tunnel_checks
-from hopaas_p2p.tunnel.dialect import gateways_of
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection
@@ -36,8 +34,6 @@ _ROUNDS: Final = 5
 def way(store: PostgresStore) -> Generator[Finding, None, bool]:
     """Whether a server can be reached: of several in the URL, one is enough."""
     address = store.address
-    if address.tunnelled:
-        return (yield from tunnel_checks.checks(gateways_of(address.sqlalchemy_url), *address.credentials()))
     context = address.client_context()
     reached = not address.servers  # a Unix socket has no way
     for host, port in address.servers:

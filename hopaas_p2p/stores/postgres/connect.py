@@ -32,8 +32,7 @@ _OPTIONS: Final = frozenset(
     {"host", "port", "sslmode", "sslrootcert", "sslcert", "sslkey", "sslcrl", "channel_binding", "connect_timeout"}
     | {"application_name", "target_session_attrs", "krbsrvname", "require_auth"}
 )
-_TUNNEL_OPTIONS: Final = frozenset({"host", "connect_timeout", "application_name"})
-_SCHEMES: Final = frozenset({"postgresql", "postgresql+psycopg2", "postgresql+https"})
+_SCHEMES: Final = frozenset({"postgresql", "postgresql+psycopg2"})
 _PORT: Final = 5432
 _CONNECT_TIMEOUT: Final = "10"  # seconds
 _REFUSED_FOR: Final = 60.0  # seconds before a refused secret is tried again, unless it has changed
@@ -48,14 +47,19 @@ again in this process; in another one `***` is not a password, and the secret co
 
 
 class PostgresAddress:
-    """The URL of a Postgres store, parsed and checked. Holds no secret.
+    """The URL of a Postgres store, parsed and checked. Holds no secret but that of a login which was given.
+
+    Args:
+        text: the URL.
+        login: user and secret to log in with, whatever the environment says: those of a server's caller.
 
     Raises:
         ConfigurationError: it cannot be used, or would send data unencrypted; the message says what to change.
 
     """
 
-    def __init__(self, text: str) -> None:
+    def __init__(self, text: str, login: tuple[str, Secret] | None = None) -> None:
+        self._login = login
         shown = redacted(text)
         url = _parsed(text, shown)
         if url.drivername not in _SCHEMES:
@@ -64,43 +68,30 @@ class PostgresAddress:
             raise ConfigurationError(f"{shown}: name the database, as in postgresql://user@host/database")
         if ":" in str(url.query.get("sslkey", "")):
             raise ConfigurationError(f"{shown}: sslkey must be a file; libpq takes a colon for code to load")
-        self.tunnelled = url.drivername == "postgresql+https"
-        allowed = _TUNNEL_OPTIONS if self.tunnelled else _OPTIONS
-        unknown = set(url.query) - allowed
+        unknown = set(url.query) - _OPTIONS
         if unknown:
             raise ConfigurationError(
                 f"{shown}: the option {', '.join(sorted(unknown))} is not allowed in this URL; allowed are "
-                f"{', '.join(sorted(allowed))}. A secret goes into HOPAAS_TOKEN_FILE."
+                f"{', '.join(sorted(_OPTIONS))}. A secret goes into HOPAAS_TOKEN_FILE."
             )
-        if self.tunnelled:
-            from hopaas_p2p.tunnel import dialect
-
-            dialect.register()
-            dialect.gateways_of(url)  # raises if one is malformed
-        self.local = not self.tunnelled and all(map(_is_local, _hosts(url)))
-        self.tls = {} if self.tunnelled else _tls(url, shown, local=self.local)
+        self.local = all(map(_is_local, _hosts(url)))
+        self.tls = _tls(url, shown, local=self.local)
         self.user = url.username
-        driver = "postgresql+https" if self.tunnelled else "postgresql+psycopg2"
-        without_secret = url._replace(drivername=driver, password=None)
+        without_secret = url._replace(drivername="postgresql+psycopg2", password=None)
         self.sqlalchemy_url: URL = without_secret.difference_update_query(["sslmode", "sslrootcert"])
-        scheme = "postgresql+https" if self.tunnelled else "postgresql"
-        self.url = url.set(drivername=scheme).render_as_string(hide_password=True)
+        self.url = url.set(drivername="postgresql").render_as_string(hide_password=True)
         if url.password not in (None, "***"):
             _url_passwords[self.url] = Secret(str(url.password))
 
     @property
     def servers(self) -> list[tuple[str, int]]:
-        """(host, port) of each server that is reached by TCP, or of each gateway."""
+        """(host, port) of each server that is reached by TCP."""
         return [(host, port) for host, port in self.destinations if port]
 
     @property
     def destinations(self) -> list[tuple[str, int]]:
         """(host, port) of all that may be asked to let us in; for a Unix socket, its path and 0."""
         url = self.sqlalchemy_url
-        if self.tunnelled:
-            from hopaas_p2p.tunnel.dialect import gateways_of
-
-            return [(gateway.host, gateway.port) for gateway in gateways_of(url)]
         value = url.query.get("port", "")
         ports = (value if isinstance(value, str) else ",".join(value)).split(",")
         default = int(url.port or (ports[0] if ports[0].isdigit() else 0) or os.environ.get("PGPORT", "") or _PORT)
@@ -128,6 +119,8 @@ class PostgresAddress:
             ConfigurationError: the token may not be sent to this server.
 
         """
+        if self._login is not None:
+            return self._login
         in_url = _url_passwords.get(self.url) if ":***@" in self.url else None
         if in_url is not None:
             return self.user, in_url
@@ -139,7 +132,7 @@ def _parsed(text: str, shown: str) -> URL:
     from sqlalchemy.exc import ArgumentError
 
     if not text.lower().startswith("postgresql"):
-        raise ConfigurationError(f"{shown} is not a Postgres store; only a database has users, tokens and grants")
+        raise ConfigurationError(f"{shown} is not a Postgres store")
     try:
         url = make_url(text)
     except (ArgumentError, ValueError):

@@ -10,6 +10,7 @@ import re
 from typing import Final
 
 from hopaas_p2p.errors import (
+    ASK_FOR_ANOTHER,
     BrokenChain,
     ConfigurationError,
     Denied,
@@ -18,7 +19,6 @@ from hopaas_p2p.errors import (
     StudyDeleted,
 )
 from hopaas_p2p.stores.postgres.watchdog import IDLE_LIMIT
-from hopaas_p2p.tunnel import ASK_FOR_ANOTHER
 
 SCHEMA_VERSION: Final = 7
 """What this code needs; see schema.sql."""
@@ -68,8 +68,6 @@ _PASSING: Final = {
     "57P03": "the server is starting or stopping",
 }
 
-_OWN_SOCKET: Final = re.compile(r'connection to server on socket "[^"]*/hopaas-[^"]*" failed:\s*')
-"""The private socket between libpq and our tunnel: of no use in a message."""
 _REFUSALS: Final = (
     # a message of libpq or the server when a login is refused; its error; what to do
     (
@@ -92,7 +90,6 @@ _REFUSALS: Final = (
     (r"no pg_hba\.conf entry", Denied, "the server accepts no connection from here under that name, or only with TLS"),
     (r"permission denied for database", Denied, "this user may not use that database"),
     (r'database "[^"]*" does not exist', ConfigurationError, "check the name in the URL, or create it: createdb"),
-    (r"(?:leads to|serves) another database", ConfigurationError, "correct the name at the end of the URL"),
     (
         r"certificate verify failed|root certificate|server certificate for",
         ConfigurationError,
@@ -101,7 +98,7 @@ _REFUSALS: Final = (
     (
         r"server does not support SSL",
         ConfigurationError,
-        "the server does not offer TLS, and it is not on this machine. Turn ssl on there, or use a tunnel",
+        "the server does not offer TLS, and it is not on this machine. Turn ssl on there, or serve it: serve https",
     ),
     (
         r'too many connections for role "[^"]*"',
@@ -117,7 +114,7 @@ class Locked(StoreUnreachable):
 
 def refusal(text: str) -> HopaasError:
     """The error for a connection that was not made."""
-    line = _one_line(_OWN_SOCKET.sub("", text))
+    line = _one_line(text)
     for pattern, kind, advice in _REFUSALS:
         if re.search(pattern, text, re.IGNORECASE):
             return kind(f"{line}: {advice}.")

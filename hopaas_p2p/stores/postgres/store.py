@@ -19,11 +19,11 @@ from typing import TYPE_CHECKING, Any, Final
 
 from msgspec.structs import astuple
 
-from hopaas_p2p.core import snapshot
 from hopaas_p2p.core.names import valid_key, valid_name
 from hopaas_p2p.core.records import Stamp
 from hopaas_p2p.errors import ConfigurationError, HopaasError, NewerFormat, StoreCorrupt, StoreUnreachable
 from hopaas_p2p.net.backoff import Backoff
+from hopaas_p2p.runtime.settings import Secret
 from hopaas_p2p.stores.base import (
     SNAPSHOTS_KEPT,
     Artifacts,
@@ -56,7 +56,6 @@ if TYPE_CHECKING:
     from sqlalchemy.exc import DBAPIError
 
 CATALOG: Final = "catalog"
-_BLOCKS_AT_ONCE: Final = 128  # some 15 MB, which a thin link, too, carries within the statement_timeout of tokens
 _PART: Final = 1 << 20  # bytes of a file in one statement, as the server has them
 _ATTEMPTS: Final = 5
 _FIRST_PAUSE: Final = 0.2  # seconds
@@ -78,7 +77,7 @@ class PostgresLog(Log):
     def exchange(self, outgoing: Outgoing | None, since: int, beat: Beat | None = None) -> ExchangeResult:
         sent = {"nonce": None, "payload": None, "about": None, "chain": None}
         if outgoing is not None:
-            nonce, payload, about, chain = astuple(outgoing)
+            nonce, payload, about, chain, _ = astuple(outgoing)
             sent = {"nonce": nonce, "payload": payload, "about": about or None, "chain": chain}
         peer, value = beat or (None, None)
         rows = self._call("exchange", since=since, peer=peer, beat=value, limit=_REPLY, **sent)
@@ -88,45 +87,31 @@ class PostgresLog(Log):
         ]
         return ExchangeResult(entries, more=bool(rows) and rows[-1][0] < rows[-1][6])
 
-    def newest_snapshot(self, *, before: int | None = None) -> tuple[int, bytes] | None:
+    def snapshot_head(self, before: int | None) -> tuple[int, bytes] | None:
         if before is not None:
             return None  # commits are never removed here, so the log can be replayed from the first
         rows = self._call("newest_snapshot")
-        if not rows:
-            return None
-        lsn, head = rows[0]
-        data = self._whole(base64.b64decode(head))
-        return None if data is None else (lsn, data)
+        return (rows[0][0], base64.b64decode(rows[0][1])) if rows else None
 
-    def _whole(self, head: bytes) -> bytes | None:
-        """The snapshot with this head and its blocks; None if it is damaged."""
-        try:
-            return snapshot.whole(head, self._blocks(snapshot.names_in(head)))
-        except snapshot.CorruptSnapshot:
-            return None
+    def blocks(self, names: list[str]) -> dict[str, bytes]:
+        return {name.decode(): data for name, data in self._call("blocks", names=names, copied=True)}
 
-    def _blocks(self, names: list[str]) -> dict[str, bytes]:
-        found: dict[str, bytes] = {}
-        for first in range(0, len(names), _BLOCKS_AT_ONCE):
-            rows = self._call("blocks", names=names[first : first + _BLOCKS_AT_ONCE], copied=True)
-            found |= {name.decode(): data for name, data in rows}
-        return found
+    def block_names(self) -> set[str]:
+        return {name for (name,) in self._call("block_names")}
 
-    def put_snapshot(self, lsn: int, data: bytes) -> None:
-        head, blocks = snapshot.split(data)
-        if blocks:
-            there = {name for (name,) in self._call("block_names")}
-            for name in blocks.keys() - there:
-                self._call("put_block", name=name, data=blocks[name])
+    def put_block(self, name: str, data: bytes) -> None:
+        self._call("put_block", name=name, data=data)
+
+    def put_snapshot_head(self, lsn: int, head: bytes) -> None:
         self._call("put_snapshot", lsn=lsn, data=head, kept=SNAPSHOTS_KEPT)
 
-    def doubtful_snapshot(self, after: int, up_to: int) -> Doubtful | None:
+    def doubtful_head(self, after: int, up_to: int) -> Doubtful | None:
         rows = self._call("doubtful_snapshot", after=after, up_to=up_to)
         if not rows:
             return None
         lsn, author, text = rows[0]
         head = base64.b64decode(text)
-        return Doubtful(lsn, author, self._whole(head) or b"", hashlib.sha256(head).hexdigest())
+        return Doubtful(lsn, author, head, hashlib.sha256(head).hexdigest())
 
     def judge_snapshot(self, found: Doubtful, *, same: bool) -> None:
         lsn, author, _, total = found
@@ -155,8 +140,8 @@ class PostgresStore(Store):
     freshness = 1.0
     piggybacks_heartbeats = True
 
-    def __init__(self, url: str) -> None:
-        self._connections = ConnectionProvider(PostgresAddress(url))
+    def __init__(self, url: str, *, login: tuple[str, Secret] | None = None) -> None:
+        self._connections = ConnectionProvider(PostgresAddress(url, login))
         self.url = self._connections.address.url
         self._was_primary = False
 

@@ -6,8 +6,8 @@ connections that are in use, and shuts a socket down when no byte has crossed it
 reports a closed connection. Nothing is asked of the server and nothing is set on the session, so a pooler may stand
 between.
 
-A large reply over a thin link may take its time: what counts is whether bytes move. Linux reports that for TCP, and a
-tunnel for what it carries; elsewhere, and on a Unix socket, only the time counts, and the limit is ten times as long.
+A large reply over a thin link may take its time: what counts is whether bytes move. Linux reports that for TCP;
+elsewhere, and on a Unix socket, only the time counts, and the limit is ten times as long.
 """
 
 from __future__ import annotations
@@ -22,7 +22,6 @@ import weakref
 from typing import Final
 
 from hopaas_p2p.runtime import process
-from hopaas_p2p.tunnel import client as tunnel
 
 IDLE_LIMIT: Final = 30.0
 """Seconds without a byte either way after which a connection is given up. A lock is waited for half as long."""
@@ -38,7 +37,6 @@ class WatchedSocket:
 
     def __init__(self, descriptor: int) -> None:
         self._socket = socket.socket(fileno=os.dup(descriptor))
-        self._inode = os.fstat(descriptor).st_ino
         self.close = weakref.finalize(self, self._socket.close)
         """Closes our descriptor only; libpq ends the connection."""
         self.close.atexit = False
@@ -66,12 +64,12 @@ class WatchedSocket:
         return self._looks >= (_BLIND_LOOKS if moved is None else _LOOKS)
 
     def _bytes_moved(self) -> int | None:
-        """Bytes acknowledged by the other side plus bytes received; None where neither kernel nor tunnel reports it."""
+        """Bytes acknowledged by the other side plus bytes received; None where the kernel does not report it."""
         with contextlib.suppress(OSError, AttributeError, struct.error):
             info = self._socket.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _MOVED_AT + _MOVED.size)
             acknowledged, received = _MOVED.unpack_from(info, _MOVED_AT)
             return int(acknowledged + received)
-        return tunnel.bytes_moved(self._inode)
+        return None
 
     def give_up(self) -> None:
         """Shut it down, which wakes the caller."""

@@ -17,6 +17,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Final
 
 from hopaas_p2p.core import chain
+from hopaas_p2p.core.records import UNSTAMPED, Stamp
 from hopaas_p2p.errors import BrokenChain, StoreUnreachable
 from hopaas_p2p.stores.base import Entry, Outgoing
 from hopaas_p2p.stores.objects.contract import LARGEST, Found, lsn_of
@@ -113,22 +114,25 @@ class BucketLog(WriteOnceLog[Bucket]):
         there = opened(found.data)
         payload, before = chain.detach(there.stored)
         copies = [ReadCommit(*copy, found.modified) for copy in self._piggyback.copies(lsn, there)]
-        return [*copies, ReadCommit(lsn, payload, before, found.modified)]
+        return [*copies, ReadCommit(lsn, payload, before, found.modified, chain.stamp_of(there.stored))]
 
     def _noted(self, commits: list[ReadCommit], *, mine: bytes | None = None) -> list[Entry]:
         """Commits that were read, one after the other, and written as evenly as can be assumed."""
         entries = []
         first, last = self._modified or commits[-1].modified, commits[-1].modified
-        for place, (lsn, payload, before, modified) in enumerate(commits, 1):
+        for place, (lsn, payload, before, modified, stamp) in enumerate(commits, 1):
             if payload != mine:
                 at = first + place / len(commits) * (last - first)
                 self.scheduler.saw(payload, min(at, modified), time.monotonic())
             known = self._history.before(lsn)
             self._history.follow(lsn, payload, before)
-            self._piggyback.saw(lsn, payload, known if before is None else before)
-            entries.append(Entry(lsn, payload, before=before))
+            self._carriable(lsn, payload, known if before is None else before, stamp)
+            entries.append(Entry(lsn, payload, stamp, before))
         self._modified = last
         return entries
+
+    def _carriable(self, lsn: int, payload: bytes, before: int | None, stamp: Stamp) -> None:
+        self._piggyback.saw(lsn, payload, before if stamp == UNSTAMPED else None)  # a copy would lose its stamp
 
     def _own(self, data: bytes) -> bytes:
         return opened(data).stored
@@ -162,7 +166,7 @@ class BucketLog(WriteOnceLog[Bucket]):
         return self._piggyback.load(lsn, super()._prepared(lsn, payload), self._history.before(lsn))
 
     def _appended(self, lsn: int, payload: bytes, data: bytes) -> None:
-        self._piggyback.saw(lsn, payload, self._history.before(lsn))
+        self._carriable(lsn, payload, self._history.before(lsn), self._stamp)
         self._confirmation.wrote(lsn, self._own(data), data, copied=self._piggyback.shared)
 
     # --- backups and rescue ---

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
+from hopaas_p2p.core.records import UNSTAMPED, Stamp
 from hopaas_p2p.errors import BrokenChain
 from hopaas_p2p.stores.objects.contract import Found
 from hopaas_p2p.stores.s3.search import WIDEST, EndSearch
@@ -19,6 +20,7 @@ class ReadCommit(NamedTuple):
     """The sum of the log before it; None if it was stored without."""
     modified: float
     """When the server took the object in which it was found."""
+    stamp: Stamp = UNSTAMPED
 
 
 class PiggybackReader:

@@ -1,0 +1,112 @@
+"""`hopaas-p2p serve https`: let peers that can use only HTTPS reach a store."""
+
+from __future__ import annotations
+
+import asyncio
+import ipaddress
+import os
+import sys
+from pathlib import Path
+from typing import Any, Final
+
+import click
+
+from hopaas_p2p.cli import output
+from hopaas_p2p.cli.lazy import Subgroup
+from hopaas_p2p.errors import ConfigurationError, InvalidInput
+from hopaas_p2p.open import open_store
+from hopaas_p2p.remote import https, log
+from hopaas_p2p.remote.certificate import Certificate
+from hopaas_p2p.remote.client import RemoteStore
+from hopaas_p2p.remote.server import ListedService, PostgresService, Service
+from hopaas_p2p.stores.bridge.store import BridgedStore
+
+_SWITCH: Final = 0.0005  # seconds: the loop and a store in a thread hand the interpreter to each other at every request
+_FILE = click.Path(dir_okay=False, path_type=Path)
+
+
+@click.group(cls=Subgroup)
+def serve() -> None:
+    """Let others reach a store by way of this machine."""
+
+
+@serve.command("https")
+@click.argument("store")
+@click.option("--listen", metavar="HOST:PORT", default="0.0.0.0:443", help="The address to listen on.")  # noqa: S104
+@click.option("--tls-cert", type=_FILE, help="The certificate with its chain, PEM.")
+@click.option("--tls-key", type=_FILE, help="Its key, PEM. Both files are read again when they change.")
+@click.option(
+    "--behind-proxy",
+    metavar="NETWORK",
+    multiple=True,
+    help="Serve without TLS, to a proxy in NETWORK that terminates it and sets X-Forwarded-For and -Proto.",
+)
+@click.option("--metrics-from", metavar="NETWORK", multiple=True, help="Who may read /metrics. [default: this machine]")
+@click.option("--connections", default=1000, type=click.IntRange(1), help="Maximum number of connections at once.")
+@click.option("--per-token", default=256, type=click.IntRange(1), help="Maximum number of connections per token.")
+@click.option("--drain", default=30, type=click.FloatRange(0), help="Seconds to answer what was asked, after SIGTERM.")
+@click.option("--remember", type=_FILE, help="File for digests of valid tokens. [default: in STATE_DIRECTORY, if set]")
+@click.option("--recheck", default=30.0, hidden=True, type=click.FloatRange(0.1, 300.0))
+@click.option("--head", default=10.0, hidden=True, type=click.FloatRange(0.1, 60.0))
+@click.option("--idle", default=300.0, hidden=True, type=click.FloatRange(0.1, 3600.0))
+@click.option("--debug", is_flag=True, expose_value=False, help="Show a traceback on failure.")
+def serve_https(
+    store: str,
+    listen: str,
+    tls_cert: Path | None,
+    tls_key: Path | None,
+    behind_proxy: tuple[str, ...],
+    metrics_from: tuple[str, ...],
+    remember: Path | None,
+    recheck: float,
+    **limits: Any,
+) -> None:
+    """Serve STORE, a directory, a bucket or a database, to everybody with a token of it.
+
+    Peers use https://HOST as their store, and their token. For a database the URL is without a login: it judges each
+    token itself. For a directory or bucket this judges, by what `user`, `token` and `grant` wrote beside the store;
+    whoever may write to the store directly is not bound by that. After SIGTERM it answers what was asked, then stops.
+    The log goes to stderr, one line of JSON per event; /healthz and /metrics are for machines. Several may serve one
+    store side by side.
+    """
+    host, colon, port = listen.rpartition(":")
+    if not colon or not port.isdigit() or int(port) > 65535:
+        raise InvalidInput(f"--listen {listen}: write HOST:PORT, such as 0.0.0.0:443")
+    if (tls_cert is None) != (tls_key is None):
+        raise ConfigurationError("--tls-cert and --tls-key must be given together.")
+    if remember is None and os.environ.get("STATE_DIRECTORY"):
+        remember = Path(os.environ["STATE_DIRECTORY"].partition(":")[0]) / "tokens"
+    log.to_stderr()
+    sys.setswitchinterval(_SWITCH)
+    https.raise_descriptor_limit(limits["connections"])
+
+    async def run() -> None:
+        made = https.HttpsServer(
+            _service(store, recheck, remember),
+            certificate=Certificate(tls_cert, tls_key) if tls_cert is not None and tls_key is not None else None,
+            behind=_networks(behind_proxy),
+            metrics_from=_networks(metrics_from) or https.LOOPBACK,
+            limits=https.HttpsLimits(**limits),
+        )
+        await https.run(made, host.strip("[]"), int(port), listening=listening)
+
+    def listening(bound: int) -> None:
+        output.say(f"Serving on {host}:{bound}")
+
+    asyncio.run(run())
+
+
+def _service(url: str, recheck: float, remember: Path | None) -> Service:
+    if url.startswith("postgresql"):
+        return PostgresService(url, ttl=recheck, remember=remember)
+    store = open_store(url, create=False)
+    if isinstance(store, RemoteStore | BridgedStore):
+        raise ConfigurationError(f"{store.url} is not the store itself; serve it where it lives")
+    return ListedService(store)
+
+
+def _networks(texts: tuple[str, ...]) -> list[ipaddress.IPv4Network | ipaddress.IPv6Network]:
+    try:
+        return [ipaddress.ip_network(text, strict=False) for text in texts]
+    except ValueError as error:
+        raise InvalidInput(f"{error}; write a network such as 10.0.0.0/8, or one address") from None

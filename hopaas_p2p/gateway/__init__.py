@@ -1,1 +1,0 @@
-"""Servers that let others through: the gateway, beside a database, and the relay, on a login node."""

@@ -1,0 +1,132 @@
+"""Opens the store at a URL."""
+
+from __future__ import annotations
+
+import os
+import re
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+from urllib.parse import unquote, urlsplit
+
+from hopaas_p2p.errors import ConfigurationError
+from hopaas_p2p.net.redaction import redacted
+
+if TYPE_CHECKING:
+    from hopaas_p2p.stores.base import Store
+    from hopaas_p2p.stores.memory import MemoryStore
+
+__all__ = ["open_store", "redacted", "servers_of"]
+
+_NO_SLASHES: Final = re.compile(r"(file|memory|s3|postgres|postgresql(\+\w+)?|https?):", re.IGNORECASE)
+_memories: Final[dict[str, MemoryStore]] = {}
+_memories_lock: Final = threading.Lock()
+
+
+def open_store(url: str | os.PathLike[str], *, create: bool = True) -> Store:
+    """The store at this URL.
+
+    Args:
+        url: a path, or `file://`, `memory://`, `postgresql://`, `https://`, `s3://`.
+        create: whether a directory or bucket that is not a store yet becomes one.
+
+    Raises:
+        ConfigurationError: unknown scheme, or a store that cannot be used; the message says what to change.
+
+    """
+    try:
+        url = os.fsdecode(url)
+        os.fsencode(url)
+    except (TypeError, UnicodeError):
+        raise ConfigurationError(f"a store is named by a path or a URL, not {url!r}") from None
+    if not url or "\0" in url:
+        raise ConfigurationError(f"{url!r} names no store; give a path such as ./campaign, or a URL")
+    scheme, separator, _ = url.partition("://")
+    if not separator:
+        if _NO_SLASHES.match(url):
+            raise ConfigurationError(
+                f"{redacted(url)!r} looks like a URL without its two slashes; for a directory, put ./ first"
+            )
+        return _directory(Path(url), create=create)
+    opener = _SCHEMES.get(scheme.lower())
+    if opener is None:
+        known = ", ".join(f"{name}://" for name in _SCHEMES)
+        raise ConfigurationError(f"{redacted(url)!r}: no store has the scheme {scheme!r}. Use a path, or {known}")
+    return opener(url, create)
+
+
+def servers_of(url: str) -> list[tuple[str, int]]:
+    """(host, port) of what is asked when the store at this URL is opened, a Unix socket with 0; none for a directory.
+
+    Raises:
+        ConfigurationError: the URL is not understood.
+
+    """
+    if url.lower().startswith("postgresql"):
+        from hopaas_p2p.stores.postgres.connect import PostgresAddress
+
+        return PostgresAddress(url).destinations
+    if url.lower().startswith("https:"):
+        from hopaas_p2p.remote.client import RemoteAddress
+
+        return [(host, port) for host, port in RemoteAddress.parse(url).servers]
+    if url.lower().startswith("s3:"):
+        from hopaas_p2p.stores.s3.address import parse
+
+        return parse(url).servers
+    return []
+
+
+def _directory(path: Path, *, create: bool) -> Store:
+    from hopaas_p2p.stores.directory.store import DirectoryStore
+
+    store = DirectoryStore(path, create=create)
+    if store.bridged_to is None:
+        return store
+    from hopaas_p2p.stores.bridge.store import BridgedStore
+
+    return BridgedStore(store)
+
+
+def _file(url: str, create: bool) -> Store:
+    parts = urlsplit(url)
+    if parts.netloc not in ("", "localhost"):
+        raise ConfigurationError(f"{url!r}: a file URL has three slashes, as in file:///shared/campaign")
+    return _directory(Path(unquote(parts.path)), create=create)
+
+
+def _memory(url: str, _create: bool) -> Store:
+    from hopaas_p2p.stores.memory import MemoryStore
+
+    name = url.partition("://")[2]
+    with _memories_lock:
+        return _memories.setdefault(name, MemoryStore(name))
+
+
+def _postgres(url: str, _create: bool) -> Store:
+    from hopaas_p2p.stores.postgres.store import PostgresStore
+
+    return PostgresStore(url)
+
+
+def _s3(url: str, create: bool) -> Store:
+    from hopaas_p2p.stores.s3.store import S3Store
+
+    return S3Store(url, create=create)
+
+
+def _https(url: str, _create: bool) -> Store:
+    from hopaas_p2p.remote.client import RemoteStore
+
+    return RemoteStore(url)
+
+
+_SCHEMES: Final[dict[str, Callable[[str, bool], Store]]] = {
+    "file": _file,
+    "memory": _memory,
+    "s3": _s3,
+    "https": _https,
+    "postgresql": _postgres,
+    "postgresql+psycopg2": _postgres,
+}

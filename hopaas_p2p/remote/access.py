@@ -1,0 +1,290 @@
+"""Who may do what in a directory or bucket that is served: users, tokens, grants, and one function that judges.
+
+They are kept by a log of the store's own, beside those of the studies, which only a server and whoever may write to
+the store itself read and write: it is the audit, too. In Postgres the database keeps and judges the same; both pass the
+same table of cases. **These rights bind those who come through a server, not those who can write to the store.**
+
+A user may own, work in or view a study. A guest was invited to one study, and gets a grant for no other. An owner of
+the catalog is an administrator. A token is a name and a secret of 256 bits, of which the log holds a hash.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import secrets
+import threading
+import time
+import zlib
+from collections.abc import Callable
+from typing import Final, NamedTuple
+
+import msgspec
+from msgspec import Struct
+
+from hopaas_p2p.core import codec
+from hopaas_p2p.core.catalog import RESERVED
+from hopaas_p2p.core.names import valid_name
+from hopaas_p2p.core.records import FORMAT, Stamp
+from hopaas_p2p.errors import Denied, InvalidInput
+from hopaas_p2p.remote.protocol import CATALOG, StoreRequest
+from hopaas_p2p.runtime.settings import Secret
+from hopaas_p2p.stores.base import Outgoing, Store, append
+
+LOG: Final = "access"
+ROLES: Final = ("viewer", "worker", "owner")
+
+
+class UserSet(Struct, array_like=True, frozen=True, tag="user"):
+    """There is this user, or no longer."""
+
+    name: str
+    guest_of: str = ""
+    """The uuid of the one study that it may take part in; empty for everybody else."""
+    gone: bool = False
+
+
+class TokenSet(Struct, array_like=True, frozen=True, tag="token"):
+    """There is this token, or no longer."""
+
+    name: str
+    user: str = ""
+    digest: bytes = b""
+    """Of its secret."""
+    expires: int = 0
+    """Seconds since 1970, by the server's clock."""
+    label: str = ""
+    gone: bool = False
+
+
+class GrantSet(Struct, array_like=True, frozen=True, tag="grant"):
+    """The role of a user in a log; an empty one takes the grant away."""
+
+    log: str
+    user: str
+    role: str = ""
+
+
+Change = UserSet | TokenSet | GrantSet
+
+
+class _Commit(Struct, array_like=True, frozen=True):
+    """As the other commits of a store are, so that it can be kept and found again like them."""
+
+    format: int
+    writer: str
+    seq: int
+    by: str
+    at: int
+    """Microseconds since 1970."""
+    changes: list[Change]
+
+
+_decode: Final = msgspec.msgpack.Decoder(_Commit).decode
+
+
+class Known(NamedTuple):
+    """A user, a token or a grant, and since when by whom."""
+
+    what: UserSet | TokenSet | GrantSet
+    at: int
+    by: str
+
+
+class Roles:
+    """The users, tokens and grants after commits 1..lsn of the log."""
+
+    def __init__(self) -> None:
+        self.lsn = 0
+        self.users: dict[str, Known] = {}
+        self.tokens: dict[str, Known] = {}
+        self.grants: dict[str, dict[str, Known]] = {}
+        """Study's uuid, or the catalog -> user -> grant."""
+
+    def apply(self, lsn: int, payload: bytes) -> str | None:
+        """Take a commit in; why one of its changes was refused, if one was. Never raises on content."""
+        self.lsn = lsn
+        try:
+            commit = _decode(payload[4:])
+        except (msgspec.MsgspecError, RecursionError):
+            return "malformed"
+        refused = [why for one in commit.changes if (why := self._apply(Known(one, commit.at, commit.by))) is not None]
+        return refused[0] if refused else None
+
+    def _apply(self, known: Known) -> str | None:
+        change = known.what
+        if isinstance(change, UserSet):
+            return self._set_user(change, known)
+        if isinstance(change, TokenSet):
+            if change.gone:
+                return None if self.tokens.pop(change.name, None) else f"there is no token {change.name!r}"
+            if change.user not in self.users:
+                return f"there is no user {change.user!r}"
+            self.tokens[change.name] = known
+            return None
+        there = self.grants.get(change.log, {})
+        if change.user not in self.users:
+            return f"there is no user {change.user!r}"
+        guest_of = self.guest_of(change.user)
+        if guest_of and guest_of != change.log and change.role:
+            return f"user {change.user} is the guest of one study and can take part in no other"
+        owners = {user for user in there if self.role(user, change.log) == "owner"}
+        if owners == {change.user} and change.role != "owner" and change.log != CATALOG:
+            return f"{change.user} is the only owner of this study; make somebody else an owner first"
+        if not change.role and change.user not in there:
+            return f"user {change.user} has no grant for this study"
+        self.grants.setdefault(change.log, {})[change.user] = known
+        if not change.role:
+            del self.grants[change.log][change.user]
+        return None
+
+    def _set_user(self, change: UserSet, known: Known) -> str | None:
+        if change.gone:
+            if self.users.pop(change.name, None) is None:
+                return f"there is no user {change.name!r}"
+            self.tokens = {name: one for name, one in self.tokens.items() if _user_of(one) != change.name}
+            for grants in self.grants.values():
+                grants.pop(change.name, None)
+        elif change.name in self.users:
+            return f"{change.name!r} already exists in this store"
+        else:
+            self.users[change.name] = known
+        return None
+
+    def guest_of(self, user: str) -> str:
+        """The one study that this user may take part in; empty for everybody else."""
+        found = self.users.get(user)
+        return found.what.guest_of if found is not None and isinstance(found.what, UserSet) else ""
+
+    def role(self, user: str, log: str) -> str | None:
+        """What the user may do in a log, by its grants alone."""
+        found = self.grants.get(log, {}).get(user)
+        return found.what.role if found is not None and isinstance(found.what, GrantSet) else None
+
+    def token(self, name: str, secret: str) -> TokenSet | None:
+        """The token of this name and secret, expired or not; None if there is none."""
+        found = self.tokens.get(name)
+        token = found.what if found is not None and isinstance(found.what, TokenSet) else None
+        right = hmac.compare_digest(digest(secret), token.digest if token is not None else b"")
+        return token if right else None
+
+
+def _user_of(known: Known) -> str:
+    return known.what.user if isinstance(known.what, TokenSet) else ""
+
+
+def digest(secret: str) -> bytes:
+    """What is kept of a secret. It has 256 random bits, so nobody finds it by trying."""
+    return hashlib.sha256(secret.encode()).digest()
+
+
+# --- the judge ---
+
+
+def is_study(log: str) -> bool:
+    """Whether a study may have this uuid."""
+    return valid_name(log) and log not in RESERVED
+
+
+def role_in(roles: Roles, user: str, log: str) -> str | None:
+    """What a user may do in a log: owner, worker, viewer, or None. All users but guests may write to the catalog."""
+    role = roles.role(user, log)
+    if role == "owner" or roles.role(user, CATALOG) == "owner":
+        return "owner"
+    if role is None and log == CATALOG:
+        return "viewer" if roles.guest_of(user) else "worker"
+    return role
+
+
+def judge(roles: Roles, user: str, request: StoreRequest, *, exists: bool) -> Stamp:
+    """What the server vouches for about this request, if the user may make it.
+
+    Args:
+        roles: who has which role.
+        user: who asks.
+        request: for what.
+        exists: whether there is something in the log that it is about. Whoever writes to one that is empty owns it.
+
+    Raises:
+        Denied: the user may not; the message says what it takes.
+
+    """
+    log, outgoing = request.log, request.arguments[0] if request.call == "exchange" else None
+    if log is None:
+        return Stamp(user, "worker")
+    if log != CATALOG and not is_study(log):
+        raise Denied(f"{log!r} is not a study's uuid")
+    role = role_in(roles, user, log)
+    if role is None and not exists and not roles.grants.get(log):
+        if roles.guest_of(user):
+            raise Denied(f"user {user} is the guest of one study and can take part in no other")
+        return Stamp(user, "owner")
+    if role is None:
+        raise Denied(f"user {user} has no grant for this study. {_ASK}")
+    least = request.kind.least
+    if outgoing is not None:
+        least = "worker"
+        if log == CATALOG and role != "owner" and outgoing.about and role_in(roles, user, outgoing.about) == "owner":
+            role = f"owner:{outgoing.about}"
+    rank = ROLES.index(role.partition(":")[0])
+    if rank < ROLES.index(least):
+        article = "an" if least == "owner" else "a"
+        raise Denied(f"user {user} is only a {role} of this study, and this takes {article} {least}. {_ASK}")
+    if log == CATALOG and request.kind.of == "files" and role != "owner":
+        raise Denied(f"user {user} may not keep files outside of studies")
+    return Stamp(user, role)
+
+
+_ASK: Final = "Ask an owner of the study for a grant: hopaas-p2p grant STUDY USER worker"
+
+
+# --- the log ---
+
+
+class AccessList:
+    """A store's users, tokens and grants, as far as they have been read. Any thread may call."""
+
+    def __init__(self, store: Store, *, now: Callable[[], float] = time.time) -> None:
+        self.roles = Roles()
+        self.store = store
+        self._log = store.log(LOG)
+        self._freshness = store.freshness
+        self._now = now
+        self._read_at = float("-inf")
+        self._lock = threading.Lock()
+
+    def read(self) -> Roles:
+        """All that is there by now, or was a store's `freshness` ago."""
+        with self._lock:
+            if time.monotonic() - self._read_at < self._freshness:
+                return self.roles
+            more = self._log.changed(self.roles.lsn) is not False
+            while more:
+                found = self._log.exchange(None, self.roles.lsn)
+                for entry in found.entries:
+                    self.roles.apply(entry.lsn, entry.payload)
+                more = found.more
+            self._read_at = time.monotonic()
+            return self.roles
+
+    def token(self, name: str, secret: Secret) -> TokenSet | None:
+        """The token of this name and secret, unless it has expired."""
+        found = self.roles.token(name, secret.reveal())
+        return None if found is None or found.expires <= self._now() else found
+
+    def change(self, *changes: Change, by: str = "") -> None:
+        """Write these down, in one commit.
+
+        Raises:
+            InvalidInput: one of them is refused; the message says why.
+
+        """
+        writer = secrets.token_urlsafe(12)
+        body = msgspec.msgpack.encode(_Commit(FORMAT, writer, 1, by, int(self._now() * 1e6), list(changes)))
+        payload = zlib.crc32(body).to_bytes(4, "little") + body
+        assert codec.nonce_of(payload) == f"{writer}:1"
+        with self._lock:
+            entries = append(self._log, Outgoing(f"{writer}:1", payload), self.roles.lsn)
+            verdicts = {entry.payload: self.roles.apply(entry.lsn, entry.payload) for entry in entries}
+        if (refused := verdicts[payload]) is not None:
+            raise InvalidInput(refused)

@@ -1,0 +1,488 @@
+"""A store that is reached through a server, by HTTPS: every call is one request on a connection that stays open.
+
+    https://gateway.example.org/tuning        https://one.example.org,two.example.org:8443/tuning
+
+Several servers of one store may be named; the one that worked last is asked first. A connection is dialled as
+everything here is: by the environment's proxy, with a verified certificate, and no scheme, option or redirect leads
+around TLS. One that ended while it was idle is replaced silently, since every request may be sent twice.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import os
+import random
+import re
+import socket
+import ssl
+import struct
+import threading
+import time
+import weakref
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+
+from hopaas_p2p.core.names import valid_key, valid_name
+from hopaas_p2p.errors import ASK_FOR_ANOTHER, ConfigurationError, Denied, InvalidInput, StoreCorrupt, StoreUnreachable
+from hopaas_p2p.net import proxies, trust
+from hopaas_p2p.net.backoff import Backoff
+from hopaas_p2p.net.proxies import ServerAddress, closed_on_error
+from hopaas_p2p.remote import protocol
+from hopaas_p2p.remote.protocol import CATALOG, FILE, LARGEST, PATH, Facts, StoreRequest
+from hopaas_p2p.runtime import credentials
+from hopaas_p2p.runtime.settings import Secret
+from hopaas_p2p.stores.base import Artifacts, Beat, Doubtful, ExchangeResult, Log, Outgoing, Progress, Store
+
+DIAL: Final = 10.0
+"""Seconds for TCP, proxy and TLS together."""
+_ANSWER: Final = 30.0  # seconds of silence after which a connection is given up
+_AVOIDED_FOR: Final = 60.0  # seconds
+_LONGEST_REST: Final = 60.0
+_FRESHNESS: Final = 1.0  # seconds: a look is a round trip
+_PIECE: Final = 1 << 18  # bytes
+_SILENT: Final = (TimeoutError, ssl.SSLWantReadError, ssl.SSLWantWriteError)
+"""What reading and writing raise when no byte has moved for too long."""
+_ATTEMPTS: Final = 5
+_PATH: Final = re.compile(r"[A-Za-z0-9._~/-]*")
+_HINT: Final = ". Is a server there, and well? hopaas-p2p doctor checks step by step"
+
+_busy_until: Final[dict[ServerAddress, float]] = {}
+"""Servers that asked to come again later."""
+_avoided_until: Final[dict[ServerAddress, float]] = {}
+"""Servers that are tried last: one that hangs costs the whole time-out."""
+
+
+class RemoteAddress(NamedTuple):
+    """The URL of a store that is served, parsed and checked. Holds no secret."""
+
+    servers: tuple[ServerAddress, ...]
+    path: str
+    user: str | None = None
+
+    @classmethod
+    def parse(cls, url: str) -> RemoteAddress:
+        """The address in a URL.
+
+        Raises:
+            ConfigurationError: it cannot be used; the message says what to change.
+
+        """
+        scheme, _, rest = url.partition("://")
+        place, slash, path = rest.partition("/")
+        login, _, hosts = place.rpartition("@")
+        path = (slash + path).rstrip("/")
+        if scheme.lower() != "https":
+            raise ConfigurationError(f"{scheme}://… is not encrypted: a store is served as https://host/path")
+        if ":" in login:
+            raise ConfigurationError("a store's URL holds no password: put the token into HOPAAS_TOKEN_FILE")
+        if not _PATH.fullmatch(path) or ".." in path:
+            raise ConfigurationError(f"https://{hosts}/…: the path may hold letters, digits and ._~/-, and no options")
+        servers = tuple(ServerAddress.parse(one) for one in hosts.split(",") if one)
+        if not servers:
+            raise ConfigurationError("name a server, as in https://gateway.example.org/tuning")
+        return cls(servers, path, login or None)
+
+    def __str__(self) -> str:
+        shown = [str(one).removesuffix(":443") for one in self.servers]
+        return f"https://{f'{self.user}@' if self.user else ''}{','.join(shown)}{self.path}"
+
+    def token(self) -> Secret | None:
+        """What to log in with, `name:secret`; None if there is no token.
+
+        Raises:
+            ConfigurationError: the token may not go to one of these servers, or cannot be read.
+
+        """
+        role, secret = credentials.login(self.user, self.servers)
+        return None if secret is None else Secret(f"{role or self.user or ''}:{secret.reveal()}")
+
+
+class ServerBusy(StoreUnreachable):
+    """The server asks to come again later."""
+
+
+class _Line:
+    """One connection to one server; one thread at a time."""
+
+    def __init__(self, server: ServerAddress, path: str) -> None:
+        self.server = server
+        self._path = path
+        plain = proxies.connect(server, timeout=DIAL)
+        with closed_on_error(plain):
+            deadline = time.monotonic() + DIAL
+            self._socket: ssl.SSLSocket = trust.secure(plain, server.host, deadline=deadline, hint=_HINT)
+        self.close = weakref.finalize(self, self._socket.close)
+        """Closes it; so does forgetting it."""
+        self.close.atexit = False
+        self._silence = 0.0
+        self.used = False
+        """Whether something was answered on it."""
+
+    def ask(
+        self, method: str, path: str, token: Secret | None, body: bytes | Iterator[bytes], *, size: int, silence: float
+    ) -> http.client.HTTPResponse:
+        """Send a request; the answer, whose body is still to be read. Raises OSError and HTTPException."""
+        lines = [f"{method} {self._path}{path} HTTP/1.1", f"Host: {self.server}", f"Content-Length: {size}"]
+        if token is not None:
+            lines.append(f"Authorization: Bearer {protocol.encode_header(token.reveal())}")
+        head = "\r\n".join([*lines, "", ""]).encode()
+        self._give_up_after(silence)
+        answer = http.client.HTTPResponse(self._socket, method=method)
+        try:
+            if isinstance(body, bytes):
+                self._socket.sendall(head + body)
+            else:
+                self._socket.sendall(head)
+                for piece in body:
+                    self._socket.sendall(piece)
+            answer.begin()
+        except BaseException:
+            answer.close()
+            raise
+        self.used = True
+        return answer
+
+    def _give_up_after(self, seconds: float) -> None:
+        """Let the kernel watch over silence: with a time-out of Python's, reading gives up the interpreter's lock three
+        times instead of once, and each costs 5 ms beside a busy thread. Python is told that the socket does not block,
+        or it would begin anew for ever.
+        """
+        if seconds == self._silence:
+            return
+        self._silence = seconds
+        self._socket.setblocking(False)
+        os.set_blocking(self._socket.fileno(), True)
+        limit = struct.pack("@ll", int(seconds), int(seconds % 1 * 1e6))
+        for option in (socket.SO_RCVTIMEO, socket.SO_SNDTIMEO):
+            self._socket.setsockopt(socket.SOL_SOCKET, option, limit)
+
+    def abandon(self) -> None:
+        """In a child of a fork: close our copy of the socket, and send nothing."""
+        self.close.detach()
+        with contextlib.suppress(OSError):
+            os.close(self._socket.detach())
+
+
+class Connections:
+    """Connections to the servers of one store. Any thread may ask; each has a connection while it does."""
+
+    def __init__(self, address: RemoteAddress) -> None:
+        self.address = address
+        self._idle: list[_Line] = []
+        self._lock = threading.Lock()
+        self._preferred: ServerAddress | None = None
+        self._token: Secret | None = None
+        """As it was read last; it is read again when a server refuses it."""
+
+    def ask(self, call: str, *arguments: Any, place: str = "") -> Any:
+        """The result of a request; raises what the server says, and what `send` does."""
+        body = protocol.encode(StoreRequest(call, place, arguments))
+        if len(body) > LARGEST:
+            raise InvalidInput(f"{len(body)} bytes are too many for one request; at most {LARGEST} are sent")
+        with self.send("POST", PATH, body) as answer:
+            data = answer.read(LARGEST + 1)
+        try:
+            return protocol.result_of(call, data)
+        except Denied:
+            self._token = None  # a new one may be there for the next request
+            raise
+
+    @contextlib.contextmanager
+    def send(
+        self, method: str, path: str, body: bytes | Path = b"", progress: Progress | None = None
+    ) -> Iterator[http.client.HTTPResponse]:
+        """Make one request, with the bytes of a file perhaps; the answer, to be read within the block.
+
+        Raises:
+            Denied: the server does not let us in with this token.
+            ConfigurationError: this is not a server to trust, or none at all; the message says what to change.
+            StoreUnreachable: no server can be reached now.
+
+        """
+        while True:
+            token = self._token = self._token or self.address.token()
+            line = self._take() or self._dial()
+            fresh, done = not line.used, False
+            try:
+                size, pieces = (len(body), body) if isinstance(body, bytes) else _pieces_of(body, progress)
+                answer = line.ask(method, path, token, pieces, size=size, silence=_ANSWER)
+                with contextlib.closing(answer):
+                    if answer.status == http.client.UNAUTHORIZED and self._is_renewed(token):
+                        continue
+                    _check(line.server, answer, token)
+                    yield answer
+                    done = answer.isclosed() and not answer.will_close
+                return
+            except (OSError, http.client.HTTPException) as error:
+                if not fresh and not isinstance(error, _SILENT):
+                    self._drop()  # it ended while it was idle, and the others of its time with it
+                    continue
+                _avoided_until[line.server] = time.monotonic() + _AVOIDED_FOR
+                silent = "no byte came in time" if isinstance(error, _SILENT) else None
+                why = silent or getattr(error, "strerror", None) or " ".join(str(error).split()) or type(error).__name__
+                raise StoreUnreachable(f"{line.server} did not answer: {why}{_HINT}") from None
+            finally:
+                self._give(line) if done else line.close()
+
+    def _is_renewed(self, token: Secret | None) -> bool:
+        """Whether there is another token than the one that a server has refused."""
+        self._token = self.address.token()
+        return self._token != token
+
+    def _take(self) -> _Line | None:
+        with self._lock:
+            return self._idle.pop() if self._idle else None
+
+    def _give(self, line: _Line) -> None:
+        with self._lock:
+            self._idle.append(line)
+
+    def _drop(self) -> None:
+        with self._lock:
+            lines, self._idle = self._idle, []
+        for line in lines:
+            line.close()
+
+    def _dial(self) -> _Line:
+        """A connection to the first server that takes one; raises the error of the last one if none does."""
+        now, failure = time.monotonic(), StoreUnreachable("no server is named")
+        order = random.sample(self.address.servers, len(self.address.servers))
+        order.sort(key=lambda one: (_avoided_until.get(one, 0.0) > now, one != self._preferred))
+        for server in order:
+            wait = _busy_until.get(server, now) - now
+            if wait > 0:
+                failure = ServerBusy(f"the server {server} asked to retry in {wait:.0f} s")
+                continue
+            try:
+                line = _Line(server, self.address.path)
+            except StoreUnreachable as error:
+                failure = error
+                _avoided_until[server] = time.monotonic() + _AVOIDED_FOR
+                continue
+            self._preferred = server
+            _avoided_until.pop(server, None)
+            return line
+        raise failure
+
+    def forget(self) -> None:
+        """In a child of a fork: leave the connections to the parent."""
+        self._lock = threading.Lock()
+        for line in self._idle:
+            line.abandon()
+        self._idle = []
+
+    def close(self) -> None:
+        """Close what is idle; the next request dials anew."""
+        self._drop()
+
+
+def _pieces_of(file: Path, progress: Progress | None) -> tuple[int, Iterator[bytes]]:
+    def pieces() -> Iterator[bytes]:
+        with file.open("rb") as source:
+            while data := source.read(_PIECE):
+                yield data
+                if progress is not None:
+                    progress(len(data))
+
+    return file.stat().st_size, pieces()
+
+
+def _check(server: ServerAddress, answer: http.client.HTTPResponse, token: Secret | None) -> None:
+    """Raise what an answer means that is not a result."""
+    status, ours = answer.status, answer.getheader("Hopaas-Server")
+    if status == http.client.OK and ours == str(protocol.VERSION):
+        return
+    answer.read(LARGEST)
+    answered = f"the server {server} answered {status} {answer.reason}"
+    if status == 401 and token is None:
+        raise Denied(f"{answered}: it needs a token, and none was given. Set HOPAAS_TOKEN_FILE or HOPAAS_TOKEN")
+    if status == 401:
+        raise Denied(f"{answered}: the token is wrong, expired or revoked. {ASK_FOR_ANOTHER}")
+    if status == 403:
+        raise Denied(f"{answered}: this token is not accepted here")
+    if status in (429, 500, 502, 503, 504):
+        with contextlib.suppress(ValueError):
+            rest = min(max(float(answer.getheader("Retry-After", "1")), 0.0), _LONGEST_REST)
+            _busy_until[server] = time.monotonic() + rest
+        raise ServerBusy(f"{answered}: it cannot serve this now")
+    if status == 404 and ours:
+        raise ConfigurationError(f"{answered}: it is of another version, or the path in the URL is another one")
+    if status == 413:
+        raise ConfigurationError(f"{answered}: it takes no request of this size")
+    if 300 <= status < 400:
+        raise ConfigurationError(f"{answered}. Redirects are not followed; write the server's own address")
+    raise ConfigurationError(f"{answered}: that is not a hopaas-p2p server. Check the address, and its path")
+
+
+class RemoteLog(Log):
+    """A log of a store that is served. The server waits for its turn where the store has turns."""
+
+    rate_limited = True
+
+    def __init__(self, store: RemoteStore, uuid: str) -> None:
+        self._store = store
+        self._uuid = uuid
+        self._flush_interval = 0.0
+
+    def _ask(self, call: str, *arguments: Any) -> Any:
+        return self._store.connections.ask(call, *arguments, place=self._uuid)
+
+    def exchange(self, outgoing: Outgoing | None, since: int, beat: Beat | None = None) -> ExchangeResult:
+        result: ExchangeResult
+        result, self._flush_interval = self._ask("exchange", outgoing, since)
+        return result
+
+    @property
+    def flush_interval(self) -> float:
+        return self._flush_interval
+
+    def snapshot_head(self, before: int | None) -> tuple[int, bytes] | None:
+        return self._ask("snapshot_head", before)  # type: ignore[no-any-return]
+
+    def blocks(self, names: list[str]) -> dict[str, bytes]:
+        return self._ask("blocks", names)  # type: ignore[no-any-return]
+
+    def block_names(self) -> set[str]:
+        return self._ask("block_names")  # type: ignore[no-any-return]
+
+    def put_block(self, name: str, data: bytes) -> None:
+        self._ask("put_block", name, data)
+
+    def put_snapshot_head(self, lsn: int, head: bytes) -> None:
+        self._ask("put_snapshot_head", lsn, head)
+
+    def doubtful_head(self, after: int, up_to: int) -> Doubtful | None:
+        return self._ask("doubtful_head", after, up_to)  # type: ignore[no-any-return]
+
+    def judge_snapshot(self, found: Doubtful, *, same: bool) -> None:
+        self._ask("judge_snapshot", found._replace(data=b""), same)
+
+    def denied_snapshots(self) -> list[tuple[int, str, list[str]]]:
+        return self._ask("denied_snapshots")  # type: ignore[no-any-return]
+
+    def removed_up_to(self) -> int:
+        return self._ask("removed_up_to")  # type: ignore[no-any-return]
+
+    def confirm(self) -> None:
+        self._ask("confirm")
+
+    def destroy(self) -> None:
+        self._ask("destroy")
+
+    def erase(self) -> None:
+        self._ask("erase")
+
+
+class RemoteStore(Store):
+    """A store that somebody serves. Connects at the first call."""
+
+    freshness = _FRESHNESS
+
+    def __init__(self, url: str) -> None:
+        self.connections = Connections(RemoteAddress.parse(url))
+        self.url = str(self.connections.address)
+
+    def at(self, server: ServerAddress) -> RemoteStore:
+        """The same store by way of this server alone."""
+        return RemoteStore(str(self.connections.address._replace(servers=(server,))))
+
+    def facts(self) -> Facts:
+        """What the server says of the store, and of this user."""
+        return self.connections.ask("hello")  # type: ignore[no-any-return]
+
+    def catalog(self) -> RemoteLog:
+        return RemoteLog(self, CATALOG)
+
+    def log(self, uuid: str) -> RemoteLog:
+        if uuid == CATALOG or not valid_name(uuid):
+            raise StoreCorrupt(f"{uuid!r} is not a study's uuid")
+        return RemoteLog(self, uuid)
+
+    def shared(self) -> set[str] | None:
+        return self.connections.ask("shared")  # type: ignore[no-any-return]
+
+    def beat(self, beat: Beat) -> None:
+        self.connections.ask("beat", beat)
+
+    def beats(self, peers: Iterable[str]) -> dict[str, str]:
+        asked = [peer for peer in peers if valid_name(peer)]
+        return self.connections.ask("beats", asked) if asked else {}
+
+    def remove_beat(self, peer: str) -> None:
+        if valid_name(peer):
+            self.connections.ask("remove_beat", peer)
+
+    def artifacts(self) -> RemoteArtifacts:
+        return RemoteArtifacts(self.connections)
+
+    def after_fork(self) -> None:
+        self.connections.forget()
+
+    def close(self) -> None:
+        self.connections.close()
+
+
+class RemoteArtifacts(Artifacts):
+    """Files of a store that is served: each in one request, which is made again if it breaks off."""
+
+    def __init__(self, connections: Connections) -> None:
+        self._connections = connections
+
+    def put(self, key: str, source: Path, progress: Progress | None = None) -> None:
+        def attempt() -> None:
+            with self._connections.send("PUT", _file(key), source, progress) as answer:
+                protocol.result_of("put", answer.read(LARGEST))
+
+        self._retried(attempt)
+
+    def get(self, key: str, target: Path, progress: Progress | None = None) -> None:
+        def attempt() -> None:
+            full: OSError | None = None
+            with target.open("wb") as file, self._connections.send("GET", _file(key)) as answer:
+                if answer.getheader("Content-Type") != FILE:
+                    protocol.result_of("get", answer.read(LARGEST))
+                while full is None and (data := answer.read(_PIECE)):
+                    try:
+                        file.write(data)
+                    except OSError as error:  # of this machine's disk, not of the server
+                        full = error
+                    if progress is not None:
+                        progress(len(data))
+                if full is None and answer.length:
+                    raise StoreUnreachable(f"{key} broke off: {answer.length} bytes are missing")
+            if full is not None:
+                raise full
+
+        try:
+            self._retried(attempt)
+        except KeyError:
+            target.unlink()
+            raise
+
+    def delete(self, key: str) -> None:
+        self._retried(lambda: self._connections.ask("delete", place=_checked(key)))
+
+    def keys(self, prefix: str) -> list[str]:
+        found: list[str] = self._retried(lambda: self._connections.ask("keys", place=prefix))
+        return found
+
+    def _retried(self, attempt: Any) -> Any:
+        backoff = Backoff(0.2, 10.0)
+        for _ in range(_ATTEMPTS - 1):
+            try:
+                return attempt()
+            except StoreUnreachable:
+                time.sleep(backoff.pause())
+        return attempt()
+
+
+def _checked(key: str) -> str:
+    if not valid_key(key):
+        raise KeyError(key)
+    return key
+
+
+def _file(key: str) -> str:
+    return f"{PATH}/files/{_checked(key)}"

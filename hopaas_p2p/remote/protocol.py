@@ -1,0 +1,198 @@
+"""What a peer asks of a store that somebody serves, and the answers: a request is one call of a `Log` or `Store`.
+
+A request is msgpack `[call, place, arguments]`. Commits travel as the bytes that their writers sealed: neither side
+decodes them, so those of newer peers pass as well. Every request may be sent again. An error travels as the name of its
+class and its message, and is raised at the other end as if the store were there.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+from typing import Any, Final, NamedTuple
+
+import msgspec
+from msgspec import Struct
+
+from hopaas_p2p import errors
+from hopaas_p2p.errors import HopaasError, InvalidInput, StoreUnreachable
+from hopaas_p2p.stores.base import Beat, Doubtful, ExchangeResult, Outgoing, Store
+
+VERSION: Final = 1
+PATH: Final = f"/v{VERSION}"
+"""Behind the server's own path. Files are below it."""
+LARGEST: Final = 64 << 20
+"""Bytes of a request or an answer: a head of a snapshot is the largest."""
+FILE: Final = "application/octet-stream"
+"""The type of an answer that is a file; every other is an `Answer`."""
+CATALOG: Final = "catalog"
+"""In place of a study's uuid: the log of which studies there are."""
+
+
+class Facts(Struct, array_like=True, frozen=True):
+    """Who the server takes this caller for."""
+
+    token: str
+    """The name of its token."""
+    expires: str | None
+    """When the token does, in ISO 8601; None for never."""
+
+
+class Call(NamedTuple):
+    """What may be called."""
+
+    of: str
+    """A method of the log of `place`, of the store, or of its files: then `place` is a key, or begins some."""
+    arguments: Any = tuple[()]
+    answer: Any = None
+    least: str = "viewer"
+    """The least role in that log that it takes."""
+
+
+CALLS: Final = {
+    "exchange": Call("log", tuple[Outgoing | None, int], tuple[ExchangeResult, float]),  # and `Log.flush_interval`
+    "snapshot_head": Call("log", tuple[int | None], tuple[int, bytes] | None),
+    "blocks": Call("log", tuple[list[str]], dict[str, bytes]),
+    "block_names": Call("log", answer=set[str]),
+    "put_block": Call("log", tuple[str, bytes], least="worker"),
+    "put_snapshot_head": Call("log", tuple[int, bytes], least="worker"),
+    "doubtful_head": Call("log", tuple[int, int], Doubtful | None),
+    "judge_snapshot": Call("log", tuple[Doubtful, bool]),
+    "denied_snapshots": Call("log", answer=list[tuple[int, str, list[str]]]),
+    "removed_up_to": Call("log", answer=int),
+    "confirm": Call("log"),
+    "destroy": Call("log", least="owner"),
+    "erase": Call("log", least="owner"),
+    "shared": Call("store", answer=set[str] | None),
+    "beat": Call("store", tuple[Beat]),
+    "beats": Call("store", tuple[list[str]], dict[str, str]),
+    "remove_beat": Call("store", tuple[str]),
+    "hello": Call("store", answer=Facts),
+    "keys": Call("files", answer=list[str]),
+    "delete": Call("files", least="worker"),
+    "put": Call("files", least="worker"),  # the bytes of these two are the body of the request, and of the answer
+    "get": Call("files"),
+}
+
+
+class StoreRequest(Struct, array_like=True, frozen=True):
+    """One call."""
+
+    call: str
+    place: str = ""
+    arguments: tuple[Any, ...] = ()
+
+    @property
+    def kind(self) -> Call:
+        """What is called."""
+        return CALLS[self.call]
+
+    @property
+    def log(self) -> str | None:
+        """The uuid of the study that it is about, or the catalog, if it is about one."""
+        return {"store": None, "log": self.place, "files": self.place.partition("/")[0]}[self.kind.of]
+
+    def on(self, store: Store) -> Any:
+        """Carry it out, but for the bytes of a file."""
+        if self.call in ("hello", "put", "get"):
+            return None
+        if self.kind.of != "log":
+            return getattr(store if self.kind.of == "store" else store.artifacts(), self.call)(*self.all_arguments)
+        log = store.catalog() if self.place == CATALOG else store.log(self.place)
+        if self.call == "judge_snapshot":
+            return log.judge_snapshot(self.arguments[0], same=self.arguments[1])
+        result = getattr(log, self.call)(*self.arguments)
+        return (result, log.flush_interval) if self.call == "exchange" else result
+
+    @property
+    def all_arguments(self) -> tuple[Any, ...]:
+        """Those of the method."""
+        return (self.place, *self.arguments) if self.kind.of == "files" else self.arguments
+
+
+class _Undecoded(Struct, array_like=True, frozen=True):
+    call: str
+    place: str
+    arguments: msgspec.Raw
+
+
+class _Answer(Struct, array_like=True, frozen=True):
+    """What came of a request: a result, or an error."""
+
+    result: msgspec.Raw = msgspec.Raw(b"\xc0")
+    error: str = ""
+    message: str = ""
+
+
+encode: Final = msgspec.msgpack.Encoder().encode
+_decode_request: Final = msgspec.msgpack.Decoder(_Undecoded).decode
+_decode_answer: Final = msgspec.msgpack.Decoder(_Answer).decode
+_arguments: Final = {name: msgspec.msgpack.Decoder(call.arguments) for name, call in CALLS.items()}
+_results: Final = {name: msgspec.msgpack.Decoder(call.answer) for name, call in CALLS.items()}
+_KINDS: Final[dict[str, type[Exception]]] = {
+    one.__name__: one
+    for one in vars(errors).values()
+    if isinstance(one, type) and issubclass(one, HopaasError) and one.__init__ is HopaasError.__init__
+} | {"KeyError": KeyError}
+
+
+def decode_request(data: bytes) -> StoreRequest:
+    """The request in these bytes.
+
+    Raises:
+        InvalidInput: there is none that this version knows.
+
+    """
+    try:
+        found = _decode_request(data)
+        return StoreRequest(found.call, found.place, _arguments[found.call].decode(found.arguments))
+    except (msgspec.MsgspecError, RecursionError, KeyError) as error:
+        raise InvalidInput(f"this server does not understand the request: {error}") from None
+
+
+def answered(result: object) -> bytes:
+    """The answer with this result."""
+    return encode(_Answer(msgspec.Raw(encode(result))))
+
+
+def refused(error: Exception) -> bytes:
+    """The answer with this error, if it is one that a store may raise; raises it if not."""
+    name = next((one.__name__ for one in type(error).__mro__ if one.__name__ in _KINDS), None)
+    if name is None:
+        raise error
+    message = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
+    return encode(_Answer(error=name, message=message))
+
+
+def is_refusal(answer: bytes) -> bool:
+    """Whether this answer says an error."""
+    return bool(_decode_answer(answer).error)
+
+
+def result_of(call: str, data: bytes) -> Any:
+    """What an answer to this call says; raises the error that it says.
+
+    Raises:
+        StoreUnreachable: this is no answer.
+
+    """
+    try:
+        found = _decode_answer(data)
+        if not found.error:
+            return _results[call].decode(found.result)
+    except (msgspec.MsgspecError, RecursionError) as error:
+        raise StoreUnreachable(f"the server's answer cannot be read: {error}") from None
+    raise _KINDS.get(found.error, StoreUnreachable)(found.message)
+
+
+def encode_header(text: str) -> str:
+    """A text in a form that may stand in a header: base64url without padding."""
+    return base64.urlsafe_b64encode(text.encode()).decode().rstrip("=")
+
+
+def decode_header(text: str) -> str:
+    """The text that was encoded; empty if it was not."""
+    try:
+        return base64.urlsafe_b64decode(text + "=" * (-len(text) % 4)).decode()
+    except (binascii.Error, ValueError):
+        return ""

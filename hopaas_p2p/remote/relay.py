@@ -1,0 +1,261 @@
+"""An HTTP proxy that knows CONNECT, one login and one target, for nodes that cannot reach anything else.
+
+It runs on a login node. Compute nodes name it in HTTPS_PROXY, and everything that can use a proxy works through it: the
+a store that is served, S3, `doctor`. TLS runs end to end inside, so it sees the name of the target and encrypted bytes.
+It is not an open proxy: with the login a client gets to that one target, and without it nowhere.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import contextlib
+import hmac
+import http
+import logging
+import os
+import secrets
+import socket
+import struct
+from collections import Counter
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Final
+from urllib.parse import urlsplit
+
+from hopaas_p2p.errors import ConfigurationError, HopaasError
+from hopaas_p2p.net import proxies
+from hopaas_p2p.net.listening import cannot_listen, private_socket
+from hopaas_p2p.net.proxies import ServerAddress
+from hopaas_p2p.runtime.atomic import replace_atomically
+from hopaas_p2p.runtime.ownership import read_secret
+from hopaas_p2p.runtime.settings import Secret
+
+_log: Final = logging.getLogger("hopaas_p2p")
+USER: Final = "relay"
+_HEAD: Final = 8192  # bytes of a request
+_TIMEOUT: Final = 10.0  # seconds to receive a request, and to reach the target
+_CHUNK: Final = 1 << 16
+CONNECTIONS: Final = 1024
+"""Connections that are carried at once."""
+PENDING: Final = 256
+"""Connections that have shown no login yet; of more, the oldest of the busiest address is closed."""
+
+
+def targets_of(url: str) -> list[ServerAddress]:
+    """What clients may connect to for this URL: the servers of an https://, or a bucket's endpoint.
+
+    Raises:
+        ConfigurationError: nothing that can be reached through an HTTP proxy; the message says what to use instead.
+
+    """
+    scheme = url.partition("://")[0]
+    if scheme == "s3":
+        from hopaas_p2p.stores.s3 import address as s3_address
+
+        address = s3_address.parse(url)
+        found = _of_https(address.endpoint)
+        return [found, ServerAddress(f"{address.bucket}.{found.host}", found.port)] if address.virtual else [found]
+    if scheme == "https":
+        from hopaas_p2p.remote.client import RemoteAddress
+
+        return [ServerAddress(one.host.lower(), one.port) for one in RemoteAddress.parse(url).servers]
+    raise ConfigurationError(
+        "a relay connects to a store that is served (https://…) or to a bucket (s3://…). For another use: "
+        "hopaas-p2p bridge, which needs no network on compute nodes at all"
+    )
+
+
+def _of_https(url: str) -> ServerAddress:
+    parts = urlsplit(url)
+    if parts.scheme != "https" or not parts.hostname:
+        raise ConfigurationError(f"{url!r}: a relay connects only to https, since its traffic must be encrypted")
+    return ServerAddress(parts.hostname, parts.port or 443)
+
+
+def read_password(path: Path) -> Secret:
+    """The password of the relay's address in this file; a new one if there is no file.
+
+    Raises:
+        ConfigurationError: others may read or write the file, or it does not contain a relay's address.
+
+    """
+    try:
+        text = read_secret(path)
+    except FileNotFoundError:
+        return Secret(secrets.token_urlsafe(24))
+    except PermissionError as error:
+        raise ConfigurationError(f"the login file must be readable by you only: {error.strerror or error}") from None
+    password = urlsplit(text).password
+    if not password or urlsplit(text).username != USER:
+        raise ConfigurationError(f"{path} does not hold the address of a relay; name another file, or remove it")
+    return Secret(password)
+
+
+def write_address(path: Path, host: str, port: int, password: Secret) -> None:
+    """Write the relay's address, as HTTPS_PROXY takes it, into a file that only its owner may read."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with replace_atomically(path, private=True) as draft:
+        draft.write_text(f"http://{USER}:{password.reveal()}@{ServerAddress(host, port)}\n")
+
+
+class Relay:
+    """Serves CONNECT to these targets for clients that know the password. Used inside one event loop."""
+
+    def __init__(self, targets: Iterable[ServerAddress], password: Secret, *, limit: int = CONNECTIONS) -> None:
+        self._targets = {str(target): target for target in targets}
+        self.carried = 0
+        """Connections that were made for clients."""
+        self.refused = 0
+        self._expected = f"{USER}:{password.reveal()}".encode()
+        self._limit = limit
+        self._pending: dict[asyncio.Task[None], str] = {}
+        """Those that have shown no login yet, oldest first, with their addresses."""
+        self._server: asyncio.Server | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    async def listen(self, host: str, port: int) -> int:
+        """Listen on TCP; returns the port.
+
+        Raises:
+            ConfigurationError: the address is in use, belongs to another machine, or needs more rights.
+
+        """
+        try:
+            self._server = await asyncio.start_server(self._accept, host, port, limit=_HEAD)
+        except OSError as error:
+            raise cannot_listen(f"{host}:{port}", error) from None
+        return int(self._server.sockets[0].getsockname()[1])
+
+    async def listen_at(self, path: Path) -> None:
+        """Listen on a Unix socket, for processes of this user, which need no login.
+
+        Raises:
+            ConfigurationError: something else is at this path, or the socket cannot be made.
+
+        """
+        with private_socket(path):
+            self._server = await asyncio.start_unix_server(self._accept, path, limit=_HEAD)
+
+    async def close(self) -> None:
+        """Stop listening, and end all connections."""
+        if self._server is not None:
+            self._server.close()
+        for task in list(self._tasks):
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        self._tasks.add(task)
+        self._pending[task] = str((writer.get_extra_info("peername") or ("",))[0])
+        if len(self._pending) > PENDING:
+            busiest, _ = Counter(self._pending.values()).most_common(1)[0]
+            oldest = next(other for other, address in self._pending.items() if address == busiest)
+            del self._pending[oldest]
+            self.refused += 1
+            oldest.cancel()
+        try:
+            with contextlib.suppress(OSError, asyncio.IncompleteReadError, asyncio.CancelledError):
+                await self._serve(reader, writer)
+        finally:
+            self._tasks.discard(task)
+            self._pending.pop(task, None)
+            writer.transport.abort()
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            async with asyncio.timeout(_TIMEOUT):
+                head = await reader.readuntil(b"\r\n\r\n")
+        except (TimeoutError, asyncio.LimitOverrunError):
+            await self._refuse(writer, 400)
+            return
+        status, target = self._judge(head, trusted=_is_same_user(writer))
+        if target is None:
+            await self._refuse(writer, status)
+            return
+        if len(self._tasks) - len(self._pending) >= self._limit:
+            await self._refuse(writer, 503)
+            return
+        task = asyncio.current_task()
+        assert task is not None
+        self._pending.pop(task, None)
+        try:
+            made = await asyncio.to_thread(proxies.connect, target, timeout=_TIMEOUT)
+        except HopaasError as error:
+            _log.warning("%s", error)
+            await self._refuse(writer, 502)
+            return
+        made.setblocking(False)  # noqa: FBT003
+        there = await asyncio.open_connection(sock=made)
+        self.carried += 1
+        writer.write(b"HTTP/1.1 200 Connection established\r\n\r\n")
+        await _join((reader, writer), there)
+
+    def _judge(self, head: bytes, *, trusted: bool) -> tuple[int, ServerAddress | None]:
+        """The target that a request may have, or the status that says why not."""
+        lines = head.decode("latin-1").split("\r\n")
+        words = lines[0].split(" ")
+        if len(words) != 3 or not words[2].startswith("HTTP/1."):
+            return 400, None
+        headers = {
+            name.strip().lower(): value.strip() for name, _, value in (line.partition(":") for line in lines[1:])
+        }
+        if not trusted and not self._knows(headers.get("proxy-authorization", "")):
+            return 407, None
+        target = self._targets.get(words[1].lower()) if words[0] == "CONNECT" else None
+        return (200, target) if target is not None else (403, None)
+
+    def _knows(self, given: str) -> bool:
+        scheme, _, encoded = given.partition(" ")
+        try:
+            login = base64.b64decode(encoded, validate=True)
+        except ValueError:  # no base64, or no ASCII
+            return False
+        return scheme.lower() == "basic" and hmac.compare_digest(login, self._expected)
+
+    async def _refuse(self, writer: asyncio.StreamWriter, status: int) -> None:
+        self.refused += 1
+        asks = 'Proxy-Authenticate: Basic realm="hopaas-p2p relay"\r\n' if status == 407 else ""
+        head = f"HTTP/1.1 {status} {http.HTTPStatus(status).phrase}\r\nVia: 1.1 hopaas-p2p-relay\r\n{asks}"
+        writer.write(f"{head}Content-Length: 0\r\nConnection: close\r\n\r\n".encode())
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_TIMEOUT):
+                await writer.drain()
+        writer.close()
+        with contextlib.suppress(OSError, TimeoutError):
+            async with asyncio.timeout(_TIMEOUT):
+                await writer.wait_closed()
+
+
+def _is_same_user(writer: asyncio.StreamWriter) -> bool:
+    """Whether the client is a process of this user, on a Unix socket."""
+    peer = writer.get_extra_info("socket")
+    if peer.family != socket.AF_UNIX:
+        return False
+    credentials = peer.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
+    return bool(struct.unpack("3i", credentials)[1] == os.geteuid())
+
+
+Streams = tuple[asyncio.StreamReader, asyncio.StreamWriter]
+
+
+async def _join(one: Streams, other: Streams) -> None:
+    """Copy both ways until both have ended, or one has broken."""
+    try:
+        async with asyncio.TaskGroup() as group:
+            group.create_task(_copy(one[0], other[1]))
+            group.create_task(_copy(other[0], one[1]))
+    except* OSError:
+        pass
+    finally:
+        other[1].transport.abort()
+
+
+async def _copy(source: asyncio.StreamReader, target: asyncio.StreamWriter) -> None:
+    while data := await source.read(_CHUNK):
+        target.write(data)
+        await target.drain()
+    if target.can_write_eof():
+        target.write_eof()

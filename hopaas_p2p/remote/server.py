@@ -1,0 +1,270 @@
+"""Answers requests for a store, any store: it carries them out as they are, and says what came of them.
+
+It keeps nothing but caches, so several may serve one store side by side, and any may stop at any time; nothing about a
+study is decided here. In Postgres a token logs in, and the database judges every call. For a directory or bucket
+`access.judge` does, and what it says of the author is kept with each commit.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import datetime
+import hashlib
+import logging
+import time
+from abc import ABC, abstractmethod
+from collections import OrderedDict
+from collections.abc import AsyncIterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, Final
+
+from msgspec.structs import replace
+
+from hopaas_p2p.core import chain, codec
+from hopaas_p2p.core.records import Stamp
+from hopaas_p2p.errors import ConfigurationError, Denied, HopaasError, InvalidInput, StoreUnreachable
+from hopaas_p2p.remote import access, protocol
+from hopaas_p2p.remote.access import AccessList
+from hopaas_p2p.remote.log import event
+from hopaas_p2p.remote.protocol import Facts, StoreRequest
+from hopaas_p2p.remote.tokens import TokenCache, TokenStatus
+from hopaas_p2p.runtime.settings import Secret
+from hopaas_p2p.stores.base import Beat, Store
+from hopaas_p2p.stores.postgres.connect import PostgresAddress
+from hopaas_p2p.stores.postgres.store import PostgresStore
+
+Token = tuple[str, Secret]
+_THREADS: Final = 32
+_SIDE_BY_SIDE: Final = 8  # calls of one token at Postgres, each on a connection of its own
+_KEPT: Final = 60.0  # seconds for which a token's connections stay open without a request
+_BEATS: Final = 10_000
+_BEAT: Final = 48  # characters
+
+
+class Service(ABC):
+    """One store, as callers with tokens may use it. All of it is called in one event loop; stores work in threads."""
+
+    def __init__(self) -> None:
+        self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="hopaas-store")
+
+    @abstractmethod
+    async def status(self, token: Token, address: str) -> TokenStatus:
+        """Whether this token is valid.
+
+        Raises:
+            TooManyAttempts: not now.
+            StoreUnreachable: the store does not answer.
+
+        """
+
+    @abstractmethod
+    def lease(self, token: Token, request: StoreRequest) -> contextlib.AbstractAsyncContextManager[Store]:
+        """The store, for this request alone."""
+
+    @abstractmethod
+    def call(self, token: Token, request: StoreRequest, store: Store) -> Any:
+        """Carry a request out. Blocks."""
+
+    async def answer(self, token: Token, body: bytes, status: TokenStatus) -> bytes:
+        """What comes of the request in these bytes."""
+        try:
+            request = protocol.decode_request(body)
+        except InvalidInput as error:
+            return protocol.refused(error)
+        found = await self.carry_out(token, request)
+        if request.call == "hello" and not protocol.is_refusal(found):
+            return protocol.answered(Facts(token[0], status.expires))
+        return found
+
+    async def carry_out(self, token: Token, request: StoreRequest, file: Path | None = None) -> bytes:
+        """The same, of a request that may be about the bytes of a file."""
+        try:
+            async with self.lease(token, request) as store:
+                return await asyncio.get_running_loop().run_in_executor(
+                    self._threads, self._carried_out, token, request, store, file
+                )
+        except HopaasError as error:
+            return protocol.refused(error)
+
+    def _carried_out(self, token: Token, request: StoreRequest, store: Store, file: Path | None) -> bytes:
+        try:
+            result = self.call(token, request, store)
+            if file is not None:
+                getattr(store.artifacts(), request.call)(request.place, file)
+            return protocol.answered(result)
+        except (HopaasError, KeyError) as error:
+            return protocol.refused(error)
+        except Exception as error:  # noqa: BLE001  # the other callers go on
+            event("failed", level=logging.ERROR, why=type(error).__name__, request=request.call)
+            return protocol.refused(StoreUnreachable(f"the server failed: {type(error).__name__}; see its log"))
+
+    async def tick(self, now: float) -> None:  # noqa: B027  # most have nothing to do
+        """Once per second."""
+
+    def gauges(self) -> dict[str, float]:
+        """What /metrics says of the store."""
+        return {}
+
+    def close(self) -> None:
+        """Let go of threads and connections."""
+        self._threads.shutdown(wait=False, cancel_futures=True)
+
+
+class _TokenStores:
+    """The connections of one token."""
+
+    def __init__(self) -> None:
+        self.free: list[PostgresStore] = []
+        self.turns = asyncio.Semaphore(_SIDE_BY_SIDE)
+        self.in_use = 0
+        self.used = time.monotonic()
+
+
+class PostgresService(Service):
+    """A database, which judges: each token works on connections of its own, which are kept while it is at work."""
+
+    def __init__(self, url: str, *, ttl: float, remember: Path | None) -> None:
+        super().__init__()
+        address = PostgresAddress(url)
+        if address.user or ":***@" in address.url:
+            raise ConfigurationError(f"{address.url}: leave out the login; every peer uses its own")
+        self._url = url
+        self.tokens = TokenCache(url, ttl=ttl, file=remember)
+        self._stores: dict[Token, _TokenStores] = {}
+
+    async def status(self, token: Token, address: str) -> TokenStatus:
+        return await self.tokens.status(*token, address=address)
+
+    @contextlib.asynccontextmanager
+    async def lease(self, token: Token, request: StoreRequest) -> AsyncIterator[Store]:
+        mine = self._stores.setdefault(token, _TokenStores())
+        mine.in_use += 1
+        try:
+            async with mine.turns:
+                store = mine.free.pop() if mine.free else PostgresStore(self._url, login=token)
+                try:
+                    yield store
+                finally:
+                    mine.free.append(store)
+        finally:
+            mine.in_use -= 1
+            mine.used = time.monotonic()
+
+    def call(self, token: Token, request: StoreRequest, store: Store) -> Any:
+        return request.on(store)
+
+    def gauges(self) -> dict[str, float]:
+        return {"token_logins_total": self.tokens.logins, "postgres_up": int(self.tokens.reachable)}
+
+    async def tick(self, now: float) -> None:
+        await self.tokens.save()
+        for token, mine in list(self._stores.items()):
+            if not mine.in_use and now - mine.used > _KEPT:
+                del self._stores[token]
+                for store in mine.free:
+                    await asyncio.get_running_loop().run_in_executor(self._threads, store.close)
+
+    def close(self) -> None:
+        for mine in self._stores.values():
+            for store in mine.free:
+                store.close()
+        self.tokens.close()
+        super().close()
+
+
+class ListedService(Service):
+    """A directory or bucket, whose users are in a list beside the studies. One request of a log at a time."""
+
+    def __init__(self, store: Store) -> None:
+        super().__init__()
+        self._store = store
+        self._access = AccessList(store)
+        self._turns: OrderedDict[str | None, asyncio.Lock] = OrderedDict()
+        self._begun: set[str] = set()
+        """Logs that are not empty, and of which somebody asked who has no grant for them."""
+        self._beaten: OrderedDict[str, str] = OrderedDict()
+        """Peer -> the mark of its user, of those that have beaten here."""
+
+    async def status(self, token: Token, address: str) -> TokenStatus:
+        found = self._access.token(*token)
+        if found is None:  # a new one, perhaps; one that is known is looked up again when its request is carried out
+            await asyncio.get_running_loop().run_in_executor(self._threads, self._access.read)
+            found = self._access.token(*token)
+        if found is None:
+            return TokenStatus(valid=False)
+        until = datetime.datetime.fromtimestamp(found.expires, tz=datetime.UTC).isoformat()
+        return TokenStatus(valid=True, until=time.monotonic() + found.expires - time.time(), expires=until)
+
+    @contextlib.asynccontextmanager
+    async def lease(self, token: Token, request: StoreRequest) -> AsyncIterator[Store]:
+        if request.kind.of != "log":
+            yield self._store
+            return
+        while len(self._turns) > _BEATS and not self._turns[next(iter(self._turns))].locked():
+            self._turns.popitem(last=False)
+        async with self._turns.setdefault(request.log, asyncio.Lock()):
+            yield self._store
+
+    def call(self, token: Token, request: StoreRequest, store: Store) -> Any:
+        user, roles = self._user(token), self._access.roles
+        stamp = self._judged(user, request, store)
+        if request.call == "shared":
+            return None if self._all(user) else [log for log in list(roles.grants) if access.role_in(roles, user, log)]
+        if request.call in ("beat", "remove_beat"):
+            return self._beat(user, request, store)
+        if request.call in ("put_block", "put_snapshot_head") and stamp.role != "owner":
+            return None  # whoever joins from it takes its word for the log's
+        if request.call == "exchange" and request.arguments[0] is not None:
+            request = self._stamped(user, request, stamp)
+        return request.on(store)
+
+    def _user(self, token: Token) -> str:
+        self._access.read()
+        found = self._access.token(*token)
+        if found is None:
+            raise Denied("the token has expired or was revoked")
+        return found.user
+
+    def _all(self, user: str) -> bool:
+        return self._access.roles.role(user, protocol.CATALOG) == "owner"
+
+    def _judged(self, user: str, request: StoreRequest, store: Store) -> Stamp:
+        log, roles = request.place, self._access.roles
+        exists = True  # only who has this log's turn may look
+        if request.kind.of == "log" and access.is_study(log) and access.role_in(roles, user, log) is None:
+            exists = bool(roles.grants.get(log)) or log in self._begun or bool(store.log(log).exchange(None, 0).entries)
+            if exists and len(self._begun) < _BEATS:
+                self._begun.add(log)
+        return access.judge(roles, user, request, exists=exists)
+
+    def _stamped(self, user: str, request: StoreRequest, stamp: Stamp) -> StoreRequest:
+        """The same commit with what the server vouches for, and its author an owner of a log that it begins."""
+        outgoing, since = request.arguments
+        payload = outgoing.payload
+        if len(payload) > codec.MAX_BYTES or not codec.intact(payload) or not chain.takes_stamp(payload):
+            raise InvalidInput("these bytes are not a commit")
+        if access.role_in(self._access.roles, user, request.place) is None:
+            self._access.change(access.GrantSet(request.place, user, "owner"), by=user)
+        stamped = Stamp(stamp.author, stamp.role, int(time.time() * 1e6))
+        return replace(request, arguments=(replace(outgoing, stamp=stamped), since))
+
+    def _beat(self, user: str, request: StoreRequest, store: Store) -> None:
+        """Only a peer's own user beats for it; the mark in its value says whose it is, to every server."""
+        beat = Beat(request.arguments[0], "") if request.call == "remove_beat" else request.arguments[0]
+        mark = "@" + hashlib.blake2b(user.encode(), digest_size=6).hexdigest()
+        if self._beaten.get(beat.peer) != mark:
+            if not store.beats([beat.peer]).get(beat.peer, mark).endswith(mark):
+                raise Denied("this peer is another user's")
+            self._beaten[beat.peer] = mark
+            while len(self._beaten) > _BEATS:
+                self._beaten.popitem(last=False)
+        if request.call == "remove_beat":
+            store.remove_beat(beat.peer)
+        else:
+            store.beat(Beat(beat.peer, beat.value[:_BEAT] + mark))
+
+    def close(self) -> None:
+        self._store.close()
+        super().close()

@@ -1,0 +1,207 @@
+"""Whether a token is valid: Postgres is asked by logging in with it, and the answer is cached for a while.
+
+Postgres alone decides, so an expiry, a revocation or a changed password needs no second list here. A token found valid
+is cached for `ttl` seconds, an invalid one for ten. Requests that come at once with the same token share one login, and
+the number of logins under way is limited. Digests of good tokens may be kept in a file: after a restart their holders
+are no strangers whom other people's guessing could keep out.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hashlib
+import secrets
+import time
+from collections import OrderedDict
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Final, NamedTuple
+
+from hopaas_p2p.errors import Denied, StoreUnreachable
+from hopaas_p2p.remote.log import event
+from hopaas_p2p.remote.rate_limit import RateLimiter, TooManyAttempts
+from hopaas_p2p.runtime.atomic import replace_atomically
+from hopaas_p2p.runtime.ownership import read_own
+from hopaas_p2p.runtime.settings import Secret
+from hopaas_p2p.stores.postgres.store import PostgresStore
+
+TTL: Final = 30.0
+"""Seconds after which Postgres is asked about a valid token again."""
+_INVALID_TTL: Final = 10.0  # seconds
+_LOGINS: Final = 4  # under way at once
+_QUEUE: Final = 64  # logins that wait; further ones are sent away
+_REMEMBERED: Final = 4096
+_UNGUESSABLE: Final = 32  # characters; a digest of less could be found by trying words
+_WHO: Final = (
+    "SELECT rolsuper OR rolreplication, extract(epoch FROM until - now())::float, "
+    """to_char(until AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS"Z"') """
+    "FROM pg_roles, nullif(rolvaliduntil, 'infinity') AS until WHERE rolname = session_user"
+)
+_ROLES: Final = "SELECT rolname FROM pg_roles WHERE rolcanlogin LIMIT 4096"
+_IN_USE: Final = "too many connections for role"
+
+
+class TokenStatus(NamedTuple):
+    """What Postgres says of a token."""
+
+    valid: bool
+    until: float | None = None
+    """When it expires, by this machine's monotonic clock."""
+    expires: str | None = None
+    """The same for people, in ISO 8601."""
+
+    def is_expired(self) -> bool:
+        """Whether it has expired since."""
+        return self.until is not None and time.monotonic() >= self.until
+
+    def is_outdated(self, age: float, ttl: float) -> bool:
+        """Whether Postgres has to be asked again, after so many seconds."""
+        return self.is_expired() or age >= (ttl if self.valid else _INVALID_TTL)
+
+
+class TokenCache:
+    """The tokens that one server knows. Used from its event loop only.
+
+    Args:
+        url: the database, without a login.
+        ttl: seconds for which a valid token is not checked again.
+        file: where digests of good tokens are kept.
+
+    """
+
+    def __init__(self, url: str, *, ttl: float = TTL, file: Path | None = None) -> None:
+        self._url, self._ttl, self._file = url, ttl, file
+        self._salt, self._good = _remembered(file)
+        self._unsaved = False
+        self._known: OrderedDict[bytes, tuple[TokenStatus, float]] = OrderedDict()
+        """With the time of the login."""
+        self._checking: dict[bytes, asyncio.Future[TokenStatus]] = {}
+        self._limiter = RateLimiter()
+        self._pool = ThreadPoolExecutor(_LOGINS, thread_name_prefix="hopaas-token")
+        self.logins = 0
+        """At Postgres so far."""
+        self.reachable = True
+        """Whether Postgres answered the last of them."""
+
+    async def status(self, role: str, secret: Secret, *, address: str = "", fresh: bool = False) -> TokenStatus:
+        """What is known of a token, or what Postgres says of it now.
+
+        Args:
+            role, secret: the token.
+            address: who asks; counted when the token is wrong.
+            fresh: whether to ask Postgres in any case.
+
+        Raises:
+            TooManyAttempts: not now.
+            StoreUnreachable: Postgres does not answer.
+
+        """
+        key = hashlib.blake2b(f"{role}\0{secret.reveal()}".encode(), key=self._salt).digest()
+        status, checked = self._known.get(key, (None, 0.0))
+        if status is not None and not fresh and not status.is_outdated(time.monotonic() - checked, self._ttl):
+            return status
+        trusted = fresh or key in self._good or (status is not None and status.valid)
+        checking = self._checking.get(key)
+        if checking is None:
+            if not trusted:
+                self._limiter.check(address, role)
+            if len(self._checking) >= _QUEUE and not fresh:
+                raise TooManyAttempts(1.0, guessing=False)
+            checking = self._checking[key] = asyncio.ensure_future(self._check(key, role, secret))
+            guess = None if trusted else (address, role)
+            checking.add_done_callback(lambda done: self._checked(key, done, guess))
+        return await asyncio.shield(checking)
+
+    def _checked(self, key: bytes, done: asyncio.Future[TokenStatus], guess: tuple[str, str] | None) -> None:
+        self._checking.pop(key, None)
+        if done.cancelled() or done.exception() is not None:
+            return  # the error goes to those who wait for it, if there still are any
+        if guess is not None and not done.result().valid:
+            self._limiter.record_failure(*guess)
+
+    async def _check(self, key: bytes, role: str, secret: Secret) -> TokenStatus:
+        self.logins += 1
+        loop = asyncio.get_running_loop()
+        try:
+            status, roles = await loop.run_in_executor(self._pool, log_in, self._url, role, secret)
+        except StoreUnreachable:
+            self.reachable = False
+            raise
+        self.reachable = True
+        if roles:
+            self._limiter.set_roles(roles)
+        self._remember(key, status, secret)
+        self._known[key] = (status, time.monotonic())
+        self._known.move_to_end(key)
+        while len(self._known) > _REMEMBERED:
+            self._known.popitem(last=False)
+        return status
+
+    def _remember(self, key: bytes, status: TokenStatus, secret: Secret) -> None:
+        good = status.valid and len(secret.reveal()) >= _UNGUESSABLE
+        if good != (key in self._good):
+            (self._good.add if good else self._good.discard)(key)
+            self._unsaved = len(self._good) <= _REMEMBERED
+
+    async def save(self) -> None:
+        """Write the digests down, if there are new ones. A file that cannot be written costs a warning."""
+        if self._file is None or not self._unsaved:
+            return
+        self._unsaved = False
+        text = "\n".join(digest.hex() for digest in (self._salt, *sorted(self._good)))
+        try:
+            await asyncio.get_running_loop().run_in_executor(self._pool, _write, self._file, f"{text}\n")
+        except OSError as error:
+            event("tokens not remembered", file=str(self._file), error=str(error))
+
+    def close(self) -> None:
+        """Let go of the threads."""
+        self._pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _remembered(file: Path | None) -> tuple[bytes, set[bytes]]:
+    """The salt and the digests in a file; a new salt if there is none, or somebody else may have written it."""
+    if file is not None:
+        try:
+            salt, *digests = (bytes.fromhex(line) for line in read_own(file).split())
+        except FileNotFoundError:
+            pass
+        except (OSError, ValueError) as error:
+            event("tokens forgotten", file=str(file), error=str(error))
+        else:
+            return salt, set(digests)
+    return secrets.token_bytes(16), set()
+
+
+def _write(file: Path, text: str) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with replace_atomically(file, private=True) as draft:
+        draft.write_text(text)
+
+
+def log_in(url: str, role: str, secret: Secret) -> tuple[TokenStatus, list[str]]:
+    """Ask Postgres, by a login that ends at once: (what it says, all roles that may log in). Blocks.
+
+    Raises:
+        StoreUnreachable: it does not answer, or not sensibly.
+
+    """
+    from sqlalchemy.exc import DBAPIError
+
+    with contextlib.closing(PostgresStore(url, login=(role, secret))) as store:
+        try:
+            with store.connect() as connection:
+                superuser, seconds, expires = connection.exec_driver_sql(_WHO).one()
+                roles = list(connection.exec_driver_sql(_ROLES).scalars())
+        except (DBAPIError, UnicodeError) as error:
+            refused = store.translated(error) if isinstance(error, DBAPIError) else Denied()
+            if isinstance(refused, Denied):
+                return TokenStatus(valid=False), []
+            if _IN_USE in str(refused):  # Postgres says so only after it was shown the right secret
+                return TokenStatus(valid=True), []
+            raise StoreUnreachable(str(refused)) from None
+    if superuser:  # could run programs on the database's host: not from the Internet
+        return TokenStatus(valid=False), roles
+    until = None if seconds is None else time.monotonic() + seconds
+    return TokenStatus(valid=True, until=until, expires=expires), roles

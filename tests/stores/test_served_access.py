@@ -1,0 +1,313 @@
+"""Who may do what through a server: one table of cases, for the database's judgement and for `remote.access`."""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import os
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import hopaas_p2p
+from hopaas_p2p import access
+from hopaas_p2p.core import chain, codec
+from hopaas_p2p.core.records import Commit, Float, StudyControl, StudyOpen
+from hopaas_p2p.errors import ConfigurationError, Denied, InvalidInput
+from hopaas_p2p.open import open_store
+from hopaas_p2p.remote.client import RemoteAddress, RemoteStore
+from hopaas_p2p.runtime.settings import Secret
+from hopaas_p2p.stores.base import Beat, Outgoing, read_all
+from hopaas_p2p.testing.commits import append
+from tests.support.processes import SPACE, cli, until
+from tests.support.served import Serve
+
+
+def _commit(writer: str, about: str = "") -> Outgoing:
+    commit = Commit(writer, 1, writer, 0, (StudyControl("stopped", None),))
+    return Outgoing(f"{writer}:1", codec.encode(commit), about)
+
+
+class _With(RemoteAddress):
+    """An address with a token of its own."""
+
+    secret: Secret
+
+    def token(self) -> Secret:
+        return self.secret
+
+
+class Site:
+    """A store that is served, and people with tokens of it."""
+
+    def __init__(self, url: str, served: str) -> None:
+        self.url, self.served = url, served
+        self._stores: dict[str, RemoteStore] = {}
+
+    def person(self, user: str, **options: Any) -> RemoteStore:
+        if user not in self._stores:
+            with contextlib.suppress(InvalidInput):
+                access.add_user(self.url, user)
+            self._stores[user] = self.with_token(access.create_token(self.url, user, **options).secret)
+        return self._stores[user]
+
+    def guest_of(self, uuid: str, role: str) -> RemoteStore:
+        name = access.guest(self.url, uuid, role)
+        return self.person(name)
+
+    def with_token(self, secret: Secret) -> RemoteStore:
+        store = RemoteStore(self.served)
+        store.connections.address = _With(*store.connections.address)
+        store.connections.address.secret = secret
+        return store
+
+    def study(self, user: str = "ann", name: str = "s") -> str:
+        """A study of this user's: its uuid."""
+        store, uuid = self.person(user), f"uuid-of-{name}"
+        append(store.log(uuid), _commit(f"{user}-{name}"))
+        opened = Commit(f"opener-{name}", 1, f"opener-{name}", 0, (StudyOpen(uuid, name),))
+        append(store.catalog(), Outgoing(f"opener-{name}:1", codec.encode(opened), about=uuid))
+        return uuid
+
+    def close(self) -> None:
+        for store in self._stores.values():
+            store.close()
+
+
+@pytest.fixture(params=["directory", "postgres"])
+def site(request: pytest.FixtureRequest, serve: Serve, tmp_path: Path) -> Iterator[Site]:
+    if request.param == "directory":
+        url = str(tmp_path / "store")
+        open_store(url).close()
+    else:
+        url = request.getfixturevalue("postgres_url")
+    with contextlib.closing(Site(url, serve(url).url)) as made:
+        yield made
+
+
+ACTIONS: dict[str, Callable[[RemoteStore, str, Path], Any]] = {
+    "read": lambda store, uuid, _: list(read_all(store.log(uuid))),
+    "append": lambda store, uuid, _: append(store.log(uuid), _commit("another")),
+    "find a snapshot": lambda store, uuid, _: store.log(uuid).newest_snapshot(),
+    "keep a snapshot": lambda store, uuid, _: store.log(uuid).put_snapshot(1, b"any bytes"),
+    "keep a file": lambda store, uuid, path: store.artifacts().put(f"{uuid}/file", path),
+    "read a file": lambda store, uuid, path: store.artifacts().get(f"{uuid}/there", path.with_name("copy")),
+    "list files": lambda store, uuid, _: store.artifacts().keys(f"{uuid}/"),
+    "remove a file": lambda store, uuid, _: store.artifacts().delete(f"{uuid}/there"),
+    "destroy": lambda store, uuid, _: store.log(uuid).destroy(),
+}
+LEAST = {
+    **dict.fromkeys(("read", "find a snapshot", "read a file", "list files"), "viewer"),
+    **dict.fromkeys(("append", "keep a snapshot", "keep a file", "remove a file"), "worker"),
+    "destroy": "owner",
+}
+ROLES = (None, "viewer", "worker", "owner")
+
+
+@pytest.mark.parametrize("role", ROLES)
+def test_each_role_may_do_what_the_table_says(site: Site, tmp_path: Path, role: str | None) -> None:
+    uuid, file = site.study(), tmp_path / "a file"
+    file.write_text("content")
+    site.person("ann").artifacts().put(f"{uuid}/there", file)
+    bob = site.person("bob")
+    if role is not None:
+        access.grant(site.url, "s", "bob", role)
+    for action, do in ACTIONS.items():
+        if ROLES.index(role) >= ROLES.index(LEAST[action]):
+            do(bob, uuid, file)
+        else:
+            with pytest.raises(Denied, match=r"hopaas-p2p grant|no grant"):
+                assert do(bob, uuid, file) == []
+                raise Denied("no grant: there is nothing to list")
+    if role != "owner":  # who has destroyed it
+        assert (bob.shared() or set()) - {"catalog"} == (set() if role is None else {uuid})
+
+
+def test_whoever_writes_first_to_a_log_owns_it_and_every_commit_names_its_author(site: Site) -> None:
+    uuid = site.study()
+    assert [(one.user, one.role) for one in access.grants(site.url, "s")] == [("ann", "owner")]
+    entries = list(read_all(site.person("ann").log(uuid)))
+    assert [(one.stamp.author, one.stamp.role) for one in entries] == [("ann", "owner")]
+    assert entries[0].stamp.at > 0
+    (opened,) = read_all(site.person("bob").catalog())
+    assert (opened.stamp.author, opened.stamp.role) == ("ann", f"owner:{uuid}")
+
+
+def test_a_guest_takes_part_in_one_study_and_creates_none(site: Site) -> None:
+    uuid, other = site.study(), site.study("ann", "other")
+    guest = site.guest_of(uuid, "worker")
+    access.grant(site.url, "s", access.guest(site.url, uuid, "worker"), "worker")
+    append(guest.log(uuid), _commit("of-a-guest"))
+    list(read_all(guest.catalog()))
+    for forbidden in (
+        lambda: list(read_all(guest.log(other))),
+        lambda: append(guest.log("new"), _commit("x")),
+        lambda: append(guest.catalog(), _commit("g", about="new")),
+        lambda: guest.artifacts().put("elsewhere/file", Path(__file__)),
+    ):
+        with pytest.raises(Denied):
+            forbidden()
+    with pytest.raises((InvalidInput, Denied), match="guest of one study"):
+        access.grant(site.url, "other", access.guest(site.url, uuid, "worker"), "worker")
+
+
+def test_only_an_owner_of_a_study_closes_it_in_the_catalog(site: Site) -> None:
+    site.study()
+    bob = site.person("bob")
+    append(bob.catalog(), _commit("b", about="uuid-of-s"))
+    assert list(read_all(bob.catalog()))[-1].stamp.role == "worker"
+    with pytest.raises(Denied):
+        bob.catalog().destroy()
+
+
+def test_a_study_keeps_its_last_owner(site: Site) -> None:
+    site.study()
+    for take in (lambda: access.revoke(site.url, "s", "ann"), lambda: access.grant(site.url, "s", "ann", "viewer")):
+        with pytest.raises((InvalidInput, Denied), match="only owner"):
+            take()
+    site.person("bob")
+    access.grant(site.url, "s", "bob", "owner")
+    access.revoke(site.url, "s", "ann")
+    with pytest.raises(Denied):
+        list(read_all(site.person("ann").log("uuid-of-s")))
+
+
+def test_nobody_beats_for_the_peer_of_another_user(site: Site) -> None:
+    ann, bob = site.person("ann"), site.person("bob")
+    ann.beat(Beat("peer-of-ann", "1"))
+    before = bob.beats(["peer-of-ann"])
+    with contextlib.suppress(Denied):
+        bob.beat(Beat("peer-of-ann", "2"))
+    assert ann.beats(["peer-of-ann"]) == before != {}
+    ann.beat(Beat("peer-of-ann", "3"))
+    assert ann.beats(["peer-of-ann"]) != before
+
+
+def test_a_revoked_token_and_a_removed_user_are_refused_at_the_next_request(site: Site) -> None:
+    site.person("ann")
+    token = access.create_token(site.url, "ann")
+    store, bob = site.with_token(token.secret), site.person("bob")
+    for one in (store, bob):
+        list(read_all(one.catalog()))
+    access.revoke_token(site.url, token.name)
+    with pytest.raises(Denied, match=r"hopaas-p2p token create|expired or was revoked"):
+        list(read_all(store.catalog()))
+    access.remove_user(site.url, "bob")
+    with pytest.raises(Denied):
+        list(read_all(bob.catalog()))
+    list(read_all(site.person("ann").catalog()))
+    store.close()
+
+
+def test_a_token_that_has_expired_is_refused(site: Site) -> None:
+    site.person("ann")
+    until = datetime.datetime.now(tz=datetime.UTC) + datetime.timedelta(seconds=1.5)
+    store = site.with_token(access.create_token(site.url, "ann", valid=until.isoformat()).secret)
+    list(read_all(store.catalog()))
+    threading.Event().wait(2.0)
+    with pytest.raises(Denied):
+        list(read_all(store.catalog()))
+    store.close()
+
+
+def test_a_wrong_secret_is_refused_whoever_it_is_said_to_be(site: Site) -> None:
+    site.person("ann")
+    token = access.create_token(site.url, "ann")
+    for secret in (f"{token.name}:wrong", f"{token.name}:", "nobody:x", ":x", f"ann:{token.secret.reveal()}"):
+        store = site.with_token(Secret(secret))
+        with pytest.raises(Denied, match="401"):
+            store.facts()
+        store.close()
+    found = site.with_token(token.secret)
+    facts = found.facts()
+    assert facts.token == token.name
+    assert facts.expires is not None
+    found.close()
+
+
+def test_a_users_grant_is_listed_with_who_gave_it(site: Site) -> None:
+    site.study()
+    site.person("bob")
+    access.grant(site.url, "s", "bob", "viewer")
+    assert [(one.user, one.role) for one in access.grants(site.url, "s")] == [("ann", "owner"), ("bob", "viewer")]
+    assert [one.name for one in access.users(site.url)] == ["ann", "bob", "operator"]
+    assert {one.user for one in access.tokens(site.url)} == {"ann", "bob", "operator"}
+    for wrong in (lambda: access.grant(site.url, "s", "nobody", "viewer"), lambda: access.add_user(site.url, "bob")):
+        with pytest.raises((InvalidInput, ConfigurationError)):
+            wrong()
+
+
+def test_a_study_runs_with_peers_at_the_store_itself_and_through_the_server(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    site.person("ann")
+    with contextlib.closing(hopaas_p2p.open_study(site.url, "s", space=SPACE, budget=8)) as direct:
+        site.person("bob")
+        access.grant(site.url, "s", "bob", "worker")
+        secret = access.create_token(site.url, "bob").secret.reveal()
+        monkeypatch.setenv("HOPAAS_TOKEN", secret)
+        with contextlib.closing(hopaas_p2p.open_study(site.served, "s", create=False)) as remote:
+            for study in (direct, remote, direct, remote):
+                trial = study.ask()
+                study.tell(trial, trial.params["lr"])
+            remote.optimize(lambda trial: trial.params["lr"])
+            assert [trial.state.name for trial in remote.state.trials] == ["COMPLETE"] * 8
+            with pytest.raises(Denied):
+                remote.stop()
+        until(lambda: [trial.state.name for trial in direct.state.trials] == ["COMPLETE"] * 8)
+
+
+def test_one_string_lets_a_guest_take_part_in_a_directory(site: Site, tmp_path: Path) -> None:
+    """As the person types it who serves the directory, and the one at the other site."""
+    site.person("ann")
+    with contextlib.closing(hopaas_p2p.open_study(site.url, "s", space={"x": Float(0, 1)}, budget=3)):
+        pass
+    trusting = {"HOPAAS_CA_FILE": os.environ["HOPAAS_CA_FILE"]}
+    made = cli("invite", "s", "--via", site.served, "--site", "north", HOPAAS_STORE=site.url, **trusting)
+    (tmp_path / "north.invitation").write_text(made.stdout)
+    words = ["join", str(tmp_path / "north.invitation"), "--logs", str(tmp_path / "logs"), "--"]
+    trial = ["sh", "-c", 'echo "{\\"value\\": {x}}"']
+    joined = cli(*words, *trial, check=False, XDG_CONFIG_HOME=str(tmp_path / "north"), HOPAAS_TOKEN="", HOPAAS_STORE="")
+    assert joined.returncode == 0, joined.stderr
+    assert "Connection: direct" in joined.stderr
+    with contextlib.closing(hopaas_p2p.open_study(site.url, "s", create=False)) as study:
+        assert [trial.state.name for trial in study.state.trials] == ["COMPLETE"] * 3
+        authors = {info["user"] for info in study.state.peers.values() if info.get("site") == "north"}
+    assert {author.partition("-")[0] for author in authors} == {"guest"}
+    revoked = cli("token", "revoke", "invitation to s for north", HOPAAS_STORE=site.url)
+    assert "Revoked" in revoked.stderr + revoked.stdout
+
+
+# --- what only a server that keeps the list itself can get wrong ---------------------------------------------------
+
+
+def test_no_commit_gets_round_its_stamp(site: Site) -> None:
+    """However it is encoded, a worker's commit is stored with what the server says of it, or not at all."""
+    uuid = site.study()
+    bob = site.person("bob")
+    access.grant(site.url, "s", "bob", "worker")
+    good = _commit("forger").payload
+    long = b"\xdc\x00\x06" + good[5:]
+    long = chain.zlib.crc32(long).to_bytes(4, "little") + long
+    as_owner = chain.attach(good, 0, chain.Stamp("ann", "owner", 1))
+    twice = chain.attach(as_owner, None, chain.Stamp("ann", "owner", 1))
+    assert isinstance(codec.decode(long), Commit)
+    for number, payload in enumerate((good, long, as_owner, twice)):
+        with contextlib.suppress(InvalidInput):
+            append(bob.log(uuid), Outgoing(f"forger:{number}", payload))
+    stamps = [one.stamp for one in read_all(open_store(site.url).log(uuid))]
+    assert stamps[0].author == "ann"
+    assert {(one.author, one.role) for one in stamps[1:]} == {("bob", "worker")}
+
+
+@pytest.mark.parametrize("uuid", ["access", "bridge-box", "..", "a/b", ""])
+def test_no_request_reaches_a_log_of_the_stores_own(tmp_path: Path, serve: Serve, uuid: str) -> None:
+    open_store(tmp_path / "store").close()
+    with contextlib.closing(Site(str(tmp_path / "store"), serve(str(tmp_path / "store")).url)) as site:
+        eve = site.person("eve")
+        for call, arguments in (("exchange", (None, 0)), ("destroy", ()), ("put_snapshot_head", (1, b"x"))):
+            with pytest.raises(Denied):
+                eve.connections.ask(call, *arguments, place=uuid)
