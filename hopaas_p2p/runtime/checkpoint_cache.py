@@ -22,8 +22,6 @@ from hopaas_p2p.runtime import settings
 from hopaas_p2p.runtime.atomic import open_regular, replace_atomically
 from hopaas_p2p.runtime.ownership import opened, own_folder
 
-HAS_CACHE: Final = "checkpoint_cache"
-"""What a peer's introduction says if it keeps copies."""
 _FULL: Final = (errno.ENOSPC, errno.EDQUOT)
 _SUM: Final = re.compile("[0-9a-f]{64}")
 _log: Final = logging.getLogger("hopaas_p2p")

@@ -18,8 +18,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
 
-from hopaas_p2p.runtime import metering, settings
-from hopaas_p2p.runtime.checkpoint_cache import HAS_CACHE
+from hopaas_p2p.runtime import metering
 
 _BATCH_JOB: Final = (
     # the batch system, the variable with its job id, the one with its array index
@@ -68,8 +67,6 @@ def describe(*, on_behalf_of: str = "") -> dict[str, str]:
     info.update(_batch_job(os.environ))
     info.update(_machine())
     info.update(metering.devices())
-    if settings.checkpoint_cache() is not None:
-        info[HAS_CACHE] = "yes"
     commit = _git_commit()
     if commit:
         info["git_commit"] = commit

@@ -39,7 +39,6 @@ from hopaas_p2p.peer.outbox import Draft, PendingCommit
 from hopaas_p2p.peer.peer import Peer
 from hopaas_p2p.runtime.metering import GpuGauge, gpu_gauge
 from hopaas_p2p.storage.frozen import FrozenTrialCache, OwnedTrial
-from hopaas_p2p.storage.nearby import DelayScheduling
 from hopaas_p2p.storage.optuna_internals import copy_of, end_frozen
 from hopaas_p2p.storage.refusals import NO_WORK, no_work, why_refused
 from hopaas_p2p.storage.suggestion import TrialSuggestion
@@ -92,7 +91,6 @@ class StudyHandle:
         """Ends of trials that are queued, and will be awaited with the next exchange, each by its thread."""
         self.asked: dict[int, AskedTrial] = {}
         """Trials whose objects are watched."""
-        self._delays = DelayScheduling()
         self._idle_since: float | None = None
         """Since when this process has had nothing to start, by the peer's clock."""
         self.dropped_checkpoints: set[str] = set()
@@ -126,19 +124,10 @@ class StudyHandle:
         log, me = self.log, self.peer.uuid
         with log.lock:
             state = log.session.state
-            found = next_start(state, me, alive=self._doubted_until, skip=self._left_to_others(), no_new=no_new)
+            found = next_start(state, me, alive=self._doubted_until, skip=self.peer.resting(log), no_new=no_new)
             if found.why is None:
                 self._idle_since = None
         return found
-
-    def _left_to_others(self) -> tuple[int, ...]:
-        """Trials that this peer does not take now: some retries rest, and some pauses are left to their site."""
-        peer, state = self.peer, self.log.session.state
-        if not state.waiting and state.configurations is NEVER_PAUSING:  # as nearly always
-            return ()
-        with self.log.lock:
-            skip = peer.resting(self.log)
-            return (*skip, *self._delays.left(state, peer.uuid, peer.clock(), skip))
 
     def _doubted_until(self, owner: str) -> float | None:
         """Whether a running trial's owner has shown a sign of life since this process has had nothing to start."""
@@ -163,7 +152,7 @@ class StudyHandle:
 
     def ask(self, suggestion: TrialSuggestion | None, *, within: float) -> int:
         """Start what waits, or else a new trial, with these parameters, if any are given; see `begin`."""
-        skip, state = self._left_to_others(), self.log.session.state
+        skip, state = self.peer.resting(self.log), self.log.session.state
         if suggestion is None:
             record = TrialCreate(prefer_waiting=True, skip=skip)
         else:

@@ -13,17 +13,10 @@ from typing import Any
 import pytest
 
 import hopaas_p2p
-from hopaas_p2p.core.records import PeerJoin, StudyControl, TrialCreate
-from hopaas_p2p.core.rungs import Rungs
 from hopaas_p2p.errors import ConfigurationError
 from hopaas_p2p.files.artifacts import artifacts_of
-from hopaas_p2p.runtime.checkpoint_cache import HAS_CACHE, CheckpointCache, checkpoint_cache
+from hopaas_p2p.runtime.checkpoint_cache import CheckpointCache, checkpoint_cache
 from hopaas_p2p.runtime.settings import checkpoint_cache as configured
-from hopaas_p2p.storage import nearby
-from hopaas_p2p.storage.nearby import DelayScheduling
-from hopaas_p2p.study import Study
-from tests.support.campaign import NINE, Campaign
-from tests.support.scribe import X
 
 Cached = Callable[[], CheckpointCache]
 
@@ -69,7 +62,6 @@ def test_a_checkpoint_of_this_site_is_resumed_from_its_own_disk(tmp_path: Path) 
 def test_without_a_cache_no_copy_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("HOPAAS_CHECKPOINT_CACHE", raising=False)
     trial = _interrupted(tmp_path / "store")
-    assert HAS_CACHE not in trial.handle.state.peers[trial.handle.peer.uuid]
     _forget_files(trial)
     assert trial.resume is None
 
@@ -210,82 +202,3 @@ def test_a_copy_that_another_job_removes_once_it_was_read_is_used(
 def test_a_bound_that_is_no_number_is_refused() -> None:
     with pytest.raises(ConfigurationError, match="HOPAAS_CHECKPOINT_CACHE_MB is a whole number"):
         configured({"HOPAAS_CHECKPOINT_CACHE": "/scratch", "HOPAAS_CHECKPOINT_CACHE_MB": "20 GB"})
-
-
-class Sites(Campaign):
-    """Three configurations of the north, which keeps copies, wait at the first rung; the north runs one more."""
-
-    def __init__(self, north: dict[str, str], rungs: Rungs = NINE) -> None:
-        super().__init__(rungs)
-        self.say("founder", StudyControl(budget=100))
-        for peer in ("p0", "p1", "p2", "north"):
-            self.say(peer, PeerJoin({"site": "north", **north}))
-        self.say("south", PeerJoin({"site": "south"}))
-        self.first_rung(0.3, 0.1, 0.2)
-
-    def left(self, by: DelayScheduling, peer: str, now: float) -> set[int]:
-        return set(by.left(self.state, peer, now))
-
-
-def test_a_promoted_trial_is_left_to_its_site_for_a_twentieth_of_its_time() -> None:
-    study, south = Sites({HAS_CACHE: "yes"}), DelayScheduling()
-    assert study.left(south, "south", 5.0) == set()  # nobody of the north runs anything
-    study.say("north", TrialCreate(params={"x": 0.5}, dists={"x": X}))
-    assert study.left(south, "south", 5.0) == {1}
-    assert study.left(DelayScheduling(), "north", 5.0) == set()
-    assert study.left(DelayScheduling(), "a peer that has not introduced itself", 5.0) == set()
-    ran = ((study.trial(1).end or 0) - (study.trial(1).start or 0)) / 1e6
-    assert study.left(south, "south", 5.0 + 0.049 * ran) == {1}
-    assert study.left(south, "south", 5.0 + 0.051 * ran) == set()
-
-
-def test_nothing_is_left_to_a_site_without_a_cache() -> None:
-    study = Sites({})
-    study.say("north", TrialCreate(params={"x": 0.5}, dists={"x": X}))
-    assert study.left(DelayScheduling(), "south", 5.0) == set()
-
-
-def test_nothing_is_left_where_a_bound_on_checkpoints_may_keep_new_configurations_from_beginning() -> None:
-    study = Sites({HAS_CACHE: "yes"}, Rungs(min=1, max=9, eta=3, checkpoint_mb=1))
-    study.say("north", TrialCreate(params={"x": 0.5}, dists={"x": X}))
-    assert study.left(DelayScheduling(), "south", 5.0) == set()
-
-
-def test_what_is_left_is_passed_over_while_there_is_room_for_a_new_configuration() -> None:
-    study = Sites({HAS_CACHE: "yes"})
-    ask = TrialCreate(prefer_waiting=True, params={"x": 0.5}, dists={"x": X}, skip=(1,))
-    begun = study.trial(study.say("south", ask).number or 0)
-    assert begun.continues is None
-    study.say("founder", StudyControl(budget=4))
-    assert study.left(DelayScheduling(), "south", 5.0) == set()
-    assert study.trial(study.say("south", ask).number or 0).continues == 1
-
-
-def test_a_peer_of_another_site_begins_a_new_configuration_and_then_takes_what_waits(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    running: list[hopaas_p2p.Trial] = []
-
-    def opened(site: str) -> Study:
-        monkeypatch.setenv("HOPAAS_SITE", site)
-        storage = hopaas_p2p.open_storage(tmp_path / "store")
-        study = hopaas_p2p.open_study(storage, "s", space={"x": hopaas_p2p.Float(0.0, 1.0)}, fidelity=NINE)
-        running.append(study.ask())
-        return study
-
-    monkeypatch.setenv("HOPAAS_CHECKPOINT_CACHE", str(tmp_path / "scratch"))
-    monkeypatch.setattr(nearby, "_SHARE", 1e9)
-    north, south = opened("north"), opened("south")
-    for _ in range(3):
-        trial = north.ask()
-        trial.checkpoint(b"weights", step=0)
-        trial.report(trial.params["x"], 0)
-        north.tell(trial, state="pruned")
-    begun = south.ask()
-    assert begun.handle.state.trials[begun.number].continues is None
-    assert set(begun.params) == {"x"}
-    monkeypatch.setattr(nearby, "_LONGEST", 0.0)
-    taken = south.ask()
-    assert taken.handle.state.trials[taken.number].continues is not None
-    north.close()
-    south.close()
