@@ -45,6 +45,7 @@ __all__ = [
     "end_frozen",
     "fixed_params",
     "forget_cached_trials",
+    "has_trial_with",
     "new_frozen",
     "new_study",
     "pickle_prefixes",
@@ -205,9 +206,10 @@ class StoredStudy(optuna.Study):
         for listener in mine[-1:] or listeners:
             listener.stop_asked = True
 
-    def is_queued(self, params: Mapping[str, Any]) -> bool:
-        """Whether there is a trial with these parameters already."""
-        return self._should_skip_enqueue(dict(params))
+
+def has_trial_with(study: optuna.Study, params: Mapping[str, Any]) -> bool:
+    """Whether there is a trial with these parameters already."""
+    return study._should_skip_enqueue(dict(params))
 
 
 @contextlib.contextmanager

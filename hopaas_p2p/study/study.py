@@ -68,6 +68,7 @@ from hopaas_p2p.spec.budget import budget_now, changed, check_limits, check_spen
 from hopaas_p2p.spec.budget import words as budget_words
 from hopaas_p2p.spec.space import as_attribute, inferred, said_later, spec
 from hopaas_p2p.storage import Storage, open_storage
+from hopaas_p2p.storage.frozen import to_datetime
 from hopaas_p2p.storage.handle import StudyHandle
 from hopaas_p2p.storage.optuna_internals import (
     StopListener,
@@ -76,8 +77,10 @@ from hopaas_p2p.storage.optuna_internals import (
     become,
     cached_trial,
     contains,
+    end_frozen,
     fixed_params,
     forget_cached_trials,
+    has_trial_with,
     progress_bar,
     suggest_fixed,
 )
@@ -620,9 +623,11 @@ class Study(StoredStudy):
         elif values is not None:
             raise InvalidInput(f"a {to.name} trial takes no values")
         number = self._number_of(trial) if isinstance(trial, Trial) else trial_number(trial)
-        if not (skip_if_finished and self.storage.get_trial(self._handle.first_id + number).state.is_finished()):
-            self._end(self._told_id(number), told, to, reason=reason, strict=True)
-        return self.storage.get_trial(self._handle.first_id + number)
+        if skip_if_finished:
+            known = self.storage.get_trial(self._handle.first_id + number)
+            if known.state.is_finished():
+                return known
+        return self._end(self._told_id(number), told, to, reason=reason, strict=True)
 
     def _number_of(self, trial: Trial) -> int:
         """The number of a trial of this study."""
@@ -665,7 +670,7 @@ class Study(StoredStudy):
         reason: str | None,
         defer: bool = False,
         strict: bool = False,
-    ) -> None:
+    ) -> FrozenTrial:
         """End a trial as Optuna's `tell` does: the sampler hears of it first, and a pruned one gets its last report."""
         frozen = self.storage.get_trial(trial_id)
         reports = frozen.intermediate_values
@@ -676,6 +681,10 @@ class Study(StoredStudy):
             self._after_trial(frozen, state, values)
         finally:
             self.storage.finish(trial_id, state, values, reason, defer=defer, strict=strict)
+        if not defer:
+            end_frozen(frozen, state, values)
+            frozen.datetime_complete = to_datetime(self._handle.state.trials[frozen.number].end)
+        return frozen
 
     def _after_trial(self, frozen: FrozenTrial, state: TrialState, values: tuple[float, ...] | None) -> None:
         """Tell the sampler, which may know that it has no more points; trials that wait are run all the same.
@@ -1001,7 +1010,7 @@ class Study(StoredStudy):
                 raise InvalidInput(f"the study has no parameter {name!r}; it has {', '.join(space)}")
             if name in space and not contains(space[name], value):
                 raise InvalidInput(f"{name} = {value!r} is not in {spec(space[name])}")
-        if skip_if_exists and self.is_queued(params):
+        if skip_if_exists and has_trial_with(self, params):
             return None
         before = optuna.trial.create_trial(
             state=TrialState.WAITING,

@@ -1,4 +1,4 @@
-"""Checkpoints near the jobs of a site: copies on its disk, and a site that goes on with its own first."""
+"""Checkpoints near the jobs of a site: copies on its disk."""
 
 from __future__ import annotations
 
