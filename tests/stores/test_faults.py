@@ -51,7 +51,7 @@ def replayed(store: Store) -> State:
     """The State after the log, every commit of which is held against the invariants."""
     state, witness = State(), Witness()
     for entry in everything(store.log("study")):
-        apply(state, entry.lsn, codec.decode(entry.payload))
+        apply(state, entry.lsn, codec.decode(entry.payload), entry.stamp)
         witness.look(state)
     return state
 
