@@ -48,7 +48,6 @@ from hopaas_p2p.core.records import (
     Float,
     Int,
     Natural,
-    Policy,
     Step,
     StudyDefine,
 )
@@ -370,21 +369,15 @@ _READ_LIKE: Final = (
 
 def possible_definition(define: StudyDefine) -> bool:
     """Whether a study can be run like that."""
+    policy, directions = define.policy, define.directions
     return (
-        0 < len(define.directions) <= MOST_DIRECTIONS
-        and all(direction in _DIRECTIONS for direction in define.directions)
+        0 < len(directions) <= MOST_DIRECTIONS
+        and all(direction in _DIRECTIONS for direction in directions)
         and possible_distributions(define.space, {})
-        and _possible_policy(define.policy)
-        and possible_limits(define.policy.limits, len(define.directions))
-    )
-
-
-def _possible_policy(policy: Policy) -> bool:
-    timeout = policy.progress_timeout
-    return (
-        0 < policy.ttl <= LONGEST_TTL
+        and 0 < policy.ttl <= LONGEST_TTL
         and policy.attempts <= _MOST_ATTEMPTS
         and (policy.budget is None or 0 <= policy.budget <= MAX_BUDGET)
-        and (timeout is None or timeout > 0)
+        and (policy.progress_timeout is None or policy.progress_timeout > 0)
         and policy.interrupted in ("fail", "prune")
+        and possible_limits(policy.limits, len(directions))
     )
