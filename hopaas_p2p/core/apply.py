@@ -574,8 +574,8 @@ def _describes_a_trial(state: State, record: TrialCreate) -> dict[str, Distribut
         ((record.values is None and record.state is RUNNING) or _can_end(state, record.state, record.values))
         and 1 <= record.replicates <= MOST_REPLICATES
         and record.replicates * weight <= _MOST_COPIED
-        and possible_time(record.start)
-        and possible_time(record.end)
+        and (record.start is None or possible_time(record.start))
+        and (record.end is None or possible_time(record.end))
     ):
         return None
     return _outliers(state, record)

@@ -17,7 +17,7 @@ from hopaas_p2p.core.codec import Garbage
 from hopaas_p2p.core.names import valid_name
 from hopaas_p2p.core.records import UNSTAMPED, Commit, Stamp, StudyClose, StudyOpen
 from hopaas_p2p.core.snapshot import CorruptSnapshot
-from hopaas_p2p.core.state import LastCommit, Replicated, Verdict
+from hopaas_p2p.core.state import LastCommit, LogState, Verdict
 from hopaas_p2p.errors import InvalidInput
 
 MAX_NAME: Final = 200
@@ -36,7 +36,7 @@ class Listing(NamedTuple):
     name: str
 
 
-class Catalog(Replicated):
+class Catalog(LogState):
     """The studies after commits 1..lsn of the directory log."""
 
     __slots__ = ("by_id", "by_name", "by_uuid", "ids", "uuids")

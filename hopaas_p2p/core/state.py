@@ -390,7 +390,7 @@ def is_anothers(name: str, author: str, writers: Mapping[str, LastCommit]) -> bo
     return last is not None and last.author != author and "" not in (last.author, author)
 
 
-class Replicated:
+class LogState:
     """What a replica knows of any log after its commits 1..lsn."""
 
     __slots__ = ("chain", "lsn", "refusals", "writers")
@@ -490,7 +490,7 @@ class Pausing:
 NEVER_PAUSING: Final = Pausing()
 
 
-class State(Replicated):
+class State(LogState):
     """A study after commits 1..lsn. Change it through `apply` only.
 
     Invariants: `trials[n].number == n`; `waiting` and `running` hold exactly the numbers in those states, in the order

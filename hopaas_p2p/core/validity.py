@@ -13,7 +13,6 @@ import json
 import math
 import re
 from collections.abc import Mapping, Sequence
-from types import FunctionType
 from typing import Annotated, Any, Final, Literal
 
 import msgspec
@@ -83,9 +82,9 @@ _DEEPEST: Final = 64
 """Levels of nested JSON. At some hundred, copying it fails in a program that is itself deep in calls."""
 
 
-def possible_time(microseconds: int | None) -> bool:
+def possible_time(microseconds: int) -> bool:
     """Whether a clock may show this, even one that is wrong by centuries."""
-    return microseconds is None or -LAST_TIME < microseconds < LAST_TIME
+    return -LAST_TIME < microseconds < LAST_TIME
 
 
 def possible_values(values: Sequence[float], directions: int) -> bool:
@@ -273,7 +272,7 @@ def _is(wanted: Any, text: str) -> bool:
     """Whether this is the JSON of such a type, or of a value of which a function says that it can be."""
     try:
         value = json.loads(text)
-        if isinstance(wanted, FunctionType):
+        if isinstance(wanted, type(_is_space)):
             return bool(wanted(value))
         msgspec.convert(value, wanted)
     except (ValueError, RecursionError):
