@@ -75,7 +75,6 @@ from hopaas_p2p.core.state import (
     State,
     Trial,
     Verdict,
-    is_anothers,
 )
 from hopaas_p2p.core.validity import (
     MAX_BUDGET,
@@ -119,19 +118,10 @@ def apply(state: State, lsn: int, commit: Commit | Garbage, stamp: Stamp = UNSTA
     state.lsn = lsn
     if state.unsent:
         state.unsent = {}
-    if isinstance(commit, Garbage):
-        _count(state, "malformed")
-        return ()
-    author = stamp.author
-    if author and (
-        is_anothers(commit.writer, author, state.writers)
-        or (commit.owner != commit.writer and is_anothers(commit.owner, author, state.writers))
-    ):
-        return tuple([_refuse(state, "author") for _ in commit.records])
-    last = state.writers.get(commit.writer)
-    if last is not None and commit.seq <= last.seq:
-        _count(state, "duplicate")
-        return last.verdicts if commit.seq == last.seq else ()
+    known = state.decided(commit, stamp)
+    if known is not None:
+        return known
+    assert isinstance(commit, Commit)
     if state.ledger.limited:  # one that a record reaches counts from the next record on
         state.ledger.look(commit.writer, stamp.at or commit.at)
         _judge(state)
@@ -144,9 +134,9 @@ def apply(state: State, lsn: int, commit: Commit | Garbage, stamp: Stamp = UNSTA
         verdicts = (_apply_record(state, commit.records[0], commit, stamp),)
     else:
         verdicts = tuple([_apply_record(state, record, commit, stamp) for record in commit.records])
-    state.writers[commit.writer] = LastCommit(commit.seq, lsn, verdicts, author)
-    if author and commit.owner not in state.writers:
-        state.writers[commit.owner] = LastCommit(0, lsn, (), author)
+    state.writers[commit.writer] = LastCommit(commit.seq, lsn, verdicts, stamp.author)
+    if stamp.author and commit.owner not in state.writers:
+        state.writers[commit.owner] = LastCommit(0, lsn, (), stamp.author)
     state.configurations.refresh(state.trials)
     return verdicts
 
@@ -167,13 +157,13 @@ def _apply_record(state: State, record: object, commit: Commit, stamp: Stamp) ->
     kind = type(record)
     rule = _RULES.get(kind)
     if rule is None:
-        return _refuse(state, "malformed")
+        return state.refuse("malformed")
     if (state.define is None) != (kind is StudyDefine):
-        return _refuse(state, "undefined")
+        return state.refuse("undefined")
     if stamp.role != "owner":
         stops = kind is TrialStop and state.policy.progress_timeout is not None
         if stamp.role != "worker" or not (stops or may_be_a_workers(record)):
-            return _refuse(state, "role")
+            return state.refuse("role")
     if stamp.author and isinstance(record, PeerJoin):  # the user is the one that the store saw
         info = {**record.info, "user": stamp.author}
         if stamp.role != "owner":  # only an owner's service may act for others by name
@@ -182,7 +172,7 @@ def _apply_record(state: State, record: object, commit: Commit, stamp: Stamp) ->
     said = rule(state, record, commit)
     if said is None:
         return _ACCEPTED
-    return _refuse(state, said) if isinstance(said, str) else said
+    return state.refuse(said) if isinstance(said, str) else said
 
 
 def may_be_a_workers(record: object) -> bool:
@@ -256,14 +246,14 @@ def _create(state: State, record: TrialCreate, commit: Commit) -> Verdict:
     """A trial starts, is queued, or is imported."""
     outside = _describes_a_trial(state, record)
     if outside is None:
-        return _refuse(state, "malformed")
+        return state.refuse("malformed")
     state.configurations.refresh(state.trials)
     if record.state is RUNNING:
         return _create_running(state, record, commit, outside)
     if record.state in _TAKES_A_PLACE and not state.has_room():
-        return _refuse(state, "budget")
+        return state.refuse("budget")
     if record.state is WAITING and len(state.waiting) >= MAX_WAITING:
-        return _refuse(state, "queue")
+        return state.refuse("queue")
     trial = _append(state, record.state)
     _merge(state, trial, record, outside)
     trial.start = record.start
@@ -288,7 +278,7 @@ def _create_running(state: State, record: TrialCreate, commit: Commit, outside: 
     if isinstance(found, Continue):
         return _continue(state, state.trials[found.number], commit)
     if not isinstance(found, New):
-        return _refuse(state, found.why)
+        return state.refuse(found.why)
     trial = _append(state, RUNNING)
     if found.replicate_of is not None:
         _repeat(state, trial, found.replicate_of)
@@ -418,7 +408,7 @@ def _finish(state: State, trial: Trial, record: TrialFinish, commit: Commit) -> 
     ):
         return "fenced"
     if lease.kept_as is not None:
-        return _refuse(state, "finished", lease.kept_as)
+        return state.refuse("finished", lease.kept_as)
     return _keep_late(state, trial, place, record, commit)
 
 
@@ -429,7 +419,7 @@ def _keep_late(state: State, lost: Trial, place: int, record: TrialFinish, commi
     The budget stays exact. Without a free place, a retry that runs is withdrawn; without one, the result is kept as
     a FAIL trial whose attribute `hopaas:late_values` holds it.
     """
-    _count(state, "late")
+    state.refuse("late")
     retry, lost = None, state.trials.opened(lost.number)
     while (retry or lost).retried_by is not None:  # the newest attempt at its parameters
         retry = state.trials.named((retry or lost).retried_by or 0)
@@ -574,17 +564,6 @@ def _stop(state: State, trial: Trial, record: TrialStop, _commit: Commit) -> Non
 # --- the steps: they keep the counts and indexes of a State true ---
 
 
-def _count(state: State, reason: str) -> None:
-    """One refusal more for this reason."""
-    state.refusals[reason] = state.refusals.get(reason, 0) + 1
-
-
-def _refuse(state: State, reason: str, number: int | None = None) -> Verdict:
-    """Count the refusal, and give the verdict that says so."""
-    _count(state, reason)
-    return Verdict(False, number, reason)
-
-
 def _describes_a_trial(state: State, record: TrialCreate) -> dict[str, Distribution] | None:
     """`_outliers` of the record, or None if no trial can be like that."""
     weight = 0  # of what replicates have in common, more or less
@@ -595,8 +574,8 @@ def _describes_a_trial(state: State, record: TrialCreate) -> dict[str, Distribut
         ((record.values is None and record.state is RUNNING) or _can_end(state, record.state, record.values))
         and 1 <= record.replicates <= MOST_REPLICATES
         and record.replicates * weight <= _MOST_COPIED
-        and possible_time(record.start)
-        and possible_time(record.end)
+        and (record.start is None or possible_time(record.start))
+        and (record.end is None or possible_time(record.end))
     ):
         return None
     return _outliers(state, record)
@@ -712,7 +691,7 @@ def _merge_metrics(state: State, trial: Trial, metrics: dict[str, dict[int, floa
     """Merge metrics. A name that no trial may have is counted and left out; the rest of its record is kept."""
     for name, values in metrics.items():
         if name not in trial.metrics and not (possible_metric(name) and len(trial.metrics) < MOST_METRICS):
-            _count(state, "malformed")
+            state.refuse("malformed")
             continue
         trial.metrics[name] = grown(trial.metrics.get(name, {}), values)
 
@@ -770,7 +749,7 @@ def _of_a_trial(
     def looked_up(state: State, record: Any, commit: Commit) -> Verdict:
         number, trials = record.number, state.trials
         if not 0 <= number < trials.size:
-            return _refuse(state, "no such trial")
+            return state.refuse("no such trial")
         block = trials.open.get(number // BLOCK)  # as nearly always
         trial = trials.named(number) if block is None else block[number % BLOCK]
         said: Said = _refusal(trial, record, commit, absent=absent) if absent else None
@@ -778,7 +757,7 @@ def _of_a_trial(
             said = rule(state, trial, record, commit)
         if said is None:
             return Verdict(True, number)
-        return _refuse(state, said, number) if isinstance(said, str) else said
+        return state.refuse(said, number) if isinstance(said, str) else said
 
     return looked_up
 

@@ -283,7 +283,11 @@ def check(plain: bytes, study: StudyRules, *, first: int) -> list[int]:
             if over == count
             else all((end is None) == (state in _LIVE) for end, state in zip(block.ends, states, strict=True))
         )
-        and (not counts[TrialState.RUNNING] or _possible_leases(block))
+        and all(
+            block.epochs[at] > 0 and block.owners[block.owner[at]] is not None
+            for at, state in enumerate(states if counts[TrialState.RUNNING] else b"")
+            if state == TrialState.RUNNING
+        )
         and _possible_values(block, study.directions, all_over=over == count)
         and _possible_params(block, study.dists)
         and all(_possible_rare(block, place, rare, study) for place, rare in block.rare.items())
@@ -299,13 +303,6 @@ def _total(sets: Sequence[Sequence[object]], column: Sequence[int]) -> int:
     if column.count(0) == len(column):
         return len(sets[0]) * len(column)
     return sum(map([len(one) for one in sets].__getitem__, column))
-
-
-def _possible_leases(block: BlockColumns) -> bool:
-    """Whether a trial that runs has an owner and an epoch."""
-    leases = zip(block.states, block.epochs, block.owner, strict=True)
-    running = [(epoch, block.owners[owner]) for state, epoch, owner in leases if state == TrialState.RUNNING]
-    return all(epoch > 0 and owner is not None for epoch, owner in running)
 
 
 def _possible_values(block: BlockColumns, directions: int, *, all_over: bool) -> bool:

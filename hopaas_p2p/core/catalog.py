@@ -17,7 +17,7 @@ from hopaas_p2p.core.codec import Garbage
 from hopaas_p2p.core.names import valid_name
 from hopaas_p2p.core.records import UNSTAMPED, Commit, Stamp, StudyClose, StudyOpen
 from hopaas_p2p.core.snapshot import CorruptSnapshot
-from hopaas_p2p.core.state import LastCommit, Verdict, is_anothers
+from hopaas_p2p.core.state import LastCommit, LogState, Verdict
 from hopaas_p2p.errors import InvalidInput
 
 MAX_NAME: Final = 200
@@ -36,80 +36,58 @@ class Listing(NamedTuple):
     name: str
 
 
-class Catalog:
+class Catalog(LogState):
     """The studies after commits 1..lsn of the directory log."""
 
-    __slots__ = ("by_id", "by_name", "by_uuid", "chain", "ids", "lsn", "refusals", "uuids", "writers")
+    __slots__ = ("by_id", "by_name", "by_uuid", "ids", "uuids")
 
     def __init__(self) -> None:
-        self.lsn = 0
-        self.chain = (0, 0)
-        """As in `State`."""
+        super().__init__()
         self.ids = 0
         self.by_id: dict[int, Listing] = {}
         self.by_name: dict[str, Listing] = {}
         self.by_uuid: dict[str, Listing] = {}
         self.uuids: set[str] = set()
         """Those of all studies that ever were: none is used twice."""
-        self.writers: dict[str, LastCommit] = {}
-        self.refusals: dict[str, int] = {}
 
     def apply(self, lsn: int, commit: Commit | Garbage, stamp: Stamp = UNSTAMPED) -> tuple[Verdict, ...]:
         """Take one commit in; same contract as `apply.apply`."""
         self.lsn = lsn
-        if isinstance(commit, Garbage):
-            self._refuse("malformed")
-            return ()
-        if is_anothers(commit.writer, stamp.author, self.writers):
-            return tuple([self._refuse("author") for _ in commit.records])
-        last = self.writers.get(commit.writer)
-        if last is not None and commit.seq <= last.seq:
-            self._refuse("duplicate")
-            return last.verdicts if commit.seq == last.seq else ()
+        known = self.decided(commit, stamp)
+        if known is not None:
+            return known
+        assert isinstance(commit, Commit)
         verdicts = tuple([self._apply_record(record, stamp) for record in commit.records])
         self.writers[commit.writer] = LastCommit(commit.seq, lsn, verdicts, stamp.author)
         return verdicts
 
     def _apply_record(self, record: object, stamp: Stamp) -> Verdict:
-        if isinstance(record, StudyOpen):
-            return self._open(record, stamp)
-        if isinstance(record, StudyClose):
-            return self._close(record, stamp)
-        return self._refuse("malformed")
+        if not isinstance(record, StudyOpen | StudyClose):
+            return self.refuse("malformed")
+        if stamp.role not in ("owner", f"owner:{record.uuid}"):  # of the store, or of this study, whose log exists
+            return self.refuse("role")
+        return self._open(record) if isinstance(record, StudyOpen) else self._close(record)
 
-    def _refuse(self, reason: str, study_id: int | None = None) -> Verdict:
-        self.refusals[reason] = self.refusals.get(reason, 0) + 1
-        return Verdict(False, study_id, reason)
-
-    def _open(self, record: StudyOpen, stamp: Stamp) -> Verdict:
-        if not _owns(record.uuid, stamp):
-            return self._refuse("role")
+    def _open(self, record: StudyOpen) -> Verdict:
         if flaw(record.name) is not None or not valid_name(record.uuid) or record.uuid in RESERVED:
-            return self._refuse("malformed")
+            return self.refuse("malformed")
         if record.name in self.by_name:
-            return self._refuse("exists", self.by_name[record.name].study_id)
+            return self.refuse("exists", self.by_name[record.name].study_id)
         if record.uuid in self.uuids:
-            return self._refuse("exists")
+            return self.refuse("exists")
         self.uuids.add(record.uuid)
         listing = Listing(self.ids, record.uuid, record.name)
         self.ids += 1
         self.by_id[listing.study_id] = self.by_name[listing.name] = self.by_uuid[listing.uuid] = listing
         return Verdict(True, listing.study_id)
 
-    def _close(self, record: StudyClose, stamp: Stamp) -> Verdict:
-        if not _owns(record.uuid, stamp):
-            return self._refuse("role")
+    def _close(self, record: StudyClose) -> Verdict:
         listing = self.by_uuid.pop(record.uuid, None)
         if listing is None:
-            return self._refuse("no such study")
+            return self.refuse("no such study")
         del self.by_id[listing.study_id]
         del self.by_name[listing.name]
         return Verdict(True, listing.study_id)
-
-
-def _owns(uuid: str, stamp: Stamp) -> bool:
-    """Whether the author is an owner of the store, or of this study, whose log exists."""
-    return stamp.role in ("owner", f"owner:{uuid}")
 
 
 def checked_name(name: str) -> str:

@@ -83,9 +83,6 @@ class Layered(_Chained[K, V], MutableMapping[K, V]):
             raise KeyError(key)
         return self.base[key]
 
-    def __contains__(self, key: object) -> bool:
-        return key in self.own or (key not in self.hidden and key in self.base)
-
     def __bool__(self) -> bool:
         return bool(self.own) or any(key not in self.hidden for key in self.base)
 
@@ -137,18 +134,12 @@ class StepValues(_Chained[int, float]):
         first, last = self.first, self.last
         return {**{step: value for step, value in self.base.items() if first <= step <= last}, **self.own}
 
-    def _from_base(self, step: object) -> bool:
-        return self.base is not None and isinstance(step, int) and self.first <= step <= self.last
-
     def __getitem__(self, step: int) -> float:
         if step in self.own or self.base is None:
             return self.own[step]
-        if not self._from_base(step):
+        if not self.first <= step <= self.last:
             raise KeyError(step)
         return self.base[step]
-
-    def __contains__(self, step: object) -> bool:
-        return step in self.own or (self._from_base(step) and self.base is not None and step in self.base)
 
     def __bool__(self) -> bool:
         return self.floor(LAST_STEP) is not None

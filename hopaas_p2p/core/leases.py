@@ -19,6 +19,8 @@ import math
 from collections.abc import Collection, Iterable, Mapping
 from typing import Final, NamedTuple
 
+import msgspec
+
 from hopaas_p2p.core.records import TrialReclaim, TrialStop
 from hopaas_p2p.core.state import State
 
@@ -108,18 +110,17 @@ class FailureDetector:
 
         After more than `gap` seconds without a look, all that was seen before is forgotten.
         """
-        if now - self._looked > gap:
-            self._seen = {}
-        self._looked = now
-        self._seen = {owner: self._sighting(owner, beats.get(owner), now, heard=owner in heard) for owner in owners}
-
-    def _sighting(self, owner: str, beat: str | None, now: float, *, heard: bool) -> Sighting:
-        before = self._seen.get(owner)
-        if before is None:
-            return Sighting(beat, now, changed=heard)
-        if heard:
-            return Sighting(before.beat, now, changed=True)
-        return before if before.beat == beat else Sighting(beat, now, changed=True)
+        earlier = {} if now - self._looked > gap else self._seen
+        self._looked, self._seen = now, {}
+        for owner in owners:
+            before, beat = earlier.get(owner), beats.get(owner)
+            if before is None:
+                seen = Sighting(beat, now, changed=owner in heard)
+            elif owner in heard:
+                seen = Sighting(before.beat, now, changed=True)
+            else:
+                seen = before if before.beat == beat else Sighting(beat, now, changed=True)
+            self._seen[owner] = seen
 
     def watches(self, owner: str) -> bool:
         """Whether this owner was among those of the last look."""
@@ -216,15 +217,13 @@ class OwnerMonitor:
         self.detector.look(beats, watched, now, heard=heard, gap=ttl * _LONGEST_GAP)
         running = [(number, state.trials[number].epoch) for number in list(state.running)]
         self._first_seen = {lease: self._first_seen.get(lease, now) for lease in running}
-        due = [self._with_life(one, state, now) for one in reclaims(state, self.detector, now, spare=frozenset(spare))]
+        due: list[TrialReclaim | TrialStop] = []
+        for one in reclaims(state, self.detector, now, spare=frozenset(spare)):
+            owner, seen = state.trials[one.number].owner or "", self._first_seen[one.number, one.epoch]
+            # how long the owner was seen alive in this lease, and half a beat more
+            lived = now - self.detector.silence(owner, now) - seen + ttl_of(state, owner) / BEATS_PER_TTL / 2
+            due.append(msgspec.structs.replace(one, lived=round(lived * 1e6) if lived > 0 else None))
         return [*due, *self._stuck(state, now)]
-
-    def _with_life(self, record: TrialReclaim, state: State, now: float) -> TrialReclaim:
-        """The record, with how long the owner was seen alive in this lease, and half a beat more."""
-        owner = state.trials[record.number].owner or ""
-        seen = self._first_seen[record.number, record.epoch]
-        lived = now - self.detector.silence(owner, now) - seen + ttl_of(state, owner) / BEATS_PER_TTL / 2
-        return TrialReclaim(record.number, record.epoch, record.reason, round(lived * 1e6)) if lived > 0 else record
 
     def _stuck(self, state: State, now: float) -> list[TrialReclaim | TrialStop]:
         """Trials without a report for the policy's progress timeout are asked to stop; a timeout later, reclaimed."""

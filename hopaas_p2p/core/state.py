@@ -7,6 +7,7 @@ from typing import Annotated, Any, Final, Literal, NamedTuple, Protocol, overloa
 
 import msgspec
 
+from hopaas_p2p.core.codec import Garbage
 from hopaas_p2p.core.fidelity import Fidelity
 from hopaas_p2p.core.ledger import Ledger
 from hopaas_p2p.core.populations import Population
@@ -14,10 +15,12 @@ from hopaas_p2p.core.records import (
     LONGEST_PEER,
     Budget,
     Checkpoint,
+    Commit,
     Distribution,
     Natural,
     PastLease,
     Policy,
+    Stamp,
     Step,
     StudyDefine,
     Time,
@@ -387,6 +390,41 @@ def is_anothers(name: str, author: str, writers: Mapping[str, LastCommit]) -> bo
     return last is not None and last.author != author and "" not in (last.author, author)
 
 
+class LogState:
+    """What a replica knows of any log after its commits 1..lsn."""
+
+    __slots__ = ("chain", "lsn", "refusals", "writers")
+
+    def __init__(self) -> None:
+        self.lsn = 0
+        self.chain = (0, 0)
+        """An lsn, and the sum of the log up to it, see `core.chain`; a session keeps it. Not in digests."""
+        self.writers: dict[str, LastCommit] = {}
+        self.refusals: dict[str, int] = {}
+
+    def refuse(self, reason: str, number: int | None = None) -> Verdict:
+        """Count one refusal more for this reason, and give the verdict that says so."""
+        self.refusals[reason] = self.refusals.get(reason, 0) + 1
+        return Verdict(False, number, reason)
+
+    def decided(self, commit: Commit | Garbage, stamp: Stamp) -> tuple[Verdict, ...] | None:
+        """The verdicts on a commit of which no record counts: garbage, of another's peer, or known; None for others."""
+        if isinstance(commit, Garbage):
+            self.refuse("malformed")
+            return ()
+        author, writers = stamp.author, self.writers
+        if author and (
+            is_anothers(commit.writer, author, writers)
+            or (commit.owner != commit.writer and is_anothers(commit.owner, author, writers))
+        ):
+            return tuple([self.refuse("author") for _ in commit.records])
+        last = writers.get(commit.writer)
+        if last is None or commit.seq > last.seq:
+            return None
+        self.refuse("duplicate")
+        return last.verdicts if commit.seq == last.seq else ()
+
+
 class Pausing:
     """How a study's trials pause, and what follows for what may start. Here they never do: each counts by itself."""
 
@@ -452,7 +490,7 @@ class Pausing:
 NEVER_PAUSING: Final = Pausing()
 
 
-class State:
+class State(LogState):
     """A study after commits 1..lsn. Change it through `apply` only.
 
     Invariants: `trials[n].number == n`; `waiting` and `running` hold exactly the numbers in those states, in the order
@@ -461,7 +499,6 @@ class State:
 
     __slots__ = (
         "budget",
-        "chain",
         "changed",
         "configurations",
         "counts",
@@ -470,11 +507,9 @@ class State:
         "draining",
         "failures_in_a_row",
         "ledger",
-        "lsn",
         "peers",
         "policy",
         "quiet",
-        "refusals",
         "replicates",
         "running",
         "status",
@@ -483,13 +518,10 @@ class State:
         "unsent",
         "user",
         "waiting",
-        "writers",
     )
 
     def __init__(self) -> None:
-        self.lsn = 0
-        self.chain = (0, 0)
-        """An lsn, and the sum of the log up to it, see `core.chain`; a session keeps it. Not in digests."""
+        super().__init__()
         self.define: StudyDefine | None = None
         self.policy = Policy()
         """That of `define`, once there is one."""
@@ -511,8 +543,6 @@ class State:
         self.peers: dict[str, dict[str, str]] = {}
         self.draining: dict[str, None] = {}
         """Peers, and sites as `site:name`, that were asked to take no more trials."""
-        self.writers: dict[str, LastCommit] = {}
-        self.refusals: dict[str, int] = {}
         self.changed: set[int] = set()
         """Numbers of trials touched since a reader last emptied it. Not part of the study: no digest, no snapshot."""
 

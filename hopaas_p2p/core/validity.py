@@ -13,7 +13,6 @@ import json
 import math
 import re
 from collections.abc import Mapping, Sequence
-from types import FunctionType
 from typing import Annotated, Any, Final, Literal
 
 import msgspec
@@ -50,7 +49,6 @@ from hopaas_p2p.core.records import (
     Float,
     Int,
     Natural,
-    Policy,
     Step,
     StudyDefine,
 )
@@ -86,9 +84,9 @@ _DEEPEST: Final = 64
 """Levels of nested JSON. At some hundred, copying it fails in a program that is itself deep in calls."""
 
 
-def possible_time(microseconds: int | None) -> bool:
+def possible_time(microseconds: int) -> bool:
     """Whether a clock may show this, even one that is wrong by centuries."""
-    return microseconds is None or -LAST_TIME < microseconds < LAST_TIME
+    return -LAST_TIME < microseconds < LAST_TIME
 
 
 def possible_values(values: Sequence[float], directions: int) -> bool:
@@ -276,7 +274,7 @@ def _is(wanted: Any, text: str) -> bool:
     """Whether this is the JSON of such a type, or of a value of which a function says that it can be."""
     try:
         value = json.loads(text)
-        if isinstance(wanted, FunctionType):
+        if isinstance(wanted, type(_is_space)):
             return bool(wanted(value))
         msgspec.convert(value, wanted)
     except (ValueError, RecursionError):
@@ -392,21 +390,15 @@ _READ_LIKE: Final = (
 
 def possible_definition(define: StudyDefine) -> bool:
     """Whether a study can be run like that."""
+    policy, directions = define.policy, define.directions
     return (
-        0 < len(define.directions) <= MOST_DIRECTIONS
-        and all(direction in _DIRECTIONS for direction in define.directions)
+        0 < len(directions) <= MOST_DIRECTIONS
+        and all(direction in _DIRECTIONS for direction in directions)
         and possible_distributions(define.space, {})
-        and _possible_policy(define.policy)
-        and possible_limits(define.policy.limits, len(define.directions))
-    )
-
-
-def _possible_policy(policy: Policy) -> bool:
-    timeout = policy.progress_timeout
-    return (
-        0 < policy.ttl <= LONGEST_TTL
+        and 0 < policy.ttl <= LONGEST_TTL
         and policy.attempts <= _MOST_ATTEMPTS
         and (policy.budget is None or 0 <= policy.budget <= MAX_BUDGET)
-        and (timeout is None or timeout > 0)
+        and (policy.progress_timeout is None or policy.progress_timeout > 0)
         and policy.interrupted in ("fail", "prune")
+        and possible_limits(policy.limits, len(directions))
     )
