@@ -17,6 +17,7 @@ import statistics
 import warnings
 from collections.abc import Callable
 from functools import cache
+from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 import numpy as np
@@ -26,6 +27,7 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution, Floa
 from hopaas_p2p import Categorical, Float, Int, Prior
 from hopaas_p2p.samplers import default_sampler
 from tests.benchmarks.bench_search import _HPOLIB, paired, read_table
+from tests.benchmarks.search_picture import histories
 
 _EVALUATIONS: Final = 200
 _EARLIER: Final = 100
@@ -34,6 +36,7 @@ _RELATED: Final = 8
 _FAMILIES: Final = ("reals", "choices", "mixed")
 _RESAMPLED: Final = 1000
 _NOTHING: Final = "nothing"
+_PICTURE: Final = Path("docs/assets/learn-from.svg")
 _SCENARIOS: Final = {
     "the other three tables": ("tables", 0.25),
     "the best three of each enqueued, no model": ("tables", None),
@@ -223,8 +226,37 @@ def _run(case: Case, seed: int) -> int:
     return _search(problem, study, case.peers, seed, _EVALUATIONS, problem.target)
 
 
+def _digits(best: float, sampler: optuna.samplers.BaseSampler, trials: int) -> optuna.Study:
+    """The study of docs/tutorials/learn-from.md."""
+    space: dict[str, BaseDistribution] = {
+        "lr": FloatDistribution(1e-5, 1e-1, log=True),
+        "dropout": FloatDistribution(0, 0.6),
+        "optimizer": CategoricalDistribution(("adam", "sgd", "lion")),
+    }
+    study = optuna.create_study(sampler=sampler, study_name="digits-2025")
+    for _ in range(trials):
+        trial = study.ask(space)
+        loss = 0.2 * math.log10(trial.params["lr"] / best) ** 2 + (trial.params["dropout"] - 0.2) ** 2
+        study.tell(trial, loss + {"adam": 0.1, "sgd": 0.3, "lion": 0.0}[trial.params["optimizer"]])
+    return study
+
+
+def picture(seeds: int = 21) -> str:
+    """The best loss after each trial of the tutorial's second study, with and without the first: medians."""
+    found: dict[str, list[list[float]]] = {"with what last year taught": [], "without": []}
+    for seed, (name, runs) in itertools.product(range(seeds), found.items()):
+        priors = [] if name == "without" else [Prior.from_study(_digits(1e-3, default_sampler(seed + 1000), 40))]
+        study = _digits(3e-3, default_sampler(seed, priors=priors), 15)
+        runs.append(list(itertools.accumulate([trial.value or 0.0 for trial in study.trials], min)))
+    return histories(
+        {name: [statistics.median(one) for one in zip(*runs, strict=True)] for name, runs in found.items()}
+    )
+
+
 def main() -> str:
     """The table as Markdown."""
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    _PICTURE.write_text(picture())
     words = {key: os.environ.get(f"TRANSFER_{key}", default) for key, default in _DEFAULTS.items()}
     peers = [int(one) for one in words["PEERS"].split()]
     problems = {
