@@ -46,7 +46,6 @@ _SPREAD: Final = 0.5  # standard deviation of a prior's coefficient, whose mean 
 _DOUBT: Final = 5.0  # trials: beside priors, ranks among so many are worth half of what they say
 _FADES: Final = 10.0  # trials: beside so many, priors are worth half of what they say
 _QUIET: Final = 0.05  # the most noise beside priors: with more, trials would not move it away from where priors point
-_CHANCE: Final = 1.0  # standard deviations above chance that a prior has to agree with the trials
 _JUDGED: Final = 3  # trials from which on priors are judged
 _SMALLEST: Final = 1e-9
 _BLOCK: Final = 24
@@ -326,7 +325,7 @@ def trust(means: Floats, found: Floats, covariance: Floats, noise: float) -> Tru
         expected = np.sign(means[first] - means[second])
         agreement = 0.5 + 0.5 * (expected * came_out[:, None]).mean(axis=0)
         deviation = math.sqrt((2 * count + 5) / (18 * count * (count - 1)))  # of Kendall's tau, halved
-        used = agreement > 0.5 + _CHANCE * deviation
+        used = agreement > 0.5 + math.log(priors) * deviation  # of many, one agrees by chance
     whitened, _ = _eliminated(covariance, noise, np.column_stack([np.ones(count), means, found]))
     weights = np.zeros(priors)
     while used.any():
