@@ -192,6 +192,15 @@ class KnownTrials(TrialTable):
         rows = rows[np.isin(self.role[rows], (COMPLETE, PRUNED, RUNNING))]
         return bool((rows != but).any())
 
+    def tried(self, names: Iterable[str], but: int | None) -> set[tuple[float, ...]]:
+        """The values of all trials for which `contains` is true."""
+        names = list(names)
+        if not set(names) <= self.params.keys():
+            return set()
+        rows = np.flatnonzero(np.isin(self.role, (COMPLETE, PRUNED, RUNNING)))
+        rows = rows[rows != but] if but is not None else rows
+        return set(zip(*[self.merged(name, rows).tolist() for name in names], strict=True))
+
     def _learn(self, shape: Mapping[str, BaseDistribution]) -> None:
         """Take into account which parameters a COMPLETE or PRUNED trial has."""
         if shape is self._last_shape:  # many trials share one

@@ -3,8 +3,9 @@
 A prior keeps configurations of a study and their scores by rank. In the space of a new study it becomes a Gaussian
 process; the mean of each such process is a feature of the new study's own process, with a coefficient that is learned
 with everything else (a Bayesian linear model under a Gaussian process; Rasmussen and Williams, 2006, section 2.7).
-Before the first result all earlier studies count alike. Later, one counts only if it ranks pairs of known trials better
-than chance would, given their number; compare RGPE (Feurer, Letham and Bakshy, arXiv:1802.02219).
+Before the first result all earlier studies count alike. Later, one counts only if it ranks pairs of known trials
+better than chance would, given their number, and if it helps beside the others; compare RGPE (Feurer, Letham and
+Bakshy, arXiv:1802.02219). All count for less with each trial that is known.
 
 What a person believes is a prior as well: configurations whose scores grow with the distance from what is believed to
 be best. So its influence decays like that of any prior (compare Hvarfner et al., piBO, ICLR 2022).

@@ -45,12 +45,13 @@ _DENSITIES: Final = 32
 """Search spaces whose trials are kept ready; a study with a fixed space has one, or one for each parameter."""
 _DRAWS: Final = 4  # of all candidates, before the model is given up for a new configuration
 _ANYWHERE: Final = 100
+_LOOKED_UP: Final = 3  # candidates that are compared with all trials one by one
 _PROCESS_UP_TO: Final = 500  # trials; with more, the densities know enough, and cost less
 _RUNNING_SEEN: Final = 128  # of the running trials, those that the process takes into account
 _NEARBY: Final = 48
 _FAR: Final = 24
 _CENTRES: Final = 2  # trials around which it looks
-_TAUGHT: Final = 5  # of each prior that counts, the best configurations, and around them
+_TAUGHT: Final = 15  # the best configurations of the priors that count, and what is around them
 _CLIMBS: Final = 3  # times that it looks around the best candidates, while few trials are known beside priors
 _CLIMBED: Final = 8
 _CLIMBS_UP_TO: Final = 20  # trials
@@ -187,7 +188,8 @@ class TPESampler(OptunaTPE):
         """The search space before a trial is finished: as it was told, or that of a running trial; only with priors."""
         if not self._priors or self.grouped or not self.is_joint(study):
             return {}
-        return self._space or next((one.distributions for one in listed(study, cached=True) if one.distributions), {})
+        earlier = listed(study, cached=True)[:-1]  # the last one is about to be drawn
+        return self._space or next((one.distributions for one in earlier if one.distributions), {})
 
     def startup_value(self, study: optuna.Study, trial: FrozenTrial, name: str, distribution: BaseDistribution) -> Any:
         if self._priors and not distribution.single():  # the first trial of a study whose space nobody knows
@@ -278,8 +280,14 @@ class TPESampler(OptunaTPE):
         """The most promising configuration that is new; the most promising one if none is found."""
         ranked = self._ranked(model)
         first = next(ranked)
-        new = (values for values in chain([first], ranked) if not model.columns.contains(values, own))
-        values = next(new, first)
+        tried: set[tuple[float, ...]] = set()
+        for place, values in enumerate(chain([first], ranked)):
+            if place == _LOOKED_UP:  # where so many were tried, many more were
+                tried = model.columns.tried(model.space, own)
+            if not (tuple(values.values()) in tried if place >= _LOOKED_UP else model.columns.contains(values, own)):
+                break
+        else:
+            values = first
         return {name: one.to_external_repr(values[name]) for name, one in model.space.items()}
 
     def _ranked(self, model: _Model) -> Iterator[dict[str, float]]:
@@ -324,7 +332,7 @@ class TPESampler(OptunaTPE):
                 return parts[-1], np.zeros(_FAR)
             candidates = joined(parts)
             return candidates, surrogate.costs(cube.points(candidates))
-        best = lessons.taught.best(numbers, _TAUGHT, used)
+        best = lessons.taught.best(numbers, max(1, _TAUGHT // int(used.sum())), used)
         candidates = joined([*parts, best, cube.nearby(numbers, best, _NEARBY)])
         points = cube.points(candidates)
         costs = surrogate.costs(points, lessons.taught.means(points))

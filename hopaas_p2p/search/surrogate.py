@@ -42,10 +42,10 @@ _WIDTH: Final = 1.5  # standard deviation of the prior of a length, as a logarit
 _OPTIMISM: Final = 1.0  # standard deviations: measured with 0.5, 1 and 1.7 on the tables of tests/benchmarks
 CONSTANT: Final = 4.0
 """Variance of the mean of a process whose trials cluster where they are good, and so say little of it."""
-_SHARED: Final = 0.5  # variance of the process beside priors that are believed
 _SPREAD: Final = 0.5  # standard deviation of a prior's coefficient, whose mean is its part of 1
-_DOUBT: Final = 10.0  # trials: ranks among fewer are worth half of what they say, beside priors
-_CHANCE: Final = 1.0  # standard deviations above chance that a prior has to agree with the trials
+_DOUBT: Final = 5.0  # trials: beside priors, ranks among so many are worth half of what they say
+_FADES: Final = 10.0  # trials: beside so many, priors are worth half of what they say
+_QUIET: Final = 0.05  # the most noise beside priors: with more, trials would not move it away from where priors point
 _JUDGED: Final = 3  # trials from which on priors are judged
 _SMALLEST: Final = 1e-9
 _BLOCK: Final = 24
@@ -325,7 +325,7 @@ def trust(means: Floats, found: Floats, covariance: Floats, noise: float) -> Tru
         expected = np.sign(means[first] - means[second])
         agreement = 0.5 + 0.5 * (expected * came_out[:, None]).mean(axis=0)
         deviation = math.sqrt((2 * count + 5) / (18 * count * (count - 1)))  # of Kendall's tau, halved
-        used = agreement > 0.5 + _CHANCE * deviation
+        used = agreement > 0.5 + math.log(priors) * deviation  # of many, one agrees by chance
     whitened, _ = _eliminated(covariance, noise, np.column_stack([np.ones(count), means, found]))
     weights = np.zeros(priors)
     while used.any():
@@ -378,34 +378,37 @@ class Surrogate:
         self._points = np.concatenate([points, running])
         known = len(points)
         self._squares = cube.squares(self._points, self._points)
-        self._variance = 1.0
         self._expected, self._variances = np.empty(0), np.empty(0)
         self._features = np.empty((len(self._points), 0))
-        self.trust = Trust(np.empty(0), np.empty(0))
+        self.trust, self._fade = Trust(np.empty(0), np.empty(0)), 1.0
         if means is not None and means.shape[1]:
             self._learn(means, lengths or start or _lengths(len(self._squares)))
         if self.trust.used.any():
-            lengths = lengths or start
+            lengths = lengths or start or _lengths(len(self._squares))
+            lengths = lengths._replace(noise=min(lengths.noise, _QUIET))
         elif lengths is not None and lengths.taught:
             lengths = None
         squares = [one[:known, :known] for one in self._squares]
         if known and (lengths is None or count > 1.3 * lengths.trials + 2):
             features = self._features[:known]
-            shared = (features * self._variances) @ features.T / self._variance if features.size else None
+            shared = (features * self._variances) @ features.T if features.size else None
             lengths = fit(squares, self._found - features @ self._expected, count, lengths, shared)
+            if self.trust.used.any():
+                lengths = lengths._replace(noise=min(lengths.noise, _QUIET))
         self.lengths = lengths or _lengths(len(squares))
 
     def _learn(self, means: Floats, lengths: Lengths) -> None:
         """Take those priors for features that agree with the trials."""
         known = len(self._found)
+        self._fade = _FADES / (_FADES + known)
         doubted = self._found * (known / (known + _DOUBT))
-        covariance = _SHARED * _kernel([one[:known, :known] for one in self._squares], lengths.scales)
-        self.trust = trust(means[:known], doubted, covariance, lengths.noise)
-        used = self.trust.used
+        covariance = _kernel([one[:known, :known] for one in self._squares], lengths.scales)
+        found = trust(means[:known], doubted, covariance, lengths.noise)
+        self.trust, used = found._replace(weights=self._fade * found.weights), found.used
         if used.any():
-            self._found, self._variance = doubted, _SHARED
+            self._found = doubted
             self._expected, self._variances = _coefficients(int(used.sum()))
-            self._features = _features(means, used)
+            self._features = _features(self._fade * means, used)
 
     def costs(self, points: Floats, means: Floats | None = None) -> Floats:
         """How bad each configuration would be if one is optimistic: the lowest is the one to try.
@@ -418,15 +421,15 @@ class Surrogate:
         near = _kernel(self._cube.squares(self._points, points), scales)
         features = np.empty((len(points), 0))
         if means is not None and self.trust.used.any():
-            features = _features(means, self.trust.used)
+            features = _features(self._fade * means, self.trust.used)
             shared = self._features * self._variances
-            kernel = self._variance * kernel + shared @ self._features.T
-            near = self._variance * near + shared @ features.T
+            kernel += shared @ self._features.T
+            near += shared @ features.T
         found = self._found - self._features[:known] @ self._expected
         scored = np.concatenate([found, np.zeros(len(self._points) - known)])
         solved, _ = _eliminated(kernel, self.lengths.noise, np.concatenate([near, scored[:, None]], axis=1))
         mean = features @ self._expected + (solved[:known, :-1] * solved[:known, -1:]).sum(axis=0)
-        left = self._variance + features**2 @ self._variances - (solved[:, :-1] ** 2).sum(axis=0)
+        left = 1 + features**2 @ self._variances - (solved[:, :-1] ** 2).sum(axis=0)
         return np.asarray(mean - _OPTIMISM * np.sqrt(np.maximum(left, _SMALLEST)))
 
 

@@ -31,6 +31,7 @@ def _pages() -> list[Path]:
         "docs/populations.md",
         "docs/quickstart.md",
         "docs/tutorials/first-study.md",
+        "docs/tutorials/learn-from.md",
         "docs/from-hopaas.md",
         "docs/join.md",
         "docs/monitor.md",
