@@ -23,9 +23,9 @@ from hopaas_p2p.core.catalog import Listing
 from hopaas_p2p.core.leases import FailureDetector, beat_time, ttl_of
 from hopaas_p2p.core.state import State
 from hopaas_p2p.errors import HopaasError, NoSuchStudy, StoreUnreachable, StudyDeleted
-from hopaas_p2p.peer.driver import LogDriver, translated
 from hopaas_p2p.peer.jobs import Jobs
 from hopaas_p2p.peer.liveness import UNKNOWN, SignOfLife, owners_of, sign_of_life
+from hopaas_p2p.peer.log_client import LogClient, translated
 from hopaas_p2p.storage import Storage, open_storage
 from hopaas_p2p.study import Study
 
@@ -55,7 +55,7 @@ class Freshness(NamedTuple):
 class CachedLog:
     """One log: its replica, and how the last look at it went."""
 
-    def __init__(self, replica: LogDriver[Any]) -> None:
+    def __init__(self, replica: LogClient[Any]) -> None:
         self.replica = replica
         self.due = 0.0
         self.pulled = -float("inf")
@@ -72,9 +72,9 @@ class CachedLog:
 class CachedStudy(CachedLog):
     """One study: the newest frame, and what was seen of its peers."""
 
-    replica: LogDriver[State]
+    replica: LogClient[State]
 
-    def __init__(self, listing: Listing, replica: LogDriver[State]) -> None:
+    def __init__(self, listing: Listing, replica: LogClient[State]) -> None:
         super().__init__(replica)
         self.listing = listing
         self.frame: Frame | None = None
@@ -326,7 +326,7 @@ class ReplicaCache:
         with self._looked:
             self._looked.notify_all()
 
-    def _pull(self, replica: LogDriver[Any]) -> None:
+    def _pull(self, replica: LogClient[Any]) -> None:
         if replica.session.joined and replica.changed() is False:
             return
         began = time.monotonic()

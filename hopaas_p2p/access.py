@@ -541,10 +541,10 @@ def uuid_of(store: Store, name: str) -> str:
         NoSuchStudy: there is none.
 
     """
-    from hopaas_p2p.peer.driver import catalog_driver
+    from hopaas_p2p.peer.log_client import catalog_client
     from hopaas_p2p.peer.peer import microseconds
 
-    replica = catalog_driver(store.catalog(), writer=new_uuid(), now_us=microseconds)
+    replica = catalog_client(store.catalog(), writer=new_uuid(), now_us=microseconds)
     replica.exchange()
     listing = replica.state.by_name.get(name)
     if listing is None:

@@ -12,7 +12,7 @@ from optuna.study import StudyDirection
 
 from hopaas_p2p.core import records
 from hopaas_p2p.core.state import State
-from hopaas_p2p.core.validity import LONGEST_NAME, outliers, possible_attributes, possible_name
+from hopaas_p2p.core.validity import LONGEST_NAME, possible_attributes, possible_name, widened_distributions
 from hopaas_p2p.errors import InvalidInput
 from hopaas_p2p.runtime.arguments import shown
 
@@ -91,7 +91,7 @@ def fits(value: object, distribution: records.Distribution) -> bool:
         inner = to_optuna(distribution).to_internal_repr(value)
     except (ValueError, TypeError, OverflowError):
         return False
-    return outliers({"": inner}, {}, {"": distribution}) is not None
+    return widened_distributions({"": inner}, {}, {"": distribution}) is not None
 
 
 def to_json(key: object, value: object) -> str:

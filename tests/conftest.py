@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, settings
 
-from hopaas_p2p.peer.driver import LogDriver
+from hopaas_p2p.peer.log_client import LogClient
 from hopaas_p2p.peer.peer import Peer
 from hopaas_p2p.runtime import credentials
 
@@ -54,7 +54,7 @@ def no_exchange_under_a_lock() -> Iterator[None]:
 
     def guarded(method: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(method)
-        def checked(self: Peer, log: LogDriver[Any], *more: Any, **options: Any) -> Any:
+        def checked(self: Peer, log: LogClient[Any], *more: Any, **options: Any) -> Any:
             lock: Any = log.lock
             assert not lock._is_owned(), f"{method.__name__} is called under the lock of the log"
             return method(self, log, *more, **options)

@@ -191,7 +191,7 @@ def search(session: CliSession, **given: Any) -> None:
     wanted = method_of(given)
     searched.search_with(**wanted)
     if "fidelity" in wanted and wanted["fidelity"] is None:
-        searched.without_rungs()
+        searched.disable_fidelity()
     data = summary.search_of(searched)
     session.show(data, lambda: output.print_facts(data))
 

@@ -81,7 +81,6 @@ from hopaas_p2p.core.validity import (
     MAX_WAITING,
     MOST_METRICS,
     STATUSES,
-    outliers,
     possible_attributes,
     possible_definition,
     possible_distributions,
@@ -89,6 +88,7 @@ from hopaas_p2p.core.validity import (
     possible_system,
     possible_time,
     possible_values,
+    widened_distributions,
 )
 
 LeaseRecord = TrialSet | TrialCheckpoint | TrialFinish | TrialRelease | TrialReclaim | TrialTakeOver | TrialStop
@@ -587,7 +587,7 @@ def _outliers(state: State, record: TrialSet | TrialCreate) -> dict[str, Distrib
         return None
     if (record.user or record.system) and not _can_be_read(state, record):
         return None
-    return outliers(record.params, record.dists, state.dists) if record.params else {}
+    return widened_distributions(record.params, record.dists, state.dists) if record.params else {}
 
 
 def _can_be_read(state: State, record: StudySet | TrialSet | TrialCreate) -> bool:

@@ -22,11 +22,11 @@ from hopaas_p2p.core.records import Categorical, Distribution, Natural, Step, Tr
 from hopaas_p2p.core.state import BLOCK, BlockColumns, Rare, State, Trial
 from hopaas_p2p.core.validity import (
     MOST_METRICS,
-    outliers,
     possible_attributes,
     possible_distributions,
     possible_metric,
     possible_system,
+    widened_distributions,
 )
 
 _LEVEL: Final = 1  # zlib 1 packs a block in 4 ms; level 6 takes 3 times that to save 2 %
@@ -330,7 +330,7 @@ def _possible_params(block: BlockColumns, dists: Mapping[str, Distribution]) -> 
         dists_, names = block.rare.get(place, _COMMON).dists, block.param_sets[index]
         own = dict(zip(names, params[at : at + len(names)], strict=True))
         at += len(names)
-        outside = outliers(own, dists_, dists)
+        outside = widened_distributions(own, dists_, dists)
         if outside is None or any(dists_.get(name) != wider for name, wider in outside.items()):
             return False
     return True

@@ -15,7 +15,7 @@ from hopaas_p2p.core import snapshot
 from hopaas_p2p.core.chain import sum_at
 from hopaas_p2p.core.codec import Garbage
 from hopaas_p2p.core.names import valid_name
-from hopaas_p2p.core.records import UNSTAMPED, Commit, Stamp, StudyClose, StudyOpen
+from hopaas_p2p.core.records import UNSTAMPED, Commit, Stamp, StudyRegistered, StudyRemoved
 from hopaas_p2p.core.snapshot import CorruptSnapshot
 from hopaas_p2p.core.state import LastCommit, LogState, Verdict
 from hopaas_p2p.errors import InvalidInput
@@ -62,13 +62,13 @@ class Catalog(LogState):
         return verdicts
 
     def _apply_record(self, record: object, stamp: Stamp) -> Verdict:
-        if not isinstance(record, StudyOpen | StudyClose):
+        if not isinstance(record, StudyRegistered | StudyRemoved):
             return self.refuse("malformed")
         if stamp.role not in ("owner", f"owner:{record.uuid}"):  # of the store, or of this study, whose log exists
             return self.refuse("role")
-        return self._open(record) if isinstance(record, StudyOpen) else self._close(record)
+        return self._open(record) if isinstance(record, StudyRegistered) else self._close(record)
 
-    def _open(self, record: StudyOpen) -> Verdict:
+    def _open(self, record: StudyRegistered) -> Verdict:
         if flaw(record.name) is not None or not valid_name(record.uuid) or record.uuid in RESERVED:
             return self.refuse("malformed")
         if record.name in self.by_name:
@@ -81,7 +81,7 @@ class Catalog(LogState):
         self.by_id[listing.study_id] = self.by_name[listing.name] = self.by_uuid[listing.uuid] = listing
         return Verdict(True, listing.study_id)
 
-    def _close(self, record: StudyClose) -> Verdict:
+    def _close(self, record: StudyRemoved) -> Verdict:
         listing = self.by_uuid.pop(record.uuid, None)
         if listing is None:
             return self.refuse("no such study")

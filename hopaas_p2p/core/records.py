@@ -333,14 +333,14 @@ class TrialStop(msgspec.Struct, array_like=True, frozen=True, tag="trial.stop"):
     reason: str | None = None
 
 
-class StudyOpen(msgspec.Struct, array_like=True, frozen=True, tag="catalog.open"):
+class StudyRegistered(msgspec.Struct, array_like=True, frozen=True, tag="catalog.open"):
     """Catalog: a study of this uuid is to be found under this name."""
 
     uuid: str
     name: str
 
 
-class StudyClose(msgspec.Struct, array_like=True, frozen=True, tag="catalog.close"):
+class StudyRemoved(msgspec.Struct, array_like=True, frozen=True, tag="catalog.close"):
     """Catalog: the study of this uuid is deleted; its name is free again."""
 
     uuid: str
@@ -368,7 +368,7 @@ StudyRecord = (
     | TrialTakeOver
     | TrialStop
 )
-CatalogRecord = StudyOpen | StudyClose
+CatalogRecord = StudyRegistered | StudyRemoved
 Record = StudyRecord | CatalogRecord
 
 

@@ -160,7 +160,7 @@ def compatible(first: Distribution, other: Distribution) -> bool:
     return first.log == other.log
 
 
-def outliers(
+def widened_distributions(
     params: Mapping[str, float], given: Mapping[str, Distribution], known: Mapping[str, Distribution]
 ) -> dict[str, Distribution] | None:
     """Distributions for the values that lie outside theirs; None if a parameter can have no such value, or has none.

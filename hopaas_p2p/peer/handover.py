@@ -12,7 +12,7 @@ from hopaas_p2p.core import snapshot
 from hopaas_p2p.core.names import NO_REQUEST, handover_prefix, request_name
 from hopaas_p2p.core.state import State
 from hopaas_p2p.errors import ConfigurationError, Denied
-from hopaas_p2p.peer.driver import LogDriver, translated
+from hopaas_p2p.peer.log_client import LogClient, translated
 from hopaas_p2p.peer.session import IDLE
 from hopaas_p2p.stores.base import Store
 
@@ -30,7 +30,7 @@ class Handover:
         self._answered: dict[str, str] = {}
         """By the study's uuid: the request that was answered last."""
 
-    def look_if_due(self, logs: Mapping[str, LogDriver[State]], now: float, *, writer: str) -> float:
+    def look_if_due(self, logs: Mapping[str, LogClient[State]], now: float, *, writer: str) -> float:
         """Look whether a rescue asks, and answer; the seconds until the next look."""
         taking_part = {
             uuid: log
@@ -51,7 +51,7 @@ class Handover:
                 self._give(uuid, log, writer)
         return REQUESTS_EVERY
 
-    def _give(self, uuid: str, log: LogDriver[State], writer: str) -> None:
+    def _give(self, uuid: str, log: LogClient[State], writer: str) -> None:
         with log.lock:
             lsn, data = log.state.lsn, snapshot.dump(log.state)
         with tempfile.TemporaryDirectory(prefix="hopaas-rescue-") as directory, translated():

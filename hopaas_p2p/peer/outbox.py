@@ -21,8 +21,8 @@ from hopaas_p2p.core.records import (
     Distribution,
     PeerJoin,
     Record,
-    StudyClose,
-    StudyOpen,
+    StudyRegistered,
+    StudyRemoved,
     StudySet,
     TrialClaim,
     TrialCreate,
@@ -35,7 +35,7 @@ from hopaas_p2p.core.state import Verdict
 from hopaas_p2p.errors import InvalidInput
 from hopaas_p2p.stores.base import Outgoing
 
-_OF_CATALOG: Final = frozenset({StudyOpen, StudyClose})
+_OF_CATALOG: Final = frozenset({StudyRegistered, StudyRemoved})
 _UNKNOWN: Final = Verdict(True)
 _MALFORMED: Final = Verdict(False, None, "malformed")
 _FIELDS: Final = operator.attrgetter(*TrialSet.__struct_fields__)
@@ -326,7 +326,7 @@ def _starts(record: object) -> bool:
 
 def _study_in(records: tuple[Record, ...]) -> str:
     """The uuid of the study that a commit to the catalog opens or closes."""
-    return next(record.uuid for record in records if isinstance(record, StudyOpen | StudyClose))
+    return next(record.uuid for record in records if isinstance(record, StudyRegistered | StudyRemoved))
 
 
 def _of_a_lease(record: object) -> bool:

@@ -35,9 +35,9 @@ from hopaas_p2p.errors import (
     StudyDeleted,
 )
 from hopaas_p2p.net.backoff import Backoff
-from hopaas_p2p.peer.driver import LogDriver, catalog_driver, study_driver, translated
 from hopaas_p2p.peer.handover import Handover
 from hopaas_p2p.peer.jobs import Jobs
+from hopaas_p2p.peer.log_client import LogClient, catalog_client, study_client, translated
 from hopaas_p2p.peer.outbox import PendingCommit
 from hopaas_p2p.peer.session import IDLE, LogSession, Pacing, S
 from hopaas_p2p.peer.spool import SpoolSender
@@ -146,10 +146,10 @@ class Peer:
         self.callers: set[Caller] = set()
         """All that wait now."""
         self._pacing = Pacing(linger, store.freshness)
-        self.catalog: LogDriver[Catalog] = self._employed(
-            catalog_driver(store.catalog(), writer=self.uuid, now_us=now_us, clock=clock, pacing=self._pacing)
+        self.catalog: LogClient[Catalog] = self._employed(
+            catalog_client(store.catalog(), writer=self.uuid, now_us=now_us, clock=clock, pacing=self._pacing)
         )
-        self.logs: dict[str, LogDriver[State]] = {}
+        self.logs: dict[str, LogClient[State]] = {}
         """By the study's uuid."""
         self.spool = SpoolSender(store, now_us=now_us)
         self._errands = self.jobs.add(lambda peer: peer.in_background(peer._run_errands))
@@ -216,29 +216,29 @@ class Peer:
         return self.adopted | {self.uuid}
 
     @staticmethod
-    def _is_over(log: LogDriver[State] | None, number: int, owner: str) -> bool:
+    def _is_over(log: LogClient[State] | None, number: int, owner: str) -> bool:
         if log is None or log.session.deleted:
             return True
         trials = log.state.trials
         known = log.session.joined and number < len(trials)
         return known and (trials[number].end is not None or trials[number].owner != owner)
 
-    def log(self, uuid: str) -> LogDriver[State]:
+    def log(self, uuid: str) -> LogClient[State]:
         """This process's part in a study, which begins with the first call."""
         with self._lock:
             found = self.logs.get(uuid)
             if found is None:
                 log, pacing = self.store.log(uuid), self._pacing
-                found = study_driver(log, writer=self.uuid, now_us=self.now_us, clock=self.clock, pacing=pacing)
+                found = study_client(log, writer=self.uuid, now_us=self.now_us, clock=self.clock, pacing=pacing)
                 self.logs[uuid] = self._employed(found)
             return found
 
-    def _employed(self, log: LogDriver[S]) -> LogDriver[S]:
+    def _employed(self, log: LogClient[S]) -> LogClient[S]:
         """Give this log a job of its own."""
         log.job = self.jobs.add(functools.partial(Peer._tend, log=log))
         return log
 
-    def drivers(self) -> list[LogDriver[Any]]:
+    def all_logs(self) -> list[LogClient[Any]]:
         """Those of all logs, the catalog's included."""
         return [self.catalog, *list(self.logs.values())]
 
@@ -254,7 +254,7 @@ class Peer:
         return verdict
 
     def commit(
-        self, log: LogDriver[State], *records: Record, owner: str | None = None, within: float | None = None
+        self, log: LogClient[State], *records: Record, owner: str | None = None, within: float | None = None
     ) -> tuple[Verdict, ...]:
         """Write these records and wait for their verdicts: durable when this returns.
 
@@ -266,7 +266,7 @@ class Peer:
         return self._answered(log, self.put(log, *records, owner=owner), within=within)
 
     def _answered(
-        self, log: LogDriver[Any], pending: PendingCommit, *, within: float | None = None
+        self, log: LogClient[Any], pending: PendingCommit, *, within: float | None = None
     ) -> tuple[Verdict, ...]:
         """As `await_commit`, with an error for the person who asked for this."""
         try:
@@ -276,7 +276,7 @@ class Peer:
             unanswered.queued = True
             raise unanswered from error.__cause__
 
-    def start(self, log: LogDriver[State], record: Record, *, within: float = math.inf) -> PendingCommit:
+    def start(self, log: LogClient[State], record: Record, *, within: float = math.inf) -> PendingCommit:
         """Commit a record that starts a trial. If this fails, or is interrupted, the trial is released.
 
         Waits for an unreachable store no longer than `store_wait`, and no longer than `within`.
@@ -295,12 +295,12 @@ class Peer:
         return pending
 
     @staticmethod
-    def abandon(log: LogDriver[State], pending: PendingCommit) -> None:
+    def abandon(log: LogClient[State], pending: PendingCommit) -> None:
         """Take back what has not left, and release the trials that start, or have started, all the same."""
         with log.lock:
             log.session.abandon(pending)
 
-    def put(self, log: LogDriver[State], *records: Record, owner: str | None = None) -> PendingCommit:
+    def put(self, log: LogClient[State], *records: Record, owner: str | None = None) -> PendingCommit:
         """Queue records without waiting. The first ones of a peer are preceded by its introduction."""
         self.check_process()
         if not log.session.introduced:
@@ -308,7 +308,7 @@ class Peer:
         with log.lock:
             return log.session.put(owner or self.uuid, *records)
 
-    def introduce(self, log: LogDriver[State]) -> None:
+    def introduce(self, log: LogClient[State]) -> None:
         """Queue this peer's introduction, once; from then on it beats, and looks after the trials of others."""
         session = log.session
         if session.introduced or self.visits:
@@ -321,26 +321,26 @@ class Peer:
         for job in (log.job, self._errands, self._beating):
             self.jobs.wake(job)
 
-    def show_clock(self, log: LogDriver[State]) -> None:
+    def show_clock(self, log: LogClient[State]) -> None:
         """Queue a commit that says nothing but the time: limits are noticed at commits, those by date by two clocks."""
         if log.session.introduced:
             log.put(self.uuid, self._introduction(log))
         else:
             self.introduce(log)
 
-    def introduce_as(self, log: LogDriver[State], about: dict[str, str]) -> None:
+    def introduce_as(self, log: LogClient[State], about: dict[str, str]) -> None:
         """Let the introduction say this, too; one that has been made is made again if that is news."""
         if about != log.about:
             log.about = about
             if log.session.introduced:
                 log.put(self.uuid, self._introduction(log))
 
-    def _introduction(self, log: LogDriver[State]) -> PeerJoin:
+    def _introduction(self, log: LogClient[State]) -> PeerJoin:
         ttl = {} if self.peer_ttl is None else {"ttl": str(self.peer_ttl)}
         return introduction({**self.describe(), **log.about, **ttl})
 
     def await_commit(
-        self, log: LogDriver[Any], pending: PendingCommit, *, within: float | None = None
+        self, log: LogClient[Any], pending: PendingCommit, *, within: float | None = None
     ) -> tuple[Verdict, ...]:
         """Exchange until the log has decided about these records.
 
@@ -355,15 +355,15 @@ class Peer:
         assert pending.verdicts is not None
         return pending.verdicts
 
-    def catch_up(self, log: LogDriver[Any], *, within: float | None = None) -> None:
+    def catch_up(self, log: LogClient[Any], *, within: float | None = None) -> None:
         """Bring the replica up to date; raises StoreUnreachable if not `within` so many seconds, or `patience`."""
         self._wait(log, None, self.patience if within is None else within)
 
-    def pull(self, log: LogDriver[Any]) -> None:
+    def pull(self, log: LogClient[Any]) -> None:
         """Bring the replica up to date, and send what is queued on the way. One attempt."""
         self._wait(log, None, -math.inf)
 
-    def _wait(self, log: LogDriver[Any], pending: PendingCommit | None, within: float) -> None:
+    def _wait(self, log: LogClient[Any], pending: PendingCommit | None, within: float) -> None:
         """Wait until the log has decided about what is pending, or was read anew.
 
         An exchange that fails is made again, for `within` so many seconds.
@@ -433,7 +433,7 @@ class Peer:
         """Whether callers do everything in their own thread: the store answers at once, or there are no threads."""
         return self.store.immediate or not self.jobs.allowed
 
-    def _serve(self, log: LogDriver[Any]) -> None:
+    def _serve(self, log: LogClient[Any]) -> None:
         """Exchange for the callers that wait, and tell each of them what came of it."""
         with log.lock:
             waiting = log.waiting.copy()
@@ -451,7 +451,7 @@ class Peer:
                     log.waiting.remove(one)
                     one.tell()
 
-    def _exchange(self, log: LogDriver[Any]) -> None:
+    def _exchange(self, log: LogClient[Any]) -> None:
         """One exchange. The caller has the turn."""
         session = log.session
         if session.writer != self.uuid:
@@ -498,14 +498,14 @@ class Peer:
             self._beat((self.uuid,))
             self._beaten_at = began
 
-    def _keep_history(self, log: LogDriver[Any]) -> None:
+    def _keep_history(self, log: LogClient[Any]) -> None:
         for uuid, one in list(self.logs.items()):
             if one is log:
                 self.spool.keep_history(uuid, log)
 
     # --- reads ---
 
-    def refresh_for_reading(self, log: LogDriver[Any]) -> None:
+    def refresh_for_reading(self, log: LogClient[Any]) -> None:
         """Make the replica as fresh as `Store.freshness` promises a read."""
         session, freshness = log.session, self.store.freshness
         if freshness == 0.0:
@@ -526,7 +526,7 @@ class Peer:
             self._pull_if_possible(log)
         self.jobs.wake(log.job, after=freshness)
 
-    def send_if_possible(self, log: LogDriver[Any], number: int) -> None:
+    def send_if_possible(self, log: LogClient[Any], number: int) -> None:
         """Apply what is new, and send what is queued until all that was said of this trial is in the store.
 
         If that is known to be away, or turns out to be, what is queued stays so.
@@ -536,7 +536,7 @@ class Peer:
                 if not log.session.has_unsent(number):
                     return
 
-    def _pull_if_possible(self, log: LogDriver[Any]) -> bool:
+    def _pull_if_possible(self, log: LogClient[Any]) -> bool:
         """Whether the store answered. If not, a read gets by with what is known, if anything is.
 
         Training does not stop because a store is away, nor because its token expired; for a reader that is an error.
@@ -556,20 +556,20 @@ class Peer:
 
     # --- leases, and the trials of others ---
 
-    def lease_valid(self, log: LogDriver[State], owner: str) -> bool:
+    def lease_valid(self, log: LogClient[State], owner: str) -> bool:
         """Whether this process may still trust the lease of a trial that it runs for `owner`."""
         rode = [log.session.exchanged_at for log in self.logs.values()] if self.store.piggybacks_heartbeats else []
         alive_at = max([self._beaten_at, *rode])
         return self.is_mine(owner) and self.clock() < trusted_until(alive_at, log.state.policy.ttl)
 
-    def resting(self, log: LogDriver[State]) -> tuple[int, ...]:
+    def resting(self, log: LogClient[State]) -> tuple[int, ...]:
         """WAITING retries that this peer does not take yet, see `OwnerMonitor.resting`."""
         if not log.state.waiting:
             return ()
         with log.lock:
             return log.session.owners.resting(log.state, self.clock())
 
-    def doubted_until(self, log: LogDriver[State], owner: str, *, since: float) -> float | None:
+    def doubted_until(self, log: LogClient[State], owner: str, *, since: float) -> float | None:
         """None if this owner has shown a sign of life `since` this moment, see `OwnerMonitor.doubted_until`."""
         if owner in self._beaten_for:
             return None
@@ -584,11 +584,11 @@ class Peer:
                 return
             asked.release()
 
-    def note_draft(self, log: LogDriver[State]) -> None:
+    def note_draft(self, log: LogClient[State]) -> None:
         """Something was drafted: it leaves with the next exchange, or by itself after the flush interval."""
         self.jobs.wake(log.job, after=log.session.note_draft(self.clock()))
 
-    def hurry(self, log: LogDriver[State], *, within: float) -> None:
+    def hurry(self, log: LogClient[State], *, within: float) -> None:
         """See that what was drafted leaves within so many seconds, if somebody else works on the study.
 
         Under the lock of the log. In a bucket it leaves with this peer's next turn after that.
@@ -716,7 +716,7 @@ class Peer:
         except HopaasError as error:
             _log.warning("%s", error)
 
-    def _tend(self, log: LogDriver[Any]) -> float:
+    def _tend(self, log: LogClient[Any]) -> float:
         """The job of a log: exchange for those who wait, then do what is due; the seconds until something is again."""
         if log.waiting:
             try:
@@ -735,7 +735,7 @@ class Peer:
                 return left
         return self.in_background(lambda now: self._tend_apart(log, now))
 
-    def _tend_apart(self, log: LogDriver[Any], now: float) -> float:
+    def _tend_apart(self, log: LogClient[Any], now: float) -> float:
         """Tend one study without letting its errors affect the others; the seconds until it needs something again."""
         session = log.session
         if log is self.catalog:
@@ -756,7 +756,7 @@ class Peer:
             _log.warning("%s", error)
         return _SUSPENDED
 
-    def _do_what_is_due(self, log: LogDriver[Any], now: float) -> float:
+    def _do_what_is_due(self, log: LogClient[Any], now: float) -> float:
         session = log.session
         if log.rate_limited is not None:
             session.suggested_interval = log.rate_limited.flush_interval
@@ -774,7 +774,7 @@ class Peer:
         log.look_again_at = now + _MORE_TO_PACK if more else ready.look_again_at
         return log.look_again_at - now
 
-    def _look_after_others(self, log: LogDriver[State], now: float) -> None:
+    def _look_after_others(self, log: LogClient[State], now: float) -> None:
         """Reclaim what silent peers left and stop what is stuck, as far as that is still so when the log says so."""
         with log.lock:
             owners = log.session.owners
@@ -807,7 +807,7 @@ class Peer:
         """
         self.check_process()
         troubles = []
-        for log in self.drivers():
+        for log in self.all_logs():
             try:
                 while log.session.has_pending and not log.session.deleted:
                     self.pull(log)
@@ -937,7 +937,7 @@ class Peer:
     @property
     def silent_since(self) -> float:
         """When the attempt began that the store has not answered yet, or the first that failed; infinite: none."""
-        return min([self._away_since, *(log.exchanging_since for log in self.drivers())])
+        return min([self._away_since, *(log.exchanging_since for log in self.all_logs())])
 
     def has_given_up(self, *, silent_since: float) -> bool:
         """Whether a call in a hurry leaves a store that has been silent since then."""
@@ -957,18 +957,18 @@ class Peer:
 
     def become_child(self) -> None:
         """Go on as a new peer, which may act for the old one's trials; everything in it is newly constructed."""
-        drivers, logs, users = self.drivers(), self.logs, self.users
+        clients, logs, users = self.all_logs(), self.logs, self.users
         self.store.after_fork()
         successor = self.identity.successor()
         again = {name: getattr(self, name) for name in _KEPT}
         self.__init__(  # type: ignore[misc]
             self.store, **again, uuid=successor.uuid, acts_for=successor.acts_for, threaded=self.jobs.allowed
         )
-        for driver in drivers:
-            session = LogSession.for_child(driver.session, self.uuid)
-            driver.__init__(driver.log, session, self.clock)  # type: ignore[misc]
-            self._employed(driver)
-        self.catalog, self.logs, self.users = drivers[0], logs, users
+        for client in clients:
+            session = LogSession.for_child(client.session, self.uuid)
+            client.__init__(client.log, session, self.clock)  # type: ignore[misc]
+            self._employed(client)
+        self.catalog, self.logs, self.users = clients[0], logs, users
 
     def _become_another(self, session: LogSession[Any]) -> None:
         """Take a new identity: another process uses this one too, as where the image of a machine was started twice."""
@@ -979,7 +979,7 @@ class Peer:
                 self.identity = self.identity.successor()
                 self.uuid = self.identity.uuid
 
-    def _renewed(self, log: LogDriver[Any]) -> LogSession[Any]:
+    def _renewed(self, log: LogClient[Any]) -> LogSession[Any]:
         """The session of this log under the present identity, in which everything undecided is sent again."""
         old = log.session
         with log.lock:

@@ -1,9 +1,9 @@
 """Everything this process knows about one log.
 
 A `LogSession` performs no I/O, starts no thread, takes no lock and reads no clock, in the manner of etcd's
-`raft.RawNode` and of h11. `ready(now)` says when an exchange is due, and `next_commit` what to send with it; a driver
-does that (see `driver`) and reports the outcome with `advance` or `failed`. It is not thread-safe: its driver holds a
-lock around every call here, and never holds that lock around I/O.
+`raft.RawNode` and of h11. `ready(now)` says when an exchange is due, and `next_commit` what to send with it; a client
+does that (see `log_client`) and reports the outcome with `advance` or `failed`. It is not thread-safe: its client
+holds a lock around every call here, and never holds that lock around I/O.
 
 A session belongs to one writer for its whole life. After a fork, an unpickling, or when another process turns out to
 use the same name, `for_child` constructs another one from it; nothing is reset by hand.
@@ -124,7 +124,7 @@ def _needs_lease(record: object) -> bool:
 
 
 class LogSession(Generic[S]):
-    """See the module. Times are seconds on the monotonic clock of the driver.
+    """See the module. Times are seconds on the monotonic clock of the client.
 
     Args:
         machine: how the log is replayed.

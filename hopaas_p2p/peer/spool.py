@@ -14,7 +14,7 @@ from hopaas_p2p.core.chain import following
 from hopaas_p2p.core.records import Commit, TrialFinish
 from hopaas_p2p.core.state import State
 from hopaas_p2p.errors import BrokenChain, HopaasError, StoreUnreachable, StudyDeleted
-from hopaas_p2p.peer.driver import LogDriver, study_driver
+from hopaas_p2p.peer.log_client import LogClient, study_client
 from hopaas_p2p.peer.session import LogSession
 from hopaas_p2p.peer.uncounted import uncounted, uncounted_in
 from hopaas_p2p.spool import Spooled
@@ -45,7 +45,7 @@ class SpoolSender:
         self._unkept = ""
         """The trials whose ends no disk took when `keep_ends` tried last."""
 
-    def keep(self, uuid: str, log: LogDriver[State], *, last: bool = False) -> tuple[Path | None, str]:
+    def keep(self, uuid: str, log: LogClient[State], *, last: bool = False) -> tuple[Path | None, str]:
         """Spool what could not be sent, if the end of a trial is among it: the file; or None, and why not.
 
         At the `last` moment of the program also what the log has acknowledged and not confirmed: before the rest and in
@@ -74,14 +74,14 @@ class SpoolSender:
             return path, why
 
     def _write(
-        self, uuid: str, log: LogDriver[State], commits: list[Placed], *, trials: list[int] | None = None, **more: Any
+        self, uuid: str, log: LogClient[State], commits: list[Placed], *, trials: list[int] | None = None, **more: Any
     ) -> tuple[Path | None, str]:
         """Make a file of the spool of this log's commits; as `spool.keep`."""
         define = log.state.define
         name, at = define.name if define else "", self._now_us()
         return spool.keep(commits, store=self._store.url, study=uuid, name=name, trials=trials or [], at=at, **more)
 
-    def keep_ends(self, logs: Mapping[str, LogDriver[State]]) -> None:
+    def keep_ends(self, logs: Mapping[str, LogClient[State]]) -> None:
         """Spool the ends of trials for which no call does so, unless they are in the spool already.
 
         `optimize` sends an end with its next ask, which waits for the store as long as it takes. And Ctrl-C may have
@@ -92,7 +92,7 @@ class SpoolSender:
                 if not self._ended:
                     self._keep_end(uuid, log)
 
-    def _keep_end(self, uuid: str, log: LogDriver[State]) -> None:
+    def _keep_end(self, uuid: str, log: LogClient[State]) -> None:
         session = log.session
         with log.lock:
             ends = session.ends()
@@ -113,7 +113,7 @@ class SpoolSender:
         kept = [trials for path, trials in list(session.spooled.items()) if path.exists()]
         return {number for trials in kept for number in trials}.issuperset(ends)
 
-    def keep_history(self, uuid: str, log: LogDriver[State]) -> None:
+    def keep_history(self, uuid: str, log: LogClient[State]) -> None:
         """Spool this session's last acknowledged commits: of two histories of the log one may not have them.
 
         Once; a later call tries again if no disk took them.
@@ -133,7 +133,7 @@ class SpoolSender:
                 "the last %d commits of this process, which the log may not have, are in %s", len(commits), path
             )
 
-    def keep_all(self, logs: Mapping[str, LogDriver[State]]) -> None:
+    def keep_all(self, logs: Mapping[str, LogClient[State]]) -> None:
         """Like `keep`, at the end of the program. The start of a trial that never ran is withdrawn.
 
         What a log has acknowledged, and did not confirm, is kept too: it is compared with the log at the next contact.
@@ -169,7 +169,7 @@ class SpoolSender:
             spool.remove(path)
         session.spooled.clear()
 
-    def send_others(self, logs: Mapping[str, LogDriver[State]], studies: set[str], now: float, *, writer: str) -> None:
+    def send_others(self, logs: Mapping[str, LogClient[State]], studies: set[str], now: float, *, writer: str) -> None:
         """Send what other processes of this user have left for one of this store's studies.
 
         Now and then, and where these are not the studies that were known at the last look.
@@ -195,7 +195,7 @@ class SpoolSender:
             else:
                 spool.remove(path)
 
-    def send(self, spooled: Spooled, logs: Mapping[str, LogDriver[State]], *, writer: str) -> list[str]:
+    def send(self, spooled: Spooled, logs: Mapping[str, LogClient[State]], *, writer: str) -> list[str]:
         """Send what is in a file of the spool; say which of its results the log did not count, and why.
 
         Raises:
@@ -212,8 +212,8 @@ class SpoolSender:
                 f"the study {spooled.name!r} was deleted. If nobody restores it from a backup, remove this file"
             ) from None
 
-    def _send(self, spooled: Spooled, logs: Mapping[str, LogDriver[State]], *, writer: str) -> list[str]:
-        log = logs.get(spooled.study) or study_driver(
+    def _send(self, spooled: Spooled, logs: Mapping[str, LogClient[State]], *, writer: str) -> list[str]:
+        log = logs.get(spooled.study) or study_client(
             self._store.log(spooled.study), writer=writer, now_us=self._now_us
         )
         placed = spooled.placed
@@ -231,7 +231,7 @@ class SpoolSender:
         log.send_for_another(sent)
         return [why for commit in sent for why in uncounted_in(log.state, commit)]
 
-    def _restore(self, log: LogDriver[State], spooled: Spooled) -> int:
+    def _restore(self, log: LogClient[State], spooled: Spooled) -> int:
         """Append again what the log has lost of these acknowledged commits; how many of them it cannot take.
 
         It can take a commit if it has, up to the place that the commit had, what the writer had read: all that the

@@ -121,7 +121,7 @@ class Copyable(Protocol):
     uuid: str
     handovers: int
 
-    def drivers(self) -> Sequence[Lockable]: ...
+    def all_logs(self) -> Sequence[Lockable]: ...
 
     def become_child(self) -> None: ...
 
@@ -147,19 +147,19 @@ def running(uuids: Container[str]) -> list[Copyable]:
 
 def before_fork() -> None:
     """Wait until no thread is in the middle of changing a session, and keep it so."""
-    drivers = [driver for peer in list(_peers) for driver in peer.drivers()]
-    drivers.sort(key=id)  # two threads that fork at once do not wait for each other
-    for driver in drivers:
-        driver.lock.acquire()
-    _held.extend(drivers)
+    logs = [log for peer in list(_peers) for log in peer.all_logs()]
+    logs.sort(key=id)  # two threads that fork at once do not wait for each other
+    for log in logs:
+        log.lock.acquire()
+    _held.extend(logs)
 
 
 def after_fork_in_parent() -> None:
     """Let go."""
-    drivers = _held.copy()
+    logs = _held.copy()
     _held.clear()  # before the first release: behind it another thread may be about to fork
-    for driver in drivers:
-        driver.lock.release()
+    for log in logs:
+        log.lock.release()
     for peer in list(_peers):
         peer.handovers += 1
 

@@ -23,7 +23,7 @@ from hopaas_p2p.core.names import first_id
 from hopaas_p2p.core.records import TrialCheckpoint, TrialClaim, TrialCreate, TrialFinish, TrialRelease, TrialSet, Used
 from hopaas_p2p.core.state import NEVER_PAUSING, State, Verdict
 from hopaas_p2p.core.state import Trial as LoggedTrial
-from hopaas_p2p.core.validity import MOST_PARAMETERS, outliers, possible_distributions, reason_text
+from hopaas_p2p.core.validity import MOST_PARAMETERS, possible_distributions, reason_text, widened_distributions
 from hopaas_p2p.errors import (
     UNDECIDED,
     BrokenChain,
@@ -34,7 +34,7 @@ from hopaas_p2p.errors import (
     NotYourTrial,
     StoreUnreachable,
 )
-from hopaas_p2p.peer.driver import LogDriver
+from hopaas_p2p.peer.log_client import LogClient
 from hopaas_p2p.peer.outbox import Draft, PendingCommit
 from hopaas_p2p.peer.peer import Peer
 from hopaas_p2p.runtime.metering import GpuGauge, gpu_gauge
@@ -81,7 +81,7 @@ class StudyHandle:
         self.first_id = first_id(study_id)
         """Optuna's id of trial 0."""
         self.ids = range(self.first_id, first_id(study_id + 1))
-        self.log: LogDriver[State] = peer.log(uuid)
+        self.log: LogClient[State] = peer.log(uuid)
         self.view = FrozenTrialCache(
             study_id, self.log.session.cursor(), allow_pickles=allow_pickles, over=self._is_over
         )
@@ -420,7 +420,7 @@ class StudyHandle:
 
     @staticmethod
     def _check_near(name: str, value: float, distribution: BaseDistribution) -> None:
-        if outliers({name: value}, {}, {name: to_record(distribution)}) is None:
+        if widened_distributions({name: value}, {}, {name: to_record(distribution)}) is None:
             raise InvalidInput(f"{name} = {value!r} is too far outside {distribution}")
 
     def set_report(self, number: int, step: int, value: float) -> None:

@@ -34,9 +34,9 @@ from hopaas_p2p.core.names import first_id, study_and_number
 from hopaas_p2p.core.records import (
     Policy,
     Record,
-    StudyClose,
     StudyDefine,
-    StudyOpen,
+    StudyRegistered,
+    StudyRemoved,
     StudySet,
     TrialCreate,
 )
@@ -249,7 +249,7 @@ class Storage(BaseStorage):
 
         """
         listing = self._listing(study_id)
-        verdict = self.peer.commit_to_catalog(StudyClose(listing.uuid))
+        verdict = self.peer.commit_to_catalog(StudyRemoved(listing.uuid))
         if verdict.refusal == "role":
             raise Denied(_OWNER_ONLY.format(study=listing.name, word=shlex.quote(listing.name)))
         self._forget(study_id)
@@ -511,7 +511,7 @@ class Storage(BaseStorage):
         if not all(verdict.accepted for verdict in self.peer.await_commit(log, log.put(self.peer.uuid, *said))):
             self._destroy(uuid)
             raise InvalidInput(f"a study cannot be run like this: {define}, {settings}")
-        verdict = self.peer.commit_to_catalog(StudyOpen(uuid, define.name))
+        verdict = self.peer.commit_to_catalog(StudyRegistered(uuid, define.name))
         if not verdict.accepted or verdict.number is None:
             self._destroy(uuid)
             raise taken

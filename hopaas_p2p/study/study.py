@@ -1109,7 +1109,7 @@ class Study(StoredStudy):
         self.storage.state(self.study_id)
         return checkpoints.collect(self._handle)
 
-    def without_rungs(self) -> None:
+    def disable_fidelity(self) -> None:
         """Let no more trials pause, at rungs or in a population; trials that are paused stay so. Owners only."""
         self._control(records.StudySet(system={FIDELITY: encode_fidelity(None)}))
 

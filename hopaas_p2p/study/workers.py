@@ -51,7 +51,7 @@ if TYPE_CHECKING:
     import optuna
     from optuna.trial import FrozenTrial
 
-    from hopaas_p2p.peer.driver import LogDriver
+    from hopaas_p2p.peer.log_client import LogClient
     from hopaas_p2p.storage.handle import StudyHandle
     from hopaas_p2p.study.trial import Objective
     from hopaas_p2p.study_like import StudyLike
@@ -287,7 +287,7 @@ class WatchedWorkers:
         if not self._lost:
             return
         try:
-            self._study.storage.peer.catch_up(self._driver, within=_LOOK)
+            self._study.storage.peer.catch_up(self._log, within=_LOOK)
             for trial in self._running():
                 if self._worker_of(trial) in self._lost:
                     self._write(TrialReclaim(trial.number, trial.epoch, "its worker was lost"))
@@ -299,7 +299,7 @@ class WatchedWorkers:
     def _read_log(self, *, within: float | None) -> None:
         """Read all that the log has; waits for the store so many seconds, or the peer's patience."""
         try:
-            self._study.storage.peer.catch_up(self._driver, within=within)
+            self._study.storage.peer.catch_up(self._log, within=within)
         except StoreUnreachable as error:
             _log.warning("%s", error)
 
@@ -358,7 +358,7 @@ class WatchedWorkers:
         why = f"interrupted: {type(error).__name__}"
         try:
             with self._study.storage.peer.in_a_hurry():
-                self._study.storage.peer.catch_up(self._driver)
+                self._study.storage.peer.catch_up(self._log)
                 running = self._running()
                 self._study.storage.say(self._study.study_id, PeerDrain(peer=self._crew))
                 if isinstance(error, interruptions()):
@@ -373,14 +373,14 @@ class WatchedWorkers:
 
     def _write(self, record: TrialReclaim | TrialRelease, *, owner: str | None = None) -> None:
         """Write this of a trial. If it is refused, the trial has ended meanwhile."""
-        _ = self._study.storage.peer.commit(self._driver, record, owner=owner)
+        _ = self._study.storage.peer.commit(self._log, record, owner=owner)
 
     @property
     def _handle(self) -> StudyHandle:
         return self._study.storage.handle(self._study.study_id)
 
     @property
-    def _driver(self) -> LogDriver[State]:
+    def _log(self) -> LogClient[State]:
         return self._handle.log
 
 

@@ -18,7 +18,7 @@ import hopaas_p2p
 from hopaas_p2p import access
 from hopaas_p2p.core import codec, snapshot
 from hopaas_p2p.core.apply import apply
-from hopaas_p2p.core.records import Commit, StudyOpen
+from hopaas_p2p.core.records import Commit, StudyRegistered
 from hopaas_p2p.core.state import State
 from hopaas_p2p.peer.peer import Caller
 from hopaas_p2p.stores.base import Outgoing
@@ -164,7 +164,7 @@ def _fill_ours(server: Server) -> None:
             data = snapshot.dump(state)
     store = PostgresStore(server.url())
     store.log("bench").exchange(Outgoing("0", log[0]), 0)
-    opening = Commit("opener", 1, "opener", 0, (StudyOpen("bench", "bench"),))
+    opening = Commit("opener", 1, "opener", 0, (StudyRegistered("bench", "bench"),))
     store.catalog().exchange(Outgoing("opening", codec.encode(opening)), 0)
     insert(
         server.url(),

@@ -29,7 +29,7 @@ from hopaas_p2p.core.records import (
     PeerJoin,
     Record,
     StudyDefine,
-    StudyOpen,
+    StudyRegistered,
     TrialCreate,
     TrialFinish,
     TrialSet,
@@ -186,7 +186,7 @@ def copy(path: Path, server: Server) -> None:
     access.initialise(server.url())
     store = PostgresStore(server.url())
     store.log(uuid).exchange(Outgoing("1", log.exchange(None, 0).entries[0].payload), 0)
-    opening = Commit("opener", 1, "opener", 0, (StudyOpen(uuid, "bench"),))
+    opening = Commit("opener", 1, "opener", 0, (StudyRegistered(uuid, "bench"),))
     store.catalog().exchange(Outgoing("opening", codec.encode(opening)), 0)
     insert(
         server.url(),

@@ -14,7 +14,7 @@ from optuna.study import StudyDirection
 import hopaas_p2p
 from hopaas_p2p.core import codec, snapshot
 from hopaas_p2p.core.apply import apply
-from hopaas_p2p.core.records import Commit, StudyOpen
+from hopaas_p2p.core.records import Commit, StudyRegistered
 from hopaas_p2p.core.state import State
 from hopaas_p2p.stores.base import Outgoing
 from hopaas_p2p.stores.s3.store import S3Store
@@ -63,7 +63,7 @@ def _fill(store: S3Store) -> int:
     """A study as `gc` leaves it: the newest snapshot, and what came after; how many commits that is."""
     log, state = bench_core.commits(_TRIALS, alone=False), State()
     last = len(log) // 256 * 256
-    opening = Commit("opener", 1, "opener", 0, (StudyOpen("bench", "bench"),))
+    opening = Commit("opener", 1, "opener", 0, (StudyRegistered("bench", "bench"),))
     store.catalog().exchange(Outgoing("opening", codec.encode(opening)), 0)
     for lsn, payload in enumerate(log, 1):
         apply(state, lsn, codec.decode(payload))

@@ -22,8 +22,8 @@ from dashboard_app.server import SCRIPT
 from hopaas_p2p.core.records import StudySet, TrialCreate
 from hopaas_p2p.errors import StoreUnreachable
 from hopaas_p2p.open import open_store
-from hopaas_p2p.peer.driver import study_driver
 from hopaas_p2p.peer.liveness import UNKNOWN
+from hopaas_p2p.peer.log_client import study_client
 from hopaas_p2p.stores.base import Beat
 from hopaas_p2p.study.audit import audit
 from tests.support.dashboard_pages import calm, texts
@@ -58,7 +58,7 @@ def look(cache: ReplicaCache) -> None:
 
 def add_trial(store: str) -> None:
     opened = open_store(store)
-    replica = study_driver(opened.log(UUID), writer="newcomer", now_us=lambda: 1_700_000_999_000_000)
+    replica = study_client(opened.log(UUID), writer="newcomer", now_us=lambda: 1_700_000_999_000_000)
     replica.put("newcomer", TrialCreate())
     replica.exchange()
     opened.close()
@@ -266,7 +266,7 @@ def test_a_result_is_computed_once_for_all_sessions(cache: ReplicaCache) -> None
 
 def test_attributes_that_are_no_json_are_shown_as_they_are(store: str, cache: ReplicaCache) -> None:
     opened = open_store(store)
-    replica = study_driver(opened.log(UUID), writer="odd", now_us=lambda: 1)
+    replica = study_client(opened.log(UUID), writer="odd", now_us=lambda: 1)
     replica.put("odd", StudySet(system={"hopaas:tags": '["a"]', "odd": "{not json"}))
     replica.exchange()
     opened.close()

@@ -19,7 +19,7 @@ import hopaas_p2p
 from hopaas_p2p.core import codec
 from hopaas_p2p.core.records import Commit, TrialCreate
 from hopaas_p2p.core.state import State
-from hopaas_p2p.peer.driver import LogDriver
+from hopaas_p2p.peer.log_client import LogClient
 from hopaas_p2p.peer.peer import Peer
 from hopaas_p2p.runtime import process
 from hopaas_p2p.stores.base import Outgoing
@@ -67,7 +67,7 @@ class Told:
         self.release()
 
 
-def report(peer: Peer, driver: LogDriver[State], step: int) -> None:
+def report(peer: Peer, driver: LogClient[State], step: int) -> None:
     """As the storage does: under the lock of the replica, with the first draft waking the thread."""
     with driver.lock:
         driver.session.draft(0, 1, peer.uuid).reports[step] = 1.0
@@ -107,7 +107,7 @@ def test_a_study_opened_while_the_process_forks_is_left_alone(peer: Peer) -> Non
     peer.log("second")
     process.after_fork_in_parent()
     assert process._held == []
-    for replica in peer.drivers():
+    for replica in peer.all_logs():
         threads = threading.Thread(target=replica.lock.acquire, daemon=True)
         threads.start()
         threads.join(SECONDS)
@@ -140,7 +140,7 @@ def fork_with_an_earlier_hook() -> None:
     if child == 0:
         os._exit(0)
     os.waitpid(child, 0)
-    assert held == [len(list(peer.drivers()))] * 2
+    assert held == [len(list(peer.all_logs()))] * 2
     peer.close()
 
 

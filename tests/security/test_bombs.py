@@ -22,7 +22,7 @@ from hopaas_p2p.analysis.facts import params_of
 from hopaas_p2p.cli.main import cli as commands
 from hopaas_p2p.core import codec, snapshot, validity
 from hopaas_p2p.core.attributes import SAMPLER
-from hopaas_p2p.core.records import Categorical, Commit, Float, StudyOpen, StudySet, TrialCreate
+from hopaas_p2p.core.records import Categorical, Commit, Float, StudyRegistered, StudySet, TrialCreate
 from hopaas_p2p.core.state import COMPLETE
 from hopaas_p2p.errors import InvalidInput
 from hopaas_p2p.moving import backup, from_yaml, tables
@@ -304,7 +304,7 @@ def test_a_sampler_that_lists_all_values_is_not_used_for_a_billion(
 def test_a_list_of_ten_thousand_studies_opens_a_hundred(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     Scribe(name="old").put_into(str(tmp_path), uuid="0123456789abcdef")
     store = DirectoryStore(tmp_path)
-    many = tuple(StudyOpen(f"{at:032x}", f"s{at}") for at in range(10_000))
+    many = tuple(StudyRegistered(f"{at:032x}", f"s{at}") for at in range(10_000))
     store.catalog().exchange(Outgoing("mallory:1", codec.encode(Commit("mallory", 1, "mallory", 0, many))), 1)
     store.close()
     opened: list[int] = []

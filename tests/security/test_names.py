@@ -24,10 +24,10 @@ from hopaas_p2p.core.records import (
     PeerJoin,
     Record,
     Stamp,
-    StudyClose,
     StudyControl,
     StudyDefine,
-    StudyOpen,
+    StudyRegistered,
+    StudyRemoved,
     StudySet,
     TrialCheckpoint,
     TrialCreate,
@@ -151,13 +151,13 @@ def listed(catalog: Catalog, writer: str, seq: int, record: Record, author: str,
 
 def test_nobody_lists_a_study_that_is_not_his_or_writes_as_anothers_peer() -> None:
     catalog = Catalog()
-    assert listed(catalog, "a", 1, StudyOpen("u1", "one"), "ann", "owner:u1") is None
-    assert listed(catalog, "b", 1, StudyOpen("u2", "two"), "bob") == "role"
-    assert listed(catalog, "b", 2, StudyOpen("u2", "two"), "bob", "owner:u1") == "role"
-    assert listed(catalog, "a", 99, StudyOpen("u3", "three"), "bob", "owner:u3") == "author"
+    assert listed(catalog, "a", 1, StudyRegistered("u1", "one"), "ann", "owner:u1") is None
+    assert listed(catalog, "b", 1, StudyRegistered("u2", "two"), "bob") == "role"
+    assert listed(catalog, "b", 2, StudyRegistered("u2", "two"), "bob", "owner:u1") == "role"
+    assert listed(catalog, "a", 99, StudyRegistered("u3", "three"), "bob", "owner:u3") == "author"
     catalog = load(dump(catalog))
-    assert listed(catalog, "a", 98, StudyClose("u1"), "bob", "owner") == "author"
-    assert listed(catalog, "a", 2, StudyOpen("u4", "four"), "ann", "owner:u4") is None
+    assert listed(catalog, "a", 98, StudyRemoved("u1"), "bob", "owner") == "author"
+    assert listed(catalog, "a", 2, StudyRegistered("u4", "four"), "ann", "owner:u4") is None
 
 
 # --- a peer whose name somebody else uses ---
@@ -365,7 +365,7 @@ def test_an_invitation_holds_for_one_study(place: Place) -> None:
     uuid = place.uuid("a study with a long name, one")
     chosen = uuid[:6] + "0" * 26
     definition = codec.encode(Commit("m", 1, "m", 0, (StudyDefine("two", ("minimize",)),)))
-    opening = codec.encode(Commit("m", 1, "m", 0, (StudyOpen(chosen, "a study with a long name, two"),)))
+    opening = codec.encode(Commit("m", 1, "m", 0, (StudyRegistered(chosen, "a study with a long name, two"),)))
     place.store(mallory).log(chosen).exchange(Outgoing("m:1", definition), 0)
     place.store(mallory).catalog().exchange(Outgoing("m:1", opening, chosen), 0)
     guests = []
@@ -399,7 +399,7 @@ def test_a_guest_makes_no_study_and_lists_none(place: Place) -> None:
     guest = place.url((role, password))
     with pytest.raises(Denied, match="is the guest of one study"):
         place.study(guest, "own")
-    opening = codec.encode(Commit("g", 1, "g", 0, (StudyOpen("u", "own"),)))
+    opening = codec.encode(Commit("g", 1, "g", 0, (StudyRegistered("u", "own"),)))
     with pytest.raises(Denied, match="only a viewer"):
         place.store(guest).catalog().exchange(Outgoing("g:1", opening, "u"), 0)
     study = optuna.load_study(study_name="s", storage=place.storage(guest))

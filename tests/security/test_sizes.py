@@ -15,7 +15,7 @@ import hopaas_p2p
 from hopaas_p2p.core import apply as rules
 from hopaas_p2p.core import codec, snapshot
 from hopaas_p2p.core.catalog import RESERVED
-from hopaas_p2p.core.records import Commit, StudyOpen, TrialCreate
+from hopaas_p2p.core.records import Commit, StudyRegistered, TrialCreate
 from hopaas_p2p.core.state import COMPLETE, WAITING
 from hopaas_p2p.errors import StoreCorrupt
 from hopaas_p2p.files.checkpoints import load
@@ -75,7 +75,7 @@ def test_a_bounded_number_of_trials_waits(monkeypatch: pytest.MonkeyPatch) -> No
 def test_no_study_has_the_uuid_of_a_log_of_the_stores(tmp_path: Path, uuid: str) -> None:
     Scribe(name="good").put_into(str(tmp_path), uuid="0123456789abcdef")
     store = open_store(str(tmp_path))
-    opening = Commit("mallory", 1, "mallory", 0, (StudyOpen(uuid, "bad"),))
+    opening = Commit("mallory", 1, "mallory", 0, (StudyRegistered(uuid, "bad"),))
     store.catalog().exchange(Outgoing("mallory:1", codec.encode(opening)), 0)
     store.close()
 

@@ -16,7 +16,7 @@ from hopaas_p2p.core.records import Commit, TrialCreate, TrialFinish, TrialRecla
 from hopaas_p2p.core.state import State, Verdict
 from hopaas_p2p.errors import StoreUnreachable
 from hopaas_p2p.peer import peer as peer_module
-from hopaas_p2p.peer.driver import LogDriver, study_driver
+from hopaas_p2p.peer.log_client import LogClient, study_client
 from hopaas_p2p.peer.outbox import PendingCommit
 from hopaas_p2p.peer.peer import Peer
 from hopaas_p2p.storage import options as options_module
@@ -29,8 +29,8 @@ from hopaas_p2p.testing.invariants import Witness
 from tests.support.scribe import COMPLETE, X, defined
 
 
-def replica_of(log: Log, writer: str) -> LogDriver[State]:
-    return study_driver(log, writer=writer, now_us=lambda: 0)
+def replica_of(log: Log, writer: str) -> LogClient[State]:
+    return study_client(log, writer=writer, now_us=lambda: 0)
 
 
 def founded() -> MemoryStore:
@@ -56,7 +56,7 @@ def replayed(store: Store) -> State:
     return state
 
 
-def retried(replica: LogDriver[State], ticket: PendingCommit) -> tuple[Verdict, ...]:
+def retried(replica: LogClient[State], ticket: PendingCommit) -> tuple[Verdict, ...]:
     """Exchange until the log has decided, however often the store fails."""
     for _ in range(200):
         if ticket.verdicts is not None:
@@ -146,7 +146,7 @@ def test_reports_that_wait_while_the_store_is_away_leave_later_and_once(inner: M
 # --- a peer that loses its memory --------------------------------------------------------------------------------
 
 
-def forget(replica: LogDriver[State]) -> None:
+def forget(replica: LogClient[State]) -> None:
     """As after an exchange that died half-way: the state is not to be relied on."""
     replica.session.joined = False
 

@@ -14,7 +14,7 @@ from hopaas_p2p.core.records import TrialCreate, TrialFinish
 from hopaas_p2p.core.snapshot import CorruptSnapshot
 from hopaas_p2p.core.state import COMPLETE, State, Trials
 from hopaas_p2p.errors import Denied, StoreCorrupt, StoreUnreachable
-from hopaas_p2p.peer.driver import LogDriver, study_driver
+from hopaas_p2p.peer.log_client import LogClient, study_client
 from hopaas_p2p.stores.checks import examine
 from hopaas_p2p.stores.postgres.copying import copied_rows
 from hopaas_p2p.stores.postgres.store import PostgresLog, PostgresStore
@@ -126,9 +126,9 @@ class Contributors:
     def log(self, user: str) -> PostgresLog:
         return self.place.store(getattr(self, user)).log(self.uuid)
 
-    def peer(self, user: str) -> LogDriver[State]:
+    def peer(self, user: str) -> LogClient[State]:
         """A peer of this user that has read the log."""
-        driver = study_driver(self.log(user), writer=f"{user}-{secrets.token_hex(4)}", now_us=lambda: 0)
+        driver = study_client(self.log(user), writer=f"{user}-{secrets.token_hex(4)}", now_us=lambda: 0)
         driver.exchange()
         return driver
 

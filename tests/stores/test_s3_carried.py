@@ -16,7 +16,7 @@ from hopaas_p2p.core.records import Commit, StudyDefine, StudySet, TrialCreate, 
 from hopaas_p2p.core.state import State
 from hopaas_p2p.errors import BrokenChain, NewerFormat, StoreCorrupt
 from hopaas_p2p.moving import rescue
-from hopaas_p2p.peer.driver import LogDriver, study_driver
+from hopaas_p2p.peer.log_client import LogClient, study_client
 from hopaas_p2p.stores.base import Entry, Outgoing, append
 from hopaas_p2p.stores.s3 import gc as s3_gc
 from hopaas_p2p.stores.s3 import log as log_module
@@ -47,9 +47,9 @@ def said(who: int, turn: int) -> Outgoing:
     return Outgoing(f"peer-{who}:{turn + 1}", codec.encode(commit))
 
 
-def caught_up(store: S3Store, lsn: int) -> LogDriver[State]:
+def caught_up(store: S3Store, lsn: int) -> LogClient[State]:
     """A peer that has joined and read so far."""
-    peer = study_driver(store.log("u"), writer="joiner", now_us=lambda: 0)
+    peer = study_client(store.log("u"), writer="joiner", now_us=lambda: 0)
 
     def reads() -> bool:
         peer.exchange()
@@ -309,7 +309,7 @@ def define(store: S3Store) -> None:
 
 def test_a_rescue_has_both_commits_of_a_number_that_a_server_gave_twice(store: S3Store) -> None:
     """The first is left only where a later object carries a copy of it: nobody has a spool."""
-    ann, bob = (study_driver(store.log("u"), writer=name, now_us=lambda: 0) for name in ("ann", "bob"))
+    ann, bob = (study_client(store.log("u"), writer=name, now_us=lambda: 0) for name in ("ann", "bob"))
     ann.put("ann", StudyDefine("s", ("minimize",)))
     ann.exchange()
     bob.put("bob", TrialCreate(TrialState.COMPLETE, params={}, values=(1.0,)))

@@ -21,7 +21,7 @@ from hopaas_p2p.core.records import TrialState
 from hopaas_p2p.core.state import State
 from hopaas_p2p.moving.files import from_store, named_files
 from hopaas_p2p.moving.records import of_state
-from hopaas_p2p.peer.driver import study_driver
+from hopaas_p2p.peer.log_client import study_client
 from hopaas_p2p.stores.s3 import gc
 from hopaas_p2p.stores.s3.store import S3Store
 from tests.support import gc_campaign
@@ -92,7 +92,7 @@ def _cleaning(url: str, seed: int) -> Iterator[list[int]]:
 
 def _checked(store: S3Store, uuid: str, outcome: Outcome) -> str:
     """Hold what a fresh peer sees against what was promised; the digest of its state."""
-    peer = study_driver(store.log(uuid), writer="joiner", now_us=lambda: 0)
+    peer = study_client(store.log(uuid), writer="joiner", now_us=lambda: 0)
     peer.exchange()
     state = peer.state
     assert [trial.number for trial in state.trials] == list(range(len(state.trials)))

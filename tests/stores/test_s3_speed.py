@@ -14,7 +14,7 @@ import hopaas_p2p
 from hopaas_p2p.cli.main import run
 from hopaas_p2p.core import catalog as catalogs
 from hopaas_p2p.core.catalog import Catalog
-from hopaas_p2p.core.records import StudyClose, StudyOpen
+from hopaas_p2p.core.records import StudyRegistered, StudyRemoved
 from hopaas_p2p.net.findings import Finding
 from hopaas_p2p.stores import checks
 from hopaas_p2p.stores.base import SNAPSHOT_EVERY
@@ -113,9 +113,9 @@ def test_a_bucket_of_many_studies_is_opened_from_a_snapshot_of_its_list(
 ) -> None:
     storage = hopaas_p2p.open_storage(s3_server.url(prefix))
     for i in range(SNAPSHOT_EVERY + 3):
-        assert storage.peer.commit_to_catalog(StudyOpen(f"uuid-{i}", f"study-{i}")).number == i
+        assert storage.peer.commit_to_catalog(StudyRegistered(f"uuid-{i}", f"study-{i}")).number == i
     for uuid in ("uuid-0", "uuid-7"):
-        storage.peer.commit_to_catalog(StudyClose(uuid))
+        storage.peer.commit_to_catalog(StudyRemoved(uuid))
     others = [hopaas_p2p.open_storage(url) for url in (far_url, s3_server.url(prefix))]
     for other in others:
         other.peer.catch_up(other.peer.catalog)

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 
 from hopaas_p2p.core import codec, snapshot
-from hopaas_p2p.core.records import Commit, StudyOpen, TrialCreate, TrialFinish, TrialState
+from hopaas_p2p.core.records import Commit, StudyRegistered, TrialCreate, TrialFinish, TrialState
 from hopaas_p2p.core.state import State
 from hopaas_p2p.errors import BehindRetention, InvalidInput, StoreCorrupt, StoreUnreachable, StudyDeleted
-from hopaas_p2p.peer.driver import LogDriver, study_driver
+from hopaas_p2p.peer.log_client import LogClient, study_client
 from hopaas_p2p.stores.base import Outgoing, append
 from hopaas_p2p.stores.objects.contract import lsn_of
 from hopaas_p2p.stores.objects.history import Clocks, clocks
@@ -40,14 +40,14 @@ class Campaign:
 
     def __init__(self, store: S3Store) -> None:
         self.store = store
-        opened = Commit("founder", 1, "founder", 0, (StudyOpen("u", "study"),))
+        opened = Commit("founder", 1, "founder", 0, (StudyRegistered("u", "study"),))
         store.catalog().exchange(Outgoing("founder:1", codec.encode(opened)), 0)
         self.founder = self.peer("founder")
         self.founder.put("founder", defined())
         self.founder.exchange()
 
-    def peer(self, name: str) -> LogDriver[State]:
-        return study_driver(self.store.log("u"), writer=name, now_us=lambda: 0)
+    def peer(self, name: str) -> LogClient[State]:
+        return study_client(self.store.log("u"), writer=name, now_us=lambda: 0)
 
     def run_trials(self, count: int) -> None:
         for _ in range(count):
@@ -75,7 +75,7 @@ def sleep(log: BucketLog, seconds: float = 86400.0) -> None:
     log.guard.clocks = lambda: clocks()._replace(boot=clocks().boot + seconds)
 
 
-def started_by(peer: LogDriver[State], name: str) -> int:
+def started_by(peer: LogClient[State], name: str) -> int:
     ticket = peer.put(name, TrialCreate())
     peer.exchange()
     assert ticket.verdicts is not None
@@ -140,9 +140,9 @@ def test_gc_stops_where_the_list_of_studies_has_lost_a_commit(campaign: Campaign
     """A peer reads such a list up to the hole; the studies behind it are not deleted ones."""
     catalog = campaign.store.catalog()
     for name in "vw":
-        opened = Commit(f"founder-{name}", 1, "founder", 0, (StudyOpen(name, f"study-{name}"),))
+        opened = Commit(f"founder-{name}", 1, "founder", 0, (StudyRegistered(name, f"study-{name}"),))
         append(catalog, Outgoing(f"founder-{name}:1", codec.encode(opened)), 0)
-        other = study_driver(campaign.store.log(name), writer="founder", now_us=lambda: 0)
+        other = study_client(campaign.store.log(name), writer="founder", now_us=lambda: 0)
         other.put("founder", defined())
         other.exchange()
     campaign.store.objects.delete([f"studies/log/{2:020d}"])

@@ -15,7 +15,7 @@ import pytest
 import hopaas_p2p
 from hopaas_p2p import access
 from hopaas_p2p.core import chain, codec
-from hopaas_p2p.core.records import Commit, Float, StudyControl, StudyOpen
+from hopaas_p2p.core.records import Commit, Float, StudyControl, StudyRegistered
 from hopaas_p2p.errors import ConfigurationError, Denied, InvalidInput
 from hopaas_p2p.open import open_store
 from hopaas_p2p.remote.client import RemoteAddress, RemoteStore
@@ -68,7 +68,7 @@ class Site:
         """A study of this user's: its uuid."""
         store, uuid = self.person(user), f"uuid-of-{name}"
         append(store.log(uuid), _commit(f"{user}-{name}"))
-        opened = Commit(f"opener-{name}", 1, f"opener-{name}", 0, (StudyOpen(uuid, name),))
+        opened = Commit(f"opener-{name}", 1, f"opener-{name}", 0, (StudyRegistered(uuid, name),))
         append(store.catalog(), Outgoing(f"opener-{name}:1", codec.encode(opened), about=uuid))
         return uuid
 

@@ -11,7 +11,7 @@ from hopaas_p2p.core.apply import apply
 from hopaas_p2p.core.records import Record
 from hopaas_p2p.core.state import State, Verdict
 from hopaas_p2p.errors import StoreUnreachable
-from hopaas_p2p.peer.driver import LogDriver, study_driver
+from hopaas_p2p.peer.log_client import LogClient, study_client
 from hopaas_p2p.stores.base import Artifacts, Beat, Entry, Log, Store
 from hopaas_p2p.stores.bridge.bridge import Bridge
 from hopaas_p2p.stores.bridge.store import BridgedStore
@@ -150,7 +150,7 @@ class Peer:
         self.name = name
         self._world = world
         self._times = itertools.count(1)
-        self.replica: LogDriver[State] = study_driver(log, writer=name, now_us=lambda: next(self._times))
+        self.replica: LogClient[State] = study_client(log, writer=name, now_us=lambda: next(self._times))
 
     def say(self, *records: Record) -> Verdict:
         """Exchange until the log has decided; the verdict on the last record."""

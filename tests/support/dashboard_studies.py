@@ -21,7 +21,7 @@ from hopaas_p2p.core.records import (
     PeerJoin,
     Policy,
     StudyDefine,
-    StudyOpen,
+    StudyRegistered,
     StudySet,
     TrialCheckpoint,
     TrialCreate,
@@ -137,7 +137,7 @@ class Scribe:
         store = open_store(url, create=True)
         try:
             opening = Commit(
-                f"opener-{uuid}", 1, f"opener-{uuid}", int(self.clock * 1e6), (StudyOpen(uuid, self.name),)
+                f"opener-{uuid}", 1, f"opener-{uuid}", int(self.clock * 1e6), (StudyRegistered(uuid, self.name),)
             )
             store.catalog().exchange(Outgoing(f"opener-{uuid}:1", codec.encode(opening)), 0)
             log = store.log(uuid)

@@ -10,7 +10,7 @@ from hopaas_p2p.core.admission import Done, next_start
 from hopaas_p2p.core.records import Record, TrialCreate, TrialFinish, TrialRelease, TrialSet, TrialState
 from hopaas_p2p.core.state import State, Verdict
 from hopaas_p2p.errors import StoreUnreachable
-from hopaas_p2p.peer.driver import LogDriver
+from hopaas_p2p.peer.log_client import LogClient
 from hopaas_p2p.peer.outbox import PendingCommit
 from hopaas_p2p.peer.peer import Peer
 from hopaas_p2p.stores.base import Artifacts, Beat, ExchangeResult, Log, Outgoing, Store
@@ -125,7 +125,7 @@ class SimulatedPeer:
             jitter=world.random,
             describe=lambda: {"host": f"node{name}", "site": f"site{name % 3}"},
         )
-        self.log: LogDriver[State] = self.peer.log(STUDY)
+        self.log: LogClient[State] = self.peer.log(STUDY)
         self.job: _Job | None = None
         self.told: tuple[PendingCommit, float] | None = None
         self.frozen_until = -1.0

@@ -10,7 +10,7 @@ import pytest
 from hopaas_p2p.core import catalog as catalogs
 from hopaas_p2p.core.catalog import Catalog, checked_name
 from hopaas_p2p.core.codec import Garbage
-from hopaas_p2p.core.records import Commit, Opaque, Record, Stamp, StudyClose, StudyOpen, TrialCreate
+from hopaas_p2p.core.records import Commit, Opaque, Record, Stamp, StudyRegistered, StudyRemoved, TrialCreate
 from hopaas_p2p.core.snapshot import CorruptSnapshot
 from hopaas_p2p.core.state import LogState, Verdict
 from hopaas_p2p.errors import InvalidInput
@@ -40,7 +40,7 @@ class Clerk:
         return self.catalog.apply(self.catalog.lsn + 1, commit, Stamp(role=role))[-1]
 
     def open(self, name: str, uuid: str | None = None) -> Verdict:
-        return self.say(StudyOpen(uuid or f"uuid-of-{name}", name))
+        return self.say(StudyRegistered(uuid or f"uuid-of-{name}", name))
 
 
 @pytest.fixture
@@ -50,7 +50,7 @@ def clerk() -> Clerk:
 
 def test_ids_count_openings_and_are_never_used_again(clerk: Clerk) -> None:
     assert [clerk.open(name).number for name in ("a", "b")] == [0, 1]
-    assert clerk.say(StudyClose("uuid-of-b")).accepted
+    assert clerk.say(StudyRemoved("uuid-of-b")).accepted
     assert clerk.open("b", "another").number == 2
     assert set(clerk.catalog.by_id) == {0, 2}
 
@@ -64,21 +64,21 @@ def test_a_name_is_taken_once(clerk: Clerk) -> None:
 def test_a_uuid_is_used_once_even_after_its_study_is_deleted(clerk: Clerk) -> None:
     clerk.open("a", "uuid")
     assert clerk.open("b", "uuid").refusal == "exists"
-    clerk.say(StudyClose("uuid"))
+    clerk.say(StudyRemoved("uuid"))
     assert clerk.open("c", "uuid").refusal == "exists"
 
 
 def test_only_an_owner_deletes(clerk: Clerk) -> None:
     clerk.open("a")
     for role in ("worker", "viewer", ""):
-        assert clerk.say(StudyClose("uuid-of-a"), role=role).refusal == "role"
-    assert clerk.say(StudyClose("uuid-of-a")).accepted
+        assert clerk.say(StudyRemoved("uuid-of-a"), role=role).refusal == "role"
+    assert clerk.say(StudyRemoved("uuid-of-a")).accepted
 
 
 def test_a_study_is_deleted_once(clerk: Clerk) -> None:
     clerk.open("a")
-    clerk.say(StudyClose("uuid-of-a"))
-    assert clerk.say(StudyClose("uuid-of-a")).refusal == "no such study"
+    clerk.say(StudyRemoved("uuid-of-a"))
+    assert clerk.say(StudyRemoved("uuid-of-a")).refusal == "no such study"
 
 
 @pytest.mark.parametrize("name", BAD_NAMES.values(), ids=BAD_NAMES)
@@ -98,7 +98,7 @@ def test_any_other_name_is_fine(name: str) -> None:
 
 @pytest.mark.parametrize("uuid", ["", "../../etc", "a/b", "a\nb", "x" * 65])
 def test_a_uuid_that_is_no_file_name_is_refused(uuid: str) -> None:
-    assert Clerk().say(StudyOpen(uuid, "a")).refusal == "malformed"
+    assert Clerk().say(StudyRegistered(uuid, "a")).refusal == "malformed"
 
 
 def test_garbage_and_records_of_the_other_log_are_counted_and_change_nothing(clerk: Clerk) -> None:
@@ -112,7 +112,7 @@ def test_garbage_and_records_of_the_other_log_are_counted_and_change_nothing(cle
 
 def test_a_commit_that_stands_twice_counts_once() -> None:
     catalog = Catalog()
-    commit = Commit("ann", 1, "ann", 0, (StudyOpen("uuid", "a"),))
+    commit = Commit("ann", 1, "ann", 0, (StudyRegistered("uuid", "a"),))
     first = catalog.apply(1, commit)
     assert catalog.apply(2, commit) == first
     assert len(catalog.by_id) == 1
@@ -128,7 +128,7 @@ def test_snapshot_and_tail_are_the_replay_at_every_lsn() -> None:
     loaded: list[Catalog] = []
     for lsn in range(1, 61):
         name = chosen.choice("abcdef/")
-        record = chosen.choice([StudyOpen(f"uuid-{lsn}", name), StudyClose(f"uuid-{chosen.randrange(lsn)}")])
+        record = chosen.choice([StudyRegistered(f"uuid-{lsn}", name), StudyRemoved(f"uuid-{chosen.randrange(lsn)}")])
         commit = Commit(chosen.choice(["ann", "bob"]), lsn, None, 0, (record,))
         for catalog in (clerk.catalog, *loaded):
             catalog.apply(lsn, commit, Stamp(role="owner"))

@@ -23,14 +23,14 @@ from hopaas_p2p.core.records import (
     Int,
     Opaque,
     Stamp,
-    StudyOpen,
+    StudyRegistered,
     TrialCreate,
     TrialFinish,
     TrialSet,
 )
 from hopaas_p2p.core.state import State
 from hopaas_p2p.errors import InvalidInput
-from hopaas_p2p.peer.driver import study_driver
+from hopaas_p2p.peer.log_client import study_client
 from hopaas_p2p.stores.base import Outgoing
 from hopaas_p2p.stores.directory.store import DirectoryStore
 from hopaas_p2p.stores.memory import MemoryLog
@@ -328,7 +328,7 @@ def test_a_foreign_format_is_counted_and_stops_nobody(payload: bytes, tmp_path: 
     log = DirectoryStore(tmp_path).log("study")
     log.exchange(Outgoing("1", codec.encode(Commit("ann", 1, "ann", 0, (defined(),)))), 0)
     log.exchange(Outgoing("2", payload), 1)
-    replica = study_driver(DirectoryStore(tmp_path).log("study"), writer="bob", now_us=lambda: 0)
+    replica = study_client(DirectoryStore(tmp_path).log("study"), writer="bob", now_us=lambda: 0)
     replica.put("bob", TrialCreate())
     replica.exchange()
 
@@ -345,7 +345,7 @@ def test_a_foreign_format_is_counted_and_stops_nobody(payload: bytes, tmp_path: 
 
 def test_a_replica_reads_on_past_every_kind_of_garbage() -> None:
     log = MemoryLog()
-    replica = study_driver(log, writer="ann", now_us=lambda: 0)
+    replica = study_client(log, writer="ann", now_us=lambda: 0)
     replica.put("ann", defined(), TrialCreate())
     replica.exchange()
     for payload in [*GARBAGE.values(), *(commit_of(record, seq=seq) for seq, record in enumerate(RECORDS.values(), 1))]:
@@ -362,7 +362,7 @@ def test_a_replica_reads_on_past_every_kind_of_garbage() -> None:
 @pytest.mark.parametrize("stamp", [UNSTAMPED, Stamp("ann.guest", f"owner:{'u' * 64}", 1 << 50), Stamp("a", "worker")])
 @pytest.mark.parametrize("before", [None, 0, 7, chain.PRIME - 1])
 def test_a_commit_comes_out_of_its_stored_form_as_it_was_sealed(stamp: Stamp, before: int | None) -> None:
-    payload = codec.encode(Commit("w", 1, "w", 5, (StudyOpen("u", "n"),)))
+    payload = codec.encode(Commit("w", 1, "w", 5, (StudyRegistered("u", "n"),)))
     stored = chain.attach(payload, before, stamp)
     assert chain.detach(stored) == (payload, before)
     assert chain.stamp_of(stored) == stamp

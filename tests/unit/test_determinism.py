@@ -37,7 +37,7 @@ from hopaas_p2p.core.records import (
     Used,
 )
 from hopaas_p2p.core.state import State
-from hopaas_p2p.peer.driver import study_driver
+from hopaas_p2p.peer.log_client import study_client
 from hopaas_p2p.stores.base import Outgoing
 from hopaas_p2p.stores.memory import MemoryLog
 from hopaas_p2p.testing.commits import study_snapshot
@@ -321,7 +321,7 @@ def test_a_replica_that_finds_a_corrupt_snapshot_replays_the_log(damage: object)
         log.exchange(Outgoing(str(number), payload), number)
     log.put_snapshot(30, damage(snapshot.dump(replayed(payloads[:30]))))  # type: ignore[operator]
 
-    replica = study_driver(log, writer="newcomer", now_us=lambda: 0)
+    replica = study_client(log, writer="newcomer", now_us=lambda: 0)
     replica.exchange()
 
     assert snapshot.digest(replica.state) == snapshot.digest(replayed(payloads))
@@ -337,7 +337,7 @@ def test_a_replica_joins_from_a_sound_snapshot_and_reads_only_the_tail() -> None
     exchange = log.exchange
     log.exchange = lambda outgoing, since, beat=None: asked.append(since) or exchange(outgoing, since, beat)  # type: ignore[method-assign]
 
-    replica = study_driver(log, writer="newcomer", now_us=lambda: 0)
+    replica = study_client(log, writer="newcomer", now_us=lambda: 0)
     replica.exchange()
 
     assert min(asked) == 30

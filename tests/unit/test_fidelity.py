@@ -316,7 +316,7 @@ def test_another_fidelity_is_refused_and_an_owner_may_change_it(tmp_path: Path) 
         _opened(tmp_path, fidelity=hopaas_p2p.Rungs(max=27))
     study.search_with(fidelity=hopaas_p2p.Rungs(max=27))
     assert study.method.fidelity == hopaas_p2p.Rungs(max=27)
-    study.without_rungs()
+    study.disable_fidelity()
     assert study.method.fidelity is None
     study.close()
 

@@ -15,9 +15,9 @@ from hopaas_p2p.core.records import (
     Commit,
     PeerJoin,
     Policy,
-    StudyClose,
     StudyDefine,
-    StudyOpen,
+    StudyRegistered,
+    StudyRemoved,
     StudySet,
     TrialCreate,
     TrialFinish,
@@ -26,7 +26,7 @@ from hopaas_p2p.core.records import (
 from hopaas_p2p.core.state import State
 from hopaas_p2p.errors import Denied, HopaasError, StoreUnreachable, StudyDeleted
 from hopaas_p2p.peer import peer as peer_module
-from hopaas_p2p.peer.driver import LogDriver
+from hopaas_p2p.peer.log_client import LogClient
 from hopaas_p2p.peer.outbox import PendingCommit
 from hopaas_p2p.peer.peer import Peer
 from hopaas_p2p.stores.base import Beat, ExchangeResult, Outgoing
@@ -68,14 +68,14 @@ def peer(store: MemoryStore, clock: Clock) -> Iterator[Peer]:
     peer.close()
 
 
-def drivers_of(peer: Peer) -> list[LogDriver[State]]:
+def drivers_of(peer: Peer) -> list[LogClient[State]]:
     found = [peer.log(uuid) for number, uuid in enumerate(("first", "second", "third"))]
     for driver in found:
         peer.commit(driver, TrialCreate())
     return found
 
 
-def draft(peer: Peer, driver: LogDriver[State], step: int) -> None:
+def draft(peer: Peer, driver: LogClient[State], step: int) -> None:
     driver.session.draft(0, 1, peer.uuid).reports[step] = 1.0
     peer.note_draft(driver)
 
@@ -139,11 +139,11 @@ def test_a_change_of_the_list_of_studies_that_was_not_answered_is_made_at_the_ne
     store: MemoryStore, clock: Clock, sent_by: str
 ) -> None:
     founder = Peer(store, threaded=False)
-    founder.commit_to_catalog(StudyOpen("first", "a"))
+    founder.commit_to_catalog(StudyRegistered("first", "a"))
     faulty = FaultyStore(store, [Fault.REFUSE])
     peer = Peer(faulty, linger=1.0, clock=clock, threaded=False, describe=dict, patience=0.0)
     with pytest.raises(StoreUnreachable) as unanswered:
-        peer.commit_to_catalog(StudyClose("first"))
+        peer.commit_to_catalog(StudyRemoved("first"))
 
     if sent_by == "flush":
         peer.flush()
@@ -166,7 +166,7 @@ def test_a_peer_stops_work_on_a_study_whose_deletion_was_cut_short(
 ) -> None:
     first, second, _ = drivers_of(peer)
     deleter = Peer(store, threaded=False)
-    for record in (StudyOpen("first", "a"), StudyOpen("second", "b"), StudyClose("first")):
+    for record in (StudyRegistered("first", "a"), StudyRegistered("second", "b"), StudyRemoved("first")):
         deleter.commit_to_catalog(record)  # and no more: it was killed before the log was ended
     real, held = MemoryLog.destroy, []
 
@@ -575,7 +575,7 @@ class CountingStore(MemoryStore):
         return super().beats(asked)
 
 
-def _running(store: MemoryStore, clock: Clock, owner: str) -> tuple[Peer, LogDriver[State]]:
+def _running(store: MemoryStore, clock: Clock, owner: str) -> tuple[Peer, LogClient[State]]:
     """A peer that watches a trial that this owner runs."""
     for commit in (
         Commit("founder", 1, "founder", 0, (defined(ttl=12.0),)),

@@ -184,7 +184,7 @@ def test_another_population_is_refused_and_an_owner_may_change_it(tmp_path: Path
         _opened(tmp_path, fidelity=Population(size=8, every=2, max=8))
     study.search_with(fidelity=Population(size=8, every=2, max=8))
     assert study.method.fidelity == Population(size=8, every=2, max=8)
-    study.without_rungs()
+    study.disable_fidelity()
     assert study.method.fidelity is None
     study.close()
 

@@ -13,7 +13,7 @@ import hopaas_p2p
 from hopaas_p2p.core import codec
 from hopaas_p2p.core.records import Commit, Policy, StudyDefine, TrialCreate, TrialFinish, TrialState
 from hopaas_p2p.core.state import State
-from hopaas_p2p.peer.driver import LogDriver
+from hopaas_p2p.peer.log_client import LogClient
 from hopaas_p2p.peer.peer import Peer
 from hopaas_p2p.stores.base import Outgoing
 from hopaas_p2p.stores.memory import MemoryStore
@@ -29,7 +29,7 @@ class _Time:
     now = 0.0
 
 
-def _peer(store: MemoryStore, time: _Time, *, ahead: float = 0.0, wrong_by: int = 0) -> tuple[Peer, LogDriver[State]]:
+def _peer(store: MemoryStore, time: _Time, *, ahead: float = 0.0, wrong_by: int = 0) -> tuple[Peer, LogClient[State]]:
     """A peer with a monotonic clock that begins anywhere, and a wall clock that is wrong."""
     peer = Peer(
         store,

@@ -52,7 +52,7 @@ def _unreachable(error: OSError) -> StoreUnreachable:
     return StoreUnreachable(f"The store cannot be used now: {error}. Waiting records are sent at the next contact.")
 
 
-class LogDriver(Generic[S]):
+class LogClient(Generic[S]):
     """One log as a peer uses it: the session, the log that it is about, and the two locks.
 
     Attributes:
@@ -302,25 +302,25 @@ def _check_chain(session: LogSession[Any]) -> None:
 _PACING: Final = Pacing()
 
 
-def study_driver(
+def study_client(
     log: Log,
     *,
     writer: str,
     now_us: Callable[[], int],
     clock: Callable[[], float] = time.monotonic,
     pacing: Pacing = _PACING,
-) -> LogDriver[State]:
-    """A driver of a study's log."""
-    return LogDriver(log, LogSession(STUDY, writer, now_us=now_us, pacing=pacing), clock)
+) -> LogClient[State]:
+    """This peer's part in a study's log."""
+    return LogClient(log, LogSession(STUDY, writer, now_us=now_us, pacing=pacing), clock)
 
 
-def catalog_driver(
+def catalog_client(
     log: Log,
     *,
     writer: str,
     now_us: Callable[[], int],
     clock: Callable[[], float] = time.monotonic,
     pacing: Pacing = _PACING,
-) -> LogDriver[Catalog]:
-    """A driver of the directory log, which is mostly short; it has snapshots only where it is costly to read."""
-    return LogDriver(log, LogSession(CATALOG, writer, now_us=now_us, pacing=pacing), clock)
+) -> LogClient[Catalog]:
+    """This peer's part in the list of studies, mostly short; snapshots only where reading is costly."""
+    return LogClient(log, LogSession(CATALOG, writer, now_us=now_us, pacing=pacing), clock)
