@@ -142,11 +142,14 @@ def teachers(storage: Storage, given: tuple[str, ...]) -> list[Any] | str:
 
 
 def _to_learn_from(made: Study) -> list[str]:
-    """A line that names the studies that this one could begin with, and the words to type."""
+    """A line that names the studies that this one could begin with, and the words to type.
+
+    Not in a bucket, where each study that is looked at costs some requests.
+    """
     from hopaas_p2p.study.learning import auto
     from hopaas_p2p.translate import to_record
 
-    if len(made.directions) > 1:
+    if len(made.directions) > 1 or made.storage.peer.catalog.rate_limited is not None:
         return []
     space = {name: to_record(one) for name, one in made.space.items()}
     found = [one.name for one in auto(made.storage, space, made.name)]

@@ -147,7 +147,7 @@ def test_a_stop_request_prunes(here: dict[str, Any], study: Study) -> None:
 def test_no_work_is_an_exit_code(here: dict[str, Any], study: Study, why: str) -> None:
     if why == "budget":
         study.optimize(lambda _: 1.0)
-    getattr(study, {"budget": "resume", "paused": "pause", "stopped": "stop"}[why])()
+    getattr(study, {"budget": "resume", "paused": "pause", "stopped": "stop_all"}[why])()
     result = run("ask", check=False, **here)
     assert (result.returncode, result.stdout) == (3, "")
     assert why in result.stderr

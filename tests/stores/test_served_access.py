@@ -256,7 +256,7 @@ def test_a_study_runs_with_peers_at_the_store_itself_and_through_the_server(
             remote.optimize(lambda trial: trial.params["lr"])
             assert [trial.state.name for trial in remote.state.trials] == ["COMPLETE"] * 8
             with pytest.raises(Denied):
-                remote.stop()
+                remote.stop_all()
         until(lambda: [trial.state.name for trial in direct.state.trials] == ["COMPLETE"] * 8)
 
 

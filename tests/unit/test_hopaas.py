@@ -504,7 +504,7 @@ def test_the_end_of_the_study_is_an_error_that_can_be_caught(study: hpc.Study, t
     with study.trial() as trial:
         trial.loss = 1
     looker = opened(tmp_path)
-    looker.stop()
+    looker.stop_all()
 
     with pytest.raises(hpc.exceptions.NoMoreTrials, match="stopped") as caught, study.trial():
         pass

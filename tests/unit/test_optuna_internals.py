@@ -100,7 +100,7 @@ def test_a_trial_has_this_name(study: optuna.Study, name: str) -> None:
     assert hasattr(study.ask(), name), CURE
 
 
-@pytest.mark.parametrize("name", ["_study_id", "_thread_local"])
+@pytest.mark.parametrize("name", ["_study_id", "_thread_local", "_should_skip_enqueue"])
 def test_a_study_has_this_name(study: optuna.Study, name: str) -> None:
     assert hasattr(study, name), CURE
 
@@ -140,6 +140,23 @@ def test_a_study_is_described_as_storages_describe_it() -> None:
         {"a": 1},
         3,
     ), CURE
+
+
+def test_a_progress_bar_is_moved_and_closed(study: optuna.Study, capsys: pytest.CaptureFixture[str]) -> None:
+    assert hasattr(optuna.progress_bar, "_ProgressBar"), CURE
+    with internals.progress_bar(study, 1, None, shown=True) as moved:
+        study.optimize(lambda trial: trial.suggest_float("x", 0.0, 1.0), n_trials=1)
+        for move in moved:
+            move(study.trials[0])
+    assert "1/1" in capsys.readouterr().err
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+def test_distributions_that_optuna_has_replaced_are_converted(study: optuna.Study) -> None:
+    assert hasattr(optuna.distributions, "_convert_old_distribution_to_new_distribution"), CURE
+    trial = study.ask()
+    internals.suggest_fixed(trial, {"x": optuna.distributions.UniformDistribution(0, 1)})
+    assert trial.distributions == {"x": FloatDistribution(0, 1)}
 
 
 def test_a_distribution_knows_its_values() -> None:
