@@ -56,6 +56,7 @@ _SHUTDOWN_TIMEOUT: Final = 5.0  # seconds for which a program that is about to e
 _LONGEST_SILENCE: Final = 30.0  # seconds between background attempts while the store is away
 _UNTIL_JOINED: Final = 0.1  # seconds between looks for the ttl of a study that is being joined
 _LISTED_EVERY: Final = 600.0  # seconds between looks whether the studies that are worked on are listed still
+_ERRANDS_AFTER: Final = 5.0  # seconds between the introduction of a peer and its first errands
 _MORE_TO_PACK: Final = 0.05  # seconds between two lots of finished trials that are packed, for others to get the lock
 _QUEUED: Final = "The change was not refused and may still be made; check whether it was before you repeat it."
 _ALL: Final = -1
@@ -318,8 +319,9 @@ class Peer:
             if not session.introduced:  # nor has another thread meanwhile
                 session.introduce(self.uuid, record)
                 log.look_again_at = -math.inf
-        for job in (log.job, self._errands, self._beating):
+        for job in (log.job, self._beating):
             self.jobs.wake(job)
+        self.jobs.wake(self._errands, after=_ERRANDS_AFTER)
 
     def show_clock(self, log: LogClient[State]) -> None:
         """Queue a commit that says nothing but the time: limits are noticed at commits, those by date by two clocks."""

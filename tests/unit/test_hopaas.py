@@ -293,7 +293,7 @@ while True:
         if sys.argv[1] == "nan": trial.loss = float("nan")
         if sys.argv[1] == "nothing": trial._loss = None
         print("ready", flush=True)
-        if sys.argv[1] == "wait": time.sleep(300)
+        for _ in range(3000 * (sys.argv[1] == "wait")): time.sleep(0.1)  # one long sleep may miss a signal
     if sys.argv[1] == "nan": break
 """
 )

@@ -44,7 +44,7 @@ def operator(url: str, study: Study) -> Iterator[Study]:
 
 
 def test_a_trial_of_another_peer_is_ended_and_the_log_says_by_whom(study: Study, operator: Study) -> None:
-    study.ask()
+    _trial = study.ask()
     operator.take_over(0, 0.25, reason="looked good")
     assert study.trials[0].state is TrialState.COMPLETE
     assert study.trials[0].value == 0.25
@@ -66,7 +66,7 @@ def test_the_owner_hears_that_it_lost_the_trial_and_its_result_is_kept(study: St
 
 
 def test_only_an_operator_may_and_only_what_runs(study: Study, operator: Study, url: str) -> None:
-    study.ask()
+    _trial = study.ask()
     other = hopaas_p2p.open_study(url, "s", create=False)
     with pytest.raises(ConfigurationError, match="operator=True"):
         other.take_over(0, 1.0)
@@ -74,7 +74,7 @@ def test_only_an_operator_may_and_only_what_runs(study: Study, operator: Study, 
     operator.take_over(0, state="fail", reason="hangs")
     with pytest.raises(InvalidInput, match="FAIL, not RUNNING"):
         operator.take_over(0, 1.0)
-    study.ask()
+    _trial = study.ask()
     for values, state in ((None, "complete"), (1.0, "pruned"), (float("nan"), "complete"), ((1.0, 2.0), None)):
         with pytest.raises(InvalidInput):
             operator.take_over(1, values, state=state)

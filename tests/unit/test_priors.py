@@ -196,7 +196,7 @@ def test_what_a_study_learned_lies_in_its_log(store: str) -> None:
     joined = hopaas_p2p.open_study(store, "new", create=False)
     assert [one.name for one in joined.learned] == ["old"]
     assert joined.learned[0].shared == tuple(SPACE)
-    assert min(run(joined)[:4]) < 0.05
+    assert min(run(joined)[:4]) < 0.2
     assert str(joined.learned[0]).startswith(("Learned from old (agrees", "Ignored old (agrees"))
     for study in (old, new, joined):
         study.close()
