@@ -63,6 +63,10 @@ class Lengths(NamedTuple):
     taught: bool = False
     """Whether they were those of priors at first."""
 
+    def quiet(self) -> Lengths:
+        """The same with no more noise than what priors expect allows."""
+        return self._replace(noise=min(self.noise, _QUIET))
+
 
 def _lengths(parameters: int) -> Lengths:
     return Lengths(np.full(parameters, _FIRST_LENGTH), _FIRST_NOISE, 0)
@@ -385,7 +389,7 @@ class Surrogate:
             self._learn(means, lengths or start or _lengths(len(self._squares)))
         if self.trust.used.any():
             lengths = lengths or start or _lengths(len(self._squares))
-            lengths = lengths._replace(noise=min(lengths.noise, _QUIET))
+            lengths = lengths.quiet()
         elif lengths is not None and lengths.taught:
             lengths = None
         squares = [one[:known, :known] for one in self._squares]
@@ -394,7 +398,7 @@ class Surrogate:
             shared = (features * self._variances) @ features.T if features.size else None
             lengths = fit(squares, self._found - features @ self._expected, count, lengths, shared)
             if self.trust.used.any():
-                lengths = lengths._replace(noise=min(lengths.noise, _QUIET))
+                lengths = lengths.quiet()
         self.lengths = lengths or _lengths(len(squares))
 
     def _learn(self, means: Floats, lengths: Lengths) -> None:
@@ -404,7 +408,7 @@ class Surrogate:
         doubted = self._found * (known / (known + _DOUBT))
         covariance = _kernel([one[:known, :known] for one in self._squares], lengths.scales)
         found = trust(means[:known], doubted, covariance, lengths.noise)
-        self.trust, used = found._replace(weights=self._fade * found.weights), found.used
+        self.trust, used = Trust(found.agreement, self._fade * found.weights), found.used
         if used.any():
             self._found = doubted
             self._expected, self._variances = _coefficients(int(used.sum()))
