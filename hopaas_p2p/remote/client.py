@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import http.client
+import io
 import os
 import random
 import re
@@ -42,6 +43,8 @@ _AVOIDED_FOR: Final = 60.0  # seconds
 _LONGEST_REST: Final = 60.0
 _FRESHNESS: Final = 1.0  # seconds: a look is a round trip
 _PIECE: Final = 1 << 18  # bytes
+_HEAD: Final = 64 << 10  # bytes of an answer's
+_SLOWEST: Final = 16 << 10  # bytes of an answer per second, after the time of silence
 _SILENT: Final = (TimeoutError, ssl.SSLWantReadError, ssl.SSLWantWriteError)
 """What reading and writing raise when no byte has moved for too long."""
 _ATTEMPTS: Final = 5
@@ -103,6 +106,35 @@ class ServerBusy(StoreUnreachable):
     """The server asks to come again later."""
 
 
+class _Incoming(io.RawIOBase):
+    """What a server sends for one request: so many bytes, and not slower than it would send them itself.
+
+    A head has little room; `http.client` would read on through headers, chunks and "100 Continue" for ever.
+    """
+
+    def __init__(self, line: ssl.SSLSocket, silence: float) -> None:
+        self._line = line
+        self._deadline = time.monotonic() + silence
+        self.room = _HEAD
+
+    def makefile(self, _mode: str) -> io.BufferedReader:
+        """What `http.client` reads from."""
+        return io.BufferedReader(self)
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        if self.room < 0:
+            raise http.client.HTTPException("more came than an answer has")
+        size = self._line.recv_into(buffer)
+        self.room -= size
+        self._deadline += size / _SLOWEST
+        if time.monotonic() > self._deadline:
+            raise TimeoutError
+        return size
+
+
 class _Line:
     """One connection to one server; one thread at a time."""
 
@@ -129,15 +161,17 @@ class _Line:
             lines.append(f"Authorization: Bearer {protocol.encode_header(token.reveal())}")
         head = "\r\n".join([*lines, "", ""]).encode()
         self._give_up_after(silence)
-        answer = http.client.HTTPResponse(self._socket, method=method)
+        if isinstance(body, bytes):
+            self._socket.sendall(head + body)
+        else:
+            self._socket.sendall(head)
+            for piece in body:
+                self._socket.sendall(piece)
+        coming = _Incoming(self._socket, silence)
+        answer = http.client.HTTPResponse(coming, method=method)  # type: ignore[arg-type]
         try:
-            if isinstance(body, bytes):
-                self._socket.sendall(head + body)
-            else:
-                self._socket.sendall(head)
-                for piece in body:
-                    self._socket.sendall(piece)
             answer.begin()
+            coming.room = answer.length or 0
         except BaseException:
             answer.close()
             raise
@@ -212,6 +246,7 @@ class Connections:
                     if answer.status == http.client.UNAUTHORIZED and self._is_renewed(token):
                         continue
                     _check(line.server, answer, token)
+                    fresh = True  # it was answered: what breaks off now is not asked again here
                     yield answer
                     done = answer.isclosed() and not answer.will_close
                 return
@@ -293,8 +328,9 @@ def _check(server: ServerAddress, answer: http.client.HTTPResponse, token: Secre
     """Raise what an answer means that is not a result."""
     status, ours = answer.status, answer.getheader("Hopaas-Server")
     if status == http.client.OK and ours == str(protocol.VERSION):
+        if answer.length is None:
+            raise StoreUnreachable(f"the answer of {server} has no length; is there a proxy that changes it?")
         return
-    answer.read(LARGEST)
     answered = f"the server {server} answered {status} {answer.reason}"
     if status == 401 and token is None:
         raise Denied(f"{answered}: it needs a token, and none was given. Set HOPAAS_TOKEN_FILE or HOPAAS_TOKEN")
@@ -332,6 +368,9 @@ class RemoteLog(Log):
     def exchange(self, outgoing: Outgoing | None, since: int, beat: Beat | None = None) -> ExchangeResult:
         result: ExchangeResult
         result, self._flush_interval = self._ask("exchange", outgoing, since)
+        read = result.entries[-1].lsn if result.entries else since
+        if result.more and read <= since:
+            raise StoreUnreachable("the server's answer leads nowhere")  # and whoever reads on would do so for ever
         return result
 
     @property
@@ -408,7 +447,10 @@ class RemoteStore(Store):
 
     def beats(self, peers: Iterable[str]) -> dict[str, str]:
         asked = [peer for peer in peers if valid_name(peer)]
-        return self.connections.ask("beats", asked) if asked else {}
+        found: dict[str, str] = {}
+        for first in range(0, len(asked), protocol.AT_ONCE):
+            found |= self.connections.ask("beats", asked[first : first + protocol.AT_ONCE])
+        return found
 
     def remove_beat(self, peer: str) -> None:
         if valid_name(peer):

@@ -21,9 +21,9 @@ import contextlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import Annotated, Final, NamedTuple
 
-from msgspec import Struct
+from msgspec import Meta, Struct
 
 from hopaas_p2p.core import snapshot
 from hopaas_p2p.core.records import UNSTAMPED, Stamp
@@ -97,7 +97,7 @@ class Entry(Struct, array_like=True, frozen=True, gc=False):
 class ExchangeResult(Struct, array_like=True, frozen=True, gc=False):
     """The result of an exchange: the commits after `since`, in order, and whether there are more to fetch."""
 
-    entries: list[Entry]
+    entries: Annotated[list[Entry], Meta(max_length=1 << 20)]
     more: bool = False
 
     def holds(self, outgoing: Outgoing) -> bool:
@@ -331,7 +331,7 @@ class Artifacts(ABC):
 
     @abstractmethod
     def keys(self, prefix: str) -> list[str]:
-        """The keys that begin with the prefix, sorted."""
+        """The keys that begin with the prefix, a study's uuid and a slash at least, sorted."""
 
 
 class Store(ABC):
