@@ -456,6 +456,8 @@ class Peer:
     def _exchange(self, log: LogClient[Any]) -> None:
         """One exchange. The caller has the turn."""
         session = log.session
+        if session.introduced and self._beaten_at < 0.0 and not self.store.piggybacks_heartbeats:
+            self._beat_at_first()
         if session.writer != self.uuid:
             session = self._renewed(log)
         session.author = session.author or self._author
@@ -464,8 +466,6 @@ class Peer:
         try:
             if introduced and self.store.piggybacks_heartbeats:
                 beat = self._new_beat(self.uuid)
-            elif introduced and self._beaten_at < 0.0:
-                self._beat_at_first(began)
             log.exchange_in_turn(began, beat)
         except StoreUnreachable:
             self._note_absence(began, introduced=introduced)
@@ -494,11 +494,18 @@ class Peer:
             if introduced:
                 self.jobs.wake(self._keeping, after=max(0.0, self.patience))
 
-    def _beat_at_first(self, began: float) -> None:
+    def _beat_at_first(self) -> None:
         """Beat before the first trial, so that its lease is trusted from the start."""
-        with contextlib.suppress(StoreUnreachable):  # the exchange that follows says so
+        began = self.clock()
+        try:
             self._beat((self.uuid,))
             self._beaten_at = began
+        except Denied:  # another user, who saw the name in a commit of ours, has beaten under it: take a new one
+            with self._lock:
+                self.identity = self.identity.successor()
+                self.uuid = self.identity.uuid
+        except StoreUnreachable:
+            pass  # the exchange that follows says so
 
     def _keep_history(self, log: LogClient[Any]) -> None:
         for uuid, one in list(self.logs.items()):
