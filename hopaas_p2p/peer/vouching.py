@@ -26,7 +26,7 @@ _AT_ONCE: Final = 8
 def judge_doubtful(log: Log, lsn: int, data: bytes) -> None:
     """Vouch for another author's snapshot that agrees with ours, and deny those that do not. Raises like `exchange`."""
     for _ in range(_AT_ONCE):
-        found = log.doubtful_snapshot(lsn - _REACH * snapshot_step(lsn), lsn)
+        found = log.doubtful_snapshot(max(0, lsn - _REACH * snapshot_step(lsn)), lsn)
         if found is None:
             return
         same = _agrees(log, found.lsn, found.data, lsn, data)

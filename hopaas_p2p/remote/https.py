@@ -48,7 +48,7 @@ PENDING: Final = 512
 LOOPBACK: Final[Networks] = (ipaddress.ip_network("127.0.0.0/8"), ipaddress.ip_network("::1/128"))
 _BACKLOG: Final = 1024
 _HEAD: Final = 16 << 10  # bytes
-_HELD: Final = 512 << 20  # bytes of bodies at a time, of all callers
+_HELD: Final = 512 << 20  # bytes of requests and answers at a time, of all callers; a quarter of one token
 _SLOWEST: Final = 16 << 10  # bytes per second of a body, after the first ten seconds
 _STALLED: Final = 60.0  # seconds for which a caller may take nothing of its answer
 _LAST_WORDS: Final = 5.0  # seconds for a caller to take a last answer
@@ -132,8 +132,8 @@ class HttpsServer:
         self.metrics = Metrics({("requests_total", 'status="200"'): 0})
         self.turned_away: Counter[tuple[str, int]] = Counter()
         """Since the last tick, by address and status: one line each would let a guesser fill the log."""
-        self.held = 0
-        """Bytes of bodies that are being read or carried out."""
+        self.held: Counter[Token] = Counter()
+        """Bytes of requests that are read, and of answers that are not taken."""
         self.by_token: Counter[Token] = Counter()
         self._certificate, self._metrics_from = certificate, metrics_from
         self._sessions: set[HttpsSession] = set()
@@ -280,7 +280,9 @@ class HttpsSession:
         self._folder: tempfile.TemporaryDirectory[str] | None = None
         """Where the file is that comes, or goes."""
         self._file: IO[bytes] | None = None
-        self._size = 0
+        self._size = self._held = 0
+        self._refused = b""
+        """What the service says against a file, before any of it has come."""
         self._status = TokenStatus(valid=False)
         self._task: asyncio.Task[None] | None = None
         self._sent, self._moved = 0, self.began
@@ -347,7 +349,7 @@ class HttpsSession:
         if self._method not in (("PUT", "GET") if self._key else ("POST",)):
             self._respond(405)
             return
-        if self._server.terminated and headers.get(b"x-forwarded-proto", [""])[0].lower() != "https":
+        if self._server.terminated and headers.get(b"x-forwarded-proto", [""])[-1].lower() != "https":
             self._respond(403, close=True)
             return
         if b"content-length" in headers and b"transfer-encoding" in headers:  # two readers could see two ends
@@ -357,10 +359,11 @@ class HttpsSession:
         if int(length) > (self._limits.largest_file if self._key else LARGEST):  # h11 has seen that it is a number
             self._respond(413, close=True)
             return
+        self._size = 0 if self._key else LARGEST if b"transfer-encoding" in headers else int(length)
         token = _bearer_token(headers.get(b"authorization", []))
         if token is None:
             self._respond(401, close=True)
-        elif token == self.token and not self._status.is_expired():
+        elif token == self.token and not self._status.is_expired() and self._method != "PUT":
             self._expect_body()
         else:
             self._start(Stage.ADMITTING, self._admit(token))
@@ -380,6 +383,9 @@ class HttpsSession:
             self.token = token
             self._server.by_token[token] += 1
             event("opened", token=token[0], address=self.address)
+        if self._method == "PUT" and self._key is not None:
+            said = await self._server.service.carry_out(token, StoreRequest("put", self._key))
+            self._refused = said if protocol.is_refusal(said) else b""
         self._expect_body()
         self._advance()
 
@@ -399,25 +405,33 @@ class HttpsSession:
         return self._status.valid
 
     def _expect_body(self) -> None:
+        if not self._hold(self._size):
+            self._respond(503, retry=2.0)
+            return
         self.stage, self.began, self._size = Stage.BODY, time.monotonic(), 0
         if self._key:
             self._folder = tempfile.TemporaryDirectory(prefix="hopaas-")
-            self._file = (Path(self._folder.name) / "file").open("wb") if self._method == "PUT" else None
+            if self._method == "PUT" and not self._refused:
+                self._file = (Path(self._folder.name) / "file").open("wb")
         self.client.listen(True)
 
     def _take(self, data: bytes) -> None:
         self._size += len(data)
         if self._file is not None:
             self._file.write(data)
-            if self._size > self._limits.largest_file:
-                self._respond(413, close=True)
-            return
-        self._server.held += len(data)
-        self._body += data
-        if len(self._body) > LARGEST:
+        elif self._key is None:
+            self._body += data
+        if self._size > (self._limits.largest_file if self._key else LARGEST):
             self._respond(413, close=True)
-        elif self._server.held > _HELD:
-            self._respond(503, retry=2.0)
+
+    def _hold(self, size: int) -> bool:
+        """Have this connection hold so many bytes in memory; whether its token may have that much."""
+        if self.token is None:
+            return True
+        held = self._server.held
+        held[self.token] += size - self._held
+        self._held = size
+        return held[self.token] <= _HELD // 4 and held.total() <= _HELD
 
     def _start(self, stage: Stage, work: Coroutine[None, None, None]) -> None:
         """Go on when this is done; until then nothing is read."""
@@ -438,7 +452,11 @@ class HttpsSession:
         if not await self._is_valid(token):
             return
         if self._key is None or self._folder is None:
-            self._respond(200, await service.answer(token, bytes(self._body), self._status))
+            answer = await service.answer(token, bytes(self._body), self._status)
+            self._respond(200, answer) if self._hold(len(answer)) else self._respond(503, retry=2.0)
+            return
+        if self._refused:
+            self._respond(200, self._refused)
             return
         path = Path(self._folder.name) / "file"
         if self._file is not None:
@@ -518,8 +536,8 @@ class HttpsSession:
 
     def _forget(self) -> None:
         """Let go of the present request's body."""
-        self._server.held -= len(self._body)
-        self._body = bytearray()
+        self._hold(self.client.unsent)
+        self._body, self._refused = bytearray(), b""
         if self._file is not None:
             self._file.close()
         if self._folder is not None:
@@ -528,9 +546,10 @@ class HttpsSession:
 
     def _release(self) -> None:
         if self.token is not None:
+            self._hold(0)
             self._server.by_token[self.token] -= 1
             if not self._server.by_token[self.token]:
-                del self._server.by_token[self.token]
+                del self._server.by_token[self.token], self._server.held[self.token]
             self.token = None
 
     # --- the end ---
@@ -540,6 +559,8 @@ class HttpsSession:
         waited = now - self.began
         if self.client.sent != self._sent or not self.client.unsent:
             self._sent, self._moved = self.client.sent, now
+        if self.stage is Stage.HEAD:
+            self._hold(self.client.unsent)
         if self.stage is Stage.HEAD and waited > (self._limits.idle if self._idle else self._limits.head):
             self._shed("idle" if self._idle else "deadline")
         elif self.stage is Stage.BODY and waited > self._limits.head + self._size / _SLOWEST:

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import base64
 import binascii
-from typing import Any, Final, NamedTuple
+from typing import Annotated, Any, Final, NamedTuple
 
 import msgspec
-from msgspec import Struct
+from msgspec import Meta, Struct
 
 from hopaas_p2p import errors
 from hopaas_p2p.errors import HopaasError, InvalidInput, StoreUnreachable
@@ -38,8 +38,16 @@ class Facts(Struct, array_like=True, frozen=True):
     """When the token does, in ISO 8601; None for never."""
 
 
+Name = Annotated[str, Meta(max_length=64, pattern=r"\A[A-Za-z0-9_-]+\Z")]
+"""Of a peer or a block: it becomes part of a key, a path or a URL."""
+AT_ONCE: Final = 1000
+Names = Annotated[list[Name], Meta(max_length=AT_ONCE)]
+_MANY: Final = Meta(max_length=1 << 20)
+Lsn = Annotated[int, Meta(ge=0, lt=1 << 62)]
+
+
 class Call(NamedTuple):
-    """What may be called."""
+    """What may be called. The types of its arguments are the bounds of what a caller may say."""
 
     of: str
     """A method of the log of `place`, of the store, or of its files: then `place` is a key, or begins some."""
@@ -50,13 +58,13 @@ class Call(NamedTuple):
 
 
 CALLS: Final = {
-    "exchange": Call("log", tuple[Outgoing | None, int], tuple[ExchangeResult, float]),  # and `Log.flush_interval`
-    "snapshot_head": Call("log", tuple[int | None], tuple[int, bytes] | None),
-    "blocks": Call("log", tuple[list[str]], dict[str, bytes]),
-    "block_names": Call("log", answer=set[str]),
-    "put_block": Call("log", tuple[str, bytes], least="worker"),
-    "put_snapshot_head": Call("log", tuple[int, bytes], least="worker"),
-    "doubtful_head": Call("log", tuple[int, int], Doubtful | None),
+    "exchange": Call("log", tuple[Outgoing | None, Lsn], tuple[ExchangeResult, float]),  # and `Log.flush_interval`
+    "snapshot_head": Call("log", tuple[Lsn | None], tuple[int, bytes] | None),
+    "blocks": Call("log", tuple[Names], dict[str, bytes]),
+    "block_names": Call("log", answer=Annotated[set[str], _MANY]),
+    "put_block": Call("log", tuple[Name, bytes], least="worker"),
+    "put_snapshot_head": Call("log", tuple[Lsn, bytes], least="worker"),
+    "doubtful_head": Call("log", tuple[Lsn, Lsn], Doubtful | None),
     "judge_snapshot": Call("log", tuple[Doubtful, bool]),
     "denied_snapshots": Call("log", answer=list[tuple[int, str, list[str]]]),
     "removed_up_to": Call("log", answer=int),
@@ -65,10 +73,10 @@ CALLS: Final = {
     "erase": Call("log", least="owner"),
     "shared": Call("store", answer=set[str] | None),
     "beat": Call("store", tuple[Beat]),
-    "beats": Call("store", tuple[list[str]], dict[str, str]),
-    "remove_beat": Call("store", tuple[str]),
+    "beats": Call("store", tuple[Names], dict[str, str]),
+    "remove_beat": Call("store", tuple[Name]),
     "hello": Call("store", answer=Facts),
-    "keys": Call("files", answer=list[str]),
+    "keys": Call("files", answer=Annotated[list[str], _MANY]),
     "delete": Call("files", least="worker"),
     "put": Call("files", least="worker"),  # the bytes of these two are the body of the request, and of the answer
     "get": Call("files"),
@@ -90,7 +98,8 @@ class StoreRequest(Struct, array_like=True, frozen=True):
     @property
     def log(self) -> str | None:
         """The uuid of the study that it is about, or the catalog, if it is about one."""
-        return {"store": None, "log": self.place, "files": self.place.partition("/")[0]}[self.kind.of]
+        folder, _, _ = self.place.rpartition("/")  # what begins with `uuid` alone may be another study's
+        return {"store": None, "log": self.place, "files": folder.partition("/")[0]}[self.kind.of]
 
     def on(self, store: Store) -> Any:
         """Carry it out, but for the bytes of a file."""
@@ -114,7 +123,7 @@ class StoreRequest(Struct, array_like=True, frozen=True):
 
 class _Undecoded(Struct, array_like=True, frozen=True):
     call: str
-    place: str
+    place: Annotated[str, Meta(max_length=1024)]
     arguments: msgspec.Raw
 
 

@@ -14,32 +14,40 @@ import hashlib
 import logging
 import time
 from abc import ABC, abstractmethod
-from collections import OrderedDict
 from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Final
+from weakref import WeakValueDictionary
 
 from msgspec.structs import replace
 
 from hopaas_p2p.core import chain, codec
 from hopaas_p2p.core.records import Stamp
-from hopaas_p2p.errors import ConfigurationError, Denied, HopaasError, InvalidInput, StoreUnreachable
+from hopaas_p2p.errors import (
+    BehindRetention,
+    BrokenChain,
+    ConfigurationError,
+    Denied,
+    HopaasError,
+    InvalidInput,
+    StoreUnreachable,
+)
 from hopaas_p2p.remote import access, protocol
 from hopaas_p2p.remote.access import AccessList
 from hopaas_p2p.remote.log import event
 from hopaas_p2p.remote.protocol import Facts, StoreRequest
 from hopaas_p2p.remote.tokens import TokenCache, TokenStatus
 from hopaas_p2p.runtime.settings import Secret
-from hopaas_p2p.stores.base import Beat, Store
+from hopaas_p2p.stores.base import Beat, Entry, Log, Store
 from hopaas_p2p.stores.postgres.connect import PostgresAddress
 from hopaas_p2p.stores.postgres.store import PostgresStore
 
 Token = tuple[str, Secret]
 _THREADS: Final = 32
-_SIDE_BY_SIDE: Final = 8  # calls of one token at Postgres, each on a connection of its own
+_SIDE_BY_SIDE: Final = 8  # calls of one token; at Postgres, each on a connection of its own
 _KEPT: Final = 60.0  # seconds for which a token's connections stay open without a request
-_BEATS: Final = 10_000
+_LOGS: Final = 10_000
 _BEAT: Final = 48  # characters
 
 
@@ -96,6 +104,8 @@ class Service(ABC):
             return protocol.answered(result)
         except (HopaasError, KeyError) as error:
             return protocol.refused(error)
+        except ValueError as error:  # of a text with a character in it that no database takes
+            return protocol.refused(InvalidInput(str(error)))
         except Exception as error:  # noqa: BLE001  # the other callers go on
             event("failed", level=logging.ERROR, why=type(error).__name__, request=request.call)
             return protocol.refused(StoreUnreachable(f"the server failed: {type(error).__name__}; see its log"))
@@ -181,11 +191,11 @@ class ListedService(Service):
         super().__init__()
         self._store = store
         self._access = AccessList(store)
-        self._turns: OrderedDict[str | None, asyncio.Lock] = OrderedDict()
-        self._begun: set[str] = set()
-        """Logs that are not empty, and of which somebody asked who has no grant for them."""
-        self._beaten: OrderedDict[str, str] = OrderedDict()
-        """Peer -> the mark of its user, of those that have beaten here."""
+        self._turns: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
+        self._shares: WeakValueDictionary[tuple[Token, str], asyncio.Semaphore] = WeakValueDictionary()
+        """Of the calls of one kind that are carried out or wait for a log, each token has so many."""
+        self._ends: dict[str, tuple[int, int | None]] = {}
+        """Of logs that are not empty: the commit that was read last, and the sum up to it."""
 
     async def status(self, token: Token, address: str) -> TokenStatus:
         found = self._access.token(*token)
@@ -199,13 +209,13 @@ class ListedService(Service):
 
     @contextlib.asynccontextmanager
     async def lease(self, token: Token, request: StoreRequest) -> AsyncIterator[Store]:
-        if request.kind.of != "log":
-            yield self._store
-            return
-        while len(self._turns) > _BEATS and not self._turns[next(iter(self._turns))].locked():
-            self._turns.popitem(last=False)
-        async with self._turns.setdefault(request.log, asyncio.Lock()):
-            yield self._store
+        of = request.kind.of
+        async with self._shares.setdefault((token, of), asyncio.Semaphore(_SIDE_BY_SIDE)):
+            if of != "log":
+                yield self._store
+                return
+            async with self._turns.setdefault(request.place, asyncio.Lock()):
+                yield self._store
 
     def call(self, token: Token, request: StoreRequest, store: Store) -> Any:
         user, roles = self._user(token), self._access.roles
@@ -217,8 +227,11 @@ class ListedService(Service):
         if request.call in ("put_block", "put_snapshot_head") and stamp.role != "owner":
             return None  # whoever joins from it takes its word for the log's
         if request.call == "exchange" and request.arguments[0] is not None:
-            request = self._stamped(user, request, stamp)
-        return request.on(store)
+            request = self._stamped(user, request, stamp, store)
+        result = request.on(store)
+        if request.call == "exchange":
+            self._note_end(request.place, result[0].entries)
+        return result
 
     def _user(self, token: Token) -> str:
         self._access.read()
@@ -234,32 +247,40 @@ class ListedService(Service):
         log, roles = request.place, self._access.roles
         exists = True  # only who has this log's turn may look
         if request.kind.of == "log" and access.is_study(log) and access.role_in(roles, user, log) is None:
-            exists = bool(roles.grants.get(log)) or log in self._begun or bool(store.log(log).exchange(None, 0).entries)
-            if exists and len(self._begun) < _BEATS:
-                self._begun.add(log)
+            exists = bool(roles.grants.get(log)) or log in self._ends
+            exists = exists or self._note_end(log, store.log(log).exchange(None, 0).entries)
         return access.judge(roles, user, request, exists=exists)
 
-    def _stamped(self, user: str, request: StoreRequest, stamp: Stamp) -> StoreRequest:
+    def _note_end(self, log: str, entries: list[Entry]) -> bool:
+        """Remember how far this log was read; whether there is anything in it."""
+        if entries:
+            if len(self._ends) > _LOGS:
+                self._ends.clear()
+            self._ends[log] = entries[-1].lsn, _sum_after(entries[-1])
+        return bool(entries)
+
+    def _stamped(self, user: str, request: StoreRequest, stamp: Stamp, store: Store) -> StoreRequest:
         """The same commit with what the server vouches for, and its author an owner of a log that it begins."""
         outgoing, since = request.arguments
         payload = outgoing.payload
         if len(payload) > codec.MAX_BYTES or not codec.intact(payload) or not chain.takes_stamp(payload):
             raise InvalidInput("these bytes are not a commit")
+        end, total = self._ends.get(request.place, (0, 0))
+        if since != end:
+            total = _sum_at(since, store.catalog() if request.place == protocol.CATALOG else store.log(request.place))
+        if None not in (total, outgoing.chain) and total != outgoing.chain:
+            raise BrokenChain
         if access.role_in(self._access.roles, user, request.place) is None:
             self._access.change(access.GrantSet(request.place, user, "owner"), by=user)
         stamped = Stamp(stamp.author, stamp.role, int(time.time() * 1e6))
-        return replace(request, arguments=(replace(outgoing, stamp=stamped), since))
+        return replace(request, arguments=(replace(outgoing, chain=total, stamp=stamped), since))
 
     def _beat(self, user: str, request: StoreRequest, store: Store) -> None:
         """Only a peer's own user beats for it; the mark in its value says whose it is, to every server."""
         beat = Beat(request.arguments[0], "") if request.call == "remove_beat" else request.arguments[0]
         mark = "@" + hashlib.blake2b(user.encode(), digest_size=6).hexdigest()
-        if self._beaten.get(beat.peer) != mark:
-            if not store.beats([beat.peer]).get(beat.peer, mark).endswith(mark):
-                raise Denied("this peer is another user's")
-            self._beaten[beat.peer] = mark
-            while len(self._beaten) > _BEATS:
-                self._beaten.popitem(last=False)
+        if not store.beats([beat.peer]).get(beat.peer, mark).endswith(mark):  # here, or at another server meanwhile
+            raise Denied("this peer is another user's")
         if request.call == "remove_beat":
             store.remove_beat(beat.peer)
         else:
@@ -268,3 +289,29 @@ class ListedService(Service):
     def close(self) -> None:
         self._store.close()
         super().close()
+
+
+def _sum_at(lsn: int, log: Log) -> int | None:
+    """The sum of a log up to this commit, which a caller says that it has read; None where it was stored without.
+
+    A commit that stood behind none, or on a false sum, would end the log for everybody.
+
+    Raises:
+        BrokenChain: there is no such commit.
+
+    """
+    if not lsn:
+        return 0
+    try:
+        last = next(iter(log.exchange(None, lsn - 1).entries), None)
+    except BehindRetention:  # a snapshot stands for it
+        if log.removed_up_to() > lsn:
+            raise
+        return None
+    if last is None:
+        raise BrokenChain(f"commit {lsn}, which a peer has read, is gone from the log")
+    return _sum_after(last)
+
+
+def _sum_after(last: Entry) -> int | None:
+    return None if last.before is None else chain.following(last.before, last.payload)

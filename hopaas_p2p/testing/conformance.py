@@ -439,10 +439,10 @@ class StoreConformance(Conformance):
         artifacts.put("study-1/8/model", source)
         assert artifacts.keys("study-1/") == ["study-1/7/model", "study-1/8/model"]
         assert artifacts.keys("study-1/7") == ["study-1/7/model"]
-        assert artifacts.keys("study-2") == []
+        assert artifacts.keys("study-2/") == []
         artifacts.delete("study-1/7/model")
         artifacts.delete("study-1/7/model")
-        assert artifacts.keys("study-1") == ["study-1/8/model"]
+        assert artifacts.keys("study-1/") == ["study-1/8/model"]
         with pytest.raises(KeyError):
             artifacts.get("study-1/7/model", target)
 

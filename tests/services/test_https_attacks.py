@@ -3,26 +3,36 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import logging
+import random
 import socket
 import ssl
+import threading
 import time
 import traceback
+import tracemalloc
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from hopaas_p2p.errors import HopaasError, InvalidInput
+from hopaas_p2p import access
+from hopaas_p2p.core import codec
+from hopaas_p2p.core.records import Commit, StudyRegistered
+from hopaas_p2p.errors import HopaasError, InvalidInput, StoreUnreachable
 from hopaas_p2p.open import open_store
-from hopaas_p2p.remote.protocol import LARGEST, StoreRequest, decode_request, encode, encode_header
+from hopaas_p2p.remote import client
+from hopaas_p2p.remote.client import RemoteStore
+from hopaas_p2p.remote.protocol import LARGEST, StoreRequest, answered, decode_request, encode, encode_header
+from hopaas_p2p.stores.base import Entry, ExchangeResult, Outgoing, append, read_all
 from hopaas_p2p.testing.commits import append_many
 from tests.support.ports import free_port
 from tests.support.processes import until
-from tests.support.served import HOST, Centre, HttpsProcess, forget_servers
+from tests.support.served import HOST, Authority, Centre, HttpsProcess, forget_servers
 
 
 def request(token: str, body: bytes = b"", *headers: str, path: str = "/v1", method: str = "POST") -> bytes:
@@ -332,3 +342,191 @@ def test_a_secret_is_in_no_log_repr_traceback_process_list_or_metric(
     ):
         assert canary not in everything
     store.close()
+
+
+# --- a directory that is served: callers with a token ------------------------------------------------------------
+
+
+@pytest.fixture
+def listed(tmp_path: Path) -> Iterator[Callable[[str], Plain]]:
+    """A directory with a log of 8 MB that bob views and ann works in, served without TLS; as somebody with a token."""
+    url = str(tmp_path / "store")
+    with contextlib.closing(open_store(url)) as store:
+        for number in range(8):
+            body = encode([1, f"w{number}", 1, None, 0, [["of another version", random.randbytes(900_000)]]])
+            payload = zlib.crc32(body).to_bytes(4, "little") + body
+            append(store.log("u"), Outgoing(f"w{number}:1", payload), 0)
+        opened = Commit("opener", 1, "opener", 0, (StudyRegistered("u", "s"),))
+        append(store.catalog(), Outgoing("opener:1", codec.encode(opened), about="u"), 0)
+    tokens = {}
+    for user, role in (("ann", "worker"), ("bob", "viewer")):
+        access.add_user(url, user)
+        access.grant(url, "s", user, role)
+        tokens[user] = access.create_token(url, user).secret.reveal()
+    process = HttpsProcess(tmp_path, url, "--behind-proxy", "127.0.0.1").start()
+
+    def as_(user: str) -> Plain:
+        made = Plain.__new__(Plain)
+        made.process, made.token = process, tokens[user]
+        return made
+
+    yield as_
+    assert process.events("failed") == []
+    process.kill()
+
+
+def _is_answered(ann: Plain, within: float) -> bool:
+    """Whether ann, who works in the study, is served, and soon."""
+    began = time.monotonic()
+    with ann.connect() as line:
+        line.sendall(request(ann.token, encode(StoreRequest("exchange", "u", (None, 8)))))
+        return line.recv(65536).startswith(b"HTTP/1.1 200 OK") and time.monotonic() - began < within
+
+
+def test_a_token_that_asks_for_everything_at_once_keeps_nobody_out(listed: Callable[[str], Plain]) -> None:
+    """A viewer has 250 connections, asks for the whole log on each, and takes nothing of the answers."""
+    bob = listed("bob")
+    assert bob.process.process is not None
+    lines = [bob.connect() for _ in range(250)]
+    for line in lines:
+        line.sendall(request(bob.token, encode(StoreRequest("exchange", "u", (None, 0)))))
+    assert _is_answered(listed("ann"), within=15.0)
+    time.sleep(5)
+    status = Path(f"/proc/{bob.process.process.pid}/status")
+    assert int(status.read_text().partition("VmRSS:")[2].split()[0]) < 600_000, "kilobytes"
+    for line in lines:
+        line.close()
+
+
+def test_bodies_of_one_token_that_do_not_end_keep_nobody_out(listed: Callable[[str], Plain]) -> None:
+    bob = listed("bob")
+    lines = [bob.connect() for _ in range(10)]
+    for line in lines:
+        line.settimeout(1.0)
+        with contextlib.suppress(OSError):
+            line.sendall(request(bob.token, b"", f"Content-Length: {LARGEST}") + bytes(55 << 20))
+    assert _is_answered(listed("ann"), within=15.0)
+    for line in lines:
+        line.close()
+
+
+def test_of_a_file_that_may_not_be_kept_nothing_is_kept(listed: Callable[[str], Plain]) -> None:
+    bob = listed("bob")
+    assert bob.process.process is not None
+    held = Path(f"/proc/{bob.process.process.pid}/fd")
+    with bob.connect() as line:
+        line.sendall(request(bob.token, b"", f"Content-Length: {50 << 20}", path="/v1/files/u/x", method="PUT"))
+        line.sendall(bytes(20 << 20))
+        time.sleep(0.5)
+        assert not [one for one in held.iterdir() if "hopaas-" in str(one.readlink())]
+        line.sendall(bytes(30 << 20))
+        assert b"Denied" in line.recv(65536)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        encode(["beats", "", [["p"] * 1001]]),
+        encode(["blocks", "u", [["../" * 9 + "etc/passwd"]]]),
+        encode(["put_block", "u", ["../x", b"y"]]),
+        encode(["put_block", "u", ["x\n", b"y"]]),
+        encode(["exchange", "u", [None, -1]]),
+        encode(["snapshot_head", "u", [1 << 63]]),
+        encode(["exchange", "x" * 2000, [None, 0]]),
+        b"\x93\xa5beats\xa0\x91\xdd\x00\xff\xff\xff" + bytes(0xFFFFFF).replace(b"\0", b"\xa1a"),
+    ],
+    ids=range(8),
+)
+def test_arguments_have_bounds(body: bytes) -> None:
+    tracemalloc.start()
+    with pytest.raises(InvalidInput):
+        decode_request(body)
+    assert tracemalloc.get_traced_memory()[1] < 1 << 20
+    tracemalloc.stop()
+
+
+# --- a server that lies --------------------------------------------------------------------------------------------
+
+
+class Liar:
+    """A server that says what a test lets it, once per request of a connection."""
+
+    def __init__(self, authority: Authority, *answers: Iterable[bytes]) -> None:
+        self._context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        self._context.load_cert_chain(*authority.certificate())
+        self._answers = answers
+        self._listening = socket.create_server((HOST, 0))
+        self.store = RemoteStore(f"https://{HOST}:{self._listening.getsockname()[1]}")
+        threading.Thread(target=self._serve, daemon=True).start()
+
+    def _serve(self) -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                plain, _ = self._listening.accept()
+                with contextlib.suppress(OSError), self._context.wrap_socket(plain, server_side=True) as line:
+                    for pieces in self._answers:
+                        if not line.recv(1 << 20):
+                            break
+                        for piece in pieces:
+                            line.sendall(piece)
+
+    def __enter__(self) -> RemoteStore:
+        return self.store
+
+    def __exit__(self, *_: object) -> None:
+        self._listening.close()
+        self.store.close()
+
+
+OK = b"HTTP/1.1 200 OK\r\nHopaas-Server: 1\r\nContent-Type: application/msgpack\r\n"
+
+
+def _answer(result: object) -> bytes:
+    body = answered(result)
+    return OK + b"Content-Length: %d\r\n\r\n" % len(body) + body
+
+
+def _slowly(data: bytes) -> Iterator[bytes]:
+    for at in range(len(data)):
+        time.sleep(0.3)
+        yield data[at : at + 1]
+
+
+LIES: dict[str, Callable[[], tuple[Iterable[bytes], ...]]] = {
+    "chunks without end": lambda: (itertools.chain([OK, b"Transfer-Encoding: chunked\r\n\r\n-1\r\n"], _ENDLESS),),
+    "a body without end": lambda: (itertools.chain([OK, b"\r\n"], _ENDLESS),),
+    "one more moment, for ever": lambda: (itertools.repeat(b"HTTP/1.1 100 Continue\r\n\r\n" * 100),),
+    "a head by drops": lambda: (_slowly(OK),),
+    "a body by drops": lambda: (itertools.chain([OK, b"Content-Length: 9999\r\n\r\n"], _slowly(bytes(9999))),),
+    "a chunk that breaks off, on a connection in use": lambda: (
+        [_answer((ExchangeResult([]), 0.0))],
+        [OK, b"Transfer-Encoding: chunked\r\n\r\n10\r\nabc"],
+    ),
+    "a body that breaks off, on a connection in use": lambda: (
+        [_answer((ExchangeResult([]), 0.0))],
+        [OK, b"Content-Length: 1000\r\n\r\nabc"],
+    ),
+    "there is more, and nothing": lambda: tuple([_answer((ExchangeResult([], True), 0.0))] for _ in range(99)),
+    "the same commit again": lambda: tuple([_answer((ExchangeResult([Entry(1, b"x")], True), 0.0))] for _ in range(99)),
+}
+_ENDLESS = itertools.repeat(bytes(1 << 18))
+
+
+@pytest.mark.parametrize("lie", LIES)
+def test_a_server_that_lies_is_one_that_cannot_be_reached(
+    lie: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It costs neither the memory nor the time of its peer, however it begins."""
+    authority = Authority(tmp_path)
+    monkeypatch.setenv("HOPAAS_CA_FILE", str(authority.file))
+    monkeypatch.setenv("HOPAAS_TOKEN", "ann.1:secret")
+    monkeypatch.setattr(client, "_ANSWER", 3.0)
+    forget_servers()
+    began = time.monotonic()
+    tracemalloc.start()
+    with Liar(authority, *LIES[lie]()) as store, pytest.raises(StoreUnreachable):
+        for _ in range(2):
+            list(read_all(store.log("u")))
+    assert tracemalloc.get_traced_memory()[1] < 8 << 20
+    tracemalloc.stop()
+    assert time.monotonic() - began < 20

@@ -16,7 +16,7 @@ import hopaas_p2p
 from hopaas_p2p import access
 from hopaas_p2p.core import chain, codec
 from hopaas_p2p.core.records import Commit, Float, StudyControl, StudyRegistered
-from hopaas_p2p.errors import ConfigurationError, Denied, InvalidInput
+from hopaas_p2p.errors import BrokenChain, ConfigurationError, Denied, InvalidInput, StoreUnreachable
 from hopaas_p2p.open import open_store
 from hopaas_p2p.remote.client import RemoteAddress, RemoteStore
 from hopaas_p2p.runtime.settings import Secret
@@ -311,3 +311,88 @@ def test_no_request_reaches_a_log_of_the_stores_own(tmp_path: Path, serve: Serve
         for call, arguments in (("exchange", (None, 0)), ("destroy", ()), ("put_snapshot_head", (1, b"x"))):
             with pytest.raises(Denied):
                 eve.connections.ask(call, *arguments, place=uuid)
+
+
+@pytest.mark.parametrize("name", ["../../../access/commits/x", "../../../../../outside", "/outside", "..", "a/b", ""])
+def test_no_name_leads_out_of_a_log(tmp_path: Path, serve: Serve, name: str) -> None:
+    """An owner, of a study that anybody may create, names pieces of its snapshots."""
+    open_store(tmp_path / "store").close()
+    with contextlib.closing(Site(str(tmp_path / "store"), serve(str(tmp_path / "store")).url)) as site:
+        uuid, ask = site.study(), site.person("ann").connections.ask
+        ask("put_block", "name", b"bytes", place=uuid)
+        before = set(tmp_path.rglob("*"))
+        for call, arguments in (("blocks", ([name],)), ("put_block", (name, b"x"))):
+            with pytest.raises(InvalidInput):
+                ask(call, *arguments, place=uuid)
+        assert set(tmp_path.rglob("*")) == before
+
+
+def test_nobody_lists_the_files_of_studies_whose_uuid_begins_alike(site: Site, tmp_path: Path) -> None:
+    uuid, file = site.study(), tmp_path / "a file"
+    file.write_text("content")
+    site.person("ann").artifacts().put(f"{uuid}/secret", file)
+    bob = site.person("bob")
+    for own in ("u", uuid[:-1]):
+        append(bob.log(own), _commit(f"bob-{own}"))
+        bob.artifacts().put(f"{own}/file", file)
+        for prefix in (own, f"{own}/../{uuid}/", f"{own}/../"):
+            with contextlib.suppress(Denied):
+                assert not [key for key in bob.artifacts().keys(prefix) if "secret" in key]
+
+
+@pytest.mark.parametrize("total", [None, 12345])
+@pytest.mark.parametrize("since", [1, 5, 256, 10**9])
+def test_no_commit_stands_where_nothing_was_before_it_or_on_a_false_sum(
+    site: Site, since: int, total: int | None
+) -> None:
+    """It would end the log for everybody: anybody's list of studies, and a worker's study."""
+    uuid, bob = site.study(), site.person("bob")
+    access.grant(site.url, "s", "bob", "worker")
+    for place in (uuid, "catalog"):
+        commit = Outgoing("forger:1", _commit("forger").payload, "", total)
+        with contextlib.suppress(BrokenChain, Denied, InvalidInput, StoreUnreachable):
+            bob.connections.ask("exchange", commit, since, place=place)
+    ann, sums = site.person("ann"), 0
+    append(ann.log(uuid), _commit("ann-again"))
+    append(ann.catalog(), _commit("ann-again"))
+    for log in (ann.log(uuid), ann.catalog()):
+        entries, sums = list(read_all(log)), 0
+        assert [one.lsn for one in entries] == list(range(1, len(entries) + 1))
+        for one in entries:
+            assert one.before in (None, sums)
+            sums = chain.following(sums, one.payload)
+
+
+def test_a_server_does_not_remember_whose_a_peer_was(site: Site) -> None:
+    """Another server, or the store itself, may know better meanwhile."""
+    ann, bob = site.person("ann"), site.person("bob")
+    bob.beat(Beat("peer", "1"))
+    with contextlib.closing(open_store(site.url)) as store:
+        if not site.url.startswith("postgresql"):
+            store.remove_beat("peer")
+            store.beat(Beat("peer", "of somebody who is at the store itself"))
+            with pytest.raises(Denied):
+                bob.beat(Beat("peer", "2"))
+    with contextlib.suppress(Denied):
+        ann.beat(Beat("peer", "3"))
+
+
+def test_who_beats_first_under_a_name_that_it_saw_locks_nobody_out(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ann's peer has written, but runs nothing yet, when bob beats for it."""
+    site.person("ann")
+    monkeypatch.setenv("HOPAAS_TOKEN", access.create_token(site.url, "ann").secret.reveal())
+    with contextlib.closing(hopaas_p2p.open_study(site.served, "s", space=SPACE, budget=3)) as study:
+        bob = site.person("bob")
+        access.grant(site.url, "s", "bob", "worker")
+        for log in (bob.catalog(), *(bob.log(uuid) for uuid in bob.shared() or () if uuid != "catalog")):
+            for entry in read_all(log):
+                with contextlib.suppress(Denied):
+                    bob.beat(Beat(codec.decode(entry.payload).writer, "squat"))
+        study.optimize(lambda trial: trial.params["lr"])
+        assert [trial.state.name for trial in study.state.trials] == ["COMPLETE"] * 3
+
+
+@pytest.mark.parametrize("arguments", [(Beat("a", "\0"),), (Beat("\0", "1"),)])
+def test_a_text_that_no_database_takes_is_the_callers_mistake(site: Site, arguments: tuple[Beat]) -> None:
+    with contextlib.suppress(InvalidInput, Denied):
+        site.person("ann").connections.ask("beat", *arguments)

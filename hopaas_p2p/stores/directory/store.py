@@ -36,6 +36,7 @@ FORMAT: Final = 1
 """Of a directory; commits have a format of their own."""
 _NO_FILE: Final = (errno.EINVAL, errno.EFBIG, errno.ELOOP)
 """What `read_regular` says of something else in the place of a file."""
+_LOGS: Final = 1000  # remembered at a time
 _LOOK_EVERY: Final = 1.0  # seconds between looks into a directory on a file server
 _BEATS: Final = 40 * 86_400.0  # seconds; the longest silence that a peer may ask for is 30 days
 _SWEEP_EVERY: Final = 86_400.0  # seconds
@@ -154,9 +155,11 @@ class DirectoryStore(ObjectBackedStore[Directory]):
     # --- logs ---
 
     def _log(self, root: str) -> FolderLog:
-        if root not in self._logs:
-            self._logs[root] = FolderLog(self, root)
-        return self._logs[root]
+        known = self._logs.pop(root, None)
+        log = self._logs[root] = known or FolderLog(self, root)
+        if len(self._logs) > _LOGS:  # a server is asked for any, and those that have not been used for long go
+            self._logs.pop(next(iter(self._logs)), None)
+        return log
 
     def prove(self, root: str) -> bool:
         with reaching(self._root / META):

@@ -40,6 +40,8 @@ class ObjectArtifacts(Artifacts):
         self._objects.delete([self._name(key)])
 
     def keys(self, prefix: str) -> list[str]:
+        if prefix and not valid_key(prefix.removesuffix("/")):  # it becomes the path of a folder
+            return []
         return [key.removeprefix("artifacts/") for key in self._objects.listed(f"artifacts/{prefix}")]
 
     @staticmethod
