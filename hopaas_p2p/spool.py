@@ -41,7 +41,7 @@ _SUFFIX: Final = ".commits"
 _HISTORY: Final = ".history"
 _NEEDED: Final = 3  # descriptors to write a file: of its folder, of that folder to rename in it, and its own
 _MAGIC: Final = b"hopaas-spool\n"
-_LARGEST_HEAD: Final = 64 << 20
+_LARGEST_HEAD: Final = 2 << 20  # bytes, of 100,000 commits: they may not follow, and each takes 20 times its place here
 _LOGIN: Final = re.compile(r"://[^/@]*@")
 
 

@@ -226,6 +226,13 @@ def test_a_spool_that_claims_more_than_it_holds_is_given_up_at_its_first_frame(t
         assert spool.read(path) is None
         with pytest.raises(InvalidInput):
             spool.exported(path)
+    many = msgspec.msgpack.encode(msgspec.structs.replace(whole, payloads=[], places=[(0, None)] * 5_000_000))
+    path.write_bytes(spool._MAGIC + len(many).to_bytes(4, "big") + many)
+    tracemalloc.start()
+    with pytest.raises(InvalidInput):
+        spool.exported(path)
+    assert tracemalloc.get_traced_memory()[1] < 8 << 20
+    tracemalloc.stop()
 
 
 def _backup(tmp_path: Path) -> Path:
