@@ -24,7 +24,7 @@ def main(store, budget=10, epochs=5):
     images, labels = load_digits(return_X_y=True)
     train_x, check_x, train_y, check_y = train_test_split(images / 16, labels, random_state=0)
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    study = hopaas_p2p.open_study(store, "digits", space=SPACE, direction="maximize", budget=budget)
+    study = hopaas_p2p.open_study(store, "digits", space=SPACE, directions="maximize", budget=budget)
 
     def objective(trial):
         model = SGDClassifier(alpha=trial.params["alpha"], loss=trial.params["loss"], random_state=0)

@@ -10,12 +10,13 @@ if TYPE_CHECKING:
     from hopaas_p2p.core.rungs import Rungs
     from hopaas_p2p.search.priors import Prior
     from hopaas_p2p.storage import open_storage
-    from hopaas_p2p.study import Study, open_study
+    from hopaas_p2p.study import Study, StudyPolicy, open_study
     from hopaas_p2p.study.trial import Trial
 
 _WHERE = {
     "open_study": "hopaas_p2p.study",
     "Study": "hopaas_p2p.study",
+    "StudyPolicy": "hopaas_p2p.study",
     "Trial": "hopaas_p2p.study.trial",
     "open_storage": "hopaas_p2p.storage",
     "Float": "hopaas_p2p.core.records",
@@ -41,6 +42,7 @@ __all__ = [
     "Prior",
     "Rungs",
     "Study",
+    "StudyPolicy",
     "Trial",
     "Until",
     "open_storage",

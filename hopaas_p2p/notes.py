@@ -123,7 +123,7 @@ def _attributes(study: StudyLike) -> dict[str, Any]:
 
 
 def _write(study: StudyLike, attributes: Mapping[str, Any]) -> None:
-    study.storage.say(study.study_id, StudySet(system={key: to_json(key, value) for key, value in attributes.items()}))
+    study.handle.say(StudySet(system={key: to_json(key, value) for key, value in attributes.items()}))
 
 
 def _trial_id(study: StudyLike, number: int | None) -> int | None:

@@ -16,6 +16,7 @@ if TYPE_CHECKING:  # commands that only show a study need not wait for Optuna
     from hopaas_p2p.core.state import State
     from hopaas_p2p.files.artifacts import StudyArtifacts
     from hopaas_p2p.storage import Storage
+    from hopaas_p2p.storage.handle import StudyHandle
 
 
 class StudyLike(Protocol):
@@ -25,6 +26,8 @@ class StudyLike(Protocol):
     study_id: int
     name: str
 
+    @property
+    def handle(self) -> StudyHandle: ...
     @property
     def state(self) -> State: ...
     @property
@@ -40,5 +43,5 @@ class StudyLike(Protocol):
 def looking_at(study: StudyLike) -> Iterator[State]:
     """The study's current State, locked. Keep the block short: writers of this process wait."""
     state = study.state
-    with study.storage.handle(study.study_id).lock:
+    with study.handle.lock:
         yield state

@@ -131,7 +131,7 @@ class AlertSender:
         self._election.resign(self.id)
 
     def _write(self, memory: AlertMemory) -> None:
-        self.study.storage.say(self.study.study_id, StudySet(system={ALERTS: msgspec.json.encode(memory).decode()}))
+        self.study.handle.say(StudySet(system={ALERTS: msgspec.json.encode(memory).decode()}))
 
     def _appoint(self, sender: str) -> None:
         if sender:
@@ -145,7 +145,7 @@ class AlertSender:
 
     def _post(self, alert: Alert) -> bool:
         study = self.study
-        uuid = study.storage.handle(study.study_id).uuid
+        uuid = study.handle.uuid
         message = {
             "text": f"{study.name}: {alert.text}",  # shown by chat programs
             "id": f"{uuid}:{alert.key}",

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from hopaas_p2p.storage import Storage
     from hopaas_p2p.study import Study
 
+_NO_POLICY: Final = ("budget", "fidelity", "sampler", "pruner", "learn_from")
+"""Arguments of `open_study` that are no part of a `StudyPolicy`."""
 _FILE: Final = click.Path(path_type=Path)
 F = TypeVar("F", bound=Callable[..., Any])
 _budgets = click.option(
@@ -99,7 +101,7 @@ def create(
         --space 'lr=float(1e-5,1e-1,log)' --space 'layers=int(1,8)' \\
         --space 'opt=cat(adam,sgd)' --direction maximize
     """  # noqa: D301  # click needs the backspace
-    from hopaas_p2p.study import open_study
+    from hopaas_p2p.study import StudyPolicy, open_study
 
     described = StudyDescription() if from_yaml is None else read(from_yaml)
     wanted = [word.strip() for one in directions for word in one.split(",")] or described.directions
@@ -115,7 +117,10 @@ def create(
     policy = {**described.policy, **{key: value for key, value in policy.items() if value is not None}}
     method = method_of(given, None if there else described.sampler_config)
     method["learn_from"] = teachers(storage, learn_from)
-    made = open_study(storage, name, space=parameters or None, directions=wanted or None, **{**policy, **method})
+    given = {**policy, **method}
+    apart = {what: given.pop(what) for what in _NO_POLICY if what in given}
+    kept = StudyPolicy(**given)
+    made = open_study(storage, name, space=parameters or None, directions=wanted or None, policy=kept, **apart)
     notes = list(described.notes)
     if not there:
         _write_extras(made, described)
@@ -204,7 +209,7 @@ def _write_extras(study: Study, described: StudyDescription) -> None:
     )  # Optuna's key
     if system or described.user_attrs:
         user, own = ({key: to_json(key, one) for key, one in those.items()} for those in (described.user_attrs, system))
-        study.storage.say(study.study_id, StudySet(user=user, system=own))
+        study.handle.say(StudySet(user=user, system=own))
     if described.grid:
         dists = {key: to_optuna(one) for key, one in described.space.items()}
         trials = {

@@ -69,6 +69,6 @@ def s3_policy(session: CliSession, role: str, all_studies: bool, no_condition: b
     uuid = None
     if role == "worker" and not all_studies:
         study = session.study()
-        uuid = study.storage.handle(study.study_id).uuid
+        uuid = study.handle.uuid
     chosen = next(one for one in ROLES if one == role)
     output.print_json(policy(address, chosen, uuid=uuid, by_prefix=not no_condition))

@@ -189,9 +189,9 @@ def search(session: CliSession, **given: Any) -> None:
 
     searched = session.study()
     wanted = method_of(given)
-    searched.search_with(**wanted)
     if "fidelity" in wanted and wanted["fidelity"] is None:
-        searched.disable_fidelity()
+        wanted["fidelity"] = "none"
+    searched.search_with(**wanted)
     data = summary.search_of(searched)
     session.show(data, lambda: output.print_facts(data))
 

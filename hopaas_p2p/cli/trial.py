@@ -225,9 +225,8 @@ def stop(session: CliSession, numbers: tuple[int, ...], reason: str | None) -> N
     done = []
     for number in numbers:
         if study.state.trials[number].state is TrialState.WAITING:
-            trial_id = study.storage.get_trial_id_from_study_id_trial_number(study.study_id, number)
             with contextlib.suppress(LeaseLost, NotYourTrial, UpdateFinishedTrialError):  # it has just been started
-                study.storage.finish(trial_id, OptunaState.FAIL, None, reason or "withdrawn by hand", strict=True)
+                study.handle.finish(number, OptunaState.FAIL, None, reason or "withdrawn by hand", strict=True)
                 done.append(f"Trial {number} was withdrawn.")
                 continue
         try:

@@ -109,7 +109,7 @@ class _Watcher:
         self._detector.look(study.storage.peer.store.beats(owners), owners, now)
         due = reclaims(state, self._detector, now, spare=frozenset()) if self._reclaim else []
         if due:
-            verdicts = study.storage.peer.commit(study.storage.handle(study.study_id).log, *due)
+            verdicts = study.storage.peer.commit(study.handle.log, *due)
             took = [f"#{one.number}" for one, verdict in zip(due, verdicts, strict=True) if verdict.accepted]
             if took:  # and no other peer was quicker
                 output.say(f"Took over {', '.join(took)}: its peer was silent for too long.")

@@ -56,7 +56,7 @@ def ask(session: CliSession, ttl: float, sampler: str | None, specs: tuple[str, 
     for --ttl seconds, another peer may take the trial over.
     """
     from hopaas_p2p.ports.ticket import ticket_of
-    from hopaas_p2p.storage.optuna_internals import suggest
+    from hopaas_p2p.storage.optuna_internals import suggest_fixed
     from hopaas_p2p.translate import to_optuna
 
     if not ttl > 0:
@@ -71,12 +71,11 @@ def ask(session: CliSession, ttl: float, sampler: str | None, specs: tuple[str, 
             raise InvalidInput(f"the study {study.name!r} has no search space; {why}. Use --space NAME={space.SHAPES}")
     trial = study.ask()
     try:
-        for name, distribution in wanted.items():
-            suggest(trial, name, distribution)
+        suggest_fixed(trial, wanted)
         ticket = ticket_of(study, trial.number)
         _print_asked(session, trial.params, str(ticket), ticket.number, shell=shell)
     except BaseException:
-        session.storage().release(trial.id, reason="not started: `ask` was interrupted")
+        study.handle.release(trial.number, reason="not started: `ask` was interrupted")
         raise
 
 

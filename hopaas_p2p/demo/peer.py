@@ -24,12 +24,13 @@ def run(store: str, study_name: str, seed: int) -> None:
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     study = hopaas_p2p.open_study(
-        store,
+        hopaas_p2p.open_storage(
+            store, create=False, linger=0.25
+        ),  # seconds; short: the screen shows epochs as they end
         study_name,
         create=False,
         sampler=optuna.samplers.TPESampler(seed=seed),
         pruner=optuna.pruners.MedianPruner(n_startup_trials=8, n_warmup_steps=4),
-        linger=0.25,  # seconds; short, so that the screen shows epochs as they end
     )
     study.optimize(objective.make_objective(leave_if_orphaned), catch=ValueError)
     study.close()

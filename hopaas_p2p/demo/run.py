@@ -84,8 +84,9 @@ def _new_study(store: str, budget: int) -> Study:
     names = itertools.chain([_NAME], (f"{_NAME}-{number}" for number in itertools.count(2)))
     name = next(name for name in names if name not in existing)
     try:
+        policy = hopaas_p2p.StudyPolicy(lease_ttl=_TTL)
         return hopaas_p2p.open_study(
-            storage, name, space=objective.SPACE, direction="maximize", budget=budget, lease_ttl=_TTL
+            storage, name, space=objective.SPACE, directions="maximize", budget=budget, policy=policy
         )
     except DefinitionMismatch:
         raise DemoFailed(f"somebody else has just created {name!r} in {store}; try again") from None

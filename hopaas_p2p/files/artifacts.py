@@ -180,7 +180,7 @@ class StudyArtifacts:
             self._storage.handle(self._study_id).settle(one.trial, said)
             return
         attributes = {self._study_key(one): json.dumps(description), SUM + one.id: json.dumps(checksum)}
-        self._storage.say(self._study_id, StudySet(system=attributes))
+        self._storage.handle(self._study_id).say(StudySet(system=attributes))
 
     def _study_key(self, one: Artifact) -> str:
         """The attribute of the study that describes this file."""
@@ -244,7 +244,8 @@ class StudyArtifacts:
             self._files.delete(key_of(one.id, self._uuid))
         if one.trial is not None and self._runs_here(one.trial):
             self._storage.set_trial_system_attr(self._trial_id(one.trial), _OPTUNA + one.id, "null")
-        self._storage.say(self._study_id, StudySet(system={self._study_key(one): json.dumps("null")}))
+        gone = StudySet(system={self._study_key(one): json.dumps("null")})
+        self._storage.handle(self._study_id).say(gone)
         return one
 
     # --- Optuna's protocol ---

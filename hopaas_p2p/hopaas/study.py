@@ -206,14 +206,14 @@ class Study:
                 self._client.storage(),
                 self.store_name,
                 space=self._space,
-                direction=self.direction,
+                directions=self.direction,
                 sampler=self._made_sampler,
                 pruner=self._made_pruner,
                 create=create,
             )
             missing = {key: json.dumps(one) for key, one in self._constants.items() if key not in study.state.user}
             if missing:
-                study.storage.say(study.study_id, StudySet(user=missing))
+                study.handle.say(StudySet(user=missing))
             self._joined = study
         return self._joined
 

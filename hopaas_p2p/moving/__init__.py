@@ -62,7 +62,7 @@ def copy_study(
     """
     chosen = name or source.name
     begins = chosen not in target.study_names()
-    uuid = source.storage.handle(source.study_id).uuid
+    uuid = source.handle.uuid
     if not begins:
         study_id = target.get_study_id_from_name(chosen)
         define = target.state(study_id).define

@@ -86,7 +86,7 @@ def bring_in(
     warnings += refused
     warnings += _describe(storage, study_id, source, numbers)
     if fresh:
-        storage.say(study_id, source.control)
+        storage.handle(study_id).say(source.control)
     return Arrived(name, len(numbers) - len(known), len(known), files, warnings)
 
 

@@ -53,7 +53,7 @@ class StudyRecords(NamedTuple):
 
 def of_study(study: Study) -> StudyRecords:
     """The study as it is now."""
-    state, part = study.state, study.storage.handle(study.study_id)
+    state, part = study.state, study.handle
     with part.lock:
         return of_state(state, uuid=part.uuid, first=first_id(study.study_id))
 

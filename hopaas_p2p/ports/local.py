@@ -272,7 +272,7 @@ class LocalPeer:
         self._forget(key)
         gone = (UpdateFinishedTrialError, NotYourTrial, NoSuchStudy, NoSuchTrial, StudyDeleted)
         with contextlib.suppress(*gone):  # others took it over meanwhile, or deleted its study
-            self.storage.release(verbs.trial.id, reason=reason)
+            verbs.trial.handle.release(verbs.trial.number, reason=reason)
 
     def _forget(self, key: tuple[str, int]) -> None:
         with self._lock:

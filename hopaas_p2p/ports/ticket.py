@@ -93,7 +93,7 @@ class Ticket(NamedTuple):
 def ticket_of(study: Study, trial_number: int) -> Ticket:
     """The ticket of a trial that this process runs. Its reports and attributes are in the store when this returns."""
     study.storage.peer.handovers += 1
-    handle = study.storage.handle(study.study_id)
+    handle = study.handle
     with handle.lock:
         if not handle.held(trial_number):
             raise NotYourTrial(f"trial {trial_number} is not run by this process")
@@ -171,7 +171,7 @@ def carry(
         verbs = TrialVerbs(study, Trial(study, handle.first_id + ticket.number))
         yield verbs
         if verbs.released is not None:
-            storage.release(verbs.trial.id, reason=verbs.released)
+            handle.release(ticket.number, reason=verbs.released)
         elif verbs.told is None and handle.log.session.has_unsent(ticket.number):
             handle.settle(ticket.number)
         elif handle.log.session.has_pending:

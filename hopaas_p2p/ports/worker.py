@@ -354,7 +354,7 @@ class Worker:
         if end is not None and end.gives_back:  # and the job with it, which may soon be killed
             self.study.storage.peer.hurry_from_now_on()
         self._conclude(verbs, child, end)
-        handle = self.study.storage.handle(self.study.study_id)
+        handle = self.study.handle
         with handle.lock:  # as far as this process knows without asking the store
             known = handle.state.trials[trial.number].values if self.last == "COMPLETE" else None
         values = f" {', '.join(map(_shown, known))}" if known else ""
@@ -487,7 +487,7 @@ class Worker:
     def _give_back(self, trial: Trial, why: str) -> None:
         self._say(f"trial {trial.number} is returned: {why}")
         try:
-            self.study.storage.release(trial.id, reason=why)
+            trial.handle.release(trial.number, reason=why)
             self.last = TrialState.WAITING.name
         except StoreUnreachable as error:  # its lease ends by itself, and others take it over
             self._say(f"trial {trial.number} could not be returned now: {error}")

@@ -100,10 +100,16 @@ class Tried:
         numbers, key = self._place(params)
         return numbers.get(key)
 
-    def reserve(self, params: Params, number: int = -1) -> None:
-        """This is about to be tried, before the log has it; -1: under a number that is not known yet."""
+    def reserve(self, params: Params, number: int = -1) -> int | None:
+        """This is about to be tried, before the log has it; -1: under a number that is not known yet.
+
+        Returns the newest trial that has these parameters, if there is one: then nothing is reserved.
+        """
         numbers, key = self._place(params)
-        numbers.setdefault(key, number)
+        before = numbers.get(key)
+        if before is None:
+            numbers[key] = number
+        return before
 
     def release(self, params: Params) -> None:
         """It is not tried after all."""
@@ -127,7 +133,7 @@ class Tried:
 
     def _place(self, params: Params) -> tuple[dict[Key, int], Key]:
         """Where the number of a configuration is kept. Raises KeyError if a parameter is missing."""
-        values = tuple([params[name] for name in self._names])
+        values = tuple(map(params.__getitem__, self._names))
         key = []
         for value, (low, high, step) in zip(values, self._axes, strict=True):
             if not low - step / 2 <= value <= high + step / 2:

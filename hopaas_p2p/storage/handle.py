@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, Final, Literal, NoReturn
 
+import msgspec
 from optuna.distributions import BaseDistribution, FloatDistribution, check_distribution_compatibility
 from optuna.exceptions import UpdateFinishedTrialError
 from optuna.trial import FrozenTrial, TrialState
@@ -20,28 +21,48 @@ from hopaas_p2p.core import records
 from hopaas_p2p.core.admission import Done, NextStart, Wait, next_start
 from hopaas_p2p.core.leases import Lease
 from hopaas_p2p.core.names import first_id
-from hopaas_p2p.core.records import TrialCheckpoint, TrialClaim, TrialCreate, TrialFinish, TrialRelease, TrialSet, Used
+from hopaas_p2p.core.records import (
+    Record,
+    TrialCheckpoint,
+    TrialClaim,
+    TrialCreate,
+    TrialFinish,
+    TrialRelease,
+    TrialSet,
+    TrialTakeOver,
+    Used,
+)
 from hopaas_p2p.core.state import NEVER_PAUSING, State, Verdict
 from hopaas_p2p.core.state import Trial as LoggedTrial
-from hopaas_p2p.core.validity import MOST_PARAMETERS, possible_distributions, reason_text, widened_distributions
+from hopaas_p2p.core.validity import (
+    MOST_PARAMETERS,
+    possible_distributions,
+    readable,
+    reason_text,
+    widened_distributions,
+)
 from hopaas_p2p.errors import (
     UNDECIDED,
     BrokenChain,
+    ConfigurationError,
     Denied,
     HopaasError,
     InvalidInput,
     LeaseLost,
+    NoSuchStudy,
     NotYourTrial,
+    NoWork,
     StoreUnreachable,
+    StudyDeleted,
 )
 from hopaas_p2p.peer.log_client import LogClient
 from hopaas_p2p.peer.outbox import Draft, PendingCommit
-from hopaas_p2p.peer.peer import Peer
+from hopaas_p2p.peer.peer import Peer, introduction
 from hopaas_p2p.runtime.metering import GpuGauge, gpu_gauge
-from hopaas_p2p.storage.frozen import FrozenTrialCache, OwnedTrial
+from hopaas_p2p.storage.frozen import NOT_BEGUN, FrozenTrialCache, OwnedTrial
+from hopaas_p2p.storage.options import StorageOptions
 from hopaas_p2p.storage.optuna_internals import copy_of, end_frozen
-from hopaas_p2p.storage.refusals import NO_WORK, no_work, why_refused
-from hopaas_p2p.storage.suggestion import TrialSuggestion
+from hopaas_p2p.storage.refusals import NO_WORK, no_work, owner_only, why_refused
 from hopaas_p2p.translate import checked_parameter, external, to_json, to_record
 
 _RUNNING: Final = TrialState.RUNNING
@@ -74,17 +95,23 @@ class AskedTrial(weakref.ref[Any]):
 class StudyHandle:
     """See the module. Any thread may call; trials go by their numbers."""
 
-    def __init__(self, peer: Peer, uuid: str, study_id: int, *, allow_pickles: bool) -> None:
+    def __init__(self, peer: Peer, uuid: str, study_id: int, name: str, options: StorageOptions) -> None:
         self.peer = peer
         self.uuid = uuid
         self.study_id = study_id
+        self.name = name
+        self.options = options
         self.first_id = first_id(study_id)
         """Optuna's id of trial 0."""
-        self.ids = range(self.first_id, first_id(study_id + 1))
         self.log: LogClient[State] = peer.log(uuid)
         self.view = FrozenTrialCache(
-            study_id, self.log.session.cursor(), allow_pickles=allow_pickles, over=self._is_over
+            study_id,
+            self.log.session.cursor(),
+            allow_pickles=options.allow_pickles,
+            over=lambda number, lease: self._used(number, lease.epoch, at_end=True),
         )
+        self._person: str | None = None
+        """A name of its own in the log for the person that this process writes for; None: it writes for the peer."""
         self._known: dict[str, BaseDistribution] = {}
         """Distributions that are the log's first of their parameters."""
         self.deferred: list[tuple[int, PendingCommit, int]] = []
@@ -96,6 +123,12 @@ class StudyHandle:
         self.dropped_checkpoints: set[str] = set()
         """Files that trials of this process no longer name, and that a member of a population may yet copy."""
 
+    def for_(self, options: StorageOptions, person: str | None) -> StudyHandle:
+        """The same part in the study, with the same trials, for an operator or a person that a service writes for."""
+        other = copy.copy(self)
+        other.options, other._person = options, person
+        return other
+
     @property
     def state(self) -> State:
         """The state as far as the log was read."""
@@ -106,9 +139,22 @@ class StudyHandle:
         """Held to read more than one thing of the state or the view. Never around an exchange."""
         return self.log.lock
 
-    def refresh(self) -> None:
-        """Make the replica as fresh as a read may expect. Costs no round trip in steady state."""
-        self.peer.refresh_for_reading(self.log)
+    def refresh(self) -> State:
+        """The state, as fresh as a read may expect. Costs no round trip in steady state.
+
+        Raises:
+            NoSuchStudy: it was deleted.
+
+        """
+        session = self.log.session
+        try:
+            if session.deleted:
+                raise StudyDeleted
+            self.peer.refresh_for_reading(self.log)
+        except StudyDeleted:
+            session.deleted = True
+            raise NoSuchStudy(f"No study with study_id {self.study_id} exists any more.") from None
+        return self.log.session.state
 
     def introduce_as(self, about: dict[str, str]) -> None:
         """Let this peer's introduction to the study say this, too."""
@@ -142,22 +188,12 @@ class StudyHandle:
         of them may die: a peer that asks for work looks after them.
         """
         found = self.next_start(no_new)
-        if found.why is None:
-            return found
-        self.look_again(within)
-        found = self.next_start(no_new)
+        if isinstance(found, Wait | Done):
+            self.look_again(within)
+            found = self.next_start(no_new)
         if isinstance(found, Wait | Done):
             raise no_work(self.state, found, now=self.peer.clock(), why=why)
         return found
-
-    def ask(self, suggestion: TrialSuggestion | None, *, within: float) -> int:
-        """Start what waits, or else a new trial, with these parameters, if any are given; see `begin`."""
-        skip, state = self.peer.resting(self.log), self.log.session.state
-        if suggestion is None:
-            record = TrialCreate(prefer_waiting=True, skip=skip)
-        else:
-            record = suggestion.record(skip, None if state.define is not None and state.define.space else state.dists)
-        return self.begin(record, within=within)
 
     def send_soon(self) -> None:
         """See that what was set on trials leaves at once in the background, if somebody else works on the study."""
@@ -198,38 +234,49 @@ class StudyHandle:
             self.peer.introduce(self.log)
         self.peer.catch_up(self.log, within=min(within, self.peer.store_wait))
 
-    def begin(self, record: TrialCreate, *, within: float = math.inf) -> int:
-        """Start the trial that this record asks for: one exchange, without a race. Raises NoWork if it is refused."""
-        verdict = self._start(record, within=within)
-        if verdict.accepted and verdict.number is not None:
-            return verdict.number
-        refusal, found = verdict.refusal or "refused", self.next_start()
-        if not isinstance(found, Wait | Done):  # it has changed, or this user may not
-            found = Wait(refusal) if refusal in NO_WORK else Done(refusal)
-        raise no_work(self.state, found, now=self.peer.clock())
+    def begin(
+        self, record: TrialCreate | TrialClaim, *, within: float = math.inf, unless: str | None = None
+    ) -> int | None:
+        """Start the trial that this record asks for: one exchange, without a race; returns its number.
 
-    def _start(self, record: TrialCreate | TrialClaim, *, within: float = math.inf) -> Verdict:
-        """Start the trial of this record, and take it into the view; or why it was refused.
+        None if it was refused because of what `unless` says. A trial that was reclaimed before this process heard that
+        it had started, as when the store was away for long, has no owner any more: another one is started.
 
-        A trial that was reclaimed before this process heard that it had started, as when the store was away for long,
-        has no owner any more: another one is started.
+        Raises:
+            NoWork: it was refused.
+            StoreUnreachable: not `within` so many seconds, or `store_wait`; it is taken back, or released.
+
         """
+        peer, log = self.peer, self.log
+        if isinstance(record, TrialCreate) and record.prefer_waiting:
+            skip = peer.resting(log)
+            record = msgspec.structs.replace(record, skip=skip) if skip else record
         while True:
-            pending = self.peer.start(self.log, record, within=within)
+            pending = peer.start(log, record, within=within)
             try:
                 (verdict,) = pending.verdicts or ()
-                if not verdict.accepted or verdict.number is None:
-                    return verdict
-                with self.log.lock:
-                    trial = self.log.session.state.trials[verdict.number]
+                number = verdict.number
+                if not verdict.accepted or number is None:
+                    break
+                with log.lock:
+                    trial = log.session.state.trials[number]
                     if trial.end is None:
                         inherits = trial.attempt > 1 or bool(trial.history) or trial.continues is not None
                         self._own(trial, inherits=inherits)
-                        self.peer.meter.begin((self.uuid, verdict.number, trial.epoch))
-                        return verdict
+                        peer.meter.begin((self.uuid, number, trial.epoch))
+                        return number
             except BaseException:
-                self.peer.abandon(self.log, pending)
+                peer.abandon(log, pending)
                 raise
+        refusal = verdict.refusal or "refused"
+        if refusal == unless:
+            return None
+        if isinstance(record, TrialClaim):
+            self._refuse_finished(refusal == "finished", record.number)
+        found = self.next_start()
+        if not isinstance(found, Wait | Done):  # it has changed, or this user may not
+            found = Wait(refusal) if refusal in NO_WORK else Done(refusal)
+        raise no_work(self.state, found, now=peer.clock())
 
     def claim(self, number: int) -> bool:
         """Start this WAITING trial; whether this process was the one that did."""
@@ -238,33 +285,109 @@ class StudyHandle:
             self._refuse_finished(trial.end is not None, number)
             if trial.state is records.TrialState.RUNNING:
                 return False
-        verdict = self._start(TrialClaim(number))
-        self._refuse_finished(verdict.refusal == "finished", number)
-        if not verdict.accepted and verdict.refusal != "not waiting":
-            refusal = verdict.refusal or "refused"
-            raise no_work(self.state, Done(refusal), now=self.peer.clock())
-        return verdict.accepted
+        return self.begin(TrialClaim(number), unless="not waiting") is not None
 
     def _own(self, trial: LoggedTrial, *, inherits: bool) -> OwnedTrial:
         """Take a running trial that this process may act for into the view, to be written to. Under the lock.
 
         Whether it `inherits` says whether what the log has of it is an earlier attempt's.
         """
-        state, peer = self.log.session.state, self.peer
+        peer, view, number = self.peer, self.view, trial.number
         assert trial.owner is not None
-        frozen = self.view.build(trial, state)
+        frozen, lease = view.build(trial, self.log.session.state), Lease(trial.owner, trial.epoch)
         inherited: dict[int, float] = {}
         if inherits:
             inherited, frozen.intermediate_values = frozen.intermediate_values, {}
-        lease = Lease(trial.owner, trial.epoch)
-        owned = OwnedTrial(frozen, lease, peer.uuid, peer.handovers, inherited)
-        owned.inherits_metrics = inherits and bool(trial.metrics)
+        lent, inherits_metrics = trial.owner != peer.uuid, inherits and bool(trial.metrics)
+        owned = OwnedTrial(
+            frozen,
+            lease,
+            peer.uuid,
+            peer.handovers,
+            inherited,
+            inherits_metrics,
+            lent,
+            frozen.params,
+            frozen.distributions,
+            NOT_BEGUN,
+        )
         if trial.end is None:
-            self.view.own(trial.number, owned)
-        self.view.catch_up(state)
-        if trial.owner != peer.uuid:
-            peer.adopt(trial.owner, self.uuid, trial.number)
+            before = view.owned.get(number)
+            if before is not None and before.lease != lease:  # another process gave it back
+                self._used(number, before.lease.epoch, at_end=True)
+            view.owned[number] = owned
+        if lent:
+            peer.adopt(trial.owner, self.uuid, number)
         return owned
+
+    # --- what is said of the study, and of trials by those who do not run them ---
+
+    def _commit(self, record: Record, *, within: float | None = None) -> Verdict:
+        """Write one record and wait for its verdict, after the introduction of the person it is written for."""
+        said: tuple[Record, ...] = (record,)
+        if self._person is not None:
+            about = self.peer.describe() | {"on_behalf_of": self.options.on_behalf_of}
+            said = introduction(about), record
+        return self.peer.commit(self.log, *said, owner=self._person, within=within)[-1]
+
+    def say(self, record: records.StudyRecord, *, within: float | None = None) -> Verdict:
+        """Write one record and wait for its verdict, for `within` so many seconds, or `patience`.
+
+        Raises:
+            Denied: the store's grants do not allow it.
+            InvalidInput: it was refused, for example a stop of a trial that ended meanwhile.
+
+        """
+        verdict = self._commit(record, within=within)
+        if verdict.refusal == "role":
+            raise Denied(owner_only(self.name))
+        if not verdict.accepted:
+            raise InvalidInput(why_refused(self.refresh(), verdict, getattr(record, "values", None)))
+        return verdict
+
+    def bring(self, record: TrialCreate) -> int:
+        """Write a trial that waits, or that is finished already; returns its number.
+
+        Raises:
+            NoWork: the budget has no room for it.
+            InvalidInput: no trial can be like that.
+
+        """
+        verdict = self._commit(record)
+        if verdict.accepted and verdict.number is not None:
+            return verdict.number
+        refusal = verdict.refusal or "refused"
+        if refusal in NO_WORK:
+            raise NoWork(NO_WORK[refusal], Done(refusal))
+        why = why_refused(self.refresh(), verdict, record.values)
+        raise InvalidInput(f"a trial that is {record.state.name}: {why}")
+
+    def take_over(
+        self, number: int, state: TrialState, values: Sequence[float] | None, reason: str | None = None
+    ) -> None:
+        """End a trial that another peer runs: durable when this returns. For a storage that was opened as `operator`.
+
+        Raises:
+            ConfigurationError: it was not.
+            Denied: only an owner of the study may do that.
+            InvalidInput: the trial does not run (any more), or cannot end like that.
+
+        """
+        if not self.options.operator:
+            raise ConfigurationError(
+                "only an operator may end trials that other peers run: open_storage(…, operator=True)"
+            )
+        told = None if values is None else tuple(map(float, values))
+        epoch = self.refresh().trials[number].epoch
+        by = readable(self.options.on_behalf_of or "{user}@{host}".format(**self.peer.describe()))
+        self.say(TrialTakeOver(number, epoch, _STATES[state], told, reason_text(reason), by))
+
+    def _is_operators(self, number: int) -> bool:
+        """Whether an operator writes to a trial that a process runs that this one may not act for."""
+        running = self.state.trials[number].state is records.TrialState.RUNNING
+        return self.options.operator and running and not self.held(number)
+
+    # --- what the owner says ---
 
     # --- what the owner says ---
 
@@ -325,29 +448,29 @@ class StudyHandle:
             self.peer.note_draft(self.log)
             session = self.log.session
         draft = session.draft(number, epoch, owner)
-        used = self.peer.meter.used((self.uuid, number, epoch))
+        used = self._used(number, epoch)
         if used is not None:
-            draft.used = Used(*used)
+            draft.used = used
         return draft
 
-    def _used_at_end(self, number: int, epoch: int) -> Used | None:
-        """What the lease that ends has used, if the log does not tell by itself."""
-        found = self.peer.meter.used((self.uuid, number, epoch), at_end=True)
+    def _used(self, number: int, epoch: int, *, at_end: bool = False) -> Used | None:
+        """What a lease has used, if the log does not tell by itself; from its end on nothing more is charged to it."""
+        found = self.peer.meter.used((self.uuid, number, epoch), at_end=at_end)
         return None if found is None else Used(*found)
-
-    def _is_over(self, number: int, lease: Lease) -> None:
-        """Charge nothing more to this lease."""
-        self.peer.meter.used((self.uuid, number, lease.epoch), at_end=True)
 
     def _deliver(self, number: int, owned: OwnedTrial | None, **content: Any) -> None:
         """See that what was just set arrives in time.
 
         What is set on a trial of this process is batched and sent later. If another process will tell the trial, it is
-        sent at once, because that process cannot know how long to wait. A WAITING trial changes by a commit.
+        sent at once, because that process cannot know how long to wait. A WAITING trial, or one that an operator
+        annotates, changes by a commit.
         """
         if owned is None:
-            epoch = self.state.trials[number].epoch
-            (verdict,) = self.peer.commit(self.log, TrialSet(number, epoch, **content))
+            trial = self.state.trials[number]
+            owner = (
+                trial.owner if trial.state is records.TrialState.RUNNING else None
+            )  # in whose name an operator says it
+            (verdict,) = self.peer.commit(self.log, TrialSet(number, trial.epoch, **content), owner=owner)
             if not verdict.accepted:
                 self.refused(number, verdict)
         elif owned.lent:
@@ -513,7 +636,7 @@ class StudyHandle:
     def set_attr(self, number: int, kind: Literal["user", "system"], key: str, value: Any, text: str) -> None:
         """Set an attribute, of which `text` is the JSON."""
         with self.log.lock:
-            owned = self._drafting(number)
+            owned = None if self.options.operator and self._is_operators(number) else self._drafting(number)
             if owned is not None:
                 attributes = owned.frozen.user_attrs if kind == "user" else owned.frozen.system_attrs
                 attributes[key] = copy.deepcopy(value)
@@ -521,23 +644,6 @@ class StudyHandle:
                     self.peer.hurry(self.log, within=_SOON)
                 (owned.draft.user if kind == "user" else owned.draft.system)[str(key)] = text
         self._deliver(number, owned, **{kind: {str(key): text}})
-
-    def is_run_by_another(self, number: int) -> bool:
-        """Whether a process that this one may not act for runs the trial, as far as the log was read."""
-        trial = self.state.trials[number]
-        return trial.state is records.TrialState.RUNNING and not self.held(number)
-
-    def annotate(self, number: int, kind: Literal["user", "system"], key: str, text: str) -> None:
-        """Set an attribute of a trial that another peer runs, in that peer's name. For operators."""
-        with self.log.lock:
-            trial = self.state.trials[number]
-        said = {key: text}
-        record = TrialSet(
-            number, trial.epoch, user=said if kind == "user" else {}, system=said if kind == "system" else {}
-        )
-        (verdict,) = self.peer.commit(self.log, record, owner=trial.owner)
-        if not verdict.accepted:
-            self.refused(number, verdict)
 
     def settle(
         self,
@@ -597,12 +703,31 @@ class StudyHandle:
         number: int,
         state: TrialState,
         values: tuple[float, ...] | None,
-        reason: str | None,
+        reason: str | None = None,
         *,
-        defer: bool,
-        strict: bool,
+        defer: bool = False,
+        strict: bool = False,
     ) -> None:
-        """End a trial, see `Storage.finish`."""
+        """End a trial of this process, or a WAITING one: durable when this returns, in the store or on disk.
+
+        Args:
+            number: of the trial.
+            state: COMPLETE, PRUNED or FAIL.
+            values: one per direction, for COMPLETE.
+            reason: why it ends so.
+            defer: queue the end for the next exchange; `settle_deferred` then returns its verdict.
+            strict: raise when the lease is lost, where Optuna's own `optimize` only gets a warning in the log.
+
+        Raises:
+            LeaseLost: another peer took the trial over; a complete result was kept as a trial of its own.
+            NotYourTrial: another peer runs the trial.
+            StoreUnreachable: the store did not answer, and no place on disk takes the result. It stays queued.
+            Denied: the store lets this user in no more; the end is kept on disk.
+
+        """
+        if self.options.operator and self._is_operators(number):
+            self.take_over(number, state, values, reason)
+            return
         to, pending = _STATES[state], None
         if reason is not None:
             reason = reason_text(reason)
@@ -611,16 +736,15 @@ class StudyHandle:
             if owned is None:
                 pending = self.peer.put(self.log, TrialFinish(number, trial.epoch, to, values, reason))
             elif trial.state is records.TrialState.WAITING and to is not records.TrialState.COMPLETE:
-                self._rebuild(number)  # another process gave it back; it is to be run again
+                self._let_go(number)  # another process gave it back; it is to be run again
             else:
                 pending = self._put_finish(trial, owned, to, values, reason)
                 end_frozen(owned.frozen, state, values)
-        if pending is None:
-            verdict: Verdict | None = Verdict(False, number, "fenced")
-        elif defer:
+        verdict: Verdict | None = Verdict(False, number, "fenced")
+        if pending is not None and defer:
             self.deferred.append((number, pending, threading.get_ident()))
             return
-        else:
+        if pending is not None:
             verdict = self._settled(number, pending)
         if verdict is None or verdict.accepted:
             return
@@ -644,16 +768,12 @@ class StudyHandle:
             try:
                 verdict = self._settled(number, pending)
             except Exception:
-                self._forget(deferred)
+                self.deferred.remove(deferred)
                 raise
-            self._forget(deferred)
+            self.deferred.remove(deferred)
             if verdict is not None and not verdict.accepted:
                 refused.append((number, verdict))
         return refused
-
-    def _forget(self, deferred: tuple[int, PendingCommit, int]) -> None:
-        with self.log.lock:
-            self.deferred.remove(deferred)
 
     def _settled(self, number: int, pending: PendingCommit) -> Verdict | None:
         """The verdict on the end of a trial; None if it is kept on disk because the store cannot be reached."""
@@ -670,21 +790,22 @@ class StudyHandle:
                 if path is not None:
                     _log.warning("the end of trial %d is kept in %s", number, path)
             raise
-        self._rebuild(number)
+        self._let_go(number)
         unkept = self.log.session.unkept.pop(number, None)
         if unkept:
             names = ", ".join(sorted(set(map(repr, unkept))))
             _log.warning("trial %d is kept without %s: another peer was first, with another kind", number, names)
         return verdict
 
-    def _rebuild(self, number: int) -> None:
+    def _let_go(self, number: int) -> None:
         """The trial is no longer this process's: what the log says of it counts."""
         with self.log.lock:
             self.asked.pop(number, None)
             owned = self.view.owned.pop(number, None)
             if owned is not None:
                 self.view.changed.add(number)
-                self._is_over(number, owned.lease)
+                if not owned.frozen.state.is_finished():  # else it was charged with the end
+                    self._used(number, owned.lease.epoch, at_end=True)
 
     def _spool(self, number: int, error: HopaasError) -> bool:
         """Keep the end of a trial on disk; False if it cannot go there, and the store is to be waited for.
@@ -720,17 +841,17 @@ class StudyHandle:
         reason: str | None,
     ) -> PendingCommit:
         """Queue the end of a trial, with all that still has to be said about it, in one commit."""
-        number, session, (owner, epoch) = trial.number, self.log.session, owned.lease
-        pauses = reason is None and trial.stop is None
-        holds_lease = (trial.owner, trial.epoch) == owned.lease
+        number, (owner, epoch) = trial.number, owned.lease
+        pauses = (
+            reason is None and trial.stop is None and to is records.TrialState.PRUNED
+        )  # if the log has it at a rung
         if owned.inherited:
             self._say_resumed_from_start(number, owned)
-        if not holds_lease or session.in_doubt(number):
+        if owned.lease != (trial.owner, trial.epoch) or self.log.session.in_doubt(number):
             self._resend_all(number, owned)  # only what comes in the same commit is kept with a late result
         elif to is not records.TrialState.COMPLETE:
             reason = reason or trial.stop  # what the owner was asked to stop for, if this is the answer
-        used = self._used_at_end(number, epoch)
-        pauses = pauses and to is records.TrialState.PRUNED  # if it is at a rung, which the log decides
+        used = self._used(number, epoch, at_end=True)
         return self._put_last(TrialFinish(number, epoch, to, values, reason, pauses, used), owner=owner)
 
     def _put_last(
@@ -743,17 +864,17 @@ class StudyHandle:
             self.peer.put(self.log, *much, owner=owner)
         return self.peer.put(self.log, *words[-1], record, owner=owner)
 
-    def release(self, number: int, *, reason: str | None) -> bool:
+    def release(self, number: int, *, reason: str | None = None) -> bool:
         """Give a running trial of this process back: WAITING again, with the same parameters."""
         with self.log.lock:
             owned = self.writable(number)
             if owned is None:
                 return False
             owner, epoch = owned.lease
-            used = self._used_at_end(number, epoch)
+            used = self._used(number, epoch, at_end=True)
             record = TrialRelease(number, epoch, reason=reason_text(reason), used=used)
             pending = self._put_last(record, owner=owner)
-            self._rebuild(number)
+            self._let_go(number)
         return self.peer.await_commit(self.log, pending)[-1].accepted
 
     def release_when_forgotten(self, trial: Any, number: int) -> None:
@@ -835,10 +956,6 @@ class StudyHandle:
         """Raises NotYourTrial or UpdateFinishedTrialError if this process may not end the trial."""
         with self.log.lock:
             self.writable(number)
-
-    def shared_trial(self, number: int) -> FrozenTrial | None:
-        """The trial, if another process that acts for this one was heard to write to it. Reads the replica."""
-        return self.trial(number) if self.standing(number)[2] else None
 
     def _travelled(self, owned: OwnedTrial) -> bool:
         """Whether another process may write to this trial, too."""

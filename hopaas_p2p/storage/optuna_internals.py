@@ -10,8 +10,7 @@ import contextlib
 import copy
 import datetime
 import functools
-import itertools
-import math
+import logging
 import re
 import sys
 import threading
@@ -19,7 +18,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
-from typing import Any, Self
+from typing import Any, Final
 
 import optuna
 from optuna.distributions import BaseDistribution, _convert_old_distribution_to_new_distribution
@@ -29,7 +28,7 @@ from optuna.study import StudyDirection
 from optuna.study._frozen import FrozenStudy
 from optuna.trial import FrozenTrial, TrialState
 
-from hopaas_p2p.errors import waits_for
+from hopaas_p2p.errors import HopaasError, waits_for
 from hopaas_p2p.search.samplers import default_sampler
 
 __all__ = [
@@ -50,14 +49,16 @@ __all__ = [
     "new_study",
     "pickle_prefixes",
     "progress_bar",
-    "sample_relative",
+    "sample",
     "set_cached_trial",
     "study_id_of",
-    "suggest",
     "suggest_fixed",
     "trial_id_of",
     "unpickles",
 ]
+
+
+_log: Final = logging.getLogger("hopaas_p2p")
 
 
 class StoredTrial(FrozenTrial):
@@ -160,23 +161,13 @@ def new_study(
 
 
 class StopListener:
-    """Hears, in its block, whether the objective of a loop of our own, or the sampler, calls `stop`."""
+    """A loop of our own that runs trials: whether its objective, or the sampler, has called `stop`."""
 
-    def __init__(self, study: StoredStudy) -> None:
-        self.threads = {threading.get_ident()}
-        """Those that it listens to."""
-        self.begun = itertools.count()
-        """Counts the trials that the loop begins."""
+    def __init__(self) -> None:
+        self.threads: set[int] = set()
+        """Those that it runs in."""
         self.stop_asked = False
         self.sampler_is_through = False
-        self._all = study.listeners
-
-    def __enter__(self) -> Self:
-        self._all.append(self)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._all.remove(self)
 
 
 class StoredStudy(optuna.Study):
@@ -184,26 +175,32 @@ class StoredStudy(optuna.Study):
 
     def __init__(self, name: str, storage: Any, sampler: BaseSampler | None, pruner: Any) -> None:
         super().__init__(name, storage, sampler or default_sampler(), pruner)
-        self.listeners: list[StopListener] = []
+        self._listeners: list[StopListener] = []
         """Of all threads, the newest last."""
+        self._telling: set[int] = set()
+        """Threads that tell the sampler of the end of a trial."""
 
     def stop(self) -> None:
         """End the call of `optimize` that runs in this thread once its trial is over, as Optuna's.
 
-        From a thread that has none, as a helper of an objective, it ends all of this process.
+        From a thread that has none, as a helper of an objective, it ends all of this process. A sampler that has no
+        more points calls it, too; trials that wait are run all the same.
 
         Raises:
             RuntimeError: none runs. `stop_all` ends the study for all peers.
 
         """
-        listeners = list(self.listeners)
-        mine = [one for one in listeners if threading.get_ident() in one.threads]
+        listeners, me = list(self._listeners), threading.get_ident()
+        if me in self._telling:  # it is the sampler of all threads
+            for listener in listeners:
+                listener.sampler_is_through = True
+            return
         if not listeners:
             raise RuntimeError(
                 "study.stop() ends a call of optimize, from its objective or a callback. To end the study for all "
                 "peers: study.stop_all()"
             )
-        for listener in mine[-1:] or listeners:
+        for listener in [one for one in listeners if me in one.threads][-1:] or listeners:
             listener.stop_asked = True
 
 
@@ -227,11 +224,6 @@ def progress_bar(
         bar.close()
 
 
-def suggest(trial: optuna.trial.Trial, name: str, distribution: BaseDistribution) -> Any:
-    """What `suggest_float` and its kin do for a distribution that is there already."""
-    return trial._suggest(name, distribution)
-
-
 def suggest_fixed(trial: optuna.trial.Trial, distributions: Mapping[str, BaseDistribution]) -> None:
     """Suggest the `fixed_distributions` of an ask, also those that Optuna has replaced by others."""
     for name, distribution in distributions.items():
@@ -244,13 +236,24 @@ def fixed_params(trial: optuna.trial.Trial) -> dict[str, Any]:
     return fixed
 
 
-def sample_relative(trial: optuna.trial.Trial) -> None:
-    """Let the sampler choose what it chooses together; if it raises, the trial goes on without."""
+def sample(trial: optuna.trial.Trial, space: Mapping[str, BaseDistribution]) -> None:
+    """Let the sampler choose the parameters that it chooses together, and then the others.
+
+    Some of Optuna's raise on what any peer may have written, as GPSampler on trials with unlike constraints; the
+    parameters are chosen one by one then. A sampler of somebody else's knows what it raises for.
+    """
     try:
         trial.relative_params  # noqa: B018  # a property that samples
-    except Exception:
+    except Exception as error:
         trial.relative_search_space, trial._relative_params = {}, {}
-        raise
+        away = isinstance(error, HopaasError | ImportError)  # the store, or an optional library
+        if away or not type(trial.study.sampler).__module__.startswith("optuna."):
+            raise
+        _log.warning(
+            "the sampler failed on this study, so trial %d is sampled one parameter at a time: %s", trial.number, error
+        )
+    for name, distribution in space.items():
+        trial._suggest(name, distribution)
 
 
 def become(trial: optuna.trial.Trial, trial_id: int, frozen: FrozenTrial) -> None:
@@ -279,22 +282,24 @@ def forget_cached_trials(study: optuna.Study) -> None:
     study._thread_local.cached_all_trials = None
 
 
-def after_trial(
-    study: optuna.Study, frozen: FrozenTrial, state: TrialState, values: Sequence[float] | None
-) -> tuple[float, ...] | None:
-    """Do what `Study.tell` does before the storage is told, and return the values to tell.
+def after_trial(study: StoredStudy, frozen: FrozenTrial, state: TrialState, values: Sequence[float] | None) -> None:
+    """Let the sampler hear of the end of a trial, as `Study.tell` does; it may know that it has no more points.
 
-    A pruned trial has its last report as its value, if that is a number. `Study.tell` itself would read the trial from
-    the storage twice more, and copy all of it.
+    Some of Optuna's samplers raise on trials that they did not draw themselves, as GridSampler on queued ones.
     """
     forget_cached_trials(study)
-    if state is TrialState.PRUNED and frozen.intermediate_values and len(study.directions) == 1:
-        last = frozen.intermediate_values[max(frozen.intermediate_values)]
-        values = None if math.isnan(last) else (float(last),)
-    told = None if values is None else tuple(values)
-    filtered = optuna.pruners._filter_study(study, frozen)
-    filtered.sampler.after_trial(filtered, frozen, state, None if told is None else list(told))
-    return told
+    study._telling.add(threading.get_ident())
+    try:
+        filtered = optuna.pruners._filter_study(study, frozen)
+        filtered.sampler.after_trial(filtered, frozen, state, None if values is None else list(values))
+    except HopaasError:
+        raise
+    except Exception as error:
+        if not type(study.sampler).__module__.startswith("optuna."):
+            raise
+        _log.warning("the sampler failed at the end of trial %d: %r", frozen.number, error)
+    finally:
+        study._telling.discard(threading.get_ident())
 
 
 def contains(distribution: BaseDistribution, value: object) -> bool:

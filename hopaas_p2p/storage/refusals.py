@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shlex
 from collections.abc import Sequence
 from typing import Final
 
@@ -18,6 +19,12 @@ NO_WORK: Final = {
     "draining": "this peer or its site was asked to take no more trials",
     "failing": "too many trials failed in a row; look at them with: hopaas-p2p trial list --state fail",
 }
+
+
+def owner_only(study: str) -> str:
+    """Why a user may not do something, and the cure."""
+    cure = f"hopaas-p2p grant {shlex.quote(study)} USER owner"
+    return f"Only an owner of the study {study!r} may do that. Ask one for a grant: {cure}"
 
 
 def no_work(state: State, found: Wait | Done, *, now: float, why: str = "") -> NoWork:

@@ -13,7 +13,6 @@ import logging
 import math
 import os
 import secrets
-import shlex
 import weakref
 from collections.abc import Container, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -28,27 +27,11 @@ from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
 from hopaas_p2p.core import records
-from hopaas_p2p.core.admission import Done
 from hopaas_p2p.core.catalog import Catalog, Listing, checked_name
 from hopaas_p2p.core.names import first_id, study_and_number
-from hopaas_p2p.core.records import (
-    Policy,
-    Record,
-    StudyDefine,
-    StudyRegistered,
-    StudyRemoved,
-    StudySet,
-    TrialCreate,
-)
-from hopaas_p2p.core.state import State, Verdict
-from hopaas_p2p.core.validity import (
-    LONGEST_TTL,
-    compatible,
-    possible_definition,
-    possible_system,
-    readable,
-    reason_text,
-)
+from hopaas_p2p.core.records import Policy, StudyDefine, StudyRegistered, StudyRemoved, StudySet, TrialCreate
+from hopaas_p2p.core.state import State
+from hopaas_p2p.core.validity import LONGEST_TTL, compatible, possible_definition, possible_system
 from hopaas_p2p.errors import (
     ConfigurationError,
     Denied,
@@ -56,21 +39,19 @@ from hopaas_p2p.errors import (
     InvalidInput,
     NoSuchStudy,
     NoSuchTrial,
-    NoWork,
     StoreUnreachable,
-    StudyDeleted,
 )
-from hopaas_p2p.peer.peer import Peer, introduction
+from hopaas_p2p.peer.peer import Peer
 from hopaas_p2p.runtime import process
 from hopaas_p2p.runtime.arguments import pause, seconds, whole
 from hopaas_p2p.runtime.process import new_uuid
 from hopaas_p2p.spec.space import spec
 from hopaas_p2p.storage import optuna_internals as internals
+from hopaas_p2p.storage.frozen import TrialSuggestion
 from hopaas_p2p.storage.handle import StudyHandle
 from hopaas_p2p.storage.options import StorageOptions, found_store, open_peer
 from hopaas_p2p.storage.reader import StudyReader
-from hopaas_p2p.storage.refusals import NO_WORK, why_refused
-from hopaas_p2p.storage.suggestion import TrialSuggestion
+from hopaas_p2p.storage.refusals import owner_only
 from hopaas_p2p.translate import (
     attributes,
     checked_parameter,
@@ -164,9 +145,6 @@ def open_again(options: StorageOptions) -> Storage:
     return Storage(options, open_peer(options))
 
 
-_OWNER_ONLY: Final = (
-    "Only an owner of the study {study!r} may do that. Ask one for a grant: hopaas-p2p grant {word} USER owner"
-)
 _NO_PICKLES: Final = (
     "Optuna's CMA-ES sampler passes pickles between peers, which can run code. Among people you trust, allow it with "
     "open_storage(…, allow_pickles=True); otherwise use TPESampler or GPSampler."
@@ -191,13 +169,15 @@ def _home(state: dict[str, Any]) -> Peer | None:
 class Storage(BaseStorage):
     """See `open_storage`. Thread-safe; a fork or an unpickled copy is a new peer that may act for this one's trials."""
 
-    def __init__(self, options: StorageOptions, peer: Peer) -> None:
+    def __init__(self, options: StorageOptions, peer: Peer, same_as: Storage | None = None) -> None:
         self.peer = peer
-        self._options = options
+        self.options = options
+        """How it was opened: no secret, and fit to travel."""
+        self._same_as = same_as
+        """The storage whose parts in the studies this one has, for another person or an operator."""
+        self._person: str | None = None if same_as is None else same_as._person
         self._handles: dict[int, StudyHandle] = {}
-        self._person: str | None = None
-        """A name of its own in the log for the person that this storage writes for; None: it writes for the peer."""
-        self.located: dict[int, tuple[StudyHandle, int]] = {}
+        self._located: dict[int, tuple[StudyHandle, int]] = {}
         """Trial id -> what `locate` gives for it, of the trial that was located last."""
         self.suggestions: dict[int, TrialSuggestion] = {}
         """Those that a sampler is being asked about, by their ids."""
@@ -210,7 +190,7 @@ class Storage(BaseStorage):
         with contextlib.suppress(HopaasError):  # the copy sends what it touches again
             self.peer.flush()
         self.peer.handovers += 1
-        return {"options": self._options, "acts_for": self.peer.mine, "origin": self.peer.uuid, "pid": os.getpid()}
+        return {"options": self.options, "acts_for": self.peer.mine, "origin": self.peer.uuid, "pid": os.getpid()}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         options = state["options"]
@@ -224,11 +204,6 @@ class Storage(BaseStorage):
         self.__init__(options, peer)  # type: ignore[misc]  # an unpickled storage is a new one
 
     @property
-    def options(self) -> StorageOptions:
-        """How it was opened: no secret, and fit to travel."""
-        return self._options
-
-    @property
     def url(self) -> str:
         """The store, as it may be shown."""
         return self.peer.store.url
@@ -239,7 +214,7 @@ class Storage(BaseStorage):
         """As Optuna's. Waits for two exchanges. InvalidInput, too, for a name that no study may carry."""
         names = tuple([direction.name.lower() for direction in directions])
         name = _NO_NAME + secrets.token_hex(16) if study_name is None else study_name
-        return self.define_study(StudyDefine(name, names, self._options.policy))
+        return self.define_study(StudyDefine(name, names, self.options.policy))
 
     def delete_study(self, study_id: int) -> None:
         """As Optuna's. Other peers are told at their next call; ids are not used again.
@@ -251,8 +226,7 @@ class Storage(BaseStorage):
         listing = self._listing(study_id)
         verdict = self.peer.commit_to_catalog(StudyRemoved(listing.uuid))
         if verdict.refusal == "role":
-            raise Denied(_OWNER_ONLY.format(study=listing.name, word=shlex.quote(listing.name)))
-        self._forget(study_id)
+            raise Denied(owner_only(listing.name))
         if not verdict.accepted:
             raise NoSuchStudy(f"No study with study_id {study_id} exists.")
         self._destroy(listing.uuid)
@@ -266,12 +240,13 @@ class Storage(BaseStorage):
             StoreUnreachable: the store did not answer for that long.
 
         """
-        self.say(study_id, StudySet(user={str(key): to_json(key, value)}), within=self.peer.store_wait)
+        said = StudySet(user={str(key): to_json(key, value)})
+        self.handle(study_id).say(said, within=self.peer.store_wait)
 
     def set_study_system_attr(self, study_id: int, key: str, value: Any) -> None:
         """As Optuna's; see `set_study_user_attr`."""
         text = self._system_json(str(key), value, directions=len(self.get_study_directions(study_id)))
-        self.say(study_id, StudySet(system={str(key): text}), within=self.peer.store_wait)
+        self.handle(study_id).say(StudySet(system={str(key): text}), within=self.peer.store_wait)
 
     def get_study_id_from_name(self, study_name: str) -> int:
         """As Optuna's."""
@@ -286,10 +261,8 @@ class Storage(BaseStorage):
 
     def get_study_directions(self, study_id: int) -> list[StudyDirection]:
         """As Optuna's."""
-        handle = self._handles.get(study_id) or self._read(study_id)
-        if handle.state.define is None:
-            handle = self._read(study_id)
-        return directions_of(handle.state)
+        state = self.handle(study_id).state
+        return directions_of(state if state.define is not None else self.state(study_id))
 
     def get_study_user_attrs(self, study_id: int) -> dict[str, Any]:
         """As Optuna's. What is no JSON, from another writer, is given as it stands."""
@@ -324,35 +297,34 @@ class Storage(BaseStorage):
 
         Waits for an unreachable store as `store_wait` of `open_storage` says.
         """
-        handle = self._handles.get(study_id) or self.handle(study_id)
+        handle = self.handle(study_id)
         if template_trial is None:
             handle.next_or_raise()
-            return self._note_located(handle, handle.begin(TrialCreate()))
-        if handle.state.define is None:
-            self.peer.catch_up(handle.log)
-        record = self._import_record(handle.state, template_trial)
-        if record.state is records.TrialState.RUNNING:
-            return handle.first_id + handle.begin(record)
-        return self.bring(study_id, record)
+            record = TrialCreate()
+        else:
+            if handle.state.define is None:
+                self.peer.catch_up(handle.log)
+            record = self._import_record(handle.state, template_trial)
+        number = handle.begin(record) if record.state is records.TrialState.RUNNING else handle.bring(record)
+        assert number is not None
+        return handle.first_id + number
 
     def set_trial_param(
         self, trial_id: int, param_name: str, param_value_internal: float, distribution: BaseDistribution
     ) -> None:
         """As Optuna's; leaves with the next exchange. NotYourTrial for a trial that another peer runs."""
-        found = self.located.get(trial_id)
-        if found is None:
-            if trial_id < 0:
-                self._suggestion(trial_id).set_param(param_name, float(param_value_internal), distribution)
-                return
-            found = self.locate(trial_id)
-        found[0].set_param(found[1], param_name, float(param_value_internal), distribution)
+        suggestion = self.suggestions.get(trial_id)
+        if suggestion is not None:
+            suggestion.record.params[param_name] = float(param_value_internal)
+            return
+        handle, number = self._located.get(trial_id) or self.locate(trial_id)
+        handle.set_param(number, param_name, float(param_value_internal), distribution)
 
     def get_trial_id_from_study_id_trial_number(self, study_id: int, trial_number: int) -> int:
         """As Optuna's."""
-        handle = self._read(study_id)
-        if not 0 <= trial_number < len(handle.state.trials):
+        if not 0 <= trial_number < len(self.state(study_id).trials):
             raise NoSuchTrial(f"No trial with number {trial_number} in the study with study_id {study_id}.")
-        return handle.first_id + trial_number
+        return first_id(study_id) + trial_number
 
     def get_trial_number_from_id(self, trial_id: int) -> int:
         """As Optuna's."""
@@ -367,20 +339,19 @@ class Storage(BaseStorage):
 
         """
         told = None if values is None else tuple(map(float, values))
-        if state is _COMPLETE:
-            if told is None or any(map(math.isnan, told)):
-                raise InvalidInput(f"a COMPLETE trial needs values that are numbers, got {values}")
-        elif state is TrialState.RUNNING:
-            handle, number = self.locate(trial_id)
+        if state is _COMPLETE and (told is None or any(map(math.isnan, told))):
+            raise InvalidInput(f"a COMPLETE trial needs values that are numbers, got {values}")
+        handle, number = self._located.get(trial_id) or self.locate(trial_id)
+        if state is TrialState.RUNNING:
             return handle.claim(number)
-        elif state is TrialState.WAITING:
-            return self.release(trial_id)
-        self.finish(trial_id, state, told)
+        if state is TrialState.WAITING:
+            return handle.release(number)
+        handle.finish(number, state, told)
         return True
 
     def set_trial_intermediate_value(self, trial_id: int, step: int, intermediate_value: float) -> None:
         """As Optuna's; leaves with the next exchange. NotYourTrial for a trial that another peer runs."""
-        handle, number = self.located.get(trial_id) or self.locate(trial_id)
+        handle, number = self._located.get(trial_id) or self.locate(trial_id)
         handle.set_report(number, checked_step(step), float(intermediate_value))
 
     def set_trial_user_attr(self, trial_id: int, key: str, value: Any) -> None:
@@ -393,30 +364,30 @@ class Storage(BaseStorage):
 
     def get_trial(self, trial_id: int) -> FrozenTrial:
         """As Optuna's. A finished trial is shared with all readers."""
-        found = self.located.get(trial_id)
-        if found is None:
-            if trial_id < 0:
-                return self._suggestion(trial_id).frozen
-            found = self.locate(trial_id)
-        return found[0].trial(found[1], now=True)
+        suggestion = self.suggestions.get(trial_id)
+        if suggestion is not None:
+            return suggestion.frozen
+        handle, number = self._located.get(trial_id) or self.locate(trial_id)
+        return handle.trial(number, now=True)
 
     def get_all_trials(
         self, study_id: int, deepcopy: bool = True, states: Container[TrialState] | None = None
     ) -> list[FrozenTrial]:
         """As Optuna's. The list is always a new one; without `deepcopy`, its trials are shared with all readers."""
-        handle = self._read(study_id)
-        log, view = handle.log, handle.view
-        if states == _WAITING and not log.session.state.waiting:  # as at every ask of Optuna's
+        handle = self.handle(study_id)
+        state, view = handle.refresh(), handle.view
+        if states == _WAITING and not state.waiting:  # as at every ask of Optuna's
             return []
-        with log.lock:
-            view.catch_up(log.session.state)
+        with handle.lock:
+            view.catch_up(handle.state)
             found = view.trials(states)
         return copy.deepcopy(found) if deepcopy else found
 
     def get_n_trials(self, study_id: int, state: tuple[TrialState, ...] | TrialState | None = None) -> int:
         """As Optuna's."""
         states = (state,) if isinstance(state, TrialState) else state
-        handle = self._read(study_id)
+        handle = self.handle(study_id)
+        handle.refresh()
         with handle.lock:
             if states is None:
                 return len(handle.state.trials)
@@ -427,7 +398,8 @@ class Storage(BaseStorage):
 
     def get_best_trial(self, study_id: int) -> FrozenTrial:
         """As Optuna's."""
-        handle = self._read(study_id)
+        handle = self.handle(study_id)
+        handle.refresh()
         with handle.lock:
             if len(directions_of(handle.state)) > 1:
                 raise RuntimeError("Best trial can be obtained only for single-objective optimization.")
@@ -466,15 +438,13 @@ class Storage(BaseStorage):
         The service vouches for the name; the store does not. What is written goes through this process's peer, so it
         appears at once in every replica that the process shows. Close it like any other storage.
         """
-        other = Storage(self._options._replace(on_behalf_of=person), self.peer)
-        other._handles, other._person = self._handles, new_uuid()
+        other = Storage(self.options._replace(on_behalf_of=person), self.peer, self)
+        other._person = new_uuid()
         return other
 
     def as_operator(self) -> Storage:
         """This storage, for somebody who may end and annotate trials of other peers; see `open_storage`."""
-        other = Storage(self._options._replace(operator=True), self.peer)
-        other._handles, other._person = self._handles, self._person
-        return other
+        return Storage(self.options._replace(operator=True), self.peer, self)
 
     def study_names(self) -> list[str]:
         """The names that are taken, also by studies that this user may not see. Reads the catalog, and no study."""
@@ -515,33 +485,23 @@ class Storage(BaseStorage):
         if not verdict.accepted or verdict.number is None:
             self._destroy(uuid)
             raise taken
-        self._new_handle(verdict.number, uuid)
         return verdict.number
-
-    def say(self, study_id: int, record: records.StudyRecord, *, within: float | None = None) -> Verdict:
-        """Write one record and wait for its verdict, for `within` so many seconds, or `patience`.
-
-        Raises:
-            Denied: the store's grants do not allow it.
-            InvalidInput: it was refused, for example a stop of a trial that ended meanwhile.
-
-        """
-        verdict = self._commit(study_id, record, within=within)
-        if verdict.refusal == "role":
-            name = self._listing(study_id).name
-            raise Denied(_OWNER_ONLY.format(study=name, word=shlex.quote(name)))
-        if not verdict.accepted:
-            raise InvalidInput(why_refused(self.state(study_id), verdict, getattr(record, "values", None)))
-        return verdict
 
     def state(self, study_id: int) -> State:
         """The replica's State, as fresh as a read may expect."""
-        return self._read(study_id).state
+        return self.handle(study_id).refresh()
 
     def handle(self, study_id: int) -> StudyHandle:
-        """This process's part in a study. Raises KeyError if there is none of that id."""
+        """This process's part in a study. Raises NoSuchStudy, a KeyError, if there is none of that id."""
         handle = self._handles.get(study_id)
-        return handle if handle is not None else self._new_handle(study_id, self._listing(study_id).uuid)
+        if handle is not None and not handle.log.session.deleted:
+            return handle
+        if self._same_as is not None:
+            handle = self._same_as.handle(study_id).for_(self.options, self._person)
+        else:
+            listing = self._listing(study_id)
+            handle = StudyHandle(self.peer, listing.uuid, study_id, listing.name, self.options)
+        return self._handles.setdefault(study_id, handle)
 
     def reader(self, study_id: int) -> StudyReader:
         """Tells what is new in this study whenever it is asked; our samplers read trials by it."""
@@ -549,87 +509,9 @@ class Storage(BaseStorage):
 
     # --- beyond Optuna: trials ---
 
-    def bring(self, study_id: int, record: TrialCreate) -> int:
-        """Write a trial that waits, or that is finished already; returns its id.
-
-        Raises:
-            NoWork: the budget has no room for it.
-            InvalidInput: no trial can be like that.
-
-        """
-        verdict = self._commit(study_id, record)
-        if verdict.accepted and verdict.number is not None:
-            return first_id(study_id) + verdict.number
-        refusal = verdict.refusal or "refused"
-        if refusal in NO_WORK:
-            raise NoWork(NO_WORK[refusal], Done(refusal))
-        why = why_refused(self.state(study_id), verdict, record.values)
-        raise InvalidInput(f"a trial that is {record.state.name}: {why}")
-
-    def finish(
-        self,
-        trial_id: int,
-        state: TrialState,
-        values: tuple[float, ...] | None,
-        reason: str | None = None,
-        *,
-        defer: bool = False,
-        strict: bool = False,
-    ) -> None:
-        """End a trial of this process, or a WAITING one: durable when this returns, in the store or on disk.
-
-        Args:
-            trial_id: of the trial.
-            state: COMPLETE, PRUNED or FAIL.
-            values: one per direction, for COMPLETE.
-            reason: why it ends so.
-            defer: queue the end for the next exchange; `StudyHandle.settle_deferred` then returns its verdict.
-            strict: raise when the lease is lost, where Optuna's own `optimize` only gets a warning in the log.
-
-        Raises:
-            LeaseLost: another peer took the trial over; a complete result was kept as a trial of its own.
-            NotYourTrial: another peer runs the trial.
-            StoreUnreachable: the store did not answer, and no place on disk takes the result. It stays queued.
-            Denied: the store lets this user in no more; the end is kept on disk.
-
-        """
-        handle, number = self.located.get(trial_id) or self.locate(trial_id)
-        if self._options.operator and handle.is_run_by_another(number):
-            self.take_over(trial_id, state, values, reason)
-            return
-        handle.finish(number, state, values, reason, defer=defer, strict=strict)
-
-    def take_over(
-        self, trial_id: int, state: TrialState, values: tuple[float, ...] | None, reason: str | None = None
-    ) -> None:
-        """End a trial that another peer runs: durable when this returns. For a storage that was opened as `operator`.
-
-        Raises:
-            ConfigurationError: it was not.
-            Denied: only an owner of the study may do that.
-            InvalidInput: the trial does not run (any more), or cannot end like that.
-
-        """
-        if not self._options.operator:
-            raise ConfigurationError(
-                "only an operator may end trials that other peers run: open_storage(…, operator=True)"
-            )
-        handle, number = self.locate(trial_id, refresh=True)
-        told = None if values is None else tuple([float(value) for value in values])
-        epoch = handle.state.trials[number].epoch
-        by = self._options.on_behalf_of or "{user}@{host}".format(**self.peer.describe())
-        to = records.TrialState(state.value)
-        record = records.TrialTakeOver(number, epoch, to, told, reason_text(reason), readable(by))
-        self.say(handle.study_id, record)
-
-    @property
-    def operator(self) -> bool:
-        """Whether this process may end and annotate trials that other peers run."""
-        return self._options.operator
-
-    def locate(self, trial_id: int, *, refresh: bool = False) -> tuple[StudyHandle, int]:
-        """The handle of this trial's study, with `refresh` as fresh as a read may expect; and the trial's number."""
-        found = self.located.get(trial_id)
+    def locate(self, trial_id: int) -> tuple[StudyHandle, int]:
+        """The handle of this trial's study, and the trial's number."""
+        found = self._located.get(trial_id)
         if found is None:
             study_id, number = study_and_number(trial_id)
             try:
@@ -640,10 +522,8 @@ class Storage(BaseStorage):
                 self.peer.catch_up(handle.log)
                 if number >= len(handle.state.trials):
                     raise NoSuchTrial(f"No trial with trial_id {trial_id} exists.")
-            self._note_located(handle, number)
             found = handle, number
-        if refresh:
-            self._read(found[0].study_id)
+            self._located = {trial_id: found}
         return found
 
     def adopt(self, trial_id: int, epoch: int) -> None:
@@ -661,38 +541,19 @@ class Storage(BaseStorage):
         if owner is not None and owner != self.peer.uuid and self.peer.is_mine(owner):
             self.peer.adopt(owner, listing.uuid, number)
 
-    def release(self, trial_id: int, *, reason: str | None = None) -> bool:
-        """Give a running trial of this process back: WAITING again, with the same parameters."""
-        handle, number = self.locate(trial_id)
-        return handle.release(number, reason=reason)
-
     # --- how they are written, and found ---
-
-    def _suggestion(self, trial_id: int) -> TrialSuggestion:
-        suggestion = self.suggestions.get(trial_id)
-        if suggestion is None:
-            raise NoSuchTrial(f"No trial with trial_id {trial_id} exists.")
-        return suggestion
 
     def _set_attribute(
         self, trial_id: int, kind: Literal["user", "system"], key: str, value: object, text: str
     ) -> None:
-        if trial_id < 0:
-            self._suggestion(trial_id).set_attribute(kind, str(key), value, text)
+        if trial_id not in self.suggestions:
+            handle, number = self.locate(trial_id)
+            handle.set_attr(number, kind, key, value, text)
             return
-        handle, number = self.locate(trial_id)
-        if self._options.operator and handle.is_run_by_another(number):
-            handle.annotate(number, kind, str(key), text)
-            return
-        handle.set_attr(number, kind, key, value, text)
-
-    def _commit(self, study_id: int, record: Record, *, within: float | None = None) -> Verdict:
-        """Write one record and wait for its verdict, after the introduction of the person it is written for."""
-        log = self.handle(study_id).log
-        if self._person is None:
-            return self.peer.commit(log, record, within=within)[-1]
-        person = introduction(self.peer.describe() | {"on_behalf_of": self._options.on_behalf_of})
-        return self.peer.commit(log, person, record, owner=self._person, within=within)[-1]
+        frozen, record = self.suggestions[trial_id]
+        (frozen.user_attrs if kind == "user" else frozen.system_attrs)[str(key)] = value
+        if kind == "user" or not internals.announces_parameters(key):  # they travel with it
+            (record.user if kind == "user" else record.system)[str(key)] = text
 
     def _catalog(self) -> Catalog:
         self.peer.refresh_for_reading(self.peer.catalog)
@@ -701,34 +562,9 @@ class Storage(BaseStorage):
     def _listing(self, study_id: int) -> Listing:
         listing = self._catalog().by_id.get(study_id)
         if listing is None:
-            self._forget(study_id)
+            self._handles.pop(study_id, None)
             raise NoSuchStudy(f"No study with study_id {study_id} exists.")
         return listing
-
-    def _forget(self, study_id: int) -> None:
-        """The study was deleted."""
-        self._handles.pop(study_id, None)
-        self.located = {}
-
-    def _note_located(self, handle: StudyHandle, number: int) -> int:
-        """Let this be the trial that was located last; returns its id."""
-        trial_id = handle.first_id + number
-        self.located = {trial_id: (handle, number)}
-        return trial_id
-
-    def _new_handle(self, study_id: int, uuid: str) -> StudyHandle:
-        handle = StudyHandle(self.peer, uuid, study_id, allow_pickles=self._options.allow_pickles)
-        return self._handles.setdefault(study_id, handle)
-
-    def _read(self, study_id: int) -> StudyHandle:
-        """The handle, as fresh as a read may expect. Costs no round trip in steady state."""
-        handle = self._handles.get(study_id) or self.handle(study_id)
-        try:
-            self.peer.refresh_for_reading(handle.log)
-        except StudyDeleted:
-            self._forget(study_id)
-            raise NoSuchStudy(f"No study with study_id {study_id} exists any more.") from None
-        return handle
 
     def _destroy(self, uuid: str) -> None:
         log = self.peer.log(uuid)
@@ -737,7 +573,7 @@ class Storage(BaseStorage):
 
     def _frozen_study(self, listing: Listing) -> internals.FrozenStudy | None:
         try:
-            state = self._read(listing.study_id).state
+            state = self.state(listing.study_id)
         except (Denied, KeyError):  # another user's study, or one deleted this moment
             return None
         except HopaasError as error:
@@ -773,7 +609,7 @@ class Storage(BaseStorage):
         )
 
     def _system_json(self, key: str, value: object, *, directions: int | None = None) -> str:
-        if ":" in key and not self._options.allow_pickles and key.startswith(internals.pickle_prefixes()):
+        if ":" in key and not self.options.allow_pickles and key.startswith(internals.pickle_prefixes()):
             raise ConfigurationError(_NO_PICKLES)
         text = to_json(key, value)
         if not possible_system({key: text}, directions):
@@ -787,5 +623,5 @@ class Storage(BaseStorage):
             ConfigurationError: it does; the message says what to use instead.
 
         """
-        if not self._options.allow_pickles and internals.unpickles(sampler):
+        if not self.options.allow_pickles and internals.unpickles(sampler):
             raise ConfigurationError(_NO_PICKLES)

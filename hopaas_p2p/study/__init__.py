@@ -1,8 +1,8 @@
 """What people import: `open_study`, and the Study it gives; see `study.study`."""
 
 from hopaas_p2p.runtime.interrupts import describe
-from hopaas_p2p.study.definition import Space
+from hopaas_p2p.study.definition import Space, StudyPolicy
 from hopaas_p2p.study.schedule import Schedule, ScheduleEntry
 from hopaas_p2p.study.study import Study, open_study
 
-__all__ = ["Schedule", "ScheduleEntry", "Space", "Study", "describe", "open_study"]
+__all__ = ["Schedule", "ScheduleEntry", "Space", "Study", "StudyPolicy", "describe", "open_study"]

@@ -23,7 +23,7 @@ def audit(study: Study) -> list[dict[str, Any]]:
     The author is the user that the store vouches for. A store without users has none, and the line says what the peer
     claims to be. A dashboard that people sign in to adds on whose behalf it acted.
     """
-    uuid = study.storage.handle(study.study_id).uuid
+    uuid = study.handle.uuid
     return list(audit_of(read_all(study.storage.peer.store.log(uuid))))
 
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import operator
 import shlex
-from collections.abc import Mapping
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
+from typing import Any, Final, NamedTuple
 
 import msgspec
 from optuna.distributions import BaseDistribution
@@ -23,7 +24,6 @@ from hopaas_p2p.runtime.arguments import seconds, shown, whole
 from hopaas_p2p.spec.budget import budget_now, budget_of, changed, check_limits, limits_of, words
 from hopaas_p2p.spec.fidelity import in_words
 from hopaas_p2p.spec.space import spec
-from hopaas_p2p.storage import Storage
 from hopaas_p2p.translate import checked_parameter, to_optuna, to_record
 
 Space = Mapping[str, BaseDistribution | records.Distribution]
@@ -31,58 +31,85 @@ BudgetGiven = int | str | Mapping[str, Any] | Budget
 """A number of trials, or limits; see `hopaas_p2p.spec.budget`."""
 
 
-class StudyArguments(NamedTuple):
-    """What a caller of `open_study` gave. None: not given, so the stored value or the default applies."""
+class StudyPolicy(NamedTuple):
+    """What becomes of trials whose peers die, fail or report nothing, and of configurations that repeat.
 
-    directions: tuple[str, ...] | None
-    space: Space | None
-    budget: BudgetGiven | None
-    attempts: int | None
-    lease_ttl: float | None
-    max_failures: int | None
-    progress_timeout: float | None
-    interrupted: str | None
+    None: not given, so the study's own value counts, or the default where it is created. If the study exists, what is
+    given must be what it has; `repeats` and `replicates` then hold for this process.
+    """
 
-    def given_fields(self) -> list[str]:
-        """The names of the arguments that were given."""
-        return [name for name, value in self._asdict().items() if value is not None]
-
-    def definition(self, name: str, info: dict[str, str]) -> StudyDefine:
-        """The study as it is created if it does not exist.
-
-        Raises:
-            InvalidInput: a value that no study can have; the message says what is allowed.
-        """
-        if name == "":
-            raise InvalidInput("a study needs a name")
-        default = Policy()
-        budget = Budget() if self.budget is None else budget_of(self.budget)
-        directions = _directions(self.directions)
-        check_limits(limits_of(budget), len(directions))
-        policy = Policy(
-            budget=budget.trials,
-            limits=limits_of(budget),
-            attempts=default.attempts if self.attempts is None else whole("attempts", self.attempts),
-            ttl=default.ttl if self.lease_ttl is None else seconds("lease_ttl", self.lease_ttl, most=LONGEST_TTL),
-            max_failures=None if self.max_failures is None else whole("max_failures", self.max_failures),
-            progress_timeout=None
-            if self.progress_timeout is None
-            else seconds("progress_timeout", self.progress_timeout),
-            interrupted=default.interrupted if self.interrupted is None else self.interrupted,
-        )
-        if policy.interrupted not in ("fail", "prune"):
-            raise InvalidInput(f"interrupted must be 'fail' or 'prune', got {policy.interrupted!r}")
-        return StudyDefine(name, directions, policy, checked_space(self.space or {}), info)
+    attempts: int | None = None
+    """How often one set of parameters may be started when its peers die or are pre-empted; by default 3."""
+    max_failures: int | None = None
+    """Failures in a row, over all processes, that end the campaign. By default never."""
+    lease_ttl: float | None = None
+    """Seconds of silence after which a peer's trial is taken over; by default 120."""
+    progress_timeout: float | None = None
+    """Seconds without a report or metric after which a live trial is asked to stop; after twice as long it is
+    reclaimed. By default never."""
+    interrupted: str | None = None
+    """What becomes of a trial whose attempts are used up: "fail", the default (its place is given back), or "prune" at
+    its last report."""
+    repeats: str | None = None
+    """What becomes of a proposal that equals the parameters of another trial, in a study with a search space. "avoid",
+    the default: another one is drawn. "allow": it is tried again, as for a noisy objective. "reuse": the known values
+    are told at once, as a trial of its own."""
+    replicates: int | None = None
+    """How many trials each configuration gets, by default 1; `trial.seed` tells them apart. See `Study.replicates`."""
 
 
-def _directions(given: tuple[str, ...] | None) -> tuple[str, ...]:
-    directions = ("minimize",) if given is None else given
-    wrong = [one for one in directions if one not in ("minimize", "maximize")]
-    if wrong or not directions:
+NO_POLICY: Final = StudyPolicy()
+
+
+def definition(
+    name: str,
+    space: Space | None,
+    directions: str | Sequence[str] | None,
+    budget: BudgetGiven | None,
+    policy: StudyPolicy,
+) -> tuple[StudyDefine, list[str]]:
+    """The study as it is created if it does not exist, and the parts of it that were given.
+
+    Raises:
+        InvalidInput: a value that no study can have; the message says what is allowed.
+    """
+    if name == "":
+        raise InvalidInput("a study needs a name")
+    if isinstance(directions, str):
+        directions = (directions,)
+    if directions is not None and not isinstance(directions, Iterable):
+        raise InvalidInput(f"directions is a list such as ['minimize', 'maximize'], got {shown(directions)}")
+    if not isinstance(policy, StudyPolicy):
+        raise InvalidInput(f"policy is a StudyPolicy such as hopaas_p2p.StudyPolicy(attempts=5), got {shown(policy)}")
+    named = ("minimize",) if directions is None else tuple(directions)
+    wrong = [one for one in named if one not in ("minimize", "maximize")]
+    if wrong or not named:
         raise InvalidInput(f"a direction must be 'minimize' or 'maximize', got {shown(wrong) if wrong else 'none'}")
-    if len(directions) > MOST_DIRECTIONS:
-        raise InvalidInput(f"a study has at most {MOST_DIRECTIONS} directions, got {len(directions)}")
-    return directions
+    if len(named) > MOST_DIRECTIONS:
+        raise InvalidInput(f"a study has at most {MOST_DIRECTIONS} directions, got {len(named)}")
+    limited = Budget() if budget is None else budget_of(budget)
+    check_limits(limits_of(limited), len(named))
+    checks: dict[str, Callable[[Any], Any]] = {
+        "attempts": partial(whole, "attempts"),
+        "max_failures": partial(whole, "max_failures"),
+        "lease_ttl": partial(seconds, "lease_ttl", most=LONGEST_TTL),
+        "progress_timeout": partial(seconds, "progress_timeout"),
+        "interrupted": _checked_interrupted,
+    }
+    given = {what: check(value) for what, check in checks.items() if (value := getattr(policy, what)) is not None}
+    kept = Policy(
+        budget=limited.trials,
+        limits=limits_of(limited),
+        **{"ttl" if what == "lease_ttl" else what: value for what, value in given.items()},
+    )
+    parts = [what for what, value in (("directions", directions), ("space", space)) if value is not None]
+    return StudyDefine(name, named, kept, checked_space(space or {}), {}), [*parts, *given]
+
+
+def _checked_interrupted(word: object) -> object:
+    if word not in ("fail", "prune"):
+        raise InvalidInput(f"interrupted must be 'fail' or 'prune', got {word!r}")
+    return word
 
 
 def checked_space(space: Space) -> dict[str, records.Distribution]:
@@ -135,12 +162,6 @@ def _index(number: Any) -> int:
         raise InvalidInput(f"an Int has whole numbers for bounds and step, not {number!r}") from None
 
 
-def provenance_of(sampler: object, pruner: object) -> dict[str, str]:
-    """The names of sampler and pruner, for people to read; not stored."""
-    said = {"sampler": sampler, "pruner": pruner}
-    return {key: type(value).__name__ for key, value in said.items() if value is not None}
-
-
 def definition_of(state: State, name: str) -> StudyDefine:
     """What was given when the study was created.
 
@@ -156,20 +177,20 @@ def definition_of(state: State, name: str) -> StudyDefine:
     return state.define
 
 
-def compare(storage: Storage, study_id: int, wanted: StudyDefine, said: list[str]) -> None:
-    """Raise if what was given differs from what is stored; arguments that were left out do not count."""
-    state = storage.state(study_id)
+def compare(state: State, wanted: StudyDefine, given: list[str]) -> None:
+    """Raise if what was given differs from what is stored; arguments that were left out do not count.
+
+    A budget is a wish about the study, and no part of what it is; see `larger_budget`.
+    """
     stored = definition_of(state, wanted.name)
     lines = []
-    for what in said:
-        if what == "budget":  # a wish about the study, and no part of what it is; see `larger_budget`
-            continue
+    for what in given:
         part = "ttl" if what == "lease_ttl" else what
-        there, given = (
+        there, here = (
             getattr(define if part in ("directions", "space") else define.policy, part) for define in (stored, wanted)
         )
-        if there != given:
-            lines += _difference(what, there, given)
+        if there != here:
+            lines += _difference(what, there, here)
     if lines:
         raise DefinitionMismatch(
             f"the study {wanted.name!r} exists with another definition:\n"
@@ -203,9 +224,9 @@ def larger_budget(state: State, name: str, given: BudgetGiven) -> Budget | None:
     )
 
 
-def compare_fidelity(storage: Storage, study_id: int, name: str, given: Fidelity | None) -> None:
+def compare_fidelity(state: State, name: str, given: Fidelity | None) -> None:
     """Raise if rungs or a population were given and the study has others, because those in the log count."""
-    text = storage.state(study_id).system.get(FIDELITY)
+    text = state.system.get(FIDELITY)
     stored = None if text is None else decode_fidelity(text)
     if given is not None and given != stored:
         raise DefinitionMismatch(

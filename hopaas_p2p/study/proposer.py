@@ -7,39 +7,39 @@ themselves.
 
 from __future__ import annotations
 
+import datetime
+import itertools
 import json
 import logging
 import threading
 from collections.abc import Callable, Mapping
-from typing import Any, Final
+from typing import TYPE_CHECKING, Final
 
 import optuna
 from optuna.distributions import BaseDistribution
-from optuna.trial import Trial
+from optuna.trial import TrialState
 
 from hopaas_p2p.core.admission import NEW, Done
 from hopaas_p2p.core.attributes import REPLICATE, REUSED
 from hopaas_p2p.core.records import TrialCreate
 from hopaas_p2p.core.state import COMPLETE, PRUNED, WAITING, State
 from hopaas_p2p.core.state import Trial as LoggedTrial
-from hopaas_p2p.errors import HopaasError, NoWork
+from hopaas_p2p.errors import NoWork
 from hopaas_p2p.search.early import draws_early, enumerates, tell_dropped
 from hopaas_p2p.search.optuna_internals import GRID, fixed_names, grid_points
 from hopaas_p2p.search.repeats import Tried
 from hopaas_p2p.storage import Storage
-from hopaas_p2p.storage.optuna_internals import (
-    cached_trial,
-    fixed_params,
-    forget_cached_trials,
-    sample_relative,
-    suggest,
-    trial_id_of,
-)
-from hopaas_p2p.storage.suggestion import TrialSuggestion
+from hopaas_p2p.storage.frozen import TrialSuggestion
+from hopaas_p2p.storage.optuna_internals import cached_trial, fixed_params, forget_cached_trials, new_frozen, sample
 from hopaas_p2p.study.method import Searcher
-from hopaas_p2p.translate import external
+from hopaas_p2p.translate import external, to_record
+
+if TYPE_CHECKING:
+    from hopaas_p2p.storage.handle import StudyHandle
+    from hopaas_p2p.study.trial import Trial
 
 _log: Final = logging.getLogger("hopaas_p2p")
+_ids: Final = itertools.count(-1, -1)
 _DRAWS: Final = 8  # of the sampler, after the first, for a configuration that is new
 _SAME_DRAWS: Final = 2  # after so many draws of what it has just drawn, a sampler has no other idea
 _MOST_REUSED: Final = 32  # known values told in a row, before something new is tried
@@ -49,7 +49,7 @@ class Proposer:
     """See the module. Any thread may call.
 
     Args:
-        storage, study_id: of the study.
+        storage, handle: of the study.
         study: Optuna's own object, whose sampler is asked.
         searcher: how repeats are handled.
         space: the search space.
@@ -60,20 +60,23 @@ class Proposer:
     def __init__(
         self,
         storage: Storage,
-        study_id: int,
+        handle: StudyHandle,
         study: optuna.Study,
         searcher: Searcher,
         space: Mapping[str, BaseDistribution],
-        new_trial: Callable[[int], Any],
+        new_trial: Callable[[int], Trial],
     ) -> None:
         self._new_trial = new_trial
-        self._storage, self._study_id, self._study = storage, study_id, study
+        self._storage, self._handle, self._study = storage, handle, study
         self._searcher = searcher
         self._space = space
+        define = handle.state.define
+        defined = define is not None and bool(define.space)
+        self._dists = {} if defined else {name: to_record(one) for name, one in space.items()}
+        """Distributions that a trial may have to name, because the study's definition does not."""
         self._tried = Tried(space)
         self._read_from: State | None = None
-        self._handle = storage.handle(study_id)
-        self._cursor = self._handle.log.session.cursor()
+        self._cursor = handle.log.session.cursor()
         self._lock = threading.Lock()
         self._said_used_up = False
         self._reused = 0
@@ -83,8 +86,8 @@ class Proposer:
 
     # --- before the ask ---
 
-    def propose(self, within: float) -> TrialSuggestion | None:
-        """Draw a configuration from the replica, to be sent with the ask; None where that is not possible.
+    def propose(self, within: float) -> Trial | None:
+        """Draw a configuration from the replica, with the record that asks for it; None where that is not possible.
 
         It is not possible where the sampler needs the trial first, nor if something else may start meanwhile.
 
@@ -95,27 +98,26 @@ class Proposer:
         """
         study, handle = self._study, self._handle
         try:
-            self._check_points_left()
+            if self._searcher.repeats == "reuse" or enumerates(study.sampler):
+                self._check_points_left()
             if not draws_early(study.sampler, study.pruner):
                 return None
             handle.look_before_sampling()
-            for at in range(_MOST_REUSED):
-                if at and handle.next_or_raise(within=within) is not NEW:  # a value that was told may have changed that
-                    return None
-                suggestion = self._draw()
-                same = self._same_as(suggestion.params)
-                if same is None or not self._reuse(suggestion, same):
+            for _ in range(_MOST_REUSED):
+                trial = self._draw()
+                same = self._take(trial.record.params)
+                if same is None:
+                    return trial
+                if not self._reuse(trial, same):
                     break
-            if same is not None:
-                suggestion = self._drawn_again(suggestion)
+                if handle.next_or_raise(within=within) is not NEW:  # the value that was told may have changed that
+                    return None
+            return self._drawn_again(trial)
         except NoWork as none:
-            if none.refusal == "space":
-                handle.next_or_raise("space", none.reason, within=within)
-                return None
-            raise
-        suggestion.replicates = self._searcher.replicates
-        self._reserve(suggestion.params)
-        return suggestion
+            if none.refusal != "space":
+                raise
+            handle.next_or_raise("space", none.reason, within=within)
+            return None
 
     def _check_points_left(self) -> None:
         """Raise NoWork if the sampler goes through points of its own, and each has been started.
@@ -123,12 +125,6 @@ class Proposer:
         Also if known values are reused and nothing in the space is new.
         """
         sampler, handle = self._study.sampler, self._handle
-        if not isinstance(sampler, optuna.samplers.GridSampler | optuna.samplers.BruteForceSampler):
-            if self._searcher.repeats == "reuse":
-                with handle.lock, self._lock:
-                    self._catch_up(handle.state)
-                self._is_used_up()
-            return
         with handle.lock, self._lock:
             self._catch_up(handle.state)
             if self._grid[0] is not sampler:
@@ -137,67 +133,68 @@ class Proposer:
             while points and self._tried.number_of(points[-1]) is not None:
                 points.pop()
             left = bool(points) if points is not None else not self._tried.used_up
-        if not left:
+        if not enumerates(sampler):
+            self._is_used_up()
+        elif not left:
             raise self._nothing_new("the sampler has been through all of its points")
 
-    def redraw_if_taken(self, suggestion: TrialSuggestion) -> bool:
+    def redraw_if_taken(self, trial: Trial) -> bool:
         """Replace the configuration of a new trial if another peer started the same one shortly before.
 
         Its suggestion came with the exchange that started this trial. Of the two trials, the one with the higher number
         is changed; its new parameters are sent in the background.
         """
-        trial, drawn = suggestion.trial, suggestion.params
-        if self._searcher.repeats == "allow" or suggestion.replicates > 1:
+        handle, changed, number, drawn = self._handle, self._cursor.changed, trial.number, trial.record.params
+        if changed == {number} or self._searcher.repeats == "allow" or self._searcher.replicates > 1:
             return False
-        handle = self._handle
         with handle.lock:
-            arrived = [handle.state.trials[number] for number in self._cursor.changed if number < trial.number]
+            arrived = [handle.state.trials[one] for one in changed if one < number]
         if self._tried.used_up or not any(other.params == drawn for other in arrived):
             return False
-        other = self._drawn_again(suggestion)
-        for name, value in other.params.items():
-            self._storage.set_trial_param(trial_id_of(trial), name, value, self._space[name])
-            cached_trial(trial).params[name] = external(self._space[name], value)
-        self._reserve(other.params, trial.number)
+        self._change(trial, self._drawn_again(trial).record.params)
         return True
 
-    def drop(self, suggestion: TrialSuggestion | None) -> None:
-        """Drop the suggestion: a waiting trial was started instead, or none."""
-        if suggestion is not None:
-            with self._lock:
-                self._tried.release(suggestion.params)
-            tell_dropped(self._study.sampler, suggestion.frozen)
+    def drop(self, trial: Trial) -> None:
+        """Drop a suggestion: a waiting trial was started instead, or none."""
+        with self._lock:
+            self._tried.release(trial.record.params)
+        tell_dropped(self._study.sampler, cached_trial(trial))
 
-    def _draw(self) -> TrialSuggestion:
+    def _draw(self) -> Trial:
         """Let the sampler choose parameters as for a trial that runs."""
+        state, suggestions, trial_id = self._handle.log.session.state, self._storage.suggestions, next(_ids)
+        now = datetime.datetime.now()  # noqa: DTZ005  # as Optuna has it
+        dists = self._dists and {name: one for name, one in self._dists.items() if state.dists.get(name) != one}
+        record = TrialCreate(prefer_waiting=True, params={}, dists=dists, replicates=self._searcher.replicates)
+        frozen = new_frozen(trial_id, len(state.trials), TrialState.RUNNING, None, now, None, {}, {}, {}, {}, {})
         forget_cached_trials(self._study)
-        suggestion, known = TrialSuggestion.begin(len(self._handle.state.trials)), self._storage.suggestions
-        known[suggestion.trial_id] = suggestion
+        suggestions[trial_id] = TrialSuggestion(frozen, record)
         try:
-            suggestion.trial = self._new_trial(suggestion.trial_id)
-            self._sample(suggestion.trial)
+            trial = self._new_trial(trial_id)
+            trial.record = record
+            sample(trial, self._space)
         finally:
-            del known[suggestion.trial_id]
-        return suggestion
+            del suggestions[trial_id]
+        return trial
 
-    def _drawn_again(self, first: TrialSuggestion) -> TrialSuggestion:
-        """What is new: a later draw, or a neighbour of the first; the first if there is nothing new."""
+    def _drawn_again(self, first: Trial) -> Trial:
+        """What is new, and reserved: a later draw, or a neighbour of the first; the first if there is nothing new."""
+        params = first.record.params
         if self._is_used_up():
             return first
-        drawn, same_draws = [first.params], 0
+        drawn, same_draws = [params.copy()], 0
         for _ in range(_DRAWS):
             other = self._draw()
-            if self._same_as(other.params) is None:
-                tell_dropped(self._study.sampler, first.frozen)
+            if self._take(other.record.params) is None:
+                tell_dropped(self._study.sampler, cached_trial(first))
                 return other
-            tell_dropped(self._study.sampler, other.frozen)
-            same_draws += other.params in drawn
+            tell_dropped(self._study.sampler, cached_trial(other))
+            same_draws += other.record.params in drawn
             if same_draws == _SAME_DRAWS:
                 break
-            drawn.append(other.params)
-        near = self._neighbour(first.params)
-        if near is not None:
-            first.params.update(near)
+            drawn.append(other.record.params)
+        params.update(self._neighbour(params) or {})
+        self._take(params)
         return first
 
     # --- after the ask ---
@@ -207,114 +204,76 @@ class Proposer:
 
         Returns the trial whose known values can be told for it at once, if there is one.
         """
-        space, params = self._space, cached_trial(trial).params
-        if space.keys() <= params.keys():  # of a retry
+        space, frozen, number = self._space, cached_trial(trial), trial.number
+        if space.keys() <= frozen.params.keys():  # of a retry
             return None
-        was_queued = bool(fixed_params(trial) or params)
-        self._sample(trial)
+        was_queued = bool(fixed_params(trial) or frozen.params)
+        sample(trial, space)
+        params = {name: float(one.to_internal_repr(frozen.params[name])) for name, one in space.items()}
+        same = self._take(params, number)
         if was_queued:
-            self._reserve(self._params(trial), trial.number)
             return None
-        known = None if enumerates(self._study.sampler) else self._replaced(trial)
-        logged = self._handle.state.trials[trial.number]
-        if known is None and logged.attempt == 1 and not logged.history:
-            self._queue_replicates(trial)
-        return known
-
-    def _replaced(self, trial: Trial) -> LoggedTrial | None:
-        """See that a trial that was sampled after the ask is new; returns the one whose values are known for it."""
-        space = self._space
-        frozen, params = cached_trial(trial), self._params(trial)
-        same = self._same_as(params, but=trial.number)
-        if same is None:
-            self._reused = 0
-            self._reserve(params, trial.number)
-            return None
-        if self._searcher.repeats == "reuse" and _has_result(same) and self._reused < _MOST_REUSED:
-            self._reused += 1
-            return same
+        if same is not None and not enumerates(self._study.sampler):
+            if self._searcher.repeats == "reuse" and _has_result(same) and self._reused < _MOST_REUSED:
+                self._reused += 1
+                return same
+            near = None if self._is_used_up() else self._neighbour(params)
+            self._change(trial, near or {})
+            params = near or params
+            self._take(params, number)
         self._reused = 0
-        near = None if self._is_used_up() else self._neighbour(params)
-        for name, value in (near or {}).items():
-            if value != params[name]:
-                self._storage.set_trial_param(trial_id_of(trial), name, value, space[name])
-                frozen.params[name] = external(space[name], value)
-        self._reserve(near or params, trial.number)
+        logged, count = self._handle.state.trials[number], self._searcher.replicates
+        if count > 1 and logged.attempt == 1 and not logged.history:
+            self._queue_replicates(trial, params, count)
         return None
 
-    def _params(self, trial: Trial) -> dict[str, float]:
-        """Its parameters in the form of the log."""
-        params = cached_trial(trial).params
-        return {name: float(one.to_internal_repr(params[name])) for name, one in self._space.items()}
+    def _change(self, trial: Trial, params: Mapping[str, float]) -> None:
+        """Give a trial that has started other parameters than were drawn for it."""
+        frozen, space = cached_trial(trial), self._space
+        for name, value in params.items():
+            if external(space[name], value) != frozen.params[name]:
+                self._handle.set_param(trial.number, name, value, space[name])
+                frozen.params[name] = external(space[name], value)
 
-    def _queue_replicates(self, trial: Trial) -> None:
+    def _queue_replicates(self, trial: Trial, params: dict[str, float], count: int) -> None:
         """Queue the others of a configuration that gets several trials; they leave in the background."""
-        count = self._searcher.replicates
-        if count == 1:
-            return
-        handle, params = self._handle, self._params(trial)
-        attributes = self._storage.get_trial_system_attrs(trial_id_of(trial))
+        handle, attributes = self._handle, self._handle.trial(trial.number).system_attrs
         grid = {key: json.dumps(attributes[key]) for key in GRID if key in attributes}
         with handle.lock:
             for seed in range(1, count):
                 system = grid | {REPLICATE: json.dumps({"of": trial.number, "seed": seed})}
-                self._storage.peer.put(handle.log, TrialCreate(state=WAITING, params=params, system=system))
-            self._storage.peer.hurry(handle.log, within=0.0)
+                handle.peer.put(handle.log, TrialCreate(state=WAITING, params=params, system=system))
+            handle.peer.hurry(handle.log, within=0.0)
 
     # --- how ---
 
-    def _sample(self, trial: Trial) -> None:
-        """Let the sampler choose the parameters that it chooses together, and then the others.
+    def _take(self, params: Mapping[str, float], number: int = -1) -> LoggedTrial | None:
+        """Reserve this configuration for the trial of this number; -1: one that is about to start.
 
-        Some of Optuna's raise on what any peer may have written, as GPSampler on trials with unlike constraints; the
-        parameters are chosen one by one then. A sampler of somebody else's knows what it raises for.
+        Returns the newest trial that has it already, if there is one and repeats are not allowed.
         """
-        try:
-            sample_relative(trial)
-        except (HopaasError, ImportError):  # the store is away, or an optional library is not installed
-            raise
-        except Exception as error:
-            if not type(self._study.sampler).__module__.startswith("optuna."):
-                raise
-            _log.warning(
-                "the sampler failed on this study, so trial %d is sampled one parameter at a time: %s",
-                trial.number,
-                error,
-            )
-        for name, distribution in self._space.items():
-            suggest(trial, name, distribution)
-
-    def _same_as(self, params: Mapping[str, float], *, but: int | None = None) -> LoggedTrial | None:
-        """The newest trial with these parameters; None if there is none, or repeats are allowed."""
         if self._searcher.repeats == "allow":
             return None
         handle = self._handle
-        with handle.lock, self._lock:
-            state = handle.state
-            self._catch_up(state)
-            number = self._tried.number_of(params)
-        if number is None or number == but:
+        log = handle.log
+        with log.lock, self._lock:
+            if self._cursor.changed or log.session.state is not self._read_from:
+                self._catch_up(log.session.state)
+            before = self._tried.reserve(params, number)
+        if before is None or before == number != -1:
             return None
-        if self._searcher.repeats == "reuse" and any(number == ended for ended, *_ in handle.deferred):
-            self._storage.peer.pull(handle.log)  # its values were told in this process, and wait for the next exchange
-        return handle.state.trials[number] if number >= 0 else _ELSEWHERE
-
-    def _reserve(self, params: Mapping[str, float], number: int = -1) -> None:
-        if self._searcher.repeats != "allow":
-            handle = self._handle
-            with handle.lock, self._lock:
-                self._catch_up(handle.state)
-                self._tried.reserve(params, number)
+        if self._searcher.repeats == "reuse" and any(before == ended for ended, *_ in handle.deferred):
+            handle.peer.pull(log)  # its values were told in this process, and wait for the next exchange
+        return handle.state.trials[before] if before >= 0 else _ELSEWHERE
 
     def _catch_up(self, state: State) -> None:
         changed = self._cursor.changed
         if state is not self._read_from:
             self._tried, self._read_from = Tried(self._space), state
             self._tried.note_all(state.trials)
-            changed.clear()
         elif changed:
-            self._tried.note([state.trials[number] for number in sorted(changed)])
-            changed.clear()
+            self._tried.note(map(state.trials.__getitem__, sorted(changed)))
+        changed.clear()
 
     def _neighbour(self, params: Mapping[str, float]) -> dict[str, float] | None:
         if enumerates(self._study.sampler):
@@ -349,24 +308,36 @@ class Proposer:
             why += f"; with a budget of {state.used()}, the best of those that wait at rungs continue"
         return NoWork(why, Done("space"))
 
-    def _reuse(self, suggestion: TrialSuggestion, same: LoggedTrial) -> bool:
+    def _reuse(self, trial: Trial, same: LoggedTrial) -> bool:
         """Tell the known values of this configuration as a trial of its own, if that is wanted and there are some."""
         if self._searcher.repeats != "reuse" or not _has_result(same) or self._is_used_up():
             return False
         record = TrialCreate(
             state=same.state,
-            params=suggestion.params,
+            params=trial.record.params,
             reports=dict(same.reports),
-            system={**suggestion.system, REUSED: str(same.number)},
+            system={**trial.record.system, REUSED: str(same.number)},
             values=same.values,
             metrics={name: dict(values) for name, values in same.metrics.items()},
         )
-        self._storage.bring(self._study_id, record)
+        self._handle.bring(record)
         return True
 
 
 _ELSEWHERE: Final = LoggedTrial(-1, COMPLETE)
 """What another thread of this process is about to start."""
+
+
+def became(proposed: Trial, logged: LoggedTrial) -> bool:
+    """Whether this trial, which the record of a suggestion started, is a new one and no other that waited."""
+    return (
+        logged.epoch == 1
+        and logged.attempt == 1
+        and logged.continues is None
+        and logged.params == proposed.record.params
+        and "fixed_params" not in logged.system
+        and REPLICATE not in logged.system
+    )
 
 
 def _has_result(trial: LoggedTrial) -> bool:

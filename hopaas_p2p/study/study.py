@@ -16,7 +16,7 @@ import shlex
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, Literal, NoReturn
 
 import optuna
 from optuna.distributions import BaseDistribution
@@ -28,14 +28,12 @@ from hopaas_p2p.core import records
 from hopaas_p2p.core.admission import NEW, Done, next_start
 from hopaas_p2p.core.attributes import AGAIN, FIDELITY, LEARNED, REUSED, SPACE
 from hopaas_p2p.core.fidelity import Fidelity, encode_fidelity
-from hopaas_p2p.core.names import first_id, study_and_number
-from hopaas_p2p.core.priors import PriorRecord
 from hopaas_p2p.core.records import (
     Distribution,
     PeerDrain,
     StudyControl,
-    StudyDefine,
     StudySet,
+    TrialCreate,
     TrialReclaim,
     TrialStop,
 )
@@ -84,19 +82,19 @@ from hopaas_p2p.storage.optuna_internals import (
     progress_bar,
     suggest_fixed,
 )
-from hopaas_p2p.storage.suggestion import TrialSuggestion
 from hopaas_p2p.study.definition import (
+    NO_POLICY,
     BudgetGiven,
     Space,
-    StudyArguments,
+    StudyPolicy,
     as_given,
     check_fidelity,
     checked_space,
     compare,
     compare_fidelity,
+    definition,
     definition_of,
     larger_budget,
-    provenance_of,
 )
 from hopaas_p2p.study.learning import (
     Learned,
@@ -110,10 +108,10 @@ from hopaas_p2p.study.learning import (
 )
 from hopaas_p2p.study.method import Searcher, SearchMethod, in_words
 from hopaas_p2p.study.progress import ProgressLog, last_line
-from hopaas_p2p.study.proposer import Proposer
+from hopaas_p2p.study.proposer import Proposer, became
 from hopaas_p2p.study.replicates import ReplicateGroup, replicate_groups
 from hopaas_p2p.study.schedule import Schedule, schedule_of
-from hopaas_p2p.study.trial import Objective, Trial, as_values
+from hopaas_p2p.study.trial import Objective, Trial, as_values, values_or_reason
 from hopaas_p2p.translate import fits, to_optuna, to_record
 
 if TYPE_CHECKING:
@@ -121,12 +119,12 @@ if TYPE_CHECKING:
 
     from hopaas_p2p.notebook.plot import Plot
     from hopaas_p2p.notebook.watch import Watching
-    from hopaas_p2p.trackers import BackgroundExports, MLflow, Registered, Tracker
+    from hopaas_p2p.trackers import BackgroundExports, Tracker
 
 _log: Final = logging.getLogger("hopaas_p2p")
 
-_THROUGH: Final = "the sampler has been through all of its points"
 _LONGEST_PAUSE: Final = 10.0  # seconds between two looks at a study that starts no trial for now
+_THROUGH: Final = "the sampler has been through all of its points"
 
 
 def open_study(
@@ -134,49 +132,30 @@ def open_study(
     name: str,
     *,
     space: Space | None = None,
-    direction: str = "minimize",
-    directions: Sequence[str] | None = None,
+    directions: str | Sequence[str] | None = None,
     sampler: optuna.samplers.BaseSampler | None = None,
     pruner: optuna.pruners.BasePruner | None = None,
     budget: BudgetGiven | None = None,
-    attempts: int | None = None,
-    max_failures: int | None = None,
-    lease_ttl: float | None = None,
-    progress_timeout: float | None = None,
-    interrupted: str | None = None,
-    repeats: str | None = None,
-    replicates: int | None = None,
     fidelity: Fidelity | None = None,
     learn_from: LearnFrom | None = None,
     create: bool = True,
     trackers: Sequence[str | Tracker] = (),
-    **storage_options: Any,
+    policy: StudyPolicy = NO_POLICY,
 ) -> Study:
     """Create the study, or join it if it is there: every process makes the same call.
 
     Args:
-        store: a directory or URL that all processes reach, or a storage from `open_storage`, which several studies of
-            this process then share: one peer, one connection.
+        store: a directory or URL that all processes reach, or a storage from `open_storage`, which takes more options
+            and which several studies of this process then share: one peer, one connection.
         name: the study's name in that store.
         space: parameter -> distribution (ours or Optuna's). With it, `trial.params` are all there at `ask`; without,
             the objective suggests as it goes. A joiner may leave it out.
-        direction: "minimize" or "maximize"; `directions` for several objectives.
+        directions: "minimize", the default, or "maximize"; a list of them for several objectives.
         sampler: Optuna's or ours. The study keeps its class and arguments, but no seed: a process that joins without
             naming one uses the same. One that gives another uses that, with a warning.
         pruner: the same. By default `hopaas_p2p.pruners.MedianPruner`.
         budget: COMPLETE + PRUNED trials wanted over all processes, exactly; or a `hopaas_p2p.Budget`, whose first limit
             that is reached ends the study. None: no limit. If the study exists, a larger one than it has raises it.
-        attempts: how often one set of parameters may be started when its peers die or are pre-empted; by default 3.
-        max_failures: failures in a row, over all processes, that end the campaign. None: never.
-        lease_ttl: seconds of silence after which a peer's trial is taken over; by default 120.
-        progress_timeout: seconds without a report or metric after which a live trial is asked to stop; after twice as
-            long it is reclaimed. None: never.
-        interrupted: what becomes of a trial whose attempts are used up: "fail" (its place is given back), or "prune"
-            at its last report.
-        repeats: what becomes of a proposal that equals the parameters of another trial, in a study with a search space.
-            "avoid", the default: another one is drawn. "allow": it is tried again, as for a noisy objective. "reuse":
-            the known values are told at once, as a trial of its own.
-        replicates: how many trials each configuration gets; `trial.seed` tells them apart. See `Study.replicates`.
         fidelity: `hopaas_p2p.Rungs(min=1, max=27)`: trials pause at rungs with a checkpoint, and the next free peer
             continues the best of them. `hopaas_p2p.Population(size=16, every=5)`: population-based training, in which
             the worst copy the best. Either replaces the pruner, and the budget counts configurations.
@@ -186,7 +165,8 @@ def open_study(
         create: False: only join an existing study.
         trackers: where else to show the study: "mlflow", "wandb", or those of `hopaas_p2p.trackers`. All peers may give
             the same trackers; one of them exports for all, in its own thread. Call `close` at the end.
-        storage_options: passed on to `open_storage`.
+        policy: a `hopaas_p2p.StudyPolicy`: what becomes of trials whose peers die, fail or report nothing, and of
+            configurations that repeat.
 
     Raises:
         DefinitionMismatch: the study exists and differs from what was given, or has a larger budget; the message
@@ -194,27 +174,38 @@ def open_study(
         NoSuchStudy: it does not exist, and `create` is False.
         ConfigurationError: the store cannot be used.
     """
-    given = StudyArguments(
-        directions=_directions(direction, directions),
-        space=space,
-        budget=budget,
-        attempts=attempts,
-        lease_ttl=lease_ttl,
-        max_failures=max_failures,
-        progress_timeout=progress_timeout,
-        interrupted=interrupted,
-    )
-    said = SearchMethod.given(sampler, pruner, repeats, replicates, fidelity)
-    wanted = given.definition(name, provenance_of(sampler, pruner))
+    said = SearchMethod.given(sampler, pruner, policy.repeats, policy.replicates, fidelity)
+    wanted, given = definition(name, space, directions, budget, policy)
+    used = {"sampler": sampler, "pruner": pruner}
+    wanted.info.update({kind: type(one).__name__ for kind, one in used.items() if one is not None})
     check_fidelity(said.fidelity, len(wanted.directions), wanted.space)
-    sent_to = _trackers(trackers)
+    if not isinstance(trackers, list | tuple):
+        raise InvalidInput(f"trackers is a list such as ['mlflow'], got {shown(trackers)}")
+    sent_to = []
+    if trackers:
+        from hopaas_p2p.trackers import BackgroundExports, tracker_of
+
+        sent_to = [tracker_of(one) for one in trackers]
     if isinstance(store, str):
         credentials.named(store)
-    storage = store if isinstance(store, Storage) else open_storage(store, create=create, **storage_options)
-    taught = functools.partial(find_priors, storage, learn_from or (), as_given(space or {}), name)
-    study_id = _join_or_create(storage, wanted, said, taught, create=create)
-    compare(storage, study_id, wanted, given.given_fields())
-    compare_fidelity(storage, study_id, name, said.fidelity)
+    storage = store if isinstance(store, Storage) else open_storage(store, create=create)
+    try:
+        study_id = storage.get_study_id_from_name(name)
+    except KeyError:
+        if not create:
+            hint = f"there is no study {name!r} in {storage.url}; see: hopaas-p2p study list"
+            raise NoSuchStudy(hint) from None
+        attributes, priors = said.attributes(), find_priors(storage, learn_from or (), as_given(space or {}), name)
+        if priors:
+            check_learning(wanted.directions)
+            attributes |= kept(priors)
+        try:
+            study_id = storage.define_study(wanted, StudySet(system=attributes) if attributes else None)
+        except DuplicatedStudyError:  # another process was quicker: join its study
+            study_id = storage.get_study_id_from_name(name)
+    state = storage.state(study_id)
+    compare(state, wanted, given)
+    compare_fidelity(state, name, said.fidelity)
     study = Study(storage, study_id, name, sampler=sampler, pruner=pruner, said=said)
     study._keep_to_method(aloud=True)
     larger = None if budget is None else larger_budget(study.state, name, budget)
@@ -223,74 +214,178 @@ def open_study(
         study.set_budget(larger)
         _log.warning("the budget of %r is raised from %s to %s", name, before, budget_words(larger) or "no limit")
     if sent_to:
-        study._follow(sent_to)
+        study._exports = BackgroundExports(study, sent_to)
     return study
 
 
-def _trackers(given: Sequence[str | Tracker]) -> list[Tracker]:
-    if not isinstance(given, list | tuple):
-        raise InvalidInput(f"trackers is a list such as ['mlflow'], got {shown(given)}")
-    if not given:
-        return []
-    from hopaas_p2p.trackers import tracker_of
+class Loop(StopListener):
+    """One call of `optimize`: trials, one after the other, until there are no more. It may run in several threads."""
 
-    return [tracker_of(one) for one in given]
+    def __init__(
+        self,
+        study: Study,
+        objective: Objective,
+        n_trials: int | None,
+        timeout: float | None,
+        caught: tuple[type[Exception], ...],
+        callbacks: Sequence[Callable[[FrozenTrial], None]],
+        progress: ProgressLog,
+    ) -> None:
+        super().__init__()
+        self._study, self._objective, self._n_trials = study, objective, n_trials
+        self._deadline = math.inf if timeout is None else time.monotonic() + timeout
+        self._caught, self._callbacks, self._progress = caught, callbacks, progress
+        self._begun = 0
+        self._lock = threading.Lock()
 
+    def run(self, jobs: int) -> None:
+        """Run trials until the call ends, in this thread or in so many. The first error of one ends all of them."""
+        study, errors = self._study, list[BaseException]()
+        study._listeners.append(self)
+        try:
+            if jobs == 1:
+                self._run_trials()
+                return
 
-def _directions(direction: str, directions: Sequence[str] | None) -> tuple[str, ...] | None:
-    """What the caller gave; None: the study's, or one that is minimized."""
-    if directions is None:
-        return None if direction == "minimize" else (direction,)
-    if isinstance(directions, str) or not isinstance(directions, Iterable):
-        raise InvalidInput(f"directions is a list such as ['minimize', 'maximize'], got {shown(directions)}")
-    return tuple(directions)
+            def work() -> None:
+                try:
+                    self._run_trials()
+                except BaseException as error:  # noqa: BLE001  # it is raised where `optimize` was called
+                    errors.append(error)
+                    self.stop_asked = True
 
+            study.sampler.reseed_rng()  # as Optuna does for several threads
+            threads = [threading.Thread(target=work, name="hopaas-optimize", daemon=True) for _ in range(jobs)]
+            before = set(study.running_here())
+            try:
+                for thread in threads:
+                    thread.start()
+                for thread in threads:
+                    thread.join()
+            except interruptions() as error:
+                self.stop_asked = True
+                with study.storage.peer.in_a_hurry():
+                    for number in set(study.running_here()) - before:
+                        study._give_back(number, error)
+                raise
+            if errors:
+                raise errors[0]
+        finally:
+            study._listeners.remove(self)
 
-def _join_or_create(
-    storage: Storage,
-    wanted: StudyDefine,
-    said: SearchMethod,
-    taught: Callable[[], Sequence[PriorRecord]],
-    *,
-    create: bool,
-) -> int:
-    with contextlib.suppress(KeyError):
-        return storage.get_study_id_from_name(wanted.name)
-    if not create:
-        raise NoSuchStudy(f"there is no study {wanted.name!r} in {storage.url}; see: hopaas-p2p study list")
-    attributes, priors = said.attributes(), taught()
-    if priors:
-        check_learning(wanted.directions)
-        attributes |= kept(priors)
-    with contextlib.suppress(DuplicatedStudyError):  # another process was quicker: join its study
-        return storage.define_study(wanted, records.StudySet(system=attributes) if attributes else None)
-    return storage.get_study_id_from_name(wanted.name)
+    def _run_trials(self) -> None:
+        """Run trials in this thread until the call ends."""
+        study, progress, pid = self._study, self._progress, os.getpid()
+        trial: Trial | None = None
+        failed, works = 0, False
+        self.threads.add(threading.get_ident())
+        try:
+            while True:
+                ended = self._why_it_ends()
+                if ended is not None:
+                    self._settle()
+                    progress.stopped(ended)
+                    break
+                if self._n_trials is None and not works and failed >= study.state.policy.hopeless_after:
+                    self._give_up(failed, trial)
+                trial = self._next_trial()
+                if trial is None:
+                    break
+                self._settle()
+                if self._run(trial) is TrialState.FAIL:
+                    failed += 1
+                else:
+                    works = True
+                if self._callbacks:
+                    self._settle()
+                    for callback in self._callbacks:
+                        callback(study.handle.trial(trial.number, now=True))
+        except interruptions() as error:
+            with study.storage.peer.in_a_hurry():
+                if trial is not None and os.getpid() == pid:
+                    study._give_back(trial.number, error)
+                self._settle()
+            raise
+        finally:
+            self._settle()
 
+    def _give_up(self, failed: int, last: Trial | None) -> NoReturn:
+        self._settle()
+        why = f"all {failed} trials of this call failed"
+        self._progress.stopped(why)
+        reason = None if last is None else self._study.state.trials[last.number].reason
+        raise NothingSucceeded(f"{why}; the last one: {last_line(reason)}" if reason and reason.strip() else why)
 
-def _collect(_: FrozenTrial) -> None:
-    gc.collect()
-
-
-class _Loop(NamedTuple):
-    """One call of `optimize`, which may run in several threads."""
-
-    objective: Objective
-    n_trials: int | None
-    deadline: float | None
-    caught: tuple[type[Exception], ...]
-    callbacks: Sequence[Callable[[FrozenTrial], None]]
-    progress: ProgressLog
-    heard: StopListener
-
-    def why_it_ends(self) -> str | None:
+    def _why_it_ends(self) -> str | None:
         """Why this call starts no more trials, whatever the study has to do; None: it goes on, and begins one more."""
-        if self.deadline is not None and time.monotonic() >= self.deadline:
+        if time.monotonic() >= self._deadline:
             return "the time is up"
-        if self.heard.stop_asked:
+        if self.stop_asked:
             return "the objective asked for it"
-        if self.n_trials is not None and next(self.heard.begun) >= self.n_trials:
-            return f"ran {max(self.n_trials, 0)} trial{'s' * (self.n_trials != 1)}, as asked"
+        if self._n_trials is not None:
+            with self._lock:
+                self._begun += 1
+                if self._begun > self._n_trials:
+                    return f"ran {max(self._n_trials, 0)} trial{'s' * (self._n_trials != 1)}, as asked"
         return None
+
+    def _next_trial(self) -> Trial | None:
+        """The next trial; None when there is nothing to do here, now and later."""
+        study, progress, deadline = self._study, self._progress, self._deadline
+        pause = min(1.0, study.state.policy.ttl / 8)
+        while True:
+            left = max(0.0, deadline - time.monotonic())
+            try:
+                return study._ask(within=left, through=self.sampler_is_through)
+            except StoreUnreachable as error:
+                if time.monotonic() < deadline:
+                    raise
+                _log.warning("no more trials are started because the time is up: %s", error)
+                return None
+            except NoWork as none:
+                self._settle()
+                left = deadline - time.monotonic()
+                if isinstance(none.found, Done) or left <= 0.0:
+                    progress.stopped(none.reason)
+                    return None
+                progress.waiting(none.reason)
+                time.sleep(min(pause, left))
+                if not none.found.for_whom:
+                    pause = min(pause * 1.5, _LONGEST_PAUSE)
+
+    def _settle(self) -> None:
+        """Wait for the ends of this thread's trials, which leave with the next exchange."""
+        for number, verdict in self._study.handle.settle_deferred():
+            kept = f"; its result is kept as trial {verdict.number}" if verdict.refusal == "late" else ""
+            _log.warning("trial %d was taken over by another peer%s", number, kept)
+
+    def _run(self, trial: Trial) -> TrialState:
+        """Run one trial to its end, which is queued; returns how it ended."""
+        state, values, reason, pid = TrialState.COMPLETE, None, None, os.getpid()
+        try:
+            result = self._objective(trial)
+        except optuna.TrialPruned:
+            state = TrialState.PRUNED
+        except interruptions():
+            raise
+        except BaseException as error:
+            if os.getpid() != pid:  # in a child that the objective forked: the trial is its parent's
+                raise
+            self._end_later(trial, TrialState.FAIL, None, describe(error))
+            if not isinstance(error, (*self._caught, LeaseLost)):
+                raise
+            return TrialState.FAIL
+        else:
+            values, reason = values_or_reason(result, expected=len(self._study.directions))
+            if values is None:
+                state = TrialState.FAIL
+        self._end_later(trial, state, values, reason)
+        return state
+
+    def _end_later(self, trial: Trial, state: TrialState, values: tuple[float, ...] | None, reason: str | None) -> None:
+        self._study.handle.check_writable(trial.number)
+        self._study._end(trial.number, values, state, reason=reason, defer=True)
+        self._progress.ended(trial.number, state, values, reason)
 
 
 class Study(StoredStudy):
@@ -325,12 +420,13 @@ class Study(StoredStudy):
         """The limits that this process has seen that it can spend."""
         self._exports: BackgroundExports | None = None
         self._about: dict[str, str] = {}
-        self.quiet = False
+        self._quiet = False
         """Whether `optimize` logs nothing because another process shows the progress."""
 
     def __getstate__(self) -> dict[str, Any]:
-        state = super().__getstate__() | {"listeners": [], "_exports": None}
-        state.pop("_proposer", None)  # a copy makes its own
+        state = super().__getstate__() | {"_listeners": [], "_telling": set(), "_exports": None}
+        for made in ("_proposer", "handle"):  # a copy makes its own
+            state.pop(made, None)
         return state
 
     def __repr__(self) -> str:
@@ -339,10 +435,11 @@ class Study(StoredStudy):
     @property
     def state(self) -> State:
         """The replica, brought up to date. Shared with other threads: read it, do not keep it."""
-        return self.storage.state(self.study_id)
+        return self.handle.refresh()
 
-    @property
-    def _handle(self) -> StudyHandle:
+    @once
+    def handle(self) -> StudyHandle:
+        """This process's part in the study."""
         return self.storage.handle(self.study_id)
 
     @property
@@ -361,7 +458,7 @@ class Study(StoredStudy):
         """
         if self._defined_space:
             raise DefinitionMismatch(f"the study {self.name!r} was created with a search space, which does not change")
-        self.storage.say(self.study_id, StudySet(system={SPACE: as_attribute(checked_space(space))}))
+        self._control(StudySet(system={SPACE: as_attribute(checked_space(space))}))
         self.__dict__.pop("_proposer", None)  # it is for the space before
 
     def infer_space(self) -> str:
@@ -375,7 +472,7 @@ class Study(StoredStudy):
     def _space(self) -> dict[str, BaseDistribution]:
         if self._defined_space:
             return self._defined_space
-        later = said_later(self._handle.log.state)
+        later = said_later(self.handle.log.state)
         return {name: to_optuna(one) for name, one in later.items()} or self._inferred_space
 
     @once
@@ -391,31 +488,27 @@ class Study(StoredStudy):
         if not space:
             return None
         new_trial = functools.partial(Trial, self)
-        return Proposer(self.storage, self.study_id, self, self._searcher, space, new_trial)
+        return Proposer(self.storage, self.handle, self, self._searcher, space, new_trial)
 
     def _keep_to_method(self, *, aloud: bool = False) -> None:
         """Search as the study's log says, but for what this process was told otherwise."""
-        searcher, system = self._searcher, self._handle.state.system
+        searcher, system = self._searcher, self.handle.state.system
         if system is not searcher.system and searcher.follow(system, self._space):
             if searcher.sampler is not None:
                 self.sampler = searcher.sampler
             self.pruner = searcher.pruner
-        self._teach(system)
+        sampler, learned = self.sampler, system.get(LEARNED)
+        if (sampler, learned) != self._teaches and isinstance(sampler, TPESampler):
+            if learned is not None:  # it begins with what the study learned from others
+                sampler.learn_from(stored_priors(system), self._space)
+            self._teaches = sampler, learned
         if aloud:
             others = searcher.differing()
-            self._handle.introduce_as({**self._about, **others})
+            self.handle.introduce_as({**self._about, **others})
             for what, mine in others.items():
                 theirs = in_words(getattr(searcher.stored, what))
                 level = logging.INFO if theirs == "default" else logging.WARNING  # nobody chose what it differs from
                 _log.log(level, "study %r has the %s %s; this process uses %s", self.name, what, theirs, mine)
-
-    def _teach(self, system: Mapping[str, str]) -> None:
-        """Let the sampler begin with what the study learned from others."""
-        sampler, text = self.sampler, system.get(LEARNED)
-        if (sampler, text) != self._teaches and isinstance(sampler, TPESampler):
-            if text is not None:
-                sampler.learn_from(stored_priors(system), self._space)
-            self._teaches = sampler, text
 
     @property
     def learned(self) -> list[Learned]:
@@ -458,15 +551,10 @@ class Study(StoredStudy):
         self.pruner = pruner or self.pruner
         self._keep_to_method(aloud=True)
 
-    @property
-    def own_method(self) -> tuple[optuna.samplers.BaseSampler | None, optuna.pruners.BasePruner | None]:
-        """The sampler and pruner that this process was given; None for the study's."""
-        return self._searcher.own
-
-    def be_worker(self, about: dict[str, str]) -> None:
+    def _be_worker(self, about: dict[str, str]) -> None:
         """Add this to the process's introduction to the study, and make `optimize` log nothing."""
-        self._about, self.quiet = about, True
-        self._handle.introduce_as({**about, **self._searcher.differing()})
+        self._about, self._quiet = about, True
+        self.handle.introduce_as({**about, **self._searcher.differing()})
 
     # --- trials of this process ---
 
@@ -494,36 +582,43 @@ class Study(StoredStudy):
 
         `through`: the sampler has no more points, so only what is there already can start.
         """
-        handle = self._handle
-        self._prepare_to_ask(handle)
-        proposer = self._proposer
+        self._prepare_to_ask()
+        handle, proposer = self.handle, self._proposer
         while True:
-            trial_id, suggestion = None, self._suggest(handle, within, through=through)
+            number: int | None = None
+            proposed: Trial | None = None
             try:
-                number = handle.ask(suggestion, within=within)
-                trial_id = handle.first_id + number
-                self.storage.located = {
-                    trial_id: (handle, number)
-                }  # no call before `try` ends: Ctrl-C might come there
-                trial = self._started(handle, trial_id, suggestion)
+                found = handle.next_or_raise("space" if through else "", _THROUGH if through else "", within=within)
+                if found is NEW and handle.log.session.state.configurations.policy is not None:
+                    full = self._checkpoint_bound.reason(handle, within=within)
+                    if full is not None:
+                        found = handle.next_or_raise("checkpoints", full, within=within)
+                if found is NEW and proposer is not None:
+                    proposed = proposer.propose(within)
+                record = None if proposed is None else proposed.record
+                number = handle.begin(record or TrialCreate(prefer_waiting=True), within=within)
+                assert number is not None
+                trial = self._started(number, proposed)
                 if trial is not None:
-                    handle.release_when_forgotten(trial, trial.number)
+                    handle.release_when_forgotten(trial, number)
                     return trial
             except BaseException as error:  # a sampler may fail, or think for seconds until somebody interrupts it
-                if trial_id is not None:
-                    self._give_back(trial_id, error)
-                elif proposer is not None:
-                    proposer.drop(suggestion)
+                if number is not None:
+                    self._give_back(number, error)
+                elif proposer is not None and proposed is not None:
+                    proposer.drop(proposed)
                 raise
 
-    def _prepare_to_ask(self, handle: StudyHandle) -> None:
+    def _prepare_to_ask(self) -> None:
         """Search as the log says, in this process, with a sampler and a budget that it can use."""
+        handle = self.handle
         if os.getpid() != self._pid:
             self.__dict__.pop("_proposer", None)  # another thread may have been at it during the fork
             reseed_in_child(self.sampler)  # a forked child would repeat its parent's draws
             handle.introduce_as({**self._about, **self._searcher.differing()})
             self._pid = os.getpid()  # not before: another thread of the child may ask, too
-        if handle.log.session.state.system is not self._searcher.system:
+        state = handle.log.session.state
+        if state.system is not self._searcher.system:
             self._keep_to_method()
         if self._checked_sampler is not self.sampler:
             extras.check_sampler(self.sampler)
@@ -531,44 +626,35 @@ class Study(StoredStudy):
             self._checked_sampler = self.sampler
         if interrupts.terminated:
             interrupts.raise_again()
-        state = handle.log.session.state
         ledger = state.ledger
         if ledger.limits is not self._spendable and state.places() is None:
             peer = self.storage.peer
             check_spendable(ledger.limits, ledger.spent, peer.describe(), metered=peer.energy is not None)
             self._spendable = ledger.limits
 
-    def _suggest(self, handle: StudyHandle, within: float, *, through: bool) -> TrialSuggestion | None:
-        """The parameters for a new trial, if that is what starts next and they can be drawn before; else None."""
-        found = handle.next_or_raise("space" if through else "", _THROUGH if through else "", within=within)
-        if found is NEW and handle.log.session.state.configurations.policy is not None:
-            full = self._checkpoint_bound.reason(handle, within=within)
-            if full is not None:
-                found = handle.next_or_raise("checkpoints", full, within=within)
-        return self._proposer.propose(within) if found is NEW and self._proposer is not None else None
-
-    def _started(self, handle: StudyHandle, trial_id: int, suggestion: TrialSuggestion | None) -> Trial | None:
+    def _started(self, number: int, proposed: Trial | None) -> Trial | None:
         """The trial that was just started, with its parameters; None if it is over: it cannot run, or need not."""
-        proposer, number = self._proposer, trial_id - handle.first_id
-        if proposer is not None and suggestion is not None and suggestion.became(handle.state.trials[number]):
-            trial: Trial = suggestion.trial
-            become(trial, trial_id, self.storage.get_trial(trial_id))
-            if proposer.redraw_if_taken(suggestion):
-                handle.send_soon()
-            return trial
-        if proposer is not None:
-            proposer.drop(suggestion)
+        handle, proposer = self.handle, self._proposer
+        trial_id = handle.first_id + number
+        if proposer is not None and proposed is not None:
+            if became(proposed, handle.log.session.state.trials[number]):
+                become(proposed, trial_id, handle.trial(number))
+                if proposer.redraw_if_taken(proposed):
+                    handle.send_soon()
+                proposed.record = None
+                return proposed
+            proposer.drop(proposed)
         forget_cached_trials(self)
         trial = Trial(self, trial_id)
         unfit = self._unfit(trial)
         if unfit is not None:
-            _log.warning("trial %d, which was queued, fails: %s", trial.number, unfit)
-            self.storage.finish(trial_id, TrialState.FAIL, None, unfit)
+            _log.warning("trial %d, which was queued, fails: %s", number, unfit)
+            handle.finish(number, TrialState.FAIL, None, unfit)
             return None
         known = None if proposer is None else proposer.sample(trial)
         if known is not None:
-            self.storage.set_trial_system_attr(trial_id, REUSED, known.number)
-            self.storage.finish(trial_id, TrialState(known.state.value), known.values)
+            handle.set_attr(number, "system", REUSED, known.number, str(known.number))
+            handle.finish(number, TrialState(known.state.value), known.values)
             return None
         handle.send_soon()
         return trial
@@ -588,7 +674,7 @@ class Study(StoredStudy):
         A trial is returned automatically if its object is garbage-collected before it is told. If a trial is listed
         that you no longer hold, something else refers to it, such as the traceback of an interrupted cell.
         """
-        return self._handle.running_here()
+        return self.handle.running_here()
 
     def tell(
         self,
@@ -622,48 +708,36 @@ class Study(StoredStudy):
             told = as_values(values, expected=len(self.directions))
         elif values is not None:
             raise InvalidInput(f"a {to.name} trial takes no values")
-        number = self._number_of(trial) if isinstance(trial, Trial) else trial_number(trial)
-        if skip_if_finished:
-            known = self.storage.get_trial(self._handle.first_id + number)
+        handle, number = self.handle, self._number_of(trial) if isinstance(trial, Trial) else trial_number(trial)
+        if skip_if_finished and number < len(handle.refresh().trials):
+            known = handle.trial(number, now=True)
             if known.state.is_finished():
                 return known
-        return self._end(self._told_id(number), told, to, reason=reason, strict=True)
+        if number not in handle.view.owned and not 0 <= number < len(handle.refresh().trials):
+            raise NoSuchTrial(f"the study {self.name!r} has no trial {number}")
+        handle.check_writable(number)
+        logged = handle.state.trials[number]
+        if logged.state is records.TrialState.WAITING:
+            if not logged.history or not self.storage.peer.is_mine(logged.history[-1].owner):
+                raise InvalidInput(f"trial {number} is still waiting to be run; `ask` starts it")
+            handle.claim(number)  # given back when its object was dropped
+        return self._end(number, told, to, reason=reason, strict=True)
 
     def _number_of(self, trial: Trial) -> int:
         """The number of a trial of this study."""
-        mine = trial.id in self._handle.ids
-        if mine and trial.storage.url != self.storage.url:
-            with contextlib.suppress(*UNDECIDED):  # a store that is away keeps no result from being told
-                mine = trial.handle.uuid == self._handle.uuid
-        if not mine:
-            _, number = study_and_number(trial.id)
-            raise InvalidInput(f"trial {number} is of the study {trial.study.study_name!r}, not of {self.name!r}")
-        return trial.id - self._handle.first_id
-
-    def _told_id(self, number: int) -> int:
-        """The id of a trial that may be told here."""
-        try:
-            trial_id = self.storage.get_trial_id_from_study_id_trial_number(self.study_id, number)
-        except NoSuchStudy:  # it was deleted
-            raise
-        except KeyError:
-            raise NoSuchTrial(f"the study {self.name!r} has no trial {number}") from None
-        except UNDECIDED:  # the store cannot be read; the end of a trial of this process is kept all the same
-            if number not in self._handle.running_here():
-                raise
-            trial_id = first_id(self.study_id) + number
-        handle = self._handle
-        handle.check_writable(number)
-        trial = handle.state.trials[number]
-        if trial.state is records.TrialState.WAITING:
-            if not trial.history or not self.storage.peer.is_mine(trial.history[-1].owner):
-                raise InvalidInput(f"trial {number} is still waiting to be run; `ask` starts it")
-            self.storage.set_trial_state_values(trial_id, TrialState.RUNNING)  # given back when its object was dropped
-        return trial_id
+        if trial.study is not self:  # as after a journey to a child
+            mine = trial.study.study_id == self.study_id
+            if mine and trial.storage.url != self.storage.url:
+                with contextlib.suppress(*UNDECIDED):  # a store that is away keeps no result from being told
+                    mine = trial.handle.uuid == self.handle.uuid
+            if not mine:
+                name = trial.study.study_name
+                raise InvalidInput(f"trial {trial.number} is of the study {name!r}, not of {self.name!r}")
+        return trial.number
 
     def _end(
         self,
-        trial_id: int,
+        number: int,
         values: tuple[float, ...] | None,
         state: TrialState,
         *,
@@ -672,37 +746,20 @@ class Study(StoredStudy):
         strict: bool = False,
     ) -> FrozenTrial:
         """End a trial as Optuna's `tell` does: the sampler hears of it first, and a pruned one gets its last report."""
-        frozen = self.storage.get_trial(trial_id)
+        handle = self.handle
+        frozen = handle.trial(number, now=True)
         reports = frozen.intermediate_values
         if state is TrialState.PRUNED and reports and len(self.directions) == 1:
             last = float(reports[max(reports)])
             values = None if math.isnan(last) else (last,)
         try:
-            self._after_trial(frozen, state, values)
+            after_trial(self, frozen, state, values)
         finally:
-            self.storage.finish(trial_id, state, values, reason, defer=defer, strict=strict)
+            handle.finish(number, state, values, reason, defer=defer, strict=strict)
         if not defer:
             end_frozen(frozen, state, values)
-            frozen.datetime_complete = to_datetime(self._handle.state.trials[frozen.number].end)
+            frozen.datetime_complete = to_datetime(handle.state.trials[number].end)
         return frozen
-
-    def _after_trial(self, frozen: FrozenTrial, state: TrialState, values: tuple[float, ...] | None) -> None:
-        """Tell the sampler, which may know that it has no more points; trials that wait are run all the same.
-
-        Some of Optuna's samplers raise on trials that they did not draw themselves, as GridSampler on queued ones.
-        """
-        with StopListener(self) as sampler:
-            try:
-                after_trial(self, frozen, state, values)
-            except HopaasError:
-                raise
-            except Exception as error:
-                if not type(self.sampler).__module__.startswith("optuna."):
-                    raise
-                _log.warning("the sampler failed at the end of trial %d: %r", frozen.number, error)
-        if sampler.stop_asked:
-            for call in list(self.listeners):  # it is the sampler of all threads
-                call.sampler_is_through = True
 
     @contextlib.contextmanager
     def trial(self) -> Iterator[Trial]:
@@ -729,42 +786,31 @@ class Study(StoredStudy):
                         self.tell(trial, state=TrialState.FAIL, reason=describe(error))
                     raise
                 else:
-                    self._tell_result(trial, self._result(trial))
+                    reports = cached_trial(trial).intermediate_values
+                    last = (reports[max(reports)],) if reports else None
+                    result = last if trial.told is None else trial.told
+                    if result is None:
+                        self.tell(trial, state=TrialState.FAIL, reason="no value was given")
+                    else:
+                        values, reason = values_or_reason(result, expected=len(self.directions))
+                        self.tell(trial, values, reason=reason)
             except interruptions() as error:
                 if os.getpid() == pid:
-                    self._give_back(trial.id, error)
+                    self._give_back(trial.number, error)
                 raise
 
-    def _give_back(self, trial_id: int, error: BaseException) -> None:
+    def _give_back(self, number: int, error: BaseException) -> None:
         """Release a trial that this process was interrupted in, if its end has not been told yet.
 
         Waits a few seconds for the store; without it, the lease ends by itself.
         """
         try:
             with self.storage.peer.in_a_hurry():
-                self.storage.release(trial_id, reason=f"interrupted: {type(error).__name__}")
+                self.handle.release(number, reason=f"interrupted: {type(error).__name__}")
         except UpdateFinishedTrialError:
             pass
         except HopaasError as trouble:
             _log.warning("the interrupted trial could not be returned now: %s", trouble)
-
-    @staticmethod
-    def _result(trial: Trial) -> tuple[float, ...] | None:
-        if trial.told is not None:
-            return trial.told
-        reports = cached_trial(trial).intermediate_values
-        return (reports[max(reports)],) if reports else None
-
-    def _tell_result(self, trial: Trial, result: float | Sequence[float] | None) -> None:
-        if result is None:
-            self.tell(trial, state=TrialState.FAIL, reason="no value was given")
-            return
-        try:
-            values = as_values(result, expected=len(self.directions))
-        except InvalidInput as error:
-            self.tell(trial, state=TrialState.FAIL, reason=str(error))
-            return
-        self.tell(trial, values)
 
     def optimize(
         self,
@@ -823,7 +869,7 @@ class Study(StoredStudy):
         if on is not None:
             from hopaas_p2p.study.workers import WatchedWorkers
 
-            sampler, pruner = self.own_method
+            sampler, pruner = self._searcher.own
             watched = WatchedWorkers(
                 self,
                 func,
@@ -837,160 +883,18 @@ class Study(StoredStudy):
                 catch=caught,
             )
             with sigterm_raises():
-                watched.run(called, quiet=self.quiet or show_progress_bar)
+                watched.run(called, quiet=self._quiet or show_progress_bar)
             return
         if gc_after_trial:
-            called.append(_collect)
+            called.append(lambda _: [gc.collect()].clear())
         with (
             sigterm_raises(),
             progress_bar(self, n_trials, timeout, shown=show_progress_bar) as moved,
-            ProgressLog(self.name, self._handle, quiet=self.quiet or show_progress_bar) as progress,
-            StopListener(self) as heard,
+            ProgressLog(self.name, self.handle, quiet=self._quiet or show_progress_bar) as progress,
         ):
-            deadline = None if timeout is None else time.monotonic() + timeout
-            loop = _Loop(func, n_trials, deadline, caught, [*called, *moved], progress, heard)
-            self._run_trials(loop) if jobs == 1 else self._run_in_threads(loop, jobs)
+            Loop(self, func, n_trials, timeout, caught, [*called, *moved], progress).run(jobs)
         with contextlib.suppress(HopaasError):  # what is left there harms nobody
             self.collect_checkpoints()
-
-    def _run_trials(self, loop: _Loop) -> None:
-        """Run trials in this thread until the call ends, see `optimize`."""
-        done, works, trial, pid = 0, False, None, os.getpid()
-        progress, heard = loop.progress, loop.heard
-        heard.threads.add(threading.get_ident())
-        try:
-            while True:
-                ended = loop.why_it_ends()
-                if ended is not None:
-                    self._settle()
-                    progress.stopped(ended)
-                    break
-                if loop.n_trials is None and not works:
-                    self._check_hope(done, trial, progress)
-                trial = self._next_trial(loop.deadline, progress, heard)
-                if trial is None:
-                    break
-                self._settle()
-                works = self._run(trial, loop.objective, loop.caught, progress) is not TrialState.FAIL or works
-                done += 1
-                if loop.callbacks:
-                    self._settle()
-                    for callback in loop.callbacks:
-                        callback(self.storage.get_trial(trial.id))
-        except interruptions() as error:
-            with self.storage.peer.in_a_hurry():
-                if trial is not None and os.getpid() == pid:
-                    self._give_back(trial.id, error)
-                self._settle()
-            raise
-        finally:
-            self._settle()
-
-    def _run_in_threads(self, loop: _Loop, jobs: int) -> None:
-        """Run trials in so many threads. The first error of one ends all of them, each after its trial."""
-        errors: list[BaseException] = []
-
-        def work() -> None:
-            try:
-                self._run_trials(loop)
-            except BaseException as error:  # noqa: BLE001  # it is raised where `optimize` was called
-                errors.append(error)
-                loop.heard.stop_asked = True
-
-        self.sampler.reseed_rng()  # as Optuna does for several threads
-        threads = [threading.Thread(target=work, name="hopaas-optimize", daemon=True) for _ in range(jobs)]
-        before = set(self.running_here())
-        try:
-            for thread in threads:
-                thread.start()
-            for thread in threads:
-                thread.join()
-        except interruptions() as error:
-            loop.heard.stop_asked = True
-            with self.storage.peer.in_a_hurry():
-                for number in set(self.running_here()) - before:
-                    self._give_back(self._handle.first_id + number, error)
-            raise
-        if errors:
-            raise errors[0]
-
-    def _check_hope(self, failed: int, last: Trial | None, progress: ProgressLog) -> None:
-        """Raise NothingSucceeded if so many trials of a call have failed that it gives up."""
-        if failed < self.state.policy.hopeless_after:
-            return
-        self._settle()
-        why = f"all {failed} trials of this call failed"
-        progress.stopped(why)
-        reason = None if last is None else self.state.trials[last.number].reason
-        raise NothingSucceeded(f"{why}; the last one: {last_line(reason)}" if reason and reason.strip() else why)
-
-    def _next_trial(self, deadline: float | None, progress: ProgressLog, heard: StopListener) -> Trial | None:
-        """The next trial; None when there is nothing to do here, now and later."""
-        pause = min(1.0, self.state.policy.ttl / 8)
-        while True:
-            try:
-                within = math.inf if deadline is None else max(0.0, deadline - time.monotonic())
-                return self._ask(within=within, through=heard.sampler_is_through)
-            except StoreUnreachable as error:
-                if deadline is None or time.monotonic() < deadline:
-                    raise
-                _log.warning("no more trials are started because the time is up: %s", error)
-                return None
-            except NoWork as none:
-                self._settle()
-                left = math.inf if deadline is None else deadline - time.monotonic()
-                if isinstance(none.found, Done) or left <= 0.0:
-                    progress.stopped(none.reason)
-                    return None
-                progress.waiting(none.reason)
-                time.sleep(min(pause, left))
-                if not none.found.for_whom:
-                    pause = min(pause * 1.5, _LONGEST_PAUSE)
-
-    def _settle(self) -> None:
-        for number, verdict in self._handle.settle_deferred():
-            kept = f"; its result is kept as trial {verdict.number}" if verdict.refusal == "late" else ""
-            _log.warning("trial %d was taken over by another peer%s", number, kept)
-
-    def _run(
-        self, trial: Trial, objective: Objective, caught: tuple[type[Exception], ...], progress: ProgressLog
-    ) -> TrialState:
-        """Run one trial to its end, which is queued; returns how it ended."""
-        state, values, reason = TrialState.COMPLETE, None, None
-        pid = os.getpid()
-        try:
-            result = objective(trial)
-        except optuna.TrialPruned:
-            state = TrialState.PRUNED
-        except interruptions():
-            raise
-        except BaseException as error:
-            if os.getpid() != pid:  # in a child that the objective forked: the trial is its parent's
-                raise
-            self._end_later(trial, progress, TrialState.FAIL, reason=describe(error))
-            if not isinstance(error, (*caught, LeaseLost)):
-                raise
-            return TrialState.FAIL
-        else:
-            try:
-                values = as_values(result, expected=len(self.directions))
-            except InvalidInput as error:
-                state, reason = TrialState.FAIL, str(error)
-        self._end_later(trial, progress, state, values, reason)
-        return state
-
-    def _end_later(
-        self,
-        trial: Trial,
-        progress: ProgressLog,
-        state: TrialState,
-        values: tuple[float, ...] | None = None,
-        reason: str | None = None,
-    ) -> None:
-        trial_id = trial.id
-        self._handle.check_writable(trial.number)
-        self._end(trial_id, values, state, reason=reason, defer=True)
-        progress.ended(trial.number, state, values, reason)
 
     # --- what its people decide, for all peers ---
 
@@ -1017,8 +921,7 @@ class Study(StoredStudy):
             system_attrs={"fixed_params": dict(params)},
             user_attrs=dict(mapping("user_attrs", user_attrs or {})),
         )
-        trial_id = self.storage.create_new_trial(self.study_id, before)
-        return self.storage.get_trial_number_from_id(trial_id)
+        return self.storage.create_new_trial(self.study_id, before) - self.handle.first_id
 
     def _check_not_finished(self) -> None:
         state = self.state
@@ -1068,7 +971,7 @@ class Study(StoredStudy):
         self._control(StudyControl(budget=trials, limits=None if same else limits))
 
     def _control(self, record: records.StudyRecord) -> None:
-        self.storage.say(self.study_id, record)
+        self.handle.say(record)
 
     @property
     def method(self) -> SearchMethod:
@@ -1082,15 +985,18 @@ class Study(StoredStudy):
         pruner: optuna.pruners.BasePruner | None = None,
         repeats: str | None = None,
         replicates: int | None = None,
-        fidelity: Fidelity | None = None,
+        fidelity: Fidelity | Literal["none"] | None = None,
     ) -> None:
         """Change how peers search, from their next trial on; peers with their own settings keep them. Owners only.
+
+        With `fidelity="none"` no more trials pause, at rungs or in a population; those that are paused stay so.
 
         Raises:
             InvalidInput: a word that is not allowed, or a sampler or pruner whose class or arguments cannot be kept.
 
         """
-        said = SearchMethod.given(sampler, pruner, repeats, replicates, fidelity)
+        pauses = None if fidelity == "none" else fidelity
+        said = SearchMethod.given(sampler, pruner, repeats, replicates, pauses)
         check_fidelity(said.fidelity, len(self.directions), self.space)
         for what, method in (("sampler", said.sampler), ("pruner", said.pruner)):
             if method is not None and method["arguments"] is None:
@@ -1098,20 +1004,17 @@ class Study(StoredStudy):
                     f"the {what} {in_words(method)} cannot be kept with the study: its class, or a function "
                     "that it was given"
                 )
-        if said.attributes():
-            self._control(records.StudySet(system=said.attributes()))
+        attributes = said.attributes() | ({FIDELITY: encode_fidelity(None)} if fidelity == "none" else {})
+        if attributes:
+            self._control(StudySet(system=attributes))
 
     def collect_checkpoints(self) -> int:
         """Remove the checkpoints of a study with fidelity that no trial will resume from; returns how many.
 
         `optimize` and the worker do it when they end. Blocks for one request per file.
         """
-        self.storage.state(self.study_id)
-        return checkpoints.collect(self._handle)
-
-    def disable_fidelity(self) -> None:
-        """Let no more trials pause, at rungs or in a population; trials that are paused stay so. Owners only."""
-        self._control(records.StudySet(system={FIDELITY: encode_fidelity(None)}))
+        self.handle.refresh()
+        return checkpoints.collect(self.handle)
 
     def drain(self, *, peer: str | None = None, site: str | None = None, off: bool = False) -> None:
         """Ask a peer (by uuid), or a whole site, to finish its trials and take no more; `off` revokes this."""
@@ -1157,7 +1060,7 @@ class Study(StoredStudy):
             raise InvalidInput("a COMPLETE trial needs values, and other states take none")
         told = None if values is None else as_values(values, expected=len(self.directions))
         self._running(number)
-        self.storage.take_over(first_id(self.study_id) + number, to, told, reason)
+        self.handle.take_over(number, to, told, reason)
 
     def requeue(self, number: int, *, epoch: int | None = None) -> int | None:
         """Run a trial's parameters again: takes a running one away from its owner; returns the retry's number.
@@ -1172,7 +1075,7 @@ class Study(StoredStudy):
             self._running(number)
         if trial.state is not records.TrialState.RUNNING:
             self._check_not_finished()
-            frozen = self.storage.get_trial(first_id(self.study_id) + number)
+            frozen = self.handle.trial(number, now=True)
             attrs = {
                 **frozen.system_attrs,
                 "fixed_params": frozen.params or frozen.system_attrs.get("fixed_params", {}),
@@ -1181,7 +1084,7 @@ class Study(StoredStudy):
             again = optuna.trial.create_trial(
                 state=TrialState.WAITING, system_attrs=attrs, user_attrs=frozen.user_attrs
             )
-            return self.storage.get_trial_number_from_id(self.storage.create_new_trial(self.study_id, again))
+            return self.storage.create_new_trial(self.study_id, again) - self.handle.first_id
         self._control(TrialReclaim(number, trial.epoch if epoch is None else epoch, "requeued by hand"))
         return self.state.trials[number].retried_by
 
@@ -1242,19 +1145,6 @@ class Study(StoredStudy):
     def artifacts(self) -> StudyArtifacts:
         """The files of this study and its trials; also an artifact store for Optuna and optuna-dashboard."""
         return StudyArtifacts(self.storage, self.study_id)
-
-    def register_best(
-        self, model_artifact: str | os.PathLike[str], name: str, *, tracker: MLflow | str | None = None
-    ) -> Registered:
-        """Put the best trial's model into MLflow's registry: see `hopaas_p2p.trackers.register_best`."""
-        from hopaas_p2p.trackers import register_best
-
-        return register_best(self, model_artifact, name, tracker=tracker)
-
-    def _follow(self, trackers: Sequence[Tracker]) -> None:
-        from hopaas_p2p.trackers import BackgroundExports
-
-        self._exports = BackgroundExports(self, trackers)
 
     def _repr_html_(self) -> str:
         from hopaas_p2p.notebook.summary import study_html

@@ -25,13 +25,12 @@ from hopaas_p2p.files.artifacts import Artifact, StudyArtifacts, artifacts_of
 from hopaas_p2p.runtime import interrupts
 from hopaas_p2p.runtime.arguments import shown
 from hopaas_p2p.spec.metrics import checked, refuse
-from hopaas_p2p.storage.optuna_internals import cached_trial, set_cached_trial, study_id_of
+from hopaas_p2p.storage.optuna_internals import cached_trial, set_cached_trial
 from hopaas_p2p.translate import checked_step
 
 if TYPE_CHECKING:
     from hopaas_p2p.storage import Storage
     from hopaas_p2p.storage.handle import StudyHandle
-
 
 _NOT_FETCHED: Final = (-1, Path())
 _log: Final = logging.getLogger("hopaas_p2p")
@@ -51,7 +50,10 @@ class Trial(optuna.trial.Trial):
     Keep it until you tell it: a trial that nothing refers to any more is given back, unless it travelled.
     """
 
+    study: Any
     storage: Storage
+    record: Any = None
+    """The `TrialCreate` that asks for it, while it is only suggested; see `study.proposer`."""
 
     @property
     def id(self) -> int:
@@ -66,11 +68,12 @@ class Trial(optuna.trial.Trial):
     def _repr_html_(self) -> str:
         from hopaas_p2p.notebook.summary import trial_html  # here, since most processes show nothing
 
-        handle, number = self.storage.locate(self._trial_id, refresh=True)
-        self._listen(handle, number)
+        handle, number = self.handle, self.number
+        handle.refresh()
+        self._listen()
         return trial_html(
             cached_trial(self),
-            self.storage.get_trial(self._trial_id).state,
+            handle.trial(number).state,
             attempt=self.attempt,
             lease_held=self.lease_held,
             metrics=handle.metrics(number),
@@ -102,7 +105,7 @@ class Trial(optuna.trial.Trial):
             step = checked_step(step)
         except TypeError:
             raise InvalidInput(f"the step is {step!r}, which is not a whole number") from None
-        handle, number = self.storage.locate(self._trial_id)
+        handle, number = self.handle, self.number
         kept, wrong = checked(metrics, handle.metric_names(number))
         if kept:
             handle.set_metrics(number, step, kept)
@@ -115,8 +118,8 @@ class Trial(optuna.trial.Trial):
     @property
     def metrics(self) -> dict[str, dict[int, float]]:
         """What was logged: name -> step -> value, with an earlier attempt's up to the step of `resume`."""
-        handle, number = self.storage.locate(self._trial_id, refresh=True)
-        return handle.metrics(number)
+        self.handle.refresh()
+        return self.handle.metrics(self.number)
 
     def should_prune(self) -> bool:
         """Whether to give this trial up now.
@@ -124,13 +127,14 @@ class Trial(optuna.trial.Trial):
         True when the trial has come to a rung, see `at_rung`, when the pruner says so, when this trial was asked to
         stop, or when its lease was lost. Reads the replica: costs no round trip.
         """
-        handle, number = self.storage.locate(self._trial_id, refresh=True)
+        handle, number = self.handle, self.number
+        handle.refresh()
         asked, held, shared = handle.standing(number)
         if asked is not None:
             handle.acknowledge_stop(number)
             return True
         if shared:
-            self._listen(handle, number)
+            self._listen()
         at_rung = handle.is_at_rung(number, cached_trial(self).intermediate_values)
         return not held or at_rung or super().should_prune()
 
@@ -142,11 +146,10 @@ class Trial(optuna.trial.Trial):
         """
         return self.handle.is_at_rung(self.number, cached_trial(self).intermediate_values)
 
-    def _listen(self, handle: StudyHandle, number: int) -> None:
+    def _listen(self) -> None:
         """Merge what another process that this trial travelled to said about it."""
-        shared = handle.shared_trial(number)
-        if shared is not None:
-            set_cached_trial(self, shared)
+        if self.handle.standing(self.number)[2]:
+            set_cached_trial(self, self.handle.trial(self.number))
 
     def prune(self) -> NoReturn:
         """End this trial as PRUNED: raises `optuna.TrialPruned`, which `optimize` and `with study.trial()` await."""
@@ -155,8 +158,8 @@ class Trial(optuna.trial.Trial):
     @property
     def stop_requested(self) -> str | None:
         """Why this trial was asked to end, or None."""
-        handle, number = self.storage.locate(self._trial_id, refresh=True)
-        return handle.standing(number)[0]
+        self.handle.refresh()
+        return self.handle.standing(self.number)[0]
 
     @property
     def lease_held(self) -> bool:
@@ -206,7 +209,7 @@ class Trial(optuna.trial.Trial):
             LeaseLost: another peer runs the trial now; the file was removed again.
             ConfigurationError: the store does not keep it, as Postgres files above 64 MB; the message says what to do.
         """
-        files = StudyArtifacts(self.storage, study_id_of(self.study))
+        files = StudyArtifacts(self.storage, self.study.study_id)
         return files.put(source, trial=self.number, filename=filename, mimetype=mimetype)
 
     @property
@@ -239,7 +242,8 @@ class Trial(optuna.trial.Trial):
 
         Of a trial that was lent to a child process, also what has come to the log from there.
         """
-        self._listen(*self.storage.locate(self._trial_id, refresh=True))
+        self.handle.refresh()
+        self._listen()
         return dict(cached_trial(self).intermediate_values)
 
     _resume: tuple[int, Path] | None = _NOT_FETCHED
@@ -305,3 +309,11 @@ def as_values(result: float | Sequence[float], *, expected: int) -> tuple[float,
             raise InvalidInput("the objective returned NaN")
         values.append(value)
     return tuple(values)
+
+
+def values_or_reason(result: float | Sequence[float], *, expected: int) -> tuple[tuple[float, ...] | None, str | None]:
+    """What an objective returned, as values of a COMPLETE trial; or why the trial fails."""
+    try:
+        return as_values(result, expected=expected), None
+    except InvalidInput as error:
+        return None, str(error)

@@ -52,7 +52,6 @@ if TYPE_CHECKING:
     from optuna.trial import FrozenTrial
 
     from hopaas_p2p.peer.log_client import LogClient
-    from hopaas_p2p.storage.handle import StudyHandle
     from hopaas_p2p.study.trial import Objective
     from hopaas_p2p.study_like import StudyLike
 
@@ -97,7 +96,7 @@ def take_part(open_study: Callable[..., Any], order: WorkOrder) -> WorkDone:
     storage = open_again(order.options)
     study = open_study(storage, order.study, sampler=order.sampler, pruner=order.pruner, create=False)
     try:
-        study.be_worker({_CREW: order.crew, _WORKER: str(order.number)})
+        study._be_worker({_CREW: order.crew, _WORKER: str(order.number)})
         study.optimize(order.objective, order.n_trials, order.timeout, catch=order.catch)
     except NothingSucceeded as error:
         return WorkDone(error)
@@ -167,14 +166,14 @@ class WatchedWorkers:
         """Whether a trial of one of these workers did not fail."""
         self._lost: set[int] = set()
         """Workers that were lost, and whose trials may still be running in the log."""
-        self._cursor = self._handle.log.session.cursor()
+        self._cursor = self._study.handle.log.session.cursor()
         self._shown: set[int] = set()
         if isinstance(self._executor, ProcessPoolExecutor):
             _check_travels(objective)
 
     def run(self, callbacks: Sequence[Callable[[FrozenTrial], None]], *, quiet: bool) -> None:
         """Run to the end; raises what the objective raised, or what interrupted this process."""
-        with ProgressLog(self._study.name, self._handle, quiet=quiet) as progress:
+        with ProgressLog(self._study.name, self._study.handle, quiet=quiet) as progress:
             try:
                 self._send(min(self._wanted, self._left or self._wanted))
                 while self._futures:
@@ -360,7 +359,7 @@ class WatchedWorkers:
             with self._study.storage.peer.in_a_hurry():
                 self._study.storage.peer.catch_up(self._log)
                 running = self._running()
-                self._study.storage.say(self._study.study_id, PeerDrain(peer=self._crew))
+                self._study.handle.say(PeerDrain(peer=self._crew))
                 if isinstance(error, interruptions()):
                     for trial in running:
                         self._write(TrialRelease(trial.number, trial.epoch, reason=why), owner=trial.owner)
@@ -376,12 +375,8 @@ class WatchedWorkers:
         _ = self._study.storage.peer.commit(self._log, record, owner=owner)
 
     @property
-    def _handle(self) -> StudyHandle:
-        return self._study.storage.handle(self._study.study_id)
-
-    @property
     def _log(self) -> LogClient[State]:
-        return self._handle.log
+        return self._study.handle.log
 
 
 def _was_taken_away(trial: Trial) -> bool:

@@ -189,5 +189,5 @@ def _attribute(study: StudyLike, tracker: Tracker, **changes: str | None) -> dic
     found: dict[str, Any] = json.loads(study.state.system.get(key, "{}"))
     if changes:
         found |= {"tracker": tracker.name, "place": tracker.place, **changes}
-        study.storage.say(study.study_id, StudySet(system={key: json.dumps(found)}))
+        study.handle.say(StudySet(system={key: json.dumps(found)}))
     return found

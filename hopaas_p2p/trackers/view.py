@@ -89,7 +89,7 @@ def look(study: StudyLike, *, settled: set[int] | None = None) -> StudyView:
     command = f"hopaas-p2p study show {shlex.quote(study.name)} --store {shlex.quote(study.storage.url)}"
     tags, handle, first = (
         notes.tags_by_trial(attributes),
-        study.storage.handle(study.study_id),
+        study.handle,
         first_id(study.study_id),
     )
     with handle.lock:

@@ -37,7 +37,7 @@ _NAMES: Final = ("lr", "depth", "momentum", "decay", "dropout")
 def _grown(url: str) -> Study:
     """A study of that many complete trials with 5 parameters and 10 reports each."""
     study = hopaas_p2p.open_study(url, "s", space={name: hopaas_p2p.Float(0, 1) for name in _NAMES})
-    log = study.storage.handle(study.study_id).log.log
+    log = study.handle.log.log
     numbers, lsn = random.Random(1), study.state.lsn
     dists = {name: Float(0.0, 1.0) for name in _NAMES}
     for first in range(0, _TRIALS, _TOGETHER):

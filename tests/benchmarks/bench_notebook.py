@@ -48,7 +48,7 @@ class Row(NamedTuple):
 def campaign(trials: int, name: str) -> Study:
     """A study whose log says all of it, as many peers would have written it."""
     study = hopaas_p2p.open_study(f"memory://{name}", name, space=_SPACE)
-    log = study.storage.handle(study.study_id).log.log
+    log = study.handle.log.log
     since = study.state.lsn
     for payload in _commits(trials):
         since = log.exchange(Outgoing(str(since), payload), since).entries[-1].lsn

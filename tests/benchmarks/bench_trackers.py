@@ -22,6 +22,7 @@ import hopaas_p2p
 from hopaas_p2p.study import Study
 from hopaas_p2p.trackers import MLflow, export_to
 from tests.support.mlflow_fixtures import a_server
+from tests.support.studies import opened_study
 
 TRIALS = 60
 STEADY = 600  # trials of a training, so that it outlasts the tracker's first look
@@ -107,7 +108,7 @@ def training(uri: str | None) -> float:
 def _study(name: str, **options: Any) -> Study:
     place = tempfile.mkdtemp(prefix="hopaas-bench-")
     sampler = optuna.samplers.RandomSampler(seed=0)
-    return hopaas_p2p.open_study(place, name, space=SPACE, sampler=sampler, **options)
+    return opened_study(place, name, space=SPACE, sampler=sampler, **options)
 
 
 def main() -> str:

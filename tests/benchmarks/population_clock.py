@@ -83,7 +83,7 @@ def search(task: Task, way: Way, *, size: int, seed: int) -> Trained:
         sampler=way.sampler(seed),
         pruner=optuna.pruners.NopPruner() if way.fidelity is None else None,
         fidelity=way.fidelity,
-        repeats="allow",
+        policy=hopaas_p2p.StudyPolicy(repeats="allow"),
     )
     try:
         return _searched(study, task, way, math.ceil(way.share * size * task.epochs), seed)

@@ -65,7 +65,10 @@ class Work:
         self._stop = directory / "stop"
         self._errors = directory / "peers.err"
         self.study = hopaas_p2p.open_study(
-            url, "live", space={"x": Float(0.0, 1.0), "opt": Categorical(("adam", "sgd"))}, lease_ttl=30.0
+            url,
+            "live",
+            space={"x": Float(0.0, 1.0), "opt": Categorical(("adam", "sgd"))},
+            policy=hopaas_p2p.StudyPolicy(lease_ttl=30.0),
         )
         self._peers = [self._start(site) for site in ("north", "south")]
 

@@ -280,7 +280,9 @@ def test_attributes_that_are_no_json_are_shown_as_they_are(store: str, cache: Re
 @pytest.mark.parametrize("kind", ["memory", "postgres", "s3"])
 def test_the_cache_reads_every_kind_of_store(kind: str, request: pytest.FixtureRequest) -> None:
     url = "memory://dashboard-feed" if kind == "memory" else request.getfixturevalue(f"{kind}_url")
-    study = hopaas_p2p.open_study(url, "shared", space={"x": hopaas_p2p.Float(0, 1)}, lease_ttl=30.0)
+    study = hopaas_p2p.open_study(
+        url, "shared", space={"x": hopaas_p2p.Float(0, 1)}, policy=hopaas_p2p.StudyPolicy(lease_ttl=30.0)
+    )
     cache = ReplicaCache(url)
     try:
         (listing,) = cache.studies()

@@ -89,7 +89,9 @@ def test_the_commands_of_the_page_on_postgres_run(own_server: Server, tmp_path: 
 def test_the_commands_of_the_page_on_leases_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOPAAS_SITE", "north")
     store = str(tmp_path / "store")
-    study = hopaas_p2p.open_study(store, "demo", space={"x": hopaas_p2p.Float(0, 1)}, lease_ttl=300)
+    study = hopaas_p2p.open_study(
+        store, "demo", space={"x": hopaas_p2p.Float(0, 1)}, policy=hopaas_p2p.StudyPolicy(lease_ttl=300)
+    )
     trials = [study.ask() for _ in range(18)]
 
     run_page("docs/leases.md", tmp_path, env={"HOPAAS_STORE": store, "XDG_STATE_HOME": str(tmp_path / "state")})

@@ -102,7 +102,7 @@ def test_two_bridges_may_run_at_once(bridge: BridgeProcess, near: Path, postgres
     try:
         study = hopaas_p2p.open_study(str(near), "s", space={"x": hopaas_p2p.Float(0, 1)}, budget=12)
         study.optimize(lambda trial: trial.params["x"], n_trials=12)
-        uuid = study.storage.handle(study.study_id).uuid
+        uuid = study.handle.uuid
         study.close()
     finally:
         second.kill()
@@ -118,9 +118,7 @@ def test_a_bucket_may_be_the_far_side(s3_url: str, tmp_path: Path) -> None:
     try:
         study = hopaas_p2p.open_study(str(tmp_path / "near"), "s", space={"x": hopaas_p2p.Float(0, 1)}, budget=3)
         study.optimize(lambda trial: trial.params["x"])
-        assert study.storage.peer.lease_valid(study.storage.handle(study.study_id).log, study.storage.peer.uuid), (
-            "its beat has crossed"
-        )
+        assert study.storage.peer.lease_valid(study.handle.log, study.storage.peer.uuid), "its beat has crossed"
         study.close()
         found = hopaas_p2p.open_study(s3_url, "s", create=False)
         assert [trial.state.name for trial in found.state.trials] == ["COMPLETE"] * 3

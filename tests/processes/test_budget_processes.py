@@ -26,7 +26,11 @@ for step in range(10_000):
 def test_a_killed_process_costs_what_it_ran_and_counts_toward_the_limit(tmp_path: Path) -> None:
     store = str(tmp_path / "store")
     study = hopaas_p2p.open_study(
-        store, "s", space={"x": hopaas_p2p.Float(0, 1)}, lease_ttl=2.0, attempts=1, budget=Budget(epochs=60)
+        store,
+        "s",
+        space={"x": hopaas_p2p.Float(0, 1)},
+        policy=hopaas_p2p.StudyPolicy(lease_ttl=2.0, attempts=1),
+        budget=Budget(epochs=60),
     )
     began = time.monotonic()
     with subprocess.Popen([sys.executable, "-c", _JOB, store], stdout=subprocess.PIPE, text=True) as job:

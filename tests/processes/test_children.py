@@ -132,7 +132,9 @@ def fork_and(leave: Callable[[], object]) -> None:
 def test_a_child_that_leaves_the_objective_of_its_parent_leaves_it_the_trial(
     tmp_path: Path, how: str, block: str
 ) -> None:
-    study = hopaas_p2p.open_study(tmp_path / "store", "s", space={"x": hopaas_p2p.Float(0, 1)}, lease_ttl=600.0)
+    study = hopaas_p2p.open_study(
+        tmp_path / "store", "s", space={"x": hopaas_p2p.Float(0, 1)}, policy=hopaas_p2p.StudyPolicy(lease_ttl=600.0)
+    )
     seen: list[tuple[str, int]] = []
     parent = os.getpid()
 
@@ -242,7 +244,7 @@ def test_a_trial_that_a_child_has_ended_takes_no_part_of_the_time_of_later_ones(
 
 
 def give_back(trial: hopaas_p2p.Trial, _value: float) -> None:
-    trial.storage.release(trial.id)
+    trial.handle.release(trial.number)
 
 
 def test_a_trial_is_told_to_its_own_study_only(tmp_path: Path) -> None:

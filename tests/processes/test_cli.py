@@ -247,7 +247,7 @@ def test_an_empty_store_lists_no_studies(tmp_path: Path) -> None:
 
 def test_the_audit_says_who_did_what_and_what_was_refused(here: dict[str, Any], study: Study) -> None:
     run("study", "pause", **here)
-    peer, log = study.storage.peer, study.storage.handle(study.study_id).log
+    peer, log = study.storage.peer, study.handle.log
     (verdict,) = peer.commit(log, TrialCreate())  # as if it had not heard of the pause
     assert verdict.refusal == "paused"
     lines = json.loads(run("study", "show", "--audit", "--json", **here).stdout)

@@ -157,7 +157,7 @@ def test_a_store_that_is_not_there_fails(tmp_path: Path) -> None:
 def test_unreadable_commits_are_counted_and_named(here: dict[str, Any], tmp_path: Path, study: Study) -> None:
     from hopaas_p2p.testing.commits import outgoing
 
-    uuid = study.storage.handle(study.study_id).uuid
+    uuid = study.handle.uuid
     log = DirectoryStore(tmp_path / "store").log(uuid)
     log.exchange(outgoing("garbage"), study.state.lsn)
     code, found = findings(**here)
@@ -167,7 +167,7 @@ def test_unreadable_commits_are_counted_and_named(here: dict[str, Any], tmp_path
 
 
 def test_snapshots_are_compared_with_replay(here: dict[str, Any], tmp_path: Path, study: Study) -> None:
-    uuid = study.storage.handle(study.study_id).uuid
+    uuid = study.handle.uuid
     log = DirectoryStore(tmp_path / "store").log(uuid)
     state = study.state
     log.put_snapshot(state.lsn, snapshot.dump(state))

@@ -36,7 +36,7 @@ def code(*words: str, **options: Any) -> int:
 
 
 def reclaim(study: Study, number: int) -> None:
-    study.storage.say(study.study_id, TrialReclaim(number, study.state.trials[number].epoch))
+    study.handle.say(TrialReclaim(number, study.state.trials[number].epoch))
 
 
 # --- the commands ------------------------------------------------------------------------------------------------

@@ -189,7 +189,11 @@ def test_a_child_samples_although_a_thread_of_its_parent_was_sampling_during_the
     samplers = {"tpe": hopaas_p2p.samplers.TPESampler(), "study's own": None}
     for name, sampler in samplers.items():
         study = hopaas_p2p.open_study(
-            tmp_path / "store", name, space={"x": hopaas_p2p.Float(0, 1)}, sampler=sampler, lease_ttl=600.0
+            tmp_path / "store",
+            name,
+            space={"x": hopaas_p2p.Float(0, 1)},
+            sampler=sampler,
+            policy=hopaas_p2p.StudyPolicy(lease_ttl=600.0),
         )
         study.tell(study.ask(), 0.5)
         locks: list[Any] = [study.sampler._lock, study._proposer._lock]  # type: ignore[attr-defined]

@@ -23,6 +23,7 @@ from hopaas_p2p.testing.invariants import check
 from tests.support import lease_peer
 from tests.support.lease_peer import NOTHING, POINTS, TOLD
 from tests.support.processes import SPACE, cli, patient, states, until
+from tests.support.studies import opened_study
 
 TTL = 1.0
 DAY = 86400 * 1_000_000
@@ -51,7 +52,7 @@ def studies(store: str) -> Iterator[Any]:
 
     def open_it(**options: Any) -> Study:
         defined = {"space": SPACE, "lease_ttl": TTL} if not opened else {}
-        opened.append(hopaas_p2p.open_study(store, "s", create=not opened, **{**defined, **options}))
+        opened.append(opened_study(store, "s", create=not opened, **{**defined, **options}))
         return opened[-1]
 
     yield open_it
@@ -271,12 +272,8 @@ def test_a_store_away_for_everybody_for_three_ttls_costs_nobody_its_trial(studie
     _, pipe = talk(lease_peer.tell_while_the_store_is_away)
     number, owner = hear(pipe)
     peer = study.storage.peer
-    looks = lambda: study.storage.handle(study.study_id).log.session.owners.next_look  # noqa: E731
-    until(
-        lambda: study.storage.handle(study.study_id).log.session.owners.detector.proven_alive(
-            owner, since=peer.clock() - TTL
-        )
-    )
+    looks = lambda: study.handle.log.session.owners.next_look  # noqa: E731
+    until(lambda: study.handle.log.session.owners.detector.proven_alive(owner, since=peer.clock() - TTL))
 
     pipe.send("lose it")
     assert hear(pipe) == "lost"
@@ -499,7 +496,7 @@ def test_a_damaged_checkpoint_costs_one_step_back(store: str, studies: Any, harm
         case "both":
             for one in owner.state.trials[0].checkpoints:
                 Path(store, "v1", "artifacts", one.key).write_bytes(b"")
-    owner.storage.release(trial._trial_id)
+    owner.handle.release(trial.number)
 
     again = other.ask()
     resumed = again.resume

@@ -41,7 +41,6 @@ from hopaas_p2p.errors import (
 )
 from hopaas_p2p.peer import peer as peer_module
 from hopaas_p2p.peer.peer import Peer
-from hopaas_p2p.storage import Storage
 from hopaas_p2p.storage.handle import StudyHandle
 from hopaas_p2p.storage.optuna_internals import pickle_prefixes
 from hopaas_p2p.stores.base import ExchangeResult, Outgoing
@@ -52,6 +51,7 @@ from hopaas_p2p.testing.commits import everything
 from tests.support.lease_peer import store_away
 from tests.support.processes import environment, until
 from tests.support.scribe import defined
+from tests.support.studies import opened_study
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
 SPACE = {"x": hopaas_p2p.Float(0, 1)}
@@ -76,7 +76,7 @@ def studies(tmp_path: Path) -> Iterator[Callable[..., Study]]:
     opened: list[Study] = []
 
     def join(**options: Any) -> Study:
-        opened.append(hopaas_p2p.open_study(tmp_path / "store", "s", space=SPACE, **options))
+        opened.append(opened_study(tmp_path / "store", "s", space=SPACE, **options))
         return opened[-1]
 
     yield join
@@ -183,7 +183,7 @@ def test_the_processes_that_train_a_retried_trial_leave_each_others_reports(
         first.report(-1.0, 0)
         first.report(-1.0, 9)
         first.checkpoint(b"weights", step=9)
-    other.storage.say(other.study_id, TrialReclaim(0, 1))
+    other.handle.say(TrialReclaim(0, 1))
     trial = other.ask()
     assert trial.attempt == 2
     for step in range(0, 9, 3):
@@ -210,7 +210,7 @@ def test_a_child_that_is_forked_when_its_parent_has_resumed_keeps_what_it_report
     for step in range(4):
         first.report(-1.0, step)
     first.checkpoint(b"weights", step=1)
-    other.storage.say(other.study_id, TrialReclaim(0, 1))
+    other.handle.say(TrialReclaim(0, 1))
     trial = other.ask()
     assert trial.resume is not None
 
@@ -237,7 +237,7 @@ def test_a_process_that_had_a_trial_before_it_was_released_reports_under_the_new
         copies.append(pickle.loads(pickle.dumps(trial)))
         copies[-1].report(value, int(value))
         if value == 1.0:
-            study.storage.release(trial.id)
+            study.handle.release(trial.number)
     study.tell(trial, 0.5)
     assert studies().trials[0].intermediate_values == {2: 2.0}
     copies[0].storage.close()
@@ -265,7 +265,7 @@ kept = []
 
 def work(store):
     import hopaas_p2p
-    study = hopaas_p2p.open_study(store, "s", create=False, linger=3600.0)
+    study = hopaas_p2p.open_study(hopaas_p2p.open_storage(store, create=False, linger=3600.0), "s", create=False)
     trial = study.ask()
     trial.report(0.5, 1)
     kept.append(trial)
@@ -389,7 +389,7 @@ def test_a_late_result_has_what_was_reported_when_the_outage_began(studies: Call
         trial.report(0.2, 2)
         trial.set_user_attr("note", "kept")
         study.tell(trial, 0.5)
-    other.storage.say(other.study_id, TrialReclaim(0, 1))
+    other.handle.say(TrialReclaim(0, 1))
     study.storage.flush()
 
     late = next(trial for trial in other.trials if trial.value == 0.5)
@@ -402,7 +402,7 @@ def test_a_late_result_has_what_was_reported_when_the_outage_began(studies: Call
 def test_a_late_result_keeps_its_parameters_and_reports_beside_a_lot_of_text(studies: Callable[..., Study]) -> None:
     study, other = studies(patience=0.0), studies()
     trial = study.ask()
-    other.storage.say(other.study_id, TrialReclaim(0, 1))
+    other.handle.say(TrialReclaim(0, 1))
     trial.report(0.1, 1)
     for part in range(3):
         trial.set_user_attr(f"text {part}", "x" * 400_000)
@@ -590,7 +590,7 @@ def test_a_result_is_on_disk_whatever_a_store_fails_with(
         with pytest.raises(type(error)):
             study.tell(first, 0.5)
         assert [spooled.trials for _, spooled in spool.waiting()] == [[0]]
-        study.storage.finish(second.id, optuna.trial.TrialState.COMPLETE, (0.25,), defer=True)
+        study.handle.finish(second.number, optuna.trial.TrialState.COMPLETE, (0.25,), defer=True)
         peer.say_farewell()
         assert {number for _, spooled in spool.waiting() for number in spooled.trials} == {0, 1}
     other = studies()
@@ -1222,14 +1222,14 @@ def test_a_trial_that_was_reclaimed_before_its_start_was_heard_of_is_not_run(
     study, other = studies(), studies()
     for one in (study, other):
         one.storage.peer.jobs.stop(within=10.0)
-    log = study.storage.handle(study.study_id).log.log
+    log = study.handle.log.log
     real, answers = WriteOnceLog.exchange, [False]
 
     def exchange(self: WriteOnceLog, outgoing: Outgoing | None, *arguments: Any) -> Any:
         receipt = real(self, outgoing, *arguments)
         if self is log and outgoing is not None and not answers[0]:
             answers[0] = True
-            other.storage.say(other.study_id, TrialReclaim(0, 1))  # the store was away from here for longer than ttl
+            other.handle.say(TrialReclaim(0, 1))  # the store was away from here for longer than ttl
             raise StoreUnreachable
         return receipt
 
@@ -1267,11 +1267,11 @@ def test_a_worker_whose_job_ends_does_not_wait_long_to_return_its_trial(
     said: list[str] = []
     hurries: list[bool] = []
 
-    def release(storage: Storage, *_: object, **__: object) -> bool:
-        hurries.append(storage.peer.hurried)
+    def release(handle: StudyHandle, *_: object, **__: object) -> bool:
+        hurries.append(handle.peer.hurried)
         raise StoreUnreachable
 
-    monkeypatch.setattr(Storage, "release", release)
+    monkeypatch.setattr(StudyHandle, "release", release)
     worker = Worker(
         study,
         ["sleep", "600"],

@@ -25,6 +25,7 @@ from hopaas_p2p.notebook import watch as watch_module
 from hopaas_p2p.notebook.watch import Watching
 from hopaas_p2p.study import Study
 from tests.support.processes import ROOT, cli, environment, start, states, until
+from tests.support.studies import opened_study
 
 _names = itertools.count()
 PLOTS = ["history", "importances", "slice", "parallel", "timeline", "intermediate"]
@@ -42,7 +43,7 @@ def new() -> Iterator[Callable[..., Study]]:
     opened: list[Study] = []
 
     def make(name: str = "s", **options: Any) -> Study:
-        opened.append(hopaas_p2p.open_study(f"memory://notebook-{next(_names)}", name, **{"space": SPACE, **options}))
+        opened.append(opened_study(f"memory://notebook-{next(_names)}", name, **{"space": SPACE, **options}))
         return opened[-1]
 
     yield make
@@ -213,7 +214,7 @@ def test_looking_writes_nothing_and_asks_the_store_for_nothing(
     study = new(budget=12)
     study.optimize(objective)
     asked: list[Any] = []
-    log = study.storage.handle(study.study_id).log.log
+    log = study.handle.log.log
     monkeypatch.setattr(log, "exchange", lambda *words: asked.append(words))
 
     for plot in PLOTS:
@@ -275,11 +276,11 @@ def test_an_outage_is_shown_and_passes(
     study.optimize(objective, n_trials=2)
     watching = study.watch(interval=0.01)
 
-    def out_of_reach(_study_id: int) -> None:
+    def out_of_reach() -> None:
         raise StoreUnreachable("the store <b>sleeps</b>")
 
     with monkeypatch.context() as patch:
-        patch.setattr(study.storage, "state", out_of_reach)
+        patch.setattr(study.handle, "refresh", out_of_reach)
         until(lambda: "the store &lt;b&gt;sleeps" in screen.pictures[-1], 30)
         assert "2 of 6 trials used" in screen.pictures[-1]
     until(lambda: "sleeps" not in screen.pictures[-1], 30)

@@ -221,7 +221,7 @@ class LosesTheFirst(ThreadPoolExecutor):
             return super().submit(function, *arguments, **options)
         *_, order = arguments
         self.lost = hopaas_p2p.open_study(open_again(order.options), order.study, create=False)
-        self.lost.be_worker({"crew": order.crew, "worker": str(order.number)})
+        self.lost._be_worker({"crew": order.crew, "worker": str(order.number)})
         for _ in range(self._ended):
             self.lost.tell(self.lost.ask(), 0.5)
         self.lost.ask()

@@ -60,9 +60,8 @@ def _study(store: str) -> Study:
         store,
         "s",
         space={"lr": hopaas_p2p.Float(0.01, 1.0, log=True)},
-        fidelity=hopaas_p2p.Population(size=5, every=3, max=9, quantile=0.4),  # so that some copy, most times
-        lease_ttl=2.0,
-        attempts=100,
+        fidelity=hopaas_p2p.Population(size=5, every=3, max=9, quantile=0.4),
+        policy=hopaas_p2p.StudyPolicy(lease_ttl=2.0, attempts=100),
     )
 
 

@@ -35,7 +35,9 @@ def test_eight_processes_killed_at_random_lose_no_acknowledged_tell(tmp_path: Pa
 
 def test_the_budget_is_exact_though_processes_are_killed(tmp_path: Path) -> None:
     url = str(tmp_path / "store")
-    study = hopaas_p2p.open_study(url, "massacre", budget=240, lease_ttl=1.5, attempts=50)
+    study = hopaas_p2p.open_study(
+        url, "massacre", budget=240, policy=hopaas_p2p.StudyPolicy(lease_ttl=1.5, attempts=50)
+    )
     study.storage.close()
 
     outcome = massacre(url, tmp_path, seed=2, work=work_with_the_study_api, workers=6, total=240, kills=8)

@@ -31,7 +31,7 @@ def own_spool(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def leave_in_spool(url: str, value: float = 0.25) -> None:
     """A peer whose store goes away in the middle of a trial, and stays away."""
-    study = hopaas_p2p.open_study(url, "s", space=SPACE, patience=0.0)
+    study = hopaas_p2p.open_study(hopaas_p2p.open_storage(url, patience=0.0), "s", space=SPACE)
     trial = study.ask()
     study.storage.flush()
     with store_away():
@@ -92,13 +92,13 @@ def test_of_a_study_that_was_deleted_a_result_stays_and_the_way_to_be_rid_of_it_
     url = f"{tmp_path}/store"
     study = hopaas_p2p.open_study(url, "s", space=SPACE)
     trial = study.ask()
-    finish, log = study.storage.finish, study.storage.handle(study.study_id).log.log
+    finish, log = study.handle.finish, study.handle.log.log
 
     def deleted_meanwhile(*words: object, **more: object) -> None:
         log.destroy()
         finish(*words, **more)
 
-    monkeypatch.setattr(study.storage, "finish", deleted_meanwhile)
+    monkeypatch.setattr(study.handle, "finish", deleted_meanwhile)
     with pytest.raises(StudyDeleted):
         study.tell(trial, 0.25)
     study.close()
@@ -213,7 +213,7 @@ def test_a_password_in_the_url_is_no_obstacle(place: Place) -> None:
 
 def tell_twice(tmp_path: Path) -> tuple[hopaas_p2p.Study, hopaas_p2p.Study]:
     """One trial is told two values by two peers while the store is away."""
-    first = hopaas_p2p.open_study(f"{tmp_path}/store", "s", space=SPACE, patience=0.0)
+    first = hopaas_p2p.open_study(hopaas_p2p.open_storage(f"{tmp_path}/store", patience=0.0), "s", space=SPACE)
     trial = first.ask()
     first.storage.flush()
     second = pickle.loads(pickle.dumps(first))

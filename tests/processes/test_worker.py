@@ -750,7 +750,7 @@ def test_run_says_that_the_trial_of_a_result_was_taken_over(study: Study, tmp_pa
     """
     running = start("run", *WORKER[1:], "--", *script(tmp_path, body), cwd=tmp_path)
     until(ready.exists)
-    study.storage.say(study.study_id, TrialReclaim(0, study.state.trials[0].epoch))
+    study.handle.say(TrialReclaim(0, study.state.trials[0].epoch))
     go.touch()
 
     assert running.wait(30) == 11

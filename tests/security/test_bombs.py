@@ -315,8 +315,8 @@ def test_a_list_of_ten_thousand_studies_opens_a_hundred(tmp_path: Path, monkeypa
     store.catalog().exchange(Outgoing("mallory:1", codec.encode(Commit("mallory", 1, "mallory", 0, many))), 1)
     store.close()
     opened: list[int] = []
-    read = Storage._read
-    monkeypatch.setattr(Storage, "_read", lambda self, study: (opened.append(study), read(self, study))[1])
+    read = Storage.state
+    monkeypatch.setattr(Storage, "state", lambda self, study: (opened.append(study), read(self, study))[1])
 
     def listed(*words: str) -> list[str]:
         opened.clear()

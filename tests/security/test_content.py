@@ -485,7 +485,7 @@ def test_every_page_of_the_dashboard_goes_on(poisoned: str, address: str) -> Non
 def test_a_queued_trial_that_optuna_refuses_fails_and_the_next_is_run(tmp_path: Path) -> None:
     study = open_study(str(tmp_path), "s", space=SPACE)
     for fixed in ('{"lr":"abc"}', '{"opt":[1]}', '{"lr":0.05}'):
-        study.storage.say(study.study_id, TrialCreate(WAITING, system={"fixed_params": fixed}))
+        study.handle.say(TrialCreate(WAITING, system={"fixed_params": fixed}))
     asked = study.ask()
     assert (asked.number, asked.params["lr"]) == (2, 0.05)
     failed = study.state.trials[:2]
@@ -503,7 +503,7 @@ def test_a_sampler_of_optunas_that_raises_on_the_study_samples_one_by_one(
     need("GP")
     study = open_study(str(tmp_path), "s", space=SPACE, sampler=SAMPLERS["GP"]())
     for constraints in ("[1]", "[1,2]", "[1]"):
-        study.storage.say(study.study_id, with_system("constraints", constraints))
+        study.handle.say(with_system("constraints", constraints))
     assert study.ask().params.keys() == SPACE.keys()
     assert "number of constraints must be the same" in caplog.text
     study.close()

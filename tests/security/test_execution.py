@@ -118,7 +118,7 @@ def test_a_text_that_comes_later_fails_its_trial_with_the_reason(tmp_path: Path)
     """Somebody queued it before the study had a space, which does not have it."""
     study = hopaas_p2p.open_study(str(tmp_path / "store"), "s", budget=1)
     draw = Categorical((EVIL,))
-    study.storage.say(study.study_id, TrialCreate(WAITING, params={"kind": 0.0}, dists={"kind": draw}))
+    study.handle.say(TrialCreate(WAITING, params={"kind": 0.0}, dists={"kind": draw}))
     study.set_space({"kind": Categorical(("adam",))})
     worker = Worker(study, ["echo", '{{"value": 1, "kind": "{kind}"}}'], logs=tmp_path / "logs", max_trials=1)
     worker.work()
@@ -141,7 +141,7 @@ def test_a_trial_that_no_program_can_be_given_fails_and_its_worker_goes_on(tmp_p
     study = hopaas_p2p.open_study(str(tmp_path / "store"), "s", space={"x": Categorical((long, "b"))}, budget=3)
     note = TrialCreate(WAITING, params={"x": 1.0, "note": 0.0}, dists={"note": Categorical((long,))})
     for one in (note, TrialCreate(WAITING, params={"x": 0.0})):
-        study.storage.say(study.study_id, one)
+        study.handle.say(one)
     study.enqueue_trial({"x": "b"})
     said: list[str] = []
     command = ["sh", "-c", """env | grep -q note || echo '{"value": 1}'"""]
@@ -205,7 +205,7 @@ def test_an_export_to_a_terminal_moves_no_cursor(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     study = hopaas_p2p.open_study(str(tmp_path), "s")
-    study.storage.say(study.study_id, TrialCreate(WAITING, user={"a": '"\u009b31m\u202e"'}))
+    study.handle.say(TrialCreate(WAITING, user={"a": '"\u009b31m\u202e"'}))
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True, raising=False)
     export_study(study, "-")
     study.close()

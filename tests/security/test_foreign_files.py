@@ -50,7 +50,7 @@ def file(tmp_path: Path, data: str = "secret") -> Path:
 def name_it(study: Study, artifact_id: str, name: str = "stolen.pt") -> None:
     """Write an attribute that says that the file of this id is this study's."""
     fields = json.dumps({"artifact_id": artifact_id, "filename": name, "mimetype": "text/html"})
-    study.storage.say(study.study_id, StudySet(system={f"artifacts:{artifact_id}": json.dumps(fields)}))
+    study.handle.say(StudySet(system={f"artifacts:{artifact_id}": json.dumps(fields)}))
 
 
 def test_a_file_of_another_study_is_neither_fetched_nor_removed(studies: tuple[Study, Study], tmp_path: Path) -> None:
@@ -95,10 +95,8 @@ def test_a_checkpoint_that_names_another_studys_file_is_not_loaded_and_takes_not
     key = f"{own.id[:32]}/file/{own.id[33:]}"
     trial = theirs.ask()
     assert own.size is not None and own.sha256 is not None
-    theirs.storage.handle(theirs.study_id).checkpoint(
-        trial.number, Checkpoint(0, key, own.size, own.sha256), within=None
-    )
-    uuid = theirs.storage.handle(theirs.study_id).uuid
+    theirs.handle.checkpoint(trial.number, Checkpoint(0, key, own.size, own.sha256), within=None)
+    uuid = theirs.handle.uuid
 
     with caplog.at_level(logging.WARNING):
         found = checkpoints.load(store, uuid, theirs.state.trials[trial.number].checkpoints, tmp_path)
@@ -160,7 +158,7 @@ def test_the_shell_removes_no_file_of_another_study(tmp_path: Path) -> None:
         own = mine.artifacts().put(file(tmp_path))
         with contextlib.closing(hopaas_p2p.open_study(store, "theirs")) as theirs:
             name_it(theirs, own.id)
-            theirs.storage.say(theirs.study_id, StudySet(system={SUM + own.id: json.dumps({"size": 6})}))
+            theirs.handle.say(StudySet(system={SUM + own.id: json.dumps({"size": 6})}))
 
         got = cli("artifact", "get", own.id, str(tmp_path / "got"), "--store", store, "--study", "theirs", check=False)
         cli("artifact", "rm", own.id, "--store", store, "--study", "theirs")

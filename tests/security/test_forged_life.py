@@ -63,8 +63,8 @@ def watch(store: Store, uuid: str, forge: Callable[[Store, str, int], None] | No
 def study(tmp_path: Path) -> tuple[str, str]:
     """A store with a study in which ann, who is dead, runs a trial; and the study's uuid."""
     url = str(tmp_path / "store")
-    made = hopaas_p2p.open_study(url, "s", lease_ttl=TTL)
-    uuid = made.storage.handle(made.study_id).uuid
+    made = hopaas_p2p.open_study(url, "s", policy=hopaas_p2p.StudyPolicy(lease_ttl=TTL))
+    uuid = made.handle.uuid
     made.close()
     store = open_store(url)
     say(store, uuid, 1, TrialCreate(), TrialSet(0, 1, reports={0: 0.5, 1: 0.25}))
@@ -84,7 +84,7 @@ def test_a_trial_that_forged_signs_of_life_keep_is_ended_by_an_operator_with_all
     url, uuid = study
     assert watch(open_store(url), uuid, forge), "not defended"
 
-    operator = hopaas_p2p.open_study(url, "s", create=False, operator=True)
+    operator = hopaas_p2p.open_study(hopaas_p2p.open_storage(url, operator=True, create=False), "s", create=False)
     operator.take_over(0, state="fail", reason="its peer is dead")
     ended = operator.trials[0]
     assert ended.state.name == "FAIL"

@@ -307,7 +307,7 @@ def test_a_joiner_that_finds_a_forged_snapshot_reads_the_log_instead(tmp_path: P
     url = str(tmp_path / "store")
     study = hopaas_p2p.open_study(url, "s")
     study.optimize(lambda trial: trial.suggest_float("x", 0, 1), n_trials=3)
-    state, uuid = study.state, study.storage.handle(study.study_id).uuid
+    state, uuid = study.state, study.handle.uuid
     digest = snapshot.digest(state)
     changed = snapshot.load(snapshot.dump(state))
     changed.trials[1].values = (NAN,)

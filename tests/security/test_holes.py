@@ -26,7 +26,7 @@ def test_an_object_ahead_of_the_end_ends_neither_a_study_nor_the_store(
         hopaas_p2p.open_study(s3_url, "s", space={"x": hopaas_p2p.Float(0, 1)}, budget=20)
     ) as study:
         study.tell(study.ask(), 1.0)
-        uuid = study.storage.handle(study.study_id).uuid
+        uuid = study.handle.uuid
         store = open_store(s3_url)
         assert isinstance(store, S3Store)
         for log in (store.log(uuid), store.catalog()):

@@ -231,7 +231,7 @@ def test_in_a_directory_doctor_finds_a_name_under_which_two_wrote_the_same_numbe
     study = hopaas_p2p.open_study(str(tmp_path), "s")
     number = study.ask().number
     peer = study.storage.peer
-    log = open_store(str(tmp_path)).log(study.storage.handle(study.study_id).uuid)
+    log = open_store(str(tmp_path)).log(study.handle.uuid)
 
     def names() -> list[Finding]:
         with contextlib.closing(open_store(str(tmp_path))) as store:

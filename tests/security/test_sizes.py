@@ -91,14 +91,14 @@ def test_a_study_that_cannot_be_opened_does_not_hide_the_others(
     for uuid, name in (("a" * 16, "good"), ("b" * 16, "bad")):
         Scribe(name=name).put_into(str(tmp_path), uuid=uuid)
     storage = hopaas_p2p.open_storage(str(tmp_path))
-    read = storage._read
+    read = storage.state
 
     def broken(study_id: int) -> object:
         if study_id == 1:
             raise StoreCorrupt("a commit is gone")
         return read(study_id)
 
-    monkeypatch.setattr(storage, "_read", broken)
+    monkeypatch.setattr(storage, "state", broken)
     with caplog.at_level(logging.WARNING, "hopaas_p2p"):
         assert [one.study_name for one in storage.get_all_studies()] == ["good"]
     assert "'bad' cannot be opened: a commit is gone" in caplog.text
@@ -188,6 +188,6 @@ def test_a_file_is_not_fetched_beyond_the_size_that_it_was_said_to_have(tmp_path
         study.artifacts().get(one, tmp_path / "fetched", progress=came.append)
     assert sum(came) == 0
     state = study.storage.state(study.study_id)
-    kept, uuid = state.trials[trial.number].checkpoints, study.storage.handle(study.study_id).uuid
+    kept, uuid = state.trials[trial.number].checkpoints, study.handle.uuid
     assert load(study.storage.peer.store.artifacts(), uuid, kept, tmp_path) is None
     study.close()

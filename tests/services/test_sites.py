@@ -35,7 +35,8 @@ _SHARE: Final = 4  # trials that each peer runs
 _PEER: Final = """
 import sys
 import hopaas_p2p
-study = hopaas_p2p.open_study(sys.argv[1], "campaign", create=False, patience=120)
+storage = hopaas_p2p.open_storage(sys.argv[1], create=False, patience=120)
+study = hopaas_p2p.open_study(storage, "campaign", create=False)
 def objective(trial):
     for step in range(3):
         trial.report(trial.params["x"], step)

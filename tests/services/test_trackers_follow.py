@@ -277,7 +277,7 @@ def test_who_may_only_read_exports_all_the_same(
     def denied(*_: Any) -> None:
         raise Denied
 
-    monkeypatch.setattr(study.storage, "say", denied)
+    monkeypatch.setattr(study.handle, "say", denied)
     followers = BackgroundExports(study, [Pen(notebook)], every=0.05)
 
     until(lambda: notebook.states == {0: "COMPLETE"})

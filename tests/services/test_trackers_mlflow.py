@@ -24,7 +24,7 @@ needed("mlflow")
 @pytest.fixture
 def study(tmp_path: Path) -> Iterator[Study]:
     """One COMPLETE trial with a file, one PRUNED, one failed."""
-    one = three_trials(tmp_path, direction="maximize")
+    one = three_trials(tmp_path, directions="maximize")
     yield one
     one.close()
 

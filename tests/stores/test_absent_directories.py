@@ -132,7 +132,9 @@ def away(mounted: Mounted) -> Iterator[Path]:
 @pytest.mark.parametrize("create", [True, False])
 def test_a_store_that_is_away_is_not_begun_anew(away: Path, create: bool) -> None:
     with pytest.raises(StoreAway, match="This machine has seen one there"):
-        hopaas_p2p.open_study(away, "s", space=SPACE, create=create, store_wait=0.1)
+        hopaas_p2p.open_study(
+            hopaas_p2p.open_storage(away, store_wait=0.1, create=create), "s", space=SPACE, create=create
+        )
 
 
 def test_opening_waits_until_it_is_mounted_again(

@@ -115,14 +115,14 @@ def test_a_file_of_a_trial_that_was_taken_over_unnoticed_is_not_acknowledged(
     other = hopaas_p2p.open_study(study.storage.url, "s", create=False)
     with monkeypatch.context() as patched:
         patched.setattr(Peer, "refresh_for_reading", lambda *_: None)  # a read may be as old as the store's freshness
-        other.storage.say(other.study_id, TrialReclaim(0, 1))
+        other.handle.say(TrialReclaim(0, 1))
         with pytest.raises(LeaseLost):
             mine.upload(file("model.pt"))
     assert other.artifacts().list() == []
-    assert list(artifacts_of(study.storage.peer.store).keys(f"{study.storage.handle(study.study_id).uuid}/file/")) == []
+    assert list(artifacts_of(study.storage.peer.store).keys(f"{study.handle.uuid}/file/")) == []
     with pytest.raises(LeaseLost) as lost:
         study.tell(trial, 0.5)
-    other.storage.peer.catch_up(other.storage.handle(other.study_id).log)
+    other.storage.peer.catch_up(other.handle.log)
     assert other.artifacts().list(lost.value.kept_as) == [], "nor does a late result name it"
     for one in {mine.storage, other.storage} - {study.storage}:
         one.close()
@@ -235,8 +235,8 @@ def test_the_bytes_stay_when_what_is_said_of_them_goes_out_later(
     tmp_path: Path, file: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, error: BaseException, *, of_trial: bool
 ) -> None:
     """The store is away between the two: the attribute is queued, and must not come to speak of a file that is gone."""
-    study = hopaas_p2p.open_study(tmp_path / "store", "s", patience=0.0)
-    log = study.storage.handle(study.study_id).log.log
+    study = hopaas_p2p.open_study(hopaas_p2p.open_storage(tmp_path / "store", patience=0.0), "s")
+    log = study.handle.log.log
 
     trial = study.ask().number if of_trial else None
 

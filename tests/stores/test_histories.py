@@ -38,7 +38,7 @@ def join() -> Iterator[Callable[[str], Study]]:
     opened: list[Study] = []
 
     def joined(url: str) -> Study:
-        opened.append(hopaas_p2p.open_study(url, "s", space=SPACE, store_wait=5, patience=5))
+        opened.append(hopaas_p2p.open_study(hopaas_p2p.open_storage(url, store_wait=5, patience=5), "s", space=SPACE))
         return opened[-1]
 
     yield joined

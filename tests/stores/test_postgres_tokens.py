@@ -161,7 +161,7 @@ def test_a_token_that_ends_under_a_running_trial_ends_no_training_and_loses_no_r
     trial = study.ask()
     access.revoke_token(place.admin, token[0])
 
-    study.storage.handle(study.study_id).log.pulled_at = -1e9  # a read would like to have it fresher
+    study.handle.log.pulled_at = -1e9  # a read would like to have it fresher
     trial.report(0.5, 1)
     assert not trial.should_prune()
     with pytest.raises(Denied, match=r"is kept in .* hopaas-p2p spool send"):

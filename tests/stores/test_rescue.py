@@ -44,7 +44,7 @@ def own_spool(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def filled(url: Path, trials: int, *, snapshot: bool = False) -> tuple[str, list[float]]:
     """The uuid of a study with so many trials, and their values; if asked for, once there is a snapshot."""
     with contextlib.closing(hopaas_p2p.open_study(url, "s", space=SPACE)) as study:
-        uuid = study.storage.handle(study.study_id).uuid
+        uuid = study.handle.uuid
         for number in range(trials):
             study.tell(study.ask(), float(number))
         if snapshot:
@@ -133,10 +133,10 @@ def test_a_snapshot_behind_the_damage_stands_for_it(tmp_path: Path) -> None:
 def test_a_live_peer_hands_over_what_it_knows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(handover, "REQUESTS_EVERY", 1.0)
     store = tmp_path / "store"
-    study = hopaas_p2p.open_study(store, "s", space=SPACE, lease_ttl=3.0)
+    study = hopaas_p2p.open_study(store, "s", space=SPACE, policy=hopaas_p2p.StudyPolicy(lease_ttl=3.0))
     for number in range(6):
         study.tell(study.ask(), float(number))
-    uuid = study.storage.handle(study.study_id).uuid
+    uuid = study.handle.uuid
     commit_file(store, uuid, 6).unlink()
     over = threading.Event()
     found: list[dict[str, object]] = []
@@ -177,7 +177,7 @@ def test_what_could_not_be_sent_is_added(tmp_path: Path) -> None:
 
     store = tmp_path / "store"
     uuid, _ = filled(store, trials=4)
-    study = hopaas_p2p.open_study(store, "s", space=SPACE, patience=0.0)
+    study = hopaas_p2p.open_study(hopaas_p2p.open_storage(store, patience=0.0), "s", space=SPACE)
     trial = study.ask()
     study.storage.flush()
     with store_away():
@@ -249,7 +249,7 @@ def test_what_a_log_has_lost_by_a_return_to_an_older_copy_is_told_and_rescued(tm
             study.tell(study.ask(), value)
         store.rename(tmp_path / "newer")
         (tmp_path / "copy").rename(store)
-        study.storage.handle(study.study_id).log.log._history._checked_at = 0.0  # type: ignore[attr-defined]
+        study.handle.log.log._history._checked_at = 0.0  # type: ignore[attr-defined]
         with pytest.raises(BrokenChain):
             study.ask()
     assert values(store, "s") == [0.0, 1.0]
@@ -274,8 +274,8 @@ def test_commits_that_were_cleaned_up_are_not_taken_for_lost(s3_url: str) -> Non
     with contextlib.closing(hopaas_p2p.open_study(s3_url, "s", space=SPACE)) as study:
         for value in (0.0, 1.0):
             study.tell(study.ask(), value)
-        uuid = study.storage.handle(study.study_id).uuid
-        log = study.storage.handle(study.study_id).log
+        uuid = study.handle.uuid
+        log = study.handle.log
         spool.keep(log.session.history(), store=s3_url, study=uuid, name="s", at=0, why="history")
         log.write_snapshot()
         study.tell(study.ask(), 2.0)

@@ -192,7 +192,9 @@ def test_a_server_that_stays_broken_is_given_up_in_time_and_found_again(log: Buc
 def test_a_trial_is_told_across_an_outage(s3_server: S3Server, proxy: FaultProxy, prefix: str) -> None:
     import hopaas_p2p
 
-    study = hopaas_p2p.open_study(s3_server.url(prefix, endpoint=proxy.endpoint), "s", patience=60.0)
+    study = hopaas_p2p.open_study(
+        hopaas_p2p.open_storage(s3_server.url(prefix, endpoint=proxy.endpoint), patience=60.0), "s"
+    )
     trial = study.ask()
     proxy.always = lambda request: s3_faults.BROKEN if request.kind in ("PUT", "GET") else None
     teller = threading.Thread(target=study.tell, args=(trial, 1.0))
@@ -211,7 +213,9 @@ def test_a_trial_is_told_across_an_outage(s3_server: S3Server, proxy: FaultProxy
 
 
 def test_a_trial_is_told_across_a_minute_of_500s(s3_server: S3Server, proxy: FaultProxy, prefix: str) -> None:
-    study = hopaas_p2p.open_study(s3_server.url(prefix, endpoint=proxy.endpoint), "s", patience=300.0)
+    study = hopaas_p2p.open_study(
+        hopaas_p2p.open_storage(s3_server.url(prefix, endpoint=proxy.endpoint), patience=300.0), "s"
+    )
     trial = study.ask()
     end = time.monotonic() + 60.0
     proxy.always = lambda _: s3_faults.BROKEN if time.monotonic() < end else None

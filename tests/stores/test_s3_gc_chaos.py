@@ -39,7 +39,9 @@ def test_a_bucket_that_is_cleaned_up_under_workers_keeps_all_that_counts(
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
     monkeypatch.setenv("TMPDIR", str(tmp_path))
     space = {"x": hopaas_p2p.Float(0, 1)}
-    hopaas_p2p.open_study(s3_url, "s", space=space, budget=_TOTAL, lease_ttl=20.0).close()
+    hopaas_p2p.open_study(
+        s3_url, "s", space=space, budget=_TOTAL, policy=hopaas_p2p.StudyPolicy(lease_ttl=20.0)
+    ).close()
     with contextlib.closing(hopaas_p2p.open_storage(s3_url)) as storage:
         deleted = hopaas_p2p.open_study(storage, "deleted", space=space)
         deleted.artifacts().put(Path(__file__))

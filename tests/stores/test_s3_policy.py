@@ -83,7 +83,7 @@ class Bucket:
         self.prefix = server.new_prefix()
         self.url = server.url(self.prefix)
         study = hopaas_p2p.open_study(self.url, "mine", space={"x": hopaas_p2p.Float(0, 1)}, budget=40)
-        self.uuid = study.storage.handle(study.study_id).uuid
+        self.uuid = study.handle.uuid
         study.close()
 
     @contextlib.contextmanager

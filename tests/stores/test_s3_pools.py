@@ -92,7 +92,7 @@ def _finished(payloads: list[bytes]) -> set[float]:
 def test_nothing_acknowledged_is_lost_when_a_server_gets_a_second_pool(server: Imitation, seed: int) -> None:
     url = server.url("store")
     study = hopaas_p2p.open_study(url, "s", space={"x": hopaas_p2p.Float(0, 1)})
-    uuid = study.storage.handle(study.study_id).uuid
+    uuid = study.handle.uuid
     study.close()
     stop = threading.Event()
     workers = [_Worker(url, index, stop) for index in range(PEERS)]
@@ -146,7 +146,7 @@ def test_a_commit_that_is_overwritten_behind_its_writer_is_noticed_by_it(server:
     """All that is written behind it follows it, so no sum tells."""
     url = server.url("store")
     study = hopaas_p2p.open_study(url, "s", space={"x": hopaas_p2p.Float(0, 1)})
-    part = study.storage.handle(study.study_id)
+    part = study.handle
     study.tell(study.ask(), 1.0)
     store = S3Store(url, create=False)
     store.objects.put(f"study/{part.uuid}/log/{part.state.lsn:020d}", b"another's")

@@ -80,7 +80,7 @@ def test_a_directory_bucket_is_refused_with_the_reason() -> None:
 
 def test_a_study_whose_first_commit_was_overwritten_is_damaged(server: Imitation) -> None:
     study = hopaas_p2p.open_study(server.url("store"), "s", space={"x": hopaas_p2p.Float(0, 1)})
-    uuid = study.storage.handle(study.study_id).uuid
+    uuid = study.handle.uuid
     study.tell(study.ask(), 1.0)
     study.close()
     store = S3Store(server.url("store"))

@@ -29,7 +29,7 @@ def own_spool(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def begun(url: str) -> Study:
     """A study in which three trials were told."""
-    study = hopaas_p2p.open_study(url, "s", space=SPACE, patience=0.0)
+    study = hopaas_p2p.open_study(hopaas_p2p.open_storage(url, patience=0.0), "s", space=SPACE)
     for value in (1.0, 2.0, 3.0):
         study.tell(study.ask(), value)
     return study
@@ -91,7 +91,7 @@ def test_results_that_a_real_server_took_before_it_was_killed_are_in_the_spool_a
 def test_a_process_that_takes_part_compares_them_with_the_log_and_appends_nothing(server: Imitation) -> None:
     url = server.url("store")
     study = begun(url)
-    uuid, head = study.storage.handle(study.study_id).uuid, study.state.lsn
+    uuid, head = study.handle.uuid, study.state.lsn
     end_without(server, study)
     take_part(url)
     with another(url) as other:
@@ -104,7 +104,7 @@ def test_a_process_that_takes_part_compares_them_with_the_log_and_appends_nothin
 def test_what_a_bucket_loses_while_its_writer_runs_is_put_back_at_the_end(server: Imitation, count: int) -> None:
     url = server.url("store")
     study = begun(url)
-    uuid, head = study.storage.handle(study.study_id).uuid, study.state.lsn
+    uuid, head = study.handle.uuid, study.state.lsn
     lose(url, uuid, *range(head - count + 1, head + 1))
     study.close()
     assert not [*spool.waiting(), *spool.histories(uuid)]
@@ -117,7 +117,7 @@ def test_what_a_bucket_loses_while_its_writer_runs_is_put_back_at_the_end(server
 def test_the_writer_hears_at_the_end_of_what_took_the_place_of_a_lost_commit(server: Imitation) -> None:
     url = server.url("store")
     study = begun(url)
-    uuid, head = study.storage.handle(study.study_id).uuid, study.state.lsn
+    uuid, head = study.handle.uuid, study.state.lsn
     lose(url, uuid, head)
     with another(url) as other:
         other.tell(other.ask(), 4.0)
@@ -128,7 +128,7 @@ def test_the_writer_hears_at_the_end_of_what_took_the_place_of_a_lost_commit(ser
 def test_of_a_study_that_was_deleted_and_cleaned_up_nothing_is_put_back(server: Imitation) -> None:
     url = server.url("store")
     study = begun(url)
-    root = f"study/{study.storage.handle(study.study_id).uuid}/"
+    root = f"study/{study.handle.uuid}/"
     with another(url) as other:
         other.storage.delete_study(other.study_id)
     store = S3Store(url, create=False)
@@ -144,7 +144,7 @@ def test_of_a_study_that_was_deleted_and_cleaned_up_nothing_is_put_back(server: 
 def test_the_last_commits_that_a_bucket_has_lost_are_appended_again(server: Imitation, count: int) -> None:
     url = server.url("store")
     study = begun(url)
-    uuid, head = study.storage.handle(study.study_id).uuid, study.state.lsn
+    uuid, head = study.handle.uuid, study.state.lsn
     end_without(server, study)
     lose(url, uuid, *range(head - count + 1, head + 1))
     for _ in range(2):
@@ -156,7 +156,7 @@ def test_the_last_commits_that_a_bucket_has_lost_are_appended_again(server: Imit
 def test_peers_that_append_them_at_the_same_moment_do_not_take_each_others_places(server: Imitation) -> None:
     url = server.url("store")
     study = begun(url)
-    uuid, head = study.storage.handle(study.study_id).uuid, study.state.lsn
+    uuid, head = study.handle.uuid, study.state.lsn
     end_without(server, study)
     lose(url, uuid, *range(head - 3, head + 1))
     with ThreadPoolExecutor(4) as pool:
@@ -171,7 +171,7 @@ def test_a_result_is_appended_where_the_log_has_gone_on_without_it(server: Imita
     """Its trial is still its owner's there, and the log knows no later commit of that owner."""
     url = server.url("store")
     study = begun(url)
-    uuid, head = study.storage.handle(study.study_id).uuid, study.state.lsn
+    uuid, head = study.handle.uuid, study.state.lsn
     end_without(server, study)
     lose(url, uuid, head)
     with another(url) as other:
@@ -186,7 +186,7 @@ def test_what_would_mean_something_else_in_the_log_is_kept_for_a_rescue(server: 
     """Another peer has started a trial with the number of the lost one."""
     url = server.url("store")
     study = begun(url)
-    uuid, head = study.storage.handle(study.study_id).uuid, study.state.lsn
+    uuid, head = study.handle.uuid, study.state.lsn
     end_without(server, study)
     lose(url, uuid, head - 1, head)
     with another(url) as other:
@@ -216,7 +216,7 @@ def test_what_could_not_be_sent_is_in_one_file_with_what_could_not_be_confirmed(
     """In the order in which they were said, whoever sends it."""
     url = server.url("store")
     study = begun(url)
-    uuid, head = study.storage.handle(study.study_id).uuid, study.state.lsn
+    uuid, head = study.handle.uuid, study.state.lsn
     trial = study.ask()
     server.asked = lambda _: 503
     study.tell(trial, 4.0)
@@ -233,7 +233,7 @@ def test_what_could_not_be_sent_is_in_one_file_with_what_could_not_be_confirmed(
 def test_an_exported_file_is_compared_on_the_other_machine(server: Imitation, tmp_path: Path) -> None:
     url = server.url("store")
     study = begun(url)
-    uuid, head = study.storage.handle(study.study_id).uuid, study.state.lsn
+    uuid, head = study.handle.uuid, study.state.lsn
     end_without(server, study)
     lose(url, uuid, head)
     cli("spool", "export", "results.spool", cwd=tmp_path)

@@ -79,7 +79,9 @@ def test_a_campaign_ends_exactly_though_peers_and_servers_are_killed(tmp_path: P
 
     try:
         with contextlib.closing(
-            hopaas_p2p.open_study(url, "s", space=space, budget=40, lease_ttl=5.0, attempts=9)
+            hopaas_p2p.open_study(
+                url, "s", space=space, budget=40, policy=hopaas_p2p.StudyPolicy(lease_ttl=5.0, attempts=9)
+            )
         ) as study:
             for where in (served, served, served, url):
                 start(where)

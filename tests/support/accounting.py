@@ -24,7 +24,7 @@ from hopaas_p2p.runtime.metering import EnergyCounter
 from hopaas_p2p.storage.options import StorageOptions
 from hopaas_p2p.storage.storage import Storage
 from hopaas_p2p.stores.memory import MemoryStore
-from hopaas_p2p.study import Study, open_study
+from hopaas_p2p.study import Study, StudyPolicy, open_study
 from hopaas_p2p.study.trial import Trial
 
 TTL: Final = 30.0
@@ -125,8 +125,7 @@ class Job:
             "accounts",
             space={"x": world.space},
             budget=world.budget,
-            lease_ttl=TTL,
-            attempts=100,
+            policy=StudyPolicy(lease_ttl=TTL, attempts=100),
             sampler=optuna.samplers.RandomSampler(seed=number),
             pruner=optuna.pruners.NopPruner(),
         )
@@ -156,7 +155,7 @@ class Job:
         if logged.checkpoints and self.world.random.random() < 0.8:
             resumed_from = logged.checkpoints[-1].step
         if logged.reports:
-            self.study.storage.handle(self.study.study_id).resumed_from(trial.number, resumed_from)
+            self.study.handle.resumed_from(trial.number, resumed_from)
         first = max(0, resumed_from + 1)
         self.running = _Running(trial, logged.epoch, first, first + self.world.random.randint(10, 30))
         self._rest(self.running)
@@ -173,13 +172,13 @@ class Job:
             self.study.tell(trial, state="pruned")
         elif chance() < 0.02:
             self._leave()
-            self.study.storage.release(trial.id, reason="pre-empted")
+            self.study.handle.release(trial.number, reason="pre-empted")
         elif running.step >= running.last:
             self._leave()
             self.study.tell(trial, chance())
         elif chance() < 0.2:
             saved = Checkpoint(running.step, "key", 1, "0" * 64)
-            self.study.storage.handle(self.study.study_id).checkpoint(trial.number, saved, within=None)
+            self.study.handle.checkpoint(trial.number, saved, within=None)
         running.step += 1
         self._rest(running)
 

@@ -59,13 +59,11 @@ def main() -> None:
 
 def _take(root: Path) -> None:
     store, stop, quick = root / "store", root / "stop", root / "quick"
-    study = hopaas_p2p.open_study(
-        str(store), "jet tagger", budget=200, lease_ttl=60.0,
-        space={
+    policy = hopaas_p2p.StudyPolicy(lease_ttl=60.0)
+    study = hopaas_p2p.open_study(str(store), "jet tagger", budget=200, policy=policy, space={
             "lr": Float(1e-4, 1e-1, log=True), "width": Int(32, 512), "dropout": Float(0.0, 0.6),
             "optimizer": Categorical(("adam", "sgd", "lion")),
-        },
-    )  # fmt: skip
+        })  # fmt: skip
     notes.save_note(study, "Tagger for the new detector layout. Budget agreed on Monday.")
     notes.change_tags(study, add=["detector", "run 4"])
     quick.touch()

@@ -37,7 +37,7 @@ def blocked(store: type, method: str) -> Iterator[list[float]]:
 
 def exchanges_of(study: Study, monkeypatch: pytest.MonkeyPatch) -> list[Outgoing | None]:
     """The commits that are sent from now on, one for each exchange; None for one that only reads."""
-    log = study.storage.handle(study.study_id).log.log
+    log = study.handle.log.log
     made: list[Outgoing | None] = []
     exchange = log.exchange
 

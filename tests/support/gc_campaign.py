@@ -41,7 +41,9 @@ def work(url: str, name: str, notes: Path, total: int) -> None:
     """Run trials with a checkpoint and a file each, until the study gives out no more."""
     quicken()
     sampler = optuna.samplers.RandomSampler()  # no two results are equal by chance, as at the edge of the space
-    study = hopaas_p2p.open_study(url, name, create=False, linger=0.05, sampler=sampler)
+    study = hopaas_p2p.open_study(
+        hopaas_p2p.open_storage(url, linger=0.05, create=False), name, create=False, sampler=sampler
+    )
     file = notes.with_suffix(".model")
     while True:
         try:

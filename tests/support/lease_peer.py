@@ -12,7 +12,6 @@ from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from typing import Any, NamedTuple
 
-import hopaas_p2p
 from hopaas_p2p.errors import LeaseLost, StoreUnreachable
 from hopaas_p2p.storage import Storage
 from hopaas_p2p.storage.handle import StudyHandle
@@ -22,6 +21,7 @@ from hopaas_p2p.stores.objects.log import WriteOnceLog
 from hopaas_p2p.stores.objects.store import ObjectArtifacts
 from hopaas_p2p.study import Study
 from tests.support.processes import in_environment
+from tests.support.studies import opened_study
 
 STEPS = 3
 NOTHING, RETRIED, TOLD = "no trial was started", "its parameters are run again", "its result is there"
@@ -121,7 +121,7 @@ class _Life:
 
 
 def join(store: str, **options: Any) -> Study:
-    return hopaas_p2p.open_study(store, "s", create=False, **options)
+    return opened_study(store, "s", create=False, **options)
 
 
 def die_at(store: str, name: str) -> None:
@@ -129,7 +129,7 @@ def die_at(store: str, name: str) -> None:
     life = _Life(POINTS[name])
     study = join(store, linger=60.0)
     life.enter("join")
-    study.storage.peer.put(study.storage.handle(study.study_id).log)  # introduces itself
+    study.storage.peer.put(study.handle.log)  # introduces itself
     study.storage.flush()
     life.enter("ask")
     trial = study.ask()
@@ -169,7 +169,7 @@ def claim_and_die(store: str, number: int, pipe: Connection) -> None:
     """Take over a waiting trial, report once more, and die when told to."""
     study = join(store)
     trial_id = study.storage.get_trial_id_from_study_id_trial_number(study.study_id, number)
-    assert study.storage.handle(study.study_id).claim(number)
+    assert study.handle.claim(number)
     study.storage.set_trial_intermediate_value(trial_id, number, float(number))
     study.storage.flush()
     pipe.send(number)

@@ -15,6 +15,7 @@ import pytest
 
 import hopaas_p2p
 from hopaas_p2p.study import Study
+from tests.support.studies import opened_study
 
 T = TypeVar("T")
 ROOT = Path(__file__).parents[2]
@@ -119,7 +120,7 @@ def as_nobody(code: str, *arguments: str) -> str:
 def campaign(directory: Path, **options: Any) -> Study:
     """A study with a search space in a new store in that directory; close it."""
     options = {"space": SPACE, "budget": 3, "lease_ttl": 5.0, **options}
-    return hopaas_p2p.open_study(str(directory / "store"), "s", **options)
+    return opened_study(str(directory / "store"), "s", **options)
 
 
 def states(study: Study) -> list[str]:

@@ -82,7 +82,9 @@ def work_with_plain_optuna(url: str, study_name: str, file: Path, total: int) ->
 
 def work_with_the_study_api(url: str, study_name: str, file: Path, total: int) -> None:
     """Run `optimize` of a study whose budget is `total`, until it gives out no more."""
-    study = open_study(url, study_name, create=False, linger=0.05, sampler=optuna.samplers.RandomSampler())
+    study = open_study(
+        open_storage(url, linger=0.05, create=False), study_name, create=False, sampler=optuna.samplers.RandomSampler()
+    )
 
     def objective(trial: Trial) -> float:
         x = trial.suggest_float("x", 0.0, 1.0)

@@ -52,7 +52,7 @@ def joined(store: str, ttl: float) -> Study:
         store,
         STUDY,
         space={"x": hopaas_p2p.Float(0, 1)},
-        lease_ttl=ttl,
+        policy=hopaas_p2p.StudyPolicy(lease_ttl=ttl),
         sampler=optuna.samplers.RandomSampler(),
     )
 
@@ -77,7 +77,7 @@ def work(options: argparse.Namespace, peer: str) -> None:
         except LeaseLost:  # it stood still for too long, and is told
             continue
         say("ack", peer, trial.number, repr(value), attempt)
-    log = study.storage.handle(study.study_id).log
+    log = study.handle.log
     study.close()
     say("view", peer, log.state.lsn, snapshot.digest(log.state))
 
@@ -194,7 +194,7 @@ def watch(options: argparse.Namespace, peer: str) -> None:
 def judge(options: argparse.Namespace, peer: str) -> None:
     """What the study holds, and the state it had at these lsns."""
     study = hopaas_p2p.open_study(options.store, STUDY, create=False)
-    uuid = study.storage.handle(study.study_id).uuid
+    uuid = study.handle.uuid
     entries = everything(study.storage.peer.store.log(uuid))
     study.close()
     state, digests, log = State(), {}, hashlib.sha256()

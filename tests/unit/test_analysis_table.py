@@ -45,14 +45,14 @@ def study() -> hopaas_p2p.Study:
         start, end = (None if number % 29 == 4 else 1_000_000 * number), 1_000_000 * number + 500_000
         about = {"state": state, "values": values, "start": start, "end": end}
         records.append(TrialCreate(params=params, dists=dists, reports=reports, **about))
-    opened.storage.peer.commit(opened.storage.handle(opened.study_id).log, *records[:1250])
-    opened.storage.peer.commit(opened.storage.handle(opened.study_id).log, *records[1250:])
+    opened.storage.peer.commit(opened.handle.log, *records[:1250])
+    opened.storage.peer.commit(opened.handle.log, *records[1250:])
     return opened
 
 
 def test_packed_blocks_say_what_their_trials_say(study: hopaas_p2p.Study) -> None:
     state = study.state
-    with study.storage.handle(study.study_id).log.lock:  # the storage's thread packs blocks, too
+    with study.handle.log.lock:  # the storage's thread packs blocks, too
         trial_by_trial = TrialTable.of(state)
         close_settled(state)
     assert len(state.trials.closed) == 2

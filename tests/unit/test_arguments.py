@@ -18,6 +18,7 @@ from hopaas_p2p import Budget, Float, Until
 from hopaas_p2p.core.records import Price
 from hopaas_p2p.errors import ConfigurationError, HopaasError, InvalidInput
 from hopaas_p2p.study import Study
+from tests.support.studies import opened_study
 
 
 @pytest.fixture
@@ -60,9 +61,8 @@ WRONG_STUDIES: list[dict[str, Any]] = [
     {"lease_ttl": float("inf")},
     {"lease_ttl": "5"},
     {"progress_timeout": -1},
-    {"direction": "up"},
+    {"directions": "up"},
     {"directions": 5},
-    {"directions": "minimize"},
     {"directions": ["minimize"] * 1000},
     {"trackers": "mlflow"},
     {"trackers": 5},
@@ -85,7 +85,7 @@ def named(wrong: object) -> str:
 @pytest.mark.parametrize("wrong", WRONG_STUDIES, ids=named)
 def test_a_wrong_argument_of_open_study_creates_nothing(wrong: dict[str, Any], tmp_path: Path) -> None:
     with pytest.raises(InvalidInput) as error:
-        hopaas_p2p.open_study(f"memory://{tmp_path}", **{"name": "s", **wrong})
+        opened_study(f"memory://{tmp_path}", **{"name": "s", **wrong})
     one_line(error)
     storage = hopaas_p2p.open_storage(f"memory://{tmp_path}")
     assert storage.study_names() == []

@@ -20,6 +20,7 @@ from hopaas_p2p.moving.descriptions import describe
 from hopaas_p2p.runtime import metering
 from hopaas_p2p.spec.budget import budget_now, budget_of, parsed_budget, words
 from hopaas_p2p.study.study import Study
+from tests.support.studies import opened_study
 
 NEW_YEAR = 1_798_761_600_000_000
 WHOLE = Budget(
@@ -83,7 +84,7 @@ def test_a_file_says_it_as_a_mapping_or_a_line() -> None:
 @pytest.fixture
 def opened(tmp_path: Path, request: pytest.FixtureRequest) -> Any:
     def open_(**options: Any) -> Study:
-        study = hopaas_p2p.open_study(tmp_path / "store", "s", space={"x": hopaas_p2p.Float(0, 1)}, **options)
+        study = opened_study(tmp_path / "store", "s", space={"x": hopaas_p2p.Float(0, 1)}, **options)
         request.addfinalizer(study.close)
         return study
 
@@ -225,7 +226,7 @@ def test_the_time_of_a_trial_is_that_of_all_its_leases(opened: Any) -> None:
         if ended:
             study.tell(trial, 1.0)
         else:
-            study.storage.release(trial.id, reason="pre-empted")
+            study.handle.release(trial.number, reason="pre-empted")
     (logged,) = study.state.trials
     (past,) = logged.history
     expected = (past.end - past.start + logged.end - logged.start) / 1e6

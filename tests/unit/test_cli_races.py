@@ -11,7 +11,7 @@ import hopaas_p2p
 from hopaas_p2p import study as study_module
 from hopaas_p2p.cli.main import run
 from hopaas_p2p.errors import InvalidInput
-from hopaas_p2p.storage import Storage
+from hopaas_p2p.storage.handle import StudyHandle
 from hopaas_p2p.study import Study
 
 SPACE = {"x": hopaas_p2p.Float(0, 1)}
@@ -40,15 +40,15 @@ def test_a_waiting_trial_that_is_started_while_it_is_withdrawn_is_asked_to_end(
 ) -> None:
     study = hopaas_p2p.open_study(tmp_path / "store", "s", space=SPACE)
     study.enqueue_trial({"x": 0.5})
-    finish, started = Storage.finish, []
+    finish, started = StudyHandle.finish, []
 
-    def starts_first(self: Storage, trial_id: int, *args: Any, **options: Any) -> None:
+    def starts_first(self: StudyHandle, number: int, *args: Any, **options: Any) -> None:
         started.append(study.ask())
         if known:
-            self.peer.catch_up(self.locate(trial_id)[0].log)
-        finish(self, trial_id, *args, **options)
+            self.peer.catch_up(self.log)
+        finish(self, number, *args, **options)
 
-    monkeypatch.setattr(Storage, "finish", starts_first)
+    monkeypatch.setattr(StudyHandle, "finish", starts_first)
     assert run(["trial", "stop", "0", "--study", "s", "--store", str(tmp_path / "store")]) == 0
     assert "Trial 0 was asked to end." in capsys.readouterr().err
     assert started[0].stop_requested

@@ -41,7 +41,7 @@ def study(tmp_path: Path) -> Iterator[Study]:
 
 def revoke_after(study: Study, calls: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Let the store deny everything from the exchange after so many on."""
-    log = study.storage.handle(study.study_id).log.log
+    log = study.handle.log.log
     exchange, left = log.exchange, [calls]
 
     def denied(*args: Any, **more: Any) -> Any:
@@ -127,14 +127,14 @@ def test_a_refusal_says_how_many_values_are_expected(study: Study) -> None:
     with pytest.raises(InvalidInput, match=r"^1 value expected, got 3$"):
         as_values((1.0, 2.0, 3.0), expected=1)
     with pytest.raises(InvalidInput, match=r"^a trial that is COMPLETE: 1 value expected, got 3$"):
-        study.storage.bring(study.study_id, TrialCreate(TrialState.COMPLETE, values=(1.0, 2.0, 3.0)))
+        study.handle.bring(TrialCreate(TrialState.COMPLETE, values=(1.0, 2.0, 3.0)))
     with pytest.raises(InvalidInput, match=r"^a trial that is COMPLETE: a value must be a number, got nan$"):
-        study.storage.bring(study.study_id, TrialCreate(TrialState.COMPLETE, values=(math.nan,)))
+        study.handle.bring(TrialCreate(TrialState.COMPLETE, values=(math.nan,)))
     trial = study.ask()
     with pytest.raises(InvalidInput, match=r"^1 value expected, got 2$"):
-        study.storage.say(study.study_id, TrialTakeOver(trial.number, 1, TrialState.COMPLETE, (1.0, 2.0)))
+        study.handle.say(TrialTakeOver(trial.number, 1, TrialState.COMPLETE, (1.0, 2.0)))
     with pytest.raises(InvalidInput, match=r"^trial 0 was refused: 1 value expected, got 2$"):
-        study.storage.finish(trial.id, optuna.trial.TrialState.COMPLETE, (1.0, 2.0), None)
+        study.handle.finish(trial.number, optuna.trial.TrialState.COMPLETE, (1.0, 2.0), None)
 
 
 @pytest.mark.parametrize(

@@ -56,7 +56,14 @@ def study(storages: Any) -> Study:
     """A study with something of everything."""
     storage = storages("from")
     hopaas_p2p.open_study(storage, "first").stop_all()  # so that study and trial ids differ from the copy's
-    study = hopaas_p2p.open_study(storage, "everything", space=SPACE, direction="maximize", budget=30, max_failures=9)
+    study = hopaas_p2p.open_study(
+        storage,
+        "everything",
+        space=SPACE,
+        directions="maximize",
+        budget=30,
+        policy=hopaas_p2p.StudyPolicy(max_failures=9),
+    )
 
     def objective(trial: Trial) -> float:
         trial.set_user_attr("plain", {"a": [1, 2.5, None, "ü"]})
@@ -74,7 +81,7 @@ def study(storages: Any) -> Study:
 
     study.optimize(objective, n_trials=8, catch=ValueError)
     lost = study.ask()
-    study.storage.say(study.study_id, TrialReclaim(lost.number, study.state.trials[lost.number].epoch))
+    study.handle.say(TrialReclaim(lost.number, study.state.trials[lost.number].epoch))
     with pytest.raises(hopaas_p2p.errors.LeaseLost):
         study.tell(lost, 4.0)
     study.set_user_attr("why", ["a", {"b": math.nan}])
@@ -274,7 +281,7 @@ def test_a_trial_the_log_refuses_is_a_warning_and_the_others_arrive(storages: An
 
 def test_an_import_adds_to_a_study_and_names_its_trials_anew(study: Study, storages: Any, tmp_path: Path) -> None:
     export_study(study, tmp_path / "x.study")
-    target = hopaas_p2p.open_study(storages("to"), "mine", direction="maximize")
+    target = hopaas_p2p.open_study(storages("to"), "mine", directions="maximize")
     target.optimize(lambda trial: trial.suggest_float("lr", 1e-5, 1e-1, log=True), n_trials=2)
     import_study(target.storage, tmp_path / "x.study", name="mine")
     assert len(target.trials) == 2 + len(study.trials)
@@ -284,7 +291,7 @@ def test_an_import_adds_to_a_study_and_names_its_trials_anew(study: Study, stora
 
 def test_other_directions_are_refused_before_anything_is_written(study: Study, storages: Any, tmp_path: Path) -> None:
     export_study(study, tmp_path / "x.study")
-    target = hopaas_p2p.open_study(storages("to"), "mine", direction="minimize")
+    target = hopaas_p2p.open_study(storages("to"), "mine", directions="minimize")
     with pytest.raises(DefinitionMismatch, match="maximize"):
         import_study(target.storage, tmp_path / "x.study", name="mine")
     assert target.trials == []
@@ -294,7 +301,7 @@ def test_more_than_the_budget_is_refused_before_anything_is_written(
     study: Study, storages: Any, tmp_path: Path
 ) -> None:
     export_study(study, tmp_path / "x.study")
-    target = hopaas_p2p.open_study(storages("to"), "mine", direction="maximize", budget=3)
+    target = hopaas_p2p.open_study(storages("to"), "mine", directions="maximize", budget=3)
     with pytest.raises(InvalidInput, match="resume mine --budget"):
         import_study(target.storage, tmp_path / "x.study", name="mine")
     assert target.trials == []
@@ -413,7 +420,7 @@ def test_times_and_large_numbers_are_exact(storages: Any, tmp_path: Path) -> Non
     source = hopaas_p2p.open_study(storages("from"), "s", space=space)
     at = 1_700_000_000_123_457
     record = TrialCreate(TrialState.COMPLETE, params={"n": 0.0}, values=(0.1 + 0.2,), start=at, end=at + 1)
-    source.storage.say(source.study_id, record)
+    source.handle.say(record)
     for name in ("x.csv", "x.parquet", "x.study"):
         export_study(source, tmp_path / name)
     (row,) = csv.DictReader(io.StringIO((tmp_path / "x.csv").read_text()))

@@ -29,13 +29,14 @@ from hopaas_p2p.study import Study
 from hopaas_p2p.training import Training
 from tests.support.exchanges import exchanges_of
 from tests.support.processes import until
+from tests.support.studies import opened_study
 
 SPACE = {"x": hopaas_p2p.Float(0.0, 1.0)}
 NINE = hopaas_p2p.Rungs(min=1, max=9, eta=3)
 
 
 def _opened(store: Path, **options: object) -> Study:
-    return hopaas_p2p.open_study(store, "s", **options)  # type: ignore[arg-type]
+    return opened_study(store, "s", **options)  # type: ignore[arg-type]
 
 
 class Curve:
@@ -242,7 +243,7 @@ def test_a_date_ends_a_study_whose_peers_all_wait_for_room(tmp_path: Path, monke
         _paused(one, 600_000)
         one.storage.flush()
     for one in (study, other):
-        log = one.storage.handle(one.study_id).log
+        log = one.handle.log
         one.storage.peer.pull(log)
         monkeypatch.setattr(one.storage.peer, "now_us", lambda: IN_2042)
         monkeypatch.setattr(log.session.outbox, "_now_us", lambda: IN_2042)
@@ -265,7 +266,7 @@ def test_a_peer_that_waits_for_room_looks_after_the_trials_of_others(tmp_path: P
     with pytest.raises(NoWork, match="checkpoints take"):
         other.ask()
     other.storage.flush()
-    study.storage.peer.pull(study.storage.handle(study.study_id).log)
+    study.storage.peer.pull(study.handle.log)
     assert other.storage.peer.uuid in study.state.peers, "only a peer that has joined reclaims from the dead"
     study.tell(running, state="fail")
     other.close()
@@ -274,7 +275,7 @@ def test_a_peer_that_waits_for_room_looks_after_the_trials_of_others(tmp_path: P
 
 def test_a_record_that_names_a_file_outside_the_study_or_a_negative_size_changes_no_bound(tmp_path: Path) -> None:
     study = _opened(tmp_path, space=SPACE, fidelity=BOUNDED)
-    handle = study.storage.handle(study.study_id)
+    handle = study.handle
     first, second = study.ask(), study.ask()
     handle.checkpoint(first.number, Checkpoint(0, "elsewhere/checkpoint/0-0-a", 2**62, "0"), within=None)
     third = study.ask()
@@ -294,7 +295,7 @@ def test_counting_what_many_checkpoints_take_costs_a_twentieth_of_the_time_at_mo
     now, counts = [0.0], []
     clock = SimpleNamespace(monotonic=lambda: now[0], thread_time=lambda: now[0])
     monkeypatch.setattr("hopaas_p2p.files.checkpoints.time", clock)
-    handle, bound = study.storage.handle(study.study_id), CheckpointBound()
+    handle, bound = study.handle, CheckpointBound()
 
     def counted(_handle: object) -> int:
         counts.append(now[0])
@@ -316,7 +317,7 @@ def test_another_fidelity_is_refused_and_an_owner_may_change_it(tmp_path: Path) 
         _opened(tmp_path, fidelity=hopaas_p2p.Rungs(max=27))
     study.search_with(fidelity=hopaas_p2p.Rungs(max=27))
     assert study.method.fidelity == hopaas_p2p.Rungs(max=27)
-    study.disable_fidelity()
+    study.search_with(fidelity="none")
     assert study.method.fidelity is None
     study.close()
 
@@ -433,7 +434,7 @@ def test_when_no_configuration_is_new_the_budget_is_named_with_which_the_best_go
     tmp_path: Path, said: dict[str, Any]
 ) -> None:
     space = {"n": hopaas_p2p.Int(1, 4)}
-    study = hopaas_p2p.open_study(tmp_path, "s", space=space, fidelity=hopaas_p2p.Rungs(min=1, max=9), **said)
+    study = opened_study(tmp_path, "s", space=space, fidelity=hopaas_p2p.Rungs(min=1, max=9), **said)
 
     def objective(trial: Any) -> float:
         for epoch in range(9):

@@ -104,7 +104,8 @@ def test_a_read_that_ctrl_c_interrupts_is_made_good_by_the_next(tmp_path: Path) 
 def two_peers(store: Path, *, threads: bool = False) -> tuple[Study, Study]:
     """Of one new study; without `threads`, what the first does in this thread is all that it does."""
     study, other = [
-        hopaas_p2p.open_study(store, "s", space={"x": hopaas_p2p.Float(0, 1)}, patience=0.0) for _ in range(2)
+        hopaas_p2p.open_study(hopaas_p2p.open_storage(store, patience=0.0), "s", space={"x": hopaas_p2p.Float(0, 1)})
+        for _ in range(2)
     ]
     study.storage.peer.jobs.allowed = threads
     return study, other
@@ -122,9 +123,9 @@ def test_calls_give_a_silent_store_up_while_a_signal_ends_optimize_and_wait_for_
 
     study = hopaas_p2p.open_study("memory://interrupted", "s", space={"x": hopaas_p2p.Float(0, 1)})
     seen: list[bool] = []
-    release = study.storage.release
+    release = study.handle.release
     monkeypatch.setattr(
-        study.storage, "release", lambda *one, **more: seen.append(study.storage.peer.hurried) or release(*one, **more)
+        study.handle, "release", lambda *one, **more: seen.append(study.storage.peer.hurried) or release(*one, **more)
     )
     with pytest.raises(ends):
         study.optimize(interrupted)

@@ -176,7 +176,7 @@ def test_a_silent_trial_that_another_peer_ended_keeps_no_other_from_being_return
     peer: LocalPeer, clock: Clock
 ) -> None:
     ended, silent = peer.ask("s")["trial"], peer.ask("s")["trial"]
-    peer.storage.say(0, TrialTakeOver(ended, 1, TrialState.FAIL))
+    peer.storage.handle(0).say(TrialTakeOver(ended, 1, TrialState.FAIL))
     clock.now = 101.0
 
     assert peer.expire() == [ended, silent]

@@ -28,7 +28,12 @@ from tests.support.scribe import COMPLETE, Scribe
 
 @pytest.fixture
 def study(tmp_path: Path) -> Iterator[Study]:
-    made = hopaas_p2p.open_study(str(tmp_path / "store"), "s", space=SPACE, lease_ttl=3600.0, linger=3600.0)
+    made = hopaas_p2p.open_study(
+        hopaas_p2p.open_storage(str(tmp_path / "store"), linger=3600.0),
+        "s",
+        space=SPACE,
+        policy=hopaas_p2p.StudyPolicy(lease_ttl=3600.0),
+    )
     yield made
     made.close()
 
@@ -186,7 +191,7 @@ def test_a_retry_that_begins_anew_forgets_what_its_predecessor_logged(study: Stu
     trial.log(1, loss=1.0, old=1.0)
     trial.log(2, loss=2.0)
     trial.checkpoint(b"weights", step=2)
-    study.storage.release(trial.id)
+    study.handle.release(trial.number)
     again = study.ask()
     assert again.number == trial.number
     assert again.metrics == {"loss": {1: 1.0, 2: 2.0}, "old": {1: 1.0}}
@@ -200,7 +205,7 @@ def test_a_retry_that_resumes_keeps_the_metrics_up_to_there(study: Study) -> Non
     for step in (1, 2, 3):
         trial.log(step, loss=float(step))
     trial.checkpoint(b"weights", step=2)
-    study.storage.release(trial.id)
+    study.handle.release(trial.number)
     again = study.ask()
     assert again.resume is not None
     assert again.resume[0] == 2

@@ -45,7 +45,7 @@ def source(opened: Callable[[str], Storage], tmp_path: Path) -> Iterator[Study]:
     storage = opened(str(tmp_path / "from"))
     hopaas_p2p.open_study(storage, "first").stop_all()  # so that ids differ from the copy's
     space = {"x": hopaas_p2p.Float(0, 1), "kind": hopaas_p2p.Categorical(("a", "b"))}
-    study = hopaas_p2p.open_study(storage, "moved", space=space, budget=30, attempts=2)
+    study = hopaas_p2p.open_study(storage, "moved", space=space, budget=30, policy=hopaas_p2p.StudyPolicy(attempts=2))
     (tmp_path / "model.bin").write_bytes(b"weights" * 1000)
     (tmp_path / "plot.svg").write_text("<svg/>")
     with study.trial() as trial:

@@ -27,15 +27,15 @@ def study(url: str) -> Study:
 @pytest.fixture
 def meanwhile(study: Study, url: str, monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[Study], Any]], None]:
     """Lets somebody else do this between the next change's look at the study and its record."""
-    say = study.storage.say
+    say = study.handle.say
 
     def let(change: Callable[[Study], Any]) -> None:
         def late(*args: Any) -> Any:
-            monkeypatch.setattr(study.storage, "say", say)
+            monkeypatch.setattr(study.handle, "say", say)
             change(hopaas_p2p.open_study(url, "s"))
             return say(*args)
 
-        monkeypatch.setattr(study.storage, "say", late)
+        monkeypatch.setattr(study.handle, "say", late)
 
     return let
 
@@ -77,6 +77,6 @@ def test_of_two_notes_that_are_saved_at_once_the_later_one_is_there_alone(
 
 @pytest.mark.parametrize("version", ["9" * 4300, str((1 << 53) - 1), "-1", "true", '"x"'])
 def test_whatever_version_a_note_says_that_it_has_the_next_one_is_saved(study: Study, version: str) -> None:
-    study.storage.say(study.study_id, StudySet(system={"dashboard:note_ver": version}))
+    study.handle.say(StudySet(system={"dashboard:note_ver": version}))
     notes.save_note(study, "mine")
     assert notes.note_of(study) == "mine"

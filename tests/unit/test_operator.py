@@ -38,7 +38,7 @@ def study(url: str) -> Iterator[Study]:
 
 @pytest.fixture
 def operator(url: str, study: Study) -> Iterator[Study]:
-    made = hopaas_p2p.open_study(url, "s", create=False, operator=True)
+    made = hopaas_p2p.open_study(hopaas_p2p.open_storage(url, operator=True, create=False), "s", create=False)
     yield made
     made.close()
 

@@ -17,6 +17,7 @@ from hopaas_p2p.core.state import Verdict
 from hopaas_p2p.errors import ConfigurationError, InvalidInput
 from hopaas_p2p.peer.outbox import Outbox, PendingCommit
 from hopaas_p2p.study import Study
+from tests.support.studies import opened_study
 
 SPACE = {"x": hopaas_p2p.Float(0, 1)}
 
@@ -49,12 +50,12 @@ def test_a_result_is_not_lost_for_its_reason(study: Study, reason: Any) -> None:
 @pytest.mark.parametrize("reason", [5, "caf\udce9.csv"])
 def test_a_trial_is_given_back_whatever_the_reason(study: Study, reason: Any) -> None:
     trial = study.ask()
-    assert study.storage.release(trial.id, reason=reason)
+    assert study.handle.release(trial.number, reason=reason)
     assert as_others_see(study).trials[0].state is optuna.trial.TrialState.WAITING
 
 
 def test_long_choices_of_one_trial_take_nothing_of_it_or_of_another_along(tmp_path: Path) -> None:
-    study = hopaas_p2p.open_study(tmp_path / "store", "s", linger=3600.0)
+    study = hopaas_p2p.open_study(hopaas_p2p.open_storage(tmp_path / "store", linger=3600.0), "s")
     first, second = study.ask(), study.ask()
     second.report(0.5, 1)
     for number in range(12):
@@ -155,7 +156,7 @@ def test_what_others_could_not_read_is_refused_where_it_is_said(study: Study, wr
 )
 def test_no_study_is_created_that_nobody_can_read(tmp_path: Path, options: dict[str, Any]) -> None:
     with pytest.raises(InvalidInput):
-        hopaas_p2p.open_study(tmp_path / "store", "s", **options)
+        opened_study(tmp_path / "store", "s", **options)
     assert hopaas_p2p.open_study(tmp_path / "store", "s", space=SPACE).ask().number == 0, "its name is free"
 
 

@@ -20,13 +20,14 @@ from hopaas_p2p.study.method import chosen_by
 from hopaas_p2p.training import Training
 from tests.support.exchanges import exchanges_of
 from tests.support.processes import cli
+from tests.support.studies import opened_study
 
 SPACE = {"lr": hopaas_p2p.Float(0.01, 1.0, log=True), "layers": hopaas_p2p.Int(1, 3)}
 SMALL = Population(size=4, every=2, max=8, quantile=0.25, fixed=("layers",))
 
 
 def _opened(store: Path, **options: object) -> Study:
-    return hopaas_p2p.open_study(store, "s", **options)  # type: ignore[arg-type]
+    return opened_study(store, "s", **options)  # type: ignore[arg-type]
 
 
 class Descent:
@@ -184,7 +185,7 @@ def test_another_population_is_refused_and_an_owner_may_change_it(tmp_path: Path
         _opened(tmp_path, fidelity=Population(size=8, every=2, max=8))
     study.search_with(fidelity=Population(size=8, every=2, max=8))
     assert study.method.fidelity == Population(size=8, every=2, max=8)
-    study.disable_fidelity()
+    study.search_with(fidelity="none")
     assert study.method.fidelity is None
     study.close()
 

@@ -25,6 +25,7 @@ from hopaas_p2p.search.priors import Taught
 from hopaas_p2p.search.surrogate import trust
 from hopaas_p2p.study import Study
 from tests.support.processes import cli
+from tests.support.studies import opened_study
 
 SPACE = {"x": Float(0, 1), "lr": Float(1e-5, 1e-1, log=True), "opt": Categorical(("adam", "sgd", "lion"))}
 optuna.logging.set_verbosity(optuna.logging.WARNING)
@@ -219,7 +220,7 @@ def test_auto_takes_the_newest_that_share_a_parameter(store: str) -> None:
 
 def test_what_cannot_be_learned_from_is_named(store: str, prior: Prior) -> None:
     def create(name: str, **options: Any) -> None:
-        hopaas_p2p.open_study(store, name, **options).close()
+        opened_study(store, name, **options).close()
 
     create("empty", space=SPACE)
     for given, error in (("nowhere", NoSuchStudy), (["empty"], InvalidInput), (7, InvalidInput), ([7], InvalidInput)):
@@ -236,7 +237,7 @@ def test_what_cannot_be_learned_from_is_named(store: str, prior: Prior) -> None:
 def test_a_record_that_no_study_can_have_learned_is_refused(store: str, prior: Prior) -> None:
     study = hopaas_p2p.open_study(store, "s", space=SPACE, learn_from=[prior])
     with pytest.raises(InvalidInput):
-        study.storage.say(study.study_id, StudySet(system={LEARNED: '[{"name": "evil"}]'}))
+        study.handle.say(StudySet(system={LEARNED: '[{"name": "evil"}]'}))
     assert [one.name for one in study.learned] == ["earlier"]
     study.close()
 

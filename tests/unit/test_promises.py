@@ -62,7 +62,7 @@ def test_a_study_whose_peers_see_each_other_too_late_for_its_ttl_says_from_which
 ) -> None:
     monkeypatch.setattr(MemoryStore, "freshness", 5.0)
     for name, ttl in (("late", 4.0), ("in-time", 20.0)):
-        hopaas_p2p.open_study("memory://ttl", name, lease_ttl=ttl).close()
+        hopaas_p2p.open_study("memory://ttl", name, policy=hopaas_p2p.StudyPolicy(lease_ttl=ttl)).close()
     (warning,) = [record.getMessage() for record in caplog.records if "lease_ttl" in record.getMessage()]
     assert warning.startswith("lease_ttl is 4 s")
     assert warning.endswith("only from lease_ttl=20 on")

@@ -20,6 +20,7 @@ from hopaas_p2p.study import Study
 from hopaas_p2p.study import study as study_module
 from hopaas_p2p.testing.commits import together
 from tests.support.processes import SPACE, states, until
+from tests.support.studies import opened_study
 
 NOP = optuna.pruners.NopPruner()
 GRID: dict[str, Any] = {"lr": [1e-3, 1e-2], "depth": [1, 2]}
@@ -31,7 +32,7 @@ def studies() -> Iterator[Any]:
     store, opened = f"memory://{secrets.token_hex(8)}", list[Study]()
 
     def open_it(**options: Any) -> Study:
-        opened.append(hopaas_p2p.open_study(store, "s", **{"linger": 3600.0, **options}))
+        opened.append(opened_study(store, "s", **{"linger": 3600.0, **options}))
         return opened[-1]
 
     yield open_it
@@ -40,7 +41,7 @@ def studies() -> Iterator[Any]:
 
 
 def commits(study: Study) -> list[Commit]:
-    entries = study.storage.handle(study.study_id).log.log.exchange(None, 0).entries
+    entries = study.handle.log.log.exchange(None, 0).entries
     decoded = [codec.decode(entry.payload) for entry in entries]
     return [commit for commit in decoded if isinstance(commit, Commit)]
 
@@ -93,7 +94,7 @@ def test_a_proposal_is_dropped_where_a_trial_waits_and_the_sampler_hears_of_it(s
 
     mine, other = studies(space=SPACE, sampler=Listening()), studies()
     queued = {"lr": 0.01, "depth": 3}
-    handle = mine.storage.handle(mine.study_id)
+    handle = mine.handle
     handle.look_before_sampling = lambda: other.enqueue_trial(queued)  # too late to see it
     trial = mine.ask()
     assert trial.params == queued
@@ -144,7 +145,7 @@ def test_parameters_of_a_define_by_run_trial_leave_soon_if_somebody_else_works(s
     first = mine.ask()
     first.suggest_float("lr", 0, 1)
     assert seen_by(other, 0) == set()
-    assert mine.storage.handle(mine.study_id).log.session.urgent_at == float("inf")  # nobody could use them
+    assert mine.handle.log.session.urgent_at == float("inf")  # nobody could use them
     mine.tell(first, 0.0)
     others = other.ask()
     trial = mine.ask()

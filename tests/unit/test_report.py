@@ -292,7 +292,7 @@ def test_the_same_state_gives_the_same_page() -> None:
 
 
 def test_a_report_says_of_which_study_and_store_it_is_and_where_it_cannot_be_written(tmp_path: Path) -> None:
-    study = hopaas_p2p.open_study(str(tmp_path / "store"), "mine", direction="maximize")
+    study = hopaas_p2p.open_study(str(tmp_path / "store"), "mine", directions="maximize")
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     study.optimize(lambda trial: trial.suggest_float("x", 0, 1), n_trials=3)
 
@@ -319,7 +319,9 @@ def test_ticks_are_few_and_lie_in_the_scale(low: float, high: float, log: bool) 
 
 
 def test_the_means_of_replicates_stand_before_the_best_trials(tmp_path: Path) -> None:
-    study = hopaas_p2p.open_study(tmp_path, "s", space={"n": Int(1, 2)}, replicates=2, budget=4)
+    study = hopaas_p2p.open_study(
+        tmp_path, "s", space={"n": Int(1, 2)}, policy=hopaas_p2p.StudyPolicy(replicates=2), budget=4
+    )
     study.optimize(lambda trial: trial.params["n"] + (0.5 if trial.seed else 0.0))
     page = render(study.state, name="s", store="a store", now=NOW)
     study.close()

@@ -31,6 +31,7 @@ from hopaas_p2p.study.method import chosen_by, other_samplers
 from hopaas_p2p.study.trial import Trial
 from tests.support.processes import cli, states, until
 from tests.support.scribe import defined
+from tests.support.studies import opened_study
 
 SMALL = {"n": hopaas_p2p.Int(1, 4), "c": hopaas_p2p.Categorical(("a", "b", "c"))}
 
@@ -41,7 +42,7 @@ def studies() -> Iterator[Any]:
     store, opened = f"memory://{secrets.token_hex(8)}", list[Study]()
 
     def open_it(**options: Any) -> Study:
-        opened.append(hopaas_p2p.open_study(store, "s", **options))
+        opened.append(opened_study(store, "s", **options))
         return opened[-1]
 
     yield open_it
@@ -84,14 +85,14 @@ def test_what_another_peer_asked_for_at_the_same_moment_is_replaced(
     studies: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     mine, other = studies(space=SMALL, sampler=Stubborn()), studies(sampler=Stubborn())
-    handle, theirs = mine.storage.handle(mine.study_id), list[Trial]()
-    asked = handle.ask
+    handle, theirs = mine.handle, list[Trial]()
+    asked = handle.begin
 
     def beaten(*arguments: Any, **options: Any) -> int:
         theirs.append(other.ask())
         return asked(*arguments, **options)
 
-    monkeypatch.setattr(handle, "ask", beaten)
+    monkeypatch.setattr(handle, "begin", beaten)
     trial = mine.ask()
     assert theirs[0].params == {"n": 2, "c": "b"}
     assert trial.params != theirs[0].params
@@ -331,10 +332,10 @@ def test_threads_of_a_process_do_not_draw_the_same(studies: Any) -> None:
     study = studies(space=SMALL, sampler=Stubborn())
     first = study._proposer.propose(math.inf)
     second = study._proposer.propose(math.inf)
-    assert first.params != second.params
+    assert first.record.params != second.record.params
     study._proposer.drop(first)
     third = study._proposer.propose(math.inf)
-    assert third.params == first.params
+    assert third.record.params == first.record.params
 
 
 def _left(state: State) -> int:
@@ -378,7 +379,7 @@ def test_a_seed_that_diverged_leaves_the_means_of_others_known(
     studies: Any, direction: str, bad: float, means: list[float]
 ) -> None:
     space = {"n": hopaas_p2p.Int(1, 3), "c": hopaas_p2p.Categorical(("a",))}
-    study = studies(space=space, replicates=2, budget=6, direction=direction)
+    study = studies(space=space, replicates=2, budget=6, directions=direction)
     study.optimize(lambda trial: bad if trial.seed and trial.params["n"] == 1 else value(trial))
     assert [group.mean for group in study.replicates()] == means
     assert [str(group) for group in study.replicates()][-1] == f"{bad} (n = 2)"
@@ -500,7 +501,7 @@ def test_what_a_store_says_is_made_of_known_classes_or_not_at_all(
 ) -> None:
     study = studies(space=SMALL)
     evil = '{"class":"os.system","arguments":{"command":"touch /tmp/x"}}'
-    study.storage.say(study.study_id, StudySet(system={SAMPLER: evil}))
+    study.handle.say(StudySet(system={SAMPLER: evil}))
     with caplog.at_level(logging.WARNING, "hopaas_p2p"):
         study.tell(study.ask(), 1.0)
     assert "os.system" in caplog.text
@@ -577,7 +578,7 @@ def test_a_retry_has_the_sampler_of_its_first_attempt(studies: Any) -> None:
     usual = studies(space=SMALL, sampler=TPESampler())
     other = studies(sampler=optuna.samplers.RandomSampler())
     trial = other.ask()
-    other.storage.release(trial.id)
+    other.handle.release(trial.number)
     usual.tell(usual.ask(), 1.0)
     assert chosen_by(usual.state.trials[trial.number], usual.state) == "RandomSampler()"
 

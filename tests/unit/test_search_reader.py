@@ -75,7 +75,7 @@ def plain(_: int, numbers: random.Random) -> TrialCreate:
 
 def filled(study: Study, count: int, make: Any = record) -> Study:
     """The study with so many finished trials, packed where a block is full."""
-    numbers, handle = random.Random(1), study.storage.handle(study.study_id)
+    numbers, handle = random.Random(1), study.handle
     for first in range(0, count, 500):
         records = [make(first + place, numbers) for place in range(min(500, count - first))]
         verdicts = study.storage.peer.commit(handle.log, *records)
@@ -85,7 +85,7 @@ def filled(study: Study, count: int, make: Any = record) -> Study:
 
 
 def packed(study: Study) -> None:
-    handle = study.storage.handle(study.study_id)
+    handle = study.handle
     with handle.lock:
         close_settled(handle.state)
 
@@ -135,13 +135,13 @@ def test_what_changes_later_is_read_once(store: str, study: Study) -> None:
     other = hopaas_p2p.open_study(store, "s", sampler=RandomSampler())
     mine, theirs = study.ask(), other.ask()
     other.storage.flush()
-    study.storage.peer.catch_up(study.storage.handle(study.study_id).log)
+    study.storage.peer.catch_up(study.handle.log)
     columns.take(reader.read())
     same(columns, read_by_trial(study))
     assert columns.state[mine.number] == columns.state[theirs.number] == TrialState.RUNNING
     study.tell(mine, 1.0)
     other.tell(theirs, 2.0)
-    study.storage.peer.catch_up(study.storage.handle(study.study_id).log)
+    study.storage.peer.catch_up(study.handle.log)
     columns.take(reader.read())
     assert not reader.read().trials
     columns.take(reader.read())
@@ -192,7 +192,7 @@ def test_a_packed_block_counts_as_tried_as_its_trials_do(store: str, make: Any, 
 
 
 def test_several_readers_have_each_their_place(study: Study) -> None:
-    first, second = (StudyReader(study.storage.handle(study.study_id)) for _ in range(2))
+    first, second = (StudyReader(study.handle) for _ in range(2))
     assert first.read().reset
     with study.trial() as trial:
         trial.tell(1.0)

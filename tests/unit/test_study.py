@@ -41,6 +41,7 @@ from hopaas_p2p.study import Study
 from hopaas_p2p.study.trial import Trial
 from tests.support.exchanges import exchanges_of
 from tests.support.processes import SPACE, environment, script, states, until
+from tests.support.studies import opened_study
 
 
 @pytest.fixture
@@ -54,7 +55,7 @@ def studies(store: str) -> Iterator[Any]:
     opened: list[Study] = []
 
     def open_it(name: str = "s", **options: Any) -> Study:
-        opened.append(hopaas_p2p.open_study(store, name, **options))
+        opened.append(opened_study(store, name, **options))
         return opened[-1]
 
     yield open_it
@@ -70,7 +71,7 @@ def study(studies: Any) -> Study:
 def reclaim(observer: Study, number: int) -> None:
     """Another peer takes a running trial over, as it would from a silent one."""
     epoch = observer.state.trials[number].epoch
-    observer.storage.say(observer.study_id, TrialReclaim(number, epoch))
+    observer.handle.say(TrialReclaim(number, epoch))
 
 
 def square(trial: Trial) -> float:
@@ -81,7 +82,7 @@ def square(trial: Trial) -> float:
 
 
 def test_who_comes_second_joins_and_may_leave_the_definition_out(studies: Any) -> None:
-    studies(space=SPACE, direction="maximize", budget=7)
+    studies(space=SPACE, directions="maximize", budget=7)
     joined = studies()
     assert list(joined.space) == ["lr", "depth"]
     assert joined.state.budget == 7
@@ -91,7 +92,7 @@ def test_who_comes_second_joins_and_may_leave_the_definition_out(studies: Any) -
 @pytest.mark.parametrize(
     ("given", "shown"),
     [
-        ({"direction": "maximize"}, "directions: stored minimize, given maximize"),
+        ({"directions": "maximize"}, "directions: stored minimize, given maximize"),
         ({"budget": 5}, "the budget 7, given 5"),
         ({"attempts": 5}, "attempts: stored 3, given 5"),
         ({"lease_ttl": 1.5}, "lease_ttl: stored 120.0, given 1.5"),
@@ -132,7 +133,7 @@ def test_joining_only_says_that_there_is_no_such_study(studies: Any) -> None:
 @pytest.mark.parametrize(
     "wrong",
     [
-        {"direction": "up"},
+        {"directions": "up"},
         {"directions": []},
         {"budget": 0},
         {"budget": 1e3},
@@ -317,8 +318,8 @@ def test_optimize_waits_while_the_study_is_paused(
 def test_a_change_that_the_store_has_not_answered_says_that_it_is_queued_and_is_made_later(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    study = hopaas_p2p.open_study(tmp_path, "study", patience=0.0)
-    log = study.storage.handle(study.study_id).log
+    study = hopaas_p2p.open_study(hopaas_p2p.open_storage(tmp_path, patience=0.0), "study")
+    log = study.handle.log
     study.enqueue_trial({"x": 2.0})
     waiting = study.trials[0]._trial_id
 
@@ -366,7 +367,7 @@ def test_the_end_of_a_study_that_the_store_has_not_answered_is_queued(
 def test_a_change_of_a_study_that_cannot_be_found_is_not_said_to_be_queued(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with contextlib.closing(hopaas_p2p.open_study(tmp_path, "study", patience=0.0)) as study:
+    with contextlib.closing(hopaas_p2p.open_study(hopaas_p2p.open_storage(tmp_path, patience=0.0), "study")) as study:
         copy = pickle.loads(pickle.dumps(study))  # it has not read the list of studies yet
 
         def away(*_args: object, **_more: object) -> None:
@@ -618,10 +619,10 @@ def test_a_trial_that_was_given_back_for_its_owner_still_waits_whatever_the_owne
     one, other = studies(space=SPACE), studies()
     trial = one.ask()
     record = TrialRelease(0, 1, reason="interrupted")
-    other.storage.peer.commit(other.storage.handle(other.study_id).log, record, owner=one.state.trials[0].owner)
+    other.storage.peer.commit(other.handle.log, record, owner=one.state.trials[0].owner)
     assert trial.should_prune()
     with pytest.raises(LeaseLost):
-        one.storage.finish(trial.id, end, None, strict=True)
+        one.handle.finish(trial.number, end, None, strict=True)
     assert [trial.state.name for trial in other.trials] == ["WAITING"]
 
 

@@ -41,7 +41,7 @@ def tracker(mlflow_server: str, tmp_path: Path) -> MLflow:
 def test_the_best_model_is_registered_with_its_parameters_and_provenance(
     study: Study, tracker: MLflow, tmp_path: Path
 ) -> None:
-    made = study.register_best("model.txt", tmp_path.name, tracker=tracker)
+    made = register_best(study, "model.txt", tmp_path.name, tracker=tracker)
 
     assert (made.version, made.trial, made.uri) == ("1", 1, f"models:/{tmp_path.name}/1")
     version = tracker.client.get_model_version_by_alias(tmp_path.name, "best")

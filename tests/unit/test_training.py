@@ -146,7 +146,7 @@ class Ranks:
 def test_ranks_resume_and_stop_together(study: Study) -> None:
     first, model = study.ask(), Model()
     train(Training(first, save=model.save, load=model.load, checkpoint_every=2), model, 5)
-    study.storage.release(first._trial_id)
+    study.handle.release(first.number)
     again = study.ask()
     ranks, models = Ranks(), (Model(), Model())
     done: list[Any] = []
