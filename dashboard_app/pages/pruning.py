@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from functools import partial
 from typing import Final
 
@@ -12,7 +11,7 @@ from dashboard_app.page_context import PageContext
 from dashboard_app.redraw import live
 from dashboard_app.theme import draw
 from dashboard_app.views import rungs
-from hopaas_p2p.analysis import charts, configurations, families
+from hopaas_p2p.analysis import charts, configurations
 from hopaas_p2p.analysis.chart import number
 from hopaas_p2p.analysis.configurations import ConfigurationRow
 from hopaas_p2p.analysis.savings import ESTIMATOR, savings
@@ -80,11 +79,12 @@ def _rungs(frame: Frame) -> None:
     rows = frame.once(lambda one: configurations.rows(one.state), "configurations")
     events = configurations.promotions(state)
     words = [row.state for row in rows]
+    elsewhere = sum(None not in (one.site, one.site_before) and one.site != one.site_before for one in events)
     theme.tiles([
         ("configurations", f"{len(rows):,}", in_words(sorted_.policy)),
         ("running", f"{words.count('running'):,}", "now"),
         ("waiting at a rung", f"{words.count('paused'):,}", "with a checkpoint"),
-        ("promoted", f"{len(events):,}", f"{rungs.elsewhere(events):,} continued at another site"),
+        ("promoted", f"{len(events):,}", f"{elsewhere:,} continued at another site"),
         ("complete", f"{words.count('complete'):,}", "trained to the end"),
     ])  # fmt: skip
     theme.caption(configurations.next_in_words(state).capitalize() + ".")
@@ -92,19 +92,29 @@ def _rungs(frame: Frame) -> None:
     draw(standing, key="standing", empty="No configuration has reached a rung yet.")
     curves = frame.once(lambda one: rungs.curves(one.state, rows), "chains")
     draw(curves, key="chains", empty="Curves need reports: trial.report(value, step).")
-    link = partial(theme.trial_link, frame.name)
+    link, descents = partial(theme.trial_link, frame.name), dict[int, list[int]]()
     headers = ["configuration", "state", "epochs", "pauses after", "value at its rungs", "sites", "trials"]
-    descents: dict[int, list[int]] = {}
-    if sorted_.population is None:
-        went_on = [(one, [one.first], one.paused) for one in events]
-        _events(frame, "Promotions", ["configuration", "after epochs", "paused at"], went_on)
-    else:
-        family = frame.once(lambda one: rungs.tree(one.state), "family")
-        draw(family, key="family", empty="No member has reported yet.")
-        copied = [(one, [one.member, one.source], one.source_trial) for one in families.copies(state)]
-        _events(frame, "Copies", ["member", "copied", "after epochs", "its site"], copied)
-        descents = frame.once(lambda one: families.families(one.state), "families")
+    title, who, where = "Promotions", ["configuration"], "paused at"
+    if sorted_.population is not None:
+        draw(frame.once(lambda one: rungs.tree(one.state), "family"), key="family", empty="No member has reported yet.")
+        events, title, who, where = configurations.copies(state), "Copies", ["member", "copied"], "its site"
+        descents = frame.once(lambda one: configurations.families(one.state), "families")
         headers.append("descends from")
+    lines = [
+        [
+            "" if one.at is None else theme.ago(one.at / 1e6),
+            *map(link, (one.first, one.source)[: len(who)]),
+            f"{one.epochs:,}",
+            *(theme.safe(site or "?") for site in (one.site_before, one.site)),
+            f"{link(one.paused)} → {link(one.trial)}",
+        ]
+        for one in reversed(events[-_EVENTS:])
+    ]
+    theme.heading(title)
+    heads = ["when", *who, "after epochs", where, "continued at", "trial"]
+    theme.table(heads, lines, label=title, numeric=(1 + len(who),))
+    if len(events) > _EVENTS:
+        theme.caption(f"and {len(events) - _EVENTS:,} earlier ones")
     theme.heading("Configurations")
 
     def cells(row: ConfigurationRow) -> list[str]:
@@ -123,23 +133,3 @@ def _rungs(frame: Frame) -> None:
     theme.table(headers, [cells(row) for row in order[:_ROWS]], label="Configurations", numeric=(2, 3))
     if len(rows) > _ROWS:
         theme.caption(f"and {len(rows) - _ROWS:,} more that are not as far along")
-
-
-def _events(frame: Frame, title: str, headers: list[str], events: Sequence[rungs.WentOn]) -> None:
-    """The newest of these, each with who takes part and the trial that it continues from."""
-    link = partial(theme.trial_link, frame.name)
-    rows = [
-        [
-            "" if one.at is None else theme.ago(one.at / 1e6),
-            *map(link, members),
-            f"{one.epochs:,}",
-            *(theme.safe(site or "?") for site in (one.site_before, one.site)),
-            f"{link(before)} → {link(one.trial)}",
-        ]
-        for one, members, before in reversed(events[-_EVENTS:])
-    ]
-    theme.heading(title)
-    numeric = (headers.index("after epochs") + 1,)
-    theme.table(["when", *headers, "continued at", "trial"], rows, label=title, numeric=numeric)
-    if len(events) > _EVENTS:
-        theme.caption(f"and {len(events) - _EVENTS:,} earlier ones")

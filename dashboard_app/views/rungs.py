@@ -1,4 +1,4 @@
-"""Where trials were pruned, who stands on which rung, curves of configurations that went on, and families."""
+"""Where trials were pruned, who stands on which rung, curves of configurations that went on, and configurations."""
 
 from __future__ import annotations
 
@@ -8,17 +8,14 @@ from typing import Final
 
 import numpy as np
 
-from hopaas_p2p.analysis import configurations, families, palette
+from hopaas_p2p.analysis import configurations, palette
 from hopaas_p2p.analysis.chart import FAINT, PLAIN, Chart, ChartAxis, Series, bundle, curves_chart, finite, spread
-from hopaas_p2p.analysis.configurations import ConfigurationRow, PromotionEvent
-from hopaas_p2p.analysis.families import CopyEvent
+from hopaas_p2p.analysis.configurations import ConfigurationRow
 from hopaas_p2p.analysis.table import TrialTable
 from hopaas_p2p.core.lineage import segments
 from hopaas_p2p.core.records import TrialState
 from hopaas_p2p.core.state import State
 
-WentOn = tuple[PromotionEvent | CopyEvent, list[int], int]
-"""What happened, who took part in it, and the trial that was continued."""
 _BARS: Final = 40
 _PAUSED: Final = 40  # curves that are drawn
 _WHOLE: Final = 20
@@ -47,11 +44,6 @@ def pruned_at(columns: TrialTable) -> Chart | None:
     x, y = ChartAxis("last step reported", choices=tuple(names)), ChartAxis("trials pruned", zero=True, whole=True)
     series = Series("pruned", "bars", data, palette.PRUNED)
     return Chart("Where trials were pruned", [series], x, y, alt, height=260)
-
-
-def elsewhere(events: Sequence[PromotionEvent]) -> int:
-    """How many promotions another site took up than the one where the configuration had paused."""
-    return sum(None not in (one.site, one.site_before) and one.site != one.site_before for one in events)
 
 
 def standing(state: State) -> Chart | None:
@@ -132,13 +124,13 @@ def curves(state: State, rows: Sequence[ConfigurationRow]) -> Chart | None:
 
 def tree(state: State) -> Chart | None:
     """A line per member of a population, epochs from left to right; a slanted one leads from a member to its copy."""
-    found = families.stretches(state)
+    found = configurations.stretches(state)
     members = list(dict.fromkeys(one.member for one in found))
     population = state.configurations.population
     if not members or population is None:
         return None
     rows = {member: at for at, member in enumerate(members[:_MEMBERS], 1)}
-    events = families.copies(state)
+    events = configurations.copies(state)
     every = population.every
     by_trial = {one.trial: one for one in found}
     complete = [(value, number) for number, value in state.trials.results()]
@@ -150,9 +142,9 @@ def tree(state: State) -> Chart | None:
         else []
     )
     jumps = [
-        (one.member, one.trial, (one.epochs, one.epochs + every / 4), (rows[one.source], rows[one.member]))
+        (one.first, one.trial, (one.epochs, one.epochs + every / 4), (rows[one.source], rows[one.first]))
         for one in events
-        if one.member in rows and one.source in rows
+        if one.first in rows and one.source in rows
     ]
     trained, led = (
         [(one.member, one.trial, (one.begin, one.end), (rows[one.member],) * 2) for one in some if one.member in rows]
@@ -170,7 +162,7 @@ def tree(state: State) -> Chart | None:
         }
         if lines:
             layers.append(Series(name, "line", data, colour, width, "none", opacity=0.8))
-    said = f"{len(members):,} members, {len({one.member for one in events}):,} of which copied another member"
+    said = f"{len(members):,} members, {len({one.first for one in events}):,} of which copied another member"
     more = f"; the first {len(rows)} are drawn" if len(rows) < len(members) else ""
     caption = f"{said}{more}; a line from one member to another shows where it continued from the former's checkpoint"
     x, y = ChartAxis("epochs", 0, zero=True), ChartAxis("member", 0, len(rows) + 1, whole=True, down=True)

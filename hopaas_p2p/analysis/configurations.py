@@ -1,10 +1,13 @@
-"""A study with rungs for people: one row per configuration, and who stands on which rung. Pure: no I/O, no clock."""
+"""A study with rungs or a population for people: one row per configuration, who stands on which rung, what went on from
+where, and whose training each one's weights come from. Pure: no I/O, no clock.
+"""
 
 from __future__ import annotations
 
 from typing import Final, NamedTuple
 
 from hopaas_p2p.core.admission import Continue, Start, next_start
+from hopaas_p2p.core.lineage import copied_trial, own_steps, segments
 from hopaas_p2p.core.records import TrialState
 from hopaas_p2p.core.rungs import Ladder
 from hopaas_p2p.core.standings import RungCount
@@ -33,20 +36,31 @@ class ConfigurationRow(NamedTuple):
     """Where it ran, in order, without repeats."""
 
 
-class PromotionEvent(NamedTuple):
-    """A configuration went on from a rung."""
+class WentOn(NamedTuple):
+    """A configuration went on from a checkpoint: its own at a rung, or as a population's member another one's."""
 
     first: int
-    paused: int
-    """The trial that had paused."""
     trial: int
-    """The one that goes on."""
-    at: int | None
-    """When, in microseconds since 1970, by the clock of the peer that goes on."""
+    """The trial that goes on."""
+    source: int
+    """The configuration whose checkpoint it was."""
+    paused: int
+    """Its trial that had paused."""
     epochs: int
     """How many were done."""
+    at: int | None
+    """When, in microseconds since 1970, by the clock of the peer that goes on."""
     site_before: str | None
     site: str | None
+
+
+class FamilyStretch(NamedTuple):
+    """Epochs of a member that one trial trained."""
+
+    member: int
+    trial: int
+    begin: int
+    end: int
 
 
 _SAYS_MOST: Final = (FAIL, PRUNED, WAITING, COMPLETE, RUNNING)
@@ -58,42 +72,68 @@ def rows(state: State) -> list[ConfigurationRow]:
     chains: dict[int, list[Trial]] = {}
     for trial in state.trials:
         chains.setdefault(state.configurations.root(trial.number), []).append(trial)
-    return [_row(state, first, chain) for first, chain in chains.items()]
-
-
-def _row(state: State, first: int, chain: list[Trial]) -> ConfigurationRow:
-    newest = max(chain, key=lambda trial: (_SAYS_MOST.index(trial.state), trial.number))
     policy, ladder = state.configurations.policy, state.configurations.standings
-    standing = ladder.standing(first) if first in ladder else None
-    if newest.paused and standing is not None and standing.over:
-        newest = chain[-1]  # it went on from there, and failed
     first_step = 0 if policy is None else policy.first_step
-    steps = [max(trial.reports) for trial in chain if trial.reports]
-    owners = [owner for trial in chain for owner in (*(past.owner for past in trial.history), trial.owner) if owner]
-    sites = dict.fromkeys(site for owner in owners if (site := state.peers.get(owner, {}).get("site")))
-    return ConfigurationRow(
-        first=first,
-        trials=tuple([trial.number for trial in chain]),
-        state="paused" if newest.paused else newest.state.name.lower(),
-        newest=newest,
-        bracket=None if standing is None else ladder.bracket(first),
-        epochs=max(steps) - first_step + 1 if steps else 0,
-        pauses_at=None if standing is None else ladder.pauses_at(first),
-        reached=() if standing is None else standing.reached,
-        sites=tuple(sites),
-    )
+    found = []
+    for first, chain in chains.items():
+        newest = max(chain, key=lambda trial: (_SAYS_MOST.index(trial.state), trial.number))
+        standing = ladder.standing(first) if first in ladder else None
+        if newest.paused and standing is not None and standing.over:
+            newest = chain[-1]  # it went on from there, and failed
+        steps = [max(trial.reports) for trial in chain if trial.reports]
+        owners = [owner for trial in chain for owner in (*(past.owner for past in trial.history), trial.owner) if owner]
+        sites = dict.fromkeys(site for owner in owners if (site := state.peers.get(owner, {}).get("site")))
+        row = ConfigurationRow(
+            first=first,
+            trials=tuple([trial.number for trial in chain]),
+            state="paused" if newest.paused else newest.state.name.lower(),
+            newest=newest,
+            bracket=None if standing is None else ladder.bracket(first),
+            epochs=max(steps) - first_step + 1 if steps else 0,
+            pauses_at=None if standing is None else ladder.pauses_at(first),
+            reached=() if standing is None else standing.reached,
+            sites=tuple(sites),
+        )
+        found.append(row)
+    return found
 
 
-def promotions(state: State) -> list[PromotionEvent]:
+def promotions(state: State) -> list[WentOn]:
     """What was promoted when, and by which site, in the order of the log."""
+    return [_went_on(state, trial, trial.continues) for trial in state.trials if trial.continues is not None]
+
+
+def copies(state: State) -> list[WentOn]:
+    """Which member of a population copied which, in the order of the log."""
+    found = [(trial, copied_trial(trial)) for trial in state.trials if trial.continues is not None]
+    return [_went_on(state, trial, number) for trial, number in found if number is not None]  # a retry copies nothing
+
+
+def _went_on(state: State, trial: Trial, paused: int) -> WentOn:
+    source, root = state.trials[paused], state.configurations.root
+    sites = (state.peers.get(one.owner or "", {}).get("site") for one in (source, trial))
+    epochs = epochs_of(state, max(source.reports, default=-1))
+    return WentOn(root(trial.number), trial.number, root(paused), paused, epochs, trial.start, *sites)
+
+
+def stretches(state: State) -> list[FamilyStretch]:
+    """What each trial has trained that has come beyond where it began, by the order of the log."""
     found = []
     for trial in state.trials:
-        if trial.continues is None:
-            continue
-        before = state.trials[trial.continues]
-        sites = (state.peers.get(one.owner or "", {}).get("site") for one in (before, trial))
-        first, epochs = state.configurations.root(trial.number), epochs_of(state, max(before.reports, default=-1))
-        found.append(PromotionEvent(first, before.number, trial.number, trial.start, epochs, *sites))
+        own = own_steps(state.trials, trial, max(trial.reports)) if trial.reports else None
+        if own is not None:
+            begin, end = (epochs_of(state, step) for step in (own.after, own.last))
+            root = state.configurations.root(trial.number)
+            found.append(FamilyStretch(root, trial.number, max(0, begin), end))
+    return found
+
+
+def families(state: State) -> dict[int, list[int]]:
+    """Member -> the members whose training led to what it is now, the first one first."""
+    root, found = state.configurations.root, {}
+    for row in rows(state):
+        members = [root(one.trial) for one in segments(state.trials, row.newest.number)]
+        found[row.first] = [one for at, one in enumerate(members) if at == 0 or members[at - 1] != one]
     return found
 
 

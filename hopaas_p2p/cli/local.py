@@ -38,7 +38,7 @@ _key_file = click.option(
 
 @click.command()
 @options(study="none")
-@click.option("--listen", default="127.0.0.1:0", metavar="HOST:PORT|PATH", help="A loopback port, or a Unix socket.")
+@click.option("--listen", default="127.0.0.1:0", metavar="HOST:PORT", help="A port on loopback.")
 @_key_file
 @click.option("--read-only", is_flag=True, help="Only answer questions; run and change nothing.")
 @_silence
@@ -46,18 +46,17 @@ def local(session: CliSession, listen: str, key_file: str | None, read_only: boo
     """Let programs in any language take part, through JSON over HTTP on this machine.
 
     It is one peer, and runs trials for its clients: POST /v1/ask, report, tell and others, as docs/local.md shows.
-    Under /api/ it offers the REST interface of Hopaas. On a port, requests carry a key, which is kept in a file that
-    only you can read. When it ends, or a client is silent for too long, unfinished trials are returned.
+    Under /api/ it offers the REST interface of Hopaas. Requests carry a key, which is kept in a file that only you can
+    read. When it ends, or a client is silent for too long, unfinished trials are returned.
     """
     from hopaas_p2p.ports.http import LocalServer
 
     with _peer(session, actions=not read_only, silence=silence) as (peer, ending):
-        file = None if "/" in listen else _key_path(key_file)
-        address = Path(listen).expanduser() if file is None else _loopback(listen)
-        server = LocalServer(peer, address, None if file is None else _key(file))
+        file = _key_path(key_file)
+        server = LocalServer(peer, _loopback(listen), _key(file))
         threading.Thread(target=server.serve_forever, name="hopaas-local", daemon=True).start()
-        where = {"listening": server.url, "key_file": None if file is None else str(file)}
-        session.done(where, f"Listening on {server.url}" + ("" if file is None else f"; the key is in {file}"))
+        where = {"listening": server.url, "key_file": str(file)}
+        session.done(where, f"Listening on {server.url}; the key is in {file}")
         ending.wait()
         server.shutdown()
         server.server_close()

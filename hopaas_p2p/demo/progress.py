@@ -1,51 +1,17 @@
-"""The demo's progress, read from its State: events as they become visible, and the status now.
+"""What happened in the demo, read from its State as it becomes visible.
 
 No peer reports here. This opens the same store as the peers and replays the same log, as a dashboard would.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from collections.abc import Mapping
 
-from hopaas_p2p.analysis.facts import best, is_better
-from hopaas_p2p.analysis.savings import Savings, savings
-from hopaas_p2p.analysis.table import TrialTable
-from hopaas_p2p.core.state import COMPLETE, FAIL, PRUNED, RUNNING, State, Trial
+from hopaas_p2p.analysis.facts import is_better
+from hopaas_p2p.core.state import COMPLETE, FAIL, State, Trial
 
-
-class DemoEvent(NamedTuple):
-    """A line about what happened. `kind`, the emphasis, is "best", "bad", "good" or "plain"."""
-
-    at: float
-    text: str
-    kind: str = "plain"
-
-
-class PeerStatus(NamedTuple):
-    """One peer now."""
-
-    name: str
-    pid: int
-    status: str
-    trial: int | None
-    epoch: int
-    complete: int
-    pruned: int
-
-
-class DemoStatus(NamedTuple):
-    """The study now."""
-
-    elapsed: float
-    peers: tuple[PeerStatus, ...]
-    complete: int
-    pruned: int
-    failed: int
-    running: int
-    budget: int
-    best: Trial | None
-    savings: Savings
+Event = tuple[str, str]
+"""A line about what happened, and its emphasis: "best", "bad", "good" or "plain"."""
 
 
 class EventReader:
@@ -65,25 +31,24 @@ class EventReader:
         self._restarted: set[int] = set()
         self._best: float | None = None
 
-    def new_events(self, state: State, at: float) -> list[DemoEvent]:
+    def new_events(self, state: State) -> list[Event]:
         """The events since the last call, in the order of their trials."""
         events = [
-            DemoEvent(at, f"peer {name} joined, pid {info.get('pid', '?')}")
+            (f"peer {name} joined, pid {info.get('pid', '?')}", "plain")
             for uuid, info in state.peers.items()
             if uuid not in self._joined and (name := self._name_of(uuid, state)) in self._names.values()
         ]
         self._joined.update(state.peers)
         for trial in state.trials:
             if trial.number not in self._ended:
-                events += [DemoEvent(at, *event) for event in self._of_trial(trial, state)]
+                events += self._of_trial(trial, state)
         return events
 
     def _name_of(self, owner: str | None, state: State) -> str:
         pid = state.peers.get(owner or "", {}).get("pid", "")
         return self._names.get(int(pid), f"pid {pid}") if pid.isdecimal() else "unknown"
 
-    def _of_trial(self, trial: Trial, state: State) -> list[tuple[str, str]]:
-        """(text, kind) of each event."""
+    def _of_trial(self, trial: Trial, state: State) -> list[Event]:
         events = []
         n = trial.number
         if trial.retry_of is not None and trial.owner is not None and n not in self._restarted:
@@ -105,7 +70,7 @@ class EventReader:
             events.append((f"#{n}, the retry of #{trial.retry_of}, was pruned", "good"))
         return events
 
-    def _of_result(self, trial: Trial, value: float, state: State) -> list[tuple[str, str]]:
+    def _of_result(self, trial: Trial, value: float, state: State) -> list[Event]:
         events = []
         if trial.late_of is not None:
             events.append((f"#{trial.number} keeps the late result of #{trial.late_of}: {value:.4f}", "good"))
@@ -116,27 +81,3 @@ class EventReader:
             name = self._name_of(trial.owner, state)
             events.append((f"#{trial.number} by peer {name} is the best so far: {value:.4f}", "best"))
         return events
-
-
-def status_of(state: State, peers: Sequence[tuple[str, int, str]], *, elapsed: float) -> DemoStatus:
-    """The study now. `peers` are (name, pid, status) of the demo's processes."""
-    uuids = {info.get("pid"): uuid for uuid, info in state.peers.items()}
-    rows = []
-    for name, pid, status in peers:
-        uuid = uuids.get(str(pid))
-        own = [trial for trial in state.trials if uuid is not None and trial.owner == uuid]
-        now = next((trial for trial in own if trial.state is RUNNING), None)
-        rows.append(
-            PeerStatus(
-                name,
-                pid,
-                status if uuid is not None or status != "running" else "starting",
-                now.number if now else None,
-                len(now.reports) if now else 0,
-                sum(trial.state is COMPLETE for trial in own),
-                sum(trial.state is PRUNED for trial in own),
-            )
-        )
-    complete, pruned, failed, running = (state.counts[one] for one in (COMPLETE, PRUNED, FAIL, RUNNING))
-    saved = savings(TrialTable.of(state))
-    return DemoStatus(elapsed, tuple(rows), complete, pruned, failed, running, state.budget or 0, best(state), saved)

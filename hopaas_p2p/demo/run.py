@@ -24,8 +24,8 @@ from hopaas_p2p.analysis.table import TrialTable
 from hopaas_p2p.core.state import COMPLETE, PRUNED, State
 from hopaas_p2p.demo import objective
 from hopaas_p2p.demo.processes import DemoFailed, KilledPeer, PeerProcesses
-from hopaas_p2p.demo.progress import DemoEvent, EventReader, status_of
-from hopaas_p2p.demo.screen import LiveScreen, PlainScreen, screen_for
+from hopaas_p2p.demo.progress import EventReader
+from hopaas_p2p.demo.screen import Screen
 from hopaas_p2p.errors import ConfigurationError, DefinitionMismatch
 from hopaas_p2p.report import write_report
 from hopaas_p2p.study import Study
@@ -99,37 +99,32 @@ def _perform(options: DemoOptions, study: Study, store: str, folder: Path, conso
     began = time.monotonic()
     with (
         PeerProcesses(study, store=store, folder=folder, seed=options.seed) as processes,
-        screen_for(console, title=title, epochs=objective.EPOCHS) as screen,
+        Screen(console, title=title, epochs=objective.EPOCHS) as screen,
     ):
-        screen.add(DemoEvent(0.0, f"store {store}, study {study.name}, {options.trials} trials"))
+        screen.say(0.0, f"store {store}, study {study.name}, {options.trials} trials")
         processes.start(options.peers)
         reader = EventReader(processes.names, "maximize")
         stopped = False
         while True:
             at_work = processes.any_running()
-            state = study.state
-            elapsed = time.monotonic() - began
-            for event in reader.new_events(state, elapsed):
-                screen.add(event)
-            screen.update(status_of(state, processes.statuses(), elapsed=elapsed))
+            state, elapsed = study.state, time.monotonic() - began
+            for text, kind in reader.new_events(state):
+                screen.say(elapsed, text, kind)
+            screen.show(state, processes.statuses(), elapsed=elapsed)
             if not at_work:
                 return processes.killed
             done = state.counts[COMPLETE] + state.counts[PRUNED]
             in_the_middle = done >= max(1, options.trials // 3) or (done and elapsed > options.timeout / 4)
             if options.kills and in_the_middle and processes.killed is None and not stopped:
-                _kill(processes, screen, state, elapsed)
+                killed = processes.kill_one(state, epochs=objective.EPOCHS)
+                if killed is not None:
+                    where = f"in epoch {killed.epoch + 1} of #{killed.number}"
+                    screen.say(elapsed, f"peer {killed.name} KILLED (SIGKILL, pid {killed.pid}) {where}", "bad")
             if elapsed > options.timeout and not stopped:
                 stopped = True
-                screen.add(DemoEvent(elapsed, f"time is up after {options.timeout:g} s: no more trials are started"))
+                screen.say(elapsed, f"time is up after {options.timeout:g} s: no more trials are started")
                 study.stop_all()
             time.sleep(_INTERVAL)
-
-
-def _kill(processes: PeerProcesses, screen: LiveScreen | PlainScreen, state: State, elapsed: float) -> None:
-    killed = processes.kill_one(state, epochs=objective.EPOCHS)
-    if killed is not None:
-        text = f"peer {killed.name} KILLED (SIGKILL, pid {killed.pid}) in epoch {killed.epoch + 1} of #{killed.number}"
-        screen.add(DemoEvent(elapsed, text, "bad"))
 
 
 def _print_results(

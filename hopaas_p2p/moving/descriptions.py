@@ -1,4 +1,4 @@
-"""What a file may say of a study, and the keys in Optuna's terms that say it."""
+"""What a file may say of a study, and the keys that say it."""
 
 from __future__ import annotations
 
@@ -8,30 +8,15 @@ from typing import Any, Final, NamedTuple
 from hopaas_p2p import sampler_config
 from hopaas_p2p.core.fidelity import Fidelity
 from hopaas_p2p.core.records import Budget, Distribution
-from hopaas_p2p.errors import InvalidInput
 from hopaas_p2p.spec import fidelity
 from hopaas_p2p.spec.budget import budget_of
 from hopaas_p2p.spec.space import check_keys, distribution_of, mapping, number
 
-_KEYS: Final = {
-    "name": ("study_name",),
-    "direction": (),
-    "directions": (),
-    "metric_names": (),
-    "space": ("search_space", "parameters", "params"),
-    "budget": ("n_trials",),
-    "sampler": (),
-    "pruner": (),
-    "attempts": (),
-    "max_failures": (),
-    "lease_ttl": (),
-    "repeats": (),
-    "replicates": (),
-    "fidelity": (),
-    "user_attrs": (),
-}
-"""Our key -> its other names."""
 _POLICY: Final = ("budget", "attempts", "max_failures", "lease_ttl", "replicates", "repeats", "fidelity")
+_KEYS: Final = (
+    *("name", "direction", "directions", "metric_names", "space", "sampler", "pruner", "user_attrs"),
+    *_POLICY,
+)
 
 
 class StudyDescription(NamedTuple):
@@ -54,14 +39,14 @@ class StudyDescription(NamedTuple):
     """The command of a trial, for `hopaas-p2p worker`."""
 
 
-def describe(content: Mapping[str, Any]) -> StudyDescription:
+def describe(given: Mapping[str, Any]) -> StudyDescription:
     """The study that these keys describe.
 
     Raises:
         InvalidInput: a key or a value that is not allowed.
 
     """
-    given = _by_our_names(content)
+    check_keys(given, _KEYS, "the file")
     directions = given.get("directions", given.get("direction"))
     listed = [directions] if isinstance(directions, str) else directions
     space = mapping(given.get("space", {}), "space")
@@ -79,17 +64,6 @@ def describe(content: Mapping[str, Any]) -> StudyDescription:
         },
         user_attrs=dict(mapping(given.get("user_attrs", {}), "user_attrs")),
     )
-
-
-def _by_our_names(content: Mapping[str, Any]) -> dict[str, Any]:
-    ours = {name: key for key, others in _KEYS.items() for name in (key, *others)}
-    check_keys(content, ours, "the file", known=_KEYS)
-    given: dict[str, Any] = {}
-    for key, value in content.items():
-        if ours[key] in given:
-            raise InvalidInput(f"{ours[key]!r} is given twice")
-        given[ours[key]] = value
-    return given
 
 
 def _policy_value(key: str, value: Any) -> float | int | str | Budget | Fidelity | None:

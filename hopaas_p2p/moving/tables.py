@@ -210,17 +210,13 @@ def dump_parquet(source: StudyRecords, path: Path) -> None:
 
 
 def _parameters(pa: Any, records: list[TrialCreate]) -> dict[str, Any]:
+    """A column per parameter, of the type that holds all its values exactly, else of their texts."""
     rows = [dict(params_of(record)) for record in records]
     columns = {}
     for name in dict.fromkeys(name for row in rows for name in row):
         values = [row.get(name) for row in rows]
-        kinds = {type(value) for value in values if value is not None}
-        if kinds <= {float} or kinds <= {float, int}:
-            columns[name] = pa.array([None if one is None else float(one) for one in values], pa.float64())
-        if kinds <= {int} and all(one is None or -(1 << 63) <= one < 1 << 63 for one in values):
-            columns[name] = pa.array(values, pa.int64())
-        elif kinds <= {bool}:
-            columns[name] = pa.array(values, pa.bool_())
-        elif name not in columns:
+        try:
+            columns[name] = pa.array(values)
+        except (pa.ArrowInvalid, pa.ArrowTypeError, OverflowError):
             columns[name] = pa.array([None if one is None else str(one) for one in values], pa.string())
     return columns

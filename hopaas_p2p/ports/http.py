@@ -1,4 +1,4 @@
-"""A LocalPeer as JSON over HTTP, on loopback with a key, or on a Unix socket in a private directory.
+"""A LocalPeer as JSON over HTTP, on loopback and with a key.
 
     POST /v1/ask     {"study": "digits"}                                  -> {"ok": true, "trial": 7, "params": {…}}
     POST /v1/report  {"study": "digits", "trial": 7, "value": 0.3, "step": 1} -> {"ok": true, "prune": false, …}
@@ -17,16 +17,14 @@ import hmac
 import io
 import json
 import socket
-import socketserver
 import time
 from collections.abc import Container
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from pathlib import Path
-from typing import Any, Final, cast
+from typing import Any, Final
 
 from hopaas_p2p.errors import InvalidInput
-from hopaas_p2p.net.listening import STRANGERS_IDLE, FewStrangers, cannot_listen, private_socket
+from hopaas_p2p.net.listening import STRANGERS_IDLE, FewStrangers, cannot_listen
 from hopaas_p2p.ports.hopaas_rest import HopaasRest
 from hopaas_p2p.ports.local import LocalPeer
 from hopaas_p2p.ports.verbs import Reply, answered
@@ -44,49 +42,28 @@ class LocalServer(FewStrangers, ThreadingHTTPServer):
 
     Args:
         peer: answers.
-        address: (host, port) on loopback, or the path of a Unix socket, to which only this user can connect.
-        key: what requests must carry; None on a Unix socket.
+        address: (host, port) on loopback.
+        key: what requests must carry.
 
     Raises:
-        ConfigurationError: the address is in use, or something that is not a socket is at the path.
+        ConfigurationError: the address is in use.
 
     """
 
     daemon_threads = True
     request_queue_size = 128  # with 5, silent connections would make others wait for seconds
 
-    def __init__(self, peer: LocalPeer, address: tuple[str, int] | Path, key: str | None) -> None:
+    def __init__(self, peer: LocalPeer, address: tuple[str, int], key: str) -> None:
         self.peer, self.key = peer, key
         self.rest = HopaasRest(peer)
-        self._path = address if isinstance(address, Path) else None
-        if isinstance(address, Path):
-            address.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            self.address_family = socket.AF_UNIX
-            with private_socket(address):
-                super().__init__(cast("tuple[str, int]", str(address)), _Handler)
-        else:
-            try:
-                super().__init__(address, _Handler)
-            except OSError as error:
-                raise cannot_listen(f"{address[0]}:{address[1]}", error) from None
-
-    def server_bind(self) -> None:
-        if self._path is not None:
-            socketserver.TCPServer.server_bind(self)
-            self.server_name, self.server_port = str(self._path), 0
-        else:
-            super().server_bind()
-
-    def server_close(self) -> None:
-        super().server_close()
-        if self._path is not None and self._path.is_socket():  # called after a failed binding, too
-            self._path.unlink(missing_ok=True)
+        try:
+            super().__init__(address, _Handler)
+        except OSError as error:
+            raise cannot_listen(f"{address[0]}:{address[1]}", error) from None
 
     @property
     def url(self) -> str:
         """Where clients reach it."""
-        if self._path is not None:
-            return f"unix:{self._path}"
         host, port = self.server_address[:2]
         return f"http://{host!s}:{port}"
 
@@ -125,8 +102,6 @@ class _Handler(BaseHTTPRequestHandler):
 
     def setup(self) -> None:
         super().setup()
-        if self.server.key is None:  # on a Unix socket, where all are this user's
-            self.server.strangers.pop(self.connection, None)
         self._incoming = _Incoming(self.connection, self.server.strangers)
         self.rfile.close()
         self.rfile = io.BufferedReader(self._incoming)
@@ -147,7 +122,8 @@ class _Handler(BaseHTTPRequestHandler):
         self._serve(self.rfile.read(int(length)))
 
     def _serve(self, body: bytes) -> None:
-        if not self._from_here():
+        # a page that a browser shows cannot use it
+        if self.headers.get("Origin") is not None or self.headers.get("Host", "").rpartition(":")[0] not in _LOOPBACK:
             self._answer(403, b"this server answers programs on this machine only\n", "text/plain")
         elif self.path.startswith("/api/"):
             self._answer(*self.server.rest.answer(self.command, self.path, body, self._key_matches))
@@ -158,15 +134,8 @@ class _Handler(BaseHTTPRequestHandler):
             status = 200 if reply["ok"] else _STATUS.get(reply["code"], 500)
             self._answer(status, json.dumps(reply).encode(), "application/json")
 
-    def _from_here(self) -> bool:
-        """Whether the request was meant for this server: a page that a browser shows cannot use it."""
-        if self.headers.get("Origin") is not None:
-            return False
-        return self.server.key is None or self.headers.get("Host", "").rpartition(":")[0] in _LOOPBACK
-
     def _key_matches(self, given: str) -> bool:
-        key = self.server.key
-        matches = key is None or hmac.compare_digest(given.encode(), key.encode())
+        matches = hmac.compare_digest(given.encode(), self.server.key.encode())
         if matches:
             self.server.strangers.pop(self.connection, None)
         return matches

@@ -104,12 +104,12 @@ def choices(value: Any, what: str) -> Categorical:
     return Categorical(tuple(value))
 
 
-def check_keys(entry: Iterable[str], allowed: Collection[str], what: str, known: Iterable[str] = ()) -> None:
-    """Raise if the entry has a key that is not allowed: a typo would be a silent loss. `known` are named, if given."""
+def check_keys(entry: Iterable[str], allowed: Collection[str], what: str) -> None:
+    """Raise if the entry has a key that is not allowed: a typo would be a silent loss."""
     for key in entry:
         if key not in allowed:
             near = difflib.get_close_matches(str(key), allowed, n=1)
-            hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(known or sorted(allowed))}"
+            hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(sorted(allowed))}"
             raise InvalidInput(f"{what}: {key!r} is not a key; {hint}")
 
 

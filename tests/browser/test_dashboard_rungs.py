@@ -11,7 +11,6 @@ pytest.importorskip("streamlit")
 
 from dashboard_app.views import rungs
 from hopaas_p2p.analysis import configurations, echarts
-from hopaas_p2p.analysis import families as relations
 from tests.support.dashboard_pages import calm, close_all, page, texts
 from tests.support.dashboard_studies import Scribe, with_population, with_rungs
 
@@ -77,9 +76,9 @@ def test_the_page_of_a_study_without_rungs_says_how_to_have_them(tmp_path: Path)
 
 def test_a_family_tree_says_who_descends_from_whom() -> None:
     state = with_population().state
-    (copy,) = relations.copies(state)
-    assert (copy.member, copy.source, copy.epochs, copy.site_before, copy.site) == (4, 0, 2, "north", "south")
-    assert relations.families(state) == {0: [0], 1: [1], 2: [2], 3: [3], 4: [0, 4]}
+    (copy,) = configurations.copies(state)
+    assert (copy.first, copy.source, copy.epochs, copy.site_before, copy.site) == (4, 0, 2, "north", "south")
+    assert configurations.families(state) == {0: [0], 1: [1], 2: [2], 3: [3], 4: [0, 4]}
     chart = rungs.tree(state)
     assert chart is not None
     drawn = {

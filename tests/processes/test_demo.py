@@ -30,9 +30,9 @@ from hopaas_p2p.core.records import (
     TrialState,
 )
 from hopaas_p2p.core.state import State
-from hopaas_p2p.demo.progress import DemoEvent, DemoStatus, EventReader, status_of
+from hopaas_p2p.demo.progress import EventReader
 from hopaas_p2p.demo.run import dashboard, further, program
-from hopaas_p2p.demo.screen import LiveScreen, PlainScreen, event_lines, screen_for
+from hopaas_p2p.demo.screen import Screen, below
 from tests.support.processes import until
 
 DEMO = [sys.executable, "-m", "hopaas_p2p.cli.main", "demo"]
@@ -254,7 +254,7 @@ def test_the_story_tells_who_was_taken_over_by_whom_and_only_once() -> None:
     reader = EventReader({11: "A", 22: "B"}, "maximize")
     state = _state()
 
-    told = [event.text for event in reader.new_events(state, 5.0)]
+    told = [text for text, _ in reader.new_events(state)]
 
     assert told == [
         "peer A joined, pid 11",
@@ -264,48 +264,41 @@ def test_the_story_tells_who_was_taken_over_by_whom_and_only_once() -> None:
         "#1, the retry of #0, is complete: 0.7500",
         "#1 by peer B is the best so far: 0.7500",
     ]
-    assert reader.new_events(state, 6.0) == []
+    assert reader.new_events(state) == []
 
 
-def _status() -> DemoStatus:
-    peers = [("A", 11, "killed"), ("B", 22, "running")]
-    return status_of(_state(), peers, elapsed=12.0)
+PEERS = [("A", 11, "killed"), ("B", 22, "running")]
 
 
 def test_the_live_screen_fits_a_terminal_of_80_by_24() -> None:
     console = Console(file=io.StringIO(), width=80, height=24, force_terminal=True, color_system=None)
-    screen = LiveScreen(console, title="demo", epochs=30)
-    for second in range(40):
-        screen.add(DemoEvent(second, f"event {second} " + "x" * 100, "bad" if second == 3 else "plain"))
-    screen.update(_status())
+    peers = [*PEERS, *((name, 30 + at, "running") for at, name in enumerate("CDEFGHIJKLMNOP"))]
 
-    lines = console.render_lines(screen._render(), console.options.update(height=None))
+    shown = below(_state(), peers, elapsed=12.0, epochs=30)
+    lines = console.render_lines(shown, console.options.update(height=None))
 
-    assert len(lines) <= 24
+    assert len(lines) < 24
     text = "\n".join("".join(segment.text for segment in one) for one in lines)
-    assert "event 3 " in text
-    assert "event 39" in text
     assert "killed" in text
+    assert "starting" in text
     assert "1/10" in text
 
 
-def test_loud_events_stay_in_sight_and_in_order() -> None:
-    events = [DemoEvent(0, "taken over", "good"), *(DemoEvent(at, f"best {at}", "best") for at in range(1, 20))]
+def test_on_a_terminal_events_are_lines_above_peers_and_progress() -> None:
+    out = io.StringIO()
+    with Screen(Console(file=out, width=80, height=24, force_terminal=True), title="demo", epochs=30) as screen:
+        screen.show(_state(), PEERS, elapsed=12.0)
+        screen.say(12.5, "something", "good")
 
-    lines = [str(line) for line in event_lines(events, room=4)]
-
-    assert [line.split(" s  ", 1)[1] for line in lines] == ["taken over", "best 17", "best 18", "best 19"]
+    assert "something" in out.getvalue()
+    assert "killed" in out.getvalue()
 
 
 def test_without_a_terminal_there_are_plain_lines() -> None:
     out = io.StringIO()
-    console = Console(file=out, width=40)
-    screen = screen_for(console, title="demo [bold]", epochs=30)
-    assert isinstance(screen, PlainScreen)
-
-    with screen:
-        screen.add(DemoEvent(1.25, "something " * 8))
-        screen.update(_status())
+    with Screen(Console(file=out, width=40), title="demo [bold]", epochs=30) as screen:
+        screen.say(1.25, "something " * 8)
+        screen.show(_state(), PEERS, elapsed=12.0)
 
     assert out.getvalue().splitlines() == [
         "demo [bold]",

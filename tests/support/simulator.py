@@ -21,7 +21,7 @@ from hopaas_p2p.core.records import Commit, Float, Policy, StudyDefine, TrialSta
 from hopaas_p2p.core.state import State, Verdict
 from hopaas_p2p.stores.base import Outgoing
 from hopaas_p2p.stores.memory import MemoryStore
-from hopaas_p2p.testing.invariants import ALWAYS
+from hopaas_p2p.testing import invariants
 from tests.support.simulated_peer import STUDY, TTL, SimulatedPeer
 
 
@@ -201,7 +201,7 @@ def _replay(store: MemoryStore) -> State:
 
 
 def _broken(state: State, world: World) -> Iterable[str]:
-    yield from (f"not true at the end: {promise.__name__}" for promise in ALWAYS if not promise(state))
+    yield from (f"not true at the end: {promise}" for promise in invariants.broken(state))
     yield from (problem for tell in world.ledger.tells if (problem := _lost(state, *tell)) is not None)
     if state.counts[TrialState.RUNNING]:
         yield f"trials still running: {list(state.running)}"

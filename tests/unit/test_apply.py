@@ -260,7 +260,7 @@ def test_a_witness_sees_a_broken_promise() -> None:
     with pytest.raises(Violated, match="finished trials never change"):
         scribe.witness.look(scribe.state)
     scribe.state.counts[RUNNING] += 1
-    with pytest.raises(Violated, match="counts_agree_with_states"):
+    with pytest.raises(Violated, match="counts agree with states"):
         scribe.witness.look(scribe.state)
 
 

@@ -11,7 +11,6 @@ import socket
 import threading
 import uuid
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -375,34 +374,6 @@ def test_a_connection_may_rest_between_two_requests(server: LocalServer, monkeyp
         answer.read()
         threading.Event().wait(0.3)  # longer than a request may take
     connection.close()
-
-
-def test_on_a_unix_socket_no_key_is_needed(peer: LocalPeer, tmp_path: Path) -> None:
-    path = tmp_path / "run" / "s"
-    server = LocalServer(peer, path, None)
-    thread = threading.Thread(target=server.serve_forever, args=(0.02,))
-    thread.start()
-    try:
-        with socket.socket(socket.AF_UNIX) as connection:
-            connection.connect(str(path))
-            connection.sendall(b"POST /v1/studies HTTP/1.0\r\nContent-Length: 2\r\n\r\n{}")
-            answer = connection.makefile("rb").read()
-    finally:
-        server.shutdown()
-        thread.join()
-        server.server_close()
-
-    assert b'"studies": ["s"]' in answer
-    assert not path.exists()
-
-
-def test_a_file_at_the_place_of_the_socket_is_left_alone(peer: LocalPeer, tmp_path: Path) -> None:
-    (tmp_path / "notes").write_text("mine")
-
-    with pytest.raises(ConfigurationError, match="cannot listen on"):
-        LocalServer(peer, tmp_path / "notes", None)
-
-    assert (tmp_path / "notes").read_text() == "mine"
 
 
 def test_a_port_that_is_in_use_is_one_clear_line(peer: LocalPeer, server: LocalServer) -> None:

@@ -142,7 +142,6 @@ def test_a_distribution_of_a_sweep_has_its_counterpart(tmp_path: Path, entry: st
         ("space:\n  p: float(0,1)\nsampler: annealing", "sampler = 'annealing'; choose from tpe"),
         ("space:\n  p: float(0,1)\npruner: {name: median, warmup: 3}", "unexpected keyword argument 'warmup'"),
         ("space:\n  p: float(0,1)\ndirektion: minimize", "did you mean 'direction'?"),
-        ("space:\n  p: float(0,1)\nparams:\n  p: float(0,1)", "'space' is given twice"),
         ("space: {p: {type: flaot, low: 0, high: 1}}", "not 'flaot'"),
         ("space: {p: {type: int, low: 0.5, high: 1}}", "whole numbers"),
         ("space:\n  p: float(0)", "'p'"),
@@ -169,14 +168,14 @@ def test_the_command_says_it_in_one_line(tmp_path: Path) -> None:
 
 
 OPTUNAS = """
-study_name: plain
+name: plain
 directions: [minimize, maximize]
 metric_names: [loss, speed]
-n_trials: 12
+budget: 12
 attempts: 2
 sampler: {name: TPESampler, n_startup_trials: 4}
 pruner: none
-search_space:
+space:
   lr: {type: float, low: 1e-5, high: 0.1, log: true}
   width: {type: int, low: 16, high: 128, step: 16}
   act: {type: categorical, choices: [relu, tanh]}
