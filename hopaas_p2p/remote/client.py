@@ -106,7 +106,7 @@ class ServerBusy(StoreUnreachable):
     """The server asks to come again later."""
 
 
-class _Incoming(io.RawIOBase):
+class _AnswerBytes(io.RawIOBase):
     """What a server sends for one request: so many bytes, and not slower than it would send them itself.
 
     A head has little room; `http.client` would read on through headers, chunks and "100 Continue" for ever.
@@ -167,7 +167,7 @@ class _Line:
             self._socket.sendall(head)
             for piece in body:
                 self._socket.sendall(piece)
-        coming = _Incoming(self._socket, silence)
+        coming = _AnswerBytes(self._socket, silence)
         answer = http.client.HTTPResponse(coming, method=method)  # type: ignore[arg-type]
         try:
             answer.begin()
