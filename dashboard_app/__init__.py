@@ -1,6 +1,6 @@
 """The monitor: a Streamlit app that reads the same store as the peers. Start it with `hopaas-p2p dashboard`.
 
-One background thread per store (`replica_cache.ReplicaCache`) keeps replicas up to date; browser sessions read what it
+One background thread (`replica_cache.ReplicaCache`) keeps replicas up to date; browser sessions read what it
 last saw and do not wait for the store. What a page draws is computed once per study and lsn, and shared.
 
     replica_cache.py  one replica per study for all sessions: `cache.frame(uuid)`, heartbeats, "data as of"

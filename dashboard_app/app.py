@@ -60,7 +60,7 @@ def main() -> None:
         return
     person, until = signed_in
     try:
-        page = PageContext(cache_of(_store(opts)), opts, person=person, until=until)
+        page = PageContext(cache_of(opts.store), opts, person=person, until=until)
         studies = page.studies()
     except HopaasError as error:
         theme.error(error, icon=":material/error:")
@@ -95,25 +95,6 @@ def _signed_in() -> tuple[str, float] | None:
         theme.nothing("Your session has expired. Please sign in again.")
     st.button("Sign in", on_click=st.login, type="primary", icon=":material/login:")
     return None
-
-
-def _store(opts: options.DashboardOptions) -> str:
-    """The store that the address names, else the one viewed before, else the first.
-
-    Never a URL that only the address names: it must be one that we serve.
-    """
-    known = _stores(opts)
-    for name in (url.given("store"), st.session_state.get("store", "")):
-        if name in known:
-            st.session_state["store"] = name
-            url.set_("store", name)
-            return known[name]
-    return opts.stores[0]
-
-
-def _stores(opts: options.DashboardOptions) -> dict[str, str]:
-    """The stores we serve: as they may be shown -> as they were given."""
-    return {cache_of(one).url: one for one in opts.stores} if len(opts.stores) > 1 else {}
 
 
 def _page(entry: PageEntry, page: PageContext) -> st.Page:
@@ -154,18 +135,17 @@ def _menu(entries: list[tuple[PageEntry, st.Page]], listing: Listing | None) -> 
 
     Each link is a whole address: it can be opened in another tab, and is one step for the Back button.
     """
-    store = {"store": named} if (named := url.given("store")) else {}
     for of_study in (False, True):
         shown = [page for entry, page in entries if entry.study == of_study and page.visibility == "visible"]
         if shown:
             st.html(f'<p class="hp-group">{"Study" if of_study else "Store"}</p>')
         for page in shown:
             study = {"study": listing.name} if of_study and listing is not None else {}
-            st.page_link(page, icon=page.icon, width="stretch", query_params=store | study)
+            st.page_link(page, icon=page.icon, width="stretch", query_params=study)
 
 
 def _sidebar(page: PageContext, studies: list[Listing], listing: Listing | None) -> None:
-    """Which study and store are shown, and where else to look."""
+    """Which study is shown, and where else to look."""
     names = [one.name for one in studies]
     if names:
         picked = st.selectbox(
@@ -175,15 +155,6 @@ def _sidebar(page: PageContext, studies: list[Listing], listing: Listing | None)
         if picked is not None and (listing is None or picked != listing.name):
             st.session_state["study"] = picked
             url.set_("study", picked)
-            st.rerun()
-    if len(page.options.stores) > 1:
-        known = list(_stores(page.options))
-        store = st.selectbox("Store", known, index=known.index(page.cache.url), key="pick-store")
-        if store != page.cache.url:
-            st.session_state["store"] = store
-            url.set_("study", None)
-            url.set_("store", store)
-            st.session_state.pop("study", None)
             st.rerun()
     if page.options.optuna_port is not None:
         st.link_button("optuna-dashboard", page.options.optuna_address, icon=":material/open_in_new:")

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 class DashboardOptions:
     """How the dashboard was started."""
 
-    stores: tuple[str, ...] = ()
-    """URLs; the first is shown unless the browser's address names another."""
+    store: str = ""
+    """Its URL."""
     host: str = "127.0.0.1"
     port: int = 8501
     actions: bool = False

@@ -33,7 +33,7 @@ class _SilentRequestHandler(WSGIRequestHandler):
 
 
 def serve_optuna_dashboard(opts: DashboardOptions, guard: AccessGuard) -> _Server:
-    """Serve optuna-dashboard for the first store from a thread; `shutdown()` ends it. The guard judges each request.
+    """Serve optuna-dashboard from a thread; `shutdown()` ends it. The guard judges each request.
 
     Raises:
         ConfigurationError: the port is taken.
@@ -42,7 +42,7 @@ def serve_optuna_dashboard(opts: DashboardOptions, guard: AccessGuard) -> _Serve
     from optuna_dashboard import wsgi
 
     assert opts.optuna_port is not None
-    storage = cache_of(opts.stores[0]).storage()
+    storage = cache_of(opts.store).storage()
     if opts.actions:
         storage = storage.as_operator()  # people tell trials here that peers run
     app = confined(wsgi(storage, artifact_store=RequestedFiles(storage)), actions=opts.actions)

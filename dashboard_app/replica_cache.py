@@ -11,6 +11,7 @@ enough.
 from __future__ import annotations
 
 import contextlib
+import functools
 import gc
 import logging
 import threading
@@ -334,27 +335,7 @@ class ReplicaCache:
         self.round_trip = time.monotonic() - began
 
 
-_caches: Final[dict[str, ReplicaCache]] = {}
-_caches_lock: Final = threading.Lock()
-
-
+@functools.cache
 def cache_of(url: str) -> ReplicaCache:
     """The cache of this store in this process."""
-    with _caches_lock:
-        if url not in _caches:
-            _caches[url] = ReplicaCache(url)
-        return _caches[url]
-
-
-def caches() -> list[ReplicaCache]:
-    """The caches of this process."""
-    with _caches_lock:
-        return list(_caches.values())
-
-
-def close_all() -> None:
-    """Close every cache of this process."""
-    with _caches_lock:
-        for cache in _caches.values():
-            cache.close()
-        _caches.clear()
+    return ReplicaCache(url)

@@ -43,7 +43,7 @@ def role_of(cache: ReplicaCache, uuid: str, opts: DashboardOptions, name: str) -
         return "none"
     if not hasattr(cache.store, "call"):
         return "owner" if name in named("HOPAAS_DASHBOARD_OWNERS") else "viewer"
-    return grants(cache, cache.url, uuid).get(name, "none")
+    return grants(cache, uuid).get(name, "none")
 
 
 def _own_role(cache: ReplicaCache, uuid: str) -> Role:
@@ -51,7 +51,7 @@ def _own_role(cache: ReplicaCache, uuid: str) -> Role:
     login = own_login(cache)
     if login is None:
         return "owner"
-    known = grants(cache, cache.url, uuid)
+    known = grants(cache, uuid)
     if not known:
         return "viewer"  # the store does not answer
     return known.get(login) or known.get(_TOKEN.sub("", login)) or "owner"
@@ -64,7 +64,7 @@ def own_login(cache: ReplicaCache) -> str | None:
 
 
 @st.cache_data(ttl=_KEPT, show_spinner=False)
-def grants(_cache: ReplicaCache, url: str, uuid: str) -> dict[str, Role]:  # noqa: ARG001  # the URL is part of the key
+def grants(_cache: ReplicaCache, uuid: str) -> dict[str, Role]:
     """User -> role in this study."""
     try:
         rows = _cache.store.call("grants", log=uuid)  # type: ignore[attr-defined]  # only a Postgres store has it

@@ -26,16 +26,15 @@ from hopaas_p2p.runtime import credentials
 _STALE: Final = 120.0  # seconds without a look at the store after which the monitor counts as down
 
 
-def routes(caches: Callable[[], list[ReplicaCache]]) -> list[BaseRoute]:
+def routes(opened: Callable[[], ReplicaCache]) -> list[BaseRoute]:
     """The routes, under the path that a proxy serves this under."""
 
     def seen() -> Iterator[tuple[str, str, State, TrialTable, float]]:
-        for cache in caches():
-            for listing in sorted(cache.studies(), key=lambda one: one.name):
-                frame = cache.frame(listing.uuid)
-                if frame is not None:
-                    lag = cache.freshness(listing.uuid).lag
-                    yield cache.url, listing.name, frame.state, frame.columns, lag
+        cache = opened()
+        for listing in sorted(cache.studies(), key=lambda one: one.name):
+            frame = cache.frame(listing.uuid)
+            if frame is not None:
+                yield cache.url, listing.name, frame.state, frame.columns, cache.freshness(listing.uuid).lag
 
     def metrics(request: Request) -> Response:  # not async: Starlette runs it in a thread, and it may wait for a store
         if options.current().auth != "none" and not may_scrape(request.headers.get("authorization", "")):
@@ -43,13 +42,10 @@ def routes(caches: Callable[[], list[ReplicaCache]]) -> list[BaseRoute]:
         return PlainTextResponse(exposition(seen()), media_type=CONTENT_TYPE)
 
     def healthz(_request: Request) -> Response:
-        lags = []
-        for cache in caches():
-            cache.studies()  # begins to read, if nobody has looked yet
-            lags.append(cache.freshness().lag)
-        ok = all(lag < _STALE for lag in lags)
-        answer = {"ok": ok, "lag_seconds": [round(lag, 1) if lag < 1e9 else None for lag in lags]}
-        return JSONResponse(answer, status_code=200 if ok else 503)
+        opened().studies()  # begins to read, if nobody has looked yet
+        lag = opened().freshness().lag
+        answer = {"ok": lag < _STALE, "lag_seconds": round(lag, 1) if lag < 1e9 else None}
+        return JSONResponse(answer, status_code=200 if lag < _STALE else 503)
 
     prefix = options.current().prefix
     return [Route(f"{prefix}/metrics", metrics), Route(f"{prefix}/healthz", healthz)]

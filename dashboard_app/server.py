@@ -13,6 +13,7 @@ import threading
 import webbrowser
 from collections.abc import AsyncIterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -22,10 +23,11 @@ from starlette.middleware.gzip import GZipMiddleware
 from streamlit import config
 from streamlit.starlette import App
 
-from dashboard_app import options, optuna_server, replica_cache, sign_in, theme, version_poll
+from dashboard_app import options, optuna_server, sign_in, theme, version_poll
 from dashboard_app.access_guard import AccessGuard, AccessMiddleware, key_to_use
 from dashboard_app.middleware import DashboardMiddleware
 from dashboard_app.options import DashboardOptions
+from dashboard_app.replica_cache import cache_of
 from dashboard_app.routes import may_scrape, routes
 from hopaas_p2p.errors import ConfigurationError
 from hopaas_p2p.net.listening import bound_strangers
@@ -61,11 +63,11 @@ def settings(opts: DashboardOptions) -> dict[str, Any]:
 
 
 def serve(opts: DashboardOptions) -> None:
-    """Serve until Ctrl-C. Opens the stores first, so that one that cannot be used is reported at once.
+    """Serve until Ctrl-C. Opens the store first: that it cannot be used is reported at once.
 
     Raises:
-        ConfigurationError: a store or the settings of the sign-in cannot be used, or a port is taken.
-        StoreUnreachable: a store does not answer.
+        ConfigurationError: the store or the settings of the sign-in cannot be used, or a port is taken.
+        StoreUnreachable: the store does not answer.
 
     """
     _check_port(opts.host, opts.port)
@@ -74,8 +76,7 @@ def serve(opts: DashboardOptions) -> None:
     if opts.optuna_port is not None:
         opts = replace(opts, optuna_address=guard.address("/", opts.optuna_port))
     options.use(opts)
-    for url in opts.stores:
-        replica_cache.cache_of(url)
+    cache = cache_of(opts.store)
     beside = optuna_server.serve_optuna_dashboard(opts, guard) if opts.optuna_port is not None else None
     bound_strangers()
     try:
@@ -83,7 +84,7 @@ def serve(opts: DashboardOptions) -> None:
     finally:
         if beside is not None:
             beside.shutdown()
-        replica_cache.close_all()
+        cache.close()
 
 
 def _check_port(host: str, port: int) -> None:
@@ -119,7 +120,7 @@ def app(opts: DashboardOptions, guard: AccessGuard, auth: dict[str, Any]) -> App
         SCRIPT,
         secrets={"auth": auth} if auth else None,
         lifespan=opening,
-        routes=[*routes(replica_cache.caches), version_poll.route(opts.prefix)],
+        routes=[*routes(partial(cache_of, opts.store)), version_poll.route(opts.prefix)],
         middleware=[
             Middleware(AccessMiddleware, guard=guard, scrapes=may_scrape),
             Middleware(DashboardMiddleware, prefix=opts.prefix),

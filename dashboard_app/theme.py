@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import html
 import re
 import time
 from collections.abc import Iterable, Sequence
@@ -13,7 +12,7 @@ from urllib.parse import quote
 import streamlit as st
 
 from dashboard_app import url
-from hopaas_p2p.analysis import echarts
+from hopaas_p2p.analysis import echarts, svg
 from hopaas_p2p.analysis.chart import Chart, cut
 from hopaas_p2p.analysis.facts import duration, phrase
 from hopaas_p2p.analysis.lookalikes import visible
@@ -36,7 +35,7 @@ _MARKDOWN: Final = re.compile(r"([\\`*{}\[\]()#+.!|>~:$<&]|(?<![^\W_])[_-]|[_-](
 
 def safe(text: object, *, longest: int = 200) -> str:
     """Text from a store, escaped for HTML and for a quoted attribute."""
-    return html.escape(visible(cut(str(text), longest), keep="\n\t"), quote=True)
+    return svg.safe(text, longest=longest)
 
 
 def plain(text: object, *, longest: int = 200) -> str:

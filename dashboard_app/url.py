@@ -30,8 +30,5 @@ def set_(name: str, value: str | None) -> None:
 def link(page: str, **parts: str | int | None) -> str:
     """The address of a page, relative to this server; pass it through `theme.safe` before it enters an `href`."""
     said = {name: str(value) for name, value in parts.items() if value not in (None, "")}
-    store = given("store")
-    if store:
-        said.setdefault("store", store)
     path = options.current().prefix + ("" if page == HOME else f"/{page}") or "/"
     return f"{path}?{urlencode(said)}" if said else path

@@ -18,7 +18,7 @@ from dashboard_app.views import params, spread
 from hopaas_p2p.analysis import charts
 from hopaas_p2p.analysis.chart import Chart
 from hopaas_p2p.analysis.importance import importance
-from hopaas_p2p.analysis.table import Mask
+from hopaas_p2p.analysis.table import Selection
 
 _MOST_AXES: Final = 8
 _SLICES: Final = 6
@@ -37,78 +37,77 @@ def show(page: PageContext) -> None:
 
 def _body(frame: Frame, chosen: str) -> None:
     mask = shared_filter(frame, states=False)
-    many = len(frame.columns.directions) > 1 and chosen != "Pareto front"
-    objective = _objective(frame) if many else 0
+    objective, directions = 0, frame.columns.directions
+    if len(directions) > 1 and chosen != "Pareto front":
+        names = [f"{at + 1}: {direction}" for at, direction in enumerate(directions)]
+        objective = names.index(theme.segments("Objective", names, key="objective"))
     if not mask.all():
         theme.caption(f"{int(mask.sum()):,} of {len(mask):,} trials pass the filter.")
     if not frame.columns.complete(objective).any():
         theme.nothing("No trial is complete yet. Charts appear when the first one is.")
         return
-    _CHARTS[chosen](frame, objective, mask)
+    _CHARTS[chosen](frame, Selection(objective, shown=None if mask.all() else mask))
 
 
-def _objective(frame: Frame) -> int:
-    names = [f"{at + 1}: {direction}" for at, direction in enumerate(frame.columns.directions)]
-    return names.index(theme.segments("Objective", names, key="objective"))
+def _computed(frame: Frame, selection: Selection, view: Callable[..., Any], *names: Any, **options: Any) -> Any:
+    """What a view gives for the selection, computed once for all sessions that look at the same."""
+    key = (view.__name__, *_key(selection), names, *sorted(options.items()))
+    return frame.once(lambda _frame: view(frame.columns, *names, selection=selection, **options), *key)
 
 
-def _computed(frame: Frame, mask: Mask, view: Callable[..., Any], *names: Any, **options: Any) -> Any:
-    """What a view gives for the trials that pass, computed once for all sessions that look at the same."""
-    key = (view.__name__, mask.tobytes() if not mask.all() else b"", names, *sorted(options.items()))
-    return frame.once(lambda _frame: view(frame.columns, *names, shown=mask, **options), *key)
+def _key(selection: Selection) -> tuple[Any, ...]:
+    return (*selection[:2], b"" if selection.shown is None else selection.shown.tobytes())
 
 
-def _by_site(frame: Frame) -> bool:
-    return len(frame.columns.sites) > 1 and st.toggle("Colour by site", key="by-site", bind="query-params")
+def _by_site(frame: Frame, selection: Selection) -> Selection:
+    several = len(frame.columns.sites) > 1
+    return selection._replace(by_site=several and st.toggle("Colour by site", key="by-site", bind="query-params"))
 
 
-def _history(frame: Frame, objective: int, mask: Mask) -> None:
+def _history(frame: Frame, selection: Selection) -> None:
     left, right = st.columns([3, 2], vertical_alignment="bottom")
     with left:
         along = theme.segments("Horizontal axis", list(charts.ALONG), names=charts.ALONG.__getitem__, key="along")
     with right:
-        by_site = _by_site(frame)
-    chart = _computed(frame, mask, charts.history, along=along, objective=objective, by_site=by_site)
+        selection = _by_site(frame, selection)
+    chart = _computed(frame, selection, charts.history, along=along)
     draw(chart, key="history", empty=_NOTHING)
 
 
-def _importance(frame: Frame, objective: int, mask: Mask) -> None:
-    complete = int((frame.columns.complete(objective) & mask).sum())
+def _importance(frame: Frame, selection: Selection) -> None:
+    complete = int(frame.columns.selected(selection).sum())
     two_percent_steps = int(math.log(max(1, complete), 1.02))
-    chart, note = _shares(
-        frame, mask, objective, (frame.uuid, mask.tobytes() if not mask.all() else b"", two_percent_steps)
-    )
+    chart, note = _shares(frame, selection, (frame.uuid, *_key(selection), two_percent_steps))
     draw(chart, key="importance", empty=note)
 
 
 @st.cache_resource(max_entries=32, show_spinner=False)
 def _shares(
     _frame: Frame,
-    _mask: Mask,
-    objective: int,
+    _selection: Selection,
     key: tuple[Any, ...],  # noqa: ARG001  # what it is cached by
 ) -> tuple[Chart | None, str]:
     """Shares change slowly and take a quarter of a second: computed again when there are 2 % more complete trials."""
-    found = importance(_frame.state, _frame.columns, objective=objective, shown=_mask)
+    found = importance(_frame.state, _frame.columns, _selection)
     return charts.importance(found), found.note
 
 
-def _slice(frame: Frame, objective: int, mask: Mask) -> None:
+def _slice(frame: Frame, selection: Selection) -> None:
     names = list(frame.columns.parameters)
     left, right = st.columns([3, 2], vertical_alignment="bottom")
     chosen = left.multiselect(
         "Parameters", names, default=names[:2], key="slices", max_selections=_SLICES, bind="query-params"
     )
     with right:
-        by_site = _by_site(frame)
+        selection = _by_site(frame, selection)
     places = st.columns(2) if len(chosen) > 1 else [st.container()]
     for at, name in enumerate(chosen):
         with places[at % len(places)]:
-            chart = _computed(frame, mask, charts.slice_, name, objective=objective, by_site=by_site)
+            chart = _computed(frame, selection, charts.slice_, name)
             draw(chart, key=f"slice-{at}", empty=f"No complete trial has {name}.")
 
 
-def _contour(frame: Frame, objective: int, mask: Mask) -> None:
+def _contour(frame: Frame, selection: Selection) -> None:
     names = list(frame.columns.parameters)
     if len(names) < 2:
         theme.nothing("A contour needs two parameters; this study has fewer.")
@@ -116,21 +115,21 @@ def _contour(frame: Frame, objective: int, mask: Mask) -> None:
     left, right = st.columns(2)
     first = left.selectbox("Across", names, key="across", bind="query-params")
     second = right.selectbox("Up", [name for name in names if name != first], key="up", bind="query-params")
-    chart = _computed(frame, mask, params.contour, first, second, objective=objective)
+    chart = _computed(frame, selection, params.contour, first, second)
     draw(chart, key="contour", empty="No complete trial has both parameters.")
 
 
-def _parallel(frame: Frame, objective: int, mask: Mask) -> None:
+def _parallel(frame: Frame, selection: Selection) -> None:
     names = list(frame.columns.parameters)
     chosen = tuple(
         st.multiselect("Axes", names, default=names[:_MOST_AXES], key="axes", max_selections=12, bind="query-params")
     )
-    chart = _computed(frame, mask, charts.parallel, *chosen, objective=objective)
+    chart = _computed(frame, selection, charts.parallel, *chosen)
     if chart is None:
         theme.nothing("Choose at least one parameter.")
         return
     draw(chart._replace(caption=f"{chart.caption}. {_BRUSH}"), key="parallel")
-    _leaders(frame, objective, chart.series[0].data["trial"].tolist(), chosen)
+    _leaders(frame, selection.objective, chart.series[0].data["trial"].tolist(), chosen)
 
 
 def _leaders(frame: Frame, objective: int, numbers: list[int], names: tuple[str, ...]) -> None:
@@ -146,12 +145,12 @@ def _leaders(frame: Frame, objective: int, numbers: list[int], names: tuple[str,
         theme.caption("All trials that pass the filter are on the Trials page.")
 
 
-def _edf(frame: Frame, objective: int, mask: Mask) -> None:
-    chart = _computed(frame, mask, spread.edf, objective=objective, by_site=_by_site(frame))
+def _edf(frame: Frame, selection: Selection) -> None:
+    chart = _computed(frame, _by_site(frame, selection), spread.edf)
     draw(chart, key="edf", empty=_NOTHING)
 
 
-def _pareto(frame: Frame, _objective: int, mask: Mask) -> None:
+def _pareto(frame: Frame, selection: Selection) -> None:
     objectives = range(len(frame.columns.directions))
     first, second = 0, 1
     if len(objectives) > 2:
@@ -159,7 +158,7 @@ def _pareto(frame: Frame, _objective: int, mask: Mask) -> None:
         first = left.selectbox("Across", objectives, format_func=_ordinal, key="first", bind="query-params")
         others = [at for at in objectives if at != first]
         second = right.selectbox("Up", others, format_func=_ordinal, key="second", bind="query-params")
-    chart = _computed(frame, mask, spread.pareto, first=first, second=second, by_site=_by_site(frame))
+    chart = _computed(frame, _by_site(frame, selection), spread.pareto, first=first, second=second)
     draw(chart, key="pareto", empty=_NOTHING)
 
 
@@ -171,7 +170,7 @@ _BRUSH: Final = (
     "Drag along an axis to highlight the lines that pass there; click it to show all lines again. To choose trials on "
     "every page and in the list below, set a range in the filter."
 )
-_CHARTS: Final[dict[str, Callable[[Frame, int, Mask], None]]] = {
+_CHARTS: Final[dict[str, Callable[[Frame, Selection], None]]] = {
     "History": _history,
     "Pareto front": _pareto,
     "Importance": _importance,

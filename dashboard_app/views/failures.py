@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
 from typing import Final, Literal, NamedTuple
 
 from hopaas_p2p.analysis.facts import queued_again, reason_line
 from hopaas_p2p.analysis.table import place
 from hopaas_p2p.core.records import TrialState
-from hopaas_p2p.core.state import State, Trial
+from hopaas_p2p.core.state import State
 
 Kind = Literal["error", "lease", "withdrawn"]
 Key = tuple[Kind, str, str, str]
@@ -42,22 +41,17 @@ class Failure(NamedTuple):
 
 def failures(state: State) -> list[Failure]:
     """All of them, by trial. A lease that was lost counts, also when a retry made up for it."""
-    again = queued_again(state)
-    return [failure for trial in list(state.trials) for failure in _of(trial, state, again)]
-
-
-def _of(trial: Trial, state: State, again: frozenset[int]) -> Iterator[Failure]:
-    final = trial.state is TrialState.FAIL and trial.retried_by is None and trial.number not in again
-
-    def failure(why: str, owner: str | None, otherwise: Kind) -> Failure:
-        kind = "withdrawn" if why.startswith(_WITHDRAWN) else otherwise
-        return Failure(kind, alike(why), *place(state, owner), trial.number, why, final)
-
-    for tenure in trial.history:
-        yield failure(tenure.why, tenure.owner, "lease")
-    lost_with_its_lease = trial.history and trial.history[-1].end == trial.end  # that failure is in the history
-    if trial.state is TrialState.FAIL and not lost_with_its_lease:
-        yield failure(trial.reason or "no reason given", trial.owner, "error")
+    again, found = queued_again(state), []
+    for trial in list(state.trials):
+        final = trial.state is TrialState.FAIL and trial.retried_by is None and trial.number not in again
+        ends: list[tuple[str, str | None, Kind]] = [(tenure.why, tenure.owner, "lease") for tenure in trial.history]
+        lost_with_its_lease = trial.history and trial.history[-1].end == trial.end  # that failure is in the history
+        if trial.state is TrialState.FAIL and not lost_with_its_lease:
+            ends.append((trial.reason or "no reason given", trial.owner, "error"))
+        for why, owner, otherwise in ends:
+            kind = "withdrawn" if why.startswith(_WITHDRAWN) else otherwise
+            found.append(Failure(kind, alike(why), *place(state, owner), trial.number, why, final))
+    return found
 
 
 def alike(reason: str) -> str:

@@ -8,8 +8,8 @@ from typing import Final
 import numpy as np
 
 from hopaas_p2p.analysis.chart import Chart, ChartAxis, Series, label, number
-from hopaas_p2p.analysis.charts import having, value_text
-from hopaas_p2p.analysis.table import Ints, Mask, TrialTable
+from hopaas_p2p.analysis.charts import value_text
+from hopaas_p2p.analysis.table import EVERYTHING, Ints, Selection, TrialTable
 
 _BINS: Final = 20
 _LEADERS: Final = 10
@@ -42,14 +42,12 @@ def bins(columns: TrialTable, name: str, count: int = _BINS) -> tuple[Ints, list
     return at, [number(float(centre)) for centre in (np.exp(centres) if log else centres)]
 
 
-def contour(
-    columns: TrialTable, first: str, second: str, *, objective: int = 0, shown: Mask | None = None
-) -> Chart | None:
+def contour(columns: TrialTable, first: str, second: str, selection: Selection = EVERYTHING) -> Chart | None:
     """The mean value over two parameters, in bins; empty bins stay empty, because nothing is known there."""
-    mask = having(columns, (first, second), objective, shown)
+    mask = columns.selected(selection, first, second)
     if not mask.any() or first == second:
         return None
-    cells = contour_cells(columns, first, second, objective=objective, shown=shown)
+    cells = contour_cells(columns, first, second, selection)
     names = bins(columns, first)[1], bins(columns, second)[1]
     data = {
         "x": np.array([names[0][cell[0]] for cell in cells]),
@@ -57,7 +55,7 @@ def contour(
         "mean": np.array([mean for _, _, mean, _ in cells]),
         "trials": [cell[3] for cell in cells],
     }
-    pick = min if columns.directions[objective] == "minimize" else max
+    pick = min if columns.directions[selection.objective] == "minimize" else max
     top = pick(cells, key=lambda cell: cell[2])
     alt = (
         f"Mean value over {first} and {second}: {int(mask.sum()):,} trials in {len(cells)} cells; the best cell is at "
@@ -69,13 +67,13 @@ def contour(
 
 
 def contour_cells(
-    columns: TrialTable, first: str, second: str, *, objective: int = 0, shown: Mask | None = None
+    columns: TrialTable, first: str, second: str, selection: Selection = EVERYTHING
 ) -> list[tuple[int, int, float, int]]:
     """(bin of the first, bin of the second, mean value, trials) of each cell that has any."""
-    mask = having(columns, (first, second), objective, shown)
+    mask = columns.selected(selection, first, second)
     x, y = bins(columns, first)[0][mask], bins(columns, second)[0][mask]
     cells, inverse, counts = np.unique(x * 100_000 + y, return_inverse=True, return_counts=True)
-    means = np.bincount(inverse, weights=columns.values[mask, objective]) / counts
+    means = np.bincount(inverse, weights=columns.values[mask, selection.objective]) / counts
     return list(zip(*(part.tolist() for part in (*np.divmod(cells, 100_000), means, counts)), strict=True))
 
 

@@ -21,20 +21,18 @@ from hopaas_p2p.analysis.chart import (
     robust_limits,
 )
 from hopaas_p2p.analysis.charts import clouds, sites_of
-from hopaas_p2p.analysis.table import Floats, Ints, Mask, TrialTable
+from hopaas_p2p.analysis.table import EVERYTHING, Floats, Ints, Selection, TrialTable
 
 
-def edf(columns: TrialTable, *, objective: int = 0, by_site: bool = False, shown: Mask | None = None) -> Chart | None:
+def edf(columns: TrialTable, selection: Selection = EVERYTHING) -> Chart | None:
     """The share of the complete trials that is at most as high as a value; one line for all, or one per site."""
-    mask = columns.complete(objective)
-    mask = mask if shown is None else mask & shown
-    rows = np.flatnonzero(mask)
+    rows = np.flatnonzero(columns.selected(selection))
     if not len(rows):
         return None
     groups = [("all", rows)]
-    if by_site:
+    if selection.by_site:
         groups = [(name, rows[mine]) for _, name, mine in sites_of(columns, rows)]
-    return edf_chart([(name, columns.values[mine, objective]) for name, mine in groups])
+    return edf_chart([(name, columns.values[mine, selection.objective]) for name, mine in groups])
 
 
 def edf_chart(groups: Sequence[tuple[str, Floats]]) -> Chart:
@@ -54,14 +52,12 @@ def edf_chart(groups: Sequence[tuple[str, Floats]]) -> Chart:
     return Chart("Distribution of values (EDF)", layers, ChartAxis("value", low, high), shares, alt, caption)
 
 
-def pareto(
-    columns: TrialTable, *, first: int = 0, second: int = 1, by_site: bool = False, shown: Mask | None = None
-) -> Chart | None:
+def pareto(columns: TrialTable, selection: Selection = EVERYTHING, *, first: int = 0, second: int = 1) -> Chart | None:
     """Two of the objectives against each other, and which trials are on the front of all objectives."""
     if len(columns.directions) < 2:
         return None
     finite = columns.complete(first) & columns.complete(second)
-    mask = finite if shown is None else finite & shown
+    mask = finite if selection.shown is None else finite & selection.shown
     front = columns.front(mask)
     if not len(front):
         return None
@@ -72,7 +68,7 @@ def pareto(
     def points(rows: Ints) -> Data:
         return {"first": x[rows], "second": y[rows], "trial": rows}
 
-    layers = clouds(columns, drawn, points, by_site=by_site, colour=FAINT)
+    layers = clouds(columns, drawn, points, by_site=selection.by_site, colour=FAINT)
     along = front[np.argsort(x[front], kind="stable")]
     layers.append(Series("on the front", "points", points(along), palette.BEST, 11, "diamond"))
     x_axis, y_axis = (ChartAxis(f"objective {at + 1} ({columns.directions[at]})") for at in (first, second))

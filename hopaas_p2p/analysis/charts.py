@@ -32,7 +32,7 @@ from hopaas_p2p.analysis.chart import (
     wants_log,
 )
 from hopaas_p2p.analysis.importance import Importance
-from hopaas_p2p.analysis.table import Floats, Ints, Mask, Parameter, TrialTable
+from hopaas_p2p.analysis.table import EVERYTHING, Floats, Ints, Mask, Parameter, Selection, TrialTable
 from hopaas_p2p.core.records import TrialState
 from hopaas_p2p.core.state import State, Trial
 
@@ -79,27 +79,21 @@ def records(x: Floats, cost: Floats, complete: Mask) -> Ints:
 
 
 def history(
-    columns: TrialTable,
-    *,
-    along: Along = "number",
-    objective: int = 0,
-    by_site: bool = False,
-    shown: Mask | None = None,
-    most: int = MOST,
+    columns: TrialTable, selection: Selection = EVERYTHING, *, along: Along = "number", most: int = MOST
 ) -> Chart | None:
     """Every trial's value, and the best so far, with at most about `most` points; None when there is nothing to see.
 
     The best so far is that of the trials shown. Compute-hours are those of the whole study.
     """
-    x = positions(columns, along)
-    mask = np.ones(len(columns), dtype=np.bool_) if shown is None else shown
-    complete = columns.complete(objective) & mask & np.isfinite(x)
+    x, objective = positions(columns, along), selection.objective
+    complete = columns.selected(selection) & np.isfinite(x)
     if not complete.any():
         return None
     y = columns.values[:, objective]
     best_rows = records(x, columns.cost(objective), complete)
     single = len(columns.directions) == 1
-    pruned = columns.is_(TrialState.PRUNED) & np.isfinite(columns.last) & np.isfinite(x) & mask & single
+    pruned = columns.is_(TrialState.PRUNED) & np.isfinite(columns.last) & np.isfinite(x) & single
+    pruned = pruned if selection.shown is None else pruned & selection.shown
     place = x * 1000 if along == "time" else x
     log = wants_log(np.concatenate([y[complete], columns.last[pruned]]))
     minimize = columns.directions[objective] == "minimize"
@@ -118,7 +112,7 @@ def history(
         cut = points(columns.last, drawn(columns.last, pruned, max(most // 4, most - count)))
         layers.append(Series("pruned, at its last report", "points", cut, palette.PRUNED, 5, "emptyDiamond"))
     rows = np.union1d(drawn(y, complete, max(most * 3 // 4, most - cut_short)), best_rows)
-    layers += clouds(columns, rows, lambda rows: points(y, rows), by_site=by_site)
+    layers += clouds(columns, rows, lambda rows: points(y, rows), by_site=selection.by_site)
     total, shown_points = count + cut_short, sum(layer.drawn for layer in layers)
     until = float(np.nanmax(place[complete | pruned]))
     best = best_rows[-1]
@@ -174,17 +168,9 @@ def importance(found: Importance) -> Chart | None:
     return Chart("Importance", [bars], x, ChartAxis(choices=names), alt, found.note, height)
 
 
-def slice_(
-    columns: TrialTable,
-    name: str,
-    *,
-    objective: int = 0,
-    by_site: bool = False,
-    shown: Mask | None = None,
-    most: int = _SLICE,
-) -> Chart | None:
+def slice_(columns: TrialTable, name: str, selection: Selection = EVERYTHING, *, most: int = _SLICE) -> Chart | None:
     """The value over one parameter."""
-    rows = np.flatnonzero(having(columns, (name,), objective, shown))
+    rows, objective = np.flatnonzero(columns.selected(selection, name)), selection.objective
     if not len(rows):
         return None
     one = columns.parameters[name]
@@ -195,7 +181,7 @@ def slice_(
         texts = [label(value_text(one, value), 16) for value in x[rows]] if one.choices is not None else x[rows]
         return {"parameter": texts, "value": y[rows], "trial": rows}
 
-    layers = clouds(columns, drawn, points, by_site=by_site)
+    layers = clouds(columns, drawn, points, by_site=selection.by_site)
     best = rows[np.argmin(columns.cost(objective)[rows])]
     layers.append(Series("best", "points", points(rows[rows == best]), palette.BEST, 14, "diamond"))
     low, high = robust_limits(y[rows], minimize=columns.directions[objective] == "minimize")
@@ -213,21 +199,13 @@ def value_text(one: Parameter, value: float) -> str:
     return one.choices[int(value)] if 0 <= value < len(one.choices) else "?"
 
 
-def having(columns: TrialTable, names: tuple[str, ...], objective: int, shown: Mask | None) -> Mask:
-    """Which complete trials have these parameters, of those that are shown."""
-    mask = columns.complete(objective)
-    for name in names:
-        mask &= np.isfinite(columns.params[name])
-    return mask if shown is None else mask & shown
-
-
-def parallel(columns: TrialTable, *names: str, objective: int = 0, shown: Mask | None = None) -> Chart | None:
+def parallel(columns: TrialTable, *names: str, selection: Selection = EVERYTHING) -> Chart | None:
     """One line per trial across the parameters to its value, the best one last.
 
     Of many trials the better half of what fits is drawn, and an even sample of the others. A parameter that a trial
     does not have leaves a gap.
     """
-    rows = np.flatnonzero(having(columns, (), objective, shown))
+    rows, objective = np.flatnonzero(columns.selected(selection)), selection.objective
     if not len(rows) or not names:
         return None
     ordered = rows[np.argsort(columns.cost(objective)[rows], kind="stable")]

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from optuna.distributions import BaseDistribution, CategoricalDistribution, IntDistribution
 
-from hopaas_p2p.analysis.table import Floats, Ints, Mask, TrialTable
+from hopaas_p2p.analysis.table import EVERYTHING, Floats, Ints, Mask, Selection, TrialTable
 from hopaas_p2p.core.state import State
 from hopaas_p2p.translate import to_optuna
 
@@ -38,10 +38,9 @@ class Importance(NamedTuple):
     note: str
 
 
-def importance(state: State, trials: TrialTable, *, objective: int = 0, shown: Mask | None = None) -> Importance:
-    """Parameter importance for one objective, over all complete trials or those of them that are shown."""
-    complete = trials.complete(objective)
-    rows = np.flatnonzero(complete if shown is None else complete & shown)
+def importance(state: State, trials: TrialTable, selection: Selection = EVERYTHING) -> Importance:
+    """Parameter importance for one objective, over the complete trials of the selection."""
+    rows, objective = np.flatnonzero(trials.selected(selection)), selection.objective
     if len(rows) < _FEWEST:
         return Importance((), f"Needs {_FEWEST} complete trials; there are {len(rows)}.")
     try:

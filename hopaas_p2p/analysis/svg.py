@@ -8,15 +8,13 @@ from __future__ import annotations
 
 import html
 import math
-import unicodedata
 from collections.abc import Iterable, Sequence
 from typing import Any, Final, NamedTuple
 
-from hopaas_p2p.analysis.chart import COLOURS, Chart, ChartAxis, Series, number
+from hopaas_p2p.analysis.chart import COLOURS, Chart, ChartAxis, Series, cut, number
+from hopaas_p2p.analysis.lookalikes import visible
 from hopaas_p2p.analysis.palette import BEST
 
-_REPLACEMENT: Final = "\N{REPLACEMENT CHARACTER}"
-_BIDI: Final = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
 _FEW: Final = 600
 """Up to this many marks have titles; more become one path, which takes a tenth of the bytes."""
 _BEST: Final = 10  # lines across parallel axes that have titles
@@ -25,15 +23,8 @@ _DASHES: Final = {"dashed": "6 3", "dotted": "2 2"}
 
 
 def safe(text: object, *, longest: int = 2000) -> str:
-    """Untrusted text for HTML: escaped, of bounded length, without control characters or changes of direction."""
-    shown = str(text)
-    if len(shown) > longest:
-        shown = shown[: longest - 1] + "…"
-    clean = "".join(
-        _REPLACEMENT if c in _BIDI or (unicodedata.category(c) in ("Cc", "Cs") and c not in "\n\t") else c
-        for c in shown
-    )
-    return html.escape(clean, quote=True)
+    """Untrusted text for HTML and a quoted attribute: escaped, of bounded length, what nobody sees written out."""
+    return html.escape(visible(cut(str(text), longest), keep="\n\t"), quote=True)
 
 
 def px(value: float) -> str:

@@ -45,6 +45,19 @@ class Parameter(NamedTuple):
     whole: bool = False
 
 
+class Selection(NamedTuple):
+    """What to look at: some of the trials, and one of the objectives."""
+
+    objective: int = 0
+    by_site: bool = False
+    """Whether to tell the sites apart."""
+    shown: Mask | None = None
+    """The trials that count; None: all."""
+
+
+EVERYTHING: Final = Selection()
+
+
 class TrialTable:
     """Grows with its study, and is made for one reader: not safe for use by several threads while it is read into.
 
@@ -178,6 +191,13 @@ class TrialTable:
         """COMPLETE trials with a finite value, which a chart can show."""
         complete: Mask = (self.state == COMPLETE) & np.isfinite(self.values[:, objective])
         return complete
+
+    def selected(self, selection: Selection, *names: str) -> Mask:
+        """Which complete trials of the selection have these parameters."""
+        mask = self.complete(selection.objective)
+        for name in names:
+            mask &= np.isfinite(self.params[name])
+        return mask if selection.shown is None else mask & selection.shown
 
     def best(self, objective: int = 0) -> int | None:
         """The row of the best COMPLETE trial, the earliest of equals."""

@@ -19,7 +19,7 @@ _LOOPBACK: Final = ("127.0.0.1", "localhost", "::1")
 
 @click.command()
 @options(study="none")
-@click.argument("stores", nargs=-1, metavar="[STORE]...")
+@click.argument("named", required=False, metavar="[STORE]")
 @click.option("--host", default="127.0.0.1", help="The address to listen on.")
 @click.option("--port", type=click.IntRange(1, _LAST_PORT), default=8501, help="The port to listen on.")
 @click.option("--allow-actions/--read-only", "actions", help="Let people change studies, as far as their grants allow.")
@@ -28,12 +28,10 @@ _LOOPBACK: Final = ("127.0.0.1", "localhost", "::1")
 @click.option("--base-path", metavar="PATH", help="The path under which a proxy serves this.")
 @click.option("--open", "open_browser", is_flag=True, help="Open a browser.")
 @click.option("--optuna", "with_optuna", is_flag=True, help="Also serve optuna-dashboard, on the next port.")
-def dashboard(
-    session: CliSession, stores: tuple[str, ...], with_optuna: bool, base_path: str | None, **given: Any
-) -> None:
+def dashboard(session: CliSession, named: str | None, with_optuna: bool, base_path: str | None, **given: Any) -> None:
     """Watch studies in a browser: which trials run, where, and how well.
 
-    It reads the store as a peer does, and needs nothing else: a viewer's token is enough. Several stores may be named.
+    It reads the store as a peer does, and needs nothing else: a viewer's token is enough.
     The address that it prints contains a key; requests without the key are refused.
 
     \b
@@ -48,7 +46,7 @@ def dashboard(
         raise click.UsageError("optuna-dashboard has no sign-in. Leave out --optuna or --auth.")
     if with_optuna and port == _LAST_PORT:
         raise click.UsageError(f"--optuna uses the next port, and {port} is the last. Choose another --port.")
-    for store in (*stores, *filter(None, [session.given["store"]])):
+    for store in filter(None, [named, session.given["store"]]):
         if redacted(store) != store:
             cure = (
                 "AWS_PROFILE, or AWS_ACCESS_KEY_ID" if store.startswith("s3:") else "HOPAAS_TOKEN_FILE, or PGPASSFILE"
@@ -57,13 +55,13 @@ def dashboard(
                 f"{redacted(store)}: a password does not belong in an argument, which other users of this machine see. "
                 f"Set {cure}"
             )
-    urls = stores or (session.store_url,)
+    store = named or session.store_url
     session.settings.publish()
     from dashboard_app.options import DashboardOptions
     from dashboard_app.server import serve
 
     optuna_port = port + 1 if with_optuna else None
-    opts = DashboardOptions(stores=tuple(urls), base_path=base_path or "", optuna_port=optuna_port, **given)
+    opts = DashboardOptions(store=store, base_path=base_path or "", optuna_port=optuna_port, **given)
     if given["actions"] and auth == "none" and host not in _LOOPBACK:
         output.say(
             f"Anybody who has the key can change these studies, and {host}:{port} is not encrypted. See --auth oidc."

@@ -35,21 +35,12 @@ class KilledPeer(NamedTuple):
     epoch: int
 
 
-class _Process(NamedTuple):
-    name: str
-    popen: subprocess.Popen[bytes]
-    output: Path
-
-
 class PeerProcesses:
     """The peers of one demo. Use it as a context manager: all have ended when the block is left."""
 
     def __init__(self, study: Study, *, store: str, folder: Path, seed: int) -> None:
-        self._study = study
-        self._store = store
-        self._folder = folder
-        self._seed = seed
-        self._processes: list[_Process] = []
+        self._study, self._store, self._folder, self._seed = study, store, folder, seed
+        self._processes: dict[str, subprocess.Popen[bytes]] = {}
         self.killed: KilledPeer | None = None
 
     def __enter__(self) -> PeerProcesses:
@@ -57,44 +48,40 @@ class PeerProcesses:
 
     def __exit__(self, *_: object) -> None:
         """SIGTERM lets a peer release its trial; a peer that does not end is killed."""
-        for process in self._processes:
-            if process.popen.poll() is None:
-                process.popen.terminate()
-        for process in self._processes:
+        running = [popen for popen in self._processes.values() if popen.poll() is None]
+        for popen in running:
+            popen.terminate()
+        for popen in running:
             with contextlib.suppress(subprocess.TimeoutExpired):
-                process.popen.wait(_SHUTDOWN_TIMEOUT)
-        for process in self._processes:
-            if process.popen.poll() is None:
-                process.popen.kill()
-                process.popen.wait()
+                popen.wait(_SHUTDOWN_TIMEOUT)
+        for popen in running:
+            popen.kill()  # which does nothing to one that has ended
+            popen.wait()
 
     def start(self, peers: int) -> None:
         """Start that many peers, named A, B, C, …"""
         inherited = credentials.environment(store=self._store)
         one_thread = dict.fromkeys(_THREAD_COUNTS, "1")
         for index, name in enumerate(string.ascii_uppercase[:peers]):
-            path = self._folder / f"peer-{name}.log"
             environment = {**inherited, **one_thread, "HOPAAS_STORE": self._store, "HOPAAS_SITE": f"peer {name}"}
             command = [sys.executable, "-P", "-m", "hopaas_p2p.demo.peer", self._study.name, str(self._seed + index)]
-            with open(open_regular(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), "wb") as file:  # noqa: PTH123
-                popen = subprocess.Popen(
+            with open(open_regular(self._log(name), os.O_WRONLY | os.O_CREAT | os.O_TRUNC), "wb") as file:  # noqa: PTH123
+                self._processes[name] = subprocess.Popen(
                     command, env=environment, stdin=subprocess.DEVNULL, stdout=file, stderr=file, start_new_session=True
                 )
-            self._processes.append(_Process(name, popen, path))
 
-    @property
-    def names(self) -> dict[int, str]:
-        """Pid -> name."""
-        return {process.popen.pid: process.name for process in self._processes}
+    def _log(self, name: str) -> Path:
+        return self._folder / f"peer-{name}.log"
 
     def statuses(self) -> list[tuple[str, int, str]]:
         """(name, pid, status) of every peer."""
-        return [(process.name, process.popen.pid, self._status(process)) for process in self._processes]
 
-    def _status(self, process: _Process) -> str:
-        if self.killed is not None and process.popen.pid == self.killed.pid:
-            return "killed"
-        return "running" if process.popen.poll() is None else "done"
+        def status(popen: subprocess.Popen[bytes]) -> str:
+            if self.killed is not None and popen.pid == self.killed.pid:
+                return "killed"
+            return "running" if popen.poll() is None else "done"
+
+        return [(name, popen.pid, status(popen)) for name, popen in self._processes.items()]
 
     def any_running(self) -> bool:
         """Whether any peer is still running.
@@ -103,12 +90,13 @@ class PeerProcesses:
             DemoFailed: a peer ended with an error by itself.
 
         """
-        for process in self._processes:
-            code = process.popen.poll()
-            if code and self._status(process) != "killed":
-                last = process.output.read_text(errors="replace").strip().splitlines()[-1:] or ["it printed nothing"]
-                raise DemoFailed(f"peer {process.name} ended with {code}: {last[0]} (all of it: {process.output})")
-        return any(process.popen.returncode is None for process in self._processes)
+        for name, _, status in self.statuses():
+            code = self._processes[name].poll()
+            if code and status != "killed":
+                path = self._log(name)
+                last = path.read_text(errors="replace").strip().splitlines()[-1:] or ["it printed nothing"]
+                raise DemoFailed(f"peer {name} ended with {code}: {last[0]} (all of it: {path})")
+        return any(popen.returncode is None for popen in self._processes.values())
 
     def kill_one(self, state: State, *, epochs: int) -> KilledPeer | None:
         """Kill a peer that is in the middle of a trial, if there is one; None if not.
@@ -116,7 +104,7 @@ class PeerProcesses:
         A trial that the log shows may have ended when the signal arrives. So the peer is first stopped, then the log is
         read again, and the peer is only killed if it still runs that trial.
         """
-        for name, popen, _ in self._processes:
+        for name, popen in self._processes.items():
             trial = _trial_of(popen.pid, state)
             if trial is None or not epochs // 10 <= len(trial.reports) <= epochs * 2 // 3 or not _stop(popen.pid):
                 continue

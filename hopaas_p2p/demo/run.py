@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 import shlex
 import shutil
@@ -10,9 +9,7 @@ import signal
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
 from pathlib import Path
-from types import FrameType
 from typing import Final, NamedTuple
 
 from rich.console import Console
@@ -45,11 +42,7 @@ class DemoOptions(NamedTuple):
     report: Path | None
     timeout: float
     kill: bool
-
-    @property
-    def kills(self) -> bool:
-        """Whether a peer is to be killed: another one has to take its trial over."""
-        return self.kill and self.peers > 1
+    """Whether to kill a peer, if there is another one to take its trial over."""
 
 
 def run(options: DemoOptions, console: Console) -> None:
@@ -62,7 +55,8 @@ def run(options: DemoOptions, console: Console) -> None:
     """
     if options.report is not None and not options.report.parent.is_dir():
         raise ConfigurationError(f"--report {options.report}: there is no directory {options.report.parent}")
-    with _sigterm_interrupts():
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends it through the blocks that end the peers
+    try:
         store = tempfile.mkdtemp(prefix="hopaas-demo-") if options.store is None else options.store
         study = _new_study(store, options.trials)
         folder = Path(tempfile.mkdtemp(prefix="hopaas-demo-") if "://" in store else store).expanduser().absolute()
@@ -71,6 +65,8 @@ def run(options: DemoOptions, console: Console) -> None:
             _print_results(options, study, store, folder, killed, console)
         finally:
             study.close()
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _new_study(store: str, budget: int) -> Study:
@@ -103,7 +99,7 @@ def _perform(options: DemoOptions, study: Study, store: str, folder: Path, conso
     ):
         screen.say(0.0, f"store {store}, study {study.name}, {options.trials} trials")
         processes.start(options.peers)
-        reader = EventReader(processes.names, "maximize")
+        reader = EventReader({pid: name for name, pid, _ in processes.statuses()}, "maximize")
         stopped = False
         while True:
             at_work = processes.any_running()
@@ -115,7 +111,7 @@ def _perform(options: DemoOptions, study: Study, store: str, folder: Path, conso
                 return processes.killed
             done = state.counts[COMPLETE] + state.counts[PRUNED]
             in_the_middle = done >= max(1, options.trials // 3) or (done and elapsed > options.timeout / 4)
-            if options.kills and in_the_middle and processes.killed is None and not stopped:
+            if options.kill and options.peers > 1 and in_the_middle and processes.killed is None and not stopped:
                 killed = processes.kill_one(state, epochs=objective.EPOCHS)
                 if killed is not None:
                     where = f"in epoch {killed.epoch + 1} of #{killed.number}"
@@ -154,7 +150,7 @@ def _print_results(
     )
     if killed is not None:
         say(_outcome(killed, state))
-    elif options.kills:
+    elif options.kill and options.peers > 1:
         say("No peer was killed, because none was in the middle of a trial. Try more trials.")
     report = options.report or folder / f"{study.name}.html"
     write_report(study, report)
@@ -211,17 +207,3 @@ def program() -> str:
         return "hopaas-p2p"
     here = Path.cwd()
     return shlex.quote(str(ours.relative_to(here) if ours.is_relative_to(here) else ours))
-
-
-@contextlib.contextmanager
-def _sigterm_interrupts() -> Iterator[None]:
-    """SIGTERM ends the demo as Ctrl-C does: through the blocks that end the peers."""
-
-    def interrupt(_signal: int, _frame: FrameType | None) -> None:
-        raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGTERM, interrupt)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)

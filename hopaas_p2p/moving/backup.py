@@ -87,7 +87,6 @@ class Manifest(msgspec.Struct, frozen=True):
     """The URL that it was made of, without secrets."""
     at: int
     """When, in microseconds since 1970."""
-    catalog_lsn: int
     catalog_digest: str
     """Empty in a file of one study."""
     studies: list[StudyBackup]
@@ -166,7 +165,6 @@ def _write(store: Store, writer: _Writer, *, only: str | None, files: bool, say:
         format=FORMAT,
         store=store.url,
         at=time.time_ns() // 1000,
-        catalog_lsn=catalog.lsn,
         catalog_digest=_digest_of(catalog) if only is None else "",
         studies=kept,
         left_out=left_out,

@@ -11,7 +11,7 @@ from hopaas_p2p.analysis import charts
 from hopaas_p2p.analysis.chart import Chart
 from hopaas_p2p.analysis.importance import importance
 from hopaas_p2p.analysis.svg import safe
-from hopaas_p2p.analysis.table import TrialTable
+from hopaas_p2p.analysis.table import Selection, TrialTable
 from hopaas_p2p.analysis.timeline import timeline
 from hopaas_p2p.errors import InvalidInput
 from hopaas_p2p.notebook.frame import drawn, framed
@@ -56,7 +56,7 @@ class Plot:
 
     def history(self, objective: int = 0) -> NotebookChart:
         """The value of every trial, and the best so far."""
-        return self._drawn("History", lambda state, table: charts.history(table, objective=_checked(state, objective)))
+        return self._drawn("History", lambda state, table: charts.history(table, _of(state, objective)))
 
     def intermediate(self) -> NotebookChart:
         """Reports by step: the best trial, the running ones, the median, and a sample of the others."""
@@ -90,7 +90,7 @@ class Plot:
 
         def drawn(state: State, table: TrialTable) -> Chart | None:
             names = _parameters(state, params)[:_AXES]
-            return charts.parallel(table, *names, objective=_checked(state, objective))
+            return charts.parallel(table, *names, selection=_of(state, objective))
 
         return self._drawn("Parallel coordinates", drawn)
 
@@ -99,11 +99,11 @@ class Plot:
             return _chart(title, chart(state, TrialTable.of(state)))
 
 
-def _checked(state: State, objective: int) -> int:
+def _of(state: State, objective: int) -> Selection:
     count = len(state.define.directions) if state.define else 1
     if not 0 <= objective < count:
         raise InvalidInput(f"objective must be 0 to {count - 1}, got {objective}")
-    return objective
+    return Selection(objective)
 
 
 def _parameters(state: State, wanted: Sequence[str] | None) -> list[str]:

@@ -51,13 +51,6 @@ class HopaasRest:
         self._studies: dict[str, Study] = {}
         self._told_to_prune: dict[str, int] = {}
         """The step at which each trial was told to end."""
-        self._verbs: Final = {
-            ("POST", "ask"): self._ask,
-            ("POST", "should_prune"): self._should_prune,
-            ("POST", "tell"): self._tell,
-            ("POST", "mark_as_failed"): self._mark_as_failed,
-            ("GET", "get_best_trial"): self._best,
-        }
 
     def answer(self, method: str, path: str, body: bytes, key_matches: Callable[[str], bool]) -> Reply:
         """The reply to a request below /api/."""
@@ -67,14 +60,11 @@ class HopaasRest:
             return 200, hopaas_p2p.__version__.encode(), _TEXT
         if not key_matches(key):
             return 401, b"the token is not this server's key", _TEXT
-        carry_out = self._verbs.get((method, verb))
-        if carry_out is None:
-            return 404, b"there is no such request", _TEXT
         try:
             request = json.loads(body) if body else {name: one[0] for name, one in parse_qs(parts.query).items()}
             if not isinstance(request, dict):
                 raise InvalidInput("the body is not a JSON object")
-            return 200, *carry_out(request)
+            return 200, *self._carry_out(method, verb, request)
         except (NotYourTrial, exceptions.HopaasConsistencyError) as error:
             return 404, str(error).encode(), _TEXT
         except InvalidInput as error:
@@ -83,6 +73,23 @@ class HopaasRest:
             return 503, str(error).encode(), _TEXT
         except (KeyError, TypeError, ValueError, OverflowError) as error:
             return 400, f"the request is malformed: {error}".encode(errors="replace"), _TEXT
+
+    def _carry_out(self, method: str, verb: str, request: dict[str, Any]) -> tuple[bytes, str]:
+        match method, verb:
+            case "POST", "ask":
+                return self._ask(request)
+            case "POST", "should_prune":
+                return self._should_prune(request), _TEXT
+            case "POST", "tell":
+                self._say(request["hopaas_trial"], "tell", values=[float(request["loss"])])
+                return b"", _TEXT
+            case "POST", "mark_as_failed":
+                self._say(request["hopaas_trial"], "tell", state="fail", reason=str(request.get("error", "")))
+                return b"", _TEXT
+            case "GET", "get_best_trial":
+                study, _ = self._trial(request.get("hopaas_trial"))
+                return f"{study.setup_id}:{study.best_trial_id}".encode(), _TEXT
+        raise NotYourTrial("there is no such request")
 
     def _ask(self, request: dict[str, Any]) -> tuple[bytes, str]:
         config = request.pop("hopaas_config")
@@ -103,27 +110,15 @@ class HopaasRest:
         values = kept.values(asked["params"])
         return json.dumps({"hopaas_trial": f"{kept.setup_id}:{asked['trial']}", **values}).encode(), _JSON
 
-    def _should_prune(self, request: dict[str, Any]) -> tuple[bytes, str]:
+    def _should_prune(self, request: dict[str, Any]) -> bytes:
         trial, step = request["hopaas_trial"], int(request["step"])
         if self._told_to_prune.pop(trial, None) == step:  # the script's last question; it tells nothing afterwards
             self._say(trial, "tell", state="pruned")
-            return b"true", _TEXT
+            return b"true"
         prune = self._say(trial, "report", value=float(request["loss"]), step=step)["prune"]
         if prune:
             self._told_to_prune[trial] = step
-        return b"true" if prune else b"false", _TEXT
-
-    def _tell(self, request: dict[str, Any]) -> tuple[bytes, str]:
-        self._say(request["hopaas_trial"], "tell", values=[float(request["loss"])])
-        return b"", _TEXT
-
-    def _mark_as_failed(self, request: dict[str, Any]) -> tuple[bytes, str]:
-        self._say(request["hopaas_trial"], "tell", state="fail", reason=str(request.get("error", "")))
-        return b"", _TEXT
-
-    def _best(self, request: dict[str, Any]) -> tuple[bytes, str]:
-        study, _ = self._trial(request.get("hopaas_trial"))
-        return f"{study.setup_id}:{study.best_trial_id}".encode(), _TEXT
+        return b"true" if prune else b"false"
 
     def _say(self, trial: str, verb: str, **said: Any) -> dict[str, Any]:
         self._told_to_prune.pop(trial, None)

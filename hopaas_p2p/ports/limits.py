@@ -19,9 +19,9 @@ from typing import Final
 from hopaas_p2p.errors import InvalidInput
 from hopaas_p2p.runtime import credentials
 
-_UNITS: Final = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
-_PARTS: Final = re.compile(r"(?:(\d+(?:\.\d+)?)\s*([smhd])\s*)+", re.IGNORECASE)
-_PART: Final = re.compile(r"(\d+(?:\.\d+)?)\s*([smhd])", re.IGNORECASE)
+_UNITS: Final = {"": 1.0, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+_PARTS: Final = re.compile(r"(?:\d+(?:\.\d+)?\s*[smhd]\s*)+|\d+(?:\.\d+)?", re.IGNORECASE)
+_PART: Final = re.compile(r"(\d+(?:\.\d+)?)\s*([smhd]?)", re.IGNORECASE)
 _CLOCK: Final = re.compile(r"(?:(\d+)-)?(\d+(?::\d+){0,2})")
 _ATTRIBUTE: Final = re.compile(r"^(\w+)\s*=\s*(\d+)\s*$", re.MULTILINE)
 _FIRM: Final = ("MaxRuntime", "AllowedExecuteDuration", "AllowedJobDuration")
@@ -38,8 +38,6 @@ def parse_duration(text: str) -> float:
     given = text.strip()
     if _PARTS.fullmatch(given):
         seconds = sum(float(number) * _UNITS[unit.lower()] for number, unit in _PART.findall(given))
-    elif re.fullmatch(r"\d+(\.\d+)?", given):
-        seconds = float(given)
     else:
         seconds = _clock(given) or 0.0
     if not seconds > 0:

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from hopaas_p2p.study.trial import Trial
 
 Reply = dict[str, Any]
+VERBS: Final = ("report", "log", "should-prune", "tell", "checkpoint", "renew", "release")
 PRUNE: Final = 10
 """Exit code of `hopaas-p2p should-prune`, which a shell script passes on when it ends there."""
 
@@ -87,22 +88,35 @@ class TrialVerbs:
             try:
                 if self.told is not None and verb != "should-prune":
                     raise UpdateFinishedTrialError
-                return {"trial": number, "study": self.study.name, **VERBS[verb](self, said)}
+                return {"trial": number, "study": self.study.name, **self._carry_out(verb, said)}
             except UpdateFinishedTrialError:
                 raise NotYourTrial(f"trial {number} has already finished, and stays as it is") from None
 
-    def _report(self, said: dict[str, Any]) -> Reply:
-        self.trial.report(float(said["value"]), int(said["step"]))
-        return self._should_prune(said)
-
-    def _log(self, said: dict[str, Any]) -> Reply:
-        metrics = said["metrics"]
-        if not isinstance(metrics, dict):
-            raise InvalidInput(f"metrics must be an object of numbers by name, got {str(metrics)[:40]!r}")
-        self.trial.log(int(said["step"]), **metrics)
+    def _carry_out(self, verb: str, said: dict[str, Any]) -> Reply:
+        trial = self.trial
+        match verb:
+            case "report":
+                trial.report(float(said["value"]), int(said["step"]))
+                return self._should_prune()
+            case "should-prune":
+                return self._should_prune()
+            case "log":
+                metrics = said["metrics"]
+                if not isinstance(metrics, dict):
+                    raise InvalidInput(f"metrics must be an object of numbers by name, got {str(metrics)[:40]!r}")
+                trial.log(int(said["step"]), **metrics)
+            case "tell":
+                self._tell(said)
+            case "checkpoint":
+                trial.checkpoint(str(said["path"]), step=int(said["step"]))
+            case "renew":
+                if not trial.lease_held:
+                    raise LeaseLost(f"trial {trial.number} was taken over by another peer")
+            case "release":
+                self.released = str(said.get("reason") or "returned by its program")
         return {}
 
-    def _should_prune(self, _said: dict[str, Any]) -> Reply:
+    def _should_prune(self) -> Reply:
         if self.pruned is None and self.told is None:
             self.pruned = self._why_to_end()
         return {"prune": self.pruned is not None, "why": self.pruned, "preempted": self.preempted}
@@ -121,7 +135,7 @@ class TrialVerbs:
             return AT_RUNG
         return asked or f"{type(self.study.pruner).__name__} says so"
 
-    def _tell(self, said: dict[str, Any]) -> Reply:
+    def _tell(self, said: dict[str, Any]) -> None:
         values, given, reason = said.get("values"), said.get("state"), said.get("reason")
         has_values = values is not None and values != []
         if not has_values and given is None and reason is None:  # for example with `value`, as a report has it
@@ -133,28 +147,3 @@ class TrialVerbs:
             self.told = "lost" if isinstance(error, LeaseLost) else state
             raise
         self.told = state
-        return {}
-
-    def _checkpoint(self, said: dict[str, Any]) -> Reply:
-        self.trial.checkpoint(str(said["path"]), step=int(said["step"]))
-        return {}
-
-    def _renew(self, _said: dict[str, Any]) -> Reply:
-        if not self.trial.lease_held:
-            raise LeaseLost(f"trial {self.trial.number} was taken over by another peer")
-        return {}
-
-    def _release(self, said: dict[str, Any]) -> Reply:
-        self.released = str(said.get("reason") or "returned by its program")
-        return {}
-
-
-VERBS: Final[dict[str, Callable[[TrialVerbs, dict[str, Any]], Reply]]] = {
-    "report": TrialVerbs._report,
-    "log": TrialVerbs._log,
-    "should-prune": TrialVerbs._should_prune,
-    "tell": TrialVerbs._tell,
-    "checkpoint": TrialVerbs._checkpoint,
-    "renew": TrialVerbs._renew,
-    "release": TrialVerbs._release,
-}

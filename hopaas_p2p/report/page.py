@@ -27,7 +27,7 @@ from hopaas_p2p.analysis.importance import importance
 from hopaas_p2p.analysis.savings import savings
 from hopaas_p2p.analysis.spending import budget_lines, cells, spending
 from hopaas_p2p.analysis.svg import legend, safe, svg
-from hopaas_p2p.analysis.table import TrialTable
+from hopaas_p2p.analysis.table import Selection, TrialTable
 from hopaas_p2p.analysis.timeline import timeline
 from hopaas_p2p.core.attributes import REPLICATE, REUSED
 from hopaas_p2p.core.replicates import means
@@ -108,7 +108,7 @@ def _sections(state: State) -> str:
         return _nothing("No trial has been started yet.")
     trials = TrialTable.of(state)
     objectives = range(min(len(state.define.directions), _OBJECTIVES))
-    drawn = [charts.history(trials, objective=index, most=_DOTS) for index in objectives]
+    drawn = [charts.history(trials, Selection(index), most=_DOTS) for index in objectives]
     gantt, *figures = (
         "" if chart is None else _card(chart.title, figure(chart))
         for chart in (timeline(state), *drawn, charts.curves(state, trials, median=True))

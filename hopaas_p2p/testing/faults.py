@@ -122,16 +122,13 @@ class FaultyLog(Log):
         receipt = self._inner.exchange(outgoing, since, beat)
         if fault is Fault.DUPLICATE and outgoing is not None:
             self._append_unrecognised(outgoing)
-        self._deliver_delayed()
+        while self._delayed:
+            self._append_unrecognised(self._delayed.pop())
         if fault is Fault.CRASH_AFTER:
             raise Crash
         if fault is Fault.LOSE_REPLY:
             raise StoreUnreachable
         return receipt
-
-    def _deliver_delayed(self) -> None:
-        while self._delayed:
-            self._append_unrecognised(self._delayed.pop())
 
     def _append_unrecognised(self, outgoing: Outgoing) -> None:
         """Append these bytes after everything else, where the store cannot recognise that it has them already."""

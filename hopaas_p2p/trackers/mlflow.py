@@ -167,7 +167,9 @@ class MLflow:
             last = max(view.series.get(REPORT, ()), default=0)
             for name, value in view.values.items():
                 metrics += _metrics(name, {last: value}, view.end or view.start)
-            tags = {**_tags(view), **_provenance(view), MARK: view.mark}
+            own = {"mlflow.user": "peer.user", "mlflow.source.git.commit": "peer.git_commit"}  # its names for our tags
+            named = {name: view.tags[ours] for name, ours in own.items() if ours in view.tags}
+            tags = {**_tags(view), **named, MARK: view.mark}
             labels = [RunTag(_key(name), text[:_LONGEST_TAG]) for name, text in tags.items()]
             params = [Param(_key(name), str(value)[:_LONGEST_PARAM]) for name, value in view.params.items()]
             while params or metrics or labels:  # the tags go last, because the mark is one of them
@@ -279,12 +281,6 @@ def _key(name: str) -> str:
 def _tags(view: RunView) -> dict[str, str]:
     note = {"mlflow.note.content": view.note} if view.note else {}
     return {**{PREFIX + name: text for name, text in view.tags.items()}, **note}
-
-
-def _provenance(view: RunView) -> dict[str, str]:
-    """Tags for which MLflow has names of its own."""
-    own = {"mlflow.user": "peer.user", "mlflow.source.git.commit": "peer.git_commit"}
-    return {name: view.tags[ours] for name, ours in own.items() if ours in view.tags}
 
 
 def _ms(microseconds: int | None) -> int | None:

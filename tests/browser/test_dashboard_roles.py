@@ -179,7 +179,7 @@ def test_a_study_with_too_many_failures_is_not_resumed_before_the_log_says_so() 
 
 def get(cache: ReplicaCache, path: str, **headers: str) -> Response:
     """What the route of this path answers."""
-    route = next(one for one in routes(lambda: [cache]) if one.path == path)  # type: ignore[attr-defined]
+    route = next(one for one in routes(lambda: cache) if one.path == path)  # type: ignore[attr-defined]
     said = [(name.lower().encode(), value.encode()) for name, value in headers.items()]
     answer: Response = route.endpoint(HttpRequest({"type": "http", "method": "GET", "headers": said}))  # type: ignore[attr-defined]
     return answer
@@ -227,4 +227,4 @@ def test_health_is_not_well_while_the_store_is_away(cache: ReplicaCache, monkeyp
 
     monkeypatch.setattr(cache, "_pull", away)
     answer = get(cache, "/healthz")
-    assert (answer.status_code, json.loads(answer.body)) == (503, {"ok": False, "lag_seconds": [None]})
+    assert (answer.status_code, json.loads(answer.body)) == (503, {"ok": False, "lag_seconds": None})

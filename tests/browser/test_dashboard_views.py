@@ -18,7 +18,7 @@ from hopaas_p2p.analysis import charts, echarts, palette
 from hopaas_p2p.analysis.chart import Chart, downsample_line, downsample_points, wants_log
 from hopaas_p2p.analysis.importance import importance
 from hopaas_p2p.analysis.savings import Savings, missing, savings
-from hopaas_p2p.analysis.table import RUNNING, TrialTable
+from hopaas_p2p.analysis.table import RUNNING, Selection, TrialTable
 from hopaas_p2p.core.records import Categorical, Float, Int, TrialCreate, TrialRelease, TrialSet
 from tests.support.dashboard_studies import COMPLETE, FAIL, PRUNED, Scribe, large
 
@@ -142,7 +142,7 @@ def test_compute_hours_count_every_trial_when_it_ends(scribe: Scribe) -> None:
 
 def test_history_by_time_is_in_milliseconds_and_by_site_in_layers() -> None:
     scribe = five()
-    chart = charts.history(TrialTable.of(scribe.state), along="time", by_site=True)
+    chart = charts.history(TrialTable.of(scribe.state), selection=Selection(by_site=True), along="time")
     first, *_ = rows(chart, "site north")
     assert first[0] == (1_700_000_000 + 3600) * 1000
     assert len(rows(chart, "site north")) == 3
@@ -160,7 +160,7 @@ def test_far_off_values_do_not_flatten_the_rest(scribe: Scribe) -> None:
 
 def test_history_of_what_is_shown_only() -> None:
     found = TrialTable.of(five().state)
-    chart = charts.history(found, shown=passing(found, sites=("south",)))
+    chart = charts.history(found, Selection(shown=passing(found, sites=("south",))))
     assert rows(chart, "best so far") == [(1, 5), (3, 2), (3, 2)]
 
 
@@ -447,10 +447,10 @@ def ten_thousand() -> TrialTable:
 def test_no_chart_of_ten_thousand_trials_draws_more_than_a_browser_bears(ten_thousand: TrialTable) -> None:
     drawings = [
         charts.history(ten_thousand),
-        charts.history(ten_thousand, along="compute", by_site=True),
+        charts.history(ten_thousand, Selection(by_site=True), along="compute"),
         charts.slice_(ten_thousand, "p0"),
         params.contour(ten_thousand, "p0", "opt"),
-        spread.edf(ten_thousand, by_site=True),
+        spread.edf(ten_thousand, Selection(by_site=True)),
     ]
     for chart in drawings:
         assert chart is not None

@@ -117,7 +117,7 @@ def test_the_command_for_the_browser_serves_the_store(
     assert run_command(shlex.split(command)[1:]) == 0
 
     (told,) = served
-    assert (told.stores, told.open_browser) == ((str(folder),), True)
+    assert (told.store, told.open_browser) == (str(folder), True)
 
 
 def test_a_program_is_called_by_its_name_where_the_shell_finds_it(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -32,7 +32,7 @@ def page(
     query: dict[str, str] | None = None,
 ) -> AppTest:
     """The page of this name in the address, about that study, as a person sees it who has signed in; `run` it."""
-    opts = DashboardOptions(stores=(url,), actions=actions, auth="oidc" if person else "none")
+    opts = DashboardOptions(store=url, actions=actions, auth="oidc" if person else "none")
     options.use(opts)
     if url not in _caches:
         _caches[url] = ReplicaCache(url, threaded=False)
