@@ -512,7 +512,7 @@ class Storage(BaseStorage):
     def locate(self, trial_id: int) -> tuple[StudyHandle, int]:
         """The handle of this trial's study, and the trial's number."""
         found = self._located.get(trial_id)
-        if found is None:
+        if found is None or found[0].log.session.deleted:
             study_id, number = study_and_number(trial_id)
             try:
                 handle = self.handle(study_id)

@@ -13,7 +13,6 @@ from multiprocessing.process import BaseProcess
 from typing import Any, NamedTuple
 
 from hopaas_p2p.errors import LeaseLost, StoreUnreachable
-from hopaas_p2p.storage import Storage
 from hopaas_p2p.storage.handle import StudyHandle
 from hopaas_p2p.stores.directory.files import Directory
 from hopaas_p2p.stores.directory.store import DirectoryStore
@@ -67,7 +66,7 @@ _CALLS: dict[str, tuple[Any, str]] = {
     "put": (ObjectArtifacts, "put"),
     "remove": (ObjectArtifacts, "delete"),
     "record": (StudyHandle, "checkpoint"),
-    "finish": (Storage, "finish"),
+    "finish": (StudyHandle, "finish"),
 }
 
 
