@@ -15,18 +15,19 @@ import logging
 import time
 from abc import ABC, abstractmethod
 from collections import OrderedDict
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Final
 
 from msgspec.structs import replace
 
-from hopaas_p2p.core import chain, codec
+from hopaas_p2p.core import chain
 from hopaas_p2p.core.records import Stamp
 from hopaas_p2p.errors import ConfigurationError, Denied, HopaasError, InvalidInput, StoreUnreachable
 from hopaas_p2p.remote import access, protocol
 from hopaas_p2p.remote.access import AccessList
+from hopaas_p2p.remote.client import RemoteStore
 from hopaas_p2p.remote.log import event
 from hopaas_p2p.remote.protocol import Facts, StoreRequest
 from hopaas_p2p.remote.tokens import TokenCache, TokenStatus
@@ -63,9 +64,9 @@ class Service(ABC):
     def lease(self, token: Token, request: StoreRequest) -> contextlib.AbstractAsyncContextManager[Store]:
         """The store, for this request alone."""
 
-    @abstractmethod
     def call(self, token: Token, request: StoreRequest, store: Store) -> Any:
         """Carry a request out. Blocks."""
+        return request.on(store)
 
     async def answer(self, token: Token, body: bytes, status: TokenStatus) -> bytes:
         """What comes of the request in these bytes."""
@@ -74,7 +75,7 @@ class Service(ABC):
         except InvalidInput as error:
             return protocol.refused(error)
         found = await self.carry_out(token, request)
-        if request.call == "hello" and not protocol.is_refusal(found):
+        if request.call == "hello" and protocol.refusal(found) is None:
             return protocol.answered(Facts(token[0], status.expires))
         return found
 
@@ -112,14 +113,80 @@ class Service(ABC):
         self._threads.shutdown(wait=False, cancel_futures=True)
 
 
-class _TokenStores:
-    """The connections of one token."""
+class _Handles:
+    """Several handles on one store, each for one request at a time."""
 
-    def __init__(self) -> None:
-        self.free: list[PostgresStore] = []
-        self.turns = asyncio.Semaphore(_SIDE_BY_SIDE)
+    def __init__(self, open_one: Callable[[], Store]) -> None:
+        self._open = open_one
+        self._turns = asyncio.Semaphore(_SIDE_BY_SIDE)
+        self.free: list[Store] = []
         self.in_use = 0
         self.used = time.monotonic()
+
+    @contextlib.asynccontextmanager
+    async def lease(self) -> AsyncIterator[Store]:
+        """One of them, for as long as the block lasts."""
+        self.in_use += 1
+        try:
+            async with self._turns:
+                store = self.free.pop() if self.free else self._open()
+                try:
+                    yield store
+                finally:
+                    self.free.append(store)
+        finally:
+            self.in_use -= 1
+            self.used = time.monotonic()
+
+    def close(self) -> None:
+        for store in self.free:
+            store.close()
+
+
+class _LogTurns:
+    """One handle on a store, and one request of a log at a time."""
+
+    def __init__(self, store: Store) -> None:
+        self.store = store
+        self._locks: OrderedDict[str | None, asyncio.Lock] = OrderedDict()
+
+    @contextlib.asynccontextmanager
+    async def lease(self, request: StoreRequest) -> AsyncIterator[Store]:
+        """The store, for this request, when it is this log's turn."""
+        if request.kind.of != "log":
+            yield self.store
+            return
+        while len(self._locks) > _BEATS and not self._locks[next(iter(self._locks))].locked():
+            self._locks.popitem(last=False)
+        async with self._locks.setdefault(request.log, asyncio.Lock()):
+            yield self.store
+
+
+class OwnService(Service):
+    """A store as this process has it, with its own login, for everybody who may ask here.
+
+    Args:
+        open_one: opens the store; called again for each further handle that requests need side by side.
+
+    """
+
+    def __init__(self, open_one: Callable[[], Store]) -> None:
+        super().__init__()
+        self.store = open_one()
+        self._turns = _LogTurns(self.store)
+        self._handles = _Handles(open_one)
+
+    async def status(self, token: Token, address: str) -> TokenStatus:
+        return TokenStatus(valid=True)
+
+    def lease(self, token: Token, request: StoreRequest) -> contextlib.AbstractAsyncContextManager[Store]:
+        by_turns = not isinstance(self.store, PostgresStore | RemoteStore)
+        return self._turns.lease(request) if by_turns else self._handles.lease()
+
+    def close(self) -> None:
+        self.store.close()
+        self._handles.close()
+        super().close()
 
 
 class PostgresService(Service):
@@ -132,28 +199,15 @@ class PostgresService(Service):
             raise ConfigurationError(f"{address.url}: leave out the login; every peer uses its own")
         self._url = url
         self.tokens = TokenCache(url, ttl=ttl, file=remember)
-        self._stores: dict[Token, _TokenStores] = {}
+        self._stores: dict[Token, _Handles] = {}
 
     async def status(self, token: Token, address: str) -> TokenStatus:
         return await self.tokens.status(*token, address=address)
 
-    @contextlib.asynccontextmanager
-    async def lease(self, token: Token, request: StoreRequest) -> AsyncIterator[Store]:
-        mine = self._stores.setdefault(token, _TokenStores())
-        mine.in_use += 1
-        try:
-            async with mine.turns:
-                store = mine.free.pop() if mine.free else PostgresStore(self._url, login=token)
-                try:
-                    yield store
-                finally:
-                    mine.free.append(store)
-        finally:
-            mine.in_use -= 1
-            mine.used = time.monotonic()
-
-    def call(self, token: Token, request: StoreRequest, store: Store) -> Any:
-        return request.on(store)
+    def lease(self, token: Token, request: StoreRequest) -> contextlib.AbstractAsyncContextManager[Store]:
+        if token not in self._stores:
+            self._stores[token] = _Handles(lambda: PostgresStore(self._url, login=token))
+        return self._stores[token].lease()
 
     def gauges(self) -> dict[str, float]:
         return {"token_logins_total": self.tokens.logins, "postgres_up": int(self.tokens.reachable)}
@@ -163,13 +217,11 @@ class PostgresService(Service):
         for token, mine in list(self._stores.items()):
             if not mine.in_use and now - mine.used > _KEPT:
                 del self._stores[token]
-                for store in mine.free:
-                    await asyncio.get_running_loop().run_in_executor(self._threads, store.close)
+                await asyncio.get_running_loop().run_in_executor(self._threads, mine.close)
 
     def close(self) -> None:
         for mine in self._stores.values():
-            for store in mine.free:
-                store.close()
+            mine.close()
         self.tokens.close()
         super().close()
 
@@ -181,7 +233,7 @@ class ListedService(Service):
         super().__init__()
         self._store = store
         self._access = AccessList(store)
-        self._turns: OrderedDict[str | None, asyncio.Lock] = OrderedDict()
+        self._turns = _LogTurns(store)
         self._begun: set[str] = set()
         """Logs that are not empty, and of which somebody asked who has no grant for them."""
         self._beaten: OrderedDict[str, str] = OrderedDict()
@@ -197,15 +249,8 @@ class ListedService(Service):
         until = datetime.datetime.fromtimestamp(found.expires, tz=datetime.UTC).isoformat()
         return TokenStatus(valid=True, until=time.monotonic() + found.expires - time.time(), expires=until)
 
-    @contextlib.asynccontextmanager
-    async def lease(self, token: Token, request: StoreRequest) -> AsyncIterator[Store]:
-        if request.kind.of != "log":
-            yield self._store
-            return
-        while len(self._turns) > _BEATS and not self._turns[next(iter(self._turns))].locked():
-            self._turns.popitem(last=False)
-        async with self._turns.setdefault(request.log, asyncio.Lock()):
-            yield self._store
+    def lease(self, token: Token, request: StoreRequest) -> contextlib.AbstractAsyncContextManager[Store]:
+        return self._turns.lease(request)
 
     def call(self, token: Token, request: StoreRequest, store: Store) -> Any:
         user, roles = self._user(token), self._access.roles
@@ -243,7 +288,7 @@ class ListedService(Service):
         """The same commit with what the server vouches for, and its author an owner of a log that it begins."""
         outgoing, since = request.arguments
         payload = outgoing.payload
-        if len(payload) > codec.MAX_BYTES or not codec.intact(payload) or not chain.takes_stamp(payload):
+        if not chain.takes_stamp(payload):
             raise InvalidInput("these bytes are not a commit")
         if access.role_in(self._access.roles, user, request.place) is None:
             self._access.change(access.GrantSet(request.place, user, "owner"), by=user)
