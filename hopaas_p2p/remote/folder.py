@@ -45,6 +45,7 @@ _PAUSES: Final = (0.1, 3.0)  # seconds between attempts while the store does not
 _PATIENT: Final = 2.0  # seconds for which a read waits for the store, if there is a copy to answer from
 _PACE: Final = 0.05  # seconds between looks at a log for which a look costs nothing
 _SWEEP_EVERY: Final = 60.0
+_AT_ONCE: Final = 10_000  # requests
 _FILES: Final = 2  # carried at once
 _LOGS: Final = 512  # of which a server keeps a copy
 _PEERS: Final = 10_000  # whose beats a server asks for at once
@@ -139,7 +140,7 @@ class FolderServer:
         begun = False
         for name, since in self._there.items():
             mine = alive[zlib.crc32(name.encode()) % len(alive)] == self._id or now - since > _TAKEN_OVER
-            if mine and name not in self._tasks:
+            if mine and name not in self._tasks and len(self._tasks) < _AT_ONCE:
                 begun = True
                 self._tasks[name] = asyncio.get_running_loop().create_task(self._serve(name))
         return begun

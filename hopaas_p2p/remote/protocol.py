@@ -17,7 +17,7 @@ from msgspec import Struct
 
 from hopaas_p2p import errors
 from hopaas_p2p.core import codec
-from hopaas_p2p.errors import HopaasError, InvalidInput, StoreUnreachable
+from hopaas_p2p.errors import Denied, HopaasError, InvalidInput, StoreUnreachable
 from hopaas_p2p.stores.base import Beat, Doubtful, ExchangeResult, Outgoing, Store
 
 VERSION: Final = 1
@@ -115,6 +115,8 @@ class StoreRequest(Struct, array_like=True, frozen=True):
             return None
         if self.kind.of != "log":
             return getattr(store if self.kind.of == "store" else store.artifacts(), self.call)(*self.all_arguments)
+        if self.place == CATALOG and self.call in ("destroy", "erase"):
+            raise Denied("the list of studies cannot be destroyed")
         log = store.catalog() if self.place == CATALOG else store.log(self.place)
         if self.call == "judge_snapshot":
             return log.judge_snapshot(self.arguments[0], same=self.arguments[1])
@@ -167,8 +169,6 @@ def decode_request(data: bytes) -> StoreRequest:
         raise InvalidInput(f"this server does not understand the request: {error}") from None
     if request.kind.of == "files" and not _KEY.fullmatch(request.place):
         raise InvalidInput("no file has such a key")
-    if request.call in ("destroy", "erase") and request.place == CATALOG:
-        raise InvalidInput("the list of studies cannot be destroyed")
     if request.call == "exchange" and not 0 <= request.arguments[1] <= _LAST:
         raise InvalidInput(f"no log has a commit {request.arguments[1]}")
     commit = request.commit

@@ -32,7 +32,7 @@ from hopaas_p2p.remote.log import event
 from hopaas_p2p.remote.protocol import Facts, StoreRequest
 from hopaas_p2p.remote.tokens import TokenCache, TokenStatus
 from hopaas_p2p.runtime.settings import Secret
-from hopaas_p2p.stores.base import Beat, Store
+from hopaas_p2p.stores.base import Beat, Outgoing, Store
 from hopaas_p2p.stores.postgres.connect import PostgresAddress
 from hopaas_p2p.stores.postgres.store import PostgresStore
 
@@ -209,6 +209,11 @@ class PostgresService(Service):
             self._stores[token] = _Handles(lambda: PostgresStore(self._url, login=token))
         return self._stores[token].lease()
 
+    def call(self, token: Token, request: StoreRequest, store: Store) -> Any:
+        if request.kind.of == "log" and request.place == access.LOG:
+            raise Denied("the users of a database are managed beside it, with an administrator's login")
+        return super().call(token, request, store)
+
     def gauges(self) -> dict[str, float]:
         return {"token_logins_total": self.tokens.logins, "postgres_up": int(self.tokens.reachable)}
 
@@ -254,6 +259,8 @@ class ListedService(Service):
 
     def call(self, token: Token, request: StoreRequest, store: Store) -> Any:
         user, roles = self._user(token), self._access.roles
+        if request.call == "exchange" and request.place == access.LOG and self._all(user):
+            return self._access.exchange(self._vouched(request, Stamp(user, "owner")), request.arguments[1]), 0.0
         stamp = self._judged(user, request, store)
         if request.call == "shared":
             return None if self._all(user) else [log for log in list(roles.grants) if access.role_in(roles, user, log)]
@@ -261,7 +268,7 @@ class ListedService(Service):
             return self._beat(user, request, store)
         if request.call in ("put_block", "put_snapshot_head") and stamp.role != "owner":
             return None  # whoever joins from it takes its word for the log's
-        if request.call == "exchange" and request.arguments[0] is not None:
+        if request.commit is not None:
             request = self._stamped(user, request, stamp)
         return request.on(store)
 
@@ -286,14 +293,18 @@ class ListedService(Service):
 
     def _stamped(self, user: str, request: StoreRequest, stamp: Stamp) -> StoreRequest:
         """The same commit with what the server vouches for, and its author an owner of a log that it begins."""
-        outgoing, since = request.arguments
-        payload = outgoing.payload
-        if not chain.takes_stamp(payload):
-            raise InvalidInput("these bytes are not a commit")
+        vouched = self._vouched(request, stamp)
         if access.role_in(self._access.roles, user, request.place) is None:
             self._access.change(access.GrantSet(request.place, user, "owner"), by=user)
-        stamped = Stamp(stamp.author, stamp.role, int(time.time() * 1e6))
-        return replace(request, arguments=(replace(outgoing, stamp=stamped), since))
+        return replace(request, arguments=(vouched, request.arguments[1]))
+
+    def _vouched(self, request: StoreRequest, stamp: Stamp) -> Outgoing | None:
+        """The commit of a request, with who wrote it and when, which only servers write."""
+        if (outgoing := request.commit) is None:
+            return None
+        if not chain.takes_stamp(outgoing.payload):
+            raise InvalidInput("these bytes are not a commit")
+        return replace(outgoing, stamp=Stamp(stamp.author, stamp.role, int(time.time() * 1e6)))
 
     def _beat(self, user: str, request: StoreRequest, store: Store) -> None:
         """Only a peer's own user beats for it; the mark in its value says whose it is, to every server."""

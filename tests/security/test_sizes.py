@@ -136,7 +136,6 @@ _SEALED = sealed(b"x")
         StoreRequest("exchange", "u", (Outgoing("n", b"nonsense"), 0)),
         StoreRequest("keys", "a\0b"),
         StoreRequest("keys", "u/../.."),
-        StoreRequest("destroy", "catalog"),
         StoreRequest("beats", "", ("p",)),
         StoreRequest("nonsense"),
     ],

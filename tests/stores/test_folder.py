@@ -244,7 +244,7 @@ def test_only_studies_and_their_list_are_asked_for(here: World, uuid: str) -> No
         store.connections.ask("exchange", None, 0, place=uuid)
     with pytest.raises(InvalidInput):
         store.connections.ask("keys", place="study/../../")
-    with pytest.raises(InvalidInput, match="list of studies"):
+    with pytest.raises(Denied, match="list of studies"):
         store.catalog().destroy()
 
 

@@ -20,7 +20,6 @@ from hopaas_p2p import access
 from hopaas_p2p.errors import InvalidInput
 from hopaas_p2p.open import open_store
 from hopaas_p2p.remote import client
-from hopaas_p2p.remote.access import CATALOG, AccessList, GrantSet
 from hopaas_p2p.remote.box import Box
 from hopaas_p2p.remote.certificate import Certificate
 from hopaas_p2p.remote.client import RemoteStore
@@ -108,10 +107,7 @@ class Served:
 
 def administrator(url: str, user: str = "operator") -> str:
     """A token of a user, who is made; in a directory or bucket, one that may do everything."""
-    access.add_user(url, user)
-    if not url.startswith("postgresql"):
-        with contextlib.closing(open_store(url)) as store:
-            AccessList(store).change(GrantSet(CATALOG, user, "owner"))
+    access.add_user(url, user, administrator=not url.startswith("postgresql"))
     return access.create_token(url, user).secret.reveal()
 
 

@@ -37,6 +37,7 @@ _NO_FILE: Final = (errno.EINVAL, errno.EFBIG, errno.ELOOP)
 """What `read_regular` says of something else in the place of a file."""
 _LOOK_EVERY: Final = 1.0  # seconds between looks into a directory on a file server
 _BEATS: Final = 40 * 86_400.0  # seconds; the longest silence that a peer may ask for is 30 days
+_LOGS: Final = 1000
 _SWEEP_EVERY: Final = 86_400.0  # seconds
 _WRITTEN_WITHIN: Final = 2.0  # seconds within which the creator of a description writes it
 
@@ -71,6 +72,7 @@ class DirectoryStore(ObjectBackedStore[Directory]):
         self._proven = False
         self._sweep_at = time.monotonic()
         self._logs: dict[str, FolderLog] = {}
+        """Those that were used last, the newest at the end."""
         try:
             self._prepare(create=create)
         except StoreAway:
@@ -153,9 +155,11 @@ class DirectoryStore(ObjectBackedStore[Directory]):
     # --- logs ---
 
     def _log(self, root: str) -> FolderLog:
-        if root not in self._logs:
-            self._logs[root] = FolderLog(self, root)
-        return self._logs[root]
+        found = self._logs.pop(root) if root in self._logs else FolderLog(self, root)
+        self._logs[root] = found
+        while len(self._logs) > _LOGS:  # a server is asked for any name
+            del self._logs[next(iter(self._logs))]
+        return found
 
     def prove(self, root: str) -> bool:
         with reaching(self._root / META):
