@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Final
 
 from hopaas_p2p.core.names import valid_name
-from hopaas_p2p.errors import BehindRetention, Denied, HopaasError, InvalidInput, StoreUnreachable
+from hopaas_p2p.errors import BehindRetention, ConfigurationError, Denied, HopaasError, InvalidInput, StoreUnreachable
 from hopaas_p2p.net.backoff import Backoff
 from hopaas_p2p.remote import protocol
 from hopaas_p2p.remote.access import is_study
@@ -48,6 +48,7 @@ _SWEEP_EVERY: Final = 60.0
 _AT_ONCE: Final = 10_000  # requests
 _FILES: Final = 2  # carried at once
 _LOGS: Final = 512  # of which a server keeps a copy
+_LOOKED: Final = 3600.0  # seconds for which a server asks for the beats of a peer that nobody looks for any more
 _PEERS: Final = 10_000  # whose beats a server asks for at once
 _OWN: Final = ("", Secret(""))  # nobody shows a token here
 
@@ -89,8 +90,10 @@ class FolderServer:
         """Requests, and when they were seen first."""
         self._others: dict[str, tuple[bytes, float]] = {}
         """Other servers: the last beat, and when it changed."""
-        self._beats: OrderedDict[str, str | None] = OrderedDict()
-        """Peers -> their beats in the store, of those whose beats somebody looks for."""
+        self._looked: dict[str, float] = {}
+        """Peers whose beats somebody looks for, and when somebody did last."""
+        self._beats: dict[str, str] = {}
+        """Their beats in the store."""
         self._beats_at = float("-inf")
         self._beats_turn = asyncio.Lock()
         self._rounds = 0
@@ -224,7 +227,7 @@ class FolderServer:
                     place.copy.keep(result.entries)
         elif request.call in ("destroy", "erase"):
             place.copy.drop()
-        elif request.call == "beat" and request.arguments[0].peer in self._beats:
+        elif request.call == "beat" and request.arguments[0].peer in self._looked:
             self._beats[request.arguments[0].peer] = request.arguments[0].value
 
     async def _read(self, request: StoreRequest) -> bytes:
@@ -271,18 +274,17 @@ class FolderServer:
         """The beats of these peers; of all that anybody looks for, the store is asked once per pace."""
         asked = [peer for peer in peers if valid_name(peer)][-_PEERS:]
         async with self._beats_turn:
-            new = [peer for peer in asked if peer not in self._beats]
-            if new or time.monotonic() - self._beats_at >= self.pace:
+            now = time.monotonic()
+            if now - self._beats_at >= self.pace or any(peer not in self._looked for peer in asked):
+                kept = {peer: at for peer, at in self._looked.items() if now - at < _LOOKED}
                 for peer in asked:
-                    self._beats[peer] = self._beats.pop(peer, None)
-                while len(self._beats) > _PEERS:
-                    self._beats.popitem(last=False)
-                began = time.monotonic()
-                found = protocol.result_of("beats", await self._ask(StoreRequest("beats", "", (list(self._beats),))))
-                self._beats = OrderedDict((peer, found.get(peer)) for peer in self._beats)
-                self._beats_at = began
-        values = {peer: self._beats.get(peer) for peer in asked}
-        return protocol.answered({peer: value for peer, value in values.items() if value is not None})
+                    kept.pop(peer, None)
+                    kept[peer] = now
+                names = list(kept)[-_PEERS:]
+                self._looked = {peer: kept[peer] for peer in names}
+                self._beats = protocol.result_of("beats", await self._ask(StoreRequest("beats", "", (names,))))
+                self._beats_at = now
+        return protocol.answered({peer: self._beats[peer] for peer in asked if peer in self._beats})
 
     async def _move(self, name: str, request: StoreRequest) -> bytes:
         """Carry a file, by way of a copy on this machine."""
@@ -329,9 +331,8 @@ class FolderServer:
             raise StoreUnreachable(place.trouble or "")
         found = await self.service.carry_out(_OWN, request, file)
         kind, message = protocol.refusal(found) or ("", "")
-        if kind == Denied.__name__ and not await self._let_in():
-            kind = StoreUnreachable.__name__
-        if kind == StoreUnreachable.__name__:
+        misled = kind == ConfigurationError.__name__ and request.kind.of != "files"  # wrong settings
+        if misled or (kind == Denied.__name__ and not await self._let_in()) or kind == StoreUnreachable.__name__:
             self._failed(place, message)
             raise StoreUnreachable(message)
         before = place.trouble

@@ -163,6 +163,7 @@ class World:
         self.box = folder / "box"
         Box.make(self.box, self.far.url)
         self._count = servers
+        self._lock = threading.Lock()
         self.servers: list[_Server] = []
         self._keeper: threading.Thread | None = None
         self.restore()
@@ -183,13 +184,13 @@ class World:
     def _keep(self) -> None:
         """Replace those that died."""
         while self.servers:
-            for number, one in enumerate(self.servers):
-                if not one.alive:
-                    self.servers[number] = _Server(self)
+            with self._lock:
+                self.servers = [one if one.alive else _Server(self) for one in self.servers]
             time.sleep(0.005)
 
     def stop(self) -> None:
-        ended, self.servers = self.servers, []
+        with self._lock:
+            ended, self.servers = self.servers, []
         if self._keeper is not None:
             self._keeper.join()
         for one in ended:
