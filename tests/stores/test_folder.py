@@ -375,8 +375,9 @@ def test_a_link_that_is_down_is_said_once_and_so_is_its_return(here: World, capl
 
 
 def _beats_again(made: World) -> bool:
+    """Whether the server's pauses after failures are over."""
     with contextlib.suppress(StoreUnreachable):
-        return made.store().beats(["near"]) == {}
+        return made.store().log(STUDY).removed_up_to() == 0 and made.store().beats(["near"]) == {}
     return False
 
 
@@ -445,7 +446,7 @@ def test_owners_doubt_their_leases_while_the_link_is_down_and_nobody_is_reclaime
     assert 0 not in theirs.state.running, "the far side takes a silent peer's trial over"
     made.restore()
     store.connections.timeout = 5.0  # type: ignore[union-attr]
-    time.sleep(0.5)  # a server's pause after a failure
+    until(lambda: _beats_again(made), 30)
     live(90)
     state = same_study_on_both_sides(made)
     assert 1 in state.running, "the far peer was never silent, only out of sight"

@@ -267,7 +267,14 @@ def replayed(entries: Iterable[Entry]) -> State:
 def same_study_on_both_sides(made: World) -> State:
     """That what peers read through the box is the far log, entry by entry; the study's state."""
     far = everything(made.far.log(STUDY))
-    near = until(lambda: [one for one in [everything(made.store().log(STUDY))] if len(one) == len(far)], 30)[0]
+    near: list[Entry] = []
+
+    def read() -> bool:
+        with contextlib.suppress(StoreUnreachable):
+            near[:] = everything(made.store().log(STUDY))
+        return len(near) == len(far)
+
+    until(read, 30)
     assert [entry.lsn for entry in near] == list(range(1, len(near) + 1))
     assert near == far
     state = replayed(far)
