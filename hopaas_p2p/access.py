@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 from hopaas_p2p.errors import ConfigurationError, InvalidInput, NoSuchStudy
 from hopaas_p2p.open import open_store
+from hopaas_p2p.remote import protocol
 from hopaas_p2p.remote.access import ROLES, AccessList, GrantSet, TokenSet, UserSet, digest
 from hopaas_p2p.runtime.process import new_uuid
 from hopaas_p2p.runtime.settings import Secret
@@ -156,10 +157,10 @@ def _is_postgres(url: str) -> bool:
 
 
 def _listed(url: str) -> AccessList | None:
-    """The list of a directory or bucket; None for a database. Raises ConfigurationError for a store that is served."""
+    """The list of a directory or bucket, also of one that is served by HTTPS; None for a database."""
     if _is_postgres(url):
         return None
-    if url.lower().startswith("https:"):
+    if url.lower().startswith("folder:"):
         raise ConfigurationError(f"{url} is a store that is served: manage its users beside the store itself")
     return AccessList(open_store(url, create=False))
 
@@ -177,10 +178,13 @@ def _at(microseconds: int) -> datetime.datetime:
 # --- users -------------------------------------------------------------------------------------------------------
 
 
-def add_user(url: str, name: str, *, existing: bool = False, guest_of: str | None = None) -> None:
+def add_user(
+    url: str, name: str, *, existing: bool = False, guest_of: str | None = None, administrator: bool = False
+) -> None:
     """Make a user, or with `existing` let a login that exists use this store.
 
-    With `guest_of`, the uuid of a study, it can never get a grant for another one, and creates none.
+    With `guest_of`, the uuid of a study, it can never get a grant for another one, and creates none. In a directory or
+    bucket an `administrator` may do everything, also through a server; in a database that takes rights of the server's.
 
     Raises:
         InvalidInput: the name is malformed or taken; with `existing`, there is no such login.
@@ -193,8 +197,12 @@ def add_user(url: str, name: str, *, existing: bool = False, guest_of: str | Non
         )
     listed = _listed(url)
     if listed is not None:
-        listed.change(UserSet(name, guest_of or ""))
+        listed.change(
+            UserSet(name, guest_of or ""), *([GrantSet(protocol.CATALOG, name, "owner")] if administrator else [])
+        )
         return
+    if administrator:
+        raise InvalidInput("in a database, an administrator is a login that may create roles; see docs/postgres.md")
     with _administration(url) as connection:
         peers = _peers(connection)
         owner = schema.schema_owner(connection)

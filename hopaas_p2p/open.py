@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 
 __all__ = ["open_store", "redacted", "servers_of"]
 
-_NO_SLASHES: Final = re.compile(r"(file|memory|s3|postgres|postgresql(\+\w+)?|https?):", re.IGNORECASE)
+_NO_SLASHES: Final = re.compile(r"(file|memory|s3|postgres|postgresql(\+\w+)?|https?|folder):", re.IGNORECASE)
+_BOX: Final = "box.json"  # see `remote.box`
 _memories: Final[dict[str, MemoryStore]] = {}
 _memories_lock: Final = threading.Lock()
 
@@ -28,7 +29,7 @@ def open_store(url: str | os.PathLike[str], *, create: bool = True) -> Store:
     """The store at this URL.
 
     Args:
-        url: a path, or `file://`, `memory://`, `postgresql://`, `https://`, `s3://`.
+        url: a path, or `file://`, `memory://`, `postgresql://`, `https://`, `folder://`, `s3://`.
         create: whether a directory or bucket that is not a store yet becomes one.
 
     Raises:
@@ -79,14 +80,11 @@ def servers_of(url: str) -> list[tuple[str, int]]:
 
 
 def _directory(path: Path, *, create: bool) -> Store:
+    if (path / _BOX).is_file():
+        return _remote(f"folder{path.absolute().as_uri().removeprefix('file')}", create)
     from hopaas_p2p.stores.directory.store import DirectoryStore
 
-    store = DirectoryStore(path, create=create)
-    if store.bridged_to is None:
-        return store
-    from hopaas_p2p.stores.bridge.store import BridgedStore
-
-    return BridgedStore(store)
+    return DirectoryStore(path, create=create)
 
 
 def _file(url: str, create: bool) -> Store:
@@ -116,7 +114,7 @@ def _s3(url: str, create: bool) -> Store:
     return S3Store(url, create=create)
 
 
-def _https(url: str, _create: bool) -> Store:
+def _remote(url: str, _create: bool) -> Store:
     from hopaas_p2p.remote.client import RemoteStore
 
     return RemoteStore(url)
@@ -126,7 +124,8 @@ _SCHEMES: Final[dict[str, Callable[[str, bool], Store]]] = {
     "file": _file,
     "memory": _memory,
     "s3": _s3,
-    "https": _https,
+    "https": _remote,
+    "folder": _remote,
     "postgresql": _postgres,
     "postgresql+psycopg2": _postgres,
 }

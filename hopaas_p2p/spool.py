@@ -216,7 +216,7 @@ def waiting(store: str | None = None, studies: Container[str] = ()) -> Iterator[
     """What waits to be sent, oldest first: for the store at this URL or that holds these studies; or all of it.
 
     A store is known by its studies, whose uuids are 128 random bits, and not by the URL that the peer which left the
-    result happened to use: others may reach it through a server, a mount point or a bridge, or with another login.
+    result happened to use: others may reach it through a server, a mount point or a folder, or with another login.
     """
     for path, spooled in _all(_SUFFIX):
         if store is None or is_for(spooled, store, studies):

@@ -37,16 +37,17 @@ def init(session: CliSession, url: str | None) -> None:
 
 @click.group(cls=Subgroup)
 def user() -> None:
-    """Manage the users of a Postgres store. Administrators only."""
+    """Manage the users of a store. Administrators only."""
 
 
 @user.command("add")
 @click.argument("username", metavar="NAME")
 @options(study="none")
 @click.option("--existing", is_flag=True, help="Let an existing login of the server use this store.")
-def user_add(session: CliSession, username: str, existing: bool) -> None:
+@click.option("--administrator", is_flag=True, help="In a directory or bucket: may do everything.")
+def user_add(session: CliSession, username: str, existing: bool, administrator: bool) -> None:
     """Create a user. Then create a token for it: hopaas-p2p token create NAME"""
-    access.add_user(session.store_url, username, existing=existing)
+    access.add_user(session.store_url, username, existing=existing, administrator=administrator)
     session.done({"user": username}, f"{username} may use this store. Next: hopaas-p2p token create {username}")
 
 

@@ -15,7 +15,7 @@ from hopaas_p2p.errors import ConfigurationError, HopaasError, NoSuchStudy
 from hopaas_p2p.moving import rescue
 from hopaas_p2p.net.findings import AGAIN, Finding
 from hopaas_p2p.open import open_store
-from hopaas_p2p.stores.bridge.store import BridgedStore
+from hopaas_p2p.remote.client import RemoteStore
 from hopaas_p2p.stores.checks import examine
 from hopaas_p2p.stores.meet import Meeting
 
@@ -94,8 +94,7 @@ def _spooled(store: Store) -> Iterator[Finding]:
         for uuid, name in rescue.names_of(store)[0].items():
             kept = rescue.kept_elsewhere(store, uuid)
             if kept is not None:
-                place = shlex.quote(store.leads_to) if isinstance(store, BridgedStore) else "STORE"
-                cure = f"copy both into a new study: hopaas-p2p doctor {place} --rescue --study {shlex.quote(name)}"
+                cure = f"copy both into a new study: hopaas-p2p doctor STORE --rescue --study {shlex.quote(name)}"
                 yield Finding(f"study {name}, spool", passed=False, detail=kept, cure=cure)
 
 
@@ -105,10 +104,10 @@ def _rescue(session: CliSession, place: str, *, from_live: bool, to: str | None,
     session.settings.publish()
     results = []
     with contextlib.closing(open_store(place, create=False)) as store:
-        if isinstance(store, BridgedStore):
+        if isinstance(store, RemoteStore):
             raise ConfigurationError(
-                f"{store.url} is one end of a bridge, and may lack a part of what the other end has; rescue the study "
-                f"there: hopaas-p2p doctor {shlex.quote(store.leads_to)} --rescue"
+                f"{store.url} leads to a store that is served. Rescue the study beside the store itself: hopaas-p2p "
+                "doctor STORE --rescue"
             )
         names, whole = rescue.names_of(store)
         chosen = session.given["study"]

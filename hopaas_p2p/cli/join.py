@@ -19,7 +19,7 @@ from hopaas_p2p.errors import ConfigurationError, InvalidInput
 from hopaas_p2p.joining import membership as memberships
 from hopaas_p2p.joining import ways
 from hopaas_p2p.joining.invitation import Invitation
-from hopaas_p2p.joining.login_node import can_be_relayed, start_bridge, start_relay
+from hopaas_p2p.joining.login_node import can_be_relayed, start_folder, start_relay
 from hopaas_p2p.ports import batch
 from hopaas_p2p.runtime.settings import joined_names, variable
 
@@ -36,7 +36,7 @@ _STDIN: Final = 2.0  # seconds for which something that is piped in is waited fo
 @click.option("--submit", "system", type=click.Choice(batch.SYSTEMS), help="Run the trials in batch jobs.")
 @click.option(
     "--via",
-    type=click.Choice(["auto", "direct", "relay", "bridge"]),
+    type=click.Choice(["auto", "direct", "relay", "folder"]),
     help="How jobs reach the store; auto starts a relay here for those that need one. [default: as last time, or auto]",
 )
 @click.option("--login-node", metavar="HOST", help="The name that jobs know this node by. [default: its own]")
@@ -61,7 +61,7 @@ def join(
 
     The invitation is read from FILE or from standard input; otherwise you are asked for it. It is a secret: never give
     it as an argument. Its contents are kept in ~/.config/hopaas-p2p/joined, readable by you only, together with how
-    this site reaches the store: directly, through the proxy in HTTPS_PROXY, or through a relay or bridge on the login
+    this site reaches the store: directly, through the proxy in HTTPS_PROXY, or through a relay or a folder of the login
     node. From then on you need no invitation, and in every directory that names no store, all commands use this study
     until you leave it: hopaas-p2p join --leave NAME.
 
@@ -105,14 +105,14 @@ def _prepare(membership: Membership, via: str | None, login_node: str | None) ->
     via = via or membership.values.get("via", "auto")
     relayed = can_be_relayed(membership.store)
     if via == "relay" and not relayed:
-        raise InvalidInput(f"a relay cannot reach {membership.store}, which does not use HTTPS; use --via bridge")
-    if via == "bridge":
-        process, why = start_bridge(membership), "needs no network on the nodes"
+        raise InvalidInput(f"a relay cannot reach {membership.store}, which does not use HTTPS; use --via folder")
+    if via == "folder":
+        process, why = start_folder(membership), "needs no network on the nodes"
     elif relayed and via != "direct":
         process, why = start_relay(membership, known_as=login_node), "serves nodes that can reach only this one"
     else:
         return membership.with_via(via)
-    what = "bridge" if via == "bridge" else "relay"
+    what = "server of a folder" if via == "folder" else "relay"
     if process.pid is None:
         output.say(f"a {what} is already running here")
     else:

@@ -54,9 +54,7 @@ SECTIONS: Final = {
         "spool": Verb(f"{_CLI}.spool:spool", "List and send results that could not reach their store."),
         "gc": Verb(f"{_CLI}.s3:gc", "Remove old commits and deleted studies from a bucket."),
         "s3-policy": Verb(f"{_CLI}.s3:s3_policy", "Print the smallest policy with which a key of the bucket can work."),
-        "bridge": Verb(f"{_CLI}.relay:bridge", "Let peers on a shared directory take part in studies elsewhere."),
-        "relay": Verb(f"{_CLI}.relay:relay", "Forward connections for nodes that can reach only this one."),
-        "serve": Verb(f"{_CLI}.serve:serve", "Let peers reach a store through HTTPS."),
+        "serve": Verb(f"{_CLI}.serve:serve", "Let peers reach a store by HTTPS, a folder, or this node."),
     },
     "Administration": {
         "init": Verb(f"{_CLI}.access:init", "Prepare a database as a store."),

@@ -1,10 +1,14 @@
-"""`hopaas-p2p serve https`: let peers that can use only HTTPS reach a store."""
+"""`hopaas-p2p serve`: ways to a store, by HTTPS, through a folder that both sides share, or through a login node."""
 
 from __future__ import annotations
 
 import asyncio
+import functools
 import ipaddress
+import logging
 import os
+import signal
+import socket
 import sys
 from pathlib import Path
 from typing import Any, Final
@@ -13,21 +17,25 @@ import click
 
 from hopaas_p2p.cli import output
 from hopaas_p2p.cli.lazy import Subgroup
+from hopaas_p2p.cli.options import CliSession, options
 from hopaas_p2p.errors import ConfigurationError, InvalidInput
 from hopaas_p2p.open import open_store
 from hopaas_p2p.remote import https, log
+from hopaas_p2p.remote.box import SCHEME, Box
 from hopaas_p2p.remote.certificate import Certificate
 from hopaas_p2p.remote.client import RemoteStore
-from hopaas_p2p.remote.server import ListedService, PostgresService, Service
-from hopaas_p2p.stores.bridge.store import BridgedStore
+from hopaas_p2p.remote.folder import FolderServer
+from hopaas_p2p.remote.relay import Relay, read_password, targets_of, write_address
+from hopaas_p2p.remote.server import ListedService, OwnService, PostgresService, Service
 
+_EVERYWHERE: Final = ("", "0.0.0.0", "::")  # noqa: S104  # clients need the login
 _SWITCH: Final = 0.0005  # seconds: the loop and a store in a thread hand the interpreter to each other at every request
 _FILE = click.Path(dir_okay=False, path_type=Path)
 
 
 @click.group(cls=Subgroup)
 def serve() -> None:
-    """Let others reach a store by way of this machine."""
+    """Let others reach a store through this machine."""
 
 
 @serve.command("https")
@@ -100,9 +108,42 @@ def _service(url: str, recheck: float, remember: Path | None) -> Service:
     if url.startswith("postgresql"):
         return PostgresService(url, ttl=recheck, remember=remember)
     store = open_store(url, create=False)
-    if isinstance(store, RemoteStore | BridgedStore):
+    if isinstance(store, RemoteStore):
         raise ConfigurationError(f"{store.url} is not the store itself; serve it where it lives")
     return ListedService(store)
+
+
+@serve.command("folder")
+@click.argument("folder", type=click.Path(path_type=Path))
+@click.argument("target", metavar="STORE")
+@options(study="none", store=False)
+def serve_folder(session: CliSession, folder: Path, target: str) -> None:
+    """Serve STORE through FOLDER, for nodes that reach nothing but a directory that they share with this one.
+
+    Runs on a node that reaches both, such as a login node, until it is stopped. Peers use folder:///path/of/FOLDER as
+    their store, and act with the rights of this process's login. It may be stopped, killed and started again at any
+    time, and two may run at once: what peers tell lies in FOLDER until the store has it.
+    """
+    session.settings.publish()
+    logging.basicConfig(format="%(asctime)s %(message)s", level=logging.WARNING)
+    logging.getLogger("hopaas_p2p").setLevel(logging.INFO)
+
+    async def run() -> int:
+        service = OwnService(functools.partial(open_store, target))
+        served = service.store
+        if served.url.startswith((SCHEME, "memory:")):
+            raise ConfigurationError(f"{served.url} is not a store that can be served here; name the store itself")
+        stop = asyncio.Event()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            asyncio.get_running_loop().add_signal_handler(number, stop.set)
+        box = Box.make(folder, served.url)
+        made = FolderServer(box, service, pace=served.freshness)
+        session.done({"folder": box.url, "store": served.url}, f"Serving {served.url} through {box.url}")
+        await made.run(stop)
+        return made.carried
+
+    carried = asyncio.run(run())
+    session.done({"carried": carried}, f"Stopped. Carried {output.count(carried, 'commit')}.")
 
 
 def _networks(texts: tuple[str, ...]) -> list[ipaddress.IPv4Network | ipaddress.IPv6Network]:
@@ -110,3 +151,60 @@ def _networks(texts: tuple[str, ...]) -> list[ipaddress.IPv4Network | ipaddress.
         return [ipaddress.ip_network(text, strict=False) for text in texts]
     except ValueError as error:
         raise InvalidInput(f"{error}; write a network such as 10.0.0.0/8, or one address") from None
+
+
+@serve.command()
+@click.option("--listen", required=True, metavar="PORT|HOST:PORT|PATH", help="Where to listen; PATH is a Unix socket.")
+@click.option("--to", "url", required=True, metavar="URL", help="The target: https:// or s3://.")
+@click.option("--login-file", metavar="FILE", help="File for the relay's address and login; created if missing.")
+@click.option("--known-as", metavar="HOST", help="The name of this node on compute nodes. [default: its own]")
+@options(study="none", store=False)
+def relay(session: CliSession, listen: str, url: str, login_file: str | None, known_as: str | None) -> None:
+    """Forward connections to one target, for nodes that can reach only this one.
+
+    On a port it is an HTTP proxy with a login, which is created at the first start and kept in the login file, readable
+    by you only: on compute nodes, export HTTPS_PROXY=$(cat FILE). On a Unix socket it serves your own processes. TLS
+    runs end to end through it.
+    """
+    session.settings.publish()
+    logging.basicConfig(format="%(asctime)s %(message)s", level=logging.WARNING)
+    targets = targets_of(url)
+    at_socket = "/" in listen
+    if not at_socket and login_file is None:
+        raise ConfigurationError("Use --login-file FILE, a file that you can also read on the compute nodes.")
+    file = Path(login_file).expanduser() if login_file else None
+    password = read_password(file or Path("/nonexistent"))
+    host, port = ("", 0) if at_socket else _address(listen)
+
+    async def run() -> None:
+        relay = Relay(targets, password)
+        ending = asyncio.Event()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            asyncio.get_running_loop().add_signal_handler(number, ending.set)
+        if at_socket:
+            await relay.listen_at(Path(listen))
+            where = listen
+        else:
+            known = known_as or (host if host not in _EVERYWHERE else socket.gethostname())
+            bound = await relay.listen(host or _EVERYWHERE[1], port)
+            where = f"{known}:{bound}"
+            if file is not None:
+                write_address(file, known, bound, password)
+                output.say(f"On compute nodes: export HTTPS_PROXY=$(cat {file})")
+        names = [str(target) for target in targets]
+        session.done({"listening": where, "to": names}, f"Relay listening on {where}, to {', '.join(names)}")
+        await ending.wait()
+        await relay.close()
+        session.done(
+            {"carried": relay.carried, "refused": relay.refused},
+            f"Stopped. Carried {relay.carried} connections, refused {relay.refused}.",
+        )
+
+    asyncio.run(run())
+
+
+def _address(listen: str) -> tuple[str, int]:
+    host, _, port = listen.rpartition(":")
+    if not port.isdigit() or int(port) > 65535:
+        raise ConfigurationError(f"--listen {listen}: give a port, host:port, or the path of a socket")
+    return host.strip("[]"), int(port)

@@ -153,8 +153,11 @@ def submit_joined(
         credentials.may_sign(servers_of(joined.store))  # jobs of Kubernetes would take the bucket for ours
     values = joined.values
     verb = "worker"
-    if values.get("via") == "bridge":
-        environment = {"HOPAAS_STORE": joined.mirror.as_uri(), "HOPAAS_STUDY": joined.study}
+    if values.get("via") == "folder":
+        environment = {
+            "HOPAAS_STORE": f"folder{joined.box.as_uri().removeprefix('file')}",
+            "HOPAAS_STUDY": joined.study,
+        }
     elif system == "kubernetes":
         environment = {variable(name): values[name] for name in ("store", "study", "site") if name in values}
         files = [name for name in ("token", "ca") if f"{name}_file" in values]

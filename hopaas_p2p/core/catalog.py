@@ -21,7 +21,7 @@ from hopaas_p2p.core.state import LastCommit, LogState, Verdict
 from hopaas_p2p.errors import InvalidInput
 
 MAX_NAME: Final = 200
-RESERVED: Final = frozenset({"catalog", "access", "bridge-box", "bridge-answers"})
+RESERVED: Final = frozenset({"catalog", "access"})
 """What stores call logs of their own: no study's uuid."""
 VERSION: Final = 2
 _LIKE_LATIN: Final = frozenset({"CYRILLIC", "ARMENIAN", "CHEROKEE"})

@@ -183,7 +183,7 @@ def is_of_this_machine(url: str) -> bool:
 def _authority(url: str) -> str:
     """The certificates of HOPAAS_CA_FILE, for a store that is reached by TLS."""
     file = settings.ca_file()
-    if file in (None, trust.SYSTEM) or "://" not in url or url.startswith("file:"):
+    if file in (None, trust.SYSTEM) or "://" not in url or url.startswith(("file:", "folder:")):
         return ""
     try:
         text = Path(str(file)).read_text()

@@ -1,12 +1,11 @@
 """What has to run on a login node so that compute nodes without a network of their own can take part.
 
-A relay or a bridge is a process of the user's, started in the background, with its output in a file beside the study's
-settings. It goes on when `join` has ended, and is found again by the next `join`.
+A relay, or a server of a folder, is a process of the user's, started in the background, with its output in a file
+beside the study's settings. It goes on when `join` has ended, and is found again by the next `join`.
 """
 
 from __future__ import annotations
 
-import contextlib
 import os
 import subprocess
 import sys
@@ -27,7 +26,7 @@ _START_TIMEOUT: Final = 60.0  # seconds for a process to begin its work
 
 
 class LoginNodeProcess(NamedTuple):
-    """A relay or a bridge that runs here."""
+    """What runs here."""
 
     pid: int | None
     """None: it ran before."""
@@ -50,20 +49,20 @@ def start_relay(membership: Membership, *, known_as: str | None = None) -> Login
     if _answers(membership):
         return LoginNodeProcess(None, log)
     membership.relay_file.unlink(missing_ok=True)
-    words = ["relay", "--listen", "0", "--to", membership.store, "--login-file", str(membership.relay_file)]
+    words = ["serve", "relay", "--listen", "0", "--to", membership.store, "--login-file", str(membership.relay_file)]
     process = _start([*words, *(["--known-as", known_as] if known_as else [])], log, "https://")
     _wait(process, log, lambda: _answers(membership))
     return LoginNodeProcess(process.pid, log)
 
 
-def start_bridge(membership: Membership) -> LoginNodeProcess:
-    """See that a bridge between the store and `membership.mirror` runs here; raises as `start_relay` does."""
-    log = membership.mirror.with_suffix(".bridge.log")
-    pid = membership.mirror.with_suffix(".bridge.pid")
-    if pid.exists() and _runs(pid.read_text().strip(), "bridge"):
+def start_folder(membership: Membership) -> LoginNodeProcess:
+    """See that the store is served through `membership.box` by a process here; raises as `start_relay` does."""
+    log = membership.box.with_suffix(".folder.log")
+    pid = membership.box.with_suffix(".folder.pid")
+    if pid.exists() and _runs(pid.read_text().strip(), str(membership.box)):
         return LoginNodeProcess(None, log)
-    process = _start(["bridge", str(membership.mirror), membership.store], log, membership.store)
-    _wait(process, log, lambda: _is_filled(membership))
+    process = _start(["serve", "folder", str(membership.box), membership.store], log, membership.store)
+    _wait(process, log, lambda: "Serving " in log.read_text(errors="replace"))
     pid.write_text(f"{process.pid}\n")
     return LoginNodeProcess(process.pid, log)
 
@@ -78,17 +77,6 @@ def _answers(membership: Membership) -> bool:
     except HopaasError:
         return False
     return True
-
-
-def _is_filled(membership: Membership) -> bool:
-    """Whether a bridge has made the mirror a mirror."""
-    from hopaas_p2p.stores.directory.store import DirectoryStore
-
-    try:
-        with contextlib.closing(DirectoryStore(membership.mirror, create=False)) as near:
-            return near.bridged_to is not None
-    except HopaasError:
-        return False
 
 
 def _runs(pid: str, what: str) -> bool:

@@ -48,9 +48,9 @@ class Membership(NamedTuple):
         return _beside(self.name, "relay")
 
     @property
-    def mirror(self) -> Path:
-        """The directory that a bridge of this study fills."""
-        return _beside(self.name, "mirror")
+    def box(self) -> Path:
+        """The folder through which the store is served to jobs that reach nothing else."""
+        return _beside(self.name, "box")
 
     def with_proxy(self, address: Secret | None) -> Membership:
         """The same, by way of this proxy, or of none; its address goes to a file of its own."""
@@ -64,7 +64,7 @@ class Membership(NamedTuple):
         return self._kept({**self.values, "proxy_file": str(self.relay_file)})
 
     def with_via(self, via: str) -> Membership:
-        """The same, and jobs go this way: auto, direct, relay or bridge."""
+        """The same, and jobs go this way: auto, direct, relay or folder."""
         return self._kept({**self.values, "via": via})
 
     def _kept(self, values: dict[str, str]) -> Membership:
@@ -171,7 +171,7 @@ def load(name: str) -> Membership:
 
 
 def forget(name: str) -> None:
-    """Remove all that is kept of a joined study, but for the mirror of a bridge."""
+    """Remove all that is kept of a joined study, but for the folder of its jobs."""
     for path in joined_folder().glob(f"{name}.*"):
         if path.is_file():
             path.unlink(missing_ok=True)

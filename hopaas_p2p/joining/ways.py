@@ -2,7 +2,7 @@
 
     the way that worked last time, the proxy of this environment, or the one of last time, directly, a relay
 
-A bridge needs no way: its directory is the store of the jobs. A way is tried in this process's own environment, since
+Through a folder there is one way only. A way is tried in this process's own environment, since
 that is where all that opens a connection looks for a proxy.
 """
 
@@ -59,7 +59,7 @@ def find(membership: Membership, say: Callable[[Finding], None]) -> tuple[Way, M
     raise ConfigurationError(
         f"{membership.store} cannot be reached from here (tried: {tried}). Fix what failed above. If nodes can "
         "reach only their login node, start there: hopaas-p2p join --submit SYSTEM; if they can reach nothing, add "
-        "--via bridge"
+        "--via folder"
     )
 
 

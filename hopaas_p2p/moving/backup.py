@@ -4,6 +4,7 @@ Such a file is made by reading, as any peer reads, while others go on working: a
 they may read. It is a zip file:
 
     catalog              the commits of the list of studies; none in a file of one study
+    access               those of the list of users, tokens and grants, of a directory or bucket
     study/{uuid}         a study's commits
     base/{uuid}          the snapshot that stands for commits removed by `gc`, if any were
     files/{key}          files, and in a backup checkpoints
@@ -54,6 +55,7 @@ FORMAT: Final = 1
 _COMMENT: Final = b"hopaas-backup 1 "
 _MANIFEST: Final = "backup.json"
 _CATALOG: Final = "catalog"
+_ACCESS: Final = "access"
 _LARGEST: Final = codec.MAX_BYTES + (1 << 20)  # bytes of a frame
 _LOOKS: Final = 3  # at the list of studies for one that is being deleted
 _CHUNK: Final = 1 << 20
@@ -151,6 +153,8 @@ def back_up(
 def _write(store: Store, writer: _Writer, *, only: str | None, files: bool, say: Say) -> Manifest:
     catalog, entries, studies, left_out = _write_studies(store, writer, only, say)
     writer.add(_CATALOG, map(_frame, entries if only is None else ()))
+    if only is None and _lists_users(store):
+        writer.add(_ACCESS, map(_frame, read_all(store.log(_ACCESS))))
     kept = [one for one in studies if one.uuid in catalog.by_uuid]
     count, why = 0, "" if files else "left out by --no-files"
     if files and settings.artifacts_url() is not None:
@@ -172,6 +176,11 @@ def _write(store: Store, writer: _Writer, *, only: str | None, files: bool, say:
         files_left_out=why,
         sums=writer.sums,
     )
+
+
+def _lists_users(store: Store) -> bool:
+    """Whether users, tokens and grants are in a log of the store's own: a database keeps them itself."""
+    return not store.url.startswith("postgresql")
 
 
 def _write_studies(
@@ -271,6 +280,10 @@ class Backup:
     def catalog(self) -> Iterator[Entry]:
         """The commits of the list of studies."""
         return self._entries(_CATALOG)
+
+    def access(self) -> Iterator[Entry]:
+        """The commits of the list of users, tokens and grants, if the store kept one."""
+        return self._entries(_ACCESS) if _ACCESS in self.manifest.sums else iter(())
 
     def study(self, uuid: str) -> Iterator[Entry]:
         """The commits of a study."""
@@ -412,6 +425,8 @@ def restore(backup: Backup, store: Store, *, watch: Callable[[float], None] = ti
         )
     logs, catalog = {one.uuid: store.log(one.uuid) for one in manifest.studies}, store.catalog()
     there = _check_prefix("the list of studies", catalog, backup.catalog(), 0)
+    if _lists_users(store):
+        there &= _check_prefix("the list of users", store.log(_ACCESS), backup.access(), 0)
     for one in manifest.studies:
         try:
             there &= _check_prefix(f"the study {one.name!r}", logs[one.uuid], backup.study(one.uuid), one.base)
@@ -429,6 +444,8 @@ def restore(backup: Backup, store: Store, *, watch: Callable[[float], None] = ti
             for key in backup.files():
                 backup.get(key, path)
                 artifacts.put(key, path)
+    if _lists_users(store):
+        store.log(_ACCESS).restore(None, backup.access())
     catalog.restore(None, backup.catalog())
     _check_replay(backup, store)
     return Restored(len(manifest.studies), sum(one.trials for one in manifest.studies), manifest.files, there)

@@ -148,7 +148,7 @@ def carry(
             study = open_study(storage, ticket.study, create=False)
             peer, handle = storage.peer, storage.handle(study.study_id)
             beat = Beat(ticket.owner, beat_value(peer.uuid, 1, peer.now_us()))
-            # an end is sent all the same: beside a bridge that is down it waits for the next one
+            # an end is sent all the same: in a folder whose server is down it waits for the next one
             with suppress(*(() if end is None else (StoreUnreachable,))):
                 peer.call(lambda: peer.store.beat(beat), within=patience if end is None else 0.0)
         except (StoreUnreachable, Denied, ConfigurationError) as error:

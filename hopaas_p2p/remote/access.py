@@ -29,7 +29,7 @@ from hopaas_p2p.core.records import FORMAT, Stamp
 from hopaas_p2p.errors import Denied, InvalidInput
 from hopaas_p2p.remote.protocol import CATALOG, StoreRequest
 from hopaas_p2p.runtime.settings import Secret
-from hopaas_p2p.stores.base import Outgoing, Store, append
+from hopaas_p2p.stores.base import ExchangeResult, Outgoing, Store, append
 
 LOG: Final = "access"
 ROLES: Final = ("viewer", "worker", "owner")
@@ -101,15 +101,18 @@ class Roles:
         self.grants: dict[str, dict[str, Known]] = {}
         """Study's uuid, or the catalog -> user -> grant."""
 
-    def apply(self, lsn: int, payload: bytes) -> str | None:
-        """Take a commit in; why one of its changes was refused, if one was. Never raises on content."""
+    def apply(self, lsn: int, payload: bytes, author: str = "") -> str | None:
+        """Take a commit in; why one of its changes was refused, if one was. Never raises on content.
+
+        `author` is who wrote it, if it came through a server.
+        """
         self.lsn = lsn
         try:
             commit = _decode(payload[4:])
         except (msgspec.MsgspecError, RecursionError):
             return "malformed"
-        refused = [why for one in commit.changes if (why := self._apply(Known(one, commit.at, commit.by))) is not None]
-        return refused[0] if refused else None
+        verdicts = [self._apply(Known(one, commit.at, author or commit.by)) for one in commit.changes]
+        return next((why for why in verdicts if why is not None), None)
 
     def _apply(self, known: Known) -> str | None:
         change = known.what
@@ -262,10 +265,16 @@ class AccessList:
             while more:
                 found = self._log.exchange(None, self.roles.lsn)
                 for entry in found.entries:
-                    self.roles.apply(entry.lsn, entry.payload)
+                    self.roles.apply(entry.lsn, entry.payload, entry.stamp.author)
                 more = found.more
             self._read_at = time.monotonic()
             return self.roles
+
+    def exchange(self, outgoing: Outgoing | None, since: int) -> ExchangeResult:
+        """An exchange of this log, by an administrator who comes through a server."""
+        with self._lock:
+            self._read_at = float("-inf")
+            return self._log.exchange(outgoing, since)
 
     def token(self, name: str, secret: Secret) -> TokenSet | None:
         """The token of this name and secret, unless it has expired."""
@@ -285,6 +294,6 @@ class AccessList:
         assert codec.nonce_of(payload) == f"{writer}:1"
         with self._lock:
             entries = append(self._log, Outgoing(f"{writer}:1", payload), self.roles.lsn)
-            verdicts = {entry.payload: self.roles.apply(entry.lsn, entry.payload) for entry in entries}
+            verdicts = {one.payload: self.roles.apply(one.lsn, one.payload, one.stamp.author) for one in entries}
         if (refused := verdicts[payload]) is not None:
             raise InvalidInput(refused)

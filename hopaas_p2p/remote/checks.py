@@ -5,19 +5,23 @@ from __future__ import annotations
 import datetime
 from collections.abc import Generator
 
-from hopaas_p2p.errors import HopaasError
+from hopaas_p2p.errors import HopaasError, StoreUnreachable
 from hopaas_p2p.net import checks as net_checks
 from hopaas_p2p.net import trust
 from hopaas_p2p.net.checks import Route
 from hopaas_p2p.net.findings import AGAIN, Finding
 from hopaas_p2p.net.proxies import proxy_for
+from hopaas_p2p.remote.box import Box
 from hopaas_p2p.remote.client import RemoteStore
+from hopaas_p2p.stores.directory.checks import file_system
 
 
 def way(store: RemoteStore) -> Generator[Finding, None, bool]:
     """Whether one of the servers lets us in. All are checked: each may be the next to be needed."""
-    admitted = False
-    for server in store.connections.address.servers:
+    if isinstance(store.connections, Box):
+        return (yield from _through(store, store.connections))
+    admitted, address = False, store.connections.address
+    for server in address.servers:
         try:
             route = Route(server, trust.client_context(), proxy_for(server))
         except HopaasError as error:
@@ -26,7 +30,7 @@ def way(store: RemoteStore) -> Generator[Finding, None, bool]:
         if not (yield from net_checks.checks(route)):
             continue
         try:
-            facts = store.at(server).facts()
+            facts = RemoteStore(str(address._replace(servers=(server,)))).facts()
         except HopaasError as error:
             cure = "the server's administrator finds the reason in its log" if error.retry else AGAIN
             yield Finding("server", passed=False, detail=str(error), cure=cure)
@@ -39,3 +43,23 @@ def way(store: RemoteStore) -> Generator[Finding, None, bool]:
         yield Finding("server", passed=True, detail=f"{server} accepts {facts.token}{left}")
         admitted = True
     return admitted
+
+
+def _through(store: RemoteStore, box: Box) -> Generator[Finding, None, bool]:
+    """Whether a server answers through a folder."""
+    yield file_system(box.objects)
+    try:
+        facts, why = store.facts(), ""
+    except StoreUnreachable as error:
+        facts, why = None, str(error)
+    count = len(box.requests())
+    waiting = {0: "nothing waits", 1: "1 request waits"}.get(count, f"{count} requests wait")
+    cure = (
+        f"start one on a node that reaches the store: hopaas-p2p serve folder {box.path} {box.leads_to}; if it runs, "
+        f"read its messages, and run there: hopaas-p2p doctor {box.leads_to}"
+    )
+    said = f"{facts.token} answers through {box.path}" if facts is not None else f"{why}; {waiting} there"
+    yield Finding.judged("server", said, passed=facts is not None, cure=cure)
+    if facts is not None:
+        yield Finding("requests", passed=True, detail=waiting)
+    return facts is not None

@@ -1,10 +1,12 @@
-"""A store that is reached through a server, by HTTPS: every call is one request on a connection that stays open.
+"""A store that is reached through a server: by HTTPS, or by a folder that both sides share (see `box`).
 
     https://gateway.example.org/tuning        https://one.example.org,two.example.org:8443/tuning
+    folder:///shared/box
 
-Several servers of one store may be named; the one that worked last is asked first. A connection is dialled as
-everything here is: by the environment's proxy, with a verified certificate, and no scheme, option or redirect leads
-around TLS. One that ended while it was idle is replaced silently, since every request may be sent twice.
+By HTTPS every call is one request on a connection that stays open. Several servers of one store may be named; the one
+that worked last is asked first. A connection is dialled as everything here is: by the environment's proxy, with a
+verified certificate, and no scheme, option or redirect leads around TLS. One that ended while it was idle is replaced
+silently, since every request may be sent twice.
 """
 
 from __future__ import annotations
@@ -21,7 +23,7 @@ import struct
 import threading
 import time
 import weakref
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
@@ -31,6 +33,7 @@ from hopaas_p2p.net import proxies, trust
 from hopaas_p2p.net.backoff import Backoff
 from hopaas_p2p.net.proxies import ServerAddress, closed_on_error
 from hopaas_p2p.remote import protocol
+from hopaas_p2p.remote.box import Box
 from hopaas_p2p.remote.protocol import CATALOG, FILE, LARGEST, PATH, Facts, StoreRequest
 from hopaas_p2p.runtime import credentials
 from hopaas_p2p.runtime.settings import Secret
@@ -223,6 +226,32 @@ class Connections:
             self._token = None  # a new one may be there for the next request
             raise
 
+    def put(self, key: str, source: Path, progress: Progress | None) -> None:
+        """Store a copy of this file."""
+        with self.send("PUT", f"{PATH}/files/{key}", source, progress) as answer:
+            protocol.result_of("put", answer.read(LARGEST))
+
+    def get(self, key: str, target: Path, progress: Progress | None) -> None:
+        """Write what is stored under the key to this file; raises KeyError if nothing is."""
+        full: OSError | None = None
+        with target.open("wb") as file, self.send("GET", f"{PATH}/files/{key}") as answer:
+            if answer.getheader("Content-Type") != FILE:
+                protocol.result_of("get", answer.read(LARGEST))
+            while full is None and (data := answer.read(_PIECE)):
+                try:
+                    file.write(data)
+                except OSError as error:  # of this machine's disk, not of the server
+                    full = error
+                if progress is not None:
+                    progress(len(data))
+            if full is None and answer.length:
+                raise StoreUnreachable(f"{key} broke off: {answer.length} bytes are missing")
+        if full is not None:
+            raise full
+
+    def withdraw(self, place: str, nonce: str) -> None:
+        """What is on a connection cannot be called back."""
+
     @contextlib.contextmanager
     def send(
         self, method: str, path: str, body: bytes | Path = b"", progress: Progress | None = None
@@ -407,6 +436,9 @@ class RemoteLog(Log):
     def confirm(self) -> None:
         self._ask("confirm")
 
+    def withdraw(self, outgoing: Outgoing) -> None:
+        self._store.connections.withdraw(self._uuid, outgoing.nonce)
+
     def destroy(self) -> None:
         self._ask("destroy")
 
@@ -420,12 +452,13 @@ class RemoteStore(Store):
     freshness = _FRESHNESS
 
     def __init__(self, url: str) -> None:
-        self.connections = Connections(RemoteAddress.parse(url))
-        self.url = str(self.connections.address)
-
-    def at(self, server: ServerAddress) -> RemoteStore:
-        """The same store by way of this server alone."""
-        return RemoteStore(str(self.connections.address._replace(servers=(server,))))
+        self.connections: Connections | Box
+        if url.lower().startswith("folder:"):
+            self.connections = Box(url)
+            self.url = self.connections.url
+        else:
+            self.connections = Connections(RemoteAddress.parse(url))
+            self.url = str(self.connections.address)
 
     def facts(self) -> Facts:
         """What the server says of the store, and of this user."""
@@ -469,48 +502,27 @@ class RemoteStore(Store):
 class RemoteArtifacts(Artifacts):
     """Files of a store that is served: each in one request, which is made again if it breaks off."""
 
-    def __init__(self, connections: Connections) -> None:
-        self._connections = connections
+    def __init__(self, carrier: Connections | Box) -> None:
+        self._carrier = carrier
 
     def put(self, key: str, source: Path, progress: Progress | None = None) -> None:
-        def attempt() -> None:
-            with self._connections.send("PUT", _file(key), source, progress) as answer:
-                protocol.result_of("put", answer.read(LARGEST))
-
-        self._retried(attempt)
+        self._retried(lambda: self._carrier.put(_checked(key), source, progress))
 
     def get(self, key: str, target: Path, progress: Progress | None = None) -> None:
-        def attempt() -> None:
-            full: OSError | None = None
-            with target.open("wb") as file, self._connections.send("GET", _file(key)) as answer:
-                if answer.getheader("Content-Type") != FILE:
-                    protocol.result_of("get", answer.read(LARGEST))
-                while full is None and (data := answer.read(_PIECE)):
-                    try:
-                        file.write(data)
-                    except OSError as error:  # of this machine's disk, not of the server
-                        full = error
-                    if progress is not None:
-                        progress(len(data))
-                if full is None and answer.length:
-                    raise StoreUnreachable(f"{key} broke off: {answer.length} bytes are missing")
-            if full is not None:
-                raise full
-
         try:
-            self._retried(attempt)
+            self._retried(lambda: self._carrier.get(_checked(key), target, progress))
         except KeyError:
-            target.unlink()
+            target.unlink(missing_ok=True)
             raise
 
     def delete(self, key: str) -> None:
-        self._retried(lambda: self._connections.ask("delete", place=_checked(key)))
+        self._retried(lambda: self._carrier.ask("delete", place=_checked(key)))
 
     def keys(self, prefix: str) -> list[str]:
-        found: list[str] = self._retried(lambda: self._connections.ask("keys", place=prefix))
+        found: list[str] = self._retried(lambda: self._carrier.ask("keys", place=prefix))
         return found
 
-    def _retried(self, attempt: Any) -> Any:
+    def _retried(self, attempt: Callable[[], Any]) -> Any:
         backoff = Backoff(0.2, 10.0)
         for _ in range(_ATTEMPTS - 1):
             try:
@@ -524,7 +536,3 @@ def _checked(key: str) -> str:
     if not valid_key(key):
         raise KeyError(key)
     return key
-
-
-def _file(key: str) -> str:
-    return f"{PATH}/files/{_checked(key)}"

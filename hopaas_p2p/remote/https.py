@@ -464,7 +464,7 @@ class HttpsSession:
             self._respond(200, await service.carry_out(token, StoreRequest("put", self._key), path))
             return
         found = await service.carry_out(token, StoreRequest("get", self._key), path)
-        if protocol.is_refusal(found):
+        if protocol.refusal(found):
             self._respond(200, found)
             return
         with path.open("rb") as file:

@@ -9,13 +9,15 @@ from __future__ import annotations
 
 import base64
 import binascii
+import re
 from typing import Annotated, Any, Final, NamedTuple
 
 import msgspec
 from msgspec import Meta, Struct
 
 from hopaas_p2p import errors
-from hopaas_p2p.errors import HopaasError, InvalidInput, StoreUnreachable
+from hopaas_p2p.core import codec
+from hopaas_p2p.errors import Denied, HopaasError, InvalidInput, StoreUnreachable
 from hopaas_p2p.stores.base import Beat, Doubtful, ExchangeResult, Outgoing, Store
 
 VERSION: Final = 1
@@ -29,11 +31,17 @@ CATALOG: Final = "catalog"
 """In place of a study's uuid: the log of which studies there are."""
 
 
+_NONCE: Final = re.compile(r"[!-~]{1,128}")
+_ABOUT: Final = re.compile(r"[ -~]{0,128}")
+_KEY: Final = re.compile(r"[A-Za-z0-9_/-]{0,300}")
+"""Of a file, or what keys begin with."""
+
+
 class Facts(Struct, array_like=True, frozen=True):
     """Who the server takes this caller for."""
 
     token: str
-    """The name of its token."""
+    """The name of its token; through a folder, the store that is served there."""
     expires: str | None
     """When the token does, in ISO 8601; None for never."""
 
@@ -96,6 +104,12 @@ class StoreRequest(Struct, array_like=True, frozen=True):
         return CALLS[self.call]
 
     @property
+    def commit(self) -> Outgoing | None:
+        """What is to be appended, if it is an exchange that appends something."""
+        outgoing: Outgoing | None = self.arguments[0] if self.call == "exchange" else None
+        return outgoing
+
+    @property
     def log(self) -> str | None:
         """The uuid of the study that it is about, or the catalog, if it is about one."""
         folder, _, _ = self.place.rpartition("/")  # what begins with `uuid` alone may be another study's
@@ -109,6 +123,8 @@ class StoreRequest(Struct, array_like=True, frozen=True):
             return None
         if self.kind.of != "log":
             return getattr(store if self.kind.of == "store" else store.artifacts(), self.call)(*self.all_arguments)
+        if self.place == CATALOG and self.call in ("destroy", "erase"):
+            raise Denied("the list of studies cannot be destroyed")
         log = store.catalog() if self.place == CATALOG else store.log(self.place)
         if self.call == "judge_snapshot":
             return log.judge_snapshot(self.arguments[0], same=self.arguments[1])
@@ -156,9 +172,17 @@ def decode_request(data: bytes) -> StoreRequest:
     """
     try:
         found = _decode_request(data)
-        return StoreRequest(found.call, found.place, _arguments[found.call].decode(found.arguments))
+        request = StoreRequest(found.call, found.place, _arguments[found.call].decode(found.arguments))
     except (msgspec.MsgspecError, RecursionError, KeyError) as error:
         raise InvalidInput(f"this server does not understand the request: {error}") from None
+    if request.kind.of == "files" and not _KEY.fullmatch(request.place):
+        raise InvalidInput("no file has such a key")
+    commit = request.commit
+    if commit is not None and (len(commit.payload) > codec.MAX_BYTES or not codec.intact(commit.payload)):
+        raise InvalidInput("these bytes are not a commit")
+    if commit is not None and not (_NONCE.fullmatch(commit.nonce) and _ABOUT.fullmatch(commit.about)):
+        raise InvalidInput("a commit is named by its writer and its number")  # some stores could not keep others
+    return request
 
 
 def answered(result: object) -> bytes:
@@ -175,9 +199,10 @@ def refused(error: Exception) -> bytes:
     return encode(_Answer(error=name, message=message))
 
 
-def is_refusal(answer: bytes) -> bool:
-    """Whether this answer says an error."""
-    return bool(_decode_answer(answer).error)
+def refusal(answer: bytes) -> tuple[str, str] | None:
+    """(name of the error, message) of an answer that says one."""
+    found = _decode_answer(answer)
+    return (found.error, found.message) if found.error else None
 
 
 def result_of(call: str, data: bytes) -> Any:

@@ -1,7 +1,7 @@
 """An HTTP proxy that knows CONNECT, one login and one target, for nodes that cannot reach anything else.
 
-It runs on a login node. Compute nodes name it in HTTPS_PROXY, and everything that can use a proxy works through it: the
-a store that is served, S3, `doctor`. TLS runs end to end inside, so it sees the name of the target and encrypted bytes.
+It runs on a login node. Compute nodes name it in HTTPS_PROXY, and everything that can use a proxy works through it: a
+store that is served, S3, `doctor`. TLS runs end to end inside, so it sees the name of the target and encrypted bytes.
 It is not an open proxy: with the login a client gets to that one target, and without it nowhere.
 """
 
@@ -62,7 +62,7 @@ def targets_of(url: str) -> list[ServerAddress]:
         return [ServerAddress(one.host.lower(), one.port) for one in RemoteAddress.parse(url).servers]
     raise ConfigurationError(
         "a relay connects to a store that is served (https://…) or to a bucket (s3://…). For another use: "
-        "hopaas-p2p bridge, which needs no network on compute nodes at all"
+        "hopaas-p2p serve folder, which needs no network on compute nodes at all"
     )
 
 

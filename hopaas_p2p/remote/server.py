@@ -14,7 +14,7 @@ import hashlib
 import logging
 import time
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Final
@@ -22,7 +22,7 @@ from weakref import WeakValueDictionary
 
 from msgspec.structs import replace
 
-from hopaas_p2p.core import chain, codec
+from hopaas_p2p.core import chain
 from hopaas_p2p.core.records import Stamp
 from hopaas_p2p.errors import (
     BehindRetention,
@@ -35,11 +35,12 @@ from hopaas_p2p.errors import (
 )
 from hopaas_p2p.remote import access, protocol
 from hopaas_p2p.remote.access import AccessList
+from hopaas_p2p.remote.client import RemoteStore
 from hopaas_p2p.remote.log import event
 from hopaas_p2p.remote.protocol import Facts, StoreRequest
 from hopaas_p2p.remote.tokens import TokenCache, TokenStatus
 from hopaas_p2p.runtime.settings import Secret
-from hopaas_p2p.stores.base import Beat, Entry, Log, Store
+from hopaas_p2p.stores.base import Beat, Entry, Log, Outgoing, Store
 from hopaas_p2p.stores.postgres.connect import PostgresAddress
 from hopaas_p2p.stores.postgres.store import PostgresStore
 
@@ -71,9 +72,9 @@ class Service(ABC):
     def lease(self, token: Token, request: StoreRequest) -> contextlib.AbstractAsyncContextManager[Store]:
         """The store, for this request alone."""
 
-    @abstractmethod
     def call(self, token: Token, request: StoreRequest, store: Store) -> Any:
         """Carry a request out. Blocks."""
+        return request.on(store)
 
     async def answer(self, token: Token, body: bytes, status: TokenStatus) -> bytes:
         """What comes of the request in these bytes."""
@@ -82,7 +83,7 @@ class Service(ABC):
         except InvalidInput as error:
             return protocol.refused(error)
         found = await self.carry_out(token, request)
-        if request.call == "hello" and not protocol.is_refusal(found):
+        if request.call == "hello" and protocol.refusal(found) is None:
             return protocol.answered(Facts(token[0], status.expires))
         return found
 
@@ -122,14 +123,78 @@ class Service(ABC):
         self._threads.shutdown(wait=False, cancel_futures=True)
 
 
-class _TokenStores:
-    """The connections of one token."""
+class _Handles:
+    """Several handles on one store, each for one request at a time."""
 
-    def __init__(self) -> None:
-        self.free: list[PostgresStore] = []
-        self.turns = asyncio.Semaphore(_SIDE_BY_SIDE)
+    def __init__(self, open_one: Callable[[], Store]) -> None:
+        self._open = open_one
+        self._turns = asyncio.Semaphore(_SIDE_BY_SIDE)
+        self.free: list[Store] = []
         self.in_use = 0
         self.used = time.monotonic()
+
+    @contextlib.asynccontextmanager
+    async def lease(self) -> AsyncIterator[Store]:
+        """One of them, for as long as the block lasts."""
+        self.in_use += 1
+        try:
+            async with self._turns:
+                store = self.free.pop() if self.free else self._open()
+                try:
+                    yield store
+                finally:
+                    self.free.append(store)
+        finally:
+            self.in_use -= 1
+            self.used = time.monotonic()
+
+    def close(self) -> None:
+        for store in self.free:
+            store.close()
+
+
+class _LogTurns:
+    """One handle on a store, and one request of a log at a time."""
+
+    def __init__(self, store: Store) -> None:
+        self.store = store
+        self._locks: WeakValueDictionary[str | None, asyncio.Lock] = WeakValueDictionary()
+
+    @contextlib.asynccontextmanager
+    async def lease(self, request: StoreRequest) -> AsyncIterator[Store]:
+        """The store, for this request, when it is this log's turn."""
+        if request.kind.of != "log":
+            yield self.store
+            return
+        async with self._locks.setdefault(request.log, asyncio.Lock()):
+            yield self.store
+
+
+class OwnService(Service):
+    """A store as this process has it, with its own login, for everybody who may ask here.
+
+    Args:
+        open_one: opens the store; called again for each further handle that requests need side by side.
+
+    """
+
+    def __init__(self, open_one: Callable[[], Store]) -> None:
+        super().__init__()
+        self.store = open_one()
+        self._turns = _LogTurns(self.store)
+        self._handles = _Handles(open_one)
+
+    async def status(self, token: Token, address: str) -> TokenStatus:
+        return TokenStatus(valid=True)
+
+    def lease(self, token: Token, request: StoreRequest) -> contextlib.AbstractAsyncContextManager[Store]:
+        by_turns = not isinstance(self.store, PostgresStore | RemoteStore)
+        return self._turns.lease(request) if by_turns else self._handles.lease()
+
+    def close(self) -> None:
+        self.store.close()
+        self._handles.close()
+        super().close()
 
 
 class PostgresService(Service):
@@ -142,28 +207,20 @@ class PostgresService(Service):
             raise ConfigurationError(f"{address.url}: leave out the login; every peer uses its own")
         self._url = url
         self.tokens = TokenCache(url, ttl=ttl, file=remember)
-        self._stores: dict[Token, _TokenStores] = {}
+        self._stores: dict[Token, _Handles] = {}
 
     async def status(self, token: Token, address: str) -> TokenStatus:
         return await self.tokens.status(*token, address=address)
 
-    @contextlib.asynccontextmanager
-    async def lease(self, token: Token, request: StoreRequest) -> AsyncIterator[Store]:
-        mine = self._stores.setdefault(token, _TokenStores())
-        mine.in_use += 1
-        try:
-            async with mine.turns:
-                store = mine.free.pop() if mine.free else PostgresStore(self._url, login=token)
-                try:
-                    yield store
-                finally:
-                    mine.free.append(store)
-        finally:
-            mine.in_use -= 1
-            mine.used = time.monotonic()
+    def lease(self, token: Token, request: StoreRequest) -> contextlib.AbstractAsyncContextManager[Store]:
+        if token not in self._stores:
+            self._stores[token] = _Handles(lambda: PostgresStore(self._url, login=token))
+        return self._stores[token].lease()
 
     def call(self, token: Token, request: StoreRequest, store: Store) -> Any:
-        return request.on(store)
+        if request.kind.of == "log" and request.place == access.LOG:
+            raise Denied("the users of a database are managed beside it, with an administrator's login")
+        return super().call(token, request, store)
 
     def gauges(self) -> dict[str, float]:
         return {"token_logins_total": self.tokens.logins, "postgres_up": int(self.tokens.reachable)}
@@ -173,13 +230,11 @@ class PostgresService(Service):
         for token, mine in list(self._stores.items()):
             if not mine.in_use and now - mine.used > _KEPT:
                 del self._stores[token]
-                for store in mine.free:
-                    await asyncio.get_running_loop().run_in_executor(self._threads, store.close)
+                await asyncio.get_running_loop().run_in_executor(self._threads, mine.close)
 
     def close(self) -> None:
         for mine in self._stores.values():
-            for store in mine.free:
-                store.close()
+            mine.close()
         self.tokens.close()
         super().close()
 
@@ -191,7 +246,7 @@ class ListedService(Service):
         super().__init__()
         self._store = store
         self._access = AccessList(store)
-        self._turns: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
+        self._turns = _LogTurns(store)
         self._shares: WeakValueDictionary[tuple[Token, str], asyncio.Semaphore] = WeakValueDictionary()
         """Of the calls of one kind that are carried out or wait for a log, each token has so many."""
         self._ends: dict[str, tuple[int, int | None]] = {}
@@ -209,16 +264,14 @@ class ListedService(Service):
 
     @contextlib.asynccontextmanager
     async def lease(self, token: Token, request: StoreRequest) -> AsyncIterator[Store]:
-        of = request.kind.of
-        async with self._shares.setdefault((token, of), asyncio.Semaphore(_SIDE_BY_SIDE)):
-            if of != "log":
-                yield self._store
-                return
-            async with self._turns.setdefault(request.place, asyncio.Lock()):
-                yield self._store
+        share = self._shares.setdefault((token, request.kind.of), asyncio.Semaphore(_SIDE_BY_SIDE))
+        async with share, self._turns.lease(request) as store:
+            yield store
 
     def call(self, token: Token, request: StoreRequest, store: Store) -> Any:
         user, roles = self._user(token), self._access.roles
+        if request.call == "exchange" and request.place == access.LOG and self._all(user):
+            return self._access.exchange(self._vouched(request, Stamp(user, "owner")), request.arguments[1]), 0.0
         stamp = self._judged(user, request, store)
         if request.call == "shared":
             return None if self._all(user) else [log for log in list(roles.grants) if access.role_in(roles, user, log)]
@@ -226,7 +279,7 @@ class ListedService(Service):
             return self._beat(user, request, store)
         if request.call in ("put_block", "put_snapshot_head") and stamp.role != "owner":
             return None  # whoever joins from it takes its word for the log's
-        if request.call == "exchange" and request.arguments[0] is not None:
+        if request.commit is not None:
             request = self._stamped(user, request, stamp, store)
         result = request.on(store)
         if request.call == "exchange":
@@ -261,19 +314,24 @@ class ListedService(Service):
 
     def _stamped(self, user: str, request: StoreRequest, stamp: Stamp, store: Store) -> StoreRequest:
         """The same commit with what the server vouches for, and its author an owner of a log that it begins."""
-        outgoing, since = request.arguments
-        payload = outgoing.payload
-        if len(payload) > codec.MAX_BYTES or not codec.intact(payload) or not chain.takes_stamp(payload):
-            raise InvalidInput("these bytes are not a commit")
+        since = request.arguments[1]
         end, total = self._ends.get(request.place, (0, 0))
         if since != end:
             total = _sum_at(since, store.catalog() if request.place == protocol.CATALOG else store.log(request.place))
-        if None not in (total, outgoing.chain) and total != outgoing.chain:
+        vouched = self._vouched(request, stamp)
+        if vouched is not None and None not in (total, vouched.chain) and total != vouched.chain:
             raise BrokenChain
         if access.role_in(self._access.roles, user, request.place) is None:
             self._access.change(access.GrantSet(request.place, user, "owner"), by=user)
-        stamped = Stamp(stamp.author, stamp.role, int(time.time() * 1e6))
-        return replace(request, arguments=(replace(outgoing, chain=total, stamp=stamped), since))
+        return replace(request, arguments=(vouched and replace(vouched, chain=total), since))
+
+    def _vouched(self, request: StoreRequest, stamp: Stamp) -> Outgoing | None:
+        """The commit of a request, with who wrote it and when, which only servers write."""
+        if (outgoing := request.commit) is None:
+            return None
+        if not chain.takes_stamp(outgoing.payload):
+            raise InvalidInput("these bytes are not a commit")
+        return replace(outgoing, stamp=Stamp(stamp.author, stamp.role, int(time.time() * 1e6)))
 
     def _beat(self, user: str, request: StoreRequest, store: Store) -> None:
         """Only a peer's own user beats for it; the mark in its value says whose it is, to every server."""

@@ -24,7 +24,7 @@ TOPICS: Final = {
     "postgres": "Postgres",
     "s3": "S3",
     "https": "Through HTTPS",
-    "bridge": "The bridge",
+    "folder": "Through a folder",
     "monitor": "The monitor",
     "notebook": "Plots in notebooks",
     "agents": "Agents and other languages",

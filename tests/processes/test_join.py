@@ -187,18 +187,18 @@ def test_on_kubernetes_the_secret_passes_through_pipes_only(study: Study, tmp_pa
     assert "HOPAAS_TOKEN_FILE" in manifest
 
 
-def test_where_nodes_reach_nothing_a_bridge_fills_a_directory_for_the_jobs(
+def test_where_nodes_reach_nothing_the_store_is_served_to_jobs_through_a_folder(
     study: Study, tmp_path: Path, there: Path
 ) -> None:
-    words = ["join", "--submit", "pbs", "--via", "bridge", "--max-trials", "1", "--", *TRIAL]
+    words = ["join", "--submit", "pbs", "--via", "folder", "--max-trials", "1", "--", *TRIAL]
     done = join(there, *words, text=invitation(tmp_path))
     assert done.returncode == 0, done.stderr
     pid = int(done.stderr.partition("To stop it: kill ")[2].partition(";")[0])
     try:
         again = join(there, "join", "--submit", "pbs", "--", *TRIAL)
-        assert "a bridge is already running here" in again.stderr, "the choice is kept, and the bridge found"
+        assert "a server of a folder is already running here" in again.stderr, "as chosen before"
         (script,) = (there / "hopaas-jobs").glob("*.sh")
-        assert "hopaas-p2p/joined/s.mirror" in script.read_text()
+        assert "hopaas-p2p/joined/s.box" in script.read_text()
         env = {"PATH": os.environ["PATH"], "HOME": str(there), "PBS_O_WORKDIR": str(there)}
         ran = subprocess.run([script], capture_output=True, text=True, timeout=300, cwd=there, env=env, check=False)
         assert ran.returncode == 0, ran.stderr

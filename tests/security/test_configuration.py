@@ -123,7 +123,7 @@ HOSTS_PATHS_FILES = [
     ("ca_file", "evil.pem"),
     ("token_host", "evil.example.org"),
     ("proxy_file", "evil.proxy"),
-    ("via", "bridge"),
+    ("via", "folder"),
 ]
 
 

@@ -132,24 +132,26 @@ def test_a_name_that_somebody_made_beforehand_leads_nowhere(
     assert not (tmp_path / "got").exists()
 
 
-@pytest.mark.parametrize("name", ["meta.json", "bridge.json"])
+@pytest.mark.parametrize("name", ["v1/meta.json", "box.json"])
 @pytest.mark.parametrize("kind", ["link", "fifo", "endless"])
 def test_a_description_that_is_no_file_holds_nobody_up(name: str, kind: str, root: Path, outside: Path) -> None:
-    path = root / "v1" / name
+    path = root / name
     path.unlink(missing_ok=True)
     if kind == "fifo":
         os.mkfifo(path)
     else:
         path.symlink_to(outside / "key" if kind == "link" else "/dev/zero")
     program = (
-        "import sys; from hopaas_p2p.stores.directory.store import DirectoryStore\n"
+        "import sys; from hopaas_p2p.remote.box import Box\n"
+        "from hopaas_p2p.stores.directory.store import DirectoryStore\n"
         "from hopaas_p2p.errors import ConfigurationError\n"
-        "try: DirectoryStore(sys.argv[1]).bridged_to\n"
+        "from pathlib import Path\n"
+        "try: DirectoryStore(sys.argv[1]) if sys.argv[2] == 'v1/meta.json' else Box(Path(sys.argv[1]))\n"
         "except ConfigurationError as error: print('refused', error)\n"
     )
 
     done = subprocess.run(
-        [sys.executable, "-c", program, str(root)],
+        [sys.executable, "-c", program, str(root), name],
         capture_output=True, text=True, timeout=120, check=True, env=environment(),
     )  # fmt: skip
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import zlib
 from pathlib import Path
-from typing import Any
 
 import msgspec
 import pytest
@@ -17,16 +17,16 @@ from hopaas_p2p.core import codec, snapshot
 from hopaas_p2p.core.catalog import RESERVED
 from hopaas_p2p.core.records import Commit, StudyRegistered, TrialCreate
 from hopaas_p2p.core.state import COMPLETE, WAITING
-from hopaas_p2p.errors import StoreCorrupt
+from hopaas_p2p.errors import InvalidInput, StoreCorrupt
 from hopaas_p2p.files.checkpoints import load
 from hopaas_p2p.open import open_store
+from hopaas_p2p.remote import protocol
+from hopaas_p2p.remote.protocol import StoreRequest
 from hopaas_p2p.stores.base import Outgoing
-from hopaas_p2p.stores.bridge.bridge import HeartbeatRelay
-from hopaas_p2p.stores.bridge.file_relay import FileRelay
-from hopaas_p2p.stores.bridge.messages import Append, BringBeats, FileRequest, Reply, seal, unseal_request
 from hopaas_p2p.stores.directory.store import DirectoryStore
-from hopaas_p2p.stores.memory import MemoryStore
 from hopaas_p2p.stores.objects.log import TOMBSTONE
+from hopaas_p2p.testing.commits import sealed
+from tests.support.box_world import world
 from tests.support.dashboard_studies import Scribe
 
 
@@ -121,58 +121,54 @@ def test_a_tombstone_without_a_boundary_ends_no_study(tmp_path: Path) -> None:
     study.close()
 
 
+_SEALED = sealed(b"x")
+
+
 @pytest.mark.parametrize(
     "request_",
     [
-        Append("u", "n" * 200, b"x", 0),
-        Append("u", "a\0b", b"x", 0),
-        Append("u", "n", b"x", 1 << 63),
-        Append("u", "n", b"x", 0, "a\0b"),
-        Append("u", "n", bytes(codec.MAX_BYTES + 1), 0),
-        FileRequest("list", "a\0b"),
-        BringBeats(["a\0b"]),
-        BringBeats(["p"] * 10_001),
-    ],
-    ids=[
-        "long nonce",
-        "NUL in a nonce",
-        "lsn beyond 64 bits",
-        "NUL in a uuid",
-        "size",
-        "NUL in a key",
-        "name",
-        "names",
+        StoreRequest("exchange", "u", (Outgoing("n" * 200, _SEALED), 0)),
+        StoreRequest("exchange", "u", (Outgoing("a\0b", _SEALED), 0)),
+        StoreRequest("exchange", "u", (Outgoing("n", _SEALED), 1 << 63)),
+        StoreRequest("exchange", "u", (None, -1)),
+        StoreRequest("exchange", "u", (Outgoing("n", _SEALED, "a\0b"), 0)),
+        StoreRequest("exchange", "u", (Outgoing("n", bytes(codec.MAX_BYTES + 1)), 0)),
+        StoreRequest("exchange", "u", (Outgoing("n", b"nonsense"), 0)),
+        StoreRequest("keys", "a\0b"),
+        StoreRequest("keys", "u/../.."),
+        StoreRequest("beats", "", ("p",)),
+        StoreRequest("nonsense"),
     ],
 )
-def test_a_request_that_no_far_store_takes_does_not_cross_a_bridge(request_: Append | FileRequest | BringBeats) -> None:
-    for taken in (Append("u", "w:1", b"x", 0, "u"), FileRequest("list", "u/rescue/"), BringBeats(["p-1"])):
-        assert unseal_request(seal(taken)) is not None
-    assert unseal_request(seal(request_)) is None
+def test_a_request_that_no_store_takes_is_refused_before_it_reaches_one(request_: StoreRequest) -> None:
+    for taken in (StoreRequest("exchange", "u", (Outgoing("w:1", _SEALED, "u"), 0)), StoreRequest("keys", "u/rescue/")):
+        assert protocol.decode_request(protocol.encode(taken)) == taken
+    with pytest.raises(InvalidInput):
+        protocol.decode_request(protocol.encode(request_))
 
 
-def test_a_bridge_asks_for_the_beats_of_so_many_peers() -> None:
-    relay = HeartbeatRelay(MemoryStore("near"), MemoryStore("far"))
-    for word in ("a", "b", "c"):
-        relay.subscribe(alive=[], looked_at=[f"{word}{number}" for number in range(10_000)], now=0.0)
-    assert len(relay.looked_at) == 10_000
-    assert "c0" in relay.looked_at
+def test_a_server_of_a_folder_asks_for_the_beats_of_so_many_peers(tmp_path: Path) -> None:
+    with world(tmp_path) as made:
+        store, asked = made.store(), []
+        beats = made.far_side.beats
+        made.far_side.beats = lambda peers: asked.append(names := list(peers)) or beats(names)  # type: ignore[method-assign]
+        for word in ("a", "b", "c"):
+            store.beats([f"{word}{number}" for number in range(10_000)])
+        assert max(map(len, asked)) == 10_000
+        assert "c0" in asked[-1]
 
 
 @pytest.mark.parametrize("what", ["put", "get", "delete"])
-def test_a_request_for_a_folder_is_answered_for_good(tmp_path: Path, what: Any) -> None:
-    near, far = (DirectoryStore(tmp_path / side) for side in ("near", "far"))
-    for store, key in ((near, "u/file"), (far, "u/file/below")):
-        store.artifacts().put(key, Path(__file__))
-    replies: list[Reply] = []
-    relay = FileRelay(near.artifacts, far.artifacts, reply=replies.append, logged_in=lambda: True)
-    relay.accept(1, FileRequest(what, "u/file"))
-    relay.step(0.0)
-    assert relay._running is not None
-    relay._running.exception(timeout=60)
-    relay.step(0.0)
-    relay.close()
-    assert relay.first is None
-    assert len(replies) == (what != "delete")
+def test_a_request_for_a_folder_is_answered_for_good(tmp_path: Path, what: str) -> None:
+    far = DirectoryStore(tmp_path / "far")
+    far.artifacts().put("u/file/below", Path(__file__))
+    with world(tmp_path) as made:
+        made.far_side.inner = far
+        artifacts = made.store().artifacts()
+        with contextlib.suppress(InvalidInput, KeyError):
+            getattr(artifacts, what)("u/file", *{"put": [Path(__file__)], "get": [tmp_path / "got"]}.get(what, ()))
+        made.settled()
+    assert far.artifacts().keys("u") == ["u/file/below"]
 
 
 def test_a_file_is_not_fetched_beyond_the_size_that_it_was_said_to_have(tmp_path: Path) -> None:

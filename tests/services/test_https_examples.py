@@ -17,8 +17,8 @@ import pytest
 from hopaas_p2p.cli.serve import serve_https
 from hopaas_p2p.errors import StoreUnreachable
 from hopaas_p2p.open import open_store
-from hopaas_p2p.stores.base import Log, Outgoing
-from hopaas_p2p.testing.commits import append_many, everything
+from hopaas_p2p.stores.base import Log
+from hopaas_p2p.testing.commits import append_many, everything, outgoing
 from tests.support.ports import free_port
 from tests.support.postgres_fixtures import missing
 from tests.support.processes import ROOT, until
@@ -134,6 +134,6 @@ def _read(log: Log) -> int:
 def _appended(log: Log) -> bool:
     forget_servers()
     with contextlib.suppress(StoreUnreachable):
-        log.exchange(Outgoing("after", b"after"), 0)
+        log.exchange(outgoing("after"), 0)
         return True
     return False

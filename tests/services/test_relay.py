@@ -311,7 +311,7 @@ def test_a_bucket_is_reached_through_the_relay_which_itself_goes_through_the_sit
 
 
 def test_a_relay_without_a_place_for_its_login_is_refused() -> None:
-    result = cli("relay", "--listen", "127.0.0.1:0", "--to", "https://example.org", check=False)
+    result = cli("serve", "relay", "--listen", "127.0.0.1:0", "--to", "https://example.org", check=False)
     assert result.returncode == 78
     assert "--login-file" in result.stderr
 
@@ -327,7 +327,7 @@ def test_a_place_that_cannot_be_listened_at_is_one_clear_line_and_left_as_it_is(
     notes.write_text("not a socket")
     with socket.create_server(("127.0.0.1", 0)) as taken:
         where = listen.replace("{taken}", f"127.0.0.1:{taken.getsockname()[1]}")
-        words = ["relay", "--listen", where, "--to", "https://example.org", "--login-file", "login"]
+        words = ["serve", "relay", "--listen", where, "--to", "https://example.org", "--login-file", "login"]
         result = cli(*words, cwd=tmp_path, check=False)
     assert result.returncode == 78
     assert result.stderr.startswith("hopaas-p2p: cannot listen on ")
@@ -337,7 +337,7 @@ def test_a_place_that_cannot_be_listened_at_is_one_clear_line_and_left_as_it_is(
 
 
 def test_a_relay_speaks_json(tmp_path: Path) -> None:
-    words = [*CLI, "relay", "--listen", str(tmp_path / "sock"), "--to", "https://example.org", "--json"]
+    words = [*CLI, "serve", "relay", "--listen", str(tmp_path / "sock"), "--to", "https://example.org", "--json"]
     with subprocess.Popen(words, stdout=subprocess.PIPE, text=True, env=environment()) as process:
         assert process.stdout is not None
         begun = json.loads(process.stdout.readline())

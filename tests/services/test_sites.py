@@ -3,7 +3,7 @@
     site one ── login one (squid) ── 30 ms ──┐
                                              ├── 443 ── centre (server, Postgres)
     site two ── login two (squid) ── 30 ms ──┘
-    site three: no network at all; a directory that login two shares, and a bridge there
+    site three: no network at all; a directory that login two shares and serves through
 
 A site has one cable, to its login node, and no route beyond it. A login node has no cable to the centre: all there is
 between them is port 443, by way of a link in user space. Skipped where no namespaces can be made.
@@ -182,21 +182,21 @@ def test_the_doctor_at_a_site_tells_the_proxys_refusal_from_the_rest(world: Worl
     assert PASSWORD not in good.stdout + bad.stdout + none.stdout
 
 
-def test_peers_without_any_network_take_part_over_a_bridge_on_the_login_node(world: World, tmp_path: Path) -> None:
+def test_peers_without_any_network_take_part_through_a_folder_of_the_login_node(world: World, tmp_path: Path) -> None:
     shared = tmp_path / "shared"
     world.study(budget=3 * _SHARE)
-    world.spaces.start("login2", [*CLI, "bridge", shared, URL], log="bridge.log", **world.through("2"))
-    world.spaces.wait_for("bridge.log", "Carrying between")
-    peers = [world.peer("site3", str(shared), HOPAAS_SITE="site3") for _ in range(2)]
+    world.spaces.start("login2", [*CLI, "serve", "folder", shared, URL], log="folder.log", **world.through("2"))
+    world.spaces.wait_for("folder.log", "Serving ")
+    peers = [world.peer("site3", f"folder://{shared}", HOPAAS_SITE="site3") for _ in range(2)]
     peers.append(world.peer("site1", URL, **world.through("1")))
-    state = finished(world, peers, ["site1.log", "site3.log", "bridge.log"])
+    state = finished(world, peers, ["site1.log", "site3.log", "folder.log"])
     assert [trial.state.name for trial in state.trials] == ["COMPLETE"] * 3 * _SHARE
     assert sites(state) == {"site1", "site3"}
 
 
 def test_a_site_goes_through_the_relay_of_its_login_node(world: World, tmp_path: Path) -> None:
     login, (address, port) = tmp_path / "relay.login", (world.squids["2"].address, 8443)
-    words = ["relay", "--listen", f"{address}:{port}", "--to", URL, "--login-file", str(login)]
+    words = ["serve", "relay", "--listen", f"{address}:{port}", "--to", URL, "--login-file", str(login)]
     world.spaces.start("login2", [*CLI, *words], log="relay.log", **world.through("2"))
     world.spaces.wait_for("relay.log", "Relay listening on")
     world.study(budget=_SHARE)

@@ -83,6 +83,19 @@ def test_a_restored_directory_replays_to_the_same_digest_and_has_its_files(tmp_p
     assert restore_again(file, new)
 
 
+def test_users_tokens_and_grants_of_a_directory_are_in_its_backup(tmp_path: Path) -> None:
+    old, new, file = f"{tmp_path}/old", f"{tmp_path}/new", tmp_path / "store.backup"
+    filled(old)
+    access.add_user(old, "ann")
+    access.create_token(old, "ann")
+    access.grant(old, "s", "ann", "owner")
+    back_up(old, file)
+    restore(file, new)
+    assert access.users(new) == access.users(old)
+    assert access.grants(new, "s") == access.grants(old, "s")
+    assert len(access.tokens(new)) == 1
+
+
 def restore_again(file: Path, url: str) -> bool:
     """Whether a store in which the work has gone on is refused."""
     with pytest.raises(ConfigurationError, match="undo what others have seen"):

@@ -271,7 +271,7 @@ def test_a_study_that_is_not_shared_is_no_failure(postgres_url: str, postgres: S
     assert found["study private"] == Finding("study private", passed=True, detail="not shared with this user")
 
 
-def test_nor_is_one_of_which_only_the_commits_are_denied_as_over_a_bridge(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nor_is_one_of_which_only_the_commits_are_denied(monkeypatch: pytest.MonkeyPatch) -> None:
     import hopaas_p2p
 
     url = "memory://nor-is-one"

@@ -24,8 +24,8 @@ from hopaas_p2p.errors import BrokenChain, StoreCorrupt
 from hopaas_p2p.moving import rescue
 from hopaas_p2p.open import open_store
 from hopaas_p2p.peer import handover
+from hopaas_p2p.remote.box import Box
 from hopaas_p2p.stores.base import Entry, read_all
-from hopaas_p2p.stores.bridge.endpoints import open_endpoints
 from hopaas_p2p.stores.directory.log import FolderLog
 from hopaas_p2p.stores.directory.packs import SPAN
 from hopaas_p2p.stores.directory.store import DirectoryStore
@@ -262,12 +262,11 @@ def test_what_a_log_has_lost_by_a_return_to_an_older_copy_is_told_and_rescued(tm
     assert values(store, "s-rescued") == [0.0, 1.0, 2.0, 3.0]
 
 
-def test_a_study_behind_a_bridge_is_rescued_where_it_lives(tmp_path: Path) -> None:
-    near, far = tmp_path / "near", tmp_path / "far"
-    open_endpoints(str(near), str(far), open_store).close()
-    refused = cli("doctor", str(near), "--rescue", check=False)
+def test_a_study_that_is_served_is_rescued_where_it_lives(tmp_path: Path) -> None:
+    box = Box.make(tmp_path / "box", "s3://far")
+    refused = cli("doctor", box.url, "--rescue", check=False)
     assert refused.returncode == 78
-    assert f"rescue the study there: hopaas-p2p doctor {far.as_uri()} --rescue" in refused.stderr
+    assert "Rescue the study beside the store itself" in refused.stderr
 
 
 def test_commits_that_were_cleaned_up_are_not_taken_for_lost(s3_url: str) -> None:

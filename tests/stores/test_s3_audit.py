@@ -171,7 +171,7 @@ def test_a_commit_that_could_not_be_looked_at_is_not_asked_for_at_every_exchange
 
 
 def test_nothing_is_appended_behind_a_loss_even_for_a_caller_that_tries_again(store: S3Store) -> None:
-    """As a bridge does, which has no session."""
+    """As a server does, which has no session."""
     log = written(store, 5)
     forge(store, 3)
     with pytest.raises(BrokenChain):

@@ -303,7 +303,40 @@ def test_no_commit_gets_round_its_stamp(site: Site) -> None:
     assert {(one.author, one.role) for one in stamps[1:]} == {("bob", "worker")}
 
 
-@pytest.mark.parametrize("uuid", ["access", "bridge-box", "..", "a/b", ""])
+def test_an_administrator_manages_users_through_the_server_and_nobody_else_does(
+    tmp_path: Path, serve: Serve, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url = str(tmp_path / "store")
+    open_store(url).close()
+    served = serve(url).url  # whose token in the environment is an administrator's
+    with contextlib.closing(Site(url, served)) as site:
+        uuid = site.study()
+        access.add_user(served, "bob")
+        secret = access.create_token(served, "bob").secret
+        access.grant(served, "s", "bob", "viewer")
+        assert [(one.user, one.role) for one in access.grants(url, "s")] == [("ann", "owner"), ("bob", "viewer")]
+        assert {one.name for one in access.users(served)} == {"operator", "ann", "bob"}
+        bob = site.with_token(secret)
+        assert list(read_all(bob.log(uuid)))
+        access.revoke(served, "s", "bob")
+        with pytest.raises(Denied):
+            list(read_all(bob.log(uuid)))
+        written = [entry.stamp.author for entry in read_all(open_store(url).log("access"))]
+        assert written.count("operator") == 4, "the server says who wrote it"
+        monkeypatch.setenv("HOPAAS_TOKEN", secret.reveal())
+        for attempt in (lambda: access.add_user(served, "eve"), lambda: access.grant(served, "s", "bob", "owner")):
+            with pytest.raises(Denied):
+                attempt()
+        bob.close()
+
+
+def test_the_users_of_a_database_are_not_managed_through_a_server(postgres_url: str, serve: Serve) -> None:
+    served = serve(postgres_url).url
+    with pytest.raises(Denied, match="beside it"):
+        access.add_user(served, "bob")
+
+
+@pytest.mark.parametrize("uuid", ["access", "..", "a/b", ""])
 def test_no_request_reaches_a_log_of_the_stores_own(tmp_path: Path, serve: Serve, uuid: str) -> None:
     open_store(tmp_path / "store").close()
     with contextlib.closing(Site(str(tmp_path / "store"), serve(str(tmp_path / "store")).url)) as site:

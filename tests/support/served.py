@@ -20,11 +20,12 @@ from hopaas_p2p import access
 from hopaas_p2p.errors import InvalidInput
 from hopaas_p2p.open import open_store
 from hopaas_p2p.remote import client
-from hopaas_p2p.remote.access import CATALOG, AccessList, GrantSet
+from hopaas_p2p.remote.box import Box
 from hopaas_p2p.remote.certificate import Certificate
 from hopaas_p2p.remote.client import RemoteStore
+from hopaas_p2p.remote.folder import FolderServer
 from hopaas_p2p.remote.https import HttpsServer
-from hopaas_p2p.remote.server import ListedService, PostgresService, Service
+from hopaas_p2p.remote.server import ListedService, OwnService, PostgresService, Service
 from tests.support.ports import free_port
 from tests.support.postgres import Server
 from tests.support.service_process import ServiceProcess
@@ -33,6 +34,7 @@ HOST = "localhost"
 PROXIES = ("HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy", "NO_PROXY", "no_proxy", "HTTP_PROXY", "http_proxy")
 
 Serve = Callable[[str], RemoteStore]
+Through = Callable[[str], RemoteStore]
 
 
 class Authority:
@@ -105,10 +107,7 @@ class Served:
 
 def administrator(url: str, user: str = "operator") -> str:
     """A token of a user, who is made; in a directory or bucket, one that may do everything."""
-    access.add_user(url, user)
-    if not url.startswith("postgresql"):
-        with contextlib.closing(open_store(url)) as store:
-            AccessList(store).change(GrantSet(CATALOG, user, "owner"))
+    access.add_user(url, user, administrator=not url.startswith("postgresql"))
     return access.create_token(url, user).secret.reveal()
 
 
@@ -137,6 +136,46 @@ def serve(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPa
             store = RemoteStore(served.url)
             stack.callback(store.close)
             return store
+
+        yield make
+
+
+class ServedFolder:
+    """A server of a box in a thread."""
+
+    def __init__(self, box: Box, url: str) -> None:
+        self._box, self._url = box, url
+        self._started = threading.Event()
+        self._thread = threading.Thread(target=lambda: asyncio.run(self._run()), daemon=True)
+        self._thread.start()
+        assert self._started.wait(30)
+
+    async def _run(self) -> None:
+        self._loop, self._stop = asyncio.get_running_loop(), asyncio.Event()
+        service = OwnService(lambda: open_store(self._url))
+        server = FolderServer(self._box, service, pace=service.store.freshness)
+        self._started.set()
+        await server.run(self._stop)
+
+    def stop(self) -> None:
+        self._loop.call_soon_threadsafe(self._stop.set)
+        self._thread.join(60)
+
+
+@pytest.fixture
+def through(tmp_path: Path) -> Iterator[Through]:
+    """Serves the store at a URL through a folder; gives it as it is there."""
+    with contextlib.ExitStack() as stack:
+
+        def make(url: str) -> RemoteStore:
+            store = open_store(url)
+            box = Box.make(tmp_path / "box", store.url)
+            store.close()
+            stack.callback(ServedFolder(box, url).stop)
+            made = RemoteStore(box.url)
+            assert isinstance(made.connections, Box)
+            made.connections.timeout = 60.0
+            return made
 
         yield make
 
@@ -235,3 +274,12 @@ def centre(postgres: Server, postgres_url: str, tmp_path: Path, monkeypatch: pyt
     forget_servers()
     yield made
     made.stop()
+
+
+class FolderProcess(ServiceProcess):
+    """`hopaas-p2p serve folder`, restarted at will."""
+
+    begins = "Serving "
+
+    def __init__(self, box: Path | str, far: str, folder: Path, **env: str) -> None:
+        super().__init__("serve", "folder", str(box), far, log=folder / "folder.log", env=env)

@@ -11,7 +11,7 @@ from typing import Final
 
 from hopaas_p2p.net.findings import Finding
 from hopaas_p2p.runtime.atomic import read_regular
-from hopaas_p2p.stores.directory.files import DESCRIPTION, links_work
+from hopaas_p2p.stores.directory.files import DESCRIPTION, Directory, links_work
 from hopaas_p2p.stores.directory.store import DirectoryStore
 from hopaas_p2p.stores.objects.race import race
 
@@ -25,7 +25,7 @@ def checks(store: DirectoryStore) -> Iterator[Finding]:
     root = store.path / "v1"
     said = json.loads(read_regular(root / "meta.json", limit=DESCRIPTION))
     yield Finding("format", passed=True, detail=f"{said['format']}, store {said['uuid']}")
-    yield _file_system(store)
+    yield file_system(store.objects)
     works = links_work(root)
     cure = "commits would be lost; use a directory on another file system"
     detail = "a name can be created only once" if works else "symbolic links do not work, or can be created twice"
@@ -37,9 +37,9 @@ def checks(store: DirectoryStore) -> Iterator[Finding]:
     yield Finding.judged("room", f"{room / (1 << 30):.1f} GiB free", passed=room > _ROOM, cure=cure)
 
 
-def _file_system(store: DirectoryStore) -> Finding:
+def file_system(objects: Directory) -> Finding:
     """Its type and the options that matter."""
-    mount = store.objects.mount
+    mount = objects.mount
     if not mount.kind:
         return Finding("file system", passed=True, detail="the system does not say which")
     options = ", ".join(one for one in mount.options if one.partition("=")[0] in _SHOWN)

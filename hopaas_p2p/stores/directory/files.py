@@ -464,7 +464,12 @@ class Directory:
             path = f"{self.root}/{key}"
             folder, _, name = path.rpartition("/")
             with reaching(path), contextlib.suppress(*_ABSENT, IsADirectoryError), self._opened(folder) as fd:
+                beside = ""
+                with contextlib.suppress(OSError):
+                    beside = os.readlink(name, dir_fd=fd)
                 os.unlink(name, dir_fd=fd)
+                if _BESIDE.fullmatch(beside):
+                    os.unlink(beside, dir_fd=fd)
 
     def discard(self, keys: Iterable[str]) -> None:
         names = list(keys)

@@ -31,7 +31,6 @@ from hopaas_p2p.stores.directory.log import FolderLog
 from hopaas_p2p.stores.directory.mounts import mount_of
 from hopaas_p2p.stores.objects.store import META, ObjectBackedStore
 
-BRIDGE: Final = "bridge.json"
 FORMAT: Final = 1
 """Of a directory; commits have a format of their own."""
 _NO_FILE: Final = (errno.EINVAL, errno.EFBIG, errno.ELOOP)
@@ -73,6 +72,7 @@ class DirectoryStore(ObjectBackedStore[Directory]):
         self._proven = False
         self._sweep_at = time.monotonic()
         self._logs: dict[str, FolderLog] = {}
+        """Those that were used last, the newest at the end."""
         try:
             self._prepare(create=create)
         except StoreAway:
@@ -165,19 +165,3 @@ class DirectoryStore(ObjectBackedStore[Directory]):
         with reaching(self._root / META):
             self._prove()
         return True
-
-    # --- bridges ---
-
-    @property
-    def bridged_to(self) -> str | None:
-        """The store whose studies are mirrored here, if this is one end of a bridge; see `stores.bridge`."""
-        try:
-            return str(json.loads(read_regular(self._root / BRIDGE, limit=DESCRIPTION))["to"])
-        except FileNotFoundError:
-            return None
-        except (OSError, ValueError, KeyError, TypeError, RecursionError):
-            raise ConfigurationError(f"{self._root / BRIDGE} cannot be read; restart the bridge") from None
-
-    def bridge_to(self, url: str) -> None:
-        """Make this one end of a bridge, for good."""
-        self.objects.put(BRIDGE, json.dumps({"to": url}).encode() + b"\n")

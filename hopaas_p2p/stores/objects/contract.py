@@ -16,7 +16,7 @@ from hopaas_p2p.errors import StoreUnreachable
 from hopaas_p2p.stores.base import Progress
 
 LARGEST: Final = codec.MAX_BYTES + (64 << 10)
-"""Bytes of an object: the largest commit, in the frame of a bridge."""
+"""Bytes of an object: the largest commit, with its stamp and what is around it."""
 _DIGITS: Final = 20  # of an lsn, in a name
 
 

@@ -1,4 +1,4 @@
-"""docs/sites.md, run as a reader would, with a squid and a gateway of ours for those of the site and the centre."""
+"""docs/reach.md, run as a reader would, with a squid and a server of ours for those of the site and the centre."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.support.processes import ROOT
 from tests.support.served import HOST, Centre
 from tests.support.site_fixtures import Squid
 
-PAGE = "docs/sites.md"
+PAGE = "docs/reach.md"
 
 
 @pytest.fixture
@@ -43,7 +43,7 @@ def test_every_block_runs_in_order(centre: Centre, squid: Squid, directory: Path
     assert "connects" in said
     assert "accepts ann" in said
     assert "checks failed" not in said
-    assert "Stopped. Carried" in _until_ended(directory, "bridge")
+    assert "Stopped. Carried" in _until_ended(directory, "folder")
     assert "Stopped. Carried" in _until_ended(directory, "relay")
 
 
@@ -56,9 +56,7 @@ def _until_ended(directory: Path, name: str) -> str:
 
 
 def test_the_page_shows_no_other_commands_than_those_that_run() -> None:
-    """The line for cron is the bridge's command of the block before it."""
-    shown = [block.text for block in blocks(ROOT / PAGE) if block.language == "text"]
-    (bridge,) = [block.text for block in blocks(ROOT / PAGE) if "nohup hopaas-p2p bridge" in block.text]
-    command = bridge.partition("nohup ")[2].partition(" >")[0]
-    assert len(shown) == 1
-    assert command in shown[0]
+    """The line for cron is the command of the block before it."""
+    (shown,) = [block.text for block in blocks(ROOT / PAGE) if block.language == "text" and "flock" in block.text]
+    (folder,) = [block.text for block in blocks(ROOT / PAGE) if "nohup hopaas-p2p serve folder" in block.text]
+    assert folder.partition("nohup ")[2].partition(" >")[0] in shown

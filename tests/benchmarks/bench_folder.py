@@ -1,7 +1,7 @@
-"""What a bridge adds: the same commits, sent to Postgres directly and from a directory over a bridge, over one link.
+"""What a folder adds: the same commits, sent to Postgres directly and through a folder, over one link.
 
-The bridge is a process of its own; the link is `tests.support.latency.Relay`; server and directory keep their promises
-(fsync is on). A commit is what a `tell` costs: a few hundred bytes, and the wait until it is safe.
+The server of the folder is a process of its own; the link is `tests.support.latency.Relay`; database and folder keep
+their promises (fsync is on). A commit is what a `tell` costs: a few hundred bytes, and the wait until it is safe.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ import psutil
 
 from hopaas_p2p import access
 from hopaas_p2p.open import open_store
+from hopaas_p2p.remote.client import RemoteStore
 from hopaas_p2p.stores.base import Log, Outgoing, Store
-from hopaas_p2p.stores.bridge.store import BridgedStore
 from hopaas_p2p.stores.postgres.store import PostgresStore
 from hopaas_p2p.testing.commits import append, append_many, everything, outgoing
-from tests.support.bridge_process import BridgeProcess
 from tests.support.latency import Relay
 from tests.support.postgres import Server
+from tests.support.served import FolderProcess
 
 _COMMITS: Final = 100
 _PEERS: Final = 8
@@ -35,28 +35,28 @@ _IDLE: Final = 10.0  # seconds
 
 def main() -> str:
     """The table, in about a minute."""
-    lines = ["| | direct | over a bridge | ratio |", "|---|--:|--:|--:|"]
+    lines = ["| | direct | through a folder | ratio |", "|---|--:|--:|--:|"]
     with Server(durable=True) as server, tempfile.TemporaryDirectory() as folder:
         access.initialise(server.url())
         for number, round_trip in enumerate((0.0, 0.030)):
             with Relay(server.port, round_trip=round_trip) as relay:
                 url = server.url().replace(str(server.port), str(relay.port))
-                with _bridge(Path(folder, str(number)), url) as (near, bridge):
+                with _served(Path(folder, str(number)), url) as (near, served):
                     lines += _one(url, near, round_trip)
                     if round_trip:
                         lines += _crowd(url, near, round_trip)
                         lines += _catching_up(server, url, near)
-                        lines.append(_idle(bridge, relay))
-    return "\n".join(["## The bridge", "", *lines])
+                        lines.append(_idle(served, relay))
+    return "\n".join(["## Through a folder", "", *lines])
 
 
 @contextlib.contextmanager
-def _bridge(folder: Path, url: str) -> Iterator[tuple[str, BridgeProcess]]:
+def _served(folder: Path, url: str) -> Iterator[tuple[str, FolderProcess]]:
     folder.mkdir()
-    near = folder / "near"
-    made = BridgeProcess(near, url, folder, pace=None).start()
+    box = folder / "box"
+    made = FolderProcess(box, url, folder).start()
     try:
-        yield str(near), made
+        yield f"folder://{box}", made
     finally:
         made.kill()
 
@@ -77,7 +77,7 @@ def _one(url: str, near: str, round_trip: float) -> list[str]:
         found[name] = 1000 * statistics.median(seconds[10:])
         store.close()
     added = found["bridged"] - found["direct"]
-    what = f"commit latency over a {1000 * round_trip:.0f} ms link, ms (a bridge adds {added:.1f})"
+    what = f"commit latency over a {1000 * round_trip:.0f} ms link, ms (a folder adds {added:.1f})"
     return [_row(what, found["direct"], found["bridged"])]
 
 
@@ -120,8 +120,8 @@ def _catching_up(server: Server, url: str, near: str) -> list[str]:
     seconds = []
     for place in (url, near, near):
         store = open_store(place)
-        if isinstance(store, BridgedStore):
-            store.patience = 120.0
+        if isinstance(store, RemoteStore):
+            store.connections.timeout = 120.0  # type: ignore[union-attr]
         began = time.perf_counter()
         log, count = store.log("long"), 0
         while count < _LONG:
@@ -134,17 +134,17 @@ def _catching_up(server: Server, url: str, near: str) -> list[str]:
     ]
 
 
-def _idle(bridge: BridgeProcess, relay: Relay) -> str:
-    """What a bridge costs that has nothing to carry."""
-    assert bridge.process is not None
-    process = psutil.Process(bridge.process.pid)
-    time.sleep(6)  # until it looks into the inbox less often
+def _idle(served: FolderProcess, relay: Relay) -> str:
+    """What a server costs that has nothing to carry."""
+    assert served.process is not None
+    process = psutil.Process(served.process.pid)
+    time.sleep(6)  # until it looks less often
     relay.reset()
     before, began = process.cpu_times(), time.perf_counter()
     time.sleep(_IDLE)
     after, taken = process.cpu_times(), time.perf_counter() - began
     share = (after.user + after.system - before.user - before.system) / taken
-    return f"| a bridge at rest, requests/s; share of a core | | {relay.round_trips / taken:.1f}; {share:.1%} | |"
+    return f"| a server at rest, requests/s; share of a core | | {relay.round_trips / taken:.1f}; {share:.1%} | |"
 
 
 if __name__ == "__main__":

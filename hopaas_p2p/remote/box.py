@@ -1,0 +1,227 @@
+"""A folder that carries requests and answers between peers and a server that reach nothing else of each other.
+
+    box.json                 what is served here
+    requests/{name}          a request, as `protocol` encodes it; whoever asks makes it, whoever answers removes it
+    answers/{name}           its answer, which whoever asked removes
+    files/{name}             the bytes of a file that goes with one of them
+    beats/{server}           changes while a server runs and reaches the store
+
+Names are made once, as in `stores.directory.files`, so this works on every file system that can hold a store. A request
+stays until it was carried out: also a commit whose sender has ended, unless the sender took it away.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import logging
+import random
+import secrets
+import stat
+import time
+from pathlib import Path
+from typing import Any, Final
+from urllib.parse import unquote, urlsplit
+
+from hopaas_p2p.core.names import valid_name
+from hopaas_p2p.errors import ConfigurationError, Denied, NoStore, StoreUnreachable
+from hopaas_p2p.remote import protocol
+from hopaas_p2p.remote.protocol import LARGEST, StoreRequest
+from hopaas_p2p.runtime.atomic import read_regular
+from hopaas_p2p.stores.base import EXCHANGE_TIMEOUT, Progress
+from hopaas_p2p.stores.directory.files import DESCRIPTION, Directory, describe
+
+_log: Final = logging.getLogger("hopaas_p2p")
+META: Final = "box.json"
+SCHEME: Final = "folder://"
+_LOOKS: Final = (0.002, 0.02)  # seconds between looks for an answer: the first, the longest
+_SHARE: Final = 0.1  # of the wait so far that the next pause may be
+_LEFT: Final = 3600.0  # seconds for which an answer waits for whoever asked
+
+
+class Box:
+    """The folder, as both sides have it. Any thread may call.
+
+    Raises:
+        NoStore: nobody has served anything there yet.
+        ConfigurationError: this is no folder of ours.
+
+    """
+
+    def __init__(self, place: str | Path, *, timeout: float = EXCHANGE_TIMEOUT) -> None:
+        if isinstance(place, str):
+            parts = urlsplit(place)
+            if parts.netloc not in ("", "localhost"):
+                raise ConfigurationError(f"{place!r}: three slashes, as in folder:///shared/box")
+            place = Path(unquote(parts.path))
+        self.path = place.absolute()
+        self.url = SCHEME + self.path.as_uri().removeprefix("file://")
+        self.timeout = timeout
+        try:
+            said = json.loads(read_regular(self.path / META, limit=DESCRIPTION))
+            self.leads_to, uuid = str(said["store"]), str(said["uuid"])
+        except FileNotFoundError:
+            raise NoStore(
+                f"nothing is served through {self.path}. On a node that reaches the store, start: hopaas-p2p serve "
+                f"folder {self.path} STORE"
+            ) from None
+        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+            raise ConfigurationError(f"{self.path / META} cannot be read: {error}") from None
+        self.objects = Directory(self.path, meta=META)
+        self.objects.uuid = uuid
+        self._caller = secrets.token_hex(6)
+        self._left: dict[tuple[str, str], set[str]] = {}
+        """Log and nonce -> the requests that commit this, and were not answered yet."""
+
+    @classmethod
+    def make(cls, path: Path, store: str) -> Box:
+        """The folder, for a server of this store; one that it makes is this user's alone.
+
+        Raises:
+            ConfigurationError: another store is served there, or it cannot be made.
+
+        """
+        path = path.expanduser().absolute()
+        try:
+            with contextlib.suppress(FileExistsError):
+                path.mkdir(mode=0o700)
+            if (path / "v1").exists():
+                raise ConfigurationError(f"{path} is a store itself. Choose an empty folder")
+            if not (path / META).exists():
+                describe(path / META, {"format": protocol.VERSION, "uuid": secrets.token_hex(16), "store": store})
+            mode = path.stat().st_mode
+        except OSError as error:
+            raise ConfigurationError(f"cannot serve through {path}: {error.strerror}") from None
+        box = cls(path)
+        if box.leads_to != store:
+            raise ConfigurationError(f"through {path} another store is served, {box.leads_to}. Choose another folder")
+        if mode & (stat.S_IRWXG | stat.S_IRWXO):
+            who = "every user of this machine" if mode & stat.S_IRWXO else "its group"
+            _log.warning(
+                "%s is open to %s: whoever may write there acts with the rights of this server, and whoever may read "
+                "there sees what it answers. To keep it to yourself: chmod go-rwx %s",
+                path,
+                who,
+                path,
+            )
+        return box
+
+    # --- for callers ---
+
+    def ask(self, call: str, *arguments: Any, place: str = "") -> Any:
+        """The result of a request; raises what the server says.
+
+        Raises:
+            StoreUnreachable: there was no answer in time. What commits something stays in the folder.
+            Denied: this user may not write there.
+
+        """
+        request = StoreRequest(call, place, arguments)
+        return self._result_of(request, self._name(request))
+
+    def _name(self, request: StoreRequest) -> str:
+        """A name of its own; a commit that is sent again is the same request, if it still lies there."""
+        if request.commit is None:
+            return f"{self._caller}-{secrets.token_hex(12)}"
+        return f"{self._caller}-{hashlib.blake2b(protocol.encode(request), digest_size=12).hexdigest()}"
+
+    def put(self, key: str, source: Path, progress: Progress | None) -> None:
+        """Give a copy of this file to the server. It is safe when this returns, and stored when the store answers."""
+        request = StoreRequest("put", key)
+        name = self._name(request)
+        self.objects.upload(f"files/{name}", source, progress)
+        with contextlib.suppress(StoreUnreachable):  # it lies there; better if it arrives before its description
+            self._result_of(request, name)
+
+    def get(self, key: str, target: Path, progress: Progress | None) -> None:
+        """Write what is stored under the key to this file; raises KeyError if nothing is."""
+        request = StoreRequest("get", key)
+        name = self._name(request)
+        self._result_of(request, name)
+        if not self.objects.download(f"files/{name}", target, progress):
+            raise StoreUnreachable(f"{key} got lost on its way")
+        self.objects.delete([f"files/{name}"])
+
+    def withdraw(self, place: str, nonce: str) -> None:
+        """Take the requests that commit this out of the folder, if they were not carried out yet."""
+        self.objects.delete(f"requests/{name}" for name in self._left.pop((place, nonce), ()))
+
+    def _result_of(self, request: StoreRequest, name: str) -> Any:
+        commit = request.commit
+        stays = commit is not None or request.call in ("put", "delete")
+        if commit is not None:
+            self._left.setdefault((request.place, commit.nonce), set()).add(name)
+        try:
+            data = self._exchange(name, protocol.encode(request), waits=request.call in ("put", "get", "keys"))
+        except BaseException as error:
+            if not stays:
+                with contextlib.suppress(StoreUnreachable):
+                    self.objects.delete([f"requests/{name}"])
+            if isinstance(getattr(error, "__cause__", None), PermissionError):
+                raise Denied(f"you may not write to {self.path}; ask whoever serves it to let you") from None
+            raise
+        if commit is not None:
+            self._left.pop((request.place, commit.nonce), None)
+        return protocol.result_of(request.call, data)
+
+    def _exchange(self, name: str, body: bytes, *, waits: bool) -> bytes:
+        """Put a request there, and take its answer; `waits` for as long as a server works."""
+        answer, began = f"answers/{name}", time.monotonic()
+        seen, changed = "", began
+        found = self.objects.get(answer, limit=LARGEST)  # to an earlier attempt
+        if found is None:
+            self.objects.put_new(f"requests/{name}", body)
+        while found is None or not found.size:
+            waited = time.monotonic() - began
+            if waited >= self.timeout:
+                if waits and (beats := repr(self.beats())) != seen:
+                    seen, changed = beats, time.monotonic()
+                if not waits or time.monotonic() - changed > self.timeout:
+                    raise StoreUnreachable(
+                        f"nobody has answered through {self.path} within {waited:.0f} s. Does `hopaas-p2p serve "
+                        "folder` run, and does it reach the store? Nothing is lost: what was told lies there, and is "
+                        "sent when it works again."
+                    )
+            time.sleep(min(max(_LOOKS[0], _SHARE * waited), _LOOKS[1]) * random.uniform(0.7, 1.3))
+            found = self.objects.get(answer, limit=LARGEST)
+        self.objects.delete([answer])
+        return found.data
+
+    def forget(self) -> None:
+        """In a child of a fork: the parent's requests are its own."""
+        self._caller, self._left = secrets.token_hex(6), {}
+
+    def close(self) -> None:
+        """Nothing is held open."""
+
+    # --- for servers ---
+
+    def requests(self) -> list[str]:
+        """The names of the requests that are there."""
+        names = (key.rpartition("/")[2] for key in self.objects.listed("requests/"))
+        return [name for name in names if valid_name(name)]
+
+    def request(self, name: str) -> bytes | None:
+        """A request; None if it is no longer there."""
+        found = self.objects.get(f"requests/{name}", limit=LARGEST)
+        return found.data if found is not None and found.size else None
+
+    def answer(self, name: str, data: bytes) -> None:
+        """Answer a request, which was carried out. It goes first: with the answer its sender may put it there again."""
+        self.objects.delete([f"requests/{name}"])
+        self.objects.put_new(f"answers/{name}", data)
+
+    def beats(self) -> dict[str, bytes]:
+        """The beats of all servers."""
+        found = {key: self.objects.get(key, limit=64) for key in self.objects.listed("beats/")}
+        return {key.rpartition("/")[2]: one.data for key, one in found.items() if one is not None}
+
+    def sweep(self, beat: str) -> None:
+        """Remove answers and files that nobody fetches; a beat of now tells the file system's time."""
+        now = self.objects.modified(beat) or 0.0
+        waiting = set(self.requests())
+        for key in (*self.objects.listed("answers/"), *self.objects.listed("files/"), *self.objects.listed("beats/")):
+            made = self.objects.modified(key)
+            if made is not None and made < now - _LEFT and key.rpartition("/")[2] not in waiting:
+                self.objects.discard([key])

@@ -1,0 +1,148 @@
+"""Copies of logs beside a server that may lose its link: what answers when the store itself does not.
+
+A copy is a cache: one file per log, entries one after another, each behind its length and checksum. What is damaged, or
+does not follow what is there, is dropped with all after it, and read from the store again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import os
+import tempfile
+import zlib
+from array import array
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Final
+
+import msgspec
+
+from hopaas_p2p.core.chain import following
+from hopaas_p2p.errors import BehindRetention, StoreUnreachable
+from hopaas_p2p.runtime.atomic import state_folder
+from hopaas_p2p.runtime.ownership import own_folder
+from hopaas_p2p.stores.base import Entry, ExchangeResult
+
+_HEAD: Final = 8  # bytes before each entry
+_AT_ONCE: Final = 8 << 20  # bytes that one exchange returns
+_MOST: Final = 16  # servers of one box on one machine
+
+_encode: Final = msgspec.msgpack.Encoder().encode
+_decode: Final = msgspec.msgpack.Decoder(Entry).decode
+
+
+@contextlib.contextmanager
+def folder_of_copies(box: str) -> Iterator[Path]:
+    """A folder for the copies of a server of this box, which this process has for itself. Kept for the next one."""
+    name = hashlib.blake2b(box.encode(errors="surrogateescape"), digest_size=12).hexdigest()
+    for number in range(_MOST):
+        with contextlib.suppress(OSError, RuntimeError), own_folder(state_folder(), "boxes", name, str(number)):
+            folder = state_folder() / "boxes" / name / str(number)
+            with (folder / ".lock").open("ab") as lock:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                yield folder
+                return
+    with tempfile.TemporaryDirectory(prefix="hopaas-") as made:
+        yield Path(made)
+
+
+class Copy:
+    """Commits `base + 1` to `head` of one log, in a file."""
+
+    def __init__(self, file: Path) -> None:
+        self._file = file
+        self._ends = array("Q", [0])
+        """Where the entries end in the file; the first number is where they begin."""
+        self.base = self.head = 0
+        self._sum: int | None = None
+        """Of the log up to `head`."""
+        self.begun = False
+        """Whether the store has said what is in this log, to this server or one before it."""
+        for entry, end in _read(file):
+            if self.head != self.base and entry.lsn != self.head + 1:
+                break
+            self._follow(entry, end)
+        with contextlib.suppress(FileNotFoundError):
+            os.truncate(file, self._ends[-1])
+        self.begun = self.head > 0
+
+    def _follow(self, entry: Entry, end: int) -> None:
+        if self.head == self.base:
+            self.base = entry.lsn - 1
+        self.head = entry.lsn
+        self._sum = None if entry.before is None else following(entry.before, entry.payload)
+        self._ends.append(end)
+
+    def after(self, since: int) -> ExchangeResult:
+        """The commits after `since`, as an exchange gives them; raises BehindRetention if the copy begins later."""
+        if since < self.base:
+            raise BehindRetention
+        if since >= self.head:
+            return ExchangeResult([])
+        first, end = self._ends[since - self.base], self._ends[-1]
+        with self._file.open("rb") as file:
+            file.seek(first)
+            data = file.read(min(end - first, _AT_ONCE) + _HEAD)
+            if len(data) < end - first and len(data) < _HEAD + int.from_bytes(data[:4], "big"):
+                data += file.read(int.from_bytes(data[:4], "big"))
+        entries = [entry for entry, _ in _entries(data[: end - first])]
+        if not entries:
+            self.drop()
+            raise StoreUnreachable(f"{self._file} is damaged; it is made anew")
+        return ExchangeResult(entries, more=since + len(entries) < self.head)
+
+    def keep(self, entries: Iterable[Entry]) -> bool:
+        """Add those of these commits that follow; false if they are of another history, and the copy was dropped.
+
+        Raises:
+            OSError: there is no room.
+
+        """
+        new = [entry for entry in entries if entry.lsn > self.head]
+        if not new or (self.head and new[0].lsn != self.head + 1):
+            return True
+        if self._sum is not None and new[0].before not in (None, self._sum):
+            self.drop()
+            return False
+        with self._file.open("ab") as file:
+            for entry in new:
+                body = _encode(entry)
+                file.write(len(body).to_bytes(4, "big") + zlib.crc32(body).to_bytes(4, "big") + body)
+                self._follow(entry, self._ends[-1] + _HEAD + len(body))
+        return True
+
+    def begin_after(self, lsn: int) -> None:
+        """Begin anew: what came before this commit was removed, or is somewhere else."""
+        self.drop()
+        self.base = self.head = lsn
+
+    def drop(self) -> None:
+        """Forget all of it."""
+        self._file.unlink(missing_ok=True)
+        self._ends, self.base, self.head, self._sum, self.begun = array("Q", [0]), 0, 0, None, False
+
+
+def _read(file: Path) -> Iterator[tuple[Entry, int]]:
+    try:
+        data = file.read_bytes()
+    except FileNotFoundError:
+        return iter(())
+    return _entries(data)
+
+
+def _entries(data: bytes) -> Iterator[tuple[Entry, int]]:
+    """The entries in these bytes up to the first that is not whole, and where each ends."""
+    position = 0
+    while position + _HEAD <= len(data):
+        end = position + _HEAD + int.from_bytes(data[position : position + 4], "big")
+        body = data[position + _HEAD : end]
+        if end > len(data) or zlib.crc32(body) != int.from_bytes(data[position + 4 : position + 8], "big"):
+            return
+        try:
+            entry = _decode(body)
+        except msgspec.MsgspecError:
+            return
+        yield entry, end
+        position = end

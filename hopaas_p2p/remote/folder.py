@@ -1,0 +1,360 @@
+"""Answers what is asked through a folder: `serve folder`, for nodes that reach nothing but a directory they share.
+
+A server may die at any moment, and several may run: a request lies in the box until it was carried out, and what is
+carried out twice counts once. Several share the work by the requests' names; one that dies, or loses its link, is
+replaced by the others after a second.
+
+However many peers ask, a server reads each log once per `pace`: into a copy of its own, from which it answers, also
+while the store does not. A commit, or a file, waits in the box until the store answers. If the store does not let the
+server itself in, nobody here is refused anything: it waits for a new token.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import secrets
+import tempfile
+import time
+import zlib
+from collections import OrderedDict
+from pathlib import Path
+from typing import Final
+
+from hopaas_p2p.core.names import valid_name
+from hopaas_p2p.errors import BehindRetention, ConfigurationError, Denied, HopaasError, InvalidInput, StoreUnreachable
+from hopaas_p2p.net.backoff import Backoff
+from hopaas_p2p.remote import protocol
+from hopaas_p2p.remote.access import is_study
+from hopaas_p2p.remote.box import Box
+from hopaas_p2p.remote.copies import Copy, folder_of_copies
+from hopaas_p2p.remote.protocol import CATALOG, Facts, StoreRequest
+from hopaas_p2p.remote.server import Service
+from hopaas_p2p.runtime.settings import Secret
+
+_log: Final = logging.getLogger("hopaas_p2p")
+_QUICK: Final = 0.004  # seconds between looks for requests, if there was one within _RECENT seconds
+_SLOW: Final = 0.05
+_FAR: Final = 0.1  # on a file server
+_RECENT: Final = 5.0
+_ALIVE: Final = 3.0  # seconds for which a server counts after its last beat
+_TAKEN_OVER: Final = 1.0  # seconds after which a request of another server's share is taken
+_PAUSES: Final = (0.1, 3.0)  # seconds between attempts while the store does not answer. With the jitter 4.5 at most:
+# a caller, which waits for 5 s, always meets one
+_PATIENT: Final = 2.0  # seconds for which a read waits for the store, if there is a copy to answer from
+_PACE: Final = 0.05  # seconds between looks at a log for which a look costs nothing
+_SWEEP_EVERY: Final = 60.0
+_AT_ONCE: Final = 10_000  # requests
+_FILES: Final = 2  # carried at once
+_LOGS: Final = 512  # of which a server keeps a copy
+_LOOKED: Final = 3600.0  # seconds for which a server asks for the beats of a peer that nobody looks for any more
+_PEERS: Final = 10_000  # whose beats a server asks for at once
+_OWN: Final = ("", Secret(""))  # nobody shows a token here
+
+
+class _Place:
+    """One log behind the box: its copy, when it was read last, and whether the store answers for it."""
+
+    def __init__(self, file: Path) -> None:
+        self.copy = Copy(file)
+        self.flush_interval = 0.0
+        self.read_at = float("-inf")
+        self.pulling: asyncio.Task[None] | None = None
+        self.retry_at = 0.0
+        self.trouble: str | None = None
+        self.backoff = Backoff(*_PAUSES)
+
+
+class FolderServer:
+    """Answers what is asked through a box. Used inside one event loop.
+
+    Args:
+        box: the folder.
+        service: the store.
+        pace: seconds between two looks at a log.
+
+    """
+
+    def __init__(self, box: Box, service: Service, *, pace: float) -> None:
+        self.box, self.service = box, service
+        self.pace = pace or _PACE
+        self.carried = 0
+        """Commits that the store has taken."""
+        self._id = secrets.token_hex(6)
+        self._copies = contextlib.ExitStack()
+        self._folder = self._copies.enter_context(folder_of_copies(box.url))
+        self._places: OrderedDict[str, _Place] = OrderedDict()
+        self._tasks: dict[str, asyncio.Task[None]] = {}
+        self._there: dict[str, float] = {}
+        """Requests, and when they were seen first."""
+        self._others: dict[str, tuple[bytes, float]] = {}
+        """Other servers: the last beat, and when it changed."""
+        self._looked: dict[str, float] = {}
+        """Peers whose beats somebody looks for, and when somebody did last."""
+        self._beats: dict[str, str] = {}
+        """Their beats in the store."""
+        self._beats_at = float("-inf")
+        self._beats_turn = asyncio.Lock()
+        self._rounds = 0
+        self._files = asyncio.Semaphore(_FILES)
+
+    # --- the loop ---
+
+    async def run(self, stop: asyncio.Event) -> None:
+        """Answer until told to stop."""
+        pause, said, active, beat_at, sweep_at = 0.0, "", 0.0, 0.0, time.monotonic() + _SWEEP_EVERY
+        try:
+            while not stop.is_set():
+                now = time.monotonic()
+                try:
+                    if now >= beat_at:
+                        beat_at = now + 1.0
+                        await asyncio.to_thread(self._beat)
+                        await self.service.tick(now)
+                    if now >= sweep_at:
+                        sweep_at = now + _SWEEP_EVERY
+                        await asyncio.to_thread(self.box.sweep, f"beats/{self._id}")
+                    if self._take(await asyncio.to_thread(self.box.requests), now):
+                        active = now
+                except HopaasError as error:
+                    if str(error) != said:
+                        _log.warning("the folder: %s", error)
+                    pause, said = 1.0, str(error)
+                else:
+                    quick = _FAR if self.box.objects.shared else _QUICK
+                    pause, said = quick if now - active < _RECENT else max(quick, _SLOW), ""
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(stop.wait(), pause)
+        finally:
+            tasks = [*self._tasks.values(), *(one.pulling for one in self._places.values() if one.pulling is not None)]
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+            with contextlib.suppress(HopaasError):
+                self.box.objects.delete([f"beats/{self._id}"])
+            self.service.close()
+            self._copies.close()
+
+    def _take(self, names: list[str], now: float) -> bool:
+        """Begin with what is new, and of this server's share or left alone for a while; whether there was any."""
+        self._there = {name: self._there.get(name, now) for name in names}
+        alive = sorted({self._id, *(name for name, (_, at) in self._others.items() if now - at < _ALIVE)})
+        begun = False
+        for name, since in self._there.items():
+            mine = alive[zlib.crc32(name.encode()) % len(alive)] == self._id or now - since > _TAKEN_OVER
+            if mine and name not in self._tasks and len(self._tasks) < _AT_ONCE:
+                begun = True
+                self._tasks[name] = asyncio.get_running_loop().create_task(self._serve(name))
+        return begun
+
+    def _beat(self) -> None:
+        now = time.monotonic()
+        if not self._troubles():
+            self._rounds += 1
+            self.box.objects.put(f"beats/{self._id}", str(self._rounds).encode())
+        before, self._others = self._others, {}
+        for name, value in self.box.beats().items():
+            if name != self._id:
+                seen = before.get(name, (value, float("-inf")))
+                self._others[name] = seen if seen[0] == value else (value, now)
+
+    async def _serve(self, name: str) -> None:
+        try:
+            data = await asyncio.to_thread(self.box.request, name)
+            answer = None if data is None else await self._answer(name, data)
+            if answer is not None:
+                await asyncio.to_thread(self.box.answer, name, answer)
+        except HopaasError as error:  # of the folder: it is tried again
+            _log.warning("the folder: %s", error)
+            await asyncio.sleep(1.0)
+        except Exception:  # noqa: BLE001  # the other requests go on
+            _log.exception("a request")
+            await asyncio.sleep(1.0)
+        finally:
+            self._tasks.pop(name, None)
+
+    async def _answer(self, name: str, data: bytes) -> bytes | None:
+        """What comes of a request; None if its sender has called it back while the store did not answer."""
+        try:
+            request = protocol.decode_request(data)
+            if request.kind.of == "log" and not (request.place == CATALOG or is_study(request.place)):
+                raise InvalidInput(f"{request.place!r} is not a study's uuid")
+        except InvalidInput as error:
+            return protocol.refused(error)
+        while True:
+            try:
+                return await self._result(name, request)
+            except StoreUnreachable as error:
+                if request.commit is None and request.call not in ("put", "delete"):
+                    return protocol.refused(error)
+            except HopaasError as error:
+                return protocol.refused(error)
+            await asyncio.sleep(max(_QUICK, self._place(request).retry_at - time.monotonic()))
+            if name not in self._there:
+                return None
+
+    # --- requests ---
+
+    async def _result(self, name: str, request: StoreRequest) -> bytes:
+        if request.call == "exchange" and request.commit is None:
+            return await self._read(request)
+        if request.call == "beats":
+            return await self._look(request.arguments[0])
+        if request.call in ("put", "get"):
+            return await self._move(name, request)
+        place = self._place(request)
+        try:
+            found = await self._ask(request)
+        except StoreUnreachable:
+            copied = request.call == "snapshot_head" and place.copy.begun and not place.copy.base
+            if copied or request.call == "shared":  # a reader needs no more than the copy
+                return protocol.answered(None)
+            raise
+        if protocol.refusal(found) is None:
+            if request.call == "hello":
+                return protocol.answered(Facts(self.box.leads_to, None))
+            self._note(request, place, found)
+        return found
+
+    def _note(self, request: StoreRequest, place: _Place, found: bytes) -> None:
+        """What the store's answer changes in what is kept here."""
+        if request.commit is not None:
+            result, place.flush_interval = protocol.result_of("exchange", found)
+            self.carried += result.holds(request.commit)
+            if place.copy.begun:
+                with contextlib.suppress(OSError):
+                    place.copy.keep(result.entries)
+        elif request.call in ("destroy", "erase"):
+            place.copy.drop()
+        elif request.call == "beat" and request.arguments[0].peer in self._looked:
+            self._beats[request.arguments[0].peer] = request.arguments[0].value
+
+    async def _read(self, request: StoreRequest) -> bytes:
+        """What a log has after some commit: from its copy, for which the store is asked once per pace."""
+        place, since = self._place(request), request.arguments[1]
+        copy = place.copy
+        if time.monotonic() - place.read_at >= self.pace or since > copy.head or not copy.begun:
+            if place.pulling is None or place.pulling.done():
+                place.pulling = asyncio.get_running_loop().create_task(self._pull(request.place, place))
+                place.pulling.add_done_callback(lambda done: done.cancelled() or done.exception())
+            pulling = place.pulling
+            await asyncio.wait([pulling], timeout=_PATIENT if copy.begun else None)
+            error = pulling.exception() if pulling.done() else None
+            if error is not None and not (copy.begun and isinstance(error, StoreUnreachable)):
+                raise error
+            if error is None and pulling.done() and since > copy.head:
+                return await self._ask(request)  # the store knows what to say to somebody who has seen more
+        try:
+            return protocol.answered((copy.after(since), place.flush_interval))
+        except OSError as error:
+            raise StoreUnreachable(f"{error.filename}: {error.strerror}") from None
+
+    async def _pull(self, log: str, place: _Place) -> None:
+        """Bring a copy up to date."""
+        began, more = time.monotonic(), True
+        while more:
+            found = await self._ask(StoreRequest("exchange", log, (None, place.copy.head)))
+            try:
+                result, place.flush_interval = protocol.result_of("exchange", found)
+                more = not place.copy.keep(result.entries) or result.more
+            except BehindRetention:
+                head = protocol.result_of("snapshot_head", await self._ask(StoreRequest("snapshot_head", log, (None,))))
+                if head is None or head[0] <= place.copy.head:
+                    raise StoreUnreachable("the log's beginning was removed, and there is no snapshot yet") from None
+                place.copy.begin_after(head[0])
+            except OSError as error:
+                raise StoreUnreachable(f"{error.filename}: {error.strerror}") from None
+            except HopaasError:  # it is gone, or is no longer the one that was copied
+                place.copy.drop()
+                raise
+        place.copy.begun, place.read_at = True, began
+
+    async def _look(self, peers: list[str]) -> bytes:
+        """The beats of these peers; of all that anybody looks for, the store is asked once per pace."""
+        asked = [peer for peer in peers if valid_name(peer)][-_PEERS:]
+        async with self._beats_turn:
+            now = time.monotonic()
+            if now - self._beats_at >= self.pace or any(peer not in self._looked for peer in asked):
+                kept = {peer: at for peer, at in self._looked.items() if now - at < _LOOKED}
+                for peer in asked:
+                    kept.pop(peer, None)
+                    kept[peer] = now
+                names = list(kept)[-_PEERS:]
+                self._looked = {peer: kept[peer] for peer in names}
+                self._beats = protocol.result_of("beats", await self._ask(StoreRequest("beats", "", (names,))))
+                self._beats_at = now
+        return protocol.answered({peer: self._beats[peer] for peer in asked if peer in self._beats})
+
+    async def _move(self, name: str, request: StoreRequest) -> bytes:
+        """Carry a file, by way of a copy on this machine."""
+        objects, key = self.box.objects, f"files/{name}"
+        try:
+            async with self._files:
+                with tempfile.TemporaryDirectory(prefix="hopaas-") as folder:
+                    file = Path(folder, "file")
+                    if request.call == "put" and not await asyncio.to_thread(objects.download, key, file):
+                        return protocol.answered(None)  # another server has carried it
+                    found = await self._ask(request, file)
+                    if request.call == "get" and protocol.refusal(found) is None:
+                        await asyncio.to_thread(objects.upload, key, file)
+        except OSError as error:
+            self._failed(self._place(request), f"{error.filename or tempfile.gettempdir()}: {error.strerror or error}")
+            raise StoreUnreachable(str(error)) from None
+        if request.call == "put":
+            if refusal := protocol.refusal(found):
+                _log.warning("file %s: %s", request.place, refusal[1])
+            await asyncio.to_thread(objects.delete, [key])
+        return found
+
+    # --- the store ---
+
+    def _place(self, request: StoreRequest) -> _Place:
+        name = request.place if request.kind.of == "log" else f".{request.kind.of}"
+        if name not in self._places:
+            self._places[name] = _Place(self._folder / name)
+        self._places.move_to_end(name)
+        while len(self._places) > _LOGS:
+            self._places.popitem(last=False)
+        return self._places[name]
+
+    async def _ask(self, request: StoreRequest, file: Path | None = None) -> bytes:
+        """What the store says.
+
+        Raises:
+            StoreUnreachable: it does not answer, or did not a moment ago, or does not let this server in at all: then
+                nobody here is refused anything.
+
+        """
+        place = self._place(request)
+        if time.monotonic() < place.retry_at:
+            raise StoreUnreachable(place.trouble or "")
+        found = await self.service.carry_out(_OWN, request, file)
+        kind, message = protocol.refusal(found) or ("", "")
+        misled = kind == ConfigurationError.__name__ and request.kind.of != "files"  # wrong settings
+        if misled or (kind == Denied.__name__ and not await self._let_in()) or kind == StoreUnreachable.__name__:
+            self._failed(place, message)
+            raise StoreUnreachable(message)
+        before = place.trouble
+        place.backoff.reset()
+        place.retry_at, place.trouble = 0.0, None
+        if before and not self._troubles():
+            _log.info("the store answers again")
+        return found
+
+    async def _let_in(self) -> bool:
+        """Whether the store lets this server in."""
+        head = self._place(StoreRequest("removed_up_to", CATALOG)).copy.head
+        found = protocol.refusal(await self.service.carry_out(_OWN, StoreRequest("exchange", CATALOG, (None, head))))
+        return found is None or found[0] not in (Denied.__name__, StoreUnreachable.__name__)
+
+    def _troubles(self) -> list[str]:
+        """Why the store does not answer, where that was seen just now."""
+        since = time.monotonic() - _RECENT
+        return [one.trouble for one in self._places.values() if one.trouble and one.retry_at > since]
+
+    def _failed(self, place: _Place, why: str) -> None:
+        if why not in self._troubles():
+            _log.warning("%s", why)
+        place.retry_at = time.monotonic() + place.backoff.pause()
+        place.trouble = why
