@@ -106,7 +106,7 @@ def two_peers(store: Path, *, threads: bool = False) -> tuple[Study, Study]:
     study, other = [
         hopaas_p2p.open_study(store, "s", space={"x": hopaas_p2p.Float(0, 1)}, patience=0.0) for _ in range(2)
     ]
-    study.storage.peer.jobs.allowed = threads
+    study.storage.peer.jobs.allowed, study.storage.peer.store.immediate = threads, not threads
     return study, other
 
 
