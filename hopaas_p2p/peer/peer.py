@@ -374,7 +374,7 @@ class Peer:
         if pending is not None and pending.verdicts is not None:
             return
         caller = Caller(self, within, pending)
-        if not self._alone:
+        if self.jobs.allowed and (log.turn.locked() or not self.store.immediate):
             try:
                 with log.lock:
                     log.waiting.append(caller)
@@ -415,7 +415,7 @@ class Peer:
 
         job = self.jobs.add(attempt)
         try:
-            if not self._alone and self.jobs.wake(job):
+            if not self.store.immediate and self.jobs.wake(job):
                 caller.wait()
                 return found[0]
         finally:
@@ -429,11 +429,6 @@ class Peer:
     def new_backoff(self) -> Backoff:
         """Pauses between attempts that a caller waits for."""
         return Backoff(_FIRST_PAUSE, _LONGEST_PAUSE, uniform=self.jitter.uniform)
-
-    @property
-    def _alone(self) -> bool:
-        """Whether callers do everything in their own thread: the store answers at once, or there are no threads."""
-        return self.store.immediate or not self.jobs.allowed
 
     def _serve(self, log: LogClient[Any]) -> None:
         """Exchange for the callers that wait, and tell each of them what came of it."""

@@ -346,7 +346,7 @@ class Store(ABC):
     snapshots: bool = True
     """Whether a snapshot helps a joining peer: not where the log itself is as near."""
     immediate: bool = False
-    """Whether it is in this process: callers then exchange in their own thread."""
+    """Whether no server is behind it: a caller then exchanges in its own thread, unless another is at it."""
 
     @abstractmethod
     def catalog(self) -> Log:

@@ -107,7 +107,7 @@ def two_peers(store: Path, *, threads: bool = False) -> tuple[Study, Study]:
         hopaas_p2p.open_study(hopaas_p2p.open_storage(store, patience=0.0), "s", space={"x": hopaas_p2p.Float(0, 1)})
         for _ in range(2)
     ]
-    study.storage.peer.jobs.allowed = threads
+    study.storage.peer.jobs.allowed, study.storage.peer.store.immediate = threads, not threads
     return study, other
 
 

@@ -180,33 +180,23 @@ def test_a_caller_in_a_hurry_leaves_a_store_that_falls_silent_and_its_result_sta
     peer.close()
 
 
-def test_what_several_threads_queue_during_one_exchange_leaves_with_the_next() -> None:
+@pytest.mark.parametrize("at_once", [False, True], ids=["waits for its job", "exchanges itself"])
+def test_what_several_threads_queue_during_one_exchange_leaves_with_the_next(*, at_once: bool) -> None:
     store, peer = silent_store()
+    store.immediate = at_once
+    peer.visits = True  # an introduction would wake the job
     log = peer.log("study")
-    callers = [threading.Thread(target=peer.commit, args=(log, TrialCreate())) for _ in range(8)]
+    callers = [threading.Thread(target=peer.commit, args=(log, TrialCreate()), name=f"caller {n}") for n in range(8)]
     callers[0].start()
     until(lambda: store.asked)
     for caller in callers[1:]:
         caller.start()
-    until(lambda: len(log.waiting) == 8)
+    until(lambda: len(log.waiting) == (7 if at_once else 8))
     store.go_on.set()
     for caller in callers:
         caller.join(60)
     assert len(log.state.trials) == 8
     assert log.state.lsn <= 3
-    assert set(store.asked) == {"hopaas-store"}
+    assert store.asked[0] == ("caller 0" if at_once else "hopaas-store")
+    assert set(store.asked) <= {"caller 0", "hopaas-store"}
     peer.close()
-
-
-def test_what_a_thread_did_is_due_again_in_time_whoever_waits_beside_it() -> None:
-    owner = Owner()
-    jobs = Jobs(owner, allowed=True)
-    slow, quick = jobs.add(Owner.slow), jobs.add(Owner.quick)
-    for _ in range(3):  # several threads come to wait, for nothing that they know of
-        jobs.wake(slow)
-        until(lambda: "slow" in owner.done)
-    owner.go_on.set()
-    until(lambda: not slow.running)
-    jobs.wake(quick)
-    until(lambda: owner.done.count("quick") >= 100, 8.0)
-    jobs.stop(within=5.0)

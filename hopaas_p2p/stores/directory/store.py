@@ -111,6 +111,7 @@ class DirectoryStore(ObjectBackedStore[Directory]):
         self.objects.uuid = self._uuid_in(meta)
         seen.remember(self.path, self.objects.uuid)
         self.freshness = _LOOK_EVERY if self.objects.shared else 0.0
+        self.immediate = not self.objects.shared
 
     def remove_beat(self, peer: str) -> None:
         if valid_name(peer):
