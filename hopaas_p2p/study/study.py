@@ -109,6 +109,7 @@ from hopaas_p2p.study.learning import (
 from hopaas_p2p.study.method import Searcher, SearchMethod, in_words
 from hopaas_p2p.study.progress import ProgressLog, last_line
 from hopaas_p2p.study.proposer import Proposer, became
+from hopaas_p2p.study.ranks import follow, leading, ranks
 from hopaas_p2p.study.replicates import ReplicateGroup, replicate_groups
 from hopaas_p2p.study.schedule import Schedule, schedule_of
 from hopaas_p2p.study.trial import Objective, Trial, as_values, values_or_reason
@@ -551,9 +552,9 @@ class Study(StoredStudy):
         self.pruner = pruner or self.pruner
         self._keep_to_method(aloud=True)
 
-    def _be_worker(self, about: dict[str, str]) -> None:
-        """Add this to the process's introduction to the study, and make `optimize` log nothing."""
-        self._about, self._quiet = about, True
+    def _be_worker(self, about: dict[str, str], *, quiet: bool = True) -> None:
+        """Add this to the process's introduction to the study; a `quiet` one lets `optimize` log nothing."""
+        self._about, self._quiet = about, quiet
         self.handle.introduce_as({**about, **self._searcher.differing()})
 
     # --- trials of this process ---
@@ -837,6 +838,10 @@ class Study(StoredStudy):
         silent it stays until that trial has been reclaimed and retried, for at most twice the ttl. What happens, and
         for which trial it waits, is logged to `hopaas_p2p` at level INFO; losing a lease is a warning.
 
+        On several ranks, as under torchrun, every rank calls this, and all of them run each trial together: each one's
+        objective gets a `RankedTrial`. A rank whose objective raises fails the trial, with that reason, and its program
+        ends; `catch` counts for what the trial itself raises on every rank.
+
         Args:
             func: the objective: gets a `Trial`, returns its value or values; may raise `optuna.TrialPruned`.
             n_jobs: how many trials to run at once, in threads of this process; -1: one per core.
@@ -866,6 +871,12 @@ class Study(StoredStudy):
         n_trials = None if n_trials is None else whole("n_trials", n_trials, least=None)
         timeout = None if timeout is None else time_limit("timeout", timeout)
         jobs = os.cpu_count() or 1 if n_jobs == -1 else whole("n_jobs", n_jobs)
+        among = ranks()
+        if among.size > 1 and (on is not None or jobs > 1):
+            raise InvalidInput(f"this program runs on {among.size} ranks, which run one trial at a time, and here")
+        if among.rank > 0:
+            follow(func, among, self._fail_for)
+            return
         if on is not None:
             from hopaas_p2p.study.workers import WatchedWorkers
 
@@ -885,16 +896,24 @@ class Study(StoredStudy):
             with sigterm_raises():
                 watched.run(called, quiet=self._quiet or show_progress_bar)
             return
+        introduce = functools.partial(self._be_worker, quiet=self._quiet)
         if gc_after_trial:
             called.append(lambda _: [gc.collect()].clear())
         with (
             sigterm_raises(),
+            leading(func, among, introduce) if among.size > 1 else contextlib.nullcontext(func) as objective,
             progress_bar(self, n_trials, timeout, shown=show_progress_bar) as moved,
             ProgressLog(self.name, self.handle, quiet=self._quiet or show_progress_bar) as progress,
         ):
-            Loop(self, func, n_trials, timeout, caught, [*called, *moved], progress).run(jobs)
+            Loop(self, objective, n_trials, timeout, caught, [*called, *moved], progress).run(jobs)
         with contextlib.suppress(HopaasError):  # what is left there harms nobody
             self.collect_checkpoints()
+
+    def _fail_for(self, owner: str, number: int, reason: str) -> None:
+        """Fail a trial that another rank of this program asked for, if it is not over."""
+        with contextlib.suppress(HopaasError, UpdateFinishedTrialError):
+            self.storage.peer.act_for(frozenset({owner}))
+            self.tell(number, state="fail", reason=reason)
 
     # --- what its people decide, for all peers ---
 

@@ -186,18 +186,18 @@ class Trial(optuna.trial.Trial):
         """1 for a first try, 2 for the retry of an interrupted one, …"""
         return self.handle.state.trials[self.number].attempt
 
-    def checkpoint(self, source: str | Path | bytes, *, step: int) -> None:
+    def checkpoint(self, source: str | Path | bytes, *, step: int, wait: bool = True) -> None:
         """Store a checkpoint (a file, or bytes) taken after `step`; the last two are kept.
 
-        Blocks until the store has it. If this peer dies or is pre-empted, the next one that runs these parameters finds
-        it in `resume`.
+        Blocks until the store has it; unless it is to `wait`, a silent store is given up after `patience`. If this peer
+        dies or is pre-empted, the next one that runs these parameters finds it in `resume`.
 
         Raises:
             LeaseLost: another peer runs the trial now.
             StoreUnreachable: the store did not answer for `store_wait`.
             ConfigurationError: the store does not keep it, as Postgres files above 64 MB; the message says what to do.
         """
-        checkpoints.save(self.handle, self.number, source, step)
+        checkpoints.save(self.handle, self.number, source, step, within=None if wait else self.storage.peer.patience)
 
     def upload(self, source: str | Path, *, filename: str | None = None, mimetype: str | None = None) -> Artifact:
         """Keep a file with this trial: a model, a plot. Blocks until the store has it.

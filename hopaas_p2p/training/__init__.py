@@ -24,17 +24,15 @@ import threading
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Any, Final, NoReturn, Self
+from typing import Any, Final, NoReturn, Self
 
 import optuna
 
 from hopaas_p2p.errors import InvalidInput, LeaseLost, StoreUnreachable
-from hopaas_p2p.files import checkpoints
+from hopaas_p2p.study.ranks import RankedTrial, Ranks, ranks
+from hopaas_p2p.study.trial import Trial
 
-if TYPE_CHECKING:
-    from hopaas_p2p.study.trial import Trial
-
-__all__ = ["Preemption", "Training"]
+__all__ = ["Preemption", "RankedTrial", "Training", "ranks"]
 
 _log: Final = logging.getLogger("hopaas_p2p")
 
@@ -46,8 +44,12 @@ def scratch(name: str = "checkpoint") -> Iterator[Path]:
         yield Path(directory, name)
 
 
-def keep(trial: Trial, save: Callable[[Path], Any], step: int, *, name: str = "checkpoint") -> None:
-    """Store what `save` writes, unless the store does not answer within `patience`: training goes on without it then.
+def keep(
+    trial: Trial | RankedTrial, save: Callable[[Path], Any], step: int, *, name: str = "checkpoint", **how: Any
+) -> None:
+    """Store what `save` writes, as `how` says.
+
+    Training goes on without it if the store does not answer within `patience`.
 
     Raises:
         optuna.TrialPruned: another peer runs the trial now.
@@ -56,7 +58,7 @@ def keep(trial: Trial, save: Callable[[Path], Any], step: int, *, name: str = "c
     with scratch(name) as path:
         save(path)
         try:
-            checkpoints.save(trial.handle, trial.number, path, step, within=trial.storage.peer.patience)
+            trial.checkpoint(path, step=step, wait=False, **how)
         except LeaseLost:
             trial.prune()
         except StoreUnreachable as error:
@@ -131,91 +133,83 @@ class Preemption:
 
 
 class Training:
-    """One trial's loop. In distributed training every rank makes one; rank 0 alone has the trial.
+    """One trial's loop. In distributed training every rank makes one, with the `RankedTrial` that it got.
 
     Args:
-        trial: of `study.ask()` or of `optimize`; None on ranks above 0.
-        save: writes the state of the training to a path. Without it there are no checkpoints.
-        load: reads it back.
+        trial: of `study.ask()` or of `optimize`.
+        save: writes the state of the training to a path. Without it there are no checkpoints. Called on every rank; the
+            first one's file is kept.
+        load: reads it back, on every rank.
         report_every: steps between two reports; the last step is always reported.
         checkpoint_every: steps between two checkpoints. None: only when the job is pre-empted.
-        broadcast: gives rank 0's object to all ranks; with PyTorch, by `torch.distributed.broadcast_object_list`.
+        save_each_rank: whether every rank's file is kept, and each reads back its own.
 
     """
 
     def __init__(
         self,
-        trial: Trial | None,
+        trial: Trial | RankedTrial,
         *,
         save: Callable[[Path], Any] | None = None,
         load: Callable[[Path], Any] | None = None,
         report_every: int = 1,
         checkpoint_every: int | None = None,
-        broadcast: Callable[[Any], Any] | None = None,
+        save_each_rank: bool = False,
     ) -> None:
         if report_every < 1 or (checkpoint_every is not None and checkpoint_every < 1):
             raise InvalidInput(
                 f"report_every and checkpoint_every must be at least 1, got {report_every} and {checkpoint_every}"
             )
-        if trial is None and broadcast is None:
-            raise InvalidInput("without a trial this is a rank above 0, which needs broadcast")
         if (save is None) != (load is None):
             raise InvalidInput("checkpoints need both save and load")
         self._trial, self._save, self._load = trial, save, load
         self._report_every, self._checkpoint_every = report_every, checkpoint_every
-        self._broadcast = broadcast or (lambda value: value)
+        self._ranks = trial.ranks if isinstance(trial, RankedTrial) else Ranks()
+        self._how: dict[str, Any] = {"each_rank": True} if save_each_rank and self._ranks.size > 1 else {}
         self._step = self._end = 0
 
     def steps(self, end: int) -> Iterator[int]:
         """The steps that are left of 0, 1, …, end - 1.
 
-        SIGTERM is acted upon between two steps: a checkpoint, then SystemExit, which gives the trial back.
+        SIGTERM is acted upon between two steps: a checkpoint, then SystemExit, which gives the trial back. Of several
+        ranks it counts on the first.
         """
         first, self._end = self._resume(), end
         with Preemption() as preemption:
             for self._step in range(first, end):
                 yield self._step
-                leaving, every = self._broadcast(preemption.signal), self._checkpoint_every
+                leaving, every = self._ranks.broadcast(preemption.signal), self._checkpoint_every
                 if leaving or (every is not None and (self._step + 1) % every == 0 and self._step < end - 1):
                     self._checkpoint()
                 if leaving:
                     preemption.leave()
 
     def report(self, value: float) -> None:
-        """Report the present step's value, where it is due.
+        """Report the present step's value (the first rank's), where it is due.
 
         Raises:
             optuna.TrialPruned: the trial is to be given up, on every rank.
 
         """
         trial = self._trial
-        if self._step != self._end - 1 and (self._step + 1) % self._report_every:
-            asked = self._broadcast(trial is not None and trial.stop_requested is not None)
-            if not asked:
-                return
-        over = False
-        if trial is not None:
-            trial.report(float(value), self._step)
-            over = trial.should_prune()
-        if self._broadcast(over):
-            if trial is not None and trial.at_rung:
+        due = self._step == self._end - 1 or (self._step + 1) % self._report_every == 0
+        if not due and trial.stop_requested is None:
+            return
+        trial.report(float(value), self._step)
+        if trial.should_prune():
+            if trial.at_rung:
                 self._checkpoint()
             raise optuna.TrialPruned
 
     def _checkpoint(self) -> None:
-        if self._save is not None and self._trial is not None:
-            keep(self._trial, self._save, self._step)
+        if self._save is not None:
+            keep(self._trial, self._save, self._step, **self._how)
 
     def _resume(self) -> int:
         """Load the newest checkpoint on every rank; returns the first step that is left."""
-        if self._load is None:
+        found = None if self._load is None else self._trial.resume
+        if found is None or self._load is None:
             return 0
-        found = self._trial.resume if self._trial is not None else None
-        told = self._broadcast(None if found is None else (found[0], found[1].read_bytes()))
-        if told is None:
-            return 0
-        step, content = told
-        with scratch() as path:
-            path.write_bytes(content)
-            self._load(path)
-        return int(step) + 1
+        step, path = found
+        self._load(path)
+        return step + 1

@@ -155,3 +155,9 @@ def test_every_extra_that_the_code_names_is_declared() -> None:
     for path in (ROOT / "hopaas_p2p").rglob("*.py"):
         for extra in re.findall(r"hopaas-p2p\[([\w,-]+)\]", path.read_text()):
             assert set(extra.split(",")) <= set(declared), f"{path.name} names the extra {extra!r}"
+
+
+def test_the_module_is_the_program_and_the_citation_names_its_version() -> None:
+    said = subprocess.run([sys.executable, "-m", "hopaas_p2p", "--version"], capture_output=True, text=True, check=True)
+    version = said.stdout.split()[-1]
+    assert re.search(rf"^version: {re.escape(version)}$", (ROOT / "CITATION.cff").read_text(), re.MULTILINE)

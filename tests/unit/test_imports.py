@@ -25,7 +25,7 @@ LAYERS = (
     {"study", "training"},
     {"ports", "hopaas", "alerts", "moving"},
     {"demo", "joining"},
-    {"cli", "testing"},
+    {"cli", "testing", "__main__"},
 )
 """From the bottom up. A part may import its own layer and those below."""
 RANK = {part: rank for rank, parts in enumerate(LAYERS) for part in parts}

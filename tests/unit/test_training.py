@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 import queue
 import signal
-import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ import pytest
 import hopaas_p2p
 from hopaas_p2p.errors import InvalidInput, StoreUnreachable
 from hopaas_p2p.study import Study
+from hopaas_p2p.study.ranks import RankedTrial, Ranks
 from hopaas_p2p.training import Training
 from tests.support.processes import campaign, states
 
@@ -127,49 +128,85 @@ def test_who_lost_its_lease_stops_at_the_checkpoint(tmp_path: Path, study: Study
     other.close()
 
 
-class Ranks:
-    """Two ranks in two threads; rank 0's objects go to both."""
+class TwoThreads(Ranks):
+    """Two ranks in two threads."""
 
-    def __init__(self) -> None:
-        self._box: queue.Queue[Any] = queue.Queue()
-        self.told = 0
+    def __init__(self, rank: int, box: queue.Queue[Any]) -> None:
+        self.rank, self.size, self._box = rank, 2, box
 
-    def root(self, value: Any) -> Any:
-        self.told += 1
-        self._box.put(value)
-        return value
-
-    def other(self, _: Any) -> Any:
+    def broadcast(self, value: Any) -> Any:
+        if self.rank == 0:
+            self._box.put(value)
+            return value
         return self._box.get(timeout=60)
+
+    def gather(self, value: Any) -> list[Any]:
+        return [value, self.others.get(timeout=60)] if self.rank == 0 else [self.others.put(value)][:0]
+
+    others: queue.Queue[Any] = queue.Queue()
+
+
+def on_two_ranks(trial: hopaas_p2p.Trial, run: Callable[[RankedTrial], None]) -> None:
+    """Run this on both at once."""
+    box: queue.Queue[Any] = queue.Queue()
+    with ThreadPoolExecutor(2) as pool:
+        both = [pool.submit(run, RankedTrial(trial if rank == 0 else None, TwoThreads(rank, box))) for rank in range(2)]
+        for one in both:
+            one.result(120)
 
 
 def test_ranks_resume_and_stop_together(study: Study) -> None:
     first, model = study.ask(), Model()
     train(Training(first, save=model.save, load=model.load, checkpoint_every=2), model, 5)
     study.handle.release(first.number)
-    again = study.ask()
-    ranks, models = Ranks(), (Model(), Model())
-    done: list[Any] = []
+    again, counts = study.ask(), []
 
-    def rank_1() -> None:
-        try:
-            mine = models[1]
-            train(Training(None, save=mine.save, load=mine.load, broadcast=ranks.other), mine, 100)
-        except optuna.TrialPruned:
-            done.append("pruned")
+    def run(trial: RankedTrial) -> None:
+        mine = Model()
+        with pytest.raises(optuna.TrialPruned):
+            train(Training(trial, save=mine.save, load=mine.load), mine, 100)
+        counts.append(mine.count)
 
-    thread = threading.Thread(target=rank_1)
-    thread.start()
-    root = models[0]
+    on_two_ranks(again, run)
 
-    with pytest.raises(optuna.TrialPruned):
-        train(Training(again, save=root.save, load=root.load, broadcast=ranks.root), root, 100)
-
-    thread.join(60)
-    assert done == ["pruned"]
-    assert [one.count for one in models] == [51, 51]  # from the checkpoint after the fourth step, to the pruner's bound
+    assert counts == [51, 51]  # from the checkpoint after the fourth step, to the pruner's bound
     assert min(again.intermediate_values) == 0
     assert max(again.intermediate_values) == 50
+
+
+def test_each_rank_can_have_its_own_part_of_a_checkpoint(study: Study) -> None:
+    def save(trial: RankedTrial) -> None:
+        trial.checkpoint(f"part {trial.ranks.rank}".encode(), step=3, each_rank=True)
+
+    parts: dict[int, bytes] = {}
+
+    def resume(trial: RankedTrial) -> None:
+        assert trial.resume is not None
+        assert trial.resume[0] == 3
+        parts[trial.ranks.rank] = trial.resume[1].read_bytes()
+
+    first = study.ask()
+    on_two_ranks(first, save)
+    study.handle.release(first.number)
+    again = study.ask()
+    on_two_ranks(again, resume)
+    assert parts == {0: b"part 0", 1: b"part 1"}
+    with pytest.raises(InvalidInput, match="of 2 ranks, and this training has 1"):
+        RankedTrial(again, Ranks()).resume  # noqa: B018
+
+
+def test_what_the_first_rank_raises_is_raised_on_all(study: Study) -> None:
+    raised: list[str] = []
+
+    def run(trial: RankedTrial) -> None:
+        with pytest.raises(InvalidInput) as error:
+            trial.report(10**400, 0)
+        raised.append(str(error.value))
+
+    on_two_ranks(study.ask(), run)
+
+    assert len(set(raised)) == 1
+    assert len(raised) == 2
 
 
 @pytest.mark.parametrize(
@@ -180,8 +217,3 @@ def test_ranks_resume_and_stop_together(study: Study) -> None:
 def test_what_makes_no_sense_is_refused_at_once(study: Study, options: dict[str, Any]) -> None:
     with pytest.raises(InvalidInput):
         Training(study.ask(), **options)
-
-
-def test_a_rank_without_a_trial_needs_to_hear_of_it() -> None:
-    with pytest.raises(InvalidInput, match="needs broadcast"):
-        Training(None)

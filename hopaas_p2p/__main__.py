@@ -1,0 +1,6 @@
+"""`python -m hopaas_p2p` is `hopaas-p2p`."""
+
+from hopaas_p2p.cli.main import main
+
+if __name__ == "__main__":
+    main()

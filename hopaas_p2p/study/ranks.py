@@ -1,0 +1,314 @@
+"""A trial whose training runs on several ranks: processes that are started together, as by torchrun or mpirun.
+
+Every rank runs the same lines. The first one alone has the trial and talks to the store; what it decides, and what the
+store tells it, reaches the others by a channel of their launcher's, in the order in which all of them ask. So each rank
+must make the same calls of its trial, as with any collective operation. The channel:
+
+    torchrun   the store of its agent, beside all process groups of the program
+    else       `torch.distributed`, if the program has initialised it before it opens the study; then mpi4py
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import os
+import pickle
+import platform
+import sys
+import tempfile
+import weakref
+from collections.abc import Callable, Iterator, Sequence
+from datetime import timedelta
+from pathlib import Path
+from typing import Any, Final, NoReturn, TypeVar
+
+import msgspec
+import optuna
+
+from hopaas_p2p.errors import InvalidInput
+from hopaas_p2p.runtime import metering
+from hopaas_p2p.runtime.interrupts import describe
+from hopaas_p2p.study.trial import Objective, Trial
+
+_LONG: Final = timedelta(days=365)
+_LOOK: Final = timedelta(seconds=5)  # for which a wait for another rank holds up a signal, at most
+_BEHIND: Final = 64  # messages that a rank may be behind the first
+_PARTS: Final = b"hopaas-ranks\n"
+"""Begins a checkpoint that holds a part of each rank."""
+_ON_ALL: Final = "_hopaas_on_all_ranks"
+
+T = TypeVar("T")
+
+
+class Ranks:
+    """The processes of one training; this one is `rank` of `size`. A process by itself is rank 0 of 1.
+
+    Values travel as pickles, among the processes of one program.
+    """
+
+    rank = 0
+    size = 1
+
+    def broadcast(self, value: T) -> T:
+        """The first rank's value, on every rank. Blocks the others until it is there."""
+        return value
+
+    def gather(self, value: T) -> list[T]:
+        """Every rank's value, on the first rank, which blocks until they are there; nothing on the others."""
+        return [value]
+
+    def call(self, do: Callable[[], T]) -> T:
+        """Call this on the first rank; every rank gets what it returned, or raised."""
+        value: Any = None
+        error: Exception | None = None
+        if self.rank == 0:
+            try:
+                value = do()
+            except Exception as raised:  # noqa: BLE001  # it is raised on every rank
+                error = raised
+        value, error = self.broadcast((value, error))
+        if error is not None:
+            setattr(error, _ON_ALL, True)
+            raise error
+        return value  # type: ignore[no-any-return]
+
+
+class _Torchrun(Ranks):
+    """Messages under numbers in the store of torchrun's agent."""
+
+    def __init__(self) -> None:
+        dist: Any = importlib.import_module("torch.distributed")
+        env = os.environ
+        self.rank, self.size = int(env["RANK"]), int(env["WORLD_SIZE"])
+        agent = dist.TCPStore(env["MASTER_ADDR"], int(env["MASTER_PORT"]), is_master=False, timeout=_LOOK)
+        self._store: Any = dist.PrefixStore(f"hopaas/{env.get('TORCHELASTIC_RESTART_COUNT', '0')}", agent)
+        self._sent = self._gathered = 0
+
+    def broadcast(self, value: T) -> T:
+        number, self._sent = self._sent, self._sent + 1
+        if self.rank == 0:
+            self._store.set(f"{number}", pickle.dumps(value))
+            if number >= _BEHIND:
+                self._taken(f"{number - _BEHIND} was read")
+                self._store.delete_key(f"{number - _BEHIND}")
+            return value
+        self._wait(f"{number}")
+        value = pickle.loads(self._store.get(f"{number}"))  # noqa: S301  # of this program's first rank
+        if self._store.add(f"{number} readers", 1) == self.size - 1:
+            self._store.set(f"{number} was read", b"")
+            self._store.delete_key(f"{number} readers")
+        return value
+
+    def gather(self, value: T) -> list[T]:
+        number, self._gathered = self._gathered, self._gathered + 1
+        if self.rank:
+            self._store.set(f"{number} of rank {self.rank}", pickle.dumps(value))
+            return []
+        others = [self._taken(f"{number} of rank {rank}") for rank in range(1, self.size)]
+        return [value, *map(pickle.loads, others)]
+
+    def _taken(self, key: str) -> bytes:
+        self._wait(key)
+        value: bytes = self._store.get(key)
+        self._store.delete_key(key)
+        return value
+
+    def _wait(self, key: str) -> None:
+        """Wait for another rank, for as long as its next trial takes; a signal is acted upon meanwhile."""
+        while True:
+            with contextlib.suppress(RuntimeError):  # nothing yet
+                self._store.wait([key], _LOOK)
+                return
+
+
+class _ProcessGroup(Ranks):
+    """Messages in a group of their own beside the program's, on the processors."""
+
+    def __init__(self, distributed: Any) -> None:
+        self._distributed = distributed
+        self.rank, self.size = distributed.get_rank(), distributed.get_world_size()
+        self._group = distributed.new_group(backend="gloo", timeout=_LONG)
+
+    def broadcast(self, value: T) -> T:
+        box = [value]
+        self._distributed.broadcast_object_list(box, src=0, group=self._group)
+        return box[0]
+
+    def gather(self, value: T) -> list[T]:
+        found: list[Any] | None = None if self.rank else [None] * self.size
+        self._distributed.gather_object(value, found, dst=0, group=self._group)
+        return found or []
+
+
+class _Mpi(Ranks):
+    """Messages in a communicator of their own."""
+
+    def __init__(self, world: Any) -> None:
+        self._ours = world.Dup()
+        self.rank, self.size = self._ours.Get_rank(), self._ours.Get_size()
+
+    def broadcast(self, value: T) -> T:
+        return self._ours.bcast(value, root=0)  # type: ignore[no-any-return]
+
+    def gather(self, value: T) -> list[T]:
+        return self._ours.gather(value, root=0) or []
+
+
+_known: list[Ranks] = []
+
+
+def ranks() -> Ranks:
+    """The ranks that this process was started with, as far as its launcher or its program lets them be reached."""
+    if not _known:
+        distributed, mpi = sys.modules.get("torch.distributed"), sys.modules.get("mpi4py.MPI")
+        if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True" and os.environ.get("WORLD_SIZE", "1") != "1":
+            _known.append(_Torchrun())
+        elif distributed is not None and distributed.is_available() and distributed.is_initialized():
+            _known.append(_ProcessGroup(distributed))
+        elif mpi is not None and mpi.COMM_WORLD.Get_size() > 1:
+            _known.append(_Mpi(mpi.COMM_WORLD))
+    return _known[0] if _known else Ranks()
+
+
+class RankedTrial:
+    """A trial on one of several ranks: whatever `Trial` has, asked of the first rank's and told to all.
+
+    Every rank makes the same calls in the same order. Each costs a message, and raises on every rank what it raises on
+    the first.
+
+    Args:
+        trial: the first rank's; None on the others.
+        among: the ranks.
+
+    """
+
+    def __init__(self, trial: Trial | None, among: Ranks) -> None:
+        self._trial, self.ranks = trial, among
+        self._resume: tuple[int, Path] | None = None
+        self._looked = False
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("_"):
+            raise AttributeError(name)
+        if callable(getattr(Trial, name)):
+            return lambda *given, **named: self.ranks.call(lambda: getattr(self._trial, name)(*given, **named))
+        return self.ranks.call(lambda: getattr(self._trial, name))
+
+    def prune(self) -> NoReturn:
+        """End this trial as PRUNED, on every rank that calls it."""
+        raise optuna.TrialPruned
+
+    def checkpoint(self, source: str | Path | bytes, *, step: int, each_rank: bool = False, wait: bool = True) -> None:
+        """Store the first rank's checkpoint, as `Trial.checkpoint` does; with `each_rank` a part of each rank.
+
+        The parts are gathered on the first rank, which holds all of them for a moment, and are one checkpoint.
+        """
+        if each_rank:
+            parts = self.ranks.gather(source if isinstance(source, bytes) else Path(source).read_bytes())
+            source = _PARTS + msgspec.msgpack.encode(parts)
+        how = {} if wait else {"wait": False}
+        self.ranks.call(lambda: self._first.checkpoint(source, step=step, **how))
+
+    @property
+    def resume(self) -> tuple[int, Path] | None:
+        """(step, local file) of the newest whole checkpoint of an earlier attempt, or None, as `Trial.resume`.
+
+        The file is this rank's copy, or its part of one that has a part of each.
+
+        Raises:
+            InvalidInput: the checkpoint has the parts of another number of ranks.
+
+        """
+        if not self._looked:
+            self._looked, found = True, self.ranks.call(self._read_checkpoint)
+            if found is not None:
+                step, data = found
+                folder = tempfile.TemporaryDirectory(prefix="hopaas-resume-")
+                weakref.finalize(self, folder.cleanup)
+                self._resume = step, Path(folder.name, "checkpoint")
+                self._resume[1].write_bytes(self._part(data))
+        return self._resume
+
+    def _read_checkpoint(self) -> tuple[int, bytes] | None:
+        found = self._first.resume
+        return None if found is None else (found[0], found[1].read_bytes())
+
+    def _part(self, data: bytes) -> bytes:
+        if not data.startswith(_PARTS):
+            return data
+        parts = msgspec.msgpack.decode(data[len(_PARTS) :], type=list[bytes])
+        if len(parts) != self.ranks.size:
+            raise InvalidInput(
+                f"the checkpoint has parts of {len(parts)} ranks, and this training has {self.ranks.size}"
+            )
+        return parts[self.ranks.rank]
+
+    @property
+    def _first(self) -> Trial:
+        assert self._trial is not None
+        return self._trial
+
+
+@contextlib.contextmanager
+def leading(objective: Objective, among: Ranks, introduce: Callable[[dict[str, str]], None]) -> Iterator[Objective]:
+    """On the first rank: the objective to run there, which takes the others along; in the end they are told so.
+
+    `introduce` says what all ranks are together. An error that only this rank knows of ends its process: the others may
+    stand in a collective operation.
+    """
+    devices = among.gather((platform.node(), metering.devices(), metering.visible()))
+    introduce({"ranks": str(among.size), **_together(devices)})
+
+    def run(trial: Trial) -> float | Sequence[float]:
+        among.broadcast((trial.number, trial.storage.peer.uuid))
+        try:
+            value = objective(RankedTrial(trial, among))  # type: ignore[arg-type]
+        except Exception as error:
+            if _is_on_all(error):
+                among.gather(None)
+            raise
+        among.gather(None)  # a rank that has failed never comes, and the launcher ends this one
+        return value
+
+    try:
+        yield run
+    except Exception as error:
+        if _is_on_all(error):
+            among.broadcast(None)
+        raise
+    among.broadcast(None)
+
+
+def follow(objective: Objective, among: Ranks, fail: Callable[[str, int, str], None]) -> None:
+    """On another rank: run the objective for each trial of the first one.
+
+    An error ends this process; before that it is to `fail` the trial of that owner and number, for this reason.
+    """
+    among.gather((platform.node(), metering.devices(), metering.visible()))
+    while (trial := among.broadcast(None)) is not None:
+        number, owner = trial
+        try:
+            objective(RankedTrial(None, among))
+        except Exception as error:
+            if not _is_on_all(error):
+                fail(owner, number, f"rank {among.rank}: {describe(error)}")
+                raise
+        among.gather(None)
+
+
+def _is_on_all(error: Exception) -> bool:
+    """Whether every rank has met it at the same call."""
+    return isinstance(error, optuna.TrialPruned) or getattr(error, _ON_ALL, False)
+
+
+def _together(devices: list[tuple[str, dict[str, str], list[str] | None]]) -> dict[str, str]:
+    """The devices of all ranks: a GPU that several ranks of a node see counts once."""
+    hosts = dict.fromkeys(host for host, _, _ in devices)
+    total = {"gpus": 0.0, "cores": 0.0}
+    for host in hosts:
+        here = [(said, seen) for at, said, seen in devices if at == host]
+        total["cores"] += max(float(said["cores"]) for said, _ in here)
+        names = {name for _, seen in here for name in seen or ()}
+        total["gpus"] += len(names) or max(float(said.get("gpus", 0)) for said, _ in here)
+    return {name: f"{count:g}" for name, count in total.items() if count}
