@@ -1,4 +1,4 @@
-"""`hopaas-p2p init`, `user …`, `token …`, `grant`, `revoke`, `unlock` …: who may use a Postgres store, and for what."""
+"""`hopaas-p2p admin init`, `user …`, `token …`, `grant`, `revoke`, `unlock`: who may use a store, and for what."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import click
 
 from hopaas_p2p import access
 from hopaas_p2p.cli import output
-from hopaas_p2p.cli.lazy import Subgroup
+from hopaas_p2p.cli.lazy import Group
 from hopaas_p2p.cli.options import ROLES, CliSession, Columns, options
 from hopaas_p2p.open import open_store, redacted
 from hopaas_p2p.runtime.times import to_iso
@@ -31,11 +31,15 @@ def init(session: CliSession, url: str | None) -> None:
         session.done({"store": store.url, "was": None}, f"{store.url} is ready.")
         return
     before = access.initialise(chosen)
-    what = "is up to date" if before else "is ready; give people tokens: hopaas-p2p user add, hopaas-p2p token create"
+    what = (
+        "is up to date"
+        if before
+        else "is ready; give people tokens: hopaas-p2p admin user add, hopaas-p2p admin token create"
+    )
     session.done({"store": redacted(chosen), "was": before or None}, f"the store in {redacted(chosen)} {what}")
 
 
-@click.group(cls=Subgroup)
+@click.group(cls=Group)
 def user() -> None:
     """Manage the users of a Postgres store. Administrators only."""
 
@@ -45,9 +49,9 @@ def user() -> None:
 @options(study="none")
 @click.option("--existing", is_flag=True, help="Let an existing login of the server use this store.")
 def user_add(session: CliSession, username: str, existing: bool) -> None:
-    """Create a user. Then create a token for it: hopaas-p2p token create NAME"""
+    """Create a user. Then create a token for it: hopaas-p2p admin token create NAME"""
     access.add_user(session.store_url, username, existing=existing)
-    session.done({"user": username}, f"{username} may use this store. Next: hopaas-p2p token create {username}")
+    session.done({"user": username}, f"{username} may use this store. Next: hopaas-p2p admin token create {username}")
 
 
 @user.command("list")
@@ -69,7 +73,7 @@ def user_rm(session: CliSession, username: str) -> None:
     session.done({"user": username}, f"Removed {username} with all tokens and grants.")
 
 
-@click.group(cls=Subgroup)
+@click.group(cls=Group)
 def token() -> None:
     """Create, list and revoke tokens. Administrators only."""
 
@@ -84,7 +88,7 @@ def token_create(session: CliSession, user: str, valid: str, label: str | None, 
     """Create a token for USER and print it. It is shown only once.
 
     \b
-    hopaas-p2p token create alice --valid week --label cluster > alice.token
+    hopaas-p2p admin token create alice --valid week --label cluster > alice.token
     export HOPAAS_TOKEN_FILE=$PWD/alice.token
     """  # noqa: D301  # click wants the backspace
     made = access.create_token(session.store_url, user, valid=valid, label=label or "", connections=connections)
@@ -121,7 +125,7 @@ def token_list(session: CliSession, user: str | None) -> None:
 @click.argument("token_name", metavar="TOKEN")
 @options(study="none")
 def token_revoke(session: CliSession, token_name: str) -> None:
-    """Revoke a token, named as in `token list` or by its label. Its open sessions end at once."""
+    """Revoke a token, named as in `admin token list` or by its label. Its open sessions end at once."""
     gone = access.revoke_token(session.store_url, token_name)
     session.done({"name": gone}, f"Revoked {gone}.")
 

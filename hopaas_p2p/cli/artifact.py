@@ -1,4 +1,4 @@
-"""`hopaas-p2p artifact …`: files of studies and trials, from the shell."""
+"""`hopaas-p2p trial artifact …`: files of studies and trials, from the shell."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 import click
 
 from hopaas_p2p.cli import output
-from hopaas_p2p.cli.lazy import Subgroup
+from hopaas_p2p.cli.lazy import Group
 from hopaas_p2p.cli.options import CliSession, Columns, check_new, options
 from hopaas_p2p.errors import InvalidInput
 from hopaas_p2p.files.artifacts import short_id
@@ -19,7 +19,7 @@ from hopaas_p2p.runtime.ownership import check_link
 _trial = click.option("--trial", "-t", type=click.IntRange(min=0), metavar="N", help="The trial that they belong to.")
 
 
-@click.group(cls=Subgroup)
+@click.group(cls=Group)
 def artifact() -> None:
     """Put, get, list and remove files of a study and its trials. --study or HOPAAS_STUDY names the study."""
 

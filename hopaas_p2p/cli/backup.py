@@ -1,4 +1,4 @@
-"""`hopaas-p2p backup` and `restore`: one file per store, and back."""
+"""`hopaas-p2p admin backup` and `restore`: one file per store, and back."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def backup(session: CliSession, url: str, target: Path, no_files: bool, force: b
     is readable by you only, and contains no roles or tokens.
 
     \b
-    hopaas-p2p backup ./campaign campaign-$(date +%F).backup
+    hopaas-p2p admin backup ./campaign campaign-$(date +%F).backup
     """  # noqa: D301  # click needs the backspace
     check_new(target, force=force)
     session.settings.publish()
@@ -53,11 +53,11 @@ def restore(session: CliSession, source: Path, url: str) -> None:
     """Fill an empty store from a backup, and check that it replays to what was backed up.
 
     Nothing is overwritten: a STORE that holds anything else, or in which peers are alive, is refused. If it was
-    interrupted, run it again. A database must have been prepared with `hopaas-p2p init`, and needs an administrator's
-    login; grant access to the studies again afterwards.
+    interrupted, run it again. A database must have been prepared with `hopaas-p2p admin init`, and needs an
+    administrator's login; grant access to the studies again afterwards.
 
     \b
-    hopaas-p2p restore campaign-2026-11-26.backup ./campaign
+    hopaas-p2p admin restore campaign-2026-11-26.backup ./campaign
     """  # noqa: D301  # click needs the backspace
     session.settings.publish()
     with contextlib.closing(backups.read(source)) as opened, contextlib.closing(open_store(url)) as store:

@@ -8,13 +8,13 @@ import click
 from click.shell_completion import get_completion_class
 
 from hopaas_p2p.cli import output
-from hopaas_p2p.cli.lazy import Subgroup
+from hopaas_p2p.cli.lazy import Group
 from hopaas_p2p.cli.options import CliSession, options
 from hopaas_p2p.open import redacted
 from hopaas_p2p.runtime.settings import HERE, SETTINGS, trust, variable
 
 
-@click.group(cls=Subgroup)
+@click.group(cls=Group)
 def config() -> None:
     """Show the settings, and where each comes from.
 

@@ -1,4 +1,4 @@
-"""`hopaas-p2p gc` and `s3-policy`: what only a bucket needs."""
+"""`hopaas-p2p admin gc` and `s3-policy`: what only a bucket needs."""
 
 from __future__ import annotations
 

@@ -15,7 +15,7 @@ from hopaas_p2p.analysis.spending import budget_lines, cells, spending
 from hopaas_p2p.cli import output
 from hopaas_p2p.cli.annotations import add_annotations
 from hopaas_p2p.cli.create import create, method_of, search_options, set_
-from hopaas_p2p.cli.lazy import Subgroup
+from hopaas_p2p.cli.lazy import Group
 from hopaas_p2p.cli.options import CliSession, Columns, options
 from hopaas_p2p.cli.transfer import copy, export, import_, report_html
 from hopaas_p2p.errors import InvalidInput, NoSuchStudy
@@ -36,7 +36,7 @@ _RUNGS = 12
 """Of a study that `show` lists: the highest ones. A population may have thousands."""
 
 
-@click.group(cls=Subgroup)
+@click.group(cls=Group)
 def study() -> None:
     """Create, list, show, control, export, import and copy studies.
 

@@ -1,18 +1,21 @@
-"""`hopaas-p2p study export|import|copy|report`: to and from files, Optuna's own storages, and other stores."""
+"""`hopaas-p2p study export|import|copy|report`: files, Optuna's own storages, trackers, and other stores."""
 
 from __future__ import annotations
 
 import contextlib
+import os
 import shlex
+import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import click
 
 from hopaas_p2p.cli import output
 from hopaas_p2p.cli.options import CliSession, options
-from hopaas_p2p.errors import InvalidInput, NoSuchStudy
+from hopaas_p2p.core.admission import finished
+from hopaas_p2p.errors import HopaasError, InvalidInput, NoSuchStudy
 from hopaas_p2p.moving import FORMATS, copy_study, export_study, import_study
 from hopaas_p2p.report import write_report
 from hopaas_p2p.runtime.atomic import replace_atomically
@@ -24,40 +27,100 @@ if TYPE_CHECKING:
 
 _DIRECTORY = click.Path(file_okay=False, path_type=Path)
 _FORMATS = click.Choice(FORMATS)
+_TRACKERS: Final = ("mlflow", "wandb")
+_KINDS: Final = (*FORMATS, "prior", *_TRACKERS)
+_FEW_RETRIES: Final = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2", "MLFLOW_HTTP_REQUEST_TIMEOUT": "30"}
+"""MLflow would retry for minutes by default; `study export` retries itself."""
 
 
 @click.command()
 @options(study="argument")
-@click.option("--format", "-f", "form", type=_FORMATS, help="[default: by the extension of PATH, else study]")
-@click.option("--to", "-t", default="-", metavar="PATH_OR_URL", help="A file, - for stdout, or an Optuna storage.")
+@click.option(
+    "--format", "-f", "form", type=click.Choice(_KINDS), help="[default: by the extension of PATH, else study]"
+)
+@click.option(
+    "--to", "-t", metavar="PATH|URL|PROJECT", help="A file, an Optuna storage, or a tracker. [default: stdout]"
+)
 @click.option(
     "--files", type=_DIRECTORY, metavar="DIR", help="Also write the files of the study and its trials to DIR."
 )
-@click.option("--prior", is_flag=True, help="Write what the study teaches, for `study create --learn-from FILE`.")
-def export(session: CliSession, form: str | None, to: str, files: Path | None, prior: bool) -> None:
-    """Write a study to a file or to an Optuna storage.
+@click.option("--follow", is_flag=True, help="To a tracker, until the study is done; waits out the tracker's outages.")
+@click.option("--interval", type=float, default=10, metavar="S", help="With --follow: seconds between updates.")
+def export(
+    session: CliSession, form: str | None, to: str | None, files: Path | None, follow: bool, interval: float
+) -> None:
+    """Write a study to a file, to an Optuna storage, or to a tracker.
 
     A study's own file has everything that was said of it, and its files; `study import` reads it. csv, the format of
-    stdout, is for spreadsheets, parquet for data frames. With --format optuna, PATH_OR_URL is sqlite:///x.db,
-    postgresql://…, or the path of a journal file. DIR can be given to optuna-dashboard --artifact-dir.
+    stdout, is for spreadsheets, parquet for data frames. With --format optuna, URL is sqlite:///x.db,
+    postgresql://…, or the path of a journal file. DIR can be given to optuna-dashboard --artifact-dir. prior is what
+    the study teaches, without results: configurations and their ranks, for `study create --learn-from FILE`.
 
-    With --prior, the file has configurations and their ranks, without results; a study of any store can learn from it.
-    """
-    if prior:
-        if form or files:
-            raise click.UsageError("--prior has its own format and no files: leave --format and --files out.")
-        study = session.study()
-        text = study.prior().as_text()
-        if to == "-":
-            output.print_lines([text])
-            return
-        with replace_atomically(Path(to)) as draft:
-            draft.write_text(text + "\n")
-        session.done({"to": to}, f"Wrote what {study.name!r} teaches to {to}.")
+    With --format mlflow, URL is the tracking server (or MLFLOW_TRACKING_URI), and MLFLOW_EXPERIMENT_NAME names the
+    experiment; with --format wandb, PROJECT is ENTITY/PROJECT or PROJECT (or WANDB_ENTITY, WANDB_PROJECT), and with
+    WANDB_MODE=offline it writes files for `wandb sync`, to WANDB_DIR. A run for the study, and one for each trial:
+    parameters, values, states, files, metrics and reports. Run it as often as you like: what is there is not sent
+    again. Credentials are the tracker's own: MLFLOW_TRACKING_TOKEN, WANDB_API_KEY, `wandb login`.
+
+    \b
+    hopaas-p2p study export digits --to digits.csv
+    hopaas-p2p study export digits --format mlflow --to http://mlflow.example.org:5000 --follow
+    """  # noqa: D301  # click needs the backspace
+    if form in _TRACKERS:
+        if files is not None or not interval > 0:
+            raise click.UsageError("A tracker takes no --files, and --interval is a positive number of seconds.")
+        _export_to_tracker(session, form, to, every=interval if follow else None)
         return
-    count = export_study(session.study(), to, form=form, files=files)
-    if to != "-":
-        session.done({"trials": count, "to": to}, f"Exported {output.count(count, 'trial')} to {to}.")
+    if follow or (form == "prior" and files is not None):
+        raise click.UsageError("--follow is for trackers, and --format prior has no files.")
+    study = session.study()
+    if form != "prior":
+        count = export_study(study, to or "-", form=form, files=files)
+        if to not in (None, "-"):
+            session.done({"trials": count, "to": to}, f"Exported {output.count(count, 'trial')} to {to}.")
+        return
+    text = study.prior().as_text()
+    if to in (None, "-"):
+        output.print_lines([text])
+        return
+    with replace_atomically(Path(to)) as draft:
+        draft.write_text(text + "\n")
+    session.done({"to": to}, f"Wrote what {study.name!r} teaches to {to}.")
+
+
+def _export_to_tracker(session: CliSession, kind: str, to: str | None, *, every: float | None) -> None:
+    """Send what the tracker has not; with `every`, again after so many seconds, until it has the whole study."""
+    from hopaas_p2p.trackers import Export, MLflow, WandB, leave_link
+
+    for name, value in _FEW_RETRIES.items():
+        os.environ.setdefault(name, value)
+    entity, _, project = (to or "").rpartition("/")
+    tracker = MLflow(to) if kind == "mlflow" else WandB(project or None, entity=entity or None)
+    study = session.study()
+    export_ = Export(study, tracker)
+    sent, away = 0, False
+    with contextlib.closing(tracker):
+        while True:
+            try:
+                # asked before the export, which must have its last trials
+                done = every is None or (finished(study.state) and not study.state.running)
+                sent += export_.sync()
+            except HopaasError as error:
+                if every is None or not error.retry:
+                    raise
+                if not away:
+                    output.say(f"{error}. Trying again every {every:g} s.")
+                away = True
+            else:
+                if away:
+                    output.say("The tracker answers again; what was missing has been sent.")
+                away = False
+                if done:
+                    break
+            time.sleep(every or 0)
+        leave_link(study, tracker)
+    message = f"Exported {output.count(sent, 'trial')} to {tracker.name}: {tracker.link()}"
+    session.done({"trials": sent, "tracker": tracker.name, "link": tracker.link()}, message)
 
 
 @click.command("import")
@@ -89,10 +152,10 @@ def import_(
 ) -> None:
     """Add the trials of a file or an Optuna storage to a study, which is created if it does not exist.
 
-    The file is one that `study export` or `backup` wrote, or CSV. What came from the same study before is not added
-    again. Trials that were RUNNING become WAITING, and are run by the next peer that asks. Without a name, the study
-    keeps its own. A `worker` that continues an Optuna study takes the search space from its trials; use --space to give
-    another one.
+    The file is one that `study export` or `admin backup` wrote, or CSV. What came from the same study before is not
+    added again. Trials that were RUNNING become WAITING, and are run by the next peer that asks. Without a name, the
+    study keeps its own. A `worker` that continues an Optuna study takes the search space from its trials; use
+    --space to give another one.
     """
     space = parse_space(specs)
     from hopaas_p2p.study import open_study

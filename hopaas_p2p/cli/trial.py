@@ -1,4 +1,4 @@
-"""`hopaas-p2p trial …`: look at, queue, annotate and stop trials."""
+"""`hopaas-p2p trial …`: run a trial step by step; look at, queue, annotate and stop trials; their files."""
 
 from __future__ import annotations
 
@@ -13,8 +13,10 @@ import click
 from hopaas_p2p.analysis.facts import reason_line, value_cells
 from hopaas_p2p.cli import output
 from hopaas_p2p.cli.annotations import add_annotations
-from hopaas_p2p.cli.lazy import Subgroup
+from hopaas_p2p.cli.artifact import artifact
+from hopaas_p2p.cli.lazy import Group
 from hopaas_p2p.cli.options import CliSession, options
+from hopaas_p2p.cli.work import ask, log, release, renew, report, should_prune, tell
 from hopaas_p2p.core.records import TrialState
 from hopaas_p2p.core.state import NEVER_PAUSING
 from hopaas_p2p.errors import InvalidInput, LeaseLost, NoSuchTrial, NotYourTrial
@@ -28,12 +30,16 @@ _STATES: Final = ("running", "complete", "pruned", "fail", "waiting")
 _SORTS: Final = ("number", "value", "start", "seconds")
 
 
-@click.group(cls=Subgroup)
+@click.group(cls=Group)
 def trial() -> None:
-    """List, show, enqueue, requeue, annotate and stop trials.
+    """Run a trial step by step, from `ask` to `tell`; list, show, enqueue, requeue, annotate and stop trials; files.
 
-    The study is named by --study or by HOPAAS_STUDY; `trial list` also takes it as an argument.
+    The study is named by --study or by HOPAAS_STUDY; `trial ask` and `trial list` also take it as an argument.
     """
+
+
+for command in (ask, report, log, should_prune, tell, renew, release):
+    trial.add_command(command)
 
 
 @trial.command("list")
@@ -205,6 +211,7 @@ def _one_trial(command: Callable[..., Any]) -> Callable[..., Any]:
 
 
 add_annotations(trial, "a trial's", _one_trial)
+trial.add_command(artifact)
 
 
 @trial.command()

@@ -1,8 +1,8 @@
-"""`ask`, `report`, `should-prune`, `tell`, `renew`, `release`: a trial from the shell.
+"""`hopaas-p2p trial ask|report|log|should-prune|tell|renew|release`: a trial from the shell.
 
-eval "$(hopaas-p2p ask --shell)"
+eval "$(hopaas-p2p trial ask --shell)"
 loss=$(./train --lr "$HOPAAS_PARAM_lr")
-hopaas-p2p tell "$loss"
+hopaas-p2p trial tell "$loss"
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ _NUMBERS = {"ignore_unknown_options": True}  # so that -0.5 is a value
 @click.option(
     "--space", "specs", multiple=True, metavar="SPEC", help="The parameters, if the study has no search space."
 )
-@click.option("--shell", is_flag=True, help='Print exports, for eval "$(hopaas-p2p ask --shell)".')
+@click.option("--shell", is_flag=True, help='Print exports, for eval "$(hopaas-p2p trial ask --shell)".')
 def ask(session: CliSession, ttl: float, sampler: str | None, specs: tuple[str, ...], shell: bool) -> None:
     """Start a trial: print its parameters and a ticket.
 
@@ -115,7 +115,9 @@ def _asking(
     """
     found = session.settings.get("ticket", text)
     if not found:
-        raise InvalidInput("No trial is named. Use --ticket, or set HOPAAS_TICKET to what `hopaas-p2p ask` printed.")
+        raise InvalidInput(
+            "No trial is named. Use --ticket, or set HOPAAS_TICKET to what `hopaas-p2p trial ask` printed."
+        )
     found = found.strip().rpartition("HOPAAS_TICKET=")[2]  # of all that `ask` printed, too
     if found.startswith(trial_socket.PREFIX):
         yield functools.partial(trial_socket.request, found)
@@ -208,7 +210,7 @@ def tell(
     """End the ticket's trial: with its value (one for each objective), or as pruned or failed.
 
     If another peer took the trial over, the result is kept as a trial of its own, and the exit code is 11. If the store
-    cannot be reached, the result is kept on disk (see `spool`), and the exit code says why: 69, for example.
+    cannot be reached, the result is kept on disk (see `admin spool`), and the exit code says why: 69, for example.
     """
     from hopaas_p2p.ports.ticket import ending
 

@@ -94,9 +94,9 @@ def worker(session: CliSession, max_trials: int | None, stay: bool, command: tup
     it has nothing but ASCII letters, digits and ._+,:=@%/- in it, else the command reads it from there. In a word with
     spaces, such as that of sh -c, put a text between quotes.
 
-    The command prints {"value": 0.12} as its last line, or calls hopaas-p2p report, should-prune and tell, which find
-    the trial by HOPAAS_TICKET; in Python, hopaas_p2p.ports.client. It gets your environment, but no credential that
-    --pass does not name, such as WANDB_API_KEY.
+    The command prints {"value": 0.12} as its last line, or calls hopaas-p2p trial report, should-prune and tell, which
+    find the trial by HOPAAS_TICKET; in Python, hopaas_p2p.ports.client. It gets your environment, but no credential
+    that --pass does not name, such as WANDB_API_KEY.
 
     Signals are passed on to the command, and its trial is returned, so that another worker continues it. While the
     study is paused, the worker waits. It stops after 10 failures in a row without any success, or after the

@@ -218,4 +218,4 @@ def keep(ticket: Ticket, end: TrialFinish, store: str) -> str:
     )
     if path is None:
         raise ConfigurationError(f"The result cannot be kept on disk, and is lost with this command: {why}")
-    return f"The result is kept in {path}; it is sent at the next contact, or with: hopaas-p2p spool send"
+    return f"The result is kept in {path}; it is sent at the next contact, or with: hopaas-p2p admin spool send"

@@ -61,7 +61,7 @@ _QUICK: Final = 10.0  # seconds; a trial that fails sooner is followed by a paus
 _LONGEST_BACKOFF: Final = 5.0  # seconds
 _MOST_OUTPUTS: Final = 100  # failed trials whose output is kept: a command that often fails must not fill the store
 _LONGEST_LINE: Final = 500  # characters of the parameters in a line for people
-_NO_VALUE: Final = 'the command gave no value: print {"value": 0.5} as the last line, or call hopaas-p2p tell'
+_NO_VALUE: Final = 'the command gave no value: print {"value": 0.5} as the last line, or call hopaas-p2p trial tell'
 
 
 def _shown(value: object) -> str:

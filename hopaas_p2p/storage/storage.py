@@ -165,7 +165,7 @@ def open_again(options: StorageOptions) -> Storage:
 
 
 _OWNER_ONLY: Final = (
-    "Only an owner of the study {study!r} may do that. Ask one for a grant: hopaas-p2p grant {word} USER owner"
+    "Only an owner of the study {study!r} may do that. Ask one for a grant: hopaas-p2p admin grant {word} USER owner"
 )
 _NO_PICKLES: Final = (
     "Optuna's CMA-ES sampler passes pickles between peers, which can run code. Among people you trust, allow it with "

@@ -180,15 +180,15 @@ def test_a_result_that_was_told_without_a_bridge_lies_in_inbox_and_spool_and_cou
 ) -> None:
     here = {"HOPAAS_STORE": str(near), "HOPAAS_STUDY": "s", "XDG_STATE_HOME": str(tmp_path / "state")}
     cli("study", "create", "s", "--budget", "5", "--space", "x=float(0,1)", **here)
-    ticket = json.loads(cli("ask", "--json", **here).stdout)["ticket"]
+    ticket = json.loads(cli("trial", "ask", "--json", **here).stdout)["ticket"]
     bridge.kill()
-    told = cli("tell", "0.25", check=False, HOPAAS_TICKET=ticket, HOPAAS_PATIENCE="1", **here)
+    told = cli("trial", "tell", "0.25", check=False, HOPAAS_TICKET=ticket, HOPAAS_PATIENCE="1", **here)
     assert told.returncode in (0, 69), told.stderr
     assert "Traceback" not in told.stderr
     assert len(list((tmp_path / "state").rglob("*.commits"))) == 1
     bridge.start()
     state = until(lambda: _finished(postgres_url), 60)
-    cli("spool", "send", **here)
+    cli("admin", "spool", "send", **here)
     assert list((tmp_path / "state").rglob("*.commits")) == []
     assert [trial.values for trial in state.trials] == [(0.25,)]
     assert _finished(postgres_url).trials == state.trials
@@ -201,10 +201,10 @@ def test_a_trial_that_ask_could_not_begin_without_a_bridge_is_nobodys_later(
     cli("study", "create", "s", "--budget", "1", "--space", "x=float(0,1)", **here)
     cli("study", "show", "s", **here)
     bridge.kill()
-    asked = cli("ask", check=False, HOPAAS_PATIENCE="1", **here)
+    asked = cli("trial", "ask", check=False, HOPAAS_PATIENCE="1", **here)
     assert (asked.returncode, asked.stdout) == (69, "")
     bridge.start()
-    assert json.loads(cli("ask", "--json", **here).stdout)["number"] == 0, "the budget of one is not used up"
+    assert json.loads(cli("trial", "ask", "--json", **here).stdout)["number"] == 0, "the budget of one is not used up"
 
 
 def _finished(url: str) -> State | None:

@@ -116,7 +116,7 @@ def test_what_is_empty_is_said_on_stderr(store: str, capsys: pytest.CaptureFixtu
     where = ("--store", store)
     assert said(capsys, "study", "note", "s", *where) == (0, "", "There is no note.\n")
     assert said(capsys, "study", "tag", "s", *where) == (0, "", "There are no tags.\n")
-    assert said(capsys, "artifact", "ls", "--study", "s", *where) == (0, "", "No files yet.\n")
+    assert said(capsys, "trial", "artifact", "ls", "--study", "s", *where) == (0, "", "No files yet.\n")
 
 
 def test_amounts_of_a_column_have_as_many_decimals() -> None:
@@ -128,3 +128,8 @@ def test_amounts_of_a_column_have_as_many_decimals() -> None:
 def test_bytes_have_a_unit() -> None:
     sizes = [output.size(one) for one in (None, 0, 999, 1500, 36_000, 999_960, 5_000_000)]
     assert sizes == ["-", "0 B", "999 B", "1.5 kB", "36.0 kB", "1.0 MB", "5.0 MB"]
+
+
+def test_at_most_sixteen_verbs_stand_at_the_top() -> None:
+    elsewhere = {"bridge", "relay"}  # become `serve folder` and `serve relay`
+    assert len(set(cli.list_commands(click.Context(cli))) - elsewhere) <= 16
