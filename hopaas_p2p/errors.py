@@ -191,7 +191,7 @@ class NoWork(HopaasError):
 
 
 class NothingSucceeded(HopaasError):
-    """All trials of this call of `optimize` failed, so it gave up; see: hopaas-p2p trial list --failed."""
+    """All trials of this call of `optimize` failed, so it gave up; see: hopaas-p2p trial list --state fail."""
 
 
 class WorkersLost(HopaasError):

@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import datetime
-from collections.abc import Callable
-from typing import Any
-
 import click
 
 from hopaas_p2p import access
@@ -60,7 +56,7 @@ def user_list(session: CliSession) -> None:
     """List the users."""
     found = access.users(session.store_url)
     rows = [{"user": one.name, "created": to_iso(one.created), "tokens": one.tokens} for one in found]
-    columns: Columns = {"user": "user", "created": _time("created"), "tokens": "tokens"}
+    columns: Columns = {"user": "user", "created": output.time_in("created"), "tokens": "tokens"}
     session.show_table(rows, columns, right=("tokens",))
 
 
@@ -96,8 +92,8 @@ def token_create(session: CliSession, user: str, valid: str, label: str | None, 
     data = {"name": made.name, "user": user, "token": secret, "expires": to_iso(made.expires)}
     session.show(data, lambda: output.print_lines([secret]))
     output.say(
-        f"{made.name} is valid until {_local(made.expires)}. It is not stored anywhere and not shown again: keep it in "
-        "a file of mode 600, and set HOPAAS_TOKEN_FILE to its path."
+        f"{made.name} is valid until {output.utc_time(to_iso(made.expires))}. It is not stored anywhere and not shown "
+        "again: keep it in a file of mode 600, and set HOPAAS_TOKEN_FILE to its path."
     )
 
 
@@ -115,7 +111,7 @@ def token_list(session: CliSession, user: str | None) -> None:
         "token": "name",
         "user": "user",
         "label": "label",
-        **{name.replace("_", " "): _time(name) for name in times},
+        **{name.replace("_", " "): output.time_in(name) for name in times},
         "in use": lambda row: f"{row['sessions']}/{row['connections']}",
     }
     session.show_table(rows, columns, right=("in use",))
@@ -136,7 +132,7 @@ def grants(session: CliSession) -> None:
     """List who may do what in STUDY: user, role, since when, granted by whom. Everybody with a grant may run this."""
     found = access.grants(session.store_url, session.study_name)
     rows = [{"user": g.user, "role": g.role, "granted": to_iso(g.granted), "granted_by": g.granted_by} for g in found]
-    columns: Columns = {"user": "user", "role": "role", "granted": _time("granted"), "by": "granted_by"}
+    columns: Columns = {"user": "user", "role": "role", "granted": output.time_in("granted"), "by": "granted_by"}
     session.show_table(rows, columns)
 
 
@@ -173,11 +169,3 @@ def revoke(session: CliSession, study_name: str, user: str) -> None:
     """Remove USER's grant for STUDY. Owners of the study only."""
     access.revoke(session.store_url, study_name, user)
     session.done({"study": study_name, "user": user}, f"{user} no longer has a role in {study_name!r}.")
-
-
-def _local(when: datetime.datetime | None) -> str:
-    return when.astimezone().strftime("%Y-%m-%d %H:%M") if when else "-"
-
-
-def _time(name: str) -> Callable[[dict[str, Any]], str]:
-    return lambda row: _local(datetime.datetime.fromisoformat(row[name]) if row[name] else None)

@@ -9,19 +9,17 @@ import click
 import msgspec
 
 from hopaas_p2p.cli import output
-from hopaas_p2p.cli.options import CliSession, check_new, options
+from hopaas_p2p.cli.options import EXISTING, FILE, CliSession, check_new, force_option, options
 from hopaas_p2p.moving import backup as backups
 from hopaas_p2p.open import open_store
 from hopaas_p2p.runtime.times import to_iso
 
-_FILE = click.Path(dir_okay=False, path_type=Path)
-
 
 @click.command()
 @click.argument("url", metavar="STORE")
-@click.argument("target", metavar="FILE", type=_FILE)
+@click.argument("target", metavar="FILE", type=FILE)
 @click.option("--no-files", is_flag=True, help="Leave files and checkpoints out.")
-@click.option("--force", "-f", is_flag=True, help="Overwrite an existing file.")
+@force_option
 @options(study="none", store=False)
 def backup(session: CliSession, url: str, target: Path, no_files: bool, force: bool) -> None:
     """Write everything in a store to one file, with checksums, while its peers continue to work.
@@ -46,7 +44,7 @@ def backup(session: CliSession, url: str, target: Path, no_files: bool, force: b
 
 
 @click.command()
-@click.argument("source", metavar="FILE", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.argument("source", metavar="FILE", type=EXISTING)
 @click.argument("url", metavar="STORE")
 @options(study="none", store=False)
 def restore(session: CliSession, source: Path, url: str) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import datetime
 from typing import Any
 
 import click
@@ -45,7 +44,7 @@ def invite(session: CliSession, **given: Any) -> None:
         "expires": to_iso(said.expires * 1_000_000),
     }
     session.show(data, lambda: output.print_lines([secret]))
-    until = datetime.datetime.fromtimestamp(said.expires, tz=datetime.UTC).astimezone().strftime("%Y-%m-%d %H:%M")
+    until = output.utc_time(to_iso(said.expires * 1_000_000))
     if made.token_name:
         output.say(
             f"An invitation to {said.study}, valid until {until}. It is a secret, shown this once: send it as you "

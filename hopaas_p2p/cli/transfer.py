@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Final
 import click
 
 from hopaas_p2p.cli import output
-from hopaas_p2p.cli.options import CliSession, options
+from hopaas_p2p.cli.options import FILE, FOLDER, CliSession, options, space_option
 from hopaas_p2p.core.admission import finished
 from hopaas_p2p.errors import HopaasError, InvalidInput, NoSuchStudy
 from hopaas_p2p.moving import FORMATS, copy_study, export_study, import_study
@@ -22,10 +22,8 @@ from hopaas_p2p.runtime.atomic import replace_atomically
 from hopaas_p2p.spec.space import parse_space
 
 if TYPE_CHECKING:
-    from hopaas_p2p.moving import Arrived
     from hopaas_p2p.storage import Storage
 
-_DIRECTORY = click.Path(file_okay=False, path_type=Path)
 _FORMATS = click.Choice(FORMATS)
 _TRACKERS: Final = ("mlflow", "wandb")
 _KINDS: Final = (*FORMATS, "prior", *_TRACKERS)
@@ -35,15 +33,9 @@ _FEW_RETRIES: Final = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2", "MLFLOW_HTTP_REQU
 
 @click.command()
 @options(study="argument")
-@click.option(
-    "--format", "-f", "form", type=click.Choice(_KINDS), help="[default: by the extension of PATH, else study]"
-)
-@click.option(
-    "--to", "-t", metavar="PATH|URL|PROJECT", help="A file, an Optuna storage, or a tracker. [default: stdout]"
-)
-@click.option(
-    "--files", type=_DIRECTORY, metavar="DIR", help="Also write the files of the study and its trials to DIR."
-)
+@click.option("--format", "form", type=click.Choice(_KINDS), help="[default: by the extension of PATH, else study]")
+@click.option("--to", metavar="PATH|URL|PROJECT", help="A file, an Optuna storage, or a tracker. [default: stdout]")
+@click.option("--files", type=FOLDER, metavar="DIR", help="Also write the files of the study and its trials to DIR.")
 @click.option("--follow", is_flag=True, help="To a tracker, until the study is done; waits out the tracker's outages.")
 @click.option("--interval", type=float, default=10, metavar="S", help="With --follow: seconds between updates.")
 def export(
@@ -127,7 +119,6 @@ def _export_to_tracker(session: CliSession, kind: str, to: str | None, *, every:
 @options(study="argument")
 @click.option(
     "--from",
-    "-f",
     "source",
     metavar="PATH_OR_URL",
     help="A file, - for CSV on stdin, or an Optuna storage.  [required]",
@@ -136,12 +127,8 @@ def _export_to_tracker(session: CliSession, kind: str, to: str | None, *, every:
 @click.option(
     "--source-study", metavar="NAME", help="The study in the backup or Optuna storage. [default: the only one]"
 )
-@click.option(
-    "--files", type=_DIRECTORY, metavar="DIR", help="Also import the files in DIR, which are named by their ids."
-)
-@click.option(
-    "--space", "specs", multiple=True, metavar="SPEC", help="A parameter of the search space, as in `study create`."
-)
+@click.option("--files", type=FOLDER, metavar="DIR", help="Also import the files in DIR, which are named by their ids.")
+@space_option
 def import_(
     session: CliSession,
     source: str | None,
@@ -183,20 +170,19 @@ def import_(
 @click.command("report")
 @options(study="argument")
 @click.option(
-    "--out",
-    "-o",
-    type=click.Path(dir_okay=False, path_type=Path),
+    "--to",
+    type=FILE,
     default=Path("report.html"),
     show_default=True,
     help="The file to write.",
 )
-def report_html(session: CliSession, out: Path) -> None:
+def report_html(session: CliSession, to: Path) -> None:
     """Write the study's report: one HTML file that needs no network and no server.
 
     \b
-    hopaas-p2p study report mnist -s ./campaign -o mnist.html
+    hopaas-p2p study report mnist -s ./campaign --to mnist.html
     """  # noqa: D301  # click needs the backspace
-    path = write_report(session.study(), out)
+    path = write_report(session.study(), to)
     session.done({"report": str(path)}, f"Wrote {path}.")
 
 
@@ -229,26 +215,29 @@ def copy(
 
     if everything and new_name is not None:
         raise click.UsageError("--as names one study and cannot be used with --all.")
+    chosen = session.settings.get("study", session.given["study"])
     results = []
     with opened(session, source, create=False) as there:
-        names = _chosen(session, [one.study_name for one in there.get_all_studies()], everything=everything)
+        names = [one.study_name for one in there.get_all_studies()]
+        if not everything and chosen is None and len(names) != 1:
+            known = ", ".join(names[:20]) or "-"
+            raise NoSuchStudy(f"FROM has {len(names)} studies. Use --study NAME, or --all: {known}")
+        if not everything and chosen is not None:
+            names = [chosen]
         studies = [open_study(there, name, create=False) for name in names]
         with opened(session, target, create=True) as here:
             for study in studies:
                 result = copy_study(study, here, name=new_name, unfinished=unfinished, with_files=not no_files)
                 results.append(result._asdict())
-                _tell(session, study.name, result)
+                for warning in result.warnings:
+                    output.say(f"Note: {warning}")
+                before = f"; {result.already_there} were there already" if result.already_there else ""
+                also = f" and {output.count(result.files, 'file')}" if result.files else ""
+                copied = f"{output.count(result.trials, 'trial')}{also} of {study.name!r} to {result.study!r}{before}"
+                if not session.as_json:
+                    output.say(f"Copied {copied}.")
     if session.as_json:
         output.print_json(results)
-
-
-def _tell(session: CliSession, name: str, result: Arrived) -> None:
-    for warning in result.warnings:
-        output.say(f"Note: {warning}")
-    if not session.as_json:
-        before = f"; {result.already_there} were there already" if result.already_there else ""
-        also = f" and {output.count(result.files, 'file')}" if result.files else ""
-        output.say(f"Copied {output.count(result.trials, 'trial')}{also} of {name!r} to {result.study!r}{before}.")
 
 
 @contextlib.contextmanager
@@ -256,14 +245,3 @@ def opened(session: CliSession, url: str, *, create: bool) -> Iterator[Storage]:
     """Open a store that an argument names."""
     with contextlib.closing(CliSession(store=url, as_json=session.as_json)) as one:
         yield one.storage(create=create)
-
-
-def _chosen(session: CliSession, names: list[str], *, everything: bool) -> list[str]:
-    if everything:
-        return names
-    name = session.settings.get("study", session.given["study"])
-    if name is not None:
-        return [name]
-    if len(names) != 1:
-        raise NoSuchStudy(f"FROM has {len(names)} studies. Use --study NAME, or --all: {', '.join(names[:20]) or '-'}")
-    return names

@@ -86,7 +86,7 @@ class Ticket(NamedTuple):
         except (ValueError, binascii.Error, msgspec.MsgspecError):
             shown = text if len(text) <= 24 else f"{text[:24]}…"
             raise InvalidInput(
-                f"{shown!r} is not a ticket, or only a part of one; use everything that `ask` printed"
+                f"{shown!r} is not a ticket, or only a part of one; use everything that `trial ask` printed"
             ) from None
 
 

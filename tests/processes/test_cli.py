@@ -264,21 +264,25 @@ def test_the_audit_says_who_did_what_and_what_was_refused(here: dict[str, Any], 
 def test_control(here: dict[str, Any], study: Study) -> None:
     run("study", "pause", **here)
     assert study.state.status == "paused"
-    run("study", "resume", "--budget", "30", **here)
+    run("study", "set", "--budget", "30", **here)
+    run("study", "resume", **here)
     assert (study.state.status, study.state.budget) == ("running", 30)
     trial = study.ask()
     done = json.loads(run("study", "stop", "--trials", "--json", **here).stdout)
     assert done == {"state": "stopped", "running": [trial.number]}
     assert trial.stop_requested == "the study is stopped"
     study.tell(trial, 1.0)
-    run("study", "resume", "--budget", "none", **here)
+    run("study", "set", "--budget", "none", **here)
+    run("study", "resume", **here)
     assert (study.state.status, study.state.budget) == ("running", None)
 
 
 def test_resume_says_which_limit_still_ends_the_study(here: dict[str, Any], study: Study) -> None:
-    said = run("study", "resume", "--budget", "3", **here).stderr
+    run("study", "set", "--budget", "3", **here)
+    said = run("study", "resume", **here).stderr
     assert "its budget is used up: 3 of 3 trials used. To run more trials, change it: hopaas-p2p study set s" in said
-    said = run("study", "resume", "--budget", "until.target=1e9", **here).stderr
+    run("study", "set", "--budget", "until.target=1e9", **here)
+    said = run("study", "resume", **here).stderr
     assert "its budget is used up: the target 1e+09 is reached." in said
 
 

@@ -928,3 +928,17 @@ def test_a_space_that_is_not_known_is_asked_for(tmp_path: Path) -> None:
     assert done.returncode == 2
     assert "not every trial has the same parameters (x, y)" in done.stderr
     assert "hopaas-p2p study set old --space" in done.stderr
+
+
+def test_a_worker_that_need_not_wait_says_for_what_it_would_and_leaves(tmp_path: Path) -> None:
+    study = campaign(tmp_path, budget=3)
+    here = {"HOPAAS_STORE": f"{tmp_path}/store", "HOPAAS_STUDY": "s"}
+    forgotten = json.loads(cli("trial", "ask", "--ttl", "900", "--json", **here).stdout)["number"]
+
+    done = cli("worker", "--no-wait", "--", "echo", '{"value": {lr}}', cwd=tmp_path, check=False, **here)
+
+    assert done.returncode == 75
+    assert f"may have to be run again: trial {forgotten} of " in done.stderr
+    assert f"hopaas-p2p trial requeue {forgotten}" in done.stderr
+    assert f"2 trials, 2 complete, best of the study #{study.best_trial.number} = " in done.stderr
+    study.close()
