@@ -247,7 +247,7 @@ def guest(url: str, study: str, role: str) -> str:
     if found is None:
         add_user(url, name, guest_of=study)
     elif found[0] != study:
-        cure = f"hopaas-p2p user rm {shlex.quote(name)}"
+        cure = f"hopaas-p2p admin user rm {shlex.quote(name)}"
         raise InvalidInput(f"{name!r} is not this study's guest; remove it first: {cure}")
     return name
 
@@ -286,7 +286,7 @@ def remove_user(url: str, name: str) -> None:
     with _administration(url) as connection:
         user = schema.run(connection, "user", name=name).one_or_none()
     if user is None:
-        raise InvalidInput(f"there is no user {name!r}; list them with: hopaas-p2p user list")
+        raise InvalidInput(f"there is no user {name!r}; list them with: hopaas-p2p admin user list")
     adopted, held = user
 
     def forget(connection: Connection) -> None:
@@ -323,7 +323,7 @@ def _peers(connection: Connection) -> str:
     if peers is None:
         raise ConfigurationError(
             "this store was created by a login that may not create roles, so it has no other "
-            "users. Have a login with CREATEROLE create it: hopaas-p2p init URL"
+            "users. Have a login with CREATEROLE create it: hopaas-p2p admin init URL"
         )
     return peers
 
@@ -363,7 +363,7 @@ def create_token(
     with _administration(url) as connection:
         expires = _expiry(schema.run(connection, "now").scalar_one(), valid)
         if schema.run(connection, "user", name=user).one_or_none() is None:
-            raise InvalidInput(f"there is no user {user!r}; create it with: hopaas-p2p user add {user}")
+            raise InvalidInput(f"there is no user {user!r}; create it with: hopaas-p2p admin user add {user}")
         if connections is None:
             served = int(connection.exec_driver_sql("SHOW max_connections").scalar_one())
             connections = max(1, min(CONNECTIONS, served // 4))
@@ -470,7 +470,7 @@ def revoke_token(url: str, name: str) -> str:
 def _only(name: str, candidates: list[str]) -> str:
     if len(candidates) != 1:
         which = f"there are {len(candidates)} tokens {name!r}" if candidates else f"there is no token {name!r}"
-        raise InvalidInput(f"{which}; list them with: hopaas-p2p token list")
+        raise InvalidInput(f"{which}; list them with: hopaas-p2p admin token list")
     return candidates[0]
 
 

@@ -14,7 +14,8 @@ from collections.abc import Iterator
 from typing import ClassVar, Final, Protocol, Self
 
 ASK_FOR_ANOTHER: Final = (
-    "Ask an administrator of the store for a new one (hopaas-p2p token create), and name its file in HOPAAS_TOKEN_FILE"
+    "Ask an administrator of the store for a new one (hopaas-p2p admin token create), and name its file in "
+    "HOPAAS_TOKEN_FILE"
 )
 """What to do about a token that is not valid."""
 
@@ -128,7 +129,7 @@ class NoSuchTrial(HopaasError, KeyError):
 
 
 class NoSuchFile(InvalidInput):
-    """This study has no file of that id or name; list its files with: hopaas-p2p artifact ls."""
+    """This study has no file of that id or name; list its files with: hopaas-p2p trial artifact ls."""
 
     exit_code = 1
 
@@ -190,7 +191,7 @@ class NoWork(HopaasError):
 
 
 class NothingSucceeded(HopaasError):
-    """All trials of this call of `optimize` failed, so it gave up; see: hopaas-p2p trial list --failed."""
+    """All trials of this call of `optimize` failed, so it gave up; see: hopaas-p2p trial list --state fail."""
 
 
 class WorkersLost(HopaasError):

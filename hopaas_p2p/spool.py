@@ -295,7 +295,7 @@ def exported(source: Path) -> list[Spooled]:
             return [_results_of(one) for one in _batches(file)]
     except ValueError:
         raise InvalidInput(
-            f"{source} holds no results: it was not written by `hopaas-p2p spool export`, or is damaged"
+            f"{source} holds no results: it was not written by `hopaas-p2p admin spool export`, or is damaged"
         ) from None
 
 

@@ -97,7 +97,7 @@ def files_of(page: PageContext, frame: Frame, number: int | None = None) -> None
     for one in found[:_SHOWN]:
         _file(page, one, named=number is None)
     if len(found) > _SHOWN:
-        theme.caption(f"and {len(found) - _SHOWN:,} more; hopaas-p2p artifact ls lists all")
+        theme.caption(f"and {len(found) - _SHOWN:,} more; hopaas-p2p trial artifact ls lists all")
     if page.may_act:
         _upload(page, number)
 

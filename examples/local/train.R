@@ -1,6 +1,6 @@
 # A training program in R, without a package, that takes part in a study through the local server:
 #
-#   hopaas-p2p local
+#   hopaas-p2p serve local
 #   Rscript train.R PORT KEY_FILE STUDY
 #
 # It asks for trials until the study has none left. Values are picked out of the JSON by hand; a real program would use

@@ -1,6 +1,6 @@
 // A training program in C++, without a library, that takes part in a study through the local server:
 //
-//   hopaas-p2p local
+//   hopaas-p2p serve local
 //   g++ -O1 -o train train.cpp
 //   ./train PORT KEY_FILE STUDY
 //

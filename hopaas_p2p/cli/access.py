@@ -1,16 +1,12 @@
-"""`hopaas-p2p init`, `user …`, `token …`, `grant`, `revoke`, `unlock` …: who may use a Postgres store, and for what."""
+"""`hopaas-p2p admin init`, `user …`, `token …`, `grant`, `revoke`, `unlock`: who may use a store, and for what."""
 
 from __future__ import annotations
-
-import datetime
-from collections.abc import Callable
-from typing import Any
 
 import click
 
 from hopaas_p2p import access
 from hopaas_p2p.cli import output
-from hopaas_p2p.cli.lazy import Subgroup
+from hopaas_p2p.cli.lazy import Group
 from hopaas_p2p.cli.options import ROLES, CliSession, Columns, options
 from hopaas_p2p.open import open_store, redacted
 from hopaas_p2p.runtime.times import to_iso
@@ -31,11 +27,15 @@ def init(session: CliSession, url: str | None) -> None:
         session.done({"store": store.url, "was": None}, f"{store.url} is ready.")
         return
     before = access.initialise(chosen)
-    what = "is up to date" if before else "is ready; give people tokens: hopaas-p2p user add, hopaas-p2p token create"
+    what = (
+        "is up to date"
+        if before
+        else "is ready; give people tokens: hopaas-p2p admin user add, hopaas-p2p admin token create"
+    )
     session.done({"store": redacted(chosen), "was": before or None}, f"the store in {redacted(chosen)} {what}")
 
 
-@click.group(cls=Subgroup)
+@click.group(cls=Group)
 def user() -> None:
     """Manage the users of a store. Administrators only."""
 
@@ -46,9 +46,9 @@ def user() -> None:
 @click.option("--existing", is_flag=True, help="Let an existing login of the server use this store.")
 @click.option("--administrator", is_flag=True, help="In a directory or bucket: may do everything.")
 def user_add(session: CliSession, username: str, existing: bool, administrator: bool) -> None:
-    """Create a user. Then create a token for it: hopaas-p2p token create NAME"""
+    """Create a user. Then create a token for it: hopaas-p2p admin token create NAME"""
     access.add_user(session.store_url, username, existing=existing, administrator=administrator)
-    session.done({"user": username}, f"{username} may use this store. Next: hopaas-p2p token create {username}")
+    session.done({"user": username}, f"{username} may use this store. Next: hopaas-p2p admin token create {username}")
 
 
 @user.command("list")
@@ -57,7 +57,7 @@ def user_list(session: CliSession) -> None:
     """List the users."""
     found = access.users(session.store_url)
     rows = [{"user": one.name, "created": to_iso(one.created), "tokens": one.tokens} for one in found]
-    columns: Columns = {"user": "user", "created": _time("created"), "tokens": "tokens"}
+    columns: Columns = {"user": "user", "created": output.time_in("created"), "tokens": "tokens"}
     session.show_table(rows, columns, right=("tokens",))
 
 
@@ -70,7 +70,7 @@ def user_rm(session: CliSession, username: str) -> None:
     session.done({"user": username}, f"Removed {username} with all tokens and grants.")
 
 
-@click.group(cls=Subgroup)
+@click.group(cls=Group)
 def token() -> None:
     """Create, list and revoke tokens. Administrators only."""
 
@@ -85,7 +85,7 @@ def token_create(session: CliSession, user: str, valid: str, label: str | None, 
     """Create a token for USER and print it. It is shown only once.
 
     \b
-    hopaas-p2p token create alice --valid week --label cluster > alice.token
+    hopaas-p2p admin token create alice --valid week --label cluster > alice.token
     export HOPAAS_TOKEN_FILE=$PWD/alice.token
     """  # noqa: D301  # click wants the backspace
     made = access.create_token(session.store_url, user, valid=valid, label=label or "", connections=connections)
@@ -93,8 +93,8 @@ def token_create(session: CliSession, user: str, valid: str, label: str | None, 
     data = {"name": made.name, "user": user, "token": secret, "expires": to_iso(made.expires)}
     session.show(data, lambda: output.print_lines([secret]))
     output.say(
-        f"{made.name} is valid until {_local(made.expires)}. It is not stored anywhere and not shown again: keep it in "
-        "a file of mode 600, and set HOPAAS_TOKEN_FILE to its path."
+        f"{made.name} is valid until {output.utc_time(to_iso(made.expires))}. It is not stored anywhere and not shown "
+        "again: keep it in a file of mode 600, and set HOPAAS_TOKEN_FILE to its path."
     )
 
 
@@ -112,7 +112,7 @@ def token_list(session: CliSession, user: str | None) -> None:
         "token": "name",
         "user": "user",
         "label": "label",
-        **{name.replace("_", " "): _time(name) for name in times},
+        **{name.replace("_", " "): output.time_in(name) for name in times},
         "in use": lambda row: f"{row['sessions']}/{row['connections']}",
     }
     session.show_table(rows, columns, right=("in use",))
@@ -122,7 +122,7 @@ def token_list(session: CliSession, user: str | None) -> None:
 @click.argument("token_name", metavar="TOKEN")
 @options(study="none")
 def token_revoke(session: CliSession, token_name: str) -> None:
-    """Revoke a token, named as in `token list` or by its label. Its open sessions end at once."""
+    """Revoke a token, named as in `admin token list` or by its label. Its open sessions end at once."""
     gone = access.revoke_token(session.store_url, token_name)
     session.done({"name": gone}, f"Revoked {gone}.")
 
@@ -133,7 +133,7 @@ def grants(session: CliSession) -> None:
     """List who may do what in STUDY: user, role, since when, granted by whom. Everybody with a grant may run this."""
     found = access.grants(session.store_url, session.study_name)
     rows = [{"user": g.user, "role": g.role, "granted": to_iso(g.granted), "granted_by": g.granted_by} for g in found]
-    columns: Columns = {"user": "user", "role": "role", "granted": _time("granted"), "by": "granted_by"}
+    columns: Columns = {"user": "user", "role": "role", "granted": output.time_in("granted"), "by": "granted_by"}
     session.show_table(rows, columns)
 
 
@@ -170,11 +170,3 @@ def revoke(session: CliSession, study_name: str, user: str) -> None:
     """Remove USER's grant for STUDY. Owners of the study only."""
     access.revoke(session.store_url, study_name, user)
     session.done({"study": study_name, "user": user}, f"{user} no longer has a role in {study_name!r}.")
-
-
-def _local(when: datetime.datetime | None) -> str:
-    return when.astimezone().strftime("%Y-%m-%d %H:%M") if when else "-"
-
-
-def _time(name: str) -> Callable[[dict[str, Any]], str]:
-    return lambda row: _local(datetime.datetime.fromisoformat(row[name]) if row[name] else None)

@@ -1,4 +1,4 @@
-"""`hopaas-p2p artifact …`: files of studies and trials, from the shell."""
+"""`hopaas-p2p trial artifact …`: files of studies and trials, from the shell."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from pathlib import Path
 import click
 
 from hopaas_p2p.cli import output
-from hopaas_p2p.cli.lazy import Subgroup
-from hopaas_p2p.cli.options import CliSession, Columns, check_new, options
+from hopaas_p2p.cli.lazy import Group
+from hopaas_p2p.cli.options import EXISTING, CliSession, Columns, check_new, force_option, options
 from hopaas_p2p.errors import InvalidInput
 from hopaas_p2p.files.artifacts import short_id
 from hopaas_p2p.runtime.ownership import check_link
 
-_trial = click.option("--trial", "-t", type=click.IntRange(min=0), metavar="N", help="The trial that they belong to.")
+_trial = click.option("--trial", type=click.IntRange(min=0), metavar="N", help="The trial that they belong to.")
 
 
-@click.group(cls=Subgroup)
+@click.group(cls=Group)
 def artifact() -> None:
     """Put, get, list and remove files of a study and its trials. --study or HOPAAS_STUDY names the study."""
 
@@ -36,7 +36,7 @@ def _bar(label: str, size: int | None) -> Iterator[Callable[[int], None] | None]
 
 @artifact.command()
 @options()
-@click.argument("files", nargs=-1, required=True, type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.argument("files", nargs=-1, required=True, type=EXISTING)
 @_trial
 @click.option("--as", "filename", metavar="NAME", help="Store it under this name. [default: its own]")
 def put(session: CliSession, files: tuple[Path, ...], trial: int | None, filename: str | None) -> None:
@@ -55,7 +55,7 @@ def put(session: CliSession, files: tuple[Path, ...], trial: int | None, filenam
 @options()
 @click.argument("what", metavar="ID_OR_NAME")
 @click.argument("target", required=False, type=click.Path(path_type=Path))
-@click.option("--force", "-f", is_flag=True, help="Overwrite an existing file.")
+@force_option
 def get(session: CliSession, what: str, target: Path | None, force: bool) -> None:
     """Fetch a file into TARGET, a file or a directory; by default into the current directory, under its own name."""
     artifacts = session.study().artifacts()

@@ -1,4 +1,4 @@
-"""`hopaas-p2p backup` and `restore`: one file per store, and back."""
+"""`hopaas-p2p admin backup` and `restore`: one file per store, and back."""
 
 from __future__ import annotations
 
@@ -9,19 +9,17 @@ import click
 import msgspec
 
 from hopaas_p2p.cli import output
-from hopaas_p2p.cli.options import CliSession, check_new, options
+from hopaas_p2p.cli.options import EXISTING, FILE, CliSession, check_new, force_option, options
 from hopaas_p2p.moving import backup as backups
 from hopaas_p2p.open import open_store
 from hopaas_p2p.runtime.times import to_iso
 
-_FILE = click.Path(dir_okay=False, path_type=Path)
-
 
 @click.command()
 @click.argument("url", metavar="STORE")
-@click.argument("target", metavar="FILE", type=_FILE)
+@click.argument("target", metavar="FILE", type=FILE)
 @click.option("--no-files", is_flag=True, help="Leave files and checkpoints out.")
-@click.option("--force", "-f", is_flag=True, help="Overwrite an existing file.")
+@force_option
 @options(study="none", store=False)
 def backup(session: CliSession, url: str, target: Path, no_files: bool, force: bool) -> None:
     """Write everything in a store to one file, with checksums, while its peers continue to work.
@@ -30,7 +28,7 @@ def backup(session: CliSession, url: str, target: Path, no_files: bool, force: b
     is readable by you only, and contains no roles or tokens.
 
     \b
-    hopaas-p2p backup ./campaign campaign-$(date +%F).backup
+    hopaas-p2p admin backup ./campaign campaign-$(date +%F).backup
     """  # noqa: D301  # click needs the backspace
     check_new(target, force=force)
     session.settings.publish()
@@ -46,18 +44,18 @@ def backup(session: CliSession, url: str, target: Path, no_files: bool, force: b
 
 
 @click.command()
-@click.argument("source", metavar="FILE", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.argument("source", metavar="FILE", type=EXISTING)
 @click.argument("url", metavar="STORE")
 @options(study="none", store=False)
 def restore(session: CliSession, source: Path, url: str) -> None:
     """Fill an empty store from a backup, and check that it replays to what was backed up.
 
     Nothing is overwritten: a STORE that holds anything else, or in which peers are alive, is refused. If it was
-    interrupted, run it again. A database must have been prepared with `hopaas-p2p init`, and needs an administrator's
-    login; grant access to the studies again afterwards.
+    interrupted, run it again. A database must have been prepared with `hopaas-p2p admin init`, and needs an
+    administrator's login; grant access to the studies again afterwards.
 
     \b
-    hopaas-p2p restore campaign-2026-11-26.backup ./campaign
+    hopaas-p2p admin restore campaign-2026-11-26.backup ./campaign
     """  # noqa: D301  # click needs the backspace
     session.settings.publish()
     with contextlib.closing(backups.read(source)) as opened, contextlib.closing(open_store(url)) as store:

@@ -8,13 +8,13 @@ import click
 from click.shell_completion import get_completion_class
 
 from hopaas_p2p.cli import output
-from hopaas_p2p.cli.lazy import Subgroup
-from hopaas_p2p.cli.options import CliSession, options
+from hopaas_p2p.cli.lazy import Group
+from hopaas_p2p.cli.options import FILE, CliSession, options
 from hopaas_p2p.open import redacted
 from hopaas_p2p.runtime.settings import HERE, SETTINGS, trust, variable
 
 
-@click.group(cls=Subgroup)
+@click.group(cls=Group)
 def config() -> None:
     """Show the settings, and where each comes from.
 
@@ -42,7 +42,7 @@ def show(session: CliSession) -> None:
 
 
 @config.command("trust")
-@click.argument("file", required=False, default=HERE, type=click.Path(dir_okay=False, path_type=Path))
+@click.argument("file", required=False, default=HERE, type=FILE)
 @options(study="none", store=False)
 def trust_file(session: CliSession, file: Path) -> None:
     """Make a hopaas.toml your own, where it lies and as it is now; by default the one in this directory.

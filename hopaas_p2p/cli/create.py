@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, TypeVar
+from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from hopaas_p2p.cli.options import CliSession, options
+from hopaas_p2p.cli.options import CliSession, options, space_option, together
 from hopaas_p2p.core.attributes import REPEATS_POLICIES
 from hopaas_p2p.core.records import StudySet, TrialCreate, TrialState
 from hopaas_p2p.errors import StudyExists
@@ -29,26 +29,16 @@ if TYPE_CHECKING:
 _NO_POLICY: Final = ("budget", "fidelity", "sampler", "pruner", "learn_from")
 """Arguments of `open_study` that are no part of a `StudyPolicy`."""
 _FILE: Final = click.Path(path_type=Path)
-F = TypeVar("F", bound=Callable[..., Any])
-_budgets = click.option(
-    "--budget", "budgets", multiple=True, metavar="N|LIMITS", help=f"{budget.HELP} {budget.CHANGES}"
+
+
+search_options = together(
+    click.option("--sampler", type=click.Choice(list(SAMPLERS)), help="The sampler that proposes parameters."),
+    click.option("--pruner", type=click.Choice(list(PRUNERS)), help="The pruner that decides on reports."),
+    click.option("--repeats", type=click.Choice(list(REPEATS_POLICIES)), help="What happens when a proposal repeats."),
+    click.option("--replicates", type=int, metavar="N", help="Run each configuration N times, with N seeds."),
+    click.option("--fidelity", metavar="POLICY", help=pauses.HELP),
 )
-_specs = click.option("--space", "specs", multiple=True, metavar="SPEC", help=space.HELP + " Repeat for more.")
-
-
-def search_options(function: F) -> F:
-    """The options of all commands that say how a study is searched; see `method_of`."""
-    for add in (
-        click.option("--sampler", type=click.Choice(list(SAMPLERS)), help="The sampler that proposes parameters."),
-        click.option("--pruner", type=click.Choice(list(PRUNERS)), help="The pruner that decides on reports."),
-        click.option(
-            "--repeats", type=click.Choice(list(REPEATS_POLICIES)), help="What happens when a proposal repeats."
-        ),
-        click.option("--replicates", type=int, metavar="N", help="Run each configuration N times, with N seeds."),
-        click.option("--fidelity", metavar="POLICY", help=pauses.HELP),
-    )[::-1]:
-        function = add(function)
-    return function
+"""How a study is searched; see `method_of`."""
 
 
 def method_of(given: dict[str, Any], described: Mapping[str, Any] | None = None) -> dict[str, Any]:
@@ -66,7 +56,7 @@ def method_of(given: dict[str, Any], described: Mapping[str, Any] | None = None)
 @click.command()
 @options(study="argument")
 @click.option("--direction", "directions", multiple=True, metavar="minimize|maximize", help="One per objective.")
-@_specs
+@space_option
 @click.option("--from-yaml", type=_FILE, metavar="FILE", help="A W&B sweep, or a study in Optuna's terms.")
 @click.option("--budget", "budgets", multiple=True, metavar="N|LIMITS", help=f"{budget.HELP} [default: no limit]")
 @click.option("--attempts", type=int, metavar="N", help="How often a trial is started if its peers die. [default: 3]")
@@ -78,7 +68,7 @@ def method_of(given: dict[str, Any], described: Mapping[str, Any] | None = None)
     "--learn-from",
     multiple=True,
     metavar="NAME|auto|FILE",
-    help="Begin with what a study of this store, its newest ones, or a file of `study export --prior` taught. Repeat.",
+    help="Begin with what a study of this store, its newest ones, or a file of format `prior` taught. Repeat.",
 )
 @click.option("--exist-ok", is_flag=True, help="Succeed if the study already exists with the same definition.")
 def create(
@@ -166,33 +156,47 @@ def _to_learn_from(made: Study) -> list[str]:
 
 @click.command("set")
 @options(study="argument")
-@_budgets
-@_specs
+@click.option("--budget", "budgets", multiple=True, metavar="N|LIMITS", help=f"{budget.HELP} {budget.CHANGES}")
+@space_option
+@search_options
 @click.option(
     "--learn-from", multiple=True, metavar="NAME|auto|FILE|none", help="As in `study create`, in place of those before."
 )
-def set_(session: CliSession, budgets: tuple[str, ...], specs: tuple[str, ...], learn_from: tuple[str, ...]) -> None:
-    """Change the budget or what the study learns from, or give a search space to a study that has none.
+def set_(
+    session: CliSession, budgets: tuple[str, ...], specs: tuple[str, ...], learn_from: tuple[str, ...], **given: Any
+) -> None:
+    """Change the budget, how all peers search from their next trial on, or what the study learns from.
+
+    A study that has no search space, such as an imported one, can be given one.
 
     \b
     hopaas-p2p study set mnist --budget trials=400,gpu_hours=500,until.target=0.02
+    hopaas-p2p study set mnist --sampler tpe --repeats allow
     hopaas-p2p study set mnist --learn-from mnist-small --learn-from mnist-2025
     hopaas-p2p study set imported --space 'lr=float(1e-5,1e-1,log)' --space 'layers=int(1,8)'
     """  # noqa: D301  # click needs the backspace
-    given = space.parse_space(specs)
-    if not given and not budgets and not learn_from:
-        raise click.UsageError("Nothing to set. Use --budget, --learn-from, or --space NAME=….")
+    parameters, method = space.parse_space(specs), method_of(given)
+    if not (parameters or budgets or method or learn_from):
+        raise click.UsageError("Nothing to set. Use --budget, --sampler, --fidelity, --learn-from or --space NAME=….")
     study = session.study()
     data: dict[str, Any] = {}
     said = []
-    if given:
-        study.set_space(given)
-        data["space"] = {name: space.spec(one) for name, one in given.items()}
+    if parameters:
+        study.set_space(parameters)
+        data["space"] = {name: space.spec(one) for name, one in parameters.items()}
         said.append(f"The search space of {study.name!r} is {', '.join(map('='.join, data['space'].items()))}.")
     if budgets:
         study.set_budget(",".join(budgets))
         data["budget"] = budget.words(budget.budget_now(study.state))
         said.append(f"The budget of {study.name!r} is {data['budget'] or 'removed'}.")
+    if method:
+        from hopaas_p2p.cli.summary import search_of
+
+        study.search_with(**method)
+        if "fidelity" in method and method["fidelity"] is None:
+            study.disable_fidelity()
+        data["search"] = search_of(study)
+        said.append(f"Peers search with {', '.join(f'{name}: {one}' for name, one in data['search'].items())}.")
     if learn_from:
         learned = study.learn_from(() if learn_from == ("none",) else teachers(study.storage, learn_from))
         data["learned"] = [one._asdict() for one in learned]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import datetime
 from typing import Any
 
 import click
@@ -29,9 +28,9 @@ def invite(session: CliSession, **given: Any) -> None:
     hopaas-p2p join north.invitation -- python train.py --lr {lr}      # there
 
     On Postgres, and for a store that is served (--via https://…), it contains a new token for a guest who may use only
-    this study, and create none. On Postgres you need an administrator's login. List it with `token list`, and revoke it
-    with `token revoke`. For a bucket or a directory that guests reach themselves it says where the study is; they need
-    keys or permissions of their own.
+    this study, and create none. On Postgres you need an administrator's login. List it with `admin token list`, and
+    revoke it with `admin token revoke`. For a bucket or a directory that guests reach themselves it says where the
+    study is; they need keys or permissions of their own.
     """  # noqa: D301  # click wants the backspace
     session.settings.publish()
     made = invitations.invite(session.store_url, session.study_name, **given | {"site": given["site"] or ""})
@@ -45,11 +44,11 @@ def invite(session: CliSession, **given: Any) -> None:
         "expires": to_iso(said.expires * 1_000_000),
     }
     session.show(data, lambda: output.print_lines([secret]))
-    until = datetime.datetime.fromtimestamp(said.expires, tz=datetime.UTC).astimezone().strftime("%Y-%m-%d %H:%M")
+    until = output.utc_time(to_iso(said.expires * 1_000_000))
     if made.token_name:
         output.say(
             f"An invitation to {said.study}, valid until {until}. It is a secret, shown this once: send it as you "
-            f"would a password. To end it: hopaas-p2p token revoke {made.token_name}"
+            f"would a password. To end it: hopaas-p2p admin token revoke {made.token_name}"
         )
     else:
         output.say(

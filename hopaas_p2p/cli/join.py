@@ -30,7 +30,7 @@ _LONGEST: Final = 1 << 16
 _STDIN: Final = 2.0  # seconds for which something that is piped in is waited for, where a study is joined already
 
 
-@click.command(cls=CommandAfterDashes)
+@click.command(cls=CommandAfterDashes, needs_command=False)
 @options(study="none", store=False)
 @click.argument("file", required=False, metavar="[FILE|-]")
 @click.option("--submit", "system", type=click.Choice(batch.SYSTEMS), help="Run the trials in batch jobs.")

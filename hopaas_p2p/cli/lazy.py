@@ -1,4 +1,4 @@
-"""A group of commands that imports a command when it is called, and none to print its own help."""
+"""Groups of commands: lazy ones, which import a command when it is called and none to print their own help."""
 
 from __future__ import annotations
 
@@ -18,21 +18,24 @@ class Verb(NamedTuple):
     help: str
 
 
-class LazyGroup(click.Group):
-    """Commands by name, imported when they are first used. `--help` shows them in sections."""
+class Group(click.Group):
+    """Commands by name. `--help` shows them in sections, or the whole first sentence of each.
 
-    def __init__(self, *args: Any, sections: Mapping[str, Mapping[str, Verb]], **kwargs: Any) -> None:
+    Those in `sections` are imported when they are first used; others are added as click does.
+    """
+
+    def __init__(self, *args: Any, sections: Mapping[str, Mapping[str, Verb]] | None = None, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.sections = sections
-        self.verbs = {name: verb for verbs in sections.values() for name, verb in verbs.items()}
+        self.sections = sections or {}
+        self.verbs = {name: verb for verbs in self.sections.values() for name, verb in verbs.items()}
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        return list(self.verbs)
+        return [*self.verbs, *self.commands]
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         verb = self.verbs.get(cmd_name)
         if verb is None:
-            return None
+            return super().get_command(ctx, cmd_name)
         module, _, attribute = verb.target.partition(":")
         try:
             command = getattr(importlib.import_module(module), attribute)
@@ -47,23 +50,18 @@ class LazyGroup(click.Group):
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
-        if args and args[0] not in self.verbs and not args[0].startswith("-"):
-            near = difflib.get_close_matches(args[0], self.verbs, n=1)
-            hint = f"did you mean {near[0]!r}?" if near else f"there are: {', '.join(self.verbs)}."
+        known = self.list_commands(ctx)
+        if args and args[0] not in known and not args[0].startswith("-"):
+            near = difflib.get_close_matches(args[0], known, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"there are: {', '.join(known)}."
             raise click.UsageError(f"{args[0]!r} is not a command; {hint}", ctx)
         return super().resolve_command(ctx, args)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        widest = max(len(name) for name in self.verbs)
-        for title, verbs in self.sections.items():
+        sections = {title: {name: verb.help for name, verb in verbs.items()} for title, verbs in self.sections.items()}
+        if self.commands:
+            sections["Commands"] = {name: one.get_short_help_str(limit=500) for name, one in self.commands.items()}
+        widest = max(len(name) for rows in sections.values() for name in rows)
+        for title, rows in sections.items():
             with formatter.section(title):
-                formatter.write_dl([(name.ljust(widest), verb.help) for name, verb in verbs.items()])
-
-
-class Subgroup(click.Group):
-    """A group of commands; `--help` shows the whole first sentence of each."""
-
-    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        rows = [(name, self.commands[name].get_short_help_str(limit=500)) for name in self.list_commands(ctx)]
-        with formatter.section("Commands"):
-            formatter.write_dl(rows)
+                formatter.write_dl([(name.ljust(widest), text) for name, text in rows.items()])

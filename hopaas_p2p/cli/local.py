@@ -1,4 +1,4 @@
-"""`hopaas-p2p local` and `mcp`: one peer for programs in other languages, and for agents."""
+"""`hopaas-p2p serve local` and `mcp`: one peer for programs in other languages, and for agents."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import signal
 import threading
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import click
 
@@ -16,18 +16,19 @@ from hopaas_p2p.cli import output
 from hopaas_p2p.cli.options import CliSession, options
 from hopaas_p2p.errors import ConfigurationError, InvalidInput
 from hopaas_p2p.net.listening import bound_strangers
-from hopaas_p2p.ports.local import SILENCE, LocalPeer, watch_silence
 from hopaas_p2p.runtime.atomic import replace_atomically, state_folder
 from hopaas_p2p.runtime.ownership import read_secret
+
+if TYPE_CHECKING:
+    from hopaas_p2p.ports.local import LocalPeer
 
 _LOOPBACK: Final = ("127.0.0.1", "localhost", "::1")
 _silence = click.option(
     "--silence",
     type=float,
-    default=SILENCE,
-    show_default=False,
+    default=3600,
     metavar="S",
-    help=f"Seconds without a request after which a trial is returned. [default: {SILENCE:g}]",
+    help="Seconds without a request after which a trial is returned.",
 )
 _key_file = click.option(
     "--key-file",
@@ -94,6 +95,8 @@ def mcp(session: CliSession, allow_actions: bool, http: str | None, key_file: st
 @contextlib.contextmanager
 def _peer(session: CliSession, *, actions: bool, silence: float) -> Iterator[tuple[LocalPeer, threading.Event]]:
     """The peer, and an event that SIGTERM and Ctrl-C set. Its trials are returned at the end."""
+    from hopaas_p2p.ports.local import LocalPeer, watch_silence
+
     if not silence > 0:
         raise InvalidInput(f"--silence must be a positive number of seconds, not {silence}.")
     ending = threading.Event()

@@ -13,7 +13,7 @@ from typing import Final, NoReturn
 
 import click
 
-from hopaas_p2p.cli.lazy import LazyGroup, Verb
+from hopaas_p2p.cli.lazy import Group, Verb
 
 PROGRAM: Final = "hopaas-p2p"
 _CLI: Final = "hopaas_p2p.cli"
@@ -24,23 +24,14 @@ SECTIONS: Final = {
         "worker": Verb(f"{_CLI}.worker:worker", "Run a command for each trial, until the study is done."),
         "run": Verb(f"{_CLI}.worker:run", "Run a command for exactly one trial."),
         "submit": Verb(f"{_CLI}.submit:submit", "Write the batch jobs of a study, and submit them."),
-        "ask": Verb(f"{_CLI}.work:ask", "Start a trial: print its parameters and a ticket."),
-        "report": Verb(f"{_CLI}.work:report", "Report an intermediate value of the ticket's trial."),
-        "log": Verb(f"{_CLI}.work:log", "Log other metrics of a step."),
-        "should-prune": Verb(f"{_CLI}.work:should_prune", "Exit with 10 when the ticket's trial should be pruned."),
-        "tell": Verb(f"{_CLI}.work:tell", "End the ticket's trial with its value."),
-        "renew": Verb(f"{_CLI}.work:renew", "Renew the lease of the ticket's trial."),
-        "release": Verb(f"{_CLI}.work:release", "Return the ticket's trial, to be run by another peer."),
-        "local": Verb(f"{_CLI}.local:local", "Let programs in any language take part, over HTTP on this machine."),
-        "mcp": Verb(f"{_CLI}.local:mcp", "Let an agent look at studies and run trials."),
     },
-    "Studies and trials": {
+    "Studies": {
         "study": Verb(f"{_CLI}.study:study", "Create, list, show, control, export and import studies."),
-        "trial": Verb(f"{_CLI}.trial:trial", "List, show, enqueue, requeue, annotate and stop trials."),
-        "invite": Verb(f"{_CLI}.invite:invite", "Print one string that lets somebody join a study."),
-        "artifact": Verb(f"{_CLI}.artifact:artifact", "Put, get, list and remove files of studies and trials."),
+        "trial": Verb(
+            f"{_CLI}.trial:trial", "Run a trial step by step; list, show, enqueue and stop trials; its files."
+        ),
         "peers": Verb(f"{_CLI}.peers:peers", "List the peers of a study; ask some to take no more trials."),
-        "export": Verb(f"{_CLI}.export:export", "Copy a study to MLflow or Weights & Biases."),
+        "invite": Verb(f"{_CLI}.invite:invite", "Print one string that lets somebody join a study."),
     },
     "Watch": {
         "watch": Verb(f"{_CLI}.watch:watch", "Follow a study, or wait until a condition is true."),
@@ -49,21 +40,10 @@ SECTIONS: Final = {
     },
     "Stores": {
         "doctor": Verb(f"{_CLI}.doctor:doctor", "Check a store, and say how to fix what fails."),
-        "backup": Verb(f"{_CLI}.backup:backup", "Write everything in a store to one file."),
-        "restore": Verb(f"{_CLI}.backup:restore", "Fill an empty store from a backup."),
-        "spool": Verb(f"{_CLI}.spool:spool", "List and send results that could not reach their store."),
-        "gc": Verb(f"{_CLI}.s3:gc", "Remove old commits and deleted studies from a bucket."),
-        "s3-policy": Verb(f"{_CLI}.s3:s3_policy", "Print the smallest policy with which a key of the bucket can work."),
-        "serve": Verb(f"{_CLI}.serve:serve", "Let peers reach a store by HTTPS, a folder, or this node."),
-    },
-    "Administration": {
-        "init": Verb(f"{_CLI}.access:init", "Prepare a database as a store."),
-        "user": Verb(f"{_CLI}.access:user", "Manage the users of a store."),
-        "token": Verb(f"{_CLI}.access:token", "Create, list and revoke tokens."),
-        "grants": Verb(f"{_CLI}.access:grants", "List who has which role in a study."),
-        "grant": Verb(f"{_CLI}.access:grant", "Give a user a role in a study."),
-        "revoke": Verb(f"{_CLI}.access:revoke", "Take a role away."),
-        "unlock": Verb(f"{_CLI}.access:unlock", "End sessions that keep a study locked."),
+        "serve": Verb(f"{_CLI}.serve:serve", "Let other machines, programs and agents take part by way of this one."),
+        "admin": Verb(
+            f"{_CLI}.admin:admin", "Prepare, back up and clean a store; users, tokens and grants; the spool."
+        ),
     },
     "Settings": {
         "config": Verb(f"{_CLI}.config:config", "Show the settings, and where each comes from."),
@@ -75,7 +55,7 @@ SECTIONS: Final = {
 
 @click.group(
     PROGRAM,
-    cls=LazyGroup,
+    cls=Group,
     sections=SECTIONS,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100, "show_default": True},
     epilog="A command's own help: hopaas-p2p COMMAND --help",

@@ -6,6 +6,7 @@ import contextlib
 import functools
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal, TypeVar
 
 import click
@@ -15,10 +16,9 @@ from hopaas_p2p.cli import output
 from hopaas_p2p.errors import ConfigurationError, InvalidInput
 from hopaas_p2p.runtime import credentials
 from hopaas_p2p.runtime.settings import Settings, variable
+from hopaas_p2p.spec import space
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from hopaas_p2p.storage import Storage
     from hopaas_p2p.study import Study
 
@@ -26,8 +26,24 @@ _LAST = ("store", "study", "quiet", "as_json", "debug")
 Columns = Mapping[str, str | Callable[[dict[str, Any]], str]]
 """Header -> the key of the values in a row, or a function that gives a row's text."""
 ROLES: Final = ("viewer", "worker", "owner")
+FILE: Final = click.Path(dir_okay=False, path_type=Path)
+EXISTING: Final = click.Path(exists=True, dir_okay=False, path_type=Path)
+FOLDER: Final = click.Path(file_okay=False, path_type=Path)
+space_option = click.option("--space", "specs", multiple=True, metavar="SPEC", help=space.HELP + " Repeat for more.")
+force_option = click.option("--force", is_flag=True, help="Overwrite an existing file.")
 role_option = click.option("--role", type=click.Choice(ROLES), default="worker", help="What it lets people do.")
 F = TypeVar("F", bound=Callable[..., Any])
+
+
+def together(*adds: Callable[[Any], Any]) -> Callable[[F], F]:
+    """Several options or arguments as one decorator; `--help` lists them in this order."""
+
+    def decorate(function: F) -> F:
+        for add in reversed(adds):
+            function = add(function)
+        return function
+
+    return decorate
 
 
 class CliSession:
@@ -95,9 +111,18 @@ class CliSession:
             text()
 
     def show_table(
-        self, rows: Sequence[dict[str, Any]], columns: Columns, *, right: Sequence[str] = (), empty: str = ""
+        self,
+        rows: Sequence[dict[str, Any]],
+        columns: Columns,
+        *,
+        right: Sequence[str] = (),
+        optional: Sequence[str] = (),
+        empty: str = "",
     ) -> None:
-        """Print rows: as JSON with --json, else as a table, or the message `empty` if there are none."""
+        """Print rows: as JSON with --json, else as a table, or the message `empty` if there are none.
+
+        A column in `optional` is left out where no row has anything in it.
+        """
 
         def cell(row: dict[str, Any], column: str | Callable[[dict[str, Any]], str]) -> str:
             if callable(column):
@@ -107,8 +132,10 @@ class CliSession:
         if not rows and empty:
             self.show([], lambda: output.say(empty))
         else:
-            cells = [[cell(row, column) for column in columns.values()] for row in rows]
-            self.show(rows, lambda: output.print_table(list(columns), cells, right=right))
+            cells = {head: [cell(row, column) for row in rows] for head, column in columns.items()}
+            heads = [head for head in columns if head not in optional or set(cells[head]) - {"-"}]
+            lines = [list(row) for row in zip(*(cells[head] for head in heads), strict=True)]
+            self.show(rows, lambda: output.print_table(heads, lines, right=right))
 
     def done(self, data: Any, message: str) -> None:
         """Report success: `data` as JSON with --json, else a message on stderr."""

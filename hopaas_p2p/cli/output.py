@@ -9,14 +9,13 @@ import shutil
 import sys
 import textwrap
 import unicodedata
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 import click
 
 from hopaas_p2p.analysis import facts
 from hopaas_p2p.analysis.lookalikes import MARK, told_apart, visible
-from hopaas_p2p.runtime.times import to_utc
 
 if TYPE_CHECKING:
     from hopaas_p2p.net.findings import Finding
@@ -111,15 +110,14 @@ def parameters(params: Mapping[str, Any], *, digits: int = 6) -> str:
     )
 
 
-def local_time(microseconds: int | None) -> str:
-    """A time of the log, in this machine's time zone."""
-    when = to_utc(microseconds)
-    return when.astimezone().strftime("%Y-%m-%d %H:%M:%S") if when else "-"
-
-
 def utc_time(iso: str | None) -> str:
     """A time of `times.to_iso`, without fractions of a second."""
     return f"{iso[:10]} {iso[11:19]} UTC" if iso else ""
+
+
+def time_in(column: str) -> Callable[[Mapping[str, Any]], str]:
+    """What shows the time in this column of a row."""
+    return lambda row: utc_time(row[column]) or "-"
 
 
 def size(count: int | None) -> str:

@@ -10,7 +10,7 @@ import click
 
 from hopaas_p2p.analysis.facts import last_ended
 from hopaas_p2p.cli import output
-from hopaas_p2p.cli.lazy import Subgroup
+from hopaas_p2p.cli.lazy import Group
 from hopaas_p2p.cli.options import CliSession, Columns, options
 from hopaas_p2p.core.state import differences
 from hopaas_p2p.errors import InvalidInput, NoSuchPeer
@@ -22,7 +22,7 @@ _WORDS: Final = {(True, True): "alive", (True, False): "silent", (False, True): 
 """By whether a peer runs a trial, and whether it is alive."""
 
 
-@click.group(cls=Subgroup)
+@click.group(cls=Group)
 def peers() -> None:
     """List the peers of a study. Ask one of them, or a whole site, to take no more trials."""
 

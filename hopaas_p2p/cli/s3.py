@@ -1,4 +1,4 @@
-"""`hopaas-p2p gc` and `s3-policy`: what only a bucket needs."""
+"""`hopaas-p2p admin gc` and `s3-policy`: what only a bucket needs."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def _address(session: CliSession) -> Address:
 
 @click.command()
 @options(study="none")
-@click.option("--dry-run", "-n", is_flag=True, help="Only list what would be removed.")
+@click.option("--dry-run", is_flag=True, help="Only list what would be removed.")
 @click.option("--keep", default=24, type=float, metavar="HOURS", help="Keep everything younger than this.")
 def gc(session: CliSession, dry_run: bool, keep: float) -> None:
     """Remove old commits that snapshots replace, and what deleted studies left in a bucket.
@@ -46,7 +46,7 @@ def gc(session: CliSession, dry_run: bool, keep: float) -> None:
         "study": "study",
         "what": "what",
         "objects": "objects",
-        "size": lambda row: f"{row['size'] / 1e6:.1f} MB",
+        "size": lambda row: output.size(row["size"]),
     }
     rows = [one._asdict() for one in found]
     session.show_table(rows, columns, right=("objects", "size"), empty="Nothing to remove.")

@@ -1,4 +1,4 @@
-"""`hopaas-p2p serve`: ways to a store, by HTTPS, through a folder that both sides share, or through a login node."""
+"""`hopaas-p2p serve …`: ways to a store by HTTPS, a folder or a login node; programs of this machine; agents."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ from typing import Any, Final
 import click
 
 from hopaas_p2p.cli import output
-from hopaas_p2p.cli.lazy import Subgroup
+from hopaas_p2p.cli.lazy import Group
+from hopaas_p2p.cli.local import local, mcp
 from hopaas_p2p.cli.options import CliSession, options
 from hopaas_p2p.errors import ConfigurationError, InvalidInput
 from hopaas_p2p.open import open_store
@@ -33,9 +34,13 @@ _SWITCH: Final = 0.0005  # seconds: the loop and a store in a thread hand the in
 _FILE = click.Path(dir_okay=False, path_type=Path)
 
 
-@click.group(cls=Subgroup)
+@click.group(cls=Group)
 def serve() -> None:
-    """Let others reach a store through this machine."""
+    """Let other machines, programs and agents take part by way of this machine."""
+
+
+for command in (local, mcp):
+    serve.add_command(command)
 
 
 @serve.command("https")
@@ -72,10 +77,10 @@ def serve_https(
     """Serve STORE, a directory, a bucket or a database, to everybody with a token of it.
 
     Peers use https://HOST as their store, and their token. For a database the URL is without a login: it judges each
-    token itself. For a directory or bucket this judges, by what `user`, `token` and `grant` wrote beside the store;
-    whoever may write to the store directly is not bound by that. After SIGTERM it answers what was asked, then stops.
-    The log goes to stderr, one line of JSON per event; /healthz and /metrics are for machines. Several may serve one
-    store side by side.
+    token itself. For a directory or bucket this judges, by what `admin user`, `token` and `grant` wrote beside the
+    store; whoever may write to the store directly is not bound by that. After SIGTERM it answers what was asked, then
+    stops. The log goes to stderr, one line of JSON per event; /healthz and /metrics are for machines. Several may serve
+    one store side by side.
     """
     host, colon, port = listen.rpartition(":")
     if not colon or not port.isdigit() or int(port) > 65535:

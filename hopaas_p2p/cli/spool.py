@@ -1,4 +1,4 @@
-"""`hopaas-p2p spool list|send|export`: results on this machine's disk that could not reach their store."""
+"""`hopaas-p2p admin spool list|send|export`: results on this machine's disk that could not reach their store."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ import click
 
 from hopaas_p2p import spool as waiting
 from hopaas_p2p.cli import output
-from hopaas_p2p.cli.lazy import Subgroup
-from hopaas_p2p.cli.options import CliSession, Columns, check_new, options
+from hopaas_p2p.cli.lazy import Group
+from hopaas_p2p.cli.options import EXISTING, FILE, CliSession, Columns, check_new, force_option, options
 from hopaas_p2p.errors import HopaasError, NoSuchStudy, NoSuchTrial
 from hopaas_p2p.open import servers_of
 from hopaas_p2p.runtime import credentials
-from hopaas_p2p.runtime.times import from_iso, to_iso
+from hopaas_p2p.runtime.times import to_iso
 from hopaas_p2p.spool import is_for, take_in
 
 if TYPE_CHECKING:
@@ -25,10 +25,7 @@ if TYPE_CHECKING:
     """The file that it is in, its place in the spool, and what it is."""
 
 
-_FILE = click.Path(dir_okay=False, path_type=Path)
-
-
-@click.group(cls=Subgroup)
+@click.group(cls=Group)
 def spool() -> None:
     """List, send and carry results that could not reach their store.
 
@@ -53,7 +50,7 @@ def list_(session: CliSession) -> None:
         for path, spooled in waiting.waiting()
     ]
     columns: Columns = {
-        "SINCE": lambda row: output.local_time(from_iso(row["since"]) if row["since"] else None),
+        "SINCE": output.time_in("since"),
         "STORE": "store",
         "STUDY": "study",
         "TRIALS": lambda row: ", ".join(f"#{number}" for number in row["trials"]),
@@ -68,10 +65,10 @@ def list_(session: CliSession) -> None:
 
 @spool.command()
 @options(study="none", store=False)
-@click.argument("target", metavar="FILE", type=_FILE)
-@click.option("--force", "-f", is_flag=True, help="Overwrite an existing file.")
+@click.argument("target", metavar="FILE", type=FILE)
+@force_option
 def export(session: CliSession, target: Path, force: bool) -> None:
-    """Write all waiting results to a file, to be sent from another machine: hopaas-p2p spool send FILE.
+    """Write all waiting results to a file, to be sent from another machine: hopaas-p2p admin spool send FILE.
 
     They stay in the spool as well; each counts once, whichever copy arrives first. Only you can read the file.
     The file also contains what peers kept of a log with two histories, for `doctor --rescue` on the other machine.
@@ -85,11 +82,9 @@ def export(session: CliSession, target: Path, force: bool) -> None:
 
 @spool.command()
 @options(study="none")
-@click.argument(
-    "source", metavar="[FILE]", required=False, type=click.Path(exists=True, dir_okay=False, path_type=Path)
-)
+@click.argument("source", metavar="[FILE]", required=False, type=EXISTING)
 def send(session: CliSession, source: Path | None) -> int:
-    """Send the results that wait on this machine, or those in FILE, which `spool export` wrote on another.
+    """Send the results that wait on this machine, or those in FILE, which `admin spool export` wrote on another.
 
     Results of studies in the store of --store (or HOPAAS_STORE) are sent to it with that URL's login, whatever URL of
     the store their peer used. Without --store, other results are sent to the URL that their peer used. If some cannot

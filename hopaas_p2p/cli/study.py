@@ -14,13 +14,12 @@ from hopaas_p2p.analysis.facts import budget_unit, state_word
 from hopaas_p2p.analysis.spending import budget_lines, cells, spending
 from hopaas_p2p.cli import output
 from hopaas_p2p.cli.annotations import add_annotations
-from hopaas_p2p.cli.create import create, method_of, search_options, set_
-from hopaas_p2p.cli.lazy import Subgroup
+from hopaas_p2p.cli.create import create, set_
+from hopaas_p2p.cli.lazy import Group
 from hopaas_p2p.cli.options import CliSession, Columns, options
 from hopaas_p2p.cli.transfer import copy, export, import_, report_html
 from hopaas_p2p.errors import InvalidInput, NoSuchStudy
 from hopaas_p2p.peer.liveness import any_alive, signs_of_life
-from hopaas_p2p.spec.budget import CHANGES
 
 if TYPE_CHECKING:
     from hopaas_p2p.analysis.spending import Spending
@@ -32,11 +31,25 @@ _POLICY: Final = {
     "progress_timeout": "stops a trial after {} s without a report",
     "interrupted": "interrupted trials {}",
 }
-_RUNGS = 12
-"""Of a study that `show` lists: the highest ones. A population may have thousands."""
+_BY_DEFAULT: Final = {
+    "attempts": 3,
+    "lease_ttl": "120",
+    "max_failures": None,
+    "progress_timeout": None,
+    "interrupted": "fail",
+}
+_ROWS: Final = 12
+"""Of a list that `show` prints. A population may have thousands of rungs."""
+_SEARCH_BY_DEFAULT: Final = {
+    "sampler": "default",
+    "pruner": "default",
+    "repeats": "avoid",
+    "replicates": "1",
+    "fidelity": "none",
+}
 
 
-@click.group(cls=Subgroup)
+@click.group(cls=Group)
 def study() -> None:
     """Create, list, show, control, export, import and copy studies.
 
@@ -144,56 +157,65 @@ def show(session: CliSession, as_audit: bool) -> None:
 
 
 def _facts(data: dict[str, Any], found: Spending) -> dict[str, str]:
-    """The lines of `show`; what a study does not have takes none."""
+    """The lines of `show`, what matters most first; what is not there, or as by default, takes none.
+
+    They fit on a screen: of long lists, a part is shown. All of it is in --json.
+    """
     again = {"FAIL": f" ({data['retried']} retried)"} if data["retried"] else {}
     counts = ", ".join(f"{count} {state}{again.get(state, '')}" for state, count in data["counts"].items() if count)
-    best = data["best"] if isinstance(data["best"], list) else [data["best"]] if data["best"] else []
-    results = [f"#{one['number']}: {output.numbers(one['values'])}  {output.parameters(one['params'])}" for one in best]
     silent = [f"{peer}, last seen {output.ago(ago)}" for peer, ago in data["silent"].items()]
     heads, rows = cells(found)
-    policy = {name: value for name, value in data["policy"].items() if value is not None}
-    said = {name: value if isinstance(value, str) else output.number(value) for name, value in policy.items()}
+    shown = rows if len(rows) <= _ROWS else rows[-1:]
+    policy = {name: output.number(one) if isinstance(one, float) else one for name, one in data["policy"].items()}
     files = data["checkpoints"]
     facts: dict[str, str | list[str]] = {
         "study": data["name"],
         "store": data["store"],
         "state": data["state"],
-        "directions": ", ".join(data["directions"]),
+        "best": _best(data),
+        "running at": ", ".join(f"{site}: {count}" for site, count in data["peers"].items()),
+        "silent": [*silent, "(their trials are taken over as soon as another peer runs)"] if silent else "",
         "trials": f"{data['trials']} ({counts or 'none yet'})",
         "budget": budget_lines(found),
-        "best": results or "-",
-        "running at": ", ".join(f"{site}: {count}" for site, count in data["peers"].items()) or "-",
-        "silent": [*silent, "(their trials are taken over as soon as another peer runs)"] if silent else "",
-        "spent": output.aligned([heads, *rows], right=heads[3:]) if found.rows else "",
-        "space": [f"{name}: {one}" for name, one in data["space"].items()] or "define-by-run",
-        "policy": ", ".join(_POLICY[name].format(value) for name, value in said.items()),
-        "search": ", ".join(f"{name}: {value}" for name, value in data["search"].items()),
+        "directions": ", ".join(data["directions"]),
+        "space": _some([f"{name}: {one}" for name, one in data["space"].items()]) or "define-by-run",
+        "policy": ", ".join(_POLICY[name].format(one) for name, one in policy.items() if one != _BY_DEFAULT[name]),
+        "search": ", ".join(
+            f"{name}: {one}" for name, one in data["search"].items() if one != _SEARCH_BY_DEFAULT[name]
+        ),
         "earlier studies": [one["text"] for one in data["learned"]],
-        "rungs": [*(one["text"] for one in data["rungs"][-_RUNGS:]), data["next"]] if data["rungs"] else "",
-        "checkpoints": f"{files['count']}, {files['bytes'] / 1e6:.1f} MB" if files["count"] else "",
+        "rungs": [*(one["text"] for one in data["rungs"][-_ROWS:]), data["next"]] if data["rungs"] else "",
+        "checkpoints": f"{files['count']}, {output.size(files['bytes'])}" if files["count"] else "",
+        "spent": output.aligned([heads, *shown], right=heads[3:]) if found.rows else "",
         "other samplers": [f"{name}: {count} of the trials" for name, count in data["other_samplers"].items()],
         "best means": [f"{one['text']}  {output.parameters(one['params'])}" for one in data["means"]],
         "seen at": list(data["seen_at"].values()),
         "tags": ", ".join(data["tags"]),
-        "note": data["note"],
+        "note": _some(data["note"].splitlines()),
     }
     return {name: one if isinstance(one, str) else "\n".join(one) for name, one in facts.items() if one}
 
 
-@study.command()
-@options(study="argument")
-@search_options
-def search(session: CliSession, **given: Any) -> None:
-    """Change how all peers search, from their next trial on. Without options, show how they search."""
-    from hopaas_p2p.cli import summary
+def _best(data: dict[str, Any]) -> list[str]:
+    """The best trial; with several objectives the size of the front, and the best trial by each objective."""
 
-    searched = session.study()
-    wanted = method_of(given)
-    if "fidelity" in wanted and wanted["fidelity"] is None:
-        wanted["fidelity"] = "none"
-    searched.search_with(**wanted)
-    data = summary.search_of(searched)
-    session.show(data, lambda: output.print_facts(data))
+    def line(name: str, one: dict[str, Any]) -> str:
+        return f"{name}#{one['number']}: {output.numbers(one['values'])}  {output.parameters(one['params'])}"
+
+    best = data["best"]
+    if not best:
+        return ["-"]
+    if not isinstance(best, list):
+        return [line("", best)]
+    lines = [f"{output.count(len(best), 'trial')} on the Pareto front"]
+    for at, (name, direction) in enumerate(zip(data["objectives"], data["directions"], strict=True)):
+        ranked = sorted(best, key=lambda one: float(one["values"][at]))  # noqa: B023  # it is called at once
+        lines.append(line(f"best {name} ", ranked[-1 if direction == "maximize" else 0]))
+    return lines
+
+
+def _some(lines: list[str]) -> list[str]:
+    return lines if len(lines) <= _ROWS else [*lines[: _ROWS - 1], f"… and {len(lines) - _ROWS + 1} more"]
 
 
 @study.command()
@@ -207,12 +229,9 @@ def pause(session: CliSession) -> None:
 
 @study.command()
 @options(study="argument")
-@click.option("--budget", "budgets", multiple=True, metavar="N|LIMITS", help=f"Also change the budget. {CHANGES}")
-def resume(session: CliSession, budgets: tuple[str, ...]) -> None:
+def resume(session: CliSession) -> None:
     """Start trials again, even after `stop` or too many failures."""
     resumed = session.study()
-    if budgets:
-        resumed.set_budget(",".join(budgets))
     resumed.resume()
     state = resumed.state
     word = state_word(state, working=any_alive(signs_of_life(resumed.storage.peer, state).values()))

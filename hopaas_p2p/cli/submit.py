@@ -8,16 +8,15 @@ import shlex
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, TypeVar
+from typing import TYPE_CHECKING, Any, Final
 
 import click
 
 from hopaas_p2p.cli import output
 from hopaas_p2p.cli.after_dashes import CommandAfterDashes
-from hopaas_p2p.cli.options import CliSession, options
-from hopaas_p2p.cli.worker import worker_options
+from hopaas_p2p.cli.options import CliSession, options, together
+from hopaas_p2p.cli.worker import many_options, worker_options
 from hopaas_p2p.errors import ConfigurationError, Denied, InvalidInput, StoreUnreachable
 from hopaas_p2p.joining import membership, ways
 from hopaas_p2p.open import redacted, servers_of
@@ -33,8 +32,6 @@ from hopaas_p2p.runtime.settings import SETTINGS, joined_folder, variable
 if TYPE_CHECKING:
     from hopaas_p2p.joining.membership import Membership
 
-F = TypeVar("F", bound=Callable[..., Any])
-
 PROGRAM: Final = (sys.executable, "-P", "-m", "hopaas_p2p.cli.main")
 """This program, in this environment; -P: a module that lies where a job runs is not taken for one of ours."""
 _TOLD: Final = ("store", "study", "site", "token_file", "token_host", "ca_file", "proxy_file", "artifacts", "patience")
@@ -46,26 +43,20 @@ JOB_OPTIONS: Final = ("jobs", "gpus", "cpus", "memory", "time", "queue", "accoun
 """What `job_options` adds for the jobs themselves; the others are their workers'."""
 
 
-def job_options(function: F) -> F:
-    """The options of all commands that submit jobs."""
-    for add in (
-        click.option("--jobs", type=click.IntRange(1, 100_000), default=1, help="Number of jobs."),
-        click.option("--gpus", type=click.IntRange(0), default=0, help="GPUs per job."),
-        click.option("--cpus", type=click.IntRange(1), default=1, help="CPU cores per job."),
-        click.option("--memory", metavar="16G", help="Memory per job."),
-        click.option("--time", default="4h", metavar="4h", help="The time limit of each job."),
-        click.option("--queue", metavar="NAME", help="The partition or queue."),
-        click.option("--account", metavar="NAME", help="The account to charge."),
-        click.option("--option", "more", multiple=True, metavar="LINE", help="An option in the batch system's syntax."),
-        click.option("--image", metavar="IMAGE", help="The image for Kubernetes, with your code and hopaas-p2p."),
-        click.option("--dry-run", is_flag=True, help="Write and show the script; submit nothing."),
-        click.option("--max-trials", type=click.IntRange(min=1), metavar="N", help="Stop after N trials."),
-        click.option(
-            "--stay", is_flag=True, help="Stay until the study is finished, to take over trials of dead workers."
-        ),
-    )[::-1]:
-        function = add(function)
-    return function
+job_options = together(
+    click.option("--jobs", type=click.IntRange(1, 100_000), default=1, help="Number of jobs."),
+    click.option("--gpus", type=click.IntRange(0), default=0, help="GPUs per job."),
+    click.option("--cpus", type=click.IntRange(1), default=1, help="CPU cores per job."),
+    click.option("--memory", metavar="16G", help="Memory per job."),
+    click.option("--time", default="4h", metavar="4h", help="The time limit of each job."),
+    click.option("--queue", metavar="NAME", help="The partition or queue."),
+    click.option("--account", metavar="NAME", help="The account to charge."),
+    click.option("--option", "more", multiple=True, metavar="LINE", help="An option in the batch system's syntax."),
+    click.option("--image", metavar="IMAGE", help="The image for Kubernetes, with your code and hopaas-p2p."),
+    click.option("--dry-run", is_flag=True, help="Write and show the script; submit nothing."),
+    many_options,
+)
+"""The options of all commands that submit jobs."""
 
 
 @click.command(cls=CommandAfterDashes)
@@ -262,8 +253,8 @@ def _as_words(worker: dict[str, Any]) -> tuple[str, ...]:
         given["logs"] = worker["logs"]
     words = [word for name, value in given.items() for word in (f"--{name.replace('_', '-')}", str(value))]
     words += [word for name in worker["passed"] for word in ("--pass", name)]
-    words += ["--stay"] if worker["stay"] else []
-    return (*words, *([] if worker["keep_output"] else ["--no-keep-output"]))
+    flags = {"--stay": worker["stay"], "--no-wait": worker["no_wait"], "--no-keep-output": not worker["keep_output"]}
+    return (*words, *(flag for flag, given in flags.items() if given))
 
 
 def _run(words: list[str], *passed: str, text: str = "", by_hand: str = "") -> str:

@@ -76,6 +76,7 @@ def more_of_study(study: Study) -> dict[str, Any]:
     groups = study.replicates()[:_MEANS] if (study.method.replicates or 1) > 1 else []
     return {
         "store": study.storage.url,
+        "objectives": study.metric_names or [f"objective {number}" for number in range(len(study.directions))],
         "space": {name: spec(one) for name, one in study.space.items()},
         "policy": {name: getattr(define.policy, field) for name, field in names.items()},
         "spending": as_data(spending(state)),

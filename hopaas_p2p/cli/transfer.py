@@ -1,70 +1,124 @@
-"""`hopaas-p2p study export|import|copy|report`: to and from files, Optuna's own storages, and other stores."""
+"""`hopaas-p2p study export|import|copy|report`: files, Optuna's own storages, trackers, and other stores."""
 
 from __future__ import annotations
 
 import contextlib
+import os
 import shlex
+import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import click
 
 from hopaas_p2p.cli import output
-from hopaas_p2p.cli.options import CliSession, options
-from hopaas_p2p.errors import InvalidInput, NoSuchStudy
+from hopaas_p2p.cli.options import FILE, FOLDER, CliSession, options, space_option
+from hopaas_p2p.core.admission import finished
+from hopaas_p2p.errors import HopaasError, InvalidInput, NoSuchStudy
 from hopaas_p2p.moving import FORMATS, copy_study, export_study, import_study
 from hopaas_p2p.report import write_report
 from hopaas_p2p.runtime.atomic import replace_atomically
 from hopaas_p2p.spec.space import parse_space
 
 if TYPE_CHECKING:
-    from hopaas_p2p.moving import Arrived
     from hopaas_p2p.storage import Storage
 
-_DIRECTORY = click.Path(file_okay=False, path_type=Path)
 _FORMATS = click.Choice(FORMATS)
+_TRACKERS: Final = ("mlflow", "wandb")
+_KINDS: Final = (*FORMATS, "prior", *_TRACKERS)
+_FEW_RETRIES: Final = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2", "MLFLOW_HTTP_REQUEST_TIMEOUT": "30"}
+"""MLflow would retry for minutes by default; `study export` retries itself."""
 
 
 @click.command()
 @options(study="argument")
-@click.option("--format", "-f", "form", type=_FORMATS, help="[default: by the extension of PATH, else study]")
-@click.option("--to", "-t", default="-", metavar="PATH_OR_URL", help="A file, - for stdout, or an Optuna storage.")
-@click.option(
-    "--files", type=_DIRECTORY, metavar="DIR", help="Also write the files of the study and its trials to DIR."
-)
-@click.option("--prior", is_flag=True, help="Write what the study teaches, for `study create --learn-from FILE`.")
-def export(session: CliSession, form: str | None, to: str, files: Path | None, prior: bool) -> None:
-    """Write a study to a file or to an Optuna storage.
+@click.option("--format", "form", type=click.Choice(_KINDS), help="[default: by the extension of PATH, else study]")
+@click.option("--to", metavar="PATH|URL|PROJECT", help="A file, an Optuna storage, or a tracker. [default: stdout]")
+@click.option("--files", type=FOLDER, metavar="DIR", help="Also write the files of the study and its trials to DIR.")
+@click.option("--follow", is_flag=True, help="To a tracker, until the study is done; waits out the tracker's outages.")
+@click.option("--interval", type=float, default=10, metavar="S", help="With --follow: seconds between updates.")
+def export(
+    session: CliSession, form: str | None, to: str | None, files: Path | None, follow: bool, interval: float
+) -> None:
+    """Write a study to a file, to an Optuna storage, or to a tracker.
 
     A study's own file has everything that was said of it, and its files; `study import` reads it. csv, the format of
-    stdout, is for spreadsheets, parquet for data frames. With --format optuna, PATH_OR_URL is sqlite:///x.db,
-    postgresql://…, or the path of a journal file. DIR can be given to optuna-dashboard --artifact-dir.
+    stdout, is for spreadsheets, parquet for data frames. With --format optuna, URL is sqlite:///x.db,
+    postgresql://…, or the path of a journal file. DIR can be given to optuna-dashboard --artifact-dir. prior is what
+    the study teaches, without results: configurations and their ranks, for `study create --learn-from FILE`.
 
-    With --prior, the file has configurations and their ranks, without results; a study of any store can learn from it.
-    """
-    if prior:
-        if form or files:
-            raise click.UsageError("--prior has its own format and no files: leave --format and --files out.")
-        study = session.study()
-        text = study.prior().as_text()
-        if to == "-":
-            output.print_lines([text])
-            return
-        with replace_atomically(Path(to)) as draft:
-            draft.write_text(text + "\n")
-        session.done({"to": to}, f"Wrote what {study.name!r} teaches to {to}.")
+    With --format mlflow, URL is the tracking server (or MLFLOW_TRACKING_URI), and MLFLOW_EXPERIMENT_NAME names the
+    experiment; with --format wandb, PROJECT is ENTITY/PROJECT or PROJECT (or WANDB_ENTITY, WANDB_PROJECT), and with
+    WANDB_MODE=offline it writes files for `wandb sync`, to WANDB_DIR. A run for the study, and one for each trial:
+    parameters, values, states, files, metrics and reports. Run it as often as you like: what is there is not sent
+    again. Credentials are the tracker's own: MLFLOW_TRACKING_TOKEN, WANDB_API_KEY, `wandb login`.
+
+    \b
+    hopaas-p2p study export digits --to digits.csv
+    hopaas-p2p study export digits --format mlflow --to http://mlflow.example.org:5000 --follow
+    """  # noqa: D301  # click needs the backspace
+    if form in _TRACKERS:
+        if files is not None or not interval > 0:
+            raise click.UsageError("A tracker takes no --files, and --interval is a positive number of seconds.")
+        _export_to_tracker(session, form, to, every=interval if follow else None)
         return
-    count = export_study(session.study(), to, form=form, files=files)
-    if to != "-":
-        session.done({"trials": count, "to": to}, f"Exported {output.count(count, 'trial')} to {to}.")
+    if follow or (form == "prior" and files is not None):
+        raise click.UsageError("--follow is for trackers, and --format prior has no files.")
+    study = session.study()
+    if form != "prior":
+        count = export_study(study, to or "-", form=form, files=files)
+        if to not in (None, "-"):
+            session.done({"trials": count, "to": to}, f"Exported {output.count(count, 'trial')} to {to}.")
+        return
+    text = study.prior().as_text()
+    if to in (None, "-"):
+        output.print_lines([text])
+        return
+    with replace_atomically(Path(to)) as draft:
+        draft.write_text(text + "\n")
+    session.done({"to": to}, f"Wrote what {study.name!r} teaches to {to}.")
+
+
+def _export_to_tracker(session: CliSession, kind: str, to: str | None, *, every: float | None) -> None:
+    """Send what the tracker has not; with `every`, again after so many seconds, until it has the whole study."""
+    from hopaas_p2p.trackers import Export, MLflow, WandB, leave_link
+
+    for name, value in _FEW_RETRIES.items():
+        os.environ.setdefault(name, value)
+    entity, _, project = (to or "").rpartition("/")
+    tracker = MLflow(to) if kind == "mlflow" else WandB(project or None, entity=entity or None)
+    study = session.study()
+    export_ = Export(study, tracker)
+    sent, away = 0, False
+    with contextlib.closing(tracker):
+        while True:
+            try:
+                # asked before the export, which must have its last trials
+                done = every is None or (finished(study.state) and not study.state.running)
+                sent += export_.sync()
+            except HopaasError as error:
+                if every is None or not error.retry:
+                    raise
+                if not away:
+                    output.say(f"{error}. Trying again every {every:g} s.")
+                away = True
+            else:
+                if away:
+                    output.say("The tracker answers again; what was missing has been sent.")
+                away = False
+                if done:
+                    break
+            time.sleep(every or 0)
+        leave_link(study, tracker)
+    message = f"Exported {output.count(sent, 'trial')} to {tracker.name}: {tracker.link()}"
+    session.done({"trials": sent, "tracker": tracker.name, "link": tracker.link()}, message)
 
 
 @click.command("import")
 @options(study="argument")
 @click.option(
     "--from",
-    "-f",
     "source",
     metavar="PATH_OR_URL",
     help="A file, - for CSV on stdin, or an Optuna storage.  [required]",
@@ -73,12 +127,8 @@ def export(session: CliSession, form: str | None, to: str, files: Path | None, p
 @click.option(
     "--source-study", metavar="NAME", help="The study in the backup or Optuna storage. [default: the only one]"
 )
-@click.option(
-    "--files", type=_DIRECTORY, metavar="DIR", help="Also import the files in DIR, which are named by their ids."
-)
-@click.option(
-    "--space", "specs", multiple=True, metavar="SPEC", help="A parameter of the search space, as in `study create`."
-)
+@click.option("--files", type=FOLDER, metavar="DIR", help="Also import the files in DIR, which are named by their ids.")
+@space_option
 def import_(
     session: CliSession,
     source: str | None,
@@ -89,10 +139,10 @@ def import_(
 ) -> None:
     """Add the trials of a file or an Optuna storage to a study, which is created if it does not exist.
 
-    The file is one that `study export` or `backup` wrote, or CSV. What came from the same study before is not added
-    again. Trials that were RUNNING become WAITING, and are run by the next peer that asks. Without a name, the study
-    keeps its own. A `worker` that continues an Optuna study takes the search space from its trials; use --space to give
-    another one.
+    The file is one that `study export` or `admin backup` wrote, or CSV. What came from the same study before is not
+    added again. Trials that were RUNNING become WAITING, and are run by the next peer that asks. Without a name, the
+    study keeps its own. A `worker` that continues an Optuna study takes the search space from its trials; use
+    --space to give another one.
     """
     space = parse_space(specs)
     from hopaas_p2p.study import open_study
@@ -120,20 +170,19 @@ def import_(
 @click.command("report")
 @options(study="argument")
 @click.option(
-    "--out",
-    "-o",
-    type=click.Path(dir_okay=False, path_type=Path),
+    "--to",
+    type=FILE,
     default=Path("report.html"),
     show_default=True,
     help="The file to write.",
 )
-def report_html(session: CliSession, out: Path) -> None:
+def report_html(session: CliSession, to: Path) -> None:
     """Write the study's report: one HTML file that needs no network and no server.
 
     \b
-    hopaas-p2p study report mnist -s ./campaign -o mnist.html
+    hopaas-p2p study report mnist -s ./campaign --to mnist.html
     """  # noqa: D301  # click needs the backspace
-    path = write_report(session.study(), out)
+    path = write_report(session.study(), to)
     session.done({"report": str(path)}, f"Wrote {path}.")
 
 
@@ -166,26 +215,29 @@ def copy(
 
     if everything and new_name is not None:
         raise click.UsageError("--as names one study and cannot be used with --all.")
+    chosen = session.settings.get("study", session.given["study"])
     results = []
     with opened(session, source, create=False) as there:
-        names = _chosen(session, [one.study_name for one in there.get_all_studies()], everything=everything)
+        names = [one.study_name for one in there.get_all_studies()]
+        if not everything and chosen is None and len(names) != 1:
+            known = ", ".join(names[:20]) or "-"
+            raise NoSuchStudy(f"FROM has {len(names)} studies. Use --study NAME, or --all: {known}")
+        if not everything and chosen is not None:
+            names = [chosen]
         studies = [open_study(there, name, create=False) for name in names]
         with opened(session, target, create=True) as here:
             for study in studies:
                 result = copy_study(study, here, name=new_name, unfinished=unfinished, with_files=not no_files)
                 results.append(result._asdict())
-                _tell(session, study.name, result)
+                for warning in result.warnings:
+                    output.say(f"Note: {warning}")
+                before = f"; {result.already_there} were there already" if result.already_there else ""
+                also = f" and {output.count(result.files, 'file')}" if result.files else ""
+                copied = f"{output.count(result.trials, 'trial')}{also} of {study.name!r} to {result.study!r}{before}"
+                if not session.as_json:
+                    output.say(f"Copied {copied}.")
     if session.as_json:
         output.print_json(results)
-
-
-def _tell(session: CliSession, name: str, result: Arrived) -> None:
-    for warning in result.warnings:
-        output.say(f"Note: {warning}")
-    if not session.as_json:
-        before = f"; {result.already_there} were there already" if result.already_there else ""
-        also = f" and {output.count(result.files, 'file')}" if result.files else ""
-        output.say(f"Copied {output.count(result.trials, 'trial')}{also} of {name!r} to {result.study!r}{before}.")
 
 
 @contextlib.contextmanager
@@ -193,14 +245,3 @@ def opened(session: CliSession, url: str, *, create: bool) -> Iterator[Storage]:
     """Open a store that an argument names."""
     with contextlib.closing(CliSession(store=url, as_json=session.as_json)) as one:
         yield one.storage(create=create)
-
-
-def _chosen(session: CliSession, names: list[str], *, everything: bool) -> list[str]:
-    if everything:
-        return names
-    name = session.settings.get("study", session.given["study"])
-    if name is not None:
-        return [name]
-    if len(names) != 1:
-        raise NoSuchStudy(f"FROM has {len(names)} studies. Use --study NAME, or --all: {', '.join(names[:20]) or '-'}")
-    return names

@@ -1,4 +1,4 @@
-"""`hopaas-p2p trial …`: look at, queue, annotate and stop trials."""
+"""`hopaas-p2p trial …`: run a trial step by step; look at, queue, annotate and stop trials; their files."""
 
 from __future__ import annotations
 
@@ -13,8 +13,10 @@ import click
 from hopaas_p2p.analysis.facts import reason_line, value_cells
 from hopaas_p2p.cli import output
 from hopaas_p2p.cli.annotations import add_annotations
-from hopaas_p2p.cli.lazy import Subgroup
-from hopaas_p2p.cli.options import CliSession, options
+from hopaas_p2p.cli.artifact import artifact
+from hopaas_p2p.cli.lazy import Group
+from hopaas_p2p.cli.options import CliSession, Columns, options
+from hopaas_p2p.cli.work import ask, log, release, renew, report, should_prune, tell
 from hopaas_p2p.core.records import TrialState
 from hopaas_p2p.core.state import NEVER_PAUSING
 from hopaas_p2p.errors import InvalidInput, LeaseLost, NoSuchTrial, NotYourTrial
@@ -28,31 +30,32 @@ _STATES: Final = ("running", "complete", "pruned", "fail", "waiting")
 _SORTS: Final = ("number", "value", "start", "seconds")
 
 
-@click.group(cls=Subgroup)
+@click.group(cls=Group)
 def trial() -> None:
-    """List, show, enqueue, requeue, annotate and stop trials.
+    """Run a trial step by step, from `ask` to `tell`; list, show, enqueue, requeue, annotate and stop trials; files.
 
-    The study is named by --study or by HOPAAS_STUDY; `trial list` also takes it as an argument.
+    The study is named by --study or by HOPAAS_STUDY; `trial ask` and `trial list` also take it as an argument.
     """
+
+
+for command in (ask, report, log, should_prune, tell, renew, release):
+    trial.add_command(command)
 
 
 @trial.command("list")
 @options(study="argument")
 @click.option("--state", "states", multiple=True, metavar="|".join(_STATES), help="Only these; repeat, or use commas.")
-@click.option("--failed", is_flag=True, help="Short for --state fail.")
 @click.option("--sort", type=click.Choice(_SORTS), default="number", help="The order; by value, the best first.")
-@click.option("--limit", "-n", type=click.IntRange(min=1), metavar="N", help="List at most N trials.")
+@click.option("--limit", type=click.IntRange(min=1), metavar="N", help="List at most N trials.")
 @click.option("--all", "every", is_flag=True, help="With rungs or a population: every trial.")
-def list_(
-    session: CliSession, states: tuple[str, ...], failed: bool, sort: str, limit: int | None, every: bool
-) -> None:
+def list_(session: CliSession, states: tuple[str, ...], sort: str, limit: int | None, every: bool) -> None:
     """List the trials of a study. With rungs or a population, one row per configuration: the newest of its trials."""
     from hopaas_p2p import notes
     from hopaas_p2p.analysis import configurations
     from hopaas_p2p.cli import summary
 
     study = session.study()
-    wanted = {word.strip().upper() for one in (*states, *(["fail"] if failed else [])) for word in one.split(",")}
+    wanted = {word.strip().upper() for one in states for word in one.split(",")}
     for word in sorted(wanted - {one.upper() for one in _STATES}):
         raise click.UsageError(f"{word.lower()!r} is not a state. The states are {', '.join(_STATES)}.")
     tags = notes.tags_by_trial(study.storage.get_study_system_attrs(study.study_id))
@@ -76,7 +79,7 @@ def list_(
 
     shown = sorted(rows, key=key)[:limit]
     values = dict(zip((row["number"] for row in shown), value_cells([row["values"] for row in shown]), strict=True))
-    columns: dict[str, str | Callable[[dict[str, Any]], str]] = {
+    columns: Columns = {
         "#": "number",
         "CONTINUES": lambda row: " ".join(f"#{one}" for one in row["trials"] if one != row["number"]) or "-",
         "STATE": lambda row: "PAUSED" if row["paused"] else row["state"],
@@ -88,12 +91,10 @@ def list_(
         "TAGS": lambda row: " ".join(f"#{tag}" for tag in row["tags"]) or "-",
         "PARAMETERS": lambda row: output.parameters(row["params"], digits=4),
     }
-    for name, there in (("CONTINUES", chained), ("REASON", any(row["reason"] for row in shown)),
-                        ("TAGS", any(row["tags"] for row in shown))):  # fmt: skip
-        if not there:
-            del columns[name]
     empty = "No trials in this state." if wanted else "No trials yet."
-    session.show_table(shown, columns, right=("#", "VALUE", "TIME", "TRY"), empty=empty)
+    session.show_table(
+        shown, columns, right=("#", "VALUE", "TIME", "TRY"), optional=("CONTINUES", "REASON", "TAGS"), empty=empty
+    )
 
 
 @trial.command()
@@ -205,6 +206,7 @@ def _one_trial(command: Callable[..., Any]) -> Callable[..., Any]:
 
 
 add_annotations(trial, "a trial's", _one_trial)
+trial.add_command(artifact)
 
 
 @trial.command()

@@ -51,7 +51,7 @@ def watch(
 
     On a terminal the view is updated in place. Elsewhere a line is printed whenever something has changed, with --json
     as JSON. Exits with 0 when the condition is true, and with 1 if the study ended or the time was up first. Peers
-    that run trials take over those of dead peers; if trials run only through tickets of `ask`, give --reclaim.
+    that run trials take over those of dead peers; if trials run only through tickets of `trial ask`, give --reclaim.
 
     With --alert, a message is posted when a site falls silent, trials fail one after another, nothing improves, 80 % of
     the budget is used, a trial is the new best, or the study ends. If several processes watch, one of them posts.

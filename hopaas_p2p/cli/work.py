@@ -1,8 +1,8 @@
-"""`ask`, `report`, `should-prune`, `tell`, `renew`, `release`: a trial from the shell.
+"""`hopaas-p2p trial ask|report|log|should-prune|tell|renew|release`: a trial from the shell.
 
-eval "$(hopaas-p2p ask --shell)"
+eval "$(hopaas-p2p trial ask --shell)"
 loss=$(./train --lr "$HOPAAS_PARAM_lr")
-hopaas-p2p tell "$loss"
+hopaas-p2p trial tell "$loss"
 """
 
 from __future__ import annotations
@@ -17,19 +17,19 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from hopaas_p2p.cli import output
-from hopaas_p2p.cli.options import CliSession, options
+from hopaas_p2p.cli.options import CliSession, options, space_option
 from hopaas_p2p.errors import InvalidInput
 from hopaas_p2p.ports import socket as trial_socket
 from hopaas_p2p.ports.command import text_of, variable
 from hopaas_p2p.ports.verbs import PRUNE, Reply
-from hopaas_p2p.sampler_config import PRUNERS, SAMPLERS
+from hopaas_p2p.sampler_config import SAMPLERS
 from hopaas_p2p.spec import space
 
 if TYPE_CHECKING:
     from hopaas_p2p.core.records import TrialFinish
     from hopaas_p2p.ports.ticket import Ticket
 
-_ticket = click.option("--ticket", metavar="TICKET", help="What `ask` printed. [default: HOPAAS_TICKET]")
+_ticket = click.option("--ticket", metavar="TICKET", help="What `trial ask` printed. [default: HOPAAS_TICKET]")
 _NUMBERS = {"ignore_unknown_options": True}  # so that -0.5 is a value
 
 
@@ -44,14 +44,13 @@ _NUMBERS = {"ignore_unknown_options": True}  # so that -0.5 is a value
     help="Let others take the trial over after S seconds of silence.",
 )
 @click.option("--sampler", type=click.Choice(list(SAMPLERS)), help="The sampler. [default: the study's]")
-@click.option(
-    "--space", "specs", multiple=True, metavar="SPEC", help="The parameters, if the study has no search space."
-)
-@click.option("--shell", is_flag=True, help='Print exports, for eval "$(hopaas-p2p ask --shell)".')
+@space_option
+@click.option("--shell", is_flag=True, help='Print exports, for eval "$(hopaas-p2p trial ask --shell)".')
 def ask(session: CliSession, ttl: float, sampler: str | None, specs: tuple[str, ...], shell: bool) -> None:
     """Start a trial: print its parameters and a ticket.
 
-    Exits with 3 when there is no work: the budget is used up, or the study is paused or stopped. The commands report,
+    Exits with 3 when there is no work: the budget is used up, or the study is paused or stopped. --space gives the
+    parameters, if the study has no search space. The commands report,
     should-prune, tell, renew and release find the trial by its ticket, in HOPAAS_TICKET. When none of them is called
     for --ttl seconds, another peer may take the trial over.
     """
@@ -104,7 +103,6 @@ def _asking(
     text: str | None,
     *,
     judges: bool = False,
-    pruner: str | None = None,
     end: Callable[[Ticket], TrialFinish] | None = None,
 ) -> Iterator[Ask]:
     """The way to the trial of the ticket. --store takes precedence over the store in the ticket: paths differ.
@@ -114,7 +112,9 @@ def _asking(
     """
     found = session.settings.get("ticket", text)
     if not found:
-        raise InvalidInput("No trial is named. Use --ticket, or set HOPAAS_TICKET to what `hopaas-p2p ask` printed.")
+        raise InvalidInput(
+            "No trial is named. Use --ticket, or set HOPAAS_TICKET to what `hopaas-p2p trial ask` printed."
+        )
     found = found.strip().rpartition("HOPAAS_TICKET=")[2]  # of all that `ask` printed, too
     if found.startswith(trial_socket.PREFIX):
         yield functools.partial(trial_socket.request, found)
@@ -125,7 +125,7 @@ def _asking(
     last = end(ticket) if end is not None else None
     with carry(ticket, store=session.given["store"], patience=patience, end=last) as verbs:
         if judges:
-            verbs.study.pruner = session.configured("pruner", pruner, verbs.study)
+            verbs.study.pruner = session.configured("pruner", None, verbs.study)
         yield verbs.do
 
 
@@ -142,11 +142,10 @@ def _number(text: str) -> float:
 @click.argument("value")
 @click.option("--step", type=click.IntRange(min=0), required=True, help="The step, such as an epoch.")
 @click.option("--should-prune", "also_prune", is_flag=True, help="Then do what should-prune does.")
-@click.option("--pruner", type=click.Choice(list(PRUNERS)), help="For --should-prune. [default: the study's]")
-def report(session: CliSession, ticket: str | None, value: str, step: int, also_prune: bool, pruner: str | None) -> int:
+def report(session: CliSession, ticket: str | None, value: str, step: int, also_prune: bool) -> int:
     """Report an intermediate value of the ticket's trial. It is in the store when the command returns."""
     reported = _number(value)
-    with _asking(session, ticket, judges=True, pruner=pruner) as ask_trial:
+    with _asking(session, ticket, judges=True) as ask_trial:
         reply = ask_trial("report", value=reported, step=step)
     if also_prune:
         return _show_verdict(session, reply)
@@ -178,10 +177,9 @@ def log(session: CliSession, ticket: str | None, metrics: tuple[str, ...], step:
 @click.command()
 @options(study="none")
 @_ticket
-@click.option("--pruner", type=click.Choice(list(PRUNERS)), help="The pruner. [default: the study's]")
-def should_prune(session: CliSession, ticket: str | None, pruner: str | None) -> int:
+def should_prune(session: CliSession, ticket: str | None) -> int:
     """Exit with 10 when the ticket's trial should be pruned, else with 0."""
-    with _asking(session, ticket, judges=True, pruner=pruner) as ask_trial:
+    with _asking(session, ticket, judges=True) as ask_trial:
         reply = ask_trial("should-prune")
     return _show_verdict(session, reply)
 
@@ -207,7 +205,7 @@ def tell(
     """End the ticket's trial: with its value (one for each objective), or as pruned or failed.
 
     If another peer took the trial over, the result is kept as a trial of its own, and the exit code is 11. If the store
-    cannot be reached, the result is kept on disk (see `spool`), and the exit code says why: 69, for example.
+    cannot be reached, the result is kept on disk (see `admin spool`), and the exit code says why: 69, for example.
     """
     from hopaas_p2p.ports.ticket import ending
 

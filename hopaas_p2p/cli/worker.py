@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, TypeVar
+from typing import TYPE_CHECKING, Any, Final
 
 import click
 
 from hopaas_p2p.cli import output
-from hopaas_p2p.cli.options import CliSession, options
+from hopaas_p2p.cli.after_dashes import CommandAfterDashes
+from hopaas_p2p.cli.options import FOLDER, CliSession, options, together
 from hopaas_p2p.errors import ConfigurationError, InvalidInput, StoreUnreachable
 from hopaas_p2p.ports.limits import parse_duration, time_left
 from hopaas_p2p.sampler_config import PRUNERS, SAMPLERS
@@ -19,71 +19,62 @@ from hopaas_p2p.sampler_config import PRUNERS, SAMPLERS
 if TYPE_CHECKING:
     from hopaas_p2p.ports.worker import Worker
 
-F = TypeVar("F", bound=Callable[..., Any])
-
-_TAKES_ALL: Final = {"ignore_unknown_options": True, "allow_interspersed_args": False}
 _SIGNALS: Final = "TERM,USR1"
 _AGAIN: Final = os.EX_TEMPFAIL
 
 
-def worker_options(function: F) -> F:
-    """The options of all commands that run trials."""
-    adds: list[Callable[[Any], Any]] = [
-        click.option("--time-limit", metavar="4h|auto", help="How long this job may run; auto asks Slurm or HTCondor."),
-        click.option(
-            "--grace",
-            default="300",
-            show_default=True,
-            metavar="S",
-            help="Seconds the command gets to save its work after a signal.",
-        ),
-        click.option(
-            "--signal",
-            "signals",
-            default=_SIGNALS,
-            show_default=True,
-            metavar="NAMES",
-            help="Signals that the batch system sends before it ends a job.",
-        ),
-        click.option("--site", help="A name for where this runs. [default: HOPAAS_SITE, cluster or domain]"),
-        click.option(
-            "--logs",
-            type=click.Path(file_okay=False, path_type=Path),
-            default=Path("hopaas-logs"),
-            show_default=True,
-            help="Directory of your own for the output: LOGS/STUDY/NUMBER.log.",
-        ),
-        click.option(
-            "--keep-output/--no-keep-output",
-            default=True,
-            show_default=True,
-            help="Whether to keep the end of a failed command's output in the store.",
-        ),
-        click.option(
-            "--pass",
-            "passed",
-            multiple=True,
-            metavar="NAME",
-            help="Give this variable of your environment to the command, even if it is a credential. May be repeated.",
-        ),
-        click.option("--sampler", type=click.Choice(list(SAMPLERS)), help="The sampler. [default: the study's]"),
-        click.option("--pruner", type=click.Choice(list(PRUNERS)), help="The pruner. [default: the study's]"),
-    ]
-    for add in reversed(adds):
-        function = add(function)
-    return function
+worker_options = together(
+    click.option("--time-limit", metavar="4h|auto", help="How long this job may run; auto asks Slurm or HTCondor."),
+    click.option(
+        "--grace",
+        default="300",
+        metavar="S",
+        help="Seconds the command gets to save its work after a signal.",
+    ),
+    click.option(
+        "--signal",
+        "signals",
+        default=_SIGNALS,
+        metavar="NAMES",
+        help="Signals that the batch system sends before it ends a job.",
+    ),
+    click.option("--site", help="A name for where this runs. [default: HOPAAS_SITE, cluster or domain]"),
+    click.option(
+        "--logs",
+        type=FOLDER,
+        default=Path("hopaas-logs"),
+        help="Directory of your own for the output: LOGS/STUDY/NUMBER.log.",
+    ),
+    click.option(
+        "--keep-output/--no-keep-output",
+        default=True,
+        help="Whether to keep the end of a failed command's output in the store.",
+    ),
+    click.option(
+        "--pass",
+        "passed",
+        multiple=True,
+        metavar="NAME",
+        help="Give this variable of your environment to the command, even if it is a credential. May be repeated.",
+    ),
+    click.option("--sampler", type=click.Choice(list(SAMPLERS)), help="The sampler. [default: the study's]"),
+    click.option("--pruner", type=click.Choice(list(PRUNERS)), help="The pruner. [default: the study's]"),
+)
+"""The options of all commands that run trials."""
+
+many_options = together(
+    click.option("--max-trials", type=click.IntRange(min=1), metavar="N", help="Stop after N trials."),
+    click.option("--stay", is_flag=True, help="Stay until the study is finished, to take over trials of dead workers."),
+    click.option("--no-wait", is_flag=True, help="Leave, with code 75, when no trial can start now."),
+)
+"""The options of all commands that run trial after trial."""
 
 
-_command = click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED, metavar="-- COMMAND...")
-
-
-@click.command(context_settings=_TAKES_ALL)
+@click.command(cls=CommandAfterDashes)
 @options()
-@click.option("--max-trials", type=click.IntRange(min=1), metavar="N", help="Stop after N trials.")
-@click.option("--stay", is_flag=True, help="Stay until the study is finished, to take over trials of dead workers.")
+@many_options
 @worker_options
-@_command
-def worker(session: CliSession, max_trials: int | None, stay: bool, command: tuple[str, ...], **others: Any) -> int:
+def worker(session: CliSession, command: tuple[str, ...], **others: Any) -> int:
     """Run a command for each trial, until the study needs no more.
 
     \b
@@ -94,25 +85,24 @@ def worker(session: CliSession, max_trials: int | None, stay: bool, command: tup
     it has nothing but ASCII letters, digits and ._+,:=@%/- in it, else the command reads it from there. In a word with
     spaces, such as that of sh -c, put a text between quotes.
 
-    The command prints {"value": 0.12} as its last line, or calls hopaas-p2p report, should-prune and tell, which find
-    the trial by HOPAAS_TICKET; in Python, hopaas_p2p.ports.client. It gets your environment, but no credential that
-    --pass does not name, such as WANDB_API_KEY.
+    The command prints {"value": 0.12} as its last line, or calls hopaas-p2p trial report, should-prune and tell, which
+    find the trial by HOPAAS_TICKET; in Python, hopaas_p2p.ports.client. It gets your environment, but no credential
+    that --pass does not name, such as WANDB_API_KEY.
 
     Signals are passed on to the command, and its trial is returned, so that another worker continues it. While the
-    study is paused, the worker waits. It stops after 10 failures in a row without any success, or after the
+    study is paused, or trials of others may have to be run again, the worker waits and says for what; with --no-wait
+    it leaves. It stops after 10 failures in a row without any success, or after the
     study's --max-failures.
 
     Exit codes: 0 the study needs no more work from here; 75 run this job again; 1 too many failures, or no trial
     succeeded.
     """  # noqa: D301  # click's mark for lines that stay as they are
-    code, _ = work(session, command, max_trials=max_trials, stay=stay, **others)
-    return code
+    return work(session, command, **others)[0]
 
 
-@click.command(context_settings=_TAKES_ALL)
+@click.command(cls=CommandAfterDashes)
 @options()
 @worker_options
-@_command
 def run(session: CliSession, command: tuple[str, ...], **others: Any) -> int:
     """Run a command for exactly one trial, as `worker` does for many.
 
@@ -146,13 +136,9 @@ def _worker(
     grace: str,
     signals: str,
     site: str | None,
-    logs: Path,
     sampler: str | None,
     pruner: str | None,
-    passed: tuple[str, ...] = (),
-    keep_output: bool = True,
-    max_trials: int | None = None,
-    stay: bool = False,
+    **others: Any,
 ) -> Worker:
     from hopaas_p2p.ports.worker import Worker
 
@@ -163,15 +149,11 @@ def _worker(
     return Worker(
         study,
         command,
-        max_trials=max_trials,
         time_limit=_seconds(time_limit),
         grace=parse_duration(grace),
         signals=[_signal(name) for name in signals.split(",")],
-        logs=logs,
-        passed=passed,
-        keep_output=keep_output,
-        stay=stay,
         say=output.say,
+        **others,
     )
 
 

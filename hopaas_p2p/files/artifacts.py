@@ -211,8 +211,10 @@ class StudyArtifacts:
         if len(found) == 1:
             return found[0]
         if not found:
-            raise NoSuchFile(f"there is no file {what!r} in this study; list them with: hopaas-p2p artifact ls")
-        some = ", ".join(map(short_id, found[:3])) + ("" if len(found) <= 3 else ", …; see: hopaas-p2p artifact ls")
+            raise NoSuchFile(f"there is no file {what!r} in this study; list them with: hopaas-p2p trial artifact ls")
+        some = ", ".join(map(short_id, found[:3])) + (
+            "" if len(found) <= 3 else ", …; see: hopaas-p2p trial artifact ls"
+        )
         raise InvalidInput(f"{what!r} matches {len(found)} files; choose one by its id: {some}")
 
     def get(self, what: Artifact | str, target: str | Path, *, progress: Progress | None = None) -> Path:

@@ -249,7 +249,7 @@ class CheckpointBound:
             return None
         return (
             f"the checkpoints take {total / 1e6:,.0f} MB, and new configurations begin below {most:,} MB only. "
-            "To raise checkpoint_mb: hopaas-p2p study search NAME --fidelity 'rungs(…)'"
+            "To raise checkpoint_mb: hopaas-p2p study set NAME --fidelity 'rungs(…)'"
         )
 
     def _total(self, handle: StudyHandle) -> int:

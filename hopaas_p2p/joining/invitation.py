@@ -112,7 +112,7 @@ class NewInvitation(NamedTuple):
     guest: str
     """The user that it was made for; empty where there are no users."""
     token_name: str
-    """What `token list` shows and `token revoke` takes; empty where there are no tokens."""
+    """What `admin token list` shows and `admin token revoke` takes; empty where there are no tokens."""
 
 
 def invite(

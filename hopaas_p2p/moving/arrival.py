@@ -155,7 +155,7 @@ def _check_fit(storage: Storage, study_id: int, source: StudyRecords, name: str)
     if state.budget is not None and state.used() + finished > state.budget:
         raise InvalidInput(
             f"{finished} finished trials do not fit: the budget of {name!r} is {state.budget}, {state.used()} are "
-            f"used. Raise it first: hopaas-p2p study resume {shlex.quote(name)} --budget {state.used() + finished}"
+            f"used. Raise it first: hopaas-p2p study set {shlex.quote(name)} --budget {state.used() + finished}"
         )
 
 

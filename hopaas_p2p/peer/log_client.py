@@ -283,7 +283,7 @@ def _check_trials(state: State, commits: list[Outgoing]) -> None:
                 raise NoSuchTrial(
                     f"the log of this store does not have trial #{record.number} as its peer knew it. Was an older "
                     "backup restored? The result is kept; it can be sent to a store with the later commits, with: "
-                    "hopaas-p2p spool send --store STORE"
+                    "hopaas-p2p admin spool send --store STORE"
                 )
 
 

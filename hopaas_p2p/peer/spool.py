@@ -147,7 +147,7 @@ class SpoolSender:
                 ends = session.ends()
                 path, why = self.keep(uuid, log, last=True)
                 if path is not None and path not in before:
-                    _log.warning("kept in %s; sent at the next contact, or with: hopaas-p2p spool send", path)
+                    _log.warning("kept in %s; sent at the next contact, or with: hopaas-p2p admin spool send", path)
                 elif path is None and why and not self._store.url.startswith("memory:"):
                     _log.error("what was said last, as of trials %s, is lost with this process: %s", ends, why)
                 elif path is None:

@@ -31,7 +31,8 @@ def uncounted_in(state: State, outgoing: Outgoing) -> Iterator[str]:
     last = state.writers.get(commit.writer)
     if last is None or last.seq < commit.seq:
         raise Denied(
-            "a peer of another user ran the trials in it; send it with a token of that user: hopaas-p2p spool send"
+            "a peer of another user ran the trials in it; send it with a token of that user: "
+            "hopaas-p2p admin spool send"
         )
     for record in commit.records:
         if isinstance(record, TrialFinish) and (why := uncounted(state, commit.owner, record)) is not None:

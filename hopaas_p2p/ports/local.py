@@ -298,8 +298,8 @@ class LocalPeer:
     def _check_allowed(self) -> None:
         if not self._actions:
             raise Denied(
-                "this server is read-only; to let clients run and change trials, start `local` without --read-only, or "
-                "`mcp` with --allow-actions"
+                "this server is read-only; to let clients run and change trials, start `serve local` without "
+                "--read-only, or `serve mcp` with --allow-actions"
             )
 
     def _study(self, name: str, *, changes: bool = False) -> Study:

@@ -69,7 +69,7 @@ def server(peer: LocalPeer, *, actions: bool) -> MCPServer:
         from mcp.server.mcpserver import MCPServer
         from mcp.types import ToolAnnotations
     except ImportError:
-        raise ConfigurationError("hopaas-p2p mcp needs the package mcp: pip install 'mcp>=2'") from None
+        raise ConfigurationError("hopaas-p2p serve mcp needs the package mcp: pip install 'mcp>=2'") from None
     made = MCPServer("hopaas-p2p", version=hopaas_p2p.__version__, instructions=_INSTRUCTIONS, log_level="WARNING")
     tools = [getattr(peer, name) for name in READS]
     if actions:

@@ -86,7 +86,7 @@ class Ticket(NamedTuple):
         except (ValueError, binascii.Error, msgspec.MsgspecError):
             shown = text if len(text) <= 24 else f"{text[:24]}…"
             raise InvalidInput(
-                f"{shown!r} is not a ticket, or only a part of one; use everything that `ask` printed"
+                f"{shown!r} is not a ticket, or only a part of one; use everything that `trial ask` printed"
             ) from None
 
 
@@ -218,4 +218,4 @@ def keep(ticket: Ticket, end: TrialFinish, store: str) -> str:
     )
     if path is None:
         raise ConfigurationError(f"The result cannot be kept on disk, and is lost with this command: {why}")
-    return f"The result is kept in {path}; it is sent at the next contact, or with: hopaas-p2p spool send"
+    return f"The result is kept in {path}; it is sent at the next contact, or with: hopaas-p2p admin spool send"

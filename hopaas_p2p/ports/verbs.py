@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 Reply = dict[str, Any]
 VERBS: Final = ("report", "log", "should-prune", "tell", "checkpoint", "renew", "release")
 PRUNE: Final = 10
-"""Exit code of `hopaas-p2p should-prune`, which a shell script passes on when it ends there."""
+"""Exit code of `hopaas-p2p trial should-prune`, which a shell script passes on when it ends there."""
 
 
 def answered(carry_out: Callable[..., Reply], *request: Any) -> Reply:

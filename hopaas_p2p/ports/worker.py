@@ -19,12 +19,13 @@ import signal
 import statistics
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from hopaas_p2p.analysis.facts import reason_line
+from hopaas_p2p.analysis.facts import best, reason_line
 from hopaas_p2p.core.admission import finished, next_start
 from hopaas_p2p.core.records import TrialState
 from hopaas_p2p.core.spending import configuration_seconds
@@ -61,7 +62,7 @@ _QUICK: Final = 10.0  # seconds; a trial that fails sooner is followed by a paus
 _LONGEST_BACKOFF: Final = 5.0  # seconds
 _MOST_OUTPUTS: Final = 100  # failed trials whose output is kept: a command that often fails must not fill the store
 _LONGEST_LINE: Final = 500  # characters of the parameters in a line for people
-_NO_VALUE: Final = 'the command gave no value: print {"value": 0.5} as the last line, or call hopaas-p2p tell'
+_NO_VALUE: Final = 'the command gave no value: print {"value": 0.5} as the last line, or call hopaas-p2p trial tell'
 
 
 def _shown(value: object) -> str:
@@ -91,6 +92,7 @@ class Worker:
         logs: directory for what the commands print, one file a trial; it is this user's alone, or made so.
         keep_output: whether the last 64 kB of the output of a failed command go into the store, as a file of its trial.
         stay: wait until the study is finished, to take over the trials of workers that die.
+        no_wait: leave when no trial can start now, though one may later.
         say: takes a line for people.
 
     Raises:
@@ -112,10 +114,12 @@ class Worker:
         passed: Sequence[str] = (),
         keep_output: bool = True,
         stay: bool = False,
+        no_wait: bool = False,
         say: Callable[[str], None] = print,
     ) -> None:
         self.study, self.command = study, tuple(command)
-        self._max_trials, self._grace, self._signals, self._stay = max_trials, grace, tuple(signals), stay
+        self._max_trials, self._grace, self._signals = max_trials, grace, tuple(signals)
+        self._stay, self._no_wait = stay, no_wait
         self._say = say
         self._inherited, withheld = credentials.without_credentials(passed)
         withheld = [name for name in withheld if not name.startswith("HOPAAS_")]  # of no use to it
@@ -185,10 +189,25 @@ class Worker:
             self.ran.append((found.number, self.last or "?"))
             if time.monotonic() - began < _QUICK:
                 self._back_off()
+        if self.ran and self._max_trials != 1:
+            self._say(self._summary())
         if not self._received:  # this process is not about to be ended
             with contextlib.suppress(HopaasError):  # checkpoints that are left there harm nobody
                 self.study.collect_checkpoints()
         return FAILED if found == DONE and self._only_failures() else found
+
+    def _summary(self) -> str:
+        """What became of the trials that ran here, and the best of the study."""
+        words = {"FAIL": "failed", "WAITING": "returned", "LOST": "taken over"}
+        counts = Counter(words.get(state, state.lower()) for _, state in self.ran)
+        said = [
+            f"{len(self.ran)} trial{'s' * (len(self.ran) > 1)}",
+            *(f"{many} {word}" for word, many in counts.items()),
+        ]
+        top = best(self.study.state)
+        if top is not None and top.values is not None:
+            said.append(f"best of the study #{top.number} = {top.values[0]:.6g}")
+        return ", ".join(said)
 
     def _only_failures(self) -> bool:
         """Whether trials ran here, and all of them failed."""
@@ -225,9 +244,8 @@ class Worker:
             try:
                 return self.study.ask()
             except NoWork as none:
-                if self._may_leave(none):
-                    self._say(str(none))
-                    return _CODES.get(none.refusal, DONE)
+                if (code := self._leave(none)) is not None:
+                    return code
             except StoreUnreachable as error:
                 self._say_each_minute("away", f"{error} Waiting for it.")
             if self._deadline is not None and time.monotonic() >= self._deadline - self._reserve:
@@ -241,13 +259,15 @@ class Worker:
             self._next_line_at[topic] = now + 60.0
             self._say(line)
 
-    def _may_leave(self, none: NoWork) -> bool:
-        if none.waits:
-            self._say_each_minute(none.refusal, f"Waiting: {none.reason}")
-            return False
-        if self._stay and none.refusal == "budget":
-            return finished(self.study.state)
-        return True
+    def _leave(self, none: NoWork) -> int | None:
+        """The exit code, unless this worker waits for a trial that may come."""
+        if none.waits and not self._no_wait:
+            self._say_each_minute(none.refusal, f"Waiting: {none.reason}. To leave instead: --no-wait")
+            return None
+        if self._stay and none.refusal == "budget" and not finished(self.study.state):
+            return None
+        self._say(str(none))
+        return AGAIN if none.waits else _CODES.get(none.refusal, DONE)
 
     def _fits(self) -> bool:
         """Whether one more trial fits into what is left of the time.

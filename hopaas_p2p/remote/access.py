@@ -238,7 +238,7 @@ def judge(roles: Roles, user: str, request: StoreRequest, *, exists: bool) -> St
     return Stamp(user, role)
 
 
-_ASK: Final = "Ask an owner of the study for a grant: hopaas-p2p grant STUDY USER worker"
+_ASK: Final = "Ask an owner of the study for a grant: hopaas-p2p admin grant STUDY USER worker"
 
 
 # --- the log ---

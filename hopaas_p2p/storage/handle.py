@@ -824,7 +824,7 @@ class StudyHandle:
                 raise type(error)(only)
             _log.warning("%s", only)
             return False
-        kept = f"It is kept in {path} and sent at the next contact, or with: hopaas-p2p spool send"
+        kept = f"It is kept in {path} and sent at the next contact, or with: hopaas-p2p admin spool send"
         if isinstance(error, BrokenChain):
             kept = f"Its end is kept in {path} for a rescue: hopaas-p2p doctor STORE --rescue"
         if not isinstance(error, StoreUnreachable):

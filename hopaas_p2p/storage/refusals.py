@@ -23,7 +23,7 @@ NO_WORK: Final = {
 
 def owner_only(study: str) -> str:
     """Why a user may not do something, and the cure."""
-    cure = f"hopaas-p2p grant {shlex.quote(study)} USER owner"
+    cure = f"hopaas-p2p admin grant {shlex.quote(study)} USER owner"
     return f"Only an owner of the study {study!r} may do that. Ask one for a grant: {cure}"
 
 

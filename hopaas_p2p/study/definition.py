@@ -231,7 +231,7 @@ def compare_fidelity(state: State, name: str, given: Fidelity | None) -> None:
     if given is not None and given != stored:
         raise DefinitionMismatch(
             f"the study {name!r} has the fidelity {in_words(stored)}, given {in_words(given)}. Leave the argument out, "
-            f"or let an owner change it: hopaas-p2p study search {shlex.quote(name)} --fidelity '{in_words(given)}'"
+            f"or let an owner change it: hopaas-p2p study set {shlex.quote(name)} --fidelity '{in_words(given)}'"
         )
 
 

@@ -953,7 +953,7 @@ class Study(StoredStudy):
         if why == "budget" and limit:
             why, cure = f"has ended ({limit})", f"study set {name} --budget LIMITS"
         elif why == "budget":
-            why, cure = f"has used its budget of {state.budget} trials", f"{cure} --budget N"
+            why, cure = f"has used its budget of {state.budget} trials", f"study set {name} --budget N"
         else:
             why = f"is {why}"
         raise StudyFinished(

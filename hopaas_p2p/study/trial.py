@@ -202,7 +202,7 @@ class Trial(optuna.trial.Trial):
     def upload(self, source: str | Path, *, filename: str | None = None, mimetype: str | None = None) -> Artifact:
         """Keep a file with this trial: a model, a plot. Blocks until the store has it.
 
-        optuna-dashboard shows it with the trial; `study.artifacts()` and `hopaas-p2p artifact` fetch it.
+        optuna-dashboard shows it with the trial; `study.artifacts()` and `hopaas-p2p trial artifact` fetch it.
 
         Raises:
             InvalidInput: there is no such file.

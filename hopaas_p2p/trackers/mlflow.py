@@ -1,6 +1,6 @@
 """Studies in MLflow: an experiment holds a run for the study, and in it a run for each trial.
 
-    hopaas-p2p export mlflow digits --to http://mlflow.example.org:5000
+    hopaas-p2p study export digits --format mlflow --to http://mlflow.example.org:5000
 
 Runs are found by the tags that they are created with (`hopaas.study`, `hopaas.trial`), so an interrupted export
 continues where it was. If two exporters have created a run for the same trial, the next export keeps the older run.

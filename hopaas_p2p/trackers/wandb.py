@@ -1,7 +1,7 @@
 """Studies in Weights & Biases: a group named like the study, with a run for the study and a run for each trial in it.
 
-    hopaas-p2p export wandb digits --project tuning              # to the server that W&B's variables say
-    hopaas-p2p export wandb digits --project tuning --offline    # into ./wandb, for `wandb sync` later
+    hopaas-p2p study export digits --format wandb --to tuning    # to the server that W&B's variables say
+    WANDB_MODE=offline hopaas-p2p study export digits …          # into ./wandb, for `wandb sync` later
 
 W&B has no nested runs; a group is the nearest thing. A run's id is made of the study's uuid and the trial's number, so
 no export creates a second run of a trial. What was sent already is listed in a *ledger*, a file beside W&B's own; if it
@@ -87,7 +87,7 @@ class WandB:
             ) from None
         if not self.offline and not _has_key():
             raise ConfigurationError(
-                "W&B has no key: run `wandb login`, set WANDB_API_KEY, or go offline (in a shell: --offline)"
+                "W&B has no key: run `wandb login`, set WANDB_API_KEY, or go offline (WANDB_MODE=offline)"
             )
         self._close_runs()
         self._uuid, self._group = study.uuid, study.own.name

@@ -52,7 +52,7 @@ def said(result: subprocess.CompletedProcess[str]) -> str:
 # --- start -------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("words", [["--help"], ["--version"], ["study", "--help"], ["ask", "--help"]])
+@pytest.mark.parametrize("words", [["--help"], ["--version"], ["study", "--help"], ["trial", "ask", "--help"]])
 def test_help_imports_nothing_heavy(words: list[str]) -> None:
     code = (
         "import sys\n"
@@ -103,9 +103,9 @@ def test_every_command_takes_json_quiet_and_debug() -> None:
 
 
 def test_a_command_whose_module_is_missing_says_so_and_the_others_work(monkeypatch: pytest.MonkeyPatch) -> None:
-    from hopaas_p2p.cli.lazy import LazyGroup, Verb
+    from hopaas_p2p.cli.lazy import Group, Verb
 
-    group = LazyGroup("x", sections={"Commands": {"gone": Verb("hopaas_p2p.cli.gone:gone", "Not there.")}})
+    group = Group("x", sections={"Commands": {"gone": Verb("hopaas_p2p.cli.gone:gone", "Not there.")}})
     with pytest.raises(click.ClickException, match="not available"):
         group.main(["gone", "a", "--b"], standalone_mode=False)
 
@@ -154,8 +154,8 @@ def test_the_shell_completes_commands_and_studies(here: dict[str, Any]) -> None:
         (["trial", "stop", "0", "--study", "s", "-s", "./store"], 1, "COMPLETE, not RUNNING"),
         (["study", "show", "s", "--study", "t", "-s", "./store"], 2, "Two studies"),
         (["watch", "s", "-s", "./store", "--until", "__import__('os')"], 2, "not a condition"),
-        (["tell", "1"], 2, "HOPAAS_TICKET"),
-        (["tell", "1", "--ticket", "hp1-abc"], 2, "not a ticket"),
+        (["trial", "tell", "1"], 2, "HOPAAS_TICKET"),
+        (["trial", "tell", "1", "--ticket", "hp1-abc"], 2, "not a ticket"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
@@ -264,21 +264,25 @@ def test_the_audit_says_who_did_what_and_what_was_refused(here: dict[str, Any], 
 def test_control(here: dict[str, Any], study: Study) -> None:
     run("study", "pause", **here)
     assert study.state.status == "paused"
-    run("study", "resume", "--budget", "30", **here)
+    run("study", "set", "--budget", "30", **here)
+    run("study", "resume", **here)
     assert (study.state.status, study.state.budget) == ("running", 30)
     trial = study.ask()
     done = json.loads(run("study", "stop", "--trials", "--json", **here).stdout)
     assert done == {"state": "stopped", "running": [trial.number]}
     assert trial.stop_requested == "the study is stopped"
     study.tell(trial, 1.0)
-    run("study", "resume", "--budget", "none", **here)
+    run("study", "set", "--budget", "none", **here)
+    run("study", "resume", **here)
     assert (study.state.status, study.state.budget) == ("running", None)
 
 
 def test_resume_says_which_limit_still_ends_the_study(here: dict[str, Any], study: Study) -> None:
-    said = run("study", "resume", "--budget", "3", **here).stderr
+    run("study", "set", "--budget", "3", **here)
+    said = run("study", "resume", **here).stderr
     assert "its budget is used up: 3 of 3 trials used. To run more trials, change it: hopaas-p2p study set s" in said
-    said = run("study", "resume", "--budget", "until.target=1e9", **here).stderr
+    run("study", "set", "--budget", "until.target=1e9", **here)
+    said = run("study", "resume", **here).stderr
     assert "its budget is used up: the target 1e+09 is reached." in said
 
 

@@ -78,7 +78,7 @@ def test_ctrl_c_ends_it(here: dict[str, Any]) -> None:
 
 def test_reclaim_brings_back_what_a_ticket_left(here: dict[str, Any], study: Study) -> None:
     study.close()  # else it would look after the ticket itself
-    run("ask", "--ttl", "1", **here)
+    run("trial", "ask", "--ttl", "1", **here)
     done = run("watch", "--reclaim", "--until", "waiting>0", "--interval", "0.2", "--timeout", "20", **here)
     assert "Took over #3" in done.stderr
     assert [trial.state.name for trial in study.state.trials][3:] == ["FAIL", "WAITING"]

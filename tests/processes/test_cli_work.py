@@ -27,7 +27,7 @@ def study(tmp_path: Path) -> Any:
 
 
 def asked(here: dict[str, Any], *words: str) -> dict[str, Any]:
-    result: dict[str, Any] = json.loads(run("ask", "--json", *words, **here).stdout)
+    result: dict[str, Any] = json.loads(run("trial", "ask", "--json", *words, **here).stdout)
     return result
 
 
@@ -44,29 +44,29 @@ def reclaim(study: Study, number: int) -> None:
 
 @pytest.mark.path
 def test_a_trial_from_the_shell(here: dict[str, Any], study: Study) -> None:
-    printed = dict(line.split("=", 1) for line in run("ask", **here).stdout.splitlines())
+    printed = dict(line.split("=", 1) for line in run("trial", "ask", **here).stdout.splitlines())
     assert printed.keys() == {"lr", "depth", "HOPAAS_TICKET"}
     ticket = {"cwd": here["cwd"], "HOPAAS_TICKET": printed["HOPAAS_TICKET"]}  # knows its store and study
     assert study.trials[0].params == {"lr": float(printed["lr"]), "depth": int(printed["depth"])}
-    assert run("report", "0.5", "--step", "1", **ticket).stdout == ""
-    run("report", "-0.25", "--step", "2", **ticket)
+    assert run("trial", "report", "0.5", "--step", "1", **ticket).stdout == ""
+    run("trial", "report", "-0.25", "--step", "2", **ticket)
     assert study.trials[0].intermediate_values == {1: 0.5, 2: -0.25}
-    run("log", "auc=0.75", "loss=-1e-3", "--step", "2", **ticket)
+    run("trial", "log", "auc=0.75", "loss=-1e-3", "--step", "2", **ticket)
     assert study.state.trials[0].metrics == {"auc": {2: 0.75}, "loss": {2: -1e-3}}
     assert "auc = 0.75 at step 2 (1 step)" in run("trial", "show", "0", **here).stdout
-    assert code("should-prune", **ticket) == 0
-    assert code("renew", **ticket) == 0
-    told = run("tell", "-1.5e-3", **ticket)
+    assert code("trial", "should-prune", **ticket) == 0
+    assert code("trial", "renew", **ticket) == 0
+    told = run("trial", "tell", "-1.5e-3", **ticket)
     assert (told.stdout, "Trial 0 is COMPLETE" in told.stderr) == ("", True)
     assert study.trials[0].values == [-1.5e-3]
-    again = run("tell", "2", check=False, **ticket)
+    again = run("trial", "tell", "2", check=False, **ticket)
     assert again.returncode == 1
     assert "already finished" in again.stderr
 
 
 def test_the_shells_own_words(here: dict[str, Any], study: Study) -> None:
-    ask = " ".join([*CLI, "ask", "--shell"])
-    tell = " ".join([*CLI, "tell"])
+    ask = " ".join([*CLI, "trial", "ask", "--shell"])
+    tell = " ".join([*CLI, "trial", "tell"])
     script = f'eval "$({ask})" && {tell} "$HOPAAS_PARAM_lr" && echo "$HOPAAS_TRIAL"'
     env = environment(HOPAAS_STORE="./store", HOPAAS_STUDY="s")
     done = subprocess.run(["sh", "-c", script], capture_output=True, text=True, check=True, cwd=here["cwd"], env=env)
@@ -78,7 +78,7 @@ def test_what_a_study_holds_is_never_run_by_the_shell(tmp_path: Path) -> None:
     evil = "$(touch pwned); `touch pwned`"
     space = {"x; touch pwned": hopaas_p2p.Categorical((evil, evil + " ")), "PATH": hopaas_p2p.Int(1, 2)}
     hopaas_p2p.open_study(str(tmp_path / "store"), "s", space=space).close()
-    printed = run("ask", "--shell", cwd=tmp_path, HOPAAS_STORE="./store", HOPAAS_STUDY="s").stdout
+    printed = run("trial", "ask", "--shell", cwd=tmp_path, HOPAAS_STORE="./store", HOPAAS_STUDY="s").stdout
     done = subprocess.run(
         ["sh", "-c", f'{printed}\nprintf %s "$HOPAAS_PARAM_x__touch_pwned"; command -v ls'],
         capture_output=True,
@@ -93,7 +93,7 @@ def test_what_a_study_holds_is_never_run_by_the_shell(tmp_path: Path) -> None:
 
 def test_tell_pruned_and_failed(here: dict[str, Any], study: Study) -> None:
     for words in (["--state", "pruned"], ["--state", "fail", "--reason", "out of memory"]):
-        run("tell", *words, "--ticket", asked(here)["ticket"], **here)
+        run("trial", "tell", *words, "--ticket", asked(here)["ticket"], **here)
     assert [trial.state.name for trial in study.state.trials] == ["PRUNED", "FAIL"]
     assert study.state.trials[1].reason == "out of memory"
 
@@ -101,22 +101,22 @@ def test_tell_pruned_and_failed(here: dict[str, Any], study: Study) -> None:
 @pytest.mark.parametrize("words", [["nan"], ["high"], ["1", "2"], [], ["1", "--state", "fail"], ["--reasn", "x"]])
 def test_a_wrong_value_is_refused_and_the_trial_goes_on(here: dict[str, Any], study: Study, words: list[str]) -> None:
     ticket = asked(here)["ticket"]
-    result = run("tell", *words, "--ticket", ticket, check=False, **here)
+    result = run("trial", "tell", *words, "--ticket", ticket, check=False, **here)
     assert result.returncode == 2
     assert study.state.trials[0].state.name == "RUNNING"
 
 
 def test_release_gives_the_trial_to_the_next(here: dict[str, Any], study: Study) -> None:
     first = asked(here)
-    run("release", "--reason", "node is going down", "--ticket", first["ticket"], **here)
-    lost = run("report", "1", "--step", "1", "--ticket", first["ticket"], check=False, **here)
+    run("trial", "release", "--reason", "node is going down", "--ticket", first["ticket"], **here)
+    lost = run("trial", "report", "1", "--step", "1", "--ticket", first["ticket"], check=False, **here)
     assert lost.returncode == 11
     assert "node is going down" in lost.stderr
-    assert code("tell", "1", "--ticket", first["ticket"], **here) == 11
+    assert code("trial", "tell", "1", "--ticket", first["ticket"], **here) == 11
     second = asked(here)
     assert (second["number"], second["params"]) == (first["number"], first["params"])
-    assert "kept as trial 1" in run("tell", "2", "--ticket", first["ticket"], check=False, **here).stderr
-    assert code("tell", "1", "--ticket", second["ticket"], **here) == 0
+    assert "kept as trial 1" in run("trial", "tell", "2", "--ticket", first["ticket"], check=False, **here).stderr
+    assert code("trial", "tell", "1", "--ticket", second["ticket"], **here) == 0
 
 
 def test_prune_is_an_exit_code(here: dict[str, Any], study: Study) -> None:
@@ -125,21 +125,24 @@ def test_prune_is_an_exit_code(here: dict[str, Any], study: Study) -> None:
         trial.report(0.0, 5)
         study.tell(trial, 0.0)
     ticket = asked(here)["ticket"]
-    assert code("report", "9", "--step", "5", "--should-prune", "--ticket", ticket, **here) == 10
-    result = run("should-prune", "--ticket", ticket, check=False, **here)
+    assert code("trial", "report", "9", "--step", "5", "--should-prune", "--ticket", ticket, **here) == 10
+    result = run("trial", "should-prune", "--ticket", ticket, check=False, **here)
     assert (result.returncode, result.stdout) == (10, "")
     assert "MedianPruner" in result.stderr
-    assert code("should-prune", "--pruner", "none", "--ticket", ticket, **here) == 0
-    assert json.loads(run("should-prune", "--json", "--ticket", ticket, check=False, **here).stdout)["prune"] is True
+    assert code("trial", "should-prune", "--ticket", ticket, HOPAAS_PRUNER="none", **here) == 0
+    assert (
+        json.loads(run("trial", "should-prune", "--json", "--ticket", ticket, check=False, **here).stdout)["prune"]
+        is True
+    )
 
 
 def test_a_stop_request_prunes(here: dict[str, Any], study: Study) -> None:
     ticket = asked(here)["ticket"]
     study.stop_trial(0, reason="too slow")
-    result = run("should-prune", "--ticket", ticket, check=False, **here)
+    result = run("trial", "should-prune", "--ticket", ticket, check=False, **here)
     assert result.returncode == 10
     assert "too slow" in result.stderr
-    run("tell", "--state", "pruned", "--ticket", ticket, **here)
+    run("trial", "tell", "--state", "pruned", "--ticket", ticket, **here)
     assert study.state.trials[0].reason == "too slow"
 
 
@@ -148,7 +151,7 @@ def test_no_work_is_an_exit_code(here: dict[str, Any], study: Study, why: str) -
     if why == "budget":
         study.optimize(lambda _: 1.0)
     getattr(study, {"budget": "resume", "paused": "pause", "stopped": "stop_all"}[why])()
-    result = run("ask", check=False, **here)
+    result = run("trial", "ask", check=False, **here)
     assert (result.returncode, result.stdout) == (3, "")
     assert why in result.stderr
 
@@ -156,11 +159,16 @@ def test_no_work_is_an_exit_code(here: dict[str, Any], study: Study, why: str) -
 def test_a_lost_ticket_is_an_exit_code_and_a_result_is_kept(here: dict[str, Any], study: Study) -> None:
     ticket = asked(here)["ticket"]
     reclaim(study, 0)
-    for words in (["report", "1", "--step", "1"], ["renew"], ["should-prune"], ["release"]):
+    for words in (
+        ["trial", "report", "1", "--step", "1"],
+        ["trial", "renew"],
+        ["trial", "should-prune"],
+        ["trial", "release"],
+    ):
         result = run(*words, "--ticket", ticket, check=False, **here)
         assert result.returncode == 11, words
         assert len(result.stderr.splitlines()) == 1
-    told = run("tell", "0.5", "--ticket", ticket, check=False, **here)
+    told = run("trial", "tell", "0.5", "--ticket", ticket, check=False, **here)
     assert told.returncode == 11
     late = next(trial for trial in study.state.trials if trial.late_of == 0)
     assert f"kept as trial {late.number}" in told.stderr
@@ -173,26 +181,26 @@ def test_a_result_that_finds_the_store_closed_is_kept_and_sent_at_the_next_conta
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
     ticket = asked(here)["ticket"]
     (tmp_path / "store").rename(tmp_path / "away")
-    assert code("report", "1", "--step", "1", "--ticket", ticket, **here) == 78
-    assert code("tell", "nan", "--ticket", ticket, **here) == 2
-    told = run("tell", "0.25", "--ticket", ticket, check=False, **here)
+    assert code("trial", "report", "1", "--step", "1", "--ticket", ticket, **here) == 78
+    assert code("trial", "tell", "nan", "--ticket", ticket, **here) == 2
+    told = run("trial", "tell", "0.25", "--ticket", ticket, check=False, **here)
     assert told.returncode == 78
     assert len(told.stderr.splitlines()) == 1
-    assert "hopaas-p2p spool send" in told.stderr
-    listed = json.loads(run("spool", "list", "--json").stdout)
+    assert "hopaas-p2p admin spool send" in told.stderr
+    listed = json.loads(run("admin", "spool", "list", "--json").stdout)
     assert [(row["study"], row["trials"], row["store"]) for row in listed] == [("s", [0], study.storage.url)]
-    assert run("spool", "send", check=False).returncode == 78
+    assert run("admin", "spool", "send", check=False).returncode == 78
     (tmp_path / "away").rename(tmp_path / "store")
-    assert run("spool", "send").stderr == "Sent 1 file.\n"
+    assert run("admin", "spool", "send").stderr == "Sent 1 file.\n"
     assert study.trials[0].values == [0.25]
     assert len(study.state.peers) == 1
-    assert run("tell", "0.25", "--ticket", ticket, check=False, **here).returncode == 1, "it is finished"
+    assert run("trial", "tell", "0.25", "--ticket", ticket, check=False, **here).returncode == 1, "it is finished"
 
 
 def test_a_study_without_a_space_takes_one_at_ask(tmp_path: Path) -> None:
     study = hopaas_p2p.open_study(str(tmp_path / "store"), "free")
     there = {"cwd": tmp_path, "HOPAAS_STORE": "./store", "HOPAAS_STUDY": "free"}
-    refused = run("ask", check=False, **there)
+    refused = run("trial", "ask", check=False, **there)
     assert refused.returncode == 2
     assert "--space" in refused.stderr
     assert study.state.trials == []
@@ -207,7 +215,13 @@ def test_asking_starts_nothing_when_its_output_goes_nowhere(
     with Path("/dev/full").open("w") as full:
         env = environment(HOPAAS_STORE="./store", HOPAAS_STUDY="s", PYTHONUNBUFFERED=unbuffered)
         done = subprocess.run(
-            [*CLI, "ask"], stdout=full, stderr=subprocess.PIPE, text=True, check=False, cwd=here["cwd"], env=env
+            [*CLI, "trial", "ask"],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+            cwd=here["cwd"],
+            env=env,
         )
     assert (done.returncode, done.stderr) == (1, "hopaas-p2p: No space left on device\n")
     assert [trial.state.name for trial in study.state.trials] == ["WAITING"]
@@ -238,8 +252,8 @@ def test_a_ticket_of_a_trial_that_cannot_be_is_refused() -> None:
 
 @pytest.mark.parametrize("form", [[], ["--shell"]], ids=["plain", "for the shell"])
 def test_all_that_ask_prints_is_taken_as_a_ticket(here: dict[str, Any], study: Study, form: list[str]) -> None:
-    printed = run("ask", *form, **here).stdout
-    run("tell", "1", "--ticket", printed, **here)
+    printed = run("trial", "ask", *form, **here).stdout
+    run("trial", "tell", "1", "--ticket", printed, **here)
     assert study.trials[0].values == [1.0]
 
 
@@ -250,7 +264,7 @@ def test_a_ticket_is_granted_its_own_silence_and_every_command_is_a_sign_of_life
     assert ttl_of(study.state, ticket.owner) == 90.0
     store = study.storage.peer.store
     beats = [store.beats([ticket.owner])]
-    for words in (["renew"], ["report", "1", "--step", "1"], ["should-prune"]):
+    for words in (["trial", "renew"], ["trial", "report", "1", "--step", "1"], ["trial", "should-prune"]):
         run(*words, "--ticket", str(ticket), **here)
         beats.append(store.beats([ticket.owner]))
     assert len({beat[ticket.owner] for beat in beats}) == 4
@@ -259,15 +273,15 @@ def test_a_ticket_is_granted_its_own_silence_and_every_command_is_a_sign_of_life
 def test_commands_of_a_ticket_are_no_peers_of_their_own(here: dict[str, Any], study: Study) -> None:
     ticket = asked(here)["ticket"]
     for step in range(3):
-        run("report", "1", "--step", str(step), "--ticket", ticket, **here)
+        run("trial", "report", "1", "--step", str(step), "--ticket", ticket, **here)
     assert len(study.state.peers) == 1
 
 
 def test_a_store_that_has_another_path_here(here: dict[str, Any], study: Study, tmp_path: Path) -> None:
     ticket = Ticket.parse(asked(here)["ticket"])
     moved = str(ticket._replace(store="file:///not/here"))
-    assert code("tell", "1", "--ticket", moved, **here) == 78
-    assert code("tell", "1", "--ticket", moved, "--store", str(tmp_path / "store"), **here) == 0
+    assert code("trial", "tell", "1", "--ticket", moved, **here) == 78
+    assert code("trial", "tell", "1", "--ticket", moved, "--store", str(tmp_path / "store"), **here) == 0
 
 
 def test_a_ticket_of_this_process(study: Study) -> None:

@@ -184,14 +184,14 @@ def test_a_result_that_was_told_without_a_server_lies_in_the_spool_and_counts_on
 ) -> None:
     here = {"HOPAAS_STORE": near, "HOPAAS_STUDY": "s", "XDG_STATE_HOME": str(tmp_path / "state")}
     cli("study", "create", "s", "--budget", "5", "--space", "x=float(0,1)", **here)
-    ticket = json.loads(cli("ask", "--json", **here).stdout)["ticket"]
+    ticket = json.loads(cli("trial", "ask", "--json", **here).stdout)["ticket"]
     served.kill()
-    told = cli("tell", "0.25", check=False, HOPAAS_TICKET=ticket, HOPAAS_PATIENCE="1", **here)
+    told = cli("trial", "tell", "0.25", check=False, HOPAAS_TICKET=ticket, HOPAAS_PATIENCE="1", **here)
     assert told.returncode in (0, 69), told.stderr
     assert "Traceback" not in told.stderr
     assert len(list((tmp_path / "state").rglob("*.commits"))) == 1
     served.start()
-    cli("spool", "send", **here)
+    cli("admin", "spool", "send", **here)
     state = until(lambda: _finished(postgres_url), 60)
     assert list((tmp_path / "state").rglob("*.commits")) == []
     assert [trial.values for trial in state.trials] == [(0.25,)]
@@ -205,10 +205,10 @@ def test_a_trial_that_ask_could_not_begin_without_a_server_is_nobodys_later(
     cli("study", "create", "s", "--budget", "1", "--space", "x=float(0,1)", **here)
     cli("study", "show", "s", **here)
     served.kill()
-    asked = cli("ask", check=False, HOPAAS_PATIENCE="1", **here)
+    asked = cli("trial", "ask", check=False, HOPAAS_PATIENCE="1", **here)
     assert (asked.returncode, asked.stdout) == (69, "")
     served.start()
-    assert json.loads(cli("ask", "--json", **here).stdout)["number"] == 0, "the budget of one is not used up"
+    assert json.loads(cli("trial", "ask", "--json", **here).stdout)["number"] == 0, "the budget of one is not used up"
 
 
 def _finished(url: str) -> State | None:

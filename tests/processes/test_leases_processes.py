@@ -315,17 +315,17 @@ def test_a_result_of_a_killed_process_is_sent_by_another_and_twice_counts_once(
     assert path.parent.stat().st_mode & 0o777 == 0o700
     copy = path.read_bytes()
 
-    listed = json.loads(cli("spool", "list", "--json").stdout)
+    listed = json.loads(cli("admin", "spool", "list", "--json").stdout)
     assert [(row["study"], row["trials"], row["file"]) for row in listed] == [("s", [number], str(path))]
-    assert cli("spool", "send").stderr == "Sent 1 file.\n"
+    assert cli("admin", "spool", "send").stderr == "Sent 1 file.\n"
 
     assert study.trials[number].value == 0.5
     assert not path.exists()
     path.write_bytes(copy)
-    assert json.loads(cli("spool", "send", "--store", store, "--json").stdout)["sent"] == [str(path)]
+    assert json.loads(cli("admin", "spool", "send", "--store", store, "--json").stdout)["sent"] == [str(path)]
     assert [trial.value for trial in study.trials] == [0.5]
     assert study.state.refusals == {"duplicate": 1}
-    assert cli("spool", "list").stderr == "No results are waiting to be sent.\n"
+    assert cli("admin", "spool", "list").stderr == "No results are waiting to be sent.\n"
 
 
 def test_what_cannot_be_sent_stays_in_the_spool_and_says_why(store: str, studies: Any, talk: Talk) -> None:
@@ -333,7 +333,7 @@ def test_what_cannot_be_sent_stays_in_the_spool_and_says_why(store: str, studies
     result_left_in_the_spool(talk)
     shutil.move(store, f"{store}-elsewhere")
 
-    done = cli("spool", "send", check=False)
+    done = cli("admin", "spool", "send", check=False)
 
     assert done.returncode == 78
     assert "Sent 0 files; could not send 1." in done.stderr
@@ -384,17 +384,17 @@ def test_clocks_that_are_days_apart_take_no_trial_away_and_save_none(studies: An
 def test_a_ticket_is_kept_by_renewing_it_from_the_shell_and_lost_by_silence(store: str, studies: Any) -> None:
     study = studies()
     _running = study.ask()
-    asked = json.loads(cli("ask", "-s", store, "--study", "s", "--ttl", "4", "--json").stdout)
+    asked = json.loads(cli("trial", "ask", "-s", store, "--study", "s", "--ttl", "4", "--json").stdout)
     number, clock = asked["number"], study.storage.peer.clock
     end = clock() + 6.0
 
     while clock() < end:
-        cli("renew", HOPAAS_TICKET=asked["ticket"])
+        cli("trial", "renew", HOPAAS_TICKET=asked["ticket"])
     assert states(study)[number] == "RUNNING"
 
     until(lambda: states(study)[number] == "FAIL", 10)
-    assert cli("renew", HOPAAS_TICKET=asked["ticket"], check=False).returncode == 11
-    told = cli("tell", "0.5", HOPAAS_TICKET=asked["ticket"], check=False)
+    assert cli("trial", "renew", HOPAAS_TICKET=asked["ticket"], check=False).returncode == 11
+    told = cli("trial", "tell", "0.5", HOPAAS_TICKET=asked["ticket"], check=False)
     assert told.returncode == 11
     assert [one.values for one in study.state.trials if one.late_of == number] == [(0.5,)]
 

@@ -1,4 +1,4 @@
-"""`hopaas-p2p local` and `mcp` as processes: programs in other languages, agents, and clients that are killed."""
+"""`hopaas-p2p serve local` and `mcp` as processes: programs in other languages, agents, and clients that are killed."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ def _created(store: Path, budget: int) -> None:
 
 
 class Local:
-    """`hopaas-p2p local`, on a free port."""
+    """`hopaas-p2p serve local`, on a free port."""
 
     def __init__(self, store: Path, *options: str) -> None:
         self.log = store.parent / "local.log"
         env = environment(XDG_STATE_HOME=str(store.parent / "state"))
         with self.log.open("w") as log:
             self.process = subprocess.Popen(
-                [*CLI, "local", "-s", str(store), *options], stdout=log, stderr=log, env=env
+                [*CLI, "serve", "local", "-s", str(store), *options], stdout=log, stderr=log, env=env
             )
         until(lambda: "Listening on" in self.log.read_text(), 60, what=self.log.read_text)
         said = self.log.read_text()
@@ -73,7 +73,7 @@ def test_a_key_that_others_can_read_is_refused(store: Path, tmp_path: Path) -> N
     key.write_text("a-key")
     key.chmod(0o644)
 
-    done = cli("local", "-s", str(store), "--key-file", str(key), check=False)
+    done = cli("serve", "local", "-s", str(store), "--key-file", str(key), check=False)
 
     assert done.returncode == 78
     assert f"chmod 600 {key}" in done.stderr
@@ -231,7 +231,7 @@ def test_an_agent_with_the_key_reads_over_http_and_without_it_nothing(store: Pat
     log = tmp_path / "log"
     with log.open("w") as sink:
         served = subprocess.Popen(
-            [*CLI, "mcp", "-s", str(store), "--http", f"127.0.0.1:{port}", "--key-file", str(key_file)],
+            [*CLI, "serve", "mcp", "-s", str(store), "--http", f"127.0.0.1:{port}", "--key-file", str(key_file)],
             stdout=sink,
             stderr=sink,
             env=environment(),

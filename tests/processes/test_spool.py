@@ -106,9 +106,9 @@ def test_of_a_study_that_was_deleted_a_result_stays_and_the_way_to_be_rid_of_it_
     assert f"the end of trial 0 is kept in {path}" in caplog.messages
 
     why = f"{path}: the study 's' was deleted. If nobody restores it from a backup, remove this file\n"
-    assert cli("spool", "send", "--store", url, check=False).stderr.endswith(why)
+    assert cli("admin", "spool", "send", "--store", url, check=False).stderr.endswith(why)
     path.unlink()
-    assert cli("spool", "send", "--store", url).stderr == "No results are waiting to be sent.\n"
+    assert cli("admin", "spool", "send", "--store", url).stderr == "No results are waiting to be sent.\n"
 
 
 def test_what_is_for_another_store_stays(tmp_path: Path) -> None:
@@ -116,7 +116,7 @@ def test_what_is_for_another_store_stays(tmp_path: Path) -> None:
     with contextlib.closing(hopaas_p2p.open_study(f"{tmp_path}/another", "s", space=SPACE)) as study:
         study.storage.peer.tick()
     assert len(list(spool.waiting())) == 1
-    sent = cli("spool", "send", "--store", f"{tmp_path}/another")
+    sent = cli("admin", "spool", "send", "--store", f"{tmp_path}/another")
     assert sent.stderr == "No results are waiting to be sent.\n"
     assert len(list(spool.waiting())) == 1
 
@@ -126,12 +126,12 @@ def test_a_store_in_the_place_of_another_does_not_swallow_its_results(tmp_path: 
     (tmp_path / "store").rename(tmp_path / "away")
     with contextlib.closing(hopaas_p2p.open_study(f"{tmp_path}/store", "s", space=SPACE)) as study:
         study.storage.peer.tick()
-    sent = cli("spool", "send", check=False)
+    sent = cli("admin", "spool", "send", check=False)
     assert "another one was here before" in sent.stderr
     assert sent.returncode != 0
     assert len(list(spool.waiting())) == 1
 
-    assert cli("spool", "send", HOPAAS_STORE=f"{tmp_path}/away").stderr.startswith("Sent 1 file")
+    assert cli("admin", "spool", "send", HOPAAS_STORE=f"{tmp_path}/away").stderr.startswith("Sent 1 file")
     assert values(f"{tmp_path}/away") == [0.25]
 
 
@@ -146,46 +146,46 @@ def test_an_older_copy_of_the_store_does_not_swallow_a_result_that_it_cannot_pla
         with contextlib.closing(hopaas_p2p.open_study(store, "s", space=SPACE)) as study:
             study.storage.peer.tick()
             assert len(list(spool.waiting())) == 1
-            sent = cli("spool", "send", check=False)
+            sent = cli("admin", "spool", "send", check=False)
             assert sent.returncode != 0
             assert "does not have trial #0 as its peer knew it" in sent.stderr
             if not others:
                 study.tell(study.ask(), 0.75)
     assert values(str(store)) == [0.75]
-    assert cli("spool", "send", HOPAAS_STORE=f"{tmp_path}/newer").stderr.startswith("Sent 1 file")
+    assert cli("admin", "spool", "send", HOPAAS_STORE=f"{tmp_path}/newer").stderr.startswith("Sent 1 file")
     assert values(f"{tmp_path}/newer") == [0.25]
 
 
 def test_a_store_that_was_moved_gets_it_by_its_new_url(tmp_path: Path) -> None:
     leave_in_spool(f"{tmp_path}/store")
     (tmp_path / "store").rename(tmp_path / "moved")
-    assert cli("spool", "send", check=False).returncode == 78
-    assert cli("spool", "send", HOPAAS_STORE=f"{tmp_path}/moved").stderr == "Sent 1 file.\n"
+    assert cli("admin", "spool", "send", check=False).returncode == 78
+    assert cli("admin", "spool", "send", HOPAAS_STORE=f"{tmp_path}/moved").stderr == "Sent 1 file.\n"
     assert values(f"{tmp_path}/moved") == [0.25]
 
 
 def test_another_machine_sends_an_exported_spool_and_each_result_counts_once(tmp_path: Path) -> None:
     leave_in_spool(f"{tmp_path}/store")
-    written = cli("spool", "export", "results.spool", cwd=tmp_path)
+    written = cli("admin", "spool", "export", "results.spool", cwd=tmp_path)
     assert written.stderr == "Wrote the results of 1 trial to results.spool.\n"
     file = tmp_path / "results.spool"
     assert stat.S_IMODE(file.stat().st_mode) == 0o600
     elsewhere = {"XDG_STATE_HOME": f"{tmp_path}/elsewhere", "TMPDIR": f"{tmp_path}"}
     (tmp_path / "there").symlink_to(tmp_path / "store")
     for _ in range(2):
-        sent = cli("spool", "send", str(file), "--store", f"{tmp_path}/there", **elsewhere)
+        sent = cli("admin", "spool", "send", str(file), "--store", f"{tmp_path}/there", **elsewhere)
         assert sent.stderr == "Sent 1 file.\n"
-    assert cli("spool", "send").stderr == "Sent 1 file.\n", "and here, where it still waits"
+    assert cli("admin", "spool", "send").stderr == "Sent 1 file.\n", "and here, where it still waits"
     assert values(f"{tmp_path}/store") == [0.25]
     file.write_bytes(file.read_bytes()[:-1])
-    assert cli("spool", "send", str(file), check=False).returncode == 2
+    assert cli("admin", "spool", "send", str(file), check=False).returncode == 2
 
 
 def test_an_exported_result_that_no_store_takes_says_so(tmp_path: Path) -> None:
     leave_in_spool(f"{tmp_path}/store")
-    cli("spool", "export", "results.spool", cwd=tmp_path)
+    cli("admin", "spool", "export", "results.spool", cwd=tmp_path)
     hopaas_p2p.open_study(f"{tmp_path}/another", "s", space=SPACE).close()
-    sent = cli("spool", "send", "results.spool", "--store", "another", cwd=tmp_path, check=False)
+    sent = cli("admin", "spool", "send", "results.spool", "--store", "another", cwd=tmp_path, check=False)
     assert sent.returncode == 69
     assert "No store that can be reached has the study 's'" in sent.stderr
 
@@ -206,7 +206,7 @@ def test_a_password_in_the_url_is_no_obstacle(place: Place) -> None:
         study.tell(trial, 0.25)
     ((_, kept),) = spool.waiting()
     assert place.server.password not in kept.store
-    assert cli("spool", "send", HOPAAS_STORE=ann).stderr == "Sent 1 file.\n"
+    assert cli("admin", "spool", "send", HOPAAS_STORE=ann).stderr == "Sent 1 file.\n"
     again = hopaas_p2p.open_study(place.storage(ann), "s", create=False)
     assert [one.value for one in again.trials] == [0.25]
 
@@ -248,12 +248,12 @@ def test_spool_send_says_which_results_were_not_counted(tmp_path: Path) -> None:
     for one in tell_twice(tmp_path):
         with store_away():
             one.close()
-    cli("spool", "export", f"{tmp_path}/file")
-    sent = json.loads(cli("spool", "send", "--json").stdout)
+    cli("admin", "spool", "export", f"{tmp_path}/file")
+    sent = json.loads(cli("admin", "spool", "send", "--json").stdout)
     assert [one["why"] for one in sent["uncounted"]] == [NOT_COUNTED]
     assert len(sent["sent"]) == 2
     assert values(f"{tmp_path}/store") == [0.25]
-    again = cli("spool", "send", f"{tmp_path}/file").stderr
+    again = cli("admin", "spool", "send", f"{tmp_path}/file").stderr
     assert again == f"Sent 2 files.\n{tmp_path}/file: {NOT_COUNTED}\n", "and each time that it is sent"
 
 

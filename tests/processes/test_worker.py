@@ -841,9 +841,9 @@ def test_a_store_that_stays_away_until_the_time_limit_means_run_me_again(study: 
     shutil.rmtree(store, ignore_errors=True)
     away.rename(store)
     assert "run this job again" in said
-    listed = json.loads(cli("spool", "list", "--json", **spooling).stdout)
+    listed = json.loads(cli("admin", "spool", "list", "--json", **spooling).stdout)
     assert [row["trials"] for row in listed] == [[0]]
-    cli("spool", "send", **spooling)
+    cli("admin", "spool", "send", **spooling)
     assert states(study) == ["COMPLETE"]
 
 
@@ -899,7 +899,7 @@ def test_an_imported_study_goes_on_under_worker_in_the_space_of_its_trials(tmp_p
     assert study.space == {}, "others may suggest as they go"
     cli("study", "set", "--space", "x=float(0,2)", "--space", "n=int(1,3)", **here)
     study.close()
-    asked = json.loads(cli("ask", "--json", **here).stdout)
+    asked = json.loads(cli("trial", "ask", "--json", **here).stdout)
     assert asked["params"].keys() == {"x", "n"}
     cli("study", "create", "other", "--space", "y=float(0,1)", **here)
     refused = cli("study", "set", "other", "--space", "y=float(0,2)", HOPAAS_STORE=here["HOPAAS_STORE"], check=False)
@@ -928,3 +928,17 @@ def test_a_space_that_is_not_known_is_asked_for(tmp_path: Path) -> None:
     assert done.returncode == 2
     assert "not every trial has the same parameters (x, y)" in done.stderr
     assert "hopaas-p2p study set old --space" in done.stderr
+
+
+def test_a_worker_that_need_not_wait_says_for_what_it_would_and_leaves(tmp_path: Path) -> None:
+    study = campaign(tmp_path, budget=3)
+    here = {"HOPAAS_STORE": f"{tmp_path}/store", "HOPAAS_STUDY": "s"}
+    forgotten = json.loads(cli("trial", "ask", "--ttl", "900", "--json", **here).stdout)["number"]
+
+    done = cli("worker", "--no-wait", "--", "echo", '{"value": {lr}}', cwd=tmp_path, check=False, **here)
+
+    assert done.returncode == 75
+    assert f"may have to be run again: trial {forgotten} of " in done.stderr
+    assert f"hopaas-p2p trial requeue {forgotten}" in done.stderr
+    assert f"2 trials, 2 complete, best of the study #{study.best_trial.number} = " in done.stderr
+    study.close()

@@ -30,7 +30,9 @@ from tests.support.service_process import ServiceProcess
 # --- all that listen ---------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("words", ["mcp --http 127.0.0.1:{}", "dashboard --port {}", "dashboard --optuna --port {}"])
+@pytest.mark.parametrize(
+    "words", ["serve mcp --http 127.0.0.1:{}", "dashboard --port {}", "dashboard --optuna --port {}"]
+)
 def test_silent_connections_keep_nobody_out(words: str, tmp_path: Path) -> None:
     hopaas_p2p.open_study(tmp_path, "s").close()
     port = free_port()

@@ -254,7 +254,7 @@ def test_what_libpq_knows_by_itself_is_not_told_either(
 
 
 @pytest.mark.parametrize("secret", ["HOPAAS_TOKEN", "PGPASSWORD"])
-@pytest.mark.parametrize("words", [["study", "list"], ["doctor"], ["ask", "--study", "s"]], ids=" ".join)
+@pytest.mark.parametrize("words", [["study", "list"], ["doctor"], ["trial", "ask", "--study", "s"]], ids=" ".join)
 def test_a_clone_with_a_store_in_it_gets_no_token(evil: Stranger, here: Path, words: list[str], secret: str) -> None:
     (here / "hopaas.toml").write_text(f'store = "{_url(evil)}"')
     (here / "hopaas.toml").chmod(0o644)
@@ -269,7 +269,9 @@ def test_a_clone_with_a_store_in_it_gets_no_token(evil: Stranger, here: Path, wo
 def test_a_clone_with_a_place_for_artifacts_in_it_gets_no_token(evil: Stranger, here: Path, verb: str) -> None:
     (here / "hopaas.toml").write_text(f'store = "./mine"\nstudy = "s"\nartifacts = "{_url(evil)}"')
     done = cli("study", "create", "s", "--store", "mine", "--space", "x=float(0,1)", check=False, cwd=here)
-    words = ["artifact", "put", "hopaas.toml"] if verb == "put" else ["worker", "--max-trials", "1", "--", "false"]
+    words = (
+        ["trial", "artifact", "put", "hopaas.toml"] if verb == "put" else ["worker", "--max-trials", "1", "--", "false"]
+    )
     done = cli(*words, check=False, cwd=here, HOPAAS_TOKEN=TOKEN)
     assert done.returncode == 78
     assert "its artifacts counts only once" in done.stderr
@@ -338,7 +340,7 @@ def test_a_ticket_of_a_stranger_takes_no_token_along(evil: Stranger) -> None:
         ticket = Ticket(_url(evil), "s", 0, "owner", 1, "uuid", seal)
         with pytest.raises(ConfigurationError, match="the ticket would send your token to"), carry(ticket):
             pass
-    done = cli("tell", "1.0", "--ticket", str(ticket), check=False, HOPAAS_TOKEN=TOKEN)
+    done = cli("trial", "tell", "1.0", "--ticket", str(ticket), check=False, HOPAAS_TOKEN=TOKEN)
     assert "the ticket would send your token to" in done.stderr
     assert evil.visits == 0
 

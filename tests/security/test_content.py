@@ -456,7 +456,7 @@ def test_every_sampler_goes_on_where_all_of_it_was_written(poisoned: str, name: 
         "study list",
         "study show study",
         "study show study --json",
-        "study report study --out {out}",
+        "study report study --to {out}",
         "trial list --study study",
         "trial list --study study --json",
         "trial show 8 --study study",

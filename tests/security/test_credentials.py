@@ -178,10 +178,10 @@ def as_ann(*words: str, cwd: Path, **more: str) -> subprocess.CompletedProcess[s
 
 @pytest.mark.parametrize("identity", [False, True], ids=["session", "identity"])
 @pytest.mark.parametrize(
-    "words", ["study list", "artifact put file --study s", "complete", "worker --study s -- false"]
+    "words", ["study list", "trial artifact put file --study s", "complete", "worker --study s -- false"]
 )
 def test_a_strangers_bucket_in_a_clone_gets_nothing(ann: Path, bucket: Bucket, words: str, identity: bool) -> None:
-    kind = "artifacts" if words.startswith("artifact") else "store"
+    kind = "artifacts" if "artifact" in words else "store"
     (ann / "hopaas.toml").write_text(f'{kind} = "{bucket.url}"\n' + ('store = "./mine"' if kind == "artifacts" else ""))
     ann.chmod(0o755)
     hopaas_p2p.open_study(ann / "mine", "s", space=SPACE).close()
@@ -287,7 +287,7 @@ def test_a_bucket_that_sends_a_request_on_sends_no_session_token_along(ann: Path
 
 @pytest.mark.parametrize("by", ["file", "variable"])
 @pytest.mark.parametrize(
-    "words", ["study list", "study show s", "watch s --once", "peers list --study s", "doctor", "ask --study s"]
+    "words", ["study list", "study show s", "watch s --once", "peers list --study s", "doctor", "trial ask --study s"]
 )
 def test_a_joined_studys_host_hears_of_the_token_that_came_with_it_only(
     ann: Path, evil: Stranger, words: str, by: str
@@ -307,7 +307,7 @@ def test_nor_does_a_ticket_or_the_spool_lead_ones_own_token_there(ann: Path, evi
     membership.accept(invitation(store))
     membership.accept(invitation("https://gw.example.org/d")._replace(study="t"))
     ticket = Ticket(store, "s", 0, "owner", 1, "0" * 32, credentials.seal(store))
-    for words in (["tell", "0.5", "--ticket", str(ticket)], ["spool", "send"]):
+    for words in (["trial", "tell", "0.5", "--ticket", str(ticket)], ["admin", "spool", "send"]):
         before = evil.visits
         as_ann(*words, cwd=ann)
         assert evil.visits > before
@@ -388,12 +388,12 @@ def test_results_in_a_file_from_another_machine_take_no_token_to_where_it_says(a
 
     keep(ticket, ending(ticket, [0.5]), store)
     assert len(list(spool.waiting())) == 1
-    assert as_ann("spool", "export", "results", cwd=ann).returncode == 0
-    done = as_ann("spool", "send", "results", cwd=ann)
+    assert as_ann("admin", "spool", "export", "results", cwd=ann).returncode == 0
+    done = as_ann("admin", "spool", "send", "results", cwd=ann)
     assert done.returncode == 78
     assert f"the file results would send your token to 127.0.0.1:{evil.port}" in done.stderr
     assert evil.visits == 0
-    named = as_ann("spool", "send", "results", "--store", store, cwd=ann)
+    named = as_ann("admin", "spool", "send", "results", "--store", store, cwd=ann)
     assert "asks for the secret itself" in named.stdout + named.stderr
 
 

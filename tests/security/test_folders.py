@@ -306,7 +306,10 @@ def test_a_file_is_not_fetched_through_a_link_of_another_user(study: Study, plac
     study.artifacts().put(place / "mine")
     (place / "got").symlink_to(home)
     give_away(place / "got")
-    for words in (("artifact", "get", "mine", "got"), ("study", "export", "--to", "s.study", "--files", "got")):
+    for words in (
+        ("trial", "artifact", "get", "mine", "got"),
+        ("study", "export", "--to", "s.study", "--files", "got"),
+    ):
         done = run(*words, "--store", "../store", "--study", "s", cwd=place)
         assert done.returncode == 1
         assert "got is a link, and belongs to" in done.stderr

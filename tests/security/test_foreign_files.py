@@ -160,8 +160,19 @@ def test_the_shell_removes_no_file_of_another_study(tmp_path: Path) -> None:
             name_it(theirs, own.id)
             theirs.handle.say(StudySet(system={SUM + own.id: json.dumps({"size": 6})}))
 
-        got = cli("artifact", "get", own.id, str(tmp_path / "got"), "--store", store, "--study", "theirs", check=False)
-        cli("artifact", "rm", own.id, "--store", store, "--study", "theirs")
+        got = cli(
+            "trial",
+            "artifact",
+            "get",
+            own.id,
+            str(tmp_path / "got"),
+            "--store",
+            store,
+            "--study",
+            "theirs",
+            check=False,
+        )
+        cli("trial", "artifact", "rm", own.id, "--store", store, "--study", "theirs")
 
         assert got.returncode == 1
         assert not (tmp_path / "got").exists()

@@ -43,7 +43,7 @@ def test_ask_for_a_shell_prints_no_escape(tmp_path: Path) -> None:
     scribe = Scribe(space={"c": Categorical((text,))})
     scribe.put_into(str(tmp_path))
     for words in (["--shell"], []):
-        done = CliRunner().invoke(cli, ["ask", "--study", "study", "--store", str(tmp_path), *words])
+        done = CliRunner().invoke(cli, ["trial", "ask", "--study", "study", "--store", str(tmp_path), *words])
         assert done.exit_code == 0, done.output
         assert done.stdout.replace("\n", "").isprintable()
         assert done.stdout.isascii()

@@ -411,7 +411,7 @@ def test_a_user_that_only_has_a_guests_name_is_not_invited(place: Place) -> None
     guest = invite(place.admin, "s").guest
     access.remove_user(place.admin, guest)
     access.add_user(place.admin, guest)
-    with pytest.raises(InvalidInput, match=f"is not this study's guest.* hopaas-p2p user rm {guest}"):
+    with pytest.raises(InvalidInput, match=f"is not this study's guest.* hopaas-p2p admin user rm {guest}"):
         invite(place.admin, "s")
 
 
@@ -462,12 +462,12 @@ def test_an_owner_ends_an_open_transaction_that_stops_the_study(place: Place, ag
     access.grant(ann, "s", "bob", "worker")
     with holding(place, bob, place.uuid()):
         place.server.execute("ALTER FUNCTION hopaas.exchange_v1 SET lock_timeout = '100ms'", database="store")
-        with pytest.raises(StoreUnreachable, match="ends it with: hopaas-p2p unlock STUDY"):
+        with pytest.raises(StoreUnreachable, match="ends it with: hopaas-p2p admin unlock STUDY"):
             place.store(ann).log(place.uuid()).exchange(outgoing("a"), 0)
         assert access.unlock(ann, "s") == [], "any transaction takes some seconds"
         age(25)
         assert access.unlock(bob, "s") == [], "for a worker it is not long enough"
-        ended = cli("unlock", "s", "--json", HOPAAS_STORE=ann)
+        ended = cli("admin", "unlock", "s", "--json", HOPAAS_STORE=ann)
         assert [one["login"].partition(".")[0] for one in json.loads(ended.stdout)] == ["bob"]
         study.tell(study.ask(), 1.0)
 
@@ -544,7 +544,7 @@ def test_whatever_call_waits_for_minutes_ends_what_holds_it_up(
     with place.session(bob) as say:
         say("BEGIN")
         say(f"SELECT hopaas.{WAITS[function].format(uuid=place.uuid())}")
-        with pytest.raises(StoreUnreachable, match="hopaas-p2p unlock"):
+        with pytest.raises(StoreUnreachable, match="hopaas-p2p admin unlock"):
             wait[function]()
         wait[function]()
 

@@ -277,7 +277,7 @@ def test_a_renewed_token_is_taken_up_by_a_running_program(
     with contextlib.closing(open_store(centre.url(server.port))) as store:
         store.catalog().exchange(None, 0)
         centre.server.execute(f"ALTER ROLE \"{old.name}\" VALID UNTIL '2001-01-01'")
-        with pytest.raises(Denied, match="hopaas-p2p token create"):
+        with pytest.raises(Denied, match="hopaas-p2p admin token create"):
             store.catalog().exchange(None, 0)
         file.write_text(new.secret.reveal())
         store.catalog().exchange(None, 0)

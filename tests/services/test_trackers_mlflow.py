@@ -313,9 +313,9 @@ def test_many_reports_and_attributes_go_in_as_few_batches_as_mlflow_takes(mlflow
 
 
 def test_the_command_exports_and_says_where_to_look(study: Study, mlflow_server: str, tmp_path: Path) -> None:
-    words = ["export", "mlflow", "s", "-s", "store", "--to", mlflow_server, "--experiment", tmp_path.name]
+    words = ["study", "export", "s", "-s", "store", "--format", "mlflow", "--to", mlflow_server]
 
-    done = cli(*words, cwd=tmp_path)
+    done = cli(*words, cwd=tmp_path, MLFLOW_EXPERIMENT_NAME=tmp_path.name)
 
     assert done.stdout == ""
     assert done.stderr.startswith(f"Exported 3 trials to mlflow: {mlflow_server}/#/experiments/")
@@ -328,7 +328,7 @@ def test_the_command_exports_and_says_where_to_look(study: Study, mlflow_server:
 def test_a_tracker_that_is_away_costs_one_line_without_the_password(study: Study, way: Way, tmp_path: Path) -> None:
     uri = way.uri.replace("//", "//ann:geheim@")
 
-    done = cli("export", "mlflow", "s", "-s", "store", "--to", uri, cwd=tmp_path, check=False)
+    done = cli("study", "export", "s", "-s", "store", "--format", "mlflow", "--to", uri, cwd=tmp_path, check=False)
 
     assert done.returncode == 69
     assert done.stderr.count("\n") == 1
@@ -351,8 +351,8 @@ def test_following_outlasts_an_outage_of_the_tracker(
 ) -> None:
     study = campaign(tmp_path, budget=2)
     trial = study.ask()
-    words = ["export", "mlflow", "s", "-s", "store", "--to", way.uri, "--experiment", tmp_path.name]
-    process = start(*words, "--follow", "--interval", "0.2", cwd=tmp_path)
+    words = ["study", "export", "s", "-s", "store", "--format", "mlflow", "--to", way.uri]
+    process = start(*words, "--follow", "--interval", "0.2", cwd=tmp_path, MLFLOW_EXPERIMENT_NAME=tmp_path.name)
     started.append(process)
     errors = tmp_path / "worker.err"
     until(lambda: "Trying again" in errors.read_text(), 60)

@@ -241,7 +241,7 @@ def test_a_lost_ledger_is_made_anew_from_the_server(
 def test_without_a_key_nobody_is_asked_for_one(study: Study, tmp_path: Path) -> None:
     home = {"HOME": str(tmp_path), "NETRC": str(tmp_path / "netrc"), "WANDB_API_KEY": "", "WANDB_MODE": "online"}
 
-    done = cli("export", "wandb", "s", "-s", "store", cwd=tmp_path, check=False, **home)
+    done = cli("study", "export", "s", "-s", "store", "--format", "wandb", cwd=tmp_path, check=False, **home)
 
     assert done.returncode == 78
     assert done.stderr.startswith("hopaas-p2p: W&B has no key: run `wandb login`, set WANDB_API_KEY, or go offline")
@@ -255,7 +255,8 @@ def test_without_a_key_nobody_is_asked_for_one(study: Study, tmp_path: Path) -> 
 
 
 def test_the_command_writes_for_wandb_sync(study: Study, tmp_path: Path) -> None:
-    done = cli("export", "wandb", "s", "-s", "store", "--project", "tuning", "--offline", cwd=tmp_path)
+    words = ["study", "export", "s", "-s", "store", "--format", "wandb", "--to", "tuning"]
+    done = cli(*words, cwd=tmp_path, WANDB_MODE="offline")
 
     assert done.stdout == ""
     assert done.stderr == f"Exported 3 trials to wandb: {Path('wandb')}\n"
@@ -289,9 +290,11 @@ def test_settings_that_came_with_a_directory_send_no_key_elsewhere(study: Study,
     (tmp_path / "wandb").mkdir()
     (tmp_path / "wandb" / "settings").write_text(f"[default]\nentity = ann\n{line}\n")
     done = cli(
+        "study",
         "export",
-        "wandb",
         study.name,
+        "--format",
+        "wandb",
         "--store",
         str(tmp_path / "store"),
         check=False,

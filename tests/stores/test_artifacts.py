@@ -311,22 +311,22 @@ def test_the_shell_puts_lists_gets_and_removes(tmp_path: Path, file: Callable[..
     hopaas_p2p.open_study(str(tmp_path / "store"), "s").close()
     where = ["--store", str(tmp_path / "store"), "--study", "s"]
     file("model.pt")
-    (line,) = cli("artifact", "put", "model.pt", *where, cwd=tmp_path).stdout.split()
-    shown = json.loads(cli("artifact", "ls", "--json", *where, cwd=tmp_path).stdout)
+    (line,) = cli("trial", "artifact", "put", "model.pt", *where, cwd=tmp_path).stdout.split()
+    shown = json.loads(cli("trial", "artifact", "ls", "--json", *where, cwd=tmp_path).stdout)
     assert [(one["id"], one["filename"], one["size"]) for one in shown] == [(line, "model.pt", 7)]
-    there = cli("artifact", "get", "model.pt", *where, cwd=tmp_path, check=False)
+    there = cli("trial", "artifact", "get", "model.pt", *where, cwd=tmp_path, check=False)
     assert there.returncode == 2
     assert "--force" in there.stderr
-    cli("artifact", "get", line, "copy.pt", *where, cwd=tmp_path)
+    cli("trial", "artifact", "get", line, "copy.pt", *where, cwd=tmp_path)
     assert (tmp_path / "copy.pt").read_bytes() == b"weights"
     for _ in range(4):
-        cli("artifact", "put", "model.pt", *where, cwd=tmp_path)
-    vague = cli("artifact", "rm", "model.pt", *where, cwd=tmp_path, check=False)
+        cli("trial", "artifact", "put", "model.pt", *where, cwd=tmp_path)
+    vague = cli("trial", "artifact", "rm", "model.pt", *where, cwd=tmp_path, check=False)
     assert vague.returncode == 2
-    assert vague.stderr.endswith(", …; see: hopaas-p2p artifact ls\n")
-    table = cli("artifact", "ls", *where, cwd=tmp_path).stdout.splitlines()[1:]
+    assert vague.stderr.endswith(", …; see: hopaas-p2p trial artifact ls\n")
+    table = cli("trial", "artifact", "ls", *where, cwd=tmp_path).stdout.splitlines()[1:]
     assert max(map(len, table)) < 80
     for row in table:
-        cli("artifact", "rm", row.split()[-1], *where, cwd=tmp_path)
-    assert json.loads(cli("artifact", "ls", "--json", *where, cwd=tmp_path).stdout) == []
+        cli("trial", "artifact", "rm", row.split()[-1], *where, cwd=tmp_path)
+    assert json.loads(cli("trial", "artifact", "ls", "--json", *where, cwd=tmp_path).stdout) == []
     shutil.rmtree(tmp_path / "store")

@@ -172,24 +172,27 @@ def test_a_damaged_backup_is_refused_before_anything_is_written(tmp_path: Path) 
 def test_a_backup_is_overwritten_only_on_request(tmp_path: Path) -> None:
     filled(f"{tmp_path}/old")
     (tmp_path / "store.backup").write_bytes(b"of another store")
-    refused = cli("backup", "old", "store.backup", cwd=tmp_path, check=False)
+    refused = cli("admin", "backup", "old", "store.backup", cwd=tmp_path, check=False)
     assert (refused.returncode, refused.stderr.count("\n")) == (2, 1)
     assert "store.backup already exists. Use --force" in refused.stderr
     assert (tmp_path / "store.backup").read_bytes() == b"of another store"
-    cli("backup", "old", "store.backup", "--force", cwd=tmp_path)
+    cli("admin", "backup", "old", "store.backup", "--force", cwd=tmp_path)
     assert backups.read(tmp_path / "store.backup").manifest.studies
 
 
 def test_the_commands_say_what_is_in_the_file(tmp_path: Path) -> None:
     filled(f"{tmp_path}/old")
-    done = cli("backup", "old", "store.backup", cwd=tmp_path)
+    done = cli("admin", "backup", "old", "store.backup", cwd=tmp_path)
     assert "Backed up 1 study, 2 files to store.backup" in done.stderr
     assert (tmp_path / "store.backup").stat().st_mode & 0o777 == 0o600
-    assert "Restored 1 study with 4 trials and 2 files" in cli("restore", "store.backup", "new", cwd=tmp_path).stderr
+    assert (
+        "Restored 1 study with 4 trials and 2 files"
+        in cli("admin", "restore", "store.backup", "new", cwd=tmp_path).stderr
+    )
     assert len(json.loads(cli("trial", "list", "--study", "s", "--store", "new", "--json", cwd=tmp_path).stdout)) == 4
-    without = cli("backup", "old", "lean.backup", "--no-files", cwd=tmp_path)
+    without = cli("admin", "backup", "old", "lean.backup", "--no-files", cwd=tmp_path)
     assert "files and checkpoints are not in the backup: left out by --no-files" in without.stderr
-    assert cli("restore", "lean.backup", "new", cwd=tmp_path, check=False).returncode == 0
+    assert cli("admin", "restore", "lean.backup", "new", cwd=tmp_path, check=False).returncode == 0
 
 
 def test_on_postgres_a_user_backs_up_what_is_shared_and_an_administrator_restores_it(

@@ -254,7 +254,7 @@ def test_a_tokens_user_and_expiry_are_told_and_its_last_hours_are_a_failure(
     late = by_check(checks.examine(store))["token"]
     store.close()
     assert not late.passed
-    assert "hopaas-p2p token create ann" in late.cure
+    assert "hopaas-p2p admin token create ann" in late.cure
     assert token.secret.reveal().partition(":")[2] not in str(found) + str(late)
 
 
@@ -301,7 +301,7 @@ def test_a_wrong_secret_and_a_database_without_a_store_are_said_once(
     empty = PostgresStore(postgres.url(new_database(postgres), user="dba"))
     found = by_check(checks.examine(empty))
     assert not found["schema"].passed
-    assert "hopaas-p2p init" in found["schema"].detail
+    assert "hopaas-p2p admin init" in found["schema"].detail
     assert list(found)[-1] == "schema"
     empty.close()
 

@@ -67,7 +67,7 @@ def test_a_worker_works_and_a_viewer_looks(place: Place) -> None:
     access.grant(ann, "s", "eve", "viewer")
     work = optuna.load_study(study_name="s", storage=place.storage(bob))
     work.optimize(lambda trial: trial.suggest_float("x", 0, 1), n_trials=2)
-    with pytest.raises(Denied, match="hopaas-p2p grant s USER owner"):
+    with pytest.raises(Denied, match="hopaas-p2p admin grant s USER owner"):
         hopaas_p2p.open_study(place.storage(bob), "s", create=False).stop_all()
     look = optuna.load_study(study_name="s", storage=place.storage(eve))
     assert len(look.trials) == 4
@@ -133,7 +133,9 @@ def test_only_an_owner_deletes_a_study(place: Place) -> None:
     ann, bob = place.person("ann"), place.person("bob")
     place.study(ann)
     access.grant(ann, "s", "bob", "worker")
-    with pytest.raises(Denied, match=r"Only an owner of the study 's' may do that.* hopaas-p2p grant s USER owner$"):
+    with pytest.raises(
+        Denied, match=r"Only an owner of the study 's' may do that.* hopaas-p2p admin grant s USER owner$"
+    ):
         optuna.delete_study(study_name="s", storage=place.storage(bob))
     assert len(optuna.load_study(study_name="s", storage=place.storage(ann)).trials) == 2
     access.grant(ann, "s", "bob", "owner")
@@ -170,7 +172,7 @@ def test_a_worker_that_is_made_a_viewer_under_its_trial_keeps_the_result_with_al
         storage.flush()  # as the scheduler does when reports have lingered
     assert not trial.should_prune()
 
-    with pytest.raises(Denied, match=r"^trial 2: .*only a viewer.* is kept in .* hopaas-p2p spool send$"):
+    with pytest.raises(Denied, match=r"^trial 2: .*only a viewer.* is kept in .* hopaas-p2p admin spool send$"):
         study.tell(trial, 0.25)
     assert len(study.trials) == 3, "it goes on reading"
     ((path, kept),) = spool.waiting()
@@ -188,7 +190,9 @@ def test_a_study_keeps_an_owner(place: Place) -> None:
     place.person("bob")
     place.study(ann)
     for attempt in (lambda: access.revoke(ann, "s", "ann"), lambda: access.grant(ann, "s", "ann", "viewer")):
-        with pytest.raises(Denied, match=r"somebody else an owner first. With: hopaas-p2p grant STUDY USER owner$"):
+        with pytest.raises(
+            Denied, match=r"somebody else an owner first. With: hopaas-p2p admin grant STUDY USER owner$"
+        ):
             attempt()
     access.grant(ann, "s", "bob", "worker")
     with pytest.raises(Denied, match=r"bob is only a worker .* takes an owner. Ask an owner .* STUDY USER owner$"):
@@ -201,15 +205,15 @@ def test_who_has_a_grant_sees_who_else_has_one_and_who_gave_it(place: Place) -> 
     ann, bob, eve = (place.person(user) for user in ("ann", "bob", "eve"))
     place.study(ann)
     access.grant(ann, "s", "bob", "viewer")
-    listed = json.loads(cli("grants", "s", "--json", HOPAAS_STORE=bob).stdout)
+    listed = json.loads(cli("admin", "grants", "s", "--json", HOPAAS_STORE=bob).stdout)
     assert [(one["user"], one["role"], one["granted_by"]) for one in listed] == [
         ("ann", "owner", "ann"),
         ("bob", "viewer", "ann"),
     ]
-    assert "bob   viewer" in cli("grants", HOPAAS_STORE=place.admin, HOPAAS_STUDY="s").stdout
-    denied = cli("grants", "s", check=False, HOPAAS_STORE=eve)
+    assert "bob   viewer" in cli("admin", "grants", HOPAAS_STORE=place.admin, HOPAAS_STUDY="s").stdout
+    denied = cli("admin", "grants", "s", check=False, HOPAAS_STORE=eve)
     assert (denied.returncode, denied.stdout) == (77, "")
-    assert "hopaas-p2p grant STUDY USER worker" in denied.stderr
+    assert "hopaas-p2p admin grant STUDY USER worker" in denied.stderr
 
 
 def test_grants_of_what_is_not_there_say_so(place: Place) -> None:

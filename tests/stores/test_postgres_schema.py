@@ -72,8 +72,8 @@ def test_a_missing_older_or_newer_schema_says_what_to_run(
         return str(refused.value)
 
     assert "has no store yet" in complaint()
-    assert "hopaas-p2p init" in complaint()
-    with pytest.raises(ConfigurationError, match="hopaas-p2p init"):
+    assert "hopaas-p2p admin init" in complaint()
+    with pytest.raises(ConfigurationError, match="hopaas-p2p admin init"):
         access.users(url)
     access.initialise(url)
     any_postgres.execute(

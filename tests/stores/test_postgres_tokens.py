@@ -164,7 +164,7 @@ def test_a_token_that_ends_under_a_running_trial_ends_no_training_and_loses_no_r
     study.handle.log.pulled_at = -1e9  # a read would like to have it fresher
     trial.report(0.5, 1)
     assert not trial.should_prune()
-    with pytest.raises(Denied, match=r"is kept in .* hopaas-p2p spool send"):
+    with pytest.raises(Denied, match=r"is kept in .* hopaas-p2p admin spool send"):
         study.tell(trial, 0.25)
     with pytest.raises(Denied):
         study.ask()
@@ -208,9 +208,9 @@ def test_a_worker_whose_token_ends_leaves_with_the_result_on_disk(
     assert "Traceback" not in (tmp_path / "worker.err").read_text()
     ((_, kept),) = spool.waiting()
     assert kept.trials == [0]
-    stays = cli("spool", "send", check=False, HOPAAS_TOKEN_FILE=str(tmp_path / "token"))
+    stays = cli("admin", "spool", "send", check=False, HOPAAS_TOKEN_FILE=str(tmp_path / "token"))
     assert (stays.returncode, "could not send 1" in stays.stderr) == (77, True)
-    assert cli("spool", "send", "--store", place.person("ann")).stderr == "Sent 1 file.\n"
+    assert cli("admin", "spool", "send", "--store", place.person("ann")).stderr == "Sent 1 file.\n"
     until(lambda: [trial.value for trial in admin.trials] == [0.25])
 
 

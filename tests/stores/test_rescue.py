@@ -215,7 +215,7 @@ def test_a_log_of_two_histories_is_one_study_with_what_its_peers_have_kept(tmp_p
     spool.export(tmp_path / "from-its-node")
     for path, _ in spool.histories():
         path.unlink()
-    cli("spool", "send", str(tmp_path / "from-its-node"))
+    cli("admin", "spool", "send", str(tmp_path / "from-its-node"))
 
     done = cli("doctor", str(store), "--rescue")
 
@@ -253,7 +253,7 @@ def test_what_a_log_has_lost_by_a_return_to_an_older_copy_is_told_and_rescued(tm
         with pytest.raises(BrokenChain):
             study.ask()
     assert values(store, "s") == [0.0, 1.0]
-    assert "what a log may have lost" in cli("spool", "list").stderr
+    assert "what a log may have lost" in cli("admin", "spool", "list").stderr
     examined = cli("doctor", str(store), check=False)
     assert examined.returncode == 1
     assert "study s, spool: " in examined.stdout

@@ -1,4 +1,4 @@
-"""What `hopaas-p2p s3-policy` prints is enough for the work, and no more: a proxy judges every request by it."""
+"""What `hopaas-p2p admin s3-policy` prints is enough for the work, and no more: a proxy judges every request by it."""
 
 from __future__ import annotations
 

@@ -83,7 +83,7 @@ def test_results_that_a_real_server_took_before_it_was_killed_are_in_the_spool_a
     ((_, kept),) = spool.waiting()
     assert kept.trials == [0, 1, 2]
     mortal_s3_server.start()
-    assert cli("spool", "send").stderr == "Sent 1 file.\n"
+    assert cli("admin", "spool", "send").stderr == "Sent 1 file.\n"
     assert not list(spool.waiting())
     assert told(url) == RESULTS
 
@@ -194,7 +194,7 @@ def test_what_would_mean_something_else_in_the_log_is_kept_for_a_rescue(server: 
     if sent_by == "a process":
         take_part(url)
     else:
-        sent = cli("spool", "send", check=False)
+        sent = cli("admin", "spool", "send", check=False)
         assert sent.returncode
         assert "2 of them are kept for a rescue" in sent.stderr
     assert not list(spool.waiting())
@@ -236,13 +236,13 @@ def test_an_exported_file_is_compared_on_the_other_machine(server: Imitation, tm
     uuid, head = study.handle.uuid, study.state.lsn
     end_without(server, study)
     lose(url, uuid, head)
-    cli("spool", "export", "results.spool", cwd=tmp_path)
+    cli("admin", "spool", "export", "results.spool", cwd=tmp_path)
     elsewhere = {"XDG_STATE_HOME": f"{tmp_path}/elsewhere"}
     for _ in range(2):
-        sent = cli("spool", "send", "results.spool", "--store", url, cwd=tmp_path, **elsewhere)
+        sent = cli("admin", "spool", "send", "results.spool", "--store", url, cwd=tmp_path, **elsewhere)
         assert sent.stderr == "Sent 1 file.\n"
     assert told(url) == RESULTS
-    assert cli("spool", "send").stderr == "Sent 1 file.\n", "and here, where it still waits"
+    assert cli("admin", "spool", "send").stderr == "Sent 1 file.\n", "and here, where it still waits"
     assert told(url) == RESULTS
 
 

@@ -119,7 +119,7 @@ def test_each_role_may_do_what_the_table_says(site: Site, tmp_path: Path, role: 
         if ROLES.index(role) >= ROLES.index(LEAST[action]):
             do(bob, uuid, file)
         else:
-            with pytest.raises(Denied, match=r"hopaas-p2p grant|no grant"):
+            with pytest.raises(Denied, match=r"hopaas-p2p admin grant|no grant"):
                 assert do(bob, uuid, file) == []
                 raise Denied("no grant: there is nothing to list")
     if role != "owner":  # who has destroyed it
@@ -193,7 +193,7 @@ def test_a_revoked_token_and_a_removed_user_are_refused_at_the_next_request(site
     for one in (store, bob):
         list(read_all(one.catalog()))
     access.revoke_token(site.url, token.name)
-    with pytest.raises(Denied, match=r"hopaas-p2p token create|expired or was revoked"):
+    with pytest.raises(Denied, match=r"hopaas-p2p admin token create|expired or was revoked"):
         list(read_all(store.catalog()))
     access.remove_user(site.url, "bob")
     with pytest.raises(Denied):
@@ -277,7 +277,7 @@ def test_one_string_lets_a_guest_take_part_in_a_directory(site: Site, tmp_path: 
         assert [trial.state.name for trial in study.state.trials] == ["COMPLETE"] * 3
         authors = {info["user"] for info in study.state.peers.values() if info.get("site") == "north"}
     assert {author.partition("-")[0] for author in authors} == {"guest"}
-    revoked = cli("token", "revoke", "invitation to s for north", HOPAAS_STORE=site.url)
+    revoked = cli("admin", "token", "revoke", "invitation to s for north", HOPAAS_STORE=site.url)
     assert "Revoked" in revoked.stderr + revoked.stdout
 
 

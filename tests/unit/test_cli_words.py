@@ -116,7 +116,7 @@ def test_what_is_empty_is_said_on_stderr(store: str, capsys: pytest.CaptureFixtu
     where = ("--store", store)
     assert said(capsys, "study", "note", "s", *where) == (0, "", "There is no note.\n")
     assert said(capsys, "study", "tag", "s", *where) == (0, "", "There are no tags.\n")
-    assert said(capsys, "artifact", "ls", "--study", "s", *where) == (0, "", "No files yet.\n")
+    assert said(capsys, "trial", "artifact", "ls", "--study", "s", *where) == (0, "", "No files yet.\n")
 
 
 def test_amounts_of_a_column_have_as_many_decimals() -> None:
@@ -128,3 +128,48 @@ def test_amounts_of_a_column_have_as_many_decimals() -> None:
 def test_bytes_have_a_unit() -> None:
     sizes = [output.size(one) for one in (None, 0, 999, 1500, 36_000, 999_960, 5_000_000)]
     assert sizes == ["-", "0 B", "999 B", "1.5 kB", "36.0 kB", "1.0 MB", "5.0 MB"]
+
+
+def test_at_most_sixteen_verbs_stand_at_the_top() -> None:
+    assert len(cli.list_commands(click.Context(cli))) <= 16
+
+
+def test_a_letter_means_one_option_over_all_commands() -> None:
+    meant: dict[str, set[str]] = {}
+    for command, _ in commands(cli, click.Context(cli)):
+        for names in (param.opts for param in command.params if isinstance(param, click.Option)):
+            for letter in (one for one in names if not one.startswith("--")):
+                meant.setdefault(letter, set()).add(max(names, key=len))
+
+    assert {letter: names for letter, names in meant.items() if len(names) > 1} == {}
+
+
+def test_show_says_of_several_objectives_the_size_of_the_front_and_its_ends(
+    store: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    study = hopaas_p2p.open_study(store, "two", space=SPACE, directions=["minimize", "maximize"])
+    for values in ([1.0, 1.0], [2.0, 5.0], [3.0, 9.0], [4.0, 2.0]):
+        study.tell(study.ask(), values)
+    study.close()
+
+    _, shown, _ = said(capsys, "study", "show", "two", "--store", store)
+
+    lines = [line.split() for line in shown.splitlines()]
+    assert ["Best", "3", "trials", "on", "the", "Pareto", "front"] in lines
+    assert [line[:5] for line in lines if line[0] == "best"] == [
+        ["best", "objective", "0", "#0:", "1,"],
+        ["best", "objective", "1", "#2:", "3,"],
+    ]
+
+
+def test_show_says_how_a_study_is_searched_where_that_was_chosen(
+    store: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    hopaas_p2p.open_study(store, "s", space=SPACE).close()
+    _, plain, _ = said(capsys, "study", "show", "s", "--store", store)
+    said(capsys, "study", "set", "s", "--repeats", "allow", "--store", store)
+    _, chosen, _ = said(capsys, "study", "show", "s", "--store", store)
+
+    assert "Search" not in plain
+    assert "Policy" not in plain
+    assert "Search      repeats: allow\n" in chosen

@@ -402,13 +402,13 @@ def test_the_command_line_exports_and_imports(study: Study, tmp_path: Path) -> N
 
 def test_a_study_of_a_backup_is_imported_into_a_store_in_which_others_work(study: Study, tmp_path: Path) -> None:
     study.storage.flush()
-    cli("backup", "from", "all.backup", cwd=tmp_path)
+    cli("admin", "backup", "from", "all.backup", cwd=tmp_path)
     unclear = cli("study", "import", "-s", "to", "--from", "all.backup", cwd=tmp_path, check=False)
     assert "holds 2 studies; choose one" in unclear.stderr
     words = ("study", "import", "-s", "to", "--from", "all.backup", "--source-study", "everything")
     assert f"Imported {len(study.trials)} trials" in cli(*words, cwd=tmp_path).stderr
     export_study(study, tmp_path / "x.study")
-    refused = cli("restore", "x.study", "new", cwd=tmp_path, check=False)
+    refused = cli("admin", "restore", "x.study", "new", cwd=tmp_path, check=False)
     assert "study import --from" in refused.stderr
 
 

@@ -125,7 +125,7 @@ def test_the_package_and_the_program_load_no_heavy_library() -> None:
 
 
 def test_commands_load_optuna_only_to_open_a_study() -> None:
-    late = {"local", "summary"}  # loaded by those that do
+    late = {"summary"}  # loaded by those that do
     names = sorted({path.stem for path in (PACKAGE / "cli").glob("*.py")} - late - {"__init__"})
     code = (
         "import importlib, sys\n"

@@ -157,7 +157,7 @@ def test_a_finished_study_takes_no_trial_that_would_never_run(store: str) -> Non
     study = hopaas_p2p.open_study(store, "my study", space=SPACE, budget=1)
     study.tell(study.ask(), 1.0)
     for queue in (lambda: study.enqueue_trial({"x": 0.5}), lambda: study.requeue(0)):
-        with pytest.raises(StudyFinished, match=r"would never run.*study resume 'my study' --budget N"):
+        with pytest.raises(StudyFinished, match=r"would never run.*study set 'my study' --budget N"):
             queue()
     study.set_budget(2)
 
@@ -199,7 +199,7 @@ def test_failures_are_listed_alone_each_with_its_reason(store: str, capsys: pyte
     study.close()
     capsys.readouterr()
 
-    assert main.run(["trial", "list", "s", "--failed", "--store", store]) == 0
+    assert main.run(["trial", "list", "s", "--state", "fail", "--store", store]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 2
     assert lines[0].split() == ["#", "STATE", "VALUE", "TIME", "TRY", "WHERE", "REASON", "PARAMETERS"]

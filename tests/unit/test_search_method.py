@@ -537,7 +537,14 @@ def test_the_command_line_says_how_a_study_is_searched_and_changes_it(tmp_path: 
     (tmp_path / "s.yaml").write_text("space: {n: 'int(1, 4)'}\nsampler: random\nrepeats: avoid\nreplicates: 2\n")
     cli("study", "create", "--from-yaml", "s.yaml", "--pruner", "halving", **at)
     for number in range(3):
-        cli("tell", "--ticket", json.loads(cli("ask", "--json", **at).stdout)["ticket"], str(number), **at)
+        cli(
+            "trial",
+            "tell",
+            "--ticket",
+            json.loads(cli("trial", "ask", "--json", **at).stdout)["ticket"],
+            str(number),
+            **at,
+        )
     shown = json.loads(cli("study", "show", "--json", **at).stdout)
     assert shown["search"] == {
         "sampler": "RandomSampler()",
@@ -548,15 +555,15 @@ def test_the_command_line_says_how_a_study_is_searched_and_changes_it(tmp_path: 
     }
     first = shown["means"][0]
     assert (first["mean"], first["trials"], first["standard_error"]) == (0.5, [0, 1], pytest.approx(0.5))
-    cli("study", "search", "--sampler", "nsgaii", "--repeats", "allow", **at)
+    cli("study", "set", "--sampler", "nsgaii", "--repeats", "allow", **at)
     text = cli("study", "show", **at).stdout
     assert "NSGAIISampler" in text
     assert "0.5 ± 0.5 (n = 2)" in text
     peers = cli("peers", "list", "--all", **at).stdout
     assert "uses the" not in peers
-    ticket = json.loads(cli("ask", "--sampler", "random", "--json", **at).stdout)["ticket"]
+    ticket = json.loads(cli("trial", "ask", "--sampler", "random", "--json", **at).stdout)["ticket"]
     assert "uses the sampler RandomSampler()" in cli("peers", "list", **at).stdout
-    cli("release", "--ticket", ticket, **at)
+    cli("trial", "release", "--ticket", ticket, **at)
 
 
 def test_a_trial_says_which_sampler_chose_its_parameters(studies: Any) -> None:

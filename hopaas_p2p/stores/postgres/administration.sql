@@ -1,7 +1,7 @@
 -- An administrator's statements, for users, tokens and the schema.
 
 -- name: installer
--- The database, and what the login that runs `hopaas-p2p init` may do.
+-- The database, and what the login that runs `hopaas-p2p admin init` may do.
 SELECT current_database(), rolcreaterole OR rolsuper, rolsuper FROM pg_roles WHERE rolname = current_user
 
 -- name: database_rights

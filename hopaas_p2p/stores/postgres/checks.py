@@ -87,7 +87,7 @@ def _login(connection: Connection) -> Finding:
         return Finding("token", passed=True, detail=f"{who}, which does not expire")
     ends = datetime.datetime.now(tz=datetime.UTC) + datetime.timedelta(seconds=seconds)
     detail = f"{who}, valid until {ends:%Y-%m-%d %H:%M} UTC, {seconds / 86400:.1f} days left"
-    cure = f"get a new one soon: hopaas-p2p token create {user or role}"
+    cure = f"get a new one soon: hopaas-p2p admin token create {user or role}"
     return Finding.judged("token", detail, passed=seconds > _TOKEN_ENDS, cure=cure)
 
 
@@ -125,12 +125,14 @@ def _limits(connection: Connection) -> Generator[Finding, None, None]:
     others = schema.run(connection, "other_databases").scalar_one()
     if others:
         opened.append(f"to connect to {others}")
-    closes = "; a superuser's hopaas-p2p init closes what can be" if len(opened) > 1 else ""
+    closes = "; a superuser's hopaas-p2p admin init closes what can be" if len(opened) > 1 else ""
     yield Finding("open to all", passed=True, detail=f"{'; '.join(opened)}{closes}")
     changed = schema.changed_tokens(connection)
     if changed:
         detail = f"{', '.join(changed)}: timeouts were changed by the token's holder"
-        yield Finding("tokens", passed=False, detail=detail, cure="ask who has it; hopaas-p2p init sets them again")
+        yield Finding(
+            "tokens", passed=False, detail=detail, cure="ask who has it; hopaas-p2p admin init sets them again"
+        )
 
 
 def _schema(store: PostgresStore) -> Finding:
@@ -139,6 +141,6 @@ def _schema(store: PostgresStore) -> Finding:
     except HopaasError as error:
         return Finding("schema", passed=False, detail=str(error), cure=AGAIN)
     same = installed == SCHEMA_VERSION
-    cure = "bring the older of the two up to date: hopaas-p2p init URL, or this installation"
+    cure = "bring the older of the two up to date: hopaas-p2p admin init URL, or this installation"
     detail = f"of version {installed}" + ("" if same else f", and this program is made for {SCHEMA_VERSION}")
     return Finding.judged("schema", detail, passed=same, cure=cure)

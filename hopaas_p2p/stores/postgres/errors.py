@@ -29,7 +29,7 @@ LOGIN_ENDED: Final = "ZH403"
 """The session is still open but may no longer be used; another login may work."""
 _LOCKED: Final = "55P03"
 NO_SCHEMA: Final = frozenset({"3F000", "42883", "42P01"})
-"""No such schema, function or table: `hopaas-p2p init` was not run, or was run by another version."""
+"""No such schema, function or table: `hopaas-p2p admin init` was not run, or was run by another version."""
 
 _FOR_GOOD: Final = frozenset({"22", "23", "42"})
 """Classes of errors that a retry does not change: data, a constraint, a statement."""
@@ -45,12 +45,12 @@ _OURS: Final[dict[str, type[HopaasError]]] = {
 }
 _OLDER: Final = (
     "Was an older backup of the database restored, or a standby promoted that lagged behind? This process writes "
-    "nothing more to the study. What it had written last is in its spool: hopaas-p2p spool list"
+    "nothing more to the study. What it had written last is in its spool: hopaas-p2p admin spool list"
 )
 _ADVICE: Final = {
-    "ZH402": "It takes a token of another user; an administrator creates one: hopaas-p2p token create USER",
+    "ZH402": "It takes a token of another user; an administrator creates one: hopaas-p2p admin token create USER",
     LOGIN_ENDED: ASK_FOR_ANOTHER,
-    "ZH404": "An administrator can list the users: hopaas-p2p user list",
+    "ZH404": "An administrator can list the users: hopaas-p2p admin user list",
     "ZH409": _OLDER,
     "ZH410": "Its peers may stop.",
     "ZH413": "Keep large files in a place of their own that all peers can reach: "
@@ -62,7 +62,7 @@ _PASSING: Final = {
     "53200": "the server is out of memory",
     "53300": "the server has no free connection",
     "57014": "the server stopped the statement: it took longer than statement_timeout",
-    _LOCKED: "another session keeps this locked; an owner or an administrator ends it with: hopaas-p2p unlock STUDY",
+    _LOCKED: "another session keeps this locked; an owner or administrator ends it with: hopaas-p2p admin unlock STUDY",
     "57P01": "the server closed the connection: it is shutting down, or an administrator closed it",
     "57P02": "the server crashed and is coming back",
     "57P03": "the server is starting or stopping",
@@ -103,7 +103,7 @@ _REFUSALS: Final = (
     (
         r'too many connections for role "[^"]*"',
         StoreUnreachable,
-        "the token has no free connection; an administrator can create another token: hopaas-p2p token create",
+        "the token has no free connection; an administrator can create another token: hopaas-p2p admin token create",
     ),
 )
 
@@ -128,13 +128,13 @@ def failure(code: str | None, text: str) -> HopaasError:
         last_owner = "the only owner" in line
         who = "With" if last_owner else "Ask an owner of the study for a grant"
         least = "owner" if last_owner or "takes an owner" in line else "worker"
-        return Denied(f"{line}. {who}: hopaas-p2p grant STUDY USER {least}")
+        return Denied(f"{line}. {who}: hopaas-p2p admin grant STUDY USER {least}")
     if code in _OURS:
         return _OURS[code](f"{line}. {_ADVICE[code]}")
     if code == "42501":
         if "schema hopaas" in line:
-            return Denied(f"{line}. Ask an administrator for access: hopaas-p2p user add")
-        return Denied(f"that is for administrators: use the login that ran hopaas-p2p init ({line})")
+            return Denied(f"{line}. Ask an administrator for access: hopaas-p2p admin user add")
+        return Denied(f"that is for administrators: use the login that ran hopaas-p2p admin init ({line})")
     if (code or "")[:2] in _FOR_GOOD:
         return ConfigurationError(f"the server rejected this: {line}")
     reason = _PASSING.get(code or "")
@@ -152,10 +152,12 @@ def idle_too_long() -> StoreUnreachable:
 def wrong_schema(installed: int | None) -> ConfigurationError:
     """The error for a database whose schema is missing or older."""
     if installed is None:
-        return ConfigurationError("this database has no store yet. Its owner creates one with: hopaas-p2p init URL")
+        return ConfigurationError(
+            "this database has no store yet. Its owner creates one with: hopaas-p2p admin init URL"
+        )
     return ConfigurationError(
         f"the store's schema is of version {installed}, and this program needs {SCHEMA_VERSION}. "
-        "Its owner brings it up to date with: hopaas-p2p init URL"
+        "Its owner brings it up to date with: hopaas-p2p admin init URL"
     )
 
 

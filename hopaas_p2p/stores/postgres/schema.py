@@ -1,4 +1,4 @@
-"""Makes the schema of a store, or brings it up to date: `hopaas-p2p init`.
+"""Makes the schema of a store, or brings it up to date: `hopaas-p2p admin init`.
 
 Two roles without a login carry the rights of a store: its owner, as which the functions run, and its peers, which may
 call them. Both are named after the database, since roles belong to the whole server. The login that runs `init`

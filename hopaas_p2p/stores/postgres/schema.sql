@@ -1,4 +1,4 @@
--- The schema `hopaas`: one store in one database. Applied by `hopaas-p2p init`, as the schema's owner.
+-- The schema `hopaas`: one store in one database. Applied by `hopaas-p2p admin init`, as the schema's owner.
 --
 -- Peers have no rights on tables. They can only call the functions whose names end in _v1, _v2 and so on, which run with
 -- the rights of the owner and check the caller. The meaning of a function never changes: a new one gets a new name.

@@ -63,7 +63,7 @@ def _free_keys(objects: ObjectStore) -> Finding | None:
             passed=False,
             detail="for a free key the server answers 403, as for a key that this user may not read",
             cure="this server ignores the policy's Condition here: give the user the policy that "
-            "hopaas-p2p s3-policy --no-condition prints",
+            "hopaas-p2p admin s3-policy --no-condition prints",
         )
     return None
 

@@ -81,7 +81,8 @@ def refusal(
         return ConfigurationError(f"{where}: there is no such bucket; create it, or correct the URL")
     if status == 403:
         return Denied(
-            f"{where}: these keys may not {what} ({said}). To print the policy that a key needs: hopaas-p2p s3-policy"
+            f"{where}: these keys may not {what} ({said}). To print the policy that a key needs: "
+            "hopaas-p2p admin s3-policy"
         )
     if status in (301, 307, 308) or code in ("AuthorizationHeaderMalformed", "IllegalLocationConstraintException"):
         return ConfigurationError(f"{where}: the bucket is in another region; name it with ?region=… ({said})")

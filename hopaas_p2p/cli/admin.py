@@ -1,0 +1,20 @@
+"""`hopaas-p2p admin …`: whole stores, who may use them, and results that wait on this machine."""
+
+from __future__ import annotations
+
+import click
+
+from hopaas_p2p.cli.access import grant, grants, init, revoke, token, unlock, user
+from hopaas_p2p.cli.backup import backup, restore
+from hopaas_p2p.cli.lazy import Group
+from hopaas_p2p.cli.s3 import gc, s3_policy
+from hopaas_p2p.cli.spool import spool
+
+
+@click.group(cls=Group)
+def admin() -> None:
+    """Prepare, back up and clean a store; manage users, tokens and grants; send what waits in the spool."""
+
+
+for command in (init, user, token, grant, revoke, grants, unlock, backup, restore, gc, s3_policy, spool):
+    admin.add_command(command)
