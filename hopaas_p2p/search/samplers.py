@@ -38,7 +38,7 @@ from hopaas_p2p.search.optuna_internals import (
     study_key,
 )
 from hopaas_p2p.search.priors import Taught
-from hopaas_p2p.search.surrogate import Cube, Lengths, Surrogate, chosen, joined, scores
+from hopaas_p2p.search.surrogate import OPTIMISM, Cube, Lengths, Surrogate, Trust, chosen, joined, scores
 from hopaas_p2p.search.tpe import FEWEST, Comparison, KernelDensity, Kernels
 
 _DENSITIES: Final = 32
@@ -51,6 +51,10 @@ _RUNNING_SEEN: Final = 128  # of the running trials, those that the process take
 _NEARBY: Final = 48
 _FAR: Final = 24
 _CENTRES: Final = 2  # trials around which it looks
+_PATIENCE: Final = 30  # trials without a better one, after which the search is stuck
+_WAYS: Final = 3  # in which asks then go on, by chance: as before, more optimistically, and by the densities
+_BOLD: Final = 3.0  # standard deviations
+_MIXED: Final = 20
 _TAUGHT: Final = 15  # the best configurations of the priors that count, and what is around them
 _CLIMBS: Final = 3  # times that it looks around the best candidates, while few trials are known beside priors
 _CLIMBED: Final = 8
@@ -71,13 +75,31 @@ class _Model(NamedTuple):
     running: Ints
 
 
-class _Lessons(NamedTuple):
-    """What the priors say in one search space."""
+class _Lessons:
+    """What the priors say in one search space, each thing computed once."""
 
-    taught: Taught
-    columns: KnownTrials
-    means: Floats
-    """What they expect of each row; NaN where that has not been computed."""
+    def __init__(self, key: object, taught: Taught, columns: KnownTrials) -> None:
+        self.key, self.taught, self.columns = key, taught, columns
+        self._points = np.empty((0, 0))
+        self._means = np.empty((0, 0))
+        self._trust: tuple[int, Trust] | None = None
+
+    def means_of(self, rows: Ints, points: Floats) -> Floats:
+        """What the priors expect of these rows, a column per prior, at the points where they are now."""
+        if len(self._means) < self.columns.room:
+            self._points = np.full((self.columns.room, points.shape[1]), np.nan)
+            self._means = np.zeros((self.columns.room, len(self.taught.priors)))
+        changed = (self._points[rows] != points).any(axis=1)
+        if changed.any():
+            self._points[rows[changed]] = points[changed]
+            self._means[rows[changed]] = self.taught.means(points[changed])
+        return self._means[rows]
+
+    def trust(self, points: Floats, found: Floats, means: Floats) -> Trust:
+        """What the trials that are known say of the priors."""
+        if self._trust is None or self._trust[0] != self.columns.learned:
+            self._trust = self.columns.learned, self.taught.trust(points, found, means)
+        return self._trust[1]
 
 
 class TPESampler(OptunaTPE):
@@ -140,10 +162,9 @@ class TPESampler(OptunaTPE):
         self._columns: KnownTrials | None = None
         self._reader: TrialReader | None = None
         self._densities: dict[tuple[tuple[str, BaseDistribution], ...], KernelDensity] = {}
-        self._lengths: tuple[object, Lengths] | None = None
-        """Those of the last search space that a process was used for."""
-        self._lessons: tuple[object, _Lessons] | None = None
-        """The same of the priors."""
+        self._lengths: dict[tuple[object, bool], Lengths] = {}
+        """Those of the last search space that a process was used for, without and beside priors."""
+        self._lessons: _Lessons | None = None
 
     def __getstate__(self) -> dict[str, Any]:
         own = ("_lock", "_key", "_columns", "_reader", "_densities", "_lengths", "_lessons")
@@ -292,8 +313,11 @@ class TPESampler(OptunaTPE):
 
     def _ranked(self, model: _Model) -> Iterator[dict[str, float]]:
         """Candidates as the process ranks them, if there is one; some draws, the best first; then random ones."""
-        if len(model.ranked) > 1 or (self._priors and model.columns.learned <= _PROCESS_UP_TO):
-            candidates, costs = self._judged(model)
+        stuck = _is_stuck(model)
+        optimism = (OPTIMISM, _BOLD, None)[self.random_state.randint(_WAYS)] if stuck else OPTIMISM
+        usable = len(model.ranked) > 1 or (self._priors and model.columns.learned <= _PROCESS_UP_TO)
+        if usable and optimism is not None:
+            candidates, costs = self._judged(model, optimism, stuck=stuck)
             yield from _configurations(candidates, np.argsort(costs, kind="stable").tolist())
         for _ in range(_DRAWS):
             candidates = model.below.sample(self.random_state, self.candidate_count)
@@ -301,68 +325,64 @@ class TPESampler(OptunaTPE):
         anywhere = self.estimator(model.columns.observations(model.space, np.empty(0, np.int64)), model.space)
         yield from _configurations(anywhere.sample(self.random_state, _ANYWHERE), range(_ANYWHERE))
 
-    def _judged(self, model: _Model) -> tuple[dict[str, Floats], Floats]:
+    def _judged(self, model: _Model, optimism: float, *, stuck: bool) -> tuple[dict[str, Floats], Floats]:
         """Candidates from the density of the better trials, from around the best, and from anywhere; their costs.
 
-        Where priors count, there are also their best ones, what is around them, and what is around the best of these.
+        If the search is stuck, some also mix the best, or differ from one of them in two parameters. Where priors
+        count, there are also their best ones, what is around them, and what is around the best of these.
         """
         columns, space, count = model.columns, model.space, len(model.ranked)
         cube, ranks, key = Cube(space), chosen(count), tuple(space.items())
         numbers, rows = self.random_state, model.ranked[ranks]
-        lengths = self._lengths[1] if self._lengths is not None and self._lengths[0] == key else None
+        points, found = cube.points(columns.observations(space, rows)), scores(ranks, count)
+        running = cube.points(columns.observations(space, model.running))
         lessons = self._learned(model, key) if self._priors else None
-        surrogate = Surrogate(
-            cube,
-            cube.points(columns.observations(space, rows)),
-            scores(ranks, count),
-            cube.points(columns.observations(space, model.running)),
-            count=count,
-            lengths=lengths,
-            means=None if lessons is None else lessons.means[np.concatenate([rows, model.running])],
-            start=None if lessons is None else lessons.taught.lengths,
-        )
-        self._lengths = key, surrogate.lengths
+        taught = None if lessons is None else lessons.taught
+        mixture, expected, first = None, None, False
+        if lessons is not None and taught is not None and taught.priors:
+            means = lessons.means_of(np.concatenate([rows, model.running]), np.concatenate([points, running]))
+            first = not count and not len(running) and taught.priors[0].name == BELIEF
+            said = lessons.trust(points, found, means[: len(rows)])
+            mixture = np.eye(len(taught.priors))[0] if first else said.drawn(numbers.uniform())
+        if mixture is not None:
+            expected = means @ mixture
+        elif columns.learned < self.startup_trials:  # no prior counts: as without any
+            return cube.anywhere(numbers, _FAR), np.zeros(_FAR)
+        beside = key, mixture is not None
+        lengths = self._lengths.get(beside, taught.lengths if taught is not None and mixture is not None else None)
+        surrogate = Surrogate(cube, points, found, running, count=count, lengths=lengths, expected=expected)
+        self._lengths = {one: other for one, other in self._lengths.items() if one[0] == key} | {
+            beside: surrogate.lengths
+        }
         parts = [model.below.sample(numbers, self.candidate_count)]
         if count:
             parts.append(cube.nearby(numbers, columns.observations(space, model.ranked[:_CENTRES]), _NEARBY))
         parts.append(cube.anywhere(numbers, _FAR))
-        used = surrogate.trust.used
-        if lessons is None or not used.any():
-            if columns.learned < self.startup_trials:  # no prior counts: as without any
-                return parts[-1], np.zeros(_FAR)
+        if stuck:
+            some = columns.observations(space, model.ranked[:_MIXED])
+            parts.append(cube.mixed(numbers, some, _NEARBY))
+            parts.append(cube.nearby(numbers, cube.nearby(numbers, some, _NEARBY), _NEARBY))
+        if mixture is None or taught is None:
             candidates = joined(parts)
-            return candidates, surrogate.costs(cube.points(candidates))
-        best = lessons.taught.best(numbers, max(1, _TAUGHT // int(used.sum())), used)
+            return candidates, surrogate.costs(cube.points(candidates), optimism=optimism)
+        best = taught.best(numbers, _TAUGHT, mixture)
         candidates = joined([*parts, best, cube.nearby(numbers, best, _NEARBY)])
         points = cube.points(candidates)
-        costs = surrogate.costs(points, lessons.taught.means(points))
-        if not count and not len(model.running) and lessons.taught.priors[0].name == BELIEF:
+        costs = surrogate.costs(points, taught.means(points, mixture) @ mixture)
+        if first:
             costs[sum(len(next(iter(part.values()))) for part in parts)] = -np.inf  # what is believed comes first
         for _ in range(_CLIMBS if count < _CLIMBS_UP_TO else 0):
             top = np.argsort(costs)[:_CLIMBED]
             more = cube.nearby(numbers, {name: column[top] for name, column in candidates.items()}, _NEARBY)
             points = cube.points(more)
             candidates = joined([candidates, more])
-            costs = np.concatenate([costs, surrogate.costs(points, lessons.taught.means(points))])
+            costs = np.concatenate([costs, surrogate.costs(points, taught.means(points, mixture) @ mixture)])
         return candidates, costs
 
     def _learned(self, model: _Model, key: object) -> _Lessons:
-        """What the priors expect of the trials; of a finished one it is computed once."""
-        columns = model.columns
-        lessons = self._lessons[1] if self._lessons is not None and self._lessons[0] == key else None
-        taught = Taught(model.space, self._priors) if lessons is None else lessons.taught
-        if lessons is None or lessons.columns is not columns or len(lessons.means) < len(columns):
-            means = np.full((columns.room, len(taught.priors)), np.nan)
-            if lessons is not None and lessons.columns is columns:
-                means[: len(lessons.means)] = lessons.means
-            lessons = _Lessons(taught, columns, means)
-            self._lessons = key, lessons
-        lessons.means[model.running] = np.nan
-        rows = np.concatenate([model.ranked, model.running])
-        rows = rows[np.isnan(lessons.means[rows]).any(axis=1)]
-        if len(rows):
-            points = taught.cube.points(columns.observations(model.space, rows))
-            lessons.means[rows] = taught.means(points)
+        lessons = self._lessons
+        if lessons is None or lessons.key != key or lessons.columns is not model.columns:
+            self._lessons = lessons = _Lessons(key, Taught(model.space, self._priors), model.columns)
         return lessons
 
     # --- what is known of the study ---
@@ -406,6 +426,12 @@ class TPESampler(OptunaTPE):
 def _configurations(candidates: Mapping[str, Floats], order: Iterable[int]) -> Iterator[dict[str, float]]:
     for place in order:
         yield {name: float(column[place]) for name, column in candidates.items()}
+
+
+def _is_stuck(model: _Model) -> bool:
+    """Whether for long no trial was better than the best: the process may be sure of a region that is not the best."""
+    ranked = model.ranked
+    return len(ranked) > 1 and int(np.count_nonzero(ranked > ranked[0])) > _PATIENCE + len(model.running)
 
 
 def _gamma(trials: int) -> int:
