@@ -38,7 +38,7 @@ from hopaas_p2p.search.optuna_internals import (
     study_key,
 )
 from hopaas_p2p.search.priors import Taught
-from hopaas_p2p.search.surrogate import OPTIMISM, Cube, Lengths, Surrogate, Trust, chosen, joined, scores
+from hopaas_p2p.search.surrogate import Cube, Lengths, Surrogate, Trust, chosen, joined, scores
 from hopaas_p2p.search.tpe import FEWEST, Comparison, KernelDensity, Kernels
 
 _DENSITIES: Final = 32
@@ -51,10 +51,6 @@ _RUNNING_SEEN: Final = 128  # of the running trials, those that the process take
 _NEARBY: Final = 48
 _FAR: Final = 24
 _CENTRES: Final = 2  # trials around which it looks
-_PATIENCE: Final = 30  # trials without a better one, after which the search is stuck
-_WAYS: Final = 3  # in which asks then go on, by chance: as before, more optimistically, and by the densities
-_BOLD: Final = 3.0  # standard deviations
-_MIXED: Final = 20
 _TAUGHT: Final = 15  # the best configurations of the priors that count, and what is around them
 _CLIMBS: Final = 3  # times that it looks around the best candidates, while few trials are known beside priors
 _CLIMBED: Final = 8
@@ -313,11 +309,8 @@ class TPESampler(OptunaTPE):
 
     def _ranked(self, model: _Model) -> Iterator[dict[str, float]]:
         """Candidates as the process ranks them, if there is one; some draws, the best first; then random ones."""
-        stuck = _is_stuck(model)
-        optimism = (OPTIMISM, _BOLD, None)[self.random_state.randint(_WAYS)] if stuck else OPTIMISM
-        usable = len(model.ranked) > 1 or (self._priors and model.columns.learned <= _PROCESS_UP_TO)
-        if usable and optimism is not None:
-            candidates, costs = self._judged(model, optimism, stuck=stuck)
+        if len(model.ranked) > 1 or (self._priors and model.columns.learned <= _PROCESS_UP_TO):
+            candidates, costs = self._judged(model)
             yield from _configurations(candidates, np.argsort(costs, kind="stable").tolist())
         for _ in range(_DRAWS):
             candidates = model.below.sample(self.random_state, self.candidate_count)
@@ -325,11 +318,10 @@ class TPESampler(OptunaTPE):
         anywhere = self.estimator(model.columns.observations(model.space, np.empty(0, np.int64)), model.space)
         yield from _configurations(anywhere.sample(self.random_state, _ANYWHERE), range(_ANYWHERE))
 
-    def _judged(self, model: _Model, optimism: float, *, stuck: bool) -> tuple[dict[str, Floats], Floats]:
+    def _judged(self, model: _Model) -> tuple[dict[str, Floats], Floats]:
         """Candidates from the density of the better trials, from around the best, and from anywhere; their costs.
 
-        If the search is stuck, some also mix the best, or differ from one of them in two parameters. Where priors
-        count, there are also their best ones, what is around them, and what is around the best of these.
+        Where priors count, there are also their best ones, what is around them, and what is around the best of these.
         """
         columns, space, count = model.columns, model.space, len(model.ranked)
         cube, ranks, key = Cube(space), chosen(count), tuple(space.items())
@@ -358,13 +350,9 @@ class TPESampler(OptunaTPE):
         if count:
             parts.append(cube.nearby(numbers, columns.observations(space, model.ranked[:_CENTRES]), _NEARBY))
         parts.append(cube.anywhere(numbers, _FAR))
-        if stuck:
-            some = columns.observations(space, model.ranked[:_MIXED])
-            parts.append(cube.mixed(numbers, some, _NEARBY))
-            parts.append(cube.nearby(numbers, cube.nearby(numbers, some, _NEARBY), _NEARBY))
         if mixture is None or taught is None:
             candidates = joined(parts)
-            return candidates, surrogate.costs(cube.points(candidates), optimism=optimism)
+            return candidates, surrogate.costs(cube.points(candidates))
         best = taught.best(numbers, _TAUGHT, mixture)
         candidates = joined([*parts, best, cube.nearby(numbers, best, _NEARBY)])
         points = cube.points(candidates)
@@ -426,12 +414,6 @@ class TPESampler(OptunaTPE):
 def _configurations(candidates: Mapping[str, Floats], order: Iterable[int]) -> Iterator[dict[str, float]]:
     for place in order:
         yield {name: float(column[place]) for name, column in candidates.items()}
-
-
-def _is_stuck(model: _Model) -> bool:
-    """Whether for long no trial was better than the best: the process may be sure of a region that is not the best."""
-    ranked = model.ranked
-    return len(ranked) > 1 and int(np.count_nonzero(ranked > ranked[0])) > _PATIENCE + len(model.running)
 
 
 def _gamma(trials: int) -> int:

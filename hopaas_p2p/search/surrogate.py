@@ -39,8 +39,7 @@ _FIRST_NOISE: Final = 0.05
 _LENGTHS: Final = (0.1, 16.0)
 _NOISES: Final = (1e-3, 1.0)
 _WIDTH: Final = 1.5  # standard deviation of the prior of a length, as a logarithm
-OPTIMISM: Final = 1.0
-"""Standard deviations: measured with 0.5, 1 and 1.7 on the tables of tests/benchmarks."""
+_OPTIMISM: Final = 1.0  # standard deviations: measured with 0.5, 1 and 1.7 on the tables of tests/benchmarks
 CONSTANT: Final = 4.0
 """Variance of the mean of a process whose trials cluster where they are good, and so say little of it."""
 _SPREAD: Final = 0.5  # standard deviation of a prior's coefficient, whose mean is 1
@@ -119,10 +118,6 @@ class Cube:
             rows = np.flatnonzero(moved == place)
             found[name][rows] = _moved(one, found[name][rows], numbers)
         return found
-
-    def mixed(self, numbers: np.random.RandomState, best: Mapping[str, Floats], count: int) -> dict[str, Floats]:
-        """Configurations that have each parameter from one of these."""
-        return {name: column[numbers.randint(len(column), size=count)] for name, column in best.items()}
 
 
 def range_of(one: BaseDistribution) -> tuple[float, float]:
@@ -433,7 +428,7 @@ class Surrogate:
     def _featured(self, expected: Floats) -> Floats:
         return np.column_stack([np.ones(len(expected)), self._fade * expected])
 
-    def costs(self, points: Floats, expected: Floats | None = None, optimism: float = OPTIMISM) -> Floats:
+    def costs(self, points: Floats, expected: Floats | None = None) -> Floats:
         """How bad each configuration would be if one is optimistic: the lowest is the one to try.
 
         The running trials are known by place only, and come last: what is expected rests on the rows of the others.
@@ -451,7 +446,7 @@ class Surrogate:
         solved, _ = _eliminated(self._kernel, self.lengths.noise, np.concatenate([near, scored[:, None]], axis=1))
         mean = mean + (solved[:known, :-1] * solved[:known, -1:]).sum(axis=0)
         left = left - (solved[:, :-1] ** 2).sum(axis=0)
-        return np.asarray(mean - optimism * np.sqrt(np.maximum(left, _SMALLEST)))
+        return np.asarray(mean - _OPTIMISM * np.sqrt(np.maximum(left, _SMALLEST)))
 
 
 def joined(parts: Sequence[Mapping[str, NDArray[np.float64]]]) -> dict[str, Floats]:
