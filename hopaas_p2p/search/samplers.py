@@ -333,9 +333,13 @@ class TPESampler(OptunaTPE):
         mixture, expected, first = None, None, False
         if lessons is not None and taught is not None and taught.priors:
             means = lessons.means_of(np.concatenate([rows, model.running]), np.concatenate([points, running]))
-            first = not count and not len(running) and taught.priors[0].name == BELIEF
             said = lessons.trust(points, found, means[: len(rows)])
-            mixture = np.eye(len(taught.priors))[0] if first else said.drawn(numbers.uniform())
+            mixture = said.drawn(numbers.uniform())
+            if not count and not len(
+                running
+            ):  # the very first trial is what earlier studies found, or what is believed
+                first = taught.priors[0].name == BELIEF
+                mixture = np.eye(len(taught.priors))[0] if first else said.mixtures[1]
         if mixture is not None:
             expected = means @ mixture
         elif columns.learned < self.startup_trials:  # no prior counts: as without any
