@@ -44,8 +44,8 @@ CONSTANT: Final = 4.0
 """Variance of the mean of a process whose trials cluster where they are good, and so say little of it."""
 _SPREAD: Final = 0.5  # standard deviation of a prior's coefficient, whose mean is 1
 _COEFFICIENTS: Final = np.array([CONSTANT, _SPREAD**2])  # variances of the constant and of what priors expect
-_NONE: Final = 0.25  # how likely it is before the first trial that no prior counts
-_ALL: Final = 0.5  # of the asks that use priors, those that use all of them
+_NONE: Final = 0.1  # how likely it is before the first trial that no prior counts
+_ALL: Final = 0.8  # of the asks that use priors, those that use all of them
 _VARIANCE: Final = 2.0  # degrees of freedom of the prior of the variance
 _DOUBT: Final = 5.0  # trials: beside priors, ranks among so many are worth half of what they say
 _FADES: Final = 10.0  # trials: beside so many, priors are worth half of what they say

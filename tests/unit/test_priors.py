@@ -178,7 +178,7 @@ def test_no_prior_counts_where_none_agrees() -> None:
     found = np.sort(numbers.normal(size=40))
     means = numbers.normal(size=(40, 8))
     said = trust(means, found, np.eye(40) * 0.5, 0.05)
-    assert said.chances[0] > 0.7
+    assert said.chances[0] > 0.6
     assert said.drawn(0.5) is None
 
 
@@ -236,7 +236,7 @@ def test_auto_takes_the_newest_that_share_a_parameter(store: str) -> None:
     studies.append(hopaas_p2p.open_study(store, "young", space=SPACE))
     studies.append(hopaas_p2p.open_study(store, "new", space=SPACE, learn_from="auto"))
     assert [one.name for one in studies[-1].learned] == ["second", "first"]
-    assert [str(one) for one in studies[-1].learn_from(["first"])] == ["Learned from first (weight 0.8)"]
+    assert [str(one) for one in studies[-1].learn_from(["first"])] == ["Learned from first (weight 0.9)"]
     assert studies[-1].learn_from(()) == []
     for study in studies:
         study.close()
@@ -332,7 +332,7 @@ def test_the_commands_say_what_is_learned(tmp_path: Path) -> None:
     for words, said in (
         (("create", "plain", *store, *n), "hopaas-p2p study set plain --learn-from auto"),
         (("create", "new", *store, *x, *n), "Learned from your belief"),
-        (("show", "new", *store), "Learned from your belief (weight 0.8)"),
+        (("show", "new", *store), "Learned from your belief (weight 0.9)"),
         (("export", "old", *store, "--prior", "--to", file), "Wrote what 'old' teaches"),
         (("create", "other", *store, *n, "--learn-from", file), "Learned from old"),
         (("set", "new", *store, "--learn-from", "old"), "Learned from old"),
