@@ -22,6 +22,7 @@ from hopaas_p2p.analysis.spending import budget_lines, cells, spending
 from hopaas_p2p.analysis.table import place
 from hopaas_p2p.core.admission import next_start
 from hopaas_p2p.core.state import Trial
+from hopaas_p2p.search.priors import learned_of
 
 _SPARK: Final = 40
 _POINTS: Final = 1600  # of the history, which is sent again with every new trial
@@ -122,6 +123,9 @@ def _tiles(page: PageContext, frame: Frame, now: float) -> None:
         ("Compute-hours", number(round(pace.hours, 2)), saving),
         ("Time to budget", "done" if card.word == "done" or pace.left == 0 else eta, budget),
     ])  # fmt: skip
+    learned = frame.once(lambda one: [str(line) for line in learned_of(one.state, one.columns)], "learned")
+    if learned:
+        theme.caption(". ".join(learned) + ".")
     if saved.pruned:
         with st.popover("How the saving is estimated", type="tertiary"):
             st.write(ESTIMATOR)

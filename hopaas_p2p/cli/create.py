@@ -192,9 +192,9 @@ def set_(
     if method:
         from hopaas_p2p.cli.summary import search_of
 
+        if "fidelity" in method:
+            method["fidelity"] = method["fidelity"] or "none"
         study.search_with(**method)
-        if "fidelity" in method and method["fidelity"] is None:
-            study.disable_fidelity()
         data["search"] = search_of(study)
         said.append(f"Peers search with {', '.join(f'{name}: {one}' for name, one in data['search'].items())}.")
     if learn_from:

@@ -385,7 +385,7 @@ class HttpsSession:
             event("opened", token=token[0], address=self.address)
         if self._method == "PUT" and self._key is not None:
             said = await self._server.service.carry_out(token, StoreRequest("put", self._key))
-            self._refused = said if protocol.is_refusal(said) else b""
+            self._refused = said if protocol.refusal(said) else b""
         self._expect_body()
         self._advance()
 

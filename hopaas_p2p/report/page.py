@@ -32,6 +32,7 @@ from hopaas_p2p.analysis.timeline import timeline
 from hopaas_p2p.core.attributes import REPLICATE, REUSED
 from hopaas_p2p.core.replicates import means
 from hopaas_p2p.core.state import COMPLETE, FAIL, PRUNED, RUNNING, WAITING, State, Trial
+from hopaas_p2p.search.priors import learned_of
 
 _TOP: Final = 10
 _FRONT: Final = 30
@@ -70,6 +71,7 @@ def _about(state: State) -> str:
         facts.append(f"budget {state.budget:,}")
     if state.status != "running":
         facts.append(state.status)
+    facts += map(str, learned_of(state, TrialTable.of(state)))
     return " · ".join(safe(one, longest=100) for one in facts)
 
 

@@ -3,9 +3,9 @@
 A prior keeps configurations of a study and their scores by rank. In the space of a new study it becomes a Gaussian
 process; the mean of each such process is a feature of the new study's own process, with a coefficient that is learned
 with everything else (a Bayesian linear model under a Gaussian process; Rasmussen and Williams, 2006, section 2.7).
-Before the first result all earlier studies count alike. Later, one counts only if it ranks pairs of known trials
-better than chance would, given their number, and if it helps beside the others; compare RGPE (Feurer, Letham and
-Bakshy, arXiv:1802.02219). All count for less with each trial that is known.
+How likely the trials are with each feature, beside no feature at all, gives the odds of each earlier study and of "none
+counts", from which each ask draws; compare RGPE (Feurer, Letham and Bakshy, arXiv:1802.02219). All count for less with
+each trial that is known.
 
 What a person believes is a prior as well: configurations whose scores grow with the distance from what is believed to
 be best. So its influence decays like that of any prior (compare Hvarfner et al., piBO, ICLR 2022).
@@ -16,28 +16,44 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Final, Self
+from typing import Any, Final, NamedTuple, Self
 
 import msgspec
 import numpy as np
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.study import StudyDirection
 
-from hopaas_p2p.analysis.table import Floats, Mask
+from hopaas_p2p.analysis.table import Floats, TrialTable
+from hopaas_p2p.core.attributes import LEARNED
 from hopaas_p2p.core.priors import BELIEF, LARGEST_PRIOR, PriorRecord
 from hopaas_p2p.core.records import Categorical, Distribution
+from hopaas_p2p.core.state import State
 from hopaas_p2p.core.validity import possible_priors
 from hopaas_p2p.errors import InvalidInput
 from hopaas_p2p.runtime.atomic import read_at_most
 from hopaas_p2p.search import halton
 from hopaas_p2p.search.known import KnownTrials, ranked_rows
 from hopaas_p2p.search.optuna_internals import listed, reader_of
-from hopaas_p2p.search.surrogate import CONSTANT, Cube, Lengths, Process, chosen, fit, range_of, scores
+from hopaas_p2p.search.surrogate import (
+    CONSTANT,
+    Cube,
+    Lengths,
+    Process,
+    Trust,
+    chosen,
+    fit,
+    kernel,
+    range_of,
+    scores,
+    trust,
+)
 from hopaas_p2p.translate import to_optuna, to_record
 
 FEWEST: Final = 5
 """Finished trials below which a study teaches nothing."""
 _DIGITS: Final = 6
+_COUNTS: Final = 0.05  # a weight below which people are told that a prior is ignored
+_LEAST: Final = 0.04  # of a mixture: what counts for less is left out, which saves time
 _LENGTHS: Final = (0.05, 32.0)
 _BELIEVED: Final = 64  # configurations that express a belief
 _WIDTHS: Final = {"low": 0.5, "medium": 0.25, "high": 0.12}
@@ -218,25 +234,98 @@ class Taught:
                 logs[name].append(math.log(length))
             noises.append(math.log(prior.noise))
         scales = np.exp([float(np.mean(some or [0.0])) for some in logs.values()])
-        self.lengths = Lengths(scales, math.exp(float(np.mean(noises or [0.0]))), 0, taught=True)
+        self.lengths = Lengths(scales, math.exp(float(np.mean(noises or [0.0]))), 0)
         """To begin with, before trials say otherwise."""
 
-    def means(self, points: Floats) -> Floats:
-        """A row per configuration, a column per prior: the score that is expected of it."""
-        if not self._parts:
-            return np.empty((len(points), 0))
-        return np.stack([process.means(points[:, places]) for places, process in self._parts], axis=1)
+    def means(self, points: Floats, mixture: Floats | None = None) -> Floats:
+        """A row per configuration, a column per prior: the score that is expected of it; 0 of what is not mixed in."""
+        found = np.zeros((len(points), len(self._parts)))
+        for place, (places, process) in enumerate(self._parts):
+            if mixture is None or mixture[place] > _LEAST:
+                found[:, place] = process.means(points[:, places])
+        return found
 
-    def best(self, numbers: np.random.RandomState, count: int, used: Mask) -> dict[str, Floats]:
-        """The best configurations of each prior that is used; what one lacks is drawn."""
-        found = self.cube.anywhere(numbers, count * int(used.sum()))
-        for place, prior in enumerate(np.flatnonzero(used).tolist()):
+    def trust(self, points: Floats, found: Floats, means: Floats) -> Trust:
+        """What trials with these scores say of each prior, from what it expects of them."""
+        squares = self.cube.squares(points, points)
+        return trust(means, found, kernel(squares, self.lengths.scales), self.lengths.noise)
+
+    def best(self, numbers: np.random.RandomState, count: int, mixture: Floats) -> dict[str, Floats]:
+        """The best configurations of each prior that is mixed in; what one lacks is drawn."""
+        used = np.flatnonzero(mixture > _LEAST)
+        count = max(1, count // len(used))
+        found = self.cube.anywhere(numbers, count * len(used))
+        for place, prior in enumerate(used.tolist()):
             for name, column in self._best[prior].items():
                 some = column[:count]
                 rows = slice(place * count, place * count + len(some))
                 lacks = isinstance(self.cube.space[name], CategoricalDistribution) & (some < 0)
                 found[name][rows] = np.where(lacks, found[name][rows], some)
         return found
+
+
+class Learned(NamedTuple):
+    """What the trials of a study say of one of its priors."""
+
+    name: str
+    agreement: float | None
+    """The share of pairs of trials that it ranks as they came out; None while there are none."""
+    weight: float
+    """By how much a score changes with the one that the prior expects; 0: it is ignored."""
+    shared: tuple[str, ...]
+    """The parameters that it has in common with the study."""
+
+    def __str__(self) -> str:
+        agrees = "" if self.agreement is None else f"agrees {100 * self.agreement:.0f} %, "
+        if not self.shared:
+            return f"Ignored {self.name} (no parameter in common)"
+        if self.weight < _COUNTS:
+            return f"Ignored {self.name} ({agrees.removesuffix(', ')})"
+        return f"Learned from {self.name} ({agrees}weight {self.weight:.1f})"
+
+
+def stored_priors(system: Mapping[str, str]) -> tuple[PriorRecord, ...]:
+    """The priors in the attributes of a study, which the log has judged."""
+    return msgspec.json.decode(system.get(LEARNED, "[]"), type=tuple[PriorRecord, ...])
+
+
+def learned_of(state: State, trials: TrialTable, space: Mapping[str, BaseDistribution] | None = None) -> list[Learned]:
+    """What the complete trials of a study say of each prior that it has now.
+
+    Args:
+        state: of the study.
+        trials: the same as a table.
+        space: its search space; without one, the parameters that all these trials have.
+
+    """
+    priors = stored_priors(state.system)
+    if not priors:
+        return []
+    ranked = np.flatnonzero(trials.complete())
+    ranked = ranked[np.argsort(trials.cost()[ranked], kind="stable")]
+    if not space:
+        known = dict(state.define.space if state.define else {}) | state.dists
+        space = {
+            name: to_optuna(one)
+            for name, one in known.items()
+            if not len(ranked) or (name in trials.params and not np.isnan(trials.merged(name, ranked)).any())
+        }
+    space = {name: one for name, one in space.items() if not one.single()}
+    has = [~np.isnan(trials.merged(name, ranked)) for name in space if name in trials.params]
+    ranked = ranked[np.all(has, axis=0)] if len(has) == len(space) and has else ranked[:0]
+    taught, picked = Taught(space, priors), chosen(len(ranked))
+    agreement, weights = np.empty(0), np.empty(0)
+    if taught.priors:
+        values = {name: trials.merged(name, ranked[picked]) if len(ranked) else np.empty(0) for name in space}
+        points = taught.cube.points(values)
+        agreement, weights, *_ = taught.trust(points, scores(picked, len(ranked)), taught.means(points))
+    found = dict(zip(map(id, taught.priors), zip(agreement.tolist(), weights.tolist(), strict=True), strict=True))
+    lines = []
+    for one in priors:
+        agrees, weight = found.get(id(one), (0.0, 0.0))
+        shared = tuple(name for name in space if name in one.space) if id(one) in found else ()
+        lines.append(Learned(one.name, agrees if len(ranked) > 2 else None, weight, shared))
+    return lines
 
 
 def _matched(prior: PriorRecord, name: str, new: BaseDistribution) -> tuple[Floats, float] | None:

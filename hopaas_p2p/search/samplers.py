@@ -38,7 +38,7 @@ from hopaas_p2p.search.optuna_internals import (
     study_key,
 )
 from hopaas_p2p.search.priors import Taught
-from hopaas_p2p.search.surrogate import Cube, Lengths, Surrogate, chosen, joined, scores
+from hopaas_p2p.search.surrogate import Cube, Lengths, Surrogate, Trust, chosen, joined, scores
 from hopaas_p2p.search.tpe import FEWEST, Comparison, KernelDensity, Kernels
 
 _DENSITIES: Final = 32
@@ -71,13 +71,31 @@ class _Model(NamedTuple):
     running: Ints
 
 
-class _Lessons(NamedTuple):
-    """What the priors say in one search space."""
+class _Lessons:
+    """What the priors say in one search space, each thing computed once."""
 
-    taught: Taught
-    columns: KnownTrials
-    means: Floats
-    """What they expect of each row; NaN where that has not been computed."""
+    def __init__(self, key: object, taught: Taught, columns: KnownTrials) -> None:
+        self.key, self.taught, self.columns = key, taught, columns
+        self._points = np.empty((0, 0))
+        self._means = np.empty((0, 0))
+        self._trust: tuple[int, Trust] | None = None
+
+    def means_of(self, rows: Ints, points: Floats) -> Floats:
+        """What the priors expect of these rows, a column per prior, at the points where they are now."""
+        if len(self._means) < self.columns.room:
+            self._points = np.full((self.columns.room, points.shape[1]), np.nan)
+            self._means = np.zeros((self.columns.room, len(self.taught.priors)))
+        changed = (self._points[rows] != points).any(axis=1)
+        if changed.any():
+            self._points[rows[changed]] = points[changed]
+            self._means[rows[changed]] = self.taught.means(points[changed])
+        return self._means[rows]
+
+    def trust(self, points: Floats, found: Floats, means: Floats) -> Trust:
+        """What the trials that are known say of the priors."""
+        if self._trust is None or self._trust[0] != self.columns.learned:
+            self._trust = self.columns.learned, self.taught.trust(points, found, means)
+        return self._trust[1]
 
 
 class TPESampler(OptunaTPE):
@@ -140,10 +158,9 @@ class TPESampler(OptunaTPE):
         self._columns: KnownTrials | None = None
         self._reader: TrialReader | None = None
         self._densities: dict[tuple[tuple[str, BaseDistribution], ...], KernelDensity] = {}
-        self._lengths: tuple[object, Lengths] | None = None
-        """Those of the last search space that a process was used for."""
-        self._lessons: tuple[object, _Lessons] | None = None
-        """The same of the priors."""
+        self._lengths: dict[tuple[object, bool], Lengths] = {}
+        """Those of the last search space that a process was used for, without and beside priors."""
+        self._lessons: _Lessons | None = None
 
     def __getstate__(self) -> dict[str, Any]:
         own = ("_lock", "_key", "_columns", "_reader", "_densities", "_lengths", "_lessons")
@@ -309,60 +326,55 @@ class TPESampler(OptunaTPE):
         columns, space, count = model.columns, model.space, len(model.ranked)
         cube, ranks, key = Cube(space), chosen(count), tuple(space.items())
         numbers, rows = self.random_state, model.ranked[ranks]
-        lengths = self._lengths[1] if self._lengths is not None and self._lengths[0] == key else None
+        points, found = cube.points(columns.observations(space, rows)), scores(ranks, count)
+        running = cube.points(columns.observations(space, model.running))
         lessons = self._learned(model, key) if self._priors else None
-        surrogate = Surrogate(
-            cube,
-            cube.points(columns.observations(space, rows)),
-            scores(ranks, count),
-            cube.points(columns.observations(space, model.running)),
-            count=count,
-            lengths=lengths,
-            means=None if lessons is None else lessons.means[np.concatenate([rows, model.running])],
-            start=None if lessons is None else lessons.taught.lengths,
-        )
-        self._lengths = key, surrogate.lengths
+        taught = None if lessons is None else lessons.taught
+        mixture, expected, first = None, None, False
+        if lessons is not None and taught is not None and taught.priors:
+            means = lessons.means_of(np.concatenate([rows, model.running]), np.concatenate([points, running]))
+            said = lessons.trust(points, found, means[: len(rows)])
+            mixture = said.drawn(numbers.uniform())
+            if not count and not len(
+                running
+            ):  # the very first trial is what earlier studies found, or what is believed
+                first = taught.priors[0].name == BELIEF
+                mixture = np.eye(len(taught.priors))[0] if first else said.mixtures[1]
+        if mixture is not None:
+            expected = means @ mixture
+        elif columns.learned < self.startup_trials:  # no prior counts: as without any
+            return cube.anywhere(numbers, _FAR), np.zeros(_FAR)
+        beside = key, mixture is not None
+        lengths = self._lengths.get(beside, taught.lengths if taught is not None and mixture is not None else None)
+        surrogate = Surrogate(cube, points, found, running, count=count, lengths=lengths, expected=expected)
+        self._lengths = {one: other for one, other in self._lengths.items() if one[0] == key} | {
+            beside: surrogate.lengths
+        }
         parts = [model.below.sample(numbers, self.candidate_count)]
         if count:
             parts.append(cube.nearby(numbers, columns.observations(space, model.ranked[:_CENTRES]), _NEARBY))
         parts.append(cube.anywhere(numbers, _FAR))
-        used = surrogate.trust.used
-        if lessons is None or not used.any():
-            if columns.learned < self.startup_trials:  # no prior counts: as without any
-                return parts[-1], np.zeros(_FAR)
+        if mixture is None or taught is None:
             candidates = joined(parts)
             return candidates, surrogate.costs(cube.points(candidates))
-        best = lessons.taught.best(numbers, max(1, _TAUGHT // int(used.sum())), used)
+        best = taught.best(numbers, _TAUGHT, mixture)
         candidates = joined([*parts, best, cube.nearby(numbers, best, _NEARBY)])
         points = cube.points(candidates)
-        costs = surrogate.costs(points, lessons.taught.means(points))
-        if not count and not len(model.running) and lessons.taught.priors[0].name == BELIEF:
+        costs = surrogate.costs(points, taught.means(points, mixture) @ mixture)
+        if first:
             costs[sum(len(next(iter(part.values()))) for part in parts)] = -np.inf  # what is believed comes first
         for _ in range(_CLIMBS if count < _CLIMBS_UP_TO else 0):
             top = np.argsort(costs)[:_CLIMBED]
             more = cube.nearby(numbers, {name: column[top] for name, column in candidates.items()}, _NEARBY)
             points = cube.points(more)
             candidates = joined([candidates, more])
-            costs = np.concatenate([costs, surrogate.costs(points, lessons.taught.means(points))])
+            costs = np.concatenate([costs, surrogate.costs(points, taught.means(points, mixture) @ mixture)])
         return candidates, costs
 
     def _learned(self, model: _Model, key: object) -> _Lessons:
-        """What the priors expect of the trials; of a finished one it is computed once."""
-        columns = model.columns
-        lessons = self._lessons[1] if self._lessons is not None and self._lessons[0] == key else None
-        taught = Taught(model.space, self._priors) if lessons is None else lessons.taught
-        if lessons is None or lessons.columns is not columns or len(lessons.means) < len(columns):
-            means = np.full((columns.room, len(taught.priors)), np.nan)
-            if lessons is not None and lessons.columns is columns:
-                means[: len(lessons.means)] = lessons.means
-            lessons = _Lessons(taught, columns, means)
-            self._lessons = key, lessons
-        lessons.means[model.running] = np.nan
-        rows = np.concatenate([model.ranked, model.running])
-        rows = rows[np.isnan(lessons.means[rows]).any(axis=1)]
-        if len(rows):
-            points = taught.cube.points(columns.observations(model.space, rows))
-            lessons.means[rows] = taught.means(points)
+        lessons = self._lessons
+        if lessons is None or lessons.key != key or lessons.columns is not model.columns:
+            self._lessons = lessons = _Lessons(key, Taught(model.space, self._priors), model.columns)
         return lessons
 
     # --- what is known of the study ---

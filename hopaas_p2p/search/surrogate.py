@@ -9,7 +9,7 @@ no harm. Pruned and infeasible trials have ranks too. The kernel is Matern's wit
 lengths and noise are those under which the trials are likeliest, with a prior.
 
 What earlier studies expect of a configuration (`search.priors`) is a feature of the process's mean, with a coefficient
-that the trials decide; a prior that ranks pairs of them no better than chance would is left out.
+that the trials decide. The likelihood of the trials under each gives the odds that it counts, or that none does.
 
 Numpy alone is needed, and all of it in pieces that BLAS computes on one core: its threads would wait for each other on
 a machine that trains.
@@ -26,7 +26,7 @@ import numpy as np
 from numpy.typing import NDArray
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 
-from hopaas_p2p.analysis.table import Floats, Ints, Mask
+from hopaas_p2p.analysis.table import Floats, Ints
 
 MOST: Final = 200
 """Of more trials, the best half of this number is taken, and as many of the others, spread evenly over their ranks."""
@@ -42,11 +42,14 @@ _WIDTH: Final = 1.5  # standard deviation of the prior of a length, as a logarit
 _OPTIMISM: Final = 1.0  # standard deviations: measured with 0.5, 1 and 1.7 on the tables of tests/benchmarks
 CONSTANT: Final = 4.0
 """Variance of the mean of a process whose trials cluster where they are good, and so say little of it."""
-_SPREAD: Final = 0.5  # standard deviation of a prior's coefficient, whose mean is its part of 1
+_SPREAD: Final = 0.5  # standard deviation of a prior's coefficient, whose mean is 1
+_COEFFICIENTS: Final = np.array([CONSTANT, _SPREAD**2])  # variances of the constant and of what priors expect
+_NONE: Final = 0.1  # how likely it is before the first trial that no prior counts
+_ALL: Final = 0.8  # of the asks that use priors, those that use all of them
+_VARIANCE: Final = 2.0  # degrees of freedom of the prior of the variance
 _DOUBT: Final = 5.0  # trials: beside priors, ranks among so many are worth half of what they say
 _FADES: Final = 10.0  # trials: beside so many, priors are worth half of what they say
 _QUIET: Final = 0.05  # the most noise beside priors: with more, trials would not move it away from where priors point
-_JUDGED: Final = 3  # trials from which on priors are judged
 _SMALLEST: Final = 1e-9
 _BLOCK: Final = 24
 _ALONE: Final = 250_000  # multiplications in a product that OpenBLAS does without threads: 4 * 65536
@@ -60,15 +63,14 @@ class Lengths(NamedTuple):
     noise: float
     trials: int
     """How many were known when this was fitted."""
-    taught: bool = False
-    """Whether they were those of priors at first."""
 
     def quiet(self) -> Lengths:
         """The same with no more noise than what priors expect allows."""
         return self._replace(noise=min(self.noise, _QUIET))
 
 
-def _lengths(parameters: int) -> Lengths:
+def first_lengths(parameters: int) -> Lengths:
+    """Before there are trials."""
     return Lengths(np.full(parameters, _FIRST_LENGTH), _FIRST_NOISE, 0)
 
 
@@ -184,7 +186,7 @@ def scores(ranks: Ints, count: int) -> Floats:
     return np.array([normal.inv_cdf((rank + 0.5) / count) for rank in ranks.tolist()])
 
 
-def _kernel(squares: Sequence[Floats], lengths: Floats) -> Floats:
+def kernel(squares: Sequence[Floats], lengths: Floats) -> Floats:
     """Matern's kernel with 5/2, from squared distances per parameter."""
     far = np.zeros_like(squares[0])
     for one, length in zip(squares, lengths.tolist(), strict=True):
@@ -242,7 +244,7 @@ def fit(
         some = ((np.arange(_FITTED) + 0.5) * len(found) / _FITTED).astype(np.int64)
         squares, found = [one[some][:, some] for one in squares], found[some]
         shared = None if shared is None else shared[some][:, some]
-    first = start or _lengths(len(squares))
+    first = start or first_lengths(len(squares))
     values = np.append(np.clip(first.scales, *_LENGTHS), first.noise)
     best = _likelihood(squares, found, values[:-1], values[-1], shared)
     for place in [*range(len(values))] * _SWEEPS:
@@ -254,17 +256,17 @@ def fit(
                 likely = _likelihood(squares, found, other[:-1], other[-1], shared)
                 if likely > best:
                     best, values = likely, other
-    return Lengths(values[:-1], float(values[-1]), count, first.taught)
+    return Lengths(values[:-1], float(values[-1]), count)
 
 
 def _likelihood(
     squares: Sequence[Floats], found: Floats, lengths: Floats, noise: float, shared: Floats | None
 ) -> float:
     """Of the scores, with the variance that suits them, and of the lengths: a logarithm but for a constant."""
-    kernel = _kernel(squares, lengths)
+    covariance = kernel(squares, lengths)
     if shared is not None:
-        kernel += shared
-    whitened, diagonal = _eliminated(kernel, noise, found[:, None])
+        covariance += shared
+    whitened, diagonal = _eliminated(covariance, noise, found[:, None])
     scale = max(_SMALLEST, float((whitened**2).sum())) / len(found)
     prior = float((np.log(lengths / _FIRST_LENGTH) ** 2).sum()) / (2 * _WIDTH**2)
     return -len(found) * math.log(scale) / 2 - float(np.log(diagonal).sum()) - prior
@@ -281,8 +283,8 @@ class Process:
         self._cube, self._scales = cube, lengths.scales
         size = len(found)
         self._placed = cube.placed(points, self._scales)
-        kernel = _kernel(cube.squares(points, points), self._scales)
-        solved, _ = _eliminated(kernel, lengths.noise, np.column_stack([np.eye(size), np.ones(size), found]))
+        covariance = kernel(cube.squares(points, points), self._scales)
+        solved, _ = _eliminated(covariance, lengths.noise, np.column_stack([np.eye(size), np.ones(size), found]))
         whiten, ones, scored = solved[:, :size], solved[:, size], solved[:, size + 1]
         self._mean = float(ones @ scored / (ones @ ones + 1 / CONSTANT))
         self._weights = (scored - self._mean * ones) @ whiten
@@ -304,15 +306,22 @@ class Trust(NamedTuple):
     """The share of pairs of trials that it ranks as they came out; 0.5 is chance."""
     weights: Floats
     """By how much a score changes with the one that it expects; 0: it is ignored."""
+    mixtures: Floats
+    """What may be true, a row each, as parts of the priors: that none counts, all of them by their odds, or one."""
+    chances: Floats
+    """How likely each row is."""
 
-    @property
-    def used(self) -> Mask:
-        """Which priors count."""
-        return self.weights > 0
+    def drawn(self, number: float) -> Floats | None:
+        """One of the mixtures, as likely as it is true, for a random number below 1; None: that no prior counts.
+
+        Peers that ask at once so try what different priors teach, and what none does (Thompson, Biometrika, 1933).
+        """
+        place = int(np.searchsorted(np.cumsum(self.chances)[:-1], number, side="right"))
+        return self.mixtures[place] if place else None
 
 
 def trust(means: Floats, found: Floats, covariance: Floats, noise: float) -> Trust:
-    """Which priors agree with the trials, and how much each counts.
+    """Which priors agree with the trials, and how much each counts: by the likelihood of the scores under each.
 
     Args:
         means: what each prior expects of each trial, a column per prior.
@@ -322,33 +331,52 @@ def trust(means: Floats, found: Floats, covariance: Floats, noise: float) -> Tru
 
     """
     count, priors = means.shape
-    agreement, used = np.full(priors, 0.5), np.ones(priors, np.bool_)
-    if count >= _JUDGED:
-        first, second = np.triu_indices(count, 1)
+    first, second = np.triu_indices(count, 1)
+    agreement = np.full(priors, 0.5)
+    if count > 1:
         came_out = np.sign(found[first] - found[second])
-        expected = np.sign(means[first] - means[second])
-        agreement = 0.5 + 0.5 * (expected * came_out[:, None]).mean(axis=0)
-        deviation = math.sqrt((2 * count + 5) / (18 * count * (count - 1)))  # of Kendall's tau, halved
-        used = agreement > 0.5 + math.log(priors) * deviation  # of many, one agrees by chance
-    whitened, _ = _eliminated(covariance, noise, np.column_stack([np.ones(count), means, found]))
-    weights = np.zeros(priors)
-    while used.any():
-        features = whitened[:, :-1][:, np.append(True, used)]
-        expected, variances = _coefficients(int(used.sum()))
-        rest = features.T @ (whitened[:, -1] - features @ expected)
-        learned = (expected + np.linalg.solve(np.diag(1 / variances) + features.T @ features, rest))[1:]
-        if (learned > 0).all():
-            weights[used] = learned
-            break
-        used[np.flatnonzero(used)[np.argmin(learned)]] = False
-    return Trust(agreement, weights)
+        agreement += 0.5 * (np.sign(means[first] - means[second]) * came_out[:, None]).mean(axis=0)
+    whitened, _ = _eliminated(covariance, noise, np.column_stack([np.ones(count), means, doubted(found)]))
+    logs, slopes = _evidence(whitened)
+    odds = np.exp(logs[1:] - logs.max()) * (slopes > 0) * (1 - _NONE) / priors
+    none = _NONE * math.exp(logs[0] - logs.max())
+    used = odds.sum() / (none + odds.sum())
+    odds = odds / odds.sum() if used else np.full(priors, 1 / priors)
+    mixtures = np.concatenate([np.zeros((1, priors)), [odds], np.eye(priors)])
+    chances = np.array([1 - used, used * _ALL, *(used * (1 - _ALL) * odds)])
+    return Trust(agreement, fading(count) * used * odds * np.maximum(slopes, 0), mixtures, chances)
 
 
-def _coefficients(priors: int) -> tuple[Floats, Floats]:
-    """Of the constant and of so many priors the coefficients that are expected, and their variances."""
-    expected, variances = np.full(priors + 1, 1 / max(1, priors)), np.full(priors + 1, _SPREAD**2)
-    expected[0], variances[0] = 0.0, CONSTANT
-    return expected, variances
+def _evidence(whitened: Floats) -> tuple[Floats, Floats]:
+    """The logarithms of the likelihood of scores with no feature and with each one, and the features' coefficients.
+
+    The coefficients of the constant and of the feature have normal priors, the variance an inverse gamma one.
+
+    Args:
+        whitened: ones, the features, and the scores.
+
+    """
+    ones, features, scored = whitened[:, :1], whitened[:, 1:-1], whitened[:, -1:]
+    variance = _SPREAD**2
+    a, b, d = (ones**2).sum() + 1 / CONSTANT, (ones * features).sum(axis=0), (features**2).sum(axis=0) + 1 / variance
+    rest = scored - features  # of a coefficient of 1, which is expected
+    u, v = (ones * rest).sum(axis=0), (features * rest).sum(axis=0)
+    determinant = a * d - b * b
+    squares = (rest**2).sum(axis=0) - (d * u * u - 2 * b * u * v + a * v * v) / determinant
+    without = (scored**2).sum() - (ones * scored).sum() ** 2 / a
+    power = (len(ones) + _VARIANCE) / 2
+    logs = -power * np.log(_VARIANCE + np.append(without, squares)) - np.log(np.append(a, determinant * variance)) / 2
+    return logs, 1 + (a * v - b * u) / determinant
+
+
+def fading(count: int) -> float:
+    """What priors are worth beside so many trials."""
+    return _FADES / (_FADES + count)
+
+
+def doubted(found: Floats) -> Floats:
+    """Scores beside priors: a rank among few trials says little of the rank among all."""
+    return found * (len(found) / (len(found) + _DOUBT))
 
 
 class Surrogate:
@@ -361,8 +389,7 @@ class Surrogate:
         running: points of the trials that run.
         count: of all trials that are known.
         lengths: what was found before; they are fitted anew once there are a third more trials.
-        means: what priors expect of each of these points, a column per prior.
-        start: lengths that priors have, for as long as they count.
+        expected: what priors expect of each of these points, if any count.
 
     """
 
@@ -375,70 +402,51 @@ class Surrogate:
         *,
         count: int,
         lengths: Lengths | None,
-        means: Floats | None = None,
-        start: Lengths | None = None,
+        expected: Floats | None = None,
     ) -> None:
-        self._cube, self._found = cube, found
+        self._cube, self._fade = cube, fading(len(found))
         self._points = np.concatenate([points, running])
         known = len(points)
         self._squares = cube.squares(self._points, self._points)
-        self._expected, self._variances = np.empty(0), np.empty(0)
-        self._features = np.empty((len(self._points), 0))
-        self.trust, self._fade = Trust(np.empty(0), np.empty(0)), 1.0
-        if means is not None and means.shape[1]:
-            self._learn(means, lengths or start or _lengths(len(self._squares)))
-        if self.trust.used.any():
-            lengths = lengths or start or _lengths(len(self._squares))
-            lengths = lengths.quiet()
-        elif lengths is not None and lengths.taught:
-            lengths = None
         squares = [one[:known, :known] for one in self._squares]
+        self._features, self._found = None, found
+        shared = None
+        if expected is not None:
+            assert lengths is not None
+            self._features = self._featured(expected)
+            self._found = doubted(found) - self._features[:known, 1]
+            shared = (self._features * _COEFFICIENTS) @ self._features.T
+            lengths = lengths.quiet()
         if known and (lengths is None or count > 1.3 * lengths.trials + 2):
-            features = self._features[:known]
-            shared = (features * self._variances) @ features.T if features.size else None
-            lengths = fit(squares, self._found - features @ self._expected, count, lengths, shared)
-            if self.trust.used.any():
-                lengths = lengths.quiet()
-        self.lengths = lengths or _lengths(len(squares))
+            lengths = fit(squares, self._found, count, lengths, None if shared is None else shared[:known, :known])
+            lengths = lengths if expected is None else lengths.quiet()
+        self.lengths = lengths or first_lengths(len(squares))
+        self._kernel = kernel(self._squares, self.lengths.scales)
+        if shared is not None:
+            self._kernel += shared
 
-    def _learn(self, means: Floats, lengths: Lengths) -> None:
-        """Take those priors for features that agree with the trials."""
-        known = len(self._found)
-        self._fade = _FADES / (_FADES + known)
-        doubted = self._found * (known / (known + _DOUBT))
-        covariance = _kernel([one[:known, :known] for one in self._squares], lengths.scales)
-        found = trust(means[:known], doubted, covariance, lengths.noise)
-        self.trust, used = Trust(found.agreement, self._fade * found.weights), found.used
-        if used.any():
-            self._found = doubted
-            self._expected, self._variances = _coefficients(int(used.sum()))
-            self._features = _features(self._fade * means, used)
+    def _featured(self, expected: Floats) -> Floats:
+        return np.column_stack([np.ones(len(expected)), self._fade * expected])
 
-    def costs(self, points: Floats, means: Floats | None = None) -> Floats:
+    def costs(self, points: Floats, expected: Floats | None = None) -> Floats:
         """How bad each configuration would be if one is optimistic: the lowest is the one to try.
 
         The running trials are known by place only, and come last: what is expected rests on the rows of the others.
-        `means` are what priors expect of each point, where the process has some.
+        `expected` is what priors expect of each point, where any count.
         """
-        known, scales = len(self._found), self.lengths.scales
-        kernel = _kernel(self._squares, scales)
-        near = _kernel(self._cube.squares(self._points, points), scales)
-        features = np.empty((len(points), 0))
-        if means is not None and self.trust.used.any():
-            features = _features(self._fade * means, self.trust.used)
-            shared = self._features * self._variances
-            kernel += shared @ self._features.T
-            near += shared @ features.T
-        found = self._found - self._features[:known] @ self._expected
-        scored = np.concatenate([found, np.zeros(len(self._points) - known)])
-        solved, _ = _eliminated(kernel, self.lengths.noise, np.concatenate([near, scored[:, None]], axis=1))
-        mean = features @ self._expected + (solved[:known, :-1] * solved[:known, -1:]).sum(axis=0)
-        left = 1 + features**2 @ self._variances - (solved[:, :-1] ** 2).sum(axis=0)
+        known = len(self._found)
+        near = kernel(self._cube.squares(self._points, points), self.lengths.scales)
+        mean, left = np.zeros(len(points)), np.ones(len(points))
+        if self._features is not None:
+            assert expected is not None
+            features = self._featured(expected)
+            near += (self._features * _COEFFICIENTS) @ features.T
+            mean, left = features[:, 1], 1 + features**2 @ _COEFFICIENTS
+        scored = np.concatenate([self._found, np.zeros(len(self._points) - known)])
+        solved, _ = _eliminated(self._kernel, self.lengths.noise, np.concatenate([near, scored[:, None]], axis=1))
+        mean = mean + (solved[:known, :-1] * solved[:known, -1:]).sum(axis=0)
+        left = left - (solved[:, :-1] ** 2).sum(axis=0)
         return np.asarray(mean - _OPTIMISM * np.sqrt(np.maximum(left, _SMALLEST)))
-
-
-def _features(means: Floats, used: Mask) -> Floats:
-    return np.column_stack([np.ones(len(means)), means[:, used]])
 
 
 def joined(parts: Sequence[Mapping[str, NDArray[np.float64]]]) -> dict[str, Floats]:

@@ -1,24 +1,21 @@
-"""What a study learns from earlier ones: which these are, and what its own trials say of them. See `search.priors`."""
+"""Which earlier studies a new one learns from, and how its log keeps what they taught. See `search.priors`."""
 
 from __future__ import annotations
 
 import contextlib
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Final
 
 import msgspec
 import optuna
 from optuna.distributions import BaseDistribution
 
 from hopaas_p2p.core.attributes import LEARNED
-from hopaas_p2p.core.priors import MOST_PRIORS, PriorRecord
+from hopaas_p2p.core.priors import BELIEF, MOST_PRIORS, PriorRecord
 from hopaas_p2p.core.records import Distribution
 from hopaas_p2p.errors import HopaasError, InvalidInput, NoSuchStudy
 from hopaas_p2p.runtime.arguments import shown
-from hopaas_p2p.search.known import KnownTrials, ranked_rows
-from hopaas_p2p.search.optuna_internals import reader_of
-from hopaas_p2p.search.priors import Prior, Taught
-from hopaas_p2p.search.surrogate import Surrogate, chosen, scores
+from hopaas_p2p.search.priors import Prior, Taught, stored_priors
 from hopaas_p2p.translate import to_optuna
 
 if TYPE_CHECKING:
@@ -30,40 +27,21 @@ AUTO: Final = "auto"
 _LARGE: Final = 20  # finished trials, from which on a study that still runs is learned from by "auto"
 
 
-class Learned(NamedTuple):
-    """What the trials of a study say of one of its priors."""
-
-    name: str
-    agreement: float | None
-    """The share of pairs of trials that it ranks as they came out; None while there are none."""
-    weight: float
-    """By how much a score changes with the one that the prior expects; 0: it is ignored."""
-    shared: tuple[str, ...]
-    """The parameters that it has in common with the study."""
-
-    def __str__(self) -> str:
-        agrees = "" if self.agreement is None else f"agrees {100 * self.agreement:.0f} %, "
-        if not self.shared:
-            return f"Ignored {self.name} (no parameter in common)"
-        if not self.weight:
-            return f"Ignored {self.name} ({agrees.removesuffix(', ')})"
-        return f"Learned from {self.name} ({agrees}weight {self.weight:.1f})"
-
-
 def check_learning(directions: Sequence[object]) -> None:
     """Raise InvalidInput if a study with these directions cannot learn from others."""
     if len(directions) > 1:
         raise InvalidInput(f"learn_from needs exactly one objective, and the study has {len(directions)}")
 
 
-def stored_priors(system: Mapping[str, str]) -> tuple[PriorRecord, ...]:
-    """The priors in the attributes of a study, which the log has judged."""
-    return msgspec.json.decode(system.get(LEARNED, "[]"), type=tuple[PriorRecord, ...])
-
-
 def kept(priors: Sequence[PriorRecord]) -> dict[str, str]:
     """These priors as an attribute of a study."""
     return {LEARNED: msgspec.json.encode(priors).decode()}
+
+
+def has_other_belief(system: Mapping[str, str], space: Mapping[str, Distribution]) -> bool:
+    """Whether this space expresses a belief, and another one than the study began with."""
+    mine = Prior.believed(space)
+    return mine is not None and all(one.name != BELIEF or one.params != mine.params for one in stored_priors(system))
 
 
 def find_priors(
@@ -140,36 +118,3 @@ def prior_of(storage: Storage, study_id: int, name: str) -> Prior:
 
 def _optuna(space: Mapping[str, Distribution]) -> dict[str, BaseDistribution]:
     return {name: to_optuna(one) for name, one in space.items()}
-
-
-def learned_of(study: optuna.Study, system: Mapping[str, str], space: Mapping[str, BaseDistribution]) -> list[Learned]:
-    """What the trials of a study say of each prior that it has now."""
-    priors = stored_priors(system)
-    reader = reader_of(study)
-    if not priors or reader is None:
-        return []
-    known = KnownTrials(lambda trial: trial.params)
-    known.take(reader.read())
-    space = {name: one for name, one in (space or known.intersection or {}).items() if not one.single()}
-    taught = Taught(space, priors)
-    ranked = ranked_rows(known, maximize=study.directions[0] == optuna.study.StudyDirection.MAXIMIZE)
-    ranked = ranked[known.having(space)[ranked]]
-    picked = chosen(len(ranked))
-    points = taught.cube.points(known.observations(space, ranked[picked]))
-    surrogate = Surrogate(
-        taught.cube,
-        points,
-        scores(picked, len(ranked)),
-        points[:0],
-        count=len(ranked),
-        lengths=None,
-        means=taught.means(points),
-        start=taught.lengths,
-    )
-    found = dict(zip(map(id, taught.priors), zip(*surrogate.trust, strict=True), strict=True))
-    lines = []
-    for one in priors:
-        agreement, weight = found.get(id(one), (0.0, 0.0))
-        shared = tuple(name for name in space if name in one.space) if id(one) in found else ()
-        lines.append(Learned(one.name, float(agreement) if len(ranked) > 2 else None, float(weight), shared))
-    return lines

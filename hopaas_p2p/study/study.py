@@ -24,6 +24,7 @@ from optuna.exceptions import DuplicatedStudyError, UpdateFinishedTrialError
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
+from hopaas_p2p.analysis.table import TrialTable
 from hopaas_p2p.core import records
 from hopaas_p2p.core.admission import NEW, Done, next_start
 from hopaas_p2p.core.attributes import AGAIN, FIDELITY, LEARNED, REUSED, SPACE
@@ -61,7 +62,7 @@ from hopaas_p2p.runtime.interrupts import describe, interruptions, sigterm_raise
 from hopaas_p2p.runtime.process import once
 from hopaas_p2p.samplers import TPESampler
 from hopaas_p2p.search.optuna_internals import reseed_in_child
-from hopaas_p2p.search.priors import Prior
+from hopaas_p2p.search.priors import Learned, Prior, learned_of, stored_priors
 from hopaas_p2p.spec.budget import budget_now, changed, check_limits, check_spendable, limits_of
 from hopaas_p2p.spec.budget import words as budget_words
 from hopaas_p2p.spec.space import as_attribute, inferred, said_later, spec
@@ -97,14 +98,12 @@ from hopaas_p2p.study.definition import (
     larger_budget,
 )
 from hopaas_p2p.study.learning import (
-    Learned,
     LearnFrom,
     check_learning,
     find_priors,
+    has_other_belief,
     kept,
-    learned_of,
     prior_of,
-    stored_priors,
 )
 from hopaas_p2p.study.method import Searcher, SearchMethod, in_words
 from hopaas_p2p.study.progress import ProgressLog, last_line
@@ -113,6 +112,7 @@ from hopaas_p2p.study.ranks import follow, leading, ranks
 from hopaas_p2p.study.replicates import ReplicateGroup, replicate_groups
 from hopaas_p2p.study.schedule import Schedule, schedule_of
 from hopaas_p2p.study.trial import Objective, Trial, as_values, values_or_reason
+from hopaas_p2p.study_like import looking_at
 from hopaas_p2p.translate import fits, to_optuna, to_record
 
 if TYPE_CHECKING:
@@ -209,6 +209,8 @@ def open_study(
     compare_fidelity(state, name, said.fidelity)
     study = Study(storage, study_id, name, sampler=sampler, pruner=pruner, said=said)
     study._keep_to_method(aloud=True)
+    if has_other_belief(study.state.system, as_given(space or {})):
+        _log.warning("the prior= of %r differs from what the study began with, and is not used", name)
     larger = None if budget is None else larger_budget(study.state, name, budget)
     if larger is not None:
         before = budget_words(budget_now(study.state))
@@ -514,7 +516,8 @@ class Study(StoredStudy):
     @property
     def learned(self) -> list[Learned]:
         """What the study's trials say of each study that it learned from: how far they agree, and its weight."""
-        return learned_of(self, self.state.system, self._space)
+        with looking_at(self) as state:
+            return learned_of(state, TrialTable.of(state), self._space)
 
     def prior(self) -> Prior:
         """What this study teaches now, for `learn_from` of another one, in whichever store. Raises InvalidInput."""

@@ -304,7 +304,7 @@ def main() -> str:
     return "\n".join(lines)
 
 
-_DEFAULTS: Final = {"SEEDS": "20", "MINUTES": "58", "PEERS": "1 8 64", "PROCESSES": str(os.cpu_count() or 1)}
+_DEFAULTS: Final = {"SEEDS": "20", "MINUTES": "24", "PEERS": "1 8 64", "PROCESSES": "1"}
 
 
 def _ratio(found: dict[Case, list[int]], problems: list[str], learned: str, peers: int) -> str:

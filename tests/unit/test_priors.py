@@ -20,6 +20,7 @@ from hopaas_p2p.core.priors import LARGEST_PRIOR, MOST_CONFIGURATIONS
 from hopaas_p2p.core.records import StudySet
 from hopaas_p2p.core.validity import possible_system
 from hopaas_p2p.errors import InvalidInput, NoSuchStudy
+from hopaas_p2p.report import write_report
 from hopaas_p2p.samplers import TPESampler, default_sampler
 from hopaas_p2p.search.priors import Taught
 from hopaas_p2p.search.surrogate import trust
@@ -132,7 +133,7 @@ def test_no_study_learns_from_nine(prior: Prior) -> None:
 
 def test_parameters_are_matched_by_name_and_kind(prior: Prior) -> None:
     numbers = np.random.RandomState(1)
-    used = np.ones(1, np.bool_)
+    used = np.ones(1)
     moved = Taught(
         {
             "x": FloatDistribution(0.5, 2.0),
@@ -165,8 +166,32 @@ def test_a_prior_that_agrees_counts_and_one_that_does_not_is_ignored() -> None:
     found = np.sort(numbers.normal(size=30))
     means = np.column_stack([found + numbers.normal(size=30) / 2, numbers.normal(size=30), -found])
     said = trust(means, found, np.eye(30) * 0.5, 0.05)
-    assert said.used.tolist() == [True, False, False]
+    assert said.weights[0] > 0.1 > 0.01 > said.weights[1:].max()
     assert said.agreement[0] > 0.7 > 0.3 > said.agreement[2]
+    assert said.chances[0] < 0.01, "that none counts"
+    mixture = said.drawn(0.5)
+    assert mixture is not None
+    assert mixture.argmax() == 0
+
+
+def test_no_prior_counts_where_none_agrees() -> None:
+    numbers = np.random.default_rng(1)
+    found = np.sort(numbers.normal(size=40))
+    means = numbers.normal(size=(40, 8))
+    said = trust(means, found, np.eye(40) * 0.5, 0.05)
+    assert said.chances[0] > 0.6
+    assert said.drawn(0.5) is None
+
+
+def test_before_the_first_trial_peers_try_all_priors_each_and_none() -> None:
+    said = trust(np.empty((0, 4)), np.empty(0), np.empty((0, 0)), 0.05)
+    assert said.weights.tolist() == pytest.approx([said.weights[0]] * 4)
+    drawn = [said.drawn(number) for number in np.linspace(0, 0.999, 40)]
+    assert {None if one is None else tuple(one.tolist()) for one in drawn} == {
+        None,
+        (0.25,) * 4,
+        *(tuple(row) for row in np.eye(4).tolist()),
+    }
 
 
 def test_the_first_trials_of_any_study_come_from_the_prior(prior: Prior) -> None:
@@ -212,7 +237,7 @@ def test_auto_takes_the_newest_that_share_a_parameter(store: str) -> None:
     studies.append(hopaas_p2p.open_study(store, "young", space=SPACE))
     studies.append(hopaas_p2p.open_study(store, "new", space=SPACE, learn_from="auto"))
     assert [one.name for one in studies[-1].learned] == ["second", "first"]
-    assert [str(one) for one in studies[-1].learn_from(["first"])] == ["Learned from first (weight 1.0)"]
+    assert [str(one) for one in studies[-1].learn_from(["first"])] == ["Learned from first (weight 0.9)"]
     assert studies[-1].learn_from(()) == []
     for study in studies:
         study.close()
@@ -272,6 +297,33 @@ def test_a_belief_outside_its_range_is_refused(store: str, wrong: Any) -> None:
         hopaas_p2p.open_study(store, "s", space={"x": wrong})
 
 
+def test_a_belief_may_be_of_some_parameters_only(store: str) -> None:
+    space = SPACE | {"lr": Float(1e-5, 1e-1, log=True, prior=2e-3)}
+    study = hopaas_p2p.open_study(store, "new", space=space, budget=3)
+    run(study)
+    assert study.trials[0].params["lr"] == pytest.approx(2e-3)
+    assert study.learned[0].shared == ("lr",)
+
+
+def test_who_joins_with_another_belief_is_told(store: str, caplog: pytest.LogCaptureFixture) -> None:
+    def joined(best: float | None) -> None:
+        hopaas_p2p.open_study(store, "new", space=SPACE | {"x": Float(0, 1, prior=best)})
+
+    joined(0.4)
+    joined(0.4)
+    joined(None)
+    assert "differs" not in caplog.text
+    joined(0.7)
+    assert "differs from what the study began with" in caplog.text
+
+
+def test_the_report_says_what_was_learned(store: str, prior: Prior, tmp_path: Path) -> None:
+    study = hopaas_p2p.open_study(store, "new", space=SPACE, budget=3, learn_from=[prior])
+    run(study)
+    page = write_report(study, tmp_path / "report.html").read_text()
+    assert "earlier (agrees" in page
+
+
 def test_the_commands_say_what_is_learned(tmp_path: Path) -> None:
     store, file = ("--store", str(tmp_path / "store")), str(tmp_path / "old.prior")
     old = hopaas_p2p.open_study(tmp_path / "store", "old", space={"x": Float(0, 1), "n": Int(1, 9)}, budget=6)
@@ -281,7 +333,7 @@ def test_the_commands_say_what_is_learned(tmp_path: Path) -> None:
     for words, said in (
         (("create", "plain", *store, *n), "hopaas-p2p study set plain --learn-from auto"),
         (("create", "new", *store, *x, *n), "Learned from your belief"),
-        (("show", "new", *store), "Learned from your belief (weight 1.0)"),
+        (("show", "new", *store), "Learned from your belief (weight 0.9)"),
         (("export", "old", *store, "--format", "prior", "--to", file), "Wrote what 'old' teaches"),
         (("create", "other", *store, *n, "--learn-from", file), "Learned from old"),
         (("set", "new", *store, "--learn-from", "old"), "Learned from old"),

@@ -38,7 +38,7 @@ def unit_cube(parameters: int = 3) -> Cube:
 @pytest.mark.parametrize("count", [1, 24, 25, 200])
 def test_elimination_in_blocks_is_choleskys(count: int) -> None:
     cube, places = unit_cube(), points(count)
-    kernel = surrogate._kernel(cube.squares(places, places), np.ones(3))
+    kernel = surrogate.kernel(cube.squares(places, places), np.ones(3))
     right = points(count, 90)
     solved, diagonal = surrogate._eliminated(kernel, 0.01, right)
     root = np.linalg.cholesky(kernel + 0.01 * np.eye(count))
