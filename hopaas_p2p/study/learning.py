@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Final
 
@@ -26,6 +27,8 @@ LearnFrom = str | Sequence["str | Prior"]
 AUTO: Final = "auto"
 _LARGE: Final = 20  # finished trials, from which on a study that still runs is learned from by "auto"
 
+_log: Final = logging.getLogger("hopaas_p2p")
+
 
 def check_learning(directions: Sequence[object]) -> None:
     """Raise InvalidInput if a study with these directions cannot learn from others."""
@@ -38,10 +41,11 @@ def kept(priors: Sequence[PriorRecord]) -> dict[str, str]:
     return {LEARNED: msgspec.json.encode(priors).decode()}
 
 
-def has_other_belief(system: Mapping[str, str], space: Mapping[str, Distribution]) -> bool:
-    """Whether this space expresses a belief, and another one than the study began with."""
+def warn_of_other_belief(name: str, system: Mapping[str, str], space: Mapping[str, Distribution]) -> None:
+    """Say so if this space expresses a belief, and another one than the study of that name began with."""
     mine = Prior.believed(space)
-    return mine is not None and all(one.name != BELIEF or one.params != mine.params for one in stored_priors(system))
+    if mine is not None and all(one.name != BELIEF or one.params != mine.params for one in stored_priors(system)):
+        _log.warning("the prior= of %r differs from what the study began with, and is not used", name)
 
 
 def find_priors(

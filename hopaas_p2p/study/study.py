@@ -101,9 +101,9 @@ from hopaas_p2p.study.learning import (
     LearnFrom,
     check_learning,
     find_priors,
-    has_other_belief,
     kept,
     prior_of,
+    warn_of_other_belief,
 )
 from hopaas_p2p.study.method import Searcher, SearchMethod, in_words
 from hopaas_p2p.study.progress import ProgressLog, last_line
@@ -209,8 +209,7 @@ def open_study(
     compare_fidelity(state, name, said.fidelity)
     study = Study(storage, study_id, name, sampler=sampler, pruner=pruner, said=said)
     study._keep_to_method(aloud=True)
-    if has_other_belief(study.state.system, as_given(space or {})):
-        _log.warning("the prior= of %r differs from what the study began with, and is not used", name)
+    warn_of_other_belief(name, study.state.system, as_given(space or {}))
     larger = None if budget is None else larger_budget(study.state, name, budget)
     if larger is not None:
         before = budget_words(budget_now(study.state))
