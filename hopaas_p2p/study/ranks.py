@@ -13,7 +13,6 @@ from __future__ import annotations
 import contextlib
 import importlib
 import os
-import pickle
 import platform
 import sys
 import tempfile
@@ -21,12 +20,14 @@ import weakref
 from collections.abc import Callable, Iterator, Sequence
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, Final, NoReturn, TypeVar
+from typing import Any, Final, NoReturn
 
 import msgspec
 import optuna
+from optuna.distributions import BaseDistribution, distribution_to_json, json_to_distribution
 
-from hopaas_p2p.errors import InvalidInput
+from hopaas_p2p import errors
+from hopaas_p2p.errors import HopaasError, InvalidInput
 from hopaas_p2p.runtime import metering
 from hopaas_p2p.runtime.interrupts import describe
 from hopaas_p2p.study.trial import Objective, Trial
@@ -38,40 +39,55 @@ _PARTS: Final = b"hopaas-ranks\n"
 """Begins a checkpoint that holds a part of each rank."""
 _ON_ALL: Final = "_hopaas_on_all_ranks"
 
-T = TypeVar("T")
+_ERRORS: Final[dict[str, type[Exception]]] = {"TrialPruned": optuna.TrialPruned, "LeaseLost": errors.LeaseLost} | {
+    name: one
+    for name, one in vars(errors).items()
+    if isinstance(one, type) and issubclass(one, HopaasError) and "__init__" not in vars(one)
+}
+"""What a call of a trial may raise on every rank; anything else is a RuntimeError there."""
+_encode: Final = msgspec.msgpack.Encoder().encode
+_decode: Final = msgspec.msgpack.Decoder().decode
 
 
 class Ranks:
     """The processes of one training; this one is `rank` of `size`. A process by itself is rank 0 of 1.
 
-    Values travel as pickles, among the processes of one program.
+    Values are made of numbers, texts, bytes, lists and mappings. No pickles: a launcher's channel is open to whoever
+    reaches its port.
     """
 
     rank = 0
     size = 1
 
-    def broadcast(self, value: T) -> T:
+    def broadcast(self, value: Any) -> Any:
         """The first rank's value, on every rank. Blocks the others until it is there."""
-        return value
+        return _decode(self._broadcast(_encode(value if self.rank == 0 else None)))
 
-    def gather(self, value: T) -> list[T]:
+    def gather(self, value: Any) -> list[Any]:
         """Every rank's value, on the first rank, which blocks until they are there; nothing on the others."""
-        return [value]
+        return [_decode(one) for one in self._gather(_encode(value))]
 
-    def call(self, do: Callable[[], T]) -> T:
+    def call(self, do: Callable[[], Any]) -> Any:
         """Call this on the first rank; every rank gets what it returned, or raised."""
-        value: Any = None
-        error: Exception | None = None
+        value, kind, text, error = None, "", "", None
         if self.rank == 0:
             try:
                 value = do()
+                _encode(value)
             except Exception as raised:  # noqa: BLE001  # it is raised on every rank
-                error = raised
-        value, error = self.broadcast((value, error))
-        if error is not None:
+                value, kind, text, error = None, type(raised).__name__, str(raised), raised
+        value, kind, text = self.broadcast((value, kind, text))
+        if kind:
+            error = error or _ERRORS.get(kind, RuntimeError)(text)
             setattr(error, _ON_ALL, True)
             raise error
-        return value  # type: ignore[no-any-return]
+        return value
+
+    def _broadcast(self, data: bytes) -> bytes:
+        return data
+
+    def _gather(self, data: bytes) -> list[bytes]:
+        return [data]
 
 
 class _Torchrun(Ranks):
@@ -85,28 +101,27 @@ class _Torchrun(Ranks):
         self._store: Any = dist.PrefixStore(f"hopaas/{env.get('TORCHELASTIC_RESTART_COUNT', '0')}", agent)
         self._sent = self._gathered = 0
 
-    def broadcast(self, value: T) -> T:
+    def _broadcast(self, data: bytes) -> bytes:
         number, self._sent = self._sent, self._sent + 1
         if self.rank == 0:
-            self._store.set(f"{number}", pickle.dumps(value))
+            self._store.set(f"{number}", data)
             if number >= _BEHIND:
                 self._taken(f"{number - _BEHIND} was read")
                 self._store.delete_key(f"{number - _BEHIND}")
-            return value
+            return data
         self._wait(f"{number}")
-        value = pickle.loads(self._store.get(f"{number}"))  # noqa: S301  # of this program's first rank
+        data = self._store.get(f"{number}")
         if self._store.add(f"{number} readers", 1) == self.size - 1:
             self._store.set(f"{number} was read", b"")
             self._store.delete_key(f"{number} readers")
-        return value
+        return data
 
-    def gather(self, value: T) -> list[T]:
+    def _gather(self, data: bytes) -> list[bytes]:
         number, self._gathered = self._gathered, self._gathered + 1
         if self.rank:
-            self._store.set(f"{number} of rank {self.rank}", pickle.dumps(value))
+            self._store.set(f"{number} of rank {self.rank}", data)
             return []
-        others = [self._taken(f"{number} of rank {rank}") for rank in range(1, self.size)]
-        return [value, *map(pickle.loads, others)]
+        return [data, *[self._taken(f"{number} of rank {rank}") for rank in range(1, self.size)]]
 
     def _taken(self, key: str) -> bytes:
         self._wait(key)
@@ -130,14 +145,14 @@ class _ProcessGroup(Ranks):
         self.rank, self.size = distributed.get_rank(), distributed.get_world_size()
         self._group = distributed.new_group(backend="gloo", timeout=_LONG)
 
-    def broadcast(self, value: T) -> T:
-        box = [value]
+    def _broadcast(self, data: bytes) -> bytes:
+        box = [data]
         self._distributed.broadcast_object_list(box, src=0, group=self._group)
         return box[0]
 
-    def gather(self, value: T) -> list[T]:
+    def _gather(self, data: bytes) -> list[bytes]:
         found: list[Any] | None = None if self.rank else [None] * self.size
-        self._distributed.gather_object(value, found, dst=0, group=self._group)
+        self._distributed.gather_object(data, found, dst=0, group=self._group)
         return found or []
 
 
@@ -148,11 +163,11 @@ class _Mpi(Ranks):
         self._ours = world.Dup()
         self.rank, self.size = self._ours.Get_rank(), self._ours.Get_size()
 
-    def broadcast(self, value: T) -> T:
-        return self._ours.bcast(value, root=0)  # type: ignore[no-any-return]
+    def _broadcast(self, data: bytes) -> bytes:
+        return self._ours.bcast(data, root=0)  # type: ignore[no-any-return]
 
-    def gather(self, value: T) -> list[T]:
-        return self._ours.gather(value, root=0) or []
+    def _gather(self, data: bytes) -> list[bytes]:
+        return self._ours.gather(data, root=0) or []
 
 
 _known: list[Ranks] = []
@@ -194,6 +209,14 @@ class RankedTrial:
         if callable(getattr(Trial, name)):
             return lambda *given, **named: self.ranks.call(lambda: getattr(self._trial, name)(*given, **named))
         return self.ranks.call(lambda: getattr(self._trial, name))
+
+    @property
+    def distributions(self) -> dict[str, BaseDistribution]:
+        """Those of the parameters so far."""
+        texts = self.ranks.call(
+            lambda: {key: distribution_to_json(one) for key, one in self._first.distributions.items()}
+        )
+        return {name: json_to_distribution(text) for name, text in texts.items()}
 
     def prune(self) -> NoReturn:
         """End this trial as PRUNED, on every rank that calls it."""
@@ -289,7 +312,7 @@ def follow(objective: Objective, among: Ranks, fail: Callable[[str, int, str], N
     while (trial := among.broadcast(None)) is not None:
         number, owner = trial
         try:
-            objective(RankedTrial(None, among))
+            objective(RankedTrial(None, among))  # type: ignore[arg-type]
         except Exception as error:
             if not _is_on_all(error):
                 fail(owner, number, f"rank {among.rank}: {describe(error)}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -9,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from hopaas_p2p import Float
+from hopaas_p2p import Float, open_study
 from hopaas_p2p.study import Study
 from tests.support.pages import ROOT, blocks
 from tests.support.processes import campaign, cli, environment, patient, script, states, until
@@ -158,20 +159,22 @@ train_one_epoch = lambda lr: 0.5
 """
 
 
-def test_the_programs_of_the_page_run(study: Study, tmp_path: Path) -> None:
+def test_the_programs_of_the_page_run(tmp_path: Path) -> None:
     first, second = [
-        PRELUDE + block.text.replace('"nccl"', '"gloo"').replace("several-ranks", "s").replace("./campaign", "store")
+        PRELUDE + block.text.replace('"nccl"', '"gloo"').replace("several-ranks", "page").replace("./campaign", "store")
         for block in blocks(ROOT / "docs/howto/several-gpus.md")
     ]
-    study.set_space({"lr": Float(1e-3, 0.5, log=True)})
-    study.set_budget(1)
-    train = script(tmp_path, second)[-1]
-    done = cli("worker", "--store", "store", "--study", "s", "--", *TORCHRUN, "--nproc-per-node=2", train, cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
-    study.set_budget(2)
-    train = script(tmp_path, first)[-1]
-    subprocess.run([*TORCHRUN, "--nproc-per-node=2", train], cwd=tmp_path, env=environment(), timeout=240, check=True)
-    assert states(study) == ["COMPLETE"] * 2
+    space = {"lr": Float(1e-3, 0.5, log=True)}
+    with contextlib.closing(open_study(tmp_path / "store", "page", space=space, budget=1)) as study:
+        train = script(tmp_path, second)[-1]
+        words = ["worker", "--store", "store", "--study", "page", "--", *TORCHRUN, "--nproc-per-node=2", train]
+        done = cli(*words, cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+        study.set_budget(2)
+        train = script(tmp_path, first)[-1]
+        command = [*TORCHRUN, "--nproc-per-node=2", train]
+        subprocess.run(command, cwd=tmp_path, env=environment(), timeout=patient(240), check=True)
+        assert states(study) == ["COMPLETE"] * 2
 
 
 def test_two_tasks_of_slurm_are_two_ranks(slurm: Slurm, study: Study, tmp_path: Path) -> None:
