@@ -84,7 +84,7 @@ def _connect(route: Route) -> tuple[socket.socket, Finding]:
         if route.proxy:
             cure = "fix HTTPS_PROXY, or ask your site to let the proxy connect to this server"
         raise _CheckFailed(
-            check, str(error), f"{cure}; if only a login node may connect, use: hopaas-p2p relay"
+            check, str(error), f"{cure}; if only a login node may connect, use: hopaas-p2p serve relay"
         ) from None
     taken = (time.monotonic() - began) * 1000
     if route.proxy is None:

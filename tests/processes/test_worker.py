@@ -257,7 +257,7 @@ def test_the_socket_is_private_and_gone_afterwards(study: Study, tmp_path: Path)
 
 def test_a_shell_script_reports_and_tells_through_the_socket(study: Study, tmp_path: Path) -> None:
     program = f"{sys.executable} -m hopaas_p2p.cli.main"
-    lines = f"set -e\n{program} report 0.5 --step 1\n{program} should-prune\n{program} renew\n{program} tell 0.25\n"
+    lines = f"set -e\n{program} trial report 0.5 --step 1\n{program} trial should-prune\n{program} trial renew\n{program} trial tell 0.25\n"
     (tmp_path / "train.sh").write_text(lines)
 
     work(tmp_path, ["sh", "train.sh"], "--max-trials", "1")
@@ -666,8 +666,9 @@ def test_a_command_that_always_fails_does_not_run_for_ever(
     assert loop.Worker(study, command, logs=tmp_path, say=said.append).work() == loop.FAILED
 
     assert states(study) == ["FAIL"] * 10
-    assert said[-1].startswith("all 10 trials that ran here failed, so this worker stops. The last one: ")
-    assert said[-1].endswith(f"the command ended with 3: no such module · log {tmp_path / 's' / '9.log'}")
+    assert said[-1] == "10 trials, 10 failed"
+    assert said[-2].startswith("all 10 trials that ran here failed, so this worker stops. The last one: ")
+    assert said[-2].endswith(f"the command ended with 3: no such module · log {tmp_path / 's' / '9.log'}")
 
 
 def test_a_command_that_worked_once_may_fail_often(

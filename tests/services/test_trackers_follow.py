@@ -221,7 +221,7 @@ def test_whatever_a_tracker_raises_training_goes_on(
 
     assert study.state.counts[1] == 8
     assert caplog.records[-1].getMessage() == (
-        "RuntimeError: no such thing; run hopaas-p2p export notebook once it is back"
+        "RuntimeError: no such thing; run hopaas-p2p study export --format notebook once it is back"
     )
 
 

@@ -150,7 +150,7 @@ def test_a_name_that_is_not_known_and_a_port_where_nobody_listens(trust: ssl.SSL
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
     closed = one(net_checks.checks(Route(ServerAddress("127.0.0.1", port), trust)))
-    assert (closed.check, "hopaas-p2p relay" in closed.cure) == ("connect", True)
+    assert (closed.check, "hopaas-p2p serve relay" in closed.cure) == ("connect", True)
 
 
 def test_a_server_that_speaks_something_else_is_told_from_a_bad_certificate(trust: ssl.SSLContext) -> None:

@@ -700,7 +700,7 @@ def test_a_checkpoint_of_this_side_is_resumed_from_on_the_other(postgres_url: st
         here = hopaas_p2p.open_study(f"folder://{box}", "s", space=SPACE)
         trial = here.ask()
         trial.checkpoint(b"half of it", step=3)
-        here.storage.release(trial._trial_id, reason="the job ends")
+        here.handle.release(trial.number, reason="the job ends")
         here.close()
         there = hopaas_p2p.open_study(postgres_url, "s", create=False)
         again = there.ask()

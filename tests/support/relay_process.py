@@ -1,4 +1,4 @@
-"""`hopaas-p2p relay` in a process of its own."""
+"""`hopaas-p2p serve relay` in a process of its own."""
 
 from __future__ import annotations
 

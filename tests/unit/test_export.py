@@ -302,7 +302,7 @@ def test_more_than_the_budget_is_refused_before_anything_is_written(
 ) -> None:
     export_study(study, tmp_path / "x.study")
     target = hopaas_p2p.open_study(storages("to"), "mine", directions="maximize", budget=3)
-    with pytest.raises(InvalidInput, match="resume mine --budget"):
+    with pytest.raises(InvalidInput, match="study set mine --budget"):
         import_study(target.storage, tmp_path / "x.study", name="mine")
     assert target.trials == []
 

@@ -94,7 +94,7 @@ def test_loops_for_ever_share_a_study_and_end_well_when_its_budget_does(tmp_path
     )
     with same.trial() as trial:
         trial.loss = 1.0
-    cli("study", "resume", same.store_name, "-s", "store", "--budget", "30", cwd=tmp_path)
+    cli("study", "set", same.store_name, "-s", "store", "--budget", "30", cwd=tmp_path)
 
     with subprocess.Popen(
         command, cwd=tmp_path, env=environment(HOPAAS_STORE="store"), stderr=subprocess.PIPE, text=True
