@@ -150,7 +150,7 @@ def last_seen(name: object, left: float | None, ttl: float) -> str:
 
 
 def _whole(seconds: float) -> str:
-    """As the browser writes it when it keeps counting: whole seconds."""
+    """Whole seconds, in the format of the browser's own counter."""
     return f"{seconds:.0f} s" if seconds < 59.5 else duration(seconds)
 
 

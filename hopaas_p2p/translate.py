@@ -22,7 +22,7 @@ _MAX_ATTRIBUTE: Final = 1 << 20
 
 
 def to_record(distribution: BaseDistribution) -> records.Distribution:
-    """Optuna's distribution as the log writes it.
+    """Convert an Optuna distribution to its form in the log.
 
     Raises:
         InvalidInput: a categorical choice that is not None, bool, int, float or str.

@@ -31,7 +31,8 @@ class Standing(NamedTuple):
     value: str
     numeric: bool = False
     share: float | None = None
-    """The share of the complete trials with a smaller number, equal ones counted half; or with the same choice."""
+    """The share of complete trials with a smaller value of this parameter, ties counting half; for a choice, the
+    share with the same choice."""
 
 
 def standings(state: State, columns: TrialTable, number: int) -> list[Standing]:

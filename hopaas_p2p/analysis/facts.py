@@ -60,7 +60,7 @@ def last_ended(state: State) -> dict[str, float]:
 
 
 def budget_unit(state: State) -> str:
-    """What a study's budget counts, in words: trials, or with rungs configurations, or a population's members."""
+    """What a study's budget counts, in words: trials; with rungs, configurations; in a population, members."""
     return state.configurations.unit
 
 

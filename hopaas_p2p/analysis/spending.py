@@ -149,7 +149,7 @@ def _until_in_words(until: Until | None) -> list[str]:
 # --- as texts ---
 
 _HEADS: Final = {"gpu_hours": "GPU hours", "core_hours": "core hours", "kwh": "kWh"}
-"""Of columns that people do not call as programs do."""
+"""Headings of the columns whose names in the program differ from what people call them."""
 
 
 def cells(found: Spending) -> tuple[list[str], list[list[str]]]:

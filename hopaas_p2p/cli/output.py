@@ -111,7 +111,7 @@ def parameters(params: Mapping[str, Any], *, digits: int = 6) -> str:
 
 
 def utc_time(iso: str | None) -> str:
-    """A time of `times.to_iso`, without fractions of a second."""
+    """A time as `times.to_iso` writes it, without fractions of a second."""
     return f"{iso[:10]} {iso[11:19]} UTC" if iso else ""
 
 

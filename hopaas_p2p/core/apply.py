@@ -633,7 +633,7 @@ def _refusal(trial: Trial, record: LeaseRecord, commit: Commit, *, absent: str) 
 
 
 def _move(state: State, trial: Trial, to: TrialState, by: type) -> None:
-    """Give the trial another state, as a record of this kind may, and keep the counts and indexes true."""
+    """Move the trial to another state, as this kind of record allows, and keep the counts and indexes consistent."""
     assert to in TRANSITIONS[trial.state, by].to
     number = trial.number
     state.counts[trial.state] -= 1

@@ -299,7 +299,7 @@ def check(plain: bytes, study: StudyRules, *, first: int) -> list[int]:
 
 
 def _total(sets: Sequence[Sequence[object]], column: Sequence[int]) -> int:
-    """How many entries the sets have to which a column refers, added up. Raises IndexError."""
+    """The total number of entries in the sets that this column refers to. Raises IndexError."""
     if column.count(0) == len(column):
         return len(sets[0]) * len(column)
     return sum(map([len(one) for one in sets].__getitem__, column))

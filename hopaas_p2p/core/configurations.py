@@ -123,7 +123,8 @@ class Configurations(Pausing):
                 chain.copied = chain.promoted
 
     def _merged(self, chain: TrialChain, values: Worth, trial: Trial) -> tuple[int, Worth]:
-        """How many rungs this trial has reached, and the values of its configuration with what it reported at them.
+        """How many rungs this trial has reached, and its configuration's values, including this trial's reports at
+        those rungs.
 
         Of two trials that say something of a rung, the first counts; in a population, the last one that went on to it.
         """

@@ -16,7 +16,8 @@ FORMAT: Final = 1
 """The log format this code writes. A commit of any other is garbage to it, see `codec.decode`."""
 
 Step = Annotated[int, msgspec.Meta(ge=-(1 << 63), le=(1 << 63) - 1)]
-"""Of a report or checkpoint. A record with a larger one cannot be decoded, as one whose field has another type."""
+"""Of a report or checkpoint. A record with a step outside this range cannot be decoded, just like a record with a
+field of the wrong type."""
 Natural = Annotated[int, msgspec.Meta(ge=0, lt=1 << 53)]
 """The number of a trial or an epoch."""
 LAST_TIME: Final = 1 << 53
@@ -322,7 +323,7 @@ class TrialTakeOver(msgspec.Struct, array_like=True, frozen=True, tag="trial.tak
     values: tuple[float, ...] | None = None
     reason: str | None = None
     by: str = ""
-    """Who, for people to read."""
+    """The name of the operator. For display only."""
 
 
 class TrialStop(msgspec.Struct, array_like=True, frozen=True, tag="trial.stop"):

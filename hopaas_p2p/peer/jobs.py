@@ -61,7 +61,7 @@ class Jobs(Generic[P]):
         self._idle = 0
 
     def add(self, run: Callable[[P], float]) -> Job[P]:
-        """A new job, which is not due before it is woken."""
+        """Add a job. It does not run until it is woken."""
         job = Job(run)
         with self._changed:
             self._jobs.append(job)

@@ -368,7 +368,7 @@ class Peer:
     def _wait(self, log: LogClient[Any], pending: PendingCommit | None, within: float) -> None:
         """Wait until the log has decided about what is pending, or was read anew.
 
-        An exchange that fails is made again, for `within` so many seconds.
+        A failed exchange is retried for up to `within` seconds.
         """
         self.check_process()
         if pending is not None and pending.verdicts is not None:

@@ -409,7 +409,7 @@ class LogSession(Generic[S]):
     def _decoded(self, payload: bytes, author: str) -> Commit | codec.Garbage:
         """A commit that is not the one in flight. Sees whether this session cannot have sent it, although it names it.
 
-        Then another process uses the same name. Of another user's commits `apply` takes care.
+        Then another process uses the same name. `apply` deals with commits by other users.
         """
         commit, outbox = codec.decode(payload), self.outbox
         if isinstance(commit, Commit) and commit.writer == self.writer and self.author in ("", author):

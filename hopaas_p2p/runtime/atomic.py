@@ -96,7 +96,8 @@ def _private_folder(parent: int, path: Path, name: str) -> Iterator[Path]:
 def open_regular(path: str | Path, flags: int = READ) -> int:
     """A descriptor of an ordinary file, in a directory where others may write, or could once.
 
-    No link is followed, and a FIFO holds nobody up. A file that is written to is this user's, under one name only.
+    Symbolic links are not followed, and opening a FIFO does not block. A file that is written to is this user's, under
+    one name only.
 
     Raises:
         OSError: it is not there, or something else is.

@@ -67,8 +67,8 @@ class Prior(PriorRecord, frozen=True, forbid_unknown_fields=True):
     def from_study(cls, study: Any, name: str | None = None, *, uuid: str = "", place: int = 0) -> Self:
         """The prior of a study with one objective, Optuna's or ours, as it is now.
 
-        It has the parameters that all COMPLETE and PRUNED trials share, of at most 200 trials: the best hundred, and
-        others spread evenly over their ranks.
+        It covers the parameters that all COMPLETE and PRUNED trials share, and is made from at most 200 of these
+        trials: the best hundred, and others spread evenly over the remaining ranks.
 
         Raises:
             InvalidInput: the study has several objectives, or fewer than five trials with the same parameters.

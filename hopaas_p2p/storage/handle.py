@@ -350,7 +350,7 @@ class StudyHandle:
 
         Raises:
             NoWork: the budget has no room for it.
-            InvalidInput: no trial can be like that.
+            InvalidInput: the record describes an impossible trial.
 
         """
         verdict = self._commit(record)
@@ -601,7 +601,9 @@ class StudyHandle:
             return {name: {**logged.get(name, {}), **mine.get(name, {})} for name in (logged | mine)}
 
     def _say_resumed_from_start(self, number: int, owned: OwnedTrial) -> None:
-        """Say so of a retry that goes on without a look at its checkpoints; unless another process may have looked."""
+        """Record that a retry starts from the beginning if nothing looked at its checkpoints, unless another process
+        may have done so.
+        """
         if owned.resumed_from is None and not self._travelled(owned):
             self._say_resumed(number, owned, records.FROM_START)
 

@@ -309,7 +309,7 @@ class Proposer:
         return NoWork(why, Done("space"))
 
     def _reuse(self, trial: Trial, same: LoggedTrial) -> bool:
-        """Tell the known values of this configuration as a trial of its own, if that is wanted and there are some."""
+        """If the study reuses results and this configuration has one, record it as a separate trial."""
         if self._searcher.repeats != "reuse" or not _has_result(same) or self._is_used_up():
             return False
         record = TrialCreate(
