@@ -20,6 +20,15 @@ _FEW: Final = 600
 _BEST: Final = 10  # lines across parallel axes that have titles
 _ROW: Final = 26.0
 _DASHES: Final = {"dashed": "6 3", "dotted": "2 2"}
+_SHAPES: Final = {
+    "rect": ((-0.9, -0.9), (0.9, -0.9), (0.9, 0.9), (-0.9, 0.9)),
+    "roundrect": ((-0.6, -1.1), (0.6, -1.1), (0.6, 1.1), (-0.6, 1.1)),
+    "triangle": ((0.0, -1.2), (1.1, 0.8), (-1.1, 0.8)),
+    "diamond": ((0.0, -1.3), (1.0, 0.0), (0.0, 1.3), (-1.0, 0.0)),
+    "arrow": ((0.0, -1.2), (1.0, 1.0), (0.0, 0.4), (-1.0, 1.0)),
+    "pin": ((0.0, 1.2), (1.1, -0.8), (-1.1, -0.8)),
+}
+"""Corners of a symbol of radius 1; any other is a circle."""
 
 
 def safe(text: object, *, longest: int = 2000) -> str:
@@ -106,14 +115,21 @@ def svg(chart: Chart, *, width: float = 500.0, height: float = 290.0) -> str:
 
 def legend(chart: Chart) -> str:
     """The series by name and colour, and the chart's caption, as HTML."""
-    keys = [key(one.colour, one.name) for one in chart.series if one.drawn and one.mark in ("points", "line", "steps")]
+    keys = [
+        key(one.colour, one.name, one.symbol if one.mark == "points" else "")
+        for one in chart.series
+        if one.drawn and one.mark in ("points", "line", "steps")
+    ]
     return " ".join([*(keys if len(keys) > 1 else []), safe(chart.caption)])
 
 
-def key(colour: str, text: str) -> str:
-    """An entry of a legend."""
-    style = f'style="background:{colour}"'
-    return f'<span class="pair"><span class="key" {style}></span>{safe(text, longest=80)}</span>'
+def key(colour: str, text: str, symbol: str = "") -> str:
+    """An entry of a legend: the colour of a line, or a mark as it is drawn."""
+    shown = f'<span class="key" style="background:{colour}"></span>'
+    if symbol:
+        mark = f'<path class="dot" {_look(symbol, colour)} d="{_outline(symbol, 0, 0, 5)}"/>'
+        shown = f'<svg aria-hidden="true" class="mark" viewBox="-7 -7 14 14">{mark}</svg>'
+    return f'<span class="pair">{shown}{safe(text, longest=80)}</span>'
 
 
 def _columns(one: Series) -> tuple[list[Any], list[Any]]:
@@ -182,14 +198,29 @@ def _apart(x: Scale, at: int) -> float:
 
 def _points(one: Series, places: Sequence[tuple[float, float, int]]) -> str:
     """Marks: each with its title if they are few, else one path."""
+    look, radius = _look(one.symbol, one.colour), one.size * 0.55
+    outlines = [(_outline(one.symbol, x, y, radius), at) for x, y, at in places]
     if len(places) > _FEW:
-        path = "".join(f"M{px(x)} {px(y)}h0" for x, y, _ in places)
-        return f'<path class="many" stroke="{one.colour}" stroke-width="{px(one.size * 0.9)}" d="{path}"/>'
+        return f'<path class="many" {look} d="{"".join(outline for outline, _ in outlines)}"/>'
     return "".join(
-        f'<circle fill="{one.colour}" cx="{px(x)}" cy="{px(y)}" r="{px(one.size * 0.55)}">'
-        f"<title>{safe(_said(one, at))}</title></circle>"
-        for x, y, at in places
+        f'<path class="dot" {look} d="{outline}"><title>{safe(_said(one, at))}</title></path>'
+        for outline, at in outlines
     )
+
+
+def _look(symbol: str, colour: str) -> str:
+    """Attributes of a mark; one that is empty has an edge only."""
+    filled, edge = ("none", colour) if symbol.startswith("empty") else (colour, "none")
+    return f'style="fill:{filled};stroke:{edge}"'
+
+
+def _outline(symbol: str, x: float, y: float, radius: float) -> str:
+    """The outline of a mark, as a path."""
+    corners = _SHAPES.get(symbol.removeprefix("empty").lower())
+    if corners is None:
+        d = px(2 * radius)
+        return f"M{px(x - radius)} {px(y)}a1 1 0 1 0 {d} 0a1 1 0 1 0-{d} 0"
+    return "M" + "L".join(f"{px(x + radius * dx)} {px(y + radius * dy)}" for dx, dy in corners) + "z"
 
 
 def _path(one: Series, path: str, title: str) -> str:

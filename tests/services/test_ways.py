@@ -34,7 +34,9 @@ def test_a_laptop_nodes_behind_a_proxy_nodes_with_a_folder_and_a_peer_at_the_dir
         monkeypatch.delenv(name, raising=False)
     authority, store = Authority(tmp_path), str(tmp_path / "store")
     space = {"x": hopaas_p2p.Float(0, 1)}
-    study = hopaas_p2p.open_study(store, "campaign", space=space, budget=_BUDGET, policy=hopaas_p2p.StudyPolicy(lease_ttl=20.0))
+    study = hopaas_p2p.open_study(
+        store, "campaign", space=space, budget=_BUDGET, policy=hopaas_p2p.StudyPolicy(lease_ttl=20.0)
+    )
     chain, key = authority.certificate()
     server = HttpsProcess(tmp_path, store, "--tls-cert", str(chain), "--tls-key", str(key)).start()
     url, token = f"https://{HOST}:{server.port}", {"HOPAAS_TOKEN": administrator(store)}

@@ -152,11 +152,23 @@ def test_the_report_needs_no_network_and_no_script() -> None:
 def test_every_chart_has_a_name_for_people_who_do_not_see_it() -> None:
     page = _render(_study(30))
 
-    charts = re.findall(r"<svg [^>]*>.{0,7}", page)
+    charts = [
+        one for one in re.findall(r"<svg [^>]*>.{0,7}", page) if 'aria-hidden="true"' not in one
+    ]  # legends' marks
     assert len(charts) >= 5
     for chart in charts:
         assert 'role="img" aria-label="' in chart
         assert chart.endswith("<title>")
+
+
+def test_colour_is_not_the_only_sign_of_a_pruned_trial() -> None:
+    page = _render(_study(30))
+    legend = page[page.index("<figcaption") :]
+    pruned, complete = [
+        re.search(rf'd="([^"]*)"/></svg>{word}', legend)[1]
+        for word in ("pruned", "complete")  # type: ignore[index]
+    ]
+    assert ("a" in complete, "a" in pruned) == (True, False), "a circle has arcs"
 
 
 def test_hostile_names_are_shown_and_never_run() -> None:
