@@ -1109,7 +1109,7 @@ def test_an_optimize_that_is_interrupted_while_the_store_is_away_does_not_wait_l
     began = [0.0]
 
     def terminate_the_ask() -> None:
-        until(lambda: study.storage.peer.callers)
+        until(lambda: study.storage.peer.away)
         began[0] = time.monotonic()
         os.kill(os.getpid(), signal.SIGTERM)
 

@@ -298,10 +298,10 @@ def test_who_comes_while_postgres_is_away_is_told_to_come_later(centre: Centre) 
             append_many(store.log("u"), "a", 1)
             own.halt()
             with pytest.raises(StoreUnreachable):
-                store.log("u").exchange(outgoing("while it is away"), 1)
+                store.log("u").exchange(outgoing("away"), 1)
             assert asked(server, centre.authority, bearer("new.12345678:token"))[0] == 503
             own.start()
-            again(lambda: store.log("u").exchange(outgoing("while it is away"), 1))
+            again(lambda: store.log("u").exchange(outgoing("away"), 1))
             assert len(everything(store.log("u"))) == 2
     finally:
         own.stop()
@@ -381,7 +381,7 @@ def test_a_server_that_is_stopped_is_left_for_another_one(
     append_many(log, "a", 2)
     used = first if first.events("opened") else second
     used.signal(signal.SIGSTOP)
-    again(lambda: log.exchange(outgoing("while it sleeps"), 0))
+    again(lambda: log.exchange(outgoing("asleep"), 0))
     assert len(everything(log)) == 3
     used.signal(signal.SIGCONT)
 
