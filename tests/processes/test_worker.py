@@ -256,8 +256,9 @@ def test_the_socket_is_private_and_gone_afterwards(study: Study, tmp_path: Path)
 
 
 def test_a_shell_script_reports_and_tells_through_the_socket(study: Study, tmp_path: Path) -> None:
-    program = f"{sys.executable} -m hopaas_p2p.cli.main"
-    lines = f"set -e\n{program} trial report 0.5 --step 1\n{program} trial should-prune\n{program} trial renew\n{program} trial tell 0.25\n"
+    program = f"{sys.executable} -m hopaas_p2p.cli.main trial"
+    said = ["report 0.5 --step 1", "should-prune", "renew", "tell 0.25"]
+    lines = "\n".join(["set -e", *(f"{program} {words}" for words in said)])
     (tmp_path / "train.sh").write_text(lines)
 
     work(tmp_path, ["sh", "train.sh"], "--max-trials", "1")
