@@ -156,8 +156,8 @@ class TrialTable:
 
     def seconds(self) -> Floats:
         """How long each trial took, over all its leases; NaN for one that is not over or whose times are not known."""
-        spent: Floats = self.end - self.start
-        return np.where(spent >= 0, spent + self.earlier, np.nan)
+        spent: Floats = np.maximum(0.0, self.end - self.start) + self.earlier
+        return spent
 
     def is_(self, *states: int) -> Mask:
         """Which trials are in one of these states."""

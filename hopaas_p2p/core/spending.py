@@ -24,10 +24,13 @@ def earlier_seconds(trial: Trial) -> float:
 
 
 def trial_seconds(trial: Trial) -> float | None:
-    """How long the trial ran, over all its leases; None if it is not over, or no clock says."""
+    """How long the trial ran, over all its leases; None if it is not over, or no clock says.
+
+    A lease during which a clock was put back counts as nothing, as in `TrialTable.seconds` and in exports.
+    """
     if trial.start is None or trial.end is None:
         return None
-    return earlier_seconds(trial) + (trial.end - trial.start) / 1e6
+    return earlier_seconds(trial) + max(0, trial.end - trial.start) / 1e6
 
 
 def configuration_seconds(trial: Trial, state: State) -> float | None:
