@@ -28,7 +28,7 @@ def test_three_clusters_share_one_study(centre: Centre, tmp_path: Path) -> None:
     }
     with ConnectProxy("user", "password") as proxy:
         said = run_page(
-            "docs/tutorials/three-clusters.md",
+            "docs/clusters.md",
             home,
             stands_in={
                 "owner@db.example.org/tuning": f"{OWNER}@127.0.0.1:{centre.server.port}/store",
@@ -113,25 +113,6 @@ def test_a_bucket_is_enough(s3_server: S3Server, tmp_path: Path) -> None:
         },
     )
     assert "weights for" in said
-
-
-def test_behind_a_proxy(centre: Centre, tmp_path: Path) -> None:
-    gateway = centre.serve()
-    home = tmp_path / "home"
-    home.mkdir()
-    (home / "ann.token").write_text(centre.token("ann").secret.reveal())
-    with ConnectProxy("user", "password") as proxy:
-        said = run_page(
-            "docs/tutorials/proxy.md",
-            home,
-            stands_in={
-                "gateway.example.org/tuning": f"{HOST}:{gateway.port}/store",
-                "proxy.site.example:3128": f"127.0.0.1:{proxy.port}",
-            },
-            env={"HOPAAS_CA_FILE": str(centre.authority.file), "NO_PROXY": ""},
-        )
-        assert proxy.tunnels > 0
-    assert "4 of 4" in said or "4/4" in said, said
 
 
 def test_trackers_and_the_registry(mlflow_server: str, tmp_path: Path) -> None:
