@@ -30,7 +30,6 @@ def _pages() -> list[Path]:
         "docs/fidelity.md",
         "docs/populations.md",
         "docs/quickstart.md",
-        "docs/tutorials/first-study.md",
         "docs/tutorials/learn-from.md",
         "docs/from-hopaas.md",
         "docs/join.md",

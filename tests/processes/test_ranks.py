@@ -161,7 +161,7 @@ train_one_epoch = lambda lr: 0.5
 def test_the_programs_of_the_page_run(study: Study, tmp_path: Path) -> None:
     first, second = [
         PRELUDE + block.text.replace('"nccl"', '"gloo"').replace("several-ranks", "s").replace("./campaign", "store")
-        for block in blocks(ROOT / "docs/howto/several-gpus.md")
+        for block in blocks(ROOT / "docs/several-gpus.md")
     ]
     study.set_space({"lr": Float(1e-3, 0.5, log=True)})
     study.set_budget(1)
