@@ -21,19 +21,22 @@ def _pages() -> list[Path]:
     return [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").rglob("*.md"))]
 
 
-def test_the_documentation_can_be_taken_in() -> None:
-    """At most thirty pages; the aim is 30,000 words, of which more than half are reference tables for now.
+_LOOKED_UP = ("cli.md", "security.md", "guarantees.md", "design.md", "log-format.md", "benchmarks.md")
+"""Reference, promises with their tests, internals and measurements: for those who look for them."""
 
-    Those are the command line's reference, measurements, the threat model, and the promises with their tests. What
-    somebody reads to use the program has the second bar. A new page replaces an old one.
+
+def test_the_documentation_can_be_taken_in() -> None:
+    """At most 30 pages, and 30,000 words from the README to the last page about using the program.
+
+    The aim is 30,000 words for all pages. What is looked up, mostly generated or in tables, may only get shorter.
     """
     pages = [page for page in _pages() if page.name != "CHANGELOG.md" and page.parent.name != "adr"]
     words = {page.name: len(page.read_text(encoding="utf-8").split()) for page in pages}
-    tables = sum(words[name] for name in ("cli.md", "benchmarks.md", "security.md", "guarantees.md"))
+    looked_up = sum(words[name] for name in _LOOKED_UP)
 
     assert len(pages) <= 30
-    assert sum(words.values()) <= 56_100
-    assert sum(words.values()) - tables <= 36_000
+    assert sum(words.values()) - looked_up <= 30_000
+    assert looked_up <= 25_400
 
 
 @pytest.mark.parametrize(
