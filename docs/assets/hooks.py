@@ -23,7 +23,7 @@ _PLACES = {
     "PRUNED": (620, 150),
     "FAIL": (620, 260),
 }
-_WIDE = ("comparison.md",)
+_WIDE = ("optuna.md",)
 _GLOSSARY = "concepts.md"
 _HALF_WIDTH, _HALF_HEIGHT = 58, 18
 

@@ -232,7 +232,7 @@ def _run(case: Case, seed: int) -> int:
 
 
 def _digits(best: float, sampler: optuna.samplers.BaseSampler, trials: int) -> optuna.Study:
-    """The study of docs/tutorials/learn-from.md."""
+    """The study of docs/search.md."""
     space: dict[str, BaseDistribution] = {
         "lr": FloatDistribution(1e-5, 1e-1, log=True),
         "dropout": FloatDistribution(0, 0.6),
@@ -247,7 +247,7 @@ def _digits(best: float, sampler: optuna.samplers.BaseSampler, trials: int) -> o
 
 
 def picture(seeds: int = 21) -> str:
-    """The best loss after each trial of the tutorial's second study, with and without the first: medians."""
+    """The best loss after each trial of that page's second study, with and without the first: medians."""
     found: dict[str, list[list[float]]] = {"with what last year taught": [], "without": []}
     for seed, (name, runs) in itertools.product(range(seeds), found.items()):
         priors = [] if name == "without" else [Prior.from_study(_digits(1e-3, default_sampler(seed + 1000), 40))]

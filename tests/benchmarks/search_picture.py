@@ -1,4 +1,4 @@
-"""The pictures of docs/search.md and of the tutorial on earlier studies."""
+"""The pictures of docs/search.md and of its section on earlier studies."""
 
 from __future__ import annotations
 

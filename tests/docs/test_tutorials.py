@@ -13,7 +13,6 @@ from tests.support.connect_proxy import ConnectProxy
 from tests.support.pages import run_page
 from tests.support.postgres import Server, find_binaries
 from tests.support.postgres_fixtures import OWNER, missing
-from tests.support.s3_server import S3Server
 from tests.support.served import HOST, Centre
 
 
@@ -28,7 +27,7 @@ def test_three_clusters_share_one_study(centre: Centre, tmp_path: Path) -> None:
     }
     with ConnectProxy("user", "password") as proxy:
         said = run_page(
-            "docs/tutorials/three-clusters.md",
+            "docs/clusters.md",
             home,
             stands_in={
                 "owner@db.example.org/tuning": f"{OWNER}@127.0.0.1:{centre.server.port}/store",
@@ -61,7 +60,7 @@ def own_server() -> Iterator[Server]:
     server.stop()
 
 
-def _on(server: Server, page: str, directory: Path, **env: str) -> str:
+def _on(server: Server, page: str, directory: Path) -> str:
     def run(text: str) -> None:
         for statement in text.strip().split("\n"):
             server.execute(statement)
@@ -71,22 +70,16 @@ def _on(server: Server, page: str, directory: Path, **env: str) -> str:
         directory,
         stands_in={"db.example.org/tuning": f"127.0.0.1:{server.port}/tuning", "db.example.org": "127.0.0.1"},
         sql=run,
-        env=env,
     )
 
 
 def test_a_group_works_on_postgres(own_server: Server, tmp_path: Path) -> None:
-    said = _on(own_server, "docs/tutorials/postgres-group.md", tmp_path)
+    said = _on(own_server, "docs/postgres.md", tmp_path)
     assert "shared" in said
     assert "secret" not in said
 
 
-def test_the_commands_of_the_page_on_postgres_run(own_server: Server, tmp_path: Path) -> None:
-    said = _on(own_server, "docs/postgres.md", tmp_path, PGPASSWORD="secret")
-    assert "mnist" in said
-
-
-def test_the_commands_of_the_page_on_leases_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_commands_of_the_page_on_concepts_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOPAAS_SITE", "north")
     store = str(tmp_path / "store")
     study = hopaas_p2p.open_study(
@@ -94,48 +87,15 @@ def test_the_commands_of_the_page_on_leases_run(tmp_path: Path, monkeypatch: pyt
     )
     trials = [study.ask() for _ in range(18)]
 
-    run_page("docs/leases.md", tmp_path, env={"HOPAAS_STORE": store, "XDG_STATE_HOME": str(tmp_path / "state")})
+    run_page("docs/concepts.md", tmp_path, env={"HOPAAS_STORE": store, "XDG_STATE_HOME": str(tmp_path / "state")})
 
     assert trials[17].stop_requested == "diverged"
     assert study.state.draining == {}
     study.close()
 
 
-def test_a_bucket_is_enough(s3_server: S3Server, tmp_path: Path) -> None:
-    said = run_page(
-        "docs/tutorials/bucket.md",
-        tmp_path,
-        stands_in={
-            "s3://tuning/first": f"s3://{s3_server.bucket}/{s3_server.new_prefix()}",
-            "https://s3.example.org": s3_server.endpoint,
-            "AKIAEXAMPLE": s3_server.keys[0][0],
-            "an-example": s3_server.keys[0][1],
-        },
-    )
-    assert "weights for" in said
-
-
-def test_behind_a_proxy(centre: Centre, tmp_path: Path) -> None:
-    gateway = centre.serve()
-    home = tmp_path / "home"
-    home.mkdir()
-    (home / "ann.token").write_text(centre.token("ann").secret.reveal())
-    with ConnectProxy("user", "password") as proxy:
-        said = run_page(
-            "docs/tutorials/proxy.md",
-            home,
-            stands_in={
-                "gateway.example.org/tuning": f"{HOST}:{gateway.port}/store",
-                "proxy.site.example:3128": f"127.0.0.1:{proxy.port}",
-            },
-            env={"HOPAAS_CA_FILE": str(centre.authority.file), "NO_PROXY": ""},
-        )
-        assert proxy.tunnels > 0
-    assert "4 of 4" in said or "4/4" in said, said
-
-
 def test_trackers_and_the_registry(mlflow_server: str, tmp_path: Path) -> None:
-    said = run_page("docs/howto/trackers.md", tmp_path, stands_in={"http://mlflow.example.org:5000": mlflow_server})
+    said = run_page("docs/trackers.md", tmp_path, stands_in={"http://mlflow.example.org:5000": mlflow_server})
     assert "Exported 6 trials to mlflow" in said
     assert "Exported 6 trials to wandb" in said
     assert "models:/detector/1" in said
@@ -149,4 +109,4 @@ def test_training_libraries(tmp_path: Path) -> None:
     for module in ("torch", "keras", "xgboost", "optuna_integration"):
         if importlib.util.find_spec(module) is None:
             missing(f"{module} (pip install 'hopaas-p2p[integrations]')")
-    run_page("docs/howto/training.md", tmp_path, env={"OMP_NUM_THREADS": "1"}, seconds=300)
+    run_page("docs/training.md", tmp_path, env={"OMP_NUM_THREADS": "1"}, seconds=300)

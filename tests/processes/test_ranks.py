@@ -162,7 +162,7 @@ train_one_epoch = lambda lr: 0.5
 def test_the_programs_of_the_page_run(tmp_path: Path) -> None:
     first, second = [
         PRELUDE + block.text.replace('"nccl"', '"gloo"').replace("several-ranks", "page").replace("./campaign", "store")
-        for block in blocks(ROOT / "docs/howto/several-gpus.md")
+        for block in blocks(ROOT / "docs/several-gpus.md")
     ]
     space = {"lr": Float(1e-3, 0.5, log=True)}
     with contextlib.closing(open_study(tmp_path / "store", "page", space=space, budget=1)) as study:

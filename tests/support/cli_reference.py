@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from collections import Counter
 from collections.abc import Iterator
 from typing import Final
 
@@ -12,6 +13,7 @@ from hopaas_p2p.cli.main import PROGRAM, cli
 from hopaas_p2p.runtime.settings import SETTINGS, variable
 
 _EVERYWHERE: Final = ("--help", "--json", "--debug")
+_OFTEN: Final = 2  # an option that so many commands have is explained once
 _HEAD: Final = f"""# The command line
 
 Generated from the code: `python -m tests.support.cli_reference > docs/cli.md`.
@@ -54,27 +56,48 @@ def reference() -> str:
         for name, one in SETTINGS.items()
     ]
     context = click.Context(cli, info_name=PROGRAM, show_default=True)
-    return _HEAD + "\n".join(rows) + "\n\n## Commands\n" + "".join(_commands(cli, context))
+    commands = list(_commands(cli, context))
+    counted = Counter(option for _, inner in commands for option in _options(inner))
+    by_name = {_long(option[0]): option for option, _ in reversed(counted.most_common())}  # one meaning of each name
+    often = {option for option in by_name.values() if counted[option] >= _OFTEN}
+    head = _HEAD + "\n".join(rows) + "\n\n## Options of several commands\n\n"
+    shared = "".join(f"* `{names}`: {_escaped(text)}\n" for names, text in counted if (names, text) in often)
+    return head + shared + "\n## Commands\n" + "".join(_command(*one, often) for one in commands)
 
 
-def _commands(group: click.Group, context: click.Context) -> Iterator[str]:
+def _commands(group: click.Group, context: click.Context) -> Iterator[tuple[click.Command, click.Context]]:
     for name in group.list_commands(context):
         command = group.get_command(context, name)
         assert command is not None
         inner = click.Context(command, info_name=name, parent=context)
+        yield command, inner
         if isinstance(command, click.Group):
-            yield f"\n### `{inner.command_path}`\n\n{_prose(command)}\n"
             yield from _commands(command, inner)
-        else:
-            yield _command(command, inner)
 
 
-def _command(command: click.Command, context: click.Context) -> str:
+def _options(context: click.Context) -> list[tuple[str, str]]:
+    """The names and the help of a command's options, but for those of every command."""
+    if isinstance(context.command, click.Group):
+        return []
+    records = [record for param in context.command.get_params(context) if (record := param.get_help_record(context))]
+    return [(names, text) for names, text in records if text and not names.endswith(_EVERYWHERE)]
+
+
+def _command(command: click.Command, context: click.Context, often: set[tuple[str, str]]) -> str:
+    if isinstance(command, click.Group):
+        return f"\n### `{context.command_path}`\n\n{_prose(command)}\n"
     usage = " ".join([context.command_path, *command.collect_usage_pieces(context)])
-    records = [record for param in command.get_params(context) if (record := param.get_help_record(context))]
-    shown = [(names, text) for names, text in records if text and not names.endswith(_EVERYWHERE)]
-    options = "".join(f"* `{names}`: {_escaped(text)}\n" for names, text in shown)
-    return f"\n### `{context.command_path}`\n\n    {usage}\n\n{_prose(command)}\n" + (f"\n{options}" if options else "")
+    said = f"\n### `{context.command_path}`\n\n    {usage}\n\n{_prose(command)}\n"
+    options = _options(context)
+    lines = [f"* `{names}`: {_escaped(text)}\n" for names, text in options if (names, text) not in often]
+    names = [f"`{_long(one[0])}`" for one in options if one in often]
+    lines += [f"* Also {', '.join(names)}.\n"] if names else []
+    return said + ("\n" + "".join(lines) if lines else "")
+
+
+def _long(names: str) -> str:
+    """An option's long name: of `-s, --store URL`, `--store`."""
+    return next(word.strip(",") for word in names.split() if word.startswith("--"))
 
 
 def _prose(command: click.Command) -> str:

@@ -63,18 +63,18 @@ def _records() -> str:
     parts = []
     for kind in (*typing.get_args(records.StudyRecord), *typing.get_args(records.CatalogRecord)):
         parts.append(f"### `{_tag(kind)}`\n\n{inspect.getdoc(kind)}\n")
-        rows = ["| | field | type | if left out |", "|---|---|---|---|"]
+        rows = []
         hints = typing.get_type_hints(kind)
         for place, field in enumerate(msgspec.structs.fields(kind), start=1):
-            default = "required"
+            default = ""
             if isinstance(field.default, Policy):
-                default = "the default policy"
+                default = ", default: the default policy"
             elif field.default is not msgspec.NODEFAULT:
-                default = f"`{getattr(field.default, 'name', field.default)}`"
+                default = f", default `{getattr(field.default, 'name', field.default)}`"
             elif field.default_factory is not msgspec.NODEFAULT:
                 made = field.default_factory()
-                default = "the default policy" if isinstance(made, Policy) else f"`{made}`"
-            rows.append(f"| {place} | `{field.name}` | {_words(hints[field.name])} | {default} |")
+                default = ", default: the default policy" if isinstance(made, Policy) else f", default `{made}`"
+            rows.append(f"{place}. `{field.name}`: {_words(hints[field.name])}{default}")
         parts.append("\n".join(rows) + "\n")
     return "\n".join(parts).rstrip()
 

@@ -692,7 +692,7 @@ def test_a_store_out_of_reach_is_the_servers_error(tmp_path: Path) -> None:
 
 
 def test_the_page_names_every_part_of_the_interface() -> None:
-    page = (ROOT / "docs/from-hopaas.md").read_text()
+    page = (ROOT / "docs/moving.md").read_text()
     for module in (hpc.suggestions, hpc.samplers, hpc.pruners, hpc.exceptions):
         for name, value in vars(module).items():
             if isinstance(value, type) and value.__module__ == module.__name__ and name != "Suggestion":
