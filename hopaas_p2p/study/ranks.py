@@ -2,22 +2,22 @@
 
 Every rank runs the same lines. The first one alone has the trial and talks to the store; what it decides, and what the
 store tells it, reaches the others by a channel of their launcher's, in the order in which all of them ask. So each rank
-must make the same calls of its trial, as with any collective operation. The channel:
-
-    torchrun   the store of its agent, beside all process groups of the program
-    else       `torch.distributed`, if the program has initialised it before it opens the study; then mpi4py
+must make the same calls of its trial, as with any collective operation. The channel is the key-value store at
+MASTER_ADDR and MASTER_PORT, which torchrun's agent keeps, or `torch.distributed` once it was initialised from the
+environment; for programs that use mpi4py, a communicator.
 """
 
 from __future__ import annotations
 
 import contextlib
 import importlib
+import logging
 import os
 import platform
 import sys
 import tempfile
 import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, Final, NoReturn
@@ -32,7 +32,8 @@ from hopaas_p2p.runtime import metering
 from hopaas_p2p.runtime.interrupts import describe
 from hopaas_p2p.study.trial import Objective, Trial
 
-_LONG: Final = timedelta(days=365)
+_log: Final = logging.getLogger("hopaas_p2p")
+_MEETING: Final = timedelta(seconds=30)  # for which the first rank waits for the others
 _LOOK: Final = timedelta(seconds=5)  # for which a wait for another rank holds up a signal, at most
 _BEHIND: Final = 64  # messages that a rank may be behind the first
 _PARTS: Final = b"hopaas-ranks\n"
@@ -67,6 +68,10 @@ class Ranks:
         """Every rank's value, on the first rank, which blocks until they are there; nothing on the others."""
         return [_decode(one) for one in self._gather(_encode(value))]
 
+    def meet(self) -> bool:
+        """Whether every rank calls this: asked once, by `optimize`. The first rank waits for the others for a while."""
+        return True
+
     def call(self, do: Callable[[], Any]) -> Any:
         """Call this on the first rank; every rank gets what it returned, or raised."""
         value, kind, text, error = None, "", "", None
@@ -90,16 +95,34 @@ class Ranks:
         return [data]
 
 
-class _Torchrun(Ranks):
-    """Messages under numbers in the store of torchrun's agent."""
+class _StoreRanks(Ranks):
+    """Messages under numbers in the key-value store that `torch.distributed` finds its peers by."""
 
-    def __init__(self) -> None:
+    def __init__(self, env: Mapping[str, str]) -> None:
         dist: Any = importlib.import_module("torch.distributed")
-        env = os.environ
         self.rank, self.size = int(env["RANK"]), int(env["WORLD_SIZE"])
-        agent = dist.TCPStore(env["MASTER_ADDR"], int(env["MASTER_PORT"]), is_master=False, timeout=_LOOK)
-        self._store: Any = dist.PrefixStore(f"hopaas/{env.get('TORCHELASTIC_RESTART_COUNT', '0')}", agent)
+        store = dist.TCPStore(env["MASTER_ADDR"], int(env["MASTER_PORT"]), is_master=False, timeout=_LOOK)
+        self._store: Any = dist.PrefixStore(f"hopaas/{env.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
         self._sent = self._gathered = 0
+        self._together: bool | None = None
+
+    def meet(self) -> bool:
+        if self._together is None and self.rank == 0:
+            others = [f"rank {rank} is here" for rank in range(1, self.size)]
+            self._together = True
+            try:
+                self._store.wait(others, _MEETING)
+            except RuntimeError:
+                self._together = False
+                _log.warning("the other ranks do not call optimize: the first one runs its trials alone")
+            self._store.set("begun", b"together" if self._together else b"alone")
+        elif self._together is None:
+            self._store.set(f"rank {self.rank} is here", b"")
+            self._wait("begun")
+            self._together = self._store.get("begun") == b"together"
+            if not self._together:
+                raise InvalidInput(f"the first rank began without rank {self.rank}, which came {_MEETING} after it")
+        return self._together
 
     def _broadcast(self, data: bytes) -> bytes:
         number, self._sent = self._sent, self._sent + 1
@@ -137,27 +160,8 @@ class _Torchrun(Ranks):
                 return
 
 
-class _ProcessGroup(Ranks):
-    """Messages in a group of their own beside the program's, on the processors."""
-
-    def __init__(self, distributed: Any) -> None:
-        self._distributed = distributed
-        self.rank, self.size = distributed.get_rank(), distributed.get_world_size()
-        self._group = distributed.new_group(backend="gloo", timeout=_LONG)
-
-    def _broadcast(self, data: bytes) -> bytes:
-        box = [data]
-        self._distributed.broadcast_object_list(box, src=0, group=self._group)
-        return box[0]
-
-    def _gather(self, data: bytes) -> list[bytes]:
-        found: list[Any] | None = None if self.rank else [None] * self.size
-        self._distributed.gather_object(data, found, dst=0, group=self._group)
-        return found or []
-
-
-class _Mpi(Ranks):
-    """Messages in a communicator of their own."""
+class MpiRanks(Ranks):
+    """The ranks of a communicator of mpi4py, of which this makes one of its own: every rank calls it."""
 
     def __init__(self, world: Any) -> None:
         self._ours = world.Dup()
@@ -174,15 +178,12 @@ _known: list[Ranks] = []
 
 
 def ranks() -> Ranks:
-    """The ranks that this process was started with, as far as its launcher or its program lets them be reached."""
-    if not _known:
-        distributed, mpi = sys.modules.get("torch.distributed"), sys.modules.get("mpi4py.MPI")
-        if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True" and os.environ.get("WORLD_SIZE", "1") != "1":
-            _known.append(_Torchrun())
-        elif distributed is not None and distributed.is_available() and distributed.is_initialized():
-            _known.append(_ProcessGroup(distributed))
-        elif mpi is not None and mpi.COMM_WORLD.Get_size() > 1:
-            _known.append(_Mpi(mpi.COMM_WORLD))
+    """The ranks that this process was started with, as by torchrun, if they can be reached now."""
+    env, dist = os.environ, sys.modules.get("torch.distributed")
+    if not _known and env.get("WORLD_SIZE", "1") != "1" and env.keys() >= {"RANK", "MASTER_ADDR", "MASTER_PORT"}:
+        initialised = dist is not None and dist.is_available() and dist.is_initialized()
+        if initialised or env.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
+            _known.append(_StoreRanks(env))
     return _known[0] if _known else Ranks()
 
 

@@ -108,7 +108,7 @@ from hopaas_p2p.study.learning import (
 from hopaas_p2p.study.method import Searcher, SearchMethod, in_words
 from hopaas_p2p.study.progress import ProgressLog, last_line
 from hopaas_p2p.study.proposer import Proposer, became
-from hopaas_p2p.study.ranks import follow, leading, ranks
+from hopaas_p2p.study.ranks import Ranks, follow, leading, ranks
 from hopaas_p2p.study.replicates import ReplicateGroup, replicate_groups
 from hopaas_p2p.study.schedule import Schedule, schedule_of
 from hopaas_p2p.study.trial import Objective, Trial, as_values, values_or_reason
@@ -874,6 +874,8 @@ class Study(StoredStudy):
         timeout = None if timeout is None else time_limit("timeout", timeout)
         jobs = os.cpu_count() or 1 if n_jobs == -1 else whole("n_jobs", n_jobs)
         among = ranks()
+        if among.size > 1 and not among.meet():
+            among = Ranks()
         if among.size > 1 and (on is not None or jobs > 1):
             raise InvalidInput(f"this program runs on {among.size} ranks, which run one trial at a time, and here")
         if among.rank > 0:

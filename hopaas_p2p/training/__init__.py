@@ -29,10 +29,10 @@ from typing import Any, Final, NoReturn, Self
 import optuna
 
 from hopaas_p2p.errors import InvalidInput, LeaseLost, StoreUnreachable
-from hopaas_p2p.study.ranks import RankedTrial, Ranks, ranks
+from hopaas_p2p.study.ranks import MpiRanks, RankedTrial, Ranks, ranks
 from hopaas_p2p.study.trial import Trial
 
-__all__ = ["Preemption", "RankedTrial", "Training", "ranks"]
+__all__ = ["MpiRanks", "Preemption", "RankedTrial", "Training", "ranks"]
 
 _log: Final = logging.getLogger("hopaas_p2p")
 
@@ -77,7 +77,12 @@ class EpochCallback:
     """
 
     def __init__(
-        self, trial: Trial, monitor: str = "val_loss", *, report_every: int = 1, checkpoint_every: int | None = None
+        self,
+        trial: Trial | RankedTrial,
+        monitor: str = "val_loss",
+        *,
+        report_every: int = 1,
+        checkpoint_every: int | None = None,
     ) -> None:
         super().__init__()
         self._trial, self._monitor = trial, monitor

@@ -4,8 +4,8 @@
     trainer = lightning.Trainer(max_epochs=100, callbacks=[callback])
     trainer.fit(model, data, ckpt_path=callback.resume_path)
 
-With several ranks the first alone talks to the trial, and all of them stop together; say `callback.check_pruned()`
-after `fit` then. Optuna's own callback needs its RDB storage for that.
+With several ranks that Lightning starts, the first alone talks to the trial, and all of them stop together; say
+`callback.check_pruned()` after `fit` then. Optuna's own callback needs its RDB storage for that.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from lightning.pytorch.callbacks import Callback
 
 from hopaas_p2p.errors import LeaseLost
 from hopaas_p2p.storage.optuna_internals import study_id_of
+from hopaas_p2p.study.ranks import RankedTrial
 from hopaas_p2p.training import EpochCallback, keep, scratch
 
 _PRUNED = "hopaas:pruned"
@@ -28,6 +29,11 @@ class LightningCallback(EpochCallback, Callback):  # type: ignore[misc]  # the s
     _pauses = False
 
     @property
+    def _ranked(self) -> bool:
+        """Whether every rank has the trial, as under torchrun, and asks it together with the others."""
+        return isinstance(self._trial, RankedTrial)
+
+    @property
     def resume_path(self) -> str | None:
         """What `fit` takes as `ckpt_path`, to go on where an earlier attempt stopped."""
         return None if self._trial.resume is None else str(self._trial.resume[1])
@@ -36,7 +42,7 @@ class LightningCallback(EpochCallback, Callback):  # type: ignore[misc]  # the s
         if trainer.sanity_checking:
             return
         value, epoch = self._measured(trainer.callback_metrics), trainer.current_epoch
-        prune = bool(trainer.is_global_zero and self._judged(value, epoch))
+        prune = bool((self._ranked or trainer.is_global_zero) and self._judged(value, epoch))
         prune, self._pauses = trainer.strategy.broadcast((prune, prune and self._trial.at_rung))
         self._pruned = self._pruned or prune
         trainer.should_stop = trainer.should_stop or self._pruned
@@ -52,7 +58,7 @@ class LightningCallback(EpochCallback, Callback):  # type: ignore[misc]  # the s
             self._checkpoint(trainer)
 
     def on_fit_end(self, trainer: Any, pl_module: Any) -> None:  # noqa: D102
-        if trainer.world_size > 1:
+        if trainer.world_size > 1 and not self._ranked:
             if trainer.is_global_zero:  # tells the log: what this object knows ends with its process
                 with contextlib.suppress(LeaseLost):  # the result is kept as a late one
                     self._trial.handle.settle(self._trial.number, {_PRUNED: True} if self._pruned else {})
@@ -62,15 +68,15 @@ class LightningCallback(EpochCallback, Callback):  # type: ignore[misc]  # the s
     def check_pruned(self) -> None:
         """After a `fit` on several ranks: raises `optuna.TrialPruned` if they stopped for that."""
         trial = self._trial
-        said = trial.storage.state(study_id_of(trial.study)).trials[trial.number].system
-        if self._pruned or _PRUNED in said:
+        told = not self._ranked and trial.storage.state(study_id_of(trial.study)).trials[trial.number].system
+        if self._pruned or (told and _PRUNED in told):
             trial.prune()
 
     def _checkpoint(self, trainer: Any) -> None:
         epoch = trainer.fit_loop.epoch_progress.current.processed - 1  # the last that is in it as a whole
         if epoch < 0:
             return
-        if trainer.is_global_zero:
+        if self._ranked or trainer.is_global_zero:
             keep(self._trial, trainer.save_checkpoint, epoch, name="checkpoint.ckpt")
         else:
             with scratch("checkpoint.ckpt") as path:

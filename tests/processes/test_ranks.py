@@ -102,6 +102,66 @@ def test_sigterm_gives_the_trial_back_from_all_ranks(study: Study, tmp_path: Pat
     assert "WAITING" in states(study)
 
 
+LIGHTNING = """
+import hopaas_p2p, lightning, torch, warnings
+from hopaas_p2p.training.lightning import LightningCallback
+
+class Line(lightning.LightningModule):
+    def __init__(self, lr):
+        super().__init__()
+        self.layer, self.lr = torch.nn.Linear(1, 1), lr
+
+    def training_step(self, batch, _):
+        return ((self.layer(batch[0]) - batch[1]) ** 2).mean()
+
+    def validation_step(self, batch, _):
+        self.log("val_loss", self.training_step(batch, _), sync_dist=True)
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=self.lr)
+
+def objective(trial):
+    x = torch.randn(32, 1)
+    data = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(x, 2 * x), batch_size=8)
+    callback = LightningCallback(trial, checkpoint_every=2)
+    quiet = dict(logger=False, enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False)
+    trainer = lightning.Trainer(
+        max_epochs=3, accelerator="cpu", devices=2, strategy="ddp", callbacks=[callback], **quiet
+    )
+    trainer.fit(Line(0.05 + trial.params["x"] / 10), data, data, ckpt_path=callback.resume_path)
+    return float(trainer.callback_metrics["val_loss"])
+
+hopaas_p2p.open_study("store", "s").optimize(objective)
+"""
+
+
+def test_lightning_trains_one_trial_on_all_ranks(study: Study, tmp_path: Path) -> None:
+    pytest.importorskip("lightning")
+    study.set_budget(2)
+    command = [*TORCHRUN, "--nproc-per-node=2", script(tmp_path, LIGHTNING)[-1]]
+    env = environment(OMP_NUM_THREADS="1", PYTHONWARNINGS="ignore")  # Lightning has many
+    done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=240, check=False)
+    assert done.returncode == 0, done.stderr
+    assert states(study) == ["COMPLETE"] * 2
+    assert [sorted(trial.intermediate_values) for trial in study.trials] == [[0, 1, 2]] * 2
+    assert study.state.trials[0].checkpoints
+
+
+def test_a_first_rank_that_alone_calls_optimize_runs_its_trials_alone(study: Study, tmp_path: Path) -> None:
+    """As programs do with Optuna's TorchDistributedTrial."""
+    alone = """
+    import os, datetime, hopaas_p2p
+    from hopaas_p2p.study import ranks
+    ranks._MEETING = datetime.timedelta(seconds=1)
+    if os.environ["RANK"] == "0":
+        hopaas_p2p.open_study("store", "s").optimize(lambda trial: trial.params["x"])
+    """
+    command = [*TORCHRUN, "--nproc-per-node=2", script(tmp_path, alone)[-1]]
+    done = subprocess.run(command, cwd=tmp_path, env=environment(), capture_output=True, text=True, check=True)
+    assert "the first one runs its trials alone" in done.stderr
+    assert states(study) == ["COMPLETE"] * 3
+
+
 def test_several_trials_at_a_time_are_refused(study: Study, tmp_path: Path) -> None:
     train = script(
         tmp_path, EACH_RANK.replace("AT_STEP", "pass").replace("optimize(objective", "optimize(objective, n_jobs=2")
