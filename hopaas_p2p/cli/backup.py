@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import shlex
 from pathlib import Path
 
 import click
@@ -12,6 +13,7 @@ from hopaas_p2p.cli import output
 from hopaas_p2p.cli.options import EXISTING, FILE, CliSession, check_new, force_option, options
 from hopaas_p2p.moving import backup as backups
 from hopaas_p2p.open import open_store
+from hopaas_p2p.remote.access import Roles
 from hopaas_p2p.runtime.times import to_iso
 
 
@@ -25,7 +27,7 @@ def backup(session: CliSession, url: str, target: Path, no_files: bool, force: b
     """Write everything in a store to one file, with checksums, while its peers continue to work.
 
     On Postgres any user may back up the studies that are shared with them. Files and checkpoints are included. FILE
-    is readable by you only, and contains no roles or tokens.
+    is readable by you only. Of a directory or bucket it has the users, too, and their tokens as hashes.
 
     \b
     hopaas-p2p admin backup ./campaign campaign-$(date +%F).backup
@@ -60,9 +62,17 @@ def restore(session: CliSession, source: Path, url: str) -> None:
     session.settings.publish()
     with contextlib.closing(backups.read(source)) as opened, contextlib.closing(open_store(url)) as store:
         result = backups.restore(opened, store)
-        manifest = opened.manifest
+        manifest, accesses = opened.manifest, list(opened.access())
     if manifest.files_left_out:
         output.say(f"Note: the backup has no files and checkpoints: {manifest.files_left_out}")
+    roles = Roles()
+    for one in accesses:
+        roles.apply(one.lsn, one.payload, one.stamp.author)
+    if roles.tokens and not url.startswith("postgresql"):
+        output.say(
+            f"Note: {output.count(len(roles.tokens), 'token')} came with it, valid where this store is served. "
+            f"Whose they are: hopaas-p2p admin token list --store {shlex.quote(url)}"
+        )
     trials, files = output.count(result.trials, "trial"), output.count(result.files, "file")
     what = f"{_studies(result.studies)} with {trials} and {files}"
     already = "The store already holds this whole backup."

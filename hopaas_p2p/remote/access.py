@@ -17,28 +17,33 @@ import threading
 import time
 import zlib
 from collections.abc import Callable
-from typing import Final, NamedTuple
+from typing import Annotated, Final, NamedTuple
 
 import msgspec
-from msgspec import Struct
+from msgspec import Meta, Struct
 
 from hopaas_p2p.core import codec
 from hopaas_p2p.core.catalog import RESERVED
 from hopaas_p2p.core.names import valid_name
 from hopaas_p2p.core.records import FORMAT, Stamp
 from hopaas_p2p.errors import Denied, InvalidInput
-from hopaas_p2p.remote.protocol import CATALOG, StoreRequest
+from hopaas_p2p.remote.protocol import CATALOG, Name, StoreRequest
 from hopaas_p2p.runtime.settings import Secret
 from hopaas_p2p.stores.base import ExchangeResult, Outgoing, Store, append
 
 LOG: Final = "access"
 ROLES: Final = ("viewer", "worker", "owner")
+_YEAR_9999: Final = 253_370_764_800
+_Called = Annotated[str, Meta(max_length=64, pattern=r"\A[A-Za-z0-9._-]+\Z")]
+
+
+# The types of these are the bounds of what an administrator may say through a server: others list what is here.
 
 
 class UserSet(Struct, array_like=True, frozen=True, tag="user"):
     """There is this user, or no longer."""
 
-    name: str
+    name: _Called
     guest_of: str = ""
     """The uuid of the one study that it may take part in; empty for everybody else."""
     gone: bool = False
@@ -47,22 +52,22 @@ class UserSet(Struct, array_like=True, frozen=True, tag="user"):
 class TokenSet(Struct, array_like=True, frozen=True, tag="token"):
     """There is this token, or no longer."""
 
-    name: str
+    name: _Called
     user: str = ""
     digest: bytes = b""
     """Of its secret."""
-    expires: int = 0
+    expires: Annotated[int, Meta(ge=0, lt=_YEAR_9999)] = 0
     """Seconds since 1970, by the server's clock."""
-    label: str = ""
+    label: Annotated[str, Meta(max_length=1000)] = ""
     gone: bool = False
 
 
 class GrantSet(Struct, array_like=True, frozen=True, tag="grant"):
     """The role of a user in a log; an empty one takes the grant away."""
 
-    log: str
-    user: str
-    role: str = ""
+    log: Name
+    user: _Called
+    role: Annotated[str, Meta(pattern=r"\A(viewer|worker|owner|)\Z")] = ""
 
 
 Change = UserSet | TokenSet | GrantSet
@@ -75,7 +80,7 @@ class _Commit(Struct, array_like=True, frozen=True):
     writer: str
     seq: int
     by: str
-    at: int
+    at: Annotated[int, Meta(ge=0, lt=_YEAR_9999 * 1_000_000)]
     """Microseconds since 1970."""
     changes: list[Change]
 

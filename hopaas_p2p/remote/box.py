@@ -16,6 +16,7 @@ import contextlib
 import hashlib
 import json
 import logging
+import os
 import random
 import secrets
 import stat
@@ -31,6 +32,7 @@ from hopaas_p2p.remote.protocol import LARGEST, StoreRequest
 from hopaas_p2p.runtime.atomic import read_regular
 from hopaas_p2p.stores.base import EXCHANGE_TIMEOUT, Progress
 from hopaas_p2p.stores.directory.files import DESCRIPTION, Directory, describe
+from hopaas_p2p.stores.objects.contract import Found
 
 _log: Final = logging.getLogger("hopaas_p2p")
 META: Final = "box.json"
@@ -70,6 +72,8 @@ class Box:
             raise ConfigurationError(f"{self.path / META} cannot be read: {error}") from None
         self.objects = Directory(self.path, meta=META)
         self.objects.uuid = uuid
+        self.name = f"{self.url} {uuid} {self.leads_to}"
+        """Of no other folder, and of no other that was or will be made in its place."""
         self._caller = secrets.token_hex(6)
         self._left: dict[tuple[str, str], set[str]] = {}
         """Log and nonce -> the requests that commit this, and were not answered yet."""
@@ -90,14 +94,15 @@ class Box:
                 raise ConfigurationError(f"{path} is a store itself. Choose an empty folder")
             if not (path / META).exists():
                 describe(path / META, {"format": protocol.VERSION, "uuid": secrets.token_hex(16), "store": store})
-            mode = path.stat().st_mode
+            found = path.stat()
         except OSError as error:
             raise ConfigurationError(f"cannot serve through {path}: {error.strerror}") from None
         box = cls(path)
         if box.leads_to != store:
             raise ConfigurationError(f"through {path} another store is served, {box.leads_to}. Choose another folder")
-        if mode & (stat.S_IRWXG | stat.S_IRWXO):
-            who = "every user of this machine" if mode & stat.S_IRWXO else "its group"
+        if found.st_mode & (stat.S_IRWXG | stat.S_IRWXO) or found.st_uid != os.geteuid():
+            others = "its group" if found.st_mode & stat.S_IRWXG else "its owner, who is somebody else"
+            who = "every user of this machine" if found.st_mode & stat.S_IRWXO else others
             _log.warning(
                 "%s is open to %s: whoever may write there acts with the rights of this server, and whoever may read "
                 "there sees what it answers. To keep it to yourself: chmod go-rwx %s",
@@ -199,13 +204,11 @@ class Box:
 
     def requests(self) -> list[str]:
         """The names of the requests that are there."""
-        names = (key.rpartition("/")[2] for key in self.objects.listed("requests/"))
-        return [name for name in names if valid_name(name)]
+        return [name for name in self.objects.files("requests/") if valid_name(name)]
 
-    def request(self, name: str) -> bytes | None:
-        """A request; None if it is no longer there."""
-        found = self.objects.get(f"requests/{name}", limit=LARGEST)
-        return found.data if found is not None and found.size else None
+    def request(self, name: str, limit: int = LARGEST) -> Found | None:
+        """A request, without its bytes if they are more than `limit`; None if it is no longer there."""
+        return self.objects.get(f"requests/{name}", limit=limit)
 
     def answer(self, name: str, data: bytes) -> None:
         """Answer a request, which was carried out. It goes first: with the answer its sender may put it there again."""
@@ -214,14 +217,15 @@ class Box:
 
     def beats(self) -> dict[str, bytes]:
         """The beats of all servers."""
-        found = {key: self.objects.get(key, limit=64) for key in self.objects.listed("beats/")}
-        return {key.rpartition("/")[2]: one.data for key, one in found.items() if one is not None}
+        found = {name: self.objects.get(f"beats/{name}", limit=64) for name in self.objects.files("beats/")}
+        return {name: one.data for name, one in found.items() if one is not None}
 
     def sweep(self, beat: str) -> None:
         """Remove answers and files that nobody fetches; a beat of now tells the file system's time."""
         now = self.objects.modified(beat) or 0.0
         waiting = set(self.requests())
-        for key in (*self.objects.listed("answers/"), *self.objects.listed("files/"), *self.objects.listed("beats/")):
-            made = self.objects.modified(key)
-            if made is not None and made < now - _LEFT and key.rpartition("/")[2] not in waiting:
-                self.objects.discard([key])
+        for folder in ("answers/", "files/", "beats/"):
+            for name in self.objects.files(folder):
+                made = self.objects.modified(folder + name)
+                if made is not None and made < now - _LEFT and name not in waiting:
+                    self.objects.discard([folder + name])

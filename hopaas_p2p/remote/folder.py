@@ -19,6 +19,7 @@ import tempfile
 import time
 import zlib
 from collections import OrderedDict
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Final
 
@@ -46,6 +47,8 @@ _PATIENT: Final = 2.0  # seconds for which a read waits for the store, if there 
 _PACE: Final = 0.05  # seconds between looks at a log for which a look costs nothing
 _SWEEP_EVERY: Final = 60.0
 _AT_ONCE: Final = 10_000  # requests
+_SMALL: Final = 16 << 10  # bytes of a request that waits for no room
+_HELD: Final = 256 << 20  # bytes of requests at once
 _FILES: Final = 2  # carried at once
 _LOGS: Final = 512  # of which a server keeps a copy
 _LOOKED: Final = 3600.0  # seconds for which a server asks for the beats of a peer that nobody looks for any more
@@ -83,7 +86,7 @@ class FolderServer:
         """Commits that the store has taken."""
         self._id = secrets.token_hex(6)
         self._copies = contextlib.ExitStack()
-        self._folder = self._copies.enter_context(folder_of_copies(box.url))
+        self._folder = self._copies.enter_context(folder_of_copies(box.name))
         self._places: OrderedDict[str, _Place] = OrderedDict()
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._there: dict[str, float] = {}
@@ -96,7 +99,8 @@ class FolderServer:
         """Their beats in the store."""
         self._beats_at = float("-inf")
         self._beats_turn = asyncio.Lock()
-        self._rounds = 0
+        self._rounds = self._held = 0
+        self._freed = asyncio.Condition()
         self._files = asyncio.Semaphore(_FILES)
 
     # --- the loop ---
@@ -161,8 +165,14 @@ class FolderServer:
 
     async def _serve(self, name: str) -> None:
         try:
-            data = await asyncio.to_thread(self.box.request, name)
-            answer = None if data is None else await self._answer(name, data)
+            found = await asyncio.to_thread(self.box.request, name, _SMALL)
+            if found is not None and not found.size:  # on GlusterFS, one that is seen while it is written
+                await asyncio.sleep(self.box.objects.settles)
+            size = 0 if found is None else found.size
+            async with self._room(size):
+                if found is not None and not found.data:
+                    found = await asyncio.to_thread(self.box.request, name)
+                answer = None if found is None else await self._answer(name, found.data)
             if answer is not None:
                 await asyncio.to_thread(self.box.answer, name, answer)
         except HopaasError as error:  # of the folder: it is tried again
@@ -173,6 +183,19 @@ class FolderServer:
             await asyncio.sleep(1.0)
         finally:
             self._tasks.pop(name, None)
+
+    @contextlib.asynccontextmanager
+    async def _room(self, size: int) -> AsyncIterator[None]:
+        """Room in memory for so many bytes of a request; it waits for some, but for a small one, or the only one."""
+        async with self._freed:
+            await self._freed.wait_for(lambda: size <= _SMALL or not self._held or self._held + size <= _HELD)
+        self._held += size
+        try:
+            yield
+        finally:
+            self._held -= size
+            async with self._freed:
+                self._freed.notify_all()
 
     async def _answer(self, name: str, data: bytes) -> bytes | None:
         """What comes of a request; None if its sender has called it back while the store did not answer."""

@@ -271,7 +271,9 @@ class ListedService(Service):
     def call(self, token: Token, request: StoreRequest, store: Store) -> Any:
         user, roles = self._user(token), self._access.roles
         if request.call == "exchange" and request.place == access.LOG and self._all(user):
-            return self._access.exchange(self._vouched(request, Stamp(user, "owner")), request.arguments[1]), 0.0
+            if request.commit is not None:
+                request = self._stamped(user, request, Stamp(user, "owner"), self._access)
+            return self._access.exchange(*request.arguments), 0.0
         stamp = self._judged(user, request, store)
         if request.call == "shared":
             return None if self._all(user) else [log for log in list(roles.grants) if access.role_in(roles, user, log)]
@@ -280,7 +282,8 @@ class ListedService(Service):
         if request.call in ("put_block", "put_snapshot_head") and stamp.role != "owner":
             return None  # whoever joins from it takes its word for the log's
         if request.commit is not None:
-            request = self._stamped(user, request, stamp, store)
+            log = store.catalog() if request.place == protocol.CATALOG else store.log(request.place)
+            request = self._stamped(user, request, stamp, log)
         result = request.on(store)
         if request.call == "exchange":
             self._note_end(request.place, result[0].entries)
@@ -312,12 +315,12 @@ class ListedService(Service):
             self._ends[log] = entries[-1].lsn, _sum_after(entries[-1])
         return bool(entries)
 
-    def _stamped(self, user: str, request: StoreRequest, stamp: Stamp, store: Store) -> StoreRequest:
+    def _stamped(self, user: str, request: StoreRequest, stamp: Stamp, log: Log | AccessList) -> StoreRequest:
         """The same commit with what the server vouches for, and its author an owner of a log that it begins."""
         since = request.arguments[1]
         end, total = self._ends.get(request.place, (0, 0))
         if since != end:
-            total = _sum_at(since, store.catalog() if request.place == protocol.CATALOG else store.log(request.place))
+            total = _sum_at(since, log)
         vouched = self._vouched(request, stamp)
         if vouched is not None and None not in (total, vouched.chain) and total != vouched.chain:
             raise BrokenChain
@@ -349,7 +352,7 @@ class ListedService(Service):
         super().close()
 
 
-def _sum_at(lsn: int, log: Log) -> int | None:
+def _sum_at(lsn: int, log: Log | AccessList) -> int | None:
     """The sum of a log up to this commit, which a caller says that it has read; None where it was stored without.
 
     A commit that stood behind none, or on a false sum, would end the log for everybody.
@@ -363,7 +366,7 @@ def _sum_at(lsn: int, log: Log) -> int | None:
     try:
         last = next(iter(log.exchange(None, lsn - 1).entries), None)
     except BehindRetention:  # a snapshot stands for it
-        if log.removed_up_to() > lsn:
+        if isinstance(log, AccessList) or log.removed_up_to() > lsn:
             raise
         return None
     if last is None:

@@ -7,6 +7,7 @@ import pickle
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import optuna
 import pytest
 
@@ -14,6 +15,7 @@ import hopaas_p2p
 from hopaas_p2p import Float
 from hopaas_p2p.errors import ConfigurationError
 from hopaas_p2p.storage.optuna_internals import pickle_prefixes, unpickles
+from hopaas_p2p.study.ranks import ranks
 
 CmaEsSampler = optuna.samplers.CmaEsSampler
 cmaes = pytest.importorskip("cmaes")
@@ -99,3 +101,27 @@ def test_optuna_unpickles_where_we_think_it_does() -> None:
         if any(word in path.read_text(encoding="utf-8") for word in ("pickle.load", "Unpickler", "cloudpickle", "dill"))
     }
     assert found == {"samplers/_cmaes.py", "storages/journal/_storage.py", "testing/pytest_storages.py"}
+
+
+def test_a_pickle_in_the_store_of_torchruns_agent_does_not_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The store has no password: whoever reaches its port may write there."""
+    distributed, proof = pytest.importorskip("torch.distributed"), tmp_path / "it ran"
+    agent = distributed.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    for name, value in {
+        "TORCHELASTIC_USE_AGENT_STORE": "True",
+        "TORCHELASTIC_RESTART_COUNT": "0",
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(agent.port),
+        "WORLD_SIZE": "2",
+        "RANK": "1",
+    }.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr("hopaas_p2p.study.ranks._known", [])
+    stranger = distributed.PrefixStore("hopaas/0", distributed.TCPStore("127.0.0.1", agent.port, is_master=False))
+    stranger.set("0", msgspec.msgpack.encode({"x": 0.5}))
+    stranger.set("1", pickle.dumps(Bomb(proof)))
+    among = ranks()
+    assert among.broadcast(None) == {"x": 0.5}
+    with pytest.raises(msgspec.MsgspecError):
+        among.broadcast(None)
+    assert not proof.exists()

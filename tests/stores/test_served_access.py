@@ -6,18 +6,23 @@ import contextlib
 import datetime
 import os
 import threading
+import time
+import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
+from msgspec.structs import replace
 
 import hopaas_p2p
 from hopaas_p2p import access
 from hopaas_p2p.core import chain, codec
-from hopaas_p2p.core.records import Commit, Float, StudyControl, StudyRegistered
+from hopaas_p2p.core.records import FORMAT, Commit, Float, StudyControl, StudyRegistered
 from hopaas_p2p.errors import BrokenChain, ConfigurationError, Denied, InvalidInput, StoreUnreachable
 from hopaas_p2p.open import open_store
+from hopaas_p2p.remote.access import GrantSet, TokenSet, UserSet, digest
 from hopaas_p2p.remote.client import RemoteAddress, RemoteStore
 from hopaas_p2p.runtime.settings import Secret
 from hopaas_p2p.stores.base import Beat, Outgoing, read_all
@@ -429,3 +434,70 @@ def test_who_beats_first_under_a_name_that_it_saw_locks_nobody_out(site: Site, m
 def test_a_text_that_no_database_takes_is_the_callers_mistake(site: Site, arguments: tuple[Beat]) -> None:
     with contextlib.suppress(InvalidInput, Denied):
         site.person("ann").connections.ask("beat", *arguments)
+
+
+def _change(*changes: Any, at: int | None = None) -> Outgoing:
+    body = msgspec.msgpack.encode(
+        [FORMAT, "writer", 1, "mallory", int(time.time() * 1e6) if at is None else at, changes]
+    )
+    return Outgoing("writer:1", zlib.crc32(body).to_bytes(4, "little") + body)
+
+
+_SECRET = "s" * 43
+_GHOST = (
+    UserSet("ghost"),
+    GrantSet("catalog", "ghost", "owner"),
+    TokenSet("ghost.1", "ghost", digest(_SECRET), int(time.time()) + 10**6),
+)
+
+
+@pytest.mark.parametrize(("ahead", "total"), [(1, None), (4, None), (1000, None), (0, 12345)])
+def test_an_administrator_leaves_nothing_ahead_of_the_end_of_the_list(
+    serve: Serve, tmp_path: Path, ahead: int, total: int | None
+) -> None:
+    """It would lock everybody out, or come into force when its author has been removed."""
+    url = str(tmp_path / "store")
+    open_store(url).close()
+    with contextlib.closing(Site(url, serve(url).url)) as site:
+        access.add_user(url, "mallory", administrator=True)
+        mallory = site.person("mallory")
+        end = len(mallory.connections.ask("exchange", None, 0, place="access")[0].entries)
+        with pytest.raises(BrokenChain):
+            mallory.connections.ask("exchange", replace(_change(*_GHOST), chain=total), end + ahead, place="access")
+        uuid = site.study()
+        access.remove_user(url, "mallory")
+        for number in range(4):
+            access.add_user(url, f"user-{number}")
+        assert "ghost" not in [one.name for one in access.users(url)]
+        append(site.person("ann").log(uuid), _commit("again"))
+        with pytest.raises(Denied):
+            site.with_token(Secret(f"ghost.1:{_SECRET}")).catalog().exchange(None, 0)
+
+
+@pytest.mark.parametrize(
+    ("change", "at"),
+    [
+        (TokenSet("t", "ann", b"", 1 << 62), None),
+        (TokenSet("t", "ann", b"", -(1 << 62)), None),
+        (UserSet("late"), 1 << 62),
+        (UserSet("early"), -(1 << 62)),
+        (UserSet("\x1b[2J"), None),
+        (UserSet("n" * 1_000_000), None),
+        (GrantSet("uuid-of-s", "ann", "emperor"), None),
+        (GrantSet("x" * 1_000_000, "ann", "owner"), None),
+    ],
+)
+def test_nothing_that_an_administrator_says_hides_the_lists_from_others(
+    serve: Serve, tmp_path: Path, change: Any, at: int | None
+) -> None:
+    url = str(tmp_path / "store")
+    open_store(url).close()
+    with contextlib.closing(Site(url, serve(url).url)) as site:
+        uuid = site.study()
+        access.add_user(url, "mallory", administrator=True)
+        mallory = site.person("mallory")
+        before = access.users(url), access.tokens(url), access.grants(url, "s")
+        end = len(mallory.connections.ask("exchange", None, 0, place="access")[0].entries)
+        mallory.connections.ask("exchange", _change(change, at=at), end, place="access")
+        assert (access.users(url), access.tokens(url), access.grants(url, "s")) == before
+        append(site.person("ann").log(uuid), _commit("again"))

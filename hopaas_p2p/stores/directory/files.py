@@ -423,19 +423,20 @@ class Directory:
         folder, _, name = path.rpartition("/")
         with reaching(path):
             self._check_there()
-            if not _is_folder(folder):
-                self._make_folder(folder)
             draft = f".{name}.{secrets.token_hex(6)}"
-            with self._opened(folder) as fd:
-                try:
-                    yield draft, fd
-                    os.replace(draft, name, src_dir_fd=fd, dst_dir_fd=fd)
-                except BaseException as error:
-                    with contextlib.suppress(OSError):
-                        os.unlink(draft, dir_fd=fd)
-                    if isinstance(error, IsADirectoryError):
-                        raise InvalidInput(f"{key} is a folder of this store, not a file") from None
-                    raise
+            try:
+                if not _is_folder(folder):
+                    self._make_folder(folder)
+                with self._opened(folder) as fd:
+                    try:
+                        yield draft, fd
+                        os.replace(draft, name, src_dir_fd=fd, dst_dir_fd=fd)
+                    except BaseException:
+                        with contextlib.suppress(OSError):
+                            os.unlink(draft, dir_fd=fd)
+                        raise
+            except (IsADirectoryError, NotADirectoryError):
+                raise InvalidInput(f"{key} is a folder of this store, or would be in a file") from None
             self._sync(folder)
 
     # --- folders ---
@@ -452,12 +453,20 @@ class Directory:
 
     def folders(self, prefix: str) -> list[str]:
         """The names of the folders in this one."""
+        return [name for name, is_folder in self._names_in(prefix) if is_folder]
+
+    def files(self, prefix: str) -> list[str]:
+        """The names of the files in this folder itself."""
+        return [name for name, is_folder in self._names_in(prefix) if not is_folder]
+
+    def _names_in(self, prefix: str) -> list[tuple[str, bool]]:
         folder = f"{self.root}/{prefix}".rstrip("/")
         with reaching(folder):
             if self.shared:
                 look_anew(folder)
+            self._check_mounted()
             self._check_links(folder)
-            return [name for name, is_folder in _entries(folder) if is_folder]
+            return _entries(folder)
 
     def delete(self, keys: Iterable[str]) -> None:
         for key in keys:
@@ -597,6 +606,8 @@ class reaching:  # noqa: N801  # used like contextlib's managers, at a third of 
     def __exit__(self, _kind: object, error: BaseException | None, _at: object) -> None:
         if isinstance(error, PermissionError) and (root := _readable_root(Path(self._path))) is not None:
             raise not_permitted(root.parent, "read it but not write to it") from error
+        if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:
+            raise InvalidInput(f"{self._path}: {error.strerror}") from None
         if isinstance(error, OSError):
             raise StoreUnreachable(f"{self._path}: {error.strerror or error}. Nothing acknowledged is lost.") from error
 
@@ -733,17 +744,21 @@ def _entries(folder: str) -> list[tuple[str, bool]]:
     try:
         with os.scandir(folder) as entries:
             return sorted((one.name, one.is_dir(follow_symlinks=False)) for one in entries if one.name[0] != ".")
-    except _ABSENT:
-        return []
+    except OSError as error:
+        if error.errno == errno.ENAMETOOLONG or isinstance(error, _ABSENT):  # no key is that long
+            return []
+        raise
 
 
 def _walk(folder: str) -> Iterator[str]:
-    """The files below a folder, in order."""
-    for name, is_folder in _entries(folder):
+    """The files below a folder, in order, however deep."""
+    left = [(folder, True)]
+    while left:
+        path, is_folder = left.pop()
         if is_folder:
-            yield from _walk(f"{folder}/{name}")
+            left += [(f"{path}/{name}", below) for name, below in reversed(_entries(path))]
         else:
-            yield f"{folder}/{name}"
+            yield path
 
 
 def _chunks(file: BinaryIO, progress: Progress | None) -> Iterator[bytes]:
