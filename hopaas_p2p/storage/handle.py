@@ -153,7 +153,7 @@ class StudyHandle:
             self.peer.refresh_for_reading(self.log)
         except StudyDeleted:
             session.deleted = True
-            raise NoSuchStudy(f"No study with study_id {self.study_id} exists any more.") from None
+            raise NoSuchStudy(f"No study with study_id {self.study_id} exists any more: it was deleted.") from None
         return self.log.session.state
 
     def introduce_as(self, about: dict[str, str]) -> None:
