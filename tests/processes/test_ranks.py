@@ -158,13 +158,12 @@ train_one_epoch = lambda lr: 0.5
 """
 
 
-def test_the_programs_of_the_page_run(study: Study, tmp_path: Path) -> None:
+def test_the_programs_of_the_page_run(tmp_path: Path) -> None:
     first, second = [
         PRELUDE + block.text.replace('"nccl"', '"gloo"').replace("several-ranks", "s").replace("./campaign", "store")
         for block in blocks(ROOT / "docs/several-gpus.md")
     ]
-    study.set_space({"lr": Float(1e-3, 0.5, log=True)})
-    study.set_budget(1)
+    study = campaign(tmp_path, space={"lr": Float(1e-3, 0.5, log=True)}, budget=1)
     train = script(tmp_path, second)[-1]
     done = cli("worker", "--store", "store", "--study", "s", "--", *TORCHRUN, "--nproc-per-node=2", train, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
@@ -172,6 +171,7 @@ def test_the_programs_of_the_page_run(study: Study, tmp_path: Path) -> None:
     train = script(tmp_path, first)[-1]
     subprocess.run([*TORCHRUN, "--nproc-per-node=2", train], cwd=tmp_path, env=environment(), timeout=240, check=True)
     assert states(study) == ["COMPLETE"] * 2
+    study.close()
 
 
 def test_two_tasks_of_slurm_are_two_ranks(slurm: Slurm, study: Study, tmp_path: Path) -> None:
