@@ -42,19 +42,18 @@ Data goes to stdout, messages go to stderr. Every command takes `--json`, and sh
 A setting is taken from the first place that has it: an option, a `HOPAAS_*` variable, `./hopaas.toml`,
 `~/.config/hopaas-p2p/config.toml` (or `$XDG_CONFIG_HOME/hopaas-p2p/config.toml`), the default.
 `{PROGRAM} config show` shows where each value comes from.
-A file holds lines such as `store = "./campaign"`.
+A file holds lines such as `store = "./campaign"`; settings without a name in brackets are variables only.
 
-| setting | variable | in files | default | what it is |
-|---|---|---|---|---|
 """
 
 
 def reference() -> str:
     """The whole text."""
-    rows = [
-        f"| `{name}` | `{variable(name)}` | {'yes' if one.in_files else 'no'} | {one.default or ''} | {one.help} |"
-        for name, one in SETTINGS.items()
-    ]
+    rows = []
+    for name, one in SETTINGS.items():
+        in_files = f" (`{name}`)" if one.in_files else ""
+        default = f"; default {one.default}" if one.default else ""
+        rows.append(f"* `{variable(name)}`{in_files}: {one.help}{default}")
     context = click.Context(cli, info_name=PROGRAM, show_default=True)
     commands = list(_commands(cli, context))
     counted = Counter(option for _, inner in commands for option in _options(inner))
