@@ -324,6 +324,7 @@ class StudyHandle:
 
     def _commit(self, record: Record, *, within: float | None = None) -> Verdict:
         """Write one record and wait for its verdict, after the introduction of the person it is written for."""
+        self.refresh()  # a study that was deleted is none
         said: tuple[Record, ...] = (record,)
         if self._person is not None:
             about = self.peer.describe() | {"on_behalf_of": self.options.on_behalf_of}
