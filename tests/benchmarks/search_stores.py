@@ -159,10 +159,10 @@ def search_on_store(
     def step(worker: _Worker) -> float:
         if worker.trial is not None:
             value = table.records[worker.configuration].value
-            worker.study._end(worker.trial.id, (value,), TrialState.COMPLETE, reason=None, defer=True)
+            worker.study._end(worker.trial.number, (value,), TrialState.COMPLETE, reason=None, defer=True)
             done.told.append(Evaluation(clock.began, worker.name, worker.configuration, value))
         worker.trial = worker.study.ask()
-        worker.study._settle()
+        worker.study.handle.settle_deferred()
         worker.configuration = tuple(int(worker.trial.params[name]) for name in table.space)
         done.proposed.append(worker.configuration)
         waited = clock.spent
