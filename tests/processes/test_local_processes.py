@@ -136,7 +136,7 @@ from mcp import Client, StdioServerParameters
 
 async def main(store):
     server = StdioServerParameters(
-        command=sys.executable, args=["-m", "hopaas_p2p.cli.main", "mcp", "-s", store, "--allow-actions"]
+        command=sys.executable, args=["-m", "hopaas_p2p.cli.main", "serve", "mcp", "-s", store, "--allow-actions"]
     )
     async with Client(server) as client:
         await client.call_tool("studies", {})
