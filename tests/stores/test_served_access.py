@@ -374,7 +374,7 @@ def test_nobody_lists_the_files_of_studies_whose_uuid_begins_alike(site: Site, t
         append(bob.log(own), _commit(f"bob-{own}"))
         bob.artifacts().put(f"{own}/file", file)
         for prefix in (own, f"{own}/../{uuid}/", f"{own}/../"):
-            with contextlib.suppress(Denied):
+            with contextlib.suppress(Denied, InvalidInput):
                 assert not [key for key in bob.artifacts().keys(prefix) if "secret" in key]
 
 
