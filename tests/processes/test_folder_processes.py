@@ -58,14 +58,19 @@ def test_a_server_that_is_killed_again_and_again_loses_and_doubles_nothing(
             if number == 2:
                 peers.replace_one(chooser)
             served.start()
+        until(lambda: len(_pids(check(postgres_url, {}))) >= 3, 60, what="peers of both sides take part")
         peers.finish()
     finally:
         peers.kill()
     acknowledged = peers.acknowledged()
     state = check(postgres_url, acknowledged)
     assert snapshot.digest(check(near, acknowledged)) == snapshot.digest(state)
+
+
+def _pids(state: State) -> set[str]:
+    """The processes that have run trials."""
     owners = {trial.owner or trial.history[-1].owner for trial in state.trials if trial.owner or trial.history}
-    assert len({state.peers[owner]["pid"] for owner in owners if owner}) >= 3, "peers of both sides took part"
+    return {state.peers[owner]["pid"] for owner in owners if owner}
 
 
 def test_proxy_and_server_may_go_down_behind_a_folder_and_are_found_again(
