@@ -497,8 +497,7 @@ class Peer:
             self._beaten_at = began
         except Denied:  # another user, who saw the name in a commit of ours, has beaten under it: take a new one
             with self._lock:
-                self.identity = self.identity.successor()
-                self.uuid = self.identity.uuid
+                self._take_another_name()
         except StoreUnreachable:
             pass  # the exchange that follows says so
 
@@ -980,8 +979,11 @@ class Peer:
             if session.writer == self.uuid:
                 _log.warning("another process writes as %s; this one continues under a new name", self.uuid)
                 self._adopted.add((self.uuid, "", _ALL))
-                self.identity = self.identity.successor()
-                self.uuid = self.identity.uuid
+                self._take_another_name()
+
+    def _take_another_name(self) -> None:
+        self.identity = self.identity.successor()
+        self.uuid = self.identity.uuid
 
     def _renewed(self, log: LogClient[Any]) -> LogSession[Any]:
         """The session of this log under the present identity, in which everything undecided is sent again."""

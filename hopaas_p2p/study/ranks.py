@@ -121,7 +121,10 @@ class _StoreRanks(Ranks):
             self._wait("begun")
             self._together = self._store.get("begun") == b"together"
             if not self._together:
-                raise InvalidInput(f"the first rank began without rank {self.rank}, which came {_MEETING} after it")
+                raise InvalidInput(
+                    f"the first rank waited {_MEETING.seconds} s for rank {self.rank} and began without it. Let every "
+                    "rank call optimize at the same place of the program, and start it again"
+                )
         return self._together
 
     def _broadcast(self, data: bytes) -> bytes:

@@ -220,6 +220,10 @@ def open_study(
     return study
 
 
+def _collect(_: FrozenTrial) -> None:
+    gc.collect()
+
+
 class Loop(StopListener):
     """One call of `optimize`: trials, one after the other, until there are no more. It may run in several threads."""
 
@@ -902,7 +906,7 @@ class Study(StoredStudy):
             return
         introduce = functools.partial(self._be_worker, quiet=self._quiet)
         if gc_after_trial:
-            called.append(lambda _: [gc.collect()].clear())
+            called.append(_collect)
         with (
             sigterm_raises(),
             leading(func, among, introduce) if among.size > 1 else contextlib.nullcontext(func) as objective,
