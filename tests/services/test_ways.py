@@ -17,14 +17,19 @@ _BUDGET = 40
 _PEER = """
 import sys, time
 import hopaas_p2p
-study = hopaas_p2p.open_study(sys.argv[1], "campaign", create=False, patience=120)
+storage = hopaas_p2p.open_storage(sys.argv[1], patience=120)
+study = hopaas_p2p.open_study(storage, "campaign", create=False)
 def objective(trial):
     time.sleep(0.1)
     trial.report(trial.params["x"], 0)
     return trial.params["x"]
 study.optimize(objective)
-study.close()
+storage.close()
 """
+
+
+def _works(peer: subprocess.Popen[bytes]) -> bool:
+    return peer.poll() in (None, 0)
 
 
 def test_a_laptop_nodes_behind_a_proxy_nodes_with_a_folder_and_a_peer_at_the_directory_share_a_budget(
@@ -56,7 +61,12 @@ def test_a_laptop_nodes_behind_a_proxy_nodes_with_a_folder_and_a_peer_at_the_dir
     try:
         for broken in (served, server, squid, served):
             seen = len(study.trials)
-            until(lambda seen=seen: len(study.trials) >= min(seen + 5, _BUDGET), 120, what=served.log)
+            until(
+                lambda seen=seen: len(study.trials) >= min(seen + 5, _BUDGET) or not all(_works(p) for p in running),
+                120,
+                what=served.log,
+            )
+            assert all(_works(peer) for peer in running), "a peer ended with an error"
             broken.kill()
             broken.start()
         assert [peer.wait(240) for peer in running] == [0] * len(running), served.log()
