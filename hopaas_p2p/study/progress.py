@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import sys
 import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Final
@@ -24,8 +25,8 @@ _INTERVAL: Final = 60.0  # seconds between two lines about the study as a whole,
 class ProgressLog:
     """Log lines of one call of `optimize`, at level INFO.
 
-    A program that configures no logging sees them on stderr, as it sees Optuna's; `optuna.logging.set_verbosity`
-    silences both.
+    A program that configures no logging sees them on stderr, as it sees Optuna's, and a notebook among its output. The
+    level of the logger `hopaas_p2p` is the switch; without one, `optuna.logging.set_verbosity` is.
     """
 
     def __init__(self, name: str, handle: StudyHandle, *, quiet: bool) -> None:
@@ -39,10 +40,11 @@ class ProgressLog:
 
     def __enter__(self) -> ProgressLog:
         if not _log.hasHandlers() and not self._quiet:
-            self._handler = logging.StreamHandler()
+            in_notebook = "ipykernel" in sys.modules  # which shows stderr in red
+            self._handler = logging.StreamHandler(sys.stdout if in_notebook else sys.stderr)
             self._handler.setFormatter(logging.Formatter("%(message)s"))
             _log.addHandler(self._handler)
-            _log.setLevel(optuna.logging.get_verbosity())
+            _log.setLevel(self._level or optuna.logging.get_verbosity())
         if self.enabled:
             _log.info("joined study %r: %s", self._name, self._standing())
         return self

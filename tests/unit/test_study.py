@@ -436,19 +436,27 @@ def test_optimize_says_what_it_does(study: Study, caplog: pytest.LogCaptureFixtu
     ]
 
 
-@pytest.mark.parametrize(("verbosity", "lines"), [(optuna.logging.INFO, 3), (optuna.logging.WARNING, 0)])
-def test_a_program_that_configures_no_logging_sees_on_stderr_what_optimize_does(
-    tmp_path: Path, verbosity: int, lines: int
+@pytest.mark.parametrize(
+    ("first", "stderr", "stdout"),
+    [
+        ("optuna.logging.set_verbosity(optuna.logging.INFO)", 3, 0),
+        ("optuna.logging.set_verbosity(optuna.logging.WARNING)", 0, 0),
+        ("logging.getLogger('hopaas_p2p').setLevel(logging.ERROR)", 0, 0),
+        ("sys.modules['ipykernel'] = sys", 0, 3),  # a notebook, which shows stderr in red
+    ],
+)
+def test_a_program_that_configures_no_logging_sees_what_optimize_does_unless_it_says_otherwise(
+    tmp_path: Path, first: str, stderr: int, stdout: int
 ) -> None:
     code = (
-        "import sys, optuna, hopaas_p2p\n"
-        f"optuna.logging.set_verbosity({verbosity})\n"
+        f"import logging, sys, optuna, hopaas_p2p\n{first}\n"
         "study = hopaas_p2p.open_study(sys.argv[1], 's', budget=1)\n"
         "study.optimize(lambda trial: 1.5)\n"
     )
     done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=True)
-    assert len(done.stderr.splitlines()) == lines, done.stderr
-    assert ("trial 0: 1.5, best 1.5 (#0)" in done.stderr) == bool(lines)
+    shown = {"stderr": done.stderr, "stdout": done.stdout}
+    assert {name: len(text.splitlines()) for name, text in shown.items()} == {"stderr": stderr, "stdout": stdout}
+    assert ("trial 0: 1.5, best 1.5 (#0)" in done.stderr + done.stdout) == bool(stderr or stdout)
 
 
 def test_stop_all_ends_the_study_for_everybody_and_stop_says_so(study: Study) -> None:
