@@ -19,13 +19,13 @@ if TYPE_CHECKING:
 
 _decode: Final = msgspec.json.Decoder(dict[str, Distribution]).decode
 HELP: Final = (
-    "A parameter: NAME=float(LOW,HIGH[,log][,step=S]), NAME=int(LOW,HIGH[,log][,step=S]) or NAME=cat(A,B,…). In each, "
-    "prior=VALUE[,confidence=low|medium|high] is what you believe to be best."
+    "A parameter: NAME=float(LOW,HIGH[,log][,step=S]), short log(LOW,HIGH), NAME=int(LOW,HIGH[,log][,step=S]) or "
+    "NAME=cat(A,B,…). In each, prior=VALUE[,confidence=low|medium|high] is what you believe to be best."
 )
-_SPEC: Final = re.compile(r"\s*([^=\s]+)\s*=\s*(float|int|cat)\s*\((.*)\)\s*", re.DOTALL)
+_SPEC: Final = re.compile(r"\s*([^=\s]+)\s*=\s*(float|int|cat|log)\s*\((.*)\)\s*", re.DOTALL)
 _PART: Final = re.compile(r'\s*("(?:[^"\\]|\\.)*"|[^,"]*)\s*(?:,|$)')
 _BELIEF: Final = ("prior", "confidence")
-SHAPES: Final = "float(1e-5,1e-1,log), int(1,8) or cat(a,b,c)"
+SHAPES: Final = "log(1e-5,1e-1), float(0,1), int(1,8) or cat(a,b,c)"
 
 
 def parse_space(specs: Iterable[str]) -> dict[str, Distribution]:
@@ -187,6 +187,8 @@ def _distribution(name: str, kind: str, parts: list[Any]) -> Distribution:
     belief: dict[str, Any] = {key: some[0] for key, some in said.items() if some}
     if "prior" in belief:
         belief["prior"] = parse_value(belief["prior"])
+    if kind == "log":
+        kind, parts = "float", [*parts, "log"]
     if kind == "cat":
         if not parts:
             raise InvalidInput(f"the parameter {name!r} has no choices; write {name}=cat(a,b,c)")

@@ -437,6 +437,7 @@ def test_a_terminal_gets_colours_unless_no_color_and_80_columns(here: dict[str, 
         ("x=int(0,10,step=5)", Int(0, 10, step=5)),
         ("x=cat(adam,sgd)", Categorical(("adam", "sgd"))),
         ('x=cat(1,2.5,true,null,"1","a,b",a b)', Categorical((1, 2.5, True, None, "1", "a,b", "a b"))),
+        ("x=log(1e-5,1e-1)", Float(1e-5, 1e-1, log=True)),
     ],
 )
 def test_a_space_is_read_and_written(text: str, meant: Any) -> None:
