@@ -37,16 +37,16 @@ TOPICS: Final = {
 }
 _INTRODUCTION: Final = """# Benchmarks
 
-What they suggest:
+These results suggest:
 
 * Use `Study.optimize`: it sends a result and the next ask in one commit, so a trial costs one round trip, not two.
-* Name no sampler: with many peers the default needs about half of the evaluations of Optuna's TPE.
-* For long trainings use rungs, with three brackets if learning curves may cross. With 64 peers they gain little.
-* For a few processes on one machine, Optuna's own storages do: ours take up to twice the CPU time per short trial.
-* On a file server, a database far away or a bucket, ours send 2 to 100 times fewer messages per trial.
+* Keep the default sampler: with many peers it needs about half as many evaluations as Optuna's TPE.
+* For long training runs, use rungs, with three brackets if learning curves may cross. With 64 peers they gain little.
+* For a few processes on one machine, use Optuna's own storages: ours take up to twice the CPU time per short trial.
+* For a file server, a distant database or a bucket, use ours: they send 2 to 100 times fewer messages per trial.
 
-Written by `make bench`. All sides of a table were measured in one run on one machine: compare the ratios, not the
-seconds. "asked" is the bound that the design set itself; where it is missed, the line shows it.
+`make bench` writes this page. All columns of a table were measured in one run on one machine: compare the ratios, not
+the seconds. "asked" is the design's own target; the row says if it is missed.
 """
 _LONGEST: Final = 1200.0  # seconds for one topic
 _LONGER: Final = {"search": 4200.0, "transfer": 4200.0, "fidelity": 4200.0}

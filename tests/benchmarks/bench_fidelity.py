@@ -60,13 +60,12 @@ _LONGEST: Final = {1: 150.0, 16: 20.0, 64: 10.0, 256: 5.0}
 _DAY: Final = 86400.0  # seconds
 _FIRST_WAVE: Final = 256
 _RESAMPLED: Final = 1000
-_METHOD: Final = (
-    "Times are in whole trainings: how long a configuration takes on average, to the last epoch. A peer asks, trains "
-    "for as long as was recorded, and sees at once what others told; loading a checkpoint takes no time. A target is "
-    "reached when a configuration that was trained to its end has that value: the last cross-entropy, as good as the "
-    "best 1 % or 0.1 % of all configurations. Figures are medians over the seeds. Ratios are to the best of Optuna's "
-    "three pruners with as many peers, with 90 % bootstrap intervals over the seeds."
-)
+_METHOD: Final = """\
+Times are in full training runs: how long a configuration takes on average, to the last epoch. A peer asks, trains for
+as long as was recorded, and sees at once what others told. Loading a checkpoint takes no time. A target is reached when
+a configuration that was fully trained has that value: the last cross-entropy, as good as the best 1 % or 0.1 % of all
+configurations. Figures are medians over the seeds. Ratios are to the best of Optuna's three pruners with the same
+number of peers, with 90 % bootstrap intervals over the seeds."""
 
 
 class Case(NamedTuple):
@@ -185,8 +184,8 @@ def _summary(runs: Runs, samplers: list[str], peers: list[int]) -> list[str]:
 
 def _waves(seeds: int) -> list[str]:
     told = (
-        f"A first wave: {_FIRST_WAVE} peers begin {_FIRST_WAVE} random configurations at once, and nothing else is "
-        f"begun. Epochs saved, of {_FIRST_WAVE * EPOCHS:,}, and the regret of the best that was trained to its end:"
+        f"In a first wave, {_FIRST_WAVE} random configurations start at once. The table shows the share of their "
+        f"{_FIRST_WAVE * EPOCHS:,} epochs that is saved,\nand the regret of the best that was fully trained:"
     )
     lines = [
         told,
@@ -206,9 +205,10 @@ def _waves(seeds: int) -> list[str]:
 
 def _crossing(runs: Runs, late: list[str]) -> list[str]:
     told = (
-        "Curves that cross (`curves.late_bloomers`): the better a configuration is in the end, the longer it looks "
-        "like the worst. The best blooms after the epoch that is given. Random sampler, time to the best 1 %, and the "
-        "ratio to no pruning (∞: not reached by the median seed):"
+        "Late bloomers are synthetic curves that cross: the better a configuration is in the end, the longer it looks "
+        f"like the\nworst; the best one does so for {', '.join(map(str, _LATE[:-1]))} or {_LATE[-1]} epochs. The table "
+        "shows the time to the best 1 % with a random sampler, and\nthe ratio to no pruning; ∞ means that the median "
+        "seed did not reach it:"
     )
     lines = [
         told,

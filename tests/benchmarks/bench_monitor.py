@@ -1,9 +1,9 @@
-"""The dashboard beside optuna-dashboard, in the same real browser, on the same store of 10,000 trials of 10 reports.
+"""We compare the dashboard with optuna-dashboard in the same real browser, on the same store of 10,000 trials with 10
+reports each.
 
-Usable: since the address was opened, until the last task of the main thread that took longer than 50 ms, when none has
-come for two seconds and something is drawn. Bytes: what the browser received, headers and all, and on a WebSocket the
-payload, each time into an empty cache. Both servers run in processes of their own. A refresh is watched for six seconds
-with us, and for a minute with optuna-dashboard, which asks seldom when trials are many.
+"Usable" is the time from opening the address to the end of the last main-thread task over 50 ms. "Bytes" is what the
+browser received with an empty cache. We watched refreshes for six seconds, or for a minute with optuna-dashboard, which
+polls rarely when there are many trials.
 """
 
 from __future__ import annotations

@@ -146,11 +146,11 @@ def _timed(draw: Callable[[], str], times: int = 3) -> tuple[float, str]:
     return statistics.median(spent), html
 
 
-_INTRODUCTION = f"""{_TRIALS:,} trials of 5 parameters and 10 reports, by {_PEERS} peers. `study.plot` draws SVG and
-samples what is too much to see; `optuna.visualization` draws every point with plotly, and for importances takes its
-default evaluator, as ours is PED-ANOVA. Seconds until the HTML is there, both warm (Optuna's first importances of a
-process take a second more, for they load scikit-learn), and the size of what goes into the notebook, without plotly's
-own 5 MB.
+_INTRODUCTION = f"""\
+The study has {_TRIALS:,} trials with 5 parameters and 10 reports each, by {_PEERS} peers. \
+The table shows the seconds until the
+HTML is ready, with both warm, and the size of the notebook output, without plotly's own 5 MB. `study.plot` draws a
+sample when there are too many points to see.
 """
 
 

@@ -26,17 +26,23 @@ _SIZE: Final = 16
 _RESAMPLED: Final = 1000
 _RANDOM: Final = "random search"
 _COSINE: Final = "random search, the rate falls as half a cosine"
-_METHOD: Final = (
-    f"Each method trains as many epochs as {_SIZE} complete trainings of 40 have, with {_SIZE} peers, of which the "
-    "slowest takes a quarter longer for an epoch; Optuna's TPE has one peer, so that it can learn. The model that "
-    "reported the lowest loss at any epoch is judged by its loss on data that nobody saw (`sphere` and `noise`: "
-    "the same loss). Medians over the seeds; the ratio is the geometric mean of the ratios to random search with "
-    "the same seed, which begins with the same configurations, with a 90 % bootstrap interval. The target is what "
-    "random search reports at best in the median; in brackets how many seeds reach it. A replay trains one new "
-    "model by the schedule of the best member. `sphere` is the example of the paper, `noise` a quadratic with "
-    "noisy slopes, and the others are networks with one hidden layer on scikit-learn's data, with rate, momentum, "
-    "decay and dropout."
-)
+_METHOD: Final = f"""\
+Each method trains as many epochs as {_SIZE} complete training runs of 40 epochs, with {_SIZE} peers \
+(Optuna's TPE: one, so that
+it can learn). A study in memory decides which trials continue, and the training is real. The model that reported the
+lowest loss at any epoch is judged by its loss on unseen data (`sphere` and `noise`: the same loss). Losses are medians
+over {{seeds}} paired seeds; the ratio is the geometric mean of the ratios to random search with the same seed, \
+with a 90 %
+bootstrap interval. The target is random search's median best reported loss; the number of seeds that reach it is in
+brackets. A replay trains one new model with the best member's schedule.
+
+* `sphere` is the paper's example, with two weights of a surrogate; constant weights of 1 are best, so no schedule is
+  needed
+* `noise` is a quadratic with noisy gradients, in which only the learning rate is tuned
+* `digits` trains networks with one hidden layer on scikit-learn's digits; learning rate, momentum, decay and dropout
+  are tuned
+* `breast_cancer` trains such networks on scikit-learn's breast cancer data
+"""
 
 
 def _random(seed: int) -> BaseSampler:
@@ -63,8 +69,7 @@ def main() -> str:
     seeds = int(os.environ.get("POPULATION_SEEDS", "10"))
     names = os.environ.get("POPULATION_TASKS", "sphere noise digits breast_cancer").split()
     lines = [
-        f"{seeds} paired seeds. {_METHOD}",
-        "",
+        _METHOD.format(seeds=seeds),
         "| task | method | loss | ratio to random search | epochs to the target |",
         "|---|---|--:|--:|--:|",
     ]

@@ -1,8 +1,8 @@
 """A campaign over a long link: our Postgres store beside Optuna's RDBStorage and GrpcStorageProxy on the same server.
 
-The link is `support.latency.Relay`; the gRPC proxy stands next to the database, and the link before it. The server
-keeps its promises (fsync is on). The shape of a trial is 5 parameters and 10 reports, each followed by `should_prune`,
-with the default sampler and the median pruner.
+`tests.support.latency.Relay` simulates the link. The gRPC proxy runs next to the database, behind the link. The server
+is durable (fsync is on). A trial has 5 parameters and 10 reports, each followed by `should_prune`; all use the default
+sampler and the median pruner.
 """
 
 from __future__ import annotations

