@@ -13,6 +13,7 @@ say, whoever says it, is in `validity`.
 from __future__ import annotations
 
 import bisect
+import math
 from collections.abc import Callable, Collection
 from typing import Any, Final
 
@@ -32,9 +33,9 @@ from hopaas_p2p.core.attributes import (
 from hopaas_p2p.core.codec import Garbage
 from hopaas_p2p.core.configurations import follow_fidelity
 from hopaas_p2p.core.inherited import LAST_STEP, branch, cut, grown, inherited, last_step, linked, merged
-from hopaas_p2p.core.ledger import Ledger, possible_limits
+from hopaas_p2p.core.ledger import BOOKED, UNLIMITED, Ledger, possible_limits
 from hopaas_p2p.core.lineage import resumed_step
-from hopaas_p2p.core.perturbation import Draws, perturbed
+from hopaas_p2p.core.perturbation import fraction, perturbed
 from hopaas_p2p.core.records import (
     FROM_START,
     UNSTAMPED,
@@ -59,12 +60,12 @@ from hopaas_p2p.core.records import (
     TrialStop,
     TrialTakeOver,
 )
-from hopaas_p2p.core.spending import BOOKED
 from hopaas_p2p.core.state import (
     BLOCK,
     CHECKPOINTS_KEPT,
     COMPLETE,
     FAIL,
+    NEVER_PAUSING,
     PRUNED,
     RUNNING,
     TRANSITIONS,
@@ -81,13 +82,13 @@ from hopaas_p2p.core.validity import (
     MAX_WAITING,
     MOST_METRICS,
     STATUSES,
+    feasible,
     possible_attributes,
     possible_definition,
     possible_distributions,
     possible_metric,
     possible_system,
     possible_time,
-    possible_values,
     widened_distributions,
 )
 
@@ -96,9 +97,6 @@ LeaseRecord = TrialSet | TrialCheckpoint | TrialFinish | TrialRelease | TrialRec
 
 OWNERS_ONLY: Final = frozenset({StudyControl, PeerDrain, TrialStop, TrialTakeOver})
 """Records that a commit stamped *worker* may not bring; but for a stop, where the policy has a progress time-out."""
-
-Said = Verdict | str | None
-"""What a rule says: nothing, which accepts the record; a key of `REFUSALS`; or the verdict."""
 
 _ACCEPTED: Final = Verdict(True)
 _TAKES_A_PLACE: Final = (COMPLETE, PRUNED)
@@ -122,41 +120,37 @@ def apply(state: State, lsn: int, commit: Commit | Garbage, stamp: Stamp = UNSTA
     if known is not None:
         return known
     assert isinstance(commit, Commit)
-    if state.ledger.limited:  # one that a record reaches counts from the next record on
+    limited, verdicts = state.ledger.limits is not UNLIMITED, []
+    if limited:
         state.ledger.look(commit.writer, stamp.at or commit.at)
         _judge(state)
-        found = []
-        for record in commit.records:
-            found.append(_apply_record(state, record, commit, stamp))
+    for record in commit.records:
+        verdicts.append(_apply_record(state, record, commit, stamp))
+        if state.configurations is not NEVER_PAUSING:
+            state.configurations.refresh(state.trials)
+        if limited:  # one that a record reaches counts from the next record on
             _judge(state)
-        verdicts = tuple(found)
-    elif len(commit.records) == 1:  # as an ask
-        verdicts = (_apply_record(state, commit.records[0], commit, stamp),)
-    else:
-        verdicts = tuple([_apply_record(state, record, commit, stamp) for record in commit.records])
-    state.writers[commit.writer] = LastCommit(commit.seq, lsn, verdicts, stamp.author)
+    decided = tuple(verdicts)
+    state.writers[commit.writer] = LastCommit(commit.seq, lsn, decided, stamp.author)
     if stamp.author and commit.owner not in state.writers:
         state.writers[commit.owner] = LastCommit(0, lsn, (), stamp.author)
-    state.configurations.refresh(state.trials)
-    return verdicts
+    return decided
 
 
 def _judge(state: State) -> None:
     """End the study if a limit is reached: no trial starts, and those that run are asked to end."""
     ledger = state.ledger
-    if ledger.reached is not None or not ledger.limited:
-        return
-    ledger.reached = ledger.judge()
-    for number in state.running if ledger.reached is not None else ():
-        trial = state.trials[number]
-        trial.stop = trial.stop or ledger.reached
-        state.changed.add(number)
+    if ledger.reached is None:
+        ledger.reached = ledger.judge()
+        for number in state.running if ledger.reached is not None else ():
+            trial = state.trials[number]
+            trial.stop = trial.stop or ledger.reached
+            state.changed.add(number)
 
 
-def _apply_record(state: State, record: object, commit: Commit, stamp: Stamp) -> Verdict:
+def _apply_record(state: State, record: Any, commit: Commit, stamp: Stamp) -> Verdict:
     kind = type(record)
-    rule = _RULES.get(kind)
-    if rule is None:
+    if kind not in _RULES:
         return state.refuse("malformed")
     if (state.define is None) != (kind is StudyDefine):
         return state.refuse("undefined")
@@ -164,15 +158,27 @@ def _apply_record(state: State, record: object, commit: Commit, stamp: Stamp) ->
         stops = kind is TrialStop and state.policy.progress_timeout is not None
         if stamp.role != "worker" or not (stops or may_be_a_workers(record)):
             return state.refuse("role")
-    if stamp.author and isinstance(record, PeerJoin):  # the user is the one that the store saw
+    if stamp.author and kind is PeerJoin:  # the user is the one that the store saw
         info = {**record.info, "user": stamp.author}
         if stamp.role != "owner":  # only an owner's service may act for others by name
             info.pop("on_behalf_of", None)
         record = PeerJoin(info)
-    said = rule(state, record, commit)
+    rule, absent = _RULES[kind]
+    number: int | None = None
+    if absent is None:
+        said = rule(state, record, commit)
+    else:
+        number, trials = record.number, state.trials
+        if not 0 <= number < trials.size:
+            return state.refuse("no such trial")
+        block = trials.open.get(number // BLOCK)  # as nearly always
+        trial = trials.named(number) if block is None else block[number % BLOCK]
+        said = _refusal(trial, record, commit, absent=absent) if absent else None
+        if said is None:
+            said = rule(state, trial, record, commit)
     if said is None:
-        return _ACCEPTED
-    return state.refuse(said) if isinstance(said, str) else said
+        return _ACCEPTED if number is None else Verdict(True, number)
+    return state.refuse(said, number) if isinstance(said, str) else said
 
 
 def may_be_a_workers(record: object) -> bool:
@@ -242,18 +248,27 @@ def _drain(state: State, record: PeerDrain, _commit: Commit) -> None:
 # --- trials ---
 
 
-def _create(state: State, record: TrialCreate, commit: Commit) -> Verdict:
+def _create(state: State, record: TrialCreate, commit: Commit) -> Verdict | str:
     """A trial starts, is queued, or is imported."""
-    outside = _describes_a_trial(state, record)
-    if outside is None:
-        return state.refuse("malformed")
-    state.configurations.refresh(state.trials)
+    weight = 0  # of what replicates have in common, more or less
+    if record.replicates > 1:
+        texts = [len(name) + len(text) for some in (record.user, record.system) for name, text in some.items()]
+        weight = sum(texts) + sum([len(name) + 8 for name in record.params])
+    outside = _outliers(state, record)
+    if outside is None or not (
+        ((record.values is None and record.state is RUNNING) or _can_end(state, record.state, record.values))
+        and 1 <= record.replicates <= MOST_REPLICATES
+        and record.replicates * weight <= _MOST_COPIED
+        and (record.start is None or possible_time(record.start))
+        and (record.end is None or possible_time(record.end))
+    ):
+        return "malformed"
     if record.state is RUNNING:
         return _create_running(state, record, commit, outside)
     if record.state in _TAKES_A_PLACE and not state.has_room():
-        return state.refuse("budget")
+        return "budget"
     if record.state is WAITING and len(state.waiting) >= MAX_WAITING:
-        return state.refuse("queue")
+        return "queue"
     trial = _append(state, record.state)
     _merge(state, trial, record, outside)
     trial.start = record.start
@@ -264,7 +279,9 @@ def _create(state: State, record: TrialCreate, commit: Commit) -> Verdict:
     return Verdict(True, trial.number)
 
 
-def _create_running(state: State, record: TrialCreate, commit: Commit, outside: dict[str, Distribution]) -> Verdict:
+def _create_running(
+    state: State, record: TrialCreate, commit: Commit, outside: dict[str, Distribution]
+) -> Verdict | str:
     """A trial starts; `prefer_waiting` goes on with what others left instead."""
     if record.prefer_waiting:
         found = next_start(state, commit.owner, skip=frozenset(record.skip) if record.skip else ())
@@ -278,10 +295,16 @@ def _create_running(state: State, record: TrialCreate, commit: Commit, outside: 
     if isinstance(found, Continue):
         return _continue(state, state.trials[found.number], commit)
     if not isinstance(found, New):
-        return state.refuse(found.why)
-    trial = _append(state, RUNNING)
-    if found.replicate_of is not None:
-        _repeat(state, trial, found.replicate_of)
+        return found.why
+    trial, first = _append(state, RUNNING), found.replicate_of
+    if first is not None:  # the next trial of a configuration that gets several: the same parameters, another seed
+        said = state.replicates[first]
+        trial.params, trial.dists = branch(said.params), branch(said.dists)
+        trial.user, trial.system = branch(said.user), branch(said.system)
+        trial.system[REPLICATE] = f'{{"of":{first},"seed":{said.seed}}}'
+        said.seed += 1
+        if said.seed == said.count:
+            del state.replicates[first]
         return _begin(state, trial, commit, commit.at)
     _merge(state, trial, record, outside)
     if record.replicates > 1:
@@ -298,17 +321,6 @@ def _begin(state: State, trial: Trial, commit: Commit, start: int) -> Verdict:
     return Verdict(True, trial.number)
 
 
-def _repeat(state: State, trial: Trial, first: int) -> None:
-    """Let this be the next trial of a configuration that gets several: the same parameters, another seed."""
-    said = state.replicates[first]
-    trial.params, trial.dists = branch(said.params), branch(said.dists)
-    trial.user, trial.system = branch(said.user), branch(said.system)
-    trial.system[REPLICATE] = f'{{"of":{first},"seed":{said.seed}}}'
-    said.seed += 1
-    if said.seed == said.count:
-        del state.replicates[first]
-
-
 def _continue(state: State, paused: Trial, commit: Commit) -> Verdict:
     """A trial that goes on where a paused one stopped: same parameters, reports and checkpoints up to there.
 
@@ -321,12 +333,10 @@ def _continue(state: State, paused: Trial, commit: Commit) -> Verdict:
     policy, sources = state.configurations.population, state.configurations.sources(paused.number)
     if policy is not None and sources:
         assert state.define is not None
-        draws = Draws(state.define.name, trial.number)
-        source = state.trials[draws.pick(sources, "", "source")]
+        seed = f"{state.define.name}\0{trial.number}"
+        source = state.trials[sources[int(fraction(seed, "", "source") * len(sources))]]
         distributions = {name: source.distribution(name, state) for name in source.params}
-        trial.params = perturbed(
-            source.params, distributions, resample=policy.resample, fixed=policy.fixed, draws=draws
-        )
+        trial.params = perturbed(source.params, distributions, resample=policy.resample, fixed=policy.fixed, seed=seed)
         trial.dists = branch(source.dists)
         trial.system.pop("fixed_params", None)
         trial.system[COPIES] = str(source.number)
@@ -335,11 +345,10 @@ def _continue(state: State, paused: Trial, commit: Commit) -> Verdict:
     return _begin(state, trial, commit, commit.at)
 
 
-def _claim(state: State, trial: Trial, _record: TrialClaim, commit: Commit) -> Said:
+def _claim(state: State, trial: Trial, _record: TrialClaim, commit: Commit) -> Verdict | str | None:
     """A WAITING trial is started by name."""
     if (trial.state, TrialClaim) not in TRANSITIONS:
         return "finished" if trial.state is not RUNNING else "not waiting"
-    state.configurations.refresh(state.trials)
     why = refused(state, commit.owner, trial.number)
     if why is not None:
         return why
@@ -380,12 +389,11 @@ def _checkpoint(state: State, trial: Trial, record: TrialCheckpoint, commit: Com
     trial.checkpoints = (*trial.checkpoints, record.checkpoint)[-CHECKPOINTS_KEPT:]
 
 
-def _finish(state: State, trial: Trial, record: TrialFinish, commit: Commit) -> Said:
+def _finish(state: State, trial: Trial, record: TrialFinish, commit: Commit) -> Verdict | str | None:
     """COMPLETE, PRUNED or FAIL. A result that comes after the lease is kept, see `_keep_late`."""
     if record.state not in TRANSITIONS[RUNNING, TrialFinish].to or not _can_end(state, record.state, record.values):
         return "malformed"
     word = _refusal(trial, record, commit, absent="finished")
-    state.configurations.refresh(state.trials)
     if word is None and trial.state is WAITING and record.state in _TAKES_A_PLACE and not state.has_room(trial.number):
         word = "budget"
     if word is None:
@@ -495,8 +503,21 @@ def _reclaim(state: State, trial: Trial, record: TrialReclaim, commit: Commit) -
         _close(state, trial, PRUNED, TrialReclaim, commit.at, values=told, reason=record.reason)
         return
     _close(state, trial, FAIL, TrialReclaim, commit.at, reason=record.reason, own_fault=False)
-    if not last_try:
-        _queue_retry(state, trial)
+    if last_try:
+        return
+    # the same parameters once more, with the attributes that Optuna's own retry callback writes
+    retry = _append(state, WAITING)
+    _inherit(retry, trial, without=(RESUMED,))
+    retry.checkpoints = trial.checkpoints
+    _inherit_reports(retry, trial, *_before_checkpoint(state, trial))
+    retry.attempt = trial.attempt + 1
+    retry.retry_of, trial.retried_by = trial.number, retry.number
+    history, earlier = [trial.number], trial
+    while earlier.retry_of is not None:
+        earlier = state.trials.named(earlier.retry_of)
+        history.insert(0, earlier.number)
+    retry.system["failed_trial"] = str(history[0])
+    retry.system["retry_history"] = msgspec.json.encode(history).decode()
 
 
 def _take_over(state: State, trial: Trial, record: TrialTakeOver, commit: Commit) -> str | None:
@@ -537,24 +558,6 @@ def _inherit_reports(trial: Trial, before: Trial, first: int, last: int) -> None
     trial.metrics = {name: values for name, values in metrics.items() if values}
 
 
-def _queue_retry(state: State, trial: Trial) -> None:
-    """The same parameters once more, with the attributes that Optuna's own retry callback writes."""
-    retry = _append(state, WAITING)
-    _inherit(retry, trial, without=(RESUMED,))
-    retry.checkpoints = trial.checkpoints
-    _inherit_reports(retry, trial, *_before_checkpoint(state, trial))
-    retry.attempt = trial.attempt + 1
-    retry.retry_of = trial.number
-    trial.retried_by = retry.number
-    history = [trial.number]
-    earlier = trial
-    while earlier.retry_of is not None:
-        earlier = state.trials.named(earlier.retry_of)
-        history.insert(0, earlier.number)
-    retry.system["failed_trial"] = str(history[0])
-    retry.system["retry_history"] = msgspec.json.encode(history).decode()
-
-
 def _stop(state: State, trial: Trial, record: TrialStop, _commit: Commit) -> None:
     """A request to the owner of this epoch."""
     trial.stop = record.reason or "somebody asked"
@@ -562,23 +565,6 @@ def _stop(state: State, trial: Trial, record: TrialStop, _commit: Commit) -> Non
 
 
 # --- the steps: they keep the counts and indexes of a State true ---
-
-
-def _describes_a_trial(state: State, record: TrialCreate) -> dict[str, Distribution] | None:
-    """`_outliers` of the record, or None if no trial can be like that."""
-    weight = 0  # of what replicates have in common, more or less
-    if record.replicates > 1:
-        texts = [len(name) + len(text) for some in (record.user, record.system) for name, text in some.items()]
-        weight = sum(texts) + sum([len(name) + 8 for name in record.params])
-    if not (
-        ((record.values is None and record.state is RUNNING) or _can_end(state, record.state, record.values))
-        and 1 <= record.replicates <= MOST_REPLICATES
-        and record.replicates * weight <= _MOST_COPIED
-        and (record.start is None or possible_time(record.start))
-        and (record.end is None or possible_time(record.end))
-    ):
-        return None
-    return _outliers(state, record)
 
 
 def _outliers(state: State, record: TrialSet | TrialCreate) -> dict[str, Distribution] | None:
@@ -597,24 +583,21 @@ def _can_be_read(state: State, record: StudySet | TrialSet | TrialCreate) -> boo
 
 
 def _can_end(state: State, to: TrialState, values: tuple[float, ...] | None) -> bool:
-    """Whether a trial in this state may have these values: a number per direction; if it is not COMPLETE, or none."""
+    """Whether a trial in this state may have these values: a number per direction; if it is not COMPLETE, or none.
+
+    An infinity is a number.
+    """
     if values is None:
         return to is not COMPLETE
-    return state.define is not None and possible_values(values, len(state.define.directions))
+    define = state.define
+    return define is not None and len(values) == len(define.directions) and not any(map(math.isnan, values))
 
 
 def _append(state: State, trial_state: TrialState) -> Trial:
     """A new trial in this state."""
-    number = state.trials.size
-    trial = Trial(number, trial_state)
+    trial = Trial(state.trials.size, trial_state)
     state.trials.append(trial)
-    state.counts[trial_state] += 1
-    state.changed.add(number)
-    state.configurations.touch(number)
-    if trial_state is WAITING:
-        state.waiting[number] = None
-    elif trial_state is RUNNING:
-        state.running[number] = None
+    _enter(state, trial, trial_state)
     return trial
 
 
@@ -633,20 +616,24 @@ def _refusal(trial: Trial, record: LeaseRecord, commit: Commit, *, absent: str) 
 
 
 def _move(state: State, trial: Trial, to: TrialState, by: type) -> None:
-    """Move the trial to another state, as this kind of record allows, and keep the counts and indexes consistent."""
+    """Move the trial to another state, as this kind of record allows."""
     assert to in TRANSITIONS[trial.state, by].to
-    number = trial.number
     state.counts[trial.state] -= 1
-    state.counts[to] += 1
     if trial.state is RUNNING:
-        del state.running[number]
+        del state.running[trial.number]
     elif trial.state is WAITING:
-        del state.waiting[number]
+        del state.waiting[trial.number]
+    _enter(state, trial, to)
+
+
+def _enter(state: State, trial: Trial, to: TrialState) -> None:
+    """Keep the counts and indexes consistent with the state that the trial has from now on."""
+    number, trial.state = trial.number, to
+    state.counts[to] += 1
     if to is RUNNING:
         state.running[number] = None
     elif to is WAITING:
         state.waiting[number] = None
-    trial.state = to
     state.changed.add(number)
     state.configurations.touch(number)
 
@@ -661,39 +648,28 @@ def _resume(trial: Trial, last: int, first: int = FROM_START) -> None:
 def _merge(state: State, trial: Trial, record: TrialSet | TrialCreate, outside: dict[str, Distribution]) -> None:
     """Merge what a record says into its trial. The parameters `outside` their distributions get these."""
     if record.params:
-        if record.dists or trial.dists:
-            _merge_distributions(state, trial, record)
+        for name in record.params if record.dists or trial.dists else ():
+            first, given = state.dists.get(name), record.dists.get(name)
+            if first is None and given is not None:
+                state.dists[name] = given
+            elif given is not None and given != first:
+                trial.dists[name] = given
+            elif name in trial.dists:  # told again, from the first distribution this time
+                del trial.dists[name]
         trial.params.update(record.params)
         if outside:
             trial.dists.update(outside)
     if record.reports:
         trial.reports = grown(trial.reports, record.reports)
-    if record.metrics:
-        _merge_metrics(state, trial, record.metrics)
+    for name, values in record.metrics.items() if record.metrics else ():
+        if name in trial.metrics or (possible_metric(name) and len(trial.metrics) < MOST_METRICS):
+            trial.metrics[name] = grown(trial.metrics.get(name, {}), values)
+        else:  # the rest of its record is kept
+            state.refuse("malformed")
     if record.user:
         trial.user = merged(trial.user, record.user)
     if record.system:
         trial.system = merged(trial.system, record.system)
-
-
-def _merge_distributions(state: State, trial: Trial, record: TrialSet | TrialCreate) -> None:
-    for name in record.params:
-        first, given = state.dists.get(name), record.dists.get(name)
-        if first is None and given is not None:
-            state.dists[name] = given
-        elif given is not None and given != first:
-            trial.dists[name] = given
-        elif name in trial.dists:  # told again, from the first distribution this time
-            del trial.dists[name]
-
-
-def _merge_metrics(state: State, trial: Trial, metrics: dict[str, dict[int, float]]) -> None:
-    """Merge metrics. A name that no trial may have is counted and left out; the rest of its record is kept."""
-    for name, values in metrics.items():
-        if name not in trial.metrics and not (possible_metric(name) and len(trial.metrics) < MOST_METRICS):
-            state.refuse("malformed")
-            continue
-        trial.metrics[name] = grown(trial.metrics.get(name, {}), values)
 
 
 def _close(
@@ -723,11 +699,12 @@ def _close(
 
 
 def _note_result(state: State, trial: Trial) -> None:
-    """Let the ledger know of a trial that ended."""
-    ledger = state.ledger
+    """Let the ledger know of a trial that ended, and of its value if it may be the best: one objective, feasible."""
     if trial.state is not FAIL:
-        at = ledger.time if ledger.clocks else trial.end or 0
-        ledger.result(at, state.value_of(trial))
+        value, define = None, state.define
+        if trial.state is COMPLETE and trial.values and define is not None and len(define.directions) == 1:
+            value = trial.values[0] if "constraints" not in trial.system or feasible(trial.system) else None
+        state.ledger.result(trial.end or 0, value)
 
 
 def _end_lease(trial: Trial, at: int, why: str) -> None:
@@ -738,44 +715,25 @@ def _end_lease(trial: Trial, at: int, why: str) -> None:
         trial.history.append(PastLease(trial.owner, trial.epoch, trial.start, at, why))
 
 
-def _of_a_trial(
-    rule: Callable[[State, Trial, Any, Commit], Said], *, absent: str = ""
-) -> Callable[[State, Any, Commit], Verdict]:
-    """The rule for a record that names a trial, which is looked up for it.
+_Rule = Callable[..., Verdict | str | None]
+"""What a rule says: nothing, which accepts the record; a key of `REFUSALS`; or the verdict."""
 
-    With `absent`, it is called only if the table lets this record touch the trial; see `_refusal`.
-    """
-
-    def looked_up(state: State, record: Any, commit: Commit) -> Verdict:
-        number, trials = record.number, state.trials
-        if not 0 <= number < trials.size:
-            return state.refuse("no such trial")
-        block = trials.open.get(number // BLOCK)  # as nearly always
-        trial = trials.named(number) if block is None else block[number % BLOCK]
-        said: Said = _refusal(trial, record, commit, absent=absent) if absent else None
-        if said is None:
-            said = rule(state, trial, record, commit)
-        if said is None:
-            return Verdict(True, number)
-        return state.refuse(said, number) if isinstance(said, str) else said
-
-    return looked_up
-
-
-_RULES: Final[dict[type, Callable[[State, Any, Commit], Said]]] = {
-    StudyDefine: _define,
-    StudySet: _set_study,
-    StudyControl: _control,
-    PeerJoin: _join,
-    PeerDrain: _drain,
-    TrialCreate: _create,
-    TrialClaim: _of_a_trial(_claim),
-    TrialSet: _of_a_trial(_set_trial),
-    TrialCheckpoint: _of_a_trial(_checkpoint, absent="fenced"),
-    TrialFinish: _of_a_trial(_finish),
-    TrialRelease: _of_a_trial(_release, absent="not running"),
-    TrialReclaim: _of_a_trial(_reclaim, absent="not running"),
-    TrialTakeOver: _of_a_trial(_take_over, absent="not running"),
-    TrialStop: _of_a_trial(_stop, absent="not running"),
-    Opaque: lambda _state, _record, _commit: "malformed",
+_RULES: Final[dict[type, tuple[_Rule, str | None]]] = {
+    StudyDefine: (_define, None),
+    StudySet: (_set_study, None),
+    StudyControl: (_control, None),
+    PeerJoin: (_join, None),
+    PeerDrain: (_drain, None),
+    TrialCreate: (_create, None),
+    TrialClaim: (_claim, ""),
+    TrialSet: (_set_trial, ""),
+    TrialCheckpoint: (_checkpoint, "fenced"),
+    TrialFinish: (_finish, ""),
+    TrialRelease: (_release, "not running"),
+    TrialReclaim: (_reclaim, "not running"),
+    TrialTakeOver: (_take_over, "not running"),
+    TrialStop: (_stop, "not running"),
+    Opaque: (lambda _state, _record, _commit: "malformed", None),
 }
+"""The rule of each kind of record. None: it names no trial. Else the trial is looked up for it and, with a text, the
+rule is called only if the table lets this record touch the trial; see `_refusal`."""

@@ -90,11 +90,6 @@ class PackedBlock:
         rows = zip(itertools.count(block.first), block.states, block.widths, starts, strict=False)
         return [(number, values[at]) for number, state, width, at in rows if state == TrialState.COMPLETE and width > 0]
 
-    def numbers_of(self, state: TrialState) -> list[int]:
-        """The numbers of the trials in this state."""
-        block = _opened(zlib.decompress(self.packed))
-        return [number for number, one in enumerate(block.states, block.first) if one == state]
-
     def columns(self) -> BlockColumns:
         """The trials as columns, whose numbers are arrays; NaN is a time that is not known."""
         block = _decode(zlib.decompress(self.packed))

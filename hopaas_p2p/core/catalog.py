@@ -39,8 +39,6 @@ class Listing(NamedTuple):
 class Catalog(LogState):
     """The studies after commits 1..lsn of the directory log."""
 
-    __slots__ = ("by_id", "by_name", "by_uuid", "ids", "uuids")
-
     def __init__(self) -> None:
         super().__init__()
         self.ids = 0
@@ -66,53 +64,44 @@ class Catalog(LogState):
             return self.refuse("malformed")
         if stamp.role not in ("owner", f"owner:{record.uuid}"):  # of the store, or of this study, whose log exists
             return self.refuse("role")
-        return self._open(record) if isinstance(record, StudyRegistered) else self._close(record)
-
-    def _open(self, record: StudyRegistered) -> Verdict:
+        if isinstance(record, StudyRemoved):
+            gone = self.by_uuid.pop(record.uuid, None)
+            if gone is None:
+                return self.refuse("no such study")
+            del self.by_id[gone.study_id], self.by_name[gone.name]
+            return Verdict(True, gone.study_id)
         if flaw(record.name) is not None or not valid_name(record.uuid) or record.uuid in RESERVED:
             return self.refuse("malformed")
-        if record.name in self.by_name:
-            return self.refuse("exists", self.by_name[record.name].study_id)
-        if record.uuid in self.uuids:
-            return self.refuse("exists")
+        same = self.by_name.get(record.name)
+        if same is not None or record.uuid in self.uuids:
+            return self.refuse("exists", None if same is None else same.study_id)
         self.uuids.add(record.uuid)
         listing = Listing(self.ids, record.uuid, record.name)
         self.ids += 1
         self.by_id[listing.study_id] = self.by_name[listing.name] = self.by_uuid[listing.uuid] = listing
         return Verdict(True, listing.study_id)
 
-    def _close(self, record: StudyRemoved) -> Verdict:
-        listing = self.by_uuid.pop(record.uuid, None)
-        if listing is None:
-            return self.refuse("no such study")
-        del self.by_id[listing.study_id]
-        del self.by_name[listing.name]
-        return Verdict(True, listing.study_id)
-
 
 def checked_name(name: str) -> str:
-    """The name, if a new study may carry it.
+    """The name, if a new study may carry it. A study that looks like another one keeps its name.
 
     Raises:
         InvalidInput: too long, or with control characters or path parts, which would harm a terminal or a file name;
             or it looks like another name: it has invisible characters, or letters of several alphabets.
 
     """
-    what = f"a study is called by a text, not {name!r}" if not isinstance(name, str) else flaw(name) or _disguise(name)
+    if not isinstance(name, str):
+        raise InvalidInput(f"a study is called by a text, not {name!r}")
+    what = flaw(name)
+    if what is None and name != name.strip():
+        what = f"the study name {name!a} begins or ends with a space"
+    if what is None and any(unicodedata.category(character) == "Cf" for character in name):
+        what = f"the study name {name!a} holds characters that nobody sees"
+    if what is None and mixes_alphabets(name):
+        what = f"the study name {name!a} mixes letters that look alike, of several alphabets"
     if what is not None:
         raise InvalidInput(what)
     return str(name)
-
-
-def _disguise(name: str) -> str | None:
-    """What makes a name look like another, if anything does. A study that has such a name keeps it."""
-    if name != name.strip():
-        return f"the study name {name!a} begins or ends with a space"
-    if any(unicodedata.category(character) == "Cf" for character in name):
-        return f"the study name {name!a} holds characters that nobody sees"
-    if mixes_alphabets(name):
-        return f"the study name {name!a} mixes letters that look alike, of several alphabets"
-    return None
 
 
 def mixes_alphabets(name: str) -> bool:

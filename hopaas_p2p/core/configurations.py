@@ -92,7 +92,10 @@ class Configurations(Pausing):
             chain.live = tuple([one for one in chain.live if one != number])
             self._set_resumable(number, resumable=False)
         if trial.state is TrialState.COMPLETE:
-            chain.complete, chain.end = True, _earlier(chain.end, trial)
+            last = last_step(trial.reports)
+            if last is not None and (chain.end is None or number <= chain.end[0]):
+                chain.end = number, trial.reports[last]
+            chain.complete = True
         failed = trial.state is TrialState.FAIL
         if failed and trial.retried_by is None and number > chain.last:
             chain.failures += 1
@@ -209,12 +212,6 @@ class Configurations(Pausing):
     def may_be_continued(self, number: int, *, most: int | None) -> bool:
         root = self.root(number)
         return self.standings.may_be_continued(root, self._chains[root], number, used=self._used, most=most)
-
-
-def _earlier(end: tuple[int, float] | None, trial: Trial) -> tuple[int, float] | None:
-    """`end`, or what this complete trial reported last, if it came before that one."""
-    last = None if end is not None and end[0] < trial.number else last_step(trial.reports)
-    return end if last is None else (trial.number, trial.reports[last])
 
 
 def follow_fidelity(state: State) -> None:

@@ -1,8 +1,8 @@
 """What a trial has from an earlier one, without a copy of it.
 
 A record may name a trial with any number of reports and attributes, and costs no more for that. Few entries are copied.
-More than `FEW` are linked: a retry, a continuation or a late result has the mapping of the trial before it as its
-`base`, and its own entries on top. The base belongs to a finished trial, which never changes again.
+More than `FEW` are linked: a retry, a continuation or a late result has the mapping of the trial before it below its
+own entries. What is below belongs to a finished trial, which never changes again.
 
 Steps are kept in order, so that a trial that goes back to an earlier step only drops what came after it.
 """
@@ -10,7 +10,7 @@ Steps are kept in order, so that a trial that goes back to an earlier step only 
 from __future__ import annotations
 
 import bisect
-from collections.abc import Collection, ItemsView, Iterator, KeysView, Mapping, MutableMapping, ValuesView
+from collections.abc import Collection, ItemsView, Iterator, Mapping, MutableMapping, Sequence, ValuesView
 from typing import Final, TypeVar
 
 from hopaas_p2p.core.records import FROM_START
@@ -30,11 +30,7 @@ LAST_STEP: Final = (1 << 63) - 1
 class _Chained(Mapping[K, V]):
     """A mapping that readers see as one dictionary."""
 
-    __slots__ = ("depth", "own")
-
-    def __init__(self, own: dict[K, V], base: Mapping[K, V] | None) -> None:
-        self.own = own
-        self.depth: int = base.depth + 1 if isinstance(base, _Chained) else 0
+    __slots__ = ()
 
     def flat(self) -> dict[K, V]:
         """All entries, in the order in which they came. Not to be changed."""
@@ -45,9 +41,6 @@ class _Chained(Mapping[K, V]):
 
     def __len__(self) -> int:
         return len(self.flat())
-
-    def keys(self) -> KeysView[K]:
-        return self.flat().keys()
 
     def items(self) -> ItemsView[K, V]:
         return self.flat().items()
@@ -67,11 +60,11 @@ class _Chained(Mapping[K, V]):
 class Layered(_Chained[K, V], MutableMapping[K, V]):
     """Entries on top of a base, of which some are hidden."""
 
-    __slots__ = ("base", "hidden")
+    __slots__ = ("base", "depth", "hidden", "own")
 
     def __init__(self, base: Mapping[K, V], own: dict[K, V], hidden: Collection[K] = ()) -> None:
-        super().__init__(own, base)
-        self.base, self.hidden = base, set(hidden)
+        self.base, self.own, self.hidden = base, own, set(hidden)
+        self.depth: int = base.depth + 1 if isinstance(base, Layered) else 0
 
     def flat(self) -> dict[K, V]:
         return {**{key: value for key, value in self.base.items() if key not in self.hidden}, **self.own}
@@ -115,38 +108,59 @@ def branch(old: Mapping[K, V], without: Collection[K] = ()) -> MutableMapping[K,
     return Layered(old, {}, without)
 
 
+class _Steps:
+    """Values by step, with the steps in order: those that came after a higher one wait in `late`."""
+
+    __slots__ = ("late", "steps", "values")
+
+    def __init__(self, values: dict[int, float]) -> None:
+        self.values, self.steps, self.late = values, sorted(values), list[int]()
+
+    def floor(self, first: int, last: int) -> int | None:
+        """The last step from `first` to `last`."""
+        places = [(steps, bisect.bisect_right(steps, last)) for steps in (self.steps, self.late)]
+        return max([steps[at - 1] for steps, at in places if at and steps[at - 1] >= first], default=None)
+
+    def ceiling(self, first: int, last: int) -> int | None:
+        """The first step from `first` to `last`."""
+        places = [(steps, bisect.bisect_left(steps, first)) for steps in (self.steps, self.late)]
+        return min([steps[at] for steps, at in places if at < len(steps) and steps[at] <= last], default=None)
+
+
 class StepValues(_Chained[int, float]):
-    """Values by step, and which step is the last, or the next after another, without a look at all of them."""
+    """Values by step, and which step is the last, or the next after another, without a look at all of them.
 
-    __slots__ = ("base", "first", "last", "late", "steps")
+    Its own values stand before those of `older` trials, the newest first, of which only the steps of a range count.
+    """
 
-    def __init__(
-        self, own: dict[int, float], base: StepValues | None = None, first: int = FROM_START, last: int = LAST_STEP
-    ) -> None:
-        super().__init__(own, base)
-        self.steps, self.late = sorted(own), list[int]()
-        """Of its own values, both in order; what came after a higher step waits in `late` until it is worth a sort."""
-        self.base, self.first, self.last = base, first, last
+    __slots__ = ("older", "own")
+
+    def __init__(self, own: dict[int, float], older: Sequence[tuple[_Steps, int, int]] = ()) -> None:
+        self.own, self.older = _Steps(own), older
+
+    def _layers(self) -> list[tuple[_Steps, int, int]]:
+        return [(self.own, FROM_START, LAST_STEP), *self.older]
 
     def flat(self) -> dict[int, float]:
-        if self.base is None:
-            return self.own
-        first, last = self.first, self.last
-        return {**{step: value for step, value in self.base.items() if first <= step <= last}, **self.own}
+        if not self.older:
+            return self.own.values
+        found: dict[int, float] = {}
+        for one, first, last in reversed(self._layers()):
+            found |= {step: value for step, value in one.values.items() if first <= step <= last}
+        return found
 
     def __getitem__(self, step: int) -> float:
-        if step in self.own or self.base is None:
-            return self.own[step]
-        if not self.first <= step <= self.last:
-            raise KeyError(step)
-        return self.base[step]
+        for one, first, last in self._layers():
+            if first <= step <= last and step in one.values:
+                return one.values[step]
+        raise KeyError(step)
 
     def __bool__(self) -> bool:
         return self.floor(LAST_STEP) is not None
 
     def add(self, values: Mapping[int, float]) -> None:
         """Take these in."""
-        own, steps, late = self.own, self.steps, self.late
+        own, steps, late = self.own.values, self.own.steps, self.own.late
         for step in values:
             if step not in own:
                 if not steps or step > steps[-1]:
@@ -161,63 +175,36 @@ class StepValues(_Chained[int, float]):
 
     def floor(self, step: int) -> int | None:
         """The last step up to this one."""
-        found = [steps[at - 1] for steps in (self.steps, self.late) if (at := bisect.bisect_right(steps, step))]
-        if self.base is not None:
-            below = self.base.floor(min(step, self.last))
-            found += [below] if below is not None and below >= self.first else []
-        return max(found, default=None)
+        found = [one.floor(first, min(step, last)) for one, first, last in self._layers()]
+        return max([one for one in found if one is not None], default=None)
 
     def ceiling(self, step: int) -> int | None:
         """The first step from this one on."""
-        found = self._own_from(step)
-        if self.base is not None:
-            above = self.base.ceiling(max(step, self.first))
-            found += [above] if above is not None and above <= self.last else []
-        return min(found, default=None)
-
-    def _own_from(self, step: int) -> list[int]:
-        """The first of its own steps from this one on, in each of the two lists."""
-        return [steps[at] for steps in (self.steps, self.late) if (at := bisect.bisect_left(steps, step)) < len(steps)]
+        found = [one.ceiling(max(step, first), last) for one, first, last in self._layers()]
+        return min([one for one in found if one is not None], default=None)
 
     def cut(self, first: int, last: int) -> None:
         """Drop what is not at these steps."""
-        for steps in (self.steps, self.late):
+        for steps in (self.own.steps, self.own.late):
             low, high = bisect.bisect_left(steps, first), bisect.bisect_right(steps, last)
             for step in (*steps[:low], *steps[high:]):
-                del self.own[step]
+                del self.own.values[step]
             del steps[high:], steps[:low]
-        self.first, self.last = max(self.first, first), min(self.last, last)
-        self._drop_what_is_hidden()
+        self.older = _within(self.older, first, last)
 
     def branch(self, first: int, last: int) -> StepValues:
         """The values at these steps, for another trial."""
-        if len(self.own) <= FEW and self.base is not None:
-            own = {step: value for step, value in self.own.items() if first <= step <= last}
-            found = StepValues(own, self.base, max(self.first, first), min(self.last, last))
-        elif self.depth >= _DEEPEST:
-            found = StepValues({}, StepValues(self.flat()), first, last)
-        else:
-            found = StepValues({}, self, first, last)
-        found._drop_what_is_hidden()
-        return found
+        if len(self.own.values) <= FEW and self.older:
+            return StepValues(_between(self.own.values, first, last), _within(self.older, first, last))
+        if len(self.older) >= _DEEPEST:
+            return StepValues({}, _within([(_Steps(self.flat()), first, last)], first, last))
+        return StepValues({}, _within(self._layers(), first, last))
 
-    def _has_any(self, first: int, last: int) -> bool:
-        found = self.floor(last)
-        return found is not None and found >= first
 
-    def _drop_what_is_hidden(self) -> None:
-        """Link past what has nothing at the steps that count."""
-        while self.base is not None:
-            base = self.base
-            first, last = max(self.first, base.first), min(self.last, base.last)
-            if min(base._own_from(self.first), default=LAST_STEP + 1) > self.last:
-                self.base, self.first, self.last = base.base, first, last
-            elif base.base is not None and not base.base._has_any(first, last):
-                alone = StepValues({})
-                alone.own, alone.steps, alone.late = base.own, base.steps, base.late
-                self.base = alone
-            else:
-                return
+def _within(layers: Sequence[tuple[_Steps, int, int]], first: int, last: int) -> list[tuple[_Steps, int, int]]:
+    """What is left of these at the steps from `first` to `last`."""
+    cut_ = [(one, max(first, begin), min(last, end)) for one, begin, end in layers]
+    return [layer for layer in cut_ if layer[0].ceiling(*layer[1:]) is not None]
 
 
 def grown(old: Mapping[int, float], new: Mapping[int, float]) -> Mapping[int, float]:

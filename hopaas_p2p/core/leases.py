@@ -37,6 +37,7 @@ _UNRESTED: Final = 2  # attempts that start without a rest: the first, and one r
 _LONGEST_REST: Final = 64  # doublings, which is for ever
 _LONGEST_GAP: Final = 0.5  # of a ttl without a look: the store was away, and perhaps for the owners too
 _LOOKS_PER_TTL: Final = 8  # a dead owner is noticed within ttl * (1 + 3/8)
+_UNSEEN: Final = (None, -math.inf, False)
 
 
 class Lease(NamedTuple):
@@ -73,20 +74,6 @@ def beat_time(beat: str | None) -> float | None:
     return float(text) if text.isascii() and text.isdigit() else None
 
 
-def trusted_until(last_exchange_began: float, ttl: float) -> float:
-    """The moment, on the owner's monotonic clock, from which it must doubt its leases."""
-    return last_exchange_began + ttl * (1.0 - MARGIN)
-
-
-class Sighting(NamedTuple):
-    """The beat last seen of an owner, and since when."""
-
-    beat: str | None
-    since: float
-    changed: bool = False
-    """Whether it was seen to change: proof of life, where a first sight is none."""
-
-
 class FailureDetector:
     """What one observer knows of the owners it watches: the beat last seen of each, and since when.
 
@@ -94,7 +81,8 @@ class FailureDetector:
     """
 
     def __init__(self) -> None:
-        self._seen: dict[str, Sighting] = {}
+        self._seen: dict[str, tuple[str | None, float, bool]] = {}
+        """Of each owner the beat, since when, and whether it was seen to change: a first sight is no proof of life."""
         self._looked = -math.inf
 
     def look(
@@ -113,14 +101,13 @@ class FailureDetector:
         earlier = {} if now - self._looked > gap else self._seen
         self._looked, self._seen = now, {}
         for owner in owners:
-            before, beat = earlier.get(owner), beats.get(owner)
+            before, beat, lives = earlier.get(owner), beats.get(owner), owner in heard
             if before is None:
-                seen = Sighting(beat, now, changed=owner in heard)
-            elif owner in heard:
-                seen = Sighting(before.beat, now, changed=True)
+                self._seen[owner] = beat, now, lives
+            elif lives:
+                self._seen[owner] = before[0], now, True
             else:
-                seen = before if before.beat == beat else Sighting(beat, now, changed=True)
-            self._seen[owner] = seen
+                self._seen[owner] = before if before[0] == beat else (beat, now, True)
 
     def watches(self, owner: str) -> bool:
         """Whether this owner was among those of the last look."""
@@ -128,18 +115,16 @@ class FailureDetector:
 
     def beat(self, owner: str) -> str | None:
         """The beat last seen of this owner."""
-        seen = self._seen.get(owner)
-        return seen.beat if seen is not None else None
+        return self._seen.get(owner, _UNSEEN)[0]
 
     def silence(self, owner: str, now: float) -> float:
         """Seconds for which this owner's beat has not changed; 0 for one not watched yet."""
-        seen = self._seen.get(owner)
-        return now - seen.since if seen is not None else 0.0
+        return now - self._seen[owner][1] if owner in self._seen else 0.0
 
     def proven_alive(self, owner: str, *, since: float) -> bool:
         """Whether this owner's beat was seen to change since this moment."""
-        seen = self._seen.get(owner)
-        return seen is not None and seen.changed and seen.since >= since
+        _, seen_since, changed = self._seen.get(owner, _UNSEEN)
+        return changed and seen_since >= since
 
 
 def reclaims(state: State, watch: FailureDetector, now: float, *, spare: frozenset[str]) -> list[TrialReclaim]:
@@ -156,22 +141,14 @@ def reclaims(state: State, watch: FailureDetector, now: float, *, spare: frozens
     return due
 
 
-class _Progress(NamedTuple):
-    """How far a trial had got when it was last seen to move, and when that was."""
-
-    epoch: int
-    said: int
-    """How many reports and metrics it had."""
-    since: float
-
-
 class OwnerMonitor:
     """The owners of one study's running trials, as one observer sees them."""
 
     def __init__(self) -> None:
         self.detector = FailureDetector()
         self.next_look = 0.0
-        self._progress: dict[int, _Progress] = {}
+        self._progress: dict[int, tuple[int, int, float]] = {}
+        """Of each trial its epoch, how many reports and metrics it had when it was last seen to move, and when."""
         self._first_seen: dict[tuple[int, int], float] = {}
         """When each running lease, by trial and epoch, was first seen."""
         self._rests: dict[int, float] = {}
@@ -211,8 +188,11 @@ class OwnerMonitor:
         now: float,
         heard: Collection[str] = (),
     ) -> list[TrialReclaim | TrialStop]:
-        """Take in the beats of the watched owners that were not `heard`, and say what may be done about them."""
-        ttl = state.policy.ttl
+        """Take in the beats of the watched owners that were not `heard`, and say what may be done about them.
+
+        Trials without a report for the policy's progress timeout are asked to stop; a timeout later, reclaimed.
+        """
+        ttl, timeout = state.policy.ttl, state.policy.progress_timeout
         self.next_look = now + ttl / _LOOKS_PER_TTL
         self.detector.look(beats, watched, now, heard=heard, gap=ttl * _LONGEST_GAP)
         running = [(number, state.trials[number].epoch) for number in list(state.running)]
@@ -223,28 +203,19 @@ class OwnerMonitor:
             # how long the owner was seen alive in this lease, and half a beat more
             lived = now - self.detector.silence(owner, now) - seen + ttl_of(state, owner) / BEATS_PER_TTL / 2
             due.append(msgspec.structs.replace(one, lived=round(lived * 1e6) if lived > 0 else None))
-        return [*due, *self._stuck(state, now)]
-
-    def _stuck(self, state: State, now: float) -> list[TrialReclaim | TrialStop]:
-        """Trials without a report for the policy's progress timeout are asked to stop; a timeout later, reclaimed."""
-        timeout = state.policy.progress_timeout
-        if timeout is None:
-            return []
         before, self._progress = self._progress, {}
-        found: list[TrialReclaim | TrialStop] = []
-        for trial in [state.trials[number] for number in list(state.running)]:
-            seen, said = before.get(trial.number), len(trial.reports)
-            if trial.metrics:
-                said += sum(map(len, trial.metrics.values()))
-            if seen is None or (seen.epoch, seen.said) != (trial.epoch, said):
-                seen = _Progress(trial.epoch, said, now)
-            self._progress[trial.number] = seen
-            idle = now - seen.since
-            if idle >= 2 * timeout and trial.stop is not None:
-                found.append(TrialReclaim(trial.number, trial.epoch, f"no report for {idle:.0f} s"))
-            elif idle >= timeout and trial.stop is None:
-                found.append(TrialStop(trial.number, trial.epoch, f"no report for {idle:.0f} s"))
-        return found
+        for trial in [state.trials[number] for number, _ in running] if timeout is not None else ():
+            said = len(trial.reports) + sum(map(len, trial.metrics.values()))
+            moved = trial.epoch, said, now
+            last = before.get(trial.number, moved)
+            self._progress[trial.number] = last = last if last[:2] == moved[:2] else moved
+            idle = now - last[2]
+            why = f"no report for {idle:.0f} s"
+            if idle >= 2 * (timeout or 0.0) and trial.stop is not None:
+                due.append(TrialReclaim(trial.number, trial.epoch, why))
+            elif idle >= (timeout or 0.0) and trial.stop is None:
+                due.append(TrialStop(trial.number, trial.epoch, why))
+        return due
 
     def resting(self, state: State, now: float) -> tuple[int, ...]:
         """WAITING retries that this peer does not take yet: what killed its peer twice gets a rest first.

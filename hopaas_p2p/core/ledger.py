@@ -25,7 +25,7 @@ from typing import Annotated, Final, Literal
 import msgspec
 
 from hopaas_p2p.core.inherited import last_step
-from hopaas_p2p.core.records import Budget, Natural, Price, Time, Until, Used
+from hopaas_p2p.core.records import Budget, Natural, Price, Time, TrialState, Until, Used
 
 HOUR: Final = 3_600_000_000
 """Microseconds."""
@@ -50,6 +50,12 @@ OTHERS: Final = "others"
 
 Outcome = Literal["running", "complete", "pruned", "failed", "lost", "given back"]
 OUTCOMES: Final[tuple[Outcome, ...]] = ("complete", "pruned", "failed", "lost", "given back", "running")
+BOOKED: Final[dict[int, Outcome]] = {
+    TrialState.COMPLETE: "complete",
+    TrialState.PRUNED: "pruned",
+    TrialState.FAIL: "failed",
+}
+"""How what a trial cost is booked when it has ended like this."""
 
 
 class Cost(msgspec.Struct, array_like=True, gc=False):
@@ -179,7 +185,7 @@ class Ledger(msgspec.Struct, array_like=True):
 
     def began(self, number: int, info: Mapping[str, str], at: int, reports: Mapping[int, float]) -> None:
         """A trial started at a peer that introduced itself like this; it inherits these reports."""
-        top, from_zero = _epochs(reports)
+        top, from_zero = _epochs(reports) if reports else (0, False)
         get = info.get
         user = get("on_behalf_of") or get("user")
         peer = _peer(get("site"), user, get("gpus"), get("cores"), get("watts"))
@@ -297,8 +303,10 @@ class Ledger(msgspec.Struct, array_like=True):
                 self._count(lease)
 
     def result(self, at: int, value: float | None) -> None:
-        """A trial ended COMPLETE with this value, or PRUNED; `at` is the log's time."""
+        """A trial ended COMPLETE with this value, or PRUNED; `at` counts where the log shows no time."""
         self.since_best += 1
+        if self.clocks:
+            at = self.time
         if value is None or not (
             self.best is None or (value > self.best[1] if self.maximize else value < self.best[1])
         ):
@@ -335,18 +343,14 @@ class Ledger(msgspec.Struct, array_like=True):
 
     def judge(self) -> str | None:
         """Which limit is reached, in words."""
-        limits = self.limits
+        limits, until, best, now = self.limits, self.limits.until, self.best, self.time
         for name, unit in AMOUNTS.items():
             limit = getattr(limits, name)
             if limit is not None and self.spent(name) >= limit:
                 return f"{limit:g} {unit} are spent"
-        return None if limits.until is None else self._until(limits.until)
-
-    def _until(self, until: Until) -> str | None:
-        best, now = self.best, self.time
-        if isinstance(until.date, int) and now >= until.date:
+        if until is not None and isinstance(until.date, int) and now >= until.date:
             return "the date is reached"
-        if best is None:
+        if until is None or best is None:
             return None
         if until.target is not None and (best[1] >= until.target if self.maximize else best[1] <= until.target):
             return f"the target {until.target:g} is reached"
@@ -419,7 +423,7 @@ def possible_ledger(ledger: Ledger, directions: int, running: Collection[int], t
 
 def _epochs(reports: Mapping[int, float]) -> tuple[int, bool]:
     """How many epochs were trained when these steps have been reported, and whether they begin with 0."""
-    last = last_step(reports) if reports else None
+    last = last_step(reports)
     if last is None:
         return 0, False
     from_zero = 0 in reports

@@ -44,12 +44,13 @@ def parent(trial: Trial) -> int | None:
 
 def own_steps(trials: Sequence[Trial], trial: Trial, last: int) -> TrainedSteps | None:
     """The steps up to the `last` that this trial made itself; None if it made none of them."""
-    before = parent(trial)
-    start = resumed_step(trial)
+    before, start = parent(trial), resumed_step(trial)
     if start is None and trial.late_of is not None:  # it has the reports of the trial that it was
         return None
-    if start is None and before is not None and _leaves_reports(trials[before]):  # it has those, and none of its own
-        return None
+    if start is None and before is not None and trials[before].checkpoints:
+        saved = trials[before].checkpoints[-1].step
+        if any(step <= saved for step in trials[before].reports):  # it has those, and none of its own
+            return None
     after = FROM_START if start is None or before is None else min(start, last)
     return TrainedSteps(after, last, trial.number) if after < last else None
 
@@ -66,8 +67,3 @@ def segments(trials: Sequence[Trial], number: int) -> list[TrainedSteps]:
             last = own.after
         trial = None if before is None else trials[before]
     return found[::-1]
-
-
-def _leaves_reports(trial: Trial) -> bool:
-    """Whether a trial that goes on from this one begins with reports, so that it has to say where it began."""
-    return bool(trial.checkpoints) and any(step <= trial.checkpoints[-1].step for step in trial.reports)

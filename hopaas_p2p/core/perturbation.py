@@ -20,26 +20,11 @@ SHIFT: Final = 0.1
 _DECIMAL: Final = decimal.Context(prec=40)
 
 
-class Draws:
-    """Numbers in [0, 1) that follow from a seed and a name.
-
-    Args:
-        seed: what they depend on.
-
-    """
-
-    def __init__(self, *seed: str | int) -> None:
-        self._seed = "\0".join(map(str, seed))
-
-    def fraction(self, *name: str) -> float:
-        """The number of this name."""
-        text = "\0".join((self._seed, *name))
-        digest = hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest()
-        return (int.from_bytes(digest, "big") >> 11) / (1 << 53)
-
-    def pick(self, options: Sequence[int], *name: str) -> int:
-        """One of these."""
-        return options[int(self.fraction(*name) * len(options))]
+def fraction(seed: str, *name: str) -> float:
+    """A number in [0, 1) that follows from a seed and a name."""
+    text = "\0".join((seed, *name))
+    digest = hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest()
+    return (int.from_bytes(digest, "big") >> 11) / (1 << 53)
 
 
 def perturbed(
@@ -48,7 +33,7 @@ def perturbed(
     *,
     resample: float,
     fixed: Sequence[str],
-    draws: Draws,
+    seed: str,
 ) -> dict[str, float]:
     """The parameters after a perturbation, each within its distribution; those that are `fixed` stay as they are.
 
@@ -57,23 +42,22 @@ def perturbed(
         distributions: of each of them.
         resample: how likely one is drawn anew.
         fixed: the names of those that do not change.
-        draws: what decides.
+        seed: what the draws depend on.
 
     """
-    return {
-        name: value if name in fixed else _explored(name, value, distributions[name], resample, draws)
-        for name, value in params.items()
-    }
-
-
-def _explored(name: str, value: float, distribution: Distribution, resample: float, draws: Draws) -> float:
-    if draws.fraction(name, "resample") < resample:
-        return _drawn(distribution, draws.fraction(name, "value"))
-    if isinstance(distribution, Categorical):  # choices have no order
-        return value
-    up = draws.fraction(name, "direction") >= 0.5
-    moved = _moved(value, distribution, up=up)
-    return _moved(value, distribution, up=not up) if moved == value else moved  # it was at the end of its range
+    found = dict(params)
+    for name, value in params.items():
+        distribution = distributions[name]
+        if name in fixed:
+            continue
+        if fraction(seed, name, "resample") < resample:
+            found[name] = _drawn(distribution, fraction(seed, name, "value"))
+        elif not isinstance(distribution, Categorical):  # choices have no order
+            up = fraction(seed, name, "direction") >= 0.5
+            moved = _moved(value, distribution, up=up)
+            # the same: it was at the end of its range
+            found[name] = _moved(value, distribution, up=not up) if moved == value else moved
+    return found
 
 
 def _moved(value: float, distribution: Float | Int, *, up: bool) -> float:
@@ -94,26 +78,22 @@ def _moved(value: float, distribution: Float | Int, *, up: bool) -> float:
     return _at_place(distribution, min(max(to, 0), last))
 
 
-def _drawn(distribution: Distribution, fraction: float) -> float:
+def _drawn(distribution: Distribution, share: float) -> float:
     """A value from the whole range, evenly or in the logarithm."""
     if isinstance(distribution, Categorical):
-        return float(int(fraction * len(distribution.choices)))
+        return float(int(share * len(distribution.choices)))
     low, high, step = distribution.low, distribution.high, distribution.step
     if distribution.log:
-        value = _between_logarithms(low, high + 1 if isinstance(distribution, Int) else high, fraction)
+        top = high + 1 if isinstance(distribution, Int) else high
+        first, last = (decimal.Decimal(bound).ln(_DECIMAL) for bound in (low, top))
+        place = _DECIMAL.multiply(decimal.Decimal(share), _DECIMAL.subtract(last, first))
+        value = float(_DECIMAL.add(first, place).exp(_DECIMAL))
         value = float(int(value)) if isinstance(distribution, Int) else value
         return min(max(value, float(low)), float(high))
     if step is None:
-        return min(max(float(low) + fraction * (float(high) - float(low)), float(low)), float(high))
-    last = _last_place(distribution)
-    return _at_place(distribution, min(int(fraction * (last + 1)), last))
-
-
-def _between_logarithms(low: float, high: float, fraction: float) -> float:
-    first, last = (decimal.Decimal(bound).ln(_DECIMAL) for bound in (low, high))
-    width = _DECIMAL.subtract(last, first)
-    place = _DECIMAL.add(first, _DECIMAL.multiply(decimal.Decimal(fraction), width))
-    return float(place.exp(_DECIMAL))
+        return min(max(float(low) + share * (float(high) - float(low)), float(low)), float(high))
+    last_place = _last_place(distribution)
+    return _at_place(distribution, min(int(share * (last_place + 1)), last_place))
 
 
 def _last_place(distribution: Float | Int) -> int:

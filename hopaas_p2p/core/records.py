@@ -229,7 +229,7 @@ class TrialClaim(msgspec.Struct, array_like=True, frozen=True, tag="trial.claim"
     number: int
 
 
-class TrialSet(msgspec.Struct, array_like=True, frozen=True, tag="trial.set"):
+class TrialSet(msgspec.Struct, array_like=True, tag="trial.set"):
     """Parameters (internal representation), reports by step, and attributes as JSON texts: merged into the trial.
 
     `dists` names the distribution only where it differs from the first that this study's log gave the parameter.

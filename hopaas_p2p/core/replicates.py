@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Hashable, Iterable
 from typing import NamedTuple
 
 
@@ -30,22 +30,21 @@ def means(measured: Iterable[tuple[int, Hashable, float]], *, maximize: bool) ->
         maximize: whether large values are good.
 
     """
-    found: dict[Hashable, list[tuple[int, float]]] = {}
+    found: dict[Hashable, tuple[list[int], list[float]]] = {}
     for number, configuration, value in measured:
-        found.setdefault(configuration, []).append((number, value))
-    groups = [_mean([number for number, _ in same], [value for _, value in same]) for same in found.values()]
+        numbers, values = found.setdefault(configuration, ([], []))
+        numbers.append(number)
+        values.append(value)
+    groups = []
+    for numbers, values in found.values():
+        count, mean, error = len(values), sum(values), math.nan
+        if all(map(math.isfinite, values)):
+            scale = max(map(abs, values)) or 1.0  # so that the sum of the largest numbers is one, too
+            scaled = [value / scale for value in values]
+            middle = math.fsum(scaled) / count
+            mean = middle * scale
+            if count > 1:
+                error = math.sqrt(math.fsum((one - middle) ** 2 for one in scaled) / (count - 1) / count) * scale
+        groups.append(Mean(tuple(numbers), mean, error))
     sign = -1.0 if maximize else 1.0
     return sorted(groups, key=lambda one: (math.isnan(one.mean), sign * one.mean))
-
-
-def _mean(numbers: Sequence[int], values: Sequence[float]) -> Mean:
-    count = len(values)
-    if not all(map(math.isfinite, values)):
-        return Mean(tuple(numbers), sum(values), math.nan)
-    scale = max(map(abs, values)) or 1.0  # so that the sum of the largest numbers is one, too
-    scaled = [value / scale for value in values]
-    mean = math.fsum(scaled) / count
-    error = math.nan
-    if count > 1:
-        error = math.sqrt(math.fsum((value - mean) ** 2 for value in scaled) / (count - 1) / count) * scale
-    return Mean(tuple(numbers), mean * scale, error)

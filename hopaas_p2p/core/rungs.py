@@ -192,21 +192,23 @@ class Ladder(Standings):
     def _judge(self) -> None:
         """Find out which rungs mislead."""
         ends = [self._standing[number] for number in self._whole[-max(_NEWEST, self.policy.whole) :]]
-        judged = self._hedged and not self.is_unproved()
-        pairs = [[self._at(one, at) for one in ends if len(one.reached) > at] for at in range(len(self.policy.levels))]
-        passed = frozenset([at for at, found in enumerate(pairs) if judged and _misleads(found)])
+        judged, passed = self._hedged and not self.is_unproved(), set()
+        for at in range(len(self.policy.levels)) if judged else ():
+            pairs = [
+                (self._key(one.reached[at]), self._key(math.nan if one.end is None else one.end))
+                for one in ends
+                if len(one.reached) > at
+            ]
+            if _misleads(pairs):
+                passed.add(at)
         if passed == self._passed:
             return
         waiting = [(number, one) for number, one in self._standing.items() if one.waits]
         for number, standing in waiting:
             self._queue(number, standing, waits=False)
-        self._passed = passed
+        self._passed = frozenset(passed)
         for number, standing in waiting:
             self._queue(number, standing, waits=True)
-
-    def _at(self, standing: RungStanding, at: int) -> tuple[float, float]:
-        """What one was worth at a rung, and at the end; the smaller, the better."""
-        return self._key(standing.reached[at]), self._key(math.nan if standing.end is None else standing.end)
 
     # --- who is promoted ---
 
@@ -226,7 +228,7 @@ class Ladder(Standings):
                 if entry is None:
                     continue
                 rank = bisect.bisect_left(rung.reached, entry)
-                if height in self._passed or rank < self._quota(rung, closing=closing):
+                if height in self._passed or rank < max(len(rung.reached) // self.policy.eta, int(closing)):
                     found.append(entry)
             if found:
                 return min(found)[1]
@@ -248,10 +250,6 @@ class Ladder(Standings):
         rank = bisect.bisect_left(rung.reached, (self._key(standing.reached[-1]), number))
         return rank < max(-(-max(most, len(rung.reached)) // self.policy.eta), 1)
 
-    def _quota(self, rung: _Rung, *, closing: bool) -> int:
-        quota = len(rung.reached) // self.policy.eta
-        return max(quota, 1) if closing else quota
-
     # --- for people ---
 
     def waiting(self) -> int:
@@ -270,7 +268,7 @@ class Ladder(Standings):
                 len(rung.reached),
                 len(rung.waiting),
                 promoted.get((bracket, at), 0),
-                len(rung.reached) if at in self._passed else self._quota(rung, closing=False),
+                len(rung.reached) if at in self._passed else len(rung.reached) // self.policy.eta,
                 at in self._passed,
             )
             for bracket, rungs in enumerate(self._rungs[: self.policy.brackets])

@@ -1,14 +1,8 @@
-"""How long trials ran, and how what they cost is booked."""
+"""How long trials ran."""
 
 from __future__ import annotations
 
-from typing import Final
-
-from hopaas_p2p.core.ledger import Outcome
-from hopaas_p2p.core.state import COMPLETE, FAIL, PRUNED, State, Trial
-
-BOOKED: Final[dict[int, Outcome]] = {COMPLETE: "complete", PRUNED: "pruned", FAIL: "failed"}
-"""How what a trial cost is booked when it has ended like this."""
+from hopaas_p2p.core.state import State, Trial
 
 
 def is_last_lease(trial: Trial) -> bool:

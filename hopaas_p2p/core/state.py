@@ -36,7 +36,6 @@ from hopaas_p2p.core.records import (
     TrialTakeOver,
 )
 from hopaas_p2p.core.standings import Standings
-from hopaas_p2p.core.validity import feasible
 
 RUNNING: Final = TrialState.RUNNING
 COMPLETE: Final = TrialState.COMPLETE
@@ -233,9 +232,6 @@ class ClosedBlock(Protocol):
     def results(self) -> list[tuple[int, float]]:
         """Number and first value of each COMPLETE trial."""
 
-    def numbers_of(self, state: TrialState) -> list[int]:
-        """The numbers of the trials in this state."""
-
     def columns(self) -> BlockColumns:
         """The trials as columns."""
 
@@ -331,10 +327,8 @@ class Trials(Sequence[Trial]):
         """The numbers of the trials in this state, without making the trials of closed blocks."""
         for index in range(-(-self.size // BLOCK)):
             closed = self.closed.get(index)
-            if closed is not None:
-                yield from closed.numbers_of(state)
-            else:
-                yield from [trial.number for trial in self.block(index) if trial.state is state]
+            states = [trial.state for trial in self.block(index)] if closed is None else closed.columns().states
+            yield from [number for number, one in enumerate(states, index * BLOCK) if one == state]
 
     def append(self, trial: Trial) -> None:
         """Add the trial whose number is the length."""
@@ -392,8 +386,6 @@ def is_anothers(name: str, author: str, writers: Mapping[str, LastCommit]) -> bo
 
 class LogState:
     """What a replica knows of any log after its commits 1..lsn."""
-
-    __slots__ = ("chain", "lsn", "refusals", "writers")
 
     def __init__(self) -> None:
         self.lsn = 0
@@ -497,29 +489,6 @@ class State(LogState):
     they entered; with a budget, used() <= budget unless the budget was lowered.
     """
 
-    __slots__ = (
-        "budget",
-        "changed",
-        "configurations",
-        "counts",
-        "define",
-        "dists",
-        "draining",
-        "failures_in_a_row",
-        "ledger",
-        "peers",
-        "policy",
-        "quiet",
-        "replicates",
-        "running",
-        "status",
-        "system",
-        "trials",
-        "unsent",
-        "user",
-        "waiting",
-    )
-
     def __init__(self) -> None:
         super().__init__()
         self.define: StudyDefine | None = None
@@ -577,12 +546,6 @@ class State(LogState):
         if most is None or self.configurations.used(self.counts) < most:
             return True
         return trial is not None and self.configurations.is_counted(trial)
-
-    def value_of(self, trial: Trial) -> float | None:
-        """The value by which a finished trial may be the best: of a study with one objective, if it is feasible."""
-        if trial.state is not COMPLETE or not trial.values or self.define is None or len(self.define.directions) > 1:
-            return None
-        return trial.values[0] if "constraints" not in trial.system or feasible(trial.system) else None
 
     def limit_reached(self) -> str | None:
         """Which limit beside `budget` has ended the study, in words; None while none has."""

@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Annotated, Any, Final, Literal
 
 import msgspec
@@ -87,11 +87,6 @@ _DEEPEST: Final = 64
 def possible_time(microseconds: int) -> bool:
     """Whether a clock may show this, even one that is wrong by centuries."""
     return -LAST_TIME < microseconds < LAST_TIME
-
-
-def possible_values(values: Sequence[float], directions: int) -> bool:
-    """Whether a trial of a study with so many objectives may have these; an infinity is a number."""
-    return len(values) == directions and not any(map(math.isnan, values))
 
 
 def possible_metric(name: str) -> bool:

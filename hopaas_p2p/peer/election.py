@@ -43,8 +43,11 @@ class Election:
         holder = self._holder()
         if holder == candidate:
             return True
-        if holder and not self._is_silent(holder):
-            return False
+        if holder:
+            now = time.monotonic()
+            self._detector.look(self._store.beats([holder]), [holder], now)
+            if self._detector.silence(holder, now) < self._ttl(holder):
+                return False
         self._appoint(candidate)
         if self._settle:
             time.sleep(self._settle)
@@ -54,8 +57,3 @@ class Election:
         """Step down, if this candidate leads, so that another need not wait until it is silent."""
         if self._holder() == candidate:
             self._appoint("")
-
-    def _is_silent(self, holder: str) -> bool:
-        now = time.monotonic()
-        self._detector.look(self._store.beats([holder]), [holder], now)
-        return self._detector.silence(holder, now) >= self._ttl(holder)

@@ -103,7 +103,13 @@ class Jobs(Generic[P]):
             owner = self._owner()
             if owner is None:
                 return
-            pause = self._run(job, owner)
+            pause = _AFTER_TROUBLE  # a thread that dies takes the leases with it
+            try:
+                pause = job.run(owner)
+            except HopaasError as error:
+                _log.warning("%s", error)
+            except BaseException:  # noqa: BLE001  # whatever it is, it is written down
+                _log.exception("a background job met an error and continues")
             del owner
 
     def _next(self, done: Job[P] | None, pause: float) -> Job[P] | None:
@@ -132,17 +138,6 @@ class Jobs(Generic[P]):
                     self._changed.notify()  # whoever waits on may have begun before something else became due
                     return None
         return None
-
-    @staticmethod
-    def _run(job: Job[P], owner: P) -> float:
-        """A thread that dies takes the leases with it."""
-        try:
-            return job.run(owner)
-        except HopaasError as error:
-            _log.warning("%s", error)
-        except BaseException:  # noqa: BLE001  # whatever it is, it is written down
-            _log.exception("a background job met an error and continues")
-        return _AFTER_TROUBLE
 
     def run_all(self, owner: P) -> float:
         """Run each job once in this thread, except those that run in another; the seconds until one is due again."""

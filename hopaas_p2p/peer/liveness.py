@@ -37,26 +37,16 @@ def sign_of_life(state: State, owner: str, detector: FailureDetector, now: float
     """What an observer knows of this owner; `now` is the detector's clock, `wall` the time of day."""
     if not detector.watches(owner):
         return UNKNOWN
-    ttl, silence = ttl_of(state, owner), detector.silence(owner, now)
-    if silence >= ttl:
-        return SignOfLife(False, _earlier(detector, owner, silence, wall))
+    ttl, silence, made = ttl_of(state, owner), detector.silence(owner, now), beat_time(detector.beat(owner))
+    ago = None if made is None or made - wall > _CLOCKS_AGREE else max(0.0, wall - made)
+    if silence >= ttl:  # it may have been silent before this observer looked
+        return SignOfLife(False, max(silence, ago or 0.0))
     due = _OVERDUE * ttl / BEATS_PER_TTL
     if detector.proven_alive(owner, since=now - due):
         return SignOfLife(True, silence)
-    ago = _ago(detector, owner, wall)
     if ago is None:
         return UNKNOWN
     return SignOfLife(False if ago >= ttl else None if ago >= due else True, ago)
-
-
-def _ago(detector: FailureDetector, owner: str, wall: float) -> float | None:
-    made = beat_time(detector.beat(owner))
-    return None if made is None or made - wall > _CLOCKS_AGREE else max(0.0, wall - made)
-
-
-def _earlier(detector: FailureDetector, owner: str, silence: float, wall: float) -> float:
-    """How long a silent owner has been silent: it may have been so before this observer looked."""
-    return max(silence, _ago(detector, owner, wall) or 0.0)
 
 
 def signs_of_life(peer: Peer, state: State, idle: Collection[str] = ()) -> dict[str, SignOfLife]:

@@ -8,6 +8,7 @@ with the next.
 from __future__ import annotations
 
 import contextlib
+import functools
 import math
 import threading
 import time
@@ -17,15 +18,14 @@ from typing import Any, Final, Generic
 from msgspec.structs import replace
 
 from hopaas_p2p.core import codec
-from hopaas_p2p.core.catalog import Catalog
 from hopaas_p2p.core.chain import sum_at
-from hopaas_p2p.core.records import Commit, Record, TrialFinish
+from hopaas_p2p.core.records import Commit, PeerJoin, Record, TrialClaim, TrialCreate, TrialFinish, TrialState
+from hopaas_p2p.core.snapshot import CorruptSnapshot
 from hopaas_p2p.core.state import State
 from hopaas_p2p.errors import BrokenChain, Denied, NoSuchStudy, NoSuchTrial, StoreUnreachable, StudyDeleted
-from hopaas_p2p.net.backoff import Backoff
 from hopaas_p2p.peer.jobs import Job
 from hopaas_p2p.peer.outbox import PendingCommit
-from hopaas_p2p.peer.session import CATALOG, STUDY, LogSession, Pacing, S
+from hopaas_p2p.peer.session import CATALOG, STUDY, LogSession, ReplicatedMachine, S
 from hopaas_p2p.peer.vouching import judge_doubtful
 from hopaas_p2p.stores.base import (
     Beat,
@@ -63,20 +63,18 @@ class LogClient(Generic[S]):
         exchanging_since: when the exchange began that the store has not answered yet; infinite: there is none.
         waiting: each `peer.peer.Caller` that waits for the next exchanges. Changed under the lock.
         look_again_at: until when there is nothing to do unless a caller waits, or the job was woken for something else.
-        backoff: between exchanges for callers, while the store does not answer.
         job: makes exchanges, for callers and when one is due; see `peer.jobs`. Its peer gives it one.
 
     """
 
     job: Job[Any]
 
-    def __init__(self, log: Log, session: LogSession[S], clock: Callable[[], float]) -> None:
+    def __init__(self, log: Log, session: LogSession[S], clock: Callable[[], float] = time.monotonic) -> None:
         self.log = log
         self.session = session
         self.lock = threading.RLock()
         self.turn = threading.Lock()
         self.waiting: list[Any] = []
-        self.backoff: Backoff | None = None
         self.look_again_at = -math.inf
         self.exchanging_since = math.inf
         self.about: dict[str, str] = {}
@@ -109,13 +107,19 @@ class LogClient(Generic[S]):
 
     def exchange_in_turn(self, began: float, beat: Beat | None = None) -> None:
         """Like `exchange`, for a caller that holds the turn, and begins now."""
-        session, lock = self.session, self.lock
+        session, lock, limited = self.session, self.lock, self.rate_limited
         if session.deleted:
             raise StudyDeleted
         try:
-            if not session.joined or session.duplicated or session.broken is not None or self.rate_limited is not None:
+            if not session.joined or session.duplicated or session.broken is not None or limited is not None:
                 just_read = not session.joined and beat is None
-                self._prepare(session, began)
+                _check_chain(session)
+                if not session.joined:
+                    self._join(began)
+                if limited is not None and session.has_pending and not session.duplicated:
+                    while self._take(limited.wait_turn(session.state.lsn), began):
+                        pass  # before the commit is made: what others queue meanwhile goes along
+                    session.suggested_interval = limited.flush_interval
                 if session.duplicated or (just_read and not session.has_pending):
                     return
             with lock:
@@ -127,15 +131,11 @@ class LogClient(Generic[S]):
                 with lock:
                     session.failed(error, began)
                 raise
-            with lock:
-                session.advance(receipt, began)
-            if session.broken is not None:
-                _check_chain(session)
-            if receipt.more and not session.duplicated:
+            if self._take(receipt, began):
                 self._pull(began)
         except (StoreUnreachable, OSError) as error:
             away = error if isinstance(error, StoreUnreachable) else _unreachable(error)
-            with self.lock:
+            with lock:
                 session.failed(away, began)
             if away is error:
                 raise
@@ -144,32 +144,18 @@ class LogClient(Generic[S]):
             session.broken = error
             raise
 
-    def _prepare(self, session: LogSession[S], began: float) -> None:
-        """Join the log, and wait for a good moment to write, where that is to be done before an exchange."""
-        if session.broken is not None:
-            _check_chain(session)
-        if not session.joined:
-            self._join(began)
-        if self.rate_limited is not None and session.has_pending and not session.duplicated:
-            self._wait_turn(self.rate_limited, began)
-
-    def _wait_turn(self, log: Log, began: float) -> None:
-        """Wait for a good moment before the commit is made: what others queue meanwhile goes along."""
-        more = True
-        while more:
-            more = self._take(log.wait_turn(self.session.state.lsn), began)
-        self.session.suggested_interval = log.flush_interval
-
     def _pull(self, began: float) -> None:
         while self._take(self.log.exchange(None, self.session.state.lsn), began):
             pass
 
     def _take(self, receipt: ExchangeResult, began: float) -> bool:
         """Apply what came; whether there is more to come."""
+        session = self.session
         with self.lock:
-            self.session.advance(receipt, began)
-        _check_chain(self.session)
-        return receipt.more and not self.session.duplicated
+            session.advance(receipt, began)
+        if session.broken is not None:
+            _check_chain(session)
+        return receipt.more and not session.duplicated
 
     def _join(self, began: float) -> None:
         """Start from the newest readable snapshot, else from nothing, and read on to the end of the log."""
@@ -189,10 +175,12 @@ class LogClient(Generic[S]):
         """A damaged snapshot is passed over; older ones matter where `gc` removed the commits that they replace."""
         found = self.log.newest_snapshot()
         while found is not None:
-            state = self.session.readable(found)
-            if state is not None:
-                return state
-            found = self.log.newest_snapshot(before=found[0])
+            lsn, data = found
+            with contextlib.suppress(CorruptSnapshot):
+                state = self.session.machine.load(data)
+                if state.lsn == lsn:
+                    return state
+            found = self.log.newest_snapshot(before=lsn)
         return None
 
     def changed(self) -> bool | None:
@@ -216,10 +204,6 @@ class LogClient(Generic[S]):
                 self._pull(began)
             else:
                 self._join(began)
-            if isinstance(self.state, State) and self.state.define is None:
-                raise NoSuchStudy(
-                    "this store does not have the study that it belongs to; perhaps another one was here before"
-                )
             if isinstance(self.state, State):
                 _check_trials(self.state, commits)
             for commit in commits:
@@ -263,35 +247,37 @@ class LogClient(Generic[S]):
     def withdraw(self) -> None:
         """Withdraw the start of a trial that is still on its way: this process ends, and no other would run it."""
         with self.lock:
-            start = self.session.mere_start()
-        if start is not None:
-            with contextlib.suppress(StoreUnreachable), translated():
-                self.log.withdraw(start)
+            in_flight = self.session.outbox.in_flight[:1]
+        for sent in in_flight:
+            starts = [
+                record.state is TrialState.RUNNING
+                if isinstance(record, TrialCreate)
+                else isinstance(record, TrialClaim | PeerJoin)
+                for record in sent.commit.records
+            ]
+            if all(starts):
+                with contextlib.suppress(StoreUnreachable), translated():
+                    self.log.withdraw(sent.outgoing)
 
 
 def _check_trials(state: State, commits: list[Outgoing]) -> None:
-    """See that the log has the trials that these commits end, and as their owner knows them."""
+    """See that this is the study, and that the log has the trials that these commits end, as their owner knows them."""
+    if state.define is None:
+        raise NoSuchStudy("this store does not have the study that it belongs to; perhaps another one was here before")
     for outgoing in commits:
         commit = codec.decode(outgoing.payload)
-        if not isinstance(commit, Commit):
-            continue
-        last = state.writers.get(commit.writer)
-        if last is not None and commit.seq <= last.seq:
+        last = state.writers.get(commit.writer) if isinstance(commit, Commit) else None
+        if not isinstance(commit, Commit) or (last is not None and commit.seq <= last.seq):
             continue  # it is in the log
-        for record in commit.records:
-            if isinstance(record, TrialFinish) and not _knows(state, record.number, commit.owner):
+        for number in [record.number for record in commit.records if isinstance(record, TrialFinish)]:
+            trial = state.trials[number] if number < len(state.trials) else None
+            owners = () if trial is None else (trial.owner, *[lease.owner for lease in trial.history])
+            if commit.owner not in owners and (trial is None or trial.owner is not None):
                 raise NoSuchTrial(
-                    f"the log of this store does not have trial #{record.number} as its peer knew it. Was an older "
-                    "backup restored? The result is kept; it can be sent to a store with the later commits, with: "
+                    f"the log of this store does not have trial #{number} as its peer knew it. Was an older backup "
+                    "restored? The result is kept; it can be sent to a store with the later commits, with: "
                     "hopaas-p2p admin spool send --store STORE"
                 )
-
-
-def _knows(state: State, number: int, owner: str) -> bool:
-    if number >= len(state.trials):
-        return False
-    trial = state.trials[number]
-    return trial.owner in (None, owner) or any(lease.owner == owner for lease in trial.history)
 
 
 def _check_chain(session: LogSession[Any]) -> None:
@@ -299,28 +285,11 @@ def _check_chain(session: LogSession[Any]) -> None:
         raise BrokenChain(str(session.broken))
 
 
-_PACING: Final = Pacing()
+def _client(machine: ReplicatedMachine[S], log: Log, *, writer: str, now_us: Callable[[], int]) -> LogClient[S]:
+    return LogClient(log, LogSession(machine, writer, now_us=now_us))
 
 
-def study_client(
-    log: Log,
-    *,
-    writer: str,
-    now_us: Callable[[], int],
-    clock: Callable[[], float] = time.monotonic,
-    pacing: Pacing = _PACING,
-) -> LogClient[State]:
-    """This peer's part in a study's log."""
-    return LogClient(log, LogSession(STUDY, writer, now_us=now_us, pacing=pacing), clock)
-
-
-def catalog_client(
-    log: Log,
-    *,
-    writer: str,
-    now_us: Callable[[], int],
-    clock: Callable[[], float] = time.monotonic,
-    pacing: Pacing = _PACING,
-) -> LogClient[Catalog]:
-    """This peer's part in the list of studies, mostly short; snapshots only where reading is costly."""
-    return LogClient(log, LogSession(CATALOG, writer, now_us=now_us, pacing=pacing), clock)
+study_client: Final = functools.partial(_client, STUDY)
+"""A part in a study's log, beside those of a peer."""
+catalog_client: Final = functools.partial(_client, CATALOG)
+"""A part in the list of studies."""

@@ -9,7 +9,7 @@ any call, so fields that must change together change in lines without one.
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 import msgspec
@@ -19,31 +19,26 @@ from hopaas_p2p.core.records import (
     Categorical,
     Commit,
     Distribution,
-    PeerJoin,
     Record,
     StudyRegistered,
     StudyRemoved,
     StudySet,
-    TrialClaim,
     TrialCreate,
     TrialFinish,
     TrialSet,
-    TrialState,
-    Used,
 )
 from hopaas_p2p.core.state import Verdict
 from hopaas_p2p.errors import InvalidInput
 from hopaas_p2p.stores.base import Outgoing
 
-_OF_CATALOG: Final = frozenset({StudyRegistered, StudyRemoved})
 _UNKNOWN: Final = Verdict(True)
 _MALFORMED: Final = Verdict(False, None, "malformed")
 _FIELDS: Final = operator.attrgetter(*TrialSet.__struct_fields__)
 _MAX_RECORDS: Final = 1000  # of one commit; the rest goes with the next, so that nobody waits behind a long import
 _MAX_TEXT: Final = 1 << 19  # characters in one commit: an eighth of what the codec allows in bytes, of which one has 4
 _TEXT_BEARING: Final = (TrialCreate, TrialSet, StudySet)
-_TEXTS: Final = ("user", "system")
 _REPORT: Final = 20  # characters that a report counts for, or a choice
+_MOST_REPORTS: Final = _MAX_TEXT // _REPORT
 
 
 class PendingCommit(msgspec.Struct, eq=False):
@@ -64,43 +59,24 @@ class PendingCommit(msgspec.Struct, eq=False):
         """Give each of its records the same verdict."""
         self.verdicts = (verdict,) * len(self.records)
 
-    def weight(self) -> int:
-        """Roughly how many characters it adds to a commit."""
-        return sum([_weight(record) for record in self.records if isinstance(record, _TEXT_BEARING)])
 
+class Draft(TrialSet, eq=False):
+    """What the owner has set on one running trial since the last exchange."""
 
-class Draft(msgspec.Struct, eq=False):
-    """What the owner has set on one running trial since the last exchange: the fields of `TrialSet`."""
-
-    number: int
-    epoch: int
-    owner: str
-    params: dict[str, float] = {}
-    dists: dict[str, Distribution] = {}
-    reports: dict[int, float] = {}
-    user: dict[str, str] = {}
-    system: dict[str, str] = {}
-    stopping: bool = False
-    resumed_from: int | None = None
-    used: Used | None = None
-    metrics: dict[str, dict[int, float]] = {}
-
-    def record(self) -> TrialSet:
-        """All of it as one record."""
-        return TrialSet(*_FIELDS(self))
+    owner: str = ""
 
     def records(self) -> tuple[TrialSet, ...]:
         """All of it as records of one commit: a parameter that brings its distribution has one of its own.
 
         If another peer was first to give it a distribution of another kind, only that record is refused.
         """
+        whole = TrialSet(*_FIELDS(self))
         if not self.dists:  # as most
-            return (TrialSet(*_FIELDS(self)),)
+            return (whole,)
         rest = {name: value for name, value in self.params.items() if name not in self.dists}
-        first = msgspec.structs.replace(self.record(), params=rest, dists={})
-        params, dists = self.params, self.dists
-        return first, *[
-            TrialSet(self.number, self.epoch, params={name: params[name]}, dists={name: dists[name]}) for name in dists
+        return msgspec.structs.replace(whole, params=rest, dists={}), *[
+            TrialSet(self.number, self.epoch, params={name: self.params[name]}, dists={name: distribution})
+            for name, distribution in self.dists.items()
         ]
 
     def commits(self) -> list[tuple[TrialSet, ...]]:
@@ -108,38 +84,20 @@ class Draft(msgspec.Struct, eq=False):
 
         Reports and parameters come last: only the records that travel with a late result are kept with it.
         """
-        if not (self.user or self.system or self.metrics or self.dists or len(self.reports) > _MAX_TEXT // _REPORT):
+        if not (self.user or self.system or self.metrics or self.dists or len(self.reports) > _MOST_REPORTS):
             return [(TrialSet(*_FIELDS(self)),)]  # as most
         if _weight(self) <= _MAX_TEXT:
             return [self.records()]
-        part, weight = Draft(self.number, self.epoch, self.owner, resumed_from=self.resumed_from), 0
-        parts = []
-        for field, key, value in self._items():
-            size = _size(value) if field == "dists" else len(key) + len(value) if field in _TEXTS else _REPORT
-            if weight and weight + size > _MAX_TEXT:
-                parts.append((part.record(),))
-                part, weight = Draft(self.number, self.epoch, self.owner), 0
-            if field == "metrics":
-                part.metrics.setdefault(key[0], {})[key[1]] = value
-            else:
-                getattr(part, field)[key] = value
-            if field == "dists":
-                part.params[key] = self.params[key]
-            weight += size
-        part.params, part.stopping = self.params, self.stopping
-        return [*parts, (part.record(),)]
-
-    def _items(self) -> Iterator[tuple[str, Any, Any]]:
-        for field in ("user", "system"):
-            for key, value in getattr(self, field).items():
-                yield field, key, value
-        for name, values in self.metrics.items():
-            for step, value in values.items():
-                yield "metrics", (name, step), value
-        for step, value in self.reports.items():
-            yield "reports", step, value
-        for name, distribution in self.dists.items():
-            yield "dists", name, distribution
+        whole, *of_dists = self.records()
+        *earlier, last = _chunks(self.reports)
+        parts: list[dict[str, Any]] = [{"resumed_from": self.resumed_from}]
+        parts += [{"user": {key: text}} for key, text in self.user.items()]
+        parts += [{"system": {key: text}} for key, text in self.system.items()]
+        parts += [{"metrics": {name: some}} for name, values in self.metrics.items() for some in _chunks(values)]
+        parts += [{"reports": some} for some in earlier]
+        said = [TrialSet(self.number, self.epoch, **part) for part in parts] + of_dists
+        end = msgspec.structs.replace(whole, reports=last, user={}, system={}, metrics={}, resumed_from=None)
+        return [(one,) for one in [*said, end]]
 
 
 class InFlight(msgspec.Struct, frozen=True, gc=False):
@@ -169,20 +127,11 @@ class Outbox:
         """Whether something is still to be sent, or its fate to be learnt."""
         return bool(self.queued or self.drafts or self.in_flight)
 
-    def queue(self, pending: PendingCommit) -> None:
-        """Add records, which leave together."""
-        self.queued.append(pending)
-
-    def take_back(self, pending: PendingCommit) -> None:
-        """Forget records that have not left; those that have are only marked."""
-        pending.abandoned = True
-        self.queued = [other for other in self.queued if other is not pending]
-
     def draft(self, number: int, epoch: int, owner: str) -> Draft:
         """The draft of this lease."""
         draft = self.drafts.get(number)
         if draft is None or draft.epoch != epoch:
-            draft = self.drafts[number] = Draft(number, epoch, owner)
+            draft = self.drafts[number] = Draft(number, epoch, owner=owner)
         return draft
 
     def next(self, chain: int | None = None) -> Outgoing | None:
@@ -192,7 +141,7 @@ class Outbox:
         """
         while not self.in_flight:
             if len(self.queued) == 1 and not self.drafts:  # as nearly always: an ask, or a tell with all before it
-                self._launch(self.queued, chain=chain)
+                self._launch(self.queued, (), {}, chain)
             elif self.queued or self.drafts:
                 self._load(chain)
             else:
@@ -209,12 +158,6 @@ class Outbox:
     def undecided(self) -> list[PendingCommit]:
         """What was put here and not decided yet, in order; without drafts."""
         return [pending for sent in self.in_flight for pending in sent.pending] + self.queued
-
-    def mere_start(self) -> Outgoing | None:
-        """The commit whose fate is unknown, if it does nothing but start trials."""
-        if not self.in_flight or not all(map(_starts, self.in_flight[0].commit.records)):
-            return None
-        return self.in_flight[0].outgoing
 
     def settle(self, verdicts: tuple[Verdict, ...]) -> list[PendingCommit]:
         """Hand out the verdicts on the first commit in flight, as far as they are known; what was abandoned of it."""
@@ -237,58 +180,57 @@ class Outbox:
         What was reported about a trial that ran here stays: its owner may have been made a viewer meanwhile, and the
         result is still to be kept.
         """
-        if self.in_flight and not any(map(_of_a_lease, self.in_flight[0].commit.records)):
+        records = self.in_flight[0].commit.records if self.in_flight else ()
+        if records and not any(isinstance(one, TrialSet | TrialFinish) and one.epoch > 0 for one in records):
             for pending in self.in_flight.pop(0).pending:
                 pending.decide(verdict)
 
     def _load(self, chain: int | None = None) -> None:
         """Put what is queued for one owner into a commit; it is in flight from now on."""
-        self._queue_heavy_drafts()
-        if not (self.queued or self.drafts):
-            return
+        for draft in [draft for draft in self.drafts.values() if _weight(draft) > _MAX_TEXT]:
+            heavy = [PendingCommit(draft.owner, records) for records in draft.commits()]  # they come before the rest
+            self.queued = heavy + self.queued
+            del self.drafts[draft.number]
         owner = self.queued[0].owner if self.queued else next(iter(self.drafts.values())).owner
         taken: list[PendingCommit] = []
-        weight = count = 0
         kept: list[PendingCommit] = []
+        room, count = _MAX_TEXT, 0
         for pending in self.queued:
-            heavier = weight + pending.weight()
-            fits = count + len(pending.records) <= _MAX_RECORDS and heavier <= _MAX_TEXT
+            weight = sum([_weight(record) for record in pending.records if isinstance(record, _TEXT_BEARING)])
+            fits = count + len(pending.records) <= _MAX_RECORDS and weight <= room
             if pending.owner != owner or kept or (taken and not fits):
                 kept.append(pending)
                 continue
             taken.append(pending)
-            weight = heavier
+            room -= weight
             count += len(pending.records)
-        drafts = self._drafts_that_fit(owner, _MAX_TEXT - weight)
-        if drafts:
-            taken.insert(0, PendingCommit(owner, tuple([one for draft in drafts for one in draft.records()])))
-        self._launch(taken, kept, drafts, chain=chain)
+        drafts, left = list[PendingCommit](), dict[int, Draft]()
+        for number, draft in self.drafts.items():
+            if draft.owner == owner and room >= 0:
+                room -= _weight(draft)
+            if draft.owner == owner and room >= 0:
+                drafts.append(PendingCommit(owner, draft.records()))
+            else:
+                left[number] = draft
+        self._launch(drafts + taken, kept, left, chain)
 
     def _launch(
         self,
         taken: list[PendingCommit],
-        kept: Sequence[PendingCommit] = (),
-        drafts: Sequence[Draft] = (),
-        *,
+        kept: Sequence[PendingCommit],
+        left: dict[int, Draft],
         chain: int | None,
     ) -> None:
-        """Make a commit of these, and of these drafts, which are among them; what is kept stays in the queue."""
-        first, left, writer, seq = taken[0], self.drafts, self._writer, self.sequence + 1
+        """Make a commit of these; what is kept stays in the queue, and these drafts are left."""
+        first, writer, seq = taken[0], self._writer, self.sequence + 1
         records = first.records if len(taken) == 1 else tuple([one for pending in taken for one in pending.records])
         commit = Commit(writer, seq, first.owner, self._now_us(), records)
-        if drafts:
-            gone = {draft.number for draft in drafts}
-            left = {number: draft for number, draft in left.items() if number not in gone}
         try:
-            about = _study_in(records) if records[0].__class__ in _OF_CATALOG else ""
+            about = records[0].uuid if isinstance(records[0], StudyRegistered | StudyRemoved) else ""
             outgoing = Outgoing(f"{writer}:{seq}", codec.encode(commit), about, chain)
         except InvalidInput as error:
-            if len(drafts) > 1:  # nor what was set on other trials
-                alone = PendingCommit(drafts[0].owner, drafts[0].records())
-                self._launch([alone], [*taken[1:], *kept], drafts[:1], chain=chain)
-                return
-            if len(taken) > 1:  # what others have queued is not refused with it
-                self._launch(taken[:1], [*taken[1:], *kept], drafts, chain=chain)
+            if len(taken) > 1:  # what others have queued, or was set on other trials, is not refused with it
+                self._launch(taken[:1], [*taken[1:], *kept], left, chain)
                 return
             first.error = error
             first.decide(_MALFORMED)
@@ -298,43 +240,14 @@ class Outbox:
         self.queued, self.drafts, self.sequence = [*kept], left, seq
         self.in_flight = [*self.in_flight, sent]
 
-    def _queue_heavy_drafts(self) -> None:
-        """Put drafts that need several commits before what is queued."""
-        for draft in [draft for draft in self.drafts.values() if _weight(draft) > _MAX_TEXT]:
-            heavy = [PendingCommit(draft.owner, records) for records in draft.commits()]
-            self.queued = heavy + self.queued
-            del self.drafts[draft.number]
 
-    def _drafts_that_fit(self, owner: str, room: int) -> list[Draft]:
-        drafts = []
-        for draft in self.drafts.values():
-            if draft.owner != owner:
-                continue
-            room -= _weight(draft)
-            if room < 0:
-                break
-            drafts.append(draft)
-        return drafts
+def _chunks(values: dict[int, float]) -> list[dict[int, float]]:
+    """The values by step in parts that a commit has room for, at least one."""
+    items = list(values.items())
+    return [dict(items[at : at + _MOST_REPORTS]) for at in range(0, max(len(items), 1), _MOST_REPORTS)]
 
 
-def _starts(record: object) -> bool:
-    """Whether it starts a trial, or introduces the peer that does."""
-    if isinstance(record, TrialCreate):
-        return record.state is TrialState.RUNNING
-    return isinstance(record, TrialClaim | PeerJoin)
-
-
-def _study_in(records: tuple[Record, ...]) -> str:
-    """The uuid of the study that a commit to the catalog opens or closes."""
-    return next(record.uuid for record in records if isinstance(record, StudyRegistered | StudyRemoved))
-
-
-def _of_a_lease(record: object) -> bool:
-    """Whether it is about a trial that ran here; epoch 0 is no lease."""
-    return isinstance(record, TrialSet | TrialFinish) and record.epoch > 0
-
-
-def _weight(said: Draft | TrialCreate | TrialSet | StudySet) -> int:
+def _weight(said: TrialCreate | TrialSet | StudySet) -> int:
     """Roughly how many characters this adds to a commit."""
     weight = 0
     if not isinstance(said, StudySet):

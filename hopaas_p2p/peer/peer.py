@@ -22,7 +22,7 @@ from queue import Empty, SimpleQueue
 from typing import Any, Final, TypeVar
 
 from hopaas_p2p.core.catalog import Catalog
-from hopaas_p2p.core.leases import BEATS_PER_TTL, beat_value, trusted_until
+from hopaas_p2p.core.leases import BEATS_PER_TTL, MARGIN, beat_value
 from hopaas_p2p.core.records import PeerJoin, Record
 from hopaas_p2p.core.state import State, Verdict
 from hopaas_p2p.core.validity import readable
@@ -35,16 +35,16 @@ from hopaas_p2p.errors import (
     StudyDeleted,
 )
 from hopaas_p2p.net.backoff import Backoff
-from hopaas_p2p.peer.handover import Handover
+from hopaas_p2p.peer import handover
 from hopaas_p2p.peer.jobs import Jobs
-from hopaas_p2p.peer.log_client import LogClient, catalog_client, study_client, translated
+from hopaas_p2p.peer.log_client import LogClient, translated
 from hopaas_p2p.peer.outbox import PendingCommit
-from hopaas_p2p.peer.session import IDLE, LogSession, Pacing, S
+from hopaas_p2p.peer.session import CATALOG, IDLE, STUDY, LogSession, ReplicatedMachine, S
 from hopaas_p2p.peer.spool import SpoolSender
 from hopaas_p2p.runtime import metering, process, provenance
 from hopaas_p2p.runtime.process import ProcessIdentity
 from hopaas_p2p.spool import Spooled
-from hopaas_p2p.stores.base import Beat, Store
+from hopaas_p2p.stores.base import Beat, Log, Store
 
 _log: Final = logging.getLogger("hopaas_p2p")
 _FIRST_PAUSE: Final = 0.05
@@ -146,10 +146,7 @@ class Peer:
         self.jobs: Jobs[Peer] = Jobs(self, allowed=threaded)
         self.callers: set[Caller] = set()
         """All that wait now."""
-        self._pacing = Pacing(linger, store.freshness)
-        self.catalog: LogClient[Catalog] = self._employed(
-            catalog_client(store.catalog(), writer=self.uuid, now_us=now_us, clock=clock, pacing=self._pacing)
-        )
+        self.catalog: LogClient[Catalog] = self._client(CATALOG, store.catalog())
         self.logs: dict[str, LogClient[State]] = {}
         """By the study's uuid."""
         self.spool = SpoolSender(store, now_us=now_us)
@@ -161,15 +158,14 @@ class Peer:
         self.visits = False
         """Whether it writes in the names of others only, as for a ticket: it never introduces itself, nor beats."""
         self._lock = threading.Lock()
-        self._beats = 0
-        self._beaten_at = -1e9
-        self._next_beat = 0.0
+        self._beats, self._beaten_at, self._next_beat = 0, -1e9, 0.0
         self._backoff = Backoff(_FIRST_PAUSE, _LONGEST_SILENCE, jitter=(0.5, 1.0), uniform=self.jitter.uniform)
         self._said_farewell = False
         self._author = ""
         """The user that the store sees this process write as, once it has written."""
-        self._handover = Handover(store, clock())
-        self._next_listing = clock() + _LISTED_EVERY
+        self._answered: dict[str, str] = {}
+        """By the study's uuid: the request of a rescue that was answered last."""
+        self._next_requests, self._next_listing = clock() + handover.REQUESTS_EVERY, clock() + _LISTED_EVERY
         process.remember(self)
 
     @property
@@ -205,7 +201,12 @@ class Peer:
         owners = set()
         for one in list(self._adopted):  # another thread may be adopting one
             owner, uuid, number = one
-            if number != _ALL and self._is_over(self.logs.get(uuid), number, owner):
+            log = self.logs.get(uuid)
+            over = number != _ALL and (log is None or log.session.deleted)
+            if number != _ALL and log is not None and log.session.joined and number < len(log.state.trials):
+                trial = log.state.trials[number]
+                over = over or trial.end is not None or trial.owner != owner
+            if over:
                 self._adopted.discard(one)
             else:
                 owners.add(owner)
@@ -216,28 +217,21 @@ class Peer:
         """The owners that this process keeps alive, and does not watch. Others of `mine` may be dead."""
         return self.adopted | {self.uuid}
 
-    @staticmethod
-    def _is_over(log: LogClient[State] | None, number: int, owner: str) -> bool:
-        if log is None or log.session.deleted:
-            return True
-        trials = log.state.trials
-        known = log.session.joined and number < len(trials)
-        return known and (trials[number].end is not None or trials[number].owner != owner)
-
     def log(self, uuid: str) -> LogClient[State]:
         """This process's part in a study, which begins with the first call."""
         with self._lock:
-            found = self.logs.get(uuid)
-            if found is None:
-                log, pacing = self.store.log(uuid), self._pacing
-                found = study_client(log, writer=self.uuid, now_us=self.now_us, clock=self.clock, pacing=pacing)
-                self.logs[uuid] = self._employed(found)
-            return found
+            if uuid not in self.logs:
+                self.logs[uuid] = self._client(STUDY, self.store.log(uuid))
+            return self.logs[uuid]
 
-    def _employed(self, log: LogClient[S]) -> LogClient[S]:
-        """Give this log a job of its own."""
-        log.job = self.jobs.add(functools.partial(Peer._tend, log=log))
-        return log
+    def _client(self, machine: ReplicatedMachine[S], log: Log) -> LogClient[S]:
+        """This process's part in a log, with a job of its own."""
+        session = LogSession(machine, self.uuid, now_us=self.now_us, linger=self.linger, freshness=self.store.freshness)
+        return self._employed(LogClient(log, session, self.clock))
+
+    def _employed(self, client: LogClient[S]) -> LogClient[S]:
+        client.job = self.jobs.add(functools.partial(Peer._tend, log=client))
+        return client
 
     def all_logs(self) -> list[LogClient[Any]]:
         """Those of all logs, the catalog's included."""
@@ -248,14 +242,14 @@ class Peer:
     def commit_to_catalog(self, record: Record) -> Verdict:
         """Write to the list of studies, and wait for the verdict; raises as `commit` does."""
         catalog = self.catalog
-        (verdict,) = self._answered(catalog, catalog.put(self.uuid, record))
+        (verdict,) = self.commit(catalog, record)
         if catalog.session.snapshot_due and catalog.rate_limited is not None:
             with contextlib.suppress(StoreUnreachable, Denied):  # the next one will do
                 self.call(catalog.write_snapshot, within=0.0)
         return verdict
 
     def commit(
-        self, log: LogClient[State], *records: Record, owner: str | None = None, within: float | None = None
+        self, log: LogClient[Any], *records: Record, owner: str | None = None, within: float | None = None
     ) -> tuple[Verdict, ...]:
         """Write these records and wait for their verdicts: durable when this returns.
 
@@ -264,12 +258,7 @@ class Peer:
                 next contact, or are in the log already.
 
         """
-        return self._answered(log, self.put(log, *records, owner=owner), within=within)
-
-    def _answered(
-        self, log: LogClient[Any], pending: PendingCommit, *, within: float | None = None
-    ) -> tuple[Verdict, ...]:
-        """As `await_commit`, with an error for the person who asked for this."""
+        pending = self.put(log, *records, owner=owner)
         try:
             return self.await_commit(log, pending, within=within)
         except StoreUnreachable as error:
@@ -288,8 +277,10 @@ class Peer:
         pending = PendingCommit(self.uuid, (record,))
         try:
             with log.lock:
-                log.session.queue(pending)
-            _ = self.await_commit(log, pending, within=min(self.store_wait, within))
+                log.session.outbox.queued.append(pending)
+            self._wait(log, pending, min(self.store_wait, within))
+            if pending.error is not None:
+                raise pending.error
         except BaseException:
             self.abandon(log, pending)
             raise
@@ -301,10 +292,10 @@ class Peer:
         with log.lock:
             log.session.abandon(pending)
 
-    def put(self, log: LogClient[State], *records: Record, owner: str | None = None) -> PendingCommit:
+    def put(self, log: LogClient[Any], *records: Record, owner: str | None = None) -> PendingCommit:
         """Queue records without waiting. The first ones of a peer are preceded by its introduction."""
         self.check_process()
-        if not log.session.introduced:
+        if not log.session.introduced and log is not self.catalog:
             self.introduce(log)
         with log.lock:
             return log.session.put(owner or self.uuid, *records)
@@ -373,8 +364,9 @@ class Peer:
         self.check_process()
         if pending is not None and pending.verdicts is not None:
             return
-        caller = Caller(self, within, pending)
+        caller, began = None, self.clock()
         if self.jobs.allowed and (log.turn.locked() or not self.store.immediate):
+            caller = Caller(self, within, began, pending)
             try:
                 with log.lock:
                     log.waiting.append(caller)
@@ -384,12 +376,13 @@ class Peer:
             finally:
                 with log.lock:
                     log.waiting = [one for one in log.waiting if one is not caller]
-        while not caller.is_over:
+        while pending is None or pending.verdicts is None:
             try:
                 with log.turn:
-                    if not caller.is_over:
+                    if pending is None or pending.verdicts is None:
                         self._exchange(log)
             except StoreUnreachable as error:
+                caller = caller or Caller(self, within, began, pending)
                 caller.sleep_after(error)
             else:
                 if pending is None:
@@ -400,16 +393,15 @@ class Peer:
 
         In a hurry one that should be `brief` is given up like an exchange, and an upload is not.
         """
-        caller = Caller(self, self.store_wait if within is None else within, brief=brief)
+        caller = Caller(self, self.store_wait if within is None else within, self.clock(), brief=brief)
         found: list[T] = []
-        backoff = self.new_backoff()
 
         def attempt(_: Peer) -> float:
             try:
                 found.append(do())
             except BaseException as error:  # noqa: BLE001  # it is the caller's
                 caller.tell(error)
-                return backoff.pause() if isinstance(error, StoreUnreachable) else math.inf
+                return caller.backoff.pause() if isinstance(error, StoreUnreachable) else math.inf
             caller.tell()
             return math.inf
 
@@ -426,28 +418,6 @@ class Peer:
             except StoreUnreachable as error:
                 caller.sleep_after(error)
 
-    def new_backoff(self) -> Backoff:
-        """Pauses between attempts that a caller waits for."""
-        return Backoff(_FIRST_PAUSE, _LONGEST_PAUSE, uniform=self.jitter.uniform)
-
-    def _serve(self, log: LogClient[Any]) -> None:
-        """Exchange for the callers that wait, and tell each of them what came of it."""
-        with log.lock:
-            waiting = log.waiting.copy()
-        try:
-            if [one for one in waiting if one.pending is None or one.pending.verdicts is None]:
-                with log.turn:
-                    self._exchange(log)
-        except BaseException as error:
-            for one in waiting:
-                one.tell(error)
-            raise
-        with log.lock:
-            for one in waiting:
-                if (one.pending is None or one.pending.verdicts is not None) and one in log.waiting:
-                    log.waiting.remove(one)
-                    one.tell()
-
     def _exchange(self, log: LogClient[Any]) -> None:
         """One exchange. The caller has the turn."""
         session = log.session
@@ -463,17 +433,25 @@ class Peer:
                 beat = self._new_beat(self.uuid)
             log.exchange_in_turn(began, beat)
         except StoreUnreachable:
-            self._note_absence(began, introduced=introduced)
+            if self._away_since == math.inf:
+                self._away_since = began
+                if introduced:  # what is told in a while goes to the spool, whatever the callers wait for
+                    self.jobs.wake(self._keeping, after=max(0.0, self.patience))
             raise
         except StoreCorrupt:  # damaged, or of two histories: a rescue may need what this process knows
-            self._keep_history(log)
+            for uuid in [uuid for uuid, one in list(self.logs.items()) if one is log]:
+                self.spool.keep_history(uuid, log)
             raise
         finally:
             log.exchanging_since = math.inf
         self._away_since = math.inf
         self._author = session.author
         if session.duplicated:
-            self._become_another(session)
+            with self._lock:
+                if session.writer == self.uuid:  # as where the image of a machine was started twice
+                    _log.warning("another process writes as %s; this one continues under a new name", self.uuid)
+                    self._adopted.add((self.uuid, "", _ALL))
+                    self._take_another_name()
             return
         if session.spooled and not session.has_pending:
             self.spool.arrived(session)
@@ -481,13 +459,6 @@ class Peer:
             self._next_beat = began + session.state.policy.ttl / BEATS_PER_TTL
         if session.snapshot_due and self.store.snapshots and introduced:
             self.jobs.wake(self._snapshots)
-
-    def _note_absence(self, began: float, *, introduced: bool) -> None:
-        """The store does not answer: what is told in a while goes to the spool, whatever the callers wait for."""
-        if self._away_since == math.inf:
-            self._away_since = began
-            if introduced:
-                self.jobs.wake(self._keeping, after=max(0.0, self.patience))
 
     def _beat_at_first(self) -> None:
         """Beat before the first trial, so that its lease is trusted from the start."""
@@ -500,11 +471,6 @@ class Peer:
                 self._take_another_name()
         except StoreUnreachable:
             pass  # the exchange that follows says so
-
-    def _keep_history(self, log: LogClient[Any]) -> None:
-        for uuid, one in list(self.logs.items()):
-            if one is log:
-                self.spool.keep_history(uuid, log)
 
     # --- reads ---
 
@@ -560,17 +526,21 @@ class Peer:
     # --- leases, and the trials of others ---
 
     def lease_valid(self, log: LogClient[State], owner: str) -> bool:
-        """Whether this process may still trust the lease of a trial that it runs for `owner`."""
+        """Whether this process may still trust the lease of a trial that it runs for `owner`.
+
+        It doubts it a little before others may reclaim the trial.
+        """
         rode = [log.session.exchanged_at for log in self.logs.values()] if self.store.piggybacks_heartbeats else []
         alive_at = max([self._beaten_at, *rode])
-        return self.is_mine(owner) and self.clock() < trusted_until(alive_at, log.state.policy.ttl)
+        return self.is_mine(owner) and self.clock() < alive_at + log.state.policy.ttl * (1.0 - MARGIN)
 
     def resting(self, log: LogClient[State]) -> tuple[int, ...]:
         """WAITING retries that this peer does not take yet, see `OwnerMonitor.resting`."""
-        if not log.state.waiting:
+        state = log.session.state
+        if not state.waiting:
             return ()
         with log.lock:
-            return log.session.owners.resting(log.state, self.clock())
+            return log.session.owners.resting(state, self.clock())
 
     def doubted_until(self, log: LogClient[State], owner: str, *, since: float) -> float | None:
         """None if this owner has shown a sign of life `since` this moment, see `OwnerMonitor.doubted_until`."""
@@ -642,10 +612,30 @@ class Peer:
         return pause
 
     def _run_errands(self, now: float) -> float:
-        """Release forgotten trials, send what others left in the spool, answer a rescue, end what was deleted."""
+        """Release forgotten trials, send what others left in the spool, answer a rescue, end what was deleted.
+
+        Whoever deletes a study takes it off the list and then ends its log. That process may not come to the second.
+        """
         self.release_forgotten()
         self.spool.send_others(self.logs, self.studies(), now, writer=self.uuid)
-        again = self._handover.look_if_due(dict(self.logs), now, writer=self.uuid), self._end_deleted(now)
+        worked_on = {
+            uuid: log for uuid, log in list(self.logs.items()) if log.session.introduced and not log.session.deleted
+        }
+        if not worked_on:
+            return IDLE
+        if now >= self._next_requests:
+            self._next_requests = now + handover.REQUESTS_EVERY
+            handover.answer_requests(self.store, worked_on, self._answered, writer=self.uuid)
+        if now >= self._next_listing:
+            self._next_listing = now + _LISTED_EVERY
+            self._read_list()
+            with self.catalog.lock:  # as the list says now, or said last if it cannot be read
+                deleted = self.catalog.state.uuids - self.studies()
+            for log in [log for uuid, log in worked_on.items() if uuid in deleted]:
+                _log.warning("%s", StudyDeleted())
+                with contextlib.suppress(HopaasError):  # a worker may not, and stops all the same
+                    log.destroy()
+        again = self._next_requests - now, self._next_listing - now
         return min([*again, *(state.policy.ttl / 8 for state in self._active())])
 
     def _keep_ends_if_due(self) -> float:
@@ -686,29 +676,6 @@ class Peer:
             self._beaten_at = now
         return min(ttls) / 8
 
-    def _end_deleted(self, now: float) -> float:
-        """Now and then, end the studies that are worked on here and listed no more; the seconds until the next look.
-
-        Whoever deletes a study takes it off the list and then ends its log. That process may not come to the second.
-        """
-        worked_on = [one for one in list(self.logs.items()) if one[1].session.introduced and not one[1].session.deleted]
-        if not worked_on:
-            return IDLE
-        if now >= self._next_listing:
-            self._next_listing = now + _LISTED_EVERY
-            deleted = self._deleted()
-            for log in [log for uuid, log in worked_on if uuid in deleted]:
-                _log.warning("%s", StudyDeleted())
-                with contextlib.suppress(HopaasError):  # a worker may not, and stops all the same
-                    log.destroy()
-        return self._next_listing - now
-
-    def _deleted(self) -> set[str]:
-        """The uuids of the studies that were deleted, as the list says now, or said last if it cannot be read."""
-        self._read_list()
-        with self.catalog.lock:
-            return self.catalog.state.uuids - self.studies()
-
     def _read_list(self) -> None:
         """Bring the list of studies up to date, and send what a call asked of it that was not answered."""
         try:
@@ -720,17 +687,29 @@ class Peer:
             _log.warning("%s", error)
 
     def _tend(self, log: LogClient[Any]) -> float:
-        """The job of a log: exchange for those who wait, then do what is due; the seconds until something is again."""
-        if log.waiting:
+        """The job of a log: exchange for those who wait and tell them, then do what is due; the seconds until again."""
+        with log.lock:
+            waiting = log.waiting.copy()
+        if waiting:
             try:
-                self._serve(log)
-            except StoreUnreachable:
-                log.backoff = log.backoff or self.new_backoff()
-                return log.backoff.pause()
-            except HopaasError:  # the callers were told
+                if [one for one in waiting if one.pending is None or one.pending.verdicts is None]:
+                    with log.turn:
+                        self._exchange(log)
+            except BaseException as error:
+                for one in waiting:
+                    one.tell(error)
+                if isinstance(error, StoreUnreachable):
+                    return float(waiting[0].backoff.pause())
                 with log.lock:
-                    log.waiting = []
-            log.backoff = None
+                    log.waiting = [one for one in log.waiting if one not in waiting]
+                if not isinstance(error, HopaasError):
+                    raise
+            else:
+                done = [one for one in waiting if one.pending is None or one.pending.verdicts is not None]
+                with log.lock:
+                    log.waiting = [one for one in log.waiting if one not in done]
+                for one in done:
+                    one.tell()
             if log.waiting:
                 return 0.0
             left = log.look_again_at - self.clock()
@@ -739,7 +718,7 @@ class Peer:
         return self.in_background(lambda now: self._tend_apart(log, now))
 
     def _tend_apart(self, log: LogClient[Any], now: float) -> float:
-        """Tend one study without letting its errors affect the others; the seconds until it needs something again."""
+        """Do what is due in one study without letting its errors affect the others; the seconds until it is again."""
         session = log.session
         if log is self.catalog:
             if session.has_pending:
@@ -748,7 +727,21 @@ class Peer:
         if session.deleted or now < session.suspended_until:
             return _SUSPENDED
         try:
-            return self._do_what_is_due(log, now)
+            if log.rate_limited is not None:
+                session.suggested_interval = log.rate_limited.flush_interval
+            with log.lock:
+                due, if_changed, again = session.ready(now)
+            if due or (if_changed and log.changed() is not False):
+                with log.turn:
+                    self._exchange(log)
+                with log.lock:
+                    _, _, again = log.session.ready(now)
+            if session.introduced and now >= session.owners.next_look:
+                self._look_after_others(log, now)
+            with log.lock:
+                more = session.pack_finished()
+            log.look_again_at = now + _MORE_TO_PACK if more else again
+            return log.look_again_at - now
         except StoreUnreachable:
             raise
         except StudyDeleted as error:
@@ -758,24 +751,6 @@ class Peer:
             session.suspended_until = now + _SUSPENDED
             _log.warning("%s", error)
         return _SUSPENDED
-
-    def _do_what_is_due(self, log: LogClient[Any], now: float) -> float:
-        session = log.session
-        if log.rate_limited is not None:
-            session.suggested_interval = log.rate_limited.flush_interval
-        with log.lock:
-            ready = session.ready(now)
-        if ready.exchange or (ready.if_changed and log.changed() is not False):
-            with log.turn:
-                self._exchange(log)
-            with log.lock:
-                ready = log.session.ready(now)
-        if session.introduced and now >= session.owners.next_look:
-            self._look_after_others(log, now)
-        with log.lock:
-            more = session.pack_finished()
-        log.look_again_at = now + _MORE_TO_PACK if more else ready.look_again_at
-        return log.look_again_at - now
 
     def _look_after_others(self, log: LogClient[State], now: float) -> None:
         """Reclaim what silent peers left and stop what is stuck, as far as that is still so when the log says so."""
@@ -841,26 +816,21 @@ class Peer:
 
     def close(self) -> None:
         """Send what is queued, as far as the store can be reached, end the threads, let go of the store."""
-        if not self.closed:
-            self.closed = True
-            self.say_farewell()
-            self.jobs.stop(within=_SHUTDOWN_TIMEOUT if self.silent_since == math.inf else 0.0)
-            self._nudge()
-            self._remove_beat()
-            self.store.close()
-
-    def _remove_beat(self) -> None:
-        """Nobody needs the beat of a peer that has ended and left nothing behind; a store that is away is not asked."""
+        if self.closed:
+            return
+        self.closed = True
+        self.say_farewell()
+        self.jobs.stop(within=_SHUTDOWN_TIMEOUT if self.silent_since == math.inf else 0.0)
+        self._nudge()
         logs = list(self.logs.values())
         introduced = [log.session for log in logs if log.session.introduced]
-        if self._said_farewell or not introduced or self.silent_since < math.inf:
-            return
-        if any(one.has_pending for one in introduced):
-            return
-        states = [log.state for log in logs]
-        if not any(state.trials[number].owner == self.uuid for state in states for number in list(state.running)):
-            with contextlib.suppress(HopaasError), translated():
-                self.store.remove_beat(self.uuid)
+        silent = self._said_farewell or self.silent_since < math.inf
+        if introduced and not silent and not any(one.has_pending for one in introduced):
+            trials = [log.state.trials[number] for log in logs for number in list(log.state.running)]
+            if not any(trial.owner == self.uuid for trial in trials):  # then nobody needs its beat
+                with contextlib.suppress(HopaasError), translated():
+                    self.store.remove_beat(self.uuid)
+        self.store.close()
 
     def say_farewell(self) -> None:
         """Send what is queued; spool what cannot be sent. Once that was so, a second call does nothing."""
@@ -884,31 +854,27 @@ class Peer:
             self._said_farewell = True
 
     def _send_and_confirm(self) -> None:
-        """Send what is queued and confirm what was sent; a study that refuses the one does not prevent the other."""
-        troubles: list[HopaasError] = []
-        for step in (self.flush, self._confirm):
-            try:
-                step()
-            except StoreUnreachable:
-                raise
-            except HopaasError as error:
-                troubles.append(error)
-        if troubles:
-            raise troubles[0]
+        """Send what is queued, and see that the logs still have what this process was told is safe, else spool it.
 
-    def _confirm(self) -> None:
-        """See that the logs still have what this process was told is safe; spool it where one has not."""
+        A study that refuses the one does not prevent the other.
+        """
         troubles: list[HopaasError] = []
+        try:
+            self.flush()
+        except StoreUnreachable:
+            raise
+        except HopaasError as error:
+            troubles.append(error)
         for uuid, log in list(self.logs.items()):
-            if log.session.acknowledged:
-                try:
+            try:
+                if log.session.acknowledged:
                     self.call(log.confirm, within=0.0, brief=True)
-                except BrokenChain as error:
-                    log.session.broken = error
-                    self.spool.keep_history(uuid, log)
-                    troubles.append(error)
-                except Denied as error:
-                    troubles.append(error)
+            except BrokenChain as error:
+                log.session.broken = error
+                self.spool.keep_history(uuid, log)
+                troubles.append(error)
+            except Denied as error:
+                troubles.append(error)
         if troubles:
             raise troubles[0]
 
@@ -973,14 +939,6 @@ class Peer:
             self._employed(client)
         self.catalog, self.logs, self.users = clients[0], logs, users
 
-    def _become_another(self, session: LogSession[Any]) -> None:
-        """Take a new identity: another process uses this one too, as where the image of a machine was started twice."""
-        with self._lock:
-            if session.writer == self.uuid:
-                _log.warning("another process writes as %s; this one continues under a new name", self.uuid)
-                self._adopted.add((self.uuid, "", _ALL))
-                self._take_another_name()
-
     def _take_another_name(self) -> None:
         self.identity = self.identity.successor()
         self.uuid = self.identity.uuid
@@ -1006,24 +964,22 @@ class Caller:
     Args:
         peer: whose threads.
         within: seconds for which it goes on after an attempt has failed.
+        began: when it began, by the peer's clock.
         pending: what the log is to decide about.
         brief: whether, in a hurry, it leaves a store that does not answer this call; else one that answers no exchange.
 
     """
 
-    __slots__ = ("_backoff", "_began", "_brief", "_peer", "_said", "_warned", "_within", "pending")
+    __slots__ = ("_began", "_brief", "_peer", "_said", "_warned", "_within", "backoff", "pending")
 
-    def __init__(self, peer: Peer, within: float, pending: PendingCommit | None = None, *, brief: bool = False) -> None:
-        self._peer, self._within, self.pending, self._brief = peer, within, pending, brief
-        self._began = peer.clock()
+    def __init__(
+        self, peer: Peer, within: float, began: float, pending: PendingCommit | None = None, *, brief: bool = False
+    ) -> None:
+        self._peer, self._within, self._began, self.pending, self._brief = peer, within, began, pending, brief
         self._warned = -math.inf
-        self._backoff: Backoff | None = None
+        self.backoff = Backoff(_FIRST_PAUSE, _LONGEST_PAUSE, uniform=peer.jitter.uniform)
+        """Pauses between the attempts that are made for it."""
         self._said: SimpleQueue[tuple[bool, BaseException | None]] = SimpleQueue()
-
-    @property
-    def is_over(self) -> bool:
-        """Whether there is nothing left to exchange for."""
-        return self.pending is not None and self.pending.verdicts is not None
 
     def tell(self, error: BaseException | None = None) -> None:
         """It is done, or an attempt failed. Called by the thread."""
@@ -1055,8 +1011,7 @@ class Caller:
     def sleep_after(self, error: StoreUnreachable) -> None:
         """Pause before another attempt in this thread; raises the error when the time is up."""
         self._check(error)
-        self._backoff = self._backoff or self._peer.new_backoff()
-        time.sleep(self._backoff.pause())
+        time.sleep(self.backoff.pause())
 
     def _check(self, error: StoreUnreachable | None) -> None:
         """Raise if the time is up; warn now and then."""

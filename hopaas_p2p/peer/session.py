@@ -11,13 +11,12 @@ use the same name, `for_child` constructs another one from it; nothing is reset 
 
 from __future__ import annotations
 
-import contextlib
 import math
 import weakref
 from collections import deque
 from collections.abc import Callable
 from pathlib import Path
-from typing import Final, Generic, NamedTuple, Protocol, Self, TypeVar
+from typing import Final, Generic, NamedTuple, Self, TypeVar
 
 from msgspec import structs
 
@@ -25,7 +24,7 @@ from hopaas_p2p.core import catalog, codec, snapshot
 from hopaas_p2p.core.apply import apply
 from hopaas_p2p.core.blocks import close_settled
 from hopaas_p2p.core.catalog import Catalog
-from hopaas_p2p.core.chain import BASE, PRIME, shown
+from hopaas_p2p.core.chain import BASE, PRIME, shown, sum_at
 from hopaas_p2p.core.leases import BEATS_PER_TTL, OwnerMonitor
 from hopaas_p2p.core.records import (
     Commit,
@@ -39,10 +38,10 @@ from hopaas_p2p.core.records import (
     TrialSet,
     TrialState,
 )
-from hopaas_p2p.core.state import TRANSITIONS, LastCommit, State, Verdict, is_anothers
+from hopaas_p2p.core.state import TRANSITIONS, LastCommit, LogState, State, Verdict, is_anothers
 from hopaas_p2p.errors import BehindRetention, BrokenChain, Denied, StoreUnreachable
 from hopaas_p2p.peer.outbox import Draft, Outbox, PendingCommit
-from hopaas_p2p.stores.base import SNAPSHOT_EVERY, Entry, ExchangeResult, Outgoing, Placed, snapshot_due
+from hopaas_p2p.stores.base import SNAPSHOT_EVERY, ExchangeResult, Outgoing, Placed, snapshot_due
 
 FLUSH_INTERVAL: Final = 1.0  # seconds for which reports are collected before they are sent, at least
 IDLE: Final = 60.0  # seconds after which a session with nothing to do is looked at again
@@ -62,15 +61,8 @@ _ADVICE: Final = (
 )
 
 
-class Replicated(Protocol):
-    """What a log is replayed into: `State`, or `Catalog` for the directory log."""
-
-    lsn: int
-    chain: tuple[int, int]
-    writers: dict[str, LastCommit]
-
-
-S = TypeVar("S", bound=Replicated)
+S = TypeVar("S", bound=LogState)
+"""What a log is replayed into: `State`, or `Catalog` for the directory log."""
 
 
 class ReplicatedMachine(NamedTuple, Generic[S]):
@@ -88,26 +80,6 @@ STUDY: Final = ReplicatedMachine(State, apply, snapshot.dump, snapshot.load)
 CATALOG: Final = ReplicatedMachine(Catalog, Catalog.apply, catalog.dump, catalog.load, short=True)
 
 
-class Pacing(NamedTuple):
-    """How often the store may be asked; all in seconds."""
-
-    flush_interval: float | None = None
-    """For how long reports are collected; None: one second, or as long as the store and a busy log suggest."""
-    freshness: float = 0.0
-    """`Store.freshness`."""
-
-
-class Ready(NamedTuple):
-    """What a session needs done in the background now."""
-
-    exchange: bool
-    """Whether an exchange is due although no caller waits for one."""
-    if_changed: bool
-    """Whether one is due if there is anything new."""
-    look_again_at: float
-    """When to call `ready` again, on the caller's monotonic clock."""
-
-
 class Cursor:
     """What one reader has not seen yet. Each reader has its own, so that reading takes nothing from another."""
 
@@ -118,11 +90,6 @@ class Cursor:
         """Numbers of the trials that changed; the reader empties it. All may have, when the state is another object."""
 
 
-def _needs_lease(record: object) -> bool:
-    move = TRANSITIONS.get((TrialState.RUNNING, type(record)))
-    return move is not None and move.needs == "lease"
-
-
 class LogSession(Generic[S]):
     """See the module. Times are seconds on the monotonic clock of the client.
 
@@ -130,7 +97,8 @@ class LogSession(Generic[S]):
         machine: how the log is replayed.
         writer: the name that this session writes under; no other session ever used it or will.
         now_us: the time that commits are stamped with, for people to read.
-        pacing: how often the store may be asked.
+        linger: seconds for which reports are collected; None: one second, or as long as store and log suggest.
+        freshness: `Store.freshness`.
 
     """
 
@@ -140,11 +108,12 @@ class LogSession(Generic[S]):
         writer: str,
         *,
         now_us: Callable[[], int],
-        pacing: Pacing = Pacing(),  # noqa: B008  # it cannot be changed
+        linger: float | None = None,
+        freshness: float = 0.0,
     ) -> None:
         self.machine = machine
         self.writer = writer
-        self.pacing = pacing
+        self.linger, self.freshness = linger, freshness
         self.state = machine.empty()
         self.joined = False
         """Whether the log was read to its end: the state is true of some moment."""
@@ -183,9 +152,7 @@ class LogSession(Generic[S]):
         self.owners = OwnerMonitor()
         """What was seen of the peers that run trials."""
         self.outbox = Outbox(writer, now_us)
-        self.draft, self.queue = self.outbox.draft, self.outbox.queue
-        """Like `put`, for callers that need the draft or the pending commit before it can be sent; see `Outbox`."""
-        self.pack_for_spool, self.mere_start = self.outbox.everything, self.outbox.mere_start
+        self.draft, self.pack_for_spool = self.outbox.draft, self.outbox.everything
         self._now_us = now_us
         self._seen: tuple[int, int | None] = 0, 0
         """The lsn and the sum up to which the log had been read before it was joined anew."""
@@ -200,7 +167,7 @@ class LogSession(Generic[S]):
         to send. With `resend`, where the same process goes on under another name, it sends again what is not decided,
         and still answers for what was acknowledged.
         """
-        new = cls(old.machine, writer, now_us=old._now_us, pacing=old.pacing)
+        new = cls(old.machine, writer, now_us=old._now_us, linger=old.linger, freshness=old.freshness)
         new.state, new.joined, new.deleted, new.broken = old.state, old.joined, old.deleted, old.broken
         new.author = old.author
         new.exchanged_at, new.suggested_interval = old.exchanged_at, old.suggested_interval
@@ -212,9 +179,11 @@ class LogSession(Generic[S]):
             new.outbox.drafts = {number: structs.replace(draft) for number, draft in old.outbox.drafts.items()}
             for pending in old.outbox.undecided():
                 starts = any(isinstance(record, TrialCreate | TrialClaim) for record in pending.records)
-                if starts or (pending.owner == old.writer and not any(map(_needs_lease, pending.records))):
+                moves = [TRANSITIONS.get((TrialState.RUNNING, type(record))) for record in pending.records]
+                leased = any(move is not None and move.needs == "lease" for move in moves)
+                if starts or (pending.owner == old.writer and not leased):
                     pending.owner = writer  # what needs no lease of the old writer's; its name may be lost here
-                new.queue(pending)
+                new.outbox.queued.append(pending)
         else:
             for pending in old.outbox.undecided():
                 pending.decide(_UNKNOWN)  # no caller here waits for it
@@ -235,8 +204,9 @@ class LogSession(Generic[S]):
 
     def abandon(self, pending: PendingCommit) -> None:
         """Take back what has not left; trials that start all the same are released as soon as that is known."""
-        self.outbox.take_back(pending)
-        if pending.decided:
+        outbox, pending.abandoned = self.outbox, True
+        outbox.queued = [other for other in outbox.queued if other is not pending]
+        if pending.verdicts is not None:
             self._release(pending)
 
     def _release(self, pending: PendingCommit) -> None:
@@ -276,15 +246,16 @@ class LogSession(Generic[S]):
     def next_commit(self) -> Outgoing | None:
         """The commit to append with the exchange that begins now, if there is one."""
         self.drafted_at, self.urgent_at = None, math.inf
-        state = self.state
-        lsn, chain = state.chain
-        return self.outbox.next(chain if lsn == state.lsn else None)
+        return self.outbox.next(sum_at(self.state.lsn, self.state.chain))
 
-    def ready(self, now: float) -> Ready:
-        """What is due now. Nothing becomes a commit by this."""
+    def ready(self, now: float) -> tuple[bool, bool, float]:
+        """What is due now, although no caller waits for it. Nothing becomes a commit by this.
+
+        Whether an exchange is due; whether one is if there is anything new; and when to call again.
+        """
         since_exchange = now - self.exchanged_at
-        due, again = False, now + IDLE
-        interval = self.flush_interval
+        due, if_changed, again = False, False, now + IDLE
+        interval, freshness = self.flush_interval, self.freshness
         if self.outbox:
             if self.drafted_at is None:  # queued this moment, by a caller that is about to send it itself
                 self.drafted_at = now
@@ -293,24 +264,21 @@ class LogSession(Generic[S]):
             again = min(again, due_at)
         if now - self.noted_at < _BUSY * interval:
             again = min(again, now + interval)  # more will come: no need to be woken for each
-        freshness = self.pacing.freshness
         if freshness and now - self.read_at < _INTEREST * freshness:  # so that reads do not wait
             due = due or since_exchange >= freshness
             again = min(again, now + freshness)
-        if_changed = False
         if self.introduced:
             ttl = self.state.policy.ttl if isinstance(self.state, State) else math.inf
             if_changed = since_exchange >= ttl / BEATS_PER_TTL  # a busy peer that asks nothing notices when others die
             again = min(again, now + ttl / 8)
-        return Ready(due, if_changed, again)
+        return due, if_changed, again
 
     @property
     def flush_interval(self) -> float:
         """Seconds for which reports are collected before they are sent."""
-        interval, freshness = self.pacing
-        if interval is not None:
-            return interval
-        interval = max(FLUSH_INTERVAL, freshness, self.suggested_interval)
+        if self.linger is not None:
+            return self.linger
+        interval = max(FLUSH_INTERVAL, self.freshness, self.suggested_interval)
         timeout = self.state.policy.progress_timeout if isinstance(self.state, State) else None
         return interval if timeout is None else min(interval, timeout / 4)  # reports are what it waits for
 
@@ -318,9 +286,9 @@ class LogSession(Generic[S]):
 
     def start_from(self, state: S) -> None:
         """Begin to join: from this state, read on to the end of the log."""
-        self.joined = False
-        if self.state.lsn > self._seen[0]:
-            self._seen = self.state.lsn, self._chain
+        self.joined, before = False, self.state
+        if before.lsn > self._seen[0]:
+            self._seen = before.lsn, sum_at(before.lsn, before.chain)
         self.state = state
 
     def complete_join(self) -> None:
@@ -365,29 +333,37 @@ class LogSession(Generic[S]):
         If anything but content goes wrong halfway, the state is discarded and the log joined again.
         """
         joined, self.joined = self.joined, False
-        state, apply_, in_flight = self.state, self.machine.apply, self.outbox.in_flight
-        head, (summed, chain) = state.lsn, state.chain
-        if summed != head:
-            chain = None  # type: ignore[assignment]
+        state, apply_, in_flight, outbox = self.state, self.machine.apply, self.outbox.in_flight, self.outbox
+        head, chain = state.lsn, sum_at(state.lsn, state.chain)
         for entry in receipt.entries:
             lsn, payload, before = entry.lsn, entry.payload, entry.before
             if lsn <= head:
                 continue
             if lsn > head + 1 or (before != chain and before is not None and chain is not None):
-                self._break(head, chain, entry)
+                # it does not follow what was read: the state stays as it is before it, and nothing more is sent
+                seen = f"commit {lsn} comes after commit {head}, and those between are missing"
+                if lsn == head + 1:
+                    seen = f"up to commit {head} this process read the sum {shown(chain)}, commit {lsn} follows "
+                    seen += shown(before)
+                self.broken = BrokenChain(f"This log has two histories: {seen}. {_ADVICE}")
                 break
             if in_flight and payload == in_flight[0].outgoing.payload:
-                sent = in_flight[0]
-                self.author = entry.stamp.author
+                sent, self.author = in_flight[0], entry.stamp.author
                 verdicts = apply_(state, lsn, sent.commit, entry.stamp)
-                if is_anothers(self.writer, self.author, state.writers):
+                if self.author and is_anothers(self.writer, self.author, state.writers):
                     self.duplicated = True  # somebody else wrote here first in this name, which is now lost to it
                     return
                 self._acknowledge(Placed(lsn, before, sent.outgoing), verdicts)
             else:
-                commit = self._decoded(payload, entry.stamp.author)
-                if self.duplicated:
-                    return
+                commit = codec.decode(payload)
+                if isinstance(commit, Commit) and commit.writer == self.writer:
+                    # another process uses the same name, if this session cannot have sent this; commits of other users
+                    # are for `apply` to deal with
+                    undecided = in_flight[0].commit.seq if in_flight else math.inf
+                    foreign = commit.seq > outbox.sequence or commit.seq >= undecided
+                    if foreign and self.author in ("", entry.stamp.author):
+                        self.duplicated = True
+                        return
                 apply_(state, lsn, commit, entry.stamp)
             head, known = lsn, before if chain is None else chain
             # as `core.chain.following`, without a call
@@ -396,41 +372,11 @@ class LogSession(Generic[S]):
             state.chain = head, chain
         self.joined = joined
         if self._cursors and isinstance(state, State) and state.changed:
-            self._move_cursors(state)
+            for cursor in [ref() for ref in self._cursors]:
+                if cursor is not None:
+                    cursor.changed |= state.changed
+            state.changed.clear()
         self.exchanged_at = began
-
-    def _move_cursors(self, state: State) -> None:
-        for ref in self._cursors:
-            cursor = ref()
-            if cursor is not None:
-                cursor.changed |= state.changed
-        state.changed.clear()
-
-    def _decoded(self, payload: bytes, author: str) -> Commit | codec.Garbage:
-        """A commit that is not the one in flight. Sees whether this session cannot have sent it, although it names it.
-
-        Then another process uses the same name. `apply` deals with commits by other users.
-        """
-        commit, outbox = codec.decode(payload), self.outbox
-        if isinstance(commit, Commit) and commit.writer == self.writer and self.author in ("", author):
-            undecided = outbox.in_flight[0].commit.seq if outbox.in_flight else math.inf
-            self.duplicated = self.duplicated or commit.seq > outbox.sequence or commit.seq >= undecided
-        return commit
-
-    @property
-    def _chain(self) -> int | None:
-        """The sum of the log as far as it was read, if it is known."""
-        lsn, chain = self.state.chain
-        return chain if lsn == self.state.lsn else None
-
-    def _break(self, head: int, chain: int | None, entry: Entry) -> None:
-        """This entry does not follow what was read: the state stays as it is before it, and nothing more is sent."""
-        if entry.lsn > head + 1:
-            seen = f"commit {entry.lsn} comes after commit {head}, and those between are missing"
-        else:
-            theirs = shown(entry.before)
-            seen = f"up to commit {head} this process read the sum {shown(chain)}, commit {entry.lsn} follows {theirs}"
-        self.broken = BrokenChain(f"This log has two histories: {seen}. {_ADVICE}")
 
     def _is_cut_off(self, last: LastCommit | None) -> bool:
         """Whether the log, read anew, has lost what this session has seen of it."""
@@ -453,9 +399,10 @@ class LogSession(Generic[S]):
             self._remembered -= len(self.acknowledged.popleft().commit.payload)
         if not placed.lsn % SNAPSHOT_EVERY and snapshot_due(placed.lsn):
             self.snapshot_due = True
-        for record, verdict in zip(self.outbox.in_flight[0].commit.records, verdicts, strict=False):
-            if verdict.refusal == "malformed" and isinstance(record, TrialSet) and record.dists:
-                self.unkept.setdefault(record.number, []).extend(record.dists)
+        if [one for one in verdicts if not one.accepted]:
+            for record, verdict in zip(self.outbox.in_flight[0].commit.records, verdicts, strict=False):
+                if verdict.refusal == "malformed" and isinstance(record, TrialSet) and record.dists:
+                    self.unkept.setdefault(record.number, []).extend(record.dists)
         for pending in self.outbox.settle(verdicts):
             self._release(pending)
 
@@ -482,15 +429,6 @@ class LogSession(Generic[S]):
         return cursor
 
     # --- snapshots and the spool ---
-
-    def readable(self, found: tuple[int, bytes]) -> S | None:
-        """The state in a snapshot, if it is whole."""
-        lsn, data = found
-        with contextlib.suppress(snapshot.CorruptSnapshot):
-            state = self.machine.load(data)
-            if state.lsn == lsn:
-                return state
-        return None
 
     def dump(self) -> tuple[int, bytes] | None:
         """The snapshot that is due."""

@@ -13,12 +13,12 @@ from hopaas_p2p.core import codec
 from hopaas_p2p.core.chain import following
 from hopaas_p2p.core.records import Commit, TrialFinish
 from hopaas_p2p.core.state import State
-from hopaas_p2p.errors import BrokenChain, HopaasError, StoreUnreachable, StudyDeleted
+from hopaas_p2p.errors import BrokenChain, Denied, HopaasError, StoreUnreachable, StudyDeleted
 from hopaas_p2p.peer.log_client import LogClient, study_client
 from hopaas_p2p.peer.session import LogSession
-from hopaas_p2p.peer.uncounted import uncounted, uncounted_in
+from hopaas_p2p.peer.uncounted import uncounted
 from hopaas_p2p.spool import Spooled
-from hopaas_p2p.stores.base import Log, Placed, Store, read_all
+from hopaas_p2p.stores.base import Placed, Store, read_all
 
 _log: Final = logging.getLogger("hopaas_p2p")
 _EVERY: Final = 30.0  # seconds between looks into the spool
@@ -32,8 +32,9 @@ class SpoolSender:
     """The spool as one peer uses it."""
 
     def __init__(self, store: Store, *, now_us: Callable[[], int]) -> None:
-        self._store = store
-        self._now_us = now_us
+        self._store, self._now_us = store, now_us
+        self._lasts = not store.url.startswith("memory:")
+        """Whether the store outlives this process: what was said to one that does not is nowhere to be sent."""
         self._next = 0.0
         self._studies: set[str] = set()
         self._refused: set[Path] = set()
@@ -62,7 +63,7 @@ class SpoolSender:
                 undecided = session.outbox.undecided() if ends else []
                 if ends:
                     commits = [*placed, *(Placed(0, None, one) for one in session.pack_for_spool())]
-            if not commits or self._store.url.startswith("memory:"):
+            if not commits or not self._lasts:
                 return None, "it lives in this process only" if commits else ""
             trials = sorted({*ends, *(number for one in placed for number in _ended(one.commit.payload))})
             path, why = self._write(uuid, log, commits, trials=trials, why="unconfirmed" if placed else "unsent")
@@ -88,24 +89,20 @@ class SpoolSender:
         stopped the call that told one.
         """
         with self._keeping:
-            for uuid, log in list(logs.items()):
-                if not self._ended:
-                    self._keep_end(uuid, log)
-
-    def _keep_end(self, uuid: str, log: LogClient[State]) -> None:
-        session = log.session
-        with log.lock:
-            ends = session.ends()
-        if not ends or session.deleted or self._store.url.startswith("memory:") or self._has(session, ends):
-            return
-        path, why = self.keep(uuid, log)
-        trials = ", ".join(map(str, ends))
-        if path is not None:
-            _log.warning("the end of trial %s is kept in %s and sent at the next contact", trials, path)
-            self._unkept = ""
-        elif trials != self._unkept:
-            _log.error("the end of trial %s is kept in this process only: %s", trials, why)
-            self._unkept = trials
+            for uuid, log in list(logs.items()) if self._lasts and not self._ended else ():
+                session = log.session
+                with log.lock:
+                    ends = session.ends()
+                if not ends or session.deleted or self._has(session, ends):
+                    continue
+                path, why = self.keep(uuid, log)
+                trials = ", ".join(map(str, ends))
+                if path is not None:
+                    _log.warning("the end of trial %s is kept in %s and sent at the next contact", trials, path)
+                    self._unkept = ""
+                elif trials != self._unkept:
+                    _log.error("the end of trial %s is kept in this process only: %s", trials, why)
+                    self._unkept = trials
 
     @staticmethod
     def _has(session: LogSession[State], ends: list[int]) -> bool:
@@ -120,7 +117,7 @@ class SpoolSender:
         """
         with log.lock:
             commits = log.session.history()
-        if not commits or self._store.url.startswith("memory:"):
+        if not commits or not self._lasts:
             return
         path, why = self._write(uuid, log, commits, why="history")
         if path is None:
@@ -148,7 +145,7 @@ class SpoolSender:
                 path, why = self.keep(uuid, log, last=True)
                 if path is not None and path not in before:
                     _log.warning("kept in %s; sent at the next contact, or with: hopaas-p2p admin spool send", path)
-                elif path is None and why and not self._store.url.startswith("memory:"):
+                elif path is None and why and self._lasts:
                     _log.error("what was said last, as of trials %s, is lost with this process: %s", ends, why)
                 elif path is None:
                     log.withdraw()
@@ -203,33 +200,44 @@ class SpoolSender:
             NoSuchStudy: it is of another store.
             StudyDeleted: the study is gone; the file is kept, because a backup may bring it back.
             KeptForRescue: the log has lost what it had acknowledged, and goes on without it.
+            Denied: the log counted nothing of a commit, because it knows the peer as another user's.
 
         """
+        log = logs.get(spooled.study) or study_client(
+            self._store.log(spooled.study), writer=writer, now_us=self._now_us
+        )
+        sent = [one.commit for one in spooled.placed if not one.lsn or spooled.why == "unsent"]
+        lost = 0
         try:
-            return self._send(spooled, logs, writer=writer)
+            if spooled.why == "unconfirmed":
+                with spool.alone(spooled.study):  # two that append the same commits would take each other's places
+                    lost = self._restore(log, spooled)
+            if not lost:
+                log.send_for_another(sent)
         except StudyDeleted:
             raise StudyDeleted(
                 f"the study {spooled.name!r} was deleted. If nobody restores it from a backup, remove this file"
             ) from None
-
-    def _send(self, spooled: Spooled, logs: Mapping[str, LogClient[State]], *, writer: str) -> list[str]:
-        log = logs.get(spooled.study) or study_client(
-            self._store.log(spooled.study), writer=writer, now_us=self._now_us
-        )
-        placed = spooled.placed
-        if spooled.why == "unconfirmed":
-            with spool.alone(spooled.study):  # two that append the same commits would take each other's places
-                lost = self._restore(log, spooled)
-            if lost:
-                spool.take_in(spooled)
-                raise KeptForRescue(
-                    f"{spooled.name}: of {len(placed)} commits that the store had acknowledged, the log has lost some, "
-                    f"and goes on without them. {lost} of them {'is' if lost == 1 else 'are'} kept for a rescue, "
-                    "because in this log they would mean something else: hopaas-p2p doctor STORE --rescue"
+        if lost:
+            spool.take_in(spooled)
+            raise KeptForRescue(
+                f"{spooled.name}: of {len(spooled.placed)} commits that the store had acknowledged, the log has lost "
+                f"some, and goes on without them. {lost} of them {'is' if lost == 1 else 'are'} kept for a rescue, "
+                "because in this log they would mean something else: hopaas-p2p doctor STORE --rescue"
+            )
+        found = []
+        for commit in map(codec.decode, [one.payload for one in sent]):
+            last = log.state.writers.get(commit.writer) if isinstance(commit, Commit) else None
+            if not isinstance(commit, Commit):
+                continue
+            if last is None or last.seq < commit.seq:
+                raise Denied(
+                    "a peer of another user ran the trials in it; send it with a token of that user: "
+                    "hopaas-p2p admin spool send"
                 )
-        sent = [one.commit for one in placed if not one.lsn or spooled.why == "unsent"]
-        log.send_for_another(sent)
-        return [why for commit in sent for why in uncounted_in(log.state, commit)]
+            ends = [record for record in commit.records if isinstance(record, TrialFinish)]
+            found += [why for end in ends if (why := uncounted(log.state, commit.owner, end)) is not None]
+        return found
 
     def _restore(self, log: LogClient[State], spooled: Spooled) -> int:
         """Append again what the log has lost of these acknowledged commits; how many of them it cannot take.
@@ -238,53 +246,35 @@ class SpoolSender:
         commit speaks of is there, under the same numbers, whatever was written behind it since. And if it has no later
         commit of the writer. Elsewhere than in its place only the end of a trial counts: nobody runs what is started.
         """
-        placed = [one for one in spooled.placed if one.lsn]
-        while lost := (seen := _LoggedCommits(self._store.log(spooled.study), placed)).lost():
+        lost, head, sums = self._lost(spooled)
+        while lost:
             log.send_for_another([])  # it knows the writers now
-            if _takes(log.state, seen, lost[0]):
-                log.send_for_another([lost[0].commit])
-                continue
-            still_lost = _LoggedCommits(self._store.log(spooled.study), placed).lost()
-            if len(still_lost) == len(lost):  # no other process appends them
-                return len(lost)
+            one, before = lost[0], len(lost)
+            writer, _, sequence = one.commit.nonce.rpartition(":")
+            last = log.state.writers.get(writer)
+            agrees = one.before is not None and sums.get(one.lsn) == one.before
+            worth = one.lsn > head or any(_ended(one.commit.payload))
+            takes = agrees and worth and (last is None or last.seq < int(sequence))
+            if takes:
+                log.send_for_another([one.commit])
+            lost, head, sums = self._lost(spooled)
+            if not takes and len(lost) == before:  # no other process appends them
+                return before
         return 0
 
+    def _lost(self, spooled: Spooled) -> tuple[list[Placed], int, dict[int, int | None]]:
+        """Which of these commits the log has not, its last lsn, and by lsn the sums before its commits, as it is now.
 
-def _takes(state: State, seen: _LoggedCommits, one: Placed) -> bool:
-    writer, _, sequence = one.commit.nonce.rpartition(":")
-    last = state.writers.get(writer)
-    agrees = one.before is not None and seen.sum_before(one.lsn) == one.before
-    worth = one.lsn > seen.head or any(_ended(one.commit.payload))
-    return agrees and worth and (last is None or last.seq < int(sequence))
-
-
-class _LoggedCommits:
-    """What a log has from the first of these commits on, read by a handle of its own."""
-
-    def __init__(self, log: Log, placed: list[Placed]) -> None:
-        self._placed = placed
-        first = min((one.lsn for one in placed), default=1)
-        removed = log.removed_up_to()
-        self.head = 0
-        """The last lsn that it has."""
-        self._payloads: set[bytes] = set()
-        self._sums: dict[int, int | None] = {1: 0}
-        """Lsn -> the sum of the log before it."""
-        self._removed = removed
-        for entry in read_all(log, max(first - 2, removed)):
-            self.head, before = entry.lsn, entry.before
-            self._payloads.add(entry.payload)
-            self._sums[self.head] = before
-            self._sums[self.head + 1] = None if before is None else following(before, entry.payload)
-
-    def lost(self) -> list[Placed]:
-        """Those that it has not. Of commits that were removed because a snapshot stands for them nothing is known."""
-        there = self._payloads
-        return [one for one in self._placed if one.lsn > self._removed and one.commit.payload not in there]
-
-    def sum_before(self, lsn: int) -> int | None:
-        """The sum of the log before this lsn; None if it is not known, as where the log does not go so far."""
-        return self._sums.get(lsn)
+        Of commits that were removed because a snapshot stands for them nothing is known.
+        """
+        placed, log = [one for one in spooled.placed if one.lsn], self._store.log(spooled.study)
+        removed, head, there = log.removed_up_to(), 0, set[bytes]()
+        sums: dict[int, int | None] = {1: 0}
+        for entry in read_all(log, max(min((one.lsn for one in placed), default=1) - 2, removed)):
+            head, before = entry.lsn, entry.before
+            there.add(entry.payload)
+            sums[head], sums[head + 1] = before, None if before is None else following(before, entry.payload)
+        return [one for one in placed if one.lsn > removed and one.commit.payload not in there], head, sums
 
 
 def _ended(payload: bytes) -> Iterator[int]:

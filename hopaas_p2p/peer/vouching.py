@@ -13,7 +13,6 @@ from typing import Final
 from hopaas_p2p.core import codec, snapshot
 from hopaas_p2p.core.apply import apply
 from hopaas_p2p.core.chain import following
-from hopaas_p2p.core.state import State
 from hopaas_p2p.stores.base import Log, snapshot_step
 
 _log: Final = logging.getLogger("hopaas_p2p")
@@ -47,16 +46,8 @@ def _agrees(log: Log, begin: int, theirs: bytes, end: int, ours: bytes) -> bool:
         state = snapshot.load(theirs)
     except snapshot.CorruptSnapshot:
         return False
-    if state.lsn != begin or not _read_on(log, state, end):
+    if state.lsn != begin:
         return False
-    if snapshot.dump(state) == ours:
-        return True
-    mine = snapshot.load(ours)  # another version of zlib packs the same trials into other bytes
-    return state.chain == mine.chain and snapshot.digest(state) == snapshot.digest(mine)
-
-
-def _read_on(log: Log, state: State, end: int) -> bool:
-    """Apply the commits up to `end`; whether they follow what the state has read."""
     while state.lsn < end:
         receipt = log.exchange(None, state.lsn)
         if not receipt.entries:
@@ -65,7 +56,10 @@ def _read_on(log: Log, state: State, end: int) -> bool:
             if entry.lsn > end:
                 break
             if state.chain[0] != state.lsn or entry.before not in (None, state.chain[1]):
-                return False
+                return False  # it does not follow what the state has read
             apply(state, entry.lsn, codec.decode(entry.payload), entry.stamp)
             state.chain = entry.lsn, following(state.chain[1], entry.payload)
-    return True
+    if snapshot.dump(state) == ours:
+        return True
+    mine = snapshot.load(ours)  # another version of zlib packs the same trials into other bytes
+    return state.chain == mine.chain and snapshot.digest(state) == snapshot.digest(mine)

@@ -207,7 +207,7 @@ def keep(ticket: Ticket, end: TrialFinish, store: str) -> str:
     from hopaas_p2p.stores.base import Placed
 
     outbox = Outbox(new_uuid(), microseconds)
-    outbox.queue(PendingCommit(ticket.owner, (end,)))
+    outbox.queued.append(PendingCommit(ticket.owner, (end,)))
     path, why = spool.keep(
         [Placed(0, None, one) for one in outbox.everything()],
         store=redacted(store) if "://" in store else Path(store).expanduser().absolute().as_uri(),

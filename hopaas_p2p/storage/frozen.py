@@ -30,7 +30,7 @@ _NUMBER: Final = attrgetter("number")
 _STATES: Final = tuple(TrialState)
 _EXACT: Final = (1 << 32) * 1_000_000  # microseconds, to the year 2106: seconds as a float are exact to one of them
 
-NOT_BEGUN: Final = Draft(-1, 0, "")
+NOT_BEGUN: Final = Draft(-1, 0)
 
 
 class TrialSuggestion(NamedTuple):

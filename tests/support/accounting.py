@@ -15,8 +15,8 @@ from typing import Final, NamedTuple
 import optuna
 
 from hopaas_p2p.core.admission import finished
+from hopaas_p2p.core.ledger import BOOKED
 from hopaas_p2p.core.records import FROM_START, Budget, Checkpoint, Policy
-from hopaas_p2p.core.spending import BOOKED
 from hopaas_p2p.core.state import State
 from hopaas_p2p.errors import NoWork
 from hopaas_p2p.peer.peer import Peer

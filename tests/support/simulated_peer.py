@@ -187,7 +187,7 @@ class SimulatedPeer:
     def _say(self, record: Record) -> PendingCommit:
         assert self.job is not None
         draft = self.log.session.take_draft(self.job.number)
-        words: tuple[TrialSet, ...] = (draft.record(),) if draft else ()
+        words: tuple[TrialSet, ...] = draft.records() if draft else ()
         return self.peer.put(self.log, *words, record)
 
     def _await_verdict(self) -> float:

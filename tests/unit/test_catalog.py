@@ -12,7 +12,7 @@ from hopaas_p2p.core.catalog import Catalog, checked_name
 from hopaas_p2p.core.codec import Garbage
 from hopaas_p2p.core.records import Commit, Opaque, Record, Stamp, StudyRegistered, StudyRemoved, TrialCreate
 from hopaas_p2p.core.snapshot import CorruptSnapshot
-from hopaas_p2p.core.state import LogState, Verdict
+from hopaas_p2p.core.state import Verdict
 from hopaas_p2p.errors import InvalidInput
 
 BAD_NAMES = {
@@ -120,7 +120,7 @@ def test_a_commit_that_stands_twice_counts_once() -> None:
 
 
 def _everything(catalog: Catalog) -> dict[str, object]:
-    return {name: getattr(catalog, name) for name in (*LogState.__slots__, *Catalog.__slots__)}
+    return vars(catalog)
 
 
 def test_snapshot_and_tail_are_the_replay_at_every_lsn() -> None:

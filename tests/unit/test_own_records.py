@@ -263,7 +263,7 @@ def test_a_record_that_cannot_be_written_takes_no_other_with_it() -> None:
     good = [PendingCommit("w", (TrialFinish(n, 1, TrialState.COMPLETE, (1.0,)),)) for n in range(3)]
     outbox.draft(7, 1, "w").reports[1] = 0.5
     for pending in (good[0], bad, *good[1:]):
-        outbox.queue(pending)
+        outbox.queued.append(pending)
 
     sent: list[PendingCommit] = []
     while outbox.next() is not None:
@@ -280,7 +280,7 @@ def test_records_that_fit_only_alone_are_sent_alone() -> None:
     outbox = Outbox("w", lambda: 1)
     large = [PendingCommit("w", (TrialStop(n, 1, "x" * 3_000_000),)) for n in range(3)]
     for pending in large:
-        outbox.queue(pending)
+        outbox.queued.append(pending)
     sent: list[PendingCommit] = []
     while outbox.next() is not None:
         sent += outbox.in_flight[0].pending

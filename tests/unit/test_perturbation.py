@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from hopaas_p2p.core.perturbation import Draws, perturbed
+from hopaas_p2p.core.perturbation import fraction, perturbed
 from hopaas_p2p.core.records import Categorical, Distribution, Float, Int
 
 KINDS: list[tuple[Distribution, list[float]]] = [
@@ -20,7 +20,7 @@ KINDS: list[tuple[Distribution, list[float]]] = [
 
 
 def _once(value: float, distribution: Distribution, seed: int, *, resample: float = 0.0) -> float:
-    return perturbed({"x": value}, {"x": distribution}, resample=resample, fixed=(), draws=Draws("s", seed))["x"]
+    return perturbed({"x": value}, {"x": distribution}, resample=resample, fixed=(), seed=f"s\0{seed}")["x"]
 
 
 def _is_in(value: float, distribution: Distribution) -> bool:
@@ -55,7 +55,7 @@ def test_a_choice_stays_unless_it_is_drawn_anew_and_fixed_ones_always_do() -> No
     assert {_once(1.0, choices, seed) for seed in range(40)} == {1.0}
     both = {"layers": 2.0, "lr": 0.5}
     kinds: dict[str, Distribution] = {"layers": Int(1, 8), "lr": Float(0.0, 1.0)}
-    found = perturbed(both, kinds, resample=1.0, fixed=("layers",), draws=Draws("s", 1))
+    found = perturbed(both, kinds, resample=1.0, fixed=("layers",), seed="s\0001")
     assert found["layers"] == 2.0
     assert found["lr"] != 0.5
 
@@ -70,5 +70,5 @@ def test_a_range_of_one_value_keeps_it() -> None:
 
 
 def test_draws_follow_from_their_seed_alone() -> None:
-    assert Draws("study", 7).fraction("lr", "value") == 0.8778588075186586
+    assert fraction("study\0007", "lr", "value") == 0.8778588075186586
     assert _once(0.0, Float(1e-5, 1.0, log=True), 3, resample=1.0) == 0.0010164033831417906

@@ -13,7 +13,7 @@ from hopaas_p2p.core.records import Commit, Record, StudySet, TrialCreate, Trial
 from hopaas_p2p.core.state import State, Verdict
 from hopaas_p2p.errors import BehindRetention, Denied, StoreUnreachable
 from hopaas_p2p.peer import outbox, session
-from hopaas_p2p.peer.session import STUDY, LogSession, Pacing
+from hopaas_p2p.peer.session import STUDY, LogSession
 from hopaas_p2p.stores.base import Entry, ExchangeResult
 from hopaas_p2p.testing.commits import sum_of
 from tests.support.scribe import COMPLETE, defined
@@ -48,8 +48,8 @@ def ann(log: Script) -> LogSession[State]:
     return joined(log, "ann")
 
 
-def joined(log: Script, writer: str, pacing: Pacing | None = None) -> LogSession[State]:
-    new = LogSession(STUDY, writer, now_us=lambda: 0, pacing=pacing or Pacing())
+def joined(log: Script, writer: str) -> LogSession[State]:
+    new = LogSession(STUDY, writer, now_us=lambda: 0)
     new.start_from(State())
     new.advance(log.since(0), 0.0)
     new.complete_join()
@@ -108,19 +108,19 @@ def test_a_commit_that_the_store_refuses_is_given_up_but_not_a_result(log: Scrip
 def test_nothing_becomes_a_commit_before_it_is_due_unless_somebody_waits(ann: LogSession[State]) -> None:
     ann.draft(0, 1, "ann").reports[1] = 0.5
     ann.note_draft(10.0)
-    early = ann.ready(10.5)
-    assert (early.exchange, early.look_again_at) == (False, 11.0)
-    assert ann.ready(11.0).exchange
+    due, _, look_again_at = ann.ready(10.5)
+    assert (due, look_again_at) == (False, 11.0)
+    assert ann.ready(11.0)[0]
     assert ann.next_commit() is not None
 
 
 def test_a_peer_that_takes_part_wants_to_hear_of_others_and_a_reader_does_not(ann: LogSession[State]) -> None:
-    assert not ann.ready(1000.0).if_changed
+    assert not ann.ready(1000.0)[1]
     ann.introduced = True
-    assert not ann.ready(TTL / 3 - 0.1).if_changed
-    ready = ann.ready(TTL / 3)
-    assert ready.if_changed
-    assert ready.look_again_at == TTL / 3 + TTL / 8
+    assert not ann.ready(TTL / 3 - 0.1)[1]
+    _, if_changed, look_again_at = ann.ready(TTL / 3)
+    assert if_changed
+    assert look_again_at == TTL / 3 + TTL / 8
 
 
 def test_readers_are_told_of_each_change_each_for_itself(log: Script, ann: LogSession[State]) -> None:
@@ -275,9 +275,7 @@ def test_a_snapshot_carries_the_sum_it_stands_on(log: Script, ann: LogSession[St
     dumped = ann.dump()
     assert dumped is not None
     other = LogSession(STUDY, "other", now_us=lambda: 0)
-    state = other.readable(dumped)
-    assert state is not None
-    other.start_from(state)
+    other.start_from(other.machine.load(dumped[1]))
     append_chained(log, "bob", 2, before=77)
     other.advance(log.since(2), 0.0)
     assert other.broken is not None
