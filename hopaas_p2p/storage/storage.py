@@ -37,6 +37,7 @@ from hopaas_p2p.errors import (
     Denied,
     HopaasError,
     InvalidInput,
+    LeaseLost,
     NoSuchStudy,
     NoSuchTrial,
     StoreUnreachable,
@@ -346,7 +347,10 @@ class Storage(BaseStorage):
             return handle.claim(number)
         if state is TrialState.WAITING:
             return handle.release(number)
-        handle.finish(number, state, told)
+        try:
+            handle.finish(number, state, told)
+        except LeaseLost as lost:
+            _log.warning("%s", lost)
         return True
 
     def set_trial_intermediate_value(self, trial_id: int, step: int, intermediate_value: float) -> None:
@@ -391,9 +395,6 @@ class Storage(BaseStorage):
         with handle.lock:
             if states is None:
                 return len(handle.state.trials)
-            if handle.deferred:  # told here, not in the log yet
-                handle.view.catch_up(handle.state)
-                return len(handle.view.trials(states))
             return sum(handle.state.counts[one.value] for one in set(states))
 
     def get_best_trial(self, study_id: int) -> FrozenTrial:

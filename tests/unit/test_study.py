@@ -622,7 +622,7 @@ def test_a_trial_that_was_given_back_for_its_owner_still_waits_whatever_the_owne
     other.storage.peer.commit(other.handle.log, record, owner=one.state.trials[0].owner)
     assert trial.should_prune()
     with pytest.raises(LeaseLost):
-        one.handle.finish(trial.number, end, None, strict=True)
+        one.handle.finish(trial.number, end, None)
     assert [trial.state.name for trial in other.trials] == ["WAITING"]
 
 
