@@ -10,7 +10,7 @@ import bisect
 import datetime
 from collections.abc import Callable, Container, Iterable, Mapping
 from operator import attrgetter
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 import msgspec
 from optuna.distributions import BaseDistribution, FloatDistribution
@@ -19,7 +19,6 @@ from optuna.trial import FrozenTrial, TrialState
 from hopaas_p2p.core.inherited import flat
 from hopaas_p2p.core.leases import Lease
 from hopaas_p2p.core.names import first_id
-from hopaas_p2p.core.records import TrialCreate
 from hopaas_p2p.core.state import COMPLETE, State, Trial
 from hopaas_p2p.peer.outbox import Draft
 from hopaas_p2p.peer.session import Cursor
@@ -31,17 +30,6 @@ _STATES: Final = tuple(TrialState)
 _EXACT: Final = (1 << 32) * 1_000_000  # microseconds, to the year 2106: seconds as a float are exact to one of them
 
 NOT_BEGUN: Final = Draft(-1, 0, "")
-
-
-class TrialSuggestion(NamedTuple):
-    """A configuration that a sampler draws before there is a trial for it: to the sampler a trial that runs.
-
-    Its id is negative, so no trial of the log has it; its number is the one that the trial would get if nobody else
-    asked meanwhile. What is set on it travels in the record that starts the trial.
-    """
-
-    frozen: FrozenTrial
-    record: TrialCreate
 
 
 class OwnedTrial(msgspec.Struct, eq=False):
@@ -108,7 +96,6 @@ class FrozenTrialCache:
         allow_pickles: bool,
         over: Callable[[int, Lease], object] = lambda _number, _lease: None,
     ) -> None:
-        self.study_id = study_id
         self.owned: dict[int, OwnedTrial] = {}
         self.dists: dict[str, BaseDistribution] = {}
         """The first distribution of each parameter; that of this process before the log has it."""

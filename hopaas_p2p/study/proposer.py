@@ -29,7 +29,6 @@ from hopaas_p2p.search.early import draws_early, enumerates, tell_dropped
 from hopaas_p2p.search.optuna_internals import GRID, fixed_names, grid_points
 from hopaas_p2p.search.repeats import Tried
 from hopaas_p2p.storage import Storage
-from hopaas_p2p.storage.frozen import TrialSuggestion
 from hopaas_p2p.storage.optuna_internals import cached_trial, fixed_params, forget_cached_trials, new_frozen, sample
 from hopaas_p2p.study.method import Searcher
 from hopaas_p2p.study.trial import Trial
@@ -165,7 +164,7 @@ class Proposer:
         record = TrialCreate(prefer_waiting=True, params={}, dists=dists, replicates=self._searcher.replicates)
         frozen = new_frozen(trial_id, len(state.trials), TrialState.RUNNING, None, now, None, {}, {}, {}, {}, {})
         forget_cached_trials(self._study)
-        suggestions[trial_id] = TrialSuggestion(frozen, record)
+        suggestions[trial_id] = frozen, record
         try:
             trial = Trial(self._study, trial_id)
             trial.record = record

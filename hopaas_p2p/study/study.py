@@ -405,6 +405,8 @@ class Study(optuna.Study):
 
     It is an `optuna.Study`: whatever takes one takes it, such as `optuna.visualization`, importance evaluators,
     terminators and the callbacks of `optuna_integration`. What is described here is more than Optuna's, or else.
+    A sampler or pruner that is assigned to it is this process's, from its next trial on, whatever the study's are;
+    `search_with` changes them for all.
     """
 
     def __init__(
@@ -936,12 +938,11 @@ class Study(optuna.Study):
                 raise InvalidInput(f"{name} = {value!r} is not in {spec(space[name])}")
         if skip_if_exists and has_trial_with(self, params):
             return None
-        before = optuna.trial.create_trial(
-            state=TrialState.WAITING,
-            system_attrs={"fixed_params": dict(params)},
-            user_attrs=dict(mapping("user_attrs", user_attrs or {})),
-        )
-        return self.storage.create_new_trial(self.study_id, before) - self.handle.first_id
+        return self._queue({"fixed_params": dict(params)}, dict(mapping("user_attrs", user_attrs or {})))
+
+    def _queue(self, system: dict[str, Any], user: dict[str, Any]) -> int:
+        waiting = optuna.trial.create_trial(state=TrialState.WAITING, system_attrs=system, user_attrs=user)
+        return self.storage.create_new_trial(self.study_id, waiting) - self.handle.first_id
 
     def _check_not_finished(self) -> None:
         state = self.state
@@ -1048,15 +1049,8 @@ class Study(optuna.Study):
         if trial.state is not records.TrialState.RUNNING:
             self._check_not_finished()
             frozen = self.handle.trial(number, now=True)
-            attrs = {
-                **frozen.system_attrs,
-                "fixed_params": frozen.params or frozen.system_attrs.get("fixed_params", {}),
-                AGAIN: number,
-            }
-            again = optuna.trial.create_trial(
-                state=TrialState.WAITING, system_attrs=attrs, user_attrs=frozen.user_attrs
-            )
-            return self.storage.create_new_trial(self.study_id, again) - self.handle.first_id
+            params = frozen.params or frozen.system_attrs.get("fixed_params", {})
+            return self._queue({**frozen.system_attrs, "fixed_params": params, AGAIN: number}, frozen.user_attrs)
         self.handle.say(TrialReclaim(number, trial.epoch if epoch is None else epoch, "requeued by hand"))
         return self.state.trials[number].retried_by
 
