@@ -711,10 +711,8 @@ class StudyHandle:
         One that Ctrl-C interrupts is waited for by the next call.
         """
         refused: list[tuple[int, Verdict]] = []
-        for deferred in self.deferred.copy():
-            number, pending, thread = deferred
-            if thread != threading.get_ident():
-                continue
+        for deferred in [one for one in self.deferred if one[2] == threading.get_ident()]:
+            number, pending, _ = deferred
             try:
                 verdict = self._settled(number, pending)
             except Exception:

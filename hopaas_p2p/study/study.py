@@ -396,7 +396,10 @@ class Loop:
         return state
 
     def _end_later(self, trial: Trial, state: TrialState, values: tuple[float, ...] | None, reason: str | None) -> None:
-        self._study._end(trial.number, values, state, reason=reason, defer=True)
+        try:
+            self._study._end(trial.number, values, state, reason=reason, defer=True)
+        except LeaseLost as lost:  # another process gave it back
+            _log.warning("%s", lost)
         self._progress.ended(trial.number, state, values, reason)
 
 
@@ -870,6 +873,7 @@ class Study(optuna.Study):
         if on is not None:
             from hopaas_p2p.study.workers import WatchedWorkers, WorkOrder
 
+            self._keep_to_method()  # a sampler may have been assigned
             order = WorkOrder(open_study, self.storage.options, self.name, func, self._searcher.own, caught)
             watched = WatchedWorkers(self, order, on, workers, n_trials, timeout)
             with sigterm_raises():
