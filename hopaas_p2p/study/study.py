@@ -503,15 +503,16 @@ class Study(optuna.Study):
 
     def _keep_to_method(self, *, aloud: bool = False) -> None:
         """Search as the study's log says, but for what this process was told otherwise."""
-        searcher, system = self._searcher, self.handle.state.system
-        aloud = searcher.use(self.sampler, self.pruner) or aloud
-        if system is not searcher.system:
-            searcher.follow(system, self._space)
-        self.sampler, self.pruner = searcher.sampler, searcher.pruner
+        searcher, system, space = self._searcher, self.handle.state.system, self._space
+        with self.handle.lock:  # another thread that asks must not take what changes here for what was assigned
+            aloud = searcher.use(self.sampler, self.pruner) or aloud
+            if system is not searcher.system:
+                searcher.follow(system, space)
+            self.sampler, self.pruner = searcher.sampler, searcher.pruner
         sampler, learned = self.sampler, system.get(LEARNED)
         if (sampler, learned) != self._teaches and isinstance(sampler, TPESampler):
             if learned is not None:  # it begins with what the study learned from others
-                sampler.learn_from(stored_priors(system), self._space)
+                sampler.learn_from(stored_priors(system), space)
             self._teaches = sampler, learned
         if aloud:
             others = searcher.differing()

@@ -11,6 +11,7 @@ import pytest
 from optuna.trial import TrialState
 
 import hopaas_p2p
+from hopaas_p2p.errors import InvalidInput
 from hopaas_p2p.study import Study
 
 SPACE = {"x": hopaas_p2p.Float(0, 1), "k": hopaas_p2p.Int(1, 9)}
@@ -67,6 +68,18 @@ def test_a_tell_returns_the_trial_as_it_ended_and_skips_one_that_is_over_if_aske
         study.tell(study.ask(), 0.5, TrialState.PRUNED)
     with pytest.raises(TypeError):
         study.tell("1", 0.5)  # type: ignore[arg-type]
+
+
+def test_a_sampler_that_is_assigned_is_this_processs_whatever_the_studys_is(study: Study) -> None:
+    study.sampler = own = optuna.samplers.QMCSampler(seed=1)
+    study.ask()
+    study.search_with(sampler=optuna.samplers.NSGAIISampler())
+    study.ask()
+    assert study.sampler is own
+    assert study.handle.state.peers[study.storage.peer.uuid]["sampler"].startswith("QMCSampler")
+    study.sampler = 5  # type: ignore[assignment]
+    with pytest.raises(InvalidInput, match="sampler"):
+        study.ask()
 
 
 def test_trials_are_queued_and_added_with_optunas_words(study: Study) -> None:
