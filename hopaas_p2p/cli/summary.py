@@ -20,7 +20,7 @@ from hopaas_p2p.runtime.times import to_iso
 from hopaas_p2p.spec.space import spec
 from hopaas_p2p.storage.optuna_internals import trial_id_of
 from hopaas_p2p.study.definition import definition_of
-from hopaas_p2p.study.method import chosen_by, in_words, other_samplers
+from hopaas_p2p.study.method import SearchMethod, chosen_by, in_words, other_samplers
 from hopaas_p2p.trackers import links
 from hopaas_p2p.translate import read_json
 
@@ -73,7 +73,7 @@ def more_of_study(study: Study) -> dict[str, Any]:
     counts, gone = configurations.rung_counts(state), unneeded(state)
     brackets = len({place.bracket for place in counts})
     sizes = {one.key: one.size for trial in state.trials for one in trial.checkpoints if one.key not in gone}
-    groups = study.replicates()[:_MEANS] if (study.method.replicates or 1) > 1 else []
+    groups = study.replicates()[:_MEANS] if (SearchMethod.stored(study.state.system).replicates or 1) > 1 else []
     return {
         "store": study.storage.url,
         "objectives": study.metric_names or [f"objective {number}" for number in range(len(study.directions))],
@@ -107,7 +107,7 @@ def more_of_study(study: Study) -> dict[str, Any]:
 
 def search_of(study: Study) -> dict[str, str]:
     """How the study says that it is searched, in words."""
-    method = study.method
+    method = SearchMethod.stored(study.state.system)
     return {
         "sampler": in_words(method.sampler),
         "pruner": in_words(method.pruner),

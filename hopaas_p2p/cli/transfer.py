@@ -71,7 +71,9 @@ def export(
         if to not in (None, "-"):
             session.done({"trials": count, "to": to}, f"Exported {output.count(count, 'trial')} to {to}.")
         return
-    text = study.prior().as_text()
+    from hopaas_p2p.search.priors import Prior
+
+    text = Prior.from_study(study).as_text()
     if to in (None, "-"):
         output.print_lines([text])
         return

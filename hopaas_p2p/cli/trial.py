@@ -228,7 +228,7 @@ def stop(session: CliSession, numbers: tuple[int, ...], reason: str | None) -> N
     for number in numbers:
         if study.state.trials[number].state is TrialState.WAITING:
             with contextlib.suppress(LeaseLost, NotYourTrial, UpdateFinishedTrialError):  # it has just been started
-                study.handle.finish(number, OptunaState.FAIL, None, reason or "withdrawn by hand", strict=True)
+                study.handle.finish(number, OptunaState.FAIL, None, reason or "withdrawn by hand")
                 done.append(f"Trial {number} was withdrawn.")
                 continue
         try:

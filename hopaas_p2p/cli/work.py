@@ -56,16 +56,17 @@ def ask(session: CliSession, ttl: float, sampler: str | None, specs: tuple[str, 
     """
     from hopaas_p2p.ports.ticket import ticket_of
     from hopaas_p2p.storage.optuna_internals import suggest_fixed
+    from hopaas_p2p.study.study import infer_space
     from hopaas_p2p.translate import to_optuna
 
     if not ttl > 0:
         raise InvalidInput(f"--ttl must be a positive number of seconds, got {ttl}")
     session.storage(peer_ttl=ttl)
     study = session.study()
-    study.use(sampler=session.configured("sampler", sampler, study))
+    study.sampler = session.configured("sampler", sampler, study)
     wanted = {name: to_optuna(one) for name, one in space.parse_space(specs).items()}
     if not wanted and not study.space:
-        why = study.infer_space()
+        why = infer_space(study)
         if why and not (study.state.waiting or study.state.replicates):
             raise InvalidInput(f"the study {study.name!r} has no search space; {why}. Use --space NAME={space.SHAPES}")
     trial = study.ask()

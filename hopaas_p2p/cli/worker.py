@@ -145,7 +145,8 @@ def _worker(
     if site is not None:
         os.environ["HOPAAS_SITE"] = site
     study = session.study()
-    study.use(sampler=session.configured("sampler", sampler, study), pruner=session.configured("pruner", pruner, study))
+    study.sampler = session.configured("sampler", sampler, study)
+    study.pruner = session.configured("pruner", pruner, study)
     return Worker(
         study,
         command,

@@ -30,6 +30,7 @@ from hopaas_p2p.core.admission import finished, next_start
 from hopaas_p2p.core.records import TrialState
 from hopaas_p2p.core.spending import configuration_seconds
 from hopaas_p2p.errors import ConfigurationError, HopaasError, InvalidInput, LeaseLost, NoWork, StoreUnreachable
+from hopaas_p2p.files import checkpoints
 from hopaas_p2p.files.artifacts import OUTPUT
 from hopaas_p2p.net.backoff import Backoff
 from hopaas_p2p.ports import command as commands
@@ -41,6 +42,7 @@ from hopaas_p2p.runtime.arguments import shortened
 from hopaas_p2p.runtime.atomic import open_regular
 from hopaas_p2p.runtime.ownership import own_folder
 from hopaas_p2p.spec.space import spec
+from hopaas_p2p.study.study import infer_space
 from hopaas_p2p.study.trial import as_values
 
 if TYPE_CHECKING:
@@ -147,7 +149,7 @@ class Worker:
     def _check(self) -> None:
         space = self.study.space
         if not space:
-            why = self.study.infer_space()
+            why = infer_space(self.study)
             space = self.study.space
             if not space:
                 raise InvalidInput(
@@ -193,7 +195,7 @@ class Worker:
             self._say(self._summary())
         if not self._received:  # this process is not about to be ended
             with contextlib.suppress(HopaasError):  # checkpoints that are left there harm nobody
-                self.study.collect_checkpoints()
+                checkpoints.collect(self.study.handle)
         return FAILED if found == DONE and self._only_failures() else found
 
     def _summary(self) -> str:

@@ -74,19 +74,21 @@ class Prior(PriorRecord, frozen=True, forbid_unknown_fields=True):
             InvalidInput: the study has several objectives, or fewer than five trials with the same parameters.
 
         """
-        source = getattr(study, "optuna", study)
-        name = name or source.study_name
-        if len(source.directions) > 1:
+        ours = getattr(study, "handle", None)
+        if ours is not None:
+            uuid, place = ours.uuid, study.state.lsn
+        name = name or study.study_name
+        if len(study.directions) > 1:
             raise InvalidInput(
-                f"{name!r} has {len(source.directions)} objectives; only studies with one can be learned from"
+                f"{name!r} has {len(study.directions)} objectives; only studies with one can be learned from"
             )
         known = KnownTrials(lambda trial: trial.params)
-        reader = reader_of(source)
+        reader = reader_of(study)
         if reader is None:
-            known.refresh(listed(source, cached=False))
+            known.refresh(listed(study, cached=False))
         else:
             known.take(reader.read())
-        ranked = ranked_rows(known, maximize=source.directions[0] == StudyDirection.MAXIMIZE)
+        ranked = ranked_rows(known, maximize=study.directions[0] == StudyDirection.MAXIMIZE)
         space = {
             one: dist
             for one, dist in known.distributions.items()

@@ -10,7 +10,7 @@ import bisect
 import datetime
 from collections.abc import Callable, Container, Iterable, Mapping
 from operator import attrgetter
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 import msgspec
 from optuna.distributions import BaseDistribution, FloatDistribution
@@ -19,7 +19,6 @@ from optuna.trial import FrozenTrial, TrialState
 from hopaas_p2p.core.inherited import flat
 from hopaas_p2p.core.leases import Lease
 from hopaas_p2p.core.names import first_id
-from hopaas_p2p.core.records import TrialCreate
 from hopaas_p2p.core.state import COMPLETE, State, Trial
 from hopaas_p2p.peer.outbox import Draft
 from hopaas_p2p.peer.session import Cursor
@@ -31,17 +30,6 @@ _STATES: Final = tuple(TrialState)
 _EXACT: Final = (1 << 32) * 1_000_000  # microseconds, to the year 2106: seconds as a float are exact to one of them
 
 NOT_BEGUN: Final = Draft(-1, 0)
-
-
-class TrialSuggestion(NamedTuple):
-    """A configuration that a sampler draws before there is a trial for it: to the sampler a trial that runs.
-
-    Its id is negative, so no trial of the log has it; its number is the one that the trial would get if nobody else
-    asked meanwhile. What is set on it travels in the record that starts the trial.
-    """
-
-    frozen: FrozenTrial
-    record: TrialCreate
 
 
 class OwnedTrial(msgspec.Struct, eq=False):
@@ -66,8 +54,6 @@ class OwnedTrial(msgspec.Struct, eq=False):
     """What was last set on it; still to be sent as long as the outbox has it."""
     resumed_from: int | None = None
     """The step from which this attempt told the log that it resumed, if it has; see `TrialSet.resumed_from`."""
-    shown: FrozenTrial | None = None
-    """A copy for readers, until the next write."""
     shared: bool = False
     """Whether another process, which the trial travelled to, was heard to write to it too."""
     metrics: dict[str, dict[int, float]] = {}
@@ -110,7 +96,6 @@ class FrozenTrialCache:
         allow_pickles: bool,
         over: Callable[[int, Lease], object] = lambda _number, _lease: None,
     ) -> None:
-        self.study_id = study_id
         self.owned: dict[int, OwnedTrial] = {}
         self.dists: dict[str, BaseDistribution] = {}
         """The first distribution of each parameter; that of this process before the log has it."""
@@ -123,7 +108,7 @@ class FrozenTrialCache:
         self._first_id = first_id(study_id)
         self._state: State | None = None
         self._all: list[FrozenTrial | None] = []
-        """By number; None: not built since it changed."""
+        """By number, as the log has them; None: not built since it changed."""
         self._finished: dict[TrialState, list[FrozenTrial]] | None = None
         """By state, once anybody has asked for trials that are over."""
         self._unlisted: set[int] = set()
@@ -163,7 +148,6 @@ class FrozenTrialCache:
     def _look_at_owned(self, trial: Trial, state: State) -> None:
         """See what the log says of a trial of this process that another one may write to, or has ended."""
         owned = self.owned[trial.number]
-        owned.shown = None
         if trial.end is None:
             if owned.lacks(trial):
                 owned.take_in(self.build(trial, state))
@@ -182,12 +166,13 @@ class FrozenTrialCache:
     def trial(self, number: int) -> FrozenTrial:
         """One trial. For a running trial of this process, a copy its holder may change (Optuna's Trial does)."""
         owned = self.owned.get(number)
-        if owned is not None:
-            return copy_of(owned.frozen)
-        found = self._all[number]
+        return self._logged(number) if owned is None else copy_of(owned.frozen)
+
+    def _logged(self, number: int) -> FrozenTrial:
+        found, state = self._all[number], self._state
         if found is None:
-            assert self._state is not None
-            found = self._all[number] = self.build(self._state.trials[number], self._state)
+            assert state is not None
+            found = self._all[number] = self.build(state.trials[number], state)
         return found
 
     def trials(self, states: Container[TrialState] | None) -> list[FrozenTrial]:
@@ -202,28 +187,25 @@ class FrozenTrialCache:
         assert self._finished is not None
         if len(key) == 1 and key[0].is_finished():
             return self._finished.get(key[0], []).copy()
-        for number, owned in self.owned.items():  # as they are now
-            if state.trials[number].end is None and (owned.shown is None or self._all[number] is not owned.shown):
-                self._all[number] = owned.shown = copy_of(owned.frozen)
-        found: list[Any] = self._all  # all are built
-        return found.copy() if len(key) == len(_STATES) else [trial for trial in found if trial.state in key]
+        found: list[Any] = self._all.copy()  # of those that are over, all are built
+        for number in (*state.running, *state.waiting):
+            found[number] = self.trial(number)
+        return found if len(key) == len(_STATES) else [trial for trial in found if trial.state in key]
 
     def _list_finished(self, state: State) -> None:
-        """Build what is not built, and put it into the lists of its state."""
+        """Build those that are over and not built, and put them into the lists of their states."""
         lists, numbers = self._finished, sorted(self._unlisted)
         self._finished = None  # until all is done
         if lists is None:
             lists, numbers = {}, list(range(len(state.trials)))
         for number in numbers:
-            if number in self.owned:  # as others see it
-                frozen = self._all[number] = self.build(state.trials[number], state)
-            else:
-                frozen = self.trial(number)
-            if frozen.state.is_finished():
-                filed = lists.setdefault(frozen.state, [])
-                last = not filed or filed[-1].number < number  # as nearly always
-                place = len(filed) if last else bisect.bisect_left(filed, number, key=_NUMBER)
-                filed[place : place + (place < len(filed) and filed[place].number == number)] = [frozen]
+            if number in state.running or number in state.waiting:
+                continue
+            frozen = self._logged(number)
+            filed = lists.setdefault(frozen.state, [])
+            last = not filed or filed[-1].number < number  # as nearly always
+            place = len(filed) if last else bisect.bisect_left(filed, number, key=_NUMBER)
+            filed[place : place + (place < len(filed) and filed[place].number == number)] = [frozen]
         self._unlisted.clear()
         self._finished = lists
 

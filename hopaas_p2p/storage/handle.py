@@ -44,7 +44,6 @@ from hopaas_p2p.core.validity import (
 from hopaas_p2p.errors import (
     UNDECIDED,
     BrokenChain,
-    ConfigurationError,
     Denied,
     HopaasError,
     InvalidInput,
@@ -56,10 +55,10 @@ from hopaas_p2p.errors import (
     StudyDeleted,
 )
 from hopaas_p2p.peer.log_client import LogClient
-from hopaas_p2p.peer.outbox import Draft, PendingCommit
+from hopaas_p2p.peer.outbox import PendingCommit
 from hopaas_p2p.peer.peer import Peer, introduction
-from hopaas_p2p.runtime.metering import GpuGauge, gpu_gauge
-from hopaas_p2p.storage.frozen import NOT_BEGUN, FrozenTrialCache, OwnedTrial
+from hopaas_p2p.runtime.metering import gpu_gauge
+from hopaas_p2p.storage.frozen import FrozenTrialCache, OwnedTrial
 from hopaas_p2p.storage.options import StorageOptions
 from hopaas_p2p.storage.optuna_internals import copy_of, end_frozen
 from hopaas_p2p.storage.refusals import NO_WORK, no_work, owner_only, why_refused
@@ -234,13 +233,11 @@ class StudyHandle:
             self.peer.introduce(self.log)
         self.peer.catch_up(self.log, within=min(within, self.peer.store_wait))
 
-    def begin(
-        self, record: TrialCreate | TrialClaim, *, within: float = math.inf, unless: str | None = None
-    ) -> int | None:
+    def begin(self, record: TrialCreate | TrialClaim, *, within: float = math.inf) -> int | None:
         """Start the trial that this record asks for: one exchange, without a race; returns its number.
 
-        None if it was refused because of what `unless` says. A trial that was reclaimed before this process heard that
-        it had started, as when the store was away for long, has no owner any more: another one is started.
+        None if somebody else has started the one that it claims. A trial that was reclaimed before this process heard
+        that it had started, as when the store was away for long, has no owner any more: another one is started.
 
         Raises:
             NoWork: it was refused.
@@ -269,9 +266,9 @@ class StudyHandle:
                 peer.abandon(log, pending)
                 raise
         refusal = verdict.refusal or "refused"
-        if refusal == unless:
-            return None
         if isinstance(record, TrialClaim):
+            if refusal == "not waiting":
+                return None
             self._refuse_finished(refusal == "finished", record.number)
         found = self.next_start()
         if not isinstance(found, Wait | Done):  # it has changed, or this user may not
@@ -285,7 +282,7 @@ class StudyHandle:
             self._refuse_finished(trial.end is not None, number)
             if trial.state is records.TrialState.RUNNING:
                 return False
-        return self.begin(TrialClaim(number), unless="not waiting") is not None
+        return self.begin(TrialClaim(number)) is not None
 
     def _own(self, trial: LoggedTrial, *, inherits: bool) -> OwnedTrial:
         """Take a running trial that this process may act for into the view, to be written to. Under the lock.
@@ -299,18 +296,8 @@ class StudyHandle:
         if inherits:
             inherited, frozen.intermediate_values = frozen.intermediate_values, {}
         lent, inherits_metrics = trial.owner != peer.uuid, inherits and bool(trial.metrics)
-        owned = OwnedTrial(
-            frozen,
-            lease,
-            peer.uuid,
-            peer.handovers,
-            inherited,
-            inherits_metrics,
-            lent,
-            frozen.params,
-            frozen.distributions,
-            NOT_BEGUN,
-        )
+        given = lease, peer.uuid, peer.handovers, inherited, inherits_metrics, lent
+        owned = OwnedTrial(frozen, *given, frozen.params, frozen.distributions)
         if trial.end is None:
             before = view.owned.get(number)
             if before is not None and before.lease != lease:  # another process gave it back
@@ -363,32 +350,25 @@ class StudyHandle:
         why = why_refused(self.refresh(), verdict, record.values)
         raise InvalidInput(f"a trial that is {record.state.name}: {why}")
 
+    def is_operators(self, number: int) -> bool:
+        """Whether an operator writes to a trial that a process runs that this one may not act for."""
+        running = self.options.operator and self.state.trials[number].state is records.TrialState.RUNNING
+        return running and not self.held(number)
+
     def take_over(
         self, number: int, state: TrialState, values: Sequence[float] | None, reason: str | None = None
     ) -> None:
-        """End a trial that another peer runs: durable when this returns. For a storage that was opened as `operator`.
+        """End a trial of another peer, as an operator: durable when this returns.
 
         Raises:
-            ConfigurationError: it was not.
             Denied: only an owner of the study may do that.
             InvalidInput: the trial does not run (any more), or cannot end like that.
 
         """
-        if not self.options.operator:
-            raise ConfigurationError(
-                "only an operator may end trials that other peers run: open_storage(…, operator=True)"
-            )
         told = None if values is None else tuple(map(float, values))
         epoch = self.refresh().trials[number].epoch
         by = readable(self.options.on_behalf_of or "{user}@{host}".format(**self.peer.describe()))
         self.say(TrialTakeOver(number, epoch, _STATES[state], told, reason_text(reason), by))
-
-    def _is_operators(self, number: int) -> bool:
-        """Whether an operator writes to a trial that a process runs that this one may not act for."""
-        running = self.state.trials[number].state is records.TrialState.RUNNING
-        return self.options.operator and running and not self.held(number)
-
-    # --- what the owner says ---
 
     # --- what the owner says ---
 
@@ -407,13 +387,15 @@ class StudyHandle:
             if trial.state is records.TrialState.WAITING:
                 return None
             if not self.peer.is_mine(trial.owner):
-                raise NotYourTrial(f"trial {number} is run by another peer, and only that peer may change it")
+                raise NotYourTrial(
+                    f"trial {number} is run by another peer, and only that peer may change it, or an operator: "
+                    "open_storage(…, operator=True)"
+                )
             owned = self._own(trial, inherits=False)
         if owned.frozen.state is not _RUNNING:
             self._refuse_finished(True, number)
         if owned.writer != self.peer.uuid:
             self._resend_all(number, owned)
-        owned.shown = None
         return owned
 
     @staticmethod
@@ -441,19 +423,6 @@ class StudyHandle:
         draft.user.update({key: to_json(key, value) for key, value in frozen.user_attrs.items()})
         draft.system.update({key: to_json(key, value) for key, value in frozen.system_attrs.items()})
 
-    def draft(self, number: int, owned: OwnedTrial) -> Draft:
-        """What is set on this trial until the next exchange. Under the lock."""
-        session, (owner, epoch) = self.log.session, owned.lease
-        if session.drafted_at is None:
-            self.peer.check_process()
-            self.peer.note_draft(self.log)
-            session = self.log.session
-        draft = session.draft(number, epoch, owner)
-        used = self._used(number, epoch)
-        if used is not None:
-            draft.used = used
-        return draft
-
     def _used(self, number: int, epoch: int, *, at_end: bool = False) -> Used | None:
         """What a lease has used, if the log does not tell by itself; from its end on nothing more is charged to it."""
         found = self.peer.meter.used((self.uuid, number, epoch), at_end=at_end)
@@ -468,9 +437,7 @@ class StudyHandle:
         """
         if owned is None:
             trial = self.state.trials[number]
-            owner = (
-                trial.owner if trial.state is records.TrialState.RUNNING else None
-            )  # in whose name an operator says it
+            owner = trial.owner if trial.end is None else None  # in whose name an operator says it
             (verdict,) = self.peer.commit(self.log, TrialSet(number, trial.epoch, **content), owner=owner)
             if not verdict.accepted:
                 self.refused(number, verdict)
@@ -478,18 +445,23 @@ class StudyHandle:
             self.peer.send_if_possible(self.log, number)
 
     def _drafting(self, number: int) -> OwnedTrial | None:
-        """The trial, with its `draft` ready to be added to; None for a WAITING one. Under the lock.
+        """The trial, with its `draft`, which takes what is set on it until the next exchange; None for a WAITING one.
 
-        All is checked when the draft is begun: the writers that are called most often look themselves whether it is
-        still there.
+        Under the lock. All is checked when the draft is begun.
         """
         owned, session = self.view.owned.get(number), self.log.session
         if owned is not None and owned.draft is session.outbox.drafts.get(number) and session.drafted_at is not None:
-            owned.shown = None
             return owned
         owned = self.writable(number)
         if owned is not None:
-            owned.draft = self.draft(number, owned)
+            if self.log.session.drafted_at is None:
+                self.peer.check_process()
+                self.peer.note_draft(self.log)
+            owner, epoch = owned.lease
+            owned.draft = self.log.session.draft(number, epoch, owner)
+            used = self._used(number, epoch)
+            if used is not None:
+                owned.draft.used = used
         return owned
 
     def set_param(self, number: int, name: str, value: float, distribution: BaseDistribution) -> None:
@@ -504,14 +476,14 @@ class StudyHandle:
             name = checked_parameter(name)
             record = self._record_if_new(name, distribution)
         plain = kind is FloatDistribution  # as nearly always
-        if plain and not distribution.low <= value <= distribution.high:  # type: ignore[attr-defined]
-            self._check_near(name, value, distribution)
+        if (
+            plain
+            and not distribution.low <= value <= distribution.high  # type: ignore[attr-defined]
+            and widened_distributions({name: value}, {}, {name: to_record(distribution)}) is None
+        ):
+            raise InvalidInput(f"{name} = {value!r} is too far outside {distribution}")
         with self.log.lock:
-            owned, session = self.view.owned.get(number), self.log.session
-            if owned is None or owned.draft is not session.outbox.drafts.get(number) or session.drafted_at is None:
-                owned = self._drafting(number)
-            else:
-                owned.shown = None
+            owned = self._drafting(number)
             if record is not None:
                 self.view.catch_up(self.state)
                 first = self.view.dists.setdefault(name, distribution)
@@ -542,46 +514,30 @@ class StudyHandle:
         self._known[name] = distribution  # a log never changes the first distribution of a parameter
         return None
 
-    @staticmethod
-    def _check_near(name: str, value: float, distribution: BaseDistribution) -> None:
-        if widened_distributions({name: value}, {}, {name: to_record(distribution)}) is None:
-            raise InvalidInput(f"{name} = {value!r} is too far outside {distribution}")
-
     def set_report(self, number: int, step: int, value: float) -> None:
         """Set an intermediate value."""
         with self.log.lock:
-            owned, session = self.view.owned.get(number), self.log.session
-            if owned is None or owned.draft is not session.outbox.drafts.get(number) or session.drafted_at is None:
-                owned = self._drafting(number)
-            else:
-                owned.shown = None
+            owned = self._drafting(number)
             if owned is not None:
-                if owned.inherited or owned.inherits_metrics:
-                    self._say_resumed_from_start(number, owned)
+                self._say_resumed_from_start(number, owned)
                 owned.frozen.intermediate_values[step] = owned.draft.reports[step] = value
                 gauge = gpu_gauge()
-                if gauge is not None:
-                    self._gauge(gauge, number, step, owned)
+                for name, busy in gauge((self.uuid, number)).items() if gauge is not None else ():
+                    if step not in owned.metrics.get(name, {}):  # what the program logs itself comes first
+                        owned.metrics.setdefault(name, {})[step] = busy
+                        owned.draft.metrics.setdefault(name, {})[step] = busy
                 if self.log.session.urgent_at < math.inf:  # parameters wait, and there will hardly be more of them
                     self.peer.hurry(self.log, within=0.0)
                 if not owned.lent:
                     return
         self._deliver(number, owned, reports={step: value})
 
-    def _gauge(self, gauge: GpuGauge, number: int, step: int, owned: OwnedTrial) -> None:
-        """Note with a report how busy the GPUs are, where NVML says that; what the program logs itself comes first."""
-        for name, value in gauge((self.uuid, number)).items():
-            if step not in owned.metrics.get(name, {}):
-                owned.metrics.setdefault(name, {})[step] = value
-                owned.draft.metrics.setdefault(name, {})[step] = value
-
     def set_metrics(self, number: int, step: int, metrics: Mapping[str, float]) -> None:
         """Set metrics of one step."""
         with self.log.lock:
             owned = self._drafting(number)
             if owned is not None:
-                if owned.inherited or owned.inherits_metrics:
-                    self._say_resumed_from_start(number, owned)
+                self._say_resumed_from_start(number, owned)
                 for name, value in metrics.items():
                     owned.metrics.setdefault(name, {})[step] = value
                     owned.draft.metrics.setdefault(name, {})[step] = value
@@ -605,12 +561,13 @@ class StudyHandle:
         """Record that a retry starts from the beginning if nothing looked at its checkpoints, unless another process
         may have done so.
         """
-        if owned.resumed_from is None and not self._travelled(owned):
+        if (owned.inherited or owned.inherits_metrics) and owned.resumed_from is None and not self._travelled(owned):
             self._say_resumed(number, owned, records.FROM_START)
 
     def _say_resumed(self, number: int, owned: OwnedTrial, step: int) -> None:
         """Tell the log where this attempt begins, so that it forgets what an earlier one reported later than that."""
-        draft, mine = self.draft(number, owned), owned.frozen.intermediate_values
+        self._drafting(number)
+        draft, mine = owned.draft, owned.frozen.intermediate_values
         said_before, owned.resumed_from = owned.resumed_from is not None, step
         draft.resumed_from = step
         draft.reports.update({one: value for one, value in mine.items() if said_before or one > step})
@@ -629,7 +586,6 @@ class StudyHandle:
                 earlier, own = (owned.inherited, mine) if again else (mine, {})
                 owned.frozen.intermediate_values = {one: earlier[one] for one in earlier if one <= step} | own
                 self._say_resumed(number, owned, step)
-                owned.shown = None
             self.view.catch_up(self.state)
             frozen = self.view.trial(number)
         if owned is not None and owned.lent:
@@ -639,7 +595,7 @@ class StudyHandle:
     def set_attr(self, number: int, kind: Literal["user", "system"], key: str, value: Any, text: str) -> None:
         """Set an attribute, of which `text` is the JSON."""
         with self.log.lock:
-            owned = None if self.options.operator and self._is_operators(number) else self._drafting(number)
+            owned = None if self.is_operators(number) else self._drafting(number)
             if owned is not None:
                 attributes = owned.frozen.user_attrs if kind == "user" else owned.frozen.system_attrs
                 attributes[key] = copy.deepcopy(value)
@@ -671,11 +627,12 @@ class StudyHandle:
             if owned is None:
                 raise NotYourTrial(f"trial {number} is not running")
             (owner, epoch), attributes = owned.lease, owned.frozen.system_attrs
+            record: TrialSet | TrialCheckpoint
             if checkpoint is None:
-                said = {key: to_json(key, value) for key, value in system.items()}
-                pending = self._put_last(TrialSet(number, epoch, system=said), owner=owner)
+                record = TrialSet(number, epoch, system={key: to_json(key, value) for key, value in system.items()})
             else:
-                pending = self._put_last(TrialCheckpoint(number, epoch, checkpoint), owner=owner)
+                record = TrialCheckpoint(number, epoch, checkpoint)
+            pending = self._put_last(record, owner=owner)
             attributes.update(system)
         verdict = self.peer.await_commit(self.log, pending, within=within)[-1]
         if not verdict.accepted:
@@ -686,9 +643,11 @@ class StudyHandle:
     def acknowledge_stop(self, number: int) -> None:
         """Let the others see that the request to stop has arrived; leaves with the next exchange."""
         with self.log.lock:
-            owned = self.view.owned.get(number)
-            if owned is not None and not self.state.trials[number].stopping:
-                self.draft(number, owned).stopping = True
+            if self.state.trials[number].stopping or number not in self.running_here():
+                return
+            owned = self._drafting(number)
+            if owned is not None:
+                owned.draft.stopping = True
 
     def checkpoint(
         self, number: int, checkpoint: records.Checkpoint, *, within: float | None
@@ -709,7 +668,6 @@ class StudyHandle:
         reason: str | None = None,
         *,
         defer: bool = False,
-        strict: bool = False,
     ) -> None:
         """End a trial of this process, or a WAITING one: durable when this returns, in the store or on disk.
 
@@ -719,7 +677,6 @@ class StudyHandle:
             values: one per direction, for COMPLETE.
             reason: why it ends so.
             defer: queue the end for the next exchange; `settle_deferred` then returns its verdict.
-            strict: raise when the lease is lost, where Optuna's own `optimize` only gets a warning in the log.
 
         Raises:
             LeaseLost: another peer took the trial over; a complete result was kept as a trial of its own.
@@ -728,12 +685,10 @@ class StudyHandle:
             Denied: the store lets this user in no more; the end is kept on disk.
 
         """
-        if self.options.operator and self._is_operators(number):
+        if self.is_operators(number):
             self.take_over(number, state, values, reason)
             return
-        to, pending = _STATES[state], None
-        if reason is not None:
-            reason = reason_text(reason)
+        to, pending, reason = _STATES[state], None, reason_text(reason)
         with self.log.lock:
             owned, trial = self.writable(number), self.log.session.state.trials[number]
             if owned is None:
@@ -743,20 +698,12 @@ class StudyHandle:
             else:
                 pending = self._put_finish(trial, owned, to, values, reason)
                 end_frozen(owned.frozen, state, values)
-        verdict: Verdict | None = Verdict(False, number, "fenced")
         if pending is not None and defer:
             self.deferred.append((number, pending, threading.get_ident()))
             return
-        if pending is not None:
-            verdict = self._settled(number, pending)
-        if verdict is None or verdict.accepted:
-            return
-        try:
+        verdict = Verdict(False, number, "fenced") if pending is None else self._settled(number, pending)
+        if verdict is not None and not verdict.accepted:
             self.refused(number, verdict, values)
-        except LeaseLost as lost:
-            if strict:
-                raise
-            _log.warning("%s", lost)
 
     def settle_deferred(self) -> list[tuple[int, Verdict]]:
         """Wait until each end that this thread deferred is durable; the trials and verdicts of those that were refused.
@@ -764,10 +711,8 @@ class StudyHandle:
         One that Ctrl-C interrupts is waited for by the next call.
         """
         refused: list[tuple[int, Verdict]] = []
-        for deferred in self.deferred.copy():
-            number, pending, thread = deferred
-            if thread != threading.get_ident():
-                continue
+        for deferred in [one for one in self.deferred if one[2] == threading.get_ident()]:
+            number, pending, _ = deferred
             try:
                 verdict = self._settled(number, pending)
             except Exception:
@@ -845,9 +790,7 @@ class StudyHandle:
     ) -> PendingCommit:
         """Queue the end of a trial, with all that still has to be said about it, in one commit."""
         number, (owner, epoch) = trial.number, owned.lease
-        pauses = (
-            reason is None and trial.stop is None and to is records.TrialState.PRUNED
-        )  # if the log has it at a rung
+        pauses = reason is None and trial.stop is None and to is records.TrialState.PRUNED  # if it is at a rung
         if owned.inherited:
             self._say_resumed_from_start(number, owned)
         if owned.lease != (trial.owner, trial.epoch) or self.log.session.in_doubt(number):
@@ -921,12 +864,8 @@ class StudyHandle:
     # --- reads of trials of this process ---
 
     def held(self, number: int) -> bool:
-        """Whether the log, as far as it was read, says that this process runs the trial. Under the lock."""
-        trial = self.state.trials[number]
-        owned = self.view.owned.get(number)
-        if owned is None:
-            return trial.end is None and self.peer.is_mine(trial.owner)
-        return (trial.owner, trial.epoch) == owned.lease
+        """Whether the log, as far as it was read, says that this process runs the trial."""
+        return self.standing(number)[1]
 
     def standing(self, number: int) -> tuple[str | None, bool, bool]:
         """Why this trial was asked to end, or None; whether its lease is held, and whether others write to it, too.

@@ -13,7 +13,6 @@ import functools
 import logging
 import re
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -29,12 +28,9 @@ from optuna.study._frozen import FrozenStudy
 from optuna.trial import FrozenTrial, TrialState
 
 from hopaas_p2p.errors import HopaasError, waits_for
-from hopaas_p2p.search.samplers import default_sampler
 
 __all__ = [
     "FrozenStudy",
-    "StopListener",
-    "StoredStudy",
     "after_trial",
     "announces_parameters",
     "become",
@@ -160,50 +156,6 @@ def new_study(
     return FrozenStudy(name, None, user, system, study_id, directions=directions)
 
 
-class StopListener:
-    """A loop of our own that runs trials: whether its objective, or the sampler, has called `stop`."""
-
-    def __init__(self) -> None:
-        self.threads: set[int] = set()
-        """Those that it runs in."""
-        self.stop_asked = False
-        self.sampler_is_through = False
-
-
-class StoredStudy(optuna.Study):
-    """Optuna's study on our storage. Without a sampler it has `default_sampler`."""
-
-    def __init__(self, name: str, storage: Any, sampler: BaseSampler | None, pruner: Any) -> None:
-        super().__init__(name, storage, sampler or default_sampler(), pruner)
-        self._listeners: list[StopListener] = []
-        """Of all threads, the newest last."""
-        self._telling: set[int] = set()
-        """Threads that tell the sampler of the end of a trial."""
-
-    def stop(self) -> None:
-        """End the call of `optimize` that runs in this thread once its trial is over, as Optuna's.
-
-        From a thread that has none, as a helper of an objective, it ends all of this process. A sampler that has no
-        more points calls it, too; trials that wait are run all the same.
-
-        Raises:
-            RuntimeError: none runs. `stop_all` ends the study for all peers.
-
-        """
-        listeners, me = list(self._listeners), threading.get_ident()
-        if me in self._telling:  # it is the sampler of all threads
-            for listener in listeners:
-                listener.sampler_is_through = True
-            return
-        if not listeners:
-            raise RuntimeError(
-                "study.stop() ends a call of optimize, from its objective or a callback. To end the study for all "
-                "peers: study.stop_all()"
-            )
-        for listener in [one for one in listeners if me in one.threads][-1:] or listeners:
-            listener.stop_asked = True
-
-
 def has_trial_with(study: optuna.Study, params: Mapping[str, Any]) -> bool:
     """Whether there is a trial with these parameters already."""
     return study._should_skip_enqueue(dict(params))
@@ -282,13 +234,12 @@ def forget_cached_trials(study: optuna.Study) -> None:
     study._thread_local.cached_all_trials = None
 
 
-def after_trial(study: StoredStudy, frozen: FrozenTrial, state: TrialState, values: Sequence[float] | None) -> None:
+def after_trial(study: optuna.Study, frozen: FrozenTrial, state: TrialState, values: Sequence[float] | None) -> None:
     """Let the sampler hear of the end of a trial, as `Study.tell` does; it may know that it has no more points.
 
     Some of Optuna's samplers raise on trials that they did not draw themselves, as GridSampler on queued ones.
     """
     forget_cached_trials(study)
-    study._telling.add(threading.get_ident())
     try:
         filtered = optuna.pruners._filter_study(study, frozen)
         filtered.sampler.after_trial(filtered, frozen, state, None if values is None else list(values))
@@ -298,8 +249,6 @@ def after_trial(study: StoredStudy, frozen: FrozenTrial, state: TrialState, valu
         if not type(study.sampler).__module__.startswith("optuna."):
             raise
         _log.warning("the sampler failed at the end of trial %d: %r", frozen.number, error)
-    finally:
-        study._telling.discard(threading.get_ident())
 
 
 def contains(distribution: BaseDistribution, value: object) -> bool:

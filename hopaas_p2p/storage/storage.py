@@ -37,6 +37,7 @@ from hopaas_p2p.errors import (
     Denied,
     HopaasError,
     InvalidInput,
+    LeaseLost,
     NoSuchStudy,
     NoSuchTrial,
     StoreUnreachable,
@@ -47,7 +48,6 @@ from hopaas_p2p.runtime.arguments import pause, seconds, whole
 from hopaas_p2p.runtime.process import new_uuid
 from hopaas_p2p.spec.space import spec
 from hopaas_p2p.storage import optuna_internals as internals
-from hopaas_p2p.storage.frozen import TrialSuggestion
 from hopaas_p2p.storage.handle import StudyHandle
 from hopaas_p2p.storage.options import StorageOptions, found_store, open_peer
 from hopaas_p2p.storage.reader import StudyReader
@@ -179,8 +179,12 @@ class Storage(BaseStorage):
         self._handles: dict[int, StudyHandle] = {}
         self._located: dict[int, tuple[StudyHandle, int]] = {}
         """Trial id -> what `locate` gives for it, of the trial that was located last."""
-        self.suggestions: dict[int, TrialSuggestion] = {}
-        """Those that a sampler is being asked about, by their ids."""
+        self.suggestions: dict[int, tuple[FrozenTrial, TrialCreate]] = {}
+        """Configurations that a sampler draws before there is a trial for them: to the sampler, trials that run.
+
+        Their ids are negative, so no trial of the log has one; their number is the one that the trial would get if
+        nobody else asked meanwhile. What is set on one travels in the record that starts the trial.
+        """
         peer.users.add(self)
 
     def __repr__(self) -> str:
@@ -315,7 +319,7 @@ class Storage(BaseStorage):
         """As Optuna's; leaves with the next exchange. NotYourTrial for a trial that another peer runs."""
         suggestion = self.suggestions.get(trial_id)
         if suggestion is not None:
-            suggestion.record.params[param_name] = float(param_value_internal)
+            suggestion[1].params[param_name] = float(param_value_internal)
             return
         handle, number = self._located.get(trial_id) or self.locate(trial_id)
         handle.set_param(number, param_name, float(param_value_internal), distribution)
@@ -346,7 +350,10 @@ class Storage(BaseStorage):
             return handle.claim(number)
         if state is TrialState.WAITING:
             return handle.release(number)
-        handle.finish(number, state, told)
+        try:
+            handle.finish(number, state, told)
+        except LeaseLost as lost:
+            _log.warning("%s", lost)
         return True
 
     def set_trial_intermediate_value(self, trial_id: int, step: int, intermediate_value: float) -> None:
@@ -366,7 +373,7 @@ class Storage(BaseStorage):
         """As Optuna's. A finished trial is shared with all readers."""
         suggestion = self.suggestions.get(trial_id)
         if suggestion is not None:
-            return suggestion.frozen
+            return suggestion[0]
         handle, number = self._located.get(trial_id) or self.locate(trial_id)
         return handle.trial(number, now=True)
 
@@ -391,9 +398,6 @@ class Storage(BaseStorage):
         with handle.lock:
             if states is None:
                 return len(handle.state.trials)
-            if handle.deferred:  # told here, not in the log yet
-                handle.view.catch_up(handle.state)
-                return len(handle.view.trials(states))
             return sum(handle.state.counts[one.value] for one in set(states))
 
     def get_best_trial(self, study_id: int) -> FrozenTrial:

@@ -131,35 +131,15 @@ def as_given(space: Space) -> dict[str, records.Distribution]:
 
 
 def _checked(name: str, given: BaseDistribution | records.Distribution) -> records.Distribution:
-    """The distribution as the log writes it, if Optuna would have it."""
+    """The distribution as the log writes it, if Optuna would have it: bounds of a Float are 0.0 and 1.0."""
+    if not isinstance(given, BaseDistribution | records.Float | records.Int | records.Categorical):
+        raise InvalidInput(f"the parameter {name!r}: give a Float, Int or Categorical, got {given!r}")
     try:
-        distribution = as_record(given)
-        to_record(to_optuna(distribution))
+        if isinstance(given, records.Int):
+            _ = [operator.index(one) for one in (given.low, given.high, given.step)]  # Optuna would cut them off
+        return to_record(given if isinstance(given, BaseDistribution) else to_optuna(given))
     except (ValueError, TypeError) as error:
         raise InvalidInput(f"the parameter {name!r}: {error}") from None
-    return distribution
-
-
-def as_record(distribution: BaseDistribution | records.Distribution) -> records.Distribution:
-    """In the form that the log returns to others: bounds of a Float are 0.0 and 1.0, and choices are a tuple."""
-    if isinstance(distribution, BaseDistribution):
-        return to_record(distribution)
-    if isinstance(distribution, records.Float):
-        step = None if distribution.step is None else float(distribution.step)
-        return records.Float(float(distribution.low), float(distribution.high), bool(distribution.log), step)
-    if isinstance(distribution, records.Categorical):
-        return records.Categorical(tuple(distribution.choices))
-    if isinstance(distribution, records.Int):
-        low, high, step = map(_index, (distribution.low, distribution.high, distribution.step))
-        return records.Int(low, high, bool(distribution.log), step)
-    raise InvalidInput(f"give a Float, Int or Categorical, got {distribution!r}")
-
-
-def _index(number: Any) -> int:
-    try:
-        return int(operator.index(number))
-    except TypeError:
-        raise InvalidInput(f"an Int has whole numbers for bounds and step, not {number!r}") from None
 
 
 def definition_of(state: State, name: str) -> StudyDefine:

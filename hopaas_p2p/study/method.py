@@ -108,6 +108,9 @@ class SearchMethod(NamedTuple):
         return found
 
 
+NOTHING_SAID: Final = SearchMethod()
+
+
 def chosen_by(trial: LoggedTrial, state: State) -> str:
     """Where the parameters of this trial came from, in words: the sampler of its first owner, or the queue.
 
@@ -169,49 +172,49 @@ class Searcher:
         pruner: optuna.pruners.BasePruner | None,
         said: SearchMethod,
     ) -> None:
-        self._own_sampler, self._own_pruner = sampler, pruner
+        self.own = sampler, pruner
+        """This process's own; None: the study's."""
         self._said = said
         self.system: Mapping[str, str] | None = None
         """The study's attributes that this method follows."""
         self.stored = SearchMethod()
         self.repeats = "avoid"
         self.replicates = 1
-        self.sampler: optuna.samplers.BaseSampler | None = sampler
-        """None: Optuna's default, or ours."""
-        self.pruner: optuna.pruners.BasePruner = pruner if pruner is not None else MedianPruner()
+        self.sampler = default_sampler() if sampler is None else sampler
+        self.pruner = MedianPruner() if pruner is None else pruner
 
-    def use(self, sampler: optuna.samplers.BaseSampler | None, pruner: optuna.pruners.BasePruner | None) -> None:
-        """Use these in this process only."""
-        said = SearchMethod.given(sampler, pruner, None, None)
-        if sampler is not None:
-            self._own_sampler = self.sampler = sampler
-            self._said = self._said._replace(sampler=said.sampler)
-        if pruner is not None:
-            self._own_pruner = self.pruner = pruner
-            self._said = self._said._replace(pruner=said.pruner)
+    def use(self, sampler: optuna.samplers.BaseSampler, pruner: optuna.pruners.BasePruner) -> bool:
+        """Use these in this process only, where they are others than those that it uses; whether one is.
 
-    def follow(self, system: Mapping[str, str], space: Mapping[str, BaseDistribution]) -> bool:
-        """Apply the attributes of a study with this space; returns whether the sampler or pruner has changed."""
+        Raises:
+            InvalidInput: one of them is none.
+
+        """
+        mine = None if sampler is self.sampler else sampler, None if pruner is self.pruner else pruner
+        if mine == (None, None):
+            return False
+        said = SearchMethod.given(*mine, None, None)
+        self.own = mine[0] or self.own[0], mine[1] or self.own[1]
+        self.sampler, self.pruner = sampler, pruner
+        self._said = self._said._replace(sampler=said.sampler or self._said.sampler)
+        self._said = self._said._replace(pruner=said.pruner or self._said.pruner)
+        return True
+
+    def follow(self, system: Mapping[str, str], space: Mapping[str, BaseDistribution]) -> None:
+        """Apply the attributes of a study with this space."""
         self.system, before = system, self.stored
         self.stored = stored = SearchMethod.stored(system)
         self.repeats = self._said.repeats or stored.repeats or "avoid"
         self.replicates = self._said.replicates or stored.replicates or 1
-        changed = False
-        if self._own_sampler is None and stored.sampler != before.sampler:
-            self.sampler, changed = _made("sampler", stored.sampler), True
-            wide = None if self.sampler is None else too_many_values(self.sampler, space)
+        if self.own[0] is None and stored.sampler != before.sampler:
+            self.sampler = _made("sampler", stored.sampler) or default_sampler()
+            wide = too_many_values(self.sampler, space)
             if wide is not None:
                 _log.warning("%r has too many values for the sampler of the study; this process uses the default", wide)
-                self.sampler = None
-        if self._own_pruner is None and (stored.pruner, stored.fidelity) != (before.pruner, before.fidelity):
+                self.sampler = default_sampler()
+        if self.own[1] is None and (stored.pruner, stored.fidelity) != (before.pruner, before.fidelity):
             default = MedianPruner() if stored.fidelity is None else optuna.pruners.NopPruner()
-            self.pruner, changed = _made("pruner", stored.pruner) or default, True
-        return changed
-
-    @property
-    def own(self) -> tuple[optuna.samplers.BaseSampler | None, optuna.pruners.BasePruner | None]:
-        """This process's own sampler and pruner; None for the study's."""
-        return self._own_sampler, self._own_pruner
+            self.pruner = _made("pruner", stored.pruner) or default
 
     def differing(self) -> dict[str, str]:
         """What this process uses that differs from the study."""

@@ -12,7 +12,7 @@ import itertools
 import json
 import logging
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Final
 
 import optuna
@@ -29,14 +29,13 @@ from hopaas_p2p.search.early import draws_early, enumerates, tell_dropped
 from hopaas_p2p.search.optuna_internals import GRID, fixed_names, grid_points
 from hopaas_p2p.search.repeats import Tried
 from hopaas_p2p.storage import Storage
-from hopaas_p2p.storage.frozen import TrialSuggestion
 from hopaas_p2p.storage.optuna_internals import cached_trial, fixed_params, forget_cached_trials, new_frozen, sample
 from hopaas_p2p.study.method import Searcher
+from hopaas_p2p.study.trial import Trial
 from hopaas_p2p.translate import external, to_record
 
 if TYPE_CHECKING:
     from hopaas_p2p.storage.handle import StudyHandle
-    from hopaas_p2p.study.trial import Trial
 
 _log: Final = logging.getLogger("hopaas_p2p")
 _ids: Final = itertools.count(-1, -1)
@@ -53,7 +52,6 @@ class Proposer:
         study: Optuna's own object, whose sampler is asked.
         searcher: how repeats are handled.
         space: the search space.
-        new_trial: returns the Trial of an id.
 
     """
 
@@ -64,9 +62,7 @@ class Proposer:
         study: optuna.Study,
         searcher: Searcher,
         space: Mapping[str, BaseDistribution],
-        new_trial: Callable[[int], Trial],
     ) -> None:
-        self._new_trial = new_trial
         self._storage, self._handle, self._study = storage, handle, study
         self._searcher = searcher
         self._space = space
@@ -168,9 +164,9 @@ class Proposer:
         record = TrialCreate(prefer_waiting=True, params={}, dists=dists, replicates=self._searcher.replicates)
         frozen = new_frozen(trial_id, len(state.trials), TrialState.RUNNING, None, now, None, {}, {}, {}, {}, {})
         forget_cached_trials(self._study)
-        suggestions[trial_id] = TrialSuggestion(frozen, record)
+        suggestions[trial_id] = frozen, record
         try:
-            trial = self._new_trial(trial_id)
+            trial = Trial(self._study, trial_id)
             trial.record = record
             sample(trial, self._space)
         finally:

@@ -13,7 +13,6 @@ import contextlib
 import importlib
 import logging
 import os
-import platform
 import sys
 import tempfile
 import weakref
@@ -28,7 +27,6 @@ from optuna.distributions import BaseDistribution, distribution_to_json, json_to
 
 from hopaas_p2p import errors
 from hopaas_p2p.errors import HopaasError, InvalidInput
-from hopaas_p2p.runtime import metering
 from hopaas_p2p.runtime.interrupts import describe
 from hopaas_p2p.study.trial import Objective, Trial
 
@@ -278,14 +276,11 @@ class RankedTrial:
 
 
 @contextlib.contextmanager
-def leading(objective: Objective, among: Ranks, introduce: Callable[[dict[str, str]], None]) -> Iterator[Objective]:
+def leading(objective: Objective, among: Ranks) -> Iterator[Objective]:
     """On the first rank: the objective to run there, which takes the others along; in the end they are told so.
 
-    `introduce` says what all ranks are together. An error that only this rank knows of ends its process: the others may
-    stand in a collective operation.
+    An error that only this rank knows of ends its process: the others may stand in a collective operation.
     """
-    devices = among.gather((platform.node(), metering.devices(), metering.visible()))
-    introduce({"ranks": str(among.size), **_together(devices)})
 
     def run(trial: Trial) -> float | Sequence[float]:
         among.broadcast((trial.number, trial.storage.peer.uuid))
@@ -312,7 +307,6 @@ def follow(objective: Objective, among: Ranks, fail: Callable[[str, int, str], N
 
     An error ends this process; before that it is to `fail` the trial of that owner and number, for this reason.
     """
-    among.gather((platform.node(), metering.devices(), metering.visible()))
     while (trial := among.broadcast(None)) is not None:
         number, owner = trial
         try:
@@ -329,7 +323,7 @@ def _is_on_all(error: Exception) -> bool:
     return isinstance(error, optuna.TrialPruned) or getattr(error, _ON_ALL, False)
 
 
-def _together(devices: list[tuple[str, dict[str, str], list[str] | None]]) -> dict[str, str]:
+def together(devices: list[tuple[str, dict[str, str], list[str] | None]]) -> dict[str, str]:
     """The devices of all ranks: a GPU that several ranks of a node see counts once."""
     hosts = dict.fromkeys(host for host, _, _ in devices)
     total = {"gpus": 0.0, "cores": 0.0}

@@ -12,6 +12,7 @@ import gc
 import logging
 import math
 import os
+import platform
 import shlex
 import threading
 import time
@@ -56,13 +57,13 @@ from hopaas_p2p.errors import (
 )
 from hopaas_p2p.files import checkpoints
 from hopaas_p2p.files.artifacts import StudyArtifacts
-from hopaas_p2p.runtime import credentials, extras, interrupts
+from hopaas_p2p.runtime import credentials, extras, interrupts, metering
 from hopaas_p2p.runtime.arguments import exceptions, functions, mapping, shown, time_limit, trial_number, whole
 from hopaas_p2p.runtime.interrupts import describe, interruptions, sigterm_raises
 from hopaas_p2p.runtime.process import once
 from hopaas_p2p.samplers import TPESampler
 from hopaas_p2p.search.optuna_internals import reseed_in_child
-from hopaas_p2p.search.priors import Learned, Prior, learned_of, stored_priors
+from hopaas_p2p.search.priors import Learned, learned_of, stored_priors
 from hopaas_p2p.spec.budget import budget_now, changed, check_limits, check_spendable, limits_of
 from hopaas_p2p.spec.budget import words as budget_words
 from hopaas_p2p.spec.space import as_attribute, inferred, said_later, spec
@@ -70,8 +71,6 @@ from hopaas_p2p.storage import Storage, open_storage
 from hopaas_p2p.storage.frozen import to_datetime
 from hopaas_p2p.storage.handle import StudyHandle
 from hopaas_p2p.storage.optuna_internals import (
-    StopListener,
-    StoredStudy,
     after_trial,
     become,
     cached_trial,
@@ -102,13 +101,12 @@ from hopaas_p2p.study.learning import (
     check_learning,
     find_priors,
     kept,
-    prior_of,
     warn_of_other_belief,
 )
-from hopaas_p2p.study.method import Searcher, SearchMethod, in_words
+from hopaas_p2p.study.method import NOTHING_SAID, Searcher, SearchMethod, in_words
 from hopaas_p2p.study.progress import ProgressLog, last_line
 from hopaas_p2p.study.proposer import Proposer, became
-from hopaas_p2p.study.ranks import Ranks, follow, leading, ranks
+from hopaas_p2p.study.ranks import Ranks, follow, leading, ranks, together
 from hopaas_p2p.study.replicates import ReplicateGroup, replicate_groups
 from hopaas_p2p.study.schedule import Schedule, schedule_of
 from hopaas_p2p.study.trial import Objective, Trial, as_values, values_or_reason
@@ -220,11 +218,15 @@ def open_study(
     return study
 
 
-def _collect(_: FrozenTrial) -> None:
-    gc.collect()
+def infer_space(study: Study) -> str:
+    """Let this process search in the space that the study's trials were drawn from; returns why it is not known."""
+    found, why = inferred(study.state)
+    study._inferred_space = {name: to_optuna(one) for name, one in found.items()}
+    study.__dict__.pop("_proposer", None)
+    return why
 
 
-class Loop(StopListener):
+class Loop:
     """One call of `optimize`: trials, one after the other, until there are no more. It may run in several threads."""
 
     def __init__(
@@ -234,10 +236,14 @@ class Loop(StopListener):
         n_trials: int | None,
         timeout: float | None,
         caught: tuple[type[Exception], ...],
-        callbacks: Sequence[Callable[[FrozenTrial], None]],
+        callbacks: Sequence[Callable[[FrozenTrial], object]],
         progress: ProgressLog,
     ) -> None:
-        super().__init__()
+        self.threads: set[int] = set()
+        """Those that it runs in."""
+        self.why_stopped = ""
+        """Why this call starts no more trials, if something has ended it."""
+        self.sampler_is_through = False
         self._study, self._objective, self._n_trials = study, objective, n_trials
         self._deadline = math.inf if timeout is None else time.monotonic() + timeout
         self._caught, self._callbacks, self._progress = caught, callbacks, progress
@@ -247,37 +253,37 @@ class Loop(StopListener):
     def run(self, jobs: int) -> None:
         """Run trials until the call ends, in this thread or in so many. The first error of one ends all of them."""
         study, errors = self._study, list[BaseException]()
-        study._listeners.append(self)
+
+        def work() -> None:
+            try:
+                self._run_trials()
+            except BaseException as error:  # noqa: BLE001  # it is raised where `optimize` was called
+                errors.append(error)
+                self.why_stopped = self.why_stopped or f"another thread of this call has failed: {describe(error)}"
+
+        study._loops.append(self)
         try:
             if jobs == 1:
                 self._run_trials()
                 return
-
-            def work() -> None:
-                try:
-                    self._run_trials()
-                except BaseException as error:  # noqa: BLE001  # it is raised where `optimize` was called
-                    errors.append(error)
-                    self.stop_asked = True
-
             study.sampler.reseed_rng()  # as Optuna does for several threads
             threads = [threading.Thread(target=work, name="hopaas-optimize", daemon=True) for _ in range(jobs)]
-            before = set(study.running_here())
+            before = set(study.handle.running_here())
             try:
                 for thread in threads:
                     thread.start()
                 for thread in threads:
                     thread.join()
             except interruptions() as error:
-                self.stop_asked = True
+                self.why_stopped = describe(error)
                 with study.storage.peer.in_a_hurry():
-                    for number in set(study.running_here()) - before:
+                    for number in set(study.handle.running_here()) - before:
                         study._give_back(number, error)
                 raise
             if errors:
                 raise errors[0]
         finally:
-            study._listeners.remove(self)
+            study._loops.remove(self)
 
     def _run_trials(self) -> None:
         """Run trials in this thread until the call ends."""
@@ -326,8 +332,8 @@ class Loop(StopListener):
         """Why this call starts no more trials, whatever the study has to do; None: it goes on, and begins one more."""
         if time.monotonic() >= self._deadline:
             return "the time is up"
-        if self.stop_asked:
-            return "the objective asked for it"
+        if self.why_stopped:
+            return self.why_stopped
         if self._n_trials is not None:
             with self._lock:
                 self._begun += 1
@@ -337,8 +343,7 @@ class Loop(StopListener):
 
     def _next_trial(self) -> Trial | None:
         """The next trial; None when there is nothing to do here, now and later."""
-        study, progress, deadline = self._study, self._progress, self._deadline
-        pause = min(1.0, study.state.policy.ttl / 8)
+        study, progress, deadline, pause = self._study, self._progress, self._deadline, math.inf
         while True:
             left = max(0.0, deadline - time.monotonic())
             try:
@@ -355,6 +360,7 @@ class Loop(StopListener):
                     progress.stopped(none.reason)
                     return None
                 progress.waiting(none.reason)
+                pause = min(pause, 1.0, study.handle.state.policy.ttl / 8) if pause == math.inf else pause
                 time.sleep(min(pause, left))
                 if not none.found.for_whom:
                     pause = min(pause * 1.5, _LONGEST_PAUSE)
@@ -377,10 +383,11 @@ class Loop(StopListener):
         except BaseException as error:
             if os.getpid() != pid:  # in a child that the objective forked: the trial is its parent's
                 raise
-            self._end_later(trial, TrialState.FAIL, None, describe(error))
+            state, reason = TrialState.FAIL, describe(error)
+            self._end_later(trial, state, values, reason)
             if not isinstance(error, (*self._caught, LeaseLost)):
                 raise
-            return TrialState.FAIL
+            return state
         else:
             values, reason = values_or_reason(result, expected=len(self._study.directions))
             if values is None:
@@ -389,16 +396,20 @@ class Loop(StopListener):
         return state
 
     def _end_later(self, trial: Trial, state: TrialState, values: tuple[float, ...] | None, reason: str | None) -> None:
-        self._study.handle.check_writable(trial.number)
-        self._study._end(trial.number, values, state, reason=reason, defer=True)
+        try:
+            self._study._end(trial.number, values, state, reason=reason, defer=True)
+        except LeaseLost as lost:  # another process gave it back
+            _log.warning("%s", lost)
         self._progress.ended(trial.number, state, values, reason)
 
 
-class Study(StoredStudy):
+class Study(optuna.Study):
     """A study, seen and used from this process. Get one from `open_study`. Methods may be called from any thread.
 
     It is an `optuna.Study`: whatever takes one takes it, such as `optuna.visualization`, importance evaluators,
     terminators and the callbacks of `optuna_integration`. What is described here is more than Optuna's, or else.
+    A sampler or pruner that is assigned to it is this process's, from its next trial on, whatever the study's are;
+    `search_with` changes them for all.
     """
 
     def __init__(
@@ -409,14 +420,18 @@ class Study(StoredStudy):
         *,
         sampler: optuna.samplers.BaseSampler | None = None,
         pruner: optuna.pruners.BasePruner | None = None,
-        said: SearchMethod | None = None,
+        said: SearchMethod = NOTHING_SAID,
     ) -> None:
         self.storage = storage
         self.name = name
         self.study_id = study_id
         self._checkpoint_bound = checkpoints.CheckpointBound()
-        self._searcher = Searcher(sampler, pruner, said or SearchMethod.given(sampler, pruner, None, None))
-        super().__init__(name, storage, sampler, self._searcher.pruner)
+        self._searcher = Searcher(sampler, pruner, said)
+        super().__init__(name, storage, self._searcher.sampler, self._searcher.pruner)
+        self._loops: list[Loop] = []
+        """Of all threads, the newest last."""
+        self._telling: set[int] = set()
+        """Threads that tell the sampler of the end of a trial."""
         self._pid = os.getpid()
         self._inferred_space: dict[str, BaseDistribution] = {}
         self._teaches: tuple[optuna.samplers.BaseSampler | None, str | None] = None, None
@@ -430,7 +445,7 @@ class Study(StoredStudy):
         """Whether `optimize` logs nothing because another process shows the progress."""
 
     def __getstate__(self) -> dict[str, Any]:
-        state = super().__getstate__() | {"_listeners": [], "_telling": set(), "_exports": None}
+        state = super().__getstate__() | {"_loops": [], "_telling": set(), "_exports": None}
         for made in ("_proposer", "handle"):  # a copy makes its own
             state.pop(made, None)
         return state
@@ -464,15 +479,8 @@ class Study(StoredStudy):
         """
         if self._defined_space:
             raise DefinitionMismatch(f"the study {self.name!r} was created with a search space, which does not change")
-        self._control(StudySet(system={SPACE: as_attribute(checked_space(space))}))
+        self.handle.say(StudySet(system={SPACE: as_attribute(checked_space(space))}))
         self.__dict__.pop("_proposer", None)  # it is for the space before
-
-    def infer_space(self) -> str:
-        """Use the search space that the trials were drawn from, in this process; returns why it is not known."""
-        found, why = inferred(self.state)
-        self._inferred_space = {name: to_optuna(one) for name, one in found.items()}
-        self.__dict__.pop("_proposer", None)
-        return why
 
     @property
     def _space(self) -> dict[str, BaseDistribution]:
@@ -491,22 +499,20 @@ class Study(StoredStudy):
     def _proposer(self) -> Proposer | None:
         """None without a search space: then the objective suggests as it goes."""
         space = self._space
-        if not space:
-            return None
-        new_trial = functools.partial(Trial, self)
-        return Proposer(self.storage, self.handle, self, self._searcher, space, new_trial)
+        return Proposer(self.storage, self.handle, self, self._searcher, space) if space else None
 
     def _keep_to_method(self, *, aloud: bool = False) -> None:
         """Search as the study's log says, but for what this process was told otherwise."""
-        searcher, system = self._searcher, self.handle.state.system
-        if system is not searcher.system and searcher.follow(system, self._space):
-            if searcher.sampler is not None:
-                self.sampler = searcher.sampler
-            self.pruner = searcher.pruner
+        searcher, system, space = self._searcher, self.handle.state.system, self._space
+        with self.handle.lock:  # another thread that asks must not take what changes here for what was assigned
+            aloud = searcher.use(self.sampler, self.pruner) or aloud
+            if system is not searcher.system:
+                searcher.follow(system, space)
+            self.sampler, self.pruner = searcher.sampler, searcher.pruner
         sampler, learned = self.sampler, system.get(LEARNED)
         if (sampler, learned) != self._teaches and isinstance(sampler, TPESampler):
             if learned is not None:  # it begins with what the study learned from others
-                sampler.learn_from(stored_priors(system), self._space)
+                sampler.learn_from(stored_priors(system), space)
             self._teaches = sampler, learned
         if aloud:
             others = searcher.differing()
@@ -522,10 +528,6 @@ class Study(StoredStudy):
         with looking_at(self) as state:
             return learned_of(state, TrialTable.of(state), self._space)
 
-    def prior(self) -> Prior:
-        """What this study teaches now, for `learn_from` of another one, in whichever store. Raises InvalidInput."""
-        return prior_of(self.storage, self.study_id, self.name)
-
     def learn_from(self, given: LearnFrom) -> list[Learned]:
         """Learn from these earlier studies in place of those before, from the next trial on; () for none. Owners only.
 
@@ -540,23 +542,9 @@ class Study(StoredStudy):
         if given:
             check_learning(self.directions)
         space = {name: to_record(one) for name, one in self._space.items()}
-        self._control(StudySet(system=kept(find_priors(self.storage, given, space, self.name))))
+        self.handle.say(StudySet(system=kept(find_priors(self.storage, given, space, self.name))))
         self._keep_to_method()
         return self.learned
-
-    def use(
-        self,
-        *,
-        sampler: optuna.samplers.BaseSampler | None = None,
-        pruner: optuna.pruners.BasePruner | None = None,
-    ) -> None:
-        """Use this sampler and pruner in this process, whatever the study's are; `search_with` changes them for all."""
-        sampler = None if sampler is self.sampler else sampler
-        pruner = None if pruner is self.pruner else pruner
-        self._searcher.use(sampler, pruner)
-        self.sampler = sampler or self.sampler
-        self.pruner = pruner or self.pruner
-        self._keep_to_method(aloud=True)
 
     def _be_worker(self, about: dict[str, str], *, quiet: bool = True) -> None:
         """Add this to the process's introduction to the study; a `quiet` one lets `optimize` log nothing."""
@@ -625,7 +613,8 @@ class Study(StoredStudy):
             handle.introduce_as({**self._about, **self._searcher.differing()})
             self._pid = os.getpid()  # not before: another thread of the child may ask, too
         state = handle.log.session.state
-        if state.system is not self._searcher.system:
+        searcher = self._searcher
+        if state.system is not searcher.system or (self.sampler, self.pruner) != (searcher.sampler, searcher.pruner):
             self._keep_to_method()
         if self._checked_sampler is not self.sampler:
             extras.check_sampler(self.sampler)
@@ -653,35 +642,22 @@ class Study(StoredStudy):
             proposer.drop(proposed)
         forget_cached_trials(self)
         trial = Trial(self, trial_id)
-        unfit = self._unfit(trial)
-        if unfit is not None:
-            _log.warning("trial %d, which was queued, fails: %s", number, unfit)
-            handle.finish(number, TrialState.FAIL, None, unfit)
-            return None
-        known = None if proposer is None else proposer.sample(trial)
-        if known is not None:
-            handle.set_attr(number, "system", REUSED, known.number, str(known.number))
-            handle.finish(number, TrialState(known.state.value), known.values)
+        fixed = fixed_params(trial)
+        dists = self.state.dists if fixed else {}
+        unfit = [name for name, value in fixed.items() if name in dists and not fits(value, dists[name])]
+        known = None if proposer is None or unfit else proposer.sample(trial)
+        with contextlib.suppress(LeaseLost):  # then another peer ends it
+            if unfit:
+                why = f"{unfit[0]} = {str(fixed[unfit[0]])[:200]!r} is not in {spec(dists[unfit[0]])[:200]}"
+                _log.warning("trial %d, which was queued, fails: %s", number, why)
+                handle.finish(number, TrialState.FAIL, None, why)
+            elif known is not None:
+                handle.set_attr(number, "system", REUSED, known.number, str(known.number))
+                handle.finish(number, TrialState(known.state.value), known.values)
+        if unfit or known is not None:
             return None
         handle.send_soon()
         return trial
-
-    def _unfit(self, trial: Trial) -> str | None:
-        """Why the parameters that a trial was queued with cannot be used; None if they can."""
-        fixed = fixed_params(trial)
-        known = self.state.dists if fixed else {}
-        for name, value in fixed.items():
-            if name in known and not fits(value, known[name]):
-                return f"{name} = {str(value)[:200]!r} is not in {spec(known[name])[:200]}"
-        return None
-
-    def running_here(self) -> list[int]:
-        """The trials that this process runs, by number: asked for, but not yet told or returned.
-
-        A trial is returned automatically if its object is garbage-collected before it is told. If a trial is listed
-        that you no longer hold, something else refers to it, such as the traceback of an interrupted cell.
-        """
-        return self.handle.running_here()
 
     def tell(
         self,
@@ -694,6 +670,10 @@ class Study(StoredStudy):
     ) -> FrozenTrial:
         """End a trial of this process: durable when this returns, and returned as it ended.
 
+        With a storage that was opened as `operator`, also one that another peer runs: the log says who did it, and the
+        owner learns at its next report or tell that it has lost the trial. A complete result of its own is then kept as
+        a late one.
+
         Args:
             trial: what `ask` gave, or its number.
             values: the objective's value or values, for a COMPLETE trial.
@@ -703,7 +683,8 @@ class Study(StoredStudy):
 
         Raises:
             LeaseLost: another peer took it over; `kept_as` is the trial that keeps a complete result.
-            NotYourTrial: this process never ran it.
+            NotYourTrial: this process never ran it, and is no operator.
+            Denied: an operator who is no owner of the study.
             InvalidInput: values that are not numbers, NaN, or too many or few; or a trial of another study. The trial
                 goes on.
         """
@@ -722,13 +703,15 @@ class Study(StoredStudy):
                 return known
         if number not in handle.view.owned and not 0 <= number < len(handle.refresh().trials):
             raise NoSuchTrial(f"the study {self.name!r} has no trial {number}")
-        handle.check_writable(number)
+        if handle.is_operators(number):
+            handle.take_over(number, to, told, reason)
+            return handle.trial(number)
         logged = handle.state.trials[number]
         if logged.state is records.TrialState.WAITING:
             if not logged.history or not self.storage.peer.is_mine(logged.history[-1].owner):
                 raise InvalidInput(f"trial {number} is still waiting to be run; `ask` starts it")
             handle.claim(number)  # given back when its object was dropped
-        return self._end(number, told, to, reason=reason, strict=True)
+        return self._end(number, told, to, reason=reason)
 
     def _number_of(self, trial: Trial) -> int:
         """The number of a trial of this study."""
@@ -750,19 +733,21 @@ class Study(StoredStudy):
         *,
         reason: str | None,
         defer: bool = False,
-        strict: bool = False,
     ) -> FrozenTrial:
         """End a trial as Optuna's `tell` does: the sampler hears of it first, and a pruned one gets its last report."""
-        handle = self.handle
+        handle, me = self.handle, threading.get_ident()
+        handle.check_writable(number)
         frozen = handle.trial(number, now=True)
         reports = frozen.intermediate_values
         if state is TrialState.PRUNED and reports and len(self.directions) == 1:
             last = float(reports[max(reports)])
             values = None if math.isnan(last) else (last,)
+        self._telling.add(me)
         try:
             after_trial(self, frozen, state, values)
         finally:
-            handle.finish(number, state, values, reason, defer=defer, strict=strict)
+            self._telling.discard(me)
+            handle.finish(number, state, values, reason, defer=defer)
         if not defer:
             end_frozen(frozen, state, values)
             frozen.datetime_complete = to_datetime(handle.state.trials[number].end)
@@ -872,7 +857,7 @@ class Study(StoredStudy):
         if not callable(func):
             raise InvalidInput(f"optimize needs a function that takes a trial and returns its value, got {func!r}")
         caught = exceptions("catch", catch)
-        called: list[Callable[[FrozenTrial], None]] = []
+        called: list[Callable[[FrozenTrial], object]] = []
         called += [functools.partial(one, self) for one in functions("callbacks", callbacks or ())]
         n_trials = None if n_trials is None else whole("n_trials", n_trials, least=None)
         timeout = None if timeout is None else time_limit("timeout", timeout)
@@ -882,40 +867,55 @@ class Study(StoredStudy):
             among = Ranks()
         if among.size > 1 and (on is not None or jobs > 1):
             raise InvalidInput(f"this program runs on {among.size} ranks, which run one trial at a time, and here")
+        devices = among.gather((platform.node(), metering.devices(), metering.visible())) if among.size > 1 else []
         if among.rank > 0:
             follow(func, among, self._fail_for)
             return
         if on is not None:
-            from hopaas_p2p.study.workers import WatchedWorkers
+            from hopaas_p2p.study.workers import WatchedWorkers, WorkOrder
 
-            sampler, pruner = self._searcher.own
-            watched = WatchedWorkers(
-                self,
-                func,
-                on,
-                workers,
-                open_study=open_study,
-                sampler=sampler,
-                pruner=pruner,
-                n_trials=n_trials,
-                timeout=timeout,
-                catch=caught,
-            )
+            self._keep_to_method()  # a sampler may have been assigned
+            order = WorkOrder(open_study, self.storage.options, self.name, func, self._searcher.own, caught)
+            watched = WatchedWorkers(self, order, on, workers, n_trials, timeout)
             with sigterm_raises():
                 watched.run(called, quiet=self._quiet or show_progress_bar)
             return
-        introduce = functools.partial(self._be_worker, quiet=self._quiet)
+        if among.size > 1:
+            self._be_worker({"ranks": str(among.size), **together(devices)}, quiet=self._quiet)
         if gc_after_trial:
-            called.append(_collect)
+            called.append(lambda _: gc.collect())
         with (
             sigterm_raises(),
-            leading(func, among, introduce) if among.size > 1 else contextlib.nullcontext(func) as objective,
+            leading(func, among) if among.size > 1 else contextlib.nullcontext(func) as objective,
             progress_bar(self, n_trials, timeout, shown=show_progress_bar) as moved,
             ProgressLog(self.name, self.handle, quiet=self._quiet or show_progress_bar) as progress,
         ):
             Loop(self, objective, n_trials, timeout, caught, [*called, *moved], progress).run(jobs)
         with contextlib.suppress(HopaasError):  # what is left there harms nobody
-            self.collect_checkpoints()
+            checkpoints.collect(self.handle)
+
+    def stop(self) -> None:
+        """End the call of `optimize` that runs in this thread once its trial is over, as Optuna's.
+
+        From a thread that has none, as a helper of an objective, it ends all of this process. A sampler that has no
+        more points calls it, too; trials that wait are run all the same.
+
+        Raises:
+            RuntimeError: none runs. `stop_all` ends the study for all peers.
+
+        """
+        loops, me = list(self._loops), threading.get_ident()
+        if me in self._telling:  # it is the sampler of all threads
+            for loop in loops:
+                loop.sampler_is_through = True
+            return
+        if not loops:
+            raise RuntimeError(
+                "study.stop() ends a call of optimize, from its objective or a callback. To end the study for all "
+                "peers: study.stop_all()"
+            )
+        for loop in [one for one in loops if me in one.threads][-1:] or loops:
+            loop.why_stopped = "the objective asked for it"
 
     def _fail_for(self, owner: str, number: int, reason: str) -> None:
         """Fail a trial that another rank of this program asked for, if it is not over."""
@@ -943,12 +943,11 @@ class Study(StoredStudy):
                 raise InvalidInput(f"{name} = {value!r} is not in {spec(space[name])}")
         if skip_if_exists and has_trial_with(self, params):
             return None
-        before = optuna.trial.create_trial(
-            state=TrialState.WAITING,
-            system_attrs={"fixed_params": dict(params)},
-            user_attrs=dict(mapping("user_attrs", user_attrs or {})),
-        )
-        return self.storage.create_new_trial(self.study_id, before) - self.handle.first_id
+        return self._queue({"fixed_params": dict(params)}, dict(mapping("user_attrs", user_attrs or {})))
+
+    def _queue(self, system: dict[str, Any], user: dict[str, Any]) -> int:
+        waiting = optuna.trial.create_trial(state=TrialState.WAITING, system_attrs=system, user_attrs=user)
+        return self.storage.create_new_trial(self.study_id, waiting) - self.handle.first_id
 
     def _check_not_finished(self) -> None:
         state = self.state
@@ -970,15 +969,15 @@ class Study(StoredStudy):
 
     def pause(self) -> None:
         """Start no trials until `resume`; running ones continue."""
-        self._control(StudyControl(status="paused"))
+        self.handle.say(StudyControl(status="paused"))
 
     def resume(self) -> None:
         """Start trials again; also resets the count of failures in a row."""
-        self._control(StudyControl(status="running"))
+        self.handle.say(StudyControl(status="running"))
 
     def stop_all(self) -> None:
         """End the study for all peers: no more trials start, and owners finish the running ones."""
-        self._control(StudyControl(status="stopped"))
+        self.handle.say(StudyControl(status="stopped"))
 
     def set_budget(self, budget: BudgetGiven | None) -> None:
         """Change the limits that a number of trials, a text such as "gpu_hours=5,trials=none", or a mapping names.
@@ -995,15 +994,7 @@ class Study(StoredStudy):
         check_limits(limits, len(self.directions))
         trials = -1 if wanted.trials is None else wanted.trials
         same = limits == limits_of(now)
-        self._control(StudyControl(budget=trials, limits=None if same else limits))
-
-    def _control(self, record: records.StudyRecord) -> None:
-        self.handle.say(record)
-
-    @property
-    def method(self) -> SearchMethod:
-        """How the study is searched, according to its log; None where the log says nothing."""
-        return SearchMethod.stored(self.state.system)
+        self.handle.say(StudyControl(budget=trials, limits=None if same else limits))
 
     def search_with(
         self,
@@ -1033,21 +1024,13 @@ class Study(StoredStudy):
                 )
         attributes = said.attributes() | ({FIDELITY: encode_fidelity(None)} if fidelity == "none" else {})
         if attributes:
-            self._control(StudySet(system=attributes))
-
-    def collect_checkpoints(self) -> int:
-        """Remove the checkpoints of a study with fidelity that no trial will resume from; returns how many.
-
-        `optimize` and the worker do it when they end. Blocks for one request per file.
-        """
-        self.handle.refresh()
-        return checkpoints.collect(self.handle)
+            self.handle.say(StudySet(system=attributes))
 
     def drain(self, *, peer: str | None = None, site: str | None = None, off: bool = False) -> None:
         """Ask a peer (by uuid), or a whole site, to finish its trials and take no more; `off` revokes this."""
         if bool(peer) == bool(site) or not isinstance(peer or site, str):
             raise InvalidInput("drain either a peer, by its uuid, or a site, by its name")
-        self._control(PeerDrain(peer=peer, site=site, off=off))
+        self.handle.say(PeerDrain(peer=peer, site=site, off=off))
 
     def stop_trial(self, number: int, *, reason: str | None = None, epoch: int | None = None) -> None:
         """Ask the present owner of a running trial to end it: its next `should_prune()` is True.
@@ -1055,39 +1038,7 @@ class Study(StoredStudy):
         With `epoch`, only the owner of that lease: InvalidInput if the trial has another owner by now.
         """
         trial = self._running(number)
-        self._control(TrialStop(trial.number, trial.epoch if epoch is None else epoch, reason_text(reason)))
-
-    def take_over(
-        self,
-        number: int,
-        values: float | Sequence[float] | None = None,
-        *,
-        state: TrialState | str | None = None,
-        reason: str | None = None,
-    ) -> None:
-        """End a trial on behalf of the peer that runs it: durable when this returns.
-
-        The log says who did it. At its next report or tell, the owner learns that it has lost the trial; if it tells a
-        complete result, that is kept as a late one. For a study that was opened with `operator=True`.
-
-        Args:
-            number: the trial's number.
-            values: the objective's value or values, for a COMPLETE trial.
-            state: "complete", "pruned" or "fail", if it does not follow from `values`.
-            reason: why.
-
-        Raises:
-            ConfigurationError: the study was not opened with `operator=True`.
-            Denied: only an owner of the study may do that.
-            InvalidInput: the trial does not run, or the values are not those of a trial.
-        """
-        number = trial_number(number)
-        to = _ended_as(state, values)
-        if (to is TrialState.COMPLETE) != (values is not None):
-            raise InvalidInput("a COMPLETE trial needs values, and other states take none")
-        told = None if values is None else as_values(values, expected=len(self.directions))
-        self._running(number)
-        self.handle.take_over(number, to, told, reason)
+        self.handle.say(TrialStop(trial.number, trial.epoch if epoch is None else epoch, reason_text(reason)))
 
     def requeue(self, number: int, *, epoch: int | None = None) -> int | None:
         """Run a trial's parameters again: takes a running one away from its owner; returns the retry's number.
@@ -1103,16 +1054,9 @@ class Study(StoredStudy):
         if trial.state is not records.TrialState.RUNNING:
             self._check_not_finished()
             frozen = self.handle.trial(number, now=True)
-            attrs = {
-                **frozen.system_attrs,
-                "fixed_params": frozen.params or frozen.system_attrs.get("fixed_params", {}),
-                AGAIN: number,
-            }
-            again = optuna.trial.create_trial(
-                state=TrialState.WAITING, system_attrs=attrs, user_attrs=frozen.user_attrs
-            )
-            return self.storage.create_new_trial(self.study_id, again) - self.handle.first_id
-        self._control(TrialReclaim(number, trial.epoch if epoch is None else epoch, "requeued by hand"))
+            params = frozen.params or frozen.system_attrs.get("fixed_params", {})
+            return self._queue({**frozen.system_attrs, "fixed_params": params, AGAIN: number}, frozen.user_attrs)
+        self.handle.say(TrialReclaim(number, trial.epoch if epoch is None else epoch, "requeued by hand"))
         return self.state.trials[number].retried_by
 
     def _trial(self, number: int) -> LoggedTrial:

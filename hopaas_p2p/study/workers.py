@@ -20,7 +20,8 @@ import os
 import pickle
 import re
 import time
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import BrokenExecutor, ProcessPoolExecutor
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
@@ -65,48 +66,42 @@ _PASSED_ON: Final = ("token_file", "token_host", "ca_file", "proxy_file", "joine
 
 
 class WorkOrder(NamedTuple):
-    """What a worker is sent."""
+    """What a worker is to do."""
 
+    open_study: Callable[..., Any]
     options: StorageOptions
     study: str
-    crew: str
-    number: int
     objective: Objective
-    sampler: optuna.samplers.BaseSampler | None
-    pruner: optuna.pruners.BasePruner | None
-    n_trials: int | None
-    timeout: float | None
+    own: tuple[optuna.samplers.BaseSampler | None, optuna.pruners.BasePruner | None]
+    """The sampler and pruner; None for the study's."""
     catch: tuple[type[Exception], ...]
-    environment: dict[str, str]
 
 
-class WorkDone(NamedTuple):
-    """What it answers."""
+def take_part(
+    order: WorkOrder, about: dict[str, str], n_trials: int | None, timeout: float | None, env: dict[str, str]
+) -> BaseException | None:
+    """Run trials as a peer of its own, in a worker of an executor, until the study needs no more from it.
 
-    error: BaseException | None = None
-    """What the objective raised, if that ended it, or that it gave up."""
-
-
-def take_part(open_study: Callable[..., Any], order: WorkOrder) -> WorkDone:
-    """Run trials as a peer of its own, in a worker of an executor, until the study needs no more from it."""
-    for name, value in order.environment.items():
+    Returns what the objective raised, if that ended it, or that it gave up.
+    """
+    for name, value in env.items():
         os.environ.setdefault(name, value)
-    if order.sampler is not None:
-        order.sampler.reseed_rng()  # all workers got the same
-    storage = open_again(order.options)
-    study = open_study(storage, order.study, sampler=order.sampler, pruner=order.pruner, create=False)
+    sampler, pruner = order.own
+    if sampler is not None:
+        sampler.reseed_rng()  # all workers got the same
+    study = order.open_study(open_again(order.options), order.study, sampler=sampler, pruner=pruner, create=False)
     try:
-        study._be_worker({_CREW: order.crew, _WORKER: str(order.number)})
-        study.optimize(order.objective, order.n_trials, order.timeout, catch=order.catch)
+        study._be_worker(about)
+        study.optimize(order.objective, n_trials, timeout, catch=order.catch)
     except NothingSucceeded as error:
-        return WorkDone(error)
+        return error
     except HopaasError:
         raise
     except Exception as error:  # noqa: BLE001  # the objective's; everything else means that this worker is lost
-        return WorkDone(_travelling(error))
+        return _travelling(error)
     finally:
         study.close()
-    return WorkDone()
+    return None
 
 
 def _travelling(error: Exception) -> BaseException:
@@ -124,24 +119,17 @@ class WatchedWorkers:
     def __init__(
         self,
         study: StudyLike,
-        objective: Objective,
+        order: WorkOrder,
         on: Any,
         workers: int | None,
-        *,
-        open_study: Callable[..., Any],
-        sampler: optuna.samplers.BaseSampler | None,
-        pruner: optuna.pruners.BasePruner | None,
         n_trials: int | None,
         timeout: float | None,
-        catch: tuple[type[Exception], ...],
     ) -> None:
         if study.storage.url.startswith("memory:"):
             raise InvalidInput(
                 f"{study.storage.url} exists in this process only; give the workers a directory or a URL"
             )
-        self._study, self._objective = study, objective
-        self._open_study = open_study
-        self._sampler, self._pruner = sampler, pruner
+        self._study, self._order = study, order
         self._make: Callable[[], Any] | None = None if hasattr(on, "submit") and not isinstance(on, type) else on
         if self._make is not None and not callable(on):
             raise InvalidInput(f"on= needs an executor, which has `submit`, or a function that creates one; got {on!r}")
@@ -149,15 +137,13 @@ class WatchedWorkers:
         if not hasattr(self._executor, "submit"):
             raise InvalidInput(f"the function given as on= creates no executor, but {shown(self._executor)}")
         self._wanted = _size(self._executor) if workers is None else whole("workers", workers)
-        if n_trials is not None:
-            whole("n_trials", n_trials)
-        self._left, self._catch = n_trials, catch
+        self._n_trials = None if n_trials is None else whole("n_trials", n_trials)
         self._deadline = None if timeout is None else time.monotonic() + timeout
         self._crew = new_uuid()
         self._numbers = 0
         self._futures: dict[int, Any] = {}
-        self._shares: dict[int, int] = {}
-        self._ended: dict[int, int] = {}
+        self._shares: dict[int, int | None] = {}
+        self._ended: Counter[int] = Counter()
         """Trials that each worker has ended."""
         self._losses = 0
         self._gave_up: NothingSucceeded | None = None
@@ -169,13 +155,15 @@ class WatchedWorkers:
         self._cursor = self._study.handle.log.session.cursor()
         self._shown: set[int] = set()
         if isinstance(self._executor, ProcessPoolExecutor):
-            _check_travels(objective)
+            _check_travels(order.objective)
 
-    def run(self, callbacks: Sequence[Callable[[FrozenTrial], None]], *, quiet: bool) -> None:
+    def run(self, callbacks: Sequence[Callable[[FrozenTrial], object]], *, quiet: bool) -> None:
         """Run to the end; raises what the objective raised, or what interrupted this process."""
         with ProgressLog(self._study.name, self._study.handle, quiet=quiet) as progress:
             try:
-                self._send(min(self._wanted, self._left or self._wanted))
+                count = min(self._wanted, self._n_trials or self._wanted)
+                for one in range(count):
+                    self._send(None if self._n_trials is None else (self._n_trials + one) // count)
                 while self._futures:
                     time.sleep(_LOOK)
                     over = [(number, future) for number, future in self._futures.items() if future.done()]
@@ -201,40 +189,16 @@ class WatchedWorkers:
 
     # --- sending workers ---
 
-    def _send(self, count: int, share: int | None = None) -> None:
-        """Send so many workers. With `n_trials`, each gets its share of what is left, or this one."""
-        for index in range(count):
-            number = self._numbers
-            self._numbers += 1
-            part = share
-            if part is None and self._left is not None:
-                part = self._left // count + (index < self._left % count)
-            if part is not None:
-                self._shares[number] = part
-            self._futures[number] = self._submit(self._order(number, part))
-        if share is None and self._left is not None:
-            self._left = 0
-
-    def _order(self, number: int, share: int | None) -> WorkOrder:
-        return WorkOrder(
-            self._study.storage.options,
-            self._study.name,
-            self._crew,
-            number,
-            self._objective,
-            self._sampler,
-            self._pruner,
-            share,
-            None if self._deadline is None else max(0.0, self._deadline - time.monotonic()),
-            self._catch,
-            {variable(name): os.environ[variable(name)] for name in _PASSED_ON if os.environ.get(variable(name))},
-        )
-
-    def _submit(self, order: WorkOrder) -> Any:
-        """Submit it; to another executor, if this one is broken and can be made again."""
-        options = {"pure": False} if _is_dask(self._executor) else {}
+    def _send(self, share: int | None) -> None:
+        """Send a worker for so many trials; to another executor, if this one is broken and can be made again."""
+        number, self._numbers = self._numbers, self._numbers + 1
+        self._shares[number] = share
+        left = None if self._deadline is None else max(0.0, self._deadline - time.monotonic())
+        env = {variable(name): os.environ[variable(name)] for name in _PASSED_ON if os.environ.get(variable(name))}
+        given = self._order, {_CREW: self._crew, _WORKER: str(number)}, share, left, env
+        options = {"pure": False} if type(self._executor).__module__.partition(".")[0] == "distributed" else {}
         try:
-            future = self._executor.submit(take_part, self._open_study, order, **options)
+            future = self._executor.submit(take_part, *given, **options)
         except BrokenExecutor as broken:
             if self._make is None:
                 raise WorkersLost(
@@ -243,11 +207,11 @@ class WatchedWorkers:
                 ) from broken
             self._executor.shutdown(wait=False, cancel_futures=True)
             self._executor = self._make()
-            future = self._executor.submit(take_part, self._open_study, order)
+            future = self._executor.submit(take_part, *given)
         except RuntimeError as error:  # it was shut down
             raise WorkersLost(f"the executor takes no more workers: {error}") from error
         _watch_newest(self._executor)
-        return future
+        self._futures[number] = future
 
     # --- what becomes of them ---
 
@@ -255,11 +219,11 @@ class WatchedWorkers:
         """A worker's future is over: it is done, or its objective failed, or it was lost and another one is sent."""
         error = _error_of(future)
         if error is None:
-            done: WorkDone = future.result()
-            if isinstance(done.error, NothingSucceeded):
-                self._gave_up = done.error
-            elif done.error is not None:
-                raise done.error
+            raised: BaseException | None = future.result()
+            if isinstance(raised, NothingSucceeded):
+                self._gave_up = raised
+            elif raised is not None:
+                raise raised
             return
         if isinstance(error, Denied | ConfigurationError | InvalidInput):  # another worker would fare no better
             raise error
@@ -274,33 +238,27 @@ class WatchedWorkers:
                 f"{self._losses} workers were lost in a row without finishing a trial; the last one: "
                 f"{type(error).__name__}: {error}. Try the objective in this process first, without on="
             ) from error
-        share = None
-        if number in self._shares:
-            share = self._shares[number] - self._ended.get(number, 0)
-            if share < 1:
-                return
-        self._send(1, share)
+        share = self._shares[number]
+        if share is not None:
+            share -= self._ended[number]
+        if share != 0:
+            self._send(share)
 
     def _reclaim_lost(self) -> None:
         """Reclaim what lost workers ran. The log is read first: it may have trials that are not known here yet."""
-        if not self._lost:
-            return
-        try:
-            self._study.storage.peer.catch_up(self._log, within=_LOOK)
-            for trial in self._running():
-                if self._worker_of(trial) in self._lost:
-                    self._write(TrialReclaim(trial.number, trial.epoch, "its worker was lost"))
-        except StoreUnreachable as error:
-            _log.warning("%s", error)
-        else:
-            self._lost.clear()
+        if self._lost and self._read_log(within=_LOOK):
+            with _warned():
+                for trial in self._running():
+                    if self._worker_of(trial) in self._lost:
+                        self._write(TrialReclaim(trial.number, trial.epoch, "its worker was lost"))
+                self._lost.clear()
 
-    def _read_log(self, *, within: float | None) -> None:
-        """Read all that the log has; waits for the store so many seconds, or the peer's patience."""
-        try:
+    def _read_log(self, *, within: float | None) -> bool:
+        """Read all that the log has, if the store answers in so many seconds, or the peer's patience."""
+        with _warned():
             self._study.storage.peer.catch_up(self._log, within=within)
-        except StoreUnreachable as error:
-            _log.warning("%s", error)
+            return True
+        return False
 
     def _cancel(self) -> None:
         """Cancel the workers that have not begun, if the executor can."""
@@ -314,13 +272,11 @@ class WatchedWorkers:
             self._cancel()
             self._futures = {number: one for number, one in self._futures.items() if not _is_waiting(one)}
 
-    def _look(self, progress: ProgressLog, callbacks: Sequence[Callable[[FrozenTrial], None]]) -> None:
+    def _look(self, progress: ProgressLog, callbacks: Sequence[Callable[[FrozenTrial], object]]) -> None:
         """Show which trials of these workers have ended since the last look."""
-        try:
-            state = self._study.state
-        except StoreUnreachable as error:
-            _log.warning("%s", error)
-            return
+        with _warned():
+            self._study.handle.refresh()
+        state = self._log.state
         changed, self._cursor.changed = self._cursor.changed, set()
         for number in sorted(changed - self._shown):
             if number >= len(state.trials):
@@ -332,11 +288,11 @@ class WatchedWorkers:
             self._shown.add(number)
             if not _was_taken_away(trial):
                 self._losses = 0
-            self._ended[worker] = self._ended.get(worker, 0) + 1
+            self._ended[worker] += 1
             self._succeeded = self._succeeded or trial.state is not LoggedState.FAIL
             progress.ended(number, TrialState(trial.state.value), trial.values, trial.reason)
             for callback in callbacks:
-                callback(self._study.trials[number])
+                callback(self._study.handle.trial(number))
 
     def _worker_of(self, trial: Trial) -> int | None:
         """Which of these workers runs the trial, or has run it last."""
@@ -379,6 +335,15 @@ class WatchedWorkers:
         return self._study.handle.log
 
 
+@contextlib.contextmanager
+def _warned() -> Iterator[None]:
+    """A store that does not answer in this block is a warning."""
+    try:
+        yield
+    except StoreUnreachable as error:
+        _log.warning("%s", error)
+
+
 def _was_taken_away(trial: Trial) -> bool:
     """Whether the trial ended with its lease, so its worker did not end it: an objective may kill each process."""
     return bool(trial.history) and trial.history[-1].end == trial.end
@@ -401,10 +366,6 @@ def _watch_newest(executor: Any) -> None:
     if isinstance(executor, ProcessPoolExecutor):
         with contextlib.suppress(AttributeError, OSError), executor._shutdown_lock:
             executor._executor_manager_thread_wakeup.wakeup()
-
-
-def _is_dask(executor: Any) -> bool:
-    return type(executor).__module__.partition(".")[0] == "distributed"
 
 
 def _error_of(future: Any) -> BaseException | None:

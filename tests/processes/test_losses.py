@@ -907,11 +907,11 @@ def give_back(study: Study) -> None:
 def test_a_trial_whose_object_is_collected_is_given_back(studies: Callable[..., Study]) -> None:
     study = studies(budget=1)
     trial = study.ask()
-    assert study.running_here() == [0]
+    assert study.handle.running_here() == [0]
     del trial
     give_back(study)
     assert state_of(studies(), 0) == "WAITING"
-    assert study.running_here() == []
+    assert study.handle.running_here() == []
     again = study.ask()
     assert again.number == 0
     study.tell(again, 1.0)
@@ -952,7 +952,7 @@ def test_a_sampler_that_fails_holds_no_place_of_the_budget(studies: Callable[...
     with pytest.raises(ZeroDivisionError):
         study.ask()
     assert state_of(study, 0) == "WAITING"
-    assert study.running_here() == []
+    assert study.handle.running_here() == []
 
 
 def test_a_number_is_enough_to_tell_a_trial_that_was_given_back_meanwhile(studies: Callable[..., Study]) -> None:

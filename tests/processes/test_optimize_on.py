@@ -25,7 +25,7 @@ from hopaas_p2p.errors import ConfigurationError, InvalidInput, NothingSucceeded
 from hopaas_p2p.storage.storage import open_again
 from hopaas_p2p.study import Study
 from hopaas_p2p.study.trial import Trial
-from hopaas_p2p.study.workers import WatchedWorkers
+from hopaas_p2p.study.workers import WatchedWorkers, WorkOrder
 from tests.support.processes import campaign, environment, script, states, until
 from tests.support.slurm_fixtures import Slurm, slurm
 
@@ -219,9 +219,9 @@ class LosesTheFirst(ThreadPoolExecutor):
     def submit(self, function: Any, /, *arguments: Any, **options: Any) -> Future[Any]:
         if self.lost is not None:
             return super().submit(function, *arguments, **options)
-        *_, order = arguments
+        order, about, *_ = arguments
         self.lost = hopaas_p2p.open_study(open_again(order.options), order.study, create=False)
-        self.lost._be_worker({"crew": order.crew, "worker": str(order.number)})
+        self.lost._be_worker(about)
         for _ in range(self._ended):
             self.lost.tell(self.lost.ask(), 0.5)
         self.lost.ask()
@@ -305,9 +305,9 @@ class Elsewhere(ThreadPoolExecutor):
     """Its workers are on a node where the store's directory is not."""
 
     def submit(self, function: Any, /, *arguments: Any, **options: Any) -> Future[Any]:
-        *others, order = arguments
+        order, *others = arguments
         there = order.options._replace(url="file:///not/on/this/node", store_wait=0.1)  # a worker that waits ends, too
-        return super().submit(function, *others, order._replace(options=there), **options)
+        return super().submit(function, order._replace(options=there), *others, **options)
 
 
 def test_workers_that_do_not_see_the_directory_end_the_call_at_once(
@@ -331,18 +331,8 @@ def test_what_is_no_executor_is_refused(study: Study, on: object, options: dict[
 @pytest.mark.parametrize("info", [{}, {"worker": "x"}, {"worker": "9" * 5000}])
 def test_a_peer_that_claims_to_be_one_of_the_workers_stops_nothing(study: Study, info: dict[str, str]) -> None:
     with ThreadPoolExecutor(1) as pool:
-        watched = WatchedWorkers(
-            study,
-            quick,
-            pool,
-            1,
-            open_study=hopaas_p2p.open_study,
-            sampler=None,
-            pruner=None,
-            n_trials=None,
-            timeout=None,
-            catch=(),
-        )
+        order = WorkOrder(hopaas_p2p.open_study, study.storage.options, study.name, quick, (None, None), ())
+        watched = WatchedWorkers(study, order, pool, 1, None, None)
     asked = study.ask()
     trial = study.state.trials[asked.number]
     assert trial.owner is not None

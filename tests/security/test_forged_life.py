@@ -85,7 +85,7 @@ def test_a_trial_that_forged_signs_of_life_keep_is_ended_by_an_operator_with_all
     assert watch(open_store(url), uuid, forge), "not defended"
 
     operator = hopaas_p2p.open_study(hopaas_p2p.open_storage(url, operator=True, create=False), "s", create=False)
-    operator.take_over(0, state="fail", reason="its peer is dead")
+    operator.tell(0, state="fail", reason="its peer is dead")
     ended = operator.trials[0]
     assert ended.state.name == "FAIL"
     assert ended.intermediate_values == {0: 0.5, 1: 0.25}

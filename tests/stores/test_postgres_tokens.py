@@ -322,10 +322,10 @@ def test_a_worker_is_no_operator(place: Place) -> None:
     running = owner.ask()
     bob = hopaas_p2p.open_study(place.storage(place.person("bob"), operator=True), "digits", create=False)
     with pytest.raises(Denied, match="grant digits USER owner"):
-        bob.take_over(0, 1.0)
+        bob.tell(0, 1.0)
     assert owner.trials[running.number].state.name == "RUNNING"
     chief = hopaas_p2p.open_study(place.storage(place.person("ann"), operator=True), "digits", create=False)
-    chief.take_over(0, 1.0)
+    chief.tell(0, 1.0)
     until(lambda: owner.trials[running.number].value == 1.0)
 
 

@@ -134,7 +134,7 @@ def test_a_wrong_argument_of_optimize_starts_no_trial(wrong: dict[str, Any], stu
 
 
 @pytest.mark.parametrize("number", [None, "x", 1.5, True, object()], ids=named)
-@pytest.mark.parametrize("call", ["tell", "stop_trial", "requeue", "provenance", "take_over"])
+@pytest.mark.parametrize("call", ["tell", "stop_trial", "requeue", "provenance"])
 def test_what_is_no_number_of_a_trial_is_refused(call: str, number: Any, study: Study) -> None:
     with pytest.raises(InvalidInput) as error:
         getattr(study, call)(number)
@@ -163,7 +163,7 @@ def test_wrong_arguments_of_other_calls_are_refused(study: Study) -> None:
         lambda: study.enqueue_trial(5),  # type: ignore[arg-type]
         lambda: study.enqueue_trial([("x", 0.5)]),  # type: ignore[arg-type]
         lambda: study.enqueue_trial({"x": 0.5}, user_attrs=5),  # type: ignore[arg-type]
-        lambda: study.use(sampler=5),  # type: ignore[arg-type]
+        lambda: study.search_with(sampler=5),  # type: ignore[arg-type]
         lambda: study.search_with(pruner="x"),  # type: ignore[arg-type]
         lambda: study.drain(peer=""),
         lambda: study.drain(site=5),  # type: ignore[arg-type]

@@ -26,6 +26,7 @@ from hopaas_p2p.samplers import default_sampler
 from hopaas_p2p.search.known import KnownTrials
 from hopaas_p2p.spec.fidelity import in_words, parse
 from hopaas_p2p.study import Study
+from hopaas_p2p.study.method import SearchMethod
 from hopaas_p2p.training import Training
 from tests.support.exchanges import exchanges_of
 from tests.support.processes import until
@@ -316,9 +317,9 @@ def test_another_fidelity_is_refused_and_an_owner_may_change_it(tmp_path: Path) 
     with pytest.raises(DefinitionMismatch, match=r"rungs\(min=1, max=9, eta=3\)"):
         _opened(tmp_path, fidelity=hopaas_p2p.Rungs(max=27))
     study.search_with(fidelity=hopaas_p2p.Rungs(max=27))
-    assert study.method.fidelity == hopaas_p2p.Rungs(max=27)
+    assert SearchMethod.stored(study.state.system).fidelity == hopaas_p2p.Rungs(max=27)
     study.search_with(fidelity="none")
-    assert study.method.fidelity is None
+    assert SearchMethod.stored(study.state.system).fidelity is None
     study.close()
 
 

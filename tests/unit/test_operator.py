@@ -10,13 +10,14 @@ from typing import Any
 
 import optuna
 import pytest
+from optuna.exceptions import UpdateFinishedTrialError
 from optuna.trial import TrialState
 from optuna_dashboard import ChoiceWidget, register_objective_form_widgets, wsgi
 from optuna_dashboard.preferential import create_study
 
 import hopaas_p2p
 import hopaas_p2p.errors
-from hopaas_p2p.errors import ConfigurationError, InvalidInput, LeaseLost
+from hopaas_p2p.errors import InvalidInput, LeaseLost, NotYourTrial
 from hopaas_p2p.storage import Storage
 from hopaas_p2p.study import Study
 from hopaas_p2p.study.audit import audit
@@ -45,7 +46,7 @@ def operator(url: str, study: Study) -> Iterator[Study]:
 
 def test_a_trial_of_another_peer_is_ended_and_the_log_says_by_whom(study: Study, operator: Study) -> None:
     _trial = study.ask()
-    operator.take_over(0, 0.25, reason="looked good")
+    operator.tell(0, 0.25, reason="looked good")
     assert study.trials[0].state is TrialState.COMPLETE
     assert study.trials[0].value == 0.25
     (line,) = [line for line in audit(operator) if line["kind"] == "trial.take_over"]
@@ -57,7 +58,7 @@ def test_a_trial_of_another_peer_is_ended_and_the_log_says_by_whom(study: Study,
 
 def test_the_owner_hears_that_it_lost_the_trial_and_its_result_is_kept(study: Study, operator: Study) -> None:
     trial = study.ask()
-    operator.take_over(0, state="pruned")
+    operator.tell(0, state="pruned")
     with pytest.raises(LeaseLost) as lost:
         study.tell(trial, 0.5)
     assert lost.value.kept_as == 1
@@ -68,16 +69,16 @@ def test_the_owner_hears_that_it_lost_the_trial_and_its_result_is_kept(study: St
 def test_only_an_operator_may_and_only_what_runs(study: Study, operator: Study, url: str) -> None:
     _trial = study.ask()
     other = hopaas_p2p.open_study(url, "s", create=False)
-    with pytest.raises(ConfigurationError, match="operator=True"):
-        other.take_over(0, 1.0)
+    with pytest.raises(NotYourTrial, match="operator=True"):
+        other.tell(0, 1.0)
     other.close()
-    operator.take_over(0, state="fail", reason="hangs")
-    with pytest.raises(InvalidInput, match="FAIL, not RUNNING"):
-        operator.take_over(0, 1.0)
+    operator.tell(0, state="fail", reason="hangs")
+    with pytest.raises(UpdateFinishedTrialError):
+        operator.tell(0, 1.0)
     _trial = study.ask()
     for values, state in ((None, "complete"), (1.0, "pruned"), (float("nan"), "complete"), ((1.0, 2.0), None)):
         with pytest.raises(InvalidInput):
-            operator.take_over(1, values, state=state)
+            operator.tell(1, values, state=state)
     assert study.trials[1].state is TrialState.RUNNING
 
 

@@ -129,8 +129,7 @@ def test_a_sampler_hears_of_the_end_as_from_study_tell(study: optuna.Study) -> N
     heard: list[tuple[FrozenTrial, TrialState, object]] = []
     study.sampler.after_trial = lambda _study, *told: heard.append(told)  # type: ignore[method-assign,assignment]
     frozen = internals.cached_trial(study.ask())
-    study._telling = set()  # type: ignore[attr-defined]  # as a StoredStudy has it
-    internals.after_trial(study, frozen, TrialState.COMPLETE, (1.0,))  # type: ignore[arg-type]
+    internals.after_trial(study, frozen, TrialState.COMPLETE, (1.0,))
     assert heard == [(frozen, TrialState.COMPLETE, [1.0])]
 
 

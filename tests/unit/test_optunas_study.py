@@ -11,10 +11,11 @@ import pytest
 from optuna.trial import TrialState
 
 import hopaas_p2p
+from hopaas_p2p.errors import InvalidInput
 from hopaas_p2p.study import Study
 
 SPACE = {"x": hopaas_p2p.Float(0, 1), "k": hopaas_p2p.Int(1, 9)}
-MOST_OF_OUR_OWN = 32
+MOST_OF_OUR_OWN = 25
 
 
 @pytest.fixture
@@ -69,6 +70,18 @@ def test_a_tell_returns_the_trial_as_it_ended_and_skips_one_that_is_over_if_aske
         study.tell("1", 0.5)  # type: ignore[arg-type]
 
 
+def test_a_sampler_that_is_assigned_is_this_processs_whatever_the_studys_is(study: Study) -> None:
+    study.sampler = own = optuna.samplers.QMCSampler(seed=1)
+    study.ask()
+    study.search_with(sampler=optuna.samplers.NSGAIISampler())
+    study.ask()
+    assert study.sampler is own
+    assert study.handle.state.peers[study.storage.peer.uuid]["sampler"].startswith("QMCSampler")
+    study.sampler = 5  # type: ignore[assignment]
+    with pytest.raises(InvalidInput, match="sampler"):
+        study.ask()
+
+
 def test_trials_are_queued_and_added_with_optunas_words(study: Study) -> None:
     assert study.enqueue_trial({"x": 0.5, "k": 3}, {"by": "hand"}) == 0
     assert study.enqueue_trial({"x": 0.5, "k": 3}, skip_if_exists=True) is None
@@ -88,7 +101,9 @@ def test_objectives_have_names_when_they_are_given(tmp_path: Path) -> None:
     study.close()
 
 
-def test_several_threads_run_as_many_trials_as_asked_and_their_first_error_is_raised(study: Study) -> None:
+def test_several_threads_run_as_many_trials_as_asked_and_their_first_error_is_raised(
+    study: Study, caplog: pytest.LogCaptureFixture
+) -> None:
     together = threading.Barrier(3)
 
     def trained(trial: Any) -> float:
@@ -102,9 +117,10 @@ def test_several_threads_run_as_many_trials_as_asked_and_their_first_error_is_ra
     def fails(_: Any) -> float:
         raise ZeroDivisionError
 
-    with pytest.raises(ZeroDivisionError):
+    with caplog.at_level("INFO", "hopaas_p2p"), pytest.raises(ZeroDivisionError):
         study.optimize(fails, n_trials=9, n_jobs=2)
-    assert not study.running_here()
+    assert "the objective asked for it" not in caplog.text
+    assert not study.handle.running_here()
 
 
 def test_stop_in_a_callback_ends_the_call_in_all_of_its_threads_and_nobody_elses(study: Study) -> None:

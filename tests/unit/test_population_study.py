@@ -16,7 +16,7 @@ from hopaas_p2p.errors import DefinitionMismatch, InvalidInput, NoWork
 from hopaas_p2p.files.checkpoints import unneeded
 from hopaas_p2p.spec.fidelity import in_words, parse
 from hopaas_p2p.study import Schedule, Study
-from hopaas_p2p.study.method import chosen_by
+from hopaas_p2p.study.method import SearchMethod, chosen_by
 from hopaas_p2p.training import Training
 from tests.support.exchanges import exchanges_of
 from tests.support.processes import cli
@@ -184,9 +184,9 @@ def test_another_population_is_refused_and_an_owner_may_change_it(tmp_path: Path
     with pytest.raises(DefinitionMismatch, match=r"population\(size=4, every=2, max=8"):
         _opened(tmp_path, fidelity=Population(size=8, every=2, max=8))
     study.search_with(fidelity=Population(size=8, every=2, max=8))
-    assert study.method.fidelity == Population(size=8, every=2, max=8)
+    assert SearchMethod.stored(study.state.system).fidelity == Population(size=8, every=2, max=8)
     study.search_with(fidelity="none")
-    assert study.method.fidelity is None
+    assert SearchMethod.stored(study.state.system).fidelity is None
     study.close()
 
 

@@ -630,8 +630,25 @@ def test_a_trial_that_was_given_back_for_its_owner_still_waits_whatever_the_owne
     other.storage.peer.commit(other.handle.log, record, owner=one.state.trials[0].owner)
     assert trial.should_prune()
     with pytest.raises(LeaseLost):
-        one.handle.finish(trial.number, end, None, strict=True)
+        one.handle.finish(trial.number, end, None)
     assert [trial.state.name for trial in other.trials] == ["WAITING"]
+
+
+def test_optimize_runs_a_trial_again_that_was_given_back_meanwhile(studies: Any) -> None:
+    study, other = studies(space=SPACE, budget=1), studies()
+    began: list[int] = []
+
+    def objective(trial: Trial) -> float:
+        began.append(trial.number)
+        if len(began) == 1:
+            record = TrialRelease(0, 1, reason="interrupted")
+            other.storage.peer.commit(other.handle.log, record, owner=study.state.trials[0].owner)
+            assert trial.should_prune()
+            raise optuna.TrialPruned
+        return 1.0
+
+    study.optimize(objective)
+    assert (began, states(study)) == ([0, 0], ["COMPLETE"])
 
 
 def test_a_told_loss_says_where_the_result_is_kept(studies: Any) -> None:

@@ -15,6 +15,7 @@ from hopaas_p2p.core.records import Categorical, Distribution, Float, Int
 from hopaas_p2p.errors import InvalidInput
 from hopaas_p2p.moving import from_yaml
 from hopaas_p2p.moving.descriptions import StudyDescription
+from hopaas_p2p.study.method import SearchMethod
 from hopaas_p2p.translate import to_optuna, to_record
 from tests.support.processes import cli, script, states
 
@@ -310,5 +311,6 @@ def test_a_sweep_is_run_by_its_own_sampler_and_pruner(tmp_path: Path) -> None:
     study = hopaas_p2p.open_study(str(tmp_path / "store"), "detector", create=False)
     assert again.returncode == 0
     assert states(study) == ["COMPLETE"] * 3
-    assert study.method.sampler == {"class": "optuna.samplers.RandomSampler", "arguments": {}}
+    sampler = SearchMethod.stored(study.state.system).sampler
+    assert sampler == {"class": "optuna.samplers.RandomSampler", "arguments": {}}
     study.close()
