@@ -423,9 +423,9 @@ class Bucket:
 
     def after_fork(self) -> None:
         """Forget connections, which are the parent's."""
-        _abandoned.extend([self._pools, self.keys])
+        _abandoned.append(self._pools)
         self._lock, self._threads, self._pools = threading.Lock(), None, {}
-        self.keys = self.keys.copy(clock=self._now)
+        self.keys.after_fork()
 
     def close(self) -> None:
         """Close connections; they are made again when needed."""
