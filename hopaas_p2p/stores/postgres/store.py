@@ -256,29 +256,22 @@ class PostgresStore(Store):
 
     def _translated(self, error: psycopg2.Error) -> HopaasError:
         """The error of ours for an error of the driver."""
-        if error.pgcode in ("ZH503", READ_ONLY):
-            return self._read_only()
-        if error.pgcode in NO_SCHEMA:
-            return self._wrong_schema()
-        return failure(error.pgcode, str(error))
-
-    def _read_only(self) -> HopaasError:
-        """The error for a replica: a fail-over ends by itself, a URL that never led to a primary stays wrong."""
-        if self._was_primary:
+        if error.pgcode in ("ZH503", READ_ONLY) and self._was_primary:  # a fail-over, which ends by itself
             self._connections.close()  # the next connection may lead to the new primary
             return StoreUnreachable("the server has become a read-only replica; waiting for the new primary")
-        return ConfigurationError(
-            f"{self.url} is a read-only replica, which accepts no commits. Use the primary's URL, or list all servers: "
-            "postgresql://user@/database?host=one,two&target_session_attrs=read-write"
-        )
-
-    def _wrong_schema(self) -> HopaasError:
+        if error.pgcode in ("ZH503", READ_ONLY):
+            return ConfigurationError(
+                f"{self.url} is a read-only replica, which accepts no commits. Use the primary's URL, or list all "
+                "servers: postgresql://user@/database?host=one,two&target_session_attrs=read-write"
+            )
+        if error.pgcode not in NO_SCHEMA:
+            return failure(error.pgcode, str(error))
         import psycopg2
 
         try:
             installed = self._run("version", {})[0][0]
-        except psycopg2.Error as error:
-            return wrong_schema(None) if error.pgcode in NO_SCHEMA else failure(error.pgcode, str(error))
+        except psycopg2.Error as another:
+            return wrong_schema(None) if another.pgcode in NO_SCHEMA else failure(another.pgcode, str(another))
         return NewerFormat() if installed > SCHEMA_VERSION else wrong_schema(installed)
 
     def artifacts(self) -> PostgresArtifacts:
