@@ -18,22 +18,20 @@ import secrets
 import shlex
 from collections import Counter
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from hopaas_p2p.errors import ConfigurationError, InvalidInput, NoSuchStudy
+from hopaas_p2p.errors import ConfigurationError, HopaasError, InvalidInput, NoSuchStudy
 from hopaas_p2p.open import open_store
 from hopaas_p2p.remote import protocol
 from hopaas_p2p.remote.access import ROLES, AccessList, GrantSet, TokenSet, UserSet, digest
 from hopaas_p2p.runtime.process import new_uuid
 from hopaas_p2p.runtime.settings import Secret
-from hopaas_p2p.stores.postgres import schema
+from hopaas_p2p.stores.postgres import removal, schema
+from hopaas_p2p.stores.postgres.connect import query, quoted
 from hopaas_p2p.stores.postgres.errors import wrong_schema
-from hopaas_p2p.stores.postgres.removal import RoleRemoval
 from hopaas_p2p.stores.postgres.store import CATALOG, PostgresStore
 
 if TYPE_CHECKING:
-    from sqlalchemy import Connection
-
     from hopaas_p2p.stores.base import Store
 
 VALIDITIES: Final = {"day": 1, "week": 7, "month": 30, "year": 365}
@@ -104,71 +102,47 @@ def initialise(url: str) -> int:
         Denied: this login may not create a schema here.
 
     """
-    from sqlalchemy.exc import DBAPIError
-
-    for _ in range(_ATTEMPTS):
-        with contextlib.closing(PostgresStore(url)) as store:
+    with contextlib.closing(PostgresStore(url)) as store:
+        for last in (*[False] * (_ATTEMPTS - 1), True):
             try:
-                with store.connect() as connection, connection.begin():
+                with store.transaction() as connection:
                     before = schema.install(connection)
-                _limit_tokens(store)
-                return before
-            except DBAPIError as error:
-                failure = error
-                if getattr(error.orig, "pgcode", None) not in schema.RACE:
-                    break
-    raise store.translated(failure) from None
-
-
-def _limit_tokens(store: PostgresStore) -> None:
-    """Set again what holders of tokens have changed. One that its own session holds up stays."""
-    from sqlalchemy.exc import DBAPIError
-
-    with store.connect() as connection, connection.begin():
-        for role in schema.changed_tokens(connection):
-            with contextlib.suppress(DBAPIError), connection.begin_nested():
-                connection.exec_driver_sql("SET LOCAL lock_timeout = '2s'")
+                break
+            except HopaasError as error:
+                if last or getattr(error.__cause__, "pgcode", None) not in schema.RACE:
+                    raise
+        # what holders of tokens have changed is set again; one that its own session holds up stays
+        with store.transaction() as connection:
+            roles = schema.changed_tokens(connection)
+        for role in roles:
+            with contextlib.suppress(HopaasError), store.transaction() as connection:
+                query(connection, "SET LOCAL lock_timeout = '2s'")
                 schema.set_token_limits(connection, role)
+        return before
 
 
 @contextlib.contextmanager
-def _administration(url: str) -> Iterator[Connection]:
+def _administration(url: str) -> Iterator[Any]:
     """A transaction as the login of this URL; raises our errors."""
-    from sqlalchemy.exc import DBAPIError
-
-    with contextlib.closing(PostgresStore(url)) as store:
-        try:
-            with store.connect() as connection, connection.begin():
-                if not schema.installed_version(connection):
-                    raise wrong_schema(None)
-                yield connection
-        except DBAPIError as error:
-            raise store.translated(error) from None
+    with contextlib.closing(PostgresStore(url)) as store, store.transaction() as connection:
+        if not schema.installed_version(connection):
+            raise wrong_schema(None)
+        yield connection
 
 
-def _share(connection: Connection, role: str) -> None:
+def _share(connection: Any, role: str) -> None:
     """Let every administrator manage this role and end its sessions, whichever of them made it."""
-    owner = schema.quoted(connection, schema.schema_owner(connection))
-    connection.exec_driver_sql(f"GRANT {schema.quoted(connection, role)} TO {owner} WITH ADMIN OPTION")
-
-
-def _is_postgres(url: str) -> bool:
-    return url.startswith("postgresql")
+    owner = quoted(schema.schema_owner(connection), connection)
+    query(connection, f"GRANT {quoted(role, connection)} TO {owner} WITH ADMIN OPTION")
 
 
 def _listed(url: str) -> AccessList | None:
     """The list of a directory or bucket, also of one that is served by HTTPS; None for a database."""
-    if _is_postgres(url):
+    if url.startswith("postgresql"):
         return None
     if url.lower().startswith("folder:"):
         raise ConfigurationError(f"{url} is a store that is served: manage its users beside the store itself")
     return AccessList(open_store(url, create=False))
-
-
-def _set_grant(url: str, study: str, user: str, role: str) -> None:
-    listed = _listed(url)
-    assert listed is not None
-    listed.change(GrantSet(uuid_of(listed.store, study), user, role))
 
 
 def _at(microseconds: int) -> datetime.datetime:
@@ -195,8 +169,7 @@ def add_user(
         raise InvalidInput(
             f"{name!r} cannot be a user: 1 to 45 letters, digits, '-' and '_', beginning with a letter or a digit"
         )
-    listed = _listed(url)
-    if listed is not None:
+    if (listed := _listed(url)) is not None:
         listed.change(
             UserSet(name, guest_of or ""), *([GrantSet(protocol.CATALOG, name, "owner")] if administrator else [])
         )
@@ -206,20 +179,20 @@ def add_user(
     with _administration(url) as connection:
         peers = _peers(connection)
         owner = schema.schema_owner(connection)
-        role = schema.run(connection, "role_is_powerful", owner=owner, peers=peers, name=name).one_or_none()
-        if existing and role is None:
+        found = schema.run(connection, "role_is_powerful", owner=owner, peers=peers, name=name)
+        if existing and not found:
             raise InvalidInput(f"there is no login {name!r} on this server; leave out --existing to create one")
-        if role is not None and not existing:
+        if found and not existing:
             raise InvalidInput(
                 f"{name!r} already exists on this server; choose another name, or adopt it with --existing"
             )
-        if role is not None and role[0]:
+        if found and found[0][0]:
             raise InvalidInput(f"{name!r} has powers over the server or the store, which its tokens would have too")
-        quoted = schema.quoted(connection, name)
-        if role is None:
-            connection.exec_driver_sql(f"CREATE ROLE {quoted} NOLOGIN")
+        role = quoted(name, connection)
+        if not found:
+            query(connection, f"CREATE ROLE {role} NOLOGIN")
             _share(connection, name)
-        connection.exec_driver_sql(f"GRANT {schema.quoted(connection, peers)} TO {quoted}")
+        query(connection, f"GRANT {quoted(peers, connection)} TO {role}")
         schema.run(connection, "add_user", name=name, adopted=existing, guest_of=guest_of)
 
 
@@ -237,16 +210,15 @@ def guest(url: str, study: str, role: str) -> str:
 
     """
     name = f"guest-{hashlib.sha256(study.encode()).hexdigest()[:32]}-{role}"
-    listed = _listed(url)
-    if listed is not None:
+    if (listed := _listed(url)) is not None:
         if name not in listed.read().users:
             listed.change(UserSet(name, study))
         return name
     with _administration(url) as connection:
-        found = schema.run(connection, "guest_of", name=name).one_or_none()
-    if found is None:
+        found = schema.run(connection, "guest_of", name=name)
+    if not found:
         add_user(url, name, guest_of=study)
-    elif found[0] != study:
+    elif found[0][0] != study:
         cure = f"hopaas-p2p admin user rm {shlex.quote(name)}"
         raise InvalidInput(f"{name!r} is not this study's guest; remove it first: {cure}")
     return name
@@ -259,10 +231,9 @@ def users(url: str) -> list[User]:
         Denied: you are not an administrator.
 
     """
-    listed = _listed(url)
-    if listed is not None:
+    if (listed := _listed(url)) is not None:
         roles = listed.read()
-        owned = Counter(one.what.user for one in roles.tokens.values() if isinstance(one.what, TokenSet))
+        owned = Counter(one.what.user for one in roles.tokens.values())
         return [User(name, _at(one.at), owned[name], adopted=False) for name, one in sorted(roles.users.items())]
     with _administration(url) as connection:
         return [User(*row) for row in schema.run(connection, "users")]
@@ -279,17 +250,16 @@ def remove_user(url: str, name: str) -> None:
         Denied: you are not an administrator.
 
     """
-    listed = _listed(url)
-    if listed is not None:
+    if (listed := _listed(url)) is not None:
         listed.change(UserSet(name, gone=True))
         return
     with _administration(url) as connection:
-        user = schema.run(connection, "user", name=name).one_or_none()
-    if user is None:
+        found = schema.run(connection, "user", name=name)
+    if not found:
         raise InvalidInput(f"there is no user {name!r}; list them with: hopaas-p2p admin user list")
-    adopted, held = user
+    ((adopted, held),) = found
 
-    def forget(connection: Connection) -> None:
+    def forget(connection: Any) -> None:
         schema.run(connection, "remove_user", name=name)
         for token in held:
             _expel(connection, token, name)
@@ -299,26 +269,23 @@ def remove_user(url: str, name: str) -> None:
     _remove([*held] if adopted else [*held, name], url, forget)
 
 
-def _expel(connection: Connection, member: str, role: str) -> None:
+def _expel(connection: Any, member: str, role: str) -> None:
     """End a membership. Since version 16 only who gave it, or may act for that role, can."""
-    connection.exec_driver_sql(f"REVOKE {schema.quoted(connection, role)} FROM {schema.quoted(connection, member)}")
+    query(connection, f"REVOKE {quoted(role, connection)} FROM {quoted(member, connection)}")
 
 
-def _remove(roles: list[str], url: str, forget: Callable[[Connection], None]) -> None:
-    removal = RoleRemoval(url, roles)
-    removal.shut_out(forget)
-    if roles:
-        removal.clear_away()
-    if removal.left:
+def _remove(roles: list[str], url: str, forget: Callable[[Any], None]) -> None:
+    removal.shut_out(url, roles, forget)
+    if roles and (left := removal.clear_away(url, roles)):
         raise ConfigurationError(
             f"{', '.join(roles)}: can no longer log in and have no rights in this store, but the server still "
-            f"holds objects of theirs: {'; '.join(removal.left)}. To remove them, run as a superuser in the "
+            f"holds objects of theirs: {'; '.join(left)}. To remove them, run as a superuser in the "
             f"database named above: "
             "DROP OWNED BY the role, then DROP ROLE"
         )
 
 
-def _peers(connection: Connection) -> str:
+def _peers(connection: Any) -> str:
     peers = schema.peers_role(connection)
     if peers is None:
         raise ConfigurationError(
@@ -353,56 +320,40 @@ def create_token(
         raise InvalidInput(f"connections must be from 1 to {_MOST_CONNECTIONS}, got {connections}")
     name = f"{user}.{secrets.token_hex(4)}"
     password = Secret(secrets.token_urlsafe(32))
-    listed = _listed(url)
-    if listed is not None:
+    if (listed := _listed(url)) is not None:
         now = datetime.datetime.now(tz=datetime.UTC)
         expires = _expiry(now, valid)
         secret = password.reveal()
         listed.change(TokenSet(name, user, digest(secret), int(expires.timestamp()), label))
         return NewToken(name, Secret(f"{name}:{secret}"), expires)
+    from psycopg2.extensions import encrypt_password
+
     with _administration(url) as connection:
-        expires = _expiry(schema.run(connection, "now").scalar_one(), valid)
-        if schema.run(connection, "user", name=user).one_or_none() is None:
+        expires = _expiry(schema.run(connection, "now")[0][0], valid)
+        if not schema.run(connection, "user", name=user):
             raise InvalidInput(f"there is no user {user!r}; create it with: hopaas-p2p admin user add {user}")
         if connections is None:
-            served = int(connection.exec_driver_sql("SHOW max_connections").scalar_one())
+            served = int(query(connection, "SHOW max_connections")[0][0])
             connections = max(1, min(CONNECTIONS, served // 4))
-        role = schema.quoted(connection, name)
-        connection.exec_driver_sql(
-            f"CREATE ROLE {role} LOGIN CONNECTION LIMIT {connections:d} PASSWORD %s VALID UNTIL %s",
-            (_verifier(connection, name, password), expires.isoformat()),
-        )
-        connection.exec_driver_sql(f"GRANT {schema.quoted(connection, user)} TO {role}{_without_set(connection)}")
+        role = quoted(name, connection)
+        sql = f"CREATE ROLE {role.replace('%', '%%')} LOGIN CONNECTION LIMIT {connections:d} PASSWORD %s VALID UNTIL %s"
+        # the server and its log see what is kept instead of the password, and never the password itself
+        verifier = encrypt_password(password.reveal(), name, scope=connection, algorithm="scram-sha-256")
+        query(connection, sql, (verifier, expires.isoformat()))
+        # from version 16 on, a member can be kept from becoming the role it is a member of
+        without = " WITH INHERIT TRUE, SET FALSE" if connection.server_version >= 160000 else ""
+        query(connection, f"GRANT {quoted(user, connection)} TO {role}{without}")
         schema.set_token_limits(connection, name)
         _share(connection, name)
         schema.run(connection, "add_token", role=name, user=user, label=label)
     return NewToken(name, Secret(f"{name}:{password.reveal()}"), expires)
 
 
-def _verifier(connection: Connection, role: str, password: Secret) -> str:
-    """What the server keeps instead of the password, made here: the server and its log never see the password."""
-    from psycopg2.extensions import encrypt_password
-
-    scope = connection.connection.driver_connection
-    return str(encrypt_password(password.reveal(), role, scope=scope, algorithm="scram-sha-256"))
-
-
-def _without_set(connection: Connection) -> str:
-    """From version 16 on, a member can be kept from becoming the role it is a member of."""
-    version = connection.exec_driver_sql("SELECT current_setting('server_version_num')::integer").scalar_one()
-    return " WITH INHERIT TRUE, SET FALSE" if version >= 160000 else ""
-
-
-def _span(valid: str) -> datetime.timedelta:
-    """How long a token is valid; nothing where a date is given."""
-    days = _DAYS.fullmatch(valid)
-    return datetime.timedelta(days=int(days[1]) if days else VALIDITIES.get(valid, 0))
-
-
 def _expiry(now: datetime.datetime, valid: str) -> datetime.datetime:
     """When a token ends that is made now."""
-    if span := _span(valid):
-        return now + span
+    days = _DAYS.fullmatch(valid)
+    if span := int(days[1]) if days else VALIDITIES.get(valid, 0):
+        return now + datetime.timedelta(days=span)
     try:
         date = datetime.datetime.fromisoformat(valid)
     except ValueError:
@@ -422,12 +373,10 @@ def tokens(url: str, *, user: str | None = None) -> list[Token]:
         Denied: you are not an administrator.
 
     """
-    listed = _listed(url)
-    if listed is not None:
-        found = [(one.what, one.at) for one in listed.read().tokens.values() if isinstance(one.what, TokenSet)]
+    if (listed := _listed(url)) is not None:
         return [
             Token(one.name, one.user, one.label, _at(at), _at(one.expires * 1_000_000), None, 0, 0)
-            for one, at in found
+            for one, at, _ in listed.read().tokens.values()
             if user in (None, one.user)
         ]
     with _administration(url) as connection:
@@ -447,19 +396,18 @@ def revoke_token(url: str, name: str) -> str:
         Denied: you are not an administrator.
 
     """
-    listed = _listed(url)
-    if listed is not None:
+    if (listed := _listed(url)) is not None:
         roles = listed.read()
-        labelled = [n for n, one in roles.tokens.items() if isinstance(one.what, TokenSet) and one.what.label == name]
+        labelled = [one for one, known in roles.tokens.items() if known.what.label == name]
         chosen = _only(name, [name] if name in roles.tokens else labelled)
         listed.change(TokenSet(chosen, gone=True))
         return chosen
     with _administration(url) as connection:
-        candidates = list(schema.run(connection, "tokens_called", name=name).scalars())
+        candidates = [role for (role,) in schema.run(connection, "tokens_called", name=name)]
         role = _only(name, [name] if name in candidates else candidates)
-        user = schema.run(connection, "user_of_token", role=role).scalar_one()
+        user = schema.run(connection, "user_of_token", role=role)[0][0]
 
-    def forget(connection: Connection) -> None:
+    def forget(connection: Any) -> None:
         schema.run(connection, "remove_token", role=role)
         _expel(connection, role, user)
 
@@ -489,8 +437,8 @@ def grant(url: str, study: str, user: str, role: str) -> None:
     """
     if role not in ROLES:
         raise InvalidInput(f"role must be one of {', '.join(ROLES)}, got {role!r}")
-    if not _is_postgres(url):
-        _set_grant(url, study, user, role)
+    if (listed := _listed(url)) is not None:
+        listed.change(GrantSet(uuid_of(listed.store, study), user, role))
         return
     with contextlib.closing(PostgresStore(url)) as store:
         store.call("grant", log=uuid_of(store, study), user=user, role=role)
@@ -498,8 +446,8 @@ def grant(url: str, study: str, user: str, role: str) -> None:
 
 def revoke(url: str, study: str, user: str) -> None:
     """Take a user's grant for a study away. For the study's owners; raises like `grant`."""
-    if not _is_postgres(url):
-        _set_grant(url, study, user, "")
+    if (listed := _listed(url)) is not None:
+        listed.change(GrantSet(uuid_of(listed.store, study), user))
         return
     with contextlib.closing(PostgresStore(url)) as store:
         store.call("revoke", log=uuid_of(store, study), user=user)
@@ -533,11 +481,10 @@ def grants(url: str, study: str) -> list[Grant]:
         Denied: you have no grant for it.
 
     """
-    if not _is_postgres(url):
+    if not url.startswith("postgresql"):
         with contextlib.closing(open_store(url, create=False)) as opened:
             there = AccessList(opened).read().grants.get(uuid_of(opened, study), {})
-        found = [(one.what, one) for _, one in sorted(there.items()) if isinstance(one.what, GrantSet)]
-        return [Grant(grant.user, grant.role, _at(one.at), one.by) for grant, one in found]
+        return [Grant(one.what.user, one.what.role, _at(one.at), one.by) for _, one in sorted(there.items())]
     with contextlib.closing(PostgresStore(url)) as store:
         return [Grant(*row) for row in store.call("grants", log=uuid_of(store, study))]
 

@@ -73,7 +73,7 @@ def _doctor(page: PageContext) -> None:
     theme.nothing(f"{failed} of {len(findings)} checks failed." if failed else f"All {len(findings)} checks passed.")
     said = [
         ["✓ passed" if one.passed else "✕ failed"]
-        + [theme.safe(text, longest=500) for text in (one.check, one.detail, one.cure)]
+        + [theme.safe(text, longest=500) for text in (one.check, one.detail, "" if one.passed else one.cure)]
         for one in findings
     ]
     theme.table(("", "check", "finding", "what to do"), said, label="Findings")

@@ -66,14 +66,14 @@ def doctor(
     findings: list[Finding] = []
 
     def note(finding: Finding) -> None:
-        findings.append(finding)
+        findings.append(finding if not finding.passed else finding._replace(cure=""))
         if not session.as_json:
             click.echo(output.finding_text(finding, colour=True))
 
     try:
         store = open_store(place, create=False)
     except HopaasError as error:
-        note(Finding("open", passed=False, detail=str(error), cure=AGAIN))
+        note(Finding("open", str(error), passed=False, cure=AGAIN))
     else:
         with contextlib.closing(store):
             for finding in examine(store) if meet is None else Meeting(store, meet).findings():
@@ -95,7 +95,7 @@ def _spooled(store: Store) -> Iterator[Finding]:
             kept = rescue.kept_elsewhere(store, uuid)
             if kept is not None:
                 cure = f"copy both into a new study: hopaas-p2p doctor STORE --rescue --study {shlex.quote(name)}"
-                yield Finding(f"study {name}, spool", passed=False, detail=kept, cure=cure)
+                yield Finding(f"study {name}, spool", kept, passed=False, cure=cure)
 
 
 def _rescue(session: CliSession, place: str, *, from_live: bool, to: str | None, new_name: str | None) -> int:

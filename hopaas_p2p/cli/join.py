@@ -111,13 +111,13 @@ def _prepare(membership: Membership, via: str | None, login_node: str | None) ->
     elif relayed and via != "direct":
         process, why = start_relay(membership, known_as=login_node), "serves nodes that can reach only this one"
     else:
-        return membership.with_via(via)
+        return membership.changed(via=via)
     what = "server of a folder" if via == "folder" else "relay"
     if process.pid is None:
         output.say(f"a {what} is already running here")
     else:
         output.say(f"started a {what} here, which {why}. To stop it: kill {process.pid}; its log: {process.log}")
-    return membership.with_via(via)
+    return membership.changed(via=via)
 
 
 def _membership(file: str | None, *, site: str) -> Membership:

@@ -199,7 +199,7 @@ def print_facts(facts: dict[str, str]) -> None:
 def finding_text(finding: Finding, *, colour: bool = False) -> str:
     """What a check found, and below it what cures it."""
     word = "passed" if finding.passed else "failed"
-    cure = f"\n        -> {printable(finding.cure)}" if finding.cure else ""
+    cure = f"\n        -> {printable(finding.cure)}" if finding.cure and not finding.passed else ""
     return f"{_coloured(word) if colour else word}  {printable(finding.check)}: {printable(finding.detail)}{cure}"
 
 

@@ -23,6 +23,13 @@ def valid_key(text: str) -> bool:
     return _KEY.fullmatch(text) is not None
 
 
+def checked_key(key: str) -> str:
+    """The key, if it may be one; raises KeyError if not: such a key, from a hostile log, was never ours."""
+    if not valid_key(key):
+        raise KeyError(key)
+    return key
+
+
 NO_REQUEST: Final = "none"
 """The value of that beat once the rescue is over."""
 

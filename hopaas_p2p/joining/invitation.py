@@ -38,7 +38,7 @@ MOST_DAYS: Final = 366
 _LIKE_A_FILE: Final = re.compile(r"[^A-Za-z0-9-]+")
 
 
-class Invitation(NamedTuple):
+class Invitation(msgspec.Struct, frozen=True):
     """What an invitation says. `seal` gives the string, `Invitation.parse` reads it."""
 
     store: str
@@ -46,7 +46,7 @@ class Invitation(NamedTuple):
     study: str
     token: Secret | None
     """What goes into a token file; None where the store has no tokens."""
-    expires: int
+    expires: Annotated[int, msgspec.Meta(ge=0, lt=253_402_300_800)]  # the year 10,000
     """Seconds since 1970. The server ends the token by its own clock; elsewhere this is all that ends it."""
     site: str = ""
     """The name of the site it was made for."""
@@ -55,9 +55,7 @@ class Invitation(NamedTuple):
 
     def seal(self) -> Secret:
         """The string, which is a secret."""
-        token = self.token.reveal() if self.token is not None else ""
-        body = msgspec.msgpack.encode({**self._asdict(), "token": token})
-        packed = zlib.compress(body, 9)
+        packed = zlib.compress(msgspec.msgpack.encode(self, enc_hook=Secret.reveal), 9)
         code = base64.urlsafe_b64encode(zlib.crc32(packed).to_bytes(4, "big") + packed).decode().rstrip("=")
         return Secret(_PREFIX + code)
 
@@ -78,13 +76,13 @@ class Invitation(NamedTuple):
             if zlib.crc32(data[4:]) != int.from_bytes(data[:4], "big"):
                 raise ValueError
             unpacker = zlib.decompressobj()
-            said = msgspec.msgpack.decode(unpacker.decompress(data[4:], _LONGEST), type=_Body)
+            body = unpacker.decompress(data[4:], _LONGEST)
+            return msgspec.msgpack.decode(body, type=cls, dec_hook=_secret)
         except (ValueError, zlib.error, binascii.Error, msgspec.MsgspecError):
             what = "it is truncated or was changed" if text.startswith(_PREFIX) else f"it does not begin with {_PREFIX}"
             raise InvalidInput(
                 f"this is not an invitation: {what}; use everything that `hopaas-p2p invite` printed"
             ) from None
-        return cls(**{**msgspec.structs.asdict(said), "token": Secret(said.token) if said.token else None})
 
     def check(self) -> None:
         """Raises ConfigurationError if the time for using it is over."""
@@ -96,13 +94,10 @@ class Invitation(NamedTuple):
             )
 
 
-class _Body(msgspec.Struct):
-    store: str
-    study: str
-    expires: Annotated[int, msgspec.Meta(ge=0, lt=253_402_300_800)]  # the year 10,000
-    site: str = ""
-    authority: str = ""
-    token: str = ""
+def _secret(_kind: type, text: object) -> Secret:
+    if not isinstance(text, str) or not text:
+        raise ValueError
+    return Secret(text)
 
 
 class NewInvitation(NamedTuple):

@@ -54,23 +54,13 @@ class Membership(NamedTuple):
 
     def with_proxy(self, address: Secret | None) -> Membership:
         """The same, by way of this proxy, or of none; its address goes to a file of its own."""
-        values = {key: value for key, value in self.values.items() if key != "proxy_file"}
-        if address is not None:
-            values["proxy_file"] = str(_write(_beside(self.name, "proxy"), address.reveal()))
-        return self._kept(values)
+        file = None if address is None else str(_write(_beside(self.name, "proxy"), address.reveal()))
+        return self.changed(proxy_file=file)
 
-    def by_relay(self) -> Membership:
-        """The same, by way of the relay that wrote `relay_file`."""
-        return self._kept({**self.values, "proxy_file": str(self.relay_file)})
-
-    def with_via(self, via: str) -> Membership:
-        """The same, and jobs go this way: auto, direct, relay or folder."""
-        return self._kept({**self.values, "via": via})
-
-    def _kept(self, values: dict[str, str]) -> Membership:
-        if values == self.values:
-            return self
-        return keep(self._replace(values=values))
+    def changed(self, **values: str | None) -> Membership:
+        """The same with these settings, and without those that are None."""
+        kept = {key: value for key, value in {**self.values, **values}.items() if value is not None}
+        return self if kept == self.values else keep(self._replace(values=kept))
 
 
 def _beside(name: str, ending: str) -> Path:

@@ -103,7 +103,7 @@ def _try(way: Way, membership: Membership, findings: list[Finding]) -> bool:
         if end.value:
             return True
     except HopaasError as error:
-        findings.append(Finding("open", passed=False, detail=str(error), cure=AGAIN))
+        findings.append(Finding("open", str(error), passed=False, cure=AGAIN))
     _set_variables(before)
     return False
 
@@ -126,7 +126,7 @@ def _set_variables(values: Mapping[str, str | None]) -> None:
 
 def _kept(way: Way, membership: Membership) -> Membership:
     if way.kind == "relay":
-        return membership.by_relay()
+        return membership.changed(proxy_file=str(membership.relay_file))
     if not _has_way(membership.store):
         return membership
     found = _environments_proxy()

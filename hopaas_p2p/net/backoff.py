@@ -3,7 +3,16 @@
 from __future__ import annotations
 
 import random
+import time
 from collections.abc import Callable
+from typing import Final, TypeVar
+
+from hopaas_p2p.errors import StoreUnreachable
+
+_ATTEMPTS: Final = 5
+_FIRST_PAUSE: Final = 0.2  # seconds
+_LONGEST_PAUSE: Final = 10.0
+_T = TypeVar("_T")
 
 
 class Backoff:
@@ -37,3 +46,14 @@ class Backoff:
     def reset(self) -> None:
         """An attempt succeeded: begin with the first pause again."""
         self._next = self._first
+
+
+def persistently(attempt: Callable[[], _T]) -> _T:
+    """What comes of this, which is tried several times while the store cannot be reached."""
+    backoff = Backoff(_FIRST_PAUSE, _LONGEST_PAUSE)
+    for _ in range(_ATTEMPTS - 1):
+        try:
+            return attempt()
+        except StoreUnreachable:
+            time.sleep(backoff.pause())
+    return attempt()

@@ -12,11 +12,7 @@ class Finding(NamedTuple):
     """What was checked, whether it passed, and what to do if not."""
 
     check: str
-    passed: bool
     detail: str
+    passed: bool = True
     cure: str = ""
-
-    @classmethod
-    def judged(cls, check: str, detail: str, *, passed: bool, cure: str) -> Finding:
-        """A finding whose cure is given only if it failed."""
-        return cls(check, passed, detail, "" if passed else cure)
+    """Said only if it did not pass."""

@@ -17,7 +17,7 @@ import threading
 import time
 import zlib
 from collections.abc import Callable
-from typing import Annotated, Final, NamedTuple
+from typing import Annotated, Final, Generic, NamedTuple, TypeVar
 
 import msgspec
 from msgspec import Meta, Struct
@@ -71,6 +71,7 @@ class GrantSet(Struct, array_like=True, frozen=True, tag="grant"):
 
 
 Change = UserSet | TokenSet | GrantSet
+What = TypeVar("What", bound=Change)
 
 
 class _Commit(Struct, array_like=True, frozen=True):
@@ -88,10 +89,10 @@ class _Commit(Struct, array_like=True, frozen=True):
 _decode: Final = msgspec.msgpack.Decoder(_Commit).decode
 
 
-class Known(NamedTuple):
+class Known(NamedTuple, Generic[What]):
     """A user, a token or a grant, and since when by whom."""
 
-    what: UserSet | TokenSet | GrantSet
+    what: What
     at: int
     by: str
 
@@ -101,9 +102,9 @@ class Roles:
 
     def __init__(self) -> None:
         self.lsn = 0
-        self.users: dict[str, Known] = {}
-        self.tokens: dict[str, Known] = {}
-        self.grants: dict[str, dict[str, Known]] = {}
+        self.users: dict[str, Known[UserSet]] = {}
+        self.tokens: dict[str, Known[TokenSet]] = {}
+        self.grants: dict[str, dict[str, Known[GrantSet]]] = {}
         """Study's uuid, or the catalog -> user -> grant."""
 
     def apply(self, lsn: int, payload: bytes, author: str = "") -> str | None:
@@ -116,19 +117,18 @@ class Roles:
             commit = _decode(payload[4:])
         except (msgspec.MsgspecError, RecursionError):
             return "malformed"
-        verdicts = [self._apply(Known(one, commit.at, author or commit.by)) for one in commit.changes]
+        verdicts = [self._apply(one, commit.at, author or commit.by) for one in commit.changes]
         return next((why for why in verdicts if why is not None), None)
 
-    def _apply(self, known: Known) -> str | None:
-        change = known.what
+    def _apply(self, change: Change, at: int, by: str) -> str | None:
         if isinstance(change, UserSet):
-            return self._set_user(change, known)
+            return self._set_user(change, at, by)
         if isinstance(change, TokenSet):
             if change.gone:
                 return None if self.tokens.pop(change.name, None) else f"there is no token {change.name!r}"
             if change.user not in self.users:
                 return f"there is no user {change.user!r}"
-            self.tokens[change.name] = known
+            self.tokens[change.name] = Known(change, at, by)
             return None
         there = self.grants.get(change.log, {})
         if change.user not in self.users:
@@ -141,44 +141,37 @@ class Roles:
             return f"{change.user} is the only owner of this study; make somebody else an owner first"
         if not change.role and change.user not in there:
             return f"user {change.user} has no grant for this study"
-        self.grants.setdefault(change.log, {})[change.user] = known
+        self.grants.setdefault(change.log, {})[change.user] = Known(change, at, by)
         if not change.role:
             del self.grants[change.log][change.user]
         return None
 
-    def _set_user(self, change: UserSet, known: Known) -> str | None:
-        if change.gone:
-            if self.users.pop(change.name, None) is None:
-                return f"there is no user {change.name!r}"
-            self.tokens = {name: one for name, one in self.tokens.items() if _user_of(one) != change.name}
-            for grants in self.grants.values():
-                grants.pop(change.name, None)
-        elif change.name in self.users:
-            return f"{change.name!r} already exists in this store"
-        else:
-            self.users[change.name] = known
-        return None
+    def _set_user(self, change: UserSet, at: int, by: str) -> str | None:
+        if not change.gone:
+            if change.name in self.users:
+                return f"{change.name!r} already exists in this store"
+            self.users[change.name] = Known(change, at, by)
+            return None
+        self.tokens = {name: one for name, one in self.tokens.items() if one.what.user != change.name}
+        for grants in self.grants.values():
+            grants.pop(change.name, None)
+        return None if self.users.pop(change.name, None) else f"there is no user {change.name!r}"
 
     def guest_of(self, user: str) -> str:
         """The one study that this user may take part in; empty for everybody else."""
         found = self.users.get(user)
-        return found.what.guest_of if found is not None and isinstance(found.what, UserSet) else ""
+        return "" if found is None else found.what.guest_of
 
     def role(self, user: str, log: str) -> str | None:
         """What the user may do in a log, by its grants alone."""
         found = self.grants.get(log, {}).get(user)
-        return found.what.role if found is not None and isinstance(found.what, GrantSet) else None
+        return None if found is None else found.what.role
 
     def token(self, name: str, secret: str) -> TokenSet | None:
         """The token of this name and secret, expired or not; None if there is none."""
         found = self.tokens.get(name)
-        token = found.what if found is not None and isinstance(found.what, TokenSet) else None
-        right = hmac.compare_digest(digest(secret), token.digest if token is not None else b"")
-        return token if right else None
-
-
-def _user_of(known: Known) -> str:
-    return known.what.user if isinstance(known.what, TokenSet) else ""
+        right = hmac.compare_digest(digest(secret), b"" if found is None else found.what.digest)
+        return found.what if found is not None and right else None
 
 
 def digest(secret: str) -> bytes:

@@ -204,7 +204,7 @@ class Box:
 
     def requests(self) -> list[str]:
         """The names of the requests that are there."""
-        return [name for name in self.objects.files("requests/") if valid_name(name)]
+        return [name for name in self.objects.names_in("requests") if valid_name(name)]
 
     def request(self, name: str, limit: int = LARGEST) -> Found | None:
         """A request, without its bytes if they are more than `limit`; None if it is no longer there."""
@@ -217,15 +217,15 @@ class Box:
 
     def beats(self) -> dict[str, bytes]:
         """The beats of all servers."""
-        found = {name: self.objects.get(f"beats/{name}", limit=64) for name in self.objects.files("beats/")}
+        found = {name: self.objects.get(f"beats/{name}", limit=64) for name in self.objects.names_in("beats")}
         return {name: one.data for name, one in found.items() if one is not None}
 
     def sweep(self, beat: str) -> None:
         """Remove answers and files that nobody fetches; a beat of now tells the file system's time."""
         now = self.objects.modified(beat) or 0.0
         waiting = set(self.requests())
-        for folder in ("answers/", "files/", "beats/"):
-            for name in self.objects.files(folder):
-                made = self.objects.modified(folder + name)
+        for folder in ("answers", "files", "beats"):
+            for name in self.objects.names_in(folder):
+                made = self.objects.modified(f"{folder}/{name}")
                 if made is not None and made < now - _LEFT and name not in waiting:
-                    self.objects.discard([folder + name])
+                    self.objects.discard([f"{folder}/{name}"])

@@ -25,7 +25,7 @@ def way(store: RemoteStore) -> Generator[Finding, None, bool]:
         try:
             route = Route(server, trust.client_context(), proxy_for(server))
         except HopaasError as error:
-            yield Finding("settings", passed=False, detail=str(error), cure=AGAIN)
+            yield Finding("settings", str(error), passed=False, cure=AGAIN)
             return False
         if not (yield from net_checks.checks(route)):
             continue
@@ -33,14 +33,14 @@ def way(store: RemoteStore) -> Generator[Finding, None, bool]:
             facts = RemoteStore(str(address._replace(servers=(server,)))).facts()
         except HopaasError as error:
             cure = "the server's administrator finds the reason in its log" if error.retry else AGAIN
-            yield Finding("server", passed=False, detail=str(error), cure=cure)
+            yield Finding("server", str(error), passed=False, cure=cure)
             continue
         left = ""
         if facts.expires is not None:
             end = datetime.datetime.fromisoformat(facts.expires)
             days = (end - datetime.datetime.now(tz=datetime.UTC)).total_seconds() / 86400
             left = f", whose token expires in {days:.1f} days"
-        yield Finding("server", passed=True, detail=f"{server} accepts {facts.token}{left}")
+        yield Finding("server", f"{server} accepts {facts.token}{left}")
         admitted = True
     return admitted
 
@@ -59,7 +59,7 @@ def _through(store: RemoteStore, box: Box) -> Generator[Finding, None, bool]:
         f"read its messages, and run there: hopaas-p2p doctor {box.leads_to}"
     )
     said = f"{facts.token} answers through {box.path}" if facts is not None else f"{why}; {waiting} there"
-    yield Finding.judged("server", said, passed=facts is not None, cure=cure)
+    yield Finding("server", said, passed=facts is not None, cure=cure)
     if facts is not None:
-        yield Finding("requests", passed=True, detail=waiting)
+        yield Finding("requests", waiting)
     return facts is not None

@@ -20,17 +20,17 @@ import re
 import socket
 import ssl
 import struct
-import threading
 import time
 import weakref
-from collections.abc import Callable, Iterable, Iterator
+from collections import deque
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
-from hopaas_p2p.core.names import valid_key, valid_name
+from hopaas_p2p.core.names import checked_key, valid_name
 from hopaas_p2p.errors import ASK_FOR_ANOTHER, ConfigurationError, Denied, InvalidInput, StoreCorrupt, StoreUnreachable
 from hopaas_p2p.net import proxies, trust
-from hopaas_p2p.net.backoff import Backoff
+from hopaas_p2p.net.backoff import persistently
 from hopaas_p2p.net.proxies import ServerAddress, closed_on_error
 from hopaas_p2p.remote import protocol
 from hopaas_p2p.remote.box import Box
@@ -50,7 +50,6 @@ _HEAD: Final = 64 << 10  # bytes of an answer's
 _SLOWEST: Final = 16 << 10  # bytes of an answer per second, after the time of silence
 _SILENT: Final = (TimeoutError, ssl.SSLWantReadError, ssl.SSLWantWriteError)
 """What reading and writing raise when no byte has moved for too long."""
-_ATTEMPTS: Final = 5
 _PATH: Final = re.compile(r"[A-Za-z0-9._~/-]*")
 _HINT: Final = ". Is a server there, and well? hopaas-p2p doctor checks step by step"
 
@@ -207,8 +206,7 @@ class Connections:
 
     def __init__(self, address: RemoteAddress) -> None:
         self.address = address
-        self._idle: list[_Line] = []
-        self._lock = threading.Lock()
+        self._idle: deque[_Line] = deque()
         self._preferred: ServerAddress | None = None
         self._token: Secret | None = None
         """As it was read last; it is read again when a server refuses it."""
@@ -266,14 +264,19 @@ class Connections:
         """
         while True:
             token = self._token = self._token or self.address.token()
-            line = self._take() or self._dial()
+            try:
+                line = self._idle.pop()
+            except IndexError:
+                line = self._dial()
             fresh, done = not line.used, False
             try:
                 size, pieces = (len(body), body) if isinstance(body, bytes) else _pieces_of(body, progress)
                 answer = line.ask(method, path, token, pieces, size=size, silence=_ANSWER)
                 with contextlib.closing(answer):
-                    if answer.status == http.client.UNAUTHORIZED and self._is_renewed(token):
-                        continue
+                    if answer.status == http.client.UNAUTHORIZED:
+                        self._token = self.address.token()
+                        if self._token != token:
+                            continue
                     _check(line.server, answer, token)
                     fresh = True  # it was answered: what breaks off now is not asked again here
                     yield answer
@@ -281,33 +284,14 @@ class Connections:
                 return
             except (OSError, http.client.HTTPException) as error:
                 if not fresh and not isinstance(error, _SILENT):
-                    self._drop()  # it ended while it was idle, and the others of its time with it
+                    self.close()  # it ended while it was idle, and the others of its time with it
                     continue
                 _avoided_until[line.server] = time.monotonic() + _AVOIDED_FOR
                 silent = "no byte came in time" if isinstance(error, _SILENT) else None
                 why = silent or getattr(error, "strerror", None) or " ".join(str(error).split()) or type(error).__name__
                 raise StoreUnreachable(f"{line.server} did not answer: {why}{_HINT}") from None
             finally:
-                self._give(line) if done else line.close()
-
-    def _is_renewed(self, token: Secret | None) -> bool:
-        """Whether there is another token than the one that a server has refused."""
-        self._token = self.address.token()
-        return self._token != token
-
-    def _take(self) -> _Line | None:
-        with self._lock:
-            return self._idle.pop() if self._idle else None
-
-    def _give(self, line: _Line) -> None:
-        with self._lock:
-            self._idle.append(line)
-
-    def _drop(self) -> None:
-        with self._lock:
-            lines, self._idle = self._idle, []
-        for line in lines:
-            line.close()
+                self._idle.append(line) if done else line.close()
 
     def _dial(self) -> _Line:
         """A connection to the first server that takes one; raises the error of the last one if none does."""
@@ -332,14 +316,14 @@ class Connections:
 
     def forget(self) -> None:
         """In a child of a fork: leave the connections to the parent."""
-        self._lock = threading.Lock()
-        for line in self._idle:
-            line.abandon()
-        self._idle = []
+        while self._idle:
+            self._idle.pop().abandon()
 
     def close(self) -> None:
         """Close what is idle; the next request dials anew."""
-        self._drop()
+        lines, self._idle = self._idle, deque()
+        while lines:
+            lines.pop().close()
 
 
 def _pieces_of(file: Path, progress: Progress | None) -> tuple[int, Iterator[bytes]]:
@@ -381,6 +365,15 @@ def _check(server: ServerAddress, answer: http.client.HTTPResponse, token: Secre
     raise ConfigurationError(f"{answered}: that is not a hopaas-p2p server. Check the address, and its path")
 
 
+def _call(name: str) -> Any:
+    """A method of a log that is one request."""
+
+    def call(log: RemoteLog, *arguments: Any) -> Any:
+        return log.ask(name, *arguments)
+
+    return call
+
+
 class RemoteLog(Log):
     """A log of a store that is served. The server waits for its turn where the store has turns."""
 
@@ -391,12 +384,13 @@ class RemoteLog(Log):
         self._uuid = uuid
         self._flush_interval = 0.0
 
-    def _ask(self, call: str, *arguments: Any) -> Any:
+    def ask(self, call: str, *arguments: Any) -> Any:
+        """The result of a request about this log."""
         return self._store.connections.ask(call, *arguments, place=self._uuid)
 
     def exchange(self, outgoing: Outgoing | None, since: int, beat: Beat | None = None) -> ExchangeResult:
         result: ExchangeResult
-        result, self._flush_interval = self._ask("exchange", outgoing, since)
+        result, self._flush_interval = self.ask("exchange", outgoing, since)
         read = result.entries[-1].lsn if result.entries else since
         if result.more and read <= since:
             raise StoreUnreachable("the server's answer leads nowhere")  # and whoever reads on would do so for ever
@@ -406,44 +400,23 @@ class RemoteLog(Log):
     def flush_interval(self) -> float:
         return self._flush_interval
 
-    def snapshot_head(self, before: int | None) -> tuple[int, bytes] | None:
-        return self._ask("snapshot_head", before)  # type: ignore[no-any-return]
-
-    def blocks(self, names: list[str]) -> dict[str, bytes]:
-        return self._ask("blocks", names)  # type: ignore[no-any-return]
-
-    def block_names(self) -> set[str]:
-        return self._ask("block_names")  # type: ignore[no-any-return]
-
-    def put_block(self, name: str, data: bytes) -> None:
-        self._ask("put_block", name, data)
-
-    def put_snapshot_head(self, lsn: int, head: bytes) -> None:
-        self._ask("put_snapshot_head", lsn, head)
-
-    def doubtful_head(self, after: int, up_to: int) -> Doubtful | None:
-        return self._ask("doubtful_head", after, up_to)  # type: ignore[no-any-return]
+    snapshot_head = _call("snapshot_head")
+    blocks = _call("blocks")
+    block_names = _call("block_names")
+    put_block = _call("put_block")
+    put_snapshot_head = _call("put_snapshot_head")
+    doubtful_head = _call("doubtful_head")
+    denied_snapshots = _call("denied_snapshots")
+    removed_up_to = _call("removed_up_to")
+    confirm = _call("confirm")
+    destroy = _call("destroy")
+    erase = _call("erase")
 
     def judge_snapshot(self, found: Doubtful, *, same: bool) -> None:
-        self._ask("judge_snapshot", found._replace(data=b""), same)
-
-    def denied_snapshots(self) -> list[tuple[int, str, list[str]]]:
-        return self._ask("denied_snapshots")  # type: ignore[no-any-return]
-
-    def removed_up_to(self) -> int:
-        return self._ask("removed_up_to")  # type: ignore[no-any-return]
-
-    def confirm(self) -> None:
-        self._ask("confirm")
+        self.ask("judge_snapshot", found._replace(data=b""), same)
 
     def withdraw(self, outgoing: Outgoing) -> None:
         self._store.connections.withdraw(self._uuid, outgoing.nonce)
-
-    def destroy(self) -> None:
-        self._ask("destroy")
-
-    def erase(self) -> None:
-        self._ask("erase")
 
 
 class RemoteStore(Store):
@@ -506,33 +479,18 @@ class RemoteArtifacts(Artifacts):
         self._carrier = carrier
 
     def put(self, key: str, source: Path, progress: Progress | None = None) -> None:
-        self._retried(lambda: self._carrier.put(_checked(key), source, progress))
+        persistently(lambda: self._carrier.put(checked_key(key), source, progress))
 
     def get(self, key: str, target: Path, progress: Progress | None = None) -> None:
         try:
-            self._retried(lambda: self._carrier.get(_checked(key), target, progress))
+            persistently(lambda: self._carrier.get(checked_key(key), target, progress))
         except KeyError:
             target.unlink(missing_ok=True)
             raise
 
     def delete(self, key: str) -> None:
-        self._retried(lambda: self._carrier.ask("delete", place=_checked(key)))
+        persistently(lambda: self._carrier.ask("delete", place=checked_key(key)))
 
     def keys(self, prefix: str) -> list[str]:
-        found: list[str] = self._retried(lambda: self._carrier.ask("keys", place=prefix))
+        found: list[str] = persistently(lambda: self._carrier.ask("keys", place=prefix))
         return found
-
-    def _retried(self, attempt: Callable[[], Any]) -> Any:
-        backoff = Backoff(0.2, 10.0)
-        for _ in range(_ATTEMPTS - 1):
-            try:
-                return attempt()
-            except StoreUnreachable:
-                time.sleep(backoff.pause())
-        return attempt()
-
-
-def _checked(key: str) -> str:
-    if not valid_key(key):
-        raise KeyError(key)
-    return key

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import ssl
+from abc import abstractmethod
 from asyncio.sslproto import SSLProtocol
-from typing import Final, Protocol
+from typing import Final
 
 from hopaas_p2p.net.proxies import configure
 
@@ -21,31 +22,16 @@ _received: Final = memoryview(bytearray(FRAME))
 """What all connections receive into: the bytes are taken out before another connection's turn."""
 
 
-class ConnectionHandler(Protocol):
-    """What a connection reports to. All calls come from the event loop."""
-
-    def connected(self, connection: Connection) -> None:
-        """The connection is there; TLS as a server has not begun."""
-
-    def data_received(self, connection: Connection, data: bytes) -> None: ...
-    def disconnected(self, connection: Connection) -> None:
-        """The other side will send no more, or the connection is gone. May be called twice."""
-
-    def writing_paused(self, connection: Connection, paused: bool) -> None:
-        """More bytes wait to be written than should; or no longer."""
-
-
 class Connection(asyncio.BufferedProtocol):
     """A connection over TCP or a Unix socket.
 
     Args:
-        handler: what to report to.
-        server_context: for TLS as a server; None for a connection that asyncio secures itself, or that needs no TLS.
+        server_context: for TLS as a server; None for a connection that needs no TLS.
 
     """
 
-    def __init__(self, handler: ConnectionHandler, server_context: ssl.SSLContext | None = None) -> None:
-        self._handler, self._context = handler, server_context
+    def __init__(self, server_context: ssl.SSLContext | None = None) -> None:
+        self._context = server_context
         self._plain: asyncio.Transport | None = None
         self._transport: asyncio.Transport | None = None
         """What is written to; None until TLS is established."""
@@ -54,6 +40,21 @@ class Connection(asyncio.BufferedProtocol):
         self._written = 0
         self.address = ""
         """The other side's, over TCP."""
+
+    # --- what happens to it ---
+
+    def connected(self) -> None:
+        """It is there; TLS as a server has not begun."""
+
+    @abstractmethod
+    def received(self, data: bytes) -> None:
+        """These bytes came."""
+
+    def disconnected(self) -> None:
+        """The other side will send no more, or the connection is gone. May be called twice."""
+
+    def writing_paused(self, paused: bool) -> None:
+        """More bytes wait to be written than should; or no longer."""
 
     # --- called by asyncio ---
 
@@ -64,7 +65,7 @@ class Connection(asyncio.BufferedProtocol):
         if isinstance(peer, tuple):  # not a Unix socket
             self.address = str(peer[0])
             configure(transport.get_extra_info("socket"))
-        self._handler.connected(self)
+        self.connected()
         if self._context is None:
             self._use(transport)
             return
@@ -80,12 +81,12 @@ class Connection(asyncio.BufferedProtocol):
             secured = None
         if secured is None:  # the handshake failed, or the connection was aborted meanwhile
             self.abort()
-            self._handler.disconnected(self)
+            self.disconnected()
             return
         secured.set_read_buffer_limits(high=FRAME)  # type: ignore[attr-defined]
         self._use(secured)
         if self._early:  # what came along with the end of the handshake
-            self._handler.data_received(self, self._early)
+            self.received(self._early)
 
     def _use(self, transport: asyncio.Transport) -> None:
         transport.set_write_buffer_limits(high=FRAME)
@@ -99,21 +100,21 @@ class Connection(asyncio.BufferedProtocol):
         if self._transport is None:
             self._early += data
         else:
-            self._handler.data_received(self, data)
+            self.received(data)
 
     def eof_received(self) -> None:
-        self._handler.disconnected(self)
+        self.disconnected()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._handler.disconnected(self)
+        self.disconnected()
 
     def pause_writing(self) -> None:
-        self._handler.writing_paused(self, True)
+        self.writing_paused(True)
 
     def resume_writing(self) -> None:
-        self._handler.writing_paused(self, False)
+        self.writing_paused(False)
 
-    # --- called by the handler ---
+    # --- what can be done with it ---
 
     def send(self, data: bytes) -> None:
         """Write, now or as soon as possible."""

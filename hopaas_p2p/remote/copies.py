@@ -60,7 +60,7 @@ class Copy:
         """Of the log up to `head`."""
         self.begun = False
         """Whether the store has said what is in this log, to this server or one before it."""
-        for entry, end in _read(file):
+        for entry, end in _entries(file.read_bytes() if file.exists() else b""):
             if self.head != self.base and entry.lsn != self.head + 1:
                 break
             self._follow(entry, end)
@@ -122,14 +122,6 @@ class Copy:
         """Forget all of it."""
         self._file.unlink(missing_ok=True)
         self._ends, self.base, self.head, self._sum, self.begun = array("Q", [0]), 0, 0, None, False
-
-
-def _read(file: Path) -> Iterator[tuple[Entry, int]]:
-    try:
-        data = file.read_bytes()
-    except FileNotFoundError:
-        return iter(())
-    return _entries(data)
 
 
 def _entries(data: bytes) -> Iterator[tuple[Entry, int]]:

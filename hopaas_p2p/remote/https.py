@@ -13,6 +13,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import enum
+import http
 import ipaddress
 import logging
 import re
@@ -56,15 +57,6 @@ _PIECE: Final = 1 << 18  # bytes
 _LINES: Final = 20  # addresses turned away that are logged per second
 _WHERE: Final = re.compile(rf"(?:/[A-Za-z0-9._~-]+)*{PATH}(?:/files/(?P<key>[A-Za-z0-9_/-]+))?")
 _MSGPACK: Final = "application/msgpack"
-_REASONS: Final = {200: b"OK", 400: b"Bad Request", 401: b"Unauthorized", 403: b"Forbidden", 404: b"Not Found"} | {
-    405: b"Method Not Allowed",
-    408: b"Request Timeout",
-    413: b"Content Too Large",
-    429: b"Too Many Requests",
-    431: b"Request Header Fields Too Large",
-    500: b"Internal Server Error",
-    503: b"Service Unavailable",
-}
 
 
 def is_within(address: str, networks: Networks) -> bool:
@@ -169,12 +161,12 @@ class HttpsServer:
         event("draining", connections=len(self._sessions))
         for session in list(self._sessions):
             if session.stage is Stage.HEAD:
-                session.end("stopped")
+                session.end()
         if self._sessions:
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._empty.wait(), self.limits.drain)
         for session in list(self._sessions):
-            session.end("stopped")
+            session.end()
         if self._ticker is not None:
             self._ticker.cancel()
         self.service.close()
@@ -189,19 +181,17 @@ class HttpsServer:
     def _accept(self) -> asyncio.BaseProtocol:
         session = HttpsSession(self, None if self._certificate is None else self._certificate.context)
         self._sessions.add(session)
-        return session.client
+        return session
 
     def connected(self, session: HttpsSession) -> None:
         """A client connected: is it one that may, and is there room?"""
-        if self.terminated and not is_within(session.client.address, self.behind):
-            self.metrics["shed_total", 'cause="not a proxy"'] += 1
-            session.client.abort()
+        if self.terminated and not is_within(session.address, self.behind):
+            session.end("not a proxy")
             return
         pending = [other for other in self._sessions if other.token is None]
         if len(pending) > PENDING:
-            busiest = Counter(other.client.address for other in pending).most_common(1)[0][0]
-            oldest = min((one for one in pending if one.client.address == busiest), key=lambda one: one.began)
-            self.metrics["shed_total", 'cause="crowd"'] += 1
+            busiest = Counter(other.address for other in pending).most_common(1)[0][0]
+            oldest = min((one for one in pending if one.address == busiest), key=lambda one: one.began)
             oldest.end("crowd")
 
     def remove(self, session: HttpsSession) -> None:
@@ -259,18 +249,19 @@ class HttpsServer:
             event(f"THE CERTIFICATE {ends}: renew it", level=logging.WARNING, days_left=round(certificate.days_left, 1))
 
 
-class HttpsSession:
+class HttpsSession(Connection):
     """One connection of a client, from its first byte to its last. All of it runs in the event loop."""
 
     def __init__(self, server: HttpsServer, context: ssl.SSLContext | None) -> None:
+        super().__init__(context)
         self._server, self._limits = server, server.limits
         self.stage = Stage.HEAD
         self.began = time.monotonic()
         """When this stage did, or the first byte of a request came."""
-        self.client = Connection(self, context)
         self.token: Token | None = None
         """Whose connection this is, once that is known."""
-        self.address = ""
+        self._caller = ""
+        """The address of who asks, behind a proxy as that says."""
         self._idle = False
         """Whether a request was answered and nothing of the next has come."""
         self._http = h11.Connection(h11.SERVER, max_incomplete_event_size=_HEAD)
@@ -291,10 +282,10 @@ class HttpsSession:
 
     # --- called by the connection ---
 
-    def connected(self, connection: Connection) -> None:
+    def connected(self) -> None:
         self._server.connected(self)
 
-    def data_received(self, connection: Connection, data: bytes) -> None:
+    def received(self, data: bytes) -> None:
         if self.stage in (Stage.HEAD, Stage.BODY):
             if self._idle:
                 self._idle, self.began = False, time.monotonic()
@@ -303,10 +294,10 @@ class HttpsSession:
         elif self.stage is not Stage.CLOSING:
             self._http.receive_data(data)  # some of the next request, before reading was paused
 
-    def disconnected(self, connection: Connection) -> None:
-        self.end("gone")
+    def disconnected(self) -> None:
+        self.end()
 
-    def writing_paused(self, connection: Connection, paused: bool) -> None:
+    def writing_paused(self, paused: bool) -> None:
         (self._writable.clear if paused else self._writable.set)()
 
     # --- requests ---
@@ -323,7 +314,7 @@ class HttpsSession:
                 elif isinstance(found, h11.EndOfMessage):
                     self._start(Stage.ANSWERING, self._answer())
                 elif isinstance(found, h11.ConnectionClosed):
-                    self.end("gone")
+                    self.end()
                 else:  # more data is needed, or a request came before the last one was answered
                     return
         except h11.RemoteProtocolError as error:
@@ -337,12 +328,12 @@ class HttpsSession:
         self._method = request.method.decode("latin-1")
         path = request.target.decode("latin-1").partition("?")[0]
         forwarded = headers.get(b"x-forwarded-for", [])
-        self.address = self.client.address
+        self._caller = self.address
         if forwarded and is_within(self.address, self._server.behind):
-            self.address = forwarded[-1].rpartition(",")[2].strip()[:64]
+            self._caller = forwarded[-1].rpartition(",")[2].strip()[:64]
         where = _WHERE.fullmatch(path)
         if where is None:
-            status, text = self._server.page(path, self.address) if self._method == "GET" else (404, "")
+            status, text = self._server.page(path, self._caller) if self._method == "GET" else (404, "")
             self._respond(status, text.encode(), kind="text/plain; charset=utf-8")
             return
         self._key = where["key"]
@@ -382,7 +373,7 @@ class HttpsSession:
                 return
             self.token = token
             self._server.by_token[token] += 1
-            event("opened", token=token[0], address=self.address)
+            event("opened", token=token[0], address=self._caller)
         if self._method == "PUT" and self._key is not None:
             said = await self._server.service.carry_out(token, StoreRequest("put", self._key))
             self._refused = said if protocol.refusal(said) else b""
@@ -392,7 +383,7 @@ class HttpsSession:
     async def _is_valid(self, token: Token) -> bool:
         """Whether the service knows this token; if not, the client is told."""
         try:
-            self._status = await self._server.service.status(token, self.address)
+            self._status = await self._server.service.status(token, self._caller)
         except TooManyAttempts as error:
             self._respond(429 if error.guessing else 503, retry=error.retry_after)
             return False
@@ -413,7 +404,7 @@ class HttpsSession:
             self._folder = tempfile.TemporaryDirectory(prefix="hopaas-")
             if self._method == "PUT" and not self._refused:
                 self._file = (Path(self._folder.name) / "file").open("wb")
-        self.client.listen(True)
+        self.listen(True)
 
     def _take(self, data: bytes) -> None:
         self._size += len(data)
@@ -436,7 +427,7 @@ class HttpsSession:
     def _start(self, stage: Stage, work: Coroutine[None, None, None]) -> None:
         """Go on when this is done; until then nothing is read."""
         self.stage, self.began = stage, time.monotonic()
-        self.client.listen(False)
+        self.listen(False)
         self._task = asyncio.get_running_loop().create_task(self._guarded(work))
 
     async def _guarded(self, work: Coroutine[None, None, None]) -> None:
@@ -473,12 +464,13 @@ class HttpsSession:
     async def _send_file(self, file: IO[bytes]) -> None:
         size = file.seek(0, 2)
         file.seek(0)
-        self._send(self._http.send(h11.Response(status_code=200, headers=self._headers(size, protocol.FILE))))
+        head = h11.Response(status_code=200, headers=self._headers(size, protocol.FILE))
+        self.send(self._http.send(head) or b"")
         while data := file.read(_PIECE):
             await self._writable.wait()
             if self.stage is not Stage.ANSWERING:
                 return
-            self._send(self._http.send(h11.Data(data=data)))
+            self.send(self._http.send(h11.Data(data=data)) or b"")
         self._finish(200, self._http.send(h11.EndOfMessage()))
 
     # --- answers ---
@@ -504,39 +496,35 @@ class HttpsSession:
         if status == 401:
             more.append(("WWW-Authenticate", "Bearer"))
         if self._http.our_state not in (h11.IDLE, h11.SEND_RESPONSE):
-            self.end("nonsense")
+            self.end()
             return
-        head = h11.Response(
-            status_code=status, reason=_REASONS.get(status, b""), headers=self._headers(len(body), kind, *more)
-        )
+        reason = http.HTTPStatus(status).phrase.encode()
+        head = h11.Response(status_code=status, reason=reason, headers=self._headers(len(body), kind, *more))
         parts = [self._http.send(head), self._http.send(h11.Data(data=body)), self._http.send(h11.EndOfMessage())]
         if status in (401, 403, 429):
-            self._server.turned_away[self.address, status] += 1
+            self._server.turned_away[self._caller, status] += 1
         self._finish(status, b"".join(part or b"" for part in parts))
-
-    def _send(self, data: bytes | None) -> None:
-        self.client.send(data or b"")
 
     def _finish(self, status: int, data: bytes | None) -> None:
         """The answer is complete: wait for the next request, or end."""
         self._server.metrics["requests_total", f'status="{status}"'] += 1
-        self._send(data)
+        self.send(data or b"")
         self._forget()
         self.began = time.monotonic()
         if self._http.our_state is h11.DONE and self._http.their_state is h11.DONE:
             self._http.start_next_cycle()
             self.stage, self._idle = Stage.HEAD, True
-            self.client.listen(True)
+            self.listen(True)
             if self._http.trailing_data[0]:
                 self._idle = False
                 asyncio.get_running_loop().call_soon(self._advance)
         else:
             self.stage = Stage.CLOSING
-            self.client.close()
+            self.close()
 
     def _forget(self) -> None:
         """Let go of the present request's body."""
-        self._hold(self.client.unsent)
+        self._hold(self.unsent)
         self._body, self._refused = bytearray(), b""
         if self._file is not None:
             self._file.close()
@@ -557,31 +545,29 @@ class HttpsSession:
     def tick(self, now: float) -> None:
         """Once per second: check the deadline of this stage."""
         waited = now - self.began
-        if self.client.sent != self._sent or not self.client.unsent:
-            self._sent, self._moved = self.client.sent, now
+        if self.sent != self._sent or not self.unsent:
+            self._sent, self._moved = self.sent, now
         if self.stage is Stage.HEAD:
-            self._hold(self.client.unsent)
+            self._hold(self.unsent)
         if self.stage is Stage.HEAD and waited > (self._limits.idle if self._idle else self._limits.head):
-            self._shed("idle" if self._idle else "deadline")
+            self.end("idle" if self._idle else "deadline")
         elif self.stage is Stage.BODY and waited > self._limits.head + self._size / _SLOWEST:
             self._server.metrics["shed_total", 'cause="deadline"'] += 1
             self._respond(408, close=True)
         elif now - self._moved > _STALLED or (self.stage is Stage.CLOSING and waited > _LAST_WORDS):
-            self._shed("stalled")
+            self.end("stalled")
 
-    def _shed(self, cause: str) -> None:
-        self._server.metrics["shed_total", f'cause="{cause}"'] += 1
-        self.end(cause)
-
-    def end(self, why: str) -> None:
-        """Close the connection at once."""
+    def end(self, shed: str = "") -> None:
+        """Close the connection at once; `shed` says why, where that is counted."""
+        if shed:
+            self._server.metrics["shed_total", f'cause="{shed}"'] += 1
         if self.stage is Stage.ENDED:
             return
         self.stage = Stage.ENDED
         if self._task is not None and self._task is not asyncio.current_task():
             self._task.cancel()
         self._forget()
-        self.client.abort()
+        self.abort()
         self._release()
         self._server.remove(self)
 

@@ -54,7 +54,11 @@ def targets_of(url: str) -> list[ServerAddress]:
         from hopaas_p2p.stores.s3 import address as s3_address
 
         address = s3_address.parse(url)
-        found = _of_https(address.endpoint)
+        if not address.endpoint.startswith("https:"):
+            raise ConfigurationError(
+                f"{address.endpoint!r}: a relay connects only to https, since its traffic must be encrypted"
+            )
+        found = ServerAddress(*address.servers[0])
         return [found, ServerAddress(f"{address.bucket}.{found.host}", found.port)] if address.virtual else [found]
     if scheme == "https":
         from hopaas_p2p.remote.client import RemoteAddress
@@ -64,13 +68,6 @@ def targets_of(url: str) -> list[ServerAddress]:
         "a relay connects to a store that is served (https://…) or to a bucket (s3://…). For another use: "
         "hopaas-p2p serve folder, which needs no network on compute nodes at all"
     )
-
-
-def _of_https(url: str) -> ServerAddress:
-    parts = urlsplit(url)
-    if parts.scheme != "https" or not parts.hostname:
-        raise ConfigurationError(f"{url!r}: a relay connects only to https, since its traffic must be encrypted")
-    return ServerAddress(parts.hostname, parts.port or 443)
 
 
 def read_password(path: Path) -> Secret:
@@ -191,7 +188,14 @@ class Relay:
         there = await asyncio.open_connection(sock=made)
         self.carried += 1
         writer.write(b"HTTP/1.1 200 Connection established\r\n\r\n")
-        await _join((reader, writer), there)
+        try:
+            async with asyncio.TaskGroup() as group:  # until both ways have ended, or one has broken
+                group.create_task(_copy(reader, there[1]))
+                group.create_task(_copy(there[0], writer))
+        except* OSError:
+            pass
+        finally:
+            there[1].transport.abort()
 
     def _judge(self, head: bytes, *, trusted: bool) -> tuple[int, ServerAddress | None]:
         """The target that a request may have, or the status that says why not."""
@@ -236,21 +240,6 @@ def _is_same_user(writer: asyncio.StreamWriter) -> bool:
         return False
     credentials = peer.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
     return bool(struct.unpack("3i", credentials)[1] == os.geteuid())
-
-
-Streams = tuple[asyncio.StreamReader, asyncio.StreamWriter]
-
-
-async def _join(one: Streams, other: Streams) -> None:
-    """Copy both ways until both have ended, or one has broken."""
-    try:
-        async with asyncio.TaskGroup() as group:
-            group.create_task(_copy(one[0], other[1]))
-            group.create_task(_copy(other[0], one[1]))
-    except* OSError:
-        pass
-    finally:
-        other[1].transport.abort()
 
 
 async def _copy(source: asyncio.StreamReader, target: asyncio.StreamWriter) -> None:

@@ -40,7 +40,7 @@ from hopaas_p2p.remote.log import event
 from hopaas_p2p.remote.protocol import Facts, StoreRequest
 from hopaas_p2p.remote.tokens import TokenCache, TokenStatus
 from hopaas_p2p.runtime.settings import Secret
-from hopaas_p2p.stores.base import Beat, Entry, Log, Outgoing, Store
+from hopaas_p2p.stores.base import Beat, Entry, Log, Store
 from hopaas_p2p.stores.postgres.connect import PostgresAddress
 from hopaas_p2p.stores.postgres.store import PostgresStore
 
@@ -57,6 +57,7 @@ class Service(ABC):
 
     def __init__(self) -> None:
         self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="hopaas-store")
+        self._turns: WeakValueDictionary[str | None, asyncio.Lock] = WeakValueDictionary()
 
     @abstractmethod
     async def status(self, token: Token, address: str) -> TokenStatus:
@@ -71,6 +72,12 @@ class Service(ABC):
     @abstractmethod
     def lease(self, token: Token, request: StoreRequest) -> contextlib.AbstractAsyncContextManager[Store]:
         """The store, for this request alone."""
+
+    def turn(self, request: StoreRequest) -> contextlib.AbstractAsyncContextManager[None]:
+        """Requests of one log are carried out one at a time where a handle on the store is shared."""
+        if request.kind.of != "log":
+            return contextlib.nullcontext()
+        return self._turns.setdefault(request.log, asyncio.Lock())
 
     def call(self, token: Token, request: StoreRequest, store: Store) -> Any:
         """Carry a request out. Blocks."""
@@ -153,23 +160,6 @@ class _Handles:
             store.close()
 
 
-class _LogTurns:
-    """One handle on a store, and one request of a log at a time."""
-
-    def __init__(self, store: Store) -> None:
-        self.store = store
-        self._locks: WeakValueDictionary[str | None, asyncio.Lock] = WeakValueDictionary()
-
-    @contextlib.asynccontextmanager
-    async def lease(self, request: StoreRequest) -> AsyncIterator[Store]:
-        """The store, for this request, when it is this log's turn."""
-        if request.kind.of != "log":
-            yield self.store
-            return
-        async with self._locks.setdefault(request.log, asyncio.Lock()):
-            yield self.store
-
-
 class OwnService(Service):
     """A store as this process has it, with its own login, for everybody who may ask here.
 
@@ -181,15 +171,19 @@ class OwnService(Service):
     def __init__(self, open_one: Callable[[], Store]) -> None:
         super().__init__()
         self.store = open_one()
-        self._turns = _LogTurns(self.store)
         self._handles = _Handles(open_one)
 
     async def status(self, token: Token, address: str) -> TokenStatus:
         return TokenStatus(valid=True)
 
-    def lease(self, token: Token, request: StoreRequest) -> contextlib.AbstractAsyncContextManager[Store]:
-        by_turns = not isinstance(self.store, PostgresStore | RemoteStore)
-        return self._turns.lease(request) if by_turns else self._handles.lease()
+    @contextlib.asynccontextmanager
+    async def lease(self, token: Token, request: StoreRequest) -> AsyncIterator[Store]:
+        if isinstance(self.store, PostgresStore | RemoteStore):
+            async with self._handles.lease() as store:
+                yield store
+        else:
+            async with self.turn(request):
+                yield self.store
 
     def close(self) -> None:
         self.store.close()
@@ -246,7 +240,6 @@ class ListedService(Service):
         super().__init__()
         self._store = store
         self._access = AccessList(store)
-        self._turns = _LogTurns(store)
         self._shares: WeakValueDictionary[tuple[Token, str], asyncio.Semaphore] = WeakValueDictionary()
         """Of the calls of one kind that are carried out or wait for a log, each token has so many."""
         self._ends: dict[str, tuple[int, int | None]] = {}
@@ -265,11 +258,14 @@ class ListedService(Service):
     @contextlib.asynccontextmanager
     async def lease(self, token: Token, request: StoreRequest) -> AsyncIterator[Store]:
         share = self._shares.setdefault((token, request.kind.of), asyncio.Semaphore(_SIDE_BY_SIDE))
-        async with share, self._turns.lease(request) as store:
-            yield store
+        async with share, self.turn(request):
+            yield self._store
 
     def call(self, token: Token, request: StoreRequest, store: Store) -> Any:
-        user, roles = self._user(token), self._access.roles
+        roles, found = self._access.read(), self._access.token(*token)
+        if found is None:
+            raise Denied("the token has expired or was revoked")
+        user = found.user
         if request.call == "exchange" and request.place == access.LOG and self._all(user):
             if request.commit is not None:
                 request = self._stamped(user, request, Stamp(user, "owner"), self._access)
@@ -288,13 +284,6 @@ class ListedService(Service):
         if request.call == "exchange":
             self._note_end(request.place, result[0].entries)
         return result
-
-    def _user(self, token: Token) -> str:
-        self._access.read()
-        found = self._access.token(*token)
-        if found is None:
-            raise Denied("the token has expired or was revoked")
-        return found.user
 
     def _all(self, user: str) -> bool:
         return self._access.roles.role(user, protocol.CATALOG) == "owner"
@@ -317,24 +306,18 @@ class ListedService(Service):
 
     def _stamped(self, user: str, request: StoreRequest, stamp: Stamp, log: Log | AccessList) -> StoreRequest:
         """The same commit with what the server vouches for, and its author an owner of a log that it begins."""
-        since = request.arguments[1]
+        commit, since = request.arguments
         end, total = self._ends.get(request.place, (0, 0))
         if since != end:
             total = _sum_at(since, log)
-        vouched = self._vouched(request, stamp)
-        if vouched is not None and None not in (total, vouched.chain) and total != vouched.chain:
+        if not chain.takes_stamp(commit.payload):
+            raise InvalidInput("these bytes are not a commit")
+        if None not in (total, commit.chain) and total != commit.chain:
             raise BrokenChain
         if access.role_in(self._access.roles, user, request.place) is None:
             self._access.change(access.GrantSet(request.place, user, "owner"), by=user)
-        return replace(request, arguments=(vouched and replace(vouched, chain=total), since))
-
-    def _vouched(self, request: StoreRequest, stamp: Stamp) -> Outgoing | None:
-        """The commit of a request, with who wrote it and when, which only servers write."""
-        if (outgoing := request.commit) is None:
-            return None
-        if not chain.takes_stamp(outgoing.payload):
-            raise InvalidInput("these bytes are not a commit")
-        return replace(outgoing, stamp=Stamp(stamp.author, stamp.role, int(time.time() * 1e6)))
+        stamp = Stamp(stamp.author, stamp.role, int(time.time() * 1e6))  # which only servers write
+        return replace(request, arguments=(replace(commit, chain=total, stamp=stamp), since))
 
     def _beat(self, user: str, request: StoreRequest, store: Store) -> None:
         """Only a peer's own user beats for it; the mark in its value says whose it is, to every server."""

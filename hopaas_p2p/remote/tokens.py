@@ -18,12 +18,13 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Final, NamedTuple
 
-from hopaas_p2p.errors import Denied, StoreUnreachable
+from hopaas_p2p.errors import Denied, HopaasError, StoreUnreachable
 from hopaas_p2p.remote.log import event
 from hopaas_p2p.remote.rate_limit import RateLimiter, TooManyAttempts
 from hopaas_p2p.runtime.atomic import replace_atomically
 from hopaas_p2p.runtime.ownership import read_own
 from hopaas_p2p.runtime.settings import Secret
+from hopaas_p2p.stores.postgres.connect import query
 from hopaas_p2p.stores.postgres.store import PostgresStore
 
 TTL: Final = 30.0
@@ -55,10 +56,6 @@ class TokenStatus(NamedTuple):
         """Whether it has expired since."""
         return self.until is not None and time.monotonic() >= self.until
 
-    def is_outdated(self, age: float, ttl: float) -> bool:
-        """Whether Postgres has to be asked again, after so many seconds."""
-        return self.is_expired() or age >= (ttl if self.valid else _INVALID_TTL)
-
 
 class TokenCache:
     """The tokens that one server knows. Used from its event loop only.
@@ -84,13 +81,12 @@ class TokenCache:
         self.reachable = True
         """Whether Postgres answered the last of them."""
 
-    async def status(self, role: str, secret: Secret, *, address: str = "", fresh: bool = False) -> TokenStatus:
+    async def status(self, role: str, secret: Secret, *, address: str = "") -> TokenStatus:
         """What is known of a token, or what Postgres says of it now.
 
         Args:
             role, secret: the token.
             address: who asks; counted when the token is wrong.
-            fresh: whether to ask Postgres in any case.
 
         Raises:
             TooManyAttempts: not now.
@@ -99,14 +95,15 @@ class TokenCache:
         """
         key = hashlib.blake2b(f"{role}\0{secret.reveal()}".encode(), key=self._salt).digest()
         status, checked = self._known.get(key, (None, 0.0))
-        if status is not None and not fresh and not status.is_outdated(time.monotonic() - checked, self._ttl):
+        ttl = self._ttl if status is not None and status.valid else _INVALID_TTL
+        if status is not None and not status.is_expired() and time.monotonic() - checked < ttl:
             return status
-        trusted = fresh or key in self._good or (status is not None and status.valid)
+        trusted = key in self._good or (status is not None and status.valid)
         checking = self._checking.get(key)
         if checking is None:
             if not trusted:
                 self._limiter.check(address, role)
-            if len(self._checking) >= _QUEUE and not fresh:
+            if len(self._checking) >= _QUEUE:
                 raise TooManyAttempts(1.0, guessing=False)
             checking = self._checking[key] = asyncio.ensure_future(self._check(key, role, secret))
             guess = None if trusted else (address, role)
@@ -131,18 +128,15 @@ class TokenCache:
         self.reachable = True
         if roles:
             self._limiter.set_roles(roles)
-        self._remember(key, status, secret)
+        good = status.valid and len(secret.reveal()) >= _UNGUESSABLE
+        if good != (key in self._good):
+            (self._good.add if good else self._good.discard)(key)
+            self._unsaved = len(self._good) <= _REMEMBERED
         self._known[key] = (status, time.monotonic())
         self._known.move_to_end(key)
         while len(self._known) > _REMEMBERED:
             self._known.popitem(last=False)
         return status
-
-    def _remember(self, key: bytes, status: TokenStatus, secret: Secret) -> None:
-        good = status.valid and len(secret.reveal()) >= _UNGUESSABLE
-        if good != (key in self._good):
-            (self._good.add if good else self._good.discard)(key)
-            self._unsaved = len(self._good) <= _REMEMBERED
 
     async def save(self) -> None:
         """Write the digests down, if there are new ones. A file that cannot be written costs a warning."""
@@ -187,20 +181,17 @@ def log_in(url: str, role: str, secret: Secret) -> tuple[TokenStatus, list[str]]
         StoreUnreachable: it does not answer, or not sensibly.
 
     """
-    from sqlalchemy.exc import DBAPIError
-
     with contextlib.closing(PostgresStore(url, login=(role, secret))) as store:
         try:
-            with store.connect() as connection:
-                superuser, seconds, expires = connection.exec_driver_sql(_WHO).one()
-                roles = list(connection.exec_driver_sql(_ROLES).scalars())
-        except (DBAPIError, UnicodeError) as error:
-            refused = store.translated(error) if isinstance(error, DBAPIError) else Denied()
-            if isinstance(refused, Denied):
-                return TokenStatus(valid=False), []
-            if _IN_USE in str(refused):  # Postgres says so only after it was shown the right secret
+            with store.transaction() as connection:
+                ((superuser, seconds, expires),) = query(connection, _WHO)
+                roles = [str(name) for (name,) in query(connection, _ROLES)]
+        except (Denied, UnicodeError):
+            return TokenStatus(valid=False), []
+        except HopaasError as error:
+            if _IN_USE in str(error):  # Postgres says so only after it was shown the right secret
                 return TokenStatus(valid=True), []
-            raise StoreUnreachable(str(refused)) from None
+            raise StoreUnreachable(str(error)) from None
     if superuser:  # could run programs on the database's host: not from the Internet
         return TokenStatus(valid=False), roles
     until = None if seconds is None else time.monotonic() + seconds

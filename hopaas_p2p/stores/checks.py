@@ -79,21 +79,21 @@ def _guarded(name: str, check: Check, store: Store) -> Generator[Finding, None, 
     try:
         return (yield from check(store)) is not False
     except Denied as error:
-        yield Finding(name, passed=False, detail=str(error), cure=_READ_ONLY)
+        yield Finding(name, str(error), passed=False, cure=_READ_ONLY)
     except (BrokenChain, StoreCorrupt) as error:
         cure = "copy what can be read into a new study: hopaas-p2p doctor STORE --rescue"
-        yield Finding(name, passed=False, detail=str(error), cure=cure)
+        yield Finding(name, str(error), passed=False, cure=cure)
     except HopaasError as error:
         cure = "try again when the store can be reached" if error.retry else AGAIN
-        yield Finding(name, passed=False, detail=str(error), cure=_CURES.get(_errno(error.__cause__), cure))
+        yield Finding(name, str(error), passed=False, cure=_CURES.get(_errno(error.__cause__), cure))
     except OSError as error:  # of a file system; the other checks may tell more
         where = error.filename2 or error.filename  # of a link, the name and not its text
         said = f"{where}: {error.strerror}" if where else str(error)
-        yield Finding(name, passed=False, detail=said, cure=_CURES.get(_errno(error), AGAIN))
+        yield Finding(name, said, passed=False, cure=_CURES.get(_errno(error), AGAIN))
         return True
     except Exception as error:  # noqa: BLE001  # an error in one check must not keep the others from running
         detail = f"{type(error).__name__}: {error}"
-        yield Finding(name, passed=False, detail=detail, cure="please report this, with the output of --debug")
+        yield Finding(name, detail, passed=False, cure="please report this, with the output of --debug")
         return True
     return False
 
@@ -106,7 +106,7 @@ def _reach(store: Store) -> Iterator[Finding]:
     began = time.monotonic()
     count = sum(1 for _ in read_all(store.catalog()))
     taken = time.monotonic() - began
-    yield Finding("reach", passed=True, detail=f"{store.url} answers in {taken * 1000:.0f} ms; {count} catalog commits")
+    yield Finding("reach", f"{store.url} answers in {taken * 1000:.0f} ms; {count} catalog commits")
 
 
 def _write_and_read(store: Store) -> Iterator[Finding]:
@@ -127,14 +127,14 @@ def _write_and_read(store: Store) -> Iterator[Finding]:
         except Denied:  # a worker's key may add objects, and not remove them
             left = "; this user may not remove it, so it stays"
     if there != list(range(1, _EXCHANGES + 1)):
-        yield Finding("write and read", passed=False, detail=f"wrote 5 commits, read {there}", cure="use another store")
+        yield Finding("write and read", f"wrote 5 commits, read {there}", passed=False, cure="use another store")
         return
     done = f"{_EXCHANGES} commits written and read back" + (left or ", and removed")
-    yield Finding("write and read", passed=True, detail=done)
+    yield Finding("write and read", done)
     median = statistics.median(seconds)
     detail = f"{median * 1000:.1f} ms in the median, {max(seconds) * 1000:.1f} ms at most"
     cure = "every ask and tell takes that long; use a closer store"
-    yield Finding.judged("exchange", detail, passed=median < _SLOW, cure=cure)
+    yield Finding("exchange", detail, passed=median < _SLOW, cure=cure)
 
 
 def _beat(store: Store) -> Iterator[Finding]:
@@ -144,7 +144,7 @@ def _beat(store: Store) -> Iterator[Finding]:
     store.beat(Beat(peer, "gone"))
     detail = "a heartbeat is seen" if found == value else f"read {found!r}"
     cure = "peers would consider each other dead; use another store"
-    yield Finding.judged("beat", detail, passed=found == value, cure=cure)
+    yield Finding("beat", detail, passed=found == value, cure=cure)
 
 
 def _studies(store: Store) -> Iterator[Finding]:
@@ -156,7 +156,7 @@ def _studies(store: Store) -> Iterator[Finding]:
         if found is not None and entry.lsn == found[0]:
             yield _snapshot("studies, snapshot", found, same=catalogs.dump(catalog) == found[1])
     if not catalog.by_name:
-        yield Finding("studies", passed=True, detail=f"none yet; log format {FORMAT}")
+        yield Finding("studies", f"none yet; log format {FORMAT}")
     for listing in catalog.by_name.values():
         name = f"study {listing.name}"
         yield from _guarded(name, functools.partial(_study, uuid=listing.uuid, name=name), store)
@@ -186,40 +186,35 @@ def _study(store: Store, *, uuid: str, name: str) -> Iterator[Finding]:
             if found is not None and entry.lsn == found[0]:
                 replayed = snapshot.digest(state)
     except Denied:
-        yield Finding(name, passed=True, detail="not shared with this user")
+        yield Finding(name, "not shared with this user")
         return
     refused = ", ".join(f"{count} {why}" for why, count in state.refusals.items()) or "none"
     detail = f"{state.lsn} commits, {len(state.trials)} trials, {refused} refused"
     cure = "some bytes in the log are not commits; they are skipped, and nothing is lost"
-    yield Finding.judged(name, detail, passed=not unreadable, cure=cure)
+    yield Finding(name, detail, passed=not unreadable, cure=cure)
     if forks:
         detail = f"it has two histories: commit {', '.join(forks)} was not written after the ones that precede it"
         cure = "was a backup restored under running peers, or did the store accept two commits under one number?"
-        yield Finding(f"{name}, history", passed=False, detail=detail, cure=cure)
+        yield Finding(f"{name}, history", detail, passed=False, cure=cure)
     if twins:
         detail = f"two processes wrote as {', '.join(sorted(twins))}, and disagree"
         cure = "was a machine's image started twice? If not, somebody who may write here used another's name"
-        yield Finding(f"{name}, names", passed=False, detail=detail, cure=cure)
+        yield Finding(f"{name}, names", detail, passed=False, cure=cure)
     yield from _snapshots(f"{name}, snapshot", log, found, replayed)
 
 
 def _snapshots(name: str, log: Log, found: tuple[int, bytes] | None, replayed: str | None) -> Iterator[Finding]:
     """The newest snapshot, and those that differ from the log, as other users' peers found."""
     if found is not None:
-        yield _compared(name, found, replayed)
+        try:
+            yield _snapshot(name, found, same=snapshot.digest(snapshot.load(found[1])) == replayed)
+        except snapshot.CorruptSnapshot:
+            cure = "it is skipped: joining takes longer until the next one is written"
+            yield Finding(name, f"the one at commit {found[0]} cannot be read", passed=False, cure=cure)
     for lsn, author, deniers in log.denied_snapshots():
         detail = f"what {author} wrote at commit {lsn} differs from the log, says the replay of {', '.join(deniers)}"
         cure = f"nobody joins from it; if {author} has no explanation, revoke that user's grant"
-        yield Finding(name, passed=False, detail=detail, cure=cure)
-
-
-def _compared(name: str, found: tuple[int, bytes], replayed: str | None) -> Finding:
-    """Whether a snapshot of a study has the digest that replaying the log gave."""
-    try:
-        return _snapshot(name, found, same=snapshot.digest(snapshot.load(found[1])) == replayed)
-    except snapshot.CorruptSnapshot:
-        cure = "it is skipped: joining takes longer until the next one is written"
-        return Finding(name, passed=False, detail=f"the one at commit {found[0]} cannot be read", cure=cure)
+        yield Finding(name, detail, passed=False, cure=cure)
 
 
 def _follows(state: State | Catalog, entry: Entry) -> bool:
@@ -235,4 +230,4 @@ def _snapshot(name: str, found: tuple[int, bytes], *, same: bool) -> Finding:
     lsn, data = found
     cure = "delete it: peers that join from it see a different state from those that replay the log"
     detail = f"at commit {lsn}, {len(data):,} bytes, " + ("equal to replay" if same else "differs from replay")
-    return Finding.judged(name, detail, passed=same, cure=cure)
+    return Finding(name, detail, passed=same, cure=cure)

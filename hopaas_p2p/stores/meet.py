@@ -84,21 +84,21 @@ class Meeting:
         try:
             yield from self._meet()
         except StoreCorrupt as error:
-            yield Finding("nothing lost", passed=False, detail=str(error), cure=_CURE)
+            yield Finding("nothing lost", str(error), passed=False, cure=_CURE)
 
     def _meet(self) -> Iterator[Finding]:
         try:
             self._exchange(None)
         except StudyDeleted:  # a bucket keeps the end of a log
             cure = "take another word, the same on all nodes"
-            yield Finding("meeting", passed=False, detail="this word was used here before", cure=cure)
+            yield Finding("meeting", "this word was used here before", passed=False, cure=cure)
             return
         self._began = len(self._entries)
         self._write()
         if not self._wait(lambda: bool(self._seen)):
             cure = "run the same command on another node at the same time, and make sure that both name the same store"
             detail = f"nobody else came within {self._timeout:.0f} s"
-            yield Finding("meeting", passed=False, detail=detail, cure=cure)
+            yield Finding("meeting", detail, passed=False, cure=cure)
             return
         end = time.monotonic() + self._seconds
         while time.monotonic() < end:
@@ -119,21 +119,21 @@ class Meeting:
         )
         cure = "check the other node, and run the test again"
         detail = nodes if everybody else f"{nodes}; another node did not report"
-        yield Finding.judged("meeting", detail, passed=everybody, cure=cure)
+        yield Finding("meeting", detail, passed=everybody, cure=cure)
         there = {entry.lsn: entry.payload for entry in self._read_again()}
         lost = sum(there.get(lsn) != payload for lsn, payload in self._mine.items())
         twice = len(there) - len(set(there.values()))
         whole = not lost and not twice and list(there) == list(range(1, max(len(there), len(self._entries)) + 1))
         detail = "every commit is there, once" if whole else f"{lost} commits lost, {twice} duplicated"
-        yield Finding.judged("nothing lost", detail, passed=whole, cure=_CURE)
+        yield Finding("nothing lost", detail, passed=whole, cure=_CURE)
         differ = [node for node, (upto, digest) in self._reports.items() if self._sum(upto) != digest]
         detail = "another node read different commits from this one" if differ else "all nodes read the same commits"
-        yield Finding.judged("same log", detail, passed=not differ, cure=_CURE)
+        yield Finding("same log", detail, passed=not differ, cure=_CURE)
         if self._delays:
             ordered = sorted(self._delays)
             late = ordered[int(0.95 * (len(ordered) - 1))]
             detail = f"one node sees another's commit after {statistics.median(ordered):.2f} s, 95% within {late:.2f} s"
-            yield Finding("delay", passed=True, detail=detail)
+            yield Finding("delay", detail)
 
     def _read_again(self) -> Iterator[Entry]:
         """The log from its beginning, as the store has it now, up to the first missing commit."""

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 
 import hopaas_p2p
 from hopaas_p2p import spool
@@ -305,7 +306,7 @@ def test_nor_does_a_ticket_or_the_spool_lead_ones_own_token_there(ann: Path, evi
     """Neither says that it comes from a study that was joined; a second one is, so that none counts by itself."""
     store = f"postgresql://127.0.0.1:{evil.port}/d"
     membership.accept(invitation(store))
-    membership.accept(invitation("https://gw.example.org/d")._replace(study="t"))
+    membership.accept(replace(invitation("https://gw.example.org/d"), study="t"))
     ticket = Ticket(store, "s", 0, "owner", 1, "0" * 32, credentials.seal(store))
     for words in (["trial", "tell", "0.5", "--ticket", str(ticket)], ["admin", "spool", "send"]):
         before = evil.visits
@@ -327,7 +328,7 @@ def test_a_user_of_a_server_who_is_a_guest_there_too_is_whom_she_says(
     assert set(evil.users) == {"ann.0123abcd"}
     as_ann("study", "list", cwd=ann)
     assert evil.users[-1] == "guest-s-123456-worker.0a1b2c3d"
-    membership.accept(invitation(store)._replace(study="t"))
+    membership.accept(replace(invitation(store), study="t"))
     credentials._named.clear()
     with pytest.raises(ConfigurationError, match=r"HOPAAS_JOINED=s\|t"):
         credentials.login(None, [("127.0.0.1", evil.port)])
@@ -365,7 +366,7 @@ def test_the_token_of_a_joined_study_goes_to_no_other_host(ann: Path, evil: Stra
 
 
 def test_where_a_joined_studys_authority_vouches_for_ones_own_server_no_token_goes_there(ann: Path) -> None:
-    kept = membership.accept(invitation("https://gw.example.org/d")._replace(authority="-- a certificate --"))
+    kept = membership.accept(replace(invitation("https://gw.example.org/d"), authority="-- a certificate --"))
     ways.enter(kept)
     assert credentials.login(None, [("gw.example.org", 443)])[0] == "guest-s-123456-worker.0a1b2c3d"
     with pytest.raises(ConfigurationError, match=r"would vouch for own.example.org, too"):

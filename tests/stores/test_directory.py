@@ -517,7 +517,7 @@ def test_what_a_writer_puts_into_a_removed_range_while_it_sleeps_is_not_acknowle
         append_many(log, "d", 200, 101)
         log.objects.remove_folder(f"study/study/commits/{1:020d}")
         single(tmp_path, 1).parent.mkdir()  # another zombie, which has not looked yet
-        zombie.guard.clocks = lambda: clocks()._replace(boot=clocks().boot + 3600)
+        zombie.history.clocks = lambda: clocks()._replace(boot=clocks().boot + 3600)
         symlink(text, path)
 
     monkeypatch.setattr(os, "symlink", sleeps)
@@ -536,7 +536,7 @@ def test_what_an_idle_writer_puts_into_a_range_that_goes_at_that_moment_is_not_a
     append_many(log, "d", 200, 101)
     for lsn in range(102, 257):
         single(tmp_path, lsn).unlink()
-    idle.guard.clocks = lambda: clocks()._replace(boot=clocks().boot + 400)
+    idle.history.clocks = lambda: clocks()._replace(boot=clocks().boot + 400)
     assert append(idle, outgoing("late"), 101).entries[-1].lsn == 302
     assert bodies(a_log(tmp_path))[-1] == b"late"
 
@@ -617,14 +617,14 @@ def test_a_peer_looks_at_its_last_commit_unless_it_has_just_read_what_follows_it
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, others: int
 ) -> None:
     ours = a_log(tmp_path)
-    monkeypatch.setattr(ours._history, "every", 30.0)
+    monkeypatch.setattr(ours.history, "every", 30.0)
     stored, looked_at = ours._stored, []
 
     def counted(lsn: int) -> bytes | None:
         looked_at.append(lsn)
         return stored(lsn)
 
-    monkeypatch.setattr(ours._history, "_stored", counted)
+    monkeypatch.setattr(ours.history, "_stored", counted)
     append_many(ours, "ours", 1)
     for _ in range(others):
         append(a_log(tmp_path), Outgoing("theirs:1", codec.encode(Commit("theirs", 1, "theirs", 0, ()))), 0)

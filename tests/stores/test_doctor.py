@@ -268,7 +268,7 @@ def test_a_study_that_is_not_shared_is_no_failure(postgres_url: str, postgres: S
     store = PostgresStore(without_login(postgres_url))
     found = by_check(checks.examine(store))
     store.close()
-    assert found["study private"] == Finding("study private", passed=True, detail="not shared with this user")
+    assert found["study private"] == Finding("study private", "not shared with this user")
 
 
 def test_nor_is_one_of_which_only_the_commits_are_denied(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -286,7 +286,7 @@ def test_nor_is_one_of_which_only_the_commits_are_denied(monkeypatch: pytest.Mon
 
     monkeypatch.setattr(MemoryLog, "exchange", guarded)
     found = by_check(checks.examine(store))
-    assert found["study private"] == Finding("study private", passed=True, detail="not shared with this user")
+    assert found["study private"] == Finding("study private", "not shared with this user")
 
 
 def test_a_wrong_secret_and_a_database_without_a_store_are_said_once(

@@ -24,7 +24,7 @@ from hopaas_p2p.errors import ConfigurationError, Denied, HopaasError, StoreUnre
 from hopaas_p2p.open import open_store, redacted
 from hopaas_p2p.runtime.settings import Secret
 from hopaas_p2p.stores.postgres import watchdog
-from hopaas_p2p.stores.postgres.connect import PostgresAddress
+from hopaas_p2p.stores.postgres.connect import PostgresAddress, query
 from hopaas_p2p.stores.postgres.store import PostgresStore
 from hopaas_p2p.testing.commits import append_many, everything, outgoing
 from tests.support.pgbouncer import find_pgbouncer, transaction_pooler
@@ -49,7 +49,7 @@ def test_psycopg2_is_chosen_whatever_the_scheme_leaves_open(scheme: str) -> None
     store = open_store(f"{scheme}://u@db.example.org:6432/d")
     assert isinstance(store, PostgresStore)
     assert store.url == "postgresql://u@db.example.org:6432/d"
-    assert store._connections.engine().dialect.driver == "psycopg2"
+    assert store.address.sqlalchemy_url.drivername == "postgresql+psycopg2"
     store.close()
 
 
@@ -254,7 +254,7 @@ def test_a_server_of_a_known_authority_is_spoken_to_in_tls(
         store = PostgresStore(url if way == "variable" else f"{url}&sslrootcert={ca}")
         store.catalog().exchange(None, 0)
         with store.connect() as connection:
-            used = connection.exec_driver_sql("SELECT ssl FROM pg_stat_ssl WHERE pid = pg_backend_pid()").scalar_one()
+            ((used,),) = query(connection, "SELECT ssl FROM pg_stat_ssl WHERE pid = pg_backend_pid()")
         assert used
         store.close()
 
@@ -348,7 +348,7 @@ def test_a_server_from_a_wheel_in_a_private_home_starts(tmp_path: Path) -> None:
 def test_a_call_that_waits_for_a_connection_that_is_refused_looks_again(
     place: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """SQLAlchemy's pool wakes nobody when a connection cannot be made: the second call slept for a minute."""
+    """With a pool that wakes nobody when a connection cannot be made, the second call slept for a minute."""
     token = place.token("ann")
     store = place.store(place.url(token))
     access.revoke_token(place.admin, token[0])
@@ -357,7 +357,7 @@ def test_a_call_that_waits_for_a_connection_that_is_refused_looks_again(
     def slowly(*given: Any, **options: Any) -> Any:
         connecting.set()
         waiting.wait(30.0)
-        time.sleep(0.5)  # the other thread is in the pool by now
+        time.sleep(0.5)  # the other thread waits for it by now
         return real(*given, **options)
 
     monkeypatch.setattr(psycopg2, "connect", slowly)

@@ -249,7 +249,7 @@ def test_what_a_log_has_lost_by_a_return_to_an_older_copy_is_told_and_rescued(tm
             study.tell(study.ask(), value)
         store.rename(tmp_path / "newer")
         (tmp_path / "copy").rename(store)
-        study.handle.log.log._history._checked_at = 0.0  # type: ignore[attr-defined]
+        study.handle.log.log.history._checked_at = 0.0  # type: ignore[attr-defined]
         with pytest.raises(BrokenChain):
             study.ask()
     assert values(store, "s") == [0.0, 1.0]

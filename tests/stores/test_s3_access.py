@@ -390,22 +390,22 @@ def test_of_several_requests_that_are_refused_at_once_each_is_sent_again(
 ) -> None:
     store = S3Store(s3_url)
     store.find()
-    client, gate, sent = store.objects.client, threading.Barrier(2), threading.local()
+    objects, gate, sent = store.objects, threading.Barrier(2), threading.local()
 
     def send(*_: object, **__: object) -> SimpleNamespace:
         if hasattr(sent, "once"):
-            return SimpleNamespace(status=200)
+            return SimpleNamespace(status=200, headers={})
         sent.once = True
         gate.wait(30)  # both are under way before either is refused
         monkeypatch.setenv("AWS_ACCESS_KEY_ID", "rotated")
-        client.heard = 1000.0
+        objects._heard = 1000.0
         said = f"<Error><Code>{code}</Code></Error>".encode()
-        return SimpleNamespace(status=403, data=said, release_conn=lambda: None)
+        return SimpleNamespace(status=403, headers={}, data=said, release_conn=lambda: None)
 
-    monkeypatch.setattr(client, "_send", send)
+    monkeypatch.setattr(objects.pool(), "urlopen", send)
 
     def request() -> int:
-        return int(client.ask("GET", "x", "read x").status)
+        return int(objects._ask("GET", "x", "read x").status)
 
     assert together(request, request) == [200, 200]
     store.close()
@@ -545,7 +545,7 @@ def test_bucket_in_the_host_name(monkeypatch: pytest.MonkeyPatch) -> None:
             asked.append(url)
             raise OSError("not sent")
 
-        monkeypatch.setattr(objects.client.pool(), "urlopen", note)
+        monkeypatch.setattr(objects.pool(), "urlopen", note)
         with pytest.raises(StoreUnreachable):
             objects.get("x", limit=1)
     assert asked == ["http://bucket.s3.example.org:9/p/v1/x", "http://s3.example.org:9/bucket/p/v1/x"]
@@ -555,14 +555,14 @@ def test_a_child_gets_connections_of_its_own(s3_url: str) -> None:
     store = S3Store(s3_url)
     log = store.log("u")
     append_many(log, "before", 2)
-    before = store.objects.client._pools
+    before = store.objects._pools
     child = os.fork()
     if child == 0:
         status = 1
         try:
             store.after_fork()
             append_many(log, "child", 3, since=2)
-            status = 0 if store.objects.client._pools is not before else 2
+            status = 0 if store.objects._pools is not before else 2
         finally:
             os._exit(status)
     append_many(log, "parent", 3, since=2)

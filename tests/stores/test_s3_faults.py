@@ -376,5 +376,5 @@ def test_secrets_show_nowhere(store: S3Store, proxy: FaultProxy, monkeypatch: py
     with pytest.raises(ConfigurationError) as caught:
         store.log("u").exchange(outgoing("mine"), 0)
     told = traceback.TracebackException.from_exception(caught.value, capture_locals=True)
-    text = "".join(told.format()) + repr(store) + repr(store.objects) + repr(store.objects.client.keys)
+    text = "".join(told.format()) + repr(store) + repr(store.objects) + repr(store.objects.keys)
     assert "not-to-be-shown" not in text

@@ -72,7 +72,7 @@ def campaign(store: S3Store) -> Campaign:
 
 def sleep(log: BucketLog, seconds: float = 86400.0) -> None:
     """This log's process was stopped for that long: only the clock that never stops shows it."""
-    log.guard.clocks = lambda: clocks()._replace(boot=clocks().boot + seconds)
+    log.history.clocks = lambda: clocks()._replace(boot=clocks().boot + seconds)
 
 
 def started_by(peer: LogClient[State], name: str) -> int:
@@ -257,20 +257,20 @@ def test_who_slept_and_could_not_look_at_the_boundary_looks_when_it_comes_again(
     campaign: Campaign, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Else the free key that it finds then would be the end of the log for it."""
-    guard = campaign.peer("zombie").log.guard
-    began = guard.begin(3)
-    guard.clocks = lambda: clocks()._replace(boot=clocks().boot + 86400.0)
+    history = campaign.peer("zombie").log.history
+    history.begin(3)
+    history.clocks = lambda: clocks()._replace(boot=clocks().boot + 86400.0)
 
     def away(*_: object, **__: object) -> list[str]:
         raise StoreUnreachable
 
     with monkeypatch.context() as patch:
-        patch.setattr(guard._objects, "listed", away)
+        patch.setattr(history._objects, "listed", away)
         with pytest.raises(StoreUnreachable):
-            guard.end(3, began)
+            history.end(3)
     campaign.store.objects.put_new(f"study/u/boundary/{9:020d}", b"")
     with pytest.raises(BehindRetention):
-        guard.begin(3)
+        history.begin(3)
 
 
 def test_who_falls_asleep_between_looking_and_writing_finds_out(campaign: Campaign) -> None:
@@ -281,8 +281,8 @@ def test_who_falls_asleep_between_looking_and_writing_finds_out(campaign: Campai
     campaign.clean_up()
     assert isinstance(zombie.log, BucketLog)
     times = iter([0.0, 86400.0, *[86400.0] * 100])
-    zombie.log.guard.clocks = lambda: Clocks(0.0, next(times))
-    zombie.log.guard.last = Clocks(0.0, 0.0)
+    zombie.log.history.clocks = lambda: Clocks(0.0, next(times))
+    zombie.log.history.last = Clocks(0.0, 0.0)
     ticket = zombie.put("zombie", TrialFinish(number, 1, TrialState.COMPLETE, (2.0,)))
     with pytest.raises(BehindRetention):
         zombie.exchange()

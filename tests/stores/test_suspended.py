@@ -47,7 +47,7 @@ def zombie(root: Path, stop_at: int, *, after: bool, answer: int) -> None:
 
     def stopped() -> None:
         os.kill(os.getpid(), signal.SIGSTOP)
-        log.guard.clocks = lambda: clocks()._replace(boot=clocks().boot + 78 * 60)
+        log.history.clocks = lambda: clocks()._replace(boot=clocks().boot + 78 * 60)
 
     def counted(real: Callable[..., Any]) -> Callable[..., Any]:
         def call(*arguments: Any, **named: Any) -> Any:

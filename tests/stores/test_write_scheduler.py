@@ -15,7 +15,7 @@ import pytest
 
 from hopaas_p2p.core import codec
 from hopaas_p2p.core.records import Commit
-from hopaas_p2p.stores.directory.log import LOSSES
+from hopaas_p2p.stores.directory.log import FolderLog
 from hopaas_p2p.stores.objects.scheduler import CrowdScheduler, SpreadScheduler
 from hopaas_p2p.stores.s3.carried import MOST
 from hopaas_p2p.stores.s3.scheduler import TurnScheduler
@@ -147,7 +147,7 @@ class Peer:
 class NfsPeer(Peer):
     """A writer to a directory on a file server: it reads a commit with two calls, up to the first gap."""
 
-    losses = LOSSES
+    losses = FolderLog.losses
 
     def __init__(self, bucket: Bucket, name: str, rest: Callable[[], float], seed: int) -> None:
         super().__init__(bucket, name, rest, seed)

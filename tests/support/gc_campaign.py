@@ -19,7 +19,7 @@ import hopaas_p2p
 from hopaas_p2p.errors import LeaseLost, NoWork, StoreUnreachable
 from hopaas_p2p.peer import session
 from hopaas_p2p.stores.s3 import gc
-from hopaas_p2p.stores.s3 import log as s3_log
+from hopaas_p2p.stores.s3.log import BucketLog
 from hopaas_p2p.stores.s3.store import S3Store
 from tests.support.sigkill import acknowledge
 
@@ -34,7 +34,7 @@ def quicken() -> None:
     """Let this process live on that scale."""
     session.SNAPSHOT_EVERY = _SNAPSHOT_EVERY  # type: ignore[misc]
     session.snapshot_due = lambda lsn: lsn % _SNAPSHOT_EVERY == 0
-    s3_log.ASLEEP = ASLEEP  # type: ignore[misc]
+    BucketLog.asleep = ASLEEP
 
 
 def work(url: str, name: str, notes: Path, total: int) -> None:

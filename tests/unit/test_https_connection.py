@@ -22,32 +22,26 @@ def contexts() -> tuple[ssl.SSLContext, ssl.SSLContext]:
     return server, client
 
 
-class Echo:
+class Echo(Connection):
     """Answers with what it was told, and notes what happens."""
 
-    def __init__(self) -> None:
+    def __init__(self, server_context: ssl.SSLContext) -> None:
+        super().__init__(server_context)
         self.heard: list[bytes] = []
         self.over = asyncio.Event()
 
-    def connected(self, connection: Connection) -> None:
-        self.connection = connection
-
-    def data_received(self, connection: Connection, data: bytes) -> None:
+    def received(self, data: bytes) -> None:
         self.heard.append(data)
-        connection.send(b"you said " + data)
+        self.send(b"you said " + data)
 
-    def disconnected(self, connection: Connection) -> None:
+    def disconnected(self) -> None:
         self.over.set()
 
-    def writing_paused(self, connection: Connection, paused: bool) -> None: ...
 
-
-async def served(
-    handler: Echo, server_context: ssl.SSLContext, **options: Any
-) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+async def served(handler: Echo, **options: Any) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
     """A connection to a server that takes one."""
     loop = asyncio.get_running_loop()
-    server = await loop.create_server(lambda: Connection(handler, server_context), "127.0.0.1", 0)
+    server = await loop.create_server(lambda: handler, "127.0.0.1", 0)
     try:
         return await asyncio.open_connection(*server.sockets[0].getsockname(), **options)
     finally:
@@ -58,8 +52,8 @@ def test_what_comes_along_with_the_end_of_the_handshake_is_heard_and_answered_in
     contexts: tuple[ssl.SSLContext, ssl.SSLContext],
 ) -> None:
     async def run() -> None:
-        handler = Echo()
-        reader, writer = await served(handler, contexts[0])
+        handler = Echo(contexts[0])
+        reader, writer = await served(handler)
         incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
         tls = contexts[1].wrap_bio(incoming, outgoing, server_hostname="localhost")
         with pytest.raises(ssl.SSLWantReadError):
@@ -82,7 +76,7 @@ def test_what_comes_along_with_the_end_of_the_handshake_is_heard_and_answered_in
             except ssl.SSLWantReadError:
                 continue
         assert handler.heard == [b"hello"]
-        assert handler.connection.address == "127.0.0.1"
+        assert handler.address == "127.0.0.1"
         writer.transport.abort()
         await asyncio.wait_for(handler.over.wait(), 10)
 
@@ -94,8 +88,8 @@ def test_a_client_that_does_not_speak_tls_is_let_go_and_heard_nothing_of(
     contexts: tuple[ssl.SSLContext, ssl.SSLContext], said: bytes
 ) -> None:
     async def run() -> None:
-        handler = Echo()
-        reader, writer = await served(handler, contexts[0])
+        handler = Echo(contexts[0])
+        reader, writer = await served(handler)
         writer.write(said)
         writer.write_eof()
         await asyncio.wait_for(handler.over.wait(), 10)
@@ -110,11 +104,11 @@ def test_a_connection_in_tls_keeps_a_buffer_of_one_record(contexts: tuple[ssl.SS
     """Asyncio's is 256 kB by default; that would be a quarter of a gigabyte for a thousand peers."""
 
     async def run() -> None:
-        handler = Echo()
-        reader, writer = await served(handler, contexts[0], ssl=contexts[1], server_hostname="localhost")
+        handler = Echo(contexts[0])
+        reader, writer = await served(handler, ssl=contexts[1], server_hostname="localhost")
         writer.write(b"hello")
         assert await reader.readexactly(14) == b"you said hello"
-        assert len(handler.connection._transport._ssl_protocol._ssl_buffer) == 1 << 14  # type: ignore[union-attr]
+        assert len(handler._transport._ssl_protocol._ssl_buffer) == 1 << 14  # type: ignore[union-attr]
         writer.close()
         await asyncio.wait_for(handler.over.wait(), 10)
 

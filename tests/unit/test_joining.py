@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 
 import hopaas_p2p
 from hopaas_p2p.errors import ConfigurationError, InvalidInput, NoSuchStudy
@@ -74,7 +75,7 @@ def test_a_part_of_an_invitation_is_refused_without_being_shown(cut: int) -> Non
 
 
 def test_an_invitation_whose_time_is_over_says_how_to_get_another() -> None:
-    old = invitation()._replace(expires=int(time.time()) - 1)
+    old = replace(invitation(), expires=int(time.time()) - 1)
     with pytest.raises(ConfigurationError, match="hopaas-p2p invite digits"):
         membership.accept(old)
 
@@ -83,7 +84,7 @@ def test_an_invitation_of_a_stranger_takes_no_token_along(monkeypatch: pytest.Mo
     (tmp_path / "own").write_text("mine:secret")
     monkeypatch.setenv("HOPAAS_TOKEN_FILE", str(tmp_path / "own"))
     with pytest.raises(InvalidInput, match="contains no token"):
-        membership.accept(invitation()._replace(token=None))
+        membership.accept(replace(invitation(), token=None))
     kept = membership.accept(invitation())
     ways.enter(kept)
     role, _, password = SECRET.partition(":")
@@ -175,7 +176,7 @@ def test_a_study_of_any_name_can_be_joined(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["\x7f", "a\nb = 1", "a\u2028b", "\x1b[2J"])
 def test_a_name_that_is_not_one_line_is_not_kept(name: str, config: Path) -> None:
-    for made, site in ((invitation(study=name), ""), (invitation(), name), (invitation()._replace(site=name), "")):
+    for made, site in ((invitation(study=name), ""), (invitation(), name), (replace(invitation(), site=name), "")):
         with pytest.raises(InvalidInput, match="a line break or another control character"):
             membership.accept(made, site=site)
     assert not config.exists()
@@ -183,7 +184,7 @@ def test_a_name_that_is_not_one_line_is_not_kept(name: str, config: Path) -> Non
 
 @pytest.mark.parametrize("expires", [-(10**18), 1 << 62])
 def test_an_invitation_of_a_time_that_no_calendar_has_is_none(expires: int) -> None:
-    text = invitation()._replace(expires=expires).seal().reveal()
+    text = replace(invitation(), expires=expires).seal().reveal()
     with pytest.raises(InvalidInput, match="not an invitation"):
         Invitation.parse(text)
 
@@ -210,7 +211,7 @@ def test_a_proxy_that_was_kept_is_used_where_none_is_set(monkeypatch: pytest.Mon
 
 def test_where_no_way_leads_to_the_store_each_that_was_tried_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HTTPS_PROXY", "http://site:hunter2@127.0.0.1:9")
-    kept = membership.accept(invitation("https://gateway.invalid/tuning")._replace(authority=""))
+    kept = membership.accept(replace(invitation("https://gateway.invalid/tuning"), authority=""))
     ways.enter(kept)
     said: list[str] = []
     with pytest.raises(ConfigurationError, match=r"tried: proxy, direct"):

@@ -24,30 +24,30 @@ def checks(store: DirectoryStore) -> Iterator[Finding]:
     """The findings about this directory."""
     root = store.path / "v1"
     said = json.loads(read_regular(root / "meta.json", limit=DESCRIPTION))
-    yield Finding("format", passed=True, detail=f"{said['format']}, store {said['uuid']}")
+    yield Finding("format", f"{said['format']}, store {said['uuid']}")
     yield file_system(store.objects)
     works = links_work(root)
     cure = "commits would be lost; use a directory on another file system"
     detail = "a name can be created only once" if works else "symbolic links do not work, or can be created twice"
-    yield Finding.judged("write-once names", detail, passed=works, cure=cure)
+    yield Finding("write-once names", detail, passed=works, cure=cure)
     yield race(store.objects, "beats/race-", cure=cure)
     yield _clock(store)
     room = shutil.disk_usage(store.path).free
     cure = "free some space: a commit that does not fit waits, and training waits with it"
-    yield Finding.judged("room", f"{room / (1 << 30):.1f} GiB free", passed=room > _ROOM, cure=cure)
+    yield Finding("room", f"{room / (1 << 30):.1f} GiB free", passed=room > _ROOM, cure=cure)
 
 
 def file_system(objects: Directory) -> Finding:
     """Its type and the options that matter."""
     mount = objects.mount
     if not mount.kind:
-        return Finding("file system", passed=True, detail="the system does not say which")
+        return Finding("file system", "the system does not say which")
     options = ", ".join(one for one in mount.options if one.partition("=")[0] in _SHOWN)
     where = f"{mount.kind} from {mount.source}" if mount.shared else f"{mount.kind}, on this machine only"
     detail = f"{where}{f' ({options})' if options and mount.shared else ''}"
     looks_anew = not mount.nfs or mount.option("nocto") is None
     cure = "mount without nocto: for up to a minute, this machine may see what is no longer there"
-    return Finding.judged("file system", detail, passed=looks_anew, cure=cure)
+    return Finding("file system", detail, passed=looks_anew, cure=cure)
 
 
 def _clock(store: DirectoryStore) -> Finding:
@@ -61,4 +61,4 @@ def _clock(store: DirectoryStore) -> Finding:
     apart = abs(theirs - before)
     detail = f"the clock of the file system differs from ours by {apart:.1f} s"
     cure = "nothing depends on it, but times are shown wrongly; run NTP"
-    return Finding.judged("clock", detail, passed=apart < _CLOCKS_AGREE, cure=cure)
+    return Finding("clock", detail, passed=apart < _CLOCKS_AGREE, cure=cure)

@@ -22,6 +22,7 @@ from __future__ import annotations
 import binascii
 import contextlib
 import errno
+import functools
 import itertools
 import json
 import os
@@ -33,7 +34,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import BinaryIO, Final, TypeVar
+from typing import BinaryIO, Concatenate, Final, ParamSpec, TypeVar
 
 from hopaas_p2p.errors import Denied, InvalidInput, StoreUnreachable
 from hopaas_p2p.runtime.atomic import READ, read_fd, read_regular
@@ -48,6 +49,7 @@ _OF_URLS: Final = bytes.maketrans(b"+/", b"-_")
 _FROM_URLS: Final = bytes.maketrans(b"-_", b"+/")
 _NAME: Final = 240  # characters between two slashes; file systems take 255
 _Read = TypeVar("_Read")
+_Given = ParamSpec("_Given")
 _SHORT: Final = 1000  # XFS takes 1,023
 _TOO_LONG: Final = (errno.ENAMETOOLONG, errno.EFBIG, errno.EINVAL)
 _BESIDE: Final = re.compile(r"\.[0-9A-Za-z_-]{1,64}\.[0-9a-f]{12}")
@@ -73,6 +75,24 @@ _ABSENT: Final = (FileNotFoundError, NotADirectoryError)
 
 class NoFolder(LookupError):
     """The folder of these keys does not exist: nothing was ever written to it, or it was removed as a whole."""
+
+
+def _again_if_replaced(read: Callable[Concatenate[Directory, _Given], _Read]) -> Callable[..., _Read]:
+    """Read again from the start if the file was replaced meanwhile, or this machine remembers the one before."""
+
+    @functools.wraps(read)
+    def reading(self: Directory, *given: _Given.args, **named: _Given.kwargs) -> _Read:
+        settled = time.monotonic() + (_SETTLES if self.shared else 0.0)
+        while True:
+            try:
+                return read(self, *given, **named)
+            except (OSError, StoreUnreachable) as error:
+                stale = getattr(error.__cause__ or error, "errno", None) == errno.ESTALE
+                if not stale or time.monotonic() >= settled:
+                    raise
+            time.sleep(_STALE)
+
+    return reading
 
 
 class Directory:
@@ -126,61 +146,40 @@ class Directory:
     def _create(self, data: bytes, path: str) -> bool:
         if self._hard_links:
             try:
-                return self._link_draft(data, path)
+                return self._name_file(data, path, hard=True)
             except OSError as error:
                 if error.errno not in _NO_HARD_LINKS:
                     raise
                 self._hard_links = False
-        text = _text(data) if len(data) * 4 // 3 < self._longest else None
-        try:
-            return self._link(text, path) if text is not None else self._link_to_file(data, path)
-        except OSError as error:
-            if text is None or len(text) <= _SHORT or error.errno not in _TOO_LONG:
-                raise
-            self._longest = _SHORT
-            return self._link_to_file(data, path)
+        if len(data) * 4 // 3 < self._longest:
+            text = _text(data)
+            try:
+                os.symlink(text, path)
+                return True
+            except FileExistsError:
+                return False
+            except OSError as error:
+                if len(text) <= _SHORT or error.errno not in _TOO_LONG:
+                    raise
+                self._longest = _SHORT
+        return self._name_file(data, path, hard=False)
 
-    def _link_draft(self, data: bytes, path: str) -> bool:
-        """Write a file, and make the name a second one of it when it is whole and safe."""
-        folder, _, name = path.rpartition("/")
-        draft = f"{folder}/.{name}.{secrets.token_hex(6)}"
-        try:
-            _write(draft, data)
-            os.link(draft, path)
-        except FileExistsError:
-            return os.stat(draft).st_nlink == 2  # an answer was lost, and it is mine
-        finally:
-            with contextlib.suppress(OSError):
-                os.unlink(draft)
-        return True
-
-    def _link(self, text: str, path: str) -> bool:
-        try:
-            os.symlink(text, path)
-        except FileExistsError:
-            return False
-        return True
-
-    def _link_to_file(self, data: bytes, path: str) -> bool:
+    def _name_file(self, data: bytes, path: str, *, hard: bool) -> bool:
+        """Write a file, and when it is whole and safe, make the name a second one of it, or a symbolic link to it."""
         folder, _, name = path.rpartition("/")
         beside = f".{name}.{secrets.token_hex(6)}"
-        created = False
+        draft, created = f"{folder}/{beside}", False
         try:
-            _write(f"{folder}/{beside}", data)
-            created = self._link(beside, path)
+            _write(draft, data)
+            os.link(draft, path) if hard else os.symlink(beside, path)
+            created = True
+        except FileExistsError:
+            created = hard and os.stat(draft).st_nlink == 2  # an answer was lost, and it is mine
         finally:
-            if not created and not self._links_to(path, beside):  # else the answer was lost, and it is mine
+            if hard or not (created or _may_link_to(path, beside)):
                 with contextlib.suppress(OSError):
-                    os.unlink(f"{folder}/{beside}")
+                    os.unlink(draft)
         return created
-
-    def _links_to(self, path: str, text: str) -> bool:
-        try:
-            return os.readlink(path) in (text, "")
-        except FileNotFoundError:
-            return False
-        except OSError:
-            return True  # not known: it stays
 
     def secure(self, key: str) -> None:
         path = f"{self.root}/{key}"
@@ -341,10 +340,8 @@ class Directory:
         data = text.encode(errors="surrogateescape")  # not ours: content, as any other
         return Found(data if len(data) <= limit else b"", len(data))
 
+    @_again_if_replaced
     def _read_file(self, path: str, limit: int) -> Found | None:
-        return self._retry_if_replaced(lambda: self._read_file_once(path, limit))
-
-    def _read_file_once(self, path: str, limit: int) -> Found | None:
         try:
             fd = os.open(path, READ)
         except _ABSENT:
@@ -357,18 +354,6 @@ class Directory:
             return Found(read_fd(fd, size) if size <= limit else b"", size, status.st_mtime)
         finally:
             os.close(fd)
-
-    def _retry_if_replaced(self, read: Callable[[], _Read]) -> _Read:
-        """Read a file; again from its start if it was replaced meanwhile, or this machine remembers the one before."""
-        settled = time.monotonic() + (_SETTLES if self.shared else 0.0)
-        while True:
-            try:
-                return read()
-            except (OSError, StoreUnreachable) as error:
-                stale = getattr(error.__cause__ or error, "errno", None) == errno.ESTALE
-                if not stale or time.monotonic() >= settled:
-                    raise
-            time.sleep(_STALE)
 
     # --- files that are replaced ---
 
@@ -385,10 +370,9 @@ class Directory:
         with source.open("rb") as given, self._replacing(key) as (draft, fd):
             _write(draft, _chunks(given, progress), dir_fd=fd)
 
+    @_again_if_replaced
     def download(self, key: str, target: Path, progress: Progress | None = None) -> bool:
-        return self._retry_if_replaced(lambda: self._download_once(f"{self.root}/{key}", target, progress))
-
-    def _download_once(self, path: str, target: Path, progress: Progress | None) -> bool:
+        path = f"{self.root}/{key}"
         folder, _, name = path.rpartition("/")
         with reaching(path):
             if self.shared:
@@ -407,14 +391,13 @@ class Directory:
             os.close(fd)
             return False  # not ours
         with open(fd, "rb") as given, target.open("wb") as taken:
-            chunks = _chunks(given, progress)
-            while chunk := self._next(chunks, path):
+            chunks, chunk = _chunks(given, progress), b""
+            while True:
+                with reaching(path):
+                    chunk = next(chunks, b"")
+                if not chunk:
+                    return True
                 taken.write(chunk)
-        return True
-
-    def _next(self, chunks: Iterator[bytes], path: str) -> bytes:
-        with reaching(path):
-            return next(chunks, b"")
 
     @contextlib.contextmanager
     def _replacing(self, key: str) -> Iterator[tuple[str, int]]:
@@ -442,31 +425,25 @@ class Directory:
     # --- folders ---
 
     def listed(self, prefix: str, *, after: str = "", at_most: int | None = None) -> list[str]:
-        folder = f"{self.root}/{prefix.rpartition('/')[0]}"
+        folder = f"{self.root}/{prefix.rpartition('/')[0]}".rstrip("/")
         with reaching(folder):
-            if self.shared:
-                look_anew(folder)
-            self._check_mounted()
-            self._check_links(folder.rstrip("/"))
+            self._look_into(folder)
             keys = (path[len(self.root) + 1 :] for path in _walk(folder))
             return list(itertools.islice((key for key in keys if key.startswith(prefix) and key > after), at_most))
 
-    def folders(self, prefix: str) -> list[str]:
-        """The names of the folders in this one."""
-        return [name for name, is_folder in self._names_in(prefix) if is_folder]
+    def names_in(self, folder: str, *, folders: bool = False) -> list[str]:
+        """The names of the files, or of the folders, in this folder itself."""
+        path = f"{self.root}/{folder}"
+        with reaching(path):
+            self._look_into(path)
+            return [name for name, is_folder in _entries(path) if is_folder is folders]
 
-    def files(self, prefix: str) -> list[str]:
-        """The names of the files in this folder itself."""
-        return [name for name, is_folder in self._names_in(prefix) if not is_folder]
-
-    def _names_in(self, prefix: str) -> list[tuple[str, bool]]:
-        folder = f"{self.root}/{prefix}".rstrip("/")
-        with reaching(folder):
-            if self.shared:
-                look_anew(folder)
-            self._check_mounted()
-            self._check_links(folder)
-            return _entries(folder)
+    def _look_into(self, folder: str) -> None:
+        """Before a folder is listed: see that this is the store's, and have the server say what is in it now."""
+        if self.shared:
+            look_anew(folder)
+        self._check_mounted()
+        self._check_links(folder)
 
     def delete(self, keys: Iterable[str]) -> None:
         for key in keys:
@@ -481,14 +458,8 @@ class Directory:
                     os.unlink(beside, dir_fd=fd)
 
     def discard(self, keys: Iterable[str]) -> None:
-        names = list(keys)
-
-        def remove() -> None:
-            with contextlib.suppress(StoreUnreachable):
-                self.delete(names)
-
-        if names:
-            self._off_this_thread(remove)
+        if names := list(keys):
+            self._off_this_thread(lambda: self.delete(names))
 
     def _off_this_thread(self, remove: Callable[[], None]) -> None:
         """Remove files that others may have opened.
@@ -496,10 +467,15 @@ class Directory:
         An NFS server lends what is opened for reading (a delegation), and lets nobody remove it before it is given
         back. A node that lost its power gives nothing back for 90 s, and nobody is to wait for that.
         """
+
+        def run() -> None:
+            with contextlib.suppress(OSError, StoreUnreachable):
+                remove()
+
         if self._nfs:
-            threading.Thread(target=remove, name="hopaas-discard", daemon=True).start()
+            threading.Thread(target=run, name="hopaas-discard", daemon=True).start()
         else:
-            remove()
+            run()
 
     def modified(self, key: str) -> float | None:
         """When this object was written, in seconds on the file system's own clock; None if there is none."""
@@ -524,7 +500,7 @@ class Directory:
 
     def _clear(self, folder: str) -> None:
         """Remove what was taken out of the way in this folder, also by processes that died over it."""
-        with contextlib.suppress(OSError), self._opened(folder) as fd:
+        with self._opened(folder) as fd:
             listing = os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=fd)
             try:
                 names = os.listdir(listing)
@@ -579,13 +555,15 @@ class Directory:
         finally:
             os.close(fd)
 
-    # --- as every object store ---
 
-    def after_fork(self) -> None:
-        """Nothing is held open."""
-
-    def close(self) -> None:
-        """Nothing is held open."""
+def _may_link_to(path: str, text: str) -> bool:
+    """Whether this link has that text, as far as is known."""
+    try:
+        return os.readlink(path) in (text, "")
+    except FileNotFoundError:
+        return False
+    except OSError:
+        return True
 
 
 def _text(data: bytes) -> str:

@@ -29,17 +29,18 @@ from hopaas_p2p.stores.objects.store import ObjectBackedStore
 TIDY_EVERY: Final = 64  # commits between two looks for folders that may go
 _KEPT: Final = 300.0  # seconds for which a folder stays beside its pack, by the file system's clock
 _REMEMBERED: Final = 8 << 20  # bytes of commits kept in memory for the pack; beyond, they are read again
-LOSSES: Final = 4  # one after the other, after which a look is worth it
-_ASLEEP: Final = 60.0  # seconds; folders stay for 300 beside their packs
 
 
 class FolderLog(WriteOnceLog[Directory]):
     """See the module. One thread at a time."""
 
+    asleep = 60.0  # folders stay for 300 beside their packs
+    losses = 4
+
     def __init__(self, store: ObjectBackedStore[Directory], root: str) -> None:
         self.rate_limited = store.objects.shared
-        super().__init__(store, root, SpreadScheduler() if self.rate_limited else WriteScheduler(), asleep=_ASLEEP)
-        self._history.every = EVERY if self.rate_limited else 0.0
+        super().__init__(store, root, SpreadScheduler() if self.rate_limited else WriteScheduler())
+        self.history.every = EVERY if self.rate_limited else 0.0
         self._writes = False
         self._recent: list[bytes] = []
         """Commits of the present range, for its pack, in a process that writes."""
@@ -65,13 +66,10 @@ class FolderLog(WriteOnceLog[Directory]):
     def _begin(self, since: int, outgoing: Outgoing | None = None) -> None:
         super()._begin(since, outgoing)
         if outgoing is not None:
-            self._history.check_last(since, time.monotonic())
+            self.history.check_last(since, time.monotonic())
 
     def _look_first(self, since: int) -> bool:
         return since != self._head
-
-    def _look_again(self, losses: int) -> bool:
-        return losses % LOSSES == 0
 
     # --- reading ---
 
@@ -142,7 +140,7 @@ class FolderLog(WriteOnceLog[Directory]):
         if payload != mine:
             self.scheduler.saw(payload, found.modified, time.monotonic())
         self._remember(lsn, found.data)
-        self._history.follow(lsn, payload, before)
+        self.history.follow(lsn, payload, before)
         return Entry(lsn, payload, chain.stamp_of(found.data), before)
 
     def _stored(self, lsn: int) -> bytes | None:
@@ -159,7 +157,7 @@ class FolderLog(WriteOnceLog[Directory]):
         if lsn == 1:
             self._check_beginning(deadline)
         elif (lsn - 1) % SPAN and self._stored_after_all(lsn - 1) is None:
-            self._history.gone(lsn - 1)
+            self.history.gone(lsn - 1)
 
     def _check_hole(self, lsn: int, deadline: float) -> None:
         """A reader that was behind has found nothing at this lsn: there must be nothing after it, either."""
@@ -174,18 +172,18 @@ class FolderLog(WriteOnceLog[Directory]):
     # --- appending ---
 
     def _create(self, lsn: int, data: bytes) -> bool:
+        """An object means nothing if this process slept and its range was packed and removed meanwhile."""
         unless: tuple[str, ...] | None = None
         if lsn % SPAN == 1:
             unless = (self.pack(lsn), self._ended)
             if lsn > 1:  # a power cut must not take the commit before it
                 self.objects.secure(self.key(lsn - 1))
-        return self.objects.put_new(self.key(lsn), data, unless=unless)
-
-    def _check_awake(self, lsn: int) -> None:
-        """A single object means nothing if this process slept and its range was packed and removed meanwhile."""
-        if self.guard.slept(self._known) and self.objects.get(self.pack(lsn), limit=0) is not None:
-            self._head = BEHIND
-            raise BehindRetention
+        try:
+            return self.objects.put_new(self.key(lsn), data, unless=unless)
+        finally:
+            if self.history.slept() and self.objects.get(self.pack(lsn), limit=0) is not None:
+                self._head = BEHIND
+                raise BehindRetention
 
     def _appended(self, lsn: int, payload: bytes, data: bytes) -> None:
         self._writes = True
@@ -213,7 +211,7 @@ class FolderLog(WriteOnceLog[Directory]):
         if lsn % SPAN == 0:
             self._pack(first_of(lsn))
             self.objects.make_folder(self.key(lsn + 1).rpartition("/")[0], (self.pack(lsn + 1), self._ended))
-        firsts = map(lsn_of, self.objects.folders(f"{self.root}commits/"))
+        firsts = map(lsn_of, self.objects.names_in(f"{self.root}commits", folders=True))
         older = [first for first in firsts if first is not None and first < first_of(lsn)]
         now = self.objects.modified(self.key(lsn)) if older else None
         for first in older:
@@ -274,18 +272,18 @@ class FolderLog(WriteOnceLog[Directory]):
 
     # --- the end ---
 
-    def _bury(self, deadline: float) -> None:
-        with contextlib.suppress(StoreCorrupt):  # it goes with the rest
-            head, more = max((lsn for lsn, _ in self._snapshots()), default=0), True
-            while more:
-                entries, more = self._look(head, deadline, certain=True)
-                head += len(entries)
-            self._end_after(head, deadline)
+    def _find_end(self, deadline: float) -> int:
+        head, more = max((lsn for lsn, _ in self._snapshots()), default=0), True
+        while more:
+            entries, more = self._look(head, deadline, certain=True)
+            head += len(entries)
+        return head
 
     def destroy(self) -> None:
         """End the log in a tombstone, and remove all that it held."""
-        super().destroy()
-        for folder in ("commits", "packs"):
+        with contextlib.suppress(StoreCorrupt):  # it goes with the rest
+            super().destroy()
+        for folder in ("commits", "packs", "snapshot"):
             self.objects.remove_folder(f"{self.root}{folder}")
 
     def erase(self) -> None:

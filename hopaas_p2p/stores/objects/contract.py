@@ -89,11 +89,5 @@ class ObjectStore(Protocol):
     def download(self, key: str, target: Path, progress: Progress | None = None) -> bool:
         """Write the object to a file; whether there was one."""
 
-    def after_fork(self) -> None:
-        """Forget connections, which are the parent's."""
-
-    def close(self) -> None:
-        """Close connections; they are made again when needed."""
-
 
 Objects = TypeVar("Objects", bound=ObjectStore)

@@ -21,21 +21,40 @@ from hopaas_p2p.errors import BehindRetention, BrokenChain, StudyDeleted
 from hopaas_p2p.stores.objects.contract import ObjectStore, lsn_of
 
 DELETED: Final = "deleted"
-ASLEEP: Final = 600.0  # seconds without contact after which a peer may have slept
 EVERY: Final = 1.0  # seconds between two looks at the last commit where each may cost a call of a server
 _ADVICE: Final = "Was a backup restored under running peers? Nothing was changed. Look with: hopaas-p2p doctor URL"
 
 
+class Clocks(NamedTuple):
+    """This machine's clocks: one of them goes on whatever sleeps."""
+
+    wall: float
+    boot: float
+
+
+_BOOT: Final = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
+
+
+def clocks() -> Clocks:
+    """What they show now."""
+    return Clocks(time.time(), time.clock_gettime(_BOOT))
+
+
 class History:
-    """See the module.
+    """See the module. An exchange is between `begin` and `end`.
 
     Args:
+        objects: where the log is.
+        root: of the log.
         stored: reads what is stored at an lsn; None if nothing is, for certain.
+        asleep: seconds without contact after which this process may have slept through a removal.
 
     """
 
-    def __init__(self, stored: Callable[[int], bytes | None]) -> None:
-        self._stored = stored
+    def __init__(
+        self, objects: ObjectStore, root: str, stored: Callable[[int], bytes | None], *, asleep: float
+    ) -> None:
+        self._objects, self._root, self._stored, self._asleep = objects, root, stored, asleep
         self.every = 0.0
         """Seconds between two looks whether the last commit is still there."""
         self._lsn = 0
@@ -44,12 +63,61 @@ class History:
         self._checked_at = 0.0
         self.contradicted = False
         """Whether something that was read since `begin` does not follow what was read before."""
+        self.clocks: Callable[[], Clocks] = clocks
+        self.last: Clocks | None = None
+        """The last moment at which what this process knew of the log's end was true."""
+        self._began = self.clocks()
+        self._known: Clocks | None = None
+        """The same as `last` for this exchange, which may yet fail."""
 
-    def begin(self, since: int, known: int | None) -> None:
-        """An exchange begins, of a peer that has read so many commits, with this sum."""
+    # --- did this process sleep? ---
+
+    def begin(self, since: int, known: int | None = None) -> bool:
+        """An exchange begins, of a peer that has read so many commits, with this sum; whether it may have slept.
+
+        Raises:
+            BehindRetention: some that come after these are gone.
+            StudyDeleted: all are.
+
+        """
+        self._began, self._known = self.clocks(), self.last
+        woke = self._slept(self._began)
+        if since and woke:
+            self._check_retained(since)
         self.contradicted = False
         if known is not None:
             self._lsn, self._sum = since, known
+        return woke
+
+    def saw_end(self) -> None:
+        """The end of the log was seen after this exchange had begun."""
+        self._known = self._began
+
+    def end(self, since: int) -> None:
+        """After it: a peer that fell asleep on the way may have written where `gc` has been. Raises like `begin`."""
+        if _apart(self.clocks(), self._began) > self._asleep:
+            self._check_retained(since)
+        self.last = self._known
+
+    def slept(self) -> bool:
+        """Whether this process may have slept since the end of the log was seen last."""
+        return self._slept(self.clocks())
+
+    def _slept(self, now: Clocks) -> bool:
+        return self._known is None or _apart(now, self._known) > self._asleep
+
+    def _check_retained(self, since: int) -> None:
+        if self.truncation_point() > since:
+            raise BehindRetention
+
+    def truncation_point(self) -> int:
+        """The lsn up to which commits were removed. Raises StudyDeleted."""
+        keys = self._objects.listed(f"{self._root}boundary/")
+        if f"{self._root}boundary/{DELETED}" in keys:
+            raise StudyDeleted
+        return max((lsn_of(key) or 0 for key in keys), default=0)
+
+    # --- what came before? ---
 
     def before(self, lsn: int) -> int | None:
         """The sum of the log before this lsn, if it is known."""
@@ -97,67 +165,6 @@ class History:
         )
 
 
-class Clocks(NamedTuple):
-    """This machine's clocks: one of them goes on whatever sleeps."""
-
-    wall: float
-    boot: float
-
-    def furthest(self, since: Clocks) -> float:
-        return max(abs(self.wall - since.wall), self.boot - since.boot)
-
-
-_BOOT: Final = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
-
-
-def clocks() -> Clocks:
-    """What they show now."""
-    return Clocks(time.time(), time.clock_gettime(_BOOT))
-
-
-class RetentionGuard:
-    """One log's contact with its store."""
-
-    def __init__(self, objects: ObjectStore, root: str, *, asleep: float = ASLEEP) -> None:
-        self._objects = objects
-        self._root = root
-        self._asleep = asleep
-        self.clocks: Callable[[], Clocks] = clocks
-        self.last: Clocks | None = None
-        """The last moment at which what this process knew of the log's end was true."""
-        self.woke = False
-        """Whether this process may have slept before the exchange that began last."""
-
-    def begin(self, since: int) -> Clocks:
-        """Before an exchange of a peer that has seen `since` commits.
-
-        Raises:
-            BehindRetention: some that come after these are gone.
-            StudyDeleted: all are.
-
-        """
-        now, last = self.clocks(), self.last
-        self.woke = last is None or now.furthest(last) > self._asleep
-        if since and self.woke:
-            self._check(since)
-        return now
-
-    def end(self, since: int, began: Clocks) -> None:
-        """After it: a peer that fell asleep on the way may have written where `gc` has been. Raises like `begin`."""
-        if self.slept(began):
-            self._check(since)
-
-    def slept(self, last: Clocks | None) -> bool:
-        """Whether this process may have slept since then."""
-        return last is None or self.clocks().furthest(last) > self._asleep
-
-    def _check(self, since: int) -> None:
-        if self.truncation_point() > since:
-            raise BehindRetention
-
-    def truncation_point(self) -> int:
-        """The lsn up to which commits were removed. Raises StudyDeleted."""
-        keys = self._objects.listed(f"{self._root}boundary/")
-        if f"{self._root}boundary/{DELETED}" in keys:
-            raise StudyDeleted
-        return max((lsn_of(key) or 0 for key in keys), default=0)
+def _apart(now: Clocks, then: Clocks) -> float:
+    """Seconds by which the clocks have moved on; the wall clock may have been set back."""
+    return max(abs(now.wall - then.wall), now.boot - then.boot)

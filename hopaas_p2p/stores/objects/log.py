@@ -16,14 +16,13 @@ There is no lock. A peer that is stopped, frozen or cut off in the middle of a w
 
 A deleted study ends in a tombstone, so that a peer that still writes to it finds that instead of a free key.
 
-A log is read from what is known to the first free key. Only an end that is certain is believed: see `RetentionGuard`,
+A log is read from what is known to the first free key. Only an end that is certain is believed: see `History`,
 and for network file systems `directory.files`.
 """
 
 from __future__ import annotations
 
 import contextlib
-import math
 import time
 from abc import abstractmethod
 from collections.abc import Iterator
@@ -31,11 +30,11 @@ from typing import Final, Generic, NoReturn
 
 from hopaas_p2p.core import chain, codec
 from hopaas_p2p.core.records import UNSTAMPED
-from hopaas_p2p.errors import StoreCorrupt, StoreUnreachable, StudyDeleted
+from hopaas_p2p.errors import BehindRetention, StoreCorrupt, StoreUnreachable, StudyDeleted
 from hopaas_p2p.net.backoff import Backoff
 from hopaas_p2p.stores.base import EXCHANGE_TIMEOUT, SNAPSHOTS_KEPT, Beat, Entry, ExchangeResult, Log, Outgoing
 from hopaas_p2p.stores.objects.contract import LARGEST, Found, Objects, lsn_of
-from hopaas_p2p.stores.objects.history import DELETED, Clocks, History, RetentionGuard
+from hopaas_p2p.stores.objects.history import DELETED, History
 from hopaas_p2p.stores.objects.store import ObjectBackedStore
 
 TOMBSTONE: Final = b"hopaas: this study is deleted\n"
@@ -90,44 +89,33 @@ class WriteOnceLog(Log, Generic[Objects]):
             write.
         root: where in it, ending with a slash.
         scheduler: when to write, and how far to look first.
-        asleep: seconds without contact after which this process may have slept through a removal.
-        timeout: seconds for one exchange.
 
     """
 
     limit: int = LARGEST
     """Bytes of an object that are read, at most."""
+    asleep: float
+    """Seconds without contact after which this process may have slept through a removal."""
+    losses: int = 1
+    """Writes that came second, one after the other, after which a look is worth it."""
 
-    def __init__(
-        self,
-        store: ObjectBackedStore[Objects],
-        root: str,
-        scheduler: WriteScheduler,
-        *,
-        asleep: float,
-        timeout: float = EXCHANGE_TIMEOUT,
-    ) -> None:
+    def __init__(self, store: ObjectBackedStore[Objects], root: str, scheduler: WriteScheduler) -> None:
         self.store = store
         self.objects = store.objects
         self.root = root
         self.scheduler = scheduler
-        self.guard = RetentionGuard(self.objects, root, asleep=asleep)
-        self._timeout = timeout
+        self.history = History(self.objects, root, self._stored_after_all, asleep=self.asleep)
+        self._timeout = EXCHANGE_TIMEOUT
         self._ended = f"{root}boundary/{DELETED}"
         self._blocks = f"{root}snapshot/blocks/"
         self._proven = False
         self._has_beginning = False
-        self._history = History(self._stored_after_all)
         self._snapshot = 0
         """The lsn of the snapshot that was read last, until it is known that the log goes that far."""
         self._head = BEHIND
         """The lsn up to which this log was read when its end was last seen."""
-        self._contact = self.guard.clocks()
-        """When this exchange began."""
         self._stamp = UNSTAMPED
         """Of the commit that this exchange appends."""
-        self._known: Clocks | None = None
-        """The last moment at which what this exchange knows of the log's end was true."""
 
     # --- what directories and buckets do differently ---
 
@@ -148,14 +136,11 @@ class WriteOnceLog(Log, Generic[Objects]):
 
     def _prepared(self, lsn: int, payload: bytes) -> bytes:
         """The object of a commit that is to be written at this lsn."""
-        return chain.attach(payload, self._history.before(lsn), self._stamp)
+        return chain.attach(payload, self.history.before(lsn), self._stamp)
 
     def _create(self, lsn: int, data: bytes) -> bool:
         """Write this object at this lsn if there is none; whether this call did. Raises StoreUnreachable."""
         return self.objects.put_new(self.key(lsn), data)
-
-    def _check_awake(self, lsn: int) -> None:
-        """After a write whose outcome a removal may have changed while this process slept."""
 
     @abstractmethod
     def _appended(self, lsn: int, payload: bytes, data: bytes) -> None:
@@ -169,11 +154,7 @@ class WriteOnceLog(Log, Generic[Objects]):
         """Whether to look before the first write of an exchange; None: where that pays."""
         return None
 
-    def _look_again(self, losses: int) -> bool:
-        """Whether to look after so many writes that came second."""
-        return True
-
-    def _own(self, data: bytes) -> bytes:
+    def own(self, data: bytes) -> bytes:
         """The commit in an object, as it would be stored alone."""
         return data
 
@@ -191,33 +172,26 @@ class WriteOnceLog(Log, Generic[Objects]):
             receipt = ExchangeResult(*self._look(since, deadline, certain=True))
         else:
             receipt = self._append(outgoing.payload, since, deadline)
-        self._end(since)
+        self.history.end(since)
         return receipt
 
     def _begin(self, since: int, outgoing: Outgoing | None = None) -> None:
-        """Between this and `_end` the end of the log may be believed, unless this process slept.
+        """Between this and `History.end` the end of the log may be believed, unless this process slept.
 
         What a peer has not read may be removed minutes after it was packed, and a network file system may still show
         it then, half empty. So a process that has not seen the end of the log for a while looks at the past first.
         """
-        self._known = self.guard.last
-        self._contact = self.guard.begin(since)
-        if self.guard.woke:
+        if self.history.begin(since, None if outgoing is None else outgoing.chain):
             self._head = BEHIND
-        self._history.begin(since, None if outgoing is None else outgoing.chain)
         self._stamp = UNSTAMPED if outgoing is None else outgoing.stamp
         if since and since == self._snapshot:  # a peer begins with a snapshot: does the log go as far?
-            if self._stored_after_all(since) is None and self.guard.truncation_point() < since:
-                self._history.gone(since)
+            if self._stored_after_all(since) is None and self.history.truncation_point() < since:
+                self.history.gone(since)
             self._snapshot = 0
 
     def _prove(self) -> None:
         if not self._proven:
             self._proven = self.store.prove(self.root)
-
-    def _end(self, since: int) -> None:
-        self.guard.end(since, self._contact)
-        self.guard.last = self._known
 
     @property
     def flush_interval(self) -> float:
@@ -229,7 +203,7 @@ class WriteOnceLog(Log, Generic[Objects]):
         if self._look_first(since):
             return ExchangeResult([])  # the exchange that follows begins with a look
         receipt = self._await_turn(since, time.monotonic() + self._timeout)
-        self._end(since)
+        self.history.end(since)
         return receipt
 
     # --- reading ---
@@ -242,7 +216,7 @@ class WriteOnceLog(Log, Generic[Objects]):
         self._head = since + len(entries)
         self.scheduler.reached_head(len(entries), time.monotonic())
         if certain:
-            self._known = self._contact
+            self.history.saw_end()
         return entries, False
 
     def _get(
@@ -294,7 +268,7 @@ class WriteOnceLog(Log, Generic[Objects]):
         found = self.objects.get(self.key(lsn), limit=self.limit, certain=False)
         if found is None and self._is_deleted():
             raise StudyDeleted
-        return None if found is None else self._own(found.data)
+        return None if found is None else self.own(found.data)
 
     def _stored_after_all(self, lsn: int) -> bytes | None:
         """Like `_stored`, of a commit that a peer has read: looks twice before it says that there is none.
@@ -344,7 +318,7 @@ class WriteOnceLog(Log, Generic[Objects]):
             if found.more or any(entry.payload == payload for entry in found.entries):
                 self._secure(payload, found.entries)
                 return ExchangeResult(entries, found.more)
-            if self._history.contradicted:
+            if self.history.contradicted:
                 return ExchangeResult(entries, more=True)  # not appended: it would stand in another history
             entry, created = self._decide(since + len(entries) + 1, payload, deadline)
             entries.append(entry)
@@ -360,7 +334,7 @@ class WriteOnceLog(Log, Generic[Objects]):
             if pause := self.scheduler.after_losing():
                 time.sleep(pause)
             losses += 1
-            look = self._look_again(losses)
+            look = losses % self.losses == 0
 
     def _await_turn(self, since: int, deadline: float, *, look: bool | None = None) -> ExchangeResult:
         """Look, if asked to, or by default where that pays, and wait for this peer's turn; what came meanwhile.
@@ -393,21 +367,22 @@ class WriteOnceLog(Log, Generic[Objects]):
         """Write this commit at this lsn until it is known what is there; and whether this very write brought it."""
         backoff: Backoff | None = None
         unknown: StoreUnreachable | None = None
-        before, data = self._history.before(lsn), self._prepared(lsn, payload)
+        before, data = self.history.before(lsn), self._prepared(lsn, payload)
         while True:
             began = time.monotonic()
             try:
                 created = self._create(lsn, data)
+            except BehindRetention:
+                raise
             except StoreUnreachable as error:
                 created, unknown = False, error
             else:
                 now = time.monotonic()
                 (self.scheduler.won if created else self.scheduler.lost)(now, now - began)
-            self._check_awake(lsn)
             if created:
-                self._known = self._contact
+                self.history.saw_end()
                 self._appended(lsn, payload, data)
-                self._history.follow(lsn, payload)
+                self.history.follow(lsn, payload)
                 return Entry(lsn, payload, self._stamp, before), True
             found = self._get(lsn, deadline, certain=False)
             entry = self._elsewhere(lsn, deadline) if found is None else self._entry(lsn, found, mine=payload)
@@ -432,7 +407,7 @@ class WriteOnceLog(Log, Generic[Objects]):
                 continue
             found = self.objects.get(key, limit=_MAX_SNAPSHOT)
             if found is not None and len(found.data) == found.size:
-                self.guard.last = self.guard.clocks()
+                self.history.last = self.history.clocks()
                 self._head, self._snapshot = BEHIND, lsn
                 return lsn, found.data
         return None
@@ -471,20 +446,13 @@ class WriteOnceLog(Log, Generic[Objects]):
 
     def removed_up_to(self) -> int:
         self.store.find()
-        return self.guard.truncation_point()
-
-    def _removed(self) -> float:
-        """The lsn up to which commits were removed on purpose: all of them, where the study was deleted."""
-        try:
-            return self.guard.truncation_point()
-        except StudyDeleted:
-            return math.inf
+        return self.history.truncation_point()
 
     def _restore_one(self, entry: Entry, unless: tuple[str, ...] = ()) -> None:
         stored = stored_form(entry)
         if not self.objects.put_new(self.key(entry.lsn), stored, unless=unless):
             found = self.objects.get(self.key(entry.lsn), limit=self.limit)
-            if found is None or self._own(found.data) != stored:
+            if found is None or self.own(found.data) != stored:
                 raise StoreCorrupt(
                     f"{self.key(entry.lsn)} differs from the commit in the backup; nothing was replaced."
                 )
@@ -497,16 +465,14 @@ class WriteOnceLog(Log, Generic[Objects]):
         deadline = time.monotonic() + 10 * self._timeout
         self.objects.put(self._ended, TOMBSTONE)
         with contextlib.suppress(StudyDeleted):  # somebody was quicker
-            self._bury(deadline)
+            head = self._find_end(deadline)
+            while not self._decide(head + 1, TOMBSTONE, deadline)[1]:
+                head += 1
         self.objects.delete(self.objects.listed(f"{self.root}snapshot/"))
 
     @abstractmethod
-    def _bury(self, deadline: float) -> None:
-        """Find the end of the log, and put the tombstone there."""
-
-    def _end_after(self, head: int, deadline: float) -> None:
-        while not self._decide(head + 1, TOMBSTONE, deadline)[1]:
-            head += 1
+    def _find_end(self, deadline: float) -> int:
+        """The lsn of the last commit."""
 
 
 def add_salvaged(there: list[bytes], data: bytes) -> None:

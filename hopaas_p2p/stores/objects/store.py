@@ -14,7 +14,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Final, Generic
 
-from hopaas_p2p.core.names import valid_key, valid_name
+from hopaas_p2p.core.names import checked_key, valid_key, valid_name
 from hopaas_p2p.errors import StoreCorrupt
 from hopaas_p2p.stores.base import Artifacts, Beat, Log, Progress, Store
 from hopaas_p2p.stores.objects.contract import Found, Objects, ObjectStore
@@ -30,25 +30,19 @@ class ObjectArtifacts(Artifacts):
         self._objects = objects
 
     def put(self, key: str, source: Path, progress: Progress | None = None) -> None:
-        self._objects.upload(self._name(key), source, progress)
+        self._objects.upload(f"artifacts/{checked_key(key)}", source, progress)
 
     def get(self, key: str, target: Path, progress: Progress | None = None) -> None:
-        if not self._objects.download(self._name(key), target, progress):
+        if not self._objects.download(f"artifacts/{checked_key(key)}", target, progress):
             raise KeyError(key)
 
     def delete(self, key: str) -> None:
-        self._objects.delete([self._name(key)])
+        self._objects.delete([f"artifacts/{checked_key(key)}"])
 
     def keys(self, prefix: str) -> list[str]:
         if prefix and not valid_key(prefix.removesuffix("/")):  # it becomes the path of a folder
             return []
         return [key.removeprefix("artifacts/") for key in self._objects.listed(f"artifacts/{prefix}")]
-
-    @staticmethod
-    def _name(key: str) -> str:
-        if not valid_key(key):
-            raise KeyError(key)  # from a hostile log: such a key was never ours
-        return f"artifacts/{key}"
 
 
 class ObjectBackedStore(Store, Generic[Objects]):
@@ -99,9 +93,3 @@ class ObjectBackedStore(Store, Generic[Objects]):
 
     def artifacts(self) -> ObjectArtifacts:
         return ObjectArtifacts(self.objects)
-
-    def after_fork(self) -> None:
-        self.objects.after_fork()
-
-    def close(self) -> None:
-        self.objects.close()

@@ -30,10 +30,6 @@ ALTER TABLE hopaas.artifact_parts ALTER COLUMN data SET STORAGE EXTERNAL;  -- mo
 
 -- == functions ==
 
--- The largest file, in bytes: 64 parts of a megabyte.
-CREATE OR REPLACE FUNCTION hopaas.largest_artifact() RETURNS bigint
-LANGUAGE sql IMMUTABLE AS $$ SELECT 67108864::bigint $$;
-
 -- The caller in the log that a key belongs to, if its role there is at least p_least.
 CREATE OR REPLACE FUNCTION hopaas.entered_by_key(p_key text, p_least text) RETURNS hopaas.entry
 LANGUAGE plpgsql AS $$
@@ -61,9 +57,9 @@ CREATE OR REPLACE FUNCTION hopaas.begin_artifact_v1(p_key text, p_size bigint, p
 LANGUAGE plpgsql AS $$
 DECLARE v hopaas.entry := hopaas.entered_by_key(p_key, 'worker');
 BEGIN
-    IF p_size > hopaas.largest_artifact() THEN
-        RAISE EXCEPTION 'a file of % bytes is too large for the database, which keeps % at most', p_size,
-            hopaas.largest_artifact() USING ERRCODE = 'ZH413';
+    IF p_size > 67108864 THEN  -- 64 parts of a megabyte
+        RAISE EXCEPTION 'a file of % bytes is too large for the database, which keeps 67108864 at most', p_size
+            USING ERRCODE = 'ZH413';
     END IF;
     PERFORM hopaas.check_author(p_key, v.username);
     DELETE FROM hopaas.artifacts WHERE id IN (

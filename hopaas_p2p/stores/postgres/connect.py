@@ -10,23 +10,25 @@ the session, so a pooler may give it to another client between two statements.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import threading
 import time
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, Final
 
-from hopaas_p2p.errors import ConfigurationError, HopaasError
+from hopaas_p2p.errors import ConfigurationError, HopaasError, StoreUnreachable
 from hopaas_p2p.net import trust
 from hopaas_p2p.net.redaction import redacted
 from hopaas_p2p.runtime import credentials
 from hopaas_p2p.runtime.settings import Secret
-from hopaas_p2p.stores.postgres import copying
-from hopaas_p2p.stores.postgres.watchdog import WatchedSocket
+from hopaas_p2p.stores.postgres.errors import refusal
+from hopaas_p2p.stores.postgres.watchdog import watched
 
 if TYPE_CHECKING:
     import ssl
 
-    from sqlalchemy import URL, Engine
+    from sqlalchemy import URL
 
 _OPTIONS: Final = frozenset(
     {"host", "port", "sslmode", "sslrootcert", "sslcert", "sslkey", "sslcrl", "channel_binding", "connect_timeout"}
@@ -34,12 +36,23 @@ _OPTIONS: Final = frozenset(
 )
 _SCHEMES: Final = frozenset({"postgresql", "postgresql+psycopg2"})
 _PORT: Final = 5432
-_CONNECT_TIMEOUT: Final = "10"  # seconds
+_CONNECTION_WAIT: Final = 60.0  # seconds for which a call waits for another's to end
 _REFUSED_FOR: Final = 60.0  # seconds before a refused secret is tried again, unless it has changed
 
 _NOTHING_IN_CLEAR: Final = "!password,!md5"  # what libpq brings: PGPASSFILE, Kerberos, a certificate
 _SCRAM: Final = "scram-sha-256"
 _REQUIRE_AUTH: Final = 160000  # the libpq that has it
+
+_DEFAULTS: Final = {
+    "connect_timeout": "10",  # seconds
+    "application_name": "hopaas-p2p",
+    "gssencmode": "disable",  # TLS is used; asking for GSS costs a round trip
+    "keepalives": "1",
+    "keepalives_idle": "30",
+    "keepalives_interval": "10",
+    "keepalives_count": "3",
+    "tcp_user_timeout": "30000",  # milliseconds until an unanswered packet ends the connection
+}
 
 _url_passwords: Final[dict[str, Secret]] = {}
 """Passwords that came in URLs, by the URL with `***` in their place. That is `Store.url`, which opens the same store
@@ -174,129 +187,90 @@ def _tls(url: URL, shown: str, *, local: bool) -> dict[str, str]:
 
 
 class ConnectionProvider:
-    """The engine of one address: at most one connection, opened when it is first needed.
+    """The one connection of an address, opened when it is first needed, for one thread at a time.
 
     After the server has refused a secret, the same error is raised for a minute without another attempt.
     """
 
     def __init__(self, address: PostgresAddress) -> None:
         self.address = address
-        self._engine: Engine | None = None
-        self._watched: WatchedSocket | None = None
-        """Of the connection that was used last."""
+        self._connection: Any = None
         self._lock = threading.Lock()
         self._refusal: tuple[HopaasError, tuple[str | None, Secret | None], float] | None = None
 
-    def engine(self) -> Engine:
-        """The engine.
+    @contextlib.contextmanager
+    def connected(self) -> Iterator[Any]:
+        """The connection, while the block lasts. Every statement is a transaction of its own.
 
         Raises:
-            HopaasError: the server refused this secret less than a minute ago.
+            StoreUnreachable: there is none, another call hangs, or no byte moved for too long.
+            HopaasError: the server refuses this secret, or did less than a minute ago.
 
         """
-        if self._refusal is not None:
-            error, credentials, until = self._refusal
-            if time.monotonic() < until and self.address.credentials() == credentials:
-                raise type(error)(str(error))
-            self._refusal = None
-        with self._lock:
-            if self._engine is None:
-                self._engine = self._new_engine()
-            return self._engine
+        lock = self._lock
+        if not lock.acquire(timeout=_CONNECTION_WAIT):
+            raise StoreUnreachable("this process's one connection is in use: another call hangs")
+        try:
+            connection = self._connection
+            if connection is None or connection.closed:
+                connection = self._connection = self._log_in()
+            try:
+                with watched(connection.fileno()):
+                    yield connection
+            finally:
+                if connection is not self._connection:  # `close` was called meanwhile
+                    connection.close()
+        finally:
+            lock.release()
 
-    def remember_refusal(self, error: HopaasError) -> None:
-        """Raise this error for a while, instead of trying the same secret again."""
-        self._refusal = (error, self.address.credentials(), time.monotonic() + _REFUSED_FOR)
-
-    def _new_engine(self) -> Engine:
+    def _log_in(self) -> Any:
         import psycopg2
-        from sqlalchemy import create_engine, event
 
-        engine = create_engine(
-            self.address.sqlalchemy_url,
-            pool_size=1,
-            max_overflow=0,
-            pool_timeout=1.0,  # and then another look, see PostgresStore
-            pool_reset_on_return=None,  # every statement is a transaction of its own
-            isolation_level="AUTOCOMMIT",
-            hide_parameters=True,
-            use_native_hstore=False,
-            connect_args=self._connect_args(),
-        )
-        engine.dialect.initialize = _skip_initialize  # type: ignore[assignment,method-assign]
-
-        @event.listens_for(engine, "do_connect")
-        def log_in(_dialect: object, _record: object, _args: object, parameters: dict[str, Any]) -> None:
-            user, secret = self.address.credentials()
-            if user is not None:
-                parameters["user"] = user
-            if secret is not None:
-                parameters["password"] = secret.reveal()
-            if psycopg2.__libpq_version__ >= _REQUIRE_AUTH:
-                certified = secret is None or "sslcert" in self.address.sqlalchemy_url.query
-                parameters.setdefault("require_auth", _NOTHING_IN_CLEAR if certified else _SCRAM)
-
-        copying.allow(engine)
-        self._watch(engine)
-        return engine
-
-    def _watch(self, engine: Engine) -> None:
-        """Have the connection that is in use watched."""
-        from sqlalchemy import event
-
-        @event.listens_for(engine, "connect")
-        def watch(connection: Any, record: Any) -> None:
-            record.info["watched"] = WatchedSocket(connection.fileno())
-
-        @event.listens_for(engine, "checkout")
-        def begin(_connection: object, record: Any, _proxy: object) -> None:
-            self._watched = record.info["watched"]
-            self._watched.begin()
-
-        @event.listens_for(engine, "checkin")
-        def end(connection: object, record: Any) -> None:
-            if connection is not None:  # None: it was closed
-                record.info["watched"].end()
-
-        @event.listens_for(engine, "close")
-        def close(_connection: object, record: Any) -> None:
-            watched = record.info.get("watched")  # None: it was closed while it was being made
-            if watched is not None:
-                watched.end()
-                watched.close()
-
-    @property
-    def gave_up(self) -> bool:
-        """Whether the last statement ended because no byte moved for too long."""
-        return self._watched is not None and self._watched.given_up
-
-    def _connect_args(self) -> dict[str, str]:
-        defaults = {
-            "connect_timeout": _CONNECT_TIMEOUT,
-            "application_name": "hopaas-p2p",
-            "gssencmode": "disable",  # TLS is used; asking for GSS costs a round trip
-            "keepalives": "1",
-            "keepalives_idle": "30",
-            "keepalives_interval": "10",
-            "keepalives_count": "3",
-            "tcp_user_timeout": "30000",  # milliseconds until an unanswered packet ends the connection
-        }
-        in_url = self.address.sqlalchemy_url.query
-        return {**{key: value for key, value in defaults.items() if key not in in_url}, **self.address.tls}
+        user, secret = login = self.address.credentials()
+        if self._refusal is not None:
+            refused, given, until = self._refusal
+            if time.monotonic() < until and given == login:
+                raise type(refused)(str(refused))
+        url = self.address.sqlalchemy_url
+        _, given_in_url = url.get_dialect()().create_connect_args(url)
+        parameters = {**_DEFAULTS, **given_in_url, **self.address.tls}
+        if user is not None:
+            parameters["user"] = user
+        if secret is not None:
+            parameters["password"] = secret.reveal()
+        if psycopg2.__libpq_version__ >= _REQUIRE_AUTH:
+            certified = secret is None or "sslcert" in url.query
+            parameters.setdefault("require_auth", _NOTHING_IN_CLEAR if certified else _SCRAM)
+        try:
+            made = psycopg2.connect(**parameters)
+        except psycopg2.Error as error:
+            refused = refusal(str(error))
+            self._refusal = None if refused.retry else (refused, login, time.monotonic() + _REFUSED_FOR)
+            raise refused from None
+        self._refusal, made.autocommit = None, True
+        return made
 
     def forget(self) -> None:
         """In a child of a fork: leave the connection to the parent, and send the server nothing."""
-        engine, self._engine, self._watched = self._engine, None, None
-        self._lock = threading.Lock()
-        if engine is not None:
-            engine.dispose(close=False)
+        self._connection, self._lock = None, threading.Lock()
 
     def close(self) -> None:
-        """Close the connection; the next call opens another."""
-        engine, self._engine = self._engine, None
-        if engine is not None:
-            engine.dispose()
+        """Close the connection, once nobody uses it; the next call opens another."""
+        connection, self._connection = self._connection, None
+        if connection is not None and self._lock.acquire(blocking=False):
+            connection.close()
+            self._lock.release()
 
 
-def _skip_initialize(_connection: object) -> None:
-    """SQLAlchemy would ask for the server's version, schema and settings: four round trips for nothing used here."""
+def query(connection: Any, sql: str, values: Any = None) -> list[Any]:
+    """The rows that a statement gives."""
+    with connection.cursor() as cursor:
+        cursor.execute(sql, values or None)
+        return cursor.fetchall() if cursor.description else []
+
+
+def quoted(name: str, connection: Any) -> str:
+    """The name of a role or database, quoted for a statement."""
+    from psycopg2.extensions import quote_ident
+
+    return str(quote_ident(name, connection))

@@ -7,15 +7,10 @@ from __future__ import annotations
 
 import contextlib
 import struct
-from typing import TYPE_CHECKING, Any, Final
+from typing import Final
 
 from hopaas_p2p.errors import StoreCorrupt
 
-if TYPE_CHECKING:
-    from sqlalchemy import Engine
-
-COPY_TO: Final = "hopaas_copy_to"
-"""The option of an execution that names the file which takes what comes."""
 _HEADER: Final = b"PGCOPY\n\xff\r\n\0" + bytes(8)  # flags, and the length of an extension: both have always been 0
 _END: Final = -1
 _COUNT: Final = struct.Struct("!h")
@@ -40,15 +35,3 @@ def copied_rows(data: bytes) -> list[list[bytes]]:
                 at += _LENGTH.size + length
                 rows[-1].append(data[at - length : at])
     raise StoreCorrupt("the server's COPY is not in the binary format that this program knows")
-
-
-def allow(engine: Engine) -> None:
-    """Let statements of this engine be a COPY, with the same handling of errors and connections as others."""
-    from sqlalchemy import event
-
-    @event.listens_for(engine, "do_execute")
-    def execute(cursor: Any, statement: str, parameters: Any, context: Any) -> bool:
-        file = context.execution_options.get(COPY_TO)
-        if file is not None:
-            cursor.copy_expert(cursor.mogrify(statement, parameters), file)
-        return file is not None

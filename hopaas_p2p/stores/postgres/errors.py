@@ -18,7 +18,6 @@ from hopaas_p2p.errors import (
     StoreUnreachable,
     StudyDeleted,
 )
-from hopaas_p2p.stores.postgres.watchdog import IDLE_LIMIT
 
 SCHEMA_VERSION: Final = 7
 """What this code needs; see schema.sql."""
@@ -140,13 +139,6 @@ def failure(code: str | None, text: str) -> HopaasError:
     reason = _PASSING.get(code or "")
     kind = Locked if code == _LOCKED else StoreUnreachable
     return kind(f"{reason} ({line})" if reason else f"{line}. Nothing acknowledged is lost.")
-
-
-def idle_too_long() -> StoreUnreachable:
-    """The error for a connection that was given up because no byte moved."""
-    return StoreUnreachable(
-        f"the server, or the network to it, hangs: no byte came for {IDLE_LIMIT:.0f} s. Nothing acknowledged is lost."
-    )
 
 
 def wrong_schema(installed: int | None) -> ConfigurationError:

@@ -12,17 +12,16 @@ import contextlib
 import hashlib
 import io
 import secrets
-import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from msgspec.structs import astuple
 
-from hopaas_p2p.core.names import valid_key, valid_name
+from hopaas_p2p.core.names import checked_key, valid_name
 from hopaas_p2p.core.records import Stamp
 from hopaas_p2p.errors import ConfigurationError, HopaasError, NewerFormat, StoreCorrupt, StoreUnreachable
-from hopaas_p2p.net.backoff import Backoff
+from hopaas_p2p.net.backoff import persistently
 from hopaas_p2p.runtime.settings import Secret
 from hopaas_p2p.stores.base import (
     SNAPSHOTS_KEPT,
@@ -36,8 +35,8 @@ from hopaas_p2p.stores.base import (
     Progress,
     Store,
 )
-from hopaas_p2p.stores.postgres.connect import ConnectionProvider, PostgresAddress
-from hopaas_p2p.stores.postgres.copying import COPY_TO, copied_rows
+from hopaas_p2p.stores.postgres.connect import ConnectionProvider, PostgresAddress, query
+from hopaas_p2p.stores.postgres.copying import copied_rows
 from hopaas_p2p.stores.postgres.errors import (
     LOGIN_ENDED,
     NO_SCHEMA,
@@ -45,22 +44,15 @@ from hopaas_p2p.stores.postgres.errors import (
     SCHEMA_VERSION,
     Locked,
     failure,
-    idle_too_long,
-    refusal,
     wrong_schema,
 )
 from hopaas_p2p.stores.postgres.schema import restore
 
 if TYPE_CHECKING:
-    from sqlalchemy import Connection
-    from sqlalchemy.exc import DBAPIError
+    import psycopg2
 
 CATALOG: Final = "catalog"
 _PART: Final = 1 << 20  # bytes of a file in one statement, as the server has them
-_ATTEMPTS: Final = 5
-_FIRST_PAUSE: Final = 0.2  # seconds
-_LONGEST_PAUSE: Final = 10.0
-_CONNECTION_WAIT: Final = 60.0  # seconds for which a call waits for another's to end
 _REPLY: Final = 4 << 20  # bytes of commits in one reply; the rest takes another exchange
 
 
@@ -185,24 +177,21 @@ class PostgresStore(Store):
             ConfigurationError: no schema, one of another version, or server settings that would lose data.
 
         """
-        from sqlalchemy.exc import DBAPIError
-        from sqlalchemy.exc import TimeoutError as PoolTimeout
+        import psycopg2
 
         try:
             found = self._run(function, arguments, copied=copied)
-        except DBAPIError as error:
-            failed = self.translated(error)
+        except psycopg2.Error as error:
+            failed = self._translated(error)
             if isinstance(failed, Locked) and "log" in arguments and function != "unlock":
                 with contextlib.suppress(HopaasError):  # ends what has kept something locked for minutes
                     self.call("unlock", log=arguments["log"])
             raise failed from None
-        except PoolTimeout:
-            raise StoreUnreachable("this process's one connection is in use: another call hangs") from None
         self._was_primary = True
         return found
 
     def _run(self, function: str, arguments: dict[str, Any], *, copied: bool = False) -> list[Any]:
-        from sqlalchemy.exc import DBAPIError
+        import psycopg2
 
         coded = [name for name, value in arguments.items() if isinstance(value, bytes | memoryview)]
         given = [
@@ -210,43 +199,49 @@ class PostgresStore(Store):
             for name in arguments
         ]
         sql = f"SELECT * FROM hopaas.{function}_v1({', '.join(given)})"  # noqa: S608  # names are ours
-        sql = f"COPY ({sql}) TO STDOUT (FORMAT binary)" if copied else sql
         values = arguments | {name: base64.b64encode(arguments[name]).decode() for name in coded}
-        try:
-            return self._run_once(sql, values, copied=copied)
-        except DBAPIError as error:
-            if getattr(error.orig, "pgcode", None) == LOGIN_ENDED:
-                self._connections.close()  # there may be a new token
-            elif not error.connection_invalidated or self._connections.gave_up:
-                raise
-        return self._run_once(sql, values, copied=copied)
-
-    def _run_once(self, sql: str, values: dict[str, Any], *, copied: bool) -> list[Any]:
-        """One attempt, once this process's one connection is free.
-
-        A thread that waits for it is not woken when another fails to open it, so it looks again every second.
-        """
-        from sqlalchemy.exc import TimeoutError as PoolTimeout
-
-        deadline = time.monotonic() + _CONNECTION_WAIT
-        while True:
+        for last in (False, True):
             try:
-                connection = self._connections.engine().connect()
-            except PoolTimeout:
-                if time.monotonic() >= deadline:
+                with self._connections.connected() as connection:
+                    if not copied:
+                        return query(connection, sql, values)
+                    with connection.cursor() as cursor, io.BytesIO() as file:
+                        cursor.copy_expert(cursor.mogrify(f"COPY ({sql}) TO STDOUT (FORMAT binary)", values), file)
+                        return copied_rows(file.getvalue())
+            except psycopg2.Error as error:
+                if error.pgcode == LOGIN_ENDED:
+                    self._connections.close()  # there may be a new token
+                elif not connection.closed:
                     raise
-                continue
-            with connection:
-                if not copied:
-                    return list(connection.exec_driver_sql(sql, values).cursor.fetchall())
-                file = io.BytesIO()
-                connection.exec_driver_sql(sql, values, execution_options={COPY_TO: file})
-                return copied_rows(file.getvalue())
+                if last:
+                    raise
+        raise AssertionError("unreachable")
 
-    def connect(self) -> Connection:
-        """The connection, for statements of an administrator, in transactions of their own."""
-        connection = self._connections.engine().connect()
-        return connection.execution_options(isolation_level="READ COMMITTED")
+    @contextlib.contextmanager
+    def connect(self) -> Iterator[Any]:
+        """The connection, for statements of an administrator, each in a transaction of its own. Raises as `call`."""
+        import psycopg2
+
+        try:
+            with self._connections.connected() as connection:
+                yield connection
+        except psycopg2.Error as error:
+            raise self._translated(error) from error
+
+    @contextlib.contextmanager
+    def transaction(self) -> Iterator[Any]:
+        """The same, all in one transaction, which an error rolls back."""
+        import psycopg2
+
+        with self.connect() as connection:
+            query(connection, "BEGIN ISOLATION LEVEL READ COMMITTED")
+            try:
+                yield connection
+                query(connection, "COMMIT")
+            except BaseException:
+                with contextlib.suppress(psycopg2.Error):
+                    query(connection, "ROLLBACK")
+                raise
 
     def restore(self, uuid: str, entries: Iterable[Entry]) -> None:
         """Write these commits as they were, in one transaction; only an administrator may.
@@ -256,49 +251,27 @@ class PostgresStore(Store):
             StoreUnreachable: as `call`; then nothing was written.
 
         """
-        from sqlalchemy.exc import DBAPIError
+        with self.transaction() as connection:
+            restore(connection, uuid, entries)
 
-        try:
-            with self.connect() as connection, connection.begin():
-                restore(connection, uuid, entries)
-        except DBAPIError as error:
-            raise self.translated(error) from None
-
-    def translated(self, error: DBAPIError) -> HopaasError:
+    def _translated(self, error: psycopg2.Error) -> HopaasError:
         """The error of ours for an error of the driver."""
-        text, code = str(error.orig), getattr(error.orig, "pgcode", None)
-        if error.statement is None and code is None:
-            cause = error.orig.__cause__ if error.orig is not None else None
-            refused = cause if isinstance(cause, HopaasError) else refusal(text)
-            if not refused.retry:
-                self._connections.remember_refusal(refused)
-            return refused
-        if self._connections.gave_up:
-            return idle_too_long()
-        if code in ("ZH503", READ_ONLY):
-            return self._read_only()
-        if code in NO_SCHEMA:
-            return self._wrong_schema()
-        return failure(code, text)
-
-    def _read_only(self) -> HopaasError:
-        """The error for a replica: a fail-over ends by itself, a URL that never led to a primary stays wrong."""
-        if self._was_primary:
+        if error.pgcode in ("ZH503", READ_ONLY) and self._was_primary:  # a fail-over, which ends by itself
             self._connections.close()  # the next connection may lead to the new primary
             return StoreUnreachable("the server has become a read-only replica; waiting for the new primary")
-        return ConfigurationError(
-            f"{self.url} is a read-only replica, which accepts no commits. Use the primary's URL, or list all servers: "
-            "postgresql://user@/database?host=one,two&target_session_attrs=read-write"
-        )
-
-    def _wrong_schema(self) -> HopaasError:
-        from sqlalchemy.exc import DBAPIError
+        if error.pgcode in ("ZH503", READ_ONLY):
+            return ConfigurationError(
+                f"{self.url} is a read-only replica, which accepts no commits. Use the primary's URL, or list all "
+                "servers: postgresql://user@/database?host=one,two&target_session_attrs=read-write"
+            )
+        if error.pgcode not in NO_SCHEMA:
+            return failure(error.pgcode, str(error))
+        import psycopg2
 
         try:
             installed = self._run("version", {})[0][0]
-        except DBAPIError as error:
-            code = getattr(error.orig, "pgcode", None)
-            return wrong_schema(None) if code in NO_SCHEMA else failure(code, str(error.orig))
+        except psycopg2.Error as another:
+            return wrong_schema(None) if another.pgcode in NO_SCHEMA else failure(another.pgcode, str(another))
         return NewerFormat() if installed > SCHEMA_VERSION else wrong_schema(installed)
 
     def artifacts(self) -> PostgresArtifacts:
@@ -325,7 +298,7 @@ class PostgresArtifacts(Artifacts):
         upload = secrets.token_hex(16)
         with source.open("rb") as file:
             size = source.stat().st_size
-            self._retry("begin_artifact", key=_checked(key), size=size, upload=upload)
+            self._retry("begin_artifact", key=checked_key(key), size=size, upload=upload)
             for part in range(-(-size // _PART)):
                 data = file.read(_PART)
                 self._retry("put_part", upload=upload, part=part, data=data)
@@ -338,7 +311,7 @@ class PostgresArtifacts(Artifacts):
         done, size, part = 0, 1, 0
         with target.open("wb") as file:
             while done < size:
-                rows = self._retry("read_part", key=_checked(key), id=found, part=part)
+                rows = self._retry("read_part", key=checked_key(key), id=found, part=part)
                 if not rows:
                     break
                 found, size, text = rows[0]
@@ -354,22 +327,10 @@ class PostgresArtifacts(Artifacts):
             raise StoreUnreachable(f"{key} was replaced while it was read; get it again")
 
     def delete(self, key: str) -> None:
-        self._retry("remove_artifact", key=_checked(key))
+        self._retry("remove_artifact", key=checked_key(key))
 
     def keys(self, prefix: str) -> list[str]:
         return [key for (key,) in self._retry("artifact_keys", prefix=prefix)]
 
     def _retry(self, name: str, **parameters: Any) -> list[Any]:
-        backoff = Backoff(_FIRST_PAUSE, _LONGEST_PAUSE)
-        for _ in range(_ATTEMPTS - 1):
-            try:
-                return self._store.call(name, **parameters)
-            except StoreUnreachable:
-                time.sleep(backoff.pause())
-        return self._store.call(name, **parameters)
-
-
-def _checked(key: str) -> str:
-    if not valid_key(key):
-        raise KeyError(key)
-    return key
+        return persistently(lambda: self._store.call(name, **parameters))

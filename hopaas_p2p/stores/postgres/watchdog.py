@@ -18,9 +18,10 @@ import socket
 import struct
 import threading
 import time
-import weakref
+from collections.abc import Iterator
 from typing import Final
 
+from hopaas_p2p.errors import StoreUnreachable
 from hopaas_p2p.runtime import process
 
 IDLE_LIMIT: Final = 30.0
@@ -32,27 +33,41 @@ _MOVED: Final = struct.Struct("=QQ")  # tcpi_bytes_acked and tcpi_bytes_received
 _MOVED_AT: Final = 120  # their place in struct tcp_info, since Linux 4.2
 
 
+@contextlib.contextmanager
+def watched(descriptor: int) -> Iterator[None]:
+    """Shut this socket down if no byte moves for too long while the block lasts; then the block fails.
+
+    Raises:
+        StoreUnreachable: instead of what the block then raises.
+
+    """
+    one = WatchedSocket(descriptor)
+    _thread.begin(one)
+    try:
+        yield
+    except Exception:
+        if one.given_up:
+            raise StoreUnreachable(
+                f"the server, or the network to it, hangs: no byte came for {IDLE_LIMIT:.0f} s. Nothing acknowledged "
+                "is lost."
+            ) from None
+        raise
+    finally:
+        _thread.end(one)
+        one.close()
+
+
 class WatchedSocket:
-    """One connection's socket, by a descriptor of our own: libpq may close its own, and the number be used again."""
+    """A connection's socket, by a descriptor of our own: libpq may close its own, and the number be used again."""
 
     def __init__(self, descriptor: int) -> None:
         self._socket = socket.socket(fileno=os.dup(descriptor))
-        self.close = weakref.finalize(self, self._socket.close)
+        self.close = self._socket.close
         """Closes our descriptor only; libpq ends the connection."""
-        self.close.atexit = False
         self.given_up = False
         """Whether it was shut down because no byte moved."""
         self._moved: int | None = None
         self._looks = 0
-
-    def begin(self) -> None:
-        """A caller waits on it from now on."""
-        self._moved, self._looks = None, 0
-        _thread.begin(self)
-
-    def end(self) -> None:
-        """No caller waits on it any more."""
-        _thread.end(self)
 
     def look(self) -> bool:
         """Whether no byte has moved for too long. Called at equal intervals while the connection is in use."""

@@ -1,4 +1,9 @@
-"""`ObjectStore` in a bucket of an S3 server."""
+"""A bucket of an S3 server as an `ObjectStore`: signed requests by urllib3, with the signer of the `minio` SDK.
+
+The SDK itself cannot send a condition, knows neither `HTTPS_PROXY` nor a CA of ours, retries by itself, and keeps half
+of an answer to itself. Nothing is retried here, except with newer keys or the server's time if a request was refused
+for these: the caller must know what is not known.
+"""
 
 from __future__ import annotations
 
@@ -7,27 +12,29 @@ import contextlib
 import datetime
 import hashlib
 import os
+import re
 import threading
+import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, BinaryIO, Final, NamedTuple, TypeVar
-from urllib.parse import unquote
+from urllib.parse import quote, unquote, urlencode, urlsplit
 from xml.etree import ElementTree
 from xml.sax.saxutils import escape
 
 import urllib3
+from minio.signer import sign_v4_s3
 
 from hopaas_p2p.errors import HopaasError, StoreUnreachable
 from hopaas_p2p.stores.base import Progress
 from hopaas_p2p.stores.objects.contract import Found
+from hopaas_p2p.stores.s3 import http
 from hopaas_p2p.stores.s3.address import Address
-from hopaas_p2p.stores.s3.client import S3Client
-from hopaas_p2p.stores.s3.errors import unreachable
-from hopaas_p2p.stores.s3.http import parse_date
+from hopaas_p2p.stores.s3.errors import AWAY, CLOCK, PASSING, RUN_OUT, refusal, unreachable
 from hopaas_p2p.stores.s3.key_services import chain
-from hopaas_p2p.stores.s3.keys import Chain
+from hopaas_p2p.stores.s3.keys import Chain, Keys
 from hopaas_p2p.stores.s3.search import WIDEST
 
 _TYPE: Final = {"Content-Type": "application/octet-stream"}
@@ -38,6 +45,15 @@ _PART: Final = 16 << 20  # bytes of a file sent at once; S3 takes 10,000 of them
 _PARTS_AT_ONCE: Final = 3
 _CHUNK: Final = 1 << 20
 _ATTEMPTS: Final = 5  # at reading one file
+
+_DONE: Final = (200, 204, 206)
+_CODE: Final = re.compile(rb"<Code>([^<]*)</Code>")
+_SKEW: Final = 1.0  # seconds
+_BULK_READ: Final = 60.0  # seconds of silence during a file
+_ERROR: Final = 1 << 16  # bytes of a refusal that are read
+
+_abandoned: Final[list[object]] = []
+"""Connections of parent processes: to destroy one would take locks that a thread of the parent may have held."""
 
 T = TypeVar("T")
 
@@ -53,13 +69,31 @@ class Listed(NamedTuple):
 
 
 class Bucket:
-    """See the module. Any thread may call."""
+    """See the module. Any thread may call.
+
+    Attributes:
+        requests: so far, by kind: PUT, GET, LIST, DELETE, POST.
+        interruptions: how often the server was away: no answer, or one that says that it is not ready.
+        keys: where the keys come from.
+
+    """
 
     settles = 0.0
 
     def __init__(self, address: Address, *, keys: Chain | None = None) -> None:
         self.address = address
-        self.client = S3Client(address, keys or chain(address))
+        self.requests: Counter[str] = Counter()
+        self.interruptions = 0
+        self.keys = keys or chain(address)
+        self.keys.clock = self._now
+        self._known = False
+        """Whether the bucket is there, or was."""
+        self._heard: float | None = None
+        """Seconds by which the server's clock is ahead of this machine's, as its last answer told."""
+        self._ahead = 0.0
+        """The same, as requests are signed."""
+        self._pools: dict[bool, urllib3.PoolManager] = {}
+        """For files, if true, and for all else."""
         self._lock = threading.Lock()
         self._threads: ThreadPoolExecutor | None = None
         self._singly = False
@@ -67,58 +101,150 @@ class Bucket:
     def __repr__(self) -> str:
         return f"Bucket({self.address.url!r})"
 
-    @property
-    def requests(self) -> Counter[str]:
-        """Requests so far by kind: PUT, GET, LIST, DELETE, POST."""
-        return self.client.requests
-
-    @property
-    def interruptions(self) -> int:
-        """How often the server was away so far: no answer, or one that says that it is not ready."""
-        return self.client.interruptions
-
     def server_now(self) -> float | None:
         """The server's clock: seconds since 1970, once it has answered."""
-        return None if self.client.heard is None else self.client.now()
+        return None if self._heard is None else self._now()
+
+    def _now(self) -> float:
+        return time.time() + (self._heard or 0.0)
+
+    # --- requests ---
+
+    def pool(self, *, bulk: bool = False) -> urllib3.PoolManager:
+        """Connections, made at first use. Those for files may send a request again, which hurts nobody there."""
+        if bulk not in self._pools:
+            again = urllib3.Retry(
+                total=4, redirect=False, backoff_factor=0.5, status_forcelist=sorted(PASSING), allowed_methods=None
+            )
+            self._pools[bulk] = http.pool(
+                self.address.endpoint, retries=again if bulk else False, read=_BULK_READ if bulk else http.READ
+            )
+        return self._pools[bulk]
+
+    def _ask(
+        self,
+        method: str,
+        key: str | None,
+        what: str,
+        *,
+        fine: tuple[int, ...] = (),
+        query: Mapping[str, str] | None = None,
+        headers: Mapping[str, str] | None = None,
+        body: bytes = b"",
+        bulk: bool = False,
+        stream: bool = False,
+    ) -> Any:
+        """One request; the answer, read as a whole unless it is to be streamed.
+
+        Args:
+            method: of HTTP.
+            key: of the object, below the store's root; None for the bucket.
+            what: it is to do, for messages.
+            fine: statuses that the caller expects, beside success.
+            query, headers, body: of the request.
+            bulk: whether it is about a file, and may be sent again.
+            stream: whether the caller reads the body.
+
+        Raises:
+            StoreUnreachable, Denied, ConfigurationError: as `ObjectStore` says.
+
+        """
+        self.requests["LIST" if key is None and method == "GET" else method] += 1
+        address, server = self.address, urlsplit(self.address.endpoint)
+        host = f"{address.bucket}.{server.netloc}" if address.virtual else server.netloc
+        path = ([] if address.virtual else [address.bucket]) + ([] if key is None else [quote(address.root + key)])
+        options = urlencode(sorted((query or {}).items()), quote_via=quote, safe="")
+        url = server._replace(netloc=host, path="/" + "/".join(path), query=options)
+        digest = hashlib.sha256(body).hexdigest()
+        for last in (False, True):
+            keys, ahead = self.keys.retrieve(), self._ahead
+            when = datetime.datetime.fromtimestamp(time.time() + ahead, datetime.UTC)
+            said: dict[str, str | list[str] | tuple[str]] = {
+                **(headers or {}),
+                "Host": host,
+                "x-amz-content-sha256": digest,
+                "x-amz-date": when.strftime("%Y%m%dT%H%M%SZ"),
+                **({"x-amz-security-token": keys.session_token} if keys.session_token else {}),
+            }
+            signed = sign_v4_s3(
+                method=method,
+                url=url,
+                region=address.region,
+                headers=said,
+                credentials=keys,  # type: ignore[arg-type]  # it reads three attributes
+                content_sha256=digest,
+                date=when,
+            )
+            try:
+                # redirects are not followed: a session's token would go along to whatever host the answer names
+                answer = self.pool(bulk=bulk).urlopen(
+                    method, url.geturl(), redirect=False, body=body, headers=signed, preload_content=not stream
+                )
+                if (date := http.parse_date(answer.headers.get("Date"))) is not None:
+                    self._heard = date - time.time()
+                code = "" if answer.status in _DONE else _code(answer, stream=stream)
+            except (urllib3.exceptions.HTTPError, OSError) as error:
+                self.interruptions += 1
+                raise unreachable(address, error) from None
+            if answer.status in _DONE:
+                self._known = True
+                return answer
+            if answer.status in fine and code != "NoSuchBucket":
+                return answer
+            if not last and self._amended(code, keys, ahead):
+                self.requests[method] += 1
+                continue
+            self.interruptions += code == "NoSuchBucket" or (answer.status in AWAY and code != "SlowDown")
+            conditional = "If-None-Match" in (headers or {})
+            raise refusal(address, answer.status, code, what, conditional=conditional, known=self._known)
+        raise AssertionError("unreachable")
+
+    def _amended(self, code: str, keys: Keys, ahead: float) -> bool:
+        """Whether a request that was signed with these keys and this time would be signed otherwise now.
+
+        Of several that are under way each is refused; the first of them to come back amends for all.
+        """
+        if code in RUN_OUT:
+            return self.keys.renew(keys)
+        if code in CLOCK and ahead == self._ahead and abs((self._heard or 0.0) - ahead) > _SKEW:
+            self._ahead = self._heard or 0.0
+        return code in CLOCK and ahead != self._ahead
 
     # --- small objects ---
 
     def get(self, key: str, *, limit: int, certain: bool = True) -> Found | None:
-        answer = self.client.ask("GET", key, f"read {key}", fine=(404,), stream=True)
+        answer = self._ask("GET", key, f"read {key}", fine=(404,), stream=True)
         if answer.status == 404:
             return None
         try:
-            return self._read(answer, limit)
+            modified = http.parse_date(answer.headers.get("Last-Modified")) or 0.0
+            length = answer.headers.get("Content-Length", "")
+            if length.isascii() and length.isdigit():
+                size = int(length)
+                data = b"" if size > limit else answer.read(size, decode_content=False)
+            else:
+                data = answer.read(limit + 1, decode_content=False)
+                size = len(data)
+            if size > limit:
+                answer.close()  # without reading on
+                return Found(b"", size, modified)
+            if len(data) != size:
+                raise StoreUnreachable(f"{self.address.endpoint} sent {len(data)} of {size} bytes")
+            return Found(data, size, modified)
         except (urllib3.exceptions.HTTPError, OSError) as error:
             raise unreachable(self.address, error) from None
         finally:
             answer.release_conn()
 
-    def _read(self, answer: Any, limit: int) -> Found:
-        modified = parse_date(answer.headers.get("Last-Modified")) or 0.0
-        length = answer.headers.get("Content-Length", "")
-        if length.isascii() and length.isdigit():
-            size = int(length)
-            data = b"" if size > limit else answer.read(size, decode_content=False)
-        else:
-            data = answer.read(limit + 1, decode_content=False)
-            size = len(data)
-        if size > limit:
-            answer.close()  # without reading on
-            return Found(b"", size, modified)
-        if len(data) != size:
-            raise StoreUnreachable(f"{self.address.endpoint} sent {len(data)} of {size} bytes")
-        return Found(data, size, modified)
-
     def put(self, key: str, data: bytes) -> None:
-        self.client.ask("PUT", key, f"write {key}", headers=_TYPE, body=data)
+        self._ask("PUT", key, f"write {key}", headers=_TYPE, body=data)
 
     def put_same(self, key: str, data: bytes) -> None:
         self.put_new(key, data)  # history is not overwritten
 
     def put_new(self, key: str, data: bytes, *, unless: Sequence[str] | None = ()) -> bool:
         condition = {**_TYPE, "If-None-Match": "*"}
-        answer = self.client.ask("PUT", key, f"write {key}", fine=(412,), headers=condition, body=data)
+        answer = self._ask("PUT", key, f"write {key}", fine=(412,), headers=condition, body=data)
         return bool(answer.status != 412)
 
     def secure(self, key: str) -> None:
@@ -157,7 +283,7 @@ class Bucket:
         """As `listed`, with sizes and times."""
         return [
             Listed(
-                self._own(_text(one, "Key")),
+                _text(one, "Key")[len(self.address.root) :],
                 int(_text(one, "Size") or 0),
                 datetime.datetime.fromisoformat(_text(one, "LastModified")).timestamp(),
                 _text(one, "ETag").strip('"'),
@@ -168,7 +294,7 @@ class Bucket:
     def folders(self, prefix: str) -> list[str]:
         """The names of the folders in this one."""
         found = self._list(prefix, "CommonPrefixes", delimiter="/")
-        return [self._own(_text(one, "Prefix"))[len(prefix) :].rstrip("/") for one in found]
+        return [_text(one, "Prefix")[len(self.address.root + prefix) :].rstrip("/") for one in found]
 
     def _list(
         self, prefix: str, kind: str, *, delimiter: str = "", after: str = "", at_most: int | None = None
@@ -178,7 +304,7 @@ class Bucket:
         query |= {"max-keys": str(min(at_most or _PAGE, _PAGE))} | ({"start-after": root + after} if after else {})
         found: list[Any] = []
         while True:
-            page = self._xml(self.client.ask("GET", None, what, query=query).data, "ListBucketResult")
+            page = self._xml(self._ask("GET", None, what, query=query).data, "ListBucketResult")
             found += page.findall(f"{{*}}{kind}")
             query["continuation-token"] = _text(page, "NextContinuationToken")
             if _text(page, "IsTruncated") != "true" or (at_most is not None and len(found) >= at_most):
@@ -200,7 +326,7 @@ class Bucket:
                 break
             del names[:_PAGE]
         for name in names:
-            self.client.ask("DELETE", name, f"remove {name}", fine=(404,))
+            self._ask("DELETE", name, f"remove {name}", fine=(404,))
             self._singly = True
 
     def _delete_together(self, names: Sequence[str]) -> bool:
@@ -209,7 +335,7 @@ class Bucket:
         body = f"<Delete><Quiet>true</Quiet>{objects}</Delete>".encode()
         digest = base64.b64encode(hashlib.md5(body, usedforsecurity=False).digest()).decode()
         headers = {"Content-Type": "application/xml", "Content-MD5": digest}
-        answer = self.client.ask(
+        answer = self._ask(
             "POST", None, "remove objects", fine=_NOT_TOGETHER, query={"delete": ""}, headers=headers, body=body
         )
         if answer.status in _NOT_TOGETHER:
@@ -221,9 +347,6 @@ class Bucket:
 
     discard = delete
 
-    def _own(self, name: str) -> str:
-        return name[len(self.address.root) :]
-
     # --- files ---
 
     def upload(self, key: str, source: Path, progress: Progress | None = None) -> None:
@@ -233,17 +356,17 @@ class Bucket:
         with source.open("rb") as file:
             if parts <= 1:
                 data = file.read()
-                self.client.ask("PUT", key, what, headers=_TYPE, body=data, bulk=True)
+                self._ask("PUT", key, what, headers=_TYPE, body=data, bulk=True)
                 if progress is not None:
                     progress(len(data))
                 return
-            begun = self.client.ask("POST", key, what, query={"uploads": ""}, headers=_TYPE, bulk=True)
+            begun = self._ask("POST", key, what, query={"uploads": ""}, headers=_TYPE, bulk=True)
             upload = {"uploadId": _text(self._xml(begun.data, "InitiateMultipartUploadResult"), "UploadId")}
 
             def send(part: int) -> tuple[str, int]:
                 data = os.pread(file.fileno(), _PART, (part - 1) * _PART)
                 query = {**upload, "partNumber": str(part)}
-                answer = self.client.ask("PUT", key, what, query=query, body=data, bulk=True)
+                answer = self._ask("PUT", key, what, query=query, body=data, bulk=True)
                 return answer.headers.get("ETag", ""), len(data)
 
             try:
@@ -254,11 +377,11 @@ class Bucket:
                         if progress is not None:
                             progress(sent)
                 body = f"<CompleteMultipartUpload>{listed}</CompleteMultipartUpload>".encode()
-                done = self.client.ask("POST", key, what, query=upload, body=body, bulk=True)
+                done = self._ask("POST", key, what, query=upload, body=body, bulk=True)
                 self._xml(done.data, "CompleteMultipartUploadResult")  # else an error, with the status of a success
             except BaseException:
                 with contextlib.suppress(HopaasError):
-                    self.client.ask("DELETE", key, what, query=upload, bulk=True)
+                    self._ask("DELETE", key, what, query=upload, bulk=True)
                 raise
 
     def download(self, key: str, target: Path, progress: Progress | None = None) -> bool:
@@ -274,9 +397,7 @@ class Bucket:
         for attempt in range(_ATTEMPTS):
             done = file.tell()
             rest = {"Range": f"bytes={done}-", "If-Match": etag} if done else {}
-            answer = self.client.ask(
-                "GET", key, f"read {key}", fine=(404, 412, 416), headers=rest, bulk=True, stream=True
-            )
+            answer = self._ask("GET", key, f"read {key}", fine=(404, 412, 416), headers=rest, bulk=True, stream=True)
             if answer.status == 404:
                 return False
             if answer.status in (412, 416):
@@ -301,15 +422,24 @@ class Bucket:
     # --- connections ---
 
     def after_fork(self) -> None:
-        self._lock = threading.Lock()
-        self._threads = None
-        self.client.after_fork()
+        """Forget connections, which are the parent's."""
+        _abandoned.append(self._pools)
+        self._lock, self._threads, self._pools = threading.Lock(), None, {}
+        self.keys.after_fork()
 
     def close(self) -> None:
-        threads, self._threads = self._threads, None
+        """Close connections; they are made again when needed."""
+        threads, self._threads, self._pools = self._threads, None, {}
         if threads is not None:
             threads.shutdown(wait=False)
-        self.client.close()
+
+
+def _code(answer: Any, *, stream: bool) -> str:
+    """The code in the body of a refusal; empty if there is none, as in a proxy's page of HTML."""
+    data = answer.read(_ERROR) if stream else answer.data
+    answer.release_conn()
+    found = _CODE.search(data or b"")
+    return found[1].decode(errors="replace") if found else ""
 
 
 def _text(element: Any, name: str) -> str:

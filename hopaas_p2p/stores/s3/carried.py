@@ -25,6 +25,7 @@ from typing import Final, NamedTuple
 import msgspec
 
 from hopaas_p2p.core import chain, codec
+from hopaas_p2p.core.records import UNSTAMPED, Stamp
 from hopaas_p2p.errors import BrokenChain
 
 MOST: Final = 32
@@ -50,6 +51,18 @@ class Opened(NamedTuple):
     """The sum of the log before the first copy."""
     sound: bool = True
     """Whether the object is as its writer left it, as far as a checksum tells."""
+
+
+class ReadCommit(NamedTuple):
+    """A commit that was read, from its own object or as a copy in a later one."""
+
+    lsn: int
+    payload: bytes
+    before: int | None
+    """The sum of the log before it; None if it was stored without."""
+    modified: float
+    """When the server took the object in which it was found."""
+    stamp: Stamp = UNSTAMPED
 
 
 class _Seen(NamedTuple):

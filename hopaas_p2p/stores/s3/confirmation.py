@@ -19,11 +19,11 @@ import math
 import time
 import zlib
 from collections import deque
-from collections.abc import Callable
 from typing import Final, NamedTuple, NoReturn
 
-from hopaas_p2p.errors import BrokenChain, Denied, HopaasError, StoreUnreachable
+from hopaas_p2p.errors import BrokenChain, Denied, HopaasError, StoreUnreachable, StudyDeleted
 from hopaas_p2p.stores.objects.contract import Found
+from hopaas_p2p.stores.objects.log import WriteOnceLog
 from hopaas_p2p.stores.s3.bucket import Bucket
 
 AFTER: Final = 30.0
@@ -49,34 +49,11 @@ class _Written(NamedTuple):
 
 
 class Confirmation:
-    """The commits of one log that this process appended lately.
+    """The commits of one log that this process appended lately."""
 
-    Args:
-        bucket: where they are.
-        key: where the commit of an lsn is.
-        limit: bytes of an object, at most.
-        own: the commit in an object, without the copies that it carries.
-        removed: the lsn up to which commits were removed on purpose.
-        clock: seconds; for tests.
-
-    """
-
-    def __init__(
-        self,
-        bucket: Bucket,
-        key: Callable[[int], str],
-        *,
-        limit: int,
-        own: Callable[[bytes], bytes],
-        removed: Callable[[], float],
-        clock: Callable[[], float] = time.monotonic,
-    ) -> None:
-        self.clock = clock
-        self._bucket = bucket
-        self._key = key
-        self._limit = limit
-        self._own = own
-        self._removed = removed
+    def __init__(self, log: WriteOnceLog[Bucket]) -> None:
+        self.clock = time.monotonic
+        self._log, self._bucket = log, log.objects
         self._written: deque[_Written] = deque()
         self._kept = 0
         """Bytes of these."""
@@ -132,7 +109,9 @@ class Confirmation:
             if ending:
                 raise
         finally:
-            self._postpone(unanswered + due, now + AFTER)
+            if again := unanswered + due:
+                self._written.extendleft([one._replace(due=now + AFTER) for one in reversed(again)])
+                self._next = min(self._next, now + AFTER)
         if unanswered and ending:
             raise StoreUnreachable(
                 f"the bucket took {len(self._written)} commits of this process that could not be looked at once more."
@@ -149,15 +128,10 @@ class Confirmation:
         self._next = min((one.due for one in self._written), default=math.inf)
         return due
 
-    def _postpone(self, due: list[_Written], when: float) -> None:
-        if due:
-            self._written.extendleft([one._replace(due=when) for one in reversed(due)])
-            self._next = min(self._next, when)
-
     def _listed(self, due: list[_Written]) -> dict[int, str]:
         """The ETags of these, by lsn; nothing if no listing is to be had."""
-        before, first, last = self._key(due[0].lsn - 1), due[0].lsn, due[-1].lsn
-        numbers = {self._key(one.lsn): one.lsn for one in due}
+        before, first, last = self._log.key(due[0].lsn - 1), due[0].lsn, due[-1].lsn
+        numbers = {self._log.key(one.lsn): one.lsn for one in due}
         with contextlib.suppress(HopaasError):
             folder = before.rpartition("/")[0] + "/"
             found = self._bucket.details(folder, after=before, at_most=last - first + 1)
@@ -166,24 +140,25 @@ class Confirmation:
 
     def _read(self, due: list[_Written]) -> list[_Written]:
         """Compare these; those that got no answer."""
-        found = list(self._bucket.get_many([self._key(one.lsn) for one in due], limit=self._limit))
+        found = list(self._bucket.get_many([self._log.key(one.lsn) for one in due], limit=self._log.limit))
         if None in found:
-            removed = self._removed()
-            for place, one in enumerate(due):
-                if found[place] is None and one.lsn > removed:
-                    found[place] = self._put_back(one)
+            with contextlib.suppress(StudyDeleted):
+                removed = self._log.history.truncation_point()
+                for place, one in enumerate(due):
+                    if found[place] is None and one.lsn > removed:
+                        found[place] = self._put_back(one)
         for one, there in zip(due, found, strict=True):
-            if isinstance(there, Found) and zlib.crc32(self._own(there.data)) != one.checksum:
+            if isinstance(there, Found) and zlib.crc32(self._log.own(there.data)) != one.checksum:
                 self._break(one, "another's now: the store accepted two commits under one number")
         return [one for one, there in zip(due, found, strict=True) if isinstance(there, StoreUnreachable)]
 
     def _put_back(self, one: _Written) -> Found | StoreUnreachable | None:
         """Write a commit that is gone where it was; what stands there instead, if anything does."""
-        key = self._key(one.lsn)
+        key = self._log.key(one.lsn)
         if one.stored is None:
             self._break(one, "gone, and too large to be kept here and put back")
         try:
-            return None if self._bucket.put_new(key, one.stored) else self._bucket.get(key, limit=self._limit)
+            return None if self._bucket.put_new(key, one.stored) else self._bucket.get(key, limit=self._log.limit)
         except StoreUnreachable as error:
             return error
 

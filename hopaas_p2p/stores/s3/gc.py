@@ -89,7 +89,11 @@ def _compact(store: S3Store, uuid: str, name: str, before: float, *, dry_run: bo
     """Remove commits that all snapshots contain, if the newest of these can be read."""
     root = f"study/{uuid}/"
     snapshots = [lsn for key in store.objects.listed(f"{root}snapshot/") if (lsn := lsn_of(key)) is not None]
-    if not snapshots or not _readable(store, uuid):
+    try:
+        found = store.log(uuid).newest_snapshot() if snapshots else None
+        if found is None or snapshot.load(found[1]).lsn != found[0]:
+            return
+    except snapshot.CorruptSnapshot:
         return
     oldest = min(snapshots)
     old: list[Listed] = []
@@ -108,14 +112,6 @@ def _compact(store: S3Store, uuid: str, name: str, before: float, *, dry_run: bo
         earlier = [key for key in store.objects.listed(f"{root}boundary/") if key < boundary]
         store.objects.delete(earlier)
     yield from _remove(store, "commits that snapshots contain", name, old, dry_run=dry_run)
-
-
-def _readable(store: S3Store, uuid: str) -> bool:
-    found = store.log(uuid).newest_snapshot()
-    try:
-        return found is not None and snapshot.load(found[1]).lsn == found[0]
-    except snapshot.CorruptSnapshot:
-        return False
 
 
 def _clear(store: S3Store, uuid: str, before: float, *, dry_run: bool) -> Iterator[Removal]:

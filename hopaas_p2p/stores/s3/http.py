@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import email.utils
-import os
 import socket
 import ssl
-from collections.abc import Mapping
 from typing import Any, Final
 from urllib.parse import urlsplit
 
 import urllib3
-import urllib3.connection
 from urllib3.util import Timeout, make_headers
 
 from hopaas_p2p.net import proxies, trust
@@ -36,37 +33,28 @@ def parse_date(text: str | None) -> float | None:
 _QUICKACK: Final[int | None] = getattr(socket, "TCP_QUICKACK", None)
 
 
-class _Prompt:
-    """A connection that acknowledges what it gets at once.
+def _prompt(connection: Any) -> Any:
+    """Connections of this kind that acknowledge what they get at once.
 
     A server that sends an answer's head and body apart, and waits for the first to be acknowledged before it sends the
     second (Nagle's algorithm, as Ceph RGW by default), meets a kernel that acknowledges 40 ms later, in the hope of
     data to go along: 44 ms for each GET there, and peers that read were starved by those that only write.
     """
 
-    sock: Any
+    class Prompt(connection):  # type: ignore[misc]
+        def getresponse(self) -> Any:
+            if _QUICKACK is not None:
+                with contextlib.suppress(OSError, AttributeError):  # TLS within TLS is not a socket
+                    self.sock.setsockopt(socket.IPPROTO_TCP, _QUICKACK, 1)
+            return super().getresponse()
 
-    def getresponse(self) -> Any:
-        if _QUICKACK is not None:
-            with contextlib.suppress(OSError, AttributeError):  # TLS within TLS is not a socket
-                self.sock.setsockopt(socket.IPPROTO_TCP, _QUICKACK, 1)
-        return super().getresponse()  # type: ignore[misc]
-
-
-class _Plain(_Prompt, urllib3.connection.HTTPConnection):
-    pass
+    return Prompt
 
 
-class _Secure(_Prompt, urllib3.connection.HTTPSConnection):
-    pass
-
-
-class _PlainPool(urllib3.HTTPConnectionPool):
-    ConnectionCls = _Plain
-
-
-class _SecurePool(urllib3.HTTPSConnectionPool):
-    ConnectionCls = _Secure
+_POOLS: Final[dict[str, Any]] = {
+    scheme: type(kind.__name__, (kind,), {"ConnectionCls": _prompt(kind.ConnectionCls)})
+    for scheme, kind in (("http", urllib3.HTTPConnectionPool), ("https", urllib3.HTTPSConnectionPool))
+}
 
 
 def pool(
@@ -76,7 +64,6 @@ def pool(
     connect: float = CONNECT,
     retries: urllib3.Retry | bool = False,
     direct: bool = False,
-    env: Mapping[str, str] = os.environ,
 ) -> urllib3.PoolManager:
     """Connections to the server of this URL.
 
@@ -85,7 +72,6 @@ def pool(
         read, connect: seconds.
         retries: for requests that may be sent twice; off by default.
         direct: never through a proxy, as for a machine's own metadata.
-        env: where settings are found.
 
     Raises:
         ConfigurationError: the proxy or the certificate file cannot be used.
@@ -97,7 +83,7 @@ def pool(
         "timeout": Timeout(connect=connect, read=read),
         "retries": retries,
         "maxsize": _CONNECTIONS,
-        "ssl_context": context(env) if in_tls else None,
+        "ssl_context": context() if in_tls else None,
     }
     made = urllib3.PoolManager(**options)
     if proxy is not None:
@@ -105,7 +91,7 @@ def pool(
         made = urllib3.ProxyManager(
             str(proxy), proxy_headers=headers, proxy_ssl_context=options["ssl_context"], **options
         )
-    made.pool_classes_by_scheme = {"http": _PlainPool, "https": _SecurePool}
+    made.pool_classes_by_scheme = _POOLS
     return made
 
 
@@ -120,6 +106,6 @@ def server_of(url: str) -> ServerAddress:
     return ServerAddress(parts.hostname or "", parts.port or (443 if parts.scheme == "https" else 80))
 
 
-def context(env: Mapping[str, str] = os.environ) -> ssl.SSLContext:
+def context() -> ssl.SSLContext:
     """What verifies the server; raises as `trust.client_context`."""
-    return trust.new_context(trust.authorities(aws=True, env=env))
+    return trust.new_context(trust.authorities(aws=True))

@@ -7,6 +7,7 @@ pools of their own that know no proxy, and can stall for six seconds where there
 from __future__ import annotations
 
 import datetime
+import math
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -39,34 +40,30 @@ class Chain:
         places: by what a message calls them. Each looks for the keys as they are now, or returns None; it raises
             StoreUnreachable where a service that should give them does not answer, and ConfigurationError where it is
             set up wrongly.
-        clock: seconds since 1970, by the server.
 
     """
 
-    def __init__(
-        self, places: Mapping[str, Callable[[], Keys | None]], *, clock: Callable[[], float] = time.time
-    ) -> None:
+    def __init__(self, places: Mapping[str, Callable[[], Keys | None]]) -> None:
         self._places = places
         self._keys: Keys | None = None
         self._lock = threading.Lock()
-        self.clock = clock
+        self.clock = time.time
+        """Seconds since 1970, by the server."""
 
     def __repr__(self) -> str:
         return f"Chain({', '.join(self._places)})"
 
-    def copy(self, *, clock: Callable[[], float]) -> Chain:
-        """The same places for a forked child, with a lock of its own."""
-        return Chain(self._places, clock=clock)
+    def after_fork(self) -> None:
+        """In a child: another thread of the parent may have held the lock; and look for the keys anew."""
+        self._lock, self._keys = threading.Lock(), None
 
     def retrieve(self) -> Keys:
         with self._lock:
-            if self._keys is None or self._ending(self._keys):
+            end = None if self._keys is None else self._keys.expiration
+            ends = math.inf if end is None else end.replace(tzinfo=end.tzinfo or datetime.UTC).timestamp()
+            if self._keys is None or ends - _MARGIN < self.clock():
                 self._keys = self._find()
             return self._keys
-
-    def _ending(self, keys: Keys) -> bool:
-        end = keys.expiration
-        return end is not None and end.replace(tzinfo=end.tzinfo or datetime.UTC).timestamp() - _MARGIN < self.clock()
 
     def renew(self, refused: Keys | None = None) -> bool:
         """Look anew, because the server did not take the keys; whether there are others now."""

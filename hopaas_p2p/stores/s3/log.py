@@ -21,13 +21,11 @@ from hopaas_p2p.core.records import UNSTAMPED, Stamp
 from hopaas_p2p.errors import BrokenChain, StoreUnreachable
 from hopaas_p2p.stores.base import Entry, Outgoing
 from hopaas_p2p.stores.objects.contract import LARGEST, Found, lsn_of
-from hopaas_p2p.stores.objects.history import ASLEEP
 from hopaas_p2p.stores.objects.log import BEHIND, RECEIPT, WriteOnceLog, add_salvaged
 from hopaas_p2p.stores.objects.store import ObjectBackedStore
 from hopaas_p2p.stores.s3.bucket import Bucket
-from hopaas_p2p.stores.s3.carried import MAGIC, MOST, OVERHEAD, PiggybackedCommits, opened
+from hopaas_p2p.stores.s3.carried import MAGIC, MOST, OVERHEAD, PiggybackedCommits, ReadCommit, opened
 from hopaas_p2p.stores.s3.confirmation import Confirmation
-from hopaas_p2p.stores.s3.reader import PiggybackReader, ReadCommit
 from hopaas_p2p.stores.s3.scheduler import TurnScheduler
 from hopaas_p2p.stores.s3.search import WIDEST
 
@@ -44,18 +42,17 @@ class BucketLog(WriteOnceLog[Bucket]):
 
     rate_limited = True
     limit = LARGEST + OVERHEAD
+    asleep = 600.0
 
     def __init__(self, store: ObjectBackedStore[Bucket], root: str) -> None:
-        super().__init__(store, root, TurnScheduler(), asleep=ASLEEP)
+        super().__init__(store, root, TurnScheduler())
         self.scheduler: TurnScheduler
         self._piggyback = PiggybackedCommits()
         self._modified = 0.0
         """When the server took the object of the last commit that was read."""
         self._hole = 0
         """The lsn of the hole that was last warned of."""
-        self._confirmation = Confirmation(
-            store.objects, self.key, limit=self.limit, own=self._own, removed=self._removed
-        )
+        self._confirmation = Confirmation(self)
 
     def key(self, lsn: int) -> str:
         return f"{self.root}log/{lsn:020d}"
@@ -80,21 +77,72 @@ class BucketLog(WriteOnceLog[Bucket]):
         return super()._look(since, deadline, certain=True)  # no cache stands between
 
     def _read_on(self, since: int, entries: list[Entry], deadline: float, *, certain: bool) -> bool:
-        reader = PiggybackReader(
-            lambda lsns: self._at(lsns, deadline), lambda lsn: self._get(lsn, deadline), self._taken_apart, RECEIPT
-        )
-        size = 0
-        for commits in reader.read(since, self.scheduler.search(time.monotonic())):
-            entries += self._noted(commits)
-            size += sum(len(commit.payload) for commit in commits)
-            enough = self.root == "studies/" and not since and len(entries) >= _CATALOG
-            if enough or size >= RECEIPT or reader.stopped:
-                return True
-        if reader.hole > since + len(entries):
+        search, known, size, hole = self.scheduler.search(time.monotonic()), since, 0, 0
+        while offsets := search.following():
+            lsns = [since + offset for offset in offsets]
+            window = self._at(lsns, deadline)
+            for place, (lsn, one) in enumerate(zip(lsns, window, strict=True)):
+                beyond = any(window[place:])
+                found = self._get(lsn, deadline) if one is None and beyond else one  # it was free when it was asked for
+                pieces = [] if found is None else self._taken_apart(lsn, found)
+                commits, missing = self._completed(known, pieces, deadline) if pieces else ([], lsn)
+                if missing:
+                    hole = missing if beyond else hole
+                    search.free(missing - since)
+                    break
+                search.found(lsn - since, carries=len(pieces) - 1)
+                entries += self._noted(commits)
+                size += sum(len(commit.payload) for commit in commits)
+                enough = self.root == "studies/" and not since and len(entries) >= _CATALOG
+                if enough or size >= RECEIPT or commits[-1].lsn < lsn:
+                    return True
+                known = lsn
+        if hole > since + len(entries):
             self._read_up_to_hole(since + len(entries) + 1)
         if not since and not entries:
             self._check_beginning(deadline)
         return False
+
+    def _completed(self, known: int, pieces: list[ReadCommit], deadline: float) -> tuple[list[ReadCommit], int]:
+        """The commits behind `known` up to the last of these, which one object held; the lsn of a hole there, or 0.
+
+        If they are too many to be held, only the first of them, as far as these are enough for an exchange.
+
+        Raises:
+            BrokenChain: two objects differ about a commit.
+
+        """
+        top, step = pieces[-1].lsn, len(pieces)
+        found = {piece.lsn: piece for piece in pieces if piece.lsn > known}
+        while missing := [lsn for lsn in range(known + 1, top) if lsn not in found]:
+            if sum(len(piece.payload) for piece in found.values()) > RECEIPT:
+                return self._from_below(known, top, deadline)
+            lsns = missing[::-step][:WIDEST]
+            for lsn, one in zip(lsns, self._at(lsns, deadline), strict=True):
+                there = self._get(lsn, deadline) if one is None else one
+                if there is None:
+                    return [], lsn
+                for piece in self._taken_apart(lsn, there):
+                    if piece.lsn > known and found.setdefault(piece.lsn, piece).payload != piece.payload:
+                        raise BrokenChain(
+                            f"this log has two histories: commit {lsn} and a later one differ about commit "
+                            f"{piece.lsn}. Nothing was changed. Look with: hopaas-p2p doctor URL"
+                        )
+        return [found[lsn] for lsn in range(known + 1, top + 1)], 0
+
+    def _from_below(self, known: int, top: int, deadline: float) -> tuple[list[ReadCommit], int]:
+        """The commits behind `known`, one object after the other, as far as they are enough; a hole as `_completed`."""
+        commits: list[ReadCommit] = []
+        size = 0
+        for lsn in range(known + 1, top):
+            there = self._get(lsn, deadline)
+            if there is None:
+                return commits, 0 if commits else lsn
+            commits.append(self._taken_apart(lsn, there)[-1])
+            size += len(commits[-1].payload)
+            if size >= RECEIPT:
+                break
+        return commits, 0
 
     def _at(self, lsns: Sequence[int], deadline: float) -> list[Found | None]:
         """The objects of these lsns."""
@@ -124,8 +172,8 @@ class BucketLog(WriteOnceLog[Bucket]):
             if payload != mine:
                 at = first + place / len(commits) * (last - first)
                 self.scheduler.saw(payload, min(at, modified), time.monotonic())
-            known = self._history.before(lsn)
-            self._history.follow(lsn, payload, before)
+            known = self.history.before(lsn)
+            self.history.follow(lsn, payload, before)
             self._carriable(lsn, payload, known if before is None else before, stamp)
             entries.append(Entry(lsn, payload, stamp, before))
         self._modified = last
@@ -134,7 +182,7 @@ class BucketLog(WriteOnceLog[Bucket]):
     def _carriable(self, lsn: int, payload: bytes, before: int | None, stamp: Stamp) -> None:
         self._piggyback.saw(lsn, payload, before if stamp == UNSTAMPED else None)  # a copy would lose its stamp
 
-    def _own(self, data: bytes) -> bytes:
+    def own(self, data: bytes) -> bytes:
         return opened(data).stored
 
     def _is_sound(self, data: bytes) -> bool:
@@ -163,11 +211,11 @@ class BucketLog(WriteOnceLog[Bucket]):
     # --- appending ---
 
     def _prepared(self, lsn: int, payload: bytes) -> bytes:
-        return self._piggyback.load(lsn, super()._prepared(lsn, payload), self._history.before(lsn))
+        return self._piggyback.load(lsn, super()._prepared(lsn, payload), self.history.before(lsn))
 
     def _appended(self, lsn: int, payload: bytes, data: bytes) -> None:
-        self._carriable(lsn, payload, self._history.before(lsn), self._stamp)
-        self._confirmation.wrote(lsn, self._own(data), data, copied=self._piggyback.shared)
+        self._carriable(lsn, payload, self.history.before(lsn), self._stamp)
+        self._confirmation.wrote(lsn, self.own(data), data, copied=self._piggyback.shared)
 
     # --- backups and rescue ---
 
@@ -214,7 +262,7 @@ class BucketLog(WriteOnceLog[Bucket]):
 
     # --- the end ---
 
-    def _bury(self, deadline: float) -> None:
+    def _find_end(self, deadline: float) -> int:
         head = max((lsn for lsn, _ in self._snapshots()), default=0)
         newer = self.objects.listed(f"{self.root}log/", after=self.key(head) if head else "")
-        self._end_after(max((lsn_of(key) or 0 for key in newer), default=0), deadline)
+        return max((lsn_of(key) or 0 for key in newer), default=0)

@@ -91,7 +91,7 @@ class Condition:
             self._judge(found)
         well = f"{KEYS} fresh keys: a second PUT with If-None-Match: * was refused each time"
         over = found.told(found.overwritten)
-        yield Finding.judged("condition", over or well, passed=not over, cure=CAUSES)
+        yield Finding("condition", over or well, passed=not over, cure=CAUSES)
         yield judged(found, cure=CAUSES)
 
     def _judge(self, found: Evidence) -> None:

@@ -147,12 +147,8 @@ class TurnScheduler(CrowdScheduler):
         """
         if self._full and ME in self._line():
             return 0.0
-        writers = self.writers
+        newest = max([sight.modified for sight in self._recent], default=0.0)
+        lately = (one.writer for one in self._recent if newest - one.modified <= _RECENT)
+        writers = len(set(lately) - {ME})  # by the server's clock
         slots = max(min(2**self._beaten, writers**2 + 1, _LONGEST_WAIT), writers)
         return self._rng.uniform(0.0, slots * self._slot)
-
-    @property
-    def writers(self) -> int:
-        """How many others committed lately, by the server's clock."""
-        newest = max([sight.modified for sight in self._recent], default=0.0)
-        return len({one.writer for one in self._recent if newest - one.modified <= _RECENT and one.writer is not ME})

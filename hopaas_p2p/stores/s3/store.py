@@ -11,6 +11,7 @@ import secrets
 from typing import Final
 
 from hopaas_p2p.errors import ConfigurationError, NewerFormat
+from hopaas_p2p.stores.objects.contract import Found
 from hopaas_p2p.stores.objects.store import META, ObjectBackedStore
 from hopaas_p2p.stores.s3.address import parse
 from hopaas_p2p.stores.s3.bucket import Bucket
@@ -28,7 +29,6 @@ class S3Store(ObjectBackedStore[Bucket]):
     Args:
         url: `s3://bucket/prefix?endpoint=…&region=…`.
         create: whether a prefix that is no store yet becomes one.
-        objects: the bucket, if not the one of the URL.
 
     Raises:
         ConfigurationError: the URL is not understood. What else is wrong shows at the first use.
@@ -36,10 +36,10 @@ class S3Store(ObjectBackedStore[Bucket]):
 
     freshness = 5.0
 
-    def __init__(self, url: str, *, create: bool = True, objects: Bucket | None = None) -> None:
+    def __init__(self, url: str, *, create: bool = True) -> None:
         address = parse(url)
         self.url = address.url
-        self.objects = objects or Bucket(address)
+        self.objects = Bucket(address)
         self._create = create
         self._meta: bytes | None = None
         self.condition = Condition(self.objects, self.url)
@@ -49,6 +49,12 @@ class S3Store(ObjectBackedStore[Bucket]):
 
     def _log(self, root: str) -> BucketLog:
         return BucketLog(self, root)
+
+    def after_fork(self) -> None:
+        self.objects.after_fork()
+
+    def close(self) -> None:
+        self.objects.close()
 
     # --- the proof ---
 
@@ -61,10 +67,14 @@ class S3Store(ObjectBackedStore[Bucket]):
 
         """
         if self._meta is None:
-            found = self.objects.get(META, limit=_META)
-            data = self._found_store() if found is None else found.data
-            self._check_meta(data)
-            self._meta = data
+            found = self.objects.get(META, limit=_META) or self._found_store()
+            try:
+                version = int(json.loads(found.data)["format"])
+            except (ValueError, KeyError, TypeError):
+                raise ConfigurationError(f"{META} in {self.url} is not a valid description of a store") from None
+            if version > FORMAT:
+                raise NewerFormat
+            self._meta = found.data
         return self._meta
 
     def prove(self, root: str = "studies/") -> bool:
@@ -79,7 +89,7 @@ class S3Store(ObjectBackedStore[Bucket]):
         self.condition.prove(root)
         return False
 
-    def _found_store(self) -> bytes:
+    def _found_store(self) -> Found:
         if not self._create:
             raise ConfigurationError(f"there is no store in {self.url}; create one with: hopaas-p2p study create")
         self.condition.prove_thoroughly()
@@ -88,12 +98,4 @@ class S3Store(ObjectBackedStore[Bucket]):
         found = self.objects.get(META, limit=_META)
         if found is None or (created and found.data != data):
             raise ConfigurationError(f"{self.url}: what was just written cannot be read; the server is not consistent")
-        return found.data
-
-    def _check_meta(self, data: bytes) -> None:
-        try:
-            version = int(json.loads(data)["format"])
-        except (ValueError, KeyError, TypeError):
-            raise ConfigurationError(f"{META} in {self.url} is not a valid description of a store") from None
-        if version > FORMAT:
-            raise NewerFormat
+        return found
