@@ -159,6 +159,6 @@ def _compared(frames: list[Frame], along: Along) -> None:
         for (name, columns), found in zip(pairs, summaries, strict=True)
     ]
     headers = ("study", "direction", *summaries[0])
-    theme.table(headers, rows, label="Studies compared", numeric=range(2, len(headers)))
+    theme.table(headers, rows, label="Studies compared")
     draw(studies.best_so_far(pairs, along=along), key="best", empty="No complete trial yet.")
     draw(studies.distributions(pairs), key="edf", empty="")

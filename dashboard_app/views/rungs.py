@@ -106,6 +106,7 @@ def curves(state: State, rows: Sequence[ConfigurationRow]) -> Chart | None:
         if one.first in shown and reports and math.isfinite(reports[max(reports)]):
             marks.append((one.epochs, reports[max(reports)], one.first))
     data = dict(zip(("epochs", "value", "configuration"), map(np.array, zip(*marks, strict=True)), strict=False))
+    layers += [Series("promoted", "points", data, _WENT_ON, 8, "triangle")] if marks else []
     said = (
         f"{len(paused)} paused, {len(whole)} complete and {len(running)} running configurations, of the {len(rows):,} "
         "that are beyond the first epoch"
@@ -115,7 +116,6 @@ def curves(state: State, rows: Sequence[ConfigurationRow]) -> Chart | None:
         layers,
         along="epochs",
         minimize=sign > 0,
-        marks=[Series("promoted", "points", data, _WENT_ON, 8, "triangle")] if marks else [],
         alt=f"Learning curves of {said}.",
         caption=f"{said}; each curve runs through all trials of a configuration, and a triangle marks a promotion",
         height=400,

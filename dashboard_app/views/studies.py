@@ -9,7 +9,7 @@ from typing import Final, NamedTuple
 import numpy as np
 
 from dashboard_app.views.spread import edf_chart
-from hopaas_p2p.analysis.chart import Chart, ChartAxis, cut, dashed, downsample_line, number, spread
+from hopaas_p2p.analysis.chart import Chart, ChartAxis, cut, dashed, downsample_line, number, spread, value_axis
 from hopaas_p2p.analysis.charts import ALONG, Along, positions, records
 from hopaas_p2p.analysis.facts import state_word
 from hopaas_p2p.analysis.spending import spending
@@ -132,9 +132,10 @@ def best_so_far(studies: Named, *, along: Along = "number") -> Chart | None:
         words.append(f"{name}: {number(float(best[-1]))} after {number(float(x[rows[-1]]))}")
     if not layers:
         return None
+    value, _ = value_axis("best so far", np.concatenate([layer.data["best"] for layer in layers]))
     unit = "hours since the first start" if along == "time" else ALONG[along]
     alt = f"Best value by {unit}. {'; '.join(words)}."
-    return Chart("Best so far", layers, ChartAxis(unit, zero=True), ChartAxis("best so far"), alt, legend=True)
+    return Chart("Best so far", layers, ChartAxis(unit, zero=True), value, alt, legend=True)
 
 
 def distributions(studies: Named) -> Chart | None:
