@@ -100,26 +100,26 @@ def _tiles(page: PageContext, frame: Frame, now: float) -> None:
     pace = views.pace(state, columns, now)
     card = studies.card(state, columns, alive=page.alive)
     saved = frame.once(lambda one: savings(one.columns), "saved")
-    waiting = card.counts.get("waiting", 0)
-    peers, sites = count(sum(card.sites.values()), "live peer"), count(len(card.sites), "site")
+    waiting = card["counts"].get("waiting", 0)
+    peers, sites = count(sum(card["sites"].values()), "live peer"), count(len(card["sites"]), "site")
     running = f"{peers} at {sites}" + (f", {waiting:,} waiting" if waiting else "")
     middle, interval = saved.in_words()
     saving = f"pruning saved about {middle}{f' ({interval})' if interval else ''}" if saved.pruned else ""
-    eta = "unknown" if pace["eta"] is None else duration(pace["eta"]) if card.word not in _AT_REST else "not running"
-    budget = "no budget" if state.budget is None else f"{card.used:,} of {state.budget:,} used"
+    eta = "unknown" if pace["eta"] is None else duration(pace["eta"]) if card["word"] not in _AT_REST else "not running"
+    budget = "no budget" if state.budget is None else f"{card['used']:,} of {state.budget:,} used"
     why = _CLOSED.get(next_start(state).why or "", "")
-    st.html(f'<div class="hp-row hp-start">{theme.pill(card.word)}<span class="hp-small">{why}</span></div>')
-    finished = sum(card.counts.get(word, 0) for word in ("complete", "pruned", "fail"))
+    st.html(f'<div class="hp-row hp-start">{theme.pill(card["word"])}<span class="hp-small">{why}</span></div>')
+    finished = sum(card["counts"].get(word, 0) for word in ("complete", "pruned", "fail"))
     failed = f"of {finished:,} finished trials" + (
         f"; {pace['retried']:,} more were retried" if pace["retried"] else ""
     )
     theme.tiles([
-        ("Best", card.best, card.best_of),
-        ("Running", f"{card.counts.get('running', 0):,}", running),
+        ("Best", card['best'], card['best_of']),
+        ("Running", f"{card['counts'].get('running', 0):,}", running),
         ("Last hour", f"{pace['recent']:,}", "trials completed or pruned"),
         ("Failed", f"{pace['crashed']:,}", failed),
         ("Compute-hours", decimals(round(pace["hours"], 2)), saving),
-        ("Time to budget", "done" if card.word == "done" or pace["left"] == 0 else eta, budget),
+        ("Time to budget", "done" if card['word'] == "done" or pace["left"] == 0 else eta, budget),
     ])  # fmt: skip
     best = columns.best() if len(columns.directions) == 1 else None
     if best is not None:

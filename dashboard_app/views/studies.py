@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Sequence
-from typing import Final, NamedTuple
+from typing import Any, Final
 
 import numpy as np
 
@@ -25,46 +25,31 @@ _POINTS: Final = 48
 _FIRST_LINE: Final = 140
 
 
-class Card(NamedTuple):
-    """What distinguishes a study at a glance."""
+def card(
+    state: State, columns: TrialTable, *, alive: Callable[[str], bool | None] = lambda _owner: True
+) -> dict[str, Any]:
+    """What distinguishes a study at a glance; `alive(owner)`: whether that peer is alive, None while that is not known.
 
-    word: str
-    """See `analysis.facts.state_word`."""
-    best: str
-    best_of: str
-    """What the best is: which trial, or how many objectives."""
-    counts: dict[str, int]
-    """State in lower case -> how many trials are in it; only states that occur."""
-    used: int
-    budget: int | None
-    sites: dict[str, int]
-    """Site -> peers that run a trial there and show signs of life."""
-    spark: list[float]
-    """The best value so far, over the COMPLETE trials; downsampled."""
-    begun_by: str
-    last: float | None
-    """When a trial last began or ended: seconds since 1970, by that peer's clock."""
-
-
-def card(state: State, columns: TrialTable, *, alive: Callable[[str], bool | None] = lambda _owner: True) -> Card:
-    """The card of this study; `alive(owner)`: whether that peer is alive, None while that is not known."""
+    `counts` has the states that occur, `sites` the peers that run a trial there and show signs of life, `spark` the
+    best value so far, downsampled, and `last` when a trial last began or ended (seconds since 1970).
+    """
     owners = owners_of(state)
     signs = [SignOfLife(alive(owner), None) for owner in owners]
     sites = Counter(place(state, owner)[0] for owner in owners if alive(owner))
     times = np.concatenate([columns.start, columns.end])
     best, of, spark = _best(columns)
-    return Card(
-        word=state_word(state, working=any_alive(signs)),
-        best=best,
-        best_of=of,
-        counts={one.name.lower(): state.counts[one] for one in TrialState if state.counts[one]},
-        used=state.used(),
-        budget=state.budget,
-        sites=dict(sorted(sites.items())),
-        spark=spark,
-        begun_by=next((info["user"] for info in list(state.peers.values()) if info.get("user")), ""),
-        last=float(np.nanmax(times)) if np.isfinite(times).any() else None,
-    )
+    return {
+        "word": state_word(state, working=any_alive(signs)),
+        "best": best,
+        "best_of": of,
+        "counts": {one.name.lower(): state.counts[one] for one in TrialState if state.counts[one]},
+        "used": state.used(),
+        "budget": state.budget,
+        "sites": dict(sorted(sites.items())),
+        "spark": spark,
+        "begun_by": next((info["user"] for info in list(state.peers.values()) if info.get("user")), ""),
+        "last": float(np.nanmax(times)) if np.isfinite(times).any() else None,
+    }
 
 
 def _best(columns: TrialTable) -> tuple[str, str, list[float]]:

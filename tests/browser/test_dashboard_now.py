@@ -68,19 +68,19 @@ def state(scribe: Scribe) -> State:
 def test_a_card_says_best_counts_peers_by_site_and_who_began(state: State) -> None:
     card = studies.card(state, TrialTable.of(state), alive=everybody)
 
-    assert (card.word, card.best, card.best_of) == ("running", "2", "lowest, trial 1")
-    assert card.counts == {"running": 2, "complete": 4, "pruned": 1, "fail": 1}
-    assert (card.used, card.budget) == (7, 10)
-    assert card.sites == {"north": 1, "south": 1}
-    assert card.spark == [4.0, 2.0, 2.0, 2.0]
-    assert card.begun_by == "ann"
+    assert (card["word"], card["best"], card["best_of"]) == ("running", "2", "lowest, trial 1")
+    assert card["counts"] == {"running": 2, "complete": 4, "pruned": 1, "fail": 1}
+    assert (card["used"], card["budget"]) == (7, 10)
+    assert card["sites"] == {"north": 1, "south": 1}
+    assert card["spark"] == [4.0, 2.0, 2.0, 2.0]
+    assert card["begun_by"] == "ann"
     assert studies.first_line("\n# Digits\nmore") == "Digits"
 
 
 def test_a_study_whose_peers_are_all_silent_is_idle(state: State) -> None:
     card = studies.card(state, TrialTable.of(state), alive=nobody)
 
-    assert (card.word, card.sites) == ("idle", {})
+    assert (card["word"], card["sites"]) == ("idle", {})
 
 
 def test_the_words_for_a_study() -> None:
@@ -103,7 +103,7 @@ def test_a_card_of_two_goals_counts_the_front() -> None:
 
     card = studies.card(scribe.state, TrialTable.of(scribe.state))
 
-    assert (card.best, card.best_of, card.spark) == ("2 on the front", "of 2 objectives", [])
+    assert (card["best"], card["best_of"], card["spark"]) == ("2 on the front", "of 2 objectives", [])
 
 
 # --- live --------------------------------------------------------------------------------------------------------
