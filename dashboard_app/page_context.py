@@ -91,14 +91,6 @@ class PageContext:
             return False
         return opts.auth == "none" or self.person in named("HOPAAS_DASHBOARD_ADMINS")
 
-    @property
-    def may_have_tokens(self) -> bool:
-        """Whether somebody who has signed in may create and revoke tokens for themselves, with the dashboard's rights.
-
-        The store has a user of that name, or there is nothing to create.
-        """
-        return self.options.actions and bool(self.person) and time.time() < self.until
-
     def study(self) -> Study:
         """The study, to write to; what is written goes through the replica that is shown.
 

@@ -243,7 +243,11 @@ class ReplicaCache:
         """Read what is due; return the seconds after which something may be again."""
         now = time.monotonic()
         if now >= self._catalog.due:
-            self._look_at_catalog(now)
+            with self._looking(self._catalog, now, 2 * self._every, "the list of studies"):
+                self._pull(self._peer.catalog)
+                there = {one.uuid for one in self._peer.catalog.state.by_id.values()}
+                for uuid, study in list(self._studies.items()):
+                    study.deleted = uuid not in there
         for study in list(self._studies.values()):
             if now >= study.due and (now < study.viewed_until or study.frame is None) and not study.deleted:
                 self._look_at(study, now)
@@ -286,13 +290,6 @@ class ReplicaCache:
     @property
     def _every(self) -> float:
         return max(_EVERY, self.store.freshness)
-
-    def _look_at_catalog(self, now: float) -> None:
-        with self._looking(self._catalog, now, 2 * self._every, "the list of studies"):
-            self._pull(self._peer.catalog)
-            there = {one.uuid for one in self._peer.catalog.state.by_id.values()}
-            for uuid, study in list(self._studies.items()):
-                study.deleted = uuid not in there
 
     def _look_at(self, study: CachedStudy, now: float) -> None:
         with self._looking(study, now, self._every, f"the study {study.listing.name!r}"):

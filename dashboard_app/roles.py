@@ -37,30 +37,19 @@ def role_of(cache: ReplicaCache, uuid: str, opts: DashboardOptions, name: str) -
 
     May ask the store, at most every twenty seconds per study; while it does not answer, nobody may do anything.
     """
-    if opts.auth == "none":
-        return _own_role(cache, uuid)
+    if opts.auth == "none":  # that of the user whose token the dashboard has; an administrator needs no grant
+        address = getattr(cache.store, "address", None)
+        if address is None or not hasattr(address, "credentials"):
+            return "owner"  # the store has no users
+        login, known = str(address.credentials()[0]), grants(cache, uuid)
+        if not known:
+            return "viewer"  # the store does not answer
+        return known.get(login) or known.get(_TOKEN.sub("", login)) or "owner"
     if not name:
         return "none"
     if not hasattr(cache.store, "call"):
         return "owner" if name in named("HOPAAS_DASHBOARD_OWNERS") else "viewer"
     return grants(cache, uuid).get(name, "none")
-
-
-def _own_role(cache: ReplicaCache, uuid: str) -> Role:
-    """The role of the user whose token the dashboard has. An administrator needs no grant, and owns every study."""
-    login = own_login(cache)
-    if login is None:
-        return "owner"
-    known = grants(cache, uuid)
-    if not known:
-        return "viewer"  # the store does not answer
-    return known.get(login) or known.get(_TOKEN.sub("", login)) or "owner"
-
-
-def own_login(cache: ReplicaCache) -> str | None:
-    """The name by which the dashboard logs in to the store; None where the store has no users."""
-    address = getattr(cache.store, "address", None)
-    return None if address is None or not hasattr(address, "credentials") else str(address.credentials()[0])
 
 
 @st.cache_data(ttl=_KEPT, show_spinner=False)

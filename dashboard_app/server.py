@@ -107,6 +107,8 @@ def app(opts: DashboardOptions, guard: AccessGuard, auth: dict[str, Any]) -> App
         """Print the address, and open a browser if asked to, as soon as the server answers."""
         address = guard.address(opts.prefix or "/", opts.port)
         click.echo(f"open {address}", err=True)
+        if opts.optuna_address:
+            click.echo(f"optuna-dashboard: {opts.optuna_address}", err=True)
         if opts.open_browser:
             timer = threading.Timer(_SOON, _open_browser, [address])  # a text browser blocks until it is closed
             timer.daemon = True

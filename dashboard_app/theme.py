@@ -29,6 +29,7 @@ _SYMBOLS: Final = {
 }  # fmt: skip
 _WIDE: Final = 8  # digits; longer words are written smaller, because a number that is broken in two is misread
 _WHOLE: Final = 11  # characters of all words that stay on one line
+_TAG: Final = re.compile(r"<[^>]*>")
 _MARKDOWN: Final = re.compile(r"([\\`*{}\[\]()#+.!|>~:$<&]|(?<![^\W_])[_-]|[_-](?![^\W_]))")
 """Characters with a meaning. Between letters, `_` and `-` have none, and a screen reader would read out the escape."""
 
@@ -196,27 +197,28 @@ def share(part: float, words: str = "", *, css: str = "hp-complete") -> str:
 
 
 def table(
-    headers: Iterable[str], rows: Sequence[Iterable[str]], *, label: str, numeric: Iterable[int] = (),
-    empty: str = "None yet.", names: Iterable[int] = (),
+    headers: Iterable[str], rows: Sequence[Sequence[str]], *, label: str, empty: str = "None yet.",
+    names: Iterable[int] = (), titled: bool = False,
 ) -> None:  # fmt: skip
     """A small table, or words if it is empty. Cells are HTML: text from a store goes through `safe`.
 
-    Headers begin with a capital letter, except in the columns `names`, which are headed by names from a study.
+    Headers begin with a capital letter, except in the columns `names`, which are headed by names from a study. Columns
+    of numbers stand to the right.
     """
+    if titled:
+        heading(label)
     if not rows:
         nothing(empty)
         return
-    right, verbatim = frozenset(numeric), frozenset(names)
-
-    def css(column: int) -> str:
-        return ' class="hp-number"' if column in right else ""
-
+    texts = [[_TAG.sub("", cell) for cell in column] for column in zip(*rows, strict=True)]
+    right = [any(column) and all(one[:1].isdigit() or one[:1] in "-<" for one in column) for column in texts]
+    css, verbatim = [' class="hp-number"' if one else "" for one in right], frozenset(names)
     head = "".join(
-        f'<th scope="col"{css(column)}>{safe(text if column in verbatim else phrase(text))}</th>'
-        for column, text in enumerate(headers)
+        f'<th scope="col"{one}>{safe(text if at in verbatim else phrase(text))}</th>'
+        for at, (one, text) in enumerate(zip(css, headers, strict=True))
     )
     body = "".join(
-        "<tr>" + "".join(f"<td{css(column)}>{cell}</td>" for column, cell in enumerate(row)) + "</tr>" for row in rows
+        f"<tr>{''.join(f'<td{one}>{cell}</td>' for one, cell in zip(css, row, strict=True))}</tr>" for row in rows
     )
     st.html(
         f'<div class="hp-scroll" role="region" tabindex="0" aria-label="{safe(label)}"><table class="hp-table">'

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import time
 from collections.abc import Callable
 from functools import partial
 from typing import Any, Final
@@ -60,7 +61,7 @@ def _doctor(page: PageContext) -> None:
             counts = [f"{one:,}" for one in (frame.lsn, len(frame.columns), len(frame.state.peers), refused)]
         rows.append([theme.safe(listing.name), *counts, theme.safe(listing.uuid)])
     headers = ("study", "commits", "trials", "peers", "refused records", "uuid")
-    theme.table(headers, rows, label="Studies", numeric=(1, 2, 3, 4), empty="No study yet.")
+    theme.table(headers, rows, label="Studies", empty="No study yet.")
     theme.caption(
         "Checks whether the store can be reached, read and written, its clock and free space, and the log and snapshot "
         "of every study. The check writes a scratch log and removes it, so changes must be allowed."
@@ -136,11 +137,10 @@ def _people(page: PageContext) -> None:
         return
     users = access.users(page.cache.url)
     names = [one.name for one in users]
-    theme.heading("Users")
     theme.table(
         ("user", "since", "tokens"),
         [[theme.safe(one.name), _day(one.created), str(one.tokens)] for one in users],
-        label="Users", numeric=(2,), empty="No users yet. Add a user here, then create a token for that user.",
+        label="Users", titled=True, empty="No users yet. Add a user here, then create a token for that user.",
     )  # fmt: skip
     with st.form("user", clear_on_submit=True):
         left, right = st.columns([3, 1], vertical_alignment="bottom")
@@ -161,7 +161,7 @@ def _people(page: PageContext) -> None:
 
 def _own_tokens(page: PageContext) -> None:
     """The tokens of whoever has signed in, who is a user of the store of that name."""
-    if not page.may_have_tokens:
+    if not page.options.actions or time.time() >= page.until:
         theme.nothing("You can manage your own tokens if the dashboard was started with --allow-actions.")
     elif all(one.name != page.person for one in access.users(page.cache.url)):
         theme.nothing(
@@ -187,7 +187,7 @@ def _tokens(page: PageContext, tokens: list[access.Token], users: list[str] | No
         for one in tokens
     ]  # fmt: skip
     headers = ("token", "user", "label", "made", "valid until", "last used", "in use")
-    theme.table(headers, rows, label="Tokens", numeric=(6,), empty="No token yet.")
+    theme.table(headers, rows, label="Tokens", empty="No token yet.")
     left, right = st.columns(2)
     if users is None and len(tokens) >= _OWN_TOKENS:
         with left:

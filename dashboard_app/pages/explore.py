@@ -16,8 +16,7 @@ from dashboard_app.redraw import live
 from dashboard_app.theme import draw
 from dashboard_app.views import params, spread
 from hopaas_p2p.analysis import charts
-from hopaas_p2p.analysis.chart import Chart
-from hopaas_p2p.analysis.importance import importance
+from hopaas_p2p.analysis.importance import Importance, importance
 from hopaas_p2p.analysis.table import Selection
 
 _MOST_AXES: Final = 8
@@ -29,9 +28,10 @@ def show(page: PageContext) -> None:
     """The page. A brushed axis would be lost with every trial that ends, so parallel coordinates wait for a click."""
     page.title("Explore")
     frame = page.frame
-    many = frame is not None and len(frame.columns.directions) > 1
-    charts = list(_CHARTS) if many else [name for name in _CHARTS if name != "Pareto front"]
-    chosen = theme.segments("Chart", charts, key="chart", visible=False)
+    params, objectives = (len(frame.columns.parameters), len(frame.columns.directions)) if frame is not None else (0, 1)
+    fewest = {"Importance": 1, "Slice": 1, "Contour": 2, "Parallel": 1}
+    offered = [name for name in _CHARTS if fewest.get(name, 0) <= params and (name != "Pareto front" or objectives > 1)]
+    chosen = theme.segments("Chart", offered, key="chart", visible=False)
     live(page, lambda _page, frame: _body(frame, chosen), key=chosen, auto=chosen != "Parallel")
 
 
@@ -39,7 +39,7 @@ def _body(frame: Frame, chosen: str) -> None:
     mask = shared_filter(frame, states=False)
     objective, directions = 0, frame.columns.directions
     if len(directions) > 1 and chosen != "Pareto front":
-        names = [f"{at + 1}: {direction}" for at, direction in enumerate(directions)]
+        names = [f"{name}: {one}" for name, one in zip(frame.columns.objectives, directions, strict=True)]
         objective = names.index(theme.segments("Objective", names, key="objective"))
     if not mask.all():
         theme.caption(f"{int(mask.sum()):,} of {len(mask):,} trials pass the filter.")
@@ -75,21 +75,15 @@ def _history(frame: Frame, selection: Selection) -> None:
 
 
 def _importance(frame: Frame, selection: Selection) -> None:
-    complete = int(frame.columns.selected(selection).sum())
-    two_percent_steps = int(math.log(max(1, complete), 1.02))
-    chart, note = _shares(frame, selection, (frame.uuid, *_key(selection), two_percent_steps))
-    draw(chart, key="importance", empty=note)
+    """Shares change slowly and take a quarter of a second: computed again when there are 2 % more complete trials."""
+    two_percent_steps = int(math.log(max(1, int(frame.columns.selected(selection).sum())), 1.02))
+    found = _shares(frame, selection, (frame.uuid, *_key(selection), two_percent_steps))
+    draw(charts.importance(found), key="importance", empty=found.note)
 
 
 @st.cache_resource(max_entries=32, show_spinner=False)
-def _shares(
-    _frame: Frame,
-    _selection: Selection,
-    key: tuple[Any, ...],  # noqa: ARG001  # what it is cached by
-) -> tuple[Chart | None, str]:
-    """Shares change slowly and take a quarter of a second: computed again when there are 2 % more complete trials."""
-    found = importance(_frame.state, _frame.columns, _selection)
-    return charts.importance(found), found.note
+def _shares(_frame: Frame, _selection: Selection, key: tuple[Any, ...]) -> Importance:  # noqa: ARG001  # cached by it
+    return importance(_frame.state, _frame.columns, _selection)
 
 
 def _slice(frame: Frame, selection: Selection) -> None:
@@ -109,9 +103,6 @@ def _slice(frame: Frame, selection: Selection) -> None:
 
 def _contour(frame: Frame, selection: Selection) -> None:
     names = list(frame.columns.parameters)
-    if len(names) < 2:
-        theme.nothing("A contour needs two parameters; this study has fewer.")
-        return
     left, right = st.columns(2)
     first = left.selectbox("Across", names, key="across", bind="query-params")
     second = right.selectbox("Up", [name for name in names if name != first], key="up", bind="query-params")
@@ -129,18 +120,13 @@ def _parallel(frame: Frame, selection: Selection) -> None:
         theme.nothing("Choose at least one parameter.")
         return
     draw(chart._replace(caption=f"{chart.caption}. {_BRUSH}"), key="parallel")
-    _leaders(frame, selection.objective, chart.series[0].data["trial"].tolist(), chosen)
-
-
-def _leaders(frame: Frame, objective: int, numbers: list[int], names: tuple[str, ...]) -> None:
-    """The best of the lines as a table: where they are drawn, they cannot be told apart."""
-    rows = [
+    numbers = chart.series[0].data["trial"].tolist()
+    rows = [  # where they are drawn, the best cannot be told apart
         [theme.trial_link(frame.name, one), value, *map(theme.safe, parts)]
-        for one, value, parts in params.leaders(frame.columns, numbers, names, objective=objective)
+        for one, value, parts in params.leaders(frame.columns, numbers, chosen, objective=selection.objective)
     ]
     title = "Best trials that pass the filter"
-    theme.heading(title)
-    theme.table(("trial", "value", *names), rows, label=title, numeric=(0, 1), names=range(2, 2 + len(names)))
+    theme.table(("trial", "value", *chosen), rows, label=title, titled=True, names=range(2, 2 + len(chosen)))
     if len(numbers) > len(rows):
         theme.caption("All trials that pass the filter are on the Trials page.")
 
@@ -154,16 +140,12 @@ def _pareto(frame: Frame, selection: Selection) -> None:
     objectives = range(len(frame.columns.directions))
     first, second = 0, 1
     if len(objectives) > 2:
-        left, right = st.columns(2)
-        first = left.selectbox("Across", objectives, format_func=_ordinal, key="first", bind="query-params")
+        (left, right), named = st.columns(2), frame.columns.objectives.__getitem__
+        first = left.selectbox("Across", objectives, format_func=named, key="first", bind="query-params")
         others = [at for at in objectives if at != first]
-        second = right.selectbox("Up", others, format_func=_ordinal, key="second", bind="query-params")
-    chart = _computed(frame, _by_site(frame, selection), spread.pareto, first=first, second=second)
+        second = right.selectbox("Up", others, format_func=named, key="second", bind="query-params")
+    chart = _computed(frame, _by_site(frame, selection), charts.pareto, first=first, second=second)
     draw(chart, key="pareto", empty=_NOTHING)
-
-
-def _ordinal(at: int) -> str:
-    return f"objective {at + 1}"
 
 
 _BRUSH: Final = (

@@ -13,10 +13,11 @@ from dashboard_app.page_context import PageContext
 from dashboard_app.redraw import live
 from dashboard_app.theme import draw
 from dashboard_app.views import live as views
-from dashboard_app.views import spread, studies
+from dashboard_app.views import studies
 from hopaas_p2p.analysis import charts
-from hopaas_p2p.analysis.chart import Chart, finite, number
-from hopaas_p2p.analysis.facts import duration
+from hopaas_p2p.analysis.chart import Chart, finite
+from hopaas_p2p.analysis.chart import number as decimals
+from hopaas_p2p.analysis.facts import count, duration, row_of, shown
 from hopaas_p2p.analysis.savings import ESTIMATOR, savings
 from hopaas_p2p.analysis.spending import budget_lines, cells, spending
 from hopaas_p2p.analysis.table import place
@@ -63,25 +64,22 @@ def _body(page: PageContext, frame: Frame) -> None:
     if trials:
         headers = ["trial", "site", "node", "peer", "for", "progress", "last report", "curve", "lease"]
         of = views.steps_of_a_trial(frame.columns)
-        theme.table(
-            headers, [_row(page, frame, one, of, now) for one in trials], label="Running trials", numeric=(0, 4, 6)
-        )
+        theme.table(headers, [_row(page, frame, one, of, now) for one in trials], label="Running trials")
         if frame.counts[0] > len(trials):
             theme.caption(f"and {frame.counts[0] - len(trials):,} more")
     else:
         theme.nothing("No trial is running. Peers that join appear here.")
     spent = frame.once(lambda one: spending(one.state), "spending")
     if spent.rows:
-        theme.heading("Spent")
         heads, lines = cells(spent)
         escaped = [[theme.safe(cell) for cell in line] for line in lines]
-        theme.table(heads, escaped, label="Spent", numeric=range(3, len(heads)))
+        theme.table(heads, escaped, label="Spent", titled=True)
         theme.caption(" · ".join(budget_lines(spent)))
     theme.heading("Recent events")
     parts = [
-        f'<li class="hp-event hp-{one.kind}"><i aria-hidden="true">{_SYMBOLS.get(one.kind, "")}</i>{theme.ago(one.at)}'
-        f"{theme.trial_link(frame.name, one.number, 'trial ')} <span>{theme.safe(one.text)}</span></li>"
-        for one in views.events(frame.state, frame.columns)
+        f'<li class="hp-event hp-{kind}"><i aria-hidden="true">{_SYMBOLS.get(kind, "")}</i>{theme.ago(at)}'
+        f"{theme.trial_link(frame.name, number, 'trial ')} <span>{theme.safe(text)}</span></li>"
+        for at, number, kind, text in views.events(frame.state, frame.columns)
     ]
     if parts:
         st.html(f'<ul class="hp-events">{"".join(parts)}</ul>')
@@ -93,7 +91,7 @@ def _body(page: PageContext, frame: Frame) -> None:
 
 def _history(frame: Frame) -> Chart | None:
     if len(frame.columns.directions) > 1:
-        return spread.pareto(frame.columns)
+        return charts.pareto(frame.columns)
     return charts.history(frame.columns, most=_POINTS)
 
 
@@ -102,27 +100,32 @@ def _tiles(page: PageContext, frame: Frame, now: float) -> None:
     pace = views.pace(state, columns, now)
     card = studies.card(state, columns, alive=page.alive)
     saved = frame.once(lambda one: savings(one.columns), "saved")
-    waiting = card.counts.get("waiting", 0)
-    peers, sites = sum(card.sites.values()), len(card.sites)
-    running = f"{peers} live peer{'s' * (peers != 1)} at {sites} site{'s' * (sites != 1)}"
-    saving = "pruning saved none"
-    if saved.pruned:
-        middle, low, high = saved.in_words()
-        saving = f"pruning saved about {middle} ({low} to {high})"
-    eta = "unknown" if pace.eta is None else duration(pace.eta) if card.word not in _AT_REST else "not running"
-    budget = "no budget" if state.budget is None else f"{card.used:,} of {state.budget:,} used"
+    waiting = card["counts"].get("waiting", 0)
+    peers, sites = count(sum(card["sites"].values()), "live peer"), count(len(card["sites"]), "site")
+    running = f"{peers} at {sites}" + (f", {waiting:,} waiting" if waiting else "")
+    middle, interval = saved.in_words()
+    saving = f"pruning saved about {middle}{f' ({interval})' if interval else ''}" if saved.pruned else ""
+    eta = "unknown" if pace["eta"] is None else duration(pace["eta"]) if card["word"] not in _AT_REST else "not running"
+    budget = "no budget" if state.budget is None else f"{card['used']:,} of {state.budget:,} used"
     why = _CLOSED.get(next_start(state).why or "", "")
-    st.html(f'<div class="hp-row hp-start">{theme.pill(card.word)}<span class="hp-small">{why}</span></div>')
-    finished = sum(card.counts.get(word, 0) for word in ("complete", "pruned", "fail"))
-    failed = f"of {finished:,} finished trials" + (f"; {pace.retried:,} more were retried" if pace.retried else "")
+    st.html(f'<div class="hp-row hp-start">{theme.pill(card["word"])}<span class="hp-small">{why}</span></div>')
+    finished = sum(card["counts"].get(word, 0) for word in ("complete", "pruned", "fail"))
+    failed = f"of {finished:,} finished trials" + (
+        f"; {pace['retried']:,} more were retried" if pace["retried"] else ""
+    )
     theme.tiles([
-        ("Best", card.best, card.best_of),
-        ("Running", f"{card.counts.get('running', 0):,}", running + (f", {waiting:,} waiting" if waiting else "")),
-        ("Last hour", f"{pace.recent:,}", "trials completed or pruned"),
-        ("Failed", f"{pace.crashed:,}", failed),
-        ("Compute-hours", number(round(pace.hours, 2)), saving),
-        ("Time to budget", "done" if card.word == "done" or pace.left == 0 else eta, budget),
+        ("Best", card['best'], card['best_of']),
+        ("Running", f"{card['counts'].get('running', 0):,}", running),
+        ("Last hour", f"{pace['recent']:,}", "trials completed or pruned"),
+        ("Failed", f"{pace['crashed']:,}", failed),
+        ("Compute-hours", decimals(round(pace["hours"], 2)), saving),
+        ("Time to budget", "done" if card['word'] == "done" or pace["left"] == 0 else eta, budget),
     ])  # fmt: skip
+    best = columns.best() if len(columns.directions) == 1 else None
+    if best is not None:
+        params = ", ".join(f"{name} = {shown(value)}" for name, value in row_of(state, best)["params"].items())
+        link = theme.trial_link(frame.name, best, "Best trial ")
+        st.html(f'<p class="hp-caption">{link}: {theme.safe(params, longest=400)}</p>')
     learned = frame.once(lambda one: [str(line) for line in learned_of(one.state, one.columns)], "learned")
     if learned:
         theme.caption(". ".join(learned) + ".")
@@ -144,7 +147,7 @@ def _row(page: PageContext, frame: Frame, trial: Trial, of: int | None, now: flo
         *map(theme.safe, (*place(frame.state, owner), owner[:8])),
         "" if trial.start is None else theme.lasting(min(now, trial.start / 1e6)),
         progress + asked,
-        number(trial.reports[max(trial.reports)]) if trial.reports else "none yet",
+        decimals(trial.reports[max(trial.reports)]) if trial.reports else "none yet",
         theme.spark(curve, f"reports of trial {trial.number}"),
         theme.lease(trial.number, page.cache.lease_left(frame.uuid, owner)),
     ]

@@ -11,10 +11,11 @@ from dashboard_app import theme
 from dashboard_app.frames import Frame
 from dashboard_app.page_context import PageContext
 from dashboard_app.redraw import live
-from dashboard_app.views import peers as views
 from hopaas_p2p.analysis.facts import duration, peer_labels
+from hopaas_p2p.analysis.peers import peer_rows, site_rows
 from hopaas_p2p.analysis.timeline import timeline
 from hopaas_p2p.core.leases import ttl_of
+from hopaas_p2p.peer.liveness import owners_of
 
 _ROWS: Final = 60
 _DRAINING: Final = ("", "takes no more trials")
@@ -35,60 +36,57 @@ def _leases(page: PageContext, frame: Frame) -> dict[str, Any]:
 
 def _body(page: PageContext, frame: Frame) -> None:
     now = time.time()
-    found = views.peers(frame.state, frame.columns, now, page.alive)
+    signs = {owner: page.cache.sign_of_life(frame.uuid, owner) for owner in owners_of(frame.state)}
+    found = [one for one in peer_rows(frame.state, now, signs) if one["running"] or one["last"] is not None]
     if not found:
         theme.nothing("No peer has taken part yet. To start one, run your program, or hopaas-p2p worker.")
         return
-    places = views.sites(found, frame.state, page.alive)
+    places = site_rows(found, frame.state)
     trip = page.cache.round_trip
     theme.tiles([
-        ("Live peers", f"{sum(one.live for one in places):,}", f"of {len(found):,} that took part"),
-        ("Sites", f"{sum(one.live > 0 for one in places):,}", f"of {len(places):,} with a live peer"),
-        ("Leases lost", f"{sum(one.lost for one in found):,}", "taken from silent peers, or returned"),
+        ("Live peers", f"{sum(one['live'] for one in places):,}", f"of {len(found):,} that took part"),
+        ("Sites", f"{sum(one['live'] > 0 for one in places):,}", f"of {len(places):,} with a live peer"),
+        ("Leases lost", f"{sum(one['lost'] for one in found):,}", "taken from silent peers, or returned"),
         ("Lease", duration(frame.state.policy.ttl), "of silence until a trial is taken over"),
         ("Round trip", "unknown" if trip is None else f"{theme.rough(1000 * trip)} ms",
          "from this server to the store"),
     ])  # fmt: skip
     theme.draw(timeline(frame.state, now), key="gantt", empty="No trial has started yet.")
-    theme.heading("Sites")
     headers = ["site", "live", "peers", "running", "ended", "leases lost", "busy", ""]
     rows = [
         [theme.safe(name), *(f"{count:,}" for count in counts), theme.share(busy), _DRAINING[draining]]
-        for name, *counts, busy, draining in places
+        for name, *counts, busy, draining in map(dict.values, places)
     ]
-    theme.table(headers, rows, label="Sites", numeric=(1, 2, 3, 4, 5))
-    theme.heading("Peers")
+    theme.table(headers, rows, label="Sites", titled=True)
     headers = ["peer", "site", "node", "runs", "ended", "lost", "busy", "last seen", "clock", "machine", ""]
-    theme.table(headers, [_peer(page, frame, one) for one in found[:_ROWS]], label="Peers", numeric=(4, 5))
+    theme.table(headers, [_peer(page, frame, one) for one in found[:_ROWS]], label="Peers", titled=True)
     if len(found) > _ROWS:
         theme.caption(f"and {len(found) - _ROWS:,} more that run no trial now")
 
 
-def _peer(page: PageContext, frame: Frame, one: views.PeerRow) -> list[str]:
+def _peer(page: PageContext, frame: Frame, one: dict[str, Any]) -> list[str]:
     safe = theme.safe
-    links = ", ".join(theme.trial_link(frame.name, number) for number in one.running[:4])
-    seen = "" if one.last is None else theme.ago(one.last)
-    if one.running:
-        left = page.cache.lease_left(frame.uuid, one.uuid)
-        seen = theme.last_seen(one.uuid, left, ttl_of(frame.state, one.uuid))
-    behind, clock = page.cache.clock_behind(frame.uuid, one.uuid), "agrees"
+    uuid, runs = one["peer"], one["running"]
+    links = ", ".join(theme.trial_link(frame.name, number) for number in runs[:4])
+    seen = "" if one["last"] is None else theme.ago(one["last"])
+    if runs:
+        seen = theme.last_seen(uuid, page.cache.lease_left(frame.uuid, uuid), ttl_of(frame.state, uuid))
+    behind, clock = page.cache.clock_behind(frame.uuid, uuid), "agrees"
     if behind is None:
         clock = '<span class="hp-small">unknown</span>'
     elif not -2.0 < behind < 8.0:
         clock = f"{duration(abs(behind))} {'behind' if behind > 0 else 'ahead'}"
-    name = f'<b title="{safe(one.uuid)}">{safe(one.uuid[:8])}</b>'
+    who = f"{one['user'] or '?'}, " + (one["job"] or (f"pid {one['pid']}" if one["pid"] else "?"))
     return [
-        f'{name} <span class="hp-small">{safe(one.user)}, {safe(one.job)}</span>',
-        safe(one.site),
-        safe(one.host),
-        links + (f" and {len(one.running) - 4} more" if len(one.running) > 4 else ""),
-        f"{one.ended:,}",
-        f"{one.lost:,}",
-        theme.share(one.busy),
+        f'<b title="{safe(uuid)}">{safe(uuid[:8])}</b> <span class="hp-small">{safe(who)}</span>',
+        *(safe(one[what] or "?") for what in ("site", "host")),
+        links + (f" and {len(runs) - 4} more" if len(runs) > 4 else ""),
+        *(f"{one[what]:,}" for what in ("ended", "lost")),
+        theme.share(one["busy"]),
         seen,
         clock,
-        safe(one.hardware, longest=60),
-        f"{_DRAINING[one.draining]} {safe(one.differs, longest=120)}",
+        safe(one["machine"], longest=60),
+        f"{_DRAINING[one['draining']]} {safe('; '.join(one['differs']), longest=120)}",
     ]
 
 

@@ -56,9 +56,9 @@ def _body(_here: PageContext, frame: Frame) -> None:
         ("pruned", f"{pruned:,}", f"{pruned / over:.0%} of the {over:,} that were not interrupted" if over else "")
     ]
     if saved.pruned:
-        middle, low, high = saved.in_words()
+        middle, interval = saved.in_words()
         tiles += [
-            ("estimated compute saved", middle, f"between {low} and {high} (90%)"),
+            ("estimated compute saved", middle, f"{interval} (90%)" if interval else "all resamples agree"),
             ("of the steps that would have been needed", f"{saved.share:.0%}", f"{saved.made:,} were made"),
             ("steps of a complete trial", number(saved.length), "on average"),
         ]
@@ -110,12 +110,10 @@ def _rungs(frame: Frame) -> None:
         ]
         for one in reversed(events[-_EVENTS:])
     ]
-    theme.heading(title)
     heads = ["when", *who, "after epochs", where, "continued at", "trial"]
-    theme.table(heads, lines, label=title, numeric=(1 + len(who),))
+    theme.table(heads, lines, label=title, titled=True)
     if len(events) > _EVENTS:
         theme.caption(f"and {len(events) - _EVENTS:,} earlier ones")
-    theme.heading("Configurations")
 
     def cells(row: ConfigurationRow) -> list[str]:
         return [
@@ -130,6 +128,6 @@ def _rungs(frame: Frame) -> None:
         ]
 
     order = sorted(rows, key=lambda row: (-row.epochs, -row.first))
-    theme.table(headers, [cells(row) for row in order[:_ROWS]], label="Configurations", numeric=(2, 3))
+    theme.table(headers, [cells(row) for row in order[:_ROWS]], label="Configurations", titled=True)
     if len(rows) > _ROWS:
         theme.caption(f"and {len(rows) - _ROWS:,} more that are not as far along")

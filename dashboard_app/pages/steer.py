@@ -87,8 +87,7 @@ def _requests(page: PageContext, frame: Frame) -> None:
         state = f'<span class="hp-tag">{_SYMBOLS[how.word]} {how.word}</span>'
         rows.append([when, theme.safe(one.what), state, theme.safe(how.more)])
     if rows:
-        theme.heading("Your requests")
-        theme.table(("at", "what", "state", ""), rows, label="Your requests")
+        theme.table(("at", "what", "state", ""), rows, label="Your requests", titled=True)
 
 
 # --- the study ---

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import zlib
 from functools import partial
+from typing import Any
 
 import streamlit as st
 
@@ -61,8 +62,8 @@ def _grid(page: PageContext, wanted: str, *, archived: bool) -> None:
             hidden += 1
             continue
         card = studies.card(frame.state, frame.columns, alive=partial(page.alive, listing=listing))
-        if any(wanted in one.casefold() for one in (frame.name, card.begun_by, *frame.tags)):
-            found.append((card.word != "running", -(card.last or 0.0), _card(frame, card, name)))
+        if any(wanted in one.casefold() for one in (frame.name, card["begun_by"], *frame.tags)):
+            found.append((card["word"] != "running", -(card["last"] or 0.0), _card(frame, card, name)))
     trouble = page.cache.freshness().trouble
     if trouble:
         theme.error(trouble, icon=":material/cloud_off:")
@@ -80,35 +81,36 @@ def _grid(page: PageContext, wanted: str, *, archived: bool) -> None:
         theme.caption(f"{hidden} archived, not shown")
 
 
-def _card(frame: Frame, card: studies.Card, name: str) -> str:
+def _card(frame: Frame, card: dict[str, Any], name: str) -> str:
     safe = theme.safe
-    words = {word: "failed" if word == "fail" else word for word in card.counts}
-    counts = " · ".join(f"{count:,} {words[word]}" for word, count in card.counts.items()) or "no trials yet"
-    peers = " · ".join(f"{safe(site)} {count}" for site, count in card.sites.items())
-    began = [f"started by {safe(card.begun_by)}"] if card.begun_by else []
-    began += [f"last trial {theme.ago(card.last)}"] if card.last is not None else []
+    words = {word: "failed" if word == "fail" else word for word in card["counts"]}
+    counts = " · ".join(f"{count:,} {words[word]}" for word, count in card["counts"].items()) or "no trials yet"
+    peers = " · ".join(f"{safe(site)} {count}" for site, count in card["sites"].items())
+    began = [f"started by {safe(card['begun_by'])}"] if card["begun_by"] else []
+    began += [f"last trial {theme.ago(card['last'])}"] if card["last"] is not None else []
+    budget = "" if card["budget"] is None else f" of {card['budget']:,}"
     lines = [
-        f"{card.used:,}{'' if card.budget is None else f' of {card.budget:,}'} used · {counts}",
+        f"{card['used']:,}{budget} used · {counts}",
         f"live peers: {peers}" if peers else "no live peers",
         safe(studies.first_line(frame.note)),
         " ".join(theme.tag(one) for one in frame.tags[:6] if one != studies.ARCHIVED),
         " · ".join(began),
     ]
     spark = ""
-    if card.spark:
-        said = f"The best value went from {card.spark[0]:.4g} to {card.spark[-1]:.4g}"
-        spark = theme.spark(card.spark, said, wide=True)
-    whole = max(1, card.budget or 0, sum(card.counts.values()))
+    if card["spark"]:
+        said = f"The best value went from {card['spark'][0]:.4g} to {card['spark'][-1]:.4g}"
+        spark = theme.spark(card["spark"], said, wide=True)
+    whole = max(1, card["budget"] or 0, sum(card["counts"].values()))
     bar = "".join(
-        f'<i class="hp-{word}" style="width:{100 * card.counts[word] / whole:.2f}%"></i>'
+        f'<i class="hp-{word}" style="width:{100 * card["counts"][word] / whole:.2f}%"></i>'
         for word in ("complete", "pruned", "running", "fail", "waiting")
-        if card.counts.get(word)
+        if card["counts"].get(word)
     )
     return (
         f'<a class="hp-card" target="_self" href="{safe(url.link("live", study=frame.name), longest=4000)}">'
-        f'<div class="hp-row"><h3>{safe(name)}</h3>{theme.pill(card.word)}</div>'
-        f'<div class="hp-row"><span><span class="hp-best">{safe(card.best)}</span> '
-        f'<span class="hp-small">{safe(card.best_of)}</span></span></div>{spark}'
+        f'<div class="hp-row"><h3>{safe(name)}</h3>{theme.pill(card["word"])}</div>'
+        f'<div class="hp-row"><span><span class="hp-best">{safe(card["best"])}</span> '
+        f'<span class="hp-small">{safe(card["best_of"])}</span></span></div>{spark}'
         f'<div class="hp-bar" aria-hidden="true">{bar}</div>'
         + "".join(f'<div class="hp-small">{line}</div>' for line in lines if line)
         + "</a>"
@@ -159,6 +161,6 @@ def _compared(frames: list[Frame], along: Along) -> None:
         for (name, columns), found in zip(pairs, summaries, strict=True)
     ]
     headers = ("study", "direction", *summaries[0])
-    theme.table(headers, rows, label="Studies compared", numeric=range(2, len(headers)))
+    theme.table(headers, rows, label="Studies compared")
     draw(studies.best_so_far(pairs, along=along), key="best", empty="No complete trial yet.")
     draw(studies.distributions(pairs), key="edf", empty="")

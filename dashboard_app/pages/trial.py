@@ -182,14 +182,13 @@ def _parameters(frame: Frame, trial: Trial) -> None:
     if who:
         st.html(f'<p class="hp-small">Parameters from: {theme.safe(who)}</p>')
     rows = []
-    for one in views.standings(frame.state, frame.columns, trial.number):
-        where = ""
-        if one.share is not None:
-            what = "are lower" if one.numeric else "have it too"
-            where = f"{theme.share(one.share)} <span class='hp-small'>{what}</span>"
-        rows.append([theme.safe(one.name), f"<b>{theme.safe(one.value)}</b>", where])
+    for name, value, share, words in views.standings(frame.state, frame.columns, trial.number):
+        where = "" if share is None else f"{theme.share(share)} <span class='hp-small'>{words}</span>"
+        rows.append([theme.safe(name), f"<b>{theme.safe(value)}</b>", where])
     headers = ["parameter", "value", "of the complete trials"]
-    theme.table(headers, rows, label="Parameters", empty="None yet. The objective has not suggested a parameter.")
+    theme.table(
+        headers, rows, label="Parameters", titled=True, empty="None yet. The objective has not suggested a parameter."
+    )
 
 
 def _metrics(frame: Frame, trial: Trial, best: int | None) -> None:
@@ -201,7 +200,7 @@ def _metrics(frame: Frame, trial: Trial, best: int | None) -> None:
     theme.caption("Logged beside the reports. They do not affect pruning.")
     rows = [[theme.safe(name), *map(shown, of), f"{step:,}", f"{steps:,}"] for name, *of, step, steps in found]
     headers = ["metric", "last", "lowest", "highest", "at step", "steps"]
-    theme.table(headers, rows, label="Metrics", numeric=range(1, 6))
+    theme.table(headers, rows, label="Metrics")
     charts = drawings.metrics(trial, None if best is None else frame.state.trials[best])
     folded = len(charts) - _CHARTS
     for first, some in ((0, charts[:_CHARTS]), (_CHARTS, charts[_CHARTS:])):
@@ -215,7 +214,6 @@ def _metrics(frame: Frame, trial: Trial, best: int | None) -> None:
 
 
 def _leases(page: PageContext, frame: Frame, trial: Trial) -> None:
-    theme.heading("Owners")
     rows = []
     for one in views.leases(frame.state, trial):
         left = page.cache.lease_left(frame.uuid, one.uuid) if one.end is None else None
@@ -226,7 +224,7 @@ def _leases(page: PageContext, frame: Frame, trial: Trial) -> None:
         peer = f'<span title="{theme.safe(one.uuid)}">{theme.safe(one.uuid[:8])}</span>'
         rows.append([str(one.epoch), peer, theme.safe(one.site), theme.safe(one.host), _when(one.start), took, how])
     headers = ["epoch", "peer", "site", "node", "from", "for", "how it ended"]
-    theme.table(headers, rows, label="Owners", numeric=(0,), empty="No peer has run it.")
+    theme.table(headers, rows, label="Owners", titled=True, empty="No peer has run it.")
 
 
 def _attempts(frame: Frame, trial: Trial) -> None:
@@ -240,16 +238,14 @@ def _attempts(frame: Frame, trial: Trial) -> None:
             rows.append([link, theme.safe(what)])
         theme.table(["trial", "relation"], rows, label="Attempts")
     if trial.checkpoints:
-        theme.heading("Checkpoints")
         rows = [
             [str(one.step), f"{one.size:,}", theme.safe(one.sha256[:16]), theme.safe(one.key)]
             for one in trial.checkpoints
         ]
-        theme.table(["after step", "bytes", "SHA-256", "kept as"], rows, label="Checkpoints", numeric=(0, 1))
+        theme.table(["after step", "bytes", "SHA-256", "kept as"], rows, label="Checkpoints", titled=True)
 
 
 def _pairs(title: str, headers: tuple[str, str], pairs: Mapping[str, object]) -> None:
     if pairs:
-        theme.heading(title)
         rows = [[theme.safe(key), theme.safe(value, longest=400)] for key, value in pairs.items()]
-        theme.table(headers, rows, label=title)
+        theme.table(headers, rows, label=title, titled=True)

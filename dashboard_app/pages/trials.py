@@ -102,7 +102,7 @@ def _table(_page: PageContext, frame: Frame) -> None:
 def _number(name: str) -> Any:
     """A column of numbers: by itself it would show four decimals, and be as wide as its first rows, also empty ones."""
     return st.column_config.NumberColumn(
-        phrase(name) if name in views.FIXED or name.startswith("value") else name,
+        phrase(name) if name in views.FIXED or name == "value" else name,
         width=min(200, max(112, 28 + 8 * len(name))),
         format="%.6g",
     )
@@ -148,7 +148,7 @@ def _failures(page: PageContext, frame: Frame) -> None:
         ]  # fmt: skip
         theme.heading(what[0].upper() + what[1:])
         headers = ("reason", "site", "node", "count", "not retried", "newest trial")
-        theme.table(headers, cells, label=what, numeric=(3, 4, 5))
+        theme.table(headers, cells, label=what)
         if len(mine) > _ROWS:
             theme.caption(f"{len(mine) - _ROWS:,} more groups are not shown.")
     _group(page, frame, dict(list(groups.items())[:_ROWS]))
@@ -178,7 +178,7 @@ def _group(page: PageContext, frame: Frame, groups: dict[Key, list[Failure]]) ->
         [theme.trial_link(frame.name, one.number), f'<pre class="hp-reason">{theme.safe(one.full, longest=2000)}</pre>']
         for one in members[:_SHOWN]
     ]
-    theme.table(("trial", "full reason"), cells, label="Trials of this group", numeric=(0,))
+    theme.table(("trial", "full reason"), cells, label="Trials of this group")
     if len(members) > _SHOWN:
         theme.caption(f"The newest {_SHOWN} of {len(members):,} are shown.")
 
@@ -203,6 +203,6 @@ def queue_again(page: PageContext, numbers: list[int]) -> str:
     still = [number for number in numbers if state.trials[number].retried_by is None and number not in again]
     queued = [number for number in map(study.requeue, still) if number is not None]
     page.cache.show_written(page.uuid)
-    span = f" as trials {queued[0]} to {queued[-1]}" if queued else ""
+    span = f" as trials {queued[0]} to {queued[-1]}" if len(queued) > 1 else f" as trial {queued[0]}" if queued else ""
     skipped = f"; {len(numbers) - len(still):,} had been retried in the meantime" if len(still) < len(numbers) else ""
     return f"Queued {len(queued):,}{span}{skipped}."

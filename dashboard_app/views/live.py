@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Iterator
-from typing import Final, NamedTuple
+from typing import Any, Final
 
 import numpy as np
 
@@ -17,32 +17,21 @@ from hopaas_p2p.analysis.table import Floats, TrialTable, place
 from hopaas_p2p.core.records import TrialState
 from hopaas_p2p.core.state import State, Trial
 
+Event = tuple[float, int, str, str]
+"""When something happened to a trial, by the clock of the peer that reported it (seconds since 1970); its number; what:
+started, complete, best, pruned, fail, lost or waiting; and in words."""
 _HOUR: Final = 3600.0
 _ROWS: Final = 40
 _EVENTS: Final = 14
 
 
-class Throughput(NamedTuple):
-    """How fast it goes, and how long it will take."""
+def pace(state: State, columns: TrialTable, now: float) -> dict[str, Any]:
+    """How fast it goes at `now`, seconds since 1970, by the peers' clocks; None for what is not known.
 
-    recent: int
-    """COMPLETE and PRUNED trials that ended in the last hour."""
-    per_hour: float
-    """The same as a rate, also where the work began less than an hour ago."""
-    crashed: int
-    """FAIL trials that nothing retried."""
-    retried: int
-    """FAIL trials that were run again."""
-    hours: float
-    """Hours that trials have run, lost and running ones included, as far as the log has heard of them."""
-    left: int | None
-    """Trials to the budget; None without one."""
-    eta: float | None
-    """Seconds to the budget at this pace; None when unknown."""
-
-
-def pace(state: State, columns: TrialTable, now: float) -> Throughput:
-    """The pace at `now`, seconds since 1970. Times are by the peers' clocks."""
+    `recent` are COMPLETE and PRUNED trials that ended in the last hour, `per_hour` is the same as a rate, also where
+    the work began less than an hour ago; `hours` are those that trials have run, as far as the log has heard of them,
+    `left` trials and `eta` seconds to the budget at this pace.
+    """
     ended = columns.end[columns.is_(TrialState.COMPLETE, TrialState.PRUNED) & np.isfinite(columns.end)]
     recent = ended[ended > now - _HOUR]
     again = retried(state)
@@ -51,20 +40,17 @@ def pace(state: State, columns: TrialTable, now: float) -> Throughput:
     if len(recent):
         window = min(_HOUR, max(now, float(recent.max())) - float(began.min() if len(began) else recent.min()))
         per_hour = len(recent) * _HOUR / max(1.0, window)
-    left = (
-        None
-        if state.budget is None
-        else max(0, state.budget - state.counts[TrialState.COMPLETE] - state.counts[TrialState.PRUNED])
-    )
-    return Throughput(
-        recent=len(recent),
-        per_hour=per_hour,
-        crashed=state.counts[TrialState.FAIL] - again,
-        retried=again,
-        hours=spending(state).total.cost.time / 1e6 / _HOUR,
-        left=left,
-        eta=left * _HOUR / per_hour if left is not None and per_hour > 0 else None,
-    )
+    done = state.counts[TrialState.COMPLETE] + state.counts[TrialState.PRUNED]
+    left = None if state.budget is None else max(0, state.budget - done)
+    return {
+        "recent": len(recent),
+        "per_hour": per_hour,
+        "left": left,
+        "crashed": state.counts[TrialState.FAIL] - again,
+        "retried": again,
+        "hours": spending(state).total.cost.time / 1e6 / _HOUR,
+        "eta": left * _HOUR / per_hour if left is not None and per_hour > 0 else None,
+    }
 
 
 def running(state: State, *, most: int = _ROWS) -> list[Trial]:
@@ -79,23 +65,12 @@ def steps_of_a_trial(columns: TrialTable) -> int | None:
     return int(np.median(whole)) if len(whole) else None
 
 
-class TrialEvent(NamedTuple):
-    """Something that happened to a trial."""
-
-    at: float
-    """Seconds since 1970, by the clock of the peer that reported it."""
-    number: int
-    kind: str
-    """started, complete, best, pruned, fail, lost or waiting."""
-    text: str
-
-
-def events(state: State, columns: TrialTable, *, most: int = _EVENTS) -> list[TrialEvent]:
+def events(state: State, columns: TrialTable, *, most: int = _EVENTS) -> list[Event]:
     """What happened last, the newest first."""
     best: set[int] = set()
     if len(columns.directions) == 1:
         best = set(records(columns.end, columns.cost(), columns.complete()).tolist())
-    found = []
+    found: list[Event] = []
     for trial in _newest(state, columns.end, most):
         if trial.history and trial.history[-1].end == trial.end:
             continue  # its end is the loss of its lease, see below
@@ -105,15 +80,15 @@ def events(state: State, columns: TrialTable, *, most: int = _EVENTS) -> list[Tr
             text = "complete: " + ", ".join(map(number, trial.values or ())) + more
         elif trial.state is TrialState.PRUNED:
             text = f"pruned after step {max(trial.reports)}" if trial.reports else "pruned"
-        found.append(TrialEvent((trial.end or 0) / 1e6, trial.number, kind, text))
+        found.append(((trial.end or 0) / 1e6, trial.number, kind, text))
     for trial in _newest(state, np.where(columns.is_(TrialState.RUNNING), columns.start, np.nan), most):
         site, host = place(state, trial.owner)
         text = f"started at {site} on {host}" + (f", attempt {trial.attempt}" if trial.attempt > 1 else "")
-        found.append(TrialEvent((trial.start or 0) / 1e6, trial.number, "started", text))
-    return sorted([*found, *_losses(state)], key=lambda one: (-one.at, -one.number))[:most]
+        found.append(((trial.start or 0) / 1e6, trial.number, "started", text))
+    return sorted([*found, *_losses(state)], key=lambda one: (-one[0], -one[1]))[:most]
 
 
-def _losses(state: State) -> Iterator[TrialEvent]:
+def _losses(state: State) -> Iterator[Event]:
     for trial in list(state.trials):
         for tenure in trial.history:
             site, host = place(state, tenure.owner)
@@ -123,7 +98,7 @@ def _losses(state: State) -> Iterator[TrialEvent]:
                 text += f"; retried as trial {trial.retried_by}"
             if tenure.kept_as is not None:
                 text += f"; its late result is kept as trial {tenure.kept_as}"
-            yield TrialEvent(tenure.end / 1e6, trial.number, "lost", text)
+            yield tenure.end / 1e6, trial.number, "lost", text
 
 
 def _newest(state: State, times: Floats, most: int) -> list[Trial]:

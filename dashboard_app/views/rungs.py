@@ -106,6 +106,7 @@ def curves(state: State, rows: Sequence[ConfigurationRow]) -> Chart | None:
         if one.first in shown and reports and math.isfinite(reports[max(reports)]):
             marks.append((one.epochs, reports[max(reports)], one.first))
     data = dict(zip(("epochs", "value", "configuration"), map(np.array, zip(*marks, strict=True)), strict=False))
+    layers += [Series("promoted", "points", data, _WENT_ON, 8, "triangle")] if marks else []
     said = (
         f"{len(paused)} paused, {len(whole)} complete and {len(running)} running configurations, of the {len(rows):,} "
         "that are beyond the first epoch"
@@ -115,7 +116,6 @@ def curves(state: State, rows: Sequence[ConfigurationRow]) -> Chart | None:
         layers,
         along="epochs",
         minimize=sign > 0,
-        marks=[Series("promoted", "points", data, _WENT_ON, 8, "triangle")] if marks else [],
         alt=f"Learning curves of {said}.",
         caption=f"{said}; each curve runs through all trials of a configuration, and a triangle marks a promotion",
         height=400,
@@ -125,14 +125,14 @@ def curves(state: State, rows: Sequence[ConfigurationRow]) -> Chart | None:
 def tree(state: State) -> Chart | None:
     """A line per member of a population, epochs from left to right; a slanted one leads from a member to its copy."""
     found = configurations.stretches(state)
-    members = list(dict.fromkeys(one.member for one in found))
+    members = list(dict.fromkeys(member for member, *_ in found))
     population = state.configurations.population
     if not members or population is None:
         return None
     rows = {member: at for at, member in enumerate(members[:_MEMBERS], 1)}
     events = configurations.copies(state)
     every = population.every
-    by_trial = {one.trial: one for one in found}
+    by_trial = {one[1]: one for one in found}
     complete = [(value, number) for number, value in state.trials.results()]
     if state.define is not None and state.define.directions[0] == "maximize":
         complete = [(-value, number) for value, number in complete]
@@ -147,7 +147,7 @@ def tree(state: State) -> Chart | None:
         if one.first in rows and one.source in rows
     ]
     trained, led = (
-        [(one.member, one.trial, (one.begin, one.end), (rows[one.member],) * 2) for one in some if one.member in rows]
+        [(member, trial, ends, (rows[member],) * 2) for member, trial, *ends in some if member in rows]
         for some in (found, best)
     )
     layers = []

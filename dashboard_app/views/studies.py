@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Sequence
-from typing import Final, NamedTuple
+from typing import Any, Final
 
 import numpy as np
 
 from dashboard_app.views.spread import edf_chart
-from hopaas_p2p.analysis.chart import Chart, ChartAxis, cut, dashed, downsample_line, number, spread
+from hopaas_p2p.analysis.chart import Chart, ChartAxis, cut, dashed, downsample_line, number, spread, value_axis
 from hopaas_p2p.analysis.charts import ALONG, Along, positions, records
 from hopaas_p2p.analysis.facts import state_word
 from hopaas_p2p.analysis.spending import spending
@@ -25,46 +25,31 @@ _POINTS: Final = 48
 _FIRST_LINE: Final = 140
 
 
-class Card(NamedTuple):
-    """What distinguishes a study at a glance."""
+def card(
+    state: State, columns: TrialTable, *, alive: Callable[[str], bool | None] = lambda _owner: True
+) -> dict[str, Any]:
+    """What distinguishes a study at a glance; `alive(owner)`: whether that peer is alive, None while that is not known.
 
-    word: str
-    """See `analysis.facts.state_word`."""
-    best: str
-    best_of: str
-    """What the best is: which trial, or how many objectives."""
-    counts: dict[str, int]
-    """State in lower case -> how many trials are in it; only states that occur."""
-    used: int
-    budget: int | None
-    sites: dict[str, int]
-    """Site -> peers that run a trial there and show signs of life."""
-    spark: list[float]
-    """The best value so far, over the COMPLETE trials; downsampled."""
-    begun_by: str
-    last: float | None
-    """When a trial last began or ended: seconds since 1970, by that peer's clock."""
-
-
-def card(state: State, columns: TrialTable, *, alive: Callable[[str], bool | None] = lambda _owner: True) -> Card:
-    """The card of this study; `alive(owner)`: whether that peer is alive, None while that is not known."""
+    `counts` has the states that occur, `sites` the peers that run a trial there and show signs of life, `spark` the
+    best value so far, downsampled, and `last` when a trial last began or ended (seconds since 1970).
+    """
     owners = owners_of(state)
     signs = [SignOfLife(alive(owner), None) for owner in owners]
     sites = Counter(place(state, owner)[0] for owner in owners if alive(owner))
     times = np.concatenate([columns.start, columns.end])
     best, of, spark = _best(columns)
-    return Card(
-        word=state_word(state, working=any_alive(signs)),
-        best=best,
-        best_of=of,
-        counts={one.name.lower(): state.counts[one] for one in TrialState if state.counts[one]},
-        used=state.used(),
-        budget=state.budget,
-        sites=dict(sorted(sites.items())),
-        spark=spark,
-        begun_by=next((info["user"] for info in list(state.peers.values()) if info.get("user")), ""),
-        last=float(np.nanmax(times)) if np.isfinite(times).any() else None,
-    )
+    return {
+        "word": state_word(state, working=any_alive(signs)),
+        "best": best,
+        "best_of": of,
+        "counts": {one.name.lower(): state.counts[one] for one in TrialState if state.counts[one]},
+        "used": state.used(),
+        "budget": state.budget,
+        "sites": dict(sorted(sites.items())),
+        "spark": spark,
+        "begun_by": next((info["user"] for info in list(state.peers.values()) if info.get("user")), ""),
+        "last": float(np.nanmax(times)) if np.isfinite(times).any() else None,
+    }
 
 
 def _best(columns: TrialTable) -> tuple[str, str, list[float]]:
@@ -132,9 +117,10 @@ def best_so_far(studies: Named, *, along: Along = "number") -> Chart | None:
         words.append(f"{name}: {number(float(best[-1]))} after {number(float(x[rows[-1]]))}")
     if not layers:
         return None
+    value, _ = value_axis("best so far", np.concatenate([layer.data["best"] for layer in layers]))
     unit = "hours since the first start" if along == "time" else ALONG[along]
     alt = f"Best value by {unit}. {'; '.join(words)}."
-    return Chart("Best so far", layers, ChartAxis(unit, zero=True), ChartAxis("best so far"), alt, legend=True)
+    return Chart("Best so far", layers, ChartAxis(unit, zero=True), value, alt, legend=True)
 
 
 def distributions(studies: Named) -> Chart | None:

@@ -20,8 +20,9 @@ if TYPE_CHECKING:  # it takes half a second to import
     import pandas as pd
 
 STATES: Final = {state.name.lower(): state for state in TrialState}
-FIXED: Final = ("trial", "state", "site", "node", "started", "seconds", "steps", "last", "attempt", "reason")
-"""TrialTable that are no value, parameter or tag; a parameter of such a name is shown as `param NAME`."""
+FIXED: Final = ("trial", "state", "site", "node", "started", "seconds", "steps", "last", "attempt", "reason", "tags",
+         "note")  # fmt: skip
+"""Columns of our own; a parameter of such a name is shown as `param NAME`, an objective as `value NAME`."""
 _REASON: Final = 200
 _NOTE: Final = re.compile(r"dashboard:([0-9]{1,20}):note_str:0")
 
@@ -36,10 +37,11 @@ def table(
     numbers: list[int] = rows.tolist()
     words = np.array([one.name.lower() for one in TrialState])
     found: dict[str, Any] = {"trial": rows, "state": words[columns.state[rows]]}
-    for objective, values in enumerate(columns.values[rows].T):
-        found["value" if len(columns.directions) == 1 else f"value {objective}"] = values
+    for name, values in zip(columns.objectives, columns.values[rows].T, strict=True):
+        found[f"value {name}" if name in FIXED else name] = values
     for name, column in columns.params.items():
-        found[param_name(name)] = _param(column[rows], columns.parameters[name])
+        own = f"param {name}" if name in FIXED or name in found else name
+        found[own] = _param(column[rows], columns.parameters[name])
     hosts = [place(state, owner)[1] for owner in columns.owners] + [""]
     reasons = [reason_line(state.trials[one].reason)[:_REASON] for one in numbers]
     found |= {
@@ -57,11 +59,6 @@ def table(
     if lines:
         found["note"] = [lines.get(one, "") for one in numbers]
     return pd.DataFrame(found)
-
-
-def param_name(name: str) -> str:
-    """The column of a parameter; never one of our own."""
-    return f"param {name}" if name in FIXED or name in ("tags", "note") or name.startswith("value") else name
 
 
 def _param(column: Floats, one: Parameter) -> Any:

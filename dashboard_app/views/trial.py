@@ -10,10 +10,11 @@ from typing import Final, Literal, NamedTuple
 
 import numpy as np
 
-from hopaas_p2p.analysis.chart import Chart, ChartAxis, cut, dashed, data_of, finite, number
-from hopaas_p2p.analysis.facts import last_metrics, params_of, shown, took
+from hopaas_p2p.analysis.chart import Chart, ChartAxis, cut, dashed, data_of, finite, number, value_axis
+from hopaas_p2p.analysis.facts import duration, last_metrics, params_of, shown
 from hopaas_p2p.analysis.table import Mask, TrialTable, place
 from hopaas_p2p.core.records import TrialState
+from hopaas_p2p.core.spending import trial_seconds
 from hopaas_p2p.core.state import State, Trial
 
 MOST: Final = 5  # trials beside each other
@@ -24,31 +25,24 @@ _ESCAPES: Final = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|
 """Sequences by which a program colours a terminal, moves its cursor or sets its title."""
 
 
-class Standing(NamedTuple):
-    """How a parameter's value compares with those of the complete trials."""
+def standings(state: State, columns: TrialTable, number: int) -> list[tuple[str, str, float | None, str]]:
+    """The trial's parameters in the order they were suggested: name, value, and how it compares with complete trials'.
 
-    name: str
-    value: str
-    numeric: bool = False
-    share: float | None = None
-    """The share of complete trials with a smaller value of this parameter, ties counting half; for a choice, the
-    share with the same choice."""
-
-
-def standings(state: State, columns: TrialTable, number: int) -> list[Standing]:
-    """The trial's parameters in the order they were suggested."""
+    That is the share with a smaller value, ties counting half, or of a choice the share with the same; and in words.
+    """
     complete = columns.is_(TrialState.COMPLETE) & (columns.number != number)
-    found = []
-    for name, value in params_of(state.trials[number], state).items():
+    found: list[tuple[str, str, float | None, str]] = []
+    for name, value in params_of(state.trials[number], state.dists).items():
         column, one = columns.params.get(name), columns.parameters.get(name)
         others = column[complete & np.isfinite(column)] if column is not None else np.empty(0)
         if one is None or column is None or not len(others):
-            found.append(Standing(name, shown(value)))
+            found.append((name, shown(value), None, ""))
             continue
         equal = float(np.mean(others == column[number]))
-        numeric = one.choices is None
-        share = float(np.mean(others < column[number])) + equal / 2 if numeric else equal
-        found.append(Standing(name, shown(value), numeric, share))
+        if one.choices is None:
+            found.append((name, shown(value), float(np.mean(others < column[number])) + equal / 2, "are lower"))
+        else:
+            found.append((name, shown(value), equal, "have it too"))
     return found
 
 
@@ -127,7 +121,7 @@ def readable(output: bytes) -> str:
 
 def as_python(name: str, store: str, state: State, trial: Trial) -> str:
     """A program that queues these parameters again. Every text in it is a literal."""
-    body = "\n".join(f"    {key!r}: {value!r}," for key, value in params_of(trial, state).items())
+    body = "\n".join(f"    {key!r}: {value!r}," for key, value in params_of(trial, state.dists).items())
     return (
         "import hopaas_p2p\n\n"
         f"params = {{\n{body}\n}}  # of trial {trial.number}\n"
@@ -139,7 +133,7 @@ def as_python(name: str, store: str, state: State, trial: Trial) -> str:
 def as_shell(name: str, store: str, state: State, trial: Trial) -> str:
     """A command that queues these parameters again; every text in it is quoted."""
     words = ["hopaas-p2p", "trial", "enqueue", "--store", store, "--study", name]
-    params = params_of(trial, state)
+    params = params_of(trial, state.dists)
     words += [f"{key}={value if isinstance(value, str) else json.dumps(value)}" for key, value in params.items()]
     return " ".join(shlex.quote(word) for word in words)
 
@@ -168,11 +162,8 @@ def numbers_in(text: str, count: int) -> list[int]:
 
 def first_choice(columns: TrialTable, mask: Mask) -> list[int]:
     """Of the trials that pass the mask the three best complete ones, else the newest two."""
-    rows = np.flatnonzero(mask)
-    complete = rows[columns.complete()[rows]]
-    if len(columns.directions) == 1 and len(complete) >= 2:
-        return [int(one) for one in complete[np.argsort(columns.cost()[complete], kind="stable")[:3]]]
-    return [int(one) for one in rows[-2:]]
+    best = columns.ranked(shown=mask)[:3].tolist() if len(columns.directions) == 1 else []
+    return best if len(best) >= 2 else np.flatnonzero(mask)[-2:].tolist()
 
 
 def side_by_side(state: State, columns: TrialTable, numbers: Sequence[int]) -> list[Fact]:
@@ -187,13 +178,13 @@ def side_by_side(state: State, columns: TrialTable, numbers: Sequence[int]) -> l
             "" if last is None else f"{number(one.reports[last])} at step {last:,}"
             for one, last in zip(trials, lasts, strict=True)
         ],
-        "time": [took(one) for one in trials],
+        "time": ["" if seconds is None else duration(seconds) for seconds in map(trial_seconds, trials)],
         "attempt": [str(one.attempt) for one in trials],
         "site": [place(state, one.owner)[0] if one.owner else "" for one in trials],
         "reason": [(one.reason or "").split("\n", 1)[0] for one in trials],
     }
     found = [Fact("result", name, tuple(cells)) for name, cells in results.items() if any(cells)]
-    params, metrics = [params_of(one, state) for one in trials], [last_metrics(one) for one in trials]
+    params, metrics = [params_of(one, state.dists) for one in trials], [last_metrics(one) for one in trials]
     for kind, of in (("parameter", params), ("metric", metrics)):
         for name in dict.fromkeys(name for some in of for name in some):
             values = [some.get(name) for some in of]
@@ -215,5 +206,5 @@ def curves(state: State, numbers: Sequence[int]) -> Chart | None:
     if not layers:
         return None
     alt = f"Reports by step. {'; '.join(words)}."
-    x, y = ChartAxis("step"), ChartAxis("reported value")
-    return Chart("Learning curves", layers, x, y, alt, height=340, legend=True)
+    y, _ = value_axis("reported value", np.concatenate([layer.data["value"] for layer in layers]))
+    return Chart("Learning curves", layers, ChartAxis("step"), y, alt, height=340, legend=True)

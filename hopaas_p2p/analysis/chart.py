@@ -119,14 +119,12 @@ def bundle(
     return Series(name, "line", data, colour, width, "none", dash, 0.55 if width == 1.0 else 1.0)
 
 
-def curves_chart(
-    title: str, bundles: Sequence[Series], *, along: str, minimize: bool, marks: Sequence[Series] = (), **more: Any
-) -> Chart:
+def curves_chart(title: str, bundles: Sequence[Series], *, along: str, minimize: bool, **more: Any) -> Chart:
     """These bundles, and marks upon them; a few very bad values do not flatten the rest."""
     layers = [layer for layer in bundles if layer.drawn]
     values = np.concatenate([np.asarray(layer.data["value"], np.float64) for layer in layers])
-    low, high = robust_limits(values[np.isfinite(values)], minimize=minimize, without=0.1)
-    return Chart(title, [*layers, *marks], ChartAxis(along), ChartAxis("reported value", low, high), **more)
+    y, _ = value_axis("reported value", values, ["high" if minimize else "low"], without=0.1)
+    return Chart(title, layers, ChartAxis(along), y, **more)
 
 
 def finite(reports: Mapping[int, float], *, most: int = STEPS) -> Points:
@@ -158,7 +156,7 @@ def number(value: float | None) -> str:
     return "-" if value is None or math.isnan(value) else shown(value)
 
 
-# --- limits ---
+# --- axes of values ---
 
 
 def wants_log(values: Floats) -> bool:
@@ -173,24 +171,38 @@ def wants_log(values: Floats) -> bool:
     return bool(high >= _DECADES * low)
 
 
-def robust_limits(values: Floats, *, minimize: bool, without: float = 0.05) -> tuple[float | None, float | None]:
-    """Where an axis should end, so that a few very bad values do not flatten the rest; None: what is drawn decides.
+def value_axis(
+    name: str, values: Floats, worst: Sequence[Literal["low", "high"]] = (), *, without: float = 0.05
+) -> tuple[ChartAxis, str]:
+    """The axis of these values, with a log scale where that shows more; and how many lie outside, in words.
 
-    Only values that are three times the others' range away are cut off.
+    Args:
+        name: what they are.
+        values: all of them.
+        worst: at which ends a few of them may be left out, so that they do not flatten the rest: those that are three
+            times the others' range away.
+        without: the share of the values that cannot make the others look alike.
+
     """
-    if len(values) < 20:
-        return None, None
-    ordered = np.sort(values)
-    cut = max(1, int(len(ordered) * without))
-    kept = ordered[:-cut] if minimize else ordered[cut:]
-    low, high = float(kept[0]), float(kept[-1])
-    room = max(high - low, 1e-12)
-    if math.isinf(room):
-        return None, None
-    digits = 1 - math.floor(math.log10(room))  # an edge as fine as a fiftieth or so of what the axis shows
-    if minimize:
-        return (None, round(high + 0.1 * room, digits)) if ordered[-1] > high + 3 * room else (None, None)
-    return (round(low - 0.1 * room, digits), None) if ordered[0] < low - 3 * room else (None, None)
+    finite = np.sort(values[np.isfinite(values)])
+    if wants_log(finite):
+        return ChartAxis(f"{name}, log scale", log=True), ""
+    cut, limits = max(1, int(len(finite) * without)), {"low": -math.inf, "high": math.inf}
+    for end in worst if len(finite) >= 20 else ():
+        kept = finite[:-cut] if end == "high" else finite[cut:]
+        low, high = float(kept[0]), float(kept[-1])
+        room = max(high - low, 1e-12)
+        if math.isinf(room):
+            continue
+        digits = 1 - math.floor(math.log10(room))  # an edge as fine as a fiftieth or so of what the axis shows
+        if end == "high" and finite[-1] > high + 3 * room:
+            limits["high"] = round(high + 0.1 * room, digits)
+        elif end == "low" and finite[0] < low - 3 * room:
+            limits["low"] = round(low - 0.1 * room, digits)
+    far = int(((finite < limits["low"]) | (finite > limits["high"])).sum())
+    note = f"{far:,} outlying value{'s lie' if far > 1 else ' lies'} outside the chart." if far else ""
+    low_, high_ = (None if math.isinf(one) else one for one in limits.values())
+    return ChartAxis(name, low_, high_), note
 
 
 # --- fewer points that show the same picture: the envelope is kept, the middle is sampled evenly ---

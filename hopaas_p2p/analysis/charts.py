@@ -27,9 +27,8 @@ from hopaas_p2p.analysis.chart import (
     finite,
     label,
     number,
-    robust_limits,
     spread,
-    wants_log,
+    value_axis,
 )
 from hopaas_p2p.analysis.importance import Importance
 from hopaas_p2p.analysis.table import EVERYTHING, Floats, Ints, Mask, Parameter, Selection, TrialTable
@@ -95,9 +94,8 @@ def history(
     pruned = columns.is_(TrialState.PRUNED) & np.isfinite(columns.last) & np.isfinite(x) & single
     pruned = pruned if selection.shown is None else pruned & selection.shown
     place = x * 1000 if along == "time" else x
-    log = wants_log(np.concatenate([y[complete], columns.last[pruned]]))
-    minimize = columns.directions[objective] == "minimize"
-    low, high = (None, None) if log else robust_limits(y[complete], minimize=minimize)
+    name = columns.objectives[objective]
+    value, far = value_axis(name, np.concatenate([y[complete], columns.last[pruned]]), columns.worst(objective))
     count, cut_short = int(complete.sum()), int(pruned.sum())
 
     def points(values: Floats, rows: Ints) -> Data:
@@ -118,17 +116,42 @@ def history(
     best = best_rows[-1]
     line = {"along": np.append(place[best_rows], until), "best": np.append(y[best_rows], y[best])}
     layers.append(Series("best so far", "steps", line, palette.BEST, 2))
-    far = int((y[complete] > (np.inf if high is None else high)).sum())
-    far += int((y[complete] < (-np.inf if low is None else low)).sum())
-    notes = [f"{shown_points:,} of {total:,} drawn"] if shown_points < total else []
-    notes += [f"{far:,} outlying value{'s lie' if far > 1 else ' lies'} outside the chart"] if far else []
-    many = "" if single else f" of objective {objective + 1} ({columns.directions[objective]})"
+    notes = [f"{shown_points:,} of {total:,} drawn."] if shown_points < total else []
+    many = "" if single else f" of {name} ({columns.directions[objective]})"
     alt = (
         f"History{many} by {ALONG[along]}: {count:,} complete and {cut_short:,} pruned trials; the best is "
         f"trial {best} with {number(float(y[best]))}; it improved {len(best_rows) - 1} times."
     )
-    value = ChartAxis("value, log scale" if log else "value", low, high, log)
-    return Chart(f"History{many}", layers, ChartAxis(ALONG[along], time=along == "time"), value, alt, ". ".join(notes))
+    caption = " ".join([*notes, *([far] if far else [])])
+    return Chart(f"History{many}", layers, ChartAxis(ALONG[along], time=along == "time"), value, alt, caption)
+
+
+def pareto(columns: TrialTable, selection: Selection = EVERYTHING, *, first: int = 0, second: int = 1) -> Chart | None:
+    """Two of the objectives against each other, and which trials are on the front of all objectives."""
+    if len(columns.directions) < 2:
+        return None
+    finite = columns.complete(first) & columns.complete(second)
+    mask = finite if selection.shown is None else finite & selection.shown
+    front = columns.front(mask)
+    if not len(front):
+        return None
+    rows = np.flatnonzero(mask)
+    x, y = columns.values[:, first], columns.values[:, second]
+    drawn = np.union1d(rows[downsample_points(x[rows], y[rows])], front)
+
+    def points(rows: Ints) -> Data:
+        return {"first": x[rows], "second": y[rows], "trial": rows}
+
+    layers = clouds(columns, drawn, points, by_site=selection.by_site, colour=FAINT)
+    along = front[np.argsort(x[front], kind="stable")]
+    layers.append(Series("on the front", "points", points(along), palette.BEST, 11, "diamond"))
+    x_axis, y_axis = (
+        value_axis(f"{columns.objectives[at]} ({columns.directions[at]})", columns.values[rows, at])[0]
+        for at in (first, second)
+    )
+    total = len(columns.directions)
+    alt = f"{len(front)} of {len(rows):,} complete trials are on the Pareto front of {total} objectives."
+    return Chart("Pareto front", layers, x_axis, y_axis, alt)
 
 
 def clouds(
@@ -184,10 +207,10 @@ def slice_(columns: TrialTable, name: str, selection: Selection = EVERYTHING, *,
     layers = clouds(columns, drawn, points, by_site=selection.by_site)
     best = rows[np.argmin(columns.cost(objective)[rows])]
     layers.append(Series("best", "points", points(rows[rows == best]), palette.BEST, 14, "diamond"))
-    low, high = robust_limits(y[rows], minimize=columns.directions[objective] == "minimize")
+    value_, _ = value_axis(columns.objectives[objective], y[rows], columns.worst(objective))
     alt = f"Value over {name}: {len(rows):,} complete trials; the best has {name} = {value_text(one, x[best])}."
     caption = f"{len(drawn):,} of {len(rows):,} drawn" if len(drawn) < len(rows) else ""
-    return Chart(f"Slice: {name}", layers, axis_of(one), ChartAxis("value", low, high), alt, caption, height=300)
+    return Chart(f"Slice: {name}", layers, axis_of(one), value_, alt, caption, height=300)
 
 
 def value_text(one: Parameter, value: float) -> str:
@@ -205,19 +228,21 @@ def parallel(columns: TrialTable, *names: str, selection: Selection = EVERYTHING
     Of many trials the better half of what fits is drawn, and an even sample of the others. A parameter that a trial
     does not have leaves a gap.
     """
-    rows, objective = np.flatnonzero(columns.selected(selection)), selection.objective
-    if not len(rows) or not names:
+    objective = selection.objective
+    ordered = columns.ranked(objective, columns.selected(selection))
+    count = len(ordered)
+    if not count or not names:
         return None
-    ordered = rows[np.argsort(columns.cost(objective)[rows], kind="stable")]
     if len(ordered) > _LINES:
         rest = ordered[_LINES // 2 :]
         ordered = np.concatenate([ordered[: _LINES // 2], rest[spread(len(rest), _LINES // 2)]])
     drawn = ordered[::-1]  # the best on top
     data = {f"parameter {at}": columns.params[name][drawn] for at, name in enumerate(names)}
     lines = Series("trials", "lines", data | {"value": columns.values[drawn, objective], "trial": drawn})
-    value = ChartAxis("value", down=columns.directions[objective] == "maximize")
-    caption = f"{len(rows):,} complete trials"
-    caption += f", of which {len(drawn):,} are drawn, the best among them" if len(drawn) < len(rows) else ""
+    value, _ = value_axis(columns.objectives[objective], columns.values[drawn, objective])
+    value = value._replace(down=columns.directions[objective] == "maximize")
+    caption = f"{count:,} complete trials"
+    caption += f", of which {len(drawn):,} are drawn, the best among them" if len(drawn) < count else ""
     alt = f"Parallel coordinates of {len(drawn):,} trials over {', '.join(names)}; the best is trial {drawn[-1]}."
     axes = (*(axis_of(columns.parameters[name]) for name in names), value)
     return Chart("Parallel coordinates", [lines], ChartAxis(), value, alt, caption, 430, axes=axes)
@@ -233,7 +258,7 @@ def curves(state: State, columns: TrialTable, *, height: int = 400, median: bool
     if not single or not (len(whole) or len(cut) or len(running)):
         return None
     some_cut, some_whole = cut[spread(len(cut), _CUT)], whole[spread(len(whole), _WHOLE)]
-    best = whole[np.argsort(np.where(columns.complete(), columns.cost(), np.inf)[whole], kind="stable")[:1]]
+    best = columns.ranked(shown=mask)[:1]
 
     def drawn(numbers: Ints) -> list[tuple[int, Points]]:
         return [(number, finite(state.trials[number].reports)) for number in numbers.tolist()]
@@ -288,7 +313,8 @@ def reported(
     mine = Series(name, "line", data_of(points), PLAIN, 3, "marks" if len(points) < _FEW else "circle")
     alt = f"{len(reports):,} steps: the last is {number(points[-1][1])} at step {points[-1][0]:.0f}."
     layers = [*(one for one in others if one.drawn), mine]
-    return Chart("Reports", layers, ChartAxis("step"), ChartAxis(along), alt, height=340)
+    axis, _ = value_axis(along, np.concatenate([np.array(one.data["value"]) for one in layers]))
+    return Chart("Reports", layers, ChartAxis("step"), axis, alt, height=340)
 
 
 def metrics(trial: Trial, best: Trial | None = None) -> list[Chart]:

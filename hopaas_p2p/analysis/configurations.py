@@ -54,15 +54,6 @@ class WentOn(NamedTuple):
     site: str | None
 
 
-class FamilyStretch(NamedTuple):
-    """Epochs of a member that one trial trained."""
-
-    member: int
-    trial: int
-    begin: int
-    end: int
-
-
 _SAYS_MOST: Final = (FAIL, PRUNED, WAITING, COMPLETE, RUNNING)
 """States in the order of how much a trial in it says about its configuration."""
 
@@ -116,15 +107,15 @@ def _went_on(state: State, trial: Trial, paused: int) -> WentOn:
     return WentOn(root(trial.number), trial.number, root(paused), paused, epochs, trial.start, *sites)
 
 
-def stretches(state: State) -> list[FamilyStretch]:
-    """What each trial has trained that has come beyond where it began, by the order of the log."""
+def stretches(state: State) -> list[tuple[int, int, int, int]]:
+    """Member, trial, and between which epochs it came beyond where it began, by the order of the log."""
     found = []
     for trial in state.trials:
         own = own_steps(state.trials, trial, max(trial.reports)) if trial.reports else None
         if own is not None:
             begin, end = (epochs_of(state, step) for step in (own.after, own.last))
             root = state.configurations.root(trial.number)
-            found.append(FamilyStretch(root, trial.number, max(0, begin), end))
+            found.append((root, trial.number, max(0, begin), end))
     return found
 
 

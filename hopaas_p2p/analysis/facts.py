@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
+import json
 import math
-from collections.abc import Sequence
-from typing import Any, Final
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, Final
 
+from hopaas_p2p.analysis.objectives import objectives
 from hopaas_p2p.core.admission import next_start
-from hopaas_p2p.core.attributes import AGAIN
-from hopaas_p2p.core.records import TrialCreate
-from hopaas_p2p.core.spending import trial_seconds
-from hopaas_p2p.core.state import FAIL, RUNNING, State, Trial
+from hopaas_p2p.core.attributes import AGAIN, COPIED
+from hopaas_p2p.core.records import Distribution, TrialCreate, TrialState
+from hopaas_p2p.core.spending import earlier_seconds
+from hopaas_p2p.core.state import FAIL, RUNNING, WAITING, State, Trial
+from hopaas_p2p.runtime.times import to_iso
+
+if TYPE_CHECKING:
+    from hopaas_p2p.peer.liveness import SignOfLife
 
 _LONGEST_LABEL: Final = 40
+_NOTHING: Final[Mapping[str, Any]] = MappingProxyType({})
 
 
 def state_word(state: State, *, working: bool | None = True) -> str:
@@ -34,6 +43,35 @@ def state_word(state: State, *, working: bool | None = True) -> str:
     return "idle" if state.trials else "open"
 
 
+def glance(state: State, signs: Mapping[str, SignOfLife]) -> dict[str, Any]:
+    """A study for people and programs: how it stands, who is at work, and its best trial or front.
+
+    `signs` is what is known of the peers that run its trials. The best is a trial, of several objectives the front.
+    """
+    from hopaas_p2p.peer.liveness import any_alive
+
+    directions = state.define.directions if state.define else ()
+    heard = Counter(
+        state.peers.get(owner, {}).get("site", "?") for owner, sign in signs.items() if sign.alive is not False
+    )
+    tops = [best(state)] if len(directions) < 2 else pareto_front(state)
+    rows = [trial_row(top.number, top, state.dists) for top in tops if top is not None]
+    found = [{name: one[name] for name in ("number", "values", "params")} for one in rows]
+    return {
+        "state": state_word(state, working=any_alive(signs.values())),
+        "directions": list(directions),
+        "objectives": list(objectives(state)),
+        "trials": len(state.trials),
+        "counts": {one.name: state.counts[one] for one in TrialState},
+        "retried": retried(state),
+        "budget": state.budget,
+        "used": state.used(),
+        "best": found if len(directions) > 1 else next(iter(found), None),
+        "peers": dict(sorted(heard.items())),
+        "silent": {owner: sign.ago for owner, sign in sorted(signs.items()) if sign.alive is False},
+    }
+
+
 def retried(state: State) -> int:
     """How many of the FAIL trials were run again: leases that were lost, and what was given back or queued again."""
     if not state.counts[FAIL]:
@@ -46,17 +84,6 @@ def retried(state: State) -> int:
 def queued_again(state: State) -> frozenset[int]:
     """The numbers of trials that somebody queued again by hand."""
     return frozenset(int(trial.system[AGAIN]) for trial in list(state.trials) if AGAIN in trial.system)
-
-
-def last_ended(state: State) -> dict[str, float]:
-    """Peer -> when the last of its trials began or ended, in seconds since 1970 by its own clock."""
-    found: dict[str, float] = {}
-    for trial in list(state.trials):
-        times = [(trial.owner, trial.start), (trial.owner, trial.end)]
-        for owner, at in [*times, *((past.owner, past.start) for past in trial.history)]:
-            if owner is not None and at is not None:
-                found[owner] = max(found.get(owner, 0.0), at / 1e6)
-    return found
 
 
 def budget_unit(state: State) -> str:
@@ -88,11 +115,53 @@ def pareto_front(state: State) -> list[Trial]:
     return [state.trials[number] for number in TrialTable.of(state).front().tolist()]
 
 
-def params_of(trial: Trial, state: State) -> dict[str, object]:
-    """The parameters as the objective saw them."""
+def params_of(trial: Trial | TrialCreate, dists: Mapping[str, Distribution] = _NOTHING) -> dict[str, Any]:
+    """The parameters as the objective saw them; `dists` are the study's, for those that the trial does not have."""
     from hopaas_p2p.translate import told
 
-    return {name: told(trial.distribution(name, state), value) for name, value in trial.params.items()}
+    return {name: told(trial.dists.get(name) or dists[name], value) for name, value in trial.params.items()}
+
+
+def trial_row(
+    number: int,
+    trial: Trial | TrialCreate,
+    dists: Mapping[str, Distribution] = _NOTHING,
+    peer: Mapping[str, str] = _NOTHING,
+) -> dict[str, Any]:
+    """A trial for people and programs: on a list, in JSON, in a file, in a widget, which differ in how they write it.
+
+    Args:
+        number: its number.
+        trial: the trial, or the record that creates it elsewhere.
+        dists: the study's distributions.
+        peer: what its owner said about itself.
+
+    """
+    about, seconds = {**json.loads(trial.system.get(COPIED, "{}")), **peer}, None
+    if trial.start is not None and trial.end is not None:
+        earlier = earlier_seconds(trial) if isinstance(trial, Trial) and trial.history else about.get("earlier", 0)
+        seconds = earlier + max(0, trial.end - trial.start) / 1e6
+    return {
+        "number": number,
+        "state": trial.state.name,
+        "values": None if trial.values is None else list(trial.values),
+        "params": params_of(trial, dists),
+        "start": to_iso(trial.start),
+        "end": to_iso(trial.end),
+        "seconds": seconds,
+        "site": about.get("site"),
+        "host": about.get("host"),
+        "reason": trial.reason,
+    }
+
+
+def row_of(state: State, number: int) -> dict[str, Any]:
+    """The row of a trial of this study, with its attempt. A waiting trial has the parameters that are fixed."""
+    trial = state.trials[number]
+    found = trial_row(number, trial, state.dists, state.peers.get(trial.owner or "", _NOTHING))
+    if trial.state is WAITING:
+        found["params"] = found["params"] or json.loads(trial.system.get("fixed_params", "{}"))
+    return found | {"attempt": trial.attempt, "paused": trial.paused}
 
 
 def peer_labels(state: State) -> dict[str, str]:
@@ -105,6 +174,11 @@ def peer_labels(state: State) -> dict[str, str]:
         labels[owner] = f"{label} · {owner[:6]}" if label in taken else label
         taken.add(label)
     return labels
+
+
+def count(number: int, what: str) -> str:
+    """A number of things, in words: 1 trial, 1,200 trials."""
+    return f"{number:,} {what}{'s' * (number != 1)}"
 
 
 def shown(value: object) -> str:
@@ -129,12 +203,6 @@ def phrase(label: str) -> str:
     return label[:1].upper() + label[1:] if label.partition(" ")[0].islower() else label
 
 
-def took(trial: Trial) -> str:
-    """How long the trial took over all its leases, in words; empty if that is not known."""
-    seconds = trial_seconds(trial)
-    return "" if seconds is None else duration(seconds)
-
-
 def last_metrics(trial: Trial | TrialCreate) -> dict[str, float]:
     """The value of each metric at its last step."""
     return {name: values[max(values)] for name, values in trial.metrics.items() if values}
@@ -145,6 +213,12 @@ def json_number(value: Any) -> Any:
     if isinstance(value, float) and not math.isfinite(value):
         return {"nan": "NaN", "inf": "Infinity", "-inf": "-Infinity"}[repr(value)]
     return value
+
+
+def value_columns(state: State, values: Sequence[Sequence[float] | None]) -> dict[str, list[str]]:
+    """The values of some trials as texts: objective -> a cell for each trial."""
+    names = enumerate(objectives(state))
+    return {name: value_cells([one and one[at : at + 1] for one in values]) for at, name in names}
 
 
 def value_cells(cells: Sequence[Sequence[float] | None]) -> list[str]:
@@ -167,7 +241,9 @@ def value_cells(cells: Sequence[Sequence[float] | None]) -> list[str]:
 
 
 def duration(seconds: float) -> str:
-    """Seconds in words, two units at most: 0.03 s, 4.2 s, 42 s, 3 min 20 s, 2 h, 3 d 4 h."""
+    """Seconds in words, two units at most: <0.01 s, 0.03 s, 4.2 s, 42 s, 3 min 20 s, 2 h, 3 d 4 h."""
+    if 0.0 < seconds < 0.005:
+        return "<0.01 s"
     if seconds < 9.95:
         return f"{seconds:.2f} s" if 0.0 < seconds < 0.095 else f"{seconds:.1f} s"
     whole = round(seconds)

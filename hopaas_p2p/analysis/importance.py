@@ -49,7 +49,7 @@ def importance(state: State, trials: TrialTable, selection: Selection = EVERYTHI
         return Importance((), f"Could not be computed: {type(error).__name__}.")
     if not shares:
         return Importance((), "No varying parameter clearly separates the better trials from the others.")
-    which = "" if len(trials.directions) == 1 else f", for objective {objective + 1}"
+    which = "" if len(trials.directions) == 1 else f", for {trials.objectives[objective]}"
     note = f"PED-ANOVA over {len(rows):,} complete trials{which}. Shares add up to 100%."
     return Importance(tuple(shares.items()), note)
 

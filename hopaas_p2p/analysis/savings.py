@@ -43,12 +43,12 @@ class Savings(NamedTuple):
         """The share of the steps that would have been needed without pruning."""
         return self.steps / (self.steps + self.made) if self.steps else 0.0
 
-    def in_words(self) -> tuple[str, str, str]:
-        """The hours that were saved, and the interval's ends."""
+    def in_words(self) -> tuple[str, str]:
+        """The hours that were saved; and the interval, or nothing where both its ends would be said alike."""
         low, middle, high = (
             duration(one * 3600) if one < 0.1 else f"{one:.3g} h" for one in (self.low, self.hours, self.high)
         )
-        return middle, low, high
+        return middle, f"{low} to {high}" if low != high else ""
 
 
 def savings(table: TrialTable) -> Savings:

@@ -21,12 +21,8 @@ _BEST: Final = 10  # lines across parallel axes that have titles
 _ROW: Final = 26.0
 _DASHES: Final = {"dashed": "6 3", "dotted": "2 2"}
 _SHAPES: Final = {
-    "rect": ((-0.9, -0.9), (0.9, -0.9), (0.9, 0.9), (-0.9, 0.9)),
-    "roundrect": ((-0.6, -1.1), (0.6, -1.1), (0.6, 1.1), (-0.6, 1.1)),
     "triangle": ((0.0, -1.2), (1.1, 0.8), (-1.1, 0.8)),
     "diamond": ((0.0, -1.3), (1.0, 0.0), (0.0, 1.3), (-1.0, 0.0)),
-    "arrow": ((0.0, -1.2), (1.0, 1.0), (0.0, 0.4), (-1.0, 1.0)),
-    "pin": ((0.0, 1.2), (1.1, -0.8), (-1.1, -0.8)),
 }
 """Corners of a symbol of radius 1; any other is a circle."""
 
@@ -165,7 +161,11 @@ def _body(chart: Chart, width: float, height: float) -> str:
             continue
         there = [isinstance(a, str) or (math.isfinite(a) and math.isfinite(b)) for a, b in zip(xs, ys, strict=True)]
         if one.mark == "points":
-            places = [(x(xs[at]) + _apart(x, at), y(ys[at]), at) for at, known in enumerate(there) if known]
+            room = 0.5 * (x.stop - x.start) / (x.high - x.low) if x.choices is not None else 0.0
+            apart = [
+                (at * 0.618 % 1 - 0.5) * room for at in range(len(xs))
+            ]  # equal choices, so that they can be counted
+            places = [(x(xs[at]) + apart[at], y(ys[at]), at) for at, known in enumerate(there) if known]
             parts.append(_points(one, places))
             continue
         paths, path = [], ""
@@ -189,11 +189,6 @@ def _said(one: Series, at: int) -> str:
         return str(one.data["said"][at])
     parts = [f"{name.replace('_', ' ')} {number(float(one.data[name][at]))}" for name in list(one.data)[1:]]
     return f"{one.name}: {', '.join(reversed(parts))}"
-
-
-def _apart(x: Scale, at: int) -> float:
-    """Equal choices stand a little apart, so that they can be counted."""
-    return 0.0 if x.choices is None else (at * 0.618 % 1 - 0.5) * 0.5 * (x.stop - x.start) / (x.high - x.low)
 
 
 def _points(one: Series, places: Sequence[tuple[float, float, int]]) -> str:

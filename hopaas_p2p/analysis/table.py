@@ -10,13 +10,14 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Collection, Mapping, Sequence
-from typing import Any, ClassVar, Final, NamedTuple, Self
+from typing import Any, ClassVar, Final, Literal, NamedTuple, Self
 
 import numpy as np
 from numpy.typing import NDArray
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.trial import FrozenTrial, TrialState
 
+from hopaas_p2p.analysis.objectives import objectives
 from hopaas_p2p.core.spending import earlier_seconds
 from hopaas_p2p.core.state import BLOCK, BlockColumns, State, Trial
 from hopaas_p2p.translate import external, to_optuna
@@ -100,6 +101,8 @@ class TrialTable:
     def __init__(self, directions: Sequence[str] = ("minimize",)) -> None:
         self.lsn = 0
         self.directions = tuple(directions)
+        self.objectives: tuple[str, ...] = ("value",)
+        """Their names; of a State, as `facts.objectives` has them."""
         self.distributions: dict[str, BaseDistribution] = {}
         """The first of each parameter."""
         self.parameters: dict[str, Parameter] = {}
@@ -169,6 +172,10 @@ class TrialTable:
         column: Floats = sign * self.values[:, objective]
         return column
 
+    def worst(self, objective: int = 0) -> list[Literal["low", "high"]]:
+        """The end of an axis of this objective at which the bad values are."""
+        return ["low" if self.directions[objective] == "maximize" else "high"]
+
     def front(self, shown: Mask | None = None) -> Ints:
         """The rows of the COMPLETE trials that no other beats in every objective; of equal ones all are on the front.
 
@@ -199,6 +206,12 @@ class TrialTable:
             mask &= np.isfinite(self.params[name])
         return mask if selection.shown is None else mask & selection.shown
 
+    def ranked(self, objective: int = 0, shown: Mask | None = None) -> Ints:
+        """The rows of the COMPLETE trials, or of those that are shown: the best first, the earliest of equals first."""
+        mask = (self.state == COMPLETE) & ~np.isnan(self.values[:, objective])
+        rows = np.flatnonzero(mask if shown is None else mask & shown)
+        return rows[np.argsort(self.cost(objective)[rows], kind="stable")]
+
     def best(self, objective: int = 0) -> int | None:
         """The row of the best COMPLETE trial, the earliest of equals."""
         rows = np.flatnonzero((self.state == COMPLETE) & ~np.isnan(self.values[:, objective]))
@@ -217,6 +230,7 @@ class TrialTable:
     def follow(self, state: State) -> None:
         """Read what is new in this State, whose lock is held: blocks of finished trials as a whole."""
         trials, row = state.trials, len(self)
+        self.objectives = objectives(state)
         new = list(state.dists.items())[len(self._places) :]
         self.make_room(len(trials), {name: to_optuna(one) for name, one in new})
         for number in sorted(self._open):

@@ -3,23 +3,18 @@
 from __future__ import annotations
 
 import time
-from collections import Counter
 from typing import Final
 
 import click
 
-from hopaas_p2p.analysis.facts import last_ended
 from hopaas_p2p.cli import output
 from hopaas_p2p.cli.lazy import Group
 from hopaas_p2p.cli.options import CliSession, Columns, options
-from hopaas_p2p.core.state import differences
 from hopaas_p2p.errors import InvalidInput, NoSuchPeer
 from hopaas_p2p.peer.liveness import owners_of, signs_of_life
 
 _LOOKED_AT: Final = 500
 """Peers that run nothing and whose heartbeats are read, the last ones to join: in a bucket each costs a request."""
-_WORDS: Final = {(True, True): "alive", (True, False): "silent", (False, True): "idle", (False, False): "gone"}
-"""By whether a peer runs a trial, and whether it is alive."""
 
 
 @click.group(cls=Group)
@@ -37,41 +32,18 @@ def list_(session: CliSession, show_all: bool) -> None:
     of a lease. A silent peer is listed until another peer takes over its trial. Of the peers that run no trial, an
     idle one is alive, one that has left has ended, and one that is gone fell silent without an end.
     """
+    from hopaas_p2p.analysis.peers import peer_rows
+
     study = session.study()
     peer, state = study.storage.peer, study.state
     owners = owners_of(state)
     others = [one for one in state.peers if one not in owners and (show_all or state.is_draining(one))]
     signs = signs_of_life(peer, state, others[-_LOOKED_AT:])
-    ends, now = last_ended(state), time.time()
-    running: dict[str, list[int]] = {}
-    for number in list(state.running):
-        running.setdefault(state.trials[number].owner or "", []).append(number)
-    ended = Counter(trial.owner for trial in state.trials if trial.end is not None)
-    rows = []
-    for one, info in state.peers.items():
-        if not (show_all or one in running or state.is_draining(one)):
-            continue
-        sign = signs.get(one)
-        if sign is None:  # a peer removes its heartbeat at its end
-            word = "left"
-        elif sign.alive is None:
-            word = "unknown" if sign.ago is None else "not heard of"
-        else:
-            word = _WORDS[one in owners, sign.alive]
-        ended_ago = None if one not in ends else max(0.0, now - ends[one])
-        rows.append(
-            {
-                "peer": one,
-                **{what: info.get(what) for what in ("site", "host", "user", "pid")},
-                "job": f"{info['batch']} {info['job']}" if "batch" in info and "job" in info else None,
-                "running": running.get(one, []),
-                "ended": ended[one],
-                "state": word,
-                "last_seen": ended_ago if sign is None else sign.ago,
-                "draining": state.is_draining(one),
-                "differs": differences(info),
-            }
-        )
+    rows = [
+        {name: value for name, value in row.items() if name not in ("machine", "lost", "busy", "last")}
+        for row in peer_rows(state, time.time(), signs)
+        if show_all or row["running"] or row["draining"]
+    ]
     columns: Columns = {
         "PEER": "peer",
         "WHERE": output.where,

@@ -24,20 +24,14 @@ from hopaas_p2p.peer.liveness import any_alive, signs_of_life
 if TYPE_CHECKING:
     from hopaas_p2p.analysis.spending import Spending
 
-_POLICY: Final = {
-    "attempts": "at most {} attempts per trial",
-    "lease_ttl": "lease of {} s",
-    "max_failures": "ends after {} failures in a row",
-    "progress_timeout": "stops a trial after {} s without a report",
-    "interrupted": "interrupted trials {}",
+_POLICY: Final[dict[str, tuple[object, str]]] = {
+    "attempts": (3, "at most {} attempts per trial"),
+    "lease_ttl": ("120", "lease of {} s"),
+    "max_failures": (None, "ends after {} failures in a row"),
+    "progress_timeout": (None, "stops a trial after {} s without a report"),
+    "interrupted": ("fail", "interrupted trials {}"),
 }
-_BY_DEFAULT: Final = {
-    "attempts": 3,
-    "lease_ttl": "120",
-    "max_failures": None,
-    "progress_timeout": None,
-    "interrupted": "fail",
-}
+"""What it is by default, and in words."""
 _ROWS: Final = 12
 """Of a list that `show` prints. A population may have thousands of rungs."""
 _SEARCH_BY_DEFAULT: Final = {
@@ -122,14 +116,8 @@ def schedule(session: CliSession, trial: int | None) -> None:
         [f"{'' if one.first is None else one.first}..{one.last}", f"#{one.trial}", output.parameters(one.params)]
         for one in found.entries
     ]
-
-    def show_text() -> None:
-        if rows:
-            output.print_table(["STEPS", "TRIAL", "PARAMETERS"], rows)
-        else:
-            output.say(f"Trial {found.trial} has reported no steps.")
-
-    session.show(found.as_data(), show_text)
+    empty, heads = f"Trial {found.trial} has reported no steps.", ["STEPS", "TRIAL", "PARAMETERS"]
+    session.show(found.as_data(), lambda: output.print_table(heads, rows) if rows else output.say(empty))
 
 
 @study.command()
@@ -179,7 +167,7 @@ def _facts(data: dict[str, Any], found: Spending) -> dict[str, str]:
         "budget": budget_lines(found),
         "directions": ", ".join(data["directions"]),
         "space": _some([f"{name}: {one}" for name, one in data["space"].items()]) or "define-by-run",
-        "policy": ", ".join(_POLICY[name].format(one) for name, one in policy.items() if one != _BY_DEFAULT[name]),
+        "policy": ", ".join(_POLICY[name][1].format(one) for name, one in policy.items() if one != _POLICY[name][0]),
         "search": ", ".join(
             f"{name}: {one}" for name, one in data["search"].items() if one != _SEARCH_BY_DEFAULT[name]
         ),

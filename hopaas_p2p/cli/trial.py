@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from hopaas_p2p.analysis.facts import reason_line, value_cells
+from hopaas_p2p.analysis.facts import reason_line, row_of, value_columns
 from hopaas_p2p.cli import output
 from hopaas_p2p.cli.annotations import add_annotations
 from hopaas_p2p.cli.artifact import artifact
@@ -52,7 +52,6 @@ def list_(session: CliSession, states: tuple[str, ...], sort: str, limit: int | 
     """List the trials of a study. With rungs or a population, one row per configuration: the newest of its trials."""
     from hopaas_p2p import notes
     from hopaas_p2p.analysis import configurations
-    from hopaas_p2p.cli import summary
 
     study = session.study()
     wanted = {word.strip().upper() for one in states for word in one.split(",")}
@@ -62,12 +61,11 @@ def list_(session: CliSession, states: tuple[str, ...], sort: str, limit: int | 
     state = study.state
     chained = state.configurations is not NEVER_PAUSING and not every
     chains = {one.newest.number: list(one.trials) for one in configurations.rows(state)} if chained else {}
-    heads = [
-        one
+    rows = [
+        row_of(state, one.number) | {"tags": tags.get(one.number, []), "trials": chains.get(one.number, [one.number])}
         for one in state.trials
         if (not chained or one.number in chains) and (not wanted or one.state.name in wanted)
     ]
-    rows = [summary.of_trial(one, state, tags) | {"trials": chains.get(one.number, [one.number])} for one in heads]
     maximize = study.directions[0].name == "MAXIMIZE"
 
     def key(row: dict[str, Any]) -> tuple[bool, Any]:
@@ -78,12 +76,16 @@ def list_(session: CliSession, states: tuple[str, ...], sort: str, limit: int | 
         return (False, -value if sort == "value" and maximize else value)
 
     shown = sorted(rows, key=key)[:limit]
-    values = dict(zip((row["number"] for row in shown), value_cells([row["values"] for row in shown]), strict=True))
+    place = {row["number"]: at for at, row in enumerate(shown)}
+    values: Columns = {
+        name.upper(): lambda row, cells=cells: cells[place[row["number"]]]  # type: ignore[misc]
+        for name, cells in value_columns(state, [row["values"] for row in shown]).items()
+    }
     columns: Columns = {
         "#": "number",
         "CONTINUES": lambda row: " ".join(f"#{one}" for one in row["trials"] if one != row["number"]) or "-",
         "STATE": lambda row: "PAUSED" if row["paused"] else row["state"],
-        "VALUE": lambda row: values[row["number"]],
+        **values,
         "TIME": lambda row: output.duration(row["seconds"]),
         "TRY": "attempt",
         "WHERE": output.where,
@@ -93,7 +95,7 @@ def list_(session: CliSession, states: tuple[str, ...], sort: str, limit: int | 
     }
     empty = "No trials in this state." if wanted else "No trials yet."
     session.show_table(
-        shown, columns, right=("#", "VALUE", "TIME", "TRY"), optional=("CONTINUES", "REASON", "TAGS"), empty=empty
+        shown, columns, right=("#", *values, "TIME", "TRY"), optional=("CONTINUES", "REASON", "TAGS"), empty=empty
     )
 
 
@@ -110,7 +112,7 @@ def show(session: CliSession, number: int) -> None:
     frozen = study.storage.get_trial(study.storage.get_trial_id_from_study_id_trial_number(study.study_id, number))
     attributes = study.storage.get_study_system_attrs(study.study_id)
     trial = study.state.trials[number]
-    data = summary.of_trial(trial, study.state, notes.tags_by_trial(attributes))
+    data = row_of(study.state, number) | {"tags": notes.tags_by_trial(attributes).get(number, [])}
     data |= summary.more_of_trial(study, frozen, trial, attributes)
     session.show(data, lambda: output.print_facts(_facts(data)))
 

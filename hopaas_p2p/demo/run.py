@@ -135,7 +135,7 @@ def _print_results(
     top = best(state)
     if top is None or top.values is None:
         raise DemoFailed(f"no trial was completed; look at the peers' outputs in {folder}")
-    params = params_of(top, state)
+    params = params_of(top, state.dists)
     say()
     say(f"Best of {state.counts[COMPLETE] + state.counts[PRUNED]} trials: #{top.number}", "bold")
     for name, value in params.items():

@@ -17,10 +17,11 @@ from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial
 from optuna.trial import TrialState as OptunaState
 
+from hopaas_p2p.analysis.facts import params_of
 from hopaas_p2p.core.attributes import OF_EXPORTS
 from hopaas_p2p.core.records import StudyControl, StudyDefine, StudySet, TrialCreate, TrialState
 from hopaas_p2p.errors import InvalidInput, StoreUnreachable, StudyExists
-from hopaas_p2p.moving.records import StudyRecords, one_of, params_of, renamed
+from hopaas_p2p.moving.records import StudyRecords, one_of, renamed
 from hopaas_p2p.open import redacted
 from hopaas_p2p.runtime.atomic import replace_atomically
 from hopaas_p2p.runtime.ownership import check_target
@@ -161,7 +162,7 @@ def _frozen(number: int, record: TrialCreate) -> FrozenTrial:
         values=record.values,
         datetime_start=to_datetime(record.end if record.start is None else record.start),
         datetime_complete=to_datetime(record.end),
-        params=dict(params_of(record)),
+        params=params_of(record),
         distributions={name: to_optuna(one) for name, one in record.dists.items()},
         user_attrs=attributes(record.user),
         system_attrs=attributes(record.system) | ({_REST: rest} if rest else {}),

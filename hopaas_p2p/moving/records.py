@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import msgspec
@@ -107,14 +107,6 @@ def origin(trial: Trial | TrialCreate) -> dict[str, Any]:
     """
     found: dict[str, Any] = json.loads(trial.system.get(COPIED, "{}"))
     return found
-
-
-def params_of(record: TrialCreate) -> Iterator[tuple[str, Any]]:
-    """The parameters' names and values, as the objective saw them."""
-    from hopaas_p2p.translate import told
-
-    for name, value in record.params.items():
-        yield name, told(record.dists[name], value)
 
 
 def one_of(names: list[str], name: str | None, place: str) -> str:

@@ -1,9 +1,10 @@
 """CSV, for spreadsheets, and Parquet, for data frames.
 
-CSV has the columns of Optuna's `trials_dataframe()`, without intermediate values and distributions, and the last value
-of each metric (`metrics_NAME`), which imports leave out. 256 names of attributes have columns of their own, and as many
-of metrics; the others are in one column, `user_attrs` or `metrics`, as JSON. Text that a spreadsheet would run as a
-formula is quoted with an apostrophe. Parquet has typed columns, and all reports and metrics. Times are exact.
+CSV has the columns of Optuna's `trials_dataframe()`, `values_NAME` for an objective with a name, without intermediate
+values and distributions, and the last value of each metric (`metrics_NAME`), which imports leave out. 256 names of
+attributes have columns of their own, and as many of metrics; the others are in one column, `user_attrs` or `metrics`,
+as JSON. Text that a spreadsheet would run as a formula is quoted with an apostrophe. Parquet has typed columns, and all
+reports and metrics. Times are exact.
 """
 
 from __future__ import annotations
@@ -16,24 +17,43 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from hopaas_p2p.analysis.facts import last_metrics
-from hopaas_p2p.core.records import Categorical, Distribution, Float, Int, StudyDefine, TrialCreate, TrialState
+from hopaas_p2p.analysis.facts import last_metrics, params_of, trial_row
+from hopaas_p2p.analysis.objectives import names_given
+from hopaas_p2p.core.attributes import METRIC_NAMES
+from hopaas_p2p.core.records import (
+    Categorical,
+    Distribution,
+    Float,
+    Int,
+    StudyDefine,
+    StudySet,
+    TrialCreate,
+    TrialState,
+)
 from hopaas_p2p.errors import InvalidInput
-from hopaas_p2p.moving.records import StudyRecords, origin, params_of
+from hopaas_p2p.moving.records import StudyRecords, origin
 from hopaas_p2p.runtime import extras
-from hopaas_p2p.runtime.times import from_iso, to_iso, to_utc
+from hopaas_p2p.runtime.times import from_iso, to_utc
 from hopaas_p2p.spec.space import mapping, parse_value
 
 _MOST_COLUMNS: Final = 256
 """Of attributes, and of metrics: peers choose their names, and every row has a cell in every column."""
+_COLUMNS: Final = {
+    **{name: name for name in ("number", "reason", "site", "host", "state")},
+    "datetime_start": "start",
+    "datetime_complete": "end",
+    "duration": "seconds",
+}
+"""Column -> its name in a row of a trial."""
 _FORMULA: Final = ("=", "+", "-", "@", "\t", "\r")
 
 
 def dump_csv(source: StudyRecords) -> Iterator[str]:
     """The lines of a CSV file, with their ends."""
-    objectives = len(source.define.directions)
-    values = ["value"] if objectives == 1 else [f"values_{index}" for index in range(objectives)]
-    rows = [_row(number, record, values) for number, record in source.trials.items()]
+    objectives, given = len(source.define.directions), names_given(source.settings.system)
+    unnamed = ["value"] if objectives == 1 else [f"values_{index}" for index in range(objectives)]
+    values = [f"values_{name}" for name in given] or unnamed
+    rows = [_cells(number, record, values) for number, record in source.trials.items()]
     seen = dict.fromkeys(name for row in rows for name in row)
     columns = ["number", *values, "datetime_start", "datetime_complete", "duration"]
     columns += [name for name in seen if name.startswith("params_")]
@@ -55,24 +75,15 @@ def dump_csv(source: StudyRecords) -> Iterator[str]:
         buffer.truncate()
 
 
-def _row(number: int, record: TrialCreate, values: list[str]) -> dict[str, Any]:
-    about = origin(record)
-    times = None if record.start is None or record.end is None else (record.start, record.end)
-    row: dict[str, Any] = {
-        "number": number,
-        "datetime_start": to_iso(record.start),
-        "datetime_complete": to_iso(record.end),
-        "duration": times and about.get("earlier", 0) + max(0, times[1] - times[0]) / 1e6,
-        "reason": record.reason,
-        "site": about.get("site"),
-        "host": about.get("host"),
-        "state": record.state.name,
+def _cells(number: int, record: TrialCreate, values: list[str]) -> dict[str, Any]:
+    found = trial_row(number, record)
+    return {
+        **{column: found[name] for column, name in _COLUMNS.items()},
+        **dict(zip(values, found["values"] or (), strict=False)),
+        **{f"params_{name}": value for name, value in found["params"].items()},
+        **{f"user_attrs_{key}": parse_value(text) for key, text in record.user.items()},
+        **{f"metrics_{name}": value for name, value in last_metrics(record).items()},
     }
-    row.update(zip(values, record.values or (), strict=False))
-    row.update({f"params_{name}": value for name, value in params_of(record)})
-    row.update({f"user_attrs_{key}": parse_value(text) for key, text in record.user.items()})
-    row.update({f"metrics_{name}": value for name, value in last_metrics(record).items()})
-    return row
 
 
 def _cell(value: Any) -> Any:
@@ -124,7 +135,9 @@ def load_csv(
         except (ValueError, KeyError, TypeError) as error:
             raise InvalidInput(f"row {at + 2}: {error}") from None
     own = tuple(directions) if len(directions) == len(values) else ("minimize",) * max(1, len(values))
-    return StudyRecords(StudyDefine(name or "", own), trials)
+    names = [column.removeprefix("values_") for column in values if column.startswith("values_")]
+    named = {METRIC_NAMES: json.dumps(names)} if len(names) == len(own) and not "".join(names).isdigit() else {}
+    return StudyRecords(StudyDefine(name or "", own), trials, StudySet(system=named))
 
 
 def _from_row(
@@ -211,7 +224,7 @@ def dump_parquet(source: StudyRecords, path: Path) -> None:
 
 def _parameters(pa: Any, records: list[TrialCreate]) -> dict[str, Any]:
     """A column per parameter, of the type that holds all its values exactly, else of their texts."""
-    rows = [dict(params_of(record)) for record in records]
+    rows = [params_of(record) for record in records]
     columns = {}
     for name in dict.fromkeys(name for row in rows for name in row):
         values = [row.get(name) for row in rows]

@@ -15,7 +15,7 @@ from hopaas_p2p.analysis.table import Selection, TrialTable
 from hopaas_p2p.analysis.timeline import timeline
 from hopaas_p2p.errors import InvalidInput
 from hopaas_p2p.notebook.frame import drawn, framed
-from hopaas_p2p.report.page import figure
+from hopaas_p2p.report.page import slices
 from hopaas_p2p.runtime.atomic import replace_atomically
 from hopaas_p2p.study_like import StudyLike, looking_at
 
@@ -76,14 +76,9 @@ class Plot:
     def slice(self, params: Sequence[str] | None = None) -> NotebookChart:
         """The value over each parameter."""
         with looking_at(self._study) as state:
-            table = TrialTable.of(state)
-            found = [charts.slice_(table, name) for name in _parameters(state, params)]
-        drawings = "".join(figure(one, small=True) for one in found if one is not None)
-        if not drawings:
-            return _chart("Value over each parameter", None, "No trial is complete yet.")
-        note = "<figcaption>Complete trials. The large mark is the best one.</figcaption>"
-        head = '<div class="head">Value over each parameter</div>'
-        return NotebookChart(f'<figure>{head}<div class="slices">{drawings}</div>{note}</figure>', title="Slices")
+            drawn = slices(TrialTable.of(state), _parameters(state, params))
+        body = drawn or '<p class="none">No trial is complete yet.</p>'
+        return NotebookChart(f'<div class="head">Value over each parameter</div>{body}', title="Slices")
 
     def parallel(self, params: Sequence[str] | None = None, objective: int = 0) -> NotebookChart:
         """One line per trial over one axis per parameter, up to twelve; the better trials are in front."""

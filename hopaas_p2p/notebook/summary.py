@@ -9,73 +9,61 @@ from typing import Final
 from optuna.trial import FrozenTrial, TrialState
 
 from hopaas_p2p.analysis import charts, palette
-from hopaas_p2p.analysis.facts import best, budget_unit, params_of, pareto_front, shown, state_word
+from hopaas_p2p.analysis.facts import budget_unit, count, glance, shown
 from hopaas_p2p.analysis.svg import key, safe
 from hopaas_p2p.analysis.table import TrialTable
-from hopaas_p2p.core.state import COMPLETE, FAIL, PRUNED, RUNNING, WAITING, State
+from hopaas_p2p.core.state import RUNNING, State
 from hopaas_p2p.notebook.frame import drawn, framed
-from hopaas_p2p.peer.liveness import any_alive, signs_of_life
+from hopaas_p2p.peer.liveness import SignOfLife, signs_of_life
 from hopaas_p2p.report.page import table, trials_table
 from hopaas_p2p.study_like import StudyLike, looking_at
 
 _ROWS: Final = 8
 _COLUMNS: Final = 6
 _KEYS: Final = {
-    COMPLETE: ("complete", palette.COMPLETE),
-    PRUNED: ("pruned", palette.PRUNED),
-    FAIL: ("failed", palette.FAILED),
-    RUNNING: ("running", palette.RUNNING),
-    WAITING: ("waiting", palette.WAITING),
+    "COMPLETE": ("complete", palette.COMPLETE),
+    "PRUNED": ("pruned", palette.PRUNED),
+    "FAIL": ("failed", palette.FAILED),
+    "RUNNING": ("running", palette.RUNNING),
+    "WAITING": ("waiting", palette.WAITING),
 }
 
 
 def study_html(study: StudyLike) -> str:
     """The study: its status, the best trial, the newest trials."""
-    working = any_alive(signs_of_life(study.storage.peer, study.state).values())
+    signs = signs_of_life(study.storage.peer, study.state)
     with looking_at(study) as state:
-        return framed(overview(state, name=study.name, store=study.storage.url, working=working))
+        return framed(overview(state, name=study.name, store=study.storage.url, signs=signs))
 
 
-def overview(state: State, *, name: str, store: str, working: bool | None, chart: bool = False) -> str:
-    """The content of the study's view; `working` as for `state_word`."""
-    directions = state.define.directions if state.define is not None else ()
-    budget = "no budget" if state.budget is None else f"{state.used():,} of {state.budget:,} {budget_unit(state)} used"
-    sites = {state.peers.get(state.trials[one].owner or "", {}).get("site", "?") for one in state.running}
-    running = [f"running at {', '.join(sorted(sites))}"] if sites else []
-    about = " · ".join(
-        safe(one, longest=120) for one in (store, *([", ".join(directions)] * bool(directions)), budget, *running)
-    )
+def overview(state: State, *, name: str, store: str, signs: Mapping[str, SignOfLife], chart: bool = False) -> str:
+    """The content of the study's view; `signs` are what is known of the peers that run its trials."""
+    seen = glance(state, signs)
+    about = [store, *([", ".join(seen["directions"])] if seen["directions"] else [])]
+    used = f"{seen['used']:,} of {state.budget or 0:,} {budget_unit(state)} used"
+    about.append("no budget" if state.budget is None else used)
+    about += [f"running at {', '.join(seen['peers'])}"] if seen["peers"] else []
     counts = " ".join(
-        key(colour, f"{state.counts[at]:,} {word}") for at, (word, colour) in _KEYS.items() if state.counts[at]
+        key(colour, f"{seen['counts'][at]:,} {word}") for at, (word, colour) in _KEYS.items() if seen["counts"][at]
     )
-    newest = _trials(state)
-    history = charts.history(TrialTable.of(state)) if chart and directions else None
+    best, top = seen["best"], ""
+    if isinstance(best, list):
+        top = f"<p>{count(len(best), 'trial')} on the Pareto front</p>"
+    elif best:
+        params = ", ".join(f"{param} = {shown(value)}" for param, value in best["params"].items())
+        words = key(palette.BEST, f"best: {shown(best['values'][0])}")
+        top = f"<p>{words} trial {best['number']}: {safe(params, longest=400)}</p>"
+    running = list(state.running)[-_ROWS:]
+    others = [trial.number for trial in state.trials[-2 * _ROWS :] if trial.state is not RUNNING][-_ROWS:]
+    newest = trials_table(sorted([*running, *others], reverse=True), state, most=_COLUMNS, live=True)
+    history = charts.history(TrialTable.of(state)) if chart and seen["directions"] else None
     if history is not None:
         newest = f'<div class="two">{drawn(history)}<div>{newest}</div></div>'
     return (
-        f'<div class="head">{safe(name)} · {safe(state_word(state, working=working))}</div>'
-        f'<p class="about">{about}</p><p>{counts or "No trials yet."}</p>{_best(state)}{newest}'
+        f'<div class="head">{safe(name)} · {safe(seen["state"])}</div>'
+        f'<p class="about">{" · ".join(safe(one, longest=120) for one in about)}</p>'
+        f"<p>{counts or 'No trials yet.'}</p>{top}{newest}"
     )
-
-
-def _best(state: State) -> str:
-    if state.define is not None and len(state.define.directions) > 1:
-        return f"<p>{len(pareto_front(state)):,} trials on the Pareto front</p>"
-    top = best(state)
-    if top is None or not top.values:
-        return ""
-    params = ", ".join(f"{name} = {shown(value)}" for name, value in params_of(top, state).items())
-    return (
-        f"<p>{key(palette.BEST, f'best: {shown(top.values[0])}')} trial {top.number}: {safe(params, longest=400)}</p>"
-    )
-
-
-def _trials(state: State) -> str:
-    """The running trials and the newest of the others."""
-    running = [state.trials[number] for number in list(state.running)[-_ROWS:]]
-    others = [trial for trial in state.trials[-2 * _ROWS :] if trial.state is not RUNNING][-_ROWS:]
-    rows = sorted([*running, *others], key=lambda trial: -trial.number)
-    return trials_table(rows, state, most=_COLUMNS, live=True) if rows else ""
 
 
 def trial_html(
@@ -88,16 +76,15 @@ def trial_html(
 ) -> str:
     """A trial as its own process sees it: parameters, attributes and reports; its `state` is the log's."""
     held = "" if state.is_finished() else " · its lease is held" if lease_held else " · its lease was lost"
-    parts = [f'<div class="head">Trial {frozen.number} · {safe(state.name)}</div>']
-    parts.append(f'<p class="about">attempt {attempt}{held}</p>')
-    params = [[name, shown(value)] for name, value in frozen.params.items()]
-    attributes = [[name, json.dumps(value, default=str)] for name, value in frozen.user_attrs.items()]
-    tables = [table(["parameter", "value"], params, words=("parameter",))] if params else []
-    if attributes:
-        tables.append(table(["attribute", "value"], attributes, words=("attribute",)))
-    logged = [[name, shown(values[max(values)])] for name, values in metrics.items() if values]
-    if logged:
-        tables.append(table(["metric", "last value"], logged, words=("metric",)))
+    tables = [
+        table(["Parameter", "Value"], [[name, shown(value)] for name, value in frozen.params.items()]),
+        table(["Attribute", "Value"], [[k, json.dumps(one, default=str)] for k, one in frozen.user_attrs.items()]),
+        table(["Metric", "Last value"], [[name, shown(one[max(one)])] for name, one in metrics.items() if one]),
+    ]
     curve = charts.reported("reports", frozen.intermediate_values)
     chart = "" if curve is None else drawn(curve)
-    return framed(f'{"".join(parts)}<div class="two"><div>{"".join(tables)}</div>{chart}</div>')
+    return framed(
+        f'<div class="head">Trial {frozen.number} · {safe(state.name)}</div>'
+        f'<p class="about">attempt {attempt}{held}</p>'
+        f'<div class="two"><div>{"".join(tables)}</div>{chart}</div>'
+    )

@@ -13,7 +13,7 @@ from hopaas_p2p.core.admission import finished
 from hopaas_p2p.errors import HopaasError, InvalidInput
 from hopaas_p2p.notebook.frame import framed
 from hopaas_p2p.notebook.summary import overview
-from hopaas_p2p.peer.liveness import any_alive, signs_of_life
+from hopaas_p2p.peer.liveness import signs_of_life
 from hopaas_p2p.study_like import StudyLike, looking_at
 
 _present: Final[weakref.WeakValueDictionary[tuple[str, int], Watching]] = weakref.WeakValueDictionary()
@@ -32,7 +32,7 @@ class Watching:
         self._interval = interval
         self._stopped = threading.Event()
         self._over = threading.Event()
-        self._seen_at: tuple[int, bool | None] = (-1, None)
+        self._seen_at: tuple[int, dict[str, bool | None]] = (-1, {})
         self._seen = self._body = ""
         self._html = html
         self.updates = 0
@@ -85,12 +85,13 @@ class Watching:
         before = self._body
         try:
             study = self._study
-            working = any_alive(signs_of_life(study.storage.peer, study.state).values())
+            signs = signs_of_life(study.storage.peer, study.state)
+            alive = {owner: sign.alive for owner, sign in signs.items()}
             with looking_at(study) as state:
-                if (state.lsn, working) != self._seen_at:
-                    self._seen_at = (state.lsn, working)
+                if (state.lsn, alive) != self._seen_at:
+                    self._seen_at = (state.lsn, alive)
                     where = study.storage.url
-                    self._seen = overview(state, name=study.name, store=where, working=working, chart=True)
+                    self._seen = overview(state, name=study.name, store=where, signs=signs, chart=True)
                 if finished(state):
                     self._over.set()
             self._body = self._seen

@@ -11,16 +11,14 @@ from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final
 
-import numpy as np
 from optuna.exceptions import UpdateFinishedTrialError
 
 from hopaas_p2p import notes
-from hopaas_p2p.analysis.facts import best, json_number, last_metrics, params_of, state_word
+from hopaas_p2p.analysis.facts import glance, json_number, last_metrics, row_of
 from hopaas_p2p.analysis.importance import importance
 from hopaas_p2p.analysis.table import TrialTable
 from hopaas_p2p.core.records import TrialState
-from hopaas_p2p.core.state import State
-from hopaas_p2p.core.state import Trial as CoreTrial
+from hopaas_p2p.core.state import State, Trial
 from hopaas_p2p.errors import (
     Denied,
     HopaasError,
@@ -30,9 +28,8 @@ from hopaas_p2p.errors import (
     NotYourTrial,
     StudyDeleted,
 )
-from hopaas_p2p.peer.liveness import any_alive, signs_of_life
+from hopaas_p2p.peer.liveness import signs_of_life
 from hopaas_p2p.ports.verbs import VERBS, Reply, TrialVerbs
-from hopaas_p2p.runtime.times import to_iso
 from hopaas_p2p.spec.space import spec
 
 if TYPE_CHECKING:
@@ -47,6 +44,7 @@ _LONGEST_TEXT: Final = 400
 _MOST: Final = 50  # rows of a list
 _KEPT_ROWS: Final = 2000
 _ONE_PERCENT_MORE: Final = 1.01
+_FIELDS: Final = ("state", "values", "params", "start", "end", "reason")
 
 
 READS: Final = ("studies", "show", "trials", "trial", "compare", "importances")
@@ -108,17 +106,13 @@ class LocalPeer:
         """Show a study: state, counts, budget, best trial, search space."""
         opened = self._study(study)
         state = opened.state
-        assert state.define is not None
-        top = best(state)
+        found = glance(state, signs_of_life(self.storage.peer, state))
         return fitted(
             {
                 "study": study,
-                "state": state_word(state, working=any_alive(signs_of_life(self.storage.peer, state).values())),
-                "directions": list(state.define.directions),
-                "counts": {one.name: state.counts[one] for one in TrialState},
-                "budget": state.budget,
+                **{name: found[name] for name in ("state", "directions", "counts", "budget")},
                 "left": None if state.budget is None else max(0, state.budget - state.used()),
-                "best": None if top is None else _row(top, state),
+                "best": _row(state, found["best"]["number"]) if isinstance(found["best"], dict) else None,
                 "note": notes.note_of(opened)[:_LONGEST_TEXT],
                 "space": [f"{key}={spec(one)}"[:_LONGEST_TEXT] for key, one in opened.space.items()],
             },
@@ -139,9 +133,7 @@ class LocalPeer:
         if order == "best":
             if len(opened.directions) != 1:
                 raise InvalidInput("order=best is for studies with one objective")
-            table = TrialTable.of(whole)
-            rows = np.flatnonzero(table.complete())
-            numbers = rows[np.argsort(table.cost()[rows], kind="stable")].tolist()  # of equals the earliest first
+            numbers = TrialTable.of(whole).ranked().tolist()
         elif order in ("number", "newest"):
             numbers = range(len(whole.trials)) if state is None else list(whole.trials.numbers_of(_state_named(state)))
             numbers = numbers[::-1] if order == "newest" else numbers
@@ -154,7 +146,7 @@ class LocalPeer:
         row = self._rows.get((study, number))
         if row is None:
             trial = state.trials[number]
-            row = _row(trial, state)
+            row = _row(state, number)
             if trial.state is TrialState.COMPLETE:
                 with self._lock:
                     if len(self._rows) >= _KEPT_ROWS:
@@ -171,7 +163,7 @@ class LocalPeer:
         metrics = {key: json_number(value) for key, value in last_metrics(found).items()}
         return fitted(
             {
-                **_row(found, state),
+                **_row(state, trial),
                 "attempt": found.attempt,
                 "site": state.peers.get(found.owner or "", {}).get("site"),
                 "note": notes.note_of(opened, trial)[:_LONGEST_TEXT],
@@ -184,7 +176,7 @@ class LocalPeer:
     def compare(self, study: str, trials: list[int]) -> Reply:
         """Show trials side by side, and name the parameters in which they differ."""
         state = self._study(study).state
-        rows = [_row(_existing(state, number, study), state) for number in list(trials)[:_MOST]]
+        rows = [_row(state, _existing(state, number, study).number) for number in list(trials)[:_MOST]]
         names = dict.fromkeys(key for row in rows for key in row["params"])
         differing = [key for key in names if len({json.dumps(row["params"].get(key)) for row in rows}) > 1]
         return fitted({"differ": differing, "trials": rows}, "trials")
@@ -334,24 +326,22 @@ def fitted(answer: dict[str, Any], rows: str) -> dict[str, Any]:
     return answer
 
 
-def _row(trial: CoreTrial, state: State) -> dict[str, Any]:
-    row = {
-        "trial": trial.number,
-        "state": trial.state.name,
-        "values": None if trial.values is None else [json_number(value) for value in trial.values],
-        "params": {key: _short(value) for key, value in params_of(trial, state).items()},
-        "started": to_iso(trial.start),
-        "ended": to_iso(trial.end),
-        "reason": (trial.reason or "")[:_LONGEST_TEXT] or None,
-    }
-    return {key: value for key, value in row.items() if value is not None}
+def _row(state: State, number: int) -> dict[str, Any]:
+    """What an agent reads of a trial: what there is to say, in strict JSON, and no text at length."""
+    row = row_of(state, number)
+    said = {"trial": number} | {key: row[key] for key in _FIELDS if row[key] is not None}
+    return {key: _short(value) for key, value in said.items()}
 
 
-def _short(value: object) -> object:
+def _short(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_short(one) for one in value]
+    if isinstance(value, dict):
+        return {key: _short(one) for key, one in value.items()}
     return value[:_LONGEST_TEXT] if isinstance(value, str) else json_number(value)
 
 
-def _existing(state: State, number: int, name: str) -> CoreTrial:
+def _existing(state: State, number: int, name: str) -> Trial:
     if not 0 <= number < len(state.trials):
         raise NoSuchTrial(f"the study {name!r} has no trial {number}")
     return state.trials[number]

@@ -6,22 +6,22 @@ import datetime
 import importlib.resources
 import math
 import string
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Final
 
 from hopaas_p2p.analysis import charts
 from hopaas_p2p.analysis.chart import Chart
 from hopaas_p2p.analysis.facts import (
     best,
+    count,
     duration,
     params_of,
-    pareto_front,
     peer_labels,
     phrase,
     reason_line,
+    row_of,
     shown,
-    took,
-    value_cells,
+    value_columns,
 )
 from hopaas_p2p.analysis.importance import importance
 from hopaas_p2p.analysis.savings import savings
@@ -31,7 +31,7 @@ from hopaas_p2p.analysis.table import Selection, TrialTable
 from hopaas_p2p.analysis.timeline import timeline
 from hopaas_p2p.core.attributes import REPLICATE, REUSED
 from hopaas_p2p.core.replicates import means
-from hopaas_p2p.core.state import COMPLETE, FAIL, PRUNED, RUNNING, WAITING, State, Trial
+from hopaas_p2p.core.state import COMPLETE, FAIL, PRUNED, RUNNING, WAITING, State
 from hopaas_p2p.search.priors import learned_of
 
 _TOP: Final = 10
@@ -46,13 +46,18 @@ _DOTS: Final = 3000
 
 def render(state: State, *, name: str, store: str, now: datetime.datetime) -> str:
     """The whole page. Pure: the same State and time give the same text."""
+    trials = TrialTable.of(state)
+    empty = "No trial has been started yet." if state.define is not None else "This study has no definition yet."
+    sections = _sections(state, trials) if state.trials else [("Nothing to show yet", _line(empty))]
     return string.Template(part("page.html")).substitute(
         title=safe(f"{name} · hopaas-p2p", longest=120),
         style=part("charts.css") + part("style.css"),
         name=safe(name),
-        about=_about(state),
-        tiles=_tiles(state),
-        sections=_sections(state) if state.define is not None else _nothing("This study has no definition yet."),
+        about=_about(state, trials),
+        tiles=_tiles(state, trials),
+        sections="\n".join(
+            f'<section class="card"><h2>{safe(title)}</h2>{body}</section>' for title, body in sections if body
+        ),
         footer=f"{safe(store)} · log position {state.lsn:,} · {now:%Y-%m-%d %H:%M:%S} UTC",
     )
 
@@ -62,180 +67,157 @@ def part(name: str) -> str:
     return importlib.resources.files(__package__).joinpath(name).read_text(encoding="utf-8")
 
 
-def _about(state: State) -> str:
+def _line(text: str) -> str:
+    return f'<p class="none">{safe(text)}</p>'
+
+
+def _about(state: State, trials: TrialTable) -> str:
     define = state.define
     if define is None:
         return ""
     facts = [", ".join(define.directions), *(define.info[key] for key in ("sampler", "pruner") if key in define.info)]
-    if state.budget is not None:
-        facts.append(f"budget {state.budget:,}")
-    if state.status != "running":
-        facts.append(state.status)
-    facts += map(str, learned_of(state, TrialTable.of(state)))
-    return " · ".join(safe(one, longest=100) for one in facts)
+    facts += [f"budget {state.budget:,}"] if state.budget is not None else []
+    facts += [state.status] if state.status != "running" else []
+    return " · ".join(safe(one, longest=100) for one in [*facts, *map(str, learned_of(state, trials))])
 
 
-def _tiles(state: State) -> str:
-    counts, top, saved = state.counts, best(state), savings(TrialTable.of(state))
-    tiles = []
+def _tiles(state: State, trials: TrialTable) -> str:
+    """A number each, what it counts, and perhaps more about it."""
+    counts, top, saved = state.counts, best(state), savings(trials)
+    found: list[tuple[str, str, str]] = []
     if top is not None and top.values:
-        tiles.append(_tile(shown(top.values[0]), "best value", f"trial {top.number}", css="top"))
-    elif state.define is not None and len(state.define.directions) > 1:
-        tiles.append(_tile(f"{len(pareto_front(state)):,}", "on the Pareto front", css="top"))
+        found.append((shown(top.values[0]), f"best {trials.objectives[0]}", f"trial {top.number}"))
+    elif len(trials.directions) > 1:
+        found.append((f"{len(trials.front()):,}", "on the Pareto front", ""))
     rest = [(counts[FAIL], "failed"), (counts[RUNNING], "running"), (counts[WAITING], "waiting")]
-    also = ", ".join(f"{count:,} {what}" for count, what in rest if count)
-    tiles.append(_tile(f"{counts[COMPLETE]:,}", "complete trials", also))
-    tiles.append(_tile(f"{counts[PRUNED]:,}", "pruned trials"))
+    also = ", ".join(f"{number:,} {what}" for number, what in rest if number)
+    owners = {trial.owner for trial in state.trials} | {t.owner for trial in state.trials for t in trial.history}
+    for number, what, more in (
+        (counts[COMPLETE], "complete trial", also),
+        (counts[PRUNED], "pruned trial", ""),
+        (len(owners - {None}), "peer", "took part"),
+    ):
+        found.append((f"{number:,}", count(number, what).partition(" ")[2], more))
     if saved.pruned:
         more = f"about {shown(round(saved.steps))} steps that pruned trials did not run, or {saved.in_words()[0]}"
-        tiles.append(_tile(f"≈ {saved.share:.0%}", "of the steps saved by pruning", more))
-    owners = {trial.owner for trial in state.trials} | {t.owner for trial in state.trials for t in trial.history}
-    tiles.append(_tile(f"{len(owners - {None}):,}", "peers took part"))
+        found.append((f"≈ {saved.share:.0%}", "of the steps saved by pruning", more))
     spans = [(t.start, t.end) for t in state.trials if t.start is not None and t.end is not None and t.end >= t.start]
     if spans:
         wall = (max(end for _, end in spans) - min(start for start, _ in spans)) / 1e6
         spent = f"{duration(spending(state).total.cost.time / 1e6)} of training"
-        tiles.append(_tile(duration(wall), "from the first trial to the last", spent))
-    return "".join(tiles)
-
-
-def _tile(number: str, what: str, more: str = "", *, css: str = "") -> str:
-    extra = f"<i>{safe(more)}</i>" if more else ""
-    return f'<div class="tile {css}"><b>{safe(number)}</b><span>{safe(what)}</span>{extra}</div>'
-
-
-def _sections(state: State) -> str:
-    assert state.define is not None
-    if not state.trials:
-        return _nothing("No trial has been started yet.")
-    trials = TrialTable.of(state)
-    objectives = range(min(len(state.define.directions), _OBJECTIVES))
-    drawn = [charts.history(trials, Selection(index), most=_DOTS) for index in objectives]
-    gantt, *figures = (
-        "" if chart is None else _card(chart.title, figure(chart))
-        for chart in (timeline(state), *drawn, charts.curves(state, trials, median=True))
+        found.append((duration(wall), "from the first trial to the last", spent))
+    return "".join(
+        f'<div class="tile {"top" if what.startswith(("best", "on the")) else ""}"><b>{safe(number)}</b>'
+        f"<span>{safe(what)}</span>{f'<i>{safe(more)}</i>' if more else ''}</div>"
+        for number, what, more in found
     )
-    parts = [gantt, f'<div class="grid">{"".join(figures)}</div>' if any(figures) else ""]
-    parts += [_parameters(state, trials), _best_means(state), _best_trials(state), _metrics(state)]
-    parts += [_spent(state), _interrupted(state), _failures(state)]
-    return "\n".join(part for part in parts if part)
 
 
-def _nothing(text: str) -> str:
-    return _card("Nothing to show yet", f'<p class="none">{safe(text)}</p>')
+def _sections(state: State, trials: TrialTable) -> Iterator[tuple[str, str]]:
+    """Title and content of each section; one without content is left out."""
+    gantt = timeline(state)
+    if gantt is not None:
+        yield gantt.title, figure(gantt)
+    objectives = range(min(len(trials.directions), _OBJECTIVES))
+    histories = [charts.history(trials, Selection(at), most=_DOTS) for at in objectives]
+    for chart in (charts.pareto(trials), *histories, charts.curves(state, trials, median=True)):
+        if chart is not None:
+            yield chart.title, figure(chart)
+    yield "Which parameters matter", _parameters(state, trials)
+    if len(trials.directions) == 1:
+        yield "Best means over replicates", _best_means(state)
+        yield "Best trials", trials_table(trials.ranked()[:_TOP].tolist(), state, most=_COLUMNS, first=True)
+    else:
+        front = trials.front().tolist()
+        title = "Pareto front" if len(front) <= _FRONT else f"Pareto front, {_FRONT} of {len(front):,}"
+        yield title, trials_table(front[:_FRONT], state, most=_COLUMNS)
+    top = best(state)
+    if top is not None:
+        drawn = charts.metrics(top)[:_METRICS]
+        hidden = len(top.metrics) - len(drawn)
+        note = f"By step. {count(hidden, 'more metric')} not shown." if hidden else "By step."
+        yield f"Metrics of the best trial, {top.number}", _small(drawn, note)
+    spent = spending(state)
+    if spent.rows:
+        heads, rows = cells(spent)
+        yield "What it cost", "".join(map(_line, budget_lines(spent))) + table([*map(phrase, heads)], rows)
+    yield from _interrupted(state)
+    yield "Failures", _failures(state)
 
 
-def figure(chart: Chart, *, small: bool = False) -> str:
+def figure(chart: Chart) -> str:
     """A chart and its caption."""
-    if small:
-        return svg(chart, width=250.0, height=170.0)
     drawing = f'<div class="scroll" tabindex="0">{svg(chart)}</div>' if chart.wide or chart.axes else svg(chart)
     return f"<figure>{drawing}<figcaption>{legend(chart)}</figcaption></figure>"
 
 
-def _card(title: str, body: str) -> str:
-    return f'<section class="card"><h2>{safe(title)}</h2>{body}</section>'
+def _small(drawn: Sequence[Chart], note: str) -> str:
+    """Small charts side by side, and what is said of them; nothing without a chart."""
+    drawings = "".join(svg(one, width=250.0, height=170.0) for one in drawn)
+    return f'<figure><div class="slices">{drawings}</div><figcaption>{note}</figcaption></figure>' if drawn else ""
+
+
+def slices(trials: TrialTable, names: Sequence[str]) -> str:
+    """The value over each of these parameters."""
+    drawn = [charts.slice_(trials, name, most=400) for name in names]
+    note = "Value over each parameter, complete trials. The large mark is the best one."
+    return _small([one for one in drawn if one is not None], note)
 
 
 def _parameters(state: State, trials: TrialTable) -> str:
     """The importance of the parameters, and where in their ranges the good values are."""
     found = importance(state, trials)
     bars = charts.importance(found._replace(shares=found.shares[:12]))
-    part = f'<p class="none">{safe(found.note)}</p>' if bars is None else figure(bars)
     names = list(dict.fromkeys([*(name for name, _ in found.shares), *state.dists]))[:_SLICES]
-    slices = [charts.slice_(trials, name, most=400) for name in names]
-    drawings = "".join(figure(one, small=True) for one in slices if one is not None)
-    note = "Value over each parameter, complete trials. The large mark is the best one."
-    more = f'<figure><div class="slices">{drawings}</div><figcaption>{note}</figcaption></figure>' if drawings else ""
-    return _card("Which parameters matter", f'<div class="split">{part}{more}</div>')
-
-
-def _best_trials(state: State) -> str:
-    """The table of the best trials, or of the Pareto front."""
-    assert state.define is not None
-    if len(state.define.directions) > 1:
-        front = pareto_front(state)
-        title = "Pareto front" if len(front) <= _FRONT else f"Pareto front, {_FRONT} of {len(front):,}"
-        return _card(title, trials_table(front[:_FRONT], state, most=_COLUMNS)) if front else ""
-    sign = -1.0 if state.define.directions[0] == "maximize" else 1.0
-    complete = [t for t in state.trials if t.state is COMPLETE and t.values]
-    ordered = sorted(complete, key=lambda t: (sign * t.values[0] if t.values else math.inf, t.number))
-    return _card("Best trials", trials_table(ordered[:_TOP], state, most=_COLUMNS, first=True)) if ordered else ""
+    return f'<div class="split">{_line(found.note) if bars is None else figure(bars)}{slices(trials, names)}</div>'
 
 
 def _best_means(state: State) -> str:
     """The configurations with the best means, where each is tried several times."""
-    assert state.define is not None
-    if len(state.define.directions) > 1 or not any(REPLICATE in trial.system for trial in state.trials):
+    if not any(REPLICATE in trial.system for trial in state.trials):
         return ""
     measured = [
         (trial.number, tuple(sorted(trial.params.items())), trial.values[0])
         for trial in state.trials
         if trial.state is COMPLETE and trial.values and REUSED not in trial.system
     ]
-    best_ones = means(measured, maximize=state.define.directions[0] == "maximize")[:_TOP]
-    if not best_ones:
-        return ""
-    found = [params_of(state.trials[one.numbers[0]], state) for one in best_ones]
+    maximize = state.define is not None and state.define.directions[0] == "maximize"
+    best_ones = means(measured, maximize=maximize)[:_TOP]
+    found = [params_of(state.trials[one.numbers[0]], state.dists) for one in best_ones]
     names = list(dict.fromkeys(name for params in found for name in params))[:_COLUMNS]
     rows = []
     for one, params in zip(best_ones, found, strict=True):
         error = "-" if math.isnan(one.standard_error) else shown(one.standard_error)
         cells = [shown(params[name]) if name in params else "" for name in names]
         rows.append([shown(one.mean), error, str(len(one.numbers)), *cells])
-    heads = ["mean", "standard error", "trials", *names]
-    return _card("Best means over replicates", table(heads, rows, words=(), first=True, names=names))
+    return table(["Mean", "Standard error", "Trials", *names], rows, first=True)
 
 
-def _metrics(state: State) -> str:
-    """What the best trial logged beside its reports."""
-    top = best(state)
-    drawings = [figure(one, small=True) for one in charts.metrics(top)[:_METRICS]] if top is not None else []
-    if top is None or not drawings:
-        return ""
-    hidden = len(top.metrics) - len(drawings)
-    note = f"By step. {hidden} more metrics are not shown." if hidden else "By step."
-    body = f'<figure><div class="slices">{"".join(drawings)}</div><figcaption>{note}</figcaption></figure>'
-    return _card(f"Metrics of the best trial, {top.number}", body)
-
-
-def trials_table(trials: Sequence[Trial], state: State, *, most: int, live: bool = False, first: bool = False) -> str:
+def trials_table(numbers: Sequence[int], state: State, *, most: int, live: bool = False, first: bool = False) -> str:
     """These trials, with at most so many parameters each; `live` ones with their states and what they reported last."""
-    labels = peer_labels(state)
-    names = list(dict.fromkeys(name for trial in trials for name in trial.params))
-    columns = names[:most]
-    rows = []
-    for trial, value in zip(trials, value_cells([trial.values for trial in trials]), strict=True):
-        params, last = params_of(trial, state), max(trial.reports, default=None)
-        said = (
-            f"{shown(trial.reports[last])} at step {last}" if live and not trial.values and last is not None else value
-        )
-        cells = [str(trial.number), *([trial.state.name] if live else []), said]
-        cells += [shown(params[name]) if name in params else "" for name in columns]
-        retry = f"retry of {trial.retry_of}" if trial.retry_of is not None else ""
-        rows.append([*cells, labels.get(trial.owner or "", trial.owner or ""), took(trial), retry])
-    heads = ["trial", *(["state"] if live else []), "value", *columns, "peer", "took", ""]
-    hidden = len(names) - len(columns)
-    note = f'<p class="none">{hidden} more parameters are not shown.</p>' if hidden else ""
-    return table(heads, rows, words=("state", "peer", ""), first=first, names=columns) + note
+    labels, rows = peer_labels(state), [row_of(state, number) for number in numbers]
+    names = list(dict.fromkeys(name for row in rows for name in row["params"]))
+    columns = {"Trial": list(map(str, numbers))} | ({"State": [row["state"] for row in rows]} if live else {})
+    columns |= {phrase(name): one for name, one in value_columns(state, [row["values"] for row in rows]).items()}
+    last = len(columns) - 1
+    columns |= {f" {name}": [shown(row["params"].get(name, "")) for row in rows] for name in names[:most]}
+    trials = [state.trials[number] for number in numbers]
+    columns["Peer"] = [labels.get(trial.owner or "", trial.owner or "") for trial in trials]
+    columns["Took"] = ["" if row["seconds"] is None else duration(row["seconds"]) for row in rows]
+    columns[""] = [f"retry of {trial.retry_of}" if trial.retry_of is not None else "" for trial in trials]
+    lines = [list(cells) for cells in zip(*columns.values(), strict=True)]
+    for line, trial in zip(lines, trials, strict=True):
+        if live and not trial.values and trial.reports:
+            step = max(trial.reports)
+            line[last] = f"{shown(trial.reports[step])} at step {step}"
+    hidden = f"{count(len(names) - most, 'more parameter')} not shown."
+    return table([*map(str.strip, columns)], lines, first=first) + (_line(hidden) if len(names) > most else "")
 
 
-def _spent(state: State) -> str:
-    """What the trials cost, by site, person and state, and what is left of the budget."""
-    found = spending(state)
-    if not found.rows:
-        return ""
-    heads, rows = cells(found)
-    lines = "".join(f'<p class="none">{safe(line)}</p>' for line in budget_lines(found))
-    return _card("What it cost", lines + table(heads, rows, words=("site", "person", "state")))
-
-
-def _interrupted(state: State) -> str:
+def _interrupted(state: State) -> Iterator[tuple[str, str]]:
     """Trials that were taken from a peer, and what became of them."""
     labels = peer_labels(state)
     hit = [trial for trial in state.trials if trial.history]
-    if not hit:
-        return ""
     rows = []
     for trial in hit[:_INTERRUPTED]:
         retry = state.trials[trial.retried_by] if trial.retried_by is not None else trial
@@ -247,32 +229,31 @@ def _interrupted(state: State) -> str:
             then = labels.get(retry.owner or "", retry.owner or "") if moved else ""
             rows.append([str(trial.number), labels.get(past.owner, past.owner), past.why, outcome, then])
     title = "Interrupted trials" if len(hit) <= _INTERRUPTED else f"Interrupted trials, {_INTERRUPTED} of {len(hit):,}"
-    heads = ["trial", "was run by", "why it ended", "outcome", "run by"]
-    return _card(title, table(heads, rows, words=heads[1:], long="why it ended"))
+    heads = ["Trial", "Was run by", "Why it ended", "Outcome", "Run by"]
+    yield title, table(heads, rows, long="Why it ended")
 
 
-def table(
-    heads: Sequence[str], rows: Sequence[Sequence[str]], *, words: Sequence[str], long: str = "", first: bool = False,
-    names: Sequence[str] = (),
-) -> str:  # fmt: skip
-    """A table of texts, which are escaped here. Columns are numbers but for `words`; `long` may wrap.
+def table(heads: Sequence[str], rows: Sequence[Sequence[str]], *, long: str = "", first: bool = False) -> str:
+    """A table of texts, which are escaped here; nothing without rows.
 
-    Heads begin with a capital letter, except `names`, which come from the study.
+    Columns of numbers stand to the right. The column `long` may wrap; with `first`, the first row stands out.
     """
+    columns = zip(*rows, strict=True)
+    numeric = [all(one[:1].isdigit() or one[:1] in "-<" for one in column) for column in columns]
 
     def cells(tag: str, texts: Sequence[str]) -> str:
         parts = []
-        for head, text in zip(heads, texts, strict=True):
-            css = ' class="long"' if head == long else "" if head in words else ' class="number"'
+        for head, text, right in zip(heads, texts, numeric, strict=True):
+            css = ' class="long"' if head == long else ' class="number"' if right else ""
             parts.append(f"<{tag}{css}>{safe(text, longest=160 if head == long else 60)}</{tag}>")
         return "".join(parts)
 
-    body = [f"<tr>{cells('td', row)}</tr>" for row in rows]
-    if first:
-        body[0] = body[0].replace("<tr", '<tr class="first"', 1)
-    shown_heads = cells("th", [one if one in names else phrase(one) for one in heads])
-    head = f"<thead><tr>{shown_heads}</tr></thead>"
-    return f'<div class="scroll" tabindex="0"><table>{head}<tbody>{"".join(body)}</tbody></table></div>'
+    if not rows:
+        return ""
+    css = [' class="first"' if first else "", *[""] * (len(rows) - 1)]
+    body = "".join(f"<tr{one}>{cells('td', row)}</tr>" for one, row in zip(css, rows, strict=True))
+    head = f"<thead><tr>{cells('th', heads)}</tr></thead>"
+    return f'<div class="scroll" tabindex="0"><table>{head}<tbody>{body}</tbody></table></div>'
 
 
 def _failures(state: State) -> str:
@@ -281,11 +262,8 @@ def _failures(state: State) -> str:
     for trial in state.trials:
         if trial.state is FAIL and not trial.history:
             reasons.setdefault((reason_line(trial.reason) or "no reason given")[:200], []).append(trial.number)
-    if not reasons:
-        return ""
-    frequent = sorted(reasons.items(), key=lambda one: (-len(one[1]), one[0]))[:10]
     rows = [
         [f"{len(numbers):,}", reason, ", ".join(f"#{one}" for one in numbers[:5]) + (", …" if len(numbers) > 5 else "")]
-        for reason, numbers in frequent
+        for reason, numbers in sorted(reasons.items(), key=lambda one: (-len(one[1]), one[0]))[:10]
     ]
-    return _card("Failures", table(["times", "reason", "trials"], rows, words=("trials",), long="reason"))
+    return table(["Times", "Reason", "Trials"], rows, long="Reason")

@@ -116,7 +116,11 @@ class MLflow:
 
     def begin(self, study: StudyView) -> dict[int | None, str]:
         with self.translated():
-            self._check_reachable()
+            if urlsplit(self.uri).scheme in ("http", "https"):  # MLflow's client would retry for minutes
+                import requests
+
+                with contextlib.suppress(requests.exceptions.SSLError):  # MLflow has settings of its own for TLS
+                    requests.get(self.uri.rstrip("/") + "/health", timeout=_TIMEOUT)
             self._study = study.uuid
             self._experiment = self._find_experiment(self._experiment_name or study.own.name)
             self._runs = {}
@@ -230,15 +234,6 @@ class MLflow:
             made = self.client.create_run(self._experiment, _ms(view.start), {**parent, **_tags(view)}, view.name)
             self._runs[view.number] = _Run(str(made.info.run_id), made.info.status, [], {})
         return self._runs[view.number]
-
-    def _check_reachable(self) -> None:
-        """Ask the server for its health first: MLflow's client would retry for minutes."""
-        if urlsplit(self.uri).scheme not in ("http", "https"):
-            return
-        import requests
-
-        with contextlib.suppress(requests.exceptions.SSLError):  # MLflow has settings of its own for TLS
-            requests.get(self.uri.rstrip("/") + "/health", timeout=_TIMEOUT)
 
     @contextlib.contextmanager
     def translated(self) -> Iterator[None]:

@@ -19,6 +19,7 @@ import numpy as np
 from hopaas_p2p import notes
 from hopaas_p2p.analysis.charts import positions, records
 from hopaas_p2p.analysis.facts import params_of, state_word
+from hopaas_p2p.analysis.objectives import names_given
 from hopaas_p2p.analysis.table import TrialTable
 from hopaas_p2p.core.admission import finished
 from hopaas_p2p.core.names import first_id
@@ -51,7 +52,8 @@ class RunView(NamedTuple):
     params: dict[str, Any]
     """Of the study its directions, and each parameter's distribution: constant."""
     values: dict[str, float]
-    """Objective values by name, "value" or "values_0" and so on; of the study the counts of trials by state."""
+    """Objective values by their names, else "value" or "values_0" and so on; of the study the counts of trials by
+    state."""
     series: dict[str, dict[int, float]]
     """Values by step: "report", what was reported, and each metric that was logged beside it; of the study the value
     of each trial that became the best one ("best_value")."""
@@ -144,18 +146,19 @@ def links(attributes: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _trial(trial: Trial, state: State, tags: dict[str, str], note: str, files: tuple[Artifact, ...]) -> RunView:
-    values = trial.values or ()
+    values, names = trial.values or (), names_given(state.system)
+    unnamed = ["value"] if len(values) == 1 else [f"values_{at}" for at in range(len(values))]
     series = {REPORT: dict(sorted(trial.reports.items()))}
     for name, by_step in trial.metrics.items():
-        taken = name in (REPORT, "value") or name.startswith("values_")
+        taken = name in (REPORT, "value", *names) or name.startswith("values_")
         series[f"metric.{name}" if taken else name] = dict(sorted(by_step.items()))
     return RunView(
         number=trial.number,
         name=f"trial {trial.number}",
         state=trial.state.name,
         final=trial.state.name in _FINAL,
-        params=params_of(trial, state),
-        values={"value": values[0]} if len(values) == 1 else {f"values_{i}": one for i, one in enumerate(values)},
+        params=params_of(trial, state.dists),
+        values=dict(zip(names or unnamed, values, strict=False)),
         series=series,
         tags=tags,
         note=note,

@@ -91,7 +91,11 @@ class WandB:
             )
         self._close_runs()
         self._uuid, self._group = study.uuid, study.own.name
-        self._ledger = self._read_ledger()
+        try:
+            found = json.loads(self._ledger_file.read_text())
+        except (FileNotFoundError, ValueError):
+            found = {}
+        self._ledger = {name: dict(entry) for name, entry in found.items()}
         if not self._ledger and not self.offline:
             with self._translated():
                 self._ledger = dict(self._ask_server())
@@ -150,13 +154,6 @@ class WandB:
     @property
     def _ledger_file(self) -> Path:
         return self._directory / f"hopaas-{self._uuid}-{'offline' if self.offline else 'online'}.json"
-
-    def _read_ledger(self) -> dict[str, dict[str, Any]]:
-        try:
-            found = json.loads(self._ledger_file.read_text())
-        except (FileNotFoundError, ValueError):
-            return {}
-        return {name: dict(entry) for name, entry in found.items()}
 
     def _ask_server(self) -> Iterator[tuple[str, dict[str, Any]]]:
         """What the server holds of this study, as entries of the ledger."""

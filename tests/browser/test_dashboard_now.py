@@ -11,15 +11,17 @@ import pytest
 
 pytest.importorskip("streamlit")  # the extra that brings pandas and numpy along
 
-from dashboard_app.views import live, peers, studies, table, trial
+from dashboard_app.views import live, studies, table, trial
 from hopaas_p2p.analysis import charts, echarts
 from hopaas_p2p.analysis.chart import Chart, finite
 from hopaas_p2p.analysis.facts import state_word
+from hopaas_p2p.analysis.peers import peer_rows, site_rows
 from hopaas_p2p.analysis.spending import spending
 from hopaas_p2p.analysis.table import TrialTable, place
 from hopaas_p2p.analysis.timeline import timeline
 from hopaas_p2p.core.records import Float, PeerDrain, Policy, StudyControl, TrialStop
 from hopaas_p2p.core.state import State
+from hopaas_p2p.peer.liveness import SignOfLife
 from tests.support.dashboard_studies import FAIL, PRUNED, Scribe
 
 BEGAN = 1_700_000_000.0
@@ -66,19 +68,19 @@ def state(scribe: Scribe) -> State:
 def test_a_card_says_best_counts_peers_by_site_and_who_began(state: State) -> None:
     card = studies.card(state, TrialTable.of(state), alive=everybody)
 
-    assert (card.word, card.best, card.best_of) == ("running", "2", "lowest, trial 1")
-    assert card.counts == {"running": 2, "complete": 4, "pruned": 1, "fail": 1}
-    assert (card.used, card.budget) == (7, 10)
-    assert card.sites == {"north": 1, "south": 1}
-    assert card.spark == [4.0, 2.0, 2.0, 2.0]
-    assert card.begun_by == "ann"
+    assert (card["word"], card["best"], card["best_of"]) == ("running", "2", "lowest, trial 1")
+    assert card["counts"] == {"running": 2, "complete": 4, "pruned": 1, "fail": 1}
+    assert (card["used"], card["budget"]) == (7, 10)
+    assert card["sites"] == {"north": 1, "south": 1}
+    assert card["spark"] == [4.0, 2.0, 2.0, 2.0]
+    assert card["begun_by"] == "ann"
     assert studies.first_line("\n# Digits\nmore") == "Digits"
 
 
 def test_a_study_whose_peers_are_all_silent_is_idle(state: State) -> None:
     card = studies.card(state, TrialTable.of(state), alive=nobody)
 
-    assert (card.word, card.sites) == ("idle", {})
+    assert (card["word"], card["sites"]) == ("idle", {})
 
 
 def test_the_words_for_a_study() -> None:
@@ -101,7 +103,7 @@ def test_a_card_of_two_goals_counts_the_front() -> None:
 
     card = studies.card(scribe.state, TrialTable.of(scribe.state))
 
-    assert (card.best, card.best_of, card.spark) == ("2 on the front", "of 2 objectives", [])
+    assert (card["best"], card["best_of"], card["spark"]) == ("2 on the front", "of 2 objectives", [])
 
 
 # --- live --------------------------------------------------------------------------------------------------------
@@ -112,12 +114,12 @@ def test_the_pace_counts_the_last_hour_and_all_that_ran(scribe: Scribe) -> None:
 
     pace = live.pace(scribe.state, TrialTable.of(scribe.state), now)
 
-    assert pace.recent == 5
-    assert pace.per_hour == pytest.approx(5 * 3600 / 80)  # five that count, in the 80 s since the first began
-    assert (pace.crashed, pace.retried) == (1, 0)
-    assert pace.hours == spending(scribe.state).total.cost.time / 3.6e9  # as every page says it
-    assert pace.left == 5
-    assert pace.eta == pytest.approx(5 * 80 / 5)
+    assert pace["recent"] == 5
+    assert pace["per_hour"] == pytest.approx(5 * 3600 / 80)  # five that count, in the 80 s since the first began
+    assert (pace["crashed"], pace["retried"]) == (1, 0)
+    assert pace["hours"] == spending(scribe.state).total.cost.time / 3.6e9  # as every page says it
+    assert pace["left"] == 5
+    assert pace["eta"] == pytest.approx(5 * 80 / 5)
 
 
 def test_hours_of_a_lease_that_was_given_back_count_once() -> None:
@@ -129,13 +131,14 @@ def test_hours_of_a_lease_that_was_given_back_count_once() -> None:
 
     pace = live.pace(scribe.state, TrialTable.of(scribe.state), scribe.clock)
 
-    assert pace.hours == pytest.approx(100 / 3600)
+    assert pace["hours"] == pytest.approx(100 / 3600)
 
 
 def test_without_a_trial_there_is_no_pace() -> None:
     state = Scribe().state
 
-    assert live.pace(state, TrialTable.of(state), BEGAN) == live.Throughput(0, 0.0, 0, 0, 0.0, None, None)
+    pace = live.pace(state, TrialTable.of(state), BEGAN)
+    assert pace == dict.fromkeys(("recent", "per_hour", "crashed", "retried", "hours"), 0) | {"left": None, "eta": None}
 
 
 def test_running_trials_say_where_and_how_far(scribe: Scribe) -> None:
@@ -149,8 +152,8 @@ def test_running_trials_say_where_and_how_far(scribe: Scribe) -> None:
 def test_events_come_newest_first_and_tell_the_best(scribe: Scribe) -> None:
     found = live.events(scribe.state, TrialTable.of(scribe.state))
 
-    by_number = {one.number: (one.kind, one.text) for one in found}
-    assert [one.number for one in found][:2] == [7, 6]
+    by_number = {number: (kind, text) for _, number, kind, text in found}
+    assert [number for _, number, _, _ in found][:2] == [7, 6]
     assert by_number[1] == ("best", "complete: 2, the best so far")
     assert by_number[4] == ("complete", "complete: 3")
     assert by_number[2] == ("pruned", "pruned after step 1")
@@ -165,10 +168,10 @@ def test_a_lost_lease_is_told_once_with_its_retry() -> None:
     scribe.clock += 60
     scribe.reclaim("b", number)
 
-    (event,) = live.events(scribe.state, TrialTable.of(scribe.state))
+    ((_, _, kind, text),) = live.events(scribe.state, TrialTable.of(scribe.state))
 
-    assert event.kind == "lost"
-    assert event.text == "taken from north (n1): its owner fell silent; retried as trial 1"
+    assert kind == "lost"
+    assert text == "taken from north (n1): its owner fell silent; retried as trial 1"
 
 
 # --- peers -------------------------------------------------------------------------------------------------------
@@ -177,23 +180,24 @@ def test_a_lost_lease_is_told_once_with_its_retry() -> None:
 def test_peers_say_how_busy_they_were(scribe: Scribe) -> None:
     now = scribe.clock + 10.0
 
-    found = {one.uuid: one for one in peers.peers(scribe.state, TrialTable.of(scribe.state), now, everybody)}
+    signs = {"ann": SignOfLife(True, 0.0), "bob": SignOfLife(True, 0.0)}
+    found = {one["peer"]: one for one in peer_rows(scribe.state, now, signs)}
 
     ann, bob = found["ann"], found["bob"]
-    assert (ann.site, ann.host, ann.running, ann.ended, ann.lost) == ("north", "n1", [6], 3, 0)
-    assert ann.busy == pytest.approx((30 + 10) / 70)
-    assert bob.busy == pytest.approx((30 + 10) / 60)
+    assert [ann[what] for what in ("site", "host", "running", "ended", "lost")] == ["north", "n1", [6], 3, 0]
+    assert ann["busy"] == pytest.approx((30 + 10) / 70)
+    assert bob["busy"] == pytest.approx((30 + 10) / 60)
 
 
 def test_sites_sum_up_their_peers(scribe: Scribe) -> None:
     scribe.say("boss", PeerDrain(site="south"))
-    found = peers.peers(scribe.state, TrialTable.of(scribe.state), scribe.clock, everybody)
+    found = peer_rows(scribe.state, scribe.clock, {"ann": SignOfLife(True, 0.0), "bob": SignOfLife(False, 900.0)})
 
-    rows = {one.name: one for one in peers.sites(found, scribe.state, lambda owner: owner == "ann")}
+    rows = {one["site"]: one for one in site_rows(found, scribe.state)}
 
-    assert (rows["north"].live, rows["south"].live) == (1, 0)
-    assert (rows["north"].ended, rows["south"].ended) == (3, 3)
-    assert (rows["north"].draining, rows["south"].draining) == (False, True)
+    assert (rows["north"]["live"], rows["south"]["live"]) == (1, 0)
+    assert (rows["north"]["ended"], rows["south"]["ended"]) == (3, 3)
+    assert (rows["north"]["draining"], rows["south"]["draining"]) == (False, True)
 
 
 def lines(chart: Chart | None) -> dict[str, list[str]]:
@@ -270,11 +274,11 @@ def test_finding_looks_into_reasons_places_tags_and_numbers(state: State, text: 
 
 
 def test_a_parameter_stands_where_the_others_say(state: State) -> None:
-    found = {one.name: one for one in trial.standings(state, TrialTable.of(state), 4)}
+    found = {name: rest for name, *rest in trial.standings(state, TrialTable.of(state), 4)}
 
-    assert found["units"].share == pytest.approx(0.5 / 3)  # 16 among 16, 32 and 128
-    assert (found["opt"].value, found["opt"].share) == ("sgd", pytest.approx(2 / 3))
-    assert found["lr"].value == "0.01"
+    assert found["units"] == ["16", pytest.approx(0.5 / 3), "are lower"]  # 16 among 16, 32 and 128
+    assert found["opt"] == ["sgd", pytest.approx(2 / 3), "have it too"]
+    assert found["lr"][0] == "0.01"
 
 
 def test_the_rank_is_among_the_complete(state: State) -> None:

@@ -321,9 +321,9 @@ def test_the_front_holds_what_nothing_beats() -> None:
         scribe.trial("a", *pair)
     found = TrialTable.of(scribe.state)
     assert found.front().tolist() == [0, 1, 4, 5]
-    chart = spread.pareto(found)
+    chart = charts.pareto(found)
     assert [row[2] for row in rows(chart, "on the front")] == [4, 0, 5, 1]
-    assert spread.pareto(TrialTable.of(five().state)) is None
+    assert charts.pareto(TrialTable.of(five().state)) is None
 
 
 # --- pruning ---

@@ -199,7 +199,7 @@ def test_the_choices_of_a_parameter_are_gone_over_once(tmp_path: Path) -> None:
     scribe = Scribe(space={"c": choices})
     scribe.say("m", *[TrialCreate(COMPLETE, params={"c": float(at)}, values=(1.0,)) for at in range(4000)])
     began = time.process_time()
-    assert [params_of(one, scribe.state)["c"] for one in scribe.state.trials] == list(choices.choices)
+    assert [params_of(one, scribe.state.dists)["c"] for one in scribe.state.trials] == list(choices.choices)
     assert len(list(tables.dump_csv(of_state(scribe.state)))) == 4001
     assert time.process_time() - began < 3
 

@@ -26,10 +26,11 @@ pytest.importorskip("streamlit")
 
 from dashboard_app.app import PAGES
 from dashboard_app.frames import Frame
-from dashboard_app.views import failures, live, metrics, params, peers, rungs, spread, studies, table, trial
+from dashboard_app.views import failures, live, metrics, params, rungs, spread, studies, table, trial
 from hopaas_p2p import notes, open_storage, open_study
 from hopaas_p2p.analysis import charts, configurations
 from hopaas_p2p.analysis.importance import importance
+from hopaas_p2p.analysis.peers import peer_rows, site_rows
 from hopaas_p2p.analysis.savings import savings
 from hopaas_p2p.analysis.spending import spending
 from hopaas_p2p.analysis.timeline import timeline
@@ -326,13 +327,13 @@ def look_at_pages(frame: Frame) -> None:
         charts.slice_(columns, name)
         params.contour(columns, "lr", name)
     charts.parallel(columns, *columns.parameters)
-    peers.sites(peers.peers(state, columns, now, lambda _owner: True), state, lambda _owner: True)
+    site_rows(peer_rows(state, now, {}), state)
     timeline(state, now)
     savings(columns)
     rungs.pruned_at(columns)
     charts.curves(state, columns)
     spread.edf(columns)
-    spread.pareto(columns)
+    charts.pareto(columns)
     shown = np.ones(len(columns), dtype=np.bool_)
     table.table(state, columns, shown, tags=notes.tags_by_trial(frame.system), lines=lines)
     table.matching(state, columns, "x", {})

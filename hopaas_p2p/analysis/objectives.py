@@ -1,0 +1,21 @@
+"""What a study's objectives are called."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+
+from hopaas_p2p.core.attributes import METRIC_NAMES
+from hopaas_p2p.core.state import State
+
+
+def objectives(state: State) -> tuple[str, ...]:
+    """The names of the objectives: those that somebody gave, else "value", or "objective 1" and so on."""
+    number = len(state.define.directions) if state.define else 1
+    given = names_given(state.system)
+    return given or (("value",) if number == 1 else tuple(f"objective {at + 1}" for at in range(number)))
+
+
+def names_given(system: Mapping[str, str]) -> tuple[str, ...]:
+    """The names that somebody gave to the objectives, from the study's attributes; none if nobody did."""
+    return tuple(json.loads(system.get(METRIC_NAMES, "null")) or ())
