@@ -106,6 +106,13 @@ class Client:
             storage.close()
 
 
+def client_of(storage: Storage) -> Client:
+    """A client of a store that is open already."""
+    made = Client(storage.url)
+    _storages[made._store] = storage
+    return made
+
+
 def _configured(config_filename: str | None) -> tuple[str, str | None, str]:
     """The store when `server` is not given, a token if there is one, and who says so."""
     named, own = config_filename or os.environ.get("HOPAAS_CONFIG_FILE"), Path("~/.hopaasrc").expanduser()
