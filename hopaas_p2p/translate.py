@@ -39,30 +39,20 @@ def to_record(distribution: BaseDistribution) -> records.Distribution:
                     f"the choice {choice!r} cannot be stored; use None, bool, int, float or str, "
                     "for example names that your code looks up in a dict"
                 )
-            _check_choice(choice)
+            if isinstance(choice, str) and not _encodable(choice):
+                raise InvalidInput(f"the choice {choice!r} cannot be stored: half of a surrogate pair is no character")
+            if isinstance(choice, int):
+                _check_whole(choice)
         size = sum([len(choice.encode()) for choice in distribution.choices if isinstance(choice, str)])
         if size > _MAX_ATTRIBUTE:
             raise InvalidInput(
                 f"the choices of a parameter have {size:,} bytes; at most {_MAX_ATTRIBUTE:,}. Use short names that "
                 "your code looks up in a dict"
             )
-        return records.Categorical(tuple([_plain(choice) for choice in distribution.choices]))
+        kinds = (bool, int, float, str)  # without the subclass that one may come in: numpy's float64 is a float
+        plain = [next((kind(one) for kind in kinds if isinstance(one, kind)), None) for one in distribution.choices]
+        return records.Categorical(tuple(plain))
     raise InvalidInput(f"unknown kind of distribution: {distribution!r}")
-
-
-def _plain(choice: Any) -> bool | int | float | str | None:
-    """A choice without the subclass that it may come in (numpy's float64 is a float)."""
-    for kind in (bool, int, float, str):
-        if isinstance(choice, kind):
-            return kind(choice)
-    return None
-
-
-def _check_choice(choice: object) -> None:
-    if isinstance(choice, str) and not _encodable(choice):
-        raise InvalidInput(f"the choice {choice!r} cannot be stored: half of a surrogate pair is no character")
-    if isinstance(choice, int):
-        _check_whole(choice)
 
 
 def _check_whole(*numbers: int) -> None:
