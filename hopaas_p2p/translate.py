@@ -49,10 +49,16 @@ def to_record(distribution: BaseDistribution) -> records.Distribution:
                 f"the choices of a parameter have {size:,} bytes; at most {_MAX_ATTRIBUTE:,}. Use short names that "
                 "your code looks up in a dict"
             )
-        kinds = (bool, int, float, str)  # without the subclass that one may come in: numpy's float64 is a float
-        plain = [next((kind(one) for kind in kinds if isinstance(one, kind)), None) for one in distribution.choices]
-        return records.Categorical(tuple(plain))
+        return records.Categorical(tuple([_plain(choice) for choice in distribution.choices]))
     raise InvalidInput(f"unknown kind of distribution: {distribution!r}")
+
+
+def _plain(choice: Any) -> bool | int | float | str | None:
+    """A choice without the subclass that it may come in (numpy's float64 is a float)."""
+    for kind in (bool, int, float, str):
+        if isinstance(choice, kind):
+            return kind(choice)
+    return None
 
 
 def _check_whole(*numbers: int) -> None:

@@ -25,7 +25,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from hopaas_p2p.analysis.facts import best, reason_line
 from hopaas_p2p.core.admission import finished, next_start
@@ -347,49 +347,49 @@ class Worker:
         given = shortened(" ".join(f"{name}={_shown(value)}" for name, value in params.items()), _LONGEST_LINE)
         self._say(f"trial {trial.number}: {given} · log {log}")
         began = time.monotonic()
-        verbs = TrialVerbs(self.study, trial)
-        with contextlib.closing(TrialSocketServer(verbs)) as server:
-            env = share.environment | {
-                "HOPAAS_TICKET": server.ticket,
-                "HOPAAS_TRIAL": str(trial.number),
-                "HOPAAS_PARAMS": json.dumps(params),
-                **commands.variables(params),
-            }
-            child: Child | None = None
-            try:
-                words = commands.fill_in(self.command, params, trial.number)
-            except InvalidInput as error:
-                refused = error
-            else:
-                try:
-                    if trial.resume is not None:
-                        step, checkpoint = trial.resume
-                        env |= {"HOPAAS_RESUME_STEP": str(step), "HOPAAS_CHECKPOINT": str(checkpoint)}
-                    with self._log_folder() as folder:
-                        output_to = open_regular(folder / log.name, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-                    child = Child(words, self._inherited | env, output_to, share.cores)
-                except TooLong as error:
-                    refused = error
-                except HopaasError as error:
-                    self._give_back(trial, f"never begun: {error}")
-                    raise
-            if child is not None:
-                try:
-                    end = self._attend(child, verbs)
-                finally:
-                    child.close()
-        if child is None:
-            state = self._tell(trial, state="fail", reason=str(refused))
+        try:
+            words = commands.fill_in(self.command, params, trial.number)
+        except InvalidInput as error:
+            state = self._tell(trial, state="fail", reason=str(error))
         else:
-            if end is not None and end.gives_back:  # and the job with it, which may soon be killed
-                self.study.storage.peer.hurry_from_now_on()
-            state = self._conclude(verbs, child, end)
+            state = self._execute(trial, words, params, share)
         with handle.lock:  # as far as this process knows without asking the store
             known = handle.state.trials[trial.number]
         values = f" {', '.join(map(_shown, known.values))}" if state == "COMPLETE" and known.values else ""
         why = f": {reason_line(known.reason)}" if state == "FAIL" and known.reason else ""
         self._say(f"trial {trial.number}: {state}{values} after {time.monotonic() - began:.1f} s{why}")
         return state
+
+    def _execute(self, trial: Trial, words: list[str], params: dict[str, Any], share: metering.Share) -> str:
+        """Run these words as the command of a trial; how that ended."""
+        verbs = TrialVerbs(self.study, trial)
+        with contextlib.closing(TrialSocketServer(verbs)) as server:
+            env = self._inherited | share.environment | commands.variables(params)
+            env |= {
+                "HOPAAS_TICKET": server.ticket,
+                "HOPAAS_TRIAL": str(trial.number),
+                "HOPAAS_PARAMS": json.dumps(params),
+            }
+            try:
+                if trial.resume is not None:
+                    step, checkpoint = trial.resume
+                    env |= {"HOPAAS_RESUME_STEP": str(step), "HOPAAS_CHECKPOINT": str(checkpoint)}
+                with self._log_folder() as folder:
+                    name = self._log(trial.number).name
+                    output_to = open_regular(folder / name, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+                child = Child(words, env, output_to, share.cores)
+            except TooLong as error:
+                return self._tell(trial, state="fail", reason=str(error))
+            except HopaasError as error:
+                self._give_back(trial, f"never begun: {error}")
+                raise
+            try:
+                end = self._attend(child, verbs)
+            finally:
+                child.close()
+        if end is not None and end.gives_back:  # and the job with it, which may soon be killed
+            self.study.storage.peer.hurry_from_now_on()
+        return self._conclude(verbs, child, end)
 
     def _attend(self, child: Child, verbs: TrialVerbs) -> _Ending | None:
         """Wait for the command's end and pass on what comes from outside. Why it was made to end, if it was."""
