@@ -133,7 +133,9 @@ def read_regular(path: str | Path, *, limit: int, named: bool = False) -> bytes:
         size = os.fstat(fd).st_size
         found = b"" if size > limit else read_fd(fd, limit + 1)
         if max(size, len(found)) > limit:
-            raise OSError(errno.EFBIG, f"holds more than {limit:,} bytes", str(path))
+            raise OSError(
+                errno.EFBIG, f"holds {max(size, len(found))} bytes, and {limit} are expected at most", str(path)
+            )
         return found
     finally:
         os.close(fd)
