@@ -11,7 +11,7 @@ import contextlib
 import errno
 import sys
 from collections.abc import Iterator
-from typing import ClassVar, Final, Protocol, Self
+from typing import Any, ClassVar, Final, Self
 
 ASK_FOR_ANOTHER: Final = (
     "Ask an administrator of the store for a new one (hopaas-p2p admin token create), and name its file in "
@@ -155,39 +155,28 @@ class LeaseLost(HopaasError):
         """Number of the trial that keeps the late result, if there is one."""
 
 
-class NothingToStart(Protocol):
-    """What `core.admission.next_start` says where nothing may start: `Wait` or `Done`."""
-
-    @property
-    def why(self) -> str: ...
-    @property
-    def for_whom(self) -> tuple[int, ...]: ...
-    @property
-    def waits(self) -> bool: ...
-
-
 class NoWork(HopaasError):
     """The study starts no trial now."""
 
     exit_code = 3
 
-    def __init__(self, reason: str, found: NothingToStart) -> None:
+    def __init__(self, reason: str, found: Any) -> None:
         super().__init__(f"No trial to run: {reason}.")
         self.reason = reason
         self.found = found
-        """Whether work may turn up by itself, and which trials it depends on."""
+        """What `core.admission.next_start` said, `Wait` or `Done`: whether work may turn up, and from which trials."""
 
     @property
     def refusal(self) -> str:
         """A key of `core.state.REFUSALS`, such as budget or paused; "space" where every configuration was tried,
         "checkpoints" where these take as much as the study's rungs allow.
         """
-        return self.found.why
+        return str(self.found.why)
 
     @property
     def waits(self) -> bool:
         """Whether `optimize` and the worker wait for work to turn up."""
-        return self.found.waits
+        return bool(self.found.waits)
 
 
 class NothingSucceeded(HopaasError):

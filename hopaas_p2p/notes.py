@@ -4,8 +4,7 @@ Notes are optuna-dashboard's own: it shows ours, and we show those written there
 characters under `dashboard:note_str:<i>` (a trial's: `dashboard:<trial id>:note_str:<i>`), with a version that rises.
 An empty piece ends it, so that nothing is left of a longer one that somebody else saves at the same time. Tags are our
 own: true or false under `hopaas:tag:<tag>`, a trial's under `hopaas:<number>:tag:<tag>`, so that several people may
-change them at once. Earlier versions kept a list under `hopaas:tags` or `hopaas:<number>:tags`, which still counts. All
-of it is in the attributes of the study, so a finished trial can be annotated too.
+change them at once. All of it is in the attributes of the study, so a finished trial can be annotated too.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ from hopaas_p2p.translate import to_json
 _PIECE: Final = 2045  # characters; optuna-dashboard's SYSTEM_ATTR_MAX_LENGTH
 _MAX_NOTE: Final = 1 << 18  # characters
 _MAX_TAG: Final = 64  # characters
-_TAG: Final = re.compile(r"hopaas:(?:([0-9]{1,20}):)?(?:tags|tag:(.*))", re.DOTALL)
+_TAG: Final = re.compile(r"hopaas:(?:([0-9]{1,20}):)?tag:(.*)", re.DOTALL)
 
 
 def note_of(study: StudyLike, number: int | None = None) -> str:
@@ -81,20 +80,12 @@ def read_tags(attributes: Mapping[str, Any], number: int | None = None) -> list[
 
 def tags_by_trial(attributes: Mapping[str, Any]) -> dict[int | None, list[str]]:
     """The tags in the system attributes of a study, read, by the trial's number; None: those of the study."""
-    listed: dict[int | None, list[str]] = {}
-    changed: dict[int | None, dict[str, bool]] = {}
+    found: dict[int | None, list[str]] = {}
     for key, value in attributes.items():
         match = _TAG.fullmatch(key)
-        if match is None:
-            continue
-        number = None if match[1] is None else int(match[1])
-        if match[2] is not None:
-            changed.setdefault(number, {})[match[2]] = value is True
-        elif isinstance(value, list):
-            listed[number] = [str(tag) for tag in value]
-    for number, tags in changed.items():
-        listed[number] = [tag for tag in dict.fromkeys([*listed.get(number, []), *tags]) if tags.get(tag, True)]
-    return listed
+        if match is not None and value is True:
+            found.setdefault(None if match[1] is None else int(match[1]), []).append(match[2])
+    return found
 
 
 def change_tags(

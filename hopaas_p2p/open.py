@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import re
 import threading
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 from urllib.parse import unquote, urlsplit
@@ -20,6 +19,7 @@ if TYPE_CHECKING:
 __all__ = ["open_store", "redacted", "servers_of"]
 
 _NO_SLASHES: Final = re.compile(r"(file|memory|s3|postgres|postgresql(\+\w+)?|https?|folder):", re.IGNORECASE)
+_SCHEMES: Final = ("file", "memory", "s3", "https", "folder", "postgresql", "postgresql+psycopg2")
 _BOX: Final = "box.json"  # see `remote.box`
 _memories: Final[dict[str, MemoryStore]] = {}
 _memories_lock: Final = threading.Lock()
@@ -50,11 +50,29 @@ def open_store(url: str | os.PathLike[str], *, create: bool = True) -> Store:
                 f"{redacted(url)!r} looks like a URL without its two slashes; for a directory, put ./ first"
             )
         return _directory(Path(url), create=create)
-    opener = _SCHEMES.get(scheme.lower())
-    if opener is None:
-        known = ", ".join(f"{name}://" for name in _SCHEMES)
-        raise ConfigurationError(f"{redacted(url)!r}: no store has the scheme {scheme!r}. Use a path, or {known}")
-    return opener(url, create)
+    match scheme.lower():
+        case "file":
+            return _directory(_path(url), create=create)
+        case "memory":
+            from hopaas_p2p.stores.memory import MemoryStore
+
+            name = url.partition("://")[2]
+            with _memories_lock:
+                return _memories.setdefault(name, MemoryStore(name))
+        case "s3":
+            from hopaas_p2p.stores.s3.store import S3Store
+
+            return S3Store(url, create=create)
+        case "https" | "folder":
+            from hopaas_p2p.remote.client import RemoteStore
+
+            return RemoteStore(url)
+        case "postgresql" | "postgresql+psycopg2":
+            from hopaas_p2p.stores.postgres.store import PostgresStore
+
+            return PostgresStore(url)
+    known = ", ".join(f"{name}://" for name in _SCHEMES)
+    raise ConfigurationError(f"{redacted(url)!r}: no store has the scheme {scheme!r}. Use a path, or {known}")
 
 
 def servers_of(url: str) -> list[tuple[str, int]]:
@@ -79,53 +97,16 @@ def servers_of(url: str) -> list[tuple[str, int]]:
     return []
 
 
-def _directory(path: Path, *, create: bool) -> Store:
-    if os.path.isfile(path / _BOX):  # noqa: PTH113  # nor where this user may not look
-        return _remote(f"folder{path.absolute().as_uri().removeprefix('file')}", create)
-    from hopaas_p2p.stores.directory.store import DirectoryStore
-
-    return DirectoryStore(path, create=create)
-
-
-def _file(url: str, create: bool) -> Store:
+def _path(url: str) -> Path:
     parts = urlsplit(url)
     if parts.netloc not in ("", "localhost"):
         raise ConfigurationError(f"{url!r}: a file URL has three slashes, as in file:///shared/campaign")
-    return _directory(Path(unquote(parts.path)), create=create)
+    return Path(unquote(parts.path))
 
 
-def _memory(url: str, _create: bool) -> Store:
-    from hopaas_p2p.stores.memory import MemoryStore
+def _directory(path: Path, *, create: bool) -> Store:
+    if os.path.isfile(path / _BOX):  # noqa: PTH113  # nor where this user may not look
+        return open_store(f"folder{path.absolute().as_uri().removeprefix('file')}")
+    from hopaas_p2p.stores.directory.store import DirectoryStore
 
-    name = url.partition("://")[2]
-    with _memories_lock:
-        return _memories.setdefault(name, MemoryStore(name))
-
-
-def _postgres(url: str, _create: bool) -> Store:
-    from hopaas_p2p.stores.postgres.store import PostgresStore
-
-    return PostgresStore(url)
-
-
-def _s3(url: str, create: bool) -> Store:
-    from hopaas_p2p.stores.s3.store import S3Store
-
-    return S3Store(url, create=create)
-
-
-def _remote(url: str, _create: bool) -> Store:
-    from hopaas_p2p.remote.client import RemoteStore
-
-    return RemoteStore(url)
-
-
-_SCHEMES: Final[dict[str, Callable[[str, bool], Store]]] = {
-    "file": _file,
-    "memory": _memory,
-    "s3": _s3,
-    "https": _remote,
-    "folder": _remote,
-    "postgresql": _postgres,
-    "postgresql+psycopg2": _postgres,
-}
+    return DirectoryStore(path, create=create)

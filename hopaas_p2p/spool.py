@@ -225,7 +225,7 @@ def waiting(store: str | None = None, studies: Container[str] = ()) -> Iterator[
 
 def is_for(spooled: Spooled, store: str, studies: Container[str] = ()) -> bool:
     """Whether this is for the store at this URL, which holds these studies."""
-    return spooled.study in studies or _same_url(store, spooled.store)
+    return spooled.study in studies or _LOGIN.sub("://", store) == _LOGIN.sub("://", spooled.store)
 
 
 def histories(study: str | None = None) -> Iterator[tuple[Path, Spooled]]:
@@ -247,11 +247,6 @@ def _all(suffix: str) -> Iterator[tuple[Path, Spooled]]:
             spooled = read(folder / path.name)
         if spooled is not None:
             yield path, spooled
-
-
-def _same_url(one: str, other: str) -> bool:
-    """Whether these URLs are the same, whichever of the user's logins stands in them."""
-    return _LOGIN.sub("://", one) == _LOGIN.sub("://", other)
 
 
 # --- on another machine ---
@@ -291,7 +286,7 @@ def exported(source: Path) -> list[Spooled]:
 
     """
     try:
-        with source.open("rb") as file:
+        with open(open_regular(source, named=True), "rb") as file:  # noqa: PTH123  # a descriptor
             return [_results_of(one) for one in _batches(file)]
     except ValueError:
         raise InvalidInput(
@@ -305,12 +300,12 @@ def _results_of(spooled: Spooled) -> Spooled:
     for payload in spooled.payloads:
         commit = codec.decode(payload)
         if isinstance(commit, Commit):
-            kept = tuple([one for one in commit.records if may_be_a_workers(one) and not _acts_for_another(one)])
+            kept = tuple(
+                one
+                for one in commit.records
+                if may_be_a_workers(one) and not (isinstance(one, PeerJoin) and "on_behalf_of" in one.info)
+            )
             if kept != commit.records:
                 payload = codec.encode(msgspec.structs.replace(commit, records=kept))  # noqa: PLW2901
         payloads.append(payload)
     return msgspec.structs.replace(spooled, payloads=payloads)
-
-
-def _acts_for_another(record: object) -> bool:
-    return isinstance(record, PeerJoin) and "on_behalf_of" in record.info

@@ -39,7 +39,10 @@ def to_record(distribution: BaseDistribution) -> records.Distribution:
                     f"the choice {choice!r} cannot be stored; use None, bool, int, float or str, "
                     "for example names that your code looks up in a dict"
                 )
-            _check_choice(choice)
+            if isinstance(choice, str) and not _encodable(choice):
+                raise InvalidInput(f"the choice {choice!r} cannot be stored: half of a surrogate pair is no character")
+            if isinstance(choice, int):
+                _check_whole(choice)
         size = sum([len(choice.encode()) for choice in distribution.choices if isinstance(choice, str)])
         if size > _MAX_ATTRIBUTE:
             raise InvalidInput(
@@ -56,13 +59,6 @@ def _plain(choice: Any) -> bool | int | float | str | None:
         if isinstance(choice, kind):
             return kind(choice)
     return None
-
-
-def _check_choice(choice: object) -> None:
-    if isinstance(choice, str) and not _encodable(choice):
-        raise InvalidInput(f"the choice {choice!r} cannot be stored: half of a surrogate pair is no character")
-    if isinstance(choice, int):
-        _check_whole(choice)
 
 
 def _check_whole(*numbers: int) -> None:

@@ -61,8 +61,8 @@ def restore(session: CliSession, source: Path, url: str) -> None:
     """  # noqa: D301  # click needs the backspace
     session.settings.publish()
     with contextlib.closing(backups.read(source)) as opened, contextlib.closing(open_store(url)) as store:
-        result = backups.restore(opened, store)
-        manifest, accesses = opened.manifest, list(opened.access())
+        already_there = backups.restore(opened, store)
+        manifest, accesses = opened.manifest, list(opened.entries(backups.ACCESS))
     if manifest.files_left_out:
         output.say(f"Note: the backup has no files and checkpoints: {manifest.files_left_out}")
     roles = Roles()
@@ -73,11 +73,12 @@ def restore(session: CliSession, source: Path, url: str) -> None:
             f"Note: {output.count(len(roles.tokens), 'token')} came with it, valid where this store is served. "
             f"Whose they are: hopaas-p2p admin token list --store {shlex.quote(url)}"
         )
-    trials, files = output.count(result.trials, "trial"), output.count(result.files, "file")
-    what = f"{_studies(result.studies)} with {trials} and {files}"
+    counts = {"studies": len(manifest.studies), "trials": sum(one.trials for one in manifest.studies)}
+    trials, files = output.count(counts["trials"], "trial"), output.count(manifest.files, "file")
+    what = f"{_studies(counts['studies'])} with {trials} and {files}"
     already = "The store already holds this whole backup."
-    done = already if result.already_there else f"Restored {what}, as of {output.utc_time(to_iso(manifest.at))}."
-    session.done(result._asdict(), done)
+    done = already if already_there else f"Restored {what}, as of {output.utc_time(to_iso(manifest.at))}."
+    session.done({**counts, "files": manifest.files, "already_there": already_there}, done)
 
 
 def _studies(number: int) -> str:

@@ -39,6 +39,7 @@ _BY_HAND: Final = ("pbs", "lsf", "sge")
 """Batch systems whose script is written and shown, and submitted by the user: we have tried none of them."""
 
 
+_DEFAULTS: Final = {"logs": Path("hopaas-logs"), "parallel": 1}
 JOB_OPTIONS: Final = ("jobs", "gpus", "cpus", "memory", "time", "queue", "account", "more", "image", "dry_run")
 """What `job_options` adds for the jobs themselves; the others are their workers'."""
 
@@ -249,8 +250,7 @@ def _folder() -> Path:
 def _as_words(worker: dict[str, Any]) -> tuple[str, ...]:
     """The options of a worker that were given, but for those that every job gets."""
     given = {name: worker[name] for name in ("site", "sampler", "pruner", "max_trials") if worker[name] is not None}
-    if worker["logs"] != Path("hopaas-logs"):
-        given["logs"] = worker["logs"]
+    given |= {name: worker[name] for name, default in _DEFAULTS.items() if worker[name] != default}
     words = [word for name, value in given.items() for word in (f"--{name.replace('_', '-')}", str(value))]
     words += [word for name in worker["passed"] for word in ("--pass", name)]
     flags = {"--stay": worker["stay"], "--no-wait": worker["no_wait"], "--no-keep-output": not worker["keep_output"]}

@@ -64,6 +64,7 @@ worker_options = together(
 
 many_options = together(
     click.option("--max-trials", type=click.IntRange(min=1), metavar="N", help="Stop after N trials."),
+    click.option("--parallel", type=click.IntRange(min=1), default=1, metavar="N", help="Run N trials at a time."),
     click.option("--stay", is_flag=True, help="Stay until the study is finished, to take over trials of dead workers."),
     click.option("--no-wait", is_flag=True, help="Leave, with code 75, when no trial can start now."),
 )

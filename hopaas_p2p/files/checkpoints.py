@@ -13,6 +13,7 @@ import operator
 import secrets
 import tempfile
 import time
+from collections.abc import Collection
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -179,22 +180,18 @@ def _by_need(state: State) -> tuple[dict[str, int], dict[str, int]]:
 
 def collect(handle: StudyHandle) -> int:
     """Remove the checkpoints that nobody needs any more; returns how many there were. Blocks for a request each."""
-    keys = _collectable(handle)
-    _delete(handle, keys)
-    return len(keys)
+    return len(_collected(handle))
 
 
-def _collectable(handle: StudyHandle) -> list[str]:
-    """The study's own checkpoints that nobody needs any more."""
+def _collected(handle: StudyHandle, but: Collection[str] = ()) -> list[str]:
+    """The study's own checkpoints that nobody needs any more, which are removed but for these."""
     with handle.lock:
-        return [key for key in unneeded(handle.state) if key.startswith(_folder(handle.uuid))]
-
-
-def _delete(handle: StudyHandle, keys: list[str]) -> None:
+        keys = [key for key in unneeded(handle.state) if key.startswith(_folder(handle.uuid)) and key not in but]
     if keys:
         artifacts = artifacts_of(handle.peer.store)
         for key in keys:
             artifacts.delete(key)
+    return keys
 
 
 class CheckpointBound:
@@ -240,10 +237,8 @@ class CheckpointBound:
         handle.look_again(within)
         if handle.next_start() is not NEW:
             return None
-        gone = _collectable(handle)
         with contextlib.suppress(HopaasError):  # perhaps this user may not remove files
-            _delete(handle, [key for key in gone if key not in self._collected])
-            self._collected.update(gone)
+            self._collected.update(_collected(handle, but=self._collected))
         total = self._total(handle)
         if total < most * 1e6:
             return None

@@ -55,6 +55,8 @@ class Client:
         store, kept, origin = (server, None, "server=") if server else _configured(config_filename)
         self._store = _usable(store, origin)
         self._token = Secret(token or kept or "") if token or kept else None
+        self._opened: Storage | None = None
+        """The store, if whoever made this client has opened it."""
 
     def __repr__(self) -> str:
         return f"hopaas.Client({self.server!r})"
@@ -92,6 +94,8 @@ class Client:
         """
         from hopaas_p2p.storage import open_storage
 
+        if self._opened is not None:
+            return self._opened
         with _lock, translated():
             if self._store not in _storages:
                 self._leave_token()
@@ -104,6 +108,13 @@ class Client:
             storage = _storages.pop(self._store, None)
         if storage is not None:
             storage.close()
+
+
+def client_of(storage: Storage) -> Client:
+    """A client of a store that is open already."""
+    made = Client(storage.url)
+    made._opened = storage
+    return made
 
 
 def _configured(config_filename: str | None) -> tuple[str, str | None, str]:

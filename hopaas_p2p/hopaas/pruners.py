@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Final
 
 from hopaas_p2p.hopaas.setup import NamedArguments
@@ -11,42 +10,29 @@ testables: Final = ["NopPruner", "HyperbandPruner", "MedianPruner", "ThresholdPr
 """The names of all pruners, as the original lists them for its tests."""
 
 
-class Pruner(NamedArguments):
-    """A pruner's name and arguments."""
-
-    _module = "pruners"
-
-
-@dataclass(frozen=True)
-class NopPruner(Pruner):
+def NopPruner() -> NamedArguments:
     """Prunes nothing."""
+    return NamedArguments("NopPruner", {})
 
 
-@dataclass(frozen=True)
-class MedianPruner(Pruner):
+def MedianPruner(
+    n_startup_trials: int = 5, n_warmup_steps: int = 0, interval_steps: int = 1, n_min_trials: int = 1
+) -> NamedArguments:
     """Prunes a trial whose loss is worse than the median of the earlier trials at the same step."""
-
-    n_startup_trials: int = 5
-    n_warmup_steps: int = 0
-    interval_steps: int = 1
-    n_min_trials: int = 1
+    return NamedArguments("MedianPruner", locals())
 
 
-@dataclass(frozen=True)
-class ThresholdPruner(Pruner):
+def ThresholdPruner(
+    lower: float | None = None, upper: float | None = None, n_warmup_steps: int = 0, interval_steps: int = 1
+) -> NamedArguments:
     """Prunes a trial whose loss is below `lower` or above `upper`."""
-
-    lower: float | None = None
-    upper: float | None = None
-    n_warmup_steps: int = 0
-    interval_steps: int = 1
+    return NamedArguments("ThresholdPruner", locals())
 
 
-@dataclass(frozen=True)
-class HyperbandPruner(Pruner):
+def HyperbandPruner(
+    min_resources: int = 1, max_resources: str | int = "auto", bootstrap_count: int = 0
+) -> NamedArguments:
     """Prunes a trial that is not among the best of its bracket at its rung. Resources are counted in steps."""
-
-    min_resources: int = 1
-    max_resources: str | int = "auto"
-    bootstrap_count: int = 0
-    _theirs = {"min_resources": "min_resource", "max_resources": "max_resource"}
+    return NamedArguments(
+        "HyperbandPruner", locals(), {"min_resources": "min_resource", "max_resources": "max_resource"}
+    )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Final
 
 from hopaas_p2p.hopaas.setup import NamedArguments
@@ -11,17 +10,8 @@ testables: Final = ["TPESampler"]
 """The names of all samplers, as the original lists them for its tests."""
 
 
-class Sampler(NamedArguments):
-    """A sampler's name and arguments."""
-
-    _module = "samplers"
-
-
-@dataclass(frozen=True)
-class TPESampler(Sampler):
+def TPESampler(
+    n_startup_trials: int = 10, n_ei_candidates: int = 24, consider_magic_clip: bool = True
+) -> NamedArguments:
     """Optuna's default. `consider_magic_clip` has no effect any more; its value only distinguishes set-ups."""
-
-    n_startup_trials: int = 10
-    n_ei_candidates: int = 24
-    consider_magic_clip: bool = True
-    _theirs = {"consider_magic_clip": ""}
+    return NamedArguments("TPESampler", locals(), {"consider_magic_clip": ""})

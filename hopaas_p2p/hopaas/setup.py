@@ -2,26 +2,25 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import Any, NamedTuple
 
 
-class NamedArguments:
-    """A sampler or pruner by name and arguments; every process that runs trials makes its own."""
+class NamedArguments(NamedTuple):
+    """A sampler or pruner of Optuna's by name and arguments; every process that runs trials makes its own."""
 
-    _module: ClassVar[str]
-    """Optuna's, which has the class of this name."""
-    _theirs: ClassVar[Mapping[str, str]] = {}
+    name: str
+    args: dict[str, Any]
+    theirs: Mapping[str, str] = {}
     """Arguments that have another name in Optuna; an empty one if it has none."""
 
     def asdict(self) -> dict[str, Any]:
-        return {"name": type(self).__name__, "args": dataclasses.asdict(self)}  # type: ignore[call-overload]
+        return {"name": self.name, "args": self.args}
 
     def make(self) -> Any:
         """Optuna's object of this name; ValueError or TypeError if it does not take these arguments."""
         import optuna
 
-        arguments = {self._theirs.get(name, name): value for name, value in self.asdict()["args"].items()}
+        arguments = {self.theirs.get(name, name): value for name, value in self.args.items()}
         arguments.pop("", None)
-        return getattr(getattr(optuna, self._module), type(self).__name__)(**arguments)
+        return getattr(optuna.pruners if self.name.endswith("Pruner") else optuna.samplers, self.name)(**arguments)

@@ -17,8 +17,9 @@ from hopaas_p2p.errors import HopaasError as OwnError
 from hopaas_p2p.errors import InvalidInput, LeaseLost, NoSuchStudy, NoWork
 from hopaas_p2p.hopaas.client import Client
 from hopaas_p2p.hopaas.exceptions import HopaasConsistencyError, translated, translation
-from hopaas_p2p.hopaas.pruners import NopPruner, Pruner
-from hopaas_p2p.hopaas.samplers import Sampler, TPESampler
+from hopaas_p2p.hopaas.pruners import NopPruner
+from hopaas_p2p.hopaas.samplers import TPESampler
+from hopaas_p2p.hopaas.setup import NamedArguments
 from hopaas_p2p.hopaas.suggestions import PREFIX, Suggestion, parse
 from hopaas_p2p.hopaas.trial import FailedTrial, FrozenTrial, Trial
 
@@ -55,8 +56,8 @@ class Study:
         properties: Mapping[str, Any],
         special_properties: Mapping[str, Any] | None = None,
         direction: str = "minimize",
-        pruner: Pruner | None = None,
-        sampler: Sampler | None = None,
+        pruner: NamedArguments | None = None,
+        sampler: NamedArguments | None = None,
         client: Client | None = None,
     ) -> None:
         self._name = name
@@ -76,7 +77,7 @@ class Study:
         try:
             self._made_pruner, self._made_sampler = self._pruner.make(), self._sampler.make()
         except (TypeError, ValueError) as error:
-            raise InvalidInput(f"{self._pruner}, {self._sampler}: {error}") from None
+            raise InvalidInput(f"{self._pruner.name}, {self._sampler.name}: {error}") from None
         self._client = client if client is not None else Client()
         self._joined: hopaas_p2p.Study | None = None
         self.setup_id: Final = self._fingerprint()
@@ -243,16 +244,6 @@ def _range(name: str, one: Suggestion) -> Distribution:
 
 def _plain(values: Mapping[str, Any]) -> dict[str, Any]:
     """Values as JSON gives them back: numbers of numpy become Python's, tuples become lists."""
-    plain = {}
-    for key, value in values.items():
-        try:
-            plain[key] = json.loads(json.dumps(value, default=_number))
-        except (TypeError, ValueError) as error:
-            raise InvalidInput(f"the property {key!r} = {value!r} cannot be stored: {error}") from None
-    return plain
+    from hopaas_p2p.translate import to_json
 
-
-def _number(value: Any) -> Any:
-    if hasattr(value, "item"):
-        return value.item()
-    raise TypeError(f"{type(value).__name__} is not a number, string, boolean, list or dictionary")
+    return {key: json.loads(to_json(key, value)) for key, value in values.items()}

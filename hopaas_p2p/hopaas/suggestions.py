@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import dataclasses
+import functools
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any, ClassVar, Final
+from typing import Any, Final, NamedTuple
 
 from hopaas_p2p.core import records
 from hopaas_p2p.errors import InvalidInput
@@ -15,103 +14,49 @@ PREFIX: Final = "optuna#"
 _TEXT: Final = re.compile(r"optuna#(\w+)\((.*)\)", re.DOTALL)
 
 
-class Suggestion:
+class Suggestion(NamedTuple):
     """A parameter that the sampler chooses. Its text form, `str(suggestion)`, may stand in its place."""
 
-    _kind: ClassVar[str]
+    kind: str
+    parts: tuple[Any, ...]
 
     def __str__(self) -> str:
-        return f"{PREFIX}{self._kind}({','.join(self._parts())})"
-
-    def _parts(self) -> list[str]:
-        return [str(one).lower() if isinstance(one, bool) else str(one) for one in vars(self).values()]
+        texts = [str(one).lower() if isinstance(one, bool) else str(one) for one in self.parts]
+        return f"{PREFIX}{self.kind}({','.join(texts)})"
 
     def distribution(self) -> records.Distribution:
-        """The distribution it is chosen from."""
-        raise NotImplementedError
+        """The distribution it is chosen from; raises TypeError or ValueError if the parts are none of one."""
+        return records.Categorical(self.parts) if self.kind == "categorical" else _KINDS[self.kind][0](*self.parts)
 
 
-@dataclass(frozen=True)
-class Int(Suggestion):
+def Int(min: int, max: int, step: int = 1, log: bool = False) -> Suggestion:
     """A whole number in [min, max], on a grid of `step`, or log-uniform."""
-
-    min: int
-    max: int
-    step: int = 1
-    log: bool = False
-    _kind = "int"
-
-    def distribution(self) -> records.Int:
-        return records.Int(int(self.min), int(self.max), bool(self.log), int(self.step))
+    return Suggestion("int", (min, max, step, log))
 
 
-@dataclass(frozen=True)
-class Float(Suggestion):
+def Float(min: float, max: float, step: float | None = None, log: bool = False) -> Suggestion:
     """A real number in [min, max]. The original had neither `step` nor `log`."""
-
-    min: float
-    max: float
-    step: float | None = None
-    log: bool = False
-    _kind = "float"
-
-    def _parts(self) -> list[str]:
-        return super()._parts()[: 2 if self.step is None and not self.log else 4]
-
-    def distribution(self) -> records.Float:
-        step = None if self.step is None else float(self.step)
-        return records.Float(float(self.min), float(self.max), bool(self.log), step)
+    return Suggestion("float", (min, max) if step is None and not log else (min, max, step, log))
 
 
-@dataclass(frozen=True)
-class Uniform(Suggestion):
+def Uniform(min: float, max: float) -> Suggestion:
     """A real number in [min, max]."""
-
-    min: float
-    max: float
-    _kind = "uniform"
-
-    def distribution(self) -> records.Float:
-        return records.Float(float(self.min), float(self.max))
+    return Suggestion("uniform", (min, max))
 
 
-@dataclass(frozen=True)
-class LogUniform(Suggestion):
+def LogUniform(low: float, high: float) -> Suggestion:
     """A positive number in [low, high], uniform in its logarithm."""
-
-    low: float
-    high: float
-    _kind = "loguniform"
-
-    def distribution(self) -> records.Float:
-        return records.Float(float(self.low), float(self.high), log=True)
+    return Suggestion("loguniform", (low, high))
 
 
-@dataclass(frozen=True)
-class DiscreteUniform(Suggestion):
+def DiscreteUniform(low: float, high: float, q: float = 1.0) -> Suggestion:
     """A number of low, low + q, … up to high. The original ignored `q`."""
-
-    low: float
-    high: float
-    q: float = 1.0
-    _kind = "discrete_uniform"
-
-    def distribution(self) -> records.Float:
-        return records.Float(float(self.low), float(self.high), step=float(self.q))
+    return Suggestion("discrete_uniform", (low, high, q))
 
 
-@dataclass(frozen=True)
-class Categorical(Suggestion):
+def Categorical(choices: Sequence[Any]) -> Suggestion:
     """One of these: texts, numbers, truth values or None. In the text form they are all texts."""
-
-    choices: Sequence[Any]
-    _kind = "categorical"
-
-    def _parts(self) -> list[str]:
-        return [str(choice) for choice in self.choices]
-
-    def distribution(self) -> records.Categorical:
-        return records.Categorical(tuple(self.choices))
+    return Suggestion("categorical", tuple(choices))
 
 
 def _truth(text: str) -> bool:
@@ -124,14 +69,21 @@ def _step(text: str) -> float | None:
     return None if text in ("", "None", "null") else float(text)
 
 
-_READERS: Final[dict[str, Callable[[str], Any]]] = {
-    "int": int,
-    "float": float,
-    "float | None": _step,
-    "bool": _truth,
+def _float(low: float, high: float, step: float | None = None, log: bool = False) -> records.Float:
+    return records.Float(float(low), float(high), bool(log), None if step is None else float(step))
+
+
+_KINDS: Final[dict[str, tuple[Callable[..., records.Distribution], tuple[Callable[[str], Any], ...]]]] = {
+    "float": (_float, (float, float, _step, _truth)),
+    "int": (
+        lambda low, high, step=1, log=False: records.Int(int(low), int(high), bool(log), int(step)),
+        (int, int, int, _truth),
+    ),
+    "uniform": (_float, (float, float)),
+    "loguniform": (functools.partial(_float, log=True), (float, float)),
+    "discrete_uniform": (lambda low, high, q=1.0: _float(low, high, q), (float, float, float)),
 }
-"""How a part of the text form is read, by the type of its field; the first two are required."""
-_KINDS: Final = {one._kind: one for one in (Float, Int, Uniform, LogUniform, DiscreteUniform)}
+"""What each kind is chosen from, and how the parts of the text form are read; the first two are required."""
 
 
 def parse(text: str) -> Suggestion:
@@ -148,10 +100,10 @@ def parse(text: str) -> Suggestion:
     if kind not in _KINDS:
         known = ", ".join([*_KINDS, "categorical"])
         raise InvalidInput(f"{text!r} is not a suggestion; write optuna#KIND(…) with one of {known}")
-    fields = dataclasses.fields(_KINDS[kind])
-    if not 2 <= len(parts) <= len(fields):
-        raise InvalidInput(f"{text!r}: {kind} has 2 to {len(fields)} parts, not {len(parts)}")
+    readers = _KINDS[kind][1]
+    if not 2 <= len(parts) <= len(readers):
+        raise InvalidInput(f"{text!r}: {kind} has 2 to {len(readers)} parts, not {len(parts)}")
     try:
-        return _KINDS[kind](*(_READERS[str(one.type)](part) for one, part in zip(fields, parts, strict=False)))
+        return Suggestion(kind, tuple(reader(part) for reader, part in zip(readers, parts, strict=False)))
     except ValueError as error:
         raise InvalidInput(f"{text!r}: {error}") from None

@@ -24,7 +24,7 @@ from hopaas_p2p.moving import backup, tables
 from hopaas_p2p.moving.arrival import Arrived, bring_in
 from hopaas_p2p.moving.files import Fetch, from_directory, from_store, named_files, save
 from hopaas_p2p.moving.records import StudyRecords, of_study, one_of
-from hopaas_p2p.runtime.atomic import replace_atomically
+from hopaas_p2p.runtime.atomic import open_regular, replace_atomically
 
 if TYPE_CHECKING:
     from hopaas_p2p.storage import Storage
@@ -198,20 +198,17 @@ def _read_csv(place: str, storage: Storage, name: str | None) -> StudyRecords:
         state = storage.state(storage.get_study_id_from_name(name))
         if state.define is not None:
             space, directions = {**state.dists, **state.define.space}, state.define.directions
+    given = sys.stdin if place == "-" else open(open_regular(place, named=True), encoding="utf-8", newline="")  # noqa: PTH123, SIM115
     try:
-        with (
-            contextlib.nullcontext(sys.stdin)
-            if place == "-"
-            else Path(place).open(encoding="utf-8", newline="") as file
-        ):
-            return tables.load_csv(file, space=space, name=name, directions=directions)
+        with contextlib.nullcontext(given) if given is sys.stdin else given as lines:
+            return tables.load_csv(lines, space=space, name=name, directions=directions)
     except UnicodeDecodeError:
         raise InvalidInput(f"{place} is not UTF-8 text; give its --format") from None
 
 
 def _beginning(place: str) -> str | None:
     """The format that the first bytes of a file tell, if they do."""
-    with contextlib.suppress(OSError), Path(place).open("rb") as file:
+    with contextlib.suppress(OSError), open(open_regular(place, named=True), "rb") as file:  # noqa: PTH123  # a descriptor
         first = file.read(16)
         return next((form for beginning, form in _BEGINNINGS.items() if first.startswith(beginning)), None)
     return None

@@ -27,6 +27,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import os
 import shutil
 import tempfile
 import time
@@ -34,7 +35,7 @@ import zipfile
 import zlib
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import Final
 
 import msgspec
 
@@ -48,14 +49,14 @@ from hopaas_p2p.core.state import State
 from hopaas_p2p.errors import ConfigurationError, Denied, InvalidInput, StoreCorrupt, StudyDeleted
 from hopaas_p2p.moving.records import StudyRecords, of_state
 from hopaas_p2p.runtime import settings
-from hopaas_p2p.runtime.atomic import replace_atomically
+from hopaas_p2p.runtime.atomic import open_regular, replace_atomically
 from hopaas_p2p.stores.base import Artifacts, Entry, Log, Store, read_all
 
 FORMAT: Final = 1
 _COMMENT: Final = b"hopaas-backup 1 "
 _MANIFEST: Final = "backup.json"
-_CATALOG: Final = "catalog"
-_ACCESS: Final = "access"
+CATALOG: Final = "catalog"
+ACCESS: Final = "access"
 _LARGEST: Final = codec.MAX_BYTES + (1 << 20)  # bytes of a frame
 _LOOKS: Final = 3  # at the list of studies for one that is being deleted
 _CHUNK: Final = 1 << 20
@@ -143,39 +144,35 @@ def back_up(
     with replace_atomically(target, private=True, sync=True) as draft:
         with zipfile.ZipFile(draft, "w") as archive:
             writer = _Writer(archive)
-            manifest = _write(store, writer, only=only, files=files, say=say)
+            catalog, entries, studies, left_out = _write_studies(store, writer, only, say)
+            writer.add(CATALOG, map(_frame, entries if only is None else ()))
+            if only is None and _lists_users(store):
+                writer.add(ACCESS, map(_frame, read_all(store.log(ACCESS))))
+            kept = [one for one in studies if one.uuid in catalog.by_uuid]
+            count, why = 0, "" if files else "left out by --no-files"
+            if files and settings.artifacts_url() is not None:
+                why = "they are stored elsewhere (HOPAAS_ARTIFACTS); back that up as well"
+            if not why:
+                try:
+                    prefixes = [f"{one.uuid}/{'' if only is None else 'file/'}" for one in kept]
+                    count = _write_files(store.artifacts(), writer, prefixes)
+                except ConfigurationError as error:
+                    why = str(error)
+            manifest = Manifest(
+                format=FORMAT,
+                store=store.url,
+                at=time.time_ns() // 1000,
+                catalog_digest=_digest_of(catalog) if only is None else "",
+                studies=kept,
+                left_out=left_out,
+                files=count,
+                files_left_out=why,
+                sums=dict(writer.sums),
+            )
             writer.add(_MANIFEST, [msgspec.json.format(msgspec.json.encode(manifest), indent=1)])
             archive.comment = _COMMENT + writer.sums[_MANIFEST].encode()
         read(draft).close()  # whole, and as it was written
     return manifest
-
-
-def _write(store: Store, writer: _Writer, *, only: str | None, files: bool, say: Say) -> Manifest:
-    catalog, entries, studies, left_out = _write_studies(store, writer, only, say)
-    writer.add(_CATALOG, map(_frame, entries if only is None else ()))
-    if only is None and _lists_users(store):
-        writer.add(_ACCESS, map(_frame, read_all(store.log(_ACCESS))))
-    kept = [one for one in studies if one.uuid in catalog.by_uuid]
-    count, why = 0, "" if files else "left out by --no-files"
-    if files and settings.artifacts_url() is not None:
-        why = "they are stored elsewhere (HOPAAS_ARTIFACTS); back that up as well"
-    if not why:
-        try:
-            there = store.artifacts()
-            count = _write_files(there, writer, [f"{one.uuid}/{'' if only is None else 'file/'}" for one in kept])
-        except ConfigurationError as error:
-            why = str(error)
-    return Manifest(
-        format=FORMAT,
-        store=store.url,
-        at=time.time_ns() // 1000,
-        catalog_digest=_digest_of(catalog) if only is None else "",
-        studies=kept,
-        left_out=left_out,
-        files=count,
-        files_left_out=why,
-        sums=writer.sums,
-    )
 
 
 def _lists_users(store: Store) -> bool:
@@ -221,13 +218,8 @@ def _write_study(store: Store, writer: _Writer, one: Listing) -> StudyBackup:
         state = _loaded(data, one.name)
         writer.add(f"base/{one.uuid}", [data])
 
-    def frames() -> Iterator[bytes]:
-        for entry in read_all(log, base):
-            apply(state, entry.lsn, codec.decode(entry.payload), entry.stamp)
-            yield _frame(entry)
-
     try:
-        writer.add(f"study/{one.uuid}", frames())
+        writer.add(f"study/{one.uuid}", map(_frame, _replayed(state, read_all(log, base))))
     except StoreCorrupt as error:
         raise StoreCorrupt(f"the study {one.name!r} is damaged: {error}") from None
     return StudyBackup(one.study_id, one.uuid, one.name, state.lsn, len(state.trials), snapshot.digest(state), base)
@@ -249,6 +241,13 @@ def _write_files(artifacts: Artifacts, writer: _Writer, prefixes: list[str]) -> 
                 writer.add(f"files/{key}", iter(lambda: file.read(_CHUNK), b""), compress=False)
             count += 1
     return count
+
+
+def _replayed(state: State, entries: Iterable[Entry]) -> Iterator[Entry]:
+    """These commits, each of which was applied."""
+    for entry in entries:
+        apply(state, entry.lsn, codec.decode(entry.payload), entry.stamp)
+        yield entry
 
 
 def _frame(entry: Entry) -> bytes:
@@ -277,18 +276,6 @@ class Backup:
         self._archive = archive
         self.manifest = manifest
 
-    def catalog(self) -> Iterator[Entry]:
-        """The commits of the list of studies."""
-        return self._entries(_CATALOG)
-
-    def access(self) -> Iterator[Entry]:
-        """The commits of the list of users, tokens and grants, if the store kept one."""
-        return self._entries(_ACCESS) if _ACCESS in self.manifest.sums else iter(())
-
-    def study(self, uuid: str) -> Iterator[Entry]:
-        """The commits of a study."""
-        return self._entries(f"study/{uuid}")
-
     def base(self, one: StudyBackup) -> tuple[int, bytes] | None:
         """The snapshot with which a study begins."""
         return (one.base, self._archive.read(f"base/{one.uuid}")) if one.base else None
@@ -297,8 +284,8 @@ class Backup:
         """The state of a study behind the commits of the backup, or of this log."""
         base = self.base(one)
         state = State() if base is None else _loaded(base[1], one.name)
-        for entry in self.study(one.uuid) if log is None else read_all(log, state.lsn):
-            apply(state, entry.lsn, codec.decode(entry.payload), entry.stamp)
+        for _ in _replayed(state, self.entries(f"study/{one.uuid}") if log is None else read_all(log, state.lsn)):
+            pass
         return state
 
     def records(self, one: StudyBackup) -> StudyRecords:
@@ -322,7 +309,10 @@ class Backup:
         with self._archive.open(f"files/{key}") as member, path.open("wb") as file:
             shutil.copyfileobj(member, file, _CHUNK)
 
-    def _entries(self, name: str) -> Iterator[Entry]:
+    def entries(self, name: str) -> Iterator[Entry]:
+        """The commits of a member: CATALOG, ACCESS or `study/{uuid}`; none if there is no such member."""
+        if name not in self.manifest.sums:
+            return
         with self._archive.open(name) as member:
             while head := member.read(4):
                 size = int.from_bytes(head, "big")
@@ -350,6 +340,7 @@ def read(path: Path) -> Backup:
 
     """
     try:
+        os.close(open_regular(path, named=True))  # a FIFO would hold us up
         archive = zipfile.ZipFile(path)
     except zipfile.BadZipFile:
         raise InvalidInput(f"{path} is not a complete backup, and no file of a study") from None
@@ -367,7 +358,7 @@ def read(path: Path) -> Backup:
                     raise _damaged(name)
         opened = Backup(archive, manifest)
         uuids = [one.uuid for one in manifest.studies]
-        needed = {_CATALOG, *(f"study/{uuid}" for uuid in uuids)}
+        needed = {CATALOG, *(f"study/{uuid}" for uuid in uuids)}
         needed |= {f"base/{one.uuid}" for one in manifest.studies if one.base}
         files = list(opened.files())
         valid = all(map(valid_name, uuids)) and all(map(valid_key, files))
@@ -399,17 +390,10 @@ def _check_sizes(members: list[zipfile.ZipInfo], size: int) -> None:
 # --- restore ---
 
 
-class Restored(NamedTuple):
-    """What a restore did."""
-
-    studies: int
-    trials: int
-    files: int
-    already_there: bool
-
-
-def restore(backup: Backup, store: Store, *, watch: Callable[[float], None] = time.sleep) -> Restored:
+def restore(backup: Backup, store: Store, *, watch: Callable[[float], None] = time.sleep) -> bool:
     """Fill an empty store from a backup, and see that it replays to the states that were backed up.
+
+    Returns whether all of it was there already.
 
     Raises:
         ConfigurationError: the store holds what the backup does not, or peers are alive in it, or it cannot hold such
@@ -424,19 +408,21 @@ def restore(backup: Backup, store: Store, *, watch: Callable[[float], None] = ti
             "this file holds one study: add it to a store with hopaas-p2p study import --from FILE"
         )
     logs, catalog = {one.uuid: store.log(one.uuid) for one in manifest.studies}, store.catalog()
-    there = _check_prefix("the list of studies", catalog, backup.catalog(), 0)
+    there = _check_prefix("the list of studies", catalog, backup.entries(CATALOG), 0)
     if _lists_users(store):
-        there &= _check_prefix("the list of users", store.log(_ACCESS), backup.access(), 0)
+        there &= _check_prefix("the list of users", store.log(ACCESS), backup.entries(ACCESS), 0)
     for one in manifest.studies:
         try:
-            there &= _check_prefix(f"the study {one.name!r}", logs[one.uuid], backup.study(one.uuid), one.base)
+            there &= _check_prefix(
+                f"the study {one.name!r}", logs[one.uuid], backup.entries(f"study/{one.uuid}"), one.base
+            )
         except StudyDeleted:
             raise ConfigurationError(
                 f"the study {one.name!r} was deleted in {store.url}; restore into an empty store"
             ) from None
     _check_nobody_lives(backup, store, watch)
     for one in manifest.studies:
-        logs[one.uuid].restore(backup.base(one), backup.study(one.uuid))
+        logs[one.uuid].restore(backup.base(one), backup.entries(f"study/{one.uuid}"))
     if manifest.files:
         artifacts = store.artifacts()
         with tempfile.TemporaryDirectory(prefix="hopaas-restore-") as directory:
@@ -445,10 +431,10 @@ def restore(backup: Backup, store: Store, *, watch: Callable[[float], None] = ti
                 backup.get(key, path)
                 artifacts.put(key, path)
     if _lists_users(store):
-        store.log(_ACCESS).restore(None, backup.access())
-    catalog.restore(None, backup.catalog())
+        store.log(ACCESS).restore(None, backup.entries(ACCESS))
+    catalog.restore(None, backup.entries(CATALOG))
     _check_replay(backup, store)
-    return Restored(len(manifest.studies), sum(one.trials for one in manifest.studies), manifest.files, there)
+    return there
 
 
 def _check_prefix(what: str, log: Log, entries: Iterator[Entry], base: int) -> bool:

@@ -10,7 +10,7 @@ from typing import Any, Final
 from hopaas_p2p.errors import InvalidInput
 from hopaas_p2p.moving import descriptions, wandb
 from hopaas_p2p.moving.descriptions import StudyDescription
-from hopaas_p2p.runtime.atomic import read_at_most
+from hopaas_p2p.runtime.atomic import read_regular
 
 _OF_A_SWEEP: Final = {"method", "program", "metric", "early_terminate", "run_cap"}
 """A file with one of these keys is a W&B sweep."""
@@ -60,7 +60,7 @@ def _yaml(path: Path) -> Any:
     number = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$")
     Loader.add_implicit_resolver("tag:yaml.org,2002:float", number, list("-+.0123456789"))
     try:
-        return yaml.load(read_at_most(path, _LARGEST).decode(), Loader)  # noqa: S506  # a SafeLoader
+        return yaml.load(read_regular(path, limit=_LARGEST, named=True).decode(), Loader)  # noqa: S506  # a SafeLoader
     except OSError as error:
         raise InvalidInput(f"{path} cannot be read: {error.strerror}") from None
     except UnicodeDecodeError:

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 _LINKS: Final = (CONTINUES, COPIES, REUSED, AGAIN, REPLICATE, "late_of", "failed_trial", "retry_history")
 """System attributes of a trial that name other trials."""
 _BY_ID: Final = re.compile(r"(dashboard:(?:artifacts:)?)([0-9]{1,20})(:.*)", re.DOTALL)
-_BY_NUMBER: Final = re.compile(r"(hopaas:)([0-9]{1,20})(:(?:tags|tag:.*))", re.DOTALL)
+_BY_NUMBER: Final = re.compile(r"(hopaas:)([0-9]{1,20})(:tag:.*)", re.DOTALL)
 TAKES_A_PLACE: Final = (TrialState.COMPLETE, TrialState.PRUNED)
 
 Renumber = Callable[[int], int | None]

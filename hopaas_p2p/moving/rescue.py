@@ -1,8 +1,15 @@
 """What can be read of a damaged study, and a new study made of it: `hopaas-p2p doctor STORE --rescue`.
 
 A log is damaged where a commit that was there is missing, or is whole and not what was written, or where it has two
-histories (`core.chain`). Peers stop there, for what comes behind may mean something else without it: trials are
-numbered in the order of the log. A rescue goes on:
+histories (`core.chain`): a server accepted two commits under one lsn, or an older copy was brought back under running
+peers. Peers stop there, for what comes behind may mean something else without it: trials are numbered in the order of
+the log, and a result names its trial by number. A rescue goes on.
+
+What each peer was told is safe is in the log or in the spool of that peer, and every commit is kept with its lsn and
+the sum of the log before it. So all of them form a tree: a commit follows the one at the lsn before it behind which the
+log has that sum. A path from the root to a leaf is a history that some peer has read, and to replay it is to see what
+its peers saw. The trials of all replays are put together: a trial is known by the commit that created it, and a run of
+it by owner and start, so what histories share is there once, and the best of what they say about a trial counts.
 
 * A snapshot that was made behind the damage stands for all commits before it; so does the state of a peer that is still
   alive, which it hands over when it is asked (`ask_live_peers`). Nothing is lost then. Whoever may write to the study
@@ -10,8 +17,7 @@ numbered in the order of the log. A rescue goes on:
 * Else the commits behind the damage tell how many trials the missing ones had started: of all numbers that is the one
   with which the fewest of them are refused. The missing trials are put there for their owners, without parameters,
   which nobody knows; what their owners said later is kept. Every trial that such a commit speaks of is marked.
-* What this user's peers could not send is added last (`spool`).
-* Of two histories, both are read: the log's, and those of which the store, or peers, have kept commits (`histories`).
+* What never got a place in a log is said behind what its writer had written before (`spool`).
 
 Nothing in the store is changed. The state that comes of it is copied into a new study, from which the work goes on.
 """
@@ -24,6 +30,7 @@ import json
 import secrets
 import tempfile
 import time
+from collections import defaultdict
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, NamedTuple
@@ -49,8 +56,7 @@ from hopaas_p2p.core.state import State, Verdict
 from hopaas_p2p.errors import BrokenChain, ConfigurationError, HopaasError, StoreCorrupt
 from hopaas_p2p.moving.arrival import Arrived, bring_in
 from hopaas_p2p.moving.files import from_store
-from hopaas_p2p.moving.histories import Merge, Replay, Tree
-from hopaas_p2p.moving.records import StudyRecords, of_state
+from hopaas_p2p.moving.records import StudyRecords, linked, of_state, record_of
 from hopaas_p2p.peer.handover import REQUESTS_EVERY
 from hopaas_p2p.stores.base import Beat, Entry, Log, Store, read_all
 
@@ -62,6 +68,14 @@ MARK: Final = "rescued"
 _MOST: Final = 64  # trials that a run of missing commits may have started
 _OF_A_TRIAL: Final = (TrialSet, TrialFinish, TrialCheckpoint, TrialRelease)
 _WATCH: Final = 1.0  # seconds between looks for what live peers hand over
+_RANK: Final = {
+    TrialState.WAITING: 0,
+    TrialState.RUNNING: 1,
+    TrialState.FAIL: 2,
+    TrialState.PRUNED: 3,
+    TrialState.COMPLETE: 4,
+}
+_OVER: Final = 2  # the rank from which on a trial has ended
 
 
 class Rescued(NamedTuple):
@@ -69,10 +83,6 @@ class Rescued(NamedTuple):
 
     study: StudyRecords | None
     """None if not even its definition can be read."""
-    damaged: list[int]
-    """Lsns of commits that cannot be read."""
-    covered: list[int]
-    """Those among them for which a snapshot or a live peer's state stands."""
     uncertain: dict[int, int]
     """Trial -> the damaged commit behind which something was said of it."""
     unknown: list[int]
@@ -81,6 +91,10 @@ class Rescued(NamedTuple):
     """Commits that came from this user's spool."""
     histories: int
     """How many histories were put together."""
+    damaged: list[int] = []
+    """Lsns of commits that cannot be read."""
+    covered: list[int] = []
+    """Those among them for which a snapshot or a live peer's state stands."""
 
     @property
     def lost(self) -> list[int]:
@@ -151,31 +165,13 @@ def rescue(store: Store, uuid: str, handed_over: Iterable[str] = ()) -> Rescued:
     placed = [entry for entry in placed if not _contains(base, entry.payload)] + others
     shared = min(_shared(entries, head), *[entry.lsn - 1 for entry in placed], head)
     root = max([base, *(one for one in states if one.lsn <= shared or shared == head)], key=lambda one: one.lsn)
-    agreed, damaged = root.lsn, [lsn for lsn in range(base.lsn + 1, head + 1) if lsn not in entries]
-    loose += [entry.payload for entry in placed if entry.lsn <= agreed]
+    damaged = [lsn for lsn in range(base.lsn + 1, head + 1) if lsn not in entries]
+    loose += [entry.payload for entry in placed if entry.lsn <= root.lsn]
     loose = [payload for payload in loose if not _contains(root, payload)]
-    rest = [entry for entry in (*entries.values(), *placed) if entry.lsn > agreed]
-    tree, merge = Tree(root, sum_at(agreed, root.chain), rest, loose, _bridged), Merge(root)
-    study: StudyRecords | None = None
-    count = 0
-    for history in tree.histories():
-        if study is None and history.state.define is not None:
-            study = of_state(history.state, uuid=uuid)
-        merge.add(history)
-        count += 1
-    for known in states:
-        if known.lsn > agreed:
-            merge.add(Replay(known, [], {}, []))
-    trials, numbers = merge.trials()
-    return Rescued(
-        study=study and study._replace(trials=trials),
-        damaged=damaged,
-        covered=[lsn for lsn in damaged if lsn <= agreed],
-        uncertain={numbers[place]: lsn for place, lsn in merge.uncertain.items() if place in numbers},
-        unknown=sorted(numbers[place] for place in merge.unknown if place in numbers),
-        from_spool=len(tree.accepted - there),
-        histories=count,
-    )
+    rest = [entry for entry in (*entries.values(), *placed) if entry.lsn > root.lsn]
+    later = [state for state in states if state.lsn > root.lsn]
+    found = united(root, sum_at(root.lsn, root.chain), rest, loose, later=later, there=there, uuid=uuid)
+    return found._replace(damaged=damaged, covered=[lsn for lsn in damaged if lsn <= root.lsn])
 
 
 def _shared(entries: Mapping[int, Entry], head: int) -> int:
@@ -232,64 +228,285 @@ def _snapshots(log: Log) -> Iterator[State]:
         found = log.newest_snapshot(before=found[0])
 
 
+# --- histories ---
+
+
+class _Node:
+    """A commit at its place in a history.
+
+    Args:
+        entry: the commit.
+        after: the sum of the log behind it; None if that is not known.
+        parent: what it follows; None for the root.
+
+    """
+
+    def __init__(self, entry: Entry, after: int | None, parent: _Node | None = None) -> None:
+        self.entry, self.after, self.parent = entry, after, parent
+        self.guessed = False
+        """Whether the sums do not tell what it follows."""
+
+    def up(self) -> Iterator[_Node]:
+        """This commit, and those before it in its history, without the root."""
+        node = self
+        while node.parent is not None:
+            yield node
+            node = node.parent
+
+    def path(self) -> list[_Node]:
+        """The commits behind the root, up to this one."""
+        return [*self.up()][::-1]
+
+
+def _histories(root: State, total: int | None, entries: Iterable[Entry], loose: Iterable[bytes]) -> list[list[_Node]]:
+    """All histories behind a state that they share, the longest first; arguments as `united` takes them."""
+    start, loose = _Node(Entry(root.lsn, b""), total), list(loose)
+    at: dict[int, list[_Node]] = defaultdict(list, {root.lsn: [start]})
+    orphans = []
+    known = {(entry.lsn, entry.before, entry.payload): entry for entry in entries}
+    for entry in sorted(known.values(), key=lambda one: one.lsn):
+        node = _Node(entry, None if entry.before is None else following(entry.before, entry.payload))
+        there = (one for one in at[entry.lsn - 1] if entry.before is None or one.after in (None, entry.before))
+        node.parent = next(there, None)
+        orphans += [] if node.parent else [node]
+        at[entry.lsn].append(node)
+    for node in orphans:
+        lsn, before = node.entry.lsn, node.entry.before
+        for earlier, payload in itertools.product([*at[lsn - 2]], loose):
+            if earlier.after is not None and following(earlier.after, payload) == before:
+                at[lsn - 1].append(_Node(Entry(lsn - 1, payload, before=earlier.after), before, earlier))
+        node.parent = next((one for one in at[lsn - 1] if one.after == before), None)
+        if node.parent is None:
+            node.guessed, line = True, [node]
+            while follows := [one for one in at[line[-1].entry.lsn + 1] if one.parent is line[-1]]:
+                line.append(follows[0])
+            last = max((one for one, some in at.items() if some and one < lsn - 1), default=root.lsn)
+            likely = (one for one in at[lsn - 1] if _fits(root, one.path(), line))
+            node.parent = next(likely, at[last][0])
+    nodes = [node for some in at.values() for node in some if node is not start]
+    nodes += _said_out_of_place(start, nodes, loose)
+    followed = {node.parent for node in nodes}
+    leaves = [node for node in nodes or [start] if node not in followed]
+    return [leaf.path() for leaf in sorted(leaves, key=lambda one: -one.entry.lsn)]
+
+
+def _fits(root: State, path: list[_Node], line: list[_Node]) -> bool:
+    """Whether nothing is refused of these commits behind others than they followed."""
+    state = snapshot.load(snapshot.dump(root))
+    for node in path:
+        _apply(state, node.entry)
+    return all(_counts(verdict) for node in line for verdict in _apply(state, node.entry))
+
+
+def _said_out_of_place(start: _Node, nodes: list[_Node], loose: list[bytes]) -> list[_Node]:
+    """Commits that end trials, behind what their writers had written before, where their numbers mean something.
+
+    They are those that never got a place, and those that somebody sent later for a peer that had stopped at another
+    history.
+    """
+    written: dict[tuple[str, int], list[_Node]] = defaultdict(list)
+    commits = [(commit, node) for node in nodes if isinstance(commit := codec.decode(node.entry.payload), Commit)]
+    for commit, node in commits:
+        written[commit.writer, commit.seq].append(node)
+    placed, rest = set[bytes](), set(loose)
+    for commit, node in commits:
+        before = written.get((commit.writer, commit.seq - 1), [])
+        (placed if not before or any(one in before for one in node.up()) else rest).add(node.entry.payload)
+    ends = [(commit, payload) for payload in rest - placed if isinstance(commit := codec.decode(payload), Commit)]
+    ends = [pair for pair in ends if any(isinstance(record, TrialFinish) for record in pair[0].records)]
+    added = []
+    last: dict[str, _Node] = {"": start}
+    for commit, payload in sorted(ends, key=lambda pair: (pair[0].writer, pair[0].seq)):
+        earlier = [seq for writer, seq in written if writer == commit.writer and seq < commit.seq]
+        line = commit.writer if earlier else ""
+        behind = last[line] if line in last else written[line, max(earlier)][0]
+        last[line] = _Node(Entry(behind.entry.lsn + 1, payload), None, behind)
+        added.append(last[line])
+    return added
+
+
 def _apply(state: State, entry: Entry) -> tuple[Verdict, ...]:
-    return apply(state, entry.lsn, codec.decode(entry.payload), entry.stamp)
+    return apply(state, state.lsn + 1, codec.decode(entry.payload), entry.stamp)
 
 
-# --- commits that are missing ---
+def _counts(verdict: Verdict) -> bool:
+    return verdict.accepted or verdict.refusal == "late"
 
 
-def _bridged(state: State, entries: Mapping[int, Entry], head: int) -> tuple[State, list[int]]:
-    """The state behind the commits that are missing next, and the numbers of the trials that they had started."""
-    last = state.lsn + 1
-    while last < head and last + 1 not in entries:
-        last += 1
-    rest = []
-    for lsn in range(last + 1, head + 1):  # up to the next gap
-        if lsn not in entries:
-            break
-        rest.append(entries[lsn])
-    saved = snapshot.dump(state)
-    best: tuple[int, State, list[int]] | None = None
-    for count in range(_MOST + 1):
-        tried = snapshot.load(saved)
-        started = _start_missing(tried, last, count, rest)
-        result = snapshot.dump(tried)
-        refused = sum(not verdict.accepted for entry in rest for verdict in _apply(tried, entry))
-        if best is None or refused < best[0]:
-            best = refused, snapshot.load(result), started
-        if not refused:
-            break
-    assert best is not None
-    return best[1], best[2]
+def _bridged(state: State, path: list[_Node]) -> tuple[State, range]:
+    """The state behind the commits that are missing before these, and the numbers of the trials that they had started.
 
-
-def _start_missing(state: State, last: int, count: int, rest: list[Entry]) -> list[int]:
-    """Start so many trials, for whoever speaks of them first, and go on behind the missing commits."""
-    first = len(state.trials)
-    owners = _owners(rest)
-    lsn = state.lsn + 1
-    for number in range(first, first + count):
-        owner = owners.get(number)
-        record = TrialCreate(TrialState.RUNNING if owner else TrialState.FAIL, reason="its commit is damaged")
-        writer = f"rescue-{last}-{number}"
-        budget, state.budget = state.budget, None
-        apply(state, lsn, Commit(writer, 1, owner or writer, 0, (record,)))
-        state.budget = budget
-        state.writers.pop(writer)
-    state.lsn = last
-    return list(range(first, len(state.trials)))
-
-
-def _owners(rest: list[Entry]) -> dict[int, str]:
-    """Trial -> the peer that speaks of it first, as the owner of its first lease."""
+    So many are started, each for whoever speaks of it first, as leave the fewest of the commits up to the next gap
+    refused.
+    """
+    last, lsn, first = path[0].entry.lsn - 1, state.lsn + 1, len(state.trials)
+    rest = [node.entry for place, node in enumerate(path) if node.entry.lsn == last + 1 + place]
     owners: dict[int, str] = {}
-    for entry in rest:
-        commit = codec.decode(entry.payload)
+    for commit in (codec.decode(entry.payload) for entry in rest):
         for record in commit.records if isinstance(commit, Commit) else ():
             if isinstance(record, _OF_A_TRIAL) and record.epoch == 1:
                 owners.setdefault(record.number, commit.owner)  # type: ignore[union-attr]
-    return owners
+    saved, best = snapshot.dump(state), (len(rest) * codec.MAX_BYTES, b"", 0)
+    for count in range(_MOST + 1):
+        tried = snapshot.load(saved)
+        budget, tried.budget = tried.budget, None
+        for number in range(first, first + count):
+            writer, owner = f"rescue-{last}-{number}", owners.get(number)
+            record = TrialCreate(TrialState.RUNNING if owner else TrialState.FAIL, reason="its commit is damaged")
+            apply(tried, lsn, Commit(writer, 1, owner or writer, 0, (record,)))
+            tried.writers.pop(writer)
+        tried.budget, tried.lsn = budget, last
+        bridged = snapshot.dump(tried)
+        refused = sum(not verdict.accepted for entry in rest for verdict in _apply(tried, entry))
+        best = min(best, (refused, bridged, count), key=lambda one: one[0])
+        if not refused:
+            break
+    return snapshot.load(best[1]), range(first, first + best[2])
+
+
+# --- one list of trials ---
+
+
+def united(
+    root: State,
+    total: int | None,
+    entries: Iterable[Entry],
+    loose: Iterable[bytes] = (),
+    *,
+    later: Iterable[State] = (),
+    there: Container[str] = (),
+    uuid: str = "",
+) -> Rescued:
+    """All histories behind a state that they share, put together.
+
+    Args:
+        root: the state.
+        total: the sum of the log up to it; None if that is not known.
+        entries: the commits behind it, from the log and from what peers have kept.
+        loose: commits whose place is not known. They are tried where one is missing; those that end trials are
+            otherwise said at the end of what their writers had written.
+        later: states of which nobody knows by which commits they came about.
+        there: nonces of the commits of the log.
+        uuid: the study's.
+
+    """
+    saved, union = snapshot.dump(root), _Union(root)
+    study: StudyRecords | None = None
+    accepted: set[str] = set()
+    paths = _histories(root, total, entries, loose)
+    for path in paths:
+        state, origins, uncertain, missing = snapshot.load(saved), dict[int, _Known](), dict[int, int](), 0
+        for place, node in enumerate(path):
+            if node.guessed:
+                missing = min(state.lsn + 1, node.entry.lsn - 1)  # from here on
+                if state.lsn < node.entry.lsn - 1:
+                    state, started = _bridged(state, path[place:])
+                    origins |= {number: ("", node.entry.lsn, number) for number in started}
+                    uncertain |= dict.fromkeys(started, missing)
+            count, commit = len(state.trials), codec.decode(node.entry.payload)
+            verdicts = _apply(state, node.entry)
+            if isinstance(commit, Commit):
+                created = range(count, len(state.trials))
+                origins |= {number: (commit.writer, commit.seq, number - count) for number in created}
+                accepted |= {f"{commit.writer}:{commit.seq}"} if any(map(_counts, verdicts)) else set()
+            for verdict in verdicts if missing else ():
+                if verdict.accepted and verdict.number is not None:
+                    uncertain.setdefault(verdict.number, missing)
+        union.add(state, origins, uncertain)
+        if study is None and state.define is not None:
+            study = of_state(state, uuid=uuid)
+    for state in later:
+        union.add(state, {}, {})
+    trials, numbers = union.trials()
+    return Rescued(
+        study=study and study._replace(trials=trials),
+        uncertain={numbers[place]: lsn for place, lsn in union.uncertain.items() if place in numbers},
+        unknown=sorted(numbers[place] for place in union.unknown if place in numbers),
+        from_spool=sum(nonce not in there for nonce in accepted),
+        histories=len(paths),
+    )
+
+
+_Known = int | tuple[str, int, int] | tuple[str | None, int, tuple[tuple[str, float], ...]]
+"""How a trial is known in all histories: its number, if all have it; writer and sequence number of the commit that
+created it, and which of its new trials it is; or, of a run of it, owner, start and parameters."""
+
+
+class _Found(NamedTuple):
+    record: TrialCreate
+    retry_of: int | None
+    numbers: dict[int, int]
+    """The trials of its history: number there -> place here."""
+
+    @property
+    def rank(self) -> int:
+        return _RANK[self.record.state]
+
+    def agrees(self, other: _Found) -> bool:
+        """Whether two histories say the same of a trial, also of one that came without the times of its run."""
+        encode = msgspec.msgpack.encode  # NaN is not equal to itself
+        return encode(self.record) == encode(other.record)
+
+
+class _Union:
+    """The trials of several histories, which share those of this state."""
+
+    def __init__(self, agreed: State) -> None:
+        self._agreed = len(agreed.trials)
+        self._found = [_Found(record_of(trial, agreed), trial.retry_of, {}) for trial in agreed.trials]
+        self._open = [number for number, found in enumerate(self._found) if found.rank < _OVER]
+        self._places: dict[_Known | None, int] = {number: number for number in self._open}
+        self.uncertain: dict[int, int] = {}
+        self.unknown: set[int] = set()
+
+    def add(self, state: State, origins: Mapping[int, _Known], uncertain: Mapping[int, int]) -> None:
+        """Add what a history knows: each trial where it belongs, if it says more than what is there."""
+        numbers: dict[int, int] = {}
+        for number in [*self._open, *range(self._agreed, len(state.trials))]:
+            trial, origin = state.trials[number], number if number < self._agreed else origins.get(number)
+            run = None if trial.start is None else (trial.owner, trial.start, tuple(sorted(trial.params.items())))
+            found = _Found(record_of(trial, state), trial.retry_of, numbers)
+            place = self._places.get(run)
+            if place is None and (place := self._places.get(origin)) is not None:
+                there = self._found[place]
+                if min(there.rank, found.rank) > _OVER and not there.agrees(found):
+                    place = None  # two peers have run it, and each has a result
+            if place is None:
+                place = len(self._found)
+                self._found.append(found)
+            elif found.rank > self._found[place].rank:
+                self._found[place] = found
+            numbers[number] = place
+            for known in (origin, run if found.rank >= _OVER else None):
+                if known is not None:
+                    self._places.setdefault(known, place)
+            if number in uncertain:
+                self.uncertain[place] = uncertain[number]
+            if isinstance(origin, tuple) and not origin[0]:
+                self.unknown.add(place)
+
+    def trials(self) -> tuple[dict[int, TrialCreate], dict[int, int]]:
+        """All of them with numbers without gaps, and place -> number.
+
+        A retry that has not run is left out where another history has a result of the trial, or another such retry.
+        """
+        retried: set[int] = set()
+        numbers: dict[int, int] = {}
+        for place, found in enumerate(self._found):
+            of = found.retry_of
+            if of is not None and found.rank < _OVER:
+                of = found.numbers.get(of, of)
+                if of in retried or self._found[of].rank > _OVER:
+                    continue
+                retried.add(of)
+            numbers[place] = len(numbers)
+        trials = {}
+        for place, number in numbers.items():
+            record, _, there = self._found[place]
+            final = {number: numbers.get(at) for number, at in there.items()}
+            system = linked(record.system, lambda one, there=final: there.get(one, numbers.get(one)))  # type: ignore[misc]
+            trials[number] = msgspec.structs.replace(record, system=system)
+        return trials, numbers
 
 
 # --- live peers ---

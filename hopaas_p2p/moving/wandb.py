@@ -124,28 +124,9 @@ def _distribution(name: str, entry: Mapping[str, Any]) -> Distribution:
     q = number(entry.get("q", 1), f"{what}, q")
     if low > high or not q > 0:
         raise InvalidInput(f"{what}: min = {low} to max = {high} with q = {q} is not a range")
-    return _range(what, str(kind), low, high, q)
-
-
-def _range(what: str, kind: str, low: float, high: float, q: float) -> Distribution:
-    match kind:
-        case "int_uniform":
-            return Int(int(low), int(high))
-        case "uniform":
-            return Float(float(low), float(high))
-        case "q_uniform":
-            return _on_grid(low, high, q)
-        case "log_uniform":
-            return _log(what, _exp(what, low), _exp(what, high))
-        case "inv_log_uniform":
-            return _log(what, _exp(what, -high), _exp(what, -low))
-        case "log_uniform_values" | "inv_log_uniform_values":
-            return _log(what, low, high)
-        case "q_log_uniform_values" | "q_log_uniform":
-            bounds = (low, high) if kind.endswith("values") else (_exp(what, low), _exp(what, high))
-            return _log(what, *bounds) if not float(q).is_integer() else _whole_log(what, *bounds)
-        case _:
-            raise InvalidInput(f"{what}: W&B has no distribution {kind!r}")
+    if kind in ("int_uniform", "uniform"):
+        return Int(int(low), int(high)) if kind == "int_uniform" else Float(float(low), float(high))
+    return _on_grid(low, high, q) if kind == "q_uniform" else _log_range(what, str(kind), low, high, q)
 
 
 def _on_grid(low: float, high: float, q: float) -> Distribution:
@@ -158,27 +139,29 @@ def _on_grid(low: float, high: float, q: float) -> Distribution:
     return Float(_clean(first * q), _clean(last * q), step=float(q))
 
 
-def _clean(value: float) -> float:
-    return float(f"{value:.12g}")  # 3 * 0.1 is meant to be 0.3
-
-
-def _exp(what: str, exponent: float) -> float:
-    try:
-        return math.exp(exponent)
-    except OverflowError:
-        raise InvalidInput(f"{what}: e^{exponent} is not a number; for plain bounds use log_uniform_values") from None
-
-
-def _log(what: str, low: float, high: float) -> Float:
+def _log_range(what: str, kind: str, low: float, high: float, q: float) -> Distribution:
+    plain = kind.removesuffix("_values")
+    if plain not in ("log_uniform", "inv_log_uniform", "q_log_uniform"):
+        raise InvalidInput(f"{what}: W&B has no distribution {kind!r}")
+    if plain == kind:  # the bounds are exponents
+        exponents = (-high, -low) if kind == "inv_log_uniform" else (low, high)
+        try:
+            low, high = map(math.exp, exponents)
+        except OverflowError:
+            raise InvalidInput(
+                f"{what}: e^{max(exponents)} is not a number; for plain bounds use log_uniform_values"
+            ) from None
+    if plain == "q_log_uniform" and float(q).is_integer():
+        if low < 0.5:
+            raise InvalidInput(f"{what}: a logarithmic range of whole numbers begins at 1 or above")
+        return Int(max(1, round(low)), round(high), log=True)
     if low <= 0:
         raise InvalidInput(f"{what}: a logarithm needs min > 0, got {low}")
     return Float(float(low), float(high), log=True)
 
 
-def _whole_log(what: str, low: float, high: float) -> Int:
-    if low < 0.5:
-        raise InvalidInput(f"{what}: a logarithmic range of whole numbers begins at 1 or above")
-    return Int(max(1, round(low)), round(high), log=True)
+def _clean(value: float) -> float:
+    return float(f"{value:.12g}")  # 3 * 0.1 is meant to be 0.3
 
 
 def _instead(entry: Mapping[str, Any]) -> str:
@@ -187,11 +170,10 @@ def _instead(entry: Mapping[str, Any]) -> str:
         low, high = mu - 2 * sigma, mu + 2 * sigma
     except TypeError:
         low, high = -2, 2
-    words = {"normal": "uniform", "q_normal": "q_uniform", "log_normal": "log_uniform", "q_log_normal": "q_log_uniform"}
-    word = words.get(str(entry.get("distribution")))
-    if word is None:
+    kind = str(entry.get("distribution"))
+    if kind.endswith("beta"):
         return "write distribution: uniform, min: 0, max: 1"
-    return f"write for example distribution: {word}, min: {low:g}, max: {high:g}"
+    return f"write for example distribution: {kind.replace('normal', 'uniform')}, min: {low:g}, max: {high:g}"
 
 
 def _points(space: Mapping[str, Distribution]) -> Iterator[dict[str, Any]]:

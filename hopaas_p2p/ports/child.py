@@ -15,7 +15,7 @@ import signal
 import subprocess
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import IO, Any, Final
 
 from hopaas_p2p.errors import InvalidInput
@@ -41,13 +41,15 @@ class TooLong(InvalidInput):
 class Child(subprocess.Popen[bytes]):
     """A running command in this environment, whose output is appended to `log`, a file's descriptor, which it closes.
 
+    It runs on these cores, or on all of this process if there are none.
+
     Raises:
         TooLong: an argument or a variable is longer than the system allows, or all of them are.
         InvalidInput: there is no such program, or it may not be run.
 
     """
 
-    def __init__(self, command: Sequence[str], env: Mapping[str, str], log: int) -> None:
+    def __init__(self, command: Sequence[str], env: Mapping[str, str], log: int, cores: Collection[int] = ()) -> None:
         self.began = time.monotonic()
         self._log = open(log, "ab", buffering=0)  # noqa: SIM115, PTH123  # a descriptor
         self._guard = subprocess.Popen(  # first: the command is never without it for longer than a write takes
@@ -59,7 +61,10 @@ class Child(subprocess.Popen[bytes]):
             stderr=subprocess.DEVNULL,
             start_new_session=True,
         )
+        before = os.sched_getaffinity(0) if cores else ()
         try:
+            if cores:
+                os.sched_setaffinity(0, cores)  # of this thread only, from which the command inherits it
             super().__init__(
                 command,
                 env=env,
@@ -74,6 +79,9 @@ class Child(subprocess.Popen[bytes]):
             if error.errno == errno.E2BIG:
                 raise TooLong("the parameters are longer than the system gives to a program") from None
             raise InvalidInput(f"cannot run {command[0]!r}: {error.strerror}") from None
+        finally:
+            if before:
+                os.sched_setaffinity(0, before)
         assert self._guard.stdin is not None
         with contextlib.suppress(BrokenPipeError):  # somebody ended it
             os.write(self._guard.stdin.fileno(), b"%d\n" % self.pid)

@@ -21,26 +21,14 @@ from urllib.parse import parse_qs, urlsplit
 import hopaas_p2p
 from hopaas_p2p.errors import HopaasError, InvalidInput, NotYourTrial
 from hopaas_p2p.hopaas import exceptions, pruners, samplers
-from hopaas_p2p.hopaas.client import Client
+from hopaas_p2p.hopaas.client import client_of
 from hopaas_p2p.hopaas.study import Study
 from hopaas_p2p.ports.local import LocalPeer, is_gone
-from hopaas_p2p.storage import Storage
 
 _TEXT: Final = "text/plain"
 _JSON: Final = "application/json"
 Reply = tuple[int, bytes, str]
 """Status, body, content type."""
-
-
-class _OpenStore(Client):
-    """A client of a store that is open already."""
-
-    def __init__(self, storage: Storage) -> None:
-        super().__init__(storage.url)
-        self._opened = storage
-
-    def storage(self) -> Storage:
-        return self._opened
 
 
 class HopaasRest:
@@ -101,7 +89,7 @@ class HopaasRest:
             direction=config.get("direction", "minimize"),
             sampler=_named(samplers, config.get("sampler") or {"name": "TPESampler"}),
             pruner=_named(pruners, config.get("pruner") or {"name": "NopPruner"}),
-            client=_OpenStore(self._peer.storage),
+            client=client_of(self._peer.storage),
         )
         kept = self._studies.setdefault(study.setup_id, study)
         if is_gone(kept.join()):

@@ -18,9 +18,11 @@ import shutil
 import signal
 import statistics
 import tempfile
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
@@ -37,7 +39,7 @@ from hopaas_p2p.ports import command as commands
 from hopaas_p2p.ports.child import Child, TooLong, signal_name
 from hopaas_p2p.ports.socket import TrialSocketServer
 from hopaas_p2p.ports.verbs import PRUNE, TrialVerbs
-from hopaas_p2p.runtime import credentials
+from hopaas_p2p.runtime import credentials, metering
 from hopaas_p2p.runtime.arguments import shortened
 from hopaas_p2p.runtime.atomic import open_regular
 from hopaas_p2p.runtime.ownership import own_folder
@@ -82,12 +84,16 @@ class _Ending(NamedTuple):
 
 
 class Worker:
-    """One process that runs commands as trials, one after the other. Call it from the main thread: it takes signals.
+    """One process that runs commands as trials, one after the other, or several at a time.
+
+    Call it from the main thread: it takes signals. How a trial ended is its state, or WAITING if it was returned, or
+    LOST if it was taken over.
 
     Args:
         study: opened, with the sampler and pruner to use; it must have a search space.
         command: the program and its arguments, with `{name}` where a parameter goes.
         max_trials: how many trials to run at most.
+        parallel: how many trials to run at a time. Each gets its part of the GPUs and cores (`metering.shares`).
         time_limit: seconds from now until this process will be ended.
         grace: seconds that a command has to save its work after a signal, before it is ended.
         signals: what the batch system sends before it ends a job.
@@ -109,6 +115,7 @@ class Worker:
         command: Sequence[str],
         *,
         max_trials: int | None = None,
+        parallel: int = 1,
         time_limit: float | None = None,
         grace: float = 300.0,
         signals: Sequence[int] = (signal.SIGTERM, signal.SIGUSR1),
@@ -124,42 +131,38 @@ class Worker:
         self._stay, self._no_wait = stay, no_wait
         self._say = say
         self._inherited, withheld = credentials.without_credentials(passed)
-        withheld = [name for name in withheld if not name.startswith("HOPAAS_")]  # of no use to it
-        if withheld:
-            names = " ".join(f"--pass {name}" for name in withheld)
-            self._say(f"credentials that the command does not get, unless you say so: {names}")
+        self._shares = metering.shares(parallel, self._inherited)
         self._logs = logs, re.sub(r"[^\w.-]", "_", study.name)
         self._began = time.monotonic()
         self._deadline = None if time_limit is None else self._began + time_limit
+        self._reserve = grace + min(15.0, 1.0 + 0.1 * grace)
+        """Seconds before the limit at which a command is told to save its work: its grace, and some for the store."""
         self._received: list[int] = []
         self._backoff = Backoff(0.1, _LONGEST_BACKOFF, jitter=(1.0, 1.0))
         self._next_line_at: dict[str, float] = {}
         self._keep_output, self._outputs_kept = keep_output, 0
-        self._asked_at: float | None = None
-        """When the present trial was seen to be asked to stop."""
-        self._failure = ""
-        """How the last failed trial ended, in one line."""
-        study.storage.peer.store_wait = _ASK_TIMEOUT
-        self.last: str | None = None
-        """How the last trial ended: a trial's state, WAITING if it was returned, LOST if it was taken over."""
+        self._lock = threading.Lock()
+        self._running = 0
+        """Trials that run, or are being asked for."""
+        self._broken = False
+        """Whether a thread met an error, so that the others begin no more trials."""
         self.ran: list[tuple[int, str]] = []
-        """The number and `last` of each trial."""
-        self._check()
-
-    def _check(self) -> None:
-        space = self.study.space
-        if not space:
-            why = infer_space(self.study)
-            space = self.study.space
-            if not space:
+        """The number of each trial, and how it ended."""
+        study.storage.peer.store_wait = _ASK_TIMEOUT
+        withheld = [name for name in withheld if not name.startswith("HOPAAS_")]  # of no use to it
+        if withheld:
+            names = " ".join(f"--pass {name}" for name in withheld)
+            self._say(f"credentials that the command does not get, unless you say so: {names}")
+        if not study.space:
+            why = infer_space(study)
+            if not study.space:
                 raise InvalidInput(
-                    f"the study {self.study.name!r} has no search space, so there is nothing to give to a command: "
-                    f"{why}. Set it: hopaas-p2p study set {shlex.quote(self.study.name)} "
-                    "--space 'lr=float(1e-5,1e-1,log)'"
+                    f"the study {study.name!r} has no search space, so there is nothing to give to a command: "
+                    f"{why}. Set it: hopaas-p2p study set {shlex.quote(study.name)} --space 'lr=float(1e-5,1e-1,log)'"
                 )
-            said = ", ".join(f"{name}={spec(one)}" for name, one in space.items())
+            said = ", ".join(f"{name}={spec(one)}" for name, one in study.space.items())
             self._say(f"the study has no search space; taken from its trials: {said}")
-        commands.check(self.command, space)
+        commands.check(self.command, study.space)
         program = self.command[0]
         if "{" not in program and shutil.which(program) is None:
             raise InvalidInput(f"there is no program {program!r}; after -- comes the command, as you would run it here")
@@ -173,51 +176,59 @@ class Worker:
             self._received.append(number)
             self.study.storage.peer.hurry_from_now_on()
 
-        numbers = {*self._signals, signal.SIGINT}
-        before = {number: signal.signal(number, note) for number in numbers}
+        before = {number: signal.signal(number, note) for number in {*self._signals, signal.SIGINT}}
+        codes: list[int] = []
         try:
-            return self._work()
+            with ThreadPoolExecutor(len(self._shares), "hopaas-worker") as pool:  # this thread is left for signals
+                lanes = [pool.submit(self._run_trials, share, codes) for share in self._shares]
+                while wait(lanes, LOOK).not_done:
+                    pass  # a wait without an end may not be interrupted
+                for lane in lanes:
+                    lane.result()
         except StoreUnreachable as error:
             self._say(f"{error} Run this job again later.")
             return AGAIN
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
-
-    def _work(self) -> int:
-        while not isinstance(found := self._next(), int):
-            began = time.monotonic()
-            self._run(found)
-            self.ran.append((found.number, self.last or "?"))
-            if time.monotonic() - began < _QUICK:
-                self._back_off()
         if self.ran and self._max_trials != 1:
-            self._say(self._summary())
+            words = {"FAIL": "failed", "WAITING": "returned", "LOST": "taken over"}
+            counts = Counter(words.get(state, state.lower()) for _, state in self.ran)
+            said = [f"{len(self.ran)} trial{'s' * (len(self.ran) > 1)}"]
+            said += [f"{many} {word}" for word, many in counts.items()]
+            top = best(self.study.state)
+            if top is not None and top.values is not None:
+                said.append(f"best of the study #{top.number} = {top.values[0]:.6g}")
+            self._say(", ".join(said))
         if not self._received:  # this process is not about to be ended
             with contextlib.suppress(HopaasError):  # checkpoints that are left there harm nobody
                 checkpoints.collect(self.study.handle)
-        return FAILED if found == DONE and self._only_failures() else found
+        code = codes[-1]  # who leaves last knows most
+        return FAILED if code == DONE and self._only_failures() else code
 
-    def _summary(self) -> str:
-        """What became of the trials that ran here, and the best of the study."""
-        words = {"FAIL": "failed", "WAITING": "returned", "LOST": "taken over"}
-        counts = Counter(words.get(state, state.lower()) for _, state in self.ran)
-        said = [
-            f"{len(self.ran)} trial{'s' * (len(self.ran) > 1)}",
-            *(f"{many} {word}" for word, many in counts.items()),
-        ]
-        top = best(self.study.state)
-        if top is not None and top.values is not None:
-            said.append(f"best of the study #{top.number} = {top.values[0]:.6g}")
-        return ", ".join(said)
+    def _run_trials(self, share: metering.Share, codes: list[int]) -> None:
+        """Run one trial after the other; adds the exit code when there is a reason to leave."""
+        try:
+            while not isinstance(found := self._next(), int):
+                began = time.monotonic()
+                state = self._run(found, share)
+                with self._lock:
+                    self._running -= 1
+                    self.ran.append((found.number, state))
+                if time.monotonic() - began < _QUICK:
+                    self._back_off(state)
+            codes.append(found)
+        except BaseException:
+            self._broken = True
+            raise
 
     def _only_failures(self) -> bool:
         """Whether trials ran here, and all of them failed."""
         return bool(self.ran) and all(state == "FAIL" for _, state in self.ran)
 
-    def _back_off(self) -> None:
+    def _back_off(self, state: str) -> None:
         """Wait after a quick failure, longer after each one in a row."""
-        if self.last != "FAIL":
+        if state != "FAIL":
             self._backoff.reset()
             return
         over = time.monotonic() + self._backoff.pause()
@@ -229,50 +240,60 @@ class Worker:
     def _next(self) -> Trial | int:
         """The next trial, or the exit code when there is a reason to leave."""
         while True:
-            if self._received:
+            state = self.study.state
+            if self._received or self._broken:
                 return 130 if signal.SIGINT in self._received else AGAIN
-            policy = self.study.state.policy
-            if len(self.ran) >= policy.hopeless_after and self._only_failures():
-                self._say(
+            if len(self.ran) >= state.policy.hopeless_after and self._only_failures():
+                last = self.ran[-1][0]
+                self._say_each_minute(
+                    "hopeless",
                     f"all {len(self.ran)} trials that ran here failed, so this worker stops. The last one: "
-                    f"{self._failure} · log {self._log(self.ran[-1][0])}"
+                    f"{reason_line(state.trials[last].reason or '')} · log {self._log(last)}",
                 )
                 return FAILED
-            if self._max_trials is not None and len(self.ran) >= self._max_trials:
-                return DONE
-            gives_out = next_start(self.study.state).why is None  # else `ask` says whether another job is needed
+            gives_out = next_start(state).why is None  # else `ask` says whether another job is needed
             if gives_out and not self._fits():
                 return AGAIN
+            with self._lock:
+                if self._max_trials is not None and len(self.ran) + self._running >= self._max_trials:
+                    return DONE
+                self._running += 1
             try:
                 return self.study.ask()
-            except NoWork as none:
-                if (code := self._leave(none)) is not None:
+            except (NoWork, StoreUnreachable) as error:
+                with self._lock:
+                    self._running -= 1
+                if (code := self._leave(error)) is not None:
                     return code
-            except StoreUnreachable as error:
-                self._say_each_minute("away", f"{error} Waiting for it.")
             if self._deadline is not None and time.monotonic() >= self._deadline - self._reserve:
-                self._say("no work came in the time that was left; run this job again")
+                self._say_each_minute("late", "no work came in the time that was left; run this job again")
                 return AGAIN
-            time.sleep(LOOK if self._received else min(1.0, policy.ttl / 8))
+            time.sleep(LOOK if self._received else min(1.0, state.policy.ttl / 8))
 
     def _say_each_minute(self, topic: str, line: str) -> None:
-        now = time.monotonic()
-        if now >= self._next_line_at.get(topic, now):
-            self._next_line_at[topic] = now + 60.0
+        with self._lock:
+            now = time.monotonic()
+            due = now >= self._next_line_at.get(topic, now)
+            if due:
+                self._next_line_at[topic] = now + 60.0
+        if due:
             self._say(line)
 
-    def _leave(self, none: NoWork) -> int | None:
-        """The exit code, unless this worker waits for a trial that may come."""
-        if none.waits and not self._no_wait:
-            self._say_each_minute(none.refusal, f"Waiting: {none.reason}. To leave instead: --no-wait")
-            return None
-        if self._stay and none.refusal == "budget" and not finished(self.study.state):
-            return None
-        self._say(str(none))
-        return AGAIN if none.waits else _CODES.get(none.refusal, DONE)
+    def _leave(self, error: NoWork | StoreUnreachable) -> int | None:
+        """The exit code, unless this worker waits: for its store, or for a trial that may come."""
+        if isinstance(error, StoreUnreachable):
+            self._say_each_minute("away", f"{error} Waiting for it.")
+        elif error.waits and not self._no_wait:
+            self._say_each_minute(error.refusal, f"Waiting: {error.reason}. To leave instead: --no-wait")
+        elif not (self._stay and error.refusal == "budget" and not finished(self.study.state)):
+            self._say_each_minute("no work", str(error))
+            return AGAIN if error.waits else _CODES.get(error.refusal, DONE)
+        return None
 
     def _fits(self) -> bool:
         """Whether one more trial fits into what is left of the time.
+
+        A trial takes the median of those that are complete, or else pruned, from job to job.
 
         Raises:
             ConfigurationError: it would not even fit into the whole of it, and no checkpoint lets it go on later.
@@ -280,7 +301,10 @@ class Worker:
         """
         if self._deadline is None:
             return True
-        typical = self._typical()
+        state, typical = self.study.state, None
+        for wanted in (TrialState.PRUNED, TrialState.COMPLETE):
+            ended = [configuration_seconds(one, state) for one in state.trials if one.state is wanted]
+            typical = statistics.median(spans) if (spans := [one for one in ended if one is not None]) else typical
         needed = self._reserve + (0.0 if typical is None else typical * _MARGIN)
         left, whole = self._deadline - time.monotonic(), self._deadline - self._began
         if left >= needed:
@@ -291,31 +315,18 @@ class Worker:
                 "ask for more time, or use a shorter --grace"
             )
         if typical is not None and needed > whole:
-            if any(trial.checkpoints for trial in self.study.state.trials):
+            if any(trial.checkpoints for trial in state.trials):
                 return not self.ran and left > self._reserve  # it goes on from job to job
             raise ConfigurationError(
                 f"a trial of {self.study.name!r} takes {typical:.0f} s (median), and this job has only {whole:.0f} s: "
                 "ask for more time, or let the command write checkpoints"
             )
-        self._say(f"no trial fits into the {max(left, 0.0):.0f} s that are left; run this job again")
+        self._say_each_minute(
+            "late", f"no trial fits into the {max(left, 0.0):.0f} s that are left; run this job again"
+        )
         return False
 
-    def _typical(self) -> float | None:
-        """Median duration of the study's trials, from job to job: of those that are complete, or else pruned."""
-        state = self.study.state
-        for wanted in (TrialState.COMPLETE, TrialState.PRUNED):
-            ended = [configuration_seconds(one, state) for one in state.trials if one.state is wanted]
-            spans = [seconds for seconds in ended if seconds is not None]
-            if spans:
-                return statistics.median(spans)
-        return None
-
     # --- one trial ---
-
-    @property
-    def _reserve(self) -> float:
-        """Seconds before the limit at which the command is told to save its work: its grace, and some for the store."""
-        return self._grace + min(15.0, 1.0 + 0.1 * self._grace)
 
     def _log(self, number: int) -> Path:
         return Path(*self._logs, f"{number}.log")
@@ -331,64 +342,62 @@ class Worker:
                 "directory of your own: --logs"
             ) from None
 
-    def _run(self, trial: Trial) -> None:
-        """Run one trial to its end, whatever that is."""
-        log = self._log(trial.number)
-        self._failure = ""
+    def _run(self, trial: Trial, share: metering.Share) -> str:
+        """Run one trial with this part of the devices; how it ended."""
+        log, handle = self._log(trial.number), self.study.handle
         params = {name: value for name, value in trial.params.items() if name in self.study.space}
         given = shortened(" ".join(f"{name}={_shown(value)}" for name, value in params.items()), _LONGEST_LINE)
         self._say(f"trial {trial.number}: {given} · log {log}")
+        began = time.monotonic()
         try:
             words = commands.fill_in(self.command, params, trial.number)
         except InvalidInput as error:
-            self._tell(trial, state="fail", reason=str(error))
-            self._say(f"trial {trial.number}: {self.last}: {error}")
-            return
+            state = self._tell(trial, state="fail", reason=str(error))
+        else:
+            state = self._execute(trial, words, params, share)
+        with handle.lock:  # as far as this process knows without asking the store
+            known = handle.state.trials[trial.number]
+        values = f" {', '.join(map(_shown, known.values))}" if state == "COMPLETE" and known.values else ""
+        why = f": {reason_line(known.reason)}" if state == "FAIL" and known.reason else ""
+        self._say(f"trial {trial.number}: {state}{values} after {time.monotonic() - began:.1f} s{why}")
+        return state
+
+    def _execute(self, trial: Trial, words: list[str], params: dict[str, Any], share: metering.Share) -> str:
+        """Run these words as the command of a trial; how that ended."""
         verbs = TrialVerbs(self.study, trial)
-        server = TrialSocketServer(verbs)
-        env = self._inherited | {
-            "HOPAAS_TICKET": server.ticket,
-            "HOPAAS_TRIAL": str(trial.number),
-            "HOPAAS_PARAMS": json.dumps(params),
-            **commands.variables(params),
-        }
-        try:
-            if trial.resume is not None:
-                step, checkpoint = trial.resume
-                env |= {"HOPAAS_RESUME_STEP": str(step), "HOPAAS_CHECKPOINT": str(checkpoint)}
-            with self._log_folder() as folder:
-                output_to = open_regular(folder / log.name, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-            child = Child(words, env, output_to)
-        except TooLong as error:
-            server.close()
-            self._tell(trial, state="fail", reason=str(error))
-            self._say(f"trial {trial.number}: {self.last}: {error}")
-            return
-        except HopaasError as error:
-            server.close()
-            self._give_back(trial, f"never begun: {error}")
-            raise
-        try:
-            end = self._attend(child, verbs)
-        finally:
-            child.close()
-            server.close()
+        with contextlib.closing(TrialSocketServer(verbs)) as server:
+            env = self._inherited | share.environment | commands.variables(params)
+            env |= {
+                "HOPAAS_TICKET": server.ticket,
+                "HOPAAS_TRIAL": str(trial.number),
+                "HOPAAS_PARAMS": json.dumps(params),
+            }
+            try:
+                if trial.resume is not None:
+                    step, checkpoint = trial.resume
+                    env |= {"HOPAAS_RESUME_STEP": str(step), "HOPAAS_CHECKPOINT": str(checkpoint)}
+                with self._log_folder() as folder:
+                    name = self._log(trial.number).name
+                    output_to = open_regular(folder / name, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+                child = Child(words, env, output_to, share.cores)
+            except TooLong as error:
+                return self._tell(trial, state="fail", reason=str(error))
+            except HopaasError as error:
+                self._give_back(trial, f"never begun: {error}")
+                raise
+            try:
+                end = self._attend(child, verbs)
+            finally:
+                child.close()
         if end is not None and end.gives_back:  # and the job with it, which may soon be killed
             self.study.storage.peer.hurry_from_now_on()
-        self._conclude(verbs, child, end)
-        handle = self.study.handle
-        with handle.lock:  # as far as this process knows without asking the store
-            known = handle.state.trials[trial.number].values if self.last == "COMPLETE" else None
-        values = f" {', '.join(map(_shown, known))}" if known else ""
-        taken = time.monotonic() - child.began
-        why = f": {self._failure}" if self.last == "FAIL" and self._failure else ""
-        self._say(f"trial {trial.number}: {self.last}{values} after {taken:.1f} s{why}")
+        return self._conclude(verbs, child, end)
 
     def _attend(self, child: Child, verbs: TrialVerbs) -> _Ending | None:
         """Wait for the command's end and pass on what comes from outside. Why it was made to end, if it was."""
         passed_on = killed = 0
         end: _Ending | None = None
-        self._asked_at = None
+        asked_at: float | None = None  # when the trial was seen to be asked to stop
         while child.wait_for(LOOK) is None:
             now = time.monotonic()
             for number in self._received[passed_on:]:
@@ -396,10 +405,15 @@ class Worker:
                 passed_on += 1
                 if end is None or not end.gives_back:
                     end = _Ending(f"pre-empted: {signal_name(number)}", now, gives_back=True)
+            if end is None and self._deadline is not None and now >= self._deadline - self._reserve:
+                end = _Ending(_OUT_OF_TIME, now, gives_back=True)
+                child.signal_all(self._signals[0] if self._signals else signal.SIGTERM)
             if end is None:
-                end = self._ending_due(verbs, now)
-                if end is not None and end.gives_back:
-                    child.signal_all(self._signals[0] if self._signals else signal.SIGTERM)
+                if asked_at is None and verbs.told is None:
+                    with contextlib.suppress(StoreUnreachable):
+                        asked_at = None if verbs.trial.stop_requested is None else now
+                if asked_at is not None and now - asked_at >= self._grace:
+                    end = _Ending("asked to stop, and did not", now - self._grace, gives_back=False)
             verbs.preempted = end is not None and end.gives_back
             if end is not None:  # when the grace is over, SIGTERM, and a little later SIGKILL
                 over = now - end.since - self._grace
@@ -408,17 +422,6 @@ class Worker:
                     child.signal_all(due)
                     killed = due
         return end or self._late_signal(child)
-
-    def _ending_due(self, verbs: TrialVerbs, now: float) -> _Ending | None:
-        """Why the command has to end now, if no signal says so."""
-        if self._deadline is not None and now >= self._deadline - self._reserve:
-            return _Ending(_OUT_OF_TIME, now, gives_back=True)
-        if self._asked_at is None and verbs.told is None:
-            with contextlib.suppress(StoreUnreachable):
-                self._asked_at = None if verbs.trial.stop_requested is None else now
-        if self._asked_at is not None and now - self._asked_at >= self._grace:
-            return _Ending("asked to stop, and did not", now - self._grace, gives_back=False)
-        return None
 
     def _late_signal(self, child: Child) -> _Ending | None:
         """A batch system signals all processes of a job: the command may die of what this process is yet to get."""
@@ -430,47 +433,37 @@ class Worker:
             return None
         return _Ending(f"pre-empted: {signal_name(self._received[0])}", time.monotonic(), gives_back=True)
 
-    def _conclude(self, verbs: TrialVerbs, child: Child, end: _Ending | None) -> None:
-        """Tell how the trial ended, unless the command did that itself."""
-        trial, code = verbs.trial, child.poll() or 0
+    def _conclude(self, verbs: TrialVerbs, child: Child, end: _Ending | None) -> str:
+        """Tell how the trial ended, unless the command did that itself; how it did."""
+        trial, code, output = verbs.trial, child.poll() or 0, child.output
         printed = child.printed if code == 0 else None
         if verbs.told is not None:
-            self.last = verbs.told.upper()
             if verbs.told == "fail":
-                self._keep(trial, child.output)
-        elif printed is not None:
-            self._tell_printed(trial, printed, child.output)
-        elif end is not None and end.gives_back:
-            self._give_back_or_fail(trial, end.why, child.output)
-        elif verbs.released is not None:
-            self._give_back(trial, verbs.released)
-        elif end is not None and trial.intermediate_values:
-            self._tell(trial, state="pruned", reason=end.why)
-        elif end is not None:
-            self._tell(trial, state="fail", reason=f"{end.why}; it had reported nothing", output=child.output)
-        elif verbs.pruned is not None and code in (0, PRUNE):
-            self._tell(trial, state="pruned")
-        else:
-            self._tell(trial, state="fail", reason=child.failure(code) if code else _NO_VALUE, output=child.output)
-
-    def _tell_printed(self, trial: Trial, printed: Any, output: bytes) -> None:
-        try:
-            values = as_values(printed, expected=len(self.study.directions))
-        except InvalidInput as error:
-            self._tell(trial, state="fail", reason=str(error), output=output)
-        else:
-            self._tell(trial, values, state="complete")
-
-    def _give_back_or_fail(self, trial: Trial, why: str, output: bytes) -> None:
-        """Give the trial back, unless it ran out of time again and again without a checkpoint to go on from."""
-        state = self.study.state
-        known = state.trials[trial.number]
-        tries = 1 + sum(tenure.why == _OUT_OF_TIME for tenure in known.history)
-        if why == _OUT_OF_TIME and tries >= state.policy.attempts and not known.checkpoints:
-            reason = f"did not end within the time limit of its job, {tries} times; it writes no checkpoints"
-            self._tell(trial, state="fail", reason=reason, output=output)
-        else:
-            self._give_back(trial, why)
+                self._keep(trial, output)
+            return verbs.told.upper()
+        if printed is not None:
+            try:
+                values = as_values(printed, expected=len(self.study.directions))
+            except InvalidInput as error:
+                return self._tell(trial, state="fail", reason=str(error), output=output)
+            return self._tell(trial, values, state="complete")
+        if end is not None and end.gives_back:
+            state = self.study.state
+            known = state.trials[trial.number]
+            tries = 1 + sum(tenure.why == _OUT_OF_TIME for tenure in known.history)
+            if end.why == _OUT_OF_TIME and tries >= state.policy.attempts and not known.checkpoints:
+                reason = f"did not end within the time limit of its job, {tries} times; it writes no checkpoints"
+                return self._tell(trial, state="fail", reason=reason, output=output)
+            return self._give_back(trial, end.why)
+        if verbs.released is not None:
+            return self._give_back(trial, verbs.released)
+        if end is not None and trial.intermediate_values:
+            return self._tell(trial, state="pruned", reason=end.why)
+        if end is None and verbs.pruned is not None and code in (0, PRUNE):
+            return self._tell(trial, state="pruned")
+        failure = child.failure(code) if code else _NO_VALUE
+        reason = failure if end is None else f"{end.why}; it had reported nothing"
+        return self._tell(trial, state="fail", reason=reason, output=output)
 
     def _tell(
         self,
@@ -480,17 +473,14 @@ class Worker:
         state: str,
         reason: str | None = None,
         output: bytes = b"",
-    ) -> None:
+    ) -> str:
         self._keep(trial, output)
         try:
             self.study.tell(trial, values, state=state, reason=reason)
         except LeaseLost as lost:
             self._say(str(lost))
-            self.last = "LOST"
-            return
-        self.last = state.upper()
-        if reason and state == "fail":
-            self._failure = reason_line(reason)
+            return "LOST"
+        return state.upper()
 
     def _keep(self, trial: Trial, output: bytes) -> None:
         """Store the end of the output of a command that failed; before the trial is told, for it is its file."""
@@ -506,11 +496,11 @@ class Worker:
         except (HopaasError, OSError) as error:  # the result is told all the same
             self._say(f"the output of trial {trial.number} is only in {self._log(trial.number)}: {error}")
 
-    def _give_back(self, trial: Trial, why: str) -> None:
+    def _give_back(self, trial: Trial, why: str) -> str:
         self._say(f"trial {trial.number} is returned: {why}")
         try:
             trial.handle.release(trial.number, reason=why)
-            self.last = TrialState.WAITING.name
         except StoreUnreachable as error:  # its lease ends by itself, and others take it over
             self._say(f"trial {trial.number} could not be returned now: {error}")
-            self.last = TrialState.RUNNING.name
+            return TrialState.RUNNING.name
+        return TrialState.WAITING.name

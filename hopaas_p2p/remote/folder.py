@@ -32,6 +32,7 @@ from hopaas_p2p.remote.box import Box
 from hopaas_p2p.remote.copies import Copy, folder_of_copies
 from hopaas_p2p.remote.protocol import CATALOG, Facts, StoreRequest
 from hopaas_p2p.remote.server import Service
+from hopaas_p2p.runtime.atomic import is_mostly_holes
 from hopaas_p2p.runtime.settings import Secret
 
 _log: Final = logging.getLogger("hopaas_p2p")
@@ -312,6 +313,9 @@ class FolderServer:
     async def _move(self, name: str, request: StoreRequest) -> bytes:
         """Carry a file, by way of a copy on this machine."""
         objects, key = self.box.objects, f"files/{name}"
+        if request.call == "put" and await asyncio.to_thread(is_mostly_holes, self.box.path / key):
+            await asyncio.to_thread(objects.delete, [key])
+            return protocol.refused(InvalidInput("this file is large, and there is hardly anything in it"))
         try:
             async with self._files:
                 with tempfile.TemporaryDirectory(prefix="hopaas-") as folder:

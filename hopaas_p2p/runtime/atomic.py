@@ -17,6 +17,9 @@ from hopaas_p2p.runtime.ownership import FOLDER, doubt, opened, own_folder
 READ: Final = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
 """How to open a file where others may write: no link is followed, and a FIFO holds nobody up."""
 _CHUNK: Final = 1 << 20  # bytes read at once
+_SMALL: Final = 16 << 20
+_RATIO: Final = 32
+"""A file may be _SMALL + _RATIO times as large as what is in it."""
 
 
 def state_folder() -> Path:
@@ -50,7 +53,7 @@ def replace_atomically(path: Path, *, private: bool = False, sync: bool = False)
     """
     name = f".{secrets.token_hex(8)}.draft"
     try:
-        with _opened(path.parent) as parent, _private_folder(parent, path.parent, name) as folder:
+        with _private_folder(path.parent, name) as (folder, parent):
             draft = folder / name
             try:
                 if private:
@@ -70,41 +73,36 @@ def replace_atomically(path: Path, *, private: bool = False, sync: bool = False)
 
 
 @contextlib.contextmanager
-def _opened(folder: Path) -> Iterator[int]:
-    fd = os.open(folder, FOLDER)
+def _private_folder(path: Path, name: str) -> Iterator[tuple[Path, int]]:
+    """A folder of this user's alone, this one or else a new one in it while the block lasts; and this one, opened."""
+    fd = os.open(path, FOLDER)
     try:
-        yield fd
+        folder = opened(fd, path)
+        if doubt(os.fstat(fd), path) is None:
+            yield folder, fd
+            return
+        with own_folder(folder / name) as made:
+            try:
+                yield made, fd
+            finally:
+                with contextlib.suppress(OSError):
+                    (folder / name).rmdir()
     finally:
         os.close(fd)
 
 
-@contextlib.contextmanager
-def _private_folder(parent: int, path: Path, name: str) -> Iterator[Path]:
-    """The folder that is open at `parent` if it is this user's alone, else a new one in it while the block lasts."""
-    folder = opened(parent, path)
-    if doubt(os.fstat(parent), path) is None:
-        yield folder
-        return
-    with own_folder(folder / name) as made:
-        try:
-            yield made
-        finally:
-            with contextlib.suppress(OSError):
-                (folder / name).rmdir()
+def open_regular(path: str | Path, flags: int = READ, *, named: bool = False) -> int:
+    """A descriptor of an ordinary file that somebody else may have put there. Opening a FIFO does not block.
 
-
-def open_regular(path: str | Path, flags: int = READ) -> int:
-    """A descriptor of an ordinary file, in a directory where others may write, or could once.
-
-    Symbolic links are not followed, and opening a FIFO does not block. A file that is written to is this user's, under
-    one name only.
+    Symbolic links are followed only to what the user has named. A file that is written to is this user's, under one
+    name only.
 
     Raises:
         OSError: it is not there, or something else is.
 
     """
     try:
-        fd = os.open(path, (flags | READ) & ~os.O_TRUNC, 0o666)
+        fd = os.open(path, ((flags | READ) & ~os.O_TRUNC) & ~(os.O_NOFOLLOW if named else 0), 0o666)
     except OSError as error:
         if error.errno == errno.ELOOP:
             raise OSError(errno.ELOOP, "is a symbolic link, which is not followed", str(path)) from None
@@ -123,35 +121,39 @@ def open_regular(path: str | Path, flags: int = READ) -> int:
     raise OSError(errno.EINVAL, why, str(path))
 
 
-def read_at_most(path: Path, limit: int) -> bytes:
-    """What is in a file that the user names, and that somebody else may have written.
+def read_regular(path: str | Path, *, limit: int, named: bool = False) -> bytes:
+    """What is in an ordinary file that somebody else may have put there, or written; see `open_regular`.
 
     Raises:
-        OSError: it cannot be read, or holds more than `limit` bytes.
+        OSError: it is not there, is something else, or holds more than `limit` bytes.
 
     """
-    with path.open("rb") as file:
-        found = read_fd(file.fileno(), limit + 1)
-    if len(found) > limit:
-        raise OSError(errno.EFBIG, f"holds more than {limit:,} bytes", str(path))
-    return found
-
-
-def read_regular(path: str | Path, *, limit: int) -> bytes:
-    """What is in a file, in a directory where others may write.
-
-    Raises:
-        OSError: it is not there, is a link, a FIFO or a device, or holds more than `limit` bytes.
-
-    """
-    fd = open_regular(path)
+    fd = open_regular(path, named=named)
     try:
         size = os.fstat(fd).st_size
-        if size > limit:
-            raise OSError(errno.EFBIG, f"holds {size} bytes, and {limit} are expected at most", str(path))
-        return read_fd(fd, limit)
+        found = b"" if size > limit else read_fd(fd, limit + 1)
+        if max(size, len(found)) > limit:
+            raise OSError(
+                errno.EFBIG, f"holds {max(size, len(found))} bytes, and {limit} are expected at most", str(path)
+            )
+        return found
     finally:
         os.close(fd)
+
+
+def is_mostly_holes(path: Path) -> bool:
+    """Whether a file is large and has hardly any bytes: it costs nothing to make, and all of its size to copy."""
+    data = at = 0
+    try:
+        with open(open_regular(path), "rb") as file:  # noqa: PTH123  # a descriptor
+            size = os.fstat(file.fileno()).st_size
+            while size > _SMALL + _RATIO * data:
+                start = os.lseek(file.fileno(), at, os.SEEK_DATA)
+                at = os.lseek(file.fileno(), start, os.SEEK_HOLE)
+                data += at - start
+    except OSError as error:  # one that cannot be read is none
+        return error.errno == errno.ENXIO  # no bytes follow
+    return False
 
 
 def sha256_of(path: Path) -> str:

@@ -94,6 +94,39 @@ def _cores(env: Mapping[str, str]) -> str:
     return str(usable)
 
 
+class Share(NamedTuple):
+    """The part of this process's devices that one of several programs gets which it runs at a time."""
+
+    environment: dict[str, str]
+    cores: frozenset[int]
+    """Those that it runs on; empty: all."""
+
+
+def shares(parallel: int, env: Mapping[str, str] = os.environ) -> list[Share]:
+    """The devices of this process, divided among so many programs.
+
+    GPUs are dealt out one by one; where there are fewer than programs, several get the same. Each gets its own cores
+    unless there are fewer of these, and as many threads (OMP_NUM_THREADS), unless this environment says how many.
+    """
+    if parallel == 1:
+        return [Share({}, frozenset())]
+    gpus = visible(env)
+    if gpus is None:
+        gpus = [str(number) for number in range(int(_gpus(env)))]
+    name = next((one for one in _VISIBLE[1:3] if one in env and _VISIBLE[0] not in env), _VISIBLE[0])
+    cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
+    threads = max(1, int(float(devices(env)["cores"]) / parallel))
+    found = []
+    for number in range(parallel):
+        given = {} if "OMP_NUM_THREADS" in env else {"OMP_NUM_THREADS": str(threads)}
+        if gpus:
+            own = gpus[number::parallel] or [gpus[number % len(gpus)]]
+            given[name] = ",".join(one.removeprefix("CUDA") for one in own)
+        mine = cores[number * len(cores) // parallel : (number + 1) * len(cores) // parallel]
+        found.append(Share(given, frozenset(mine if len(cores) >= parallel else ())))
+    return found
+
+
 # --- energy ---
 
 

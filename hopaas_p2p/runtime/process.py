@@ -84,17 +84,11 @@ class once(Generic[T]):  # noqa: N801  # as `property`
         return value
 
 
-class Renewable(Protocol):
-    """Something with a lock of its own, which another thread may hold at the moment of a fork."""
-
-    def renew(self) -> None: ...
+_renewable: Final[weakref.WeakSet[Any]] = weakref.WeakSet()
 
 
-_renewable: Final[weakref.WeakSet[Renewable]] = weakref.WeakSet()
-
-
-def renew_in_child(one: Renewable) -> None:
-    """Let it begin anew in a child of a fork: no thread there would ever release its lock, or finish what it was at."""
+def renew_in_child(one: Any) -> None:
+    """Let it `renew` in a child of a fork: no thread there would ever release its lock, or finish what it was at."""
     _renewable.add(one)
 
 

@@ -85,12 +85,7 @@ def _batch_job(env: Mapping[str, str]) -> dict[str, str]:
         if env.get(job):
             array_index = env.get(index, "") if index else ""
             return {"batch": system, "job": env[job] + (f"_{array_index}" if array_index else "")}
-    return _condor_job(env)
-
-
-def _condor_job(env: Mapping[str, str]) -> dict[str, str]:
-    """HTCondor gives a job its number in a file only."""
-    try:
+    try:  # HTCondor gives a job its number in a file only
         ad = Path(env["_CONDOR_JOB_AD"]).read_text(errors="replace")
     except (KeyError, OSError):
         return {}

@@ -22,9 +22,9 @@ import logging
 import os
 import tomllib
 import unicodedata
-from collections.abc import Callable, Iterable, Mapping, MutableMapping
+from collections.abc import Callable, Iterator, Mapping, MutableMapping
 from pathlib import Path
-from typing import Final, Literal, NamedTuple, NoReturn
+from typing import Any, Final, Literal, NamedTuple, NoReturn
 
 from hopaas_p2p.errors import ConfigurationError
 from hopaas_p2p.runtime.atomic import replace_atomically
@@ -326,7 +326,9 @@ class Settings:
         if setting.in_files:
             for file in self._read_files():
                 if name in file.values:
-                    return SettingValue(file.values[name], file.origin, self._counts(file, name))
+                    value = file.values[name]
+                    inside = setting.untrusted == "inside" and _is_inside(self._directory.resolve(), value)
+                    return SettingValue(value, file.origin, file.trusted or inside or setting.untrusted == "yes")
         return SettingValue(setting.default, "default" if setting.default is not None else "not set")
 
     def find(self, name: str, given: str | None = None) -> SettingValue:
@@ -346,11 +348,6 @@ class Settings:
         if SETTINGS[name].in_files and not is_one_line(found.value or ""):
             raise ConfigurationError(f"{name} = {found.value!r} ({found.origin}): this is not one line of text")
         return found
-
-    def _counts(self, file: _File, name: str) -> bool:
-        how = SETTINGS[name].untrusted
-        inside = how == "inside" and _is_inside(self._directory.resolve(), file.values[name])
-        return file.trusted or inside or how == "yes"
 
     def get(self, name: str, given: str | None = None) -> str | None:
         """The value that wins; raises as `find` does."""
@@ -447,13 +444,13 @@ def _is_inside(folder: Path, name: str) -> bool:
         return False
 
 
-def _flat(table: dict[str, object], before: str = "") -> Iterable[str]:
-    """A table as one line: `until.target=0.1`."""
+def flat(table: Mapping[str, Any], before: str = "") -> Iterator[tuple[str, Any]]:
+    """The entries of a table, and of those in it under names such as `until.target`; without those that are None."""
     for key, value in table.items():
-        if isinstance(value, dict):
-            yield from _flat(value, f"{before}{key}.")
-        else:
-            yield f"{before}{key}={value}"
+        if isinstance(value, Mapping):
+            yield from flat(value, f"{before}{key}.")
+        elif value is not None:
+            yield f"{before}{key}", value
 
 
 def _checked(path: Path, name: str, value: object) -> str:
@@ -471,7 +468,7 @@ def _checked(path: Path, name: str, value: object) -> str:
         )
         raise ConfigurationError(f"{path}: {name!r} does not belong in a file. {instead}")
     if name == "budget" and isinstance(value, dict):
-        return ",".join(_flat(value))
+        return ",".join(f"{key}={one}" for key, one in flat(value))
     if isinstance(value, dict | list):
         raise ConfigurationError(f"{path}: {name} = {value!r}: give text or a number")
     return str(value)

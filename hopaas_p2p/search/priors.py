@@ -30,7 +30,7 @@ from hopaas_p2p.core.records import Categorical, Distribution
 from hopaas_p2p.core.state import State
 from hopaas_p2p.core.validity import possible_priors
 from hopaas_p2p.errors import InvalidInput
-from hopaas_p2p.runtime.atomic import read_at_most
+from hopaas_p2p.runtime.atomic import read_regular
 from hopaas_p2p.search import halton
 from hopaas_p2p.search.known import KnownTrials, ranked_rows
 from hopaas_p2p.search.optuna_internals import listed, reader_of
@@ -115,7 +115,7 @@ class Prior(PriorRecord, frozen=True, forbid_unknown_fields=True):
 
         """
         try:
-            return cls.checked(msgspec.json.decode(read_at_most(Path(path), 4 * LARGEST_PRIOR)))
+            return cls.checked(msgspec.json.decode(read_regular(path, limit=4 * LARGEST_PRIOR, named=True)))
         except (OSError, ValueError, RecursionError) as error:  # msgspec's errors are ValueErrors
             raise InvalidInput(f"{str(path)!r} is not a prior: {error}") from None
 

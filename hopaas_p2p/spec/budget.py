@@ -13,6 +13,7 @@ from hopaas_p2p.core.records import Budget, Price, Until
 from hopaas_p2p.core.state import State
 from hopaas_p2p.errors import ConfigurationError, InvalidInput
 from hopaas_p2p.runtime.arguments import shown, whole
+from hopaas_p2p.runtime.settings import flat
 from hopaas_p2p.runtime.times import to_iso
 
 HELP: Final = (
@@ -121,17 +122,11 @@ def words(budget: Budget) -> str:
     """The budget as one line, as it may be given to `--budget`; empty if there is none."""
     if budget.trials is not None and limits_of(budget) == Budget():
         return str(budget.trials)
-    flat = _flat(msgspec.to_builtins(budget))
-    return ",".join(f"{key}={value:g}" if isinstance(value, float) else f"{key}={value}" for key, value in flat)
-
-
-def _flat(given: Mapping[str, Any], before: str = "") -> Iterable[tuple[str, Any]]:
-    for key, value in given.items():
-        if isinstance(value, Mapping):
-            yield from _flat(value, f"{before}{key}.")
-        elif value is not None:
-            is_time = (before, key) == ("until.", "date") and isinstance(value, int)
-            yield f"{before}{key}", to_iso(value) if is_time else value
+    shown = [
+        (key, to_iso(value) if key == "until.date" and isinstance(value, int) else value)
+        for key, value in flat(msgspec.to_builtins(budget))
+    ]
+    return ",".join(f"{key}={value:g}" if isinstance(value, float) else f"{key}={value}" for key, value in shown)
 
 
 def _content(texts: Iterable[str]) -> dict[str, Any]:

@@ -43,7 +43,7 @@ def parse_space(specs: Iterable[str]) -> dict[str, Distribution]:
         name, kind, body = match.groups()
         if name in space:
             raise InvalidInput(f"the parameter {name!r} is given twice")
-        space[name] = _distribution(name, kind, _split(spec, body))
+        space[name] = distribution_of(name, _table(name, kind, _split(spec, body)))
     return space
 
 
@@ -62,19 +62,21 @@ def distribution_of(name: str, entry: Any) -> Distribution:
     table = dict(mapping(entry, what))
     if "attributes" in table:  # as optuna.distributions.distribution_to_json writes it
         table = {"type": table.get("name"), **mapping(table["attributes"], what)}
-    check_keys(table, ("type", "low", "high", "log", "step", "choices"), what)
+    check_keys(table, ("type", "low", "high", "log", "step", "choices", *_BELIEF), what)
+    belief = {key: table[key] for key in _BELIEF if key in table}
     kind = str(table.get("type", "categorical" if "choices" in table else "")).removesuffix("Distribution").lower()
     if kind in ("cat", "categorical"):
-        return choices(table.get("choices"), f"{what}, choices")
+        return msgspec.structs.replace(choices(table.get("choices"), f"{what}, choices"), **belief)
     if kind not in ("float", "int"):
         raise InvalidInput(f"{what}: type is float, int or categorical, not {table.get('type')!r}")
     low, high = (number(table.get(bound), f"{what}, {bound}") for bound in ("low", "high"))
     step = None if table.get("step") is None else number(table["step"], f"{what}, step")
+    log = bool(table.get("log"))
     if kind == "float":
-        return Float(float(low), float(high), bool(table.get("log")), None if step is None else float(step))
-    if any(one is not None and one != int(one) for one in (low, high, step)):
+        return Float(float(low), float(high), log, None if step is None else float(step), **belief)
+    if not all(float(one).is_integer() for one in (low, high, step or 1)):
         raise InvalidInput(f"{what}: an int needs whole numbers, not {low}, {high}, {step}")
-    return Int(int(low), int(high), bool(table.get("log")), 1 if step is None else int(step))
+    return Int(int(low), int(high), log, 1 if step is None else int(step), **belief)
 
 
 def mapping(value: Any, what: str) -> Mapping[str, Any]:
@@ -179,41 +181,27 @@ def parse_value(text: str) -> Any:
     return text if isinstance(value, dict | list) else value
 
 
-def _distribution(name: str, kind: str, parts: list[Any]) -> Distribution:
-    said = {key: [str(part)[len(key) + 1 :] for part in parts if str(part).startswith(f"{key}=")] for key in _BELIEF}
-    parts = [part for part in parts if str(part).partition("=")[0] not in _BELIEF]
-    if any(len(some) > 1 for some in said.values()):
-        raise InvalidInput(f"the parameter {name!r}: one prior=…, and one confidence=…")
-    belief: dict[str, Any] = {key: some[0] for key, some in said.items() if some}
-    if "prior" in belief:
-        belief["prior"] = parse_value(belief["prior"])
-    if kind == "log":
-        kind, parts = "float", [*parts, "log"]
+def _table(name: str, kind: str, parts: list[Any]) -> dict[str, Any]:
+    """The table of a file that says the same as these parts between the parentheses of a spec."""
+    table: dict[str, Any] = {"type": kind}
+    rest = []
+    for part in parts:
+        key, equals, text = str(part).partition("=")
+        if not equals or key not in (_BELIEF if kind == "cat" else (*_BELIEF, "step")):
+            rest.append(part)
+        elif key in table:
+            raise InvalidInput(f"the parameter {name!r}: {key}=… is given twice")
+        else:
+            table[key] = text if key == "confidence" else parse_value(text)
     if kind == "cat":
-        if not parts:
-            raise InvalidInput(f"the parameter {name!r} has no choices; write {name}=cat(a,b,c)")
-        return Categorical(tuple(parts), **belief)
-    convert = float if kind == "float" else _whole
-    bounds, words = parts[:2], parts[2:]
-    if len(bounds) < 2:
-        raise InvalidInput(f"the parameter {name!r}: needs two bounds; write {name}={SHAPES}")
-    try:
-        low, high = (convert(bound) for bound in bounds)
-        log = "log" in words
-        steps = [convert(word.partition("=")[2]) for word in words if str(word).startswith("step=")]
-    except (ValueError, TypeError) as error:
-        raise InvalidInput(f"the parameter {name!r}: {error}; write {name}={SHAPES}") from None
-    if len(steps) + log != len(words) or len(steps) > 1:
-        raise InvalidInput(f"the parameter {name!r}: after the bounds, only 'log' or 'step=…'")
-    if kind == "float":
-        return Float(low, high, log, steps[0] if steps else None, **belief)
-    return Int(int(low), int(high), log, int(steps[0]) if steps else 1, **belief)
-
-
-def _whole(value: Any) -> int:
-    if isinstance(value, bool) or (isinstance(value, float) and not value.is_integer()):
-        raise ValueError(f"{value} is not a whole number")
-    return int(value)
+        return {**table, "choices": rest}
+    if kind == "log":
+        table["type"], rest = "float", [*rest, "log"]
+    if len(rest) < 2 or rest[2:] not in ([], ["log"]):
+        raise InvalidInput(
+            f"the parameter {name!r}: needs two bounds, and after them only 'log' or 'step=…'; write {name}={SHAPES}"
+        )
+    return {**table, "low": rest[0], "high": rest[1], "log": len(rest) > 2}
 
 
 def spec(distribution: Any) -> str:

@@ -267,7 +267,7 @@ def test_a_result_is_computed_once_for_all_sessions(cache: ReplicaCache) -> None
 def test_attributes_that_are_no_json_are_shown_as_they_are(store: str, cache: ReplicaCache) -> None:
     opened = open_store(store)
     replica = study_client(opened.log(UUID), writer="odd", now_us=lambda: 1)
-    replica.put("odd", StudySet(system={"hopaas:tags": '["a"]', "odd": "{not json"}))
+    replica.put("odd", StudySet(system={"hopaas:tag:a": "true", "odd": "{not json"}))
     replica.exchange()
     opened.close()
 

@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import msgspec
@@ -541,6 +542,43 @@ def test_ctrl_c_gives_the_trial_back(study: Study, tmp_path: Path) -> None:
     assert states(study) == ["WAITING"]
 
 
+def test_trials_that_run_at_a_time_have_devices_of_their_own_and_cost_the_process_once(tmp_path: Path) -> None:
+    study = campaign(tmp_path, budget=4)
+    body = f"""
+    import json, os, pathlib, time
+    place = pathlib.Path({str(tmp_path)!r})
+    number = int(os.environ["HOPAAS_TRIAL"])
+    (place / str(number)).write_text(os.environ["CUDA_VISIBLE_DEVICES"])
+    while not (place / str(number ^ 1)).exists():  # never, if they ran one after the other
+        time.sleep(0.02)
+    time.sleep(1.0)
+    print(json.dumps({{"value": len(os.sched_getaffinity(0)), "threads": os.environ["OMP_NUM_THREADS"]}}))
+    """
+    began = time.monotonic()
+
+    said = work(tmp_path, script(tmp_path, body), "--parallel", "2", CUDA_VISIBLE_DEVICES="7,8", HOPAAS_CORES="2")
+
+    assert states(study) == ["COMPLETE"] * 4
+    assert {(tmp_path / one).read_text() for one in "01"} == {"7", "8"}
+    assert {trial.value for trial in study.trials} == {max(1, len(os.sched_getaffinity(0)) // 2)}
+    assert said.count("4 trials, 4 complete, best of the study #") == 1
+    assert said.count("No trial to run") == 1
+    gpus, cores = (study.state.ledger.spent(what) * 3600 for what in ("gpu_hours", "core_hours"))
+    assert 2 * 2.0 <= gpus == cores <= 2 * (time.monotonic() - began)
+    study.close()
+
+
+def test_a_signal_reaches_all_trials_that_run_at_a_time(study: Study, tmp_path: Path) -> None:
+    command = script(tmp_path, "import time; time.sleep(60)")
+    worker = start(*WORKER, "--parallel", "2", "--max-trials", "2", "--", *command, cwd=tmp_path)
+    until(lambda: states(study) == ["RUNNING"] * 2)
+
+    worker.send_signal(signal.SIGTERM)
+
+    assert worker.wait(patient(60)) == 75
+    assert states(study) == ["WAITING"] * 2
+
+
 def test_a_trial_that_nears_the_time_limit_is_given_back(study: Study, tmp_path: Path) -> None:
     command = script(tmp_path, "import time; time.sleep(60)")
 
@@ -693,17 +731,14 @@ def test_quick_failures_are_followed_by_longer_and_longer_pauses(
     monkeypatch.setattr(loop.time, "sleep", pauses.append)
     waited = []
     for _ in range(8):
-        worker.last = "FAIL"
         pauses.clear()
-        worker._back_off()
+        worker._back_off("FAIL")
         waited.append(round(sum(pauses), 3))
     assert waited == [0.1, 0.2, 0.4, 0.8, 1.6, 3.2, 5.0, 5.0]
-    worker.last = "COMPLETE"
     pauses.clear()
-    worker._back_off()
+    worker._back_off("COMPLETE")
     assert pauses == []
-    worker.last = "FAIL"
-    worker._back_off()
+    worker._back_off("FAIL")
     assert sum(pauses) == pytest.approx(0.1), "a success begins anew"
 
 

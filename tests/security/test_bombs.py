@@ -5,10 +5,12 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import os
 import sqlite3
 import time
 import tracemalloc
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
@@ -29,6 +31,7 @@ from hopaas_p2p.moving import backup, from_yaml, tables
 from hopaas_p2p.moving.optunas import _bounded, load_optuna
 from hopaas_p2p.moving.records import of_state
 from hopaas_p2p.runtime.ownership import read_own
+from hopaas_p2p.search.priors import Prior
 from hopaas_p2p.storage import handle
 from hopaas_p2p.storage.storage import Storage
 from hopaas_p2p.stores.base import Outgoing
@@ -83,6 +86,17 @@ def test_a_sparse_file_is_not_read(tmp_path: Path, name: str) -> None:
     reader = {"s.yaml": from_yaml.read, "s.spool": spool.exported}[name]
     with pytest.raises(InvalidInput):
         reader(path)
+
+
+@pytest.mark.parametrize(
+    "reader", [from_yaml.read, spool.exported, backup.read, Prior.from_file], ids=["yaml", "spool", "backup", "prior"]
+)
+def test_a_pipe_in_the_place_of_a_file_holds_nobody_up(tmp_path: Path, reader: Callable[[Path], object]) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "link").symlink_to(tmp_path / "pipe")
+    for name in ("pipe", "link"):
+        with pytest.raises((InvalidInput, OSError), match="ordinary file"):
+            reader(tmp_path / name)
 
 
 def test_a_sparse_file_of_settings_is_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -133,6 +133,22 @@ def test_what_is_no_request_is_removed_and_keeps_nobody_waiting(tmp_path: Path) 
         until(lambda: not made.waiting(), 60)
 
 
+def test_a_file_with_hardly_anything_in_it_is_not_carried(tmp_path: Path) -> None:
+    """It would fill the disk of the server's node, and the store."""
+    with _served(tmp_path, "store"):
+        box = Box(tmp_path / "box")
+        (tmp_path / "box/files").mkdir(exist_ok=True)
+        for size, takes in ((1 << 40, False), (8 << 20, True)):
+            request = StoreRequest("put", f"{STUDY}/file/{'ab' * 16}")
+            name = box._name(request)
+            with (tmp_path / "box/files" / name).open("wb") as file:
+                file.write(b"a few bytes")
+                file.truncate(size)
+            with contextlib.nullcontext() if takes else pytest.raises(InvalidInput, match="hardly anything in it"):
+                box._result_of(request, name)
+        assert not list((tmp_path / "box/files").iterdir())
+
+
 def test_requests_take_only_so_much_memory_at_once(tmp_path: Path) -> None:
     """One file of 60 MB that takes 4 kB of the disk, under 40 names."""
     with _served(tmp_path, "store") as server:

@@ -609,7 +609,7 @@ def test_before_the_first_trial_there_are_none(study: hpc.Study) -> None:
 
 def test_all_samplers_and_pruners_can_be_listed_by_name() -> None:
     assert [getattr(hpc.samplers, name) for name in hpc.samplers.testables] == [hpc.samplers.TPESampler]
-    assert {getattr(hpc.pruners, name) for name in hpc.pruners.testables} == set(hpc.pruners.Pruner.__subclasses__())
+    assert all(getattr(hpc.pruners, name)().name == name for name in hpc.pruners.testables)
 
 
 def test_a_client_of_a_directory_shows_a_url_and_an_empty_token(tmp_path: Path) -> None:

@@ -22,8 +22,7 @@ from hopaas_p2p.core.records import (
     TrialState,
 )
 from hopaas_p2p.core.state import State, Verdict
-from hopaas_p2p.moving.histories import Merge, Tree
-from hopaas_p2p.moving.rescue import _bridged, _shared
+from hopaas_p2p.moving.rescue import Rescued, _shared, united
 from hopaas_p2p.stores.base import Entry
 
 COMPLETE, FAIL, RUNNING, WAITING = TrialState.COMPLETE, TrialState.FAIL, TrialState.RUNNING, TrialState.WAITING
@@ -76,17 +75,16 @@ def shared() -> History:
 
 def merged(
     shared: History, *histories: History, without: Iterable[bytes] = (), loose: Iterable[bytes] = ()
-) -> tuple[list[TrialCreate], Merge]:
+) -> tuple[list[TrialCreate], Rescued]:
     """The trials of these histories, which have so much in common."""
     state = State()
     for entry in shared.entries:
         apply(state, entry.lsn, codec.decode(entry.payload))
     rest = [entry for one in histories for entry in one.entries if entry.lsn > shared.lsn]
     rest = [entry for entry in rest if entry.payload not in without]
-    tree, merge = Tree(state, shared.total, rest, loose, _bridged), Merge(state)
-    for history in tree.histories():
-        merge.add(history)
-    return list(merge.trials()[0].values()), merge
+    found = united(state, shared.total, rest, loose)
+    assert found.study is not None
+    return list(found.study.trials.values()), found
 
 
 def results(trials: list[TrialCreate]) -> list[tuple[float, float]]:
@@ -155,10 +153,10 @@ def test_what_was_on_its_way_is_found_by_the_sums(shared: History) -> None:
     other.start("d", 3.0)
     other.tell("d", 2, 30.0)
 
-    trials, merge = merged(shared, log, other, without=[under_way], loose=[under_way])
+    trials, found = merged(shared, log, other, without=[under_way], loose=[under_way])
 
     assert results(trials) == [(0.0, 0.0), (3.0, 30.0)]
-    assert not merge.uncertain
+    assert not found.uncertain
 
 
 def test_a_result_that_never_left_is_that_of_its_owners_own_trial(shared: History) -> None:
@@ -193,11 +191,11 @@ def test_behind_a_commit_that_nobody_kept_a_result_is_kept_and_marked(shared: Hi
     gone = other.say("c", TrialCreate(RUNNING, params={"x": 2.0}))
     other.tell("c", 1, 20.0)
 
-    trials, merge = merged(shared, log, other, without=[gone])
+    trials, found = merged(shared, log, other, without=[gone])
 
     assert [trial.values for trial in trials if trial.values] == [(0.0,), (20.0,)]
-    assert len(merge.unknown) == 1
-    assert set(merge.uncertain.values()) == {shared.lsn + 1}
+    assert len(found.unknown) == 1
+    assert set(found.uncertain.values()) == {shared.lsn + 1}
 
 
 def test_links_between_trials_follow_their_new_numbers(shared: History) -> None:
@@ -323,12 +321,10 @@ def rescued(log: dict[int, Entry], peers: Iterable[Peer]) -> list[list[tuple[flo
         apply(state, lsn, codec.decode(log[lsn].payload))
         total = following(total, log[lsn].payload)
     rest = [entry for entry in (*log.values(), *kept) if entry.lsn > shared]
-    tree, merge = Tree(state, total, rest, [], _bridged), Merge(state)
-    for history in tree.histories():
-        merge.add(history)
-    trials, numbers = merge.trials()
-    marked = {numbers[place] for place in merge.uncertain if place in numbers}
-    certain = [trial for number, trial in trials.items() if number not in marked]
+    found = united(state, total, rest)
+    assert found.study is not None
+    trials = found.study.trials
+    certain = [trial for number, trial in trials.items() if number not in found.uncertain]
     return [
         sorted((one.params.get("x", -1.0), one.values[0]) for one in some if one.values)
         for some in (certain, list(trials.values()))

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 
 import hopaas_p2p
-from hopaas_p2p.runtime.metering import EnergyCounter, GpuGauge, Measured, Meter, devices
+from hopaas_p2p.runtime.metering import EnergyCounter, GpuGauge, Measured, Meter, devices, shares
 from tests.support.accounting import FakeNvml
 
 
@@ -31,6 +31,30 @@ from tests.support.accounting import FakeNvml
 )
 def test_devices_are_what_the_job_was_given_or_the_user_says(env: dict[str, str], found: dict[str, str]) -> None:
     assert devices(env) == found
+
+
+@pytest.mark.parametrize(
+    ("env", "given"),
+    [
+        (
+            {"CUDA_VISIBLE_DEVICES": "3,GPU-5fd4,5"},
+            [{"CUDA_VISIBLE_DEVICES": "3,5"}, {"CUDA_VISIBLE_DEVICES": "GPU-5fd4"}],
+        ),
+        ({"_CONDOR_AssignedGPUs": "CUDA1"}, [{"CUDA_VISIBLE_DEVICES": "1"}] * 2),
+        ({"ROCR_VISIBLE_DEVICES": "0,1"}, [{"ROCR_VISIBLE_DEVICES": "0"}, {"ROCR_VISIBLE_DEVICES": "1"}]),
+        ({"SLURM_GPUS_ON_NODE": "2"}, [{"CUDA_VISIBLE_DEVICES": "0"}, {"CUDA_VISIBLE_DEVICES": "1"}]),
+        ({"CUDA_VISIBLE_DEVICES": ""}, [{}, {}]),
+    ],
+)
+def test_programs_that_run_at_a_time_get_their_own_part_of_the_devices(
+    env: dict[str, str], given: list[dict[str, str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: {1, 2, 3, 6, 7})
+    found = shares(2, env | {"NSLOTS": "5"})
+    assert [one.environment for one in found] == [one | {"OMP_NUM_THREADS": "2"} for one in given]
+    assert [set(one.cores) for one in found] == [{1, 2}, {3, 6, 7}]
+    assert [one.environment for one in shares(2, env | {"OMP_NUM_THREADS": "9"})] == given
+    assert {one.cores for one in shares(6, env)} == {frozenset()}, "there are too few to have one each"
 
 
 def test_without_a_batch_system_the_cores_that_may_be_used_count() -> None:

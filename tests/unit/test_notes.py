@@ -56,14 +56,6 @@ def test_a_tag_that_is_removed_while_another_is_added_is_gone(study: Study, mean
     assert notes.change_tags(study, add=["new"]) == ["new"]
 
 
-def test_tags_of_an_earlier_version_are_read_changed_and_removed(study: Study) -> None:
-    study.storage.set_study_system_attr(study.study_id, "hopaas:tags", ["one", "two"])
-
-    assert notes.tags_of(study) == ["one", "two"]
-    assert notes.change_tags(study, add=["three"], remove=["one"]) == ["two", "three"]
-    assert notes.change_tags(study, add=["one"]) == ["one", "two", "three"]
-
-
 @pytest.mark.parametrize("mine", ["short", "m" * 2045], ids=["short", "one whole piece"])
 def test_of_two_notes_that_are_saved_at_once_the_later_one_is_there_alone(
     study: Study, meanwhile: Any, mine: str
