@@ -503,5 +503,5 @@ def uuid_of(store: Store, name: str) -> str:
     replica.exchange()
     listing = replica.state.by_name.get(name)
     if listing is None:
-        raise NoSuchStudy(f"There is no study {name!r} in this store; list them with: hopaas-p2p study list")
+        raise NoSuchStudy(f"there is no study {name!r} in this store; see: hopaas-p2p study list")
     return listing.uuid

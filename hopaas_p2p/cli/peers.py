@@ -55,7 +55,8 @@ def list_(session: CliSession, show_all: bool) -> None:
         "LAST SEEN": lambda row: output.ago(row["last_seen"]),
         "NOTE": lambda row: "; ".join([*(["takes no more trials"] if row["draining"] else []), *row["differs"]]),
     }
-    empty = "No peer runs a trial now. To list all that took part: hopaas-p2p peers list --all"
+    nobody, all_of_them = "No peer has taken part yet.", "To list all that took part: hopaas-p2p peers list --all"
+    empty = nobody if show_all or not state.peers else f"No peer runs a trial now. {all_of_them}"
     session.show_table(rows, columns, right=("ENDED",), empty=empty)
 
 

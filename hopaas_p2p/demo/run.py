@@ -146,7 +146,7 @@ def _print_results(
     steps = round(saved.steps)
     say(
         f"Pruning saved about {shown(steps)} of {shown(steps + saved.made)} epochs ({saved.share:.0%}): those "
-        f"that the {saved.pruned} pruned trials did not run, of {objective.EPOCHS} each. This is an estimate."
+        f"that the {saved.pruned} pruned trial{"s" * (saved.pruned != 1)} did not run, of {objective.EPOCHS} each. This is an estimate."
     )
     if killed is not None:
         say(_outcome(killed, state))

@@ -42,7 +42,7 @@ def no_work(state: State, found: Wait | Done, *, now: float, why: str = "") -> N
         runs = ", ".join(f"trial {number}{_run_by(state, number)}" for number in found.for_whom[:_NAMED])
         more = f" and {len(found.for_whom) - _NAMED} more" if len(found.for_whom) > _NAMED else ""
         reason += (
-            f"; a trial that still runs may have to be run again: {runs}{more}, which is known within "
+            f"; if a peer has died, its trial must be run again: {runs}{more}. This is known within "
             f"{max(1.0, found.until - now):.0f} s. To run it again now: hopaas-p2p trial requeue {found.for_whom[0]}"
         )
     return NoWork(reason, found)

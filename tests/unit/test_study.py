@@ -548,7 +548,7 @@ def test_a_peer_that_saw_an_owner_a_moment_before_it_was_killed_takes_its_trial_
     assert states(study) == ["FAIL", "COMPLETE", "COMPLETE"]
     (waited,) = [line for line in caplog.messages if line.startswith("waiting")]
     assert re.search(
-        r"have to be run again: trial 0 of \S+ on \S+, which is known within \d+ s.* trial requeue 0", waited
+        r"must be run again: trial 0 of \S+ on \S+\. This is known within \d+ s.* trial requeue 0", waited
     )
 
 
