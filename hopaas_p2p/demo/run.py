@@ -145,8 +145,8 @@ def _print_results(
     saved = savings(TrialTable.of(state))
     steps = round(saved.steps)
     say(
-        f"Pruning saved about {shown(steps)} of {shown(steps + saved.made)} epochs ({saved.share:.0%}): those "
-        f"that the {saved.pruned} pruned trial{"s" * (saved.pruned != 1)} did not run, of {objective.EPOCHS} each. This is an estimate."
+        f"Pruning saved about {shown(steps)} of {shown(steps + saved.made)} epochs ({saved.share:.0%}). This is an "
+        f"estimate: {saved.pruned} of the trials were pruned, and would have run for {objective.EPOCHS} epochs each."
     )
     if killed is not None:
         say(_outcome(killed, state))
