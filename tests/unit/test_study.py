@@ -547,9 +547,7 @@ def test_a_peer_that_saw_an_owner_a_moment_before_it_was_killed_takes_its_trial_
         study.optimize(square)
     assert states(study) == ["FAIL", "COMPLETE", "COMPLETE"]
     (waited,) = [line for line in caplog.messages if line.startswith("waiting")]
-    assert re.search(
-        r"must be run again: trial 0 of \S+ on \S+\. This is known within \d+ s.* trial requeue 0", waited
-    )
+    assert re.search(r"must be run again: trial 0 of \S+ on \S+\. This is known within \d+ s.* trial requeue 0", waited)
 
 
 def test_a_peer_without_work_leaves_with_the_next_sign_of_life_of_the_owners(tmp_path: Path, studies: Any) -> None:
