@@ -4,10 +4,10 @@ The protocol, for other languages: connect to the Unix socket that HOPAAS_TICKET
 read one JSON object a line. {"do": "report", "value": 0.3, "step": 4} gives {"ok": true, "prune": false, …}.
 """
 
+import contextlib
 import json
 import os
 import socket
-import weakref
 from typing import Any
 
 
@@ -16,11 +16,7 @@ class Trial:
 
     def __init__(self) -> None:
         self.params: dict[str, Any] = json.loads(os.environ["HOPAAS_PARAMS"])
-        self._socket = socket.socket(socket.AF_UNIX)
-        self._socket.connect(os.environ["HOPAAS_TICKET"].removeprefix("unix:"))
-        self._replies = self._socket.makefile("r", encoding="utf-8")
-        for file in (self._socket, self._replies):
-            weakref.finalize(self, file.close)
+        self._path = os.environ["HOPAAS_TICKET"].removeprefix("unix:")
 
     def ask(self, do: str, **said: Any) -> dict[str, Any]:
         """One request: report, log, should-prune, tell, checkpoint, renew or release. Gives the reply.
@@ -29,8 +25,14 @@ class Trial:
             RuntimeError: the worker refused it, for the reason given, or has ended.
 
         """
-        self._socket.sendall(json.dumps({"do": do, **said}, default=float).encode() + b"\n")  # numpy's numbers, too
-        reply: dict[str, Any] = json.loads(self._replies.readline() or '{"ok": false, "error": "the worker is gone"}')
+        request = json.dumps({"do": do, **said}, default=float).encode() + b"\n"  # numpy's numbers, too
+        answer = b""
+        with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX) as connection:
+            connection.connect(self._path)  # anew, since a signal's handler may ask while another call does
+            connection.sendall(request)
+            with connection.makefile("rb") as replies:
+                answer = replies.readline()
+        reply: dict[str, Any] = json.loads(answer or b'{"ok": false, "error": "the worker is gone"}')
         if not reply["ok"]:
             raise RuntimeError(reply["error"])
         return reply
