@@ -685,7 +685,7 @@ class StudyHandle:
             Denied: the store lets this user in no more; the end is kept on disk.
 
         """
-        if self.is_operators(number):
+        if self.options.operator and self.is_operators(number):
             self.take_over(number, state, values, reason)
             return
         to, pending, reason = _STATES[state], None, reason_text(reason)

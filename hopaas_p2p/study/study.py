@@ -646,6 +646,9 @@ class Study(optuna.Study):
         dists = self.state.dists if fixed else {}
         unfit = [name for name, value in fixed.items() if name in dists and not fits(value, dists[name])]
         known = None if proposer is None or unfit else proposer.sample(trial)
+        if not unfit and known is None:
+            handle.send_soon()
+            return trial
         with contextlib.suppress(LeaseLost):  # then another peer ends it
             if unfit:
                 why = f"{unfit[0]} = {str(fixed[unfit[0]])[:200]!r} is not in {spec(dists[unfit[0]])[:200]}"
@@ -654,10 +657,7 @@ class Study(optuna.Study):
             elif known is not None:
                 handle.set_attr(number, "system", REUSED, known.number, str(known.number))
                 handle.finish(number, TrialState(known.state.value), known.values)
-        if unfit or known is not None:
-            return None
-        handle.send_soon()
-        return trial
+        return None
 
     def tell(
         self,
