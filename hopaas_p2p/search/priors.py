@@ -3,9 +3,9 @@
 A prior keeps configurations of a study and their scores by rank. In the space of a new study it becomes a Gaussian
 process; the mean of each such process is a feature of the new study's own process, with a coefficient that is learned
 with everything else (a Bayesian linear model under a Gaussian process; Rasmussen and Williams, 2006, section 2.7).
-How likely the trials are with each feature, beside no feature at all, gives the odds of each earlier study and of "none
-counts", from which each ask draws; compare RGPE (Feurer, Letham and Bakshy, arXiv:1802.02219). All count for less with
-each trial that is known.
+How likely the order of the trials is under each of them, under the mean of all, and under none gives the odds, from
+which each ask draws; compare RGPE (Feurer, Letham and Bakshy, arXiv:1802.02219). All count for less with each trial
+that is known.
 
 What a person believes is a prior as well: configurations whose scores grow with the distance from what is believed to
 be best. So its influence decays like that of any prior (compare Hvarfner et al., piBO, ICLR 2022).
@@ -39,10 +39,8 @@ from hopaas_p2p.search.surrogate import (
     Cube,
     Lengths,
     Process,
-    Trust,
     chosen,
     fit,
-    kernel,
     range_of,
     scores,
     trust,
@@ -55,6 +53,7 @@ _DIGITS: Final = 6
 _COUNTS: Final = 0.05  # a weight below which people are told that a prior is ignored
 _LEAST: Final = 0.04  # of a mixture: what counts for less is left out, which saves time
 _LENGTHS: Final = (0.05, 32.0)
+_COMPARED: Final = 128  # configurations by which priors are compared with each other
 _BELIEVED: Final = 64  # configurations that express a belief
 _WIDTHS: Final = {"low": 0.5, "medium": 0.25, "high": 0.12}
 """How far from what a person believes the best may well be, as a part of the range."""
@@ -238,6 +237,12 @@ class Taught:
         scales = np.exp([float(np.mean(some or [0.0])) for some in logs.values()])
         self.lengths = Lengths(scales, math.exp(float(np.mean(noises or [0.0]))), 0)
         """To begin with, before trials say otherwise."""
+        self.likeness = 1.0
+        """The mean correlation of what two of the priors expect of the same configurations."""
+        if (count := len(self.priors)) > 1:
+            means = self.means(self.cube.points(self.cube.anywhere(np.random.RandomState(1), _COMPARED)))
+            ratio = means.mean(axis=1).var() / (means.var(axis=0).mean() or 1.0)
+            self.likeness = float(count * ratio - 1) / (count - 1)
 
     def means(self, points: Floats, mixture: Floats | None = None) -> Floats:
         """A row per configuration, a column per prior: the score that is expected of it; 0 of what is not mixed in."""
@@ -246,11 +251,6 @@ class Taught:
             if mixture is None or mixture[place] > _LEAST:
                 found[:, place] = process.means(points[:, places])
         return found
-
-    def trust(self, points: Floats, found: Floats, means: Floats) -> Trust:
-        """What trials with these scores say of each prior, from what it expects of them."""
-        squares = self.cube.squares(points, points)
-        return trust(means, found, kernel(squares, self.lengths.scales), self.lengths.noise)
 
     def best(self, numbers: np.random.RandomState, count: int, mixture: Floats) -> dict[str, Floats]:
         """The best configurations of each prior that is mixed in; what one lacks is drawn."""
@@ -320,7 +320,7 @@ def learned_of(state: State, trials: TrialTable, space: Mapping[str, BaseDistrib
     if taught.priors:
         values = {name: trials.merged(name, ranked[picked]) if len(ranked) else np.empty(0) for name in space}
         points = taught.cube.points(values)
-        agreement, weights, *_ = taught.trust(points, scores(picked, len(ranked)), taught.means(points))
+        agreement, weights, *_ = trust(taught.means(points), taught.likeness)
     found = dict(zip(map(id, taught.priors), zip(agreement.tolist(), weights.tolist(), strict=True), strict=True))
     lines = []
     for one in priors:

@@ -38,7 +38,7 @@ from hopaas_p2p.search.optuna_internals import (
     study_key,
 )
 from hopaas_p2p.search.priors import Taught
-from hopaas_p2p.search.surrogate import Cube, Lengths, Surrogate, Trust, chosen, joined, scores
+from hopaas_p2p.search.surrogate import Cube, Lengths, Surrogate, Trust, chosen, joined, scores, trust
 from hopaas_p2p.search.tpe import FEWEST, Comparison, KernelDensity, Kernels
 
 _DENSITIES: Final = 32
@@ -91,10 +91,10 @@ class _Lessons:
             self._means[rows[changed]] = self.taught.means(points[changed])
         return self._means[rows]
 
-    def trust(self, points: Floats, found: Floats, means: Floats) -> Trust:
+    def trust(self, means: Floats) -> Trust:
         """What the trials that are known say of the priors."""
         if self._trust is None or self._trust[0] != self.columns.learned:
-            self._trust = self.columns.learned, self.taught.trust(points, found, means)
+            self._trust = self.columns.learned, trust(means, self.taught.likeness)
         return self._trust[1]
 
 
@@ -333,7 +333,7 @@ class TPESampler(OptunaTPE):
         mixture, expected, first = None, None, False
         if lessons is not None and taught is not None and taught.priors:
             means = lessons.means_of(np.concatenate([rows, model.running]), np.concatenate([points, running]))
-            said = lessons.trust(points, found, means[: len(rows)])
+            said = lessons.trust(means[: len(rows)])
             mixture = said.drawn(numbers.uniform())
             if not count and not len(
                 running

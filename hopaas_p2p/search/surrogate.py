@@ -9,7 +9,7 @@ no harm. Pruned and infeasible trials have ranks too. The kernel is Matern's wit
 lengths and noise are those under which the trials are likeliest, with a prior.
 
 What earlier studies expect of a configuration (`search.priors`) is a feature of the process's mean, with a coefficient
-that the trials decide. The likelihood of the trials under each gives the odds that it counts, or that none does.
+that the trials decide. The likelihood of the trials' order under each gives the odds that it counts, or that none does.
 
 Numpy alone is needed, and all of it in pieces that BLAS computes on one core: its threads would wait for each other on
 a machine that trains.
@@ -44,11 +44,13 @@ CONSTANT: Final = 4.0
 """Variance of the mean of a process whose trials cluster where they are good, and so say little of it."""
 _SPREAD: Final = 0.5  # standard deviation of a prior's coefficient, whose mean is 1
 _COEFFICIENTS: Final = np.array([CONSTANT, _SPREAD**2])  # variances of the constant and of what priors expect
-_NONE: Final = 0.1  # how likely it is before the first trial that no prior counts
-_ALL: Final = 0.8  # of the asks that use priors, those that use all of them
-_VARIANCE: Final = 2.0  # degrees of freedom of the prior of the variance
+_NONE: Final = 0.05  # how likely it is before the first trial that no prior counts,
+_UNLIKE: Final = 0.4  # and by how much likelier where the priors have nothing in common
+_TOGETHER: Final = 0.95  # of the asks that use priors, those that use the mean of all of them, where they are alike
+_APART: Final = 0.1  # and by what factor fewer where they have nothing in common
+_ALIKE: Final = 0.3  # mean correlation from which on priors are alike; unrelated problems have 0.05, related ones 0.3
 _DOUBT: Final = 5.0  # trials: beside priors, ranks among so many are worth half of what they say
-_FADES: Final = 10.0  # trials: beside so many, priors are worth half of what they say
+_FADES: Final = 6.0  # trials: beside so many, priors are worth half of what they say
 _QUIET: Final = 0.05  # the most noise beside priors: with more, trials would not move it away from where priors point
 _SMALLEST: Final = 1e-9
 _BLOCK: Final = 24
@@ -307,7 +309,7 @@ class Trust(NamedTuple):
     weights: Floats
     """By how much a score changes with the one that it expects; 0: it is ignored."""
     mixtures: Floats
-    """What may be true, a row each, as parts of the priors: that none counts, all of them by their odds, or one."""
+    """What may be true, a row each, as parts of the priors: that none counts, the mean of all, or one."""
     chances: Floats
     """How likely each row is."""
 
@@ -320,53 +322,31 @@ class Trust(NamedTuple):
         return self.mixtures[place] if place else None
 
 
-def trust(means: Floats, found: Floats, covariance: Floats, noise: float) -> Trust:
-    """Which priors agree with the trials, and how much each counts: by the likelihood of the scores under each.
+def trust(means: Floats, likeness: float) -> Trust:
+    """Which priors agree with the trials: by the likelihood of the trials' order under what each expects of them.
+
+    The likelihood is Plackett's and Luce's (Luce, Individual Choice Behavior, 1959). It is the same however far apart
+    the trials are: most of them were chosen because a prior expects much of them.
 
     Args:
-        means: what each prior expects of each trial, a column per prior.
-        found: the trials' scores.
-        covariance: of the process beside the priors, at the trials.
-        noise: of the trials.
+        means: what each prior expects of each trial, a column per prior, the best trial first.
+        likeness: the mean correlation of two priors. Where they agree, their mean is likelier than each alone.
 
     """
     count, priors = means.shape
     first, second = np.triu_indices(count, 1)
     agreement = np.full(priors, 0.5)
     if count > 1:
-        came_out = np.sign(found[first] - found[second])
-        agreement += 0.5 * (np.sign(means[first] - means[second]) * came_out[:, None]).mean(axis=0)
-    whitened, _ = _eliminated(covariance, noise, np.column_stack([np.ones(count), means, doubted(found)]))
-    logs, slopes = _evidence(whitened)
-    odds = np.exp(logs[1:] - logs.max()) * (slopes > 0) * (1 - _NONE) / priors
-    none = _NONE * math.exp(logs[0] - logs.max())
-    used = odds.sum() / (none + odds.sum())
-    odds = odds / odds.sum() if used else np.full(priors, 1 / priors)
-    mixtures = np.concatenate([np.zeros((1, priors)), [odds], np.eye(priors)])
-    chances = np.array([1 - used, used * _ALL, *(used * (1 - _ALL) * odds)])
-    return Trust(agreement, fading(count) * used * odds * np.maximum(slopes, 0), mixtures, chances)
-
-
-def _evidence(whitened: Floats) -> tuple[Floats, Floats]:
-    """The logarithms of the likelihood of scores with no feature and with each one, and the features' coefficients.
-
-    The coefficients of the constant and of the feature have normal priors, the variance an inverse gamma one.
-
-    Args:
-        whitened: ones, the features, and the scores.
-
-    """
-    ones, features, scored = whitened[:, :1], whitened[:, 1:-1], whitened[:, -1:]
-    variance = _SPREAD**2
-    a, b, d = (ones**2).sum() + 1 / CONSTANT, (ones * features).sum(axis=0), (features**2).sum(axis=0) + 1 / variance
-    rest = scored - features  # of a coefficient of 1, which is expected
-    u, v = (ones * rest).sum(axis=0), (features * rest).sum(axis=0)
-    determinant = a * d - b * b
-    squares = (rest**2).sum(axis=0) - (d * u * u - 2 * b * u * v + a * v * v) / determinant
-    without = (scored**2).sum() - (ones * scored).sum() ** 2 / a
-    power = (len(ones) + _VARIANCE) / 2
-    logs = -power * np.log(_VARIANCE + np.append(without, squares)) - np.log(np.append(a, determinant * variance)) / 2
-    return logs, 1 + (a * v - b * u) / determinant
+        agreement -= 0.5 * np.sign(means[first] - means[second]).mean(axis=0)
+    mixtures = np.concatenate([np.zeros((1, priors)), np.full((1, priors), 1 / priors), np.eye(priors)])
+    alike = min(1.0, max(_APART, likeness / _ALIKE))
+    none, together = _NONE + _UNLIKE * (1 - alike), _TOGETHER * alike
+    before = np.array([none, *(1 - none) * np.array([together, *[(1 - together) / priors] * priors])])
+    appeal = -means @ mixtures.T
+    logs = (appeal - np.logaddexp.accumulate(appeal[::-1])[::-1]).sum(axis=0)
+    chances = before * np.exp(logs - logs.max())
+    chances /= chances.sum()
+    return Trust(agreement, fading(count) * chances @ mixtures, mixtures, chances)
 
 
 def fading(count: int) -> float:
