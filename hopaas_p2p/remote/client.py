@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import contextlib
 import http.client
-import io
 import os
 import random
 import re
@@ -30,6 +29,7 @@ from typing import Any, Final, NamedTuple
 from hopaas_p2p.core.names import checked_key, valid_name
 from hopaas_p2p.errors import ASK_FOR_ANOTHER, ConfigurationError, Denied, InvalidInput, StoreCorrupt, StoreUnreachable
 from hopaas_p2p.net import proxies, trust
+from hopaas_p2p.net.answers import AnswerBytes
 from hopaas_p2p.net.backoff import persistently
 from hopaas_p2p.net.proxies import ServerAddress, closed_on_error
 from hopaas_p2p.remote import protocol
@@ -46,8 +46,7 @@ _AVOIDED_FOR: Final = 60.0  # seconds
 _LONGEST_REST: Final = 60.0
 _FRESHNESS: Final = 1.0  # seconds: a look is a round trip
 _PIECE: Final = 1 << 18  # bytes
-_HEAD: Final = 64 << 10  # bytes of an answer's
-_SLOWEST: Final = 16 << 10  # bytes of an answer per second, after the time of silence
+_HEAD: Final = 64 << 10  # bytes of an answer's, which `http.client` would read on through for ever
 _SILENT: Final = (TimeoutError, ssl.SSLWantReadError, ssl.SSLWantWriteError)
 """What reading and writing raise when no byte has moved for too long."""
 _PATH: Final = re.compile(r"[A-Za-z0-9._~/-]*")
@@ -108,35 +107,6 @@ class ServerBusy(StoreUnreachable):
     """The server asks to come again later."""
 
 
-class _AnswerBytes(io.RawIOBase):
-    """What a server sends for one request: so many bytes, and not slower than it would send them itself.
-
-    A head has little room; `http.client` would read on through headers, chunks and "100 Continue" for ever.
-    """
-
-    def __init__(self, line: ssl.SSLSocket, silence: float) -> None:
-        self._line = line
-        self._deadline = time.monotonic() + silence
-        self.room = _HEAD
-
-    def makefile(self, _mode: str) -> io.BufferedReader:
-        """What `http.client` reads from."""
-        return io.BufferedReader(self)
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: Any) -> int:
-        if self.room < 0:
-            raise http.client.HTTPException("more came than an answer has")
-        size = self._line.recv_into(buffer)
-        self.room -= size
-        self._deadline += size / _SLOWEST
-        if time.monotonic() > self._deadline:
-            raise TimeoutError
-        return size
-
-
 class _Line:
     """One connection to one server; one thread at a time."""
 
@@ -169,7 +139,7 @@ class _Line:
             self._socket.sendall(head)
             for piece in body:
                 self._socket.sendall(piece)
-        coming = _AnswerBytes(self._socket, silence)
+        coming = AnswerBytes(self._socket.recv_into, silence, room=_HEAD)
         answer = http.client.HTTPResponse(coming, method=method)  # type: ignore[arg-type]
         try:
             answer.begin()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import email.utils
+import http.client
 import socket
 import ssl
 from typing import Any, Final
@@ -13,6 +14,7 @@ import urllib3
 from urllib3.util import Timeout, make_headers
 
 from hopaas_p2p.net import proxies, trust
+from hopaas_p2p.net.answers import AnswerBytes
 from hopaas_p2p.net.proxies import Proxy, ServerAddress
 
 CONNECT: Final = 3.0
@@ -34,7 +36,7 @@ _QUICKACK: Final[int | None] = getattr(socket, "TCP_QUICKACK", None)
 
 
 def _prompt(connection: Any) -> Any:
-    """Connections of this kind that acknowledge what they get at once.
+    """Connections of this kind that acknowledge what they get at once, and take no answer that drips.
 
     A server that sends an answer's head and body apart, and waits for the first to be acknowledged before it sends the
     second (Nagle's algorithm, as Ceph RGW by default), meets a kernel that acknowledges 40 ms later, in the hope of
@@ -47,6 +49,11 @@ def _prompt(connection: Any) -> Any:
                 with contextlib.suppress(OSError, AttributeError):  # TLS within TLS is not a socket
                     self.sock.setsockopt(socket.IPPROTO_TCP, _QUICKACK, 1)
             return super().getresponse()
+
+        def response_class(self, sock: Any, **options: Any) -> http.client.HTTPResponse:
+            raw = sock.makefile("rb", buffering=0)  # keeps the socket open where the connection is closed before
+            answer = AnswerBytes(raw.readinto, self.timeout or READ, end=raw.close)
+            return http.client.HTTPResponse(answer, **options)  # type: ignore[arg-type]
 
     return Prompt
 
