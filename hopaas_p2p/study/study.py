@@ -842,7 +842,8 @@ class Study(optuna.Study):
                 objective ends this call, as in Optuna, or with `on` the worker that ran the trial; `study.stop_all()`
                 ends the study for all peers.
             gc_after_trial: whether to collect garbage after each trial.
-            show_progress_bar: Optuna's, of this call, instead of the lines of the log.
+            show_progress_bar: Optuna's, of this call, instead of the lines of the log. Without `n_trials` and `timeout`
+                it counts to the end of the budget; where there is none either, the lines stay.
             on: where to run them instead of here: an executor (anything with `submit`, as in concurrent.futures,
                 submitit and dask.distributed), or a function that makes one. Each of its workers is a peer of
                 its own; see `hopaas_p2p.study.workers`.
@@ -882,13 +883,17 @@ class Study(optuna.Study):
             return
         if among.size > 1:
             self._be_worker({"ranks": str(among.size), **together(devices)}, quiet=self._quiet)
+        counted, limit = n_trials, self.state.budget
+        if n_trials is None and timeout is None and limit is not None:
+            counted = max(0, limit - self.state.used())
+        barred = show_progress_bar and (counted, timeout) != (None, None)
         if gc_after_trial:
             called.append(lambda _: gc.collect())
         with (
             sigterm_raises(),
             leading(func, among) if among.size > 1 else contextlib.nullcontext(func) as objective,
-            progress_bar(self, n_trials, timeout, shown=show_progress_bar) as moved,
-            ProgressLog(self.name, self.handle, quiet=self._quiet or show_progress_bar) as progress,
+            progress_bar(self, counted, timeout, shown=barred) as moved,
+            ProgressLog(self.name, self.handle, quiet=self._quiet or barred) as progress,
         ):
             Loop(self, objective, n_trials, timeout, caught, [*called, *moved], progress).run(jobs)
         with contextlib.suppress(HopaasError):  # what is left there harms nobody

@@ -136,3 +136,6 @@ def test_a_progress_bar_takes_the_place_of_the_log(
         study.optimize(objective, n_trials=3, show_progress_bar=True)
     assert "3/3" in capsys.readouterr().err
     assert not caplog.records
+    study.set_budget(5)
+    study.optimize(objective, show_progress_bar=True)
+    assert "2/2" in capsys.readouterr().err, "what was left of the budget"
