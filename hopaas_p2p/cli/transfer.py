@@ -34,6 +34,7 @@ _FEW_RETRIES: Final = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2", "MLFLOW_HTTP_REQU
 @click.command()
 @options(study="argument")
 @click.option("--format", "form", type=click.Choice(_KINDS), help="[default: by the extension of PATH, else study]")
+@click.option("--prior", "form", flag_value="prior", help="What a new study can learn from: --format prior.")
 @click.option("--to", metavar="PATH|URL|PROJECT", help="A file, an Optuna storage, or a tracker. [default: stdout]")
 @click.option("--files", type=FOLDER, metavar="DIR", help="Also write the files of the study and its trials to DIR.")
 @click.option("--follow", is_flag=True, help="To a tracker, until the study is done; waits out the tracker's outages.")
