@@ -110,6 +110,40 @@ def test_another_node_soon_sees_a_commit(nfs_lab: NfsLab, tell: Callable[[str], 
     assert took[-1] < 20
 
 
+def test_nodes_that_share_a_folder_only_take_part_in_a_study_that_is_kept_elsewhere(nfs_lab: NfsLab) -> None:
+    name = f"box-{time.monotonic_ns()}"
+    boxes = {node: f"{nfs_lab.mount(node, 'vers=4.2')}/{name}" for node in NODES}
+    kept = f"/tmp/kept-{time.monotonic_ns()}"  # on a disk of the first node's own
+    serve = f"exec {shlex.quote(sys.executable)} -m hopaas_p2p serve folder {boxes['c1']} {kept}"
+    places = {"direct": ("c1", kept), **{node: (node, f"folder://{box}") for node, box in boxes.items()}}
+
+    def begin(peer: str) -> Job:
+        node, place = places[peer]
+        return nfs_lab[node].peers("work", place, "--name", peer, "--seconds", 300)
+
+    jobs = [begin("direct")]
+    until(lambda: results(jobs[0]), 60, what=lambda: jobs[0].output)
+    server = nfs_lab["c1"].submit(serve)
+    server.wait_for("Serving", 120)
+    jobs += [begin(node) for node in NODES]
+    for job in jobs:
+        until(lambda job=job: len(results(job)) > 3, 120, what=lambda job=job: job.output)
+    server.signal(9)
+    server.ended.wait(60)
+    killed = time.monotonic()
+    server = nfs_lab["c1"].submit(serve)
+    for job in jobs:
+        until(lambda job=job: sum(at > killed for at in results(job)) > 3, 180, what=lambda job=job: job.output)
+    for job in jobs:
+        job.signal(10)
+        job.ended.wait(60)
+    assert (
+        workers.faults([job.output for job in jobs], judged(nfs_lab, {"c1": kept, "c2": places["c2"][1]}, jobs)) == []
+    )
+    server.signal(15)
+    server.ended.wait(60)
+
+
 def test_a_store_on_a_mount_that_is_read_only_can_be_read(nfs_lab: NfsLab) -> None:
     store = stores(nfs_lab, "vers=4.2", "read-only")
     written = nfs_lab["c1"].peers("work", store["c1"], "--seconds", 3)
