@@ -31,7 +31,7 @@ from hopaas_p2p.remote.protocol import LARGEST, StoreRequest, answered, decode_r
 from hopaas_p2p.stores.base import Entry, ExchangeResult, Outgoing, append, read_all
 from hopaas_p2p.testing.commits import append_many
 from tests.support.ports import free_port
-from tests.support.processes import until
+from tests.support.processes import patient, until
 from tests.support.served import HOST, Authority, Centre, HttpsProcess, forget_servers
 
 
@@ -61,7 +61,7 @@ class Plain:
             for part in parts:
                 line.sendall(part)
             answer = b""
-            line.settimeout(1.0)
+            line.settimeout(patient(1.0))
             while data := line.recv(65536):
                 answer += data
         return answer
