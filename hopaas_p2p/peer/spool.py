@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Final
 
@@ -253,7 +253,7 @@ class SpoolSender:
             writer, _, sequence = one.commit.nonce.rpartition(":")
             last = log.state.writers.get(writer)
             agrees = one.before is not None and sums.get(one.lsn) == one.before
-            worth = one.lsn > head or any(_ended(one.commit.payload))
+            worth = one.lsn > head or bool(_ended(one.commit.payload))
             takes = agrees and worth and (last is None or last.seq < int(sequence))
             if takes:
                 log.send_for_another([one.commit])
@@ -277,8 +277,8 @@ class SpoolSender:
         return [one for one in placed if one.lsn > removed and one.commit.payload not in there], head, sums
 
 
-def _ended(payload: bytes) -> Iterator[int]:
+def _ended(payload: bytes) -> list[int]:
     """The trials that a commit ends."""
     commit = codec.decode(payload)
-    if isinstance(commit, Commit):
-        yield from (record.number for record in commit.records if isinstance(record, TrialFinish))
+    records = commit.records if isinstance(commit, Commit) else ()
+    return [record.number for record in records if isinstance(record, TrialFinish)]

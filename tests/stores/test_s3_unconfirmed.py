@@ -27,10 +27,10 @@ def own_spool(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TMPDIR", str(tmp_path))
 
 
-def begun(url: str) -> Study:
-    """A study in which three trials were told."""
+def begun(url: str, count: int = 3) -> Study:
+    """A study in which so many trials were told."""
     study = hopaas_p2p.open_study(hopaas_p2p.open_storage(url, patience=0.0), "s", space=SPACE)
-    for value in (1.0, 2.0, 3.0):
+    for _, value in RESULTS[:count]:
         study.tell(study.ask(), value)
     return study
 
@@ -167,10 +167,11 @@ def test_peers_that_append_them_at_the_same_moment_do_not_take_each_others_place
     assert told(url) == RESULTS
 
 
-def test_a_result_is_appended_where_the_log_has_gone_on_without_it(server: Imitation) -> None:
+@pytest.mark.parametrize("count", [1, 3])
+def test_a_result_is_appended_where_the_log_has_gone_on_without_it(server: Imitation, count: int) -> None:
     """Its trial is still its owner's there, and the log knows no later commit of that owner."""
     url = server.url("store")
-    study = begun(url)
+    study = begun(url, count)
     uuid, head = study.handle.uuid, study.state.lsn
     end_without(server, study)
     lose(url, uuid, head)
@@ -178,7 +179,7 @@ def test_a_result_is_appended_where_the_log_has_gone_on_without_it(server: Imita
         other.tell(other.ask(), 4.0)
     take_part(url)
     assert not [*spool.waiting(), *spool.histories(uuid)]
-    assert told(url) == [*RESULTS, (3, 4.0)]
+    assert told(url) == [*RESULTS[:count], (count, 4.0)]
 
 
 @pytest.mark.parametrize("sent_by", ["a process", "a command"])
