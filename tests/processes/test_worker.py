@@ -722,6 +722,16 @@ def test_a_command_that_worked_once_may_fail_often(
     assert states(study) == ["COMPLETE"] + ["FAIL"] * 12
 
 
+def test_a_worker_that_ran_its_trials_is_done_however_little_time_is_left(study: Study, tmp_path: Path) -> None:
+    command, said = ["sh", "-c", "sleep 1; echo '{{\"value\": 1}}'"], list[str]()
+    limits = {"max_trials": 1, "time_limit": 3.0, "grace": 0.1}
+
+    assert loop.Worker(study, command, logs=tmp_path, say=said.append, **limits).work() == loop.DONE  # type: ignore[arg-type]
+
+    assert states(study) == ["COMPLETE"]
+    assert not any("no trial fits" in line for line in said)
+
+
 def test_quick_failures_are_followed_by_longer_and_longer_pauses(
     study: Study, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
