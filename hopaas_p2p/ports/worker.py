@@ -244,9 +244,9 @@ class Worker:
     def _next(self) -> Trial | int:
         """The next trial, or the exit code when there is a reason to leave."""
         while True:
-            state = self.study.state
             if self._received or self._broken:
                 return 130 if signal.SIGINT in self._received else AGAIN
+            state = self.study.state
             if len(self.ran) >= state.policy.hopeless_after and self._only_failures():
                 last = self.ran[-1][0]
                 self._say_each_minute(

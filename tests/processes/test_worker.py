@@ -18,8 +18,10 @@ from optuna.storages.journal import JournalFileBackend
 
 import hopaas_p2p
 from hopaas_p2p.core.records import TrialReclaim
+from hopaas_p2p.errors import StoreUnreachable
 from hopaas_p2p.files.checkpoints import unneeded
 from hopaas_p2p.ports import worker as loop
+from hopaas_p2p.storage.handle import StudyHandle
 from hopaas_p2p.study import Study
 from tests.support.processes import campaign, cli, patient, script, start, states, until
 
@@ -762,6 +764,19 @@ def test_after_a_signal_no_call_waits_long_for_the_store(
     assert loop.Worker(study, command, logs=tmp_path / "logs", say=[].append).work() == loop.AGAIN
 
     assert (seen[0], seen[-1]) == (False, True), "also while the command saves its work"
+
+
+def test_a_worker_that_is_interrupted_asks_the_store_for_nothing_before_it_leaves(
+    study: Study, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    worker = loop.Worker(study, ["true"], logs=tmp_path, say=[].append)
+    worker._received.append(signal.SIGINT)
+
+    def away(_handle: object) -> None:
+        raise StoreUnreachable("the store is away")
+
+    monkeypatch.setattr(StudyHandle, "refresh", away)
+    assert worker.work() == 130
 
 
 def test_a_worker_whose_trials_all_failed_says_so_by_its_exit_code(study: Study, tmp_path: Path) -> None:
