@@ -137,9 +137,10 @@ def trial_row(
         peer: what its owner said about itself.
 
     """
-    about, seconds = {**json.loads(trial.system.get(COPIED, "{}")), **peer}, None
+    copied, seconds = json.loads(trial.system.get(COPIED, "{}")), None
+    about = {**copied, **peer}
     if trial.start is not None and trial.end is not None:
-        earlier = earlier_seconds(trial) if isinstance(trial, Trial) and trial.history else about.get("earlier", 0)
+        earlier = earlier_seconds(trial) if isinstance(trial, Trial) and trial.history else copied.get("earlier", 0)
         seconds = earlier + max(0, trial.end - trial.start) / 1e6
     return {
         "number": number,

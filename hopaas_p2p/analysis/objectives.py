@@ -17,5 +17,9 @@ def objectives(state: State) -> tuple[str, ...]:
 
 
 def names_given(system: Mapping[str, str]) -> tuple[str, ...]:
-    """The names that somebody gave to the objectives, from the study's attributes; none if nobody did."""
-    return tuple(json.loads(system.get(METRIC_NAMES, "null")) or ())
+    """The names that somebody gave to the objectives, from the study's attributes; none if they do not tell them apart.
+
+    Columns are headed by them, some in capital letters.
+    """
+    names = tuple(json.loads(system.get(METRIC_NAMES, "null")) or ())
+    return names if len({name.casefold() for name in names} - {""}) == len(names) else ()

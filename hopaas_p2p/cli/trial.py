@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 
 _STATES: Final = ("running", "complete", "pruned", "fail", "waiting")
 _SORTS: Final = ("number", "value", "start", "seconds")
+_HEADS: Final = ("#", "CONTINUES", "STATE", "TIME", "TRY", "WHERE", "REASON", "TAGS", "PARAMETERS")
+"""Columns of our own in a list; that of an objective of such a name is headed `VALUE NAME`."""
 
 
 @click.group(cls=Group)
@@ -78,7 +80,9 @@ def list_(session: CliSession, states: tuple[str, ...], sort: str, limit: int | 
     shown = sorted(rows, key=key)[:limit]
     place = {row["number"]: at for at, row in enumerate(shown)}
     values: Columns = {
-        name.upper(): lambda row, cells=cells: cells[place[row["number"]]]  # type: ignore[misc]
+        f"VALUE {head}" if (head := name.upper()) in _HEADS else head: lambda row, cells=cells: (  # type: ignore[misc]
+            cells[place[row["number"]]]
+        )
         for name, cells in value_columns(state, [row["values"] for row in shown]).items()
     }
     columns: Columns = {

@@ -273,7 +273,8 @@ def _histories(root: State, total: int | None, entries: Iterable[Entry], loose: 
     for node in orphans:
         lsn, before = node.entry.lsn, node.entry.before
         for earlier, payload in itertools.product([*at[lsn - 2]], loose):
-            if earlier.after is not None and following(earlier.after, payload) == before:
+            fits = earlier.after is not None and following(earlier.after, payload) == before
+            if fits and all(one.after != before for one in at[lsn - 1]):
                 at[lsn - 1].append(_Node(Entry(lsn - 1, payload, before=earlier.after), before, earlier))
         node.parent = next((one for one in at[lsn - 1] if one.after == before), None)
         if node.parent is None:

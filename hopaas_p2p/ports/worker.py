@@ -213,8 +213,8 @@ class Worker:
                 began = time.monotonic()
                 state = self._run(found, share)
                 with self._lock:
-                    self._running -= 1
                     self.ran.append((found.number, state))
+                    self._running -= 1
                 if time.monotonic() - began < _QUICK:
                     self._back_off(state)
             codes.append(found)
@@ -225,6 +225,10 @@ class Worker:
     def _only_failures(self) -> bool:
         """Whether trials ran here, and all of them failed."""
         return bool(self.ran) and all(state == "FAIL" for _, state in self.ran)
+
+    def _has_its_trials(self) -> bool:
+        """Whether all that it is to run have run, or run now."""
+        return self._max_trials is not None and len(self.ran) + self._running >= self._max_trials
 
     def _back_off(self, state: str) -> None:
         """Wait after a quick failure, longer after each one in a row."""
@@ -240,9 +244,9 @@ class Worker:
     def _next(self) -> Trial | int:
         """The next trial, or the exit code when there is a reason to leave."""
         while True:
-            state = self.study.state
             if self._received or self._broken:
                 return 130 if signal.SIGINT in self._received else AGAIN
+            state = self.study.state
             if len(self.ran) >= state.policy.hopeless_after and self._only_failures():
                 last = self.ran[-1][0]
                 self._say_each_minute(
@@ -252,10 +256,10 @@ class Worker:
                 )
                 return FAILED
             gives_out = next_start(state).why is None  # else `ask` says whether another job is needed
-            if gives_out and not self._fits():
+            if gives_out and not self._has_its_trials() and not self._fits():
                 return AGAIN
             with self._lock:
-                if self._max_trials is not None and len(self.ran) + self._running >= self._max_trials:
+                if self._has_its_trials():
                     return DONE
                 self._running += 1
             try:

@@ -198,7 +198,7 @@ def trials_table(numbers: Sequence[int], state: State, *, most: int, live: bool 
     labels, rows = peer_labels(state), [row_of(state, number) for number in numbers]
     names = list(dict.fromkeys(name for row in rows for name in row["params"]))
     columns = {"Trial": list(map(str, numbers))} | ({"State": [row["state"] for row in rows]} if live else {})
-    columns |= {phrase(name): one for name, one in value_columns(state, [row["values"] for row in rows]).items()}
+    columns |= {f"{phrase(name)} ": one for name, one in value_columns(state, [row["values"] for row in rows]).items()}
     last = len(columns) - 1
     columns |= {f" {name}": [shown(row["params"].get(name, "")) for row in rows] for name in names[:most]}
     trials = [state.trials[number] for number in numbers]

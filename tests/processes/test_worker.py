@@ -18,8 +18,10 @@ from optuna.storages.journal import JournalFileBackend
 
 import hopaas_p2p
 from hopaas_p2p.core.records import TrialReclaim
+from hopaas_p2p.errors import StoreUnreachable
 from hopaas_p2p.files.checkpoints import unneeded
 from hopaas_p2p.ports import worker as loop
+from hopaas_p2p.storage.handle import StudyHandle
 from hopaas_p2p.study import Study
 from tests.support.processes import campaign, cli, patient, script, start, states, until
 
@@ -722,6 +724,16 @@ def test_a_command_that_worked_once_may_fail_often(
     assert states(study) == ["COMPLETE"] + ["FAIL"] * 12
 
 
+def test_a_worker_that_ran_its_trials_is_done_however_little_time_is_left(study: Study, tmp_path: Path) -> None:
+    command, said = ["sh", "-c", "sleep 1; echo '{{\"value\": 1}}'"], list[str]()
+    limits = {"max_trials": 1, "time_limit": 3.0, "grace": 0.1}
+
+    assert loop.Worker(study, command, logs=tmp_path, say=said.append, **limits).work() == loop.DONE  # type: ignore[arg-type]
+
+    assert states(study) == ["COMPLETE"]
+    assert not any("no trial fits" in line for line in said)
+
+
 def test_quick_failures_are_followed_by_longer_and_longer_pauses(
     study: Study, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -752,6 +764,19 @@ def test_after_a_signal_no_call_waits_long_for_the_store(
     assert loop.Worker(study, command, logs=tmp_path / "logs", say=[].append).work() == loop.AGAIN
 
     assert (seen[0], seen[-1]) == (False, True), "also while the command saves its work"
+
+
+def test_a_worker_that_is_interrupted_asks_the_store_for_nothing_before_it_leaves(
+    study: Study, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    worker = loop.Worker(study, ["true"], logs=tmp_path, say=[].append)
+    worker._received.append(signal.SIGINT)
+
+    def away(_handle: object) -> None:
+        raise StoreUnreachable("the store is away")
+
+    monkeypatch.setattr(StudyHandle, "refresh", away)
+    assert worker.work() == 130
 
 
 def test_a_worker_whose_trials_all_failed_says_so_by_its_exit_code(study: Study, tmp_path: Path) -> None:

@@ -589,7 +589,7 @@ _TEXTS: Final = st.none() | st.text(max_size=6)
 _NUMBERS: Final = st.integers(0, 12)
 _EPOCHS: Final = st.integers(0, 3)
 _TIMES: Final = st.none() | _INTS | st.integers(-(1 << 53), 1 << 53)
-_ABOUT_PEERS: Final = ["site", "host", "pid", "ttl", "user", "gpus", "cores", "watts", "on_behalf_of"]
+_ABOUT_PEERS: Final = ["site", "host", "pid", "ttl", "user", "gpus", "cores", "watts", "earlier", "on_behalf_of"]
 RECORDS: Final = st.one_of(
     st.builds(
         TrialCreate,

@@ -7,8 +7,10 @@ import json
 import threading
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import optuna
+import psycopg2.extensions
 import pytest
 
 import hopaas_p2p
@@ -18,7 +20,9 @@ from hopaas_p2p.core.catalog import Catalog
 from hopaas_p2p.errors import ConfigurationError, Denied, InvalidInput
 from hopaas_p2p.moving import backup as backups
 from hopaas_p2p.open import open_store
-from hopaas_p2p.stores.base import Beat, read_all
+from hopaas_p2p.stores.base import Beat, Entry, read_all
+from hopaas_p2p.stores.postgres import schema
+from hopaas_p2p.stores.postgres.store import PostgresStore
 from tests.support.postgres import Server
 from tests.support.postgres_fixtures import OWNER
 from tests.support.postgres_people import Place
@@ -217,6 +221,25 @@ def test_on_postgres_a_user_backs_up_what_is_shared_and_an_administrator_restore
     study.tell(study.ask(), 1.0)
     with pytest.raises(ConfigurationError, match="undo what others have seen"):
         restore(file, target)
+
+
+def test_on_postgres_no_statement_of_a_restore_is_much_larger_than_a_commit(place: Place) -> None:
+    sizes: list[int] = []
+
+    class Cursor(psycopg2.extensions.cursor):
+        def execute(self, *arguments: Any) -> None:
+            super().execute(*arguments)
+            sizes.append(len(self.query))
+
+    entries = [Entry(lsn, b"%d" % lsn + bytes(1 << 16)) for lsn in range(1, 21)]
+    with contextlib.closing(PostgresStore(place.admin)) as store:
+        with store.transaction() as connection:
+            connection.cursor_factory = Cursor
+            schema.restore(connection, "restored", entries)
+        restored = list(read_all(store.log("restored")))
+
+    assert [(one.lsn, one.payload) for one in restored] == [(one.lsn, one.payload) for one in entries]
+    assert (1 << 16) < max(sizes) < 3 * (1 << 16)
 
 
 def test_a_user_who_is_no_administrator_cannot_restore(place: Place, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from hopaas_p2p.analysis.spending import aligned_amounts
 from hopaas_p2p.cli import main, output
 from hopaas_p2p.cli.main import cli
 from hopaas_p2p.core.records import Float
+from hopaas_p2p.report.page import trials_table
 
 SPACE = {"x": Float(0.0, 1.0)}
 
@@ -160,6 +162,32 @@ def test_show_says_of_several_objectives_the_size_of_the_front_and_its_ends(
         ["best", "objective", "1", "#0:", "1,"],
         ["best", "objective", "2", "#2:", "3,"],
     ]
+
+
+@pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalWarning")
+@pytest.mark.parametrize(
+    ("names", "heads", "columns"),
+    [
+        (["time", "state"], ["VALUE TIME", "VALUE STATE"], ["values_time", "values_state"]),
+        (["loss", "Loss"], ["OBJECTIVE 1", "OBJECTIVE 2"], ["values_0", "values_1"]),
+        (["", "loss"], ["OBJECTIVE 1", "OBJECTIVE 2"], ["values_0", "values_1"]),
+    ],
+)
+def test_every_objective_is_listed_whatever_it_is_called(
+    names: list[str], heads: list[str], columns: list[str], store: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    study = hopaas_p2p.open_study(store, "two", space=SPACE, directions=["minimize", "maximize"])
+    study.set_metric_names(names)
+    study.tell(study.ask(), [0.25, 0.75])
+    table = re.sub("<[^>]*>", " ", trials_table([0], study.state, most=1, live=True))
+    study.close()
+
+    _, listed, _ = said(capsys, "trial", "list", "two", "--store", store)
+    _, exported, _ = said(capsys, "study", "export", "two", "--format", "csv", "--store", store)
+
+    assert all(head in listed for head in [*heads, "STATE ", " TIME "])
+    assert all(value in text for value in ("0.25", "0.75", "COMPLETE") for text in (listed, table, exported))
+    assert exported.split(",")[1:3] == columns
 
 
 def test_show_says_how_a_study_is_searched_where_that_was_chosen(

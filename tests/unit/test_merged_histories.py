@@ -159,6 +159,18 @@ def test_what_was_on_its_way_is_found_by_the_sums(shared: History) -> None:
     assert not found.uncertain
 
 
+def test_a_commit_that_two_histories_follow_is_found_once(shared: History) -> None:
+    lost = shared.say("a", TrialCreate(RUNNING, params={"x": 1.0}))
+    log, other = shared.fork(), shared.fork()
+    log.tell("a", 1, 10.0)
+    other.start("b", 2.0)
+
+    trials, found = merged(begun(), log, other, without=[lost], loose=[lost, lost])
+
+    assert results(trials) == [(0.0, 0.0), (1.0, 10.0)]
+    assert (found.histories, found.uncertain) == (2, {})
+
+
 def test_a_result_that_never_left_is_that_of_its_owners_own_trial(shared: History) -> None:
     log, other = shared.fork(), shared.fork()
     log.start("b", 1.0)

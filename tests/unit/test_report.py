@@ -238,6 +238,16 @@ def test_several_objectives_show_the_pareto_front() -> None:
     assert "History of objective 2 (maximize)" in page
 
 
+def test_what_a_peer_says_of_itself_is_not_taken_for_the_time_of_its_trials() -> None:
+    writer = _Writer()
+    writer.say("a", PeerJoin({"site": "north", "earlier": "long"}))
+    number = writer.trial("a", (1.0,))
+
+    row = facts.row_of(writer.state, number)
+
+    assert (row["site"], row["seconds"]) == ("north", 2.0)
+
+
 def test_the_timeline_shows_a_killed_peer_and_links_the_retry() -> None:
     writer = _Writer()
     writer.say("a", TrialCreate())

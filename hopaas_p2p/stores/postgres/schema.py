@@ -206,14 +206,11 @@ def changed_tokens(connection: Any) -> list[str]:
 
 def restore(connection: Any, uuid: str, entries: Iterable[Entry]) -> None:
     """Write commits under their own lsns, with their authors, roles and times; those that are there stay."""
-    from psycopg2.extras import execute_batch
-
     query(connection, f"SET LOCAL ROLE {quoted(schema_owner(connection), connection)}")
     run(connection, "restore_log", uuid=uuid)
     seen: set[tuple[str, str]] = set()
-    rows = (_row(uuid, entry, seen) for entry in entries)
-    with connection.cursor() as cursor:
-        execute_batch(cursor, statements("administration.sql")["restore_commit"], rows)
+    for entry in entries:  # one at a time: a commit may have megabytes, and many of them take a server too long
+        run(connection, "restore_commit", **_row(uuid, entry, seen))
 
 
 def _row(uuid: str, entry: Entry, seen: set[tuple[str, str]]) -> dict[str, Any]:
