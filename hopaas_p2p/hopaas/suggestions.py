@@ -21,7 +21,8 @@ class Suggestion(NamedTuple):
     parts: tuple[Any, ...]
 
     def __str__(self) -> str:
-        texts = [str(one).lower() if isinstance(one, bool) else str(one) for one in self.parts]
+        choices = self.kind == "categorical"  # are texts as they stand
+        texts = [str(one).lower() if isinstance(one, bool) and not choices else str(one) for one in self.parts]
         return f"{PREFIX}{self.kind}({','.join(texts)})"
 
     def distribution(self) -> records.Distribution:

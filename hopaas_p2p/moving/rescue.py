@@ -396,7 +396,7 @@ def united(
     accepted: set[str] = set()
     paths = _histories(root, total, entries, loose)
     for path in paths:
-        state, origins, uncertain, missing = snapshot.load(saved), dict[int, _Known](), dict[int, int](), 0
+        state, origins, uncertain, missing = snapshot.load(saved), dict[int, _Known](), dict[int, int](), -1
         for place, node in enumerate(path):
             if node.guessed:
                 missing = min(state.lsn + 1, node.entry.lsn - 1)  # from here on
@@ -410,7 +410,7 @@ def united(
                 created = range(count, len(state.trials))
                 origins |= {number: (commit.writer, commit.seq, number - count) for number in created}
                 accepted |= {f"{commit.writer}:{commit.seq}"} if any(map(_counts, verdicts)) else set()
-            for verdict in verdicts if missing else ():
+            for verdict in verdicts if missing >= 0 else ():
                 if verdict.accepted and verdict.number is not None:
                     uncertain.setdefault(verdict.number, missing)
         union.add(state, origins, uncertain)

@@ -555,6 +555,10 @@ def test_a_suggestion_and_its_text_are_the_same(tmp_path: Path, given: hpc.sugge
     assert trial.x in ("a", "b") if "categorical" in text else -10 <= trial.x <= 10
 
 
+def test_choices_of_a_text_form_are_written_as_they_stand() -> None:
+    assert str(hpc.suggestions.Categorical(["a", True, None])) == "optuna#categorical(a,True,None)"
+
+
 @pytest.mark.parametrize(
     ("wrong", "said"),
     [

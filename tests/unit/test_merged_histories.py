@@ -210,6 +210,14 @@ def test_behind_a_commit_that_nobody_kept_a_result_is_kept_and_marked(shared: Hi
     assert set(found.uncertain.values()) == {shared.lsn + 1}
 
 
+def test_what_follows_a_first_commit_that_followed_another_log_is_marked() -> None:
+    log = History(total=7)
+    log.say("a", StudyDefine("s", ("minimize",), space={"x": Float(0.0, 100.0)}))
+    log.start("a", 1.0)
+
+    assert united(State(), 0, log.entries).uncertain == {0: 0}
+
+
 def test_links_between_trials_follow_their_new_numbers(shared: History) -> None:
     log, other = shared.fork(), shared.fork()
     log.start("b", 1.0)
