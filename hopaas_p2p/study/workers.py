@@ -241,7 +241,7 @@ class WatchedWorkers:
         share = self._shares[number]
         if share is not None:
             share -= self._ended[number]
-        if share != 0:
+        if share is None or share > 0:  # a late result is a trial more
             self._send(share)
 
     def _reclaim_lost(self) -> None:

@@ -215,9 +215,11 @@ class LosesTheFirst(ThreadPoolExecutor):
         super().__init__(1)
         self._ended = ended
         self.lost: Study | None = None
+        self.replaced = 0
 
     def submit(self, function: Any, /, *arguments: Any, **options: Any) -> Future[Any]:
         if self.lost is not None:
+            self.replaced += 1
             return super().submit(function, *arguments, **options)
         order, about, *_ = arguments
         self.lost = hopaas_p2p.open_study(open_again(order.options), order.study, create=False)
@@ -240,6 +242,15 @@ def test_what_a_lost_worker_began_is_run_again_though_it_was_not_read_of_yet(
         assert [trial.reason for trial in study.state.trials if trial.state.name == "FAIL"] == ["its worker was lost"]
         assert states(study).count("COMPLETE") == 8
         assert pool.lost is not None
+        pool.lost.close()
+
+
+def test_a_lost_worker_that_ended_more_than_its_share_is_not_replaced(study: Study) -> None:
+    """As one whose trial was taken away, and kept as another one when its result came late."""
+    with LosesTheFirst(2) as pool:
+        study.optimize(quick, 1, on=pool)
+        assert pool.lost is not None
+        assert pool.replaced == 0
         pool.lost.close()
 
 
