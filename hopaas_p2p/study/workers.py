@@ -296,7 +296,7 @@ class WatchedWorkers:
 
     def _worker_of(self, trial: Trial) -> int | None:
         """Which of these workers runs the trial, or has run it last."""
-        info = self._study.state.peers.get(trial.owner or "", {})
+        info = self._log.state.peers.get(trial.owner or "", {})
         number = info.get(_WORKER, "") if info.get(_CREW) == self._crew else ""
         return int(number) if _NUMBER.fullmatch(number) else None  # any peer may have introduced itself like that
 
