@@ -187,9 +187,10 @@ class Outbox:
 
     def _load(self, chain: int | None = None) -> None:
         """Put what is queued for one owner into a commit; it is in flight from now on."""
-        for draft in [draft for draft in self.drafts.values() if _weight(draft) > _MAX_TEXT]:
-            heavy = [PendingCommit(draft.owner, records) for records in draft.commits()]  # they come before the rest
-            self.queued = heavy + self.queued
+        begun = {one.number for pending in self.queued for one in pending.records if isinstance(one, TrialSet)}
+        for draft in [one for one in self.drafts.values() if one.number in begun or _weight(one) > _MAX_TEXT]:
+            parts = [PendingCommit(draft.owner, records) for records in draft.commits()]
+            self.queued = self.queued + parts  # not before what was said of the trial earlier
             del self.drafts[draft.number]
         owner = self.queued[0].owner if self.queued else next(iter(self.drafts.values())).owner
         taken: list[PendingCommit] = []

@@ -241,7 +241,7 @@ class WatchedWorkers:
         share = self._shares[number]
         if share is not None:
             share -= self._ended[number]
-        if share != 0:
+        if share is None or share > 0:  # a late result is a trial more
             self._send(share)
 
     def _reclaim_lost(self) -> None:
@@ -296,7 +296,7 @@ class WatchedWorkers:
 
     def _worker_of(self, trial: Trial) -> int | None:
         """Which of these workers runs the trial, or has run it last."""
-        info = self._study.state.peers.get(trial.owner or "", {})
+        info = self._log.state.peers.get(trial.owner or "", {})
         number = info.get(_WORKER, "") if info.get(_CREW) == self._crew else ""
         return int(number) if _NUMBER.fullmatch(number) else None  # any peer may have introduced itself like that
 

@@ -24,6 +24,7 @@ import hopaas_p2p
 from hopaas_p2p.errors import ConfigurationError, InvalidInput, NothingSucceeded, NoWork, StoreUnreachable, WorkersLost
 from hopaas_p2p.storage.storage import open_again
 from hopaas_p2p.study import Study
+from hopaas_p2p.study.progress import ProgressLog
 from hopaas_p2p.study.trial import Trial
 from hopaas_p2p.study.workers import WatchedWorkers, WorkOrder
 from tests.support.processes import campaign, environment, script, states, until
@@ -215,9 +216,11 @@ class LosesTheFirst(ThreadPoolExecutor):
         super().__init__(1)
         self._ended = ended
         self.lost: Study | None = None
+        self.replaced = 0
 
     def submit(self, function: Any, /, *arguments: Any, **options: Any) -> Future[Any]:
         if self.lost is not None:
+            self.replaced += 1
             return super().submit(function, *arguments, **options)
         order, about, *_ = arguments
         self.lost = hopaas_p2p.open_study(open_again(order.options), order.study, create=False)
@@ -240,6 +243,15 @@ def test_what_a_lost_worker_began_is_run_again_though_it_was_not_read_of_yet(
         assert [trial.reason for trial in study.state.trials if trial.state.name == "FAIL"] == ["its worker was lost"]
         assert states(study).count("COMPLETE") == 8
         assert pool.lost is not None
+        pool.lost.close()
+
+
+def test_a_lost_worker_that_ended_more_than_its_share_is_not_replaced(study: Study) -> None:
+    """As one whose trial was taken away, and kept as another one when its result came late."""
+    with LosesTheFirst(2) as pool:
+        study.optimize(quick, 1, on=pool)
+        assert pool.lost is not None
+        assert pool.replaced == 0
         pool.lost.close()
 
 
@@ -340,6 +352,24 @@ def test_a_peer_that_claims_to_be_one_of_the_workers_stops_nothing(study: Study,
 
     assert watched._running() == []
     study.tell(asked, 0.5)
+
+
+def test_a_store_that_is_away_does_not_end_a_look_at_what_was_read_before(
+    study: Study, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    order = WorkOrder(hopaas_p2p.open_study, study.storage.options, study.name, quick, (None, None), ())
+    with ThreadPoolExecutor(1) as pool:
+        watched = WatchedWorkers(study, order, pool, 1, None, None)
+    study._be_worker({"crew": watched._crew, "worker": "0"})
+    study.tell(study.ask(), 0.5)
+
+    def away() -> None:
+        raise StoreUnreachable("it is away")
+
+    monkeypatch.setattr(study.handle, "refresh", away)
+    watched._look(ProgressLog(study.name, study.handle, quiet=True), [])
+    assert watched._ended == {0: 1}
+    assert "it is away" in caplog.text
 
 
 def test_an_objective_that_cannot_travel_is_refused_before_a_trial_starts(study: Study) -> None:

@@ -85,6 +85,19 @@ def test_a_draft_that_cannot_be_written_takes_none_of_another_trial_along() -> N
     assert reports == [{1: 0.5}, {1: 0.25}]
 
 
+@pytest.mark.parametrize("length", [1, 600_000])
+def test_of_an_attribute_that_is_set_while_others_are_still_on_their_way_the_last_value_counts(length: int) -> None:
+    outbox, found = Outbox("ann", lambda: 0), dict[str, str]()
+    outbox.draft(0, 1, "ann").user.update({key: key * 300_000 for key in "abc"})
+    outbox.next()
+    outbox.draft(0, 1, "ann").user["c"] = last = "d" * length
+    while outbox.next() is not None:
+        for record in outbox.in_flight[0].commit.records:
+            found |= record.user  # type: ignore[union-attr]
+        outbox.settle(())
+    assert found == {"a": "a" * 300_000, "b": "b" * 300_000, "c": last}
+
+
 _DIGITS = 10**5000  # more than Python writes out
 
 
