@@ -253,11 +253,13 @@ class Bucket:
     # --- many objects ---
 
     def get_many(self, keys: Sequence[str], *, limit: int) -> list[Found | StoreUnreachable | None]:
-        """In parallel, the first in the caller's thread."""
-        later = [self._submit(self._get_or_error, key, limit) for key in keys[1:]]
-        found = [self._get_or_error(key, limit) for key in keys[:1]]
-        for key, future in zip(keys[1:], later, strict=True):
-            found.append(self._get_or_error(key, limit) if future is None else future.result())
+        """In parallel, the first in the caller's thread; a few at a time, since other callers wait behind them."""
+        found: list[Found | StoreUnreachable | None] = []
+        for some in (keys[first : first + WIDEST] for first in range(0, len(keys), WIDEST)):
+            later = [self._submit(self._get_or_error, key, limit) for key in some[1:]]
+            found.append(self._get_or_error(some[0], limit))
+            for key, future in zip(some[1:], later, strict=True):
+                found.append(self._get_or_error(key, limit) if future is None else future.result())
         return found
 
     def _get_or_error(self, key: str, limit: int) -> Found | StoreUnreachable | None:
