@@ -72,10 +72,11 @@ def _listing(of: bytes) -> bytes:
     "answer",
     [
         itertools.chain([b"HTTP/1.1 200 OK\r\n\r\n"], itertools.repeat(bytes(1 << 20))),
+        itertools.repeat(b"HTTP/1.1 100 Continue\r\n\r\n" * 50_000),
         [_listing(_NEXT)] * 50,
         [_listing(_ODD)],
     ],
-    ids=["bytes", "pages", "sizes"],
+    ids=["bytes", "heads", "pages", "sizes"],
 )
 def test_a_listing_that_is_none_or_does_not_end_is_given_up(
     answer: Iterable[bytes], monkeypatch: pytest.MonkeyPatch
