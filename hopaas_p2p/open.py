@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Final
 from urllib.parse import unquote, urlsplit
 
 from hopaas_p2p.errors import ConfigurationError
-from hopaas_p2p.net.redaction import redacted
+from hopaas_p2p.runtime.redaction import redacted
 
 if TYPE_CHECKING:
     from hopaas_p2p.stores.base import Store

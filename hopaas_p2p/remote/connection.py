@@ -106,6 +106,7 @@ class Connection(asyncio.BufferedProtocol):
         self.disconnected()
 
     def connection_lost(self, exc: Exception | None) -> None:
+        self._plain = self._transport = None  # asyncio fails at a transport that is aborted once more
         self.disconnected()
 
     def pause_writing(self) -> None:

@@ -18,7 +18,7 @@ from msgspec import Meta, Struct
 from hopaas_p2p import errors
 from hopaas_p2p.core import codec
 from hopaas_p2p.errors import Denied, HopaasError, InvalidInput, StoreUnreachable
-from hopaas_p2p.stores.base import Beat, Doubtful, ExchangeResult, Outgoing, Store
+from hopaas_p2p.stores.base import Beat, Doubtful, ExchangeResult, Log, Outgoing, Store
 
 VERSION: Final = 1
 PATH: Final = f"/v{VERSION}"
@@ -51,6 +51,7 @@ Name = Annotated[str, Meta(max_length=64, pattern=r"\A[A-Za-z0-9_-]+\Z")]
 AT_ONCE: Final = 1000
 Names = Annotated[list[Name], Meta(max_length=AT_ONCE)]
 _MANY: Final = Meta(max_length=1 << 20)
+_BLOCK: Final = LARGEST // 8  # bytes of a block, of which a few are read at a time for one answer
 Lsn = Annotated[int, Meta(ge=0, lt=1 << 62)]
 
 
@@ -70,7 +71,7 @@ CALLS: Final = {
     "snapshot_head": Call("log", tuple[Lsn | None], tuple[int, bytes] | None),
     "blocks": Call("log", tuple[Names], dict[str, bytes]),
     "block_names": Call("log", answer=Annotated[set[str], _MANY]),
-    "put_block": Call("log", tuple[Name, bytes], least="worker"),
+    "put_block": Call("log", tuple[Name, Annotated[bytes, Meta(max_length=_BLOCK)]], least="worker"),
     "put_snapshot_head": Call("log", tuple[Lsn, bytes], least="worker"),
     "doubtful_head": Call("log", tuple[Lsn, Lsn], Doubtful | None),
     "judge_snapshot": Call("log", tuple[Doubtful, bool]),
@@ -126,6 +127,8 @@ class StoreRequest(Struct, array_like=True, frozen=True):
         if self.place == CATALOG and self.call in ("destroy", "erase"):
             raise Denied("the list of studies cannot be destroyed")
         log = store.catalog() if self.place == CATALOG else store.log(self.place)
+        if self.call == "blocks":
+            return _some_of(log, [*dict.fromkeys(self.arguments[0])])
         if self.call == "judge_snapshot":
             return log.judge_snapshot(self.arguments[0], same=self.arguments[1])
         result = getattr(log, self.call)(*self.arguments)
@@ -135,6 +138,15 @@ class StoreRequest(Struct, array_like=True, frozen=True):
     def all_arguments(self) -> tuple[Any, ...]:
         """Those of the method."""
         return (self.place, *self.arguments) if self.kind.of == "files" else self.arguments
+
+
+def _some_of(log: Log, names: list[str]) -> dict[str, bytes]:
+    """Those of these blocks that are there, as far as there is room for them in an answer."""
+    found: dict[str, bytes] = {}
+    while names and sum(map(len, found.values())) < LARGEST // 4:
+        found |= log.blocks(names[:4])
+        del names[:4]
+    return found
 
 
 class _Undecoded(Struct, array_like=True, frozen=True):

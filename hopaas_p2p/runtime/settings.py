@@ -29,6 +29,7 @@ from typing import Any, Final, Literal, NamedTuple, NoReturn
 from hopaas_p2p.errors import ConfigurationError
 from hopaas_p2p.runtime.atomic import replace_atomically
 from hopaas_p2p.runtime.ownership import read_own, read_secret
+from hopaas_p2p.runtime.redaction import redacted
 
 HERE: Final = "./hopaas.toml"
 """The origin of what this directory's file says."""
@@ -346,7 +347,8 @@ class Settings:
                 "counts only once you have made the file your own: read it, then run hopaas-p2p config trust"
             )
         if SETTINGS[name].in_files and not is_one_line(found.value or ""):
-            raise ConfigurationError(f"{name} = {found.value!r} ({found.origin}): this is not one line of text")
+            shown = redacted(found.value or "")
+            raise ConfigurationError(f"{name} = {shown!r} ({found.origin}): this is not one line of text")
         return found
 
     def get(self, name: str, given: str | None = None) -> str | None:

@@ -176,10 +176,12 @@ class Log(ABC):
         """The snapshot with this head and its blocks; None if the head is damaged, or a block is not there."""
         try:
             names = snapshot.names_in(head)
-            parts = [names[first : first + BLOCKS_AT_ONCE] for first in range(0, len(names), BLOCKS_AT_ONCE)]
             found: dict[str, bytes] = {}
-            for part in parts:
-                found |= self.blocks(part)
+            while some := [name for name in names if name not in found][:BLOCKS_AT_ONCE]:
+                part = self.blocks(some)
+                if part.keys().isdisjoint(some):
+                    return None
+                found |= part
             return snapshot.whole(head, found)
         except snapshot.CorruptSnapshot:
             return None
@@ -189,7 +191,7 @@ class Log(ABC):
         return None
 
     def blocks(self, names: list[str]) -> dict[str, bytes]:
-        """Those of these blocks of snapshots that are there, by name."""
+        """Those of these blocks of snapshots that are there, by name; at least the first of them that is there."""
         return {}
 
     def block_names(self) -> set[str]:

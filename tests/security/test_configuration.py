@@ -228,6 +228,15 @@ def test_a_value_that_is_not_one_line_is_refused_where_it_is_read(
             Settings(env=more, directory=here).find(name, given)
 
 
+@pytest.mark.parametrize(
+    "url", ["postgresql://u:ses\name@h/d", "postgresql://u@h/d?password=sesa\rme", "s3://k:sesame\n@b"]
+)
+def test_a_password_is_not_shown_where_its_url_is_refused(env: dict[str, str], here: Path, url: str) -> None:
+    with pytest.raises(ConfigurationError, match="not one line") as refused:
+        Settings(env={**env, "HOPAAS_STORE": url}, directory=here).find("store")
+    assert not any(piece in str(refused.value) for piece in ("ses", "ame", "sesame"))
+
+
 # --- where does the token go? ------------------------------------------------------------------------------------
 
 

@@ -423,6 +423,51 @@ def test_of_a_file_that_may_not_be_kept_nothing_is_kept(listed: Callable[[str], 
         assert b"Denied" in line.recv(65536)
 
 
+def test_blocks_that_a_caller_names_take_the_room_of_an_answer(listed: Callable[[str], Plain]) -> None:
+    """Everybody may keep blocks in a study of his own. Whoever breaks off in the middle of an answer fails nothing."""
+    bob = listed("bob")
+    assert bob.process.process is not None
+    begun = Outgoing("b:1", codec.encode(Commit("b", 1, "b", 0, (StudyRegistered("o", "o"),))))
+    requests = [StoreRequest("exchange", "own", (begun, 0))]
+    requests += [StoreRequest("put_block", "own", (f"b{number}", bytes(8 << 20))) for number in range(20)]
+    for one in requests:
+        assert bob.says(request(bob.token, encode(one), "Connection: close")).startswith(b"HTTP/1.1 200 OK")
+    for names in (["b0"] * 1000, [f"b{number}" for number in range(20)]):
+        with bob.connect() as line:
+            line.sendall(request(bob.token, encode(StoreRequest("blocks", "own", (names,))), "Connection: close"))
+            assert line.recv(65536).startswith(b"HTTP/1.1 200 OK")
+            while line.recv(1 << 20):
+                pass
+    status = Path(f"/proc/{bob.process.process.pid}/status")
+    assert int(status.read_text().partition("VmHWM:")[2].split()[0]) < 400_000, "kilobytes"
+
+
+def test_of_a_bucket_a_token_that_asks_for_many_objects_keeps_nobody_waiting(s3_url: str, tmp_path: Path) -> None:
+    """Each object is a request to the bucket, of which so many are under way at once."""
+    with contextlib.closing(open_store(s3_url)) as store:
+        append_many(store.log("u"), "w", 1)
+    access.add_user(s3_url, "eve")
+    token = access.create_token(s3_url, "eve").secret.reveal()
+    served = Plain.__new__(Plain)
+    served.process, served.token = HttpsProcess(tmp_path, s3_url, "--behind-proxy", "127.0.0.1").start(), token
+    many = request(token, encode(StoreRequest("beats", "", ([f"nobody-{number}" for number in range(1000)],))))
+    lines = [served.connect() for _ in range(16)]
+    for line in lines:
+        line.sendall(many * 3)
+    time.sleep(2)
+    waited = []
+    for _ in range(3):
+        with served.connect() as line:
+            began = time.monotonic()
+            line.sendall(request(token, encode(StoreRequest("exchange", "catalog", (None, 0)))))
+            assert line.recv(65536).startswith(b"HTTP/1.1 200 OK")
+            waited.append(time.monotonic() - began)
+    for line in lines:
+        line.close()
+    served.process.kill()
+    assert min(waited) < 1.5
+
+
 @pytest.mark.parametrize(
     "body",
     [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import http.server
+import io
 import json
 import os
 import pickle
@@ -13,7 +14,6 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any, NamedTuple
 from urllib.parse import parse_qs
 
@@ -392,15 +392,15 @@ def test_of_several_requests_that_are_refused_at_once_each_is_sent_again(
     store.find()
     objects, gate, sent = store.objects, threading.Barrier(2), threading.local()
 
-    def send(*_: object, **__: object) -> SimpleNamespace:
+    def send(*_: object, **__: object) -> urllib3.HTTPResponse:
         if hasattr(sent, "once"):
-            return SimpleNamespace(status=200, headers={})
+            return urllib3.HTTPResponse(io.BytesIO(), status=200, preload_content=False)
         sent.once = True
         gate.wait(30)  # both are under way before either is refused
         monkeypatch.setenv("AWS_ACCESS_KEY_ID", "rotated")
         objects._heard = 1000.0
         said = f"<Error><Code>{code}</Code></Error>".encode()
-        return SimpleNamespace(status=403, headers={}, data=said, release_conn=lambda: None)
+        return urllib3.HTTPResponse(io.BytesIO(said), status=403, preload_content=False)
 
     monkeypatch.setattr(objects.pool(), "urlopen", send)
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
+import resource
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import pytest
 
@@ -55,3 +57,48 @@ def test_a_server_that_drips_head_or_body_is_given_up(dripping: int, monkeypatch
     with pytest.raises(StoreUnreachable):
         bucket.put_new("some", b"data")
     bucket.close()
+
+
+_NEXT = b"<IsTruncated>true</IsTruncated><NextContinuationToken>x</NextContinuationToken>"
+_ODD = b"<Contents><Key>a</Key><Size>many</Size><LastModified>now</LastModified></Contents>"
+
+
+def _listing(of: bytes) -> bytes:
+    page = b"<ListBucketResult>%b</ListBucketResult>" % of
+    return b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%b" % (len(page), page)
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        itertools.chain([b"HTTP/1.1 200 OK\r\n\r\n"], itertools.repeat(bytes(1 << 20))),
+        itertools.repeat(b"HTTP/1.1 100 Continue\r\n\r\n" * 50_000),
+        [_listing(_NEXT)] * 50,
+        [_listing(_ODD)],
+    ],
+    ids=["bytes", "heads", "pages", "sizes"],
+)
+def test_a_listing_that_is_none_or_does_not_end_is_given_up(
+    answer: Iterable[bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    s3_environment(monkeypatch)
+    listening = socket.create_server(("127.0.0.1", 0))
+
+    def serve() -> None:
+        connection, _ = listening.accept()
+        with connection, contextlib.suppress(OSError):
+            for number, data in enumerate(answer):
+                if not number or len(data) < 1 << 20:
+                    connection.recv(1 << 16)
+                connection.sendall(data)
+
+    thread = threading.Thread(target=serve, daemon=True)
+    thread.start()
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    bucket = Bucket(parse(f"s3://bucket/store?endpoint=http://127.0.0.1:{listening.getsockname()[1]}&region=us-east-1"))
+    with pytest.raises(StoreUnreachable, match=r"again and again|more came|that are none"):
+        bucket.listed("some/")
+    bucket.close()
+    listening.close()
+    thread.join(10)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200_000, "kilobytes"

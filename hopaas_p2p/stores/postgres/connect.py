@@ -19,8 +19,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 from hopaas_p2p.errors import ConfigurationError, HopaasError, StoreUnreachable
 from hopaas_p2p.net import trust
-from hopaas_p2p.net.redaction import redacted
 from hopaas_p2p.runtime import credentials
+from hopaas_p2p.runtime.redaction import redacted
 from hopaas_p2p.runtime.settings import Secret
 from hopaas_p2p.stores.postgres.errors import refusal
 from hopaas_p2p.stores.postgres.watchdog import watched

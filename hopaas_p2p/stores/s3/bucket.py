@@ -51,6 +51,7 @@ _CODE: Final = re.compile(rb"<Code>([^<]*)</Code>")
 _SKEW: Final = 1.0  # seconds
 _BULK_READ: Final = 60.0  # seconds of silence during a file
 _ERROR: Final = 1 << 16  # bytes of a refusal that are read
+_LARGEST_ANSWER: Final = 16 << 20  # bytes of one that is read as a whole; a page of a listing has 4 MB at most
 
 _abandoned: Final[list[object]] = []
 """Connections of parent processes: to destroy one would take locks that a thread of the parent may have held."""
@@ -178,8 +179,9 @@ class Bucket:
             try:
                 # redirects are not followed: a session's token would go along to whatever host the answer names
                 answer = self.pool(bulk=bulk).urlopen(
-                    method, url.geturl(), redirect=False, body=body, headers=signed, preload_content=not stream
+                    method, url.geturl(), redirect=False, body=body, headers=signed, preload_content=False
                 )
+                answer = answer if stream else _whole(answer)
                 if (date := http.parse_date(answer.headers.get("Date"))) is not None:
                     self._heard = date - time.time()
                 code = "" if answer.status in _DONE else _code(answer, stream=stream)
@@ -253,11 +255,13 @@ class Bucket:
     # --- many objects ---
 
     def get_many(self, keys: Sequence[str], *, limit: int) -> list[Found | StoreUnreachable | None]:
-        """In parallel, the first in the caller's thread."""
-        later = [self._submit(self._get_or_error, key, limit) for key in keys[1:]]
-        found = [self._get_or_error(key, limit) for key in keys[:1]]
-        for key, future in zip(keys[1:], later, strict=True):
-            found.append(self._get_or_error(key, limit) if future is None else future.result())
+        """In parallel, the first in the caller's thread; a few at a time, since other callers wait behind them."""
+        found: list[Found | StoreUnreachable | None] = []
+        for some in (keys[first : first + WIDEST] for first in range(0, len(keys), WIDEST)):
+            later = [self._submit(self._get_or_error, key, limit) for key in some[1:]]
+            found.append(self._get_or_error(some[0], limit))
+            for key, future in zip(some[1:], later, strict=True):
+                found.append(self._get_or_error(key, limit) if future is None else future.result())
         return found
 
     def _get_or_error(self, key: str, limit: int) -> Found | StoreUnreachable | None:
@@ -281,15 +285,19 @@ class Bucket:
 
     def details(self, prefix: str, *, after: str = "", at_most: int | None = None) -> list[Listed]:
         """As `listed`, with sizes and times."""
-        return [
-            Listed(
-                _text(one, "Key")[len(self.address.root) :],
-                int(_text(one, "Size") or 0),
-                datetime.datetime.fromisoformat(_text(one, "LastModified")).timestamp(),
-                _text(one, "ETag").strip('"'),
-            )
-            for one in self._list(prefix, "Contents", after=after, at_most=at_most)
-        ]
+        found = self._list(prefix, "Contents", after=after, at_most=at_most)
+        try:
+            return [
+                Listed(
+                    _text(one, "Key")[len(self.address.root) :],
+                    int(_text(one, "Size") or 0),
+                    datetime.datetime.fromisoformat(_text(one, "LastModified")).timestamp(),
+                    _text(one, "ETag").strip('"'),
+                )
+                for one in found
+            ]
+        except (ValueError, OverflowError):
+            raise StoreUnreachable(f"{self.address.endpoint} lists sizes and times that are none") from None
 
     def folders(self, prefix: str) -> list[str]:
         """The names of the folders in this one."""
@@ -306,14 +314,16 @@ class Bucket:
         while True:
             page = self._xml(self._ask("GET", None, what, query=query).data, "ListBucketResult")
             found += page.findall(f"{{*}}{kind}")
-            query["continuation-token"] = _text(page, "NextContinuationToken")
+            token, query["continuation-token"] = query.get("continuation-token"), _text(page, "NextContinuationToken")
             if _text(page, "IsTruncated") != "true" or (at_most is not None and len(found) >= at_most):
                 return found[:at_most]
+            if token == query["continuation-token"]:
+                raise StoreUnreachable(f"{self.address.endpoint} lists the same objects again and again")
 
     def _xml(self, data: bytes, root: str) -> Any:
         """An answer of the server's."""
         with contextlib.suppress(ElementTree.ParseError):
-            found = ElementTree.fromstring(data)  # noqa: S314  # of the server that has all the data; expat is bounded
+            found = ElementTree.fromstring(data or b"")  # noqa: S314  # of the server that has all the data; expat is bounded
             if found.tag.rpartition("}")[2] == root:
                 return found
         raise StoreUnreachable(f"{self.address.endpoint} sent an answer that is not from S3: no {root}")
@@ -432,6 +442,18 @@ class Bucket:
         threads, self._threads, self._pools = self._threads, None, {}
         if threads is not None:
             threads.shutdown(wait=False)
+
+
+def _whole(answer: Any) -> urllib3.HTTPResponse:
+    """This answer with all its bytes; raises as urllib3 does, also if they are more than a listing has."""
+    data = b""
+    while piece := answer.read(_LARGEST_ANSWER + 1 - len(data), decode_content=False):
+        data += piece
+    if len(data) > _LARGEST_ANSWER:
+        answer.close()
+        raise urllib3.exceptions.HTTPError("more came than an answer has")
+    answer.release_conn()
+    return urllib3.HTTPResponse(data, headers=answer.headers, status=answer.status, preload_content=False)
 
 
 def _code(answer: Any, *, stream: bool) -> str:

@@ -21,6 +21,7 @@ CONNECT: Final = 3.0
 """Seconds to wait for a connection."""
 READ: Final = 4.0
 """Seconds of silence after which a small request counts as lost; the log finds out what became of it."""
+_HEAD: Final = 1 << 18  # bytes that may come before the end of an answer's head
 _CONNECTIONS: Final = 17  # a window of 16 and a beat
 
 
@@ -48,12 +49,14 @@ def _prompt(connection: Any) -> Any:
             if _QUICKACK is not None:
                 with contextlib.suppress(OSError, AttributeError):  # TLS within TLS is not a socket
                     self.sock.setsockopt(socket.IPPROTO_TCP, _QUICKACK, 1)
-            return super().getresponse()
+            answer = super().getresponse()
+            self.coming.room = None
+            return answer
 
         def response_class(self, sock: Any, **options: Any) -> http.client.HTTPResponse:
             raw = sock.makefile("rb", buffering=0)  # keeps the socket open where the connection is closed before
-            answer = AnswerBytes(raw.readinto, self.timeout or READ, end=raw.close)
-            return http.client.HTTPResponse(answer, **options)  # type: ignore[arg-type]
+            self.coming = AnswerBytes(raw.readinto, self.timeout or READ, room=_HEAD, end=raw.close)
+            return http.client.HTTPResponse(self.coming, **options)  # type: ignore[arg-type]
 
     return Prompt
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Final
 
-_PASSWORD: Final = re.compile(r"(://[^/@:]*:).*@|([?&][a-z_]*(?:password|token|secret)=)[^&]*", re.IGNORECASE)
+_PASSWORD: Final = re.compile(r"(?is)(://[^/@:]*:).*@|([?&][a-z_]*(?:password|token|secret)=)[^&]*")
 
 
 def redacted(url: str) -> str:
