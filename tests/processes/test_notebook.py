@@ -332,9 +332,10 @@ watching
 
     _executed(book, tmp_path, monkeypatch)
 
-    outputs = [one for one in book.cells[0].outputs if one.get("name") != "stderr"]
-    view, printed = outputs
-    assert printed.text == "True True\n"
+    view, *printed = [one for one in book.cells[0].outputs if one.get("name") != "stderr"]
+    said = "".join(one.text for one in printed)
+    assert "trial 4: " in said, "not on stderr, which is shown in red"
+    assert said.endswith("True True\n")
     assert "5 of 5 trials used" in view.data["text/html"]
     assert "s · done" in view.data["text/html"]
 
