@@ -69,7 +69,9 @@ def test_the_reference_has_what_the_package_offers(site: Path) -> None:
 
     text = "".join(page.read_text(encoding="utf-8") for page in [site / "reference.html"])
 
-    methods = [f"Study.{name}" for name in ("ask", "tell", "optimize", "trial", "pause", "enqueue_trial", "search_with")]
+    methods = [
+        f"Study.{name}" for name in ("ask", "tell", "optimize", "trial", "pause", "enqueue_trial", "search_with")
+    ]
     wanted = [*hopaas_p2p.__all__, *methods]
     assert [name for name in wanted if f'id="hopaas_p2p.{name}"' not in text] == []
 
