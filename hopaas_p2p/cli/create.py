@@ -68,7 +68,7 @@ def method_of(given: dict[str, Any], described: Mapping[str, Any] | None = None)
     "--learn-from",
     multiple=True,
     metavar="NAME|auto|FILE",
-    help="Begin with what a study of this store, its newest ones, or a file of format `prior` taught. Repeat.",
+    help="Begin with what a study of this store, its newest ones, or a file of `export --prior` taught. Repeat.",
 )
 @click.option("--exist-ok", is_flag=True, help="Succeed if the study already exists with the same definition.")
 def create(

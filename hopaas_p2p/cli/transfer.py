@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 _FORMATS = click.Choice(FORMATS)
 _TRACKERS: Final = ("mlflow", "wandb")
-_KINDS: Final = (*FORMATS, "prior", *_TRACKERS)
+_KINDS: Final = (*FORMATS, *_TRACKERS)
 _FEW_RETRIES: Final = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2", "MLFLOW_HTTP_REQUEST_TIMEOUT": "30"}
 """MLflow would retry for minutes by default; `study export` retries itself."""
 
@@ -34,7 +34,7 @@ _FEW_RETRIES: Final = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2", "MLFLOW_HTTP_REQU
 @click.command()
 @options(study="argument")
 @click.option("--format", "form", type=click.Choice(_KINDS), help="[default: by the extension of PATH, else study]")
-@click.option("--prior", "form", flag_value="prior", help="What a new study can learn from: --format prior.")
+@click.option("--prior", "form", flag_value="prior", help="What a new study can learn from.")
 @click.option("--to", metavar="PATH|URL|PROJECT", help="A file, an Optuna storage, or a tracker. [default: stdout]")
 @click.option("--files", type=FOLDER, metavar="DIR", help="Also write the files of the study and its trials to DIR.")
 @click.option("--follow", is_flag=True, help="To a tracker, until the study is done; waits out the tracker's outages.")
@@ -46,7 +46,7 @@ def export(
 
     A study's own file has everything that was said of it, and its files; `study import` reads it. csv, the format of
     stdout, is for spreadsheets, parquet for data frames. With --format optuna, URL is sqlite:///x.db,
-    postgresql://…, or the path of a journal file. DIR can be given to optuna-dashboard --artifact-dir. prior is what
+    postgresql://…, or the path of a journal file. DIR can be given to optuna-dashboard --artifact-dir. --prior is what
     the study teaches, without results: configurations and their ranks, for `study create --learn-from FILE`.
 
     With --format mlflow, URL is the tracking server (or MLFLOW_TRACKING_URI), and MLFLOW_EXPERIMENT_NAME names the
@@ -65,7 +65,7 @@ def export(
         _export_to_tracker(session, form, to, every=interval if follow else None)
         return
     if follow or (form == "prior" and files is not None):
-        raise click.UsageError("--follow is for trackers, and --format prior has no files.")
+        raise click.UsageError("--follow is for trackers, and --prior has no files.")
     study = session.study()
     if form != "prior":
         count = export_study(study, to or "-", form=form, files=files)

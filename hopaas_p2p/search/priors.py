@@ -107,7 +107,7 @@ class Prior(PriorRecord, frozen=True, forbid_unknown_fields=True):
 
     @classmethod
     def from_file(cls, path: str | Path) -> Self:
-        """The prior that `hopaas-p2p study export --format prior` wrote.
+        """The prior that `hopaas-p2p study export --prior` wrote.
 
         Raises:
             InvalidInput: the file is not one, or holds what no study can learn from.
