@@ -34,13 +34,19 @@ _FEW_RETRIES: Final = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2", "MLFLOW_HTTP_REQU
 @click.command()
 @options(study="argument")
 @click.option("--format", "form", type=click.Choice(_KINDS), help="[default: by the extension of PATH, else study]")
-@click.option("--prior", "form", flag_value="prior", help="What a new study can learn from.")
+@click.option("--prior", is_flag=True, help="Write what a new study can learn from, not the study.")
 @click.option("--to", metavar="PATH|URL|PROJECT", help="A file, an Optuna storage, or a tracker. [default: stdout]")
 @click.option("--files", type=FOLDER, metavar="DIR", help="Also write the files of the study and its trials to DIR.")
 @click.option("--follow", is_flag=True, help="To a tracker, until the study is done; waits out the tracker's outages.")
 @click.option("--interval", type=float, default=10, metavar="S", help="With --follow: seconds between updates.")
 def export(
-    session: CliSession, form: str | None, to: str | None, files: Path | None, follow: bool, interval: float
+    session: CliSession,
+    form: str | None,
+    prior: bool,
+    to: str | None,
+    files: Path | None,
+    follow: bool,
+    interval: float,
 ) -> None:
     """Write a study to a file, to an Optuna storage, or to a tracker.
 
@@ -59,15 +65,17 @@ def export(
     hopaas-p2p study export digits --to digits.csv
     hopaas-p2p study export digits --format mlflow --to http://mlflow.example.org:5000 --follow
     """  # noqa: D301  # click needs the backspace
+    if prior and (form is not None or files is not None):
+        raise click.UsageError("--prior has one format, and no files.")
     if form in _TRACKERS:
         if files is not None or not interval > 0:
             raise click.UsageError("A tracker takes no --files, and --interval is a positive number of seconds.")
         _export_to_tracker(session, form, to, every=interval if follow else None)
         return
-    if follow or (form == "prior" and files is not None):
-        raise click.UsageError("--follow is for trackers, and --prior has no files.")
+    if follow:
+        raise click.UsageError("--follow is for trackers.")
     study = session.study()
-    if form != "prior":
+    if not prior:
         count = export_study(study, to or "-", form=form, files=files)
         if to not in (None, "-"):
             session.done({"trials": count, "to": to}, f"Exported {output.count(count, 'trial')} to {to}.")
