@@ -214,11 +214,11 @@ def test_priors_need_the_process(prior: Prior) -> None:
 
 
 def test_what_a_study_learned_lies_in_its_log(store: str) -> None:
-    old = hopaas_p2p.open_study(store, "old", space=SPACE, budget=30)
+    old = hopaas_p2p.open_study(store, "old", space=SPACE, budget=30, sampler=default_sampler(seed=1))
     best = min(run(old))
     new = hopaas_p2p.open_study(store, "new", space=SPACE, budget=8, learn_from=["old"])
     old.storage.delete_study(old.study_id)
-    joined = hopaas_p2p.open_study(store, "new", create=False)
+    joined = hopaas_p2p.open_study(store, "new", create=False, sampler=default_sampler(seed=1))
     assert [one.name for one in joined.learned] == ["old"]
     assert joined.learned[0].shared == tuple(SPACE)
     assert min(run(joined)[:4]) < best + 0.02, "it begins where the earlier one ended"
