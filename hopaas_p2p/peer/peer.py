@@ -62,7 +62,6 @@ _QUEUED: Final = "The change was not refused and may still be made; check whethe
 _ALL: Final = -1
 """In place of a trial's number: all trials of a peer."""
 _SUSPENDED: Final = 60.0  # seconds after which a study that cannot be read is looked at again
-_CLOCK: Final = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
 _KEPT: Final = ("linger", "patience", "store_wait", "clock", "now_us", "peer_ttl", "describe", "energy")
 """What the peer of a forked child is constructed with again."""
 
@@ -74,12 +73,13 @@ def microseconds() -> int:
     return time.time_ns() // 1000
 
 
-def elapsed() -> float:
-    """Seconds on a clock of this machine that nobody sets, and that goes on while the machine is suspended.
+elapsed: Final[Callable[[], float]] = functools.partial(
+    time.clock_gettime, getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
+)
+"""Seconds on a clock of this machine that nobody sets, and that goes on while the machine is suspended.
 
-    A lease does not outlast a sleep: the monotonic clock of Linux stands still in one, and its owner would trust it.
-    """
-    return time.clock_gettime(_CLOCK)
+A lease does not outlast a sleep: the monotonic clock of Linux stands still in one, and its owner would trust it.
+"""
 
 
 class Peer:
@@ -342,6 +342,7 @@ class Peer:
             InvalidInput: they cannot be written down.
 
         """
+        self.check_process()
         self._wait(log, pending, self.patience if within is None else within)
         if pending.error is not None:
             raise pending.error
@@ -350,10 +351,12 @@ class Peer:
 
     def catch_up(self, log: LogClient[Any], *, within: float | None = None) -> None:
         """Bring the replica up to date; raises StoreUnreachable if not `within` so many seconds, or `patience`."""
+        self.check_process()
         self._wait(log, None, self.patience if within is None else within)
 
     def pull(self, log: LogClient[Any]) -> None:
         """Bring the replica up to date, and send what is queued on the way. One attempt."""
+        self.check_process()
         self._wait(log, None, -math.inf)
 
     def _wait(self, log: LogClient[Any], pending: PendingCommit | None, within: float) -> None:
@@ -361,7 +364,6 @@ class Peer:
 
         A failed exchange is retried for up to `within` seconds.
         """
-        self.check_process()
         if pending is not None and pending.verdicts is not None:
             return
         caller, began = None, self.clock()
