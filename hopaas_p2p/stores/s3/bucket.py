@@ -33,7 +33,6 @@ from hopaas_p2p.stores.objects.contract import Found
 from hopaas_p2p.stores.s3 import http
 from hopaas_p2p.stores.s3.address import Address
 from hopaas_p2p.stores.s3.errors import AWAY, CLOCK, PASSING, RUN_OUT, refusal, unreachable
-from hopaas_p2p.stores.s3.key_services import chain
 from hopaas_p2p.stores.s3.keys import Chain, Keys
 from hopaas_p2p.stores.s3.search import WIDEST
 
@@ -85,7 +84,7 @@ class Bucket:
         self.address = address
         self.requests: Counter[str] = Counter()
         self.interruptions = 0
-        self.keys = keys or chain(address)
+        self.keys = keys or Chain(address)
         self.keys.clock = self._now
         self._known = False
         """Whether the bucket is there, or was."""
