@@ -18,7 +18,7 @@ import msgspec
 from hopaas_p2p.errors import StoreAway
 from hopaas_p2p.runtime.atomic import read_regular, replace_atomically, state_folder
 from hopaas_p2p.runtime.ownership import own_folder
-from hopaas_p2p.stores.directory.mounts import mount_point
+from hopaas_p2p.stores.directory.mounts import mount_of
 
 _LIMIT: Final = 1 << 16  # bytes of a note
 
@@ -33,7 +33,7 @@ class KnownStore(msgspec.Struct, frozen=True):
 
 def remember(path: Path, uuid: str) -> None:
     """Note that this store is there. May fail: then it is not known again."""
-    seen = KnownStore(uuid, mount_point(path))
+    seen = KnownStore(uuid, _mount(path))
     with contextlib.suppress(OSError, RuntimeError):
         note = _note(path)
         if _read(note) != seen:
@@ -50,7 +50,7 @@ def check_not_away(path: Path) -> None:
     """
     with contextlib.suppress(OSError, RuntimeError):
         note = _note(path)
-        seen, mount = _read(note), mount_point(path)
+        seen, mount = _read(note), _mount(path)
         if seen is not None and seen.mount != mount:
             raise StoreAway(
                 f"{path} has no store now. This machine has seen one there, when {seen.mount[0]} was mounted "
@@ -64,6 +64,11 @@ def is_known(path: Path) -> bool:
     with contextlib.suppress(OSError, RuntimeError):
         return _read(_note(path)) is not None
     return False
+
+
+def _mount(path: Path) -> tuple[str, str]:
+    mount = mount_of(path)
+    return mount.point, mount.kind
 
 
 def _note(path: Path) -> Path:

@@ -92,7 +92,7 @@ class S3Store(ObjectBackedStore[Bucket]):
     def _found_store(self) -> Found:
         if not self._create:
             raise ConfigurationError(f"there is no store in {self.url}; create one with: hopaas-p2p study create")
-        self.condition.prove_thoroughly()
+        self.condition.prove("studies/", thoroughly=True)
         data = json.dumps({"format": FORMAT, "uuid": secrets.token_hex(16)}).encode() + b"\n"
         created = self.objects.put_new(META, data)
         found = self.objects.get(META, limit=_META)
