@@ -12,6 +12,7 @@ from typing import Final
 from hopaas_p2p.net.findings import Finding, clock
 from hopaas_p2p.runtime.atomic import read_regular
 from hopaas_p2p.stores.directory.files import DESCRIPTION, Directory
+from hopaas_p2p.stores.directory.mounts import NFS
 from hopaas_p2p.stores.directory.store import DirectoryStore
 from hopaas_p2p.stores.objects.race import race
 
@@ -46,6 +47,6 @@ def file_system(objects: Directory) -> Finding:
     options = ", ".join(one for one in mount.options if one.partition("=")[0] in _SHOWN)
     where = f"{mount.kind} from {mount.source}" if mount.shared else f"{mount.kind}, on this machine only"
     detail = f"{where}{f' ({options})' if options and mount.shared else ''}"
-    looks_anew = not mount.nfs or mount.option("nocto") is None
+    looks_anew = mount.kind not in NFS or mount.option("nocto") is None
     cure = "mount without nocto: for up to a minute, this machine may see what is no longer there"
     return Finding("file system", detail, passed=looks_anew, cure=cure)

@@ -12,7 +12,12 @@ _LOCAL: Final = frozenset(
     ("bcachefs", "btrfs", "ext2", "ext3", "ext4", "f2fs", "hfsplus", "jfs", "overlay", "ramfs", "tmpfs", "xfs", "zfs")
 )
 """Seen by one machine only: what one process does, every other sees at once."""
-_WHOLE: Final = frozenset(("ceph", "fuse.ceph", "fuse.ceph-fuse", "nfs", "nfs4"))
+NFS: Final = frozenset(("nfs", "nfs4"))
+BORN_WHOLE: Final = _LOCAL | NFS | {"ceph", "fuse.ceph", "fuse.ceph-fuse"}
+"""Where a symbolic link is there with all of its text or not at all, for every machine.
+
+It is not on GlusterFS: a client that looks at a name while its link is being made may see a link without text, or make
+the creation fail after others were refused the name."""
 UNFIT: Final = frozenset(("cifs", "exfat", "fuse.exfat", "msdos", "ntfs", "ntfs3", "smb3", "smbfs", "vfat"))
 """Have no symbolic links, or only imitate them."""
 
@@ -31,19 +36,6 @@ class Mount(NamedTuple):
     def shared(self) -> bool:
         """Whether other machines may write to it; unknown ones count as shared."""
         return self.kind not in _LOCAL
-
-    @property
-    def nfs(self) -> bool:
-        return self.kind in ("nfs", "nfs4")
-
-    @property
-    def links_are_born_whole(self) -> bool:
-        """Whether a symbolic link is there with all of its text or not at all, for every machine.
-
-        It is not on GlusterFS: a client that looks at a name while its link is being made may see a link without text,
-        or make the creation fail after others were refused the name. It is on local file systems, NFS and CephFS.
-        """
-        return not self.shared or self.kind in _WHOLE
 
     def option(self, name: str) -> str | None:
         """The value of an option, empty if it has none; None if it is not set."""

@@ -33,7 +33,7 @@ class KnownStore(msgspec.Struct, frozen=True):
 
 def remember(path: Path, uuid: str) -> None:
     """Note that this store is there. May fail: then it is not known again."""
-    seen = KnownStore(uuid, _mount(path))
+    seen = KnownStore(uuid, mount_point(path))
     with contextlib.suppress(OSError, RuntimeError):
         note = _note(path)
         if _read(note) != seen:
@@ -50,8 +50,8 @@ def check_not_away(path: Path) -> None:
     """
     with contextlib.suppress(OSError, RuntimeError):
         note = _note(path)
-        seen, mount = _read(note), _mount(path)
-        if seen is not None and seen.mount != mount:
+        seen = _read(note)
+        if seen is not None and seen.mount != mount_point(path):
             raise StoreAway(
                 f"{path} has no store now. This machine has seen one there, when {seen.mount[0]} was mounted "
                 f"({seen.mount[1]}), so no store is created in its place. Mount it again; if that store is no "
@@ -66,7 +66,8 @@ def is_known(path: Path) -> bool:
     return False
 
 
-def _mount(path: Path) -> tuple[str, str]:
+def mount_point(path: Path) -> tuple[str, str]:
+    """Where the file system of this path is mounted, and its kind."""
     mount = mount_of(path)
     return mount.point, mount.kind
 

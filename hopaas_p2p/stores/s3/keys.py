@@ -31,7 +31,7 @@ import urllib3
 from hopaas_p2p.errors import ConfigurationError, StoreUnreachable
 from hopaas_p2p.runtime import credentials
 from hopaas_p2p.stores.s3 import http as s3_http
-from hopaas_p2p.stores.s3.address import Address, servers_of
+from hopaas_p2p.stores.s3.address import Address, is_aws
 
 _MARGIN: Final = 120.0  # seconds before their end at which keys are renewed
 _METADATA: Final = "http://169.254.169.254"
@@ -93,7 +93,7 @@ class Chain:
             return before is None or now != (before.access_key, before.session_token)
 
     def _find(self) -> Keys:
-        bucket, env = self._address.servers, self._env
+        bucket, env = [s3_http.server_of(self._address.endpoint)], self._env
         places: tuple[Callable[[], tuple[Any, ...] | None], ...] = (
             lambda: credentials.access_key(bucket, env),
             self._web_identity,
@@ -112,12 +112,12 @@ class Chain:
     def _web_identity(self) -> Keys | None:
         """A token of an identity provider, exchanged for keys at an STS: Amazon's, or the S3 server's own."""
         address, env = self._address, self._env
-        own = f"https://sts.{address.region}.amazonaws.com" if address.is_aws else address.endpoint
+        own = f"https://sts.{address.region}.amazonaws.com" if is_aws(address.endpoint) else address.endpoint
         endpoint = env.get("AWS_ENDPOINT_URL_STS") or own
-        token = credentials.identity(servers_of(endpoint), env)
+        token = credentials.identity([s3_http.server_of(endpoint)], env)
         if token is None:
             return None
-        credentials.may_sign(address.servers, env)
+        credentials.may_sign([s3_http.server_of(address.endpoint)], env)
         form = {
             "Action": "AssumeRoleWithWebIdentity",
             "Version": "2011-06-15",
@@ -138,7 +138,7 @@ class Chain:
         service = credentials.container(self._env)
         if service is None:
             return None
-        credentials.may_sign(self._address.servers, self._env)
+        credentials.may_sign([s3_http.server_of(self._address.endpoint)], self._env)
         token = service.authorization.reveal()
         return _keys_of(_ask("GET", service.url, headers={"Authorization": token} if token else {}, direct=True))
 
@@ -146,7 +146,7 @@ class Chain:
         """The metadata service of a cloud's machine (IMDSv2)."""
         if self._on_machine is False:
             return None
-        credentials.may_sign(self._address.servers, self._env)
+        credentials.may_sign([s3_http.server_of(self._address.endpoint)], self._env)
         base = self._env.get("AWS_EC2_METADATA_SERVICE_ENDPOINT", _METADATA).rstrip("/")
         roles = f"{base}/latest/meta-data/iam/security-credentials/"
         lifetime = {"X-aws-ec2-metadata-token-ttl-seconds": "21600"}

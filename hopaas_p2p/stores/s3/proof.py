@@ -12,7 +12,6 @@ hand, do not, beside the snapshots or the commits of the log that is to be writt
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from typing import Final
 
 from hopaas_p2p.errors import BrokenChain, ConfigurationError, Denied, StoreUnreachable
@@ -40,12 +39,11 @@ class Condition:
     Args:
         objects: the bucket.
         url: of the store, for messages.
-        clock: seconds; for tests.
 
     """
 
-    def __init__(self, objects: Bucket, url: str, *, clock: Callable[[], float] = time.monotonic) -> None:
-        self.clock = clock
+    def __init__(self, objects: Bucket, url: str) -> None:
+        self.clock = time.monotonic
         self._objects = objects
         self._url = url
         self._proved_at: float | None = None
