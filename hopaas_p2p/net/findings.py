@@ -6,6 +6,7 @@ from typing import Final, NamedTuple
 
 AGAIN: Final = "fix that, and run the doctor again"
 """The cure if the detail already says what to change."""
+_CLOCKS_AGREE: Final = 60.0  # seconds
 
 
 class Finding(NamedTuple):
@@ -16,3 +17,10 @@ class Finding(NamedTuple):
     passed: bool = True
     cure: str = ""
     """Said only if it did not pass."""
+
+
+def clock(ahead: float) -> Finding:
+    """The finding about a store's clock, which is so many seconds ahead of this machine's; some tell whole ones."""
+    said = "as ours, to the second" if abs(ahead) < 1.5 else f"{ahead:+.0f} s from ours"
+    cure = "nothing depends on it, but times are shown wrongly and certificates may seem expired: run NTP"
+    return Finding("clock", f"the store's is {said}", passed=abs(ahead) < _CLOCKS_AGREE, cure=cure)

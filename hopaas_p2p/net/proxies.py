@@ -1,23 +1,22 @@
 """From a host's name to a TCP connection: directly, through an HTTP proxy's CONNECT, or through SOCKS5.
 
 `HTTPS_PROXY` (for http://, `HTTP_PROXY`), else `ALL_PROXY`, names the proxy; `NO_PROXY` lists the hosts that are
-reached without one. A proxy sees the name of the server and encrypted bytes, no more. What it answers, and who it says
-it is, is part of the error.
+reached without one. A proxy sees the name of the server and encrypted bytes, no more. What it answers is part of the
+error.
 """
 
 from __future__ import annotations
 
-import base64
 import contextlib
-import http.client
+import http
 import socket
 import time
 from collections.abc import Collection, Iterator
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
 from urllib.parse import unquote, urlsplit
 from urllib.request import getproxies_environment, proxy_bypass_environment  # type: ignore[attr-defined]
 
-from hopaas_p2p.errors import ConfigurationError, HopaasError, StoreUnreachable
+from hopaas_p2p.errors import ConfigurationError, StoreUnreachable
 from hopaas_p2p.runtime.settings import Secret
 
 if TYPE_CHECKING:
@@ -120,12 +119,7 @@ def connect(server: ServerAddress, *, timeout: float) -> socket.socket:
 def connect_through(proxy: Proxy | None, server: ServerAddress, *, timeout: float) -> socket.socket:
     """As `connect`, through this proxy or none."""
     deadline = time.monotonic() + timeout
-    if proxy is None:
-        made = _connect_directly(server, deadline, str(server))
-    elif proxy.scheme in _SOCKS:
-        made = _through_socks(proxy, server, deadline)
-    else:
-        made = _through_connect(proxy, server, deadline)
+    made = _connect_directly(server, deadline) if proxy is None else _connect_by(proxy, server, deadline)
     configure(made)
     return made
 
@@ -153,28 +147,20 @@ def remaining(deadline: float) -> float:
     return seconds
 
 
-def _connect_directly(server: ServerAddress, deadline: float, shown: str) -> socket.socket:
+def _connect_directly(server: ServerAddress, deadline: float) -> socket.socket:
+    """A connection to one of a name's addresses, in their order; each gets its share of the time that is left.
+
+    Where a family cannot be routed, as IPv6 at some sites, its addresses are tried last from then on.
+    """
+    failure: OSError = OSError("no address")
     try:
-        return _connect_to_any(socket.getaddrinfo(server.host, server.port, type=socket.SOCK_STREAM), deadline)
+        found = socket.getaddrinfo(server.host, server.port, type=socket.SOCK_STREAM)
     except socket.gaierror as error:
         raise StoreUnreachable(
             f"the name {server.host!r} cannot be resolved on this node ({error.strerror}). Check the URL; if only a "
             "proxy can be reached, set HTTPS_PROXY=http://host:port"
         ) from None
-    except OSError as error:
-        raise StoreUnreachable(
-            f"{shown} cannot be reached from here ({error.strerror or error}). Check the address, and whether this "
-            "site needs HTTPS_PROXY"
-        ) from None
-
-
-def _connect_to_any(addresses: list[Any], deadline: float) -> socket.socket:
-    """A connection to one of a name's addresses, in their order; each gets its share of the time that is left.
-
-    Where a family cannot be routed, as IPv6 at some sites, its addresses are tried last from then on.
-    """
-    addresses = sorted(addresses, key=lambda address: address[0] in _unroutable)
-    failure: OSError = OSError("no address")
+    addresses = sorted(found, key=lambda address: address[0] in _unroutable)
     for number, (family, kind, protocol, _, address) in enumerate(addresses):
         made = socket.socket(family, kind, protocol)
         try:
@@ -187,59 +173,35 @@ def _connect_to_any(addresses: list[Any], deadline: float) -> socket.socket:
         else:
             _unroutable.discard(family)
             return made
-    raise failure
+    raise StoreUnreachable(
+        f"{server} cannot be reached from here ({failure.strerror or failure}). Check the address, and whether this "
+        "site needs HTTPS_PROXY"
+    ) from None
 
 
-def _through_socks(proxy: Proxy, server: ServerAddress, deadline: float) -> socket.socket:
+def _connect_by(proxy: Proxy, server: ServerAddress, deadline: float) -> socket.socket:
     from python_socks import ProxyError, ProxyType
-    from python_socks.sync import Proxy as Socks
+    from python_socks.sync import Proxy as Dialler
 
-    user, _, password = proxy.login.reveal().partition(":") if proxy.login else ("", "", "")
-    dialler = Socks(ProxyType.SOCKS5, *proxy.address, user or None, password or None, rdns=proxy.scheme == "socks5h")
+    kind = ProxyType.SOCKS5 if proxy.scheme in _SOCKS else ProxyType.HTTP
+    login = proxy.login.reveal() if proxy.login else ""
+    if kind is ProxyType.HTTP:
+        login = login.encode().decode("latin-1")  # which it encodes again
+    user, _, password = login.partition(":")
+    dialler = Dialler(kind, *proxy.address, user or None, password if user else None, rdns=proxy.scheme == "socks5h")
     try:
         return dialler.connect(*server, timeout=remaining(deadline))
     except ProxyError as error:
-        said = str(error)
-        if "uthentication" in said or "login" in said.lower():
-            raise ConfigurationError(f"the proxy {proxy} refuses this login: {said}. See HTTPS_PROXY") from None
-        raise StoreUnreachable(f"the proxy {proxy} did not connect to {server}: {said}") from None
+        said, code = f"the proxy {proxy} answered {error}", error.error_code
+        if code == http.HTTPStatus.PROXY_AUTHENTICATION_REQUIRED or "uthentication" in said or "login" in said.lower():
+            have = "the login in HTTPS_PROXY is wrong" if proxy.login else "it requires a login"
+            raise ConfigurationError(f"{said}: {have}; set HTTPS_PROXY=http://user:password@host:port") from None
+        if proxy.scheme in _SOCKS or code in (None, 502, 503, 504):
+            raise StoreUnreachable(f"{said}: it cannot reach {server} now") from None
+        raise ConfigurationError(f"{said}: ask the site to let it connect to {server}") from None
     except OSError as error:
-        raise StoreUnreachable(f"the proxy {proxy} cannot be reached ({error.strerror or error})") from None
-
-
-def _through_connect(proxy: Proxy, server: ServerAddress, deadline: float) -> socket.socket:
-    made = _connect_directly(proxy.address, deadline, f"the proxy {proxy}")
-    lines = [f"CONNECT {server} HTTP/1.1", f"Host: {server}"]
-    if proxy.login is not None:
-        lines.append(f"Proxy-Authorization: Basic {base64.b64encode(proxy.login.reveal().encode()).decode()}")
-    try:
-        with closed_on_error(made):
-            made.settimeout(remaining(deadline))
-            made.sendall("\r\n".join([*lines, "", ""]).encode())
-            with contextlib.closing(http.client.HTTPResponse(made, method="CONNECT")) as answer:
-                answer.begin()
-                if answer.status != http.client.OK:
-                    raise _refused(proxy, server, answer)
-            return made
-    except (OSError, http.client.HTTPException) as error:
-        why = getattr(error, "strerror", None) or str(error) or type(error).__name__
-        raise StoreUnreachable(f"the proxy {proxy} closed the connection ({why})") from None
-
-
-def _refused(proxy: Proxy, server: ServerAddress, answer: http.client.HTTPResponse) -> HopaasError:
-    """Which proxy refused, and what to do."""
-    who = answer.getheader("Via") or answer.getheader("Server") or "it did not identify itself"
-    answered = f"the proxy {proxy} ({who}) answered {answer.status} {answer.reason}"
-    if answer.status == http.client.PROXY_AUTHENTICATION_REQUIRED:
-        asks = answer.getheader("Proxy-Authenticate", "")
-        have = "the login in HTTPS_PROXY is wrong" if proxy.login else "it requires a login"
-        cure = "set HTTPS_PROXY=http://user:password@host:port"
-        if asks and not asks.lower().startswith("basic"):
-            cure = f"it asks for {asks.split()[0]}, but only Basic is supported here; ask the site about that"
-        return ConfigurationError(f"{answered}: {have}; {cure}")
-    if answer.status in (http.client.BAD_GATEWAY, http.client.SERVICE_UNAVAILABLE, http.client.GATEWAY_TIMEOUT):
-        return StoreUnreachable(f"{answered}: it cannot reach {server} now")
-    return ConfigurationError(f"{answered}: ask the site to let it connect to {server}")
+        why = getattr(error.__cause__, "strerror", None) or error.strerror or error
+        raise StoreUnreachable(f"the proxy {proxy} cannot be reached ({why})") from None
 
 
 def configure(made: socket.socket | TransportSocket) -> None:

@@ -52,13 +52,14 @@ def targets_of(url: str) -> list[ServerAddress]:
     scheme = url.partition("://")[0]
     if scheme == "s3":
         from hopaas_p2p.stores.s3 import address as s3_address
+        from hopaas_p2p.stores.s3 import http as s3_http
 
         address = s3_address.parse(url)
         if not address.endpoint.startswith("https:"):
             raise ConfigurationError(
                 f"{address.endpoint!r}: a relay connects only to https, since its traffic must be encrypted"
             )
-        found = ServerAddress(*address.servers[0])
+        found = s3_http.server_of(address.endpoint)
         return [found, ServerAddress(f"{address.bucket}.{found.host}", found.port)] if address.virtual else [found]
     if scheme == "https":
         from hopaas_p2p.remote.client import RemoteAddress

@@ -1,16 +1,16 @@
 """The checks of `hopaas-p2p doctor`: those that every store must pass, and where a store's own ones are found.
 
-A store in a package may have a module `checks` beside it. Its `way(store)`, if there is one, yields findings
-about the way to the server and returns whether the server was reached; if not, nothing else is tried. Its
-`checks(store)` come next, then the common ones.
+Beside a store's module there may be a module `checks`. Its `way(store)`, if there is one, yields findings about the way
+to the server and returns whether the server was reached; if not, nothing else is tried. Its `checks(store)` come next,
+then the common ones.
 """
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import functools
 import importlib
-import importlib.util
 import secrets
 import statistics
 import time
@@ -44,11 +44,9 @@ def examine(store: Store) -> Iterator[Finding]:
 
     Ends after the first check that finds the server unreachable, so that this is reported once.
     """
-    for name, check in _own_checks(store).items():
-        if not (yield from _guarded(name, check, store)):
+    for name, check in (("way", _own(store, "way")), ("store", _own(store, "checks")), ("reach", _reach)):
+        if check is not None and not (yield from _guarded(name, check, store)):
             return
-    if not (yield from _guarded("reach", _reach, store)):
-        return
     yield from _guarded("write and read", _write_and_read, store)
     yield from _guarded("beat", _beat, store)
     yield from _guarded("studies", _studies, store)
@@ -56,22 +54,19 @@ def examine(store: Store) -> Iterator[Finding]:
 
 def way_to(store: Store) -> Generator[Finding, None, bool]:
     """The findings about the way to a store, which costs little; returns whether it was reached."""
-    way = _own_checks(store).get("way")
-    return (yield from _guarded("way", way, store) if way is not None else _guarded("reach", _reach, store))
+    return (yield from _guarded("way", _own(store, "way") or _reach, store))
 
 
 Check = Callable[[Any], Any]
 """Store -> an iterator of findings, which may return False: nothing else needs to be tried."""
 
 
-def _own_checks(store: Store) -> dict[str, Check]:
-    """The checks of this kind of store, in order."""
-    package, _, where = type(store).__module__.rpartition(".")
-    if where not in ("store", "client") or importlib.util.find_spec(f"{package}.checks") is None:
-        return {}
-    module = importlib.import_module(f"{package}.checks")
-    parts = {"way": "way", "store": "checks"}
-    return {shown: getattr(module, part) for shown, part in parts.items() if hasattr(module, part)}
+def _own(store: Store, part: str) -> Check | None:
+    """Such a check of this kind of store, if it has one."""
+    with contextlib.suppress(ModuleNotFoundError):
+        module = importlib.import_module(f"{type(store).__module__.rpartition('.')[0]}.checks")
+        return getattr(module, part, None)
+    return None
 
 
 def _guarded(name: str, check: Check, store: Store) -> Generator[Finding, None, bool]:
@@ -85,7 +80,9 @@ def _guarded(name: str, check: Check, store: Store) -> Generator[Finding, None, 
         yield Finding(name, str(error), passed=False, cure=cure)
     except HopaasError as error:
         cure = "try again when the store can be reached" if error.retry else AGAIN
-        yield Finding(name, str(error), passed=False, cure=_CURES.get(_errno(error.__cause__), cure))
+        number = _errno(error.__cause__)
+        yield Finding(name, str(error), passed=False, cure=_CURES.get(number, cure))
+        return number in _CURES and number is not None
     except OSError as error:  # of a file system; the other checks may tell more
         where = error.filename2 or error.filename  # of a link, the name and not its text
         said = f"{where}: {error.strerror}" if where else str(error)

@@ -22,12 +22,11 @@ from typing import Any, Final
 
 import msgspec
 
-from hopaas_p2p.errors import InvalidInput, StoreCorrupt, StoreUnreachable, StudyDeleted
+from hopaas_p2p.errors import InvalidInput, StoreCorrupt, StudyDeleted
+from hopaas_p2p.net.backoff import persistently
 from hopaas_p2p.net.findings import Finding
-from hopaas_p2p.stores.base import Entry, ExchangeResult, Outgoing, Store
+from hopaas_p2p.stores.base import Entry, Outgoing, Store, append, read_all
 
-SECONDS: Final = 10.0
-TIMEOUT: Final = 120.0  # seconds for which the first node waits for another
 _WORD: Final = re.compile(r"[A-Za-z0-9_-]{1,40}")
 _PAUSE: Final = 0.02  # seconds between two commits of a node
 _LOOK: Final = 0.2  # seconds between looks for another node
@@ -43,6 +42,7 @@ class _MeetingMessage(msgspec.Struct, omit_defaults=True):
     """The newest commit of each other node that this one has seen."""
     upto: int = 0
     digest: str = ""
+    """Of the first `upto` commits, in the node's last but one."""
     bye: bool = False
 
 
@@ -63,70 +63,66 @@ class Meeting:
 
     """
 
-    def __init__(self, store: Store, word: str, *, seconds: float = SECONDS, timeout: float = TIMEOUT) -> None:
+    def __init__(self, store: Store, word: str, *, seconds: float = 10.0, timeout: float = 120.0) -> None:
         if not _WORD.fullmatch(word):
             raise InvalidInput(f"--meet {word!r}: use up to 40 letters, digits, '-' and '_'")
         self._log = store.log(f"meet-{word}")
         self._seconds, self._timeout = seconds, timeout
         self._me = secrets.token_hex(6)
         self._entries: list[Entry] = []
-        self._began = 0
-        self._count = 0
+        self._began = self._count = 0
         self._sent: dict[int, float] = {}
         self._mine: dict[int, bytes] = {}
-        self._seen: dict[str, int] = {}
-        self._reports: dict[str, tuple[int, str]] = {}
-        self._left: set[str] = set()
+        self._others: dict[str, list[_MeetingMessage]] = {}
+        """What each other node has said since this one came."""
         self._delays: list[float] = []
 
     def findings(self) -> Iterator[Finding]:
         """Take part, and report. Blocks until the others have reported, or do not come."""
         try:
+            self._exchange()
+            self._began = len(self._entries)
             yield from self._meet()
+        except StudyDeleted:  # a bucket keeps the end of a log
+            cure = "take another word, the same on all nodes"
+            yield Finding("meeting", "this word was used here before", passed=False, cure=cure)
         except StoreCorrupt as error:
             yield Finding("nothing lost", str(error), passed=False, cure=_CURE)
 
     def _meet(self) -> Iterator[Finding]:
-        try:
-            self._exchange(None)
-        except StudyDeleted:  # a bucket keeps the end of a log
-            cure = "take another word, the same on all nodes"
-            yield Finding("meeting", "this word was used here before", passed=False, cure=cure)
-            return
-        self._began = len(self._entries)
-        self._write()
-        if not self._wait(lambda: bool(self._seen)):
+        self._say()
+        if not self._wait(lambda: bool(self._others)):
             cure = "run the same command on another node at the same time, and make sure that both name the same store"
             detail = f"nobody else came within {self._timeout:.0f} s"
             yield Finding("meeting", detail, passed=False, cure=cure)
             return
         end = time.monotonic() + self._seconds
         while time.monotonic() < end:
-            self._write()
+            self._say()
             time.sleep(_PAUSE)
-        self._exchange(None)
         upto = len(self._entries)
-        self._write(upto=upto, digest=self._sum(upto))
-        everybody = self._wait(lambda: set(self._seen) <= set(self._reports))
+        self._say(upto=upto, digest=self._digest(upto))
+        everybody = self._wait(lambda: all(any(one.digest for one in said) for said in self._others.values()))
         yield from self._judge(everybody=everybody)
-        self._write(bye=True)
-        if everybody and set(self._seen) <= self._left:
+        self._say(bye=True)
+        if everybody and all(any(one.bye for one in said) for said in self._others.values()):
             self._log.erase()
 
     def _judge(self, *, everybody: bool) -> Iterator[Finding]:
-        nodes = (
-            f"{len(self._seen) + 1} nodes, {len(self._entries) - self._began} commits, {len(self._mine)} of this one"
-        )
-        cure = "check the other node, and run the test again"
-        detail = nodes if everybody else f"{nodes}; another node did not report"
-        yield Finding("meeting", detail, passed=everybody, cure=cure)
-        there = {entry.lsn: entry.payload for entry in self._read_again()}
+        count = len(self._entries) - self._began
+        detail = f"{len(self._others) + 1} nodes, {count} commits, {len(self._mine)} of this one"
+        detail += "" if everybody else "; another node did not report"
+        yield Finding("meeting", detail, passed=everybody, cure="check the other node, and run the test again")
+        there: dict[int, bytes] = {}
+        with contextlib.suppress(StoreCorrupt):  # as the store has it now, up to the first missing commit
+            there.update((entry.lsn, entry.payload) for entry in read_all(self._log))
         lost = sum(there.get(lsn) != payload for lsn, payload in self._mine.items())
         twice = len(there) - len(set(there.values()))
         whole = not lost and not twice and list(there) == list(range(1, max(len(there), len(self._entries)) + 1))
         detail = "every commit is there, once" if whole else f"{lost} commits lost, {twice} duplicated"
         yield Finding("nothing lost", detail, passed=whole, cure=_CURE)
-        differ = [node for node, (upto, digest) in self._reports.items() if self._sum(upto) != digest]
+        reports = [one for said in self._others.values() for one in said if one.digest]
+        differ = any(self._digest(one.upto) != one.digest for one in reports)
         detail = "another node read different commits from this one" if differ else "all nodes read the same commits"
         yield Finding("same log", detail, passed=not differ, cure=_CURE)
         if self._delays:
@@ -135,61 +131,29 @@ class Meeting:
             detail = f"one node sees another's commit after {statistics.median(ordered):.2f} s, 95% within {late:.2f} s"
             yield Finding("delay", detail)
 
-    def _read_again(self) -> Iterator[Entry]:
-        """The log from its beginning, as the store has it now, up to the first missing commit."""
-        since, more = 0, True
-        with contextlib.suppress(StoreCorrupt):
-            while more:
-                receipt = self._retried(None, since)
-                since, more = since + len(receipt.entries), receipt.more
-                yield from receipt.entries
-
-    def _write(self, **fields: Any) -> None:
+    def _say(self, **fields: Any) -> None:
         self._count += 1
-        body = msgspec.json.encode(_MeetingMessage(self._me, self._count, self._seen, **fields))
-        payload = zlib.crc32(body).to_bytes(4, "little") + body
+        seen = {who: said[-1].number for who, said in self._others.items()}
+        body = msgspec.json.encode(_MeetingMessage(self._me, self._count, seen, **fields))
         self._sent[self._count] = time.monotonic()
-        self._exchange(Outgoing(f"{self._me}:{self._count}", payload))
+        self._exchange(Outgoing(f"{self._me}:{self._count}", zlib.crc32(body).to_bytes(4, "little") + body))
 
-    def _exchange(self, outgoing: Outgoing | None) -> None:
-        """Exchange until the commit is among the entries and everything was read."""
-        done, more = outgoing is None, True
-        while not done or more:
-            receipt = self._retried(outgoing, len(self._entries))
-            for entry in receipt.entries:
-                self._take(entry, outgoing)
-            done = done or (outgoing is not None and receipt.holds(outgoing))
-            more = receipt.more
-
-    def _retried(self, outgoing: Outgoing | None, since: int) -> ExchangeResult:
-        """One exchange, repeated while the store cannot be reached, for `timeout` seconds."""
-        deadline = time.monotonic() + self._timeout
-        while True:
-            try:
-                return self._log.exchange(outgoing, since)
-            except StoreUnreachable:
-                if time.monotonic() > deadline:
-                    raise
-
-    def _take(self, entry: Entry, outgoing: Outgoing | None) -> None:
-        self._entries.append(entry)
-        if outgoing is not None and entry.payload == outgoing.payload:
-            self._mine[entry.lsn] = entry.payload
-            return
-        if entry.lsn <= self._began or not self._count:
-            return  # of an earlier meeting
-        try:
-            message = _decode(entry.payload[4:])
-        except (msgspec.MsgspecError, ValueError, RecursionError):
-            return
-        self._seen[message.who] = message.number
-        if message.digest:
-            self._reports[message.who] = (message.upto, message.digest)
-        if message.bye:
-            self._left.add(message.who)
-        answered = message.seen.get(self._me)
-        if answered in self._sent:
-            self._delays.append((time.monotonic() - self._sent.pop(answered)) / 2)
+    def _exchange(self, outgoing: Outgoing | None = None) -> None:
+        """Append the commit, and read on; several times while the store cannot be reached."""
+        since = len(self._entries)
+        new = persistently(
+            lambda: list(read_all(self._log, since)) if outgoing is None else append(self._log, outgoing, since)
+        )
+        for entry in new:
+            self._entries.append(entry)
+            if outgoing is not None and entry.payload == outgoing.payload:
+                self._mine[entry.lsn] = entry.payload
+            elif self._count:  # else of an earlier meeting
+                with contextlib.suppress(msgspec.MsgspecError, ValueError, RecursionError):
+                    said = _decode(entry.payload[4:])
+                    self._others.setdefault(said.who, []).append(said)
+                    if (sent := self._sent.pop(said.seen.get(self._me, 0), None)) is not None:
+                        self._delays.append((time.monotonic() - sent) / 2)
 
     def _wait(self, done: Callable[[], bool]) -> bool:
         deadline = time.monotonic() + self._timeout
@@ -197,12 +161,9 @@ class Meeting:
             if time.monotonic() > deadline:
                 return False
             time.sleep(_LOOK)
-            self._exchange(None)
+            self._exchange()
         return True
 
-    def _sum(self, upto: int) -> str:
-        """A digest of the first `upto` commits."""
-        digest = hashlib.blake2b(digest_size=16)
-        for entry in self._entries[:upto]:
-            digest.update(entry.lsn.to_bytes(8, "little") + hashlib.blake2b(entry.payload).digest())
-        return digest.hexdigest()
+    def _digest(self, upto: int) -> str:
+        """Of the first `upto` commits."""
+        return hashlib.blake2b(b"".join(entry.payload for entry in self._entries[:upto]), digest_size=16).hexdigest()

@@ -557,10 +557,10 @@ SWEPT = {
         "put_snapshot_v1('{uuid}', 1, 'x', 3)",
     ),
     "uploads": (
-        f"begin_artifact_v1('{{uuid}}/x', 1, '{'b' * 20}')",
+        f"put_part_v1('{{uuid}}/x', '{'b' * 20}', 3145728, 0, 'x')",
         "artifacts SET at = now() - interval '2 days'",
-        f"put_part_v1('{'b' * 20}', 0, 'x')",
-        f"begin_artifact_v1('{{uuid}}/y', 1, '{'a' * 20}')",
+        f"put_part_v1('{{uuid}}/x', '{'b' * 20}', 3145728, 1, 'x')",
+        f"put_part_v1('{{uuid}}/y', '{'a' * 20}', 3145728, 0, 'x')",
     ),
 }
 
@@ -602,4 +602,4 @@ def test_a_guest_has_no_files_but_those_of_its_study(place: Place, key: str) -> 
     guest = access.guest(place.admin, place.uuid(), "worker")
     access.grant(ann, "s", guest, "worker")
     with place.session(place.person(guest)) as say, pytest.raises(psycopg2.Error, match="guest of one study"):
-        say(f"SELECT hopaas.begin_artifact_v1('{key}', 1, '{'g' * 20}')")
+        say(f"SELECT hopaas.put_part_v1('{key}', '{'g' * 20}', 3145728, 0, 'x')")

@@ -52,14 +52,13 @@ def test_a_proxy_that_wants_a_login_is_passed(
 @pytest.mark.parametrize(
     ("login", "complaint"), [(("", ""), "it requires a login"), ((USER, "wrong"), "the login in HTTPS_PROXY is wrong")]
 )
-def test_a_proxy_that_refuses_says_so_who_it_is_and_what_to_do(
+def test_a_proxy_that_refuses_says_so_and_what_to_do(
     url: str, squid: Squid, monkeypatch: pytest.MonkeyPatch, login: tuple[str, str], complaint: str
 ) -> None:
     monkeypatch.setenv("HTTPS_PROXY", squid.url(*login))
     with pytest.raises(ConfigurationError, match=complaint) as refused:
         asks(url)
     said = str(refused.value)
-    assert "login.site.example" in said
     assert "407" in said
     assert "HTTPS_PROXY=" in said
     assert "wrong@" not in said
@@ -168,8 +167,8 @@ def test_socks5_without_a_login_is_passed(url: str, monkeypatch: pytest.MonkeyPa
 @pytest.mark.parametrize(
     ("login", "kind", "complaint"),
     [
-        (f"{USER}:wrong@", ConfigurationError, "refuses this login"),
-        (f"{USER}:p%40ss%3Aword%2F1@", StoreUnreachable, "did not connect"),
+        (f"{USER}:wrong@", ConfigurationError, "the login in HTTPS_PROXY is wrong"),
+        (f"{USER}:p%40ss%3Aword%2F1@", StoreUnreachable, "cannot reach localhost"),
     ],
 )
 def test_a_refusal_of_a_socks_proxy_is_one_clear_line(

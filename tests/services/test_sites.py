@@ -176,7 +176,7 @@ def test_the_doctor_at_a_site_tells_the_proxys_refusal_from_the_rest(world: Worl
     bad = world.spaces.run("site1", "doctor", URL, "--json", **wrong)
     assert bad.returncode == 1
     last = json.loads(bad.stdout)[-1]
-    assert (last["check"], "login.site.example" in last["detail"], "407" in last["detail"]) == ("proxy", True, True)
+    assert (last["check"], "407" in last["detail"]) == ("proxy", True)
     none = world.spaces.run("site1", "doctor", URL, "--json", **world.env)
     assert json.loads(none.stdout)[-1]["check"] == "name"
     assert PASSWORD not in good.stdout + bad.stdout + none.stdout

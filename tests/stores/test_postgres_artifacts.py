@@ -18,6 +18,8 @@ from tests.support.postgres import Server
 from tests.support.postgres_fixtures import OWNER
 from tests.support.postgres_people import Place
 
+_PART = 1 << 20
+
 
 @pytest.fixture
 def source(tmp_path: Path) -> Path:
@@ -91,23 +93,21 @@ def test_a_grant_that_went_while_a_file_was_sent_ends_it(place: Place) -> None:
     place.study(ann)
     access.grant(ann, "s", "bob", "worker")
     store = place.store(bob)
-    store.call("begin_artifact", key=f"{place.uuid()}/file/x", size=1, upload="u" * 32)
-    store.call("put_part", upload="u" * 32, part=0, data=b"x")
+    sent = {"key": f"{place.uuid()}/file/x", "size": _PART + 1, "upload": "u" * 32}
+    store.call("put_part", **sent, part=0, data=b"x" * _PART)
     access.grant(ann, "s", "bob", "viewer")
     with pytest.raises(Denied):
-        store.call("finish_artifact", upload="u" * 32)
+        store.call("put_part", **sent, part=1, data=b"x")
     assert keys(store) == []
 
 
 def test_nobody_adds_to_another_users_upload(place: Place) -> None:
     ann, eve = (place.store(place.person(name)) for name in ("ann", "eve"))
-    ann.call("begin_artifact", key="files/12345678", size=1, upload="u" * 32)
-    for attempt in (
-        lambda: eve.call("put_part", upload="u" * 32, part=0, data=b"y"),
-        lambda: eve.call("finish_artifact", upload="u" * 32),
-    ):
+    sent = {"key": "files/12345678", "size": _PART + 1, "upload": "u" * 32}
+    ann.call("put_part", **sent, part=0, data=b"x" * _PART)
+    for part, data in ((0, b"y" * _PART), (1, b"y")):
         with pytest.raises(StoreCorrupt, match="given up"):
-            attempt()
+            eve.call("put_part", **sent, part=part, data=data)
 
 
 def test_a_deleted_studys_files_go_with_it(place: Place, source: Path, tmp_path: Path) -> None:
@@ -129,11 +129,11 @@ def test_a_deleted_studys_files_go_with_it(place: Place, source: Path, tmp_path:
 def test_half_a_file_is_seen_by_nobody_and_goes_after_a_day(place: Place, source: Path, tmp_path: Path) -> None:
     store = place.store(place.admin)
     store.artifacts().put("files/12345678", source)
-    store.call("begin_artifact", key="files/12345678", size=3 << 20, upload="u" * 32)
-    store.call("put_part", upload="u" * 32, part=0, data=b"x" * (1 << 20))
+    sent = {"key": "files/12345678", "size": 3 * _PART, "upload": "u" * 32}
+    store.call("put_part", **sent, part=0, data=b"x" * _PART)
     assert content(store, "files/12345678", tmp_path) == b"weights"
-    with pytest.raises(StoreCorrupt, match="1048576 of 3145728"):
-        store.call("finish_artifact", upload="u" * 32)
+    with pytest.raises(StoreCorrupt, match="2097152 of 3145728"):
+        store.call("put_part", **sent, part=2, data=b"x" * _PART)
     assert content(store, "files/12345678", tmp_path) == b"weights"
     place.server.execute("UPDATE hopaas.artifacts SET at = now() - interval '25 hours'", database="store")
     store.artifacts().put("files/abcdefgh", source)
@@ -143,17 +143,17 @@ def test_half_a_file_is_seen_by_nobody_and_goes_after_a_day(place: Place, source
     ]
 
 
-def test_what_is_too_large_is_refused_before_a_byte_is_sent(place: Place, tmp_path: Path) -> None:
+def test_what_is_too_large_is_refused_with_its_first_part(place: Place, tmp_path: Path) -> None:
     large = tmp_path / "large"
     with large.open("wb") as file:
         file.truncate((64 << 20) + 1)
     store = place.store(place.admin)
     with pytest.raises(ConfigurationError, match="HOPAAS_ARTIFACTS"):
         store.artifacts().put("files/12345678", large)
-    store.call("begin_artifact", key="files/12345678", size=10, upload="u" * 32)
-    for part, size in ((0, (1 << 20) + 1), (1, 1), (-1, 1)):
+    sent = {"key": "files/12345678", "size": 10, "upload": "u" * 32}
+    for part, size in ((0, _PART + 1), (0, 9), (1, 1), (-1, 1)):
         with pytest.raises((StoreCorrupt, ConfigurationError)):
-            store.call("put_part", upload="u" * 32, part=part, data=b"x" * size)
+            store.call("put_part", **sent, part=part, data=b"x" * size)
 
 
 @pytest.mark.parametrize("cut", ["request", "reply", "mid-reply"])
@@ -200,7 +200,6 @@ def test_a_users_own_program_gets_no_further(place: Place) -> None:
     """What the functions are made of cannot be called or read by itself."""
     with place.session(place.person("eve")) as say:
         for sql in (
-            "SELECT hopaas.begun('u', 'ann')",
             "SELECT hopaas.entered_by_key('a/b', 'owner')",
             "SELECT hopaas.check_author('a', 'ann')",
             "SELECT * FROM hopaas.artifact_parts",
@@ -209,4 +208,4 @@ def test_a_users_own_program_gets_no_further(place: Place) -> None:
                 say(sql)
         for key in ("../x", "/etc/passwd", "", "a//b", "x" * 301, "a\nb"):
             with pytest.raises(psycopg2.Error):
-                say(f"SELECT hopaas.begin_artifact_v1('{key}', 1, '{'u' * 32}')")
+                say(f"SELECT hopaas.put_part_v1('{key}', '{'u' * 32}', 1, 0, 'x')")

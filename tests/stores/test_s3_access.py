@@ -25,10 +25,9 @@ from hopaas_p2p.errors import ConfigurationError, Denied, StoreUnreachable
 from hopaas_p2p.open import open_store
 from hopaas_p2p.stores.s3 import errors as s3_errors
 from hopaas_p2p.stores.s3 import http as s3_http
-from hopaas_p2p.stores.s3 import key_services as s3_key_services
+from hopaas_p2p.stores.s3 import keys as s3_keys
 from hopaas_p2p.stores.s3.address import parse
 from hopaas_p2p.stores.s3.bucket import Bucket
-from hopaas_p2p.stores.s3.key_services import chain
 from hopaas_p2p.stores.s3.keys import Chain, Keys
 from hopaas_p2p.stores.s3.policy import policy
 from hopaas_p2p.stores.s3.store import S3Store
@@ -153,31 +152,31 @@ def test_keys_in_the_environment_win(tmp_path: Path) -> None:
     profile = tmp_path / "credentials"
     profile.write_text("[default]\naws_access_key_id=file\naws_secret_access_key=hidden\n")
     env = {**NO_MACHINE, "AWS_SHARED_CREDENTIALS_FILE": str(profile)}
-    assert chain(ADDRESS, env=env).retrieve().access_key == "file"
+    assert Chain(ADDRESS, env=env).retrieve().access_key == "file"
     env |= {"AWS_ACCESS_KEY_ID": "env", "AWS_SECRET_ACCESS_KEY": "hidden", "AWS_SESSION_TOKEN": "t"}
-    keys = chain(ADDRESS, env=env).retrieve()
+    keys = Chain(ADDRESS, env=env).retrieve()
     assert (keys.access_key, keys.session_token) == ("env", "t")
     del env["AWS_SECRET_ACCESS_KEY"]
     with pytest.raises(ConfigurationError, match="AWS_SECRET_ACCESS_KEY is not set"):
-        chain(ADDRESS, env=env).retrieve()
+        Chain(ADDRESS, env=env).retrieve()
 
 
 def test_a_profile_is_found_in_both_files(tmp_path: Path) -> None:
     config = tmp_path / "config"
     config.write_text("[profile lab]\naws_access_key_id=lab\naws_secret_access_key=hid%den\naws_session_token=t\n")
     env = {**NO_MACHINE, "AWS_CONFIG_FILE": str(config), "AWS_PROFILE": "lab"}
-    keys = chain(ADDRESS, env=env).retrieve()
+    keys = Chain(ADDRESS, env=env).retrieve()
     assert (keys.access_key, keys.secret_key, keys.session_token) == ("lab", "hid%den", "t")
     with pytest.raises(ConfigurationError, match="AWS_PROFILE=none"):
-        chain(ADDRESS, env={**env, "AWS_PROFILE": "none"}).retrieve()
+        Chain(ADDRESS, env={**env, "AWS_PROFILE": "none"}).retrieve()
     config.write_text("what is this")
     with pytest.raises(ConfigurationError, match="cannot be read"):
-        chain(ADDRESS, env=env).retrieve()
+        Chain(ADDRESS, env=env).retrieve()
 
 
 def test_no_keys_at_all_names_the_places_that_were_looked_at() -> None:
     with pytest.raises(ConfigurationError, match=r"AWS_ACCESS_KEY_ID.*profile.*CONTAINER.*metadata"):
-        chain(ADDRESS, env=NO_MACHINE).retrieve()
+        Chain(ADDRESS, env=NO_MACHINE).retrieve()
 
 
 def test_a_web_identity_is_exchanged_at_the_servers_own_sts(tmp_path: Path) -> None:
@@ -190,7 +189,7 @@ def test_a_web_identity_is_exchanged_at_the_servers_own_sts(tmp_path: Path) -> N
     with Service({"/": lambda _: (200, xml)}) as sts:
         address = ADDRESS._replace(endpoint=sts.url)
         env = {**NO_MACHINE, "AWS_WEB_IDENTITY_TOKEN_FILE": str(token), "AWS_ROLE_ARN": "arn:role"}
-        keys = chain(address, env=env).retrieve()
+        keys = Chain(address, env=env).retrieve()
         assert (keys.access_key, keys.secret_key, keys.session_token) == ("web", "a&b", "session")
         (said,) = sts.said
         form = parse_qs(said.body)
@@ -199,10 +198,10 @@ def test_a_web_identity_is_exchanged_at_the_servers_own_sts(tmp_path: Path) -> N
         assert "token" not in said.path  # a proxy would log it
     with Service({"/": lambda _: (403, "the-web-token")}) as sts:
         with pytest.raises(ConfigurationError) as caught:
-            chain(ADDRESS._replace(endpoint=sts.url), env=env).retrieve()
+            Chain(ADDRESS._replace(endpoint=sts.url), env=env).retrieve()
         assert "the-web-token" not in str(caught.value)
     with pytest.raises(StoreUnreachable):
-        chain(ADDRESS._replace(endpoint=sts.url), env=env).retrieve()
+        Chain(ADDRESS._replace(endpoint=sts.url), env=env).retrieve()
 
 
 def test_a_container_gives_keys(tmp_path: Path) -> None:
@@ -216,13 +215,13 @@ def test_a_container_gives_keys(tmp_path: Path) -> None:
             "AWS_CONTAINER_CREDENTIALS_FULL_URI": f"{box.url}/keys",
             "AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE": str(token),
         }
-        assert chain(ADDRESS, env=env).retrieve().access_key == "box"
+        assert Chain(ADDRESS, env=env).retrieve().access_key == "box"
         token.write_bytes(b"\xff")
         with pytest.raises(StoreUnreachable, match=r"AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE=.* it is not text"):
-            chain(ADDRESS, env=env).retrieve()
+            Chain(ADDRESS, env=env).retrieve()
         env["AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE"] = "/not/there"
         with pytest.raises(ConfigurationError, match=r"AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE=.* No such file"):
-            chain(ADDRESS, env=env).retrieve()
+            Chain(ADDRESS, env=env).retrieve()
 
 
 def test_a_machine_gives_keys_and_one_that_is_none_costs_little(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -234,9 +233,9 @@ def test_a_machine_gives_keys_and_one_that_is_none_costs_little(monkeypatch: pyt
     }
     with Service(answers) as metadata:
         env = {"HOME": "/nowhere", "AWS_EC2_METADATA_SERVICE_ENDPOINT": metadata.url}
-        assert chain(ADDRESS, env=env).retrieve().access_key == "machine"
-    monkeypatch.setattr(s3_key_services, "_METADATA_TIMEOUT", 0.2)
-    keys = chain(ADDRESS, env={**env, "AWS_EC2_METADATA_SERVICE_ENDPOINT": "http://192.0.2.1"})
+        assert Chain(ADDRESS, env=env).retrieve().access_key == "machine"
+    monkeypatch.setattr(s3_keys, "_METADATA_TIMEOUT", 0.2)
+    keys = Chain(ADDRESS, env={**env, "AWS_EC2_METADATA_SERVICE_ENDPOINT": "http://192.0.2.1"})
     began = time.monotonic()
     for _ in range(3):
         with pytest.raises(ConfigurationError, match="no keys"):
@@ -253,14 +252,15 @@ class Fading:
 
     def find(self) -> Keys:
         self.asked += 1
-        found = s3_key_services._keys_of(json.loads(as_json(f"key-{self.asked}", self._seconds)))
+        found = s3_keys._keys_of(as_json(f"key-{self.asked}", self._seconds))
         assert found is not None
         return found
 
 
-def test_keys_are_renewed_before_they_run_out_by_the_servers_clock() -> None:
+def test_keys_are_renewed_before_they_run_out_by_the_servers_clock(monkeypatch: pytest.MonkeyPatch) -> None:
     source = Fading(3600.0)
-    keys = Chain({"fading": source.find})
+    keys = Chain(ADDRESS, env=NO_MACHINE)
+    monkeypatch.setattr(keys, "_find", source.find)
     assert [keys.retrieve().access_key for _ in range(3)] == ["key-1"] * 3
     keys.clock = lambda: time.time() + 3500.0
     assert keys.retrieve().access_key == "key-2"

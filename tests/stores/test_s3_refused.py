@@ -31,8 +31,8 @@ def test_a_server_that_does_not_keep_the_condition_is_refused_before_the_first_c
     store = S3Store(url, create=False)
     found = {one.check: one for one in examine(store)}
     assert found["connect"].passed
-    assert not found["condition"].passed
-    assert server.named in found["condition"].cure
+    assert not found["race"].passed
+    assert server.named in found["race"].cure
     kept = [key for key in store.objects.listed("") if "/log/" in key or key.endswith("meta.json")]
     assert kept == [], "there is no store, and no commit"
     store.close()

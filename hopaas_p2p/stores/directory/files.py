@@ -22,7 +22,6 @@ from __future__ import annotations
 import binascii
 import contextlib
 import errno
-import functools
 import itertools
 import json
 import os
@@ -34,12 +33,12 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import BinaryIO, Concatenate, Final, ParamSpec, TypeVar
+from typing import Any, BinaryIO, Final, TypeVar, cast
 
 from hopaas_p2p.errors import Denied, InvalidInput, StoreUnreachable
 from hopaas_p2p.runtime.atomic import READ, read_fd, read_regular
 from hopaas_p2p.stores.base import Progress
-from hopaas_p2p.stores.directory.mounts import UNFIT, mount_of
+from hopaas_p2p.stores.directory.mounts import BORN_WHOLE, NFS, UNFIT, mount_of
 from hopaas_p2p.stores.objects.contract import Found
 
 NOT_MOUNTED: Final = "the store is not there, perhaps because its file system is not mounted"
@@ -48,8 +47,7 @@ _LONGEST: Final = 4000  # characters of a link's text; Linux takes 4,095
 _OF_URLS: Final = bytes.maketrans(b"+/", b"-_")
 _FROM_URLS: Final = bytes.maketrans(b"-_", b"+/")
 _NAME: Final = 240  # characters between two slashes; file systems take 255
-_Read = TypeVar("_Read")
-_Given = ParamSpec("_Given")
+_Reading = TypeVar("_Reading", bound=Callable[..., Any])
 _SHORT: Final = 1000  # XFS takes 1,023
 _TOO_LONG: Final = (errno.ENAMETOOLONG, errno.EFBIG, errno.EINVAL)
 _BESIDE: Final = re.compile(r"\.[0-9A-Za-z_-]{1,64}\.[0-9a-f]{12}")
@@ -77,22 +75,21 @@ class NoFolder(LookupError):
     """The folder of these keys does not exist: nothing was ever written to it, or it was removed as a whole."""
 
 
-def _again_if_replaced(read: Callable[Concatenate[Directory, _Given], _Read]) -> Callable[..., _Read]:
+def _again_if_replaced(read: _Reading) -> _Reading:
     """Read again from the start if the file was replaced meanwhile, or this machine remembers the one before."""
 
-    @functools.wraps(read)
-    def reading(self: Directory, *given: _Given.args, **named: _Given.kwargs) -> _Read:
+    def reading(self: Directory, *given: Any) -> Any:
         settled = time.monotonic() + (_SETTLES if self.shared else 0.0)
         while True:
             try:
-                return read(self, *given, **named)
+                return read(self, *given)
             except (OSError, StoreUnreachable) as error:
                 stale = getattr(error.__cause__ or error, "errno", None) == errno.ESTALE
                 if not stale or time.monotonic() >= settled:
                     raise
             time.sleep(_STALE)
 
-    return reading
+    return cast("_Reading", reading)
 
 
 class Directory:
@@ -110,8 +107,8 @@ class Directory:
         self.uuid = ""
         """Of the store that was found here at first; an empty text while that is not known."""
         self.mount = mount_of(root)
-        self.shared, self._nfs = self.mount.shared, self.mount.nfs
-        self._hard_links = not self.mount.links_are_born_whole
+        self.shared, self._nfs = self.mount.shared, self.mount.kind in NFS
+        self._hard_links = self.mount.kind not in BORN_WHOLE
         self.settles = _SETTLES if self._hard_links else 0.0
         self._longest = _LONGEST
         self._described = (0, 0)
@@ -501,12 +498,7 @@ class Directory:
     def _clear(self, folder: str) -> None:
         """Remove what was taken out of the way in this folder, also by processes that died over it."""
         with self._opened(folder) as fd:
-            listing = os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=fd)
-            try:
-                names = os.listdir(listing)
-            finally:
-                os.close(listing)
-            for name in names:
+            for name in os.listdir(folder):  # names only; what is removed is below the descriptor
                 if name.startswith(_REMOVED):
                     shutil.rmtree(name, ignore_errors=True, dir_fd=fd)
                     with contextlib.suppress(OSError):  # a link in place of the folder
@@ -582,25 +574,17 @@ class reaching:  # noqa: N801  # used like contextlib's managers, at a third of 
         """Nothing to prepare."""
 
     def __exit__(self, _kind: object, error: BaseException | None, _at: object) -> None:
-        if isinstance(error, PermissionError) and (root := _readable_root(Path(self._path))) is not None:
-            raise not_permitted(root.parent, "read it but not write to it") from error
+        if isinstance(error, PermissionError):
+            # where the description can be read, this user may not do that; else a ticket may have run out, which passes
+            for folder in Path(self._path).parents:
+                with contextlib.suppress(OSError):
+                    if folder.name == _ROOT:
+                        os.close(os.open(folder / _META, READ))
+                        raise not_permitted(folder.parent, "read it but not write to it") from error
         if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:
             raise InvalidInput(f"{self._path}: {error.strerror}") from None
         if isinstance(error, OSError):
             raise StoreUnreachable(f"{self._path}: {error.strerror or error}. Nothing acknowledged is lost.") from error
-
-
-def _readable_root(path: Path) -> Path | None:
-    """The store that this path is in, if its description can be read.
-
-    Then this user may not do what was tried. If not even that can be read, a ticket may have run out, which passes.
-    """
-    for folder in path.parents:
-        if folder.name == _ROOT:
-            with contextlib.suppress(OSError):
-                os.close(os.open(folder / _META, READ))
-                return folder
-    return None
 
 
 def not_permitted(store: Path, may: str) -> Denied:
@@ -663,13 +647,12 @@ def describe(meta: Path, said: dict[str, object]) -> None:
     draft = meta.with_name(f".{meta.name}.{secrets.token_hex(6)}")
     try:
         _write(str(draft), json.dumps(said).encode() + b"\n")
-        try:
-            os.link(draft, meta)
-        except FileExistsError:
-            return
-        except OSError:  # no hard links here: another reader may find it empty for a moment
-            with contextlib.suppress(FileExistsError):
-                _write(str(meta), draft.read_bytes())
+        with contextlib.suppress(FileExistsError):
+            try:
+                os.link(draft, meta)
+            except OSError:  # no hard links here: another reader may find it empty for a moment
+                if not os.path.lexists(meta):
+                    _write(str(meta), draft.read_bytes())
     finally:
         draft.unlink(missing_ok=True)
 

@@ -33,11 +33,10 @@ def frame(payload: bytes) -> bytes:
     return b"%08x%b%b\n" % (len(payload), b" " if codec.intact(payload) else b"!", payload)
 
 
-def frames(data: bytes) -> tuple[list[bytes], int]:
-    """The commits in these bytes, up to the first that is not whole and sound, and where that one begins."""
+def frames(data: bytes, position: int = 0, *, sound: bool = True) -> tuple[list[bytes], int]:
+    """The commits in these bytes, up to the first that is not whole and, if asked for, sound, and where that begins."""
     found: list[bytes] = []
-    position = 0
-    while (end := _frame_end(data, position)) is not None:
+    while (end := _end(data, position, sound=sound)) is not None:
         found.append(data[position + _HEAD : end - 1])
         position = end
     return found, position
@@ -45,28 +44,19 @@ def frames(data: bytes) -> tuple[list[bytes], int]:
 
 def salvaged(data: bytes) -> dict[int, bytes]:
     """Place -> bytes of the frames in a damaged pack: from its beginning, and back from its end."""
-    runs: list[list[bytes]] = [[]]
-    position = 0
+    first, position = frames(data, sound=False)
+    last: list[bytes] = []
     while position < len(data):
-        end = _length(data, position)
-        if end is not None:
-            runs[-1].append(data[position + _HEAD : end - 1])
-            position = end
-            continue
         starts = (position + match.start() + 1 for match in re.finditer(rb"(?=\n[0-9a-f]{8}[ !])", data[position:]))
-        following = next((start for start in starts if _frame_end(data, start) is not None), None)
+        following = next((start for start in starts if _end(data, start) is not None), None)
         if following is None:
-            break
-        runs.append([])
-        position = following
-    found = dict(enumerate(runs[0]))
-    if len(runs) > 1 and position == len(data):
-        found |= dict(enumerate(runs[-1], SPAN - len(runs[-1])))
-    return found
+            return dict(enumerate(first))
+        last, position = frames(data, following, sound=False)
+    return dict(enumerate(first)) | dict(enumerate(last, SPAN - len(last)))
 
 
-def _length(data: bytes, position: int) -> int | None:
-    """Where the frame at `position` ends, if all of it is there."""
+def _end(data: bytes, position: int, *, sound: bool = True) -> int | None:
+    """Where the frame at `position` ends, if all of it is there and, if asked for, its checksum holds."""
     head = data[position : position + _HEAD]
     if len(head) < _HEAD or head[8:] not in (b" ", b"!"):
         return None
@@ -74,12 +64,6 @@ def _length(data: bytes, position: int) -> int | None:
         end = position + _HEAD + int(head[:8], 16) + 1
     except ValueError:
         return None
-    return end if end <= len(data) and data[end - 1 : end] == b"\n" else None
-
-
-def _frame_end(data: bytes, position: int) -> int | None:
-    """The same, if its checksum holds."""
-    end = _length(data, position)
-    if end is None or data[position + 8 : position + _HEAD] == b"!":
-        return end
-    return end if codec.intact(data[position + _HEAD : end - 1]) else None
+    if end > len(data) or data[end - 1 : end] != b"\n":
+        return None
+    return end if not sound or head[8:] == b"!" or codec.intact(data[position + _HEAD : end - 1]) else None

@@ -18,7 +18,7 @@ import msgspec
 from hopaas_p2p.errors import StoreAway
 from hopaas_p2p.runtime.atomic import read_regular, replace_atomically, state_folder
 from hopaas_p2p.runtime.ownership import own_folder
-from hopaas_p2p.stores.directory.mounts import mount_point
+from hopaas_p2p.stores.directory.mounts import mount_of
 
 _LIMIT: Final = 1 << 16  # bytes of a note
 
@@ -50,8 +50,8 @@ def check_not_away(path: Path) -> None:
     """
     with contextlib.suppress(OSError, RuntimeError):
         note = _note(path)
-        seen, mount = _read(note), mount_point(path)
-        if seen is not None and seen.mount != mount:
+        seen = _read(note)
+        if seen is not None and seen.mount != mount_point(path):
             raise StoreAway(
                 f"{path} has no store now. This machine has seen one there, when {seen.mount[0]} was mounted "
                 f"({seen.mount[1]}), so no store is created in its place. Mount it again; if that store is no "
@@ -64,6 +64,12 @@ def is_known(path: Path) -> bool:
     with contextlib.suppress(OSError, RuntimeError):
         return _read(_note(path)) is not None
     return False
+
+
+def mount_point(path: Path) -> tuple[str, str]:
+    """Where the file system of this path is mounted, and its kind."""
+    mount = mount_of(path)
+    return mount.point, mount.kind
 
 
 def _note(path: Path) -> Path:

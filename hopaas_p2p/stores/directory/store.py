@@ -6,7 +6,6 @@ Names are in `stores.objects.store` and `stores.objects.log`, how they are writt
 from __future__ import annotations
 
 import errno
-import json
 import os
 import secrets
 import time
@@ -14,7 +13,7 @@ from pathlib import Path
 from typing import Final
 
 from hopaas_p2p.core.names import valid_name
-from hopaas_p2p.errors import TEMPORARY, ConfigurationError, NewerFormat, NoStore, StoreAway, StoreUnreachable
+from hopaas_p2p.errors import TEMPORARY, ConfigurationError, NoStore, StoreAway, StoreUnreachable
 from hopaas_p2p.runtime.atomic import read_regular
 from hopaas_p2p.stores.directory import seen
 from hopaas_p2p.stores.directory.files import (
@@ -29,10 +28,8 @@ from hopaas_p2p.stores.directory.files import (
 )
 from hopaas_p2p.stores.directory.log import FolderLog
 from hopaas_p2p.stores.directory.mounts import mount_of
-from hopaas_p2p.stores.objects.store import META, ObjectBackedStore
+from hopaas_p2p.stores.objects.store import FORMAT, META, ObjectBackedStore, uuid_in
 
-FORMAT: Final = 1
-"""Of a directory; commits have a format of their own."""
 _NO_FILE: Final = (errno.EINVAL, errno.EFBIG, errno.ELOOP)
 """What `read_regular` says of something else in the place of a file."""
 _LOGS: Final = 1000  # remembered at a time
@@ -108,7 +105,10 @@ class DirectoryStore(ObjectBackedStore[Directory]):
             self._prove()
             describe(meta, {"format": FORMAT, "uuid": secrets.token_hex(16)})
         self.objects = Directory(self._root, meta=META)
-        self.objects.uuid = self._uuid_in(meta)
+        deadline = time.monotonic() + _WRITTEN_WITHIN
+        while not (text := read_regular(meta, limit=DESCRIPTION)) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        self.objects.uuid = uuid_in(text, meta)
         seen.remember(self.path, self.objects.uuid)
         self.freshness = _LOOK_EVERY if self.objects.shared else 0.0
         self.immediate = not self.objects.shared
@@ -125,23 +125,6 @@ class DirectoryStore(ObjectBackedStore[Directory]):
         beaten = {key: self.objects.modified(key) or 0.0 for key in self.objects.listed("beats/")}
         newest = max(beaten.values(), default=0.0)
         self.objects.discard([key for key, at in beaten.items() if 0.0 < at < newest - _BEATS])
-
-    def _uuid_in(self, meta: Path) -> str:
-        """The store's uuid, from its description."""
-        deadline = time.monotonic() + _WRITTEN_WITHIN
-        while not (text := read_regular(meta, limit=DESCRIPTION)) and time.monotonic() < deadline:
-            time.sleep(0.05)
-        unreadable = ConfigurationError(f"{meta} is not a valid description of a store; restore it from a backup")
-        try:
-            said = json.loads(text)
-            version, uuid = int(said["format"]), said.get("uuid")
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
-            raise unreadable from None
-        if version > FORMAT:
-            raise NewerFormat
-        if not isinstance(uuid, str):
-            raise unreadable
-        return uuid
 
     def _prove(self) -> None:
         """See, once per process and before it writes, that of all that create one name exactly one succeeds."""

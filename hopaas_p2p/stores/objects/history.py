@@ -81,7 +81,7 @@ class History:
 
         """
         self._began, self._known = self.clocks(), self.last
-        woke = self._slept(self._began)
+        woke = self.slept()
         if since and woke:
             self._check_retained(since)
         self.contradicted = False
@@ -101,10 +101,7 @@ class History:
 
     def slept(self) -> bool:
         """Whether this process may have slept since the end of the log was seen last."""
-        return self._slept(self.clocks())
-
-    def _slept(self, now: Clocks) -> bool:
-        return self._known is None or _apart(now, self._known) > self._asleep
+        return self._known is None or _apart(self.clocks(), self._known) > self._asleep
 
     def _check_retained(self, since: int) -> None:
         if self.truncation_point() > since:

@@ -9,18 +9,40 @@ v1/artifacts/…
 
 from __future__ import annotations
 
+import json
 from abc import abstractmethod
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Final, Generic
 
 from hopaas_p2p.core.names import checked_key, valid_key, valid_name
-from hopaas_p2p.errors import StoreCorrupt
+from hopaas_p2p.errors import ConfigurationError, NewerFormat, StoreCorrupt
 from hopaas_p2p.stores.base import Artifacts, Beat, Log, Progress, Store
 from hopaas_p2p.stores.objects.contract import Found, Objects, ObjectStore
 
 META: Final = "meta.json"
+FORMAT: Final = 1
+"""Of a store's names and its description; commits have a format of their own."""
 _BEAT: Final = 64  # bytes of a beat that are looked at
+
+
+def uuid_in(text: bytes, where: object) -> str:
+    """The uuid in a store's description.
+
+    Raises:
+        ConfigurationError: this is none.
+        NewerFormat: a newer version wrote it.
+
+    """
+    try:
+        said = json.loads(text)
+        version = int(said["format"])
+        uuid = str(said["uuid"]) if version <= FORMAT else ""
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        raise ConfigurationError(f"{where} is not a valid description of a store; restore it from a backup") from None
+    if version > FORMAT:
+        raise NewerFormat
+    return uuid
 
 
 class ObjectArtifacts(Artifacts):

@@ -2,10 +2,10 @@
 --
 -- A key begins with the uuid of its study, whose grants apply: workers add and remove files, viewers read them. Other
 -- keys (Optuna makes some) belong to the user who stored them: everyone who knows one may read it, only that user may
--- replace it. A file is sent in parts, under a token that its sender makes up, and is visible once it is complete.
+-- replace it. A file is sent in parts, in order, under a token that its sender makes up, and is visible once it is complete.
 -- Every statement may be sent twice.
 
--- == migration 7 ==
+-- == migration 8 ==
 
 CREATE TABLE hopaas.artifacts (
     id bigserial PRIMARY KEY,
@@ -52,72 +52,56 @@ BEGIN
     END IF;
 END $$;
 
--- Begin to store a file. Removes uploads that were begun more than a day ago and never finished.
-CREATE OR REPLACE FUNCTION hopaas.begin_artifact_v1(p_key text, p_size bigint, p_upload text) RETURNS void
+-- Store one part of a file; of those sent with one number the last counts. The last part makes the file visible, in place
+-- of an earlier one under the same key. The first removes uploads that were begun more than a day ago and never finished.
+CREATE OR REPLACE FUNCTION hopaas.put_part_v1(p_key text, p_upload text, p_size bigint, p_part integer, p_data bytea)
+RETURNS void
 LANGUAGE plpgsql AS $$
-DECLARE v hopaas.entry := hopaas.entered_by_key(p_key, 'worker');
+DECLARE
+    v hopaas.entry := hopaas.entered_by_key(p_key, 'worker');  -- each time: the grant or the study may be gone by now
+    v_file hopaas.artifacts;
+    v_there bigint;
 BEGIN
     IF p_size > 67108864 THEN  -- 64 parts of a megabyte
         RAISE EXCEPTION 'a file of % bytes is too large for the database, which keeps 67108864 at most', p_size
             USING ERRCODE = 'ZH413';
     END IF;
     PERFORM hopaas.check_author(p_key, v.username);
-    DELETE FROM hopaas.artifacts WHERE id IN (
-        SELECT id FROM hopaas.artifacts WHERE NOT whole AND at < now() - interval '1 day' FOR UPDATE SKIP LOCKED
-    );
-    INSERT INTO hopaas.artifacts (log, key, author, upload, size) VALUES (v.log, p_key, v.username, p_upload, p_size)
-    ON CONFLICT (upload) DO NOTHING;
-END $$;
-
--- The row of an upload that this user has begun; locked, so that no other session finishes it meanwhile.
-CREATE OR REPLACE FUNCTION hopaas.begun(p_upload text, p_user text) RETURNS hopaas.artifacts
-LANGUAGE plpgsql AS $$
-DECLARE v_file hopaas.artifacts;
-BEGIN
-    SELECT * INTO v_file FROM hopaas.artifacts WHERE upload = p_upload AND author = p_user FOR UPDATE;
+    IF p_part = 0 THEN
+        DELETE FROM hopaas.artifacts WHERE id IN (
+            SELECT id FROM hopaas.artifacts WHERE NOT whole AND at < now() - interval '1 day' FOR UPDATE SKIP LOCKED
+        );
+        INSERT INTO hopaas.artifacts (log, key, author, upload, size) VALUES (v.log, p_key, v.username, p_upload, p_size)
+        ON CONFLICT (upload) DO NOTHING;
+    END IF;
+    SELECT * INTO v_file FROM hopaas.artifacts
+    WHERE upload = p_upload AND author = v.username AND key = p_key AND size = p_size FOR UPDATE;
     IF NOT FOUND THEN
         RAISE EXCEPTION 'this upload was given up' USING ERRCODE = 'ZH409';
     END IF;
-    RETURN v_file;
-END $$;
-
--- Store one part; the last one sent counts.
-CREATE OR REPLACE FUNCTION hopaas.put_part_v1(p_upload text, p_part integer, p_data bytea) RETURNS void
-LANGUAGE plpgsql AS $$
-DECLARE v_file hopaas.artifacts := hopaas.begun(p_upload, hopaas.caller());
-BEGIN
-    IF v_file.whole OR p_part::bigint * 1048576 >= greatest(v_file.size, 1) THEN
+    IF v_file.whole THEN
+        RETURN;
+    END IF;
+    IF p_part::bigint * 1048576 >= greatest(p_size, 1) THEN
         RAISE EXCEPTION 'part % is not one of this upload', p_part USING ERRCODE = 'ZH409';
     END IF;
     INSERT INTO hopaas.artifact_parts (artifact, part, data) VALUES (v_file.id, p_part, p_data)
     ON CONFLICT (artifact, part) DO UPDATE SET data = excluded.data;
-END $$;
-
--- Make the file visible, in place of an earlier one under the same key.
-CREATE OR REPLACE FUNCTION hopaas.finish_artifact_v1(p_upload text) RETURNS void
-LANGUAGE plpgsql AS $$
-DECLARE
-    v_user text := hopaas.caller();
-    v_file hopaas.artifacts := hopaas.begun(p_upload, v_user);
-    v_there bigint;
-BEGIN
-    IF v_file.whole THEN
+    IF (p_part + 1)::bigint * 1048576 < p_size THEN
         RETURN;
     END IF;
-    PERFORM hopaas.entered_by_key(v_file.key, 'worker');  -- the grant or the study may be gone by now
     SELECT coalesce(sum(octet_length(data)), 0) INTO v_there FROM hopaas.artifact_parts WHERE artifact = v_file.id;
-    IF v_there <> v_file.size THEN
-        RAISE EXCEPTION '% of % bytes came: the file changed while it was sent', v_there, v_file.size
+    IF v_there <> p_size THEN
+        RAISE EXCEPTION '% of % bytes came: the file changed while it was sent', v_there, p_size
             USING ERRCODE = 'ZH409';
     END IF;
     LOOP
-        PERFORM hopaas.check_author(v_file.key, v_user);
         BEGIN
-            DELETE FROM hopaas.artifacts WHERE key = v_file.key AND whole;
+            DELETE FROM hopaas.artifacts WHERE key = p_key AND whole;
             UPDATE hopaas.artifacts SET whole = true, at = now() WHERE id = v_file.id;
             RETURN;
-        EXCEPTION WHEN unique_violation THEN
-            NULL;  -- another session finished a file under this key at the same time; ours is the later one
+        EXCEPTION WHEN unique_violation THEN  -- another session finished one at the same time; ours is the later one
+            PERFORM hopaas.check_author(p_key, v.username);
         END;
     END LOOP;
 END $$;
@@ -125,14 +109,12 @@ END $$;
 -- A part of a file: of the present one, or of the one read before (p_id); nothing if that is gone.
 CREATE OR REPLACE FUNCTION hopaas.read_part_v1(p_key text, p_id bigint, p_part integer)
 RETURNS TABLE (id bigint, size bigint, data text)
-LANGUAGE plpgsql AS $$
-BEGIN
-    PERFORM hopaas.entered_by_key(p_key, 'viewer');
-    RETURN QUERY
-        SELECT a.id, a.size, encode(p.data, 'base64')
-        FROM hopaas.artifacts a LEFT JOIN hopaas.artifact_parts p ON p.artifact = a.id AND p.part = p_part
-        WHERE a.key = p_key AND a.whole AND (p_id IS NULL OR a.id = p_id);
-END $$;
+LANGUAGE sql AS $$
+    SELECT a.id, a.size, encode(p.data, 'base64')
+    FROM hopaas.entered_by_key(p_key, 'viewer') v
+        CROSS JOIN hopaas.artifacts a LEFT JOIN hopaas.artifact_parts p ON p.artifact = a.id AND p.part = p_part
+    WHERE a.key = p_key AND a.whole AND (p_id IS NULL OR a.id = p_id)
+$$;
 
 -- Remove a file, if it is there.
 CREATE OR REPLACE FUNCTION hopaas.remove_artifact_v1(p_key text) RETURNS void
@@ -145,13 +127,10 @@ END $$;
 
 -- The keys with this prefix, in the user's studies and among the user's own files.
 CREATE OR REPLACE FUNCTION hopaas.artifact_keys_v1(p_prefix text) RETURNS TABLE (key text)
-LANGUAGE plpgsql AS $$
-DECLARE v_user text := hopaas.caller();
-BEGIN
-    RETURN QUERY
-        SELECT a.key FROM hopaas.artifacts a
-        WHERE a.whole AND starts_with(a.key, p_prefix)
-          AND CASE WHEN a.log IS NULL THEN a.author = v_user OR hopaas.is_administrator()
-                   ELSE hopaas.role_in(a.log, '', v_user) IS NOT NULL END
-        ORDER BY a.key COLLATE "C";
-END $$;
+LANGUAGE sql AS $$
+    SELECT a.key FROM hopaas.caller() c, hopaas.artifacts a
+    WHERE a.whole AND starts_with(a.key, p_prefix)
+        AND CASE WHEN a.log IS NULL THEN a.author = c OR hopaas.is_administrator()
+                 ELSE hopaas.role_in(a.log, '', c) IS NOT NULL END
+    ORDER BY a.key COLLATE "C"
+$$;

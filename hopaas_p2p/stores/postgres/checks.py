@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import datetime
 import socket
-import statistics
 import struct
 import time
 from collections.abc import Generator, Iterator
@@ -13,7 +12,7 @@ from typing import Any, Final
 from hopaas_p2p.errors import Denied, HopaasError
 from hopaas_p2p.net import checks as net_checks
 from hopaas_p2p.net.checks import Route
-from hopaas_p2p.net.findings import AGAIN, Finding
+from hopaas_p2p.net.findings import AGAIN, Finding, clock
 from hopaas_p2p.net.proxies import ServerAddress
 from hopaas_p2p.stores.postgres import schema
 from hopaas_p2p.stores.postgres.connect import query
@@ -22,9 +21,7 @@ from hopaas_p2p.stores.postgres.store import PostgresStore
 
 _SSL_REQUEST: Final = struct.pack("!II", 8, 80877103)  # "SSLRequest" of Postgres' protocol
 _OLDEST: Final = 15
-_CLOCKS_AGREE: Final = 60.0  # seconds
 _TOKEN_ENDS: Final = 12 * 3600.0  # seconds before a token's end that are too few for a night
-_ROUNDS: Final = 5
 
 
 def way(store: PostgresStore) -> Generator[Finding, None, bool]:
@@ -52,7 +49,9 @@ def checks(store: PostgresStore) -> Generator[Finding, None, bool]:
             said = f"Postgres {version.split()[1]}"
             yield Finding("server", said, passed=int(number) >= _OLDEST * 10_000, cure=cure)
             yield _login(connection)
-            yield from _clock(connection)
+            before = time.time()
+            ((theirs,),) = query(connection, "SELECT extract(epoch FROM clock_timestamp())::float8")
+            yield clock(theirs - (before + time.time()) / 2)
             yield from _limits(connection)
     except Denied as refused:
         yield Finding("token", str(refused), passed=False, cure=AGAIN)
@@ -85,20 +84,6 @@ def _login(connection: Any) -> Finding:
     detail = f"{who}, valid until {ends:%Y-%m-%d %H:%M} UTC, {seconds / 86400:.1f} days left"
     cure = f"get a new one soon: hopaas-p2p admin token create {user or role}"
     return Finding("token", detail, passed=seconds > _TOKEN_ENDS, cure=cure)
-
-
-def _clock(connection: Any) -> Iterator[Finding]:
-    """The time there, and how long it takes to hear of it."""
-    seconds, difference = [], 0.0
-    for _ in range(_ROUNDS):
-        before, began = time.time(), time.monotonic()
-        ((theirs,),) = query(connection, "SELECT extract(epoch FROM clock_timestamp())::float8")
-        seconds.append(time.monotonic() - began)
-        difference = theirs - (before + time.time()) / 2
-    detail = f"the server's differs from ours by {difference:+.1f} s"
-    cure = "nothing depends on it, but times are shown wrongly and certificates may seem expired; run NTP"
-    yield Finding("clock", detail, passed=abs(difference) < _CLOCKS_AGREE, cure=cure)
-    yield Finding("round trip", f"{statistics.median(seconds) * 1000:.2f} ms in the median")
 
 
 def _limits(connection: Any) -> Iterator[Finding]:

@@ -19,7 +19,7 @@ from hopaas_p2p.errors import (
     StudyDeleted,
 )
 
-SCHEMA_VERSION: Final = 7
+SCHEMA_VERSION: Final = 8
 """What this code needs; see schema.sql."""
 
 READ_ONLY: Final = "25006"

@@ -10,7 +10,7 @@
 --   ZH404 no such thing   ZH409 the log contradicts the peer   ZH410 deleted
 --   ZH412 a setting of the server or session forbids it   ZH413 too large   ZH503 a read-only replica
 
--- == migration 7 ==
+-- == migration 8 ==
 
 CREATE TABLE hopaas.schema_version (
     version integer PRIMARY KEY,
@@ -361,14 +361,11 @@ END $$;
 -- The newest snapshot of a log that the caller may believe, or nothing. A peer takes what a snapshot says for the log,
 -- so it believes none on the word of one worker: its own user wrote it, or an owner, or another author vouches for it.
 CREATE OR REPLACE FUNCTION hopaas.newest_snapshot_v1(p_log text) RETURNS TABLE (lsn bigint, data text)
-LANGUAGE plpgsql AS $$
-DECLARE v hopaas.entry := hopaas.entered(p_log, 'viewer');
-BEGIN
-    RETURN QUERY
-        SELECT s.lsn, encode(s.data, 'base64') FROM hopaas.snapshots s
-        WHERE s.log = v.log AND (s.author = v.username OR s.role = 'owner' OR s.voucher IS NOT NULL)
-        ORDER BY s.lsn DESC LIMIT 1;
-END $$;
+LANGUAGE sql AS $$
+    SELECT s.lsn, encode(s.data, 'base64') FROM hopaas.entered(p_log, 'viewer') v JOIN hopaas.snapshots s USING (log)
+    WHERE s.author = v.username OR s.role = 'owner' OR s.voucher IS NOT NULL
+    ORDER BY s.lsn DESC LIMIT 1
+$$;
 
 -- Keep a snapshot, and remove beats that are a month old. p_kept snapshots, at most three, stay of those that everybody believes, and as
 -- many of each author's doubtful ones, so nobody's drive out another's. All users may write to the catalog, but only an
@@ -403,43 +400,37 @@ END $$;
 -- believes.
 CREATE OR REPLACE FUNCTION hopaas.doubtful_snapshot_v1(p_log text, p_after bigint, p_up_to bigint)
 RETURNS TABLE (lsn bigint, author text, data text)
-LANGUAGE plpgsql AS $$
-DECLARE v hopaas.entry := hopaas.entered(p_log, 'worker');
-BEGIN
-    RETURN QUERY
-        SELECT s.lsn, s.author, encode(s.data, 'base64') FROM hopaas.snapshots s
-        WHERE s.log = v.log AND s.author <> v.username AND NOT v.username = ANY (s.deniers) AND s.lsn <= p_up_to
-            AND s.lsn > greatest(p_after, (
-                SELECT max(o.lsn) FROM hopaas.snapshots o
-                WHERE o.log = v.log AND (o.role = 'owner' OR o.voucher IS NOT NULL)
-            ))
-        ORDER BY s.lsn DESC LIMIT 1;
-END $$;
+LANGUAGE sql AS $$
+    SELECT s.lsn, s.author, encode(s.data, 'base64')
+    FROM hopaas.entered(p_log, 'worker') v JOIN hopaas.snapshots s USING (log)
+    WHERE s.author <> v.username AND NOT v.username = ANY (s.deniers) AND s.lsn <= p_up_to
+        AND s.lsn > greatest(p_after, (
+            SELECT max(o.lsn) FROM hopaas.snapshots o
+            WHERE o.log = v.log AND (o.role = 'owner' OR o.voucher IS NOT NULL)
+        ))
+    ORDER BY s.lsn DESC LIMIT 1
+$$;
 
 -- Vouch for another author's snapshot, or deny that it is what the log says; p_sum is the SHA-256 of what was compared.
 CREATE OR REPLACE FUNCTION hopaas.judge_snapshot_v1(
     p_log text, p_lsn bigint, p_author text, p_sum text, p_same boolean
 ) RETURNS void
-LANGUAGE plpgsql AS $$
-DECLARE v hopaas.entry := hopaas.entered(p_log, 'worker');
-BEGIN
+LANGUAGE sql AS $$
     UPDATE hopaas.snapshots s
     SET voucher = CASE WHEN p_same THEN v.username ELSE s.voucher END,
         deniers = CASE WHEN p_same THEN s.deniers ELSE s.deniers || v.username END
+    FROM hopaas.entered(p_log, 'worker') v
     WHERE s.log = v.log AND s.lsn = p_lsn AND s.author = p_author AND s.author <> v.username
-        AND s.voucher IS NULL AND NOT v.username = ANY (s.deniers) AND encode(sha256(s.data), 'hex') = p_sum;
-END $$;
+        AND s.voucher IS NULL AND NOT v.username = ANY (s.deniers) AND encode(sha256(s.data), 'hex') = p_sum
+$$;
 
 -- The snapshots of which an author said that they are not what the log says.
 CREATE OR REPLACE FUNCTION hopaas.denied_snapshots_v1(p_log text)
 RETURNS TABLE (lsn bigint, author text, deniers text[])
-LANGUAGE plpgsql AS $$
-DECLARE v hopaas.entry := hopaas.entered(p_log, 'viewer');
-BEGIN
-    RETURN QUERY
-        SELECT s.lsn, s.author, s.deniers FROM hopaas.snapshots s
-        WHERE s.log = v.log AND s.deniers <> '{}' ORDER BY s.lsn;
-END $$;
+LANGUAGE sql AS $$
+    SELECT s.lsn, s.author, s.deniers FROM hopaas.entered(p_log, 'viewer') v JOIN hopaas.snapshots s USING (log)
+    WHERE s.deniers <> '{}' ORDER BY s.lsn
+$$;
 
 -- Remove a log for good. Its uuid stays taken, so that a peer that still uses it learns that it is gone.
 CREATE OR REPLACE FUNCTION hopaas.destroy_v1(p_log text) RETURNS void
@@ -540,12 +531,9 @@ END $$;
 
 -- The studies that the user may see: a list of them costs one call, however many there are.
 CREATE OR REPLACE FUNCTION hopaas.shared_v1() RETURNS TABLE (log text)
-LANGUAGE plpgsql AS $$
-DECLARE v_user text := hopaas.caller();
-BEGIN
-    RETURN QUERY SELECT l.uuid FROM hopaas.logs l
-        WHERE l.deleted IS NULL AND hopaas.role_in(l.id, l.uuid, v_user) IS NOT NULL;
-END $$;
+LANGUAGE sql AS $$
+    SELECT l.uuid FROM hopaas.caller() c, hopaas.logs l WHERE l.deleted IS NULL AND hopaas.role_in(l.id, l.uuid, c) IS NOT NULL
+$$;
 
 -- A study never loses its last owner: nobody could share or delete it any more.
 CREATE OR REPLACE FUNCTION hopaas.keep_an_owner(p_log integer, p_user text, p_role text) RETURNS void
@@ -563,9 +551,7 @@ END $$;
 -- Who may do what in a study. For everyone with a grant.
 CREATE OR REPLACE FUNCTION hopaas.grants_v1(p_log text)
 RETURNS TABLE (username text, role text, granted timestamptz, granted_by text)
-LANGUAGE plpgsql AS $$
-DECLARE v hopaas.entry := hopaas.entered(p_log, 'viewer');
-BEGIN
-    RETURN QUERY SELECT g.username, g.role, g.granted, g.granted_by
-        FROM hopaas.grants g WHERE g.log = v.log ORDER BY g.username;
-END $$;
+LANGUAGE sql AS $$
+    SELECT g.username, g.role, g.granted, g.granted_by
+    FROM hopaas.entered(p_log, 'viewer') v JOIN hopaas.grants g USING (log) ORDER BY g.username
+$$;

@@ -298,13 +298,11 @@ class PostgresArtifacts(Artifacts):
         upload = secrets.token_hex(16)
         with source.open("rb") as file:
             size = source.stat().st_size
-            self._retry("begin_artifact", key=checked_key(key), size=size, upload=upload)
-            for part in range(-(-size // _PART)):
+            for part in range(max(-(-size // _PART), 1)):
                 data = file.read(_PART)
-                self._retry("put_part", upload=upload, part=part, data=data)
+                self._retry("put_part", key=checked_key(key), upload=upload, size=size, part=part, data=data)
                 if progress is not None:
                     progress(len(data))
-        self._retry("finish_artifact", upload=upload)
 
     def get(self, key: str, target: Path, progress: Progress | None = None) -> None:
         found: int | None = None

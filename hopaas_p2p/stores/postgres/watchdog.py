@@ -32,6 +32,10 @@ _BLIND_LOOKS: Final = 100
 _MOVED: Final = struct.Struct("=QQ")  # tcpi_bytes_acked and tcpi_bytes_received
 _MOVED_AT: Final = 120  # their place in struct tcp_info, since Linux 4.2
 
+_lock = threading.Lock()
+_in_use: set[WatchedSocket] | None = None
+"""The connections that the thread looks at; None while there is no thread."""
+
 
 @contextlib.contextmanager
 def watched(descriptor: int) -> Iterator[None]:
@@ -41,8 +45,13 @@ def watched(descriptor: int) -> Iterator[None]:
         StoreUnreachable: instead of what the block then raises.
 
     """
+    global _in_use
     one = WatchedSocket(descriptor)
-    _thread.begin(one)
+    with _lock:
+        if _in_use is None:
+            _in_use = set()
+            threading.Thread(target=_look_at, args=(_in_use,), name="hopaas-watchdog", daemon=True).start()
+        _in_use.add(one)
     try:
         yield
     except Exception:
@@ -53,8 +62,33 @@ def watched(descriptor: int) -> Iterator[None]:
             ) from None
         raise
     finally:
-        _thread.end(one)
+        with _lock:
+            if _in_use is not None:  # no child of a fork in the block
+                _in_use.discard(one)
         one.close()
+
+
+def _look_at(in_use: set[WatchedSocket]) -> None:
+    """The thread. It ends when a look finds no connection in use."""
+    global _in_use
+    while True:
+        time.sleep(IDLE_LIMIT / _LOOKS)
+        with _lock:
+            for one in [one for one in in_use if one.look()]:
+                in_use.discard(one)
+                one.give_up()
+            if not in_use:
+                _in_use = None
+                return
+
+
+def _in_child() -> None:
+    """A child of a fork has a thread of its own: the parent's is the parent's, and so are its callers."""
+    global _lock, _in_use
+    _lock, _in_use = threading.Lock(), None
+
+
+process.call_in_child(_in_child)
 
 
 class WatchedSocket:
@@ -91,48 +125,3 @@ class WatchedSocket:
         self.given_up = True
         with contextlib.suppress(OSError):
             self._socket.shutdown(socket.SHUT_RDWR)
-
-
-class _WatchdogThread:
-    """The thread that looks at all connections in use. It sleeps while there are none."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._in_use: set[WatchedSocket] = set()
-        self._busy = threading.Event()
-        self._thread: threading.Thread | None = None
-
-    def begin(self, watched: WatchedSocket) -> None:
-        with self._lock:
-            self._in_use.add(watched)
-            if self._thread is None:
-                self._thread = threading.Thread(target=self._run, name="hopaas-watchdog", daemon=True)
-                self._thread.start()
-            self._busy.set()
-
-    def end(self, watched: WatchedSocket) -> None:
-        with self._lock:
-            self._in_use.discard(watched)
-
-    def _run(self) -> None:
-        while True:
-            self._busy.wait()
-            time.sleep(IDLE_LIMIT / _LOOKS)
-            with self._lock:
-                for watched in [one for one in self._in_use if one.look()]:
-                    self._in_use.discard(watched)
-                    watched.give_up()
-                if not self._in_use:
-                    self._busy.clear()
-
-
-_thread = _WatchdogThread()
-
-
-def _in_child() -> None:
-    """A child of a fork has a watchdog of its own: the thread is the parent's, and so are its callers."""
-    global _thread
-    _thread = _WatchdogThread()
-
-
-process.call_in_child(_in_child)

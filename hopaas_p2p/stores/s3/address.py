@@ -42,33 +42,16 @@ class Address(NamedTuple):
         """The normal form: without secrets, fit to be opened again anywhere."""
         path = f"/{quote(self.prefix)}" if self.prefix else ""
         options = {"endpoint": self.endpoint, "region": self.region}
-        if self.virtual and not self.is_aws:
-            options["style"] = "virtual"
-        if not self.virtual and self.is_aws:
-            options["style"] = "path"
+        if self.virtual != is_aws(self.endpoint):
+            options["style"] = "virtual" if self.virtual else "path"
         if self.insecure:
             options["insecure"] = "true"
         return f"s3://{self.bucket}{path}?{urlencode(options, safe=':/')}"
 
     @property
-    def servers(self) -> list[tuple[str, int]]:
-        """(host, port) of what is asked."""
-        return servers_of(self.endpoint)
-
-    @property
-    def is_aws(self) -> bool:
-        return is_aws(self.endpoint)
-
-    @property
     def root(self) -> str:
         """What all keys of the store begin with."""
         return f"{self.prefix}/v1/" if self.prefix else "v1/"
-
-
-def servers_of(endpoint: str) -> list[tuple[str, int]]:
-    """(host, port) of an endpoint."""
-    parts = urlsplit(endpoint)
-    return [(parts.hostname or "", parts.port or {"http": 80}.get(parts.scheme, 443))]
 
 
 def is_aws(endpoint: str) -> bool:

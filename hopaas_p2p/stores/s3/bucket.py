@@ -16,10 +16,10 @@ import re
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, BinaryIO, Final, NamedTuple, TypeVar
+from typing import Any, BinaryIO, Final, NamedTuple
 from urllib.parse import quote, unquote, urlencode, urlsplit
 from xml.etree import ElementTree
 from xml.sax.saxutils import escape
@@ -33,7 +33,6 @@ from hopaas_p2p.stores.objects.contract import Found
 from hopaas_p2p.stores.s3 import http
 from hopaas_p2p.stores.s3.address import Address
 from hopaas_p2p.stores.s3.errors import AWAY, CLOCK, PASSING, RUN_OUT, refusal, unreachable
-from hopaas_p2p.stores.s3.key_services import chain
 from hopaas_p2p.stores.s3.keys import Chain, Keys
 from hopaas_p2p.stores.s3.search import WIDEST
 
@@ -55,8 +54,6 @@ _LARGEST_ANSWER: Final = 16 << 20  # bytes of one that is read as a whole; a pag
 
 _abandoned: Final[list[object]] = []
 """Connections of parent processes: to destroy one would take locks that a thread of the parent may have held."""
-
-T = TypeVar("T")
 
 
 class Listed(NamedTuple):
@@ -81,11 +78,11 @@ class Bucket:
 
     settles = 0.0
 
-    def __init__(self, address: Address, *, keys: Chain | None = None) -> None:
+    def __init__(self, address: Address) -> None:
         self.address = address
         self.requests: Counter[str] = Counter()
         self.interruptions = 0
-        self.keys = keys or chain(address)
+        self.keys = Chain(address)
         self.keys.clock = self._now
         self._known = False
         """Whether the bucket is there, or was."""
@@ -98,9 +95,6 @@ class Bucket:
         self._lock = threading.Lock()
         self._threads: ThreadPoolExecutor | None = None
         self._singly = False
-
-    def __repr__(self) -> str:
-        return f"Bucket({self.address.url!r})"
 
     def server_now(self) -> float | None:
         """The server's clock: seconds since 1970, once it has answered."""
@@ -256,29 +250,25 @@ class Bucket:
 
     def get_many(self, keys: Sequence[str], *, limit: int) -> list[Found | StoreUnreachable | None]:
         """In parallel, the first in the caller's thread; a few at a time, since other callers wait behind them."""
+
+        def one(key: str) -> Found | StoreUnreachable | None:
+            try:
+                return self.get(key, limit=limit)
+            except StoreUnreachable as error:
+                return error
+
         found: list[Found | StoreUnreachable | None] = []
         for some in (keys[first : first + WIDEST] for first in range(0, len(keys), WIDEST)):
-            later = [self._submit(self._get_or_error, key, limit) for key in some[1:]]
-            found.append(self._get_or_error(some[0], limit))
-            for key, future in zip(some[1:], later, strict=True):
-                found.append(self._get_or_error(key, limit) if future is None else future.result())
+            later: Iterable[Found | StoreUnreachable | None] = ()
+            if some[1:]:
+                with self._lock:
+                    self._threads = self._threads or ThreadPoolExecutor(WIDEST, thread_name_prefix="hopaas-s3")
+                try:
+                    later = self._threads.map(one, some[1:])
+                except RuntimeError:  # the interpreter is ending, and has no more threads
+                    later = map(one, some[1:])
+            found += [one(some[0]), *later]
         return found
-
-    def _get_or_error(self, key: str, limit: int) -> Found | StoreUnreachable | None:
-        try:
-            return self.get(key, limit=limit)
-        except StoreUnreachable as error:
-            return error
-
-    def _submit(self, function: Callable[..., T], *arguments: object) -> Future[T] | None:
-        """Run this in another thread; None when the interpreter is ending and has no more of them."""
-        try:
-            with self._lock:
-                if self._threads is None:
-                    self._threads = ThreadPoolExecutor(WIDEST, thread_name_prefix="hopaas-s3")
-                return self._threads.submit(function, *arguments)
-        except RuntimeError:
-            return None
 
     def listed(self, prefix: str, *, after: str = "", at_most: int | None = None) -> list[str]:
         return [one.key for one in self.details(prefix, after=after, at_most=at_most)]

@@ -19,14 +19,13 @@ from __future__ import annotations
 
 import zlib
 from collections import deque
-from collections.abc import Iterator
 from typing import Final, NamedTuple
 
 import msgspec
 
 from hopaas_p2p.core import chain, codec
-from hopaas_p2p.core.records import UNSTAMPED, Stamp
 from hopaas_p2p.errors import BrokenChain
+from hopaas_p2p.stores.base import Entry
 
 MOST: Final = 32
 """Copies in an object, at most."""
@@ -51,18 +50,6 @@ class Opened(NamedTuple):
     """The sum of the log before the first copy."""
     sound: bool = True
     """Whether the object is as its writer left it, as far as a checksum tells."""
-
-
-class ReadCommit(NamedTuple):
-    """A commit that was read, from its own object or as a copy in a later one."""
-
-    lsn: int
-    payload: bytes
-    before: int | None
-    """The sum of the log before it; None if it was stored without."""
-    modified: float
-    """When the server took the object in which it was found."""
-    stamp: Stamp = UNSTAMPED
 
 
 class _Seen(NamedTuple):
@@ -133,8 +120,8 @@ class PiggybackedCommits:
             found.append(one)
         return found[::-1]
 
-    def copies(self, lsn: int, object_: Opened) -> Iterator[tuple[int, bytes, int]]:
-        """Lsn, commit and the sum before it, of each copy in the object of this lsn.
+    def copies(self, lsn: int, object_: Opened) -> list[Entry]:
+        """The copies in the object of this lsn.
 
         Raises:
             BrokenChain: they do not lead to the commit, or are not what this handle has read.
@@ -152,13 +139,13 @@ class PiggybackedCommits:
                 raise BrokenChain(_said(lsn, place, what))
             if place < 1 or not codec.intact(payload):
                 raise BrokenChain(_said(lsn, place, "is not a commit"))
-            found.append((place, payload, total))
+            found.append(Entry(place, payload, before=total))
             total = chain.following(total, payload)
         payload, before = chain.detach(object_.stored)
         if object_.copies and before != total:
             read, there = chain.shown(total), chain.shown(before)
             raise BrokenChain(_said(lsn, lsn - 1, f"leads to the sum {read}, and the commit itself follows {there}"))
-        return iter(found)
+        return found
 
 
 def _said(lsn: int, place: int, what: str) -> str:

@@ -2,24 +2,18 @@
 
 from __future__ import annotations
 
-import statistics
 import time
 from collections.abc import Generator
-from typing import Final
 
 from hopaas_p2p.errors import Denied, HopaasError
 from hopaas_p2p.net import checks as net_checks
 from hopaas_p2p.net.checks import Route
-from hopaas_p2p.net.findings import AGAIN, Finding
-from hopaas_p2p.stores.objects.store import META
+from hopaas_p2p.net.findings import AGAIN, Finding, clock
+from hopaas_p2p.stores.objects.race import race
 from hopaas_p2p.stores.s3 import http as s3_http
 from hopaas_p2p.stores.s3.address import parse
-from hopaas_p2p.stores.s3.bucket import Bucket
-from hopaas_p2p.stores.s3.proof import SCRATCH
+from hopaas_p2p.stores.s3.proof import CAUSES, SCRATCH
 from hopaas_p2p.stores.s3.store import S3Store
-
-_CLOCKS_AGREE: Final = 60.0  # seconds; S3 itself refuses more than 15 minutes, but we sign with the server's time
-_GETS: Final = 5
 
 
 def way(store: S3Store) -> Generator[Finding, None, bool]:
@@ -50,23 +44,7 @@ def checks(store: S3Store) -> Generator[Finding, None, bool]:
         )
         yield Finding("free keys", detail, passed=False, cure=cure)
         return False
-    yield from store.condition.findings()  # also where there is no store yet
+    yield race(store.objects, SCRATCH).finding(CAUSES)  # also where there is no store yet
     store.find()
-    taken = []
-    for _ in range(_GETS):
-        began = time.monotonic()
-        store.objects.get(META, limit=4096)
-        taken.append(time.monotonic() - began)
-    yield Finding("round trip", f"{statistics.median(taken) * 1000:.1f} ms for a GET in the median")
-    yield _clock(store.objects)
+    yield clock((store.objects.server_now() or time.time()) - time.time())
     return True
-
-
-def _clock(objects: Bucket) -> Finding:
-    theirs = objects.server_now()
-    if theirs is None:
-        return Finding("clock", "the server does not tell its own")
-    apart = theirs - time.time()
-    cure = "requests are signed with the server's time, so it works; but times are shown wrongly: run NTP"
-    said = "as ours, to the second" if abs(apart) < 1.5 else f"{apart:+.0f} s from ours"  # it tells whole seconds
-    return Finding("clock", f"the server's is {said}", passed=abs(apart) < _CLOCKS_AGREE, cure=cure)

@@ -111,7 +111,7 @@ def proxy_of(url: str) -> Proxy | None:
 
 
 def server_of(url: str) -> ServerAddress:
-    """The server of this URL."""
+    """The server of this URL: what is asked."""
     parts = urlsplit(url)
     return ServerAddress(parts.hostname or "", parts.port or (443 if parts.scheme == "https" else 80))
 

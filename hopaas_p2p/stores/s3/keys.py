@@ -1,21 +1,42 @@
-"""Keys to sign requests with, and the chain of places where they may be.
+"""Which keys to sign with: found where every S3 tool looks for them, and fetched anew before they expire.
 
-The SDK's own providers are not used: they put web identity tokens into URLs, which error messages then show, make
-pools of their own that know no proxy, and can stall for six seconds where there is no metadata service.
+In order: `AWS_ACCESS_KEY_ID` and its companions; a web identity (`AWS_WEB_IDENTITY_TOKEN_FILE`, `AWS_ROLE_ARN`); the
+profile `AWS_PROFILE` of `~/.aws/credentials` or `~/.aws/config`; a container's credentials; the machine's metadata.
+Files and services are asked again when what they gave runs out or is refused, so keys may be renewed in the middle of a
+run. `hopaas_p2p.runtime.credentials` reads them, and decides whether the bucket's server may see what they sign.
+
+What is sent to services, and what they answer, is never shown. The SDK's own providers are not used: they put web
+identity tokens into URLs, which error messages then show, make pools of their own that know no proxy, and can stall for
+six seconds where there is no metadata service.
 """
 
 from __future__ import annotations
 
+import contextlib
 import datetime
+import html
+import json
 import math
+import os
+import re
+import secrets
 import threading
 import time
 from collections.abc import Callable, Mapping
-from typing import Final, NamedTuple, NoReturn
+from typing import Any, Final, NamedTuple, NoReturn
+from urllib.parse import urlencode
 
-from hopaas_p2p.errors import ConfigurationError
+import urllib3
+
+from hopaas_p2p.errors import ConfigurationError, StoreUnreachable
+from hopaas_p2p.runtime import credentials
+from hopaas_p2p.stores.s3 import http as s3_http
+from hopaas_p2p.stores.s3.address import Address, is_aws
 
 _MARGIN: Final = 120.0  # seconds before their end at which keys are renewed
+_METADATA: Final = "http://169.254.169.254"
+_METADATA_TIMEOUT: Final = 1.0  # seconds; a metadata service is on the same machine, or not there at all
+_ELEMENT: Final = re.compile("<(AccessKeyId|SecretAccessKey|SessionToken|Expiration)>([^<]*)<")
 
 
 class Keys(NamedTuple):
@@ -34,30 +55,29 @@ class Keys(NamedTuple):
 
 
 class Chain:
-    """The first place that has keys; it is asked again when they run out, or when the server refuses them.
+    """The first place that has keys; it is asked again when they run out, or when the server refuses them."""
 
-    Args:
-        places: by what a message calls them. Each looks for the keys as they are now, or returns None; it raises
-            StoreUnreachable where a service that should give them does not answer, and ConfigurationError where it is
-            set up wrongly.
-
-    """
-
-    def __init__(self, places: Mapping[str, Callable[[], Keys | None]]) -> None:
-        self._places = places
+    def __init__(self, address: Address, *, env: Mapping[str, str] = os.environ) -> None:
+        self._address, self._env = address, env
         self._keys: Keys | None = None
         self._lock = threading.Lock()
+        self._on_machine = None if env.get("AWS_EC2_METADATA_DISABLED", "").lower() != "true" else False
+        """Whether a metadata service has answered; False: there is none, so it is not asked again."""
         self.clock = time.time
         """Seconds since 1970, by the server."""
-
-    def __repr__(self) -> str:
-        return f"Chain({', '.join(self._places)})"
 
     def after_fork(self) -> None:
         """In a child: another thread of the parent may have held the lock; and look for the keys anew."""
         self._lock, self._keys = threading.Lock(), None
 
     def retrieve(self) -> Keys:
+        """The keys, as they are now.
+
+        Raises:
+            ConfigurationError: there are none, a place is set up wrongly, or the bucket's server may not see them.
+            StoreUnreachable: a service that should give them does not answer.
+
+        """
         with self._lock:
             end = None if self._keys is None else self._keys.expiration
             ends = math.inf if end is None else end.replace(tzinfo=end.tzinfo or datetime.UTC).timestamp()
@@ -73,11 +93,98 @@ class Chain:
             return before is None or now != (before.access_key, before.session_token)
 
     def _find(self) -> Keys:
-        for find in self._places.values():
-            keys = find()
-            if keys is not None:
-                return keys
-        looked = "; ".join(self._places)
-        raise ConfigurationError(
-            f"no keys for the bucket. Set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY. Looked at: {looked}"
+        bucket, env = [s3_http.server_of(self._address.endpoint)], self._env
+        places: tuple[Callable[[], tuple[Any, ...] | None], ...] = (
+            lambda: credentials.access_key(bucket, env),
+            self._web_identity,
+            lambda: credentials.profile_key(bucket, env),
+            self._container,
+            self._machine,
         )
+        for find in places:
+            if (found := find()) is not None:
+                return Keys(*found)
+        raise ConfigurationError(
+            "no keys for the bucket. Set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY. Looked at: the environment; web "
+            "identity; profile of ~/.aws/credentials; CONTAINER credentials; instance metadata"
+        )
+
+    def _web_identity(self) -> Keys | None:
+        """A token of an identity provider, exchanged for keys at an STS: Amazon's, or the S3 server's own."""
+        address, env = self._address, self._env
+        own = f"https://sts.{address.region}.amazonaws.com" if is_aws(address.endpoint) else address.endpoint
+        endpoint = env.get("AWS_ENDPOINT_URL_STS") or own
+        token = credentials.identity([s3_http.server_of(endpoint)], env)
+        if token is None:
+            return None
+        credentials.may_sign([s3_http.server_of(address.endpoint)], env)
+        form = {
+            "Action": "AssumeRoleWithWebIdentity",
+            "Version": "2011-06-15",
+            "WebIdentityToken": token.reveal(),
+            "RoleSessionName": env.get("AWS_ROLE_SESSION_NAME") or f"hopaas-{secrets.token_hex(4)}",
+        }
+        if env.get("AWS_ROLE_ARN"):
+            form["RoleArn"] = env["AWS_ROLE_ARN"]
+        body = urlencode(form)  # in the body, not in the URL, where proxies would log it
+        answer = _ask("POST", endpoint, body=body, headers={"Content-Type": "application/x-www-form-urlencoded"})
+        keys = _keys_of({name: html.unescape(text) for name, text in _ELEMENT.findall(answer)})
+        if keys is None:
+            raise ConfigurationError(f"{endpoint} gave no keys for the token of AWS_WEB_IDENTITY_TOKEN_FILE")
+        return keys
+
+    def _container(self) -> Keys | None:
+        """The service of a container platform: AWS_CONTAINER_CREDENTIALS_FULL_URI or …_RELATIVE_URI."""
+        service = credentials.container(self._env)
+        if service is None:
+            return None
+        credentials.may_sign([s3_http.server_of(self._address.endpoint)], self._env)
+        token = service.authorization.reveal()
+        return _keys_of(_ask("GET", service.url, headers={"Authorization": token} if token else {}, direct=True))
+
+    def _machine(self) -> Keys | None:
+        """The metadata service of a cloud's machine (IMDSv2)."""
+        if self._on_machine is False:
+            return None
+        credentials.may_sign([s3_http.server_of(self._address.endpoint)], self._env)
+        base = self._env.get("AWS_EC2_METADATA_SERVICE_ENDPOINT", _METADATA).rstrip("/")
+        roles = f"{base}/latest/meta-data/iam/security-credentials/"
+        lifetime = {"X-aws-ec2-metadata-token-ttl-seconds": "21600"}
+        try:
+            pass_ = {"X-aws-ec2-metadata-token": _ask("PUT", f"{base}/latest/api/token", headers=lifetime, direct=True)}
+        except (StoreUnreachable, ConfigurationError):
+            if self._on_machine:
+                raise
+            self._on_machine = False
+            return None
+        self._on_machine = True
+        role = _ask("GET", roles, headers=pass_, direct=True).split("\n")[0].strip()
+        return _keys_of(_ask("GET", roles + role, headers=pass_, direct=True)) if role else None
+
+
+def _ask(method: str, url: str, *, body: str | None = None, headers: dict[str, str], direct: bool = False) -> str:
+    """One request to a service that gives keys. What is sent, and what it answers, is never shown."""
+    wait = _METADATA_TIMEOUT if direct else s3_http.READ
+    try:
+        with s3_http.pool(url, read=wait, connect=wait, direct=direct) as pool:
+            response = pool.urlopen(method, url, body=body, headers=headers)
+            status, text = response.status, response.data.decode(errors="replace")
+    except urllib3.exceptions.HTTPError:
+        raise StoreUnreachable(f"{url} does not answer; it should give the keys for the bucket") from None
+    if status >= 500 or status == 429:
+        raise StoreUnreachable(f"{url} answered with {status}; it should give the keys for the bucket")
+    if status != 200:
+        raise ConfigurationError(f"{url} refused to give keys for the bucket: HTTP {status}. Is the token still valid?")
+    return text
+
+
+def _keys_of(said: dict[str, Any] | str) -> Keys | None:
+    """The keys in what a service said, in JSON if it is a text; None if there are none."""
+    with contextlib.suppress(ValueError, TypeError, KeyError):
+        found = json.loads(said) if isinstance(said, str) else said
+        key, secret, end = found["AccessKeyId"], found["SecretAccessKey"], None
+        with contextlib.suppress(ValueError, TypeError, KeyError):
+            end = datetime.datetime.fromisoformat(found["Expiration"])
+        if key and secret:
+            return Keys(str(key), str(secret), found.get("SessionToken") or found.get("Token") or None, end)
+    return None

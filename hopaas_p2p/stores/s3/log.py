@@ -16,6 +16,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Final
 
+from msgspec.structs import astuple
+
 from hopaas_p2p.core import chain
 from hopaas_p2p.core.records import UNSTAMPED, Stamp
 from hopaas_p2p.errors import BrokenChain, StoreUnreachable
@@ -24,7 +26,7 @@ from hopaas_p2p.stores.objects.contract import LARGEST, Found, lsn_of
 from hopaas_p2p.stores.objects.log import BEHIND, RECEIPT, WriteOnceLog, add_salvaged
 from hopaas_p2p.stores.objects.store import ObjectBackedStore
 from hopaas_p2p.stores.s3.bucket import Bucket
-from hopaas_p2p.stores.s3.carried import MAGIC, MOST, OVERHEAD, PiggybackedCommits, ReadCommit, opened
+from hopaas_p2p.stores.s3.carried import MAGIC, MOST, OVERHEAD, PiggybackedCommits, opened
 from hopaas_p2p.stores.s3.confirmation import Confirmation
 from hopaas_p2p.stores.s3.scheduler import TurnScheduler
 from hopaas_p2p.stores.s3.search import WIDEST
@@ -86,12 +88,12 @@ class BucketLog(WriteOnceLog[Bucket]):
                 found = self._get(lsn, deadline) if one is None and beyond else one  # it was free when it was asked for
                 pieces = [] if found is None else self._taken_apart(lsn, found)
                 commits, missing = self._completed(known, pieces, deadline) if pieces else ([], lsn)
-                if missing:
+                if missing or found is None:
                     hole = missing if beyond else hole
                     search.free(missing - since)
                     break
                 search.found(lsn - since, carries=len(pieces) - 1)
-                entries += self._noted(commits)
+                entries += self._noted(commits, found.modified)
                 size += sum(len(commit.payload) for commit in commits)
                 enough = self.root == "studies/" and not since and len(entries) >= _CATALOG
                 if enough or size >= RECEIPT or commits[-1].lsn < lsn:
@@ -103,10 +105,10 @@ class BucketLog(WriteOnceLog[Bucket]):
             self._check_beginning(deadline)
         return False
 
-    def _completed(self, known: int, pieces: list[ReadCommit], deadline: float) -> tuple[list[ReadCommit], int]:
+    def _completed(self, known: int, pieces: list[Entry], deadline: float) -> tuple[list[Entry], int]:
         """The commits behind `known` up to the last of these, which one object held; the lsn of a hole there, or 0.
 
-        If they are too many to be held, only the first of them, as far as these are enough for an exchange.
+        If they are too many to be held, only the first of them.
 
         Raises:
             BrokenChain: two objects differ about a commit.
@@ -115,9 +117,9 @@ class BucketLog(WriteOnceLog[Bucket]):
         top, step = pieces[-1].lsn, len(pieces)
         found = {piece.lsn: piece for piece in pieces if piece.lsn > known}
         while missing := [lsn for lsn in range(known + 1, top) if lsn not in found]:
-            if sum(len(piece.payload) for piece in found.values()) > RECEIPT:
-                return self._from_below(known, top, deadline)
-            lsns = missing[::-step][:WIDEST]
+            if missing[0] > known + 1 and sum(len(piece.payload) for piece in found.values()) > RECEIPT:
+                return [found[lsn] for lsn in range(known + 1, missing[0])], 0
+            lsns = sorted({*missing[step - 1 :: step], missing[-1]})[:WIDEST]
             for lsn, one in zip(lsns, self._at(lsns, deadline), strict=True):
                 there = self._get(lsn, deadline) if one is None else one
                 if there is None:
@@ -130,20 +132,6 @@ class BucketLog(WriteOnceLog[Bucket]):
                         )
         return [found[lsn] for lsn in range(known + 1, top + 1)], 0
 
-    def _from_below(self, known: int, top: int, deadline: float) -> tuple[list[ReadCommit], int]:
-        """The commits behind `known`, one object after the other, as far as they are enough; a hole as `_completed`."""
-        commits: list[ReadCommit] = []
-        size = 0
-        for lsn in range(known + 1, top):
-            there = self._get(lsn, deadline)
-            if there is None:
-                return commits, 0 if commits else lsn
-            commits.append(self._taken_apart(lsn, there)[-1])
-            size += len(commits[-1].payload)
-            if size >= RECEIPT:
-                break
-        return commits, 0
-
     def _at(self, lsns: Sequence[int], deadline: float) -> list[Found | None]:
         """The objects of these lsns."""
         began = time.monotonic()
@@ -154,28 +142,25 @@ class BucketLog(WriteOnceLog[Bucket]):
         return window
 
     def _entry(self, lsn: int, found: Found, *, mine: bytes | None = None) -> Entry:
-        return self._noted(self._taken_apart(lsn, found)[-1:], mine=mine)[0]
+        return self._noted(self._taken_apart(lsn, found)[-1:], found.modified, mine=mine)[0]
 
-    def _taken_apart(self, lsn: int, found: Found) -> list[ReadCommit]:
+    def _taken_apart(self, lsn: int, found: Found) -> list[Entry]:
         """The commits in this object, its own last. Raises StudyDeleted for a tombstone, and BrokenChain."""
         self._check_tombstone(found.data)
         there = opened(found.data)
         payload, before = chain.detach(there.stored)
-        copies = [ReadCommit(*copy, found.modified) for copy in self._piggyback.copies(lsn, there)]
-        return [*copies, ReadCommit(lsn, payload, before, found.modified, chain.stamp_of(there.stored))]
+        copies = self._piggyback.copies(lsn, there)
+        return [*copies, Entry(lsn, payload, chain.stamp_of(there.stored), before)]
 
-    def _noted(self, commits: list[ReadCommit], *, mine: bytes | None = None) -> list[Entry]:
-        """Commits that were read, one after the other, and written as evenly as can be assumed."""
-        entries = []
-        first, last = self._modified or commits[-1].modified, commits[-1].modified
-        for place, (lsn, payload, before, modified, stamp) in enumerate(commits, 1):
+    def _noted(self, entries: list[Entry], last: float, *, mine: bytes | None = None) -> list[Entry]:
+        """Commits that were read, one after the other, and written as evenly as can be assumed up to this moment."""
+        first = self._modified or last
+        for place, (lsn, payload, stamp, before) in enumerate(map(astuple, entries), 1):
             if payload != mine:
-                at = first + place / len(commits) * (last - first)
-                self.scheduler.saw(payload, min(at, modified), time.monotonic())
+                self.scheduler.saw(payload, first + place / len(entries) * (last - first), time.monotonic())
             known = self.history.before(lsn)
             self.history.follow(lsn, payload, before)
             self._carriable(lsn, payload, known if before is None else before, stamp)
-            entries.append(Entry(lsn, payload, stamp, before))
         self._modified = last
         return entries
 
@@ -226,8 +211,8 @@ class BucketLog(WriteOnceLog[Bucket]):
             there = opened(data)
             add_salvaged(held.setdefault(lsn, []), there.stored)
             with contextlib.suppress(BrokenChain):
-                for place, payload, before in PiggybackedCommits().copies(lsn, there):
-                    add_salvaged(held.setdefault(place, []), chain.attach(payload, before))
+                for copy in PiggybackedCommits().copies(lsn, there):
+                    add_salvaged(held.setdefault(copy.lsn, []), chain.attach(copy.payload, copy.before))
             for one in sorted(held):
                 if one > lsn - MOST:  # the next object may still carry it
                     break

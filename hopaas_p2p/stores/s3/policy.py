@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any, Final, Literal
 
-from hopaas_p2p.stores.s3.address import Address
+from hopaas_p2p.stores.s3.address import Address, is_aws
 
 Role = Literal["viewer", "worker", "owner"]
 ROLES: Final[tuple[Role, ...]] = ("viewer", "worker", "owner")
@@ -47,12 +47,12 @@ def policy(address: Address, role: Role, *, uuid: str | None = None, by_prefix: 
             _allow("Keep", ["s3:PutObject", "s3:DeleteObject"], snapshots),
             _allow("Files", ["s3:PutObject", "s3:DeleteObject", "s3:AbortMultipartUpload"], [files]),
         ]
-        if address.is_aws:
+        if is_aws(address.endpoint):
             statements.append(_never_overwrite([*logs, *snapshots]))
     if role == "owner":
         actions = ["s3:PutObject", "s3:DeleteObject", "s3:AbortMultipartUpload", "s3:ListMultipartUploadParts"]
         statements.append(_allow("Write", actions, [f"{root}*"]))
-        if address.is_aws:
+        if is_aws(address.endpoint):
             history = ["study/*/log/*", "study/*/snapshot/*", "studies/log/*", "studies/snapshot/*", "meta.json"]
             statements.append(_never_overwrite([f"{root}{one}" for one in history]))
     return {"Version": "2012-10-17", "Statement": statements}

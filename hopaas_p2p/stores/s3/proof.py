@@ -11,14 +11,11 @@ hand, do not, beside the snapshots or the commits of the log that is to be writt
 
 from __future__ import annotations
 
-import contextlib
 import time
-from collections.abc import Callable, Iterator
 from typing import Final
 
 from hopaas_p2p.errors import BrokenChain, ConfigurationError, Denied, StoreUnreachable
-from hopaas_p2p.net.findings import Finding
-from hopaas_p2p.stores.objects.race import KEYS, Evidence, examine, judged
+from hopaas_p2p.stores.objects.race import KEYS, RACERS, race
 from hopaas_p2p.stores.s3.bucket import Bucket
 
 SCRATCH: Final = "study/doctor-proof/snapshot/"
@@ -42,67 +39,53 @@ class Condition:
     Args:
         objects: the bucket.
         url: of the store, for messages.
-        clock: seconds; for tests.
 
     """
 
-    def __init__(self, objects: Bucket, url: str, *, clock: Callable[[], float] = time.monotonic) -> None:
-        self.clock = clock
+    def __init__(self, objects: Bucket, url: str) -> None:
+        self.clock = time.monotonic
         self._objects = objects
         self._url = url
         self._proved_at: float | None = None
         self._interruptions = 0
         self._refusal: ConfigurationError | BrokenChain | None = None
 
-    def prove_thoroughly(self) -> None:
-        """Before a store is created here. Raises as `prove`, and Denied."""
-        self._judge(examine(self._objects, SCRATCH))
-
-    def prove(self, root: str) -> None:
+    def prove(self, root: str, *, thoroughly: bool = False) -> None:
         """Before something is written to the log at `root`, unless the proof is fresh.
+
+        Args:
+            root: of the log.
+            thoroughly: before a store is created.
 
         Raises:
             ConfigurationError: the condition is broken; the message says what was seen, and why that may be.
             BrokenChain: the same, after this process has written: what it was told is safe may not be in the log.
             StoreUnreachable: too few answers to tell.
+            Denied: this user may not write where a store is to be created. Keys that may write nowhere need no proof.
 
         """
         if self._refusal is not None:
             raise type(self._refusal)(str(self._refusal))
         age = None if self._proved_at is None else self.clock() - self._proved_at
-        if age is None:
-            self._examine(root, keys=KEYS, writers=_FEW)
-        elif age >= RENEW or (age >= _SETTLED and self._objects.interruptions != self._interruptions):
-            self._examine(root, keys=_FEW, writers=_FEW)
-
-    def _examine(self, root: str, *, keys: int, writers: int) -> None:
+        away = self._objects.interruptions != self._interruptions
+        if age is not None and age < RENEW and not (away and age >= _SETTLED):
+            return
+        keys, writers = KEYS if age is None else _FEW, RACERS if thoroughly else _FEW
         for where in (SCRATCH, f"{root}snapshot/proof-", f"{root}log/proof-"):
             try:
-                found = examine(self._objects, where, keys=keys, writers=writers, look=False)
+                found = race(self._objects, where, keys=keys, writers=writers, look=thoroughly)
             except Denied:
-                continue  # keys that may not write anywhere need no proof
-            self._judge(found)
+                if thoroughly:
+                    raise
+                continue
+            if found.seen:
+                said = (
+                    f"{self._url}: the server does not keep 'If-None-Match: *', on which every commit rests: "
+                    f"{found.seen}. Commits would be lost, so nothing is written. {CAUSES}"
+                )
+                self._refusal = ConfigurationError(said) if self._proved_at is None else BrokenChain(said)
+                raise self._refusal
+            if found.held < (keys + 1) // 2:
+                raise found.unknown or StoreUnreachable
+            self._proved_at, self._interruptions = self.clock(), self._objects.interruptions
             return
-
-    def findings(self) -> Iterator[Finding]:
-        """The proof, step by step, for the doctor; raises Denied and StoreUnreachable."""
-        found = examine(self._objects, SCRATCH)
-        with contextlib.suppress(ConfigurationError, BrokenChain):
-            self._judge(found)
-        well = f"{KEYS} fresh keys: a second PUT with If-None-Match: * was refused each time"
-        over = found.told(found.overwritten)
-        yield Finding("condition", over or well, passed=not over, cure=CAUSES)
-        yield judged(found, cure=CAUSES)
-
-    def _judge(self, found: Evidence) -> None:
-        if found.seen:
-            said = (
-                f"{self._url}: the server does not keep 'If-None-Match: *', on which every commit rests: {found.seen}. "
-                f"Commits would be lost, so nothing is written. {CAUSES}"
-            )
-            self._refusal = ConfigurationError(said) if self._proved_at is None else BrokenChain(said)
-            raise self._refusal
-        if found.held < (found.keys + 1) // 2:
-            raise found.unknown or StoreUnreachable
-        self._proved_at = self.clock()
-        self._interruptions = self._objects.interruptions

@@ -10,16 +10,14 @@ import json
 import secrets
 from typing import Final
 
-from hopaas_p2p.errors import ConfigurationError, NewerFormat
+from hopaas_p2p.errors import ConfigurationError
 from hopaas_p2p.stores.objects.contract import Found
-from hopaas_p2p.stores.objects.store import META, ObjectBackedStore
+from hopaas_p2p.stores.objects.store import FORMAT, META, ObjectBackedStore, uuid_in
 from hopaas_p2p.stores.s3.address import parse
 from hopaas_p2p.stores.s3.bucket import Bucket
 from hopaas_p2p.stores.s3.log import BucketLog
 from hopaas_p2p.stores.s3.proof import Condition
 
-FORMAT: Final = 1
-"""Of a bucket; commits have a format of their own."""
 _META: Final = 4096
 
 
@@ -44,9 +42,6 @@ class S3Store(ObjectBackedStore[Bucket]):
         self._meta: bytes | None = None
         self.condition = Condition(self.objects, self.url)
 
-    def __repr__(self) -> str:
-        return f"S3Store({self.url!r})"
-
     def _log(self, root: str) -> BucketLog:
         return BucketLog(self, root)
 
@@ -68,12 +63,7 @@ class S3Store(ObjectBackedStore[Bucket]):
         """
         if self._meta is None:
             found = self.objects.get(META, limit=_META) or self._found_store()
-            try:
-                version = int(json.loads(found.data)["format"])
-            except (ValueError, KeyError, TypeError):
-                raise ConfigurationError(f"{META} in {self.url} is not a valid description of a store") from None
-            if version > FORMAT:
-                raise NewerFormat
+            uuid_in(found.data, f"{META} in {self.url}")
             self._meta = found.data
         return self._meta
 
@@ -92,7 +82,7 @@ class S3Store(ObjectBackedStore[Bucket]):
     def _found_store(self) -> Found:
         if not self._create:
             raise ConfigurationError(f"there is no store in {self.url}; create one with: hopaas-p2p study create")
-        self.condition.prove_thoroughly()
+        self.condition.prove("studies/", thoroughly=True)
         data = json.dumps({"format": FORMAT, "uuid": secrets.token_hex(16)}).encode() + b"\n"
         created = self.objects.put_new(META, data)
         found = self.objects.get(META, limit=_META)
