@@ -29,7 +29,7 @@ from typing import IO, Any, Final, NamedTuple
 
 import h11
 
-from hopaas_p2p.errors import ConfigurationError, StoreUnreachable
+from hopaas_p2p.errors import ConfigurationError, InvalidInput, StoreUnreachable
 from hopaas_p2p.net.checks import SOON
 from hopaas_p2p.net.listening import cannot_listen
 from hopaas_p2p.remote import protocol
@@ -159,6 +159,7 @@ class HttpsServer:
         self._server.close()
         self.draining = True
         event("draining", connections=len(self._sessions))
+        self.service.end_waits()
         for session in list(self._sessions):
             if session.stage is Stage.HEAD:
                 session.end()
@@ -292,7 +293,8 @@ class HttpsSession(Connection):
             self._http.receive_data(data)
             self._advance()
         elif self.stage is not Stage.CLOSING:
-            self._http.receive_data(data)  # some of the next request, before reading was paused
+            self._http.receive_data(data)  # some of the next request
+            self.listen(False)
 
     def disconnected(self) -> None:
         self.end()
@@ -443,7 +445,12 @@ class HttpsSession(Connection):
         if not await self._is_valid(token):
             return
         if self._key is None or self._folder is None:
-            answer = await service.answer(token, bytes(self._body), self._status)
+            try:
+                request = protocol.decode_request(bytes(self._body))
+                self.listen(request.call == "news")  # whose caller may go at any time
+                answer = await service.answer(token, request, self._status)
+            except InvalidInput as error:
+                answer = protocol.refused(error)
             self._respond(200, answer) if self._hold(len(answer)) else self._respond(503, retry=2.0)
             return
         if self._refused:
