@@ -14,6 +14,7 @@ import contextlib
 import functools
 import gc
 import logging
+import math
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -35,6 +36,7 @@ _TICK: Final = 0.5  # seconds between looks for what is due
 _EVERY: Final = 1.0  # seconds between pulls of a study that is viewed, where the store is not slower
 _VIEWED: Final = 30.0  # seconds for which a study is kept fresh after the last view
 _FIRST_SIGHT: Final = 30.0  # seconds that the first sight of a study may take
+_HEARD_OF: Final = 4  # studies of which the store tells at once
 _MOMENT: Final = 1.5  # seconds for which a visit waits for news of a study that was not kept fresh
 _CLICK: Final = 10.0  # seconds that a write may wait for the store
 _UNREADABLE: Final = 60.0  # seconds after which a study that cannot be read is tried again
@@ -80,7 +82,8 @@ class CachedStudy(CachedLog):
         self.listing = listing
         self.frame: Frame | None = None
         self.viewed_until = 0.0
-        self.deleted = False
+        self.deleted = self.heard_of = False
+        """Whether it was deleted; whether the store tells when there is something new in it."""
         self.heartbeats_due = 0.0
         self.clocks: dict[str, float] = {}
         """Peer -> seconds by which its clock is behind this machine's, estimated from its heartbeats."""
@@ -284,15 +287,30 @@ class ReplicaCache:
             return None
         with self._lock:
             if uuid not in self._studies:
-                self._studies[uuid] = CachedStudy(listing, self._peer.log(uuid))
+                study = self._studies[uuid] = CachedStudy(listing, self._peer.log(uuid))
+                self._jobs.wake(self._jobs.add(functools.partial(ReplicaCache._hear, study=study)), after=_TICK)
             return self._studies[uuid]
+
+    def _hear(self, study: CachedStudy) -> float:
+        """The job of a study: while it is viewed, wait for what the store tells of it, if it can; again in so long."""
+        others = sum(one.heard_of for one in list(self._studies.values()) if one is not study)
+        if time.monotonic() >= study.viewed_until or study.deleted or study.trouble or others >= _HEARD_OF:
+            study.heard_of = False
+            return _EVERY
+        told = self._peer.hear(study.replica, _VIEWED if study.heard_of else 0.0)
+        study.heard_of = told is not None
+        if told:
+            study.due = 0.0
+            self._jobs.wake(self._looking_job)
+        return 0.0 if study.heard_of else math.inf
 
     @property
     def _every(self) -> float:
         return max(_EVERY, self.store.freshness)
 
     def _look_at(self, study: CachedStudy, now: float) -> None:
-        with self._looking(study, now, self._every, f"the study {study.listing.name!r}"):
+        pause = _HEARTBEATS if study.heard_of else self._every
+        with self._looking(study, now, pause, f"the study {study.listing.name!r}"):
             try:
                 self._pull(study.replica)
             except StudyDeleted:

@@ -91,7 +91,7 @@ def serve_https(
         remember = Path(os.environ["STATE_DIRECTORY"].partition(":")[0]) / "tokens"
     log.to_stderr()
     sys.setswitchinterval(_SWITCH)
-    https.raise_descriptor_limit(limits["connections"])
+    https.raise_descriptor_limit()
 
     async def run() -> None:
         made = https.HttpsServer(

@@ -18,7 +18,7 @@ from hopaas_p2p.cli.options import CliSession, options
 from hopaas_p2p.core.admission import finished
 from hopaas_p2p.core.leases import FailureDetector, reclaims
 from hopaas_p2p.core.spending import earlier_seconds
-from hopaas_p2p.errors import ConfigurationError, InvalidInput, StoreUnreachable
+from hopaas_p2p.errors import ConfigurationError, HopaasError, InvalidInput, StoreUnreachable
 from hopaas_p2p.peer.liveness import owners_of, sign_of_life
 from hopaas_p2p.runtime.credentials import webhook_url
 
@@ -77,7 +77,7 @@ def watch(
             if look["facts"]["done"] or (deadline is not None and time.monotonic() >= deadline):
                 return 1
             left = interval if deadline is None else min(interval, deadline - time.monotonic())
-            time.sleep(max(0.0, left))
+            watcher.pause(max(0.0, left))
 
 
 class _Watcher:
@@ -87,6 +87,14 @@ class _Watcher:
         self._study, self._reclaim, self._sender = study, reclaim, sender
         self._detector = FailureDetector()
         self._last: dict[str, Any] = {}
+
+    def pause(self, seconds: float) -> None:
+        """Until there is something new, where the store can tell, or for so long."""
+        over, peer = time.monotonic() + seconds, self._study.storage.peer
+        with suppress(HopaasError):
+            if peer.hear(self._study.handle.log, seconds):
+                return
+        time.sleep(max(0.0, over - time.monotonic()))
 
     def look(self) -> dict[str, Any]:
         """The study now; during an outage, as it was last seen."""

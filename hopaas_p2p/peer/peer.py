@@ -61,6 +61,7 @@ _MORE_TO_PACK: Final = 0.05  # seconds between two lots of finished trials that 
 _QUEUED: Final = "The change was not refused and may still be made; check whether it was before you repeat it."
 _ALL: Final = -1
 """In place of a trial's number: all trials of a peer."""
+_COLLECTED: Final = 0.05  # seconds for which more may come after a first piece of news
 _SUSPENDED: Final = 60.0  # seconds after which a study that cannot be read is looked at again
 _KEPT: Final = ("linger", "patience", "store_wait", "clock", "now_us", "peer_ttl", "describe", "energy")
 """What the peer of a forked child is constructed with again."""
@@ -389,6 +390,28 @@ class Peer:
             else:
                 if pending is None:
                     return
+
+    def hear(self, log: LogClient[Any], within: float) -> bool | None:
+        """Wait until the store tells that a log has something new, and read it; for so many seconds at most.
+
+        Whether something came; None, at once, if the store cannot tell. While this waits, nobody need look. Raises as
+        `pull` does.
+        """
+        session, looked_at = log.session, log.session.read_at
+        session.read_at = -math.inf
+        try:
+            told = self.call(lambda: log.log.news(session.state.lsn, within), within=0.0, brief=True)
+        except HopaasError:
+            session.read_at = looked_at
+            raise
+        if told:
+            time.sleep(_COLLECTED)
+            self.pull(log)
+        elif told is None:
+            session.read_at = looked_at
+        else:
+            session.exchanged_at = max(session.exchanged_at, self.clock())  # an exchange would say the same
+        return told
 
     def call(self, do: Callable[[], T], *, within: float | None = None, brief: bool = False) -> T:
         """Make a call to the store, in as many attempts as fit `within` so many seconds, or `store_wait`.
@@ -822,6 +845,7 @@ class Peer:
             return
         self.closed = True
         self.say_farewell()
+        self.store.hang_up()
         self.jobs.stop(within=_SHUTDOWN_TIMEOUT if self.silent_since == math.inf else 0.0)
         self._nudge()
         logs = list(self.logs.values())

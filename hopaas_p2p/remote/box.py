@@ -197,6 +197,9 @@ class Box:
         """In a child of a fork: the parent's requests are its own."""
         self._caller, self._left = secrets.token_hex(6), {}
 
+    def hang_up(self) -> None:
+        """Nothing waits for news."""
+
     def close(self) -> None:
         """Nothing is held open."""
 

@@ -34,7 +34,7 @@ from hopaas_p2p.net.backoff import persistently
 from hopaas_p2p.net.proxies import ServerAddress, closed_on_error
 from hopaas_p2p.remote import protocol
 from hopaas_p2p.remote.box import Box
-from hopaas_p2p.remote.protocol import CATALOG, FILE, LARGEST, PATH, Facts, StoreRequest
+from hopaas_p2p.remote.protocol import CATALOG, FILE, LARGEST, LONGEST_WAIT, PATH, Facts, StoreRequest
 from hopaas_p2p.runtime import credentials
 from hopaas_p2p.runtime.settings import Secret
 from hopaas_p2p.stores.base import Artifacts, Beat, Doubtful, ExchangeResult, Log, Outgoing, Progress, Store
@@ -164,6 +164,11 @@ class _Line:
         for option in (socket.SO_RCVTIMEO, socket.SO_SNDTIMEO):
             self._socket.setsockopt(socket.SOL_SOCKET, option, limit)
 
+    def shut(self) -> None:
+        """End what another thread does on it."""
+        with contextlib.suppress(OSError):
+            socket.socket.shutdown(self._socket, socket.SHUT_RDWR)  # without a word in TLS, which that thread speaks
+
     def abandon(self) -> None:
         """In a child of a fork: close our copy of the socket, and send nothing."""
         self.close.detach()
@@ -177,16 +182,18 @@ class Connections:
     def __init__(self, address: RemoteAddress) -> None:
         self.address = address
         self._idle: deque[_Line] = deque()
+        self._held: set[_Line] = set()
+        """On which a server waits for news."""
         self._preferred: ServerAddress | None = None
         self._token: Secret | None = None
         """As it was read last; it is read again when a server refuses it."""
 
-    def ask(self, call: str, *arguments: Any, place: str = "") -> Any:
-        """The result of a request; raises what the server says, and what `send` does."""
+    def ask(self, call: str, *arguments: Any, place: str = "", held: bool = False) -> Any:
+        """The result of a request, which the server may have `held` for a while; raises what it says, or `send`."""
         body = protocol.encode(StoreRequest(call, place, arguments))
         if len(body) > LARGEST:
             raise InvalidInput(f"{len(body)} bytes are too many for one request; at most {LARGEST} are sent")
-        with self.send("POST", PATH, body) as answer:
+        with self.send("POST", PATH, body, held=held) as answer:
             data = answer.read(LARGEST + 1)
         try:
             return protocol.result_of(call, data)
@@ -222,7 +229,13 @@ class Connections:
 
     @contextlib.contextmanager
     def send(
-        self, method: str, path: str, body: bytes | Path = b"", progress: Progress | None = None
+        self,
+        method: str,
+        path: str,
+        body: bytes | Path = b"",
+        progress: Progress | None = None,
+        *,
+        held: bool = False,
     ) -> Iterator[http.client.HTTPResponse]:
         """Make one request, with the bytes of a file perhaps; the answer, to be read within the block.
 
@@ -239,6 +252,8 @@ class Connections:
             except IndexError:
                 line = self._dial()
             fresh, done = not line.used, False
+            if held:
+                self._held.add(line)
             try:
                 size, pieces = (len(body), body) if isinstance(body, bytes) else _pieces_of(body, progress)
                 answer = line.ask(method, path, token, pieces, size=size, silence=_ANSWER)
@@ -253,6 +268,8 @@ class Connections:
                     done = answer.isclosed() and not answer.will_close
                 return
             except (OSError, http.client.HTTPException) as error:
+                if held and line not in self._held:
+                    raise StoreUnreachable("nobody waits for the answer any more") from None
                 if not fresh and not isinstance(error, _SILENT):
                     self.close()  # it ended while it was idle, and the others of its time with it
                     continue
@@ -261,6 +278,7 @@ class Connections:
                 why = silent or getattr(error, "strerror", None) or " ".join(str(error).split()) or type(error).__name__
                 raise StoreUnreachable(f"{line.server} did not answer: {why}{_HINT}") from None
             finally:
+                self._held.discard(line)
                 self._idle.append(line) if done else line.close()
 
     def _dial(self) -> _Line:
@@ -286,8 +304,15 @@ class Connections:
 
     def forget(self) -> None:
         """In a child of a fork: leave the connections to the parent."""
-        while self._idle:
-            self._idle.pop().abandon()
+        for line in [*self._idle, *self._held]:
+            line.abandon()
+        self._idle.clear()
+        self._held.clear()
+
+    def hang_up(self) -> None:
+        """End the requests that are held."""
+        while self._held:
+            self._held.pop().shut()
 
     def close(self) -> None:
         """Close what is idle; the next request dials anew."""
@@ -382,6 +407,12 @@ class RemoteLog(Log):
     destroy = _call("destroy")
     erase = _call("erase")
 
+    def news(self, since: int, within: float) -> bool | None:
+        carrier, found = self._store.connections, None
+        if isinstance(carrier, Connections):
+            found = carrier.ask("news", since, min(within, LONGEST_WAIT), place=self._uuid, held=True)
+        return found
+
     def judge_snapshot(self, found: Doubtful, *, same: bool) -> None:
         self.ask("judge_snapshot", found._replace(data=b""), same)
 
@@ -434,6 +465,9 @@ class RemoteStore(Store):
 
     def artifacts(self) -> RemoteArtifacts:
         return RemoteArtifacts(self.connections)
+
+    def hang_up(self) -> None:
+        self.connections.hang_up()
 
     def after_fork(self) -> None:
         self.connections.forget()

@@ -1,8 +1,7 @@
-"""Carries requests to a `Service` over HTTPS: one request on a connection after the other, h11 on asyncio's transports.
+"""Carries requests to a `Service` over HTTPS: one request on a connection after the other, each connection a coroutine.
 
-    HEAD ── request ──> ADMITTING ── token is valid ──> BODY ──> ANSWERING ──> HEAD, or CLOSING
-     │                      │                            │
-     └ deadline, nonsense ──┴ 401 403 429 503 ───────────┴ 408 413
+    TLS ── head ── is the token valid? ── body ── answer ── head, or the end
+     └ deadline ┴ 401 403 429 503 ──────── 408 413
 
 Nothing of a request's body is read before its token is known to be valid, and nothing that a caller sent is logged but
 the name of a token that was let in.
@@ -12,31 +11,28 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import enum
 import http
 import ipaddress
 import logging
 import re
 import signal
-import ssl
 import tempfile
 import time
-import traceback
+from asyncio.sslproto import SSLProtocol
 from collections import Counter
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import IO, Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import h11
 
-from hopaas_p2p.errors import ConfigurationError, StoreUnreachable
+from hopaas_p2p.errors import ConfigurationError, InvalidInput, StoreUnreachable
 from hopaas_p2p.net.checks import SOON
 from hopaas_p2p.net.listening import cannot_listen
+from hopaas_p2p.net.proxies import configure
 from hopaas_p2p.remote import protocol
 from hopaas_p2p.remote.certificate import Certificate
-from hopaas_p2p.remote.connection import Connection
 from hopaas_p2p.remote.log import event
-from hopaas_p2p.remote.metrics import Metrics
 from hopaas_p2p.remote.protocol import LARGEST, PATH, StoreRequest
 from hopaas_p2p.remote.rate_limit import TooManyAttempts
 from hopaas_p2p.remote.server import Service, Token
@@ -48,6 +44,7 @@ PENDING: Final = 512
 """Connections that have sent no request yet; of more, the oldest of the busiest address is closed."""
 LOOPBACK: Final[Networks] = (ipaddress.ip_network("127.0.0.0/8"), ipaddress.ip_network("::1/128"))
 _BACKLOG: Final = 1024
+_FRAME: Final = 1 << 16  # bytes
 _HEAD: Final = 16 << 10  # bytes
 _HELD: Final = 512 << 20  # bytes of requests and answers at a time, of all callers; a quarter of one token
 _SLOWEST: Final = 16 << 10  # bytes per second of a body, after the first ten seconds
@@ -56,7 +53,19 @@ _LAST_WORDS: Final = 5.0  # seconds for a caller to take a last answer
 _PIECE: Final = 1 << 18  # bytes
 _LINES: Final = 20  # addresses turned away that are logged per second
 _WHERE: Final = re.compile(rf"(?:/[A-Za-z0-9._~-]+)*{PATH}(?:/files/(?P<key>[A-Za-z0-9_/-]+))?")
-_MSGPACK: Final = "application/msgpack"
+_TEXT: Final = "text/plain; charset=utf-8"
+_METRICS: Final = {
+    "requests_total": "Answers, by status",
+    "shed_total": "Connections closed before they asked for anything, by cause",
+    "connections": "Connections of callers whose token is known",
+    "pending": "Connections that have shown no token yet",
+    "token_logins_total": "Logins at Postgres to check tokens",
+    "postgres_up": "Whether Postgres answered the last request",
+    "certificate_expiry_seconds": "When the certificate expires, in seconds since 1970",
+    "draining": "Whether the server is about to stop",
+}
+
+SSLProtocol.max_size = 1 << 14  # one TLS record; 256 kB by default, which each connection keeps to receive into
 
 
 def is_within(address: str, networks: Networks) -> bool:
@@ -84,17 +93,6 @@ class HttpsLimits(NamedTuple):
     """Bytes."""
 
 
-class Stage(enum.Enum):
-    """How far a connection's present request has come."""
-
-    HEAD = "head"
-    ADMITTING = "admitting"
-    BODY = "body"
-    ANSWERING = "answering"
-    CLOSING = "closing"
-    ENDED = "ended"
-
-
 class HttpsServer:
     """Serves one store. Used inside one event loop.
 
@@ -119,17 +117,17 @@ class HttpsServer:
         if certificate is None and not behind:
             raise ConfigurationError("a server needs TLS: give --tls-cert and --tls-key, or --behind-proxy NETWORK")
         self.service, self.behind, self.limits = service, behind, limits or HttpsLimits()
-        self.terminated = certificate is None
+        self.certificate, self._metrics_from = certificate, metrics_from
         self.draining = False
-        self.metrics = Metrics({("requests_total", 'status="200"'): 0})
+        self.counted: Counter[tuple[str, str]] = Counter({("requests_total", 'status="200"'): 0})
+        """By name and label of a metric."""
         self.turned_away: Counter[tuple[str, int]] = Counter()
         """Since the last tick, by address and status: one line each would let a guesser fill the log."""
         self.held: Counter[Token] = Counter()
         """Bytes of requests that are read, and of answers that are not taken."""
         self.by_token: Counter[Token] = Counter()
-        self._certificate, self._metrics_from = certificate, metrics_from
-        self._sessions: set[HttpsSession] = set()
-        self._empty = asyncio.Event()
+        self.sessions: set[HttpsSession] = set()
+        self.empty = asyncio.Event()
         self._warned = float("-inf")
         self._server: asyncio.Server | None = None
         self._ticker: asyncio.Task[None] | None = None
@@ -143,14 +141,19 @@ class HttpsServer:
             ConfigurationError: the address is in use, belongs to another machine, or needs more rights.
 
         """
-        loop = asyncio.get_running_loop()
         try:
-            self._server = await loop.create_server(self._accept, host, port, backlog=_BACKLOG)
+            self._server = await asyncio.start_server(
+                lambda reader, writer: HttpsSession(self, reader, writer).run(),
+                host,
+                port,
+                limit=_FRAME // 2,
+                backlog=_BACKLOG,
+            )
         except OSError as error:
             raise cannot_listen(f"{host}:{port}", error) from None
-        self._ticker = loop.create_task(self._tick())
+        self._ticker = asyncio.get_running_loop().create_task(self._tick())
         bound = int(self._server.sockets[0].getsockname()[1])
-        event("listening", host=host, port=bound, tls=self._certificate is not None)
+        event("listening", host=host, port=bound, tls=self.certificate is not None)
         return bound
 
     async def drain(self) -> None:
@@ -158,14 +161,15 @@ class HttpsServer:
         assert self._server is not None
         self._server.close()
         self.draining = True
-        event("draining", connections=len(self._sessions))
-        for session in list(self._sessions):
-            if session.stage is Stage.HEAD:
+        event("draining", connections=len(self.sessions))
+        self.service.end_waits()
+        for session in list(self.sessions):
+            if not session.asking:
                 session.end()
-        if self._sessions:
+        if self.sessions:
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._empty.wait(), self.limits.drain)
-        for session in list(self._sessions):
+                await asyncio.wait_for(self.empty.wait(), self.limits.drain)
+        for session in list(self.sessions):
             session.end()
         if self._ticker is not None:
             self._ticker.cancel()
@@ -174,31 +178,20 @@ class HttpsServer:
 
     def hurry(self) -> None:
         """End `drain` without waiting any longer."""
-        self._empty.set()
+        self.empty.set()
 
     # --- called by the sessions ---
 
-    def _accept(self) -> asyncio.BaseProtocol:
-        session = HttpsSession(self, None if self._certificate is None else self._certificate.context)
-        self._sessions.add(session)
-        return session
-
-    def connected(self, session: HttpsSession) -> None:
+    def let_in(self, session: HttpsSession) -> None:
         """A client connected: is it one that may, and is there room?"""
-        if self.terminated and not is_within(session.address, self.behind):
+        self.sessions.add(session)
+        if self.certificate is None and not is_within(session.address, self.behind):
             session.end("not a proxy")
             return
-        pending = [other for other in self._sessions if other.token is None]
+        pending = [other for other in self.sessions if other.token is None]
         if len(pending) > PENDING:
             busiest = Counter(other.address for other in pending).most_common(1)[0][0]
-            oldest = min((one for one in pending if one.address == busiest), key=lambda one: one.began)
-            oldest.end("crowd")
-
-    def remove(self, session: HttpsSession) -> None:
-        """A connection is over."""
-        self._sessions.discard(session)
-        if not self._sessions:
-            self._empty.set()
+            min((one for one in pending if one.address == busiest), key=lambda one: one.began).end("crowd")
 
     def has_room(self, token: Token) -> bool:
         """Whether one more connection may use this token."""
@@ -209,32 +202,40 @@ class HttpsServer:
         if path == "/healthz":
             return (503, "draining\n") if self.draining else (200, "ok\n")
         if path == "/metrics" and is_within(address, self._metrics_from):
-            gauges: dict[str, float] = {
-                "connections": self.by_token.total(),
-                "pending": sum(session.token is None for session in self._sessions),
-                "draining": int(self.draining),
-                **self.service.gauges(),
-            }
-            if self._certificate is not None:
-                gauges["certificate_expiry_seconds"] = int(self._certificate.expires)
-            return 200, self.metrics.render(gauges)
+            return 200, self._metrics()
         return 404, ""
+
+    def _metrics(self) -> str:
+        """In Prometheus' text format. No roles, addresses or secrets: many people can read metrics."""
+        gauges: dict[str, float] = {
+            "connections": self.by_token.total(),
+            "pending": sum(session.token is None for session in self.sessions),
+            "draining": int(self.draining),
+            **self.service.gauges(),
+        }
+        if self.certificate is not None:
+            gauges["certificate_expiry_seconds"] = int(self.certificate.expires)
+        values = [*(((name, ""), value) for name, value in gauges.items()), *self.counted.items()]
+        lines = []
+        for name, text in _METRICS.items():
+            full = f"hopaas_server_{name}"
+            lines += [f"# HELP {full} {text}.", f"# TYPE {full} {'counter' if name.endswith('_total') else 'gauge'}"]
+            found = sorted((label, value) for (one, label), value in values if one == name)
+            lines += [f"{full}{f'{{{label}}}' if label else ''} {value}" for label, value in found]
+        return "\n".join(lines) + "\n"
 
     # --- once per second ---
 
     async def _tick(self) -> None:
-        interval = min(1.0, self.limits.head / 4, self.limits.idle / 4)
         while True:
-            await asyncio.sleep(interval)
+            await asyncio.sleep(1.0)
             now = time.monotonic()
-            for session in list(self._sessions):
-                session.tick(now)
             for (address, status), count in self.turned_away.most_common(_LINES):
                 event("turned away", address=address, status=status, times=count)
             self.turned_away.clear()
             await self.service.tick(now)
-            if self._certificate is not None:
-                self._check_certificate(self._certificate, now)
+            if self.certificate is not None:
+                self._check_certificate(self.certificate, now)
 
     def _check_certificate(self, certificate: Certificate, now: float) -> None:
         try:
@@ -249,327 +250,300 @@ class HttpsServer:
             event(f"THE CERTIFICATE {ends}: renew it", level=logging.WARNING, days_left=round(certificate.days_left, 1))
 
 
-class HttpsSession(Connection):
-    """One connection of a client, from its first byte to its last. All of it runs in the event loop."""
+class _Refused(Exception):
+    """The present request gets this status, and its connection ends."""
 
-    def __init__(self, server: HttpsServer, context: ssl.SSLContext | None) -> None:
-        super().__init__(context)
-        self._server, self._limits = server, server.limits
-        self.stage = Stage.HEAD
-        self.began = time.monotonic()
-        """When this stage did, or the first byte of a request came."""
+    def __init__(self, status: int, retry: float | None = None) -> None:
+        super().__init__()
+        self.status, self.retry = status, retry
+
+
+class HttpsSession:
+    """One connection of a client, from its first byte to its last."""
+
+    def __init__(self, server: HttpsServer, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._server, self._limits, self._reader, self._writer = server, server.limits, reader, writer
+        self.began = asyncio.get_running_loop().time()
+        self.address = str((writer.get_extra_info("peername") or ("",))[0])
         self.token: Token | None = None
         """Whose connection this is, once that is known."""
+        self.asking = False
+        """Whether a request came that is not answered yet."""
         self._caller = ""
         """The address of who asks, behind a proxy as that says."""
-        self._idle = False
-        """Whether a request was answered and nothing of the next has come."""
         self._http = h11.Connection(h11.SERVER, max_incomplete_event_size=_HEAD)
-        self._key: str | None = None
-        self._method = ""
-        self._body = bytearray()
-        self._folder: tempfile.TemporaryDirectory[str] | None = None
-        """Where the file is that comes, or goes."""
-        self._file: IO[bytes] | None = None
-        self._size = self._held = 0
-        self._refused = b""
-        """What the service says against a file, before any of it has come."""
-        self._status = TokenStatus(valid=False)
-        self._task: asyncio.Task[None] | None = None
-        self._sent, self._moved = 0, self.began
-        self._writable = asyncio.Event()
-        self._writable.set()
+        self._held = 0
+        self._ended = False
 
-    # --- called by the connection ---
+    def end(self, shed: str = "") -> None:
+        """Close the connection at once; `shed` says why, where that is counted."""
+        if shed and not self._ended:
+            self._server.counted["shed_total", f'cause="{shed}"'] += 1
+        self._ended = True
+        with contextlib.suppress(AttributeError):  # asyncio fails at a transport that has been lost already
+            self._writer.transport.abort()
+        self._server.sessions.discard(self)
+        if not self._server.sessions:
+            self._server.empty.set()
 
-    def connected(self) -> None:
-        self._server.connected(self)
-
-    def received(self, data: bytes) -> None:
-        if self.stage in (Stage.HEAD, Stage.BODY):
-            if self._idle:
-                self._idle, self.began = False, time.monotonic()
-            self._http.receive_data(data)
-            self._advance()
-        elif self.stage is not Stage.CLOSING:
-            self._http.receive_data(data)  # some of the next request, before reading was paused
-
-    def disconnected(self) -> None:
-        self.end()
-
-    def writing_paused(self, paused: bool) -> None:
-        (self._writable.clear if paused else self._writable.set)()
+    async def run(self) -> None:
+        """Answer one request after the other, until one side ends."""
+        self._server.let_in(self)
+        try:
+            configure(self._writer.get_extra_info("socket"))
+            until = self.began + self._limits.head
+            if self._server.certificate is not None:
+                plain = self._writer.transport
+                try:
+                    async with asyncio.timeout_at(until):
+                        await self._writer.start_tls(self._server.certificate.context)
+                except AttributeError:  # asyncio has no transport where the other side has gone meanwhile
+                    self._writer._transport = plain  # type: ignore[attr-defined]  # noqa: SLF001
+                    return
+                self._writer.transport.set_read_buffer_limits(high=_FRAME)  # type: ignore[attr-defined]
+            self._writer.transport.set_write_buffer_limits(high=_FRAME)
+            while not self._ended and await self._request(until):
+                until = 0.0
+        except TimeoutError:
+            self.end("deadline")
+        except OSError:
+            pass
+        except Exception as error:  # noqa: BLE001  # the other connections go on
+            event("failed", level=logging.ERROR, why=type(error).__name__)
+        finally:
+            self.end()
+            self._release()
 
     # --- requests ---
 
-    def _advance(self) -> None:
-        """Take what has come of a request."""
-        try:
-            while self.stage in (Stage.HEAD, Stage.BODY):
-                found = self._http.next_event()
-                if isinstance(found, h11.Request):
-                    self._requested(found)
-                elif isinstance(found, h11.Data):
-                    self._take(bytes(found.data))
-                elif isinstance(found, h11.EndOfMessage):
-                    self._start(Stage.ANSWERING, self._answer())
-                elif isinstance(found, h11.ConnectionClosed):
-                    self.end()
-                else:  # more data is needed, or a request came before the last one was answered
-                    return
-        except h11.RemoteProtocolError as error:
-            self._respond(error.error_status_hint, close=True)
+    async def _event(self, until: float) -> Any:
+        """What comes next of a request; raises TimeoutError."""
+        while (found := self._http.next_event()) is h11.NEED_DATA:
+            async with asyncio.timeout_at(until):
+                self._http.receive_data(await self._reader.read(_FRAME))
+        return found
 
-    def _requested(self, request: h11.Request) -> None:
-        """The head of a request is there: is it one that a store can answer, of somebody who may ask?"""
+    async def _request(self, until: float) -> bool:
+        """Answer one request, whose head has to come until then, if that is not 0; whether to go on."""
+        try:
+            if not until and not self._http.trailing_data[0]:
+                try:
+                    async with asyncio.timeout(self._limits.idle):
+                        self._http.receive_data(await self._reader.read(_FRAME))
+                except TimeoutError:
+                    self.end("idle")
+                    return False
+            head = await self._event(until or asyncio.get_running_loop().time() + self._limits.head)
+            if not isinstance(head, h11.Request):  # the other side has closed it
+                return False
+            self.asking = True
+            await self._answer(head)
+        except h11.RemoteProtocolError as error:
+            await self._respond(error.error_status_hint)
+        except _Refused as refusal:
+            await self._respond(refusal.status, retry=refusal.retry)
+        self._hold(0)
+        self.asking = False
+        if self._http.our_state is h11.DONE and self._http.their_state is h11.DONE:
+            self._http.start_next_cycle()
+            return True
+        self._writer.close()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_LAST_WORDS):
+                await self._writer.wait_closed()
+        return False
+
+    async def _answer(self, request: h11.Request) -> None:
+        """The head of a request is there: answer it, if a store can, and somebody asks who may."""
         headers: dict[bytes, list[str]] = {}
         for name, value in request.headers:
             headers.setdefault(name, []).append(value.decode("latin-1"))
-        self._method = request.method.decode("latin-1")
+        method, server = request.method.decode("latin-1"), self._server
         path = request.target.decode("latin-1").partition("?")[0]
         forwarded = headers.get(b"x-forwarded-for", [])
         self._caller = self.address
-        if forwarded and is_within(self.address, self._server.behind):
+        if forwarded and is_within(self.address, server.behind):
             self._caller = forwarded[-1].rpartition(",")[2].strip()[:64]
         where = _WHERE.fullmatch(path)
         if where is None:
-            status, text = self._server.page(path, self._caller) if self._method == "GET" else (404, "")
-            self._respond(status, text.encode(), kind="text/plain; charset=utf-8")
+            code, text = server.page(path, self._caller) if method == "GET" else (404, "")
+            await self._respond(code, text.encode(), kind=_TEXT)
             return
-        self._key = where["key"]
-        if self._method not in (("PUT", "GET") if self._key else ("POST",)):
-            self._respond(405)
-            return
-        if self._server.terminated and headers.get(b"x-forwarded-proto", [""])[-1].lower() != "https":
-            self._respond(403, close=True)
-            return
+        key = where["key"]
+        if method not in (("PUT", "GET") if key else ("POST",)):
+            raise _Refused(405)
+        if server.certificate is None and headers.get(b"x-forwarded-proto", [""])[-1].lower() != "https":
+            raise _Refused(403)
         if b"content-length" in headers and b"transfer-encoding" in headers:  # two readers could see two ends
-            self._respond(400, close=True)
-            return
-        length = headers.get(b"content-length", ["0"])[0]
-        if int(length) > (self._limits.largest_file if self._key else LARGEST):  # h11 has seen that it is a number
-            self._respond(413, close=True)
-            return
-        self._size = 0 if self._key else LARGEST if b"transfer-encoding" in headers else int(length)
+            raise _Refused(400)
+        length = int(headers.get(b"content-length", ["0"])[0])  # h11 has seen that it is a number
+        if length > (self._limits.largest_file if key else LARGEST):
+            raise _Refused(413)
         token = _bearer_token(headers.get(b"authorization", []))
         if token is None:
-            self._respond(401, close=True)
-        elif token == self.token and not self._status.is_expired() and self._method != "PUT":
-            self._expect_body()
-        else:
-            self._start(Stage.ADMITTING, self._admit(token))
-
-    async def _admit(self, token: Token) -> None:
-        """See whether the token is valid, and whether there is room; only then read on."""
-        if self._server.draining or not (token == self.token or self._server.has_room(token)):
-            self._respond(503 if self._server.draining else 429, retry=1.0 if self._server.draining else 5.0)
+            raise _Refused(401)
+        status = await self._admit(token)
+        if key:
+            await self._carry_file(token, method, key)
             return
-        if not await self._is_valid(token):
-            return
-        if token != self.token:
-            self._release()
-            if not self._server.has_room(token):
-                self._respond(429, retry=5.0)
-                return
-            self.token = token
-            self._server.by_token[token] += 1
-            event("opened", token=token[0], address=self._caller)
-        if self._method == "PUT" and self._key is not None:
-            said = await self._server.service.carry_out(token, StoreRequest("put", self._key))
-            self._refused = said if protocol.refusal(said) else b""
-        self._expect_body()
-        self._advance()
-
-    async def _is_valid(self, token: Token) -> bool:
-        """Whether the service knows this token; if not, the client is told."""
+        self._hold(LARGEST if b"transfer-encoding" in headers else length)
+        body = bytearray()
+        await self._receive(body.extend, LARGEST)
         try:
-            self._status = await self._server.service.status(token, self._caller)
+            found = await self._result(token, protocol.decode_request(bytes(body)), status)
+        except InvalidInput as error:
+            found = protocol.refused(error)
+        self._hold(len(found))
+        await self._respond(200, found)
+
+    async def _admit(self, token: Token) -> TokenStatus:
+        """See whether the token is valid, and whether there is room; only then more is read."""
+        server = self._server
+        if server.draining:
+            raise _Refused(503, 1.0)
+        if token != self.token and not server.has_room(token):
+            raise _Refused(429, 5.0)
+        try:
+            status = await server.service.status(token, self._caller)
         except TooManyAttempts as error:
-            self._respond(429 if error.guessing else 503, retry=error.retry_after)
-            return False
+            raise _Refused(429 if error.guessing else 503, error.retry_after) from None
         except StoreUnreachable as error:
             event("the store cannot be reached", why=str(error))
-            self._respond(503, retry=2.0)
-            return False
-        if not self._status.valid:
-            self._respond(401, close=True)
-        return self._status.valid
+            raise _Refused(503, 2.0) from None
+        if not status.valid:
+            raise _Refused(401)
+        if token != self.token:
+            self._release()
+            if not server.has_room(token):
+                raise _Refused(429, 5.0)
+            self.token = token
+            server.by_token[token] += 1
+            event("opened", token=token[0], address=self._caller)
+        return status
 
-    def _expect_body(self) -> None:
-        if not self._hold(self._size):
-            self._respond(503, retry=2.0)
-            return
-        self.stage, self.began, self._size = Stage.BODY, time.monotonic(), 0
-        if self._key:
-            self._folder = tempfile.TemporaryDirectory(prefix="hopaas-")
-            if self._method == "PUT" and not self._refused:
-                self._file = (Path(self._folder.name) / "file").open("wb")
-        self.listen(True)
-
-    def _take(self, data: bytes) -> None:
-        self._size += len(data)
-        if self._file is not None:
-            self._file.write(data)
-        elif self._key is None:
-            self._body += data
-        if self._size > (self._limits.largest_file if self._key else LARGEST):
-            self._respond(413, close=True)
-
-    def _hold(self, size: int) -> bool:
-        """Have this connection hold so many bytes in memory; whether its token may have that much."""
-        if self.token is None:
-            return True
-        held = self._server.held
-        held[self.token] += size - self._held
-        self._held = size
-        return held[self.token] <= _HELD // 4 and held.total() <= _HELD
-
-    def _start(self, stage: Stage, work: Coroutine[None, None, None]) -> None:
-        """Go on when this is done; until then nothing is read."""
-        self.stage, self.began = stage, time.monotonic()
-        self.listen(False)
-        self._task = asyncio.get_running_loop().create_task(self._guarded(work))
-
-    async def _guarded(self, work: Coroutine[None, None, None]) -> None:
-        try:
-            await work
-        except Exception as error:  # noqa: BLE001  # the other connections go on
-            event("failed", level=logging.ERROR, why=type(error).__name__)
-            self._respond(500, close=True)
-
-    async def _answer(self) -> None:
-        token, service = self.token, self._server.service
-        assert token is not None
-        if not await self._is_valid(token):
-            return
-        if self._key is None or self._folder is None:
-            answer = await service.answer(token, bytes(self._body), self._status)
-            self._respond(200, answer) if self._hold(len(answer)) else self._respond(503, retry=2.0)
-            return
-        if self._refused:
-            self._respond(200, self._refused)
-            return
-        path = Path(self._folder.name) / "file"
-        if self._file is not None:
-            self._file.close()
-            self._respond(200, await service.carry_out(token, StoreRequest("put", self._key), path))
-            return
-        found = await service.carry_out(token, StoreRequest("get", self._key), path)
-        if protocol.refusal(found):
-            self._respond(200, found)
-            return
-        with path.open("rb") as file:
-            await self._send_file(file)
-
-    async def _send_file(self, file: IO[bytes]) -> None:
-        size = file.seek(0, 2)
-        file.seek(0)
-        head = h11.Response(status_code=200, headers=self._headers(size, protocol.FILE))
-        self.send(self._http.send(head) or b"")
-        while data := file.read(_PIECE):
-            await self._writable.wait()
-            if self.stage is not Stage.ANSWERING:
+    async def _receive(self, take: Callable[[bytes], object], most: int) -> None:
+        """Hand the body over piece by piece, as it comes."""
+        came, began = 0, asyncio.get_running_loop().time()
+        while True:
+            try:
+                found = await self._event(began + self._limits.head + came / _SLOWEST)
+            except TimeoutError:
+                self._server.counted["shed_total", 'cause="deadline"'] += 1
+                raise _Refused(408) from None
+            if not isinstance(found, h11.Data):
                 return
-            self.send(self._http.send(h11.Data(data=data)) or b"")
-        self._finish(200, self._http.send(h11.EndOfMessage()))
+            came += len(found.data)
+            if came > most:
+                raise _Refused(413)
+            take(found.data)
+
+    async def _result(self, token: Token, request: StoreRequest, status: TokenStatus) -> bytes:
+        """What comes of a request. Who waits for news may go meanwhile, and is not waited for."""
+        work = self._server.service.answer(token, request, status)
+        if request.call != "news":
+            return await work
+        answering, more = asyncio.ensure_future(work), asyncio.ensure_future(self._reader.read(_FRAME))
+        await asyncio.wait({answering, more}, return_when=asyncio.FIRST_COMPLETED)
+        more.cancel()
+        await asyncio.wait({more})
+        if not more.cancelled():
+            if more.exception() or not more.result():
+                answering.cancel()
+                raise ConnectionError
+            self._http.receive_data(more.result())
+        return await answering
+
+    async def _carry_file(self, token: Token, method: str, key: str) -> None:
+        """Receive a file and give it to the store, or the other way round, by way of a folder of this machine."""
+        service = self._server.service
+        with tempfile.TemporaryDirectory(prefix="hopaas-") as folder:
+            path = Path(folder, "file")
+            if method == "PUT":
+                found = await service.carry_out(token, StoreRequest("put", key))  # before any of it is kept
+                refused = protocol.refusal(found)
+                if refused:
+                    await self._receive(len, self._limits.largest_file)
+                else:
+                    with path.open("wb") as file:  # noqa: ASYNC230  # a piece at a time
+                        await self._receive(file.write, self._limits.largest_file)
+                    found = await service.carry_out(token, StoreRequest("put", key), path)
+                await self._respond(200, found)
+                return
+            await self._receive(len, 0)
+            found = await service.carry_out(token, StoreRequest("get", key), path)
+            if protocol.refusal(found):
+                await self._respond(200, found)
+                return
+            with path.open("rb") as file:  # noqa: ASYNC230
+                size = file.seek(0, 2)
+                file.seek(0)
+                self._writer.write(self._http.send(self._head(200, size, protocol.FILE)) or b"")
+                while data := file.read(_PIECE):
+                    self._writer.write(self._http.send(h11.Data(data=data)) or b"")
+                    await self._taken()
+            await self._finish(200, self._http.send(h11.EndOfMessage()) or b"")
 
     # --- answers ---
 
-    def _headers(self, size: int, kind: str, *more: tuple[str, str]) -> list[tuple[str, str]]:
-        return [
+    def _head(self, status: int, size: int, kind: str, *more: tuple[str, str]) -> h11.Response:
+        headers = [
             ("Hopaas-Server", str(protocol.VERSION)),
             ("Content-Type", kind),
             ("Content-Length", str(size)),
             *more,
-            *([("Connection", "close")] if self._server.draining else []),
         ]
+        if self._server.draining or status != 200:
+            headers.append(("Connection", "close"))
+        return h11.Response(status_code=status, reason=http.HTTPStatus(status).phrase.encode(), headers=headers)
 
-    def _respond(
-        self, status: int, body: bytes = b"", *, kind: str = _MSGPACK, retry: float | None = None, close: bool = False
+    async def _respond(
+        self, status: int, body: bytes = b"", *, kind: str = "application/msgpack", retry: float | None = None
     ) -> None:
-        """Answer the present request; the connection ends if its body was not read, or `close` says so."""
-        if self.stage in (Stage.CLOSING, Stage.ENDED):
-            return
-        more = [("Connection", "close")] if close and not self._server.draining else []
-        if retry is not None:
-            more.append(("Retry-After", str(max(1, round(retry + 0.5)))))
+        """Answer the present request; the connection ends if its body was not read."""
+        if self._http.our_state not in (h11.IDLE, h11.SEND_RESPONSE):
+            raise ConnectionError
+        more = [] if retry is None else [("Retry-After", str(max(1, round(retry + 0.5))))]
         if status == 401:
             more.append(("WWW-Authenticate", "Bearer"))
-        if self._http.our_state not in (h11.IDLE, h11.SEND_RESPONSE):
-            self.end()
-            return
-        reason = http.HTTPStatus(status).phrase.encode()
-        head = h11.Response(status_code=status, reason=reason, headers=self._headers(len(body), kind, *more))
-        parts = [self._http.send(head), self._http.send(h11.Data(data=body)), self._http.send(h11.EndOfMessage())]
         if status in (401, 403, 429):
             self._server.turned_away[self._caller, status] += 1
-        self._finish(status, b"".join(part or b"" for part in parts))
+        parts = [self._head(status, len(body), kind, *more), h11.Data(data=body), h11.EndOfMessage()]
+        await self._finish(status, b"".join(self._http.send(part) or b"" for part in parts))
 
-    def _finish(self, status: int, data: bytes | None) -> None:
-        """The answer is complete: wait for the next request, or end."""
-        self._server.metrics["requests_total", f'status="{status}"'] += 1
-        self.send(data or b"")
-        self._forget()
-        self.began = time.monotonic()
-        if self._http.our_state is h11.DONE and self._http.their_state is h11.DONE:
-            self._http.start_next_cycle()
-            self.stage, self._idle = Stage.HEAD, True
-            self.listen(True)
-            if self._http.trailing_data[0]:
-                self._idle = False
-                asyncio.get_running_loop().call_soon(self._advance)
-        else:
-            self.stage = Stage.CLOSING
-            self.close()
+    async def _finish(self, status: int, data: bytes) -> None:
+        self._server.counted["requests_total", f'status="{status}"'] += 1
+        self._writer.write(data)
+        await self._taken()
 
-    def _forget(self) -> None:
-        """Let go of the present request's body."""
-        self._hold(self.unsent)
-        self._body, self._refused = bytearray(), b""
-        if self._file is not None:
-            self._file.close()
-        if self._folder is not None:
-            self._folder.cleanup()
-        self._file = self._folder = None
+    async def _taken(self) -> None:
+        """Wait until little is left that the other side has not taken; end a connection on which it takes nothing."""
+        left = self._writer.transport.get_write_buffer_size()
+        while left > _FRAME:
+            before = left
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(_STALLED):
+                    await self._writer.drain()
+            left = self._writer.transport.get_write_buffer_size()
+            if left > _FRAME and left >= before:
+                self.end("stalled")
+                raise ConnectionError
+
+    def _hold(self, size: int) -> None:
+        """Have this connection hold so many bytes in memory, if its token may have that much."""
+        if self.token is not None:
+            held = self._server.held
+            before, self._held = self._held, size
+            held[self.token] += size - before
+            if size > before and (held[self.token] > _HELD // 4 or held.total() > _HELD):
+                raise _Refused(503, 2.0)
 
     def _release(self) -> None:
         if self.token is not None:
-            self._hold(0)
+            self._server.held[self.token] -= self._held
             self._server.by_token[self.token] -= 1
             if not self._server.by_token[self.token]:
                 del self._server.by_token[self.token], self._server.held[self.token]
-            self.token = None
-
-    # --- the end ---
-
-    def tick(self, now: float) -> None:
-        """Once per second: check the deadline of this stage."""
-        waited = now - self.began
-        if self.sent != self._sent or not self.unsent:
-            self._sent, self._moved = self.sent, now
-        if self.stage is Stage.HEAD:
-            self._hold(self.unsent)
-        if self.stage is Stage.HEAD and waited > (self._limits.idle if self._idle else self._limits.head):
-            self.end("idle" if self._idle else "deadline")
-        elif self.stage is Stage.BODY and waited > self._limits.head + self._size / _SLOWEST:
-            self._server.metrics["shed_total", 'cause="deadline"'] += 1
-            self._respond(408, close=True)
-        elif now - self._moved > _STALLED or (self.stage is Stage.CLOSING and waited > _LAST_WORDS):
-            self.end("stalled")
-
-    def end(self, shed: str = "") -> None:
-        """Close the connection at once; `shed` says why, where that is counted."""
-        if shed:
-            self._server.metrics["shed_total", f'cause="{shed}"'] += 1
-        if self.stage is Stage.ENDED:
-            return
-        self.stage = Stage.ENDED
-        if self._task is not None and self._task is not asyncio.current_task():
-            self._task.cancel()
-        self._forget()
-        self.abort()
-        self._release()
-        self._server.remove(self)
+            self.token, self._held = None, 0
 
 
 def _bearer_token(headers: list[str]) -> Token | None:
@@ -589,17 +563,12 @@ def _bearer_token(headers: list[str]) -> Token | None:
 # --- as a process ---
 
 
-def raise_descriptor_limit(connections: int) -> None:
-    """Let this process have a descriptor for each of so many connections, and for those that are not admitted yet."""
+def raise_descriptor_limit() -> None:
+    """Let this process have as many descriptors as it may."""
     import resource
 
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = connections + PENDING + 256
-    if soft != resource.RLIM_INFINITY and soft < wanted:
-        possible = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
-        resource.setrlimit(resource.RLIMIT_NOFILE, (possible, hard))
-        if possible < wanted:
-            event("few descriptors", level=logging.WARNING, have=possible, want=wanted)
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 async def run(server: HttpsServer, host: str, port: int, *, listening: Callable[[int], None]) -> None:
@@ -616,7 +585,9 @@ async def run(server: HttpsServer, host: str, port: int, *, listening: Callable[
     """
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
-    loop.set_exception_handler(_log_exception)
+    loop.set_exception_handler(  # of a callback; without what it was about
+        lambda _, context: event("failed", level=logging.ERROR, why=type(context.get("exception")).__name__)
+    )
 
     def handle_signal() -> None:
         if stop.is_set():
@@ -629,15 +600,3 @@ async def run(server: HttpsServer, host: str, port: int, *, listening: Callable[
     listening(await server.start(host, port))
     await stop.wait()
     await server.drain()
-
-
-def _log_exception(_loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
-    """Log what went wrong in a callback of one connection, without what it was about."""
-    error = context.get("exception")
-    where = traceback.extract_tb(error.__traceback__)[-1] if error is not None and error.__traceback__ else None
-    event(
-        "failed",
-        level=logging.ERROR,
-        why=type(error).__name__ if error is not None else context.get("message"),
-        where=f"{Path(where.filename).name}:{where.lineno}" if where is not None else None,
-    )

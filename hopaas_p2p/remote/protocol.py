@@ -50,6 +50,8 @@ Name = Annotated[str, Meta(max_length=64, pattern=r"\A[A-Za-z0-9_-]+\Z")]
 """Of a peer or a block: it becomes part of a key, a path or a URL."""
 AT_ONCE: Final = 1000
 Names = Annotated[list[Name], Meta(max_length=AT_ONCE)]
+LONGEST_WAIT: Final = 20.0
+"""Seconds for which a server holds a request that waits for news."""
 _MANY: Final = Meta(max_length=1 << 20)
 _BLOCK: Final = LARGEST // 8  # bytes of a block, of which a few are read at a time for one answer
 Lsn = Annotated[int, Meta(ge=0, lt=1 << 62)]
@@ -77,6 +79,7 @@ CALLS: Final = {
     "judge_snapshot": Call("log", tuple[Doubtful, bool]),
     "denied_snapshots": Call("log", answer=list[tuple[int, str, list[str]]]),
     "removed_up_to": Call("log", answer=int),
+    "news": Call("log", tuple[Lsn, Annotated[float, Meta(ge=0, le=LONGEST_WAIT)]], bool),  # for so many seconds
     "confirm": Call("log"),
     "destroy": Call("log", least="owner"),
     "erase": Call("log", least="owner"),
@@ -131,6 +134,9 @@ class StoreRequest(Struct, array_like=True, frozen=True):
             return _some_of(log, [*dict.fromkeys(self.arguments[0])])
         if self.call == "judge_snapshot":
             return log.judge_snapshot(self.arguments[0], same=self.arguments[1])
+        if self.call == "news":
+            changed = log.changed(self.arguments[0])
+            return bool(log.exchange(None, self.arguments[0]).entries) if changed is None else changed
         result = getattr(log, self.call)(*self.arguments)
         return (result, log.flush_interval) if self.call == "exchange" else result
 

@@ -49,6 +49,8 @@ _THREADS: Final = 32
 _SIDE_BY_SIDE: Final = 8  # calls of one token; at Postgres, each on a connection of its own
 _KEPT: Final = 60.0  # seconds for which a token's connections stay open without a request
 _LOGS: Final = 10_000
+_LOOK_EVERY: Final = 1.0  # seconds between looks, for a caller that waits, at what came another way
+_NOTHING_NEW: Final = protocol.answered(False)  # noqa: FBT003
 _BEAT: Final = 48  # characters
 
 
@@ -58,6 +60,9 @@ class Service(ABC):
     def __init__(self) -> None:
         self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="hopaas-store")
         self._turns: WeakValueDictionary[str | None, asyncio.Lock] = WeakValueDictionary()
+        self._news: WeakValueDictionary[str, asyncio.Event] = WeakValueDictionary()
+        """For each log in which somebody waits for news, what happens with the next commit that comes through here."""
+        self._ending = False
 
     @abstractmethod
     async def status(self, token: Token, address: str) -> TokenStatus:
@@ -83,24 +88,47 @@ class Service(ABC):
         """Carry a request out. Blocks."""
         return request.on(store)
 
-    async def answer(self, token: Token, body: bytes, status: TokenStatus) -> bytes:
-        """What comes of the request in these bytes."""
-        try:
-            request = protocol.decode_request(body)
-        except InvalidInput as error:
-            return protocol.refused(error)
+    async def answer(self, token: Token, request: StoreRequest, status: TokenStatus) -> bytes:
+        """What comes of the request."""
+        if request.call == "news":
+            return await self._when_there_is_news(token, request)
         found = await self.carry_out(token, request)
         if request.call == "hello" and protocol.refusal(found) is None:
             return protocol.answered(Facts(token[0], status.expires))
         return found
 
+    async def _when_there_is_news(self, token: Token, request: StoreRequest) -> bytes:
+        """The answer to a peer that waits: at the next commit through this server, else as soon as a look shows one."""
+        over = time.monotonic() + request.arguments[1]
+        while True:
+            came = self._news.setdefault(request.place, asyncio.Event())  # before the look: none is missed between
+            found = await asyncio.shield(self.carry_out(token, request))  # whoever goes leaves no call half done
+            left = over - time.monotonic()
+            if found != _NOTHING_NEW or left <= 0.0 or self._ending:
+                return found
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(came.wait(), min(left, _LOOK_EVERY))
+
+    def _tell(self, log: str) -> None:
+        if (came := self._news.pop(log, None)) is not None:
+            came.set()
+
+    def end_waits(self) -> None:
+        """Answer those who wait for news, now and from now on: this server is about to stop."""
+        self._ending = True
+        for log in list(self._news):
+            self._tell(log)
+
     async def carry_out(self, token: Token, request: StoreRequest, file: Path | None = None) -> bytes:
         """The same, of a request that may be about the bytes of a file."""
         try:
             async with self.lease(token, request) as store:
-                return await asyncio.get_running_loop().run_in_executor(
+                found = await asyncio.get_running_loop().run_in_executor(
                     self._threads, self._carried_out, token, request, store, file
                 )
+            if request.commit is not None or request.call == "destroy":
+                self._tell(request.place)
+            return found
         except HopaasError as error:
             return protocol.refused(error)
 

@@ -146,6 +146,13 @@ class Log(ABC):
         """Whether there is something after `since`; None if that cannot be told without a round trip."""
         return None
 
+    def news(self, since: int, within: float) -> bool | None:
+        """Wait up to so many seconds for something after `since`: whether it came; None, at once, if none can be told.
+
+        `Store.hang_up` ends it early. Raises like `exchange`.
+        """
+        return None
+
     def newest_snapshot(self, *, before: int | None = None) -> tuple[int, bytes] | None:
         """(lsn, bytes) of the newest snapshot, or of the newest before one that cannot be read; None if there is none.
 
@@ -384,6 +391,9 @@ class Store(ABC):
             ConfigurationError: this store keeps none; the message says what to do.
 
         """
+
+    def hang_up(self) -> None:
+        """End each `Log.news` that is waiting."""
 
     def after_fork(self) -> None:
         """In a child of a fork: give up connections and descriptors, which the parent continues to use."""

@@ -19,6 +19,7 @@ from hopaas_p2p.testing.commits import append, everything, outgoing
 from hopaas_p2p.testing.conformance import AcrossProcesses, StoreConformance
 from tests.support import workers
 from tests.support.processes import environment, until
+from tests.support.served import FolderProcess
 
 
 class Mounts(NamedTuple):
@@ -102,7 +103,7 @@ class TestCephFS(Mounted):
 class Process:
     """One of `tests.support.workers` on this machine."""
 
-    def __init__(self, output: Path, kind: str, store: Path, *words: object) -> None:
+    def __init__(self, output: Path, kind: str, store: Path | str, *words: object) -> None:
         command = [sys.executable, "-m", "tests.support.workers", kind, str(store), *map(str, words)]
         self._output = output
         with output.open("w") as file:
@@ -129,7 +130,7 @@ def start(tmp_path: Path) -> Iterator[Start]:
     """Starts a `Process`; all are ended with the test."""
     started: list[Process] = []
 
-    def begin(kind: str, store: Path, *words: object) -> Process:
+    def begin(kind: str, store: Path | str, *words: object) -> Process:
         started.append(Process(tmp_path / f"{len(started)}.output", kind, store, *words))
         return started[-1]
 
@@ -156,6 +157,34 @@ def test_peers_on_two_mounts_lose_and_double_nothing_and_all_see_one_history(mou
     assert workers.faults(outputs, judged(start, mounts, outputs)) == []
     assert [peer.process.returncode for peer in peers] == [0, 0]
     assert min(output.count("\nack ") for output in outputs) > 20
+
+
+@on_both
+def test_nodes_that_share_a_folder_only_take_part_in_a_study_that_is_kept_elsewhere(
+    mounts: Mounts, start: Start, tmp_path: Path
+) -> None:
+    """The server of the folder is on one mount, peers are on both, and one uses the store itself."""
+    kept = tmp_path / "kept"
+    places = [kept, *(f"folder://{mount}/box" for mount in mounts)]
+    peers = [start("work", kept, "--name", "direct", "--seconds", 60)]
+    until(lambda: peers[0].results() > 0, 60, what=lambda: peers[0].output)
+    server = FolderProcess(mounts.a / "box", str(kept), tmp_path, XDG_STATE_HOME=str(tmp_path / "state")).start()
+    try:
+        until((mounts.b / "box" / "box.json").exists)
+        peers += [start("work", place, "--name", f"peer-{at}", "--seconds", 60) for at, place in enumerate(places[1:])]
+        for peer in peers[1:]:
+            until(lambda peer=peer: peer.results() > 3, 60, what=lambda peer=peer: peer.output)
+        server.kill()
+        server.start()
+        for peer in peers:
+            _goes_on(peer)
+            peer.process.send_signal(signal.SIGUSR1)
+        outputs = [peer.wait() for peer in peers]
+        lsns = [lsn for lsn, _ in workers.views(outputs).values()]
+        judges = [start("judge", place, *lsns) for place in places]
+        assert workers.faults(outputs, [workers.judged(judge.wait()) for judge in judges]) == []
+    finally:
+        server.kill()
 
 
 def _goes_on(peer: Process) -> None:

@@ -4,58 +4,44 @@ from __future__ import annotations
 
 import asyncio
 import ssl
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
-import trustme
 
-from hopaas_p2p.remote.connection import Connection
+from hopaas_p2p.remote.certificate import Certificate
+from hopaas_p2p.remote.https import HttpsServer
+from tests.support.served import Authority
 
-
-@pytest.fixture(scope="module")
-def contexts() -> tuple[ssl.SSLContext, ssl.SSLContext]:
-    """(server's, client's)."""
-    authority = trustme.CA()
-    server, client = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    authority.issue_cert("localhost").configure_cert(server)
-    authority.configure_trust(client)
-    return server, client
+PAGE = b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n"
 
 
-class Echo(Connection):
-    """Answers with what it was told, and notes what happens."""
-
-    def __init__(self, server_context: ssl.SSLContext) -> None:
-        super().__init__(server_context)
-        self.heard: list[bytes] = []
-        self.over = asyncio.Event()
-
-    def received(self, data: bytes) -> None:
-        self.heard.append(data)
-        self.send(b"you said " + data)
-
-    def disconnected(self) -> None:
-        self.over.set()
+@pytest.fixture
+def authority(tmp_path: Path) -> Authority:
+    return Authority(tmp_path)
 
 
-async def served(handler: Echo, **options: Any) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
-    """A connection to a server that takes one."""
-    loop = asyncio.get_running_loop()
-    server = await loop.create_server(lambda: handler, "127.0.0.1", 0)
-    try:
-        return await asyncio.open_connection(*server.sockets[0].getsockname(), **options)
-    finally:
-        server.close()
+def served(authority: Authority, do: Callable[[HttpsServer, int], Awaitable[None]]) -> None:
+    """Do this with a server of nothing, and its port."""
 
-
-def test_what_comes_along_with_the_end_of_the_handshake_is_heard_and_answered_in_tls(
-    contexts: tuple[ssl.SSLContext, ssl.SSLContext],
-) -> None:
     async def run() -> None:
-        handler = Echo(contexts[0])
-        reader, writer = await served(handler)
+        service: Any = SimpleNamespace(tick=lambda _: asyncio.sleep(0), end_waits=int, close=int, gauges=dict)
+        server = HttpsServer(service, certificate=Certificate(*authority.certificate()))
+        await do(server, await server.start("127.0.0.1", 0))
+        server.hurry()
+        await server.drain()
+
+    asyncio.run(run())
+
+
+def test_what_comes_along_with_the_end_of_the_handshake_is_heard_and_answered_in_tls(authority: Authority) -> None:
+    async def do(server: HttpsServer, port: int) -> None:
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
         incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
-        tls = contexts[1].wrap_bio(incoming, outgoing, server_hostname="localhost")
+        context = ssl.create_default_context(cafile=authority.file)
+        tls = context.wrap_bio(incoming, outgoing, server_hostname="localhost")
         with pytest.raises(ssl.SSLWantReadError):
             tls.do_handshake()
         writer.write(outgoing.read())
@@ -66,50 +52,47 @@ def test_what_comes_along_with_the_end_of_the_handshake_is_heard_and_answered_in
                 break
             except ssl.SSLWantReadError:
                 continue
-        tls.write(b"hello")
-        writer.write(outgoing.read())  # the end of the handshake and the first bytes in one
+        tls.write(PAGE)
+        writer.write(outgoing.read())  # the end of the handshake and the request in one
         heard = b""
-        while heard != b"you said hello":
+        while not heard.endswith(b"ok\n"):
             incoming.write(await reader.read(1 << 16))
             try:
                 heard += tls.read(1 << 16)
             except ssl.SSLWantReadError:
                 continue
-        assert handler.heard == [b"hello"]
-        assert handler.address == "127.0.0.1"
+        assert heard.startswith(b"HTTP/1.1 200 OK")
         writer.transport.abort()
-        await asyncio.wait_for(handler.over.wait(), 10)
 
-    asyncio.run(run())
+    served(authority, do)
 
 
-@pytest.mark.parametrize("said", [b"GET / HTTP/1.1\r\n\r\n", b"\x16\x03\x01\x00\x05hello", b""])
-def test_a_client_that_does_not_speak_tls_is_let_go_and_heard_nothing_of(
-    contexts: tuple[ssl.SSLContext, ssl.SSLContext], said: bytes
-) -> None:
-    async def run() -> None:
-        handler = Echo(contexts[0])
-        reader, writer = await served(handler)
+@pytest.mark.parametrize("said", [PAGE, b"\x16\x03\x01\x00\x05hello", b""])
+def test_a_client_that_does_not_speak_tls_is_let_go_and_heard_nothing_of(authority: Authority, said: bytes) -> None:
+    async def do(server: HttpsServer, port: int) -> None:
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
         writer.write(said)
         writer.write_eof()
-        await asyncio.wait_for(handler.over.wait(), 10)
         await reader.read()
-        assert handler.heard == []
         writer.transport.abort()
+        await asyncio.wait_for(server.empty.wait(), 10)
+        assert server.counted["requests_total", 'status="200"'] == 0
 
-    asyncio.run(run())
+    served(authority, do)
 
 
-def test_a_connection_in_tls_keeps_a_buffer_of_one_record(contexts: tuple[ssl.SSLContext, ssl.SSLContext]) -> None:
+def test_a_connection_in_tls_keeps_a_buffer_of_one_record(authority: Authority) -> None:
     """Asyncio's is 256 kB by default; that would be a quarter of a gigabyte for a thousand peers."""
 
-    async def run() -> None:
-        handler = Echo(contexts[0])
-        reader, writer = await served(handler, ssl=contexts[1], server_hostname="localhost")
-        writer.write(b"hello")
-        assert await reader.readexactly(14) == b"you said hello"
-        assert len(handler._transport._ssl_protocol._ssl_buffer) == 1 << 14  # type: ignore[union-attr]
-        writer.close()
-        await asyncio.wait_for(handler.over.wait(), 10)
+    async def do(server: HttpsServer, port: int) -> None:
+        context = ssl.create_default_context(cafile=authority.file)
+        _, writer = await asyncio.open_connection("127.0.0.1", port, ssl=context, server_hostname="localhost")
+        (session,) = server.sessions
+        for _ in range(1000):
+            if hasattr(session._writer.transport, "_ssl_protocol"):
+                break
+            await asyncio.sleep(0.01)
+        assert len(session._writer.transport._ssl_protocol._ssl_buffer) == 1 << 14  # type: ignore[attr-defined]
+        writer.transport.abort()
 
-    asyncio.run(run())
+    served(authority, do)
