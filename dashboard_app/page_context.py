@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 import streamlit as st
 
@@ -15,10 +15,11 @@ from dashboard_app.frames import Frame
 from dashboard_app.options import DashboardOptions
 from dashboard_app.replica_cache import ReplicaCache
 from dashboard_app.roles import Role, named, role_of
-from dashboard_app.views.requests import NotMade
 from hopaas_p2p.core.catalog import Listing
-from hopaas_p2p.errors import HopaasError, StoreUnreachable
+from hopaas_p2p.errors import Denied, HopaasError, StoreUnreachable
 from hopaas_p2p.study import Study
+
+_LEASES: Final = 60  # that a page counts down
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,10 +55,11 @@ class PageContext:
         one = listing or self.listing
         return None if one is None else self.cache.sign_of_life(one.uuid, owner).alive
 
-    def leases(self, frame: Frame, owners: Mapping[str, str]) -> dict[str, Any]:
-        """Name -> seconds left of this owner's lease, as a page's browser is sent them with each poll."""
-        left = {name: self.cache.lease_left(frame.uuid, owner) for name, owner in owners.items()}
-        return {"leases": {name: round(seconds) for name, seconds in left.items() if seconds is not None}}
+    def leases(self, frame: Frame) -> dict[str, Any]:
+        """Owner -> seconds left of its lease, as a page's browser is sent them with each poll."""
+        owners = [frame.state.trials[one].owner or "" for one in sorted(frame.state.running)[:_LEASES]]
+        left = {owner: self.cache.lease_left(frame.uuid, owner) for owner in owners}
+        return {"leases": {owner: round(seconds) for owner, seconds in left.items() if seconds is not None}}
 
     def studies(self) -> list[Listing]:
         """The studies that this person may know of, the newest first."""
@@ -107,22 +109,26 @@ class PageContext:
 
         What the store does not allow is refused by the store, whatever the page shows.
         """
-        failure = self.attempt(do)
-        if failure is not None:
-            theme.error(failure.why, icon=":material/hourglass:" if failure.queued else ":material/block:")
-            return
-        st.toast(theme.plain(done), icon=":material/check:")
-        st.rerun()
 
-    def attempt(self, do: Callable[[Study], Any]) -> NotMade | None:
-        """Do it to the study. None when it is done, else why it was not."""
-        if not self.options.actions:
-            return NotMade("This dashboard is read-only; start it with --allow-actions to change things.")
-        if not self.may_act:
-            return NotMade("Your role in this study is viewer, which does not allow changes.")
-        try:
+        def change() -> None:
+            if not self.options.actions:
+                raise Denied("This dashboard is read-only; start it with --allow-actions to change things.")
+            if not self.may_act:
+                raise Denied("Your role in this study is viewer, which does not allow changes.")
             do(self.study())
-        except HopaasError as error:
-            return NotMade(str(error), queued=isinstance(error, StoreUnreachable) and error.queued)
-        self.cache.show_written(self.uuid)
-        return None
+            self.cache.show_written(self.uuid)
+
+        attempt(change, done)
+
+
+def attempt(change: Callable[[], Any], done: str = "") -> None:
+    """Change something, say that it is done, and draw the page anew; or say why it was refused."""
+    try:
+        change()
+    except HopaasError as error:
+        queued = isinstance(error, StoreUnreachable) and error.queued  # it is sent when the store answers
+        theme.error(error, icon=":material/hourglass:" if queued else ":material/block:")
+        return
+    if done:
+        st.toast(theme.plain(done), icon=":material/check:")
+    st.rerun()

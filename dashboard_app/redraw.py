@@ -2,7 +2,7 @@
 
 The browser polls the version of what it shows, see `version_poll`. When that differs from what is drawn, an element in
 the body fires, as a button of a fragment would: the body is drawn again, and nothing else of the page runs or is sent.
-Elements that only count time do so in the browser: `data-lease="12"` (seconds left), `data-since="1700000000"` (how
+Elements that only count time do so in the browser: `data-lease="ann"` (seconds left), `data-since="1700000000"` (how
 long ago), `data-for=…` (how long by now).
 """
 
@@ -36,8 +36,8 @@ def live(
     Args:
         page: with a study.
         body: runs as a fragment: a widget in it runs it alone.
-        more: small data that each poll brings, for what changes though the log does not: `{"leases": {"12": 55.0}}`
-            counts down in elements with `data-lease="12"`.
+        more: small data that each poll brings, for what changes though the log does not: `{"leases": {"ann": 55.0}}`
+            counts down in elements with `data-lease="ann"`.
         key: tells several on one page apart.
         auto: False only offers a button when there is something new: for what people read or scroll in.
         age: False shows no "data as of", where another part of the page does.

@@ -17,12 +17,12 @@ import logging
 import math
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from typing import Any, Final, NamedTuple
 
 from dashboard_app.frames import Frame
 from hopaas_p2p.core.catalog import Listing
-from hopaas_p2p.core.leases import FailureDetector, beat_time, ttl_of
+from hopaas_p2p.core.leases import FailureDetector, ttl_of
 from hopaas_p2p.core.state import State
 from hopaas_p2p.errors import HopaasError, NoSuchStudy, StoreUnreachable, StudyDeleted
 from hopaas_p2p.peer.jobs import Jobs
@@ -85,8 +85,6 @@ class CachedStudy(CachedLog):
         self.deleted = self.heard_of = False
         """Whether it was deleted; whether the store tells when there is something new in it."""
         self.heartbeats_due = 0.0
-        self.clocks: dict[str, float] = {}
-        """Peer -> seconds by which its clock is behind this machine's, estimated from its heartbeats."""
         self._news = replica.session.cursor()  # without a reader, changes would accumulate
 
     @property
@@ -94,25 +92,13 @@ class CachedStudy(CachedLog):
         """What was seen of the heartbeats of those that run trials."""
         return self.replica.session.owners.detector
 
-    def take(self) -> int:
-        """Make a frame of the replica, if it has anything new; the number of trials that are new in it."""
+    def take(self) -> None:
+        """Make a frame of the replica, if it has anything new."""
         with self.replica.lock:
             state, before = self.replica.state, self.frame
             self._news.changed.clear()
-            if state.define is None or (before is not None and before.lsn == state.lsn):
-                return 0
-            frame = self.frame = Frame(self.listing, state, before)
-        return len(frame.columns) - (len(before.columns) if before is not None else 0)
-
-    def compare_clocks(self, beats: Mapping[str, str], wall: float) -> None:
-        """Compare the times in heartbeats that have just come with this machine's clock.
-
-        Results may lie on a disk for an hour before they are sent; a heartbeat is sent at once or not at all.
-        """
-        for owner, beat in beats.items():
-            before, at = self.detector.beat(owner), beat_time(beat)
-            if at is not None and before is not None and before != beat:
-                self.clocks[owner] = min(wall - at, self.clocks.get(owner, wall - at))
+            if state.define is not None and (before is None or before.lsn != state.lsn):
+                self.frame = Frame(self.listing, state, before)
 
 
 class ReplicaCache:
@@ -134,8 +120,6 @@ class ReplicaCache:
         self.store = self._peer.store
         self.url = self.store.url
         """The store as it may be shown. In this process it opens the same store."""
-        self.round_trip: float | None = None
-        """Seconds that the last exchange with the store took."""
         self._catalog = CachedLog(self._peer.catalog)
         self._studies: dict[str, CachedStudy] = {}
         self._lock = threading.Lock()
@@ -144,7 +128,8 @@ class ReplicaCache:
         self._jobs: Jobs[ReplicaCache] = Jobs(self, allowed=threaded)
         self._looking_job = self._jobs.add(ReplicaCache.tick)
         self._collect_due = 0.0
-        self._trials_read = 0
+        self._frozen = 0
+        """Trials of which collections no longer visit each report."""
 
     # --- what sessions ask ---
 
@@ -196,14 +181,6 @@ class ReplicaCache:
         ago = self.sign_of_life(uuid, owner).ago
         return None if ago is None else ttl_of(self._studies[uuid].replica.state, owner) - ago
 
-    def clock_behind(self, uuid: str, owner: str) -> float | None:
-        """Seconds by which this peer's clock is behind this machine's, transmission included; None: not known yet.
-
-        The smallest difference seen: transmission takes some seconds, and a wrong clock adds to each.
-        """
-        study = self._studies.get(uuid)
-        return None if study is None else study.clocks.get(owner)
-
     # --- what they write ---
 
     def storage(self, person: str = "") -> Storage:
@@ -232,7 +209,7 @@ class ReplicaCache:
         """Let the next frame be of what was just written through this cache."""
         study = self._studies.get(uuid)
         if study is not None:
-            self._trials_read += study.take()
+            study.take()
 
     def close(self) -> None:
         """End the thread, send what is queued, and let go of the store."""
@@ -255,19 +232,13 @@ class ReplicaCache:
             if now >= study.due and (now < study.viewed_until or study.frame is None) and not study.deleted:
                 self._look_at(study, now)
         if self._threaded and now >= self._collect_due:
-            self._collect(now)
+            self._collect_due = now + _COLLECT
+            gc.collect()
+            read = sum(len(one.frame.columns) for one in self._studies.values() if one.frame is not None)
+            if read >= self._frozen + _FREEZE_AFTER:  # they hold no cycles, and go when nothing refers to them
+                self._frozen = read
+                gc.freeze()
         return _TICK
-
-    def _collect(self, now: float) -> None:
-        """Collect garbage, and exempt the trials that were read from further collections.
-
-        A collection visits each report of each trial. Trials hold no cycles; they go when nothing refers to them.
-        """
-        self._collect_due = now + _COLLECT
-        gc.collect()
-        if self._trials_read >= _FREEZE_AFTER:
-            self._trials_read = 0
-            gc.freeze()
 
     def _await(self, done: Callable[[], bool], within: float) -> None:
         """Have the thread read what is due, and wait until `done` or for so many seconds."""
@@ -320,11 +291,10 @@ class ReplicaCache:
                 owners = owners_of(study.replica.state)
                 with translated():
                     beats = self.store.beats(owners)
-                study.compare_clocks(beats, time.time())
                 with study.replica.lock:
                     study.detector.look(beats, owners, time.monotonic())
                 study.heartbeats_due = now + max(_HEARTBEATS, self._every)
-            self._trials_read += study.take()
+            study.take()
 
     @contextlib.contextmanager
     def _looking(self, log: CachedLog, now: float, pause: float, what: str) -> Iterator[None]:
@@ -345,9 +315,7 @@ class ReplicaCache:
     def _pull(self, replica: LogClient[Any]) -> None:
         if replica.session.joined and replica.changed() is False:
             return
-        began = time.monotonic()
         self._peer.pull(replica)
-        self.round_trip = time.monotonic() - began
 
 
 @functools.cache

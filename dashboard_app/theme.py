@@ -80,12 +80,6 @@ def caption(text: str) -> None:
     st.html(f'<p class="hp-caption">{safe(text, longest=2000)}</p>')
 
 
-def long_text(text: str, *, label: str, longest: int) -> None:
-    """Text from a store as it is, in a box that scrolls, by keyboard too."""
-    shown = safe(text, longest=longest)
-    st.html(f'<pre class="hp-reason" role="region" tabindex="0" aria-label="{safe(label)}">{shown}</pre>')
-
-
 def nothing(text: str) -> None:
     """Say that there is nothing to show, and what to do about it."""
     st.html(f'<p class="hp-nothing">{safe(text, longest=2000)}</p>')
@@ -104,11 +98,6 @@ def draw(chart: Chart | None, *, key: str, empty: str = "Nothing to draw yet.") 
     st.echarts_chart(echarts.option(chart), height=chart.height, key=key, alt=chart.alt)
     if chart.caption:
         caption(chart.caption)
-
-
-def rough(value: float) -> str:
-    """A number with two significant digits: 0.0012, 3.4, 150."""
-    return f"{float(f'{value:.2g}'):,g}"
 
 
 def segments(label: str, options: Sequence[T], *, key: str, names: Any = str, visible: bool = True) -> T:
@@ -138,16 +127,16 @@ def lasting(since: float) -> str:
     return f'<time data-for="{since:.0f}">{_whole(max(0.0, time.time() - since))}</time>'
 
 
-def lease(name: object, left: float | None) -> str:
-    """What is left of a lease (seconds, None while unknown), as HTML that counts down under this name."""
+def lease(name: object, left: float | None, *, ttl: float | None = None) -> str:
+    """What is left of a lease (seconds, None while unknown), as HTML that counts down under this name.
+
+    With the `ttl`, how long ago its owner was last seen.
+    """
     words = "unknown, watching" if left is None else f"{_whole(left)} left" if left > 0 else "may be taken over"
-    return f'<span data-lease="{safe(name)}">{words}</span>'
-
-
-def last_seen(name: object, left: float | None, ttl: float) -> str:
-    """How long ago a peer was last seen, by what is left of its lease, as HTML that keeps counting."""
-    words = "unknown, watching" if left is None else f"{_whole(max(0.0, ttl - left))} ago"
-    return f'<span data-lease="{safe(name)}" data-ttl="{ttl:g}">{words}</span>'
+    if ttl is not None and left is not None:
+        words = f"{_whole(max(0.0, ttl - left))} ago"
+    of = "" if ttl is None else f' data-ttl="{ttl:g}"'
+    return f'<span data-lease="{safe(name)}"{of}>{words}</span>'
 
 
 def _whole(seconds: float) -> str:
@@ -210,7 +199,7 @@ def table(
     if not rows:
         nothing(empty)
         return
-    texts = [[_TAG.sub("", cell) for cell in column] for column in zip(*rows, strict=True)]
+    texts = [[_TAG.sub("", cell).replace("&lt;", "<") for cell in column] for column in zip(*rows, strict=True)]
     right = [any(column) and all(one[:1].isdigit() or one[:1] in "-<" for one in column) for column in texts]
     css, verbatim = [' class="hp-number"' if one else "" for one in right], frozenset(names)
     head = "".join(

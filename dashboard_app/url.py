@@ -18,13 +18,10 @@ def given(name: str) -> str:
     return str(st.query_params.get(name, ""))
 
 
-def set_(name: str, value: str | None) -> None:
-    """Put a part into the address, or take it out; other parts stay."""
-    if value:
-        if st.query_params.get(name) != value:
-            st.query_params[name] = value
-    elif name in st.query_params:
-        del st.query_params[name]
+def set_(name: str, value: str) -> None:
+    """Put a part into the address; other parts stay."""
+    if st.query_params.get(name) != value:
+        st.query_params[name] = value
 
 
 def link(page: str, **parts: str | int | None) -> str:

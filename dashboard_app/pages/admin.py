@@ -1,133 +1,44 @@
-"""Admin: whether the store works, how large its logs are, who did what, and who may."""
+"""Admin: users, tokens and grants of a Postgres store."""
 
 from __future__ import annotations
 
-import contextlib
 import datetime
 import time
-from collections.abc import Callable
 from functools import partial
-from typing import Any, Final
+from typing import Final
 
 import streamlit as st
 
 from dashboard_app import theme
-from dashboard_app.page_context import PageContext
+from dashboard_app.page_context import PageContext, attempt
 from hopaas_p2p import access
-from hopaas_p2p.core.catalog import Listing
 from hopaas_p2p.errors import HopaasError
-from hopaas_p2p.open import open_store
 from hopaas_p2p.remote.access import ROLES
-from hopaas_p2p.stores.base import read_all
-from hopaas_p2p.stores.checks import examine
-from hopaas_p2p.study.audit import audit_of, author
 
-_LINES: Final = 2000
 _MADE: Final = "token-just-made"
 _NO_USERS: Final = (
     "This store has no users of its own: the file system, or the bucket's policy, decides who may read or write it. A "
     "Postgres store has users, tokens and grants."
 )
-_OF_USERS: Final = ("People", "Grants", "Your tokens")
 _OWN_TOKENS: Final = 20
 """Tokens that people can have at once when they create them here."""
-_FEW: Final = 12  # lines that are shown without scrolling
 
 
 def show(page: PageContext) -> None:
     """The page."""
     theme.title("Admin")
     theme.caption(f"The store is {page.cache.url}.")
-    parts = {"Doctor": _doctor, "Who did what": _audit, "People": _people, "Grants": _grants}
+    if not hasattr(page.cache.store, "call"):
+        theme.nothing(_NO_USERS)
+        return
+    parts = {"People": _people, "Grants": _grants}
     if page.person:
         parts["Your tokens"] = _own_tokens
     part = theme.segments("Part", list(parts), key="part", visible=False)
-    if part in _OF_USERS and not hasattr(page.cache.store, "call"):
-        theme.nothing(_NO_USERS)
-        return
     try:
         parts[part](page)
     except HopaasError as error:
         theme.error(error)
-
-
-def _doctor(page: PageContext) -> None:
-    rows = []
-    for listing in page.studies():
-        frame = page.cache.frame(listing.uuid)
-        counts = [""] * 4
-        if frame is not None:
-            refused = sum(dict(frame.state.refusals).values())
-            counts = [f"{one:,}" for one in (frame.lsn, len(frame.columns), len(frame.state.peers), refused)]
-        rows.append([theme.safe(listing.name), *counts, theme.safe(listing.uuid)])
-    headers = ("study", "commits", "trials", "peers", "refused records", "uuid")
-    theme.table(headers, rows, label="Studies", empty="No study yet.")
-    theme.caption(
-        "Checks whether the store can be reached, read and written, its clock and free space, and the log and snapshot "
-        "of every study. The check writes a scratch log and removes it, so changes must be allowed."
-    )
-    if not st.button("Check the store", disabled=not page.may_administer, icon=":material/stethoscope:"):
-        return
-    with st.spinner("Examining"), contextlib.closing(open_store(page.cache.url, create=False)) as store:
-        findings = list(examine(store))
-    failed = sum(not one.passed for one in findings)
-    theme.nothing(f"{failed} of {len(findings)} checks failed." if failed else f"All {len(findings)} checks passed.")
-    said = [
-        ["✓ passed" if one.passed else "✕ failed"]
-        + [theme.safe(text, longest=500) for text in (one.check, one.detail, "" if one.passed else one.cure)]
-        for one in findings
-    ]
-    theme.table(("", "check", "finding", "what to do"), said, label="Findings")
-
-
-def _study(page: PageContext, key: str) -> Listing | None:
-    """The study that is chosen here, at first the one viewed before."""
-    studies = {one.name: one for one in page.studies()}
-    if not studies:
-        theme.nothing("No study yet.")
-        return None
-    before = st.session_state.get("study")
-    return studies[
-        st.selectbox("Study", studies, index=list(studies).index(before) if before in studies else 0, key=f"of-{key}")
-    ]
-
-
-def _audit(page: PageContext) -> None:
-    listing = _study(page, "audit")
-    if listing is None:
-        return
-    theme.caption(
-        "All records of the log, newest first. Who: the user that the store has authenticated, or, in a store without "
-        "users, what the peer said about itself. If a dashboard acted for somebody who had signed in, it says for whom."
-    )
-    wanted = st.text_input("Find", key="audit-find", placeholder="user, trial, text, or why it was refused").casefold()
-    if not st.button("Read the log", key="audit-now") and st.session_state.get("audit-read") != listing.uuid:
-        return
-    st.session_state["audit-read"] = listing.uuid
-    rows = [
-        {
-            "lsn": line["lsn"],
-            "time (UTC)": (line["time"] or "")[:19].replace("T", " "),
-            "who": author(line),
-            "record": line["kind"],
-            "trial": line["trial"],
-            "what": line["detail"],
-            "refused": line["refused"] or "",
-        }
-        for line in audit_of(read_all(page.cache.store.log(listing.uuid)))
-    ]
-    found = [one for one in reversed(rows) if any(wanted in str(value).casefold() for value in one.values())]
-    if not found:
-        theme.nothing("No record matches.")
-        return
-    st.dataframe(
-        found[:_LINES], hide_index=True, height=480 if len(found) > _FEW else "content", placeholder="",
-        key="audit-lines",
-    )  # fmt: skip
-    theme.caption(f"{min(len(found), _LINES):,} of {len(found):,} records shown; {len(rows):,} in the log.")
-
-
-# --- who may use the store: a Postgres store has users, tokens and grants ---
 
 
 def _people(page: PageContext) -> None:
@@ -146,7 +57,7 @@ def _people(page: PageContext) -> None:
         left, right = st.columns([3, 1], vertical_alignment="bottom")
         name = left.text_input("New user", max_chars=45)
         if right.form_submit_button("Add", width="stretch") and name:
-            _do(lambda: access.add_user(page.cache.url, name), f"{name} may use this store now; next, create a token")
+            attempt(lambda: access.add_user(page.cache.url, name), f"{name} may use this store; next, create a token")
     theme.heading("Tokens")
     _tokens(page, access.tokens(page.cache.url), names)
     with st.form("remove"):
@@ -156,7 +67,7 @@ def _people(page: PageContext) -> None:
             if sure != user:
                 st.error("The names differ; nothing was removed.")
             else:
-                _do(lambda: access.remove_user(page.cache.url, user), f"{user} was removed, with all tokens and grants")
+                attempt(lambda: access.remove_user(page.cache.url, user), f"{user} was removed, with tokens and grants")
 
 
 def _own_tokens(page: PageContext) -> None:
@@ -199,24 +110,26 @@ def _tokens(page: PageContext, tokens: list[access.Token], users: list[str] | No
             label = st.text_input("Label, such as where it is used", max_chars=60)
             if st.form_submit_button("Create a token", type="primary") and user:
                 made = partial(access.create_token, page.cache.url, user, label=label, valid=valid or "month")
-                _do(lambda: st.session_state.update({_MADE: made()}))
+                attempt(lambda: st.session_state.update({_MADE: made()}))
     with right, st.form("revoke"):
         token = st.selectbox("Revoke a token", [one.name for one in tokens], index=None)
         if st.form_submit_button("Revoke it") and token:
-            _do(lambda: access.revoke_token(page.cache.url, token), f"{token} is revoked; its sessions have ended")
+            attempt(lambda: access.revoke_token(page.cache.url, token), f"{token} and its sessions are revoked")
 
 
 def _grants(page: PageContext) -> None:
     """Who may do what in one study."""
-    listing = _study(page, "grants")
-    if listing is None:
+    studies = {one.name: one for one in page.studies()}
+    if not studies:
+        theme.nothing("No study yet.")
         return
-    name = listing.name
+    before = st.session_state.get("study")
+    name = st.selectbox("Study", studies, index=list(studies).index(before) if before in studies else 0, key="of")
     found = access.grants(page.cache.url, name)
     rows = [[theme.safe(one.user), one.role, _day(one.granted), theme.safe(one.granted_by)] for one in found]
     theme.table(("user", "may", "since", "granted by"), rows, label="Grants", empty="Nobody has a grant yet.")
     theme.caption("viewer: look. worker: also run and queue trials, write notes. owner: also control and share.")
-    if not (page.options.actions and page.role(listing) == "owner"):
+    if not (page.options.actions and page.role(studies[name]) == "owner"):
         theme.caption("Owners of the study can give grants, on a dashboard that was started with --allow-actions.")
         return
     with st.form("grant"):
@@ -225,21 +138,10 @@ def _grants(page: PageContext) -> None:
         role = middle.segmented_control("May", [*ROLES, "nothing"], default="viewer", required=True)
         if right.form_submit_button("Share", width="stretch") and user:
             if role == "nothing":
-                _do(lambda: access.revoke(page.cache.url, name, user), f"{user} no longer has access to {name}")
+                attempt(lambda: access.revoke(page.cache.url, name, user), f"{user} no longer has access to {name}")
             else:
                 done = f"{user} is now {role} of {name}"
-                _do(lambda: access.grant(page.cache.url, name, user, role or "viewer"), done)
-
-
-def _do(what: Callable[[], Any], done: str = "") -> None:
-    try:
-        what()
-    except HopaasError as error:
-        theme.error(error)
-        return
-    if done:
-        st.toast(theme.plain(done), icon=":material/check:")
-    st.rerun()
+                attempt(lambda: access.grant(page.cache.url, name, user, role or "viewer"), done)
 
 
 def _day(when: datetime.datetime | None) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from typing import Any, Final
+from typing import Final
 
 import streamlit as st
 
@@ -18,7 +18,7 @@ from hopaas_p2p.analysis import charts
 from hopaas_p2p.analysis.chart import Chart, finite
 from hopaas_p2p.analysis.chart import number as decimals
 from hopaas_p2p.analysis.facts import count, duration, row_of, shown
-from hopaas_p2p.analysis.savings import ESTIMATOR, savings
+from hopaas_p2p.analysis.savings import savings
 from hopaas_p2p.analysis.spending import budget_lines, cells, spending
 from hopaas_p2p.analysis.table import place
 from hopaas_p2p.core.admission import next_start
@@ -28,8 +28,6 @@ from hopaas_p2p.search.priors import learned_of
 _SPARK: Final = 40
 _POINTS: Final = 1600  # of the history, which is sent again with every new trial
 _SYMBOLS: Final = {"started": "▶", "complete": "●", "best": "★", "pruned": "◆", "fail": "✕", "lost": "↺"}
-_AT_REST: Final = ("open", "idle", "paused", "stopped", "failing")
-"""States of a study in which nothing runs, so no time to the budget can be told."""
 _CLOSED: Final = {
     "failing": "Too many trials failed in a row. No trial starts until the study is resumed.",
     "paused": "No trial starts. Running trials continue.",
@@ -40,14 +38,7 @@ _CLOSED: Final = {
 def show(page: PageContext) -> None:
     """The page."""
     page.title("Live")
-    live(page, _body, more=_leases)
-
-
-def _leases(page: PageContext, frame: Frame) -> dict[str, Any]:
-    """The leases of the trials that are shown."""
-    return page.leases(
-        frame, {str(one): frame.state.trials[one].owner or "" for one in sorted(frame.state.running)[:40]}
-    )
+    live(page, _body, more=PageContext.leases)
 
 
 def _body(page: PageContext, frame: Frame) -> None:
@@ -57,7 +48,7 @@ def _body(page: PageContext, frame: Frame) -> None:
     with left:
         draw(frame.once(_history), key="history", empty="No complete trial yet. The first value will appear here.")
     with right:
-        curves = frame.once(lambda one: charts.curves(one.state, one.columns, height=360), "curves")
+        curves = frame.once(lambda one: charts.curves(one.state, one.columns), "curves")
         draw(curves, key="curves", empty="No learning curves: no trial has reported intermediate values.")
     theme.heading("Running now")
     trials = views.running(frame.state)
@@ -85,8 +76,6 @@ def _body(page: PageContext, frame: Frame) -> None:
         st.html(f'<ul class="hp-events">{"".join(parts)}</ul>')
     else:
         theme.nothing("No events yet.")
-    theme.heading("Alerts")
-    theme.caption(views.alerts(frame.state, frame.name))
 
 
 def _history(frame: Frame) -> Chart | None:
@@ -103,9 +92,9 @@ def _tiles(page: PageContext, frame: Frame, now: float) -> None:
     waiting = card["counts"].get("waiting", 0)
     peers, sites = count(sum(card["sites"].values()), "live peer"), count(len(card["sites"]), "site")
     running = f"{peers} at {sites}" + (f", {waiting:,} waiting" if waiting else "")
-    middle, interval = saved.in_words()
-    saving = f"pruning saved about {middle}{f' ({interval})' if interval else ''}" if saved.pruned else ""
-    eta = "unknown" if pace["eta"] is None else duration(pace["eta"]) if card["word"] not in _AT_REST else "not running"
+    saving = f"pruning saved about {saved.time}" if saved.pruned else ""
+    eta = "unknown" if pace["eta"] is None else duration(pace["eta"])
+    eta = eta if card["word"] in ("running", "unknown") else "not running"
     budget = "no budget" if state.budget is None else f"{card['used']:,} of {state.budget:,} used"
     why = _CLOSED.get(next_start(state).why or "", "")
     st.html(f'<div class="hp-row hp-start">{theme.pill(card["word"])}<span class="hp-small">{why}</span></div>')
@@ -129,9 +118,6 @@ def _tiles(page: PageContext, frame: Frame, now: float) -> None:
     learned = frame.once(lambda one: [str(line) for line in learned_of(one.state, one.columns)], "learned")
     if learned:
         theme.caption(". ".join(learned) + ".")
-    if saved.pruned:
-        with st.popover("How the saving is estimated", type="tertiary"):
-            st.write(ESTIMATOR)
 
 
 def _row(page: PageContext, frame: Frame, trial: Trial, of: int | None, now: float) -> list[str]:
@@ -149,5 +135,5 @@ def _row(page: PageContext, frame: Frame, trial: Trial, of: int | None, now: flo
         progress + asked,
         decimals(trial.reports[max(trial.reports)]) if trial.reports else "none yet",
         theme.spark(curve, f"reports of trial {trial.number}"),
-        theme.lease(trial.number, page.cache.lease_left(frame.uuid, owner)),
+        theme.lease(owner, page.cache.lease_left(frame.uuid, owner)),
     ]

@@ -103,7 +103,7 @@ def files_of(page: PageContext, frame: Frame, number: int | None = None) -> None
 
 
 def _file(page: PageContext, one: Artifact, *, named: bool) -> None:
-    left, right, last = st.columns([4, 1, 1], vertical_alignment="center")
+    left, right = st.columns([5, 1], vertical_alignment="center")
     bytes_ = "unknown size" if one.size is None else size(one.size)
     of = "" if not named else "study, " if one.trial is None else f"trial {one.trial}, "
     left.html(
@@ -115,17 +115,6 @@ def _file(page: PageContext, one: Artifact, *, named: bool) -> None:
         icon=":material/download:", width="stretch",
         mime="application/octet-stream",  # whatever others say it is, a browser saves it and does not show it
     )  # fmt: skip
-    if page.may_act and last.button("Delete …", key=f"delete-{one.id}", icon=":material/delete:", width="stretch"):
-        _confirm_deletion(page, one)
-
-
-@st.dialog("Delete this file?")
-def _confirm_deletion(page: PageContext, one: Artifact) -> None:
-    of = "the study" if one.trial is None else f"trial {one.trial}"
-    st.html(f"<p><b>{theme.safe(one.filename)}</b> of {of}</p>")
-    st.caption("Its content is removed from the store. This cannot be undone.")
-    if st.button("Delete it", type="primary", key="delete-now"):
-        page.act(lambda study: study.artifacts().delete(one), done=f"{one.filename} was deleted.")
 
 
 def fetched(page: PageContext, one: Artifact) -> bytes:

@@ -12,26 +12,20 @@ from dashboard_app.frames import Frame
 from dashboard_app.page_context import PageContext
 from dashboard_app.redraw import live
 from hopaas_p2p.analysis.facts import duration, peer_labels
-from hopaas_p2p.analysis.peers import peer_rows, site_rows
+from hopaas_p2p.analysis.peers import peer_rows
 from hopaas_p2p.analysis.timeline import timeline
 from hopaas_p2p.core.leases import ttl_of
 from hopaas_p2p.peer.liveness import owners_of
 
 _ROWS: Final = 60
-_DRAINING: Final = ("", "takes no more trials")
 
 
 def show(page: PageContext) -> None:
     """The page."""
     page.title("Peers & sites")
-    live(page, _body, more=_leases)
+    live(page, _body, more=PageContext.leases)
     if page.may_steer:
         _drain(page)
-
-
-def _leases(page: PageContext, frame: Frame) -> dict[str, Any]:
-    owners = [frame.state.trials[one].owner or "" for one in list(frame.state.running)[:_ROWS]]
-    return page.leases(frame, dict(zip(owners, owners, strict=True)))
 
 
 def _body(page: PageContext, frame: Frame) -> None:
@@ -41,24 +35,16 @@ def _body(page: PageContext, frame: Frame) -> None:
     if not found:
         theme.nothing("No peer has taken part yet. To start one, run your program, or hopaas-p2p worker.")
         return
-    places = site_rows(found, frame.state)
-    trip = page.cache.round_trip
+    live = [one for one in found if one["state"] == "alive"]
+    sites, there = ({one["site"] for one in some} for some in (found, live))
     theme.tiles([
-        ("Live peers", f"{sum(one['live'] for one in places):,}", f"of {len(found):,} that took part"),
-        ("Sites", f"{sum(one['live'] > 0 for one in places):,}", f"of {len(places):,} with a live peer"),
+        ("Live peers", f"{len(live):,}", f"of {len(found):,} that took part"),
+        ("Sites", f"{len(there):,}", f"with a live peer, of {len(sites):,}"),
         ("Leases lost", f"{sum(one['lost'] for one in found):,}", "taken from silent peers, or returned"),
         ("Lease", duration(frame.state.policy.ttl), "of silence until a trial is taken over"),
-        ("Round trip", "unknown" if trip is None else f"{theme.rough(1000 * trip)} ms",
-         "from this server to the store"),
     ])  # fmt: skip
     theme.draw(timeline(frame.state, now), key="gantt", empty="No trial has started yet.")
-    headers = ["site", "live", "peers", "running", "ended", "leases lost", "busy", ""]
-    rows = [
-        [theme.safe(name), *(f"{count:,}" for count in counts), theme.share(busy), _DRAINING[draining]]
-        for name, *counts, busy, draining in map(dict.values, places)
-    ]
-    theme.table(headers, rows, label="Sites", titled=True)
-    headers = ["peer", "site", "node", "runs", "ended", "lost", "busy", "last seen", "clock", "machine", ""]
+    headers = ["peer", "site", "node", "runs", "ended", "lost", "last seen", "machine", ""]
     theme.table(headers, [_peer(page, frame, one) for one in found[:_ROWS]], label="Peers", titled=True)
     if len(found) > _ROWS:
         theme.caption(f"and {len(found) - _ROWS:,} more that run no trial now")
@@ -70,23 +56,16 @@ def _peer(page: PageContext, frame: Frame, one: dict[str, Any]) -> list[str]:
     links = ", ".join(theme.trial_link(frame.name, number) for number in runs[:4])
     seen = "" if one["last"] is None else theme.ago(one["last"])
     if runs:
-        seen = theme.last_seen(uuid, page.cache.lease_left(frame.uuid, uuid), ttl_of(frame.state, uuid))
-    behind, clock = page.cache.clock_behind(frame.uuid, uuid), "agrees"
-    if behind is None:
-        clock = '<span class="hp-small">unknown</span>'
-    elif not -2.0 < behind < 8.0:
-        clock = f"{duration(abs(behind))} {'behind' if behind > 0 else 'ahead'}"
+        seen = theme.lease(uuid, page.cache.lease_left(frame.uuid, uuid), ttl=ttl_of(frame.state, uuid))
     who = f"{one['user'] or '?'}, " + (one["job"] or (f"pid {one['pid']}" if one["pid"] else "?"))
     return [
         f'<b title="{safe(uuid)}">{safe(uuid[:8])}</b> <span class="hp-small">{safe(who)}</span>',
         *(safe(one[what] or "?") for what in ("site", "host")),
         links + (f" and {len(runs) - 4} more" if len(runs) > 4 else ""),
         *(f"{one[what]:,}" for what in ("ended", "lost")),
-        theme.share(one["busy"]),
         seen,
-        clock,
         safe(one["machine"], longest=60),
-        f"{_DRAINING[one['draining']]} {safe('; '.join(one['differs']), longest=120)}",
+        f"{'takes no more trials' * one['draining']} {safe('; '.join(one['differs']), longest=120)}",
     ]
 
 

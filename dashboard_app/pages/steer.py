@@ -1,13 +1,12 @@
-"""Steer: pause, stop, change the budget, stop or queue trials; and what became of it.
+"""Steer: pause, stop, change the budget, stop or queue trials.
 
 Everything here is a record in the study's log, addressed to what the person saw: a trial by its number and the epoch of
-its lease. Whether it is done is read off the log too, so everybody is told the same.
+its lease. What became of it is what the log says, on every page.
 """
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable
+from functools import partial
 from typing import Any, Final
 
 import streamlit as st
@@ -16,8 +15,6 @@ from dashboard_app import theme
 from dashboard_app.frames import Frame
 from dashboard_app.page_context import PageContext
 from dashboard_app.redraw import live
-from dashboard_app.views import requests
-from dashboard_app.views.requests import Kind, Request
 from hopaas_p2p.analysis.facts import state_word
 from hopaas_p2p.analysis.table import place
 from hopaas_p2p.core.admission import next_start
@@ -26,8 +23,6 @@ from hopaas_p2p.core.state import Trial
 from hopaas_p2p.peer.liveness import any_alive, owners_of
 from hopaas_p2p.study import Study
 
-_KEPT: Final = 30
-_SYMBOLS: Final = {"requested": "…", "acknowledged": "◐", "done": "✓", "refused": "✕"}
 _OPEN: Final = "auto"
 _FIELDS: Final = 100  # of a form; with thousands, which one record can name, a page takes minutes
 _LARGEST: Final = (1 << 53) - 1  # that a browser can tell from its neighbours
@@ -42,13 +37,8 @@ def show(page: PageContext) -> None:
     if not page.may_act:
         theme.nothing("You may look at this study but not change it. Ask one of its owners for the role worker.")
         return
-    live(page, _now)
+    live(page, _status)
     live(page, _choices, key="choices", age=False)
-
-
-def _now(page: PageContext, frame: Frame) -> None:
-    _status(page, frame)
-    _requests(page, frame)
 
 
 def _choices(page: PageContext, frame: Frame) -> None:
@@ -57,45 +47,11 @@ def _choices(page: PageContext, frame: Frame) -> None:
     _enqueue(page, frame)
 
 
-# --- asking ---
-
-
-def ask(
-    page: PageContext, kind: Kind, what: str, do: Callable[[Study], Any], *, number: int | None = None, **more: Any
-) -> None:
-    """Do it, and note it among what was asked for. `do` returns the number of the trial that was queued, if one was."""
-    made: list[int | None] = []
-    failure = page.attempt(lambda study: made.append(do(study)))
-    number = made[0] if kind == "run" and made else number
-    asked = Request(kind, what, time.time(), number, failure=failure, **more)
-    key = f"asked-{page.uuid}"
-    st.session_state[key] = [asked, *st.session_state.get(key, ())][:_KEPT]
-    st.session_state[f"count-{page.uuid}"] = _asked(page) + 1
-
-
-def _asked(page: PageContext) -> int:
-    """How much was asked for in this session: part of the keys of what an action leaves empty."""
-    asked: int = st.session_state.get(f"count-{page.uuid}", 0)
-    return asked
-
-
-def _requests(page: PageContext, frame: Frame) -> None:
-    rows = []
-    for one in st.session_state.get(f"asked-{page.uuid}", ()):
-        how = requests.progress(one, frame.state)
-        when = time.strftime("%H:%M:%S", time.localtime(one.at))
-        state = f'<span class="hp-tag">{_SYMBOLS[how.word]} {how.word}</span>'
-        rows.append([when, theme.safe(one.what), state, theme.safe(how.more)])
-    if rows:
-        theme.table(("at", "what", "state", ""), rows, label="Your requests", titled=True)
-
-
 # --- the study ---
 
 
 def _status(page: PageContext, frame: Frame) -> None:
     state = frame.state
-    closed = next_start(state).why
     end = f" of {state.budget:,}" if state.budget is not None else ", no budget"
     working = any_alive([page.cache.sign_of_life(frame.uuid, owner) for owner in owners_of(state)])
     theme.tiles([
@@ -108,13 +64,11 @@ def _status(page: PageContext, frame: Frame) -> None:
         theme.caption("You may queue trials. Only owners of the study may pause or stop it or change its budget.")
         return
     first, second, third, fourth = st.columns([1, 1, 1, 3], vertical_alignment="bottom")
-    running = state.status == "running" and closed != "failing"
+    running = state.status == "running" and next_start(state).why != "failing"
     if first.button("Pause", icon=":material/pause:", disabled=state.status != "running", width="stretch"):
-        ask(page, "control", "pause the study", lambda study: study.pause(), status="paused")
-        st.rerun()
+        page.act(lambda study: study.pause(), done="The study is paused.")
     if second.button("Resume", icon=":material/play_arrow:", disabled=running, width="stretch"):
-        ask(page, "control", "resume the study", lambda study: study.resume(), status="running")
-        st.rerun()
+        page.act(lambda study: study.resume(), done="The study goes on.")
     if third.button("Stop …", icon=":material/stop:", disabled=state.status == "stopped", width="stretch"):
         _stop_study(page)
     with fourth, st.form("budget", border=False):
@@ -122,9 +76,7 @@ def _status(page: PageContext, frame: Frame) -> None:
         wanted = left.number_input("Budget, in trials (empty: none)", min_value=1, value=state.budget, step=1)
         if right.form_submit_button("Set", width="stretch") and wanted != state.budget:
             budget = int(wanted) if wanted else None
-            what = f"set the budget to {budget:,}" if budget else "remove the budget"
-            ask(page, "control", what, lambda study: study.set_budget(budget), budget=budget or -1)
-            st.rerun()
+            page.act(lambda study: study.set_budget(budget), done="The budget is set.")
 
 
 @st.dialog("Stop the study?")
@@ -133,15 +85,17 @@ def _stop_study(page: PageContext) -> None:
     if frame is None:
         theme.nothing("The study no longer exists.")
         return
-    running = sorted(frame.state.running)
-    st.write(f"No more trials will start. {len(running):,} are running now; their peers finish them.")
-    epochs = {number: frame.state.trials[number].epoch for number in running}
-    too = st.checkbox("Also ask the running trials to end", disabled=not running)
-    if st.button("Stop it", type="primary"):
-        ask(page, "control", "stop the study", lambda study: study.stop_all(), status="stopped")
+    epochs = {number: frame.state.trials[number].epoch for number in sorted(frame.state.running)}
+    st.write(f"No more trials will start. {len(epochs):,} are running now; their peers finish them.")
+    too = st.checkbox("Also ask the running trials to end", disabled=not epochs)
+
+    def stop(study: Study) -> None:
+        study.stop_all()
         for number, epoch in epochs.items() if too else ():
-            _ask_to_stop(page, number, epoch, "the study is stopped")
-        st.rerun()
+            _stop(study, page, number, epoch, "the study is stopped")
+
+    if st.button("Stop it", type="primary"):
+        page.act(stop, done="The study is stopped.")
 
 
 # --- trials that run ---
@@ -155,8 +109,8 @@ def _running(page: PageContext, frame: Frame) -> None:
     leases = {(one.number, one.epoch): _where(frame, one) for one in running}
     left, middle, right = st.columns([3, 1, 1], vertical_alignment="bottom")
     chosen = left.selectbox(
-        "Trial", list(leases), format_func=lambda key: f"{key[0]} | {leases.get(key, 'has ended')}",
-        key=f"lease-{_asked(page)}", index=None, placeholder="choose one",  # after an action nothing stays selected
+        "Trial", list(leases), format_func=lambda key: f"{key[0]} | {leases.get(key, 'has ended')}", key="lease",
+        index=None, placeholder="choose one",
     )  # fmt: skip
     if middle.button("Stop it …", disabled=chosen is None, width="stretch") and chosen:
         _confirm_stop(page, *chosen)
@@ -166,7 +120,8 @@ def _running(page: PageContext, frame: Frame) -> None:
 
 def _where(frame: Frame, trial: Trial) -> str:
     site, host = place(frame.state, trial.owner)
-    return f"{host} ({site}), epoch {trial.epoch}" + (", asked to stop" if trial.stop else "")
+    asked = ", is ending" if trial.stopping else ", asked to stop" if trial.stop else ""
+    return f"{host} ({site}), epoch {trial.epoch}{asked}"
 
 
 def _seen(page: PageContext, number: int, epoch: int) -> bool:
@@ -189,19 +144,16 @@ def _seen(page: PageContext, number: int, epoch: int) -> bool:
 @st.dialog("Ask this trial to end?")
 def _confirm_stop(page: PageContext, number: int, epoch: int) -> None:
     still = _seen(page, number, epoch)
-    reason = st.text_input("Reason (shown to its peer)", max_chars=200)
+    reason = st.text_input("Reason (shown to its peer)", max_chars=200) or "stopped from the dashboard"
     st.caption("Its next should_prune() returns true. Its training code then decides how to end, usually as PRUNED.")
     if st.button("Ask it to end", type="primary", disabled=not still):
-        _ask_to_stop(page, number, epoch, reason or "stopped from the dashboard")
-        st.rerun()
+        stop = partial(_stop, page=page, number=number, epoch=epoch, reason=reason)
+        page.act(stop, done=f"Trial {number} is asked to end. Its peer sees this at its next report.")
 
 
-def _ask_to_stop(page: PageContext, number: int, epoch: int, reason: str) -> None:
+def _stop(study: Study, page: PageContext, number: int, epoch: int, reason: str) -> None:
     who = f" ({page.person})" if page.person else ""
-    ask(
-        page, "stop-trial", f"stop trial {number}",
-        lambda study: study.stop_trial(number, reason=f"{reason}{who}", epoch=epoch), number=number, epoch=epoch,
-    )  # fmt: skip
+    study.stop_trial(number, reason=f"{reason}{who}", epoch=epoch)
 
 
 @st.dialog("Take this trial away from its peer?")
@@ -212,9 +164,7 @@ def _confirm_take(page: PageContext, number: int, epoch: int) -> None:
         "contact with the store. If the peer still completes the trial, its result is kept."
     )
     if st.button("Take it away", type="primary", disabled=not still):
-        what = f"take trial {number} away and queue it again"
-        ask(page, "run", what, lambda study: study.requeue(number, epoch=epoch), epoch=epoch)
-        st.rerun()
+        page.act(lambda study: study.requeue(number, epoch=epoch), done=f"Trial {number} is taken away.")
 
 
 # --- trials to come ---
@@ -225,27 +175,26 @@ def _enqueue(page: PageContext, frame: Frame) -> None:
     if not frame.columns.parameters:
         theme.nothing("The study has no search space yet. The first trial will name the parameters.")
         return
-    space, asked = frame.state.dists, _asked(page)
-    with st.form("enqueue"):
+    space = frame.state.dists
+    with st.form("enqueue", clear_on_submit=True):
         theme.caption("Leave a field empty to let the sampler choose.")
         places, given = st.columns(3), {}
         for at, (name, one) in enumerate(list(space.items())[:_FIELDS]):
             with places[at % 3]:
-                value = _field(name, one, f"new-{name}-{asked}")  # empty again after each action
+                value = _field(name, one)
             if value is not None:
                 given[name] = value
         if len(space) > _FIELDS:
             theme.caption(f"The sampler chooses the other {len(space) - _FIELDS:,} parameters.")
         times = int(st.number_input("How many times", 1, 100, value=1, step=1, width=220))
         if st.form_submit_button("Queue", type="primary", icon=":material/add:"):
-            words = ", ".join(f"{name} = {value}" for name, value in given.items()) or "a trial with sampled parameters"
-            for _ in range(times):
-                ask(page, "run", f"queue {words}", lambda study: study.enqueue_trial(given))
-            st.rerun()
+            page.act(
+                lambda study: [study.enqueue_trial(given) for _ in range(times)], done="Queued for the next peers."
+            )
 
 
-def _field(name: str, one: Distribution, key: str) -> Any:
-    label = theme.plain(name, longest=60)
+def _field(name: str, one: Distribution) -> Any:
+    label, key = theme.plain(name, longest=60), f"new-{name}"
     if isinstance(one, Categorical):
         at = st.selectbox(
             label, range(len(one.choices)), index=None, placeholder=_OPEN, key=key,

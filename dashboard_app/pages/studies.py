@@ -26,9 +26,7 @@ def show(page: PageContext) -> None:
 
 
 def _cards(page: PageContext) -> None:
-    left, right = st.columns([3, 1], vertical_alignment="bottom")
-    wanted = left.text_input("Find", key="find", placeholder="name, tag or user", bind="query-params")
-    archived = right.toggle("Include archived", key="archived", bind="query-params")
+    archived = st.toggle("Include archived", key="archived", bind="query-params")
 
     def version() -> str:
         """What changes when a card does: logs with new commits, and what is known of their peers."""
@@ -42,13 +40,13 @@ def _cards(page: PageContext) -> None:
 
     def body() -> str:
         shown = version()
-        _grid(page, (wanted or "").casefold(), archived=archived)
+        _grid(page, archived=archived)
         return shown
 
     follow(body, version=version, freshness=page.cache.freshness, key="studies")
 
 
-def _grid(page: PageContext, wanted: str, *, archived: bool) -> None:
+def _grid(page: PageContext, *, archived: bool) -> None:
     found: list[tuple[bool, float, str]] = []
     hidden = 0
     listings = page.studies()
@@ -62,17 +60,14 @@ def _grid(page: PageContext, wanted: str, *, archived: bool) -> None:
             hidden += 1
             continue
         card = studies.card(frame.state, frame.columns, alive=partial(page.alive, listing=listing))
-        if any(wanted in one.casefold() for one in (frame.name, card["begun_by"], *frame.tags)):
-            found.append((card["word"] != "running", -(card["last"] or 0.0), _card(frame, card, name)))
+        found.append((card["word"] != "running", -(card["last"] or 0.0), _card(frame, card, name)))
     trouble = page.cache.freshness().trouble
     if trouble:
         theme.error(trouble, icon=":material/cloud_off:")
     if found:
         found.sort(key=lambda one: one[:2])  # what runs first, then the latest
         st.html(f'<div class="hp-cards">{"".join(html for _, _, html in found)}</div>')
-    elif wanted:
-        theme.nothing(f"No study matches {wanted!r}.")
-    else:
+    elif not hidden:
         theme.nothing(
             "No study yet. Create one: hopaas-p2p study create NAME --store "
             f"{page.cache.url} --space 'x=float(0,1)', or run your program; it shows up by itself."
@@ -123,23 +118,22 @@ def _compare(page: PageContext) -> None:
         theme.nothing("Comparing needs at least two studies in this store.")
         return
 
-    def frames(chosen: list[str], *, wait: bool = True) -> list[Frame]:
+    def frames() -> list[Frame]:
         known = {one.name: one.uuid for one in page.studies()}
-        found = [page.cache.frame(known[name], wait=wait) for name in chosen if name in known]
+        found = [page.cache.frame(known[name]) for name in chosen if name in known]
         return [frame for frame in found if frame is not None]
 
     def version() -> str:
-        return " ".join(f"{frame.study_id}:{frame.lsn}" for frame in frames(chosen))
+        return " ".join(f"{frame.study_id}:{frame.lsn}" for frame in frames())
 
     def body() -> str:
         drawn = version()
-        _compared(frames(chosen), along)
+        _compared(frames(), along)
         return drawn
 
     if not url.given("studies"):  # a default would be left out of the address, and differs from person to person
         before = st.session_state.get("study")
-        results = {one.name for one in frames(names, wait=False) if one.columns.best() is not None}
-        st.session_state.setdefault("studies", sorted(names, key=lambda one: (one != before, one not in results))[:2])
+        st.session_state.setdefault("studies", sorted(names, key=lambda one: one != before)[:2])
     chosen = st.multiselect("Studies", names, key="studies", bind="query-params", max_selections=studies.MOST_STUDIES)
     along = theme.segments("Horizontal axis", list(ALONG), names=ALONG.__getitem__, key="along")
     key = f"compare-{zlib.crc32(repr((chosen, along)).encode()):08x}"
@@ -150,17 +144,13 @@ def _compared(frames: list[Frame], along: Along) -> None:
     if not frames:
         theme.nothing("Choose studies.")
         return
-    pairs = [(frame.name, frame.columns) for frame in frames]
-    if len({columns.directions[0] for _, columns in pairs}) > 1:
-        theme.caption("These studies do not optimise in the same direction.")
-    if any(len(columns.directions) > 1 for _, columns in pairs):
+    if any(len(frame.columns.directions) > 1 for frame in frames):
         theme.caption("For studies with several objectives, the first objective is shown.")
     summaries = [studies.summary(frame.state, frame.columns) for frame in frames]
     rows = [
-        [theme.link(name, "live", study=name), theme.safe(", ".join(columns.directions)), *map(number, found.values())]
-        for (name, columns), found in zip(pairs, summaries, strict=True)
+        [theme.link(one.name, "live", study=one.name), ", ".join(one.columns.directions), *map(number, found.values())]
+        for one, found in zip(frames, summaries, strict=True)
     ]
-    headers = ("study", "direction", *summaries[0])
-    theme.table(headers, rows, label="Studies compared")
-    draw(studies.best_so_far(pairs, along=along), key="best", empty="No complete trial yet.")
-    draw(studies.distributions(pairs), key="edf", empty="")
+    theme.table(("study", "direction", *summaries[0]), rows, label="Studies compared")
+    chart = studies.best_so_far([(one.name, one.columns) for one in frames], along=along)
+    draw(chart, key="best", empty="No complete trial yet.")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import tempfile
-from collections import Counter
 from functools import partial
 from pathlib import Path
 from typing import Any, Final
@@ -15,13 +14,11 @@ from dashboard_app.filters import shared_filter
 from dashboard_app.frames import Frame
 from dashboard_app.page_context import PageContext
 from dashboard_app.redraw import live
-from dashboard_app.views import failures
 from dashboard_app.views import table as views
-from dashboard_app.views.failures import Failure, Key
-from dashboard_app.views.trial import first_choice
 from hopaas_p2p import notes
-from hopaas_p2p.analysis import palette
+from hopaas_p2p.analysis import failures, palette
 from hopaas_p2p.analysis.facts import phrase, queued_again
+from hopaas_p2p.analysis.failures import Failure, Key
 from hopaas_p2p.errors import HopaasError
 from hopaas_p2p.moving import records, tables
 
@@ -34,7 +31,6 @@ _COLOURS: Final = {
     "running": palette.RUNNING, "waiting": palette.WAITING,
 }  # fmt: skip
 _ROWS: Final = 100  # groups of failures
-_SHOWN: Final = 30
 _AT_ONCE: Final = 500
 _LINK: Final = r"[?&]trial=(\d+)"
 
@@ -85,10 +81,6 @@ def _table(_page: PageContext, frame: Frame) -> None:
         },
         alt=f"{count} trials with their state, values, parameters, and where they ran",
     )  # fmt: skip
-    chosen = first_choice(frame.columns, mask)
-    if len(chosen) > 1:
-        link = theme.link("side by side", "trial", study=frame.name, trial=", ".join(map(str, chosen)))
-        st.html(f'<p class="hp-caption">Compare the first of these {link}, or any two to five trials.</p>')
     theme.caption("These trials as a file: CSV for a spreadsheet, Parquet with every report for data frames.")
     numbers = set(frame.columns.number[mask].tolist())
     name = "".join(one if one.isalnum() or one in "-_." else "_" for one in frame.name)[:80] or "study"
@@ -124,63 +116,32 @@ def _file(frame: Frame, numbers: set[int], ending: str) -> bytes:
 
 
 def _failures(page: PageContext, frame: Frame) -> None:
-    """By reason, site and node; lost leases apart from errors."""
-    found: list[Failure] = frame.once(lambda one: failures.failures(one.state), "failures")
+    """By kind, reason, site and node; what stays failed is queued again by number as it was seen."""
+    found: dict[Key, list[Failure]] = frame.once(lambda one: failures.failures(one.state), "failures")
     if not found:
         theme.nothing("Nothing failed, and no lease was lost.")
         return
-    counts = Counter(one.kind for one in found)
-    theme.tiles([
-        ("errors in the objective", f"{counts['error']:,}", "the training code failed"),
-        ("leases lost", f"{counts['lease']:,}", "silent, pre-empted or interrupted peers"),
-        ("withdrawn", f"{counts['withdrawn']:,}", "by hand, or replaced by a late result"),
-        ("not retried", f"{len({one.number for one in found if one.final}):,}", "trials that stay failed"),
-    ])  # fmt: skip
-    groups = failures.groups(found)
-    for kind, what in failures.KINDS.items():
-        mine = [members for key, members in groups.items() if key[0] == kind]
-        if not mine:
-            continue
-        cells = [
-            [*map(theme.safe, (failures.reason(members), members[0].site, members[0].host)), f"{len(members):,}",
-             f"{sum(one.final for one in members):,}", theme.trial_link(frame.name, members[0].number)]
-            for members in mine[:_ROWS]
-        ]  # fmt: skip
-        theme.heading(what[0].upper() + what[1:])
-        headers = ("reason", "site", "node", "count", "not retried", "newest trial")
-        theme.table(headers, cells, label=what)
-        if len(mine) > _ROWS:
-            theme.caption(f"{len(mine) - _ROWS:,} more groups are not shown.")
-    _group(page, frame, dict(list(groups.items())[:_ROWS]))
-
-
-def _group(page: PageContext, frame: Frame, groups: dict[Key, list[Failure]]) -> None:
-    """The trials of one group; what stays failed is queued again by number as it was seen."""
-
-    def named(key: Key) -> str:
-        members = groups.get(key, [])
-        return f"{len(members):,} x {failures.reason(members) if members else key[1]} | {key[2]} | {key[3]}"
-
-    theme.heading("Inspect a group")
-    chosen = st.selectbox(
-        "Reason, site, node", list(groups), index=None, key="group", placeholder="Choose a group to see its trials",
-        format_func=named,
-    )  # fmt: skip
-    if chosen is None:
-        return
-    members = groups.get(chosen, [])
-    numbers = sorted({one.number for one in members if one.final})[:_AT_ONCE]
-    if page.may_act and not numbers:
-        theme.caption("All of these have already been retried.")
-    elif page.may_act and st.button(f"Queue {len(numbers):,} again", key="requeue", icon=":material/replay:"):
-        _confirm(page, numbers)
-    cells = [
-        [theme.trial_link(frame.name, one.number), f'<pre class="hp-reason">{theme.safe(one.full, longest=2000)}</pre>']
-        for one in members[:_SHOWN]
+    groups = dict(list(found.items())[:_ROWS])
+    cells = failures.cells(groups)
+    rows = [
+        [*map(theme.safe, row), theme.trial_link(frame.name, members[0].number)]
+        for row, members in zip(cells, groups.values(), strict=True)
     ]
-    theme.table(("trial", "full reason"), cells, label="Trials of this group")
-    if len(members) > _SHOWN:
-        theme.caption(f"The newest {_SHOWN} of {len(members):,} are shown.")
+    headers = ("kind", "reason", "site", "node", "count", "not retried", "newest trial")
+    theme.table(headers, rows, label="Failures")
+    if len(found) > _ROWS:
+        theme.caption(f"{len(found) - _ROWS:,} more groups are not shown.")
+    if not page.may_act:
+        return
+    chosen = st.selectbox(
+        "Reason, site, node", list(groups), index=None, key="group", placeholder="Choose a group to queue it again",
+        format_func=lambda key: " | ".join(key[1:]),
+    )  # fmt: skip
+    numbers = sorted({one.number for one in groups.get(chosen, ()) if one.final})[:_AT_ONCE] if chosen else []
+    if chosen and not numbers:
+        theme.caption("All of these have already been retried.")
+    elif chosen and st.button(f"Queue {len(numbers):,} again", key="requeue", icon=":material/replay:"):
+        _confirm(page, numbers)
 
 
 @st.dialog("Queue these trials again?")

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Iterator
 from typing import Any, Final
 
 import numpy as np
 
-from hopaas_p2p.alerts import posted
 from hopaas_p2p.analysis.chart import number
 from hopaas_p2p.analysis.charts import records
 from hopaas_p2p.analysis.facts import reason_line, retried
@@ -48,7 +46,7 @@ def pace(state: State, columns: TrialTable, now: float) -> dict[str, Any]:
         "left": left,
         "crashed": state.counts[TrialState.FAIL] - again,
         "retried": again,
-        "hours": spending(state).total.cost.time / 1e6 / _HOUR,
+        "hours": spending(state).total["seconds"] / _HOUR,
         "eta": left * _HOUR / per_hour if left is not None and per_hour > 0 else None,
     }
 
@@ -96,8 +94,6 @@ def _losses(state: State) -> Iterator[Event]:
             text = f"{given} {site} ({host}): {tenure.why}"
             if trial.retried_by is not None and tenure.end == trial.end:
                 text += f"; retried as trial {trial.retried_by}"
-            if tenure.kept_as is not None:
-                text += f"; its late result is kept as trial {tenure.kept_as}"
             yield tenure.end / 1e6, trial.number, "lost", text
 
 
@@ -106,17 +102,3 @@ def _newest(state: State, times: Floats, most: int) -> list[Trial]:
     if len(known) > most:
         known = known[np.argpartition(times[known], -most)[-most:]]
     return [state.trials[int(row)] for row in known]
-
-
-def alerts(state: State, name: str) -> str:
-    """Whether a webhook is told of this study, and of what; or how to set that up."""
-    posted_now = posted(state)
-    if posted_now is None:
-        return (
-            "This is shown only on this page. To be notified through a webhook when a site falls silent, trials fail, "
-            "nothing improves, the budget is used up or a trial becomes the best, run: "
-            f"hopaas-p2p watch {shlex.quote(name)} --alert"
-        )
-    by = "Alerts are posted to a webhook by one of the processes that run hopaas-p2p watch --alert"
-    still = ", ".join(key.replace(":", " ") for key in posted_now)
-    return f"{by}. Active alerts: {still}." if still else f"{by}. No alert is active."

@@ -67,7 +67,7 @@ def _of(state: State, columns: TrialTable, age: float) -> Iterable[tuple[str, di
         yield "hopaas_records_refused_total", {"reason": reason}, count
     yield "hopaas_budget_used_trials", {}, state.used()
     yield "hopaas_accepting", {}, float(next_start(state).why is None)
-    yield "hopaas_compute_seconds_total", {}, spending(state).total.cost.time / 1e6
+    yield "hopaas_compute_seconds_total", {}, spending(state).total["seconds"]
     yield "hopaas_leases_lost_total", {}, sum(len(trial.history) for trial in list(state.trials))
     yield "hopaas_log_commits_total", {}, columns.lsn
     yield "hopaas_read_age_seconds", {}, round(age, 3)

@@ -18,11 +18,10 @@ from urllib.parse import urlsplit
 
 import msgspec
 
-from hopaas_p2p.alerts.rules import Alert, AlertMemory, after_sending, due
+from hopaas_p2p.alerts.rules import NEW_BEST, conditions
 from hopaas_p2p.core.attributes import ALERTS
 from hopaas_p2p.core.leases import FailureDetector, ttl_of
 from hopaas_p2p.core.records import StudySet
-from hopaas_p2p.core.state import State
 from hopaas_p2p.errors import ConfigurationError
 from hopaas_p2p.net.trust import client_context
 from hopaas_p2p.open import redacted
@@ -42,21 +41,12 @@ _RETRY_INTERVAL: Final = 30.0  # seconds
 Send = Callable[[dict[str, Any]], None]
 
 
-def _memory(state: State) -> AlertMemory:
-    text = state.system.get(ALERTS, "")
-    try:
-        return msgspec.json.decode(text, type=AlertMemory) if text else AlertMemory()
-    except msgspec.MsgspecError:  # another version's, or garbage
-        return AlertMemory()
+class AlertMemory(msgspec.Struct, frozen=True):
+    """Who sends, and what was posted; kept in the study."""
 
-
-def posted(state: State) -> tuple[str, ...] | None:
-    """Keys of the alerts that were posted and still hold; None when there is no sender.
-
-    Read from the log alone: a sender that fell silent counts until another one takes over.
-    """
-    found = _memory(state)
-    return found.active if found.sender else None
+    sender: str = ""
+    posted: tuple[str, ...] | None = None
+    """Keys of what holds and was posted; None: no sender has looked yet, and the best trial at its look is not news."""
 
 
 class AlertSender:
@@ -83,7 +73,7 @@ class AlertSender:
         self._send, self._complain = send, complain
         self._election = Election(
             study.storage.peer.store,
-            holder=lambda: _memory(study.state).sender,
+            holder=lambda: self._memory.sender,
             appoint=self._appoint,
             ttl=lambda _holder: study.state.policy.ttl,
             settle=settle,
@@ -93,12 +83,19 @@ class AlertSender:
         self._retry_at = 0.0
 
     @property
+    def _memory(self) -> AlertMemory:
+        try:
+            return msgspec.json.decode(self.study.state.system.get(ALERTS, "{}"), type=AlertMemory)
+        except msgspec.MsgspecError:  # another version's, or garbage
+            return AlertMemory()
+
+    @property
     def is_leader(self) -> bool:
         """Whether this is the elected sender, as far as the log was read."""
-        return _memory(self.study.state).sender == self.id
+        return self._memory.sender == self.id
 
-    def look(self) -> list[Alert]:
-        """Stand for election if there is no sender; post what is due. Returns what was posted.
+    def look(self) -> list[str]:
+        """Stand for election if there is no sender; post what is due. Returns the keys of what was posted.
 
         Raises:
             Denied: this user may only read.
@@ -111,19 +108,21 @@ class AlertSender:
         self._beat(now)
         if now < self._retry_at:
             return []
-        state, memory = self.study.state, _memory(self.study.state)
+        state, before = self.study.state, self._memory.posted
         owners = owners_of(state)
         self._owners.look(self.study.storage.peer.store.beats(owners), owners, now)
-        silences = {owner: self._owners.silence(owner, now) / ttl_of(state, owner) for owner in owners}
-        alerts, after = due(state, silences, memory)
-        sent: list[Alert] = []
-        for alert in alerts:
-            if not self.is_leader or not self._post(alert):
-                after = after_sending(sent, memory, after)
-                break
-            sent.append(alert)
-        if after != memory and self.is_leader:
-            self._write(after)
+        silent = {owner for owner in owners if self._owners.silence(owner, now) >= ttl_of(state, owner)}
+        holds = conditions(state, silent)
+        known = {key for key in holds if key.startswith(NEW_BEST)} if before is None else set(before)
+        sent: list[str] = []
+        for key, text in holds.items():
+            if key not in known:
+                if not self.is_leader or not self._post(key, text):
+                    break
+                sent.append(key)
+        after = tuple(sorted(holds.keys() & {*known, *sent}))
+        if after != before and self.is_leader:
+            self._write(AlertMemory(self.id, after))
         return sent
 
     def resign(self) -> None:
@@ -136,23 +135,21 @@ class AlertSender:
     def _appoint(self, sender: str) -> None:
         if sender:
             self._beat(time.monotonic())
-        self._write(msgspec.structs.replace(_memory(self.study.state), sender=sender))
+        self._write(AlertMemory(sender, self._memory.posted))
 
     def _beat(self, now: float) -> None:
         if not self._last_beat or now - self._last_beat >= self.study.state.policy.ttl / 3:
             self._last_beat = now
             self.study.storage.peer.store.beat(Beat(self.id, repr(now)))
 
-    def _post(self, alert: Alert) -> bool:
+    def _post(self, key: str, text: str) -> bool:
         study = self.study
-        uuid = study.handle.uuid
         message = {
-            "text": f"{study.name}: {alert.text}",  # shown by chat programs
-            "id": f"{uuid}:{alert.key}",
-            "kind": alert.kind,
+            "text": f"{study.name}: {text}",  # shown by chat programs
+            "id": f"{study.handle.uuid}:{key}",
+            "kind": key.partition(":")[0],
             "study": study.name,
             "store": redacted(study.storage.url),
-            **({"details": alert.details} if alert.details else {}),
         }
         try:
             self._send(message)

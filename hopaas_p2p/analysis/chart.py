@@ -21,7 +21,6 @@ Points = list[tuple[float, float]]
 
 COLOURS: Final = ("#2F86D1", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7F7F7F", "#8B6D00")
 """Okabe and Ito's, which colour-blind people can tell apart, in both themes. Colour is never the only sign."""
-SYMBOLS: Final = ("circle", "rect", "triangle", "diamond", "roundRect", "arrow", "pin", "emptyCircle")
 PLAIN: Final = COMPLETE
 FAINT: Final = "#7F7F7F"
 MOST: Final = 5000
@@ -55,8 +54,8 @@ class Series(NamedTuple):
     """What is drawn alike."""
 
     name: str
-    mark: Literal["points", "line", "steps", "bars", "cells", "lines"]
-    """`lines` cross parallel axes, a column each; `cells` are coloured by the third column. NaN interrupts a line."""
+    mark: Literal["points", "line", "steps", "bars", "lines"]
+    """`lines` cross parallel axes, a column each. NaN interrupts a line."""
     data: Data
     colour: str = PLAIN
     size: float = 5
@@ -64,8 +63,6 @@ class Series(NamedTuple):
     symbol: str = "circle"
     dash: str = "solid"
     opacity: float = 1.0
-    stack: str = ""
-    """Bars with the same word here stand upon each other."""
 
     @property
     def drawn(self) -> int:
@@ -103,28 +100,13 @@ def dashed(name: str, at: int, data: Data, mark: Literal["line", "steps"] = "lin
     return Series(name, mark, data, COLOURS[at % len(COLOURS)], 2, dash=("solid", "dashed", "dotted")[at % 3])
 
 
-def bundle(
-    name: str, curves: Iterable[tuple[int, Points]], colour: str, dash: str, width: float,
-    *, along: str = "step", of: str = "trial",
-) -> Series:  # fmt: skip
-    """Several curves, each with the number of what it is `of`, as one series: rows without a value separate them."""
-    steps: list[float] = []
-    values: list[float] = []
-    numbers: list[int] = []
-    for number, points in curves:
-        steps += [*(step for step, _ in points), math.nan]
-        values += [*(value for _, value in points), math.nan]
-        numbers += [number] * (len(points) + 1)
-    data = {along: steps[:-1], "value": values[:-1], of: numbers[:-1]}
+def bundle(name: str, curves: Iterable[tuple[int, Points]], colour: str, dash: str, width: float) -> Series:
+    """Several curves by step, each with the number of its trial, as one series: rows without a value separate them."""
+    gap, rows = (math.nan, math.nan), list[tuple[float, float, int]]()
+    for trial, points in curves:
+        rows += [(*point, trial) for point in (*points, gap)]
+    data = {what: [row[at] for row in rows[:-1]] for at, what in enumerate(("step", "value", "trial"))}
     return Series(name, "line", data, colour, width, "none", dash, 0.55 if width == 1.0 else 1.0)
-
-
-def curves_chart(title: str, bundles: Sequence[Series], *, along: str, minimize: bool, **more: Any) -> Chart:
-    """These bundles, and marks upon them; a few very bad values do not flatten the rest."""
-    layers = [layer for layer in bundles if layer.drawn]
-    values = np.concatenate([np.asarray(layer.data["value"], np.float64) for layer in layers])
-    y, _ = value_axis("reported value", values, ["high" if minimize else "low"], without=0.1)
-    return Chart(title, layers, ChartAxis(along), y, **more)
 
 
 def finite(reports: Mapping[int, float], *, most: int = STEPS) -> Points:

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Mapping, Sequence
 from typing import Final, Literal
 
 import numpy as np
 
 from hopaas_p2p.analysis import palette
 from hopaas_p2p.analysis.chart import (
-    COLOURS,
     FAINT,
     MOST,
     PLAIN,
-    SYMBOLS,
     Chart,
     ChartAxis,
     Data,
@@ -21,7 +19,6 @@ from hopaas_p2p.analysis.chart import (
     Series,
     axis_of,
     bundle,
-    curves_chart,
     data_of,
     downsample_points,
     finite,
@@ -38,7 +35,6 @@ from hopaas_p2p.core.state import State, Trial
 Along = Literal["number", "time", "compute"]
 
 ALONG: Final[dict[Along, str]] = {"number": "trial", "time": "time", "compute": "compute-hours spent"}
-_SHOWN_SITES: Final = 7
 _CUT: Final = 40  # pruned curves that are drawn
 _WHOLE: Final = 20
 _RUNNING: Final = 20
@@ -49,23 +45,19 @@ _FEW: Final = 40
 _MEDIAN_OF: Final = 2000  # complete trials that the median curve is made of, at most
 
 
-def compute_hours(columns: TrialTable) -> Floats:
-    """The hours that all trials together had run when each trial ended; NaN where that is not known.
-
-    Every ended trial counts: COMPLETE, PRUNED and FAIL. What still runs counts when it ends.
-    """
-    seconds = columns.seconds()
-    order = np.argsort(np.where(np.isnan(columns.end), np.inf, columns.end), kind="stable")
-    total: Floats = np.empty(len(columns))
-    total[order] = np.cumsum(np.nan_to_num(seconds[order])) / 3600
-    return np.where(np.isnan(columns.end), np.nan, total)
-
-
 def positions(columns: TrialTable, along: Along) -> Floats:
-    """Each trial's position on the axis: its number, seconds since 1970, or hours."""
+    """Each trial's position on the axis: its number, when it ended (seconds since 1970), or compute-hours.
+
+    Those are the hours that all trials together had run when it ended; what still runs counts when it ends.
+    """
     if along == "number":
         return columns.number.astype(np.float64)
-    return columns.end if along == "time" else compute_hours(columns)
+    if along == "time":
+        return columns.end
+    total: Floats = np.empty(len(columns))
+    order = np.argsort(columns.end, kind="stable")  # NaN, what has not ended, comes last
+    total[order] = np.cumsum(np.nan_to_num(columns.seconds()[order])) / 3600
+    return np.where(np.isnan(columns.end), np.nan, total)
 
 
 def records(x: Floats, cost: Floats, complete: Mask) -> Ints:
@@ -98,30 +90,27 @@ def history(
     value, far = value_axis(name, np.concatenate([y[complete], columns.last[pruned]]), columns.worst(objective))
     count, cut_short = int(complete.sum()), int(pruned.sum())
 
-    def points(values: Floats, rows: Ints) -> Data:
-        return {"along": place[rows], "value": values[rows], "trial": rows}
-
-    def drawn(values: Floats, of: Mask, room: int) -> Ints:
+    def points(values: Floats, of: Mask, room: int, also: Ints) -> Data:
         rows = np.flatnonzero(of)
-        return rows[downsample_points(place[rows], values[rows], most=room)]
+        rows = np.union1d(rows[downsample_points(place[rows], values[rows], most=room)], also)
+        return {"along": place[rows], "value": values[rows], "trial": rows}
 
     layers = []  # a quarter is for pruned trials; what one kind leaves is the other's
     if cut_short:
-        cut = points(columns.last, drawn(columns.last, pruned, max(most // 4, most - count)))
+        cut = points(columns.last, pruned, max(most // 4, most - count), np.empty(0, np.int64))
         layers.append(Series("pruned, at its last report", "points", cut, palette.PRUNED, 5, "emptyDiamond"))
-    rows = np.union1d(drawn(y, complete, max(most * 3 // 4, most - cut_short)), best_rows)
-    layers += clouds(columns, rows, lambda rows: points(y, rows), by_site=selection.by_site)
+    layers.append(Series("complete", "points", points(y, complete, max(most * 3 // 4, most - cut_short), best_rows)))
     total, shown_points = count + cut_short, sum(layer.drawn for layer in layers)
-    until = float(np.nanmax(place[complete | pruned]))
     best = best_rows[-1]
+    until = float(np.nanmax(place[complete | pruned]))
     line = {"along": np.append(place[best_rows], until), "best": np.append(y[best_rows], y[best])}
     layers.append(Series("best so far", "steps", line, palette.BEST, 2))
-    notes = [f"{shown_points:,} of {total:,} drawn."] if shown_points < total else []
     many = "" if single else f" of {name} ({columns.directions[objective]})"
     alt = (
         f"History{many} by {ALONG[along]}: {count:,} complete and {cut_short:,} pruned trials; the best is "
         f"trial {best} with {number(float(y[best]))}; it improved {len(best_rows) - 1} times."
     )
+    notes = [f"{shown_points:,} of {total:,} drawn."] if shown_points < total else []
     caption = " ".join([*notes, *([far] if far else [])])
     return Chart(f"History{many}", layers, ChartAxis(ALONG[along], time=along == "time"), value, alt, caption)
 
@@ -137,14 +126,11 @@ def pareto(columns: TrialTable, selection: Selection = EVERYTHING, *, first: int
         return None
     rows = np.flatnonzero(mask)
     x, y = columns.values[:, first], columns.values[:, second]
-    drawn = np.union1d(rows[downsample_points(x[rows], y[rows])], front)
-
-    def points(rows: Ints) -> Data:
-        return {"first": x[rows], "second": y[rows], "trial": rows}
-
-    layers = clouds(columns, drawn, points, by_site=selection.by_site, colour=FAINT)
-    along = front[np.argsort(x[front], kind="stable")]
-    layers.append(Series("on the front", "points", points(along), palette.BEST, 11, "diamond"))
+    drawn, along = np.union1d(rows[downsample_points(x[rows], y[rows])], front), front[np.argsort(x[front])]
+    layers = [
+        Series(name, "points", {"first": x[some], "second": y[some], "trial": some}, *look)
+        for name, some, *look in (("complete", drawn, FAINT), ("on the front", along, palette.BEST, 11, "diamond"))
+    ]
     x_axis, y_axis = (
         value_axis(f"{columns.objectives[at]} ({columns.directions[at]})", columns.values[rows, at])[0]
         for at in (first, second)
@@ -152,30 +138,6 @@ def pareto(columns: TrialTable, selection: Selection = EVERYTHING, *, first: int
     total = len(columns.directions)
     alt = f"{len(front)} of {len(rows):,} complete trials are on the Pareto front of {total} objectives."
     return Chart("Pareto front", layers, x_axis, y_axis, alt)
-
-
-def clouds(
-    columns: TrialTable, rows: Ints, points: Callable[[Ints], Data], *, by_site: bool, colour: str = PLAIN
-) -> list[Series]:
-    """These complete trials as one cloud of points, or as one per site."""
-    if not by_site:
-        return [Series("complete", "points", points(rows), colour)]
-    return [
-        Series(name, "points", points(rows[mine]), COLOURS[at], 6, SYMBOLS[at])
-        for at, name, mine in sites_of(columns, rows)
-    ]
-
-
-def sites_of(columns: TrialTable, rows: Ints) -> list[tuple[int, str, Mask]]:
-    """(place in the palette, name, which of the rows), the busiest site first; the rest is "other sites"."""
-    codes, counts = np.unique(columns.site[rows], return_counts=True)
-    order = codes[np.argsort(-counts, kind="stable")]
-    found = [
-        (place, f"site {columns.sites[code]}", columns.site[rows] == code)
-        for place, code in enumerate(order[:_SHOWN_SITES])
-    ]
-    rest = np.isin(columns.site[rows], order[_SHOWN_SITES:])
-    return [*found, (_SHOWN_SITES, "other sites", rest)] if rest.any() else found
 
 
 def importance(found: Importance) -> Chart | None:
@@ -199,14 +161,11 @@ def slice_(columns: TrialTable, name: str, selection: Selection = EVERYTHING, *,
     one = columns.parameters[name]
     x, y = columns.params[name], columns.values[:, objective]
     drawn = rows[downsample_points(x[rows], y[rows], most=most)]
-
-    def points(rows: Ints) -> Data:
-        texts = [label(value_text(one, value), 16) for value in x[rows]] if one.choices is not None else x[rows]
-        return {"parameter": texts, "value": y[rows], "trial": rows}
-
-    layers = clouds(columns, drawn, points, by_site=selection.by_site)
     best = rows[np.argmin(columns.cost(objective)[rows])]
-    layers.append(Series("best", "points", points(rows[rows == best]), palette.BEST, 14, "diamond"))
+    layers = []
+    for series, some, *look in (("complete", drawn, PLAIN), ("best", np.array([best]), palette.BEST, 14, "diamond")):
+        at = [label(value_text(one, value), 16) for value in x[some]] if one.choices is not None else x[some]
+        layers.append(Series(series, "points", {"parameter": at, "value": y[some], "trial": some}, *look))
     value_, _ = value_axis(columns.objectives[objective], y[rows], columns.worst(objective))
     alt = f"Value over {name}: {len(rows):,} complete trials; the best has {name} = {value_text(one, x[best])}."
     caption = f"{len(drawn):,} of {len(rows):,} drawn" if len(drawn) < len(rows) else ""
@@ -248,100 +207,95 @@ def parallel(columns: TrialTable, *names: str, selection: Selection = EVERYTHING
     return Chart("Parallel coordinates", [lines], ChartAxis(), value, alt, caption, 430, axes=axes)
 
 
-def curves(state: State, columns: TrialTable, *, height: int = 400, median: bool = False) -> Chart | None:
-    """Reports by step: the best trial, the running ones, samples of complete and pruned ones, perhaps their median."""
+def curves(state: State, columns: TrialTable, *, median: bool = False) -> Chart | None:
+    """Reports by step: the best trial, the running ones, samples of complete and pruned ones, perhaps their median.
+
+    With rungs or a population, the curve of a configuration goes through all its trials.
+    """
     mask = columns.steps > 1
-    single = len(columns.directions) == 1
-    whole = np.flatnonzero(mask & columns.is_(TrialState.COMPLETE))
-    cut = np.flatnonzero(mask & columns.is_(TrialState.PRUNED))
-    running = np.flatnonzero(mask & columns.is_(TrialState.RUNNING))[:_RUNNING]
-    if not single or not (len(whole) or len(cut) or len(running)):
+    whole, cut, running = (
+        np.flatnonzero(mask & columns.is_(one)) for one in (TrialState.COMPLETE, TrialState.PRUNED, TrialState.RUNNING)
+    )
+    if state.configurations.policy is not None:  # one that went on from a pause has the reports of before, too
+        cut = np.setdiff1d(cut, [trial.continues for trial in state.trials if trial.continues is not None])
+    if len(columns.directions) != 1 or not (len(whole) or len(cut) or len(running)):
         return None
-    some_cut, some_whole = cut[spread(len(cut), _CUT)], whole[spread(len(whole), _WHOLE)]
+    some_cut, some_whole, running = cut[spread(len(cut), _CUT)], whole[spread(len(whole), _WHOLE)], running[:_RUNNING]
     best = columns.ranked(shown=mask)[:1]
 
     def drawn(numbers: Ints) -> list[tuple[int, Points]]:
         return [(number, finite(state.trials[number].reports)) for number in numbers.tolist()]
 
-    middle = _median(state, columns, -1) if median else []
     layers = [
         bundle("pruned", drawn(some_cut), palette.PRUNED, "dotted", 1.0),
         bundle("complete", drawn(some_whole), PLAIN, "solid", 1.0),
         bundle("running", drawn(running), palette.RUNNING, "dashed", 1.8),
-        Series("median of the complete", "line", data_of(middle), FAINT, 2, "none", "dashed"),
+        *([_median(state, columns, -1)] if median else []),
         bundle("best", drawn(best), palette.BEST, "solid", 3.0),
     ]
     about = [f"{len(some_cut)} of {len(cut):,} pruned", f"{len(some_whole)} of {len(whole):,} complete"]
     about += [f"{len(running)} running"] if len(running) else []
     about += [f"the best (trial {number})" for number in best]
     alt, caption = f"Learning curves: {', '.join(about)}.", f"Trials with at least two reports: {', '.join(about)}."
-    minimize = columns.directions[0] == "minimize"
-    return curves_chart(
-        "Learning curves", layers, along="step", minimize=minimize, alt=alt, caption=caption, height=height
-    )
+    layers = [layer for layer in layers if layer.drawn]
+    values = np.concatenate([np.asarray(layer.data["value"], np.float64) for layer in layers])
+    y, _ = value_axis("reported value", values, columns.worst(), without=0.1)  # a few bad ones do not flatten the rest
+    return Chart("Learning curves", layers, ChartAxis("step"), y, alt, caption, 400)
 
 
-# --- one trial ---
+# --- one trial, and some beside each other ---
+
+
+def by_step(title: str, series: Sequence[Series], *, along: str = "reported value", height: int = 340) -> Chart | None:
+    """Curves of one value by step; None without a point."""
+    layers = [one for one in series if one.drawn]
+    if not layers:
+        return None
+    axis, _ = value_axis(along, np.concatenate([np.array(one.data["value"]) for one in layers]))
+    said = (f"{one.name}: {number(one.data['value'][-1])} at step {one.data['step'][-1]:.0f}" for one in layers)
+    alt = f"{title} by step. {'; '.join(said)}."
+    return Chart(title, layers, ChartAxis("step"), axis, alt, height=height)
+
+
+def reported(name: str, reports: Mapping[int, float], colour: str = PLAIN, width: float = 3) -> Series:
+    """What was reported or logged by step."""
+    points = finite(reports, most=_POINTS)
+    return Series(name, "line", data_of(points), colour, width, "marks" if len(points) < _FEW else "circle")
 
 
 def curve(state: State, columns: TrialTable, number_: int) -> Chart | None:
     """The trial's reports by step, against the best trial's and the median of the complete ones."""
-    median = _median(state, columns, number_)
     best = columns.best() if len(columns.directions) == 1 else None
-    theirs = finite(state.trials[best].reports) if best is not None and best != number_ else []
-    others = [
-        Series("median of the complete", "line", data_of(median), FAINT, 2, dash="dashed"),
-        Series(f"best, trial {best}", "line", data_of(theirs), palette.BEST, 2),
-    ]
-    reports = state.trials[number_].reports
-    chart = reported(f"trial {number_}", reports, others=others)
-    if chart is None:
-        return None
-    last = max(reports)
-    there = dict(median).get(float(last))
-    more = "" if there is None else f"; the median there is {number(there)}"
-    return chart._replace(title="Learning curve", alt=f"Reports of trial {number_} over {chart.alt[:-1]}{more}.")
-
-
-def reported(
-    name: str, reports: Mapping[int, float], *, along: str = "reported value", others: Collection[Series] = ()
-) -> Chart | None:
-    """What was reported or logged by step; None without a finite value."""
-    points = finite(reports, most=_POINTS)
-    if not points:
-        return None
-    mine = Series(name, "line", data_of(points), PLAIN, 3, "marks" if len(points) < _FEW else "circle")
-    alt = f"{len(reports):,} steps: the last is {number(points[-1][1])} at step {points[-1][0]:.0f}."
-    layers = [*(one for one in others if one.drawn), mine]
-    axis, _ = value_axis(along, np.concatenate([np.array(one.data["value"]) for one in layers]))
-    return Chart("Reports", layers, ChartAxis("step"), axis, alt, height=340)
+    own, others = reported(f"trial {number_}", state.trials[number_].reports), [_median(state, columns, number_)]
+    if best is not None and best != number_:
+        others.append(reported(f"best, trial {best}", state.trials[best].reports, palette.BEST, 2))
+    return by_step("Learning curve", [*others, own]) if own.drawn else None
 
 
 def metrics(trial: Trial, best: Trial | None = None) -> list[Chart]:
     """One chart per metric with two values or more; the best trial's curve of the same name beside it."""
     charts = []
     for name, values in list(trial.metrics.items()):
-        others = []
+        layers = [reported(f"trial {trial.number}", values)]
+        if layers[0].drawn < 2:
+            continue
         if best is not None and best.number != trial.number:
-            theirs = data_of(finite(best.metrics.get(name, {}), most=_POINTS))
-            others.append(Series(f"best, trial {best.number}", "line", theirs, palette.BEST, 2))
-        chart = reported(f"trial {trial.number}", values, along=name, others=others)
-        if chart is not None and chart.series[-1].drawn > 1:
-            alt = f"{name} of trial {trial.number} over {chart.alt}"
-            charts.append(chart._replace(title=name, alt=alt, height=240))
-    return charts
+            layers.insert(0, reported(f"best, trial {best.number}", best.metrics.get(name, {}), palette.BEST, 2))
+        charts.append(by_step(name, layers, along=name, height=240))
+    return [one for one in charts if one is not None]
 
 
-def _median(state: State, columns: TrialTable, number: int) -> Points:
-    """(step, median report of the complete trials there), where at least three reported."""
+def _median(state: State, columns: TrialTable, number: int) -> Series:
+    """The median report of the other complete trials at each step, where at least three reported."""
     rows = np.flatnonzero(columns.is_(TrialState.COMPLETE) & (columns.steps > 0) & (columns.number != number))
     by_step: dict[int, list[float]] = {}
     for row in rows[-_MEDIAN_OF:].tolist():
         for step, value in list(state.trials[row].reports.items()):
             by_step.setdefault(step, []).append(value)
     with np.errstate(over="ignore"):  # between two of the largest numbers
-        return [
+        points = [
             (float(step), float(np.nanmedian(values)))
             for step, values in sorted(by_step.items())
             if len(values) >= 3 and np.isfinite(values).any()
         ]
+    return Series("median of the complete", "line", data_of(points), FAINT, 2, "none", "dashed")

@@ -1,5 +1,6 @@
-"""A study with rungs or a population for people: one row per configuration, who stands on which rung, what went on from
-where, and whose training each one's weights come from. Pure: no I/O, no clock.
+"""A study with rungs or a population for people: one row per configuration, who stands on which rung, and what is next.
+
+Pure: no I/O, no clock.
 """
 
 from __future__ import annotations
@@ -7,7 +8,6 @@ from __future__ import annotations
 from typing import Final, NamedTuple
 
 from hopaas_p2p.core.admission import Continue, Start, next_start
-from hopaas_p2p.core.lineage import copied_trial, own_steps, segments
 from hopaas_p2p.core.records import TrialState
 from hopaas_p2p.core.rungs import Ladder
 from hopaas_p2p.core.standings import RungCount
@@ -25,7 +25,6 @@ class ConfigurationRow(NamedTuple):
     """running, paused, complete, pruned, fail or waiting."""
     newest: Trial
     """The trial that says most about it: the one that runs, waits or ended it."""
-    bracket: int | None
     epochs: int
     """How far it has come."""
     pauses_at: int | None
@@ -34,24 +33,6 @@ class ConfigurationRow(NamedTuple):
     """What it was worth at each rung that it has reached."""
     sites: tuple[str, ...]
     """Where it ran, in order, without repeats."""
-
-
-class WentOn(NamedTuple):
-    """A configuration went on from a checkpoint: its own at a rung, or as a population's member another one's."""
-
-    first: int
-    trial: int
-    """The trial that goes on."""
-    source: int
-    """The configuration whose checkpoint it was."""
-    paused: int
-    """Its trial that had paused."""
-    epochs: int
-    """How many were done."""
-    at: int | None
-    """When, in microseconds since 1970, by the clock of the peer that goes on."""
-    site_before: str | None
-    site: str | None
 
 
 _SAYS_MOST: Final = (FAIL, PRUNED, WAITING, COMPLETE, RUNNING)
@@ -79,7 +60,6 @@ def rows(state: State) -> list[ConfigurationRow]:
             trials=tuple([trial.number for trial in chain]),
             state="paused" if newest.paused else newest.state.name.lower(),
             newest=newest,
-            bracket=None if standing is None else ladder.bracket(first),
             epochs=max(steps) - first_step + 1 if steps else 0,
             pauses_at=None if standing is None else ladder.pauses_at(first),
             reached=() if standing is None else standing.reached,
@@ -87,51 +67,6 @@ def rows(state: State) -> list[ConfigurationRow]:
         )
         found.append(row)
     return found
-
-
-def promotions(state: State) -> list[WentOn]:
-    """What was promoted when, and by which site, in the order of the log."""
-    return [_went_on(state, trial, trial.continues) for trial in state.trials if trial.continues is not None]
-
-
-def copies(state: State) -> list[WentOn]:
-    """Which member of a population copied which, in the order of the log."""
-    found = [(trial, copied_trial(trial)) for trial in state.trials if trial.continues is not None]
-    return [_went_on(state, trial, number) for trial, number in found if number is not None]  # a retry copies nothing
-
-
-def _went_on(state: State, trial: Trial, paused: int) -> WentOn:
-    source, root = state.trials[paused], state.configurations.root
-    sites = (state.peers.get(one.owner or "", {}).get("site") for one in (source, trial))
-    epochs = epochs_of(state, max(source.reports, default=-1))
-    return WentOn(root(trial.number), trial.number, root(paused), paused, epochs, trial.start, *sites)
-
-
-def stretches(state: State) -> list[tuple[int, int, int, int]]:
-    """Member, trial, and between which epochs it came beyond where it began, by the order of the log."""
-    found = []
-    for trial in state.trials:
-        own = own_steps(state.trials, trial, max(trial.reports)) if trial.reports else None
-        if own is not None:
-            begin, end = (epochs_of(state, step) for step in (own.after, own.last))
-            root = state.configurations.root(trial.number)
-            found.append((root, trial.number, max(0, begin), end))
-    return found
-
-
-def families(state: State) -> dict[int, list[int]]:
-    """Member -> the members whose training led to what it is now, the first one first."""
-    root, found = state.configurations.root, {}
-    for row in rows(state):
-        members = [root(one.trial) for one in segments(state.trials, row.newest.number)]
-        found[row.first] = [one for at, one in enumerate(members) if at == 0 or members[at - 1] != one]
-    return found
-
-
-def epochs_of(state: State, step: int) -> int:
-    """How many epochs a trial has done that reported this step last."""
-    policy = state.configurations.policy
-    return step + 1 if policy is None else policy.epochs(step)
 
 
 def rung_counts(state: State) -> list[RungCount]:
@@ -173,22 +108,11 @@ def next_in_words(state: State) -> str:
 def _why_not(state: State, configurations: Pausing) -> str:
     ladder = configurations.standings
     assert isinstance(ladder, Ladder)
-    eta, places = ladder.policy.eta, [place for place in ladder.places() if place.waiting]
-    lacking = [place for place in places if place.reached < eta]
-    if not state.trials:
-        why = "no trial has run yet"
-    elif not places:  # those that have paused will not be promoted, whatever others report
-        roots = {configurations.root(trial.number) for trial in state.trials if trial.paused}
-        count = sum(ladder.standing(root).waits and not ladder.may_be_promoted(root, most=None) for root in roots)
-        more = f"; {count} that reported NaN or infinity {'is' if count == 1 else 'are'} not continued"
-        why = f"no trial is waiting at a rung{more * (count > 0)}"
-    elif len(lacking) == len(places):
-        place = lacking[0]
-        why = f"a rung promotes one trial in {eta}, and only {place.reached} reached epoch {place.epochs}"
-    else:
-        end = "" if state.has_room() else ", and the budget has no room for new ones"
-        running = state.counts[TrialState.RUNNING]
-        wait = f"; {running} running" if running else ""
-        why = f"those waiting are not among the best 1/{eta} of their rungs{end}{wait}"
-    unproved = f"; no trial pauses until {ladder.policy.whole} have been trained to the end"
-    return f"{why}{unproved * ladder.is_unproved()}"
+    running = f"; {state.counts[TrialState.RUNNING]} running" * bool(state.counts[TrialState.RUNNING])
+    if any(place.waiting for place in ladder.places()):
+        return f"those waiting are not among the best 1/{ladder.policy.eta} of their rungs{running}"
+    # those that have paused will not be promoted, whatever others report
+    roots = {configurations.root(trial.number) for trial in state.trials if trial.paused}
+    count = sum(ladder.standing(root).waits and not ladder.may_be_promoted(root, most=None) for root in roots)
+    more = f"; {count} that reported NaN or infinity {'is' if count == 1 else 'are'} not continued"
+    return f"no trial is waiting at a rung{more * (count > 0)}{running}"

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 
 from hopaas_p2p.analysis.chart import Chart, ChartAxis, Data, Series, label
-from hopaas_p2p.analysis.table import Floats
 
 if TYPE_CHECKING:  # it takes half a second to import
     import pandas as pd
@@ -31,7 +30,7 @@ def option(chart: Chart) -> Option:
     if chart.axes:
         return found | _parallel(chart)
     named = len(chart.series) > 1 if chart.legend is None else chart.legend
-    found |= {
+    return found | {
         "grid": {"left": 46, "right": 28, "top": 40, "bottom": 34, "containLabel": True},
         "legend": {"top": 0, "type": "scroll", "show": named, "itemWidth": 16, "itemHeight": 10},
         "dataset": [{"source": frame(one.data)} for one in chart.series],
@@ -40,12 +39,6 @@ def option(chart: Chart) -> Option:
         "yAxis": _axis(chart.y) | {"nameGap": 44},
         "dataZoom": [{"type": "inside", "zoomOnMouseWheel": "shift"}],
     }
-    for one in chart.series:
-        if one.mark == "cells":
-            shades = np.asarray(list(one.data.values())[2], np.float64)
-            found["visualMap"] = _shades(shades, 0.02, 0.98) | {"dimension": 2, "calculable": True}
-            found["grid"] |= {"left": 34, "right": 96, "top": 14}
-    return found
 
 
 def _series(one: Series, chart: Chart) -> Option:
@@ -57,11 +50,9 @@ def _series(one: Series, chart: Chart) -> Option:
         if chart.x.choices is not None:  # drawn a little apart, so that equal ones do not hide each other
             found |= {"jitter": 26, "jitterOverlap": True} if one.size < 10 else {}
     elif one.mark == "bars":
-        found |= {"type": "bar", "itemStyle": {"color": one.colour}, "barMaxWidth": 22, "stack": one.stack or None}
+        found |= {"type": "bar", "itemStyle": {"color": one.colour}, "barMaxWidth": 22}
         if chart.x.name.endswith("%"):
             found["label"] = {"show": True, "position": "right", "formatter": "{@[0]} %"}
-    elif one.mark == "cells":
-        found |= {"type": "heatmap", "encode": {"x": 0, "y": 1, "value": 2, "tooltip": [0, 1, 2, 3]}}
     else:
         look = {"color": one.colour, "width": one.size, "type": one.dash, "opacity": one.opacity}
         found |= {"type": "line", "color": one.colour, "lineStyle": look, "connectNulls": False}
@@ -82,26 +73,19 @@ def _axis(one: ChartAxis) -> Option:
     return found | {"scale": not one.zero, **{name: limit for name, limit in limits.items() if limit is not None}}
 
 
-def _shades(values: Floats, first: float, last: float) -> Option:
-    """A scale of colours between two quantiles of the values."""
-    low, high = float(np.quantile(values, first)), float(np.quantile(values, last))
-    return {
-        "min": low, "max": high if high > low else low + 1, "right": 0, "top": "middle", "text": ["high", "low"],
-        "precision": 3, "itemHeight": 110, "inRange": {"color": _COLOURS},
-    }  # fmt: skip
-
-
 def _parallel(chart: Chart) -> Option:
     """One line per row across the axes, coloured by the last one; axes can be brushed."""
     (lines,) = chart.series
     columns = [np.asarray(column, np.float64) for column in lines.data.values()][: len(chart.axes)]
     data = [["-" if np.isnan(one) else one for one in row] for row in zip(*map(_rounded, columns), strict=True)]
     axes = [{**_axis(one), "name": label(one.name, 20), "dim": at} for at, one in enumerate(chart.axes)]
-    slanted = {"nameRotate": 60, "nameGap": 8, "nameTextStyle": {"align": "left"}}
     for one in axes:
         del one["nameLocation"], one["nameGap"], one["inverse"]
-    span = (0.1, 1.0) if chart.axes[-1].down else (0.0, 0.9)
-    shades = _shades(columns[-1], *span) | {"dimension": len(axes) - 1}
+    low, high = np.quantile(columns[-1], (0.1, 1.0) if chart.axes[-1].down else (0.0, 0.9)).tolist()
+    shades = {
+        "min": low, "max": high if high > low else low + 1, "right": 0, "top": "middle", "text": ["high", "low"],
+        "precision": 3, "itemHeight": 110, "inRange": {"color": _COLOURS}, "dimension": len(axes) - 1,
+    }  # fmt: skip
     return {
         "legend": {"show": False},
         "tooltip": {"show": False},
@@ -111,14 +95,6 @@ def _parallel(chart: Chart) -> Option:
         "visualMap": shades,
         "series": [{"type": "parallel", "data": data, "lineStyle": {"width": 1, "opacity": 0.45},
                     "inactiveOpacity": 0.03, "activeOpacity": 0.9}],
-        "media": [{
-            "query": {"maxWidth": 60 * (len(axes) + 1)},
-            "option": {
-                "parallel": {"left": 16, "right": 44, "top": 110, "bottom": 62},
-                "parallelAxis": [{"dim": at, **slanted} for at in range(len(axes))],
-                "visualMap": {"orient": "horizontal", "top": "bottom", "right": "center"},
-            },
-        }],
     }  # fmt: skip
 
 

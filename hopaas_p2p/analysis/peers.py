@@ -1,9 +1,9 @@
-"""Who takes part: a row per peer, and per site. Times are by each peer's own clock."""
+"""Who takes part: a row per peer. Times are by each peer's own clock."""
 
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, Final
 
 from hopaas_p2p.analysis.timeline import Stretch, stretches
@@ -35,12 +35,7 @@ def peer_rows(state: State, now: float, signs: Mapping[str, SignOfLife]) -> list
     for owner in filter(None, dict.fromkeys([*state.peers, *running, *ran])):
         info, sign = state.peers.get(owner, {}), signs.get(owner)
         some, runs = ran.get(owner, []), running.get(owner, [])
-        last, busy = max((one.end / 1e6 for one in some), default=None), 0.0
-        if last is not None:  # the share of its time, from its first trial to its last sign or now, in which it ran one
-            until = now if runs and sign is not None and sign.alive else last
-            seconds = sum((one.end - one.start) / 1e6 for one in some if one.kind != "running")
-            seconds += sum(max(0.0, now - (state.trials[one].start or now * 1e6) / 1e6) for one in runs)
-            busy = min(1.0, seconds / max(1e-3, until - min(one.start for one in some) / 1e6))
+        last = max((one.end / 1e6 for one in some), default=None)
         if sign is None:  # a peer removes its heartbeat at its end
             word = "unknown" if runs else "left"
         elif sign.alive is None:
@@ -55,7 +50,6 @@ def peer_rows(state: State, now: float, signs: Mapping[str, SignOfLife]) -> list
             "running": runs,
             "ended": ended[owner],
             "lost": sum(one.kind in _LOST for one in some),
-            "busy": busy,
             "state": word,
             "last": last,
             "last_seen": sign.ago if sign is not None else None if last is None else max(0.0, now - last),
@@ -64,24 +58,3 @@ def peer_rows(state: State, now: float, signs: Mapping[str, SignOfLife]) -> list
         }
         rows.append(row)
     return sorted(rows, key=lambda one: (not one["running"], -(one["last"] or 0.0), one["peer"]))
-
-
-def site_rows(peers: Sequence[Mapping[str, Any]], state: State) -> list[dict[str, Any]]:
-    """The sites of these peers, the busiest first. A site's busy share is the mean of its peers'."""
-    by_name: dict[str, list[Mapping[str, Any]]] = defaultdict(list)
-    for one in peers:
-        by_name[one["site"] or "?"].append(one)
-    rows = [
-        {
-            "site": name,
-            "live": sum(one["state"] == "alive" for one in there),
-            "peers": len(there),
-            "running": sum(len(one["running"]) for one in there),
-            "ended": sum(one["ended"] for one in there),
-            "lost": sum(one["lost"] for one in there),
-            "busy": sum(one["busy"] for one in there) / len(there),
-            "draining": f"site:{name}" in state.draining,
-        }
-        for name, there in by_name.items()
-    ]
-    return sorted(rows, key=lambda one: (-one["live"], -one["ended"], one["site"]))

@@ -33,38 +33,18 @@ class Amount(NamedTuple):
         return None if self.left is None or not self.pace else 3600 * self.left / self.pace
 
 
-class SpentRow(NamedTuple):
-    """One line: a site and person with an outcome, or a sum of such."""
-
-    site: str
-    user: str
-    outcome: str
-    leases: int
-    cost: Cost
-    euro: float
-
-    def fields(self) -> dict[str, Any]:
-        """What people and programs read of it."""
-        cost = self.cost
-        words = {"site": self.site, "person": self.user, "state": self.outcome, "attempts": self.leases}
-        amounts = {"gpu_hours": cost.gpu_hours, "core_hours": cost.core_hours, "kwh": cost.kwh, "euro": self.euro}
-        return words | {"seconds": cost.time / 1e6} | amounts | {"epochs": cost.epochs}
-
-
 class Spending(NamedTuple):
     """See the module."""
 
-    rows: list[SpentRow]
-    """By site, person and outcome."""
-    total: SpentRow
+    rows: list[dict[str, Any]]
+    """By site, person and state: attempts, GPU hours, core hours, kWh, euro, seconds and epochs."""
+    total: dict[str, Any]
     amounts: list[Amount]
     """What is limited first, then what is known."""
     until: list[str]
     """What else ends the study, in words."""
     reached: str | None
     """Which of it has."""
-    more_trials: int | None
-    """About how many trials the rest pays for, at what one costs on average."""
 
 
 def spending(state: State) -> Spending:
@@ -75,34 +55,32 @@ def spending(state: State) -> Spending:
         more = lease.cost()
         more.add(lease.counted, -1)
         booked.append(Account(lease.site, lease.user, "running", more, 0 if lease.booked else 1))
-    rows: dict[tuple[str, str, str], SpentRow] = {}
-    total = SpentRow("all", "", "", 0, Cost(), 0.0)
+    names = ("attempts", "gpu_hours", "core_hours", "kwh", "euro", "seconds", "epochs")
+    rows: dict[tuple[str, str, str], dict[str, Any]] = {}
+    total: dict[str, Any] = {"site": "all", "person": "", "state": "", **dict.fromkeys(names, 0)}
     for account in booked:
-        key, price = (account.site, account.user, account.outcome), euro(account, ledger.limits.prices)
-        before = rows.get(key) or SpentRow(*key, 0, Cost(), 0.0)
-        before.cost.add(account.cost)
-        total.cost.add(account.cost)
-        rows[key] = before._replace(leases=before.leases + account.leases, euro=before.euro + price)
-        total = total._replace(leases=total.leases + account.leases, euro=total.euro + price)
+        cost, key = account.cost, (account.site, account.user, account.outcome)
+        empty: dict[str, Any] = {**dict(zip(("site", "person", "state"), key, strict=True)), **dict.fromkeys(names, 0)}
+        numbers = (
+            account.leases, cost.gpu_hours, cost.core_hours, cost.kwh, euro(account, ledger.limits.prices),
+            cost.time / 1e6, cost.epochs,
+        )  # fmt: skip
+        for row in (rows.setdefault(key, empty), total):
+            for name, number in zip(names, numbers, strict=True):
+                row[name] += number
     order: dict[str, int] = {outcome: place for place, outcome in enumerate(OUTCOMES)}
-    found = [row for row in rows.values() if row.leases or row.cost != Cost()]
-    found.sort(key=lambda row: (row.site, row.user, order.get(row.outcome, len(order))))
+    found = [row for row in rows.values() if any(row[name] for name in names)]
+    found.sort(key=lambda row: (row["site"], row["person"], order.get(row["state"], len(order))))
 
     counts, limits = state.counts, ledger.limits
     done = counts[COMPLETE] + counts[PRUNED]
     amounts = [Amount("trials", budget_unit(state), done if state.budget is None else state.used(), state.budget, None)]
     for what, unit in AMOUNTS.items():
-        value, limit = total.euro if what == "euro" else getattr(total.cost, what), getattr(limits, what)
+        value, limit = total[what], getattr(limits, what)
         if value or limit is not None:
             amounts.append(Amount(what, unit, value, limit, _pace(ledger, what)))
     amounts.sort(key=lambda one: one.limit is None)
-    rest = [
-        one.left if one.what == "trials" else one.left * done / one.spent
-        for one in amounts
-        if one.left is not None and (one.what == "trials" or (done and one.spent))
-    ]
-    until = _until_in_words(limits.until)
-    return Spending(found, total, amounts, until, ledger.reached, int(min(rest)) if rest else None)
+    return Spending(found, total, amounts, _until_in_words(limits.until), ledger.reached)
 
 
 def limited(state: State) -> list[Amount]:
@@ -154,7 +132,7 @@ _HEADS: Final = {"gpu_hours": "GPU hours", "core_hours": "core hours", "kwh": "k
 
 def cells(found: Spending) -> tuple[list[str], list[list[str]]]:
     """The table by site, person and state, without columns in which nothing is; its last line is the sum."""
-    rows = [row.fields() for row in (*found.rows, found.total)]
+    rows = [*found.rows, found.total]
     columns: dict[str, list[str]] = {}
     for name in rows[0]:
         values = [row[name] for row in rows]
@@ -190,20 +168,15 @@ def budget_lines(found: Spending) -> list[str]:
         if one.limit is not None:
             lasts = "" if one.lasts is None or one.left == 0 else f"; the rest lasts about {duration(one.lasts)}"
             lines.append(f"{amount(one.spent)} of {amount(one.limit)} {one.unit} used{lasts}")
-            if one.what == "kwh" and found.total.cost.time and not one.spent:
+            if one.what == "kwh" and found.total["seconds"] and not one.spent:
                 lines.append("energy use is unknown: install nvidia-ml-py, allow RAPL to be read, or set HOPAAS_WATTS")
     lines += [f"ends when {one}" if not one[0].isdigit() or "bring" in one else f"ends on {one}" for one in found.until]
     if found.reached is not None:
         lines.append(f"ended: {found.reached}")
-    elif found.more_trials and any(one.limit and one.spent for one in found.amounts if one.what != "trials"):
-        lines.append(f"about {found.more_trials:,} more trials at the average cost so far")
     return lines or ["no limit"]
 
 
 def as_data(found: Spending) -> dict[str, object]:
     """The same for `--json`."""
     amounts = [one._asdict() | {"left": one.left, "lasts_seconds": one.lasts} for one in found.amounts]
-    rows = [row.fields() for row in found.rows]
-    return {"amounts": amounts, "rows": rows} | {
-        name: getattr(found, name) for name in ("until", "reached", "more_trials")
-    }
+    return found._asdict() | {"amounts": amounts}

@@ -50,8 +50,6 @@ class Selection(NamedTuple):
     """What to look at: some of the trials, and one of the objectives."""
 
     objective: int = 0
-    by_site: bool = False
-    """Whether to tell the sites apart."""
     shown: Mask | None = None
     """The trials that count; None: all."""
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from hopaas_p2p.alerts import AlertSender, webhook
+from hopaas_p2p.alerts.sender import AlertSender, webhook
 from hopaas_p2p.cli import output
 from hopaas_p2p.cli.condition import Condition, facts_of, parse_condition
 from hopaas_p2p.cli.options import CliSession, options

@@ -20,13 +20,6 @@ from hopaas_p2p.study_like import StudyLike, looking_at
 
 _ROWS: Final = 8
 _COLUMNS: Final = 6
-_KEYS: Final = {
-    "COMPLETE": ("complete", palette.COMPLETE),
-    "PRUNED": ("pruned", palette.PRUNED),
-    "FAIL": ("failed", palette.FAILED),
-    "RUNNING": ("running", palette.RUNNING),
-    "WAITING": ("waiting", palette.WAITING),
-}
 
 
 def study_html(study: StudyLike) -> str:
@@ -43,16 +36,15 @@ def overview(state: State, *, name: str, store: str, signs: Mapping[str, SignOfL
     used = f"{seen['used']:,} of {state.budget or 0:,} {budget_unit(state)} used"
     about.append("no budget" if state.budget is None else used)
     about += [f"running at {', '.join(seen['peers'])}"] if seen["peers"] else []
-    counts = " ".join(
-        key(colour, f"{seen['counts'][at]:,} {word}") for at, (word, colour) in _KEYS.items() if seen["counts"][at]
-    )
+    words = {"failed" if at == "FAIL" else at.lower(): many for at, many in seen["counts"].items() if many}
+    counts = " ".join(key(getattr(palette, word.upper()), f"{many:,} {word}") for word, many in words.items())
     best, top = seen["best"], ""
     if isinstance(best, list):
         top = f"<p>{count(len(best), 'trial')} on the Pareto front</p>"
     elif best:
         params = ", ".join(f"{param} = {shown(value)}" for param, value in best["params"].items())
-        words = key(palette.BEST, f"best: {shown(best['values'][0])}")
-        top = f"<p>{words} trial {best['number']}: {safe(params, longest=400)}</p>"
+        said = key(palette.BEST, f"best: {shown(best['values'][0])}")
+        top = f"<p>{said} trial {best['number']}: {safe(params, longest=400)}</p>"
     running = list(state.running)[-_ROWS:]
     others = [trial.number for trial in state.trials[-2 * _ROWS :] if trial.state is not RUNNING][-_ROWS:]
     newest = trials_table(sorted([*running, *others], reverse=True), state, most=_COLUMNS, live=True)
@@ -81,7 +73,7 @@ def trial_html(
         table(["Attribute", "Value"], [[k, json.dumps(one, default=str)] for k, one in frozen.user_attrs.items()]),
         table(["Metric", "Last value"], [[name, shown(one[max(one)])] for name, one in metrics.items() if one]),
     ]
-    curve = charts.reported("reports", frozen.intermediate_values)
+    curve = charts.by_step("Reports", [charts.reported("reports", frozen.intermediate_values)])
     chart = "" if curve is None else drawn(curve)
     return framed(
         f'<div class="head">Trial {frozen.number} · {safe(state.name)}</div>'

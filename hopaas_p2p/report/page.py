@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import datetime
 import importlib.resources
-import math
 import string
 from collections.abc import Iterator, Sequence
 from typing import Final
@@ -18,11 +17,12 @@ from hopaas_p2p.analysis.facts import (
     params_of,
     peer_labels,
     phrase,
-    reason_line,
     row_of,
     shown,
     value_columns,
 )
+from hopaas_p2p.analysis.failures import cells as failure_cells
+from hopaas_p2p.analysis.failures import failures
 from hopaas_p2p.analysis.importance import importance
 from hopaas_p2p.analysis.savings import savings
 from hopaas_p2p.analysis.spending import budget_lines, cells, spending
@@ -39,7 +39,7 @@ _FRONT: Final = 30
 _OBJECTIVES: Final = 4
 _SLICES: Final = 8
 _COLUMNS: Final = 10
-_INTERRUPTED: Final = 20
+_GROUPS: Final = 20
 _METRICS: Final = 12
 _DOTS: Final = 3000
 
@@ -99,12 +99,12 @@ def _tiles(state: State, trials: TrialTable) -> str:
     ):
         found.append((f"{number:,}", count(number, what).partition(" ")[2], more))
     if saved.pruned:
-        more = f"about {shown(round(saved.steps))} steps that pruned trials did not run, or {saved.in_words()[0]}"
+        more = f"about {shown(round(saved.steps))} steps that pruned trials did not run, or {saved.time}"
         found.append((f"≈ {saved.share:.0%}", "of the steps saved by pruning", more))
     spans = [(t.start, t.end) for t in state.trials if t.start is not None and t.end is not None and t.end >= t.start]
     if spans:
         wall = (max(end for _, end in spans) - min(start for start, _ in spans)) / 1e6
-        spent = f"{duration(spending(state).total.cost.time / 1e6)} of training"
+        spent = f"{duration(spending(state).total['seconds'])} of training"
         found.append((duration(wall), "from the first trial to the last", spent))
     return "".join(
         f'<div class="tile {"top" if what.startswith(("best", "on the")) else ""}"><b>{safe(number)}</b>'
@@ -141,8 +141,11 @@ def _sections(state: State, trials: TrialTable) -> Iterator[tuple[str, str]]:
     if spent.rows:
         heads, rows = cells(spent)
         yield "What it cost", "".join(map(_line, budget_lines(spent))) + table([*map(phrase, heads)], rows)
-    yield from _interrupted(state)
-    yield "Failures", _failures(state)
+    wrong = failures(state)
+    newest = [f"#{members[0].number}" for members in wrong.values()]
+    rows = [[*row, number] for row, number in zip(failure_cells(wrong), newest, strict=True)]
+    heads = ["Kind", "Reason", "Site", "Node", "Times", "Not retried", "Newest trial"]
+    yield "What went wrong", table(heads, rows[:_GROUPS], long="Reason")
 
 
 def figure(chart: Chart) -> str:
@@ -182,15 +185,11 @@ def _best_means(state: State) -> str:
         if trial.state is COMPLETE and trial.values and REUSED not in trial.system
     ]
     maximize = state.define is not None and state.define.directions[0] == "maximize"
-    best_ones = means(measured, maximize=maximize)[:_TOP]
-    found = [params_of(state.trials[one.numbers[0]], state.dists) for one in best_ones]
-    names = list(dict.fromkeys(name for params in found for name in params))[:_COLUMNS]
     rows = []
-    for one, params in zip(best_ones, found, strict=True):
-        error = "-" if math.isnan(one.standard_error) else shown(one.standard_error)
-        cells = [shown(params[name]) if name in params else "" for name in names]
-        rows.append([shown(one.mean), error, str(len(one.numbers)), *cells])
-    return table(["Mean", "Standard error", "Trials", *names], rows, first=True)
+    for one in means(measured, maximize=maximize)[:_TOP]:
+        params = params_of(state.trials[one.numbers[0]], state.dists)
+        rows.append([str(one), ", ".join(f"{name} = {shown(value)}" for name, value in params.items())])
+    return table(["Mean", "Parameters"], rows, long="Parameters", first=True)
 
 
 def trials_table(numbers: Sequence[int], state: State, *, most: int, live: bool = False, first: bool = False) -> str:
@@ -214,25 +213,6 @@ def trials_table(numbers: Sequence[int], state: State, *, most: int, live: bool 
     return table([*map(str.strip, columns)], lines, first=first) + (_line(hidden) if len(names) > most else "")
 
 
-def _interrupted(state: State) -> Iterator[tuple[str, str]]:
-    """Trials that were taken from a peer, and what became of them."""
-    labels = peer_labels(state)
-    hit = [trial for trial in state.trials if trial.history]
-    rows = []
-    for trial in hit[:_INTERRUPTED]:
-        retry = state.trials[trial.retried_by] if trial.retried_by is not None else trial
-        result = f" with {shown(retry.values[0])}" if retry.values and retry.state is COMPLETE else ""
-        kept = retry is trial and trial.state is FAIL
-        outcome = "kept as FAIL" if kept else f"#{retry.number}: {retry.state.name}{result}"
-        for past in trial.history:
-            moved = retry.owner != past.owner or retry is not trial
-            then = labels.get(retry.owner or "", retry.owner or "") if moved else ""
-            rows.append([str(trial.number), labels.get(past.owner, past.owner), past.why, outcome, then])
-    title = "Interrupted trials" if len(hit) <= _INTERRUPTED else f"Interrupted trials, {_INTERRUPTED} of {len(hit):,}"
-    heads = ["Trial", "Was run by", "Why it ended", "Outcome", "Run by"]
-    yield title, table(heads, rows, long="Why it ended")
-
-
 def table(heads: Sequence[str], rows: Sequence[Sequence[str]], *, long: str = "", first: bool = False) -> str:
     """A table of texts, which are escaped here; nothing without rows.
 
@@ -254,16 +234,3 @@ def table(heads: Sequence[str], rows: Sequence[Sequence[str]], *, long: str = ""
     body = "".join(f"<tr{one}>{cells('td', row)}</tr>" for one, row in zip(css, rows, strict=True))
     head = f"<thead><tr>{cells('th', heads)}</tr></thead>"
     return f'<div class="scroll" tabindex="0"><table>{head}<tbody>{body}</tbody></table></div>'
-
-
-def _failures(state: State) -> str:
-    """Why trials failed, the most frequent reasons first."""
-    reasons: dict[str, list[int]] = {}
-    for trial in state.trials:
-        if trial.state is FAIL and not trial.history:
-            reasons.setdefault((reason_line(trial.reason) or "no reason given")[:200], []).append(trial.number)
-    rows = [
-        [f"{len(numbers):,}", reason, ", ".join(f"#{one}" for one in numbers[:5]) + (", …" if len(numbers) > 5 else "")]
-        for reason, numbers in sorted(reasons.items(), key=lambda one: (-len(one[1]), one[0]))[:10]
-    ]
-    return table(["Times", "Reason", "Trials"], rows, long="Reason")

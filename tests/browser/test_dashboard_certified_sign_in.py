@@ -133,7 +133,7 @@ def test_two_people_may_do_what_is_theirs(world: World) -> None:
     ann.page.get_by_text("Signed in as ann (sub)").wait_for(state="attached")
     assert ann.page.url == world.usual.monitor.address("/steer?study=digits")
     ann.page.get_by_role("button", name="Pause").click()
-    ann.page.locator("tr", has_text="pause the study").get_by_text("done").wait_for()
+    ann.page.locator(".hp-tile", has_text="of the study").get_by_text("paused", exact=True).wait_for()
     eve.page.get_by_text("Signed in as eve (sub)").wait_for(state="attached")
     eve.settled()
     assert eve.page.get_by_role("button", name="Pause").count() == 0

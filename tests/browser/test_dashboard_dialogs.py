@@ -69,8 +69,7 @@ def test_a_trial_is_taken_away_after_a_second_word(visit: Visit, study: hopaas_p
     page.get_by_role("button", name=TAKE).click()
     page.get_by_role("dialog").get_by_role("button", name="Take it away").click()
 
-    row = page.locator("tr", has_text="take trial 1 away and queue it again")
-    row.get_by_text("trial 3 is waiting for a peer").wait_for()
+    page.locator(".hp-tile", has_text="waiting").get_by_text("1", exact=True).wait_for()
     assert study.state.lsn == lsn + 1  # the dialog that was left wrote nothing
     assert study.state.trials[1].state.name == "FAIL"
     assert list(study.state.waiting) == [3]
@@ -88,8 +87,8 @@ def test_a_lease_that_ended_meanwhile_is_not_touched(visit: Visit, study: hopaas
     page.get_by_role("dialog").get_by_role("button", name="Take it away").click()
 
     seen = page.get_by_role("dialog").get_by_text("that lease has ended")  # if the dashboard has read of it already
-    refused = page.locator("tr", has_text="take trial 1 away and queue it again").get_by_text("refused")
-    seen.or_(refused).wait_for()
+    refused = page.get_by_role("dialog").get_by_role("alert")
+    seen.or_(refused).first.wait_for()
     assert study.state.lsn == lsn
     assert len(study.state.trials) == 4  # not queued once more
 
@@ -171,7 +170,7 @@ def test_the_study_is_stopped_after_a_second_word_and_its_trials_if_wanted(
     page.get_by_role("dialog").get_by_text("Also ask the running trials to end").click()
     page.get_by_role("dialog").get_by_role("button", name="Stop it").click()
 
-    page.locator("tr", has_text="stop the study").get_by_text("done").wait_for()
+    page.locator(".hp-tile", has_text="of the study").get_by_text("stopped", exact=True).wait_for()
     until(lambda: study.state.trials[1].stop and study.state.trials[2].stop, 60, what="the trials were not asked")
     assert study.state.status == "stopped"
     assert study.state.trials[1].stop == "the study is stopped"

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import ast
 import math
-import shlex
 
 import numpy as np
 import pytest
@@ -15,11 +13,11 @@ from dashboard_app.views import live, studies, table, trial
 from hopaas_p2p.analysis import charts, echarts
 from hopaas_p2p.analysis.chart import Chart, finite
 from hopaas_p2p.analysis.facts import state_word
-from hopaas_p2p.analysis.peers import peer_rows, site_rows
+from hopaas_p2p.analysis.peers import peer_rows
 from hopaas_p2p.analysis.spending import spending
 from hopaas_p2p.analysis.table import TrialTable, place
 from hopaas_p2p.analysis.timeline import timeline
-from hopaas_p2p.core.records import Float, PeerDrain, Policy, StudyControl, TrialStop
+from hopaas_p2p.core.records import Float, Policy, StudyControl, TrialStop
 from hopaas_p2p.core.state import State
 from hopaas_p2p.peer.liveness import SignOfLife
 from tests.support.dashboard_studies import FAIL, PRUNED, Scribe
@@ -117,7 +115,7 @@ def test_the_pace_counts_the_last_hour_and_all_that_ran(scribe: Scribe) -> None:
     assert pace["recent"] == 5
     assert pace["per_hour"] == pytest.approx(5 * 3600 / 80)  # five that count, in the 80 s since the first began
     assert (pace["crashed"], pace["retried"]) == (1, 0)
-    assert pace["hours"] == spending(scribe.state).total.cost.time / 3.6e9  # as every page says it
+    assert pace["hours"] == spending(scribe.state).total["seconds"] / 3600  # as every page says it
     assert pace["left"] == 5
     assert pace["eta"] == pytest.approx(5 * 80 / 5)
 
@@ -177,27 +175,14 @@ def test_a_lost_lease_is_told_once_with_its_retry() -> None:
 # --- peers -------------------------------------------------------------------------------------------------------
 
 
-def test_peers_say_how_busy_they_were(scribe: Scribe) -> None:
+def test_peers_say_where_they_are_and_what_they_ran(scribe: Scribe) -> None:
     now = scribe.clock + 10.0
 
     signs = {"ann": SignOfLife(True, 0.0), "bob": SignOfLife(True, 0.0)}
     found = {one["peer"]: one for one in peer_rows(scribe.state, now, signs)}
 
-    ann, bob = found["ann"], found["bob"]
+    ann = found["ann"]
     assert [ann[what] for what in ("site", "host", "running", "ended", "lost")] == ["north", "n1", [6], 3, 0]
-    assert ann["busy"] == pytest.approx((30 + 10) / 70)
-    assert bob["busy"] == pytest.approx((30 + 10) / 60)
-
-
-def test_sites_sum_up_their_peers(scribe: Scribe) -> None:
-    scribe.say("boss", PeerDrain(site="south"))
-    found = peer_rows(scribe.state, scribe.clock, {"ann": SignOfLife(True, 0.0), "bob": SignOfLife(False, 900.0)})
-
-    rows = {one["site"]: one for one in site_rows(found, scribe.state)}
-
-    assert (rows["north"]["live"], rows["south"]["live"]) == (1, 0)
-    assert (rows["north"]["ended"], rows["south"]["ended"]) == (3, 3)
-    assert (rows["north"]["draining"], rows["south"]["draining"]) == (False, True)
 
 
 def lines(chart: Chart | None) -> dict[str, list[str]]:
@@ -273,14 +258,6 @@ def test_finding_looks_into_reasons_places_tags_and_numbers(state: State, text: 
 # --- one trial ---------------------------------------------------------------------------------------------------
 
 
-def test_a_parameter_stands_where_the_others_say(state: State) -> None:
-    found = {name: rest for name, *rest in trial.standings(state, TrialTable.of(state), 4)}
-
-    assert found["units"] == ["16", pytest.approx(0.5 / 3), "are lower"]  # 16 among 16, 32 and 128
-    assert found["opt"] == ["sgd", pytest.approx(2 / 3), "have it too"]
-    assert found["lr"][0] == "0.01"
-
-
 def test_the_rank_is_among_the_complete(state: State) -> None:
     assert trial.rank(TrialTable.of(state), 4) == (2, 4)
     assert trial.rank(TrialTable.of(state), 2) is None
@@ -290,7 +267,7 @@ def test_the_curve_stands_against_the_best_and_the_median(state: State) -> None:
     chart = charts.curve(state, TrialTable.of(state), 7)
 
     assert chart is not None
-    assert "Reports of trial 7 over 2 steps" in chart.alt
+    assert chart.alt.endswith("trial 7: 4.5 at step 2.")
     assert [series["name"] for series in echarts.option(chart)["series"]] == [
         "median of the complete",
         "best, trial 1",
@@ -309,24 +286,11 @@ def test_every_owner_is_told_and_why_it_lost_the_trial() -> None:
     again = scribe.start("b", lr=1e-3)
     scribe.clock += 5
 
-    (owner,) = trial.leases(scribe.state, scribe.state.trials[lost])
+    (owner,) = trial.leases(scribe.state.trials[lost])
 
-    assert (owner.uuid, owner.epoch, owner.site, owner.how) == ("a", 1, "north", "its owner fell silent")
-    assert owner.end is not None and owner.start is not None and owner.end - owner.start == 60_000_000
-    assert trial.family(scribe.state, lost) == [(0, "attempt 1, fail"), (1, "attempt 2, waiting")]
+    assert (owner.owner, owner.epoch, owner.why) == ("a", 1, "its owner fell silent")
+    assert owner.start is not None and owner.end - owner.start == 60_000_000
     assert again == 2
-
-
-def test_what_is_copied_names_the_same_parameters_and_is_quoted(state: State) -> None:
-    python = trial.as_python("it's; rm -rf", "/data/$(x)", state, state.trials[1])
-    shell = trial.as_shell("it's; rm -rf", "/data/$(x)", state, state.trials[1])
-
-    assigned = next(node for node in ast.walk(ast.parse(python)) if isinstance(node, ast.Assign))
-    assert ast.literal_eval(assigned.value) == {"lr": 0.01, "units": 32, "opt": "sgd"}
-    words = shlex.split(shell)
-    assert words[words.index("--study") + 1] == "it's; rm -rf"
-    assert words[words.index("--store") + 1] == "/data/$(x)"
-    assert words[-3:] == ["lr=0.01", "units=32", "opt=sgd"]
 
 
 def test_a_trial_that_was_asked_to_stop_says_so(scribe: Scribe) -> None:

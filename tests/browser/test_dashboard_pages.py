@@ -107,9 +107,7 @@ def test_a_page_about_the_store_bears_that_there_is_no_study(name: str, stores: 
     calm(page(name, stores["no study"]))
 
 
-@pytest.mark.parametrize(
-    "chart", ["History", "Pareto front", "Importance", "Slice", "Contour", "Parallel", "Distribution"]
-)
+@pytest.mark.parametrize("chart", ["History", "Pareto front", "Importance", "Slice", "Parallel"])
 @pytest.mark.parametrize("kind", ["one trial", "two goals", "conditional", "ten thousand"])
 def test_every_chart_is_drawn_or_says_why_not(chart: str, kind: str, stores: dict[str, str]) -> None:
     calm(page("explore", stores[kind], "study", query={"chart": chart}))
@@ -216,8 +214,7 @@ def test_pausing_is_asked_for_and_done(tmp_path: Path) -> None:
     click(test, "Pause")
     calm(test)
     cache(url).tick()
-    assert "pause the study" in texts(calm(test))
-    assert "✓ done" in texts(test)
+    assert "<span>State</span><b>paused</b>" in texts(calm(test))
     study = hopaas_p2p.open_study(url, "study")
     assert study.state.status == "paused"
     study.close()
@@ -240,14 +237,13 @@ def test_what_a_store_has_not_answered_is_not_called_refused_and_is_made_when_it
         patch.setattr(one._peer, "patience", 0.0)
         click(test, "Pause")
         calm(test)
-        assert "… requested" in texts(test)
-        assert "the store is on holiday. The change was not refused" in texts(test)
-        assert "✕ refused" not in texts(test)
+        assert "the store is on holiday" in texts(test)
+        assert "The change was not refused" in texts(test)
 
     one._peer.flush()
     one.show_written(study.listing.uuid)
 
-    assert "✓ done" in texts(calm(test))
+    assert "<span>State</span><b>paused</b>" in texts(calm(test))
     with closing(hopaas_p2p.open_study(url, "study")) as after:
         assert after.state.status == "paused"
 
@@ -260,7 +256,7 @@ def test_a_form_has_a_bounded_number_of_fields(tmp_path: Path) -> None:
     assert "The sampler chooses the other 900 parameters." in texts(test)
 
 
-def test_a_trial_is_queued_from_the_form_and_followed(tmp_path: Path) -> None:
+def test_a_trial_is_queued_from_the_form(tmp_path: Path) -> None:
     url = str(tmp_path / "store")
     study = hopaas_p2p.open_study(url, "study", space=SPACE)
     test = calm(page("steer", url, "study"))
@@ -268,14 +264,8 @@ def test_a_trial_is_queued_from_the_form_and_followed(tmp_path: Path) -> None:
     click(test, "Queue")
     calm(test)
     cache(url).tick()
-    assert "trial 0 is waiting for a peer" in texts(calm(test))
-    trial = study.ask()
-    assert trial.params["depth"] == 3
-    study.tell(trial, 1.0)
-    study.storage.flush()
-    next(iter(cache(url)._studies.values())).due = 0.0
-    cache(url).tick()
-    assert "trial 0 ended as COMPLETE" in texts(calm(test))
+    assert "<span>Waiting</span><b>1</b>" in texts(calm(test))
+    assert study.ask().params["depth"] == 3
     study.close()
 
 
@@ -416,40 +406,6 @@ def test_nobody_has_more_than_twenty_tokens_from_a_page(postgres_url: str, monke
 def test_a_store_without_users_says_so(stores: dict[str, str]) -> None:
     for part in ("People", "Grants"):
         assert "no users of its own" in texts(calm(page("admin", stores["one trial"], query={"part": part})))
-
-
-def test_who_did_what_is_read_from_the_log(stores: dict[str, str]) -> None:
-    test = calm(page("admin", stores["conditional"], query={"part": "Who did what"}))
-    click(test, "Read the log")
-    lines = calm(test).dataframe[0].value
-    assert {"trial.create", "trial.finish", "trial.reclaim"} <= set(lines["record"])
-    assert "ann@north-1" in set(lines["who"])
-    test.text_input[0].set_value("reclaim")
-    assert set(calm(test).dataframe[0].value["record"]) == {"trial.reclaim"}
-
-
-def test_logs_are_listed_and_the_store_examined(stores: dict[str, str]) -> None:
-    assert "2,005" in texts(calm(page("admin", stores["ten thousand"])))  # commits
-    test = calm(page("admin", stores["one trial"], query={"part": "Doctor"}))
-    click(test, "Check the store")
-    assert "checks passed" in texts(calm(test))
-
-
-def test_the_output_of_a_failed_trial_is_folded_and_read_when_it_is_unfolded(tmp_path: Path) -> None:
-    url = str(tmp_path / "store")
-    with closing(hopaas_p2p.open_study(url, "study", space={"x": hopaas_p2p.Float(0, 1)})) as study:
-        (tmp_path / "output.log").write_text("epoch 1\n<b>boom</b>\n")
-        failed = study.ask()
-        failed.upload(tmp_path / "output.log")
-        study.tell(failed, state="fail", reason="the command ended with 1")
-    test = page("trial", url, "study", query={"trial": "0"}).run()
-    folded = texts(test)
-    test.session_state["output"] = True
-    unfolded = texts(test.run())
-    assert not test.exception
-    assert "Output of the command" in folded
-    assert "boom" not in folded
-    assert "epoch 1\n&lt;b&gt;boom&lt;/b&gt;" in unfolded
 
 
 def test_what_differs_between_trials_is_marked_and_the_rest_can_be_left_out(stores: dict[str, str]) -> None:

@@ -20,13 +20,11 @@ from dashboard_app.page_context import PageContext
 from dashboard_app.replica_cache import ReplicaCache
 from dashboard_app.routes import routes
 from dashboard_app.views.metrics import exposition
-from dashboard_app.views.requests import NotMade, Request, progress
 from hopaas_p2p import access
 from hopaas_p2p.analysis.table import TrialTable
-from hopaas_p2p.core.records import Policy, StudyControl, TrialSet, TrialStop
 from hopaas_p2p.errors import StoreUnreachable
 from tests.support.dashboard_pages import listing_of
-from tests.support.dashboard_studies import FAIL, PRUNED, Scribe
+from tests.support.dashboard_studies import FAIL, Scribe
 
 
 @pytest.fixture(autouse=True)
@@ -112,66 +110,6 @@ def test_on_postgres_grants_decide_who_sees_what(postgres_url: str, monkeypatch:
         assert roles.role_of(cache, listing_of(cache, "shared").uuid, opts, "vic") == "none"
     finally:
         cache.close()
-
-
-# --- what became of a request ---
-
-
-def test_a_stop_goes_from_requested_to_acknowledged_to_done() -> None:
-    scribe = Scribe()
-    number = scribe.start("a")
-    asked = Request("stop-trial", "stop", 0.0, number, epoch=1)
-    words = [progress(asked, scribe.state).word]
-    scribe.say("b", TrialStop(number, 1, "enough"))
-    words.append(progress(asked, scribe.state).word)
-    scribe.say("a", TrialSet(number, 1, stopping=True))
-    words.append(progress(asked, scribe.state).word)
-    scribe.finish("a", number, state=PRUNED)
-    words.append(progress(asked, scribe.state).word)
-    assert words == ["requested", "requested", "acknowledged", "done"]
-
-
-def test_a_stop_that_the_lease_did_not_wait_for_is_done_with_it() -> None:
-    scribe = Scribe()
-    number = scribe.start("a")
-    scribe.reclaim("b", number)
-    found = progress(Request("stop-trial", "stop", 0.0, number, epoch=1), scribe.state)
-    assert (found.word, "lease has ended" in found.more) == ("done", True)
-
-
-def test_what_is_queued_is_followed_to_its_end() -> None:
-    scribe = Scribe()
-    queued = Request("run", "queue", 0.0, 0)
-    assert progress(queued, scribe.state).word == "requested"
-    scribe.start("a")
-    assert progress(queued, scribe.state).word == "acknowledged"
-    scribe.finish("a", 0, 1.0)
-    assert progress(queued, scribe.state).more == "trial 0 ended as COMPLETE"
-    assert progress(Request("run", "queue", 0.0, None), scribe.state).word == "done"
-    assert progress(Request("run", "queue", 0.0, failure=NotMade("no")), scribe.state) == ("refused", "no")
-
-
-def test_what_the_store_has_not_answered_is_requested_until_the_log_shows_it() -> None:
-    scribe = Scribe()
-    number = scribe.start("a")
-    away = NotMade("away", queued=True)
-    stop = Request("stop-trial", "stop", 0.0, number, epoch=1, failure=away)
-    budget = Request("control", "set the budget to 7", 0.0, budget=7, failure=away)
-    queue = Request("run", "queue", 0.0, failure=away)
-    for one in (stop, budget, queue):
-        assert progress(one, scribe.state) == ("requested", "away")
-    scribe.say("b", TrialStop(number, 1, "enough"), StudyControl(budget=7))
-    assert progress(stop, scribe.state).more == "its peer will see it at its next report"
-    assert progress(budget, scribe.state).word == "done"
-
-
-def test_a_study_with_too_many_failures_is_not_resumed_before_the_log_says_so() -> None:
-    scribe = Scribe(policy=Policy(max_failures=1))
-    scribe.finish("a", scribe.start("a"), state=FAIL)
-    resume = Request("control", "resume", 0.0, status="running", failure=NotMade("away", queued=True))
-    assert progress(resume, scribe.state).word == "requested"
-    scribe.say("b", StudyControl(status="running"))
-    assert progress(resume, scribe.state).word == "done"
 
 
 # --- metrics ---

@@ -128,7 +128,7 @@ def test_the_log_tells_whom_the_dashboard_acted_for(
     visit = sign_in(browser, monitor, provider, "ann")
     visit.page.goto(monitor.address("/steer?study=digits"))
     visit.page.get_by_role("button", name="Pause").click()
-    visit.page.locator("tr", has_text="pause the study").get_by_text("done").wait_for()
+    visit.page.locator(".hp-tile", has_text="of the study").get_by_text("paused", exact=True).wait_for()
     visit.check()
     visit.close()
 

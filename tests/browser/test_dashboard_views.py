@@ -11,15 +11,14 @@ import pytest
 
 pytest.importorskip("streamlit")
 
-from dashboard_app import theme
-from dashboard_app.views import failures, params, rungs, spread, studies, trial
+from dashboard_app.views import studies, trial
 from dashboard_app.views.table import passing
-from hopaas_p2p.analysis import charts, echarts, palette
+from hopaas_p2p.analysis import charts, echarts, failures, palette
 from hopaas_p2p.analysis.chart import Chart, downsample_line, downsample_points, wants_log
 from hopaas_p2p.analysis.importance import importance
 from hopaas_p2p.analysis.savings import Savings, missing, savings
 from hopaas_p2p.analysis.table import RUNNING, Selection, TrialTable
-from hopaas_p2p.core.records import Categorical, Float, Int, TrialCreate, TrialRelease, TrialSet
+from hopaas_p2p.core.records import Float, TrialCreate, TrialRelease, TrialSet
 from tests.support.dashboard_studies import COMPLETE, FAIL, PRUNED, Scribe, large
 
 ROOT = Path(__file__).parents[2]
@@ -87,11 +86,9 @@ def test_an_empty_study_has_empty_columns() -> None:
     assert charts.history(found) is None
     assert charts.slice_(found, "lr") is None
     assert charts.parallel(found, "lr") is None
-    assert spread.edf(found) is None
     assert savings(found) == Savings()
-    assert rungs.pruned_at(found) is None
     assert charts.curves(Scribe().state, found) is None
-    assert failures.groups([]) == {}
+    assert failures.failures(Scribe().state) == {}
     assert studies.best_so_far([("empty", found)]) is None
 
 
@@ -135,18 +132,16 @@ def test_compute_hours_count_every_trial_when_it_ends(scribe: Scribe) -> None:
     scribe.trial("b", seconds=1800.0, state=FAIL, reason="boom")
     scribe.finish("a", first, 1.0)  # one hour; b failed after half an hour, at the same moment
     scribe.trial("b", seconds=3600.0, state=PRUNED, reports=(1.0,))
-    hours = charts.compute_hours(TrialTable.of(scribe.state))
+    hours = charts.positions(TrialTable.of(scribe.state), "compute")
     assert sorted(hours.tolist()) == [1.0, 1.5, 2.5]
     assert hours[2] == 2.5
 
 
-def test_history_by_time_is_in_milliseconds_and_by_site_in_layers() -> None:
+def test_history_by_time_is_in_milliseconds() -> None:
     scribe = five()
-    chart = charts.history(TrialTable.of(scribe.state), selection=Selection(by_site=True), along="time")
-    first, *_ = rows(chart, "site north")
+    first, *others = rows(charts.history(TrialTable.of(scribe.state), along="time"), "complete")
     assert first[0] == (1_700_000_000 + 3600) * 1000
-    assert len(rows(chart, "site north")) == 3
-    assert len(rows(chart, "site south")) == 2
+    assert len(others) == 4
 
 
 def test_far_off_values_do_not_flatten_the_rest(scribe: Scribe) -> None:
@@ -215,47 +210,6 @@ def test_a_slice_over_choices_names_them() -> None:
     assert {row[0] for row in rows(chart, "complete")} == {"adam", "sgd", "lion"}
 
 
-def test_contour_cells_hold_the_mean_of_their_trials() -> None:
-    scribe = Scribe(space={"x": Float(0, 20), "kind": Categorical(("p", "q"))})
-    for x, kind, value in ((0.5, 0.0, 1.0), (0.9, 0.0, 3.0), (19.9, 1.0, 7.0), (20.0, 1.0, 9.0)):
-        scribe.trial("a", value, x=x, kind=kind)
-    assert params.contour_cells(TrialTable.of(scribe.state), "x", "kind") == [(0, 0, 2.0, 2), (19, 1, 8.0, 2)]
-    chart = params.contour(TrialTable.of(scribe.state), "x", "kind")
-    assert chart is not None
-    assert "the best cell is at 0.5, p with 2" in chart.alt
-
-
-def test_bins_of_a_logarithmic_parameter_are_even_in_its_logarithm() -> None:
-    scribe = Scribe(space={"lr": Float(1e-4, 1.0, log=True)})
-    for lr in (1e-4, 0.99e-2, 1.01e-2, 1.0):
-        scribe.trial("a", 1.0, lr=lr)
-    at, _ = params.bins(TrialTable.of(scribe.state), "lr", 4)
-    assert at.tolist() == [0, 1, 2, 3]
-
-
-@pytest.mark.parametrize(
-    ("space", "values", "bins", "names"),
-    [
-        (Int(1, 4), (1, 2, 4), [0, 1, 3], ["1", "2", "3", "4"]),
-        (Int(0, 99), (0, 4, 5, 99), [0, 0, 1, 19], ["0 to 4", "5 to 9", "95 to 99"]),
-        (Int(1, 1024, log=True), (1, 2, 1024), [0, 1, 17], ["1", "2 to 3", "724 to 1024"]),
-        (Int(7, 7), (7,), [0], ["7"]),
-    ],
-    ids=["few", "many", "log", "one"],
-)
-def test_bins_of_a_whole_number_hold_whole_numbers(
-    space: Int, values: tuple[int, ...], bins: list[int], names: list[str]
-) -> None:
-    scribe = Scribe(space={"n": space})
-    for value in values:
-        scribe.trial("a", 1.0, n=float(value))
-    at, found = params.bins(TrialTable.of(scribe.state), "n")
-    assert at.tolist() == bins
-    assert len(set(found)) == len(found)
-    assert set(names) <= set(found)
-    assert [found[one] for one in (at[0], at[-1])] == [names[0], names[-1]]
-
-
 def test_parallel_lines_end_with_the_best_on_top() -> None:
     chart = charts.parallel(TrialTable.of(five().state), "lr", "opt")
     assert chart is not None
@@ -271,48 +225,7 @@ def test_parallel_leaves_a_gap_for_a_parameter_that_a_trial_does_not_have(scribe
     assert echarts.option(found)["series"][0]["data"] == [[0.01, "-", 1.0]]
 
 
-# --- distributions and fronts ---
-
-
-def test_the_best_lines_are_named_as_the_objective_saw_them() -> None:
-    seen = TrialTable.of(five().state)
-    names = ("lr", "opt")
-    found = charts.parallel(seen, *names)
-    assert found is not None
-
-    numbers = found.series[0].data["trial"].tolist()
-    leaders = params.leaders(seen, numbers, names, most=2)
-
-    values = {number: seen.values[number, 0] for number in numbers}
-    assert [number for number, _, _ in leaders] == numbers[:-3:-1]
-    for number, value, parts in leaders:
-        assert float(value) == pytest.approx(values[number], rel=1e-3)
-        assert parts == [charts.value_text(seen.parameters[name], seen.params[name][number]) for name in names]
-
-
-def test_the_edf_steps_at_every_value() -> None:
-    chart = spread.edf_chart([("all", np.array([3.0, 5.0, 2.0, 2.0, 4.0]))])
-    assert rows(chart, "all") == [(2, 0.2), (2, 0.4), (3, 0.6), (4, 0.8), (5, 1.0)]
-
-
-def test_rough_numbers_are_never_powers_of_ten() -> None:
-    assert [theme.rough(one) for one in (0.00123, 0.0, 3.41, 154.0, 98_765.0)] == [
-        "0.0012",
-        "0",
-        "3.4",
-        "150",
-        "99,000",
-    ]
-
-
-def test_the_edf_leaves_out_only_what_is_far_out_and_says_so() -> None:
-    near = np.linspace(0.0811657809940203, 0.15, 40)
-    drawn = spread.edf_chart([("all", near)])
-    cut = spread.edf_chart([("all", np.append(near, [900.0, 1000.0]))])
-
-    assert (drawn.x.low, drawn.x.high, drawn.caption) == (None, None, "")
-    assert cut.x.high == 0.157  # few digits, for it stands beside the axis
-    assert cut.caption == "2 outlying values lie outside the chart."
+# --- fronts ---
 
 
 def test_the_front_holds_what_nothing_beats() -> None:
@@ -338,23 +251,12 @@ def test_compute_saved_is_what_the_pruned_trials_were_short_of(scribe: Scribe) -
     assert found.hours == pytest.approx(0.8)
     assert (found.steps, found.made) == (8, 54)
     assert found.share == pytest.approx(8 / 62)
-    assert found.low == pytest.approx(0.0)
-    assert found.high == pytest.approx(1.6)
     assert (found.pruned, found.length) == (2, 10)
 
 
 def test_the_mean_of_what_is_missing_is_over_all_lengths() -> None:
-    lacking = missing(np.array([5.0, 10.0, 15.0]), np.array([1, 1, 1]), np.array([0.0, 5.0, 12.0, 20.0]))
+    lacking = missing(np.array([5.0, 10.0, 15.0]), np.array([0.0, 5.0, 12.0, 20.0]))
     assert lacking.tolist() == pytest.approx([10.0, 5.0, 1.0, 0.0])
-
-
-def test_pruned_trials_are_counted_by_their_last_step(scribe: Scribe) -> None:
-    for steps in (3, 3, 1, 7):
-        scribe.trial("a", state=PRUNED, reports=(1.0,) * steps)
-    chart = rungs.pruned_at(TrialTable.of(scribe.state))
-    assert chart is not None
-    assert chart.alt == "4 trials were pruned between steps 1 and 7, most of them, 2, after step 3."
-    assert rows(chart, "pruned") == [("1", 1), ("2", 0), ("3", 2), ("4", 0), ("5", 0), ("6", 0), ("7", 1)]
 
 
 def test_curves_of_one_kind_are_one_series_with_gaps(scribe: Scribe) -> None:
@@ -383,18 +285,16 @@ def test_lost_leases_stand_apart_from_errors_of_the_objective(scribe: Scribe) ->
     given_back = scribe.start("a")
     scribe.say("a", TrialRelease(given_back, scribe.state.trials[given_back].epoch, reason="interrupted: SystemExit"))
     found = failures.failures(scribe.state)
-    key, members = next(iter(failures.groups(found).items()))
+    key, members = next(iter(found.items()))
     assert key == ("error", "ValueError: loss N is nan at 0x…", "north", "n1")
     assert [(one.number, one.final) for one in members] == [(1, True), (0, True)]
-    assert failures.reason(members) == "ValueError: loss N is nan at 0x…"
-    assert failures.reason(members[:1]) == "ValueError: loss 4 is nan at 0x1234", "all of them say so"
-    assert [(one.kind, one.site, one.number) for one in found] == [
-        ("error", "north", 0),
-        ("error", "north", 1),
-        ("lease", "south", lost),
-        ("lease", "north", given_back),
+    first, *others = failures.cells(found)
+    assert first == ["error in the objective", "ValueError: loss N is nan at 0x…", "north", "n1", "2", "2"]
+    assert failures.cells({key: members[:1]})[0][1] == "ValueError: loss 4 is nan at 0x1234", "all of them say so"
+    assert sorted((row[0], row[2], row[-1]) for row in others) == [  # a retry made up for them
+        ("lease lost", "north", "0"),
+        ("lease lost", "south", "0"),
     ]
-    assert not found[2].final  # a retry made up for it
 
 
 # --- comparison ---
@@ -410,13 +310,10 @@ def test_studies_are_compared_from_a_common_start() -> None:
     states = {"slow": slow.state, "quick": quick.state}
     table = {name: studies.summary(states[name], found) for name, found in pair}
     assert table["slow"]["best"] == 0
-    assert table["slow"]["trials to 95%"] == 4
     assert table["slow"]["compute-hours"] == 4
-    assert table["quick"]["median"] == 0.5
     chart = studies.best_so_far(pair, along="time")
     assert rows(chart, "slow") == [(1, 10), (2, 5), (3, 1), (4, 0), (4, 0)]
     assert rows(chart, "quick") == [(0.5, 0.5), (0.5, 0.5)]
-    assert studies.distributions(pair) is not None
 
 
 # --- downsampling ---
@@ -447,10 +344,8 @@ def ten_thousand() -> TrialTable:
 def test_no_chart_of_ten_thousand_trials_draws_more_than_a_browser_bears(ten_thousand: TrialTable) -> None:
     drawings = [
         charts.history(ten_thousand),
-        charts.history(ten_thousand, Selection(by_site=True), along="compute"),
+        charts.history(ten_thousand, along="compute"),
         charts.slice_(ten_thousand, "p0"),
-        params.contour(ten_thousand, "p0", "opt"),
-        spread.edf(ten_thousand, Selection(by_site=True)),
     ]
     for chart in drawings:
         assert chart is not None
@@ -503,18 +398,7 @@ def test_each_metric_of_a_trial_has_a_curve_and_the_best_trials_beside_it() -> N
     assert [chart.title for chart in drawn] == ["loss"]
     assert rows(drawn[0], "trial 6") == [(1.0, 1.0), (2.0, 0.5)]
     assert rows(drawn[0], "best, trial 5") == [(1.0, 9.0), (2.0, 8.0)]
-    assert drawn[0].alt == "loss of trial 6 over 2 steps: the last is 0.5 at step 2."
-    found = trial.last_values(scribe.state.trials[6])
-    assert [(name, last, step, steps) for name, last, _, _, step, steps in found] == [
-        ("loss", 0.5, 2, 2),
-        ("auc", 0.5, 1, 1),
-        ("odd", 1.0, 2, 2),
-    ]
-
-
-def test_output_reads_as_a_terminal_would_have_shown_it() -> None:
-    raw = b"\x1b[31mred\x1b[0m\r\n 10%\r 50%\r100%\nlast \xff\n\x1b]0;title\x07done\r"
-    assert trial.readable(raw) == "red\n100%\nlast \ufffd\ndone"
+    assert drawn[0].alt == "loss by step. best, trial 5: 8 at step 2; trial 6: 0.5 at step 2."
 
 
 # --- side by side ---
@@ -526,29 +410,21 @@ def test_trials_side_by_side_say_in_which_parameters_they_differ(scribe: Scribe)
     scribe.trial("a", 2.0, reports=(4.0, 2.0), lr=0.01, units=64.0, opt=1.0)
     scribe.trial("a", state=FAIL, reason="ValueError: no", lr=0.010000001, units=64.0)
     found = trial.side_by_side(scribe.state, TrialTable.of(scribe.state), [1, 0, 2])
-    facts = {one.name: one for one in found}
-    assert facts["value"].cells == ("2", "1", "")
-    assert facts["rank"].cells == ("2 of 2", "1 of 2", "")
-    assert facts["last report"].cells == ("2 at step 2", "1 at step 2", "")
-    assert facts["reason"].cells == ("", "", "ValueError: no")
-    assert facts["opt"].cells == ("sgd", "adam", "")
-    assert facts["lr"].cells == ("0.01", "0.01", "0.010000001")  # numbers that look alike are written out
-    assert [one.name for one in found if one.kind == "parameter" and one.differs] == ["lr", "opt"]
+    facts = {name: cells for _, name, cells in found}
+    assert facts["value"] == ["2", "1", ""]
+    assert facts["rank"] == ["2 of 2", "1 of 2", ""]
+    assert facts["last report"] == ["2 at step 2", "1 at step 2", ""]
+    assert facts["reason"] == ["", "", "ValueError: no"]
+    assert facts["opt"] == ["sgd", "adam", ""]
+    assert facts["lr"] == ["0.01", "0.01", "0.010000001"]  # numbers that look alike are written out
+    assert [name for kind, name, cells in found if kind == "parameter" and len(set(cells)) > 1] == ["lr", "opt"]
     chart = trial.curves(scribe.state, [1, 0, 2])
     assert rows(chart, "trial 1") == [(1.0, 4.0), (2.0, 2.0)]
     assert chart is not None
-    assert chart.alt == "Reports by step. trial 1: 2 at step 2; trial 0: 1 at step 2."
+    assert chart.alt == "Learning curves by step. trial 1: 2 at step 2; trial 0: 1 at step 2."
 
 
 def test_trials_to_compare_are_read_from_what_was_typed() -> None:
     assert trial.numbers_in("3, #1 and 3; 99, -2", 10) == [3, 1, 2]
     assert trial.numbers_in("0 1 2 3 4 5 6", 10) == [0, 1, 2, 3, 4]
     assert trial.numbers_in("no number, 9999999999999", 10) == []
-
-
-def test_the_best_trials_are_compared_at_first() -> None:
-    found = TrialTable.of(five().state)
-    assert trial.first_choice(found, found.number >= 0) == [2, 3, 0]
-    assert trial.first_choice(found, found.values[:, 0] > 2.5) == [0, 4, 1]
-    empty = TrialTable.of(Scribe().state)
-    assert trial.first_choice(empty, empty.number >= 0) == []

@@ -26,11 +26,11 @@ pytest.importorskip("streamlit")
 
 from dashboard_app.app import PAGES
 from dashboard_app.frames import Frame
-from dashboard_app.views import failures, live, metrics, params, rungs, spread, studies, table, trial
+from dashboard_app.views import live, metrics, rungs, studies, table, trial
 from hopaas_p2p import notes, open_storage, open_study
-from hopaas_p2p.analysis import charts, configurations
+from hopaas_p2p.analysis import charts, configurations, failures
 from hopaas_p2p.analysis.importance import importance
-from hopaas_p2p.analysis.peers import peer_rows, site_rows
+from hopaas_p2p.analysis.peers import peer_rows
 from hopaas_p2p.analysis.savings import savings
 from hopaas_p2p.analysis.spending import spending
 from hopaas_p2p.analysis.timeline import timeline
@@ -311,40 +311,31 @@ def look_at_pages(frame: Frame) -> None:
     studies.card(state, columns)
     studies.first_line(frame.note)
     studies.summary(state, columns)
-    studies.trials_to(columns)
     for along in ("number", "time", "compute"):
         charts.history(columns, along=along)  # type: ignore[arg-type]
     studies.best_so_far([("study", columns)])
-    studies.distributions([("study", columns)])
-    failures.groups(failures.failures(state))
+    failures.cells(failures.failures(state))
     live.pace(state, columns, now)
     live.running(state)
     live.events(state, columns)
-    live.alerts(state, "study")
     lines = table.note_lines(frame.system, 0)
     charts.importance(importance(state, columns))
     for name in columns.parameters:
         charts.slice_(columns, name)
-        params.contour(columns, "lr", name)
     charts.parallel(columns, *columns.parameters)
-    site_rows(peer_rows(state, now, {}), state)
+    peer_rows(state, now, {})
     timeline(state, now)
     savings(columns)
-    rungs.pruned_at(columns)
     charts.curves(state, columns)
-    spread.edf(columns)
     charts.pareto(columns)
     shown = np.ones(len(columns), dtype=np.bool_)
     table.table(state, columns, shown, tags=notes.tags_by_trial(frame.system), lines=lines)
     table.matching(state, columns, "x", {})
+    trial.side_by_side(state, columns, range(min(5, len(columns))))
     for one in state.trials:
-        trial.standings(state, columns, one.number)
         trial.rank(columns, one.number)
         charts.curve(state, columns, one.number)
-        trial.leases(state, one)
-        trial.family(state, one.number)
-        trial.as_python("study", "store", state, one)
-        trial.as_shell("study", "store", state, one)
+        trial.leases(one)
     metrics.exposition([])
 
 
@@ -664,11 +655,8 @@ def test_no_records_stop_a_reader_of_limits_rungs_or_populations(
     for record in records:
         said(scribe, record)
     read_everything(scribe.state)
-    configurations.promotions(scribe.state)
-    rungs.standing(scribe.state)
-    rungs.curves(scribe.state, configurations.rows(scribe.state))
+    configurations.rows(scribe.state)
     rungs.tree(scribe.state)
     spending(scribe.state)
     for one in scribe.state.trials:
-        trial.last_values(one)
         charts.metrics(one)

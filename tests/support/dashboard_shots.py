@@ -123,9 +123,9 @@ def _steer(visit: Visit, study: hopaas_p2p.Study) -> None:
     visit.choose("Trial", f"{number} |")
     page.get_by_role("button", name="Stop it").click()
     page.get_by_role("dialog").get_by_role("button", name="Ask it to end").click()
-    page.locator("tr", has_text=f"stop trial {number}").get_by_text("done").wait_for()
+    until(lambda: study.state.trials[number].stop, 60)
     page.get_by_role("button", name="Queue", exact=True).click()
-    page.locator("tr", has_text="queue a trial").get_by_text("acknowledged").wait_for()
+    until(lambda: study.state.waiting, 60)
     _keep(visit, "steer")
 
 

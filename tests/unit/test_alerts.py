@@ -12,9 +12,8 @@ from typing import Any
 import pytest
 
 import hopaas_p2p
-from dashboard_app.views import live
-from hopaas_p2p.alerts import Alert, AlertMemory, AlertSender, webhook
-from hopaas_p2p.alerts.rules import STAGNATION, after_sending, due
+from hopaas_p2p.alerts.rules import STAGNATION, conditions
+from hopaas_p2p.alerts.sender import AlertSender, webhook
 from hopaas_p2p.core.attributes import ALERTS
 from hopaas_p2p.core.records import Policy
 from hopaas_p2p.errors import ConfigurationError
@@ -26,62 +25,44 @@ from tests.support.processes import campaign, cli, until
 # --- what is worth saying ---
 
 
-def kinds(alerts: list[Alert]) -> list[str]:
-    return [alert.kind for alert in alerts]
-
-
-def test_a_new_best_is_said_for_each_one_but_not_for_what_was_there_before() -> None:
+def test_a_new_best_is_a_condition_of_its_own_trial() -> None:
     scribe = Scribe()
     scribe.trial("a", 3.0)
-    said, memory = due(scribe.state, {}, AlertMemory())
-    assert said == []
+    assert conditions(scribe.state, ()) == {"new-best:0": "new best 3 (trial 0)"}
     scribe.trial("a", 4.0)
-    assert due(scribe.state, {}, memory)[0] == []
+    assert list(conditions(scribe.state, ())) == ["new-best:0"]
     scribe.trial("a", 2.0)
-    (alert,), memory = due(scribe.state, {}, memory)
-    assert (alert.kind, alert.key, alert.details) == (
-        "new-best",
-        "new-best:2",
-        {"trial": 2, "value": 2.0, "before": 3.0},
-    )
-    assert due(scribe.state, {}, memory)[0] == []
+    assert conditions(scribe.state, ()) == {"new-best:2": "new best 2 (trial 2)"}
 
 
-def test_failures_in_a_row_are_said_once_and_again_after_they_had_passed() -> None:
+def test_failures_in_a_row_hold_until_a_trial_succeeds() -> None:
     scribe = Scribe()
-    memory = AlertMemory(begun=True)
     for round_ in range(2):
         for _ in range(5):
+            assert "failures" not in conditions(scribe.state, ())
             scribe.trial("a", state=FAIL, reason="OOM: out of memory\nTraceback")
-        (alert,), memory = due(scribe.state, {}, memory)
-        assert "5 trials in a row failed; the last: OOM: out of memory" in alert.text
-        scribe.trial("a", state=FAIL, reason="OOM")
-        assert due(scribe.state, {}, memory)[0] == []
+        assert "5 trials in a row failed; the last: OOM: out of memory" in conditions(scribe.state, ())["failures"]
         scribe.trial("a", 10.0 + round_)
-        memory = due(scribe.state, {}, memory)[1]
 
 
 def test_the_budget_is_said_at_eighty_percent_and_anew_when_it_is_moved() -> None:
     scribe = Scribe(policy=Policy(budget=10))
-    memory = AlertMemory(best=-1.0, begun=True)
     for at in range(8):
-        assert due(scribe.state, {}, memory)[0] == [], at
+        assert "budget:10" not in conditions(scribe.state, ()), at
         scribe.trial("a", 1.0)
-    (alert,), memory = due(scribe.state, {}, memory)
-    assert (alert.kind, alert.text) == ("budget", "8 of 10 trials of the budget are used")
+    assert conditions(scribe.state, ())["budget:10"] == "8 of 10 trials of the budget are used"
     scribe.trial("a", 1.0)
     scribe.trial("a", 1.0)
-    assert kinds(due(scribe.state, {}, memory)[0]) == ["done"]
+    assert list(conditions(scribe.state, ())) == ["new-best:0", "budget:10", "done"]
 
 
 def test_nothing_better_for_long_is_stagnation() -> None:
     scribe = Scribe()
     scribe.trial("a", 1.0)
     for _ in range(STAGNATION):
-        assert due(scribe.state, {}, AlertMemory())[0] == []
+        assert list(conditions(scribe.state, ())) == ["new-best:0"]
         scribe.trial("a", 2.0)
-    (alert,), _ = due(scribe.state, {}, AlertMemory())
-    assert alert.text == "no better trial among the last 100 complete ones"
+    assert conditions(scribe.state, ())["stagnation:0"] == "no better trial among the last 100 complete ones"
 
 
 def test_a_site_is_silent_when_all_its_peers_are() -> None:
@@ -89,22 +70,10 @@ def test_a_site_is_silent_when_all_its_peers_are() -> None:
     for peer, site in (("a", "north"), ("b", "north"), ("c", "south")):
         scribe.join(peer, site)
         scribe.start(peer)
-    assert due(scribe.state, {"a": 1.2, "b": 0.4, "c": 0.1}, AlertMemory())[0] == []
-    (alert,), memory = due(scribe.state, {"a": 1.2, "b": 1.0, "c": 0.1}, AlertMemory())
-    assert alert.text == "site north: all 2 of its peers that run trials are silent"
-    assert due(scribe.state, {"a": 9.0, "b": 9.0, "c": 0.1}, memory)[0] == []
-
-
-def test_what_could_not_be_said_is_still_to_be_said() -> None:
-    scribe = Scribe(policy=Policy(budget=2))
-    before = due(scribe.state, {}, AlertMemory())[1]
-    scribe.trial("a", 1.0)
-    scribe.trial("a", 2.0)
-    alerts, after = due(scribe.state, {}, before)
-    assert kinds(alerts) == ["new-best", "budget", "done"]
-    memory = after_sending(alerts[:1], before, after)
-    assert kinds(due(scribe.state, {}, memory)[0]) == ["budget", "done"]
-    assert kinds(due(scribe.state, {}, after_sending([], before, after))[0]) == ["new-best", "budget", "done"]
+    assert conditions(scribe.state, {"a"}) == {}
+    assert conditions(scribe.state, {"a", "b"}) == {
+        "site-silent:north": "site north: all 2 of its peers that run trials are silent"
+    }
 
 
 # --- the seat and the webhook ---
@@ -181,7 +150,7 @@ def test_of_two_that_watch_one_says_it_and_the_other_goes_on_when_it_leaves(stud
     second.look()
     first.look()
     assert receiver.kinds() == ["new-best", "new-best"]
-    assert receiver.got[1]["details"] == {"trial": 1, "value": 9.0, "before": 10.0}
+    assert receiver.got[1]["text"] == "s: new best 9 (trial 1)"
     assert len({message["id"] for message in receiver.got}) == 2
     second_study.close()
 
@@ -220,23 +189,11 @@ def test_a_receiver_that_fails_gets_it_later_and_is_not_named(
         receiver.status = status
         assert sender.look() == []
     receiver.status = 200
-    assert kinds(sender.look()) == ["new-best"]
+    assert sender.look() == ["new-best:0"]
+    assert sender.look() == []  # once
     assert receiver.kinds() == ["new-best"]
     assert "it answered 500" in complaints[0]
     assert "s3cr3t" not in "".join(complaints)
-
-
-def test_the_monitor_says_whether_somebody_is_told_and_how_to_be(study: Study, receiver: Receiver) -> None:
-    sender = AlertSender(study, webhook(Secret(receiver.url)), settle=0.0)
-    assert "hopaas-p2p watch 'my study' --alert" in live.alerts(study.state, "my study")
-    sender.look()
-    assert "No alert is active" in live.alerts(study.state, "my study")
-    study.set_budget(1)
-    study.optimize(lambda _trial: 1.0, n_trials=1)
-    sender.look()
-    assert live.alerts(study.state, "my study").endswith("Active alerts: budget 1, done.")
-    sender.resign()
-    assert "--alert" in live.alerts(study.state, "my study")
 
 
 def test_a_seat_that_cannot_be_read_is_free(study: Study, receiver: Receiver) -> None:

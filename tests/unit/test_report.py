@@ -349,7 +349,12 @@ def test_the_means_of_replicates_stand_before_the_best_trials(tmp_path: Path) ->
     study.close()
     _, _, rest = page.partition("Best means over replicates")
     table, _, _ = rest.partition("</section>")
-    assert re.findall(r"<td[^>]*>([^<]*)</td>", table) == ["1.25", "0.25", "2", "1", "2.25", "0.25", "2", "2"]
+    assert re.findall(r"<td[^>]*>([^<]*)</td>", table) == [
+        "1.25 ± 0.25 (n = 2)",
+        "n = 1",
+        "2.25 ± 0.25 (n = 2)",
+        "n = 2",
+    ]
     assert "Best trials" in rest
 
 

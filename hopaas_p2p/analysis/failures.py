@@ -1,0 +1,70 @@
+"""What went wrong: failures by reason, site and node, with lost leases apart from errors of the objective."""
+
+from __future__ import annotations
+
+import re
+from typing import Final, Literal, NamedTuple
+
+from hopaas_p2p.analysis.facts import queued_again, reason_line
+from hopaas_p2p.analysis.table import place
+from hopaas_p2p.core.records import TrialState
+from hopaas_p2p.core.state import State
+
+Kind = Literal["error", "lease", "withdrawn"]
+Key = tuple[Kind, str, str, str]
+"""What the failures of a group share: kind, reason, site and node."""
+
+KINDS: Final[dict[Kind, str]] = {
+    "error": "error in the objective",
+    "lease": "lease lost",
+    "withdrawn": "withdrawn",
+}
+_VARYING: Final = re.compile(r"0x[0-9a-fA-F]+|\d+")
+_WITHDRAWN: Final = ("withdrawn", "requeued by hand")
+_LONGEST: Final = 160
+
+
+class Failure(NamedTuple):
+    """One trial that failed, or one lease that was lost on the way."""
+
+    kind: Kind
+    site: str
+    host: str
+    number: int
+    reason: str
+    """As it stands, in one line."""
+    final: bool
+    """Whether the trial stays failed: nothing retries it."""
+
+
+def failures(state: State) -> dict[Key, list[Failure]]:
+    """All of them by kind, reason, site and node, the newest first: the largest group first, of equal ones the newest.
+
+    A lease that was lost counts, also when a retry made up for it. In the reason of a group, numbers and addresses are
+    replaced, so that similar ones are counted together.
+    """
+    again, found = queued_again(state), dict[Key, list[Failure]]()
+    for trial in reversed(list(state.trials)):
+        final = trial.state is TrialState.FAIL and trial.retried_by is None and trial.number not in again
+        ends: list[tuple[str, str | None, Kind]] = [(past.why, past.owner, "lease") for past in trial.history]
+        lost_with_its_lease = trial.history and trial.history[-1].end == trial.end  # that failure is in the history
+        if trial.state is TrialState.FAIL and not lost_with_its_lease:
+            ends.append((trial.reason or "", trial.owner, "error"))
+        for why, owner, otherwise in reversed(ends):
+            site, host = place(state, owner)
+            kind = "withdrawn" if why.startswith(_WITHDRAWN) else otherwise
+            reason = reason_line(why)[:_LONGEST] or "no reason given"
+            alike = _VARYING.sub(lambda one: "0x…" if one[0].startswith("0x") else "N", reason)
+            one = Failure(kind, site, host, trial.number, reason, final)
+            found.setdefault((kind, alike, site, host), []).append(one)
+    return dict(sorted(found.items(), key=lambda item: (-len(item[1]), -item[1][0].number)))
+
+
+def cells(groups: dict[Key, list[Failure]]) -> list[list[str]]:
+    """A row for each group: kind, reason as it stands if all have the same, site, node, count, count not retried."""
+    rows = []
+    for (kind, alike, site, host), members in groups.items():
+        reason = members[0].reason if len({one.reason for one in members}) == 1 else alike
+        final = sum(one.final for one in members)
+        rows.append([KINDS[kind], reason, site, host, f"{len(members):,}", f"{final:,}"])
+    return rows
