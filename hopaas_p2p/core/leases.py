@@ -37,7 +37,7 @@ _UNRESTED: Final = 2  # attempts that start without a rest: the first, and one r
 _LONGEST_REST: Final = 64  # doublings, which is for ever
 _LONGEST_GAP: Final = 0.5  # of a ttl without a look: the store was away, and perhaps for the owners too
 _LOOKS_PER_TTL: Final = 8  # a dead owner is noticed within ttl * (1 + 3/8)
-_UNSEEN: Final = (None, -math.inf, False)
+_UNSEEN: Final = (None, -math.inf, -math.inf)
 
 
 class Lease(NamedTuple):
@@ -81,8 +81,11 @@ class FailureDetector:
     """
 
     def __init__(self) -> None:
-        self._seen: dict[str, tuple[str | None, float, bool]] = {}
-        """Of each owner the beat, since when, and whether it was seen to change: a first sight is no proof of life."""
+        self._seen: dict[str, tuple[str | None, float, float]] = {}
+        """Of each owner the beat, since when it was seen, and after which moment it was proven to live: when it was
+        looked for last before it had changed. A first sight is no proof of life."""
+        self._unread: Collection[str] = ()
+        """Those whose beats the last look did not read, because they were heard."""
         self._looked = -math.inf
 
     def look(
@@ -98,16 +101,18 @@ class FailureDetector:
 
         After more than `gap` seconds without a look, all that was seen before is forgotten.
         """
-        earlier = {} if now - self._looked > gap else self._seen
+        earlier, last = {} if now - self._looked > gap else self._seen, self._looked
         self._looked, self._seen = now, {}
         for owner in owners:
             before, beat, lives = earlier.get(owner), beats.get(owner), owner in heard
             if before is None:
-                self._seen[owner] = beat, now, lives
+                self._seen[owner] = beat, now, last if lives else -math.inf
             elif lives:
-                self._seen[owner] = before[0], now, True
+                self._seen[owner] = before[0], now, last
             else:
-                self._seen[owner] = before if before[0] == beat else (beat, now, True)
+                changed = beat, now, before[2] if owner in self._unread else last  # perhaps long before the last look
+                self._seen[owner] = before if before[0] == beat else changed
+        self._unread = heard
 
     def watches(self, owner: str) -> bool:
         """Whether this owner was among those of the last look."""
@@ -122,9 +127,8 @@ class FailureDetector:
         return now - self._seen[owner][1] if owner in self._seen else 0.0
 
     def proven_alive(self, owner: str, *, since: float) -> bool:
-        """Whether this owner's beat was seen to change since this moment."""
-        _, seen_since, changed = self._seen.get(owner, _UNSEEN)
-        return changed and seen_since >= since
+        """Whether this owner has shown a sign of life that a look after this moment had not seen yet."""
+        return self._seen.get(owner, _UNSEEN)[2] >= since
 
 
 def reclaims(state: State, watch: FailureDetector, now: float, *, spare: frozenset[str]) -> list[TrialReclaim]:

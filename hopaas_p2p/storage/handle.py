@@ -178,6 +178,8 @@ class StudyHandle:
         """Whether a running trial's owner has shown a sign of life since this process has had nothing to start."""
         if self._idle_since is None:
             self._idle_since = self.peer.clock()
+            self.log.session.owners.next_look = self.log.look_again_at = -math.inf  # signs count from a look on
+            self.peer.jobs.wake(self.log.job)
         return self.peer.doubted_until(self.log, owner, since=self._idle_since)
 
     def next_or_raise(self, no_new: str = "", why: str = "", *, within: float = math.inf) -> NextStart:

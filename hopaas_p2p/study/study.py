@@ -825,7 +825,7 @@ class Study(optuna.Study):
 
         One exchange per trial: the end of one trial is sent with the start of the next. While the study is paused, or
         its checkpoints take as much as its rungs allow, it waits. It returns once there is no work and each owner of a
-        running trial has shown a sign of life since then, which takes a third of the lease's ttl; while an owner is
+        running trial has shown a sign of life since then, within two thirds of the lease's ttl; while an owner is
         silent it stays until that trial has been reclaimed and retried, for at most twice the ttl. What happens, and
         for which trial it waits, is logged to `hopaas_p2p` at level INFO; losing a lease is a warning.
 

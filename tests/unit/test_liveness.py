@@ -59,6 +59,21 @@ def test_a_peer_whose_heartbeat_is_overdue_is_not_said_to_be_alive() -> None:
     assert _seen("ann:1:5", after=1.0, then=seen_to_beat).alive, "this observer has just seen it"
 
 
+@pytest.mark.parametrize("heard", [(), ("ann",)])
+def test_a_sign_of_life_that_may_be_older_than_a_moment_proves_nothing_of_the_time_since(
+    heard: tuple[str, ...],
+) -> None:
+    detector = FailureDetector()
+    detector.look({"ann": "ann:1"}, ["ann"], 0.0)
+    detector.look({"ann": "ann:2"}, ["ann"], 10.0, heard=heard)  # it beat at 1.0, perhaps, and died at 2.0
+    assert not detector.proven_alive("ann", since=5.0)
+    assert detector.silence("ann", 11.0) == 1.0, "it is not reclaimed earlier for that"
+    detector.look({"ann": "ann:3"}, ["ann"], 20.0)
+    assert detector.proven_alive("ann", since=5.0) == (not heard), "what was not read at 10.0 may have changed before"
+    detector.look({"ann": "ann:4"}, ["ann"], 30.0, heard=heard)
+    assert detector.proven_alive("ann", since=20.0)
+
+
 def test_what_cannot_be_known_yet_is_unknown() -> None:
     assert _seen("ann:1").alive is None
     assert _seen(f"ann:1:{WALL + 86400:.0f}").alive is None  # its clock is a day ahead
