@@ -19,7 +19,7 @@ from hopaas_p2p.errors import ConfigurationError, InvalidInput
 from hopaas_p2p.joining import membership as memberships
 from hopaas_p2p.joining import ways
 from hopaas_p2p.joining.invitation import Invitation
-from hopaas_p2p.joining.login_node import can_be_relayed, start_folder, start_relay
+from hopaas_p2p.joining.login_node import can_be_relayed, start
 from hopaas_p2p.ports import batch
 from hopaas_p2p.runtime.settings import joined_names, variable
 
@@ -79,9 +79,9 @@ def join(
         return 0
     membership = _membership(file, site=given["site"] or "")
     ways.enter(membership)
-    way, membership = ways.find(membership, lambda finding: output.say(output.finding_text(finding)))
+    kind, membership = ways.find(membership, lambda finding: output.say(output.finding_text(finding)))
     ways.enter(membership)
-    output.say(f"Study {membership.study!r} in {membership.store}. Connection: {way.kind}")
+    output.say(f"Study {membership.study!r} in {membership.store}. Connection: {kind}")
     if membership.name not in before:
         where = (
             f"commands under HOPAAS_JOINED={membership.name} use" if before else "every directory without a store uses"
@@ -107,16 +107,16 @@ def _prepare(membership: Membership, via: str | None, login_node: str | None) ->
     if via == "relay" and not relayed:
         raise InvalidInput(f"a relay cannot reach {membership.store}, which does not use HTTPS; use --via folder")
     if via == "folder":
-        process, why = start_folder(membership), "needs no network on the nodes"
+        (pid, log), why = start(membership, "folder"), "needs no network on the nodes"
     elif relayed and via != "direct":
-        process, why = start_relay(membership, known_as=login_node), "serves nodes that can reach only this one"
+        (pid, log), why = start(membership, "relay", known_as=login_node), "serves nodes that can reach only this one"
     else:
         return membership.changed(via=via)
     what = "server of a folder" if via == "folder" else "relay"
-    if process.pid is None:
+    if pid is None:
         output.say(f"a {what} is already running here")
     else:
-        output.say(f"started a {what} here, which {why}. To stop it: kill {process.pid}; its log: {process.log}")
+        output.say(f"started a {what} here, which {why}. To stop it: kill {pid}; its log: {log}")
     return membership.changed(via=via)
 
 

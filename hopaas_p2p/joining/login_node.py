@@ -6,13 +6,13 @@ beside the study's settings. It goes on when `join` has ended, and is found agai
 
 from __future__ import annotations
 
+import contextlib
 import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import Final, Literal
 
 from hopaas_p2p.errors import ConfigurationError, HopaasError
 from hopaas_p2p.joining.membership import Membership
@@ -25,49 +25,58 @@ from hopaas_p2p.runtime.settings import read_proxy
 _START_TIMEOUT: Final = 60.0  # seconds for a process to begin its work
 
 
-class LoginNodeProcess(NamedTuple):
-    """What runs here."""
-
-    pid: int | None
-    """None: it ran before."""
-    log: Path
-
-
 def can_be_relayed(url: str) -> bool:
     """Whether this store can be reached by way of a relay: one that is spoken to by HTTPS."""
     return url.startswith("https:") or (url.startswith("s3:") and "endpoint=http:" not in url)
 
 
-def start_relay(membership: Membership, *, known_as: str | None = None) -> LoginNodeProcess:
-    """See that a relay to the store runs here, and that `membership.relay_file` names it.
+def start(
+    membership: Membership, what: Literal["relay", "folder"], *, known_as: str | None = None
+) -> tuple[int | None, Path]:
+    """See that a relay to the store runs here, which `membership.relay_file` names, or a server of `membership.box`.
+
+    The pid of the process, None if it ran before, and its log.
 
     Raises:
         ConfigurationError: it does not begin; the message says why.
 
     """
-    log = membership.relay_file.with_suffix(".relay.log")
-    if _answers(membership):
-        return LoginNodeProcess(None, log)
-    membership.relay_file.unlink(missing_ok=True)
-    words = ["serve", "relay", "--listen", "0", "--to", membership.store, "--login-file", str(membership.relay_file)]
-    process = _start([*words, *(["--known-as", known_as] if known_as else [])], log, "https://")
-    _wait(process, log, lambda: _answers(membership))
-    return LoginNodeProcess(process.pid, log)
-
-
-def start_folder(membership: Membership) -> LoginNodeProcess:
-    """See that the store is served through `membership.box` by a process here; raises as `start_relay` does."""
-    log = membership.box.with_suffix(".folder.log")
-    pid = membership.box.with_suffix(".folder.pid")
-    if pid.exists() and _runs(pid.read_text().strip(), str(membership.box)):
-        return LoginNodeProcess(None, log)
-    process = _start(["serve", "folder", str(membership.box), membership.store], log, membership.store)
-    _wait(process, log, lambda: "Serving " in log.read_text(errors="replace"))
+    store, relay, box = membership.store, membership.relay_file, str(membership.box)
+    log, pid = relay.with_suffix(f".{what}.log"), relay.with_suffix(f".{what}.pid")
+    if what == "relay" and _leads_there(membership):
+        return None, log
+    with contextlib.suppress(OSError, ValueError):
+        if what == "folder" and box.encode() in Path(f"/proc/{int(pid.read_text())}/cmdline").read_bytes():
+            return None, log
+    words = ["serve", "folder", box, store]
+    if what == "relay":
+        relay.unlink(missing_ok=True)
+        words = ["serve", "relay", "--listen", "0", "--to", store, "--login-file", str(relay)]
+        words += ["--known-as", known_as] if known_as else []
+    with own_folder(log.parent) as folder:
+        descriptor = open_regular(folder / log.name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    with os.fdopen(descriptor, "wb") as output:
+        process = subprocess.Popen(
+            [sys.executable, "-P", "-m", "hopaas_p2p.cli.main", *words],
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+            env=credentials.environment(store="https://" if what == "relay" else store),
+            start_new_session=True,
+        )
+    deadline = time.monotonic() + _START_TIMEOUT
+    while not (_leads_there(membership) if what == "relay" else "Serving " in log.read_text(errors="replace")):
+        if process.poll() is not None or time.monotonic() > deadline:
+            process.kill()
+            said = log.read_text(errors="replace").strip()
+            why = said.splitlines()[-1] if said else f"see {log}"
+            raise ConfigurationError(f"it did not start on this node: {why}")
+        time.sleep(0.1)
     pid.write_text(f"{process.pid}\n")
-    return LoginNodeProcess(process.pid, log)
+    return process.pid, log
 
 
-def _answers(membership: Membership) -> bool:
+def _leads_there(membership: Membership) -> bool:
     """Whether the relay of an earlier time still leads to the store."""
     from hopaas_p2p.remote.relay import targets_of
 
@@ -77,37 +86,3 @@ def _answers(membership: Membership) -> bool:
     except HopaasError:
         return False
     return True
-
-
-def _runs(pid: str, what: str) -> bool:
-    """Whether this is still the process that we started, on this machine."""
-    try:
-        return what.encode() in Path(f"/proc/{int(pid)}/cmdline").read_bytes()
-    except (OSError, ValueError):
-        return False
-
-
-def _start(words: Sequence[str], log: Path, store: str) -> subprocess.Popen[bytes]:
-    """Start a command of ours, which logs in at this store if it has one of its own."""
-    with own_folder(log.parent) as folder:
-        descriptor = open_regular(folder / log.name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-    with os.fdopen(descriptor, "wb") as output:
-        return subprocess.Popen(
-            [sys.executable, "-P", "-m", "hopaas_p2p.cli.main", *words],
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=output,
-            env=credentials.environment(store=store),
-            start_new_session=True,
-        )
-
-
-def _wait(process: subprocess.Popen[bytes], log: Path, ready: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + _START_TIMEOUT
-    while not ready():
-        if process.poll() is not None or time.monotonic() > deadline:
-            process.kill()
-            said = log.read_text(errors="replace")
-            why = said.strip().splitlines()[-1] if said.strip() else f"see {log}"
-            raise ConfigurationError(f"it did not start on this node: {why}")
-        time.sleep(0.1)

@@ -11,7 +11,8 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Callable, Iterator, Mapping
-from typing import Final, NamedTuple
+from pathlib import Path
+from typing import Final, Literal
 
 from hopaas_p2p.errors import ConfigurationError, HopaasError
 from hopaas_p2p.joining.membership import Membership
@@ -20,42 +21,54 @@ from hopaas_p2p.open import open_store
 from hopaas_p2p.runtime.settings import Secret, read_proxy, variable
 from hopaas_p2p.stores.checks import way_to
 
-KINDS: Final = ("direct", "proxy", "relay")
 _OURS: Final = ("proxy_file", "via")  # a way sets HTTPS_PROXY itself
 _OF_THE_FILE: Final = ("store", "study", "token_file", "token_host")  # found by HOPAAS_JOINED
 _PROXY_VARIABLES: Final = ("HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy")
 
 
-class Way(NamedTuple):
-    """One way to a store."""
-
-    kind: str
-    """One of `KINDS`."""
-    proxy: Secret | None = None
-    """What HTTPS_PROXY is to be, if it is not what the environment says."""
-
-
-def find(membership: Membership, say: Callable[[Finding], None]) -> tuple[Way, Membership]:
+def find(membership: Membership, say: Callable[[Finding], None]) -> tuple[str, Membership]:
     """The first way that leads to the store, which this process uses from now on; and the membership that keeps it.
 
-    `say` is told every finding of the way that works, or of all if none does. Call `enter` first.
+    The way is one of direct, proxy and relay. `say` is told every finding of the way that works, or of all if none
+    does. Call `enter` first.
 
     Raises:
         ConfigurationError: none does; the findings say why.
 
     """
-    failed: list[tuple[Way, list[Finding]]] = []
-    for way in _candidates(membership):
+    failed: list[tuple[str, list[Finding]]] = []
+    before = {name: os.environ.get(name) for name in _PROXY_VARIABLES}
+    for kind, file in _candidates(membership):
         findings: list[Finding] = []
-        if _try(way, membership, findings):
-            for finding in findings:
-                say(finding)
-            return way, _kept(way, membership)
-        failed.append((way, findings))
-    for way, findings in failed:
+        reached = False
+        try:
+            if file is not None:
+                proxy = read_proxy(file).reveal() if file else None
+                _set_variables(dict.fromkeys(_PROXY_VARIABLES) | {"HTTPS_PROXY": proxy})
+            with contextlib.closing(open_store(membership.store, create=False)) as store:
+                looking = way_to(store)
+                while True:
+                    findings.append(next(looking))
+        except StopIteration as end:
+            reached = end.value
+        except HopaasError as error:
+            findings.append(Finding("open", str(error), passed=False, cure=AGAIN))
+        if not reached:
+            failed.append((kind, findings))
+            _set_variables(before)
+            continue
         for finding in findings:
-            say(finding._replace(check=f"{way.kind}: {finding.check}"))
-    tried = ", ".join(way.kind for way, _ in failed)
+            say(finding)
+        if kind == "relay":
+            return kind, membership.changed(proxy_file=str(membership.relay_file))
+        if not _has_way(membership.store):
+            return kind, membership
+        found = _environments_proxy()
+        return kind, membership.with_proxy(None if found is None else Secret(found))
+    for kind, findings in failed:
+        for finding in findings:
+            say(finding._replace(check=f"{kind}: {finding.check}"))
+    tried = ", ".join(kind for kind, _ in failed)
     raise ConfigurationError(
         f"{membership.store} cannot be reached from here (tried: {tried}). Fix what failed above. If nodes can "
         "reach only their login node, start there: hopaas-p2p join --submit SYSTEM; if they can reach nothing, add "
@@ -63,21 +76,24 @@ def find(membership: Membership, say: Callable[[Finding], None]) -> tuple[Way, M
     )
 
 
-def _candidates(membership: Membership) -> Iterator[Way]:
-    """The ways that could work here, the one that did so last time first."""
+def _candidates(membership: Membership) -> Iterator[tuple[str, Path | Literal[""] | None]]:
+    """The ways that could work here, the one that did so last time first.
+
+    And the file of the proxy that HTTPS_PROXY is to name: an empty text for none, None for what the environment says.
+    """
     if not _has_way(membership.store):
-        yield Way("direct")
+        yield "direct", None
         return
-    relay = Way("relay")
-    if membership.values.get("proxy_file") == str(membership.relay_file) and membership.relay_file.exists():
-        yield relay
+    relay, last = membership.relay_file, membership.values.get("proxy_file")
+    if last == str(relay) and relay.exists():
+        yield "relay", relay
     if _environments_proxy() is not None:
-        yield Way("proxy")
-    elif "proxy_file" in membership.values and membership.values["proxy_file"] != str(membership.relay_file):
-        yield Way("proxy", read_proxy(membership.relay_file.with_suffix(".proxy")))
-    yield Way("direct", Secret(""))
-    if membership.relay_file.exists():
-        yield relay
+        yield "proxy", None
+    elif last not in (None, str(relay)):
+        yield "proxy", relay.with_suffix(".proxy")
+    yield "direct", ""
+    if relay.exists():
+        yield "relay", relay
 
 
 def _has_way(url: str) -> bool:
@@ -86,26 +102,6 @@ def _has_way(url: str) -> bool:
 
 def _environments_proxy() -> str | None:
     return next((os.environ[name] for name in _PROXY_VARIABLES if os.environ.get(name)), None)
-
-
-def _try(way: Way, membership: Membership, findings: list[Finding]) -> bool:
-    """Whether this way leads there; if so, this process's environment says so from then on."""
-    before = {name: os.environ.get(name) for name in _PROXY_VARIABLES}
-    try:
-        proxy = read_proxy(membership.relay_file) if way.kind == "relay" else way.proxy
-        if proxy is not None:
-            _set_variables(dict.fromkeys(_PROXY_VARIABLES) | {"HTTPS_PROXY": proxy.reveal() or None})
-        with contextlib.closing(open_store(membership.store, create=False)) as store:
-            looking = way_to(store)
-            while True:
-                findings.append(next(looking))
-    except StopIteration as end:
-        if end.value:
-            return True
-    except HopaasError as error:
-        findings.append(Finding("open", str(error), passed=False, cure=AGAIN))
-    _set_variables(before)
-    return False
 
 
 def enter(membership: Membership) -> None:
@@ -122,12 +118,3 @@ def _set_variables(values: Mapping[str, str | None]) -> None:
         os.environ.pop(name, None)
         if value is not None:
             os.environ[name] = value
-
-
-def _kept(way: Way, membership: Membership) -> Membership:
-    if way.kind == "relay":
-        return membership.changed(proxy_file=str(membership.relay_file))
-    if not _has_way(membership.store):
-        return membership
-    found = _environments_proxy()
-    return membership.with_proxy(None if found is None else Secret(found))

@@ -11,7 +11,7 @@ import socket
 import ssl
 import time
 from collections.abc import Callable, Generator
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 from hopaas_p2p.errors import HopaasError
 from hopaas_p2p.net import proxies, trust
@@ -23,20 +23,21 @@ SOON: Final = 21
 _TIMEOUT: Final = 10.0  # seconds for each step
 
 
-class Route(NamedTuple):
-    """How a server is reached."""
+def checks(
+    server: ServerAddress,
+    context: ssl.SSLContext | None = None,
+    proxy: Proxy | None = None,
+    request_tls: Callable[[socket.socket], bool] | None = None,
+) -> Generator[Finding, None, bool]:
+    """The findings about a route, step by step; returns whether it leads to the server.
 
-    server: ServerAddress
-    context: ssl.SSLContext | None = None
-    """Verifies the server; None where there is no TLS."""
-    proxy: Proxy | None = None
-    request_tls: Callable[[socket.socket], bool] | None = None
-    """Asks a server that begins in the clear for TLS; returns whether it agrees."""
+    Args:
+        server: where to.
+        context: verifies the server; None where there is no TLS.
+        proxy: by way of it, or of none.
+        request_tls: asks a server that begins in the clear for TLS; returns whether it agrees.
 
-
-def checks(route: Route) -> Generator[Finding, None, bool]:
-    """The findings about a route, step by step; returns whether it leads to the server."""
-    server, proxy = route.server, route.proxy
+    """
     host = proxy.address.host if proxy else server.host  # what is connected to first
     shown = f"{host} (the proxy)" if proxy else host
     try:
@@ -63,16 +64,16 @@ def checks(route: Route) -> Generator[Finding, None, bool]:
             yield Finding("proxy", f"{proxy} connects to {server}{login}")
         else:
             yield Finding("connect", f"{server} answers in {(time.monotonic() - began) * 1000:.1f} ms")
-        if route.context is None:
+        if context is None:
             return True
-        if route.request_tls is not None and not route.request_tls(connection):
+        if request_tls is not None and not request_tls(connection):
             detail = "the server does not speak TLS, so anybody in between could read and change everything"
             cure = "enable TLS there; or if the store is served there, write https://"
             yield Finding("tls", detail, passed=False, cure=cure)
             return False
         try:
             deadline = time.monotonic() + _TIMEOUT
-            with trust.secure(connection, server.host, deadline=deadline, context=route.context) as secured:
+            with trust.secure(connection, server.host, deadline=deadline, context=context) as secured:
                 yield lifetime(secured.getpeercert() or {}, str(secured.version()))
         except HopaasError as error:
             yield Finding("tls", str(error), passed=False, cure=AGAIN)

@@ -8,7 +8,6 @@ from collections.abc import Generator
 from hopaas_p2p.errors import HopaasError, StoreUnreachable
 from hopaas_p2p.net import checks as net_checks
 from hopaas_p2p.net import trust
-from hopaas_p2p.net.checks import Route
 from hopaas_p2p.net.findings import AGAIN, Finding
 from hopaas_p2p.net.proxies import proxy_for
 from hopaas_p2p.remote.box import Box
@@ -23,11 +22,11 @@ def way(store: RemoteStore) -> Generator[Finding, None, bool]:
     admitted, address = False, store.connections.address
     for server in address.servers:
         try:
-            route = Route(server, trust.client_context(), proxy_for(server))
+            route = server, trust.client_context(), proxy_for(server)
         except HopaasError as error:
             yield Finding("settings", str(error), passed=False, cure=AGAIN)
             return False
-        if not (yield from net_checks.checks(route)):
+        if not (yield from net_checks.checks(*route)):
             continue
         try:
             facts = RemoteStore(str(address._replace(servers=(server,)))).facts()

@@ -71,32 +71,24 @@ def _own(store: Store, part: str) -> Check | None:
 
 def _guarded(name: str, check: Check, store: Store) -> Generator[Finding, None, bool]:
     """The findings of a check, or its failure as one; returns whether it finished, and did not return False."""
+    goes_on = True
     try:
         return (yield from check(store)) is not False
-    except Denied as error:
-        yield Finding(name, str(error), passed=False, cure=_READ_ONLY)
-    except (BrokenChain, StoreCorrupt) as error:
-        cure = "copy what can be read into a new study: hopaas-p2p doctor STORE --rescue"
-        yield Finding(name, str(error), passed=False, cure=cure)
     except HopaasError as error:
-        cure = "try again when the store can be reached" if error.retry else AGAIN
-        number = _errno(error.__cause__)
-        yield Finding(name, str(error), passed=False, cure=_CURES.get(number, cure))
-        return number in _CURES and number is not None
+        number = getattr(error.__cause__, "errno", None)
+        said, cure = str(error), "try again when the store can be reached" if error.retry else AGAIN
+        if isinstance(error, Denied):
+            cure, number = _READ_ONLY, None
+        elif isinstance(error, BrokenChain | StoreCorrupt):
+            cure = "copy what can be read into a new study: hopaas-p2p doctor STORE --rescue"
+        cure, goes_on = _CURES.get(number, cure), number in _CURES
     except OSError as error:  # of a file system; the other checks may tell more
         where = error.filename2 or error.filename  # of a link, the name and not its text
-        said = f"{where}: {error.strerror}" if where else str(error)
-        yield Finding(name, said, passed=False, cure=_CURES.get(_errno(error), AGAIN))
-        return True
+        said, cure = f"{where}: {error.strerror}" if where else str(error), _CURES.get(error.errno, AGAIN)
     except Exception as error:  # noqa: BLE001  # an error in one check must not keep the others from running
-        detail = f"{type(error).__name__}: {error}"
-        yield Finding(name, detail, passed=False, cure="please report this, with the output of --debug")
-        return True
-    return False
-
-
-def _errno(error: BaseException | None) -> int | None:
-    return error.errno if isinstance(error, OSError) else None
+        said, cure = f"{type(error).__name__}: {error}", "please report this, with the output of --debug"
+    yield Finding(name, said, passed=False, cure=cure)
+    return goes_on
 
 
 def _reach(store: Store) -> Iterator[Finding]:

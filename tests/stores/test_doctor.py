@@ -21,7 +21,6 @@ import trustme
 from hopaas_p2p import access
 from hopaas_p2p.errors import Denied
 from hopaas_p2p.net import checks as net_checks
-from hopaas_p2p.net.checks import Route
 from hopaas_p2p.net.findings import AGAIN, Finding, clock
 from hopaas_p2p.net.proxies import Proxy, ServerAddress
 from hopaas_p2p.net.trust import client_context
@@ -108,7 +107,7 @@ def trust(authority: trustme.CA, tmp_path: Path) -> ssl.SSLContext:
 
 def test_a_good_certificate_passes_with_the_days_it_has_left(authority: trustme.CA, trust: ssl.SSLContext) -> None:
     with tls_server(authority, "localhost", days=90) as port:
-        found = by_check(net_checks.checks(Route(ServerAddress("localhost", port), trust)))
+        found = by_check(net_checks.checks(ServerAddress("localhost", port), trust))
     assert list(found) == ["name", "connect", "tls"]
     assert all(finding.passed for finding in found.values())
     assert "90 days left" in found["tls"].detail
@@ -118,7 +117,7 @@ def test_a_good_certificate_passes_with_the_days_it_has_left(authority: trustme.
 def test_a_certificate_of_less_than_21_days_is_a_loud_failure(authority: trustme.CA, trust: ssl.SSLContext) -> None:
     for days, passed in ((21, True), (20, False), (1, False)):
         with tls_server(authority, "localhost", days=days) as port:
-            found = by_check(net_checks.checks(Route(ServerAddress("localhost", port), trust)))["tls"]
+            found = by_check(net_checks.checks(ServerAddress("localhost", port), trust))["tls"]
         assert found.passed is passed
         if not passed:
             assert f"THE CERTIFICATE EXPIRES IN {days} DAYS" in found.detail
@@ -129,32 +128,32 @@ def test_certificates_that_are_not_to_be_trusted_are_named_for_what_is_wrong(
     authority: trustme.CA, trust: ssl.SSLContext
 ) -> None:
     with tls_server(authority, "localhost", days=-1) as port:
-        expired = one(net_checks.checks(Route(ServerAddress("localhost", port), trust)))
+        expired = one(net_checks.checks(ServerAddress("localhost", port), trust))
     assert "expired" in expired.detail
     assert "has to renew it" in expired.detail
     with tls_server(authority, "gateway.example.org") as port:
-        elsewhere = one(net_checks.checks(Route(ServerAddress("localhost", port), trust)))
+        elsewhere = one(net_checks.checks(ServerAddress("localhost", port), trust))
     assert "match" in elsewhere.detail.lower()
     assert "the name that it is for" in elsewhere.detail
     with tls_server(trustme.CA(), "localhost") as port:
-        unknown = one(net_checks.checks(Route(ServerAddress("localhost", port), trust)))
+        unknown = one(net_checks.checks(ServerAddress("localhost", port), trust))
     assert unknown.check == "tls"
     assert "HOPAAS_CA_FILE" in unknown.detail
 
 
 def test_a_name_that_is_not_known_and_a_port_where_nobody_listens(trust: ssl.SSLContext) -> None:
-    nowhere = one(net_checks.checks(Route(ServerAddress("no-such-host.invalid", 443), trust)))
+    nowhere = one(net_checks.checks(ServerAddress("no-such-host.invalid", 443), trust))
     assert (nowhere.check, "name server" in nowhere.cure) == ("name", True)
     assert "Errno" not in nowhere.detail
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
-    closed = one(net_checks.checks(Route(ServerAddress("127.0.0.1", port), trust)))
+    closed = one(net_checks.checks(ServerAddress("127.0.0.1", port), trust))
     assert (closed.check, "hopaas-p2p serve relay" in closed.cure) == ("connect", True)
 
 
 def test_a_server_that_speaks_something_else_is_told_from_a_bad_certificate(trust: ssl.SSLContext) -> None:
     with Answering(b"HTTP/1.1 400 Bad Request\r\n\r\n") as server:
-        found = one(net_checks.checks(Route(ServerAddress("localhost", server.port), trust)))
+        found = one(net_checks.checks(ServerAddress("localhost", server.port), trust))
     assert found.check == "tls"
     assert "does not speak TLS" in found.detail
 
@@ -188,17 +187,14 @@ def test_a_proxy_lets_through_whom_it_knows_and_is_named_to_others(
 ) -> None:
     with ConnectProxy("ann", "s3cret") as proxy, tls_server(authority, "localhost") as port:
 
-        def way(login: str | None) -> Route:
-            return Route(
-                ServerAddress("localhost", port),
-                trust,
-                Proxy("http", ServerAddress("127.0.0.1", proxy.port), login and Secret(login)),
-            )
+        def way(login: str | None) -> Iterator[Finding]:
+            by = Proxy("http", ServerAddress("127.0.0.1", proxy.port), login and Secret(login))
+            return net_checks.checks(ServerAddress("localhost", port), trust, by)
 
-        found = by_check(net_checks.checks(way("ann:s3cret")))
+        found = by_check(way("ann:s3cret"))
         assert list(found) == ["name", "proxy", "tls"]
         assert all(finding.passed for finding in found.values())
-        without, wrong = one(net_checks.checks(way(None))), one(net_checks.checks(way("ann:guess")))
+        without, wrong = one(way(None)), one(way("ann:guess"))
     assert f"http://127.0.0.1:{proxy.port} answered 407" in without.detail
     assert "it requires a login" in without.detail
     assert "the login in HTTPS_PROXY is wrong" in wrong.detail
@@ -212,9 +208,7 @@ def test_a_proxy_that_is_not_there_is_not_taken_for_the_server(trust: ssl.SSLCon
         port = listener.getsockname()[1]
     found = one(
         net_checks.checks(
-            Route(
-                ServerAddress("gateway.example.org", 443), trust, Proxy("http", ServerAddress("127.0.0.1", port), None)
-            )
+            ServerAddress("gateway.example.org", 443), trust, Proxy("http", ServerAddress("127.0.0.1", port), None)
         )
     )
     assert found.check == "proxy"

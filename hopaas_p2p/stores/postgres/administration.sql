@@ -1,12 +1,8 @@
 -- An administrator's statements, for users, tokens and the schema.
 
--- name: installer
--- The database, and what the login that runs `hopaas-p2p admin init` may do.
-SELECT current_database(), rolcreaterole OR rolsuper, rolsuper FROM pg_roles WHERE rolname = current_user
-
--- name: database_rights
--- The database, whether this login owns it, and whether it is a superuser.
-SELECT datname, pg_has_role(current_user, datdba, 'USAGE'), rolsuper FROM pg_database, pg_roles
+-- name: login
+-- The database, and whether this login owns it, may create roles, and is a superuser.
+SELECT datname, pg_has_role(current_user, datdba, 'USAGE'), rolcreaterole OR rolsuper, rolsuper FROM pg_database, pg_roles
 WHERE datname = current_database() AND rolname = current_user
 
 -- name: versioned_functions

@@ -11,7 +11,6 @@ from typing import Any, Final
 
 from hopaas_p2p.errors import Denied, HopaasError
 from hopaas_p2p.net import checks as net_checks
-from hopaas_p2p.net.checks import Route
 from hopaas_p2p.net.findings import AGAIN, Finding, clock
 from hopaas_p2p.net.proxies import ServerAddress
 from hopaas_p2p.stores.postgres import schema
@@ -30,8 +29,8 @@ def way(store: PostgresStore) -> Generator[Finding, None, bool]:
     context = address.client_context()
     reached = not address.servers  # a Unix socket has no way
     for host, port in address.servers:
-        route = Route(ServerAddress(host, port), context, request_tls=_request_tls)
-        reached = (yield from net_checks.checks(route)) or reached
+        found = net_checks.checks(ServerAddress(host, port), context, request_tls=_request_tls)
+        reached = (yield from found) or reached
     return reached
 
 

@@ -136,7 +136,7 @@ def _peers_of(owner: str) -> str:
 
 
 def _make_schema(connection: Any) -> None:
-    database, may_create_roles, is_super = run(connection, "installer")[0]
+    database, _, may_create_roles, is_super = run(connection, "login")[0]
     if not may_create_roles:
         query(connection, "CREATE SCHEMA hopaas")
         return
@@ -171,7 +171,7 @@ def _close_database(connection: Any) -> None:
 
     A superuser also revokes the functions that fill the server's disk or memory, and limits temporary files.
     """
-    name, owns, is_super = run(connection, "database_rights")[0]
+    name, owns, _, is_super = run(connection, "login")[0]
     if not owns:
         return
     database = quoted(name, connection)

@@ -173,13 +173,9 @@ LANGUAGE plpgsql STABLE AS $$
 DECLARE v_role text;
 BEGIN
     SELECT role INTO v_role FROM hopaas.grants WHERE log = p_log AND username = p_user;
-    IF v_role = 'owner' OR hopaas.is_administrator() THEN
-        RETURN 'owner';
-    END IF;
-    IF v_role IS NULL AND p_uuid = 'catalog' THEN
-        RETURN CASE WHEN hopaas.is_guest(p_user) THEN 'viewer' ELSE 'worker' END;
-    END IF;
-    RETURN v_role;
+    RETURN CASE WHEN v_role = 'owner' OR hopaas.is_administrator() THEN 'owner'
+                WHEN v_role IS NOT NULL OR p_uuid <> 'catalog' THEN v_role
+                WHEN hopaas.is_guest(p_user) THEN 'viewer' ELSE 'worker' END;
 END $$;
 
 -- The caller in the log of this uuid, if its role there is at least p_least.
@@ -212,19 +208,14 @@ END $$;
 -- Fail if the peer is another user's; one that nobody has written as yet is the user's from now on.
 CREATE OR REPLACE FUNCTION hopaas.check_peer(p_peer text, p_user text) RETURNS void
 LANGUAGE plpgsql AS $$
-DECLARE v_author text;
 BEGIN
-    LOOP
-        SELECT author INTO v_author FROM hopaas.peers WHERE peer = p_peer;
-        IF v_author = p_user THEN
-            RETURN;
-        END IF;
-        IF FOUND THEN
+    IF NOT EXISTS (SELECT FROM hopaas.peers WHERE peer = p_peer AND author = p_user) THEN
+        INSERT INTO hopaas.peers (peer, author) VALUES (p_peer, p_user) ON CONFLICT DO NOTHING;
+        IF EXISTS (SELECT FROM hopaas.peers WHERE peer = p_peer AND author <> p_user) THEN
             RAISE EXCEPTION 'user % does not write for the peer %, which is another user''s', p_user, p_peer
                 USING ERRCODE = 'ZH402';
         END IF;
-        INSERT INTO hopaas.peers (peer, author) VALUES (p_peer, p_user) ON CONFLICT DO NOTHING;
-    END LOOP;
+    END IF;
 END $$;
 
 -- Overwrite a peer's beat, unless it is another user's.
@@ -235,15 +226,9 @@ LANGUAGE sql AS $$
     ON CONFLICT (peer) DO UPDATE SET value = excluded.value, at = excluded.at WHERE b.author = excluded.author
 $$;
 
--- The checksum that a commit begins with: its first four bytes, the lowest first.
-CREATE OR REPLACE FUNCTION hopaas.checksum(p_payload bytea) RETURNS bigint
-LANGUAGE sql IMMUTABLE AS $$
-    SELECT get_byte(h, 0) + (get_byte(h, 1) << 8) + (get_byte(h, 2) << 16) + (get_byte(h, 3)::bigint << 24)
-    FROM (SELECT substr(substr(p_payload, 1, 4) || '\x00000000'::bytea, 1, 4) AS h) one
-$$;
-
--- The sum of a log up to this lsn, which follows from its commits' checksums: see core/chain.py. Only after the last
--- commit without a sum, as a restore may bring, is there more than one commit to go over.
+-- The sum of a log up to this lsn, which follows from its commits' checksums, their first four bytes, the lowest first:
+-- see core/chain.py. Only after the last commit without a sum, as a restore may bring, is there more than one commit to
+-- go over.
 CREATE OR REPLACE FUNCTION hopaas.chain_at(p_log integer, p_lsn bigint) RETURNS bigint
 LANGUAGE plpgsql STABLE AS $$
 DECLARE
@@ -255,7 +240,8 @@ BEGIN
     WHERE c.log = p_log AND c.lsn <= p_lsn AND c.before IS NOT NULL ORDER BY c.lsn DESC LIMIT 1;
     v_sum := coalesce(v_sum, 0);
     FOR v_next IN
-        SELECT hopaas.checksum(c.payload) FROM hopaas.commits c
+        SELECT get_byte(h, 0) + (get_byte(h, 1) << 8) + (get_byte(h, 2) << 16) + (get_byte(h, 3)::bigint << 24)
+        FROM hopaas.commits c, LATERAL substr(substr(c.payload, 1, 4) || '\x00000000'::bytea, 1, 4) h
         WHERE c.log = p_log AND c.lsn BETWEEN coalesce(v_first, 1) AND p_lsn ORDER BY c.lsn
     LOOP
         v_sum := (v_sum * 1000003 + v_next) % 4398046511093;

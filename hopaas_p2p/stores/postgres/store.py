@@ -118,7 +118,8 @@ class PostgresLog(Log):
     def restore(self, base: tuple[int, bytes] | None, entries: Iterable[Entry]) -> None:
         if base is not None:
             raise ConfigurationError("A database holds complete logs only; restore this backup into a bucket.")
-        self._store.restore(self._uuid, entries)
+        with self._store.transaction() as connection:  # which only an administrator may
+            restore(connection, self._uuid, entries)
 
 
 class PostgresStore(Store):
@@ -133,14 +134,10 @@ class PostgresStore(Store):
     piggybacks_heartbeats = True
 
     def __init__(self, url: str, *, login: tuple[str, Secret] | None = None) -> None:
-        self._connections = ConnectionProvider(PostgresAddress(url, login))
-        self.url = self._connections.address.url
+        self.address = PostgresAddress(url, login)
+        self._connections = ConnectionProvider(self.address)
+        self.url = self.address.url
         self._was_primary = False
-
-    @property
-    def address(self) -> PostgresAddress:
-        """The URL, parsed."""
-        return self._connections.address
 
     def catalog(self) -> PostgresLog:
         return PostgresLog(self, CATALOG)
@@ -242,17 +239,6 @@ class PostgresStore(Store):
                 with contextlib.suppress(psycopg2.Error):
                     query(connection, "ROLLBACK")
                 raise
-
-    def restore(self, uuid: str, entries: Iterable[Entry]) -> None:
-        """Write these commits as they were, in one transaction; only an administrator may.
-
-        Raises:
-            Denied: this login is no administrator of the store.
-            StoreUnreachable: as `call`; then nothing was written.
-
-        """
-        with self.transaction() as connection:
-            restore(connection, uuid, entries)
 
     def _translated(self, error: psycopg2.Error) -> HopaasError:
         """The error of ours for an error of the driver."""

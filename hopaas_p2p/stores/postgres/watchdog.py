@@ -105,20 +105,15 @@ class WatchedSocket:
 
     def look(self) -> bool:
         """Whether no byte has moved for too long. Called at equal intervals while the connection is in use."""
-        moved = self._bytes_moved()
+        moved: int | None = None  # where the kernel does not report it
+        with contextlib.suppress(OSError, AttributeError, struct.error):
+            info = self._socket.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _MOVED_AT + _MOVED.size)
+            moved = sum(_MOVED.unpack_from(info, _MOVED_AT))
         if moved != self._moved:
             self._moved, self._looks = moved, 0
             return False
         self._looks += 1
         return self._looks >= (_BLIND_LOOKS if moved is None else _LOOKS)
-
-    def _bytes_moved(self) -> int | None:
-        """Bytes acknowledged by the other side plus bytes received; None where the kernel does not report it."""
-        with contextlib.suppress(OSError, AttributeError, struct.error):
-            info = self._socket.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _MOVED_AT + _MOVED.size)
-            acknowledged, received = _MOVED.unpack_from(info, _MOVED_AT)
-            return int(acknowledged + received)
-        return None
 
     def give_up(self) -> None:
         """Shut it down, which wakes the caller."""

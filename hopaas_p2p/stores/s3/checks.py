@@ -7,7 +7,6 @@ from collections.abc import Generator
 
 from hopaas_p2p.errors import Denied, HopaasError
 from hopaas_p2p.net import checks as net_checks
-from hopaas_p2p.net.checks import Route
 from hopaas_p2p.net.findings import AGAIN, Finding, clock
 from hopaas_p2p.stores.objects.race import race
 from hopaas_p2p.stores.s3 import http as s3_http
@@ -28,7 +27,7 @@ def way(store: S3Store) -> Generator[Finding, None, bool]:
     if proxy is not None and proxy.scheme == "https":
         yield Finding("proxy", f"{proxy} is itself reached through TLS; the route is not checked any further")
         return True
-    return (yield from net_checks.checks(Route(s3_http.server_of(endpoint), context, proxy)))
+    return (yield from net_checks.checks(s3_http.server_of(endpoint), context, proxy))
 
 
 def checks(store: S3Store) -> Generator[Finding, None, bool]:
