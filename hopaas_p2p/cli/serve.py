@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import functools
 import ipaddress
 import logging
 import os
@@ -27,7 +26,7 @@ from hopaas_p2p.remote.certificate import Certificate
 from hopaas_p2p.remote.client import RemoteStore
 from hopaas_p2p.remote.folder import FolderServer
 from hopaas_p2p.remote.relay import Relay, read_password, targets_of, write_address
-from hopaas_p2p.remote.server import ListedService, OwnService, PostgresService, Service
+from hopaas_p2p.remote.server import ListedService, PostgresService, Service
 
 _EVERYWHERE: Final = ("", "0.0.0.0", "::")  # noqa: S104  # clients need the login
 _SWITCH: Final = 0.0005  # seconds: the loop and a store in a thread hand the interpreter to each other at every request
@@ -134,7 +133,7 @@ def serve_folder(session: CliSession, folder: Path, target: str) -> None:
     logging.getLogger("hopaas_p2p").setLevel(logging.INFO)
 
     async def run() -> int:
-        service = OwnService(functools.partial(open_store, target))
+        service = Service(lambda _: open_store(target))
         served = service.store
         if served.url.startswith((SCHEME, "memory:")):
             raise ConfigurationError(f"{served.url} is not a store that can be served here; name the store itself")

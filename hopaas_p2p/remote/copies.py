@@ -13,6 +13,7 @@ import os
 import tempfile
 import zlib
 from array import array
+from bisect import bisect_right
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Final
@@ -81,13 +82,12 @@ class Copy:
             raise BehindRetention
         if since >= self.head:
             return ExchangeResult([])
-        first, end = self._ends[since - self.base], self._ends[-1]
+        begin = since - self.base
+        first = self._ends[begin]
+        last = max(bisect_right(self._ends, first + _AT_ONCE) - 1, begin + 1)
         with self._file.open("rb") as file:
             file.seek(first)
-            data = file.read(min(end - first, _AT_ONCE) + _HEAD)
-            if len(data) < end - first and len(data) < _HEAD + int.from_bytes(data[:4], "big"):
-                data += file.read(int.from_bytes(data[:4], "big"))
-        entries = [entry for entry, _ in _entries(data[: end - first])]
+            entries = [entry for entry, _ in _entries(file.read(self._ends[last] - first))]
         if not entries:
             self.drop()
             raise StoreUnreachable(f"{self._file} is damaged; it is made anew")

@@ -31,9 +31,8 @@ from hopaas_p2p.remote.access import is_study
 from hopaas_p2p.remote.box import Box
 from hopaas_p2p.remote.copies import Copy, folder_of_copies
 from hopaas_p2p.remote.protocol import CATALOG, Facts, StoreRequest
-from hopaas_p2p.remote.server import Service
+from hopaas_p2p.remote.server import OWN, Service
 from hopaas_p2p.runtime.atomic import is_mostly_holes
-from hopaas_p2p.runtime.settings import Secret
 
 _log: Final = logging.getLogger("hopaas_p2p")
 _QUICK: Final = 0.004  # seconds between looks for requests, if there was one within _RECENT seconds
@@ -54,7 +53,6 @@ _FILES: Final = 2  # carried at once
 _LOGS: Final = 512  # of which a server keeps a copy
 _LOOKED: Final = 3600.0  # seconds for which a server asks for the beats of a peer that nobody looks for any more
 _PEERS: Final = 10_000  # whose beats a server asks for at once
-_OWN: Final = ("", Secret(""))  # nobody shows a token here
 
 
 class _Place:
@@ -356,7 +354,7 @@ class FolderServer:
         place = self._place(request)
         if time.monotonic() < place.retry_at:
             raise StoreUnreachable(place.trouble or "")
-        found = await self.service.carry_out(_OWN, request, file)
+        found = await self.service.carry_out(OWN, request, file)
         kind, message = protocol.refusal(found) or ("", "")
         misled = kind == ConfigurationError.__name__ and request.kind.of != "files"  # wrong settings
         if misled or (kind == Denied.__name__ and not await self._let_in()) or kind == StoreUnreachable.__name__:
@@ -372,7 +370,7 @@ class FolderServer:
     async def _let_in(self) -> bool:
         """Whether the store lets this server in."""
         head = self._place(StoreRequest("removed_up_to", CATALOG)).copy.head
-        found = protocol.refusal(await self.service.carry_out(_OWN, StoreRequest("exchange", CATALOG, (None, head))))
+        found = protocol.refusal(await self.service.carry_out(OWN, StoreRequest("exchange", CATALOG, (None, head))))
         return found is None or found[0] not in (Denied.__name__, StoreUnreachable.__name__)
 
     def _troubles(self) -> list[str]:

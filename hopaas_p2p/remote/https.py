@@ -54,16 +54,6 @@ _PIECE: Final = 1 << 18  # bytes
 _LINES: Final = 20  # addresses turned away that are logged per second
 _WHERE: Final = re.compile(rf"(?:/[A-Za-z0-9._~-]+)*{PATH}(?:/files/(?P<key>[A-Za-z0-9_/-]+))?")
 _TEXT: Final = "text/plain; charset=utf-8"
-_METRICS: Final = {
-    "requests_total": "Answers, by status",
-    "shed_total": "Connections closed before they asked for anything, by cause",
-    "connections": "Connections of callers whose token is known",
-    "pending": "Connections that have shown no token yet",
-    "token_logins_total": "Logins at Postgres to check tokens",
-    "postgres_up": "Whether Postgres answered the last request",
-    "certificate_expiry_seconds": "When the certificate expires, in seconds since 1970",
-    "draining": "Whether the server is about to stop",
-}
 
 SSLProtocol.max_size = 1 << 14  # one TLS record; 256 kB by default, which each connection keeps to receive into
 
@@ -215,13 +205,8 @@ class HttpsServer:
         }
         if self.certificate is not None:
             gauges["certificate_expiry_seconds"] = int(self.certificate.expires)
-        values = [*(((name, ""), value) for name, value in gauges.items()), *self.counted.items()]
-        lines = []
-        for name, text in _METRICS.items():
-            full = f"hopaas_server_{name}"
-            lines += [f"# HELP {full} {text}.", f"# TYPE {full} {'counter' if name.endswith('_total') else 'gauge'}"]
-            found = sorted((label, value) for (one, label), value in values if one == name)
-            lines += [f"{full}{f'{{{label}}}' if label else ''} {value}" for label, value in found]
+        lines = [f"hopaas_server_{name} {value}" for name, value in gauges.items()]
+        lines += [f"hopaas_server_{name}{{{label}}} {value}" for (name, label), value in sorted(self.counted.items())]
         return "\n".join(lines) + "\n"
 
     # --- once per second ---
@@ -374,8 +359,8 @@ class HttpsSession:
             raise _Refused(405)
         if server.certificate is None and headers.get(b"x-forwarded-proto", [""])[-1].lower() != "https":
             raise _Refused(403)
-        if b"content-length" in headers and b"transfer-encoding" in headers:  # two readers could see two ends
-            raise _Refused(400)
+        if b"transfer-encoding" in headers:  # in which two readers could see two ends
+            raise _Refused(411)
         length = int(headers.get(b"content-length", ["0"])[0])  # h11 has seen that it is a number
         if length > (self._limits.largest_file if key else LARGEST):
             raise _Refused(413)
@@ -386,9 +371,9 @@ class HttpsSession:
         if key:
             await self._carry_file(token, method, key)
             return
-        self._hold(LARGEST if b"transfer-encoding" in headers else length)
+        self._hold(length)
         body = bytearray()
-        await self._receive(body.extend, LARGEST)
+        await self._receive(body.extend)
         try:
             found = await self._result(token, protocol.decode_request(bytes(body)), status)
         except InvalidInput as error:
@@ -421,7 +406,7 @@ class HttpsSession:
             event("opened", token=token[0], address=self._caller)
         return status
 
-    async def _receive(self, take: Callable[[bytes], object], most: int) -> None:
+    async def _receive(self, take: Callable[[bytes], object]) -> None:
         """Hand the body over piece by piece, as it comes."""
         came, began = 0, asyncio.get_running_loop().time()
         while True:
@@ -433,8 +418,6 @@ class HttpsSession:
             if not isinstance(found, h11.Data):
                 return
             came += len(found.data)
-            if came > most:
-                raise _Refused(413)
             take(found.data)
 
     async def _result(self, token: Token, request: StoreRequest, status: TokenStatus) -> bytes:
@@ -462,14 +445,14 @@ class HttpsSession:
                 found = await service.carry_out(token, StoreRequest("put", key))  # before any of it is kept
                 refused = protocol.refusal(found)
                 if refused:
-                    await self._receive(len, self._limits.largest_file)
+                    await self._receive(len)
                 else:
                     with path.open("wb") as file:  # noqa: ASYNC230  # a piece at a time
-                        await self._receive(file.write, self._limits.largest_file)
+                        await self._receive(file.write)
                     found = await service.carry_out(token, StoreRequest("put", key), path)
                 await self._respond(200, found)
                 return
-            await self._receive(len, 0)
+            await self._receive(len)
             found = await service.carry_out(token, StoreRequest("get", key), path)
             if protocol.refusal(found):
                 await self._respond(200, found)

@@ -10,10 +10,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import datetime
+import functools
 import hashlib
 import logging
 import time
-from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -45,6 +45,8 @@ from hopaas_p2p.stores.postgres.connect import PostgresAddress
 from hopaas_p2p.stores.postgres.store import PostgresStore
 
 Token = tuple[str, Secret]
+OWN: Final = ("", Secret(""))
+"""No token: the login of this process."""
 _THREADS: Final = 32
 _SIDE_BY_SIDE: Final = 8  # calls of one token; at Postgres, each on a connection of its own
 _KEPT: Final = 60.0  # seconds for which a token's connections stay open without a request
@@ -54,17 +56,27 @@ _NOTHING_NEW: Final = protocol.answered(False)  # noqa: FBT003
 _BEAT: Final = 48  # characters
 
 
-class Service(ABC):
-    """One store, as callers with tokens may use it. All of it is called in one event loop; stores work in threads."""
+class Service:
+    """One store, as callers with tokens may use it. This one lets in everybody, with the login of this process.
 
-    def __init__(self) -> None:
+    All of it is called in one event loop; stores work in threads.
+
+    Args:
+        open_one: opens the store with a token; called again for each further handle that requests need side by side.
+
+    """
+
+    def __init__(self, open_one: Callable[[Token], Store]) -> None:
+        self.store = open_one(OWN)
+        self._open = open_one
+        self._handles: dict[Token, _Handles] = {}
+        """Where a handle is a connection. Else all requests share one, those of one log in turn."""
         self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="hopaas-store")
         self._turns: WeakValueDictionary[str | None, asyncio.Lock] = WeakValueDictionary()
         self._news: WeakValueDictionary[str, asyncio.Event] = WeakValueDictionary()
         """For each log in which somebody waits for news, what happens with the next commit that comes through here."""
         self._ending = False
 
-    @abstractmethod
     async def status(self, token: Token, address: str) -> TokenStatus:
         """Whether this token is valid.
 
@@ -73,16 +85,21 @@ class Service(ABC):
             StoreUnreachable: the store does not answer.
 
         """
+        return TokenStatus(valid=True)
 
-    @abstractmethod
-    def lease(self, token: Token, request: StoreRequest) -> contextlib.AbstractAsyncContextManager[Store]:
+    @contextlib.asynccontextmanager
+    async def lease(self, token: Token, request: StoreRequest) -> AsyncIterator[Store]:
         """The store, for this request alone."""
-
-    def turn(self, request: StoreRequest) -> contextlib.AbstractAsyncContextManager[None]:
-        """Requests of one log are carried out one at a time where a handle on the store is shared."""
-        if request.kind.of != "log":
-            return contextlib.nullcontext()
-        return self._turns.setdefault(request.log, asyncio.Lock())
+        if isinstance(self.store, PostgresStore | RemoteStore):
+            if token not in self._handles:
+                self._handles[token] = _Handles(functools.partial(self._open, token))
+            async with self._handles[token].lease() as store:
+                yield store
+        elif request.kind.of != "log":
+            yield self.store
+        else:
+            async with self._turns.setdefault(request.log, asyncio.Lock()):
+                yield self.store
 
     def call(self, token: Token, request: StoreRequest, store: Store) -> Any:
         """Carry a request out. Blocks."""
@@ -146,8 +163,12 @@ class Service(ABC):
             event("failed", level=logging.ERROR, why=type(error).__name__, request=request.call)
             return protocol.refused(StoreUnreachable(f"the server failed: {type(error).__name__}; see its log"))
 
-    async def tick(self, now: float) -> None:  # noqa: B027  # most have nothing to do
+    async def tick(self, now: float) -> None:
         """Once per second."""
+        for token, mine in list(self._handles.items()):
+            if not mine.in_use and now - mine.used > _KEPT:
+                del self._handles[token]
+                await asyncio.get_running_loop().run_in_executor(self._threads, mine.close)
 
     def gauges(self) -> dict[str, float]:
         """What /metrics says of the store."""
@@ -155,6 +176,9 @@ class Service(ABC):
 
     def close(self) -> None:
         """Let go of threads and connections."""
+        self.store.close()
+        for mine in self._handles.values():
+            mine.close()
         self._threads.shutdown(wait=False, cancel_futures=True)
 
 
@@ -188,56 +212,18 @@ class _Handles:
             store.close()
 
 
-class OwnService(Service):
-    """A store as this process has it, with its own login, for everybody who may ask here.
-
-    Args:
-        open_one: opens the store; called again for each further handle that requests need side by side.
-
-    """
-
-    def __init__(self, open_one: Callable[[], Store]) -> None:
-        super().__init__()
-        self.store = open_one()
-        self._handles = _Handles(open_one)
-
-    async def status(self, token: Token, address: str) -> TokenStatus:
-        return TokenStatus(valid=True)
-
-    @contextlib.asynccontextmanager
-    async def lease(self, token: Token, request: StoreRequest) -> AsyncIterator[Store]:
-        if isinstance(self.store, PostgresStore | RemoteStore):
-            async with self._handles.lease() as store:
-                yield store
-        else:
-            async with self.turn(request):
-                yield self.store
-
-    def close(self) -> None:
-        self.store.close()
-        self._handles.close()
-        super().close()
-
-
 class PostgresService(Service):
     """A database, which judges: each token works on connections of its own, which are kept while it is at work."""
 
     def __init__(self, url: str, *, ttl: float, remember: Path | None) -> None:
-        super().__init__()
+        super().__init__(lambda token: PostgresStore(url, login=token))
         address = PostgresAddress(url)
         if address.user or ":***@" in address.url:
             raise ConfigurationError(f"{address.url}: leave out the login; every peer uses its own")
-        self._url = url
         self.tokens = TokenCache(url, ttl=ttl, file=remember)
-        self._stores: dict[Token, _Handles] = {}
 
     async def status(self, token: Token, address: str) -> TokenStatus:
         return await self.tokens.status(*token, address=address)
-
-    def lease(self, token: Token, request: StoreRequest) -> contextlib.AbstractAsyncContextManager[Store]:
-        if token not in self._stores:
-            self._stores[token] = _Handles(lambda: PostgresStore(self._url, login=token))
-        return self._stores[token].lease()
 
     def call(self, token: Token, request: StoreRequest, store: Store) -> Any:
         if request.kind.of == "log" and request.place == access.LOG:
@@ -249,14 +235,9 @@ class PostgresService(Service):
 
     async def tick(self, now: float) -> None:
         await self.tokens.save()
-        for token, mine in list(self._stores.items()):
-            if not mine.in_use and now - mine.used > _KEPT:
-                del self._stores[token]
-                await asyncio.get_running_loop().run_in_executor(self._threads, mine.close)
+        await super().tick(now)
 
     def close(self) -> None:
-        for mine in self._stores.values():
-            mine.close()
         self.tokens.close()
         super().close()
 
@@ -265,8 +246,7 @@ class ListedService(Service):
     """A directory or bucket, whose users are in a list beside the studies. One request of a log at a time."""
 
     def __init__(self, store: Store) -> None:
-        super().__init__()
-        self._store = store
+        super().__init__(lambda _: store)
         self._access = AccessList(store)
         self._shares: WeakValueDictionary[tuple[Token, str], asyncio.Semaphore] = WeakValueDictionary()
         """Of the calls of one kind that are carried out or wait for a log, each token has so many."""
@@ -286,8 +266,8 @@ class ListedService(Service):
     @contextlib.asynccontextmanager
     async def lease(self, token: Token, request: StoreRequest) -> AsyncIterator[Store]:
         share = self._shares.setdefault((token, request.kind.of), asyncio.Semaphore(_SIDE_BY_SIDE))
-        async with share, self.turn(request):
-            yield self._store
+        async with share, super().lease(token, request) as store:
+            yield store
 
     def call(self, token: Token, request: StoreRequest, store: Store) -> Any:
         roles, found = self._access.read(), self._access.token(*token)
@@ -357,10 +337,6 @@ class ListedService(Service):
             store.remove_beat(beat.peer)
         else:
             store.beat(Beat(beat.peer, beat.value[:_BEAT] + mark))
-
-    def close(self) -> None:
-        self._store.close()
-        super().close()
 
 
 def _sum_at(lsn: int, log: Log | AccessList) -> int | None:

@@ -19,7 +19,7 @@ from hopaas_p2p.peer.log_client import LogClient, study_client
 from hopaas_p2p.remote.box import Box
 from hopaas_p2p.remote.client import RemoteStore
 from hopaas_p2p.remote.folder import FolderServer
-from hopaas_p2p.remote.server import OwnService
+from hopaas_p2p.remote.server import Service
 from hopaas_p2p.stores.base import Artifacts, Beat, Entry, Log, Store
 from hopaas_p2p.stores.memory import MemoryStore
 from hopaas_p2p.testing.commits import everything
@@ -105,7 +105,7 @@ class _Server:
 
     async def _run(self) -> None:
         self._loop, self._stop = asyncio.get_running_loop(), asyncio.Event()
-        service = OwnService(lambda: self._world.far_side)
+        service = Service(lambda _: self._world.far_side)
         act = service._carried_out
 
         def carried_out(*arguments: object) -> bytes:

@@ -25,7 +25,7 @@ from hopaas_p2p.remote.certificate import Certificate
 from hopaas_p2p.remote.client import RemoteStore
 from hopaas_p2p.remote.folder import FolderServer
 from hopaas_p2p.remote.https import HttpsServer
-from hopaas_p2p.remote.server import ListedService, OwnService, PostgresService, Service
+from hopaas_p2p.remote.server import ListedService, PostgresService, Service
 from tests.support.ports import free_port
 from tests.support.postgres import Server
 from tests.support.service_process import ServiceProcess
@@ -152,7 +152,7 @@ class ServedFolder:
 
     async def _run(self) -> None:
         self._loop, self._stop = asyncio.get_running_loop(), asyncio.Event()
-        service = OwnService(lambda: open_store(self._url))
+        service = Service(lambda _: open_store(self._url))
         server = FolderServer(self._box, service, pace=service.store.freshness)
         self._started.set()
         await server.run(self._stop)
