@@ -11,7 +11,6 @@ from hopaas_p2p.study_like import StudyLike
 from hopaas_p2p.trackers.base import Export, Tracker, TrackerRefused, TrackerUnreachable
 from hopaas_p2p.trackers.follow import BackgroundExports, leave_link, tracker_of
 from hopaas_p2p.trackers.mlflow import MLflow
-from hopaas_p2p.trackers.registry import Registered, register_best
 from hopaas_p2p.trackers.view import links
 from hopaas_p2p.trackers.wandb import WandB
 
@@ -19,7 +18,6 @@ __all__ = [
     "BackgroundExports",
     "Export",
     "MLflow",
-    "Registered",
     "Tracker",
     "TrackerRefused",
     "TrackerUnreachable",
@@ -27,7 +25,6 @@ __all__ = [
     "export_to",
     "leave_link",
     "links",
-    "register_best",
     "tracker_of",
 ]
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Final, Protocol
 
 from hopaas_p2p.errors import HopaasError, InvalidInput, StoreCorrupt
 from hopaas_p2p.study_like import StudyLike
-from hopaas_p2p.trackers.view import RunView, StudyView, look
+from hopaas_p2p.trackers.view import RunView, look
 
 if TYPE_CHECKING:
     from hopaas_p2p.files.artifacts import Artifact, StudyArtifacts
@@ -44,7 +44,7 @@ class Tracker(Protocol):
         """Tells this server and project from others of its kind; holds no secret."""
         ...
 
-    def begin(self, study: StudyView) -> dict[int | None, str]:
+    def begin(self, study: RunView) -> dict[int | None, str]:
         """Find or create the run of the study; returns the mark of each run that is there ("" if it has none).
 
         Runs are named by the trial's number, that of the study by None. Called again after any error: nothing known
@@ -112,10 +112,10 @@ class Export:
             self._settled.clear()
         sent = 0
         try:
-            view = look(self._study, settled=self._settled)
+            found = look(self._study, settled=self._settled)
             if self._marks is None:
-                self._marks = self.tracker.begin(view)
-            for run in (*view.trials, view.own):
+                self._marks = self.tracker.begin(found[-1])
+            for run in found:
                 mark = run.mark
                 if self._marks.get(run.number) != mark:
                     try:

@@ -22,7 +22,7 @@ from hopaas_p2p.errors import ConfigurationError, Denied
 from hopaas_p2p.open import redacted
 from hopaas_p2p.runtime import extras
 from hopaas_p2p.trackers.base import TrackerRefused, TrackerUnreachable, new_files
-from hopaas_p2p.trackers.view import PREFIX, REPORT, RunView, StudyView
+from hopaas_p2p.trackers.view import PREFIX, REPORT, STUDY, RunView
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 MARK: Final = PREFIX + "mark"
 FILES: Final = PREFIX + "files"
-_STUDY: Final = PREFIX + "study"
+_STUDY: Final = PREFIX + STUDY
 _TRIAL: Final = PREFIX + "trial"
 _PARENT: Final = "mlflow.parentRunId"
 _STATUS: Final = {
@@ -114,15 +114,15 @@ class MLflow:
             self._client = MlflowClient(tracking_uri=self.uri, registry_uri=self.uri)
         return self._client
 
-    def begin(self, study: StudyView) -> dict[int | None, str]:
-        with self.translated():
+    def begin(self, study: RunView) -> dict[int | None, str]:
+        with self._translated():
             if urlsplit(self.uri).scheme in ("http", "https"):  # MLflow's client would retry for minutes
                 import requests
 
                 with contextlib.suppress(requests.exceptions.SSLError):  # MLflow has settings of its own for TLS
                     requests.get(self.uri.rstrip("/") + "/health", timeout=_TIMEOUT)
-            self._study = study.uuid
-            self._experiment = self._find_experiment(self._experiment_name or study.own.name)
+            self._study = study.tags[STUDY]
+            self._experiment = self._find_experiment(self._experiment_name or study.name)
             self._runs = {}
             marks: dict[int | None, str] = {}
             parents: dict[str, str] = {}
@@ -136,7 +136,7 @@ class MLflow:
                 marks[number] = tags.get(MARK, "")
                 if number is not None:
                     parents[run_id] = tags.get(_PARENT, "")
-            parent = self._run(study.own).id
+            parent = self._run(study).id
             for run_id, before in parents.items():
                 if before != parent:
                     self.client.set_tag(run_id, _PARENT, parent)
@@ -145,7 +145,7 @@ class MLflow:
     def put(self, view: RunView, files: StudyArtifacts) -> None:
         from mlflow.entities import Param, RunTag
 
-        with self.translated():
+        with self._translated():
             run = self._run(view)
             names = [one.filename for one in view.files]
             for one, path in new_files(view, run.files, files):
@@ -191,10 +191,6 @@ class MLflow:
     def close(self) -> None:
         """Nothing is open between two calls."""
 
-    def run_of(self, view: RunView) -> str:
-        """The id of this run; raises KeyError if it was never exported."""
-        return self._runs[view.number].id
-
     def _find_experiment(self, name: str) -> str:
         found = self.client.get_experiment_by_name(name)
         if found is not None and found.lifecycle_stage != "active":
@@ -236,7 +232,7 @@ class MLflow:
         return self._runs[view.number]
 
     @contextlib.contextmanager
-    def translated(self) -> Iterator[None]:
+    def _translated(self) -> Iterator[None]:
         """Raise our errors in place of MLflow's, without passwords."""
         assert self.client is not None  # raises if MLflow is not installed
         import requests
@@ -252,20 +248,9 @@ class MLflow:
                 raise Denied(f"MLflow at {redacted(self.uri)} denies access: {message}") from None
             raise TrackerUnreachable(f"MLflow at {redacted(self.uri)}: {message}") from None
         except requests.RequestException as error:
-            raise TrackerUnreachable(f"MLflow at {redacted(self.uri)} does not answer: {_short(error)}") from None
-
-
-def _short(error: Exception) -> str:
-    """The cause, without the library's chain of causes."""
-    import requests
-
-    if isinstance(error, requests.Timeout):
-        return f"no answer came within {_TIMEOUT:g} s"
-    if isinstance(error, requests.exceptions.ProxyError):
-        return "the proxy refuses the connection"
-    if isinstance(error, requests.ConnectionError):
-        return "no connection"
-    return redacted(f"{type(error).__name__}: {error}")[:200]
+            raise TrackerUnreachable(
+                f"MLflow at {redacted(self.uri)} does not answer: {type(error).__name__}"
+            ) from None
 
 
 def _key(name: str) -> str:

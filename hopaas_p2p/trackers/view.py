@@ -11,7 +11,7 @@ import hashlib
 import json
 import shlex
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import numpy as np
@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 
 REPORT: Final = "report"
 """The name of what `trial.report` said, beside the metrics of `trial.log`."""
+STUDY: Final = "study"
+"""The tag of the study's run that holds its uuid."""
 PREFIX: Final = "hopaas."
 """Prefix of our tags."""
 EXPORTER: Final = "hopaas:exporter:"
@@ -72,28 +74,15 @@ class RunView(NamedTuple):
         return hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()[:24]
 
 
-class StudyView(NamedTuple):
-    """The study's own run, and those of its trials."""
-
-    uuid: str
-    own: RunView
-    trials: list[RunView]
-    """The trials that `look` was asked for, by number."""
-
-
-def look(study: StudyLike, *, settled: set[int] | None = None) -> StudyView:
-    """The study as it is now, with the trials that are not in `settled`."""
+def look(study: StudyLike, *, settled: Collection[int] = ()) -> list[RunView]:
+    """The runs of the study's trials by number, but for those that are settled; and last the study's own."""
     attributes = study.storage.get_study_system_attrs(study.study_id)
     files: defaultdict[int | None, list[Artifact]] = defaultdict(list)
     for one in study.artifacts().list():
         files[one.trial].append(one)
     space = {name: str(one) for name, one in study.space.items()}  # may exchange: not under the lock
     command = f"hopaas-p2p study show {shlex.quote(study.name)} --store {shlex.quote(study.storage.url)}"
-    tags, handle, first = (
-        notes.tags_by_trial(attributes),
-        study.handle,
-        first_id(study.study_id),
-    )
+    tags, handle, first = notes.tags_by_trial(attributes), study.handle, first_id(study.study_id)
     with handle.lock:
         state = handle.state
         define = state.define
@@ -104,12 +93,15 @@ def look(study: StudyLike, *, settled: set[int] | None = None) -> StudyView:
             improved = records(positions(table, "number"), table.cost(), table.complete()).tolist()
             best = {row: float(table.values[row, 0]) for row in improved}
         began = table.start[~np.isnan(table.start)]
-        trials = []
-        for number in range(len(state.trials)):
-            if settled is None or number not in settled:
-                note = notes.read_note(attributes, first + number)
-                own_tags = _tags(state.trials[number], state, tags.get(number, []), command)
-                trials.append(_trial(state.trials[number], state, own_tags, note, tuple(files[number])))
+        found = [
+            _trial(trial, state, command)._replace(
+                note=notes.read_note(attributes, first + trial.number), files=tuple(files[trial.number])
+            )
+            for trial in (state.trials[number] for number in range(len(state.trials)) if number not in settled)
+        ]
+        for run in found:
+            if run.number in tags:
+                run.tags["tags"] = ", ".join(tags[run.number])
         own = RunView(
             number=None,
             name=study.name,
@@ -121,7 +113,7 @@ def look(study: StudyLike, *, settled: set[int] | None = None) -> StudyView:
             },
             series={"best_value": best},
             tags={
-                "study": handle.uuid,
+                STUDY: handle.uuid,
                 "store": study.storage.url,
                 "command": command,
                 "python": f"hopaas_p2p.open_study({study.storage.url!r}, {study.name!r}, create=False)",
@@ -136,7 +128,7 @@ def look(study: StudyLike, *, settled: set[int] | None = None) -> StudyView:
             end=None,
             files=tuple(files[None]),
         )
-        return StudyView(handle.uuid, own, trials)
+        return [*found, own]
 
 
 def links(attributes: Mapping[str, Any]) -> dict[str, str]:
@@ -145,13 +137,27 @@ def links(attributes: Mapping[str, Any]) -> dict[str, str]:
     return {str(one.get("tracker")): str(one["link"]) for one in said if one.get("link")}
 
 
-def _trial(trial: Trial, state: State, tags: dict[str, str], note: str, files: tuple[Artifact, ...]) -> RunView:
+def _trial(trial: Trial, state: State, command: str) -> RunView:
     values, names = trial.values or (), names_given(state.system)
     unnamed = ["value"] if len(values) == 1 else [f"values_{at}" for at in range(len(values))]
     series = {REPORT: dict(sorted(trial.reports.items()))}
     for name, by_step in trial.metrics.items():
         taken = name in (REPORT, "value", *names) or name.startswith("values_")
         series[f"metric.{name}" if taken else name] = dict(sorted(by_step.items()))
+    said = {
+        "trial": trial.number,
+        "state": trial.state.name,
+        "command": command.replace("study show", f"trial show {trial.number} --study", 1),
+        **{
+            _PLACES.get(key, f"peer.{key}"): text
+            for key, text in state.peers.get(trial.owner or "", {}).items()
+            if key != "ttl"
+        },
+        "owner": trial.owner,
+        "attempt": trial.attempt if trial.attempt > 1 else None,
+        **{name: getattr(trial, name) for name in ("retry_of", "retried_by", "late_of", "reason")},
+        **{f"attr.{key}": text for key, text in trial.user.items()},
+    }
     return RunView(
         number=trial.number,
         name=f"trial {trial.number}",
@@ -160,25 +166,9 @@ def _trial(trial: Trial, state: State, tags: dict[str, str], note: str, files: t
         params=params_of(trial, state.dists),
         values=dict(zip(names or unnamed, values, strict=False)),
         series=series,
-        tags=tags,
-        note=note,
+        tags={name: str(text) for name, text in said.items() if text is not None},
+        note="",
         start=trial.start,
         end=trial.end,
-        files=files,
+        files=(),
     )
-
-
-def _tags(trial: Trial, state: State, tags: Sequence[str], command: str) -> dict[str, str]:
-    peer = state.peers.get(trial.owner or "", {})
-    said = {
-        "trial": str(trial.number),
-        "state": trial.state.name,
-        "command": command.replace("study show", f"trial show {trial.number} --study", 1),
-        **{_PLACES.get(key, f"peer.{key}"): text for key, text in peer.items() if key != "ttl"},
-        "owner": trial.owner,
-        "attempt": str(trial.attempt) if trial.attempt > 1 else None,
-        **{name: getattr(trial, name) for name in ("retry_of", "retried_by", "late_of", "reason")},
-        "tags": ", ".join(tags) or None,
-        **{f"attr.{key}": text for key, text in trial.user.items()},
-    }
-    return {name: str(text) for name, text in said.items() if text is not None}

@@ -24,13 +24,12 @@ from hopaas_p2p.runtime import credentials, extras
 from hopaas_p2p.runtime.atomic import replace_atomically
 from hopaas_p2p.runtime.ownership import own_folder
 from hopaas_p2p.trackers.base import TrackerUnreachable, new_files
-from hopaas_p2p.trackers.view import RunView, StudyView
+from hopaas_p2p.trackers.view import STUDY, RunView
 
 if TYPE_CHECKING:
     from hopaas_p2p.files.artifacts import StudyArtifacts
 
 _OFFLINE: Final = "offline"
-_STUDY: Final = "study"  # the ledger's entry of the study's own run
 _PROJECT: Final = "hopaas"
 _EXIT: Final = {"COMPLETE": 0, "PRUNED": 0, "FAIL": 1}
 _LONGEST_LABEL: Final = 64
@@ -65,7 +64,7 @@ class WandB:
         self._group = ""
         self._uuid = ""
         self._ledger: dict[str, dict[str, Any]] = {}
-        """Trial, or `_STUDY` -> what its run holds: mark, last step, ids of files, offline directories."""
+        """Trial, or `STUDY` -> what its run holds: mark, last step, ids of files, offline directories."""
         self._open: dict[str, Any] = {}
         """Open W&B runs: the study's, and those of running trials."""
 
@@ -76,7 +75,7 @@ class WandB:
     def place(self) -> str:
         return f"{self.entity or ''}/{self.project} {self.directory.absolute() if self.offline else ''}".strip()
 
-    def begin(self, study: StudyView) -> dict[int | None, str]:
+    def begin(self, study: RunView) -> dict[int | None, str]:
         try:
             with own_folder(self._directory, mode=0o755):
                 pass
@@ -90,7 +89,7 @@ class WandB:
                 "W&B has no key: run `wandb login`, set WANDB_API_KEY, or go offline (WANDB_MODE=offline)"
             )
         self._close_runs()
-        self._uuid, self._group = study.uuid, study.own.name
+        self._uuid, self._group = study.tags[STUDY], study.name
         try:
             found = json.loads(self._ledger_file.read_text())
         except (FileNotFoundError, ValueError):
@@ -99,14 +98,14 @@ class WandB:
         if not self._ledger and not self.offline:
             with self._translated():
                 self._ledger = dict(self._ask_server())
-        return {None if key == _STUDY else int(key): one.get("mark", "") for key, one in self._ledger.items()}
+        return {None if key == STUDY else int(key): one.get("mark", "") for key, one in self._ledger.items()}
 
     def put(self, view: RunView, files: StudyArtifacts) -> None:
         """Send what the run does not have yet, and finish it if that is all."""
         if view.state == "WAITING":  # its run begins when the trial does
             return
         with self._translated():
-            key = _STUDY if view.number is None else str(view.number)
+            key = STUDY if view.number is None else str(view.number)
             run = self._run(key, view)
             entry = self._ledger.setdefault(key, {})
             last = entry.get("step", -1)
@@ -190,7 +189,7 @@ class WandB:
             entity=self.entity,
             project=self.project,
             group=self._group,
-            job_type="study" if key == _STUDY else "trial",
+            job_type="study" if key == STUDY else "trial",
             name=view.name,
             config=view.params,
             tags=[f"{name}:{value}"[:_LONGEST_LABEL] for name, value in labels if value],

@@ -76,7 +76,7 @@ from hopaas_p2p.report.page import render
 from hopaas_p2p.storage import Storage
 from hopaas_p2p.trackers import Export, links
 from hopaas_p2p.trackers.base import new_files
-from hopaas_p2p.trackers.view import RunView, StudyView
+from hopaas_p2p.trackers.view import RunView
 from tests.support import dashboard_pages
 from tests.support.dashboard_studies import SPACE, Scribe, with_population, with_rungs
 from tests.support.needs import missing
@@ -347,7 +347,7 @@ class RecordingTracker:
     def __init__(self) -> None:
         self.sent = 0
 
-    def begin(self, study: StudyView) -> dict[int | None, str]:
+    def begin(self, study: RunView) -> dict[int | None, str]:
         return {}
 
     def put(self, view: RunView, files: StudyArtifacts) -> None:

@@ -146,7 +146,7 @@ def test_a_tracker_is_sent_all_but_a_file_that_is_not_there(
     name_it(theirs, mine.artifacts().put(file(tmp_path)).id)
     own = theirs.artifacts().put(file(tmp_path))
 
-    sent = [path.name for _, path in new_files(look(theirs).own, [], theirs.artifacts())]
+    sent = [path.name for _, path in new_files(look(theirs)[-1], [], theirs.artifacts())]
 
     assert sent == [own.filename]
     assert "is not exported" in caplog.text

@@ -217,10 +217,10 @@ def test_a_lost_ledger_is_made_anew_from_the_server(
 
     from hopaas_p2p.trackers.view import look
 
-    view = look(study)
-    marks = {trial.number: trial.mark for trial in view.trials}
+    *trials, own = look(study)
+    marks = {trial.number: trial.mark for trial in trials}
     there = [
-        types.SimpleNamespace(id=f"{view.uuid}-{number}", summary={"hopaas_mark": mark, "_step": 3})
+        types.SimpleNamespace(id=f"{own.tags['study']}-{number}", summary={"hopaas_mark": mark, "_step": 3})
         for number, mark in marks.items()
     ]
     there.append(types.SimpleNamespace(id="of-somebody-else", summary={}))
@@ -232,7 +232,7 @@ def test_a_lost_ledger_is_made_anew_from_the_server(
     monkeypatch.setattr(wandb, "Api", api)
     monkeypatch.setattr("hopaas_p2p.trackers.wandb._has_key", lambda: True)
 
-    known = WandB("tuning", entity="group", offline=False, directory=tmp_path).begin(view)
+    known = WandB("tuning", entity="group", offline=False, directory=tmp_path).begin(own)
 
     assert known == marks
     assert asked == [(("group/tuning",), {"filters": {"group": "s"}, "lazy": False})]
