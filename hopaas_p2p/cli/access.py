@@ -2,19 +2,29 @@
 
 from __future__ import annotations
 
+from typing import Any, Final
+
 import click
 
 from hopaas_p2p import access
 from hopaas_p2p.cli import output
 from hopaas_p2p.cli.lazy import Group
-from hopaas_p2p.cli.options import ROLES, CliSession, Columns, options
+from hopaas_p2p.cli.options import ROLES, CliSession, Columns, command
 from hopaas_p2p.open import open_store, redacted
 from hopaas_p2p.runtime.times import to_iso
 
+_TIMES: Final = ("created", "expires", "last_used", "granted")
 
-@click.command()
+
+def _show(session: CliSession, rows: list[dict[str, Any]], columns: Columns, *, right: tuple[str, ...] = ()) -> None:
+    """Show rows, with times as people and programs read them."""
+    iso = [{name: to_iso(value) if name in _TIMES else value for name, value in row.items()} for row in rows]
+    shown = {head: output.time_in(str(one)) if one in _TIMES else one for head, one in columns.items()}
+    session.show_table(iso, shown, right=right)
+
+
+@command(study="none")
 @click.argument("url", required=False)
-@options(study="none")
 def init(session: CliSession, url: str | None) -> None:
     """Prepare a database as a store, or bring its schema up to date.
 
@@ -27,11 +37,7 @@ def init(session: CliSession, url: str | None) -> None:
         session.done({"store": store.url, "was": None}, f"{store.url} is ready.")
         return
     before = access.initialise(chosen)
-    what = (
-        "is up to date"
-        if before
-        else "is ready; give people tokens: hopaas-p2p admin user add, hopaas-p2p admin token create"
-    )
+    what = "is up to date" if before else "is ready; next, hopaas-p2p admin user add, and admin token create"
     session.done({"store": redacted(chosen), "was": before or None}, f"the store in {redacted(chosen)} {what}")
 
 
@@ -40,9 +46,8 @@ def user() -> None:
     """Manage the users of a store. Administrators only."""
 
 
-@user.command("add")
+@user.command("add", study="none")
 @click.argument("username", metavar="NAME")
-@options(study="none")
 @click.option("--existing", is_flag=True, help="Let an existing login of the server use this store.")
 @click.option("--administrator", is_flag=True, help="In a directory or bucket: may do everything.")
 def user_add(session: CliSession, username: str, existing: bool, administrator: bool) -> None:
@@ -51,19 +56,15 @@ def user_add(session: CliSession, username: str, existing: bool, administrator: 
     session.done({"user": username}, f"{username} may use this store. Next: hopaas-p2p admin token create {username}")
 
 
-@user.command("list")
-@options(study="none")
+@user.command("list", study="none")
 def user_list(session: CliSession) -> None:
     """List the users."""
-    found = access.users(session.store_url)
-    rows = [{"user": one.name, "created": to_iso(one.created), "tokens": one.tokens} for one in found]
-    columns: Columns = {"user": "user", "created": output.time_in("created"), "tokens": "tokens"}
-    session.show_table(rows, columns, right=("tokens",))
+    rows = [{"user": one.name, "created": one.created, "tokens": one.tokens} for one in access.users(session.store_url)]
+    _show(session, rows, {"user": "user", "created": "created", "tokens": "tokens"}, right=("tokens",))
 
 
-@user.command("rm")
+@user.command("rm", study="none")
 @click.argument("username", metavar="NAME")
-@options(study="none")
 def user_rm(session: CliSession, username: str) -> None:
     """Remove a user with all tokens and grants. Open sessions end at once; the logs keep what the user did."""
     access.remove_user(session.store_url, username)
@@ -75,9 +76,8 @@ def token() -> None:
     """Create, list and revoke tokens. Administrators only."""
 
 
-@token.command("create")
+@token.command("create", study="none")
 @click.argument("user")
-@options(study="none")
 @click.option("--valid", default="month", metavar="day|week|month|year|DATE", help="Validity.")
 @click.option("--label", help="A note, such as where it is used.")
 @click.option("--connections", type=int, help="Processes that may use it at once. [default: a quarter of the server's]")
@@ -98,50 +98,36 @@ def token_create(session: CliSession, user: str, valid: str, label: str | None, 
     )
 
 
-@token.command("list")
-@options(study="none")
+@token.command("list", study="none")
 @click.option("--user", help="List the tokens of this user only.")
 def token_list(session: CliSession, user: str | None) -> None:
     """List tokens: user, label, when created, when they expire, when last used."""
-    times = ("created", "expires", "last_used")
-    rows = [
-        {name: to_iso(value) if name in times else value for name, value in one._asdict().items()}
-        for one in access.tokens(session.store_url, user=user)
-    ]
-    columns: Columns = {
-        "token": "name",
-        "user": "user",
-        "label": "label",
-        **{name.replace("_", " "): output.time_in(name) for name in times},
-        "in use": lambda row: f"{row['sessions']}/{row['connections']}",
-    }
-    session.show_table(rows, columns, right=("in use",))
+    rows = [one._asdict() for one in access.tokens(session.store_url, user=user)]
+    columns: Columns = {"token": "name", "user": "user", "label": "label", "created": "created", "expires": "expires"}
+    in_use: Columns = {"last used": "last_used", "in use": lambda row: f"{row['sessions']}/{row['connections']}"}
+    _show(session, rows, {**columns, **in_use}, right=("in use",))
 
 
-@token.command("revoke")
+@token.command("revoke", study="none")
 @click.argument("token_name", metavar="TOKEN")
-@options(study="none")
 def token_revoke(session: CliSession, token_name: str) -> None:
     """Revoke a token, named as in `admin token list` or by its label. Its open sessions end at once."""
     gone = access.revoke_token(session.store_url, token_name)
     session.done({"name": gone}, f"Revoked {gone}.")
 
 
-@click.command()
-@options(study="argument")
+@command(study="argument")
 def grants(session: CliSession) -> None:
     """List who may do what in STUDY: user, role, since when, granted by whom. Everybody with a grant may run this."""
     found = access.grants(session.store_url, session.study_name)
-    rows = [{"user": g.user, "role": g.role, "granted": to_iso(g.granted), "granted_by": g.granted_by} for g in found]
-    columns: Columns = {"user": "user", "role": "role", "granted": output.time_in("granted"), "by": "granted_by"}
-    session.show_table(rows, columns)
+    rows = [{name: getattr(one, name) for name in ("user", "role", "granted", "granted_by")} for one in found]
+    _show(session, rows, {"user": "user", "role": "role", "granted": "granted", "by": "granted_by"})
 
 
-@click.command()
+@command(study="none")
 @click.argument("study_name", metavar="STUDY")
 @click.argument("user")
 @click.argument("role", type=click.Choice(ROLES))
-@options(study="none")
 def grant(session: CliSession, study_name: str, user: str, role: str) -> None:
     """Let USER view STUDY, work on it, or own it. Owners of the study only."""
     access.grant(session.store_url, study_name, user, role)
@@ -149,9 +135,8 @@ def grant(session: CliSession, study_name: str, user: str, role: str) -> None:
     session.done(data, f"{user} now has the role {role} in {study_name!r}.")
 
 
-@click.command()
+@command(study="none")
 @click.argument("study_name", metavar="[STUDY]", required=False)
-@options(study="none")
 def unlock(session: CliSession, study_name: str | None) -> None:
     """End sessions that keep STUDY locked by an open transaction, or the list of studies. Owners only.
 
@@ -162,10 +147,9 @@ def unlock(session: CliSession, study_name: str | None) -> None:
     session.show_table(ended, {"login": "login", "seconds": "seconds"}, right=("seconds",), empty="Nothing to end.")
 
 
-@click.command()
+@command(study="none")
 @click.argument("study_name", metavar="STUDY")
 @click.argument("user")
-@options(study="none")
 def revoke(session: CliSession, study_name: str, user: str) -> None:
     """Remove USER's grant for STUDY. Owners of the study only."""
     access.revoke(session.store_url, study_name, user)

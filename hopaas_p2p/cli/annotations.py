@@ -9,13 +9,16 @@ from typing import Any
 import click
 
 from hopaas_p2p.cli import output
+from hopaas_p2p.cli.lazy import Group
 from hopaas_p2p.cli.options import CliSession
 
 
-def add_annotations(group: click.Group, whose: str, target: Callable[..., Any]) -> None:
-    """Add the commands to a group. `target` adds what names the study, or the study and the trial's number."""
+def add_annotations(group: Group, whose: str, target: Callable[..., Any] | None = None) -> None:
+    """Add the commands to a group. `target` adds the trial's number, if they are not the study's."""
+    named: dict[str, Any] = {"study": "option" if target else "argument"}
+    target = target or (lambda function: function)
 
-    @group.command(help=f"Print {whose} note, or write it. optuna-dashboard shows it too.")
+    @group.command(help=f"Print {whose} note, or write it. optuna-dashboard shows it too.", **named)
     @target
     @click.option("--message", "-m", help="The new note, in Markdown; - is stdin, '' removes it.")
     def note(session: CliSession, message: str | None, number: int | None = None) -> None:
@@ -31,7 +34,7 @@ def add_annotations(group: click.Group, whose: str, target: Callable[..., Any]) 
         shown = output.printable(text, lines=True)
         session.show({"note": text}, lambda: click.echo(shown) if text else output.say("There is no note."))
 
-    @group.command(help=f"Print {whose} tags, or change them.")
+    @group.command(help=f"Print {whose} tags, or change them.", **named)
     @target
     @click.option("--add", "-a", multiple=True, metavar="TAG", help="Add this tag; repeat for more.")
     @click.option("--remove", "-r", multiple=True, metavar="TAG", help="Remove this tag.")

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
-import sys
-from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import click
 
 from hopaas_p2p.cli import output
 from hopaas_p2p.cli.lazy import Group
-from hopaas_p2p.cli.options import EXISTING, CliSession, Columns, check_new, force_option, options
+from hopaas_p2p.cli.options import EXISTING, CliSession, Columns, check_new, force_option
 from hopaas_p2p.errors import InvalidInput
 from hopaas_p2p.files.artifacts import short_id
 from hopaas_p2p.runtime.ownership import check_link
@@ -24,18 +21,7 @@ def artifact() -> None:
     """Put, get, list and remove files of a study and its trials. --study or HOPAAS_STUDY names the study."""
 
 
-@contextlib.contextmanager
-def _bar(label: str, size: int | None) -> Iterator[Callable[[int], None] | None]:
-    """A progress bar if stderr is a terminal."""
-    if not size or not sys.stderr.isatty():
-        yield None
-        return
-    with click.progressbar(length=size, label=output.printable(label), file=sys.stderr) as bar:
-        yield bar.update
-
-
 @artifact.command()
-@options()
 @click.argument("files", nargs=-1, required=True, type=EXISTING)
 @_trial
 @click.option("--as", "filename", metavar="NAME", help="Store it under this name. [default: its own]")
@@ -44,15 +30,11 @@ def put(session: CliSession, files: tuple[Path, ...], trial: int | None, filenam
     if filename is not None and len(files) > 1:
         raise InvalidInput("--as takes one file only.")
     artifacts = session.study().artifacts()
-    stored = []
-    for path in files:
-        with _bar(path.name, path.stat().st_size) as progress:
-            stored.append(artifacts.put(path, trial=trial, filename=filename, progress=progress))
+    stored = [artifacts.put(path, trial=trial, filename=filename) for path in files]
     session.show([one._asdict() for one in stored], lambda: output.print_lines(one.id for one in stored))
 
 
 @artifact.command()
-@options()
 @click.argument("what", metavar="ID_OR_NAME")
 @click.argument("target", required=False, type=click.Path(path_type=Path))
 @force_option
@@ -65,13 +47,11 @@ def get(session: CliSession, what: str, target: Path | None, force: bool) -> Non
         check_link(path)
         path /= one.filename
     check_new(path, force=force)
-    with _bar(one.filename, one.size) as progress:
-        artifacts.get(one, path, progress=progress)
+    artifacts.get(one, path)
     session.done({**one._asdict(), "path": str(path)}, f"{path}: {output.size(one.size)}")
 
 
 @artifact.command()
-@options()
 @_trial
 def ls(session: CliSession, trial: int | None) -> None:
     """List the files of a study and its trials. Other commands take the shortened ids; --json prints whole ones."""
@@ -88,7 +68,6 @@ def ls(session: CliSession, trial: int | None) -> None:
 
 
 @artifact.command()
-@options()
 @click.argument("what", metavar="ID_OR_NAME", nargs=-1, required=True)
 def rm(session: CliSession, what: tuple[str, ...]) -> None:
     """Remove files."""

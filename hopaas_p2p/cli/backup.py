@@ -10,19 +10,18 @@ import click
 import msgspec
 
 from hopaas_p2p.cli import output
-from hopaas_p2p.cli.options import EXISTING, FILE, CliSession, check_new, force_option, options
+from hopaas_p2p.cli.options import EXISTING, FILE, CliSession, check_new, command, force_option
 from hopaas_p2p.moving import backup as backups
 from hopaas_p2p.open import open_store
 from hopaas_p2p.remote.access import Roles
 from hopaas_p2p.runtime.times import to_iso
 
 
-@click.command()
+@command(study="none", store=False)
 @click.argument("url", metavar="STORE")
 @click.argument("target", metavar="FILE", type=FILE)
 @click.option("--no-files", is_flag=True, help="Leave files and checkpoints out.")
 @force_option
-@options(study="none", store=False)
 def backup(session: CliSession, url: str, target: Path, no_files: bool, force: bool) -> None:
     """Write everything in a store to one file, with checksums, while its peers continue to work.
 
@@ -45,10 +44,9 @@ def backup(session: CliSession, url: str, target: Path, no_files: bool, force: b
     session.done(data, f"Backed up {what} to {target} ({output.size(target.stat().st_size)}).")
 
 
-@click.command()
+@command(study="none", store=False)
 @click.argument("source", metavar="FILE", type=EXISTING)
 @click.argument("url", metavar="STORE")
-@options(study="none", store=False)
 def restore(session: CliSession, source: Path, url: str) -> None:
     """Fill an empty store from a backup, and check that it replays to what was backed up.
 
@@ -69,10 +67,8 @@ def restore(session: CliSession, source: Path, url: str) -> None:
     for one in accesses:
         roles.apply(one.lsn, one.payload, one.stamp.author)
     if roles.tokens and not url.startswith("postgresql"):
-        output.say(
-            f"Note: {output.count(len(roles.tokens), 'token')} came with it, valid where this store is served. "
-            f"Whose they are: hopaas-p2p admin token list --store {shlex.quote(url)}"
-        )
+        whose = f"hopaas-p2p admin token list --store {shlex.quote(url)}"
+        output.say(f"Note: {output.count(len(roles.tokens), 'token')} came with it, valid if it is served: {whose}")
     counts = {"studies": len(manifest.studies), "trials": sum(one.trials for one in manifest.studies)}
     trials, files = output.count(counts["trials"], "trial"), output.count(manifest.files, "file")
     what = f"{_studies(counts['studies'])} with {trials} and {files}"

@@ -40,9 +40,7 @@ def _term(term: str, whole: str) -> Condition:
     match = _TERM.fullmatch(term)
     if match is None or match[1] not in QUANTITIES:
         known = ", ".join(QUANTITIES)
-        raise InvalidInput(
-            f"{whole!r} is not a condition. Use done, or a comparison such as best<0.1, with {known} and < <= == >= >."
-        )
+        raise InvalidInput(f"{whole!r} is not a condition. Use done, or such as best<0.1, with {known}; < <= == >= >")
     name, compare = match[1], _COMPARE[match[2]]
     try:
         bound = float(match[3])
@@ -59,10 +57,6 @@ def _term(term: str, whole: str) -> Condition:
 def facts_of(summary: Mapping[str, Any], *, done: bool) -> dict[str, float | None]:
     """The quantities of a study's summary, see `summary.of_study`."""
     counts, best = summary["counts"], summary["best"]
-    return {
-        **{name: counts[name.upper()] for name in ("complete", "pruned", "running", "waiting")},
-        **{name: summary[name] for name in ("trials", "used")},
-        "failures": counts["FAIL"],
-        "best": best["values"][0] if isinstance(best, dict) else None,
-        "done": float(done),
-    }
+    facts = {name.lower(): count for name, count in counts.items()}
+    facts |= {"trials": summary["trials"], "used": summary["used"], "failures": counts["FAIL"], "done": float(done)}
+    return {**facts, "best": best["values"][0] if isinstance(best, dict) else None}

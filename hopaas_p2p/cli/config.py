@@ -9,7 +9,7 @@ from click.shell_completion import get_completion_class
 
 from hopaas_p2p.cli import output
 from hopaas_p2p.cli.lazy import Group
-from hopaas_p2p.cli.options import FILE, CliSession, options
+from hopaas_p2p.cli.options import FILE, CliSession
 from hopaas_p2p.open import redacted
 from hopaas_p2p.runtime.settings import HERE, SETTINGS, trust, variable
 
@@ -24,7 +24,6 @@ def config() -> None:
 
 
 @config.command()
-@options()
 def show(session: CliSession) -> None:
     """Show the settings that are in effect here, and where each comes from."""
     rows = {}
@@ -41,9 +40,8 @@ def show(session: CliSession) -> None:
     session.show(rows, text)
 
 
-@config.command("trust")
+@config.command("trust", study="none", store=False)
 @click.argument("file", required=False, default=HERE, type=FILE)
-@options(study="none", store=False)
 def trust_file(session: CliSession, file: Path) -> None:
     """Make a hopaas.toml your own, where it lies and as it is now; by default the one in this directory.
 

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from hopaas_p2p.cli.options import CliSession, options, space_option, together
+from hopaas_p2p.cli.options import CliSession, command, space_option, together
 from hopaas_p2p.core.attributes import REPEATS_POLICIES
-from hopaas_p2p.core.records import StudySet, TrialCreate, TrialState
+from hopaas_p2p.core.records import TrialCreate, TrialState
 from hopaas_p2p.errors import StudyExists
 from hopaas_p2p.moving.arrival import bring_in
 from hopaas_p2p.moving.descriptions import StudyDescription
@@ -53,8 +53,7 @@ def method_of(given: dict[str, Any], described: Mapping[str, Any] | None = None)
     return method
 
 
-@click.command()
-@options(study="argument")
+@command(study="argument")
 @click.option("--direction", "directions", multiple=True, metavar="minimize|maximize", help="One per objective.")
 @space_option
 @click.option("--from-yaml", type=_FILE, metavar="FILE", help="A W&B sweep, or a study in Optuna's terms.")
@@ -64,12 +63,7 @@ def method_of(given: dict[str, Any], described: Mapping[str, Any] | None = None)
 @click.option("--lease-ttl", type=float, metavar="S", help="Seconds of silence before a takeover. [default: 120]")
 @click.option("--progress-timeout", type=float, metavar="S", help="Stop a trial that reports nothing for S seconds.")
 @search_options
-@click.option(
-    "--learn-from",
-    multiple=True,
-    metavar="NAME|auto|FILE",
-    help="Begin with what a study of this store, its newest ones, or a file of `export --prior` taught. Repeat.",
-)
+@click.option("--learn-from", multiple=True, metavar="NAME|auto|FILE", help="Studies or priors to learn from. Repeat.")
 @click.option("--exist-ok", is_flag=True, help="Succeed if the study already exists with the same definition.")
 def create(
     session: CliSession,
@@ -84,7 +78,8 @@ def create(
     """Create a study, and its store if that is a directory.
 
     Options take precedence over the file. By default, there is one objective, which is minimized; all peers use the
-    sampler for many peers and the median pruner, and a proposal that has been tried before is avoided.
+    sampler for many peers and the median pruner, and a proposal that has been tried before is avoided. --learn-from
+    begins with what a study of this store, its newest ones (auto), or a file of `export --prior` taught.
 
     \b
     hopaas-p2p study create mnist -s ./campaign --budget 100 \\
@@ -154,14 +149,11 @@ def _to_learn_from(made: Study) -> list[str]:
     return [f"It can begin with what {', '.join(found)} taught: {command}"]
 
 
-@click.command("set")
-@options(study="argument")
+@command("set", study="argument")
 @click.option("--budget", "budgets", multiple=True, metavar="N|LIMITS", help=f"{budget.HELP} {budget.CHANGES}")
 @space_option
 @search_options
-@click.option(
-    "--learn-from", multiple=True, metavar="NAME|auto|FILE|none", help="As in `study create`, in place of those before."
-)
+@click.option("--learn-from", multiple=True, metavar="NAME|auto|FILE|none", help="As in `create`; replaces those.")
 def set_(
     session: CliSession, budgets: tuple[str, ...], specs: tuple[str, ...], learn_from: tuple[str, ...], **given: Any
 ) -> None:
@@ -206,14 +198,12 @@ def set_(
 
 def _write_extras(study: Study, described: StudyDescription) -> None:
     """Write what a file says beyond the definition: names, attributes, the points of a grid."""
-    from hopaas_p2p.translate import to_json, to_optuna
+    from hopaas_p2p.translate import to_optuna
 
-    system = (
-        {} if described.metric_names is None else {"study:metric_names": list(described.metric_names)}
-    )  # Optuna's key
-    if system or described.user_attrs:
-        user, own = ({key: to_json(key, one) for key, one in those.items()} for those in (described.user_attrs, system))
-        study.handle.say(StudySet(user=user, system=own))
+    if described.metric_names is not None:
+        study.set_metric_names(list(described.metric_names))
+    for key, value in described.user_attrs.items():
+        study.set_user_attr(key, value)
     if described.grid:
         dists = {key: to_optuna(one) for key, one in described.space.items()}
         trials = {

@@ -8,20 +8,18 @@ from typing import Any, Final
 import click
 
 from hopaas_p2p.cli import output
-from hopaas_p2p.cli.options import CliSession, options
+from hopaas_p2p.cli.options import CliSession, command
 from hopaas_p2p.errors import ConfigurationError
 from hopaas_p2p.open import redacted
 from hopaas_p2p.runtime import extras
 
-_LAST_PORT: Final = 65535
 _LOOPBACK: Final = ("127.0.0.1", "localhost", "::1")
 
 
-@click.command()
-@options(study="none")
+@command(study="none")
 @click.argument("named", required=False, metavar="[STORE]")
 @click.option("--host", default="127.0.0.1", help="The address to listen on.")
-@click.option("--port", type=click.IntRange(1, _LAST_PORT), default=8501, help="The port to listen on.")
+@click.option("--port", type=click.IntRange(1, 65535), default=8501, help="The port to listen on.")
 @click.option("--allow-actions/--read-only", "actions", help="Let people change studies, as far as their grants allow.")
 @click.option("--auth", type=click.Choice(["none", "oidc"]), default="none", help="How people sign in.")
 @click.option("--allow-host", "allowed_hosts", multiple=True, metavar="NAME", help="A proxy's host name for this.")
@@ -44,17 +42,10 @@ def dashboard(session: CliSession, named: str | None, with_optuna: bool, base_pa
     host, port, auth = given["host"], given["port"], given["auth"]
     if with_optuna and auth != "none":
         raise click.UsageError("optuna-dashboard has no sign-in. Leave out --optuna or --auth.")
-    if with_optuna and port == _LAST_PORT:
-        raise click.UsageError(f"--optuna uses the next port, and {port} is the last. Choose another --port.")
     for store in filter(None, [named, session.given["store"]]):
         if redacted(store) != store:
-            cure = (
-                "AWS_PROFILE, or AWS_ACCESS_KEY_ID" if store.startswith("s3:") else "HOPAAS_TOKEN_FILE, or PGPASSFILE"
-            )
-            raise ConfigurationError(
-                f"{redacted(store)}: a password does not belong in an argument, which other users of this machine see. "
-                f"Set {cure}"
-            )
+            cure = "set AWS_PROFILE" if store.startswith("s3:") else "set HOPAAS_TOKEN_FILE, or PGPASSFILE"
+            raise ConfigurationError(f"{redacted(store)}: a password does not belong in an argument; {cure}")
     store = named or session.store_url
     session.settings.publish()
     from dashboard_app.options import DashboardOptions
@@ -63,7 +54,5 @@ def dashboard(session: CliSession, named: str | None, with_optuna: bool, base_pa
     optuna_port = port + 1 if with_optuna else None
     opts = DashboardOptions(store=store, base_path=base_path or "", optuna_port=optuna_port, **given)
     if given["actions"] and auth == "none" and host not in _LOOPBACK:
-        output.say(
-            f"Anybody who has the key can change these studies, and {host}:{port} is not encrypted. See --auth oidc."
-        )
+        output.say(f"Whoever has the key can change these studies; {host}:{port} is not encrypted. See --auth oidc.")
     serve(opts)

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import shlex
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
 from hopaas_p2p import spool
 from hopaas_p2p.cli import output
-from hopaas_p2p.cli.options import CliSession, options
+from hopaas_p2p.cli.options import CliSession, command
 from hopaas_p2p.errors import ConfigurationError, HopaasError, NoSuchStudy
 from hopaas_p2p.moving import rescue
 from hopaas_p2p.net.findings import AGAIN, Finding
@@ -22,20 +23,16 @@ from hopaas_p2p.stores.meet import Meeting
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from hopaas_p2p.storage import Storage
     from hopaas_p2p.stores.base import Store
 
 
-@click.command()
+@command(study="option")
 @click.argument("url", required=False)
-@click.option(
-    "--meet", metavar="WORD", help="Test the store together with another node that runs the same command now."
-)
+@click.option("--meet", metavar="WORD", help="Test it together with another node that runs the same command now.")
 @click.option("--rescue", is_flag=True, help="Copy what can be read of each damaged study into a new one.")
 @click.option("--from-live", is_flag=True, help="With --rescue: first ask the study's live peers for what they know.")
 @click.option("--to", metavar="STORE", help="With --rescue: the store for the new studies. [default: the same]")
 @click.option("--as", "new_name", metavar="NAME", help="With --rescue: the new study's name. [default: OLD-rescued]")
-@options(study="option")
 def doctor(
     session: CliSession,
     url: str | None,
@@ -57,12 +54,12 @@ def doctor(
     With --rescue it looks for damaged studies instead (or takes the one of --study), reads everything before and after
     the damage, and copies it into a new study, in which work can continue. The damaged one stays as it is.
     """
-    if rescue:
-        return _rescue(session, url or session.store_url, from_live=from_live, to=to, new_name=new_name)
-    if from_live or to is not None or new_name is not None:
-        raise click.UsageError("--from-live, --to and --as need --rescue.")
     session.settings.publish()
     place = url or session.store_url
+    if rescue:
+        return _rescue(session, place, from_live=from_live, to=to, new_name=new_name)
+    if from_live or to is not None or new_name is not None:
+        raise click.UsageError("--from-live, --to and --as need --rescue.")
     findings: list[Finding] = []
 
     def note(finding: Finding) -> None:
@@ -101,82 +98,67 @@ def _spooled(store: Store) -> Iterator[Finding]:
 def _rescue(session: CliSession, place: str, *, from_live: bool, to: str | None, new_name: str | None) -> int:
     from hopaas_p2p.storage import open_storage
 
-    session.settings.publish()
     results = []
-    with contextlib.closing(open_store(place, create=False)) as store:
+    with contextlib.ExitStack() as opened:
+        store = opened.enter_context(contextlib.closing(open_store(place, create=False)))
         if isinstance(store, RemoteStore):
-            raise ConfigurationError(
-                f"{store.url} leads to a store that is served. Rescue the study beside the store itself: hopaas-p2p "
-                "doctor STORE --rescue"
-            )
+            raise ConfigurationError(f"{store.url} is served. Rescue the study beside the store itself")
         names, whole = rescue.names_of(store)
         chosen = session.given["study"]
-        if chosen is not None:
-            names = {uuid: name for uuid, name in names.items() if name == chosen}
-            if not names:
-                raise NoSuchStudy(f"there is no study {chosen!r} in {store.url}")
+        if chosen is not None and chosen not in names.values():
+            raise NoSuchStudy(f"there is no study {chosen!r} in {store.url}")
+        names = {uuid: name for uuid, name in names.items() if chosen in (None, name)}
         reasons = {uuid: rescue.is_damaged(store.log(uuid)) or rescue.kept_elsewhere(store, uuid) for uuid in names}
         damaged = {uuid: name for uuid, name in names.items() if chosen or reasons[uuid]}
         if not damaged:
             output.say("No study is damaged." if whole else "No study is damaged, but the list of studies is.")
+            return 0
         if new_name is not None and len(damaged) > 1:
-            raise click.UsageError(
-                f"--as names one study, but {len(damaged)} are damaged; choose one with --study NAME"
-            )
-        if damaged and not whole and to is None:
+            raise click.UsageError(f"--as names one study, and {len(damaged)} are damaged; choose one: --study NAME")
+        if not whole and to is None:
             raise ConfigurationError("the list of studies is damaged, too: copy into another store, with --to STORE")
-        if damaged:
-            with contextlib.closing(open_storage(to or place)) as target:
-                for uuid, name in damaged.items():
-                    output.say(f"{name}: {reasons[uuid] or 'not damaged, as far as can be seen'}")
-                    rescued = _rescue_one(session, store, uuid, name, target, from_live=from_live, new_name=new_name)
-                    results.append(rescued)
+        target = opened.enter_context(contextlib.closing(open_storage(to or place)))
+        within = max(rescue.HANDOVER_TIMEOUT, session.settings.seconds("patience"))
+        for uuid, name in damaged.items():
+            output.say(f"{name}: {reasons[uuid] or 'not damaged, as far as can be seen'}")
+            handed_over = rescue.ask_live_peers(store, uuid, within=within) if from_live else set()
+            found, new = rescue.rescue(store, uuid, handed_over), new_name or f"{name}-rescued"
+            imported = rescue.into_new_study(found, store, uuid, new, target)
+            rescue.forget_handed_over(store, uuid)
+            for line in _rescued_lines(found, handed_over):
+                output.say(f"{name}: {line}")
+            for warning in imported.warnings:
+                output.say(f"Note: {warning}")
+            output.say(f"{name}: copied {output.count(imported.trials, 'trial')} into the new study {new!r}")
+            told = {what: getattr(found, what) for what in ("damaged", "lost", "histories", "from_spool")}
+            told |= {"uncertain": sorted(found.uncertain), "without_parameters": found.unknown}
+            told |= {"study": name, "new": new, "trials": imported.trials, "warnings": imported.warnings}
+            results.append(told)
     if session.as_json:
         output.print_json(results)
     return 0
 
 
-def _rescue_one(
-    session: CliSession, store: Store, uuid: str, name: str, target: Storage, *, from_live: bool, new_name: str | None
-) -> dict[str, Any]:
-    """Rescue one study, and say what became of it."""
-    handed_over: set[str] = set()
-    if from_live:
-        handed_over = rescue.ask_live_peers(
-            store, uuid, within=max(rescue.HANDOVER_TIMEOUT, session.settings.seconds("patience"))
-        )
-        output.say(f"{name}: {output.count(len(handed_over), 'live peer')} handed over what it knows")
-    found = rescue.rescue(store, uuid, handed_over)
-    damage = _lsns(found.damaged) if found.damaged else "none known"
-    output.say(f"{name}: damaged commits: {damage}")
+def _rescued_lines(found: rescue.Rescued, handed_over: set[str]) -> Iterator[str]:
+    """What was found, a line for each thing that there is to say."""
+
+    def numbers(lsns: list[int]) -> str:
+        """Numbers, with runs of them as ranges."""
+        groups = itertools.groupby(enumerate(lsns), key=lambda one: one[1] - one[0])
+        runs = [[lsn for _, lsn in run] for _, run in groups]
+        return ", ".join(str(run[0]) if len(run) == 1 else f"{run[0]} to {run[-1]}" for run in runs)
+
+    if handed_over:
+        yield f"{output.count(len(handed_over), 'live peer')} handed over what it knows"
+    yield f"damaged commits: {numbers(found.damaged) or 'none known'}"
     if found.covered:
-        output.say(f"{name}: a snapshot or a live peer covers {_lsns(found.covered)}: nothing in them is lost")
+        yield f"a snapshot or a live peer covers {numbers(found.covered)}: nothing in them is lost"
     if found.lost:
-        output.say(
-            f"{name}: lost: {_lsns(found.lost)}. {output.count(len(found.uncertain), 'trial')} behind them are "
-            f"marked with the attribute {rescue.MARK!r}, {len(found.unknown)} of which have no parameters"
+        yield (
+            f"lost: {numbers(found.lost)}. {output.count(len(found.uncertain), 'trial')} behind them are marked with "
+            f"the attribute {rescue.MARK!r}, {len(found.unknown)} of which have no parameters"
         )
     if found.histories > 1:
-        output.say(f"{name}: merged from {found.histories} histories of the log")
+        yield f"merged from {found.histories} histories of the log"
     if found.from_spool:
-        output.say(f"{name}: {output.count(found.from_spool, 'commit')} came from this machine's spool")
-    new = new_name or f"{name}-rescued"
-    imported = rescue.into_new_study(found, store, uuid, new, target)
-    rescue.forget_handed_over(store, uuid)
-    for warning in imported.warnings:
-        output.say(f"note: {warning}")
-    output.say(f"{name}: copied {output.count(imported.trials, 'trial')} into the new study {new!r}")
-    told = {what: getattr(found, what) for what in ("damaged", "lost", "histories", "from_spool")}
-    told |= {"uncertain": sorted(found.uncertain), "without_parameters": found.unknown, "warnings": imported.warnings}
-    return {"study": name, "new": new, "trials": imported.trials, **told}
-
-
-def _lsns(lsns: list[int]) -> str:
-    """Numbers, with runs of them as ranges."""
-    runs: list[list[int]] = []
-    for lsn in lsns:
-        if runs and lsn == runs[-1][-1] + 1:
-            runs[-1].append(lsn)
-        else:
-            runs.append([lsn])
-    return ", ".join(str(run[0]) if len(run) == 1 else f"{run[0]} to {run[-1]}" for run in runs)
+        yield f"{output.count(found.from_spool, 'commit')} came from this machine's spool"

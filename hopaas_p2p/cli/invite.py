@@ -7,19 +7,16 @@ from typing import Any
 import click
 
 from hopaas_p2p.cli import output
-from hopaas_p2p.cli.options import CliSession, options, role_option
+from hopaas_p2p.cli.options import CliSession, command, role_option
 from hopaas_p2p.joining import invitation as invitations
 from hopaas_p2p.runtime.times import to_iso
 
 
-@click.command()
-@options(study="argument")
+@command(study="argument")
 @role_option
 @click.option("--days", type=click.IntRange(1, 366), default=7, help="How long it is valid.")
 @click.option("--site", metavar="NAME", help="The name of the guest's site, which `join` uses.")
-@click.option(
-    "--via", metavar="URL", help="The store's address for guests, if it differs: that of a server, for example."
-)
+@click.option("--via", metavar="URL", help="The store's address for guests, if it differs, such as that of a server.")
 def invite(session: CliSession, **given: Any) -> None:
     """Print one string that lets somebody join STUDY with one command.
 
@@ -44,16 +41,12 @@ def invite(session: CliSession, **given: Any) -> None:
         "expires": to_iso(said.expires * 1_000_000),
     }
     session.show(data, lambda: output.print_lines([secret]))
-    until = output.utc_time(to_iso(said.expires * 1_000_000))
     if made.token_name:
-        output.say(
-            f"An invitation to {said.study}, valid until {until}. It is a secret, shown this once: send it as you "
-            f"would a password. To end it: hopaas-p2p admin token revoke {made.token_name}"
-        )
+        end = f"hopaas-p2p admin token revoke {made.token_name}"
+        about = f"It is a secret, shown this once: send it as you would a password. To end it: {end}"
     else:
-        output.say(
-            f"An invitation to {said.study}, valid until {until}. It holds no secret: guests need access to "
-            f"{said.store} of their own."
-        )
+        about = f"It holds no secret: guests need access to {said.store} of their own."
+    until = output.utc_time(to_iso(said.expires * 1_000_000))
+    output.say(f"An invitation to {said.study}, valid until {until}. {about}")
     if invitations.is_of_this_machine(said.store):
         output.say(f"note: {said.store} can be reached only from this machine; for others use --via URL")

@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 
 from hopaas_p2p.cli import output
-from hopaas_p2p.cli.after_dashes import CommandAfterDashes
-from hopaas_p2p.cli.options import CliSession, options
+from hopaas_p2p.cli.options import CliSession, CommandAfterDashes, command
 from hopaas_p2p.cli.submit import JOB_OPTIONS, job_options, submit_joined
 from hopaas_p2p.cli.worker import work, worker_options
 from hopaas_p2p.errors import ConfigurationError, InvalidInput
@@ -26,19 +25,16 @@ from hopaas_p2p.runtime.settings import joined_names, variable
 if TYPE_CHECKING:
     from hopaas_p2p.joining.membership import Membership
 
+VIA: Final = ("auto", "direct", "relay", "folder")
+"""How jobs reach a store; auto starts a relay on the login node for those that need one."""
 _LONGEST: Final = 1 << 16
 _STDIN: Final = 2.0  # seconds for which something that is piped in is waited for, where a study is joined already
 
 
-@click.command(cls=CommandAfterDashes, needs_command=False)
-@options(study="none", store=False)
+@command(cls=CommandAfterDashes, needs_command=False, study="none", store=False)
 @click.argument("file", required=False, metavar="[FILE|-]")
 @click.option("--submit", "system", type=click.Choice(batch.SYSTEMS), help="Run the trials in batch jobs.")
-@click.option(
-    "--via",
-    type=click.Choice(["auto", "direct", "relay", "folder"]),
-    help="How jobs reach the store; auto starts a relay here for those that need one. [default: as last time, or auto]",
-)
+@click.option("--via", type=click.Choice(VIA), help="How jobs reach the store. [default: as last time, or auto]")
 @click.option("--login-node", metavar="HOST", help="The name that jobs know this node by. [default: its own]")
 @click.option("--leave", metavar="NAME", help="Undo a join: remove what is kept of it here.")
 @job_options
@@ -65,17 +61,15 @@ def join(
     node. From then on you need no invitation, and in every directory that names no store, all commands use this study
     until you leave it: hopaas-p2p join --leave NAME.
 
-    With --submit it writes the batch script, shows it and submits it, as `submit` does. Everything else works as
-    in `worker`.
+    With --submit it writes the batch script, shows it and submits it, as `submit` does; --via auto starts a relay here
+    for jobs that need one. Everything else works as in `worker`.
     """  # noqa: D301  # click's mark for lines that stay as they are
     before = joined_names()
     if leave is not None:
         if leave not in before:
             raise InvalidInput(f"{leave!r} is not joined here; joined: {', '.join(before) or 'none'}")
         memberships.forget(leave)
-        output.say(
-            f"Left {leave!r}: its invitation and how to reach it are removed here. Its store keeps what was written."
-        )
+        output.say(f"Left {leave!r}: what was kept of it here is removed. Its store keeps what was written.")
         return 0
     membership = _membership(file, site=given["site"] or "")
     ways.enter(membership)
@@ -83,13 +77,9 @@ def join(
     ways.enter(membership)
     output.say(f"Study {membership.study!r} in {membership.store}. Connection: {kind}")
     if membership.name not in before:
-        where = (
-            f"commands under HOPAAS_JOINED={membership.name} use" if before else "every directory without a store uses"
-        )
-        output.say(
-            f"From now on, {where} this study; `hopaas-p2p config show` says what counts. To undo this: "
-            f"hopaas-p2p join --leave {membership.name}"
-        )
+        where = f"commands under HOPAAS_JOINED={membership.name}" if before else "every directory without a store"
+        undo = f"To undo this: hopaas-p2p join --leave {membership.name}"
+        output.say(f"From now on, this study is used in {where}; `hopaas-p2p config show` says what counts. {undo}")
     if system is not None:
         submit_joined(session, system, _prepare(membership, via, login_node), command, given)
         return 0
@@ -122,16 +112,16 @@ def _prepare(membership: Membership, via: str | None, login_node: str | None) ->
 
 def _membership(file: str | None, *, site: str) -> Membership:
     """What is joined: by the invitation, or before."""
-    text = _read(file)
-    if text:
+    if text := _read(file):
         return memberships.accept(Invitation.parse(text), site=site)
-    named, known = os.environ.get(variable("joined")), joined_names()
-    if not named and not known:
-        raise InvalidInput("no study is joined here yet: hopaas-p2p join FILE -- COMMAND")
-    if not named and len(known) > 1:
+    known = joined_names()
+    named = os.environ.get(variable("joined")) or (known[0] if len(known) == 1 else None)
+    if named is None and known:
         raise InvalidInput(f"several studies are joined here; choose one: HOPAAS_JOINED={'|'.join(known)}")
+    if named is None:
+        raise InvalidInput("no study is joined here yet: hopaas-p2p join FILE -- COMMAND")
     try:
-        return memberships.load(named or known[0])
+        return memberships.load(named)
     except FileNotFoundError:
         raise ConfigurationError(f"{named!r} is not joined here; joined: {', '.join(known) or 'none'}") from None
 
@@ -143,27 +133,20 @@ def _read(file: str | None) -> str:
             "arguments are visible in every process list, and an invitation may contain a token: pass it on standard "
             "input, or in a file. If it has a token, ask for a new invitation, since this one has been exposed"
         )
-    if file not in (None, "-"):
+    if file is not None and file != "-":
         try:
-            with Path(str(file)).expanduser().open() as opened:
-                return opened.read(_LONGEST).strip() or _nothing_in(str(file))
-        except UnicodeDecodeError:
-            return _nothing_in(str(file))
+            with Path(file).expanduser().open(errors="replace") as opened:
+                text = opened.read(_LONGEST).strip()
         except OSError as error:
-            raise InvalidInput(
-                f"{file}: {error.strerror}. Give the file of the invitation; the command goes after --"
-            ) from None
-    if sys.stdin is None:
-        return ""
-    at_terminal = sys.stdin.isatty()
-    if file is None and os.environ.get(variable("joined")):
+            raise InvalidInput(f"{file}: {error.strerror}. Give the invitation's file; commands go after --") from None
+        if not text or "\ufffd" in text:
+            raise InvalidInput(f"{file} contains no invitation; it should contain what `hopaas-p2p invite` printed")
+        return text
+    at_terminal = sys.stdin is not None and sys.stdin.isatty()
+    if sys.stdin is None or (file is None and os.environ.get(variable("joined"))):
         return ""
     if file is None and joined_names() and (at_terminal or not select.select([sys.stdin], [], [], _STDIN)[0]):
         return ""  # nothing is piped in: a batch system may leave standard input open, and never write to it
     if at_terminal:
         return str(click.prompt("Invitation", hide_input=True, err=True)).strip()
     return sys.stdin.read(_LONGEST).strip()
-
-
-def _nothing_in(file: str) -> str:
-    raise InvalidInput(f"{file} contains no invitation; it should contain what `hopaas-p2p invite` printed")

@@ -4,18 +4,13 @@ from __future__ import annotations
 
 import difflib
 import importlib
-from collections.abc import Mapping
-from typing import Any, NamedTuple
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import click
 
-
-class Verb(NamedTuple):
-    """Where a command is defined, and its line in `--help`."""
-
-    target: str
-    """"module:attribute"."""
-    help: str
+Verb = tuple[str, str]
+"""Where a command is defined, "module:attribute", and its line in `--help`."""
 
 
 class Group(click.Group):
@@ -29,6 +24,16 @@ class Group(click.Group):
         self.sections = sections or {}
         self.verbs = {name: verb for verbs in self.sections.values() for name, verb in verbs.items()}
 
+    def command(self, *name: Any, **how: Any) -> Callable[[Callable[..., Any]], click.Command]:  # type: ignore[override]
+        """Add a command; see `options.command`."""
+        from hopaas_p2p.cli.options import command
+
+        def decorate(function: Callable[..., Any]) -> click.Command:
+            self.add_command(made := command(*name, **how)(function))
+            return made
+
+        return decorate
+
     def list_commands(self, ctx: click.Context) -> list[str]:
         return [*self.verbs, *self.commands]
 
@@ -36,14 +41,8 @@ class Group(click.Group):
         verb = self.verbs.get(cmd_name)
         if verb is None:
             return super().get_command(ctx, cmd_name)
-        module, _, attribute = verb.target.partition(":")
-        try:
-            command = getattr(importlib.import_module(module), attribute)
-        except ImportError as error:
-            missing = error.name or error
-            raise click.ClickException(
-                f"{cmd_name!r} is not available in this installation: no module {str(missing)!r}"
-            ) from None
+        module, _, attribute = verb[0].partition(":")
+        command = getattr(importlib.import_module(module), attribute)
         assert isinstance(command, click.Command)
         return command
 
@@ -58,7 +57,7 @@ class Group(click.Group):
         return super().resolve_command(ctx, args)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        sections = {title: {name: verb.help for name, verb in verbs.items()} for title, verbs in self.sections.items()}
+        sections = {title: {name: verb[1] for name, verb in verbs.items()} for title, verbs in self.sections.items()}
         if self.commands:
             sections["Commands"] = {name: one.get_short_help_str(limit=500) for name, one in self.commands.items()}
         widest = max(len(name) for rows in sections.values() for name in rows)

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Final
 import click
 
 from hopaas_p2p.cli import output
-from hopaas_p2p.cli.options import CliSession, options
-from hopaas_p2p.errors import ConfigurationError, InvalidInput
+from hopaas_p2p.cli.options import ABOVE_ZERO, CliSession, command
+from hopaas_p2p.errors import ConfigurationError
 from hopaas_p2p.net.listening import bound_strangers
 from hopaas_p2p.runtime.atomic import replace_atomically, state_folder
 from hopaas_p2p.runtime.ownership import read_secret
@@ -23,22 +23,11 @@ if TYPE_CHECKING:
     from hopaas_p2p.ports.local import LocalPeer
 
 _LOOPBACK: Final = ("127.0.0.1", "localhost", "::1")
-_silence = click.option(
-    "--silence",
-    type=float,
-    default=3600,
-    metavar="S",
-    help="Seconds without a request after which a trial is returned.",
-)
-_key_file = click.option(
-    "--key-file",
-    metavar="FILE",
-    help="File with the key; created if missing. [default: in ~/.local/state/hopaas-p2p]",
-)
+_silence = click.option("--silence", default=3600, type=ABOVE_ZERO, metavar="S", help="A client's longest silence.")
+_key_file = click.option("--key-file", metavar="FILE", help="[default: local.key in ~/.local/state/hopaas-p2p]")
 
 
-@click.command()
-@options(study="none")
+@command(study="none")
 @click.option("--listen", default="127.0.0.1:0", metavar="HOST:PORT", help="A port on loopback.")
 @_key_file
 @click.option("--read-only", is_flag=True, help="Only answer questions; run and change nothing.")
@@ -53,8 +42,8 @@ def local(session: CliSession, listen: str, key_file: str | None, read_only: boo
     from hopaas_p2p.ports.http import LocalServer
 
     with _peer(session, actions=not read_only, silence=silence) as (peer, ending):
-        file = _key_path(key_file)
-        server = LocalServer(peer, _loopback(listen), _key(file))
+        file, key = _key(key_file)
+        server = LocalServer(peer, _loopback(listen), key)
         threading.Thread(target=server.serve_forever, name="hopaas-local", daemon=True).start()
         where = {"listening": server.url, "key_file": str(file)}
         session.done(where, f"Listening on {server.url}; the key is in {file}")
@@ -63,8 +52,7 @@ def local(session: CliSession, listen: str, key_file: str | None, read_only: boo
         server.server_close()
 
 
-@click.command()
-@options(study="none")
+@command(study="none")
 @click.option("--allow-actions", is_flag=True, help="Also offer tools that run and change trials.")
 @click.option("--http", "http", metavar="HOST:PORT", help="Serve streamable HTTP on loopback. [default: stdio]")
 @_key_file
@@ -75,7 +63,7 @@ def mcp(session: CliSession, allow_actions: bool, http: str | None, key_file: st
     Over stdio it is started by the agent's program. With --http it listens on this machine, and requests carry the key
     as a bearer token. Needs the package mcp.
     """
-    from hopaas_p2p.ports.mcp import KeyRequired, server
+    from hopaas_p2p.ports.mcp import key_required, server
 
     with _peer(session, actions=allow_actions, silence=silence) as (peer, _):
         made = server(peer, actions=allow_actions)
@@ -86,8 +74,8 @@ def mcp(session: CliSession, allow_actions: bool, http: str | None, key_file: st
 
         bound_strangers()
         host, port = _loopback(http)
-        file = _key_path(key_file)
-        app = KeyRequired(made.streamable_http_app(host=host, json_response=True), _key(file))
+        file, key = _key(key_file)
+        app = key_required(made.streamable_http_app(host=host, json_response=True), key)
         output.say(f"Listening on http://{host}:{port}/mcp; the key is in {file}")
         uvicorn.run(app, host=host, port=port, log_level="warning")
 
@@ -97,11 +85,15 @@ def _peer(session: CliSession, *, actions: bool, silence: float) -> Iterator[tup
     """The peer, and an event that SIGTERM and Ctrl-C set. Its trials are returned at the end."""
     from hopaas_p2p.ports.local import LocalPeer, watch_silence
 
-    if not silence > 0:
-        raise InvalidInput(f"--silence must be a positive number of seconds, not {silence}.")
     ending = threading.Event()
+
+    def end(*_: object) -> None:
+        if ending.is_set():
+            raise KeyboardInterrupt
+        ending.set()
+
     for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: _end(ending))
+        signal.signal(number, end)
     peer = LocalPeer(session.storage(), actions=actions, silence=silence)
     watcher = threading.Thread(target=watch_silence, args=(peer, ending), name="hopaas-silence", daemon=True)
     watcher.start()
@@ -113,12 +105,6 @@ def _peer(session: CliSession, *, actions: bool, silence: float) -> Iterator[tup
         peer.close()
 
 
-def _end(ending: threading.Event) -> None:
-    if ending.is_set():
-        raise KeyboardInterrupt
-    ending.set()
-
-
 def _loopback(listen: str) -> tuple[str, int]:
     host, _, port = listen.rpartition(":")
     host = host.strip("[]") or "127.0.0.1"
@@ -127,17 +113,14 @@ def _loopback(listen: str) -> tuple[str, int]:
     return host, int(port)
 
 
-def _key_path(given: str | None) -> Path:
-    return Path(given).expanduser() if given else state_folder() / "local.key"
-
-
-def _key(file: Path) -> str:
-    """The key in this file, which is made if it is not there.
+def _key(given: str | None) -> tuple[Path, str]:
+    """(the file of the key, the key), which is made if it is not there.
 
     Raises:
         ConfigurationError: others can read or write it, or it is empty.
 
     """
+    file = Path(given).expanduser() if given else state_folder() / "local.key"
     try:
         key = read_secret(file)
     except FileNotFoundError:
@@ -145,9 +128,8 @@ def _key(file: Path) -> str:
         key = secrets.token_urlsafe(32)
         with replace_atomically(file, private=True) as draft:
             draft.write_text(key + "\n", encoding="ascii")
-        return key
     except PermissionError as error:
         raise ConfigurationError(f"the key file must be readable by you only: {error.strerror or error}") from None
     if not key:
         raise ConfigurationError(f"{file} is empty; remove it, and a new key is created")
-    return key
+    return file, key

@@ -13,41 +13,37 @@ from typing import Final, NoReturn
 
 import click
 
-from hopaas_p2p.cli.lazy import Group, Verb
+from hopaas_p2p.cli.lazy import Group
 
 PROGRAM: Final = "hopaas-p2p"
 _CLI: Final = "hopaas_p2p.cli"
 
-SECTIONS: Final = {
+SECTIONS: Final[dict[str, dict[str, tuple[str, str]]]] = {
     "Run trials": {
-        "join": Verb(f"{_CLI}.join:join", "Join a study with an invitation, and run a command for each trial."),
-        "worker": Verb(f"{_CLI}.worker:worker", "Run a command for each trial, until the study is done."),
-        "run": Verb(f"{_CLI}.worker:run", "Run a command for exactly one trial."),
-        "submit": Verb(f"{_CLI}.submit:submit", "Write the batch jobs of a study, and submit them."),
+        "join": (f"{_CLI}.join:join", "Join a study with an invitation, and run a command for each trial."),
+        "worker": (f"{_CLI}.worker:worker", "Run a command for each trial, until the study is done."),
+        "run": (f"{_CLI}.worker:run", "Run a command for exactly one trial."),
+        "submit": (f"{_CLI}.submit:submit", "Write the batch jobs of a study, and submit them."),
     },
     "Studies": {
-        "study": Verb(f"{_CLI}.study:study", "Create, list, show, control, export and import studies."),
-        "trial": Verb(
-            f"{_CLI}.trial:trial", "Run a trial step by step; list, show, enqueue and stop trials; its files."
-        ),
-        "peers": Verb(f"{_CLI}.peers:peers", "List the peers of a study; ask some to take no more trials."),
-        "invite": Verb(f"{_CLI}.invite:invite", "Print one string that lets somebody join a study."),
+        "study": (f"{_CLI}.study:study", "Create, list, show, control, export and import studies."),
+        "trial": (f"{_CLI}.trial:trial", "Run a trial step by step; list, show, queue and stop trials; files."),
+        "peers": (f"{_CLI}.peers:peers", "List the peers of a study; ask some to take no more trials."),
+        "invite": (f"{_CLI}.invite:invite", "Print one string that lets somebody join a study."),
     },
     "Watch": {
-        "watch": Verb(f"{_CLI}.watch:watch", "Follow a study, or wait until a condition is true."),
-        "dashboard": Verb(f"{_CLI}.dashboard:dashboard", "Watch studies in a browser."),
-        "demo": Verb(f"{_CLI}.demo:demo", "Watch three processes tune a classifier together, in about a minute."),
+        "watch": (f"{_CLI}.watch:watch", "Follow a study, or wait until a condition is true."),
+        "dashboard": (f"{_CLI}.dashboard:dashboard", "Watch studies in a browser."),
+        "demo": (f"{_CLI}.demo:demo", "Watch three processes tune a classifier together, in about a minute."),
     },
     "Stores": {
-        "doctor": Verb(f"{_CLI}.doctor:doctor", "Check a store, and say how to fix what fails."),
-        "serve": Verb(f"{_CLI}.serve:serve", "Let other machines, programs and agents take part by way of this one."),
-        "admin": Verb(
-            f"{_CLI}.admin:admin", "Prepare, back up and clean a store; users, tokens and grants; the spool."
-        ),
+        "doctor": (f"{_CLI}.doctor:doctor", "Check a store, and say how to fix what fails."),
+        "serve": (f"{_CLI}.serve:serve", "Let other machines, programs and agents take part by way of this one."),
+        "admin": (f"{_CLI}.admin:admin", "Prepare, back up, clean a store; users, tokens, grants; the spool."),
     },
     "Settings": {
-        "config": Verb(f"{_CLI}.config:config", "Show the settings, and where each comes from."),
-        "completion": Verb(f"{_CLI}.config:completion", "Print the completion script of a shell."),
+        "config": (f"{_CLI}.config:config", "Show the settings, and where each comes from."),
+        "completion": (f"{_CLI}.config:completion", "Print the completion script of a shell."),
     },
 }
 """The commands, in the sections of `--help`."""
@@ -120,6 +116,7 @@ def run(arguments: list[str]) -> int:
 
 def _explain(error: BaseException) -> int:
     """Print one line about the error; returns its exit code."""
+    from hopaas_p2p.cli.output import printable
     from hopaas_p2p.errors import HopaasError
 
     code, message = 1, f"{type(error).__name__}: {error}. More with --debug."
@@ -138,17 +135,9 @@ def _explain(error: BaseException) -> int:
         code, message = error.exit_code, str(error)
     elif isinstance(error, OSError):
         message = f"{f'{error.filename}: ' if error.filename else ''}{error.strerror or error}"
-    elif isinstance(error, KeyError) and error.args:
-        message = f"KeyError: {error.args[0]}. More with --debug."
-    _complain(message)
-    return code
-
-
-def _complain(message: str) -> None:
-    from hopaas_p2p.cli.output import printable
-
     with contextlib.suppress(OSError):  # no stderr; the exit code still tells
         click.echo(f"{PROGRAM}: {printable(message, lines=True)}", err=True)
+    return code
 
 
 if __name__ == "__main__":

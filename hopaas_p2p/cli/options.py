@@ -22,10 +22,10 @@ if TYPE_CHECKING:
     from hopaas_p2p.storage import Storage
     from hopaas_p2p.study import Study
 
-_LAST = ("store", "study", "quiet", "as_json", "debug")
 Columns = Mapping[str, str | Callable[[dict[str, Any]], str]]
 """Header -> the key of the values in a row, or a function that gives a row's text."""
 ROLES: Final = ("viewer", "worker", "owner")
+ABOVE_ZERO: Final = click.FloatRange(min=0, min_open=True)
 FILE: Final = click.Path(dir_okay=False, path_type=Path)
 EXISTING: Final = click.Path(exists=True, dir_okay=False, path_type=Path)
 FOLDER: Final = click.Path(file_okay=False, path_type=Path)
@@ -75,9 +75,8 @@ class CliSession:
     def _required(self, name: str, option: str) -> str:
         value: str | None = self.settings.get(name, self.given[name])
         if not value:
-            raise ConfigurationError(
-                f"No {name} given. Use {option}, or set {variable(name)}, or set {name} in hopaas.toml."
-            )
+            cure = f"Use {option}, or set {variable(name)}, or {name} in hopaas.toml."
+            raise ConfigurationError(f"No {name} given. {cure}")
         return value
 
     def storage(self, *, create: bool = False, **options: Any) -> Storage:
@@ -165,20 +164,43 @@ def complete_study(ctx: click.Context, _param: click.Parameter, incomplete: str)
             names = session.storage().study_names()
     except Exception:  # noqa: BLE001  # a failing completion completes nothing
         return []
-    words = [name for name in names if output.shell_word(name) == name and not name.startswith("-")]
-    return [name for name in words if name.startswith(incomplete)]
+    found = [name for name in names if name.startswith(incomplete) and not name.startswith("-")]
+    return [name for name in found if output.shell_word(name) == name]
 
 
-def options(*, study: Literal["none", "option", "argument"] = "option", store: bool = True) -> Callable[[F], F]:
-    """Add the shared options to a command, which gets a CliSession instead.
+class CommandAfterDashes(click.Command):
+    """Gives what stands behind `--` as `command`, a tuple of words; it is empty only if none is needed."""
+
+    def __init__(self, *args: Any, needs_command: bool = True, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._needs_command = needs_command
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        at = args.index("--") if "--" in args else len(args)
+        rest = super().parse_args(ctx, args[:at])
+        ctx.params["command"] = tuple(args[at + 1 :])
+        if self._needs_command and not ctx.params["command"]:
+            raise click.UsageError("There is no command. It goes behind --, as in: -- python train.py", ctx)
+        return rest
+
+    def collect_usage_pieces(self, ctx: click.Context) -> list[str]:
+        return [*super().collect_usage_pieces(ctx), "-- COMMAND..."]
+
+
+def command(
+    title: str | None = None, *, study: Literal["none", "option", "argument"] = "option", store: bool = True, **how: Any
+) -> Callable[[Callable[..., Any]], click.Command]:
+    """A command, as `click.command` makes one. It has the shared options, and its function gets a CliSession for them.
 
     Args:
+        title: its name, by default that of the function.
         study: how the study is named: not at all, by `--study`, or by an argument (`--study` works too).
         store: whether it takes `--store`.
+        how: what `click.command` takes.
 
     """
 
-    def decorate(function: F) -> F:
+    def decorate(function: Callable[..., Any]) -> click.Command:
         @functools.wraps(function)
         def wrapped(
             *args: Any,
@@ -197,21 +219,21 @@ def options(*, study: Literal["none", "option", "argument"] = "option", store: b
             with contextlib.closing(CliSession(store=store, study=named, as_json=as_json)) as session:
                 return function(session, *args, **others)
 
-        named_by = click.option("--study", metavar="NAME", help="The study.", shell_complete=complete_study)
-        for wanted, add in (
-            (True, click.option("--debug", is_flag=True, expose_value=False, help="Show a traceback on failure.")),
-            (True, click.option("--json", "as_json", is_flag=True, help="Print JSON.")),
-            (True, click.option("--quiet", "-q", is_flag=True, help="Print results and errors only.")),
-            (study != "none", named_by),
-            (store, click.option("--store", "-s", metavar="URL", help="The store: a directory or a URL.")),
-            (
-                study == "argument",
-                click.argument("name", metavar="[STUDY]", required=False, shell_complete=complete_study),
-            ),
-        ):
-            wrapped = add(wrapped) if wanted else wrapped
-        params = wrapped.__click_params__  # type: ignore[attr-defined]  # last first; the shared ones are to come last
-        params.sort(key=lambda param: not (isinstance(param, click.Option) and param.name in _LAST))
-        return wrapped  # type: ignore[return-value]
+        as_command: Callable[..., click.Command] = click.command(title, **how)
+        made = as_command(wrapped)
+        if study == "argument":
+            name = click.Argument(["name"], metavar="[STUDY]", required=False, shell_complete=complete_study)
+            made.params.insert(0, name)
+        if store:
+            made.params.append(click.Option(["--store", "-s"], metavar="URL", help="The store: a directory or a URL."))
+        if study != "none":
+            names: dict[str, Any] = {"metavar": "NAME", "help": "The study.", "shell_complete": complete_study}
+            made.params.append(click.Option(["--study"], **names))
+        made.params += [
+            click.Option(["--quiet", "-q"], is_flag=True, help="Print results and errors only."),
+            click.Option(["--json", "as_json"], is_flag=True, help="Print JSON."),
+            click.Option(["--debug"], is_flag=True, expose_value=False, help="Show a traceback on failure."),
+        ]
+        return made
 
     return decorate

@@ -20,22 +20,14 @@ from hopaas_p2p.analysis.lookalikes import MARK, told_apart, visible
 if TYPE_CHECKING:
     from hopaas_p2p.net.findings import Finding
 
-_COLOURS: Final = {
-    "COMPLETE": "green",
-    "RUNNING": "cyan",
-    "PRUNED": "yellow",
-    "FAIL": "red",
-    "WAITING": "blue",
-    "running": "cyan",
-    "done": "green",
-    "paused": "yellow",
-    "stopped": "yellow",
-    "failing": "red",
-    "alive": "green",
-    "silent": "red",
-    "passed": "green",
-    "failed": "red",
+_BY_COLOUR: Final = {
+    "green": ("COMPLETE", "done", "alive", "passed"),
+    "cyan": ("RUNNING", "running"),
+    "yellow": ("PRUNED", "paused", "stopped"),
+    "red": ("FAIL", "failing", "silent", "failed"),
+    "blue": ("WAITING",),
 }
+_COLOURS: Final = {word: colour for colour, words in _BY_COLOUR.items() for word in words}
 
 
 def printable(text: str, *, lines: bool = False) -> str:
@@ -63,9 +55,7 @@ def say(message: str) -> None:
         click.echo(printable(message, lines=True), err=True)
 
 
-def count(number: int, what: str) -> str:
-    """A number with its noun: `1 trial`, `2 trials`."""
-    return f"{number} {what}" if number == 1 else f"{number} {what}s"
+count: Final = facts.count
 
 
 def jsonable(value: Any) -> Any:
@@ -208,10 +198,7 @@ def _width(text: str) -> int:
 
 
 def _coloured(text: str) -> str:
-    colour = _COLOURS.get(text)
-    return click.style(text, fg=colour) if colour and in_colour() else text
-
-
-def in_colour() -> bool:
-    """Whether stdout may be coloured; see no-color.org."""
-    return sys.stdout.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+    """The text in the colour of such a state, where stdout may be coloured; see no-color.org."""
+    plain = not sys.stdout.isatty() or os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb"
+    colour = None if plain else _COLOURS.get(text)
+    return click.style(text, fg=colour) if colour else text

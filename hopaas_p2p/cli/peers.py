@@ -9,8 +9,8 @@ import click
 
 from hopaas_p2p.cli import output
 from hopaas_p2p.cli.lazy import Group
-from hopaas_p2p.cli.options import CliSession, Columns, options
-from hopaas_p2p.errors import InvalidInput, NoSuchPeer
+from hopaas_p2p.cli.options import CliSession, Columns
+from hopaas_p2p.errors import NoSuchPeer
 from hopaas_p2p.peer.liveness import owners_of, signs_of_life
 
 _LOOKED_AT: Final = 500
@@ -22,8 +22,7 @@ def peers() -> None:
     """List the peers of a study. Ask one of them, or a whole site, to take no more trials."""
 
 
-@peers.command("list")
-@options(study="argument")
+@peers.command("list", study="argument")
 @click.option("--all", "show_all", is_flag=True, help="Also list peers that run no trial now.")
 def list_(session: CliSession, show_all: bool) -> None:
     """List the peers that run a trial, and those that were asked to take no more.
@@ -61,7 +60,6 @@ def list_(session: CliSession, show_all: bool) -> None:
 
 
 @peers.command(context_settings={"ignore_unknown_options": True})  # a peer's name may begin with a dash
-@options()
 @click.argument("names", nargs=-1, metavar="[PEER]...")
 @click.option("--site", "sites", multiple=True, metavar="SITE", help="All peers of a site, also those that join later.")
 @click.option("--off", is_flag=True, help="Let them take trials again.")
@@ -76,10 +74,8 @@ def drain(session: CliSession, names: tuple[str, ...], sites: tuple[str, ...], o
     found = []
     for name in names:
         matches = [peer for peer in study.state.peers if peer.startswith(name)]
-        if not matches:
-            raise NoSuchPeer(f"there is no peer {name!r}; see: hopaas-p2p peers list --all")
-        if len(matches) > 1 and name not in matches:
-            raise InvalidInput(f"{len(matches)} peers begin with {name!r}; see: hopaas-p2p peers list --all")
+        if len(matches) != 1 and name not in matches:
+            raise NoSuchPeer(f"there is no peer {name!r}, or more than one; see: hopaas-p2p peers list --all")
         found.append(name if name in matches else matches[0])
     for peer in found:
         study.drain(peer=peer, off=off)

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 import click
 
 from hopaas_p2p.cli import output
-from hopaas_p2p.cli.options import CliSession, Columns, options, role_option
-from hopaas_p2p.errors import ConfigurationError, InvalidInput
+from hopaas_p2p.cli.options import CliSession, Columns, command, role_option
+from hopaas_p2p.errors import ConfigurationError
 from hopaas_p2p.stores.s3.address import parse
 from hopaas_p2p.stores.s3.gc import collect
 from hopaas_p2p.stores.s3.policy import ROLES, policy
@@ -24,18 +24,15 @@ def _address(session: CliSession) -> Address:
     return parse(session.store_url)
 
 
-@click.command()
-@options(study="none")
+@command(study="none")
 @click.option("--dry-run", is_flag=True, help="Only list what would be removed.")
-@click.option("--keep", default=24, type=float, metavar="HOURS", help="Keep everything younger than this.")
+@click.option("--keep", default=24, type=click.FloatRange(24), metavar="HOURS", help="Keep everything younger.")
 def gc(session: CliSession, dry_run: bool, keep: float) -> None:
     """Remove old commits that snapshots replace, and what deleted studies left in a bucket.
 
     This is never needed for correctness. Studies cannot be replayed from their first commit afterwards. Peers that were
     suspended for longer notice this, and join again.
     """
-    if not keep >= 24.0:
-        raise InvalidInput(f"--keep must be at least 24 hours, not {keep:g}, because peers may be suspended.")
     _address(session)
     session.settings.publish()
     store = S3Store(session.store_url, create=False)
@@ -55,8 +52,7 @@ def gc(session: CliSession, dry_run: bool, keep: float) -> None:
         output.say(f"{total} objects would be removed." if dry_run else f"Removed {total} objects.")
 
 
-@click.command("s3-policy")
-@options()
+@command("s3-policy")
 @role_option
 @click.option("--all-studies", is_flag=True, help="For every study, including future ones.")
 @click.option("--no-condition", is_flag=True, help="Allow listing without a prefix, where `doctor` says so.")

@@ -17,7 +17,7 @@ import click
 from hopaas_p2p.cli import output
 from hopaas_p2p.cli.lazy import Group
 from hopaas_p2p.cli.local import local, mcp
-from hopaas_p2p.cli.options import CliSession, options
+from hopaas_p2p.cli.options import FILE, CliSession
 from hopaas_p2p.errors import ConfigurationError, InvalidInput
 from hopaas_p2p.open import open_store
 from hopaas_p2p.remote import https, log
@@ -30,7 +30,7 @@ from hopaas_p2p.remote.server import ListedService, PostgresService, Service
 
 _EVERYWHERE: Final = ("", "0.0.0.0", "::")  # noqa: S104  # clients need the login
 _SWITCH: Final = 0.0005  # seconds: the loop and a store in a thread hand the interpreter to each other at every request
-_FILE = click.Path(dir_okay=False, path_type=Path)
+_RECHECK: Final = 30.0  # seconds for which the database's word on a token holds
 
 
 @click.group(cls=Group)
@@ -38,29 +38,18 @@ def serve() -> None:
     """Let other machines, programs and agents take part by way of this machine."""
 
 
-for command in (local, mcp):
-    serve.add_command(command)
-
-
-@serve.command("https")
+@click.command("https")
 @click.argument("store")
 @click.option("--listen", metavar="HOST:PORT", default="0.0.0.0:443", help="The address to listen on.")  # noqa: S104
-@click.option("--tls-cert", type=_FILE, help="The certificate with its chain, PEM.")
-@click.option("--tls-key", type=_FILE, help="Its key, PEM. Both files are read again when they change.")
-@click.option(
-    "--behind-proxy",
-    metavar="NETWORK",
-    multiple=True,
-    help="Serve without TLS, to a proxy in NETWORK that terminates it and sets X-Forwarded-For and -Proto.",
-)
+@click.option("--tls-cert", type=FILE, help="The certificate with its chain, PEM.")
+@click.option("--tls-key", type=FILE, help="Its key, PEM. Both files are read again when they change.")
+@click.option("--behind-proxy", metavar="NETWORK", multiple=True, help="Serve a proxy there, which terminates TLS.")
 @click.option("--metrics-from", metavar="NETWORK", multiple=True, help="Who may read /metrics. [default: this machine]")
 @click.option("--connections", default=1000, type=click.IntRange(1), help="Maximum number of connections at once.")
 @click.option("--per-token", default=256, type=click.IntRange(1), help="Maximum number of connections per token.")
 @click.option("--drain", default=30, type=click.FloatRange(0), help="Seconds to answer what was asked, after SIGTERM.")
-@click.option("--remember", type=_FILE, help="File for digests of valid tokens. [default: in STATE_DIRECTORY, if set]")
-@click.option("--recheck", default=30.0, hidden=True, type=click.FloatRange(0.1, 300.0))
+@click.option("--remember", type=FILE, help="File for digests of valid tokens. [default: in STATE_DIRECTORY, if set]")
 @click.option("--head", default=10.0, hidden=True, type=click.FloatRange(0.1, 60.0))
-@click.option("--idle", default=300.0, hidden=True, type=click.FloatRange(0.1, 3600.0))
 @click.option("--debug", is_flag=True, expose_value=False, help="Show a traceback on failure.")
 def serve_https(
     store: str,
@@ -70,7 +59,6 @@ def serve_https(
     behind_proxy: tuple[str, ...],
     metrics_from: tuple[str, ...],
     remember: Path | None,
-    recheck: float,
     **limits: Any,
 ) -> None:
     """Serve STORE, a directory, a bucket or a database, to everybody with a token of it.
@@ -79,11 +67,10 @@ def serve_https(
     token itself. For a directory or bucket this judges, by what `admin user`, `token` and `grant` wrote beside the
     store; whoever may write to the store directly is not bound by that. After SIGTERM it answers what was asked, then
     stops. The log goes to stderr, one line of JSON per event; /healthz and /metrics are for machines. Several may serve
-    one store side by side.
+    one store side by side. A proxy in the NETWORK of --behind-proxy terminates TLS, and has to set X-Forwarded-For
+    and X-Forwarded-Proto.
     """
-    host, colon, port = listen.rpartition(":")
-    if not colon or not port.isdigit() or int(port) > 65535:
-        raise InvalidInput(f"--listen {listen}: write HOST:PORT, such as 0.0.0.0:443")
+    host, port = _address(listen)
     if (tls_cert is None) != (tls_key is None):
         raise ConfigurationError("--tls-cert and --tls-key must be given together.")
     if remember is None and os.environ.get("STATE_DIRECTORY"):
@@ -94,33 +81,29 @@ def serve_https(
 
     async def run() -> None:
         made = https.HttpsServer(
-            _service(store, recheck, remember),
+            _service(store, remember),
             certificate=Certificate(tls_cert, tls_key) if tls_cert is not None and tls_key is not None else None,
             behind=_networks(behind_proxy),
             metrics_from=_networks(metrics_from) or https.LOOPBACK,
             limits=https.HttpsLimits(**limits),
         )
-        await https.run(made, host.strip("[]"), int(port), listening=listening)
-
-    def listening(bound: int) -> None:
-        output.say(f"Serving on {host}:{bound}")
+        await https.run(made, host, port, listening=lambda bound: output.say(f"Serving on {host}:{bound}"))
 
     asyncio.run(run())
 
 
-def _service(url: str, recheck: float, remember: Path | None) -> Service:
+def _service(url: str, remember: Path | None) -> Service:
     if url.startswith("postgresql"):
-        return PostgresService(url, ttl=recheck, remember=remember)
+        return PostgresService(url, ttl=_RECHECK, remember=remember)
     store = open_store(url, create=False)
     if isinstance(store, RemoteStore):
         raise ConfigurationError(f"{store.url} is not the store itself; serve it where it lives")
     return ListedService(store)
 
 
-@serve.command("folder")
+@serve.command("folder", study="none", store=False)
 @click.argument("folder", type=click.Path(path_type=Path))
 @click.argument("target", metavar="STORE")
-@options(study="none", store=False)
 def serve_folder(session: CliSession, folder: Path, target: str) -> None:
     """Serve STORE through FOLDER, for nodes that reach nothing but a directory that they share with this one.
 
@@ -137,17 +120,22 @@ def serve_folder(session: CliSession, folder: Path, target: str) -> None:
         served = service.store
         if served.url.startswith((SCHEME, "memory:")):
             raise ConfigurationError(f"{served.url} is not a store that can be served here; name the store itself")
-        stop = asyncio.Event()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            asyncio.get_running_loop().add_signal_handler(number, stop.set)
         box = Box.make(folder, served.url)
         made = FolderServer(box, service, pace=served.freshness)
         session.done({"folder": box.url, "store": served.url}, f"Serving {served.url} through {box.url}")
-        await made.run(stop)
+        await made.run(_ending())
         return made.carried
 
     carried = asyncio.run(run())
     session.done({"carried": carried}, f"Stopped. Carried {output.count(carried, 'commit')}.")
+
+
+def _ending() -> asyncio.Event:
+    """Set by SIGTERM and Ctrl-C."""
+    ending = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, ending.set)
+    return ending
 
 
 def _networks(texts: tuple[str, ...]) -> list[ipaddress.IPv4Network | ipaddress.IPv6Network]:
@@ -157,12 +145,11 @@ def _networks(texts: tuple[str, ...]) -> list[ipaddress.IPv4Network | ipaddress.
         raise InvalidInput(f"{error}; write a network such as 10.0.0.0/8, or one address") from None
 
 
-@serve.command()
+@serve.command(study="none", store=False)
 @click.option("--listen", required=True, metavar="PORT|HOST:PORT|PATH", help="Where to listen; PATH is a Unix socket.")
 @click.option("--to", "url", required=True, metavar="URL", help="The target: https:// or s3://.")
 @click.option("--login-file", metavar="FILE", help="File for the relay's address and login; created if missing.")
 @click.option("--known-as", metavar="HOST", help="The name of this node on compute nodes. [default: its own]")
-@options(study="none", store=False)
 def relay(session: CliSession, listen: str, url: str, login_file: str | None, known_as: str | None) -> None:
     """Forward connections to one target, for nodes that can reach only this one.
 
@@ -182,9 +169,7 @@ def relay(session: CliSession, listen: str, url: str, login_file: str | None, kn
 
     async def run() -> None:
         relay = Relay(targets, password)
-        ending = asyncio.Event()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            asyncio.get_running_loop().add_signal_handler(number, ending.set)
+        ending = _ending()
         if at_socket:
             await relay.listen_at(Path(listen))
             where = listen
@@ -199,10 +184,8 @@ def relay(session: CliSession, listen: str, url: str, login_file: str | None, kn
         session.done({"listening": where, "to": names}, f"Relay listening on {where}, to {', '.join(names)}")
         await ending.wait()
         await relay.close()
-        session.done(
-            {"carried": relay.carried, "refused": relay.refused},
-            f"Stopped. Carried {relay.carried} connections, refused {relay.refused}.",
-        )
+        data = {"carried": relay.carried, "refused": relay.refused}
+        session.done(data, f"Stopped. Carried {relay.carried} connections, refused {relay.refused}.")
 
     asyncio.run(run())
 
@@ -212,3 +195,7 @@ def _address(listen: str) -> tuple[str, int]:
     if not port.isdigit() or int(port) > 65535:
         raise ConfigurationError(f"--listen {listen}: give a port, host:port, or the path of a socket")
     return host.strip("[]"), int(port)
+
+
+for way in (serve_https, local, mcp):
+    serve.add_command(way)

@@ -11,8 +11,8 @@ import click
 from hopaas_p2p import spool as waiting
 from hopaas_p2p.cli import output
 from hopaas_p2p.cli.lazy import Group
-from hopaas_p2p.cli.options import EXISTING, FILE, CliSession, Columns, check_new, force_option, options
-from hopaas_p2p.errors import HopaasError, NoSuchStudy, NoSuchTrial
+from hopaas_p2p.cli.options import EXISTING, FILE, CliSession, Columns, check_new, force_option
+from hopaas_p2p.errors import HopaasError, NoSuchStudy, NoSuchTrial, StoreUnreachable
 from hopaas_p2p.open import servers_of
 from hopaas_p2p.runtime import credentials
 from hopaas_p2p.runtime.times import to_iso
@@ -20,9 +20,7 @@ from hopaas_p2p.spool import is_for, take_in
 
 if TYPE_CHECKING:
     from hopaas_p2p.spool import Spooled
-
-    _Batch = tuple[str, Path | None, Spooled]
-    """The file that it is in, its place in the spool, and what it is."""
+    from hopaas_p2p.storage import Storage
 
 
 @click.group(cls=Group)
@@ -34,20 +32,12 @@ def spool() -> None:
     """
 
 
-@spool.command("list")
-@options(study="none", store=False)
+@spool.command("list", study="none", store=False)
 def list_(session: CliSession) -> None:
     """List the results that are waiting to be sent."""
     rows = [
-        {
-            "since": to_iso(spooled.at),
-            "store": spooled.store,
-            "study": spooled.name,
-            "trials": spooled.trials,
-            "commits": len(spooled.payloads),
-            "file": str(path),
-        }
-        for path, spooled in waiting.waiting()
+        {"since": to_iso(one.at), "store": one.store, "study": one.name, "trials": one.trials, "file": str(path)}
+        for path, one in waiting.waiting()
     ]
     columns: Columns = {
         "SINCE": output.time_in("since"),
@@ -63,8 +53,7 @@ def list_(session: CliSession) -> None:
         output.say(f"{files} what a log may have lost; to see and add it: hopaas-p2p doctor STORE")
 
 
-@spool.command()
-@options(study="none", store=False)
+@spool.command(study="none", store=False)
 @click.argument("target", metavar="FILE", type=FILE)
 @force_option
 def export(session: CliSession, target: Path, force: bool) -> None:
@@ -80,8 +69,7 @@ def export(session: CliSession, target: Path, force: bool) -> None:
     session.done(data, f"Wrote the results of {output.count(trials, 'trial')} to {target}.")
 
 
-@spool.command()
-@options(study="none")
+@spool.command(study="none")
 @click.argument("source", metavar="[FILE]", required=False, type=EXISTING)
 def send(session: CliSession, source: Path | None) -> int:
     """Send the results that wait on this machine, or those in FILE, which `admin spool export` wrote on another.
@@ -93,98 +81,74 @@ def send(session: CliSession, source: Path | None) -> int:
     What only an owner may say, such as a stop of the study, is left out of FILE.
     Histories in FILE are kept in this machine's spool, where `hopaas-p2p doctor STORE --rescue` finds them.
     """
-    left: list[_Batch] = (
-        [(str(path), path, spooled) for path, spooled in waiting.waiting()]
-        if source is None
-        else [(str(source), None, spooled) for spooled in waiting.exported(source)]
-    )
-    left, kept = _without_histories(left)
-    elsewhere = {spooled.store for _, _, spooled in left} if source is not None else set()
-    stores: list[str] = []
-    configured = session.settings.get("store", session.given["store"])
-    if configured:
-        stores.append(configured)
-    if session.given["store"] is None:
-        stores += sorted({spooled.store for _, _, spooled in left} - {configured})
+    from hopaas_p2p.peer.spool import KeptForRescue
+
+    batches: list[tuple[Path | None, Spooled]] = []
+    kept, code = 0, 0
+    for path, spooled in waiting.waiting() if source is None else ((None, one) for one in waiting.exported(source)):
+        if spooled.why == "history":
+            take_in(spooled)
+            kept += 1
+        else:
+            batches.append((path, spooled))
+    anywhere, configured = session.given["store"] is None, session.settings.get("store", session.given["store"])
+    others = sorted({spooled.store for _, spooled in batches} - {configured}) if anywhere else []
+    for url in others if source is not None else ():
+        credentials.check_named(url, servers_of(url), by=f"the file {source}")
     sent: list[str] = []
-    stay: dict[str, tuple[str, int]] = {}
-    uncounted: list[tuple[str, str]] = []
-    for store in stores:
-        if store in elsewhere and store != configured:
-            credentials.check_named(store, servers_of(store), by=f"the file {source}")
-        left = _send(store, left, sent, stay, uncounted)
-    if session.given["store"] is None or source is not None:
-        for file, _, spooled in left:
-            stay.setdefault(file, (f"No store that can be reached has the study {spooled.name!r}.", 69))
+    stay: list[dict[str, str]] = []
+    uncounted: list[dict[str, str]] = []
+    with contextlib.ExitStack() as opened:
+        stores = [(url, _opened(url, opened)) for url in filter(None, [configured, *others])]
+        for path, spooled in batches:
+            file, told = str(path or source), _told(spooled, stores)
+            if told is None and (anywhere or source is not None):
+                told = StoreUnreachable(f"No store that can be reached has the study {spooled.name!r}.")
+            if isinstance(told, HopaasError):
+                stay.append({"file": file, "why": str(told)})
+                code = max(code, told.exit_code)
+            elif told is not None:
+                sent.append(file)
+                uncounted += [{"file": file, "why": one} for one in told]
+            if path is not None and isinstance(told, list | KeptForRescue):
+                waiting.remove(path)
 
     def text() -> None:
-        unsent = f"; could not send {len(stay)}" if stay else ""
-        output.say(
-            f"Sent {output.count(len(sent), 'file')}{unsent}." if sent or stay else "No results are waiting to be sent."
-        )
+        did = f"Sent {output.count(len(sent), 'file')}" + (f"; could not send {len(stay)}" if stay else "")
+        output.say(f"{did}." if sent or stay else "No results are waiting to be sent.")
         if kept:
             output.say(f"Kept {kept} for a rescue: hopaas-p2p doctor STORE --rescue")
-        for file, why in [*uncounted, *((file, why) for file, (why, _) in stay.items())]:
-            output.say(f"{file}: {why}")
+        for one in (*uncounted, *stay):
+            output.say(f"{one['file']}: {one['why']}")
 
-    data = {
-        "sent": sent,
-        "stay": [{"file": file, "why": why} for file, (why, _) in stay.items()],
-        "uncounted": [{"file": file, "why": why} for file, why in uncounted],
-    }
-    session.show(data, text)
-    return max((code for _, code in stay.values()), default=0)
+    session.show({"sent": sent, "stay": stay, "uncounted": uncounted}, text)
+    return code
 
 
-def _without_histories(batches: list[_Batch]) -> tuple[list[_Batch], int]:
-    """What can be sent; and how many histories there were, which are in this machine's spool now."""
-    histories = [spooled for _, _, spooled in batches if spooled.why == "history"]
-    for spooled in histories:
-        take_in(spooled)
-    return [one for one in batches if one[2].why != "history"], len(histories)
-
-
-def _send(
-    store: str,
-    batches: list[_Batch],
-    sent: list[str],
-    stay: dict[str, tuple[str, int]],
-    uncounted: list[tuple[str, str]],
-) -> list[_Batch]:
-    """Send what is for this store; what is for another."""
-    from hopaas_p2p.peer.spool import KeptForRescue
+def _opened(url: str, opened: contextlib.ExitStack) -> Storage | HopaasError:
+    """The store, with its list of studies read; or why it cannot be used."""
     from hopaas_p2p.storage import open_storage
 
-    left: list[_Batch] = []
     try:
-        storage = open_storage(store, create=False)
+        storage = open_storage(url, create=False)
+        opened.callback(storage.close)
+        storage.study_names()
     except HopaasError as error:
-        stay.update({file: (str(error), error.exit_code) for file, _, spooled in batches if spooled.store == store})
-        return batches
-    with contextlib.closing(storage):
-        try:
-            storage.study_names()
-        except HopaasError as error:
-            mine = [one for one in batches if is_for(one[2], storage.peer.store.url)]
-            stay.update({file: (str(error), error.exit_code) for file, _, _ in mine})
-            return batches
-        studies = storage.peer.studies()
-        for file, path, spooled in batches:
-            if not is_for(spooled, storage.peer.store.url, studies):
-                left.append((file, path, spooled))
-                continue
+        return error
+    return storage
+
+
+def _told(spooled: Spooled, stores: list[tuple[str, Storage | HopaasError]]) -> list[str] | HopaasError | None:
+    """Send a batch to the store that it is for: what was not counted of it, or why it stays; None if it is for none."""
+    why: HopaasError | None = None
+    for url, store in stores:
+        if isinstance(store, HopaasError):
+            why = store if is_for(spooled, url) else why
+        elif is_for(spooled, store.peer.store.url, store.peer.studies()):
             try:
-                uncounted += [(file, why) for why in storage.peer.send_spooled(spooled)]
-            except KeptForRescue as error:
-                stay[file] = (str(error), error.exit_code)
-                if path is not None:
-                    waiting.remove(path)
+                return store.peer.send_spooled(spooled)
             except HopaasError as error:
-                stay[file] = (str(error), error.exit_code)
-                left += [(file, path, spooled)] if error.retry or isinstance(error, NoSuchStudy | NoSuchTrial) else []
-            else:
-                stay.pop(file, None)
-                sent.append(file)
-                if path is not None:
-                    waiting.remove(path)
-    return left
+                why = error
+                if not (error.retry or isinstance(error, NoSuchStudy | NoSuchTrial)):
+                    break
+    return why

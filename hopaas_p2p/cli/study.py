@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import fnmatch
 import shlex
-import sys
 from typing import TYPE_CHECKING, Any, Final
 
 import click
@@ -16,7 +15,7 @@ from hopaas_p2p.cli import output
 from hopaas_p2p.cli.annotations import add_annotations
 from hopaas_p2p.cli.create import create, set_
 from hopaas_p2p.cli.lazy import Group
-from hopaas_p2p.cli.options import CliSession, Columns, options
+from hopaas_p2p.cli.options import CliSession, Columns
 from hopaas_p2p.cli.transfer import copy, export, import_, report_html
 from hopaas_p2p.errors import InvalidInput, NoSuchStudy
 from hopaas_p2p.peer.liveness import any_alive, signs_of_life
@@ -51,13 +50,12 @@ def study() -> None:
     """
 
 
-add_annotations(study, "the study's", options(study="argument"))
+add_annotations(study, "the study's")
 for command in (create, set_, export, report_html, import_, copy):
     study.add_command(command)
 
 
-@study.command("list")
-@options(study="none")
+@study.command("list", study="none")
 @click.argument("pattern", required=False)
 @click.option("--limit", type=click.IntRange(min=1), default=100, metavar="N", help="The newest N.")
 @click.option("--names", is_flag=True, help="Print the names of all; opens no study.")
@@ -78,9 +76,11 @@ def list_(session: CliSession, pattern: str | None, limit: int, names: bool) -> 
 
     def best_of(row: dict[str, Any]) -> str:
         best = row["best"]
-        if isinstance(best, list):
-            return f"{len(best)} on the front" if best else "-"
-        return output.numbers(best["values"]) if best else "-"
+        several = isinstance(best, list)
+        return "-" if not best else f"{len(best)} on the front" if several else output.numbers(best["values"])
+
+    def headline(note: str) -> str:
+        return note.strip().partition("\n")[0].lstrip("# ")
 
     columns: Columns = {
         "STUDY": "name",
@@ -89,19 +89,15 @@ def list_(session: CliSession, pattern: str | None, limit: int, names: bool) -> 
         "RUNNING": lambda one: str(one["counts"]["RUNNING"]),
         "FAILED": lambda one: str(one["counts"]["FAIL"] - one["retried"]),
         "BEST": best_of,
-        "NOTE": lambda one: " ".join(
-            [*(f"#{tag}" for tag in one["tags"]), one["note"].strip().partition("\n")[0].lstrip("# ")]
-        ),
+        "NOTE": lambda one: " ".join([*(f"#{tag}" for tag in one["tags"]), headline(one["note"])]),
     }
-    here = " that are shared with you" if session.store_url.startswith("postgresql") else ""
-    empty = f"No studies yet{here}. To create one: hopaas-p2p study create NAME"
+    empty = "No studies yet. To create one: hopaas-p2p study create NAME"
     session.show_table(found, columns, right=("TRIALS", "RUNNING", "FAILED", "BEST"), empty=empty)
     if len(listings) > limit:
         output.say(f"{len(listings) - limit:,} older studies are not shown; give a pattern, --limit N, or --names")
 
 
-@study.command()
-@options(study="argument")
+@study.command(study="argument")
 @click.option("--trial", type=int, metavar="N", help="The trial that it leads to. [default: the best]")
 def schedule(session: CliSession, trial: int | None) -> None:
     """Show the parameters that led to a trial, step by step, including those of the members that it copied.
@@ -120,8 +116,7 @@ def schedule(session: CliSession, trial: int | None) -> None:
     session.show(found.as_data(), lambda: output.print_table(heads, rows) if rows else output.say(empty))
 
 
-@study.command()
-@options(study="argument")
+@study.command(study="argument")
 @click.option("--audit", "as_audit", is_flag=True, help="List who did what and when, from the log.")
 def show(session: CliSession, as_audit: bool) -> None:
     """Show one study: state, trials, best, budget, and which peers run trials where."""
@@ -206,8 +201,7 @@ def _some(lines: list[str]) -> list[str]:
     return lines if len(lines) <= _ROWS else [*lines[: _ROWS - 1], f"… and {len(lines) - _ROWS + 1} more"]
 
 
-@study.command()
-@options(study="argument")
+@study.command(study="argument")
 def pause(session: CliSession) -> None:
     """Start no trials until `resume`. Running trials continue, and peers wait."""
     paused = session.study()
@@ -215,8 +209,7 @@ def pause(session: CliSession) -> None:
     session.done({"state": "paused"}, f"Paused {paused.name!r}. Running trials continue.")
 
 
-@study.command()
-@options(study="argument")
+@study.command(study="argument")
 def resume(session: CliSession) -> None:
     """Start trials again, even after `stop` or too many failures."""
     resumed = session.study()
@@ -224,18 +217,14 @@ def resume(session: CliSession) -> None:
     state = resumed.state
     word = state_word(state, working=any_alive(signs_of_life(resumed.storage.peer, state).values()))
     budget_now = "no budget" if state.budget is None else f"{state.used()} of {state.budget} {budget_unit(state)} used"
-    said = f"Resumed {resumed.name!r}: {word}, {budget_now}."
+    said = f": {word}, {budget_now}."
     if word == "done":
-        ended = state.limit_reached() or budget_now
-        said = (
-            f"Resumed {resumed.name!r}, but its budget is used up: {ended}. To run more trials, change it: "
-            f"hopaas-p2p study set {shlex.quote(resumed.name)} --budget …"
-        )
-    session.done({"state": word, "budget": state.budget}, said)
+        cure = f"To run more trials, change it: hopaas-p2p study set {shlex.quote(resumed.name)} --budget …"
+        said = f", but its budget is used up: {state.limit_reached() or budget_now}. {cure}"
+    session.done({"state": word, "budget": state.budget}, f"Resumed {resumed.name!r}{said}")
 
 
-@study.command()
-@options(study="argument")
+@study.command(study="argument")
 @click.option("--trials", is_flag=True, help="Also ask running trials to end: their next should_prune() returns true.")
 def stop(session: CliSession, trials: bool) -> None:
     """End the study: no more trials start, and running ones are finished."""
@@ -245,16 +234,13 @@ def stop(session: CliSession, trials: bool) -> None:
     for number in list(running) if trials else ():
         try:
             stopped.stop_trial(number, reason="the study is stopped")
-        except InvalidInput:
-            if number in stopped.state.running:
-                raise
-            running.remove(number)  # it has ended meanwhile
+        except InvalidInput:  # it has ended meanwhile
+            running.remove(number)
     asked = f" Asked {output.count(len(running), 'running trial')} to end." if trials and running else ""
     session.done({"state": "stopped", "running": running}, f"Stopped {stopped.name!r}.{asked}")
 
 
-@study.command()
-@options(study="argument")
+@study.command(study="argument")
 @click.option("--yes", "-y", is_flag=True, help="Do not ask for confirmation.")
 def rm(session: CliSession, yes: bool) -> None:
     """Delete a study with its trials and its log. This cannot be undone."""
@@ -263,15 +249,9 @@ def rm(session: CliSession, yes: bool) -> None:
     if not yes:
         running = f", {len(state.running)} of them running" if state.running else ""
         question = f"Delete {doomed.name!r} with {output.count(len(state.trials), 'trial')}{running}?"
-        try:
+        with contextlib.suppress(click.Abort):
             yes = click.confirm(output.printable(question), err=True)
-        except click.Abort:
-            if sys.stdin.isatty():
-                raise
-            output.say("")
-            why = "Nothing was deleted, because it was not confirmed. To skip the question: --yes"
-            raise click.ClickException(why) from None
         if not yes:
-            raise click.ClickException("Nothing was deleted.")
+            raise click.ClickException("Nothing was deleted. To skip the question: --yes")
     doomed.storage.delete_study(doomed.study_id)
     session.done({"deleted": doomed.name}, f"Deleted {doomed.name!r}.")

@@ -8,21 +8,20 @@ import shlex
 import shutil
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import click
 
 from hopaas_p2p.cli import output
-from hopaas_p2p.cli.after_dashes import CommandAfterDashes
-from hopaas_p2p.cli.options import CliSession, options, together
+from hopaas_p2p.cli.options import CliSession, CommandAfterDashes, command, together
 from hopaas_p2p.cli.worker import many_options, worker_options
 from hopaas_p2p.errors import ConfigurationError, Denied, InvalidInput, StoreUnreachable
 from hopaas_p2p.joining import membership, ways
 from hopaas_p2p.open import redacted, servers_of
 from hopaas_p2p.ports import batch
 from hopaas_p2p.ports import command as commands
-from hopaas_p2p.ports.batch import in_pod
 from hopaas_p2p.ports.limits import parse_duration
 from hopaas_p2p.runtime import credentials
 from hopaas_p2p.runtime.atomic import replace_atomically, state_folder
@@ -35,10 +34,6 @@ if TYPE_CHECKING:
 PROGRAM: Final = (sys.executable, "-P", "-m", "hopaas_p2p.cli.main")
 """This program, in this environment; -P: a module that lies where a job runs is not taken for one of ours."""
 _TOLD: Final = ("store", "study", "site", "token_file", "token_host", "ca_file", "proxy_file", "artifacts", "patience")
-_BY_HAND: Final = ("pbs", "lsf", "sge")
-"""Batch systems whose script is written and shown, and submitted by the user: we have tried none of them."""
-
-
 _DEFAULTS: Final = {"logs": Path("hopaas-logs"), "parallel": 1}
 JOB_OPTIONS: Final = ("jobs", "gpus", "cpus", "memory", "time", "queue", "account", "more", "image", "dry_run")
 """What `job_options` adds for the jobs themselves; the others are their workers'."""
@@ -60,8 +55,7 @@ job_options = together(
 """The options of all commands that submit jobs."""
 
 
-@click.command(cls=CommandAfterDashes)
-@options()
+@command(cls=CommandAfterDashes)
 @click.argument("system", type=click.Choice(batch.SYSTEMS))
 @job_options
 @worker_options
@@ -73,19 +67,18 @@ def submit(session: CliSession, system: str, command: tuple[str, ...], **given: 
 
     Each job runs one worker, and requeues itself if its time is up and the study is not done. The script goes
     to hopaas-jobs, or to ~/.local/state/hopaas-p2p/jobs if others may write to this directory. It holds no secret:
-    a token has to be in a file (HOPAAS_TOKEN_FILE). For pbs, lsf and sge the script is written and shown, and you
-    submit it.
+    a token has to be in a file (HOPAAS_TOKEN_FILE).
     """  # noqa: D301  # click's mark for lines that stay as they are
     origin = Path(session.settings.find("store", session.given["store"]).origin)
     if origin.parent == joined_folder():
         submit_joined(session, system, membership.load(origin.stem), command, given)
-        return
-    study = session.study()
-    environment = told(session, store=study.storage.url, study=study.name)
-    submit_jobs(session, system, study.name, "worker", environment, command, given)
+    else:
+        study = session.study()
+        told = _told(session, store=study.storage.url, study=study.name)
+        _submit(session, system, batch.BatchJob(study.name, command, (*PROGRAM, "worker"), environment=told), given, {})
 
 
-def told(session: CliSession, **given: str) -> dict[str, str]:
+def _told(session: CliSession, **given: str) -> dict[str, str]:
     """What jobs have to be told of the settings in effect, none of it a secret.
 
     Raises:
@@ -94,22 +87,18 @@ def told(session: CliSession, **given: str) -> dict[str, str]:
     """
     settings = session.settings
     if settings.get("token") and not settings.get("token_file"):
-        raise ConfigurationError(
-            "a job may not hold the token that is in HOPAAS_TOKEN, since others can read jobs. Write it into a file of "
-            "mode 600 that the nodes can read, and set HOPAAS_TOKEN_FILE to its path"
-        )
-    found = {name: given.get(name) or settings.get(name) for name in _TOLD}
-    values = {name: str(value) for name, value in found.items() if value and value != SETTINGS[name].default}
-    for name, value in values.items():
+        cure = "Write it into a file of mode 600 that the nodes can read, and set HOPAAS_TOKEN_FILE to its path"
+        raise ConfigurationError(f"others can read jobs, so none may hold the token in HOPAAS_TOKEN. {cure}")
+    told = _passed_on()
+    for name in _TOLD:
+        value = given.get(name) or settings.get(name)
+        if not value or value == SETTINGS[name].default:
+            continue
         if credentials.is_secret(variable(name), value):
-            raise ConfigurationError(
-                f"{name} = {redacted(value)}: a job may not hold a password. Put it into HOPAAS_TOKEN_FILE or "
-                "PGPASSFILE"
-            )
-    paths = {name: Path(value).expanduser() for name, value in values.items() if name.endswith("_file")}
-    values |= {name: str(path.absolute()) for name, path in paths.items()}
-    told = {variable(name): value for name, value in values.items()}
-    return told | _passed_on()
+            why = f"{name} = {redacted(value)}: a job may not hold a password"
+            raise ConfigurationError(f"{why}. Put it into HOPAAS_TOKEN_FILE or PGPASSFILE")
+        told[variable(name)] = str(Path(value).expanduser().absolute()) if name.endswith("_file") else str(value)
+    return told
 
 
 def _passed_on() -> dict[str, str]:
@@ -128,10 +117,8 @@ def _named(system: str, names: tuple[str, ...]) -> dict[str, str]:
     found = {name: os.environ[name] for name in names if name in os.environ}
     for name in [name for name, value in found.items() if credentials.is_secret(name, value)]:
         if system != "slurm":  # sbatch copies its environment to the jobs, and shows it to nobody
-            raise InvalidInput(
-                f"--pass {name}: {system} would keep this credential in a file or description that others can read. "
-                "Put it into a file of mode 600 that your command reads"
-            )
+            why = f"--pass {name}: {system} would keep this credential in a file that others can read"
+            raise InvalidInput(f"{why}. Put it into a file of mode 600 that your command reads")
         del found[name]
     return found
 
@@ -143,48 +130,34 @@ def submit_joined(
     ways.enter(joined)
     if joined.store.startswith("s3:"):
         credentials.may_sign(servers_of(joined.store))  # jobs of Kubernetes would take the bucket for ours
-    values = joined.values
-    verb = "worker"
+    values, verb = joined.values, "worker"
+    files = {name: values[f"{name}_file"] for name in ("token", "ca", "proxy") if f"{name}_file" in values}
     if values.get("via") == "folder":
-        environment = {
-            "HOPAAS_STORE": f"folder{joined.box.as_uri().removeprefix('file')}",
-            "HOPAAS_STUDY": joined.study,
-        }
+        store = f"folder{joined.box.as_uri().removeprefix('file')}"
+        environment = {"HOPAAS_STORE": store, "HOPAAS_STUDY": joined.study}
     elif system == "kubernetes":
         environment = {variable(name): values[name] for name in ("store", "study", "site") if name in values}
-        files = [name for name in ("token", "ca") if f"{name}_file" in values]
-        environment |= {variable(f"{name}_file"): in_pod(name) for name in files}
+        environment |= {variable(f"{name}_file"): f"{batch.IN_POD}/{name}" for name in files if name != "proxy"}
     else:
         environment = {"HOPAAS_JOINED": joined.name, "XDG_CONFIG_HOME": str(joined_folder().parent.parent.absolute())}
         verb = "join"
     if system != "kubernetes":
         environment |= _passed_on()
-    keys = {name: values[f"{name}_file"] for name in ("token", "ca", "proxy") if f"{name}_file" in values}
-    submit_jobs(session, system, joined.study, verb, environment, command, given, secret=keys)
+    job = batch.BatchJob(joined.study, command, (*PROGRAM, verb), environment=environment)
+    _submit(session, system, job, given, files)
 
 
-def submit_jobs(
-    session: CliSession,
-    system: str,
-    study: str,
-    verb: str,
-    environment: dict[str, str],
-    command: tuple[str, ...],
-    given: dict[str, Any],
-    *,
-    secret: dict[str, str] | None = None,
+def _submit(
+    session: CliSession, system: str, job: batch.BatchJob, given: dict[str, Any], secret: dict[str, str]
 ) -> None:
     """Write the files, show them, and submit them. `given` are the options of the jobs and of their workers."""
     if given["time_limit"] is not None:
         raise click.UsageError("--time says how long a job may run, and its worker reads that; leave out --time-limit")
     with contextlib.suppress(Denied, StoreUnreachable):  # its worker looks again, and may reach more than this machine
-        commands.check(command, session.study().space)
-    job = batch.BatchJob(
-        study,
-        command,
-        (*PROGRAM, verb),
+        commands.check(job.command, session.study().space)
+    job = job._replace(
         options=_as_words(given),
-        environment=environment | _named(system, given["passed"]),
+        environment=job.environment | _named(system, given["passed"]),
         folder=_folder(),
         seconds=round(parse_duration(given["time"])),
         grace=round(parse_duration(given["grace"])),
@@ -200,24 +173,21 @@ def submit_jobs(
                     draft.write_text(text)
                     draft.chmod(0o755 if path.suffix == ".sh" else 0o644)  # some batch systems run it where it lies
     except OSError as error:
-        raise InvalidInput(
-            f"the jobs' files cannot be written to {job.folder}: {error.strerror or error}. Run this in a directory of "
-            "your own"
-        ) from None
+        why = f"the jobs' files cannot be written to {job.folder}: {error.strerror or error}"
+        raise InvalidInput(f"{why}. Run this in a directory of your own") from None
     last = list(files)[-1]
-    words = batch.submission(system)
-    by_hand = f"{shlex.join(words)} < {shlex.quote(str(last))}"
+    by_hand = f"{shlex.join(batch.SUBMISSION[system])} < {shlex.quote(str(last))}"
     if not session.as_json:
         output.say(f"--- {last}\n{files[last].rstrip()}\n---")
     submitted = None
-    if given["dry_run"] or system in _BY_HAND:
+    if given["dry_run"]:
         output.say(f"to submit it: {by_hand}")
     else:
         if system == "kubernetes" and secret:  # made, or renewed; its content passes through pipes only
             keys = [f"--from-file={key}={path}" for key, path in secret.items()]
             made = _run(["kubectl", "create", "secret", "generic", job.name, *keys, "--dry-run=client", "-o", "yaml"])
             _run(["kubectl", "apply", "-f", "-"], text=made)
-        submitted = _run(words, *given["passed"], text=files[last], by_hand=by_hand).strip()
+        submitted = _run(batch.SUBMISSION[system], *given["passed"], text=files[last], by_hand=by_hand).strip()
         output.say(f"submitted: {submitted}. Watch it: hopaas-p2p watch, hopaas-p2p peers list")
     if session.as_json:
         output.print_json({"files": [str(path) for path in files], "submit": by_hand, "submitted": submitted})
@@ -240,31 +210,29 @@ def _folder() -> Path:
     except (RuntimeError, OSError) as error:
         there = str(error)
     if there is not None:
-        raise InvalidInput(
-            f"{here}, and {there}, so somebody could redirect what jobs write. Run this in a directory of your own"
-        )
+        why = f"{here}, and {there}, so somebody could redirect what jobs write"
+        raise InvalidInput(f"{why}. Run this in a directory of your own")
     output.say(f"{here}, so the files of the jobs are in {elsewhere}")
     return elsewhere
 
 
 def _as_words(worker: dict[str, Any]) -> tuple[str, ...]:
     """The options of a worker that were given, but for those that every job gets."""
-    given = {name: worker[name] for name in ("site", "sampler", "pruner", "max_trials") if worker[name] is not None}
-    given |= {name: worker[name] for name, default in _DEFAULTS.items() if worker[name] != default}
-    words = [word for name, value in given.items() for word in (f"--{name.replace('_', '-')}", str(value))]
+    given = {"--site": "site", "--sampler": "sampler", "--pruner": "pruner", "--max-trials": "max_trials"}
+    words = [word for option, name in given.items() if worker[name] is not None for word in (option, str(worker[name]))]
+    for name, default in _DEFAULTS.items():
+        words += [f"--{name}", str(worker[name])] if worker[name] != default else []
     words += [word for name in worker["passed"] for word in ("--pass", name)]
     flags = {"--stay": worker["stay"], "--no-wait": worker["no_wait"], "--no-keep-output": not worker["keep_output"]}
     return (*words, *(flag for flag, given in flags.items() if given))
 
 
-def _run(words: list[str], *passed: str, text: str = "", by_hand: str = "") -> str:
+def _run(words: Sequence[str], *passed: str, text: str = "", by_hand: str = "") -> str:
     """Run a command of the batch system, which reads this text and may copy its environment to jobs; its output."""
     by_hand = by_hand or shlex.join(words)
     if shutil.which(words[0]) is None:
-        raise ConfigurationError(
-            f"there is no {words[0]} on this machine. Run this where jobs are submitted, such as a login node; or "
-            f"submit the script by hand: {by_hand}"
-        )
+        why = f"there is no {words[0]} on this machine. Run this where jobs are submitted, such as a login node"
+        raise ConfigurationError(f"{why}; or submit the script by hand: {by_hand}")
     env = credentials.environment(*passed)
     done = subprocess.run(words, input=text, capture_output=True, text=True, check=False, env=env)
     if done.returncode != 0:

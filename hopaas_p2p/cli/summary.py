@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import TYPE_CHECKING, Any, Final
 
 from hopaas_p2p import notes
@@ -23,19 +22,21 @@ if TYPE_CHECKING:
     from optuna.trial import FrozenTrial
 
     from hopaas_p2p.core.state import Trial
+    from hopaas_p2p.peer.liveness import SignOfLife
     from hopaas_p2p.study import Study
 
 
 _MEANS: Final = 5  # configurations that `study show` lists with their means
 
 
-def of_study(study: Study) -> dict[str, Any]:
-    """A study at a glance."""
+def of_study(study: Study, signs: dict[str, SignOfLife] | None = None) -> dict[str, Any]:
+    """A study at a glance; `signs` is what is known of the peers that run its trials, if that has been looked up."""
     state = study.state
     definition_of(state, study.name)
     attributes = study.storage.get_study_system_attrs(study.study_id)
+    signs = signs_of_life(study.storage.peer, state) if signs is None else signs
     about = {"note": notes.read_note(attributes, None), "tags": notes.read_tags(attributes)}
-    return {"name": study.name, **glance(state, signs_of_life(study.storage.peer, state)), **about}
+    return {"name": study.name, **glance(state, signs), **about}
 
 
 def more_of_study(study: Study) -> dict[str, Any]:
@@ -59,22 +60,9 @@ def more_of_study(study: Study) -> dict[str, Any]:
         "next": configurations.next_in_words(state),
         "checkpoints": {"count": len(sizes), "bytes": sum(sizes.values())},
         "other_samplers": other_samplers(state),
-        "means": [
-            {
-                "text": str(group),
-                "params": group.params,
-                "trials": list(group.numbers),
-                "mean": group.mean,
-                "standard_error": None if math.isnan(group.standard_error) else group.standard_error,
-            }
-            for group in groups
-        ],
-        "failures_in_a_row": state.failures_in_a_row,
+        "means": [group._asdict() | {"text": str(group)} for group in groups],
         "user_attrs": study.storage.get_study_user_attrs(study.study_id),
-        "made_with": dict(define.info),
         "seen_at": links(study.storage.get_study_system_attrs(study.study_id)),
-        "commits": state.lsn,
-        "refused": dict(state.refusals),
     }
 
 

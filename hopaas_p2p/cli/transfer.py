@@ -6,14 +6,13 @@ import contextlib
 import os
 import shlex
 import time
-from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 import click
 
 from hopaas_p2p.cli import output
-from hopaas_p2p.cli.options import FILE, FOLDER, CliSession, options, space_option
+from hopaas_p2p.cli.options import ABOVE_ZERO, FILE, FOLDER, CliSession, command, space_option
 from hopaas_p2p.core.admission import finished
 from hopaas_p2p.errors import HopaasError, InvalidInput, NoSuchStudy
 from hopaas_p2p.moving import FORMATS, copy_study, export_study, import_study
@@ -21,24 +20,19 @@ from hopaas_p2p.report import write_report
 from hopaas_p2p.runtime.atomic import replace_atomically
 from hopaas_p2p.spec.space import parse_space
 
-if TYPE_CHECKING:
-    from hopaas_p2p.storage import Storage
-
-_FORMATS = click.Choice(FORMATS)
 _TRACKERS: Final = ("mlflow", "wandb")
 _KINDS: Final = (*FORMATS, *_TRACKERS)
 _FEW_RETRIES: Final = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2", "MLFLOW_HTTP_REQUEST_TIMEOUT": "30"}
 """MLflow would retry for minutes by default; `study export` retries itself."""
 
 
-@click.command()
-@options(study="argument")
+@command(study="argument")
 @click.option("--format", "form", type=click.Choice(_KINDS), help="[default: by the extension of PATH, else study]")
 @click.option("--prior", is_flag=True, help="Write what a new study can learn from, not the study.")
 @click.option("--to", metavar="PATH|URL|PROJECT", help="A file, an Optuna storage, or a tracker. [default: stdout]")
 @click.option("--files", type=FOLDER, metavar="DIR", help="Also write the files of the study and its trials to DIR.")
 @click.option("--follow", is_flag=True, help="To a tracker, until the study is done; waits out the tracker's outages.")
-@click.option("--interval", type=float, default=10, metavar="S", help="With --follow: seconds between updates.")
+@click.option("--interval", type=ABOVE_ZERO, default=10, metavar="S", help="With --follow: seconds between updates.")
 def export(
     session: CliSession,
     form: str | None,
@@ -68,8 +62,8 @@ def export(
     if prior and (form is not None or files is not None):
         raise click.UsageError("--prior has one format, and no files.")
     if form in _TRACKERS:
-        if files is not None or not interval > 0:
-            raise click.UsageError("A tracker takes no --files, and --interval is a positive number of seconds.")
+        if files is not None:
+            raise click.UsageError("A tracker takes no --files.")
         _export_to_tracker(session, form, to, every=interval if follow else None)
         return
     if follow:
@@ -115,8 +109,6 @@ def _export_to_tracker(session: CliSession, kind: str, to: str | None, *, every:
                     output.say(f"{error}. Trying again every {every:g} s.")
                 away = True
             else:
-                if away:
-                    output.say("The tracker answers again; what was missing has been sent.")
                 away = False
                 if done:
                     break
@@ -126,18 +118,10 @@ def _export_to_tracker(session: CliSession, kind: str, to: str | None, *, every:
     session.done({"trials": sent, "tracker": tracker.name, "link": tracker.link()}, message)
 
 
-@click.command("import")
-@options(study="argument")
-@click.option(
-    "--from",
-    "source",
-    metavar="PATH_OR_URL",
-    help="A file, - for CSV on stdin, or an Optuna storage.  [required]",
-)
-@click.option("--format", "form", type=_FORMATS, help="[default: as the file says, else by the extension of PATH]")
-@click.option(
-    "--source-study", metavar="NAME", help="The study in the backup or Optuna storage. [default: the only one]"
-)
+@command("import", study="argument")
+@click.option("--from", "source", metavar="PATH_OR_URL", help="A file, an Optuna storage, or - for CSV.  [required]")
+@click.option("--format", "form", type=click.Choice(FORMATS), help="[default: as the file or its extension says]")
+@click.option("--source-study", metavar="NAME", help="The study in the source. [default: the only one]")
 @click.option("--files", type=FOLDER, metavar="DIR", help="Also import the files in DIR, which are named by their ids.")
 @space_option
 def import_(
@@ -162,9 +146,7 @@ def import_(
     if source is None:
         given = session.given["study"]
         read = given if given and ("/" in given or Path(given).suffix) else "PATH_OR_URL"
-        raise InvalidInput(
-            f"what is to be read? hopaas-p2p study import --from {shlex.quote(read)}; - is standard input"
-        )
+        raise InvalidInput(f"what is to be read? hopaas-p2p study import --from {shlex.quote(read)}; - is stdin")
     storage = session.storage(create=True)
     result = import_study(storage, source, name=name, form=form, source_study=source_study, files=files)
     if space:
@@ -178,15 +160,8 @@ def import_(
     session.done(data, f"Imported {output.count(result.trials, 'trial')}{also} into {result.study!r}{more}.")
 
 
-@click.command("report")
-@options(study="argument")
-@click.option(
-    "--to",
-    type=FILE,
-    default=Path("report.html"),
-    show_default=True,
-    help="The file to write.",
-)
+@command("report", study="argument")
+@click.option("--to", type=FILE, default=Path("report.html"), help="The file to write.")
 def report_html(session: CliSession, to: Path) -> None:
     """Write the study's report: one HTML file that needs no network and no server.
 
@@ -197,8 +172,7 @@ def report_html(session: CliSession, to: Path) -> None:
     session.done({"report": str(path)}, f"Wrote {path}.")
 
 
-@click.command()
-@options(study="option", store=False)
+@command(study="option", store=False)
 @click.argument("source", metavar="FROM")
 @click.argument("target", metavar="TO")
 @click.option("--all", "everything", is_flag=True, help="Copy every study of FROM.")
@@ -226,33 +200,22 @@ def copy(
 
     if everything and new_name is not None:
         raise click.UsageError("--as names one study and cannot be used with --all.")
-    chosen = session.settings.get("study", session.given["study"])
-    results = []
-    with opened(session, source, create=False) as there:
-        names = [one.study_name for one in there.get_all_studies()]
-        if not everything and chosen is None and len(names) != 1:
+    chosen = None if everything else session.settings.get("study", session.given["study"])
+    results, said = [], []
+    with contextlib.ExitStack() as opened:
+        there, here = (opened.enter_context(contextlib.closing(CliSession(store=url))) for url in (source, target))
+        names = [chosen] if chosen else [one.study_name for one in there.storage().get_all_studies()]
+        if not everything and len(names) != 1:
             known = ", ".join(names[:20]) or "-"
             raise NoSuchStudy(f"FROM has {len(names)} studies. Use --study NAME, or --all: {known}")
-        if not everything and chosen is not None:
-            names = [chosen]
-        studies = [open_study(there, name, create=False) for name in names]
-        with opened(session, target, create=True) as here:
-            for study in studies:
-                result = copy_study(study, here, name=new_name, unfinished=unfinished, with_files=not no_files)
-                results.append(result._asdict())
-                for warning in result.warnings:
-                    output.say(f"Note: {warning}")
-                before = f"; {result.already_there} were there already" if result.already_there else ""
-                also = f" and {output.count(result.files, 'file')}" if result.files else ""
-                copied = f"{output.count(result.trials, 'trial')}{also} of {study.name!r} to {result.study!r}{before}"
-                if not session.as_json:
-                    output.say(f"Copied {copied}.")
-    if session.as_json:
-        output.print_json(results)
-
-
-@contextlib.contextmanager
-def opened(session: CliSession, url: str, *, create: bool) -> Iterator[Storage]:
-    """Open a store that an argument names."""
-    with contextlib.closing(CliSession(store=url, as_json=session.as_json)) as one:
-        yield one.storage(create=create)
+        for study in [open_study(there.storage(), name, create=False) for name in names]:
+            to = here.storage(create=True)
+            result = copy_study(study, to, name=new_name, unfinished=unfinished, with_files=not no_files)
+            results.append(result._asdict())
+            for warning in result.warnings:
+                output.say(f"Note: {warning}")
+            before = f"; {result.already_there} were there already" if result.already_there else ""
+            also = f" and {output.count(result.files, 'file')}" if result.files else ""
+            copied = f"{output.count(result.trials, 'trial')}{also} of {study.name!r} to {result.study!r}"
+            said.append(f"Copied {copied}{before}.")
+    session.done(results, "\n".join(said))

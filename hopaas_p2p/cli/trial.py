@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import math
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final
 
 import click
@@ -15,7 +14,7 @@ from hopaas_p2p.cli import output
 from hopaas_p2p.cli.annotations import add_annotations
 from hopaas_p2p.cli.artifact import artifact
 from hopaas_p2p.cli.lazy import Group
-from hopaas_p2p.cli.options import CliSession, Columns, options
+from hopaas_p2p.cli.options import CliSession, Columns
 from hopaas_p2p.cli.work import ask, log, release, renew, report, should_prune, tell
 from hopaas_p2p.core.records import TrialState
 from hopaas_p2p.core.state import NEVER_PAUSING
@@ -44,8 +43,7 @@ for command in (ask, report, log, should_prune, tell, renew, release):
     trial.add_command(command)
 
 
-@trial.command("list")
-@options(study="argument")
+@trial.command("list", study="argument")
 @click.option("--state", "states", multiple=True, metavar="|".join(_STATES), help="Only these; repeat, or use commas.")
 @click.option("--sort", type=click.Choice(_SORTS), default="number", help="The order; by value, the best first.")
 @click.option("--limit", type=click.IntRange(min=1), metavar="N", help="List at most N trials.")
@@ -104,7 +102,6 @@ def list_(session: CliSession, states: tuple[str, ...], sort: str, limit: int | 
 
 
 @trial.command()
-@options()
 @click.argument("number", type=int)
 def show(session: CliSession, number: int) -> None:
     """Show one trial: parameters, reports, metrics, who owned it, where it ran, and why it ended."""
@@ -178,7 +175,6 @@ def _value(value: object) -> str:
 
 
 @trial.command()
-@options()
 @click.argument("params", nargs=-1, required=True, metavar="NAME=VALUE...")
 @click.option("--attr", "attrs", multiple=True, metavar="NAME=VALUE", help="A user attribute of the trial.")
 def enqueue(session: CliSession, params: tuple[str, ...], attrs: tuple[str, ...]) -> None:
@@ -193,7 +189,6 @@ def enqueue(session: CliSession, params: tuple[str, ...], attrs: tuple[str, ...]
 
 
 @trial.command()
-@options()
 @click.argument("numbers", nargs=-1, required=True, type=int)
 def requeue(session: CliSession, numbers: tuple[int, ...]) -> None:
     """Queue trials again with the same parameters. A running trial is taken away from its peer."""
@@ -207,16 +202,11 @@ def requeue(session: CliSession, numbers: tuple[int, ...]) -> None:
     session.show({"numbers": retries}, lambda: output.print_lines(one for one in retries if one is not None))
 
 
-def _one_trial(command: Callable[..., Any]) -> Callable[..., Any]:
-    return options()(click.argument("number", type=int)(command))
-
-
-add_annotations(trial, "a trial's", _one_trial)
+add_annotations(trial, "a trial's", click.argument("number", type=int))
 trial.add_command(artifact)
 
 
 @trial.command()
-@options()
 @click.argument("numbers", nargs=-1, required=True, type=int)
 @click.option("--reason", help="The reason, which is shown to the trial's peer.")
 def stop(session: CliSession, numbers: tuple[int, ...], reason: str | None) -> None:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from hopaas_p2p.cli import output
-from hopaas_p2p.cli.options import CliSession, options, space_option
+from hopaas_p2p.cli.options import ABOVE_ZERO, CliSession, command, space_option
 from hopaas_p2p.errors import InvalidInput
 from hopaas_p2p.ports import socket as trial_socket
 from hopaas_p2p.ports.command import text_of, variable
@@ -29,20 +29,18 @@ if TYPE_CHECKING:
     from hopaas_p2p.core.records import TrialFinish
     from hopaas_p2p.ports.ticket import Ticket
 
-_ticket = click.option("--ticket", metavar="TICKET", help="What `trial ask` printed. [default: HOPAAS_TICKET]")
-_NUMBERS = {"ignore_unknown_options": True}  # so that -0.5 is a value
+
+def _verb(function: Callable[..., Any]) -> click.Command:
+    """A command about the trial of a ticket."""
+    ticket = click.option("--ticket", metavar="TICKET", help="What `trial ask` printed. [default: HOPAAS_TICKET]")
+    return command(study="none", context_settings={"ignore_unknown_options": True})(ticket(function))  # -0.5 is a value
 
 
-@click.command()
-@options(study="argument")
-@click.option(
-    "--ttl",
-    type=float,
-    default=3600,
-    show_default=True,
-    metavar="S",
-    help="Let others take the trial over after S seconds of silence.",
-)
+_ENDS = ("complete", "pruned", "fail")
+
+
+@command(study="argument")
+@click.option("--ttl", type=ABOVE_ZERO, default=3600, metavar="S", help="Others may take it after S s of silence.")
 @click.option("--sampler", type=click.Choice(list(SAMPLERS)), help="The sampler. [default: the study's]")
 @space_option
 @click.option("--shell", is_flag=True, help='Print exports, for eval "$(hopaas-p2p trial ask --shell)".')
@@ -59,8 +57,6 @@ def ask(session: CliSession, ttl: float, sampler: str | None, specs: tuple[str, 
     from hopaas_p2p.study.study import infer_space
     from hopaas_p2p.translate import to_optuna
 
-    if not ttl > 0:
-        raise InvalidInput(f"--ttl must be a positive number of seconds, got {ttl}")
     session.storage(peer_ttl=ttl)
     study = session.study()
     study.sampler = session.configured("sampler", sampler, study)
@@ -100,11 +96,7 @@ Ask = Callable[..., Reply]
 
 @contextmanager
 def _asking(
-    session: CliSession,
-    text: str | None,
-    *,
-    judges: bool = False,
-    end: Callable[[Ticket], TrialFinish] | None = None,
+    session: CliSession, text: str | None, *, judges: bool = False, end: Callable[[Ticket], TrialFinish] | None = None
 ) -> Iterator[Ask]:
     """The way to the trial of the ticket. --store takes precedence over the store in the ticket: paths differ.
 
@@ -113,9 +105,7 @@ def _asking(
     """
     found = session.settings.get("ticket", text)
     if not found:
-        raise InvalidInput(
-            "No trial is named. Use --ticket, or set HOPAAS_TICKET to what `hopaas-p2p trial ask` printed."
-        )
+        raise InvalidInput("No trial is named. Use --ticket, or set HOPAAS_TICKET to what `trial ask` printed.")
     found = found.strip().rpartition("HOPAAS_TICKET=")[2]  # of all that `ask` printed, too
     if found.startswith(trial_socket.PREFIX):
         yield functools.partial(trial_socket.request, found)
@@ -137,9 +127,7 @@ def _number(text: str) -> float:
         raise click.UsageError(f"{text!r} is neither a number nor an option of this command") from None
 
 
-@click.command(context_settings=_NUMBERS)
-@options(study="none")
-@_ticket
+@_verb
 @click.argument("value")
 @click.option("--step", type=click.IntRange(min=0), required=True, help="The step, such as an epoch.")
 @click.option("--should-prune", "also_prune", is_flag=True, help="Then do what should-prune does.")
@@ -154,9 +142,7 @@ def report(session: CliSession, ticket: str | None, value: str, step: int, also_
     return 0
 
 
-@click.command(context_settings=_NUMBERS)
-@options(study="none")
-@_ticket
+@_verb
 @click.argument("metrics", nargs=-1, required=True, metavar="NAME=NUMBER...")
 @click.option("--step", type=click.IntRange(min=0), required=True, help="The step, such as an epoch.")
 def log(session: CliSession, ticket: str | None, metrics: tuple[str, ...], step: int) -> None:
@@ -175,9 +161,7 @@ def log(session: CliSession, ticket: str | None, metrics: tuple[str, ...], step:
     session.show({"number": reply["trial"], "step": step, "metrics": given}, lambda: None)
 
 
-@click.command()
-@options(study="none")
-@_ticket
+@_verb
 def should_prune(session: CliSession, ticket: str | None) -> int:
     """Exit with 10 when the ticket's trial should be pruned, else with 0."""
     with _asking(session, ticket, judges=True) as ask_trial:
@@ -192,13 +176,9 @@ def _show_verdict(session: CliSession, reply: Reply) -> int:
     return PRUNE if reply["prune"] else 0
 
 
-@click.command(context_settings=_NUMBERS)
-@options(study="none")
-@_ticket
+@_verb
 @click.argument("values", nargs=-1, metavar="VALUE...")
-@click.option(
-    "--state", type=click.Choice(["complete", "pruned", "fail"]), help="How the trial ended. [default: complete]"
-)
+@click.option("--state", type=click.Choice(_ENDS), help="How the trial ended. [default: complete]")
 @click.option("--reason", help="Why it failed.")
 def tell(
     session: CliSession, ticket: str | None, values: tuple[str, ...], state: str | None, reason: str | None
@@ -225,9 +205,7 @@ def tell(
     session.done(done, f"Trial {number} is {state.upper()}.")
 
 
-@click.command()
-@options(study="none")
-@_ticket
+@_verb
 def renew(session: CliSession, ticket: str | None) -> None:
     """Renew the lease of the ticket's trial.
 
@@ -238,9 +216,7 @@ def renew(session: CliSession, ticket: str | None) -> None:
     session.show({"number": number, "renewed": True}, lambda: None)
 
 
-@click.command()
-@options(study="none")
-@_ticket
+@_verb
 @click.option("--reason", help="Why.")
 def release(session: CliSession, ticket: str | None, reason: str | None) -> None:
     """Return the ticket's trial: another peer runs it again, with the same parameters."""

@@ -5,58 +5,27 @@ from __future__ import annotations
 import os
 import signal
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 import click
 
 from hopaas_p2p.cli import output
-from hopaas_p2p.cli.after_dashes import CommandAfterDashes
-from hopaas_p2p.cli.options import FOLDER, CliSession, options, together
+from hopaas_p2p.cli.options import FOLDER, CliSession, CommandAfterDashes, command, together
 from hopaas_p2p.errors import ConfigurationError, InvalidInput, StoreUnreachable
 from hopaas_p2p.ports.limits import parse_duration, time_left
 from hopaas_p2p.sampler_config import PRUNERS, SAMPLERS
 
-if TYPE_CHECKING:
-    from hopaas_p2p.ports.worker import Worker
-
-_SIGNALS: Final = "TERM,USR1"
 _AGAIN: Final = os.EX_TEMPFAIL
 
 
 worker_options = together(
     click.option("--time-limit", metavar="4h|auto", help="How long this job may run; auto asks Slurm or HTCondor."),
-    click.option(
-        "--grace",
-        default="300",
-        metavar="S",
-        help="Seconds the command gets to save its work after a signal.",
-    ),
-    click.option(
-        "--signal",
-        "signals",
-        default=_SIGNALS,
-        metavar="NAMES",
-        help="Signals that the batch system sends before it ends a job.",
-    ),
+    click.option("--grace", default="300", metavar="S", help="Seconds to save work after a signal."),
+    click.option("--signal", "signals", default="TERM,USR1", metavar="NAMES", help="Signals before the end of a job."),
     click.option("--site", help="A name for where this runs. [default: HOPAAS_SITE, cluster or domain]"),
-    click.option(
-        "--logs",
-        type=FOLDER,
-        default=Path("hopaas-logs"),
-        help="Directory of your own for the output: LOGS/STUDY/NUMBER.log.",
-    ),
-    click.option(
-        "--keep-output/--no-keep-output",
-        default=True,
-        help="Whether to keep the end of a failed command's output in the store.",
-    ),
-    click.option(
-        "--pass",
-        "passed",
-        multiple=True,
-        metavar="NAME",
-        help="Give this variable of your environment to the command, even if it is a credential. May be repeated.",
-    ),
+    click.option("--logs", type=FOLDER, default=Path("hopaas-logs"), help="Your own directory for the output."),
+    click.option("--keep-output/--no-keep-output", default=True, help="Keep the end of a failed command's output."),
+    click.option("--pass", "passed", multiple=True, metavar="NAME", help="A credential that the command gets. Repeat."),
     click.option("--sampler", type=click.Choice(list(SAMPLERS)), help="The sampler. [default: the study's]"),
     click.option("--pruner", type=click.Choice(list(PRUNERS)), help="The pruner. [default: the study's]"),
 )
@@ -71,8 +40,7 @@ many_options = together(
 """The options of all commands that run trial after trial."""
 
 
-@click.command(cls=CommandAfterDashes)
-@options()
+@command(cls=CommandAfterDashes)
 @many_options
 @worker_options
 def worker(session: CliSession, command: tuple[str, ...], **others: Any) -> int:
@@ -88,7 +56,8 @@ def worker(session: CliSession, command: tuple[str, ...], **others: Any) -> int:
 
     The command prints {"value": 0.12} as its last line, or calls hopaas-p2p trial report, should-prune and tell, which
     find the trial by HOPAAS_TICKET; in Python, hopaas_p2p.ports.client. It gets your environment, but no credential
-    that --pass does not name, such as WANDB_API_KEY.
+    that --pass does not name, such as WANDB_API_KEY. Its output goes to LOGS/STUDY/NUMBER.log, and the end of it into
+    the store if the command fails.
 
     Signals are passed on to the command, and its trial is returned, so that another worker continues it. While the
     study is paused, or trials of others may have to be run again, the worker waits and says for what; with --no-wait
@@ -101,8 +70,7 @@ def worker(session: CliSession, command: tuple[str, ...], **others: Any) -> int:
     return work(session, command, **others)[0]
 
 
-@click.command(cls=CommandAfterDashes)
-@options()
+@command(cls=CommandAfterDashes)
 @worker_options
 def run(session: CliSession, command: tuple[str, ...], **others: Any) -> int:
     """Run a command for exactly one trial, as `worker` does for many.
@@ -115,11 +83,21 @@ def run(session: CliSession, command: tuple[str, ...], **others: Any) -> int:
     return {"FAIL": 1, "LOST": 11, "WAITING": code or _AGAIN}.get(ran[0][1], 0)
 
 
-def work(session: CliSession, command: tuple[str, ...], **others: Any) -> tuple[int, list[tuple[int, str]]]:
+def work(session: CliSession, command: tuple[str, ...], **given: Any) -> tuple[int, list[tuple[int, str]]]:
     """Run a worker; returns its exit code and the trials that it ran, which --json prints at the end."""
+    from hopaas_p2p.ports.worker import Worker
+
     ran: list[tuple[int, str]] = []
+    site, limit = given.pop("site"), given.pop("time_limit")
+    if site is not None:
+        os.environ["HOPAAS_SITE"] = site
+    given["grace"] = parse_duration(given["grace"])
+    given["signals"] = [_signal(name) for name in given["signals"].split(",")]
     try:
-        made = _worker(session, command, **others)
+        study = session.study()
+        study.sampler = session.configured("sampler", given.pop("sampler"), study)
+        study.pruner = session.configured("pruner", given.pop("pruner"), study)
+        made = Worker(study, command, time_limit=_seconds(limit), say=output.say, **given)
         code, ran = made.work(), made.ran
     except StoreUnreachable as error:
         output.say(f"{error} Run this job again later.")
@@ -127,36 +105,6 @@ def work(session: CliSession, command: tuple[str, ...], **others: Any) -> tuple[
     if session.as_json:
         output.print_json({"trials": [{"number": number, "state": state} for number, state in ran]})
     return code, ran
-
-
-def _worker(
-    session: CliSession,
-    command: tuple[str, ...],
-    *,
-    time_limit: str | None,
-    grace: str,
-    signals: str,
-    site: str | None,
-    sampler: str | None,
-    pruner: str | None,
-    **others: Any,
-) -> Worker:
-    from hopaas_p2p.ports.worker import Worker
-
-    if site is not None:
-        os.environ["HOPAAS_SITE"] = site
-    study = session.study()
-    study.sampler = session.configured("sampler", sampler, study)
-    study.pruner = session.configured("pruner", pruner, study)
-    return Worker(
-        study,
-        command,
-        time_limit=_seconds(time_limit),
-        grace=parse_duration(grace),
-        signals=[_signal(name) for name in signals.split(",")],
-        say=output.say,
-        **others,
-    )
 
 
 def _seconds(time_limit: str | None) -> float | None:

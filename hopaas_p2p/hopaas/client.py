@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import re
 import threading
 from configparser import ConfigParser
 from configparser import Error as ConfigError
@@ -24,7 +23,6 @@ if TYPE_CHECKING:
 _log: Final = logging.getLogger("hopaas_p2p")
 _storages: Final[dict[str, Storage]] = {}
 _lock: Final = threading.Lock()
-_PORT: Final = re.compile(r":\d+$")
 
 
 class Client:
@@ -52,11 +50,9 @@ class Client:
         config_filename: str | None = None,
         force_reconfig: bool = False,
     ) -> None:
-        store, kept, origin = (server, None, "server=") if server else _configured(config_filename)
+        store, origin, kept = (server, "server=", None) if server else _configured(config_filename)
         self._store = _usable(store, origin)
         self._token = Secret(token or kept or "") if token or kept else None
-        self._opened: Storage | None = None
-        """The store, if whoever made this client has opened it."""
 
     def __repr__(self) -> str:
         return f"hopaas.Client({self.server!r})"
@@ -94,8 +90,6 @@ class Client:
         """
         from hopaas_p2p.storage import open_storage
 
-        if self._opened is not None:
-            return self._opened
         with _lock, translated():
             if self._store not in _storages:
                 self._leave_token()
@@ -110,52 +104,38 @@ class Client:
             storage.close()
 
 
-def client_of(storage: Storage) -> Client:
-    """A client of a store that is open already."""
-    made = Client(storage.url)
-    made._opened = storage
-    return made
-
-
-def _configured(config_filename: str | None) -> tuple[str, str | None, str]:
-    """The store when `server` is not given, a token if there is one, and who says so."""
-    named, own = config_filename or os.environ.get("HOPAAS_CONFIG_FILE"), Path("~/.hopaasrc").expanduser()
+def _configured(config_filename: str | None) -> tuple[str, str, str | None]:
+    """The store when `server` is not given, who says so, and a token if there is one."""
+    named = config_filename or os.environ.get("HOPAAS_CONFIG_FILE")
+    path = Path(named or "~/.hopaasrc").expanduser()
     if not named:
         with translated():
             setting = Settings().find("store")
         if setting.value:
-            return setting.value, None, setting.origin
-        if not own.is_file():
+            return setting.value, setting.origin, None
+        if not path.is_file():
             raise HopaasServerError(
                 "no store is given. Use Client(server=…) or HOPAAS_STORE: a directory that all jobs reach, or a URL; "
                 "or name an INI file with HOPAAS_CONFIG_FILE, with [server] address = …"
             )
-    path = Path(named).expanduser() if named else own
     parser = ConfigParser(interpolation=None)
     try:
         parser.read_string(path.read_text(encoding="utf-8"), str(path))
         address = parser.get("server", "address").strip()
-    except (OSError, UnicodeDecodeError) as error:
-        why = error.strerror if isinstance(error, OSError) else "it is not text"
-        raise HopaasServerError(f"{path} cannot be read: {why}") from None
-    except ConfigError as error:
-        problem = " ".join(str(error).split())
+    except (OSError, UnicodeDecodeError, ConfigError) as error:
+        problem = error.strerror if isinstance(error, OSError) else " ".join(str(error).split())
         raise HopaasServerError(f"{path}: {problem}; it takes [server] address = STORE") from None
     parts, port = urlsplit(address), parser.get("server", "port", fallback="").strip()
     if parts.scheme.startswith("postgres") and port.isdigit() and ":" not in parts.netloc.rpartition("@")[2]:
         address = parts._replace(netloc=f"{parts.netloc}:{port}").geturl()  # other stores have no port
-    return address, parser.get("auth", "api_token", fallback=None), str(path)
+    return address, str(path), parser.get("auth", "api_token", fallback=None)
 
 
 def _usable(store: str, origin: str) -> str:
+    """The store, or that of our settings where the address of a Hopaas server is named."""
     if not store:
         raise HopaasServerError(f"{origin}: the address of the store is empty")
     if urlsplit(store).scheme not in ("http", "https"):
-        if _PORT.search(store) and "://" not in store and not Path(store).is_dir():
-            raise HopaasServerError(
-                f"{store} ({origin}) names a directory with a port. Is it the address of a Hopaas server? Name a "
-                "store instead: a directory that all jobs reach, without a port, or a URL"
-            )
         return store
     with translated():
         instead = Settings().get("store")

@@ -14,9 +14,6 @@ class NamedArguments(NamedTuple):
     theirs: Mapping[str, str] = {}
     """Arguments that have another name in Optuna; an empty one if it has none."""
 
-    def asdict(self) -> dict[str, Any]:
-        return {"name": self.name, "args": self.args}
-
     def make(self) -> Any:
         """Optuna's object of this name; ValueError or TypeError if it does not take these arguments."""
         import optuna

@@ -20,7 +20,7 @@ from hopaas_p2p.hopaas.exceptions import HopaasConsistencyError, translated, tra
 from hopaas_p2p.hopaas.pruners import NopPruner
 from hopaas_p2p.hopaas.samplers import TPESampler
 from hopaas_p2p.hopaas.setup import NamedArguments
-from hopaas_p2p.hopaas.suggestions import PREFIX, Suggestion, parse
+from hopaas_p2p.hopaas.suggestions import PREFIX, parse
 from hopaas_p2p.hopaas.trial import FailedTrial, FrozenTrial, Trial
 
 if TYPE_CHECKING:
@@ -63,9 +63,8 @@ class Study:
         self._name = name
         given = _checked(properties, "properties")
         self._order = tuple(given)
-        texts = {key: one for key, one in given.items() if isinstance(one, str) and one.startswith(PREFIX)}
-        parsed = {**given, **{key: parse(text) for key, text in texts.items()}}
-        self._space = {key: _range(key, one) for key, one in parsed.items() if isinstance(one, Suggestion)}
+        texts = {key: parse(one) for key, one in given.items() if isinstance(one, str) and one.startswith(PREFIX)}
+        self._space = {key: _range(key, one) for key, one in (given | texts).items() if isinstance(one, Distribution)}
         self._constants = _plain({key: one for key, one in given.items() if key not in self._space})
         self.special_properties: Final = _plain(_checked(special_properties or {}, "special_properties"))
         """Facts about this job, which are kept with each trial."""
@@ -93,8 +92,8 @@ class Study:
             "name": self._name,
             "properties": {"constants": self._constants, "space": space},
             "direction": self.direction,
-            "sampler": self._sampler.asdict(),
-            "pruner": self._pruner.asdict(),
+            "sampler": {"name": self._sampler.name, "args": self._sampler.args},
+            "pruner": {"name": self._pruner.name, "args": self._pruner.args},
         }
         return hashlib.sha256(json.dumps(setup, sort_keys=True).encode()).hexdigest()
 
@@ -170,28 +169,21 @@ class Study:
                 finally:
                     trial._ended = True
                 trial._conclude()
-        except FailedTrial as failed:
-            _log.warning("trial %d fails: %s", trial.id, failed)
-            if stopped is not None:
-                raise stopped from None
-        except OwnError as error:
+        except (FailedTrial, OwnError) as error:
             if error is stopped:
                 raise
-            if isinstance(error, LeaseLost | NoWork):  # a script that ends by having no more work should say why
+            if isinstance(error, FailedTrial | LeaseLost | NoWork):  # a script that has no more work should say why
                 _log.warning("%s", error)
-            if not isinstance(error, LeaseLost):
+            if not isinstance(error, FailedTrial | LeaseLost):
                 raise translation(error) from error
             if stopped is not None:
                 raise stopped from None
 
     def _existing(self) -> hopaas_p2p.Study | None:
         """The study in its store; None if nobody has started it yet."""
-        try:
+        with translated(), contextlib.suppress(NoSuchStudy):
             return self.join(create=False)
-        except NoSuchStudy:
-            return None
-        except OwnError as error:
-            raise translation(error) from error
+        return None
 
     def join(self, *, create: bool = True) -> hopaas_p2p.Study:
         """The study in its store.
@@ -233,11 +225,11 @@ def _checked(given: Mapping[str, Any], what: str) -> dict[str, Any]:
     return {str(key).removeprefix("_"): value for key, value in given.items()}
 
 
-def _range(name: str, one: Suggestion) -> Distribution:
+def _range(name: str, one: Distribution) -> Distribution:
     from hopaas_p2p.translate import to_optuna, to_record
 
     try:
-        return to_record(to_optuna(one.distribution()))
+        return to_record(to_optuna(one))
     except (TypeError, ValueError) as error:
         raise InvalidInput(f"the parameter {name!r} = {one}: {error}") from None
 

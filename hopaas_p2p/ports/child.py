@@ -85,16 +85,12 @@ class Child(subprocess.Popen[bytes]):
         assert self._guard.stdin is not None
         with contextlib.suppress(BrokenPipeError):  # somebody ended it
             os.write(self._guard.stdin.fileno(), b"%d\n" % self.pid)
-        assert self.stdout is not None and self.stderr is not None  # noqa: PT018
-        self._pipes = (self.stdout, self.stderr)
         self._tails = (bytearray(), bytearray())
         self._output = bytearray()
-        self._readers = [
-            threading.Thread(target=self._copy, args=pair, name="hopaas-output", daemon=True)
-            for pair in zip(self._pipes, self._tails, strict=True)
-        ]
-        for reader in self._readers:
-            reader.start()
+        self._readers = []
+        for pair in zip((self.stdout, self.stderr), self._tails, strict=True):
+            self._readers.append(threading.Thread(target=self._copy, args=pair, name="hopaas-output", daemon=True))
+            self._readers[-1].start()
 
     def _copy(self, pipe: IO[bytes], tail: bytearray) -> None:
         with contextlib.suppress(OSError, ValueError):  # closed by `close`, or a full disk: the trial goes on
@@ -130,9 +126,8 @@ class Child(subprocess.Popen[bytes]):
             reader.join(timeout=2.0)
         self.wait()
         if not any(reader.is_alive() for reader in self._readers):  # else something else holds the pipe
-            for pipe in self._pipes:
-                pipe.close()
-            self._log.close()
+            for file in (self.stdout, self.stderr, self._log):
+                file.close()  # type: ignore[union-attr]  # all are there
 
     # --- what it said ---
 

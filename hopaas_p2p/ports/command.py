@@ -116,7 +116,5 @@ def _check_joined(word: str, filled: str, params: Mapping[str, Any]) -> None:
 
 
 def _instead(name: str) -> str:
-    return (
-        f"Leave {{{name}}} out of the command: the program finds the value in the variable {variable(name)}, and in "
-        "HOPAAS_PARAMS as JSON"
-    )
+    found = f"the program finds the value in the variable {variable(name)}, and in HOPAAS_PARAMS as JSON"
+    return f"Leave {{{name}}} out of the command: {found}"

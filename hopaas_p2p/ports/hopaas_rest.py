@@ -15,18 +15,18 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any, Final
 from urllib.parse import parse_qs, urlsplit
 
 import hopaas_p2p
 from hopaas_p2p.errors import HopaasError, InvalidInput, NotYourTrial
 from hopaas_p2p.hopaas import exceptions, pruners, samplers
-from hopaas_p2p.hopaas.client import client_of
 from hopaas_p2p.hopaas.study import Study
 from hopaas_p2p.ports.local import LocalPeer, is_gone
+from hopaas_p2p.ports.verbs import parsed
 
 _TEXT: Final = "text/plain"
-_JSON: Final = "application/json"
 Reply = tuple[int, bytes, str]
 """Status, body, content type."""
 
@@ -49,37 +49,32 @@ class HopaasRest:
         if not key_matches(key):
             return 401, b"the token is not this server's key", _TEXT
         try:
-            request = json.loads(body) if body else {name: one[0] for name, one in parse_qs(parts.query).items()}
-            if not isinstance(request, dict):
-                raise InvalidInput("the body is not a JSON object")
-            return 200, *self._carry_out(method, verb, request)
-        except (NotYourTrial, exceptions.HopaasConsistencyError) as error:
-            return 404, str(error).encode(), _TEXT
-        except InvalidInput as error:
-            return 400, str(error).encode(), _TEXT
-        except (HopaasError, exceptions.HopaasError) as error:
-            return 503, str(error).encode(), _TEXT
-        except (KeyError, TypeError, ValueError, OverflowError) as error:
-            return 400, f"the request is malformed: {error}".encode(errors="replace"), _TEXT
+            request = parsed(body) if body else {name: one[0] for name, one in parse_qs(parts.query).items()}
+            if (method, verb) == ("POST", "ask"):
+                return 200, json.dumps(self._ask(request)).encode(), "application/json"
+            return 200, self._carry_out(method, verb, request).encode(), _TEXT
+        except (HopaasError, exceptions.HopaasError, KeyError, TypeError, ValueError, OverflowError) as error:
+            unknown, own = (NotYourTrial, exceptions.HopaasConsistencyError), (HopaasError, exceptions.HopaasError)
+            wrong = isinstance(error, InvalidInput) or not isinstance(error, own)
+            status = 404 if isinstance(error, unknown) else 400 if wrong else 503
+            return status, str(error).encode(errors="replace"), _TEXT
 
-    def _carry_out(self, method: str, verb: str, request: dict[str, Any]) -> tuple[bytes, str]:
+    def _carry_out(self, method: str, verb: str, request: dict[str, Any]) -> str:
         match method, verb:
-            case "POST", "ask":
-                return self._ask(request)
             case "POST", "should_prune":
-                return self._should_prune(request), _TEXT
+                return self._should_prune(request)
             case "POST", "tell":
                 self._say(request["hopaas_trial"], "tell", values=[float(request["loss"])])
-                return b"", _TEXT
+                return ""
             case "POST", "mark_as_failed":
                 self._say(request["hopaas_trial"], "tell", state="fail", reason=str(request.get("error", "")))
-                return b"", _TEXT
+                return ""
             case "GET", "get_best_trial":
                 study, _ = self._trial(request.get("hopaas_trial"))
-                return f"{study.setup_id}:{study.best_trial_id}".encode(), _TEXT
+                return f"{study.setup_id}:{study.best_trial_id}"
         raise NotYourTrial("there is no such request")
 
-    def _ask(self, request: dict[str, Any]) -> tuple[bytes, str]:
+    def _ask(self, request: dict[str, Any]) -> dict[str, Any]:
         config = request.pop("hopaas_config")
         special = {name: request.pop(name) for name in list(request) if name.startswith("_")}
         study = Study(
@@ -89,24 +84,23 @@ class HopaasRest:
             direction=config.get("direction", "minimize"),
             sampler=_named(samplers, config.get("sampler") or {"name": "TPESampler"}),
             pruner=_named(pruners, config.get("pruner") or {"name": "NopPruner"}),
-            client=client_of(self._peer.storage),
+            client=SimpleNamespace(storage=lambda: self._peer.storage),  # type: ignore[arg-type]  # all that is used
         )
         kept = self._studies.setdefault(study.setup_id, study)
         if is_gone(kept.join()):
             kept = self._studies[study.setup_id] = study
         asked = self._peer.start(kept.join(), study.special_properties)
-        values = kept.values(asked["params"])
-        return json.dumps({"hopaas_trial": f"{kept.setup_id}:{asked['trial']}", **values}).encode(), _JSON
+        return {"hopaas_trial": f"{kept.setup_id}:{asked['trial']}", **kept.values(asked["params"])}
 
-    def _should_prune(self, request: dict[str, Any]) -> bytes:
+    def _should_prune(self, request: dict[str, Any]) -> str:
         trial, step = request["hopaas_trial"], int(request["step"])
         if self._told_to_prune.pop(trial, None) == step:  # the script's last question; it tells nothing afterwards
             self._say(trial, "tell", state="pruned")
-            return b"true"
+            return "true"
         prune = self._say(trial, "report", value=float(request["loss"]), step=step)["prune"]
         if prune:
             self._told_to_prune[trial] = step
-        return b"true" if prune else b"false"
+        return "true" if prune else "false"
 
     def _say(self, trial: str, verb: str, **said: Any) -> dict[str, Any]:
         self._told_to_prune.pop(trial, None)

@@ -14,20 +14,17 @@ from __future__ import annotations
 
 import contextlib
 import hmac
-import io
 import json
 import socket
 import time
-from collections.abc import Container
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Any, Final
+from typing import Final
 
-from hopaas_p2p.errors import InvalidInput
 from hopaas_p2p.net.listening import STRANGERS_IDLE, FewStrangers, cannot_listen
 from hopaas_p2p.ports.hopaas_rest import HopaasRest
 from hopaas_p2p.ports.local import LocalPeer
-from hopaas_p2p.ports.verbs import Reply, answered
+from hopaas_p2p.ports.verbs import Reply, answered, parsed
 
 _LARGEST_BODY: Final = 1 << 20
 _IDLE: Final = 60.0  # seconds for which a connection may be silent between two requests
@@ -56,10 +53,19 @@ class LocalServer(FewStrangers, ThreadingHTTPServer):
     def __init__(self, peer: LocalPeer, address: tuple[str, int], key: str) -> None:
         self.peer, self.key = peer, key
         self.rest = HopaasRest(peer)
+        self.due: dict[socket.socket, float] = {}
+        """By when a request that is being read has to be there, however steadily its bytes come."""
         try:
             super().__init__(address, _Handler)
         except OSError as error:
             raise cannot_listen(f"{address[0]}:{address[1]}", error) from None
+
+    def service_actions(self) -> None:
+        """Cut off those whose requests take too long; called by `serve_forever` twice a second."""
+        for connection, until in list(self.due.items()):
+            if time.monotonic() > until and self.due.pop(connection, None) is not None:
+                with contextlib.suppress(OSError):  # its own thread closes it
+                    connection.shutdown(socket.SHUT_RDWR)
 
     @property
     def url(self) -> str:
@@ -68,47 +74,20 @@ class LocalServer(FewStrangers, ThreadingHTTPServer):
         return f"http://{host!s}:{port}"
 
 
-class _Incoming(io.RawIOBase):
-    """What a client sends: each request has a deadline, however steadily its bytes come."""
-
-    def __init__(self, connection: socket.socket, strangers: Container[socket.socket]) -> None:
-        self._connection, self._strangers = connection, strangers
-        self._until: float | None = None
-
-    def await_request(self) -> None:
-        """The next byte is the first of a request."""
-        self._until = None
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: Any) -> int:
-        idle = STRANGERS_IDLE if self._connection in self._strangers else _IDLE
-        left = idle if self._until is None else self._until - time.monotonic()
-        if left <= 0:
-            raise TimeoutError("the request takes too long")
-        self._connection.settimeout(left)
-        count = self._connection.recv_into(buffer)
-        if self._until is None:
-            self._until = time.monotonic() + _DEADLINE
-        return count
-
-
 class _Handler(BaseHTTPRequestHandler):
     server: LocalServer
     protocol_version = "HTTP/1.1"
     wbufsize = -1  # an answer in one piece: in two, the second would wait 40 ms for the client's acknowledgement
     server_version, sys_version = "hopaas-p2p", ""
 
-    def setup(self) -> None:
-        super().setup()
-        self._incoming = _Incoming(self.connection, self.server.strangers)
-        self.rfile.close()
-        self.rfile = io.BufferedReader(self._incoming)
-
     def handle_one_request(self) -> None:
-        self._incoming.await_request()
-        super().handle_one_request()
+        self.close_connection = True
+        self.connection.settimeout(STRANGERS_IDLE if self.connection in self.server.strangers else _IDLE)
+        with contextlib.suppress(OSError):  # it was silent for too long, or cut off
+            if self.rfile.peek(1):  # type: ignore[attr-defined]  # it is a BufferedReader
+                self.server.due[self.connection] = time.monotonic() + _DEADLINE
+                super().handle_one_request()
+        self.server.due.pop(self.connection, None)
 
     def do_GET(self) -> None:
         self._serve(b"")
@@ -122,6 +101,8 @@ class _Handler(BaseHTTPRequestHandler):
         self._serve(self.rfile.read(int(length)))
 
     def _serve(self, body: bytes) -> None:
+        if self.server.due.pop(self.connection, None) is None:
+            return  # cut off, so that the body may not be whole
         # a page that a browser shows cannot use it
         if self.headers.get("Origin") is not None or self.headers.get("Host", "").rpartition(":")[0] not in _LOOPBACK:
             self._answer(403, b"this server answers programs on this machine only\n", "text/plain")
@@ -141,10 +122,7 @@ class _Handler(BaseHTTPRequestHandler):
         return matches
 
     def _carry_out(self, body: bytes) -> Reply:
-        request = json.loads(body or b"{}")
-        if not isinstance(request, dict):
-            raise InvalidInput("the body is not a JSON object")
-        return self.server.peer.answer(self.path.removeprefix("/v1/"), request)
+        return self.server.peer.answer(self.path.removeprefix("/v1/"), parsed(body))
 
     def _answer(self, status: int, body: bytes, kind: str) -> None:
         self.connection.settimeout(_DEADLINE)

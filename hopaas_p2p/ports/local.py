@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import inspect
 import json
 import threading
 import time
@@ -42,14 +41,14 @@ LARGEST_ANSWER: Final = 3800
 """Characters of an answer; an agent reads each of them."""
 _LONGEST_TEXT: Final = 400
 _MOST: Final = 50  # rows of a list
-_KEPT_ROWS: Final = 2000
-_ONE_PERCENT_MORE: Final = 1.01
 _FIELDS: Final = ("state", "values", "params", "start", "end", "reason")
 
 
 READS: Final = ("studies", "show", "trials", "trial", "compare", "importances")
 ACTS: Final = ("ask", "enqueue", "note", "stop")
 """Methods of LocalPeer that clients call by these names, besides the verbs of `VERBS` about a trial of theirs."""
+TRIAL_TOOLS: Final = ("report", "log", "tell", "release")
+"""Methods of LocalPeer for the verbs that an agent uses, with what it is told of them."""
 
 
 class LocalPeer:
@@ -67,23 +66,15 @@ class LocalPeer:
     """
 
     def __init__(
-        self,
-        storage: Storage,
-        *,
-        actions: bool,
-        silence: float = SILENCE,
-        clock: Callable[[], float] = time.monotonic,
+        self, storage: Storage, *, actions: bool, silence: float = SILENCE, clock: Callable[[], float] = time.monotonic
     ) -> None:
         self.storage = storage
         self._actions, self._silence, self._clock = actions, silence, clock
-        self._lock = threading.Lock()
         self._studies: dict[str, Study] = {}
         self._open: dict[tuple[str, int], TrialVerbs] = {}
-        self._heard_at: dict[tuple[str, int], float] = {}
-        self._rows: dict[tuple[Study, int], Reply] = {}
-        """Of complete trials, since making one may open a whole block."""
-        self._importances: dict[str, tuple[Study, int, Reply]] = {}
-        """With the number of complete trials that there were."""
+        """By study and number; of each operation on it, one does what is to be done."""
+        self._tables: dict[str, tuple[Study, TrialTable]] = {}
+        """As they were when they were last asked for: the next one is made of them."""
 
     def answer(self, verb: str, body: dict[str, Any]) -> Reply:
         """Carry out a request: one of READS, ACTS or VERBS by name, and its arguments."""
@@ -91,9 +82,7 @@ class LocalPeer:
             return self.request(body.pop("study"), int(body.pop("trial")), verb, **body)
         if verb not in (*READS, *ACTS):
             raise InvalidInput(f"POST /v1/VERB; choose from {', '.join((*READS, *ACTS, *VERBS))}")
-        method = getattr(self, verb)
-        inspect.signature(method).bind(**body)  # says what is missing, or too much
-        reply: Reply = method(**body)
+        reply: Reply = getattr(self, verb)(**body)
         return reply
 
     # --- reading: the docstrings are what agents are told ---
@@ -133,26 +122,17 @@ class LocalPeer:
         if order == "best":
             if len(opened.directions) != 1:
                 raise InvalidInput("order=best is for studies with one objective")
-            numbers = TrialTable.of(whole).ranked().tolist()
+            numbers = self._table(opened, whole).ranked().tolist()
         elif order in ("number", "newest"):
-            numbers = range(len(whole.trials)) if state is None else list(whole.trials.numbers_of(_state_named(state)))
+            wanted = None if state is None else TrialState.__members__.get(state.upper())
+            if wanted is None and state is not None:
+                raise InvalidInput(f"{state!r} is not a state; choose from running, complete, pruned, fail, waiting")
+            numbers = range(len(whole.trials)) if wanted is None else list(whole.trials.numbers_of(wanted))
             numbers = numbers[::-1] if order == "newest" else numbers
         else:
             raise InvalidInput(f"order must be number, newest or best, got {order!r}")
-        found = [self._kept_row(opened, whole, number) for number in numbers[first:last]]
+        found = [_row(whole, number) for number in numbers[first:last]]
         return fitted({"study": study, "matching": len(numbers), "trials": found}, "trials")
-
-    def _kept_row(self, study: Study, state: State, number: int) -> Reply:
-        row = self._rows.get((study, number))
-        if row is None:
-            trial = state.trials[number]
-            row = _row(state, number)
-            if trial.state is TrialState.COMPLETE:
-                with self._lock:
-                    if len(self._rows) >= _KEPT_ROWS:
-                        self._rows.clear()
-                    self._rows[study, number] = row
-        return row
 
     def trial(self, study: str, trial: int) -> Reply:
         """Show one trial with its last 50 reports, as [step, value]."""
@@ -184,14 +164,10 @@ class LocalPeer:
     def importances(self, study: str) -> Reply:
         """Say which parameters matter, as shares that add up to 1."""
         opened = self._study(study)
-        complete = opened.state.counts[TrialState.COMPLETE]
-        kept, before, answer = self._importances.get(study, (None, 0, {}))
-        if kept is not opened or not before <= complete < before * _ONE_PERCENT_MORE:
-            found = importance(opened.state, TrialTable.of(opened.state))
-            shares = [[key, round(share, 4)] for key, share in found.shares]
-            answer = fitted({"importances": shares, "note": found.note}, "importances")
-            self._importances[study] = opened, complete, answer
-        return answer
+        state = opened.state
+        found = importance(state, self._table(opened, state))
+        shares = [[key, round(share, 4)] for key, share in found.shares]
+        return fitted({"importances": shares, "note": found.note}, "importances")
 
     # --- trials of clients ---
 
@@ -208,9 +184,8 @@ class LocalPeer:
             trial.set_user_attr(attribute, value)
         resumed = trial.resume  # if this raises, nobody knows of the trial, and it is returned
         checkpoint = {} if resumed is None else {"resume": {"step": resumed[0], "path": str(resumed[1])}}
-        key = (study.name, trial.number)
-        with self._lock:
-            self._open[key], self._heard_at[key] = TrialVerbs(study, trial), self._clock()
+        verbs = self._open[study.name, trial.number] = TrialVerbs(study, trial)
+        verbs.heard_at = self._clock()
         return {"study": study.name, "trial": trial.number, "params": dict(trial.params), **checkpoint}
 
     def request(self, study: str, trial: int, verb: str, /, **said: Any) -> Reply:
@@ -223,30 +198,45 @@ class LocalPeer:
         """
         self._check_allowed()
         key = (study, trial)
-        with self._lock:
-            verbs = self._open.get(key)
-            if verbs is not None:
-                self._heard_at[key] = self._clock()
+        verbs = self._open.get(key)
         if verbs is None:
             trials = self._study(study).state.trials
             if 0 <= trial < len(trials) and trials[trial].end is not None:  # it did not get the answer to its `tell`
                 told = trials[trial].state.name
                 raise NotYourTrial(f"trial {trial} has already finished ({told}), and stays as it is")
             raise NotYourTrial(f"trial {trial} of {study!r} is not run by this process; ask for one first")
+        verbs.heard_at = self._clock()
         try:
             reply = verbs.do(verb, **said)
         finally:
             if verbs.told is not None:
-                self._forget(key)
+                self._open.pop(key, None)
         if verbs.released is not None:
             self._return(key, verbs, verbs.released)
         return reply
 
+    def report(self, study: str, trial: int, value: float, step: int) -> Reply:
+        """Report an intermediate value. If prune is true, end the trial: tell it with state=pruned."""
+        return self.request(study, trial, "report", value=value, step=step)
+
+    def log(self, study: str, trial: int, metrics: dict[str, float], step: int) -> Reply:
+        """Keep numbers of a step beside the report, such as {"auc": 0.9}: they are shown, and decide nothing."""
+        return self.request(study, trial, "log", metrics=metrics, step=step)
+
+    def tell(
+        self, study: str, trial: int, values: list[float] | None = None, state: str | None = None, reason: str = ""
+    ) -> Reply:
+        """End a trial that you asked for: with a value per objective, or state=pruned, or state=fail and a reason."""
+        return self.request(study, trial, "tell", values=values, state=state, reason=reason or None)
+
+    def release(self, study: str, trial: int, reason: str = "") -> Reply:
+        """Return a trial that you asked for and cannot finish: another peer runs it."""
+        return self.request(study, trial, "release", reason=reason)
+
     def expire(self) -> list[int]:
         """Return the trials about which no client has said anything for too long; their numbers."""
         now = self._clock()
-        with self._lock:
-            silent = [(key, self._open[key]) for key, at in self._heard_at.items() if now - at > self._silence]
+        silent = [(key, one) for key, one in list(self._open.items()) if now - one.heard_at > self._silence]
         for key, verbs in silent:
             self._return(key, verbs, f"its client was silent for {self._silence:.0f} s")
         return [key[1] for key, _ in silent]
@@ -261,15 +251,10 @@ class LocalPeer:
 
     def _return(self, key: tuple[str, int], verbs: TrialVerbs, reason: str) -> None:
         verbs.close()
-        self._forget(key)
+        self._open.pop(key, None)
         gone = (UpdateFinishedTrialError, NotYourTrial, NoSuchStudy, NoSuchTrial, StudyDeleted)
         with contextlib.suppress(*gone):  # others took it over meanwhile, or deleted its study
             verbs.trial.handle.release(verbs.trial.number, reason=reason)
-
-    def _forget(self, key: tuple[str, int]) -> None:
-        with self._lock:
-            self._open.pop(key, None)
-            self._heard_at.pop(key, None)
 
     # --- other changes ---
 
@@ -289,10 +274,14 @@ class LocalPeer:
 
     def _check_allowed(self) -> None:
         if not self._actions:
-            raise Denied(
-                "this server is read-only; to let clients run and change trials, start `serve local` without "
-                "--read-only, or `serve mcp` with --allow-actions"
-            )
+            raise Denied("this server is read-only: start it without --read-only, or `serve mcp` with --allow-actions")
+
+    def _table(self, study: Study, state: State) -> TrialTable:
+        """The trials of a study, whose state this is, as a table."""
+        kept, before = self._tables.get(study.name, (None, None))
+        table = TrialTable.of(state, before if kept is study else None)
+        self._tables[study.name] = study, table
+        return table
 
     def _study(self, name: str, *, changes: bool = False) -> Study:
         """The study that has this name now."""
@@ -345,13 +334,6 @@ def _existing(state: State, number: int, name: str) -> Trial:
     if not 0 <= number < len(state.trials):
         raise NoSuchTrial(f"the study {name!r} has no trial {number}")
     return state.trials[number]
-
-
-def _state_named(word: str) -> TrialState:
-    try:
-        return TrialState[word.upper()]
-    except KeyError:
-        raise InvalidInput(f"{word!r} is not a state; choose from running, complete, pruned, fail, waiting") from None
 
 
 def watch_silence(peer: LocalPeer, stopped: threading.Event, *, every: float = 10.0) -> None:

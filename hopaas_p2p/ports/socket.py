@@ -25,7 +25,7 @@ from hopaas_p2p.errors import (
     StoreAway,
     StoreUnreachable,
 )
-from hopaas_p2p.ports.verbs import Reply, TrialVerbs, answered
+from hopaas_p2p.ports.verbs import Reply, TrialVerbs, answered, parsed
 
 PREFIX: Final = "unix:"
 _LONGEST_PATH: Final = 100
@@ -67,9 +67,7 @@ class TrialSocketServer:
                 lines.flush()
 
     def _carry_out(self, line: bytes) -> Reply:
-        request = json.loads(line)
-        if not isinstance(request, dict):
-            raise InvalidInput('a request is a JSON object, such as {"do": "renew"}')
+        request = parsed(line)
         return self._verbs.do(str(request.pop("do", "")), **request)
 
 
@@ -78,9 +76,7 @@ def _private_directory() -> Path:
     for base in (tempfile.gettempdir(), os.environ.get("XDG_RUNTIME_DIR"), "/tmp", "/var/tmp"):  # noqa: S108
         if base and len(base) + 24 <= _LONGEST_PATH and os.access(base, os.W_OK):
             return Path(tempfile.mkdtemp(prefix="hopaas-", dir=base))
-    raise InvalidInput(
-        "no temporary directory has a path short enough for a socket; set TMPDIR to a short one, such as /tmp"
-    )
+    raise InvalidInput("no temporary directory has a path short enough for a socket; set TMPDIR, such as to /tmp")
 
 
 def request(ticket: str, verb: str, /, **said: Any) -> Reply:

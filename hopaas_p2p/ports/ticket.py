@@ -85,9 +85,7 @@ class Ticket(NamedTuple):
             return ticket
         except (ValueError, binascii.Error, msgspec.MsgspecError):
             shown = text if len(text) <= 24 else f"{text[:24]}…"
-            raise InvalidInput(
-                f"{shown!r} is not a ticket, or only a part of one; use everything that `trial ask` printed"
-            ) from None
+            raise InvalidInput(f"{shown!r} is not a ticket, or only a part; use all that `trial ask` printed") from None
 
 
 def ticket_of(study: Study, trial_number: int) -> Ticket:
@@ -157,9 +155,7 @@ def carry(
             kept = keep(ticket, end, store or ticket.store)
             raise type(error)(f"{str(error).rstrip('.')}. {kept}") from None
         if handle.uuid != ticket.uuid:
-            raise NoSuchStudy(
-                f"the study {ticket.study!r} of this ticket is not in {storage.url}, where another one has its name"
-            )
+            raise NoSuchStudy(f"the study {ticket.study!r} of this ticket is gone; another one has its name")
         why = _why_lost(ticket, study.state)
         if why is not None:
             waits = study.state.trials[ticket.number].state is TrialState.WAITING  # anybody may end one of those
@@ -175,9 +171,7 @@ def carry(
         elif verbs.told is None and handle.log.session.has_unsent(ticket.number):
             handle.settle(ticket.number)
         elif handle.log.session.has_pending:
-            raise StoreUnreachable(
-                "The store did not answer. The result is kept on disk, and sent at the next contact."
-            )
+            raise StoreUnreachable("The store did not answer. The result is kept, and sent at the next contact.")
 
 
 def _why_lost(ticket: Ticket, state: State) -> str | None:

@@ -17,6 +17,7 @@ the command line.
 
 from __future__ import annotations
 
+import json
 import threading
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final
@@ -32,6 +33,19 @@ Reply = dict[str, Any]
 VERBS: Final = ("report", "log", "should-prune", "tell", "checkpoint", "renew", "release")
 PRUNE: Final = 10
 """Exit code of `hopaas-p2p trial should-prune`, which a shell script passes on when it ends there."""
+
+
+def parsed(body: bytes) -> Reply:
+    """A request in JSON.
+
+    Raises:
+        ValueError: it is not a JSON object.
+
+    """
+    request = json.loads(body or b"{}")
+    if not isinstance(request, dict):
+        raise InvalidInput("the request is not a JSON object")
+    return request
 
 
 def answered(carry_out: Callable[..., Reply], *request: Any) -> Reply:
@@ -63,6 +77,8 @@ class TrialVerbs:
         """Why the program wants the trial to be returned: by the carrier, when the program has ended."""
         self.preempted = False
         """Whether the program should save its state: it is shown in replies."""
+        self.heard_at = 0.0
+        """When the carrier last heard of the program, by the carrier's clock."""
 
     def close(self) -> None:
         """Carry out no more. A request that is under way is finished first."""
@@ -117,23 +133,17 @@ class TrialVerbs:
         return {}
 
     def _should_prune(self) -> Reply:
+        trial = self.trial
         if self.pruned is None and self.told is None:
-            self.pruned = self._why_to_end()
+            asked = trial.stop_requested
+            if len(self.study.directions) > 1:  # Optuna's pruners judge one objective
+                self.pruned = asked
+                if asked is not None:
+                    trial.handle.acknowledge_stop(trial.number)
+            elif trial.should_prune():
+                pruner = AT_RUNG if trial.at_rung else f"{type(self.study.pruner).__name__} says so"
+                self.pruned = asked or pruner if trial.lease_held else "another peer took the trial over"
         return {"prune": self.pruned is not None, "why": self.pruned, "preempted": self.preempted}
-
-    def _why_to_end(self) -> str | None:
-        trial, asked = self.trial, self.trial.stop_requested
-        if len(self.study.directions) > 1:  # Optuna's pruners judge one objective
-            if asked is not None:
-                trial.handle.acknowledge_stop(trial.number)
-            return asked
-        if not trial.should_prune():
-            return None
-        if not trial.lease_held:
-            return "another peer took the trial over"
-        if asked is None and trial.at_rung:
-            return AT_RUNG
-        return asked or f"{type(self.study.pruner).__name__} says so"
 
     def _tell(self, said: dict[str, Any]) -> None:
         values, given, reason = said.get("values"), said.get("state"), said.get("reason")

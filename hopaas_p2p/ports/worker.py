@@ -156,10 +156,8 @@ class Worker:
         if not study.space:
             why = infer_space(study)
             if not study.space:
-                raise InvalidInput(
-                    f"the study {study.name!r} has no search space, so there is nothing to give to a command: "
-                    f"{why}. Set it: hopaas-p2p study set {shlex.quote(study.name)} --space 'lr=float(1e-5,1e-1,log)'"
-                )
+                cure = f"hopaas-p2p study set {shlex.quote(study.name)} --space 'lr=float(1e-5,1e-1,log)'"
+                raise InvalidInput(f"the study {study.name!r} has no search space: {why}. Set it: {cure}")
             said = ", ".join(f"{name}={spec(one)}" for name, one in study.space.items())
             self._say(f"the study has no search space; taken from its trials: {said}")
         commands.check(self.command, study.space)
@@ -249,11 +247,9 @@ class Worker:
             state = self.study.state
             if len(self.ran) >= state.policy.hopeless_after and self._only_failures():
                 last = self.ran[-1][0]
-                self._say_each_minute(
-                    "hopeless",
-                    f"all {len(self.ran)} trials that ran here failed, so this worker stops. The last one: "
-                    f"{reason_line(state.trials[last].reason or '')} · log {self._log(last)}",
-                )
+                why = f"{reason_line(state.trials[last].reason or '')} · log {self._log(last)}"
+                said = f"all {len(self.ran)} trials that ran here failed, so this worker stops. The last one: {why}"
+                self._say_each_minute("hopeless", said)
                 return FAILED
             gives_out = next_start(state).why is None  # else `ask` says whether another job is needed
             if gives_out and not self._has_its_trials() and not self._fits():
@@ -275,13 +271,11 @@ class Worker:
             time.sleep(LOOK if self._received else min(1.0, state.policy.ttl / 8))
 
     def _say_each_minute(self, topic: str, line: str) -> None:
-        with self._lock:
+        with self._lock:  # of several threads one says it
             now = time.monotonic()
-            due = now >= self._next_line_at.get(topic, now)
-            if due:
+            if now >= self._next_line_at.get(topic, now):
                 self._next_line_at[topic] = now + 60.0
-        if due:
-            self._say(line)
+                self._say(line)
 
     def _leave(self, error: NoWork | StoreUnreachable) -> int | None:
         """The exit code, unless this worker waits: for its store, or for a trial that may come."""
@@ -314,20 +308,14 @@ class Worker:
         if left >= needed:
             return True
         if self._reserve >= whole:
-            raise ConfigurationError(
-                f"this job has {whole:.0f} s, of which {self._reserve:.0f} s are kept for a command to save its work: "
-                "ask for more time, or use a shorter --grace"
-            )
+            why = f"this job has {whole:.0f} s, of which {self._reserve:.0f} s are kept for a command to save its work"
+            raise ConfigurationError(f"{why}: ask for more time, or use a shorter --grace")
         if typical is not None and needed > whole:
             if any(trial.checkpoints for trial in state.trials):
                 return not self.ran and left > self._reserve  # it goes on from job to job
-            raise ConfigurationError(
-                f"a trial of {self.study.name!r} takes {typical:.0f} s (median), and this job has only {whole:.0f} s: "
-                "ask for more time, or let the command write checkpoints"
-            )
-        self._say_each_minute(
-            "late", f"no trial fits into the {max(left, 0.0):.0f} s that are left; run this job again"
-        )
+            why = f"a trial takes {typical:.0f} s (median), and this job has only {whole:.0f} s"
+            raise ConfigurationError(f"{why}: ask for more time, or let the command write checkpoints")
+        self._say_each_minute("late", f"no trial fits into the {max(left, 0):.0f} s that are left; run this job again")
         return False
 
     # --- one trial ---
@@ -341,10 +329,8 @@ class Worker:
             with own_folder(*self._logs, mode=0o755) as folder:
                 yield folder
         except OSError as error:
-            raise InvalidInput(
-                f"the output of trials cannot be written to {Path(*self._logs)}: {error.strerror or error}. Name a "
-                "directory of your own: --logs"
-            ) from None
+            why = f"the output of trials cannot be written to {Path(*self._logs)}: {error.strerror or error}"
+            raise InvalidInput(f"{why}. Name a directory of your own: --logs") from None
 
     def _run(self, trial: Trial, share: metering.Share) -> str:
         """Run one trial with this part of the devices; how it ended."""
@@ -356,7 +342,7 @@ class Worker:
         try:
             words = commands.fill_in(self.command, params, trial.number)
         except InvalidInput as error:
-            state = self._tell(trial, state="fail", reason=str(error))
+            state = self._tell(trial, None, state="fail", reason=str(error), output=b"")
         else:
             state = self._execute(trial, words, params, share)
         with handle.lock:  # as far as this process knows without asking the store
@@ -371,11 +357,8 @@ class Worker:
         verbs = TrialVerbs(self.study, trial)
         with contextlib.closing(TrialSocketServer(verbs)) as server:
             env = self._inherited | share.environment | commands.variables(params)
-            env |= {
-                "HOPAAS_TICKET": server.ticket,
-                "HOPAAS_TRIAL": str(trial.number),
-                "HOPAAS_PARAMS": json.dumps(params),
-            }
+            env |= {"HOPAAS_TICKET": server.ticket, "HOPAAS_TRIAL": str(trial.number)}
+            env["HOPAAS_PARAMS"] = json.dumps(params)
             try:
                 if trial.resume is not None:
                     step, checkpoint = trial.resume
@@ -385,7 +368,7 @@ class Worker:
                     output_to = open_regular(folder / name, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
                 child = Child(words, env, output_to, share.cores)
             except TooLong as error:
-                return self._tell(trial, state="fail", reason=str(error))
+                return self._tell(trial, None, state="fail", reason=str(error), output=b"")
             except HopaasError as error:
                 self._give_back(trial, f"never begun: {error}")
                 raise
@@ -439,46 +422,40 @@ class Worker:
 
     def _conclude(self, verbs: TrialVerbs, child: Child, end: _Ending | None) -> str:
         """Tell how the trial ended, unless the command did that itself; how it did."""
-        trial, code, output = verbs.trial, child.poll() or 0, child.output
+        trial, code, values, reason = verbs.trial, child.poll() or 0, None, None
         printed = child.printed if code == 0 else None
+        back = verbs.released if end is None or not end.gives_back else end.why
         if verbs.told is not None:
             if verbs.told == "fail":
-                self._keep(trial, output)
+                self._keep(trial, child.output)
             return verbs.told.upper()
         if printed is not None:
             try:
-                values = as_values(printed, expected=len(self.study.directions))
+                values, state = as_values(printed, expected=len(self.study.directions)), "complete"
             except InvalidInput as error:
-                return self._tell(trial, state="fail", reason=str(error), output=output)
-            return self._tell(trial, values, state="complete")
-        if end is not None and end.gives_back:
-            state = self.study.state
-            known = state.trials[trial.number]
+                state, reason = "fail", str(error)
+        elif back is not None:
+            if back != _OUT_OF_TIME:
+                return self._give_back(trial, back)
+            state, known = "fail", self.study.state.trials[trial.number]
             tries = 1 + sum(tenure.why == _OUT_OF_TIME for tenure in known.history)
-            if end.why == _OUT_OF_TIME and tries >= state.policy.attempts and not known.checkpoints:
-                reason = f"did not end within the time limit of its job, {tries} times; it writes no checkpoints"
-                return self._tell(trial, state="fail", reason=reason, output=output)
-            return self._give_back(trial, end.why)
-        if verbs.released is not None:
-            return self._give_back(trial, verbs.released)
-        if end is not None and trial.intermediate_values:
-            return self._tell(trial, state="pruned", reason=end.why)
-        if end is None and verbs.pruned is not None and code in (0, PRUNE):
-            return self._tell(trial, state="pruned")
-        failure = child.failure(code) if code else _NO_VALUE
-        reason = failure if end is None else f"{end.why}; it had reported nothing"
-        return self._tell(trial, state="fail", reason=reason, output=output)
+            if tries < self.study.state.policy.attempts or known.checkpoints:
+                return self._give_back(trial, back)
+            reason = f"did not end within the time limit of its job, {tries} times; it writes no checkpoints"
+        elif end is not None:
+            state = "pruned" if trial.intermediate_values else "fail"
+            reason = end.why if state == "pruned" else f"{end.why}; it had reported nothing"
+        elif verbs.pruned is not None and code in (0, PRUNE):
+            state = "pruned"
+        else:
+            state, reason = "fail", child.failure(code) if code else _NO_VALUE
+        return self._tell(trial, values, state=state, reason=reason, output=child.output)
 
     def _tell(
-        self,
-        trial: Trial,
-        values: tuple[float, ...] | None = None,
-        *,
-        state: str,
-        reason: str | None = None,
-        output: bytes = b"",
+        self, trial: Trial, values: Sequence[float] | None, *, state: str, reason: str | None, output: bytes
     ) -> str:
-        self._keep(trial, output)
+        if state == "fail":
+            self._keep(trial, output)
         try:
             self.study.tell(trial, values, state=state, reason=reason)
         except LeaseLost as lost:

@@ -76,41 +76,28 @@ def test_ctrl_c_ends_it(here: dict[str, Any]) -> None:
         assert watching.wait(patient(60)) == 130
 
 
-def test_reclaim_brings_back_what_a_ticket_left(here: dict[str, Any], study: Study) -> None:
-    study.close()  # else it would look after the ticket itself
-    run("trial", "ask", "--ttl", "1", **here)
-    done = run("watch", "--reclaim", "--until", "waiting>0", "--interval", "0.2", "--timeout", "20", **here)
-    assert "Took over #3" in done.stderr
-    assert [trial.state.name for trial in study.state.trials][3:] == ["FAIL", "WAITING"]
-
-
 def test_an_outage_passes(study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
-    from hopaas_p2p.cli.watch import _sentence, _Watcher
+    from hopaas_p2p.cli.watch import looks, sentence
 
-    watcher = _Watcher(study, reclaim=False)
-    assert watcher.look()["outage"] is None
+    watched = looks(study)
+    assert next(watched)["outage"] is None
 
-    def away(_peers: object) -> dict[str, str]:
+    def away(*_: object) -> dict[str, str]:
         raise StoreUnreachable("gone fishing")
 
     with monkeypatch.context() as patch:
-        patch.setattr(study.storage.peer.store, "beats", away)
-        assert "[gone fishing]" in _sentence(watcher.look())
-    assert watcher.look()["outage"] is None
+        patch.setattr("hopaas_p2p.cli.watch.signs_of_life", away)
+        assert "[gone fishing]" in sentence(next(watched))
+    assert next(watched)["outage"] is None
 
 
 def test_the_live_table_shows_who_runs_what(study: Study) -> None:
-    from rich.console import Console
-
-    from hopaas_p2p.cli.watch import _table, _Watcher
+    from hopaas_p2p.cli.watch import looks, table
 
     trial = study.ask()
     trial.report(0.125, 7)
     study.storage.flush()
-    console = Console(width=80, record=True, file=open(os.devnull, "w"))  # noqa: SIM115, PTH123
-    console.print(_table(_Watcher(study, reclaim=False).look()))
-    console.file.close()
-    text = console.export_text()
+    text = "\n".join(table(next(looks(study))))
     assert "0.125" in text
     assert os.uname().nodename in text
     study.tell(trial, 1.0)

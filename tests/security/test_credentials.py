@@ -477,11 +477,11 @@ def test_a_credential_that_is_named_goes_by_the_environment_and_into_no_script(a
 
 def test_a_module_that_lies_where_a_job_runs_is_not_taken_for_one_of_ours(ann: Path) -> None:
     hopaas_p2p.open_study(ann / "store", "s", space=SPACE).close()
-    words = ["submit", "pbs", "--store", "store", "--study", "s", "--max-trials", "1", "--"]
+    words = ["submit", "slurm", "--dry-run", "--store", "store", "--study", "s", "--max-trials", "1", "--"]
     assert as_ann(*words, "sh", "-c", "echo '{\"value\": 1}'; : {lr}", cwd=ann).returncode == 0
     (ann / "click.py").write_text("open('planted', 'w').close()\n")
     (script,) = (ann / "hopaas-jobs").glob("*.sh")
-    env = environment(PBS_O_WORKDIR=str(ann), HOME=str(ann))
+    env = environment(HOME=str(ann))
     done = subprocess.run([script], cwd=ann, env=env, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stderr
     assert not (ann / "planted").exists()

@@ -16,10 +16,7 @@ from typing import Any
 import pytest
 
 import hopaas_p2p
-from hopaas_p2p.analysis.importance import Importance
-from hopaas_p2p.analysis.table import TrialTable
 from hopaas_p2p.core.records import TrialState, TrialTakeOver
-from hopaas_p2p.core.state import State
 from hopaas_p2p.errors import (
     ConfigurationError,
     Denied,
@@ -209,25 +206,6 @@ def test_what_changes_something_is_refused_where_actions_are_not_allowed() -> No
 
     assert reader.show("s")["counts"]["RUNNING"] == 0
     reader.close()
-
-
-def test_importances_are_worked_out_anew_for_one_percent_more_trials(
-    peer: LocalPeer, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    counted: list[int] = []
-
-    def importance(state: State, _trials: TrialTable) -> Importance:
-        counted.append(state.counts[TrialState.COMPLETE])
-        return Importance((), "")
-
-    monkeypatch.setattr("hopaas_p2p.ports.local.importance", importance)
-    study = hopaas_p2p.open_study(peer.storage, "long", space=SPACE)
-    study.optimize(lambda _trial: 1.0, n_trials=200)
-    for _ in range(4):
-        peer.importances("long")
-        study.optimize(lambda _trial: 1.0, n_trials=1)
-    peer.importances("long")
-    assert counted == [200, 202]
 
 
 def test_no_answer_is_longer_than_an_agent_should_read(peer: LocalPeer) -> None:
