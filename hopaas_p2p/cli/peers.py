@@ -10,7 +10,7 @@ import click
 from hopaas_p2p.cli import output
 from hopaas_p2p.cli.lazy import Group
 from hopaas_p2p.cli.options import CliSession, Columns, options
-from hopaas_p2p.errors import InvalidInput, NoSuchPeer
+from hopaas_p2p.errors import HopaasError, InvalidInput
 from hopaas_p2p.peer.liveness import owners_of, signs_of_life
 
 _LOOKED_AT: Final = 500
@@ -77,7 +77,7 @@ def drain(session: CliSession, names: tuple[str, ...], sites: tuple[str, ...], o
     for name in names:
         matches = [peer for peer in study.state.peers if peer.startswith(name)]
         if not matches:
-            raise NoSuchPeer(f"there is no peer {name!r}; see: hopaas-p2p peers list --all")
+            raise HopaasError(f"there is no peer {name!r}; see: hopaas-p2p peers list --all")
         if len(matches) > 1 and name not in matches:
             raise InvalidInput(f"{len(matches)} peers begin with {name!r}; see: hopaas-p2p peers list --all")
         found.append(name if name in matches else matches[0])

@@ -16,7 +16,7 @@ from hopaas_p2p.errors import HopaasError, NoSuchStudy, NoSuchTrial
 from hopaas_p2p.open import servers_of
 from hopaas_p2p.runtime import credentials
 from hopaas_p2p.runtime.times import to_iso
-from hopaas_p2p.spool import is_for, take_in
+from hopaas_p2p.spool import is_for
 
 if TYPE_CHECKING:
     from hopaas_p2p.spool import Spooled
@@ -93,12 +93,16 @@ def send(session: CliSession, source: Path | None) -> int:
     What only an owner may say, such as a stop of the study, is left out of FILE.
     Histories in FILE are kept in this machine's spool, where `hopaas-p2p doctor STORE --rescue` finds them.
     """
-    left: list[_Batch] = (
+    found: list[_Batch] = (
         [(str(path), path, spooled) for path, spooled in waiting.waiting()]
         if source is None
         else [(str(source), None, spooled) for spooled in waiting.exported(source)]
     )
-    left, kept = _without_histories(left)
+    left = [one for one in found if one[2].why != "history"]
+    kept = len(found) - len(left)
+    for _, _, spooled in found:
+        if spooled.why == "history":
+            waiting.take_in(spooled)
     elsewhere = {spooled.store for _, _, spooled in left} if source is not None else set()
     stores: list[str] = []
     configured = session.settings.get("store", session.given["store"])
@@ -136,14 +140,6 @@ def send(session: CliSession, source: Path | None) -> int:
     return max((code for _, code in stay.values()), default=0)
 
 
-def _without_histories(batches: list[_Batch]) -> tuple[list[_Batch], int]:
-    """What can be sent; and how many histories there were, which are in this machine's spool now."""
-    histories = [spooled for _, _, spooled in batches if spooled.why == "history"]
-    for spooled in histories:
-        take_in(spooled)
-    return [one for one in batches if one[2].why != "history"], len(histories)
-
-
 def _send(
     store: str,
     batches: list[_Batch],
@@ -156,35 +152,31 @@ def _send(
     from hopaas_p2p.storage import open_storage
 
     left: list[_Batch] = []
-    try:
-        storage = open_storage(store, create=False)
-    except HopaasError as error:
-        stay.update({file: (str(error), error.exit_code) for file, _, spooled in batches if spooled.store == store})
-        return batches
-    with contextlib.closing(storage):
+    url = store
+    with contextlib.ExitStack() as opened:
         try:
+            storage = opened.enter_context(contextlib.closing(open_storage(store, create=False)))
+            url = storage.peer.store.url
             storage.study_names()
         except HopaasError as error:
-            mine = [one for one in batches if is_for(one[2], storage.peer.store.url)]
-            stay.update({file: (str(error), error.exit_code) for file, _, _ in mine})
+            stay.update({file: (str(error), error.exit_code) for file, _, one in batches if is_for(one, url)})
             return batches
         studies = storage.peer.studies()
         for file, path, spooled in batches:
-            if not is_for(spooled, storage.peer.store.url, studies):
+            if not is_for(spooled, url, studies):
                 left.append((file, path, spooled))
                 continue
             try:
                 uncounted += [(file, why) for why in storage.peer.send_spooled(spooled)]
             except KeptForRescue as error:
                 stay[file] = (str(error), error.exit_code)
-                if path is not None:
-                    waiting.remove(path)
             except HopaasError as error:
                 stay[file] = (str(error), error.exit_code)
                 left += [(file, path, spooled)] if error.retry or isinstance(error, NoSuchStudy | NoSuchTrial) else []
+                continue
             else:
                 stay.pop(file, None)
                 sent.append(file)
-                if path is not None:
-                    waiting.remove(path)
+            if path is not None:
+                waiting.remove(path)
     return left

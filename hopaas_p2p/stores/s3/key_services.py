@@ -88,8 +88,8 @@ def _container(bucket: list[Server], env: Mapping[str, str]) -> Keys | None:
     if service is None:
         return None
     credentials.may_sign(bucket, env)
-    token = service.authorization.reveal()
-    return _keys_of(_json(_ask("GET", service.url, headers={"Authorization": token} if token else {}, direct=True)))
+    url, token = service[0], service[1].reveal()
+    return _keys_of(_json(_ask("GET", url, headers={"Authorization": token} if token else {}, direct=True)))
 
 
 class _Machine:
