@@ -202,7 +202,7 @@ def key_to_use(opts: DashboardOptions) -> str | None:
     """
     if opts.auth != "none":
         return None
-    given = credentials.dashboard_key()
+    given = credentials.of_monitor("dashboard")
     if given is None:
         return secrets.token_urlsafe(32)
     key = given.reveal()

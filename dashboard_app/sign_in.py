@@ -93,7 +93,7 @@ def provider() -> dict[str, Any]:
 
     """
     lasts()
-    given = credentials.oidc_provider()
+    given = credentials.of_monitor("sign-in")
     try:
         auth = tomllib.loads(given.reveal() if given is not None else "").get("auth")
     except tomllib.TOMLDecodeError as error:

@@ -5,13 +5,20 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from hopaas_p2p.core.populations import Population
-    from hopaas_p2p.core.records import Budget, Categorical, Float, Int, Price, Until
-    from hopaas_p2p.core.rungs import Rungs
-    from hopaas_p2p.search.priors import Prior
-    from hopaas_p2p.storage import open_storage
-    from hopaas_p2p.study import Study, StudyPolicy, open_study
-    from hopaas_p2p.study.trial import Trial
+    from hopaas_p2p.core.populations import Population as Population
+    from hopaas_p2p.core.records import Budget as Budget
+    from hopaas_p2p.core.records import Categorical as Categorical
+    from hopaas_p2p.core.records import Float as Float
+    from hopaas_p2p.core.records import Int as Int
+    from hopaas_p2p.core.records import Price as Price
+    from hopaas_p2p.core.records import Until as Until
+    from hopaas_p2p.core.rungs import Rungs as Rungs
+    from hopaas_p2p.search.priors import Prior as Prior
+    from hopaas_p2p.storage import open_storage as open_storage
+    from hopaas_p2p.study import Study as Study
+    from hopaas_p2p.study import StudyPolicy as StudyPolicy
+    from hopaas_p2p.study import open_study as open_study
+    from hopaas_p2p.study.trial import Trial as Trial
 
 _WHERE = {
     "open_study": "hopaas_p2p.study",
@@ -32,22 +39,7 @@ _WHERE = {
 
 __version__ = "0.1.0"
 
-__all__ = [
-    "Budget",
-    "Categorical",
-    "Float",
-    "Int",
-    "Population",
-    "Price",
-    "Prior",
-    "Rungs",
-    "Study",
-    "StudyPolicy",
-    "Trial",
-    "Until",
-    "open_storage",
-    "open_study",
-]
+__all__ = list(_WHERE)
 
 
 def __getattr__(name: str) -> object:

@@ -134,12 +134,6 @@ class NoSuchFile(InvalidInput):
     exit_code = 1
 
 
-class NoSuchPeer(InvalidInput):
-    """No peer of that name has taken part in this study; list them with: hopaas-p2p peers list --all."""
-
-    exit_code = 1
-
-
 class NotYourTrial(HopaasError):
     """Only the peer that runs a trial may change it, and only until it is finished."""
 
@@ -168,9 +162,7 @@ class NoWork(HopaasError):
 
     @property
     def refusal(self) -> str:
-        """A key of `core.state.REFUSALS`, such as budget or paused; "space" where every configuration was tried,
-        "checkpoints" where these take as much as the study's rungs allow.
-        """
+        """A key of `core.state.REFUSALS`, such as budget or paused; "space" where every configuration was tried."""
         return str(self.found.why)
 
     @property

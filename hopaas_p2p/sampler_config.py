@@ -1,15 +1,12 @@
-"""Which sampler and pruner commands use: what the user says, else what the study was created with, else a default."""
+"""Which sampler and pruner commands use: what the user says, else what the study was created with."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
-from hopaas_p2p.errors import ConfigurationError, InvalidInput
+from hopaas_p2p.errors import InvalidInput
 from hopaas_p2p.runtime import extras
-
-if TYPE_CHECKING:
-    from hopaas_p2p.runtime.settings import Settings
 
 SAMPLERS: Final = {
     "tpe": "TPESampler",
@@ -17,6 +14,7 @@ SAMPLERS: Final = {
     "gp": "GPSampler",
     "qmc": "QMCSampler",
     "nsgaii": "NSGAIISampler",
+    "grid": "BruteForceSampler",
 }
 PRUNERS: Final = {
     "median": "MedianPruner",
@@ -27,40 +25,29 @@ PRUNERS: Final = {
 _KNOWN: Final = {"sampler": SAMPLERS, "pruner": PRUNERS}
 
 
-def configured(kind: str, settings: Settings, given: str | None, study: Any) -> Any:
-    """The sampler or pruner for a command: "tpe" is ours, the others are Optuna's.
+def configured(kind: str, given: str | None, study: Any) -> Any:
+    """The "sampler" or "pruner" for a command: that of its option, else what this `Study` uses.
 
-    Args:
-        kind: "sampler" or "pruner".
-        settings: where to look for it.
-        given: the command's option.
-        study: a `Study`; where the settings leave the default, what it uses is used.
+    "tpe" is ours, the others are Optuna's.
 
     Raises:
-        ConfigurationError: a setting names none, or it needs a library that is not installed.
+        ConfigurationError: it needs a library that is not installed.
 
     """
-    found = settings.find(kind, given)
-    if found.origin == "default" and study is not None:
+    if given is None:
         chosen = getattr(study, kind)
-    else:
-        name = _KNOWN[kind].get((found.value or "").lower())
-        if name is None:
-            raise ConfigurationError(
-                f"{kind} = {found.value!r} ({found.origin}); choose from {', '.join(_KNOWN[kind])}"
-            )
-        if name == "TPESampler":
-            from hopaas_p2p.samplers import default_sampler  # here, for `--help` has no use for Optuna
+    elif given == "tpe":
+        from hopaas_p2p.samplers import default_sampler  # here, for `--help` has no use for Optuna
 
-            chosen = default_sampler()
-        else:
-            chosen = _new(kind, name, {})
+        chosen = default_sampler()
+    else:
+        chosen = build(kind, {"name": given})
     extras.check_sampler(chosen)
     return chosen
 
 
-def checked(kind: str, entry: Mapping[str, Any]) -> dict[str, Any]:
-    """A sampler or pruner as a file gives it: the name of its class as "name", and its arguments.
+def build(kind: str, entry: Mapping[str, Any]) -> Any:
+    """The sampler or pruner of an entry in a file: the name of its class as "name", and its arguments.
 
     Raises:
         InvalidInput: there is none of that name, or it does not take these arguments.
@@ -72,23 +59,12 @@ def checked(kind: str, entry: Mapping[str, Any]) -> dict[str, Any]:
     found = _KNOWN[kind].get(name.lower()) or classes.get(name.lower())
     if found is None:
         raise InvalidInput(f"{kind} = {name!r}; choose from {', '.join(_KNOWN[kind])}")
-    try:
-        _new(kind, found, arguments)
-    except (TypeError, ValueError, AttributeError) as error:
-        raise InvalidInput(f"{kind} {name}: {str(error).removeprefix(f'{found}.__init__() ')}") from None
-    return {"name": found, **arguments}
-
-
-def built(kind: str, entry: Mapping[str, Any]) -> Any:
-    """The sampler or pruner that `checked` has found to be possible."""
-    arguments = dict(entry)
-    return _new(kind, arguments.pop("name"), arguments)
-
-
-def _new(kind: str, name: str, arguments: Mapping[str, Any]) -> Any:
     import optuna
 
     from hopaas_p2p import pruners
 
     theirs = getattr(optuna, f"{kind}s")
-    return getattr(pruners if kind == "pruner" and name in pruners.__all__ else theirs, name)(**arguments)
+    try:
+        return getattr(pruners if found in pruners.__all__ else theirs, found)(**arguments)
+    except (TypeError, ValueError, AttributeError) as error:
+        raise InvalidInput(f"{kind} {name}: {str(error).removeprefix(f'{found}.__init__() ')}") from None

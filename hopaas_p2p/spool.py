@@ -36,10 +36,8 @@ from hopaas_p2p.runtime.ownership import own_folder
 from hopaas_p2p.stores.base import Outgoing, Placed
 
 _PATIENCE: Final = 60.0  # seconds for which another process of this user may be sending the same commits
-_FORMAT: Final = 1
 _SUFFIX: Final = ".commits"
 _HISTORY: Final = ".history"
-_NEEDED: Final = 3  # descriptors to write a file: of its folder, of that folder to rename in it, and its own
 _MAGIC: Final = b"hopaas-spool\n"
 _LARGEST_HEAD: Final = 2 << 20  # bytes, of 100,000 commits: they may not follow, and each takes 20 times its place here
 _LOGIN: Final = re.compile(r"://[^/@]*@")
@@ -48,7 +46,6 @@ _LOGIN: Final = re.compile(r"://[^/@]*@")
 class Spooled(msgspec.Struct, frozen=True):
     """Commits of one writer to one study, in the order they must be sent."""
 
-    format: int
     store: str
     """The store's URL, without secrets."""
     study: str
@@ -97,7 +94,7 @@ def keep(
     """Keep these commits, which end `trials`, on disk: the file; or None, and why not. Never raises."""
     kept = list(commits)
     places, payloads = [(one.lsn, one.before) for one in kept], [one.commit.payload for one in kept]
-    return write(Spooled(_FORMAT, store, study, name, list(trials), at, why, places, payloads))
+    return write(Spooled(store, study, name, list(trials), at, why, places, payloads))
 
 
 def write(spooled: Spooled, name: str | None = None) -> tuple[Path | None, str]:
@@ -106,15 +103,14 @@ def write(spooled: Spooled, name: str | None = None) -> tuple[Path | None, str]:
     suffix = _HISTORY if spooled.why == "history" else _SUFFIX
     name = f"{name or f'{time.time_ns():020d}-{secrets.token_hex(4)}'}{suffix}"
     why = []
-    with _spare.lent():
-        for directory in directories():
-            try:
-                with own_folder(directory) as folder:
-                    with replace_atomically(folder / name, private=True, sync=True) as draft:
-                        draft.write_bytes(data)
-                    return directory / name, ""
-            except OSError as error:
-                why.append(f"{directory}: {error.strerror or error}")
+    for directory in directories():
+        try:
+            with own_folder(directory) as folder:
+                with replace_atomically(folder / name, private=True, sync=True) as draft:
+                    draft.write_bytes(data)
+                return directory / name, ""
+        except OSError as error:
+            why.append(f"{directory}: {error.strerror or error}")
     return None, "; ".join(why)
 
 
@@ -148,35 +144,6 @@ def remove(path: Path) -> None:
         (folder / path.name).unlink(missing_ok=True)
 
 
-class _SpareDescriptors:
-    """Descriptors held in reserve, so that a result can be kept when the process has no others left."""
-
-    def __init__(self) -> None:
-        self._fds: list[int] = []
-        self.take()
-
-    def take(self) -> None:
-        """Hold as many as a file of the spool needs, if they are to be had."""
-        with contextlib.suppress(OSError):
-            while len(self._fds) < _NEEDED:
-                self._fds.append(os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC))
-
-    @contextlib.contextmanager
-    def lent(self) -> Iterator[None]:
-        """In this block they are free for another use."""
-        fds, self._fds = self._fds, []
-        for fd in fds:
-            with contextlib.suppress(OSError):
-                os.close(fd)
-        try:
-            yield
-        finally:
-            self.take()
-
-
-_spare: Final = _SpareDescriptors()
-
-
 def read(path: Path) -> Spooled | None:
     """What is in a spool file; None if it is gone or cannot be read (it is left where it is)."""
     try:
@@ -199,7 +166,7 @@ def _batches(file: BinaryIO) -> Iterator[Spooled]:
         batch = msgspec.msgpack.decode(_part(file, size, _LARGEST_HEAD), type=Spooled)
         payloads = [_part(file, file.read(4), codec.MAX_BYTES) for _ in batch.places]
         batch = msgspec.structs.replace(batch, payloads=payloads)
-        if batch.format != _FORMAT or not all(map(codec.nonce_of, payloads)):
+        if not all(map(codec.nonce_of, payloads)):
             raise ValueError("not of this version")
         yield batch
 

@@ -55,10 +55,7 @@ def to_record(distribution: BaseDistribution) -> records.Distribution:
 
 def _plain(choice: Any) -> bool | int | float | str | None:
     """A choice without the subclass that it may come in (numpy's float64 is a float)."""
-    for kind in (bool, int, float, str):
-        if isinstance(choice, kind):
-            return kind(choice)
-    return None
+    return next((kind(choice) for kind in (bool, int, float, str) if isinstance(choice, kind)), None)
 
 
 def _check_whole(*numbers: int) -> None:

@@ -169,7 +169,7 @@ def budget_lines(found: Spending) -> list[str]:
             lasts = "" if one.lasts is None or one.left == 0 else f"; the rest lasts about {duration(one.lasts)}"
             lines.append(f"{amount(one.spent)} of {amount(one.limit)} {one.unit} used{lasts}")
             if one.what == "kwh" and found.total["seconds"] and not one.spent:
-                lines.append("energy use is unknown: install nvidia-ml-py, allow RAPL to be read, or set HOPAAS_WATTS")
+                lines.append("energy use is unknown: install nvidia-ml-py, or set HOPAAS_WATTS")
     lines += [f"ends when {one}" if not one[0].isdigit() or "bring" in one else f"ends on {one}" for one in found.until]
     if found.reached is not None:
         lines.append(f"ended: {found.reached}")

@@ -11,14 +11,11 @@ import click
 
 from hopaas_p2p.cli.options import CliSession, command, space_option, together
 from hopaas_p2p.core.attributes import REPEATS_POLICIES
-from hopaas_p2p.core.records import TrialCreate, TrialState
+from hopaas_p2p.core.records import StudySet
 from hopaas_p2p.errors import StudyExists
-from hopaas_p2p.moving.arrival import bring_in
-from hopaas_p2p.moving.descriptions import StudyDescription
-from hopaas_p2p.moving.from_yaml import read
-from hopaas_p2p.moving.records import StudyRecords
+from hopaas_p2p.moving.descriptions import StudyDescription, read
 from hopaas_p2p.open import redacted
-from hopaas_p2p.sampler_config import PRUNERS, SAMPLERS, built, checked
+from hopaas_p2p.sampler_config import PRUNERS, SAMPLERS, build
 from hopaas_p2p.spec import budget, space
 from hopaas_p2p.spec import fidelity as pauses
 
@@ -47,7 +44,7 @@ def method_of(given: dict[str, Any], described: Mapping[str, Any] | None = None)
     method = {name: given[name] for name in ("repeats", "replicates") if given[name] is not None}
     for kind in ("sampler", "pruner"):
         if given[kind] or kind in described:
-            method[kind] = built(kind, checked(kind, {"name": given[kind]}) if given[kind] else described[kind])
+            method[kind] = build(kind, {"name": given[kind]}) if given[kind] else described[kind]
     if given["fidelity"] is not None:
         method["fidelity"] = pauses.parse(given["fidelity"])
     return method
@@ -96,17 +93,16 @@ def create(
     if there and not exist_ok:
         raise StudyExists(f"A study {name!r} already exists in {storage.url}. Join it, or choose another name.")
     parameters = {**described.space, **space.parse_space(specs)}
-    limits = budgets or (() if "budget" in described.policy else (session.settings.get("budget") or "",))
     policy = {name: given[name] for name in ("attempts", "max_failures", "lease_ttl", "progress_timeout")}
-    policy["budget"] = budget.parsed_budget(limits) if any(limits) else None
+    policy["budget"] = budget.budget_of(",".join(budgets)) if budgets else None
     policy = {**described.policy, **{key: value for key, value in policy.items() if value is not None}}
-    method = method_of(given, None if there else described.sampler_config)
+    method = method_of(given, None if there else described.search)
     method["learn_from"] = teachers(storage, learn_from)
     given = {**policy, **method}
     apart = {what: given.pop(what) for what in _NO_POLICY if what in given}
     kept = StudyPolicy(**given)
     made = open_study(storage, name, space=parameters or None, directions=wanted or None, policy=kept, **apart)
-    notes = list(described.notes)
+    notes: list[str] = []
     if not there:
         _write_extras(made, described)
         notes += [f"{one}." for one in made.learned] or _to_learn_from(made)
@@ -114,9 +110,8 @@ def create(
         where = f" --store {shlex.quote(redacted(session.given['store']))}" if session.given["store"] else ""
         notes.append(f"To start the jobs: hopaas-p2p worker{where} --study {shlex.quote(name)} -- {described.command}")
     data = {"name": made.name, "store": storage.url, "notes": notes}
-    queued = f", and queued {len(described.grid)} trials" if described.grid and not there else ""
     verb = "The study already exists:" if there else "Created study"
-    session.done(data, "\n".join([f"{verb} {made.name!r} in {storage.url}{queued}.", *notes]))
+    session.done(data, "\n".join([f"{verb} {made.name!r} in {storage.url}.", *notes]))
 
 
 def teachers(storage: Storage, given: tuple[str, ...]) -> list[Any] | str:
@@ -197,23 +192,12 @@ def set_(
 
 
 def _write_extras(study: Study, described: StudyDescription) -> None:
-    """Write what a file says beyond the definition: names, attributes, the points of a grid."""
-    from hopaas_p2p.translate import to_optuna
+    """Write what a file says beyond the definition: names and attributes."""
+    from hopaas_p2p.translate import to_json
 
-    if described.metric_names is not None:
-        study.set_metric_names(list(described.metric_names))
-    for key, value in described.user_attrs.items():
-        study.set_user_attr(key, value)
-    if described.grid:
-        dists = {key: to_optuna(one) for key, one in described.space.items()}
-        trials = {
-            number: TrialCreate(
-                state=TrialState.WAITING,
-                params={key: float(dists[key].to_internal_repr(value)) for key, value in point.items()},
-                dists=described.space,
-            )
-            for number, point in enumerate(described.grid)
-        }
-        define = study.state.define
-        assert define is not None
-        bring_in(study.storage, StudyRecords(define, trials), name=study.name)
+    system = (
+        {} if described.metric_names is None else {"study:metric_names": list(described.metric_names)}
+    )  # Optuna's key
+    if system or described.user_attrs:
+        user, own = ({key: to_json(key, one) for key, one in those.items()} for those in (described.user_attrs, system))
+        study.handle.say(StudySet(user=user, system=own))

@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import importlib.util
 import sys
-from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 import click
 
 from hopaas_p2p.errors import ConfigurationError
 from hopaas_p2p.runtime import extras
-
-_FILE: Final = click.Path(dir_okay=False, path_type=Path)
 
 
 @click.command()
@@ -20,7 +17,6 @@ _FILE: Final = click.Path(dir_okay=False, path_type=Path)
 @click.option("--trials", type=click.IntRange(1), default=120, help="The study's budget.")
 @click.option("--seed", type=int, default=1, help="The first peer's seed; the others use the next ones.")
 @click.option("--store", help="Directory or URL of the store. [default: a new directory, which is kept]")
-@click.option("--report", type=_FILE, help="The HTML report to write. [default: in the store's directory]")
 @click.option("--timeout", type=click.FloatRange(1), default=75, help="Seconds after which no more trials start.")
 @click.option("--kill/--no-kill", default=True, help="Kill one peer in the middle of a trial.")
 def demo(**given: Any) -> None:
@@ -33,11 +29,11 @@ def demo(**given: Any) -> None:
         raise ConfigurationError(f"the demo needs scikit-learn: {extras.install('demo')}")
     from rich.console import Console
 
-    from hopaas_p2p.demo.run import DemoOptions, run
+    from hopaas_p2p.demo.run import run
 
     console = Console(highlight=False)
     try:
-        run(DemoOptions(**given), console)
+        run(console, **given)
     except KeyboardInterrupt:
         console.print("Interrupted. The peers returned their trials and have ended.")
         sys.exit(130)

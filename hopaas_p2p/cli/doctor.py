@@ -85,11 +85,9 @@ def doctor(
 
 def _spooled(store: Store) -> Iterator[Finding]:
     """What this machine's spool has of a study's log, and the log has not."""
-    if not any(True for _ in spool.histories()):
-        return
     with contextlib.suppress(HopaasError):  # what cannot be read was found before
-        for uuid, name in rescue.names_of(store)[0].items():
-            kept = rescue.kept_elsewhere(store, uuid)
+        for uuid, name in rescue.names_of(store)[0].items() if any(spool.histories()) else ():
+            kept = rescue.damage(store, uuid) if any(spool.histories(uuid)) else None
             if kept is not None:
                 cure = f"copy both into a new study: hopaas-p2p doctor STORE --rescue --study {shlex.quote(name)}"
                 yield Finding(f"study {name}, spool", kept, passed=False, cure=cure)
@@ -108,7 +106,7 @@ def _rescue(session: CliSession, place: str, *, from_live: bool, to: str | None,
         if chosen is not None and chosen not in names.values():
             raise NoSuchStudy(f"there is no study {chosen!r} in {store.url}")
         names = {uuid: name for uuid, name in names.items() if chosen in (None, name)}
-        reasons = {uuid: rescue.is_damaged(store.log(uuid)) or rescue.kept_elsewhere(store, uuid) for uuid in names}
+        reasons = {uuid: rescue.damage(store, uuid) for uuid in names}
         damaged = {uuid: name for uuid, name in names.items() if chosen or reasons[uuid]}
         if not damaged:
             output.say("No study is damaged." if whole else "No study is damaged, but the list of studies is.")

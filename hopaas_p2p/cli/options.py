@@ -100,7 +100,7 @@ class CliSession:
 
     def configured(self, kind: str, given: str | None, study: Study | None) -> Any:
         """The sampler or pruner of this command; raises as `sampler_config.configured` does."""
-        return sampler_config.configured(kind, self.settings, given, study)
+        return sampler_config.configured(kind, given, study)
 
     def show(self, data: Any, text: Callable[[], None]) -> None:
         """Print the result: `data` as JSON with --json, else what `text` prints."""

@@ -10,7 +10,7 @@ import click
 from hopaas_p2p.cli import output
 from hopaas_p2p.cli.lazy import Group
 from hopaas_p2p.cli.options import CliSession, Columns
-from hopaas_p2p.errors import NoSuchPeer
+from hopaas_p2p.errors import HopaasError
 from hopaas_p2p.peer.liveness import owners_of, signs_of_life
 
 _LOOKED_AT: Final = 500
@@ -75,7 +75,7 @@ def drain(session: CliSession, names: tuple[str, ...], sites: tuple[str, ...], o
     for name in names:
         matches = [peer for peer in study.state.peers if peer.startswith(name)]
         if len(matches) != 1 and name not in matches:
-            raise NoSuchPeer(f"there is no peer {name!r}, or more than one; see: hopaas-p2p peers list --all")
+            raise HopaasError(f"there is no peer {name!r}, or more than one; see: hopaas-p2p peers list --all")
         found.append(name if name in matches else matches[0])
     for peer in found:
         study.drain(peer=peer, off=off)

@@ -96,7 +96,7 @@ Ask = Callable[..., Reply]
 
 @contextmanager
 def _asking(
-    session: CliSession, text: str | None, *, judges: bool = False, end: Callable[[Ticket], TrialFinish] | None = None
+    session: CliSession, text: str | None, *, end: Callable[[Ticket], TrialFinish] | None = None
 ) -> Iterator[Ask]:
     """The way to the trial of the ticket. --store takes precedence over the store in the ticket: paths differ.
 
@@ -115,8 +115,6 @@ def _asking(
     ticket, patience = Ticket.parse(found), session.settings.seconds("patience")
     last = end(ticket) if end is not None else None
     with carry(ticket, store=session.given["store"], patience=patience, end=last) as verbs:
-        if judges:
-            verbs.study.pruner = session.configured("pruner", None, verbs.study)
         yield verbs.do
 
 
@@ -134,7 +132,7 @@ def _number(text: str) -> float:
 def report(session: CliSession, ticket: str | None, value: str, step: int, also_prune: bool) -> int:
     """Report an intermediate value of the ticket's trial. It is in the store when the command returns."""
     reported = _number(value)
-    with _asking(session, ticket, judges=True) as ask_trial:
+    with _asking(session, ticket) as ask_trial:
         reply = ask_trial("report", value=reported, step=step)
     if also_prune:
         return _show_verdict(session, reply)
@@ -164,7 +162,7 @@ def log(session: CliSession, ticket: str | None, metrics: tuple[str, ...], step:
 @_verb
 def should_prune(session: CliSession, ticket: str | None) -> int:
     """Exit with 10 when the ticket's trial should be pruned, else with 0."""
-    with _asking(session, ticket, judges=True) as ask_trial:
+    with _asking(session, ticket) as ask_trial:
         reply = ask_trial("should-prune")
     return _show_verdict(session, reply)
 

@@ -79,8 +79,7 @@ def next_start(
         me: the peer's name; peers may be asked to take no more trials. "": any peer.
         alive: what it has seen of the others. None: nothing, so every running trial may come back.
         skip: trials that it leaves to others for now. Paused ones are left only while it may begin something new.
-        no_new: why it begins no new configuration: "space" when its sampler has no more, "checkpoints" while these take
-            too much.
+        no_new: why it begins no new configuration: "space" when its sampler has no more.
 
     """
     closed = _closed_to(state, me)
@@ -93,8 +92,6 @@ def next_start(
     if found is not None:
         return found
     why = no_new or "budget"
-    if no_new == "checkpoints":
-        return Wait(why)
     if alive is None:
         return Wait(why) if state.running else Done(why)
     if not limited:

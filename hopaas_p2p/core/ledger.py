@@ -337,10 +337,6 @@ class Ledger(msgspec.Struct, array_like=True):
         clocks = sorted(dict(self.clocks).values())
         return clocks[-2:][0] if clocks else 0
 
-    def is_due(self, at: int) -> bool:
-        """Whether a limit is reached by a clock that says so, if no other one counts."""
-        return msgspec.structs.replace(self, clocks=[("", at)]).judge() is not None
-
     def judge(self) -> str | None:
         """Which limit is reached, in words."""
         limits, until, best, now = self.limits, self.limits.until, self.best, self.time

@@ -62,8 +62,6 @@ class Rungs(msgspec.Struct, frozen=True, omit_defaults=True, tag="rungs"):
     whole: int = 8
     """With three brackets or more: how many configurations are trained to the end first. They show which rungs mislead;
     those are passed. 0: none are."""
-    checkpoint_mb: int = 0
-    """No new configuration begins while the checkpoints of all take as many megabytes. 0: there is no bound."""
 
     def epochs(self, step: int) -> int:
         """How many epochs are done after this step."""
@@ -86,8 +84,6 @@ class Rungs(msgspec.Struct, frozen=True, omit_defaults=True, tag="rungs"):
             return f"first_step must be 0 or 1, got {self.first_step}"
         if not 0 <= self.whole <= _MOST_WHOLE:
             return f"whole must be 0 to {_MOST_WHOLE}, got {self.whole}"
-        if not 0 <= self.checkpoint_mb <= LARGEST:
-            return f"checkpoint_mb must be 0 or more megabytes, got {self.checkpoint_mb}"
         return None
 
 

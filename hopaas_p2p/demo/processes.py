@@ -22,10 +22,6 @@ _THREAD_COUNTS: Final = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THR
 """Set to 1: several peers share the cores, and would slow each other down with a thread per core each."""
 
 
-class DemoFailed(HopaasError):
-    """The demo did not end as it should."""
-
-
 class KilledPeer(NamedTuple):
     """A peer that was killed, and the trial that it ran at that moment according to the log."""
 
@@ -65,7 +61,8 @@ class PeerProcesses:
         for index, name in enumerate(string.ascii_uppercase[:peers]):
             environment = {**inherited, **one_thread, "HOPAAS_STORE": self._store, "HOPAAS_SITE": f"peer {name}"}
             command = [sys.executable, "-P", "-m", "hopaas_p2p.demo.peer", self._study.name, str(self._seed + index)]
-            with open(open_regular(self._log(name), os.O_WRONLY | os.O_CREAT | os.O_TRUNC), "wb") as file:  # noqa: PTH123
+            log = open_regular(self._log(name), os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+            with open(log, "wb") as file:  # noqa: PTH123
                 self._processes[name] = subprocess.Popen(
                     command, env=environment, stdin=subprocess.DEVNULL, stdout=file, stderr=file, start_new_session=True
                 )
@@ -75,19 +72,17 @@ class PeerProcesses:
 
     def statuses(self) -> list[tuple[str, int, str]]:
         """(name, pid, status) of every peer."""
-
-        def status(popen: subprocess.Popen[bytes]) -> str:
-            if self.killed is not None and popen.pid == self.killed.pid:
-                return "killed"
-            return "running" if popen.poll() is None else "done"
-
-        return [(name, popen.pid, status(popen)) for name, popen in self._processes.items()]
+        killed = "" if self.killed is None else self.killed.name
+        return [
+            (name, popen.pid, "killed" if name == killed else "running" if popen.poll() is None else "done")
+            for name, popen in self._processes.items()
+        ]
 
     def any_running(self) -> bool:
         """Whether any peer is still running.
 
         Raises:
-            DemoFailed: a peer ended with an error by itself.
+            HopaasError: a peer ended with an error by itself.
 
         """
         for name, _, status in self.statuses():
@@ -95,7 +90,7 @@ class PeerProcesses:
             if code and status != "killed":
                 path = self._log(name)
                 last = path.read_text(errors="replace").strip().splitlines()[-1:] or ["it printed nothing"]
-                raise DemoFailed(f"peer {name} ended with {code}: {last[0]} (all of it: {path})")
+                raise HopaasError(f"peer {name} ended with {code}: {last[0]} (all of it: {path})")
         return any(popen.returncode is None for popen in self._processes.values())
 
     def kill_one(self, state: State, *, epochs: int) -> KilledPeer | None:
@@ -106,16 +101,18 @@ class PeerProcesses:
         """
         for name, popen in self._processes.items():
             trial = _trial_of(popen.pid, state)
-            if trial is None or not epochs // 10 <= len(trial.reports) <= epochs * 2 // 3 or not _stop(popen.pid):
+            if trial is None or not epochs // 10 <= len(trial.reports) <= epochs * 2 // 3:
                 continue
+            popen.send_signal(signal.SIGSTOP)
+            with contextlib.suppress(ChildProcessError):
+                os.waitid(os.P_PID, popen.pid, os.WSTOPPED | os.WEXITED | os.WNOWAIT)
             now = _trial_of(popen.pid, self._study.state)
-            if now is None or now.number != trial.number:
-                os.kill(popen.pid, signal.SIGCONT)
-                continue
-            popen.kill()
-            popen.wait()
-            self.killed = KilledPeer(name, popen.pid, now.number, len(now.reports))
-            return self.killed
+            if now is not None and now.number == trial.number and popen.poll() is None:
+                popen.kill()
+                popen.wait()
+                self.killed = KilledPeer(name, popen.pid, now.number, len(now.reports))
+                return self.killed
+            popen.send_signal(signal.SIGCONT)
         return None
 
 
@@ -126,13 +123,3 @@ def _trial_of(pid: int, state: State) -> Trial | None:
         if state.peers.get(trial.owner or "", {}).get("pid") == str(pid):
             return trial
     return None
-
-
-def _stop(pid: int) -> bool:
-    """Stop a child and wait until it has stopped; False if it ended before."""
-    try:
-        os.kill(pid, signal.SIGSTOP)
-        result = os.waitid(os.P_PID, pid, os.WSTOPPED | os.WEXITED | os.WNOWAIT)
-    except (ProcessLookupError, ChildProcessError):
-        return False
-    return result is not None and result.si_code == os.CLD_STOPPED

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import itertools
+import math
 import shlex
 import shutil
 import signal
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import Final
 
 from rich.console import Console
 
@@ -18,12 +22,12 @@ import hopaas_p2p
 from hopaas_p2p.analysis.facts import best, params_of, shown
 from hopaas_p2p.analysis.savings import savings
 from hopaas_p2p.analysis.table import TrialTable
-from hopaas_p2p.core.state import COMPLETE, PRUNED, State
+from hopaas_p2p.core.state import COMPLETE, PRUNED, State, Trial
 from hopaas_p2p.demo import objective
-from hopaas_p2p.demo.processes import DemoFailed, KilledPeer, PeerProcesses
+from hopaas_p2p.demo.processes import KilledPeer, PeerProcesses
 from hopaas_p2p.demo.progress import EventReader
 from hopaas_p2p.demo.screen import Screen
-from hopaas_p2p.errors import ConfigurationError, DefinitionMismatch
+from hopaas_p2p.errors import ConfigurationError, HopaasError
 from hopaas_p2p.report import write_report
 from hopaas_p2p.study import Study
 
@@ -32,39 +36,50 @@ _TTL: Final = 4.0  # seconds of silence before a trial is taken over; real campa
 _NAME: Final = "digits"
 
 
-class DemoOptions(NamedTuple):
-    """The options of the command line."""
-
-    peers: int
-    trials: int
-    seed: int
-    store: str | None
-    report: Path | None
-    timeout: float
-    kill: bool
-    """Whether to kill a peer, if there is another one to take its trial over."""
-
-
-def run(options: DemoOptions, console: Console) -> None:
-    """Run the demo.
+def run(console: Console, *, peers: int, trials: int, seed: int, store: str | None, timeout: float, kill: bool) -> None:
+    """Run the demo with the options of the command line.
 
     Raises:
-        DemoFailed: a peer failed, or a killed peer's trial did not come back.
-        ConfigurationError: the store cannot be used, or the directory of the report does not exist.
+        HopaasError: a peer failed, or a killed peer's trial did not come back.
+        ConfigurationError: the store cannot be used.
 
     """
-    if options.report is not None and not options.report.parent.is_dir():
-        raise ConfigurationError(f"--report {options.report}: there is no directory {options.report.parent}")
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends it through the blocks that end the peers
     try:
-        store = tempfile.mkdtemp(prefix="hopaas-demo-") if options.store is None else options.store
-        study = _new_study(store, options.trials)
+        store = tempfile.mkdtemp(prefix="hopaas-demo-") if store is None else store
+        study = _new_study(store, trials)
         folder = Path(tempfile.mkdtemp(prefix="hopaas-demo-") if "://" in store else store).expanduser().absolute()
-        try:
-            killed = _perform(options, study, store, folder, console)
-            _print_results(options, study, store, folder, killed, console)
-        finally:
-            study.close()
+        with (
+            contextlib.closing(study),
+            PeerProcesses(study, store=store, folder=folder, seed=seed) as processes,
+        ):
+            title = f"hopaas-p2p demo · {peers} peer{'s' * (peers > 1)}, one shared store, no server"
+            with Screen(console, title=title, epochs=objective.EPOCHS) as screen:
+                screen.say(0.0, f"store {store}, study {study.name}, {trials} trials")
+                processes.start(peers)
+                _watch(study, processes, screen, trials=trials, timeout=timeout, kill=kill and peers > 1)
+            state, killed, say = (
+                study.state,
+                processes.killed,
+                functools.partial(console.print, markup=False, highlight=False, soft_wrap=True),
+            )
+            top = best(state)
+            if top is None:
+                raise HopaasError(f"no trial was completed; look at the peers' outputs in {folder}")
+            _print_results(state, top, say)
+            if killed is not None:
+                say(_outcome(killed, state))
+            elif kill and peers > 1:
+                say("No peer was killed, because none was in the middle of a trial. Try more trials.")
+            report = folder / f"{study.name}.html"
+            write_report(study, report)
+            say()
+            say(f"Report  {report}", style="bold")
+            say("To explore further:")
+            for command in further(store, study.name, top.number if killed is None else killed.number):
+                say(f"  {command}")
+            say("In a browser, with the extra hopaas-p2p[dashboard]:")
+            say(f"  {dashboard(store)}")
     finally:
         signal.signal(signal.SIGTERM, before)
 
@@ -79,106 +94,69 @@ def _new_study(store: str, budget: int) -> Study:
     existing = storage.study_names()
     names = itertools.chain([_NAME], (f"{_NAME}-{number}" for number in itertools.count(2)))
     name = next(name for name in names if name not in existing)
-    try:
-        policy = hopaas_p2p.StudyPolicy(lease_ttl=_TTL)
-        return hopaas_p2p.open_study(
-            storage, name, space=objective.SPACE, directions="maximize", budget=budget, policy=policy
-        )
-    except DefinitionMismatch:
-        raise DemoFailed(f"somebody else has just created {name!r} in {store}; try again") from None
+    policy = hopaas_p2p.StudyPolicy(lease_ttl=_TTL)
+    return hopaas_p2p.open_study(
+        storage, name, space=objective.SPACE, directions="maximize", budget=budget, policy=policy
+    )
 
 
-def _perform(options: DemoOptions, study: Study, store: str, folder: Path, console: Console) -> KilledPeer | None:
-    """Run the peers until the study is finished, and kill one on the way."""
-    peers = "1 peer" if options.peers == 1 else f"{options.peers} peers"
-    title = f"hopaas-p2p demo · {peers}, one shared store, no server"
+def _watch(study: Study, processes: PeerProcesses, screen: Screen, *, trials: int, timeout: float, kill: bool) -> None:
+    """Show the study until its peers have ended, and kill one of them on the way."""
     began = time.monotonic()
-    with (
-        PeerProcesses(study, store=store, folder=folder, seed=options.seed) as processes,
-        Screen(console, title=title, epochs=objective.EPOCHS) as screen,
-    ):
-        screen.say(0.0, f"store {store}, study {study.name}, {options.trials} trials")
-        processes.start(options.peers)
-        reader = EventReader({pid: name for name, pid, _ in processes.statuses()}, "maximize")
-        stopped = False
-        while True:
-            at_work = processes.any_running()
-            state, elapsed = study.state, time.monotonic() - began
-            for text, kind in reader.new_events(state):
-                screen.say(elapsed, text, kind)
-            screen.show(state, processes.statuses(), elapsed=elapsed)
-            if not at_work:
-                return processes.killed
-            done = state.counts[COMPLETE] + state.counts[PRUNED]
-            in_the_middle = done >= max(1, options.trials // 3) or (done and elapsed > options.timeout / 4)
-            if options.kill and options.peers > 1 and in_the_middle and processes.killed is None and not stopped:
-                killed = processes.kill_one(state, epochs=objective.EPOCHS)
-                if killed is not None:
-                    where = f"in epoch {killed.epoch + 1} of #{killed.number}"
-                    screen.say(elapsed, f"peer {killed.name} KILLED (SIGKILL, pid {killed.pid}) {where}", "bad")
-            if elapsed > options.timeout and not stopped:
-                stopped = True
-                screen.say(elapsed, f"time is up after {options.timeout:g} s: no more trials are started")
-                study.stop_all()
-            time.sleep(_INTERVAL)
+    reader = EventReader({pid: name for name, pid, _ in processes.statuses()}, "maximize")
+    stopped = False
+    while True:
+        at_work = processes.any_running()
+        state, elapsed = study.state, time.monotonic() - began
+        for text, kind in reader.new_events(state):
+            screen.say(elapsed, text, kind)
+        screen.show(state, processes.statuses(), elapsed=elapsed)
+        if not at_work:
+            return
+        done = state.counts[COMPLETE] + state.counts[PRUNED]
+        in_the_middle = done >= max(1, trials // 3) or (done and elapsed > timeout / 4)
+        if kill and in_the_middle and processes.killed is None and not stopped:
+            killed = processes.kill_one(state, epochs=objective.EPOCHS)
+            if killed is not None:
+                where = f"in epoch {killed.epoch + 1} of #{killed.number}"
+                screen.say(elapsed, f"peer {killed.name} KILLED (SIGKILL, pid {killed.pid}) {where}", "bad")
+        if elapsed > timeout and not stopped:
+            stopped = True
+            screen.say(elapsed, f"time is up after {timeout:g} s: no more trials are started")
+            study.stop_all()
+        time.sleep(_INTERVAL)
 
 
-def _print_results(
-    options: DemoOptions, study: Study, store: str, folder: Path, killed: KilledPeer | None, console: Console
-) -> None:
-    """Results, the report, and commands to explore further."""
-    state = study.state
-
-    def say(line: str = "", style: str | None = None) -> None:
-        console.print(line, style=style, markup=False, highlight=False, soft_wrap=True)
-
-    top = best(state)
-    if top is None or top.values is None:
-        raise DemoFailed(f"no trial was completed; look at the peers' outputs in {folder}")
-    params = params_of(top, state.dists)
+def _print_results(state: State, top: Trial, say: Callable[..., None]) -> None:
+    params, value = params_of(top, state.dists), (top.values or (math.nan,))[0]
     say()
-    say(f"Best of {state.counts[COMPLETE] + state.counts[PRUNED]} trials: #{top.number}", "bold")
-    for name, value in params.items():
-        say(f"  {name:<14} {shown(value)}")
-    say(f"  accuracy {top.values[0]:.4f} in five-fold cross-validation")
-    say(f"  accuracy {objective.held_out_accuracy(params):.4f} on 360 digits that no trial has seen", "bold green")
+    say(f"Best of {state.counts[COMPLETE] + state.counts[PRUNED]} trials: #{top.number}", style="bold")
+    for name, one in params.items():
+        say(f"  {name:<14} {shown(one)}")
+    say(f"  accuracy {value:.4f} in five-fold cross-validation")
+    held_out = objective.held_out_accuracy(params)
+    say(f"  accuracy {held_out:.4f} on 360 digits that no trial has seen", style="bold green")
     saved = savings(TrialTable.of(state))
     steps = round(saved.steps)
     say(
         f"Pruning saved about {shown(steps)} of {shown(steps + saved.made)} epochs ({saved.share:.0%}). This is an "
         f"estimate: {saved.pruned} of the trials were pruned, and would have run for {objective.EPOCHS} epochs each."
     )
-    if killed is not None:
-        say(_outcome(killed, state))
-    elif options.kill and options.peers > 1:
-        say("No peer was killed, because none was in the middle of a trial. Try more trials.")
-    report = options.report or folder / f"{study.name}.html"
-    write_report(study, report)
-    say()
-    say(f"Report  {report}", "bold")
-    say("To explore further:")
-    for command in further(store, study.name, killed.number if killed is not None else top.number):
-        say(f"  {command}")
-    say("In a browser, with the extra hopaas-p2p[dashboard]:")
-    say(f"  {dashboard(store)}")
 
 
 def _outcome(killed: KilledPeer, state: State) -> str:
     """What became of the trial that the killed peer ran.
 
     Raises:
-        DemoFailed: it did not come back.
+        HopaasError: it did not come back.
 
     """
-    what = f"#{killed.number} of the killed peer {killed.name}"
     retry = state.trials[killed.number].retried_by
-    if retry is None:
-        if state.status == "stopped":
-            return f"{what} was still waiting for its retry when time was up."
-        raise DemoFailed(f"trial {what} did not come back")
-    trial = state.trials[retry]
-    if trial.end is None:
-        return f"{what} waits as #{retry}; time was up before a peer ran it."
+    trial = None if retry is None else state.trials[retry]
+    if trial is None and state.status != "stopped":
+        raise HopaasError(f"trial #{killed.number} of the killed peer {killed.name} did not come back")
+    if trial is None or trial.end is None:
+        return f"#{killed.number} of the killed peer {killed.name} was still waiting to be run again when time was up."
     peer = state.peers.get(trial.owner or "", {}).get("site", "another peer")
     result = f" with {trial.values[0]:.4f}" if trial.values else ""
     return (

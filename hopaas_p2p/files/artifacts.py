@@ -61,6 +61,7 @@ _ID: Final = re.compile(r"[0-9a-fA-F-]{8,100}")
 _OWN_ID: Final = re.compile(r"([0-9a-f]{32})-([0-9a-f]{32})")
 _TYPE: Final = "application/octet-stream"
 _MAX_NAME: Final = 200
+_SHORTEST: Final = 4  # characters of an id that name a file
 _CHUNK: Final = 1 << 20
 
 
@@ -205,17 +206,16 @@ class StudyArtifacts:
             InvalidInput: there is more than one.
 
         """
-        everything = self.list()
-        exact = [one for one in everything if one.id == what]
-        found = exact or [one for one in everything if one.filename == what] or _by_beginning(everything, what)
-        if len(found) == 1:
-            return found[0]
+        files = self.list()
+        found = [one for one in files if one.id == what] or [one for one in files if one.filename == what]
+        if not found and len(what) >= _SHORTEST:
+            found = [one for one in files if what in (one.id[: len(what)], one.id.partition("-")[2][: len(what)])]
         if not found:
             raise NoSuchFile(f"there is no file {what!r} in this study; list them with: hopaas-p2p trial artifact ls")
-        some = ", ".join(map(short_id, found[:3])) + (
-            "" if len(found) <= 3 else ", …; see: hopaas-p2p trial artifact ls"
-        )
-        raise InvalidInput(f"{what!r} matches {len(found)} files; choose one by its id: {some}")
+        if len(found) > 1:
+            some = ", ".join(map(short_id, found[:3]))
+            raise InvalidInput(f"{what!r} matches {len(found)} files; choose one by its id, such as {some}")
+        return found[0]
 
     def get(self, what: Artifact | str, target: str | Path, *, progress: Progress | None = None) -> Path:
         """Fetch a file to `target`, and check that it is as it was stored. Replaces what is there once it is complete.
@@ -257,7 +257,7 @@ class StudyArtifacts:
         with waits_for(artifact_id), tempfile.TemporaryDirectory(prefix="hopaas-artifact-") as directory:
             path = Path(directory, "file")
             try:
-                get_bytes(self._files, self._uuid, artifact_id, path)
+                self._files.get(key_of(artifact_id, self._uuid), path)
             except KeyError:
                 raise _not_found(artifact_id) from None
             return path.open("rb")  # it stays readable when its name is removed
@@ -271,13 +271,12 @@ class StudyArtifacts:
 
     def remove(self, artifact_id: str) -> None:
         """Remove the bytes; see `optuna.artifacts`."""
-        try:
+        with contextlib.suppress(KeyError):
             key = key_of(artifact_id, self._uuid)
-        except KeyError:
-            raise _not_found(artifact_id) from None
-        if key not in self._files.keys(key):
-            raise _not_found(artifact_id)
-        self._files.delete(key)
+            if key in self._files.keys(key):
+                self._files.delete(key)
+                return
+        raise _not_found(artifact_id)
 
 
 def listed(state: State, study_id: int, trial: int | None = None) -> list[Artifact]:
@@ -304,22 +303,12 @@ def fetch(files: Artifacts, uuid: str, one: Artifact, target: str | Path, *, pro
     path = Path(target)
     with waits_for(str(path)), replace_atomically(path) as draft:
         try:
-            get_bytes(files, uuid, one.id, draft, progress=within(one.size, progress))
+            files.get(key_of(one.id, uuid), draft, within(one.size, progress))
         except KeyError:
             raise NoSuchFile(f"the bytes of {one.filename!r} are no longer in the store") from None
         if one.sha256 is not None and (draft.stat().st_size, sha256_of(draft)) != (one.size, one.sha256):
             raise StoreCorrupt(f"the stored bytes of {one.filename!r} ({one.id}) do not match what was stored")
     return path
-
-
-def get_bytes(files: Artifacts, uuid: str, artifact_id: str, target: Path, *, progress: Progress | None = None) -> None:
-    """Write the bytes of a file of the study of this uuid to `target`.
-
-    Raises:
-        KeyError: the study has no such file, whatever its attributes say.
-
-    """
-    files.get(key_of(artifact_id, uuid), target, progress)
 
 
 def within(size: int | None, progress: Progress | None = None) -> Progress:
@@ -389,12 +378,6 @@ def short_id(one: Artifact) -> str:
     """The part of a file's id that tells it from others of its study; `find` accepts it."""
     own = _OWN_ID.fullmatch(one.id)
     return (own[2] if own is not None else one.id)[:12]
-
-
-def _by_beginning(everything: list[Artifact], what: str) -> list[Artifact]:
-    if len(what) < 4:
-        return []
-    return [one for one in everything if one.id.startswith(what) or one.id.partition("-")[2].startswith(what)]
 
 
 def _read(

@@ -22,7 +22,7 @@ from hopaas_p2p.errors import InvalidInput, StudyExists
 from hopaas_p2p.files.artifacts import key_of
 from hopaas_p2p.moving import backup, tables
 from hopaas_p2p.moving.arrival import Arrived, bring_in
-from hopaas_p2p.moving.files import Fetch, from_directory, from_store, named_files, save
+from hopaas_p2p.moving.files import Fetch, from_directory, from_store, save
 from hopaas_p2p.moving.records import StudyRecords, of_study, one_of
 from hopaas_p2p.runtime.atomic import open_regular, replace_atomically
 
@@ -106,8 +106,8 @@ def export_study(
         raise InvalidInput(f"{chosen} is not written to standard output; use --to PATH")
     study.storage.flush()
     source, store = of_study(study), study.storage.peer.store
-    if files is not None and (fetch := from_store(store, source)) is not None:
-        for warning in save(source, fetch, Path(files)):
+    if files is not None:
+        for warning in save(source, from_store(store, source), Path(files)):
             _log.warning("%s", warning)
     if chosen == "study":
         manifest = backup.back_up(store, Path(target), only=source.uuid)
@@ -187,7 +187,7 @@ def import_study(
             raise InvalidInput("Parquet is for other programs; to move a study, export it without --format")
         if files is not None:
             fetch = from_directory(Path(files))
-        return bring_in(storage, found, name=name or "", fetch=fetch if named_files(found) else None)
+        return bring_in(storage, found, name=name or "", fetch=fetch)
 
 
 def _read_csv(place: str, storage: Storage, name: str | None) -> StudyRecords:

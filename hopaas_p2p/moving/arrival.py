@@ -12,12 +12,11 @@ from hopaas_p2p.core import codec
 from hopaas_p2p.core.attributes import COPIED, FIDELITY
 from hopaas_p2p.core.fidelity import decode_fidelity
 from hopaas_p2p.core.names import first_id
-from hopaas_p2p.core.populations import Population
 from hopaas_p2p.core.records import StudySet, TrialCreate, TrialState
 from hopaas_p2p.core.state import REFUSALS
 from hopaas_p2p.errors import DefinitionMismatch, Denied, InvalidInput, StudyExists
 from hopaas_p2p.files.artifacts import artifacts_of
-from hopaas_p2p.moving.files import Fetch, copy_files
+from hopaas_p2p.moving.files import Fetch, copy_files, named_files
 from hopaas_p2p.moving.records import TAKES_A_PLACE, StudyRecords, linked, origin, renamed
 
 if TYPE_CHECKING:
@@ -71,11 +70,17 @@ def bring_in(
     for number, record in new.items():
         if (size := _size(record)) > codec.MAX_BYTES - 4096:
             raise InvalidInput(f"trial {number} has {size:,} bytes; at most {codec.MAX_BYTES:,} fit a commit")
-    artifacts = None if fetch is None else artifacts_of(storage.peer.store)
+    artifacts = artifacts_of(storage.peer.store) if fetch is not None and named_files(source) else None
     study_id = _create(storage, source, name) if fresh else storage.get_study_id_from_name(name)
     if not fresh:
         _check_fit(storage, study_id, source, name)
-    warnings, files = _without_pauses(source, name), 0
+    warnings, files = list[str](), 0
+    if any(record.state is not TrialState.COMPLETE for record in source.trials.values()) and (
+        decode_fidelity(source.settings.system.get(FIDELITY, "null")) is not None
+    ):
+        warnings.append(
+            f"trials that paused at a rung or in a population are not continued in {name!r}: a copy has no pauses"
+        )
     if fetch is not None and artifacts is not None:
         source, files, failed = copy_files(source, fetch, artifacts, storage.handle(study_id).uuid)
         warnings += failed
@@ -157,18 +162,6 @@ def _check_fit(storage: Storage, study_id: int, source: StudyRecords, name: str)
             f"{finished} finished trials do not fit: the budget of {name!r} is {state.budget}, {state.used()} are "
             f"used. Raise it first: hopaas-p2p study set {shlex.quote(name)} --budget {state.used() + finished}"
         )
-
-
-def _without_pauses(source: StudyRecords, name: str) -> list[str]:
-    """Say what does not continue here, because no record of an import says that a trial pauses."""
-    if all(record.state is TrialState.COMPLETE for record in source.trials.values()):
-        return []
-    fidelity = decode_fidelity(source.settings.system.get(FIDELITY, "null"))
-    if isinstance(fidelity, Population):
-        return [f"the population does not continue in {name!r}: a copy has no pauses; each trial counts as a member"]
-    if fidelity is not None:
-        return [f"trials that paused at a rung are not continued in {name!r}: a copy has no pauses"]
-    return []
 
 
 def _describe(storage: Storage, study_id: int, source: StudyRecords, numbers: dict[int, int]) -> Iterator[str]:

@@ -8,10 +8,10 @@ they may read. It is a zip file:
     study/{uuid}         a study's commits
     base/{uuid}          the snapshot that stands for commits removed by `gc`, if any were
     files/{key}          files, and in a backup checkpoints
-    backup.json          what is in it: names, last commits, digests of the replayed states, checksums
+    backup.json          what is in it: names, last commits, digests of the replayed states
 
-The archive's comment holds the checksum of `backup.json`. A member with commits is a sequence of frames: four bytes
-with the length of what follows, then a msgpack array of an entry's fields.
+The archive has a checksum of each member. One with commits is a sequence of frames: four bytes with the length of what
+follows, then a msgpack array of an entry's fields.
 
 Each study is cut at the commit that was its last when it was read, and the list of studies is read until it names no
 other. Files are read after the logs, so that those which a log mentions are there.
@@ -52,14 +52,11 @@ from hopaas_p2p.runtime import settings
 from hopaas_p2p.runtime.atomic import open_regular, replace_atomically
 from hopaas_p2p.stores.base import Artifacts, Entry, Log, Store, read_all
 
-FORMAT: Final = 1
-_COMMENT: Final = b"hopaas-backup 1 "
+_COMMENT: Final = b"hopaas-backup 1"
 _MANIFEST: Final = "backup.json"
 CATALOG: Final = "catalog"
 ACCESS: Final = "access"
 _LARGEST: Final = codec.MAX_BYTES + (1 << 20)  # bytes of a frame
-_LOOKS: Final = 3  # at the list of studies for one that is being deleted
-_CHUNK: Final = 1 << 20
 _SMALL: Final = 16 << 20
 _RATIO: Final = 32
 """What is read as a whole may inflate to _SMALL + _RATIO times its bytes in the file."""
@@ -85,9 +82,6 @@ class StudyBackup(msgspec.Struct, frozen=True):
 class Manifest(msgspec.Struct, frozen=True):
     """What a backup holds."""
 
-    format: int
-    store: str
-    """The URL that it was made of, without secrets."""
     at: int
     """When, in microseconds since 1970."""
     catalog_digest: str
@@ -98,27 +92,6 @@ class Manifest(msgspec.Struct, frozen=True):
     files: int
     files_left_out: str
     """Why files and checkpoints are not here; empty if they are."""
-    sums: dict[str, str]
-    """Member -> sha256."""
-
-
-class _Writer:
-    """The archive while it is written."""
-
-    def __init__(self, archive: zipfile.ZipFile) -> None:
-        self._archive = archive
-        self.sums: dict[str, str] = {}
-
-    def add(self, name: str, parts: Iterable[bytes], *, compress: bool = True) -> None:
-        info = zipfile.ZipInfo(name)
-        info.compress_type = zipfile.ZIP_DEFLATED if compress else zipfile.ZIP_STORED
-        info.external_attr = 0o600 << 16
-        digest = hashlib.sha256()
-        with self._archive.open(info, "w", force_zip64=True) as member:
-            for part in parts:
-                digest.update(part)
-                member.write(part)
-        self.sums[name] = digest.hexdigest()
 
 
 # --- writing ---
@@ -142,12 +115,11 @@ def back_up(
 
     """
     with replace_atomically(target, private=True, sync=True) as draft:
-        with zipfile.ZipFile(draft, "w") as archive:
-            writer = _Writer(archive)
-            catalog, entries, studies, left_out = _write_studies(store, writer, only, say)
-            writer.add(CATALOG, map(_frame, entries if only is None else ()))
+        with zipfile.ZipFile(draft, "w", zipfile.ZIP_DEFLATED) as archive:
+            catalog, entries, studies, left_out = _write_studies(store, archive, only, say)
+            _write_entries(archive, CATALOG, entries if only is None else ())
             if only is None and _lists_users(store):
-                writer.add(ACCESS, map(_frame, read_all(store.log(ACCESS))))
+                _write_entries(archive, ACCESS, read_all(store.log(ACCESS)))
             kept = [one for one in studies if one.uuid in catalog.by_uuid]
             count, why = 0, "" if files else "left out by --no-files"
             if files and settings.artifacts_url() is not None:
@@ -155,22 +127,19 @@ def back_up(
             if not why:
                 try:
                     prefixes = [f"{one.uuid}/{'' if only is None else 'file/'}" for one in kept]
-                    count = _write_files(store.artifacts(), writer, prefixes)
+                    count = _write_files(store.artifacts(), archive, prefixes)
                 except ConfigurationError as error:
                     why = str(error)
             manifest = Manifest(
-                format=FORMAT,
-                store=store.url,
                 at=time.time_ns() // 1000,
                 catalog_digest=_digest_of(catalog) if only is None else "",
                 studies=kept,
                 left_out=left_out,
                 files=count,
                 files_left_out=why,
-                sums=dict(writer.sums),
             )
-            writer.add(_MANIFEST, [msgspec.json.format(msgspec.json.encode(manifest), indent=1)])
-            archive.comment = _COMMENT + writer.sums[_MANIFEST].encode()
+            archive.writestr(_MANIFEST, msgspec.json.format(msgspec.json.encode(manifest), indent=1))
+            archive.comment = _COMMENT
         read(draft).close()  # whole, and as it was written
     return manifest
 
@@ -181,13 +150,13 @@ def _lists_users(store: Store) -> bool:
 
 
 def _write_studies(
-    store: Store, writer: _Writer, only: str | None, say: Say
+    store: Store, archive: zipfile.ZipFile, only: str | None, say: Say
 ) -> tuple[Catalog, list[Entry], list[StudyBackup], dict[str, str]]:
     """Write all studies until the list of them, whose entries this returns, names no other; and which were left out."""
     catalog, entries = Catalog(), list[Entry]()
     studies: dict[str, StudyBackup] = {}
     left_out: dict[str, str] = {}
-    for look in itertools.count(1):
+    while True:
         for entry in read_all(store.catalog(), catalog.lsn):
             entries.append(entry)
             catalog.apply(entry.lsn, codec.decode(entry.payload), entry.stamp)
@@ -197,17 +166,16 @@ def _write_studies(
             break
         for one in left:
             try:
-                studies[one.uuid] = _write_study(store, writer, one)
+                studies[one.uuid] = _write_study(store, archive, one)
                 say(f"{one.name}: {studies[one.uuid].trials} trials, {studies[one.uuid].lsn} commits")
             except Denied:
                 left_out[one.name] = "not shared with this user"
             except StudyDeleted:
-                if look == _LOOKS:
-                    left_out[one.name] = "deleted, and still in the list of studies"
+                left_out[one.name] = "deleted meanwhile"
     return catalog, entries, list(studies.values()), left_out
 
 
-def _write_study(store: Store, writer: _Writer, one: Listing) -> StudyBackup:
+def _write_study(store: Store, archive: zipfile.ZipFile, one: Listing) -> StudyBackup:
     log = store.log(one.uuid)
     state, base = State(), 0
     if log.removed_up_to():
@@ -216,16 +184,15 @@ def _write_study(store: Store, writer: _Writer, one: Listing) -> StudyBackup:
             raise StoreCorrupt(f"the study {one.name!r} has no snapshot for the commits that were removed from it")
         base, data = found
         state = _loaded(data, one.name)
-        writer.add(f"base/{one.uuid}", [data])
-
+        archive.writestr(f"base/{one.uuid}", data)
     try:
-        writer.add(f"study/{one.uuid}", map(_frame, _replayed(state, read_all(log, base))))
+        _write_entries(archive, f"study/{one.uuid}", _replayed(state, read_all(log, base)))
     except StoreCorrupt as error:
         raise StoreCorrupt(f"the study {one.name!r} is damaged: {error}") from None
     return StudyBackup(one.study_id, one.uuid, one.name, state.lsn, len(state.trials), snapshot.digest(state), base)
 
 
-def _write_files(artifacts: Artifacts, writer: _Writer, prefixes: list[str]) -> int:
+def _write_files(artifacts: Artifacts, archive: zipfile.ZipFile, prefixes: list[str]) -> int:
     """Write the files whose keys begin like this; how many there were."""
     count = 0
     with tempfile.TemporaryDirectory(prefix="hopaas-backup-") as directory:
@@ -237,8 +204,7 @@ def _write_files(artifacts: Artifacts, writer: _Writer, prefixes: list[str]) -> 
                 artifacts.get(key, path)
             except (KeyError, StudyDeleted):
                 continue  # removed meanwhile, as an older checkpoint is
-            with path.open("rb") as file:
-                writer.add(f"files/{key}", iter(lambda: file.read(_CHUNK), b""), compress=False)
+            archive.write(path, f"files/{key}", zipfile.ZIP_STORED)
             count += 1
     return count
 
@@ -250,9 +216,11 @@ def _replayed(state: State, entries: Iterable[Entry]) -> Iterator[Entry]:
         yield entry
 
 
-def _frame(entry: Entry) -> bytes:
-    data = msgspec.msgpack.encode((entry.lsn, entry.payload, *msgspec.structs.astuple(entry.stamp), entry.before))
-    return len(data).to_bytes(4, "big") + data
+def _write_entries(archive: zipfile.ZipFile, name: str, entries: Iterable[Entry]) -> None:
+    with archive.open(name, "w", force_zip64=True) as member:
+        for one in entries:
+            data = msgspec.msgpack.encode((one.lsn, one.payload, *msgspec.structs.astuple(one.stamp), one.before))
+            member.write(len(data).to_bytes(4, "big") + data)
 
 
 def _digest_of(catalog: Catalog) -> str:
@@ -302,16 +270,16 @@ class Backup:
 
     def files(self) -> Iterator[str]:
         """The keys of all files."""
-        return (name.removeprefix("files/") for name in self.manifest.sums if name.startswith("files/"))
+        return (name.removeprefix("files/") for name in self._archive.namelist() if name.startswith("files/"))
 
     def get(self, key: str, path: Path) -> None:
         """Write a file; raises KeyError if it is not in the backup."""
         with self._archive.open(f"files/{key}") as member, path.open("wb") as file:
-            shutil.copyfileobj(member, file, _CHUNK)
+            shutil.copyfileobj(member, file)
 
     def entries(self, name: str) -> Iterator[Entry]:
         """The commits of a member: CATALOG, ACCESS or `study/{uuid}`; none if there is no such member."""
-        if name not in self.manifest.sums:
+        if name not in self._archive.namelist():
             return
         with self._archive.open(name) as member:
             while head := member.read(4):
@@ -345,46 +313,31 @@ def read(path: Path) -> Backup:
     except zipfile.BadZipFile:
         raise InvalidInput(f"{path} is not a complete backup, and no file of a study") from None
     try:
-        if not archive.comment.startswith(_COMMENT):
+        if archive.comment != _COMMENT:
             raise InvalidInput(f"{path} is not a backup that this version can read")
-        _check_sizes(archive.infolist(), path.stat().st_size)
-        text = archive.read(_MANIFEST)
-        if hashlib.sha256(text).hexdigest().encode() != archive.comment[len(_COMMENT) :]:
-            raise _damaged(_MANIFEST)
-        manifest = msgspec.json.decode(text, type=Manifest)
-        for name, expected in manifest.sums.items():
-            with archive.open(name) as member:
-                if hashlib.file_digest(member, "sha256").hexdigest() != expected:  # type: ignore[arg-type]
-                    raise _damaged(name)
+        members = archive.infolist()
+        whole = [one for one in members if one.filename == _MANIFEST or one.filename.startswith("base/")]
+        if any(one.file_size > _SMALL + _RATIO * one.compress_size for one in whole):
+            raise _damaged("a part of it grows too large")
+        if sum(one.compress_size for one in members) > path.stat().st_size:
+            raise _damaged("its parts overlap")
+        if (wrong := archive.testzip()) is not None:
+            raise _damaged(wrong)
+        manifest = msgspec.json.decode(archive.read(_MANIFEST), type=Manifest)
         opened = Backup(archive, manifest)
-        uuids = [one.uuid for one in manifest.studies]
+        uuids, files, names = [one.uuid for one in manifest.studies], list(opened.files()), archive.namelist()
         needed = {CATALOG, *(f"study/{uuid}" for uuid in uuids)}
         needed |= {f"base/{one.uuid}" for one in manifest.studies if one.base}
-        files = list(opened.files())
-        valid = all(map(valid_name, uuids)) and all(map(valid_key, files))
-        if (
-            not valid
-            or len(set(uuids)) < len(uuids)
-            or not needed <= manifest.sums.keys()
-            or len(files) != manifest.files
-        ):
+        valid = all(map(valid_name, uuids)) and all(map(valid_key, files)) and len(files) == manifest.files
+        if not valid or not needed <= set(names) or len(set(uuids)) < len(uuids) or len(set(names)) < len(names):
             raise _damaged(_MANIFEST)
         return opened
-    except (KeyError, zipfile.BadZipFile, zlib.error, msgspec.MsgspecError, EOFError, NotImplementedError) as error:
+    except (KeyError, zipfile.BadZipFile, zlib.error, msgspec.MsgspecError, EOFError, RuntimeError) as error:
         archive.close()
         raise _damaged(str(error)) from None
     except BaseException:
         archive.close()
         raise
-
-
-def _check_sizes(members: list[zipfile.ZipInfo], size: int) -> None:
-    """See that what is read as a whole is about as large as it is in the file, and that no bytes count twice."""
-    whole = [one for one in members if one.filename == _MANIFEST or one.filename.startswith("base/")]
-    if any(one.file_size > _SMALL + _RATIO * one.compress_size for one in whole):
-        raise _damaged("a part of it grows too large")
-    if sum(one.compress_size for one in members) > size:
-        raise _damaged("its parts overlap")
 
 
 # --- restore ---

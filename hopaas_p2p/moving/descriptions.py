@@ -1,22 +1,37 @@
-"""What a file may say of a study, and the keys that say it."""
+"""Studies described in YAML, for `study create --from-yaml`: keys in Optuna's terms, or a sweep of Weights & Biases.
+
+See https://docs.wandb.ai/models/sweeps/sweep-config-keys.
+"""
 
 from __future__ import annotations
 
+import itertools
+import re
+import shlex
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 from hopaas_p2p import sampler_config
-from hopaas_p2p.core.fidelity import Fidelity
-from hopaas_p2p.core.records import Budget, Distribution
+from hopaas_p2p.core.records import Distribution, Float, Int
+from hopaas_p2p.errors import InvalidInput
+from hopaas_p2p.runtime.atomic import read_regular
+from hopaas_p2p.runtime.settings import is_one_line
 from hopaas_p2p.spec import fidelity
 from hopaas_p2p.spec.budget import budget_of
-from hopaas_p2p.spec.space import check_keys, distribution_of, mapping, number
+from hopaas_p2p.spec.space import check_keys, choices, distribution_of, mapping, number
 
 _POLICY: Final = ("budget", "attempts", "max_failures", "lease_ttl", "replicates", "repeats", "fidelity")
-_KEYS: Final = (
-    *("name", "direction", "directions", "metric_names", "space", "sampler", "pruner", "user_attrs"),
-    *_POLICY,
-)
+_KEYS: Final = ("name", "direction", "directions", "metric_names", "space", "sampler", "pruner", "user_attrs", *_POLICY)
+_OF_A_SWEEP: Final = {"method", "program", "metric", "early_terminate", "run_cap"}
+"""A file with one of these keys is a sweep."""
+_SWEEP: Final = _OF_A_SWEEP | {"parameters", "name", "description", "command"}
+_IGNORED: Final = {"project", "entity", "controller", "parameter_type", "job", "image_uri", "imageuri"}
+_METHODS: Final = {"bayes": "tpe", "random": "random", "grid": "grid"}
+_FINEST_GRID: Final = 1 << 53
+_LARGEST: Final = 1 << 20
+"""Bytes of a file; a megabyte takes seconds to read."""
+_MOST_VALUES: Final = 100_000
 
 
 class StudyDescription(NamedTuple):
@@ -28,37 +43,84 @@ class StudyDescription(NamedTuple):
     space: dict[str, Distribution] = {}
     policy: dict[str, Any] = {}
     """budget, attempts, max_failures, lease_ttl, replicates, repeats, fidelity, as `open_study` takes them."""
-    sampler_config: dict[str, dict[str, Any]] = {}
-    """As `hopaas_p2p.sampler_config.checked` gives it."""
-    grid: list[dict[str, Any]] | None = None
-    """Every point of a grid search."""
+    search: dict[str, Any] = {}
+    """The sampler and the pruner."""
     user_attrs: dict[str, Any] = {}
-    notes: tuple[str, ...] = ()
-    """What the user should know: what was left out."""
     command: str = ""
     """The command of a trial, for `hopaas-p2p worker`."""
 
 
-def describe(given: Mapping[str, Any]) -> StudyDescription:
-    """The study that these keys describe.
+def read(path: Path) -> StudyDescription:
+    """The study that this file describes.
 
     Raises:
-        InvalidInput: a key or a value that is not allowed.
+        InvalidInput: the file cannot be read, or asks for something that is not possible; one line that says where.
 
     """
+    content = _yaml(path)
+    if not isinstance(content, dict) or not content:
+        raise InvalidInput(f"{path}: not a mapping of keys such as name, direction and space")
+    try:
+        return _sweep(content) if _OF_A_SWEEP & content.keys() else describe(content)
+    except InvalidInput as error:
+        raise InvalidInput(f"{path}: {error}") from None
+
+
+def _yaml(path: Path) -> Any:
+    import yaml
+
+    class Loader(yaml.SafeLoader):
+        """Reads 1e-5 as a number, as YAML 1.2 does. An anchor stands for a bounded number of values."""
+
+        def get_single_node(self) -> yaml.Node | None:
+            root = super().get_single_node()
+            if root is not None and _size(root, {}) > _MOST_VALUES:
+                raise ValueError(f"its anchors and aliases stand for more than {_MOST_VALUES:,} values")
+            return root
+
+    def _size(node: yaml.Node, known: dict[int, int]) -> int:
+        """The number of values that a reader of this node meets; one that is in itself has no end of them."""
+        found = known.get(id(node))
+        if found is None:
+            known[id(node)] = _MOST_VALUES + 1  # while it is being counted
+            parts = node.value if isinstance(node, yaml.CollectionNode) else ()
+            below = itertools.chain.from_iterable(part if isinstance(part, tuple) else (part,) for part in parts)
+            found = known[id(node)] = 1 + sum(_size(one, known) for one in below)
+        return found
+
+    floats = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$")
+    Loader.add_implicit_resolver("tag:yaml.org,2002:float", floats, list("-+.0123456789"))
+    try:
+        return yaml.load(read_regular(path, limit=_LARGEST, named=True).decode(), Loader)  # noqa: S506  # a SafeLoader
+    except OSError as error:
+        raise InvalidInput(f"{path} cannot be read: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise InvalidInput(f"{path} is not UTF-8 text") from None
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        mark = getattr(error, "problem_mark", None)
+        line, problem = (f", line {mark.line + 1}", error.problem) if mark else ("", error)  # type: ignore[union-attr]
+        raise InvalidInput(f"{path}{line}: {' '.join(str(problem).split())[:200]}") from None
+
+
+def describe(given: Mapping[str, Any]) -> StudyDescription:
+    """The study that keys in Optuna's terms describe."""
     check_keys(given, _KEYS, "the file")
     directions = given.get("directions", given.get("direction"))
     listed = [directions] if isinstance(directions, str) else directions
-    space = mapping(given.get("space", {}), "space")
-    names = given.get("metric_names")
+    space, names = mapping(given.get("space", {}), "space"), given.get("metric_names")
+    policy = {key: given[key] for key in _POLICY if key in given}
+    if isinstance(policy.get("budget"), str | Mapping):
+        policy["budget"] = budget_of(policy["budget"])
+    if "fidelity" in policy:
+        policy["fidelity"] = fidelity.parse(policy["fidelity"])
     return StudyDescription(
         name=None if given.get("name") is None else str(given["name"]),
         directions=None if listed is None else tuple(str(one) for one in listed),
         metric_names=None if names is None else tuple(str(one) for one in names),
         space={str(name): distribution_of(str(name), one) for name, one in space.items()},
-        policy={key: _policy_value(key, given[key]) for key in _POLICY if key in given},
-        sampler_config={
-            kind: sampler_config.checked(kind, {"name": value} if isinstance(value, str) else mapping(value, kind))
+        policy=policy,
+        search={
+            kind: sampler_config.build(kind, {"name": value} if isinstance(value, str) else mapping(value, kind))
             for kind in ("sampler", "pruner")
             if (value := given.get(kind)) is not None
         },
@@ -66,12 +128,127 @@ def describe(given: Mapping[str, Any]) -> StudyDescription:
     )
 
 
-def _policy_value(key: str, value: Any) -> float | int | str | Budget | Fidelity | None:
-    if key == "fidelity":
-        return fidelity.parse(value if isinstance(value, str) else mapping(value, key))
-    if key == "repeats":
-        return str(value)
-    if key == "budget" and isinstance(value, str | Mapping):
-        return budget_of(value)
-    given = number(value, key)
-    return float(given) if key == "lease_ttl" else int(given)
+# --- sweeps ---
+
+
+def _sweep(content: Mapping[str, Any]) -> StudyDescription:
+    """The study that a sweep describes; what has no counterpart in Optuna is refused."""
+    check_keys(content, _SWEEP | _IGNORED, "the sweep")
+    method, metric = content.get("method"), mapping(content.get("metric") or {}, "metric")
+    if method not in _METHODS:
+        raise InvalidInput(f"method = {method!r}; choose from {', '.join(_METHODS)}")
+    check_keys(metric, {"name", "goal", "target"}, "metric")
+    goal = metric.get("goal", "minimize")
+    if goal not in ("minimize", "maximize"):
+        raise InvalidInput(f"metric, goal = {goal!r}: minimize or maximize")
+    space, constants = _parameters(mapping(content.get("parameters"), "parameters"))
+    if not space:
+        raise InvalidInput("parameters: none of them varies; at least one needs values, or min and max")
+    said: dict[str, Any] = {"name": content.get("name"), "direction": goal, "sampler": _METHODS[method]}
+    said |= {"budget": content["run_cap"]} if content.get("run_cap") is not None else {}
+    said |= {"metric_names": [metric["name"]]} if metric.get("name") is not None else {}
+    said["user_attrs"] = constants | ({"description": content["description"]} if content.get("description") else {})
+    if content.get("early_terminate") is not None:
+        said["pruner"] = _pruner(mapping(content["early_terminate"], "early_terminate"))
+    endless = [name for name, one in space.items() if isinstance(one, Float) and one.step is None]
+    if method == "grid" and endless:
+        raise InvalidInput(f"the parameter {endless[0]!r}: a grid needs values, or whole numbers, or a q")
+    return describe(said)._replace(space=space, command=_command(content, space, constants))
+
+
+def _parameters(entries: Mapping[str, Any], prefix: str = "") -> tuple[dict[str, Distribution], dict[str, Any]]:
+    """The search space and the constants; nested parameters by their path."""
+    space: dict[str, Distribution] = {}
+    constants: dict[str, Any] = {}
+    for key, value in entries.items():
+        name = f"{prefix}{key}"
+        what = f"the parameter {name!r}"
+        if not is_one_line(name):
+            raise InvalidInput(f"{what}: a name has no line break or other control character in it")
+        entry = mapping(value, what)
+        if "value" in entry:
+            constants[name] = entry["value"]
+        elif "parameters" in entry:
+            below, fixed = _parameters(mapping(entry["parameters"], what), f"{name}.")
+            space |= below
+            constants |= fixed
+        else:
+            space[name] = _distribution(what, entry)
+    return space, constants
+
+
+def _distribution(what: str, entry: Mapping[str, Any]) -> Distribution:
+    kind = entry.get("distribution")
+    if "values" in entry:
+        check_keys(entry, ("values", "distribution"), what)
+        return choices(entry["values"], f"{what}, values")
+    if kind not in (None, "int_uniform", "uniform", "q_uniform", "log_uniform_values", "q_log_uniform_values"):
+        raise InvalidInput(
+            f"{what}: there is no {kind} here, because Optuna draws from ranges; write for example distribution: "
+            "uniform, q_uniform or log_uniform_values, with min and max"
+        )
+    check_keys(entry, ("distribution", "min", "max", "q"), what)
+    low, high = (number(entry.get(bound), f"{what}, {bound}") for bound in ("min", "max"))
+    q = number(entry.get("q", 1), f"{what}, q")
+    if low > high or not q > 0:
+        raise InvalidInput(f"{what}: min = {low} to max = {high} with q = {q} is not a range")
+    if kind == "q_uniform":  # rounded to multiples of q, as W&B does it
+        if not (abs(low) + abs(high)) / q <= _FINEST_GRID:
+            raise InvalidInput(f"{what}: min = {low} to max = {high} has too many multiples of q = {q}; leave q out")
+        first, last = round(low / q), round(high / q)
+        if float(q).is_integer():
+            return Int(first * int(q), last * int(q), step=int(q))
+        return Float(_clean(first * q), _clean(last * q), step=float(q))
+    if q != 1:
+        raise InvalidInput(f"{what}: Optuna has no grid for {kind}; leave q out, and let the job round")
+    if str(kind).endswith("log_uniform_values"):
+        if low <= 0:
+            raise InvalidInput(f"{what}: a logarithm needs min > 0, got {low}")
+        whole = kind == "q_log_uniform_values"
+        return (
+            Int(max(1, round(low)), max(1, round(high)), log=True)
+            if whole
+            else Float(float(low), float(high), log=True)
+        )
+    if kind == "int_uniform" or (kind is None and isinstance(low, int) and isinstance(high, int)):
+        return Int(int(low), int(high))
+    return Float(float(low), float(high))
+
+
+def _clean(value: float) -> float:
+    return float(f"{value:.12g}")  # 3 * 0.1 is meant to be 0.3
+
+
+def _pruner(given: Mapping[str, Any]) -> dict[str, Any]:
+    """W&B's hyperband has a single ladder of rungs, which Optuna calls successive halving."""
+    check_keys(given, {"type", "min_iter", "max_iter", "s", "eta", "strict"}, "early_terminate")
+    if given.get("type") != "hyperband":
+        raise InvalidInput(f"early_terminate, type = {given.get('type')!r}; there is hyperband")
+    if "min_iter" not in given and "max_iter" not in given:
+        raise InvalidInput("early_terminate: hyperband needs min_iter, or max_iter and s")
+    said = {"eta": 3, "s": 0, "min_iter": None, **given}
+    eta, rungs = (int(number(said[name], f"early_terminate, {name}")) for name in ("eta", "s"))
+    if said["min_iter"] is None:
+        first = int(number(given["max_iter"], "early_terminate, max_iter")) // eta ** max(0, min(rungs, 64))
+    else:
+        first = int(number(said["min_iter"], "early_terminate, min_iter"))
+    return {"name": "SuccessiveHalvingPruner", "min_resource": max(1, first), "reduction_factor": eta}
+
+
+def _command(content: Mapping[str, Any], space: Mapping[str, Distribution], constants: Mapping[str, Any]) -> str:
+    """The command for workers: the sweep's, or W&B's default, with our placeholders."""
+    program = str(content.get("program", "train.py"))
+    template = content.get("command", ["${interpreter}", "${program}", "${args}"])
+    if not isinstance(template, list):
+        raise InvalidInput(f"command = {template!r}: give a list of words")
+    plain = [f"{name}={value}" for name, value in {**constants, **{name: f"{{{name}}}" for name in space}}.items()]
+    hyphens = [f"--{word}" for word in plain]
+    macros = {
+        "${env}": [],  # a worker's command needs no /usr/bin/env in front
+        "${interpreter}": ["python"] if program.endswith(".py") else [],
+        "${program}": [program],
+        "${args}": hyphens,
+        "${args_no_boolean_flags}": hyphens,
+        "${args_no_hyphens}": plain,
+    }
+    return shlex.join(word for part in template for word in macros.get(str(part), [str(part)]))

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Final
 import msgspec
 
 from hopaas_p2p.errors import ConfigurationError, InvalidInput
-from hopaas_p2p.files.artifacts import SUM, artifacts_of, get_bytes, json_or_none, key_of, named_after
+from hopaas_p2p.files.artifacts import SUM, artifacts_of, json_or_none, key_of, named_after
 from hopaas_p2p.moving.records import StudyRecords
 from hopaas_p2p.runtime.atomic import replace_atomically, sha256_of
 from hopaas_p2p.runtime.ownership import check_link
@@ -31,12 +31,9 @@ Fetch = Callable[[str, Path], None]
 _NAMES_A_FILE: Final = re.compile(r"(?:dashboard:)?artifacts:(?:\d+:)?(?P<id>[0-9a-fA-F-]{8,100})")
 
 
-def from_store(store: Store, source: StudyRecords) -> Fetch | None:
-    """Fetches the files of this study from its store; None if it names none."""
-    if not named_files(source):
-        return None
-    files = artifacts_of(store)
-    return lambda artifact_id, path: get_bytes(files, source.uuid, artifact_id, path)
+def from_store(store: Store, source: StudyRecords) -> Fetch:
+    """Fetches the files of this study from its store."""
+    return lambda artifact_id, path: artifacts_of(store).get(key_of(artifact_id, source.uuid), path)
 
 
 def from_directory(directory: Path) -> Fetch:

@@ -54,6 +54,8 @@ class _Rest(msgspec.Struct, omit_defaults=True):
 @contextlib.contextmanager
 def _opened(url: str, *, create: bool) -> Iterator[BaseStorage]:
     """Optuna's storage at a database URL, or in a journal file. A new file is there whole, or not at all."""
+    from sqlalchemy.exc import SQLAlchemyError
+
     scheme, _, rest = url.rpartition("://")
     is_sqlite = scheme.partition("+")[0] == "sqlite"
     file = rest.removeprefix("/") if is_sqlite else "" if scheme else url
@@ -68,32 +70,24 @@ def _opened(url: str, *, create: bool) -> Iterator[BaseStorage]:
             except OSError as error:
                 raise InvalidInput(f"{error}. Remove it, or name another file") from None
         elif file and create:
-            url = f"{url.removesuffix(file)}{stack.enter_context(replace_atomically(Path(file)))}"
-        yield stack.enter_context(_storage(url, create=create))
-
-
-@contextlib.contextmanager
-def _storage(url: str, *, create: bool) -> Iterator[BaseStorage]:
-    from sqlalchemy.exc import SQLAlchemyError
-
-    scheme, _, rest = url.rpartition("://")
-    if not scheme:
-        yield optuna.storages.JournalStorage(JournalFileBackend(url))
-        return
-    driver = "postgresql+psycopg2" if scheme in ("postgresql", "postgres") else scheme
-    try:
-        connecting = {"factory": _bounded} if driver.startswith("sqlite") and not create else {}
-        storage = optuna.storages.RDBStorage(
-            f"{driver}://{rest}", {"connect_args": connecting}, skip_table_creation=not create
-        )
+            draft = str(stack.enter_context(replace_atomically(Path(file))))
+            rest = f"/{draft}" if is_sqlite else rest
+            file = draft
+        if not scheme:
+            yield optuna.storages.JournalStorage(JournalFileBackend(file))
+            return
+        driver = "postgresql+psycopg2" if scheme in ("postgresql", "postgres") else scheme
+        connecting = {"factory": _bounded} if is_sqlite and not create else {}
         try:
+            storage = optuna.storages.RDBStorage(
+                f"{driver}://{rest}", {"connect_args": connecting}, skip_table_creation=not create
+            )
+            stack.callback(storage.engine.dispose)
             yield storage
-        finally:
-            storage.engine.dispose()
-    except SQLAlchemyError as error:
-        raise StoreUnreachable(f"{redacted(url)}: {str(error).splitlines()[0]}") from None
-    except ImportError as error:
-        raise InvalidInput(f"{redacted(url)}: its driver is not installed: {error}") from None
+        except SQLAlchemyError as error:
+            raise StoreUnreachable(f"{redacted(url)}: {str(error).splitlines()[0]}") from None
+        except ImportError as error:
+            raise InvalidInput(f"{redacted(url)}: its driver is not installed: {error}") from None
 
 
 def _bounded(file: str, *args: Any, **kwargs: Any) -> sqlite3.Connection:

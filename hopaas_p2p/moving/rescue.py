@@ -53,12 +53,12 @@ from hopaas_p2p.core.records import (
     TrialState,
 )
 from hopaas_p2p.core.state import State, Verdict
-from hopaas_p2p.errors import BrokenChain, ConfigurationError, HopaasError, StoreCorrupt
+from hopaas_p2p.errors import ConfigurationError, HopaasError
 from hopaas_p2p.moving.arrival import Arrived, bring_in
 from hopaas_p2p.moving.files import from_store
 from hopaas_p2p.moving.records import StudyRecords, linked, of_state, record_of
 from hopaas_p2p.peer.handover import REQUESTS_EVERY
-from hopaas_p2p.stores.base import Beat, Entry, Log, Store, read_all
+from hopaas_p2p.stores.base import Beat, Entry, Log, Store
 
 if TYPE_CHECKING:
     from hopaas_p2p.storage import Storage
@@ -117,34 +117,16 @@ def names_of(store: Store) -> tuple[dict[str, str], bool]:
     return {listing.uuid: listing.name for listing in catalog.by_id.values()}, whole
 
 
-def is_damaged(log: Log) -> str | None:
-    """Why peers stop at this log, or None."""
-    since = log.removed_up_to()
-    known = (0, 0)  # an lsn, and the sum of the log up to it
-    try:
-        for entry in read_all(log, since):
-            read = sum_at(entry.lsn - 1, known)
-            before = read if entry.before is None else entry.before
-            if read is not None and before != read:
-                return f"it has two histories: commit {entry.lsn} was not written after the ones that precede it"
-            known = (entry.lsn, following(before, entry.payload)) if before is not None else (-1, 0)
-    except (BrokenChain, StoreCorrupt) as error:
-        return str(error)
+def damage(store: Store, uuid: str) -> str | None:
+    """Why peers stop at this log, or what they were told is in it, and is not, as in an older backup; or None."""
+    found = rescue(store, uuid)
+    if found.damaged:
+        return f"{len(found.damaged)} commits cannot be read, the first is {found.damaged[0]}"
+    if found.histories > 1:
+        return f"it has {found.histories} histories: commits were not written after the ones that precede them"
+    if found.from_spool and any(spool.histories(uuid)):
+        return f"commits of its peers, {found.from_spool}, are not in the log, but in this machine's spool"
     return None
-
-
-def kept_elsewhere(store: Store, uuid: str) -> str | None:
-    """What this user's peers were told is in a log, and is not, as after a return to an older backup; or None."""
-    kept = {codec.nonce_of(payload): payload for _, one in spool.histories(uuid) for payload in one.payloads}
-    if not kept:
-        return None
-    log = store.log(uuid)
-    missing = kept.keys() - {codec.nonce_of(entry.payload) for entry in _salvaged(log)[0].values()}
-    if log.removed_up_to():
-        for state in _snapshots(log):
-            missing = {one for one in missing if not _contains(state, kept[one])}
-    said = "commit of its peers is" if len(missing) == 1 else "commits of its peers are"
-    return f"{len(missing)} {said} not in the log, but in this machine's spool" if missing else None
 
 
 def _contains(state: State, payload: bytes) -> bool:

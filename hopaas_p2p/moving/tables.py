@@ -10,11 +10,11 @@ reports and metrics. Times are exact.
 from __future__ import annotations
 
 import csv
-import io
 import json
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, Final
 
 from hopaas_p2p.analysis.facts import last_metrics, params_of, trial_row
@@ -66,13 +66,9 @@ def dump_csv(source: StudyRecords) -> Iterator[str]:
                 rest = {name.removeprefix(f"{kind}_"): row.pop(name) for name in row.keys() & others}
                 row[kind] = json.dumps(rest, ensure_ascii=False) if rest else None
     columns += ["reason", "site", "host", "state"]
-    buffer = io.StringIO()
-    writer = csv.DictWriter(buffer, columns, lineterminator="\n")
+    writer = csv.writer(SimpleNamespace(write=str), lineterminator="\n")  # returns the line
     for row in ({name: name for name in columns}, *rows):
-        writer.writerow({name: _cell(value) for name, value in row.items()})
-        yield buffer.getvalue()
-        buffer.seek(0)
-        buffer.truncate()
+        yield writer.writerow([_cell(row.get(name)) for name in columns])
 
 
 def _cells(number: int, record: TrialCreate, values: list[str]) -> dict[str, Any]:
@@ -178,12 +174,11 @@ def _guess(given: list[str]) -> Distribution:
     try:
         numbers = [float(text) for text in given]
     except ValueError:
-        return Categorical(tuple(dict.fromkeys(given)))
+        numbers = [math.nan]
     if not all(map(math.isfinite, numbers)):  # a range cannot hold an infinity; choices can
         return Categorical(tuple(dict.fromkeys(given)))
-    if all(text.lstrip("+-").isdigit() for text in given):
-        return Int(int(min(numbers, default=0)), int(max(numbers, default=0)))
-    return Float(min(numbers, default=0.0), max(numbers, default=0.0))
+    low, high = min(numbers, default=0.0), max(numbers, default=0.0)
+    return Int(int(low), int(high)) if all(text.lstrip("+-").isdigit() for text in given) else Float(low, high)
 
 
 def dump_parquet(source: StudyRecords, path: Path) -> None:

@@ -315,13 +315,6 @@ class Peer:
             self.jobs.wake(job)
         self.jobs.wake(self._errands, after=_ERRANDS_AFTER)
 
-    def show_clock(self, log: LogClient[State]) -> None:
-        """Queue a commit that says nothing but the time: limits are noticed at commits, those by date by two clocks."""
-        if log.session.introduced:
-            log.put(self.uuid, self._introduction(log))
-        else:
-            self.introduce(log)
-
     def introduce_as(self, log: LogClient[State], about: dict[str, str]) -> None:
         """Let the introduction say this, too; one that has been made is made again if that is news."""
         if about != log.about:

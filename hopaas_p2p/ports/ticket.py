@@ -1,7 +1,7 @@
 """A trial that is carried from command to command: `ask` starts it, and what it prints is all that `tell` needs.
 
-A ticket names the store (without secrets), the study, the trial, and the lease: owner and epoch. It is sealed with a
-secret of its user's: one from somebody else would send a token to a store of theirs, and is refused.
+A ticket names the store (without secrets), the study, the trial, and the lease: owner and epoch. It is sealed with the
+token of its user: one from somebody else would send a token to a store of theirs, and is refused.
 
 Between two commands no process is there to beat, so `ask` is a peer of its own that asked for a long silence to be
 granted to it (`peer_ttl`); each later command is a sign of life. It acts for the owner: what it writes is in the

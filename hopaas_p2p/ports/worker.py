@@ -356,7 +356,8 @@ class Worker:
         """Run these words as the command of a trial; how that ended."""
         verbs = TrialVerbs(self.study, trial)
         with contextlib.closing(TrialSocketServer(verbs)) as server:
-            env = self._inherited | share.environment | commands.variables(params)
+            given, cores = share
+            env = self._inherited | given | commands.variables(params)
             env |= {"HOPAAS_TICKET": server.ticket, "HOPAAS_TRIAL": str(trial.number)}
             env["HOPAAS_PARAMS"] = json.dumps(params)
             try:
@@ -366,7 +367,7 @@ class Worker:
                 with self._log_folder() as folder:
                     name = self._log(trial.number).name
                     output_to = open_regular(folder / name, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-                child = Child(words, env, output_to, share.cores)
+                child = Child(words, env, output_to, cores)
             except TooLong as error:
                 return self._tell(trial, None, state="fail", reason=str(error), output=b"")
             except HopaasError as error:

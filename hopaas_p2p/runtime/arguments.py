@@ -37,33 +37,18 @@ def trial_number(value: Any) -> int:
     return number
 
 
-def seconds(what: str, value: Any, *, most: float = math.inf) -> float:
-    """The value as a positive number of seconds.
+def seconds(what: str, value: Any, *, least: float | None = None, most: float = math.inf) -> float:
+    """The value as a number of seconds, by default a positive one; with `least`, of at least so many.
 
     Raises:
         InvalidInput: it is not one, or more than `most`.
     """
     number = _number(value)
-    if number is None or not number > 0:
-        raise InvalidInput(f"{what} must be a positive number of seconds, got {shown(value)}")
+    if number is None or math.isnan(number) or (number <= 0 if least is None else number < least):
+        must = "a positive number of seconds" if least is None else "a number of seconds"
+        raise InvalidInput(f"{what} must be {must}{', 0 or more' if least == 0 else ''}, got {shown(value)}")
     if number > most:
         raise InvalidInput(f"{what} must be at most {most:.0f} seconds, got {shown(value)}")
-    return number
-
-
-def pause(what: str, value: Any) -> float:
-    """The value as a number of seconds that may be 0 or infinite. Raises InvalidInput."""
-    number = _number(value)
-    if number is None or not number >= 0:
-        raise InvalidInput(f"{what} must be a number of seconds, 0 or more, got {shown(value)}")
-    return number
-
-
-def time_limit(what: str, value: Any) -> float:
-    """Like `pause`, but the time may be up: programs subtract the present from a deadline."""
-    number = _number(value)
-    if number is None or math.isnan(number):
-        raise InvalidInput(f"{what} must be a number of seconds, got {shown(value)}")
     return number
 
 

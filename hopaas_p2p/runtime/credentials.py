@@ -18,7 +18,6 @@ import hmac
 import netrc
 import os
 import re
-import secrets
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Final, NamedTuple
@@ -26,8 +25,7 @@ from urllib.parse import parse_qs, urlsplit
 
 from hopaas_p2p.errors import ConfigurationError, StoreUnreachable, waits_for
 from hopaas_p2p.runtime import settings
-from hopaas_p2p.runtime.atomic import state_folder
-from hopaas_p2p.runtime.ownership import read_own, read_secret
+from hopaas_p2p.runtime.ownership import read_own
 from hopaas_p2p.runtime.settings import Secret, Settings
 
 Server = tuple[str, int]
@@ -45,7 +43,6 @@ _named: Final[set[str]] = set()
 """`host:port` of each store that this process was told by the user."""
 _WANDB_NAMES: Final = {"entity", "project", "mode", "disabled"}
 _UNGUESSABLE: Final = 32  # characters; a shorter secret could be found from a seal by trying words
-_SEAL: Final = "ticket.key"
 
 # --- which variables there are ---------------------------------------------------------------------------------------
 
@@ -366,29 +363,11 @@ def leave_token(secret: Secret, servers: Iterable[Server]) -> None:
 
 
 def seal(text: str, env: Mapping[str, str] = os.environ) -> str:
-    """What only this user can have made of a text; empty where there is no secret to make it with.
-
-    It is made with the token, so that it holds on another machine, too; else with a key in this user's state folder.
-    """
+    """What only this user can have made of a store's URL, here or on another machine; empty without a token for it."""
     secret = token(env) if text.startswith(("postgresql", "https:")) else None
     if secret is None or len(secret.reveal()) < _UNGUESSABLE:
-        secret = _own_key()
-    return "" if secret is None else hmac.digest(secret.reveal().encode(), text.encode(), "sha256").hex()
-
-
-def _own_key() -> Secret | None:
-    try:
-        path = state_folder() / _SEAL
-        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        try:
-            with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:  # noqa: PTH123
-                file.write(secrets.token_hex(32))
-        except FileExistsError:
-            pass
-        key = read_secret(path)
-    except (OSError, UnicodeDecodeError, RuntimeError):
-        return None
-    return Secret(key) if len(key) >= _UNGUESSABLE else None
+        return ""
+    return hmac.digest(secret.reveal().encode(), text.encode(), "sha256").hex()
 
 
 def _secret(name: str, what: str, env: Mapping[str, str]) -> Secret | None:
@@ -429,25 +408,17 @@ def _read(path: str, what: str, named: str) -> Secret:
 # --- buckets ---------------------------------------------------------------------------------------------------------
 
 
-class AccessKey(NamedTuple):
-    """A key of a bucket, with the token of its session if it has one."""
-
-    id: str
-    secret: str
-    session: str | None
+AccessKey = tuple[str, str, str | None]
+"""A key's id, its secret, and the token of its session if it has one."""
 
 
-def may_sign(servers: Sequence[Server], env: Mapping[str, str] = os.environ) -> None:
+def may_sign(servers: Sequence[Server], env: Mapping[str, str] = os.environ, *, what: str = _KEYS) -> None:
     """Let keys of this user sign requests to these servers of a bucket.
 
     Raises:
         ConfigurationError: only a study that was joined names one of them.
 
     """
-    _gate_joined(_KEYS, servers, env)
-
-
-def _gate_joined(what: str, servers: Sequence[Server], env: Mapping[str, str]) -> None:
     joined = _joined_at(servers, env)
     if joined is None:
         _check_authority(servers, env)
@@ -464,7 +435,7 @@ def access_key(servers: Sequence[Server], env: Mapping[str, str] = os.environ) -
         missing = "AWS_SECRET_ACCESS_KEY" if key else "AWS_ACCESS_KEY_ID"
         raise ConfigurationError(f"{missing} is not set, but its counterpart is; set both")
     may_sign(servers, env)
-    return AccessKey(key, secret, env.get("AWS_SESSION_TOKEN") or None)
+    return key, secret, env.get("AWS_SESSION_TOKEN") or None
 
 
 def profile_key(servers: Sequence[Server], env: Mapping[str, str] = os.environ) -> AccessKey | None:
@@ -474,37 +445,25 @@ def profile_key(servers: Sequence[Server], env: Mapping[str, str] = os.environ) 
         home = Path(env.get("HOME") or Path.home()) / ".aws"
     except RuntimeError:
         home = Path(os.devnull)
-    in_config = wanted if wanted == "default" else f"profile {wanted}"
-    places = (
-        (Path(env.get("AWS_SHARED_CREDENTIALS_FILE") or home / "credentials"), wanted),
-        (Path(env.get("AWS_CONFIG_FILE") or home / "config"), in_config),
-    )
-    for path, section in places:
-        found = _section(path, section)
-        if found is not None:
+    first = Path(env.get("AWS_SHARED_CREDENTIALS_FILE") or home / "credentials")
+    second = Path(env.get("AWS_CONFIG_FILE") or home / "config")
+    for path, section in ((first, wanted), (second, wanted if wanted == "default" else f"profile {wanted}")):
+        parser = configparser.RawConfigParser()
+        try:
+            with waits_for(str(path)):
+                parser.read_string(path.expanduser().read_text())
+        except (FileNotFoundError, NotADirectoryError):
+            continue
+        except (OSError, UnicodeDecodeError, configparser.Error):
+            raise ConfigurationError(f"{path} cannot be read as a file of AWS profiles") from None
+        names = ("access_key_id", "secret_access_key", "session_token")
+        key, secret, session = (parser.get(section, f"aws_{name}", fallback="") for name in names)
+        if key and secret:
             may_sign(servers, env)
-            return found
+            return key, secret, session or None
     if env.get("AWS_PROFILE"):
-        raise ConfigurationError(f"AWS_PROFILE={wanted}: no keys in {places[0][0]} under [{wanted}]")
+        raise ConfigurationError(f"AWS_PROFILE={wanted}: no keys in {first} under [{wanted}]")
     return None
-
-
-def _section(path: Path, section: str) -> AccessKey | None:
-    parser = configparser.RawConfigParser()
-    try:
-        with waits_for(str(path)):
-            parser.read_string(path.expanduser().read_text())
-    except (FileNotFoundError, NotADirectoryError):
-        return None
-    except (OSError, UnicodeDecodeError, configparser.Error):
-        raise ConfigurationError(f"{path} cannot be read as a file of AWS profiles") from None
-    key = parser.get(section, "aws_access_key_id", fallback="")
-    secret = parser.get(section, "aws_secret_access_key", fallback="")
-    return (
-        AccessKey(key, secret, parser.get(section, "aws_session_token", fallback="") or None)
-        if key and secret
-        else None
-    )
 
 
 def identity(servers: Sequence[Server], env: Mapping[str, str] = os.environ) -> Secret | None:
@@ -512,26 +471,22 @@ def identity(servers: Sequence[Server], env: Mapping[str, str] = os.environ) -> 
     path = env.get("AWS_WEB_IDENTITY_TOKEN_FILE")
     if not path:
         return None
-    _gate_joined(_IDENTITY, servers, env)
+    may_sign(servers, env, what=_IDENTITY)
     return _read(path, "token", "AWS_WEB_IDENTITY_TOKEN_FILE")
 
 
-class KeyService(NamedTuple):
-    """A service of the container platform that gives keys."""
+def container(env: Mapping[str, str] = os.environ) -> tuple[str, Secret] | None:
+    """The URL of the container platform's service that gives keys, and what it wants to be shown.
 
-    url: str
-    authorization: Secret
-
-
-def container(env: Mapping[str, str] = os.environ) -> KeyService | None:
-    """The one of AWS_CONTAINER_CREDENTIALS_FULL_URI or …_RELATIVE_URI: the environment names its host."""
+    AWS_CONTAINER_CREDENTIALS_FULL_URI or …_RELATIVE_URI: the environment names its host.
+    """
     relative = env.get("AWS_CONTAINER_CREDENTIALS_RELATIVE_URI")
     url = f"http://169.254.170.2{relative}" if relative else env.get("AWS_CONTAINER_CREDENTIALS_FULL_URI")
     if not url:
         return None
     path = env.get("AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE")
     given = Secret(env.get("AWS_CONTAINER_AUTHORIZATION_TOKEN", ""))
-    return KeyService(url, _read(path, "token", "AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE") if path else given)
+    return url, _read(path, "token", "AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE") if path else given
 
 
 # --- webhooks, trackers, the monitor ---------------------------------------------------------------------------------
@@ -576,19 +531,19 @@ def has_netrc_login(url: str, env: Mapping[str, str] = os.environ) -> bool:
         return False
 
 
-def metrics_token(env: Mapping[str, str] = os.environ) -> Secret | None:
-    """What a scraper of the monitor's metrics has to show, of HOPAAS_METRICS_TOKEN_FILE; raises as `token` does."""
-    path = env.get("HOPAAS_METRICS_TOKEN_FILE")
-    return _read(path, "token", "HOPAAS_METRICS_TOKEN_FILE") if path else None
+_OF_THE_MONITOR: Final = {
+    "metrics": ("HOPAAS_METRICS_TOKEN_FILE", "token"),
+    "dashboard": ("HOPAAS_DASHBOARD_KEY_FILE", "key"),
+    "sign-in": ("HOPAAS_OIDC_FILE", "provider's settings"),
+}
 
 
-def dashboard_key(env: Mapping[str, str] = os.environ) -> Secret | None:
-    """What a browser has to show to the monitor, of HOPAAS_DASHBOARD_KEY_FILE; raises as `token` does."""
-    path = env.get("HOPAAS_DASHBOARD_KEY_FILE")
-    return _read(path, "key", "HOPAAS_DASHBOARD_KEY_FILE") if path else None
+def of_monitor(part: str, env: Mapping[str, str] = os.environ) -> Secret | None:
+    """What the file of this part of the monitor holds, see `_OF_THE_MONITOR`; raises as `token` does.
 
-
-def oidc_provider(env: Mapping[str, str] = os.environ) -> Secret | None:
-    """What the monitor says to the provider that people sign in with, of HOPAAS_OIDC_FILE; raises as `token` does."""
-    path = env.get("HOPAAS_OIDC_FILE")
-    return _read(path, "provider's settings", "HOPAAS_OIDC_FILE") if path else None
+    What a scraper of the metrics shows; what a browser shows; what the monitor says to the provider that people sign in
+    with.
+    """
+    name, what = _OF_THE_MONITOR[part]
+    path = env.get(name)
+    return _read(path, what, name) if path else None

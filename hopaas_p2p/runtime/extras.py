@@ -6,6 +6,7 @@ checkout as after a release, and never takes another version of hopaas-p2p from 
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import importlib.util
 import re
@@ -15,32 +16,21 @@ from typing import Final
 from hopaas_p2p.errors import ConfigurationError
 
 _EXTRA: Final = re.compile(r"""extra\s*==\s*["']([\w-]+)["']""")
-_OF_OPTUNA: Final = {
-    "GPSampler": ("scipy", "torch"),
-    "QMCSampler": ("scipy",),
-    "CmaEsSampler": ("cmaes",),
-}
+_OF_OPTUNA: Final = {"GPSampler": ("scipy", "torch"), "QMCSampler": ("scipy",), "CmaEsSampler": ("cmaes",)}
 """Optuna's samplers that need packages which Optuna does not install."""
 
 
+@functools.cache
 def install(extra: str) -> str:
     """The command that installs what an extra of this package needs."""
-    return "pip install " + " ".join(f"'{one}'" for one in _requirements(extra))
-
-
-@functools.cache
-def _requirements(extra: str) -> tuple[str, ...]:
-    try:
-        listed = metadata.requires("hopaas-p2p") or []
-    except metadata.PackageNotFoundError:  # run from a directory, without having been installed
-        listed = []
     found = []
-    for one in listed:
-        requirement, _, marker = one.partition(";")
-        match = _EXTRA.search(marker)
-        if match is not None and match[1] == extra:
-            found.append(requirement.strip())
-    return tuple(found) or (f"hopaas-p2p[{extra}]",)
+    with contextlib.suppress(metadata.PackageNotFoundError):  # run from a directory, without having been installed
+        for one in metadata.requires("hopaas-p2p") or []:
+            requirement, _, marker = one.partition(";")
+            match = _EXTRA.search(marker)
+            if match is not None and match[1] == extra:
+                found.append(requirement.strip())
+    return "pip install " + " ".join(f"'{one}'" for one in found or [f"hopaas-p2p[{extra}]"])
 
 
 def check_sampler(sampler: object) -> None:

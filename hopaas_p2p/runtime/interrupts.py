@@ -37,29 +37,16 @@ def describe(error: BaseException) -> str:
     return f"{head}\n{tail}"[:_REASON_CHARACTERS]
 
 
-class _Terminated(SystemExit):
-    """SIGTERM came."""
-
-
 terminated = False
 """Whether SIGTERM came in a block of `sigterm_raises`."""
+_in_block_of = 0
+"""The process that is in such a block; a child that was forked in it has its handler, and is in none."""
 
 
-class _Raises:
-    """The handler of a block of `sigterm_raises`."""
-
-    def __init__(self) -> None:
-        self._pid = os.getpid()
-
-    def __call__(self, _signal: int, _frame: FrameType | None) -> None:
-        global terminated
-        terminated = True
-        raise _Terminated(128 + signal.SIGTERM)
-
-    @property
-    def is_inherited(self) -> bool:
-        """Whether this is a child that was forked in the block, which is its parent's."""
-        return os.getpid() != self._pid
+def _raises(_signal: int, _frame: FrameType | None) -> None:
+    global terminated
+    terminated = True
+    raise SystemExit(128 + signal.SIGTERM)
 
 
 @contextlib.contextmanager
@@ -68,13 +55,14 @@ def sigterm_raises() -> Iterator[None]:
 
     Only the main thread may do that; on others nothing changes.
     """
-    global terminated
+    global terminated, _in_block_of
     before = signal.getsignal(signal.SIGTERM)
-    inherited = isinstance(before, _Raises) and before.is_inherited
+    inherited = before is _raises and os.getpid() != _in_block_of
     if not _in_main_thread() or not (inherited or before is signal.SIG_DFL):
         yield
         return
-    signal.signal(signal.SIGTERM, _Raises())
+    _in_block_of = os.getpid()
+    signal.signal(signal.SIGTERM, _raises)
     try:
         yield
     finally:
@@ -85,7 +73,7 @@ def sigterm_raises() -> Iterator[None]:
 def raise_again() -> None:
     """Raise once more if SIGTERM came in this block: a callback from C, or a bare `except`, may have swallowed it."""
     if terminated and _in_main_thread():
-        raise _Terminated(128 + signal.SIGTERM)
+        raise SystemExit(128 + signal.SIGTERM)
 
 
 def _in_main_thread() -> bool:

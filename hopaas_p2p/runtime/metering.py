@@ -1,8 +1,8 @@
 """What this process costs: the devices that its job gives it, and the energy that they use, where that can be read.
 
 Devices and stated watts are told once per study, in `peer.join`. The batch system knows them best; `HOPAAS_GPUS`,
-`HOPAAS_CORES` and `HOPAAS_WATTS` say otherwise. Energy is read from NVML (GPUs) and from RAPL (processors), of which a
-process has the part of its cores. A process that runs several trials at a time divides both among them.
+`HOPAAS_CORES` and `HOPAAS_WATTS` say otherwise. The energy of GPUs is read from NVML. A process that runs several
+trials at a time divides time and energy among them.
 """
 
 from __future__ import annotations
@@ -13,29 +13,20 @@ import importlib
 import os
 import re
 import threading
-import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 import msgspec
-
-from hopaas_p2p.runtime.process import renew_in_child
 
 _VISIBLE: Final = ("CUDA_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES", "_CONDOR_AssignedGPUs")
 _COUNTED: Final = ("SLURM_GPUS_ON_NODE", "SLURM_GPUS_PER_TASK")
 _CORES: Final = ("SLURM_CPUS_PER_TASK", "SLURM_CPUS_ON_NODE", "NCPUS", "LSB_DJOB_NUMPROC", "NSLOTS")
 """Slurm, PBS, LSF, SGE."""
 _NVIDIA: Final = Path("/proc/driver/nvidia/gpus")
-_RAPL: Final = Path("/sys/class/powercap")
-_ENERGY: Final = "energy_uj"
-_RANGE: Final = "max_energy_range_uj"
 _CGROUP: Final = Path("/sys/fs/cgroup/cpu.max")
 _AGAIN: Final = 0.5
 """Seconds for which a reading counts: NVML takes a millisecond per GPU."""
-_GAUGED_EVERY: Final = 10.0
-"""Seconds: a trial with quick steps does not get a value for each."""
-_MOST_TRIALS: Final = 1000
 _DRIFT: Final = 1.0
 """Seconds, and percent, by which a clock that others set may be off before the owner says so."""
 
@@ -45,14 +36,9 @@ _DRIFT: Final = 1.0
 
 def devices(env: Mapping[str, str] = os.environ) -> dict[str, str]:
     """GPUs and cores of this process, and the watts that its user states, for `peer.join`."""
+    gpus, watts = _number(env.get("HOPAAS_GPUS")) or _gpus(env), _number(env.get("HOPAAS_WATTS"))
     found = {"cores": _number(env.get("HOPAAS_CORES")) or _cores(env)}
-    gpus = _number(env.get("HOPAAS_GPUS")) or _gpus(env)
-    if gpus != "0":
-        found["gpus"] = gpus
-    watts = _number(env.get("HOPAAS_WATTS"))
-    if watts:
-        found["watts"] = watts
-    return found
+    return found | ({"gpus": gpus} if gpus != "0" else {}) | ({"watts": watts} if watts else {})
 
 
 def _number(text: str | None) -> str | None:
@@ -94,12 +80,8 @@ def _cores(env: Mapping[str, str]) -> str:
     return str(usable)
 
 
-class Share(NamedTuple):
-    """The part of this process's devices that one of several programs gets which it runs at a time."""
-
-    environment: dict[str, str]
-    cores: frozenset[int]
-    """Those that it runs on; empty: all."""
+Share = tuple[dict[str, str], frozenset[int]]
+"""What one of several programs gets that run at a time: variables, and the cores that it runs on; empty: all."""
 
 
 def shares(parallel: int, env: Mapping[str, str] = os.environ) -> list[Share]:
@@ -109,7 +91,7 @@ def shares(parallel: int, env: Mapping[str, str] = os.environ) -> list[Share]:
     unless there are fewer of these, and as many threads (OMP_NUM_THREADS), unless this environment says how many.
     """
     if parallel == 1:
-        return [Share({}, frozenset())]
+        return [({}, frozenset())]
     gpus = visible(env)
     if gpus is None:
         gpus = [str(number) for number in range(int(_gpus(env)))]
@@ -123,52 +105,22 @@ def shares(parallel: int, env: Mapping[str, str] = os.environ) -> list[Share]:
             own = gpus[number::parallel] or [gpus[number % len(gpus)]]
             given[name] = ",".join(one.removeprefix("CUDA") for one in own)
         mine = cores[number * len(cores) // parallel : (number + 1) * len(cores) // parallel]
-        found.append(Share(given, frozenset(mine if len(cores) >= parallel else ())))
+        found.append((given, frozenset(mine if len(cores) >= parallel else ())))
     return found
 
 
 # --- energy ---
 
 
-class EnergyCounter:
-    """Joules that this process's devices have used, from whatever can be read here. Any thread may call.
+def gpu_energy(nvml: Any, gpus: list[str] | None = None) -> Callable[[], float] | None:
+    """Counts the joules that these GPUs use from now on, in any thread; None if they cannot be asked.
 
     Args:
-        nvml: a module like `pynvml`; None: there are no GPUs that can be asked.
-        gpus: those of this process; None: all.
-        rapl: the directory of the processors' counters.
-        share: the part of the processors that belongs to this process.
+        nvml: a module like `pynvml`.
+        gpus: those of this process; None: all. GPUs count their energy since Volta.
 
     """
-
-    def __init__(self, *, nvml: Any = None, gpus: list[str] | None = None, rapl: Path = _RAPL, share: float) -> None:
-        self._nvml, self._share = nvml, share
-        self._handles = [] if nvml is None else _handles(nvml, gpus)
-        self._packages = [path for path in sorted(rapl.glob("*-rapl:?*")) if path.name.count(":") == 1]
-        self._packages = [path for path in self._packages if _counted(path / _ENERGY) is not None]
-        self._last = {path: _counted(path / _ENERGY) or 0 for path in self._packages}
-        self._processors = 0.0
-        self._first = self._millijoules()
-        self.sources = [name for name, some in (("nvml", self._handles), ("rapl", self._packages)) if some]
-
-    def __call__(self) -> float:
-        """Joules since this counter was made."""
-        for path in self._packages:
-            now = _counted(path / _ENERGY)
-            if now is not None:
-                step = now - self._last[path]
-                step += 0 if step >= 0 else _counted(path / _RANGE) or 1 << 32
-                self._processors += step / 1e6 * self._share
-                self._last[path] = now
-        return (self._millijoules() - self._first) / 1e3 + self._processors
-
-    def _millijoules(self) -> int:
-        return sum(self._nvml.nvmlDeviceGetTotalEnergyConsumption(handle) for handle in self._handles)
-
-
-def _handles(nvml: Any, gpus: list[str] | None) -> list[Any]:
-    """The GPUs of this process that count their energy: those since Volta."""
-    found = []
+    handles = []
     try:
         nvml.nvmlInit()
         if gpus is None:
@@ -176,97 +128,30 @@ def _handles(nvml: Any, gpus: list[str] | None) -> list[Any]:
         for name in gpus:
             index = re.fullmatch(r"(?:CUDA)?(\d+)", name)
             get = nvml.nvmlDeviceGetHandleByUUID if index is None else nvml.nvmlDeviceGetHandleByIndex
-            handle = get(name if index is None else int(index[1]))
-            nvml.nvmlDeviceGetTotalEnergyConsumption(handle)
-            found.append(handle)
+            handles.append(get(name if index is None else int(index[1])))
+
+        def millijoules() -> int:
+            return sum(nvml.nvmlDeviceGetTotalEnergyConsumption(handle) for handle in handles)
+
+        first = millijoules()
     except nvml.NVMLError:
-        return []
-    return found
-
-
-def _counted(path: Path) -> int | None:
-    try:
-        return int(path.read_text())
-    except (OSError, ValueError):
         return None
+    return (lambda: (millijoules() - first) / 1e3) if handles else None
 
 
 @functools.cache
-def energy_counter() -> EnergyCounter | None:
-    """The counter of this process; None where nothing can be read."""
+def energy_counter() -> Callable[[], float] | None:
+    """That of this process's GPUs; None where nothing can be read."""
     try:
-        nvml = importlib.import_module("pynvml")
-    except ImportError:
-        nvml = None
-    share = min(1.0, float(devices()["cores"]) / (os.cpu_count() or 1))
-    counter = EnergyCounter(nvml=nvml, gpus=visible(), share=share)
-    return counter if counter.sources else None
-
-
-# --- how busy the GPUs are ---
-
-
-class GpuGauge:
-    """How busy this process's GPUs are and what is in their memory, for the metrics of a trial. Any thread may call.
-
-    Args:
-        nvml: a module like `pynvml`.
-        gpus: those of this process; None: all.
-        clock: monotonic seconds.
-
-    """
-
-    def __init__(self, *, nvml: Any, gpus: list[str] | None, clock: Callable[[], float] = time.monotonic) -> None:
-        self._nvml, self._clock = nvml, clock
-        self.handles = _handles(nvml, gpus)
-        self.renew()
-
-    def renew(self) -> None:
-        """Begin anew, as in a child of a fork."""
-        renew_in_child(self)
-        self._lock = threading.Lock()
-        self._next: dict[object, float] = {}
-
-    def __call__(self, trial: object) -> dict[str, float]:
-        """`gpu_percent`, on average, and `gpu_memory_gb`, together; empty if this trial got them a moment ago."""
-        now = self._clock()
-        with self._lock:
-            if now < self._next.get(trial, now):
-                return {}
-            if len(self._next) >= _MOST_TRIALS:
-                self._next.clear()
-            self._next[trial] = now + _GAUGED_EVERY
-        try:
-            busy = [self._nvml.nvmlDeviceGetUtilizationRates(handle).gpu for handle in self.handles]
-            used = [self._nvml.nvmlDeviceGetMemoryInfo(handle).used for handle in self.handles]
-        except self._nvml.NVMLError:
-            return {}
-        return {"gpu_percent": round(sum(busy) / len(busy), 1), "gpu_memory_gb": round(sum(used) / 1e9, 2)}
-
-
-@functools.cache
-def gpu_gauge() -> GpuGauge | None:
-    """The gauge of this process; None where NVML cannot be read."""
-    try:
-        nvml = importlib.import_module("pynvml")
+        return gpu_energy(importlib.import_module("pynvml"), visible())
     except ImportError:
         return None
-    gauge = GpuGauge(nvml=nvml, gpus=visible())
-    return gauge if gauge.handles else None
 
 
 # --- the trials of this process ---
 
 
-class Measured(NamedTuple):
-    """What a trial used since it started here."""
-
-    microseconds: int
-    millijoules: int | None
-
-
 class _Running(msgspec.Struct, eq=False):
-    began: float
     ahead: float
     """Seconds by which the clock that commits are stamped with was ahead of the other one."""
     seconds: float = 0.0
@@ -297,37 +182,29 @@ class Meter:
     def begin(self, lease: object) -> None:
         """This lease began."""
         with self._lock:
-            running = self._running
-            if running or self._energy is not None:
-                self._divide(fresh=True)
-            else:
-                self._at = self._clock()
-            running[lease] = _Running(self._at, self._now_us() / 1e6 - self._at)
-            if len(running) > 1:
-                for one in running.values():
+            self._divide(fresh=True)
+            self._running[lease] = _Running(self._now_us() / 1e6 - self._at)
+            if len(self._running) > 1:
+                for one in self._running.values():
                     one.shared = True
 
-    def used(self, lease: object, *, at_end: bool = False) -> Measured | None:
-        """What the lease has used; None if a reader of the log finds that by itself: one trial at a time, no energy.
+    def used(self, lease: object, *, at_end: bool = False) -> tuple[int, int | None] | None:
+        """(microseconds, millijoules or None) that the lease has used.
 
+        None if a reader of the log finds that by itself: one trial at a time, no energy.
         `at_end` ends it, and reads the devices even if they have been read a moment ago.
         """
         with self._lock:
             one = self._running.get(lease)
             if one is None:
                 return None
-            if one.shared or self._energy is not None:
-                self._divide(fresh=at_end)
-                if at_end:
-                    del self._running[lease]
-                return Measured(round(one.seconds * 1e6), None if self._energy is None else round(one.joules * 1e3))
-            if at_end:  # it has had the process to itself
+            self._divide(fresh=at_end)
+            if at_end:
                 del self._running[lease]
-            now = self._clock()
-            drift = abs(self._now_us() / 1e6 - now - one.ahead)
-            if drift <= _DRIFT or drift <= _DRIFT + _DRIFT / 100 * (now - one.began):
+            drift = abs(self._now_us() / 1e6 - self._at - one.ahead)
+            if self._energy is None and not one.shared and drift <= _DRIFT + _DRIFT / 100 * one.seconds:
                 return None
-            return Measured(round((now - one.began) * 1e6), None)
+            return round(one.seconds * 1e6), None if self._energy is None else round(one.joules * 1e3)
 
     def _divide(self, *, fresh: bool) -> None:
         """Share what was used since the last time equally among the leases."""

@@ -16,11 +16,10 @@ import functools
 import multiprocessing
 import os
 import secrets
-import threading
 import weakref
-from collections.abc import Callable, Container, Sequence
+from collections.abc import Callable, Container
 from multiprocessing import util
-from typing import Any, Final, Generic, NamedTuple, Protocol, TypeVar
+from typing import Any, Final, Generic, NamedTuple, TypeVar
 
 T = TypeVar("T")
 _FINALIZER_PRIORITY: Final = 100  # among the finalizers of multiprocessing: before its queues and managers are closed
@@ -103,30 +102,13 @@ def _register() -> None:
     os.register_at_fork(before=before_fork, after_in_parent=after_fork_in_parent, after_in_child=after_fork_in_child)
 
 
-class Lockable(Protocol):
-    """A log of a peer."""
-
-    lock: threading.RLock
-
-
-class Copyable(Protocol):
-    """A peer, as far as it has to know that its process is copied, or ends."""
-
-    uuid: str
-    handovers: int
-
-    def all_logs(self) -> Sequence[Lockable]: ...
-
-    def become_child(self) -> None: ...
-
-    def say_farewell(self) -> None: ...
+_peers: Final[weakref.WeakSet[Any]] = weakref.WeakSet()
+"""The `Peer`s of this process; their package is above this one."""
+_held: Final[list[Any]] = []
+"""Their logs, which are locked."""
 
 
-_peers: Final[weakref.WeakSet[Copyable]] = weakref.WeakSet()
-_held: Final[list[Lockable]] = []
-
-
-def remember(peer: Copyable) -> None:
+def remember(peer: Any) -> None:
     """See that this peer outlives a fork, and says farewell when the process ends."""
     _register()
     if multiprocessing.parent_process() is not None:
@@ -134,7 +116,7 @@ def remember(peer: Copyable) -> None:
     _peers.add(peer)
 
 
-def running(uuids: Container[str]) -> list[Copyable]:
+def running(uuids: Container[str]) -> list[Any]:
     """The peers of this process that have one of these names."""
     return [peer for peer in list(_peers) if peer.uuid in uuids]
 
@@ -174,15 +156,11 @@ def _farewell() -> None:
         peer.say_farewell()
 
 
-def _say_farewell_after_work(_: object) -> None:
+@functools.cache
+def _finalize(_pid: int) -> None:
+    """Once per process. A child of a fork server imports this after the hooks that `multiprocessing` runs in it."""
     util.Finalize(None, _farewell, exitpriority=_FINALIZER_PRIORITY)
 
 
-@functools.cache
-def _finalize(_pid: int) -> None:
-    """A child of a fork server imports this after the hooks that `multiprocessing` runs in a new process."""
-    _say_farewell_after_work(None)
-
-
 atexit.register(_farewell)
-util.register_after_fork(_farewell, _say_farewell_after_work)
+util.register_after_fork(_farewell, lambda _: _finalize(os.getpid()))

@@ -29,26 +29,14 @@ _BATCH_JOB: Final = (
     ("sge", "JOB_ID", "SGE_TASK_ID"),
     ("kubernetes", "HOPAAS_POD_NAME", None),
 )
-_PACKAGES: Final = {
-    "hopaas_p2p": "hopaas-p2p",
-    "optuna": "optuna",
-    "numpy": "numpy",
-    "torch": "torch",
-    "lightning": "lightning",
-    "keras": "keras",
-    "xgboost": "xgboost",
-    "lightgbm": "lightgbm",
-    "sklearn": "scikit-learn",
-}
+_MODULES: Final = ("hopaas_p2p", "optuna", "numpy", "torch", "lightning", "keras", "xgboost", "lightgbm", "sklearn")
 _COMMIT: Final = re.compile("[0-9a-f]{40}|[0-9a-f]{64}")
 _NVIDIA: Final = Path("/proc/driver/nvidia/gpus")
 
 
 def site() -> str:
     """`HOPAAS_SITE`, else the cluster's name, else the host's domain, else the host."""
-    env = os.environ
-    named = env.get("HOPAAS_SITE") or env.get("SLURM_CLUSTER_NAME")
-    return named or _domain()
+    return os.environ.get("HOPAAS_SITE") or os.environ.get("SLURM_CLUSTER_NAME") or _domain()
 
 
 @functools.cache
@@ -97,10 +85,10 @@ def _batch_job(env: Mapping[str, str]) -> dict[str, str]:
 def _machine() -> dict[str, str]:
     """What does not change while this program runs. Versions of what it has imported: nothing is searched on disk."""
     found = {"python": platform.python_version()}
-    for module, package in _PACKAGES.items():
+    for module in _MODULES:
         version = getattr(sys.modules.get(module), "__version__", None)
         if isinstance(version, str):
-            found[package] = str(version)  # PyTorch's is a subclass of str, which no commit can carry
+            found[module] = str(version)  # PyTorch's is a subclass of str, which no commit can carry
     gpus = _gpus()
     if gpus:
         found["gpu"] = gpus

@@ -81,22 +81,6 @@ def artifacts_url(env: Mapping[str, str] = os.environ) -> str | None:
     return env.get("HOPAAS_ARTIFACTS") or None
 
 
-def checkpoint_cache(env: Mapping[str, str] = os.environ) -> tuple[Path, int] | None:
-    """Where copies of checkpoints are kept, and bytes at most: `HOPAAS_CHECKPOINT_CACHE` and `…_CACHE_MB`.
-
-    Raises:
-        ConfigurationError: the bound is no number.
-
-    """
-    folder = env.get("HOPAAS_CHECKPOINT_CACHE")
-    most = env.get("HOPAAS_CHECKPOINT_CACHE_MB") or SETTINGS["checkpoint_cache_mb"].default or ""
-    if not folder:
-        return None
-    if not most.isascii() or not most.isdecimal():
-        raise ConfigurationError(f"HOPAAS_CHECKPOINT_CACHE_MB is a whole number of megabytes, got {most!r}")
-    return Path(folder), int(most) * 1_000_000
-
-
 def read_proxy(path: Path) -> Secret:
     """The address of a proxy, with its login, in a file of this user's alone.
 
@@ -126,20 +110,11 @@ class Setting(NamedTuple):
 SETTINGS: Final[dict[str, Setting]] = {
     "store": Setting("where the studies are: a directory, or a URL", untrusted="inside"),
     "study": Setting("the study to use when a command names none", untrusted="yes"),
-    "sampler": Setting("what proposes parameters in `ask`: tpe, random, gp, qmc, nsgaii", "tpe", untrusted="yes"),
-    "pruner": Setting("what answers `should-prune`: median, hyperband, halving, none", "median", untrusted="yes"),
-    "budget": Setting(
-        "what `study create` lets a study spend: trials, or limits such as gpu_hours=500,kwh=80", untrusted="yes"
-    ),
     "gpus": Setting("GPUs that a process here uses, if its batch job does not say", untrusted="yes"),
     "cores": Setting("cores that a process here uses, if its batch job does not say", untrusted="yes"),
-    "watts": Setting("watts that a process here draws, if neither NVML nor RAPL can be read", untrusted="yes"),
+    "watts": Setting("watts that a process here draws, if NVML cannot be read", untrusted="yes"),
     "patience": Setting("how many seconds a command keeps trying a store that does not answer", "20", untrusted="yes"),
     "artifacts": Setting("where files are kept if not in the store itself: a directory, or a URL", untrusted="inside"),
-    "checkpoint_cache": Setting(
-        "a directory near the jobs of this site, for copies of checkpoints", untrusted="inside"
-    ),
-    "checkpoint_cache_mb": Setting("how many megabytes of copies are kept there", "20000", untrusted="yes"),
     "site": Setting("a name for where this process runs", untrusted="yes"),
     "ca_file": Setting("certificate authorities to trust instead of certifi's"),
     "token_file": Setting("a file that holds the token of a Postgres store"),
@@ -152,19 +127,8 @@ SETTINGS: Final[dict[str, Setting]] = {
     "webhook": Setting("the URL that alerts are posted to", in_files=False, secret=True),
     "ticket": Setting("the trial that report, tell and similar commands act on", in_files=False),
 }
-_READ_FROM_THE_ENVIRONMENT: Final = (
-    "artifacts",
-    "checkpoint_cache",
-    "checkpoint_cache_mb",
-    "site",
-    "gpus",
-    "cores",
-    "watts",
-    "ca_file",
-    "token_file",
-    "token_host",
-    "webhook_file",
-)
+_OF_THE_LIBRARY: Final = ("artifacts", "site", "gpus", "cores", "watts", "ca_file", "token_file", "token_host")
+"""What the library reads from the environment; `publish` puts it there."""
 
 
 class SettingValue(NamedTuple):
@@ -368,7 +332,7 @@ class Settings:
 
     def publish(self) -> None:
         """Put the settings that the library reads from the environment there, if only files hold them."""
-        for name in _READ_FROM_THE_ENVIRONMENT:
+        for name in (*_OF_THE_LIBRARY, "webhook_file"):
             value = self.get(name)
             if value is not None:
                 self._env[variable(name)] = value
@@ -469,8 +433,6 @@ def _checked(path: Path, name: str, value: object) -> str:
             else f"Use {variable(name)}."
         )
         raise ConfigurationError(f"{path}: {name!r} does not belong in a file. {instead}")
-    if name == "budget" and isinstance(value, dict):
-        return ",".join(f"{key}={one}" for key, one in flat(value))
     if isinstance(value, dict | list):
         raise ConfigurationError(f"{path}: {name} = {value!r}: give text or a number")
     return str(value)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import datetime
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 import msgspec
@@ -12,9 +12,9 @@ from hopaas_p2p.core.ledger import AMOUNTS, possible_limits
 from hopaas_p2p.core.records import Budget, Price, Until
 from hopaas_p2p.core.state import State
 from hopaas_p2p.errors import ConfigurationError, InvalidInput
-from hopaas_p2p.runtime.arguments import shown, whole
+from hopaas_p2p.runtime.arguments import whole
 from hopaas_p2p.runtime.settings import flat
-from hopaas_p2p.runtime.times import to_iso
+from hopaas_p2p.runtime.times import from_iso, to_iso
 
 HELP: Final = (
     "COMPLETE + PRUNED trials over all peers, or limits such as gpu_hours=500,kwh=80,until.date=2026-12-31; "
@@ -36,9 +36,9 @@ def budget_of(given: int | str | Mapping[str, Any] | Budget) -> Budget:
 
     """
     if isinstance(given, Budget):
-        found = _checked_types(given)
+        found = _converted(msgspec.structs.asdict(given))
     elif isinstance(given, str):
-        found = _converted(_content([given]))
+        found = _converted(_content(given))
     elif isinstance(given, Mapping):
         found = _converted(given)
     else:
@@ -70,7 +70,7 @@ def changed(now: Budget, given: int | str | Mapping[str, Any] | Budget | None) -
     if isinstance(given, Budget):
         return budget_of(given)
     if isinstance(given, str):
-        given = _content([given])
+        given = _content(given)
     elif not isinstance(given, Mapping):
         given = {"trials": budget_of(given).trials}
     return budget_of(_over(msgspec.to_builtins(now), given))
@@ -80,26 +80,6 @@ def _over(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
     """Both, the second over the first."""
     inner = {key: _over(below.get(key) or {}, value) for key, value in above.items() if isinstance(value, Mapping)}
     return {**below, **above, **inner}
-
-
-def _checked_types(given: Budget) -> Budget:
-    """The budget, if its fields hold what they say; numpy's numbers count."""
-    try:
-        return _converted(msgspec.to_builtins(given, enc_hook=_as_python))
-    except TypeError as error:
-        raise InvalidInput(f"not a budget: {error}. Keys of a budget: {_KEYS}") from None
-
-
-def _as_python(value: Any) -> Any:
-    to_python = getattr(value, "item", None)
-    if not callable(to_python):
-        raise TypeError(f"{shown(value)} is not a number")
-    return to_python()
-
-
-def parsed_budget(texts: Iterable[str]) -> Budget:
-    """The budget of `--budget`, which may be given several times. Raises InvalidInput."""
-    return budget_of(_content(texts))
 
 
 def limits_of(budget: Budget) -> Budget:
@@ -129,10 +109,10 @@ def words(budget: Budget) -> str:
     return ",".join(f"{key}={value:g}" if isinstance(value, float) else f"{key}={value}" for key, value in shown)
 
 
-def _content(texts: Iterable[str]) -> dict[str, Any]:
-    """The mapping that such texts stand for; None: this limit is removed."""
+def _content(text: str) -> dict[str, Any]:
+    """The mapping that such a text stands for; None: this limit is removed."""
     content: dict[str, Any] = {}
-    for part in (part.strip() for text in texts for part in str(text).split(",")):
+    for part in text.split(","):
         key, equals, value = part.partition("=")
         if not equals:
             key, value = "trials", part
@@ -158,13 +138,11 @@ def _converted(content: Mapping[str, Any]) -> Budget:
         unknown |= set(price) - set(Price.__struct_fields__) if isinstance(price, Mapping) else set()
     if unknown:
         raise InvalidInput(f"{min(unknown)!r} is not a budget key; choose from: {_KEYS}")
-    plain = _without_none(content)
-    if isinstance(until, Mapping) and isinstance(until.get("date"), datetime.date):  # as YAML and TOML read it
-        plain["until"] = {**plain["until"], "date": until["date"].isoformat()}
-    try:
+    try:  # numbers of numpy's; dates, as YAML and TOML read them
+        plain = msgspec.to_builtins(_without_none(content), enc_hook=lambda one: one.item())
         return msgspec.convert(plain, Budget, strict=False)
-    except msgspec.ValidationError as error:
-        raise InvalidInput(f"not a budget: {_problem(content, error)}. Keys of a budget: {_KEYS}") from None
+    except (msgspec.ValidationError, AttributeError) as error:
+        raise InvalidInput(f"not a budget: {error}. Keys of a budget: {_KEYS}") from None
 
 
 def _without_none(content: Mapping[str, Any]) -> dict[str, Any]:
@@ -172,27 +150,14 @@ def _without_none(content: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in inner.items() if value is not None and value != {}}
 
 
-def _problem(content: Mapping[str, Any], error: msgspec.ValidationError) -> str:
-    """What is wrong with it: the value where it is known."""
-    place = str(error).rpartition("`$.")[2].rstrip("`")
-    value: Any = content
-    for key in place.split("."):
-        value = value.get(key) if isinstance(value, Mapping) else None
-    return str(error) if value is None else f"{place} = {value!r} is not a value that this key takes"
-
-
 def _date(given: Any) -> int:
     """Microseconds since 1970, UTC unless the text names another zone; of a day, its beginning."""
     if isinstance(given, int):
         return given
     try:
-        found = given if isinstance(given, datetime.date) else datetime.datetime.fromisoformat(given.strip())
-        if not isinstance(found, datetime.datetime):
-            found = datetime.datetime(found.year, found.month, found.day, tzinfo=datetime.UTC)
-        if found.tzinfo is None:
-            found = found.replace(tzinfo=datetime.UTC)
-        return (found - datetime.datetime(1970, 1, 1, tzinfo=datetime.UTC)) // datetime.timedelta(microseconds=1)
-    except (AttributeError, TypeError, ValueError):
+        found = datetime.datetime.fromisoformat(str(given).strip())
+        return from_iso((found if found.tzinfo else found.replace(tzinfo=datetime.UTC)).isoformat())
+    except ValueError:
         raise InvalidInput(
             f"until.date is a date or time such as 2026-12-31 or 2026-12-31T18:00, not {given!r}"
         ) from None

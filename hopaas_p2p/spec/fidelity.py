@@ -12,6 +12,7 @@ from hopaas_p2p.core.fidelity import Fidelity
 from hopaas_p2p.core.populations import Population
 from hopaas_p2p.core.rungs import Rungs
 from hopaas_p2p.errors import InvalidInput
+from hopaas_p2p.spec.space import mapping
 
 _EXAMPLES: Final = "rungs(min=1,max=27,eta=3,brackets=1) or population(size=16,every=5,max=100)"
 HELP: Final = (
@@ -22,7 +23,7 @@ _CALL: Final = re.compile(r"\s*(\w+)\s*(?:\((.*)\))?\s*", re.DOTALL)
 _KINDS: Final[dict[str, type[Rungs] | type[Population]]] = {"rungs": Rungs, "population": Population}
 _ALWAYS: Final = ("min", "max", "eta", "size", "every")
 """What is said even if it is the default."""
-_SHARES: Final = ("quantile", "resample")
+_MUST: Final = {int: "be a whole number", float: "be a number"}
 
 
 def checked(policy: object) -> Fidelity:
@@ -37,31 +38,19 @@ def checked(policy: object) -> Fidelity:
             "fidelity is hopaas_p2p.Rungs(min=1, max=27, eta=3) or hopaas_p2p.Population(size=16, every=5, max=100), "
             f"got {policy!r}"
         )
-    for name in policy.__struct_fields__:
-        _check_type(_name_of(policy), name, getattr(policy, name))
-    if isinstance(policy, Population):
-        policy = msgspec.structs.replace(
-            policy, fixed=tuple(policy.fixed), quantile=float(policy.quantile), resample=float(policy.resample)
-        )
+    values = {}
+    for one in msgspec.structs.fields(policy):
+        value = getattr(policy, one.name)
+        try:
+            values[one.name] = msgspec.convert(value.item() if hasattr(value, "item") else value, one.type)
+        except msgspec.ValidationError:
+            must = _MUST.get(one.type, "name parameters")
+            raise InvalidInput(f"{one.name} of the {policy.__struct_config__.tag} must {must}, got {value!r}") from None
+    policy = type(policy)(**values)
     wrong = policy.impossible()
     if wrong is not None:
         raise InvalidInput(f"fidelity: {wrong}")
     return policy
-
-
-def _check_type(kind: str, name: str, value: object) -> None:
-    if name == "fixed":
-        if not isinstance(value, tuple | list) or not all(isinstance(one, str) for one in value):
-            raise InvalidInput(f"fixed of the {kind} must name parameters, got {value!r}")
-    elif name in _SHARES:
-        if isinstance(value, bool) or not isinstance(value, int | float):
-            raise InvalidInput(f"{name} of the {kind} must be a number, got {value!r}")
-    elif type(value) is not int:
-        raise InvalidInput(f"{name} of the {kind} must be a whole number, got {value!r}")
-
-
-def _name_of(policy: Fidelity) -> str:
-    return "rungs" if isinstance(policy, Rungs) else "population"
 
 
 def parse(said: str | Mapping[str, Any]) -> Fidelity | None:
@@ -71,51 +60,32 @@ def parse(said: str | Mapping[str, Any]) -> Fidelity | None:
         InvalidInput: it cannot be read; the message shows how to write it.
 
     """
-    given = _read(said) if isinstance(said, str) else dict(said)
-    if given is None:
-        return None
-    kind = _KINDS.get(str(given.pop("type", "rungs")))
-    if kind is None or not given.keys() <= set(kind.__struct_fields__):
+    given = {} if isinstance(said, str) else dict(mapping(said, "fidelity"))
+    if isinstance(said, str):
+        found = _CALL.fullmatch(said)
+        if found is None:
+            raise InvalidInput(f"fidelity = {said!r}; write {_EXAMPLES}")
+        given["type"], parts = found[1].lower(), [part for part in (found[2] or "").split(",") if part.strip()]
+        if given["type"] == "none" and not parts:
+            return None
+        names = _KINDS.get(given["type"], Rungs).__struct_fields__
+        if len(parts) > len(names):
+            raise InvalidInput(f"fidelity = {said!r} has {len(parts)} values; {found[1]} takes {', '.join(names)}")
+        for name, part in zip(names, parts, strict=False):
+            key, equals, value = (one.strip() for one in part.partition("="))
+            key, value = (key, value) if equals else (name, key)
+            if key in given:
+                raise InvalidInput(f"fidelity = {said!r} says {key} twice")
+            given[key] = value
+    kind = _KINDS.get(str(given.setdefault("type", "rungs")))
+    if kind is None or not given.keys() <= {"type", *kind.__struct_fields__}:
         raise InvalidInput(f"fidelity = {said!r}; write {_EXAMPLES}")
     if isinstance(given.get("fixed"), str):
-        given["fixed"] = _names(given["fixed"])
-    return checked(kind(**given))
-
-
-def _read(text: str) -> dict[str, Any] | None:
-    found = _CALL.fullmatch(text)
-    if found is None:
-        raise InvalidInput(f"fidelity = {text!r}; write {_EXAMPLES}")
-    kind, inside = found[1].lower(), found[2]
-    if kind == "none" and not inside:
-        return None
-    given: dict[str, Any] = {"type": kind}
-    fields = _KINDS.get(kind, Rungs).__struct_fields__
-    parts = [part for part in (inside or "").split(",") if part.strip()]
-    if len(parts) > len(fields):
-        raise InvalidInput(f"fidelity = {text!r} has {len(parts)} values; {kind} takes {', '.join(fields)}")
-    for field, part in zip(fields, parts, strict=False):
-        key, equals, value = part.partition("=")
-        name = key.strip() if equals else field
-        if name in given:
-            raise InvalidInput(f"fidelity = {text!r} says {name} twice")
-        given[name] = _value(text, name, (value if equals else key).strip())
-    return given
-
-
-def _value(text: str, name: str, value: str) -> int | float | tuple[str, ...]:
-    if name == "fixed":
-        return _names(value)
+        given["fixed"] = [name.strip() for name in given["fixed"].split("+") if name.strip()]
     try:
-        return float(value) if name in _SHARES else int(value)
-    except ValueError:
-        what = "number" if name in _SHARES else "whole number"
-        raise InvalidInput(f"fidelity = {text!r}: {value!r} is not a {what}") from None
-
-
-def _names(said: str) -> tuple[str, ...]:
-    """The parameters of `layers+width`."""
-    return tuple([name.strip() for name in said.split("+") if name.strip()])
+        return checked(msgspec.convert(given, kind, strict=False))
+    except msgspec.ValidationError as error:
+        raise InvalidInput(f"fidelity = {said!r}: {error}; write {_EXAMPLES}") from None
 
 
 def in_words(policy: Fidelity | None) -> str:
@@ -129,4 +99,4 @@ def in_words(policy: Fidelity | None) -> str:
         for value in [getattr(policy, name)]
         if name in _ALWAYS or value != getattr(default, name)
     ]
-    return f"{_name_of(policy)}({', '.join(shown)})"
+    return f"{policy.__struct_config__.tag}({', '.join(shown)})"

@@ -10,7 +10,7 @@ from typing import Final
 
 from hopaas_p2p.core.validity import LONGEST_METRIC, MOST_METRICS, possible_metric
 from hopaas_p2p.errors import InvalidInput
-from hopaas_p2p.runtime.arguments import shown
+from hopaas_p2p.runtime.arguments import shortened, shown
 
 _MOST_NAMED: Final = 3
 _LONGEST_SHOWN: Final = 40
@@ -61,5 +61,4 @@ def _number(value: object) -> float | None:
 
 
 def _shown(value: object) -> str:
-    text = " ".join(shown(value).split())
-    return text if len(text) <= _LONGEST_SHOWN else f"{text[: _LONGEST_SHOWN - 1]}…"
+    return shortened(" ".join(shown(value).split()), _LONGEST_SHOWN)

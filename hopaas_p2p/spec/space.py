@@ -43,7 +43,15 @@ def parse_space(specs: Iterable[str]) -> dict[str, Distribution]:
         name, kind, body = match.groups()
         if name in space:
             raise InvalidInput(f"the parameter {name!r} is given twice")
-        space[name] = distribution_of(name, _table(name, kind, _split(spec, body)))
+        parts: list[Any] = []  # between the parentheses; unquoted ones become numbers where possible
+        position = 0
+        while position < len(body):
+            part = _PART.match(body, position)
+            if part is None:
+                raise InvalidInput(f"{spec!r}: cannot read {body[position:]!r}")
+            parts.append(parse_value(part[1].strip()))
+            position = part.end()
+        space[name] = distribution_of(name, _table(name, kind, parts))
     return space
 
 
@@ -60,8 +68,6 @@ def distribution_of(name: str, entry: Any) -> Distribution:
     if isinstance(entry, list):
         return choices(entry, what)
     table = dict(mapping(entry, what))
-    if "attributes" in table:  # as optuna.distributions.distribution_to_json writes it
-        table = {"type": table.get("name"), **mapping(table["attributes"], what)}
     check_keys(table, ("type", "low", "high", "log", "step", "choices", *_BELIEF), what)
     belief = {key: table[key] for key in _BELIEF if key in table}
     kind = str(table.get("type", "categorical" if "choices" in table else "")).removesuffix("Distribution").lower()
@@ -159,19 +165,6 @@ def _united(one: Distribution, other: Distribution) -> Distribution | None:
     return msgspec.structs.replace(one, low=min(one.low, other.low), high=max(one.high, other.high))
 
 
-def _split(spec: str, body: str) -> list[Any]:
-    """The parts between the parentheses; unquoted ones become numbers where possible."""
-    parts: list[Any] = []
-    position = 0
-    while position < len(body):
-        match = _PART.match(body, position)
-        if match is None:
-            raise InvalidInput(f"{spec!r}: cannot read {body[position:]!r}")
-        parts.append(parse_value(match[1].strip()))
-        position = match.end()
-    return parts
-
-
 def parse_value(text: str) -> Any:
     """A value as JSON reads it, else the text itself: `1`, `0.5`, `true`, `null`, `"1"`, `adam`."""
     try:
@@ -239,13 +232,8 @@ def parse_params(pairs: Iterable[str], space: dict[str, Any]) -> dict[str, Any]:
             raise InvalidInput(f"{pair!r} is not a parameter; write NAME=VALUE")
         if name in params:
             raise InvalidInput(f"the parameter {name!r} is given twice")
-        params[name] = _among(getattr(space.get(name), "choices", ()), text)
+        value, choices = parse_value(text), getattr(space.get(name), "choices", ())
+        same = [choice for choice in choices if type(choice) is type(value) and choice == value]
+        alike = [choice for choice in choices if str(choice) == text]
+        params[name] = (*same, *alike, value)[0]
     return params
-
-
-def _among(choices: Iterable[Any], text: str) -> Any:
-    """The choice that this text means: of equal value and type, else of equal text."""
-    value = parse_value(text)
-    same = [choice for choice in choices if type(choice) is type(value) and choice == value]
-    alike = [choice for choice in choices if str(choice) == text]
-    return (*same, *alike, value)[0]

@@ -57,7 +57,6 @@ from hopaas_p2p.errors import (
 from hopaas_p2p.peer.log_client import LogClient
 from hopaas_p2p.peer.outbox import PendingCommit
 from hopaas_p2p.peer.peer import Peer, introduction
-from hopaas_p2p.runtime.metering import gpu_gauge
 from hopaas_p2p.storage.frozen import FrozenTrialCache, OwnedTrial
 from hopaas_p2p.storage.options import StorageOptions
 from hopaas_p2p.storage.optuna_internals import copy_of, end_frozen
@@ -218,15 +217,6 @@ class StudyHandle:
         if others:
             with contextlib.suppress(StoreUnreachable, Denied):  # then it makes do with what it knows
                 peer.pull(self.log)
-
-    def limits_due(self) -> records.Budget | None:
-        """The limits of which one is reached by this machine's clock; the log may not have shown it yet."""
-        with self.log.lock:
-            ledger, define = self.state.ledger, self.state.define
-            if not ledger.limited or define is None:
-                return None
-            due = ledger.is_due(self.peer.now_us())
-            return ledger.limits if due else None
 
     def look_again(self, within: float) -> None:
         """See what has become of a study that has nothing to start, and look after the trials that run there."""
@@ -523,11 +513,6 @@ class StudyHandle:
             if owned is not None:
                 self._say_resumed_from_start(number, owned)
                 owned.frozen.intermediate_values[step] = owned.draft.reports[step] = value
-                gauge = gpu_gauge()
-                for name, busy in gauge((self.uuid, number)).items() if gauge is not None else ():
-                    if step not in owned.metrics.get(name, {}):  # what the program logs itself comes first
-                        owned.metrics.setdefault(name, {})[step] = busy
-                        owned.draft.metrics.setdefault(name, {})[step] = busy
                 if self.log.session.urgent_at < math.inf:  # parameters wait, and there will hardly be more of them
                     self.peer.hurry(self.log, within=0.0)
                 if not owned.lent:

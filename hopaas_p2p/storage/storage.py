@@ -44,7 +44,7 @@ from hopaas_p2p.errors import (
 )
 from hopaas_p2p.peer.peer import Peer
 from hopaas_p2p.runtime import process
-from hopaas_p2p.runtime.arguments import pause, seconds, whole
+from hopaas_p2p.runtime.arguments import seconds, whole
 from hopaas_p2p.runtime.process import new_uuid
 from hopaas_p2p.spec.space import spec
 from hopaas_p2p.storage import optuna_internals as internals
@@ -137,7 +137,7 @@ def open_storage(
 
 
 def _wait(what: str, value: float | None) -> float | None:
-    return None if value is None else pause(what, value)
+    return None if value is None else seconds(what, value, least=0.0)
 
 
 def open_again(options: StorageOptions) -> Storage:

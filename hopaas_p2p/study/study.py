@@ -58,7 +58,7 @@ from hopaas_p2p.errors import (
 from hopaas_p2p.files import checkpoints
 from hopaas_p2p.files.artifacts import StudyArtifacts
 from hopaas_p2p.runtime import credentials, extras, interrupts, metering
-from hopaas_p2p.runtime.arguments import exceptions, functions, mapping, shown, time_limit, trial_number, whole
+from hopaas_p2p.runtime.arguments import exceptions, functions, mapping, seconds, shown, trial_number, whole
 from hopaas_p2p.runtime.interrupts import describe, interruptions, sigterm_raises
 from hopaas_p2p.runtime.process import once
 from hopaas_p2p.samplers import TPESampler
@@ -425,7 +425,6 @@ class Study(optuna.Study):
         self.storage = storage
         self.name = name
         self.study_id = study_id
-        self._checkpoint_bound = checkpoints.CheckpointBound()
         self._searcher = Searcher(sampler, pruner, said)
         super().__init__(name, storage, self._searcher.sampler, self._searcher.pruner)
         self._loops: list[Loop] = []
@@ -584,10 +583,6 @@ class Study(optuna.Study):
             proposed: Trial | None = None
             try:
                 found = handle.next_or_raise("space" if through else "", _THROUGH if through else "", within=within)
-                if found is NEW and handle.log.session.state.configurations.policy is not None:
-                    full = self._checkpoint_bound.reason(handle, within=within)
-                    if full is not None:
-                        found = handle.next_or_raise("checkpoints", full, within=within)
                 if found is NEW and proposer is not None:
                     proposed = proposer.propose(within)
                 record = None if proposed is None else proposed.record
@@ -861,7 +856,7 @@ class Study(optuna.Study):
         called: list[Callable[[FrozenTrial], object]] = []
         called += [functools.partial(one, self) for one in functions("callbacks", callbacks or ())]
         n_trials = None if n_trials is None else whole("n_trials", n_trials, least=None)
-        timeout = None if timeout is None else time_limit("timeout", timeout)
+        timeout = None if timeout is None else seconds("timeout", timeout, least=-math.inf)
         jobs = os.cpu_count() or 1 if n_jobs == -1 else whole("n_jobs", n_jobs)
         among = ranks()
         if among.size > 1 and not among.meet():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import random
 import threading
 import zlib
@@ -53,10 +54,7 @@ def chained(log: Log, name: str, since: int = 0, total: int | None = None) -> En
 
 def sum_of(entries: list[Entry]) -> int:
     """The sum of a log that begins with these."""
-    total = 0
-    for entry in entries:
-        total = following(total, entry.payload)
-    return total
+    return functools.reduce(lambda total, entry: following(total, entry.payload), entries, 0)
 
 
 def study_snapshot(trials: int, *, waiting: Iterable[int] = ()) -> bytes:

@@ -154,7 +154,6 @@ def test_when_time_is_up_no_more_trials_are_given_out(tmp_path: Path) -> None:
         (("--store", "/dev/null"), 78, "is a file"),
         (("--store", "ftp://x"), 78, "no store has the scheme"),
         (("--store", "memory://x"), 78, "exists in one process"),
-        (("--report", "/nowhere/digits.html"), 78, "there is no directory /nowhere"),
     ],
 )
 def test_a_demo_that_cannot_be_says_why_in_one_line(arguments: tuple[str, ...], code: int, said: str) -> None:

@@ -379,7 +379,7 @@ def test_an_objective_that_cannot_travel_is_refused_before_a_trial_starts(study:
 
 
 @pytest.mark.parametrize(
-    ("sent", "why"), [(signal.SIGINT, "KeyboardInterrupt"), (signal.SIGTERM, "_Terminated")], ids=["Ctrl-C", "SIGTERM"]
+    ("sent", "why"), [(signal.SIGINT, "KeyboardInterrupt"), (signal.SIGTERM, "SystemExit")], ids=["Ctrl-C", "SIGTERM"]
 )
 def test_an_interruption_gives_the_trials_back_and_ends_the_workers(
     study: Study, tmp_path: Path, sent: signal.Signals, why: str

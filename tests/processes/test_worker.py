@@ -11,7 +11,6 @@ import sys
 import time
 from pathlib import Path
 
-import msgspec
 import optuna
 import pytest
 from optuna.storages.journal import JournalFileBackend
@@ -437,23 +436,6 @@ def test_a_command_pauses_at_a_rung_and_its_continuation_has_the_checkpoint(tmp_
     kept = {path.name for path in (tmp_path / "store").rglob("checkpoint/*")}
     assert kept, "complete trials keep theirs"
     assert kept.isdisjoint(key.rpartition("/")[2] for key in unneeded(study.state))
-    study.close()
-
-
-def test_a_worker_waits_while_checkpoints_take_too_much(tmp_path: Path) -> None:
-    rungs = hopaas_p2p.Rungs(min=1, max=9, eta=3, checkpoint_mb=1)
-    study = campaign(tmp_path, budget=6, fidelity=rungs)  # so that both that pause may yet be promoted
-    large = PAUSES.replace("range(begin, 4)", "range(begin, 9)").replace("read_text()", "read_text().strip()")
-    large = large.replace('write_text(f"weights {step}")', 'write_text(f"weights {step}".ljust(600_000))')
-    worker = start(*WORKER, "--", *script(tmp_path, large), cwd=tmp_path)
-    said = tmp_path / "worker.err"
-    until(lambda: "Waiting: the checkpoints take 1 MB" in said.read_text(), 60, what=said.read_text)
-    assert states(study) == ["PRUNED", "PRUNED"]
-
-    study.search_with(fidelity=msgspec.structs.replace(rungs, checkpoint_mb=0))
-
-    assert worker.wait(patient(60)) == 0, said.read_text()
-    assert study.state.used() == 6
     study.close()
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import os
 import sqlite3
@@ -27,7 +26,7 @@ from hopaas_p2p.core.attributes import SAMPLER
 from hopaas_p2p.core.records import Categorical, Commit, Float, StudyRegistered, StudySet, TrialCreate
 from hopaas_p2p.core.state import COMPLETE
 from hopaas_p2p.errors import InvalidInput
-from hopaas_p2p.moving import backup, from_yaml, tables
+from hopaas_p2p.moving import backup, descriptions, tables
 from hopaas_p2p.moving.optunas import _bounded, load_optuna
 from hopaas_p2p.moving.records import of_state
 from hopaas_p2p.runtime.ownership import read_own
@@ -53,21 +52,17 @@ def sweep(*parameters: str, method: str = "grid") -> str:
         "name: s\nspace: &a\n  b: *a\n",
         "a: &a {x: 1}\n" + "".join(f"b{at}: &a\n  <<: [{', '.join(['*a'] * 9)}]\n  x{at}: 1\n" for at in range(12)),
         "x: " + "[" * 5000,
-        sweep("{min: 0, max: 1000000000}"),
-        sweep("{min: 0, max: 1, distribution: q_uniform, q: 1e-9}"),
         sweep("{min: 0, max: 1, distribution: q_uniform, q: 5e-324}", method="random"),
         sweep("{min: 0, max: 1, distribution: q_uniform, q: 1e-300}", method="random"),
         sweep("{min: 0, max: " + "9" * 4000 + "}"),
-        sweep(*["{min: 0, max: 4000000000000000000}"] * 1000),
-        sweep(*["{values: [1, 2, 3, 4, 5, 6, 7, 8, 9]}"] * 50),
     ],
-    ids=["laughs", "itself", "merges", "deep", "integers", "q", "least q", "tiny q", "digits", "ranges", "values"],
+    ids=["laughs", "itself", "merges", "deep", "least q", "tiny q", "digits"],
 )
 def test_a_description_in_yaml_does_not_grow(tmp_path: Path, text: str) -> None:
     path = tmp_path / "s.yaml"
     path.write_text(text)
     with pytest.raises(InvalidInput) as refused:
-        from_yaml.read(path)
+        descriptions.read(path)
     assert len(str(refused.value)) < 400
     assert str(refused.value).startswith(str(path))
 
@@ -75,7 +70,7 @@ def test_a_description_in_yaml_does_not_grow(tmp_path: Path, text: str) -> None:
 def test_anchors_are_still_read(tmp_path: Path) -> None:
     path = tmp_path / "s.yaml"
     path.write_text("method: random\nparameters:\n  a: &a {min: 0.0, max: 1.0}\n  b: *a\n  c: {<<: *a, max: 2.0}\n")
-    assert list(from_yaml.read(path).space) == ["a", "b", "c"]
+    assert list(descriptions.read(path).space) == ["a", "b", "c"]
 
 
 @pytest.mark.parametrize("name", ["s.yaml", "s.spool"])
@@ -83,13 +78,15 @@ def test_a_sparse_file_is_not_read(tmp_path: Path, name: str) -> None:
     path = tmp_path / name
     with path.open("wb") as file:
         file.truncate(SPARSE)
-    reader = {"s.yaml": from_yaml.read, "s.spool": spool.exported}[name]
+    reader = {"s.yaml": descriptions.read, "s.spool": spool.exported}[name]
     with pytest.raises(InvalidInput):
         reader(path)
 
 
 @pytest.mark.parametrize(
-    "reader", [from_yaml.read, spool.exported, backup.read, Prior.from_file], ids=["yaml", "spool", "backup", "prior"]
+    "reader",
+    [descriptions.read, spool.exported, backup.read, Prior.from_file],
+    ids=["yaml", "spool", "backup", "prior"],
 )
 def test_a_pipe_in_the_place_of_a_file_holds_nobody_up(tmp_path: Path, reader: Callable[[Path], object]) -> None:
     os.mkfifo(tmp_path / "pipe")
@@ -115,7 +112,7 @@ def test_a_sweep_with_many_rungs_is_read(tmp_path: Path) -> None:
         "method: random\nparameters: {x: {min: 0.0, max: 1.0}}\n"
         "early_terminate: {type: hyperband, max_iter: 27, s: 9000000000000000000, eta: 1000000000000000000}"
     )
-    assert from_yaml.read(path).sampler_config["pruner"]["min_resource"] == 1
+    assert descriptions.read(path).search["pruner"]._min_resource == 1
 
 
 def test_a_csv_whose_rows_are_short_takes_the_room_of_its_cells() -> None:
@@ -221,13 +218,13 @@ def test_the_choices_of_a_parameter_are_gone_over_once(tmp_path: Path) -> None:
 def test_a_nested_file_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "s.yaml").write_text("[" * 100_000)
     with pytest.raises(InvalidInput):
-        from_yaml.read(tmp_path / "s.yaml")
+        descriptions.read(tmp_path / "s.yaml")
     with pytest.raises(InvalidInput):
         tables.load_csv(["state,value\n", f"COMPLETE,{'1' * 200_000}\n"], space={}, name=None)
 
 
 def test_a_spool_that_claims_more_than_it_holds_is_given_up_at_its_first_frame(tmp_path: Path) -> None:
-    whole = spool.Spooled(1, "/s", "u", "s", [], 0, "unsent", [(0, None)], [codec.encode(Commit("w", 1, "w", 0, ()))])
+    whole = spool.Spooled("/s", "u", "s", [], 0, "unsent", [(0, None)], [codec.encode(Commit("w", 1, "w", 0, ()))])
     path = tmp_path / "a.commits"
     path.write_bytes(b"".join([spool._MAGIC, *spool._frames(whole)]))
     assert spool.read(path) == whole
@@ -259,14 +256,14 @@ def _backup(tmp_path: Path) -> Path:
 
 
 def _rewritten(path: Path, manifest: bytes, more: dict[str, bytes]) -> Path:
-    """The backup with this manifest, whose sum is right, and with members more."""
+    """The backup with this manifest, and with members more."""
     forged = path.with_name("forged.backup")
     with zipfile.ZipFile(path) as old, zipfile.ZipFile(forged, "w", zipfile.ZIP_DEFLATED) as new:
         for info in old.infolist():
             new.writestr(info, manifest if info.filename == backup._MANIFEST else old.read(info))
         for name, data in more.items():
             new.writestr(name, data)
-        new.comment = backup._COMMENT + hashlib.sha256(manifest).hexdigest().encode()
+        new.comment = backup._COMMENT
     return forged
 
 
@@ -283,8 +280,7 @@ def test_a_backups_manifest_claims_what_is_there(tmp_path: Path) -> None:
         ({"studies": [{**study, "uuid": "../other"}]}, {}),
         ({"studies": [{**study, "base": 5}]}, {}),
         ({"files": 1 << 40}, {}),
-        ({"sums": {**said["sums"], "base/x": hashlib.sha256(zeros).hexdigest()}}, {"base/x": zeros}),
-        ({"sums": {**said["sums"], "nowhere": "0"}}, {}),
+        ({}, {"base/x": zeros}),
     ]
     for changed, more in forgeries:
         with pytest.raises(InvalidInput):

@@ -117,7 +117,6 @@ HOSTS_PATHS_FILES = [
     ("store", "link"),
     ("artifacts", "https://evil.example.org/d"),
     ("artifacts", "link/deeper"),
-    ("checkpoint_cache", "/tmp/there"),
     ("token_file", "mine.token"),
     ("webhook_file", "mine.webhook"),
     ("ca_file", "evil.pem"),
@@ -140,7 +139,7 @@ def test_a_file_that_came_with_a_directory_names_no_host_no_way_out_and_no_secre
 
 
 def test_it_chooses_names_numbers_and_a_store_in_its_own_folder(env: dict[str, str], here: Path) -> None:
-    lines = {"study": "s", "sampler": "gp", "pruner": "none", "budget": "9", "site": "north", "store": "./mine"}
+    lines = {"study": "s", "patience": "9", "site": "north", "store": "./mine"}
     (here / "hopaas.toml").write_text("".join(f'{name} = "{value}"\n' for name, value in lines.items()))
     assert {name: Settings(env=env, directory=here).get(name) for name in lines} == lines
 

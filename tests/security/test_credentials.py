@@ -263,7 +263,7 @@ def test_keys_of_amazons_go_to_amazon_whoever_names_its_bucket(ann: Path, host: 
     if is_amazons:
         found = credentials.access_key([(host, 443)])
         assert found is not None
-        assert found.session == SESSION
+        assert found[2] == SESSION
     else:
         with pytest.raises(ConfigurationError, match="a host that you have not named"):
             credentials.access_key([(host, 443)])

@@ -18,7 +18,7 @@ from hopaas_p2p.core.catalog import checked_name
 from hopaas_p2p.core.records import Categorical, Float, TrialCreate
 from hopaas_p2p.core.state import COMPLETE, WAITING
 from hopaas_p2p.errors import InvalidInput
-from hopaas_p2p.moving import export_study, from_yaml, tables
+from hopaas_p2p.moving import descriptions, export_study, tables
 from hopaas_p2p.moving.records import of_state
 from hopaas_p2p.ports.command import fill_in, variables
 from hopaas_p2p.ports.worker import Worker
@@ -163,11 +163,11 @@ def test_the_line_that_starts_a_sweeps_jobs_is_words_and_no_code(tmp_path: Path)
     path.write_text(
         f'method: random\ncommand: ["${{args}}", "{{x}};$(id)"]\nparameters: {{"{name}": {{min: 0.1, max: 1.0}}}}'
     )
-    told = from_yaml.read(path)
+    told = descriptions.read(path)
     assert shlex.split(told.command or "") == [f"--{name}={{{name}}}", "{x};$(id)"]
     path.write_text('method: random\nparameters: {"a\\nb": {min: 0.1, max: 1.0}}')
     with pytest.raises(InvalidInput, match="line break"):
-        from_yaml.read(path)
+        descriptions.read(path)
 
 
 @pytest.mark.parametrize("text", ["a\0b", "\ud800"])

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import shutil
 import stat
 import subprocess
 from collections.abc import Callable, Iterator
@@ -21,7 +20,6 @@ from hopaas_p2p.moving import export_study
 from hopaas_p2p.ports.worker import Worker
 from hopaas_p2p.report import write_report
 from hopaas_p2p.runtime.atomic import open_regular, replace_atomically
-from hopaas_p2p.runtime.checkpoint_cache import CheckpointCache, checkpoint_cache
 from hopaas_p2p.runtime.ownership import own_folder
 from hopaas_p2p.study import Study
 from hopaas_p2p.trackers.base import Export
@@ -29,7 +27,6 @@ from hopaas_p2p.trackers.wandb import WandB
 from tests.support.processes import CLI, ROOT, campaign, environment, script
 
 SECRET = "the user's own"
-KEPT = "d" * 64
 SUBMIT = ["submit", "slurm", "--store", "../store", "--study", "s", "--", "true"]
 
 
@@ -52,7 +49,7 @@ def home(tmp_path: Path) -> Iterator[Path]:
     """A folder of the user's, in which nothing is read, written, removed or made executable."""
     folder = tmp_path / "home"
     (folder / "s").mkdir(parents=True)
-    names = [".bashrc", "hopaas-s.slurm.sh", "s/0.log", "a" * 64, KEPT]
+    names = [".bashrc", "hopaas-s.slurm.sh", "s/0.log"]
     for name in names:
         (folder / name).write_text(SECRET)
         (folder / name).chmod(0o600)
@@ -222,70 +219,6 @@ def test_logs_go_to_the_workers_own_folder_when_another_is_put_in_its_place(
     with pytest.raises(InvalidInput, match="is a link"):  # the second trial is not begun
         Worker(study, command).work()
     assert json.loads((place / "kept" / "s" / "0.log").read_text()) == {"value": 1}
-
-
-# --- checkpoints near the jobs ---------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def cache(place: Path, monkeypatch: pytest.MonkeyPatch) -> CheckpointCache:
-    monkeypatch.setenv("HOPAAS_CHECKPOINT_CACHE", str(place))
-    found = checkpoint_cache()
-    assert found is not None
-    return found
-
-
-def _swap(cache: CheckpointCache, home: Path) -> None:
-    if not cache.folder.is_symlink():
-        cache.folder.rename(cache.folder.with_name("moved"))
-        cache.folder.symlink_to(home)
-
-
-@pytest.mark.parametrize("when", ["before", "in the middle"])
-@pytest.mark.parametrize(
-    "use",
-    [
-        lambda cache, path: cache.keep(KEPT, path),
-        lambda cache, path: cache.keep("b" * 64, path),
-        lambda cache, path: cache._replace(most=20).keep("c" * 64, path),
-        lambda cache, path: cache.fetch(KEPT, path.with_name("target")),
-        lambda cache, _: cache.drop(KEPT),
-    ],
-    ids=["keep what is there", "keep", "make room", "fetch", "drop"],
-)
-def test_a_cache_that_becomes_a_link_is_neither_read_nor_written_nor_cleared(
-    use: Callable[[CheckpointCache, Path], Any],
-    when: str,
-    cache: CheckpointCache,
-    home: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    source = tmp_path / "source"
-    source.write_bytes(b"a checkpoint")
-    cache.keep(KEPT, source)
-    if when == "before":
-        _swap(cache, home)
-    else:
-        for name in ("scandir", "unlink", "utime", "replace", "lstat"):
-            real = getattr(os, name)
-
-            def late(*words: Any, real: Callable[..., Any] = real, **named: Any) -> Any:
-                _swap(cache, home)
-                return real(*words, **named)
-
-            monkeypatch.setattr(os, name, late)
-        real_copy = shutil.copyfile
-        monkeypatch.setattr(shutil, "copyfile", lambda one, two: (_swap(cache, home), real_copy(one, two))[1])
-    use(cache, source)
-    monkeypatch.undo()
-    assert cache.folder.is_symlink()
-    assert not (tmp_path / "target").exists() or (tmp_path / "target").read_bytes() == b"a checkpoint"
-
-
-def test_a_pipe_in_a_cache_holds_nobody_up(cache: CheckpointCache, tmp_path: Path) -> None:
-    os.mkfifo(cache.folder / ("a" * 64))
-    assert not cache.fetch("a" * 64, tmp_path / "target")
 
 
 # --- files that somebody names, and the spool ------------------------------------------------------------------------

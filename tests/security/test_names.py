@@ -302,7 +302,7 @@ def test_a_file_of_results_says_what_a_worker_may_say(
     ]
     results = PeerJoin({"host": "h"}), TrialCreate(), TrialFinish(1, 1, COMPLETE, (1.0,)), StudySet({"note": "1"})
     payload = codec.encode(Commit("m", 1, "m", 0, (*words, *results)))
-    batch = spool.Spooled(1, "/s", "u", "s", [1], 0, why, [(0, None)], [payload])
+    batch = spool.Spooled("/s", "u", "s", [1], 0, why, [(0, None)], [payload])
     (tmp_path / "file").write_bytes(b"".join([spool._MAGIC, *spool._frames(batch)]))
     (read,) = spool.exported(tmp_path / "file")
     commit = codec.decode(read.payloads[0])

@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import random
 from collections import Counter
-from pathlib import Path
-from types import SimpleNamespace
 from typing import Final, NamedTuple
 
 import optuna
@@ -20,7 +18,7 @@ from hopaas_p2p.core.records import FROM_START, Budget, Checkpoint, Policy
 from hopaas_p2p.core.state import State
 from hopaas_p2p.errors import NoWork
 from hopaas_p2p.peer.peer import Peer
-from hopaas_p2p.runtime.metering import EnergyCounter
+from hopaas_p2p.runtime.metering import gpu_energy
 from hopaas_p2p.storage.options import StorageOptions
 from hopaas_p2p.storage.storage import Storage
 from hopaas_p2p.stores.memory import MemoryStore
@@ -41,7 +39,6 @@ class FakeNvml:
 
     def __init__(self, gpus: int) -> None:
         self.millijoules = [1e9 * index for index in range(gpus)]
-        self.percent, self.gigabytes = [0] * gpus, [0.0] * gpus
 
     def nvmlInit(self) -> None:  # noqa: N802
         """As pynvml's."""
@@ -59,12 +56,6 @@ class FakeNvml:
 
     def nvmlDeviceGetTotalEnergyConsumption(self, handle: int) -> int:  # noqa: N802
         return int(self.millijoules[handle])
-
-    def nvmlDeviceGetUtilizationRates(self, handle: int) -> SimpleNamespace:  # noqa: N802
-        return SimpleNamespace(gpu=self.percent[handle])
-
-    def nvmlDeviceGetMemoryInfo(self, handle: int) -> SimpleNamespace:  # noqa: N802
-        return SimpleNamespace(used=int(self.gigabytes[handle] * 1e9))
 
 
 class TrueLease(NamedTuple):
@@ -108,7 +99,7 @@ class Job:
             threaded=False,
             uuid=f"job-{number:06d}",
             jitter=random.Random(number),
-            energy=EnergyCounter(nvml=self.nvml, rapl=Path("/nowhere"), share=1.0),
+            energy=gpu_energy(self.nvml),
             describe=lambda: {"site": self.site, "user": "ann", "gpus": str(self.gpus), "cores": "8"},
         )
         options = StorageOptions(

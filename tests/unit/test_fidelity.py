@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import math
-import threading
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import optuna
@@ -19,9 +17,8 @@ from hopaas_p2p.analysis.facts import budget_unit
 from hopaas_p2p.analysis.table import COMPLETE, PRUNED
 from hopaas_p2p.core.admission import finished
 from hopaas_p2p.core.attributes import CONTINUES
-from hopaas_p2p.core.records import Checkpoint
 from hopaas_p2p.errors import DefinitionMismatch, InvalidInput, NoWork
-from hopaas_p2p.files.checkpoints import CheckpointBound, unneeded
+from hopaas_p2p.files.checkpoints import unneeded
 from hopaas_p2p.samplers import default_sampler
 from hopaas_p2p.search.known import KnownTrials
 from hopaas_p2p.spec.fidelity import in_words, parse
@@ -29,7 +26,6 @@ from hopaas_p2p.study import Study
 from hopaas_p2p.study.method import SearchMethod
 from hopaas_p2p.training import Training
 from tests.support.exchanges import exchanges_of
-from tests.support.processes import until
 from tests.support.studies import opened_study
 
 SPACE = {"x": hopaas_p2p.Float(0.0, 1.0)}
@@ -133,185 +129,6 @@ def test_checkpoints_that_can_no_longer_win_are_collected(tmp_path: Path) -> Non
     study.close()
 
 
-def _paused(study: Study, size: int) -> hopaas_p2p.Trial:
-    """Start a trial, and let it pause at the first rung with a checkpoint of so many bytes."""
-    trial = study.ask()
-    trial.checkpoint(b"x" * size, step=0)
-    trial.report(trial.params["x"], 0)
-    assert trial.should_prune()
-    study.tell(trial, state="pruned")
-    return trial
-
-
-IN_2042 = 2_300_000_000_000_000
-BOUNDED = hopaas_p2p.Rungs(min=1, max=9, eta=3, checkpoint_mb=1)
-
-
-def test_no_configuration_begins_while_checkpoints_take_too_much_and_what_is_promoted_goes_on(tmp_path: Path) -> None:
-    study = _opened(tmp_path, space=SPACE, fidelity=BOUNDED)
-    for _ in range(3):
-        _paused(study, 400_000)
-    promoted = study.ask()  # although 1.2 MB are taken
-    assert study.state.trials[promoted.number].continues is not None
-    with pytest.raises(
-        NoWork, match=r"the checkpoints take 1 MB, and new configurations begin below 1 MB only"
-    ) as full:
-        study.ask()
-    assert (full.value.refusal, full.value.waits) == ("checkpoints", True)
-    assert len(study.state.trials) == 4, "nothing was refused by the log"
-    study.search_with(fidelity=hopaas_p2p.Rungs(min=1, max=9, eta=3, checkpoint_mb=2))
-    _paused(study, 100)
-    study.tell(promoted, state="fail")
-    study.close()
-
-
-def test_checkpoints_that_nobody_needs_make_room_for_a_configuration(tmp_path: Path) -> None:
-    study = _opened(tmp_path, space=SPACE, budget=3, fidelity=BOUNDED)
-    first, second = _paused(study, 600_000), _paused(study, 600_000)
-    worse = max(first, second, key=lambda trial: trial.params["x"])
-    assert len(list(tmp_path.rglob("checkpoint/*"))) == 2
-    trial = study.ask()  # of three configurations one is promoted: the worse of these two never
-    (left,) = [path.name for path in tmp_path.rglob("checkpoint/*")]
-    assert not left.startswith(f"{worse.number}-")
-    study.tell(trial, state="fail")
-    study.close()
-
-
-def test_optimize_waits_until_there_is_room_for_checkpoints(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    caplog.set_level("INFO", logger="hopaas_p2p")
-    study = _opened(tmp_path, space=SPACE, fidelity=BOUNDED)
-    for _ in range(2):
-        _paused(study, 600_000)
-    ran = threading.Thread(target=study.optimize, args=(lambda _trial: 1.0, 1))
-    ran.start()
-    until(lambda: "new configurations begin below" in caplog.text, 30)
-    assert ran.is_alive()
-    owner = _opened(tmp_path)
-    owner.search_with(fidelity=NINE)
-    ran.join(30)
-    assert not ran.is_alive()
-    assert [trial.state.name for trial in study.trials] == ["PRUNED", "PRUNED", "COMPLETE"]
-    owner.close()
-    study.close()
-
-
-@pytest.mark.parametrize(
-    ("ends", "refusal"),
-    [
-        (lambda study: study.stop_all(), "stopped"),
-        (lambda study: study.pause(), "paused"),
-        (lambda study: study.drain(peer=study.storage.peer.uuid), "draining"),
-        (lambda study: study.set_budget("until.target=5"), "budget"),
-        (lambda study: study.set_budget("until.date=2020-01-01"), "budget"),
-    ],
-)
-def test_a_study_that_gives_out_nothing_says_why_although_checkpoints_take_too_much(
-    tmp_path: Path, ends: Callable[[Study], None], refusal: str
-) -> None:
-    study = _opened(tmp_path, space=SPACE, fidelity=BOUNDED)
-    study.tell(study.ask(), 1.0)
-    for _ in range(2):
-        _paused(study, 600_000)
-    ends(study)
-    with pytest.raises(NoWork) as none:
-        study.ask()
-    assert none.value.refusal == refusal
-    study.close()
-
-
-def test_optimize_ends_when_another_peer_stops_the_study_while_it_waits_for_room(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    caplog.set_level("INFO", logger="hopaas_p2p")
-    study = _opened(tmp_path, space=SPACE, fidelity=BOUNDED)
-    for _ in range(2):
-        _paused(study, 600_000)
-    ran = threading.Thread(target=study.optimize, args=(lambda _trial: 1.0,), daemon=True)
-    ran.start()
-    until(lambda: "new configurations begin below" in caplog.text, 30)
-    owner = _opened(tmp_path)
-    owner.stop_all()
-    ran.join(30)
-    assert not ran.is_alive()
-    owner.close()
-    study.close()
-
-
-def test_a_date_ends_a_study_whose_peers_all_wait_for_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    study, other = _opened(tmp_path, space=SPACE, fidelity=BOUNDED), _opened(tmp_path)
-    study.set_budget("until.date=2040-01-01")
-    for one in (study, other):
-        _paused(one, 600_000)
-        one.storage.flush()
-    for one in (study, other):
-        log = one.handle.log
-        one.storage.peer.pull(log)
-        monkeypatch.setattr(one.storage.peer, "now_us", lambda: IN_2042)
-        monkeypatch.setattr(log.session.outbox, "_now_us", lambda: IN_2042)
-    refusals = []
-    for one in (study, other, study, other):
-        with pytest.raises(NoWork) as none:
-            one.ask()
-        refusals.append(none.value.refusal)
-    assert refusals == ["checkpoints", "budget", "budget", "budget"], "one clock alone ends no study"
-    other.close()
-    study.close()
-
-
-def test_a_peer_that_waits_for_room_looks_after_the_trials_of_others(tmp_path: Path) -> None:
-    study = _opened(tmp_path, space=SPACE, fidelity=BOUNDED)
-    running = study.ask()
-    for _ in range(2):
-        _paused(study, 600_000)
-    other = _opened(tmp_path)
-    with pytest.raises(NoWork, match="checkpoints take"):
-        other.ask()
-    other.storage.flush()
-    study.storage.peer.pull(study.handle.log)
-    assert other.storage.peer.uuid in study.state.peers, "only a peer that has joined reclaims from the dead"
-    study.tell(running, state="fail")
-    other.close()
-    study.close()
-
-
-def test_a_record_that_names_a_file_outside_the_study_or_a_negative_size_changes_no_bound(tmp_path: Path) -> None:
-    study = _opened(tmp_path, space=SPACE, fidelity=BOUNDED)
-    handle = study.handle
-    first, second = study.ask(), study.ask()
-    handle.checkpoint(first.number, Checkpoint(0, "elsewhere/checkpoint/0-0-a", 2**62, "0"), within=None)
-    third = study.ask()
-    handle.checkpoint(second.number, Checkpoint(0, f"{handle.uuid}/checkpoint/1-0-a", -(2**62), "0"), within=None)
-    third.checkpoint(b"x" * 1_000_000, step=0)
-    with pytest.raises(NoWork, match="checkpoints take"):
-        study.ask()
-    for trial in (first, second, third):
-        study.tell(trial, state="fail")
-    study.close()
-
-
-def test_counting_what_many_checkpoints_take_costs_a_twentieth_of_the_time_at_most(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    study = _opened(tmp_path, space=SPACE, fidelity=BOUNDED)
-    now, counts = [0.0], []
-    clock = SimpleNamespace(monotonic=lambda: now[0], thread_time=lambda: now[0])
-    monkeypatch.setattr("hopaas_p2p.files.checkpoints.time", clock)
-    handle, bound = study.handle, CheckpointBound()
-
-    def counted(_handle: object) -> int:
-        counts.append(now[0])
-        now[0] += 0.1
-        return 0
-
-    monkeypatch.setattr(bound, "_total", counted)
-    while now[0] < 20.0:
-        assert bound.reason(handle, within=1.0) is None
-        now[0] += 0.1
-    assert len(counts) <= 10
-    monkeypatch.undo()
-    study.close()
-
-
 def test_another_fidelity_is_refused_and_an_owner_may_change_it(tmp_path: Path) -> None:
     study = _opened(tmp_path, space=SPACE, fidelity=NINE)
     with pytest.raises(DefinitionMismatch, match=r"rungs\(min=1, max=9, eta=3\)"):
@@ -356,7 +173,7 @@ def test_what_cannot_be_read_is_said_with_how_to_write_it(said: str) -> None:
 @pytest.mark.parametrize(
     ("said", "why"),
     [
-        ("rungs(1,9,3,1,0,8,0,5)", "8 values; rungs takes min, max, eta, brackets, first_step, whole, checkpoint_mb"),
+        ("rungs(1,9,3,1,0,8,0)", "7 values; rungs takes min, max, eta, brackets, first_step, whole"),
         ("rungs(min=1,max=9,min=3)", "says min twice"),
         ("population(16,size=8)", "says size twice"),
     ],

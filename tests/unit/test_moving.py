@@ -22,6 +22,7 @@ from hopaas_p2p.study import Study
 from tests.support.processes import cli, states
 
 _names = itertools.count()
+NO_PAUSES = "trials that paused at a rung or in a population are not continued in 's': a copy has no pauses"
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 
 
@@ -222,7 +223,7 @@ def test_a_copy_of_a_study_with_rungs_keeps_what_is_left_of_the_budget_and_who_c
 
     target = opened(str(tmp_path / "to"))
     copied = copy_study(study, target)
-    assert copied.warnings == ["trials that paused at a rung are not continued in 's': a copy has no pauses"]
+    assert copied.warnings == [NO_PAUSES]
 
     copied = hopaas_p2p.open_study(target, "s", create=False).state
     assert [trial.system.get("hopaas:continues") for trial in copied.trials] == [None, None, "0"]
@@ -243,7 +244,7 @@ def test_a_copy_of_a_population_says_that_it_does_not_continue(
     study.tell(trial, state="pruned")
     copied = copy_study(study, opened(str(tmp_path / "to")))
     (said,) = copied.warnings
-    assert said == "the population does not continue in 's': a copy has no pauses; each trial counts as a member"
+    assert said == NO_PAUSES
 
 
 def test_a_copy_of_a_copy_knows_where_it_came_from(

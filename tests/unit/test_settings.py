@@ -11,7 +11,6 @@ import optuna
 import pytest
 
 import hopaas_p2p
-from hopaas_p2p.cli.options import CliSession
 from hopaas_p2p.errors import ConfigurationError, StoreUnreachable
 from hopaas_p2p.runtime import extras
 from hopaas_p2p.runtime.credentials import token
@@ -42,16 +41,16 @@ def test_an_option_wins_over_a_variable_over_here_over_the_users_file_over_the_d
     env: dict[str, str], here: Path
 ) -> None:
     def found(given: str | None = None) -> tuple[str | None, str]:
-        return Settings(env=env, directory=here).find("sampler", given)[:2]
+        return Settings(env=env, directory=here).find("patience", given)[:2]
 
-    assert found() == ("tpe", "default")
-    write_own(env, 'sampler = "gp"')
-    assert found() == ("gp", str(user_file(env)))
-    (here / "hopaas.toml").write_text('sampler = "qmc"')
-    assert found() == ("qmc", "./hopaas.toml")
-    env["HOPAAS_SAMPLER"] = "random"
-    assert found() == ("random", "environment HOPAAS_SAMPLER")
-    assert found("nsgaii") == ("nsgaii", "option --sampler")
+    assert found() == ("20", "default")
+    write_own(env, 'patience = "1"')
+    assert found() == ("1", str(user_file(env)))
+    (here / "hopaas.toml").write_text('patience = "2"')
+    assert found() == ("2", "./hopaas.toml")
+    env["HOPAAS_PATIENCE"] = "3"
+    assert found() == ("3", "environment HOPAAS_PATIENCE")
+    assert found("4") == ("4", "option --patience")
 
 
 def test_an_empty_variable_says_nothing(env: dict[str, str], here: Path) -> None:
@@ -79,12 +78,10 @@ def test_a_file_that_holds_what_is_no_setting_is_named(env: dict[str, str], here
     assert "secret" not in str(caught.value)
 
 
-def test_a_sampler_that_needs_a_library_says_which(env: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
-    session = CliSession()
-    session.settings = Settings(env={**env, "HOPAAS_SAMPLER": "qmc"})
+def test_a_sampler_that_needs_a_library_says_which(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda _name: None)
     with pytest.raises(ConfigurationError, match="QMCSampler needs scipy: pip install scipy"):
-        session.configured("sampler", None, None)
+        configured("sampler", "qmc", None)
 
 
 @pytest.mark.parametrize("wrong", ["soon", "0", "-1", "nan"])
@@ -104,25 +101,18 @@ def test_what_the_library_reads_from_the_environment_is_put_there(env: dict[str,
 def test_config_show_says_which_won_and_shows_no_secret(tmp_path: Path) -> None:
     (tmp_path / "hopaas.toml").write_text('study = "from-file"\nstore = "postgresql://me:sesame@db/x"\n')
     home = {"XDG_CONFIG_HOME": str(tmp_path), "HOPAAS_TOKEN": "sesame"}
-    shown = cli("config", "show", cwd=tmp_path, HOPAAS_PRUNER="none", **home)
+    shown = cli("config", "show", cwd=tmp_path, HOPAAS_SITE="north", **home)
     lines = {line.split()[0]: line for line in shown.stdout.splitlines()}
     assert "./hopaas.toml" in lines["study"]
     assert "from-file" in lines["study"]
-    assert "environment HOPAAS_PRUNER" in lines["pruner"]
-    assert "default" in lines["sampler"]
+    assert "environment HOPAAS_SITE" in lines["site"]
+    assert "default" in lines["patience"]
     assert "sesame" not in shown.stdout + shown.stderr
     assert "***" in lines["token"]
     assert "postgresql://me:***@db/x" in lines["store"]
     assert "./hopaas.toml, not trusted" in lines["store"]
     optioned = cli("config", "show", "-s", "./there", cwd=tmp_path, **home)
     assert "option --store" in optioned.stdout
-
-
-@pytest.mark.parametrize("kind", ["sampler", "pruner"])
-def test_a_setting_that_names_no_sampler_or_pruner_is_told_with_its_origin(tmp_path: Path, kind: str) -> None:
-    (tmp_path / "hopaas.toml").write_text(f'{kind} = "oracle"\n')
-    with pytest.raises(ConfigurationError, match=rf"{kind} = 'oracle' \(./hopaas.toml\); choose from \w+, "):
-        configured(kind, Settings(env={}, directory=tmp_path), None, None)
 
 
 def test_every_setting_has_its_variable() -> None:

@@ -139,8 +139,8 @@ class Chain:
         if service is None:
             return None
         credentials.may_sign([s3_http.server_of(self._address.endpoint)], self._env)
-        token = service.authorization.reveal()
-        return _keys_of(_ask("GET", service.url, headers={"Authorization": token} if token else {}, direct=True))
+        url, token = service[0], service[1].reveal()
+        return _keys_of(_ask("GET", url, headers={"Authorization": token} if token else {}, direct=True))
 
     def _machine(self) -> Keys | None:
         """The metadata service of a cloud's machine (IMDSv2)."""
