@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import tarfile
 import tempfile
 import zipfile
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, NamedTuple
 
@@ -21,6 +23,9 @@ if TYPE_CHECKING:
 _ALIAS: Final = "best"
 _MODEL: Final = "model"  # the directory of the run that holds the model
 _MARKER: Final = "MLmodel"  # the file that makes a directory an MLflow model
+_SMALL: Final = 16 << 20
+_RATIO: Final = 32
+"""An archive may grow to _SMALL + _RATIO times its bytes."""
 
 
 class Registered(NamedTuple):
@@ -85,6 +90,7 @@ def _create(study: StudyLike, mlflow: MLflow, name: str, trial: RunView, file: A
     with contextlib.suppress(MlflowException):  # it exists
         client.create_registered_model(name)
     run_id = mlflow.run_of(trial)
+    mlflow.check_place(trial)
     with tempfile.TemporaryDirectory(prefix="hopaas-model-") as directory:
         place = _unpacked(study.artifacts().get(file, Path(directory, file.filename)), Path(directory, "unpacked"))
         if place.is_dir():
@@ -107,17 +113,30 @@ def _create(study: StudyLike, mlflow: MLflow, name: str, trial: RunView, file: A
 
 
 def _unpacked(path: Path, directory: Path) -> Path:
-    """The directory of an MLflow model that is in an archive; the path itself for anything else."""
+    """The directory of an MLflow model that is in an archive; the path itself for anything else.
+
+    A peer has made the archive. Of a tar, only files and folders are taken: links lead Python's filter astray.
+    """
     if zipfile.is_zipfile(path):
         with zipfile.ZipFile(path) as archive:
+            _check_size(path, (one.file_size for one in archive.infolist()))
             if _MARKER not in archive.namelist():
                 return path
-            archive.extractall(directory)  # noqa: S202  # zipfile drops absolute paths and ..
+            archive.extractall(directory)  # noqa: S202  # zipfile drops absolute paths and .., and makes no links
         return directory
     if tarfile.is_tarfile(path):
-        with tarfile.open(path) as archive:
-            if not {_MARKER, f"./{_MARKER}"} & set(archive.getnames()):
+        with tarfile.open(path) as packed:
+            _check_size(path, (one.size + tarfile.BLOCKSIZE for one in packed))
+            if not {_MARKER, f"./{_MARKER}"} & set(packed.getnames()):
                 return path
-            archive.extractall(directory, filter="data")  # noqa: S202  # the filter refuses paths outside
+            plain = [one for one in packed if one.isreg() or one.isdir()]
+            packed.extractall(directory, plain, filter="data")  # noqa: S202  # the filter refuses paths outside
         return directory
     return path
+
+
+def _check_size(path: Path, sizes: Iterable[int]) -> None:
+    """Raises InvalidInput if what is in an archive has many times its bytes."""
+    most = _SMALL + _RATIO * path.stat().st_size
+    if any(size > most for size in itertools.accumulate(sizes)):
+        raise InvalidInput(f"{path.name} grows to more than {most:,} bytes when it is unpacked; register its files")

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
+import os
 import shutil
-from collections.abc import Iterator
+import tarfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -92,6 +96,55 @@ def test_a_packed_model_of_mlflows_can_be_loaded_from_the_registry(
     version = tracker.client.get_model_version(name, made.version)
     there = {one.path for one in tracker.client.list_artifacts(version.run_id, "model")}
     assert there == {"model/MLmodel", "model/weights"}
+
+
+def _leads_out(archive: tarfile.TarFile, outside: Path) -> None:
+    """Links by which Python's filter for data lets a file be written, and read, outside (CVE-2025-4517)."""
+
+    def add(name: str, kind: bytes, link: str = "", data: bytes = b"") -> None:
+        info = tarfile.TarInfo(name)
+        info.type, info.linkname, info.size = kind, link, len(data)
+        archive.addfile(info, io.BytesIO(data))
+
+    long, steps, path = "d" * 247, "abcdefghijklmnop", ""
+    for step in steps:
+        add(os.path.join(path, long), tarfile.DIRTYPE)  # noqa: PTH118  # too long for a Path
+        add(os.path.join(path, step), tarfile.SYMTYPE, long)  # noqa: PTH118
+        path = os.path.join(path, long)  # noqa: PTH118
+    way = "/".join([*steps, "l" * 254])
+    add(way, tarfile.SYMTYPE, "../" * len(steps))
+    add("escape", tarfile.SYMTYPE, f"{way}{'/..' * 8}{outside}")
+    add("escape/planted", tarfile.REGTYPE, data=b"planted")
+    add("copied", tarfile.LNKTYPE, "escape/key")
+
+
+def _bomb(archive: tarfile.TarFile, _outside: Path) -> None:
+    info = tarfile.TarInfo("zeros")
+    info.size = 100 << 20
+    archive.addfile(info, io.BytesIO(bytes(info.size)))
+
+
+@pytest.mark.parametrize("trap", [_leads_out, _bomb])
+def test_an_archive_of_a_peer_writes_and_reads_nothing_outside_and_does_not_grow(
+    trap: Callable[[tarfile.TarFile, Path], None], study: Study, tracker: MLflow, tmp_path: Path
+) -> None:
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    (outside / "key").write_text("secret")
+    with tarfile.open(tmp_path / "model.tgz", "w:gz") as archive:
+        info = tarfile.TarInfo("MLmodel")
+        info.size = 12
+        archive.addfile(info, io.BytesIO(b"flavors: {}\n"))
+        trap(archive, outside)
+
+    with contextlib.suppress(InvalidInput, OSError):
+        made = register_best(study, tmp_path / "model.tgz", tmp_path.name, tracker=tracker)
+        run = tracker.client.get_model_version(tmp_path.name, made.version).run_id
+        assert "model/copied" not in {one.path for one in tracker.client.list_artifacts(run, "model")}
+        assert trap is not _bomb
+
+    assert {one.name for one in outside.iterdir()} == {"key"}
+    assert (outside / "key").stat().st_nlink == 1
 
 
 def test_a_file_that_the_best_trial_does_not_have_is_named_with_those_it_has(study: Study, tracker: MLflow) -> None:
