@@ -111,9 +111,12 @@ def run(arguments: list[str]) -> int:
         sys.stdout.flush()
     except BrokenPipeError:  # the reader has closed our output
         return 1
-    except (Exception, KeyboardInterrupt) as error:
+    except (Exception, KeyboardInterrupt) as error:  # noqa: BLE001  # each becomes a line and a code
         if debug and not isinstance(error, click.ClickException | click.Abort | KeyboardInterrupt):
-            raise
+            import traceback
+
+            _complain(traceback.format_exc().rstrip())
+            return 1
         return _explain(error)
     return code if isinstance(code, int) else 0
 
@@ -146,9 +149,10 @@ def _explain(error: BaseException) -> int:
 
 def _complain(message: str) -> None:
     from hopaas_p2p.cli.output import printable
+    from hopaas_p2p.runtime.redaction import without_passwords
 
     with contextlib.suppress(OSError):  # no stderr; the exit code still tells
-        click.echo(f"{PROGRAM}: {printable(message, lines=True)}", err=True)
+        click.echo(f"{PROGRAM}: {printable(without_passwords(message), lines=True)}", err=True)
 
 
 if __name__ == "__main__":
