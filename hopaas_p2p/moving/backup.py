@@ -55,6 +55,7 @@ from hopaas_p2p.stores.base import Artifacts, Entry, Log, Store, read_all
 FORMAT: Final = 1
 _COMMENT: Final = b"hopaas-backup 1 "
 _MANIFEST: Final = "backup.json"
+_FILES: Final = "files/"
 CATALOG: Final = "catalog"
 ACCESS: Final = "access"
 _LARGEST: Final = codec.MAX_BYTES + (1 << 20)  # bytes of a frame
@@ -62,7 +63,7 @@ _LOOKS: Final = 3  # at the list of studies for one that is being deleted
 _CHUNK: Final = 1 << 20
 _SMALL: Final = 16 << 20
 _RATIO: Final = 32
-"""What is read as a whole may inflate to _SMALL + _RATIO times its bytes in the file."""
+"""Each part may inflate to _SMALL + _RATIO times its bytes in the file; real logs grow five times."""
 _decode_frame: Final = msgspec.msgpack.Decoder(tuple[int, bytes, str, str, int, int | None]).decode
 
 Say = Callable[[str], None]
@@ -105,13 +106,13 @@ class Manifest(msgspec.Struct, frozen=True):
 class _Writer:
     """The archive while it is written."""
 
-    def __init__(self, archive: zipfile.ZipFile) -> None:
-        self._archive = archive
+    def __init__(self, archive: zipfile.ZipFile, *, pack: bool) -> None:
+        self._archive, self._pack = archive, pack
         self.sums: dict[str, str] = {}
 
-    def add(self, name: str, parts: Iterable[bytes], *, compress: bool = True) -> None:
+    def add(self, name: str, parts: Iterable[bytes]) -> None:
         info = zipfile.ZipInfo(name)
-        info.compress_type = zipfile.ZIP_DEFLATED if compress else zipfile.ZIP_STORED
+        info.compress_type = zipfile.ZIP_DEFLATED if self._pack and not name.startswith(_FILES) else zipfile.ZIP_STORED
         info.external_attr = 0o600 << 16
         digest = hashlib.sha256()
         with self._archive.open(info, "w", force_zip64=True) as member:
@@ -142,36 +143,45 @@ def back_up(
 
     """
     with replace_atomically(target, private=True, sync=True) as draft:
-        with zipfile.ZipFile(draft, "w") as archive:
-            writer = _Writer(archive)
-            catalog, entries, studies, left_out = _write_studies(store, writer, only, say)
-            writer.add(CATALOG, map(_frame, entries if only is None else ()))
-            if only is None and _lists_users(store):
-                writer.add(ACCESS, map(_frame, read_all(store.log(ACCESS))))
-            kept = [one for one in studies if one.uuid in catalog.by_uuid]
-            count, why = 0, "" if files else "left out by --no-files"
-            if files and settings.artifacts_url() is not None:
-                why = "they are stored elsewhere (HOPAAS_ARTIFACTS); back that up as well"
-            if not why:
-                try:
-                    prefixes = [f"{one.uuid}/{'' if only is None else 'file/'}" for one in kept]
-                    count = _write_files(store.artifacts(), writer, prefixes)
-                except ConfigurationError as error:
-                    why = str(error)
-            manifest = Manifest(
-                format=FORMAT,
-                store=store.url,
-                at=time.time_ns() // 1000,
-                catalog_digest=_digest_of(catalog) if only is None else "",
-                studies=kept,
-                left_out=left_out,
-                files=count,
-                files_left_out=why,
-                sums=dict(writer.sums),
-            )
-            writer.add(_MANIFEST, [msgspec.json.format(msgspec.json.encode(manifest), indent=1)])
-            archive.comment = _COMMENT + writer.sums[_MANIFEST].encode()
+        manifest = _write(store, draft, only, files, say, pack=True)
+        with zipfile.ZipFile(draft) as archive:
+            grows = any(map(_grows, archive.infolist()))
+        if grows:  # peers may write what packs to a thousandth, and from somebody else's file that would be a bomb
+            manifest = _write(store, draft, only, files, lambda _: None, pack=False)
         read(draft).close()  # whole, and as it was written
+    return manifest
+
+
+def _write(store: Store, draft: Path, only: str | None, files: bool, say: Say, *, pack: bool) -> Manifest:
+    with zipfile.ZipFile(draft, "w") as archive:
+        writer = _Writer(archive, pack=pack)
+        catalog, entries, studies, left_out = _write_studies(store, writer, only, say)
+        writer.add(CATALOG, map(_frame, entries if only is None else ()))
+        if only is None and _lists_users(store):
+            writer.add(ACCESS, map(_frame, read_all(store.log(ACCESS))))
+        kept = [one for one in studies if one.uuid in catalog.by_uuid]
+        count, why = 0, "" if files else "left out by --no-files"
+        if files and settings.artifacts_url() is not None:
+            why = "they are stored elsewhere (HOPAAS_ARTIFACTS); back that up as well"
+        if not why:
+            try:
+                prefixes = [f"{one.uuid}/{'' if only is None else 'file/'}" for one in kept]
+                count = _write_files(store.artifacts(), writer, prefixes)
+            except ConfigurationError as error:
+                why = str(error)
+        manifest = Manifest(
+            format=FORMAT,
+            store=store.url,
+            at=time.time_ns() // 1000,
+            catalog_digest=_digest_of(catalog) if only is None else "",
+            studies=kept,
+            left_out=left_out,
+            files=count,
+            files_left_out=why,
+            sums=dict(writer.sums),
+        )
+        writer.add(_MANIFEST, [msgspec.json.format(msgspec.json.encode(manifest), indent=1)])
+        archive.comment = _COMMENT + writer.sums[_MANIFEST].encode()
     return manifest
 
 
@@ -238,7 +248,7 @@ def _write_files(artifacts: Artifacts, writer: _Writer, prefixes: list[str]) -> 
             except (KeyError, StudyDeleted):
                 continue  # removed meanwhile, as an older checkpoint is
             with path.open("rb") as file:
-                writer.add(f"files/{key}", iter(lambda: file.read(_CHUNK), b""), compress=False)
+                writer.add(_FILES + key, iter(lambda: file.read(_CHUNK), b""))
             count += 1
     return count
 
@@ -302,11 +312,11 @@ class Backup:
 
     def files(self) -> Iterator[str]:
         """The keys of all files."""
-        return (name.removeprefix("files/") for name in self.manifest.sums if name.startswith("files/"))
+        return (name.removeprefix(_FILES) for name in self.manifest.sums if name.startswith(_FILES))
 
     def get(self, key: str, path: Path) -> None:
         """Write a file; raises KeyError if it is not in the backup."""
-        with self._archive.open(f"files/{key}") as member, path.open("wb") as file:
+        with self._archive.open(_FILES + key) as member, path.open("wb") as file:
             shutil.copyfileobj(member, file, _CHUNK)
 
     def entries(self, name: str) -> Iterator[Entry]:
@@ -379,12 +389,19 @@ def read(path: Path) -> Backup:
 
 
 def _check_sizes(members: list[zipfile.ZipInfo], size: int) -> None:
-    """See that what is read as a whole is about as large as it is in the file, and that no bytes count twice."""
-    whole = [one for one in members if one.filename == _MANIFEST or one.filename.startswith("base/")]
-    if any(one.file_size > _SMALL + _RATIO * one.compress_size for one in whole):
+    """See that each part is about as large as it is in the file, and that no bytes count twice."""
+    if any(map(_grows, members)):
         raise _damaged("a part of it grows too large")
     if sum(one.compress_size for one in members) > size:
         raise _damaged("its parts overlap")
+
+
+def _grows(one: zipfile.ZipInfo) -> bool:
+    """Whether a part is none that we write: files are as they are, all else may be packed, but no bomb."""
+    if one.filename.startswith(_FILES):
+        return one.compress_type != zipfile.ZIP_STORED
+    packed = one.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
+    return packed or one.file_size > _SMALL + _RATIO * one.compress_size
 
 
 # --- restore ---
