@@ -56,6 +56,11 @@ def dashboard(session: CliSession, named: str | None, with_optuna: bool, base_pa
                 f"Set {cure}"
             )
     store = named or session.store_url
+    if auth != "none" and store.lower().startswith("https:"):
+        raise ConfigurationError(
+            f"{redacted(store)}: a server shows nobody's grants to others, so whoever signs in could see every study. "
+            "With --auth, name the store itself"
+        )
     session.settings.publish()
     from dashboard_app.options import DashboardOptions
     from dashboard_app.server import serve
