@@ -140,7 +140,7 @@ def _kubernetes(job: BatchJob) -> str:
     if job.more or job.queue or job.account:
         raise InvalidInput("--option, --queue and --account do not apply to Kubernetes; edit the manifest (--dry-run)")
     options = ["--time-limit", str(job.seconds), "--grace", str(job.grace), "--signal", "TERM", *job.options]
-    env: list[dict[str, object]] = [{"name": key, "value": value} for key, value in job.environment.items()]
+    env: list[dict[str, object]] = [{"name": key, "value": _plain(value)} for key, value in job.environment.items()]
     env.append({"name": "HOPAAS_POD_NAME", "valueFrom": {"fieldRef": {"fieldPath": "metadata.name"}}})
     proxy = {"secretKeyRef": {"name": job.name, "key": "proxy", "optional": True}}
     env.append({"name": "HTTPS_PROXY", "valueFrom": proxy})
@@ -150,11 +150,16 @@ def _kubernetes(job: BatchJob) -> str:
         "kubernetes.yaml",
         job,
         image=json.dumps(job.image),
-        command=json.dumps(["hopaas-p2p", "worker", *options, "--", *job.command]),
+        command=json.dumps([_plain(word) for word in ("hopaas-p2p", "worker", *options, "--", *job.command)]),
         env="\n".join(f"            - {json.dumps(one)}" for one in env),
         requests=json.dumps(requests),
         limits=json.dumps(limits),
     )
+
+
+def _plain(text: str) -> str:
+    """As Kubernetes takes it for this text: it puts a variable's value in place of $(NAME), and $ in place of $$."""
+    return text.replace("$", "$$")
 
 
 def in_pod(file: str) -> str:
