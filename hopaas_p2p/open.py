@@ -101,7 +101,7 @@ def servers_of(url: str) -> list[tuple[str, int]]:
 def _path(url: str) -> Path:
     parts = urlsplit(url)
     if parts.netloc not in ("", "localhost"):
-        raise ConfigurationError(f"{url!r}: a file URL has three slashes, as in file:///shared/campaign")
+        raise ConfigurationError(f"{redacted(url)!r}: a file URL has three slashes, as in file:///shared/campaign")
     return Path(unquote(parts.path))
 
 

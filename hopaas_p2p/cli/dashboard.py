@@ -47,6 +47,11 @@ def dashboard(session: CliSession, named: str | None, with_optuna: bool, base_pa
             cure = "set AWS_PROFILE" if store.startswith("s3:") else "set HOPAAS_TOKEN_FILE, or PGPASSFILE"
             raise ConfigurationError(f"{redacted(store)}: a password does not belong in an argument; {cure}")
     store = named or session.store_url
+    if auth != "none" and store.lower().startswith("https:"):
+        raise ConfigurationError(
+            f"{redacted(store)}: a server shows nobody's grants to others, so whoever signs in could see every study. "
+            "With --auth, name the store itself"
+        )
     session.settings.publish()
     from dashboard_app.options import DashboardOptions
     from dashboard_app.server import serve

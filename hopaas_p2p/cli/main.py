@@ -107,16 +107,18 @@ def run(arguments: list[str]) -> int:
         sys.stdout.flush()
     except BrokenPipeError:  # the reader has closed our output
         return 1
-    except (Exception, KeyboardInterrupt) as error:
+    except (Exception, KeyboardInterrupt) as error:  # noqa: BLE001  # each becomes a line and a code
         if debug and not isinstance(error, click.ClickException | click.Abort | KeyboardInterrupt):
-            raise
+            import traceback
+
+            _complain(traceback.format_exc().rstrip())
+            return 1
         return _explain(error)
     return code if isinstance(code, int) else 0
 
 
 def _explain(error: BaseException) -> int:
     """Print one line about the error; returns its exit code."""
-    from hopaas_p2p.cli.output import printable
     from hopaas_p2p.errors import HopaasError
 
     code, message = 1, f"{type(error).__name__}: {error}. More with --debug."
@@ -135,9 +137,16 @@ def _explain(error: BaseException) -> int:
         code, message = error.exit_code, str(error)
     elif isinstance(error, OSError):
         message = f"{f'{error.filename}: ' if error.filename else ''}{error.strerror or error}"
-    with contextlib.suppress(OSError):  # no stderr; the exit code still tells
-        click.echo(f"{PROGRAM}: {printable(message, lines=True)}", err=True)
+    _complain(message)
     return code
+
+
+def _complain(message: str) -> None:
+    from hopaas_p2p.cli.output import printable
+    from hopaas_p2p.runtime.redaction import without_passwords
+
+    with contextlib.suppress(OSError):  # no stderr; the exit code still tells
+        click.echo(f"{PROGRAM}: {printable(without_passwords(message), lines=True)}", err=True)
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ import click
 
 from hopaas_p2p.analysis import facts
 from hopaas_p2p.analysis.lookalikes import MARK, told_apart, visible
+from hopaas_p2p.runtime.redaction import without_passwords
 
 if TYPE_CHECKING:
     from hopaas_p2p.net.findings import Finding
@@ -52,7 +53,7 @@ def say(message: str) -> None:
     """A message for people, on stderr; not with --quiet."""
     context = click.get_current_context(silent=True)
     if context is None or not context.meta.get(QUIET):
-        click.echo(printable(message, lines=True), err=True)
+        click.echo(printable(without_passwords(message), lines=True), err=True)
 
 
 count: Final = facts.count

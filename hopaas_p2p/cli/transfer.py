@@ -18,6 +18,7 @@ from hopaas_p2p.errors import HopaasError, InvalidInput, NoSuchStudy
 from hopaas_p2p.moving import FORMATS, copy_study, export_study, import_study
 from hopaas_p2p.report import write_report
 from hopaas_p2p.runtime.atomic import replace_atomically
+from hopaas_p2p.runtime.redaction import redacted
 from hopaas_p2p.spec.space import parse_space
 
 _TRACKERS: Final = ("mlflow", "wandb")
@@ -72,7 +73,7 @@ def export(
     if not prior:
         count = export_study(study, to or "-", form=form, files=files)
         if to not in (None, "-"):
-            session.done({"trials": count, "to": to}, f"Exported {output.count(count, 'trial')} to {to}.")
+            session.done({"trials": count, "to": redacted(to)}, f"Exported {output.count(count, 'trial')} to {to}.")
         return
     from hopaas_p2p.search.priors import Prior
 

@@ -54,12 +54,13 @@ from hopaas_p2p.stores.base import Artifacts, Entry, Log, Store, read_all
 
 _COMMENT: Final = b"hopaas-backup 1"
 _MANIFEST: Final = "backup.json"
+_FILES: Final = "files/"
 CATALOG: Final = "catalog"
 ACCESS: Final = "access"
 _LARGEST: Final = codec.MAX_BYTES + (1 << 20)  # bytes of a frame
 _SMALL: Final = 16 << 20
 _RATIO: Final = 32
-"""What is read as a whole may inflate to _SMALL + _RATIO times its bytes in the file."""
+"""Each part may inflate to _SMALL + _RATIO times its bytes in the file; real logs grow five times."""
 _decode_frame: Final = msgspec.msgpack.Decoder(tuple[int, bytes, str, str, int, int | None]).decode
 
 Say = Callable[[str], None]
@@ -115,32 +116,41 @@ def back_up(
 
     """
     with replace_atomically(target, private=True, sync=True) as draft:
-        with zipfile.ZipFile(draft, "w", zipfile.ZIP_DEFLATED) as archive:
-            catalog, entries, studies, left_out = _write_studies(store, archive, only, say)
-            _write_entries(archive, CATALOG, entries if only is None else ())
-            if only is None and _lists_users(store):
-                _write_entries(archive, ACCESS, read_all(store.log(ACCESS)))
-            kept = [one for one in studies if one.uuid in catalog.by_uuid]
-            count, why = 0, "" if files else "left out by --no-files"
-            if files and settings.artifacts_url() is not None:
-                why = "they are stored elsewhere (HOPAAS_ARTIFACTS); back that up as well"
-            if not why:
-                try:
-                    prefixes = [f"{one.uuid}/{'' if only is None else 'file/'}" for one in kept]
-                    count = _write_files(store.artifacts(), archive, prefixes)
-                except ConfigurationError as error:
-                    why = str(error)
-            manifest = Manifest(
-                at=time.time_ns() // 1000,
-                catalog_digest=_digest_of(catalog) if only is None else "",
-                studies=kept,
-                left_out=left_out,
-                files=count,
-                files_left_out=why,
-            )
-            archive.writestr(_MANIFEST, msgspec.json.format(msgspec.json.encode(manifest), indent=1))
-            archive.comment = _COMMENT
+        manifest = _write(store, draft, only, files, say, zipfile.ZIP_DEFLATED)
+        with zipfile.ZipFile(draft) as archive:
+            grows = any(map(_grows, archive.infolist()))
+        if grows:  # peers may write what packs to a thousandth, and from somebody else's file that would be a bomb
+            manifest = _write(store, draft, only, files, lambda _: None, zipfile.ZIP_STORED)
         read(draft).close()  # whole, and as it was written
+    return manifest
+
+
+def _write(store: Store, draft: Path, only: str | None, files: bool, say: Say, packing: int) -> Manifest:
+    with zipfile.ZipFile(draft, "w", packing) as archive:
+        catalog, entries, studies, left_out = _write_studies(store, archive, only, say)
+        _write_entries(archive, CATALOG, entries if only is None else ())
+        if only is None and _lists_users(store):
+            _write_entries(archive, ACCESS, read_all(store.log(ACCESS)))
+        kept = [one for one in studies if one.uuid in catalog.by_uuid]
+        count, why = 0, "" if files else "left out by --no-files"
+        if files and settings.artifacts_url() is not None:
+            why = "they are stored elsewhere (HOPAAS_ARTIFACTS); back that up as well"
+        if not why:
+            try:
+                prefixes = [f"{one.uuid}/{'' if only is None else 'file/'}" for one in kept]
+                count = _write_files(store.artifacts(), archive, prefixes)
+            except ConfigurationError as error:
+                why = str(error)
+        manifest = Manifest(
+            at=time.time_ns() // 1000,
+            catalog_digest=_digest_of(catalog) if only is None else "",
+            studies=kept,
+            left_out=left_out,
+            files=count,
+            files_left_out=why,
+        )
+        archive.writestr(_MANIFEST, msgspec.json.format(msgspec.json.encode(manifest), indent=1))
+        archive.comment = _COMMENT
     return manifest
 
 
@@ -204,7 +214,7 @@ def _write_files(artifacts: Artifacts, archive: zipfile.ZipFile, prefixes: list[
                 artifacts.get(key, path)
             except (KeyError, StudyDeleted):
                 continue  # removed meanwhile, as an older checkpoint is
-            archive.write(path, f"files/{key}", zipfile.ZIP_STORED)
+            archive.write(path, f"{_FILES}{key}", zipfile.ZIP_STORED)
             count += 1
     return count
 
@@ -270,11 +280,11 @@ class Backup:
 
     def files(self) -> Iterator[str]:
         """The keys of all files."""
-        return (name.removeprefix("files/") for name in self._archive.namelist() if name.startswith("files/"))
+        return (name.removeprefix(_FILES) for name in self._archive.namelist() if name.startswith(_FILES))
 
     def get(self, key: str, path: Path) -> None:
         """Write a file; raises KeyError if it is not in the backup."""
-        with self._archive.open(f"files/{key}") as member, path.open("wb") as file:
+        with self._archive.open(_FILES + key) as member, path.open("wb") as file:
             shutil.copyfileobj(member, file)
 
     def entries(self, name: str) -> Iterator[Entry]:
@@ -316,8 +326,7 @@ def read(path: Path) -> Backup:
         if archive.comment != _COMMENT:
             raise InvalidInput(f"{path} is not a backup that this version can read")
         members = archive.infolist()
-        whole = [one for one in members if one.filename == _MANIFEST or one.filename.startswith("base/")]
-        if any(one.file_size > _SMALL + _RATIO * one.compress_size for one in whole):
+        if any(map(_grows, members)):
             raise _damaged("a part of it grows too large")
         if sum(one.compress_size for one in members) > path.stat().st_size:
             raise _damaged("its parts overlap")
@@ -338,6 +347,14 @@ def read(path: Path) -> Backup:
     except BaseException:
         archive.close()
         raise
+
+
+def _grows(one: zipfile.ZipInfo) -> bool:
+    """Whether a part is none that we write: files are as they are, all else may be packed, but no bomb."""
+    if one.filename.startswith(_FILES):
+        return one.compress_type != zipfile.ZIP_STORED
+    packed = one.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
+    return packed or one.file_size > _SMALL + _RATIO * one.compress_size
 
 
 # --- restore ---

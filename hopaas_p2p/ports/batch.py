@@ -109,7 +109,7 @@ def _values(system: str, job: BatchJob) -> dict[str, str]:
     signals = "USR1,TERM" if system == "slurm" else "TERM"
     options = ["--time-limit", limit, "--grace", str(job.grace), "--signal", signals, *job.options]
     memory = {"memory": job.memory or "1Gi"}
-    env: list[dict[str, object]] = [{"name": key, "value": value} for key, value in job.environment.items()]
+    env: list[dict[str, object]] = [{"name": key, "value": _plain(value)} for key, value in job.environment.items()]
     env.append({"name": "HOPAAS_POD_NAME", "valueFrom": {"fieldRef": {"fieldPath": "metadata.name"}}})
     proxy = {"secretKeyRef": {"name": job.name, "key": "proxy", "optional": True}}
     env.append({"name": "HTTPS_PROXY", "valueFrom": proxy})
@@ -134,8 +134,13 @@ def _values(system: str, job: BatchJob) -> dict[str, str]:
         "worker": shlex.join([*job.worker, *options, "--", *job.command]),
         # JSON is YAML, so what comes from people is written as JSON
         "image": json.dumps(job.image),
-        "command": json.dumps(["hopaas-p2p", "worker", *options, "--", *job.command]),
+        "command": json.dumps([_plain(word) for word in ("hopaas-p2p", "worker", *options, "--", *job.command)]),
         "env": "\n".join(f"            - {json.dumps(one)}" for one in env),
         "requests": json.dumps({"cpu": str(job.cpus), **memory}),
         "limits": json.dumps(memory | ({"nvidia.com/gpu": str(job.gpus)} if job.gpus else {})),
     }
+
+
+def _plain(text: str) -> str:
+    """As Kubernetes takes it for this text: it puts a variable's value in place of $(NAME), and $ in place of $$."""
+    return text.replace("$", "$$")

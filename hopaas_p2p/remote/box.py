@@ -30,6 +30,7 @@ from hopaas_p2p.errors import ConfigurationError, Denied, NoStore, StoreUnreacha
 from hopaas_p2p.remote import protocol
 from hopaas_p2p.remote.protocol import LARGEST, StoreRequest
 from hopaas_p2p.runtime.atomic import read_regular
+from hopaas_p2p.runtime.redaction import redacted
 from hopaas_p2p.stores.base import EXCHANGE_TIMEOUT, Progress
 from hopaas_p2p.stores.directory.files import DESCRIPTION, Directory, describe
 from hopaas_p2p.stores.objects.contract import Found
@@ -55,7 +56,7 @@ class Box:
         if isinstance(place, str):
             parts = urlsplit(place)
             if parts.netloc not in ("", "localhost"):
-                raise ConfigurationError(f"{place!r}: three slashes, as in folder:///shared/box")
+                raise ConfigurationError(f"{redacted(place)!r}: three slashes, as in folder:///shared/box")
             place = Path(unquote(parts.path))
         self.path = place.absolute()
         self.url = SCHEME + self.path.as_uri().removeprefix("file://")

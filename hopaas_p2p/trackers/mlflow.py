@@ -52,12 +52,16 @@ _LONGEST_TAG: Final = 5000
 _NOT_IN_A_KEY: Final = re.compile(r"[^\w\-. :/]", re.ASCII)
 _REFUSED: Final = ("INVALID_PARAMETER_VALUE", "BAD_REQUEST", "MALFORMED_REQUEST")
 _DENIED: Final = ("PERMISSION_DENIED", "UNAUTHENTICATED", "CUSTOMER_UNAUTHORIZED")
+_CLOUD: Final = ("s3", "gs", "wasbs", "abfss", "dbfs")
+"""Where a server may say that its files are, beside on itself: MLflow's client takes their hosts from elsewhere."""
 
 
 @dataclasses.dataclass
 class _Run:
     id: str
     status: str
+    place: str
+    """Where MLflow's client would send its files: any of its users may choose that, also a folder of this machine."""
     files: list[str]
     """Ids of the files that it holds."""
     sent: dict[str, dict[int, float]] | None = None
@@ -132,7 +136,9 @@ class MLflow:
                 if number in self._runs:
                     self.client.delete_run(run_id)  # two exporters created it at once; the older one stays
                     continue
-                self._runs[number] = _Run(run_id, run.info.status, json.loads(tags.get(FILES, "[]")))
+                self._runs[number] = _Run(
+                    run_id, run.info.status, run.info.artifact_uri, json.loads(tags.get(FILES, "[]"))
+                )
                 marks[number] = tags.get(MARK, "")
                 if number is not None:
                     parents[run_id] = tags.get(_PARENT, "")
@@ -149,6 +155,7 @@ class MLflow:
             run = self._run(view)
             names = [one.filename for one in view.files]
             for one, path in new_files(view, run.files, files):
+                self.check_place(view)
                 self.client.log_artifact(run.id, str(path), None if names.count(one.filename) == 1 else one.id[-8:])
                 run.files.append(one.id)
                 self.client.set_tag(run.id, FILES, json.dumps(run.files))
@@ -191,6 +198,22 @@ class MLflow:
     def close(self) -> None:
         """Nothing is open between two calls."""
 
+    def check_place(self, view: RunView) -> None:
+        """Refuse to write a run's file to this machine, or to send it with a login to another, as a server may say.
+
+        Raises:
+            ConfigurationError: files of this run would go there.
+
+        """
+        server, place = urlsplit(self.uri), self._runs[view.number].place
+        told = urlsplit(place)
+        own = told.scheme == "mlflow-artifacts" and told.netloc in ("", server.netloc)
+        if server.scheme in ("http", "https") and not own and told.scheme not in _CLOUD:
+            raise ConfigurationError(
+                f"MLflow at {redacted(self.uri)} says that files belong to {redacted(place)!r}, which is not on that "
+                "server. Choose another experiment: MLFLOW_EXPERIMENT_NAME"
+            )
+
     def _find_experiment(self, name: str) -> str:
         found = self.client.get_experiment_by_name(name)
         if found is not None and found.lifecycle_stage != "active":
@@ -228,7 +251,7 @@ class MLflow:
         if view.number not in self._runs:
             parent = {} if view.number is None else {_STUDY: self._study, _PARENT: self._runs[None].id}
             made = self.client.create_run(self._experiment, _ms(view.start), {**parent, **_tags(view)}, view.name)
-            self._runs[view.number] = _Run(str(made.info.run_id), made.info.status, [], {})
+            self._runs[view.number] = _Run(str(made.info.run_id), made.info.status, made.info.artifact_uri, [], {})
         return self._runs[view.number]
 
     @contextlib.contextmanager

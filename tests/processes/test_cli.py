@@ -166,9 +166,24 @@ def test_a_traceback_is_shown_on_request_only(tmp_path: Path) -> None:
     assert result.returncode == 1
 
 
-def test_a_password_is_not_shown(tmp_path: Path) -> None:
-    result = failing("study", "list", "-s", "gopher://me:sesame@x/y", cwd=tmp_path)
-    assert "sesame" not in result.stderr
+@pytest.mark.parametrize(
+    "words",
+    [
+        "study list -s gopher://me:sesame@x/y",
+        "study list -s postgresql:/me:sesame@x/y",
+        "study list -s folder://me:sesame@x/y",
+        "study list -s file://me:sesame@x/y",
+        "study list -s postgresql://x/y?user=me;password=sesame",
+        "study list postgresql://me:sesame@x/y another",
+        "admin gc postgresql://me:sesame@x/y",
+        "study import s -s ./store --format optuna --from s3://x/y?secret_key=sesame",
+    ],
+)
+@pytest.mark.parametrize("debug", [[], ["--debug"]], ids=["", "debug"])
+def test_a_password_is_not_shown(words: str, debug: list[str], tmp_path: Path) -> None:
+    result = failing(*words.split(), *debug, cwd=tmp_path)
+    assert "sesame" not in said(result)
+    assert result.stderr
 
 
 def test_a_store_that_is_away_gives_69(tmp_path: Path) -> None:

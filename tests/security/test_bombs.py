@@ -281,12 +281,23 @@ def test_a_backups_manifest_claims_what_is_there(tmp_path: Path) -> None:
         ({"studies": [{**study, "base": 5}]}, {}),
         ({"files": 1 << 40}, {}),
         ({}, {"base/x": zeros}),
+        ({}, {"study/x": zeros}),
+        ({"files": 1}, {"files/x": zeros}),
     ]
     for changed, more in forgeries:
         with pytest.raises(InvalidInput):
             backup.read(_rewritten(path, json.dumps({**said, **changed}).encode(), more))
     with pytest.raises(InvalidInput):
         backup.read(_rewritten(path, json.dumps(said).encode() + b" " * (100 << 20), {}))
+
+
+def test_a_study_that_packs_to_a_thousandth_is_backed_up(tmp_path: Path) -> None:
+    with contextlib.closing(hopaas_p2p.open_study(tmp_path, "study", create=True)) as study:
+        for _ in range(24):
+            study.set_user_attr("text", "a" * 1_000_000)
+    with contextlib.closing(DirectoryStore(tmp_path)) as store:
+        backup.back_up(store, tmp_path / "file")
+    backup.read(tmp_path / "file").close()
 
 
 def test_parts_of_a_backup_do_not_overlap(tmp_path: Path) -> None:

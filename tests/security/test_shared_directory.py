@@ -55,6 +55,15 @@ def root(tmp_path: Path) -> Path:
     return root
 
 
+def test_a_store_that_is_made_in_everybodys_folder_is_its_users_to_write_to(tmp_path: Path) -> None:
+    tmp_path.chmod(0o1777)  # as /tmp
+    store = DirectoryStore(tmp_path / "store")
+    append_many(store.log("study"), "c", 3)
+    store.beat(Beat("peer", "1"))
+    made = [tmp_path / "store", *(tmp_path / "store").rglob("*")]
+    assert [path for path in made if not path.is_symlink() and path.stat().st_mode & 0o022] == []
+
+
 FOLDERS = [V1 / "study", STUDY, STUDY / "commits", STUDY / "commits" / f"{1:020d}", STUDY / "snapshot"]
 FOLDERS += [V1 / "beats", V1 / "artifacts"]
 

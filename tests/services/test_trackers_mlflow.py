@@ -13,6 +13,7 @@ import pytest
 
 import hopaas_p2p
 from hopaas_p2p import notes
+from hopaas_p2p.errors import ConfigurationError
 from hopaas_p2p.study import Study
 from hopaas_p2p.trackers import Export, MLflow, TrackerUnreachable, export_to
 from tests.support.mlflow_fixtures import Way, needed, three_trials
@@ -334,6 +335,21 @@ def test_a_tracker_that_is_away_costs_one_line_without_the_password(study: Study
     assert done.stderr.count("\n") == 1
     assert "does not answer" in done.stderr
     assert "geheim" not in done.stderr + done.stdout
+
+
+@pytest.mark.parametrize("written", ["file://{}", "{}"])
+def test_a_file_is_not_written_where_another_user_of_the_server_says(
+    written: str, study: Study, mlflow_server: str, tmp_path: Path
+) -> None:
+    from mlflow import MlflowClient
+
+    private = tmp_path / "private"
+    MlflowClient(mlflow_server).create_experiment(tmp_path.name, artifact_location=written.format(private))
+
+    with pytest.raises(ConfigurationError, match="not on that server"):
+        export_to(study, tracker(mlflow_server, tmp_path))
+
+    assert not private.exists()
 
 
 @pytest.fixture

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import contextlib
+import gzip
 import itertools
 import resource
 import socket
 import threading
-from collections.abc import Iterable, Iterator
+import time
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
 
 import pytest
 
-from hopaas_p2p.errors import StoreUnreachable
+from hopaas_p2p.errors import ConfigurationError, StoreUnreachable
 from hopaas_p2p.net import answers
 from hopaas_p2p.stores.s3 import http
 from hopaas_p2p.stores.s3.address import parse
@@ -75,13 +78,15 @@ def _listing(of: bytes) -> bytes:
         itertools.repeat(b"HTTP/1.1 100 Continue\r\n\r\n" * 50_000),
         [_listing(_NEXT)] * 50,
         [_listing(_ODD)],
+        [_listing(_NEXT.replace(b"x", b"%d" % page)) for page in range(50)],
     ],
-    ids=["bytes", "heads", "pages", "sizes"],
+    ids=["bytes", "heads", "pages", "sizes", "ever new pages"],
 )
 def test_a_listing_that_is_none_or_does_not_end_is_given_up(
     answer: Iterable[bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     s3_environment(monkeypatch)
+    monkeypatch.setattr("hopaas_p2p.stores.s3.bucket._MOST_PAGES", 40)
     listening = socket.create_server(("127.0.0.1", 0))
 
     def serve() -> None:
@@ -96,9 +101,78 @@ def test_a_listing_that_is_none_or_does_not_end_is_given_up(
     thread.start()
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     bucket = Bucket(parse(f"s3://bucket/store?endpoint=http://127.0.0.1:{listening.getsockname()[1]}&region=us-east-1"))
-    with pytest.raises(StoreUnreachable, match=r"again and again|more came|that are none"):
+    with pytest.raises(StoreUnreachable, match=r"again and again|more came|that are none|without an end"):
         bucket.listed("some/")
     bucket.close()
     listening.close()
     thread.join(10)
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200_000, "kilobytes"
+
+
+def _told(*lines: bytes, then: Iterable[bytes] = ()) -> Iterator[bytes]:
+    """An answer's head, and what comes after it."""
+    return itertools.chain([b"\r\n".join([b"HTTP/1.1 " + lines[0], *lines[1:], b"", b""])], then)
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        lambda: _told(b"503 Busy", b"Retry-After: 86400", b"Content-Length: 0", b"Connection: close"),
+        lambda: _told(b"503 Busy", then=itertools.repeat(bytes(1 << 20))),
+    ],
+    ids=["wait a day", "bytes"],
+)
+def test_a_server_that_is_busy_for_ever_holds_up_no_file(
+    answer: Callable[[], Iterator[bytes]], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    s3_environment(monkeypatch)
+    monkeypatch.setattr("hopaas_p2p.stores.s3.bucket._PAUSES", (0.0, 0.1))
+    (tmp_path / "file").write_bytes(b"weights")
+    with _answering(answer) as url:
+        bucket = Bucket(parse(f"s3://bucket/store?endpoint={url}&region=us-east-1"))
+        began = time.monotonic()
+        with pytest.raises(StoreUnreachable):
+            bucket.upload("some", tmp_path / "file")
+        assert time.monotonic() - began < 20
+        bucket.close()
+
+
+def test_an_answer_of_a_service_for_keys_does_not_grow(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    s3_environment(monkeypatch)
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.delenv(name, raising=False)
+    token = tmp_path / "identity"
+    token.write_text("token")
+    token.chmod(0o600)
+    monkeypatch.setenv("AWS_WEB_IDENTITY_TOKEN_FILE", str(token))
+    packed = gzip.compress(gzip.compress(bytes(300 << 20)))
+    head = (b"200 OK", b"Content-Encoding: gzip, gzip", b"Content-Length: %d" % len(packed))
+    with _answering(lambda: _told(*head, then=[packed])) as url:
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        bucket = Bucket(parse(f"s3://bucket/store?endpoint={url}&region=us-east-1"))
+        with pytest.raises(ConfigurationError, match="gave no keys"):
+            bucket.get("some", limit=1 << 20)
+        assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200_000, "kilobytes"
+        bucket.close()
+
+
+@contextlib.contextmanager
+def _answering(answer: Callable[[], Iterator[bytes]]) -> Iterator[str]:
+    """The URL of a server that gives this answer to each connection."""
+    listening = socket.create_server(("127.0.0.1", 0))
+
+    def serve() -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                connection, _ = listening.accept()
+                with connection, contextlib.suppress(OSError):
+                    connection.recv(1 << 16)
+                    for data in answer():
+                        connection.sendall(data)
+
+    thread = threading.Thread(target=serve, daemon=True)
+    thread.start()
+    yield f"http://127.0.0.1:{listening.getsockname()[1]}"
+    listening.shutdown(socket.SHUT_RDWR)
+    listening.close()
+    thread.join(10)

@@ -249,7 +249,7 @@ def test_a_script_has_no_gap_left_and_hands_the_command_over_as_it_is(system: st
     text = written(system, image="registry.example.org/me/train:1" if system == "kubernetes" else "")
     assert not batch._WORD.search(text)
     assert "hopaas-my-study" in text
-    assert ("it's $HOME" if system == "kubernetes" else "'it'\"'\"'s $HOME'") in text
+    assert ("it's $$HOME" if system == "kubernetes" else "'it'\"'\"'s $HOME'") in text
 
 
 def test_the_script_of_slurm_is_the_example_with_values_in_it() -> None:
@@ -283,6 +283,17 @@ def test_the_manifest_of_kubernetes_has_the_shape_of_the_example() -> None:
     assert pod.keys() == other.keys()
     assert pod["containers"][0].keys() == other["containers"][0].keys() - {"args"}
     assert pod["containers"][0]["resources"]["limits"]["nvidia.com/gpu"] == "1"
+
+
+def test_kubernetes_puts_no_variable_into_what_an_invitation_or_a_command_says() -> None:
+    import yaml
+
+    said = "north $(KUBERNETES_SERVICE_HOST) $$"
+    made = yaml.safe_load(
+        written("kubernetes", image="me/train:1", environment={"HOPAAS_SITE": said}, command=("sh", "-c", said))
+    )
+    pod = made["spec"]["template"]["spec"]["containers"][0]
+    assert [pod["command"][-1], pod["env"][0]["value"]] == ["north $$(KUBERNETES_SERVICE_HOST) $$$$"] * 2
 
 
 @pytest.mark.parametrize(

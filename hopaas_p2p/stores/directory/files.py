@@ -679,8 +679,12 @@ def links_work(folder: Path) -> bool:
 
 
 def _share(what: int, above: os.stat_result, *, bits: int = 0o7777) -> None:
-    """Give a new file or folder to the group, if the folder above it is the group's to write to."""
-    if above.st_mode & stat.S_IWGRP:
+    """Give a new file or folder to the group, if the folder above it is the group's to write to.
+
+    A folder with the sticky bit that all may write to, as /tmp, holds what is each user's own.
+    """
+    everybodys = above.st_mode & stat.S_ISVTX and above.st_mode & stat.S_IWOTH
+    if above.st_mode & stat.S_IWGRP and not everybodys:
         with contextlib.suppress(PermissionError):
             os.fchmod(what, stat.S_IMODE(above.st_mode) & bits)
 

@@ -49,8 +49,8 @@ _DONE: Final = (200, 204, 206)
 _CODE: Final = re.compile(rb"<Code>([^<]*)</Code>")
 _SKEW: Final = 1.0  # seconds
 _BULK_READ: Final = 60.0  # seconds of silence during a file
-_ERROR: Final = 1 << 16  # bytes of a refusal that are read
-_LARGEST_ANSWER: Final = 16 << 20  # bytes of one that is read as a whole; a page of a listing has 4 MB at most
+_PAUSES: Final = (0.0, 1.0, 2.0, 4.0)  # seconds before a request about a file is sent again
+_MOST_PAGES: Final = 4000  # of one listing
 
 _abandoned: Final[list[object]] = []
 """Connections of parent processes: to destroy one would take locks that a thread of the parent may have held."""
@@ -109,7 +109,7 @@ class Bucket:
         """Connections, made at first use. Those for files may send a request again, which hurts nobody there."""
         if bulk not in self._pools:
             again = urllib3.Retry(
-                total=4, redirect=False, backoff_factor=0.5, status_forcelist=sorted(PASSING), allowed_methods=None
+                total=4, redirect=False, backoff_factor=0.5, allowed_methods=None, respect_retry_after_header=False
             )
             self._pools[bulk] = http.pool(
                 self.address.endpoint, retries=again if bulk else False, read=_BULK_READ if bulk else http.READ
@@ -151,7 +151,8 @@ class Bucket:
         options = urlencode(sorted((query or {}).items()), quote_via=quote, safe="")
         url = server._replace(netloc=host, path="/" + "/".join(path), query=options)
         digest = hashlib.sha256(body).hexdigest()
-        for last in (False, True):
+        amended, pauses = False, iter(_PAUSES if bulk else ())
+        while True:
             keys, ahead = self.keys.retrieve(), self._ahead
             when = datetime.datetime.fromtimestamp(time.time() + ahead, datetime.UTC)
             said: dict[str, str | list[str] | tuple[str]] = {
@@ -175,10 +176,10 @@ class Bucket:
                 answer = self.pool(bulk=bulk).urlopen(
                     method, url.geturl(), redirect=False, body=body, headers=signed, preload_content=False
                 )
-                answer = answer if stream else _whole(answer)
+                answer = answer if stream and answer.status in _DONE else http.whole(answer)
                 if (date := http.parse_date(answer.headers.get("Date"))) is not None:
                     self._heard = date - time.time()
-                code = "" if answer.status in _DONE else _code(answer, stream=stream)
+                code = "" if answer.status in _DONE else _code(answer.data or b"")
             except (urllib3.exceptions.HTTPError, OSError) as error:
                 self.interruptions += 1
                 raise unreachable(address, error) from None
@@ -187,13 +188,16 @@ class Bucket:
                 return answer
             if answer.status in fine and code != "NoSuchBucket":
                 return answer
-            if not last and self._amended(code, keys, ahead):
+            if answer.status in PASSING and (pause := next(pauses, None)) is not None:
+                time.sleep(pause)  # its own, whatever the server would like: a client that waits cannot be stopped
+                continue
+            if not amended and self._amended(code, keys, ahead):
+                amended = True
                 self.requests[method] += 1
                 continue
             self.interruptions += code == "NoSuchBucket" or (answer.status in AWAY and code != "SlowDown")
             conditional = "If-None-Match" in (headers or {})
             raise refusal(address, answer.status, code, what, conditional=conditional, known=self._known)
-        raise AssertionError("unreachable")
 
     def _amended(self, code: str, keys: Keys, ahead: float) -> bool:
         """Whether a request that was signed with these keys and this time would be signed otherwise now.
@@ -301,7 +305,7 @@ class Bucket:
         query = {"list-type": "2", "encoding-type": "url", "prefix": root + prefix, "delimiter": delimiter}
         query |= {"max-keys": str(min(at_most or _PAGE, _PAGE))} | ({"start-after": root + after} if after else {})
         found: list[Any] = []
-        while True:
+        for _ in range(_MOST_PAGES):
             page = self._xml(self._ask("GET", None, what, query=query).data, "ListBucketResult")
             found += page.findall(f"{{*}}{kind}")
             token, query["continuation-token"] = query.get("continuation-token"), _text(page, "NextContinuationToken")
@@ -309,6 +313,7 @@ class Bucket:
                 return found[:at_most]
             if token == query["continuation-token"]:
                 raise StoreUnreachable(f"{self.address.endpoint} lists the same objects again and again")
+        raise StoreUnreachable(f"{self.address.endpoint} lists objects without an end")
 
     def _xml(self, data: bytes, root: str) -> Any:
         """An answer of the server's."""
@@ -434,23 +439,9 @@ class Bucket:
             threads.shutdown(wait=False)
 
 
-def _whole(answer: Any) -> urllib3.HTTPResponse:
-    """This answer with all its bytes; raises as urllib3 does, also if they are more than a listing has."""
-    data = b""
-    while piece := answer.read(_LARGEST_ANSWER + 1 - len(data), decode_content=False):
-        data += piece
-    if len(data) > _LARGEST_ANSWER:
-        answer.close()
-        raise urllib3.exceptions.HTTPError("more came than an answer has")
-    answer.release_conn()
-    return urllib3.HTTPResponse(data, headers=answer.headers, status=answer.status, preload_content=False)
-
-
-def _code(answer: Any, *, stream: bool) -> str:
+def _code(data: bytes) -> str:
     """The code in the body of a refusal; empty if there is none, as in a proxy's page of HTML."""
-    data = answer.read(_ERROR) if stream else answer.data
-    answer.release_conn()
-    found = _CODE.search(data or b"")
+    found = _CODE.search(data)
     return found[1].decode(errors="replace") if found else ""
 
 

@@ -22,6 +22,7 @@ CONNECT: Final = 3.0
 READ: Final = 4.0
 """Seconds of silence after which a small request counts as lost; the log finds out what became of it."""
 _HEAD: Final = 1 << 18  # bytes that may come before the end of an answer's head
+_LARGEST_ANSWER: Final = 16 << 20  # bytes of one that is read as a whole; a page of a listing has 4 MB at most
 _CONNECTIONS: Final = 17  # a window of 16 and a beat
 
 
@@ -103,6 +104,21 @@ def pool(
         )
     made.pool_classes_by_scheme = _POOLS
     return made
+
+
+def whole(answer: Any) -> urllib3.HTTPResponse:
+    """This answer with all its bytes, as they came: packed ones could grow to any number.
+
+    Raises as urllib3 does, also if they are more than a listing has.
+    """
+    data = b""
+    while piece := answer.read(_LARGEST_ANSWER + 1 - len(data), decode_content=False):
+        data += piece
+    if len(data) > _LARGEST_ANSWER:
+        answer.close()
+        raise urllib3.exceptions.HTTPError("more came than an answer has")
+    answer.release_conn()
+    return urllib3.HTTPResponse(data, headers=answer.headers, status=answer.status, preload_content=False)
 
 
 def proxy_of(url: str) -> Proxy | None:

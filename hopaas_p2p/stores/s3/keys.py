@@ -167,8 +167,9 @@ def _ask(method: str, url: str, *, body: str | None = None, headers: dict[str, s
     wait = _METADATA_TIMEOUT if direct else s3_http.READ
     try:
         with s3_http.pool(url, read=wait, connect=wait, direct=direct) as pool:
-            response = pool.urlopen(method, url, body=body, headers=headers)
-            status, text = response.status, response.data.decode(errors="replace")
+            asked = pool.urlopen(method, url, body=body, headers=headers, redirect=False, preload_content=False)
+            response = s3_http.whole(asked)
+            status, text = response.status, (response.data or b"").decode(errors="replace")
     except urllib3.exceptions.HTTPError:
         raise StoreUnreachable(f"{url} does not answer; it should give the keys for the bucket") from None
     if status >= 500 or status == 429:
