@@ -11,13 +11,14 @@ import json
 import logging
 import os
 import re
+import shlex
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 import msgspec
 
-from hopaas_p2p.core.records import Distribution, TrialState
+from hopaas_p2p.core.records import TrialState
 from hopaas_p2p.errors import InvalidInput, StudyExists
 from hopaas_p2p.files.artifacts import key_of
 from hopaas_p2p.moving import backup, tables
@@ -191,17 +192,19 @@ def import_study(
 
 
 def _read_csv(place: str, storage: Storage, name: str | None) -> StudyRecords:
-    """The trials of a CSV file, in the terms of the study of that name if it is there."""
-    space: dict[str, Distribution] = {}
-    directions: tuple[str, ...] = ()
-    if name is not None and name in storage.study_names():
-        state = storage.state(storage.get_study_id_from_name(name))
-        if state.define is not None:
-            space, directions = {**state.dists, **state.define.space}, state.define.directions
+    """The trials of a CSV file, in the terms of the study of that name."""
+    if name is None or name not in storage.study_names():
+        raise InvalidInput(
+            "a CSV file does not say whether its values are minimized or maximized. Create the study first: "
+            f"hopaas-p2p study create {shlex.quote(name or 'NAME')} --direction minimize|maximize"
+        )
+    state = storage.state(storage.get_study_id_from_name(name))
+    assert state.define is not None
     given = sys.stdin if place == "-" else open(open_regular(place, named=True), encoding="utf-8", newline="")  # noqa: PTH123, SIM115
     try:
         with contextlib.nullcontext(given) if given is sys.stdin else given as lines:
-            return tables.load_csv(lines, space=space, name=name, directions=directions)
+            space = {**state.dists, **state.define.space}
+            return tables.load_csv(lines, space=space, name=name, directions=state.define.directions)
     except UnicodeDecodeError:
         raise InvalidInput(f"{place} is not UTF-8 text; give its --format") from None
 
