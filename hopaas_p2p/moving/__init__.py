@@ -36,6 +36,7 @@ __all__ = ["FORMATS", "Arrived", "copy_study", "export_study", "import_study"]
 _log: Final = logging.getLogger("hopaas_p2p")
 FORMATS: Final = ("study", "csv", "parquet", "optuna")
 _SUFFIXES: Final = {".csv": "csv", ".parquet": "parquet", ".journal": "optuna", ".log": "optuna"}
+_OWN: Final = ("", ".study", ".backup", ".zip")
 _BEGINNINGS: Final = {b"SQLite format 3\0": "optuna", b"PK\x03\x04": "study"}
 _FROM: Final = "copied_from"
 """In the definition of a copy: the source's uuid."""
@@ -92,7 +93,7 @@ def export_study(
         to: a path, "-" for standard output, or the URL or journal file of an Optuna storage.
         form: "study" is a file with all of it, commit by commit, and its files, which `import_study` reads. "csv" is
             for spreadsheets, "parquet" for data frames, "optuna" writes into an Optuna storage. By default by the
-            suffix of the path, else "study"; a URL is an Optuna storage, and standard output takes CSV.
+            suffix of the path (.study or none: "study"); a URL is an Optuna storage, and standard output takes CSV.
         files: a directory for the files of the study and its trials, which are stored under their ids, as
             `optuna.artifacts.FileSystemArtifactStore` does.
 
@@ -103,6 +104,8 @@ def export_study(
     """
     target = os.fspath(to)
     chosen = _format(target, form)
+    if form is None and chosen == "study" and Path(target).suffix.lower() not in _OWN:
+        raise InvalidInput(f"{target}: its extension names no format. Use .study, {', '.join(_SUFFIXES)} or --format")
     if target == "-" and chosen != "csv":
         raise InvalidInput(f"{chosen} is not written to standard output; use --to PATH")
     study.storage.flush()

@@ -265,6 +265,14 @@ def test_a_csv_that_makes_no_sense_is_refused(storages: Any, tmp_path: Path, con
     assert target.trials == []
 
 
+def test_a_file_whose_extension_is_of_no_format_is_not_written(study: Study, tmp_path: Path) -> None:
+    for name in ("x.json", "x.db", "x.xlsx"):
+        with pytest.raises(InvalidInput, match=r"names no format. Use .study, .csv"):
+            export_study(study, tmp_path / name)
+        assert not (tmp_path / name).exists()
+    export_study(study, tmp_path / "x.json", form="csv")
+
+
 @pytest.mark.parametrize("content", [b"", b"nonsense", b"PK\x03\x04nonsense", b"{}"])
 def test_a_file_that_holds_no_study_is_refused_and_nothing_imported(
     storages: Any, tmp_path: Path, content: bytes
