@@ -1015,6 +1015,10 @@ def test_a_study_without_a_space_may_be_given_one_and_draws_from_it(tmp_path: Pa
     study.tell(later, 1.0)
     study.close()
     sure = hopaas_p2p.open_study(tmp_path / "store", "other", space={"x": hopaas_p2p.Float(0, 1)})
+    hopaas_p2p.open_study(tmp_path / "store", "s", space={"x": hopaas_p2p.Float(0, 5)}).close()
+    hopaas_p2p.open_study(tmp_path / "store", "none").close()
+    with pytest.raises(DefinitionMismatch, match=r"\n.*: hopaas-p2p study set none --space 'x=float\(0,1\)'$"):
+        hopaas_p2p.open_study(tmp_path / "store", "none", space={"x": hopaas_p2p.Float(0, 1)})
     with pytest.raises(DefinitionMismatch, match="does not change"):
         sure.set_space({"x": hopaas_p2p.Float(0, 5)})
     sure.close()
