@@ -120,6 +120,12 @@ def test_a_command_that_is_killed_says_by_what(study: Study, tmp_path: Path) -> 
     assert (study.state.trials[0].reason or "").startswith("the command was ended by SIGKILL; was it out of memory?")
 
 
+def test_a_command_without_dashes_before_it_is_told_of_them(tmp_path: Path) -> None:
+    for words in (("python", "train.py"), ("python", "train.py", "--lr", "{lr}"), ()):
+        done = cli("worker", *words, cwd=tmp_path, check=False, HOPAAS_STORE="store", HOPAAS_STUDY="s")
+        assert (done.returncode, "behind --, as in: -- python train.py" in done.stderr) == (2, True)
+
+
 @pytest.mark.parametrize(
     ("printed", "reason"),
     [
