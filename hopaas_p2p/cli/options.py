@@ -177,10 +177,14 @@ class CommandAfterDashes(click.Command):
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         at = args.index("--") if "--" in args else len(args)
-        rest = super().parse_args(ctx, args[:at])
+        missing = click.UsageError("There is no command. It goes behind --, as in: -- python train.py", ctx)
+        try:
+            rest = super().parse_args(ctx, args[:at])
+        except click.UsageError as error:
+            raise missing if self._needs_command and "--" not in args else error from None
         ctx.params["command"] = tuple(args[at + 1 :])
         if self._needs_command and not ctx.params["command"]:
-            raise click.UsageError("There is no command. It goes behind --, as in: -- python train.py", ctx)
+            raise missing
         return rest
 
     def collect_usage_pieces(self, ctx: click.Context) -> list[str]:

@@ -135,10 +135,10 @@ def import_(
 ) -> None:
     """Add the trials of a file or an Optuna storage to a study, which is created if it does not exist.
 
-    The file is one that `study export` or `admin backup` wrote, or CSV. What came from the same study before is not
-    added again. Trials that were RUNNING become WAITING, and are run by the next peer that asks. Without a name, the
-    study keeps its own. A `worker` that continues an Optuna study takes the search space from its trials; use
-    --space to give another one.
+    The file is one that `study export` or `admin backup` wrote, or CSV, if the study exists. What came from the same
+    study before is not added again. Trials that were RUNNING become WAITING, and are run by the next peer that asks.
+    Without a name, the study keeps its own. A `worker` that continues an Optuna study takes the search space from its
+    trials; use --space to give another one.
     """
     space = parse_space(specs)
     from hopaas_p2p.study import open_study

@@ -11,14 +11,14 @@ import functools
 import math
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from hopaas_p2p.cli import output
 from hopaas_p2p.cli.options import ABOVE_ZERO, CliSession, command, space_option
-from hopaas_p2p.errors import InvalidInput
+from hopaas_p2p.errors import HopaasError, InvalidInput
 from hopaas_p2p.ports import socket as trial_socket
 from hopaas_p2p.ports.command import text_of, variable
 from hopaas_p2p.ports.verbs import PRUNE, Reply
@@ -47,31 +47,42 @@ _ENDS = ("complete", "pruned", "fail")
 def ask(session: CliSession, ttl: float, sampler: str | None, specs: tuple[str, ...], shell: bool) -> None:
     """Start a trial: print its parameters and a ticket.
 
-    Exits with 3 when there is no work: the budget is used up, or the study is paused or stopped. --space gives the
-    parameters, if the study has no search space. The commands report,
-    should-prune, tell, renew and release find the trial by its ticket, in HOPAAS_TICKET. When none of them is called
-    for --ttl seconds, another peer may take the trial over.
+    Exits with 3 (with --shell, so does `eval`) when the budget is used up, or the study is paused or stopped. --space
+    gives the parameters, if the study has no search space. The commands report, should-prune, tell, renew and release
+    find the trial by its ticket, in HOPAAS_TICKET. When none of them is called for --ttl seconds, another peer may take
+    the trial over.
     """
     from hopaas_p2p.ports.ticket import ticket_of
     from hopaas_p2p.storage.optuna_internals import suggest_fixed
     from hopaas_p2p.study.study import infer_space
     from hopaas_p2p.translate import to_optuna
 
-    session.storage(peer_ttl=ttl)
-    study = session.study()
-    study.sampler = session.configured("sampler", sampler, study)
-    wanted = {name: to_optuna(one) for name, one in space.parse_space(specs).items()}
-    if not wanted and not study.space:
-        why = infer_space(study)
-        if why and not (study.state.waiting or study.state.replicates):
-            raise InvalidInput(f"the study {study.name!r} has no search space; {why}. Use --space NAME={space.SHAPES}")
-    trial = study.ask()
+    with _failing_in_eval() if shell else nullcontext():
+        session.storage(peer_ttl=ttl)
+        study = session.study()
+        study.sampler = session.configured("sampler", sampler, study)
+        wanted = {name: to_optuna(one) for name, one in space.parse_space(specs).items()}
+        if not wanted and not study.space:
+            why = infer_space(study)
+            if why and not (study.state.waiting or study.state.replicates):
+                raise InvalidInput(f"{study.name!r} has no search space; {why}. Use --space NAME={space.SHAPES}")
+        trial = study.ask()
+        try:
+            suggest_fixed(trial, wanted)
+            ticket = ticket_of(study, trial.number)
+            _print_asked(session, trial.params, str(ticket), ticket.number, shell=shell)
+        except BaseException:
+            study.handle.release(trial.number, reason="not started: `ask` was interrupted")
+            raise
+
+
+@contextmanager
+def _failing_in_eval() -> Iterator[None]:
+    """Let `eval` fail like this command: it only sees what was printed, and the last trial's ticket is still set."""
     try:
-        suggest_fixed(trial, wanted)
-        ticket = ticket_of(study, trial.number)
-        _print_asked(session, trial.params, str(ticket), ticket.number, shell=shell)
-    except BaseException:
-        study.handle.release(trial.number, reason="not started: `ask` was interrupted")
+        yield
+    except HopaasError as error:
+        click.echo(f"unset HOPAAS_TICKET; (exit {error.exit_code})")
         raise
 
 

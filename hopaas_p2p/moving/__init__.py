@@ -11,13 +11,14 @@ import json
 import logging
 import os
 import re
+import shlex
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 import msgspec
 
-from hopaas_p2p.core.records import Distribution, TrialState
+from hopaas_p2p.core.records import TrialState
 from hopaas_p2p.errors import InvalidInput, StudyExists
 from hopaas_p2p.files.artifacts import key_of
 from hopaas_p2p.moving import backup, tables
@@ -35,6 +36,7 @@ __all__ = ["FORMATS", "Arrived", "copy_study", "export_study", "import_study"]
 _log: Final = logging.getLogger("hopaas_p2p")
 FORMATS: Final = ("study", "csv", "parquet", "optuna")
 _SUFFIXES: Final = {".csv": "csv", ".parquet": "parquet", ".journal": "optuna", ".log": "optuna"}
+_OWN: Final = ("", ".study", ".backup", ".zip")
 _BEGINNINGS: Final = {b"SQLite format 3\0": "optuna", b"PK\x03\x04": "study"}
 _FROM: Final = "copied_from"
 """In the definition of a copy: the source's uuid."""
@@ -91,7 +93,7 @@ def export_study(
         to: a path, "-" for standard output, or the URL or journal file of an Optuna storage.
         form: "study" is a file with all of it, commit by commit, and its files, which `import_study` reads. "csv" is
             for spreadsheets, "parquet" for data frames, "optuna" writes into an Optuna storage. By default by the
-            suffix of the path, else "study"; a URL is an Optuna storage, and standard output takes CSV.
+            suffix of the path (.study or none: "study"); a URL is an Optuna storage, and standard output takes CSV.
         files: a directory for the files of the study and its trials, which are stored under their ids, as
             `optuna.artifacts.FileSystemArtifactStore` does.
 
@@ -102,6 +104,8 @@ def export_study(
     """
     target = os.fspath(to)
     chosen = _format(target, form)
+    if form is None and chosen == "study" and Path(target).suffix.lower() not in _OWN:
+        raise InvalidInput(f"{target}: its extension names no format. Use .study, {', '.join(_SUFFIXES)} or --format")
     if target == "-" and chosen != "csv":
         raise InvalidInput(f"{chosen} is not written to standard output; use --to PATH")
     study.storage.flush()
@@ -191,17 +195,19 @@ def import_study(
 
 
 def _read_csv(place: str, storage: Storage, name: str | None) -> StudyRecords:
-    """The trials of a CSV file, in the terms of the study of that name if it is there."""
-    space: dict[str, Distribution] = {}
-    directions: tuple[str, ...] = ()
-    if name is not None and name in storage.study_names():
-        state = storage.state(storage.get_study_id_from_name(name))
-        if state.define is not None:
-            space, directions = {**state.dists, **state.define.space}, state.define.directions
+    """The trials of a CSV file, in the terms of the study of that name."""
+    if name is None or name not in storage.study_names():
+        raise InvalidInput(
+            "a CSV file does not say whether its values are minimized or maximized. Create the study first: "
+            f"hopaas-p2p study create {shlex.quote(name or 'NAME')} --direction minimize|maximize"
+        )
+    state = storage.state(storage.get_study_id_from_name(name))
+    assert state.define is not None
     given = sys.stdin if place == "-" else open(open_regular(place, named=True), encoding="utf-8", newline="")  # noqa: PTH123, SIM115
     try:
         with contextlib.nullcontext(given) if given is sys.stdin else given as lines:
-            return tables.load_csv(lines, space=space, name=name, directions=directions)
+            space = {**state.dists, **state.define.space}
+            return tables.load_csv(lines, space=space, name=name, directions=state.define.directions)
     except UnicodeDecodeError:
         raise InvalidInput(f"{place} is not UTF-8 text; give its --format") from None
 

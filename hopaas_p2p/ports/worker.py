@@ -66,7 +66,6 @@ _QUICK: Final = 10.0  # seconds; a trial that fails sooner is followed by a paus
 _LONGEST_BACKOFF: Final = 5.0  # seconds
 _MOST_OUTPUTS: Final = 100  # failed trials whose output is kept: a command that often fails must not fill the store
 _LONGEST_LINE: Final = 500  # characters of the parameters in a line for people
-_NO_VALUE: Final = 'the command gave no value: print {"value": 0.5} as the last line, or call hopaas-p2p trial tell'
 
 
 def _shown(value: object) -> str:
@@ -349,7 +348,8 @@ class Worker:
             known = handle.state.trials[trial.number]
         values = f" {', '.join(map(_shown, known.values))}" if state == "COMPLETE" and known.values else ""
         why = f": {reason_line(known.reason)}" if state == "FAIL" and known.reason else ""
-        self._say(f"trial {trial.number}: {state}{values} after {time.monotonic() - began:.1f} s{why}")
+        shown = "PAUSED" if known.paused else state
+        self._say(f"trial {trial.number}: {shown}{values} after {time.monotonic() - began:.1f} s{why}")
         return state
 
     def _execute(self, trial: Trial, words: list[str], params: dict[str, Any], share: metering.Share) -> str:
@@ -426,15 +426,17 @@ class Worker:
         trial, code, values, reason = verbs.trial, child.poll() or 0, None, None
         printed = child.printed if code == 0 else None
         back = verbs.released if end is None or not end.gives_back else end.why
+        objectives = len(self.study.directions)
+        print_it = f"print {json.dumps({'value': [0.5] * objectives if objectives > 1 else 0.5})} as the last line"
         if verbs.told is not None:
             if verbs.told == "fail":
                 self._keep(trial, child.output)
             return verbs.told.upper()
         if printed is not None:
             try:
-                values, state = as_values(printed, expected=len(self.study.directions)), "complete"
+                values, state = as_values(printed, expected=objectives), "complete"
             except InvalidInput as error:
-                state, reason = "fail", str(error)
+                state, reason = "fail", f"{error}: {print_it}" if objectives > 1 else str(error)
         elif back is not None:
             if back != _OUT_OF_TIME:
                 return self._give_back(trial, back)
@@ -449,7 +451,8 @@ class Worker:
         elif verbs.pruned is not None and code in (0, PRUNE):
             state = "pruned"
         else:
-            state, reason = "fail", child.failure(code) if code else _NO_VALUE
+            no_value = f"the command gave no value: {print_it}, or call hopaas-p2p trial tell"
+            state, reason = "fail", child.failure(code) if code else no_value
         return self._tell(trial, values, state=state, reason=reason, output=child.output)
 
     def _tell(

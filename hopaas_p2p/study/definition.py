@@ -23,7 +23,7 @@ from hopaas_p2p.errors import DefinitionMismatch, InvalidInput, StoreCorrupt
 from hopaas_p2p.runtime.arguments import seconds, shown, whole
 from hopaas_p2p.spec.budget import budget_now, budget_of, changed, check_limits, limits_of, words
 from hopaas_p2p.spec.fidelity import in_words
-from hopaas_p2p.spec.space import spec
+from hopaas_p2p.spec.space import said_later, spec
 from hopaas_p2p.translate import checked_parameter, to_optuna, to_record
 
 Space = Mapping[str, BaseDistribution | records.Distribution]
@@ -163,6 +163,7 @@ def compare(state: State, wanted: StudyDefine, given: list[str]) -> None:
     A budget is a wish about the study, and no part of what it is; see `larger_budget`.
     """
     stored = definition_of(state, wanted.name)
+    stored = msgspec.structs.replace(stored, space=stored.space or said_later(state))
     lines = []
     for what in given:
         part = "ttl" if what == "lease_ttl" else what
@@ -172,10 +173,12 @@ def compare(state: State, wanted: StudyDefine, given: list[str]) -> None:
         if there != here:
             lines += _difference(what, there, here)
     if lines:
+        cure = "Use the stored one (leave the argument out), or choose another name."
+        if not stored.space and all(line.startswith("space, ") for line in lines):
+            space = " ".join(f"--space {shlex.quote(f'{name}={spec(one)}')}" for name, one in wanted.space.items())
+            cure = f"To give it this search space: hopaas-p2p study set {shlex.quote(wanted.name)} {space}"
         raise DefinitionMismatch(
-            f"the study {wanted.name!r} exists with another definition:\n"
-            + "\n".join(f"  {line}" for line in lines)
-            + "\nUse the stored one (leave the argument out), or choose another name."
+            "\n  ".join([f"the study {wanted.name!r} exists with another definition:", *lines]) + f"\n{cure}"
         )
 
 
@@ -218,7 +221,7 @@ def compare_fidelity(state: State, name: str, given: Fidelity | None) -> None:
 def check_fidelity(given: Fidelity | None, directions: int, space: Mapping[str, object]) -> None:
     """Raise InvalidInput if a study with so many directions and this search space, if there is one, cannot have it."""
     if given is not None and directions > 1:
-        raise InvalidInput("a study with fidelity needs exactly one direction: its trials are compared by one value")
+        raise InvalidInput("a study with rungs or a population needs exactly one direction")
     for name in given.fixed if isinstance(given, Population) and space else ():
         if name not in space:
             raise InvalidInput(f"fidelity: fixed names {name!r}, and the study has the parameters {', '.join(space)}")

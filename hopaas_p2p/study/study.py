@@ -396,18 +396,19 @@ class Loop:
         return state
 
     def _end_later(self, trial: Trial, state: TrialState, values: tuple[float, ...] | None, reason: str | None) -> None:
+        word = "PAUSED" if state is TrialState.PRUNED and trial.at_rung else state.name
         try:
             self._study._end(trial.number, values, state, reason=reason, defer=True)
         except LeaseLost as lost:  # another process gave it back
             _log.warning("%s", lost)
-        self._progress.ended(trial.number, state, values, reason)
+        self._progress.ended(trial.number, word, values, reason)
 
 
 class Study(optuna.Study):
     """A study, seen and used from this process. Get one from `open_study`. Methods may be called from any thread.
 
     It is an `optuna.Study`: whatever takes one takes it, such as `optuna.visualization`, importance evaluators,
-    terminators and the callbacks of `optuna_integration`. What is described here is more than Optuna's, or else.
+    terminators and the callbacks of `optuna_integration`. Only what differs from Optuna's class is described here.
     A sampler or pruner that is assigned to it is this process's, from its next trial on, whatever the study's are;
     `search_with` changes them for all.
     """
@@ -794,6 +795,7 @@ class Study(optuna.Study):
         try:
             with self.storage.peer.in_a_hurry():
                 self.handle.release(number, reason=f"interrupted: {type(error).__name__}")
+            _log.info("trial %d: returned, and run again by the next process that asks for work", number)
         except UpdateFinishedTrialError:
             pass
         except HopaasError as trouble:

@@ -72,6 +72,11 @@ def test_the_shells_own_words(here: dict[str, Any], study: Study) -> None:
     done = subprocess.run(["sh", "-c", script], capture_output=True, text=True, check=True, cwd=here["cwd"], env=env)
     assert done.stdout.strip() == "0"
     assert study.trials[0].value == study.trials[0].params["lr"]
+    for store, status in (("./store", 3), ("./nowhere", 78)):
+        study.stop_all()
+        script = f'HOPAAS_TICKET=old; eval "$({ask} --store {store})"; echo "$? $HOPAAS_TICKET."'
+        printed = subprocess.check_output(["sh", "-c", script], text=True, cwd=here["cwd"], env=env)
+        assert printed == f"{status} .\n", "or a loop over `eval` would never end"
 
 
 def test_what_a_study_holds_is_never_run_by_the_shell(tmp_path: Path) -> None:

@@ -119,6 +119,23 @@ def test_a_command_that_is_killed_says_by_what(study: Study, tmp_path: Path) -> 
     assert (study.state.trials[0].reason or "").startswith("the command was ended by SIGKILL; was it out of memory?")
 
 
+def test_a_command_learns_how_to_print_two_values(tmp_path: Path) -> None:
+    space, directions = {"x": hopaas_p2p.Float(0, 1)}, ["minimize", "maximize"]
+    study = hopaas_p2p.open_study(tmp_path / "store", "s", directions=directions, space=space)
+    for printed in ("0.5", '{{"value": 0.5}}'):
+        said = work(tmp_path, ["echo", printed], "--max-trials", "1", code=1)
+        assert 'print {"value": [0.5, 0.5]} as the last line' in said
+    work(tmp_path, ["echo", '{{"value": [0.5, 0.5]}}'], "--max-trials", "1")
+    assert study.trials[-1].values == [0.5, 0.5]
+    study.close()
+
+
+def test_a_command_without_dashes_before_it_is_told_of_them(tmp_path: Path) -> None:
+    for words in (("python", "train.py"), ("python", "train.py", "--lr", "{lr}"), ()):
+        done = cli("worker", *words, cwd=tmp_path, check=False, HOPAAS_STORE="store", HOPAAS_STUDY="s")
+        assert (done.returncode, "behind --, as in: -- python train.py" in done.stderr) == (2, True)
+
+
 @pytest.mark.parametrize(
     ("printed", "reason"),
     [
@@ -424,9 +441,10 @@ print(json.dumps({"value": trial.params["lr"]}))
 def test_a_command_pauses_at_a_rung_and_its_continuation_has_the_checkpoint(tmp_path: Path) -> None:
     study = campaign(tmp_path, budget=4, fidelity=hopaas_p2p.Rungs(min=1, max=4, eta=2))
 
-    work(tmp_path, script(tmp_path, PAUSES))
+    said = work(tmp_path, script(tmp_path, PAUSES))
 
     trials = study.state.trials
+    assert said.count(": PAUSED after") == sum(trial.paused for trial in trials)
     continued = [trial for trial in trials if trial.continues is not None]
     assert continued
     assert "COMPLETE" in states(study)

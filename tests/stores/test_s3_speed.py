@@ -15,6 +15,7 @@ from hopaas_p2p.cli.main import run
 from hopaas_p2p.core import catalog as catalogs
 from hopaas_p2p.core.catalog import Catalog
 from hopaas_p2p.core.records import StudyRegistered, StudyRemoved
+from hopaas_p2p.moving import export_study
 from hopaas_p2p.net.findings import Finding
 from hopaas_p2p.stores import checks
 from hopaas_p2p.stores.base import SNAPSHOT_EVERY
@@ -142,8 +143,10 @@ def test_who_creates_a_study_reads_none_of_the_others(
 ) -> None:
     storage = hopaas_p2p.open_storage(s3_server.url(prefix))
     others = [storage.handle(hopaas_p2p.open_study(storage, f"s{i}").study_id).uuid for i in range(3)]
-    (tmp_path / "trials.csv").write_text("number,state,value,params_x\n0,COMPLETE,1.0,0.5\n")
-    brought = ["study", "import", "brought", "--from", str(tmp_path / "trials.csv")]
+    source = hopaas_p2p.open_study(tmp_path / "source", "brought")
+    export_study(source, tmp_path / "x.study")
+    source.close()
+    brought = ["study", "import", "--from", str(tmp_path / "x.study")]
     for command in (["study", "create", "made"], brought):
         assert run([*command, "--store", far_url]) == 0
     assert [path for path in count.paths if any(uuid in path for uuid in others)] == []

@@ -218,8 +218,12 @@ def test_csv_comes_back_as_far_as_it_says(storages: Any, tmp_path: Path) -> None
     assert [trial.params["x"] for trial in target.trials] == [trial.params["x"] for trial in source.trials]
     assert [trial.values for trial in target.trials] == [trial.values for trial in source.trials]
     assert [trial.datetime_start for trial in target.trials] == [trial.datetime_start for trial in source.trials]
+    with pytest.raises(InvalidInput, match="create new --direction"):  # by CSV alone the worst may be the best
+        copy_in(storages, tmp_path / "x.csv", name="new")
+    hopaas_p2p.open_study(storages("guessed"), "new", directions="maximize").close()
     guessed = copy_in(storages, tmp_path / "x.csv", into="guessed", name="new")
     assert [trial.values for trial in guessed.trials] == [trial.values for trial in source.trials]
+    assert guessed.best_value == max(trial.value for trial in source.trials)
 
 
 @pytest.mark.parametrize(
@@ -243,6 +247,7 @@ def test_optunas_own_data_frame_as_csv_can_be_read(storages: Any, tmp_path: Path
     theirs = optuna.create_study()
     theirs.optimize(lambda trial: trial.suggest_float("x", 0, 1) + trial.suggest_int("n", 1, 3), n_trials=4)
     theirs.trials_dataframe().to_csv(tmp_path / "df.csv", index=False)
+    hopaas_p2p.open_study(storages("to"), "df").close()
     copied = copy_in(storages, tmp_path / "df.csv", name="df")
     assert [trial.params for trial in copied.trials] == [trial.params for trial in theirs.trials]
     assert copied.best_trial.value == theirs.best_value
@@ -254,10 +259,18 @@ def test_optunas_own_data_frame_as_csv_can_be_read(storages: Any, tmp_path: Path
 )
 def test_a_csv_that_makes_no_sense_is_refused(storages: Any, tmp_path: Path, content: str) -> None:
     (tmp_path / "x.csv").write_text(content)
-    storage = storages("to")
+    target = hopaas_p2p.open_study(storages("to"), "s")
     with pytest.raises(InvalidInput):
-        import_study(storage, tmp_path / "x.csv", name="s")
-    assert storage.get_all_studies() == []
+        import_study(target.storage, tmp_path / "x.csv", name="s")
+    assert target.trials == []
+
+
+def test_a_file_whose_extension_is_of_no_format_is_not_written(study: Study, tmp_path: Path) -> None:
+    for name in ("x.json", "x.db", "x.xlsx"):
+        with pytest.raises(InvalidInput, match=r"names no format. Use .study, .csv"):
+            export_study(study, tmp_path / name)
+        assert not (tmp_path / name).exists()
+    export_study(study, tmp_path / "x.json", form="csv")
 
 
 @pytest.mark.parametrize("content", [b"", b"nonsense", b"PK\x03\x04nonsense", b"{}"])
@@ -360,7 +373,7 @@ def test_a_data_frame_reads_the_parquet_file(study: Study, tmp_path: Path) -> No
 def test_ten_thousand_trials_go_in_few_commits(storages: Any, tmp_path: Path) -> None:
     rows = "".join(f"{number},COMPLETE,{number}\n" for number in range(10_000))
     (tmp_path / "x.csv").write_text(f"number,state,value\n{rows}")
-    storage = storages("to")
+    storage = hopaas_p2p.open_study(storages("to"), "big").storage
     assert import_study(storage, tmp_path / "x.csv", name="big").trials == 10_000
     state = storage.state(storage.get_study_id_from_name("big"))
     assert len(state.trials) == 10_000

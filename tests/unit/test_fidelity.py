@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import math
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -71,11 +73,14 @@ class Trained:
         return value
 
 
-def test_a_study_with_rungs_pauses_goes_on_and_ends(tmp_path: Path) -> None:
+def test_a_study_with_rungs_pauses_goes_on_and_ends(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     study = _opened(tmp_path, space=SPACE, budget=9, fidelity=NINE)
     trained = Trained()
-    study.optimize(trained)
+    with caplog.at_level(logging.INFO, "hopaas_p2p"):
+        study.optimize(trained)
     state = study.state
+    paused = {message for message in caplog.messages if re.match(r"trial \d+: PAUSED", message)}
+    assert len(paused) == sum(trial.paused for trial in state.trials) > 0
     assert finished(state)
     assert state.used() == 9
     complete = [trial for trial in state.trials if trial.state.name == "COMPLETE"]
@@ -100,6 +105,8 @@ def test_a_pause_is_taken_up_by_another_process_of_the_study(tmp_path: Path) -> 
     assert trial.resume[0] == 0
     assert second.state.trials[trial.number].continues is not None
     assert trial.intermediate_values.keys() == {0}
+    with pytest.raises(NoWork, match=f"what comes next depends on trial {trial.number} of "):
+        first.ask()
     second.tell(trial, state="fail")
     first.close()
     second.close()
