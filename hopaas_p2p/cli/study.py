@@ -195,7 +195,7 @@ def _best(data: dict[str, Any]) -> list[str]:
         return ["-"]
     if not isinstance(best, list):
         return [line("", best)]
-    lines = [f"{output.count(len(best), 'trial')} on the Pareto front"]
+    lines = [f"{output.count(len(best), 'trial')} on the Pareto front; first in: hopaas-p2p trial list --sort value"]
     for at, (name, direction) in enumerate(zip(data["objectives"], data["directions"], strict=True)):
         ranked = sorted(best, key=lambda one: float(one["values"][at]))  # noqa: B023  # it is called at once
         lines.append(line(f"best {name} ", ranked[-1 if direction == "maximize" else 0]))

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from hopaas_p2p.analysis.facts import reason_line, row_of, value_columns
+from hopaas_p2p.analysis.facts import pareto_front, reason_line, row_of, value_columns
 from hopaas_p2p.cli import output
 from hopaas_p2p.cli.annotations import add_annotations
 from hopaas_p2p.cli.artifact import artifact
@@ -69,13 +69,14 @@ def list_(session: CliSession, states: tuple[str, ...], sort: str, limit: int | 
         if (not chained or one.number in chains) and (not wanted or one.state.name in wanted)
     ]
     maximize = study.directions[0].name == "MAXIMIZE"
+    front = {one.number for one in pareto_front(state)} if sort == "value" and len(study.directions) > 1 else ()
 
-    def key(row: dict[str, Any]) -> tuple[bool, Any]:
-        """Ascending, by value the best first; trials without one come last."""
+    def key(row: dict[str, Any]) -> tuple[bool, bool, Any]:
+        """Ascending, by value the best first, with several objectives the front; trials without one come last."""
         value = row["values"][0] if sort == "value" and row["values"] else row.get(sort)
         if value is None or (isinstance(value, float) and math.isnan(value)):
-            return (True, row["number"])
-        return (False, -value if sort == "value" and maximize else value)
+            return (True, True, row["number"])
+        return (False, row["number"] not in front, -value if sort == "value" and maximize else value)
 
     shown = sorted(rows, key=key)[:limit]
     place = {row["number"]: at for at, row in enumerate(shown)}

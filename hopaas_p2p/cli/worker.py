@@ -86,9 +86,10 @@ def worker(session: CliSession, command: tuple[str, ...], **others: Any) -> int:
     it has nothing but ASCII letters, digits and ._+,:=@%/- in it, else the command reads it from there. In a word with
     spaces, such as that of sh -c, put a text between quotes.
 
-    The command prints {"value": 0.12} as its last line, or calls hopaas-p2p trial report, should-prune and tell, which
-    find the trial by HOPAAS_TICKET; in Python, hopaas_p2p.ports.client. It gets your environment, but no credential
-    that --pass does not name, such as WANDB_API_KEY.
+    The command prints {"value": 0.12}, or {"value": [0.12, 3]} for two objectives,
+    as its last line, or calls hopaas-p2p trial report, should-prune and tell, which find the trial by HOPAAS_TICKET;
+    in Python, hopaas_p2p.ports.client. It gets your environment, but no credential that --pass does not name, such as
+    WANDB_API_KEY.
 
     Signals are passed on to the command, and its trial is returned, so that another worker continues it. While the
     study is paused, or trials of others may have to be run again, the worker waits and says for what; with --no-wait

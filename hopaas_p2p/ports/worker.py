@@ -66,7 +66,6 @@ _QUICK: Final = 10.0  # seconds; a trial that fails sooner is followed by a paus
 _LONGEST_BACKOFF: Final = 5.0  # seconds
 _MOST_OUTPUTS: Final = 100  # failed trials whose output is kept: a command that often fails must not fill the store
 _LONGEST_LINE: Final = 500  # characters of the parameters in a line for people
-_NO_VALUE: Final = 'the command gave no value: print {"value": 0.5} as the last line, or call hopaas-p2p trial tell'
 
 
 def _shown(value: object) -> str:
@@ -442,14 +441,17 @@ class Worker:
         trial, code, output = verbs.trial, child.poll() or 0, child.output
         printed = child.printed if code == 0 else None
         if verbs.told is not None:
+        objectives = len(self.study.directions)
+        print_it = f"print {json.dumps({'value': [0.5] * objectives if objectives > 1 else 0.5})} as the last line"
             if verbs.told == "fail":
                 self._keep(trial, output)
             return verbs.told.upper()
         if printed is not None:
             try:
-                values = as_values(printed, expected=len(self.study.directions))
+                values = as_values(printed, expected=objectives)
             except InvalidInput as error:
-                return self._tell(trial, state="fail", reason=str(error), output=output)
+                reason = f"{error}: {print_it}" if objectives > 1 else str(error)
+                return self._tell(trial, state="fail", reason=reason, output=output)
             return self._tell(trial, values, state="complete")
         if end is not None and end.gives_back:
             state = self.study.state
@@ -465,7 +467,8 @@ class Worker:
             return self._tell(trial, state="pruned", reason=end.why)
         if end is None and verbs.pruned is not None and code in (0, PRUNE):
             return self._tell(trial, state="pruned")
-        failure = child.failure(code) if code else _NO_VALUE
+        no_value = f"the command gave no value: {print_it}, or call hopaas-p2p trial tell"
+        failure = child.failure(code) if code else no_value
         reason = failure if end is None else f"{end.why}; it had reported nothing"
         return self._tell(trial, state="fail", reason=reason, output=output)
 

@@ -337,6 +337,18 @@ def test_trial_list_sorts_and_selects(here: dict[str, Any], study: Study) -> Non
     assert "broken" in failed
 
 
+def test_a_list_by_value_begins_with_the_front_of_several_objectives(tmp_path: Path) -> None:
+    study = hopaas_p2p.open_study(tmp_path / "store", "two", directions=["minimize", "maximize"])
+    for values in ((1.0, 1.0), (2.0, 0.0), (3.0, 3.0)):
+        study.tell(study.ask(), values)
+    here = {"cwd": tmp_path, "HOPAAS_STORE": "store", "HOPAAS_STUDY": "two"}
+    shown = run("study", "show", **here).stdout
+    assert "2 trials on the Pareto front; first in: hopaas-p2p trial list --sort value" in shown
+    listed = json.loads(run("trial", "list", "--sort", "value", "--json", **here).stdout)
+    assert [row["number"] for row in listed] == [0, 2, 1]
+    study.close()
+
+
 def test_trial_show_tells_the_whole_story(here: dict[str, Any], study: Study) -> None:
     trial = study.ask()
     trial.report(0.5, 3)

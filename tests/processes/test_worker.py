@@ -120,6 +120,17 @@ def test_a_command_that_is_killed_says_by_what(study: Study, tmp_path: Path) -> 
     assert (study.state.trials[0].reason or "").startswith("the command was ended by SIGKILL; was it out of memory?")
 
 
+def test_a_command_learns_how_to_print_two_values(tmp_path: Path) -> None:
+    space, directions = {"x": hopaas_p2p.Float(0, 1)}, ["minimize", "maximize"]
+    study = hopaas_p2p.open_study(tmp_path / "store", "s", directions=directions, space=space)
+    for printed in ("0.5", '{{"value": 0.5}}'):
+        said = work(tmp_path, ["echo", printed], "--max-trials", "1", code=1)
+        assert 'print {"value": [0.5, 0.5]} as the last line' in said
+    work(tmp_path, ["echo", '{{"value": [0.5, 0.5]}}'], "--max-trials", "1")
+    assert study.trials[-1].values == [0.5, 0.5]
+    study.close()
+
+
 def test_a_command_without_dashes_before_it_is_told_of_them(tmp_path: Path) -> None:
     for words in (("python", "train.py"), ("python", "train.py", "--lr", "{lr}"), ()):
         done = cli("worker", *words, cwd=tmp_path, check=False, HOPAAS_STORE="store", HOPAAS_STUDY="s")
