@@ -362,7 +362,8 @@ class Worker:
             known = handle.state.trials[trial.number]
         values = f" {', '.join(map(_shown, known.values))}" if state == "COMPLETE" and known.values else ""
         why = f": {reason_line(known.reason)}" if state == "FAIL" and known.reason else ""
-        self._say(f"trial {trial.number}: {state}{values} after {time.monotonic() - began:.1f} s{why}")
+        shown = "PAUSED" if known.paused else state
+        self._say(f"trial {trial.number}: {shown}{values} after {time.monotonic() - began:.1f} s{why}")
         return state
 
     def _execute(self, trial: Trial, words: list[str], params: dict[str, Any], share: metering.Share) -> str:
@@ -440,9 +441,9 @@ class Worker:
         """Tell how the trial ended, unless the command did that itself; how it did."""
         trial, code, output = verbs.trial, child.poll() or 0, child.output
         printed = child.printed if code == 0 else None
-        if verbs.told is not None:
         objectives = len(self.study.directions)
         print_it = f"print {json.dumps({'value': [0.5] * objectives if objectives > 1 else 0.5})} as the last line"
+        if verbs.told is not None:
             if verbs.told == "fail":
                 self._keep(trial, output)
             return verbs.told.upper()

@@ -13,8 +13,6 @@ import optuna
 from hopaas_p2p.core import records
 
 if TYPE_CHECKING:
-    from optuna.trial import TrialState
-
     from hopaas_p2p.storage.handle import StudyHandle
 
 _log: Final = logging.getLogger("hopaas_p2p")
@@ -58,14 +56,14 @@ class ProgressLog:
     def enabled(self) -> bool:
         return _log.isEnabledFor(logging.INFO) and not self._quiet
 
-    def ended(self, number: int, state: TrialState, values: Sequence[float] | None, reason: str | None) -> None:
-        """A trial of this call ended."""
+    def ended(self, number: int, state: str, values: Sequence[float] | None, reason: str | None) -> None:
+        """A trial of this call ended in this state, or PAUSED."""
         if not self.enabled:
             return
         if values is None:
-            _log.info("trial %d: %s%s", number, state.name, f" ({last_line(reason)})" if reason else "")
+            _log.info("trial %d: %s%s", number, state, f" ({last_line(reason)})" if reason else "")
         else:
-            word = "" if state.name == "COMPLETE" else f" {state.name}"
+            word = "" if state == "COMPLETE" else f" {state}"
             shown = ", ".join(f"{value:.6g}" for value in values)
             _log.info("trial %d:%s %s%s", number, word, shown, self._best((values[0], number) if not word else None))
         if time.monotonic() >= self._due:

@@ -396,11 +396,12 @@ class Loop:
         return state
 
     def _end_later(self, trial: Trial, state: TrialState, values: tuple[float, ...] | None, reason: str | None) -> None:
+        word = "PAUSED" if state is TrialState.PRUNED and trial.at_rung else state.name
         try:
             self._study._end(trial.number, values, state, reason=reason, defer=True)
         except LeaseLost as lost:  # another process gave it back
             _log.warning("%s", lost)
-        self._progress.ended(trial.number, state, values, reason)
+        self._progress.ended(trial.number, word, values, reason)
 
 
 class Study(optuna.Study):

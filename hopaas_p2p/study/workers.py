@@ -25,8 +25,6 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import BrokenExecutor, ProcessPoolExecutor
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from optuna.trial import TrialState
-
 from hopaas_p2p.core.admission import next_start
 from hopaas_p2p.core.records import PeerDrain, TrialReclaim, TrialRelease
 from hopaas_p2p.core.records import TrialState as LoggedState
@@ -290,7 +288,7 @@ class WatchedWorkers:
                 self._losses = 0
             self._ended[worker] += 1
             self._succeeded = self._succeeded or trial.state is not LoggedState.FAIL
-            progress.ended(number, TrialState(trial.state.value), trial.values, trial.reason)
+            progress.ended(number, "PAUSED" if trial.paused else trial.state.name, trial.values, trial.reason)
             for callback in callbacks:
                 callback(self._study.handle.trial(number))
 

@@ -442,9 +442,10 @@ print(json.dumps({"value": trial.params["lr"]}))
 def test_a_command_pauses_at_a_rung_and_its_continuation_has_the_checkpoint(tmp_path: Path) -> None:
     study = campaign(tmp_path, budget=4, fidelity=hopaas_p2p.Rungs(min=1, max=4, eta=2))
 
-    work(tmp_path, script(tmp_path, PAUSES))
+    said = work(tmp_path, script(tmp_path, PAUSES))
 
     trials = study.state.trials
+    assert said.count(": PAUSED after") == sum(trial.paused for trial in trials)
     continued = [trial for trial in trials if trial.continues is not None]
     assert continued
     assert "COMPLETE" in states(study)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import math
+import re
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -75,11 +77,14 @@ class Trained:
         return value
 
 
-def test_a_study_with_rungs_pauses_goes_on_and_ends(tmp_path: Path) -> None:
+def test_a_study_with_rungs_pauses_goes_on_and_ends(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     study = _opened(tmp_path, space=SPACE, budget=9, fidelity=NINE)
     trained = Trained()
-    study.optimize(trained)
+    with caplog.at_level(logging.INFO, "hopaas_p2p"):
+        study.optimize(trained)
     state = study.state
+    paused = {message for message in caplog.messages if re.match(r"trial \d+: PAUSED", message)}
+    assert len(paused) == sum(trial.paused for trial in state.trials) > 0
     assert finished(state)
     assert state.used() == 9
     complete = [trial for trial in state.trials if trial.state.name == "COMPLETE"]
