@@ -38,9 +38,11 @@ def no_work(state: State, found: Wait | Done, *, now: float, why: str = "") -> N
         reason += f": {limit}"
     elif found.why == "budget" and state.budget is None:  # a population gives out so many, and no more
         reason = "all members of the population have begun"
-    if isinstance(found, Wait) and found.until is not None:
+    if isinstance(found, Wait) and found.for_whom:
         runs = ", ".join(f"trial {number}{_run_by(state, number)}" for number in found.for_whom[:_NAMED])
         more = f" and {len(found.for_whom) - _NAMED} more" if len(found.for_whom) > _NAMED else ""
+        if found.until is None:
+            return NoWork(f"{reason}; what comes next depends on {runs}{more}", found)
         reason += (
             f"; if a peer has died, its trial must be run again: {runs}{more}. This is known within "
             f"{max(1.0, found.until - now):.0f} s. To run it again now: hopaas-p2p trial requeue {found.for_whom[0]}"
