@@ -800,6 +800,7 @@ class Study(optuna.Study):
         try:
             with self.storage.peer.in_a_hurry():
                 self.handle.release(number, reason=f"interrupted: {type(error).__name__}")
+            _log.info("trial %d: returned, and run again by the next process that asks for work", number)
         except UpdateFinishedTrialError:
             pass
         except HopaasError as trouble:

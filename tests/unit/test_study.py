@@ -760,7 +760,8 @@ def test_a_signal_releases_the_trial(tmp_path: Path, studies: Any, form: str, nu
         assert peer.stdout is not None
         assert peer.stdout.readline() == "running\n"
         peer.send_signal(number)
-        peer.wait(20)
+        said = peer.communicate(timeout=20)[1]
+    assert ("trial 0: returned, and run again" in said) == (form == "optimize"), "which shows what it logs"
     assert peer.returncode == (143 if number == signal.SIGTERM else -2)
     (trial,) = study.state.trials
     assert trial.state.name == "WAITING"
@@ -1014,11 +1015,11 @@ def test_a_study_without_a_space_may_be_given_one_and_draws_from_it(tmp_path: Pa
     assert later.params.keys() == {"x"}
     study.tell(later, 1.0)
     study.close()
-    sure = hopaas_p2p.open_study(tmp_path / "store", "other", space={"x": hopaas_p2p.Float(0, 1)})
     hopaas_p2p.open_study(tmp_path / "store", "s", space={"x": hopaas_p2p.Float(0, 5)}).close()
     hopaas_p2p.open_study(tmp_path / "store", "none").close()
     with pytest.raises(DefinitionMismatch, match=r"\n.*: hopaas-p2p study set none --space 'x=float\(0,1\)'$"):
         hopaas_p2p.open_study(tmp_path / "store", "none", space={"x": hopaas_p2p.Float(0, 1)})
+    sure = hopaas_p2p.open_study(tmp_path / "store", "other", space={"x": hopaas_p2p.Float(0, 1)})
     with pytest.raises(DefinitionMismatch, match="does not change"):
         sure.set_space({"x": hopaas_p2p.Float(0, 5)})
     sure.close()
