@@ -204,7 +204,7 @@ BEGIN
     IF array_position(ARRAY['viewer', 'worker', 'owner'], v.role)
        < array_position(ARRAY['viewer', 'worker', 'owner'], p_least) THEN
         RAISE EXCEPTION 'user % is only a % of this study, and this takes % %', v.username, v.role,
-            CASE p_least WHEN 'owner' THEN 'an' ELSE 'a' END, p_least USING ERRCODE = 'ZH401';
+            CASE p_least WHEN 'owner' THEN 'an' ELSE 'at least a' END, p_least USING ERRCODE = 'ZH401';
     END IF;
     RETURN v;
 END $$;
