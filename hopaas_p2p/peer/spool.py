@@ -122,12 +122,16 @@ class SpoolSender:
         path, why = self._write(uuid, log, commits, why="history")
         if path is None:
             _log.error(
-                "the last %d commits of this process, which the log may not have, were not kept: %s", len(commits), why
+                "%d commits of this process are perhaps not in the log, and could not be kept: %s",
+                len(commits),
+                why,
             )
         else:
             log.session.acknowledged.clear()
             _log.warning(
-                "the last %d commits of this process, which the log may not have, are in %s", len(commits), path
+                "%d commits of this process are perhaps not in the log, and kept in %s",
+                len(commits),
+                path,
             )
 
     def keep_all(self, logs: Mapping[str, LogClient[State]]) -> None:

@@ -112,7 +112,7 @@ def _check_joined(word: str, filled: str, params: Mapping[str, Any]) -> None:
     """Refuse a word in which a text makes, with what is beside it, what it could not be alone: an option, a way up."""
     texts = [found[1] for found in _FIELD.finditer(word) if isinstance(params.get(found[1] or ""), str)]
     if texts and (filled.count("..") > word.count("..") or filled.startswith("-") > word.startswith("-")):
-        raise InvalidInput(f"{shown(word)} becomes {shown(filled)}, which a text may not do. {_instead(texts[0])}")
+        raise InvalidInput(f"{shown(word)} becomes {shown(filled)}, which is unsafe. {_instead(texts[0])}")
 
 
 def _instead(name: str) -> str:

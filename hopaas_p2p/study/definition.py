@@ -221,7 +221,7 @@ def compare_fidelity(state: State, name: str, given: Fidelity | None) -> None:
 def check_fidelity(given: Fidelity | None, directions: int, space: Mapping[str, object]) -> None:
     """Raise InvalidInput if a study with so many directions and this search space, if there is one, cannot have it."""
     if given is not None and directions > 1:
-        raise InvalidInput("a study with fidelity needs exactly one direction: its trials are compared by one value")
+        raise InvalidInput("a study with rungs or a population needs exactly one direction")
     for name in given.fixed if isinstance(given, Population) and space else ():
         if name not in space:
             raise InvalidInput(f"fidelity: fixed names {name!r}, and the study has the parameters {', '.join(space)}")

@@ -408,7 +408,7 @@ class Study(optuna.Study):
     """A study, seen and used from this process. Get one from `open_study`. Methods may be called from any thread.
 
     It is an `optuna.Study`: whatever takes one takes it, such as `optuna.visualization`, importance evaluators,
-    terminators and the callbacks of `optuna_integration`. What is described here is more than Optuna's, or else.
+    terminators and the callbacks of `optuna_integration`. Only what differs from Optuna's class is described here.
     A sampler or pruner that is assigned to it is this process's, from its next trial on, whatever the study's are;
     `search_with` changes them for all.
     """

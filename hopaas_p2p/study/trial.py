@@ -80,7 +80,7 @@ class Trial(optuna.trial.Trial):
         )
 
     def report(self, value: float, step: int) -> None:
-        """Report an intermediate value. As Optuna's; also ends a trial whose SIGTERM was swallowed."""
+        """Report an intermediate value. As Optuna's; also ends the trial if SIGTERM came and other code ignored it."""
         if interrupts.terminated:
             interrupts.raise_again()
         try:

@@ -176,8 +176,8 @@ class Training:
     def steps(self, end: int) -> Iterator[int]:
         """The steps that are left of 0, 1, …, end - 1.
 
-        SIGTERM is acted upon between two steps: a checkpoint, then SystemExit, which gives the trial back. Of several
-        ranks it counts on the first.
+        After SIGTERM, the present step is finished, a checkpoint is saved, and SystemExit returns the trial. Of several
+        ranks, the first has to get the signal.
         """
         first, self._end = self._resume(), end
         with Preemption() as preemption:
