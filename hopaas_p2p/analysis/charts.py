@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
-from typing import Final, Literal
+from typing import Any, Final, Literal
 
 import numpy as np
 
@@ -78,11 +78,17 @@ def records(x: Floats, cost: Floats, complete: Mask) -> Ints:
 
 
 def history(
-    columns: TrialTable, selection: Selection = EVERYTHING, *, along: Along = "number", most: int = MOST
+    columns: TrialTable,
+    selection: Selection = EVERYTHING,
+    *,
+    along: Along = "number",
+    most: int = MOST,
+    ignored: Collection[tuple[str, int]] = (),
 ) -> Chart | None:
     """Every trial's value, and the best so far, with at most about `most` points; None when there is nothing to see.
 
-    The best so far is that of the trials shown. Compute-hours are those of the whole study.
+    The best so far is that of the trials shown. Compute-hours are those of the whole study. `ignored` has earlier
+    studies that no longer count, and the trial that decided it.
     """
     x, objective = positions(columns, along), selection.objective
     complete = columns.selected(selection) & np.isfinite(x)
@@ -98,7 +104,7 @@ def history(
     value, far = value_axis(name, np.concatenate([y[complete], columns.last[pruned]]), columns.worst(objective))
     count, cut_short = int(complete.sum()), int(pruned.sum())
 
-    def points(values: Floats, rows: Ints) -> Data:
+    def points(values: Floats, rows: Ints) -> dict[str, Any]:
         return {"along": place[rows], "value": values[rows], "trial": rows}
 
     def drawn(values: Floats, of: Mask, room: int) -> Ints:
@@ -116,12 +122,17 @@ def history(
     best = best_rows[-1]
     line = {"along": np.append(place[best_rows], until), "best": np.append(y[best_rows], y[best])}
     layers.append(Series("best so far", "steps", line, palette.BEST, 2))
+    if ignored:
+        said = [f"From here on, {label(one)} is ignored" for one, _ in ignored]
+        marks = points(y, np.array([trial for _, trial in ignored])) | {"said": said}
+        layers.append(Series("an earlier study is ignored", "points", marks, palette.LOST, 10, "triangle"))
     notes = [f"{shown_points:,} of {total:,} drawn."] if shown_points < total else []
     many = "" if single else f" of {name} ({columns.directions[objective]})"
     alt = (
         f"History{many} by {ALONG[along]}: {count:,} complete and {cut_short:,} pruned trials; the best is "
         f"trial {best} with {number(float(y[best]))}; it improved {len(best_rows) - 1} times."
     )
+    alt += "".join(f" {label(one)} is ignored from trial {trial} on." for one, trial in ignored)
     caption = " ".join([*notes, *([far] if far else [])])
     return Chart(f"History{many}", layers, ChartAxis(ALONG[along], time=along == "time"), value, alt, caption)
 
