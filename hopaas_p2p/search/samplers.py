@@ -350,10 +350,11 @@ class TPESampler(OptunaTPE):
         self._lengths = {one: other for one, other in self._lengths.items() if one[0] == key} | {
             beside: surrogate.lengths
         }
-        parts = [cube.anywhere(numbers, _FAR)]
+        parts = []
         if count:
             parts.append(model.below.sample(numbers, self.candidate_count))
             parts.append(cube.nearby(numbers, columns.observations(space, model.ranked[:_CENTRES]), _NEARBY))
+        parts.append(cube.anywhere(numbers, _FAR))
         if mixture is None or taught is None:
             candidates = joined(parts)
             return candidates, surrogate.costs(cube.points(candidates))
