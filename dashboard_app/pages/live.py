@@ -23,7 +23,7 @@ from hopaas_p2p.analysis.spending import budget_lines, cells, spending
 from hopaas_p2p.analysis.table import place
 from hopaas_p2p.core.admission import next_start
 from hopaas_p2p.core.state import Trial
-from hopaas_p2p.search.priors import learned_of
+from hopaas_p2p.search.priors import Learned, learned_of
 
 _SPARK: Final = 40
 _POINTS: Final = 1600  # of the history, which is sent again with every new trial
@@ -81,7 +81,12 @@ def _body(page: PageContext, frame: Frame) -> None:
 def _history(frame: Frame) -> Chart | None:
     if len(frame.columns.directions) > 1:
         return charts.pareto(frame.columns)
-    return charts.history(frame.columns, most=_POINTS)
+    ignored = [(one.name, one.until) for one in _learned(frame) if one.until is not None]
+    return charts.history(frame.columns, most=_POINTS, ignored=ignored)
+
+
+def _learned(frame: Frame) -> list[Learned]:
+    return frame.once(lambda one: learned_of(one.state, one.columns), "learned")
 
 
 def _tiles(page: PageContext, frame: Frame, now: float) -> None:
@@ -115,9 +120,9 @@ def _tiles(page: PageContext, frame: Frame, now: float) -> None:
         params = ", ".join(f"{name} = {shown(value)}" for name, value in row_of(state, best)["params"].items())
         link = theme.trial_link(frame.name, best, "Best trial ")
         st.html(f'<p class="hp-caption">{link}: {theme.safe(params, longest=400)}</p>')
-    learned = frame.once(lambda one: [str(line) for line in learned_of(one.state, one.columns)], "learned")
+    learned = _learned(frame)
     if learned:
-        theme.caption(". ".join(learned) + ".")
+        theme.caption(". ".join(map(str, learned)) + ".")
 
 
 def _row(page: PageContext, frame: Frame, trial: Trial, of: int | None, now: float) -> list[str]:

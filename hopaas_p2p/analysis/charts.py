@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Final, Literal
 
 import numpy as np
@@ -70,11 +70,17 @@ def records(x: Floats, cost: Floats, complete: Mask) -> Ints:
 
 
 def history(
-    columns: TrialTable, selection: Selection = EVERYTHING, *, along: Along = "number", most: int = MOST
+    columns: TrialTable,
+    selection: Selection = EVERYTHING,
+    *,
+    along: Along = "number",
+    most: int = MOST,
+    ignored: Collection[tuple[str, int]] = (),
 ) -> Chart | None:
     """Every trial's value, and the best so far, with at most about `most` points; None when there is nothing to see.
 
-    The best so far is that of the trials shown. Compute-hours are those of the whole study.
+    The best so far is that of the trials shown. Compute-hours are those of the whole study. `ignored` has earlier
+    studies that no longer count, and the trial that decided it.
     """
     x, objective = positions(columns, along), selection.objective
     complete = columns.selected(selection) & np.isfinite(x)
@@ -105,12 +111,18 @@ def history(
     until = float(np.nanmax(place[complete | pruned]))
     line = {"along": np.append(place[best_rows], until), "best": np.append(y[best_rows], y[best])}
     layers.append(Series("best so far", "steps", line, palette.BEST, 2))
+    if ignored:
+        said = [f"From here on, {label(one)} is ignored" for one, _ in ignored]
+        rows = np.array([trial for _, trial in ignored], np.int64)
+        marks: Data = {"along": place[rows], "value": y[rows], "trial": rows, "said": said}
+        layers.append(Series("an earlier study is ignored", "points", marks, palette.LOST, 10, "triangle"))
     many = "" if single else f" of {name} ({columns.directions[objective]})"
     alt = (
         f"History{many} by {ALONG[along]}: {count:,} complete and {cut_short:,} pruned trials; the best is "
         f"trial {best} with {number(float(y[best]))}; it improved {len(best_rows) - 1} times."
     )
     notes = [f"{shown_points:,} of {total:,} drawn."] if shown_points < total else []
+    alt += "".join(f" {label(one)} is ignored from trial {trial} on." for one, trial in ignored)
     caption = " ".join([*notes, *([far] if far else [])])
     return Chart(f"History{many}", layers, ChartAxis(ALONG[along], time=along == "time"), value, alt, caption)
 

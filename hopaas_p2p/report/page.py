@@ -32,7 +32,7 @@ from hopaas_p2p.analysis.timeline import timeline
 from hopaas_p2p.core.attributes import REPLICATE, REUSED
 from hopaas_p2p.core.replicates import means
 from hopaas_p2p.core.state import COMPLETE, FAIL, PRUNED, RUNNING, WAITING, State
-from hopaas_p2p.search.priors import learned_of
+from hopaas_p2p.search.priors import Learned, learned_of
 
 _TOP: Final = 10
 _FRONT: Final = 30
@@ -48,12 +48,13 @@ def render(state: State, *, name: str, store: str, now: datetime.datetime) -> st
     """The whole page. Pure: the same State and time give the same text."""
     trials = TrialTable.of(state)
     empty = "No trial has been started yet." if state.define is not None else "This study has no definition yet."
-    sections = _sections(state, trials) if state.trials else [("Nothing to show yet", _line(empty))]
+    learned = learned_of(state, trials)
+    sections = _sections(state, trials, learned) if state.trials else [("Nothing to show yet", _line(empty))]
     return string.Template(part("page.html")).substitute(
         title=safe(f"{name} · hopaas-p2p", longest=120),
         style=part("charts.css") + part("style.css"),
         name=safe(name),
-        about=_about(state, trials),
+        about=_about(state, learned),
         tiles=_tiles(state, trials),
         sections="\n".join(
             f'<section class="card"><h2>{safe(title)}</h2>{body}</section>' for title, body in sections if body
@@ -71,14 +72,14 @@ def _line(text: str) -> str:
     return f'<p class="none">{safe(text)}</p>'
 
 
-def _about(state: State, trials: TrialTable) -> str:
+def _about(state: State, learned: list[Learned]) -> str:
     define = state.define
     if define is None:
         return ""
     facts = [", ".join(define.directions), *(define.info[key] for key in ("sampler", "pruner") if key in define.info)]
     facts += [f"budget {state.budget:,}"] if state.budget is not None else []
     facts += [state.status] if state.status != "running" else []
-    return " · ".join(safe(one, longest=100) for one in [*facts, *map(str, learned_of(state, trials))])
+    return " · ".join(safe(one, longest=100) for one in [*facts, *map(str, learned)])
 
 
 def _tiles(state: State, trials: TrialTable) -> str:
@@ -113,13 +114,14 @@ def _tiles(state: State, trials: TrialTable) -> str:
     )
 
 
-def _sections(state: State, trials: TrialTable) -> Iterator[tuple[str, str]]:
+def _sections(state: State, trials: TrialTable, learned: list[Learned]) -> Iterator[tuple[str, str]]:
     """Title and content of each section; one without content is left out."""
     gantt = timeline(state)
     if gantt is not None:
         yield gantt.title, figure(gantt)
     objectives = range(min(len(trials.directions), _OBJECTIVES))
-    histories = [charts.history(trials, Selection(at), most=_DOTS) for at in objectives]
+    ignored = [(one.name, one.until) for one in learned if one.until is not None]
+    histories = [charts.history(trials, Selection(at), most=_DOTS, ignored=ignored) for at in objectives]
     for chart in (charts.pareto(trials), *histories, charts.curves(state, trials, median=True)):
         if chart is not None:
             yield chart.title, figure(chart)

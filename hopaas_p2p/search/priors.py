@@ -23,7 +23,7 @@ import numpy as np
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.study import StudyDirection
 
-from hopaas_p2p.analysis.table import Floats, TrialTable
+from hopaas_p2p.analysis.table import Floats, Ints, TrialTable
 from hopaas_p2p.core.attributes import LEARNED
 from hopaas_p2p.core.priors import BELIEF, LARGEST_PRIOR, PriorRecord
 from hopaas_p2p.core.records import Categorical, Distribution
@@ -39,6 +39,7 @@ from hopaas_p2p.search.surrogate import (
     Cube,
     Lengths,
     Process,
+    agreement,
     chosen,
     fit,
     range_of,
@@ -51,6 +52,7 @@ FEWEST: Final = 5
 """Finished trials below which a study teaches nothing."""
 _DIGITS: Final = 6
 _COUNTS: Final = 0.05  # a weight below which people are told that a prior is ignored
+_LASTING: Final = 115  # trials, after which no weight is as large
 _LEAST: Final = 0.04  # of a mixture: what counts for less is left out, which saves time
 _LENGTHS: Final = (0.05, 32.0)
 _COMPARED: Final = 128  # configurations by which priors are compared with each other
@@ -237,12 +239,8 @@ class Taught:
         scales = np.exp([float(np.mean(some or [0.0])) for some in logs.values()])
         self.lengths = Lengths(scales, math.exp(float(np.mean(noises or [0.0]))), 0)
         """To begin with, before trials say otherwise."""
-        self.likeness = 1.0
-        """The mean correlation of what two of the priors expect of the same configurations."""
-        if (count := len(self.priors)) > 1:
-            means = self.means(self.cube.points(self.cube.anywhere(np.random.RandomState(1), _COMPARED)))
-            ratio = means.mean(axis=1).var() / (means.var(axis=0).mean() or 1.0)
-            self.likeness = float(count * ratio - 1) / (count - 1)
+        self.elsewhere = self.means(self.cube.points(self.cube.anywhere(np.random.RandomState(1), _COMPARED)))
+        """What they expect of configurations that are spread evenly."""
 
     def means(self, points: Floats, mixture: Floats | None = None) -> Floats:
         """A row per configuration, a column per prior: the score that is expected of it; 0 of what is not mixed in."""
@@ -276,6 +274,8 @@ class Learned(NamedTuple):
     """By how much a score changes with the one that the prior expects; 0: it is ignored."""
     shared: tuple[str, ...]
     """The parameters that it has in common with the study."""
+    until: int | None
+    """The trial after which its weight stayed too small to count; None while it counts, or before there are trials."""
 
     def __str__(self) -> str:
         agrees = "" if self.agreement is None else f"agrees {100 * self.agreement:.0f} %, "
@@ -316,17 +316,27 @@ def learned_of(state: State, trials: TrialTable, space: Mapping[str, BaseDistrib
     has = [~np.isnan(trials.merged(name, ranked)) for name in space if name in trials.params]
     ranked = ranked[np.all(has, axis=0)] if len(has) == len(space) and has else ranked[:0]
     taught, picked = Taught(space, priors), chosen(len(ranked))
-    agreement, weights = np.empty(0), np.empty(0)
+    ended = np.argsort(trials.end[ranked], kind="stable")[:_LASTING]
+    found: dict[int, tuple[float, float, int | None]] = {}
     if taught.priors:
-        values = {name: trials.merged(name, ranked[picked]) if len(ranked) else np.empty(0) for name in space}
-        points = taught.cube.points(values)
-        agreement, weights, *_ = trust(taught.means(points), taught.likeness)
-    found = dict(zip(map(id, taught.priors), zip(agreement.tolist(), weights.tolist(), strict=True), strict=True))
+
+        def expected(places: Ints) -> Floats:
+            values = {name: trials.merged(name, ranked[places]) if len(ranked) else np.empty(0) for name in space}
+            return taught.means(taught.cube.points(values))
+
+        means, early = expected(picked), expected(np.sort(ended))
+        agrees, weights = agreement(means).tolist(), trust(means, taught.elsewhere).weights.tolist()
+        when = np.argsort(ended)  # how many ended before each, the best first
+        counted = [trust(early[when <= last], taught.elsewhere).weights >= _COUNTS for last in range(len(ended))]
+        for place, one in enumerate(taught.priors):
+            last = max((count for count, those in enumerate(counted, 1) if those[place]), default=0)
+            until = int(ranked[ended[last]]) if last < len(ended) else None
+            found[id(one)] = agrees[place], weights[place], until
     lines = []
     for one in priors:
-        agrees, weight = found.get(id(one), (0.0, 0.0))
+        share, weight, until = found.get(id(one), (0.0, 0.0, None))
         shared = tuple(name for name in space if name in one.space) if id(one) in found else ()
-        lines.append(Learned(one.name, agrees if len(ranked) > 2 else None, weight, shared))
+        lines.append(Learned(one.name, share if len(ranked) > 2 else None, weight, shared, until))
     return lines
 
 

@@ -52,9 +52,9 @@ _NEARBY: Final = 48
 _FAR: Final = 24
 _CENTRES: Final = 2  # trials around which it looks
 _TAUGHT: Final = 15  # the best configurations of the priors that count, and what is around them
-_CLIMBS: Final = 3  # times that it looks around the best candidates, while few trials are known beside priors
+_CLIMBS: Final = 3  # times that it looks around the best candidates, while few trials are known or run beside priors
 _CLIMBED: Final = 8
-_CLIMBS_UP_TO: Final = 20  # trials
+_CLIMBS_UP_TO: Final = 32  # trials
 
 
 class _Model(NamedTuple):
@@ -94,7 +94,7 @@ class _Lessons:
     def trust(self, means: Floats) -> Trust:
         """What the trials that are known say of the priors."""
         if self._trust is None or self._trust[0] != self.columns.learned:
-            self._trust = self.columns.learned, trust(means, self.taught.likeness)
+            self._trust = self.columns.learned, trust(means, self.taught.elsewhere)
         return self._trust[1]
 
 
@@ -334,7 +334,7 @@ class TPESampler(OptunaTPE):
         if lessons is not None and taught is not None and taught.priors:
             means = lessons.means_of(np.concatenate([rows, model.running]), np.concatenate([points, running]))
             said = lessons.trust(means[: len(rows)])
-            mixture = said.drawn(numbers.uniform())
+            mixture = said.drawn(numbers.uniform(), means[len(rows) :], taught.elsewhere)
             if not count and not len(
                 running
             ):  # the very first trial is what earlier studies found, or what is believed
@@ -350,8 +350,9 @@ class TPESampler(OptunaTPE):
         self._lengths = {one: other for one, other in self._lengths.items() if one[0] == key} | {
             beside: surrogate.lengths
         }
-        parts = [model.below.sample(numbers, self.candidate_count)]
+        parts = []
         if count:
+            parts.append(model.below.sample(numbers, self.candidate_count))
             parts.append(cube.nearby(numbers, columns.observations(space, model.ranked[:_CENTRES]), _NEARBY))
         parts.append(cube.anywhere(numbers, _FAR))
         if mixture is None or taught is None:
@@ -363,7 +364,7 @@ class TPESampler(OptunaTPE):
         costs = surrogate.costs(points, taught.means(points, mixture) @ mixture)
         if first:
             costs[sum(len(next(iter(part.values()))) for part in parts)] = -np.inf  # what is believed comes first
-        for _ in range(_CLIMBS if count < _CLIMBS_UP_TO else 0):
+        for _ in range(_CLIMBS if count + len(running) < _CLIMBS_UP_TO else 0):
             top = np.argsort(costs)[:_CLIMBED]
             more = cube.nearby(numbers, {name: column[top] for name, column in candidates.items()}, _NEARBY)
             points = cube.points(more)

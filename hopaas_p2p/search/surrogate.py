@@ -44,8 +44,11 @@ CONSTANT: Final = 4.0
 """Variance of the mean of a process whose trials cluster where they are good, and so say little of it."""
 _SPREAD: Final = 0.5  # standard deviation of a prior's coefficient, whose mean is 1
 _COEFFICIENTS: Final = np.array([CONSTANT, _SPREAD**2])  # variances of the constant and of what priors expect
-_NONE: Final = 0.05  # how likely it is before the first trial that no prior counts,
-_UNLIKE: Final = 0.4  # and by how much likelier where the priors have nothing in common
+_FIRST_OPTIMISM: Final = 0.2  # the same beside priors before the first result: with more, a wave goes too far from them
+_NONE: Final = 0.02  # how likely it is before the first trial that no prior counts,
+_UNLIKE: Final = 0.2  # and by how much likelier where the priors have nothing in common
+_LONE: Final = 0.5  # how likely it is of a single prior
+_SHARP: Final = 2.0  # what the order of the trials says of priors counts by so much
 _TOGETHER: Final = 0.95  # of the asks that use priors, those that use the mean of all of them, where they are alike
 _APART: Final = 0.1  # and by what factor fewer where they have nothing in common
 _ALIKE: Final = 0.3  # mean correlation from which on priors are alike; unrelated problems have 0.05, related ones 0.3
@@ -304,8 +307,6 @@ class Process:
 class Trust(NamedTuple):
     """How much the trials of a study say for each prior."""
 
-    agreement: Floats
-    """The share of pairs of trials that it ranks as they came out; 0.5 is chance."""
     weights: Floats
     """By how much a score changes with the one that it expects; 0: it is ignored."""
     mixtures: Floats
@@ -313,16 +314,31 @@ class Trust(NamedTuple):
     chances: Floats
     """How likely each row is."""
 
-    def drawn(self, number: float) -> Floats | None:
-        """One of the mixtures, as likely as it is true, for a random number below 1; None: that no prior counts.
+    def drawn(self, number: float, running: Floats, elsewhere: Floats) -> Floats | None:
+        """One of the mixtures, for a random number below 1; None: that no prior counts.
 
-        Peers that ask at once so try what different priors teach, and what none does (Thompson, Biometrika, 1933).
+        Each is as likely as it is true (Thompson, Biometrika, 1933), divided by one more than the number of running
+        trials that probably came from it. So peers that ask at once try what different priors teach.
+
+        Args:
+            number: which one.
+            running: what each prior expects of each running trial, a column per prior.
+            elsewhere: what it expects of configurations that are spread evenly. A mixture that expects more of few of
+                them than of a running trial probably proposed that trial.
+
         """
-        place = int(np.searchsorted(np.cumsum(self.chances)[:-1], number, side="right"))
+        order, places = np.sort(elsewhere @ self.mixtures.T, axis=0), running @ self.mixtures.T
+        better = [np.searchsorted(*columns) for columns in zip(order.T, places.T, strict=True)]
+        density = len(order) / (1 + np.array(better).T) / math.log(len(order))
+        density[:, 0] = 1
+        origins = density * self.chances
+        used = (origins / origins.sum(axis=1, keepdims=True)).sum(axis=0)
+        left = np.cumsum(self.chances / (1 + used))
+        place = int(np.searchsorted(left[:-1], number * left[-1], side="right"))
         return self.mixtures[place] if place else None
 
 
-def trust(means: Floats, likeness: float) -> Trust:
+def trust(means: Floats, elsewhere: Floats) -> Trust:
     """Which priors agree with the trials: by the likelihood of the trials' order under what each expects of them.
 
     The likelihood is Plackett's and Luce's (Luce, Individual Choice Behavior, 1959). It is the same however far apart
@@ -330,23 +346,32 @@ def trust(means: Floats, likeness: float) -> Trust:
 
     Args:
         means: what each prior expects of each trial, a column per prior, the best trial first.
-        likeness: the mean correlation of two priors. Where they agree, their mean is likelier than each alone.
+        elsewhere: the same of configurations that are spread evenly. Where priors agree on them, their mean is likelier
+            than each alone.
 
     """
     count, priors = means.shape
-    first, second = np.triu_indices(count, 1)
-    agreement = np.full(priors, 0.5)
-    if count > 1:
-        agreement -= 0.5 * np.sign(means[first] - means[second]).mean(axis=0)
     mixtures = np.concatenate([np.zeros((1, priors)), np.full((1, priors), 1 / priors), np.eye(priors)])
-    alike = min(1.0, max(_APART, likeness / _ALIKE))
-    none, together = _NONE + _UNLIKE * (1 - alike), _TOGETHER * alike
+    none, together = _LONE, 1.0
+    if priors > 1:
+        ratio = float(elsewhere.mean(axis=1).var() / (elsewhere.var(axis=0).mean() or 1.0))
+        correlation = (priors * ratio - 1) / (priors - 1)  # the mean of those of two priors each
+        alike = min(1.0, max(_APART, correlation / _ALIKE))
+        none, together = _NONE + _UNLIKE * (1 - alike), _TOGETHER * alike
     before = np.array([none, *(1 - none) * np.array([together, *[(1 - together) / priors] * priors])])
-    appeal = -means @ mixtures.T
+    appeal = -_SHARP * means @ mixtures.T
     logs = (appeal - np.logaddexp.accumulate(appeal[::-1])[::-1]).sum(axis=0)
     chances = before * np.exp(logs - logs.max())
     chances /= chances.sum()
-    return Trust(agreement, fading(count) * chances @ mixtures, mixtures, chances)
+    return Trust(fading(count) * chances @ mixtures, mixtures, chances)
+
+
+def agreement(means: Floats) -> Floats:
+    """The share of pairs of trials that each prior ranks as they came out; 0.5 is chance. The best trial is first."""
+    first, second = np.triu_indices(len(means), 1)
+    if not len(first):
+        return np.full(means.shape[1], 0.5)
+    return np.asarray(0.5 - 0.5 * np.sign(means[first] - means[second]).mean(axis=0))
 
 
 def fading(count: int) -> float:
@@ -416,17 +441,18 @@ class Surrogate:
         """
         known = len(self._found)
         near = kernel(self._cube.squares(self._points, points), self.lengths.scales)
-        mean, left = np.zeros(len(points)), np.ones(len(points))
+        mean, left, optimism = np.zeros(len(points)), np.ones(len(points)), _OPTIMISM
         if self._features is not None:
             assert expected is not None
             features = self._featured(expected)
             near += (self._features * _COEFFICIENTS) @ features.T
             mean, left = features[:, 1], 1 + features**2 @ _COEFFICIENTS
+            optimism = _OPTIMISM if known else _FIRST_OPTIMISM
         scored = np.concatenate([self._found, np.zeros(len(self._points) - known)])
         solved, _ = _eliminated(self._kernel, self.lengths.noise, np.concatenate([near, scored[:, None]], axis=1))
         mean = mean + (solved[:known, :-1] * solved[:known, -1:]).sum(axis=0)
         left = left - (solved[:, :-1] ** 2).sum(axis=0)
-        return np.asarray(mean - _OPTIMISM * np.sqrt(np.maximum(left, _SMALLEST)))
+        return np.asarray(mean - optimism * np.sqrt(np.maximum(left, _SMALLEST)))
 
 
 def joined(parts: Sequence[Mapping[str, NDArray[np.float64]]]) -> dict[str, Floats]:

@@ -2,27 +2,34 @@
 
 Evaluations until one of the best 0.1 % of all configurations is found, on a virtual clock where all peers know
 everything at once, beside the default sampler that learns from nothing, with the same seeds. Earlier studies are 100
-trials of the default sampler. TRANSFER_SEEDS, TRANSFER_MINUTES, TRANSFER_PEERS and TRANSFER_PROCESSES say how much.
+trials of the default sampler. TRANSFER_SEEDS, TRANSFER_MINUTES, TRANSFER_PEERS and TRANSFER_PROCESSES say how much,
+and TRANSFER_ROWS="related,belief" takes the rows whose names contain one of these.
 HPOBench and NAS-Bench-201 are kept for judging, and are not here.
+
+Other programs take part where TRANSFER_OPENBOX (0.9.0), TRANSFER_SYNE_TUNE (0.13.0 with scikit-learn, statsmodels and
+xgboost) and TRANSFER_NEPS (neural-pipeline-search 0.17.0) name Pythons that have them, with TRANSFER_RIVAL_SEEDS.
 """
 
 from __future__ import annotations
 
 import heapq
 import itertools
+import json
 import math
 import os
 import random
 import statistics
+import subprocess
 import warnings
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, Final, NamedTuple
 
 import numpy as np
 import optuna
-from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution
+from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 
 from hopaas_p2p import Categorical, Float, Int, Prior
 from hopaas_p2p.samplers import default_sampler
@@ -48,8 +55,13 @@ _SCENARIOS: Final = {
     "eight related, ranges shifted by half": ("families", 0.6),
     "a belief near the best": ("families", 0.5),
     "a belief at the wrong end": ("families", 1.15),
+    "OpenBox's RGPE: the other three tables": ("tables", None),
+    "Syne Tune's quantiles: the other three tables": ("tables", None),
+    "NePS's piBO: a belief near the best": ("families", None),
+    "NePS's piBO: a belief at the wrong end": ("families", None),
 }
 """What is learned -> on which problems, and what was asked for with 8 peers."""
+_RIVALS: Final = {"OpenBox": "openbox", "Syne Tune": "syne_tune", "NePS": "neps"}
 
 
 class Problem(NamedTuple):
@@ -69,10 +81,36 @@ class Case(NamedTuple):
     peers: int
 
 
-def _search(problem: Problem, study: optuna.Study, peers: int, seed: int, evaluations: int, target: float) -> int:
+class _Rival:
+    """A study of another program, in a Python of its own; see `transfer_rivals`."""
+
+    def __init__(self, rival: str, **asked: Any) -> None:
+        words = [os.environ[f"TRANSFER_{rival.upper()}"], str(Path(__file__).with_name("transfer_rivals.py"))]
+        self._process = subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        self._asks = itertools.count()
+        self._say({"rival": rival, **asked})
+
+    def _say(self, what: Any) -> None:
+        assert self._process.stdin is not None
+        self._process.stdin.write(json.dumps(what) + "\n")
+        self._process.stdin.flush()
+
+    def ask(self, _: object) -> Any:
+        assert self._process.stdout is not None
+        self._say(None)
+        return SimpleNamespace(number=next(self._asks), params=json.loads(self._process.stdout.readline()))
+
+    def tell(self, trial: Any, value: float) -> None:
+        self._say([trial.number, value])
+
+    def close(self) -> None:
+        self._process.communicate()
+
+
+def _search(problem: Problem, study: Any, peers: int, seed: int, evaluations: int, target: float) -> int:
     """How many evaluations it takes to get the target; one more than all if it is not reached."""
     numbers, ties = random.Random(seed), itertools.count()
-    running: list[tuple[float, int, optuna.Trial]] = []
+    running: list[tuple[float, int, Any]] = []
     now, done = 0.0, 0
     while done < evaluations:
         while len(running) < min(peers, evaluations - done):
@@ -194,13 +232,39 @@ def _believed(problem: Problem, seed: int, *, right: bool) -> list[Any]:
     return [Prior.believed(space)]
 
 
+def _other_tables(name: str) -> list[str]:
+    return [f"table/{one}" for one in _HPOLIB if f"table/{one}" != name]
+
+
+def _rival(case: Case, seed: int) -> int:
+    rival = next(word for start, word in _RIVALS.items() if case.learned.startswith(start))
+    problem, asked = _problem(case.problem), {"seed": seed, "peers": case.peers}
+    asked["space"] = {
+        name: ["choice", len(one.choices) - 1]
+        if isinstance(one, CategoricalDistribution)
+        else ["int" if isinstance(one, IntDistribution) else "real", one.high]
+        for name, one in problem.space.items()
+    }
+    if rival == "neps":
+        (believed,) = _believed(problem, seed, right="near" in case.learned)
+        asked["belief"] = {name: column[0] for name, column in believed.params.items()}
+    else:
+        earlier = [_earlier(one, seed).get_trials(deepcopy=False) for one in _other_tables(case.problem)]
+        asked["earlier"] = [[[trial.params, trial.value] for trial in trials] for trials in earlier]
+    study = _Rival(rival, **asked)
+    try:
+        return _search(problem, study, case.peers, seed, _EVALUATIONS, _target(case.problem))
+    finally:
+        study.close()
+
+
 def _priors(case: Case, seed: int) -> list[Any]:
     problem = _problem(case.problem)
     kind, _, rest = case.problem.partition("/")
     if case.learned.startswith("a belief"):
         return _believed(problem, seed, right="near" in case.learned)
     if kind == "table":
-        names = [f"table/{one}" for one in _HPOLIB if one != rest]
+        names = _other_tables(case.problem)
     else:
         family = int(rest.split(".")[0])
         related = [f"{kind}/{family}.{task}" for task in range(1, _RELATED + 1)]
@@ -215,13 +279,15 @@ def _priors(case: Case, seed: int) -> list[Any]:
 def _run(case: Case, seed: int) -> int:
     warnings.simplefilter("ignore")
     optuna.logging.set_verbosity(optuna.logging.ERROR)
+    if case.learned.startswith(tuple(_RIVALS)):
+        return _rival(case, seed)
     problem = _problem(case.problem)
     if case.learned == _NOTHING:
         study = optuna.create_study(sampler=default_sampler(seed))
     elif case.learned.startswith("the best three"):
         study = optuna.create_study(sampler=default_sampler(seed))
         for rank in range(3):
-            for one in (f"table/{name}" for name in _HPOLIB if f"table/{name}" != case.problem):
+            for one in _other_tables(case.problem):
                 trials = sorted(_earlier(one, seed).get_trials(deepcopy=False), key=lambda trial: trial.value or 0.0)
                 study.enqueue_trial(trials[rank].params, skip_if_exists=True)
     else:
@@ -268,16 +334,26 @@ def main() -> str:
         "tables": [f"table/{one}" for one in _HPOLIB],
         "families": [f"{kind}/{family}.0" for kind in _FAMILIES for family in (101, 102)],
     }
+    here = tuple(start for start, rival in _RIVALS.items() if f"TRANSFER_{rival.upper()}" in os.environ)
+    scenarios = {
+        one: of
+        for one, of in _SCENARIOS.items()
+        if (not one.startswith(tuple(_RIVALS)) or one.startswith(here))
+        and any(part in one for part in words["ROWS"].split(","))
+    }
+    kinds = tuple({kind for kind, _ in scenarios.values()})
     cases = [
         Case(problem, learned, count)
         for count in peers
-        for learned, on in [(_NOTHING, ("tables", "families")), *[(one, (of[0],)) for one, of in _SCENARIOS.items()]]
+        for learned, on in [(_NOTHING, kinds), *[(one, (of[0],)) for one, of in scenarios.items()]]
         for kind in on
         for problem in problems[kind]
     ]
-    found = paired(
-        _run, cases, seeds=int(words["SEEDS"]), minutes=float(words["MINUTES"]), processes=int(words["PROCESSES"])
-    )
+    others = [one for one in cases if one.learned.startswith(tuple(_RIVALS))]
+    minutes, processes = float(words["MINUTES"]), int(words["PROCESSES"])
+    ours = [one for one in cases if one not in others]
+    found = paired(_run, ours, seeds=int(words["SEEDS"]), minutes=minutes, processes=processes)
+    found |= paired(_run, others, seeds=int(words["RIVAL_SEEDS"]), minutes=minutes, processes=processes)
     seeds = len(next(iter(found.values())))
     lines = [
         f"{seeds} paired seeds. {__doc__.partition(chr(10) * 2)[2].partition('TRANSFER')[0].strip()}".replace(
@@ -289,12 +365,12 @@ def main() -> str:
         "| learned from | problems | asked, 8 peers | " + " | ".join(f"{one} peers" for one in peers) + " |",
         "|---|---|--:|" + "--:|" * len(peers),
     ]
-    for learned, (kind, asked) in _SCENARIOS.items():
+    for learned, (kind, asked) in scenarios.items():
         cells = [_ratio(found, problems[kind], learned, count) for count in peers]
         lines.append(f"| {learned} | {kind} | {'' if asked is None else f'≤ {asked}'} | {' | '.join(cells)} |")
     lines += ["", "Medians of the evaluations on each problem, with and without, 8 peers:", ""]
     lines += ["| learned from | evaluations |", "|---|---|"]
-    for learned, (kind, _) in _SCENARIOS.items():
+    for learned, (kind, _) in scenarios.items():
         shown = [
             " and ".join(f"{statistics.median(found[Case(one, what, 8)]):.0f}" for what in (learned, _NOTHING))
             for one in problems[kind]
@@ -304,11 +380,12 @@ def main() -> str:
     return "\n".join(lines)
 
 
-_DEFAULTS: Final = {"SEEDS": "20", "MINUTES": "24", "PEERS": "1 8 64", "PROCESSES": "1"}
+_DEFAULTS: Final = {"SEEDS": "20", "MINUTES": "24", "PEERS": "1 8 64", "PROCESSES": "1", "RIVAL_SEEDS": "3", "ROWS": ""}
 
 
 def _ratio(found: dict[Case, list[int]], problems: list[str], learned: str, peers: int) -> str:
-    pairs = [(found[Case(one, learned, peers)], found[Case(one, _NOTHING, peers)]) for one in problems]
+    runs = [(one, found[Case(one, learned, peers)]) for one in problems]
+    pairs = [(mine, found[Case(one, _NOTHING, peers)][: len(mine)]) for one, mine in runs]
     numbers, drawn = random.Random(1), []
     for _ in range(_RESAMPLED):
         seeds = [numbers.choices(range(len(mine)), k=len(mine)) for mine, _ in pairs]

@@ -126,6 +126,15 @@ def test_a_study_that_maximizes_rises() -> None:
     assert rows(charts.history(TrialTable.of(scribe.state)), "best so far") == [(0, 1), (1, 3), (3, 4), (3, 4)]
 
 
+def test_a_history_marks_where_an_earlier_study_stops_counting() -> None:
+    chart = charts.history(TrialTable.of(five().state), ignored=[("digits", 3)])
+    assert chart is not None
+    assert [(one.data["trial"].tolist(), one.data["said"]) for one in chart.series if one.symbol == "triangle"] == [
+        ([3], ["From here on, digits is ignored"])
+    ]
+    assert chart.alt.endswith("digits is ignored from trial 3 on.")
+
+
 def test_compute_hours_count_every_trial_when_it_ends(scribe: Scribe) -> None:
     first = scribe.start("a")
     scribe.clock += 1800

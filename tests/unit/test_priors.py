@@ -23,7 +23,7 @@ from hopaas_p2p.errors import InvalidInput, NoSuchStudy
 from hopaas_p2p.report import write_report
 from hopaas_p2p.samplers import TPESampler, default_sampler
 from hopaas_p2p.search.priors import Taught
-from hopaas_p2p.search.surrogate import trust
+from hopaas_p2p.search.surrogate import agreement, trust
 from hopaas_p2p.study import Study
 from tests.support.processes import cli
 from tests.support.studies import opened_study
@@ -165,32 +165,40 @@ def test_a_prior_that_agrees_counts_and_one_that_does_not_is_ignored() -> None:
     numbers = np.random.default_rng(1)
     found = np.sort(numbers.normal(size=30))
     means = np.column_stack([found + numbers.normal(size=30) / 2, numbers.normal(size=30), -found])
-    said = trust(means, 0.0)
+    elsewhere = numbers.normal(size=(128, 3))
+    said = trust(means, elsewhere)
     assert said.weights[0] > 0.1 > 0.01 > said.weights[1:].max()
-    assert said.agreement[0] > 0.7 > 0.3 > said.agreement[2]
+    agrees = agreement(means)
+    assert agrees[0] > 0.7 > 0.3 > agrees[2]
     assert said.chances[0] < 0.01, "that none counts"
-    mixture = said.drawn(0.5)
+    mixture = said.drawn(0.5, means[:0], elsewhere)
     assert mixture is not None
     assert mixture.argmax() == 0
 
 
 def test_no_prior_counts_where_none_agrees() -> None:
     numbers = np.random.default_rng(1)
-    means = numbers.normal(size=(40, 8))
-    said = trust(means, 0.0)
+    means, elsewhere = numbers.normal(size=(40, 8)), numbers.normal(size=(128, 8))
+    said = trust(means, elsewhere)
     assert said.chances[0] > 0.7
-    assert said.drawn(0.5) is None
+    assert said.drawn(0.5, means[:0], elsewhere) is None
 
 
 def test_before_the_first_trial_peers_try_all_priors_each_and_none() -> None:
-    said = trust(np.empty((0, 4)), 0.0)
+    numbers = np.random.default_rng(1)
+    nobody, elsewhere = np.empty((0, 4)), numbers.normal(size=(128, 4))
+    said = trust(nobody, elsewhere)
     assert said.weights.tolist() == pytest.approx([said.weights[0]] * 4)
-    drawn = [said.drawn(number) for number in np.linspace(0, 0.999, 40)]
-    assert {None if one is None else tuple(one.tolist()) for one in drawn} == {
-        None,
-        (0.25,) * 4,
-        *(tuple(row) for row in np.eye(4).tolist()),
-    }
+    drawn = [said.drawn(number, nobody, elsewhere) for number in np.linspace(0, 0.999, 40)]
+    singles = {tuple(row) for row in np.eye(4).tolist()}
+    assert {None if one is None else tuple(one.tolist()) for one in drawn} == {None, (0.25,) * 4, *singles}
+    running, tried = nobody, set()
+    for number in numbers.uniform(size=8):  # each runs the best of what it drew
+        mixture = said.drawn(number, running, elsewhere)
+        best = 5 if mixture is None else int(np.argmin(elsewhere @ mixture))
+        running = np.concatenate([running, elsewhere[best : best + 1]])
+        tried.add(None if mixture is None else tuple(mixture.tolist()))
+    assert singles <= tried
 
 
 def test_the_first_trials_of_any_study_come_from_the_prior(prior: Prior) -> None:
@@ -236,7 +244,7 @@ def test_auto_takes_the_newest_that_share_a_parameter(store: str) -> None:
     studies.append(hopaas_p2p.open_study(store, "young", space=SPACE))
     studies.append(hopaas_p2p.open_study(store, "new", space=SPACE, learn_from="auto"))
     assert [one.name for one in studies[-1].learned] == ["second", "first"]
-    assert [str(one) for one in studies[-1].learn_from(["first"])] == ["Learned from first (weight 0.9)"]
+    assert [str(one) for one in studies[-1].learn_from(["first"])] == ["Learned from first (weight 0.5)"]
     assert studies[-1].learn_from(()) == []
     for study in studies:
         study.close()
@@ -317,10 +325,16 @@ def test_who_joins_with_another_belief_is_told(store: str, caplog: pytest.LogCap
 
 
 def test_the_report_says_what_was_learned(store: str, prior: Prior, tmp_path: Path) -> None:
-    study = hopaas_p2p.open_study(store, "new", space=SPACE, budget=3, learn_from=[prior])
+    misled = Prior.checked(_spoilt(prior, name="misled", scores=[-score for score in prior.scores]))
+    study = hopaas_p2p.open_study(
+        store, "new", space=SPACE, budget=14, learn_from=[prior, misled], sampler=default_sampler(1)
+    )
     run(study)
     page = write_report(study, tmp_path / "report.html").read_text()
     assert "earlier (agrees" in page
+    counts, until = (one.until for one in study.learned)
+    assert counts is None
+    assert f"misled is ignored from trial {until} on" in page
 
 
 def test_the_commands_say_what_is_learned(tmp_path: Path) -> None:
@@ -332,7 +346,7 @@ def test_the_commands_say_what_is_learned(tmp_path: Path) -> None:
     for words, said in (
         (("create", "plain", *store, *n), "hopaas-p2p study set plain --learn-from auto"),
         (("create", "new", *store, *x, *n), "Learned from your belief"),
-        (("show", "new", *store), "Learned from your belief (weight 0.9)"),
+        (("show", "new", *store), "Learned from your belief (weight 0.5)"),
         (("export", "old", *store, "--prior", "--to", file), "Wrote what 'old' teaches"),
         (("create", "other", *store, *n, "--learn-from", file), "Learned from old"),
         (("set", "new", *store, "--learn-from", "old"), "Learned from old"),
