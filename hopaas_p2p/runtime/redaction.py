@@ -5,15 +5,17 @@ from __future__ import annotations
 import re
 from typing import Final
 
-_PASSWORD: Final = re.compile(
-    r"(?is)((?:(?<!/)//|:/)[^/@:]*:).*@|([?&;][a-z_]*(?:password|token|secret|secret_key|access_key)=)[^&;]*"
-)
-"""A password in a URL, also in one with a slash or the colon too few."""
+_LOGIN: Final = re.compile(r"(?:(?<!/)//|:/)[^/@:]*:")
+"""What comes before a password, also in a URL with a slash too few."""
+_SECRET: Final = re.compile(r"([?&;][a-z_]*(?:password|token|secret|secret_key|access_key)=)[^&;]*", re.IGNORECASE)
 
 
 def redacted(url: str) -> str:
     """The URL with `***` in place of a password."""
-    return _PASSWORD.sub(lambda found: f"{found[1]}***@" if found[1] else f"{found[2]}***", url)
+    before, at, after = url.rpartition("@")
+    if at and (login := _LOGIN.search(before)):
+        url = f"{before[: login.end()]}***@{after}"
+    return _SECRET.sub(r"\1***", url)
 
 
 def without_passwords(text: str) -> str:
