@@ -54,9 +54,9 @@ def worker(session: CliSession, command: tuple[str, ...], **others: Any) -> int:
     it has nothing but ASCII letters, digits and ._+,:=@%/- in it, else the command reads it from there. In a word with
     spaces, such as that of sh -c, put a text between quotes.
 
-    The command prints {"value": 0.12}, or {"value": [0.12, 3]} for two objectives, as its last line, or calls
-    hopaas-p2p trial report, should-prune and tell, which find the trial by HOPAAS_TICKET; in Python,
-    hopaas_p2p.ports.client. It gets your environment, but no credential that --pass does not name, such as
+    The command prints {"value": 0.12}, or {"value": [0.12, 3]} for two objectives,
+    as its last line, or calls hopaas-p2p trial report, should-prune and tell, which find the trial by HOPAAS_TICKET;
+    in Python, hopaas_p2p.ports.client. It gets your environment, but no credential that --pass does not name, such as
     WANDB_API_KEY. Its output goes to LOGS/STUDY/NUMBER.log, and the end of it into the store if the command fails.
 
     Signals are passed on to the command, and its trial is returned, so that another worker continues it. While the

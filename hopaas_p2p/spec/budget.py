@@ -142,7 +142,10 @@ def _converted(content: Mapping[str, Any]) -> Budget:
         plain = msgspec.to_builtins(_without_none(content), enc_hook=lambda one: one.item())
         return msgspec.convert(plain, Budget, strict=False)
     except (msgspec.ValidationError, AttributeError) as error:
-        raise InvalidInput(f"not a budget: {error}. Keys of a budget: {_KEYS}") from None
+        key, value = str(error).partition("`$.")[2].rstrip("`"), content  # msgspec says the place of what is wrong
+        for name in key.split("."):
+            value = value.get(name, value) if isinstance(value, Mapping) else value
+        raise InvalidInput(f"a budget cannot have {key} = {value!r}. Keys of a budget: {_KEYS}") from None
 
 
 def _without_none(content: Mapping[str, Any]) -> dict[str, Any]:

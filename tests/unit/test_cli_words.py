@@ -157,7 +157,7 @@ def test_show_says_of_several_objectives_the_size_of_the_front_and_its_ends(
     _, shown, _ = said(capsys, "study", "show", "two", "--store", store)
 
     lines = [line.split() for line in shown.splitlines()]
-    assert ["Best", "3", "trials", "on", "the", "Pareto", "front"] in lines
+    assert ["Best", "3", "trials", "on", "the", "Pareto", "front;"] in [line[:7] for line in lines]
     assert [line[:5] for line in lines if line[0] == "best"] == [
         ["best", "objective", "1", "#0:", "1,"],
         ["best", "objective", "2", "#2:", "3,"],
