@@ -38,6 +38,7 @@ from hopaas_p2p.stores.base import Outgoing, Placed
 _PATIENCE: Final = 60.0  # seconds for which another process of this user may be sending the same commits
 _SUFFIX: Final = ".commits"
 _HISTORY: Final = ".history"
+_NEEDED: Final = 3  # descriptors to write a file: of its folder, of that folder to rename in it, and its own
 _MAGIC: Final = b"hopaas-spool\n"
 _LARGEST_HEAD: Final = 2 << 20  # bytes, of 100,000 commits: they may not follow, and each takes 20 times its place here
 _LOGIN: Final = re.compile(r"://[^/@]*@")
@@ -103,14 +104,15 @@ def write(spooled: Spooled, name: str | None = None) -> tuple[Path | None, str]:
     suffix = _HISTORY if spooled.why == "history" else _SUFFIX
     name = f"{name or f'{time.time_ns():020d}-{secrets.token_hex(4)}'}{suffix}"
     why = []
-    for directory in directories():
-        try:
-            with own_folder(directory) as folder:
-                with replace_atomically(folder / name, private=True, sync=True) as draft:
-                    draft.write_bytes(data)
-                return directory / name, ""
-        except OSError as error:
-            why.append(f"{directory}: {error.strerror or error}")
+    with _spare.lent():
+        for directory in directories():
+            try:
+                with own_folder(directory) as folder:
+                    with replace_atomically(folder / name, private=True, sync=True) as draft:
+                        draft.write_bytes(data)
+                    return directory / name, ""
+            except OSError as error:
+                why.append(f"{directory}: {error.strerror or error}")
     return None, "; ".join(why)
 
 
@@ -142,6 +144,35 @@ def remove(path: Path) -> None:
     """Remove a file of the spool, if it is there and can be removed."""
     with contextlib.suppress(OSError), own_folder(path.parent, mode=None) as folder:
         (folder / path.name).unlink(missing_ok=True)
+
+
+class _SpareDescriptors:
+    """Descriptors held in reserve, so that a result can be kept when the process has no others left."""
+
+    def __init__(self) -> None:
+        self._fds: list[int] = []
+        self.take()
+
+    def take(self) -> None:
+        """Hold as many as a file of the spool needs, if they are to be had."""
+        with contextlib.suppress(OSError):
+            while len(self._fds) < _NEEDED:
+                self._fds.append(os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC))
+
+    @contextlib.contextmanager
+    def lent(self) -> Iterator[None]:
+        """In this block they are free for another use."""
+        fds, self._fds = self._fds, []
+        for fd in fds:
+            with contextlib.suppress(OSError):
+                os.close(fd)
+        try:
+            yield
+        finally:
+            self.take()
+
+
+_spare: Final = _SpareDescriptors()
 
 
 def read(path: Path) -> Spooled | None:

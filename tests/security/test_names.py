@@ -591,7 +591,7 @@ def test_a_peer_in_restored_logs_belongs_to_its_first_author_whichever_log_comes
     said = {"mallory": (9, 20), "ann": (1, 10)}
     for user, (seq, at) in said.items():
         commit = codec.encode(Commit("anns", seq, "anns", 0, (PeerJoin({}),)))
-        place.store(place.admin).restore(f"log-of-{user}", [Entry(1, commit, Stamp(user, "owner", at), 0)])
+        place.store(place.admin).log(f"log-of-{user}").restore(None, [Entry(1, commit, Stamp(user, "owner", at), 0)])
     assert place.server.execute("SELECT peer, author FROM hopaas.peers", database="store") == [("anns", "ann")]
 
 

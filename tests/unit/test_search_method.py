@@ -554,7 +554,7 @@ def test_the_command_line_says_how_a_study_is_searched_and_changes_it(tmp_path: 
         "fidelity": "none",
     }
     first = shown["means"][0]
-    assert (first["mean"], first["trials"], first["standard_error"]) == (0.5, [0, 1], pytest.approx(0.5))
+    assert (first["mean"], first["numbers"], first["standard_error"]) == (0.5, [0, 1], pytest.approx(0.5))
     cli("study", "set", "--sampler", "nsgaii", "--repeats", "allow", **at)
     text = cli("study", "show", **at).stdout
     assert "NSGAIISampler" in text

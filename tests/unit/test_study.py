@@ -926,7 +926,7 @@ def test_provenance_is_stored_with_each_trial(studies: Any, monkeypatch: pytest.
     assert told["site"] == "the-moon"
     assert (told["batch"], told["job"]) == ("slurm", "4711_3")
     assert told["pid"] == str(os.getpid())
-    assert {"host", "user", "python", "optuna", "hopaas-p2p"} <= told.keys()
+    assert {"host", "user", "python", "optuna", "hopaas_p2p"} <= told.keys()
 
 
 def test_the_data_frame_says_where_trials_ran(study: Study) -> None:
