@@ -175,6 +175,7 @@ class HttpsServer:
     def let_in(self, session: HttpsSession) -> None:
         """A client connected: is it one that may, and is there room?"""
         self.sessions.add(session)
+        self.empty.clear()
         if self.certificate is None and not is_within(session.address, self.behind):
             session.end("not a proxy")
             return
