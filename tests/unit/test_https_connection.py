@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import ssl
+import tempfile
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -118,6 +120,9 @@ class _Slow:
         await asyncio.sleep(0.5)
         return protocol.answered(None)
 
+    async def carry_out(self, *_: object) -> bytes:
+        return protocol.answered(None)
+
 
 async def _asked(port: int, line: str, body: bytes) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
     """A request of the proxy's before the server."""
@@ -149,3 +154,21 @@ def test_a_server_whose_connections_were_all_gone_once_still_answers_what_was_as
         writer.close()
 
     behind_a_proxy(do)
+
+
+def test_a_server_whose_disk_is_full_says_that_it_failed_and_logs_it(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def full(**_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    async def do(server: HttpsServer, port: int) -> None:
+        monkeypatch.setattr(tempfile, "TemporaryDirectory", full)
+        reader, writer = await _asked(port, f"PUT {PATH}/files/u/model", b"weights")
+        assert (await reader.read()).startswith(b"HTTP/1.1 500 Internal Server Error")
+        writer.close()
+        await server.drain()
+
+    with caplog.at_level("ERROR"):
+        behind_a_proxy(do)
+    assert [record.about for record in caplog.records] == [{"why": "OSError"}]  # type: ignore[attr-defined]
