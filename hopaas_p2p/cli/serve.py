@@ -193,7 +193,7 @@ def relay(session: CliSession, listen: str, url: str, login_file: str | None, kn
 def _address(listen: str) -> tuple[str, int]:
     host, _, port = listen.rpartition(":")
     if not port.isdigit() or int(port) > 65535:
-        raise ConfigurationError(f"--listen {listen}: write HOST:PORT, such as 0.0.0.0:443")
+        raise ConfigurationError(f"--listen {listen}: write HOST:PORT, such as 0.0.0.0:443, or the port alone")
     return host.strip("[]"), int(port)
 
 

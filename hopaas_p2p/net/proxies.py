@@ -7,8 +7,9 @@ error.
 
 from __future__ import annotations
 
+import base64
 import contextlib
-import http
+import http.client
 import socket
 import time
 from collections.abc import Collection, Iterator
@@ -180,28 +181,59 @@ def _connect_directly(server: ServerAddress, deadline: float) -> socket.socket:
 
 
 def _connect_by(proxy: Proxy, server: ServerAddress, deadline: float) -> socket.socket:
-    from python_socks import ProxyError, ProxyType
-    from python_socks.sync import Proxy as Dialler
-
-    kind = ProxyType.SOCKS5 if proxy.scheme in _SOCKS else ProxyType.HTTP
-    login = proxy.login.reveal() if proxy.login else ""
-    if kind is ProxyType.HTTP:
-        login = login.encode().decode("latin-1")  # which it encodes again
-    user, _, password = login.partition(":")
-    dialler = Dialler(kind, *proxy.address, user or None, password if user else None, rdns=proxy.scheme == "socks5h")
     try:
-        return dialler.connect(*server, timeout=remaining(deadline))
-    except ProxyError as error:
-        said, code = f"the proxy {proxy} answered {error}", error.error_code
-        if code == http.HTTPStatus.PROXY_AUTHENTICATION_REQUIRED or "uthentication" in said or "login" in said.lower():
-            have = "the login in HTTPS_PROXY is wrong" if proxy.login else "it requires a login"
-            raise ConfigurationError(f"{said}: {have}; set HTTPS_PROXY=http://user:password@host:port") from None
-        if proxy.scheme in _SOCKS or code in (None, 502, 503, 504):
-            raise StoreUnreachable(f"{said}: it cannot reach {server} now") from None
-        raise ConfigurationError(f"{said}: ask the site to let it connect to {server}") from None
+        if proxy.scheme in _SOCKS:
+            return _through_socks(proxy, server, deadline)
+        made = socket.create_connection(proxy.address, remaining(deadline))
+        with closed_on_error(made):
+            _request_tunnel(made, proxy, server)
+        return made
+    except http.client.HTTPException as error:
+        said = str(error) or type(error).__name__
+        raise StoreUnreachable(f"the proxy {proxy} answered {said}: it cannot reach {server} now") from None
     except OSError as error:
         why = getattr(error.__cause__, "strerror", None) or error.strerror or error
         raise StoreUnreachable(f"the proxy {proxy} cannot be reached ({why})") from None
+
+
+def _through_socks(proxy: Proxy, server: ServerAddress, deadline: float) -> socket.socket:
+    from python_socks import ProxyError, ProxyType
+    from python_socks.sync import Proxy as Dialler
+
+    user, _, password = proxy.login.reveal().partition(":") if proxy.login else ("", "", "")
+    rdns = proxy.scheme == "socks5h"
+    dialler = Dialler(ProxyType.SOCKS5, *proxy.address, user or None, password if user else None, rdns=rdns)
+    try:
+        return dialler.connect(*server, timeout=remaining(deadline))
+    except ProxyError as error:
+        said = str(error)
+        if "uthentication" in said or "login" in said.lower():
+            raise _wrong_login(proxy, said) from None
+        raise StoreUnreachable(f"the proxy {proxy} answered {said}: it cannot reach {server} now") from None
+
+
+def _request_tunnel(made: socket.socket, proxy: Proxy, server: ServerAddress) -> None:
+    """Ask an HTTP proxy for a tunnel, and read the whole head of its answer: what follows is the server's."""
+    lines = [f"CONNECT {server} HTTP/1.1", f"Host: {server}"]
+    if proxy.login is not None:
+        lines.append(f"Proxy-Authorization: Basic {base64.b64encode(proxy.login.reveal().encode()).decode()}")
+    made.sendall("\r\n".join([*lines, "", ""]).encode())
+    with contextlib.closing(http.client.HTTPResponse(made, method="CONNECT")) as answer:
+        answer.begin()
+    said = f"{answer.status} {answer.reason}"
+    if answer.status == http.client.PROXY_AUTHENTICATION_REQUIRED:
+        raise _wrong_login(proxy, said)
+    if answer.status in (502, 503, 504):
+        raise StoreUnreachable(f"the proxy {proxy} answered {said}: it cannot reach {server} now")
+    if answer.status != http.client.OK:
+        raise ConfigurationError(f"the proxy {proxy} answered {said}: ask the site to let it connect to {server}")
+
+
+def _wrong_login(proxy: Proxy, said: str) -> ConfigurationError:
+    have = "the login in HTTPS_PROXY is wrong" if proxy.login else "it requires a login"
+    return ConfigurationError(
+        f"the proxy {proxy} answered {said}: {have}; set HTTPS_PROXY=http://user:password@host:port"
+    )
 
 
 def configure(made: socket.socket | TransportSocket) -> None:

@@ -175,6 +175,7 @@ class HttpsServer:
     def let_in(self, session: HttpsSession) -> None:
         """A client connected: is it one that may, and is there room?"""
         self.sessions.add(session)
+        self.empty.clear()
         if self.certificate is None and not is_within(session.address, self.behind):
             session.end("not a proxy")
             return
@@ -327,6 +328,11 @@ class HttpsSession:
             await self._respond(error.error_status_hint)
         except _Refused as refusal:
             await self._respond(refusal.status, retry=refusal.retry)
+        except Exception as error:
+            if isinstance(error, ConnectionError | TimeoutError) or error is self._reader.exception():
+                raise
+            event("failed", level=logging.ERROR, why=type(error).__name__)  # as where a disk is full
+            await self._respond(500)
         self._hold(0)
         self.asking = False
         if self._http.our_state is h11.DONE and self._http.their_state is h11.DONE:

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import optuna
+import psycopg2
 import pytest
 
 import hopaas_p2p
@@ -270,3 +271,30 @@ def test_a_login_of_the_servers_own_can_be_adopted_and_outlives_it(place: Place)
     with pytest.raises(ConfigurationError, match='the server rejected this: role name "public" is reserved'):
         access.add_user(place.admin, "public")
     place.server.execute("DROP ROLE carla")
+
+
+@pytest.mark.parametrize("vacuumed", [False, True])
+def test_who_has_no_grant_is_refused_where_nothing_is_found_too(place: Place, tmp_path: Path, vacuumed: bool) -> None:
+    owner, other = place.person("ann"), place.person("bob")
+    place.study(owner)
+    uuid = place.uuid()
+    (tmp_path / "model").write_bytes(b"weights")
+    place.store(owner).artifacts().put(f"{uuid}/one", tmp_path / "model")
+    place.store(owner).log(uuid).put_snapshot(1, b"snapshot")
+    with place.session(place.admin) as say:
+        if vacuumed:
+            say("VACUUM ANALYZE")
+    questions = [
+        f"newest_snapshot_v1('{uuid}')",
+        f"denied_snapshots_v1('{uuid}')",
+        f"doubtful_snapshot_v1('{uuid}', 0, 9)",
+        f"block_names_v1('{uuid}')",
+        f"blocks_v1('{uuid}', ARRAY['b'])",
+        f"judge_snapshot_v1('{uuid}', 1, 'ann', '', true)",
+        f"grants_v1('{uuid}')",
+        f"read_part_v1('{uuid}/model', NULL, 0)",
+    ]
+    with place.session(other) as say:
+        for question in questions:
+            with pytest.raises(psycopg2.Error, match="bob has no grant for this study"):
+                say(f"SELECT * FROM hopaas.{question}")

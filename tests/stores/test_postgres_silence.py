@@ -316,3 +316,19 @@ def test_giving_up_wakes_whoever_reads_and_touches_no_other_descriptor(
         other.sendall(b"still here")
         assert end.recv(100) == b"still here"
     watched.close()
+
+
+def test_a_process_that_is_ending_and_has_no_more_threads_makes_its_last_calls(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Python 3.12 starts none once `atexit` runs, which sends the last results."""
+
+    def refuse(_: threading.Thread) -> None:
+        raise RuntimeError("can't create new thread at interpreter shutdown")
+
+    monkeypatch.setattr(watchdog, "_in_use", None)
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    ours, theirs = socket.socketpair()
+    with ours, theirs, watchdog.watched(ours.fileno()):
+        ours.sendall(b"the last result")
+        assert theirs.recv(100) == b"the last result"

@@ -18,6 +18,7 @@ from hopaas_p2p.errors import BrokenChain, NewerFormat, StoreCorrupt
 from hopaas_p2p.moving import rescue
 from hopaas_p2p.peer.log_client import LogClient, study_client
 from hopaas_p2p.stores.base import Entry, Outgoing, append
+from hopaas_p2p.stores.objects.contract import Found
 from hopaas_p2p.stores.s3 import gc as s3_gc
 from hopaas_p2p.stores.s3 import log as log_module
 from hopaas_p2p.stores.s3.carried import MOST, MOST_BYTES, PiggybackedCommits, opened, sealed
@@ -415,6 +416,37 @@ def test_what_lies_before_an_object_that_was_found_is_held_up_to_the_bound_of_a_
         sizes.append(sum(len(entry.payload) for entry in receipt.entries))
     assert found == whole
     assert max(sizes) < 200_000 + 16 * 51_000, "and a batch more"
+
+
+def test_large_commits_are_held_up_to_the_bound_also_before_an_object_that_carries_many(
+    store: S3Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What one writer has imported, and then what a crowd has said: the object that is found first carries copies."""
+    log = store.log("u")
+    for seq in range(1, 41):
+        commit = Commit("w", seq, "w", 0, (StudySet({f"note-{seq}": "1" * 50_000}),))
+        append(log, Outgoing(f"w:{seq}", codec.encode(commit)), seq - 1)
+    logs, known = [store.log("u") for _ in range(4)], [0] * 4
+    for turn in range(64):
+        known[turn % 4] = append(logs[turn % 4], said(turn % 4, turn), known[turn % 4])[-1].lsn
+    monkeypatch.setattr(log_module, "RECEIPT", 200_000)
+    reader, held = store.log("u"), [0]
+    expecting(reader, 60.0, monkeypatch)
+    taken_apart = reader._taken_apart
+
+    def counted(lsn: int, found: Found) -> list[Entry]:
+        pieces = taken_apart(lsn, found)
+        held[-1] += len(pieces[-1].payload)
+        return pieces
+
+    monkeypatch.setattr(reader, "_taken_apart", counted)
+    since, more = 0, True
+    while more:
+        receipt = reader.exchange(None, since)
+        since, more = receipt.entries[-1].lsn, receipt.more
+        held.append(0)
+    assert since == 104
+    assert max(held) < 200_000 + 17 * 51_000, "and a batch more"
 
 
 def test_gc_and_copies_go_together(store: S3Store) -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import ssl
+import tempfile
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,8 +13,12 @@ from typing import Any
 
 import pytest
 
+from hopaas_p2p.remote import protocol
 from hopaas_p2p.remote.certificate import Certificate
-from hopaas_p2p.remote.https import HttpsServer
+from hopaas_p2p.remote.https import LOOPBACK, HttpsServer
+from hopaas_p2p.remote.protocol import PATH, StoreRequest
+from hopaas_p2p.remote.server import Token
+from hopaas_p2p.remote.tokens import TokenStatus
 from tests.support.served import Authority
 
 PAGE = b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n"
@@ -96,3 +102,73 @@ def test_a_connection_in_tls_keeps_a_buffer_of_one_record(authority: Authority) 
         writer.transport.abort()
 
     served(authority, do)
+
+
+class _Slow:
+    """A service that lets everybody in, and takes half a second for what it is asked."""
+
+    end_waits = close = int
+    gauges = dict
+
+    async def tick(self, _now: float) -> None:
+        pass
+
+    async def status(self, _token: Token, _address: str) -> TokenStatus:
+        return TokenStatus(valid=True)
+
+    async def answer(self, *_: object) -> bytes:
+        await asyncio.sleep(0.5)
+        return protocol.answered(None)
+
+    async def carry_out(self, *_: object) -> bytes:
+        return protocol.answered(None)
+
+
+async def _asked(port: int, line: str, body: bytes) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    """A request of the proxy's before the server."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    token = protocol.encode_header("ann:secret")
+    head = f"{line} HTTP/1.1\r\nHost: x\r\nX-Forwarded-Proto: https\r\nAuthorization: Bearer {token}\r\n"
+    writer.write(f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body)
+    return reader, writer
+
+
+def behind_a_proxy(do: Callable[[HttpsServer, int], Awaitable[None]]) -> None:
+    async def run() -> None:
+        service: Any = _Slow()
+        server = HttpsServer(service, behind=LOOPBACK)
+        await do(server, await server.start("127.0.0.1", 0))
+
+    asyncio.run(run())
+
+
+def test_a_server_whose_connections_were_all_gone_once_still_answers_what_was_asked_before_it_stops() -> None:
+    async def do(server: HttpsServer, port: int) -> None:
+        _, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.close()
+        await asyncio.wait_for(server.empty.wait(), 10)
+        reader, writer = await _asked(port, f"POST {PATH}", protocol.encode(StoreRequest("hello", "")))
+        await asyncio.sleep(0.2)
+        await server.drain()
+        assert (await reader.read()).startswith(b"HTTP/1.1 200 OK")
+        writer.close()
+
+    behind_a_proxy(do)
+
+
+def test_a_server_whose_disk_is_full_says_that_it_failed_and_logs_it(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def full(**_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    async def do(server: HttpsServer, port: int) -> None:
+        monkeypatch.setattr(tempfile, "TemporaryDirectory", full)
+        reader, writer = await _asked(port, f"PUT {PATH}/files/u/model", b"weights")
+        assert (await reader.read()).startswith(b"HTTP/1.1 500 Internal Server Error")
+        writer.close()
+        await server.drain()
+
+    with caplog.at_level("ERROR"):
+        behind_a_proxy(do)
+    assert [record.about for record in caplog.records] == [{"why": "OSError"}]  # type: ignore[attr-defined]

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
+import socket
 import ssl
+import time
 from pathlib import Path
 
 import certifi
 import pytest
 
-from hopaas_p2p.errors import ConfigurationError
+from hopaas_p2p.errors import ConfigurationError, StoreUnreachable
 from hopaas_p2p.net.backoff import Backoff
+from hopaas_p2p.net.proxies import Proxy, ServerAddress, connect_through
 from hopaas_p2p.net.trust import authorities, client_context
+from tests.support.listening import Answering, Listening
 
 
 def test_pauses_double_up_to_the_limit_and_begin_again_after_a_success() -> None:
@@ -55,3 +60,31 @@ def test_a_context_verifies_and_is_made_anew_when_its_file_changes(tmp_path: Pat
     file.write_text("nothing")
     with pytest.raises(ConfigurationError, match="holds no certificate authorities"):
         client_context(str(file))
+
+
+class _InTwoPieces(Listening):
+    """A proxy whose answer comes in two packets, and then the server's first words."""
+
+    def serve(self, client: socket.socket) -> None:
+        client.recv(4096)
+        for piece in (b"HTTP/1.1 200 OK\r\n", b"Via: 1.1 site\r\n\r\n", b"the server"):
+            client.sendall(piece)
+            time.sleep(0.1)
+
+
+def test_the_answer_of_a_proxy_is_read_to_its_end_and_no_further() -> None:
+    with _InTwoPieces() as listening:
+        proxy = Proxy("http", ServerAddress("127.0.0.1", listening.port), None)
+        with contextlib.closing(connect_through(proxy, ServerAddress("store.example", 443), timeout=5.0)) as made:
+            assert made.recv(100) == b"the server"
+
+
+def test_what_a_proxy_is_called_does_not_decide_what_its_refusal_means(monkeypatch: pytest.MonkeyPatch) -> None:
+    resolve = socket.getaddrinfo
+    monkeypatch.setattr(socket, "getaddrinfo", lambda host, *more, **given: resolve("127.0.0.1", *more, **given))
+    for answer, expected in ((b"502 Acc\xe8s", StoreUnreachable), (b"403 Acc\xe8s", ConfigurationError)):
+        with Answering(b"HTTP/1.1 " + answer + b"\r\n\r\n") as listening:
+            proxy = Proxy("http", ServerAddress("login1", listening.port), None)
+            with pytest.raises(expected, match=r"http://login1.* answered .* store.example:443") as refused:
+                connect_through(proxy, ServerAddress("store.example", 443), timeout=5.0)
+            assert str(refused.value).encode(), "can be printed"

@@ -401,14 +401,15 @@ $$;
 CREATE OR REPLACE FUNCTION hopaas.judge_snapshot_v1(
     p_log text, p_lsn bigint, p_author text, p_sum text, p_same boolean
 ) RETURNS void
-LANGUAGE sql AS $$
+LANGUAGE plpgsql AS $$
+DECLARE v hopaas.entry := hopaas.entered(p_log, 'worker');  -- even if there is nothing to judge
+BEGIN
     UPDATE hopaas.snapshots s
     SET voucher = CASE WHEN p_same THEN v.username ELSE s.voucher END,
         deniers = CASE WHEN p_same THEN s.deniers ELSE s.deniers || v.username END
-    FROM hopaas.entered(p_log, 'worker') v
     WHERE s.log = v.log AND s.lsn = p_lsn AND s.author = p_author AND s.author <> v.username
-        AND s.voucher IS NULL AND NOT v.username = ANY (s.deniers) AND encode(sha256(s.data), 'hex') = p_sum
-$$;
+        AND s.voucher IS NULL AND NOT v.username = ANY (s.deniers) AND encode(sha256(s.data), 'hex') = p_sum;
+END $$;
 
 -- The snapshots of which an author said that they are not what the log says.
 CREATE OR REPLACE FUNCTION hopaas.denied_snapshots_v1(p_log text)

@@ -49,9 +49,12 @@ def watched(descriptor: int) -> Iterator[None]:
     one = WatchedSocket(descriptor)
     with _lock:
         if _in_use is None:
-            _in_use = set()
-            threading.Thread(target=_look_at, args=(_in_use,), name="hopaas-watchdog", daemon=True).start()
-        _in_use.add(one)
+            fresh: set[WatchedSocket] = set()
+            with contextlib.suppress(RuntimeError):  # the interpreter is ending, and has no more threads
+                threading.Thread(target=_look_at, args=(fresh,), name="hopaas-watchdog", daemon=True).start()
+                _in_use = fresh
+        if _in_use is not None:
+            _in_use.add(one)
     try:
         yield
     except Exception:
@@ -63,7 +66,7 @@ def watched(descriptor: int) -> Iterator[None]:
         raise
     finally:
         with _lock:
-            if _in_use is not None:  # no child of a fork in the block
+            if _in_use is not None:  # no child of a fork in the block, nor the end of the interpreter
                 _in_use.discard(one)
         one.close()
 

@@ -117,9 +117,11 @@ class BucketLog(WriteOnceLog[Bucket]):
         top, step = pieces[-1].lsn, len(pieces)
         found = {piece.lsn: piece for piece in pieces if piece.lsn > known}
         while missing := [lsn for lsn in range(known + 1, top) if lsn not in found]:
-            if missing[0] > known + 1 and sum(len(piece.payload) for piece in found.values()) > RECEIPT:
-                return [found[lsn] for lsn in range(known + 1, missing[0])], 0
             lsns = sorted({*missing[step - 1 :: step], missing[-1]})[:WIDEST]
+            if sum(len(piece.payload) for piece in found.values()) > RECEIPT:
+                if missing[0] > known + 1:
+                    return [found[lsn] for lsn in range(known + 1, missing[0])], 0
+                lsns = missing[:1]
             for lsn, one in zip(lsns, self._at(lsns, deadline), strict=True):
                 there = self._get(lsn, deadline) if one is None else one
                 if there is None:
