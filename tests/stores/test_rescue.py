@@ -291,6 +291,7 @@ def test_a_sound_store_is_left_alone(tmp_path: Path) -> None:
     filled(tmp_path / "store", trials=2)
     done = cli("doctor", str(tmp_path / "store"), "--rescue")
     assert done.stderr == "No study is damaged.\n"
+    assert json.loads(cli("doctor", str(tmp_path / "store"), "--rescue", "--json").stdout) == []
 
 
 def test_a_result_that_waits_in_the_spool_is_no_damage(tmp_path: Path) -> None:
