@@ -168,6 +168,19 @@ def test_the_trial_of_a_silent_client_is_returned_and_run_again(peer: LocalPeer,
     assert peer.ask("s") == silent
 
 
+def test_a_trial_that_is_being_started_is_not_taken_for_a_silent_one(peer: LocalPeer, clock: Clock) -> None:
+    clock.now = 200.0
+
+    def look_meanwhile() -> float:
+        peer._clock = clock
+        assert peer.expire() == []
+        return clock.now
+
+    peer._clock = look_meanwhile
+    number = peer.ask("s")["trial"]
+    assert peer.request("s", number, "renew")["trial"] == number
+
+
 def test_a_silent_trial_that_another_peer_ended_keeps_no_other_from_being_returned(
     peer: LocalPeer, clock: Clock
 ) -> None:
