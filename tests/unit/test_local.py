@@ -444,18 +444,19 @@ def test_a_number_beyond_doubles_is_a_wrong_request(server: LocalServer) -> None
 
 
 @pytest.mark.parametrize(
-    ("path", "body", "status"),
+    ("path", "body", "status", "said"),
     [
-        ("/api/ask/the-key", {}, 400),
-        ("/api/ask/the-key", {**CONFIG, "hopaas_config": {"title": "t", "sampler": {"name": "os"}}}, 400),
-        ("/api/tell/the-key", {"hopaas_trial": "unknown:1", "loss": 1}, 404),
-        ("/api/nonsense/the-key", {}, 404),
+        ("/api/ask/the-key", {}, 400, "the request is malformed: 'hopaas_config'"),
+        ("/api/ask/the-key", {**CONFIG, "hopaas_config": {"title": "t", "sampler": {"name": "os"}}}, 400, ""),
+        ("/api/tell/the-key", {"hopaas_trial": "unknown:1", "loss": 1}, 404, ""),
+        ("/api/nonsense/the-key", {}, 404, "there is no such request"),
     ],
 )
 def test_a_wrong_request_of_hopaas_has_the_right_status(
-    server: LocalServer, path: str, body: object, status: int
+    server: LocalServer, path: str, body: object, status: int, said: str
 ) -> None:
-    assert post(server, path, body)[0] == status
+    answer = post(server, path, body)
+    assert (answer[0], said in answer[1]) == (status, True)
 
 
 # --- MCP ---
