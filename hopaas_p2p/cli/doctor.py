@@ -110,6 +110,7 @@ def _rescue(session: CliSession, place: str, *, from_live: bool, to: str | None,
         damaged = {uuid: name for uuid, name in names.items() if chosen or reasons[uuid]}
         if not damaged:
             output.say("No study is damaged." if whole else "No study is damaged, but the list of studies is.")
+            session.show([], lambda: None)
             return 0
         if new_name is not None and len(damaged) > 1:
             raise click.UsageError(f"--as names one study, and {len(damaged)} are damaged; choose one: --study NAME")

@@ -173,7 +173,7 @@ class Study:
             if error is stopped:
                 raise
             if isinstance(error, FailedTrial | LeaseLost | NoWork):  # a script that has no more work should say why
-                _log.warning("%s", error)
+                _log.warning("%s%s", f"trial {trial.id} fails: " if isinstance(error, FailedTrial) else "", error)
             if not isinstance(error, FailedTrial | LeaseLost):
                 raise translation(error) from error
             if stopped is not None:

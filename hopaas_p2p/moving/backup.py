@@ -166,17 +166,19 @@ def _write_studies(
     catalog, entries = Catalog(), list[Entry]()
     studies: dict[str, StudyBackup] = {}
     left_out: dict[str, str] = {}
+    seen: set[str] = set()
     while True:
         for entry in read_all(store.catalog(), catalog.lsn):
             entries.append(entry)
             catalog.apply(entry.lsn, codec.decode(entry.payload), entry.stamp)
-        left = [one for one in catalog.by_id.values() if one.uuid not in studies and one.name not in left_out]
-        left = [one for one in left if only in (None, one.uuid)]
+        left = [one for one in catalog.by_id.values() if one.uuid not in seen and only in (None, one.uuid)]
         if not left:
             break
         for one in left:
+            seen.add(one.uuid)
             try:
                 studies[one.uuid] = _write_study(store, archive, one)
+                left_out.pop(one.name, None)  # of one that was deleted, and had this name
                 say(f"{one.name}: {studies[one.uuid].trials} trials, {studies[one.uuid].lsn} commits")
             except Denied:
                 left_out[one.name] = "not shared with this user"

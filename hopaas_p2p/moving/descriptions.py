@@ -224,12 +224,12 @@ def _pruner(given: Mapping[str, Any]) -> dict[str, Any]:
     check_keys(given, {"type", "min_iter", "max_iter", "s", "eta", "strict"}, "early_terminate")
     if given.get("type") != "hyperband":
         raise InvalidInput(f"early_terminate, type = {given.get('type')!r}; there is hyperband")
-    if "min_iter" not in given and "max_iter" not in given:
+    if given.get("min_iter") is None and given.get("max_iter") is None:
         raise InvalidInput("early_terminate: hyperband needs min_iter, or max_iter and s")
     said = {"eta": 3, "s": 0, "min_iter": None, **given}
     eta, rungs = (int(number(said[name], f"early_terminate, {name}")) for name in ("eta", "s"))
     if said["min_iter"] is None:
-        first = int(number(given["max_iter"], "early_terminate, max_iter")) // eta ** max(0, min(rungs, 64))
+        first = int(number(given["max_iter"], "early_terminate, max_iter")) // max(1, eta) ** max(0, min(rungs, 64))
     else:
         first = int(number(said["min_iter"], "early_terminate, min_iter"))
     return {"name": "SuccessiveHalvingPruner", "min_resource": max(1, first), "reduction_factor": eta}

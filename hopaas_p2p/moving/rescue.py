@@ -119,7 +119,7 @@ def names_of(store: Store) -> tuple[dict[str, str], bool]:
 
 def damage(store: Store, uuid: str) -> str | None:
     """Why peers stop at this log, or what they were told is in it, and is not, as in an older backup; or None."""
-    found = rescue(store, uuid)
+    found = rescue(store, uuid, unsent=False)
     if found.damaged:
         return f"{len(found.damaged)} commits cannot be read, the first is {found.damaged[0]}"
     if found.histories > 1:
@@ -135,15 +135,18 @@ def _contains(state: State, payload: bytes) -> bool:
     return writer in state.writers and int(sequence) <= state.writers[writer].seq
 
 
-def rescue(store: Store, uuid: str, handed_over: Iterable[str] = ()) -> Rescued:
-    """Read all that can be read of a study, and what live peers have handed over: the keys of the files."""
+def rescue(store: Store, uuid: str, handed_over: Iterable[str] = (), *, unsent: bool = True) -> Rescued:
+    """Read all that can be read of a study, what live peers have handed over (the keys of the files), and the spool.
+
+    Without `unsent`, results that were never in the log do not count: they wait in the spool of a sound study, too.
+    """
     log = store.log(uuid)
     entries, head, others = _salvaged(log)
     there = {codec.nonce_of(entry.payload) for entry in (*entries.values(), *others)}
     states = sorted([*_snapshots(log), *_handed_over(store, handed_over)], key=lambda state: state.lsn)
     removed = log.removed_up_to()
     base = next((one for one in states if removed and one.lsn >= removed), State())
-    placed, loose = _kept(uuid, entries, there)
+    placed, loose = _kept(uuid, entries, there, unsent=unsent)
     placed = [entry for entry in placed if not _contains(base, entry.payload)] + others
     shared = min(_shared(entries, head), *[entry.lsn - 1 for entry in placed], head)
     root = max([base, *(one for one in states if one.lsn <= shared or shared == head)], key=lambda one: one.lsn)
@@ -168,11 +171,13 @@ def _shared(entries: Mapping[int, Entry], head: int) -> int:
     return shared
 
 
-def _kept(uuid: str, entries: Mapping[int, Entry], there: Container[str]) -> tuple[list[Entry], list[bytes]]:
+def _kept(
+    uuid: str, entries: Mapping[int, Entry], there: Container[str], *, unsent: bool
+) -> tuple[list[Entry], list[bytes]]:
     """What this user's spool has of the study and its log has not: commits with a place, and others."""
     placed: list[Entry] = []
     loose: list[bytes] = []
-    for _, spooled in itertools.chain(spool.histories(uuid), spool.waiting()):
+    for _, spooled in itertools.chain(spool.histories(uuid), spool.waiting() if unsent else ()):
         if spooled.study != uuid:
             continue
         for (lsn, total), payload in zip(spooled.places, spooled.payloads, strict=True):

@@ -57,7 +57,8 @@ class HopaasRest:
             unknown, own = (NotYourTrial, exceptions.HopaasConsistencyError), (HopaasError, exceptions.HopaasError)
             wrong = isinstance(error, InvalidInput) or not isinstance(error, own)
             status = 404 if isinstance(error, unknown) else 400 if wrong else 503
-            return status, str(error).encode(errors="replace"), _TEXT
+            said = str(error) if isinstance(error, own) else f"the request is malformed: {error}"
+            return status, said.encode(errors="replace"), _TEXT
 
     def _carry_out(self, method: str, verb: str, request: dict[str, Any]) -> str:
         match method, verb:

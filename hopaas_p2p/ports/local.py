@@ -184,8 +184,9 @@ class LocalPeer:
             trial.set_user_attr(attribute, value)
         resumed = trial.resume  # if this raises, nobody knows of the trial, and it is returned
         checkpoint = {} if resumed is None else {"resume": {"step": resumed[0], "path": str(resumed[1])}}
-        verbs = self._open[study.name, trial.number] = TrialVerbs(study, trial)
-        verbs.heard_at = self._clock()
+        verbs = TrialVerbs(study, trial)
+        verbs.heard_at = self._clock()  # first: `expire` looks at all that are there
+        self._open[study.name, trial.number] = verbs
         return {"study": study.name, "trial": trial.number, "params": dict(trial.params), **checkpoint}
 
     def request(self, study: str, trial: int, verb: str, /, **said: Any) -> Reply:

@@ -143,11 +143,17 @@ def read_regular(path: str | Path, *, limit: int, named: bool = False) -> bytes:
 
 def is_mostly_holes(path: Path) -> bool:
     """Whether a file is large and has hardly any bytes: it costs nothing to make, and all of its size to copy."""
+    data = at = 0
     try:
-        status = path.lstat()
-    except OSError:  # one that cannot be read is none
-        return False
-    return status.st_size > _SMALL + _RATIO * 512 * status.st_blocks
+        with open(open_regular(path), "rb") as file:  # noqa: PTH123  # a descriptor
+            size = os.fstat(file.fileno()).st_size
+            while size > _SMALL + _RATIO * data:  # st_blocks may be 0 for seconds after a file was written
+                start = os.lseek(file.fileno(), at, os.SEEK_DATA)
+                at = os.lseek(file.fileno(), start, os.SEEK_HOLE)
+                data += at - start
+    except OSError as error:  # one that cannot be read is none
+        return error.errno == errno.ENXIO  # no bytes follow
+    return False
 
 
 def sha256_of(path: Path) -> str:

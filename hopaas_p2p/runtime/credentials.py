@@ -39,6 +39,8 @@ WHERE: Final = frozenset(
     {"host", "port", "endpoint", "region", "style", "connect_timeout", "application_name", "target_session_attrs"}
 )
 """Options of a store's URL that say no more than where it is."""
+_AMAZONS: Final = "s3 of amazonaws.com"
+"""Among what the user named: all of Amazon's servers."""
 _named: Final[set[str]] = set()
 """`host:port` of each store that this process was told by the user."""
 _WANDB_NAMES: Final = {"entity", "project", "mode", "disabled"}
@@ -206,8 +208,8 @@ def _check_authority(servers: Sequence[Server], env: Mapping[str, str]) -> None:
 
 
 def _names(server: Server) -> set[str]:
-    host, port = server
-    return {host.lower(), f"{host.lower()}:{port}"}
+    host, port = server[0].lower(), server[1]
+    return {host, f"{host}:{port}", *([_AMAZONS] if _AMAZON.fullmatch(host) else [])}
 
 
 def _gate(what: str, servers: Iterable[Server], *, by: str, env: Mapping[str, str]) -> None:
@@ -251,8 +253,11 @@ def _places(url: str) -> Iterable[str]:
         return
     query = parse_qs(parts.query)
     if parts.scheme == "s3":
-        for endpoint in query.get("endpoint", []):
+        endpoints = query.get("endpoint", [])
+        for endpoint in endpoints:
             yield from _places(endpoint if "://" in endpoint else f"https://{endpoint}")
+        if not endpoints:  # its server depends on the region
+            yield _AMAZONS
         return
     default = _PORTS.get(parts.scheme)
     listed = [

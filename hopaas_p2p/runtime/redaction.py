@@ -7,7 +7,7 @@ from typing import Final
 
 _LOGIN: Final = re.compile(r"(?:(?<!/)//|:/)[^/@:]*:")
 """What comes before a password, also in a URL with a slash too few."""
-_SECRET: Final = re.compile(r"([?&;][a-z_]*(?:password|token|secret|secret_key|access_key)=)[^&;]*", re.IGNORECASE)
+_SECRET: Final = re.compile(r"([?&;][a-z_]*(?:password|token|secret|secret_key|access_key)=)[^&]*", re.IGNORECASE)
 
 
 def redacted(url: str) -> str:

@@ -160,7 +160,7 @@ def _date(given: Any) -> int:
     try:
         found = datetime.datetime.fromisoformat(str(given).strip())
         return from_iso((found if found.tzinfo else found.replace(tzinfo=datetime.UTC)).isoformat())
-    except ValueError:
+    except (ValueError, OverflowError):
         raise InvalidInput(
             f"until.date is a date or time such as 2026-12-31 or 2026-12-31T18:00, not {given!r}"
         ) from None

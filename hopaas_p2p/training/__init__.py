@@ -162,7 +162,8 @@ class Training:
         save_each_rank: bool = False,
     ) -> None:
         if report_every < 1 or (checkpoint_every is not None and checkpoint_every < 1):
-            raise InvalidInput(f"every how many steps? At least 1, and not {report_every} or {checkpoint_every}")
+            given = f"got {report_every} and {checkpoint_every}"
+            raise InvalidInput(f"report_every and checkpoint_every must be at least 1, {given}")
         if (save is None) != (load is None):
             raise InvalidInput("checkpoints need both save and load")
         self._trial, self._save, self._load = trial, save, load

@@ -17,7 +17,7 @@ import hopaas_p2p
 from hopaas_p2p import access
 from hopaas_p2p.core import codec
 from hopaas_p2p.core.catalog import Catalog
-from hopaas_p2p.errors import ConfigurationError, Denied, InvalidInput
+from hopaas_p2p.errors import ConfigurationError, Denied, InvalidInput, StudyDeleted
 from hopaas_p2p.moving import backup as backups
 from hopaas_p2p.open import open_store
 from hopaas_p2p.stores.base import Beat, Entry, read_all
@@ -131,6 +131,25 @@ def test_a_backup_taken_while_peers_work_is_consistent(tmp_path: Path) -> None:
     before, after = logs(old), logs(f"{tmp_path}/new")
     assert {one.name for one in manifest.studies} == after.keys()
     assert all(before[name][: len(entries)] == entries for name, entries in after.items())
+
+
+def test_a_study_that_is_deleted_and_made_anew_meanwhile_is_in_a_backup(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url, write = str(tmp_path / "store"), backups._write_study
+    filled(url, "s", trials=2)
+
+    def written(*args: Any) -> backups.StudyBackup:
+        monkeypatch.setattr(backups, "_write_study", write)
+        with contextlib.closing(hopaas_p2p.open_storage(url)) as storage:
+            storage.delete_study(storage.get_study_id_from_name("s"))
+        filled(url, "s", trials=3)
+        raise StudyDeleted("it is gone")
+
+    monkeypatch.setattr(backups, "_write_study", written)
+    manifest = back_up(url, tmp_path / "file")
+    assert [(one.name, one.trials) for one in manifest.studies] == [("s", 3)]
+    assert manifest.left_out == {}
 
 
 def test_an_interrupted_restore_goes_on(tmp_path: Path) -> None:

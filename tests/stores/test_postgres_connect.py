@@ -105,6 +105,7 @@ def test_tls_is_verified_unless_the_server_is_on_this_machine(monkeypatch: pytes
         ("postgresql://u:hun@ter2@h/d", "postgresql://u:***@h/d"),
         ("postgresql://u:hun/ter2@h/d", "postgresql://u:***@h/d"),
         ("postgresql://u@h/d?password=hunter2&x=1", "postgresql://u@h/d?password=***&x=1"),
+        ("postgresql://u@h/d?password=hun;ter2&x=1", "postgresql://u@h/d?password=***&x=1"),
         ("postgresql://u@h/d", "postgresql://u@h/d"),
     ],
 )

@@ -291,6 +291,23 @@ def test_a_sound_store_is_left_alone(tmp_path: Path) -> None:
     filled(tmp_path / "store", trials=2)
     done = cli("doctor", str(tmp_path / "store"), "--rescue")
     assert done.stderr == "No study is damaged.\n"
+    assert json.loads(cli("doctor", str(tmp_path / "store"), "--rescue", "--json").stdout) == []
+
+
+def test_a_result_that_waits_in_the_spool_is_no_damage(tmp_path: Path) -> None:
+    """Another peer has written since, so that the result follows an earlier commit than the last."""
+    from tests.support.lease_peer import store_away
+
+    store = tmp_path / "store"
+    study = hopaas_p2p.open_study(hopaas_p2p.open_storage(store, patience=0.0), "s", space=SPACE)
+    trial = study.ask()
+    study.storage.flush()
+    filled(store, trials=1)
+    with store_away():
+        study.tell(trial, 4.0)
+        study.close()
+    assert len(list(spool.waiting())) == 1
+    assert rescue.damage(open_store(str(store)), study.handle.uuid) is None
 
 
 def test_another_store_takes_the_rescued_study(tmp_path: Path) -> None:

@@ -22,7 +22,8 @@ import trustme
 import urllib3
 
 from hopaas_p2p.errors import ConfigurationError, Denied, StoreUnreachable
-from hopaas_p2p.open import open_store
+from hopaas_p2p.open import open_store, servers_of
+from hopaas_p2p.runtime import credentials
 from hopaas_p2p.stores.s3 import errors as s3_errors
 from hopaas_p2p.stores.s3 import http as s3_http
 from hopaas_p2p.stores.s3 import keys as s3_keys
@@ -569,3 +570,15 @@ def test_a_child_gets_connections_of_its_own(s3_url: str) -> None:
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
     assert len(everything(log)) == 8
     store.close()
+
+
+@pytest.mark.parametrize("url", ["s3://theirs/s", "s3://theirs/s?region=eu-south-1"])
+def test_a_ticket_leads_to_amazon_if_the_users_own_store_is_there(monkeypatch: pytest.MonkeyPatch, url: str) -> None:
+    """Its host is in no URL."""
+    monkeypatch.setenv("HOPAAS_STORE", "s3://mine/s?endpoint=https://s3.example.org")
+    with pytest.raises(ConfigurationError, match="a host that you have not named"):
+        credentials.check_named(url, servers_of(url), by="the ticket")
+    monkeypatch.setenv("HOPAAS_STORE", "s3://mine/s")
+    credentials.check_named(url, servers_of(url), by="the ticket")
+    with pytest.raises(ConfigurationError, match="a host that you have not named"):
+        credentials.check_named("", [("s3.example.org", 443)], by="the ticket")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import random
 import subprocess
@@ -19,6 +20,7 @@ from hopaas_p2p import spool
 from hopaas_p2p.core import snapshot
 from hopaas_p2p.core.records import TrialState
 from hopaas_p2p.core.state import State
+from hopaas_p2p.errors import InvalidInput
 from hopaas_p2p.moving.files import from_store, named_files
 from hopaas_p2p.moving.records import of_state
 from hopaas_p2p.peer.log_client import study_client
@@ -30,6 +32,12 @@ from tests.support.sigkill import Outcome, massacre
 
 _TOTAL = 80
 _KILLS = 5
+
+
+@pytest.mark.parametrize("keep", [0.0, 86_399.0, math.nan])
+def test_nothing_younger_than_a_day_goes(keep: float) -> None:
+    with pytest.raises(InvalidInput, match="at least a day"):
+        list(gc.collect(None, keep=keep))  # type: ignore[arg-type]  # it is not asked
 
 
 @pytest.mark.parametrize("seed", range(1, int(os.environ.get("HOPAAS_TEST_GC_ROUNDS", "1")) + 1))

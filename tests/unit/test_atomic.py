@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import stat
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from hopaas_p2p.core.names import valid_key, valid_name
-from hopaas_p2p.runtime.atomic import replace_atomically
+from hopaas_p2p.runtime.atomic import is_mostly_holes, replace_atomically
 
 
 def test_a_file_that_is_written_takes_the_place_of_the_one_before(tmp_path: Path) -> None:
@@ -56,3 +58,15 @@ def test_a_key_is_names_and_slashes() -> None:
     assert not valid_name("a/b")
     assert valid_name("a" * 64)
     assert not valid_name("a" * 65)
+
+
+def test_a_file_whose_blocks_are_not_counted_yet_is_not_taken_for_one_of_holes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """ZFS and Lustre count them seconds after it was written."""
+    written, hollow, size = tmp_path / "written", tmp_path / "hollow", 17 << 20
+    written.write_bytes(b"x" * size)
+    hollow.touch()
+    os.truncate(hollow, size)
+    monkeypatch.setattr(Path, "lstat", lambda _: SimpleNamespace(st_size=size, st_blocks=0))
+    assert [is_mostly_holes(one) for one in (written, hollow, tmp_path / "none")] == [False, True, False]

@@ -468,12 +468,13 @@ def test_a_block_without_a_loss_fails_its_trial(study: hpc.Study) -> None:
 
 @pytest.mark.parametrize("code", [0, None, 3, "no GPU"])
 def test_leaving_the_program_inside_the_block_fails_the_trial_so_that_no_other_job_repeats_it(
-    study: hpc.Study, tmp_path: Path, code: Any
+    study: hpc.Study, tmp_path: Path, caplog: pytest.LogCaptureFixture, code: Any
 ) -> None:
     with pytest.raises(SystemExit) as left, study.trial() as trial:
         trial.loss = 0.5
         sys.exit(code)
 
+    assert f"trial 0 fails: the script called sys.exit({code!r})" in caplog.text
     looked = opened(tmp_path)
     (told,) = looked.state.trials
     assert left.value.code == code

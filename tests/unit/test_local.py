@@ -168,6 +168,19 @@ def test_the_trial_of_a_silent_client_is_returned_and_run_again(peer: LocalPeer,
     assert peer.ask("s") == silent
 
 
+def test_a_trial_that_is_being_started_is_not_taken_for_a_silent_one(peer: LocalPeer, clock: Clock) -> None:
+    clock.now = 200.0
+
+    def look_meanwhile() -> float:
+        peer._clock = clock
+        assert peer.expire() == []
+        return clock.now
+
+    peer._clock = look_meanwhile
+    number = peer.ask("s")["trial"]
+    assert peer.request("s", number, "renew")["trial"] == number
+
+
 def test_a_silent_trial_that_another_peer_ended_keeps_no_other_from_being_returned(
     peer: LocalPeer, clock: Clock
 ) -> None:
@@ -431,18 +444,19 @@ def test_a_number_beyond_doubles_is_a_wrong_request(server: LocalServer) -> None
 
 
 @pytest.mark.parametrize(
-    ("path", "body", "status"),
+    ("path", "body", "status", "said"),
     [
-        ("/api/ask/the-key", {}, 400),
-        ("/api/ask/the-key", {**CONFIG, "hopaas_config": {"title": "t", "sampler": {"name": "os"}}}, 400),
-        ("/api/tell/the-key", {"hopaas_trial": "unknown:1", "loss": 1}, 404),
-        ("/api/nonsense/the-key", {}, 404),
+        ("/api/ask/the-key", {}, 400, "the request is malformed: 'hopaas_config'"),
+        ("/api/ask/the-key", {**CONFIG, "hopaas_config": {"title": "t", "sampler": {"name": "os"}}}, 400, ""),
+        ("/api/tell/the-key", {"hopaas_trial": "unknown:1", "loss": 1}, 404, ""),
+        ("/api/nonsense/the-key", {}, 404, "there is no such request"),
     ],
 )
 def test_a_wrong_request_of_hopaas_has_the_right_status(
-    server: LocalServer, path: str, body: object, status: int
+    server: LocalServer, path: str, body: object, status: int, said: str
 ) -> None:
-    assert post(server, path, body)[0] == status
+    answer = post(server, path, body)
+    assert (answer[0], said in answer[1]) == (status, True)
 
 
 # --- MCP ---

@@ -235,6 +235,14 @@ def test_a_point_of_a_grid_that_fails_has_no_other_run_again(tmp_path: Path) -> 
     study.close()
 
 
+@pytest.mark.parametrize(("keys", "said"), [("max_iter:", "needs min_iter"), ("max_iter: 9, s: 1, eta: 0", ">= 2")])
+def test_a_hyperband_that_is_none_is_refused(tmp_path: Path, keys: str, said: str) -> None:
+    with pytest.raises(InvalidInput, match=said):
+        read(
+            tmp_path, f"method: bayes\nparameters: {{p: {{values: [1]}}}}\nearly_terminate: {{type: hyperband, {keys}}}"
+        )
+
+
 @pytest.mark.parametrize(
     ("entry", "said"),
     [

@@ -215,5 +215,5 @@ def test_what_the_first_rank_raises_is_raised_on_all(study: Study) -> None:
     ids=["no step", "no checkpoint", "no load"],
 )
 def test_what_makes_no_sense_is_refused_at_once(study: Study, options: dict[str, Any]) -> None:
-    with pytest.raises(InvalidInput):
+    with pytest.raises(InvalidInput, match=next(iter(options))):
         Training(study.ask(), **options)

@@ -49,7 +49,7 @@ def collect(store: S3Store, *, keep: float = DAY, dry_run: bool = False) -> Iter
         StoreCorrupt: the list of studies is not whole, so nothing can be called deleted.
 
     """
-    if keep < DAY:
+    if not keep >= DAY:  # of NaN, too, everything would be older
         raise InvalidInput(f"keep commits for at least a day, got {keep / 3600:.1f} hours: peers may have been asleep")
     yield from _collect(store, keep, dry_run=dry_run)
 
