@@ -208,6 +208,15 @@ def test_hostile_numbers_do_not_break_the_report() -> None:
     assert "nan" not in re.sub(r"<(title|td)[^>]*>[^<]*", "", page)
 
 
+def test_trials_that_reported_nothing_but_nan_have_no_curves() -> None:
+    writer = _Writer("minimize")
+    for number in range(2):
+        writer.say("a", TrialCreate())
+        writer.say("a", TrialSet(number, 1, reports={1: float("nan"), 2: float("nan")}))
+
+        assert "<h2>Learning curves</h2>" not in _render(writer.state)
+
+
 @pytest.mark.parametrize("trials", [0, 1, 2, 9, 10])
 def test_a_study_with_few_trials_has_a_report(trials: int) -> None:
     page = _render(_study(trials))
