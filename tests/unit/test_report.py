@@ -208,6 +208,15 @@ def test_hostile_numbers_do_not_break_the_report() -> None:
     assert "nan" not in re.sub(r"<(title|td)[^>]*>[^<]*", "", page)
 
 
+def test_a_report_says_how_many_kinds_of_failures_it_leaves_out() -> None:
+    writer = _Writer("minimize")
+    for number in range(21):
+        writer.say("a", TrialCreate())
+        writer.say("a", TrialFinish(number, 1, TrialState.FAIL, reason="x" * (1 + number)))
+
+    assert "<h2>What went wrong, 20 of 21 groups</h2>" in _render(writer.state)
+
+
 def test_trials_that_reported_nothing_but_nan_have_no_curves() -> None:
     writer = _Writer("minimize")
     for number in range(2):
