@@ -6,6 +6,8 @@ its lease. What became of it is what the log says, on every page.
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, Final
 
@@ -20,6 +22,7 @@ from hopaas_p2p.analysis.table import place
 from hopaas_p2p.core.admission import next_start
 from hopaas_p2p.core.records import Categorical, Distribution, Int, TrialState
 from hopaas_p2p.core.state import Trial
+from hopaas_p2p.errors import InvalidInput, StoreUnreachable
 from hopaas_p2p.peer.liveness import any_alive, owners_of
 from hopaas_p2p.study import Study
 
@@ -89,13 +92,32 @@ def _stop_study(page: PageContext) -> None:
     st.write(f"No more trials will start. {len(epochs):,} are running now; their peers finish them.")
     too = st.checkbox("Also ask the running trials to end", disabled=not epochs)
 
-    def stop(study: Study) -> None:
-        study.stop_all()
-        for number, epoch in epochs.items() if too else ():
+    if st.button("Stop it", type="primary"):
+        page.act(lambda study: stop_all(study, page, epochs if too else {}), done="The study is stopped.")
+
+
+def stop_all(study: Study, page: PageContext, epochs: Mapping[int, int]) -> None:
+    """End the study, and ask those trials to end that still have this lease."""
+
+    def end(number: int, epoch: int) -> None:
+        with contextlib.suppress(InvalidInput):  # it has ended meanwhile
             _stop(study, page, number, epoch, "the study is stopped")
 
-    if st.button("Stop it", type="primary"):
-        page.act(stop, done="The study is stopped.")
+    _each(study.stop_all, *(partial(end, number, epoch) for number, epoch in epochs.items()))
+
+
+def _each(*changes: Callable[[], Any]) -> None:
+    """Make all of these. What the store has not answered is sent later: it raises after the last one."""
+    trouble = None
+    for change in changes:
+        try:
+            change()
+        except StoreUnreachable as error:
+            trouble = error
+            if not error.queued:
+                break
+    if trouble is not None:
+        raise trouble
 
 
 # --- trials that run ---
@@ -189,7 +211,7 @@ def _enqueue(page: PageContext, frame: Frame) -> None:
         times = int(st.number_input("How many times", 1, 100, value=1, step=1, width=220))
         if st.form_submit_button("Queue", type="primary", icon=":material/add:"):
             page.act(
-                lambda study: [study.enqueue_trial(given) for _ in range(times)], done="Queued for the next peers."
+                lambda study: _each(*[lambda: study.enqueue_trial(given)] * times), done="Queued for the next peers."
             )
 
 

@@ -35,7 +35,7 @@ def conditions(state: State, silent: Collection[str]) -> dict[str, str]:
     found, top, value = {}, best(state), ""
     if top is not None and top.values:
         value = f"{shown(top.values[0])} (trial {top.number})"
-        found[f"{NEW_BEST}:{top.number}"] = f"new best {value}"
+        found[f"{NEW_BEST}:{top.values[0]!r}"] = f"new best {value}"  # an equal one is no news
     sites: dict[str, set[str]] = {}
     for owner in {state.trials[number].owner for number in list(state.running)} - {None}:
         sites.setdefault(state.peers.get(owner or "", {}).get("site", "?"), set()).add(owner or "")

@@ -104,7 +104,7 @@ def bundle(name: str, curves: Iterable[tuple[int, Points]], colour: str, dash: s
     """Several curves by step, each with the number of its trial, as one series: rows without a value separate them."""
     gap, rows = (math.nan, math.nan), list[tuple[float, float, int]]()
     for trial, points in curves:
-        rows += [(*point, trial) for point in (*points, gap)]
+        rows += [(*point, trial) for point in (*points, gap)] if points else []
     data = {what: [row[at] for row in rows[:-1]] for at, what in enumerate(("step", "value", "trial"))}
     return Series(name, "line", data, colour, width, "none", dash, 0.55 if width == 1.0 else 1.0)
 

@@ -250,6 +250,8 @@ def curves(state: State, columns: TrialTable, *, median: bool = False) -> Chart 
     about += [f"the best (trial {number})" for number in best]
     alt, caption = f"Learning curves: {', '.join(about)}.", f"Trials with at least two reports: {', '.join(about)}."
     layers = [layer for layer in layers if layer.drawn]
+    if not layers:  # all that was reported is NaN
+        return None
     values = np.concatenate([np.asarray(layer.data["value"], np.float64) for layer in layers])
     y, _ = value_axis("reported value", values, columns.worst(), without=0.1)  # a few bad ones do not flatten the rest
     return Chart("Learning curves", layers, ChartAxis("step"), y, alt, caption, 400)

@@ -42,7 +42,7 @@ def sign_of_life(state: State, owner: str, detector: FailureDetector, now: float
     if silence >= ttl:  # it may have been silent before this observer looked
         return SignOfLife(False, max(silence, ago or 0.0))
     due = _OVERDUE * ttl / BEATS_PER_TTL
-    if detector.proven_alive(owner, since=now - due):
+    if silence <= due and detector.proven_alive(owner, since=0.0):  # at any time
         return SignOfLife(True, silence)
     if ago is None:
         return UNKNOWN

@@ -147,7 +147,8 @@ def _sections(state: State, trials: TrialTable, learned: list[Learned]) -> Itera
     newest = [f"#{members[0].number}" for members in wrong.values()]
     rows = [[*row, number] for row, number in zip(failure_cells(wrong), newest, strict=True)]
     heads = ["Kind", "Reason", "Site", "Node", "Times", "Not retried", "Newest trial"]
-    yield "What went wrong", table(heads, rows[:_GROUPS], long="Reason")
+    title = "What went wrong" if len(rows) <= _GROUPS else f"What went wrong, {_GROUPS} of {len(rows):,} groups"
+    yield title, table(heads, rows[:_GROUPS], long="Reason")
 
 
 def figure(chart: Chart) -> str:

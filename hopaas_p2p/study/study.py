@@ -560,8 +560,7 @@ class Study(optuna.Study):
         `fixed_distributions` are suggested at once.
 
         Raises:
-            NoWork: the budget is used up, the study is paused, stopped or failing, or its checkpoints take as much as
-                its rungs allow.
+            NoWork: the budget is used up, or the study is paused, stopped or failing.
             ConfigurationError: the budget is of GPU hours and there is no GPU, or the sampler unpickles what other
                 peers wrote; see `allow_pickles` of `open_storage`.
             StoreUnreachable: the store did not answer within `store_wait`, where that was given.
@@ -820,11 +819,11 @@ class Study(optuna.Study):
         Without `n_trials` it gives up after 10 failures (or the study's `max_failures`) if no trial of this call has
         succeeded.
 
-        One exchange per trial: the end of one trial is sent with the start of the next. While the study is paused, or
-        its checkpoints take as much as its rungs allow, it waits. It returns once there is no work and each owner of a
-        running trial has shown a sign of life since then, within two thirds of the lease's ttl; while an owner is
-        silent it stays until that trial has been reclaimed and retried, for at most twice the ttl. What happens, and
-        for which trial it waits, is logged to `hopaas_p2p` at level INFO; losing a lease is a warning.
+        One exchange per trial: the end of one trial is sent with the start of the next. While the study is paused,
+        it waits. It returns once there is no work and each owner of a running trial has shown a sign of life since
+        then, within two thirds of the lease's ttl; while an owner is silent it stays until that trial has been
+        reclaimed and retried, for at most twice the ttl. What happens, and for which trial it waits, is logged to
+        `hopaas_p2p` at level INFO; losing a lease is a warning.
 
         On several ranks, as under torchrun, every rank calls this, and all of them run each trial together: each one's
         objective gets a `RankedTrial`. A rank whose objective raises fails the trial, with that reason, and its program

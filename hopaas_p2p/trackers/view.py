@@ -113,6 +113,7 @@ def look(study: StudyLike, *, settled: Collection[int] = ()) -> list[RunView]:
             },
             series={"best_value": best},
             tags={
+                **define.info,  # whoever made the study says this, and not which study it is
                 STUDY: handle.uuid,
                 "store": study.storage.url,
                 "command": command,
@@ -120,7 +121,6 @@ def look(study: StudyLike, *, settled: Collection[int] = ()) -> list[RunView]:
                 "state": state_word(state),
                 "budget": "" if state.budget is None else str(state.budget),
                 "tags": ", ".join(tags.get(None, [])),
-                **define.info,
                 **{f"attr.{key}": text for key, text in state.user.items()},
             },
             note=notes.read_note(attributes, None),

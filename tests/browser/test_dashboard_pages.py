@@ -17,6 +17,7 @@ import hopaas_p2p
 from dashboard_app.app import PAGES
 from dashboard_app.options import DashboardOptions
 from dashboard_app.page_context import PageContext
+from dashboard_app.pages.steer import stop_all
 from dashboard_app.pages.trials import queue_again
 from hopaas_p2p import access
 from hopaas_p2p.core.records import Categorical, Float, Int
@@ -246,6 +247,47 @@ def test_what_a_store_has_not_answered_is_not_called_refused_and_is_made_when_it
     assert "<span>State</span><b>paused</b>" in texts(calm(test))
     with closing(hopaas_p2p.open_study(url, "study")) as after:
         assert after.state.status == "paused"
+
+
+def test_several_trials_that_a_store_has_not_answered_are_all_queued_when_it_answers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url = str(tmp_path / "store")
+    hopaas_p2p.open_study(url, "study", space=SPACE).close()
+    test = calm(page("steer", url, "study"))
+    one = cache(url)
+    (study,) = one._studies.values()
+
+    def away(*_args: object, **_more: object) -> None:
+        raise StoreUnreachable("the store is on holiday.")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(type(study.replica.log), "exchange", away)
+        patch.setattr(one._peer, "patience", 0.0)
+        next(one for one in test.number_input if one.label == "How many times").set_value(3)
+        click(test, "Queue")
+        calm(test)
+        assert "The change was not refused" in texts(test)
+
+    one._peer.flush()
+    with closing(hopaas_p2p.open_study(url, "study")) as after:
+        assert len(after.state.waiting) == 3
+
+
+def test_with_the_study_each_trial_that_still_runs_is_asked_to_end(tmp_path: Path) -> None:
+    url = str(tmp_path / "store")
+    with closing(hopaas_p2p.open_study(url, "study", space=SPACE)) as study:
+        one, other = study.ask(), study.ask()
+        epochs = {number: study.state.trials[number].epoch for number in (0, 1)}
+        calm(page("steer", url, "study"))
+        context = PageContext(cache(url), DashboardOptions(actions=True), listing_of(cache(url), "study"))
+        study.tell(one, 1.0)
+
+        stop_all(study, context, epochs)
+
+        assert study.state.status == "stopped"
+        assert study.state.trials[1].stop == "the study is stopped"
+        study.tell(other, 2.0)
 
 
 def test_a_form_has_a_bounded_number_of_fields(tmp_path: Path) -> None:

@@ -25,14 +25,17 @@ from tests.support.processes import campaign, cli, until
 # --- what is worth saying ---
 
 
-def test_a_new_best_is_a_condition_of_its_own_trial() -> None:
+def test_a_new_best_is_a_condition_of_its_own_value() -> None:
     scribe = Scribe()
     scribe.trial("a", 3.0)
-    assert conditions(scribe.state, ()) == {"new-best:0": "new best 3 (trial 0)"}
+    assert conditions(scribe.state, ()) == {"new-best:3.0": "new best 3 (trial 0)"}
     scribe.trial("a", 4.0)
-    assert list(conditions(scribe.state, ())) == ["new-best:0"]
-    scribe.trial("a", 2.0)
-    assert conditions(scribe.state, ()) == {"new-best:2": "new best 2 (trial 2)"}
+    assert list(conditions(scribe.state, ())) == ["new-best:3.0"]
+    late = scribe.start("a")
+    scribe.trial("b", 2.0)
+    assert conditions(scribe.state, ()) == {"new-best:2.0": "new best 2 (trial 3)"}
+    scribe.finish("a", late, 2.0)  # the earliest of equals is the best one, and no better
+    assert conditions(scribe.state, ()) == {"new-best:2.0": "new best 2 (trial 2)"}
 
 
 def test_failures_in_a_row_hold_until_a_trial_succeeds() -> None:
@@ -53,14 +56,14 @@ def test_the_budget_is_said_at_eighty_percent_and_anew_when_it_is_moved() -> Non
     assert conditions(scribe.state, ())["budget:10"] == "8 of 10 trials of the budget are used"
     scribe.trial("a", 1.0)
     scribe.trial("a", 1.0)
-    assert list(conditions(scribe.state, ())) == ["new-best:0", "budget:10", "done"]
+    assert list(conditions(scribe.state, ())) == ["new-best:1.0", "budget:10", "done"]
 
 
 def test_nothing_better_for_long_is_stagnation() -> None:
     scribe = Scribe()
     scribe.trial("a", 1.0)
     for _ in range(STAGNATION):
-        assert list(conditions(scribe.state, ())) == ["new-best:0"]
+        assert list(conditions(scribe.state, ())) == ["new-best:1.0"]
         scribe.trial("a", 2.0)
     assert conditions(scribe.state, ())["stagnation:0"] == "no better trial among the last 100 complete ones"
 
@@ -189,7 +192,7 @@ def test_a_receiver_that_fails_gets_it_later_and_is_not_named(
         receiver.status = status
         assert sender.look() == []
     receiver.status = 200
-    assert sender.look() == ["new-best:0"]
+    assert sender.look() == ["new-best:1.0"]
     assert sender.look() == []  # once
     assert receiver.kinds() == ["new-best"]
     assert "it answered 500" in complaints[0]

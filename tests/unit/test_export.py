@@ -8,6 +8,7 @@ import json
 import math
 import sys
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from pprint import pformat
 from typing import Any
@@ -27,6 +28,8 @@ from hopaas_p2p.moving.records import of_study, origin, renamed
 from hopaas_p2p.storage import Storage
 from hopaas_p2p.study import Study
 from hopaas_p2p.study.trial import Trial
+from hopaas_p2p.trackers.view import look
+from tests.support.dashboard_studies import Scribe
 from tests.support.processes import cli
 
 SPACE = {
@@ -446,3 +449,15 @@ def test_times_and_large_numbers_are_exact(storages: Any, tmp_path: Path) -> Non
         import_study(target.storage, tmp_path / name, name="s")
         (trial,) = target.state.trials
         assert (trial.params, trial.values, trial.start, trial.end) == ({"n": 0.0}, (0.1 + 0.2,), at, at + 1)
+
+
+def test_a_study_does_not_say_itself_which_study_a_tracker_shows(tmp_path: Path) -> None:
+    scribe = Scribe()
+    (define,) = scribe.commits[0].records
+    scribe.commits[0] = replace(
+        scribe.commits[0], records=(replace(define, info={"study": "x' OR '", "tool": "mine"}),)
+    )
+    scribe.put_into(str(tmp_path))
+    with closing(hopaas_p2p.open_study(str(tmp_path), "study")) as study:
+        tags = look(study)[-1].tags
+        assert (tags["study"], tags["tool"]) == (study.handle.uuid, "mine")

@@ -208,6 +208,24 @@ def test_hostile_numbers_do_not_break_the_report() -> None:
     assert "nan" not in re.sub(r"<(title|td)[^>]*>[^<]*", "", page)
 
 
+def test_a_report_says_how_many_kinds_of_failures_it_leaves_out() -> None:
+    writer = _Writer("minimize")
+    for number in range(21):
+        writer.say("a", TrialCreate())
+        writer.say("a", TrialFinish(number, 1, TrialState.FAIL, reason="x" * (1 + number)))
+
+    assert "<h2>What went wrong, 20 of 21 groups</h2>" in _render(writer.state)
+
+
+def test_trials_that_reported_nothing_but_nan_have_no_curves() -> None:
+    writer = _Writer("minimize")
+    for number in range(2):
+        writer.say("a", TrialCreate())
+        writer.say("a", TrialSet(number, 1, reports={1: float("nan"), 2: float("nan")}))
+
+        assert "<h2>Learning curves</h2>" not in _render(writer.state)
+
+
 @pytest.mark.parametrize("trials", [0, 1, 2, 9, 10])
 def test_a_study_with_few_trials_has_a_report(trials: int) -> None:
     page = _render(_study(trials))
