@@ -42,6 +42,8 @@ def dashboard(session: CliSession, named: str | None, with_optuna: bool, base_pa
     host, port, auth = given["host"], given["port"], given["auth"]
     if with_optuna and auth != "none":
         raise click.UsageError("optuna-dashboard has no sign-in. Leave out --optuna or --auth.")
+    if with_optuna and port == 65535:
+        raise click.UsageError("--optuna uses the next port, and this is the last. Choose another --port.")
     for store in filter(None, [named, session.given["store"]]):
         if redacted(store) != store:
             cure = "set AWS_PROFILE" if store.startswith("s3:") else "set HOPAAS_TOKEN_FILE, or PGPASSFILE"

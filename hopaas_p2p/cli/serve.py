@@ -120,10 +120,10 @@ def serve_folder(session: CliSession, folder: Path, target: str) -> None:
         served = service.store
         if served.url.startswith((SCHEME, "memory:")):
             raise ConfigurationError(f"{served.url} is not a store that can be served here; name the store itself")
-        box = Box.make(folder, served.url)
+        box, ending = Box.make(folder, served.url), _ending()
         made = FolderServer(box, service, pace=served.freshness)
         session.done({"folder": box.url, "store": served.url}, f"Serving {served.url} through {box.url}")
-        await made.run(_ending())
+        await made.run(ending)
         return made.carried
 
     carried = asyncio.run(run())
