@@ -63,6 +63,7 @@ _ALL: Final = -1
 """In place of a trial's number: all trials of a peer."""
 _COLLECTED: Final = 0.05  # seconds for which more may come after a first piece of news
 _SUSPENDED: Final = 60.0  # seconds after which a study that cannot be read is looked at again
+_CLOCK: Final = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
 _KEPT: Final = ("linger", "patience", "store_wait", "clock", "now_us", "peer_ttl", "describe", "energy")
 """What the peer of a forked child is constructed with again."""
 
@@ -74,13 +75,12 @@ def microseconds() -> int:
     return time.time_ns() // 1000
 
 
-elapsed: Final[Callable[[], float]] = functools.partial(
-    time.clock_gettime, getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
-)
-"""Seconds on a clock of this machine that nobody sets, and that goes on while the machine is suspended.
+def elapsed() -> float:
+    """Seconds on a clock of this machine that nobody sets, and that goes on while the machine is suspended.
 
-A lease does not outlast a sleep: the monotonic clock of Linux stands still in one, and its owner would trust it.
-"""
+    A lease does not outlast a sleep: the monotonic clock of Linux stands still in one, and its owner would trust it.
+    """
+    return time.clock_gettime(_CLOCK)
 
 
 class Peer:

@@ -225,12 +225,17 @@ class LocalPeer:
         return self.request(study, trial, "log", metrics=metrics, step=step)
 
     def tell(
-        self, study: str, trial: int, values: list[float] | None = None, state: str | None = None, reason: str = ""
+        self,
+        study: str,
+        trial: int,
+        values: list[float] | None = None,
+        state: str | None = None,
+        reason: str | None = None,
     ) -> Reply:
         """End a trial that you asked for: with a value per objective, or state=pruned, or state=fail and a reason."""
-        return self.request(study, trial, "tell", values=values, state=state, reason=reason or None)
+        return self.request(study, trial, "tell", values=values, state=state, reason=reason)
 
-    def release(self, study: str, trial: int, reason: str = "") -> Reply:
+    def release(self, study: str, trial: int, reason: str | None = None) -> Reply:
         """Return a trial that you asked for and cannot finish: another peer runs it."""
         return self.request(study, trial, "release", reason=reason)
 
