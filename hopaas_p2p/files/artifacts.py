@@ -213,8 +213,8 @@ class StudyArtifacts:
         if not found:
             raise NoSuchFile(f"there is no file {what!r} in this study; list them with: hopaas-p2p trial artifact ls")
         if len(found) > 1:
-            some = ", ".join(map(short_id, found[:3]))
-            raise InvalidInput(f"{what!r} matches {len(found)} files; choose one by its id, such as {some}")
+            some = ", ".join(map(short_id, found[:3])) + (", …; see: hopaas-p2p trial artifact ls" if found[3:] else "")
+            raise InvalidInput(f"{what!r} matches {len(found)} files; choose one by its id: {some}")
         return found[0]
 
     def get(self, what: Artifact | str, target: str | Path, *, progress: Progress | None = None) -> Path:

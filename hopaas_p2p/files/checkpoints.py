@@ -39,7 +39,7 @@ def save(
         InvalidInput: no such file, or a negative step.
         LeaseLost: another peer runs the trial now; the file was removed again.
     """
-    step = whole("a checkpoint's step", step, least=0)
+    step = whole("a checkpoint's step", int(step) if isinstance(step, bool) else step, least=0)
     artifacts = artifacts_of(handle.peer.store)
     key = f"{handle.uuid}/checkpoint/{number}-{step}-{secrets.token_hex(4)}"
 
