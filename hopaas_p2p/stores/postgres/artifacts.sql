@@ -109,12 +109,14 @@ END $$;
 -- A part of a file: of the present one, or of the one read before (p_id); nothing if that is gone.
 CREATE OR REPLACE FUNCTION hopaas.read_part_v1(p_key text, p_id bigint, p_part integer)
 RETURNS TABLE (id bigint, size bigint, data text)
-LANGUAGE sql AS $$
-    SELECT a.id, a.size, encode(p.data, 'base64')
-    FROM hopaas.entered_by_key(p_key, 'viewer') v
-        CROSS JOIN hopaas.artifacts a LEFT JOIN hopaas.artifact_parts p ON p.artifact = a.id AND p.part = p_part
-    WHERE a.key = p_key AND a.whole AND (p_id IS NULL OR a.id = p_id)
-$$;
+LANGUAGE plpgsql AS $$
+BEGIN
+    PERFORM hopaas.entered_by_key(p_key, 'viewer');
+    RETURN QUERY
+        SELECT a.id, a.size, encode(p.data, 'base64')
+        FROM hopaas.artifacts a LEFT JOIN hopaas.artifact_parts p ON p.artifact = a.id AND p.part = p_part
+        WHERE a.key = p_key AND a.whole AND (p_id IS NULL OR a.id = p_id);
+END $$;
 
 -- Remove a file, if it is there.
 CREATE OR REPLACE FUNCTION hopaas.remove_artifact_v1(p_key text) RETURNS void
@@ -127,10 +129,13 @@ END $$;
 
 -- The keys with this prefix, in the user's studies and among the user's own files.
 CREATE OR REPLACE FUNCTION hopaas.artifact_keys_v1(p_prefix text) RETURNS TABLE (key text)
-LANGUAGE sql AS $$
-    SELECT a.key FROM hopaas.caller() c, hopaas.artifacts a
-    WHERE a.whole AND starts_with(a.key, p_prefix)
-        AND CASE WHEN a.log IS NULL THEN a.author = c OR hopaas.is_administrator()
-                 ELSE hopaas.role_in(a.log, '', c) IS NOT NULL END
-    ORDER BY a.key COLLATE "C"
-$$;
+LANGUAGE plpgsql AS $$
+DECLARE v_user text := hopaas.caller();
+BEGIN
+    RETURN QUERY
+        SELECT a.key FROM hopaas.artifacts a
+        WHERE a.whole AND starts_with(a.key, p_prefix)
+          AND CASE WHEN a.log IS NULL THEN a.author = v_user OR hopaas.is_administrator()
+                   ELSE hopaas.role_in(a.log, '', v_user) IS NOT NULL END
+        ORDER BY a.key COLLATE "C";
+END $$;

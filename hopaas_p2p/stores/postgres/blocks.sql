@@ -14,13 +14,19 @@ ALTER TABLE hopaas.blocks ALTER COLUMN data SET STORAGE EXTERNAL;  -- compressed
 
 -- The names of a log's blocks.
 CREATE OR REPLACE FUNCTION hopaas.block_names_v1(p_log text) RETURNS TABLE (name text)
-LANGUAGE sql AS $$ SELECT b.name FROM hopaas.entered(p_log, 'viewer') v JOIN hopaas.blocks b USING (log) $$;
+LANGUAGE plpgsql AS $$
+DECLARE v hopaas.entry := hopaas.entered(p_log, 'viewer');
+BEGIN
+    RETURN QUERY SELECT b.name FROM hopaas.blocks b WHERE b.log = v.log;
+END $$;
 
 -- These blocks, as far as they are there; for COPY in the binary format: the server reads and sends, and converts nothing.
 CREATE OR REPLACE FUNCTION hopaas.blocks_v1(p_log text, p_names text[]) RETURNS TABLE (name text, data bytea)
-LANGUAGE sql AS $$
-    SELECT b.name, b.data FROM hopaas.entered(p_log, 'viewer') v JOIN hopaas.blocks b USING (log) WHERE b.name = ANY (p_names)
-$$;
+LANGUAGE plpgsql AS $$
+DECLARE v hopaas.entry := hopaas.entered(p_log, 'viewer');
+BEGIN
+    RETURN QUERY SELECT b.name, b.data FROM hopaas.blocks b WHERE b.log = v.log AND b.name = ANY (p_names);
+END $$;
 
 -- Keep a block. Nobody can put other bytes under a name that honest peers will use.
 CREATE OR REPLACE FUNCTION hopaas.put_block_v1(p_log text, p_name text, p_data bytea) RETURNS void

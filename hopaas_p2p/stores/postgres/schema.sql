@@ -347,11 +347,14 @@ END $$;
 -- The newest snapshot of a log that the caller may believe, or nothing. A peer takes what a snapshot says for the log,
 -- so it believes none on the word of one worker: its own user wrote it, or an owner, or another author vouches for it.
 CREATE OR REPLACE FUNCTION hopaas.newest_snapshot_v1(p_log text) RETURNS TABLE (lsn bigint, data text)
-LANGUAGE sql AS $$
-    SELECT s.lsn, encode(s.data, 'base64') FROM hopaas.entered(p_log, 'viewer') v JOIN hopaas.snapshots s USING (log)
-    WHERE s.author = v.username OR s.role = 'owner' OR s.voucher IS NOT NULL
-    ORDER BY s.lsn DESC LIMIT 1
-$$;
+LANGUAGE plpgsql AS $$
+DECLARE v hopaas.entry := hopaas.entered(p_log, 'viewer');
+BEGIN
+    RETURN QUERY
+        SELECT s.lsn, encode(s.data, 'base64') FROM hopaas.snapshots s
+        WHERE s.log = v.log AND (s.author = v.username OR s.role = 'owner' OR s.voucher IS NOT NULL)
+        ORDER BY s.lsn DESC LIMIT 1;
+END $$;
 
 -- Keep a snapshot, and remove beats that are a month old. p_kept snapshots, at most three, stay of those that everybody believes, and as
 -- many of each author's doubtful ones, so nobody's drive out another's. All users may write to the catalog, but only an
@@ -386,16 +389,18 @@ END $$;
 -- believes.
 CREATE OR REPLACE FUNCTION hopaas.doubtful_snapshot_v1(p_log text, p_after bigint, p_up_to bigint)
 RETURNS TABLE (lsn bigint, author text, data text)
-LANGUAGE sql AS $$
-    SELECT s.lsn, s.author, encode(s.data, 'base64')
-    FROM hopaas.entered(p_log, 'worker') v JOIN hopaas.snapshots s USING (log)
-    WHERE s.author <> v.username AND NOT v.username = ANY (s.deniers) AND s.lsn <= p_up_to
-        AND s.lsn > greatest(p_after, (
-            SELECT max(o.lsn) FROM hopaas.snapshots o
-            WHERE o.log = v.log AND (o.role = 'owner' OR o.voucher IS NOT NULL)
-        ))
-    ORDER BY s.lsn DESC LIMIT 1
-$$;
+LANGUAGE plpgsql AS $$
+DECLARE v hopaas.entry := hopaas.entered(p_log, 'worker');
+BEGIN
+    RETURN QUERY
+        SELECT s.lsn, s.author, encode(s.data, 'base64') FROM hopaas.snapshots s
+        WHERE s.log = v.log AND s.author <> v.username AND NOT v.username = ANY (s.deniers) AND s.lsn <= p_up_to
+            AND s.lsn > greatest(p_after, (
+                SELECT max(o.lsn) FROM hopaas.snapshots o
+                WHERE o.log = v.log AND (o.role = 'owner' OR o.voucher IS NOT NULL)
+            ))
+        ORDER BY s.lsn DESC LIMIT 1;
+END $$;
 
 -- Vouch for another author's snapshot, or deny that it is what the log says; p_sum is the SHA-256 of what was compared.
 CREATE OR REPLACE FUNCTION hopaas.judge_snapshot_v1(
@@ -414,10 +419,13 @@ END $$;
 -- The snapshots of which an author said that they are not what the log says.
 CREATE OR REPLACE FUNCTION hopaas.denied_snapshots_v1(p_log text)
 RETURNS TABLE (lsn bigint, author text, deniers text[])
-LANGUAGE sql AS $$
-    SELECT s.lsn, s.author, s.deniers FROM hopaas.entered(p_log, 'viewer') v JOIN hopaas.snapshots s USING (log)
-    WHERE s.deniers <> '{}' ORDER BY s.lsn
-$$;
+LANGUAGE plpgsql AS $$
+DECLARE v hopaas.entry := hopaas.entered(p_log, 'viewer');
+BEGIN
+    RETURN QUERY
+        SELECT s.lsn, s.author, s.deniers FROM hopaas.snapshots s
+        WHERE s.log = v.log AND s.deniers <> '{}' ORDER BY s.lsn;
+END $$;
 
 -- Remove a log for good. Its uuid stays taken, so that a peer that still uses it learns that it is gone.
 CREATE OR REPLACE FUNCTION hopaas.destroy_v1(p_log text) RETURNS void
@@ -518,9 +526,12 @@ END $$;
 
 -- The studies that the user may see: a list of them costs one call, however many there are.
 CREATE OR REPLACE FUNCTION hopaas.shared_v1() RETURNS TABLE (log text)
-LANGUAGE sql AS $$
-    SELECT l.uuid FROM hopaas.caller() c, hopaas.logs l WHERE l.deleted IS NULL AND hopaas.role_in(l.id, l.uuid, c) IS NOT NULL
-$$;
+LANGUAGE plpgsql AS $$
+DECLARE v_user text := hopaas.caller();
+BEGIN
+    RETURN QUERY SELECT l.uuid FROM hopaas.logs l
+        WHERE l.deleted IS NULL AND hopaas.role_in(l.id, l.uuid, v_user) IS NOT NULL;
+END $$;
 
 -- A study never loses its last owner: nobody could share or delete it any more.
 CREATE OR REPLACE FUNCTION hopaas.keep_an_owner(p_log integer, p_user text, p_role text) RETURNS void
@@ -538,7 +549,9 @@ END $$;
 -- Who may do what in a study. For everyone with a grant.
 CREATE OR REPLACE FUNCTION hopaas.grants_v1(p_log text)
 RETURNS TABLE (username text, role text, granted timestamptz, granted_by text)
-LANGUAGE sql AS $$
-    SELECT g.username, g.role, g.granted, g.granted_by
-    FROM hopaas.entered(p_log, 'viewer') v JOIN hopaas.grants g USING (log) ORDER BY g.username
-$$;
+LANGUAGE plpgsql AS $$
+DECLARE v hopaas.entry := hopaas.entered(p_log, 'viewer');
+BEGIN
+    RETURN QUERY SELECT g.username, g.role, g.granted, g.granted_by
+        FROM hopaas.grants g WHERE g.log = v.log ORDER BY g.username;
+END $$;
