@@ -110,6 +110,8 @@ def _export_to_tracker(session: CliSession, kind: str, to: str | None, *, every:
                     output.say(f"{error}. Trying again every {every:g} s.")
                 away = True
             else:
+                if away:
+                    output.say("The tracker answers again; what was missing has been sent.")
                 away = False
                 if done:
                     break

@@ -374,6 +374,7 @@ def test_following_outlasts_an_outage_of_the_tracker(
     until(lambda: "Trying again" in errors.read_text(), 60)
     way.open()
     until(lambda: [run.info.status for run in runs(mlflow_server, tmp_path)] == ["RUNNING", "RUNNING"], 60)
+    until(lambda: "answers again" in errors.read_text(), 60)
     way.close()
     study.tell(trial, 1.0)
     until(lambda: errors.read_text().count("Trying again") == 2, 60)
@@ -385,5 +386,5 @@ def test_following_outlasts_an_outage_of_the_tracker(
     assert process.wait(60) == 0
     assert [run.info.status for run in runs(mlflow_server, tmp_path)] == ["FINISHED"] * 3
     said = errors.read_text().splitlines()
-    assert [line.split(" ")[0] for line in said] == ["MLflow", "MLflow", "Exported"]
+    assert [line.split(" ")[0] for line in said] == ["MLflow", "The", "MLflow", "The", "Exported"]
     study.close()
