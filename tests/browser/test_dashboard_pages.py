@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 import pytest
@@ -19,6 +19,7 @@ from dashboard_app.options import DashboardOptions
 from dashboard_app.page_context import PageContext
 from dashboard_app.pages.steer import stop_all
 from dashboard_app.pages.trials import queue_again
+from dashboard_app.replica_cache import ReplicaCache
 from hopaas_p2p import access
 from hopaas_p2p.core.records import Categorical, Float, Int
 from hopaas_p2p.errors import StoreUnreachable
@@ -221,6 +222,20 @@ def test_pausing_is_asked_for_and_done(tmp_path: Path) -> None:
     study.close()
 
 
+@contextmanager
+def holiday(one: ReplicaCache, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """The store of *one*'s only study answers nothing meanwhile, and nobody waits for it."""
+
+    def away(*_args: object, **_more: object) -> None:
+        raise StoreUnreachable("the store is on holiday.")
+
+    (study,) = one._studies.values()
+    with monkeypatch.context() as patch:
+        patch.setattr(type(study.replica.log), "exchange", away)
+        patch.setattr(one._peer, "patience", 0.0)
+        yield
+
+
 def test_what_a_store_has_not_answered_is_not_called_refused_and_is_made_when_it_answers(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -230,12 +245,7 @@ def test_what_a_store_has_not_answered_is_not_called_refused_and_is_made_when_it
     one = cache(url)
     (study,) = one._studies.values()
 
-    def away(*_args: object, **_more: object) -> None:
-        raise StoreUnreachable("the store is on holiday.")
-
-    with monkeypatch.context() as patch:
-        patch.setattr(type(study.replica.log), "exchange", away)
-        patch.setattr(one._peer, "patience", 0.0)
+    with holiday(one, monkeypatch):
         click(test, "Pause")
         calm(test)
         assert "the store is on holiday" in texts(test)
@@ -256,14 +266,8 @@ def test_several_trials_that_a_store_has_not_answered_are_all_queued_when_it_ans
     hopaas_p2p.open_study(url, "study", space=SPACE).close()
     test = calm(page("steer", url, "study"))
     one = cache(url)
-    (study,) = one._studies.values()
 
-    def away(*_args: object, **_more: object) -> None:
-        raise StoreUnreachable("the store is on holiday.")
-
-    with monkeypatch.context() as patch:
-        patch.setattr(type(study.replica.log), "exchange", away)
-        patch.setattr(one._peer, "patience", 0.0)
+    with holiday(one, monkeypatch):
         next(one for one in test.number_input if one.label == "How many times").set_value(3)
         click(test, "Queue")
         calm(test)

@@ -394,14 +394,19 @@ def test_a_peer_that_is_ten_thousand_commits_behind_joins_by_snapshot_and_tail(
     assert everything(store.log("u"), 9_850) == entries[9_850:]
 
 
+def large_notes(log: BucketLog, count: int) -> None:
+    """One writer's *count* commits of 50 kB each, from the first."""
+    for seq in range(1, count + 1):
+        commit = Commit("w", seq, "w", 0, (StudySet({f"note-{seq}": "1" * 50_000}),))
+        append(log, Outgoing(f"w:{seq}", codec.encode(commit)), seq - 1)
+
+
 def test_what_lies_before_an_object_that_was_found_is_held_up_to_the_bound_of_a_receipt(
     store: S3Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """One writer, so that nothing is carried, and a look that finds the sixtieth object first."""
     log = store.log("u")
-    for seq in range(1, 61):
-        commit = Commit("w", seq, "w", 0, (StudySet({f"note-{seq}": "1" * 50_000}),))
-        append(log, Outgoing(f"w:{seq}", codec.encode(commit)), seq - 1)
+    large_notes(log, 60)
     whole = everything(store.log("u"))
     monkeypatch.setattr(log_module, "RECEIPT", 200_000)
     reader = store.log("u")
@@ -423,9 +428,7 @@ def test_large_commits_are_held_up_to_the_bound_also_before_an_object_that_carri
 ) -> None:
     """What one writer has imported, and then what a crowd has said: the object that is found first carries copies."""
     log = store.log("u")
-    for seq in range(1, 41):
-        commit = Commit("w", seq, "w", 0, (StudySet({f"note-{seq}": "1" * 50_000}),))
-        append(log, Outgoing(f"w:{seq}", codec.encode(commit)), seq - 1)
+    large_notes(log, 40)
     logs, known = [store.log("u") for _ in range(4)], [0] * 4
     for turn in range(64):
         known[turn % 4] = append(logs[turn % 4], said(turn % 4, turn), known[turn % 4])[-1].lsn
