@@ -122,7 +122,6 @@ class StudyArtifacts:
         trial: int | None = None,
         filename: str | None = None,
         mimetype: str | None = None,
-        progress: Progress | None = None,
     ) -> Artifact:
         """Store a file of the study, or of one trial, finished or not. Durable when this returns.
 
@@ -131,7 +130,6 @@ class StudyArtifacts:
             trial: the number of its trial.
             filename: its name in the study; by default its own.
             mimetype: its type; by default guessed from the name.
-            progress: called with the number of bytes sent since the last call.
 
         Raises:
             InvalidInput: no such file.
@@ -166,7 +164,7 @@ class StudyArtifacts:
                 sha256=sha256_of(path),
             )
             key = key_of(one.id, handle.uuid)
-            self._files.put(key, path, progress)
+            self._files.put(key, path)
         with removed_if_refused(self._files, key):
             self._record(one)
         return one

@@ -132,11 +132,11 @@ class Box:
             return f"{self._caller}-{secrets.token_hex(12)}"
         return f"{self._caller}-{hashlib.blake2b(protocol.encode(request), digest_size=12).hexdigest()}"
 
-    def put(self, key: str, source: Path, progress: Progress | None) -> None:
+    def put(self, key: str, source: Path) -> None:
         """Give a copy of this file to the server. It is safe when this returns, and stored when the store answers."""
         request = StoreRequest("put", key)
         name = self._name(request)
-        self.objects.upload(f"files/{name}", source, progress)
+        self.objects.upload(f"files/{name}", source)
         with contextlib.suppress(StoreUnreachable):  # it lies there; better if it arrives before its description
             self._result_of(request, name)
 

@@ -201,9 +201,9 @@ class Connections:
             self._token = None  # a new one may be there for the next request
             raise
 
-    def put(self, key: str, source: Path, progress: Progress | None) -> None:
+    def put(self, key: str, source: Path) -> None:
         """Store a copy of this file."""
-        with self.send("PUT", f"{PATH}/files/{key}", source, progress) as answer:
+        with self.send("PUT", f"{PATH}/files/{key}", source) as answer:
             protocol.result_of("put", answer.read(LARGEST))
 
     def get(self, key: str, target: Path, progress: Progress | None) -> None:
@@ -233,7 +233,6 @@ class Connections:
         method: str,
         path: str,
         body: bytes | Path = b"",
-        progress: Progress | None = None,
         *,
         held: bool = False,
     ) -> Iterator[http.client.HTTPResponse]:
@@ -255,7 +254,7 @@ class Connections:
             if held:
                 self._held.add(line)
             try:
-                size, pieces = (len(body), body) if isinstance(body, bytes) else _pieces_of(body, progress)
+                size, pieces = (len(body), body) if isinstance(body, bytes) else _pieces_of(body)
                 answer = line.ask(method, path, token, pieces, size=size, silence=_ANSWER)
                 with contextlib.closing(answer):
                     if answer.status == http.client.UNAUTHORIZED:
@@ -321,13 +320,11 @@ class Connections:
             lines.pop().close()
 
 
-def _pieces_of(file: Path, progress: Progress | None) -> tuple[int, Iterator[bytes]]:
+def _pieces_of(file: Path) -> tuple[int, Iterator[bytes]]:
     def pieces() -> Iterator[bytes]:
         with file.open("rb") as source:
             while data := source.read(_PIECE):
                 yield data
-                if progress is not None:
-                    progress(len(data))
 
     return file.stat().st_size, pieces()
 
@@ -482,8 +479,8 @@ class RemoteArtifacts(Artifacts):
     def __init__(self, carrier: Connections | Box) -> None:
         self._carrier = carrier
 
-    def put(self, key: str, source: Path, progress: Progress | None = None) -> None:
-        persistently(lambda: self._carrier.put(checked_key(key), source, progress))
+    def put(self, key: str, source: Path) -> None:
+        persistently(lambda: self._carrier.put(checked_key(key), source))
 
     def get(self, key: str, target: Path, progress: Progress | None = None) -> None:
         try:

@@ -322,7 +322,7 @@ class Artifacts(ABC):
     """Files beside the logs: checkpoints, models, plots. Keys are made here, of letters, digits, `-`, `_` and `/`."""
 
     @abstractmethod
-    def put(self, key: str, source: Path, progress: Progress | None = None) -> None:
+    def put(self, key: str, source: Path) -> None:
         """Store a copy of this file under the key: complete and durable when this returns, or not at all."""
 
     @abstractmethod

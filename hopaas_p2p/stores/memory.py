@@ -106,7 +106,7 @@ class MemoryArtifacts(Artifacts):
     def __init__(self) -> None:
         self._files: dict[str, bytes] = {}
 
-    def put(self, key: str, source: Path, progress: Progress | None = None) -> None:
+    def put(self, key: str, source: Path) -> None:
         self._files[key] = source.read_bytes()
 
     def get(self, key: str, target: Path, progress: Progress | None = None) -> None:

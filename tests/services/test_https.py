@@ -411,24 +411,33 @@ def test_a_server_that_drains_answers_what_was_asked_and_peers_notice_nothing(
 
 
 def test_a_file_that_breaks_off_is_sent_again(
-    log_of_two: tuple[HttpsProcess, HttpsProcess, RemoteStore], tmp_path: Path
+    log_of_two: tuple[HttpsProcess, HttpsProcess, RemoteStore], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     *servers, store = log_of_two
     append_many(store.log("u"), "a", 1)
     source, copy = tmp_path / "model", tmp_path / "copy"
     source.write_bytes(bytes(range(256)) * (1 << 16))
-    broken: list[int] = []
+    whole, broken = client._pieces_of, []
 
-    def progress(count: int) -> None:
-        if not broken:
-            broken.append(count)
-            for server in servers:
-                server.kill()
-                server.start()
+    def breaking(file: Path) -> tuple[int, Iterator[bytes]]:
+        size, pieces = whole(file)
 
-    store.artifacts().put("u/model", source, progress)
+        def sent() -> Iterator[bytes]:
+            for piece in pieces:
+                yield piece
+                if not broken:
+                    broken.append(len(piece))
+                    for server in servers:
+                        server.kill()
+                        server.start()
+
+        return size, sent()
+
+    monkeypatch.setattr(client, "_pieces_of", breaking)
+    store.artifacts().put("u/model", source)
     store.artifacts().get("u/model", copy)
     assert copy.read_bytes() == source.read_bytes()
+    assert broken, "or nothing broke off"
 
 
 # --- pages -------------------------------------------------------------------------------------------------------

@@ -262,12 +262,10 @@ def test_a_large_file_goes_to_a_bucket_in_parts_and_reading_goes_on_where_it_bro
         with source.open("wb") as file:
             for seed in range(40):
                 file.write(random.Random(seed).randbytes(1 << 20))
-        told: list[int] = []
         proxy.next("PUT", s3_faults.UNAVAILABLE, path="/artifacts/")  # a part is sent again
-        store.artifacts().put("u/model", source, told.append)
+        store.artifacts().put("u/model", source)
         assert proxy.requests["PUT"] == 4
-        assert sum(told) == 40 << 20
-        told.clear()
+        told: list[int] = []
         proxy.next("GET", s3_faults.CUT_BODY, path="/artifacts/")
         store.artifacts().get("u/model", target, told.append)
         assert proxy.requests["GET"] == 2

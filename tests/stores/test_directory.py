@@ -1116,7 +1116,7 @@ def test_a_file_that_another_node_replaces_while_it_is_read_is_read_from_its_sta
     replaced: list[int] = []
     chunks = files._chunks
 
-    def stale(file: BinaryIO, progress: Progress | None) -> Iterator[bytes]:
+    def stale(file: BinaryIO, progress: Progress | None = None) -> Iterator[bytes]:
         for number, chunk in enumerate(chunks(file, progress)):
             if number == 1 and len(replaced) < 3:
                 replaced.append(number)

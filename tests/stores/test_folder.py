@@ -663,7 +663,7 @@ def test_a_file_that_the_store_refuses_is_said_and_holds_up_no_other(
 ) -> None:
     put = MemoryArtifacts.put
 
-    def refusing(self: MemoryArtifacts, key: str, path: Path, progress: object = None) -> None:
+    def refusing(self: MemoryArtifacts, key: str, path: Path) -> None:
         if key == KEY:
             raise Denied("files of this study are full")
         put(self, key, path)

@@ -363,9 +363,9 @@ class Directory:
 
     put_same = put
 
-    def upload(self, key: str, source: Path, progress: Progress | None = None) -> None:
+    def upload(self, key: str, source: Path) -> None:
         with source.open("rb") as given, self._replacing(key) as (draft, fd):
-            _write(draft, _chunks(given, progress), dir_fd=fd)
+            _write(draft, _chunks(given), dir_fd=fd)
 
     @_again_if_replaced
     def download(self, key: str, target: Path, progress: Progress | None = None) -> bool:
@@ -726,7 +726,7 @@ def _walk(folder: str) -> Iterator[str]:
             yield path
 
 
-def _chunks(file: BinaryIO, progress: Progress | None) -> Iterator[bytes]:
+def _chunks(file: BinaryIO, progress: Progress | None = None) -> Iterator[bytes]:
     while chunk := file.read(_CHUNK):
         yield chunk
         if progress is not None:

@@ -83,7 +83,7 @@ class ObjectStore(Protocol):
     def discard(self, keys: Iterable[str]) -> None:
         """Like `delete`, for objects that nobody misses: they may go a little later, or not at all."""
 
-    def upload(self, key: str, source: Path, progress: Progress | None = None) -> None:
+    def upload(self, key: str, source: Path) -> None:
         """Write a file of any size; whole or not at all."""
 
     def download(self, key: str, target: Path, progress: Progress | None = None) -> bool:

@@ -51,8 +51,8 @@ class ObjectArtifacts(Artifacts):
     def __init__(self, objects: ObjectStore) -> None:
         self._objects = objects
 
-    def put(self, key: str, source: Path, progress: Progress | None = None) -> None:
-        self._objects.upload(f"artifacts/{checked_key(key)}", source, progress)
+    def put(self, key: str, source: Path) -> None:
+        self._objects.upload(f"artifacts/{checked_key(key)}", source)
 
     def get(self, key: str, target: Path, progress: Progress | None = None) -> None:
         if not self._objects.download(f"artifacts/{checked_key(key)}", target, progress):

@@ -280,15 +280,13 @@ class PostgresArtifacts(Artifacts):
     def __init__(self, store: PostgresStore) -> None:
         self._store = store
 
-    def put(self, key: str, source: Path, progress: Progress | None = None) -> None:
+    def put(self, key: str, source: Path) -> None:
         upload = secrets.token_hex(16)
         with source.open("rb") as file:
             size = source.stat().st_size
             for part in range(max(-(-size // _PART), 1)):
                 data = file.read(_PART)
                 self._retry("put_part", key=checked_key(key), upload=upload, size=size, part=part, data=data)
-                if progress is not None:
-                    progress(len(data))
 
     def get(self, key: str, target: Path, progress: Progress | None = None) -> None:
         found: int | None = None

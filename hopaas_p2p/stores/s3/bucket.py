@@ -354,33 +354,28 @@ class Bucket:
 
     # --- files ---
 
-    def upload(self, key: str, source: Path, progress: Progress | None = None) -> None:
+    def upload(self, key: str, source: Path) -> None:
         """In parts, several at once; whole or not at all."""
         size, what = source.stat().st_size, f"write {key}"
         parts = -(-size // _PART)
         with source.open("rb") as file:
             if parts <= 1:
-                data = file.read()
-                self._ask("PUT", key, what, headers=_TYPE, body=data, bulk=True)
-                if progress is not None:
-                    progress(len(data))
+                self._ask("PUT", key, what, headers=_TYPE, body=file.read(), bulk=True)
                 return
             begun = self._ask("POST", key, what, query={"uploads": ""}, headers=_TYPE, bulk=True)
             upload = {"uploadId": _text(self._xml(begun.data, "InitiateMultipartUploadResult"), "UploadId")}
 
-            def send(part: int) -> tuple[str, int]:
+            def send(part: int) -> str:
                 data = os.pread(file.fileno(), _PART, (part - 1) * _PART)
                 query = {**upload, "partNumber": str(part)}
                 answer = self._ask("PUT", key, what, query=query, body=data, bulk=True)
-                return answer.headers.get("ETag", ""), len(data)
+                return str(answer.headers.get("ETag", ""))
 
             try:
                 listed = ""
                 with ThreadPoolExecutor(_PARTS_AT_ONCE) as threads:
-                    for part, (etag, sent) in enumerate(threads.map(send, range(1, parts + 1)), 1):
+                    for part, etag in enumerate(threads.map(send, range(1, parts + 1)), 1):
                         listed += f"<Part><PartNumber>{part}</PartNumber><ETag>{escape(etag)}</ETag></Part>"
-                        if progress is not None:
-                            progress(sent)
                 body = f"<CompleteMultipartUpload>{listed}</CompleteMultipartUpload>".encode()
                 done = self._ask("POST", key, what, query=upload, body=body, bulk=True)
                 self._xml(done.data, "CompleteMultipartUploadResult")  # else an error, with the status of a success
