@@ -215,7 +215,7 @@ class StudyArtifacts:
             raise InvalidInput(f"{what!r} matches {len(found)} files; choose one by its id: {some}")
         return found[0]
 
-    def get(self, what: Artifact | str, target: str | Path, *, progress: Progress | None = None) -> Path:
+    def get(self, what: Artifact | str, target: str | Path) -> Path:
         """Fetch a file to `target`, and check that it is as it was stored. Replaces what is there once it is complete.
 
         Raises:
@@ -226,7 +226,7 @@ class StudyArtifacts:
 
         """
         one = self.find(what) if isinstance(what, str) else what
-        return fetch(self._files, self._uuid, one, target, progress=progress)
+        return fetch(self._files, self._uuid, one, target)
 
     def delete(self, what: Artifact | str) -> Artifact:
         """Remove a file: its bytes, and its description.
@@ -296,12 +296,12 @@ def listed(state: State, study_id: int, trial: int | None = None) -> list[Artifa
     return [one for one in found.values() if one.id not in gone]
 
 
-def fetch(files: Artifacts, uuid: str, one: Artifact, target: str | Path, *, progress: Progress | None = None) -> Path:
+def fetch(files: Artifacts, uuid: str, one: Artifact, target: str | Path) -> Path:
     """Fetch a file of the study of this uuid to `target`; raises as `StudyArtifacts.get` does."""
     path = Path(target)
     with waits_for(str(path)), replace_atomically(path) as draft:
         try:
-            files.get(key_of(one.id, uuid), draft, within(one.size, progress))
+            files.get(key_of(one.id, uuid), draft, within(one.size))
         except KeyError:
             raise NoSuchFile(f"the bytes of {one.filename!r} are no longer in the store") from None
         if one.sha256 is not None and (draft.stat().st_size, sha256_of(draft)) != (one.size, one.sha256):
@@ -309,7 +309,7 @@ def fetch(files: Artifacts, uuid: str, one: Artifact, target: str | Path, *, pro
     return path
 
 
-def within(size: int | None, progress: Progress | None = None) -> Progress:
+def within(size: int | None) -> Progress:
     """Gives a download up that goes on beyond the size that its description says; None: it says none.
 
     What it is given raises StoreCorrupt then.
@@ -321,8 +321,6 @@ def within(size: int | None, progress: Progress | None = None) -> Progress:
         done += more
         if size is not None and done > size:
             raise StoreCorrupt(f"the store has more than the {size:,} bytes that were stored")
-        if progress is not None:
-            progress(more)
 
     return count
 
