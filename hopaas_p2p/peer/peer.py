@@ -42,7 +42,6 @@ from hopaas_p2p.peer.outbox import PendingCommit
 from hopaas_p2p.peer.session import CATALOG, IDLE, STUDY, LogSession, ReplicatedMachine, S
 from hopaas_p2p.peer.spool import SpoolSender
 from hopaas_p2p.runtime import metering, process, provenance
-from hopaas_p2p.runtime.process import ProcessIdentity
 from hopaas_p2p.spool import Spooled
 from hopaas_p2p.stores.base import Beat, Log, Store
 
@@ -121,9 +120,11 @@ class Peer:
         jitter: random.Random | None = None,
     ) -> None:
         self.store = store
-        self.identity = ProcessIdentity.new(uuid, acts_for)
-        self.uuid = self.identity.uuid
-        """The name this process writes in."""
+        self.uuid = uuid or process.new_uuid()
+        """The name of this process: the writer of its commits, the owner of its trials. No other process uses it."""
+        self.acts_for = acts_for
+        """Peers whose running trials travelled to this process."""
+        self._pid = os.getpid()
         self.patience = 60.0 if patience is None else patience
         self.store_wait = store_wait if store_wait is not None else math.inf if patience is None else patience
         self.clock, self.now_us, self.describe = clock, now_us, describe
@@ -172,11 +173,11 @@ class Peer:
     @property
     def mine(self) -> frozenset[str]:
         """The owners that this process acts for."""
-        return self.identity.acts_for | {self.uuid}
+        return self.acts_for | {self.uuid}
 
     def is_mine(self, owner: str | None) -> bool:
         """Whether this process may act for that peer."""
-        return self.identity.owns(owner)
+        return owner == self.uuid or owner in self.acts_for
 
     def act_for(self, others: frozenset[str]) -> None:
         """Go on with the trials of these peers, which have travelled to this process; reads what was said of them.
@@ -184,7 +185,7 @@ class Peer:
         A store that does not answer now is read later, as at the next exchange.
         """
         with self._lock:
-            self.identity = self.identity._replace(acts_for=self.identity.acts_for | (others - {self.uuid}))
+            self.acts_for |= others - {self.uuid}
         for log in list(self.logs.values()):
             with contextlib.suppress(HopaasError):
                 self.pull(log)
@@ -554,11 +555,8 @@ class Peer:
 
     def resting(self, log: LogClient[State]) -> tuple[int, ...]:
         """WAITING retries that this peer does not take yet, see `OwnerMonitor.resting`."""
-        state = log.session.state
-        if not state.waiting:
-            return ()
         with log.lock:
-            return log.session.owners.resting(state, self.clock())
+            return log.session.owners.resting(log.session.state, self.clock())
 
     def doubted_until(self, log: LogClient[State], owner: str, *, since: float) -> float | None:
         """None if this owner has shown a sign of life `since` this moment, see `OwnerMonitor.doubted_until`."""
@@ -584,11 +582,10 @@ class Peer:
 
         Under the lock of the log. In a bucket it leaves with this peer's next turn after that.
         """
-        session, (uuid, acts_for, _) = log.session, self.identity
+        session = log.session
         trials = session.state.trials
         for number in session.state.running:
-            owner = trials[number].owner
-            if owner != uuid and owner not in acts_for:
+            if not self.is_mine(trials[number].owner):
                 session.urgent_at = min(session.urgent_at, self.clock() + within)
                 self.jobs.wake(log.job, after=within)
                 break
@@ -940,18 +937,15 @@ class Peer:
 
     def check_process(self) -> None:
         """Go on as a new peer if this process is a copy that Python does not know of."""
-        if self.identity.pid != os.getpid():
+        if self._pid != os.getpid():
             self.become_child()
 
     def become_child(self) -> None:
         """Go on as a new peer, which may act for the old one's trials; everything in it is newly constructed."""
         clients, logs, users = self.all_logs(), self.logs, self.users
         self.store.after_fork()
-        successor = self.identity.successor()
         again = {name: getattr(self, name) for name in _KEPT}
-        self.__init__(  # type: ignore[misc]
-            self.store, **again, uuid=successor.uuid, acts_for=successor.acts_for, threaded=self.jobs.allowed
-        )
+        self.__init__(self.store, **again, acts_for=self.mine, threaded=self.jobs.allowed)  # type: ignore[misc]
         for client in clients:
             session = LogSession.for_child(client.session, self.uuid)
             client.__init__(client.log, session, self.clock)  # type: ignore[misc]
@@ -959,11 +953,11 @@ class Peer:
         self.catalog, self.logs, self.users = clients[0], logs, users
 
     def _take_another_name(self) -> None:
-        self.identity = self.identity.successor()
-        self.uuid = self.identity.uuid
+        self.acts_for = self.mine  # first: another thread may ask at any time what is this process's
+        self.uuid = process.new_uuid()
 
     def _renewed(self, log: LogClient[Any]) -> LogSession[Any]:
-        """The session of this log under the present identity, in which everything undecided is sent again."""
+        """The session of this log under the present name, in which everything undecided is sent again."""
         old = log.session
         with log.lock:
             log.session = LogSession.for_child(old, self.uuid, resend=True)

@@ -40,7 +40,7 @@ from hopaas_p2p.core.records import (
 )
 from hopaas_p2p.core.state import TRANSITIONS, LastCommit, LogState, State, Verdict, is_anothers
 from hopaas_p2p.errors import BehindRetention, BrokenChain, Denied, StoreUnreachable
-from hopaas_p2p.peer.outbox import Draft, Outbox, PendingCommit
+from hopaas_p2p.peer.outbox import Outbox, PendingCommit
 from hopaas_p2p.stores.base import SNAPSHOT_EVERY, ExchangeResult, Outgoing, Placed, snapshot_due
 
 FLUSH_INTERVAL: Final = 1.0  # seconds for which reports are collected before they are sent, at least
@@ -218,10 +218,6 @@ class LogSession(Generic[S]):
                 trial = state.trials[verdict.number]
                 self.put(trial.owner or self.writer, TrialRelease(trial.number, trial.epoch, reason="never begun"))
 
-    def take_draft(self, number: int) -> Draft | None:
-        """What would have been set on this trial; it is the caller's to send now."""
-        return self.outbox.drafts.pop(number, None)
-
     def note_draft(self, now: float) -> float:
         """The first of some reports or attributes was drafted; the seconds within which they leave."""
         self.drafted_at = self.noted_at = now
@@ -372,8 +368,8 @@ class LogSession(Generic[S]):
             state.chain = head, chain
         self.joined = joined
         if self._cursors and isinstance(state, State) and state.changed:
-            for cursor in [ref() for ref in self._cursors]:
-                if cursor is not None:
+            for ref in self._cursors:
+                if (cursor := ref()) is not None:
                     cursor.changed |= state.changed
             state.changed.clear()
         self.exchanged_at = began
@@ -399,10 +395,9 @@ class LogSession(Generic[S]):
             self._remembered -= len(self.acknowledged.popleft().commit.payload)
         if not placed.lsn % SNAPSHOT_EVERY and snapshot_due(placed.lsn):
             self.snapshot_due = True
-        if [one for one in verdicts if not one.accepted]:
-            for record, verdict in zip(self.outbox.in_flight[0].commit.records, verdicts, strict=False):
-                if verdict.refusal == "malformed" and isinstance(record, TrialSet) and record.dists:
-                    self.unkept.setdefault(record.number, []).extend(record.dists)
+        for record, verdict in zip(self.outbox.in_flight[0].commit.records, verdicts, strict=False):
+            if verdict.refusal == "malformed" and isinstance(record, TrialSet) and record.dists:
+                self.unkept.setdefault(record.number, []).extend(record.dists)
         for pending in self.outbox.settle(verdicts):
             self._release(pending)
 

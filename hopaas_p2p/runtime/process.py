@@ -19,7 +19,7 @@ import secrets
 import weakref
 from collections.abc import Callable, Container
 from multiprocessing import util
-from typing import Any, Final, Generic, NamedTuple, TypeVar
+from typing import Any, Final, Generic, TypeVar
 
 T = TypeVar("T")
 _FINALIZER_PRIORITY: Final = 100  # among the finalizers of multiprocessing: before its queues and managers are closed
@@ -30,29 +30,6 @@ _FINALIZER_PRIORITY: Final = 100  # among the finalizers of multiprocessing: bef
 def new_uuid() -> str:
     """16 characters, 96 random bits: unique without asking anybody, short enough to stand in every commit."""
     return secrets.token_urlsafe(12)
-
-
-class ProcessIdentity(NamedTuple):
-    """The name that this process writes under, and the peers that it may act for."""
-
-    uuid: str
-    """The writer of its commits and the owner of the trials that it starts; never used by another process."""
-    acts_for: frozenset[str] = frozenset()
-    """Peers whose running trials travelled to this process."""
-    pid: int = 0
-
-    @classmethod
-    def new(cls, uuid: str | None = None, acts_for: frozenset[str] = frozenset()) -> ProcessIdentity:
-        """An identity of this process."""
-        return cls(uuid or new_uuid(), acts_for, os.getpid())
-
-    def successor(self) -> ProcessIdentity:
-        """A new identity, which may go on with the trials of this one."""
-        return self.new(acts_for=self.acts_for | {self.uuid})
-
-    def owns(self, owner: str | None) -> bool:
-        """Whether this process may act for that peer."""
-        return owner == self.uuid or owner in self.acts_for
 
 
 # --- forks ---

@@ -168,7 +168,8 @@ class StudyHandle:
         log, me = self.log, self.peer.uuid
         with log.lock:
             state = log.session.state
-            found = next_start(state, me, alive=self._doubted_until, skip=self.peer.resting(log), no_new=no_new)
+            skip = self.peer.resting(log) if state.waiting else ()
+            found = next_start(state, me, alive=self._doubted_until, skip=skip, no_new=no_new)
             if found.why is None:
                 self._idle_since = None
         return found
@@ -238,7 +239,7 @@ class StudyHandle:
         """
         peer, log = self.peer, self.log
         if isinstance(record, TrialCreate) and record.prefer_waiting:
-            skip = peer.resting(log)
+            skip = peer.resting(log) if log.session.state.waiting else ()
             record = msgspec.structs.replace(record, skip=skip) if skip else record
         while True:
             pending = peer.start(log, record, within=within)
@@ -791,7 +792,7 @@ class StudyHandle:
         self, record: TrialFinish | TrialRelease | TrialCheckpoint | TrialSet, *, owner: str
     ) -> PendingCommit:
         """Queue this after everything that is still to be sent about its trial; in the same commit, if it fits."""
-        draft = self.log.session.take_draft(record.number)
+        draft = self.log.session.outbox.drafts.pop(record.number, None)
         words = draft.commits() if draft is not None else [()]
         for much in words[:-1]:
             self.peer.put(self.log, *much, owner=owner)
@@ -880,11 +881,6 @@ class StudyHandle:
         """Whether this process may still trust that no other peer takes the trial over."""
         owner = self.state.trials[number].owner
         return owner is not None and self.standing(number)[1] and self.peer.lease_valid(self.log, owner)
-
-    def check_writable(self, number: int) -> None:
-        """Raises NotYourTrial or UpdateFinishedTrialError if this process may not end the trial."""
-        with self.log.lock:
-            self.writable(number)
 
     def _travelled(self, owned: OwnedTrial) -> bool:
         """Whether another process may write to this trial, too."""

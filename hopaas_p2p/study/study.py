@@ -731,7 +731,8 @@ class Study(optuna.Study):
     ) -> FrozenTrial:
         """End a trial as Optuna's `tell` does: the sampler hears of it first, and a pruned one gets its last report."""
         handle, me = self.handle, threading.get_ident()
-        handle.check_writable(number)
+        with handle.lock:
+            handle.writable(number)  # else nobody hears of it
         frozen = handle.trial(number, now=True)
         reports = frozen.intermediate_values
         if state is TrialState.PRUNED and reports and len(self.directions) == 1:

@@ -110,9 +110,12 @@ def test_another_node_soon_sees_a_commit(nfs_lab: NfsLab, tell: Callable[[str], 
     assert took[-1] < 20
 
 
-def test_nodes_that_share_a_folder_only_take_part_in_a_study_that_is_kept_elsewhere(nfs_lab: NfsLab) -> None:
+@pytest.mark.parametrize("options", ["vers=4.2", "vers=3,nolock"])
+def test_nodes_that_share_a_folder_only_take_part_in_a_study_that_is_kept_elsewhere(
+    nfs_lab: NfsLab, options: str
+) -> None:
     name = f"box-{time.monotonic_ns()}"
-    boxes = {node: f"{nfs_lab.mount(node, 'vers=4.2')}/{name}" for node in NODES}
+    boxes = {node: f"{nfs_lab.mount(node, options)}/{name}" for node in NODES}
     kept = f"/tmp/kept-{time.monotonic_ns()}"  # on a disk of the first node's own
     serve = f"exec {shlex.quote(sys.executable)} -m hopaas_p2p serve folder {boxes['c1']} {kept}"
     places = {"direct": ("c1", kept), **{node: (node, f"folder://{box}") for node, box in boxes.items()}}
