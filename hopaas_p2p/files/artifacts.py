@@ -23,7 +23,7 @@ import shutil
 import tempfile
 import unicodedata
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, Final, NamedTuple
 
@@ -52,6 +52,8 @@ _OPTUNA: Final = "artifacts:"
 """The prefix of Optuna's attributes for files, in a trial or a study."""
 _DASHBOARD: Final = "dashboard:artifacts:"
 """The prefix of the dashboard's attributes for files of trials, in the study; a trial id follows."""
+_DESCRIBES: Final = re.compile(r"(?:dashboard:artifacts:([0-9]{1,20}):|artifacts:)")
+"""An attribute of a study that describes a file."""
 SUM: Final = "hopaas:artifact:"
 PREFIXES: Final = (_OPTUNA, SUM)
 """What the names of a file's attributes begin with; its id follows."""
@@ -279,21 +281,57 @@ class StudyArtifacts:
 
 def listed(state: State, study_id: int, trial: int | None = None) -> list[Artifact]:
     """The files that a State describes: all, or those of one trial."""
-    study = {key: json_or_none(text) for key, text in list(state.system.items())}
-    later: dict[str, dict[str, Any]] = {}  # the study's descriptions of its trials' files, by the prefix of their keys
-    for key, value in study.items():
-        if key.startswith(_DASHBOARD):
-            later.setdefault(key.rpartition(":")[0] + ":", {})[key] = value
     numbers = range(len(state.trials)) if trial is None else [trial]
-    found = {} if trial is not None else dict(_read(study, _OPTUNA, study, None))
-    for number in numbers:
-        prefix = f"{_DASHBOARD}{first_id(study_id) + number}:"
-        found.update(_read(later.get(prefix, {}), prefix, study, number))
-        if state.trials[number].system:
-            own = {key: json_or_none(text) for key, text in list(state.trials[number].system.items())}
-            found.update(_read(own, _OPTUNA, own, number))
-    gone = {key.rpartition(":")[2] for key, value in study.items() if "artifacts:" in key and value == "null"}
-    return [one for one in found.values() if one.id not in gone]
+    systems = ((number, dict(state.trials[number].system)) for number in numbers)
+    found = described(dict(state.system), systems, first_id(study_id))
+    return [one for one in found if one.trial in numbers or one.trial is trial]
+
+
+def described(
+    study: Mapping[str, str], trials: Iterable[tuple[int, Mapping[str, str]]], first: int = 0
+) -> list[Artifact]:
+    """The files that the system attributes of a study and of its trials describe; malformed descriptions are skipped.
+
+    Args:
+        study: those of the study, which describe files of trials, too.
+        trials: those of trials, by number.
+        first: the id by which the study's name trial 0.
+
+    """
+    said = {key: json_or_none(text) for key, text in study.items() if "artifact" in key}
+    found: dict[str, Artifact] = {}
+    for key, value in said.items():
+        if match := _DESCRIBES.match(key):
+            _describe(found, value, said, None if match[1] is None else int(match[1]) - first)
+    for number, system in trials:
+        own = {key: json_or_none(text) for key, text in system.items() if "artifact" in key}
+        for key, value in own.items():
+            if key.startswith(_OPTUNA):
+                _describe(found, value, own, number)
+    gone = {key.rpartition(":")[2] for key, value in said.items() if "artifacts:" in key and value == "null"}
+    there = [one for one in found.values() if one.id not in gone]
+    return sorted(there, key=lambda one: -1 if one.trial is None else one.trial)
+
+
+def _describe(found: dict[str, Artifact], value: object, sums: Mapping[str, Any], trial: int | None) -> None:
+    """Add the file that the value of an attribute describes, by its id; `sums` are the attributes beside it."""
+    fields = json_or_none(value) if isinstance(value, str) else None
+    fields = fields if isinstance(fields, dict) else {}
+    id_ = fields.get("artifact_id")
+    if not isinstance(id_, str) or not _ID.fullmatch(id_):
+        return
+    checksum = sums.get(SUM + id_)
+    checksum = checksum if isinstance(checksum, dict) else {}
+    encoding, size, sha256 = fields.get("encoding"), checksum.get("size"), checksum.get("sha256")
+    found[id_] = Artifact(
+        id=id_,
+        filename=safe_name(str(fields.get("filename", ""))),
+        mimetype=str(fields.get("mimetype") or _TYPE),
+        encoding=encoding if isinstance(encoding, str) else None,
+        trial=trial,
+        size=size if isinstance(size, int) else None,
+        sha256=sha256 if isinstance(sha256, str) else None,
+    )
 
 
 def fetch(files: Artifacts, uuid: str, one: Artifact, target: str | Path) -> Path:
@@ -374,32 +412,6 @@ def short_id(one: Artifact) -> str:
     """The part of a file's id that tells it from others of its study; `find` accepts it."""
     own = _OWN_ID.fullmatch(one.id)
     return (own[2] if own is not None else one.id)[:12]
-
-
-def _read(
-    attributes: Mapping[str, Any], prefix: str, sums: Mapping[str, Any], trial: int | None
-) -> Iterator[tuple[str, Artifact]]:
-    """The files that these attributes describe, by id. Malformed descriptions are skipped."""
-    for key, value in attributes.items():
-        fields = json_or_none(value) if key.startswith(prefix) and isinstance(value, str) else None
-        if not isinstance(fields, dict):
-            continue
-        id_, encoding = fields.get("artifact_id"), fields.get("encoding")
-        if not isinstance(id_, str) or not _ID.fullmatch(id_):
-            continue
-        checksum = sums.get(SUM + id_)
-        checksum = checksum if isinstance(checksum, dict) else {}
-        size, sha256 = checksum.get("size"), checksum.get("sha256")
-        found = Artifact(
-            id=id_,
-            filename=safe_name(str(fields.get("filename", ""))),
-            mimetype=str(fields.get("mimetype") or _TYPE),
-            encoding=encoding if isinstance(encoding, str) else None,
-            trial=trial,
-            size=size if isinstance(size, int) else None,
-            sha256=sha256 if isinstance(sha256, str) else None,
-        )
-        yield id_, found
 
 
 def json_or_none(text: str) -> Any:

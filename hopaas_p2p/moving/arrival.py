@@ -166,13 +166,9 @@ def _check_fit(storage: Storage, study_id: int, source: StudyRecords, name: str)
 
 def _describe(storage: Storage, study_id: int, source: StudyRecords, numbers: dict[int, int]) -> Iterator[str]:
     """Add the study's attributes; say which were refused."""
-
-    def new_id(old: int) -> int | None:
-        number = numbers.get(old - source.first)
-        return None if number is None else first_id(study_id) + number
-
+    first = first_id(study_id)
     said = [StudySet(user={key: text}) for key, text in source.settings.user.items()]
-    system = renamed(source.settings.system, new_id, numbers.get)
+    system = renamed(source.settings.system, {old: first + new for old, new in numbers.items()}.get, numbers.get)
     said += [
         StudySet(system=dict(some)) for some in _batches(system.items(), lambda one: len(one[1]), bytes_=_BYTES // 4)
     ]

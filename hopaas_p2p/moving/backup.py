@@ -43,7 +43,7 @@ from hopaas_p2p.core import catalog as catalogs
 from hopaas_p2p.core import codec, snapshot
 from hopaas_p2p.core.apply import apply
 from hopaas_p2p.core.catalog import Catalog, Listing
-from hopaas_p2p.core.names import first_id, valid_key, valid_name
+from hopaas_p2p.core.names import valid_key, valid_name
 from hopaas_p2p.core.records import Stamp
 from hopaas_p2p.core.state import State
 from hopaas_p2p.errors import ConfigurationError, Denied, InvalidInput, StoreCorrupt, StudyDeleted
@@ -278,7 +278,7 @@ class Backup:
         state = self.replayed(one)
         if state.define is None:
             raise _damaged(f"study/{one.uuid}")
-        return of_state(state, uuid=one.uuid, first=first_id(one.study_id))
+        return of_state(state, uuid=one.uuid)
 
     def files(self) -> Iterator[str]:
         """The keys of all files."""
