@@ -46,6 +46,7 @@ from hopaas_p2p.runtime.atomic import replace_atomically, sha256_of
 if TYPE_CHECKING:
     from hopaas_p2p.core.state import State
     from hopaas_p2p.storage import Storage
+    from hopaas_p2p.storage.handle import StudyHandle
     from hopaas_p2p.stores.base import Artifacts, Progress, Store
 
 _OPTUNA: Final = "artifacts:"
@@ -110,8 +111,8 @@ class StudyArtifacts:
         self._study_id = study_id
 
     @property
-    def _uuid(self) -> str:
-        return self._storage.handle(self._study_id).uuid
+    def _handle(self) -> StudyHandle:
+        return self._storage.handle(self._study_id)
 
     @property
     def _files(self) -> Artifacts:
@@ -142,13 +143,8 @@ class StudyArtifacts:
             Denied: this user may not write to the study.
 
         """
-        try:
-            path = Path(source)
-        except TypeError:
-            raise InvalidInput(f"a file is named by its path, got {shown(source)}") from None
-        if not path.is_file():
-            raise InvalidInput(f"there is no file {path}; pack a directory into one file first")
-        handle = self._storage.handle(self._study_id)
+        path = existing_file(source, "a file is named by its path")
+        handle = self._handle
         state = self._storage.state(self._study_id)
         trial = None if trial is None else trial_number(trial)
         if trial is not None and not 0 <= trial < len(state.trials):
@@ -167,21 +163,16 @@ class StudyArtifacts:
             )
             key = key_of(one.id, handle.uuid)
             self._files.put(key, path)
-        with removed_if_refused(self._files, key):
-            self._record(one)
-        return one
-
-    def _record(self, one: Artifact) -> None:
-        """Describe a file in the log: in the trial while it runs here, otherwise in the study, which never ends."""
-        fields = {"artifact_id": one.id, "filename": one.filename, "mimetype": one.mimetype, "encoding": one.encoding}
+        fields = {"artifact_id": one.id, "filename": name, "mimetype": one.mimetype, "encoding": encoding}
         description = json.dumps(fields)  # Optuna keeps JSON in a string
         checksum = {"size": one.size, "sha256": one.sha256}
-        if one.trial is not None and self._runs_here(one.trial):
-            said = {SUM + one.id: checksum, _OPTUNA + one.id: description}
-            self._storage.handle(self._study_id).settle(one.trial, said)
-            return
-        attributes = {self._study_key(one): json.dumps(description), SUM + one.id: json.dumps(checksum)}
-        self._storage.handle(self._study_id).say(StudySet(system=attributes))
+        with removed_if_refused(self._files, key):
+            if trial is not None and self._runs_here(trial):  # else in the study's attributes, which never ends
+                handle.settle(trial, {SUM + one.id: checksum, _OPTUNA + one.id: description})
+            else:
+                said = {self._study_key(one): json.dumps(description), SUM + one.id: json.dumps(checksum)}
+                handle.say(StudySet(system=said))
+        return one
 
     def _study_key(self, one: Artifact) -> str:
         """The attribute of the study that describes this file."""
@@ -228,7 +219,7 @@ class StudyArtifacts:
 
         """
         one = self.find(what) if isinstance(what, str) else what
-        return fetch(self._files, self._uuid, one, target)
+        return fetch(self._files, self._handle.uuid, one, target)
 
     def delete(self, what: Artifact | str) -> Artifact:
         """Remove a file: its bytes, and its description.
@@ -243,11 +234,10 @@ class StudyArtifacts:
         """
         one = self.find(what) if isinstance(what, str) else what
         with contextlib.suppress(KeyError):  # another study's, whose bytes are not ours to remove
-            self._files.delete(key_of(one.id, self._uuid))
+            self._files.delete(key_of(one.id, self._handle.uuid))
         if one.trial is not None and self._runs_here(one.trial):
             self._storage.set_trial_system_attr(self._trial_id(one.trial), _OPTUNA + one.id, "null")
-        gone = StudySet(system={self._study_key(one): json.dumps("null")})
-        self._storage.handle(self._study_id).say(gone)
+        self._handle.say(StudySet(system={self._study_key(one): json.dumps("null")}))
         return one
 
     # --- Optuna's protocol ---
@@ -257,7 +247,7 @@ class StudyArtifacts:
         with waits_for(artifact_id), tempfile.TemporaryDirectory(prefix="hopaas-artifact-") as directory:
             path = Path(directory, "file")
             try:
-                self._files.get(key_of(artifact_id, self._uuid), path)
+                self._files.get(key_of(artifact_id, self._handle.uuid), path)
             except KeyError:
                 raise _not_found(artifact_id) from None
             return path.open("rb")  # it stays readable when its name is removed
@@ -267,16 +257,27 @@ class StudyArtifacts:
         with waits_for(artifact_id), tempfile.NamedTemporaryFile(prefix="hopaas-artifact-") as file:
             shutil.copyfileobj(content_body, file, _CHUNK)
             file.flush()
-            self._files.put(key_of(artifact_id, self._uuid), Path(file.name))
+            self._files.put(key_of(artifact_id, self._handle.uuid), Path(file.name))
 
     def remove(self, artifact_id: str) -> None:
         """Remove the bytes; see `optuna.artifacts`."""
         with contextlib.suppress(KeyError):
-            key = key_of(artifact_id, self._uuid)
+            key = key_of(artifact_id, self._handle.uuid)
             if key in self._files.keys(key):
                 self._files.delete(key)
                 return
         raise _not_found(artifact_id)
+
+
+def existing_file(source: str | Path, what: str, purpose: str = "") -> Path:
+    """The path of a file that is there; `what` says what may be given. Raises InvalidInput."""
+    try:
+        path = Path(source)
+    except TypeError:
+        raise InvalidInput(f"{what}, got {shown(source)}") from None
+    if not path.is_file():
+        raise InvalidInput(f"there is no file {path}{purpose}; pack a directory into one file first")
+    return path
 
 
 def listed(state: State, study_id: int, trial: int | None = None) -> list[Artifact]:

@@ -95,11 +95,8 @@ class Rescued(NamedTuple):
     """Lsns of commits that cannot be read."""
     covered: list[int] = []
     """Those among them for which a snapshot or a live peer's state stands."""
-
-    @property
-    def lost(self) -> list[int]:
-        """The damaged commits for which nothing stands."""
-        return [lsn for lsn in self.damaged if lsn not in self.covered]
+    lost: list[int] = []
+    """Those for which nothing does."""
 
 
 # --- reading ---
@@ -156,7 +153,8 @@ def rescue(store: Store, uuid: str, handed_over: Iterable[str] = (), *, unsent: 
     rest = [entry for entry in (*entries.values(), *placed) if entry.lsn > root.lsn]
     later = [state for state in states if state.lsn > root.lsn]
     found = united(root, sum_at(root.lsn, root.chain), rest, loose, later=later, there=there, uuid=uuid)
-    return found._replace(damaged=damaged, covered=[lsn for lsn in damaged if lsn <= root.lsn])
+    covered = [lsn for lsn in damaged if lsn <= root.lsn]
+    return found._replace(damaged=damaged, covered=covered, lost=damaged[len(covered) :])
 
 
 def _shared(entries: Mapping[int, Entry], head: int) -> int:

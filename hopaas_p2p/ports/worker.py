@@ -404,17 +404,14 @@ class Worker:
                 if due != killed:
                     child.signal_all(due)
                     killed = due
-        return end or self._late_signal(child)
-
-    def _late_signal(self, child: Child) -> _Ending | None:
-        """A batch system signals all processes of a job: the command may die of what this process is yet to get."""
+        # a batch system signals all processes of a job: the command may die of what this process is yet to get
         code, deadline = child.poll() or 0, time.monotonic() + 1.0
-        if (-code if code < 0 else code - 128) in self._signals:
+        if end is None and (-code if code < 0 else code - 128) in self._signals:
             while not self._received and time.monotonic() < deadline:
                 time.sleep(0.02)
-        if not self._received:
-            return None
-        return _Ending(f"pre-empted: {signal_name(self._received[0])}", time.monotonic(), gives_back=True)
+        if end is None and self._received:
+            end = _Ending(f"pre-empted: {signal_name(self._received[0])}", time.monotonic(), gives_back=True)
+        return end
 
     def _conclude(self, verbs: TrialVerbs, child: Child, end: _Ending | None) -> str:
         """Tell how the trial ended, unless the command did that itself; how it did."""
