@@ -10,7 +10,6 @@ import contextlib
 import json
 import logging
 import os
-import re
 import shlex
 import sys
 from pathlib import Path
