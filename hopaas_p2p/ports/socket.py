@@ -16,22 +16,13 @@ import threading
 from pathlib import Path
 from typing import Any, Final
 
-from hopaas_p2p.errors import (
-    ConfigurationError,
-    Denied,
-    HopaasError,
-    InvalidInput,
-    LeaseLost,
-    StoreAway,
-    StoreUnreachable,
-)
+from hopaas_p2p.errors import BY_NAME, HopaasError, InvalidInput, StoreUnreachable
 from hopaas_p2p.ports import client
 from hopaas_p2p.ports.verbs import Reply, TrialVerbs, answered
 
 PREFIX: Final = "unix:"
 _LONGEST_PATH: Final = 100
 _LONGEST_LINE: Final = 1 << 20
-_ERRORS: Final = (InvalidInput, StoreUnreachable, StoreAway, LeaseLost, Denied, ConfigurationError)
 
 
 class TrialSocketServer:
@@ -92,6 +83,6 @@ def request(ticket: str, verb: str, /, **said: Any) -> Reply:
         raise StoreUnreachable(f"the worker of this trial does not answer at {path}: {error}") from None
     if not reply.get("ok"):
         code = reply.get("code", StoreUnreachable.exit_code)
-        kind = next((kind for kind in _ERRORS if kind.exit_code == code), HopaasError)
+        kind = next((one for one in BY_NAME.values() if one.exit_code == code), HopaasError)
         raise kind(str(reply.get("error")))
     return reply

@@ -19,8 +19,9 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 import msgspec
 
+from hopaas_p2p.core import codec
 from hopaas_p2p.core.leases import beat_value
-from hopaas_p2p.core.records import TrialFinish, TrialState
+from hopaas_p2p.core.records import Commit, TrialFinish, TrialState
 from hopaas_p2p.core.validity import reason_text
 from hopaas_p2p.errors import (
     ConfigurationError,
@@ -35,6 +36,7 @@ from hopaas_p2p.errors import (
 from hopaas_p2p.open import redacted, servers_of
 from hopaas_p2p.ports.verbs import TrialVerbs
 from hopaas_p2p.runtime import credentials
+from hopaas_p2p.runtime.process import new_uuid
 from hopaas_p2p.runtime.spelled import read_spelled, spell
 from hopaas_p2p.stores.base import Beat
 
@@ -187,20 +189,12 @@ def keep(ticket: Ticket, end: TrialFinish, store: str) -> str:
 
     """
     from hopaas_p2p import spool
-    from hopaas_p2p.peer.outbox import Outbox, PendingCommit
     from hopaas_p2p.peer.peer import microseconds
-    from hopaas_p2p.runtime.process import new_uuid
-    from hopaas_p2p.stores.base import Placed
 
-    outbox = Outbox(new_uuid(), microseconds)
-    outbox.queued.append(PendingCommit(ticket.owner, (end,)))
-    path, why = spool.keep(
-        [Placed(0, None, one) for one in outbox.everything()],
-        store=redacted(store) if "://" in store else Path(store).expanduser().absolute().as_uri(),
-        study=ticket.uuid,
-        name=ticket.study,
-        trials=[ticket.number],
-        at=microseconds(),
+    at, url = microseconds(), redacted(store) if "://" in store else Path(store).expanduser().absolute().as_uri()
+    payload = codec.encode(Commit(new_uuid(), 1, ticket.owner, at, (end,)))
+    path, why = spool.write(
+        spool.Spooled(url, ticket.uuid, ticket.study, [ticket.number], at, "unsent", [(0, None)], [payload])
     )
     if path is None:
         raise ConfigurationError(f"The result cannot be kept on disk, and is lost with this command: {why}")
