@@ -419,5 +419,5 @@ def json_or_none(text: str) -> Any:
     """What this text says in JSON; None if it is none."""
     try:
         return json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
