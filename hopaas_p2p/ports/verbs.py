@@ -42,7 +42,10 @@ def parsed(body: bytes) -> Reply:
         ValueError: it is not a JSON object.
 
     """
-    request = json.loads(body or b"{}")
+    try:
+        request = json.loads(body or b"{}")
+    except RecursionError:
+        raise InvalidInput("the request is nested too deeply") from None
     if not isinstance(request, dict):
         raise InvalidInput("the request is not a JSON object")
     return request
