@@ -20,22 +20,16 @@ if TYPE_CHECKING:
     from hopaas_p2p.study import open_study as open_study
     from hopaas_p2p.study.trial import Trial as Trial
 
-_WHERE = {
-    "open_study": "hopaas_p2p.study",
-    "Study": "hopaas_p2p.study",
-    "StudyPolicy": "hopaas_p2p.study",
-    "Trial": "hopaas_p2p.study.trial",
-    "open_storage": "hopaas_p2p.storage",
-    "Float": "hopaas_p2p.core.records",
-    "Int": "hopaas_p2p.core.records",
-    "Categorical": "hopaas_p2p.core.records",
-    "Budget": "hopaas_p2p.core.records",
-    "Price": "hopaas_p2p.core.records",
-    "Until": "hopaas_p2p.core.records",
-    "Rungs": "hopaas_p2p.core.rungs",
-    "Population": "hopaas_p2p.core.populations",
-    "Prior": "hopaas_p2p.search.priors",
+_NAMES = {
+    "study": ("open_study", "Study", "StudyPolicy"),
+    "study.trial": ("Trial",),
+    "storage": ("open_storage",),
+    "core.records": ("Float", "Int", "Categorical", "Budget", "Price", "Until"),
+    "core.rungs": ("Rungs",),
+    "core.populations": ("Population",),
+    "search.priors": ("Prior",),
 }
+_WHERE = {name: f"hopaas_p2p.{module}" for module, names in _NAMES.items() for name in names}
 
 __version__ = "0.1.0"
 

@@ -219,3 +219,11 @@ def waits_for(what: str) -> Iterator[None]:
         if error.errno not in TEMPORARY:
             raise
         raise StoreUnreachable(f"{what} cannot be used for the moment: {error.strerror}.") from error
+
+
+BY_NAME: Final[dict[str, type[HopaasError]]] = {
+    name: one
+    for name, one in dict(globals()).items()
+    if isinstance(one, type) and issubclass(one, HopaasError) and one is not NoWork
+}
+"""Those that are raised again in another process, which hears their names and messages."""

@@ -104,7 +104,7 @@ def write(spooled: Spooled, name: str | None = None) -> tuple[Path | None, str]:
     suffix = _HISTORY if spooled.why == "history" else _SUFFIX
     name = f"{name or f'{time.time_ns():020d}-{secrets.token_hex(4)}'}{suffix}"
     why = []
-    with _spare.lent():
+    with _spare_lent():
         for directory in directories():
             try:
                 with own_folder(directory) as folder:
@@ -146,33 +146,30 @@ def remove(path: Path) -> None:
         (folder / path.name).unlink(missing_ok=True)
 
 
-class _SpareDescriptors:
-    """Descriptors held in reserve, so that a result can be kept when the process has no others left."""
-
-    def __init__(self) -> None:
-        self._fds: list[int] = []
-        self.take()
-
-    def take(self) -> None:
-        """Hold as many as a file of the spool needs, if they are to be had."""
-        with contextlib.suppress(OSError):
-            while len(self._fds) < _NEEDED:
-                self._fds.append(os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC))
-
-    @contextlib.contextmanager
-    def lent(self) -> Iterator[None]:
-        """In this block they are free for another use."""
-        fds, self._fds = self._fds, []
-        for fd in fds:
-            with contextlib.suppress(OSError):
-                os.close(fd)
-        try:
-            yield
-        finally:
-            self.take()
+_spare: Final[list[int]] = []
+"""Descriptors held in reserve, so that a result can be kept when the process has no others left."""
 
 
-_spare: Final = _SpareDescriptors()
+def _take_spare() -> None:
+    """Hold as many as a file of the spool needs, if they are to be had."""
+    with contextlib.suppress(OSError):
+        while len(_spare) < _NEEDED:
+            _spare.append(os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC))
+
+
+@contextlib.contextmanager
+def _spare_lent() -> Iterator[None]:
+    """In this block they are free for another use."""
+    while _spare:
+        with contextlib.suppress(OSError, IndexError):  # another thread may have lent them
+            os.close(_spare.pop())
+    try:
+        yield
+    finally:
+        _take_spare()
+
+
+_take_spare()
 
 
 def read(path: Path) -> Spooled | None:

@@ -9,6 +9,7 @@ from typing import Any, Final
 
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.study import StudyDirection
+from optuna.trial import FrozenTrial
 
 from hopaas_p2p.core import records
 from hopaas_p2p.core.state import State
@@ -164,6 +165,28 @@ def to_microseconds(when: datetime.datetime | None) -> int | None:
     if when is None:
         return None
     return round(when.replace(microsecond=0).timestamp()) * 1_000_000 + when.microsecond
+
+
+def created(trial: FrozenTrial, system: dict[str, str]) -> records.TrialCreate:
+    """The record that creates a trial like this one of Optuna's, with these system attributes.
+
+    Raises:
+        InvalidInput: the log cannot hold it.
+    """
+    return records.TrialCreate(
+        state=records.TrialState(trial.state.value),
+        params={
+            checked_parameter(name): float(trial.distributions[name].to_internal_repr(value))
+            for name, value in trial.params.items()
+        },
+        dists={name: to_record(one) for name, one in trial.distributions.items()},
+        reports={checked_step(step): float(value) for step, value in trial.intermediate_values.items()},
+        user={str(key): to_json(key, value) for key, value in trial.user_attrs.items()},
+        system=system,
+        values=None if trial.values is None else tuple([float(value) for value in trial.values]),
+        start=to_microseconds(trial.datetime_start),
+        end=to_microseconds(trial.datetime_complete),
+    )
 
 
 def directions_of(state: State) -> list[StudyDirection]:

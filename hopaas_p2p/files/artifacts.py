@@ -23,7 +23,7 @@ import shutil
 import tempfile
 import unicodedata
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, Final, NamedTuple
 
@@ -46,12 +46,15 @@ from hopaas_p2p.runtime.atomic import replace_atomically, sha256_of
 if TYPE_CHECKING:
     from hopaas_p2p.core.state import State
     from hopaas_p2p.storage import Storage
+    from hopaas_p2p.storage.handle import StudyHandle
     from hopaas_p2p.stores.base import Artifacts, Progress, Store
 
 _OPTUNA: Final = "artifacts:"
 """The prefix of Optuna's attributes for files, in a trial or a study."""
 _DASHBOARD: Final = "dashboard:artifacts:"
 """The prefix of the dashboard's attributes for files of trials, in the study; a trial id follows."""
+_DESCRIBES: Final = re.compile(r"(?:dashboard:artifacts:([0-9]{1,20}):|artifacts:)")
+"""An attribute of a study that describes a file."""
 SUM: Final = "hopaas:artifact:"
 PREFIXES: Final = (_OPTUNA, SUM)
 """What the names of a file's attributes begin with; its id follows."""
@@ -108,8 +111,8 @@ class StudyArtifacts:
         self._study_id = study_id
 
     @property
-    def _uuid(self) -> str:
-        return self._storage.handle(self._study_id).uuid
+    def _handle(self) -> StudyHandle:
+        return self._storage.handle(self._study_id)
 
     @property
     def _files(self) -> Artifacts:
@@ -140,13 +143,8 @@ class StudyArtifacts:
             Denied: this user may not write to the study.
 
         """
-        try:
-            path = Path(source)
-        except TypeError:
-            raise InvalidInput(f"a file is named by its path, got {shown(source)}") from None
-        if not path.is_file():
-            raise InvalidInput(f"there is no file {path}; pack a directory into one file first")
-        handle = self._storage.handle(self._study_id)
+        path = existing_file(source, "a file is named by its path")
+        handle = self._handle
         state = self._storage.state(self._study_id)
         trial = None if trial is None else trial_number(trial)
         if trial is not None and not 0 <= trial < len(state.trials):
@@ -165,21 +163,16 @@ class StudyArtifacts:
             )
             key = key_of(one.id, handle.uuid)
             self._files.put(key, path)
-        with removed_if_refused(self._files, key):
-            self._record(one)
-        return one
-
-    def _record(self, one: Artifact) -> None:
-        """Describe a file in the log: in the trial while it runs here, otherwise in the study, which never ends."""
-        fields = {"artifact_id": one.id, "filename": one.filename, "mimetype": one.mimetype, "encoding": one.encoding}
+        fields = {"artifact_id": one.id, "filename": name, "mimetype": one.mimetype, "encoding": encoding}
         description = json.dumps(fields)  # Optuna keeps JSON in a string
         checksum = {"size": one.size, "sha256": one.sha256}
-        if one.trial is not None and self._runs_here(one.trial):
-            said = {SUM + one.id: checksum, _OPTUNA + one.id: description}
-            self._storage.handle(self._study_id).settle(one.trial, said)
-            return
-        attributes = {self._study_key(one): json.dumps(description), SUM + one.id: json.dumps(checksum)}
-        self._storage.handle(self._study_id).say(StudySet(system=attributes))
+        with removed_if_refused(self._files, key):
+            if trial is not None and self._runs_here(trial):  # else in the study's attributes, which never ends
+                handle.settle(trial, {SUM + one.id: checksum, _OPTUNA + one.id: description})
+            else:
+                said = {self._study_key(one): json.dumps(description), SUM + one.id: json.dumps(checksum)}
+                handle.say(StudySet(system=said))
+        return one
 
     def _study_key(self, one: Artifact) -> str:
         """The attribute of the study that describes this file."""
@@ -226,7 +219,7 @@ class StudyArtifacts:
 
         """
         one = self.find(what) if isinstance(what, str) else what
-        return fetch(self._files, self._uuid, one, target)
+        return fetch(self._files, self._handle.uuid, one, target)
 
     def delete(self, what: Artifact | str) -> Artifact:
         """Remove a file: its bytes, and its description.
@@ -241,11 +234,10 @@ class StudyArtifacts:
         """
         one = self.find(what) if isinstance(what, str) else what
         with contextlib.suppress(KeyError):  # another study's, whose bytes are not ours to remove
-            self._files.delete(key_of(one.id, self._uuid))
+            self._files.delete(key_of(one.id, self._handle.uuid))
         if one.trial is not None and self._runs_here(one.trial):
             self._storage.set_trial_system_attr(self._trial_id(one.trial), _OPTUNA + one.id, "null")
-        gone = StudySet(system={self._study_key(one): json.dumps("null")})
-        self._storage.handle(self._study_id).say(gone)
+        self._handle.say(StudySet(system={self._study_key(one): json.dumps("null")}))
         return one
 
     # --- Optuna's protocol ---
@@ -255,7 +247,7 @@ class StudyArtifacts:
         with waits_for(artifact_id), tempfile.TemporaryDirectory(prefix="hopaas-artifact-") as directory:
             path = Path(directory, "file")
             try:
-                self._files.get(key_of(artifact_id, self._uuid), path)
+                self._files.get(key_of(artifact_id, self._handle.uuid), path)
             except KeyError:
                 raise _not_found(artifact_id) from None
             return path.open("rb")  # it stays readable when its name is removed
@@ -265,35 +257,82 @@ class StudyArtifacts:
         with waits_for(artifact_id), tempfile.NamedTemporaryFile(prefix="hopaas-artifact-") as file:
             shutil.copyfileobj(content_body, file, _CHUNK)
             file.flush()
-            self._files.put(key_of(artifact_id, self._uuid), Path(file.name))
+            self._files.put(key_of(artifact_id, self._handle.uuid), Path(file.name))
 
     def remove(self, artifact_id: str) -> None:
         """Remove the bytes; see `optuna.artifacts`."""
         with contextlib.suppress(KeyError):
-            key = key_of(artifact_id, self._uuid)
+            key = key_of(artifact_id, self._handle.uuid)
             if key in self._files.keys(key):
                 self._files.delete(key)
                 return
         raise _not_found(artifact_id)
 
 
+def existing_file(source: str | Path, what: str, purpose: str = "") -> Path:
+    """The path of a file that is there; `what` says what may be given. Raises InvalidInput."""
+    try:
+        path = Path(source)
+    except TypeError:
+        raise InvalidInput(f"{what}, got {shown(source)}") from None
+    if not path.is_file():
+        raise InvalidInput(f"there is no file {path}{purpose}; pack a directory into one file first")
+    return path
+
+
 def listed(state: State, study_id: int, trial: int | None = None) -> list[Artifact]:
     """The files that a State describes: all, or those of one trial."""
-    study = {key: json_or_none(text) for key, text in list(state.system.items())}
-    later: dict[str, dict[str, Any]] = {}  # the study's descriptions of its trials' files, by the prefix of their keys
-    for key, value in study.items():
-        if key.startswith(_DASHBOARD):
-            later.setdefault(key.rpartition(":")[0] + ":", {})[key] = value
     numbers = range(len(state.trials)) if trial is None else [trial]
-    found = {} if trial is not None else dict(_read(study, _OPTUNA, study, None))
-    for number in numbers:
-        prefix = f"{_DASHBOARD}{first_id(study_id) + number}:"
-        found.update(_read(later.get(prefix, {}), prefix, study, number))
-        if state.trials[number].system:
-            own = {key: json_or_none(text) for key, text in list(state.trials[number].system.items())}
-            found.update(_read(own, _OPTUNA, own, number))
-    gone = {key.rpartition(":")[2] for key, value in study.items() if "artifacts:" in key and value == "null"}
-    return [one for one in found.values() if one.id not in gone]
+    systems = ((number, dict(state.trials[number].system)) for number in numbers)
+    found = described(dict(state.system), systems, first_id(study_id))
+    return [one for one in found if one.trial in numbers or one.trial is trial]
+
+
+def described(
+    study: Mapping[str, str], trials: Iterable[tuple[int, Mapping[str, str]]], first: int = 0
+) -> list[Artifact]:
+    """The files that the system attributes of a study and of its trials describe; malformed descriptions are skipped.
+
+    Args:
+        study: those of the study, which describe files of trials, too.
+        trials: those of trials, by number.
+        first: the id by which the study's name trial 0.
+
+    """
+    said = {key: json_or_none(text) for key, text in study.items() if "artifact" in key}
+    found: dict[str, Artifact] = {}
+    for key, value in said.items():
+        if match := _DESCRIBES.match(key):
+            _describe(found, value, said, None if match[1] is None else int(match[1]) - first)
+    for number, system in trials:
+        own = {key: json_or_none(text) for key, text in system.items() if "artifact" in key}
+        for key, value in own.items():
+            if key.startswith(_OPTUNA):
+                _describe(found, value, own, number)
+    gone = {key.rpartition(":")[2] for key, value in said.items() if "artifacts:" in key and value == "null"}
+    there = [one for one in found.values() if one.id not in gone]
+    return sorted(there, key=lambda one: -1 if one.trial is None else one.trial)
+
+
+def _describe(found: dict[str, Artifact], value: object, sums: Mapping[str, Any], trial: int | None) -> None:
+    """Add the file that the value of an attribute describes, by its id; `sums` are the attributes beside it."""
+    fields = json_or_none(value) if isinstance(value, str) else None
+    fields = fields if isinstance(fields, dict) else {}
+    id_ = fields.get("artifact_id")
+    if not isinstance(id_, str) or not _ID.fullmatch(id_):
+        return
+    checksum = sums.get(SUM + id_)
+    checksum = checksum if isinstance(checksum, dict) else {}
+    encoding, size, sha256 = fields.get("encoding"), checksum.get("size"), checksum.get("sha256")
+    found[id_] = Artifact(
+        id=id_,
+        filename=safe_name(str(fields.get("filename", ""))),
+        mimetype=str(fields.get("mimetype") or _TYPE),
+        encoding=encoding if isinstance(encoding, str) else None,
+        trial=trial,
+        size=size if isinstance(size, int) else None,
+        sha256=sha256 if isinstance(sha256, str) else None,
+    )
 
 
 def fetch(files: Artifacts, uuid: str, one: Artifact, target: str | Path) -> Path:
@@ -376,35 +415,9 @@ def short_id(one: Artifact) -> str:
     return (own[2] if own is not None else one.id)[:12]
 
 
-def _read(
-    attributes: Mapping[str, Any], prefix: str, sums: Mapping[str, Any], trial: int | None
-) -> Iterator[tuple[str, Artifact]]:
-    """The files that these attributes describe, by id. Malformed descriptions are skipped."""
-    for key, value in attributes.items():
-        fields = json_or_none(value) if key.startswith(prefix) and isinstance(value, str) else None
-        if not isinstance(fields, dict):
-            continue
-        id_, encoding = fields.get("artifact_id"), fields.get("encoding")
-        if not isinstance(id_, str) or not _ID.fullmatch(id_):
-            continue
-        checksum = sums.get(SUM + id_)
-        checksum = checksum if isinstance(checksum, dict) else {}
-        size, sha256 = checksum.get("size"), checksum.get("sha256")
-        found = Artifact(
-            id=id_,
-            filename=safe_name(str(fields.get("filename", ""))),
-            mimetype=str(fields.get("mimetype") or _TYPE),
-            encoding=encoding if isinstance(encoding, str) else None,
-            trial=trial,
-            size=size if isinstance(size, int) else None,
-            sha256=sha256 if isinstance(sha256, str) else None,
-        )
-        yield id_, found
-
-
 def json_or_none(text: str) -> Any:
     """What this text says in JSON; None if it is none."""
     try:
         return json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None

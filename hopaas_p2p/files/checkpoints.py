@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, Final
 from hopaas_p2p.core.lineage import copied_trial
 from hopaas_p2p.core.records import Checkpoint
 from hopaas_p2p.core.state import COMPLETE, NEVER_PAUSING, RUNNING, WAITING, State
-from hopaas_p2p.errors import HopaasError, InvalidInput, StoreCorrupt, waits_for
-from hopaas_p2p.files.artifacts import artifacts_of, removed_if_refused, within
-from hopaas_p2p.runtime.arguments import shown, whole
+from hopaas_p2p.errors import HopaasError, StoreCorrupt, waits_for
+from hopaas_p2p.files.artifacts import artifacts_of, existing_file, removed_if_refused, within
+from hopaas_p2p.runtime.arguments import whole
 from hopaas_p2p.runtime.atomic import sha256_of
 
 if TYPE_CHECKING:
@@ -45,7 +45,11 @@ def save(
 
     def store() -> Checkpoint:
         with waits_for(_LOCAL), tempfile.TemporaryDirectory(prefix="hopaas-") as directory:
-            path = _as_file(source, Path(directory))
+            if isinstance(source, bytes):
+                path = Path(directory, "checkpoint")
+                path.write_bytes(source)
+            else:
+                path = existing_file(source, "a checkpoint is a file or bytes", " to store as a checkpoint")
             checkpoint = Checkpoint(step, key, path.stat().st_size, sha256_of(path))
             artifacts.put(key, path)
         return checkpoint
@@ -81,20 +85,6 @@ def _removable(handle: StudyHandle, number: int, dropped: tuple[Checkpoint, ...]
         gone = [key for key in waiting if key not in needed]
         waiting.difference_update(gone)
         return gone
-
-
-def _as_file(source: str | Path | bytes, directory: Path) -> Path:
-    if isinstance(source, bytes):
-        path = directory / "checkpoint"
-        path.write_bytes(source)
-        return path
-    try:
-        path = Path(source)
-    except TypeError:
-        raise InvalidInput(f"a checkpoint is a file or bytes, got {shown(source)}") from None
-    if not path.is_file():
-        raise InvalidInput(f"there is no file {path} to store as a checkpoint; pack a directory into one file first")
-    return path
 
 
 def load(

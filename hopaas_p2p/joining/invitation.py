@@ -8,8 +8,6 @@ a directory stay where they are: there the string says only where to look.
 
 from __future__ import annotations
 
-import base64
-import binascii
 import contextlib
 import datetime
 import re
@@ -28,6 +26,7 @@ from hopaas_p2p.open import open_store, redacted
 from hopaas_p2p.remote.access import ROLES
 from hopaas_p2p.runtime import credentials, settings
 from hopaas_p2p.runtime.settings import Secret
+from hopaas_p2p.runtime.spelled import read_spelled, spell
 from hopaas_p2p.stores.postgres.connect import PostgresAddress
 from hopaas_p2p.stores.postgres.store import PostgresStore
 
@@ -56,8 +55,7 @@ class Invitation(msgspec.Struct, frozen=True):
     def seal(self) -> Secret:
         """The string, which is a secret."""
         packed = zlib.compress(msgspec.msgpack.encode(self, enc_hook=Secret.reveal), 9)
-        code = base64.urlsafe_b64encode(zlib.crc32(packed).to_bytes(4, "big") + packed).decode().rstrip("=")
-        return Secret(_PREFIX + code)
+        return Secret(spell(_PREFIX, packed))
 
     @classmethod
     def parse(cls, text: str) -> Invitation:
@@ -69,16 +67,11 @@ class Invitation(msgspec.Struct, frozen=True):
         """
         text = "".join(text.removeprefix("\ufeff").split())  # an editor marks its files, a mail breaks the line
         try:
-            if not text.startswith(_PREFIX) or len(text) > _LONGEST:
+            if len(text) > _LONGEST:
                 raise ValueError
-            code = text[len(_PREFIX) :]
-            data = base64.b64decode(code + "=" * (-len(code) % 4), altchars="-_", validate=True)
-            if zlib.crc32(data[4:]) != int.from_bytes(data[:4], "big"):
-                raise ValueError
-            unpacker = zlib.decompressobj()
-            body = unpacker.decompress(data[4:], _LONGEST)
+            body = zlib.decompressobj().decompress(read_spelled(_PREFIX, text), _LONGEST)
             return msgspec.msgpack.decode(body, type=cls, dec_hook=_secret)
-        except (ValueError, zlib.error, binascii.Error, msgspec.MsgspecError):
+        except (ValueError, zlib.error, msgspec.MsgspecError):
             what = "it is truncated or was changed" if text.startswith(_PREFIX) else f"it does not begin with {_PREFIX}"
             raise InvalidInput(
                 f"this is not an invitation: {what}; use everything that `hopaas-p2p invite` printed"

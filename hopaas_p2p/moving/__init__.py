@@ -10,7 +10,6 @@ import contextlib
 import json
 import logging
 import os
-import re
 import shlex
 import sys
 from pathlib import Path
@@ -126,7 +125,7 @@ def export_study(
     elif target == "-":
         lines = tables.dump_csv(source)
         if sys.stdout.isatty():  # what goes elsewhere stays as it is
-            lines = (re.sub(r"[^\n\t]", _visible, line) for line in lines)
+            lines = ("".join(map(_visible, line)) for line in lines)
         sys.stdout.writelines(lines)
     else:
         with replace_atomically(Path(target)) as draft, draft.open("w", encoding="utf-8", newline="") as file:
@@ -134,9 +133,9 @@ def export_study(
     return len(source.trials)
 
 
-def _visible(found: re.Match[str]) -> str:
+def _visible(letter: str) -> str:
     """A character that moves a terminal's cursor or hides others, as JSON escapes it."""
-    return found[0] if found[0].isprintable() else json.dumps(found[0])[1:-1]
+    return letter if letter.isprintable() or letter in "\n\t" else json.dumps(letter)[1:-1]
 
 
 def import_study(

@@ -67,13 +67,14 @@ def bring_in(
     known = {} if fresh else already_there(storage, name, source.uuid)
     new = {number: _waiting(one) for number, one in source.trials.items() if number not in known}
     source = source._replace(trials=new)
+    finished = sum(record.state in TAKES_A_PLACE for record in new.values())
     for number, record in new.items():
         if (size := _size(record)) > codec.MAX_BYTES - 4096:
             raise InvalidInput(f"trial {number} has {size:,} bytes; at most {codec.MAX_BYTES:,} fit a commit")
     artifacts = artifacts_of(storage.peer.store) if fetch is not None and named_files(source) else None
-    study_id = _create(storage, source, name) if fresh else storage.get_study_id_from_name(name)
+    study_id = _create(storage, source, name, finished) if fresh else storage.get_study_id_from_name(name)
     if not fresh:
-        _check_fit(storage, study_id, source, name)
+        _check_fit(storage, study_id, source, name, finished)
     warnings, files = list[str](), 0
     if any(record.state is not TrialState.COMPLETE for record in source.trials.values()) and (
         decode_fidelity(source.settings.system.get(FIDELITY, "null")) is not None
@@ -132,13 +133,12 @@ def already_there(storage: Storage, name: str, uuid: str) -> dict[int, int]:
     return known
 
 
-def _create(storage: Storage, source: StudyRecords, name: str) -> int:
+def _create(storage: Storage, source: StudyRecords, name: str, finished: int) -> int:
     """The study, with a budget that has a place for each trial: if the import is interrupted, it is the study's."""
     from optuna.exceptions import DuplicatedStudyError
 
     budget = source.control.budget
     if budget is not None:
-        finished = sum(record.state in TAKES_A_PLACE for record in source.trials.values())
         budget = None if budget < 0 else max(budget, finished)
     policy = msgspec.structs.replace(source.define.policy, budget=budget)
     try:
@@ -150,13 +150,12 @@ def _create(storage: Storage, source: StudyRecords, name: str) -> int:
         ) from None
 
 
-def _check_fit(storage: Storage, study_id: int, source: StudyRecords, name: str) -> None:
+def _check_fit(storage: Storage, study_id: int, source: StudyRecords, name: str, finished: int) -> None:
     state = storage.state(study_id)
     assert state.define is not None
     if state.define.directions != source.define.directions:
         ours, theirs = ", ".join(state.define.directions), ", ".join(source.define.directions)
         raise DefinitionMismatch(f"the study {name!r} has the directions {ours}; the import has {theirs}")
-    finished = sum(record.state in TAKES_A_PLACE for record in source.trials.values())
     if state.budget is not None and state.used() + finished > state.budget:
         raise InvalidInput(
             f"{finished} finished trials do not fit: the budget of {name!r} is {state.budget}, {state.used()} are "
@@ -166,13 +165,9 @@ def _check_fit(storage: Storage, study_id: int, source: StudyRecords, name: str)
 
 def _describe(storage: Storage, study_id: int, source: StudyRecords, numbers: dict[int, int]) -> Iterator[str]:
     """Add the study's attributes; say which were refused."""
-
-    def new_id(old: int) -> int | None:
-        number = numbers.get(old - source.first)
-        return None if number is None else first_id(study_id) + number
-
+    first = first_id(study_id)
     said = [StudySet(user={key: text}) for key, text in source.settings.user.items()]
-    system = renamed(source.settings.system, new_id, numbers.get)
+    system = renamed(source.settings.system, {old: first + new for old, new in numbers.items()}.get, numbers.get)
     said += [
         StudySet(system=dict(some)) for some in _batches(system.items(), lambda one: len(one[1]), bytes_=_BYTES // 4)
     ]

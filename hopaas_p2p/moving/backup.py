@@ -43,7 +43,7 @@ from hopaas_p2p.core import catalog as catalogs
 from hopaas_p2p.core import codec, snapshot
 from hopaas_p2p.core.apply import apply
 from hopaas_p2p.core.catalog import Catalog, Listing
-from hopaas_p2p.core.names import first_id, valid_key, valid_name
+from hopaas_p2p.core.names import valid_key, valid_name
 from hopaas_p2p.core.records import Stamp
 from hopaas_p2p.core.state import State
 from hopaas_p2p.errors import ConfigurationError, Denied, InvalidInput, StoreCorrupt, StudyDeleted
@@ -278,7 +278,7 @@ class Backup:
         state = self.replayed(one)
         if state.define is None:
             raise _damaged(f"study/{one.uuid}")
-        return of_state(state, uuid=one.uuid, first=first_id(one.study_id))
+        return of_state(state, uuid=one.uuid)
 
     def files(self) -> Iterator[str]:
         """The keys of all files."""
@@ -379,22 +379,16 @@ def restore(backup: Backup, store: Store, *, watch: Callable[[float], None] = ti
         raise ConfigurationError(
             "this file holds one study: add it to a store with hopaas-p2p study import --from FILE"
         )
-    logs, catalog = {one.uuid: store.log(one.uuid) for one in manifest.studies}, store.catalog()
-    there = _check_prefix("the list of studies", catalog, backup.entries(CATALOG), 0)
-    if _lists_users(store):
-        there &= _check_prefix("the list of users", store.log(ACCESS), backup.entries(ACCESS), 0)
-    for one in manifest.studies:
-        try:
-            there &= _check_prefix(
-                f"the study {one.name!r}", logs[one.uuid], backup.entries(f"study/{one.uuid}"), one.base
-            )
-        except StudyDeleted:
-            raise ConfigurationError(
-                f"the study {one.name!r} was deleted in {store.url}; restore into an empty store"
-            ) from None
+    logs = [store.log(one.uuid) for one in manifest.studies]
+    lists = [("the list of studies", store.catalog(), CATALOG)]
+    lists += [("the list of users", store.log(ACCESS), ACCESS)] if _lists_users(store) else []
+    there = [_has_all(what, log, backup.entries(member), store, 0) for what, log, member in lists]
+    for one, log in zip(manifest.studies, logs, strict=True):
+        entries = backup.entries(f"study/{one.uuid}")
+        there.append(_has_all(f"the study {one.name!r}", log, entries, store, one.base))
     _check_nobody_lives(backup, store, watch)
-    for one in manifest.studies:
-        logs[one.uuid].restore(backup.base(one), backup.entries(f"study/{one.uuid}"))
+    for one, log in zip(manifest.studies, logs, strict=True):
+        log.restore(backup.base(one), backup.entries(f"study/{one.uuid}"))
     if manifest.files:
         artifacts = store.artifacts()
         with tempfile.TemporaryDirectory(prefix="hopaas-restore-") as directory:
@@ -402,27 +396,29 @@ def restore(backup: Backup, store: Store, *, watch: Callable[[float], None] = ti
             for key in backup.files():
                 backup.get(key, path)
                 artifacts.put(key, path)
-    if _lists_users(store):
-        store.log(ACCESS).restore(None, backup.entries(ACCESS))
-    catalog.restore(None, backup.entries(CATALOG))
+    for _, log, member in reversed(lists):
+        log.restore(None, backup.entries(member))
     _check_replay(backup, store)
-    return there
+    return all(there)
 
 
-def _check_prefix(what: str, log: Log, entries: Iterator[Entry], base: int) -> bool:
-    since = base if log.removed_up_to() else 0
-    for here, there in itertools.zip_longest(read_all(log, since), entries):
-        if here is None:
-            return False
-        if there is None:
-            raise ConfigurationError(
-                f"{what} has commit {here.lsn} in the store, and the backup ends before it: a restore would undo what "
-                "others have seen. Restore into an empty store"
-            )
-        if here != there:
-            raise ConfigurationError(
-                f"{what} has another commit {here.lsn} in the store than in the backup; restore into an empty store"
-            )
+def _has_all(what: str, log: Log, entries: Iterator[Entry], store: Store, base: int) -> bool:
+    """Whether the log has all of these commits. Raises ConfigurationError if it has others, or more."""
+    try:
+        for here, there in itertools.zip_longest(read_all(log, base if log.removed_up_to() else 0), entries):
+            if here is None:
+                return False
+            if there is None:
+                raise ConfigurationError(
+                    f"{what} has commit {here.lsn} in the store, and the backup ends before it: a restore would undo "
+                    "what others have seen. Restore into an empty store"
+                )
+            if here != there:
+                raise ConfigurationError(
+                    f"{what} has another commit {here.lsn} in the store than in the backup; restore into an empty store"
+                )
+    except StudyDeleted:
+        raise ConfigurationError(f"{what} was deleted in {store.url}; restore into an empty store") from None
     return True
 
 

@@ -201,18 +201,14 @@ def _distribution(what: str, entry: Mapping[str, Any]) -> Distribution:
         return Float(_clean(first * q), _clean(last * q), step=float(q))
     if q != 1:
         raise InvalidInput(f"{what}: Optuna has no grid for {kind}; leave q out, and let the job round")
-    if str(kind).endswith("log_uniform_values"):
-        if low <= 0:
-            raise InvalidInput(f"{what}: a logarithm needs min > 0, got {low}")
-        whole = kind == "q_log_uniform_values"
-        return (
-            Int(max(1, round(low)), max(1, round(high)), log=True)
-            if whole
-            else Float(float(low), float(high), log=True)
-        )
+    log = str(kind).endswith("log_uniform_values")
+    if log and low <= 0:
+        raise InvalidInput(f"{what}: a logarithm needs min > 0, got {low}")
+    if kind == "q_log_uniform_values":
+        return Int(max(1, round(low)), max(1, round(high)), log=True)
     if kind == "int_uniform" or (kind is None and isinstance(low, int) and isinstance(high, int)):
         return Int(int(low), int(high))
-    return Float(float(low), float(high))
+    return Float(float(low), float(high), log=log)
 
 
 def _clean(value: float) -> float:

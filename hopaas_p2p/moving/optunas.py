@@ -19,13 +19,13 @@ from optuna.trial import TrialState as OptunaState
 
 from hopaas_p2p.analysis.facts import params_of
 from hopaas_p2p.core.attributes import OF_EXPORTS
-from hopaas_p2p.core.records import StudyControl, StudyDefine, StudySet, TrialCreate, TrialState
+from hopaas_p2p.core.records import StudyControl, StudyDefine, StudySet, TrialCreate
 from hopaas_p2p.errors import InvalidInput, StoreUnreachable, StudyExists
 from hopaas_p2p.moving.records import StudyRecords, one_of, renamed
 from hopaas_p2p.open import redacted
 from hopaas_p2p.runtime.atomic import replace_atomically
 from hopaas_p2p.runtime.ownership import check_target
-from hopaas_p2p.translate import attributes, to_json, to_microseconds, to_optuna, to_record
+from hopaas_p2p.translate import attributes, created, to_json, to_optuna
 
 if TYPE_CHECKING:
     from optuna.storages import BaseStorage
@@ -132,7 +132,7 @@ def dump_optuna(source: StudyRecords, url: str) -> None:
         except DuplicatedStudyError:
             raise StudyExists(f"{redacted(url)} already has a study {source.define.name!r}") from None
         ids = {
-            source.first + number: storage.create_new_trial(study_id, template_trial=_frozen(number, record))
+            number: storage.create_new_trial(study_id, template_trial=_frozen(number, record))
             for number, record in source.trials.items()
         }
         for key, value in attributes(source.settings.user).items():
@@ -198,20 +198,12 @@ def _record(frozen: FrozenTrial) -> TrialCreate:
     with contextlib.suppress(msgspec.ValidationError):
         rest = msgspec.convert(system.pop(_REST, {}), _Rest)
     try:
-        return TrialCreate(
-            state=TrialState(frozen.state.value),
-            params={
-                name: float(frozen.distributions[name].to_internal_repr(value)) for name, value in frozen.params.items()
-            },
-            dists={name: to_record(one) for name, one in frozen.distributions.items()},
-            reports=dict(frozen.intermediate_values),
-            user={key: to_json(key, value) for key, value in frozen.user_attrs.items()},
-            system={key: to_json(key, value) for key, value in system.items()},
-            values=None if frozen.values is None else tuple(frozen.values),
-            reason=rest.reason,
-            start=None if rest.never_began else to_microseconds(frozen.datetime_start),
-            end=to_microseconds(frozen.datetime_complete),
-            metrics={name: dict(values) for name, values in rest.metrics.items()},
-        )
+        record = created(frozen, {key: to_json(key, value) for key, value in system.items()})
     except InvalidInput as error:
         raise InvalidInput(f"trial {frozen.number}: {error}") from None
+    return msgspec.structs.replace(
+        record,
+        reason=rest.reason,
+        start=None if rest.never_began else record.start,
+        metrics={name: dict(values) for name, values in rest.metrics.items()},
+    )

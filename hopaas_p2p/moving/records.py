@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 import msgspec
 
 from hopaas_p2p.core.attributes import AGAIN, CONTINUES, COPIED, COPIES, REPLICATE, REUSED
-from hopaas_p2p.core.names import first_id
+from hopaas_p2p.core.names import study_and_number
 from hopaas_p2p.core.records import StudyControl, StudyDefine, StudySet, TrialCreate, TrialState
 from hopaas_p2p.core.spending import earlier_seconds
 from hopaas_p2p.errors import NoSuchStudy
@@ -37,7 +37,7 @@ Renumber = Callable[[int], int | None]
 
 
 class StudyRecords(NamedTuple):
-    """A study; attributes are JSON texts, as in the log."""
+    """A study; attributes are JSON texts, as in the log, but name its trials by numbers, not by ids."""
 
     define: StudyDefine
     trials: dict[int, TrialCreate]
@@ -47,18 +47,16 @@ class StudyRecords(NamedTuple):
     """Its budget is counted in trials: where trials pause, each that was continued needs a place of its own."""
     uuid: str = ""
     """Of the study that they come from; empty if it has none, as one of Optuna's."""
-    first: int = 0
-    """The id of its trial 0, by which attributes of the study name it."""
 
 
 def of_study(study: Study) -> StudyRecords:
     """The study as it is now."""
     state, part = study.state, study.handle
     with part.lock:
-        return of_state(state, uuid=part.uuid, first=first_id(study.study_id))
+        return of_state(state, uuid=part.uuid)
 
 
-def of_state(state: State, *, uuid: str = "", first: int = 0) -> StudyRecords:
+def of_state(state: State, *, uuid: str = "") -> StudyRecords:
     """The study of this State. Hold its lock: nothing may be applied meanwhile."""
     define = state.define
     assert define is not None
@@ -68,13 +66,13 @@ def of_state(state: State, *, uuid: str = "", first: int = 0) -> StudyRecords:
     if budget is not None:  # where trials pause, some take no place of their own
         taking = [trial.number for trial in state.trials if trial.state in TAKES_A_PLACE]
         budget += len(taking) - len({state.configurations.root(number) for number in taking})
+    by_number = renamed(state.system, lambda one: study_and_number(one)[1], lambda number: number)
     return StudyRecords(
         define=define,
         trials={trial.number: record_of(trial, state, uuid) for trial in state.trials},
-        settings=StudySet(dict(state.user), dict(state.system)),
+        settings=StudySet(dict(state.user), by_number),
         control=StudyControl(state.status, -1 if budget is None else budget),
         uuid=uuid,
-        first=first,
     )
 
 

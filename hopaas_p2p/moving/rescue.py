@@ -56,7 +56,7 @@ from hopaas_p2p.core.state import State, Verdict
 from hopaas_p2p.errors import ConfigurationError, HopaasError
 from hopaas_p2p.moving.arrival import Arrived, bring_in
 from hopaas_p2p.moving.files import from_store
-from hopaas_p2p.moving.records import StudyRecords, linked, of_state, record_of
+from hopaas_p2p.moving.records import Renumber, StudyRecords, linked, of_state, record_of, renamed
 from hopaas_p2p.peer.handover import REQUESTS_EVERY
 from hopaas_p2p.stores.base import Beat, Entry, Log, Store
 
@@ -95,11 +95,8 @@ class Rescued(NamedTuple):
     """Lsns of commits that cannot be read."""
     covered: list[int] = []
     """Those among them for which a snapshot or a live peer's state stands."""
-
-    @property
-    def lost(self) -> list[int]:
-        """The damaged commits for which nothing stands."""
-        return [lsn for lsn in self.damaged if lsn not in self.covered]
+    lost: list[int] = []
+    """Those for which nothing does."""
 
 
 # --- reading ---
@@ -156,7 +153,8 @@ def rescue(store: Store, uuid: str, handed_over: Iterable[str] = (), *, unsent: 
     rest = [entry for entry in (*entries.values(), *placed) if entry.lsn > root.lsn]
     later = [state for state in states if state.lsn > root.lsn]
     found = united(root, sum_at(root.lsn, root.chain), rest, loose, later=later, there=there, uuid=uuid)
-    return found._replace(damaged=damaged, covered=[lsn for lsn in damaged if lsn <= root.lsn])
+    covered = [lsn for lsn in damaged if lsn <= root.lsn]
+    return found._replace(damaged=damaged, covered=covered, lost=damaged[len(covered) :])
 
 
 def _shared(entries: Mapping[int, Entry], head: int) -> int:
@@ -380,6 +378,7 @@ def united(
     """
     saved, union = snapshot.dump(root), _Union(root)
     study: StudyRecords | None = None
+    its_places: dict[int, int] = {}
     accepted: set[str] = set()
     paths = _histories(root, total, entries, loose)
     for path in paths:
@@ -400,14 +399,18 @@ def united(
             for verdict in verdicts if missing >= 0 else ():
                 if verdict.accepted and verdict.number is not None:
                     uncertain.setdefault(verdict.number, missing)
-        union.add(state, origins, uncertain)
+        places = union.add(state, origins, uncertain)
         if study is None and state.define is not None:
-            study = of_state(state, uuid=uuid)
+            study, its_places = of_state(state, uuid=uuid), places
     for state in later:
         union.add(state, {}, {})
     trials, numbers = union.trials()
+    if study is not None:
+        to = _renumber(its_places, numbers)
+        said = msgspec.structs.replace(study.settings, system=renamed(study.settings.system, to, to))
+        study = study._replace(trials=trials, settings=said)
     return Rescued(
-        study=study and study._replace(trials=trials),
+        study=study,
         uncertain={numbers[place]: lsn for place, lsn in union.uncertain.items() if place in numbers},
         unknown=sorted(numbers[place] for place in union.unknown if place in numbers),
         from_spool=sum(nonce not in there for nonce in accepted),
@@ -447,8 +450,11 @@ class _Union:
         self.uncertain: dict[int, int] = {}
         self.unknown: set[int] = set()
 
-    def add(self, state: State, origins: Mapping[int, _Known], uncertain: Mapping[int, int]) -> None:
-        """Add what a history knows: each trial where it belongs, if it says more than what is there."""
+    def add(self, state: State, origins: Mapping[int, _Known], uncertain: Mapping[int, int]) -> dict[int, int]:
+        """Add what a history knows: each trial where it belongs, if it says more than what is there.
+
+        Gives the place here of each of its trials that is not in its own.
+        """
         numbers: dict[int, int] = {}
         for number in [*self._open, *range(self._agreed, len(state.trials))]:
             trial, origin = state.trials[number], number if number < self._agreed else origins.get(number)
@@ -472,6 +478,7 @@ class _Union:
                 self.uncertain[place] = uncertain[number]
             if isinstance(origin, tuple) and not origin[0]:
                 self.unknown.add(place)
+        return numbers
 
     def trials(self) -> tuple[dict[int, TrialCreate], dict[int, int]]:
         """All of them with numbers without gaps, and place -> number.
@@ -491,10 +498,14 @@ class _Union:
         trials = {}
         for place, number in numbers.items():
             record, _, there = self._found[place]
-            final = {number: numbers.get(at) for number, at in there.items()}
-            system = linked(record.system, lambda one, there=final: there.get(one, numbers.get(one)))  # type: ignore[misc]
+            system = linked(record.system, _renumber(there, numbers))
             trials[number] = msgspec.structs.replace(record, system=system)
         return trials, numbers
+
+
+def _renumber(places: Mapping[int, int], numbers: Mapping[int, int]) -> Renumber:
+    """The number in the end of a trial of a history, whose trials have these places, where that is not their own."""
+    return lambda number: numbers.get(places.get(number, number))
 
 
 # --- live peers ---

@@ -111,13 +111,10 @@ def load_csv(
     if not rows or "state" not in header:
         raise InvalidInput("this CSV has no column 'state'; write one with `study export`, or trials_dataframe()")
     values = [column for column in dict.fromkeys(header) if column == "value" or column.startswith("values_")]
-    cells: dict[str, list[str]] = {
-        column.removeprefix("params_"): [] for column in header if column.startswith("params_")
+    params = [_under("params_", row) for row in rows]
+    cells = {
+        name: [row[name] for row in params if name in row] for name in _under("params_", dict.fromkeys(header, ""))
     }
-    for row in rows:
-        for column, text in row.items():
-            if column.startswith("params_"):
-                cells[column.removeprefix("params_")].append(_unquoted(text))
     dists = {key: space[key] if key in space else _guess(column) for key, column in cells.items()}
     places = {
         key: {str(choice): float(index) for index, choice in reversed(list(enumerate(one.choices)))}
@@ -127,7 +124,7 @@ def load_csv(
     trials = {}
     for at, row in enumerate(rows):
         try:
-            trials[at] = _from_row(row, values, dists, places)
+            trials[at] = _from_row(row, values, params[at], dists, places)
         except (ValueError, KeyError, TypeError) as error:
             raise InvalidInput(f"row {at + 2}: {error}") from None
     own = tuple(directions) if len(directions) == len(values) else ("minimize",) * max(1, len(values))
@@ -139,31 +136,32 @@ def load_csv(
 def _from_row(
     row: dict[str, str],
     values: list[str],
+    params: dict[str, str],
     dists: dict[str, Distribution],
     places: dict[str, dict[str, float]],
 ) -> TrialCreate:
     """The trial of a row; `places` has the choices of each parameter by their texts."""
     from hopaas_p2p.translate import read_json
 
-    named = {
-        column.removeprefix("params_"): _unquoted(text) for column, text in row.items() if column.startswith("params_")
-    }
     told = [float(row[column]) for column in values if row.get(column, "None") != "None"]
     user = dict(mapping(read_json(row.get("user_attrs", "{}")), "user_attrs"))
-    for column, text in row.items():
-        if column.startswith("user_attrs_"):
-            user[column.removeprefix("user_attrs_")] = read_json(_unquoted(text))
+    user |= {name: read_json(text) for name, text in _under("user_attrs_", row).items()}
     start, end = (row.get(column) for column in ("datetime_start", "datetime_complete"))
     return TrialCreate(
         state=TrialState[row["state"].rpartition(".")[2].upper()],
-        params={key: places[key][text] if key in places else float(text) for key, text in named.items()},
-        dists={key: dists[key] for key in named},
+        params={key: places[key][text] if key in places else float(text) for key, text in params.items()},
+        dists={key: dists[key] for key in params},
         user={key: json.dumps(value, ensure_ascii=False) for key, value in user.items()},
         values=tuple(told) if len(told) == len(values) and told else None,
         reason=_unquoted(row.get("reason") or "") or None,
         start=None if start in (None, "", "NaT") else from_iso(start),
         end=None if end in (None, "", "NaT") else from_iso(end),
     )
+
+
+def _under(prefix: str, row: dict[str, str]) -> dict[str, str]:
+    """The cells of the columns that begin with the prefix, by the rest of their names."""
+    return {column.removeprefix(prefix): _unquoted(text) for column, text in row.items() if column.startswith(prefix)}
 
 
 def _unquoted(text: str) -> str:

@@ -19,6 +19,7 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import IO, Any, Final
 
 from hopaas_p2p.errors import InvalidInput
+from hopaas_p2p.ports.command import DoesNotFit
 
 _TAIL: Final = 1 << 20  # bytes of output kept in memory; the line of a result may hold more than its value
 _OUTPUT: Final = 1 << 16  # bytes of both streams together that are kept, from the beginning of a line
@@ -34,17 +35,13 @@ kill -TERM -$group && sleep 5 && kill -KILL -$group
 """
 
 
-class TooLong(InvalidInput):
-    """The parameters of this trial are longer than the system gives to a program."""
-
-
 class Child(subprocess.Popen[bytes]):
     """A running command in this environment, whose output is appended to `log`, a file's descriptor, which it closes.
 
     It runs on these cores, or on all of this process if there are none.
 
     Raises:
-        TooLong: an argument or a variable is longer than the system allows, or all of them are.
+        DoesNotFit: an argument or a variable is longer than the system allows, or all of them are.
         InvalidInput: there is no such program, or it may not be run.
 
     """
@@ -77,7 +74,7 @@ class Child(subprocess.Popen[bytes]):
             self._dismiss_guard()
             self._log.close()
             if error.errno == errno.E2BIG:
-                raise TooLong("the parameters are longer than the system gives to a program") from None
+                raise DoesNotFit("the parameters are longer than the system gives to a program") from None
             raise InvalidInput(f"cannot run {command[0]!r}: {error.strerror}") from None
         finally:
             if before:

@@ -4,11 +4,20 @@ The protocol, for other languages: connect to the Unix socket that HOPAAS_TICKET
 read one JSON object a line. {"do": "report", "value": 0.3, "step": 4} gives {"ok": true, "prune": false, …}.
 """
 
-import contextlib
 import json
 import os
 import socket
 from typing import Any
+
+
+def request(path: str, said: dict[str, Any]) -> dict[str, Any]:
+    """The reply of the worker at this socket. OSError: there is none any more."""
+    with socket.socket(socket.AF_UNIX) as connection:
+        connection.connect(path)  # anew, since a signal's handler may ask while another call does
+        connection.sendall(json.dumps(said, default=float).encode() + b"\n")  # numpy's numbers, too
+        with connection.makefile("rb") as replies:
+            reply: dict[str, Any] = json.loads(replies.readline() or b'{"ok": false, "error": "the worker is gone"}')
+    return reply
 
 
 class Trial:
@@ -25,14 +34,10 @@ class Trial:
             RuntimeError: the worker refused it, for the reason given, or has ended.
 
         """
-        request = json.dumps({"do": do, **said}, default=float).encode() + b"\n"  # numpy's numbers, too
-        answer = b""
-        with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX) as connection:
-            connection.connect(self._path)  # anew, since a signal's handler may ask while another call does
-            connection.sendall(request)
-            with connection.makefile("rb") as replies:
-                answer = replies.readline()
-        reply: dict[str, Any] = json.loads(answer or b'{"ok": false, "error": "the worker is gone"}')
+        try:
+            reply = request(self._path, {"do": do, **said})
+        except OSError:
+            raise RuntimeError("the worker is gone") from None
         if not reply["ok"]:
             raise RuntimeError(reply["error"])
         return reply

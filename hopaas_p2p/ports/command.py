@@ -26,6 +26,10 @@ _PROGRAM: Final = re.compile(r"[^A-Za-z0-9._+,:=@%/-]")
 _IDENTIFIER: Final = re.compile(r"\w+", re.ASCII)
 
 
+class DoesNotFit(InvalidInput):
+    """The parameters of this trial do not go into its command."""
+
+
 def text_of(value: object) -> str:
     """A parameter as a command line takes it."""
     return value if isinstance(value, str) else json.dumps(value)
@@ -37,7 +41,7 @@ def fill_in(command: Sequence[str], params: Mapping[str, Any], number: int) -> l
     `params` are those of the study's search space: a trial that was queued by somebody else may bring others.
 
     Raises:
-        InvalidInput: a `{name}` that is no parameter, or a text that does not go into a command line.
+        DoesNotFit: a `{name}` that is no parameter, or a text that does not go into a command line.
 
     """
 
@@ -50,7 +54,7 @@ def fill_in(command: Sequence[str], params: Mapping[str, Any], number: int) -> l
         if name in params:
             return _checked(name, params, found)
         if _NAME.fullmatch(name):
-            raise InvalidInput(
+            raise DoesNotFit(
                 f"the command has {{{name}}}, but the study has no parameter {name!r}; it has {', '.join(params)}. "
                 f"For the text itself write {{{{{name}}}}}."
             )
@@ -66,7 +70,7 @@ def check(command: Sequence[str], space: Mapping[str, Any]) -> None:
     """Refuse, before the first trial, a command that some parameters of this search space do not go into.
 
     Raises:
-        InvalidInput: as `fill_in`, for any choice of the space.
+        DoesNotFit: as `fill_in`, for any choice of the space.
 
     """
     params = dict.fromkeys(space, 0)
@@ -94,14 +98,14 @@ def _checked(name: str, params: Mapping[str, Any], field: re.Match[str]) -> str:
         return text_of(value)
     before, after = field.string[: field.start()], field.string[field.end() :]
     if _PLAIN.fullmatch(value) is None:
-        raise InvalidInput(
+        raise DoesNotFit(
             f"{name} may be {shown(value)}, and a text goes into a command only if it has nothing but ASCII letters, "
             f"digits and ._+,:=@%/- in it, no - at its beginning and no double dot. {_instead(name)}"
         )
     quoted = before[-1:] in ("'", '"') and before[-1:] == after[:1]
     may_be_program = _PROGRAM.search(_FIELD.sub(lambda found: "" if found[1] in params else found[0], field.string))
     if may_be_program and not quoted and _IDENTIFIER.fullmatch(value) is None:
-        raise InvalidInput(
+        raise DoesNotFit(
             f"{name} may be {shown(value)}, and in a word that may be a program, as {shown(field.string)}, a text has "
             f"nothing but letters, digits and _ in it, or stands between quotes: '{{{name}}}'. {_instead(name)}"
         )
@@ -112,7 +116,7 @@ def _check_joined(word: str, filled: str, params: Mapping[str, Any]) -> None:
     """Refuse a word in which a text makes, with what is beside it, what it could not be alone: an option, a way up."""
     texts = [found[1] for found in _FIELD.finditer(word) if isinstance(params.get(found[1] or ""), str)]
     if texts and (filled.count("..") > word.count("..") or filled.startswith("-") > word.startswith("-")):
-        raise InvalidInput(f"{shown(word)} becomes {shown(filled)}, which is unsafe. {_instead(texts[0])}")
+        raise DoesNotFit(f"{shown(word)} becomes {shown(filled)}, which is unsafe. {_instead(texts[0])}")
 
 
 def _instead(name: str) -> str:

@@ -24,7 +24,7 @@ from typing import Final
 from hopaas_p2p.net.listening import STRANGERS_IDLE, FewStrangers, cannot_listen
 from hopaas_p2p.ports.hopaas_rest import HopaasRest
 from hopaas_p2p.ports.local import LocalPeer
-from hopaas_p2p.ports.verbs import Reply, answered, parsed
+from hopaas_p2p.ports.verbs import answered
 
 _LARGEST_BODY: Final = 1 << 20
 _IDLE: Final = 60.0  # seconds for which a connection may be silent between two requests
@@ -111,7 +111,7 @@ class _Handler(BaseHTTPRequestHandler):
         elif not self._key_matches(self.headers.get("Authorization", "").removeprefix("Bearer ")):
             self._answer(401, b"send the key: Authorization: Bearer KEY\n", "text/plain")
         else:
-            reply = answered(self._carry_out, body)
+            reply = answered(body, lambda said: self.server.peer.answer(self.path.removeprefix("/v1/"), said))
             status = 200 if reply["ok"] else _STATUS.get(reply["code"], 500)
             self._answer(status, json.dumps(reply).encode(), "application/json")
 
@@ -120,9 +120,6 @@ class _Handler(BaseHTTPRequestHandler):
         if matches:
             self.server.strangers.pop(self.connection, None)
         return matches
-
-    def _carry_out(self, body: bytes) -> Reply:
-        return self.server.peer.answer(self.path.removeprefix("/v1/"), parsed(body))
 
     def _answer(self, status: int, body: bytes, kind: str) -> None:
         self.connection.settimeout(_DEADLINE)

@@ -16,21 +16,13 @@ import threading
 from pathlib import Path
 from typing import Any, Final
 
-from hopaas_p2p.errors import (
-    ConfigurationError,
-    Denied,
-    HopaasError,
-    InvalidInput,
-    LeaseLost,
-    StoreAway,
-    StoreUnreachable,
-)
-from hopaas_p2p.ports.verbs import Reply, TrialVerbs, answered, parsed
+from hopaas_p2p.errors import BY_NAME, HopaasError, InvalidInput, StoreUnreachable
+from hopaas_p2p.ports import client
+from hopaas_p2p.ports.verbs import Reply, TrialVerbs, answered
 
 PREFIX: Final = "unix:"
 _LONGEST_PATH: Final = 100
 _LONGEST_LINE: Final = 1 << 20
-_ERRORS: Final = (InvalidInput, StoreUnreachable, StoreAway, LeaseLost, Denied, ConfigurationError)
 
 
 class TrialSocketServer:
@@ -63,12 +55,9 @@ class TrialSocketServer:
     def _serve(self, connection: socket.socket) -> None:
         with connection, connection.makefile("rwb") as lines, contextlib.suppress(OSError):
             while line := lines.readline(_LONGEST_LINE):
-                lines.write(json.dumps(answered(self._carry_out, line)).encode() + b"\n")
+                reply = answered(line, lambda said: self._verbs.do(str(said.pop("do", "")), **said))
+                lines.write(json.dumps(reply).encode() + b"\n")
                 lines.flush()
-
-    def _carry_out(self, line: bytes) -> Reply:
-        request = parsed(line)
-        return self._verbs.do(str(request.pop("do", "")), **request)
 
 
 def _private_directory() -> Path:
@@ -89,15 +78,11 @@ def request(ticket: str, verb: str, /, **said: Any) -> Reply:
     """
     path = ticket.removeprefix(PREFIX)
     try:
-        with socket.socket(socket.AF_UNIX) as connection:
-            connection.connect(path)
-            connection.sendall(json.dumps({**said, "do": verb}).encode() + b"\n")
-            with connection.makefile("rb") as replies:
-                reply: Reply = json.loads(replies.readline() or b"{}")
+        reply: Reply = client.request(path, {**said, "do": verb})
     except (OSError, ValueError) as error:
         raise StoreUnreachable(f"the worker of this trial does not answer at {path}: {error}") from None
     if not reply.get("ok"):
         code = reply.get("code", StoreUnreachable.exit_code)
-        kind = next((kind for kind in _ERRORS if kind.exit_code == code), HopaasError)
-        raise kind(str(reply.get("error", "the worker is gone")))
+        kind = next((one for one in BY_NAME.values() if one.exit_code == code), HopaasError)
+        raise kind(str(reply.get("error")))
     return reply

@@ -11,10 +11,7 @@ finds the store closed is kept in the spool, so a ticket names its study by uuid
 
 from __future__ import annotations
 
-import base64
-import binascii
 import hmac
-import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
@@ -22,8 +19,9 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 import msgspec
 
+from hopaas_p2p.core import codec
 from hopaas_p2p.core.leases import beat_value
-from hopaas_p2p.core.records import TrialFinish, TrialState
+from hopaas_p2p.core.records import Commit, TrialFinish, TrialState
 from hopaas_p2p.core.validity import reason_text
 from hopaas_p2p.errors import (
     ConfigurationError,
@@ -38,6 +36,8 @@ from hopaas_p2p.errors import (
 from hopaas_p2p.open import redacted, servers_of
 from hopaas_p2p.ports.verbs import TrialVerbs
 from hopaas_p2p.runtime import credentials
+from hopaas_p2p.runtime.process import new_uuid
+from hopaas_p2p.runtime.spelled import read_spelled, spell
 from hopaas_p2p.stores.base import Beat
 
 if TYPE_CHECKING:
@@ -62,7 +62,7 @@ class Ticket(NamedTuple):
 
     def __str__(self) -> str:
         body = msgspec.msgpack.encode(tuple(self) if self.seal else tuple(self)[:-1])
-        return _PREFIX + base64.urlsafe_b64encode(zlib.crc32(body).to_bytes(4, "big") + body).decode().rstrip("=")
+        return spell(_PREFIX, body)
 
     @classmethod
     def parse(cls, text: str) -> Ticket:
@@ -73,17 +73,11 @@ class Ticket(NamedTuple):
 
         """
         try:
-            if not text.startswith(_PREFIX):
-                raise ValueError
-            code = text[len(_PREFIX) :]
-            data = base64.b64decode(code + "=" * (-len(code) % 4), altchars="-_", validate=True)
-            if zlib.crc32(data[4:]) != int.from_bytes(data[:4], "big"):
-                raise ValueError
-            ticket = msgspec.msgpack.decode(data[4:], type=cls)
+            ticket = msgspec.msgpack.decode(read_spelled(_PREFIX, text), type=cls)
             if ticket.number < 0:
                 raise ValueError
             return ticket
-        except (ValueError, binascii.Error, msgspec.MsgspecError):
+        except (ValueError, msgspec.MsgspecError):
             shown = text if len(text) <= 24 else f"{text[:24]}…"
             raise InvalidInput(f"{shown!r} is not a ticket, or only a part; use all that `trial ask` printed") from None
 
@@ -195,20 +189,12 @@ def keep(ticket: Ticket, end: TrialFinish, store: str) -> str:
 
     """
     from hopaas_p2p import spool
-    from hopaas_p2p.peer.outbox import Outbox, PendingCommit
     from hopaas_p2p.peer.peer import microseconds
-    from hopaas_p2p.runtime.process import new_uuid
-    from hopaas_p2p.stores.base import Placed
 
-    outbox = Outbox(new_uuid(), microseconds)
-    outbox.queued.append(PendingCommit(ticket.owner, (end,)))
-    path, why = spool.keep(
-        [Placed(0, None, one) for one in outbox.everything()],
-        store=redacted(store) if "://" in store else Path(store).expanduser().absolute().as_uri(),
-        study=ticket.uuid,
-        name=ticket.study,
-        trials=[ticket.number],
-        at=microseconds(),
+    at, url = microseconds(), redacted(store) if "://" in store else Path(store).expanduser().absolute().as_uri()
+    payload = codec.encode(Commit(new_uuid(), 1, ticket.owner, at, (end,)))
+    path, why = spool.write(
+        spool.Spooled(url, ticket.uuid, ticket.study, [ticket.number], at, "unsent", [(0, None)], [payload])
     )
     if path is None:
         raise ConfigurationError(f"The result cannot be kept on disk, and is lost with this command: {why}")

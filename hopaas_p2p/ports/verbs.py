@@ -42,16 +42,19 @@ def parsed(body: bytes) -> Reply:
         ValueError: it is not a JSON object.
 
     """
-    request = json.loads(body or b"{}")
+    try:
+        request = json.loads(body or b"{}")
+    except RecursionError:
+        raise InvalidInput("the request is nested too deeply") from None
     if not isinstance(request, dict):
         raise InvalidInput("the request is not a JSON object")
     return request
 
 
-def answered(carry_out: Callable[..., Reply], *request: Any) -> Reply:
-    """The reply to a request, or the one that says what went wrong: a carrier goes on, whatever it was asked."""
+def answered(body: bytes, carry_out: Callable[[dict[str, Any]], Reply]) -> Reply:
+    """The reply to a request in JSON, or the one that says what is wrong: a carrier goes on, whatever it was asked."""
     try:
-        return {"ok": True, **carry_out(*request)}
+        return {"ok": True, **carry_out(parsed(body))}
     except HopaasError as error:
         return {"ok": False, "error": str(error), "code": error.exit_code}
     except KeyError as error:

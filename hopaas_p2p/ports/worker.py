@@ -36,7 +36,7 @@ from hopaas_p2p.files import checkpoints
 from hopaas_p2p.files.artifacts import OUTPUT
 from hopaas_p2p.net.backoff import Backoff
 from hopaas_p2p.ports import command as commands
-from hopaas_p2p.ports.child import Child, TooLong, signal_name
+from hopaas_p2p.ports.child import Child, signal_name
 from hopaas_p2p.ports.socket import TrialSocketServer
 from hopaas_p2p.ports.verbs import PRUNE, TrialVerbs
 from hopaas_p2p.runtime import credentials, metering
@@ -338,12 +338,7 @@ class Worker:
         given = shortened(" ".join(f"{name}={_shown(value)}" for name, value in params.items()), _LONGEST_LINE)
         self._say(f"trial {trial.number}: {given} · log {log}")
         began = time.monotonic()
-        try:
-            words = commands.fill_in(self.command, params, trial.number)
-        except InvalidInput as error:
-            state = self._tell(trial, None, state="fail", reason=str(error), output=b"")
-        else:
-            state = self._execute(trial, words, params, share)
+        state = self._execute(trial, params, share)
         with handle.lock:  # as far as this process knows without asking the store
             known = handle.state.trials[trial.number]
         values = f" {', '.join(map(_shown, known.values))}" if state == "COMPLETE" and known.values else ""
@@ -352,15 +347,15 @@ class Worker:
         self._say(f"trial {trial.number}: {shown}{values} after {time.monotonic() - began:.1f} s{why}")
         return state
 
-    def _execute(self, trial: Trial, words: list[str], params: dict[str, Any], share: metering.Share) -> str:
-        """Run these words as the command of a trial; how that ended."""
+    def _execute(self, trial: Trial, params: dict[str, Any], share: metering.Share) -> str:
+        """Run the command of a trial with these parameters; how that ended."""
         verbs = TrialVerbs(self.study, trial)
         with contextlib.closing(TrialSocketServer(verbs)) as server:
             given, cores = share
-            env = self._inherited | given | commands.variables(params)
-            env |= {"HOPAAS_TICKET": server.ticket, "HOPAAS_TRIAL": str(trial.number)}
-            env["HOPAAS_PARAMS"] = json.dumps(params)
+            named = {"HOPAAS_TICKET": server.ticket, "HOPAAS_TRIAL": str(trial.number)}
+            env = self._inherited | given | commands.variables(params) | named | {"HOPAAS_PARAMS": json.dumps(params)}
             try:
+                words = commands.fill_in(self.command, params, trial.number)
                 if trial.resume is not None:
                     step, checkpoint = trial.resume
                     env |= {"HOPAAS_RESUME_STEP": str(step), "HOPAAS_CHECKPOINT": str(checkpoint)}
@@ -368,7 +363,7 @@ class Worker:
                     name = self._log(trial.number).name
                     output_to = open_regular(folder / name, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
                 child = Child(words, env, output_to, cores)
-            except TooLong as error:
+            except commands.DoesNotFit as error:
                 return self._tell(trial, None, state="fail", reason=str(error), output=b"")
             except HopaasError as error:
                 self._give_back(trial, f"never begun: {error}")
@@ -409,17 +404,14 @@ class Worker:
                 if due != killed:
                     child.signal_all(due)
                     killed = due
-        return end or self._late_signal(child)
-
-    def _late_signal(self, child: Child) -> _Ending | None:
-        """A batch system signals all processes of a job: the command may die of what this process is yet to get."""
+        # a batch system signals all processes of a job: the command may die of what this process is yet to get
         code, deadline = child.poll() or 0, time.monotonic() + 1.0
-        if (-code if code < 0 else code - 128) in self._signals:
+        if end is None and (-code if code < 0 else code - 128) in self._signals:
             while not self._received and time.monotonic() < deadline:
                 time.sleep(0.02)
-        if not self._received:
-            return None
-        return _Ending(f"pre-empted: {signal_name(self._received[0])}", time.monotonic(), gives_back=True)
+        if end is None and self._received:
+            end = _Ending(f"pre-empted: {signal_name(self._received[0])}", time.monotonic(), gives_back=True)
+        return end
 
     def _conclude(self, verbs: TrialVerbs, child: Child, end: _Ending | None) -> str:
         """Tell how the trial ended, unless the command did that itself; how it did."""

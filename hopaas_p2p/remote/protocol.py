@@ -17,7 +17,7 @@ from msgspec import Meta, Struct
 
 from hopaas_p2p import errors
 from hopaas_p2p.core import codec
-from hopaas_p2p.errors import Denied, HopaasError, InvalidInput, StoreUnreachable
+from hopaas_p2p.errors import Denied, InvalidInput, StoreUnreachable
 from hopaas_p2p.stores.base import Beat, Doubtful, ExchangeResult, Log, Outgoing, Store
 
 VERSION: Final = 1
@@ -174,11 +174,7 @@ _decode_request: Final = msgspec.msgpack.Decoder(_Undecoded).decode
 _decode_answer: Final = msgspec.msgpack.Decoder(_Answer).decode
 _arguments: Final = {name: msgspec.msgpack.Decoder(call.arguments) for name, call in CALLS.items()}
 _results: Final = {name: msgspec.msgpack.Decoder(call.answer) for name, call in CALLS.items()}
-_KINDS: Final[dict[str, type[Exception]]] = {
-    one.__name__: one
-    for one in vars(errors).values()
-    if isinstance(one, type) and issubclass(one, HopaasError) and one.__init__ is HopaasError.__init__
-} | {"KeyError": KeyError}
+_KINDS: Final[dict[str, type[Exception]]] = {**errors.BY_NAME, "KeyError": KeyError}
 
 
 def decode_request(data: bytes) -> StoreRequest:

@@ -130,12 +130,11 @@ def _content(text: str) -> dict[str, Any]:
 
 
 def _converted(content: Mapping[str, Any]) -> Budget:
-    unknown = set(content) - set(Budget.__struct_fields__)
-    until = content.get("until")
-    unknown |= set(until) - set(Until.__struct_fields__) if isinstance(until, Mapping) else set()
     prices = content.get("prices")
-    for price in prices.values() if isinstance(prices, Mapping) else ():
-        unknown |= set(price) - set(Price.__struct_fields__) if isinstance(price, Mapping) else set()
+    priced = [(one, Price) for one in prices.values()] if isinstance(prices, Mapping) else []
+    unknown = set[str]()
+    for part, kind in ((content, Budget), (content.get("until"), Until), *priced):
+        unknown |= set(part) - set(kind.__struct_fields__) if isinstance(part, Mapping) else set()
     if unknown:
         raise InvalidInput(f"{min(unknown)!r} is not a budget key; choose from: {_KEYS}")
     try:  # numbers of numpy's; dates, as YAML and TOML read them

@@ -52,15 +52,7 @@ from hopaas_p2p.storage.handle import StudyHandle
 from hopaas_p2p.storage.options import StorageOptions, found_store, open_peer
 from hopaas_p2p.storage.reader import StudyReader
 from hopaas_p2p.storage.refusals import owner_only
-from hopaas_p2p.translate import (
-    attributes,
-    checked_parameter,
-    checked_step,
-    directions_of,
-    to_json,
-    to_microseconds,
-    to_record,
-)
+from hopaas_p2p.translate import attributes, checked_step, created, directions_of, to_json
 
 _log: Final = logging.getLogger("hopaas_p2p")
 _SHORTEST_TTL: Final = 4
@@ -591,26 +583,14 @@ class Storage(BaseStorage):
         return internals.new_study(listing.name, directions_of(state), user, system, listing.study_id)
 
     def _import_record(self, state: State, template: FrozenTrial) -> TrialCreate:
-        dists = {name: to_record(distribution) for name, distribution in template.distributions.items()}
-        for name, one in dists.items():
+        system = {str(key): self._system_json(str(key), value) for key, value in template.system_attrs.items()}
+        record = created(template, system)
+        for name, one in record.dists.items():
             first = state.dists.get(name)
             if first is not None and not compatible(first, one):
                 raise InvalidInput(f"the parameter {name!r} is {spec(first)} in this study, and cannot be {spec(one)}")
-        values = template.values
-        return TrialCreate(
-            state=records.TrialState(template.state.value),
-            params={
-                checked_parameter(name): float(template.distributions[name].to_internal_repr(value))
-                for name, value in template.params.items()
-            },
-            dists={name: one for name, one in dists.items() if state.dists.get(name) != one},
-            reports={checked_step(step): float(value) for step, value in template.intermediate_values.items()},
-            user={str(key): to_json(key, value) for key, value in template.user_attrs.items()},
-            system={str(key): self._system_json(str(key), value) for key, value in template.system_attrs.items()},
-            values=None if values is None else tuple([float(value) for value in values]),
-            start=to_microseconds(template.datetime_start),
-            end=to_microseconds(template.datetime_complete),
-        )
+        new = {name: one for name, one in record.dists.items() if state.dists.get(name) != one}
+        return msgspec.structs.replace(record, dists=new)
 
     def _system_json(self, key: str, value: object, *, directions: int | None = None) -> str:
         if ":" in key and not self.options.allow_pickles and key.startswith(internals.pickle_prefixes()):

@@ -26,7 +26,7 @@ import optuna
 from optuna.distributions import BaseDistribution, distribution_to_json, json_to_distribution
 
 from hopaas_p2p import errors
-from hopaas_p2p.errors import HopaasError, InvalidInput
+from hopaas_p2p.errors import InvalidInput
 from hopaas_p2p.runtime.interrupts import describe
 from hopaas_p2p.study.trial import Objective, Trial
 
@@ -38,11 +38,7 @@ _PARTS: Final = b"hopaas-ranks\n"
 """Begins a checkpoint that holds a part of each rank."""
 _ON_ALL: Final = "_hopaas_on_all_ranks"
 
-_ERRORS: Final[dict[str, type[Exception]]] = {"TrialPruned": optuna.TrialPruned, "LeaseLost": errors.LeaseLost} | {
-    name: one
-    for name, one in vars(errors).items()
-    if isinstance(one, type) and issubclass(one, HopaasError) and "__init__" not in vars(one)
-}
+_ERRORS: Final[dict[str, type[Exception]]] = {**errors.BY_NAME, "TrialPruned": optuna.TrialPruned}
 """What a call of a trial may raise on every rank; anything else is a RuntimeError there."""
 _encode: Final = msgspec.msgpack.Encoder().encode
 _decode: Final = msgspec.msgpack.Decoder().decode

@@ -65,7 +65,26 @@ def keep(
             _log.warning("the checkpoint of step %d was not stored: %s", step, error)
 
 
-class EpochCallback:
+class Reporting:
+    """When a training reports and keeps checkpoints: after so many steps each, and whenever it has to."""
+
+    _trial: Trial | RankedTrial
+    _report_every: int
+    _checkpoint_every: int | None
+
+    def _judged(self, value: float, step: int, *, last: bool = False) -> bool:
+        """Report this value if that is due; whether to give the trial up. A request to stop is seen at every step."""
+        if not last and (step + 1) % self._report_every and self._trial.stop_requested is None:
+            return False
+        self._trial.report(value, step)
+        return self._trial.should_prune()
+
+    def _is_due(self, step: int) -> bool:
+        """Whether a checkpoint is due after this step."""
+        return self._checkpoint_every is not None and (step + 1) % self._checkpoint_every == 0
+
+
+class EpochCallback(Reporting):
     """What the callbacks of training libraries share. Give it the trial of `study.ask()` or of `optimize`.
 
     Args:
@@ -94,18 +113,6 @@ class EpochCallback:
         if measured.get(self._monitor) is None:
             raise InvalidInput(f"{self._monitor!r} was not measured; measured are {', '.join(measured)}")
         return float(measured[self._monitor])
-
-    def _judged(self, value: float, epoch: int) -> bool:
-        """Report this value if that is due; whether to give the trial up. A request to stop is seen at every epoch."""
-        if (epoch + 1) % self._report_every == 0:
-            self._trial.report(value, epoch)
-        elif self._trial.stop_requested is None:
-            return False
-        return self._trial.should_prune()
-
-    def _is_due(self, epoch: int) -> bool:
-        """Whether a checkpoint is due after this epoch."""
-        return self._checkpoint_every is not None and (epoch + 1) % self._checkpoint_every == 0
 
 
 class Preemption:
@@ -137,7 +144,7 @@ class Preemption:
         self.signal = number
 
 
-class Training:
+class Training(Reporting):
     """One trial's loop. In distributed training every rank makes one, with the `RankedTrial` that it got.
 
     Args:
@@ -178,12 +185,16 @@ class Training:
         After SIGTERM, the present step is finished, a checkpoint is saved, and SystemExit returns the trial. Of several
         ranks, the first has to get the signal.
         """
-        first, self._end = self._resume(), end
+        found = None if self._load is None else self._trial.resume
+        first, self._end = 0, end
+        if found is not None and self._load is not None:
+            self._load(found[1])
+            first = found[0] + 1
         with Preemption() as preemption:
             for self._step in range(first, end):
                 yield self._step
-                leaving, every = self._ranks.broadcast(preemption.signal), self._checkpoint_every
-                if leaving or (every is not None and (self._step + 1) % every == 0 and self._step < end - 1):
+                leaving = self._ranks.broadcast(preemption.signal)
+                if leaving or (self._is_due(self._step) and self._step < end - 1):
                     self._checkpoint()
                 if leaving:
                     preemption.leave()
@@ -195,25 +206,11 @@ class Training:
             optuna.TrialPruned: the trial is to be given up, on every rank.
 
         """
-        trial = self._trial
-        due = self._step == self._end - 1 or (self._step + 1) % self._report_every == 0
-        if not due and trial.stop_requested is None:
-            return
-        trial.report(float(value), self._step)
-        if trial.should_prune():
-            if trial.at_rung:
+        if self._judged(float(value), self._step, last=self._step == self._end - 1):
+            if self._trial.at_rung:
                 self._checkpoint()
             raise optuna.TrialPruned
 
     def _checkpoint(self) -> None:
         if self._save is not None:
             keep(self._trial, self._save, self._step, **self._how)
-
-    def _resume(self) -> int:
-        """Load the newest checkpoint on every rank; returns the first step that is left."""
-        found = None if self._load is None else self._trial.resume
-        if found is None or self._load is None:
-            return 0
-        step, path = found
-        self._load(path)
-        return step + 1

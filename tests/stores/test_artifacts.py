@@ -208,6 +208,7 @@ def test_hostile_attributes_are_passed_over(study: Study) -> None:
         "artifacts:y": json.dumps({"artifact_id": "../../secret", "filename": "a"}),
         "artifacts:number": json.dumps({"artifact_id": 12345678, "filename": "a"}),
         "artifacts:z": json.dumps([1, 2]),
+        "artifacts:deep": "[" * 100_000,
         "artifacts:w": 7,
         "artifacts:ok": json.dumps({"artifact_id": "0" * 36, "filename": "../../.ssh/id_rsa\n", "size": "x"}),
     }.items():

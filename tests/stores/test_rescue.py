@@ -13,7 +13,7 @@ import pytest
 from msgspec.structs import replace
 
 import hopaas_p2p
-from hopaas_p2p import spool
+from hopaas_p2p import notes, spool
 from hopaas_p2p.core import codec, snapshot
 from hopaas_p2p.core.apply import apply
 from hopaas_p2p.core.chain import following
@@ -92,6 +92,23 @@ def test_a_commit_that_is_missing_costs_its_own_words_only(tmp_path: Path) -> No
         before = [trial for trial in study.trials if trial.number not in marked]
         assert all(trial.params for trial in before)
         study.optimize(lambda trial: trial.params["x"], n_trials=1)  # the work goes on
+
+
+def test_notes_and_files_of_trials_come_along(tmp_path: Path) -> None:
+    """Attributes of a study name a trial by its id, which holds the study's own: 0 for the first of a store only."""
+    (tmp_path / "plot.txt").write_text("a plot")
+    with contextlib.closing(hopaas_p2p.open_storage(str(tmp_path / "store"))) as storage:
+        hopaas_p2p.open_study(storage, "first")
+        study = hopaas_p2p.open_study(storage, "s", space={"x": hopaas_p2p.Float(0, 1)})
+        study.optimize(lambda trial: trial.params["x"], n_trials=2)
+        notes.save_note(study, "the better one", 1)
+        study.artifacts().put(tmp_path / "plot.txt", trial=1)
+
+    run_rescue(tmp_path / "store", "--study", "s")
+
+    with contextlib.closing(hopaas_p2p.open_study(tmp_path / "store", "s-rescued", create=False)) as study:
+        assert notes.note_of(study, 1) == "the better one"
+        assert [one.trial for one in study.artifacts().list()] == [1]
 
 
 @pytest.mark.parametrize("lost", [[9], [9, 10], [8, 9, 10, 11]])

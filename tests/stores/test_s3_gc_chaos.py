@@ -124,8 +124,8 @@ def _check_files(store: S3Store, uuid: str, state: State) -> None:
     fetch = from_store(store, whole)
     assert fetch is not None
     with tempfile.TemporaryDirectory() as directory:
-        for artifact_id in named:
-            fetch(artifact_id, Path(directory, "file"))
+        for one in named:
+            fetch(one.id, Path(directory, "file"))
     there = set(store.artifacts().keys(uuid))
     spoken_of = {one.key for trial in state.trials for one in trial.checkpoints}
     assert spoken_of <= there, spoken_of - there

@@ -24,7 +24,7 @@ from hopaas_p2p.core.attributes import COPIED
 from hopaas_p2p.core.records import Categorical, Distribution, Float, Int, TrialCreate, TrialReclaim, TrialState
 from hopaas_p2p.errors import DefinitionMismatch, InvalidInput, NoSuchStudy, StudyExists
 from hopaas_p2p.moving import export_study, import_study, tables
-from hopaas_p2p.moving.records import of_study, origin, renamed
+from hopaas_p2p.moving.records import of_study, origin
 from hopaas_p2p.storage import Storage
 from hopaas_p2p.study import Study
 from hopaas_p2p.study.trial import Trial
@@ -98,15 +98,13 @@ def study(storages: Any) -> Study:
 
 
 def said(study: Study) -> str:
-    """All that there is to say of a study, with ids of trials that count from 0, and not of which study it is."""
+    """All that there is to say of a study, and not of which study it is."""
     whole = of_study(study)
     trials = {}
     for number, record in whole.trials.items():
         about = {key: one for key, one in origin(record).items() if key not in ("study", "trial")}
         trials[number] = replace(record, system={**record.system, COPIED: json.dumps(about, sort_keys=True)})
-    system = renamed(whole.settings.system, lambda one: one - whole.first, lambda number: number)
-    whole = whole._replace(trials=trials, settings=replace(whole.settings, system=system), uuid="", first=0)
-    return pformat(msgspec.to_builtins(whole, str_keys=False))
+    return pformat(msgspec.to_builtins(whole._replace(trials=trials, uuid=""), str_keys=False))
 
 
 def copy_in(storages: Any, source: str | Path, *, into: str = "to", **options: Any) -> Study:

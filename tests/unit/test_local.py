@@ -459,6 +459,14 @@ def test_a_wrong_request_of_hopaas_has_the_right_status(
     assert (answer[0], said in answer[1]) == (status, True)
 
 
+@pytest.mark.parametrize("path", ["/v1/ask", "/api/ask/the-key"])
+def test_a_request_nested_without_end_is_answered(server: LocalServer, path: str) -> None:
+    connection = http.client.HTTPConnection(*server.server_address[:2], timeout=30)  # type: ignore[misc]
+    with contextlib.closing(connection):
+        connection.request("POST", path, "[" * 100_000, {"Authorization": "Bearer the-key"})
+        assert connection.getresponse().status == 400
+
+
 # --- MCP ---
 
 

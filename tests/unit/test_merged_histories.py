@@ -16,6 +16,7 @@ from hopaas_p2p.core.records import (
     Float,
     Record,
     StudyDefine,
+    StudySet,
     TrialCreate,
     TrialFinish,
     TrialReclaim,
@@ -143,6 +144,23 @@ def test_a_trial_that_one_history_took_for_dead_has_its_result_and_no_retry(shar
         trials, _ = merged(shared, first, second)
         assert results(trials) == [(0.0, 0.0), (1.0, 10.0)]
         assert len(trials) == 2, "the retry has nothing left to do"
+
+
+def test_what_people_said_of_a_trial_stays_with_it_where_a_retry_is_left_out(shared: History) -> None:
+    """Trials behind the retry get the number before theirs; attributes of the study name them by number."""
+    shared.start("b", 1.0)
+    log, other = shared.fork(), shared.fork()
+    log.say("a", TrialReclaim(1, 1, reason="silent"))  # its retry is trial 2
+    log.start("c", 3.0)
+    log.tell("c", 3, 30.0)
+    log.say("c", StudySet(system={"dashboard:3:note_str:0": '"the best"', "hopaas:3:tag:odd": "true"}))
+    other.tell("b", 1, 10.0)
+
+    trials, found = merged(shared, log, other)
+
+    assert found.study is not None
+    assert [trial.params["x"] for trial in trials] == [0.0, 1.0, 3.0]
+    assert set(found.study.settings.system) == {"dashboard:2:note_str:0", "hopaas:2:tag:odd"}
 
 
 def test_what_was_on_its_way_is_found_by_the_sums(shared: History) -> None:
