@@ -5,14 +5,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from hopaas_p2p.core.populations import Population as Population
+    from hopaas_p2p.core.fidelity import Population as Population
+    from hopaas_p2p.core.fidelity import Rungs as Rungs
     from hopaas_p2p.core.records import Budget as Budget
     from hopaas_p2p.core.records import Categorical as Categorical
     from hopaas_p2p.core.records import Float as Float
     from hopaas_p2p.core.records import Int as Int
     from hopaas_p2p.core.records import Price as Price
     from hopaas_p2p.core.records import Until as Until
-    from hopaas_p2p.core.rungs import Rungs as Rungs
     from hopaas_p2p.search.priors import Prior as Prior
     from hopaas_p2p.storage import open_storage as open_storage
     from hopaas_p2p.study import Study as Study
@@ -32,8 +32,8 @@ _WHERE = {
     "Budget": "hopaas_p2p.core.records",
     "Price": "hopaas_p2p.core.records",
     "Until": "hopaas_p2p.core.records",
-    "Rungs": "hopaas_p2p.core.rungs",
-    "Population": "hopaas_p2p.core.populations",
+    "Rungs": "hopaas_p2p.core.fidelity",
+    "Population": "hopaas_p2p.core.fidelity",
     "Prior": "hopaas_p2p.search.priors",
 }
 

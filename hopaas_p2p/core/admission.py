@@ -11,6 +11,7 @@ last a new configuration. Pure: no clock and no I/O. What a caller knows of cloc
 from __future__ import annotations
 
 from collections.abc import Callable, Collection
+from itertools import filterfalse
 from typing import ClassVar, Final
 
 import msgspec
@@ -86,7 +87,20 @@ def next_start(
     if closed is not None and closed != "paused":
         return Done(closed)
     limited, pausing, room = state.ledger.reached is not None, state.configurations, state.has_room()
-    found = None if limited else _found(state, skip, no_new, room=room)
+    found: NextStart | None = None
+    if not limited:
+        waiting = next(filterfalse(skip.__contains__, pausing.resumable), None)
+        paused = pausing.promoted(room=room, running=bool(state.running), skip=skip) if waiting is None else None
+        if room and waiting is None and paused is None:
+            waiting = next(filterfalse(skip.__contains__, state.waiting), None)
+        if waiting is not None:
+            found = Start(waiting)
+        elif paused is not None:
+            found = Continue(paused)
+        elif room and state.replicates:
+            found = New(next(iter(state.replicates)))
+        elif room and not no_new:
+            found = NEW
     if closed is not None and (found is not None or state.running):
         return Wait(closed)
     if found is not None:
@@ -98,7 +112,7 @@ def next_start(
         resting = state.waiting if room else pausing.resumable
         if resting:
             return Wait(why, tuple(resting))
-        if state.running and pausing.standings.waiting():
+        if state.running and pausing.waiting():
             return Wait(why, tuple(state.running))
     doubted = {one: until for one in state.running if (until := alive(state.trials[one].owner or "")) is not None}
     return Wait(why, tuple(doubted), max(doubted.values())) if doubted else Done(why)
@@ -122,24 +136,6 @@ def refused(state: State, me: str, number: int | None = None) -> str | None:
     if closed is None and (state.ledger.reached is not None or not state.has_room(number)):
         return "budget"
     return closed
-
-
-def _found(state: State, skip: Collection[int], no_new: str, *, room: bool) -> Start | Continue | New | None:
-    pausing = state.configurations
-    for number in pausing.resumable:
-        if number not in skip:
-            return Start(number)
-    paused = pausing.promoted(room=room, running=bool(state.running), skip=skip)
-    if paused is not None:
-        return Continue(paused)
-    if not room:
-        return None
-    for number in state.waiting:
-        if number not in skip:
-            return Start(number)
-    if state.replicates:
-        return New(next(iter(state.replicates)))
-    return None if no_new else NEW
 
 
 def finished(state: State) -> bool:
