@@ -11,7 +11,6 @@ last a new configuration. Pure: no clock and no I/O. What a caller knows of cloc
 from __future__ import annotations
 
 from collections.abc import Callable, Collection
-from itertools import filterfalse
 from typing import ClassVar, Final
 
 import msgspec
@@ -87,20 +86,7 @@ def next_start(
     if closed is not None and closed != "paused":
         return Done(closed)
     limited, pausing, room = state.ledger.reached is not None, state.configurations, state.has_room()
-    found: NextStart | None = None
-    if not limited:
-        waiting = next(filterfalse(skip.__contains__, pausing.resumable), None)
-        paused = pausing.promoted(room=room, running=bool(state.running), skip=skip) if waiting is None else None
-        if room and waiting is None and paused is None:
-            waiting = next(filterfalse(skip.__contains__, state.waiting), None)
-        if waiting is not None:
-            found = Start(waiting)
-        elif paused is not None:
-            found = Continue(paused)
-        elif room and state.replicates:
-            found = New(next(iter(state.replicates)))
-        elif room and not no_new:
-            found = NEW
+    found = None if limited else _found(state, skip, no_new, room=room)
     if closed is not None and (found is not None or state.running):
         return Wait(closed)
     if found is not None:
@@ -136,6 +122,25 @@ def refused(state: State, me: str, number: int | None = None) -> str | None:
     if closed is None and (state.ledger.reached is not None or not state.has_room(number)):
         return "budget"
     return closed
+
+
+def _found(state: State, skip: Collection[int], no_new: str, *, room: bool) -> Start | Continue | New | None:
+    """What there is to start, if a peer may start something."""
+    pausing = state.configurations
+    for number in pausing.resumable:
+        if number not in skip:
+            return Start(number)
+    paused = pausing.promoted(room=room, running=bool(state.running), skip=skip)
+    if paused is not None:
+        return Continue(paused)
+    if not room:
+        return None
+    for number in state.waiting:
+        if number not in skip:
+            return Start(number)
+    if state.replicates:
+        return New(next(iter(state.replicates)))
+    return None if no_new else NEW
 
 
 def finished(state: State) -> bool:

@@ -38,8 +38,11 @@ _MOST: Final = 1 << 60
 """Of any amount: sums stay within the 64 bits that a snapshot writes."""
 Amount = Annotated[int, msgspec.Meta(ge=0, le=_MOST)]
 _MOST_STEPS: Final = 1 << 40
-_MOST_DEVICES: Final = 100_000
-"""GPUs, cores or watts of one peer."""
+_MOST_DEVICES: Final = 30_000
+"""GPUs or cores of one peer. Times the longest lease, in thousandths, that is below `_MOST`."""
+_MOST_WATTS: Final = 100_000
+Devices = Annotated[int, msgspec.Meta(ge=0, le=1000 * _MOST_DEVICES)]
+Watts = Annotated[int, msgspec.Meta(ge=0, le=1000 * _MOST_WATTS)]
 _MOST_ENERGY: Final = 1 << 52
 """Of a lease: a thousand megawatt hours."""
 _MOST_ACCOUNTS: Final = 1000
@@ -111,11 +114,11 @@ class OpenLease(msgspec.Struct, array_like=True, gc=False):
 
     site: str
     user: str
-    gpus: Amount
+    gpus: Devices
     """Thousandths."""
-    cores: Amount
+    cores: Devices
     """Thousandths."""
-    watts: Amount
+    watts: Watts
     """Thousandths."""
     start: Time
     heard: Time
@@ -138,8 +141,7 @@ class OpenLease(msgspec.Struct, array_like=True, gc=False):
         time = min(max(self.heard - self.start, 0), LONGEST_LEASE) if used is None else used.time
         energy = time * self.watts // 1_000_000 if used is None or used.energy is None else used.energy
         epochs = max(0, self.top - self.base)
-        gpu, core = min(time * self.gpus // 1000, _MOST), min(time * self.cores // 1000, _MOST)
-        return Cost(time, gpu, core, min(energy, _MOST), epochs)
+        return Cost(time, time * self.gpus // 1000, time * self.cores // 1000, energy, epochs)
 
 
 class Ledger(msgspec.Struct, array_like=True):
@@ -255,19 +257,21 @@ class Ledger(msgspec.Struct, array_like=True):
     def _count(self, lease: OpenLease, outcome: Outcome) -> None:
         """Let the accounts say of a lease what it has cost by now, and how it ended."""
         if lease.booked is not None:
-            self._add(lease, lease.booked, -1)
+            self._add(lease, -1)
         lease.counted, lease.booked = lease.cost(), outcome
-        self._add(lease, outcome, 1)
+        self._add(lease, 1)
 
-    def _add(self, lease: OpenLease, outcome: Outcome, times: int) -> None:
-        """Add a lease to its account; take it away with -1."""
-        site, user = lease.site, lease.user
-        if (found := self.accounts.get(f"{site}\n{user}\n{outcome}")) is None:
+    def _add(self, lease: OpenLease, times: int) -> None:
+        """Add a lease to the account that it is booked in; take it away with -1."""
+        key = f"{lease.site}\n{lease.user}\n{lease.booked}"
+        account = self.accounts.get(key)
+        if account is None:
+            site, user, outcome = lease.site, lease.user, lease.booked or "running"
             if len(self.accounts) >= _MOST_ACCOUNTS:
-                site = user = OTHERS
-            found = self.accounts.setdefault(f"{site}\n{user}\n{outcome}", Account(site, user, outcome, Cost()))
-        found.leases += times
-        found.cost.add(lease.counted, times)
+                site, user, key = OTHERS, OTHERS, f"{OTHERS}\n{OTHERS}\n{outcome}"
+            account = self.accounts.setdefault(key, Account(site, user, outcome, Cost()))
+        account.leases += times
+        account.cost.add(lease.counted, times)
         self.total.add(lease.counted, times)
 
     # --- limits ---
@@ -414,16 +418,16 @@ def _peer(
 ) -> tuple[str, str, int, int, int]:
     """What an open lease says of its peer: the first fields of `OpenLease`."""
     where, who = (site or "?")[:_LONGEST_NAME], (user or "?")[:_LONGEST_NAME]
-    return where, who, _thousandths(gpus), _thousandths(cores), _thousandths(watts)
+    return where, who, _thousandths(gpus), _thousandths(cores), _thousandths(watts, _MOST_WATTS)
 
 
-def _thousandths(text: str | None) -> int:
+def _thousandths(text: str | None, most: int = _MOST_DEVICES) -> int:
     """A number of devices or watts from an introduction, which may say anything."""
     try:
         number = float(text or 0.0)
     except ValueError:
         return 0
-    return round(number * 1000) if 0 <= number <= _MOST_DEVICES else 0
+    return round(number * 1000) if 0 <= number <= most else 0
 
 
 def _possible(used: Used) -> bool:

@@ -417,8 +417,9 @@ def test_a_snapshot_can_be_read_whatever_energy_a_lost_attempt_has_claimed(study
 
 def test_a_snapshot_can_be_read_whatever_devices_a_lost_attempt_has_claimed() -> None:
     study = Scribe()
-    study.say("ann", PeerJoin(dict.fromkeys(("gpus", "cores", "watts"), "100000")), ASK, at=0)
-    study.say("bob", TrialReclaim(0, 1, lived=LONGEST_LEASE), at=0)
+    for number, devices in ((0, "30000"), (1, "100000")):
+        study.say("ann", PeerJoin(dict.fromkeys(("gpus", "cores", "watts"), devices)), ASK, at=0)
+        study.say("bob", TrialReclaim(number, 1, lived=LONGEST_LEASE), at=0)
     assert snapshot.load(snapshot.dump(study.state)).ledger == study.state.ledger
 
 
