@@ -9,8 +9,7 @@ import numpy as np
 
 from hopaas_p2p.analysis import palette
 from hopaas_p2p.analysis.chart import PLAIN, Chart, ChartAxis, Series
-from hopaas_p2p.analysis.lineage import own_steps, segments
-from hopaas_p2p.core.lineage import copied_trial
+from hopaas_p2p.core.lineage import copied_trial, own_steps, segments
 from hopaas_p2p.core.state import State
 
 _MEMBERS: Final = 40  # lines of a family tree

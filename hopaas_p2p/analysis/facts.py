@@ -9,11 +9,11 @@ from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final
 
-from hopaas_p2p.analysis.durations import earlier_seconds
 from hopaas_p2p.analysis.objectives import objectives
 from hopaas_p2p.core.admission import next_start
 from hopaas_p2p.core.attributes import AGAIN, COPIED
 from hopaas_p2p.core.records import Distribution, TrialCreate, TrialState
+from hopaas_p2p.core.spending import earlier_seconds
 from hopaas_p2p.core.state import FAIL, RUNNING, WAITING, State, Trial
 from hopaas_p2p.runtime.times import to_iso
 

@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.trial import FrozenTrial, TrialState
 
-from hopaas_p2p.analysis.durations import earlier_seconds
 from hopaas_p2p.analysis.objectives import objectives
+from hopaas_p2p.core.spending import earlier_seconds
 from hopaas_p2p.core.state import BLOCK, BlockColumns, State, Trial
 from hopaas_p2p.translate import external, to_optuna
 

@@ -9,8 +9,8 @@ from typing import Final, NamedTuple
 
 from hopaas_p2p.analysis import palette
 from hopaas_p2p.analysis.chart import Chart, ChartAxis, Series, cut
-from hopaas_p2p.analysis.durations import is_last_lease
 from hopaas_p2p.analysis.facts import duration, peer_labels
+from hopaas_p2p.core.spending import is_last_lease
 from hopaas_p2p.core.state import COMPLETE, FAIL, PRUNED, State
 
 _ROWS: Final = 40

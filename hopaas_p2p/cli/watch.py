@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 
 from hopaas_p2p.alerts.sender import AlertSender, webhook
-from hopaas_p2p.analysis.durations import earlier_seconds
 from hopaas_p2p.cli import output
 from hopaas_p2p.cli.condition import facts_of, parse_condition
 from hopaas_p2p.cli.options import ABOVE_ZERO, CliSession, command
 from hopaas_p2p.core.admission import finished
+from hopaas_p2p.core.spending import earlier_seconds
 from hopaas_p2p.errors import ConfigurationError, HopaasError, InvalidInput, StoreUnreachable
 from hopaas_p2p.peer.liveness import UNKNOWN, signs_of_life
 from hopaas_p2p.runtime.credentials import webhook_url

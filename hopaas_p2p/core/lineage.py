@@ -1,9 +1,26 @@
-"""What a member of a population has from another one, and from which step its trials resumed."""
+"""Which trials a trial descends from, and with which parameters each step of its training was made.
+
+In a population a member goes on from another one's checkpoint, so the model that a trial ends with was trained by
+several trials with different parameters. A path through them, from the first step to the last, is a schedule.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import NamedTuple
+
 from hopaas_p2p.core.attributes import COPIES, RESUMED
+from hopaas_p2p.core.records import FROM_START
 from hopaas_p2p.core.state import Trial
+
+
+class TrainedSteps(NamedTuple):
+    """Steps of a training that one trial made."""
+
+    after: int
+    """The step before the first, or `records.FROM_START`."""
+    last: int
+    trial: int
 
 
 def copied_trial(trial: Trial) -> int | None:
@@ -15,3 +32,38 @@ def copied_trial(trial: Trial) -> int | None:
 def resumed_step(trial: Trial) -> int | None:
     """The lowest step that an attempt at this trial resumed from, or `FROM_START`; None: it never looked."""
     return int(trial.system[RESUMED]) if RESUMED in trial.system else None
+
+
+def parent(trial: Trial) -> int | None:
+    """The trial whose checkpoint this one began with, if it began with one."""
+    for number in (trial.retry_of, trial.late_of, copied_trial(trial), trial.continues):
+        if number is not None:
+            return number
+    return None
+
+
+def own_steps(trials: Sequence[Trial], trial: Trial, last: int) -> TrainedSteps | None:
+    """The steps up to the `last` that this trial made itself; None if it made none of them."""
+    before, start = parent(trial), resumed_step(trial)
+    if start is None and trial.late_of is not None:  # it has the reports of the trial that it was
+        return None
+    if start is None and before is not None and trials[before].checkpoints:
+        saved = trials[before].checkpoints[-1].step
+        if any(step <= saved for step in trials[before].reports):  # it has those, and none of its own
+            return None
+    after = FROM_START if start is None or before is None else min(start, last)
+    return TrainedSteps(after, last, trial.number) if after < last else None
+
+
+def segments(trials: Sequence[Trial], number: int) -> list[TrainedSteps]:
+    """The steps that led to where this trial stands now, and who made them, the first step first."""
+    found: list[TrainedSteps] = []
+    trial: Trial | None = trials[number]
+    last = max(trials[number].reports, default=FROM_START)
+    while trial is not None and last > FROM_START:
+        own, before = own_steps(trials, trial, last), parent(trial)
+        if own is not None:
+            found.append(own)
+            last = own.after
+        trial = None if before is None else trials[before]
+    return found[::-1]

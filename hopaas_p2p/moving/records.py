@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import msgspec
 
-from hopaas_p2p.analysis.durations import earlier_seconds
 from hopaas_p2p.core.attributes import AGAIN, CONTINUES, COPIED, COPIES, REPLICATE, REUSED
 from hopaas_p2p.core.names import first_id
 from hopaas_p2p.core.records import StudyControl, StudyDefine, StudySet, TrialCreate, TrialState
+from hopaas_p2p.core.spending import earlier_seconds
 from hopaas_p2p.errors import NoSuchStudy
 from hopaas_p2p.files.artifacts import json_or_none
 

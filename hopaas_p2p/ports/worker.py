@@ -27,10 +27,10 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from hopaas_p2p.analysis.durations import configuration_seconds
 from hopaas_p2p.analysis.facts import best, reason_line
 from hopaas_p2p.core.admission import finished, next_start
 from hopaas_p2p.core.records import TrialState
+from hopaas_p2p.core.spending import configuration_seconds
 from hopaas_p2p.errors import ConfigurationError, HopaasError, InvalidInput, LeaseLost, NoWork, StoreUnreachable
 from hopaas_p2p.files import checkpoints
 from hopaas_p2p.files.artifacts import OUTPUT

@@ -24,13 +24,13 @@ from hopaas_p2p.analysis.facts import (
 from hopaas_p2p.analysis.failures import cells as failure_cells
 from hopaas_p2p.analysis.failures import failures
 from hopaas_p2p.analysis.importance import importance
-from hopaas_p2p.analysis.replicates import means
 from hopaas_p2p.analysis.savings import savings
 from hopaas_p2p.analysis.spending import budget_lines, cells, spending
 from hopaas_p2p.analysis.svg import legend, safe, svg
 from hopaas_p2p.analysis.table import Selection, TrialTable
 from hopaas_p2p.analysis.timeline import timeline
 from hopaas_p2p.core.attributes import REPLICATE, REUSED
+from hopaas_p2p.core.replicates import means
 from hopaas_p2p.core.state import COMPLETE, FAIL, PRUNED, RUNNING, WAITING, State
 from hopaas_p2p.search.priors import Learned, learned_of
 

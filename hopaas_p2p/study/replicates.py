@@ -7,8 +7,8 @@ from typing import Any, NamedTuple
 
 from optuna.trial import FrozenTrial, TrialState
 
-from hopaas_p2p.analysis.replicates import Mean, means
 from hopaas_p2p.core.attributes import REUSED
+from hopaas_p2p.core.replicates import Mean, means
 
 
 class ReplicateGroup(NamedTuple):

@@ -7,7 +7,7 @@ import math
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from hopaas_p2p.analysis.lineage import segments
+from hopaas_p2p.core.lineage import segments
 from hopaas_p2p.core.names import first_id
 from hopaas_p2p.core.records import FROM_START, TrialState
 from hopaas_p2p.core.state import State, Trial

@@ -12,9 +12,9 @@ from click.testing import CliRunner
 
 import hopaas_p2p
 from hopaas_p2p import Budget, Price, Until
-from hopaas_p2p.analysis.durations import configuration_seconds, trial_seconds
 from hopaas_p2p.cli.main import cli
 from hopaas_p2p.core.admission import finished
+from hopaas_p2p.core.spending import configuration_seconds, trial_seconds
 from hopaas_p2p.errors import ConfigurationError, DefinitionMismatch, InvalidInput, NoWork
 from hopaas_p2p.moving.descriptions import describe
 from hopaas_p2p.runtime import metering

@@ -6,13 +6,12 @@ import random
 
 import pytest
 
-from hopaas_p2p.analysis.lineage import segments
 from hopaas_p2p.core import snapshot
 from hopaas_p2p.core.admission import NEW, finished, next_start
 from hopaas_p2p.core.apply import apply
 from hopaas_p2p.core.attributes import COPIES, FIDELITY
 from hopaas_p2p.core.fidelity import Population, decode_fidelity, encode_fidelity, possible_fidelity
-from hopaas_p2p.core.lineage import copied_trial
+from hopaas_p2p.core.lineage import copied_trial, segments
 from hopaas_p2p.core.populations import Members
 from hopaas_p2p.core.records import (
     FROM_START,

@@ -16,11 +16,11 @@ import optuna
 import pytest
 
 import hopaas_p2p
-from hopaas_p2p.analysis.replicates import means as means_of
 from hopaas_p2p.core import snapshot
 from hopaas_p2p.core.apply import apply
 from hopaas_p2p.core.attributes import REPEATS, REPLICATE, SAMPLER
 from hopaas_p2p.core.records import Commit, Stamp, StudyDefine, StudySet, TrialCreate, TrialState
+from hopaas_p2p.core.replicates import means as means_of
 from hopaas_p2p.core.state import State
 from hopaas_p2p.core.state import Trial as CoreTrial
 from hopaas_p2p.errors import InvalidInput, NoWork
