@@ -5,14 +5,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from hopaas_p2p.core.populations import Population as Population
+    from hopaas_p2p.core.fidelity import Population as Population
+    from hopaas_p2p.core.fidelity import Rungs as Rungs
     from hopaas_p2p.core.records import Budget as Budget
     from hopaas_p2p.core.records import Categorical as Categorical
     from hopaas_p2p.core.records import Float as Float
     from hopaas_p2p.core.records import Int as Int
     from hopaas_p2p.core.records import Price as Price
     from hopaas_p2p.core.records import Until as Until
-    from hopaas_p2p.core.rungs import Rungs as Rungs
     from hopaas_p2p.search.priors import Prior as Prior
     from hopaas_p2p.storage import open_storage as open_storage
     from hopaas_p2p.study import Study as Study
@@ -25,8 +25,7 @@ _NAMES = {
     "study.trial": ("Trial",),
     "storage": ("open_storage",),
     "core.records": ("Float", "Int", "Categorical", "Budget", "Price", "Until"),
-    "core.rungs": ("Rungs",),
-    "core.populations": ("Population",),
+    "core.fidelity": ("Rungs", "Population"),
     "search.priors": ("Prior",),
 }
 _WHERE = {name: f"hopaas_p2p.{module}" for module, names in _NAMES.items() for name in names}

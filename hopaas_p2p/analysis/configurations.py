@@ -11,7 +11,7 @@ from hopaas_p2p.core.admission import Continue, Start, next_start
 from hopaas_p2p.core.records import TrialState
 from hopaas_p2p.core.rungs import Ladder
 from hopaas_p2p.core.standings import RungCount
-from hopaas_p2p.core.state import COMPLETE, FAIL, PRUNED, REFUSALS, RUNNING, WAITING, Pausing, State, Trial
+from hopaas_p2p.core.state import COMPLETE, FAIL, PRUNED, REFUSALS, RUNNING, WAITING, State, Trial
 
 
 class ConfigurationRow(NamedTuple):
@@ -44,13 +44,13 @@ def rows(state: State) -> list[ConfigurationRow]:
     chains: dict[int, list[Trial]] = {}
     for trial in state.trials:
         chains.setdefault(state.configurations.root(trial.number), []).append(trial)
-    policy, ladder = state.configurations.policy, state.configurations.standings
+    policy, configurations = state.configurations.policy, state.configurations
     first_step = 0 if policy is None else policy.first_step
     found = []
     for first, chain in chains.items():
         newest = max(chain, key=lambda trial: (_SAYS_MOST.index(trial.state), trial.number))
-        standing = ladder.standing(first) if first in ladder else None
-        if newest.paused and standing is not None and standing.over:
+        standing = configurations.standing(first)
+        if newest.paused and standing.over:
             newest = chain[-1]  # it went on from there, and failed
         steps = [max(trial.reports) for trial in chain if trial.reports]
         owners = [owner for trial in chain for owner in (*(past.owner for past in trial.history), trial.owner) if owner]
@@ -61,8 +61,8 @@ def rows(state: State) -> list[ConfigurationRow]:
             state="paused" if newest.paused else newest.state.name.lower(),
             newest=newest,
             epochs=max(steps) - first_step + 1 if steps else 0,
-            pauses_at=None if standing is None else ladder.pauses_at(first),
-            reached=() if standing is None else standing.reached,
+            pauses_at=configurations.pauses_at(first),
+            reached=standing.reached,
             sites=tuple(sites),
         )
         found.append(row)
@@ -71,7 +71,7 @@ def rows(state: State) -> list[ConfigurationRow]:
 
 def rung_counts(state: State) -> list[RungCount]:
     """Each rung of each bracket, and how many configurations are there; empty without rungs."""
-    return state.configurations.standings.places()
+    return state.configurations.places()
 
 
 def in_words(place: RungCount, *, brackets: int) -> str:
@@ -96,23 +96,21 @@ def next_in_words(state: State) -> str:
         return f"trial {found.number}, which was interrupted after its promotion, continues next"
     if isinstance(found, Continue):
         return f"trial {found.number} continues next"
-    members, running = configurations.standings, state.counts[TrialState.RUNNING]
-    if configurations.population is None:
+    running = state.counts[TrialState.RUNNING]
+    if isinstance(configurations, Ladder):
         return f"nothing is promoted now: {_why_not(state, configurations)}"
     if state.has_room():
-        waits = f"; {members.waiting()} wait until all have started" if members.waiting() else ""
+        waits = f"; {configurations.waiting()} wait until all have started" if configurations.waiting() else ""
         return f"a new member starts next, {state.used() + 1} of {state.places()}{waits}"
     return f"no member is waiting; {running} running"
 
 
-def _why_not(state: State, configurations: Pausing) -> str:
-    ladder = configurations.standings
-    assert isinstance(ladder, Ladder)
+def _why_not(state: State, ladder: Ladder) -> str:
     running = f"; {state.counts[TrialState.RUNNING]} running" * bool(state.counts[TrialState.RUNNING])
     if any(place.waiting for place in ladder.places()):
         return f"those waiting are not among the best 1/{ladder.policy.eta} of their rungs{running}"
     # those that have paused will not be promoted, whatever others report
-    roots = {configurations.root(trial.number) for trial in state.trials if trial.paused}
+    roots = {ladder.root(trial.number) for trial in state.trials if trial.paused}
     count = sum(ladder.standing(root).waits and not ladder.may_be_promoted(root, most=None) for root in roots)
     more = f"; {count} that reported NaN or infinity {'is' if count == 1 else 'are'} not continued"
     return f"no trial is waiting at a rung{more * (count > 0)}{running}"

@@ -7,10 +7,12 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from hopaas_p2p.analysis.timeline import Stretch, stretches
-from hopaas_p2p.core.state import State, differences
+from hopaas_p2p.core.state import State
 from hopaas_p2p.peer.liveness import SignOfLife
 
 _LOST: Final = ("taken over", "returned")
+_OF_A_SEARCH: Final = ("sampler", "pruner", "repeats", "replicates")
+"""What a peer says in its introduction if it searches otherwise than its study says."""
 _WORDS: Final = {(True, True): "alive", (True, False): "silent", (False, True): "idle", (False, False): "gone"}
 """By whether a peer runs a trial, and whether it is alive."""
 
@@ -54,7 +56,7 @@ def peer_rows(state: State, now: float, signs: Mapping[str, SignOfLife]) -> list
             "last": last,
             "last_seen": sign.ago if sign is not None else None if last is None else max(0.0, now - last),
             "draining": state.is_draining(owner),
-            "differs": differences(info),
+            "differs": [f"uses the {part} {info[part]}" for part in _OF_A_SEARCH if part in info],
         }
         rows.append(row)
     return sorted(rows, key=lambda one: (not one["running"], -(one["last"] or 0.0), one["peer"]))

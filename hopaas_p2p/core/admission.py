@@ -98,7 +98,7 @@ def next_start(
         resting = state.waiting if room else pausing.resumable
         if resting:
             return Wait(why, tuple(resting))
-        if state.running and pausing.standings.waiting():
+        if state.running and pausing.waiting():
             return Wait(why, tuple(state.running))
     doubted = {one: until for one in state.running if (until := alive(state.trials[one].owner or "")) is not None}
     return Wait(why, tuple(doubted), max(doubted.values())) if doubted else Done(why)
@@ -125,6 +125,7 @@ def refused(state: State, me: str, number: int | None = None) -> str | None:
 
 
 def _found(state: State, skip: Collection[int], no_new: str, *, room: bool) -> Start | Continue | New | None:
+    """What there is to start, if a peer may start something."""
     pausing = state.configurations
     for number in pausing.resumable:
         if number not in skip:

@@ -19,7 +19,7 @@ from typing import Any, Final
 
 import msgspec
 
-from hopaas_p2p.core.admission import NEW, Continue, Done, New, Start, next_start, refused
+from hopaas_p2p.core.admission import Continue, New, Start, next_start, refused
 from hopaas_p2p.core.attributes import (
     CONTINUES,
     COPIES,
@@ -31,11 +31,13 @@ from hopaas_p2p.core.attributes import (
     RESUMED,
 )
 from hopaas_p2p.core.codec import Garbage
-from hopaas_p2p.core.configurations import follow_fidelity
+from hopaas_p2p.core.configurations import Configurations
+from hopaas_p2p.core.fidelity import Population, Rungs, decode_fidelity
 from hopaas_p2p.core.inherited import LAST_STEP, branch, cut, grown, inherited, last_step, linked, merged
 from hopaas_p2p.core.ledger import BOOKED, UNLIMITED, Ledger, possible_limits
 from hopaas_p2p.core.lineage import resumed_step
 from hopaas_p2p.core.perturbation import fraction, perturbed
+from hopaas_p2p.core.populations import Members
 from hopaas_p2p.core.records import (
     FROM_START,
     UNSTAMPED,
@@ -60,6 +62,7 @@ from hopaas_p2p.core.records import (
     TrialStop,
     TrialTakeOver,
 )
+from hopaas_p2p.core.rungs import Ladder
 from hopaas_p2p.core.state import (
     BLOCK,
     CHECKPOINTS_KEPT,
@@ -114,8 +117,8 @@ def apply(state: State, lsn: int, commit: Commit | Garbage, stamp: Stamp = UNSTA
     Commits come in order without gaps: lsn is `state.lsn + 1`.
     """
     state.lsn = lsn
-    if state.unsent:
-        state.unsent = {}
+    state.unsent.clear()
+    state.touched.clear()
     known = state.decided(commit, stamp)
     if known is not None:
         return known
@@ -127,7 +130,7 @@ def apply(state: State, lsn: int, commit: Commit | Garbage, stamp: Stamp = UNSTA
     for record in commit.records:
         verdicts.append(_apply_record(state, record, commit, stamp))
         if state.configurations is not NEVER_PAUSING:
-            state.configurations.refresh(state.trials)
+            state.configurations.refresh(state.trials, state.touched)
         if limited:  # one that a record reaches counts from the next record on
             _judge(state)
     decided = tuple(verdicts)
@@ -210,6 +213,18 @@ def _set_study(state: State, record: StudySet, _commit: Commit) -> str | None:
     return None
 
 
+def follow_fidelity(state: State) -> None:
+    """Sort the trials by the rungs or the population that the study's attributes say now."""
+    text = state.system.get(FIDELITY)
+    if text is None or state.define is None:
+        return
+    policy = decode_fidelity(text) if len(state.define.directions) == 1 else None
+    kinds: dict[type, type[Configurations]] = {Rungs: Ladder, Population: Members}
+    kind = kinds.get(type(policy), Configurations)
+    state.configurations = kind(policy, maximize=state.define.directions[0] == "maximize")
+    state.configurations.refresh(state.trials, state.touched)
+
+
 def _control(state: State, record: StudyControl, _commit: Commit) -> str | None:
     if record.status not in (None, *STATUSES) or (record.budget or 0) > MAX_BUDGET:
         return "malformed"
@@ -249,84 +264,81 @@ def _drain(state: State, record: PeerDrain, _commit: Commit) -> None:
 
 
 def _create(state: State, record: TrialCreate, commit: Commit) -> Verdict | str:
-    """A trial starts, is queued, or is imported."""
-    weight = 0  # of what replicates have in common, more or less
+    """A trial starts, is queued, or is imported; `prefer_waiting` goes on with what others left instead."""
+    to, weight = record.state, 0  # of what replicates have in common, more or less
     if record.replicates > 1:
         texts = [len(name) + len(text) for some in (record.user, record.system) for name, text in some.items()]
         weight = sum(texts) + sum([len(name) + 8 for name in record.params])
     outside = _outliers(state, record)
     if outside is None or not (
-        ((record.values is None and record.state is RUNNING) or _can_end(state, record.state, record.values))
+        ((record.values is None and to is RUNNING) or _can_end(state, to, record.values))
         and 1 <= record.replicates <= MOST_REPLICATES
         and record.replicates * weight <= _MOST_COPIED
         and (record.start is None or possible_time(record.start))
         and (record.end is None or possible_time(record.end))
     ):
         return "malformed"
-    if record.state is RUNNING:
-        return _create_running(state, record, commit, outside)
-    if record.state in _TAKES_A_PLACE and not state.has_room():
-        return "budget"
-    if record.state is WAITING and len(state.waiting) >= MAX_WAITING:
-        return "queue"
-    trial = _append(state, record.state)
+    trial, why = Trial(state.trials.size, to), None
+    if to is RUNNING and record.prefer_waiting:
+        found = next_start(state, commit.owner, skip=frozenset(record.skip) if record.skip else ())
+        if isinstance(found, Start):
+            return _start(state, state.trials[found.number], commit, commit.at, TrialCreate)
+        if isinstance(found, Continue):
+            return _continue(state, trial, state.trials[found.number], commit)
+        if isinstance(found, New) and found.replicate_of is not None:
+            return _replicate(state, trial, found.replicate_of, commit)
+        why = found.why
+    elif to is RUNNING:
+        why = refused(state, commit.owner)
+    elif to in _TAKES_A_PLACE and not state.has_room():
+        why = "budget"
+    elif to is WAITING and len(state.waiting) >= MAX_WAITING:
+        why = "queue"
+    if why is not None:
+        return why
     _merge(state, trial, record, outside)
+    if to is RUNNING:
+        if record.replicates > 1:
+            own = {name: trial.dists[name] for name in record.params if name in trial.dists}
+            said = Replicates(record.params, own, record.user, record.system, record.replicates)
+            state.replicates[trial.number] = said
+        return _start(state, trial, commit, commit.at if record.start is None else record.start)
     trial.start = record.start
-    if record.state is not WAITING:
+    if to is not WAITING:
         trial.values, trial.reason = record.values, record.reason
         trial.end = commit.at if record.end is None else record.end
         _note_result(state, trial)
+    _enter(state, trial, to)
     return Verdict(True, trial.number)
 
 
-def _create_running(
-    state: State, record: TrialCreate, commit: Commit, outside: dict[str, Distribution]
-) -> Verdict | str:
-    """A trial starts; `prefer_waiting` goes on with what others left instead."""
-    if record.prefer_waiting:
-        found = next_start(state, commit.owner, skip=frozenset(record.skip) if record.skip else ())
-    else:
-        why = refused(state, commit.owner)
-        found = NEW if why is None else Done(why)
-    if isinstance(found, Start):
-        trial = state.trials[found.number]
-        _move(state, trial, RUNNING, TrialCreate)
-        return _begin(state, trial, commit, commit.at)
-    if isinstance(found, Continue):
-        return _continue(state, state.trials[found.number], commit)
-    if not isinstance(found, New):
-        return found.why
-    trial, first = _append(state, RUNNING), found.replicate_of
-    if first is not None:  # the next trial of a configuration that gets several: the same parameters, another seed
-        said = state.replicates[first]
-        trial.params, trial.dists = branch(said.params), branch(said.dists)
-        trial.user, trial.system = branch(said.user), branch(said.system)
-        trial.system[REPLICATE] = f'{{"of":{first},"seed":{said.seed}}}'
-        said.seed += 1
-        if said.seed == said.count:
-            del state.replicates[first]
-        return _begin(state, trial, commit, commit.at)
-    _merge(state, trial, record, outside)
-    if record.replicates > 1:
-        own = {name: trial.dists[name] for name in record.params if name in trial.dists}
-        state.replicates[trial.number] = Replicates(record.params, own, record.user, record.system, record.replicates)
-    return _begin(state, trial, commit, commit.at if record.start is None else record.start)
-
-
-def _begin(state: State, trial: Trial, commit: Commit, start: int) -> Verdict:
+def _start(state: State, trial: Trial, commit: Commit, at: int, by: type | None = None) -> Verdict:
     """A trial's next lease; what it has reported before costs nothing again."""
-    trial.owner, trial.start, trial.resumed = commit.owner, start, None
+    _enter(state, trial, RUNNING, by)
+    trial.owner, trial.start, trial.resumed = commit.owner, at, None
     trial.epoch += 1
     state.ledger.began(trial.number, state.peers.get(commit.owner, {}), commit.at, trial.reports)
     return Verdict(True, trial.number)
 
 
-def _continue(state: State, paused: Trial, commit: Commit) -> Verdict:
+def _replicate(state: State, trial: Trial, first: int, commit: Commit) -> Verdict:
+    """The next trial of a configuration that gets several: the same parameters, another seed."""
+    said = state.replicates[first]
+    trial.params, trial.dists = branch(said.params), branch(said.dists)
+    trial.user, trial.system = branch(said.user), branch(said.system)
+    trial.system[REPLICATE] = f'{{"of":{first},"seed":{said.seed}}}'
+    said.seed += 1
+    if said.seed == said.count:
+        del state.replicates[first]
+    return _start(state, trial, commit, commit.at)
+
+
+def _continue(state: State, trial: Trial, paused: Trial, commit: Commit) -> Verdict:
     """A trial that goes on where a paused one stopped: same parameters, reports and checkpoints up to there.
 
     In a population it may go on where another one stopped, whose parameters are then perturbed.
     """
-    trial, source = _append(state, RUNNING), paused
+    source = paused
     _inherit(trial, paused, without=_OF_AN_ATTEMPT)
     trial.continues = paused.number
     trial.system[CONTINUES] = str(paused.number)
@@ -342,18 +354,15 @@ def _continue(state: State, paused: Trial, commit: Commit) -> Verdict:
         trial.system[COPIES] = str(source.number)
     trial.checkpoints = source.checkpoints
     _inherit_reports(trial, source, *_before_checkpoint(state, source))
-    return _begin(state, trial, commit, commit.at)
+    return _start(state, trial, commit, commit.at)
 
 
-def _claim(state: State, trial: Trial, _record: TrialClaim, commit: Commit) -> Verdict | str | None:
+def _claim(state: State, trial: Trial, _record: TrialClaim, commit: Commit) -> Verdict | str:
     """A WAITING trial is started by name."""
     if (trial.state, TrialClaim) not in TRANSITIONS:
         return "finished" if trial.state is not RUNNING else "not waiting"
     why = refused(state, commit.owner, trial.number)
-    if why is not None:
-        return why
-    _move(state, trial, RUNNING, TrialClaim)
-    return _begin(state, trial, commit, commit.at)
+    return _start(state, trial, commit, commit.at, TrialClaim) if why is None else why
 
 
 def _set_trial(state: State, trial: Trial, record: TrialSet, commit: Commit) -> str | None:
@@ -379,7 +388,7 @@ def _set_trial(state: State, trial: Trial, record: TrialSet, commit: Commit) -> 
     if record.stopping:
         trial.stopping = trial.stopping or trial.stop is not None
     state.changed.add(number)
-    state.configurations.touch(number)
+    state.touched.add(number)
     return None
 
 
@@ -398,7 +407,7 @@ def _finish(state: State, trial: Trial, record: TrialFinish, commit: Commit) -> 
         word = "budget"
     if word is None:
         if record.paused and record.state is PRUNED:
-            trial.paused = state.configurations.may_pause(trial.number, trial.reports)
+            trial.paused = state.configurations.is_at_rung(trial.number, trial.reports, ever=True)
         state.ledger.ended(trial.number, BOOKED[record.state], commit.at, record.used)
         _close(state, trial, record.state, TrialFinish, commit.at, values=record.values, reason=record.reason)
         return None
@@ -436,7 +445,7 @@ def _keep_late(state: State, lost: Trial, place: int, record: TrialFinish, commi
     if retry is not None and retry.state is WAITING:
         ledger.settle(retry.number, "lost")
         _close(state, retry, FAIL, LateFinish, commit.at, reason=withdrawn, own_fault=False)
-    state.configurations.refresh(state.trials)
+    state.configurations.refresh(state.trials, state.touched)
     full = not state.has_room(lost.number)
     if full and retry is not None and retry.state is RUNNING:
         _end_lease(retry, commit.at, withdrawn)
@@ -444,7 +453,7 @@ def _keep_late(state: State, lost: Trial, place: int, record: TrialFinish, commi
         _close(state, retry, FAIL, LateFinish, commit.at, reason=withdrawn, own_fault=False)
         retry.epoch += 1
         full = False
-    late = _append(state, FAIL if full else COMPLETE)
+    late = Trial(state.trials.size, FAIL if full else COMPLETE)
     late.late_of = lost.number
     late.attempt = lost.attempt
     late.owner, late.epoch = commit.owner, record.epoch
@@ -469,6 +478,7 @@ def _keep_late(state: State, lost: Trial, place: int, record: TrialFinish, commi
         late.values = record.values
     ledger.came_late(lost.number, commit.at, record.used, late.reports)
     _note_result(state, late)
+    _enter(state, late, late.state)
     lost.history = list(lost.history)
     lost.history[place] = msgspec.structs.replace(lost.history[place], kept_as=late.number)
     state.changed.add(lost.number)
@@ -482,7 +492,7 @@ def _release(state: State, trial: Trial, record: TrialRelease, commit: Commit) -
         _close(state, trial, FAIL, TrialRelease, commit.at, reason=record.reason, own_fault=False)
         return
     _end_lease(trial, commit.at, record.reason or "released")
-    _move(state, trial, WAITING, TrialRelease)
+    _enter(state, trial, WAITING, TrialRelease)
     trial.owner = None
     trial.stop, trial.stopping = None, False
     trial.start = None
@@ -506,7 +516,7 @@ def _reclaim(state: State, trial: Trial, record: TrialReclaim, commit: Commit) -
     if last_try:
         return
     # the same parameters once more, with the attributes that Optuna's own retry callback writes
-    retry = _append(state, WAITING)
+    retry = Trial(state.trials.size, WAITING)
     _inherit(retry, trial, without=(RESUMED,))
     retry.checkpoints = trial.checkpoints
     _inherit_reports(retry, trial, *_before_checkpoint(state, trial))
@@ -518,6 +528,7 @@ def _reclaim(state: State, trial: Trial, record: TrialReclaim, commit: Commit) -
         history.insert(0, earlier.number)
     retry.system["failed_trial"] = str(history[0])
     retry.system["retry_history"] = msgspec.json.encode(history).decode()
+    _enter(state, retry, WAITING)
 
 
 def _take_over(state: State, trial: Trial, record: TrialTakeOver, commit: Commit) -> str | None:
@@ -593,14 +604,6 @@ def _can_end(state: State, to: TrialState, values: tuple[float, ...] | None) -> 
     return define is not None and len(values) == len(define.directions) and not any(map(math.isnan, values))
 
 
-def _append(state: State, trial_state: TrialState) -> Trial:
-    """A new trial in this state."""
-    trial = Trial(state.trials.size, trial_state)
-    state.trials.append(trial)
-    _enter(state, trial, trial_state)
-    return trial
-
-
 def _refusal(trial: Trial, record: LeaseRecord, commit: Commit, *, absent: str) -> str | None:
     """The key in `REFUSALS` that says why the table forbids this record now; None if it does not.
 
@@ -615,27 +618,29 @@ def _refusal(trial: Trial, record: LeaseRecord, commit: Commit, *, absent: str) 
     return "fenced" if allowed.needs == "epoch" and trial.epoch != record.epoch else None
 
 
-def _move(state: State, trial: Trial, to: TrialState, by: type) -> None:
-    """Move the trial to another state, as this kind of record allows."""
-    assert to in TRANSITIONS[trial.state, by].to
-    state.counts[trial.state] -= 1
-    if trial.state is RUNNING:
-        del state.running[trial.number]
-    elif trial.state is WAITING:
-        del state.waiting[trial.number]
-    _enter(state, trial, to)
+def _enter(state: State, trial: Trial, to: TrialState, by: type | None = None) -> None:
+    """Move the trial to another state, as this kind of record allows; without one, a new trial begins in it.
 
-
-def _enter(state: State, trial: Trial, to: TrialState) -> None:
-    """Keep the counts and indexes consistent with the state that the trial has from now on."""
-    number, trial.state = trial.number, to
+    Keeps the counts and indexes of the study consistent.
+    """
+    number = trial.number
+    if by is None:
+        state.trials.append(trial)
+    else:
+        assert to in TRANSITIONS[trial.state, by].to
+        state.counts[trial.state] -= 1
+        if trial.state is RUNNING:
+            del state.running[number]
+        elif trial.state is WAITING:
+            del state.waiting[number]
+    trial.state = to
     state.counts[to] += 1
     if to is RUNNING:
         state.running[number] = None
     elif to is WAITING:
         state.waiting[number] = None
     state.changed.add(number)
-    state.configurations.touch(number)
+    state.touched.add(number)
 
 
 def _resume(trial: Trial, last: int, first: int = FROM_START) -> None:
@@ -684,7 +689,7 @@ def _close(
     own_fault: bool = True,
 ) -> None:
     """End a trial. `own_fault` tells a failure of the objective from an interruption."""
-    _move(state, trial, to, by)
+    _enter(state, trial, to, by)
     trial.end, trial.resumed = at, None
     trial.stop, trial.stopping = None, False
     if values is not None:

@@ -82,14 +82,6 @@ class PackedBlock:
         """The trials, made anew."""
         return unpack(zlib.decompress(self.packed))
 
-    def results(self) -> list[tuple[int, float]]:
-        """Number and first value of each COMPLETE trial."""
-        block = _opened(zlib.decompress(self.packed))
-        values = _reals(block.values)
-        starts = itertools.accumulate([max(width, 0) for width in block.widths], initial=0)
-        rows = zip(itertools.count(block.first), block.states, block.widths, starts, strict=False)
-        return [(number, values[at]) for number, state, width, at in rows if state == TrialState.COMPLETE and width > 0]
-
     def columns(self) -> BlockColumns:
         """The trials as columns, whose numbers are arrays; NaN is a time that is not known."""
         block = _decode(zlib.decompress(self.packed))

@@ -72,35 +72,39 @@ def takes_stamp(payload: bytes) -> bool:
     return len(payload) >= 5 and payload[4] not in _OTHER_ARRAYS
 
 
+def _added(stored: bytes) -> int:
+    """How many bytes `attach` has added at the end; 0 if it has added nothing."""
+    if len(stored) < _SHORTEST or not _ARRAY < stored[4] < _ARRAY + 16:
+        return 0
+    if stored[-_FIELD : 2 - _FIELD] == _MARK:
+        return _FIELD
+    length = _FIELD + 3 + stored[-1]
+    stamped = stored[-_FIELD - 1 : 1 - _FIELD] == _STAMPED and stored[-length:][:2] == b"\xc4%c" % stored[-1]
+    return length if stamped else 0
+
+
 def has_sum(stored: bytes) -> bool:
     """Whether these bytes were stored with a sum."""
-    plain = stored[-_FIELD : 2 - _FIELD] == _MARK or _has_stamp(stored)
-    return plain and len(stored) >= _SHORTEST and _ARRAY < stored[4] < _ARRAY + 16
-
-
-def _has_stamp(stored: bytes) -> bool:
-    return stored[-_FIELD - 1 : 1 - _FIELD] == _STAMPED and stored[-_FIELD - 3 - stored[-1] :][:2] == (
-        b"\xc4%c" % stored[-1]
-    )
+    return _added(stored) > 0
 
 
 def detach(stored: bytes) -> tuple[bytes, int | None]:
     """The commit in these bytes, and the sum before it; None if it was stored without."""
-    if not has_sum(stored):
+    added = _added(stored)
+    if not added:
         return stored, None
-    if not _has_stamp(stored):
-        payload = b"%b%c%b" % (stored[-12:-8], stored[4] - 1, stored[5:-_FIELD])
-        return payload, int.from_bytes(stored[-8:], "little")
-    payload = b"%b%c%b" % (stored[-13:-9], stored[4] - 2, stored[5 : -_FIELD - 3 - stored[-1]])
-    total = int.from_bytes(stored[-9:-1], "little")
+    fields, end = (1, len(stored)) if added == _FIELD else (2, len(stored) - 1)
+    payload = b"%b%c%b" % (stored[end - 12 : end - 8], stored[4] - fields, stored[5:-added])
+    total = int.from_bytes(stored[end - 8 : end], "little")
     return payload, None if total == _UNKNOWN else total
 
 
 def stamp_of(stored: bytes) -> Stamp:
     """What a server vouched for about the commit in these bytes; `UNSTAMPED` where none did."""
-    if not _has_stamp(stored) or not has_sum(stored):
+    added = _added(stored)
+    if added <= _FIELD:
         return UNSTAMPED
     try:
-        return Stamp(*_stamps.decode(stored[-_FIELD - 1 - stored[-1] : -_FIELD - 1]))
+        return Stamp(*_stamps.decode(stored[2 - added : -_FIELD - 1]))
     except (msgspec.MsgspecError, ValueError):
         return UNSTAMPED

@@ -15,18 +15,17 @@ and only their configurations are looked at again.
 from __future__ import annotations
 
 import bisect
+import itertools
+import math
 from collections.abc import Collection, Mapping, Sequence
 from typing import Final
 
-from hopaas_p2p.core.attributes import FIDELITY
-from hopaas_p2p.core.fidelity import Fidelity, decode_fidelity
+from hopaas_p2p.core.fidelity import Fidelity
 from hopaas_p2p.core.inherited import last_step, value_from
 from hopaas_p2p.core.lineage import copied_trial
-from hopaas_p2p.core.populations import Members, Population
 from hopaas_p2p.core.records import TrialState
-from hopaas_p2p.core.rungs import Ladder
-from hopaas_p2p.core.standings import TrialChain, Worth
-from hopaas_p2p.core.state import Pausing, State, Trial
+from hopaas_p2p.core.standings import Ranking, RungStanding, TrialChain, Worth, remove
+from hopaas_p2p.core.state import Pausing, Trial
 
 _LIVE: Final = (TrialState.RUNNING, TrialState.WAITING)
 _TAKES: Final = (TrialState.COMPLETE, TrialState.PRUNED)
@@ -41,47 +40,43 @@ def follows(trial: Trial) -> int | None:
 
 
 class Configurations(Pausing):
-    """The configurations of a study that has, or had, rungs or a population.
+    """The configurations of a study that had rungs or a population and has none any more: chains still count once.
+
+    It depends only on the order in which configurations were admitted and on where each stands now: one that is made
+    anew decides as one that was kept. Each configuration is known by the number of its first trial.
 
     Args:
-        policy: the rungs or the population; None: there are none any more, and chains are counted all the same.
+        policy: the rungs or the population of a subclass.
         maximize: whether large values are good.
 
     """
 
-    def __init__(self, policy: Fidelity | None, *, maximize: bool) -> None:
+    def __init__(self, policy: Fidelity | None = None, *, maximize: bool = False) -> None:
         self.policy = policy
-        if isinstance(policy, Population):
-            self.population, self.unit, self.standings = policy, "members", Members(policy, maximize=maximize)
-        elif policy is not None:
-            self.unit, self.standings = "configurations", Ladder(policy, maximize=maximize)
         self.resumable: list[int] = []
+        self._sign = -1.0 if maximize else 1.0
+        self._standing: dict[int, RungStanding] = {}
         self._used = 0
         self._root: dict[int, int] = {}
         self._chains: dict[int, TrialChain] = {}
-        self._touched: set[int] = set()
         self._known = 0
 
     # --- taking in what has changed ---
 
-    def touch(self, number: int) -> None:
-        self._touched.add(number)
-
-    def refresh(self, trials: Sequence[Trial]) -> None:
-        if not self._touched and self._known == len(trials):
+    def refresh(self, trials: Sequence[Trial], touched: set[int]) -> None:
+        if not touched and self._known == len(trials):
             return
-        touched = sorted({*self._touched, *range(self._known, len(trials))})
-        self._touched.clear()
-        roots = {self._note(trials[number]): None for number in touched}
+        roots = {self._note(trials[number]): None for number in sorted({*touched, *range(self._known, len(trials))})}
+        touched.clear()
         for root in roots:
-            self._place(root, trials)
+            self._locate(root, trials)
 
     def _note(self, trial: Trial) -> int:
         """Take in one trial; returns the number of its configuration."""
         number = trial.number
         if number >= self._known:
             self._known = number + 1
-            self._admit(trial)
+            self._link(trial)
         root = self.root(number)
         chain = self._chains[root]
         if trial.state in _LIVE:
@@ -108,13 +103,14 @@ class Configurations(Pausing):
             chain.pauses[reached] = number
         return root
 
-    def _admit(self, trial: Trial) -> None:
+    def _link(self, trial: Trial) -> None:
+        """Take in a new trial: a configuration of its own, or the next trial of one."""
         number, before = trial.number, follows(trial)
         root = number if before is None else self.root(before)
         chain = self._chains.get(root)
         if chain is None:
             self._chains[number] = TrialChain()
-            self.standings.admit(number)
+            self.admit(number)
             return
         self._root[number] = root
         if trial.continues is not None:
@@ -146,7 +142,8 @@ class Configurations(Pausing):
             at += 1
         return at, tuple(merged)
 
-    def _place(self, root: int, trials: Sequence[Trial]) -> None:
+    def _locate(self, root: int, trials: Sequence[Trial]) -> None:
+        """Find out where a configuration stands now."""
         chain = self._chains[root]
         live = [trials[number] for number in chain.live]
         takes = chain.takes or any(trial.state is TrialState.RUNNING for trial in live)
@@ -157,7 +154,7 @@ class Configurations(Pausing):
             _, values = self._merged(chain, values, trial)
             self._set_resumable(trial.number, resumable=takes and trial.state is TrialState.WAITING)
         reached = tuple([value for _, value in values])
-        self.standings.place(root, self.standings.standing_of(chain, reached, live=bool(live)))
+        self.place(root, self._standing_of(chain, reached, live=bool(live)))
 
     def _set_resumable(self, number: int, *, resumable: bool) -> None:
         at = bisect.bisect_left(self.resumable, number)
@@ -167,6 +164,58 @@ class Configurations(Pausing):
             self.resumable.insert(at, number)
         else:
             del self.resumable[at]
+
+    def _standing_of(self, chain: TrialChain, reached: tuple[float, ...], *, live: bool) -> RungStanding:
+        """Where the configuration of this chain stands, with what it was worth at each rung."""
+        idle = not live and not chain.complete
+        waits = idle and chain.paused >= 0
+        if idle and chain.failed:
+            reached = (math.nan,) * len(reached)
+        end = None if live or chain.promoted or chain.end is None else chain.end[1]
+        return RungStanding(reached, chain.promoted, waits, not live and not waits, end)
+
+    # --- where they stand ---
+
+    def admit(self, number: int) -> None:
+        """Take in a new configuration."""
+        self._standing[number] = RungStanding()
+
+    def place(self, number: int, to: RungStanding) -> None:
+        """Say where a configuration stands now."""
+        before = self._standing[number]
+        if to == before and repr(to) == repr(before):  # nan differs from itself
+            return
+        self._standing[number] = to
+        for at, (old, new) in enumerate(itertools.zip_longest(before.reached, to.reached)):
+            if old is not new and old != new:
+                ranking = self._ranking(number, at)
+                if old is not None:
+                    remove(ranking, (self._key(old), number))
+                if new is not None:
+                    bisect.insort(ranking, (self._key(new), number))
+        self._placed(number, before, to)
+
+    def _key(self, value: float) -> float:
+        return math.inf if math.isnan(value) else self._sign * value
+
+    def _ranking(self, number: int, at: int) -> Ranking:  # noqa: ARG002
+        """All that have reached a rung with which a configuration is compared there."""
+        return []
+
+    def _placed(self, number: int, before: RungStanding, to: RungStanding) -> None:
+        """Take into account that a configuration stands elsewhere now."""
+
+    def best(self, *, closing: bool = False, room: bool = False, skip: Collection[int] = ()) -> int | None:  # noqa: ARG002
+        """The configuration to go on with; None if no rung promotes one now.
+
+        Args:
+            closing: nobody runs and no new configuration will come. Then each rung that somebody has reached promotes
+                at least one, so that a study too small for its rungs ends with a whole training, too.
+            room: whether a new configuration may begin.
+            skip: configurations to pass over.
+
+        """
+        return None
 
     # --- what follows from it ---
 
@@ -179,46 +228,18 @@ class Configurations(Pausing):
     def is_counted(self, number: int) -> bool:
         return self._chains[self.root(number)].counted
 
-    def pauses_at(self, number: int) -> int | None:
-        return self.standings.pauses_at(self.root(number))
+    def standing(self, number: int) -> RungStanding:
+        return self._standing[self.root(number)]
 
-    def is_at_rung(self, number: int, reports: Mapping[int, float]) -> bool:
-        return self._has_come(self.pauses_at(number), reports)
-
-    def may_pause(self, number: int, reports: Mapping[int, float]) -> bool:
-        return self._has_come(self.standings.may_pause_at(self.root(number)), reports)
-
-    def _has_come(self, epochs: int | None, reports: Mapping[int, float]) -> bool:
+    def is_at_rung(self, number: int, reports: Mapping[int, float], *, ever: bool = False) -> bool:
+        epochs = self.may_pause_at(number) if ever else self.pauses_at(number)
         last = None if epochs is None or self.policy is None else last_step(reports)
         return last is not None and self.policy.epochs(last) >= epochs  # type: ignore[union-attr,operator]
 
     def promoted(self, *, room: bool, running: bool, skip: Collection[int] = ()) -> int | None:
         roots = {self.root(number) for number in skip} if room else ()
-        closing = not (running or room or self.resumable)
-        best = self.standings.best(closing=closing, room=room, skip=roots)
+        best = self.best(closing=not (running or room or self.resumable), room=room, skip=roots)
         if best is None:
             return None
         chain = self._chains[best]
         return chain.paused if chain.paused >= 0 else chain.last
-
-    def sources(self, number: int) -> list[int]:
-        root = self.root(number)
-        chain, rung = self._chains[root], len(self.standings.standing(root).reached)
-        found = [self._chains[better].pauses.get(rung) for better in self.standings.better(root)]
-        if not any(one is not None for one in found) and chain.paused < 0:  # it failed: not as it was before
-            found = [chain.pauses.get(rung)]
-        return [one for one in found if one is not None]
-
-    def may_be_continued(self, number: int, *, most: int | None) -> bool:
-        root = self.root(number)
-        return self.standings.may_be_continued(root, self._chains[root], number, used=self._used, most=most)
-
-
-def follow_fidelity(state: State) -> None:
-    """Sort the trials by the rungs or the population that the study's attributes say now."""
-    text = state.system.get(FIDELITY)
-    if text is None or state.define is None:
-        return
-    policy = decode_fidelity(text) if len(state.define.directions) == 1 else None
-    state.configurations = Configurations(policy, maximize=state.define.directions[0] == "maximize")
-    state.configurations.refresh(state.trials)

@@ -1,13 +1,122 @@
-"""What a study says of pauses: rungs, a population, or nothing."""
+"""What a study says of pauses: rungs, a population, or nothing. The rules are in `rungs` and `populations`."""
 
 from __future__ import annotations
 
+import functools
 from typing import Final
 
 import msgspec
 
-from hopaas_p2p.core.populations import Population
-from hopaas_p2p.core.rungs import Rungs
+_MOST_RUNGS: Final = 64
+_MOST_WHOLE: Final = 1000
+_MOST_MEMBERS: Final = 100_000
+_MOST_INTERVALS: Final = 10_000
+LARGEST: Final = 1 << 53
+AT_RUNG: Final = "it has come to a rung: save a checkpoint, and end"
+"""Why a program is to leave its trial."""
+
+
+class Rungs(msgspec.Struct, frozen=True, omit_defaults=True, tag="rungs"):
+    """A study's trials pause at rungs, and the best of those that wait go on.
+
+    A rung is at `min`, `min * eta`, `min * eta**2`, … epochs, as far as these are below `max`, the length of a whole
+    training. "Epoch" stands for whatever your steps are.
+    """
+
+    min: int = 1
+    """Epochs before the first rung."""
+    max: int = 27
+    """Epochs of a whole training: there is no rung from here on."""
+    eta: int = 3
+    """One of so many configurations that reach a rung is promoted."""
+    brackets: int = 1
+    """How many first rungs there are. With 2, some configurations pause at the second rung first, and so on."""
+    first_step: int = 0
+    """What `trial.report` calls the first epoch: 0, or 1."""
+    whole: int = 8
+    """With three brackets or more: how many configurations are trained to the end first. They show which rungs mislead;
+    those are passed. 0: none are."""
+
+    def epochs(self, step: int) -> int:
+        """How many epochs are done after this step."""
+        return step - self.first_step + 1
+
+    @property
+    def levels(self) -> tuple[int, ...]:
+        """The rungs, in epochs."""
+        return _levels(self.min, self.max, self.eta)
+
+    def impossible(self) -> str | None:
+        """What is wrong with these numbers, or None."""
+        if not 1 <= self.min < self.max <= LARGEST:
+            return f"min and max must be epochs with 1 <= min < max, got {self.min} and {self.max}"
+        if not 2 <= self.eta <= LARGEST:
+            return f"eta must be at least 2, got {self.eta}"
+        if not 1 <= self.brackets <= len(self.levels) + 1:
+            return f"with {len(self.levels)} rungs, brackets must be 1 to {len(self.levels) + 1}, got {self.brackets}"
+        if self.first_step not in (0, 1):
+            return f"first_step must be 0 or 1, got {self.first_step}"
+        if not 0 <= self.whole <= _MOST_WHOLE:
+            return f"whole must be 0 to {_MOST_WHOLE}, got {self.whole}"
+        return None
+
+
+@functools.lru_cache
+def _levels(first: int, last: int, eta: int) -> tuple[int, ...]:
+    levels: list[int] = []
+    while first < last and len(levels) < _MOST_RUNGS:
+        levels.append(first)
+        first *= eta
+    return tuple(levels)
+
+
+class Population(msgspec.Struct, frozen=True, omit_defaults=True, tag="population"):
+    """A study's trials are members of a population, which pause at intervals and copy the best.
+
+    Population-based training, https://arxiv.org/abs/1711.09846: the parameters of a member change while it trains.
+    "Epoch" stands for whatever your steps are.
+    """
+
+    size: int = 16
+    """Members. A study starts so many configurations, or as many as its budget has places for."""
+    every: int = 5
+    """Epochs between two pauses."""
+    max: int = 100
+    """Epochs of a whole training: there is no pause from here on."""
+    quantile: float = 0.2
+    """The share of the population that copies, and the share that is copied."""
+    resample: float = 0.25
+    """How likely a parameter of a member that copies is drawn anew instead of being perturbed."""
+    fixed: tuple[str, ...] = ()
+    """Parameters that a checkpoint depends on, such as a number of layers: they are copied and not perturbed."""
+    first_step: int = 0
+    """What `trial.report` calls the first epoch: 0, or 1."""
+
+    def epochs(self, step: int) -> int:
+        """How many epochs are done after this step."""
+        return step - self.first_step + 1
+
+    @property
+    def levels(self) -> range:
+        """After how many epochs members pause."""
+        return range(self.every, self.max, self.every)
+
+    def impossible(self) -> str | None:
+        """What is wrong with these numbers, or None."""
+        if not 2 <= self.size <= _MOST_MEMBERS:
+            return f"size must be 2 to {_MOST_MEMBERS} members, got {self.size}"
+        if not 1 <= self.every < self.max <= LARGEST:
+            return f"every and max must be epochs with 1 <= every < max, got {self.every} and {self.max}"
+        if (self.max - 1) // self.every > _MOST_INTERVALS:
+            return f"at most {_MOST_INTERVALS} pauses, got {(self.max - 1) // self.every}"
+        if not 0.0 < self.quantile <= 0.5:
+            return f"quantile must be above 0 and at most 0.5, got {self.quantile}"
+        if not 0.0 <= self.resample <= 1.0:
+            return f"resample must be 0 to 1, got {self.resample}"
+        if self.first_step not in (0, 1):
+            return f"first_step must be 0 or 1, got {self.first_step}"
+        return None
+
 
 Fidelity = Rungs | Population
 _decode: Final = msgspec.json.Decoder(Rungs | Population | None).decode

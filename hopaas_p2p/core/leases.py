@@ -19,8 +19,6 @@ import math
 from collections.abc import Collection, Iterable, Mapping
 from typing import Final, NamedTuple
 
-import msgspec
-
 from hopaas_p2p.core.records import TrialReclaim, TrialStop
 from hopaas_p2p.core.state import State
 
@@ -131,20 +129,6 @@ class FailureDetector:
         return self._seen.get(owner, _UNSEEN)[2] >= since
 
 
-def reclaims(state: State, watch: FailureDetector, now: float, *, spare: frozenset[str]) -> list[TrialReclaim]:
-    """The reclaim records this observer may append: running trials whose owner was silent for its ttl.
-
-    `spare` are owners that this process beats for itself.
-    """
-    due = []
-    for number in list(state.running):  # another thread may be applying commits
-        trial = state.trials[number]
-        owner = trial.owner
-        if owner is not None and owner not in spare and watch.silence(owner, now) >= ttl_of(state, owner):
-            due.append(TrialReclaim(number, trial.epoch))
-    return due
-
-
 class OwnerMonitor:
     """The owners of one study's running trials, as one observer sees them."""
 
@@ -202,11 +186,13 @@ class OwnerMonitor:
         running = [(number, state.trials[number].epoch) for number in list(state.running)]
         self._first_seen = {lease: self._first_seen.get(lease, now) for lease in running}
         due: list[TrialReclaim | TrialStop] = []
-        for one in reclaims(state, self.detector, now, spare=frozenset(spare)):
-            owner, seen = state.trials[one.number].owner or "", self._first_seen[one.number, one.epoch]
-            # how long the owner was seen alive in this lease, and half a beat more
-            lived = now - self.detector.silence(owner, now) - seen + ttl_of(state, owner) / BEATS_PER_TTL / 2
-            due.append(msgspec.structs.replace(one, lived=round(lived * 1e6) if lived > 0 else None))
+        for (number, epoch), seen in self._first_seen.items():
+            owner = state.trials[number].owner
+            silence = 0.0 if owner is None or owner in spare else self.detector.silence(owner, now)
+            if owner is not None and silence >= ttl_of(state, owner):
+                # how long the owner was seen alive in this lease, and half a beat more
+                lived = now - silence - seen + ttl_of(state, owner) / BEATS_PER_TTL / 2
+                due.append(TrialReclaim(number, epoch, lived=round(lived * 1e6) if lived > 0 else None))
         before, self._progress = self._progress, {}
         for trial in [state.trials[number] for number, _ in running] if timeout is not None else ():
             said = len(trial.reports) + sum(map(len, trial.metrics.values()))

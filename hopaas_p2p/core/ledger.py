@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import bisect
 import functools
+import itertools
 import math
 from collections.abc import Collection, Mapping
 from typing import Annotated, Final, Literal
@@ -37,8 +38,11 @@ _MOST: Final = 1 << 60
 """Of any amount: sums stay within the 64 bits that a snapshot writes."""
 Amount = Annotated[int, msgspec.Meta(ge=0, le=_MOST)]
 _MOST_STEPS: Final = 1 << 40
-_MOST_DEVICES: Final = 100_000
-"""GPUs, cores or watts of one peer."""
+_MOST_DEVICES: Final = 30_000
+"""GPUs or cores of one peer. Times the longest lease, in thousandths, that is below `_MOST`."""
+_MOST_WATTS: Final = 100_000
+Devices = Annotated[int, msgspec.Meta(ge=0, le=1000 * _MOST_DEVICES)]
+Watts = Annotated[int, msgspec.Meta(ge=0, le=1000 * _MOST_WATTS)]
 _MOST_ENERGY: Final = 1 << 52
 """Of a lease: a thousand megawatt hours."""
 _MOST_ACCOUNTS: Final = 1000
@@ -106,15 +110,15 @@ class Account(msgspec.Struct, array_like=True, gc=False):
 
 
 class OpenLease(msgspec.Struct, array_like=True, gc=False):
-    """A lease that has not ended, as far as its cost goes."""
+    """A lease, as far as its cost goes: one that is open, was given back or was lost."""
 
     site: str
     user: str
-    gpus: Amount
+    gpus: Devices
     """Thousandths."""
-    cores: Amount
+    cores: Devices
     """Thousandths."""
-    watts: Amount
+    watts: Watts
     """Thousandths."""
     start: Time
     heard: Time
@@ -127,9 +131,9 @@ class OpenLease(msgspec.Struct, array_like=True, gc=False):
     """Whether its steps begin with 0."""
     used: Used | None = None
     counted: Cost = msgspec.field(default_factory=Cost)
-    """What of it is in the accounts."""
-    booked: bool = False
-    """Whether it is, as running."""
+    """What of it is in the accounts, …"""
+    booked: Outcome | None = None
+    """… and as what; None: nothing."""
 
     def cost(self) -> Cost:
         """What it cost up to its owner's last word."""
@@ -149,8 +153,8 @@ class Ledger(msgspec.Struct, array_like=True):
     accounts: dict[str, Account] = {}
     open: dict[int, OpenLease] = {}
     """By trial; those of the running ones."""
-    given_back: dict[Natural, list[Account]] = {}
-    """What trials that are not over have cost in earlier leases: an account per lease."""
+    given_back: dict[Natural, list[OpenLease]] = {}
+    """The earlier leases of trials that are not over."""
     lost: Annotated[dict[Natural, OpenLease], msgspec.Meta(max_length=_LOST_KEPT)] = {}
     """The last attempts that were lost: a late result moves what they cost."""
     reached: str | None = None
@@ -165,11 +169,6 @@ class Ledger(msgspec.Struct, array_like=True):
     """The last commits: their writers and times, where there are limits."""
     total: Cost = msgspec.field(default_factory=Cost)
     """The sum of the accounts."""
-
-    @property
-    def limited(self) -> bool:
-        """Whether anything beside trials ends the study."""
-        return self.limits is not UNLIMITED
 
     @property
     def measured(self) -> bool:
@@ -203,7 +202,7 @@ class Ledger(msgspec.Struct, array_like=True):
             lease.from_zero = lease.from_zero or 0 in reports
             lease.top = max(lease.top, min(max(reports) + lease.from_zero, _MOST_STEPS))
         if self.limits is not UNLIMITED and self.measured:
-            self._count(lease)
+            self._count(lease, "running")
 
     def resumed(self, number: int, reports: Mapping[int, float]) -> None:
         """The owner went on from these reports, and not from all that the trial had."""
@@ -214,31 +213,22 @@ class Ledger(msgspec.Struct, array_like=True):
 
     def ended(self, number: int, outcome: Outcome, at: int | None = None, used: Used | None = None) -> None:
         """The trial ended, or was given back; `at` is when its owner said so, with what it had used."""
-        if at is not None and (self.limits is not UNLIMITED or used is not None):
-            self.heard(number, at, used, {})
         lease = self.open.pop(number, None)
-        if lease is None:
-            self.settle(number, outcome)
-            return
-        if at is not None and at > lease.heard:
-            lease.heard = at
-        cost = lease.cost()
-        if lease.booked:
-            self._book(lease.site, lease.user, "running", -1).add(lease.counted, -1)
-            self.total.add(lease.counted, -1)
-        lease.counted = cost
-        self._book(lease.site, lease.user, outcome, 1).add(cost)
-        self.total.add(cost)
-        if outcome == "given back":
-            self.given_back.setdefault(number, []).append(Account(lease.site, lease.user, outcome, cost, 1))
+        if lease is not None:
+            if at is not None and at > lease.heard:
+                lease.heard = at
+            if used is not None and _possible(used):
+                lease.used = used
+            self._count(lease, outcome)
+        if outcome == "given back" and lease is not None:
+            self.given_back.setdefault(number, []).append(lease)
         elif self.given_back:
             self.settle(number, outcome)
 
     def settle(self, number: int, outcome: Outcome) -> None:
         """What the trial's earlier leases cost belongs to this outcome now."""
-        for part in self.given_back.pop(number, ()):
-            self._book(part.site, part.user, "given back", -1).add(part.cost, -1)
-            self._book(part.site, part.user, outcome, 1).add(part.cost)
+        for lease in self.given_back.pop(number, ()):
+            self._count(lease, outcome)
 
     def was_lost(self, number: int, lived: int | None) -> None:
         """The owner died, or seemed to; an observer saw it alive for `lived` microseconds of this lease."""
@@ -248,7 +238,7 @@ class Ledger(msgspec.Struct, array_like=True):
         known = lease.cost()
         if lived is not None and known.time < lived <= LONGEST_LEASE:
             measured = lease.used is not None and lease.used.energy is not None and known.time > 0
-            lease.used = Used(lived, min(known.energy * lived // known.time, _MOST) if measured else None)
+            lease.used = Used(lived, min(known.energy * lived // known.time, _MOST_ENERGY) if measured else None)
         self.ended(number, "lost")
         if len(self.lost) >= _LOST_KEPT:
             del self.lost[next(iter(self.lost))]
@@ -259,35 +249,30 @@ class Ledger(msgspec.Struct, array_like=True):
         lease = self.lost.pop(number, None)
         if lease is None:
             return
-        before = lease.counted
         lease.heard = max(lease.heard, at)
         lease.used = used if used is not None and _possible(used) else None
         lease.top = max(lease.top, _epochs(reports)[0])
-        after = lease.cost()
-        self._book(lease.site, lease.user, "lost", -1).add(before, -1)
-        self._book(lease.site, lease.user, "complete", 1).add(after)
-        self.total.add(before, -1)
-        self.total.add(after)
+        self._count(lease, "complete")
 
-    def _count(self, lease: OpenLease) -> None:
-        """Bring the account of what runs up to date."""
-        cost = lease.cost()
-        running = self._book(lease.site, lease.user, "running", 0 if lease.booked else 1)
-        for sum_ in (running, self.total):
-            sum_.add(lease.counted, -1)
-            sum_.add(cost)
-        lease.counted, lease.booked = cost, True
+    def _count(self, lease: OpenLease, outcome: Outcome) -> None:
+        """Let the accounts say of a lease what it has cost by now, and how it ended."""
+        if lease.booked is not None:
+            self._add(lease, -1)
+        lease.counted, lease.booked = lease.cost(), outcome
+        self._add(lease, 1)
 
-    def _book(self, site: str, user: str, outcome: Outcome, leases: int) -> Cost:
-        """The account of these, to be changed; with so many leases more."""
-        key = f"{site}\n{user}\n{outcome}"
-        found = self.accounts.get(key)
-        if found is None:
-            if len(self.accounts) >= _MOST_ACCOUNTS and (site, user) != (OTHERS, OTHERS):
-                return self._book(OTHERS, OTHERS, outcome, leases)
-            found = self.accounts[key] = Account(site, user, outcome, Cost(), 0)
-        found.leases += leases
-        return found.cost
+    def _add(self, lease: OpenLease, times: int) -> None:
+        """Add a lease to the account that it is booked in; take it away with -1."""
+        key = f"{lease.site}\n{lease.user}\n{lease.booked}"
+        account = self.accounts.get(key)
+        if account is None:
+            site, user, outcome = lease.site, lease.user, lease.booked or "running"
+            if len(self.accounts) >= _MOST_ACCOUNTS:
+                site, user, key = OTHERS, OTHERS, f"{OTHERS}\n{OTHERS}\n{outcome}"
+            account = self.accounts.setdefault(key, Account(site, user, outcome, Cost()))
+        account.leases += times
+        account.cost.add(lease.counted, times)
+        self.total.add(lease.counted, times)
 
     # --- limits ---
 
@@ -300,7 +285,7 @@ class Ledger(msgspec.Struct, array_like=True):
             self._improved(*self.best)
         if self.measured:
             for lease in self.open.values():
-                self._count(lease)
+                self._count(lease, "running")
 
     def result(self, at: int, value: float | None) -> None:
         """A trial ended COMPLETE with this value, or PRUNED; `at` counts where the log shows no time."""
@@ -408,12 +393,13 @@ def possible_limits(limits: Budget, directions: int) -> bool:
 def possible_ledger(ledger: Ledger, directions: int, running: Collection[int], trials: int) -> bool:
     """Whether `apply` can have kept this ledger of a study with so many objectives and trials, of which these run."""
     best = [] if ledger.best is None else [ledger.best]
+    leases = [*ledger.open.values(), *ledger.lost.values(), *itertools.chain(*ledger.given_back.values())]
     return (
         possible_limits(ledger.limits, directions)
         and ledger.open.keys() <= set(running)
         and all(number < trials for number in (*ledger.given_back, *ledger.lost))
         and not any(math.isnan(value) for _, value in (*best, *ledger.improvements))
-        and all(one.used is None or _possible(one.used) for one in (*ledger.open.values(), *ledger.lost.values()))
+        and all(one.used is None or _possible(one.used) for one in leases)
     )
 
 
@@ -432,16 +418,16 @@ def _peer(
 ) -> tuple[str, str, int, int, int]:
     """What an open lease says of its peer: the first fields of `OpenLease`."""
     where, who = (site or "?")[:_LONGEST_NAME], (user or "?")[:_LONGEST_NAME]
-    return where, who, _thousandths(gpus), _thousandths(cores), _thousandths(watts)
+    return where, who, _thousandths(gpus), _thousandths(cores), _thousandths(watts, _MOST_WATTS)
 
 
-def _thousandths(text: str | None) -> int:
+def _thousandths(text: str | None, most: int = _MOST_DEVICES) -> int:
     """A number of devices or watts from an introduction, which may say anything."""
     try:
         number = float(text or 0.0)
     except ValueError:
         return 0
-    return round(number * 1000) if 0 <= number <= _MOST_DEVICES else 0
+    return round(number * 1000) if 0 <= number <= most else 0
 
 
 def _possible(used: Used) -> bool:

@@ -12,7 +12,7 @@ places for all who come later. Rungs before it last copied say nothing about its
 What a member copies is the checkpoint that a better one left at the rung where it pauses, so every schedule of
 parameters has one entry per interval.
 
-This file knows numbers only: no trials, no log. `perturbation` says how parameters change.
+The rules know numbers only, no trials. `perturbation` says how parameters change.
 """
 
 from __future__ import annotations
@@ -22,78 +22,24 @@ import math
 from collections.abc import Collection
 from typing import Final
 
-import msgspec
-
-from hopaas_p2p.core.standings import Ranking, RungCount, RungStanding, Standings, TrialChain, first, remove
+from hopaas_p2p.core.configurations import Configurations
+from hopaas_p2p.core.fidelity import Population
+from hopaas_p2p.core.standings import Ranking, RungCount, RungStanding, TrialChain, first, remove
 
 _MOST_FAILURES: Final = 3
 """Of a member since its last pause: then it is out."""
-_MOST_MEMBERS: Final = 100_000
-_MOST_INTERVALS: Final = 10_000
-_LONGEST: Final = 1 << 53
 _ROUNDING: Final = 1e-9  # 0.29 * 100 is 28.999999999999996
 
 
-class Population(msgspec.Struct, frozen=True, omit_defaults=True, tag="population"):
-    """A study's trials are members of a population, which pause at intervals and copy the best.
+class Members(Configurations):
+    """The members of a population, and where they stand."""
 
-    Population-based training, https://arxiv.org/abs/1711.09846: the parameters of a member change while it trains.
-    "Epoch" stands for whatever your steps are.
-    """
-
-    size: int = 16
-    """Members. A study starts so many configurations, or as many as its budget has places for."""
-    every: int = 5
-    """Epochs between two pauses."""
-    max: int = 100
-    """Epochs of a whole training: there is no pause from here on."""
-    quantile: float = 0.2
-    """The share of the population that copies, and the share that is copied."""
-    resample: float = 0.25
-    """How likely a parameter of a member that copies is drawn anew instead of being perturbed."""
-    fixed: tuple[str, ...] = ()
-    """Parameters that a checkpoint depends on, such as a number of layers: they are copied and not perturbed."""
-    first_step: int = 0
-    """What `trial.report` calls the first epoch: 0, or 1."""
-
-    def epochs(self, step: int) -> int:
-        """How many epochs are done after this step."""
-        return step - self.first_step + 1
-
-    @property
-    def levels(self) -> range:
-        """After how many epochs members pause."""
-        return range(self.every, self.max, self.every)
-
-    def impossible(self) -> str | None:
-        """What is wrong with these numbers, or None."""
-        if not 2 <= self.size <= _MOST_MEMBERS:
-            return f"size must be 2 to {_MOST_MEMBERS} members, got {self.size}"
-        if not 1 <= self.every < self.max <= _LONGEST:
-            return f"every and max must be epochs with 1 <= every < max, got {self.every} and {self.max}"
-        if (self.max - 1) // self.every > _MOST_INTERVALS:
-            return f"at most {_MOST_INTERVALS} pauses, got {(self.max - 1) // self.every}"
-        if not 0.0 < self.quantile <= 0.5:
-            return f"quantile must be above 0 and at most 0.5, got {self.quantile}"
-        if not 0.0 <= self.resample <= 1.0:
-            return f"resample must be 0 to 1, got {self.resample}"
-        if self.first_step not in (0, 1):
-            return f"first_step must be 0 or 1, got {self.first_step}"
-        return None
-
-
-class Members(Standings):
-    """The members of a population, and where they stand.
-
-    Args:
-        policy: the population.
-        maximize: whether large values are good.
-
-    """
+    population: Population
+    unit = "members"
 
     def __init__(self, policy: Population, *, maximize: bool = False) -> None:
-        super().__init__(maximize=maximize)
-        self.policy = policy
+        super().__init__(policy, maximize=maximize)
+        self.population = policy
         self._levels = policy.levels
         self._reached: list[Ranking] = []
         """For each rung, the members that have reached it, the best first."""
@@ -104,15 +50,15 @@ class Members(Standings):
 
     # --- members ---
 
-    def admit(self, number: int) -> int:
+    def admit(self, number: int) -> None:
+        super().admit(number)
         bisect.insort(self._training, (0.0, number))
-        return super().admit(number)
 
     def pauses_at(self, number: int) -> int | None:
-        promoted = self._standing[number].promoted
+        promoted = self.standing(number).promoted
         return self._levels[promoted] if promoted < len(self._levels) else None
 
-    def standing_of(self, chain: TrialChain, reached: tuple[float, ...], *, live: bool) -> RungStanding:
+    def _standing_of(self, chain: TrialChain, reached: tuple[float, ...], *, live: bool) -> RungStanding:
         """One that failed waits at the rung of its last pause, behind all others."""
         idle = not live and not chain.complete
         waits = idle and chain.paused >= 0
@@ -123,7 +69,7 @@ class Members(Standings):
         over = not waits and not live
         return RungStanding(reached, chain.promoted, waits, over, copied=chain.copied)
 
-    def ranking(self, _number: int, at: int) -> Ranking:
+    def _ranking(self, _number: int, at: int) -> Ranking:
         while len(self._reached) <= at:
             self._reached.append([])
         return self._reached[at]
@@ -144,7 +90,16 @@ class Members(Standings):
         found = None if room else first(self._waiting, skip)  # members are compared once all of them are there
         return None if found is None else found[1]
 
+    def sources(self, number: int) -> list[int]:
+        root = self.root(number)
+        chain, rung = self._chains[root], len(self._standing[root].reached)
+        found = [self._chains[better].pauses.get(rung) for better in self.better(root)]
+        if not any(one is not None for one in found) and chain.paused < 0:  # it failed: not as it was before
+            found = [chain.pauses.get(rung)]
+        return [one for one in found if one is not None]
+
     def better(self, number: int) -> list[int]:
+        """The members that one that waits may copy, the best first; none if it keeps its own parameters."""
         standing = self._standing[number]
         if not standing.waits or not standing.reached:
             return []
@@ -164,15 +119,16 @@ class Members(Standings):
 
     def _quota(self, reached: int) -> int:
         """How many of those that have reached a rung copy, and how many are copied."""
-        quota = int(reached * self.policy.quantile + _ROUNDING)
-        return 1 if quota == 0 and reached >= self.policy.size else quota
+        quota = int(reached * self.population.quantile + _ROUNDING)
+        return 1 if quota == 0 and reached >= self.population.size else quota
 
-    def may_be_continued(self, number: int, chain: TrialChain, trial: int, *, used: int, most: int | None) -> bool:  # noqa: ARG002
-        rung = next((reached for reached, one in chain.pauses.items() if one == trial), None)
+    def may_be_continued(self, number: int, *, most: int | None) -> bool:
+        chain, used = self._chains[self.root(number)], self._used
+        rung = next((reached for reached, one in chain.pauses.items() if one == number), None)
         if rung is None:
             return False
-        few = used < self.policy.size and (most is None or used < most)
-        return few or chain.paused == trial or (bool(self._training) and self._training[0][0] <= rung)
+        few = used < self.population.size and (most is None or used < most)
+        return few or chain.paused == number or (bool(self._training) and self._training[0][0] <= rung)
 
     # --- for people ---
 

@@ -12,103 +12,40 @@ With three brackets or more, the first configurations do not pause until `whole`
 later one of 32 never does. A rung at which the best of those stood behind is passed for as long as that is so, and what
 waits there goes on in the order in which it began.
 
-This file knows numbers only: no trials, no log. `chains` derives from a study's trials where each configuration stands.
+The rules know numbers only, no trials: `configurations` derives from a study's trials where each configuration stands.
 """
 
 from __future__ import annotations
 
 import bisect
-import functools
 import math
 from collections.abc import Collection
 from typing import Final, NamedTuple
 
-import msgspec
+from hopaas_p2p.core.configurations import Configurations
+from hopaas_p2p.core.fidelity import Rungs
+from hopaas_p2p.core.standings import Ranking, RungCount, RungStanding, first, remove
 
-from hopaas_p2p.core.standings import Ranking, RungCount, RungStanding, Standings, TrialChain, first, remove
-
-_MOST_RUNGS: Final = 64
 _HEDGED: Final = 3
 """With this many brackets or more, a rung must show that it predicts the final value."""
-_MOST_WHOLE: Final = 1000
 _AT_FIRST: Final = 8
 """The first `whole` times this many configurations do not pause until `whole` of them have ended."""
 _ONE_WHOLE: Final = 32
 """One in this many configurations never pauses."""
 _NEWEST: Final = 64
 """How many of the configurations that were trained to the end are compared, the newest first."""
-LARGEST: Final = 1 << 53
-AT_RUNG: Final = "it has come to a rung: save a checkpoint, and end"
-"""Why a program is to leave its trial."""
 
 
-class Rungs(msgspec.Struct, frozen=True, omit_defaults=True, tag="rungs"):
-    """A study's trials pause at rungs, and the best of those that wait go on.
+class Ladder(Configurations):
+    """The configurations of a study with rungs, and where they stand."""
 
-    A rung is at `min`, `min * eta`, `min * eta**2`, … epochs, as far as these are below `max`, the length of a whole
-    training. "Epoch" stands for whatever your steps are.
-    """
-
-    min: int = 1
-    """Epochs before the first rung."""
-    max: int = 27
-    """Epochs of a whole training: there is no rung from here on."""
-    eta: int = 3
-    """One of so many configurations that reach a rung is promoted."""
-    brackets: int = 1
-    """How many first rungs there are. With 2, some configurations pause at the second rung first, and so on."""
-    first_step: int = 0
-    """What `trial.report` calls the first epoch: 0, or 1."""
-    whole: int = 8
-    """With three brackets or more: how many configurations are trained to the end first. They show which rungs mislead;
-    those are passed. 0: none are."""
-
-    def epochs(self, step: int) -> int:
-        """How many epochs are done after this step."""
-        return step - self.first_step + 1
-
-    @property
-    def levels(self) -> tuple[int, ...]:
-        """The rungs, in epochs."""
-        return _levels(self.min, self.max, self.eta)
-
-    def impossible(self) -> str | None:
-        """What is wrong with these numbers, or None."""
-        if not 1 <= self.min < self.max <= LARGEST:
-            return f"min and max must be epochs with 1 <= min < max, got {self.min} and {self.max}"
-        if not 2 <= self.eta <= LARGEST:
-            return f"eta must be at least 2, got {self.eta}"
-        if not 1 <= self.brackets <= len(self.levels) + 1:
-            return f"with {len(self.levels)} rungs, brackets must be 1 to {len(self.levels) + 1}, got {self.brackets}"
-        if self.first_step not in (0, 1):
-            return f"first_step must be 0 or 1, got {self.first_step}"
-        if not 0 <= self.whole <= _MOST_WHOLE:
-            return f"whole must be 0 to {_MOST_WHOLE}, got {self.whole}"
-        return None
-
-
-@functools.lru_cache
-def _levels(first: int, last: int, eta: int) -> tuple[int, ...]:
-    levels: list[int] = []
-    while first < last and len(levels) < _MOST_RUNGS:
-        levels.append(first)
-        first *= eta
-    return tuple(levels)
-
-
-class Ladder(Standings):
-    """The rungs of a study, and where its configurations stand.
-
-    Args:
-        policy: its rungs.
-        maximize: whether large values are good.
-
-    """
+    policy: Rungs
+    unit = "configurations"
 
     def __init__(self, policy: Rungs, *, maximize: bool = False) -> None:
-        super().__init__(maximize=maximize)
-        self.policy = policy
-        self._bracket: dict[int, int] = {}
+        super().__init__(policy, maximize=maximize)
+        self.brackets: dict[int, int] = {}
+        """Of each configuration."""
         self._hedged = policy.brackets >= _HEDGED and policy.whole > 0
         self._rungs = [[_Rung([], []) for _ in policy.levels] for _ in range(len(policy.levels) + 1)]
         """For each bracket all rungs; it pauses at none that is below its first."""
@@ -120,40 +57,37 @@ class Ladder(Standings):
         """The configurations that do not pause until the rungs are proved."""
         self._owed: Ranking = []
         """Configurations that wait at no rung that is still ahead of them: the rungs were changed."""
-        self._best: dict[bool, int | None] = {}
+        self._queued: dict[int, tuple[Ranking, tuple[float, int]]] = {}
+        """For each configuration that waits, the list that it is in, and its entry there."""
 
     # --- configurations ---
 
-    def admit(self, number: int) -> int:
-        bracket = len(self._bracket) % self.policy.brackets
-        if self._hedged and len(self._bracket) % _ONE_WHOLE == _ONE_WHOLE - 1:
-            bracket = len(self.policy.levels)  # all rungs are below its first
-        if self._hedged and len(self._bracket) < _AT_FIRST * self.policy.whole:
+    def admit(self, number: int) -> None:
+        super().admit(number)
+        place = len(self.brackets)
+        self.brackets[number] = place % self.policy.brackets
+        if self._hedged and place % _ONE_WHOLE == _ONE_WHOLE - 1:
+            self.brackets[number] = len(self.policy.levels)  # all rungs are below its first
+        if self._hedged and place < _AT_FIRST * self.policy.whole:
             self._first.add(number)
-        self._bracket[number] = bracket
-        self._standing[number] = RungStanding()
-        return bracket
-
-    def bracket(self, number: int) -> int:
-        return self._bracket[number]
 
     def pauses_at(self, number: int) -> int | None:
-        if number in self._first and self.is_unproved():
+        root = self.root(number)
+        if root in self._first and self.is_unproved():
             return None
-        begin, levels = max(self._standing[number].promoted, self._bracket[number]), self.policy.levels
+        begin, levels = max(self._standing[root].promoted, self.brackets[root]), self.policy.levels
         return next((levels[at] for at in range(begin, len(levels)) if at not in self._passed), None)
 
     def may_pause_at(self, number: int) -> int | None:
-        begin, levels = max(self._standing[number].promoted, self._bracket[number]), self.policy.levels
+        root, levels = self.root(number), self.policy.levels
+        begin = max(self._standing[root].promoted, self.brackets[root])
         return levels[begin] if begin < len(levels) else None
 
-    def ranking(self, number: int, at: int) -> Ranking:
-        return self._rungs[self._bracket[number]][at].reached
+    def _ranking(self, number: int, at: int) -> Ranking:
+        return self._rungs[self.brackets[number]][at].reached
 
     def _placed(self, number: int, before: RungStanding, to: RungStanding) -> None:
-        self._best.clear()
-        self._queue(number, before, waits=False)
-        self._queue(number, to, waits=True)
+        self._queue(number)
         if before.end is not None:
             self._whole.remove(number)
         if to.end is not None:
@@ -164,22 +98,22 @@ class Ladder(Standings):
     def _waits_at(self, number: int, standing: RungStanding) -> int | None:
         """The rung, from 0, at which one that waits does; None: all of its own are behind it, or still ahead."""
         height = len(standing.reached)
-        return height - 1 if height > max(standing.promoted, self._bracket[number]) else None
+        return height - 1 if height > max(standing.promoted, self.brackets[number]) else None
 
-    def _queue(self, number: int, standing: RungStanding, *, waits: bool) -> None:
+    def _queue(self, number: int) -> None:
+        """Queue a configuration where it waits now, if it does."""
+        before, standing = self._queued.pop(number, None), self._standing[number]
+        if before is not None:
+            remove(*before)
         if not standing.waits:
             return
-        ranking, entry, at = self._owed, (0.0, number), self._waits_at(number, standing)
+        ranking, key, at = self._owed, 0.0, self._waits_at(number, standing)
         if at is not None:
-            key = self._key(standing.reached[-1])
+            ranking, key = self._rungs[self.brackets[number]][at].waiting, self._key(standing.reached[-1])
             if key == math.inf:  # it diverged, and is not worth a continuation
                 return
-            ranking = self._rungs[self._bracket[number]][at].waiting
-            entry = 0.0 if at in self._passed else key, number
-        if waits:
-            bisect.insort(ranking, entry)
-        else:
-            remove(ranking, entry)
+        self._queued[number] = ranking, (0.0 if at in self._passed else key, number)
+        bisect.insort(*self._queued[number])
 
     def is_unproved(self) -> bool:
         """Whether it is still to be seen which rungs mislead."""
@@ -199,23 +133,13 @@ class Ladder(Standings):
                 passed.add(at)
         if passed == self._passed:
             return
-        waiting = [(number, one) for number, one in self._standing.items() if one.waits]
-        for number, standing in waiting:
-            self._queue(number, standing, waits=False)
         self._passed = frozenset(passed)
-        for number, standing in waiting:
-            self._queue(number, standing, waits=True)
+        for number in self._standing:
+            self._queue(number)
 
     # --- who is promoted ---
 
     def best(self, *, closing: bool = False, room: bool = False, skip: Collection[int] = ()) -> int | None:  # noqa: ARG002
-        if skip:
-            return self._find_best(closing=closing, skip=skip)
-        if closing not in self._best:
-            self._best[closing] = self._find_best(closing=closing, skip=skip)
-        return self._best[closing]
-
-    def _find_best(self, *, closing: bool, skip: Collection[int]) -> int | None:
         for height in reversed(range(len(self.policy.levels))):
             found: list[tuple[float, int]] = []
             for bracket in range(min(height, self.policy.brackets - 1) + 1):
@@ -231,8 +155,9 @@ class Ladder(Standings):
         owed = first(self._owed, skip)
         return None if owed is None else owed[1]
 
-    def may_be_continued(self, number: int, chain: TrialChain, trial: int, *, used: int, most: int | None) -> bool:  # noqa: ARG002
-        return chain.paused == trial and self.may_be_promoted(number, most=most)
+    def may_be_continued(self, number: int, *, most: int | None) -> bool:
+        root = self.root(number)
+        return self._chains[root].paused == number and self.may_be_promoted(root, most=most)
 
     def may_be_promoted(self, number: int, *, most: int | None) -> bool:
         """Whether one that waits may yet be among the best of its rung, if `most` configurations come at most."""
@@ -242,20 +167,20 @@ class Ladder(Standings):
         at = self._waits_at(number, standing)
         if most is None or at is None or at in self._passed:
             return True
-        rung = self._rungs[self._bracket[number]][at]
+        rung = self._rungs[self.brackets[number]][at]
         rank = bisect.bisect_left(rung.reached, (self._key(standing.reached[-1]), number))
         return rank < max(-(-max(most, len(rung.reached)) // self.policy.eta), 1)
 
     # --- for people ---
 
     def waiting(self) -> int:
-        return len(self._owed) + sum(len(rung.waiting) for rungs in self._rungs for rung in rungs)
+        return len(self._queued)
 
     def places(self) -> list[RungCount]:
         promoted: dict[tuple[int, int], int] = {}
         for number, standing in self._standing.items():
             for at in range(min(standing.promoted, len(standing.reached))):
-                place = self._bracket[number], at
+                place = self.brackets[number], at
                 promoted[place] = promoted.get(place, 0) + 1
         return [
             RungCount(

@@ -13,17 +13,18 @@ Canonical: the same State gives the same bytes, before compression, everywhere. 
 from __future__ import annotations
 
 import hashlib
+import itertools
 import re
 import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Annotated, Final, TypeVar
 
 import msgspec
 
 from hopaas_p2p.core import blocks
+from hopaas_p2p.core.apply import follow_fidelity
 from hopaas_p2p.core.attributes import MOST_REPLICATES
 from hopaas_p2p.core.chain import PRIME, sum_at
-from hopaas_p2p.core.configurations import follow_fidelity
 from hopaas_p2p.core.inherited import flat
 from hopaas_p2p.core.ledger import Ledger, possible_ledger
 from hopaas_p2p.core.records import Budget, Distribution, Natural, StudyDefine, TrialState
@@ -37,7 +38,7 @@ from hopaas_p2p.core.validity import (
     possible_system,
 )
 
-VERSION: Final = 4
+VERSION: Final = 5
 _PEERS: Final = 256
 _QUIET: Final = 4096
 """Commits without one of a peer after which it is kept apart, with 255 neighbours, and not written with every head."""
@@ -76,12 +77,10 @@ class _Header(msgspec.Struct, array_like=True):
     trials: Natural
     chain: int | None
     """The sum that the snapshot stands on, see `core.chain`."""
-    peers: list[dict[str, dict[str, str]] | None]
-    """In parts of 256; None for one that is kept apart, as in `writers` and `blocks`."""
-    writers: list[dict[str, LastCommit] | None]
-    blocks: list[memoryview | None]
+    inline: dict[str, memoryview]
+    """Pieces that will still change, by place."""
     names: list[str]
-    """Of what is kept apart: first blocks, then parts of `writers`, then of `peers`."""
+    """Of the pieces that are kept apart."""
 
 
 _OF_A_STATE: Final = _Header.__struct_fields__[1:15]
@@ -97,24 +96,12 @@ def dump(state: State) -> bytes:
     """The snapshot of this State."""
     blocks.close_settled(state)
     header, parts = _header(state), list[bytes | memoryview]()
-    for index in range(-(-len(state.trials) // BLOCK)):
-        closed = state.trials.closed.get(index)
-        header.blocks.append(memoryview(blocks.pack(state.trials.open[index])) if closed is None else None)
-        if closed is not None:
-            header.names.append(block_name(f"{index:08d}", closed.packed))
-            parts.append(closed.packed)
-    for kind, some in (("w", header.writers), ("p", header.peers)):
-        for index, part in enumerate(some):
-            last = max([state.writers[name].lsn if name in state.writers else 0 for name in part or ()], default=0)
-            if part is None or len(part) < _PEERS or last > state.lsn - _QUIET:
-                continue
-            place = f"{kind}{index:07d}"
-            before = state.quiet.get(place)
-            if before is None or before[0] != last:
-                before = state.quiet[place] = last, zlib.compress(_encode(part), _LEVEL)
-            some[index] = None
-            header.names.append(block_name(place, before[1]))
-            parts.append(before[1])
+    for place, packed, settled in _pieces(state):
+        if settled:
+            header.names.append(block_name(place, packed))
+            parts.append(packed)
+        else:
+            header.inline[place] = memoryview(packed)
     return _joined(seal(_MAGIC, _encode(header)), parts)
 
 
@@ -123,34 +110,36 @@ def digest(state: State) -> str:
 
     Taken before compression, whose bytes differ from one version of zlib to the next.
     """
-    header, trials = _header(state), state.trials
+    header = _header(state)
     header.chain = None  # a study does not depend on its log's sum
-    for index in range(-(-len(trials) // BLOCK)):
-        closed = trials.closed.get(index)
-        packed = blocks.pack(trials.open[index]) if closed is None else closed.packed
-        header.blocks.append(memoryview(zlib.decompress(packed)))
-    return hashlib.blake2b(_encode(header), digest_size=_DIGEST).hexdigest()
+    plain = [(place, zlib.decompress(packed)) for place, packed, _ in _pieces(state)]
+    return hashlib.blake2b(_encode((header, plain)), digest_size=_DIGEST).hexdigest()
 
 
 def _header(state: State) -> _Header:
-    """All of it but the blocks."""
+    """All of it but the pieces."""
     of_state = {name: getattr(state, name) for name in _OF_A_STATE}
     of_state |= {"user": flat(state.user), "system": flat(state.system)}
-    return _Header(
-        VERSION,
-        **of_state,
-        trials=len(state.trials),
-        chain=sum_at(state.lsn, state.chain),
-        peers=_in_parts(state.peers),
-        writers=_in_parts(state.writers),
-        blocks=[],
-        names=[],
-    )
+    chain = sum_at(state.lsn, state.chain)
+    return _Header(VERSION, **of_state, trials=len(state.trials), chain=chain, inline={}, names=[])
 
 
-def _in_parts(mapping: dict[str, T]) -> list[dict[str, T] | None]:
-    items = list(mapping.items())
-    return [dict(items[first : first + _PEERS]) for first in range(0, len(items), _PEERS)]
+def _pieces(state: State) -> Iterator[tuple[str, bytes | memoryview, bool]]:
+    """Blocks of trials and parts of what is known of peers: the place of each, its bytes, and whether it is settled."""
+    for index in range(-(-len(state.trials) // BLOCK)):
+        closed = state.trials.closed.get(index)
+        packed = blocks.pack(state.trials.open[index]) if closed is None else closed.packed
+        yield f"{index:08d}", packed, closed is not None
+    for kind, mapping in (("w", state.writers), ("p", state.peers)):
+        items = list(mapping.items())
+        for index in range(-(-len(items) // _PEERS)):
+            place, part = f"{kind}{index:07d}", dict(items[index * _PEERS : (index + 1) * _PEERS])
+            last = max([state.writers[name].lsn if name in state.writers else 0 for name in part])
+            settled = len(part) == _PEERS and last <= state.lsn - _QUIET
+            before = state.quiet.get(place)
+            if before is None or before[0] != last or len(part) < _PEERS:
+                before = state.quiet[place] = last, zlib.compress(_encode(part), _LEVEL)
+            yield place, before[1], settled
 
 
 # --- what stores keep apart ---
@@ -214,38 +203,37 @@ def _opened(head: bytes) -> _Header:
 # --- reading ---
 
 
-class _Parts:
-    """What was kept apart from a head, inflated to no more bytes than it may have."""
+class _Pieces:
+    """The pieces of a snapshot by place, each inflated when it is taken, all to no more bytes than there is room."""
 
-    def __init__(self, names: Sequence[str], parts: Sequence[memoryview], room: int) -> None:
-        self._parts = dict(zip([name[:8] for name in names], zip(names, parts, strict=True), strict=True))
-        self._left = room
+    def __init__(self, header: _Header, apart: Sequence[memoryview], room: int) -> None:
+        self._packed, self._left = dict(header.inline), room
+        for name, part in zip(header.names, apart, strict=True):
+            if name[:8] in self._packed or block_name(name[:8], part) != name:
+                raise CorruptSnapshot
+            self._packed[name[:8]] = part
 
-    def take(self, place: str) -> memoryview:
-        name, part = self._parts.pop(place)
-        if block_name(place, part) != name:
-            raise CorruptSnapshot
-        return part
+    def __len__(self) -> int:
+        """How many have not been taken."""
+        return len(self._packed)
 
-    def inflated(self, packed: bytes | memoryview) -> bytes:
-        """The bytes of this part. ValueError if they are too many, or end early."""
+    def take(self, place: str) -> tuple[memoryview, bytes]:
+        """A piece, packed and inflated. Raises KeyError, or ValueError: the bytes are too many, or end early."""
+        packed = self._packed.pop(place)
         plain = blocks.inflated(packed, at_most=self._left)
         self._left -= len(plain)
-        return plain
+        return packed, plain
 
-    def together(
-        self, kind: str, some: list[dict[str, T] | None], decode: Callable[[bytes], dict[str, T]]
-    ) -> dict[str, T]:
-        """What `_in_parts` took apart."""
+    def together(self, kind: str, decode: Callable[[bytes], dict[str, T]]) -> dict[str, T]:
+        """What was known of the peers, part by part."""
         found: dict[str, T] = {}
-        for index, one in enumerate(some):
-            found |= decode(self.inflated(self.take(f"{kind}{index:07d}"))) if one is None else one
-            if len(found) > (index + 1) * _PEERS or (len(found) < (index + 1) * _PEERS and index + 1 < len(some)):
-                raise CorruptSnapshot
-        return found
-
-    def are_used(self) -> bool:
-        return not self._parts
+        for index in itertools.count():
+            if f"{kind}{index:07d}" not in self._packed:
+                return found
+            found |= decode(self.take(f"{kind}{index:07d}")[1])
+            if not index * _PEERS < len(found) <= (index + 1) * _PEERS:
+                break
+        raise CorruptSnapshot
 
 
 def load(data: bytes) -> State:
@@ -258,32 +246,32 @@ def load(data: bytes) -> State:
     try:
         head, parts = (data, []) if data.startswith(_MAGIC) else _decode_whole(data)
         header = _opened(head)
-        return _load(header, _Parts(header.names, parts, _ROOM + _RATIO * len(data)))
+        return _load(header, _Pieces(header, parts, _ROOM + _RATIO * len(data)))
     except Exception:  # noqa: BLE001  # whatever somebody wrote there, it is an optimisation only
         raise CorruptSnapshot from None
 
 
-def _load(header: _Header, parts: _Parts) -> State:
+def _load(header: _Header, pieces: _Pieces) -> State:
     state, define = State(), header.define
     for name in _OF_A_STATE:
         setattr(state, name, getattr(header, name))
     state.policy = state.policy if define is None else define.policy
     state.chain = state.chain if header.chain is None else (header.lsn, header.chain)
-    state.peers = parts.together("p", header.peers, _decode_peers)
-    state.writers = parts.together("w", header.writers, _decode_writers)
+    state.peers = pieces.together("p", _decode_peers)
+    state.writers = pieces.together("w", _decode_writers)
     rules = blocks.StudyRules(0 if define is None else len(define.directions), header.dists, header.trials)
-    for index, open_ in enumerate(header.blocks):
-        packed = parts.take(f"{index:08d}") if open_ is None else open_
-        plain = parts.inflated(packed)
-        counts = blocks.check(plain, rules, first=len(state.trials))
-        if len(state.trials) % BLOCK:
+    for index in range(-(-header.trials // BLOCK)):
+        packed, plain = pieces.take(f"{index:08d}")
+        counts = blocks.check(plain, rules, first=index * BLOCK)
+        if len(state.trials) != index * BLOCK:
             raise CorruptSnapshot
         state.counts = [sum(both) for both in zip(state.counts, counts, strict=True)]
         if counts[TrialState.COMPLETE] + counts[TrialState.PRUNED] + counts[TrialState.FAIL] == BLOCK:
-            state.trials.extend_closed(blocks.PackedBlock(packed))
+            state.trials.closed[index] = blocks.PackedBlock(packed)
         else:
-            state.trials.extend_open(blocks.unpack(plain))
-    if header.version != VERSION or not parts.are_used() or not _possible(header, state):
+            state.trials.open[index] = blocks.unpack(plain)
+        state.trials.size += sum(counts)
+    if header.version != VERSION or pieces or not _possible(header, state):
         raise CorruptSnapshot
     follow_fidelity(state)
     return state

@@ -1,10 +1,8 @@
-"""Where the configurations of a study stand, and in which order: what rungs and populations have in common."""
+"""Where configurations stand, and in which order: the values that rungs and populations have in common."""
 
 from __future__ import annotations
 
 import bisect
-import itertools
-import math
 from collections.abc import Collection
 from typing import NamedTuple
 
@@ -89,104 +87,3 @@ class TrialChain(msgspec.Struct, gc=False):
     """Its trials that wait or run."""
     counted: bool = False
     """Whether it takes a place in the budget now."""
-
-
-class Standings:
-    """Where configurations stand, each known by the number of its first trial. Here none pauses.
-
-    It depends only on the order in which they were admitted and on where each stands now: standings that are made anew
-    from these decide as those that were kept.
-    """
-
-    def __init__(self, *, maximize: bool = False) -> None:
-        self._sign = -1.0 if maximize else 1.0
-        self._standing: dict[int, RungStanding] = {}
-
-    def __len__(self) -> int:
-        return len(self._standing)
-
-    def __contains__(self, number: int) -> bool:
-        return number in self._standing
-
-    def _key(self, value: float) -> float:
-        return math.inf if math.isnan(value) else self._sign * value
-
-    def admit(self, number: int) -> int:
-        """Take in a new configuration; returns its bracket."""
-        self._standing[number] = RungStanding()
-        return 0
-
-    def bracket(self, _number: int) -> int:
-        """The bracket of a configuration."""
-        return 0
-
-    def standing(self, number: int) -> RungStanding:
-        """Where a configuration stands."""
-        return self._standing[number]
-
-    def pauses_at(self, _number: int) -> int | None:
-        """After how many epochs it pauses next; None if it runs to the end, by what is known now."""
-        return None
-
-    def may_pause_at(self, number: int) -> int | None:
-        """The same, by any earlier state of the rungs: the peer that paused may not have known this one."""
-        return self.pauses_at(number)
-
-    def standing_of(self, chain: TrialChain, reached: tuple[float, ...], *, live: bool) -> RungStanding:
-        """Where the configuration of this chain stands, with what it was worth at each rung."""
-        idle = not live and not chain.complete
-        waits = idle and chain.paused >= 0
-        if idle and chain.failed:
-            reached = (math.nan,) * len(reached)
-        end = None if live or chain.promoted or chain.end is None else chain.end[1]
-        return RungStanding(reached, chain.promoted, waits, not live and not waits, end)
-
-    def place(self, number: int, to: RungStanding) -> None:
-        """Say where a configuration stands now."""
-        before = self._standing[number]
-        if to == before and repr(to) == repr(before):  # nan differs from itself
-            return
-        self._standing[number] = to
-        for at, (old, new) in enumerate(itertools.zip_longest(before.reached, to.reached)):
-            if old is not new and old != new:
-                ranking = self.ranking(number, at)
-                if old is not None:
-                    remove(ranking, (self._key(old), number))
-                if new is not None:
-                    bisect.insort(ranking, (self._key(new), number))
-        self._placed(number, before, to)
-
-    def ranking(self, number: int, at: int) -> Ranking:  # noqa: ARG002
-        """All that have reached a rung with which a configuration is compared there."""
-        return []
-
-    def _placed(self, number: int, before: RungStanding, to: RungStanding) -> None:
-        """Take into account that a configuration stands elsewhere now."""
-
-    def best(self, *, closing: bool = False, room: bool = False, skip: Collection[int] = ()) -> int | None:  # noqa: ARG002
-        """The configuration to go on with; None if no rung promotes one now.
-
-        Args:
-            closing: nobody runs and no new configuration will come. Then each rung that somebody has reached promotes
-                at least one, so that a study too small for its rungs ends with a whole training, too.
-            room: whether a new configuration may begin.
-            skip: configurations to pass over.
-
-        """
-        return None
-
-    def better(self, _number: int) -> list[int]:
-        """The configurations that one that waits may copy, the best first; none if it keeps its own parameters."""
-        return []
-
-    def may_be_continued(self, _number: int, _chain: TrialChain, _trial: int, *, used: int, most: int | None) -> bool:  # noqa: ARG002
-        """Whether a trial may yet go on from where this one paused, if `most` configurations come at most."""
-        return False
-
-    def waiting(self) -> int:
-        """How many configurations wait to go on, or for ever."""
-        return 0
-
-    def places(self) -> list[RungCount]:
-        """Each rung of each bracket, and how many configurations are there."""
-        return []

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Collection, Iterator, Mapping, MutableMapping, Sequence
 from typing import Annotated, Any, Final, Literal, NamedTuple, Protocol, overload
 
 import msgspec
 
 from hopaas_p2p.core.codec import Garbage
-from hopaas_p2p.core.fidelity import Fidelity
+from hopaas_p2p.core.fidelity import Fidelity, Population
 from hopaas_p2p.core.ledger import Ledger
-from hopaas_p2p.core.populations import Population
 from hopaas_p2p.core.records import (
     LONGEST_PEER,
     Budget,
@@ -35,7 +35,7 @@ from hopaas_p2p.core.records import (
     TrialStop,
     TrialTakeOver,
 )
-from hopaas_p2p.core.standings import Standings
+from hopaas_p2p.core.standings import RungCount, RungStanding
 
 RUNNING: Final = TrialState.RUNNING
 COMPLETE: Final = TrialState.COMPLETE
@@ -229,9 +229,6 @@ class ClosedBlock(Protocol):
     def end_of(self, place: int) -> Trial:
         """How the trial at this place ended, and who had it: no parameters, reports or attributes."""
 
-    def results(self) -> list[tuple[int, float]]:
-        """Number and first value of each COMPLETE trial."""
-
     def columns(self) -> BlockColumns:
         """The trials as columns."""
 
@@ -251,7 +248,7 @@ class Trials(Sequence[Trial]):
         self.open: dict[int, list[Trial]] = {}
         self.closed: dict[int, ClosedBlock] = {}
         self.size = 0
-        """`len`, without a call; nobody else sets it."""
+        """`len`, without a call; only a snapshot that is read sets it, too."""
         self._read: dict[int, list[Trial]] = {}
 
     def __len__(self) -> int:
@@ -267,10 +264,6 @@ class Trials(Sequence[Trial]):
         while index * BLOCK < self.size:
             yield from self.block(index)
             index += 1
-
-    def __reversed__(self) -> Iterator[Trial]:
-        for index in reversed(range(-(-self.size // BLOCK))):
-            yield from reversed(self.block(index))
 
     @overload
     def __getitem__(self, at: int) -> Trial: ...
@@ -319,7 +312,10 @@ class Trials(Sequence[Trial]):
         for index in range(-(-self.size // BLOCK)):
             closed = self.closed.get(index)
             if closed is not None:
-                yield from closed.results()
+                block = closed.columns()
+                starts = itertools.accumulate([max(width, 0) for width in block.widths], initial=0)
+                rows = zip(itertools.count(block.first), block.states, block.widths, starts, strict=False)
+                yield from [(n, block.values[at]) for n, state, width, at in rows if state == COMPLETE and width > 0]
             else:
                 yield from [(t.number, t.values[0]) for t in self.block(index) if t.state is COMPLETE and t.values]
 
@@ -337,16 +333,6 @@ class Trials(Sequence[Trial]):
             block = self.open[self.size // BLOCK] = []
         block.append(trial)
         self.size += 1
-
-    def extend_open(self, trials: list[Trial]) -> None:
-        """Add a block that may still change."""
-        self.open[self.size // BLOCK] = trials
-        self.size += len(trials)
-
-    def extend_closed(self, block: ClosedBlock) -> None:
-        """Add a whole block of finished trials."""
-        self.closed[self.size // BLOCK] = block
-        self.size += BLOCK
 
     def close(self, index: int, block: ClosedBlock) -> None:
         """Replace this block by what it was packed into."""
@@ -418,22 +404,21 @@ class LogState:
 
 
 class Pausing:
-    """How a study's trials pause, and what follows for what may start. Here they never do: each counts by itself."""
+    """How a study's trials pause, and what follows for what may start. Here they never do: each counts by itself.
+
+    A configuration is known by its first trial; what is asked of a trial is answered for its configuration.
+    """
 
     policy: Fidelity | None = None
     population: Population | None = None
     """The policy, if it is a population."""
     unit = "trials"
     """What the budget counts."""
-    standings = Standings()
     resumable: Sequence[int] = ()
     """WAITING trials whose configuration has a place of the budget already, in order: interrupted continuations."""
 
-    def touch(self, number: int) -> None:
-        """This trial has changed; see `refresh`."""
-
-    def refresh(self, trials: Sequence[Trial]) -> None:
-        """Take in the trials that were touched, and those that are new."""
+    def refresh(self, trials: Sequence[Trial], touched: set[int]) -> None:
+        """Take in the trials that were touched, and those that are new; nothing is left as touched."""
 
     def used(self, counts: Sequence[int]) -> int:
         """Places of the budget that are taken, in a study with so many trials in each state."""
@@ -447,16 +432,20 @@ class Pausing:
         """Whether the configuration of this trial, which does not run, has a place of the budget."""
         return False
 
+    def standing(self, _number: int) -> RungStanding:
+        """Where this trial's configuration stands among the rungs."""
+        return RungStanding()
+
     def pauses_at(self, _number: int) -> int | None:
         """After how many epochs, from the beginning of its configuration, this trial pauses; None: it does not."""
         return None
 
-    def is_at_rung(self, _number: int, _reports: Mapping[int, float]) -> bool:
-        """Whether a trial with these reports has come to the rung at which it pauses."""
-        return False
+    def may_pause_at(self, number: int) -> int | None:
+        """The same, by any earlier state of the rungs: the peer that paused may not have known this one."""
+        return self.pauses_at(number)
 
-    def may_pause(self, _number: int, _reports: Mapping[int, float]) -> bool:
-        """Whether one that pauses with these reports is to go on later, also by an earlier state of the rungs."""
+    def is_at_rung(self, _number: int, _reports: Mapping[int, float], *, ever: bool = False) -> bool:  # noqa: ARG002
+        """Whether a trial with these reports has come to where it pauses; with `ever`, to where it may have paused."""
         return False
 
     def promoted(self, *, room: bool, running: bool, skip: Collection[int] = ()) -> int | None:  # noqa: ARG002
@@ -477,6 +466,14 @@ class Pausing:
     def may_be_continued(self, _number: int, *, most: int | None) -> bool:  # noqa: ARG002
         """Whether a trial may yet go on from where this one paused, if `most` configurations come at most."""
         return False
+
+    def waiting(self) -> int:
+        """How many configurations wait to go on, or for ever."""
+        return 0
+
+    def places(self) -> list[RungCount]:
+        """Each rung of each bracket, and how many configurations are there."""
+        return []
 
 
 NEVER_PAUSING: Final = Pausing()
@@ -517,6 +514,8 @@ class State(LogState):
 
         self.unsent: dict[tuple[int, int], list[TrialSet]] = {}
         """What the commit that is being applied says of trials, by number and epoch, without their leases."""
+        self.touched: set[int] = set()
+        """The trials that it has touched since `configurations` took them in."""
 
         self.configurations = NEVER_PAUSING
         """How its trials pause. Derived from them: not in digests or snapshots."""
@@ -555,8 +554,3 @@ class State(LogState):
         """Whether this peer was asked to take no more trials: by name, with its site, or with all workers of a call."""
         about = self.peers.get(peer, {})
         return not self.draining.keys().isdisjoint((peer, f"site:{about.get('site')}", about.get("crew", "")))
-
-
-def differences(info: dict[str, str]) -> list[str]:
-    """How a peer searches that does not do as its study says, by its introduction: `uses the sampler …`."""
-    return [f"uses the {part} {info[part]}" for part in ("sampler", "pruner", "repeats", "replicates") if part in info]

@@ -22,7 +22,7 @@ import threading
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final
 
-from hopaas_p2p.core.rungs import AT_RUNG
+from hopaas_p2p.core.fidelity import AT_RUNG
 from hopaas_p2p.errors import Denied, HopaasError, InvalidInput, LeaseLost, NotYourTrial
 
 if TYPE_CHECKING:

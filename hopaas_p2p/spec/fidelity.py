@@ -8,9 +8,7 @@ from typing import Any, Final
 
 import msgspec
 
-from hopaas_p2p.core.fidelity import Fidelity
-from hopaas_p2p.core.populations import Population
-from hopaas_p2p.core.rungs import Rungs
+from hopaas_p2p.core.fidelity import Fidelity, Population, Rungs
 from hopaas_p2p.errors import InvalidInput
 from hopaas_p2p.spec.space import mapping
 

@@ -13,9 +13,8 @@ from optuna.distributions import BaseDistribution
 
 from hopaas_p2p.core import records
 from hopaas_p2p.core.attributes import FIDELITY
-from hopaas_p2p.core.fidelity import Fidelity, decode_fidelity
+from hopaas_p2p.core.fidelity import Fidelity, Population, decode_fidelity
 from hopaas_p2p.core.ledger import AMOUNTS
-from hopaas_p2p.core.populations import Population
 from hopaas_p2p.core.records import Budget, Policy, StudyDefine
 from hopaas_p2p.core.state import State
 from hopaas_p2p.core.validity import LONGEST_TTL, MOST_DIRECTIONS

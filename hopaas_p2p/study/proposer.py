@@ -300,7 +300,7 @@ class Proposer:
     def _nothing_new(self, why: str) -> NoWork:
         """Rungs promote by their quotas only while the log knows of no last configuration, so a budget must say it."""
         state = self._handle.state
-        if state.configurations.standings.waiting():
+        if state.configurations.waiting():
             why += f"; with a budget of {state.used()}, the best of those that wait at rungs continue"
         return NoWork(why, Done("space"))
 

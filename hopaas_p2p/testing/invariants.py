@@ -73,7 +73,8 @@ def broken(state: State) -> list[str]:
         "configurations follow from the trials": _follow_from_the_trials(state),
         "every running trial has an open lease in the ledger": ledger.open.keys() == set(state.running),
         "only what is given back is kept as such": ledger.given_back.keys() <= {*state.waiting, *state.running},
-        "running leases are booked as such": booked["running"] == sum(one.booked for one in ledger.open.values()),
+        "running leases are booked as such": booked["running"]
+        == sum(map(bool, [one.booked for one in ledger.open.values()])),
         "what is given back is booked as such": booked["given back"] == sum(map(len, ledger.given_back.values())),
         "no cost is negative": all(min(astuple(account.cost)) >= 0 for account in ledger.accounts.values()),
     }
@@ -85,10 +86,10 @@ def _follow_from_the_trials(state: State) -> bool:
     kept, maximize = state.configurations, state.define is not None and state.define.directions[0] == "maximize"
     if not isinstance(kept, Configurations):
         return True
-    anew = Configurations(kept.policy, maximize=maximize)
-    anew.refresh(state.trials)
+    anew = type(kept)(kept.policy, maximize=maximize)
+    anew.refresh(state.trials, set())
     found = [
-        (one.used(state.counts), one.resumable, one.standings.places(), one.promoted(room=False, running=True))
+        (one.used(state.counts), one.resumable, one.places(), one.promoted(room=False, running=True))
         for one in (anew, kept)
     ]
     return found[0] == found[1]

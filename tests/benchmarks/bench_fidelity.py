@@ -27,7 +27,7 @@ import optuna
 from optuna.pruners import HyperbandPruner, MedianPruner, NopPruner, SuccessiveHalvingPruner
 from optuna.samplers import BaseSampler, RandomSampler
 
-from hopaas_p2p.core.rungs import Rungs
+from hopaas_p2p.core.fidelity import Rungs
 from hopaas_p2p.samplers import TPESampler, default_sampler
 from tests.benchmarks.bench_search import paired, read_table
 from tests.benchmarks.curves import DATA_SETS, EPOCHS, Curves, drawn, late_bloomers, recorded

@@ -14,7 +14,7 @@ import optuna
 from optuna.samplers import BaseSampler
 from optuna.trial import Trial, TrialState
 
-from hopaas_p2p.core.rungs import Rungs
+from hopaas_p2p.core.fidelity import Rungs
 from tests.benchmarks.curves import EPOCHS, Curves
 from tests.support.ladder import EventLadder
 

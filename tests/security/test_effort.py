@@ -15,8 +15,7 @@ from hopaas_p2p.core import blocks, snapshot
 from hopaas_p2p.core.apply import apply
 from hopaas_p2p.core.attributes import FIDELITY
 from hopaas_p2p.core.blocks import close_settled
-from hopaas_p2p.core.fidelity import Fidelity, encode_fidelity
-from hopaas_p2p.core.populations import Population
+from hopaas_p2p.core.fidelity import Fidelity, Population, Rungs, encode_fidelity
 from hopaas_p2p.core.records import (
     Budget,
     Categorical,
@@ -37,7 +36,6 @@ from hopaas_p2p.core.records import (
     TrialTakeOver,
     Until,
 )
-from hopaas_p2p.core.rungs import Rungs
 from hopaas_p2p.core.state import BLOCK
 from tests.support.dashboard_studies import COMPLETE, Scribe
 

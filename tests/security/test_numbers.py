@@ -12,8 +12,7 @@ from hopaas_p2p.core import codec, snapshot
 from hopaas_p2p.core.admission import next_start
 from hopaas_p2p.core.apply import apply
 from hopaas_p2p.core.attributes import FIDELITY
-from hopaas_p2p.core.fidelity import encode_fidelity
-from hopaas_p2p.core.populations import Population
+from hopaas_p2p.core.fidelity import Population, Rungs, encode_fidelity
 from hopaas_p2p.core.records import (
     Budget,
     Categorical,
@@ -38,7 +37,6 @@ from hopaas_p2p.core.records import (
     Until,
     Used,
 )
-from hopaas_p2p.core.rungs import Rungs
 from hopaas_p2p.core.state import State
 from hopaas_p2p.testing.invariants import Witness
 from tests.support.scribe import COMPLETE, FAIL, PRUNED, RUNNING, WAITING
@@ -177,7 +175,7 @@ def test_no_number_stops_a_peer_and_a_snapshot_decides_as_the_log(seed: int) -> 
 
 def _standings(state: State) -> str:
     configurations = state.configurations
-    configurations.refresh(state.trials)
+    configurations.refresh(state.trials, set())
     roots = sorted({configurations.root(trial.number) for trial in state.trials})
-    pauses = [(root, configurations.pauses_at(root), configurations.standings.standing(root)) for root in roots]
-    return repr((pauses, configurations.standings.places(), next_start(state), state.used()))
+    pauses = [(root, configurations.pauses_at(root), configurations.standing(root)) for root in roots]
+    return repr((pauses, configurations.places(), next_start(state), state.used()))

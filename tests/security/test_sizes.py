@@ -38,7 +38,7 @@ def test_a_snapshot_inflates_to_a_bounded_size() -> None:
 
     start = len(snapshot._MAGIC) + snapshot._DIGEST
     header = msgspec.msgpack.decode(whole[start:])
-    header[snapshot._Header.__struct_fields__.index("blocks")] = [zlib.compress(bytes(100 << 20), 9)]
+    header[snapshot._Header.__struct_fields__.index("inline")] = {"00000000": zlib.compress(bytes(100 << 20), 9)}
     bomb = snapshot.seal(snapshot._MAGIC, msgspec.msgpack.encode(header))
 
     assert len(bomb) < 1 << 20

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from hopaas_p2p.core.attributes import FIDELITY
-from hopaas_p2p.core.fidelity import Fidelity, encode_fidelity
+from hopaas_p2p.core.fidelity import Fidelity, Rungs, encode_fidelity
 from hopaas_p2p.core.records import (
     Checkpoint,
     Record,
@@ -13,7 +13,6 @@ from hopaas_p2p.core.records import (
     TrialFinish,
     TrialSet,
 )
-from hopaas_p2p.core.rungs import Rungs
 from hopaas_p2p.core.state import Trial, Verdict
 from tests.support.scribe import PRUNED, Scribe, X, defined
 

@@ -9,8 +9,7 @@ from typing import Final
 from hopaas_p2p.core import codec
 from hopaas_p2p.core.apply import apply
 from hopaas_p2p.core.attributes import FIDELITY
-from hopaas_p2p.core.fidelity import encode_fidelity
-from hopaas_p2p.core.populations import Population
+from hopaas_p2p.core.fidelity import Population, Rungs, encode_fidelity
 from hopaas_p2p.core.records import (
     Categorical,
     Checkpoint,
@@ -30,7 +29,6 @@ from hopaas_p2p.core.records import (
     TrialSet,
     TrialState,
 )
-from hopaas_p2p.core.rungs import Rungs
 from hopaas_p2p.core.state import State, Verdict
 from hopaas_p2p.open import open_store
 from hopaas_p2p.stores.base import Outgoing

@@ -10,14 +10,13 @@ import pytest
 from hopaas_p2p.core import snapshot
 from hopaas_p2p.core.admission import finished, next_start
 from hopaas_p2p.core.attributes import FIDELITY
-from hopaas_p2p.core.fidelity import encode_fidelity
+from hopaas_p2p.core.fidelity import Rungs, encode_fidelity
 from hopaas_p2p.core.records import (
     StudySet,
     TrialFinish,
     TrialReclaim,
     TrialRelease,
 )
-from hopaas_p2p.core.rungs import Rungs
 from hopaas_p2p.core.state import Trial
 from tests.support.campaign import NINE, Campaign
 from tests.support.scribe import COMPLETE, FAIL, PRUNED, RUNNING, WAITING, Scribe, defined
@@ -126,8 +125,7 @@ def test_nothing_is_promoted_for_want_of_others_while_others_still_run() -> None
 
 def test_a_retry_of_a_continuation_counts_once_and_keeps_its_bracket() -> None:
     study = Campaign(Rungs(min=1, max=9, eta=3, brackets=2), budget=4)
-    configurations = study.state.configurations
-    ladder = configurations.standings
+    ladder = study.state.configurations
     study.first_rung(*[0.1] * 4)
     waiting = [number for number in range(4) if study.trial(number).paused]
     trial = study.start("p")
@@ -138,7 +136,8 @@ def test_a_retry_of_a_continuation_counts_once_and_keeps_its_bracket() -> None:
     assert ladder.places() == before
     retry = study.start("r")  # though the budget is used up: its configuration has its place
     assert retry.retry_of == trial.number
-    assert ladder.bracket(configurations.root(retry.number)) == ladder.bracket(trial.continues or 0)
+    assert ladder.root(retry.number) == trial.continues
+    assert retry.number not in ladder.brackets
     study.train(retry, 3, 0.9)
     assert ladder.places() == before
     study.pause(retry)
@@ -247,7 +246,7 @@ def _storm(seed: int, steps: int, *, budget: int = 60, brackets: int = 2) -> tup
 def _same_after_a_restart(study: Campaign) -> None:
     again = snapshot.load(snapshot.dump(study.state))
     mine, theirs = study.state.configurations, again.configurations
-    assert theirs.standings.places() == mine.standings.places()
+    assert theirs.places() == mine.places()
     assert (again.used(), theirs.resumable) == (study.state.used(), mine.resumable)
     assert next_start(again) == next_start(study.state)
 
@@ -261,15 +260,14 @@ def _holds_what_was_promised(study: Campaign, budget: int) -> None:
         chains.setdefault(state.configurations.root(trial.number), []).append(trial)
     taking = [root for root, chain in chains.items() if any(one.state in (COMPLETE, PRUNED, RUNNING) for one in chain)]
     assert state.used() == len(taking) <= budget
-    places = state.configurations.standings.places()
+    places = state.configurations.places()
     assert sum(place.waiting for place in places) <= len(chains)
-    ladder = state.configurations.standings
-    stands = [len(ladder.standing(root).reached) for root in chains]
+    ladder = state.configurations
     for place in places:
-        bracket = [root for root in chains if ladder.bracket(root) == place.bracket]
+        bracket = [root for root in chains if ladder.brackets[root] == place.bracket]
         at = ladder.policy.levels.index(place.epochs)
         assert place.reached == sum(len(ladder.standing(root).reached) > at for root in bracket)
-    assert len(stands) == len(ladder)
+    assert chains.keys() == ladder.brackets.keys()
     promotions: dict[tuple[int, int], int] = {}
     for chain in chains.values():
         for trial in chain:

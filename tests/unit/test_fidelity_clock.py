@@ -11,7 +11,7 @@ from optuna.distributions import CategoricalDistribution, IntDistribution
 from optuna.pruners import NopPruner
 from optuna.samplers import RandomSampler
 
-from hopaas_p2p.core.rungs import Rungs
+from hopaas_p2p.core.fidelity import Rungs
 from tests.benchmarks.bench_fidelity import METHODS, NONE, Method, first_wave
 from tests.benchmarks.curves import DATA_SETS, EPOCHS, FILE, Curves, drawn, late_bloomers, recorded
 from tests.benchmarks.fidelity_clock import promote, prune

@@ -408,6 +408,21 @@ def test_every_snapshot_and_its_tail_are_the_replay() -> None:
         assert snapshot.digest(state) == snapshot.digest(study.state)
 
 
+def test_a_snapshot_can_be_read_whatever_energy_a_lost_attempt_has_claimed(study: Campaign) -> None:
+    study.at(0, "ann", ASK)
+    study.at(0, "ann", TrialSet(0, 1, used=Used(1, 1 << 52)))
+    study.at(1, "bob", TrialReclaim(0, 1, lived=HOUR))
+    assert snapshot.load(snapshot.dump(study.state)).ledger == study.state.ledger
+
+
+def test_a_snapshot_can_be_read_whatever_devices_a_lost_attempt_has_claimed() -> None:
+    study = Scribe()
+    for number, devices in ((0, "30000"), (1, "100000")):
+        study.say("ann", PeerJoin(dict.fromkeys(("gpus", "cores", "watts"), devices)), ASK, at=0)
+        study.say("bob", TrialReclaim(number, 1, lived=LONGEST_LEASE), at=0)
+    assert snapshot.load(snapshot.dump(study.state)).ledger == study.state.ledger
+
+
 def test_limits_that_come_later_count_what_was_spent_before() -> None:
     study = Scribe()
     study.say("ann", PeerJoin(NORTH), at=0)

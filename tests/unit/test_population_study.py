@@ -9,8 +9,8 @@ import pytest
 
 import hopaas_p2p
 from hopaas_p2p.core.admission import finished
+from hopaas_p2p.core.fidelity import Population
 from hopaas_p2p.core.lineage import copied_trial
-from hopaas_p2p.core.populations import Population
 from hopaas_p2p.core.records import TrialState
 from hopaas_p2p.errors import DefinitionMismatch, InvalidInput, NoWork
 from hopaas_p2p.files.checkpoints import unneeded

@@ -10,9 +10,9 @@ from hopaas_p2p.core import snapshot
 from hopaas_p2p.core.admission import NEW, finished, next_start
 from hopaas_p2p.core.apply import apply
 from hopaas_p2p.core.attributes import COPIES, FIDELITY
-from hopaas_p2p.core.fidelity import decode_fidelity, encode_fidelity, possible_fidelity
+from hopaas_p2p.core.fidelity import Population, decode_fidelity, encode_fidelity, possible_fidelity
 from hopaas_p2p.core.lineage import copied_trial, segments
-from hopaas_p2p.core.populations import Members, Population
+from hopaas_p2p.core.populations import Members
 from hopaas_p2p.core.records import (
     FROM_START,
     Budget,
@@ -327,7 +327,7 @@ def test_a_member_that_reports_seldom_is_worth_what_it_said_next() -> None:
     trial = study.start("a")
     study.say("a", TrialSet(trial.number, trial.epoch, reports={0: 0.9, 4: 0.5}))
     study.pause(trial)
-    assert study.state.configurations.standings.standing(trial.number).reached == (0.5, 0.5)
+    assert study.state.configurations.standing(trial.number).reached == (0.5, 0.5)
     study.interval(study.start("b"), 0.7)
     again = [study.start("a"), study.start("b")]
     assert [one.continues for one in again] == [1, 0]
