@@ -72,6 +72,8 @@ class PostgresAddress:
     """
 
     def __init__(self, text: str, login: tuple[str, Secret] | None = None) -> None:
+        from sqlalchemy.exc import ArgumentError
+
         self._login = login
         shown = redacted(text)
         url = _parsed(text, shown)
@@ -87,11 +89,15 @@ class PostgresAddress:
                 f"{shown}: the option {', '.join(sorted(unknown))} is not allowed in this URL; allowed are "
                 f"{', '.join(sorted(_OPTIONS))}. A secret goes into HOPAAS_TOKEN_FILE."
             )
-        self.local = all(map(_is_local, _hosts(url)))
-        self.tls = _tls(url, shown, local=self.local)
         self.user = url.username
         without_secret = url._replace(drivername="postgresql+psycopg2", password=None)
         self.sqlalchemy_url: URL = without_secret.difference_update_query(["sslmode", "sslrootcert"])
+        try:
+            _, self.parameters = self.sqlalchemy_url.get_dialect()().create_connect_args(self.sqlalchemy_url)
+            self.local = all(not port or trust.is_loopback(host) for host, port in self.destinations)
+        except (ArgumentError, ValueError) as error:
+            raise ConfigurationError(f"{shown}: {error}") from None
+        self.tls = _tls(url, shown, local=self.local)
         self.url = url.set(drivername="postgresql").render_as_string(hide_password=True)
         if url.password not in (None, "***"):
             _url_passwords[self.url] = Secret(str(url.password))
@@ -104,19 +110,13 @@ class PostgresAddress:
     @property
     def destinations(self) -> list[tuple[str, int]]:
         """(host, port) of all that may be asked to let us in; for a Unix socket, its path and 0."""
-        url = self.sqlalchemy_url
-        value = url.query.get("port", "")
-        ports = (value if isinstance(value, str) else ",".join(value)).split(",")
-        default = int(url.port or (ports[0] if ports[0].isdigit() else 0) or os.environ.get("PGPORT", "") or _PORT)
-        found = []
-        for index, host in enumerate(_hosts(url)):
-            if host and not host.startswith(("/", "@")):
-                name, _, own = host.rpartition(":") if host.count(":") == 1 else (host, "", "")
-                port = own or (ports[index] if index < len(ports) else "")
-                found.append((name.strip("[]"), int(port) if port.isdigit() else default))
-            else:
-                found.append((host, 0))
-        return found
+        hosts = str(self.parameters.get("host") or os.environ.get("PGHOST", "")).split(",")
+        ports = str(self.parameters.get("port") or os.environ.get("PGPORT") or _PORT).split(",")
+        ports = ports if len(ports) > 1 else ports * len(hosts)
+        return [
+            (host, int(port or _PORT) if host and not host.startswith(("/", "@")) else 0)
+            for host, port in zip(hosts, ports, strict=True)
+        ]
 
     def client_context(self) -> ssl.SSLContext | None:
         """What verifies the server as libpq would; None where there is no TLS."""
@@ -157,20 +157,6 @@ def _parsed(text: str, shown: str) -> URL:
             f"{shown}: in a password write %40 for @, or leave it out and put it into HOPAAS_TOKEN_FILE or PGPASSFILE"
         )
     return url
-
-
-def _hosts(url: URL) -> tuple[str, ...]:
-    """The hosts that libpq may connect to; an empty one is its Unix socket."""
-    value = url.query.get("host", ())
-    listed = (value,) if isinstance(value, str) else value
-    hosts = [host for entry in (url.host or "", *listed) for host in entry.split(",") if host]
-    return tuple(hosts) or tuple(os.environ.get("PGHOST", "").split(","))
-
-
-def _is_local(host: str) -> bool:
-    if not host or host.startswith(("/", "@")):
-        return True
-    return trust.is_loopback(host) or trust.is_loopback(host.rpartition(":")[0])  # in the query it may carry its port
 
 
 def _tls(url: URL, shown: str, *, local: bool) -> dict[str, str]:
@@ -231,15 +217,13 @@ class ConnectionProvider:
             refused, given, until = self._refusal
             if time.monotonic() < until and given == login:
                 raise type(refused)(str(refused))
-        url = self.address.sqlalchemy_url
-        _, given_in_url = url.get_dialect()().create_connect_args(url)
-        parameters = {**_DEFAULTS, **given_in_url, **self.address.tls}
+        parameters = {**_DEFAULTS, **self.address.parameters, **self.address.tls}
         if user is not None:
             parameters["user"] = user
         if secret is not None:
             parameters["password"] = secret.reveal()
         if psycopg2.__libpq_version__ >= _REQUIRE_AUTH:
-            certified = secret is None or "sslcert" in url.query
+            certified = secret is None or "sslcert" in parameters
             parameters.setdefault("require_auth", _NOTHING_IN_CLEAR if certified else _SCRAM)
         try:
             made = psycopg2.connect(**parameters)

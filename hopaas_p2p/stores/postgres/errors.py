@@ -33,29 +33,28 @@ NO_SCHEMA: Final = frozenset({"3F000", "42883", "42P01"})
 _FOR_GOOD: Final = frozenset({"22", "23", "42"})
 """Classes of errors that a retry does not change: data, a constraint, a statement."""
 
-_OURS: Final[dict[str, type[HopaasError]]] = {
-    "ZH402": Denied,
-    LOGIN_ENDED: Denied,
-    "ZH404": ConfigurationError,
-    "ZH409": BrokenChain,
-    "ZH410": StudyDeleted,
-    "ZH412": ConfigurationError,
-    "ZH413": ConfigurationError,
-}
 _OLDER: Final = (
     "Was an older backup of the database restored, or a standby promoted that lagged behind? This process writes "
     "nothing more to the study. What it had written last is in its spool: hopaas-p2p admin spool list"
 )
-_ADVICE: Final = {
-    "ZH402": "It takes a token of another user; an administrator creates one: hopaas-p2p admin token create USER",
-    LOGIN_ENDED: ASK_FOR_ANOTHER,
-    "ZH404": "An administrator can list the users: hopaas-p2p admin user list",
-    "ZH409": _OLDER,
-    "ZH410": "Its peers may stop.",
-    "ZH413": "Keep large files in a place of their own that all peers can reach: "
-    "HOPAAS_ARTIFACTS=/shared/directory, or s3://bucket/prefix?endpoint=…",
-    "ZH412": "Ask the administrator to fix it, e.g. with: ALTER DATABASE … SET synchronous_commit = on",
+_OTHER_USER: Final = (
+    "It takes a token of another user; an administrator creates one: hopaas-p2p admin token create USER"
+)
+_LARGE: Final = (
+    "Keep large files in a place of their own that all peers can reach: "
+    "HOPAAS_ARTIFACTS=/shared/directory, or s3://bucket/prefix?endpoint=…"
+)
+_DURABLE: Final = "Ask the administrator to fix it, e.g. with: ALTER DATABASE … SET synchronous_commit = on"
+_OURS: Final[dict[str, tuple[type[HopaasError], str]]] = {
+    "ZH402": (Denied, _OTHER_USER),
+    LOGIN_ENDED: (Denied, ASK_FOR_ANOTHER),
+    "ZH404": (ConfigurationError, "An administrator can list the users: hopaas-p2p admin user list"),
+    "ZH409": (BrokenChain, _OLDER),
+    "ZH410": (StudyDeleted, "Its peers may stop."),
+    "ZH412": (ConfigurationError, _DURABLE),
+    "ZH413": (ConfigurationError, _LARGE),
 }
+"""Code of schema.sql -> our error, and what to do."""
 _PASSING: Final = {
     "53100": "the server's disk is full; nothing was stored, and it will be sent again",
     "53200": "the server is out of memory",
@@ -129,7 +128,8 @@ def failure(code: str | None, text: str) -> HopaasError:
         least = "owner" if last_owner or "takes an owner" in line else "worker"
         return Denied(f"{line}. {who}: hopaas-p2p admin grant STUDY USER {least}")
     if code in _OURS:
-        return _OURS[code](f"{line}. {_ADVICE[code]}")
+        kind, advice = _OURS[code]
+        return kind(f"{line}. {advice}")
     if code == "42501":
         if "schema hopaas" in line:
             return Denied(f"{line}. Ask an administrator for access: hopaas-p2p admin user add")
