@@ -142,6 +142,9 @@ class Bucket:
         options = urlencode(sorted((query or {}).items()), quote_via=quote, safe="")
         url = server._replace(netloc=host, path="/" + "/".join(path), query=options)
         digest = hashlib.sha256(body).hexdigest()
+        timeout = Timeout(connect=http.CONNECT, read=_BULK_READ if bulk else http.READ)
+        # redirects are not followed: a session's token would go along to whatever host the answer names
+        how: dict[str, Any] = {"redirect": False, "preload_content": False, "timeout": timeout}
         amended, pauses = False, iter(_PAUSES if bulk else ())
         while True:
             keys, ahead = self.keys.retrieve(), self._ahead
@@ -163,16 +166,7 @@ class Bucket:
                 date=when,
             )
             try:
-                # redirects are not followed: a session's token would go along to whatever host the answer names
-                answer = self.pool().urlopen(
-                    method,
-                    url.geturl(),
-                    redirect=False,
-                    body=body,
-                    headers=signed,
-                    preload_content=False,
-                    timeout=Timeout(connect=http.CONNECT, read=_BULK_READ if bulk else http.READ),
-                )
+                answer = self.pool().urlopen(method, url.geturl(), body=body, headers=signed, **how)
                 answer = answer if stream and answer.status in _DONE else http.whole(answer)
                 if (date := http.parse_date(answer.headers.get("Date"))) is not None:
                     self._heard = date - time.time()
