@@ -66,44 +66,38 @@ _PASSING: Final = {
     "57P03": "the server is starting or stopping",
 }
 
-_REFUSALS: Final = (
-    # a message of libpq or the server when a login is refused; its error; what to do
-    (
-        r"password authentication failed|authentication failed for user",
-        Denied,
-        f"the token or password is wrong, expired or revoked. {ASK_FOR_ANOTHER}",
-    ),
-    (
-        r"no password supplied|fe_sendauth",
-        Denied,
-        "no token or password was given. Set HOPAAS_TOKEN_FILE, HOPAAS_TOKEN or PGPASSFILE",
-    ),
-    (r"is not permitted to log in", Denied, f"this token was revoked. {ASK_FOR_ANOTHER}"),
-    (r'role "[^"]*" does not exist', Denied, "there is no such user or token. Check the user in the URL"),
-    (
-        r"authentication method requirement",
-        ConfigurationError,
-        "the server asks for the secret itself, which was not sent; use SCRAM there, or ?require_auth=password",
-    ),
-    (r"no pg_hba\.conf entry", Denied, "the server accepts no connection from here under that name, or only with TLS"),
-    (r"permission denied for database", Denied, "this user may not use that database"),
-    (r'database "[^"]*" does not exist', ConfigurationError, "check the name in the URL, or create it: createdb"),
-    (
-        r"certificate verify failed|root certificate|server certificate for",
-        ConfigurationError,
-        "the server's certificate is not trusted; hopaas-p2p doctor says why; HOPAAS_CA_FILE adds an authority",
-    ),
-    (
-        r"server does not support SSL",
-        ConfigurationError,
-        "the server does not offer TLS, and it is not on this machine. Turn ssl on there, or serve it: serve https",
-    ),
-    (
-        r'too many connections for role "[^"]*"',
-        StoreUnreachable,
-        "the token has no free connection; an administrator can create another token: hopaas-p2p admin token create",
-    ),
-)
+_REFUSALS: Final[dict[type[HopaasError], dict[str, str]]] = {
+    Denied: {
+        r"password authentication failed|authentication failed for user": (
+            f"the token or password is wrong, expired or revoked. {ASK_FOR_ANOTHER}"
+        ),
+        r"no password supplied|fe_sendauth": (
+            "no token or password was given. Set HOPAAS_TOKEN_FILE, HOPAAS_TOKEN or PGPASSFILE"
+        ),
+        r"is not permitted to log in": f"this token was revoked. {ASK_FOR_ANOTHER}",
+        r'role "[^"]*" does not exist': "there is no such user or token. Check the user in the URL",
+        r"no pg_hba\.conf entry": ("the server accepts no connection from here under that name, or only with TLS"),
+        r"permission denied for database": "this user may not use that database",
+    },
+    ConfigurationError: {
+        r"authentication method requirement": (
+            "the server asks for the secret itself, which was not sent; use SCRAM there, or ?require_auth=password"
+        ),
+        r'database "[^"]*" does not exist': "check the name in the URL, or create it: createdb",
+        r"certificate verify failed|root certificate|server certificate for": (
+            "the server's certificate is not trusted; hopaas-p2p doctor says why; HOPAAS_CA_FILE adds an authority"
+        ),
+        r"server does not support SSL": (
+            "the server does not offer TLS, and it is not on this machine. Turn ssl on there, or serve it: serve https"
+        ),
+    },
+    StoreUnreachable: {
+        r'too many connections for role "[^"]*"': (
+            "the token has no free connection; an administrator can create another token: hopaas-p2p admin token create"
+        ),
+    },
+}
+"""What a message of libpq or the server says when a login is refused, by our error: what to do."""
 
 
 class Locked(StoreUnreachable):
@@ -113,9 +107,10 @@ class Locked(StoreUnreachable):
 def refusal(text: str) -> HopaasError:
     """The error for a connection that was not made."""
     line = _one_line(text)
-    for pattern, kind, advice in _REFUSALS:
-        if re.search(pattern, text, re.IGNORECASE):
-            return kind(f"{line}: {advice}.")
+    for kind, advices in _REFUSALS.items():
+        for pattern, advice in advices.items():
+            if re.search(pattern, text, re.IGNORECASE):
+                return kind(f"{line}: {advice}.")
     return StoreUnreachable(f"{line}. Nothing acknowledged is lost; hopaas-p2p doctor checks step by step.")
 
 
