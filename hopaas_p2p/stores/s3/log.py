@@ -12,7 +12,6 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import Final
 
 from msgspec.structs import astuple
@@ -20,6 +19,7 @@ from msgspec.structs import astuple
 from hopaas_p2p.core import chain
 from hopaas_p2p.core.records import UNSTAMPED, Stamp
 from hopaas_p2p.errors import BrokenChain, StoreUnreachable
+from hopaas_p2p.runtime.parallel import each
 from hopaas_p2p.stores.base import Entry, Outgoing
 from hopaas_p2p.stores.objects.carried import MOST, OVERHEAD, PiggybackedCommits, opened
 from hopaas_p2p.stores.objects.contract import LARGEST, Found, lsn_of
@@ -218,9 +218,7 @@ class BucketLog(WriteOnceLog[Bucket]):
         if base is not None:
             self.put_snapshot(*base)
             self.objects.put_new(f"{self.root}boundary/{base[0]:020d}", b"commits up to this one were removed\n")
-        with ThreadPoolExecutor(_AT_ONCE) as pool:
-            for _ in pool.map(self._restore_one, entries):
-                pass
+        each(self._restore_one, entries, at_once=_AT_ONCE)
 
     # --- the end ---
 
