@@ -13,6 +13,7 @@ import datetime
 import hashlib
 import os
 import re
+import threading
 import time
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -91,6 +92,8 @@ class Bucket:
         self._ahead = 0.0
         """The same, as requests are signed."""
         self._pool: urllib3.PoolManager | None = None
+        self._room = threading.Semaphore(WIDEST)
+        """For the GETs of `get_many`, whoever called it: there are not more connections."""
         self._singly = False
 
     def server_now(self) -> float | None:
@@ -249,10 +252,11 @@ class Bucket:
 
     def get_many(self, keys: Sequence[str], *, limit: int) -> list[Found | StoreUnreachable | None]:
         def one(key: str) -> Found | StoreUnreachable | None:
-            try:
-                return self.get(key, limit=limit)
-            except StoreUnreachable as error:
-                return error
+            with self._room:
+                try:
+                    return self.get(key, limit=limit)
+                except StoreUnreachable as error:
+                    return error
 
         return each(one, keys, at_once=WIDEST)
 
@@ -396,7 +400,7 @@ class Bucket:
     def after_fork(self) -> None:
         """Forget connections, which are the parent's."""
         _abandoned.append(self._pool)
-        self._pool = None
+        self._pool, self._room = None, threading.Semaphore(WIDEST)
         self.keys.after_fork()
 
     def close(self) -> None:
