@@ -179,7 +179,13 @@ def add_user(
     with _administration(url) as connection:
         peers = _peers(connection)
         owner = schema.schema_owner(connection)
-        found = schema.run(connection, "role_is_powerful", owner=owner, peers=peers, name=name)
+        found = query(
+            connection,
+            "SELECT rolsuper OR rolcreaterole OR rolcreatedb OR rolreplication OR rolbypassrls"
+            " OR pg_has_role(rolname, %(owner)s, 'MEMBER') OR rolname = %(peers)s OR starts_with(rolname, 'pg_')"
+            " FROM pg_roles WHERE rolname = %(name)s",
+            {"owner": owner, "peers": peers, "name": name},
+        )
         if existing and not found:
             raise InvalidInput(f"there is no login {name!r} on this server; leave out --existing to create one")
         if found and not existing:
@@ -193,7 +199,8 @@ def add_user(
             query(connection, f"CREATE ROLE {role} NOLOGIN")
             _share(connection, name)
         query(connection, f"GRANT {quoted(peers, connection)} TO {role}")
-        schema.run(connection, "add_user", name=name, adopted=existing, guest_of=guest_of)
+        sql = "INSERT INTO hopaas.users (username, adopted, guest_of) VALUES (%s, %s, %s) ON CONFLICT DO NOTHING"
+        query(connection, sql, (name, existing, guest_of))
 
 
 def guest(url: str, study: str, role: str) -> str:
@@ -215,7 +222,7 @@ def guest(url: str, study: str, role: str) -> str:
             listed.change(UserSet(name, study))
         return name
     with _administration(url) as connection:
-        found = schema.run(connection, "guest_of", name=name)
+        found = query(connection, "SELECT guest_of FROM hopaas.users WHERE username = %s", (name,))
     if not found:
         add_user(url, name, guest_of=study)
     elif found[0][0] != study:
@@ -236,7 +243,11 @@ def users(url: str) -> list[User]:
         owned = Counter(one.what.user for one in roles.tokens.values())
         return [User(name, _at(one.at), owned[name], adopted=False) for name, one in sorted(roles.users.items())]
     with _administration(url) as connection:
-        return [User(*row) for row in schema.run(connection, "users")]
+        sql = (
+            "SELECT u.username, u.created, count(t.role), u.adopted FROM hopaas.users u"
+            " LEFT JOIN hopaas.tokens t USING (username) GROUP BY u.username ORDER BY u.username"
+        )
+        return [User(*row) for row in query(connection, sql)]
 
 
 def remove_user(url: str, name: str) -> None:
@@ -254,13 +265,15 @@ def remove_user(url: str, name: str) -> None:
         listed.change(UserSet(name, gone=True))
         return
     with _administration(url) as connection:
-        found = schema.run(connection, "user", name=name)
+        sql = "SELECT adopted, array(SELECT role FROM hopaas.tokens WHERE username = %(name)s)"
+        found = query(connection, f"{sql} FROM hopaas.users WHERE username = %(name)s", {"name": name})
     if not found:
         raise InvalidInput(f"there is no user {name!r}; list them with: hopaas-p2p admin user list")
     ((adopted, held),) = found
 
     def forget(connection: Any) -> None:
-        schema.run(connection, "remove_user", name=name)
+        query(connection, "DELETE FROM hopaas.grants WHERE username = %s", (name,))
+        query(connection, "DELETE FROM hopaas.users WHERE username = %s", (name,))
         for token in held:
             _expel(connection, token, name)
         if adopted:
@@ -329,8 +342,8 @@ def create_token(
     from psycopg2.extensions import encrypt_password
 
     with _administration(url) as connection:
-        expires = _expiry(schema.run(connection, "now")[0][0], valid)
-        if not schema.run(connection, "user", name=user):
+        expires = _expiry(query(connection, "SELECT now()")[0][0], valid)
+        if not query(connection, "SELECT 1 FROM hopaas.users WHERE username = %s", (user,)):
             raise InvalidInput(f"there is no user {user!r}; create it with: hopaas-p2p admin user add {user}")
         if connections is None:
             served = int(query(connection, "SHOW max_connections")[0][0])
@@ -345,7 +358,8 @@ def create_token(
         query(connection, f"GRANT {quoted(user, connection)} TO {role}{without}")
         schema.set_token_limits(connection, name)
         _share(connection, name)
-        schema.run(connection, "add_token", role=name, user=user, label=label)
+        sql = "INSERT INTO hopaas.tokens (role, username, label) VALUES (%s, %s, %s)"
+        query(connection, sql, (name, user, label))
     return NewToken(name, Secret(f"{name}:{password.reveal()}"), expires)
 
 
@@ -380,7 +394,13 @@ def tokens(url: str, *, user: str | None = None) -> list[Token]:
             if user in (None, one.user)
         ]
     with _administration(url) as connection:
-        return [Token(*row) for row in schema.run(connection, "tokens", user=user)]
+        sql = (
+            "SELECT t.role, t.username, t.label, t.created, nullif(r.rolvaliduntil, 'infinity'), t.last_used,"
+            " r.rolconnlimit, (SELECT count(*) FROM pg_stat_activity a WHERE a.usename = t.role)"
+            " FROM hopaas.tokens t JOIN pg_roles r ON r.rolname = t.role"
+            " WHERE %(user)s::text IS NULL OR t.username = %(user)s ORDER BY t.created, t.role"
+        )
+        return [Token(*row) for row in query(connection, sql, {"user": user})]
 
 
 def revoke_token(url: str, name: str) -> str:
@@ -403,13 +423,12 @@ def revoke_token(url: str, name: str) -> str:
         listed.change(TokenSet(chosen, gone=True))
         return chosen
     with _administration(url) as connection:
-        candidates = [role for (role,) in schema.run(connection, "tokens_called", name=name)]
-        role = _only(name, [name] if name in candidates else candidates)
-        user = schema.run(connection, "user_of_token", role=role)[0][0]
+        users = dict(query(connection, "SELECT role, username FROM hopaas.tokens WHERE %s IN (role, label)", (name,)))
+        role = _only(name, [name] if name in users else [*users])
 
     def forget(connection: Any) -> None:
-        schema.run(connection, "remove_token", role=role)
-        _expel(connection, role, user)
+        query(connection, "DELETE FROM hopaas.tokens WHERE role = %s", (role,))
+        _expel(connection, role, users[role])
 
     _remove([role], url, forget)
     return role

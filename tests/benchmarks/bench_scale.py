@@ -37,8 +37,9 @@ from hopaas_p2p.core.records import (
 )
 from hopaas_p2p.core.state import State
 from hopaas_p2p.stores.base import Outgoing, read_all, snapshot_due
-from hopaas_p2p.stores.directory.packs import SPAN, frame
+from hopaas_p2p.stores.directory.packs import frame
 from hopaas_p2p.stores.directory.store import DirectoryStore
+from hopaas_p2p.stores.objects.log import SPAN
 from hopaas_p2p.stores.postgres.store import PostgresStore
 from tests.benchmarks.bench_postgres import insert
 from tests.support.postgres import Server

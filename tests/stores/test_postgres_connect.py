@@ -70,6 +70,9 @@ def test_psycopg2_is_chosen_whatever_the_scheme_leaves_open(scheme: str) -> None
         ("postgresql://u@/d?host=localhost&host=db.example.org&sslmode=disable", "sslmode=disable"),
         ("postgresql://u@localhost.example.org/d?sslmode=disable", "sslmode=disable"),
         (FAR + "?sslrootcert=/no/such/file", "no file /no/such/file"),
+        ("postgresql://u@/d?host=one,two,three&port=1,2", "hosts and ports don't match"),
+        ("postgresql://u@/d?host=one:1&host=two:2&port=3", "Can't mix"),
+        ("postgresql://u@/d?host=one:first&host=two", "non-integer port"),
     ],
 )
 def test_a_url_that_cannot_be_used_says_why(url: str, complaint: str) -> None:

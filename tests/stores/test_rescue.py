@@ -27,8 +27,8 @@ from hopaas_p2p.peer import handover
 from hopaas_p2p.remote.box import Box
 from hopaas_p2p.stores.base import Entry, read_all
 from hopaas_p2p.stores.directory.log import FolderLog
-from hopaas_p2p.stores.directory.packs import SPAN
 from hopaas_p2p.stores.directory.store import DirectoryStore
+from hopaas_p2p.stores.objects.log import SPAN
 from hopaas_p2p.stores.s3 import gc
 from hopaas_p2p.stores.s3.store import S3Store
 from tests.support.processes import cli, until

@@ -556,14 +556,14 @@ def test_a_child_gets_connections_of_its_own(s3_url: str) -> None:
     store = S3Store(s3_url)
     log = store.log("u")
     append_many(log, "before", 2)
-    before = store.objects._pools
+    before = store.objects._pool
     child = os.fork()
     if child == 0:
         status = 1
         try:
             store.after_fork()
             append_many(log, "child", 3, since=2)
-            status = 0 if store.objects._pools is not before else 2
+            status = 0 if store.objects._pool is not before else 2
         finally:
             os._exit(status)
     append_many(log, "parent", 3, since=2)

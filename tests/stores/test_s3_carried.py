@@ -18,10 +18,10 @@ from hopaas_p2p.errors import BrokenChain, NewerFormat, StoreCorrupt
 from hopaas_p2p.moving import rescue
 from hopaas_p2p.peer.log_client import LogClient, study_client
 from hopaas_p2p.stores.base import Entry, Outgoing, append
+from hopaas_p2p.stores.objects.carried import MOST, MOST_BYTES, PiggybackedCommits, opened, sealed
 from hopaas_p2p.stores.objects.contract import Found
 from hopaas_p2p.stores.s3 import gc as s3_gc
 from hopaas_p2p.stores.s3 import log as log_module
-from hopaas_p2p.stores.s3.carried import MOST, MOST_BYTES, PiggybackedCommits, opened, sealed
 from hopaas_p2p.stores.s3.log import BucketLog
 from hopaas_p2p.stores.s3.search import EndSearch
 from hopaas_p2p.stores.s3.store import S3Store
@@ -465,7 +465,10 @@ def test_gc_and_copies_go_together(store: S3Store) -> None:
 
 
 def test_a_bucket_of_a_newer_format_is_refused(server: Imitation, store: S3Store) -> None:
-    newer: dict[str, Any] = {"format": json.loads(store.find())["format"] + 1, "uuid": "0" * 32}
+    store.find()
+    found = store.objects.get("meta.json", limit=1 << 10)
+    assert found is not None
+    newer: dict[str, Any] = {"format": json.loads(found.data)["format"] + 1, "uuid": "0" * 32}
     store.objects.put("meta.json", json.dumps(newer).encode())
     with pytest.raises(NewerFormat):
         S3Store(server.url("store")).find()

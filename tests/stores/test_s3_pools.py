@@ -23,7 +23,7 @@ from hopaas_p2p.core import codec
 from hopaas_p2p.core.records import TrialFinish
 from hopaas_p2p.errors import BrokenChain, HopaasError
 from hopaas_p2p.moving import rescue
-from hopaas_p2p.stores.s3.carried import opened
+from hopaas_p2p.stores.objects.carried import opened
 from hopaas_p2p.stores.s3.confirmation import SELDOM
 from hopaas_p2p.stores.s3.store import S3Store
 from tests.support.processes import patient, until

@@ -10,8 +10,7 @@ import hopaas_p2p
 from hopaas_p2p.errors import BrokenChain, ConfigurationError
 from hopaas_p2p.stores.checks import examine
 from hopaas_p2p.stores.objects.race import KEYS
-from hopaas_p2p.stores.s3.proof import RENEW
-from hopaas_p2p.stores.s3.store import S3Store
+from hopaas_p2p.stores.s3.store import RENEW, S3Store
 from hopaas_p2p.testing.commits import outgoing
 from tests.support.http_messages import Request
 from tests.support.s3_fixtures import s3_environment
@@ -35,8 +34,8 @@ def open_and_write(server: Imitation) -> S3Store:
 
 def later(store: S3Store, seconds: float) -> None:
     """Set the clock of its proof so many seconds on, and stop it there."""
-    now = store.condition.clock() + seconds
-    store.condition.clock = lambda: now
+    now = store.clock() + seconds
+    store.clock = lambda: now
 
 
 WRONG = {

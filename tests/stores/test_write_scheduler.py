@@ -16,8 +16,8 @@ import pytest
 from hopaas_p2p.core import codec
 from hopaas_p2p.core.records import Commit
 from hopaas_p2p.stores.directory.log import FolderLog
+from hopaas_p2p.stores.objects.carried import MOST
 from hopaas_p2p.stores.objects.scheduler import CrowdScheduler, SpreadScheduler
-from hopaas_p2p.stores.s3.carried import MOST
 from hopaas_p2p.stores.s3.scheduler import TurnScheduler
 from hopaas_p2p.stores.s3.search import ABREAST, WIDEST
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import secrets
 import shutil
 import time
@@ -10,11 +9,11 @@ from collections.abc import Iterator
 from typing import Final
 
 from hopaas_p2p.net.findings import Finding, clock
-from hopaas_p2p.runtime.atomic import read_regular
-from hopaas_p2p.stores.directory.files import DESCRIPTION, Directory
+from hopaas_p2p.stores.directory.files import Directory
 from hopaas_p2p.stores.directory.mounts import NFS
 from hopaas_p2p.stores.directory.store import DirectoryStore
 from hopaas_p2p.stores.objects.race import race
+from hopaas_p2p.stores.objects.store import FORMAT
 
 _ROOM: Final = 100 << 20  # bytes; some 100,000 trials
 _SHOWN: Final = ("vers", "proto", "nolock", "nocto", "noac", "actimeo", "lookupcache", "soft", "softerr", "hard", "ro")
@@ -22,8 +21,7 @@ _SHOWN: Final = ("vers", "proto", "nolock", "nocto", "noac", "actimeo", "lookupc
 
 def checks(store: DirectoryStore) -> Iterator[Finding]:
     """The findings about this directory."""
-    said = json.loads(read_regular(store.path / "v1" / "meta.json", limit=DESCRIPTION))
-    yield Finding("format", f"{said['format']}, store {said['uuid']}")
+    yield Finding("format", f"{FORMAT}, store {store.objects.uuid}")
     yield file_system(store.objects)
     cure = "commits would be lost; use a directory on another file system"
     yield race(store.objects, "beats/race-").finding(cure)

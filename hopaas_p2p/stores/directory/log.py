@@ -19,10 +19,10 @@ from hopaas_p2p.core import chain
 from hopaas_p2p.errors import BehindRetention, ConfigurationError, StoreCorrupt, StoreUnreachable, StudyDeleted
 from hopaas_p2p.stores.base import Entry, Outgoing
 from hopaas_p2p.stores.directory.files import Directory, NoFolder
-from hopaas_p2p.stores.directory.packs import LARGEST_PACK, SPAN, first_of, frame, frames, salvaged
+from hopaas_p2p.stores.directory.packs import LARGEST_PACK, first_of, frame, frames, salvaged
 from hopaas_p2p.stores.objects.contract import Found, lsn_of
 from hopaas_p2p.stores.objects.history import EVERY
-from hopaas_p2p.stores.objects.log import BEHIND, RECEIPT, WriteOnceLog, WriteScheduler, add_salvaged, stored_form
+from hopaas_p2p.stores.objects.log import BEHIND, RECEIPT, SPAN, WriteOnceLog, WriteScheduler, stored_form
 from hopaas_p2p.stores.objects.scheduler import SpreadScheduler
 from hopaas_p2p.stores.objects.store import ObjectBackedStore
 
@@ -236,8 +236,8 @@ class FolderLog(WriteOnceLog[Directory]):
 
     # --- backups and rescue ---
 
-    def _salvaged(self) -> Iterator[tuple[int, bytes]]:
-        """No more than one range, which lies in a pack, in single files, or in both, is held at a time."""
+    def _pieces(self) -> Iterator[tuple[int, bytes]]:
+        """A range lies in a pack, in single files, or in both."""
         singles: dict[int, list[tuple[int, str]]] = {}
         for key in self.objects.listed(f"{self.root}commits/"):
             lsn = lsn_of(key)
@@ -246,13 +246,12 @@ class FolderLog(WriteOnceLog[Directory]):
         packs = {lsn_of(key): key for key in self.objects.listed(f"{self.root}packs/")}
         for first in sorted({one for one in packs if one is not None} | singles.keys()):
             pack = self.objects.get(packs[first], limit=LARGEST_PACK) if first in packs else None
-            found = {first + place: [data] for place, data in salvaged(pack.data if pack else b"").items()}
+            for place, data in salvaged(pack.data if pack else b"").items():
+                yield first + place, data
             for lsn, key in singles.get(first, ()):
                 one = self.objects.get(key, limit=self.limit)
                 if one is not None:
-                    add_salvaged(found.setdefault(lsn, []), one.data)
-            for lsn in sorted(found):
-                yield from ((lsn, data) for data in found[lsn])
+                    yield lsn, one.data
 
     def restore(self, base: tuple[int, bytes] | None, entries: Iterable[Entry]) -> None:
         self._prove()

@@ -15,10 +15,9 @@ import re
 from typing import Final
 
 from hopaas_p2p.core import codec
-from hopaas_p2p.stores.base import SNAPSHOT_EVERY
 from hopaas_p2p.stores.objects.contract import LARGEST
+from hopaas_p2p.stores.objects.log import SPAN
 
-SPAN: Final = SNAPSHOT_EVERY  # the commits after a snapshot begin with a range of their own
 _HEAD: Final = 9
 LARGEST_PACK: Final = SPAN * (LARGEST + _HEAD + 1)  # bytes of a pack
 

@@ -23,6 +23,7 @@ and for network file systems `directory.files`.
 from __future__ import annotations
 
 import contextlib
+import math
 import time
 from abc import abstractmethod
 from collections.abc import Iterator
@@ -30,9 +31,19 @@ from typing import Final, Generic, NoReturn
 
 from hopaas_p2p.core import chain, codec
 from hopaas_p2p.core.records import UNSTAMPED
-from hopaas_p2p.errors import BehindRetention, StoreCorrupt, StoreUnreachable, StudyDeleted
+from hopaas_p2p.errors import BehindRetention, BrokenChain, StoreCorrupt, StoreUnreachable, StudyDeleted
 from hopaas_p2p.net.backoff import Backoff
-from hopaas_p2p.stores.base import EXCHANGE_TIMEOUT, SNAPSHOTS_KEPT, Beat, Entry, ExchangeResult, Log, Outgoing
+from hopaas_p2p.stores.base import (
+    EXCHANGE_TIMEOUT,
+    SNAPSHOT_EVERY,
+    SNAPSHOTS_KEPT,
+    Beat,
+    Entry,
+    ExchangeResult,
+    Log,
+    Outgoing,
+)
+from hopaas_p2p.stores.objects.carried import MAGIC, PiggybackedCommits, opened
 from hopaas_p2p.stores.objects.contract import LARGEST, Found, Objects, lsn_of
 from hopaas_p2p.stores.objects.history import DELETED, History
 from hopaas_p2p.stores.objects.store import ObjectBackedStore
@@ -41,6 +52,8 @@ TOMBSTONE: Final = b"hopaas: this study is deleted\n"
 BEHIND: Final = -1
 """In place of an lsn that was the end of the log: the next look begins from the past."""
 RECEIPT: Final = 8 << 20  # bytes of commits that one exchange returns
+SPAN: Final = SNAPSHOT_EVERY
+"""Commits of a range, which a pack of a directory holds: those after a snapshot begin with a range of their own."""
 _MAX_SNAPSHOT: Final = 1 << 30
 _PAUSES: Final = (0.05, 1.0)  # seconds
 _SECOND_LOOK: Final = 0.005  # seconds
@@ -96,6 +109,8 @@ class WriteOnceLog(Log, Generic[Objects]):
     """Bytes of an object that are read, at most."""
     asleep: float
     """Seconds without contact after which this process may have slept through a removal."""
+    scatter: int = SPAN
+    """Lsns over which the pieces of one commit lie, see `_pieces`."""
     losses: int = 1
     """Writes that came second, one after the other, after which a look is worth it."""
 
@@ -147,20 +162,12 @@ class WriteOnceLog(Log, Generic[Objects]):
         """This process appended that commit, in an object of these bytes."""
 
     @abstractmethod
-    def _salvaged(self) -> Iterator[tuple[int, bytes]]:
-        """Each lsn of which there is something, and what; several times where that is not the same everywhere."""
+    def _pieces(self) -> Iterator[tuple[int, bytes]]:
+        """Each lsn of which there is something, and what. What follows an lsn is at most `scatter` before it."""
 
     def _look_first(self, since: int) -> bool | None:
         """Whether to look before the first write of an exchange; None: where that pays."""
         return None
-
-    def own(self, data: bytes) -> bytes:
-        """The commit in an object, as it would be stored alone."""
-        return data
-
-    def _is_sound(self, data: bytes) -> bool:
-        """Whether an object is as a writer of ours left it, as far as a checksum tells."""
-        return codec.intact(data)
 
     # --- exchanging ---
 
@@ -237,7 +244,7 @@ class WriteOnceLog(Log, Generic[Objects]):
                 if found is None or self._is_settled(found):
                     return found
                 if found == suspect and time.monotonic() >= settled:
-                    if self._was_whole(found.data):
+                    if found.data.endswith(MAGIC) or chain.has_sum(found.data):  # the end of a commit
                         raise StoreCorrupt(
                             f"{self.key(lsn)} is damaged: it is complete, but not what was written. Nothing was "
                             "changed: restore it from a backup, or look with: hopaas-p2p doctor URL"
@@ -251,7 +258,7 @@ class WriteOnceLog(Log, Generic[Objects]):
 
     def _is_settled(self, found: Found) -> bool:
         """Whether a look has shown what is there for good."""
-        return self._is_sound(found.data) or found.data == TOMBSTONE or found.size > self.limit
+        return opened(found.data).sound or found.data == TOMBSTONE or found.size > self.limit
 
     def _resolved(self, lsn: int, one: Found | StoreUnreachable | None, deadline: float) -> Found | None:
         """What is at this lsn for good, after a look among several that showed this."""
@@ -259,16 +266,12 @@ class WriteOnceLog(Log, Generic[Objects]):
             return one
         return self._get(lsn, deadline, suspect=one)
 
-    def _was_whole(self, data: bytes) -> bool:
-        """Whether these bytes, which are no commit, have the end of one."""
-        return chain.has_sum(data)
-
     def _stored(self, lsn: int) -> bytes | None:
         """What is stored at this lsn, wherever it is; None if nothing is. Raises StudyDeleted."""
         found = self.objects.get(self.key(lsn), limit=self.limit, certain=False)
         if found is None and self._is_deleted():
             raise StudyDeleted
-        return None if found is None else self.own(found.data)
+        return None if found is None else opened(found.data).stored
 
     def _stored_after_all(self, lsn: int) -> bytes | None:
         """Like `_stored`, of a commit that a peer has read: looks twice before it says that there is none.
@@ -440,9 +443,22 @@ class WriteOnceLog(Log, Generic[Objects]):
 
     def salvage(self) -> Iterator[Entry]:
         self.store.find()
-        for lsn, data in self._salvaged():
-            if data != TOMBSTONE:
-                yield self._entry(lsn, Found(data, len(data)))
+        held: dict[int, list[bytes]] = {}
+        for lsn, data in self._pieces():
+            there = opened(data)
+            _add(held.setdefault(lsn, []), there.stored)
+            with contextlib.suppress(BrokenChain):
+                for copy in PiggybackedCommits().copies(lsn, there):
+                    _add(held.setdefault(copy.lsn, []), chain.attach(copy.payload, copy.before))
+            yield from self._let_go(held, lsn - self.scatter)
+        yield from self._let_go(held, math.inf)
+
+    def _let_go(self, held: dict[int, list[bytes]], up_to: float) -> Iterator[Entry]:
+        """The commits of these lsns, of which nothing more comes."""
+        for lsn in sorted(one for one in held if one <= up_to):
+            for data in held.pop(lsn):
+                if data != TOMBSTONE:
+                    yield self._entry(lsn, Found(data, len(data)))
 
     def removed_up_to(self) -> int:
         self.store.find()
@@ -452,7 +468,7 @@ class WriteOnceLog(Log, Generic[Objects]):
         stored = stored_form(entry)
         if not self.objects.put_new(self.key(entry.lsn), stored, unless=unless):
             found = self.objects.get(self.key(entry.lsn), limit=self.limit)
-            if found is None or self.own(found.data) != stored:
+            if found is None or opened(found.data).stored != stored:
                 raise StoreCorrupt(
                     f"{self.key(entry.lsn)} differs from the commit in the backup; nothing was replaced."
                 )
@@ -475,7 +491,7 @@ class WriteOnceLog(Log, Generic[Objects]):
         """The lsn of the last commit."""
 
 
-def add_salvaged(there: list[bytes], data: bytes) -> None:
+def _add(there: list[bytes], data: bytes) -> None:
     """Add a commit to those of its lsn, unless it is among them; what is not intact stays only while it is alone."""
     if there and not codec.intact(there[0]):
         there[:] = [data]

@@ -10,12 +10,11 @@ from __future__ import annotations
 import contextlib
 import secrets
 import threading
-from collections.abc import Callable, Iterable
-from concurrent.futures import ThreadPoolExecutor
-from typing import Any, Final, NamedTuple
+from typing import Final, NamedTuple
 
 from hopaas_p2p.errors import Denied, HopaasError, StoreUnreachable
 from hopaas_p2p.net.findings import Finding
+from hopaas_p2p.runtime.parallel import each
 from hopaas_p2p.stores.objects.contract import ObjectStore
 
 RACERS: Final = 8
@@ -60,38 +59,32 @@ def race(objects: ObjectStore, prefix: str, *, keys: int = KEYS, writers: int = 
     """
     names = [f"{prefix}{secrets.token_hex(12)}" for _ in range(keys)]
     gates = {name: threading.Barrier(writers) for name in names}
+    here = threading.get_ident()
 
     def put(racer: tuple[str, int]) -> bool | HopaasError:
         name, number = racer
-        if number < writers and name in gates:
+        if number < writers and threading.get_ident() != here:  # otherwise there are no more threads: one by one, then
             with contextlib.suppress(threading.BrokenBarrierError):
                 gates[name].wait(_START_TIMEOUT)
         try:
             return objects.put_new(name, b"racer %d" % number)
-        except HopaasError as error:
+        except HopaasError as error:  # raised below: here, it would leave others waiting at the gate
             return error
 
-    def start(each: Callable[..., Iterable[Any]], racers: Iterable[tuple[str, int]]) -> list[Any]:
-        results = list(each(put, racers))
+    def start(racers: list[tuple[str, int]]) -> list[bool | HopaasError]:
+        results = each(put, racers, at_once=_AT_ONCE)
         for one in results:
             if isinstance(one, HopaasError) and not isinstance(one, StoreUnreachable):
                 raise one
         return results
 
-    with ThreadPoolExecutor(_AT_ONCE) as threads:
-        each: Callable[..., Iterable[Any]] = threads.map
-        try:
-            threads.submit(int)
-        except RuntimeError:  # the interpreter is ending and has no more threads: one after the other, then
-            each = map
-            gates.clear()
-        try:
-            raced = start(each, [(name, number) for name in names for number in range(writers)])
-            later = start(each, [(name, writers) for name in names])
-            found = objects.get_many(names, limit=64) if look else [None] * keys
-        finally:
-            with contextlib.suppress(Denied, StoreUnreachable):
-                objects.delete(names)
+    try:
+        raced = start([(name, number) for name in names for number in range(writers)])
+        later = start([(name, writers) for name in names])
+        found = objects.get_many(names, limit=64) if look else [None] * keys
+    finally:
+        with contextlib.suppress(Denied, StoreUnreachable):
+            objects.delete(names)
     flaws: list[str] = []
     held, unknown = 0, None
     for place, (again, there) in enumerate(zip(later, found, strict=True)):

@@ -31,8 +31,7 @@ ALTER TABLE hopaas.artifact_parts ALTER COLUMN data SET STORAGE EXTERNAL;  -- mo
 -- == functions ==
 
 -- The caller in the log that a key belongs to, if its role there is at least p_least.
-CREATE OR REPLACE FUNCTION hopaas.entered_by_key(p_key text, p_least text) RETURNS hopaas.entry
-LANGUAGE plpgsql AS $$
+CREATE OR REPLACE FUNCTION hopaas.entered_by_key(p_key text, p_least text) RETURNS hopaas.entry LANGUAGE plpgsql AS $$
 DECLARE v hopaas.entry := hopaas.entered(nullif(split_part(p_key, '/', 1), 'catalog'), p_least);
 BEGIN
     IF v.log IS NULL AND hopaas.is_guest(v.username) THEN
@@ -43,8 +42,7 @@ BEGIN
 END $$;
 
 -- Fail if the user would replace or remove another user's file that belongs to no study.
-CREATE OR REPLACE FUNCTION hopaas.check_author(p_key text, p_user text) RETURNS void
-LANGUAGE plpgsql STABLE AS $$
+CREATE OR REPLACE FUNCTION hopaas.check_author(p_key text, p_user text) RETURNS void LANGUAGE plpgsql STABLE AS $$
 BEGIN
     PERFORM 1 FROM hopaas.artifacts WHERE key = p_key AND whole AND log IS NULL AND author <> p_user;
     IF FOUND AND NOT hopaas.is_administrator() THEN
@@ -55,8 +53,7 @@ END $$;
 -- Store one part of a file; of those sent with one number the last counts. The last part makes the file visible, in place
 -- of an earlier one under the same key. The first removes uploads that were begun more than a day ago and never finished.
 CREATE OR REPLACE FUNCTION hopaas.put_part_v1(p_key text, p_upload text, p_size bigint, p_part integer, p_data bytea)
-RETURNS void
-LANGUAGE plpgsql AS $$
+RETURNS void LANGUAGE plpgsql AS $$
 DECLARE
     v hopaas.entry := hopaas.entered_by_key(p_key, 'worker');  -- each time: the grant or the study may be gone by now
     v_file hopaas.artifacts;
@@ -108,8 +105,7 @@ END $$;
 
 -- A part of a file: of the present one, or of the one read before (p_id); nothing if that is gone.
 CREATE OR REPLACE FUNCTION hopaas.read_part_v1(p_key text, p_id bigint, p_part integer)
-RETURNS TABLE (id bigint, size bigint, data text)
-LANGUAGE plpgsql AS $$
+RETURNS TABLE (id bigint, size bigint, data text) LANGUAGE plpgsql AS $$
 BEGIN
     PERFORM hopaas.entered_by_key(p_key, 'viewer');
     RETURN QUERY
@@ -119,8 +115,7 @@ BEGIN
 END $$;
 
 -- Remove a file, if it is there.
-CREATE OR REPLACE FUNCTION hopaas.remove_artifact_v1(p_key text) RETURNS void
-LANGUAGE plpgsql AS $$
+CREATE OR REPLACE FUNCTION hopaas.remove_artifact_v1(p_key text) RETURNS void LANGUAGE plpgsql AS $$
 DECLARE v hopaas.entry := hopaas.entered_by_key(p_key, 'worker');
 BEGIN
     PERFORM hopaas.check_author(p_key, v.username);
@@ -128,8 +123,7 @@ BEGIN
 END $$;
 
 -- The keys with this prefix, in the user's studies and among the user's own files.
-CREATE OR REPLACE FUNCTION hopaas.artifact_keys_v1(p_prefix text) RETURNS TABLE (key text)
-LANGUAGE plpgsql AS $$
+CREATE OR REPLACE FUNCTION hopaas.artifact_keys_v1(p_prefix text) RETURNS TABLE (key text) LANGUAGE plpgsql AS $$
 DECLARE v_user text := hopaas.caller();
 BEGIN
     RETURN QUERY

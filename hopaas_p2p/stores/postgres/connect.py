@@ -10,20 +10,15 @@ the session, so a pooler may give it to another client between two statements.
 
 from __future__ import annotations
 
-import contextlib
 import os
-import threading
-import time
-from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, Final
 
-from hopaas_p2p.errors import ConfigurationError, HopaasError, StoreUnreachable
+from hopaas_p2p.errors import ConfigurationError
 from hopaas_p2p.net import trust
 from hopaas_p2p.runtime import credentials
 from hopaas_p2p.runtime.redaction import redacted
 from hopaas_p2p.runtime.settings import Secret
 from hopaas_p2p.stores.postgres.errors import refusal
-from hopaas_p2p.stores.postgres.watchdog import watched
 
 if TYPE_CHECKING:
     import ssl
@@ -36,8 +31,6 @@ _OPTIONS: Final = frozenset(
 )
 _SCHEMES: Final = frozenset({"postgresql", "postgresql+psycopg2"})
 _PORT: Final = 5432
-_CONNECTION_WAIT: Final = 60.0  # seconds for which a call waits for another's to end
-_REFUSED_FOR: Final = 60.0  # seconds before a refused secret is tried again, unless it has changed
 
 _NOTHING_IN_CLEAR: Final = "!password,!md5"  # what libpq brings: PGPASSFILE, Kerberos, a certificate
 _SCRAM: Final = "scram-sha-256"
@@ -72,6 +65,8 @@ class PostgresAddress:
     """
 
     def __init__(self, text: str, login: tuple[str, Secret] | None = None) -> None:
+        from sqlalchemy.exc import ArgumentError
+
         self._login = login
         shown = redacted(text)
         url = _parsed(text, shown)
@@ -87,11 +82,15 @@ class PostgresAddress:
                 f"{shown}: the option {', '.join(sorted(unknown))} is not allowed in this URL; allowed are "
                 f"{', '.join(sorted(_OPTIONS))}. A secret goes into HOPAAS_TOKEN_FILE."
             )
-        self.local = all(map(_is_local, _hosts(url)))
-        self.tls = _tls(url, shown, local=self.local)
         self.user = url.username
         without_secret = url._replace(drivername="postgresql+psycopg2", password=None)
         self.sqlalchemy_url: URL = without_secret.difference_update_query(["sslmode", "sslrootcert"])
+        try:
+            _, self.parameters = self.sqlalchemy_url.get_dialect()().create_connect_args(self.sqlalchemy_url)
+            self.local = all(not port or trust.is_loopback(host) for host, port in self.destinations)
+        except (ArgumentError, ValueError) as error:
+            raise ConfigurationError(f"{shown}: {error}") from None
+        self.tls = _tls(url, shown, local=self.local)
         self.url = url.set(drivername="postgresql").render_as_string(hide_password=True)
         if url.password not in (None, "***"):
             _url_passwords[self.url] = Secret(str(url.password))
@@ -104,19 +103,13 @@ class PostgresAddress:
     @property
     def destinations(self) -> list[tuple[str, int]]:
         """(host, port) of all that may be asked to let us in; for a Unix socket, its path and 0."""
-        url = self.sqlalchemy_url
-        value = url.query.get("port", "")
-        ports = (value if isinstance(value, str) else ",".join(value)).split(",")
-        default = int(url.port or (ports[0] if ports[0].isdigit() else 0) or os.environ.get("PGPORT", "") or _PORT)
-        found = []
-        for index, host in enumerate(_hosts(url)):
-            if host and not host.startswith(("/", "@")):
-                name, _, own = host.rpartition(":") if host.count(":") == 1 else (host, "", "")
-                port = own or (ports[index] if index < len(ports) else "")
-                found.append((name.strip("[]"), int(port) if port.isdigit() else default))
-            else:
-                found.append((host, 0))
-        return found
+        hosts = str(self.parameters.get("host") or os.environ.get("PGHOST", "")).split(",")
+        ports = str(self.parameters.get("port") or os.environ.get("PGPORT") or _PORT).split(",")
+        ports = ports if len(ports) > 1 else ports * len(hosts)
+        return [
+            (host, int(port or _PORT) if host and not host.startswith(("/", "@")) else 0)
+            for host, port in zip(hosts, ports, strict=True)
+        ]
 
     def client_context(self) -> ssl.SSLContext | None:
         """What verifies the server as libpq would; None where there is no TLS."""
@@ -139,6 +132,25 @@ class PostgresAddress:
             return self.user, in_url
         return credentials.login(self.user, self.destinations)
 
+    def connect(self, user: str | None, secret: Secret | None) -> Any:
+        """A connection with this login. Raises what the refusal means."""
+        import psycopg2
+
+        parameters = {**_DEFAULTS, **self.parameters, **self.tls}
+        if user is not None:
+            parameters["user"] = user
+        if secret is not None:
+            parameters["password"] = secret.reveal()
+        if psycopg2.__libpq_version__ >= _REQUIRE_AUTH:
+            certified = secret is None or "sslcert" in parameters
+            parameters.setdefault("require_auth", _NOTHING_IN_CLEAR if certified else _SCRAM)
+        try:
+            made = psycopg2.connect(**parameters)
+        except psycopg2.Error as error:
+            raise refusal(str(error)) from None
+        made.autocommit = True
+        return made
+
 
 def _parsed(text: str, shown: str) -> URL:
     from sqlalchemy import make_url
@@ -159,20 +171,6 @@ def _parsed(text: str, shown: str) -> URL:
     return url
 
 
-def _hosts(url: URL) -> tuple[str, ...]:
-    """The hosts that libpq may connect to; an empty one is its Unix socket."""
-    value = url.query.get("host", ())
-    listed = (value,) if isinstance(value, str) else value
-    hosts = [host for entry in (url.host or "", *listed) for host in entry.split(",") if host]
-    return tuple(hosts) or tuple(os.environ.get("PGHOST", "").split(","))
-
-
-def _is_local(host: str) -> bool:
-    if not host or host.startswith(("/", "@")):
-        return True
-    return trust.is_loopback(host) or trust.is_loopback(host.rpartition(":")[0])  # in the query it may carry its port
-
-
 def _tls(url: URL, shown: str, *, local: bool) -> dict[str, str]:
     """The TLS parameters of libpq."""
     mode = str(url.query.get("sslmode", "disable" if local else "verify-full"))
@@ -184,82 +182,6 @@ def _tls(url: URL, shown: str, *, local: bool) -> dict[str, str]:
             "verify the server; for a private authority set HOPAAS_CA_FILE or sslrootcert=/path/ca.pem."
         )
     return {"sslmode": mode, "sslrootcert": trust.authorities(str(url.query.get("sslrootcert", "")))}
-
-
-class ConnectionProvider:
-    """The one connection of an address, opened when it is first needed, for one thread at a time.
-
-    After the server has refused a secret, the same error is raised for a minute without another attempt.
-    """
-
-    def __init__(self, address: PostgresAddress) -> None:
-        self.address = address
-        self._connection: Any = None
-        self._lock = threading.Lock()
-        self._refusal: tuple[HopaasError, tuple[str | None, Secret | None], float] | None = None
-
-    @contextlib.contextmanager
-    def connected(self) -> Iterator[Any]:
-        """The connection, while the block lasts. Every statement is a transaction of its own.
-
-        Raises:
-            StoreUnreachable: there is none, another call hangs, or no byte moved for too long.
-            HopaasError: the server refuses this secret, or did less than a minute ago.
-
-        """
-        lock = self._lock
-        if not lock.acquire(timeout=_CONNECTION_WAIT):
-            raise StoreUnreachable("this process's one connection is in use: another call hangs")
-        try:
-            connection = self._connection
-            if connection is None or connection.closed:
-                connection = self._connection = self._log_in()
-            try:
-                with watched(connection.fileno()):
-                    yield connection
-            finally:
-                if connection is not self._connection:  # `close` was called meanwhile
-                    connection.close()
-        finally:
-            lock.release()
-
-    def _log_in(self) -> Any:
-        import psycopg2
-
-        user, secret = login = self.address.credentials()
-        if self._refusal is not None:
-            refused, given, until = self._refusal
-            if time.monotonic() < until and given == login:
-                raise type(refused)(str(refused))
-        url = self.address.sqlalchemy_url
-        _, given_in_url = url.get_dialect()().create_connect_args(url)
-        parameters = {**_DEFAULTS, **given_in_url, **self.address.tls}
-        if user is not None:
-            parameters["user"] = user
-        if secret is not None:
-            parameters["password"] = secret.reveal()
-        if psycopg2.__libpq_version__ >= _REQUIRE_AUTH:
-            certified = secret is None or "sslcert" in url.query
-            parameters.setdefault("require_auth", _NOTHING_IN_CLEAR if certified else _SCRAM)
-        try:
-            made = psycopg2.connect(**parameters)
-        except psycopg2.Error as error:
-            refused = refusal(str(error))
-            self._refusal = None if refused.retry else (refused, login, time.monotonic() + _REFUSED_FOR)
-            raise refused from None
-        self._refusal, made.autocommit = None, True
-        return made
-
-    def forget(self) -> None:
-        """In a child of a fork: leave the connection to the parent, and send the server nothing."""
-        self._connection, self._lock = None, threading.Lock()
-
-    def close(self) -> None:
-        """Close the connection, once nobody uses it; the next call opens another."""
-        connection, self._connection = self._connection, None
-        if connection is not None and self._lock.acquire(blocking=False):
-            connection.close()
-            self._lock.release()
 
 
 def query(connection: Any, sql: str, values: Any = None) -> list[Any]:

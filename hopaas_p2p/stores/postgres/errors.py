@@ -33,29 +33,28 @@ NO_SCHEMA: Final = frozenset({"3F000", "42883", "42P01"})
 _FOR_GOOD: Final = frozenset({"22", "23", "42"})
 """Classes of errors that a retry does not change: data, a constraint, a statement."""
 
-_OURS: Final[dict[str, type[HopaasError]]] = {
-    "ZH402": Denied,
-    LOGIN_ENDED: Denied,
-    "ZH404": ConfigurationError,
-    "ZH409": BrokenChain,
-    "ZH410": StudyDeleted,
-    "ZH412": ConfigurationError,
-    "ZH413": ConfigurationError,
-}
 _OLDER: Final = (
     "Was an older backup of the database restored, or a standby promoted that lagged behind? This process writes "
     "nothing more to the study. What it had written last is in its spool: hopaas-p2p admin spool list"
 )
-_ADVICE: Final = {
-    "ZH402": "It takes a token of another user; an administrator creates one: hopaas-p2p admin token create USER",
-    LOGIN_ENDED: ASK_FOR_ANOTHER,
-    "ZH404": "An administrator can list the users: hopaas-p2p admin user list",
-    "ZH409": _OLDER,
-    "ZH410": "Its peers may stop.",
-    "ZH413": "Keep large files in a place of their own that all peers can reach: "
-    "HOPAAS_ARTIFACTS=/shared/directory, or s3://bucket/prefix?endpoint=…",
-    "ZH412": "Ask the administrator to fix it, e.g. with: ALTER DATABASE … SET synchronous_commit = on",
+_OTHER_USER: Final = (
+    "It takes a token of another user; an administrator creates one: hopaas-p2p admin token create USER"
+)
+_LARGE: Final = (
+    "Keep large files in a place of their own that all peers can reach: "
+    "HOPAAS_ARTIFACTS=/shared/directory, or s3://bucket/prefix?endpoint=…"
+)
+_DURABLE: Final = "Ask the administrator to fix it, e.g. with: ALTER DATABASE … SET synchronous_commit = on"
+_OURS: Final[dict[str, tuple[type[HopaasError], str]]] = {
+    "ZH402": (Denied, _OTHER_USER),
+    LOGIN_ENDED: (Denied, ASK_FOR_ANOTHER),
+    "ZH404": (ConfigurationError, "An administrator can list the users: hopaas-p2p admin user list"),
+    "ZH409": (BrokenChain, _OLDER),
+    "ZH410": (StudyDeleted, "Its peers may stop."),
+    "ZH412": (ConfigurationError, _DURABLE),
+    "ZH413": (ConfigurationError, _LARGE),
 }
+"""Code of schema.sql -> our error, and what to do."""
 _PASSING: Final = {
     "53100": "the server's disk is full; nothing was stored, and it will be sent again",
     "53200": "the server is out of memory",
@@ -67,44 +66,38 @@ _PASSING: Final = {
     "57P03": "the server is starting or stopping",
 }
 
-_REFUSALS: Final = (
-    # a message of libpq or the server when a login is refused; its error; what to do
-    (
-        r"password authentication failed|authentication failed for user",
-        Denied,
-        f"the token or password is wrong, expired or revoked. {ASK_FOR_ANOTHER}",
-    ),
-    (
-        r"no password supplied|fe_sendauth",
-        Denied,
-        "no token or password was given. Set HOPAAS_TOKEN_FILE, HOPAAS_TOKEN or PGPASSFILE",
-    ),
-    (r"is not permitted to log in", Denied, f"this token was revoked. {ASK_FOR_ANOTHER}"),
-    (r'role "[^"]*" does not exist', Denied, "there is no such user or token. Check the user in the URL"),
-    (
-        r"authentication method requirement",
-        ConfigurationError,
-        "the server asks for the secret itself, which was not sent; use SCRAM there, or ?require_auth=password",
-    ),
-    (r"no pg_hba\.conf entry", Denied, "the server accepts no connection from here under that name, or only with TLS"),
-    (r"permission denied for database", Denied, "this user may not use that database"),
-    (r'database "[^"]*" does not exist', ConfigurationError, "check the name in the URL, or create it: createdb"),
-    (
-        r"certificate verify failed|root certificate|server certificate for",
-        ConfigurationError,
-        "the server's certificate is not trusted; hopaas-p2p doctor says why; HOPAAS_CA_FILE adds an authority",
-    ),
-    (
-        r"server does not support SSL",
-        ConfigurationError,
-        "the server does not offer TLS, and it is not on this machine. Turn ssl on there, or serve it: serve https",
-    ),
-    (
-        r'too many connections for role "[^"]*"',
-        StoreUnreachable,
-        "the token has no free connection; an administrator can create another token: hopaas-p2p admin token create",
-    ),
-)
+_REFUSALS: Final[dict[type[HopaasError], dict[str, str]]] = {
+    Denied: {
+        r"password authentication failed|authentication failed for user": (
+            f"the token or password is wrong, expired or revoked. {ASK_FOR_ANOTHER}"
+        ),
+        r"no password supplied|fe_sendauth": (
+            "no token or password was given. Set HOPAAS_TOKEN_FILE, HOPAAS_TOKEN or PGPASSFILE"
+        ),
+        r"is not permitted to log in": f"this token was revoked. {ASK_FOR_ANOTHER}",
+        r'role "[^"]*" does not exist': "there is no such user or token. Check the user in the URL",
+        r"no pg_hba\.conf entry": ("the server accepts no connection from here under that name, or only with TLS"),
+        r"permission denied for database": "this user may not use that database",
+    },
+    ConfigurationError: {
+        r"authentication method requirement": (
+            "the server asks for the secret itself, which was not sent; use SCRAM there, or ?require_auth=password"
+        ),
+        r'database "[^"]*" does not exist': "check the name in the URL, or create it: createdb",
+        r"certificate verify failed|root certificate|server certificate for": (
+            "the server's certificate is not trusted; hopaas-p2p doctor says why; HOPAAS_CA_FILE adds an authority"
+        ),
+        r"server does not support SSL": (
+            "the server does not offer TLS, and it is not on this machine. Turn ssl on there, or serve it: serve https"
+        ),
+    },
+    StoreUnreachable: {
+        r'too many connections for role "[^"]*"': (
+            "the token has no free connection; an administrator can create another token: hopaas-p2p admin token create"
+        ),
+    },
+}
+"""What a message of libpq or the server says when a login is refused, by our error: what to do."""
 
 
 class Locked(StoreUnreachable):
@@ -114,9 +107,10 @@ class Locked(StoreUnreachable):
 def refusal(text: str) -> HopaasError:
     """The error for a connection that was not made."""
     line = _one_line(text)
-    for pattern, kind, advice in _REFUSALS:
-        if re.search(pattern, text, re.IGNORECASE):
-            return kind(f"{line}: {advice}.")
+    for kind, advices in _REFUSALS.items():
+        for pattern, advice in advices.items():
+            if re.search(pattern, text, re.IGNORECASE):
+                return kind(f"{line}: {advice}.")
     return StoreUnreachable(f"{line}. Nothing acknowledged is lost; hopaas-p2p doctor checks step by step.")
 
 
@@ -129,7 +123,8 @@ def failure(code: str | None, text: str) -> HopaasError:
         least = "owner" if last_owner or "takes an owner" in line else "worker"
         return Denied(f"{line}. {who}: hopaas-p2p admin grant STUDY USER {least}")
     if code in _OURS:
-        return _OURS[code](f"{line}. {_ADVICE[code]}")
+        kind, advice = _OURS[code]
+        return kind(f"{line}. {advice}")
     if code == "42501":
         if "schema hopaas" in line:
             return Denied(f"{line}. Ask an administrator for access: hopaas-p2p admin user add")

@@ -14,13 +14,13 @@ from collections.abc import Callable, Iterator
 from typing import Any, Final
 
 from hopaas_p2p.errors import HopaasError
-from hopaas_p2p.stores.postgres import schema
 from hopaas_p2p.stores.postgres.connect import query, quoted
 from hopaas_p2p.stores.postgres.store import PostgresStore
 
 _ATTEMPTS: Final = 5
 _HELD_UP: Final = frozenset({"55P03", "40P01", "40001", "XX000"})
 """A lock that is not given, a deadlock, a row that another transaction changed at the same time."""
+_END_SESSIONS: Final = "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity WHERE usename = ANY (%s)"
 _SHUTDOWN_TIMEOUT: Final = 10.0  # seconds in which a terminated session must end
 
 
@@ -42,7 +42,7 @@ def shut_out(url: str, roles: list[str], forget: Callable[[Any], None]) -> None:
                 _roll_back_prepared(url, roles)
                 with store.transaction() as connection:
                     query(connection, "SET LOCAL lock_timeout = '3s'")
-                    schema.run(connection, "end_sessions", roles=roles)
+                    query(connection, _END_SESSIONS, (roles,))
                     for role in roles:
                         query(connection, f"ALTER ROLE {quoted(role, connection)} NOLOGIN")
                     forget(connection)
@@ -51,7 +51,8 @@ def shut_out(url: str, roles: list[str], forget: Callable[[Any], None]) -> None:
                 if attempt == _ATTEMPTS or getattr(error.__cause__, "pgcode", None) not in _HELD_UP:
                     raise
                 with store.connect() as connection:
-                    schema.run(connection, "end_transactions")  # of others, such as an owner that grants to them
+                    # of others, such as an owner that grants to them; no honest call takes as long
+                    query(connection, "SELECT count(*) FROM hopaas.end_transactions(interval '2 seconds')")
 
 
 def clear_away(url: str, roles: list[str]) -> list[str]:
@@ -70,7 +71,7 @@ def clear_away(url: str, roles: list[str]) -> list[str]:
     with noted(), contextlib.closing(PostgresStore(url)) as store:
         while count:
             with store.transaction() as connection:
-                ((count,),) = schema.run(connection, "end_sessions", roles=roles)
+                ((count,),) = query(connection, _END_SESSIONS, (roles,))
             if count and time.monotonic() > deadline:
                 left.append(f"{count} of their sessions have not ended within {_SHUTDOWN_TIMEOUT:.0f} s")
                 break
@@ -79,7 +80,12 @@ def clear_away(url: str, roles: list[str]) -> list[str]:
         _roll_back_prepared(url, roles)
     databases: list[Any] = []
     with noted(), contextlib.closing(PostgresStore(url)) as store, store.transaction() as connection:
-        databases = schema.run(connection, "databases_with", roles=roles)
+        sql = (
+            "SELECT current_database() UNION SELECT d.datname FROM pg_shdepend s"
+            " JOIN pg_database d ON d.oid = s.dbid JOIN pg_roles r ON r.oid = s.refobjid"
+            " WHERE s.refclassid = 'pg_authid'::regclass AND r.rolname = ANY (%s) AND d.datallowconn"
+        )
+        databases = query(connection, sql, (roles,))
     for (database,) in databases:
         with noted(), contextlib.closing(_in(url, database)) as other, other.transaction() as connection:
             query(connection, "SET LOCAL lock_timeout = '3s'")
@@ -94,7 +100,8 @@ def clear_away(url: str, roles: list[str]) -> list[str]:
 def _roll_back_prepared(url: str, roles: list[str]) -> None:
     """A prepared transaction keeps its locks after its session has ended. Only its owner may end it."""
     with contextlib.closing(PostgresStore(url)) as store, store.transaction() as connection:
-        prepared = schema.run(connection, "prepared_by", roles=roles)
+        sql = "SELECT gid, owner, database FROM pg_prepared_xacts WHERE owner = ANY (%s)"
+        prepared = query(connection, sql, (roles,))
     for gid, owner, database in prepared:
         with contextlib.closing(_in(url, database)) as other, other.connect() as connection:
             query(connection, f"SET ROLE {quoted(owner, connection)}")

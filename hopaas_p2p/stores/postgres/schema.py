@@ -7,7 +7,6 @@ becomes a member of the owner: an administrator. A login that may not create rol
 
 from __future__ import annotations
 
-import functools
 import importlib.resources
 import re
 from collections import defaultdict
@@ -35,7 +34,40 @@ TOKEN_SETTINGS: Final = {
 
 TEMPORARY_FILES: Final = "1GB"
 """What one process of the server may have, when a superuser has run `init`."""
-_FILES: Final = ("schema.sql", "artifacts.sql", "blocks.sql")
+_FILES: Final = ("schema.sql", "artifacts.sql")
+_LOGIN: Final = """
+    SELECT datname, pg_has_role(current_user, datdba, 'USAGE'), rolcreaterole OR rolsuper, rolsuper
+    FROM pg_database, pg_roles WHERE datname = current_database() AND rolname = current_user
+"""
+"""The database, and whether this login owns it, may create roles, and is a superuser."""
+_VERSIONED_FUNCTIONS: Final = """
+    SELECT string_agg(oid::regprocedure::text, ', ') FROM pg_proc
+    WHERE pronamespace = 'hopaas'::regnamespace AND proname ~ '_v[0-9]+$'
+"""
+"""Those that peers may call, as a list for GRANT."""
+_SECURE_FUNCTIONS: Final = """
+    DO $$ DECLARE f record; BEGIN
+        FOR f IN SELECT oid::regprocedure AS name, CASE WHEN proname ~ '_v[0-9]+$' THEN
+            'SECURITY DEFINER SET lock_timeout = ''15s''' ELSE 'SECURITY INVOKER' END AS rights
+            FROM pg_proc WHERE pronamespace = 'hopaas'::regnamespace
+        LOOP EXECUTE 'ALTER FUNCTION ' || f.name || ' SET search_path = pg_catalog, pg_temp ' || f.rights; END LOOP;
+    END $$
+"""
+"""All functions look names up where no caller can put any. Those that peers may call run as the schema's owner, and
+wait for no lock for longer than a call of a peer may take."""
+_RESTORE_COMMIT: Final = """
+    WITH peer AS (
+        INSERT INTO hopaas.peers AS p (peer, author, since)
+        SELECT split_part(%(nonce)s, ':', 1), %(author)s, %(at)s WHERE %(author)s <> ''
+        ON CONFLICT (peer) DO UPDATE SET author = excluded.author, since = excluded.since
+        WHERE excluded.since < p.since
+    )
+    INSERT INTO hopaas.commits (log, lsn, nonce, author, role, at, payload, before)
+    SELECT id, %(lsn)s, %(nonce)s, %(author)s, %(role)s, %(at)s, %(payload)s, %(before)s
+    FROM hopaas.logs WHERE uuid = %(uuid)s ON CONFLICT (log, lsn) DO NOTHING
+"""
+"""A commit as it was when it was backed up, and whose its peer is: the first author's. Another user may have named it
+in a commit of its own, which a restored log holds without the nonce that it came with."""
 _MARK: Final = re.compile(r"^-- == (?:migration (\d+)|functions) ==$", re.MULTILINE)
 
 
@@ -43,32 +75,14 @@ def script() -> tuple[dict[int, str], str]:
     """The migrations in the schema's files, by the version that each leads to, and the functions."""
     migrations, functions = defaultdict[int, str](str), ""
     for name in _FILES:
-        _, *parts = _MARK.split(_text(name))
+        text = importlib.resources.files("hopaas_p2p.stores.postgres").joinpath(name).read_text()
+        _, *parts = _MARK.split(text)
         for version, part in zip(parts[::2], parts[1::2], strict=True):
             if version:
                 migrations[int(version)] += part
             else:
                 functions += part
     return migrations, functions
-
-
-@functools.cache
-def statements(file: str) -> dict[str, str]:
-    """The statements of one of the package's SQL files, by name."""
-    named = {}
-    for part in _text(file).split("-- name: ")[1:]:
-        name, *lines = part.splitlines()
-        named[name.strip()] = " ".join(line.strip() for line in lines if line and not line.startswith("--"))
-    return named
-
-
-def _text(file: str) -> str:
-    return importlib.resources.files("hopaas_p2p.stores.postgres").joinpath(file).read_text()
-
-
-def run(connection: Any, statement: str, /, **parameters: Any) -> list[Any]:
-    """Run a statement of administration.sql; its rows."""
-    return query(connection, statements("administration.sql")[statement], parameters)
 
 
 def install(connection: Any) -> int:
@@ -102,7 +116,7 @@ def install(connection: Any) -> int:
         query(connection, migrations[version])
         query(connection, "INSERT INTO hopaas.schema_version (version) VALUES (%s)", (version,))
     query(connection, functions)
-    run(connection, "secure_functions")
+    query(connection, _SECURE_FUNCTIONS)
     _set_rights(connection)
     query(connection, "RESET ROLE")
     _close_database(connection)
@@ -136,7 +150,7 @@ def _peers_of(owner: str) -> str:
 
 
 def _make_schema(connection: Any) -> None:
-    database, _, may_create_roles, is_super = run(connection, "login")[0]
+    database, _, may_create_roles, is_super = query(connection, _LOGIN)[0]
     if not may_create_roles:
         query(connection, "CREATE SCHEMA hopaas")
         return
@@ -161,7 +175,7 @@ def _set_rights(connection: Any) -> None:
     peers = peers_role(connection)
     if peers is None:
         return
-    role, functions = quoted(peers, connection), run(connection, "versioned_functions")[0][0]
+    role, functions = quoted(peers, connection), query(connection, _VERSIONED_FUNCTIONS)[0][0]
     query(connection, f"GRANT USAGE ON SCHEMA hopaas TO {role}")
     query(connection, f"GRANT EXECUTE ON FUNCTION {functions} TO {role}")
 
@@ -171,7 +185,7 @@ def _close_database(connection: Any) -> None:
 
     A superuser also revokes the functions that fill the server's disk or memory, and limits temporary files.
     """
-    name, owns, _, is_super = run(connection, "login")[0]
+    name, owns, _, is_super = query(connection, _LOGIN)[0]
     if not owns:
         return
     database = quoted(name, connection)
@@ -181,11 +195,23 @@ def _close_database(connection: Any) -> None:
         query(connection, f"GRANT CONNECT ON DATABASE {database} TO {quoted(peers, connection)}")
     if is_super:
         query(connection, "REVOKE CREATE ON SCHEMA public FROM PUBLIC")
-        functions = run(connection, "costly_functions")[0][0]
-        if functions is not None:
+        functions = costly_functions(connection)
+        if functions:
             query(connection, f"REVOKE EXECUTE ON FUNCTION {functions} FROM PUBLIC")
         if query(connection, "SHOW temp_file_limit")[0][0] == "-1":
             query(connection, f"ALTER DATABASE {database} SET temp_file_limit = '{TEMPORARY_FILES}'")
+
+
+def costly_functions(connection: Any) -> str:
+    """Functions with which everybody can fill the server's disk (large objects, messages in the write-ahead log) or its
+    table of locks, as a list for REVOKE; empty if nobody can any more.
+    """
+    sql = (
+        "SELECT string_agg(oid::regprocedure::text, ', ') FROM pg_proc WHERE pronamespace = 'pg_catalog'::regnamespace"
+        " AND proname ~ '^(lo_creat|lo_create|lo_from_bytea|pg_logical_emit_message|"
+        "pg_(try_)?advisory_(xact_)?lock(_shared)?)$' AND has_function_privilege('public', oid, 'EXECUTE')"
+    )
+    return query(connection, sql)[0][0] or ""
 
 
 def set_token_limits(connection: Any, role: str) -> None:
@@ -194,30 +220,36 @@ def set_token_limits(connection: Any, role: str) -> None:
     query(connection, f"ALTER ROLE {name} RESET ALL")
     for setting, value in TOKEN_SETTINGS.items():
         query(connection, f"ALTER ROLE {name} SET {setting} = '{value}'")
-    for (database,) in run(connection, "databases_with_settings", role=role):
+    sql = (
+        "SELECT d.datname FROM pg_db_role_setting s JOIN pg_database d ON d.oid = s.setdatabase"
+        " JOIN pg_roles r ON r.oid = s.setrole WHERE r.rolname = %s"
+    )
+    for (database,) in query(connection, sql, (role,)):
         query(connection, f"ALTER ROLE {name} IN DATABASE {quoted(database, connection)} RESET ALL")
 
 
 def changed_tokens(connection: Any) -> list[str]:
     """The tokens whose holders have changed what `set_token_limits` set: all, or for a token itself."""
     expected = [f"{setting}={value}" for setting, value in TOKEN_SETTINGS.items()]
-    return [str(role) for (role,) in run(connection, "changed_tokens", expected=expected)]
+    sql = (  # those who may read the list of roles see all tokens, others their own
+        "SELECT r.rolname FROM pg_roles r LEFT JOIN pg_db_role_setting s ON s.setrole = r.oid AND s.setdatabase <> 0"
+        r" WHERE r.rolname ~ '\.[0-9a-f]{8}$' AND (r.rolname = session_user OR pg_has_role(r.oid, 'MEMBER'))"
+        " GROUP BY r.rolname, r.rolconfig HAVING count(s.setrole) > 0"
+        " OR NOT (coalesce(r.rolconfig, '{}') @> %(expected)s AND coalesce(r.rolconfig, '{}') <@ %(expected)s)"
+    )
+    return [str(role) for (role,) in query(connection, sql, {"expected": expected})]
 
 
 def restore(connection: Any, uuid: str, entries: Iterable[Entry]) -> None:
     """Write commits under their own lsns, with their authors, roles and times; those that are there stay."""
     query(connection, f"SET LOCAL ROLE {quoted(schema_owner(connection), connection)}")
-    run(connection, "restore_log", uuid=uuid)
+    sql = "INSERT INTO hopaas.logs (uuid, created_by) VALUES (%s, session_user) ON CONFLICT DO NOTHING"
+    query(connection, sql, (uuid,))
     seen: set[tuple[str, str]] = set()
     for entry in entries:  # one at a time: a commit may have megabytes, and many of them take a server too long
-        run(connection, "restore_commit", **_row(uuid, entry, seen))
-
-
-def _row(uuid: str, entry: Entry, seen: set[tuple[str, str]]) -> dict[str, Any]:
-    """A commit as the table holds it. The nonce of one that a directory holds twice is made up."""
-    nonce = codec.nonce_of(entry.payload) or f"restored:{entry.lsn}"
-    if (nonce, entry.stamp.author) in seen:
-        nonce = f"restored:{entry.lsn}"
-    seen.add((nonce, entry.stamp.author))
-    whole = {"lsn": entry.lsn, "payload": entry.payload, "before": entry.before, **msgspec.structs.asdict(entry.stamp)}
-    return {"uuid": uuid, "nonce": nonce, **whole}
+        nonce, author = codec.nonce_of(entry.payload), entry.stamp.author
+        if not nonce or (nonce, author) in seen:  # a directory may hold one twice
+            nonce = f"restored:{entry.lsn}"
+        seen.add((nonce, author))
+        values = {"uuid": uuid, "nonce": nonce, "lsn": entry.lsn, "payload": entry.payload, "before": entry.before}
+        query(connection, _RESTORE_COMMIT, values | msgspec.structs.asdict(entry.stamp))

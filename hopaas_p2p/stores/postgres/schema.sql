@@ -2,8 +2,8 @@
 --
 -- Peers have no rights on tables. They can only call the functions whose names end in _v1, _v2 and so on, which run with
 -- the rights of the owner and check the caller. The meaning of a function never changes: a new one gets a new name.
--- `install` sets the rights and settings of all functions. Marked parts: a migration runs once, in order; the functions are replaced every time. Until 0.1 is released there is one
--- migration, whose number rises when it changes.
+-- `install` sets the rights and settings of all functions. Marked parts: a migration runs once, in order; the functions
+-- are replaced every time. Until 0.1 is released there is one migration, whose number rises when it changes.
 --
 -- Our error codes, which the client turns into its errors:
 --   ZH401 not allowed   ZH402 not to this user, whatever it is granted   ZH403 this login has ended
@@ -54,6 +54,15 @@ CREATE TABLE hopaas.snapshots (
     PRIMARY KEY (log, lsn, author)
 );
 ALTER TABLE hopaas.snapshots ALTER COLUMN data SET STORAGE EXTERNAL;  -- compressed already
+
+-- Finished trials, which snapshots share: each block is stored once, under a name that ends in a hash of its bytes.
+CREATE TABLE hopaas.blocks (
+    log integer NOT NULL,
+    name text NOT NULL CHECK (length(name) BETWEEN 33 AND 64),
+    data bytea NOT NULL,
+    PRIMARY KEY (log, name)
+);
+ALTER TABLE hopaas.blocks ALTER COLUMN data SET STORAGE EXTERNAL;  -- compressed already
 
 -- Only a change of a beat matters, so losing all of them in a crash of the server does no harm.
 CREATE UNLOGGED TABLE hopaas.beats (
@@ -110,8 +119,7 @@ LANGUAGE sql STABLE AS $$ SELECT max(version) FROM hopaas.schema_version $$;
 -- Whose session this is: the user that its token belongs to, or the login itself. Every call begins here, so it fails
 -- before anything is written that could be lost, or that others would not see. Postgres checks an expiry at the login
 -- only, and a peer's session may last for weeks. (now() does not change within a transaction.)
-CREATE OR REPLACE FUNCTION hopaas.caller() RETURNS text
-LANGUAGE plpgsql AS $$
+CREATE OR REPLACE FUNCTION hopaas.caller() RETURNS text LANGUAGE plpgsql AS $$
 DECLARE v_token hopaas.tokens;
 BEGIN
     IF pg_is_in_recovery() THEN
@@ -153,8 +161,7 @@ CREATE OR REPLACE FUNCTION hopaas.is_guest(p_user text) RETURNS boolean
 LANGUAGE sql STABLE AS $$ SELECT EXISTS (SELECT FROM hopaas.users WHERE username = p_user AND guest_of IS NOT NULL) $$;
 
 -- A guest gets no grant but for the study that it was invited to; so it creates none either.
-CREATE OR REPLACE FUNCTION hopaas.check_guest() RETURNS trigger
-LANGUAGE plpgsql STABLE AS $$
+CREATE OR REPLACE FUNCTION hopaas.check_guest() RETURNS trigger LANGUAGE plpgsql STABLE AS $$
 BEGIN
     PERFORM 1 FROM hopaas.users u, hopaas.logs l
     WHERE u.username = NEW.username AND l.id = NEW.log AND u.guest_of <> l.uuid;
@@ -179,8 +186,7 @@ BEGIN
 END $$;
 
 -- The caller in the log of this uuid, if its role there is at least p_least.
-CREATE OR REPLACE FUNCTION hopaas.entered(p_uuid text, p_least text) RETURNS hopaas.entry
-LANGUAGE plpgsql AS $$
+CREATE OR REPLACE FUNCTION hopaas.entered(p_uuid text, p_least text) RETURNS hopaas.entry LANGUAGE plpgsql AS $$
 DECLARE
     v hopaas.entry;
     v_deleted timestamptz;
@@ -206,8 +212,7 @@ BEGIN
 END $$;
 
 -- Fail if the peer is another user's; one that nobody has written as yet is the user's from now on.
-CREATE OR REPLACE FUNCTION hopaas.check_peer(p_peer text, p_user text) RETURNS void
-LANGUAGE plpgsql AS $$
+CREATE OR REPLACE FUNCTION hopaas.check_peer(p_peer text, p_user text) RETURNS void LANGUAGE plpgsql AS $$
 BEGIN
     IF NOT EXISTS (SELECT FROM hopaas.peers WHERE peer = p_peer AND author = p_user) THEN
         INSERT INTO hopaas.peers (peer, author) VALUES (p_peer, p_user) ON CONFLICT DO NOTHING;
@@ -219,8 +224,7 @@ BEGIN
 END $$;
 
 -- Overwrite a peer's beat, unless it is another user's.
-CREATE OR REPLACE FUNCTION hopaas.renew_beat(p_peer text, p_value text, p_user text) RETURNS void
-LANGUAGE sql AS $$
+CREATE OR REPLACE FUNCTION hopaas.renew_beat(p_peer text, p_value text, p_user text) RETURNS void LANGUAGE sql AS $$
     INSERT INTO hopaas.beats AS b (peer, value, author) SELECT p_peer, p_value, p_user
     WHERE NOT EXISTS (SELECT FROM hopaas.peers p WHERE p.peer = p_peer AND p.author <> p_user)
     ON CONFLICT (peer) DO UPDATE SET value = excluded.value, at = excluded.at WHERE b.author = excluded.author
@@ -229,8 +233,7 @@ $$;
 -- The sum of a log up to this lsn, which follows from its commits' checksums, their first four bytes, the lowest first:
 -- see core/chain.py. Only after the last commit without a sum, as a restore may bring, is there more than one commit to
 -- go over.
-CREATE OR REPLACE FUNCTION hopaas.chain_at(p_log integer, p_lsn bigint) RETURNS bigint
-LANGUAGE plpgsql STABLE AS $$
+CREATE OR REPLACE FUNCTION hopaas.chain_at(p_log integer, p_lsn bigint) RETURNS bigint LANGUAGE plpgsql STABLE AS $$
 DECLARE
     v_first bigint := 0;
     v_sum bigint := 0;
@@ -356,9 +359,9 @@ BEGIN
         ORDER BY s.lsn DESC LIMIT 1;
 END $$;
 
--- Keep a snapshot, and remove beats that are a month old. p_kept snapshots, at most three, stay of those that everybody believes, and as
--- many of each author's doubtful ones, so nobody's drive out another's. All users may write to the catalog, but only an
--- owner its snapshot: a forged one would lead others to another study under a name that they know.
+-- Keep a snapshot, and remove beats that are a month old. p_kept snapshots, at most three, stay of those that everybody
+-- believes, and as many of each author's doubtful ones, so nobody's drive out another's. All users may write to the
+-- catalog, but only an owner its snapshot: a forged one would lead others to another study under a name that they know.
 CREATE OR REPLACE FUNCTION hopaas.put_snapshot_v1(p_log text, p_lsn bigint, p_data bytea, p_kept integer) RETURNS void
 LANGUAGE plpgsql AS $$
 DECLARE v hopaas.entry := hopaas.entered(p_log, CASE p_log WHEN 'catalog' THEN 'owner' ELSE 'worker' END);
@@ -388,8 +391,7 @@ END $$;
 -- The newest doubtful snapshot in (p_after, p_up_to] that the caller may judge, if it is newer than all that everybody
 -- believes.
 CREATE OR REPLACE FUNCTION hopaas.doubtful_snapshot_v1(p_log text, p_after bigint, p_up_to bigint)
-RETURNS TABLE (lsn bigint, author text, data text)
-LANGUAGE plpgsql AS $$
+RETURNS TABLE (lsn bigint, author text, data text) LANGUAGE plpgsql AS $$
 DECLARE v hopaas.entry := hopaas.entered(p_log, 'worker');
 BEGIN
     RETURN QUERY
@@ -405,8 +407,7 @@ END $$;
 -- Vouch for another author's snapshot, or deny that it is what the log says; p_sum is the SHA-256 of what was compared.
 CREATE OR REPLACE FUNCTION hopaas.judge_snapshot_v1(
     p_log text, p_lsn bigint, p_author text, p_sum text, p_same boolean
-) RETURNS void
-LANGUAGE plpgsql AS $$
+) RETURNS void LANGUAGE plpgsql AS $$
 DECLARE v hopaas.entry := hopaas.entered(p_log, 'worker');  -- even if there is nothing to judge
 BEGIN
     UPDATE hopaas.snapshots s
@@ -418,8 +419,7 @@ END $$;
 
 -- The snapshots of which an author said that they are not what the log says.
 CREATE OR REPLACE FUNCTION hopaas.denied_snapshots_v1(p_log text)
-RETURNS TABLE (lsn bigint, author text, deniers text[])
-LANGUAGE plpgsql AS $$
+RETURNS TABLE (lsn bigint, author text, deniers text[]) LANGUAGE plpgsql AS $$
 DECLARE v hopaas.entry := hopaas.entered(p_log, 'viewer');
 BEGIN
     RETURN QUERY
@@ -427,9 +427,37 @@ BEGIN
         WHERE s.log = v.log AND s.deniers <> '{}' ORDER BY s.lsn;
 END $$;
 
--- Remove a log for good. Its uuid stays taken, so that a peer that still uses it learns that it is gone.
-CREATE OR REPLACE FUNCTION hopaas.destroy_v1(p_log text) RETURNS void
+-- The names of a log's blocks.
+CREATE OR REPLACE FUNCTION hopaas.block_names_v1(p_log text) RETURNS TABLE (name text) LANGUAGE plpgsql AS $$
+DECLARE v hopaas.entry := hopaas.entered(p_log, 'viewer');
+BEGIN
+    RETURN QUERY SELECT b.name FROM hopaas.blocks b WHERE b.log = v.log;
+END $$;
+
+-- These blocks, as far as they are there; for COPY in the binary format: the server reads and sends, and converts nothing.
+CREATE OR REPLACE FUNCTION hopaas.blocks_v1(p_log text, p_names text[]) RETURNS TABLE (name text, data bytea)
 LANGUAGE plpgsql AS $$
+DECLARE v hopaas.entry := hopaas.entered(p_log, 'viewer');
+BEGIN
+    RETURN QUERY SELECT b.name, b.data FROM hopaas.blocks b WHERE b.log = v.log AND b.name = ANY (p_names);
+END $$;
+
+-- Keep a block. Nobody can put other bytes under a name that honest peers will use.
+CREATE OR REPLACE FUNCTION hopaas.put_block_v1(p_log text, p_name text, p_data bytea) RETURNS void
+LANGUAGE plpgsql AS $$
+DECLARE v hopaas.entry := hopaas.entered(p_log, 'worker');
+BEGIN
+    IF octet_length(p_data) > 268435456 THEN
+        RAISE EXCEPTION 'a block of % bytes is too large', octet_length(p_data) USING ERRCODE = 'ZH401';
+    END IF;
+    IF v.log IS NULL OR right(p_name, 32) <> left(encode(sha256(p_data), 'hex'), 32) THEN
+        RAISE EXCEPTION 'this is not the block %', p_name USING ERRCODE = 'ZH409';
+    END IF;
+    INSERT INTO hopaas.blocks (log, name, data) VALUES (v.log, p_name, p_data) ON CONFLICT DO NOTHING;
+END $$;
+
+-- Remove a log for good. Its uuid stays taken, so that a peer that still uses it learns that it is gone.
+CREATE OR REPLACE FUNCTION hopaas.destroy_v1(p_log text) RETURNS void LANGUAGE plpgsql AS $$
 DECLARE v hopaas.entry;
 BEGIN
     PERFORM hopaas.caller();
@@ -453,16 +481,14 @@ CREATE OR REPLACE FUNCTION hopaas.beat_v1(p_peer text, p_value text) RETURNS voi
 LANGUAGE sql AS $$ SELECT hopaas.renew_beat(p_peer, p_value, hopaas.caller()) $$;
 
 -- The beats of those of these peers that have one. Peers' names are 96 random bits, known only from studies' logs.
-CREATE OR REPLACE FUNCTION hopaas.beats_v1(p_peers text[]) RETURNS TABLE (peer text, value text)
-LANGUAGE plpgsql AS $$
+CREATE OR REPLACE FUNCTION hopaas.beats_v1(p_peers text[]) RETURNS TABLE (peer text, value text) LANGUAGE plpgsql AS $$
 BEGIN
     PERFORM hopaas.caller();
     RETURN QUERY SELECT b.peer, b.value FROM hopaas.beats b WHERE b.peer = ANY (p_peers);
 END $$;
 
 -- Let a user view a study, work in it, or own it. For its owners.
-CREATE OR REPLACE FUNCTION hopaas.grant_v1(p_log text, p_user text, p_role text) RETURNS void
-LANGUAGE plpgsql AS $$
+CREATE OR REPLACE FUNCTION hopaas.grant_v1(p_log text, p_user text, p_role text) RETURNS void LANGUAGE plpgsql AS $$
 DECLARE v hopaas.entry := hopaas.entered(p_log, 'owner');
 BEGIN
     PERFORM 1 FROM hopaas.users WHERE username = p_user;
@@ -476,8 +502,7 @@ BEGIN
 END $$;
 
 -- End sessions of tokens that have been in a transaction for so long and may hold up others: which.
-CREATE OR REPLACE FUNCTION hopaas.end_transactions(p_age interval)
-RETURNS TABLE (login text, seconds integer)
+CREATE OR REPLACE FUNCTION hopaas.end_transactions(p_age interval) RETURNS TABLE (login text, seconds integer)
 LANGUAGE sql AS $$
     WITH holders AS MATERIALIZED (
         SELECT a.pid, a.usename::text AS login, extract(epoch FROM clock_timestamp() - a.xact_start)::integer AS seconds
@@ -508,8 +533,7 @@ END $$;
 
 -- Take a user's grant for a study away. For the study's owners. Only for the grant of another owner does it wait for open
 -- transactions. It ends none: everybody can own a study, and grant it to anybody and take it away again.
-CREATE OR REPLACE FUNCTION hopaas.revoke_v1(p_log text, p_user text) RETURNS void
-LANGUAGE plpgsql AS $$
+CREATE OR REPLACE FUNCTION hopaas.revoke_v1(p_log text, p_user text) RETURNS void LANGUAGE plpgsql AS $$
 DECLARE
     v hopaas.entry := hopaas.entered(p_log, 'owner');
     v_role text;
@@ -525,8 +549,7 @@ BEGIN
 END $$;
 
 -- The studies that the user may see: a list of them costs one call, however many there are.
-CREATE OR REPLACE FUNCTION hopaas.shared_v1() RETURNS TABLE (log text)
-LANGUAGE plpgsql AS $$
+CREATE OR REPLACE FUNCTION hopaas.shared_v1() RETURNS TABLE (log text) LANGUAGE plpgsql AS $$
 DECLARE v_user text := hopaas.caller();
 BEGIN
     RETURN QUERY SELECT l.uuid FROM hopaas.logs l
@@ -548,8 +571,7 @@ END $$;
 
 -- Who may do what in a study. For everyone with a grant.
 CREATE OR REPLACE FUNCTION hopaas.grants_v1(p_log text)
-RETURNS TABLE (username text, role text, granted timestamptz, granted_by text)
-LANGUAGE plpgsql AS $$
+RETURNS TABLE (username text, role text, granted timestamptz, granted_by text) LANGUAGE plpgsql AS $$
 DECLARE v hopaas.entry := hopaas.entered(p_log, 'viewer');
 BEGIN
     RETURN QUERY SELECT g.username, g.role, g.granted, g.granted_by

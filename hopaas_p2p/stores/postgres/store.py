@@ -12,6 +12,8 @@ import contextlib
 import hashlib
 import io
 import secrets
+import threading
+import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -35,7 +37,7 @@ from hopaas_p2p.stores.base import (
     Progress,
     Store,
 )
-from hopaas_p2p.stores.postgres.connect import ConnectionProvider, PostgresAddress, query
+from hopaas_p2p.stores.postgres.connect import PostgresAddress, query
 from hopaas_p2p.stores.postgres.copying import copied_rows
 from hopaas_p2p.stores.postgres.errors import (
     LOGIN_ENDED,
@@ -47,11 +49,14 @@ from hopaas_p2p.stores.postgres.errors import (
     wrong_schema,
 )
 from hopaas_p2p.stores.postgres.schema import restore
+from hopaas_p2p.stores.postgres.watchdog import watched
 
 if TYPE_CHECKING:
     import psycopg2
 
 CATALOG: Final = "catalog"
+_CONNECTION_WAIT: Final = 60.0  # seconds for which a call waits for another's to end
+_REFUSED_FOR: Final = 60.0  # seconds before a refused secret is tried again, unless it has changed
 _PART: Final = 1 << 20  # bytes of a file in one statement, as the server has them
 _REPLY: Final = 4 << 20  # bytes of commits in one reply; the rest takes another exchange
 
@@ -125,6 +130,9 @@ class PostgresLog(Log):
 class PostgresStore(Store):
     """Logs, snapshots and beats in the schema `hopaas` of a database. Connects at the first call.
 
+    It has one connection, for one thread at a time. After the server has refused a secret, the same error is raised for
+    a minute without another attempt.
+
     Raises:
         ConfigurationError: the URL cannot be used, or asks for a connection that others could read.
 
@@ -135,9 +143,11 @@ class PostgresStore(Store):
 
     def __init__(self, url: str, *, login: tuple[str, Secret] | None = None) -> None:
         self.address = PostgresAddress(url, login)
-        self._connections = ConnectionProvider(self.address)
         self.url = self.address.url
         self._was_primary = False
+        self._connection: Any = None
+        self._lock = threading.Lock()
+        self._refusal: tuple[HopaasError, tuple[str | None, Secret | None], float] | None = None
 
     def catalog(self) -> PostgresLog:
         return PostgresLog(self, CATALOG)
@@ -199,7 +209,7 @@ class PostgresStore(Store):
         values = arguments | {name: base64.b64encode(arguments[name]).decode() for name in coded}
         for last in (False, True):
             try:
-                with self._connections.connected() as connection:
+                with self._connected() as connection:
                     if not copied:
                         return query(connection, sql, values)
                     with connection.cursor() as cursor, io.BytesIO() as file:
@@ -207,7 +217,7 @@ class PostgresStore(Store):
                         return copied_rows(file.getvalue())
             except psycopg2.Error as error:
                 if error.pgcode == LOGIN_ENDED:
-                    self._connections.close()  # there may be a new token
+                    self.close()  # there may be a new token
                 elif not connection.closed:
                     raise
                 if last:
@@ -215,12 +225,50 @@ class PostgresStore(Store):
         raise AssertionError("unreachable")
 
     @contextlib.contextmanager
+    def _connected(self) -> Iterator[Any]:
+        """The connection, while the block lasts. Every statement is a transaction of its own.
+
+        Raises:
+            StoreUnreachable: there is none, another call hangs, or no byte moved for too long.
+            HopaasError: the server refuses this secret, or did less than a minute ago.
+
+        """
+        lock = self._lock
+        if not lock.acquire(timeout=_CONNECTION_WAIT):
+            raise StoreUnreachable("this process's one connection is in use: another call hangs")
+        try:
+            connection = self._connection
+            if connection is None or connection.closed:
+                connection = self._connection = self._log_in()
+            try:
+                with watched(connection.fileno()):
+                    yield connection
+            finally:
+                if connection is not self._connection:  # `close` was called meanwhile
+                    connection.close()
+        finally:
+            lock.release()
+
+    def _log_in(self) -> Any:
+        login = self.address.credentials()
+        if self._refusal is not None:
+            refused, given, until = self._refusal
+            if time.monotonic() < until and given == login:
+                raise type(refused)(str(refused))
+        try:
+            self._refusal, made = None, self.address.connect(*login)
+        except HopaasError as refused:
+            self._refusal = None if refused.retry else (refused, login, time.monotonic() + _REFUSED_FOR)
+            raise
+        return made
+
+    @contextlib.contextmanager
     def connect(self) -> Iterator[Any]:
         """The connection, for statements of an administrator, each in a transaction of its own. Raises as `call`."""
         import psycopg2
 
         try:
-            with self._connections.connected() as connection:
+            with self._connected() as connection:
                 yield connection
         except psycopg2.Error as error:
             raise self._translated(error) from error
@@ -243,7 +291,7 @@ class PostgresStore(Store):
     def _translated(self, error: psycopg2.Error) -> HopaasError:
         """The error of ours for an error of the driver."""
         if error.pgcode in ("ZH503", READ_ONLY) and self._was_primary:  # a fail-over, which ends by itself
-            self._connections.close()  # the next connection may lead to the new primary
+            self.close()  # the next connection may lead to the new primary
             return StoreUnreachable("the server has become a read-only replica; waiting for the new primary")
         if error.pgcode in ("ZH503", READ_ONLY):
             return ConfigurationError(
@@ -264,10 +312,15 @@ class PostgresStore(Store):
         return PostgresArtifacts(self)
 
     def after_fork(self) -> None:
-        self._connections.forget()
+        """Leave the connection to the parent, and send the server nothing."""
+        self._connection, self._lock = None, threading.Lock()
 
     def close(self) -> None:
-        self._connections.close()
+        """Close the connection, once nobody uses it; the next call opens another."""
+        connection, self._connection = self._connection, None
+        if connection is not None and self._lock.acquire(blocking=False):
+            connection.close()
+            self._lock.release()
 
 
 class PostgresArtifacts(Artifacts):

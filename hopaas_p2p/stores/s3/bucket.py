@@ -17,17 +17,18 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, BinaryIO, Final, NamedTuple
+from typing import Any, Final, NamedTuple
 from urllib.parse import quote, unquote, urlencode, urlsplit
 from xml.etree import ElementTree
 from xml.sax.saxutils import escape
 
 import urllib3
 from minio.signer import sign_v4_s3
+from urllib3.util import Timeout
 
 from hopaas_p2p.errors import HopaasError, StoreUnreachable
+from hopaas_p2p.runtime.parallel import each
 from hopaas_p2p.stores.base import Progress
 from hopaas_p2p.stores.objects.contract import Found
 from hopaas_p2p.stores.s3 import http
@@ -90,10 +91,9 @@ class Bucket:
         """Seconds by which the server's clock is ahead of this machine's, as its last answer told."""
         self._ahead = 0.0
         """The same, as requests are signed."""
-        self._pools: dict[bool, urllib3.PoolManager] = {}
-        """For files, if true, and for all else."""
-        self._lock = threading.Lock()
-        self._threads: ThreadPoolExecutor | None = None
+        self._pool: urllib3.PoolManager | None = None
+        self._room = threading.Semaphore(WIDEST)
+        """For the GETs of `get_many`, whoever called it: there are not more connections."""
         self._singly = False
 
     def server_now(self) -> float | None:
@@ -105,16 +105,10 @@ class Bucket:
 
     # --- requests ---
 
-    def pool(self, *, bulk: bool = False) -> urllib3.PoolManager:
-        """Connections, made at first use. Those for files may send a request again, which hurts nobody there."""
-        if bulk not in self._pools:
-            again = urllib3.Retry(
-                total=4, redirect=False, backoff_factor=0.5, allowed_methods=None, respect_retry_after_header=False
-            )
-            self._pools[bulk] = http.pool(
-                self.address.endpoint, retries=again if bulk else False, read=_BULK_READ if bulk else http.READ
-            )
-        return self._pools[bulk]
+    def pool(self) -> urllib3.PoolManager:
+        """Connections, made at first use."""
+        self._pool = self._pool or http.pool(self.address.endpoint)
+        return self._pool
 
     def _ask(
         self,
@@ -151,6 +145,9 @@ class Bucket:
         options = urlencode(sorted((query or {}).items()), quote_via=quote, safe="")
         url = server._replace(netloc=host, path="/" + "/".join(path), query=options)
         digest = hashlib.sha256(body).hexdigest()
+        timeout = Timeout(connect=http.CONNECT, read=_BULK_READ if bulk else http.READ)
+        # redirects are not followed: a session's token would go along to whatever host the answer names
+        how: dict[str, Any] = {"redirect": False, "preload_content": False, "timeout": timeout}
         amended, pauses = False, iter(_PAUSES if bulk else ())
         while True:
             keys, ahead = self.keys.retrieve(), self._ahead
@@ -172,17 +169,18 @@ class Bucket:
                 date=when,
             )
             try:
-                # redirects are not followed: a session's token would go along to whatever host the answer names
-                answer = self.pool(bulk=bulk).urlopen(
-                    method, url.geturl(), redirect=False, body=body, headers=signed, preload_content=False
-                )
+                answer = self.pool().urlopen(method, url.geturl(), body=body, headers=signed, **how)
                 answer = answer if stream and answer.status in _DONE else http.whole(answer)
                 if (date := http.parse_date(answer.headers.get("Date"))) is not None:
                     self._heard = date - time.time()
                 code = "" if answer.status in _DONE else _code(answer.data or b"")
             except (urllib3.exceptions.HTTPError, OSError) as error:
                 self.interruptions += 1
-                raise unreachable(address, error) from None
+                failure = unreachable(address, error)
+                if not failure.retry or (pause := next(pauses, None)) is None:
+                    raise failure from None
+                time.sleep(pause)
+                continue
             if answer.status in _DONE:
                 self._known = True
                 return answer
@@ -253,26 +251,14 @@ class Bucket:
     # --- many objects ---
 
     def get_many(self, keys: Sequence[str], *, limit: int) -> list[Found | StoreUnreachable | None]:
-        """In parallel, the first in the caller's thread; a few at a time, since other callers wait behind them."""
-
         def one(key: str) -> Found | StoreUnreachable | None:
-            try:
-                return self.get(key, limit=limit)
-            except StoreUnreachable as error:
-                return error
-
-        found: list[Found | StoreUnreachable | None] = []
-        for some in (keys[first : first + WIDEST] for first in range(0, len(keys), WIDEST)):
-            later: Iterable[Found | StoreUnreachable | None] = ()
-            if some[1:]:
-                with self._lock:
-                    self._threads = self._threads or ThreadPoolExecutor(WIDEST, thread_name_prefix="hopaas-s3")
+            with self._room:
                 try:
-                    later = self._threads.map(one, some[1:])
-                except RuntimeError:  # the interpreter is ending, and has no more threads
-                    later = map(one, some[1:])
-            found += [one(some[0]), *later]
-        return found
+                    return self.get(key, limit=limit)
+                except StoreUnreachable as error:
+                    return error
+
+        return each(one, keys, at_once=WIDEST)
 
     def listed(self, prefix: str, *, after: str = "", at_most: int | None = None) -> list[str]:
         return [one.key for one in self.details(prefix, after=after, at_most=at_most)]
@@ -373,9 +359,8 @@ class Bucket:
 
             try:
                 listed = ""
-                with ThreadPoolExecutor(_PARTS_AT_ONCE) as threads:
-                    for part, etag in enumerate(threads.map(send, range(1, parts + 1)), 1):
-                        listed += f"<Part><PartNumber>{part}</PartNumber><ETag>{escape(etag)}</ETag></Part>"
+                for part, etag in enumerate(each(send, range(1, parts + 1), at_once=_PARTS_AT_ONCE), 1):
+                    listed += f"<Part><PartNumber>{part}</PartNumber><ETag>{escape(etag)}</ETag></Part>"
                 body = f"<CompleteMultipartUpload>{listed}</CompleteMultipartUpload>".encode()
                 done = self._ask("POST", key, what, query=upload, body=body, bulk=True)
                 self._xml(done.data, "CompleteMultipartUploadResult")  # else an error, with the status of a success
@@ -385,17 +370,10 @@ class Bucket:
                 raise
 
     def download(self, key: str, target: Path, progress: Progress | None = None) -> bool:
-        with target.open("wb") as file:
-            there = self._download(key, file, progress)
-        if not there:
-            target.unlink(missing_ok=True)
-        return there
-
-    def _download(self, key: str, file: BinaryIO, progress: Progress | None) -> bool:
         """Read on where a broken answer ended, if the object is still the same."""
         etag = ""
         for attempt in range(_ATTEMPTS):
-            done = file.tell()
+            done = target.stat().st_size if etag else 0
             rest = {"Range": f"bytes={done}-", "If-Match": etag} if done else {}
             answer = self._ask("GET", key, f"read {key}", fine=(404, 412, 416), headers=rest, bulk=True, stream=True)
             if answer.status == 404:
@@ -403,35 +381,31 @@ class Bucket:
             if answer.status in (412, 416):
                 raise StoreUnreachable(f"{key} was replaced while it was read; get it again")
             etag = answer.headers.get("ETag", "")
-            if done and answer.status != 206:  # it sends all of it again
-                file.seek(0)
-                file.truncate()
-            try:
-                for chunk in answer.stream(_CHUNK, decode_content=False):
-                    file.write(chunk)
-                    if progress is not None:
-                        progress(len(chunk))
-                return True
-            except (urllib3.exceptions.HTTPError, OSError) as error:
-                if attempt == _ATTEMPTS - 1:
-                    raise unreachable(self.address, error) from None
-            finally:
-                answer.release_conn()
+            with target.open("ab" if done and answer.status == 206 else "wb") as file:  # or all of it again
+                try:
+                    for chunk in answer.stream(_CHUNK, decode_content=False):
+                        file.write(chunk)
+                        if progress is not None:
+                            progress(len(chunk))
+                    return True
+                except (urllib3.exceptions.HTTPError, OSError) as error:
+                    if attempt == _ATTEMPTS - 1:
+                        raise unreachable(self.address, error) from None
+                finally:
+                    answer.release_conn()
         raise AssertionError("unreachable")
 
     # --- connections ---
 
     def after_fork(self) -> None:
         """Forget connections, which are the parent's."""
-        _abandoned.append(self._pools)
-        self._lock, self._threads, self._pools = threading.Lock(), None, {}
+        _abandoned.append(self._pool)
+        self._pool, self._room = None, threading.Semaphore(WIDEST)
         self.keys.after_fork()
 
     def close(self) -> None:
         """Close connections; they are made again when needed."""
-        threads, self._threads, self._pools = self._threads, None, {}
-        if threads is not None:
-            threads.shutdown(wait=False)
+        self._pool = None
 
 
 def _code(data: bytes) -> str:

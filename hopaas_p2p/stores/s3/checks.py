@@ -11,8 +11,7 @@ from hopaas_p2p.net.findings import AGAIN, Finding, clock
 from hopaas_p2p.stores.objects.race import race
 from hopaas_p2p.stores.s3 import http as s3_http
 from hopaas_p2p.stores.s3.address import parse
-from hopaas_p2p.stores.s3.proof import CAUSES, SCRATCH
-from hopaas_p2p.stores.s3.store import S3Store
+from hopaas_p2p.stores.s3.store import CAUSES, SCRATCH, S3Store
 
 
 def way(store: S3Store) -> Generator[Finding, None, bool]:

@@ -22,6 +22,7 @@ from collections import deque
 from typing import Final, NamedTuple, NoReturn
 
 from hopaas_p2p.errors import BrokenChain, Denied, HopaasError, StoreUnreachable, StudyDeleted
+from hopaas_p2p.stores.objects.carried import opened
 from hopaas_p2p.stores.objects.contract import Found
 from hopaas_p2p.stores.objects.log import WriteOnceLog
 from hopaas_p2p.stores.s3.bucket import Bucket
@@ -55,9 +56,6 @@ class Confirmation:
         self.clock = time.monotonic
         self._log, self._bucket = log, log.objects
         self._written: deque[_Written] = deque()
-        self._kept = 0
-        """Bytes of these."""
-        self._next = math.inf
         self._broken: str | None = None
         """What was found: this process appends nothing more."""
 
@@ -66,10 +64,9 @@ class Confirmation:
         now = self.clock()
         due = now + (SELDOM if copied else AFTER)
         etag = hashlib.md5(data, usedforsecurity=False).hexdigest()
-        kept = stored if self._kept + len(stored) <= _KEPT_BYTES else None
-        self._kept += len(kept or b"")
+        size = sum(len(one.stored or b"") for one in self._written)
+        kept = stored if size + len(stored) <= _KEPT_BYTES else None
         self._written.append(_Written(now, due, lsn, zlib.crc32(stored), kept, etag))
-        self._next = min(self._next, due)
 
     @property
     def due(self) -> list[int]:
@@ -89,15 +86,16 @@ class Confirmation:
         """
         if self._broken is not None:
             raise BrokenChain(self._broken)
-        now = self.clock()
-        if not self._written or (now < self._next and not ending):
+        now, due, unanswered = self.clock(), list[_Written](), list[_Written]()
+        if not self._written or not (ending or any(one.due <= now for one in self._written)):
             return False
-        due = self._take(now, 0.0 if ending else AFTER)
-        if len(due) >= _LIST_PAYS:
-            etags = self._listed(due)
-            due = [one for one in due if etags.get(one.lsn) != one.etag]
-        unanswered: list[_Written] = []
+        old, last = now - (0.0 if ending else AFTER), self._written[0].lsn + _PAGE
+        while self._written and self._written[0].when <= old and self._written[0].lsn < last:
+            due.append(self._written.popleft())
         try:
+            if len(due) >= _LIST_PAYS:
+                etags = self._listed(due[0].lsn, due[-1].lsn)
+                due = [one for one in due if etags.get(self._log.key(one.lsn)) != one.etag]
             while due:
                 some = due[:_AT_ONCE]
                 silent = self._read(some)
@@ -109,46 +107,33 @@ class Confirmation:
             if ending:
                 raise
         finally:
-            if again := unanswered + due:
-                self._written.extendleft([one._replace(due=now + AFTER) for one in reversed(again)])
-                self._next = min(self._next, now + AFTER)
+            self._written.extendleft(one._replace(due=now + AFTER) for one in reversed(unanswered + due))
         if unanswered and ending:
             raise StoreUnreachable(
                 f"the bucket took {len(self._written)} commits of this process that could not be looked at once more."
             )
-        self._kept = sum(len(one.stored or b"") for one in self._written)
         return bool(self._written) and ending
 
-    def _take(self, now: float, age: float) -> list[_Written]:
-        """Take out what is as old as that, as far as a listing shows it."""
-        first = self._written[0].lsn
-        due = []
-        while self._written and now - self._written[0].when >= age and self._written[0].lsn < first + _PAGE:
-            due.append(self._written.popleft())
-        self._next = min((one.due for one in self._written), default=math.inf)
-        return due
-
-    def _listed(self, due: list[_Written]) -> dict[int, str]:
-        """The ETags of these, by lsn; nothing if no listing is to be had."""
-        before, first, last = self._log.key(due[0].lsn - 1), due[0].lsn, due[-1].lsn
-        numbers = {self._log.key(one.lsn): one.lsn for one in due}
+    def _listed(self, first: int, last: int) -> dict[str, str]:
+        """The ETags of these lsns' objects, by key; nothing if no listing is to be had."""
+        before = self._log.key(first - 1)
         with contextlib.suppress(HopaasError):
-            folder = before.rpartition("/")[0] + "/"
-            found = self._bucket.details(folder, after=before, at_most=last - first + 1)
-            return {numbers[one.key]: one.etag for one in found if one.key in numbers}
+            found = self._bucket.details(f"{before.rpartition('/')[0]}/", after=before, at_most=last - first + 1)
+            return {one.key: one.etag for one in found}
         return {}
 
     def _read(self, due: list[_Written]) -> list[_Written]:
-        """Compare these; those that got no answer."""
-        found = list(self._bucket.get_many([self._log.key(one.lsn) for one in due], limit=self._log.limit))
+        """Compare these, and put back those that are gone; those that got no answer."""
+        found = self._bucket.get_many([self._log.key(one.lsn) for one in due], limit=self._log.limit)
+        removed = math.inf  # also of a study that is deleted
         if None in found:
             with contextlib.suppress(StudyDeleted):
                 removed = self._log.history.truncation_point()
-                for place, one in enumerate(due):
-                    if found[place] is None and one.lsn > removed:
-                        found[place] = self._put_back(one)
+        for place, one in enumerate(due):
+            if found[place] is None and one.lsn > removed:
+                found[place] = self._put_back(one)
         for one, there in zip(due, found, strict=True):
-            if isinstance(there, Found) and zlib.crc32(self._log.own(there.data)) != one.checksum:
+            if isinstance(there, Found) and zlib.crc32(opened(there.data).stored) != one.checksum:
                 self._break(one, "another's now: the store accepted two commits under one number")
         return [one for one, there in zip(due, found, strict=True) if isinstance(there, StoreUnreachable)]
 

@@ -68,20 +68,12 @@ _POOLS: Final[dict[str, Any]] = {
 }
 
 
-def pool(
-    url: str,
-    *,
-    read: float = READ,
-    connect: float = CONNECT,
-    retries: urllib3.Retry | bool = False,
-    direct: bool = False,
-) -> urllib3.PoolManager:
-    """Connections to the server of this URL.
+def pool(url: str, *, read: float = READ, direct: bool = False) -> urllib3.PoolManager:
+    """Connections to the server of this URL, on which nothing is sent twice.
 
     Args:
         url: where to; decides about the proxy.
-        read, connect: seconds.
-        retries: for requests that may be sent twice; off by default.
+        read: seconds of silence.
         direct: never through a proxy, as for a machine's own metadata.
 
     Raises:
@@ -91,8 +83,8 @@ def pool(
     proxy = None if direct else proxy_of(url)
     in_tls = url.startswith("https:") or (proxy is not None and proxy.scheme == "https")
     options: dict[str, Any] = {
-        "timeout": Timeout(connect=connect, read=read),
-        "retries": retries,
+        "timeout": Timeout(connect=min(CONNECT, read), read=read),
+        "retries": False,
         "maxsize": _CONNECTIONS,
         "ssl_context": context() if in_tls else None,
     }

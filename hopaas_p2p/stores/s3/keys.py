@@ -166,7 +166,7 @@ def _ask(method: str, url: str, *, body: str | None = None, headers: dict[str, s
     """One request to a service that gives keys. What is sent, and what it answers, is never shown."""
     wait = _METADATA_TIMEOUT if direct else s3_http.READ
     try:
-        with s3_http.pool(url, read=wait, connect=wait, direct=direct) as pool:
+        with s3_http.pool(url, read=wait, direct=direct) as pool:
             asked = pool.urlopen(method, url, body=body, headers=headers, redirect=False, preload_content=False)
             response = s3_http.whole(asked)
             status, text = response.status, (response.data or b"").decode(errors="replace")

@@ -9,11 +9,9 @@ wrote it looks at once more (`confirmation`).
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import Final
 
 from msgspec.structs import astuple
@@ -21,12 +19,13 @@ from msgspec.structs import astuple
 from hopaas_p2p.core import chain
 from hopaas_p2p.core.records import UNSTAMPED, Stamp
 from hopaas_p2p.errors import BrokenChain, StoreUnreachable
+from hopaas_p2p.runtime.parallel import each
 from hopaas_p2p.stores.base import Entry, Outgoing
+from hopaas_p2p.stores.objects.carried import MOST, OVERHEAD, PiggybackedCommits, opened
 from hopaas_p2p.stores.objects.contract import LARGEST, Found, lsn_of
-from hopaas_p2p.stores.objects.log import BEHIND, RECEIPT, WriteOnceLog, add_salvaged
+from hopaas_p2p.stores.objects.log import BEHIND, RECEIPT, WriteOnceLog
 from hopaas_p2p.stores.objects.store import ObjectBackedStore
 from hopaas_p2p.stores.s3.bucket import Bucket
-from hopaas_p2p.stores.s3.carried import MAGIC, MOST, OVERHEAD, PiggybackedCommits, opened
 from hopaas_p2p.stores.s3.confirmation import Confirmation
 from hopaas_p2p.stores.s3.scheduler import TurnScheduler
 from hopaas_p2p.stores.s3.search import WIDEST
@@ -45,6 +44,7 @@ class BucketLog(WriteOnceLog[Bucket]):
     rate_limited = True
     limit = LARGEST + OVERHEAD
     asleep = 600.0
+    scatter = MOST
 
     def __init__(self, store: ObjectBackedStore[Bucket], root: str) -> None:
         super().__init__(store, root, TurnScheduler())
@@ -169,15 +169,6 @@ class BucketLog(WriteOnceLog[Bucket]):
     def _carriable(self, lsn: int, payload: bytes, before: int | None, stamp: Stamp) -> None:
         self._piggyback.saw(lsn, payload, before if stamp == UNSTAMPED else None)  # a copy would lose its stamp
 
-    def own(self, data: bytes) -> bytes:
-        return opened(data).stored
-
-    def _is_sound(self, data: bytes) -> bool:
-        return opened(data).sound
-
-    def _was_whole(self, data: bytes) -> bool:
-        return data.endswith(MAGIC) or super()._was_whole(data)
-
     def _read_up_to_hole(self, lsn: int) -> None:
         """There is no commit at this lsn, but something behind it: the log goes on here, with a warning.
 
@@ -202,28 +193,12 @@ class BucketLog(WriteOnceLog[Bucket]):
 
     def _appended(self, lsn: int, payload: bytes, data: bytes) -> None:
         self._carriable(lsn, payload, self.history.before(lsn), self._stamp)
-        self._confirmation.wrote(lsn, self.own(data), data, copied=self._piggyback.shared)
+        self._confirmation.wrote(lsn, opened(data).stored, data, copied=self._piggyback.shared)
 
     # --- backups and rescue ---
 
-    def _salvaged(self) -> Iterator[tuple[int, bytes]]:
-        """A commit whose own object is gone or damaged comes from one of the next 32, if that carries a copy of it."""
-        held: dict[int, list[bytes]] = {}
-        for lsn, data in self._objects():
-            there = opened(data)
-            add_salvaged(held.setdefault(lsn, []), there.stored)
-            with contextlib.suppress(BrokenChain):
-                for copy in PiggybackedCommits().copies(lsn, there):
-                    add_salvaged(held.setdefault(copy.lsn, []), chain.attach(copy.payload, copy.before))
-            for one in sorted(held):
-                if one > lsn - MOST:  # the next object may still carry it
-                    break
-                yield from ((one, data) for data in held.pop(one))
-        for one in sorted(held):
-            yield from ((one, data) for data in held[one])
-
-    def _objects(self) -> Iterator[tuple[int, bytes]]:
-        """The objects of lsns, in order, some at a time."""
+    def _pieces(self) -> Iterator[tuple[int, bytes]]:
+        """The objects, some at a time."""
         last = ""
         while keys := self.objects.listed(f"{self.root}log/", after=last, at_most=_PAGE):
             last = keys[-1]
@@ -243,9 +218,7 @@ class BucketLog(WriteOnceLog[Bucket]):
         if base is not None:
             self.put_snapshot(*base)
             self.objects.put_new(f"{self.root}boundary/{base[0]:020d}", b"commits up to this one were removed\n")
-        with ThreadPoolExecutor(_AT_ONCE) as pool:
-            for _ in pool.map(self._restore_one, entries):
-                pass
+        each(self._restore_one, entries, at_once=_AT_ONCE)
 
     # --- the end ---
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from typing import Final
 
-from hopaas_p2p.stores.s3.carried import MOST
+from hopaas_p2p.stores.objects.carried import MOST
 
 WIDEST: Final = 16
 """GETs under way at once, at most."""

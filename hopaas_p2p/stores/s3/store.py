@@ -1,23 +1,44 @@
 """A store in an S3 bucket, with no server of ours at all: any S3 whose `If-None-Match: *` is atomic.
 
-Names in the bucket are in `stores.objects.store` and `stores.objects.log`. Before a process writes to it, the server
-must prove that it keeps the condition on which everything rests: see `proof`.
+Names in the bucket are in `stores.objects.store` and `stores.objects.log`.
+
+Everything rests on that condition, and servers break it in ways that one PUT does not show: see `objects.race`. So it
+is proved with fresh keys, before a store is created and before a process writes for the first time; and again, with a
+few requests, while it writes and after the server was away, because a server may get a second pool, or versioning, in
+the middle of a study. No number of requests proves it for good: the chain of commits notices what slips through.
+
+Keys are written where the policies let every worker write and remove; where those of an older policy, or of another
+hand, do not, beside the snapshots or the commits of the log that is to be written.
 """
 
 from __future__ import annotations
 
 import json
 import secrets
+import time
 from typing import Final
 
-from hopaas_p2p.errors import ConfigurationError
+from hopaas_p2p.errors import BrokenChain, ConfigurationError, Denied, StoreUnreachable
 from hopaas_p2p.stores.objects.contract import Found
+from hopaas_p2p.stores.objects.race import KEYS, RACERS, race
 from hopaas_p2p.stores.objects.store import FORMAT, META, ObjectBackedStore, uuid_in
 from hopaas_p2p.stores.s3.address import parse
 from hopaas_p2p.stores.s3.bucket import Bucket
 from hopaas_p2p.stores.s3.log import BucketLog
-from hopaas_p2p.stores.s3.proof import Condition
 
+SCRATCH: Final = "study/doctor-proof/snapshot/"
+RENEW: Final = 300.0
+"""Seconds after which a process that writes proves the condition anew."""
+_SETTLED: Final = 5.0  # seconds after a proof for which a server that was away proves nothing anew
+_FEW: Final = 2  # keys, and writers per key, where the server was proved before
+CAUSES: Final = (
+    "Most likely, in this order: (1) MinIO or RustFS with more than one server pool: use a server with one pool, and "
+    "never add another; (2) a Ceph bucket with versioning switched on, before Squid 19.2.7 and Tentacle 20.2.1: use a "
+    "bucket that never had versions; (3) a gateway, proxy or cache that drops the header, or checks first and "
+    "writes later, such as the Versity gateway and rclone serve s3: talk to the server behind it; (4) a "
+    "server made for tests, such as s3rver and Ceph's RGW on dbstore: use another; (5) an old release, such as MinIO "
+    "before 2024-09. docs/s3.md lists servers that keep it. Run hopaas-p2p doctor again to see whether it is fixed"
+)
 _META: Final = 4096
 
 
@@ -38,9 +59,13 @@ class S3Store(ObjectBackedStore[Bucket]):
         address = parse(url)
         self.url = address.url
         self.objects = Bucket(address)
+        self.clock = time.monotonic
         self._create = create
-        self._meta: bytes | None = None
-        self.condition = Condition(self.objects, self.url)
+        self._found = False
+        self._proved_at: float | None = None
+        self._interruptions = 0
+        """Of the server, until it was last proved."""
+        self._refusal: ConfigurationError | BrokenChain | None = None
 
     def _log(self, root: str) -> BucketLog:
         return BucketLog(self, root)
@@ -51,41 +76,71 @@ class S3Store(ObjectBackedStore[Bucket]):
     def close(self) -> None:
         self.objects.close()
 
-    # --- the proof ---
-
-    def find(self) -> bytes:
-        """See that this is a store, once a process, and make it one if it may become that; its description.
+    def find(self) -> None:
+        """See that this is a store, once a process, and make it one if it may become that.
 
         Raises:
             ConfigurationError: this is no store and may not become one, or a bucket that cannot be used.
             NewerFormat: the store was made by a newer version.
 
         """
-        if self._meta is None:
-            found = self.objects.get(META, limit=_META) or self._found_store()
+        if not self._found:
+            found = self.objects.get(META, limit=_META) or self._created()
             uuid_in(found.data, f"{META} in {self.url}")
-            self._meta = found.data
-        return self._meta
+            self._found = True
 
-    def prove(self, root: str = "studies/") -> bool:
-        """As `find`, and see that the server keeps the condition, before something is written to the log at `root`.
-
-        Raises:
-            ConfigurationError: the server breaks the condition, or as `find`.
-            NewerFormat: as `find`.
-
-        """
-        self.find()
-        self.condition.prove(root)
-        return False
-
-    def _found_store(self) -> Found:
+    def _created(self) -> Found:
         if not self._create:
             raise ConfigurationError(f"there is no store in {self.url}; create one with: hopaas-p2p study create")
-        self.condition.prove("studies/", thoroughly=True)
+        self._prove_condition("studies/", thoroughly=True)
         data = json.dumps({"format": FORMAT, "uuid": secrets.token_hex(16)}).encode() + b"\n"
         created = self.objects.put_new(META, data)
         found = self.objects.get(META, limit=_META)
         if found is None or (created and found.data != data):
             raise ConfigurationError(f"{self.url}: what was just written cannot be read; the server is not consistent")
         return found
+
+    def prove(self, root: str = "studies/") -> bool:
+        """As `find`, and see that the server keeps the condition, before something is written to the log at `root`.
+
+        Raises:
+            ConfigurationError: the condition is broken; the message says what was seen, and why that may be.
+            BrokenChain: the same, after this process has written: what it was told is safe may not be in the log.
+            StoreUnreachable: too few answers to tell.
+            NewerFormat: as `find`.
+
+        """
+        self.find()
+        self._prove_condition(root)
+        return False
+
+    def _prove_condition(self, root: str, *, thoroughly: bool = False) -> None:
+        """Unless the proof is fresh; `thoroughly` before a store is created, where one must be allowed to write.
+
+        Keys that may write nowhere need no proof.
+        """
+        if self._refusal is not None:
+            raise type(self._refusal)(str(self._refusal))
+        age = None if self._proved_at is None else self.clock() - self._proved_at
+        away = self.objects.interruptions != self._interruptions
+        if age is not None and age < RENEW and not (away and age >= _SETTLED):
+            return
+        keys, writers = KEYS if age is None else _FEW, RACERS if thoroughly else _FEW
+        for where in (SCRATCH, f"{root}snapshot/proof-", f"{root}log/proof-"):
+            try:
+                found = race(self.objects, where, keys=keys, writers=writers, look=thoroughly)
+            except Denied:
+                if thoroughly:
+                    raise
+                continue
+            if found.seen:
+                said = (
+                    f"{self.url}: the server does not keep 'If-None-Match: *', on which every commit rests: "
+                    f"{found.seen}. Commits would be lost, so nothing is written. {CAUSES}"
+                )
+                self._refusal = ConfigurationError(said) if self._proved_at is None else BrokenChain(said)
+                raise self._refusal
+            if found.held < (keys + 1) // 2:
+                raise found.unknown or StoreUnreachable
+            self._proved_at, self._interruptions = self.clock(), self.objects.interruptions
+            return
