@@ -50,7 +50,8 @@ OWN: Final = ("", Secret(""))
 _THREADS: Final = 32
 _SIDE_BY_SIDE: Final = 8  # calls of one token; at Postgres, each on a connection of its own
 _KEPT: Final = 60.0  # seconds for which a token's connections stay open without a request
-_LOGS: Final = 10_000
+_LOGS: Final = 1_000
+_SUMS: Final = 256  # remembered of each
 _LOOK_EVERY: Final = 1.0  # seconds between looks, for a caller that waits, at what came another way
 _NOTHING_NEW: Final = protocol.answered(False)  # noqa: FBT003
 _BEAT: Final = 48  # characters
@@ -250,8 +251,8 @@ class ListedService(Service):
         self._access = AccessList(store)
         self._shares: WeakValueDictionary[tuple[Token, str], asyncio.Semaphore] = WeakValueDictionary()
         """Of the calls of one kind that are carried out or wait for a log, each token has so many."""
-        self._ends: dict[str, tuple[int, int | None]] = {}
-        """Of logs that are not empty: the commit that was read last, and the sum up to it."""
+        self._sums: dict[str, dict[int, int | None]] = {}
+        """Of logs that are not empty: the sums up to the commits that were read last, of which a peer has seen most."""
 
     async def status(self, token: Token, address: str) -> TokenStatus:
         found = self._access.token(*token)
@@ -290,7 +291,7 @@ class ListedService(Service):
             request = self._stamped(user, request, stamp, log)
         result = request.on(store)
         if request.call == "exchange":
-            self._note_end(request.place, result[0].entries)
+            self._note_sums(request.place, result[0].entries)
         return result
 
     def _all(self, user: str) -> bool:
@@ -300,24 +301,26 @@ class ListedService(Service):
         log, roles = request.place, self._access.roles
         exists = True  # only who has this log's turn may look
         if request.kind.of == "log" and access.is_study(log) and access.role_in(roles, user, log) is None:
-            exists = bool(roles.grants.get(log)) or log in self._ends
-            exists = exists or self._note_end(log, store.log(log).exchange(None, 0).entries)
+            exists = bool(roles.grants.get(log)) or log in self._sums
+            exists = exists or self._note_sums(log, store.log(log).exchange(None, 0).entries)
         return access.judge(roles, user, request, exists=exists)
 
-    def _note_end(self, log: str, entries: list[Entry]) -> bool:
-        """Remember how far this log was read; whether there is anything in it."""
+    def _note_sums(self, log: str, entries: list[Entry]) -> bool:
+        """Remember the sums of what was read of this log; whether there is anything in it."""
         if entries:
-            if len(self._ends) > _LOGS:
-                self._ends.clear()
-            self._ends[log] = entries[-1].lsn, _sum_after(entries[-1])
+            if len(self._sums) > _LOGS:
+                self._sums.clear()
+            known = self._sums.setdefault(log, {})
+            known.update((entry.lsn, _sum_after(entry)) for entry in entries[-_SUMS:])
+            while len(known) > _SUMS:
+                del known[next(iter(known))]
         return bool(entries)
 
     def _stamped(self, user: str, request: StoreRequest, stamp: Stamp, log: Log | AccessList) -> StoreRequest:
         """The same commit with what the server vouches for, and its author an owner of a log that it begins."""
         commit, since = request.arguments
-        end, total = self._ends.get(request.place, (0, 0))
-        if since != end:
-            total = _sum_at(since, log)
+        known = self._sums.get(request.place, {})
+        total = known[since] if since in known else _sum_at(since, log)
         if not chain.takes_stamp(commit.payload):
             raise InvalidInput("these bytes are not a commit")
         if None not in (total, commit.chain) and total != commit.chain:
