@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import datetime
-import functools
 import hashlib
 import logging
 import time
@@ -70,10 +69,12 @@ class Service:
     def __init__(self, open_one: Callable[[Token], Store]) -> None:
         self.store = open_one(OWN)
         self._open = open_one
-        self._handles: dict[Token, _Handles] = {}
-        """Where a handle is a connection. Else all requests share one, those of one log in turn."""
+        self._free: dict[Token, list[Store]] = {}
+        """Where a handle is a connection: those of each token that no request uses. Else all requests share one."""
+        self._used: dict[Token, float] = {}
+        """When a request of a token last gave such a handle back."""
         self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="hopaas-store")
-        self._turns: WeakValueDictionary[str | None, asyncio.Lock] = WeakValueDictionary()
+        self._turns: WeakValueDictionary[object, asyncio.Semaphore] = WeakValueDictionary()
         self._news: WeakValueDictionary[str, asyncio.Event] = WeakValueDictionary()
         """For each log in which somebody waits for news, what happens with the next commit that comes through here."""
         self._ending = False
@@ -88,18 +89,26 @@ class Service:
         """
         return TokenStatus(valid=True)
 
+    def turn(self, of: object, at_once: int) -> asyncio.Semaphore:
+        """Lets so many at once in, of those that hold or wait for the turn of this."""
+        return self._turns.setdefault(of, asyncio.Semaphore(at_once))
+
     @contextlib.asynccontextmanager
     async def lease(self, token: Token, request: StoreRequest) -> AsyncIterator[Store]:
         """The store, for this request alone."""
         if isinstance(self.store, PostgresStore | RemoteStore):
-            if token not in self._handles:
-                self._handles[token] = _Handles(functools.partial(self._open, token))
-            async with self._handles[token].lease() as store:
-                yield store
+            async with self.turn(token, _SIDE_BY_SIDE):
+                free = self._free.setdefault(token, [])
+                store = free.pop() if free else self._open(token)
+                try:
+                    yield store
+                finally:
+                    free.append(store)
+                    self._used[token] = time.monotonic()
         elif request.kind.of != "log":
             yield self.store
         else:
-            async with self._turns.setdefault(request.log, asyncio.Lock()):
+            async with self.turn(request.log, 1):
                 yield self.store
 
     def call(self, token: Token, request: StoreRequest, store: Store) -> Any:
@@ -166,10 +175,10 @@ class Service:
 
     async def tick(self, now: float) -> None:
         """Once per second."""
-        for token, mine in list(self._handles.items()):
-            if not mine.in_use and now - mine.used > _KEPT:
-                del self._handles[token]
-                await asyncio.get_running_loop().run_in_executor(self._threads, mine.close)
+        for token in [one for one, used in self._used.items() if now - used > _KEPT and one not in self._turns]:
+            del self._used[token]
+            for store in self._free.pop(token):
+                await asyncio.get_running_loop().run_in_executor(self._threads, store.close)
 
     def gauges(self) -> dict[str, float]:
         """What /metrics says of the store."""
@@ -177,40 +186,9 @@ class Service:
 
     def close(self) -> None:
         """Let go of threads and connections."""
-        self.store.close()
-        for mine in self._handles.values():
-            mine.close()
-        self._threads.shutdown(wait=False, cancel_futures=True)
-
-
-class _Handles:
-    """Several handles on one store, each for one request at a time."""
-
-    def __init__(self, open_one: Callable[[], Store]) -> None:
-        self._open = open_one
-        self._turns = asyncio.Semaphore(_SIDE_BY_SIDE)
-        self.free: list[Store] = []
-        self.in_use = 0
-        self.used = time.monotonic()
-
-    @contextlib.asynccontextmanager
-    async def lease(self) -> AsyncIterator[Store]:
-        """One of them, for as long as the block lasts."""
-        self.in_use += 1
-        try:
-            async with self._turns:
-                store = self.free.pop() if self.free else self._open()
-                try:
-                    yield store
-                finally:
-                    self.free.append(store)
-        finally:
-            self.in_use -= 1
-            self.used = time.monotonic()
-
-    def close(self) -> None:
-        for store in self.free:
+        for store in [self.store, *(one for free in self._free.values() for one in free)]:
             store.close()
+        self._threads.shutdown(wait=False, cancel_futures=True)
 
 
 class PostgresService(Service):
@@ -249,8 +227,6 @@ class ListedService(Service):
     def __init__(self, store: Store) -> None:
         super().__init__(lambda _: store)
         self._access = AccessList(store)
-        self._shares: WeakValueDictionary[tuple[Token, str], asyncio.Semaphore] = WeakValueDictionary()
-        """Of the calls of one kind that are carried out or wait for a log, each token has so many."""
         self._sums: dict[str, dict[int, int | None]] = {}
         """Of logs that are not empty: the sums up to the commits that were read last, of which a peer has seen most."""
 
@@ -266,7 +242,9 @@ class ListedService(Service):
 
     @contextlib.asynccontextmanager
     async def lease(self, token: Token, request: StoreRequest) -> AsyncIterator[Store]:
-        share = self._shares.setdefault((token, request.kind.of), asyncio.Semaphore(_SIDE_BY_SIDE))
+        share = self.turn(
+            (token, request.kind.of), _SIDE_BY_SIDE
+        )  # of the calls that are carried out or wait for a log
         async with share, super().lease(token, request) as store:
             yield store
 

@@ -15,7 +15,7 @@ import pytest
 
 from hopaas_p2p.remote import protocol
 from hopaas_p2p.remote.certificate import Certificate
-from hopaas_p2p.remote.https import LOOPBACK, HttpsServer
+from hopaas_p2p.remote.https import LOOPBACK, HttpsLimits, HttpsServer
 from hopaas_p2p.remote.protocol import PATH, StoreRequest
 from hopaas_p2p.remote.server import Token
 from hopaas_p2p.remote.tokens import TokenStatus
@@ -133,10 +133,10 @@ async def _asked(port: int, line: str, body: bytes) -> tuple[asyncio.StreamReade
     return reader, writer
 
 
-def behind_a_proxy(do: Callable[[HttpsServer, int], Awaitable[None]]) -> None:
+def behind_a_proxy(do: Callable[[HttpsServer, int], Awaitable[None]], limits: HttpsLimits | None = None) -> None:
     async def run() -> None:
         service: Any = _Slow()
-        server = HttpsServer(service, behind=LOOPBACK)
+        server = HttpsServer(service, behind=LOOPBACK, limits=limits)
         await do(server, await server.start("127.0.0.1", 0))
 
     asyncio.run(run())
@@ -154,6 +154,19 @@ def test_a_server_whose_connections_were_all_gone_once_still_answers_what_was_as
         writer.close()
 
     behind_a_proxy(do)
+
+
+def test_a_connection_without_a_request_for_long_is_closed_and_one_whose_answer_takes_longer_is_not() -> None:
+    async def do(server: HttpsServer, port: int) -> None:
+        reader, writer = await _asked(port, f"POST {PATH}", protocol.encode(StoreRequest("hello", "")))
+        (session,) = server.sessions
+        session.idle_since = 0.0  # as if it had been idle before this request
+        assert (await asyncio.wait_for(reader.read(), 30)).startswith(b"HTTP/1.1 200 OK")
+        assert server.counted["shed_total", 'cause="idle"'] == 1
+        writer.close()
+        await server.drain()
+
+    behind_a_proxy(do, HttpsLimits(idle=0.5))
 
 
 def test_a_server_whose_disk_is_full_says_that_it_failed_and_logs_it(
