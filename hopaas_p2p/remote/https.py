@@ -197,12 +197,9 @@ class HttpsServer:
         """(status, text) of a page for machines."""
         if path == "/healthz":
             return (503, "draining\n") if self.draining else (200, "ok\n")
-        if path == "/metrics" and is_within(address, self._metrics_from):
-            return 200, self._metrics()
-        return 404, ""
-
-    def _metrics(self) -> str:
-        """In Prometheus' text format. No roles, addresses or secrets: many people can read metrics."""
+        if path != "/metrics" or not is_within(address, self._metrics_from):
+            return 404, ""
+        # in Prometheus' text format. No roles, addresses or secrets: many people can read metrics
         gauges: dict[str, float] = {
             "connections": self.by_token.total(),
             "pending": sum(session.token is None for session in self.sessions),
@@ -213,7 +210,7 @@ class HttpsServer:
             gauges["certificate_expiry_seconds"] = int(self.certificate.expires)
         lines = [f"hopaas_server_{name} {value}" for name, value in gauges.items()]
         lines += [f"hopaas_server_{name}{{{label}}} {value}" for (name, label), value in sorted(self.counted.items())]
-        return "\n".join(lines) + "\n"
+        return 200, "\n".join(lines) + "\n"
 
     # --- once per second ---
 
