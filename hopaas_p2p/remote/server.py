@@ -175,10 +175,11 @@ class Service:
 
     async def tick(self, now: float) -> None:
         """Once per second."""
-        for token in [one for one, used in self._used.items() if now - used > _KEPT and one not in self._turns]:
-            del self._used[token]
-            for store in self._free.pop(token):
-                await asyncio.get_running_loop().run_in_executor(self._threads, store.close)
+        for token, used in list(self._used.items()):
+            if now - used > _KEPT and token not in self._turns:
+                del self._used[token]
+                for store in self._free.pop(token):
+                    await asyncio.get_running_loop().run_in_executor(self._threads, store.close)
 
     def gauges(self) -> dict[str, float]:
         """What /metrics says of the store."""

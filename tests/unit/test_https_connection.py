@@ -6,6 +6,7 @@ import asyncio
 import errno
 import ssl
 import tempfile
+import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,10 +16,12 @@ import pytest
 
 from hopaas_p2p.remote import protocol
 from hopaas_p2p.remote.certificate import Certificate
+from hopaas_p2p.remote.client import RemoteStore
 from hopaas_p2p.remote.https import LOOPBACK, HttpsLimits, HttpsServer
 from hopaas_p2p.remote.protocol import PATH, StoreRequest
-from hopaas_p2p.remote.server import Token
+from hopaas_p2p.remote.server import Service, Token
 from hopaas_p2p.remote.tokens import TokenStatus
+from hopaas_p2p.runtime.settings import Secret
 from tests.support.served import Authority
 
 PAGE = b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n"
@@ -167,6 +170,33 @@ def test_a_connection_without_a_request_for_long_is_closed_and_one_whose_answer_
         await server.drain()
 
     behind_a_proxy(do, HttpsLimits(idle=0.5))
+
+
+def test_a_tokens_connections_go_when_it_has_not_asked_for_a_while_and_not_while_it_asks(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    closed: list[str] = []
+
+    def opened(token: Token) -> RemoteStore:
+        store = RemoteStore("https://gateway.example.org")
+        monkeypatch.setattr(store, "close", lambda: closed.append(token[0]))
+        return store
+
+    async def run() -> None:
+        service, request = Service(opened), StoreRequest("hello")
+        ann, bob = ("ann", Secret("s")), ("bob", Secret("s"))
+        for token in (ann, bob):
+            async with service.lease(token, request) as store, service.lease(token, request) as other:
+                assert store is not other
+        async with service.lease(bob, request):
+            await service.tick(time.monotonic())
+            assert closed == []
+            await service.tick(time.monotonic() + 100.0)
+            assert closed == ["ann", "ann"]
+        await service.tick(time.monotonic() + 200.0)
+        assert closed == ["ann", "ann", "bob", "bob"]
+
+    asyncio.run(run())
 
 
 def test_a_server_whose_disk_is_full_says_that_it_failed_and_logs_it(
