@@ -239,7 +239,7 @@ class ListedService(Service):
         if found is None:
             return TokenStatus(valid=False)
         until = datetime.datetime.fromtimestamp(found.expires, tz=datetime.UTC).isoformat()
-        return TokenStatus(valid=True, until=time.monotonic() + found.expires - time.time(), expires=until)
+        return TokenStatus(valid=True, expires=until)
 
     @contextlib.asynccontextmanager
     async def lease(self, token: Token, request: StoreRequest) -> AsyncIterator[Store]:
