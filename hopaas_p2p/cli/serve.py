@@ -6,9 +6,11 @@ import asyncio
 import ipaddress
 import logging
 import os
+import resource
 import signal
 import socket
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
 
@@ -77,7 +79,8 @@ def serve_https(
         remember = Path(os.environ["STATE_DIRECTORY"].partition(":")[0]) / "tokens"
     log.to_stderr()
     sys.setswitchinterval(_SWITCH)
-    https.raise_descriptor_limit()
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
     async def run() -> None:
         made = https.HttpsServer(
@@ -87,7 +90,11 @@ def serve_https(
             metrics_from=_networks(metrics_from) or https.LOOPBACK,
             limits=https.HttpsLimits(**limits),
         )
-        await https.run(made, host, port, listening=lambda bound: output.say(f"Serving on {host}:{bound}"))
+        ending = _ending(again=made.hurry)
+        asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, int)  # "reload": files are read again anyway
+        output.say(f"Serving on {host}:{await made.start(host, port)}")
+        await ending.wait()
+        await made.drain()
 
     asyncio.run(run())
 
@@ -130,11 +137,11 @@ def serve_folder(session: CliSession, folder: Path, target: str) -> None:
     session.done({"carried": carried}, f"Stopped. Carried {output.count(carried, 'commit')}.")
 
 
-def _ending() -> asyncio.Event:
-    """Set by SIGTERM and Ctrl-C."""
+def _ending(again: Callable[[], object] = int) -> asyncio.Event:
+    """Set by SIGTERM and Ctrl-C; the next ones call `again`."""
     ending = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(number, ending.set)
+        asyncio.get_running_loop().add_signal_handler(number, lambda: again() if ending.is_set() else ending.set())
     return ending
 
 

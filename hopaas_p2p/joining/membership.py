@@ -33,7 +33,6 @@ class Membership(NamedTuple):
     """What HOPAAS_JOINED names it by."""
     store: str
     study: str
-    site: str
     values: dict[str, str]
     """All settings of the file."""
 
@@ -98,7 +97,7 @@ def accept(invitation: Invitation, *, site: str = "") -> Membership:
             files["ca_file"] = str(_write(_beside(name, "ca"), invitation.authority))
         named = {"site": site} if site else {}
         values = {"store": invitation.store, "study": invitation.study, **named, **files}
-        return keep(Membership(name, invitation.store, invitation.study, site, values))
+        return keep(Membership(name, invitation.store, invitation.study, values))
 
 
 @contextlib.contextmanager
@@ -155,7 +154,7 @@ def load(name: str) -> Membership:
     path = _beside(name, "toml")
     try:
         values = {key: str(value) for key, value in tomllib.loads(read_own(path)).items()}
-        return Membership(name, values["store"], values["study"], values.get("site", ""), values)
+        return Membership(name, values["store"], values["study"], values)
     except (PermissionError, UnicodeDecodeError, tomllib.TOMLDecodeError, KeyError) as error:
         raise ConfigurationError(f"{path} is ignored: {error}. Remove it, and join again") from None
 

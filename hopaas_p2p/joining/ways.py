@@ -17,7 +17,7 @@ from typing import Final, Literal
 from hopaas_p2p.errors import ConfigurationError, HopaasError
 from hopaas_p2p.joining.membership import Membership
 from hopaas_p2p.net.findings import AGAIN, Finding
-from hopaas_p2p.open import open_store
+from hopaas_p2p.open import open_store, servers_of
 from hopaas_p2p.runtime.settings import Secret, read_proxy, variable
 from hopaas_p2p.stores.checks import way_to
 
@@ -61,7 +61,7 @@ def find(membership: Membership, say: Callable[[Finding], None]) -> tuple[str, M
             say(finding)
         if kind == "relay":
             return kind, membership.changed(proxy_file=str(membership.relay_file))
-        if not _has_way(membership.store):
+        if not servers_of(membership.store):
             return kind, membership
         found = _environments_proxy()
         return kind, membership.with_proxy(None if found is None else Secret(found))
@@ -81,7 +81,7 @@ def _candidates(membership: Membership) -> Iterator[tuple[str, Path | Literal[""
 
     And the file of the proxy that HTTPS_PROXY is to name: an empty text for none, None for what the environment says.
     """
-    if not _has_way(membership.store):
+    if not servers_of(membership.store):
         yield "direct", None
         return
     relay, last = membership.relay_file, membership.values.get("proxy_file")
@@ -94,10 +94,6 @@ def _candidates(membership: Membership) -> Iterator[tuple[str, Path | Literal[""
     yield "direct", ""
     if relay.exists():
         yield "relay", relay
-
-
-def _has_way(url: str) -> bool:
-    return url.startswith(("postgresql", "s3:", "https:"))
 
 
 def _environments_proxy() -> str | None:

@@ -120,26 +120,30 @@ class _Line:
         self.close = weakref.finalize(self, self._socket.close)
         """Closes it; so does forgetting it."""
         self.close.atexit = False
-        self._silence = 0.0
+        # The kernel watches over silence: with a time-out of Python's, reading gives up the interpreter's lock three
+        # times instead of once, and each costs 5 ms beside a busy thread. Python is told that the socket does not
+        # block, or it would begin anew for ever.
+        self._silence = _ANSWER
+        self._socket.setblocking(False)
+        os.set_blocking(self._socket.fileno(), True)
+        limit = struct.pack("@ll", int(self._silence), int(self._silence % 1 * 1e6))
+        for option in (socket.SO_RCVTIMEO, socket.SO_SNDTIMEO):
+            self._socket.setsockopt(socket.SOL_SOCKET, option, limit)
         self.used = False
         """Whether something was answered on it."""
 
     def ask(
-        self, method: str, path: str, token: Secret | None, body: bytes | Iterator[bytes], *, size: int, silence: float
+        self, method: str, path: str, token: Secret | None, size: int, body: Iterable[bytes]
     ) -> http.client.HTTPResponse:
         """Send a request; the answer, whose body is still to be read. Raises OSError and HTTPException."""
         lines = [f"{method} {self._path}{path} HTTP/1.1", f"Host: {self.server}", f"Content-Length: {size}"]
         if token is not None:
             lines.append(f"Authorization: Bearer {protocol.encode_header(token.reveal())}")
-        head = "\r\n".join([*lines, "", ""]).encode()
-        self._give_up_after(silence)
-        if isinstance(body, bytes):
-            self._socket.sendall(head + body)
-        else:
-            self._socket.sendall(head)
-            for piece in body:
-                self._socket.sendall(piece)
-        coming = AnswerBytes(self._socket.recv_into, silence, room=_HEAD)
+        pieces = iter(body)
+        self._socket.sendall("\r\n".join([*lines, "", ""]).encode() + next(pieces, b""))
+        for piece in pieces:
+            self._socket.sendall(piece)
+        coming = AnswerBytes(self._socket.recv_into, self._silence, room=_HEAD)
         answer = http.client.HTTPResponse(coming, method=method)  # type: ignore[arg-type]
         try:
             answer.begin()
@@ -149,20 +153,6 @@ class _Line:
             raise
         self.used = True
         return answer
-
-    def _give_up_after(self, seconds: float) -> None:
-        """Let the kernel watch over silence: with a time-out of Python's, reading gives up the interpreter's lock three
-        times instead of once, and each costs 5 ms beside a busy thread. Python is told that the socket does not block,
-        or it would begin anew for ever.
-        """
-        if seconds == self._silence:
-            return
-        self._silence = seconds
-        self._socket.setblocking(False)
-        os.set_blocking(self._socket.fileno(), True)
-        limit = struct.pack("@ll", int(seconds), int(seconds % 1 * 1e6))
-        for option in (socket.SO_RCVTIMEO, socket.SO_SNDTIMEO):
-            self._socket.setsockopt(socket.SOL_SOCKET, option, limit)
 
     def shut(self) -> None:
         """End what another thread does on it."""
@@ -229,12 +219,7 @@ class Connections:
 
     @contextlib.contextmanager
     def send(
-        self,
-        method: str,
-        path: str,
-        body: bytes | Path = b"",
-        *,
-        held: bool = False,
+        self, method: str, path: str, body: bytes | Path = b"", *, held: bool = False
     ) -> Iterator[http.client.HTTPResponse]:
         """Make one request, with the bytes of a file perhaps; the answer, to be read within the block.
 
@@ -254,8 +239,8 @@ class Connections:
             if held:
                 self._held.add(line)
             try:
-                size, pieces = (len(body), body) if isinstance(body, bytes) else _pieces_of(body)
-                answer = line.ask(method, path, token, pieces, size=size, silence=_ANSWER)
+                size, pieces = (len(body), [body]) if isinstance(body, bytes) else _pieces_of(body)
+                answer = line.ask(method, path, token, size, pieces)
                 with contextlib.closing(answer):
                     if answer.status == http.client.UNAUTHORIZED:
                         self._token = self.address.token()
@@ -320,7 +305,7 @@ class Connections:
             lines.pop().close()
 
 
-def _pieces_of(file: Path) -> tuple[int, Iterator[bytes]]:
+def _pieces_of(file: Path) -> tuple[int, Iterable[bytes]]:
     def pieces() -> Iterator[bytes]:
         with file.open("rb") as source:
             while data := source.read(_PIECE):

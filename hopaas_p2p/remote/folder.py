@@ -233,14 +233,10 @@ class FolderServer:
             if copied or request.call == "shared":  # a reader needs no more than the copy
                 return protocol.answered(None)
             raise
-        if protocol.refusal(found) is None:
-            if request.call == "hello":
-                return protocol.answered(Facts(self.box.leads_to, None))
-            self._note(request, place, found)
-        return found
-
-    def _note(self, request: StoreRequest, place: _Place, found: bytes) -> None:
-        """What the store's answer changes in what is kept here."""
+        if protocol.refusal(found) is not None:
+            return found
+        if request.call == "hello":
+            return protocol.answered(Facts(self.box.leads_to, None))
         if request.commit is not None:
             result, place.flush_interval = protocol.result_of("exchange", found)
             self.carried += result.holds(request.commit)
@@ -251,6 +247,7 @@ class FolderServer:
             place.copy.drop()
         elif request.call == "beat" and request.arguments[0].peer in self._looked:
             self._beats[request.arguments[0].peer] = request.arguments[0].value
+        return found
 
     async def _read(self, request: StoreRequest) -> bytes:
         """What a log has after some commit: from its copy, for which the store is asked once per pace."""

@@ -11,11 +11,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import http
 import ipaddress
 import logging
+import math
 import re
-import signal
 import tempfile
 import time
 from asyncio.sslproto import SSLProtocol
@@ -141,7 +142,11 @@ class HttpsServer:
             )
         except OSError as error:
             raise cannot_listen(f"{host}:{port}", error) from None
-        self._ticker = asyncio.get_running_loop().create_task(self._tick())
+        loop = asyncio.get_running_loop()
+        loop.set_exception_handler(  # of a callback; without what it was about
+            lambda _, context: event("failed", level=logging.ERROR, why=type(context.get("exception")).__name__)
+        )
+        self._ticker = loop.create_task(self._tick())
         bound = int(self._server.sockets[0].getsockname()[1])
         event("listening", host=host, port=bound, tls=self.certificate is not None)
         return bound
@@ -192,12 +197,9 @@ class HttpsServer:
         """(status, text) of a page for machines."""
         if path == "/healthz":
             return (503, "draining\n") if self.draining else (200, "ok\n")
-        if path == "/metrics" and is_within(address, self._metrics_from):
-            return 200, self._metrics()
-        return 404, ""
-
-    def _metrics(self) -> str:
-        """In Prometheus' text format. No roles, addresses or secrets: many people can read metrics."""
+        if path != "/metrics" or not is_within(address, self._metrics_from):
+            return 404, ""
+        # in Prometheus' text format. No roles, addresses or secrets: many people can read metrics
         gauges: dict[str, float] = {
             "connections": self.by_token.total(),
             "pending": sum(session.token is None for session in self.sessions),
@@ -208,7 +210,7 @@ class HttpsServer:
             gauges["certificate_expiry_seconds"] = int(self.certificate.expires)
         lines = [f"hopaas_server_{name} {value}" for name, value in gauges.items()]
         lines += [f"hopaas_server_{name}{{{label}}} {value}" for (name, label), value in sorted(self.counted.items())]
-        return "\n".join(lines) + "\n"
+        return 200, "\n".join(lines) + "\n"
 
     # --- once per second ---
 
@@ -219,6 +221,9 @@ class HttpsServer:
             for (address, status), count in self.turned_away.most_common(_LINES):
                 event("turned away", address=address, status=status, times=count)
             self.turned_away.clear()
+            for session in [one for one in self.sessions if not one.asking]:
+                if now - session.idle_since > self.limits.idle:
+                    session.end("idle")
             await self.service.tick(now)
             if self.certificate is not None:
                 self._check_certificate(self.certificate, now)
@@ -255,6 +260,8 @@ class HttpsSession:
         """Whose connection this is, once that is known."""
         self.asking = False
         """Whether a request came that is not answered yet."""
+        self.idle_since = math.inf
+        """When the last request was answered."""
         self._caller = ""
         """The address of who asks, behind a proxy as that says."""
         self._http = h11.Connection(h11.SERVER, max_incomplete_event_size=_HEAD)
@@ -313,12 +320,7 @@ class HttpsSession:
         """Answer one request, whose head has to come until then, if that is not 0; whether to go on."""
         try:
             if not until and not self._http.trailing_data[0]:
-                try:
-                    async with asyncio.timeout(self._limits.idle):
-                        self._http.receive_data(await self._reader.read(_FRAME))
-                except TimeoutError:
-                    self.end("idle")
-                    return False
+                self._http.receive_data(await self._reader.read(_FRAME))  # the server's tick ends one that is idle
             head = await self._event(until or asyncio.get_running_loop().time() + self._limits.head)
             if not isinstance(head, h11.Request):  # the other side has closed it
                 return False
@@ -337,6 +339,7 @@ class HttpsSession:
         self.asking = False
         if self._http.our_state is h11.DONE and self._http.their_state is h11.DONE:
             self._http.start_next_cycle()
+            self.idle_since = time.monotonic()
             return True
         self._writer.close()
         with contextlib.suppress(TimeoutError):
@@ -475,15 +478,8 @@ class HttpsSession:
     # --- answers ---
 
     def _head(self, status: int, size: int, kind: str, *more: tuple[str, str]) -> h11.Response:
-        headers = [
-            ("Hopaas-Server", str(protocol.VERSION)),
-            ("Content-Type", kind),
-            ("Content-Length", str(size)),
-            *more,
-        ]
-        if self._server.draining or status != 200:
-            headers.append(("Connection", "close"))
-        return h11.Response(status_code=status, reason=http.HTTPStatus(status).phrase.encode(), headers=headers)
+        close = [("Connection", "close")] if self._server.draining or status != 200 else []
+        return _response(status, size, kind, *more, *close)
 
     async def _respond(
         self, status: int, body: bytes = b"", *, kind: str = "application/msgpack", retry: float | None = None
@@ -535,6 +531,12 @@ class HttpsSession:
             self.token, self._held = None, 0
 
 
+@functools.lru_cache(maxsize=1024)  # which it takes longer to check than to send
+def _response(status: int, size: int, kind: str, *more: tuple[str, str]) -> h11.Response:
+    headers = [("Hopaas-Server", str(protocol.VERSION)), ("Content-Type", kind), ("Content-Length", str(size)), *more]
+    return h11.Response(status_code=status, reason=http.HTTPStatus(status).phrase.encode(), headers=headers)
+
+
 def _bearer_token(headers: list[str]) -> Token | None:
     """(name, secret) of an Authorization header, or None."""
     if len(headers) != 1:
@@ -547,45 +549,3 @@ def _bearer_token(headers: list[str]) -> Token | None:
     if not name or not secret or "\0" in token:
         return None
     return name, Secret(secret)
-
-
-# --- as a process ---
-
-
-def raise_descriptor_limit() -> None:
-    """Let this process have as many descriptors as it may."""
-    import resource
-
-    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
-    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-
-
-async def run(server: HttpsServer, host: str, port: int, *, listening: Callable[[int], None]) -> None:
-    """Serve until SIGTERM or SIGINT, then drain; at a second signal, stop at once.
-
-    Args:
-        server: what to run.
-        host, port: where to listen.
-        listening: called with the port.
-
-    Raises:
-        ConfigurationError: it cannot listen there.
-
-    """
-    stop = asyncio.Event()
-    loop = asyncio.get_running_loop()
-    loop.set_exception_handler(  # of a callback; without what it was about
-        lambda _, context: event("failed", level=logging.ERROR, why=type(context.get("exception")).__name__)
-    )
-
-    def handle_signal() -> None:
-        if stop.is_set():
-            server.hurry()
-        stop.set()
-
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, handle_signal)
-    loop.add_signal_handler(signal.SIGHUP, lambda: None)  # "reload": files are checked every second anyway
-    listening(await server.start(host, port))
-    await stop.wait()
-    await server.drain()

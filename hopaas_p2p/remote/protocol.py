@@ -125,8 +125,10 @@ class StoreRequest(Struct, array_like=True, frozen=True):
             return store.shared()  # which a database answers to a token that is still good only
         if self.call in ("put", "get"):
             return None
-        if self.kind.of != "log":
-            return getattr(store if self.kind.of == "store" else store.artifacts(), self.call)(*self.all_arguments)
+        if self.kind.of == "files":
+            return getattr(store.artifacts(), self.call)(self.place)
+        if self.kind.of == "store":
+            return getattr(store, self.call)(*self.arguments)
         if self.place == CATALOG and self.call in ("destroy", "erase"):
             raise Denied("the list of studies cannot be destroyed")
         log = store.catalog() if self.place == CATALOG else store.log(self.place)
@@ -139,11 +141,6 @@ class StoreRequest(Struct, array_like=True, frozen=True):
             return bool(log.exchange(None, self.arguments[0]).entries) if changed is None else changed
         result = getattr(log, self.call)(*self.arguments)
         return (result, log.flush_interval) if self.call == "exchange" else result
-
-    @property
-    def all_arguments(self) -> tuple[Any, ...]:
-        """Those of the method."""
-        return (self.place, *self.arguments) if self.kind.of == "files" else self.arguments
 
 
 def _some_of(log: Log, names: list[str]) -> dict[str, bytes]:

@@ -207,18 +207,14 @@ class Relay:
         headers = {
             name.strip().lower(): value.strip() for name, _, value in (line.partition(":") for line in lines[1:])
         }
-        if not trusted and not self._knows(headers.get("proxy-authorization", "")):
+        scheme, _, encoded = headers.get("proxy-authorization", "").partition(" ")
+        login = b""
+        with contextlib.suppress(ValueError):  # no base64, or no ASCII
+            login = base64.b64decode(encoded, validate=True)
+        if not trusted and not (scheme.lower() == "basic" and hmac.compare_digest(login, self._expected)):
             return 407, None
         target = self._targets.get(words[1].lower()) if words[0] == "CONNECT" else None
         return (200, target) if target is not None else (403, None)
-
-    def _knows(self, given: str) -> bool:
-        scheme, _, encoded = given.partition(" ")
-        try:
-            login = base64.b64decode(encoded, validate=True)
-        except ValueError:  # no base64, or no ASCII
-            return False
-        return scheme.lower() == "basic" and hmac.compare_digest(login, self._expected)
 
     async def _refuse(self, writer: asyncio.StreamWriter, status: int) -> None:
         self.refused += 1

@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import datetime
-import functools
 import hashlib
 import logging
 import time
@@ -50,7 +49,8 @@ OWN: Final = ("", Secret(""))
 _THREADS: Final = 32
 _SIDE_BY_SIDE: Final = 8  # calls of one token; at Postgres, each on a connection of its own
 _KEPT: Final = 60.0  # seconds for which a token's connections stay open without a request
-_LOGS: Final = 10_000
+_LOGS: Final = 1_000
+_SUMS: Final = 256  # remembered of each
 _LOOK_EVERY: Final = 1.0  # seconds between looks, for a caller that waits, at what came another way
 _NOTHING_NEW: Final = protocol.answered(False)  # noqa: FBT003
 _BEAT: Final = 48  # characters
@@ -69,10 +69,12 @@ class Service:
     def __init__(self, open_one: Callable[[Token], Store]) -> None:
         self.store = open_one(OWN)
         self._open = open_one
-        self._handles: dict[Token, _Handles] = {}
-        """Where a handle is a connection. Else all requests share one, those of one log in turn."""
+        self._free: dict[Token, list[Store]] = {}
+        """Where a handle is a connection: those of each token that no request uses. Else all requests share one."""
+        self._used: dict[Token, float] = {}
+        """When a request of a token last gave such a handle back."""
         self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="hopaas-store")
-        self._turns: WeakValueDictionary[str | None, asyncio.Lock] = WeakValueDictionary()
+        self._turns: WeakValueDictionary[object, asyncio.Semaphore] = WeakValueDictionary()
         self._news: WeakValueDictionary[str, asyncio.Event] = WeakValueDictionary()
         """For each log in which somebody waits for news, what happens with the next commit that comes through here."""
         self._ending = False
@@ -87,18 +89,26 @@ class Service:
         """
         return TokenStatus(valid=True)
 
+    def turn(self, of: object, at_once: int) -> asyncio.Semaphore:
+        """Lets so many at once in, of those that hold or wait for the turn of this."""
+        return self._turns.setdefault(of, asyncio.Semaphore(at_once))
+
     @contextlib.asynccontextmanager
     async def lease(self, token: Token, request: StoreRequest) -> AsyncIterator[Store]:
         """The store, for this request alone."""
         if isinstance(self.store, PostgresStore | RemoteStore):
-            if token not in self._handles:
-                self._handles[token] = _Handles(functools.partial(self._open, token))
-            async with self._handles[token].lease() as store:
-                yield store
+            async with self.turn(token, _SIDE_BY_SIDE):
+                free = self._free.setdefault(token, [])
+                store = free.pop() if free else self._open(token)
+                try:
+                    yield store
+                finally:
+                    free.append(store)
+                    self._used[token] = time.monotonic()
         elif request.kind.of != "log":
             yield self.store
         else:
-            async with self._turns.setdefault(request.log, asyncio.Lock()):
+            async with self.turn(request.log, 1):
                 yield self.store
 
     def call(self, token: Token, request: StoreRequest, store: Store) -> Any:
@@ -165,10 +175,11 @@ class Service:
 
     async def tick(self, now: float) -> None:
         """Once per second."""
-        for token, mine in list(self._handles.items()):
-            if not mine.in_use and now - mine.used > _KEPT:
-                del self._handles[token]
-                await asyncio.get_running_loop().run_in_executor(self._threads, mine.close)
+        for token, used in list(self._used.items()):
+            if now - used > _KEPT and token not in self._turns:
+                del self._used[token]
+                for store in self._free.pop(token):
+                    await asyncio.get_running_loop().run_in_executor(self._threads, store.close)
 
     def gauges(self) -> dict[str, float]:
         """What /metrics says of the store."""
@@ -176,40 +187,9 @@ class Service:
 
     def close(self) -> None:
         """Let go of threads and connections."""
-        self.store.close()
-        for mine in self._handles.values():
-            mine.close()
-        self._threads.shutdown(wait=False, cancel_futures=True)
-
-
-class _Handles:
-    """Several handles on one store, each for one request at a time."""
-
-    def __init__(self, open_one: Callable[[], Store]) -> None:
-        self._open = open_one
-        self._turns = asyncio.Semaphore(_SIDE_BY_SIDE)
-        self.free: list[Store] = []
-        self.in_use = 0
-        self.used = time.monotonic()
-
-    @contextlib.asynccontextmanager
-    async def lease(self) -> AsyncIterator[Store]:
-        """One of them, for as long as the block lasts."""
-        self.in_use += 1
-        try:
-            async with self._turns:
-                store = self.free.pop() if self.free else self._open()
-                try:
-                    yield store
-                finally:
-                    self.free.append(store)
-        finally:
-            self.in_use -= 1
-            self.used = time.monotonic()
-
-    def close(self) -> None:
-        for store in self.free:
+        for store in [self.store, *(one for free in self._free.values() for one in free)]:
             store.close()
+        self._threads.shutdown(wait=False, cancel_futures=True)
 
 
 class PostgresService(Service):
@@ -248,10 +228,8 @@ class ListedService(Service):
     def __init__(self, store: Store) -> None:
         super().__init__(lambda _: store)
         self._access = AccessList(store)
-        self._shares: WeakValueDictionary[tuple[Token, str], asyncio.Semaphore] = WeakValueDictionary()
-        """Of the calls of one kind that are carried out or wait for a log, each token has so many."""
-        self._ends: dict[str, tuple[int, int | None]] = {}
-        """Of logs that are not empty: the commit that was read last, and the sum up to it."""
+        self._sums: dict[str, dict[int, int | None]] = {}
+        """Of logs that are not empty: the sums up to the commits that were read last, of which a peer has seen most."""
 
     async def status(self, token: Token, address: str) -> TokenStatus:
         found = self._access.token(*token)
@@ -261,11 +239,13 @@ class ListedService(Service):
         if found is None:
             return TokenStatus(valid=False)
         until = datetime.datetime.fromtimestamp(found.expires, tz=datetime.UTC).isoformat()
-        return TokenStatus(valid=True, until=time.monotonic() + found.expires - time.time(), expires=until)
+        return TokenStatus(valid=True, expires=until)
 
     @contextlib.asynccontextmanager
     async def lease(self, token: Token, request: StoreRequest) -> AsyncIterator[Store]:
-        share = self._shares.setdefault((token, request.kind.of), asyncio.Semaphore(_SIDE_BY_SIDE))
+        share = self.turn(
+            (token, request.kind.of), _SIDE_BY_SIDE
+        )  # of the calls that are carried out or wait for a log
         async with share, super().lease(token, request) as store:
             yield store
 
@@ -290,7 +270,7 @@ class ListedService(Service):
             request = self._stamped(user, request, stamp, log)
         result = request.on(store)
         if request.call == "exchange":
-            self._note_end(request.place, result[0].entries)
+            self._note_sums(request.place, result[0].entries)
         return result
 
     def _all(self, user: str) -> bool:
@@ -300,24 +280,26 @@ class ListedService(Service):
         log, roles = request.place, self._access.roles
         exists = True  # only who has this log's turn may look
         if request.kind.of == "log" and access.is_study(log) and access.role_in(roles, user, log) is None:
-            exists = bool(roles.grants.get(log)) or log in self._ends
-            exists = exists or self._note_end(log, store.log(log).exchange(None, 0).entries)
+            exists = bool(roles.grants.get(log)) or log in self._sums
+            exists = exists or self._note_sums(log, store.log(log).exchange(None, 0).entries)
         return access.judge(roles, user, request, exists=exists)
 
-    def _note_end(self, log: str, entries: list[Entry]) -> bool:
-        """Remember how far this log was read; whether there is anything in it."""
+    def _note_sums(self, log: str, entries: list[Entry]) -> bool:
+        """Remember the sums of what was read of this log; whether there is anything in it."""
         if entries:
-            if len(self._ends) > _LOGS:
-                self._ends.clear()
-            self._ends[log] = entries[-1].lsn, _sum_after(entries[-1])
+            if len(self._sums) > _LOGS:
+                self._sums.clear()
+            known = self._sums.setdefault(log, {})
+            known.update((entry.lsn, _sum_after(entry)) for entry in entries[-_SUMS:])
+            while len(known) > _SUMS:
+                del known[next(iter(known))]
         return bool(entries)
 
     def _stamped(self, user: str, request: StoreRequest, stamp: Stamp, log: Log | AccessList) -> StoreRequest:
         """The same commit with what the server vouches for, and its author an owner of a log that it begins."""
         commit, since = request.arguments
-        end, total = self._ends.get(request.place, (0, 0))
-        if since != end:
-            total = _sum_at(since, log)
+        known = self._sums.get(request.place, {})
+        total = known[since] if since in known else _sum_at(since, log)
         if not chain.takes_stamp(commit.payload):
             raise InvalidInput("these bytes are not a commit")
         if None not in (total, commit.chain) and total != commit.chain:

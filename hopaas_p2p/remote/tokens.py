@@ -52,10 +52,6 @@ class TokenStatus(NamedTuple):
     expires: str | None = None
     """The same for people, in ISO 8601."""
 
-    def is_expired(self) -> bool:
-        """Whether it has expired since."""
-        return self.until is not None and time.monotonic() >= self.until
-
 
 class TokenCache:
     """The tokens that one server knows. Used from its event loop only.
@@ -94,10 +90,12 @@ class TokenCache:
 
         """
         key = hashlib.blake2b(f"{role}\0{secret.reveal()}".encode(), key=self._salt).digest()
+        now = time.monotonic()
         status, checked = self._known.get(key, (None, 0.0))
-        ttl = self._ttl if status is not None and status.valid else _INVALID_TTL
-        if status is not None and not status.is_expired() and time.monotonic() - checked < ttl:
-            return status
+        if status is not None:
+            fresh = now - checked < (self._ttl if status.valid else _INVALID_TTL)
+            if fresh and (status.until is None or now < status.until):
+                return status
         trusted = key in self._good or (status is not None and status.valid)
         checking = self._checking.get(key)
         if checking is None:
@@ -105,19 +103,14 @@ class TokenCache:
                 self._limiter.check(address, role)
             if len(self._checking) >= _QUEUE:
                 raise TooManyAttempts(1.0, guessing=False)
-            checking = self._checking[key] = asyncio.ensure_future(self._check(key, role, secret))
-            guess = None if trusted else (address, role)
-            checking.add_done_callback(lambda done: self._checked(key, done, guess))
+            checking = asyncio.ensure_future(self._check(key, role, secret, guess_of=None if trusted else address))
+            self._checking[key] = checking
+            # an error goes to those who wait for it, if there still are any
+            checking.add_done_callback(lambda done: done.cancelled() or done.exception())
         return await asyncio.shield(checking)
 
-    def _checked(self, key: bytes, done: asyncio.Future[TokenStatus], guess: tuple[str, str] | None) -> None:
-        self._checking.pop(key, None)
-        if done.cancelled() or done.exception() is not None:
-            return  # the error goes to those who wait for it, if there still are any
-        if guess is not None and not done.result().valid:
-            self._limiter.record_failure(*guess)
-
-    async def _check(self, key: bytes, role: str, secret: Secret) -> TokenStatus:
+    async def _check(self, key: bytes, role: str, secret: Secret, *, guess_of: str | None) -> TokenStatus:
+        """Ask Postgres; the address of whoever guesses is counted."""
         self.logins += 1
         loop = asyncio.get_running_loop()
         try:
@@ -125,7 +118,11 @@ class TokenCache:
         except StoreUnreachable:
             self.reachable = False
             raise
+        finally:
+            del self._checking[key]
         self.reachable = True
+        if guess_of is not None and not status.valid:
+            self._limiter.record_failure(guess_of, role)
         if roles:
             self._limiter.set_roles(roles)
         good = status.valid and len(secret.reveal()) >= _UNGUESSABLE

@@ -159,6 +159,26 @@ def test_a_missing_commit_with_others_behind_it_is_damage_and_nothing_is_written
     assert not single(tmp_path, 3).is_symlink()
 
 
+def test_a_commit_that_goes_missing_behind_the_end_that_was_seen_is_noticed(tmp_path: Path) -> None:
+    log = a_log(tmp_path)
+    append_many(log, "c", 5)
+    single(tmp_path, 4).unlink()
+    with pytest.raises(StoreCorrupt, match="dangling links"):
+        log.exchange(outgoing("new"), 2)
+    assert not single(tmp_path, 4).is_symlink()
+
+
+def test_a_reader_a_few_commits_behind_an_end_that_was_seen_lists_no_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a server reads for its peers, each of which is behind the others."""
+    log = a_log(tmp_path)
+    append_many(log, "c", 20)
+    monkeypatch.setattr(os, "scandir", None)
+    assert len(log.exchange(None, 10).entries) == 10
+    assert len(log.exchange(outgoing("new"), 15).entries) == 6
+
+
 def test_a_folder_that_cannot_be_looked_at_is_not_taken_for_a_missing_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -26,6 +26,7 @@ from hopaas_p2p.remote.access import GrantSet, TokenSet, UserSet, digest
 from hopaas_p2p.remote.client import RemoteAddress, RemoteStore
 from hopaas_p2p.runtime.settings import Secret
 from hopaas_p2p.stores.base import Beat, Outgoing, read_all
+from hopaas_p2p.stores.directory.log import FolderLog
 from hopaas_p2p.testing.commits import append
 from tests.support.processes import SPACE, cli, until
 from tests.support.served import Serve
@@ -399,6 +400,23 @@ def test_no_commit_stands_where_nothing_was_before_it_or_on_a_false_sum(
         for one in entries:
             assert one.before in (None, sums)
             sums = chain.following(sums, one.payload)
+
+
+def test_a_commit_of_a_peer_that_is_behind_is_one_exchange_with_a_directory(
+    tmp_path: Path, serve: Serve, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The server knows the sums of what it has read lately, which each commit stands on."""
+    url = str(tmp_path / "store")
+    calls: list[int] = []
+    open_store(url).close()
+    log = serve(url).log("uuid-of-s")
+    for number in range(4):
+        append(log, _commit(f"first-{number}"), number)
+    exchange = FolderLog.exchange
+    monkeypatch.setattr(FolderLog, "exchange", lambda *given: calls.append(given[2]) or exchange(*given))
+    for since in (2, 1, 4):
+        append(log, _commit(f"behind-{since}"), since)
+    assert calls == [2, 1, 4]
 
 
 def test_a_server_does_not_remember_whose_a_peer_was(site: Site) -> None:

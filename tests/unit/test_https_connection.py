@@ -6,6 +6,7 @@ import asyncio
 import errno
 import ssl
 import tempfile
+import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,10 +16,12 @@ import pytest
 
 from hopaas_p2p.remote import protocol
 from hopaas_p2p.remote.certificate import Certificate
-from hopaas_p2p.remote.https import LOOPBACK, HttpsServer
+from hopaas_p2p.remote.client import RemoteStore
+from hopaas_p2p.remote.https import LOOPBACK, HttpsLimits, HttpsServer
 from hopaas_p2p.remote.protocol import PATH, StoreRequest
-from hopaas_p2p.remote.server import Token
+from hopaas_p2p.remote.server import Service, Token
 from hopaas_p2p.remote.tokens import TokenStatus
+from hopaas_p2p.runtime.settings import Secret
 from tests.support.served import Authority
 
 PAGE = b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n"
@@ -133,10 +136,10 @@ async def _asked(port: int, line: str, body: bytes) -> tuple[asyncio.StreamReade
     return reader, writer
 
 
-def behind_a_proxy(do: Callable[[HttpsServer, int], Awaitable[None]]) -> None:
+def behind_a_proxy(do: Callable[[HttpsServer, int], Awaitable[None]], limits: HttpsLimits | None = None) -> None:
     async def run() -> None:
         service: Any = _Slow()
-        server = HttpsServer(service, behind=LOOPBACK)
+        server = HttpsServer(service, behind=LOOPBACK, limits=limits)
         await do(server, await server.start("127.0.0.1", 0))
 
     asyncio.run(run())
@@ -154,6 +157,46 @@ def test_a_server_whose_connections_were_all_gone_once_still_answers_what_was_as
         writer.close()
 
     behind_a_proxy(do)
+
+
+def test_a_connection_without_a_request_for_long_is_closed_and_one_whose_answer_takes_longer_is_not() -> None:
+    async def do(server: HttpsServer, port: int) -> None:
+        reader, writer = await _asked(port, f"POST {PATH}", protocol.encode(StoreRequest("hello", "")))
+        (session,) = server.sessions
+        session.idle_since = 0.0  # as if it had been idle before this request
+        assert (await asyncio.wait_for(reader.read(), 30)).startswith(b"HTTP/1.1 200 OK")
+        assert server.counted["shed_total", 'cause="idle"'] == 1
+        writer.close()
+        await server.drain()
+
+    behind_a_proxy(do, HttpsLimits(idle=0.5))
+
+
+def test_a_tokens_connections_go_when_it_has_not_asked_for_a_while_and_not_while_it_asks(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    closed: list[str] = []
+
+    def opened(token: Token) -> RemoteStore:
+        store = RemoteStore("https://gateway.example.org")
+        monkeypatch.setattr(store, "close", lambda: closed.append(token[0]))
+        return store
+
+    async def run() -> None:
+        service, request = Service(opened), StoreRequest("hello")
+        ann, bob = ("ann", Secret("s")), ("bob", Secret("s"))
+        for token in (ann, bob):
+            async with service.lease(token, request) as store, service.lease(token, request) as other:
+                assert store is not other
+        async with service.lease(bob, request):
+            await service.tick(time.monotonic())
+            assert closed == []
+            await service.tick(time.monotonic() + 100.0)
+            assert closed == ["ann", "ann"]
+        await service.tick(time.monotonic() + 200.0)
+        assert closed == ["ann", "ann", "bob", "bob"]
+
+    asyncio.run(run())
 
 
 def test_a_server_whose_disk_is_full_says_that_it_failed_and_logs_it(

@@ -171,7 +171,7 @@ def test_of_several_joined_studies_the_one_that_is_named_counts(monkeypatch: pyt
 def test_a_study_of_any_name_can_be_joined(name: str) -> None:
     made = membership.accept(invitation(study=name), site=name)
     known = membership.load(made.name)
-    assert (known.study, known.site) == (name, name)
+    assert (known.study, known.values["site"]) == (name, name)
 
 
 @pytest.mark.parametrize("name", ["\x7f", "a\nb = 1", "a\u2028b", "\x1b[2J"])

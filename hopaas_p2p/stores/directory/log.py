@@ -74,8 +74,9 @@ class FolderLog(WriteOnceLog[Directory]):
     # --- reading ---
 
     def _read_on(self, since: int, entries: list[Entry], deadline: float, *, certain: bool) -> bool:
-        behind = since != self._head
-        if behind and self._packed(since, entries):
+        head = self._head
+        near = since <= head and first_of(since + 1) == first_of(head + 1)  # what came since is not packed yet
+        if not near and self._packed(since, entries):
             return True
         more = True
         while more:
@@ -90,7 +91,7 @@ class FolderLog(WriteOnceLog[Directory]):
                     self._check_absence(lsn, deadline)
             if more and sum(len(entry.payload) for entry in entries) >= RECEIPT:
                 return True
-        if behind:
+        if not near or since + len(entries) < head:
             self._check_hole(since + len(entries) + 1, deadline)
         return False
 
