@@ -204,6 +204,12 @@ def phrase(label: str) -> str:
     return label[:1].upper() + label[1:] if label.partition(" ")[0].islower() else label
 
 
+def last_report(trial: Trial) -> str:
+    """What the trial reported last, in words; empty without a report."""
+    step = max(trial.reports, default=None)
+    return "" if step is None else f"{shown(trial.reports[step])} at step {step:,}"
+
+
 def last_metrics(trial: Trial | TrialCreate) -> dict[str, float]:
     """The value of each metric at its last step."""
     return {name: values[max(values)] for name, values in trial.metrics.items() if values}

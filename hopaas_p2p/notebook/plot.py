@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Final
 
 from hopaas_p2p.analysis import charts
 from hopaas_p2p.analysis.chart import Chart
+from hopaas_p2p.analysis.html import safe
 from hopaas_p2p.analysis.importance import importance
-from hopaas_p2p.analysis.svg import safe
 from hopaas_p2p.analysis.table import Selection, TrialTable
 from hopaas_p2p.analysis.timeline import timeline
 from hopaas_p2p.errors import InvalidInput
