@@ -12,9 +12,9 @@ from urllib.parse import quote
 import streamlit as st
 
 from dashboard_app import url
-from hopaas_p2p.analysis import echarts, html
+from hopaas_p2p.analysis import echarts, facts, html
 from hopaas_p2p.analysis.chart import Chart, cut
-from hopaas_p2p.analysis.facts import duration
+from hopaas_p2p.analysis.facts import whole_seconds
 from hopaas_p2p.analysis.html import Html, safe
 from hopaas_p2p.analysis.lookalikes import visible
 from hopaas_p2p.core.state import Trial
@@ -112,14 +112,12 @@ def pill(word: str) -> Html:
 
 def ago(at: float) -> Html:
     """How long ago a time was (seconds since 1970); it keeps counting."""
-    seconds = max(0.0, time.time() - at)
-    words = "just now" if seconds < 2 else f"{_whole(seconds)} ago"
-    return Html(f'<time data-since="{at:.0f}">{words}</time>')
+    return Html(f'<time data-since="{at:.0f}">{facts.ago(max(0.0, time.time() - at))}</time>')
 
 
 def lasting(since: float) -> Html:
     """How long something has lasted since a time; it keeps counting."""
-    return Html(f'<time data-for="{since:.0f}">{_whole(max(0.0, time.time() - since))}</time>')
+    return Html(f'<time data-for="{since:.0f}">{whole_seconds(max(0.0, time.time() - since))}</time>')
 
 
 def lease(name: object, left: float | None, *, ttl: float | None = None) -> Html:
@@ -127,16 +125,11 @@ def lease(name: object, left: float | None, *, ttl: float | None = None) -> Html
 
     With the `ttl`, how long ago its owner was last seen.
     """
-    words = "unknown, watching" if left is None else f"{_whole(left)} left" if left > 0 else "may be taken over"
+    words = "unknown, watching" if left is None else f"{whole_seconds(left)} left" if left > 0 else "may be taken over"
     if ttl is not None and left is not None:
-        words = f"{_whole(max(0.0, ttl - left))} ago"
+        words = f"{whole_seconds(max(0.0, ttl - left))} ago"
     of = "" if ttl is None else f' data-ttl="{ttl:g}"'
     return Html(f'<span data-lease="{safe(name)}"{of}>{words}</span>')
-
-
-def _whole(seconds: float) -> str:
-    """Whole seconds, in the format of the browser's own counter."""
-    return f"{seconds:.0f} s" if seconds < 59.5 else duration(seconds)
 
 
 def tag(text: str) -> Html:

@@ -89,23 +89,20 @@ def _tiles(page: PageContext, frame: Frame, now: float) -> None:
     state, columns = frame.state, frame.columns
     pace = views.pace(state, columns, now)
     card = studies.card(state, columns, page.cache.signs(frame.uuid))
+    word, waiting, sites = card["word"], state.counts[WAITING], card["sites"]
     saved = frame.once(lambda one: savings(one.columns), "saved")
-    waiting = state.counts[WAITING]
-    peers, sites = count(sum(card["sites"].values()), "live peer"), count(len(card["sites"]), "site")
-    running = f"{peers} at {sites}" + (f", {waiting:,} waiting" if waiting else "")
-    saving = f"pruning saved about {saved.time}" if saved.pruned else ""
+    running = f"{count(sum(sites.values()), 'live peer')} at {count(len(sites), 'site')}"
     eta = "unknown" if pace["eta"] is None else duration(pace["eta"])
-    eta = eta if card["word"] in ("running", "unknown") else "not running"
-    budget = "no budget" if state.budget is None else f"{card['used']:,} of {state.budget:,} used"
+    eta = "done" if word == "done" or pace["left"] == 0 else eta if word in ("running", "unknown") else "not running"
     why = _CLOSED.get(next_start(state).why or "", "")
-    st.html(f'<div class="hp-row hp-start">{theme.pill(card["word"])}<span class="hp-small">{why}</span></div>')
+    st.html(f'<div class="hp-row hp-start">{theme.pill(word)}<span class="hp-small">{why}</span></div>')
     theme.tiles([
         tiles.best(columns),
-        ("Running", f"{state.counts[RUNNING]:,}", running),
+        ("Running", f"{state.counts[RUNNING]:,}", running + (f", {waiting:,} waiting" if waiting else "")),
         ("Last hour", f"{pace['recent']:,}", "trials completed or pruned"),
         tiles.failed(state),
-        ("Compute-hours", decimals(round(pace["hours"], 2)), saving),
-        ("Time to budget", "done" if card['word'] == "done" or pace["left"] == 0 else eta, budget),
+        ("Compute-hours", decimals(round(pace["hours"], 2)), f"pruning saved about {saved.time}" * bool(saved.pruned)),
+        ("Time to budget", eta, "no budget" if state.budget is None else f"{card['used']:,} of {state.budget:,} used"),
     ])  # fmt: skip
     best = columns.best()
     if best is not None:

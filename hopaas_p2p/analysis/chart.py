@@ -108,6 +108,7 @@ def bundle(
     width: float,
     dash: str = "solid",
     opacity: float = 1.0,
+    symbol: str = "none",
 ) -> Series:
     """Several lines as one series: each its points, and what else the columns say of all of them.
 
@@ -116,7 +117,7 @@ def bundle(
     gap = (math.nan, math.nan)
     rows = [(*point, *said) for points, *said in lines if points for point in (*points, gap)][:-1]
     data = {what: [row[at] for row in rows] for at, what in enumerate(columns)}
-    return Series(name, "line", data, colour, width, "none", dash, opacity)
+    return Series(name, "line", data, colour, width, symbol, dash, opacity)
 
 
 def finite(reports: Mapping[int, float], *, most: int = STEPS) -> Points:

@@ -247,6 +247,16 @@ def value_cells(cells: Sequence[Sequence[float] | None]) -> list[str]:
     return [", ".join(map(text, cell)) if cell else "-" for cell in cells]
 
 
+def whole_seconds(seconds: float) -> str:
+    """A duration in whole seconds, as the monitor's pages count on."""
+    return f"{seconds:.0f} s" if seconds < 59.5 else duration(seconds)
+
+
+def ago(seconds: float) -> str:
+    """How long ago something was."""
+    return "just now" if seconds < 2 else f"{whole_seconds(seconds)} ago"
+
+
 def duration(seconds: float) -> str:
     """Seconds in words, two units at most: <0.01 s, 0.03 s, 4.2 s, 42 s, 3 min 20 s, 2 h, 3 d 4 h."""
     if 0.0 < seconds < 0.005:

@@ -115,4 +115,4 @@ def _layers(
             line: Points = [(place(one.end), row[one.owner]), (place(there.start), row[there.owner])]
             drawn["came back"].append((line, one.number, said))
     names = ("at", "peer", "trial", "said")
-    return [bundle(kind, names, lines, *_LOOKS[kind]) for kind, lines in drawn.items() if lines]
+    return [bundle(kind, names, lines, *_LOOKS[kind], symbol="marks") for kind, lines in drawn.items() if lines]

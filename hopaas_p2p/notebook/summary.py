@@ -37,8 +37,9 @@ def overview(state: State, *, name: str, store: str, signs: Mapping[str, SignOfL
     used = f"{seen['used']:,} of {state.budget or 0:,} {budget_unit(state)} used"
     about.append("no budget" if state.budget is None else used)
     about += [f"running at {', '.join(seen['peers'])}"] if seen["peers"] else []
-    words = {"failed" if at == "FAIL" else at.lower(): many for at, many in seen["counts"].items() if many}
-    counts = " ".join(key(getattr(palette, word.upper()), f"{many:,} {word}") for word, many in words.items())
+    words = {"failed" if at == "FAIL" else at.lower(): many for at, many in seen["counts"].items()}
+    words["failed"] -= seen["retried"]
+    counts = " ".join(key(getattr(palette, word.upper()), f"{many:,} {word}") for word, many in words.items() if many)
     best, top = seen["best"], ""
     if isinstance(best, list):
         top = f"<p>{count(len(best), 'trial')} on the Pareto front</p>"

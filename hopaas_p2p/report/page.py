@@ -144,13 +144,14 @@ def figure(chart: Chart) -> str:
     return f"<figure>{drawing}<figcaption>{legend(chart)}</figcaption></figure>"
 
 
-def _small(drawn: Sequence[Chart], note: str) -> str:
+def _small(drawn: Sequence[Chart], note: str) -> Html:
     """Small charts side by side, and what is said of them; nothing without a chart."""
     drawings = "".join(svg(one, width=250.0, height=170.0) for one in drawn)
-    return f'<figure><div class="slices">{drawings}</div><figcaption>{note}</figcaption></figure>' if drawn else ""
+    figure = f'<figure><div class="slices">{drawings}</div><figcaption>{note}</figcaption></figure>'
+    return Html(figure if drawn else "")
 
 
-def slices(trials: TrialTable, names: Sequence[str]) -> str:
+def slices(trials: TrialTable, names: Sequence[str]) -> Html:
     """The value over each of these parameters."""
     drawn = [charts.slice_(trials, name, most=400) for name in names]
     note = "Value over each parameter, complete trials. The large mark is the best one."

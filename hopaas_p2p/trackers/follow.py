@@ -38,7 +38,7 @@ _SHUTDOWN_TIMEOUT: Final = 30.0  # seconds that `close` waits for the last expor
 
 
 def tracker_of(named: str | Tracker) -> Tracker:
-    """A tracker, or the one that this text names: "mlflow", "mlflow:http://host:5000", "wandb", "wandb:project".
+    """A tracker, or the one that this text names: "mlflow", "mlflow:http://host:5000", "wandb", "wandb:team/project".
 
     Raises:
         InvalidInput: there is no tracker of that name.
