@@ -56,8 +56,8 @@ def _body(page: PageContext, frame: Frame) -> None:
     rows = [_row(frame, one, of, now, leases) for one in views.running(frame.state)]
     empty = "No trial is running. Peers that join appear here."
     theme.table(headers, rows, label="Running now", titled=True, empty=empty)
-    if frame.counts[0] > len(rows):
-        theme.caption(f"and {frame.counts[0] - len(rows):,} more")
+    if frame.state.counts[RUNNING] > len(rows):
+        theme.caption(f"and {frame.state.counts[RUNNING] - len(rows):,} more")
     spent = frame.once(lambda one: spending(one.state), "spending")
     if spent.rows:
         theme.table(*cells(spent), label="Spent", titled=True)

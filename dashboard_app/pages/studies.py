@@ -36,12 +36,7 @@ def _cards(page: PageContext) -> None:
             marks.append((listing.study_id, page.cache.lsn(listing.uuid), signs))
         return f"{zlib.crc32(repr(marks).encode()):08x}"
 
-    def body() -> str:
-        shown = version()
-        _grid(page, archived=archived)
-        return shown
-
-    follow(body, version=version, freshness=page.cache.freshness, key="studies")
+    follow(lambda: _grid(page, archived=archived), version=version, freshness=page.cache.freshness, key="studies")
 
 
 def _grid(page: PageContext, *, archived: bool) -> None:
@@ -124,18 +119,13 @@ def _compare(page: PageContext) -> None:
     def version() -> str:
         return " ".join(f"{frame.study_id}:{frame.lsn}" for frame in frames())
 
-    def body() -> str:
-        drawn = version()
-        _compared(frames(), along)
-        return drawn
-
     if not url.given("studies"):  # a default would be left out of the address, and differs from person to person
         before = st.session_state.get("study")
         st.session_state.setdefault("studies", sorted(names, key=lambda one: one != before)[:2])
     chosen = st.multiselect("Studies", names, key="studies", bind="query-params", max_selections=studies.MOST_STUDIES)
     along = theme.segments("Horizontal axis", list(ALONG), names=ALONG.__getitem__, key="along")
     key = f"compare-{zlib.crc32(repr((chosen, along)).encode()):08x}"
-    follow(body, version=version, freshness=page.cache.freshness, key=key)
+    follow(lambda: _compared(frames(), along), version=version, freshness=page.cache.freshness, key=key)
 
 
 def _compared(frames: list[Frame], along: Along) -> None:

@@ -51,12 +51,12 @@ def test_failures_in_a_row_hold_until_a_trial_succeeds() -> None:
 def test_the_budget_is_said_at_eighty_percent_and_anew_when_it_is_moved() -> None:
     scribe = Scribe(policy=Policy(budget=10))
     for at in range(8):
-        assert "budget:10" not in conditions(scribe.state, ()), at
+        assert "budget:trials:10" not in conditions(scribe.state, ()), at
         scribe.trial("a", 1.0)
-    assert conditions(scribe.state, ())["budget:10"] == "8 of 10 trials of the budget are used"
+    assert conditions(scribe.state, ())["budget:trials:10"] == "8 of 10 trials of the budget are used"
     scribe.trial("a", 1.0)
     scribe.trial("a", 1.0)
-    assert list(conditions(scribe.state, ())) == ["new-best:1.0", "budget:10", "done"]
+    assert list(conditions(scribe.state, ())) == ["new-best:1.0", "budget:trials:10", "done"]
 
 
 def test_nothing_better_for_long_is_stagnation() -> None:
