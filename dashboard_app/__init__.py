@@ -26,5 +26,6 @@ A page is a module in `pages/` with `def show(page: PageContext) -> None`, and a
 follow the study is drawn inside `live`; `pages/pruning.py` is an example.
 
 Widgets that filter a page get `bind="query-params"` and a key, so that the URL is a deep link. Text from the store goes
-through `theme.safe` before it enters HTML, and through `theme.plain` before it enters Markdown.
+through `html.safe` before it enters HTML (tables do that for cells that are not `Html`), and through `theme.plain`
+before it enters Markdown.
 """

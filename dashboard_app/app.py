@@ -15,6 +15,7 @@ from dashboard_app import options, sign_in, theme, url
 from dashboard_app.page_context import PageContext
 from dashboard_app.pages import pruning
 from dashboard_app.replica_cache import cache_of
+from hopaas_p2p.analysis.html import safe
 from hopaas_p2p.core.catalog import Listing
 from hopaas_p2p.errors import HopaasError
 from hopaas_p2p.open import redacted
@@ -111,7 +112,7 @@ def _page(entry: PageEntry, page: PageContext) -> st.Page:
                 f"There is no study {asked!r} in this store. It may have been deleted." if asked else "Choose a study."
             )
             theme.nothing(why)
-            st.html(f'<a href="{theme.safe(url.link(url.HOME))}" target="_self">All studies</a>')
+            st.html(f'<a href="{safe(url.link(url.HOME))}" target="_self">All studies</a>')
             return
         if page.listing is not None:
             url.set_("study", page.listing.name)

@@ -21,7 +21,7 @@ T = TypeVar("T")
 class Frame:
     """One study after commits 1..lsn. Shared by all sessions: nobody may change what it returns.
 
-    `state` is the replica's own and advances while a frame is in use; counts and columns are those of `lsn`.
+    `state` is the replica's own and advances while a frame is in use; columns are those of `lsn`.
     """
 
     def __init__(self, listing: Listing, state: State, before: Frame | None = None) -> None:
@@ -30,7 +30,6 @@ class Frame:
         """As people wrote it: escape it."""
         self.state = state
         self.lsn = state.lsn
-        self.counts = tuple(state.counts)
         self.columns: TrialTable = TrialTable.of(state, before.columns if before is not None else None)
         self._made: dict[Hashable, Any] = {}
         self._making = threading.RLock()  # one view may build on another

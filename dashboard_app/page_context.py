@@ -50,16 +50,11 @@ class PageContext:
         """Draw the page's heading, under the name of the study it is about."""
         theme.title(text, above=self.listing.name if self.listing is not None else "")
 
-    def alive(self, owner: str, listing: Listing | None = None) -> bool | None:
-        """Whether a peer that runs a trial is alive; None until that is known."""
-        one = listing or self.listing
-        return None if one is None else self.cache.sign_of_life(one.uuid, owner).alive
-
     def leases(self, frame: Frame) -> dict[str, Any]:
         """Owner -> seconds left of its lease, as a page's browser is sent them with each poll."""
-        owners = [frame.state.trials[one].owner or "" for one in sorted(frame.state.running)[:_LEASES]]
-        left = {owner: self.cache.lease_left(frame.uuid, owner) for owner in owners}
-        return {"leases": {owner: round(seconds) for owner, seconds in left.items() if seconds is not None}}
+        left, running = self.cache.leases(frame.uuid), sorted(frame.state.running)[:_LEASES]
+        owners = [frame.state.trials[one].owner or "" for one in running]
+        return {"leases": {owner: round(left[owner]) for owner in owners if owner in left}}
 
     def studies(self) -> list[Listing]:
         """The studies that this person may know of, the newest first."""

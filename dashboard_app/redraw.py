@@ -44,14 +44,13 @@ def live(
 
     """
 
-    def draw() -> str:
+    def draw() -> None:
         frame = page.frame if page.role() != "none" else None  # a grant may have been taken away since
-        if frame is None:
-            lsn, why = page.cache.lsn(page.uuid), page.cache.freshness(page.uuid).trouble
-            theme.nothing(why or ("This study was deleted." if lsn < 0 else "This study is being read, or created."))
-            return str(lsn)
-        body(page, frame)
-        return str(frame.lsn)
+        if frame is not None:
+            body(page, frame)
+            return
+        lsn, why = page.cache.lsn(page.uuid), page.cache.freshness(page.uuid).trouble
+        theme.nothing(why or ("This study was deleted." if lsn < 0 else "This study is being read, or created."))
 
     follow(
         draw,
@@ -65,7 +64,7 @@ def live(
 
 
 def follow(
-    draw: Callable[[], str],
+    draw: Callable[[], None],
     *,
     version: Callable[[], str],
     freshness: Callable[[], Freshness],
@@ -74,7 +73,7 @@ def follow(
     auto: bool = True,
     age: bool = True,
 ) -> None:
-    """Like `live`, for anything: `draw` returns the version that it drew; `version` returns the newest, from memory."""
+    """Like `live`, for anything: `version` returns the newest version of what `draw` draws, from memory."""
 
     def answer() -> dict[str, Any]:
         lag, trouble = freshness()
@@ -87,8 +86,8 @@ def follow(
 
     @st.fragment
     def body() -> None:
-        top = st.container()
-        drawn = draw()
+        top, drawn = st.container(), version()  # asked before: what changes meanwhile is drawn again
+        draw()
         with top:
             _component()(data={**data, "drawn": drawn}, key=f"hopaas-version-poll-{key}", on_moved_change=_nothing)
 

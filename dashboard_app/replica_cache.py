@@ -26,7 +26,7 @@ from hopaas_p2p.core.leases import FailureDetector, ttl_of
 from hopaas_p2p.core.state import State
 from hopaas_p2p.errors import HopaasError, NoSuchStudy, StoreUnreachable, StudyDeleted
 from hopaas_p2p.peer.jobs import Jobs
-from hopaas_p2p.peer.liveness import UNKNOWN, SignOfLife, owners_of, sign_of_life
+from hopaas_p2p.peer.liveness import SignOfLife, owners_of, sign_of_life
 from hopaas_p2p.peer.log_client import LogClient, translated
 from hopaas_p2p.storage import Storage, open_storage
 from hopaas_p2p.study import Study
@@ -169,17 +169,18 @@ class ReplicaCache:
         """How old what is shown of this study is, or of the list of studies."""
         return self._studies.get(uuid or "", self._catalog).freshness
 
-    def sign_of_life(self, uuid: str, owner: str) -> SignOfLife:
-        """What is known of this peer, which runs a trial."""
-        study = self._studies.get(uuid)
+    def signs(self, uuid: str) -> dict[str, SignOfLife]:
+        """What is known of the peers that run trials."""
+        study, now, wall = self._studies.get(uuid), time.monotonic(), time.time()
         if study is None:
-            return UNKNOWN
-        return sign_of_life(study.replica.state, owner, study.detector, time.monotonic(), time.time())
+            return {}
+        state = study.replica.state
+        return {owner: sign_of_life(state, owner, study.detector, now, wall) for owner in owners_of(state)}
 
-    def lease_left(self, uuid: str, owner: str) -> float | None:
-        """Seconds until this peer's trials may be taken over; negative when they may be now; None: not known yet."""
-        ago = self.sign_of_life(uuid, owner).ago
-        return None if ago is None else ttl_of(self._studies[uuid].replica.state, owner) - ago
+    def leases(self, uuid: str) -> dict[str, float]:
+        """Seconds until trials of such a peer may be taken over, where known; negative when they may be now."""
+        known = {owner: sign.ago for owner, sign in self.signs(uuid).items() if sign.ago is not None}
+        return {owner: ttl_of(self._studies[uuid].replica.state, owner) - ago for owner, ago in known.items()}
 
     # --- what they write ---
 

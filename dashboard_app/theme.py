@@ -12,10 +12,13 @@ from urllib.parse import quote
 import streamlit as st
 
 from dashboard_app import url
-from hopaas_p2p.analysis import echarts, svg
+from hopaas_p2p.analysis import echarts, facts, html
 from hopaas_p2p.analysis.chart import Chart, cut
-from hopaas_p2p.analysis.facts import duration, phrase
+from hopaas_p2p.analysis.facts import whole_seconds
+from hopaas_p2p.analysis.html import Html, safe
 from hopaas_p2p.analysis.lookalikes import visible
+from hopaas_p2p.core.state import Trial
+from hopaas_p2p.report.page import part
 
 T = TypeVar("T")
 
@@ -27,16 +30,8 @@ _SYMBOLS: Final = {
     "running": "◐", "complete": "●", "pruned": "◆", "fail": "✕", "waiting": "○", "paused": "‖", "stopped": "■",
     "idle": "◌", "failing": "✕", "done": "✓", "open": "○", "unknown": "?", "best": "★",
 }  # fmt: skip
-_WIDE: Final = 8  # digits; longer words are written smaller, because a number that is broken in two is misread
-_WHOLE: Final = 11  # characters of all words that stay on one line
-_TAG: Final = re.compile(r"<[^>]*>")
 _MARKDOWN: Final = re.compile(r"([\\`*{}\[\]()#+.!|>~:$<&]|(?<![^\W_])[_-]|[_-](?![^\W_]))")
 """Characters with a meaning. Between letters, `_` and `-` have none, and a screen reader would read out the escape."""
-
-
-def safe(text: object, *, longest: int = 200) -> str:
-    """Text from a store, escaped for HTML and for a quoted attribute."""
-    return svg.safe(text, longest=longest)
 
 
 def plain(text: object, *, longest: int = 200) -> str:
@@ -46,7 +41,7 @@ def plain(text: object, *, longest: int = 200) -> str:
 
 def apply() -> None:
     """Put the style on the page; once per run."""
-    st.html(_STATIC / "style.css")
+    st.html(f"<style>{part('tables.css')}{(_STATIC / 'style.css').read_text(encoding='utf-8')}</style>")
 
 
 def error(trouble: object, *, icon: str | None = None) -> None:
@@ -54,13 +49,13 @@ def error(trouble: object, *, icon: str | None = None) -> None:
     st.error(plain(trouble, longest=1000), icon=icon)
 
 
-def link(text: object, name: str, *, study: str, **parts: str | int | None) -> str:
-    """A link to a page of a study, as HTML."""
-    return f'<a href="{safe(url.link(name, study=study, **parts), longest=4000)}" target="_self">{safe(text)}</a>'
+def link(text: object, name: str, *, study: str, **parts: str | int | None) -> Html:
+    """A link to a page of a study."""
+    return Html(f'<a href="{safe(url.link(name, study=study, **parts), longest=4000)}" target="_self">{safe(text)}</a>')
 
 
-def trial_link(study: str, number: int, words: str = "") -> str:
-    """A link to the page of a trial, as HTML."""
+def trial_link(study: str, number: int, words: str = "") -> Html:
+    """A link to the page of a trial."""
     return link(f"{words}{number}", "trial", study=study, trial=number)
 
 
@@ -109,62 +104,53 @@ def segments(label: str, options: Sequence[T], *, key: str, names: Any = str, vi
     return next((one for one in options if one == chosen), options[0])
 
 
-def pill(word: str) -> str:
-    """A state as HTML: shape, word and colour."""
+def pill(word: str) -> Html:
+    """A state: shape, word and colour."""
     symbol = _SYMBOLS.get(word, "")
-    return f'<span class="hp-pill hp-{safe(word)}"><i aria-hidden="true">{symbol}</i>{safe(word)}</span>'
+    return Html(f'<span class="hp-pill hp-{safe(word)}"><i aria-hidden="true">{symbol}</i>{safe(word)}</span>')
 
 
-def ago(at: float) -> str:
-    """How long ago a time was (seconds since 1970), as HTML that keeps counting."""
-    seconds = max(0.0, time.time() - at)
-    words = "just now" if seconds < 2 else f"{_whole(seconds)} ago"
-    return f'<time data-since="{at:.0f}">{words}</time>'
+def ago(at: float) -> Html:
+    """How long ago a time was (seconds since 1970); it keeps counting."""
+    return Html(f'<time data-since="{at:.0f}">{facts.ago(max(0.0, time.time() - at))}</time>')
 
 
-def lasting(since: float) -> str:
-    """How long something has lasted since a time, as HTML that keeps counting."""
-    return f'<time data-for="{since:.0f}">{_whole(max(0.0, time.time() - since))}</time>'
+def lasting(since: float) -> Html:
+    """How long something has lasted since a time; it keeps counting."""
+    return Html(f'<time data-for="{since:.0f}">{whole_seconds(max(0.0, time.time() - since))}</time>')
 
 
-def lease(name: object, left: float | None, *, ttl: float | None = None) -> str:
-    """What is left of a lease (seconds, None while unknown), as HTML that counts down under this name.
+def lease(name: object, left: float | None, *, ttl: float | None = None) -> Html:
+    """What is left of a lease (seconds, None while unknown); it counts down under this name.
 
     With the `ttl`, how long ago its owner was last seen.
     """
-    words = "unknown, watching" if left is None else f"{_whole(left)} left" if left > 0 else "may be taken over"
+    words = "unknown, watching" if left is None else f"{whole_seconds(left)} left" if left > 0 else "may be taken over"
     if ttl is not None and left is not None:
-        words = f"{_whole(max(0.0, ttl - left))} ago"
+        words = f"{whole_seconds(max(0.0, ttl - left))} ago"
     of = "" if ttl is None else f' data-ttl="{ttl:g}"'
-    return f'<span data-lease="{safe(name)}"{of}>{words}</span>'
+    return Html(f'<span data-lease="{safe(name)}"{of}>{words}</span>')
 
 
-def _whole(seconds: float) -> str:
-    """Whole seconds, in the format of the browser's own counter."""
-    return f"{seconds:.0f} s" if seconds < 59.5 else duration(seconds)
+def tag(text: str) -> Html:
+    """A tag, or another short remark."""
+    return Html(f'<span class="hp-tag">{safe(text, longest=200)}</span>')
 
 
-def tag(text: str) -> str:
-    """A tag as HTML."""
-    return f'<span class="hp-tag">{safe(text, longest=64)}</span>'
-
-
-def tiles(facts: Iterable[tuple[str, str, str]]) -> None:
+def tiles(found: Iterable[tuple[str, str, str]]) -> None:
     """A row of numbers: (what it is, the number, a small line below)."""
-    parts = []
-    for what, value, more in facts:
-        longest = max((len(word) + 2 * word.isalpha() for word in value.split()), default=0)  # letters are wider
-        css = ' class="hp-long"' if longest > _WIDE or _WIDE < len(value) <= _WHOLE else ""
-        parts.append(
-            f'<div class="hp-tile"><span>{safe(phrase(what))}</span><b{css}>{safe(value)}</b><i>{safe(more)}</i></div>'
-        )
-    st.html(f'<div class="hp-tiles">{"".join(parts)}</div>')
+    st.html(html.tiles(found))
 
 
-def spark(values: Sequence[float], words: str, *, wide: bool = False) -> str:
-    """A small curve as HTML: an image, because inline SVG is stripped. `words` describe it."""
+def asked_to_stop(trial: Trial) -> Html:
+    """That somebody asked this trial to stop, and why."""
+    return Html(f" {tag(f'asked to stop: {trial.stop}')}" if trial.stop else "")
+
+
+def spark(values: Sequence[float], words: str, *, wide: bool = False) -> Html:
+    """A small curve: an image, because inline SVG is stripped. `words` describe it."""
     if len(values) < 2:
-        return ""
+        return Html()
     width, height = (300, 40) if wide else (90, 22)
     low, high = min(values), max(values)
     room, step = (high - low) or 1.0, width / (len(values) - 1)
@@ -174,42 +160,34 @@ def spark(values: Sequence[float], words: str, *, wide: bool = False) -> str:
         f'<path d="M{points}" fill="none" stroke="#3b7be8" stroke-width="2" vector-effect="non-scaling-stroke"/></svg>'
     )
     css = "hp-spark hp-wide" if wide else "hp-spark"
-    return f'<img class="{css}" alt="{safe(words)}" src="data:image/svg+xml,{quote(image)}">'
+    return Html(f'<img class="{css}" alt="{safe(words)}" src="data:image/svg+xml,{quote(image)}">')
 
 
-def share(part: float, words: str = "", *, css: str = "hp-complete") -> str:
-    """A share as HTML: a bar, and the number or other words."""
-    return (
+def share(part: float, words: str) -> Html:
+    """How far something that runs has come: a bar, and words."""
+    return Html(
         '<span class="hp-progress"><span class="hp-bar" aria-hidden="true">'
-        f'<i class="{css}" style="width:{part:.0%}"></i></span>{words or f"{part:.0%}"}</span>'
+        f'<i class="hp-running" style="width:{part:.0%}"></i></span>{safe(words)}</span>'
     )
 
 
 def table(
-    headers: Iterable[str], rows: Sequence[Sequence[str]], *, label: str, empty: str = "None yet.",
-    names: Iterable[int] = (), titled: bool = False,
-) -> None:  # fmt: skip
-    """A small table, or words if it is empty. Cells are HTML: text from a store goes through `safe`.
-
-    Headers begin with a capital letter, except in the columns `names`, which are headed by names from a study. Columns
-    of numbers stand to the right.
-    """
+    heads: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    *,
+    label: str,
+    empty: str = "None yet.",
+    long: str = "",
+    titled: bool = False,
+    most: int = 100,
+    others: str = "more",
+) -> None:
+    """A small table, or words if it is empty; see `analysis.html.table`. After `most` rows it counts the others."""
     if titled:
         heading(label)
     if not rows:
         nothing(empty)
         return
-    texts = [[_TAG.sub("", cell).replace("&lt;", "<") for cell in column] for column in zip(*rows, strict=True)]
-    right = [any(column) and all(one[:1].isdigit() or one[:1] in "-<" for one in column) for column in texts]
-    css, verbatim = [' class="hp-number"' if one else "" for one in right], frozenset(names)
-    head = "".join(
-        f'<th scope="col"{one}>{safe(text if at in verbatim else phrase(text))}</th>'
-        for at, (one, text) in enumerate(zip(css, headers, strict=True))
-    )
-    body = "".join(
-        f"<tr>{''.join(f'<td{one}>{cell}</td>' for one, cell in zip(css, row, strict=True))}</tr>" for row in rows
-    )
-    st.html(
-        f'<div class="hp-scroll" role="region" tabindex="0" aria-label="{safe(label)}"><table class="hp-table">'
-        f"<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
-    )
+    st.html(html.table(heads, rows[:most], label=label, long=long))
+    if len(rows) > most:
+        caption(f"and {len(rows) - most:,} {others}")

@@ -25,7 +25,7 @@ def set_(name: str, value: str) -> None:
 
 
 def link(page: str, **parts: str | int | None) -> str:
-    """The address of a page, relative to this server; pass it through `theme.safe` before it enters an `href`."""
+    """The address of a page, relative to this server; pass it through `html.safe` before it enters an `href`."""
     said = {name: str(value) for name, value in parts.items() if value not in (None, "")}
     path = options.current().prefix + ("" if page == HOME else f"/{page}") or "/"
     return f"{path}?{urlencode(said)}" if said else path

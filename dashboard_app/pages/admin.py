@@ -50,7 +50,7 @@ def _people(page: PageContext) -> None:
     names = [one.name for one in users]
     theme.table(
         ("user", "since", "tokens"),
-        [[theme.safe(one.name), _day(one.created), str(one.tokens)] for one in users],
+        [[one.name, _day(one.created), str(one.tokens)] for one in users],
         label="Users", titled=True, empty="No users yet. Add a user here, then create a token for that user.",
     )  # fmt: skip
     with st.form("user", clear_on_submit=True):
@@ -93,10 +93,13 @@ def _tokens(page: PageContext, tokens: list[access.Token], users: list[str] | No
         st.warning("This is the only time that this token is shown. Keep it in a file of mode 600 (HOPAAS_TOKEN_FILE).")
         st.code(made.secret.reveal(), language=None, wrap_lines=True)
     rows = [
-        [*map(theme.safe, (one.name, one.user, one.label)), *map(_day, (one.created, one.expires, one.last_used)),
-         f"{one.sessions} of {one.connections}"]
+        [
+            *(one.name, one.user, one.label),
+            *map(_day, (one.created, one.expires, one.last_used)),
+            f"{one.sessions} of {one.connections}",
+        ]
         for one in tokens
-    ]  # fmt: skip
+    ]
     headers = ("token", "user", "label", "made", "valid until", "last used", "in use")
     theme.table(headers, rows, label="Tokens", empty="No token yet.")
     left, right = st.columns(2)
@@ -126,7 +129,7 @@ def _grants(page: PageContext) -> None:
     before = st.session_state.get("study")
     name = st.selectbox("Study", studies, index=list(studies).index(before) if before in studies else 0, key="of")
     found = access.grants(page.cache.url, name)
-    rows = [[theme.safe(one.user), one.role, _day(one.granted), theme.safe(one.granted_by)] for one in found]
+    rows = [[one.user, one.role, _day(one.granted), one.granted_by] for one in found]
     theme.table(("user", "may", "since", "granted by"), rows, label="Grants", empty="Nobody has a grant yet.")
     theme.caption("viewer: look. worker: also run and queue trials, write notes. owner: also control and share.")
     if not (page.options.actions and page.role(studies[name]) == "owner"):

@@ -15,6 +15,7 @@ from dashboard_app.redraw import live
 from dashboard_app.theme import draw
 from hopaas_p2p.analysis import charts
 from hopaas_p2p.analysis.chart import number
+from hopaas_p2p.analysis.html import safe
 from hopaas_p2p.analysis.importance import importance
 from hopaas_p2p.analysis.table import Selection
 
@@ -93,11 +94,11 @@ def _parallel(frame: Frame, selection: Selection) -> None:
     draw(chart._replace(caption=f"{chart.caption}. {_BRUSH}"), key="parallel")
     rows = [  # where they are drawn, the best cannot be told apart
         [theme.trial_link(frame.name, one), number(float(columns.values[one, selection.objective]))]
-        + [theme.safe(charts.value_text(columns.parameters[name], columns.params[name][one])) for name in chosen]
+        + [charts.value_text(columns.parameters[name], columns.params[name][one]) for name in chosen]
         for one in chart.series[0].data["trial"][: -_LEADERS - 1 : -1].tolist()
     ]
     title = "Best trials that pass the filter"
-    theme.table(("trial", "value", *chosen), rows, label=title, titled=True, names=range(2, 2 + len(chosen)))
+    theme.table(["trial", "value", *map(safe, chosen)], rows, label=title, titled=True)
 
 
 def _pareto(frame: Frame, selection: Selection) -> None:

@@ -14,15 +14,16 @@ from dashboard_app.redraw import live
 from dashboard_app.theme import draw
 from dashboard_app.views import live as views
 from dashboard_app.views import studies
-from hopaas_p2p.analysis import charts
+from hopaas_p2p.analysis import charts, tiles
 from hopaas_p2p.analysis.chart import Chart, finite
 from hopaas_p2p.analysis.chart import number as decimals
-from hopaas_p2p.analysis.facts import count, duration, row_of, shown
+from hopaas_p2p.analysis.facts import count, duration, last_report, row_of, shown
+from hopaas_p2p.analysis.html import Html, safe
 from hopaas_p2p.analysis.savings import savings
 from hopaas_p2p.analysis.spending import budget_lines, cells, spending
 from hopaas_p2p.analysis.table import place
 from hopaas_p2p.core.admission import next_start
-from hopaas_p2p.core.state import Trial
+from hopaas_p2p.core.state import RUNNING, WAITING, Trial
 from hopaas_p2p.search.priors import Learned, learned_of
 
 _SPARK: Final = 40
@@ -50,26 +51,21 @@ def _body(page: PageContext, frame: Frame) -> None:
     with right:
         curves = frame.once(lambda one: charts.curves(one.state, one.columns), "curves")
         draw(curves, key="curves", empty="No learning curves: no trial has reported intermediate values.")
-    theme.heading("Running now")
-    trials = views.running(frame.state)
-    if trials:
-        headers = ["trial", "site", "node", "peer", "for", "progress", "last report", "curve", "lease"]
-        of = views.steps_of_a_trial(frame.columns)
-        theme.table(headers, [_row(page, frame, one, of, now) for one in trials], label="Running trials")
-        if frame.counts[0] > len(trials):
-            theme.caption(f"and {frame.counts[0] - len(trials):,} more")
-    else:
-        theme.nothing("No trial is running. Peers that join appear here.")
+    headers = ["trial", "site", "node", "peer", "for", "progress", "last report", "curve", "lease"]
+    of, leases = views.steps_of_a_trial(frame.columns), page.cache.leases(frame.uuid)
+    rows = [_row(frame, one, of, now, leases) for one in views.running(frame.state)]
+    empty = "No trial is running. Peers that join appear here."
+    theme.table(headers, rows, label="Running now", titled=True, empty=empty)
+    if frame.state.counts[RUNNING] > len(rows):
+        theme.caption(f"and {frame.state.counts[RUNNING] - len(rows):,} more")
     spent = frame.once(lambda one: spending(one.state), "spending")
     if spent.rows:
-        heads, lines = cells(spent)
-        escaped = [[theme.safe(cell) for cell in line] for line in lines]
-        theme.table(heads, escaped, label="Spent", titled=True)
+        theme.table(*cells(spent), label="Spent", titled=True)
         theme.caption(" · ".join(budget_lines(spent)))
     theme.heading("Recent events")
     parts = [
         f'<li class="hp-event hp-{kind}"><i aria-hidden="true">{_SYMBOLS.get(kind, "")}</i>{theme.ago(at)}'
-        f"{theme.trial_link(frame.name, number, 'trial ')} <span>{theme.safe(text)}</span></li>"
+        f"{theme.trial_link(frame.name, number, 'trial ')} <span>{safe(text)}</span></li>"
         for at, number, kind, text in views.events(frame.state, frame.columns)
     ]
     if parts:
@@ -92,53 +88,43 @@ def _learned(frame: Frame) -> list[Learned]:
 def _tiles(page: PageContext, frame: Frame, now: float) -> None:
     state, columns = frame.state, frame.columns
     pace = views.pace(state, columns, now)
-    card = studies.card(state, columns, alive=page.alive)
+    card = studies.card(state, columns, page.cache.signs(frame.uuid))
+    word, waiting, sites = card["word"], state.counts[WAITING], card["sites"]
     saved = frame.once(lambda one: savings(one.columns), "saved")
-    waiting = card["counts"].get("waiting", 0)
-    peers, sites = count(sum(card["sites"].values()), "live peer"), count(len(card["sites"]), "site")
-    running = f"{peers} at {sites}" + (f", {waiting:,} waiting" if waiting else "")
-    saving = f"pruning saved about {saved.time}" if saved.pruned else ""
+    running = f"{count(sum(sites.values()), 'live peer')} at {count(len(sites), 'site')}"
     eta = "unknown" if pace["eta"] is None else duration(pace["eta"])
-    eta = eta if card["word"] in ("running", "unknown") else "not running"
-    budget = "no budget" if state.budget is None else f"{card['used']:,} of {state.budget:,} used"
+    eta = "done" if word == "done" or pace["left"] == 0 else eta if word in ("running", "unknown") else "not running"
     why = _CLOSED.get(next_start(state).why or "", "")
-    st.html(f'<div class="hp-row hp-start">{theme.pill(card["word"])}<span class="hp-small">{why}</span></div>')
-    finished = sum(card["counts"].get(word, 0) for word in ("complete", "pruned", "fail"))
-    failed = f"of {finished:,} finished trials" + (
-        f"; {pace['retried']:,} more were retried" if pace["retried"] else ""
-    )
+    st.html(f'<div class="hp-row hp-start">{theme.pill(word)}<span class="hp-small">{why}</span></div>')
     theme.tiles([
-        ("Best", card['best'], card['best_of']),
-        ("Running", f"{card['counts'].get('running', 0):,}", running),
+        tiles.best(columns),
+        ("Running", f"{state.counts[RUNNING]:,}", running + (f", {waiting:,} waiting" if waiting else "")),
         ("Last hour", f"{pace['recent']:,}", "trials completed or pruned"),
-        ("Failed", f"{pace['crashed']:,}", failed),
-        ("Compute-hours", decimals(round(pace["hours"], 2)), saving),
-        ("Time to budget", "done" if card['word'] == "done" or pace["left"] == 0 else eta, budget),
+        tiles.failed(state),
+        ("Compute-hours", decimals(round(pace["hours"], 2)), f"pruning saved about {saved.time}" * bool(saved.pruned)),
+        ("Time to budget", eta, "no budget" if state.budget is None else f"{card['used']:,} of {state.budget:,} used"),
     ])  # fmt: skip
-    best = columns.best() if len(columns.directions) == 1 else None
+    best = columns.best()
     if best is not None:
         params = ", ".join(f"{name} = {shown(value)}" for name, value in row_of(state, best)["params"].items())
         link = theme.trial_link(frame.name, best, "Best trial ")
-        st.html(f'<p class="hp-caption">{link}: {theme.safe(params, longest=400)}</p>')
+        st.html(f'<p class="hp-caption">{link}: {safe(params, longest=400)}</p>')
     learned = _learned(frame)
     if learned:
         theme.caption(". ".join(map(str, learned)) + ".")
 
 
-def _row(page: PageContext, frame: Frame, trial: Trial, of: int | None, now: float) -> list[str]:
-    owner, steps = trial.owner or "", len(trial.reports)
-    attempt = f' <span class="hp-small">attempt {trial.attempt}</span>' if trial.attempt > 1 else ""
-    asked = f' <span class="hp-tag">asked to stop: {theme.safe(trial.stop)}</span>' if trial.stop else ""
-    progress = f"{steps} steps"
-    if of:
-        progress = theme.share(min(1.0, steps / of), f"{steps} of about {of}", css="hp-running")
+def _row(frame: Frame, trial: Trial, of: int | None, now: float, leases: dict[str, float]) -> list[str]:
+    owner, steps, number = trial.owner or "", len(trial.reports), theme.trial_link(frame.name, trial.number)
+    progress = theme.share(min(1.0, steps / of), f"{steps} of about {of}") if of else safe(f"{steps} steps")
     curve = [value for _, value in finite(trial.reports, most=_SPARK)]
     return [
-        theme.trial_link(frame.name, trial.number) + attempt,
-        *map(theme.safe, (*place(frame.state, owner), owner[:8])),
+        Html(f'{number} <span class="hp-small">attempt {trial.attempt}</span>') if trial.attempt > 1 else number,
+        *place(frame.state, owner),
+        owner[:8],
         "" if trial.start is None else theme.lasting(min(now, trial.start / 1e6)),
-        progress + asked,
-        decimals(trial.reports[max(trial.reports)]) if trial.reports else "none yet",
+        Html(progress + theme.asked_to_stop(trial)),
+        last_report(trial) or "none yet",
         theme.spark(curve, f"reports of trial {trial.number}"),
-        theme.lease(owner, page.cache.lease_left(frame.uuid, owner)),
+        theme.lease(owner, leases.get(owner)),
     ]

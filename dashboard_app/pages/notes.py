@@ -19,6 +19,7 @@ from dashboard_app.frames import Frame
 from dashboard_app.page_context import PageContext
 from dashboard_app.views.studies import ARCHIVED
 from hopaas_p2p import notes
+from hopaas_p2p.analysis.html import safe
 from hopaas_p2p.cli.output import size
 from hopaas_p2p.files import artifacts
 from hopaas_p2p.files.artifacts import Artifact
@@ -107,8 +108,7 @@ def _file(page: PageContext, one: Artifact, *, named: bool) -> None:
     bytes_ = "unknown size" if one.size is None else size(one.size)
     of = "" if not named else "study, " if one.trial is None else f"trial {one.trial}, "
     left.html(
-        f'<div><b>{theme.safe(one.filename)}</b> <span class="hp-small">{of}{bytes_}, {theme.safe(one.mimetype)}</span>'
-        "</div>"
+        f'<div><b>{safe(one.filename)}</b> <span class="hp-small">{of}{bytes_}, {safe(one.mimetype)}</span></div>'
     )
     right.download_button(
         "Fetch", data=lambda: fetched(page, one), file_name=one.filename, key=f"file-{one.id}", on_click="ignore",

@@ -12,10 +12,10 @@ from dashboard_app.frames import Frame
 from dashboard_app.page_context import PageContext
 from dashboard_app.redraw import live
 from hopaas_p2p.analysis.facts import duration, peer_labels
+from hopaas_p2p.analysis.html import Html, safe
 from hopaas_p2p.analysis.peers import peer_rows
 from hopaas_p2p.analysis.timeline import timeline
 from hopaas_p2p.core.leases import ttl_of
-from hopaas_p2p.peer.liveness import owners_of
 
 _ROWS: Final = 60
 
@@ -30,7 +30,7 @@ def show(page: PageContext) -> None:
 
 def _body(page: PageContext, frame: Frame) -> None:
     now = time.time()
-    signs = {owner: page.cache.sign_of_life(frame.uuid, owner) for owner in owners_of(frame.state)}
+    signs, left = page.cache.signs(frame.uuid), page.cache.leases(frame.uuid)
     found = [one for one in peer_rows(frame.state, now, signs) if one["running"] or one["last"] is not None]
     if not found:
         theme.nothing("No peer has taken part yet. To start one, run your program, or hopaas-p2p worker.")
@@ -45,27 +45,26 @@ def _body(page: PageContext, frame: Frame) -> None:
     ])  # fmt: skip
     theme.draw(timeline(frame.state, now), key="gantt", empty="No trial has started yet.")
     headers = ["peer", "site", "node", "runs", "ended", "lost", "last seen", "machine", ""]
-    theme.table(headers, [_peer(page, frame, one) for one in found[:_ROWS]], label="Peers", titled=True)
-    if len(found) > _ROWS:
-        theme.caption(f"and {len(found) - _ROWS:,} more that run no trial now")
+    rows, others = [_peer(frame, one, left) for one in found], "more that run no trial now"
+    theme.table(headers, rows, label="Peers", titled=True, most=_ROWS, others=others)
 
 
-def _peer(page: PageContext, frame: Frame, one: dict[str, Any]) -> list[str]:
-    safe = theme.safe
+def _peer(frame: Frame, one: dict[str, Any], left: dict[str, float]) -> list[str]:
     uuid, runs = one["peer"], one["running"]
     links = ", ".join(theme.trial_link(frame.name, number) for number in runs[:4])
     seen = "" if one["last"] is None else theme.ago(one["last"])
     if runs:
-        seen = theme.lease(uuid, page.cache.lease_left(frame.uuid, uuid), ttl=ttl_of(frame.state, uuid))
+        seen = theme.lease(uuid, left.get(uuid), ttl=ttl_of(frame.state, uuid))
     who = f"{one['user'] or '?'}, " + (one["job"] or (f"pid {one['pid']}" if one["pid"] else "?"))
     return [
-        f'<b title="{safe(uuid)}">{safe(uuid[:8])}</b> <span class="hp-small">{safe(who)}</span>',
-        *(safe(one[what] or "?") for what in ("site", "host")),
-        links + (f" and {len(runs) - 4} more" if len(runs) > 4 else ""),
+        Html(f'<b title="{safe(uuid)}">{safe(uuid[:8])}</b> <span class="hp-small">{safe(who)}</span>'),
+        one["site"] or "?",
+        one["host"] or "?",
+        Html(links + (f" and {len(runs) - 4} more" if len(runs) > 4 else "")),
         *(f"{one[what]:,}" for what in ("ended", "lost")),
         seen,
-        safe(one["machine"], longest=60),
-        f"{'takes no more trials' * one['draining']} {safe('; '.join(one['differs']), longest=120)}",
+        one["machine"],
+        "; ".join([*["takes no more trials"] * one["draining"], *one["differs"]]),
     ]
 
 

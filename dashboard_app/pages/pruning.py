@@ -13,6 +13,7 @@ from dashboard_app.theme import draw
 from dashboard_app.views.rungs import tree
 from hopaas_p2p.analysis import charts, configurations
 from hopaas_p2p.analysis.chart import number
+from hopaas_p2p.analysis.html import Html
 from hopaas_p2p.analysis.savings import ESTIMATOR, savings
 from hopaas_p2p.core.records import TrialState
 from hopaas_p2p.spec.fidelity import in_words
@@ -98,15 +99,14 @@ def _rungs(frame: Frame) -> None:
             f"{row.epochs:,}",
             "" if row.pauses_at is None else f"{row.pauses_at:,}",
             ", ".join(number(value) for value in row.reached[-_VALUES:]),
-            theme.safe(", ".join(row.sites)),
-            ", ".join(map(link, row.trials[-4:])),
+            ", ".join(row.sites),
+            Html(", ".join(map(link, row.trials[-4:]))),
         ]
-        for row in sorted(rows, key=lambda row: (-row.epochs, -row.first))[:_ROWS]
+        for row in sorted(rows, key=lambda row: (-row.epochs, -row.first))
     ]
     headers = ["configuration", "state", "epochs", "pauses after", "value at its rungs", "sites", "trials"]
-    theme.table(headers, cells, label="Configurations", titled=True)
-    if len(rows) > _ROWS:
-        theme.caption(f"and {len(rows) - _ROWS:,} more that are not as far along")
+    others = "more that are not as far along"
+    theme.table(headers, cells, label="Configurations", titled=True, most=_ROWS, others=others)
 
 
 def _curves(frame: Frame, empty: str) -> None:

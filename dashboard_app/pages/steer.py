@@ -18,12 +18,13 @@ from dashboard_app.frames import Frame
 from dashboard_app.page_context import PageContext
 from dashboard_app.redraw import live
 from hopaas_p2p.analysis.facts import state_word
+from hopaas_p2p.analysis.html import safe
 from hopaas_p2p.analysis.table import place
 from hopaas_p2p.core.admission import next_start
 from hopaas_p2p.core.records import Categorical, Distribution, Int, TrialState
 from hopaas_p2p.core.state import Trial
 from hopaas_p2p.errors import InvalidInput, StoreUnreachable
-from hopaas_p2p.peer.liveness import any_alive, owners_of
+from hopaas_p2p.peer.liveness import any_alive
 from hopaas_p2p.study import Study
 
 _OPEN: Final = "auto"
@@ -56,7 +57,7 @@ def _choices(page: PageContext, frame: Frame) -> None:
 def _status(page: PageContext, frame: Frame) -> None:
     state = frame.state
     end = f" of {state.budget:,}" if state.budget is not None else ", no budget"
-    working = any_alive([page.cache.sign_of_life(frame.uuid, owner) for owner in owners_of(state)])
+    working = any_alive(page.cache.signs(frame.uuid).values())
     theme.tiles([
         ("State", state_word(state, working=working), "of the study"),
         ("Budget used", f"{state.used():,}{end}", "complete, pruned and running"),
@@ -156,7 +157,7 @@ def _seen(page: PageContext, number: int, epoch: int) -> bool:
     step = max(trial.reports, default=None)
     where = _where(frame, trial) + (f", step {step}" if step is not None else "")
     link, pill = theme.trial_link(frame.name, number, "Trial "), theme.pill(trial.state.name.lower())
-    st.html(f"<p>{link} {pill} {theme.safe(where)}</p>")
+    st.html(f"<p>{link} {pill} {safe(where)}</p>")
     if trial.state is not TrialState.RUNNING or trial.epoch != epoch:
         st.warning("You chose an earlier lease of this trial; that lease has ended.")
         return False

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import zlib
-from functools import partial
 from typing import Any
 
 import streamlit as st
@@ -16,6 +15,7 @@ from dashboard_app.theme import draw
 from dashboard_app.views import studies
 from hopaas_p2p.analysis.chart import number
 from hopaas_p2p.analysis.charts import ALONG, Along
+from hopaas_p2p.analysis.html import safe
 from hopaas_p2p.analysis.lookalikes import told_apart
 
 
@@ -32,18 +32,11 @@ def _cards(page: PageContext) -> None:
         """What changes when a card does: logs with new commits, and what is known of their peers."""
         marks = []
         for listing in page.studies():
-            frame = page.cache.frame(listing.uuid, wait=False)
-            owners = [frame.state.trials[one].owner for one in list(frame.state.running)] if frame is not None else []
-            signs = sorted(str(page.alive(owner, listing)) for owner in owners if owner)
+            signs = sorted(str(sign.alive) for sign in page.cache.signs(listing.uuid).values())
             marks.append((listing.study_id, page.cache.lsn(listing.uuid), signs))
         return f"{zlib.crc32(repr(marks).encode()):08x}"
 
-    def body() -> str:
-        shown = version()
-        _grid(page, archived=archived)
-        return shown
-
-    follow(body, version=version, freshness=page.cache.freshness, key="studies")
+    follow(lambda: _grid(page, archived=archived), version=version, freshness=page.cache.freshness, key="studies")
 
 
 def _grid(page: PageContext, *, archived: bool) -> None:
@@ -54,12 +47,12 @@ def _grid(page: PageContext, *, archived: bool) -> None:
         frame = page.cache.frame(listing.uuid)
         if frame is None:
             why = page.cache.freshness(listing.uuid).trouble or "being created"
-            found.append((True, 0.0, f'<div class="hp-card"><h3>{theme.safe(name)}</h3>{theme.safe(why)}</div>'))
+            found.append((True, 0.0, f'<div class="hp-card"><h3>{safe(name)}</h3>{safe(why)}</div>'))
             continue
         if studies.ARCHIVED in frame.tags and not archived:
             hidden += 1
             continue
-        card = studies.card(frame.state, frame.columns, alive=partial(page.alive, listing=listing))
+        card = studies.card(frame.state, frame.columns, page.cache.signs(frame.uuid))
         found.append((card["word"] != "running", -(card["last"] or 0.0), _card(frame, card, name)))
     trouble = page.cache.freshness().trouble
     if trouble:
@@ -77,7 +70,7 @@ def _grid(page: PageContext, *, archived: bool) -> None:
 
 
 def _card(frame: Frame, card: dict[str, Any], name: str) -> str:
-    safe = theme.safe
+    best, best_of = card["best"]
     words = {word: "failed" if word == "fail" else word for word in card["counts"]}
     counts = " · ".join(f"{count:,} {words[word]}" for word, count in card["counts"].items()) or "no trials yet"
     peers = " · ".join(f"{safe(site)} {count}" for site, count in card["sites"].items())
@@ -104,8 +97,8 @@ def _card(frame: Frame, card: dict[str, Any], name: str) -> str:
     return (
         f'<a class="hp-card" target="_self" href="{safe(url.link("live", study=frame.name), longest=4000)}">'
         f'<div class="hp-row"><h3>{safe(name)}</h3>{theme.pill(card["word"])}</div>'
-        f'<div class="hp-row"><span><span class="hp-best">{safe(card["best"])}</span> '
-        f'<span class="hp-small">{safe(card["best_of"])}</span></span></div>{spark}'
+        f'<div class="hp-row"><span><span class="hp-best">{safe(best)}</span> '
+        f'<span class="hp-small">{safe(best_of)}</span></span></div>{spark}'
         f'<div class="hp-bar" aria-hidden="true">{bar}</div>'
         + "".join(f'<div class="hp-small">{line}</div>' for line in lines if line)
         + "</a>"
@@ -126,18 +119,13 @@ def _compare(page: PageContext) -> None:
     def version() -> str:
         return " ".join(f"{frame.study_id}:{frame.lsn}" for frame in frames())
 
-    def body() -> str:
-        drawn = version()
-        _compared(frames(), along)
-        return drawn
-
     if not url.given("studies"):  # a default would be left out of the address, and differs from person to person
         before = st.session_state.get("study")
         st.session_state.setdefault("studies", sorted(names, key=lambda one: one != before)[:2])
     chosen = st.multiselect("Studies", names, key="studies", bind="query-params", max_selections=studies.MOST_STUDIES)
     along = theme.segments("Horizontal axis", list(ALONG), names=ALONG.__getitem__, key="along")
     key = f"compare-{zlib.crc32(repr((chosen, along)).encode()):08x}"
-    follow(body, version=version, freshness=page.cache.freshness, key=key)
+    follow(lambda: _compared(frames(), along), version=version, freshness=page.cache.freshness, key=key)
 
 
 def _compared(frames: list[Frame], along: Along) -> None:

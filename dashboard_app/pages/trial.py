@@ -17,9 +17,11 @@ from dashboard_app.theme import draw
 from dashboard_app.views import trial as views
 from hopaas_p2p.analysis import charts as drawings
 from hopaas_p2p.analysis.chart import number
-from hopaas_p2p.analysis.facts import duration, params_of, shown
+from hopaas_p2p.analysis.facts import duration, last_report, params_of, shown
+from hopaas_p2p.analysis.html import Html, safe
 from hopaas_p2p.analysis.table import place
 from hopaas_p2p.core.records import TrialState
+from hopaas_p2p.core.spending import trial_seconds
 from hopaas_p2p.core.state import Trial
 from hopaas_p2p.study.method import chosen_by
 
@@ -40,7 +42,7 @@ def show(page: PageContext) -> None:
     if frame is None or not len(frame.columns):
         theme.nothing("No trial yet.")
         return
-    count, best = len(frame.columns), _best(frame)
+    count, best = len(frame.columns), frame.columns.best()
     first = count - 1 if best is None else best
     if not url.given("trial"):  # a default would be left out of the address, and the best trial is another tomorrow
         st.session_state.setdefault("trial", str(first))
@@ -64,25 +66,21 @@ def show(page: PageContext) -> None:
         part(page, frame, numbers[0])
 
 
-def _best(frame: Frame) -> int | None:
-    return frame.columns.best() if len(frame.columns.directions) == 1 else None
-
-
 def _side_by_side(frame: Frame, numbers: Sequence[int], *, only: bool) -> None:
     found = views.side_by_side(frame.state, frame.columns, numbers)
     params = [len(set(cells)) > 1 for kind, _, cells in found if kind == "parameter"]
     theme.caption(f"{sum(params)} of {len(params)} parameters differ.")
-    best, rows = _best(frame), [["state"]]
+    best, rows = frame.columns.best(), [["state"]]
     for one in numbers:
         pill = theme.pill("best" if one == best else frame.state.trials[one].state.name.lower())
-        rows[0].append(f"{pill} {theme.trial_link(frame.name, one, 'open ')}")
+        rows[0].append(Html(f"{pill} {theme.trial_link(frame.name, one, 'open ')}"))
     for kind, name, texts in found:
-        differs, cells = len(set(texts)) > 1, [theme.safe(text) or "-" for text in texts]
-        what = ("metric " if kind == "metric" else "") + theme.safe(name)
+        differs, what, cells = len(set(texts)) > 1, safe(name), [text or "-" for text in texts]
         if kind == "parameter" and differs:  # in words, and its values are bold
-            rows.append([f"{what} {theme.tag('differs')}", *(f"<b>{cell}</b>" for cell in cells)])
+            bold = [Html(f"<b>{safe(cell)}</b>") for cell in cells]
+            rows.append([Html(f"{what} {theme.tag('differs')}"), *bold])
         elif differs or not only:
-            rows.append([what, *cells])
+            rows.append([Html(f"metric {what}") if kind == "metric" else what, *cells])
     theme.table(["what", *(f"trial {one}" for one in numbers)], rows, label="Trials side by side")
     draw(views.curves(frame.state, numbers), key="curves", empty="None of these trials has a learning curve.")
 
@@ -91,11 +89,11 @@ def _body(page: PageContext, frame: Frame, number_: int) -> None:
     if number_ >= len(frame.state.trials):
         theme.nothing(f"There is no trial {number_}.")
         return
-    state, trial, best = frame.state, frame.state.trials[number_], _best(frame)
+    state, trial, best = frame.state, frame.state.trials[number_], frame.columns.best()
     _head(frame, trial, best)
     if trial.reason:
         theme.heading("Why it ended")
-        reason = theme.safe(trial.reason, longest=4000)
+        reason = safe(trial.reason, longest=4000)
         st.html(f'<pre class="hp-reason" role="region" tabindex="0" aria-label="Why it ended">{reason}</pre>')
     if page.may_act and trial.state not in _UNFINISHED and st.button("Queue it again", icon=":material/replay:"):
         page.act(lambda study: study.requeue(number_), done="A trial with the same parameters waits for a peer.")
@@ -117,7 +115,6 @@ def _body(page: PageContext, frame: Frame, number_: int) -> None:
 
 
 def _head(frame: Frame, trial: Trial, best: int | None) -> None:
-    asked = f' <span class="hp-tag">asked to stop: {theme.safe(trial.stop)}</span>' if trial.stop else ""
     said = [
         f"{words} {theme.trial_link(frame.name, getattr(trial, name), 'trial ')}"
         for name, words in _RELATIONS.items()
@@ -127,17 +124,15 @@ def _head(frame: Frame, trial: Trial, best: int | None) -> None:
         link = theme.link("best trial", "trial", study=frame.name, trial=f"{trial.number}, {best}")
         said.append(f"compare it with the {link}")
     pill, more = theme.pill(trial.state.name.lower()), f'<span class="hp-small">{" · ".join(said)}</span>'
-    st.html(f'<div class="hp-row hp-start">{pill}{asked}{more}</div>')
+    st.html(f'<div class="hp-row hp-start">{pill}{theme.asked_to_stop(trial)}{more}</div>')
     rank = views.rank(frame.columns, trial.number)
     value = ", ".join(map(number, trial.values or ())) or ("none yet" if trial.state in _UNFINISHED else "none")
     site, host = place(frame.state, trial.owner) if trial.owner else ("none", "no peer runs it")
-    took = "unfinished" if trial.end is None or trial.start is None else duration(max(0, trial.end - trial.start) / 1e6)
-    last = max(trial.reports, default=None)
-    reported = "no reports" if last is None else f"last {number(trial.reports[last])} at step {last}"
+    took, last = trial_seconds(trial), last_report(trial)
     theme.tiles([
         ("Value", value, f"rank {rank[0]:,} of {rank[1]:,} complete trials" if rank else "of the objective"),
-        ("Steps", f"{len(trial.reports):,}", reported),
-        ("Duration", took, f"started {_when(trial.start)}"),
+        ("Steps", f"{len(trial.reports):,}", f"last {last}" if last else "no reports"),
+        ("Duration", "unfinished" if took is None else duration(took), f"started {_when(trial.start)}"),
         ("Attempt", str(trial.attempt), f"of at most {frame.state.policy.attempts}"),
         ("Site", site, host),
     ])  # fmt: skip
@@ -159,8 +154,7 @@ def _metrics(frame: Frame, trial: Trial, best: int | None) -> None:
     if not logged:
         return
     rows = [
-        [theme.safe(name), number(values[max(values)]), f"{max(values):,}", f"{len(values):,}"]
-        for name, values in logged.items()
+        [name, number(values[max(values)]), f"{max(values):,}", f"{len(values):,}"] for name, values in logged.items()
     ]
     theme.table(["metric", "last", "at step", "steps"], rows, label="Metrics", titled=True)
     theme.caption("Logged beside the reports. They do not affect pruning.")
@@ -176,20 +170,18 @@ def _metrics(frame: Frame, trial: Trial, best: int | None) -> None:
 def _leases(page: PageContext, frame: Frame, trial: Trial) -> None:
     rows = []
     for one in views.leases(trial):
-        left = None if one.end else page.cache.lease_left(frame.uuid, one.owner)
-        how = theme.safe(one.why) + ("" if left is None else f", {round(left)} s left of its lease")
+        left = None if one.end else page.cache.leases(frame.uuid).get(one.owner)
+        how = safe(one.why + ("" if left is None else f", {round(left)} s left of its lease"))
         if one.kept_as is not None:
-            how += f"; its late result is {theme.trial_link(frame.name, one.kept_as, 'trial ')}"
+            how = Html(f"{how}; its late result is {theme.trial_link(frame.name, one.kept_as, 'trial ')}")
         took = "" if one.start is None or not one.end else duration(max(0, one.end - one.start) / 1e6)
-        peer = f'<span title="{theme.safe(one.owner)}">{theme.safe(one.owner[:8])}</span>'
-        rows.append(
-            [str(one.epoch), peer, *map(theme.safe, place(frame.state, one.owner)), _when(one.start), took, how]
-        )
+        peer = Html(f'<span title="{safe(one.owner)}">{safe(one.owner[:8])}</span>')
+        rows.append([str(one.epoch), peer, *place(frame.state, one.owner), _when(one.start), took, how])
     headers = ["epoch", "peer", "site", "node", "from", "for", "how it ended"]
     theme.table(headers, rows, label="Owners", titled=True, empty="No peer has run it.")
 
 
 def _pairs(title: str, headers: tuple[str, str], pairs: Mapping[str, object], *, empty: str = "") -> None:
     if pairs or empty:
-        rows = [[theme.safe(key), theme.safe(shown(value), longest=400)] for key, value in pairs.items()]
+        rows = [[key, safe(shown(value), longest=400)] for key, value in pairs.items()]
         theme.table(headers, rows, label=title, titled=True, empty=empty)

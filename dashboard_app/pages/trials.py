@@ -60,7 +60,7 @@ def _table(_page: PageContext, frame: Frame) -> None:
         return
     lines = frame.once(lambda one: views.note_lines(one.system, one.study_id), "notes")
     found = views.table(frame.state, frame.columns, mask, tags=tags, lines=lines)
-    best = frame.columns.best() if len(frame.columns.directions) == 1 else None
+    best = frame.columns.best()
     pairs = zip(found["trial"], found["state"], strict=True)
     found["state"] = [["best"] if one == best else [word] for one, word in pairs]
     zone = st.context.timezone or "UTC"
@@ -121,16 +121,8 @@ def _failures(page: PageContext, frame: Frame) -> None:
     if not found:
         theme.nothing("Nothing failed, and no lease was lost.")
         return
-    groups = dict(list(found.items())[:_ROWS])
-    cells = failures.cells(groups)
-    rows = [
-        [*map(theme.safe, row), theme.trial_link(frame.name, members[0].number)]
-        for row, members in zip(cells, groups.values(), strict=True)
-    ]
-    headers = ("kind", "reason", "site", "node", "count", "not retried", "newest trial")
-    theme.table(headers, rows, label="Failures")
-    if len(found) > _ROWS:
-        theme.caption(f"{len(found) - _ROWS:,} more groups are not shown.")
+    groups, rows = dict(list(found.items())[:_ROWS]), failures.cells(found, partial(theme.trial_link, frame.name))
+    theme.table(failures.HEADS, rows, label="Failures", long="reason", most=_ROWS, others="more groups")
     if not page.may_act:
         return
     chosen = st.selectbox(

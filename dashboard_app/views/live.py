@@ -9,10 +9,11 @@ import numpy as np
 
 from hopaas_p2p.analysis.chart import number
 from hopaas_p2p.analysis.charts import records
-from hopaas_p2p.analysis.facts import reason_line, retried
+from hopaas_p2p.analysis.facts import reason_line
 from hopaas_p2p.analysis.spending import spending
 from hopaas_p2p.analysis.table import Floats, TrialTable, place
 from hopaas_p2p.core.records import TrialState
+from hopaas_p2p.core.spending import is_last_lease
 from hopaas_p2p.core.state import State, Trial
 
 Event = tuple[float, int, str, str]
@@ -32,7 +33,6 @@ def pace(state: State, columns: TrialTable, now: float) -> dict[str, Any]:
     """
     ended = columns.end[columns.is_(TrialState.COMPLETE, TrialState.PRUNED) & np.isfinite(columns.end)]
     recent = ended[ended > now - _HOUR]
-    again = retried(state)
     began = columns.start[np.isfinite(columns.start)]
     per_hour = 0.0
     if len(recent):
@@ -44,8 +44,6 @@ def pace(state: State, columns: TrialTable, now: float) -> dict[str, Any]:
         "recent": len(recent),
         "per_hour": per_hour,
         "left": left,
-        "crashed": state.counts[TrialState.FAIL] - again,
-        "retried": again,
         "hours": spending(state).total["seconds"] / _HOUR,
         "eta": left * _HOUR / per_hour if left is not None and per_hour > 0 else None,
     }
@@ -70,7 +68,7 @@ def events(state: State, columns: TrialTable, *, most: int = _EVENTS) -> list[Ev
         best = set(records(columns.end, columns.cost(), columns.complete()).tolist())
     found: list[Event] = []
     for trial in _newest(state, columns.end, most):
-        if trial.history and trial.history[-1].end == trial.end:
+        if is_last_lease(trial):
             continue  # its end is the loss of its lease, see below
         kind, text = trial.state.name.lower(), f"failed: {reason_line(trial.reason) or 'no reason given'}"
         if trial.state is TrialState.COMPLETE:

@@ -7,13 +7,12 @@ from collections import Counter
 from collections.abc import Iterable
 from typing import Final
 
-import numpy as np
-
 from hopaas_p2p.analysis.spending import spending
-from hopaas_p2p.analysis.table import TrialTable
+from hopaas_p2p.analysis.table import TrialTable, place
 from hopaas_p2p.core.admission import next_start
 from hopaas_p2p.core.records import TrialState
 from hopaas_p2p.core.state import State
+from hopaas_p2p.peer.liveness import owners_of
 
 _ESCAPES: Final = str.maketrans({"\\": r"\\", '"': r"\"", "\n": r"\n"})
 CONTENT_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
@@ -59,8 +58,7 @@ def _of(state: State, columns: TrialTable, age: float) -> Iterable[tuple[str, di
             yield "hopaas_best_value", labels, float(columns.values[best, objective])
     if state.budget is not None:
         yield "hopaas_budget_trials", {}, state.budget
-    owners = np.unique(columns.owner[columns.is_(TrialState.RUNNING)])
-    sites = Counter(columns.sites[columns.site[np.flatnonzero(columns.owner == one)[0]]] for one in owners)
+    sites = Counter(place(state, owner)[0] for owner in owners_of(state))
     for site, count in sorted(sites.items()):
         yield "hopaas_running_peers", {"site": site}, count
     for reason, count in sorted(dict(state.refusals).items()):

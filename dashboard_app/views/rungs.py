@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from typing import Final
 
-import numpy as np
-
 from hopaas_p2p.analysis import palette
-from hopaas_p2p.analysis.chart import PLAIN, Chart, ChartAxis, Series
+from hopaas_p2p.analysis.chart import PLAIN, Chart, ChartAxis, Points, bundle
+from hopaas_p2p.analysis.facts import best
 from hopaas_p2p.core.lineage import copied_trial, own_steps, segments
 from hopaas_p2p.core.state import State
 
@@ -21,37 +19,33 @@ def tree(state: State) -> Chart | None:
     population, trials, root = state.configurations.population, state.trials, state.configurations.root
     if population is None:
         return None
-    sign = -1 if state.define is not None and state.define.directions[0] == "maximize" else 1
-    best = min(((sign * value, number) for number, value in trials.results()), default=None)
-    led = set() if best is None else {part.trial for part in segments(trials, best[1])}
-    rows, lines = dict[int, int](), {name: list[tuple[int, float, int, float, int]]() for name in _LINES}
+    top = best(state)
+    led = set() if top is None else {part.trial for part in segments(trials, top.number)}
+    rows, lines = dict[int, int](), {name: list[tuple[Points, int, int]]() for name in _LINES}
     for trial in list(trials):
-        own = own_steps(trials, trial, max(trial.reports)) if trial.reports else None
+        own, member = own_steps(trials, trial, max(trial.reports)) if trial.reports else None, root(trial.number)
         if own is None:
             continue
-        row = rows.setdefault(root(trial.number), len(rows) + 1)
-        line = (trial.number, max(0, population.epochs(own.after)), row, population.epochs(own.last), row)
-        lines["members"].append(line)
+        row = rows.setdefault(member, len(rows) + 1)
+        path: Points = [(max(0, population.epochs(own.after)), row), (population.epochs(own.last), row)]
+        lines["members"].append((path, member, trial.number))
         if trial.number in led:
-            lines["led to the best"].append(line)
+            lines["led to the best"].append((path, member, trial.number))
         source = copied_trial(trial) if trial.continues is not None else None
         if source is not None:
             at, from_row = population.epochs(max(trials[source].reports, default=-1)), rows.get(root(source), row)
-            lines["copied"].append((trial.number, at, from_row, at + population.every / 4, row))
-    layers = []
+            copied: Points = [(at, from_row), (at + population.every / 4, row)]
+            lines["copied"].append((copied, member, trial.number))
+    names, layers = ("epochs", "row", "member", "trial"), []
     for name, some in lines.items():
-        drawn = [line for line in some if max(line[2], line[4]) <= _MEMBERS]
-        data = {
-            "epochs": np.array([x for _, begin, _, end, _ in drawn for x in (begin, end, math.nan)]),
-            "row": np.array([y for _, _, first, _, last in drawn for y in (first, last, math.nan)]),
-            "member": np.repeat(np.array([root(line[0]) for line in drawn], int), 3),
-            "trial": np.repeat(np.array([line[0] for line in drawn], int), 3),
-        }
+        drawn = [line for line in some if max(row for _, row in line[0]) <= _MEMBERS]
         if drawn:
-            layers.append(Series(name, "line", data, *_LINES[name], "none", opacity=0.8))
+            layers.append(bundle(name, names, drawn, *_LINES[name], opacity=0.8))
     if not layers:
         return None
-    said = f"{len(rows):,} members, {len({root(one) for one, *_ in lines['copied']}):,} of which copied another member"
+    said = (
+        f"{len(rows):,} members, {len({member for _, member, _ in lines['copied']}):,} of which copied another member"
+    )
     more = f"; the first {_MEMBERS} are drawn" if len(rows) > _MEMBERS else ""
     caption = f"{said}{more}; a line from one member to another shows where it continued from the former's checkpoint"
     shown = min(len(rows), _MEMBERS)

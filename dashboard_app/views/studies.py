@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 import numpy as np
 
+from hopaas_p2p.analysis import tiles
 from hopaas_p2p.analysis.chart import Chart, ChartAxis, cut, dashed, number, spread, value_axis
 from hopaas_p2p.analysis.charts import ALONG, Along, positions, records
 from hopaas_p2p.analysis.facts import state_word
@@ -15,7 +16,7 @@ from hopaas_p2p.analysis.spending import spending
 from hopaas_p2p.analysis.table import TrialTable, place
 from hopaas_p2p.core.records import TrialState
 from hopaas_p2p.core.state import State
-from hopaas_p2p.peer.liveness import SignOfLife, any_alive, owners_of
+from hopaas_p2p.peer.liveness import SignOfLife, any_alive
 
 MOST_STUDIES: Final = 8
 ARCHIVED: Final = "archived"
@@ -24,37 +25,25 @@ _POINTS: Final = 48
 _FIRST_LINE: Final = 140
 
 
-def card(
-    state: State, columns: TrialTable, *, alive: Callable[[str], bool | None] = lambda _owner: True
-) -> dict[str, Any]:
-    """What distinguishes a study at a glance; `alive(owner)`: whether that peer is alive, None while that is not known.
+def card(state: State, columns: TrialTable, signs: Mapping[str, SignOfLife]) -> dict[str, Any]:
+    """What distinguishes a study at a glance; `signs` is what is known of the peers that run its trials.
 
     `counts` has the states that occur, `sites` the peers that run a trial there and show signs of life, `spark` the
     best value so far, downsampled, and `last` when a trial last began or ended (seconds since 1970).
     """
-    owners = owners_of(state)
-    signs = [SignOfLife(alive(owner), None) for owner in owners]
-    sites = Counter(place(state, owner)[0] for owner in owners if alive(owner))
-    times, row, spark = np.concatenate([columns.start, columns.end]), columns.best(), []
-    if len(columns.directions) > 1:
-        best, of = f"{len(columns.front()):,} on the front", f"of {len(columns.directions)} objectives"
-    elif row is None:
-        best, of = "none", "no complete trial yet"
-    else:
-        highest = columns.directions[0] == "maximize"
-        so_far = (np.maximum if highest else np.minimum).accumulate(columns.values[columns.complete(), 0])
-        spark = so_far[spread(len(so_far), _POINTS)].tolist()
-        best = number(float(columns.values[row, 0]))
-        of = f"{'highest' if highest else 'lowest'}, trial {row}"
+    sites = Counter(place(state, owner)[0] for owner, sign in signs.items() if sign.alive)
+    times, so_far = np.concatenate([columns.start, columns.end]), np.empty(0)
+    if len(columns.directions) == 1:
+        best_of_two = np.maximum if columns.directions[0] == "maximize" else np.minimum
+        so_far = best_of_two.accumulate(columns.values[columns.complete(), 0])
     return {
-        "word": state_word(state, working=any_alive(signs)),
-        "best": best,
-        "best_of": of,
+        "word": state_word(state, working=any_alive(signs.values())),
+        "best": tiles.best(columns)[1:],
         "counts": {one.name.lower(): state.counts[one] for one in TrialState if state.counts[one]},
         "used": state.used(),
         "budget": state.budget,
         "sites": dict(sorted(sites.items())),
-        "spark": spark,
+        "spark": so_far[spread(len(so_far), _POINTS)].tolist(),
         "begun_by": next((info["user"] for info in list(state.peers.values()) if info.get("user")), ""),
         "last": float(np.nanmax(times)) if np.isfinite(times).any() else None,
     }
@@ -68,7 +57,7 @@ def first_line(note: str) -> str:
 
 def summary(state: State, columns: TrialTable) -> dict[str, float | None]:
     """Numbers to compare."""
-    best = columns.best()
+    best = columns.best(0)
     return {
         "trials": len(columns),
         **{one.name.lower(): state.counts[one] for one in (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)},

@@ -10,9 +10,10 @@ import numpy as np
 
 from hopaas_p2p.analysis.chart import Chart, cut, dashed, number
 from hopaas_p2p.analysis.charts import by_step, reported
-from hopaas_p2p.analysis.facts import duration, last_metrics, reason_line, row_of, shown
+from hopaas_p2p.analysis.facts import duration, last_metrics, last_report, reason_line, row_of, shown
 from hopaas_p2p.analysis.table import TrialTable
 from hopaas_p2p.core.records import PastLease, TrialState
+from hopaas_p2p.core.spending import is_last_lease
 from hopaas_p2p.core.state import State, Trial
 
 MOST: Final = 5  # trials beside each other
@@ -35,7 +36,7 @@ def rank(columns: TrialTable, number: int) -> tuple[int, int] | None:
 def leases(trial: Trial) -> list[PastLease]:
     """Every lease and how it ended, the first one first."""
     past = list(trial.history)
-    if trial.owner is not None and not (past and (past[-1].owner, past[-1].end) == (trial.owner, trial.end)):
+    if trial.owner is not None and not is_last_lease(trial):
         how = "runs" if trial.state is TrialState.RUNNING else trial.state.name.lower()
         past.append(PastLease(trial.owner, trial.epoch, trial.start, trial.end or 0, how))
     return past
@@ -51,14 +52,10 @@ def side_by_side(state: State, columns: TrialTable, numbers: Sequence[int]) -> l
     """What there is to say of these trials: results, parameters, metrics."""
     trials, rows = [state.trials[one] for one in numbers], [row_of(state, one) for one in numbers]
     ranks = [rank(columns, one) for one in numbers]
-    lasts = [max(one.reports, default=None) for one in trials]
     results = {
         "value": [", ".join(map(number, row["values"] or ())) for row in rows],
         "rank": ["" if one is None else f"{one[0]:,} of {one[1]:,}" for one in ranks],
-        "last report": [
-            "" if last is None else f"{number(one.reports[last])} at step {last:,}"
-            for one, last in zip(trials, lasts, strict=True)
-        ],
+        "last report": [last_report(one) for one in trials],
         "time": ["" if row["seconds"] is None else duration(row["seconds"]) for row in rows],
         "attempt": [str(row["attempt"]) for row in rows],
         "site": [row["site"] or "" for row in rows],

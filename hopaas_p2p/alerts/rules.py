@@ -10,7 +10,7 @@ from collections.abc import Collection
 from typing import Final
 
 from hopaas_p2p.analysis.facts import best, shown, state_word
-from hopaas_p2p.analysis.spending import amount, limited
+from hopaas_p2p.analysis.spending import amount, spending
 from hopaas_p2p.core.admission import finished
 from hopaas_p2p.core.records import TrialState
 from hopaas_p2p.core.state import State
@@ -53,11 +53,8 @@ def conditions(state: State, silent: Collection[str]) -> dict[str, str]:
         since = sum(trial.state is TrialState.COMPLETE for trial in state.trials[top.number + 1 :])
         if since >= STAGNATION:
             found[f"stagnation:{top.number}"] = f"no better trial among the last {since:,} complete ones"
-    used = state.used()
-    if state.budget and used >= _BUDGET * state.budget:
-        found[f"budget:{state.budget}"] = f"{used:,} of {state.budget:,} trials of the budget are used"
-    for one in limited(state):
-        if one.limit is not None and one.spent >= _BUDGET * one.limit:
+    for one in spending(state).amounts:
+        if one.limit and one.spent >= _BUDGET * one.limit:
             text = f"{amount(one.spent)} of {amount(one.limit)} {one.unit} of the budget are used"
             found[f"budget:{one.what}:{one.limit:g}"] = text
     if finished(state) and not state.running:

@@ -16,12 +16,9 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import urlsplit
 
-import msgspec
-
 from hopaas_p2p.alerts.rules import NEW_BEST, conditions
 from hopaas_p2p.core.attributes import ALERTS
 from hopaas_p2p.core.leases import FailureDetector, ttl_of
-from hopaas_p2p.core.records import StudySet
 from hopaas_p2p.errors import ConfigurationError
 from hopaas_p2p.net.trust import client_context
 from hopaas_p2p.open import redacted
@@ -39,14 +36,6 @@ _TIMEOUT: Final = 10.0
 _RETRY_INTERVAL: Final = 30.0  # seconds
 
 Send = Callable[[dict[str, Any]], None]
-
-
-class AlertMemory(msgspec.Struct, frozen=True):
-    """Who sends, and what was posted; kept in the study."""
-
-    sender: str = ""
-    posted: tuple[str, ...] | None = None
-    """Keys of what holds and was posted; None: no sender has looked yet, and the best trial at its look is not news."""
 
 
 class AlertSender:
@@ -72,27 +61,16 @@ class AlertSender:
         self.id = new_uuid()
         self._send, self._complain = send, complain
         self._election = Election(
-            study.storage.peer.store,
-            holder=lambda: self._memory.sender,
-            appoint=self._appoint,
-            ttl=lambda _holder: study.state.policy.ttl,
-            settle=settle,
+            study.storage.peer, lambda: study.state, study.handle.say, ALERTS, candidate=self.id, settle=settle
         )
         self._owners = FailureDetector()
         self._last_beat = 0.0
         self._retry_at = 0.0
 
     @property
-    def _memory(self) -> AlertMemory:
-        try:
-            return msgspec.json.decode(self.study.state.system.get(ALERTS, "{}"), type=AlertMemory)
-        except msgspec.MsgspecError:  # another version's, or garbage
-            return AlertMemory()
-
-    @property
     def is_leader(self) -> bool:
         """Whether this is the elected sender, as far as the log was read."""
-        return self._memory.sender == self.id
+        return self._election.won
 
     def look(self) -> list[str]:
         """Stand for election if there is no sender; post what is due. Returns the keys of what was posted.
@@ -103,44 +81,34 @@ class AlertSender:
 
         """
         now = time.monotonic()
-        if not self._election.stand(self.id):
+        if not self._election.stand():
             return []
-        self._beat(now)
+        state, store = self.study.state, self.study.storage.peer.store
+        if not self._last_beat or now - self._last_beat >= state.policy.ttl / 3:
+            self._last_beat = now
+            store.beat(Beat(self.id, repr(now)))
         if now < self._retry_at:
             return []
-        state, before = self.study.state, self._memory.posted
+        before = self._election.said.get("posted")  # None: no sender has looked yet; the present best is not news
         owners = owners_of(state)
-        self._owners.look(self.study.storage.peer.store.beats(owners), owners, now)
+        self._owners.look(store.beats(owners), owners, now)
         silent = {owner for owner in owners if self._owners.silence(owner, now) >= ttl_of(state, owner)}
         holds = conditions(state, silent)
-        known = {key for key in holds if key.startswith(NEW_BEST)} if before is None else set(before)
+        known = set(before) if isinstance(before, list) else {key for key in holds if key.startswith(NEW_BEST)}
         sent: list[str] = []
         for key, text in holds.items():
             if key not in known:
                 if not self.is_leader or not self._post(key, text):
                     break
                 sent.append(key)
-        after = tuple(sorted(holds.keys() & {*known, *sent}))
+        after = sorted(holds.keys() & {*known, *sent})
         if after != before and self.is_leader:
-            self._write(AlertMemory(self.id, after))
+            self._election.say(posted=after)
         return sent
 
     def resign(self) -> None:
         """Give up the leadership, so that another sender need not wait until this one is silent."""
-        self._election.resign(self.id)
-
-    def _write(self, memory: AlertMemory) -> None:
-        self.study.handle.say(StudySet(system={ALERTS: msgspec.json.encode(memory).decode()}))
-
-    def _appoint(self, sender: str) -> None:
-        if sender:
-            self._beat(time.monotonic())
-        self._write(AlertMemory(sender, self._memory.posted))
-
-    def _beat(self, now: float) -> None:
-        if not self._last_beat or now - self._last_beat >= self.study.state.policy.ttl / 3:
-            self._last_beat = now
-            self.study.storage.peer.store.beat(Beat(self.id, repr(now)))
+        self._election.resign()
 
     def _post(self, key: str, text: str) -> bool:
         study = self.study

@@ -100,13 +100,24 @@ def dashed(name: str, at: int, data: Data, mark: Literal["line", "steps"] = "lin
     return Series(name, mark, data, COLOURS[at % len(COLOURS)], 2, dash=("solid", "dashed", "dotted")[at % 3])
 
 
-def bundle(name: str, curves: Iterable[tuple[int, Points]], colour: str, dash: str, width: float) -> Series:
-    """Several curves by step, each with the number of its trial, as one series: rows without a value separate them."""
-    gap, rows = (math.nan, math.nan), list[tuple[float, float, int]]()
-    for trial, points in curves:
-        rows += [(*point, trial) for point in (*points, gap)] if points else []
-    data = {what: [row[at] for row in rows[:-1]] for at, what in enumerate(("step", "value", "trial"))}
-    return Series(name, "line", data, colour, width, "none", dash, 0.55 if width == 1.0 else 1.0)
+def bundle(
+    name: str,
+    columns: Sequence[str],
+    lines: Iterable[tuple[Points, *tuple[Any, ...]]],
+    colour: str,
+    width: float,
+    dash: str = "solid",
+    opacity: float = 1.0,
+    symbol: str = "none",
+) -> Series:
+    """Several lines as one series: each its points, and what else the columns say of all of them.
+
+    Rows without a value separate them.
+    """
+    gap = (math.nan, math.nan)
+    rows = [(*point, *said) for points, *said in lines if points for point in (*points, gap)][:-1]
+    data = {what: [row[at] for row in rows] for at, what in enumerate(columns)}
+    return Series(name, "line", data, colour, width, symbol, dash, opacity)
 
 
 def finite(reports: Mapping[int, float], *, most: int = STEPS) -> Points:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from typing import Final, Literal
+from typing import Any, Final, Literal
 
 import numpy as np
 
@@ -15,7 +15,6 @@ from hopaas_p2p.analysis.chart import (
     Chart,
     ChartAxis,
     Data,
-    Points,
     Series,
     axis_of,
     bundle,
@@ -235,15 +234,16 @@ def curves(state: State, columns: TrialTable, *, median: bool = False) -> Chart 
     some_cut, some_whole, running = cut[spread(len(cut), _CUT)], whole[spread(len(whole), _WHOLE)], running[:_RUNNING]
     best = columns.ranked(shown=mask)[:1]
 
-    def drawn(numbers: Ints) -> list[tuple[int, Points]]:
-        return [(number, finite(state.trials[number].reports)) for number in numbers.tolist()]
+    def layer(name: str, numbers: Ints, *look: Any) -> Series:
+        lines = ((finite(state.trials[number].reports), number) for number in numbers.tolist())
+        return bundle(name, ("step", "value", "trial"), lines, *look)
 
     layers = [
-        bundle("pruned", drawn(some_cut), palette.PRUNED, "dotted", 1.0),
-        bundle("complete", drawn(some_whole), PLAIN, "solid", 1.0),
-        bundle("running", drawn(running), palette.RUNNING, "dashed", 1.8),
+        layer("pruned", some_cut, palette.PRUNED, 1.0, "dotted", 0.55),
+        layer("complete", some_whole, PLAIN, 1.0, "solid", 0.55),
+        layer("running", running, palette.RUNNING, 1.8, "dashed"),
         *([_median(state, columns, -1)] if median else []),
-        bundle("best", drawn(best), palette.BEST, "solid", 3.0),
+        layer("best", best, palette.BEST, 3.0),
     ]
     about = [f"{len(some_cut)} of {len(cut):,} pruned", f"{len(some_whole)} of {len(whole):,} complete"]
     about += [f"{len(running)} running"] if len(running) else []
@@ -279,7 +279,7 @@ def reported(name: str, reports: Mapping[int, float], colour: str = PLAIN, width
 
 def curve(state: State, columns: TrialTable, number_: int) -> Chart | None:
     """The trial's reports by step, against the best trial's and the median of the complete ones."""
-    best = columns.best() if len(columns.directions) == 1 else None
+    best = columns.best()
     own, others = reported(f"trial {number_}", state.trials[number_].reports), [_median(state, columns, number_)]
     if best is not None and best != number_:
         others.append(reported(f"best, trial {best}", state.trials[best].reports, palette.BEST, 2))

@@ -204,6 +204,12 @@ def phrase(label: str) -> str:
     return label[:1].upper() + label[1:] if label.partition(" ")[0].islower() else label
 
 
+def last_report(trial: Trial) -> str:
+    """What the trial reported last, in words; empty without a report."""
+    step = max(trial.reports, default=None)
+    return "" if step is None else f"{shown(trial.reports[step])} at step {step:,}"
+
+
 def last_metrics(trial: Trial | TrialCreate) -> dict[str, float]:
     """The value of each metric at its last step."""
     return {name: values[max(values)] for name, values in trial.metrics.items() if values}
@@ -239,6 +245,16 @@ def value_cells(cells: Sequence[Sequence[float] | None]) -> list[str]:
         return f"{value:.{places}f}" if plain and places < 8 else f"{value:.3e}"
 
     return [", ".join(map(text, cell)) if cell else "-" for cell in cells]
+
+
+def whole_seconds(seconds: float) -> str:
+    """A duration in whole seconds, as the monitor's pages count on."""
+    return f"{seconds:.0f} s" if seconds < 59.5 else duration(seconds)
+
+
+def ago(seconds: float) -> str:
+    """How long ago something was."""
+    return "just now" if seconds < 2 else f"{whole_seconds(seconds)} ago"
 
 
 def duration(seconds: float) -> str:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from typing import Final, Literal, NamedTuple
 
 from hopaas_p2p.analysis.facts import queued_again, reason_line
 from hopaas_p2p.analysis.table import place
 from hopaas_p2p.core.records import TrialState
+from hopaas_p2p.core.spending import is_last_lease
 from hopaas_p2p.core.state import State
 
 Kind = Literal["error", "lease", "withdrawn"]
@@ -47,8 +49,7 @@ def failures(state: State) -> dict[Key, list[Failure]]:
     for trial in reversed(list(state.trials)):
         final = trial.state is TrialState.FAIL and trial.retried_by is None and trial.number not in again
         ends: list[tuple[str, str | None, Kind]] = [(past.why, past.owner, "lease") for past in trial.history]
-        lost_with_its_lease = trial.history and trial.history[-1].end == trial.end  # that failure is in the history
-        if trial.state is TrialState.FAIL and not lost_with_its_lease:
+        if trial.state is TrialState.FAIL and not is_last_lease(trial):  # else that failure is in the history
             ends.append((trial.reason or "", trial.owner, "error"))
         for why, owner, otherwise in reversed(ends):
             site, host = place(state, owner)
@@ -60,11 +61,14 @@ def failures(state: State) -> dict[Key, list[Failure]]:
     return dict(sorted(found.items(), key=lambda item: (-len(item[1]), -item[1][0].number)))
 
 
-def cells(groups: dict[Key, list[Failure]]) -> list[list[str]]:
-    """A row for each group: kind, reason as it stands if all have the same, site, node, count, count not retried."""
+HEADS: Final = ("kind", "reason", "site", "node", "times", "not retried", "newest trial")
+
+
+def cells(groups: dict[Key, list[Failure]], link: Callable[[int], str]) -> list[list[str]]:
+    """A row for each group: kind, reason as it stands if all have the same, site, node, counts; `link`: a trial."""
     rows = []
     for (kind, alike, site, host), members in groups.items():
         reason = members[0].reason if len({one.reason for one in members}) == 1 else alike
         final = sum(one.final for one in members)
-        rows.append([KINDS[kind], reason, site, host, f"{len(members):,}", f"{final:,}"])
+        rows.append([KINDS[kind], reason, site, host, f"{len(members):,}", f"{final:,}", link(members[0].number)])
     return rows

@@ -83,14 +83,6 @@ def spending(state: State) -> Spending:
     return Spending(found, total, amounts, _until_in_words(limits.until), ledger.reached)
 
 
-def limited(state: State) -> list[Amount]:
-    """What is limited beside trials, and how much of it is spent; nothing is computed where nothing is limited."""
-    ledger = state.ledger
-    if all(getattr(ledger.limits, what) is None for what in AMOUNTS):
-        return []
-    return [one for one in spending(state).amounts if one.limit is not None and one.what != "trials"]
-
-
 def _pace(ledger: Ledger, what: str) -> float | None:
     """How much of it the running trials take per hour."""
     total = 0.0

@@ -6,13 +6,12 @@ style sheet, so that a chart is dark where the page is.
 
 from __future__ import annotations
 
-import html
 import math
 from collections.abc import Iterable, Sequence
 from typing import Any, Final, NamedTuple
 
-from hopaas_p2p.analysis.chart import COLOURS, Chart, ChartAxis, Series, cut, number
-from hopaas_p2p.analysis.lookalikes import visible
+from hopaas_p2p.analysis.chart import COLOURS, Chart, ChartAxis, Series, number
+from hopaas_p2p.analysis.html import Html, safe
 from hopaas_p2p.analysis.palette import BEST
 
 _FEW: Final = 600
@@ -25,11 +24,6 @@ _SHAPES: Final = {
     "diamond": ((0.0, -1.3), (1.0, 0.0), (0.0, 1.3), (-1.0, 0.0)),
 }
 """Corners of a symbol of radius 1; any other is a circle."""
-
-
-def safe(text: object, *, longest: int = 2000) -> str:
-    """Untrusted text for HTML and a quoted attribute: escaped, of bounded length, what nobody sees written out."""
-    return html.escape(visible(cut(str(text), longest), keep="\n\t"), quote=True)
 
 
 def px(value: float) -> str:
@@ -105,7 +99,8 @@ def svg(chart: Chart, *, width: float = 500.0, height: float = 290.0) -> str:
         body = _body(chart, width, height)
     return (
         f'<svg class="{"wide" if wide else ""}" viewBox="0 0 {px(width)} {px(height)}" role="img" '
-        f'aria-label="{safe(chart.title)}. {safe(chart.alt)}"><title>{safe(chart.title)}</title>{body}</svg>'
+        f'aria-label="{safe(chart.title)}. {safe(chart.alt, longest=2000)}">'
+        f"<title>{safe(chart.title)}</title>{body}</svg>"
     )
 
 
@@ -116,16 +111,16 @@ def legend(chart: Chart) -> str:
         for one in chart.series
         if one.drawn and one.mark in ("points", "line", "steps")
     ]
-    return " ".join([*(keys if len(keys) > 1 else []), safe(chart.caption)])
+    return " ".join([*(keys if len(keys) > 1 else []), safe(chart.caption, longest=2000)])
 
 
-def key(colour: str, text: str, symbol: str = "") -> str:
+def key(colour: str, text: str, symbol: str = "") -> Html:
     """An entry of a legend: the colour of a line, or a mark as it is drawn."""
     shown = f'<span class="key" style="background:{colour}"></span>'
     if symbol:
         mark = f'<path class="dot" {_look(symbol, colour)} d="{_outline(symbol, 0, 0, 5)}"/>'
         shown = f'<svg aria-hidden="true" class="mark" viewBox="-7 -7 14 14">{mark}</svg>'
-    return f'<span class="pair">{shown}{safe(text, longest=80)}</span>'
+    return Html(f'<span class="pair">{shown}{safe(text, longest=80)}</span>')
 
 
 def _columns(one: Series) -> tuple[list[Any], list[Any]]:

@@ -210,8 +210,11 @@ class TrialTable:
         rows = np.flatnonzero(mask if shown is None else mask & shown)
         return rows[np.argsort(self.cost(objective)[rows], kind="stable")]
 
-    def best(self, objective: int = 0) -> int | None:
-        """The row of the best COMPLETE trial, the earliest of equals."""
+    def best(self, objective: int | None = None) -> int | None:
+        """The row of the best COMPLETE trial, the earliest of equals; of several objectives one has to be named."""
+        if objective is None and len(self.directions) > 1:
+            return None
+        objective = objective or 0
         rows = np.flatnonzero((self.state == COMPLETE) & ~np.isnan(self.values[:, objective]))
         return int(rows[np.argmin(self.cost(objective)[rows])]) if len(rows) else None
 

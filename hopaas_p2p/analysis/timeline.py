@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Final, NamedTuple
 
 from hopaas_p2p.analysis import palette
-from hopaas_p2p.analysis.chart import Chart, ChartAxis, Series, cut
+from hopaas_p2p.analysis.chart import Chart, ChartAxis, Points, Series, bundle, cut
 from hopaas_p2p.analysis.facts import duration, peer_labels
 from hopaas_p2p.core.spending import is_last_lease
 from hopaas_p2p.core.state import COMPLETE, FAIL, PRUNED, State
@@ -89,7 +88,7 @@ def timeline(state: State, now: float | None = None, *, most: int = _BARS, rows:
     about = ", ".join(f"{count:,} {kind}" for kind, count in counts.items())
     return Chart(
         "Timeline by peer",
-        list(_lines(state, bars, row, lambda at: (at - began) / scale, (now or 0) * 1e6)),
+        _layers(state, bars, row, lambda at: (at - began) / scale, (now or 0) * 1e6),
         ChartAxis(name, time=now is not None),
         ChartAxis(choices=tuple(cut(labels.get(owner, owner), 26) for owner in row), down=True),
         f"Timeline of {len(row)} peers: {about}.",
@@ -99,28 +98,21 @@ def timeline(state: State, now: float | None = None, *, most: int = _BARS, rows:
     )
 
 
-def _lines(
+def _layers(
     state: State, bars: list[Stretch], row: dict[str, int], place: Callable[[float], float], until: float
-) -> Iterator[Series]:
+) -> list[Series]:
     """A thick line for each stretch, by kind; and thin ones from what was taken over to where it came back."""
-    drawn: dict[str, list[tuple[float, int, float, int, int, str]]] = {kind: [] for kind in _LOOKS}
+    drawn: dict[str, list[tuple[Points, int, str]]] = {kind: [] for kind in _LOOKS}
     for one in bars:
-        end = max(one.end, until) if one.kind == "running" else one.end
+        end, at = max(one.end, until) if one.kind == "running" else one.end, row[one.owner]
         said = f"trial {one.number}: {one.kind}, {duration((end - one.start) / 1e6)}"
-        drawn[one.kind].append((one.start, row[one.owner], end, row[one.owner], one.number, said))
+        drawn[one.kind].append(([(place(one.start), at), (place(end), at)], one.number, said))
     first = {one.number: one for one in reversed(bars)}
     for one in [one for one in bars if one.kind == "taken over"][-_LINKS:]:
         there = first.get(state.trials[one.number].retried_by or -1)
         if there is not None:
             said = f"trial {one.number} came back as trial {there.number}"
-            drawn["came back"].append((one.end, row[one.owner], there.start, row[there.owner], one.number, said))
-    for kind, lines in drawn.items():
-        colour, height, dash = _LOOKS[kind]
-        data = {
-            "at": [x for line in lines for x in (place(line[0]), place(line[2]), math.nan)],
-            "peer": [y for line in lines for y in (line[1], line[3], 0)],
-            "trial": [number for *_, number, _ in lines for _ in range(3)],
-            "said": [said for *_, said in lines for _ in range(3)],
-        }
-        if lines:
-            yield Series(kind, "line", data, colour, height, "marks", dash)
+            line: Points = [(place(one.end), row[one.owner]), (place(there.start), row[there.owner])]
+            drawn["came back"].append((line, one.number, said))
+    names = ("at", "peer", "trial", "said")
+    return [bundle(kind, names, lines, *_LOOKS[kind], symbol="marks") for kind, lines in drawn.items() if lines]

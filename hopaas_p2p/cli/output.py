@@ -138,9 +138,7 @@ def duration(seconds: float | None) -> str:
 
 def ago(seconds: float | None) -> str:
     """How long ago something was."""
-    if seconds is None:
-        return "unknown"
-    return "just now" if seconds < 2 else f"{duration(float(round(seconds)) if seconds < 60 else seconds)} ago"
+    return "unknown" if seconds is None else facts.ago(seconds)
 
 
 def print_table(headers: Sequence[str], rows: Sequence[Sequence[str]], *, right: Sequence[str] = ()) -> None:

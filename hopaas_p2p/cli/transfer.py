@@ -88,12 +88,11 @@ def export(
 
 def _export_to_tracker(session: CliSession, kind: str, to: str | None, *, every: float | None) -> None:
     """Send what the tracker has not; with `every`, again after so many seconds, until it has the whole study."""
-    from hopaas_p2p.trackers import Export, MLflow, WandB, leave_link
+    from hopaas_p2p.trackers import Export, leave_link, tracker_of
 
     for name, value in _FEW_RETRIES.items():
         os.environ.setdefault(name, value)
-    entity, _, project = (to or "").rpartition("/")
-    tracker = MLflow(to) if kind == "mlflow" else WandB(project or None, entity=entity or None)
+    tracker = tracker_of(f"{kind}:{to or ''}")
     study = session.study()
     export_ = Export(study, tracker)
     sent, away = 0, False

@@ -6,7 +6,7 @@ import functools
 import importlib.resources
 
 from hopaas_p2p.analysis.chart import Chart
-from hopaas_p2p.analysis.svg import safe
+from hopaas_p2p.analysis.html import safe
 from hopaas_p2p.report.page import figure, part
 
 
@@ -19,7 +19,7 @@ def framed(body: str) -> str:
 def _style() -> str:
     """Nested under one class; the colours of text and lines are mixed from the notebook's, light or dark."""
     own = importlib.resources.files(__package__).joinpath("style.css").read_text(encoding="utf-8")
-    return f".hopaas-p2p {{\n{part('charts.css')}{own}}}"
+    return f".hopaas-p2p {{\n{part('charts.css')}{part('tables.css')}{own}}}"
 
 
 def drawn(chart: Chart) -> str:

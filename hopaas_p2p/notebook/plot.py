@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Final
 
 from hopaas_p2p.analysis import charts
 from hopaas_p2p.analysis.chart import Chart
+from hopaas_p2p.analysis.html import Html, safe
 from hopaas_p2p.analysis.importance import importance
-from hopaas_p2p.analysis.svg import safe
 from hopaas_p2p.analysis.table import Selection, TrialTable
 from hopaas_p2p.analysis.timeline import timeline
 from hopaas_p2p.errors import InvalidInput
@@ -68,17 +68,19 @@ class Plot:
 
     def importances(self) -> NotebookChart:
         """Which parameters matter: PED-ANOVA."""
-        with looking_at(self._study) as state:
-            found = importance(state, TrialTable.of(state))
-        chart = charts.importance(found._replace(shares=found.shares[:20]))
-        return _chart("Which parameters matter", chart, found.note)
+
+        def drawn(state: State, table: TrialTable) -> Chart | str:
+            found = importance(state, table)
+            return charts.importance(found._replace(shares=found.shares[:20])) or found.note
+
+        return self._drawn("Which parameters matter", drawn)
 
     def slice(self, params: Sequence[str] | None = None) -> NotebookChart:
         """The value over each parameter."""
-        with looking_at(self._study) as state:
-            drawn = slices(TrialTable.of(state), _parameters(state, params))
-        body = drawn or '<p class="none">No trial is complete yet.</p>'
-        return NotebookChart(f'<div class="head">Value over each parameter</div>{body}', title="Slices")
+        return self._drawn(
+            "Value over each parameter",
+            lambda state, table: slices(table, _parameters(state, params)) or "No trial is complete yet.",
+        )
 
     def parallel(self, params: Sequence[str] | None = None, objective: int = 0) -> NotebookChart:
         """One line per trial over one axis per parameter, up to twelve; the better trials are in front."""
@@ -89,9 +91,15 @@ class Plot:
 
         return self._drawn("Parallel coordinates", drawn)
 
-    def _drawn(self, title: str, chart: Callable[[State, TrialTable], Chart | None]) -> NotebookChart:
+    def _drawn(self, title: str, draw: Callable[[State, TrialTable], Chart | str | None]) -> NotebookChart:
+        """A chart, or another drawing as HTML, or why there is none."""
         with looking_at(self._study) as state:
-            return _chart(title, chart(state, TrialTable.of(state)))
+            found = draw(state, TrialTable.of(state))
+        if isinstance(found, Chart):
+            return NotebookChart(drawn(found), title=found.title)
+        if not isinstance(found, Html):
+            found = f'<p class="none">{safe(found or "There is nothing to draw yet.")}</p>'
+        return NotebookChart(f'<div class="head">{safe(title)}</div>{found}', title=title)
 
 
 def _of(state: State, objective: int) -> Selection:
@@ -107,9 +115,3 @@ def _parameters(state: State, wanted: Sequence[str] | None) -> list[str]:
     if unknown:
         raise InvalidInput(f"the study has no parameter {unknown[0]!r}; it has {', '.join(there) or 'none yet'}")
     return there if wanted is None else list(wanted)
-
-
-def _chart(title: str, chart: Chart | None, why: str = "There is nothing to draw yet.") -> NotebookChart:
-    if chart is None:
-        return NotebookChart(f'<div class="head">{safe(title)}</div><p class="none">{safe(why)}</p>', title=title)
-    return NotebookChart(drawn(chart), title=chart.title)

@@ -10,12 +10,13 @@ from optuna.trial import FrozenTrial, TrialState
 
 from hopaas_p2p.analysis import charts, palette
 from hopaas_p2p.analysis.facts import budget_unit, count, glance, shown
-from hopaas_p2p.analysis.svg import key, safe
+from hopaas_p2p.analysis.html import safe, table
+from hopaas_p2p.analysis.svg import key
 from hopaas_p2p.analysis.table import TrialTable
 from hopaas_p2p.core.state import RUNNING, State
 from hopaas_p2p.notebook.frame import drawn, framed
 from hopaas_p2p.peer.liveness import SignOfLife, signs_of_life
-from hopaas_p2p.report.page import table, trials_table
+from hopaas_p2p.report.page import trials_table
 from hopaas_p2p.study_like import StudyLike, looking_at
 
 _ROWS: Final = 8
@@ -36,8 +37,9 @@ def overview(state: State, *, name: str, store: str, signs: Mapping[str, SignOfL
     used = f"{seen['used']:,} of {state.budget or 0:,} {budget_unit(state)} used"
     about.append("no budget" if state.budget is None else used)
     about += [f"running at {', '.join(seen['peers'])}"] if seen["peers"] else []
-    words = {"failed" if at == "FAIL" else at.lower(): many for at, many in seen["counts"].items() if many}
-    counts = " ".join(key(getattr(palette, word.upper()), f"{many:,} {word}") for word, many in words.items())
+    words = {"failed" if at == "FAIL" else at.lower(): many for at, many in seen["counts"].items()}
+    words["failed"] -= seen["retried"]
+    counts = " ".join(key(getattr(palette, word.upper()), f"{many:,} {word}") for word, many in words.items() if many)
     best, top = seen["best"], ""
     if isinstance(best, list):
         top = f"<p>{count(len(best), 'trial')} on the Pareto front</p>"
@@ -68,11 +70,12 @@ def trial_html(
 ) -> str:
     """A trial as its own process sees it: parameters, attributes and reports; its `state` is the log's."""
     held = "" if state.is_finished() else " · its lease is held" if lease_held else " · its lease was lost"
-    tables = [
-        table(["Parameter", "Value"], [[name, shown(value)] for name, value in frozen.params.items()]),
-        table(["Attribute", "Value"], [[k, json.dumps(one, default=str)] for k, one in frozen.user_attrs.items()]),
-        table(["Metric", "Last value"], [[name, shown(one[max(one)])] for name, one in metrics.items() if one]),
-    ]
+    pairs = {
+        "Parameter": {name: shown(value) for name, value in frozen.params.items()},
+        "Attribute": {name: json.dumps(value, default=str) for name, value in frozen.user_attrs.items()},
+        "Metric": {name: shown(one[max(one)]) for name, one in metrics.items() if one},
+    }
+    tables = [table([what, "Value"], [*found.items()], label=f"{what}s") for what, found in pairs.items()]
     curve = charts.by_step("Reports", [charts.reported("reports", frozen.intermediate_values)])
     chart = "" if curve is None else drawn(curve)
     return framed(

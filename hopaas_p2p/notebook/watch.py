@@ -8,7 +8,7 @@ import time
 import weakref
 from typing import Any, Final
 
-from hopaas_p2p.analysis.svg import safe
+from hopaas_p2p.analysis.html import safe
 from hopaas_p2p.core.admission import finished
 from hopaas_p2p.errors import HopaasError, InvalidInput
 from hopaas_p2p.notebook.frame import framed
@@ -97,7 +97,7 @@ class Watching:
             self._body = self._seen
         except (HopaasError, KeyError) as error:  # the view keeps what was last seen, under the error
             said = str(error.args[0]) if error.args else type(error).__name__
-            self._body = f'<p class="warn">{safe(said)}</p>{self._seen}'
+            self._body = f'<p class="warn">{safe(said, longest=2000)}</p>{self._seen}'
             if not getattr(error, "retry", False):
                 self._over.set()
         return self._body != before

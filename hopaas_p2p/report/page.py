@@ -8,30 +8,30 @@ import string
 from collections.abc import Iterator, Sequence
 from typing import Final
 
-from hopaas_p2p.analysis import charts
+from hopaas_p2p.analysis import charts, html, tiles
 from hopaas_p2p.analysis.chart import Chart
 from hopaas_p2p.analysis.facts import (
     best,
     count,
     duration,
-    params_of,
+    last_report,
     peer_labels,
-    phrase,
     row_of,
     shown,
     value_columns,
 )
+from hopaas_p2p.analysis.failures import HEADS, failures
 from hopaas_p2p.analysis.failures import cells as failure_cells
-from hopaas_p2p.analysis.failures import failures
+from hopaas_p2p.analysis.html import Html, safe
 from hopaas_p2p.analysis.importance import importance
+from hopaas_p2p.analysis.replicates import replicates
 from hopaas_p2p.analysis.savings import savings
 from hopaas_p2p.analysis.spending import budget_lines, cells, spending
-from hopaas_p2p.analysis.svg import legend, safe, svg
+from hopaas_p2p.analysis.svg import legend, svg
 from hopaas_p2p.analysis.table import Selection, TrialTable
 from hopaas_p2p.analysis.timeline import timeline
-from hopaas_p2p.core.attributes import REPLICATE, REUSED
-from hopaas_p2p.core.replicates import means
-from hopaas_p2p.core.state import COMPLETE, FAIL, PRUNED, RUNNING, WAITING, State
+from hopaas_p2p.core.attributes import REPLICATE
+from hopaas_p2p.core.state import COMPLETE, PRUNED, RUNNING, WAITING, State
 from hopaas_p2p.search.priors import Learned, learned_of
 
 _TOP: Final = 10
@@ -52,14 +52,14 @@ def render(state: State, *, name: str, store: str, now: datetime.datetime) -> st
     sections = _sections(state, trials, learned) if state.trials else [("Nothing to show yet", _line(empty))]
     return string.Template(part("page.html")).substitute(
         title=safe(f"{name} · hopaas-p2p", longest=120),
-        style=part("charts.css") + part("style.css"),
+        style=part("charts.css") + part("tables.css") + part("style.css"),
         name=safe(name),
         about=_about(state, learned),
         tiles=_tiles(state, trials),
         sections="\n".join(
             f'<section class="card"><h2>{safe(title)}</h2>{body}</section>' for title, body in sections if body
         ),
-        footer=f"{safe(store)} · log position {state.lsn:,} · {now:%Y-%m-%d %H:%M:%S} UTC",
+        footer=f"{safe(store, longest=2000)} · log position {state.lsn:,} · {now:%Y-%m-%d %H:%M:%S} UTC",
     )
 
 
@@ -69,7 +69,7 @@ def part(name: str) -> str:
 
 
 def _line(text: str) -> str:
-    return f'<p class="none">{safe(text)}</p>'
+    return f'<p class="none">{safe(text, longest=2000)}</p>'
 
 
 def _about(state: State, learned: list[Learned]) -> str:
@@ -82,36 +82,26 @@ def _about(state: State, learned: list[Learned]) -> str:
     return " · ".join(safe(one, longest=100) for one in [*facts, *map(str, learned)])
 
 
-def _tiles(state: State, trials: TrialTable) -> str:
-    """A number each, what it counts, and perhaps more about it."""
-    counts, top, saved = state.counts, best(state), savings(trials)
-    found: list[tuple[str, str, str]] = []
-    if top is not None and top.values:
-        found.append((shown(top.values[0]), f"best {trials.objectives[0]}", f"trial {top.number}"))
-    elif len(trials.directions) > 1:
-        found.append((f"{len(trials.front()):,}", "on the Pareto front", ""))
-    rest = [(counts[FAIL], "failed"), (counts[RUNNING], "running"), (counts[WAITING], "waiting")]
-    also = ", ".join(f"{number:,} {what}" for number, what in rest if number)
+def _tiles(state: State, trials: TrialTable) -> Html:
+    counts, saved = state.counts, savings(trials)
+    also = ", ".join(f"{counts[one]:,} {one.name.lower()}" for one in (RUNNING, WAITING) if counts[one])
     owners = {trial.owner for trial in state.trials} | {t.owner for trial in state.trials for t in trial.history}
-    for number, what, more in (
-        (counts[COMPLETE], "complete trial", also),
-        (counts[PRUNED], "pruned trial", ""),
-        (len(owners - {None}), "peer", "took part"),
-    ):
-        found.append((f"{number:,}", count(number, what).partition(" ")[2], more))
+    found = [
+        tiles.best(trials),
+        ("complete", f"{counts[COMPLETE]:,}", also or "trials"),
+        ("pruned", f"{counts[PRUNED]:,}", "trials"),
+        tiles.failed(state),
+        ("peers", f"{len(owners - {None}):,}", "took part"),
+    ]
     if saved.pruned:
-        more = f"about {shown(round(saved.steps))} steps that pruned trials did not run, or {saved.time}"
-        found.append((f"≈ {saved.share:.0%}", "of the steps saved by pruning", more))
+        more = f"of the steps; pruned trials did not run about {shown(round(saved.steps))}, or {saved.time}"
+        found.append(("saved by pruning", f"≈ {saved.share:.0%}", more))
     spans = [(t.start, t.end) for t in state.trials if t.start is not None and t.end is not None and t.end >= t.start]
     if spans:
         wall = (max(end for _, end in spans) - min(start for start, _ in spans)) / 1e6
         spent = f"{duration(spending(state).total['seconds'])} of training"
-        found.append((duration(wall), "from the first trial to the last", spent))
-    return "".join(
-        f'<div class="tile {"top" if what.startswith(("best", "on the")) else ""}"><b>{safe(number)}</b>'
-        f"<span>{safe(what)}</span>{f'<i>{safe(more)}</i>' if more else ''}</div>"
-        for number, what, more in found
-    )
+        found.append(("from the first trial to the last", duration(wall), spent))
+    return html.tiles(found)
 
 
 def _sections(state: State, trials: TrialTable, learned: list[Learned]) -> Iterator[tuple[str, str]]:
@@ -141,29 +131,27 @@ def _sections(state: State, trials: TrialTable, learned: list[Learned]) -> Itera
         yield f"Metrics of the best trial, {top.number}", _small(drawn, note)
     spent = spending(state)
     if spent.rows:
-        heads, rows = cells(spent)
-        yield "What it cost", "".join(map(_line, budget_lines(spent))) + table([*map(phrase, heads)], rows)
-    wrong = failures(state)
-    newest = [f"#{members[0].number}" for members in wrong.values()]
-    rows = [[*row, number] for row, number in zip(failure_cells(wrong), newest, strict=True)]
-    heads = ["Kind", "Reason", "Site", "Node", "Times", "Not retried", "Newest trial"]
+        title = "What it cost"
+        yield title, "".join(map(_line, budget_lines(spent))) + html.table(*cells(spent), label=title)
+    rows = failure_cells(failures(state), "#{}".format)
     title = "What went wrong" if len(rows) <= _GROUPS else f"What went wrong, {_GROUPS} of {len(rows):,} groups"
-    yield title, table(heads, rows[:_GROUPS], long="Reason")
+    yield title, html.table(HEADS, rows[:_GROUPS], label=title, long="reason")
 
 
 def figure(chart: Chart) -> str:
     """A chart and its caption."""
-    drawing = f'<div class="scroll" tabindex="0">{svg(chart)}</div>' if chart.wide or chart.axes else svg(chart)
+    drawing = f'<div class="hp-scroll" tabindex="0">{svg(chart)}</div>' if chart.wide or chart.axes else svg(chart)
     return f"<figure>{drawing}<figcaption>{legend(chart)}</figcaption></figure>"
 
 
-def _small(drawn: Sequence[Chart], note: str) -> str:
+def _small(drawn: Sequence[Chart], note: str) -> Html:
     """Small charts side by side, and what is said of them; nothing without a chart."""
     drawings = "".join(svg(one, width=250.0, height=170.0) for one in drawn)
-    return f'<figure><div class="slices">{drawings}</div><figcaption>{note}</figcaption></figure>' if drawn else ""
+    figure = f'<figure><div class="slices">{drawings}</div><figcaption>{note}</figcaption></figure>'
+    return Html(figure if drawn else "")
 
 
-def slices(trials: TrialTable, names: Sequence[str]) -> str:
+def slices(trials: TrialTable, names: Sequence[str]) -> Html:
     """The value over each of these parameters."""
     drawn = [charts.slice_(trials, name, most=400) for name in names]
     note = "Value over each parameter, complete trials. The large mark is the best one."
@@ -182,58 +170,31 @@ def _best_means(state: State) -> str:
     """The configurations with the best means, where each is tried several times."""
     if not any(REPLICATE in trial.system for trial in state.trials):
         return ""
-    measured = [
-        (trial.number, tuple(sorted(trial.params.items())), trial.values[0])
-        for trial in state.trials
-        if trial.state is COMPLETE and trial.values and REUSED not in trial.system
+    rows = [
+        [str(one), ", ".join(f"{name} = {shown(value)}" for name, value in one.params.items())]
+        for one in replicates(state)[:_TOP]
     ]
-    maximize = state.define is not None and state.define.directions[0] == "maximize"
-    rows = []
-    for one in means(measured, maximize=maximize)[:_TOP]:
-        params = params_of(state.trials[one.numbers[0]], state.dists)
-        rows.append([str(one), ", ".join(f"{name} = {shown(value)}" for name, value in params.items())])
-    return table(["Mean", "Parameters"], rows, long="Parameters", first=True)
+    return html.table(["Mean", "Parameters"], rows, label="Best means", long="Parameters", first=True)
 
 
 def trials_table(numbers: Sequence[int], state: State, *, most: int, live: bool = False, first: bool = False) -> str:
     """These trials, with at most so many parameters each; `live` ones with their states and what they reported last."""
     labels, rows = peer_labels(state), [row_of(state, number) for number in numbers]
-    names = list(dict.fromkeys(name for row in rows for name in row["params"]))
-    columns = {"Trial": list(map(str, numbers))} | ({"State": [row["state"] for row in rows]} if live else {})
-    columns |= {f"{phrase(name)} ": one for name, one in value_columns(state, [row["values"] for row in rows]).items()}
-    last = len(columns) - 1
-    columns |= {f" {name}": [shown(row["params"].get(name, "")) for row in rows] for name in names[:most]}
     trials = [state.trials[number] for number in numbers]
-    columns["Peer"] = [labels.get(trial.owner or "", trial.owner or "") for trial in trials]
-    columns["Took"] = ["" if row["seconds"] is None else duration(row["seconds"]) for row in rows]
-    columns[""] = [f"retry of {trial.retry_of}" if trial.retry_of is not None else "" for trial in trials]
-    lines = [list(cells) for cells in zip(*columns.values(), strict=True)]
-    for line, trial in zip(lines, trials, strict=True):
-        if live and not trial.values and trial.reports:
-            step = max(trial.reports)
-            line[last] = f"{shown(trial.reports[step])} at step {step}"
-    hidden = f"{count(len(names) - most, 'more parameter')} not shown."
-    return table([*map(str.strip, columns)], lines, first=first) + (_line(hidden) if len(names) > most else "")
-
-
-def table(heads: Sequence[str], rows: Sequence[Sequence[str]], *, long: str = "", first: bool = False) -> str:
-    """A table of texts, which are escaped here; nothing without rows.
-
-    Columns of numbers stand to the right. The column `long` may wrap; with `first`, the first row stands out.
-    """
-    columns = zip(*rows, strict=True)
-    numeric = [all(one[:1].isdigit() or one[:1] in "-<" for one in column) for column in columns]
-
-    def cells(tag: str, texts: Sequence[str]) -> str:
-        parts = []
-        for head, text, right in zip(heads, texts, numeric, strict=True):
-            css = ' class="long"' if head == long else ' class="number"' if right else ""
-            parts.append(f"<{tag}{css}>{safe(text, longest=160 if head == long else 60)}</{tag}>")
-        return "".join(parts)
-
-    if not rows:
-        return ""
-    css = [' class="first"' if first else "", *[""] * (len(rows) - 1)]
-    body = "".join(f"<tr{one}>{cells('td', row)}</tr>" for one, row in zip(css, rows, strict=True))
-    head = f"<thead><tr>{cells('th', heads)}</tr></thead>"
-    return f'<div class="scroll" tabindex="0"><table>{head}<tbody>{body}</tbody></table></div>'
+    names = list(dict.fromkeys(name for row in rows for name in row["params"]))
+    columns = [("Trial", list(map(str, numbers)))]
+    columns += [("State", [row["state"] for row in rows])] if live else []
+    columns += value_columns(state, [row["values"] for row in rows]).items()
+    if live:
+        name, cells = columns.pop()
+        reports = [last_report(trial) if not trial.values else "" for trial in trials]
+        columns.append((name, [one or cell for one, cell in zip(reports, cells, strict=True)]))
+    columns += [(safe(name, longest=60), [shown(row["params"].get(name, "")) for row in rows]) for name in names[:most]]
+    columns += [
+        ("Peer", [labels.get(trial.owner or "", trial.owner or "") for trial in trials]),
+        ("Took", ["" if row["seconds"] is None else duration(row["seconds"]) for row in rows]),
+        ("", [f"retry of {trial.retry_of}" if trial.retry_of is not None else "" for trial in trials]),
+    ]
+    hidden = _line(f"{count(len(names) - most, 'more parameter')} not shown.") if len(names) > most else ""
+    heads, cells_ = zip(*columns, strict=True)
+    return html.table(heads, list(zip(*cells_, strict=True)), label="Trials", first=first) + hidden

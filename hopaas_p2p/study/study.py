@@ -22,9 +22,9 @@ from typing import TYPE_CHECKING, Any, Final, Literal, NoReturn
 import optuna
 from optuna.distributions import BaseDistribution
 from optuna.exceptions import DuplicatedStudyError, UpdateFinishedTrialError
-from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
+from hopaas_p2p.analysis.replicates import ReplicateGroup, replicates
 from hopaas_p2p.analysis.table import TrialTable
 from hopaas_p2p.core import records
 from hopaas_p2p.core.admission import NEW, Done, next_start
@@ -107,7 +107,6 @@ from hopaas_p2p.study.method import NOTHING_SAID, Searcher, SearchMethod, in_wor
 from hopaas_p2p.study.progress import ProgressLog, last_line
 from hopaas_p2p.study.proposer import Proposer, became
 from hopaas_p2p.study.ranks import Ranks, follow, leading, ranks, together
-from hopaas_p2p.study.replicates import ReplicateGroup, replicate_groups
 from hopaas_p2p.study.schedule import Schedule, schedule_of
 from hopaas_p2p.study.trial import Objective, Trial, as_values, values_or_reason
 from hopaas_p2p.study_like import looking_at
@@ -1083,7 +1082,7 @@ class Study(optuna.Study):
 
     def replicates(self) -> list[ReplicateGroup]:
         """The configurations that were tried, the best mean first, with mean and standard error over their trials."""
-        return replicate_groups(self.trials, maximize=self.directions[0] == StudyDirection.MAXIMIZE)
+        return replicates(self.state)
 
     def schedule(self, trial: int | None = None) -> Schedule:
         """The parameters by step that led to a trial: in a population, through the trials that it copied.

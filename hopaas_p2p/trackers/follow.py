@@ -14,17 +14,14 @@ from __future__ import annotations
 import atexit
 import contextlib
 import hashlib
-import json
 import logging
 import os
 import random
 import threading
 import time
 from collections.abc import Callable, Sequence
-from typing import Any, Final
+from typing import Final
 
-from hopaas_p2p.core.leases import ttl_of
-from hopaas_p2p.core.records import StudySet
 from hopaas_p2p.errors import ConfigurationError, Denied, HopaasError, InvalidInput
 from hopaas_p2p.net.backoff import Backoff
 from hopaas_p2p.peer.election import Election
@@ -41,7 +38,7 @@ _SHUTDOWN_TIMEOUT: Final = 30.0  # seconds that `close` waits for the last expor
 
 
 def tracker_of(named: str | Tracker) -> Tracker:
-    """A tracker, or the one that this text names: "mlflow", "mlflow:http://host:5000", "wandb", "wandb:project".
+    """A tracker, or the one that this text names: "mlflow", "mlflow:http://host:5000", "wandb", "wandb:team/project".
 
     Raises:
         InvalidInput: there is no tracker of that name.
@@ -114,14 +111,8 @@ class _ExportThread(threading.Thread):
         self._every = every
         self._backoff = Backoff(2 * every, _LONGEST_PAUSE, jitter=(0.8, 1.2))
         self._export = Export(study, tracker)
-        self._election = Election(
-            study.storage.peer.store,
-            holder=lambda: str(_attribute(study, tracker).get("peer") or ""),
-            appoint=self._appoint,
-            ttl=lambda peer: ttl_of(study.state, peer),
-        )
+        self._election = _election(study, tracker)
         self._failures = 0
-        self._linked = False
 
     def run(self) -> None:
         """Export and pause, in turn; there is one more export at the end of the program."""
@@ -137,19 +128,18 @@ class _ExportThread(threading.Thread):
 
     def _step(self, *, last: bool) -> float:
         """Export if this peer is the exporter; returns the seconds until the next step."""
-        own = self._study.storage.peer.uuid
         try:
             try:
-                exports = self._election.stand(own)
+                exports = self._election.stand()
             except Denied:  # a viewer cannot write to the study, and exports for itself
                 exports = True
             if not exports:
                 return max(self._every, self._study.state.policy.ttl / 3) * random.uniform(0.8, 1.2)
             self._export.sync()
-            if last or not self._linked:
-                self._linked = True
+            leave_link(self._study, self._tracker)
+            if last:
                 with contextlib.suppress(Denied):
-                    self._appoint("" if last else own)
+                    self._election.resign()
         except ConfigurationError as error:  # does not pass by itself
             _log.warning("%s: %s", self._tracker.name, error)
             self.ending.set()
@@ -162,7 +152,7 @@ class _ExportThread(threading.Thread):
                 _log.warning("%s; %s", why.splitlines()[0], what)
             if self._failures >= _MAX_FAILURES or last:  # another peer may be nearer to the tracker
                 with contextlib.suppress(HopaasError):  # the store is away as well: others will notice the silence
-                    self._election.resign(own)
+                    self._election.resign()
             return self._backoff.pause()
         if self._failures:
             _log.info("%s is back, and has received what was missing", self._tracker.name)
@@ -170,24 +160,16 @@ class _ExportThread(threading.Thread):
         self._backoff.reset()
         return self._every
 
-    def _appoint(self, peer: str) -> None:
-        link = {"link": self._tracker.link()} if self._linked else {}
-        _attribute(self._study, self._tracker, peer=peer or None, **link)
-
 
 def leave_link(study: StudyLike, tracker: Tracker) -> None:
     """Write into the study where the tracker shows it, unless it says so already or this user may only read."""
-    link = tracker.link()
-    if _attribute(study, tracker).get("link") != link:
+    election, link = _election(study, tracker), tracker.link()
+    if election.said.get("link") != link:
         with contextlib.suppress(Denied):
-            _attribute(study, tracker, link=link)
+            election.say(tracker=tracker.name, place=tracker.place, link=link)
 
 
-def _attribute(study: StudyLike, tracker: Tracker, **changes: str | None) -> dict[str, Any]:
-    """The study's attribute about this tracker, which is written with these changes if there are any."""
+def _election(study: StudyLike, tracker: Tracker) -> Election:
+    """Of the peer that exports to this tracker; the study's attribute about it holds the link, too."""
     key = EXPORTER + hashlib.sha256(tracker.place.encode()).hexdigest()[:16]
-    found: dict[str, Any] = json.loads(study.state.system.get(key, "{}"))
-    if changes:
-        found |= {"tracker": tracker.name, "place": tracker.place, **changes}
-        study.handle.say(StudySet(system={key: json.dumps(found)}))
-    return found
+    return Election(study.storage.peer, lambda: study.state, study.handle.say, key)

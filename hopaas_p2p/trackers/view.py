@@ -62,15 +62,15 @@ class RunView(NamedTuple):
     tags: dict[str, str]
     """Where, with what and for whom it ran, and the command that shows it."""
     note: str
+    files: tuple[Artifact, ...]
     start: int | None
     """Microseconds since 1970, UTC."""
-    end: int | None
-    files: tuple[Artifact, ...]
+    end: int | None = None
 
     @property
     def mark(self) -> str:
         """A digest of the whole view."""
-        facts = [list(self[:-1]), [one.id for one in self.files]]
+        facts = [*self._replace(files=()), [one.id for one in self.files]]
         return hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()[:24]
 
 
@@ -93,15 +93,12 @@ def look(study: StudyLike, *, settled: Collection[int] = ()) -> list[RunView]:
             improved = records(positions(table, "number"), table.cost(), table.complete()).tolist()
             best = {row: float(table.values[row, 0]) for row in improved}
         began = table.start[~np.isnan(table.start)]
-        found = [
-            _trial(trial, state, command)._replace(
-                note=notes.read_note(attributes, first + trial.number), files=tuple(files[trial.number])
-            )
-            for trial in (state.trials[number] for number in range(len(state.trials)) if number not in settled)
-        ]
-        for run in found:
-            if run.number in tags:
-                run.tags["tags"] = ", ".join(tags[run.number])
+        found = []
+        for number in [one for one in range(len(state.trials)) if one not in settled]:
+            note = notes.read_note(attributes, first + number)
+            run = _trial(state.trials[number], state, command, note, tuple(files[number]))
+            run.tags.update({"tags": ", ".join(tags[number])} if number in tags else {})
+            found.append(run)
         own = RunView(
             number=None,
             name=study.name,
@@ -124,9 +121,8 @@ def look(study: StudyLike, *, settled: Collection[int] = ()) -> list[RunView]:
                 **{f"attr.{key}": text for key, text in state.user.items()},
             },
             note=notes.read_note(attributes, None),
-            start=round(float(began.min()) * 1e6) if len(began) else None,
-            end=None,
             files=tuple(files[None]),
+            start=round(float(began.min()) * 1e6) if len(began) else None,
         )
         return [*found, own]
 
@@ -137,7 +133,7 @@ def links(attributes: Mapping[str, Any]) -> dict[str, str]:
     return {str(one.get("tracker")): str(one["link"]) for one in said if one.get("link")}
 
 
-def _trial(trial: Trial, state: State, command: str) -> RunView:
+def _trial(trial: Trial, state: State, command: str, note: str, files: tuple[Artifact, ...]) -> RunView:
     values, names = trial.values or (), names_given(state.system)
     unnamed = ["value"] if len(values) == 1 else [f"values_{at}" for at in range(len(values))]
     series = {REPORT: dict(sorted(trial.reports.items()))}
@@ -167,8 +163,8 @@ def _trial(trial: Trial, state: State, command: str) -> RunView:
         values=dict(zip(names or unnamed, values, strict=False)),
         series=series,
         tags={name: str(text) for name, text in said.items() if text is not None},
-        note="",
+        note=note,
+        files=files,
         start=trial.start,
         end=trial.end,
-        files=(),
     )

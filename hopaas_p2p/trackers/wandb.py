@@ -39,7 +39,7 @@ class WandB:
     """Weights & Biases: its server, or its offline files.
 
     Args:
-        project: its name; by default WANDB_PROJECT, else "hopaas".
+        project: its name, or "team/name"; by default WANDB_PROJECT, else "hopaas".
         entity: the team or user; by default W&B's own.
         offline: write files for `wandb sync`; None: as WANDB_MODE says.
         directory: the parent of W&B's directory `wandb`, which holds the ledger; by default WANDB_DIR, else here.
@@ -57,8 +57,9 @@ class WandB:
         directory: str | os.PathLike[str] | None = None,
     ) -> None:
         env = os.environ
-        self.project = project or env.get("WANDB_PROJECT") or _PROJECT
-        self.entity = entity or env.get("WANDB_ENTITY")
+        team, _, name = (project or "").rpartition("/")
+        self.project = name or env.get("WANDB_PROJECT") or _PROJECT
+        self.entity = entity or team or env.get("WANDB_ENTITY")
         self.offline = env.get("WANDB_MODE") == _OFFLINE if offline is None else offline
         self.directory = Path(directory or env.get("WANDB_DIR") or ".")
         self._group = ""

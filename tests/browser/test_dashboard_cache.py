@@ -195,7 +195,7 @@ def test_a_lease_counts_from_the_last_change_of_a_beat(
     opened = open_store(store)
     opened.beat(Beat("ann", "1"))
     cache.frame(UUID)
-    assert cache.sign_of_life(UUID, "ann") == UNKNOWN  # an older version's, and seen once
+    assert cache.signs(UUID)["ann"] == UNKNOWN  # an older version's, and seen once
 
     def look_again(after: float, beat: str = "") -> None:
         nonlocal clock
@@ -206,15 +206,15 @@ def test_a_lease_counts_from_the_last_change_of_a_beat(
         cache.tick()
 
     look_again(10.0, beat="2")
-    assert cache.lease_left(UUID, "ann") == 120.0
+    assert cache.leases(UUID)["ann"] == 120.0
     look_again(50.0)
-    assert cache.lease_left(UUID, "ann") == 70.0
+    assert cache.leases(UUID)["ann"] == 70.0
     look_again(80.0)
-    assert cache.sign_of_life(UUID, "ann").alive is False
+    assert cache.signs(UUID)["ann"].alive is False
     look_again(10.0, beat="3")
     opened.close()
-    assert cache.lease_left(UUID, "ann") == 120.0
-    assert cache.lease_left(UUID, "nobody") is None
+    assert cache.leases(UUID)["ann"] == 120.0
+    assert "nobody" not in cache.leases(UUID)
 
 
 def test_a_peer_that_died_before_the_monitor_looked_is_silent_at_once(store: str, cache: ReplicaCache) -> None:
@@ -223,7 +223,7 @@ def test_a_peer_that_died_before_the_monitor_looked_is_silent_at_once(store: str
     cache.frame(UUID)
     opened.close()
 
-    sign = cache.sign_of_life(UUID, "ann")
+    sign = cache.signs(UUID)["ann"]
     assert sign.alive is False
     assert sign.ago == pytest.approx(500, abs=60)
 
@@ -272,7 +272,7 @@ def test_the_cache_reads_every_kind_of_store(kind: str, request: pytest.FixtureR
         assert running is not None
         (number,) = running.state.running
         owner = running.state.trials[number].owner
-        left = until(lambda: cache.lease_left(listing.uuid, owner or ""), 30, what="the lease")
+        left = until(lambda: cache.leases(listing.uuid).get(owner or ""), 30, what="the lease")
         study.tell(trial, 1.0)
 
         assert 0 < left <= 30.0

@@ -19,7 +19,8 @@ from dashboard_app import version_poll
 from dashboard_app.middleware import DashboardMiddleware, policy
 from dashboard_app.optuna_server import confined
 from dashboard_app.pages.notes import tame
-from dashboard_app.theme import plain, safe
+from dashboard_app.theme import plain
+from hopaas_p2p.analysis.html import safe
 
 
 class Reply(NamedTuple):

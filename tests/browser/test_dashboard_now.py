@@ -10,7 +10,7 @@ import pytest
 pytest.importorskip("streamlit")  # the extra that brings pandas and numpy along
 
 from dashboard_app.views import live, studies, table, trial
-from hopaas_p2p.analysis import charts, echarts
+from hopaas_p2p.analysis import charts, echarts, tiles
 from hopaas_p2p.analysis.chart import Chart, finite
 from hopaas_p2p.analysis.facts import state_word
 from hopaas_p2p.analysis.peers import peer_rows
@@ -19,18 +19,14 @@ from hopaas_p2p.analysis.table import TrialTable, place
 from hopaas_p2p.analysis.timeline import timeline
 from hopaas_p2p.core.records import Float, Policy, StudyControl, TrialStop
 from hopaas_p2p.core.state import State
-from hopaas_p2p.peer.liveness import SignOfLife
+from hopaas_p2p.peer.liveness import SignOfLife, owners_of
 from tests.support.dashboard_studies import FAIL, PRUNED, Scribe
 
 BEGAN = 1_700_000_000.0
 
 
-def everybody(_owner: str) -> bool:
-    return True
-
-
-def nobody(_owner: str) -> bool:
-    return False
+def everybody(state: State, *, alive: bool = True) -> dict[str, SignOfLife]:
+    return {owner: SignOfLife(alive, None) for owner in owners_of(state)}
 
 
 def two_sites() -> Scribe:
@@ -64,9 +60,9 @@ def state(scribe: Scribe) -> State:
 
 
 def test_a_card_says_best_counts_peers_by_site_and_who_began(state: State) -> None:
-    card = studies.card(state, TrialTable.of(state), alive=everybody)
+    card = studies.card(state, TrialTable.of(state), everybody(state))
 
-    assert (card["word"], card["best"], card["best_of"]) == ("running", "2", "lowest, trial 1")
+    assert (card["word"], *card["best"]) == ("running", "2", "lowest, trial 1")
     assert card["counts"] == {"running": 2, "complete": 4, "pruned": 1, "fail": 1}
     assert (card["used"], card["budget"]) == (7, 10)
     assert card["sites"] == {"north": 1, "south": 1}
@@ -76,7 +72,7 @@ def test_a_card_says_best_counts_peers_by_site_and_who_began(state: State) -> No
 
 
 def test_a_study_whose_peers_are_all_silent_is_idle(state: State) -> None:
-    card = studies.card(state, TrialTable.of(state), alive=nobody)
+    card = studies.card(state, TrialTable.of(state), everybody(state, alive=False))
 
     assert (card["word"], card["sites"]) == ("idle", {})
 
@@ -99,9 +95,9 @@ def test_a_card_of_two_goals_counts_the_front() -> None:
     for pair in ((1.0, 1.0), (2.0, 3.0), (2.0, 2.0)):
         scribe.trial("a", *pair)
 
-    card = studies.card(scribe.state, TrialTable.of(scribe.state))
+    card = studies.card(scribe.state, TrialTable.of(scribe.state), {})
 
-    assert (card["best"], card["best_of"], card["spark"]) == ("2 on the front", "of 2 objectives", [])
+    assert (*card["best"], card["spark"]) == ("2 on the front", "of 2 objectives", [])
 
 
 # --- live --------------------------------------------------------------------------------------------------------
@@ -114,7 +110,7 @@ def test_the_pace_counts_the_last_hour_and_all_that_ran(scribe: Scribe) -> None:
 
     assert pace["recent"] == 5
     assert pace["per_hour"] == pytest.approx(5 * 3600 / 80)  # five that count, in the 80 s since the first began
-    assert (pace["crashed"], pace["retried"]) == (1, 0)
+    assert tiles.failed(scribe.state) == ("failed", "1", "of 6 finished trials")
     assert pace["hours"] == spending(scribe.state).total["seconds"] / 3600  # as every page says it
     assert pace["left"] == 5
     assert pace["eta"] == pytest.approx(5 * 80 / 5)
@@ -136,7 +132,7 @@ def test_without_a_trial_there_is_no_pace() -> None:
     state = Scribe().state
 
     pace = live.pace(state, TrialTable.of(state), BEGAN)
-    assert pace == dict.fromkeys(("recent", "per_hour", "crashed", "retried", "hours"), 0) | {"left": None, "eta": None}
+    assert pace == dict.fromkeys(("recent", "per_hour", "hours"), 0) | {"left": None, "eta": None}
 
 
 def test_running_trials_say_where_and_how_far(scribe: Scribe) -> None:

@@ -62,6 +62,7 @@ def test_the_wheel_holds_the_package_and_nothing_else(wheel: Path) -> None:
         "hopaas_p2p/report/page.html",
         "hopaas_p2p/report/charts.css",
         "hopaas_p2p/report/style.css",
+        "hopaas_p2p/report/tables.css",
         "hopaas_p2p/notebook/style.css",
     } <= set(names)
 

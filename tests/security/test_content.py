@@ -72,6 +72,7 @@ from hopaas_p2p.errors import NoWork
 from hopaas_p2p.files.artifacts import StudyArtifacts
 from hopaas_p2p.moving import tables
 from hopaas_p2p.moving.records import of_state
+from hopaas_p2p.peer.liveness import UNKNOWN, owners_of
 from hopaas_p2p.report.page import render
 from hopaas_p2p.storage import Storage
 from hopaas_p2p.trackers import Export, links
@@ -308,13 +309,13 @@ def read_everything(state: State) -> None:
 def look_at_pages(frame: Frame) -> None:
     """What the pages of the dashboard draw."""
     state, columns, now = frame.state, frame.columns, NOW.timestamp()
-    studies.card(state, columns)
+    studies.card(state, columns, dict.fromkeys(owners_of(state), UNKNOWN))
     studies.first_line(frame.note)
     studies.summary(state, columns)
     for along in ("number", "time", "compute"):
         charts.history(columns, along=along)  # type: ignore[arg-type]
     studies.best_so_far([("study", columns)])
-    failures.cells(failures.failures(state))
+    failures.cells(failures.failures(state), str)
     live.pace(state, columns, now)
     live.running(state)
     live.events(state, columns)

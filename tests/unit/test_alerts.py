@@ -51,12 +51,12 @@ def test_failures_in_a_row_hold_until_a_trial_succeeds() -> None:
 def test_the_budget_is_said_at_eighty_percent_and_anew_when_it_is_moved() -> None:
     scribe = Scribe(policy=Policy(budget=10))
     for at in range(8):
-        assert "budget:10" not in conditions(scribe.state, ()), at
+        assert "budget:trials:10" not in conditions(scribe.state, ()), at
         scribe.trial("a", 1.0)
-    assert conditions(scribe.state, ())["budget:10"] == "8 of 10 trials of the budget are used"
+    assert conditions(scribe.state, ())["budget:trials:10"] == "8 of 10 trials of the budget are used"
     scribe.trial("a", 1.0)
     scribe.trial("a", 1.0)
-    assert list(conditions(scribe.state, ())) == ["new-best:1.0", "budget:10", "done"]
+    assert list(conditions(scribe.state, ())) == ["new-best:1.0", "budget:trials:10", "done"]
 
 
 def test_nothing_better_for_long_is_stagnation() -> None:
@@ -164,8 +164,8 @@ def test_of_two_that_take_the_seat_at_once_the_logs_last_word_counts(study: Stud
         AlertSender(study, webhook(Secret(receiver.url)), settle=0.0),
         AlertSender(second_study, webhook(Secret(receiver.url))),
     ]
-    senders[0]._appoint(senders[0].id)
-    senders[1]._appoint(senders[1].id)
+    for sender in senders:
+        sender._election.say(peer=sender.id)
     assert [sender.is_leader for sender in senders] == [False, True]
     second_study.close()
 
@@ -200,7 +200,7 @@ def test_a_receiver_that_fails_gets_it_later_and_is_not_named(
 
 
 def test_a_seat_that_cannot_be_read_is_free(study: Study, receiver: Receiver) -> None:
-    study.storage.set_study_system_attr(study.study_id, ALERTS, {"sender": 7})
+    study.storage.set_study_system_attr(study.study_id, ALERTS, {"peer": 7, "posted": 7})
     sender = AlertSender(study, webhook(Secret(receiver.url)), settle=0.0)
     sender.look()
     assert sender.is_leader

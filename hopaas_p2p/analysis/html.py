@@ -1,0 +1,75 @@
+"""Tables and tiles as HTML, for report, notebook and monitor. What is not HTML already is escaped here."""
+
+from __future__ import annotations
+
+import html
+import re
+from collections.abc import Iterable, Sequence
+from typing import Final
+
+from hopaas_p2p.analysis.chart import cut
+from hopaas_p2p.analysis.facts import phrase
+from hopaas_p2p.analysis.lookalikes import visible
+
+_TAG: Final = re.compile(r"<[^>]*>")
+_WIDE: Final = 8  # digits; longer words are written smaller, because a number that is broken in two is misread
+_WHOLE: Final = 11  # characters of all words that stay on one line
+
+
+class Html(str):
+    """Text that is HTML; any other text is escaped before it enters HTML."""
+
+    __slots__ = ()
+
+
+def safe(text: object, *, longest: int = 200) -> Html:
+    """Text for HTML and a quoted attribute: escaped, of bounded length, what nobody sees written out; HTML as it is."""
+    if isinstance(text, Html):
+        return text
+    return Html(html.escape(visible(cut(str(text), longest), keep="\n\t"), quote=True))
+
+
+def table(
+    heads: Sequence[str], rows: Sequence[Sequence[str]], *, label: str, long: str = "", first: bool = False
+) -> Html:
+    """A table; nothing without rows. Columns of numbers stand to the right.
+
+    Args:
+        heads: begin with a capital letter, but for those that are HTML, such as names from a study.
+        rows: a cell per head.
+        label: what a screen reader says of it.
+        long: the head of a column that may wrap.
+        first: whether the first row stands out.
+
+    """
+    if not rows:
+        return Html()
+    css = []
+    for head, column in zip(heads, zip(*rows, strict=True), strict=True):
+        seen = [_TAG.sub("", one).replace("&lt;", "<") if isinstance(one, Html) else one for one in column]
+        numeric = any(seen) and all(one[:1].isdigit() or one[:1] in "-<" for one in seen)
+        css.append(' class="hp-wraps"' if head == long else ' class="hp-number"' if numeric else "")
+    top = "".join(
+        f'<th scope="col"{one}>{safe(head if isinstance(head, Html) else phrase(head))}</th>'
+        for one, head in zip(css, heads, strict=True)
+    )
+    body = "".join(
+        f"<tr>{''.join(f'<td{one}>{safe(cell)}</td>' for one, cell in zip(css, row, strict=True))}</tr>" for row in rows
+    )
+    return Html(
+        f'<div class="hp-scroll" role="region" tabindex="0" aria-label="{safe(label)}">'
+        f'<table class="hp-table {"hp-first" if first else ""}">'
+        f"<thead><tr>{top}</tr></thead><tbody>{body}</tbody></table></div>"
+    )
+
+
+def tiles(found: Iterable[tuple[str, str, str]]) -> Html:
+    """A row of numbers: (what it is, the number, a small line below)."""
+    parts = []
+    for what, value, more in found:
+        longest = max((len(word) + 2 * word.isalpha() for word in value.split()), default=0)  # letters are wider
+        css = ' class="hp-long"' if longest > _WIDE or _WIDE < len(value) <= _WHOLE else ""
+        parts.append(
+            f'<div class="hp-tile"><span>{safe(phrase(what))}</span><b{css}>{safe(value)}</b><i>{safe(more)}</i></div>'
+        )
+    return Html(f'<div class="hp-tiles">{"".join(parts)}</div>')

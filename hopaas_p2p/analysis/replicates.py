@@ -1,0 +1,57 @@
+"""Several trials of one configuration: their mean, and how well it is known."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, NamedTuple
+
+from hopaas_p2p.analysis.facts import params_of
+from hopaas_p2p.core.attributes import REUSED
+from hopaas_p2p.core.state import COMPLETE, State
+
+
+class ReplicateGroup(NamedTuple):
+    """The COMPLETE trials of one configuration; the first value of each, if there are several objectives.
+
+    A trial that was told the known values of another one, with `repeats="reuse"`, measures nothing and does not count.
+    """
+
+    params: dict[str, Any]
+    numbers: tuple[int, ...]
+    """Of the trials."""
+    mean: float
+    """Infinite where one of the values is; NaN where both infinities are among them."""
+    standard_error: float
+    """Of the mean; NaN for a single trial, and where a value is infinite."""
+
+    def __str__(self) -> str:
+        spread = "" if math.isnan(self.standard_error) else f" ± {self.standard_error:.2g}"
+        return f"{self.mean:.6g}{spread} (n = {len(self.numbers)})"
+
+
+def replicates(state: State) -> list[ReplicateGroup]:
+    """The configurations of the COMPLETE trials, the best mean first; NaN last."""
+    found: dict[tuple[tuple[str, str], ...], tuple[dict[str, Any], list[int], list[float]]] = {}
+    for trial in list(state.trials):
+        if trial.state is COMPLETE and trial.values and REUSED not in trial.system:
+            params = params_of(trial, state.dists)
+            key = tuple(sorted((name, repr(value)) for name, value in params.items()))
+            _, numbers, values = found.setdefault(key, (params, [], []))
+            numbers.append(trial.number)
+            values.append(trial.values[0])
+    groups = [ReplicateGroup(params, tuple(numbers), *mean(values)) for params, numbers, values in found.values()]
+    sign = -1.0 if state.define is not None and state.define.directions[0] == "maximize" else 1.0
+    return sorted(groups, key=lambda one: (math.isnan(one.mean), sign * one.mean))
+
+
+def mean(values: list[float]) -> tuple[float, float]:
+    """The mean of some values and its standard error."""
+    count = len(values)
+    if not all(map(math.isfinite, values)):
+        return sum(values), math.nan
+    scale = max(map(abs, values)) or 1.0  # so that the sum of the largest numbers is one, too
+    scaled = [value / scale for value in values]
+    middle = math.fsum(scaled) / count
+    if count == 1:
+        return middle * scale, math.nan
+    return middle * scale, math.sqrt(math.fsum((one - middle) ** 2 for one in scaled) / (count - 1) / count) * scale
