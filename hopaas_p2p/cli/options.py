@@ -217,7 +217,7 @@ def command(
         ) -> Any:
             if name is not None and study is not None and name != study:
                 raise click.UsageError(f"Two studies are named, {name!r} and --study {study!r}. Name one.")
-            click.get_current_context().meta[output.QUIET] = quiet
+            output.quiet = quiet
             warnings.simplefilter("ignore")  # they are for programmers, not for users
             named = name if name is not None else study
             with contextlib.closing(CliSession(store=store, study=named, as_json=as_json)) as session:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import json
 import math
+import sys
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 import click
@@ -186,7 +188,7 @@ def enqueue(session: CliSession, params: tuple[str, ...], attrs: tuple[str, ...]
     study = session.study()
     user = space.parse_params(attrs, {})
     number = study.enqueue_trial(space.parse_params(params, dict(study.space)), user_attrs=user)
-    session.show({"numbers": [number]}, lambda: output.print_lines([number]))
+    _show_queued(session, [number])
 
 
 @trial.command()
@@ -200,7 +202,14 @@ def requeue(session: CliSession, numbers: tuple[int, ...]) -> None:
     for number, retry in zip(numbers, retries, strict=True):
         if retry is None:
             output.say(f"Trial {number} was taken away from its peer; it has no attempts left.")
-    session.show({"numbers": retries}, lambda: output.print_lines(one for one in retries if one is not None))
+    _show_queued(session, retries)
+
+
+def _show_queued(session: CliSession, numbers: Sequence[int | None]) -> None:
+    """Print numbers for scripts, and sentences on a terminal."""
+    as_line = "Trial {} is queued." if sys.stdout.isatty() else "{}"
+    lines = [as_line.format(one) for one in numbers if one is not None]
+    session.show({"numbers": list(numbers)}, lambda: output.print_lines(lines))
 
 
 add_annotations(trial, "a trial's", click.argument("number", type=int))

@@ -172,7 +172,10 @@ def log(session: CliSession, ticket: str | None, metrics: tuple[str, ...], step:
 
 @_verb
 def should_prune(session: CliSession, ticket: str | None) -> int:
-    """Exit with 10 when the ticket's trial should be pruned, else with 0."""
+    """Exit with 10 when the ticket's trial should be pruned, else with 0.
+
+    In a script: hopaas-p2p trial should-prune || exit 0
+    """
     with _asking(session, ticket) as ask_trial:
         reply = ask_trial("should-prune")
     return _show_verdict(session, reply)

@@ -501,7 +501,7 @@ class _Union:
 
 
 HANDOVER_TIMEOUT: Final = 1.25 * REQUESTS_EVERY
-"""Seconds for which live peers are waited for: when they have looked for a request, they hand their state over."""
+"""Seconds to wait for live peers, which hand their state over when they next look for a request."""
 
 
 def ask_live_peers(store: Store, uuid: str, *, within: float, sleep: Callable[[float], None] = time.sleep) -> set[str]:

@@ -185,7 +185,7 @@ class FolderServer:
 
     @contextlib.asynccontextmanager
     async def _room(self, size: int) -> AsyncIterator[None]:
-        """Room in memory for so many bytes of a request; it waits for some, but for a small one, or the only one."""
+        """Reserve memory for a request of this size; waits until there is room, unless it is small or the only one."""
         async with self._freed:
             await self._freed.wait_for(lambda: size <= _SMALL or not self._held or self._held + size <= _HELD)
         self._held += size

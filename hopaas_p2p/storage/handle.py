@@ -19,6 +19,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from hopaas_p2p.core import records
 from hopaas_p2p.core.admission import Done, NextStart, Wait, next_start
+from hopaas_p2p.core.apply import may_be_a_workers
 from hopaas_p2p.core.leases import Lease
 from hopaas_p2p.core.names import first_id
 from hopaas_p2p.core.records import (
@@ -318,7 +319,13 @@ class StudyHandle:
             InvalidInput: it was refused, for example a stop of a trial that ended meanwhile.
 
         """
-        verdict = self._commit(record, within=within)
+        try:
+            verdict = self._commit(record, within=within)
+        except Denied as denied:  # the store judges a commit without a look at what it says
+            if may_be_a_workers(record):
+                raise
+            needs = str(denied).replace("at least a worker", "an owner").replace("USER worker", "USER owner")
+            raise Denied(needs) from None
         if verdict.refusal == "role":
             raise Denied(owner_only(self.name))
         if not verdict.accepted:

@@ -48,7 +48,6 @@ from hopaas_p2p.errors import (
     HopaasError,
     InvalidInput,
     LeaseLost,
-    NoSuchStudy,
     NoSuchTrial,
     NothingSucceeded,
     NoWork,
@@ -173,8 +172,8 @@ def open_study(
         NoSuchStudy: it does not exist, and `create` is False.
         ConfigurationError: the store cannot be used.
     """
-    said = SearchMethod.given(sampler, pruner, policy.repeats, policy.replicates, fidelity)
     wanted, given = definition(name, space, directions, budget, policy)
+    said = SearchMethod.given(sampler, pruner, policy.repeats, policy.replicates, fidelity)
     used = {"sampler": sampler, "pruner": pruner}
     wanted.info.update({kind: type(one).__name__ for kind, one in used.items() if one is not None})
     check_fidelity(said.fidelity, len(wanted.directions), wanted.space)
@@ -192,8 +191,7 @@ def open_study(
         study_id = storage.get_study_id_from_name(name)
     except KeyError:
         if not create:
-            hint = f"there is no study {name!r} in {storage.url}; see: hopaas-p2p study list"
-            raise NoSuchStudy(hint) from None
+            raise
         attributes, priors = said.attributes(), find_priors(storage, learn_from or (), as_given(space or {}), name)
         if priors:
             check_learning(wanted.directions)
@@ -243,6 +241,8 @@ class Loop:
         """Those that it runs in."""
         self.why_stopped = ""
         """Why this call starts no more trials, if something has ended it."""
+        self._left = ""
+        """Why the first of its threads found nothing more to do."""
         self.sampler_is_through = False
         self._study, self._objective, self._n_trials = study, objective, n_trials
         self._deadline = math.inf if timeout is None else time.monotonic() + timeout
@@ -284,10 +284,12 @@ class Loop:
                 raise errors[0]
         finally:
             study._loops.remove(self)
+            if self._left:
+                self._progress.stopped(self._left)
 
     def _run_trials(self) -> None:
         """Run trials in this thread until the call ends."""
-        study, progress, pid = self._study, self._progress, os.getpid()
+        study, pid = self._study, os.getpid()
         trial: Trial | None = None
         failed, works = 0, False
         self.threads.add(threading.get_ident())
@@ -296,7 +298,7 @@ class Loop:
                 ended = self._why_it_ends()
                 if ended is not None:
                     self._settle()
-                    progress.stopped(ended)
+                    self._left = self._left or ended
                     break
                 if self._n_trials is None and not works and failed >= study.state.policy.hopeless_after:
                     self._give_up(failed, trial)
@@ -324,7 +326,7 @@ class Loop:
     def _give_up(self, failed: int, last: Trial | None) -> NoReturn:
         self._settle()
         why = f"all {failed} trials of this call failed"
-        self._progress.stopped(why)
+        self._left = self._left or why
         reason = None if last is None else self._study.state.trials[last.number].reason
         raise NothingSucceeded(f"{why}; the last one: {last_line(reason)}" if reason and reason.strip() else why)
 
@@ -357,7 +359,7 @@ class Loop:
                 self._settle()
                 left = deadline - time.monotonic()
                 if isinstance(none.found, Done) or left <= 0.0:
-                    progress.stopped(none.reason)
+                    self._left = self._left or none.reason
                     return None
                 progress.waiting(none.reason)
                 pause = min(pause, 1.0, study.handle.state.policy.ttl / 8) if pause == math.inf else pause
@@ -611,6 +613,9 @@ class Study(optuna.Study):
         searcher = self._searcher
         if state.system is not searcher.system or (self.sampler, self.pruner) != (searcher.sampler, searcher.pruner):
             self._keep_to_method()
+        complaints, searcher.complaints = searcher.complaints, []
+        for complaint in complaints:
+            _log.warning("%s", complaint)
         if self._checked_sampler is not self.sampler:
             extras.check_sampler(self.sampler)
             self.storage.check_sampler(self.sampler)
