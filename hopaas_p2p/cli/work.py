@@ -22,7 +22,7 @@ from hopaas_p2p.errors import HopaasError, InvalidInput
 from hopaas_p2p.ports import socket as trial_socket
 from hopaas_p2p.ports.command import text_of, variable
 from hopaas_p2p.ports.verbs import PRUNE, Reply
-from hopaas_p2p.sampler_config import SAMPLERS
+from hopaas_p2p.sampler_config import SAMPLERS, configured
 from hopaas_p2p.spec import space
 
 if TYPE_CHECKING:
@@ -60,7 +60,7 @@ def ask(session: CliSession, ttl: float, sampler: str | None, specs: tuple[str, 
     with _failing_in_eval() if shell else nullcontext():
         session.storage(peer_ttl=ttl)
         study = session.study()
-        study.sampler = session.configured("sampler", sampler, study)
+        study.sampler = configured("sampler", sampler, study)
         wanted = {name: to_optuna(one) for name, one in space.parse_space(specs).items()}
         if not wanted and not study.space:
             why = infer_space(study)

@@ -34,7 +34,6 @@ from hopaas_p2p.errors import (
     HopaasError,
     InvalidInput,
     NoSuchFile,
-    NoSuchTrial,
     StoreCorrupt,
     waits_for,
 )
@@ -147,10 +146,8 @@ class StudyArtifacts:
         if not path.is_file():
             raise InvalidInput(f"there is no file {path}; pack a directory into one file first")
         handle = self._storage.handle(self._study_id)
-        state = self._storage.state(self._study_id)
-        trial = None if trial is None else trial_number(trial)
-        if trial is not None and not 0 <= trial < len(state.trials):
-            raise NoSuchTrial(f"the study has no trial {trial}")
+        handle.refresh()
+        trial = None if trial is None else handle.existing(trial_number(trial)).number
         name = safe_name(str(filename or path.name))
         guessed, encoding = mimetypes.guess_type(name)
         with waits_for(str(path)):

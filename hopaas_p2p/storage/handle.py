@@ -50,6 +50,7 @@ from hopaas_p2p.errors import (
     InvalidInput,
     LeaseLost,
     NoSuchStudy,
+    NoSuchTrial,
     NotYourTrial,
     NoWork,
     StoreUnreachable,
@@ -154,6 +155,18 @@ class StudyHandle:
             session.deleted = True
             raise NoSuchStudy(f"No study with study_id {self.study_id} exists any more: it was deleted.") from None
         return self.log.session.state
+
+    def existing(self, number: int) -> LoggedTrial:
+        """The trial of this number, as it is now.
+
+        Raises:
+            NoSuchTrial: there is none.
+
+        """
+        trials = self.refresh().trials
+        if not 0 <= number < len(trials):
+            raise NoSuchTrial(f"the study {self.name!r} has no trial {number}; it has {len(trials)} trials")
+        return trials[number]
 
     def introduce_as(self, about: dict[str, str]) -> None:
         """Let this peer's introduction to the study say this, too."""

@@ -105,11 +105,8 @@ def _ended_or_large(state: State) -> bool:
 
 
 def _of_study(storage: Storage, name: str) -> Prior:
-    return prior_of(storage, storage.get_study_id_from_name(name), name)
-
-
-def prior_of(storage: Storage, study_id: int, name: str) -> Prior:
-    """What a study teaches. Raises InvalidInput."""
+    """What a study teaches. Raises NoSuchStudy or InvalidInput."""
+    study_id = storage.get_study_id_from_name(name)
     source = optuna.load_study(study_name=name, storage=storage)
     return Prior.from_study(source, uuid=storage.handle(study_id).uuid, place=storage.state(study_id).lsn)
 

@@ -48,7 +48,6 @@ from hopaas_p2p.errors import (
     HopaasError,
     InvalidInput,
     LeaseLost,
-    NoSuchTrial,
     NothingSucceeded,
     NoWork,
     StoreUnreachable,
@@ -701,8 +700,8 @@ class Study(optuna.Study):
             known = handle.trial(number, now=True)
             if known.state.is_finished():
                 return known
-        if number not in handle.view.owned and not 0 <= number < len(handle.refresh().trials):
-            raise NoSuchTrial(f"the study {self.name!r} has no trial {number}")
+        if number not in handle.view.owned:
+            handle.existing(number)
         if handle.is_operators(number):
             handle.take_over(number, to, told, reason)
             return handle.trial(number)
@@ -1067,10 +1066,7 @@ class Study(optuna.Study):
 
     def _trial(self, number: int) -> LoggedTrial:
         """The trial of this number, as it is now."""
-        trials, number = self.state.trials, trial_number(number)
-        if not 0 <= number < len(trials):
-            raise NoSuchTrial(f"the study {self.name!r} has no trial {number}")
-        return trials[number]
+        return self.handle.existing(trial_number(number))
 
     def _running(self, number: int) -> LoggedTrial:
         trial = self._trial(number)
