@@ -190,9 +190,9 @@ def _kept(
 
 
 def _salvaged(log: Log) -> tuple[dict[int, Entry], int, list[Entry]]:
-    """The commits of a log that are as they were written, by lsn, the last lsn that there is, and commits of others.
+    """The intact commits of a log by lsn, its last lsn, and the commits that compete with them.
 
-    These are of lsns that another commit has in what is read now.
+    A competing commit has the lsn of another one in what is read now.
     """
     found: dict[int, Entry] = {}
     others: list[Entry] = []

@@ -4,8 +4,8 @@ A server may die at any moment, and several may run: a request lies in the box u
 carried out twice counts once. Several share the work by the requests' names; one that dies, or loses its link, is
 replaced by the others after a second.
 
-However many peers ask, a server reads each log once per `pace`: into a copy of its own, from which it answers, also
-while the store does not. A commit, or a file, waits in the box until the store answers. If the store does not let the
+However many peers ask, a server reads each log once per `pace` into its own copy, and answers from this copy, even
+while the store is away. A commit, or a file, waits in the box until the store answers. If the store does not let the
 server itself in, nobody here is refused anything: it waits for a new token.
 """
 
