@@ -266,7 +266,8 @@ def test_a_study_runs_with_peers_at_the_store_itself_and_through_the_server(
 
 
 def test_a_viewer_learns_the_role_that_its_request_takes(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
-    site.study()
+    site.person("ann")
+    hopaas_p2p.open_study(site.url, "s", space=SPACE).close()
     site.person("bob")
     access.grant(site.url, "s", "bob", "viewer")
     monkeypatch.setenv("HOPAAS_TOKEN", access.create_token(site.url, "bob").secret.reveal())
