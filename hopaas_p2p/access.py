@@ -24,6 +24,7 @@ from hopaas_p2p.errors import ConfigurationError, HopaasError, InvalidInput, NoS
 from hopaas_p2p.open import open_store
 from hopaas_p2p.remote import protocol
 from hopaas_p2p.remote.access import ROLES, AccessList, GrantSet, TokenSet, UserSet, digest
+from hopaas_p2p.runtime.arguments import near
 from hopaas_p2p.runtime.process import new_uuid
 from hopaas_p2p.runtime.settings import Secret
 from hopaas_p2p.stores.postgres import removal, schema
@@ -522,5 +523,6 @@ def uuid_of(store: Store, name: str) -> str:
     replica.exchange()
     listing = replica.state.by_name.get(name)
     if listing is None:
-        raise NoSuchStudy(f"there is no study {name!r} in this store; see: hopaas-p2p study list")
+        hint = near(name, replica.state.by_name, "see: hopaas-p2p study list")
+        raise NoSuchStudy(f"there is no study {name!r} in this store; {hint}")
     return listing.uuid

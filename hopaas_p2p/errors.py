@@ -65,6 +65,10 @@ class InvalidType(InvalidInput, TypeError):
     """An argument of this call is of another kind than the call takes."""
 
 
+class NoSuchParameter(InvalidInput, KeyError):
+    """This trial has no parameter of that name."""
+
+
 class ConfigurationError(HopaasError):
     """A setting, URL or store cannot be used as it is; change it and start again."""
 

@@ -15,7 +15,7 @@ from collections.abc import Collection, Mapping
 from typing import Any, Final
 
 from hopaas_p2p.core.records import LAST_TIME, StudySet
-from hopaas_p2p.errors import InvalidInput, NoSuchTrial
+from hopaas_p2p.errors import InvalidInput
 from hopaas_p2p.study_like import StudyLike
 from hopaas_p2p.translate import to_json
 
@@ -118,12 +118,7 @@ def _write(study: StudyLike, attributes: Mapping[str, Any]) -> None:
 
 
 def _trial_id(study: StudyLike, number: int | None) -> int | None:
-    if number is None:
-        return None
-    try:
-        return study.storage.get_trial_id_from_study_id_trial_number(study.study_id, number)
-    except KeyError:
-        raise NoSuchTrial(f"the study {study.name!r} has no trial {number}") from None
+    return None if number is None else study.handle.first_id + study.handle.existing(number).number
 
 
 def _prefix(trial_id: int | None) -> str:

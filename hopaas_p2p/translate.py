@@ -96,7 +96,7 @@ def to_json(key: object, value: object) -> str:
     """
     key = str(key)
     try:
-        text = json.dumps(value, ensure_ascii=False, separators=(",", ":"), default=_as_python)
+        text = json.dumps(value, ensure_ascii=False, separators=(",", ":"), default=as_python)
     except (TypeError, ValueError, RecursionError) as error:
         raise InvalidInput(f"the attribute {key!r} cannot be stored as JSON: {error}") from None
     _check_name("an attribute", key)
@@ -112,7 +112,7 @@ def to_json(key: object, value: object) -> str:
     return text
 
 
-def _as_python(value: object) -> object:
+def as_python(value: object) -> object:
     """A scalar or array of numpy, PyTorch or pandas as a number or a list."""
     to_list = getattr(value, "tolist", None)
     if not callable(to_list):

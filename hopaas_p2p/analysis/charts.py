@@ -152,7 +152,7 @@ def pareto(columns: TrialTable, selection: Selection = EVERYTHING, *, first: int
 
 
 def importance(found: Importance) -> Chart | None:
-    """Which parameters matter, the most important one on top; None where nobody can say."""
+    """Which parameters matter, the most important one on top; None if that is unknown."""
     if not found.shares:
         return None
     shares = found.shares[::-1]  # the first stands at the bottom

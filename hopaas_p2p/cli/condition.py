@@ -40,7 +40,7 @@ def _term(term: str, whole: str) -> Condition:
     match = _TERM.fullmatch(term)
     if match is None or match[1] not in QUANTITIES:
         known = ", ".join(QUANTITIES)
-        raise InvalidInput(f"{whole!r} is not a condition. Use done, or such as best<0.1, with {known}; < <= == >= >")
+        raise InvalidInput(f"{whole!r} is not a condition. Use done, or compare {known}, as in best<0.1")
     name, compare = match[1], _COMPARE[match[2]]
     try:
         bound = float(match[3])

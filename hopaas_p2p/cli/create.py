@@ -91,7 +91,7 @@ def create(
     storage = session.storage(create=True)
     there = name in storage.study_names()
     if there and not exist_ok:
-        raise StudyExists(f"A study {name!r} already exists in {storage.url}. Join it, or choose another name.")
+        raise StudyExists(f"A study {name!r} already exists in {storage.url}. Use --exist-ok, or choose another name.")
     parameters = {**described.space, **space.parse_space(specs)}
     policy = {name: given[name] for name in ("attempts", "max_failures", "lease_ttl", "progress_timeout")}
     policy["budget"] = budget.budget_of(",".join(budgets)) if budgets else None

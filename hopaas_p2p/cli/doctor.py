@@ -17,6 +17,7 @@ from hopaas_p2p.moving import rescue
 from hopaas_p2p.net.findings import AGAIN, Finding
 from hopaas_p2p.open import open_store
 from hopaas_p2p.remote.client import RemoteStore
+from hopaas_p2p.runtime.arguments import near
 from hopaas_p2p.stores.checks import examine
 from hopaas_p2p.stores.meet import Meeting
 
@@ -104,7 +105,8 @@ def _rescue(session: CliSession, place: str, *, from_live: bool, to: str | None,
         names, whole = rescue.names_of(store)
         chosen = session.given["study"]
         if chosen is not None and chosen not in names.values():
-            raise NoSuchStudy(f"there is no study {chosen!r} in {store.url}")
+            hint = near(chosen, names.values(), "see: hopaas-p2p study list")
+            raise NoSuchStudy(f"there is no study {chosen!r} in {store.url}; {hint}")
         names = {uuid: name for uuid, name in names.items() if chosen in (None, name)}
         reasons = {uuid: rescue.damage(store, uuid) for uuid in names}
         damaged = {uuid: name for uuid, name in names.items() if chosen or reasons[uuid]}

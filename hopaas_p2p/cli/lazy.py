@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import importlib
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -51,8 +50,9 @@ class Group(click.Group):
     ) -> tuple[str | None, click.Command | None, list[str]]:
         known = self.list_commands(ctx)
         if args and args[0] not in known and not args[0].startswith("-"):
-            near = difflib.get_close_matches(args[0], known, n=1)
-            hint = f"did you mean {near[0]!r}?" if near else f"there are: {', '.join(known)}."
+            from hopaas_p2p.runtime.arguments import near
+
+            hint = near(args[0], known, f"there are: {', '.join(known)}.")
             raise click.UsageError(f"{args[0]!r} is not a command; {hint}", ctx)
         return super().resolve_command(ctx, args)
 

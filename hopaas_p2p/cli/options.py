@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any, Final, Literal, TypeVar
 
 import click
 
-from hopaas_p2p import sampler_config
 from hopaas_p2p.cli import output
 from hopaas_p2p.errors import ConfigurationError, InvalidInput
 from hopaas_p2p.runtime import credentials
@@ -97,10 +96,6 @@ class CliSession:
         from hopaas_p2p.study import open_study
 
         return open_study(self.storage(), self.study_name, create=False, **options)
-
-    def configured(self, kind: str, given: str | None, study: Study | None) -> Any:
-        """The sampler or pruner of this command; raises as `sampler_config.configured` does."""
-        return sampler_config.configured(kind, given, study)
 
     def show(self, data: Any, text: Callable[[], None]) -> None:
         """Print the result: `data` as JSON with --json, else what `text` prints."""
@@ -217,7 +212,7 @@ def command(
         ) -> Any:
             if name is not None and study is not None and name != study:
                 raise click.UsageError(f"Two studies are named, {name!r} and --study {study!r}. Name one.")
-            click.get_current_context().meta[output.QUIET] = quiet
+            output.quiet = quiet
             warnings.simplefilter("ignore")  # they are for programmers, not for users
             named = name if name is not None else study
             with contextlib.closing(CliSession(store=store, study=named, as_json=as_json)) as session:

@@ -45,14 +45,13 @@ def shell_word(text: str) -> str:
     return f"$'{''.join(safe)}'"
 
 
-QUIET: Final = "hopaas_p2p.quiet"
-"""In the `meta` of a command's context: whether --quiet was given."""
+quiet = False
+"""Whether the command that runs was given --quiet; for all of its threads."""
 
 
 def say(message: str) -> None:
     """A message for people, on stderr; not with --quiet."""
-    context = click.get_current_context(silent=True)
-    if context is None or not context.meta.get(QUIET):
+    if not quiet:
         click.echo(printable(without_passwords(message), lines=True), err=True)
 
 

@@ -63,7 +63,7 @@ def serve_https(
     remember: Path | None,
     **limits: Any,
 ) -> None:
-    """Serve STORE, a directory, a bucket or a database, to everybody with a token of it.
+    """Serve STORE, a directory, a bucket or a database, to everybody who has a token for it.
 
     Peers use https://HOST as their store, and their token. For a database the URL is without a login: it judges each
     token itself. For a directory or bucket this judges, by what `admin user`, `token` and `grant` wrote beside the

@@ -148,7 +148,7 @@ def import_(
     if source is None:
         given = session.given["study"]
         read = given if given and ("/" in given or Path(given).suffix) else "PATH_OR_URL"
-        raise InvalidInput(f"what is to be read? hopaas-p2p study import --from {shlex.quote(read)}; - is stdin")
+        raise InvalidInput(f"No source given: hopaas-p2p study import --from {shlex.quote(read)}; - is standard input")
     storage = session.storage(create=True)
     result = import_study(storage, source, name=name, form=form, source_study=source_study, files=files)
     if space:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import json
 import math
-from typing import TYPE_CHECKING, Any, Final
+import sys
+from collections.abc import Sequence
+from typing import Any, Final
 
 import click
 
@@ -21,9 +23,6 @@ from hopaas_p2p.core.state import NEVER_PAUSING
 from hopaas_p2p.errors import InvalidInput, LeaseLost, NoSuchTrial, NotYourTrial
 from hopaas_p2p.files import artifacts
 from hopaas_p2p.spec import space
-
-if TYPE_CHECKING:
-    from hopaas_p2p.study import Study
 
 _STATES: Final = ("running", "complete", "pruned", "fail", "waiting")
 _SORTS: Final = ("number", "value", "start", "seconds")
@@ -110,18 +109,12 @@ def show(session: CliSession, number: int) -> None:
     from hopaas_p2p.cli import summary
 
     study = session.study()
-    _exists(study, number)
+    trial = study.handle.existing(number)
     frozen = study.storage.get_trial(study.storage.get_trial_id_from_study_id_trial_number(study.study_id, number))
     attributes = study.storage.get_study_system_attrs(study.study_id)
-    trial = study.state.trials[number]
     data = row_of(study.state, number) | {"tags": notes.tags_by_trial(attributes).get(number, [])}
     data |= summary.more_of_trial(study, frozen, trial, attributes)
     session.show(data, lambda: output.print_facts(_facts(data)))
-
-
-def _exists(study: Study, number: int) -> None:
-    if not 0 <= number < len(study.state.trials):
-        raise NoSuchTrial(f"The study {study.name!r} has no trial {number}; it has {len(study.state.trials)} trials.")
 
 
 def _facts(data: dict[str, Any]) -> dict[str, str]:
@@ -186,7 +179,7 @@ def enqueue(session: CliSession, params: tuple[str, ...], attrs: tuple[str, ...]
     study = session.study()
     user = space.parse_params(attrs, {})
     number = study.enqueue_trial(space.parse_params(params, dict(study.space)), user_attrs=user)
-    session.show({"numbers": [number]}, lambda: output.print_lines([number]))
+    _show_queued(session, [number])
 
 
 @trial.command()
@@ -195,12 +188,19 @@ def requeue(session: CliSession, numbers: tuple[int, ...]) -> None:
     """Queue trials again with the same parameters. A running trial is taken away from its peer."""
     study = session.study()
     for number in numbers:
-        _exists(study, number)
+        study.handle.existing(number)
     retries = [study.requeue(number) for number in numbers]
     for number, retry in zip(numbers, retries, strict=True):
         if retry is None:
             output.say(f"Trial {number} was taken away from its peer; it has no attempts left.")
-    session.show({"numbers": retries}, lambda: output.print_lines(one for one in retries if one is not None))
+    _show_queued(session, retries)
+
+
+def _show_queued(session: CliSession, numbers: Sequence[int | None]) -> None:
+    """Print numbers for scripts, and sentences on a terminal."""
+    as_line = "Trial {} is queued." if sys.stdout.isatty() else "{}"
+    lines = [as_line.format(one) for one in numbers if one is not None]
+    session.show({"numbers": list(numbers)}, lambda: output.print_lines(lines))
 
 
 add_annotations(trial, "a trial's", click.argument("number", type=int))
@@ -220,7 +220,7 @@ def stop(session: CliSession, numbers: tuple[int, ...], reason: str | None) -> N
 
     study = session.study()
     for number in numbers:
-        _exists(study, number)
+        study.handle.existing(number)
     done = []
     for number in numbers:
         if study.state.trials[number].state is TrialState.WAITING:

@@ -52,7 +52,7 @@ def watch(
     on_terminal = sys.stdout.isatty() and not session.as_json and not once
     with _posting(session, study) if alert else contextlib.nullcontext() as sender, contextlib.ExitStack() as drawn:
         if on_terminal:
-            from rich.console import Console
+            from rich.console import Console, Group
             from rich.live import Live
             from rich.text import Text
 
@@ -60,7 +60,8 @@ def watch(
         for look in looks(study, sender):
             line = sentence(look)
             if on_terminal:
-                live.update(Text("\n".join(table(look)), overflow="ellipsis", no_wrap=True), refresh=True)
+                rows = Text("\n".join(table(look)), overflow="ellipsis", no_wrap=True)
+                live.update(Group(Text(line), rows), refresh=True)
             elif line != before:
                 before = line
                 clock = f"{time.strftime('%H:%M:%S')}  {output.printable(line)}"
@@ -149,7 +150,7 @@ def sentence(look: dict[str, Any]) -> str:
 
 
 def table(look: dict[str, Any]) -> list[str]:
-    """The study's status, and its running trials."""
+    """The running trials."""
     rows = [
         [
             str(one["number"]),
@@ -164,4 +165,4 @@ def table(look: dict[str, Any]) -> list[str]:
     heads, right = ["#", "WHERE", "FOR", "STEP", "REPORT", "LAST SEEN"], ("#", "FOR", "STEP", "REPORT")
     hidden = len(look["running"]) - _ROWS
     more = [f"… and {hidden} more"] if hidden > 0 else []
-    return [sentence(look), *output.aligned([heads, *rows], right=right), *more]
+    return [*output.aligned([heads, *rows], right=right), *more]

@@ -22,7 +22,7 @@ from hopaas_p2p.errors import HopaasError, InvalidInput
 from hopaas_p2p.ports import socket as trial_socket
 from hopaas_p2p.ports.command import text_of, variable
 from hopaas_p2p.ports.verbs import PRUNE, Reply
-from hopaas_p2p.sampler_config import SAMPLERS
+from hopaas_p2p.sampler_config import SAMPLERS, configured
 from hopaas_p2p.spec import space
 
 if TYPE_CHECKING:
@@ -60,7 +60,7 @@ def ask(session: CliSession, ttl: float, sampler: str | None, specs: tuple[str, 
     with _failing_in_eval() if shell else nullcontext():
         session.storage(peer_ttl=ttl)
         study = session.study()
-        study.sampler = session.configured("sampler", sampler, study)
+        study.sampler = configured("sampler", sampler, study)
         wanted = {name: to_optuna(one) for name, one in space.parse_space(specs).items()}
         if not wanted and not study.space:
             why = infer_space(study)
@@ -172,7 +172,10 @@ def log(session: CliSession, ticket: str | None, metrics: tuple[str, ...], step:
 
 @_verb
 def should_prune(session: CliSession, ticket: str | None) -> int:
-    """Exit with 10 when the ticket's trial should be pruned, else with 0."""
+    """Exit with 10 when the ticket's trial should be pruned, else with 0.
+
+    In a script: hopaas-p2p trial should-prune || exit 0
+    """
     with _asking(session, ticket) as ask_trial:
         reply = ask_trial("should-prune")
     return _show_verdict(session, reply)

@@ -13,7 +13,7 @@ from hopaas_p2p.cli import output
 from hopaas_p2p.cli.options import FOLDER, CliSession, CommandAfterDashes, command, together
 from hopaas_p2p.errors import ConfigurationError, InvalidInput, StoreUnreachable
 from hopaas_p2p.ports.limits import parse_duration, time_left
-from hopaas_p2p.sampler_config import PRUNERS, SAMPLERS
+from hopaas_p2p.sampler_config import PRUNERS, SAMPLERS, configured
 
 _AGAIN: Final = os.EX_TEMPFAIL
 
@@ -95,8 +95,8 @@ def work(session: CliSession, command: tuple[str, ...], **given: Any) -> tuple[i
     given["signals"] = [_signal(name) for name in given["signals"].split(",")]
     try:
         study = session.study()
-        study.sampler = session.configured("sampler", given.pop("sampler"), study)
-        study.pruner = session.configured("pruner", given.pop("pruner"), study)
+        study.sampler = configured("sampler", given.pop("sampler"), study)
+        study.pruner = configured("pruner", given.pop("pruner"), study)
         made = Worker(study, command, time_limit=_seconds(limit), say=output.say, **given)
         code, ran = made.work(), made.ran
     except StoreUnreachable as error:

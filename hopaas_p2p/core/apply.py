@@ -433,8 +433,8 @@ def _keep_late(state: State, lost: Trial, place: int, record: TrialFinish, commi
     """A fenced peer's complete result becomes a trial of its own; a retry that it makes needless makes room for it.
 
     What its owner could not send while it had the lease comes with the result, in the same commit, and is kept too.
-    The budget stays exact. Without a free place, a retry that runs is withdrawn; without one, the result is kept as
-    a FAIL trial whose attribute `hopaas:late_values` holds it.
+    The budget stays exact. If no place is free, the running retry is withdrawn; if there is no such retry, the result
+    is kept as a FAIL trial whose attribute `hopaas:late_values` holds it.
     """
     state.refuse("late")
     retry, lost = None, state.trials.opened(lost.number)

@@ -1,15 +1,15 @@
 """Which trials try the same configuration, and where each configuration stands: derived from the trials of a study.
 
 A configuration is a chain of trials: the first with its parameters, its retries, a late result, and continuations of
-what paused at a rung. The chain counts once, in budgets as on rungs, and keeps its bracket for life. What it was worth
-at a rung is what the first of its trials reported that got there; a later attempt does not change that.
+what paused at a rung. The chain counts once, in budgets as on rungs, and keeps its bracket for life. Its value at a
+rung is the report of the first of its trials that reached the rung; a later attempt does not change it.
 
-In a population the chain is a member, whose parameters change. What it was worth at a rung is what the newest of its
-trials reported there that went on to it. A continuation that fails does not end it: it goes on from a better one.
+In a population the chain is a member, whose parameters change. Its value at a rung is the report of the newest of its
+trials that reached the rung. A continuation that fails does not end it: it goes on from a better one.
 
-Everything here follows from the trials as they are now. So a state that was read from a snapshot decides as one that
-has replayed the log, and a study whose rungs are changed sorts its trials anew. `apply` says which trials it touched,
-and only their configurations are looked at again.
+Everything here follows from the trials as they are now. So a state that was read from a snapshot makes the same
+decisions as one that has replayed the log, and a study whose rungs are changed sorts its trials anew. `apply` says
+which trials it touched, and only their configurations are looked at again.
 """
 
 from __future__ import annotations

@@ -176,7 +176,7 @@ class OwnerMonitor:
         now: float,
         heard: Collection[str] = (),
     ) -> list[TrialReclaim | TrialStop]:
-        """Take in the beats of the watched owners that were not `heard`, and say what may be done about them.
+        """Record the beats of the watched owners that were not `heard`, and return what may be done about silent ones.
 
         Trials without a report for the policy's progress timeout are asked to stop; a timeout later, reclaimed.
         """

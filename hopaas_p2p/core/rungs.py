@@ -96,7 +96,7 @@ class Ladder(Configurations):
             self._judge()
 
     def _waits_at(self, number: int, standing: RungStanding) -> int | None:
-        """The rung, from 0, at which one that waits does; None: all of its own are behind it, or still ahead."""
+        """The rung, from 0, at which a paused one waits; None if all of its rungs are behind it, or still ahead."""
         height = len(standing.reached)
         return height - 1 if height > max(standing.promoted, self.brackets[number]) else None
 

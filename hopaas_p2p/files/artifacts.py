@@ -34,7 +34,6 @@ from hopaas_p2p.errors import (
     HopaasError,
     InvalidInput,
     NoSuchFile,
-    NoSuchTrial,
     StoreCorrupt,
     waits_for,
 )
@@ -145,10 +144,8 @@ class StudyArtifacts:
         """
         path = existing_file(source, "a file is named by its path")
         handle = self._handle
-        state = self._storage.state(self._study_id)
-        trial = None if trial is None else trial_number(trial)
-        if trial is not None and not 0 <= trial < len(state.trials):
-            raise NoSuchTrial(f"the study has no trial {trial}")
+        handle.refresh()
+        trial = None if trial is None else handle.existing(trial_number(trial)).number
         name = safe_name(str(filename or path.name))
         guessed, encoding = mimetypes.guess_type(name)
         with waits_for(str(path)):

@@ -104,7 +104,8 @@ def export_study(
     target = os.fspath(to)
     chosen = _format(target, form)
     if form is None and chosen == "study" and Path(target).suffix.lower() not in _OWN:
-        raise InvalidInput(f"{target}: its extension names no format. Use .study, {', '.join(_SUFFIXES)} or --format")
+        known = f".study, {', '.join(_SUFFIXES)}, --format, or a URL such as sqlite:///x.db"
+        raise InvalidInput(f"{target}: its extension names no format. Use {known}")
     if target == "-" and chosen != "csv":
         raise InvalidInput(f"{chosen} is not written to standard output; use --to PATH")
     study.storage.flush()

@@ -188,9 +188,9 @@ def _kept(
 
 
 def _salvaged(log: Log) -> tuple[dict[int, Entry], int, list[Entry]]:
-    """The commits of a log that are as they were written, by lsn, the last lsn that there is, and commits of others.
+    """The intact commits of a log by lsn, its last lsn, and the commits that compete with them.
 
-    These are of lsns that another commit has in what is read now.
+    A competing commit has the lsn of another one in what is read now.
     """
     found: dict[int, Entry] = {}
     others: list[Entry] = []
@@ -512,7 +512,7 @@ def _renumber(places: Mapping[int, int], numbers: Mapping[int, int]) -> Renumber
 
 
 HANDOVER_TIMEOUT: Final = 1.25 * REQUESTS_EVERY
-"""Seconds for which live peers are waited for: when they have looked for a request, they hand their state over."""
+"""Seconds to wait for live peers, which hand their state over when they next look for a request."""
 
 
 def ask_live_peers(store: Store, uuid: str, *, within: float, sleep: Callable[[float], None] = time.sleep) -> set[str]:

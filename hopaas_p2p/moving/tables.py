@@ -109,7 +109,8 @@ def load_csv(
     except csv.Error as error:
         raise InvalidInput(f"this CSV cannot be read: {error}") from None
     if not rows or "state" not in header:
-        raise InvalidInput("this CSV has no column 'state'; write one with `study export`, or trials_dataframe()")
+        needed = "it needs state, value and params_NAME, as `study export` and trials_dataframe() write them"
+        raise InvalidInput(f"this CSV has no column 'state': {needed}")
     values = [column for column in dict.fromkeys(header) if column == "value" or column.startswith("values_")]
     params = [_under("params_", row) for row in rows]
     cells = {

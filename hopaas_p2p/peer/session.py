@@ -203,7 +203,7 @@ class LogSession(Generic[S]):
         self.introduced = True
 
     def abandon(self, pending: PendingCommit) -> None:
-        """Take back what has not left; trials that start all the same are released as soon as that is known."""
+        """Withdraw what has not been sent; trials that start nevertheless are released as soon as that is known."""
         outbox, pending.abandoned = self.outbox, True
         outbox.queued = [other for other in outbox.queued if other is not pending]
         if pending.verdicts is not None:

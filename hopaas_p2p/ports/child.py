@@ -129,11 +129,15 @@ class Child(subprocess.Popen[bytes]):
     # --- what it said ---
 
     @property
+    def last_line(self) -> str:
+        """The last line of its output."""
+        return (bytes(self._tails[0]).decode(errors="replace").strip().splitlines() or [""])[-1]
+
+    @property
     def printed(self) -> Any:
         """The result, if the last line of its output is a JSON object with `value` or `values`; None if it is none."""
-        lines = bytes(self._tails[0]).decode(errors="replace").strip().splitlines()
         try:
-            said = json.loads(lines[-1]) if lines else None
+            said = json.loads(self.last_line)
         except (ValueError, RecursionError):
             return None
         return said.get("values", said.get("value", None)) if isinstance(said, dict) else None

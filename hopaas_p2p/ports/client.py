@@ -24,6 +24,8 @@ class Trial:
     """The trial that this process was started for. `trial.params` has its parameters."""
 
     def __init__(self) -> None:
+        if "HOPAAS_PARAMS" not in os.environ:
+            raise RuntimeError("this program runs no trial; start it with: hopaas-p2p worker -- python train.py")
         self.params: dict[str, Any] = json.loads(os.environ["HOPAAS_PARAMS"])
         self._path = os.environ["HOPAAS_TICKET"].removeprefix("unix:")
 

@@ -40,7 +40,7 @@ from hopaas_p2p.ports.child import Child, signal_name
 from hopaas_p2p.ports.socket import TrialSocketServer
 from hopaas_p2p.ports.verbs import PRUNE, TrialVerbs
 from hopaas_p2p.runtime import credentials, metering
-from hopaas_p2p.runtime.arguments import shortened
+from hopaas_p2p.runtime.arguments import shortened, shown
 from hopaas_p2p.runtime.atomic import open_regular
 from hopaas_p2p.runtime.ownership import own_folder
 from hopaas_p2p.spec.space import spec
@@ -288,7 +288,7 @@ class Worker:
         return None
 
     def _fits(self) -> bool:
-        """Whether one more trial fits into what is left of the time.
+        """Whether another trial fits into the remaining time.
 
         A trial takes the median of those that are complete, or else pruned, from job to job.
 
@@ -443,7 +443,8 @@ class Worker:
         elif verbs.pruned is not None and code in (0, PRUNE):
             state = "pruned"
         else:
-            no_value = f"the command gave no value: {print_it}, or call hopaas-p2p trial tell"
+            said = f" but {shown(child.last_line)}" if child.last_line and self._keep_output else ""
+            no_value = f"the command gave no value{said}: {print_it}, or call hopaas-p2p trial tell"
             state, reason = "fail", child.failure(code) if code else no_value
         return self._tell(trial, values, state=state, reason=reason, output=child.output)
 

@@ -1,4 +1,4 @@
-"""A folder that carries requests and answers between peers and a server that reach nothing else of each other.
+"""A folder that carries requests and answers between peers and a server that have no other connection.
 
     box.json                 what is served here
     requests/{name}          a request, as `protocol` encodes it; whoever asks makes it, whoever answers removes it

@@ -4,8 +4,8 @@ A server may die at any moment, and several may run: a request lies in the box u
 carried out twice counts once. Several share the work by the requests' names; one that dies, or loses its link, is
 replaced by the others after a second.
 
-However many peers ask, a server reads each log once per `pace`: into a copy of its own, from which it answers, also
-while the store does not. A commit, or a file, waits in the box until the store answers. If the store does not let the
+However many peers ask, a server reads each log once per `pace` into its own copy, and answers from this copy, even
+while the store is away. A commit, or a file, waits in the box until the store answers. If the store does not let the
 server itself in, nobody here is refused anything: it waits for a new token.
 """
 
@@ -185,7 +185,7 @@ class FolderServer:
 
     @contextlib.asynccontextmanager
     async def _room(self, size: int) -> AsyncIterator[None]:
-        """Room in memory for so many bytes of a request; it waits for some, but for a small one, or the only one."""
+        """Reserve memory for a request of this size; waits until there is room, unless it is small or the only one."""
         async with self._freed:
             await self._freed.wait_for(lambda: size <= _SMALL or not self._held or self._held + size <= _HELD)
         self._held += size

@@ -34,7 +34,7 @@ CATALOG: Final = "catalog"
 _NONCE: Final = re.compile(r"[!-~]{1,128}")
 _ABOUT: Final = re.compile(r"[ -~]{0,128}")
 _KEY: Final = re.compile(r"[A-Za-z0-9_/-]{0,300}")
-"""Of a file, or what keys begin with."""
+"""The key of a file, or a prefix of keys."""
 
 
 class Facts(Struct, array_like=True, frozen=True):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import math
 import operator
 from collections.abc import Callable, Iterable, Mapping
@@ -80,6 +81,12 @@ def instance(what: str, value: Any, kind: type, example: str) -> None:
     if not isinstance(value, kind):
         called = f"; did you mean {value.__name__}()?" if isinstance(value, type) and issubclass(value, kind) else ""
         raise InvalidInput(f"{what} must be an object such as {example}, got {shown(value)}{called}")
+
+
+def near(word: str, known: Iterable[str], otherwise: str) -> str:
+    """What to say after an unknown word: the known one that it resembles, else `otherwise`."""
+    found = difflib.get_close_matches(word, list(known), n=1)
+    return f"did you mean {found[0]!r}?" if found else otherwise
 
 
 def shown(value: object) -> str:

@@ -202,8 +202,8 @@ def _check_authority(servers: Sequence[Server], env: Mapping[str, str]) -> None:
     for one in _all_joined(env) if servers and env.get("HOPAAS_CA_FILE") else ():
         if one.authority == env["HOPAAS_CA_FILE"]:
             raise ConfigurationError(
-                f"the certificate authority of {one.words} would vouch for {servers[0][0]}, too, so nothing of yours "
-                "goes there. Use that server in a process that takes part in no joined study"
+                f"the certificate authority of {one.words} would vouch for {servers[0][0]}, too, so no credentials "
+                "are sent there. Use that server from a process that uses no joined study"
             )
 
 

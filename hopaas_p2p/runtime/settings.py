@@ -16,7 +16,6 @@ and numbers only: no host, no path that leaves its folder, no file of secrets.
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import logging
 import os
@@ -27,6 +26,7 @@ from pathlib import Path
 from typing import Any, Final, Literal, NamedTuple, NoReturn
 
 from hopaas_p2p.errors import ConfigurationError
+from hopaas_p2p.runtime.arguments import near
 from hopaas_p2p.runtime.atomic import replace_atomically
 from hopaas_p2p.runtime.ownership import read_own, read_secret
 from hopaas_p2p.runtime.redaction import redacted
@@ -422,10 +422,8 @@ def flat(table: Mapping[str, Any], before: str = "") -> Iterator[tuple[str, Any]
 def _checked(path: Path, name: str, value: object) -> str:
     setting = SETTINGS.get(name)
     if setting is None:
-        near = difflib.get_close_matches(name, SETTINGS, n=1)
         known = ", ".join(key for key, one in SETTINGS.items() if one.in_files)
-        hint = f"did you mean {near[0]!r}?" if near else f"there are: {known}"
-        raise ConfigurationError(f"{path}: {name!r} is not a setting; {hint}")
+        raise ConfigurationError(f"{path}: {name!r} is not a setting; {near(name, SETTINGS, f'there are: {known}')}")
     if not setting.in_files:
         instead = (
             f"Put it into a file of its own, and name that with {name}_file."

@@ -1,8 +1,8 @@
-"""CMA-ES whose state is worked out anew from the finished trials of the log: nothing is pickled.
+"""CMA-ES whose state is computed anew from the finished trials of the log: nothing is pickled.
 
-Every trial that is drawn says of which generation it is, and which trials of the one before made that generation. When
-several peers begin a generation at once, the trial with the lowest number decides, so all that read the same log work
-out the same distribution. A trial is drawn from it with a seed made of the sampler's seed and the trial's number.
+Every trial records its generation, and the trials of the previous one from which that generation was computed. When
+several peers begin a generation at once, the trial with the lowest number decides, so all that read the same log
+compute the same distribution. A trial is drawn from it with a seed made of the sampler's seed and the trial's number.
 
 The strategy itself is the `cmaes` package (Hansen, arXiv:1604.00772). When it has converged it starts elsewhere with
 twice the population (IPOP; Auger and Hansen, 2005).

@@ -11,8 +11,8 @@ lengths and noise are those under which the trials are likeliest, with a prior.
 What earlier studies expect of a configuration (`search.priors`) is a feature of the process's mean, with a coefficient
 that the trials decide. The likelihood of the trials' order under each gives the odds that it counts, or that none does.
 
-Numpy alone is needed, and all of it in pieces that BLAS computes on one core: its threads would wait for each other on
-a machine that trains.
+It needs only numpy, and calls it with pieces small enough that BLAS uses one core: on a machine that trains, BLAS's
+threads would wait for each other.
 """
 
 from __future__ import annotations
@@ -91,7 +91,7 @@ class Cube:
         return np.array([_places(one, values[name]) for name, one in self.space.items()]).T
 
     def squares(self, left: Floats, right: Floats) -> list[Floats]:
-        """Of each parameter the squared distances between rows of `left` and rows of `right`."""
+        """For each parameter, the squared distances between rows of `left` and rows of `right`."""
         found = []
         for place, choice in enumerate(self._choices):
             gaps = left[:, place, None] - right[None, :, place]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import json
 import re
 from collections.abc import Collection, Iterable, Mapping
@@ -13,6 +12,7 @@ import msgspec
 from hopaas_p2p.core.attributes import SPACE
 from hopaas_p2p.core.records import Categorical, Distribution, Float, Int, TrialState
 from hopaas_p2p.errors import InvalidInput
+from hopaas_p2p.runtime.arguments import near
 
 if TYPE_CHECKING:
     from hopaas_p2p.core.state import State
@@ -116,8 +116,7 @@ def check_keys(entry: Iterable[str], allowed: Collection[str], what: str) -> Non
     """Raise if the entry has a key that is not allowed: a typo would be a silent loss."""
     for key in entry:
         if key not in allowed:
-            near = difflib.get_close_matches(str(key), allowed, n=1)
-            hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(sorted(allowed))}"
+            hint = near(str(key), allowed, f"there are {', '.join(sorted(allowed))}")
             raise InvalidInput(f"{what}: {key!r} is not a key; {hint}")
 
 

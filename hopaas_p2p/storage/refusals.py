@@ -7,6 +7,7 @@ import shlex
 from collections.abc import Sequence
 from typing import Final
 
+from hopaas_p2p.analysis.facts import duration
 from hopaas_p2p.core.admission import Done, Wait
 from hopaas_p2p.core.state import REFUSALS, State, Verdict
 from hopaas_p2p.errors import NoWork
@@ -43,9 +44,10 @@ def no_work(state: State, found: Wait | Done, *, now: float, why: str = "") -> N
         more = f" and {len(found.for_whom) - _NAMED} more" if len(found.for_whom) > _NAMED else ""
         if found.until is None:
             return NoWork(f"{reason}; what comes next depends on {runs}{more}", found)
+        end, known = ("run again" if limit is None else "ended"), duration(max(10.0, found.until - now))
         reason += (
-            f"; if a peer has died, its trial must be run again: {runs}{more}. This is known within "
-            f"{max(1.0, found.until - now):.0f} s. To run it again now: hopaas-p2p trial requeue {found.for_whom[0]}"
+            f"; if a peer has died, its trial must be {end}: {runs}{more}. This is known within {known}. "
+            f"To do it now: hopaas-p2p trial requeue {found.for_whom[0]}"
         )
     return NoWork(reason, found)
 

@@ -44,7 +44,7 @@ from hopaas_p2p.errors import (
 )
 from hopaas_p2p.peer.peer import Peer
 from hopaas_p2p.runtime import process
-from hopaas_p2p.runtime.arguments import seconds, whole
+from hopaas_p2p.runtime.arguments import near, seconds, whole
 from hopaas_p2p.runtime.process import new_uuid
 from hopaas_p2p.spec.space import spec
 from hopaas_p2p.storage import optuna_internals as internals
@@ -248,7 +248,8 @@ class Storage(BaseStorage):
         """As Optuna's."""
         listing = self._catalog().by_name.get(study_name)
         if listing is None:
-            raise NoSuchStudy(f"No study named {study_name!r} in {self.url}.")
+            hint = near(study_name, [one.name for one in self.listings()], "see: hopaas-p2p study list")
+            raise NoSuchStudy(f"there is no study {study_name!r} in {self.url}; {hint}")
         return listing.study_id
 
     def get_study_name_from_id(self, study_id: int) -> str:

@@ -227,9 +227,10 @@ class Log(ABC):
         return 0.0
 
     def wait_turn(self, since: int) -> ExchangeResult:
-        """Wait until a commit would probably be taken at once; what came after `since` meanwhile.
+        """Wait until a commit would probably be accepted at once.
 
-        Appends nothing. What is queued during the wait goes along with the commit that follows. Raises like `exchange`.
+        Returns the commits after `since` that arrived meanwhile, and appends nothing. What is queued during the wait is
+        sent with the commit that follows. Raises like `exchange`.
         """
         return ExchangeResult([])
 

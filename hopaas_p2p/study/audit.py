@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from hopaas_p2p.core import codec
@@ -23,15 +22,8 @@ def audit(study: Study) -> list[dict[str, Any]]:
     The author is the user that the store vouches for. A store without users has none, and the line says what the peer
     claims to be. A dashboard that people sign in to adds on whose behalf it acted.
     """
-    uuid = study.handle.uuid
-    return list(audit_of(read_all(study.storage.peer.store.log(uuid))))
-
-
-def audit_of(entries: Iterable[Entry]) -> Iterator[dict[str, Any]]:
-    """The lines of `audit` for the entries of a log, from its first."""
-    state = State()
-    for entry in entries:
-        yield from _lines(state, entry)
+    state, log = State(), study.storage.peer.store.log(study.handle.uuid)
+    return [line for entry in read_all(log) for line in _lines(state, entry)]
 
 
 def _lines(state: State, entry: Entry) -> list[dict[str, Any]]:

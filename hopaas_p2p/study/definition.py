@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import operator
 import shlex
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -9,7 +10,7 @@ from functools import partial
 from typing import Any, Final, NamedTuple
 
 import msgspec
-from optuna.distributions import BaseDistribution
+from optuna.distributions import BaseDistribution, FloatDistribution
 
 from hopaas_p2p.core import records
 from hopaas_p2p.core.attributes import FIDELITY
@@ -136,6 +137,10 @@ def _checked(name: str, given: BaseDistribution | records.Distribution) -> recor
     try:
         if isinstance(given, records.Int):
             _ = [operator.index(one) for one in (given.low, given.high, given.step)]  # Optuna would cut them off
+        elif isinstance(given, records.Float | FloatDistribution):
+            wrong = [one for one in (given.low, given.high) if not math.isfinite(one)]
+            if wrong:
+                raise ValueError(f"a bound must be a finite number, got {wrong[0]}")
         return to_record(given if isinstance(given, BaseDistribution) else to_optuna(given))
     except (ValueError, TypeError) as error:
         raise InvalidInput(f"the parameter {name!r}: {error}") from None

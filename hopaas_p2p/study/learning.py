@@ -14,7 +14,7 @@ from optuna.distributions import BaseDistribution
 from hopaas_p2p.core.attributes import LEARNED
 from hopaas_p2p.core.priors import BELIEF, MOST_PRIORS, PriorRecord
 from hopaas_p2p.core.records import Distribution
-from hopaas_p2p.errors import HopaasError, InvalidInput, NoSuchStudy
+from hopaas_p2p.errors import HopaasError, InvalidInput
 from hopaas_p2p.runtime.arguments import shown
 from hopaas_p2p.search.priors import Prior, Taught, stored_priors
 from hopaas_p2p.translate import to_optuna
@@ -105,17 +105,8 @@ def _ended_or_large(state: State) -> bool:
 
 
 def _of_study(storage: Storage, name: str) -> Prior:
-    try:
-        study_id = storage.get_study_id_from_name(name)
-    except KeyError:
-        raise NoSuchStudy(
-            f"there is no study {name!r} in {storage.url} to learn from; see: hopaas-p2p study list"
-        ) from None
-    return prior_of(storage, study_id, name)
-
-
-def prior_of(storage: Storage, study_id: int, name: str) -> Prior:
-    """What a study teaches. Raises InvalidInput."""
+    """What a study teaches. Raises NoSuchStudy or InvalidInput."""
+    study_id = storage.get_study_id_from_name(name)
     source = optuna.load_study(study_name=name, storage=storage)
     return Prior.from_study(source, uuid=storage.handle(study_id).uuid, place=storage.state(study_id).lsn)
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import functools
 import json
-import logging
 from collections import Counter
 from collections.abc import Mapping
 from typing import Any, Final, NamedTuple
@@ -39,7 +38,6 @@ from hopaas_p2p.search import registry
 from hopaas_p2p.search.early import too_many_values
 from hopaas_p2p.spec import fidelity as words
 
-_log: Final = logging.getLogger("hopaas_p2p")
 _KINDS: Final[dict[registry.Kind, str]] = {"sampler": SAMPLER, "pruner": PRUNER}
 
 
@@ -157,6 +155,9 @@ def _default() -> registry.Method:
     return registry.describe("sampler", default_sampler())
 
 
+_DEFAULT: Final = ", so this process uses the default"
+
+
 class Searcher:
     """What one process uses for a study; it follows the log. Not safe for use by several threads at once.
 
@@ -180,6 +181,8 @@ class Searcher:
         self.stored = SearchMethod()
         self.repeats = "avoid"
         self.replicates = 1
+        self.complaints: list[str] = []
+        """Why this process cannot search as the study says; only for those that ask for a trial."""
         self.sampler = default_sampler() if sampler is None else sampler
         self.pruner = MedianPruner() if pruner is None else pruner
 
@@ -207,27 +210,26 @@ class Searcher:
         self.repeats = self._said.repeats or stored.repeats or "avoid"
         self.replicates = self._said.replicates or stored.replicates or 1
         if self.own[0] is None and stored.sampler != before.sampler:
-            self.sampler = _made("sampler", stored.sampler) or default_sampler()
+            self.sampler = self._made("sampler", stored.sampler) or default_sampler()
             wide = too_many_values(self.sampler, space)
             if wide is not None:
-                _log.warning("%r has too many values for the sampler of the study; this process uses the default", wide)
+                self.complaints.append(f"{wide!r} has too many values for the sampler of the study{_DEFAULT}")
                 self.sampler = default_sampler()
         if self.own[1] is None and (stored.pruner, stored.fidelity) != (before.pruner, before.fidelity):
             default = MedianPruner() if stored.fidelity is None else optuna.pruners.NopPruner()
-            self.pruner = _made("pruner", stored.pruner) or default
+            self.pruner = self._made("pruner", stored.pruner) or default
 
     def differing(self) -> dict[str, str]:
         """What this process uses that differs from the study."""
         return self._said.differing(self.stored)
 
-
-def _made(kind: registry.Kind, method: registry.Method | None) -> Any:
-    """What the study names; None for the default, also where it cannot be made here, which is said."""
-    if method is None:
+    def _made(self, kind: registry.Kind, method: registry.Method | None) -> Any:
+        """What the study names; None for the default, also where it cannot be made here."""
+        if method is None:
+            return None
+        with contextlib.suppress(ImportError):
+            try:
+                return registry.make(kind, method)
+            except InvalidInput as error:
+                self.complaints.append(f"the {kind} of the study cannot be made{_DEFAULT}: {error}")
         return None
-    with contextlib.suppress(ImportError):
-        try:
-            return registry.make(kind, method)
-        except InvalidInput as error:
-            _log.warning("the %s of the study cannot be made, so this process uses the default: %s", kind, error)
-    return None

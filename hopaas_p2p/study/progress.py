@@ -35,6 +35,8 @@ class ProgressLog:
         self._level = _log.level
         self._due = time.monotonic() + _INTERVAL
         self._waiting_due = 0.0
+        self._own: list[tuple[float, int]] = []
+        """The best trial that this call has ended, (value, number): it may not be in the log yet."""
 
     def __enter__(self) -> ProgressLog:
         if not _log.hasHandlers() and not self._quiet:
@@ -82,8 +84,7 @@ class ProgressLog:
             _log.info("left study %r: %s; %s", self._name, why, self._standing())
 
     def _best(self, ended: tuple[float, int] | None = None) -> str:
-        """The best trial so far, including one that has `ended` (value, number) and may not be in the log yet."""
-        known = [] if ended is None else [ended]
+        """The best trial so far, including one that has just `ended` (value, number)."""
         study = self._study
         with study.lock:  # no exchange: what this process knows by now is good enough for a log
             define = study.state.define
@@ -91,12 +92,13 @@ class ProgressLog:
                 return ""
             study.view.catch_up(study.state)
             best = study.view.best()
-        if best is not None:
-            known.append((best.values[0], best.number))
-        if not known:
-            return ""
-        sign = -1.0 if define.directions[0] == "maximize" else 1.0
-        value, number = min(known, key=lambda one: (sign * one[0], one[1]))
+            known = self._own if ended is None else [*self._own, ended]
+            known = known if best is None else [*known, (best.values[0], best.number)]
+            if not known:
+                return ""
+            sign = -1.0 if define.directions[0] == "maximize" else 1.0
+            value, number = min(known, key=lambda one: (sign * one[0], one[1]))
+            self._own = [(value, number)]
         return f", best {value:.6g} (#{number})"
 
     def _standing(self) -> str:

@@ -29,6 +29,7 @@ from hopaas_p2p import errors
 from hopaas_p2p.errors import InvalidInput
 from hopaas_p2p.runtime.interrupts import describe
 from hopaas_p2p.study.trial import Objective, Trial
+from hopaas_p2p.translate import as_python
 
 _log: Final = logging.getLogger("hopaas_p2p")
 _MEETING: Final = timedelta(seconds=30)  # for which the first rank waits for the others
@@ -40,7 +41,7 @@ _ON_ALL: Final = "_hopaas_on_all_ranks"
 
 _ERRORS: Final[dict[str, type[Exception]]] = {**errors.BY_NAME, "TrialPruned": optuna.TrialPruned}
 """What a call of a trial may raise on every rank; anything else is a RuntimeError there."""
-_encode: Final = msgspec.msgpack.Encoder().encode
+_encode: Final = msgspec.msgpack.Encoder(enc_hook=as_python).encode
 _decode: Final = msgspec.msgpack.Decoder().decode
 
 

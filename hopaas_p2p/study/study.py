@@ -48,8 +48,6 @@ from hopaas_p2p.errors import (
     HopaasError,
     InvalidInput,
     LeaseLost,
-    NoSuchStudy,
-    NoSuchTrial,
     NothingSucceeded,
     NoWork,
     StoreUnreachable,
@@ -172,8 +170,8 @@ def open_study(
         NoSuchStudy: it does not exist, and `create` is False.
         ConfigurationError: the store cannot be used.
     """
-    said = SearchMethod.given(sampler, pruner, policy.repeats, policy.replicates, fidelity)
     wanted, given = definition(name, space, directions, budget, policy)
+    said = SearchMethod.given(sampler, pruner, policy.repeats, policy.replicates, fidelity)
     used = {"sampler": sampler, "pruner": pruner}
     wanted.info.update({kind: type(one).__name__ for kind, one in used.items() if one is not None})
     check_fidelity(said.fidelity, len(wanted.directions), wanted.space)
@@ -191,8 +189,7 @@ def open_study(
         study_id = storage.get_study_id_from_name(name)
     except KeyError:
         if not create:
-            hint = f"there is no study {name!r} in {storage.url}; see: hopaas-p2p study list"
-            raise NoSuchStudy(hint) from None
+            raise
         attributes, priors = said.attributes(), find_priors(storage, learn_from or (), as_given(space or {}), name)
         if priors:
             check_learning(wanted.directions)
@@ -242,6 +239,8 @@ class Loop:
         """Those that it runs in."""
         self.why_stopped = ""
         """Why this call starts no more trials, if something has ended it."""
+        self._left = ""
+        """Why the first of its threads found nothing more to do."""
         self.sampler_is_through = False
         self._study, self._objective, self._n_trials = study, objective, n_trials
         self._deadline = math.inf if timeout is None else time.monotonic() + timeout
@@ -283,10 +282,12 @@ class Loop:
                 raise errors[0]
         finally:
             study._loops.remove(self)
+            if self._left:
+                self._progress.stopped(self._left)
 
     def _run_trials(self) -> None:
         """Run trials in this thread until the call ends."""
-        study, progress, pid = self._study, self._progress, os.getpid()
+        study, pid = self._study, os.getpid()
         trial: Trial | None = None
         failed, works = 0, False
         self.threads.add(threading.get_ident())
@@ -295,7 +296,7 @@ class Loop:
                 ended = self._why_it_ends()
                 if ended is not None:
                     self._settle()
-                    progress.stopped(ended)
+                    self._left = self._left or ended
                     break
                 if self._n_trials is None and not works and failed >= study.state.policy.hopeless_after:
                     self._give_up(failed, trial)
@@ -323,7 +324,7 @@ class Loop:
     def _give_up(self, failed: int, last: Trial | None) -> NoReturn:
         self._settle()
         why = f"all {failed} trials of this call failed"
-        self._progress.stopped(why)
+        self._left = self._left or why
         reason = None if last is None else self._study.state.trials[last.number].reason
         raise NothingSucceeded(f"{why}; the last one: {last_line(reason)}" if reason and reason.strip() else why)
 
@@ -356,7 +357,7 @@ class Loop:
                 self._settle()
                 left = deadline - time.monotonic()
                 if isinstance(none.found, Done) or left <= 0.0:
-                    progress.stopped(none.reason)
+                    self._left = self._left or none.reason
                     return None
                 progress.waiting(none.reason)
                 pause = min(pause, 1.0, study.handle.state.policy.ttl / 8) if pause == math.inf else pause
@@ -610,6 +611,9 @@ class Study(optuna.Study):
         searcher = self._searcher
         if state.system is not searcher.system or (self.sampler, self.pruner) != (searcher.sampler, searcher.pruner):
             self._keep_to_method()
+        complaints, searcher.complaints = searcher.complaints, []
+        for complaint in complaints:
+            _log.warning("%s", complaint)
         if self._checked_sampler is not self.sampler:
             extras.check_sampler(self.sampler)
             self.storage.check_sampler(self.sampler)
@@ -695,8 +699,8 @@ class Study(optuna.Study):
             known = handle.trial(number, now=True)
             if known.state.is_finished():
                 return known
-        if number not in handle.view.owned and not 0 <= number < len(handle.refresh().trials):
-            raise NoSuchTrial(f"the study {self.name!r} has no trial {number}")
+        if number not in handle.view.owned:
+            handle.existing(number)
         if handle.is_operators(number):
             handle.take_over(number, to, told, reason)
             return handle.trial(number)
@@ -1062,10 +1066,7 @@ class Study(optuna.Study):
 
     def _trial(self, number: int) -> LoggedTrial:
         """The trial of this number, as it is now."""
-        trials, number = self.state.trials, trial_number(number)
-        if not 0 <= number < len(trials):
-            raise NoSuchTrial(f"the study {self.name!r} has no trial {number}")
-        return trials[number]
+        return self.handle.existing(trial_number(number))
 
     def _running(self, number: int) -> LoggedTrial:
         trial = self._trial(number)

@@ -19,7 +19,7 @@ import optuna
 
 from hopaas_p2p.core.attributes import REPLICATE
 from hopaas_p2p.core.records import FROM_START
-from hopaas_p2p.errors import InvalidInput
+from hopaas_p2p.errors import InvalidInput, NoSuchParameter
 from hopaas_p2p.files import checkpoints
 from hopaas_p2p.files.artifacts import Artifact, StudyArtifacts, artifacts_of
 from hopaas_p2p.runtime import interrupts
@@ -34,6 +34,15 @@ if TYPE_CHECKING:
 
 _NOT_FETCHED: Final = (-1, Path())
 _log: Final = logging.getLogger("hopaas_p2p")
+
+
+class _Parameters(dict[str, Any]):
+    """A trial's parameters, by name."""
+
+    def __missing__(self, name: str) -> NoReturn:
+        cure = f"call trial.suggest_float({name!r}, …), or give open_study a space"
+        there = f"it has {', '.join(self)}" if self else f"the study has no search space: {cure}"
+        raise NoSuchParameter(f"the trial has no parameter {name!r}; {there}")
 
 
 class Trial(optuna.trial.Trial):
@@ -78,6 +87,11 @@ class Trial(optuna.trial.Trial):
             lease_held=self.lease_held,
             metrics=handle.metrics(number),
         )
+
+    @property
+    def params(self) -> dict[str, Any]:
+        """The parameters so far, by name."""
+        return _Parameters(super().params)
 
     def report(self, value: float, step: int) -> None:
         """Report an intermediate value. As Optuna's; also ends the trial if SIGTERM came and other code ignored it."""
@@ -136,7 +150,7 @@ class Trial(optuna.trial.Trial):
         if shared:
             self._listen()
         at_rung = handle.is_at_rung(number, cached_trial(self).intermediate_values)
-        return not held or at_rung or super().should_prune()
+        return bool(not held or at_rung or super().should_prune())  # a pruner of Optuna's gives numpy's
 
     @property
     def at_rung(self) -> bool:

@@ -284,7 +284,7 @@ class WatchedWorkers:
             if trial.end is None or worker is None:
                 continue
             self._shown.add(number)
-            if not _was_taken_away(trial):
+            if not (trial.history and trial.history[-1].end == trial.end):  # an objective may kill each process
                 self._losses = 0
             self._ended[worker] += 1
             self._succeeded = self._succeeded or trial.state is not LoggedState.FAIL
@@ -340,11 +340,6 @@ def _warned() -> Iterator[None]:
         yield
     except StoreUnreachable as error:
         _log.warning("%s", error)
-
-
-def _was_taken_away(trial: Trial) -> bool:
-    """Whether the trial ended with its lease, so its worker did not end it: an objective may kill each process."""
-    return bool(trial.history) and trial.history[-1].end == trial.end
 
 
 def _size(executor: Any) -> int:

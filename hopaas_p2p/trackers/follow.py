@@ -80,7 +80,7 @@ class BackgroundExports:
     def close(self) -> None:
         """Export what is missing, and end. Blocks for at most 30 s; a warning says what is missing then.
 
-        Does nothing in a child of a fork, which has no such threads, and their locks in any state.
+        Does nothing in a forked child: it has none of these threads, and its copies of their locks may be held.
         """
         if os.getpid() != self._pid:
             return

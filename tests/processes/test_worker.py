@@ -98,7 +98,7 @@ def test_a_command_without_a_value_fails_with_the_reason(study: Study, tmp_path:
     work(tmp_path, ["echo", "all done"], "--max-trials", "1", code=1)
 
     assert states(study) == ["FAIL"]
-    assert "gave no value" in (study.state.trials[0].reason or "")
+    assert "gave no value but 'all done': print" in (study.state.trials[0].reason or "")
 
 
 def test_a_command_that_breaks_fails_with_its_last_words(study: Study, tmp_path: Path) -> None:
@@ -171,6 +171,18 @@ def test_a_study_without_a_search_space_is_refused_with_the_cure(tmp_path: Path)
 
 
 # --- the socket ------------------------------------------------------------------------------------------------------
+
+
+def test_the_client_says_what_is_missing_where_no_worker_started_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    from hopaas_p2p.ports.client import Trial
+
+    monkeypatch.delenv("HOPAAS_PARAMS", raising=False)
+    with pytest.raises(RuntimeError, match="start it with: hopaas-p2p worker -- "):
+        Trial()
+
+
+def test_a_quiet_worker_prints_no_progress(study: Study, tmp_path: Path) -> None:
+    assert work(tmp_path, ["echo", '{{"value": 1}}'], "--quiet", "--parallel", "2") == ""
 
 
 def test_the_client_reports_and_tells(study: Study, tmp_path: Path) -> None:

@@ -266,6 +266,19 @@ def test_a_study_runs_with_peers_at_the_store_itself_and_through_the_server(
         until(lambda: [trial.state.name for trial in direct.state.trials] == ["COMPLETE"] * 8)
 
 
+def test_a_viewer_learns_the_role_that_its_request_takes(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    site.person("ann")
+    hopaas_p2p.open_study(site.url, "s", space=SPACE).close()
+    site.person("bob")
+    access.grant(site.url, "s", "bob", "viewer")
+    monkeypatch.setenv("HOPAAS_TOKEN", access.create_token(site.url, "bob").secret.reveal())
+    with contextlib.closing(hopaas_p2p.open_study(site.served, "s", create=False)) as study:
+        with pytest.raises(Denied, match=r"only a viewer .* takes at least a worker.* USER worker"):
+            study.enqueue_trial({})
+        with pytest.raises(Denied, match=r"only a viewer .* takes an owner.* USER owner"):
+            study.pause()
+
+
 def test_one_string_lets_a_guest_take_part_in_a_directory(site: Site, tmp_path: Path) -> None:
     """As the person types it who serves the directory, and the one at the other site."""
     site.person("ann")

@@ -16,7 +16,7 @@ from optuna.trial import TrialState
 import hopaas_p2p
 from hopaas_p2p import Budget, Float, Until
 from hopaas_p2p.core.records import Price
-from hopaas_p2p.errors import ConfigurationError, HopaasError, InvalidInput
+from hopaas_p2p.errors import ConfigurationError, HopaasError, InvalidInput, NoSuchStudy
 from hopaas_p2p.study import Study
 from tests.support.studies import opened_study
 
@@ -43,6 +43,8 @@ WRONG_STUDIES: list[dict[str, Any]] = [
     {"pruner": optuna.pruners.MedianPruner},
     {"pruner": False},
     {"space": {"x": 5}},
+    {"space": {"x": Float(float("nan"), 1.0)}},
+    {"space": {"x": Float("a", 1.0)}},  # type: ignore[arg-type]
     {"space": 5},
     {"budget": -1},
     {"budget": True},
@@ -190,3 +192,42 @@ def test_a_budget_takes_the_numbers_of_numpy(tmp_path: Path) -> None:
     assert study.state.budget == 5
     assert study.state.ledger.limits.gpu_hours == 2.0
     study.close()
+
+
+def test_a_policy_of_another_kind_is_refused_in_words(tmp_path: Path) -> None:
+    with pytest.raises(InvalidInput, match=r"policy is a StudyPolicy such as .*, got \{'lease_ttl': 3\}"):
+        hopaas_p2p.open_study(f"memory://{tmp_path}", "s", policy={"lease_ttl": 3})  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("space", "name", "said"),
+    [
+        ({"x": Float(0, 1)}, "y", "the trial has no parameter 'y'; it has x"),
+        ({}, "x", "the study has no search space: call trial.suggest_float('x', …), or give open_study a space"),
+    ],
+)
+def test_a_parameter_that_is_not_there_is_refused_with_those_that_are(
+    space: dict[str, Any], name: str, said: str, tmp_path: Path
+) -> None:
+    study = hopaas_p2p.open_study(f"memory://{tmp_path}", "s", space=space)
+    trial = study.ask()
+    with pytest.raises(KeyError) as error:
+        _ = trial.params[name]
+    assert said in str(error.value)
+    assert trial.params.get(name) is None
+    study.close()
+
+
+def test_a_study_that_is_not_there_is_asked_about_by_a_near_name(tmp_path: Path) -> None:
+    storage = hopaas_p2p.open_storage(f"memory://{tmp_path}")
+    hopaas_p2p.open_study(storage, "digits")
+    for look in (
+        lambda: hopaas_p2p.open_study(storage, "digts", create=False),
+        lambda: optuna.load_study(study_name="digts", storage=storage),
+        lambda: hopaas_p2p.open_study(storage, "new", learn_from=["digts"]),
+    ):
+        with pytest.raises(NoSuchStudy, match=r"there is no study 'digts' in .*; did you mean 'digits'\?"):
+            look()
+    with pytest.raises(NoSuchStudy, match="see: hopaas-p2p study list"):
+        hopaas_p2p.open_study(storage, "mnist", create=False)
+    storage.close()

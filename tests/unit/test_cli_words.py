@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -201,3 +202,31 @@ def test_show_says_how_a_study_is_searched_where_that_was_chosen(
     assert "Search" not in plain
     assert "Policy" not in plain
     assert "Search      repeats: allow\n" in chosen
+
+
+def test_a_queued_trial_is_a_sentence_on_a_terminal_and_a_number_for_scripts(
+    store: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hopaas_p2p.open_study(store, "s", space=SPACE).close()
+    queue = "trial", "enqueue", "x=0.5", "--study", "s", "--store", store
+
+    assert said(capsys, *queue)[1] == "0\n"
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    assert said(capsys, *queue)[1] == "Trial 1 is queued.\n"
+
+
+def test_a_wait_after_a_limit_promises_no_new_trial(
+    store: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    budget = hopaas_p2p.Budget(until=hopaas_p2p.Until(target=0.5))
+    study = hopaas_p2p.open_study(store, "s", space=SPACE, budget=budget)
+    ticket = said(capsys, "trial", "ask", "s", "--store", store)[1]
+    study.tell(study.ask(), 0.1)
+    study.close()
+
+    logs = "--logs", str(tmp_path)
+    code, _, why = said(capsys, "worker", "--study", "s", "--store", store, "--no-wait", *logs, "--", "true")
+
+    assert ticket
+    assert code == 75
+    assert re.search(r"its trial must be ended: trial 0 of \S+ on \S+\. This is known within 1 h 22 min\.", why)

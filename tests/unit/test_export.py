@@ -418,7 +418,7 @@ def test_a_study_of_a_backup_is_imported_into_a_store_in_which_others_work(study
     study.storage.flush()
     cli("admin", "backup", "from", "all.backup", cwd=tmp_path)
     unclear = cli("study", "import", "-s", "to", "--from", "all.backup", cwd=tmp_path, check=False)
-    assert "holds 2 studies; choose one" in unclear.stderr
+    assert "holds 2 studies; choose one with --source-study: " in unclear.stderr
     words = ("study", "import", "-s", "to", "--from", "all.backup", "--source-study", "everything")
     assert f"Imported {len(study.trials)} trials" in cli(*words, cwd=tmp_path).stderr
     export_study(study, tmp_path / "x.study")

@@ -436,6 +436,18 @@ def test_optimize_says_what_it_does(study: Study, caplog: pytest.LogCaptureFixtu
     ]
 
 
+def test_several_threads_of_one_call_leave_once(studies: Any, caplog: pytest.LogCaptureFixture) -> None:
+    study = studies(space=SPACE, budget=4)
+    with caplog.at_level(logging.INFO, "hopaas_p2p"):
+        study.optimize(square, n_jobs=3)
+    assert [message.partition(";")[0] for message in caplog.messages if message.startswith("left")] == [
+        f"left study {study.name!r}: the study's budget is used up"
+    ]
+    assert caplog.messages[-1].startswith("left")
+    bests = [float(best[1]) for line in caplog.messages if (best := re.search("best ([^ ]+)", line))]
+    assert bests == sorted(bests, reverse=True)
+
+
 @pytest.mark.parametrize(
     ("first", "stderr", "stdout"),
     [

@@ -9,11 +9,11 @@ import optuna
 import pytest
 
 import hopaas_p2p
-from hopaas_p2p.cli.options import CliSession
 from hopaas_p2p.core.records import Categorical, Distribution, Float, Int
 from hopaas_p2p.errors import InvalidInput, NoWork
 from hopaas_p2p.moving import descriptions
 from hopaas_p2p.moving.descriptions import StudyDescription
+from hopaas_p2p.sampler_config import configured
 from hopaas_p2p.study.method import SearchMethod
 from hopaas_p2p.translate import to_optuna, to_record
 from tests.support.processes import cli, script, states
@@ -195,11 +195,10 @@ def test_keys_in_optunas_words(tmp_path: Path) -> None:
     assert study.state.policy.attempts == 2
     assert study.metric_names == ["loss", "speed"]
     assert study.user_attrs == {"group": "flavour"}
-    session = CliSession(store=str(tmp_path / "store"))
-    sampler = session.configured("sampler", None, study)
+    sampler = configured("sampler", None, study)
     assert (type(sampler).__name__, sampler._n_startup_trials) == ("TPESampler", 4)
-    assert type(session.configured("pruner", None, study)).__name__ == "NopPruner"
-    assert type(session.configured("pruner", "hyperband", study)).__name__ == "HyperbandPruner"
+    assert type(configured("pruner", None, study)).__name__ == "NopPruner"
+    assert type(configured("pruner", "hyperband", study)).__name__ == "HyperbandPruner"
     study.close()
 
 

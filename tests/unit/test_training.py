@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import optuna
 import pytest
 
@@ -217,3 +218,11 @@ def test_what_the_first_rank_raises_is_raised_on_all(study: Study) -> None:
 def test_what_makes_no_sense_is_refused_at_once(study: Study, options: dict[str, Any]) -> None:
     with pytest.raises(InvalidInput, match=next(iter(options))):
         Training(study.ask(), **options)
+
+
+def test_what_numpy_gives_reaches_every_rank(study: Study) -> None:
+    """Optuna's pruners answer with numpy's bool."""
+    assert Ranks().call(lambda: np.bool_(True)) is True
+    trial = study.ask()
+    trial.report(100.0, 1)
+    assert RankedTrial(trial, Ranks()).should_prune() is trial.should_prune() is True

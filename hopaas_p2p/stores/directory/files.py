@@ -559,7 +559,7 @@ def _may_link_to(path: str, text: str) -> bool:
 
 
 def _text(data: bytes) -> str:
-    """The text of a link, cut into names that are not too long for a tool that follows it anyway."""
+    """The text of a link, cut into names short enough for a tool that follows the link as if it were a path."""
     text = _TEXT + binascii.b2a_base64(data, newline=False).translate(_OF_URLS).decode()
     return text if len(text) <= _NAME else "/".join(text[at : at + _NAME] for at in range(0, len(text), _NAME))
 

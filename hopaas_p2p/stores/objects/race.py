@@ -47,10 +47,10 @@ def race(objects: ObjectStore, prefix: str, *, keys: int = KEYS, writers: int = 
 
     Args:
         objects: where.
-        prefix: of the keys, which are removed in the end if that is allowed.
+        prefix: of the keys, which are removed at the end if that is allowed.
         keys: how many.
         writers: writers at once per key.
-        look: whether to read what is there in the end.
+        look: whether to read what is there at the end.
 
     Raises:
         Denied: this user may not write there.

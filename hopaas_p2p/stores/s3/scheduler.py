@@ -1,7 +1,7 @@
 """Peers take turns in a bucket, where a PUT costs 12 times as much as a GET.
 
-While the log has room, everybody writes at once, and a peer that comes second waits for a random moment. When it has
-none, that would let every other PUT come second. Then the peers take turns: the one that has waited longest since its
+While the log has room, every peer writes at once, and one that loses a race waits for a random time. In a full log,
+every other PUT would lose. Then the peers take turns: the one that has waited longest since its
 last commit goes next, as all can tell from the log. A turn that nobody takes passes by itself. A turn is as long as a
 PUT, or as a GET where that is slower; otherwise a peer that has just written, and need not look, would be first for
 seconds on end.

@@ -14,7 +14,7 @@ from typing import Final
 from hopaas_p2p.stores.objects.carried import MOST
 
 WIDEST: Final = 16
-"""GETs under way at once, at most."""
+"""The maximum number of concurrent GETs."""
 _FAR: Final = 2.0 * MOST  # commits expected, beyond which they are read in windows
 ABREAST: Final = 4  # objects at once for a peer that must not be late
 _RUSH: Final = 8  # rounds of these, after which it reads windows, and asks for the end once more with the last
