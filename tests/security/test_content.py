@@ -717,3 +717,21 @@ def test_a_prior_takes_no_longer_to_make_than_it_may_be_large(monkeypatch: pytes
     large = {name: [0.5] * 200 for name in dists}
     told = priors.PriorRecord("s", dists, large, [0.0] * 200, [1.0] * len(dists), 1.0)
     assert not possible_priors([msgspec.to_builtins(told)])
+
+
+@pytest.mark.parametrize("log", [False, True])
+@pytest.mark.parametrize(
+    ("low", "high"),
+    [(0.0, 5e-324), (5e-324, 1e-323), (5e-324, 1.0), (1e-151, 2e-151), (-5e-324, 5e-324), (1e16, 1e16 + 2)],
+)
+def test_an_axis_of_next_to_nothing_is_drawn(low: float, high: float, log: bool) -> None:
+    if log and low <= 0:
+        low = 1e-323
+        high = max(high, low)
+    dist = Float(low, high, log=log)
+    scribe = Scribe(space={"x": dist})
+    for number in range(12):
+        end = high if number % 2 else low
+        scribe.say("a", ended(params={"x": end}, dists={"x": dist}, values=(end,), reports={0: low, 1: end}))
+    assert scribe.state.counts[COMPLETE] == 12
+    read_everything(scribe.state)
