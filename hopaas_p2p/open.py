@@ -45,7 +45,7 @@ def open_store(url: str | os.PathLike[str], *, create: bool = True) -> Store:
         raise ConfigurationError(f"{url!r} names no store; give a path such as ./campaign, or a URL")
     scheme, separator, _ = url.partition("://")
     if not separator:
-        if _NO_SLASHES.match(url):
+        if _NO_SLASHES.match(url) or redacted(url) != url:
             raise ConfigurationError(
                 f"{redacted(url)!r} looks like a URL without its two slashes; for a directory, put ./ first"
             )

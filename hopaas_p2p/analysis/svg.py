@@ -18,6 +18,7 @@ _FEW: Final = 600
 """Up to this many marks have titles; more become one path, which takes a tenth of the bytes."""
 _BEST: Final = 10  # lines across parallel axes that have titles
 _ROW: Final = 26.0
+_LEAST: Final = 1e-150  # of what an axis shows: quotients and differences of less are nothing
 _DASHES: Final = {"dashed": "6 3", "dotted": "2 2"}
 _SHAPES: Final = {
     "triangle": ((0.0, -1.2), (1.1, 0.8), (-1.1, 0.8)),
@@ -82,9 +83,11 @@ def scale_of(axis: ChartAxis, values: Iterable[float], start: float, stop: float
     low = min(finite, default=0.0) if axis.low is None or not abs(axis.low) < 1e150 else axis.low
     high = max(finite, default=1.0) if axis.high is None or not abs(axis.high) < 1e150 else axis.high
     if axis.log and low > 0:
+        low = max(low, _LEAST)
+        high = max(low, high)
         room = (high / low) ** pad if high > low else 2.0
         return Scale(low / room, high * room, start, stop, log=True)
-    room = (high - low) * pad if high > low else max(abs(high) * 0.1, 0.5)
+    room = (high - low) * pad if high - low > _LEAST else max(abs(high) * 0.1, 0.5)
     return Scale(low if axis.zero else low - room, high + room, start, stop)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import shlex
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import click
 
@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from hopaas_p2p.stores.base import Store
+
+_MOST_LISTED: Final = 100_000  # lsns in JSON
 
 
 @command(study="option")
@@ -131,7 +133,9 @@ def _rescue(session: CliSession, place: str, *, from_live: bool, to: str | None,
             for warning in imported.warnings:
                 output.say(f"Note: {warning}")
             output.say(f"{name}: copied {output.count(imported.trials, 'trial')} into the new study {new!r}")
-            told = {what: getattr(found, what) for what in ("damaged", "lost", "histories", "from_spool")}
+            told: dict[str, object] = {"histories": found.histories, "from_spool": found.from_spool}
+            for what, runs in (("damaged", found.damaged), ("lost", found.lost)):
+                told[what] = list(itertools.islice(itertools.chain(*runs), _MOST_LISTED))
             told |= {"uncertain": sorted(found.uncertain), "without_parameters": found.unknown}
             told |= {"study": name, "new": new, "trials": imported.trials, "warnings": imported.warnings}
             results.append(told)
@@ -142,22 +146,15 @@ def _rescue(session: CliSession, place: str, *, from_live: bool, to: str | None,
 
 def _rescued_lines(found: rescue.Rescued, handed_over: set[str]) -> Iterator[str]:
     """What was found, a line for each thing that there is to say."""
-
-    def numbers(lsns: list[int]) -> str:
-        """Numbers, with runs of them as ranges."""
-        groups = itertools.groupby(enumerate(lsns), key=lambda one: one[1] - one[0])
-        runs = [[lsn for _, lsn in run] for _, run in groups]
-        return ", ".join(str(run[0]) if len(run) == 1 else f"{run[0]} to {run[-1]}" for run in runs)
-
     if handed_over:
         yield f"{output.count(len(handed_over), 'live peer')} handed over what it knows"
-    yield f"damaged commits: {numbers(found.damaged) or 'none known'}"
+    yield f"damaged commits: {rescue.in_words(found.damaged) or 'none known'}"
     if found.covered:
-        yield f"a snapshot or a live peer covers {numbers(found.covered)}: nothing in them is lost"
+        yield f"a snapshot or a live peer covers {rescue.in_words(found.covered)}: nothing in them is lost"
     if found.lost:
         yield (
-            f"lost: {numbers(found.lost)}. {output.count(len(found.uncertain), 'trial')} behind them are marked with "
-            f"the attribute {rescue.MARK!r}, {len(found.unknown)} of which have no parameters"
+            f"lost: {rescue.in_words(found.lost)}. {output.count(len(found.uncertain), 'trial')} behind them are "
+            f"marked with the attribute {rescue.MARK!r}, {len(found.unknown)} of which have no parameters"
         )
     if found.histories > 1:
         yield f"merged from {found.histories} histories of the log"

@@ -16,7 +16,7 @@ MOST_PRIORS: Final = 8
 """Earlier studies per study: an ask costs as much for each of them."""
 MOST_CONFIGURATIONS: Final = 200
 LARGEST_PRIOR: Final = 64_000
-"""Characters of JSON."""
+"""Characters of JSON, and values of parameters."""
 BELIEF: Final = "your belief"
 """The name of the prior that the definitions of the parameters gave."""
 _Score = Annotated[float, msgspec.Meta(ge=-10, le=10)]
@@ -46,6 +46,8 @@ class PriorRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             return "it has no configurations"
         if self.params.keys() != self.space.keys() or len(self.lengths) != len(self.space):
             return "its parameters are not those of its space"
+        if len(self.params) * len(self.scores) > LARGEST_PRIOR:
+            return "it has too many configurations of too many parameters"
         if not all(map(math.isfinite, (*self.scores, *self.lengths, self.noise))):
             return "its scores are not numbers"
         for name, values in self.params.items():

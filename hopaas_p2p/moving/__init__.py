@@ -24,7 +24,8 @@ from hopaas_p2p.moving import backup, tables
 from hopaas_p2p.moving.arrival import Arrived, bring_in
 from hopaas_p2p.moving.files import Fetch, from_directory, from_store, save
 from hopaas_p2p.moving.records import StudyRecords, of_study, one_of
-from hopaas_p2p.runtime.atomic import open_regular, replace_atomically
+from hopaas_p2p.runtime.atomic import is_mostly_holes, open_regular, replace_atomically
+from hopaas_p2p.runtime.redaction import redacted
 
 if TYPE_CHECKING:
     from hopaas_p2p.storage import Storage
@@ -168,6 +169,8 @@ def import_study(
 
     """
     place = os.fspath(source)
+    if is_mostly_holes(Path(place.removeprefix("sqlite:///")).resolve()):
+        raise InvalidInput(f"{redacted(place)} is far larger than what is in it")
     begins_as = _beginning(place)
     chosen = _format(place, form or begins_as)
     with contextlib.ExitStack() as stack:

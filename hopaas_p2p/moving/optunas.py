@@ -7,7 +7,7 @@ import os
 import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import msgspec
 import optuna
@@ -20,15 +20,18 @@ from optuna.trial import TrialState as OptunaState
 from hopaas_p2p.analysis.facts import params_of
 from hopaas_p2p.core.attributes import OF_EXPORTS
 from hopaas_p2p.core.records import StudyControl, StudyDefine, StudySet, TrialCreate
-from hopaas_p2p.errors import InvalidInput, StoreUnreachable, StudyExists
+from hopaas_p2p.errors import HopaasError, InvalidInput, StoreUnreachable, StudyExists
 from hopaas_p2p.moving.records import StudyRecords, one_of, renamed
 from hopaas_p2p.open import redacted
+from hopaas_p2p.runtime.arguments import shown
 from hopaas_p2p.runtime.atomic import replace_atomically
 from hopaas_p2p.runtime.ownership import check_target
 from hopaas_p2p.translate import attributes, created, to_json, to_optuna
 
 if TYPE_CHECKING:
     from optuna.storages import BaseStorage
+
+R = TypeVar("R", StudyDefine, StudySet, TrialCreate)
 
 _COMPUTED: Final = """
 SELECT name FROM sqlite_master WHERE type IN ('table', 'view') AND rootpage = 0
@@ -169,10 +172,20 @@ def load_optuna(url: str, *, name: str | None) -> StudyRecords:
 
     Raises:
         NoSuchStudy: it does not exist, or there are several and none was named.
-        InvalidInput: no such file, or a parameter that the log cannot hold.
+        InvalidInput: no such file, a damaged one, or a parameter that the log cannot hold.
         StoreUnreachable: the database does not answer.
 
     """
+    try:
+        return _loaded(url, name)
+    except (HopaasError, OSError):
+        raise
+    except Exception as error:  # whatever Optuna's storages raise on what Optuna did not write
+        what = f"{type(error).__name__}: {shown(str(error))}"
+        raise InvalidInput(f"{redacted(url)} is damaged, or not written by Optuna ({what})") from error
+
+
+def _loaded(url: str, name: str | None) -> StudyRecords:
     from hopaas_p2p.storage.optuna_internals import trial_id_of
 
     with _opened(url, create=False) as storage:
@@ -189,8 +202,8 @@ def load_optuna(url: str, *, name: str | None) -> StudyRecords:
         said = {key: to_json(key, value) for key, value in system.items()}
         numbers = {trial_id_of(trial): trial.number for trial in frozen}
         user = {key: to_json(key, value) for key, value in storage.get_study_user_attrs(study_id).items()}
-        settings = StudySet(user, renamed(said, numbers.get, lambda number: number))
-        return StudyRecords(define, {one.number: _record(one) for one in frozen}, settings, control)
+        settings = _as_logged(StudySet(user, renamed(said, numbers.get, lambda number: number)))
+        return StudyRecords(_as_logged(define), {one.number: _record(one) for one in frozen}, settings, control)
 
 
 def _record(frozen: FrozenTrial) -> TrialCreate:
@@ -201,9 +214,16 @@ def _record(frozen: FrozenTrial) -> TrialCreate:
         record = created(frozen, {key: to_json(key, value) for key, value in system.items()})
     except InvalidInput as error:
         raise InvalidInput(f"trial {frozen.number}: {error}") from None
-    return msgspec.structs.replace(
-        record,
-        reason=rest.reason,
-        start=None if rest.never_began else record.start,
-        metrics={name: dict(values) for name, values in rest.metrics.items()},
+    return _as_logged(
+        msgspec.structs.replace(
+            record,
+            reason=rest.reason,
+            start=None if rest.never_began else record.start,
+            metrics={name: dict(values) for name, values in rest.metrics.items()},
+        )
     )
+
+
+def _as_logged(record: R) -> R:
+    """The record as a log gives it back. Raises an error of msgspec's or Unicode's if none can hold it."""
+    return msgspec.msgpack.decode(msgspec.msgpack.encode(record), type=type(record))

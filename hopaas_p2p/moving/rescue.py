@@ -24,6 +24,7 @@ Nothing in the store is changed. The state that comes of it is copied into a new
 
 from __future__ import annotations
 
+import bisect
 import contextlib
 import itertools
 import json
@@ -66,6 +67,7 @@ if TYPE_CHECKING:
 MARK: Final = "rescued"
 """The user attribute of a trial that is not quite certain, and the key in the new study's definition."""
 _MOST: Final = 64  # trials that a run of missing commits may have started
+_EFFORT: Final = 100  # commits and trials that are replayed for guesses, for each that there is
 _OF_A_TRIAL: Final = (TrialSet, TrialFinish, TrialCheckpoint, TrialRelease)
 _WATCH: Final = 1.0  # seconds between looks for what live peers hand over
 _RANK: Final = {
@@ -91,12 +93,37 @@ class Rescued(NamedTuple):
     """Commits that came from this user's spool."""
     histories: int
     """How many histories were put together."""
-    damaged: list[int] = []
-    """Lsns of commits that cannot be read."""
-    covered: list[int] = []
-    """Those among them for which a snapshot or a live peer's state stands."""
-    lost: list[int] = []
-    """Those for which nothing does."""
+    damaged: list[range] = []
+    """Lsns of commits that cannot be read, as runs: one that somebody puts far behind the end leaves a wide one."""
+    covered_up_to: int = 0
+    """The lsn up to which a snapshot or a live peer's state stands for them."""
+
+    @property
+    def covered(self) -> list[range]:
+        """The damaged commits for which something stands."""
+        last = self.covered_up_to
+        return [range(run.start, min(run.stop, last + 1)) for run in self.damaged if run.start <= last]
+
+    @property
+    def lost(self) -> list[range]:
+        """The damaged commits for which nothing stands."""
+        last = self.covered_up_to
+        return [range(max(run.start, last + 1), run.stop) for run in self.damaged if run.stop > last + 1]
+
+
+class _Guesses:
+    """How many commits and trials may still be replayed to guess what is missing: a log can be made of holes.
+
+    When none are left, nothing is taken to be missing, and what cannot follow anything follows what is before it.
+    """
+
+    def __init__(self, size: int) -> None:
+        self._left = _EFFORT * size
+
+    def allow(self, size: int) -> bool:
+        """Whether so many may be replayed once more."""
+        self._left -= size
+        return self._left >= 0
 
 
 # --- reading ---
@@ -104,21 +131,19 @@ class Rescued(NamedTuple):
 
 def names_of(store: Store) -> tuple[dict[str, str], bool]:
     """Uuid -> name of the studies that the store lists, as far as that can be read; and whether all of it can be."""
-    catalog, whole = Catalog(), True
+    catalog = Catalog()
     entries, head, _ = _salvaged(store.catalog())
-    for lsn in range(1, head + 1):
-        entry = entries.get(lsn)
-        whole &= entry is not None
-        if entry is not None:
-            catalog.apply(lsn, codec.decode(entry.payload), entry.stamp)
-    return {listing.uuid: listing.name for listing in catalog.by_id.values()}, whole
+    for lsn, entry in sorted(entries.items()):
+        catalog.apply(lsn, codec.decode(entry.payload), entry.stamp)
+    return {listing.uuid: listing.name for listing in catalog.by_id.values()}, len(entries) == head
 
 
 def damage(store: Store, uuid: str) -> str | None:
     """Why peers stop at this log, or what they were told is in it, and is not, as in an older backup; or None."""
     found = rescue(store, uuid, unsent=False)
     if found.damaged:
-        return f"{len(found.damaged)} commits cannot be read, the first is {found.damaged[0]}"
+        count, first = sum(run.stop - run.start for run in found.damaged), found.damaged[0].start
+        return f"{count} commits cannot be read, the first is {first}"
     if found.histories > 1:
         return f"it has {found.histories} histories: commits were not written after the ones that precede them"
     if found.from_spool and any(spool.histories(uuid)):
@@ -147,22 +172,22 @@ def rescue(store: Store, uuid: str, handed_over: Iterable[str] = (), *, unsent: 
     placed = [entry for entry in placed if not _contains(base, entry.payload)] + others
     shared = min(_shared(entries, head), *[entry.lsn - 1 for entry in placed], head)
     root = max([base, *(one for one in states if one.lsn <= shared or shared == head)], key=lambda one: one.lsn)
-    damaged = [lsn for lsn in range(base.lsn + 1, head + 1) if lsn not in entries]
+    read = [base.lsn, *sorted(lsn for lsn in entries if lsn > base.lsn), max(head, base.lsn) + 1]
+    damaged = [range(one + 1, other) for one, other in itertools.pairwise(read) if other > one + 1]
     loose += [entry.payload for entry in placed if entry.lsn <= root.lsn]
     loose = [payload for payload in loose if not _contains(root, payload)]
     rest = [entry for entry in (*entries.values(), *placed) if entry.lsn > root.lsn]
     later = [state for state in states if state.lsn > root.lsn]
     found = united(root, sum_at(root.lsn, root.chain), rest, loose, later=later, there=there, uuid=uuid)
-    covered = [lsn for lsn in damaged if lsn <= root.lsn]
-    return found._replace(damaged=damaged, covered=covered, lost=damaged[len(covered) :])
+    return found._replace(damaged=damaged, covered_up_to=root.lsn)
 
 
 def _shared(entries: Mapping[int, Entry], head: int) -> int:
     """The lsn up to which all commits of the log agree on what it holds; its head, if they all do."""
     shared = head
-    for lsn in range(head, 1, -1):
-        entry, earlier = entries.get(lsn), entries.get(lsn - 1)
-        if entry is None or earlier is None or entry.before is None or earlier.before is None:
+    for lsn, entry in sorted(entries.items(), reverse=True):
+        earlier = entries.get(lsn - 1)
+        if earlier is None or entry.before is None or earlier.before is None:
             continue
         if entry.before != following(earlier.before, earlier.payload):
             shared = lsn - 2  # one of two commits was accepted over the other
@@ -243,31 +268,37 @@ class _Node:
         return [*self.up()][::-1]
 
 
-def _histories(root: State, total: int | None, entries: Iterable[Entry], loose: Iterable[bytes]) -> list[list[_Node]]:
+def _histories(
+    root: State, total: int | None, entries: Iterable[Entry], loose: Iterable[bytes], guesses: _Guesses
+) -> list[list[_Node]]:
     """All histories behind a state that they share, the longest first; arguments as `united` takes them."""
     start, loose = _Node(Entry(root.lsn, b""), total), list(loose)
     at: dict[int, list[_Node]] = defaultdict(list, {root.lsn: [start]})
-    orphans = []
+    orphans: list[tuple[int, _Node]] = []
     known = {(entry.lsn, entry.before, entry.payload): entry for entry in entries}
-    for entry in sorted(known.values(), key=lambda one: one.lsn):
+    for place, entry in enumerate(sorted(known.values(), key=lambda one: one.lsn)):
         node = _Node(entry, None if entry.before is None else following(entry.before, entry.payload))
         there = (one for one in at[entry.lsn - 1] if entry.before is None or one.after in (None, entry.before))
         node.parent = next(there, None)
-        orphans += [] if node.parent else [node]
+        orphans += [] if node.parent else [(place, node)]
         at[entry.lsn].append(node)
-    for node in orphans:
+    occupied = sorted(lsn for lsn, some in at.items() if some)
+    for place, node in orphans:
         lsn, before = node.entry.lsn, node.entry.before
         for earlier, payload in itertools.product([*at[lsn - 2]], loose):
             fits = earlier.after is not None and following(earlier.after, payload) == before
             if fits and all(one.after != before for one in at[lsn - 1]):
+                if not at[lsn - 1]:
+                    bisect.insort(occupied, lsn - 1)
                 at[lsn - 1].append(_Node(Entry(lsn - 1, payload, before=earlier.after), before, earlier))
         node.parent = next((one for one in at[lsn - 1] if one.after == before), None)
         if node.parent is None:
             node.guessed, line = True, [node]
             while follows := [one for one in at[line[-1].entry.lsn + 1] if one.parent is line[-1]]:
                 line.append(follows[0])
-            last = max((one for one, some in at.items() if some and one < lsn - 1), default=root.lsn)
-            likely = (one for one in at[lsn - 1] if _fits(root, one.path(), line))
+            last = occupied[max(bisect.bisect_left(occupied, lsn - 1) - 1, 0)]
+            weight = len(root.trials) + place + len(line)
+            likely = (one for one in at[lsn - 1] if not guesses.allow(weight) or _fits(root, one.path(), line))
             node.parent = next(likely, at[last][0])
     nodes = [node for some in at.values() for node in some if node is not start]
     nodes += _said_out_of_place(start, nodes, loose)
@@ -291,24 +322,48 @@ def _said_out_of_place(start: _Node, nodes: list[_Node], loose: list[bytes]) -> 
     history.
     """
     written: dict[tuple[str, int], list[_Node]] = defaultdict(list)
+    numbers: dict[str, list[int]] = defaultdict(list)
+    precedes = _order(start, nodes)
     commits = [(commit, node) for node in nodes if isinstance(commit := codec.decode(node.entry.payload), Commit)]
     for commit, node in commits:
         written[commit.writer, commit.seq].append(node)
+        numbers[commit.writer].append(commit.seq)
+    for some in numbers.values():
+        some.sort()
     placed, rest = set[bytes](), set(loose)
     for commit, node in commits:
-        before = written.get((commit.writer, commit.seq - 1), [])
-        (placed if not before or any(one in before for one in node.up()) else rest).add(node.entry.payload)
+        before = written.get((commit.writer, commit.seq - 1), [])[:_MOST]
+        (placed if not before or any(precedes(one, node) for one in before) else rest).add(node.entry.payload)
     ends = [(commit, payload) for payload in rest - placed if isinstance(commit := codec.decode(payload), Commit)]
     ends = [pair for pair in ends if any(isinstance(record, TrialFinish) for record in pair[0].records)]
     added = []
     last: dict[str, _Node] = {"": start}
     for commit, payload in sorted(ends, key=lambda pair: (pair[0].writer, pair[0].seq)):
-        earlier = [seq for writer, seq in written if writer == commit.writer and seq < commit.seq]
+        some = numbers.get(commit.writer, [])
+        earlier = bisect.bisect_left(some, commit.seq)
         line = commit.writer if earlier else ""
-        behind = last[line] if line in last else written[line, max(earlier)][0]
+        behind = last[line] if line in last else written[line, some[earlier - 1]][0]
         last[line] = _Node(Entry(behind.entry.lsn + 1, payload), None, behind)
         added.append(last[line])
     return added
+
+
+def _order(start: _Node, nodes: Iterable[_Node]) -> Callable[[_Node, _Node], bool]:
+    """Tells whether one node is another, or before it in its history: by the places of both in a walk of the tree."""
+    children: dict[_Node | None, list[_Node]] = defaultdict(list)
+    for node in nodes:
+        children[node.parent].append(node)
+    first: dict[_Node, int] = {}
+    ahead = [start]
+    while ahead:
+        node = ahead.pop()
+        first[node] = len(first)
+        ahead += children[node]
+    last = dict(first)
+    for node in reversed(first):
+        if node.parent is not None:
+            last[node.parent] = max(last[node.parent], last[node])
+    return lambda one, other: first[one] <= first[other] <= last[one]
 
 
 def _apply(state: State, entry: Entry) -> tuple[Verdict, ...]:
@@ -319,21 +374,24 @@ def _counts(verdict: Verdict) -> bool:
     return verdict.accepted or verdict.refusal == "late"
 
 
-def _bridged(state: State, path: list[_Node]) -> tuple[State, range]:
-    """The state behind the commits that are missing before these, and the numbers of the trials that they had started.
+def _bridged(state: State, path: list[_Node], place: int, guesses: _Guesses) -> tuple[State, range]:
+    """The state behind the commits that are missing before this place, and the numbers of the trials that they started.
 
     So many are started, each for whoever speaks of it first, as leave the fewest of the commits up to the next gap
     refused.
     """
-    last, lsn, first = path[0].entry.lsn - 1, state.lsn + 1, len(state.trials)
-    rest = [node.entry for place, node in enumerate(path) if node.entry.lsn == last + 1 + place]
+    last, lsn, first = path[place].entry.lsn - 1, state.lsn + 1, len(state.trials)
+    behind = (path[at].entry for at in range(place, len(path)))
+    count_up = itertools.count(last + 1)
+    rest = list(itertools.takewhile(lambda entry: entry.lsn == next(count_up), behind))
     owners: dict[int, str] = {}
     for commit in (codec.decode(entry.payload) for entry in rest):
         for record in commit.records if isinstance(commit, Commit) else ():
             if isinstance(record, _OF_A_TRIAL) and record.epoch == 1:
                 owners.setdefault(record.number, commit.owner)  # type: ignore[union-attr]
-    saved, best = snapshot.dump(state), (len(rest) * codec.MAX_BYTES, b"", 0)
-    for count in range(_MOST + 1):
+    saved = b""
+
+    def started(count: int) -> State:
         tried = snapshot.load(saved)
         budget, tried.budget = tried.budget, None
         for number in range(first, first + count):
@@ -342,12 +400,22 @@ def _bridged(state: State, path: list[_Node]) -> tuple[State, range]:
             apply(tried, lsn, Commit(writer, 1, owner or writer, 0, (record,)))
             tried.writers.pop(writer)
         tried.budget, tried.lsn = budget, last
-        bridged = snapshot.dump(tried)
+        return tried
+
+    best = (len(rest) * codec.MAX_BYTES, 0)
+    for count in range(_MOST + 1):
+        if not guesses.allow(first + len(rest)):
+            break
+        saved = saved or snapshot.dump(state)
+        tried = started(count)
         refused = sum(not verdict.accepted for entry in rest for verdict in _apply(tried, entry))
-        best = min(best, (refused, bridged, count), key=lambda one: one[0])
+        best = min(best, (refused, count))
         if not refused:
             break
-    return snapshot.load(best[1]), range(first, first + best[2])
+    if not saved:
+        state.lsn = last
+        return state, range(0)
+    return started(best[1]), range(first, first + best[1])
 
 
 # --- one list of trials ---
@@ -380,14 +448,16 @@ def united(
     study: StudyRecords | None = None
     its_places: dict[int, int] = {}
     accepted: set[str] = set()
-    paths = _histories(root, total, entries, loose)
+    entries = list(entries)
+    guesses = _Guesses(len(entries) + len(root.trials))
+    paths = _histories(root, total, entries, loose, guesses)
     for path in paths:
         state, origins, uncertain, missing = snapshot.load(saved), dict[int, _Known](), dict[int, int](), -1
         for place, node in enumerate(path):
             if node.guessed:
                 missing = min(state.lsn + 1, node.entry.lsn - 1)  # from here on
                 if state.lsn < node.entry.lsn - 1:
-                    state, started = _bridged(state, path[place:])
+                    state, started = _bridged(state, path, place, guesses)
                     origins |= {number: ("", node.entry.lsn, number) for number in started}
                     uncertain |= dict.fromkeys(started, missing)
             count, commit = len(state.trials), codec.decode(node.entry.payload)
@@ -555,6 +625,11 @@ def _handed_over(store: Store, keys: Iterable[str]) -> Iterator[State]:
 # --- the new study ---
 
 
+def in_words(runs: Iterable[range]) -> str:
+    """Lsns, with runs of them as ranges."""
+    return ", ".join(str(run[0]) if run[0] == run[-1] else f"{run[0]} to {run[-1]}" for run in runs)
+
+
 def into_new_study(rescued: Rescued, source: Store, uuid: str, name: str, target: Storage) -> Arrived:
     """Copy what was rescued into a study of this name, which must not be there yet. Trials that ran are WAITING there.
 
@@ -574,7 +649,7 @@ def into_new_study(rescued: Rescued, source: Store, uuid: str, name: str, target
         what = "started in the damaged commit" if number in rescued.unknown else "changed after the damaged commit"
         user = {**trials[number].user, MARK: json.dumps(f"{what} {lsn}")}
         trials[number] = msgspec.structs.replace(trials[number], user=user)
-    lost = ", ".join(map(str, rescued.lost)) or "nothing"
+    lost = in_words(rescued.lost) or "nothing"
     info = {**rescued.study.define.info, MARK: f"from {uuid}; lost commits: {lost}"}
     define = msgspec.structs.replace(rescued.study.define, info=info)
     study = rescued.study._replace(trials=trials, define=define)

@@ -40,6 +40,7 @@ META: Final = "box.json"
 SCHEME: Final = "folder://"
 _LOOKS: Final = (0.002, 0.02)  # seconds between looks for an answer: the first, the longest
 _SHARE: Final = 0.1  # of the wait so far that the next pause may be
+_SERVERS: Final = 64
 _LEFT: Final = 3600.0  # seconds for which an answer waits for whoever asked
 
 
@@ -220,8 +221,9 @@ class Box:
         self.objects.put_new(f"answers/{name}", data)
 
     def beats(self) -> dict[str, bytes]:
-        """The beats of all servers."""
-        found = {name: self.objects.get(f"beats/{name}", limit=64) for name in self.objects.names_in("beats")}
+        """The beats of the servers, of so many as there may be: whoever may write there can put any number there."""
+        names = self.objects.names_in("beats")[:_SERVERS]
+        found = {name: self.objects.get(f"beats/{name}", limit=64) for name in names}
         return {name: one.data for name, one in found.items() if one is not None}
 
     def sweep(self, beat: str) -> None:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import re
 from typing import Final
 
-_LOGIN: Final = re.compile(r"(?:(?<!/)//|:/)[^/@:]*:")
-"""What comes before a password, also in a URL with a slash too few."""
-_SECRET: Final = re.compile(r"([?&;][a-z_]*(?:password|token|secret|secret_key|access_key)=)[^&]*", re.IGNORECASE)
+_LOGIN: Final = re.compile(r"(?:(?<!/)//|:/|^(?![./~]|[\w+.-]+:/)(?:[\w+.-]+:)?)[^/@:]*:")
+"""What comes before a password, also in a URL with a slash too few, or with none."""
+_SECRET: Final = re.compile(
+    r"((?:^|[?&;\s])[a-z_]*(?:passw(?:or)?d|pwd|token|secret|secret_key|access_key)=)[^&]*", re.IGNORECASE
+)
 
 
 def redacted(url: str) -> str:

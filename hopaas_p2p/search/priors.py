@@ -99,10 +99,10 @@ class Prior(PriorRecord, frozen=True, forbid_unknown_fields=True):
             raise InvalidInput(f"{name!r} has too few finished trials with the same parameters to learn from")
         picked = chosen(len(ranked))
         while True:
-            found = scores(picked, len(ranked))
-            made = cls._fitted(name, space, known.observations(space, ranked[picked]), found, uuid=uuid, place=place)
+            values, found = known.observations(space, ranked[picked]), scores(picked, len(ranked))
+            made = cls._unfitted(name, space, values, found, uuid=uuid, place=place)
             if len(made.as_text()) <= LARGEST_PRIOR:
-                return made
+                return made._fitted(space, values, found)
             if len(picked) < 2 * FEWEST:
                 raise InvalidInput(f"{name!r} has too many parameters to learn from")
             picked = picked[::2]
@@ -180,25 +180,31 @@ class Prior(PriorRecord, frozen=True, forbid_unknown_fields=True):
         )
         order = np.argsort(far, kind="stable")
         values = {name: column[order] for name, column in values.items()}
-        return cls._fitted(BELIEF, dists, values, scores(np.arange(_BELIEVED), _BELIEVED))
+        found = scores(np.arange(_BELIEVED), _BELIEVED)
+        return cls._unfitted(BELIEF, dists, values, found)._fitted(dists, values, found)
 
     @classmethod
-    def _fitted(
+    def _unfitted(
         cls, name: str, space: Mapping[str, BaseDistribution], values: Mapping[str, Floats], found: Floats, **where: Any
     ) -> Self:
-        cube = Cube(space)
-        points = cube.points(values)
-        shared = np.full((len(found), len(found)), CONSTANT)
-        lengths = fit(cube.squares(points, points), found, len(found), shared=shared)
+        """With lengths that are none yet, as long as any in its text: to fit them takes long where it is too large."""
         return cls(
             name,
             {one: to_record(dist) for one, dist in space.items()},
             {one: [_short(value) for value in column.tolist()] for one, column in values.items()},
             [round(score, 4) for score in found.tolist()],
-            [_short(length) for length in lengths.scales.tolist()],
-            _short(lengths.noise),
+            [0.123456] * len(space),
+            0.123456,
             **where,
         )
+
+    def _fitted(self, space: Mapping[str, BaseDistribution], values: Mapping[str, Floats], found: Floats) -> Self:
+        cube = Cube(space)
+        points = cube.points(values)
+        shared = np.full((len(found), len(found)), CONSTANT)
+        lengths = fit(cube.squares(points, points), found, len(found), shared=shared)
+        scales = [_short(length) for length in lengths.scales.tolist()]
+        return msgspec.structs.replace(self, lengths=scales, noise=_short(lengths.noise))
 
     def as_text(self) -> str:
         """As a file or an attribute has it."""

@@ -11,6 +11,7 @@ import msgspec
 
 from hopaas_p2p.core.attributes import SPACE
 from hopaas_p2p.core.records import Categorical, Distribution, Float, Int, TrialState
+from hopaas_p2p.core.validity import possible_distributions
 from hopaas_p2p.errors import InvalidInput
 from hopaas_p2p.runtime.arguments import near
 
@@ -124,8 +125,12 @@ def check_keys(entry: Iterable[str], allowed: Collection[str], what: str) -> Non
 
 
 def said_later(state: State) -> dict[str, Distribution]:
-    """The space that was given to a study after it was created; empty if none was."""
-    return _decode(state.system.get(SPACE, "{}"))
+    """The space that was given to a study after it was created; empty if none was.
+
+    One that no trial can have beside the parameters of those that there are, as somebody may write it, is none.
+    """
+    found = _decode(state.system.get(SPACE, "{}"))
+    return found if possible_distributions(found, state.dists) else {}
 
 
 def as_attribute(space: Mapping[str, Distribution]) -> str:

@@ -116,11 +116,10 @@ def chosen_by(trial: LoggedTrial, state: State) -> str:
     owner changed it is not known.
     """
     while True:  # a member of a population may have thousands of trials before this one
-        copied = copied_trial(trial)
+        copied, earlier = copied_trial(trial), _earlier(trial)
         if copied is not None:
             return f"perturbed from trial {copied}"
-        earlier = trial.retry_of if trial.continues is None else trial.continues
-        if earlier is None or not 0 <= earlier < trial.number:
+        if earlier is None:
             break
         trial = state.trials[earlier]
     if "fixed_params" in trial.system:
@@ -132,12 +131,22 @@ def chosen_by(trial: LoggedTrial, state: State) -> str:
     return own or ("the default sampler" if shared is None else in_words(shared))
 
 
+def _earlier(trial: LoggedTrial) -> int | None:
+    """The trial that this one goes on from, or tries again."""
+    earlier = trial.retry_of if trial.continues is None else trial.continues
+    return earlier if earlier is not None and 0 <= earlier < trial.number else None
+
+
 def other_samplers(state: State) -> dict[str, int]:
     """Samplers that some peers use instead of the study's, and the number of trials from each."""
     if not any("sampler" in info for info in state.peers.values()):
         return {}
     study = in_words(SearchMethod.stored(state.system).sampler)
-    counts = Counter(chosen_by(trial, state) for trial in state.trials)
+    chosen: list[str] = []  # each trial is looked at once, and not again for those that go on from it
+    for trial in state.trials:
+        earlier = None if copied_trial(trial) is not None else _earlier(trial)
+        chosen.append(chosen_by(trial, state) if earlier is None else chosen[earlier])
+    counts = Counter(chosen)
     said = {info["sampler"] for info in state.peers.values() if "sampler" in info}
     return {name: count for name, count in counts.items() if name in said and name != study}
 

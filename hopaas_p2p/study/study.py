@@ -41,7 +41,7 @@ from hopaas_p2p.core.records import (
 )
 from hopaas_p2p.core.state import State
 from hopaas_p2p.core.state import Trial as LoggedTrial
-from hopaas_p2p.core.validity import reason_text
+from hopaas_p2p.core.validity import possible_distributions, reason_text
 from hopaas_p2p.errors import (
     UNDECIDED,
     DefinitionMismatch,
@@ -479,7 +479,11 @@ class Study(optuna.Study):
         """
         if self._defined_space:
             raise DefinitionMismatch(f"the study {self.name!r} was created with a search space, which does not change")
-        self.handle.say(StudySet(system={SPACE: as_attribute(checked_space(space))}))
+        given = checked_space(space)
+        with looking_at(self) as state:
+            if not possible_distributions(given, state.dists):
+                raise InvalidInput(f"the trials of {self.name!r} have parameters of another kind, or too many others")
+        self.handle.say(StudySet(system={SPACE: as_attribute(given)}))
         self.__dict__.pop("_proposer", None)  # it is for the space before
 
     @property

@@ -26,7 +26,7 @@ from hopaas_p2p.core.attributes import SAMPLER
 from hopaas_p2p.core.records import Categorical, Commit, Float, StudyRegistered, StudySet, TrialCreate
 from hopaas_p2p.core.state import COMPLETE
 from hopaas_p2p.errors import InvalidInput
-from hopaas_p2p.moving import backup, descriptions, tables
+from hopaas_p2p.moving import backup, descriptions, import_study, tables
 from hopaas_p2p.moving.optunas import _bounded, load_optuna
 from hopaas_p2p.moving.records import of_state
 from hopaas_p2p.runtime.ownership import read_own
@@ -81,6 +81,19 @@ def test_a_sparse_file_is_not_read(tmp_path: Path, name: str) -> None:
     reader = {"s.yaml": descriptions.read, "s.spool": spool.exported}[name]
     with pytest.raises(InvalidInput):
         reader(path)
+
+
+@pytest.mark.parametrize("name", ["s.journal", "s.csv", "s.study", "s.db"])
+def test_a_sparse_file_is_not_imported(tmp_path: Path, name: str) -> None:
+    storage = hopaas_p2p.open_storage("memory://sparse")
+    hopaas_p2p.open_study(storage, "s")
+    path = tmp_path / name
+    with path.open("wb") as file:
+        file.write(b"SQLite format 3\0" if name == "s.db" else b"")
+        file.truncate(SPARSE)
+    for source in (str(path), f"sqlite:///{path}"):
+        with pytest.raises(InvalidInput, match="far larger than what is in it"):
+            import_study(storage, source, name="s")
 
 
 @pytest.mark.parametrize(

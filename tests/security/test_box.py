@@ -182,6 +182,18 @@ def test_a_file_that_has_no_place_holds_up_no_other(tmp_path: Path, key: str) ->
         assert time.monotonic() - began < 2.0
 
 
+def test_a_server_reads_the_beats_of_so_many_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It does so once a second, before it looks for requests."""
+    box = Box.make(tmp_path / "box", "file:///far")
+    box.objects.put("beats/one", b"1")
+    for number in range(1000):
+        (tmp_path / "box" / "beats" / f"b{number}").write_bytes(b"1")
+    read = []
+    get = box.objects.get
+    monkeypatch.setattr(box.objects, "get", lambda key, **named: read.append(key) or get(key, **named))
+    assert len(box.beats()) == len(read) <= 100
+
+
 def test_what_was_copied_of_another_store_is_not_answered(tmp_path: Path) -> None:
     for secret in ("first", "second"):
         with _served(tmp_path, secret):

@@ -5,6 +5,7 @@ Each record is one that a worker's token may write. It is refused, or it harms n
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import datetime
 import importlib.util
@@ -15,6 +16,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Final
 
+import msgspec
 import numpy as np
 import optuna
 import pytest
@@ -37,6 +39,7 @@ from hopaas_p2p.analysis.timeline import timeline
 from hopaas_p2p.cli.main import cli
 from hopaas_p2p.core import codec, snapshot
 from hopaas_p2p.core.apply import apply
+from hopaas_p2p.core.attributes import SPACE as LATER_SPACE
 from hopaas_p2p.core.catalog import Listing
 from hopaas_p2p.core.records import (
     Budget,
@@ -68,12 +71,15 @@ from hopaas_p2p.core.records import (
     Used,
 )
 from hopaas_p2p.core.state import COMPLETE, FAIL, WAITING, State
-from hopaas_p2p.errors import NoWork
+from hopaas_p2p.core.validity import possible_priors
+from hopaas_p2p.errors import InvalidInput, NoWork
 from hopaas_p2p.files.artifacts import StudyArtifacts
 from hopaas_p2p.moving import tables
 from hopaas_p2p.moving.records import of_state
 from hopaas_p2p.peer.liveness import UNKNOWN, owners_of
 from hopaas_p2p.report.page import render
+from hopaas_p2p.search import priors
+from hopaas_p2p.spec.space import as_attribute
 from hopaas_p2p.storage import Storage
 from hopaas_p2p.trackers import Export, links
 from hopaas_p2p.trackers.base import new_files
@@ -661,3 +667,72 @@ def test_no_records_stop_a_reader_of_limits_rungs_or_populations(
     spending(scribe.state)
     for one in scribe.state.trials:
         charts.metrics(one)
+
+
+@pytest.mark.parametrize(
+    "space",
+    [
+        {"x": Categorical(("a", "b"))},
+        {"x": Float(0.1, 1, log=True)},
+        {f"y{place}": Float(0, 1) for place in range(1000)},
+    ],
+    ids=["kind", "scale", "names"],
+)
+@pytest.mark.parametrize("first", ["space", "trials"])
+def test_a_space_that_fits_no_trial_stops_nobody(space: dict[str, Any], first: str) -> None:
+    """What somebody says of the space later, in a study that was created with none."""
+    url = f"memory://{secrets.token_hex(8)}"
+    with contextlib.closing(open_study(url, "s")) as study:
+        lies = StudySet(system={LATER_SPACE: as_attribute(space)})
+        if first == "space":
+            study.handle.say(lies)
+            study.handle.say(ended(params={"x": 0.5}, dists={"x": Float(0, 1)}, values=(1.0,)))
+        else:
+            study.optimize(lambda trial: trial.suggest_float("x", 0, 1), n_trials=1)
+            study.handle.say(lies)
+            with pytest.raises(InvalidInput, match="of another kind, or too many"):
+                study.set_space(space)
+    with contextlib.closing(open_study(url, "s", create=False)) as study:
+        study.optimize(lambda trial: trial.suggest_float("x", 0, 1), n_trials=2)
+        assert [trial.state.name for trial in study.trials] == ["COMPLETE"] * 3
+
+
+def test_a_prior_takes_no_longer_to_make_than_it_may_be_large(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`learn_from="auto"` reads studies of others, and a fit costs as many values as there are, many times."""
+    dists: dict[str, Distribution] = {f"p{place}": Float(0, 1) for place in range(1000)}
+    values, fitted = 0, priors.fit
+
+    def fit(squares: Any, *given: Any, **named: Any) -> Any:
+        nonlocal values
+        values += squares.size
+        return fitted(squares, *given, **named)
+
+    monkeypatch.setattr(priors, "fit", fit)
+    with contextlib.closing(open_study(f"memory://{secrets.token_hex(8)}", "s")) as study:
+        for number in range(20):
+            drawn = {name: (number * 37 + place * 11) % 97 / 97 for place, name in enumerate(dists)}
+            study.handle.say(ended(params=drawn, dists={} if number else dists, values=(float(number),)))
+        with pytest.raises(InvalidInput, match="too many parameters"):
+            priors.Prior.from_study(study)
+    assert values < 1_000_000
+    large = {name: [0.5] * 200 for name in dists}
+    told = priors.PriorRecord("s", dists, large, [0.0] * 200, [1.0] * len(dists), 1.0)
+    assert not possible_priors([msgspec.to_builtins(told)])
+
+
+@pytest.mark.parametrize("log", [False, True])
+@pytest.mark.parametrize(
+    ("low", "high"),
+    [(0.0, 5e-324), (5e-324, 1e-323), (5e-324, 1.0), (1e-151, 2e-151), (-5e-324, 5e-324), (1e16, 1e16 + 2)],
+)
+def test_an_axis_of_next_to_nothing_is_drawn(low: float, high: float, log: bool) -> None:
+    if log and low <= 0:
+        low = 1e-323
+        high = max(high, low)
+    dist = Float(low, high, log=log)
+    scribe = Scribe(space={"x": dist})
+    for number in range(12):
+        end = high if number % 2 else low
+        scribe.say("a", ended(params={"x": end}, dists={"x": dist}, values=(end,), reports={0: low, 1: end}))
+    assert scribe.state.counts[COMPLETE] == 12
+    read_everything(scribe.state)

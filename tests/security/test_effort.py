@@ -22,6 +22,7 @@ from hopaas_p2p.core.records import (
     Checkpoint,
     Distribution,
     Float,
+    PeerJoin,
     Policy,
     StudySet,
     TrialCheckpoint,
@@ -37,6 +38,7 @@ from hopaas_p2p.core.records import (
     Until,
 )
 from hopaas_p2p.core.state import BLOCK
+from hopaas_p2p.study.method import other_samplers
 from tests.support.dashboard_studies import COMPLETE, Scribe
 
 
@@ -395,3 +397,29 @@ def test_a_replica_that_links_agrees_with_one_from_a_snapshot(monkeypatch: pytes
             scribe.say("w", *records(at))
             apply(replica, replica.lsn + 1, scribe.commits[-1])
             assert snapshot.digest(replica) == snapshot.digest(scribe.state), case.__name__
+
+
+def test_who_chose_a_trial_is_looked_for_once() -> None:
+    """A member of a population has as many trials before it as it made pauses, each of which goes on from the last."""
+    scribe = Scribe()
+    policy = Population(size=2, every=1, max=600, first_step=1)
+    scribe.say("founder", StudySet(system={FIDELITY: encode_fidelity(policy)}), PeerJoin({"sampler": "x"}))
+    for step in range(1, 500):
+        (begun,) = scribe.say("bob", TrialCreate(prefer_waiting=True))
+        assert begun.number is not None
+        paused = TrialFinish(begun.number, 1, TrialState.PRUNED, paused=True)
+        scribe.say("bob", TrialSet(begun.number, 1, reports={step: 0.5}), paused)
+    assert scribe.state.trials[498].continues is not None
+    looks = 0
+
+    def look(_frame: FrameType, event: str, _given: object) -> None:
+        nonlocal looks
+        looks += event == "call"
+
+    sys.setprofile(look)
+    try:
+        found = other_samplers(scribe.state)
+    finally:
+        sys.setprofile(None)
+    assert found == {}
+    assert looks < 10_000

@@ -452,7 +452,11 @@ def test_attributes_are_merged_and_keep_their_order(scribe: Scribe) -> None:
 # --- roles -------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("record", [StudyControl("paused"), TrialStop(0, 1)], ids=["study.control", "trial.stop"])
+@pytest.mark.parametrize(
+    "record",
+    [StudyControl("paused"), TrialStop(0, 1), StudySet(system={"hopaas:space": "{}"})],
+    ids=["study.control", "trial.stop", "space"],
+)
 @pytest.mark.parametrize(
     ("role", "may"), [("owner", True), ("worker", False), ("viewer", False), ("", False), ("Owner", False)]
 )
