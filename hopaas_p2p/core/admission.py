@@ -85,8 +85,10 @@ def next_start(
     closed = _closed_to(state, me)
     if closed is not None and closed != "paused":
         return Done(closed)
-    limited, pausing, room = state.ledger.reached is not None, state.configurations, state.has_room()
-    found = None if limited else _found(state, skip, no_new, room=room)
+    if state.ledger.reached is not None:  # so a trial that comes back would not start either
+        return Done("budget")
+    pausing, room = state.configurations, state.has_room()
+    found = _found(state, skip, no_new, room=room)
     if closed is not None and (found is not None or state.running):
         return Wait(closed)
     if found is not None:
@@ -94,12 +96,11 @@ def next_start(
     why = no_new or "budget"
     if alive is None:
         return Wait(why) if state.running else Done(why)
-    if not limited:
-        resting = state.waiting if room else pausing.resumable
-        if resting:
-            return Wait(why, tuple(resting))
-        if state.running and pausing.waiting():
-            return Wait(why, tuple(state.running))
+    resting = state.waiting if room else pausing.resumable
+    if resting:
+        return Wait(why, tuple(resting))
+    if state.running and pausing.waiting():
+        return Wait(why, tuple(state.running))
     doubted = {one: until for one in state.running if (until := alive(state.trials[one].owner or "")) is not None}
     return Wait(why, tuple(doubted), max(doubted.values())) if doubted else Done(why)
 
