@@ -230,10 +230,10 @@ class Taught:
             if not matched:
                 continue
             nowhere = np.full(len(prior.scores), np.nan)
-            columns, scales = zip(*[matched.get(name, (nowhere, math.inf)) for name in space], strict=True)
-            values = np.column_stack(columns)
+            columns = [matched.get(name, (nowhere, math.inf)) for name in space]
+            values = np.column_stack([column for column, _ in columns])
             points = self.cube.points(dict(zip(space, np.nan_to_num(values, nan=-1).T, strict=True)))
-            lengths = Lengths(np.array(scales), prior.noise, 0)
+            lengths = Lengths(np.array([length for _, length in columns]), prior.noise, 0)
             self.priors.append(prior)
             self._processes.append(Process.of(self.cube, points, np.array(prior.scores), lengths))
             self._best.append(values)

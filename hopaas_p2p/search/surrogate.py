@@ -105,11 +105,10 @@ class Cube:
             found.append((gaps != 0).astype(np.float64) if choice else gaps * gaps)
         return found
 
-    def kernel(self, left: Floats, right: Floats, lengths: Floats) -> Floats:
-        """Matern's kernel between rows of `left` and rows of `right`; products are faster where choices are few."""
-        if len(self._codes) > _FEW_CHOICES:
-            return kernel(self.squares(left, right), lengths)
-        return np.concatenate(list(correlations(self.multipliers(left, lengths), self.features(right))), axis=1)
+    @property
+    def few_choices(self) -> bool:
+        """Whether `features` have so few columns that a product of them is faster than `squares`."""
+        return len(self._codes) <= _FEW_CHOICES
 
     def features(self, points: Floats) -> Floats:
         """A row per configuration, whose products with `multipliers` are distances."""
@@ -327,7 +326,7 @@ class Process(NamedTuple):
         """The process of trials with these scores."""
         size = len(found)
         rows = cube.multipliers(points, lengths.scales)
-        covariance = cube.kernel(points, points, lengths.scales)
+        covariance = np.concatenate(list(correlations(rows, cube.features(points))), axis=1)
         solved, _ = _eliminated(covariance, lengths.noise, np.column_stack([np.eye(size), np.ones(size), found]))
         whiten, ones, scored = solved[:, :size], solved[:, size], solved[:, size + 1]
         mean = float(ones @ scored / (ones @ ones + 1 / CONSTANT))
@@ -483,12 +482,19 @@ class Surrogate:
             lengths = lengths if expected is None else lengths.quiet()
         self._whiten: Floats | None = None
         self.lengths = lengths or first_lengths(len(cube.space))
-        self._kernel = cube.kernel(self._points, self._points, self.lengths.scales)
+        self._rows = cube.multipliers(self._points, self.lengths.scales) if cube.few_choices else None
+        self._kernel = self._near(self._points)
         if shared is not None:
             self._kernel += shared
 
     def _featured(self, expected: Floats) -> Floats:
         return np.column_stack([np.ones(len(expected)), self._fade * expected])
+
+    def _near(self, points: Floats) -> Floats:
+        """The kernel between the trials and some configurations."""
+        if self._rows is None:
+            return kernel(self._cube.squares(self._points, points), self.lengths.scales)
+        return np.concatenate(list(correlations(self._rows, self._cube.features(points))), axis=1)
 
     def _whitened(self, right: Floats) -> Floats:
         """What `_eliminated` finds; the factor of few trials is inverted, because it is used several times."""
@@ -506,7 +512,7 @@ class Surrogate:
         `expected` is what priors expect of each point, where any count.
         """
         known = len(self._found)
-        near = self._cube.kernel(self._points, points, self.lengths.scales)
+        near = self._near(points)
         mean, left, optimism = np.zeros(len(points)), np.ones(len(points)), _OPTIMISM
         if self._features is not None:
             assert expected is not None
