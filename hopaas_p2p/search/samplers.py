@@ -211,8 +211,8 @@ class TPESampler(OptunaTPE):
     def startup_value(self, study: optuna.Study, trial: FrozenTrial, name: str, distribution: BaseDistribution) -> Any:
         if self._priors and not distribution.single():  # the first trial of a study whose space nobody knows
             taught = Taught({name: distribution}, self._priors[:1])
-            value = taught.best(self.random_state, 1, np.ones(len(taught.priors), np.bool_))[name]
-            if len(value):
+            if taught.priors:
+                value = taught.best(self.random_state, 1, np.ones(1))[name]
                 return distribution.to_external_repr(value[0].item())
         if self._first_wave == "random" or len(trial.params) >= halton.DIMENSIONS:
             return super().startup_value(study, trial, name, distribution)

@@ -216,6 +216,12 @@ def test_the_first_trials_of_any_study_come_from_the_prior(prior: Prior) -> None
     assert min(trial.value for trial in study.trials if trial.value is not None) < 0.01
 
 
+def test_a_parameter_that_no_prior_has_stops_no_study(prior: Prior) -> None:
+    study = optuna.create_study(sampler=default_sampler(1, priors=[prior]))
+    study.optimize(lambda trial: trial.suggest_float("other", 0, 1) + trial.suggest_float("x", 0, 1), n_trials=3)
+    assert len(study.trials) == 3
+
+
 def test_priors_need_the_process(prior: Prior) -> None:
     with pytest.raises(InvalidInput, match="process"):
         TPESampler(priors=[prior])
