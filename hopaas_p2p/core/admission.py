@@ -146,4 +146,5 @@ def _found(state: State, skip: Collection[int], no_new: str, *, room: bool) -> S
 
 def finished(state: State) -> bool:
     """Whether the campaign is over for good: stopped, failing, or nothing is left to start and nothing runs."""
-    return isinstance(next_start(state), Done)
+    found = next_start(state)
+    return isinstance(found, Done) and not (found.why == "budget" and state.running)
