@@ -179,7 +179,7 @@ def table(
     empty: str = "None yet.",
     long: str = "",
     titled: bool = False,
-    most: int = 100,
+    most: int | None = None,
     others: str = "more",
 ) -> None:
     """A small table, or words if it is empty; see `analysis.html.table`. After `most` rows it counts the others."""
@@ -189,5 +189,5 @@ def table(
         nothing(empty)
         return
     st.html(html.table(heads, rows[:most], label=label, long=long))
-    if len(rows) > most:
+    if most is not None and len(rows) > most:
         caption(f"and {len(rows) - most:,} {others}")

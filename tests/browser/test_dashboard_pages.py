@@ -464,3 +464,15 @@ def test_what_differs_between_trials_is_marked_and_the_rest_can_be_left_out(stor
     assert "attempt" not in short
     one = texts(page("trial", stores["conditional"], "study", query={"trial": "0, 99999"}).run())
     assert "There is no trial 99999." in one
+
+
+def test_a_trial_shows_all_of_its_parameters(tmp_path: Path) -> None:
+    names = [f"p{at}" for at in range(120)]
+    scribe = Scribe(space={name: Float(0.0, 1.0) for name in names})
+    scribe.join("a", "north")
+    scribe.trial("a", 1.0, **dict.fromkeys(names, 0.5))
+    scribe.trial("a", 2.0, **dict.fromkeys(names, 0.25))
+    scribe.put_into(str(tmp_path / "store"))
+    for chosen in ("0", "0, 1"):
+        shown = texts(calm(page("trial", str(tmp_path / "store"), "study", query={"trial": chosen})))
+        assert [name for name in names if f"{name}</td>" not in shown and f"{name} <" not in shown] == []
