@@ -16,6 +16,7 @@ from hopaas_p2p.cli import main, output
 from hopaas_p2p.cli.main import cli
 from hopaas_p2p.core.records import Float
 from hopaas_p2p.report.page import trials_table
+from tests.support.dashboard_studies import Scribe
 
 SPACE = {"x": Float(0.0, 1.0)}
 
@@ -231,3 +232,15 @@ def test_after_a_limit_a_worker_says_which_and_leaves_at_once(
     assert code == 0
     assert "the target 0.5 is reached" in why
     assert "must be" not in why
+
+
+def test_a_watched_name_shows_what_nobody_sees(
+    store: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = "s\u202eknabb"  # written backwards, by another program than this
+    Scribe(name=name).put_into(store)
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    code, shown, _ = said(capsys, "watch", name, "--store", store, "--timeout", "0")
+    assert code == 1
+    assert "open" in shown
+    assert "\u202e" not in shown
