@@ -93,7 +93,7 @@ class Axis:
         self.middle = 0.5 * (self.low + self.high)
         self.mu = mu
         self.sorted = SortedRows(len(mu))
-        """The trials that make the density."""
+        """The trials of the density."""
 
     def _scaled(self, value: float) -> float:
         return float(np.log(value)) if self.log else value
