@@ -179,7 +179,7 @@ class Connections:
         """The token as last read; it is read again when a server refuses it."""
 
     def ask(self, call: str, *arguments: Any, place: str = "", held: bool = False) -> Any:
-        """The result of a request, which the server may have `held` for a while; raises what it says, or `send`."""
+        """The result of a request, which the server may hold if `held`; raises the server's error, or like `send`."""
         body = protocol.encode(StoreRequest(call, place, arguments))
         if len(body) > LARGEST:
             raise InvalidInput(f"{len(body)} bytes are too many for one request; at most {LARGEST} are sent")

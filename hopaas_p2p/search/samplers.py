@@ -308,7 +308,7 @@ class TPESampler(OptunaTPE):
         return {name: one.to_external_repr(values[name]) for name, one in model.space.items()}
 
     def _ranked(self, model: _Model) -> Iterator[dict[str, float]]:
-        """Candidates as the process ranks them, if there is one; some draws, the best first; then random ones."""
+        """Candidates in the order of the process, if there is one; some draws, the best first; then random ones."""
         if len(model.ranked) > 1 or (self._priors and model.columns.learned <= _PROCESS_UP_TO):
             candidates, costs = self._judged(model)
             yield from _configurations(candidates, np.argsort(costs, kind="stable").tolist())

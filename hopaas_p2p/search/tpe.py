@@ -222,7 +222,7 @@ class KernelDensity:
         return terms
 
     def _log_cells(self, mu: Floats, sigma: Floats, points: Mapping[str, Floats]) -> Iterator[Floats]:
-        """The same of each axis with cells, without what is outside the range; all at once, as each step costs."""
+        """The same for each axis with cells, without places outside the range; all at once, to save steps."""
         parts = []
         for here, width, (name, axis) in zip(mu[:, :, None], sigma[:, :, None], self.cells.items(), strict=True):
             different, inverse = np.unique(points[name], return_inverse=True)

@@ -82,7 +82,7 @@ def broken(state: State) -> list[str]:
 
 
 def _follow_from_the_trials(state: State) -> bool:
-    """Rungs that are derived anew from the trials, as from a snapshot, decide as those that were kept."""
+    """Rungs derived anew from the trials, as from a snapshot, decide the same as those updated incrementally."""
     kept, maximize = state.configurations, state.define is not None and state.define.directions[0] == "maximize"
     if not isinstance(kept, Configurations):
         return True

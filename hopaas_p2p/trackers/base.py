@@ -96,7 +96,7 @@ class Export:
         self._study = study
         self._marks: dict[int | None, str] | None = None
         self._settled: set[int] = set()
-        """Finished trials that are there; emptied when attributes of the study change: they may be about any trial."""
+        """Finished trials that are there; cleared when the study's attributes change, which may concern any trial."""
         self._seen: tuple[int, dict[str, str]] = (-1, {})
 
     def sync(self) -> int:

@@ -61,7 +61,7 @@ class _Run:
     id: str
     status: str
     place: str
-    """Where MLflow's client would send its files: any of its users may choose that, also a folder of this machine."""
+    """Where MLflow's client would send its files: any of its users may choose that, even a folder here."""
     files: list[str]
     """Ids of the files that it has."""
     sent: dict[str, dict[int, float]] | None = None

@@ -73,7 +73,7 @@ class Reporting:
     _checkpoint_every: int | None
 
     def _judged(self, value: float, step: int, *, last: bool = False) -> bool:
-        """Report this value if that is due; whether to give the trial up. A request to stop is seen at every step."""
+        """Report this value if due; returns whether to give the trial up. Sees a request to stop at every step."""
         if not last and (step + 1) % self._report_every and self._trial.stop_requested is None:
             return False
         self._trial.report(value, step)
