@@ -66,11 +66,11 @@ def serve_https(
     """Serve STORE, a directory, a bucket or a database, to everyone who has a token for it.
 
     Peers use https://HOST as their store, with their token. For a database, give the URL without a login: the database
-    checks each token itself. For a directory or bucket, this server checks tokens, by what `admin user`, `token` and
-    `grant` wrote next to the store; anyone who may write to the store directly is not bound by that. After SIGTERM it
-    answers pending requests, then stops. The log goes to stderr, one line of JSON per event; /healthz and /metrics are
-    for machines. Several may serve one store side by side. A proxy in the NETWORK of --behind-proxy terminates TLS, and
-    has to set X-Forwarded-For and X-Forwarded-Proto.
+    checks each token itself. For a directory or bucket, this server checks them, using the lists of `admin user`,
+    `token` and `grant`, which do not bind people who can write to the store directly. After SIGTERM it answers pending
+    requests, then stops. The log goes to stderr, one line of JSON per event; /healthz and /metrics are for machines.
+    Several may serve one store side by side. A proxy in the NETWORK of --behind-proxy terminates TLS, and has to set
+    X-Forwarded-For and X-Forwarded-Proto.
     """
     host, port = _address(listen)
     if (tls_cert is None) != (tls_key is None):
@@ -112,9 +112,9 @@ def _service(url: str, remember: Path | None) -> Service:
 @click.argument("folder", type=click.Path(path_type=Path))
 @click.argument("target", metavar="STORE")
 def serve_folder(session: CliSession, folder: Path, target: str) -> None:
-    """Serve STORE through FOLDER, for nodes that can reach only a directory that they share with this node.
+    """Serve STORE through FOLDER, for nodes that reach only a directory shared with this node.
 
-    Runs on a node that reaches both, such as a login node, until it is stopped. Peers use folder:///path/of/FOLDER as
+    Runs until it is stopped, on a node that reaches both, such as a login node. Peers use folder:///path/of/FOLDER as
     their store, and act with the rights of this process's login. It may be stopped, killed and restarted at any time,
     and two may run at once: commits stay in FOLDER until the store has them.
     """

@@ -75,7 +75,7 @@ def send(session: CliSession, source: Path | None) -> int:
     """Send the results that wait on this machine, or those in FILE, which `admin spool export` wrote elsewhere.
 
     Results of studies in the store of --store (or HOPAAS_STORE) are sent to it with that URL's login, whatever URL of
-    the store their peer used. Other results are sent to the URL that their peer used, unless --store is given. If some
+    the store their peer used. Without --store, other results are sent to their peer's URL. If some
     cannot be sent, the exit code shows why: 69, for example. FILE is not removed; sending it twice does no harm. The
     result of a trial that another process has ended meanwhile is sent but not counted, and this command reports it.
     Records that only an owner may write, such as a stop of the study, are left out of FILE. Histories in FILE are kept

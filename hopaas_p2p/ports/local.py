@@ -72,7 +72,7 @@ class LocalPeer:
         self._actions, self._silence, self._clock = actions, silence, clock
         self._studies: dict[str, Study] = {}
         self._open: dict[tuple[str, int], TrialVerbs] = {}
-        """Trials by study and number; the thread that removes an entry completes the trial."""
+        """Trials by study and number. Threads use only single, atomic operations on it."""
         self._tables: dict[str, tuple[Study, TrialTable]] = {}
         """The latest tables, from which the next ones are built."""
 

@@ -143,7 +143,7 @@ class Evolution:
 def _generations(
     trials: Sequence[FrozenTrial], names: Set[str]
 ) -> tuple[dict[int, dict[int, FrozenTrial]], dict[int, list[Parents]]]:
-    """The COMPLETE trials of each generation by number, and what trials say made it, in the order of their numbers."""
+    """The COMPLETE trials of each generation by number, and the parents that trials claim for it, in order."""
     members: dict[int, dict[int, FrozenTrial]] = defaultdict(dict)
     claims: dict[int, list[Parents]] = defaultdict(list)
     for trial in trials:

@@ -187,7 +187,7 @@ class Prior(PriorRecord, frozen=True, forbid_unknown_fields=True):
     def _unfitted(
         cls, name: str, space: Mapping[str, BaseDistribution], values: Mapping[str, Floats], found: Floats, **where: Any
     ) -> Self:
-        """With lengths that are none yet, as long as any in its text: to fit them takes long where it is too large."""
+        """With placeholder lengths, as long in text as fitted ones, because fitting too large a prior takes long."""
         return cls(
             name,
             {one: to_record(dist) for one, dist in space.items()},
@@ -244,7 +244,7 @@ class Taught:
             noises.append(math.log(prior.noise))
         scales = np.exp([float(np.mean(some or [0.0])) for some in logs.values()])
         self.lengths = Lengths(scales, math.exp(float(np.mean(noises or [0.0]))), 0)
-        """The trust before there are trials."""
+        """The initial lengths, before there are trials."""
         self.elsewhere = self.means(self.cube.points(self.cube.anywhere(np.random.RandomState(1), _COMPARED)))
         """The priors' expected scores of evenly spread configurations."""
 

@@ -81,7 +81,7 @@ class _Lessons:
         self._trust: tuple[int, Trust] | None = None
 
     def means_of(self, rows: Ints, points: Floats) -> Floats:
-        """The priors' expected scores of these rows, one column per prior."""
+        """The priors' expected scores of these rows at their current points, one column per prior."""
         if len(self._means) < self.columns.room:
             self._points = np.full((self.columns.room, points.shape[1]), np.nan)
             self._means = np.zeros((self.columns.room, len(self.taught.priors)))
