@@ -213,7 +213,7 @@ def waits_for(what: str) -> Iterator[None]:
     """In this block, which reads or writes files, such an error is temporary: the same call may succeed later.
 
     Raises:
-        StoreUnreachable: `what` cannot be used for the moment.
+        StoreUnreachable: `what` cannot be used at the moment.
         OSError: any other, which the caller explains.
 
     """

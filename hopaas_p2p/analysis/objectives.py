@@ -17,7 +17,7 @@ def objectives(state: State) -> tuple[str, ...]:
 
 
 def names_given(system: Mapping[str, str]) -> tuple[str, ...]:
-    """The names given to the objectives, from the study's attributes; none if they are not distinct.
+    """The names given to the objectives in the study's attributes; empty if they are not distinct.
 
     They serve as column heads, sometimes in capitals.
     """

@@ -32,7 +32,7 @@ _COLOURS: Final = {word: colour for colour, words in _BY_COLOUR.items() for word
 
 
 def printable(text: str, *, lines: bool = False) -> str:
-    """The text without characters that control a terminal; on one line unless `lines`."""
+    """The text without terminal control characters; on one line unless `lines`."""
     return visible(text, keep="\n\t") if lines else visible(" ".join(text.split()))
 
 

@@ -75,7 +75,7 @@ class Box:
         self.objects = Directory(self.path, meta=META)
         self.objects.uuid = uuid
         self.name = f"{self.url} {uuid} {self.leads_to}"
-        """A name that no other folder has, nor any earlier or later one in its place."""
+        """A name unique to this folder, even among earlier or later ones in the same place."""
         self._caller = secrets.token_hex(6)
         self._left: dict[tuple[str, str], set[str]] = {}
         """Log and nonce -> the unanswered requests with this commit."""

@@ -94,7 +94,7 @@ class Copy:
         return ExchangeResult(entries, more=since + len(entries) < self.head)
 
     def keep(self, entries: Iterable[Entry]) -> bool:
-        """Add those of these commits that follow. False if they belong to another history; the copy is then dropped.
+        """Add the commits that continue the copy. False if they belong to another history; the copy is then dropped.
 
         Raises:
             OSError: there is no room.

@@ -243,7 +243,8 @@ def log_cells(left: Floats, right: Floats, outside: Mask) -> Floats:
     Args:
         left: each cell's left bound.
         right: each cell's right bound.
-        outside: whether the centre is outside the range, so that only the far tail counts; broadcastable.
+        outside: whether the centre is outside the range, so that only the far tail counts; any shape that can be
+            broadcast.
 
     """
     with np.errstate(divide="ignore"):

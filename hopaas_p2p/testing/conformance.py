@@ -5,7 +5,7 @@
         def store(self, tmp_path):
             return MyStore(tmp_path)
 
-`reopen` makes a second handle on the same place, as another process would have it; override it if a URL alone is not
+`reopen` makes a second handle on the same place, like that of another process; override it if a URL alone is not
 enough. Leave out `AcrossProcesses` for a store that lives in one process; add `PiggybackedBeats` if an exchange carries
 a beat at no extra cost.
 """
