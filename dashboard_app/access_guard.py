@@ -114,7 +114,7 @@ class AccessGuard:
         return None
 
     def address(self, path: str, port: int) -> str:
-        """The address that opens the dashboard, for whoever started it."""
+        """The address that opens the dashboard, for the user who started it."""
         host = "127.0.0.1" if self._opts.host in ("0.0.0.0", "::") else self._opts.host  # noqa: S104  # not bound
         key = "" if self._key is None else f"?key={quote(self._key)}"
         return f"http://{f'[{host}]' if ':' in host else host}:{port}{path or '/'}{key}"
@@ -197,7 +197,7 @@ def key_to_use(opts: DashboardOptions) -> str | None:
     """The key of this process: from the file that HOPAAS_DASHBOARD_KEY_FILE names, else a new one; None with sign-in.
 
     Raises:
-        ConfigurationError: the file cannot be read, or what it holds can be guessed.
+        ConfigurationError: the file cannot be read, or its key can be guessed.
 
     """
     if opts.auth != "none":

@@ -46,7 +46,7 @@ _FREEZE_AFTER: Final = 2000  # trials read since; the objects of 10,000 cost eac
 
 
 class Freshness(NamedTuple):
-    """How old what is shown is."""
+    """How old the data shown are."""
 
     lag: float
     """Seconds since the last successful read of the store began; infinite before the first."""
@@ -241,7 +241,7 @@ class ReplicaCache:
         return _TICK
 
     def _await(self, done: Callable[[], bool], within: float) -> None:
-        """Have the thread read what is due, and wait until `done` or for at most `within` seconds."""
+        """Have the thread do all reads that are due, and wait until `done` or for at most `within` seconds."""
         if not self._threaded:
             self.tick()
             return

@@ -81,7 +81,7 @@ class NewToken(NamedTuple):
 
 
 class Grant(NamedTuple):
-    """What one user may do in one study."""
+    """The role of one user in one study."""
 
     user: str
     role: str

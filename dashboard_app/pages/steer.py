@@ -1,7 +1,7 @@
 """Steer: pause, stop, change the budget, stop or queue trials.
 
-Everything here is a record in the study's log, addressed to what the person saw: a trial by its number and the epoch of
-its lease. Every page shows the outcome as the log records it.
+Every action here is a record in the study's log, addressed to the object that the person saw: a trial by its number and
+the epoch of its lease. Every page shows the outcome as the log records it.
 """
 
 from __future__ import annotations

@@ -39,7 +39,7 @@ Send = Callable[[dict[str, Any]], None]
 
 
 class AlertSender:
-    """Watches one study and posts what is due, while it is the elected sender.
+    """Watches one study and posts due alerts, while it is the elected sender.
 
     Args:
         study: needs the right to write to it.
@@ -73,7 +73,7 @@ class AlertSender:
         return self._election.won
 
     def look(self) -> list[str]:
-        """Stand for election if there is no sender; post what is due. Returns the keys of what was posted.
+        """Stand for election if there is no sender; post due alerts. Returns the keys of the posted ones.
 
         Raises:
             Denied: this user may only read.

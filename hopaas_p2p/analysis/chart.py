@@ -51,7 +51,7 @@ class ChartAxis(NamedTuple):
 
 
 class Series(NamedTuple):
-    """What is drawn alike."""
+    """Marks with the same look."""
 
     name: str
     mark: Literal["points", "line", "steps", "bars", "lines"]

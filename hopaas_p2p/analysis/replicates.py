@@ -18,7 +18,7 @@ class ReplicateGroup(NamedTuple):
 
     params: dict[str, Any]
     numbers: tuple[int, ...]
-    """Of the trials."""
+    """The numbers of the trials."""
     mean: float
     """Infinite if one of the values is; NaN if both infinities occur."""
     standard_error: float

@@ -213,7 +213,7 @@ trial.add_command(artifact)
 def stop(session: CliSession, numbers: tuple[int, ...], reason: str | None) -> None:
     """Ask running trials to end: their next should_prune() returns true. A waiting trial is withdrawn.
 
-    `trial show` says whether the trial's peer has seen the request, and later how the trial ended.
+    `trial show` shows whether the trial's peer has seen the request, and later how the trial ended.
     """
     from optuna.exceptions import UpdateFinishedTrialError
     from optuna.trial import TrialState as OptunaState

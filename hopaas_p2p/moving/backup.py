@@ -6,7 +6,7 @@ is a zip file:
     catalog              the commits of the list of studies; none in a file of one study
     access               those of the list of users, tokens and grants, of a directory or bucket
     study/{uuid}         a study's commits
-    base/{uuid}          the snapshot that stands for commits removed by `gc`, if any were
+    base/{uuid}          the snapshot that replaces commits removed by `gc`, if any
     files/{key}          files, and in a backup checkpoints
     backup.json          what is in it: names, last commits, digests of the replayed states
 
@@ -81,7 +81,7 @@ class StudyBackup(msgspec.Struct, frozen=True):
 
 
 class Manifest(msgspec.Struct, frozen=True):
-    """What a backup holds."""
+    """The content of a backup."""
 
     at: int
     """The time of the backup, in microseconds since 1970."""

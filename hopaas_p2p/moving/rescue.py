@@ -81,7 +81,7 @@ _OVER: Final = 2  # the lowest rank of an ended trial
 
 
 class Rescued(NamedTuple):
-    """What a damaged log gave."""
+    """The data recovered from a damaged log."""
 
     study: StudyRecords | None
     """None if not even the definition can be read."""

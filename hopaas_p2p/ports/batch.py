@@ -42,7 +42,7 @@ class BatchJob(NamedTuple):
 
     study: str
     command: tuple[str, ...]
-    """What a trial runs."""
+    """The command of a trial."""
     worker: tuple[str, ...]
     """The program and subcommand that run it: `hopaas-p2p join` or `worker`, without options."""
     options: tuple[str, ...] = ()

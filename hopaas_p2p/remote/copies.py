@@ -58,7 +58,7 @@ class Copy:
         """The offsets at which the entries end in the file; the first number is where they begin."""
         self.base = self.head = 0
         self._sum: int | None = None
-        """Of the log up to `head`."""
+        """The sum of the log up to `head`."""
         self.begun = False
         """Whether this server, or an earlier one, has read this log from the store."""
         for entry, end in _entries(file.read_bytes() if file.exists() else b""):

@@ -104,7 +104,7 @@ class StoreRequest(Struct, array_like=True, frozen=True):
 
     @property
     def kind(self) -> Call:
-        """What is called."""
+        """The permitted call that this request makes."""
         return CALLS[self.call]
 
     @property

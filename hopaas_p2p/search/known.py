@@ -29,7 +29,7 @@ class ReadBlock(NamedTuple):
 
 
 class Changes(NamedTuple):
-    """What is new in a study."""
+    """The changes in a study."""
 
     reset: bool
     """Whether these are all trials, so that earlier reads no longer count."""

@@ -266,7 +266,7 @@ class Comparison:
         wide, sigmas = density.wide(above.rows, endpoints=endpoints)
         rows = above.rows[wide]
         self._weights = np.zeros(density.rows)
-        """Of the narrow kernels."""
+        """The weights of the narrow kernels, by row."""
         self._weights[above.rows] = above.weights[:-1]
         self._weights[rows] = 0
         mu = [np.append(few, one.mu[rows]) for (few, _), one in zip(below.numbers, density.axes.values(), strict=True)]

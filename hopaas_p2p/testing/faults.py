@@ -49,7 +49,7 @@ def at_random(seed: int, likelihood: float = 0.2, faults: Iterable[Fault] = SURV
 
 
 class FaultyStore(Store):
-    """Passes everything on to another store, except what the faults prevent. Thread-safe.
+    """Passes every call on to another store, unless a fault prevents it. Thread-safe.
 
     Args:
         inner: the store that does the work.

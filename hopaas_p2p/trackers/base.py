@@ -69,7 +69,7 @@ class Tracker(Protocol):
         ...
 
     def close(self) -> None:
-        """Close what is open."""
+        """Close all open runs."""
         ...
 
 

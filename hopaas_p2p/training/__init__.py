@@ -49,7 +49,7 @@ def keep(
 ) -> None:
     """Store the checkpoint that `save` writes, in the way of `how`.
 
-    Training goes on without it if the store does not answer within `patience`.
+    Training continues without it if the store does not answer within `patience`.
 
     Raises:
         optuna.TrialPruned: another peer is running the trial now.
