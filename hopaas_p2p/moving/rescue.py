@@ -2,8 +2,8 @@
 
 A log is damaged if an earlier commit is missing, or intact but not as written, or if the log has two histories
 (`core.chain`): a server accepted two commits under one lsn, or an older copy was restored under running peers. Peers
-stop there, because the later commits may mean something else without it: trials are numbered in the order of the log,
-and a result names its trial by number. A rescue continues.
+stop there, because later commits may mean something else without an earlier one: trials are numbered in the order of
+the log, and a result names its trial by number. A rescue continues.
 
 All data that were acknowledged to a peer are in the log or in that peer's spool, and every commit is kept with its lsn
 and the sum of the log before it. So the commits form a tree: a commit follows the one at the preceding lsn after which
