@@ -1,7 +1,7 @@
 """The monitor: a Streamlit app that reads the same store as the peers. Start it with `hopaas-p2p dashboard`.
 
-One background thread (`replica_cache.ReplicaCache`) keeps replicas up to date; browser sessions read what it
-last saw and do not wait for the store. What a page draws is computed once per study and lsn, and shared.
+One background thread (`replica_cache.ReplicaCache`) keeps replicas up to date; browser sessions read its latest
+snapshot and do not wait for the store. The content of a page is computed once per study and lsn, and shared.
 
     replica_cache.py  one replica per study for all sessions: `cache.frame(uuid)`, heartbeats, "data as of"
     frames.py         Frame: one study at one lsn. `frame.state`, `frame.columns`, `frame.once(function)`
@@ -9,21 +9,21 @@ last saw and do not wait for the store. What a page draws is computed once per s
     page_context.py   PageContext: the store, the study, and what this person may do (`roles.py`); given to every page
     pages/            one module per page
     redraw.py         `live(page, body)`: draws `body` now, and again only when the study's lsn has changed
-    version_poll.py   the route by which a browser learns that: 100 bytes every two seconds, without a Streamlit run
+    version_poll.py   the route that a browser polls for changes: 100 bytes every two seconds, without a Streamlit run
     theme.py          `draw`, `tiles`, `table`, `pill`: charts, and HTML in which every text from a store is escaped
-    filters.py        the filter that pages share, kept in the address; `url.py`: links, and what the address says
+    filters.py        the filter that pages share, kept in the address; `url.py`: links, and reading the address
     app.py            PAGES, and one run of one session: signs in, picks the study, shows the page
-    access_guard.py   who may send a request: key, Host, Origin, uploads; `sign_in.py`: who signed in, and until when
+    access_guard.py   who may send a request: key, Host, Origin, uploads; `sign_in.py`: who signed in, and for how long
     server.py         the server around it: options, `routes.py`, `middleware.py`, `optuna_server.py`
 
 A view is a function in `views/`, such as `def summary(state: State, columns: TrialTable) -> dict[str, float]`. It
 takes a State, a table or both, returns plain data or a `Chart`, imports no Streamlit, and has a test on a hand-made
-study with a known answer. What others show, too, is in `hopaas_p2p.analysis`: the table, facts, and most charts. A page
-calls a view through `frame.once`; the result is shared by all sessions and kept until the lsn changes, so nobody may
-modify it.
+study with a known answer. What other programs show, too, is in `hopaas_p2p.analysis`: the table, facts, and most
+charts. A page calls a view through `frame.once`; the result is shared by all sessions and kept until the lsn changes,
+so nobody may modify it.
 
-A page is a module in `pages/` with `def show(page: PageContext) -> None`, and a line in `app.PAGES`. What should
-follow the study is drawn inside `live`; `pages/pruning.py` is an example.
+A page is a module in `pages/` with `def show(page: PageContext) -> None`, and a line in `app.PAGES`. Content that
+should follow the study is drawn inside `live`; `pages/pruning.py` is an example.
 
 Widgets that filter a page get `bind="query-params"` and a key, so that the URL is a deep link. Text from the store goes
 through `html.safe` before it enters HTML (tables do that for cells that are not `Html`), and through `theme.plain`

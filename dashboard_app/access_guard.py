@@ -1,13 +1,13 @@
-"""Decides who may send this server a request, before anything else sees it: pages, web sockets, metrics, uploads, and
-optuna-dashboard at its own port.
+"""Decides who may send this server a request, before any other code sees it. Covers pages, web sockets, metrics,
+uploads, and optuna-dashboard at its own port.
 
-Other users of the node reach its loopback address, and so does every web page in the user's browser. So, as Jupyter
+Other users of the node can reach its loopback address, and so can every web page in the user's browser. So, as Jupyter
 does, the server makes a random key when it starts. The address that it prints holds the key; a browser that opens it
 once is given a cookie and sent to the address without the key. A program sends `Authorization: Bearer KEY`. Where
 people sign in (`--auth oidc`), the sign-in takes the place of the key.
 
-`Host` must be a name of this server: a page of another site whose name was bound to our address ("DNS rebinding") says
-its own name. `Origin` must be the host that was asked: other ports of this machine are other people's servers.
+`Host` must be a name of this server: a page of another site whose name was bound to our address ("DNS rebinding") sends
+its own name. `Origin` must be the requested host: other ports of this machine belong to other people's servers.
 """
 
 from __future__ import annotations
@@ -63,12 +63,12 @@ _HEADERS: Final = {
 
 
 class AccessGuard:
-    """Judges requests. Any thread may ask it; nothing in it changes.
+    """Allows or refuses requests. Immutable; any thread may use it.
 
     Args:
         opts: how the dashboard was started.
-        key: what opens it; None where people sign in.
-        hosts: names that this server is served under beside its own.
+        key: the key that opens it; None where people sign in.
+        hosts: names under which this server is reachable besides its own.
 
     """
 
@@ -84,7 +84,7 @@ class AccessGuard:
         self._proof = hmac.new((key or "").encode(), b"cookie", hashlib.sha256).hexdigest()
 
     def judge(self, request: HTTPConnection, *, scrapes: Callable[[str], bool] | None = None) -> Response | None:
-        """None if the request may go on, else the answer.
+        """None if the request may proceed, else the response that refuses it.
 
         Args:
             request: the request, of which only the scope is read.
@@ -114,7 +114,7 @@ class AccessGuard:
         return None
 
     def address(self, path: str, port: int) -> str:
-        """The address that opens the dashboard, for whoever started it."""
+        """The address that opens the dashboard, for the user who started it."""
         host = "127.0.0.1" if self._opts.host in ("0.0.0.0", "::") else self._opts.host  # noqa: S104  # not bound
         key = "" if self._key is None else f"?key={quote(self._key)}"
         return f"http://{f'[{host}]' if ':' in host else host}:{port}{path or '/'}{key}"
@@ -147,7 +147,7 @@ class AccessGuard:
 
 
 class AccessMiddleware:
-    """ASGI middleware: what the guard refuses goes no further."""
+    """ASGI middleware: answers the requests that the guard refuses."""
 
     def __init__(self, app: ASGIApp, *, guard: AccessGuard, scrapes: Callable[[str], bool]) -> None:
         self._app = app
@@ -169,7 +169,7 @@ class AccessMiddleware:
 
 
 def guarded(app: Wsgi, guard: AccessGuard) -> Wsgi:
-    """WSGI middleware: what the guard refuses goes no further."""
+    """WSGI middleware: answers the requests that the guard refuses."""
 
     def application(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
         scope = {
@@ -194,10 +194,10 @@ def guarded(app: Wsgi, guard: AccessGuard) -> Wsgi:
 
 
 def key_to_use(opts: DashboardOptions) -> str | None:
-    """The key of this process: of the file that HOPAAS_DASHBOARD_KEY_FILE names, else a new one; None with sign-in.
+    """The key of this process: from the file that HOPAAS_DASHBOARD_KEY_FILE names, else a new one; None with sign-in.
 
     Raises:
-        ConfigurationError: the file cannot be read, or what it holds can be guessed.
+        ConfigurationError: the file cannot be read, or its key can be guessed.
 
     """
     if opts.auth != "none":
@@ -214,7 +214,7 @@ def key_to_use(opts: DashboardOptions) -> str | None:
 
 
 def _same_origin(request: HTTPConnection, host: str) -> bool:
-    """Whether a page of ours asked, or no page at all."""
+    """Whether the request comes from one of our pages, or from no page at all."""
     origins, site = request.headers.getlist("origin"), request.headers.get("sec-fetch-site", "")
     if origins:
         parts = urlsplit(",".join(origins))
@@ -233,5 +233,5 @@ def _same(given: str, wanted: str) -> bool:
 
 
 def _name(host: str) -> str:
-    """A host's name as it is compared: without brackets, case or a trailing dot."""
+    """A host's name, normalised for comparison: without brackets, case or a trailing dot."""
     return host.strip("[]").lower().rstrip(".")

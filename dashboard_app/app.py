@@ -25,11 +25,11 @@ class PageEntry(NamedTuple):
     """One page."""
 
     path: str
-    """Its name in the address, and of its module in `dashboard_app.pages`, which has `show(page)`."""
+    """The page's name in the address; also the name of its module in `dashboard_app.pages`, which has `show(page)`."""
     title: str
     icon: str
     study: bool = True
-    """Whether it is about one study, else about the store."""
+    """Whether the page is about one study; otherwise it is about the store."""
 
     def load(self) -> Callable[[PageContext], None]:
         """The function that shows the page."""
@@ -79,7 +79,7 @@ def main() -> None:
 
 
 def _signed_in() -> tuple[str, float] | None:
-    """Who signed in, and until when that counts; None for a stranger, who is shown the way in and nothing else."""
+    """Who signed in, and when that expires; None for a stranger, who sees only the sign-in page."""
     claims = st.user.to_dict() if st.user.is_logged_in else {}
     name, until = sign_in.person(claims), sign_in.ends(claims)
     if name and time.time() < until:
@@ -99,9 +99,9 @@ def _signed_in() -> tuple[str, float] | None:
 
 
 def _page(entry: PageEntry, page: PageContext) -> st.Page:
-    """The page, of which the menu has a link where there is something to see or to do.
+    """The page. The menu links to it only if there is something to see or to do.
 
-    The address of a page that the menu does not have works all the same, and says why nothing is there.
+    The address of a page that is not in the menu still works; the page explains why it is empty.
     """
 
     def show() -> None:
@@ -132,7 +132,7 @@ def _page(entry: PageEntry, page: PageContext) -> st.Page:
 
 
 def _menu(entries: list[tuple[PageEntry, st.Page]], listing: Listing | None) -> None:
-    """The menu: Streamlit's own, with headings, is a list that a screen reader cannot read.
+    """The menu. Streamlit's own, with headings, is a list that screen readers cannot read.
 
     Each link is a whole address: it can be opened in another tab, and is one step for the Back button.
     """

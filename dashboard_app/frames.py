@@ -27,7 +27,7 @@ class Frame:
     def __init__(self, listing: Listing, state: State, before: Frame | None = None) -> None:
         self.uuid, self.study_id = listing.uuid, listing.study_id
         self.name = listing.name
-        """As people wrote it: escape it."""
+        """The text exactly as people wrote it: escape it."""
         self.state = state
         self.lsn = state.lsn
         self.columns: TrialTable = TrialTable.of(state, before.columns if before is not None else None)
@@ -39,7 +39,7 @@ class Frame:
         return first_id(self.study_id) + number
 
     def once(self, function: Callable[[Frame], T], *key: Hashable) -> T:
-        """`function(self)`, computed once for all sessions. `key` tells closures of one function apart."""
+        """`function(self)`, computed once for all sessions. `key` distinguishes closures of the same function."""
         name = (function, *key) if not key else (function.__module__, function.__qualname__, *key)
         with self._making:
             if name not in self._made:

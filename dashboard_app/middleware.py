@@ -1,8 +1,8 @@
-"""What every answer says, and where a sign-in leads.
+"""The headers of every response, and the redirect after a sign-in.
 
 The policy forbids a browser to fetch anything from anywhere but this server, so a picture in somebody's note, or a name
-that is a script, reaches nobody. Streamlit sends people who signed in to the first page. Here the browser keeps the
-address that was asked for in a cookie meanwhile, and is sent there.
+that is a script, cannot send anything out. Streamlit sends people who signed in to the first page. Here the browser
+keeps the requested address in a cookie meanwhile, and is redirected there.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class DashboardMiddleware:
         await self._app(scope, receive, with_headers)
 
     def _return_after_sign_in(self, request: HTTPConnection, headers: MutableHeaders) -> None:
-        """Keep the address that the browser left for the sign-in, and send it back there afterwards."""
+        """Remember the address that the browser came from, and send it back there after the sign-in."""
         path, cookie = request.scope["path"], f"Path={self._prefix or '/'}; HttpOnly; SameSite=Lax"
         if path == f"{self._prefix}/auth/login":
             page = urlsplit(request.headers.get("referer", ""))
@@ -65,6 +65,6 @@ class DashboardMiddleware:
 
 
 def policy(host: str) -> str:
-    """The Content-Security-Policy of a page of this host. Not every browser applies 'self' to web sockets too."""
+    """The Content-Security-Policy of a page of this host. Not every browser also applies 'self' to web sockets."""
     sockets = f"ws://{host} wss://{host}" if _HOST.fullmatch(host) else ""
     return _POLICY.format(sockets=sockets)

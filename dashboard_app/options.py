@@ -14,21 +14,21 @@ class DashboardOptions:
     host: str = "127.0.0.1"
     port: int = 8501
     actions: bool = False
-    """Whether people may change studies from here, as far as their grants go."""
+    """Whether people may change studies from here, within their grants."""
     auth: str = "none"
     """"none", or "oidc": sign in through the provider that Streamlit's secrets name."""
     base_path: str = ""
     open_browser: bool = False
     optuna_port: int | None = None
-    """Where optuna-dashboard shows the same storage, if it does."""
+    """The address where optuna-dashboard shows the same storage; empty if it does not run."""
     optuna_address: str = ""
-    """What opens it in a browser."""
+    """The address that opens the dashboard in a browser."""
     allowed_hosts: tuple[str, ...] = ()
-    """Names that this is served under beside its own, behind a proxy."""
+    """Names under which a proxy serves this server, besides its own."""
 
     @property
     def prefix(self) -> str:
-        """The path that a proxy serves this under: empty, or with a leading slash and no trailing one."""
+        """The path under which a proxy serves this server: empty, or with a leading slash and no trailing one."""
         path = self.base_path.strip("/")
         return f"/{path}" if path else ""
 

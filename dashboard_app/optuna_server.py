@@ -1,4 +1,4 @@
-"""optuna-dashboard beside this one, on the same storage: `--optuna`. Read-only when this one is."""
+"""optuna-dashboard next to this dashboard, on the same storage: `--optuna`. Read-only when this dashboard is."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def serve_optuna_dashboard(opts: DashboardOptions, guard: AccessGuard) -> _Serve
     assert opts.optuna_port is not None
     storage = cache_of(opts.store).storage()
     if opts.actions:
-        storage = storage.as_operator()  # people tell trials here that peers run
+        storage = storage.as_operator()  # people may end trials here that peers run
     app = confined(wsgi(storage, artifact_store=RequestedFiles(storage)), actions=opts.actions)
     try:
         server = make_server(
@@ -100,7 +100,7 @@ _AS_DOWNLOAD: Final = [
 
 
 def confined(app: Wsgi, *, actions: bool) -> Wsgi:
-    """Remember which study a request is about, send files as downloads, and change nothing unless that is allowed."""
+    """Remember which study a request is about, send files as downloads, and refuse changes unless they are allowed."""
 
     def confine(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
         path = environ.get("PATH_INFO", "")

@@ -1,4 +1,4 @@
-"""What every page is given: the store, the study, and what this person may do there."""
+"""The argument of every page: the store, the study, and what this person may do there."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class PageContext:
     person: str = ""
     """Who signed in; empty without sign-in."""
     until: float = math.inf
-    """When the sign-in no longer counts, in seconds since 1970."""
+    """When the sign-in expires, in seconds since 1970."""
 
     @property
     def uuid(self) -> str:
@@ -47,21 +47,21 @@ class PageContext:
         return self.cache.frame(self.uuid)
 
     def title(self, text: str) -> None:
-        """Draw the page's heading, under the name of the study it is about."""
+        """Draw the page's heading below the study's name."""
         theme.title(text, above=self.listing.name if self.listing is not None else "")
 
     def leases(self, frame: Frame) -> dict[str, Any]:
-        """Owner -> seconds left of its lease, as a page's browser is sent them with each poll."""
+        """Owner -> seconds left of its lease, as sent to a page's browser with each poll."""
         left, running = self.cache.leases(frame.uuid), sorted(frame.state.running)[:_LEASES]
         owners = [frame.state.trials[one].owner or "" for one in running]
         return {"leases": {owner: round(left[owner]) for owner in owners if owner in left}}
 
     def studies(self) -> list[Listing]:
-        """The studies that this person may know of, the newest first."""
+        """The studies that this person may see, newest first."""
         return [one for one in self.cache.studies() if self.role(one) != "none"]
 
     def role(self, listing: Listing | None = None) -> Role:
-        """What this person may do in a study, this one if no other is named."""
+        """This person's role in a study; by default, in this study."""
         one = listing or self.listing
         if one is None or time.time() >= self.until:
             return "none"
@@ -69,19 +69,19 @@ class PageContext:
 
     @property
     def may_act(self) -> bool:
-        """Whether to show what adds to the study: the server and a grant allow it. The store decides in the end."""
+        """Whether to show controls that add to the study: server and grant allow it. The store decides in the end."""
         return self.options.actions and self.role() in ("worker", "owner")
 
     @property
     def may_steer(self) -> bool:
-        """Whether to show what controls the study, for its owners."""
+        """Whether to show controls for the study's owners."""
         return self.options.actions and self.role() == "owner"
 
     @property
     def may_administer(self) -> bool:
         """Whether this person may use the dashboard's own rights over users, tokens and grants.
 
-        Without sign-in, everybody who may act; with it, the people that HOPAAS_DASHBOARD_ADMINS names.
+        Without sign-in, everyone who may act; with sign-in, the people named in HOPAAS_DASHBOARD_ADMINS.
         """
         opts = self.options
         if not opts.actions or time.time() >= self.until:
@@ -89,7 +89,7 @@ class PageContext:
         return opts.auth == "none" or self.person in named("HOPAAS_DASHBOARD_ADMINS")
 
     def study(self) -> Study:
-        """The study, to write to; what is written goes through the replica that is shown.
+        """The study, for writing. Writes go through the replica that is shown.
 
         Raises:
             NoSuchStudy: it was deleted meanwhile.
@@ -100,9 +100,9 @@ class PageContext:
         return self.cache.study(self.listing, sign_in.signature(self.person))
 
     def act(self, do: Callable[[Study], Any], *, done: str) -> None:
-        """Do it to the study, say that it is done, and draw the page anew; or say why it was refused.
+        """Apply a change to the study, confirm it, and redraw the page; or show why it was refused.
 
-        What the store does not allow is refused by the store, whatever the page shows.
+        The store refuses what it does not allow, whatever the page shows.
         """
 
         def change() -> None:
@@ -117,7 +117,7 @@ class PageContext:
 
 
 def attempt(change: Callable[[], Any], done: str = "") -> None:
-    """Change something, say that it is done, and draw the page anew; or say why it was refused."""
+    """Make a change, confirm it, and redraw the page; or show why it was refused."""
     try:
         change()
     except HopaasError as error:

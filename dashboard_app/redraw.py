@@ -1,7 +1,7 @@
 """Draws a study again when its log has new commits, and only then.
 
-The browser polls the version of what it shows, see `version_poll`. When that differs from what is drawn, an element in
-the body fires, as a button of a fragment would: the body is drawn again, and nothing else of the page runs or is sent.
+The browser polls the version of what it shows, see `version_poll`. When that differs from the drawn version, an element
+in the body fires like a button of a fragment: the body is drawn again, and no other part of the page runs or is sent.
 Elements that only count time do so in the browser: `data-lease="ann"` (seconds left), `data-since="1700000000"` (how
 long ago), `data-for=…` (how long by now).
 """
@@ -36,11 +36,11 @@ def live(
     Args:
         page: with a study.
         body: runs as a fragment: a widget in it runs it alone.
-        more: small data that each poll brings, for what changes though the log does not: `{"leases": {"ann": 55.0}}`
+        more: small data sent with each poll, for values that change while the log does not: `{"leases": {"ann": 55.0}}`
             counts down in elements with `data-lease="ann"`.
-        key: tells several on one page apart.
-        auto: False only offers a button when there is something new: for what people read or scroll in.
-        age: False shows no "data as of", where another part of the page does.
+        key: distinguishes several on one page.
+        auto: False only offers a button when there is something new: for content that people read or scroll in.
+        age: False shows no "data as of"; for pages where another part shows it.
 
     """
 
@@ -86,7 +86,7 @@ def follow(
 
     @st.fragment
     def body() -> None:
-        top, drawn = st.container(), version()  # asked before: what changes meanwhile is drawn again
+        top, drawn = st.container(), version()  # read first: changes made meanwhile cause another redraw
         draw()
         with top:
             _component()(data={**data, "drawn": drawn}, key=f"hopaas-version-poll-{key}", on_moved_change=_nothing)
@@ -95,7 +95,7 @@ def follow(
 
 
 def _nothing() -> None:
-    """A trigger needs a callback; its only purpose is that the fragment runs again."""
+    """A trigger needs a callback; this one only makes the fragment run again."""
 
 
 @cache

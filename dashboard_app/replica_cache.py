@@ -1,11 +1,10 @@
 """The replicas that all browser sessions of a store read: one per study, kept fresh by one thread while it is viewed.
 
-A session takes the newest frame and waits for the store only at the first sight of a study. While the store is
-unreachable, sessions go on showing what was last seen, and how old that is.
+A session takes the newest frame and waits for the store only when it opens a study for the first time. While the store
+is unreachable, sessions continue to show the last data, and how old they are.
 
-The replicas are those of an ordinary peer. What a page writes goes through the replica that the page shows, and is in
-it when the write returns. A peer that only reads writes nothing and does not introduce itself: a viewer's token is
-enough.
+The replicas are those of an ordinary peer. A page writes through the replica that it shows, which contains the change
+when the write returns. A peer that only reads writes nothing and does not introduce itself: a viewer's token is enough.
 """
 
 from __future__ import annotations
@@ -32,31 +31,31 @@ from hopaas_p2p.storage import Storage, open_storage
 from hopaas_p2p.study import Study
 
 _log: Final = logging.getLogger("hopaas_p2p.dashboard")
-_TICK: Final = 0.5  # seconds between looks for what is due
+_TICK: Final = 0.5  # seconds between checks for due work
 _EVERY: Final = 1.0  # seconds between pulls of a study that is viewed, where the store is not slower
 _VIEWED: Final = 30.0  # seconds for which a study is kept fresh after the last view
-_FIRST_SIGHT: Final = 30.0  # seconds that the first sight of a study may take
-_HEARD_OF: Final = 4  # studies of which the store tells at once
-_MOMENT: Final = 1.5  # seconds for which a visit waits for news of a study that was not kept fresh
+_FIRST_SIGHT: Final = 30.0  # seconds that the first read of a study may take
+_HEARD_OF: Final = 4  # studies for which the store announces changes at once
+_MOMENT: Final = 1.5  # seconds that a visit waits for fresh data of a study that was not kept fresh
 _CLICK: Final = 10.0  # seconds that a write may wait for the store
 _UNREADABLE: Final = 60.0  # seconds after which a study that cannot be read is tried again
 _UNREACHABLE: Final = 5.0  # seconds between attempts to reach a store that does not answer
-_HEARTBEATS: Final = 5.0  # seconds at least between looks at the peers' heartbeats
+_HEARTBEATS: Final = 5.0  # minimum seconds between reads of the peers' heartbeats
 _COLLECT: Final = 60.0  # seconds between garbage collections, which Streamlit would make after every run
 _FREEZE_AFTER: Final = 2000  # trials read since; the objects of 10,000 cost each collection 0.15 s
 
 
 class Freshness(NamedTuple):
-    """How old what is shown is."""
+    """How old the data shown are."""
 
     lag: float
-    """Seconds since the last successful look at the store began; infinite before the first."""
+    """Seconds since the last successful read of the store began; infinite before the first."""
     trouble: str | None
-    """Why the store could not be read the last time; None when it could."""
+    """Why the last read of the store failed; None if it succeeded."""
 
 
 class CachedLog:
-    """One log: its replica, and how the last look at it went."""
+    """One log: its replica, and the outcome of the last read."""
 
     def __init__(self, replica: LogClient[Any]) -> None:
         self.replica = replica
@@ -64,7 +63,7 @@ class CachedLog:
         self.pulled = -float("inf")
         self.trouble: str | None = None
         self.looked_at = False
-        """Whether a first attempt to read it has ended, with or without success."""
+        """Whether the first attempt to read it has ended, successfully or not."""
 
     @property
     def freshness(self) -> Freshness:
@@ -73,7 +72,7 @@ class CachedLog:
 
 
 class CachedStudy(CachedLog):
-    """One study: the newest frame, and what was seen of its peers."""
+    """One study: the newest frame, and the state of its peers as last seen."""
 
     replica: LogClient[State]
 
@@ -83,17 +82,17 @@ class CachedStudy(CachedLog):
         self.frame: Frame | None = None
         self.viewed_until = 0.0
         self.deleted = self.heard_of = False
-        """Whether it was deleted; whether the store tells when there is something new in it."""
+        """Whether it was deleted; whether the store announces new commits."""
         self.heartbeats_due = 0.0
         self._news = replica.session.cursor()  # without a reader, changes would accumulate
 
     @property
     def detector(self) -> FailureDetector:
-        """What was seen of the heartbeats of those that run trials."""
+        """The observed heartbeats of the peers that run trials."""
         return self.replica.session.owners.detector
 
     def take(self) -> None:
-        """Make a frame of the replica, if it has anything new."""
+        """Make a frame from the replica, if it has anything new."""
         with self.replica.lock:
             state, before = self.replica.state, self.frame
             self._news.changed.clear()
@@ -119,7 +118,7 @@ class ReplicaCache:
         self._peer = storage.peer
         self.store = self._peer.store
         self.url = self.store.url
-        """The store as it may be shown. In this process it opens the same store."""
+        """The store's URL without secrets. In this process it still opens the same store."""
         self._catalog = CachedLog(self._peer.catalog)
         self._studies: dict[str, CachedStudy] = {}
         self._lock = threading.Lock()
@@ -129,12 +128,12 @@ class ReplicaCache:
         self._looking_job = self._jobs.add(ReplicaCache.tick)
         self._collect_due = 0.0
         self._frozen = 0
-        """Trials of which collections no longer visit each report."""
+        """The number of trials whose reports garbage collections no longer visit."""
 
-    # --- what sessions ask ---
+    # --- what sessions read ---
 
     def studies(self) -> list[Listing]:
-        """The studies of the store, the newest first. Waits for the first look at the store only."""
+        """The studies of the store, newest first. Waits only for the first read of the store."""
         if not self._catalog.looked_at or not self._threaded:
             self._await(lambda: self._catalog.looked_at, _FIRST_SIGHT)
         return sorted(self._peer.catalog.state.by_id.values(), key=lambda one: -one.study_id)
@@ -158,7 +157,7 @@ class ReplicaCache:
         return study.frame
 
     def lsn(self, uuid: str) -> int:
-        """The lsn up to which the study was read; -1 when it is gone."""
+        """The lsn up to which the study was read; -1 if it was deleted."""
         study = self._studies.get(uuid)
         if study is None or study.deleted:
             return -1
@@ -166,11 +165,11 @@ class ReplicaCache:
         return study.frame.lsn if study.frame is not None else 0
 
     def freshness(self, uuid: str | None = None) -> Freshness:
-        """How old what is shown of this study is, or of the list of studies."""
+        """How old the data shown for this study are, or those for the list of studies."""
         return self._studies.get(uuid or "", self._catalog).freshness
 
     def signs(self, uuid: str) -> dict[str, SignOfLife]:
-        """What is known of the peers that run trials."""
+        """The last known signs of life of the peers that run trials."""
         study, now, wall = self._studies.get(uuid), time.monotonic(), time.time()
         if study is None:
             return {}
@@ -178,11 +177,11 @@ class ReplicaCache:
         return {owner: sign_of_life(state, owner, study.detector, now, wall) for owner in owners_of(state)}
 
     def leases(self, uuid: str) -> dict[str, float]:
-        """Seconds until trials of such a peer may be taken over, where known; negative when they may be now."""
+        """Seconds until each such peer's trials may be taken over, where known; negative if they already may be."""
         known = {owner: sign.ago for owner, sign in self.signs(uuid).items() if sign.ago is not None}
         return {owner: ttl_of(self._studies[uuid].replica.state, owner) - ago for owner, ago in known.items()}
 
-    # --- what they write ---
+    # --- what sessions write ---
 
     def storage(self, person: str = "") -> Storage:
         """The storage that writes for this person, and reads the same replicas as all others."""
@@ -207,13 +206,13 @@ class ReplicaCache:
         return Study(storage, listing.study_id, name)
 
     def show_written(self, uuid: str) -> None:
-        """Let the next frame be of what was just written through this cache."""
+        """Make the next frame include what was just written through this cache."""
         study = self._studies.get(uuid)
         if study is not None:
             study.take()
 
     def close(self) -> None:
-        """End the thread, send what is queued, and let go of the store."""
+        """End the thread, send what is queued, and close the store."""
         self._jobs.stop(within=5.0)
         for storage in self._storages.values():
             storage.close()
@@ -221,7 +220,7 @@ class ReplicaCache:
     # --- the thread ---
 
     def tick(self) -> float:
-        """Read what is due; return the seconds after which something may be again."""
+        """Do all reads that are due; return the seconds until the next one may be due."""
         now = time.monotonic()
         if now >= self._catalog.due:
             with self._looking(self._catalog, now, 2 * self._every, "the list of studies"):
@@ -236,13 +235,13 @@ class ReplicaCache:
             self._collect_due = now + _COLLECT
             gc.collect()
             read = sum(len(one.frame.columns) for one in self._studies.values() if one.frame is not None)
-            if read >= self._frozen + _FREEZE_AFTER:  # they hold no cycles, and go when nothing refers to them
+            if read >= self._frozen + _FREEZE_AFTER:  # they hold no cycles, and are freed when nothing refers to them
                 self._frozen = read
                 gc.freeze()
         return _TICK
 
     def _await(self, done: Callable[[], bool], within: float) -> None:
-        """Have the thread read what is due, and wait until `done` or for so many seconds."""
+        """Have the thread do all reads that are due, and wait until `done` or for at most `within` seconds."""
         if not self._threaded:
             self.tick()
             return
@@ -264,7 +263,7 @@ class ReplicaCache:
             return self._studies[uuid]
 
     def _hear(self, study: CachedStudy) -> float:
-        """The job of a study: while it is viewed, wait for what the store tells of it, if it can; again in so long."""
+        """The job of a study: while it is viewed, wait for notifications of the store, if any. Returns the delay."""
         others = sum(one.heard_of for one in list(self._studies.values()) if one is not study)
         if time.monotonic() >= study.viewed_until or study.deleted or study.trouble or others >= _HEARD_OF:
             study.heard_of = False
@@ -299,7 +298,7 @@ class ReplicaCache:
 
     @contextlib.contextmanager
     def _looking(self, log: CachedLog, now: float, pause: float, what: str) -> Iterator[None]:
-        """Note how a look at this log went; one that cannot be shown must not hide the others."""
+        """Record the outcome of a read of this log; a log that cannot be shown must not hide the others."""
         try:
             yield
             log.trouble, log.pulled = None, now

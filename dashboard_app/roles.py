@@ -1,10 +1,10 @@
-"""What a person may do in a study. Grants decide, where the store has them; the store itself has the last word on what
-the dashboard's own token may do.
+"""What a person may do in a study. Grants decide, where the store has them; the store itself decides what the
+dashboard's own token may do.
 
-Without sign-in everybody who has the key counts as the user whose token the dashboard has, and the grants of that user
-count. With sign-in, the claim of the provider that HOPAAS_OIDC_CLAIM names (see `sign_in.py`) is the name of a user of
-the store, and the grants of that user count. A directory or a bucket has no grants: there, the people named in
-HOPAAS_DASHBOARD_OWNERS own every study, and others view.
+Without sign-in, everyone who has the key acts as the user whose token the dashboard has, with that user's grants. With
+sign-in, the provider's claim that HOPAAS_OIDC_CLAIM names (see `sign_in.py`) is the name of a user of the store, and
+that user's grants apply. A directory or a bucket has no grants: there, the people named in HOPAAS_DASHBOARD_OWNERS own
+every study, and others view.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from hopaas_p2p.remote.access import ROLES
 Role = Literal["none", "viewer", "worker", "owner"]
 
 _TOKEN: Final = re.compile(r"\.[0-9a-f]{8}$")
-"""What the name of a token's login has after its user's."""
-_KEPT: Final = 20.0  # seconds after which a grant that was taken away takes effect
+"""The suffix that follows the user's name in the name of a token's login."""
+_KEPT: Final = 20.0  # seconds until a revoked grant takes effect
 
 
 def named(variable: str) -> set[str]:
@@ -33,11 +33,11 @@ def named(variable: str) -> set[str]:
 
 
 def role_of(cache: ReplicaCache, uuid: str, opts: DashboardOptions, name: str) -> Role:
-    """What this person may do in this study. "none": not even know of it.
+    """This person's role in this study. "none" hides even its existence.
 
     May ask the store, at most every twenty seconds per study; while it does not answer, nobody may do anything.
     """
-    if opts.auth == "none":  # that of the user whose token the dashboard has; an administrator needs no grant
+    if opts.auth == "none":  # the role of the user whose token the dashboard has; an administrator needs no grant
         address = getattr(cache.store, "address", None)
         if address is None or not hasattr(address, "credentials"):
             return "owner"  # the store has no users

@@ -1,8 +1,8 @@
-"""`/metrics` for Prometheus, and `/healthz` for whatever restarts this process.
+"""`/metrics` for Prometheus, and `/healthz` for the supervisor that restarts this process.
 
 `/metrics` names studies, so it needs a token of its own: a scraper sends it as a Bearer token, and the file that
-HOPAAS_METRICS_TOKEN_FILE names holds it. Without that file it is open with the key (see `access_guard.py`) and, where
-people sign in, closed. `/healthz` reveals nothing of studies and is open.
+HOPAAS_METRICS_TOKEN_FILE names holds it. Without that file, `/metrics` needs the key (see `access_guard.py`) and is
+closed where people sign in. `/healthz` reveals nothing about studies and is open.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ from hopaas_p2p.core.state import State
 from hopaas_p2p.errors import ConfigurationError
 from hopaas_p2p.runtime import credentials
 
-_STALE: Final = 120.0  # seconds without a look at the store after which the monitor counts as down
+_STALE: Final = 120.0  # seconds without a read of the store after which the monitor counts as down
 
 
 def routes(opened: Callable[[], ReplicaCache]) -> list[BaseRoute]:
-    """The routes, under the path that a proxy serves this under."""
+    """The routes, below the path under which a proxy serves this server."""
 
     def seen() -> Iterator[tuple[str, str, State, TrialTable, float]]:
         cache = opened()
@@ -42,7 +42,7 @@ def routes(opened: Callable[[], ReplicaCache]) -> list[BaseRoute]:
         return PlainTextResponse(exposition(seen()), media_type=CONTENT_TYPE)
 
     def healthz(_request: Request) -> Response:
-        opened().studies()  # begins to read, if nobody has looked yet
+        opened().studies()  # starts reading, if no session has done so yet
         lag = opened().freshness().lag
         answer = {"ok": lag < _STALE, "lag_seconds": round(lag, 1) if lag < 1e9 else None}
         return JSONResponse(answer, status_code=200 if lag < _STALE else 503)
@@ -52,7 +52,7 @@ def routes(opened: Callable[[], ReplicaCache]) -> list[BaseRoute]:
 
 
 def may_scrape(authorization: str) -> bool:
-    """Whether this header holds the token for metrics."""
+    """Whether this header contains the token for metrics."""
     try:
         token = credentials.of_monitor("metrics")
     except ConfigurationError:

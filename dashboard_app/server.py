@@ -36,7 +36,7 @@ SCRIPT: Final = Path(__file__).parent / "entry" / "app.py"
 """What Streamlit executes."""
 _LARGEST_UPLOAD: Final = 32  # MB; Streamlit holds it in memory. `hopaas-p2p trial artifact put` takes any size
 _LEVEL: Final = 4  # of compression: 4 MB become 1.3 MB in 0.15 s per first visit
-_SOON: Final = 0.5  # seconds from here to when the port is open
+_SOON: Final = 0.5  # seconds from here until the port is open
 _log: Final = logging.getLogger("hopaas_p2p.dashboard")
 
 
@@ -63,7 +63,7 @@ def settings(opts: DashboardOptions) -> dict[str, Any]:
 
 
 def serve(opts: DashboardOptions) -> None:
-    """Serve until Ctrl-C. Opens the store first: that it cannot be used is reported at once.
+    """Serve until Ctrl-C. Opens the store first, so that an unusable store is reported at once.
 
     Raises:
         ConfigurationError: the store or the settings of the sign-in cannot be used, or a port is taken.
@@ -115,8 +115,8 @@ def app(opts: DashboardOptions, guard: AccessGuard, auth: dict[str, Any]) -> App
             timer.start()
         yield
 
-    # Streamlit would read `.streamlit/` of the current folder, too: one that came with a stranger's repository would
-    # choose who may sign in
+    # Streamlit would also read `.streamlit/` in the current folder: one from a stranger's repository would decide who
+    # may sign in
     config.get_config_files = lambda file_name: []  # noqa: ARG005  # the name that it has there
     return App(
         SCRIPT,
@@ -133,7 +133,7 @@ def app(opts: DashboardOptions, guard: AccessGuard, auth: dict[str, Any]) -> App
 
 
 def _open_browser(address: str) -> None:
-    """Open a browser on a file of this user's that leads to the address: all users see a command line."""
+    """Open a browser on a private file that redirects to the address, because all users can see a command line."""
     folder = tempfile.mkdtemp(prefix="hopaas-open-")
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     page = Path(folder, "open.html")

@@ -1,7 +1,7 @@
-"""Who signed in, and until when: the provider's claims, from a session or from a browser's cookie.
+"""Who signed in, and for how long: the provider's claims, from a session or from a browser's cookie.
 
-Streamlit keeps the claims in a signed cookie for 30 days and never asks the provider again. Here a sign-in counts for
-as long as HOPAAS_DASHBOARD_SIGN_IN says (seconds; twelve hours by default) from when the provider issued it.
+Streamlit keeps the claims in a signed cookie for 30 days and never asks the provider again. Here a sign-in is valid for
+HOPAAS_DASHBOARD_SIGN_IN seconds (twelve hours by default) after the provider issued it.
 """
 
 from __future__ import annotations
@@ -21,33 +21,33 @@ from streamlit.web.server.starlette.starlette_server_config import USER_COOKIE_N
 from hopaas_p2p.errors import ConfigurationError
 from hopaas_p2p.runtime import credentials
 
-_LASTS: Final = 12 * 3600.0  # seconds: a working day; who left the organisation is outside the next morning
+_LASTS: Final = 12 * 3600.0  # seconds: a working day; people who leave the organisation are locked out the next morning
 _CLAIM: Final = "sub"
 
 
 def claim() -> str:
-    """The claim of the provider that is a person's name here."""
+    """The provider's claim that is used as a person's name here."""
     return os.environ.get("HOPAAS_OIDC_CLAIM") or _CLAIM
 
 
 def person(claims: Mapping[str, Any]) -> str:
-    """The name of a signed-in person; empty if the provider does not say it, or has not verified it."""
+    """The name of a signed-in person; empty if the provider does not send it, or has not verified it."""
     value, unverified = claims.get(claim()), claims.get(f"{claim()}_verified") in (False, "false")
     return value if isinstance(value, str) and not unverified else ""
 
 
 def shown(name: str) -> str:
-    """A person's name as people read it, with the claim that it is."""
+    """A person's name for display, with the claim that it comes from."""
     return f"{name} ({claim()})"
 
 
 def signature(name: str) -> str:
-    """A person's name as the log keeps it. Only `sub` is one person for ever; another claim is named with it."""
+    """A person's name as the log keeps it. Only `sub` never passes to another person; other claims get a prefix."""
     return name if claim() == _CLAIM or not name else f"{claim()}:{name}"
 
 
 def lasts() -> float:
-    """Seconds for which a sign-in counts.
+    """Seconds for which a sign-in is valid.
 
     Raises:
         ConfigurationError: HOPAAS_DASHBOARD_SIGN_IN is not a number of seconds.
@@ -64,13 +64,13 @@ def lasts() -> float:
 
 
 def ends(claims: Mapping[str, Any]) -> float:
-    """When a sign-in no longer counts, in seconds since 1970; 0 if the provider did not say when it began."""
+    """When a sign-in expires, in seconds since 1970; 0 if the provider did not send when it began."""
     began = claims.get("iat")
     return float(began) + lasts() if isinstance(began, int | float) and not isinstance(began, bool) else 0.0
 
 
 def person_of_cookies(cookies: Mapping[str, str], *, now: float) -> str:
-    """Who sent these cookies; empty for a stranger, and when the sign-in no longer counts."""
+    """The person who sent these cookies; empty for a stranger, and after the sign-in has expired."""
 
     def signed(name: str) -> bytes | None:
         value = cookies.get(name)
@@ -86,7 +86,7 @@ def person_of_cookies(cookies: Mapping[str, str], *, now: float) -> str:
 
 
 def provider() -> dict[str, Any]:
-    """What Streamlit has to know of the provider: the section [auth] of the file that HOPAAS_OIDC_FILE names.
+    """Streamlit's settings for the provider: the section [auth] of the file that HOPAAS_OIDC_FILE names.
 
     Raises:
         ConfigurationError: there is no such section, or HOPAAS_DASHBOARD_SIGN_IN is not a number of seconds.

@@ -1,4 +1,4 @@
-"""How it looks: colours by state, style, and small pieces of HTML in which every text from a store is escaped."""
+"""The look: colours by state, style, and small pieces of HTML in which every text from a store is escaped."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ T = TypeVar("T")
 _STATIC: Final = Path(__file__).parent / "static"
 CONFIG: Final = str(_STATIC / "theme.toml")
 ICON: Final = str(_STATIC / "icon.svg")
-"""Our own: Streamlit's icons are fetched from a third party's server."""
+"""Our own icons: Streamlit fetches its icons from a third party's server."""
 _SYMBOLS: Final = {
     "running": "◐", "complete": "●", "pruned": "◆", "fail": "✕", "waiting": "○", "paused": "‖", "stopped": "■",
     "idle": "◌", "failing": "✕", "done": "✓", "open": "○", "unknown": "?", "best": "★",
 }  # fmt: skip
 _MARKDOWN: Final = re.compile(r"([\\`*{}\[\]()#+.!|>~:$<&]|(?<![^\W_])[_-]|[_-](?![^\W_]))")
-"""Characters with a meaning. Between letters, `_` and `-` have none, and a screen reader would read out the escape."""
+"""Markdown's special characters. `_` and `-` between letters are not; screen readers would read the escapes."""
 
 
 def plain(text: object, *, longest: int = 200) -> str:
@@ -66,22 +66,22 @@ def title(text: str, *, above: str = "") -> None:
 
 
 def heading(text: str) -> None:
-    """The heading of a part of a page."""
+    """A section heading."""
     st.html(f'<h2 class="hp-heading">{safe(text)}</h2>')
 
 
 def caption(text: str) -> None:
-    """A line of explanation under something."""
+    """A line of explanation below an element."""
     st.html(f'<p class="hp-caption">{safe(text, longest=2000)}</p>')
 
 
 def nothing(text: str) -> None:
-    """Say that there is nothing to show, and what to do about it."""
+    """Show that there is nothing to display, and what to do about it."""
     st.html(f'<p class="hp-nothing">{safe(text, longest=2000)}</p>')
 
 
 def draw(chart: Chart | None, *, key: str, empty: str = "Nothing to draw yet.") -> None:
-    """Draw the chart under its title; without a chart, say why. Streamlit's ECharts takes data only, and no code.
+    """Draw the chart under its title; without a chart, show why. Streamlit's ECharts takes data only, and no code.
 
     Texts in an option are drawn as text by ECharts; a tooltip's `formatter` is HTML, so no name goes into one.
     """
@@ -111,19 +111,19 @@ def pill(word: str) -> Html:
 
 
 def ago(at: float) -> Html:
-    """How long ago a time was (seconds since 1970); it keeps counting."""
+    """How long ago a time was (seconds since 1970), counting on in the browser."""
     return Html(f'<time data-since="{at:.0f}">{facts.ago(max(0.0, time.time() - at))}</time>')
 
 
 def lasting(since: float) -> Html:
-    """How long something has lasted since a time; it keeps counting."""
+    """How long something has lasted since a time, counting on in the browser."""
     return Html(f'<time data-for="{since:.0f}">{whole_seconds(max(0.0, time.time() - since))}</time>')
 
 
 def lease(name: object, left: float | None, *, ttl: float | None = None) -> Html:
-    """What is left of a lease (seconds, None while unknown); it counts down under this name.
+    """The time left of a lease (seconds, None while unknown), counting down under this name.
 
-    With the `ttl`, how long ago its owner was last seen.
+    With the `ttl`, shows how long ago its owner was last seen.
     """
     words = "unknown, watching" if left is None else f"{whole_seconds(left)} left" if left > 0 else "may be taken over"
     if ttl is not None and left is not None:
@@ -143,7 +143,7 @@ def tiles(found: Iterable[tuple[str, str, str]]) -> None:
 
 
 def asked_to_stop(trial: Trial) -> Html:
-    """That somebody asked this trial to stop, and why."""
+    """A tag showing that somebody asked this trial to stop, and why."""
     return Html(f" {tag(f'asked to stop: {trial.stop}')}" if trial.stop else "")
 
 
@@ -164,7 +164,7 @@ def spark(values: Sequence[float], words: str, *, wide: bool = False) -> Html:
 
 
 def share(part: float, words: str) -> Html:
-    """How far something that runs has come: a bar, and words."""
+    """The progress of something that runs: a bar, and words."""
     return Html(
         '<span class="hp-progress"><span class="hp-bar" aria-hidden="true">'
         f'<i class="hp-running" style="width:{part:.0%}"></i></span>{safe(words)}</span>'

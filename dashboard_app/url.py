@@ -10,7 +10,7 @@ import streamlit as st
 from dashboard_app import options
 
 HOME: Final = "studies"
-"""The page that is shown at the root."""
+"""The page at the root."""
 
 
 def given(name: str) -> str:

@@ -1,8 +1,8 @@
-"""The poll by which a browser learns, every two seconds, whether anything changed and how old its data is.
+"""The poll by which a browser learns, every two seconds, whether anything has changed and how old its data are.
 
-A page issues a ticket; `GET …/version?ticket=…` answers with some 100 bytes, from memory, and runs nothing of
-Streamlit. A ticket is 128 random bits, valid for the one question that its page asks, and is forgotten soon after the
-last poll. Without a ticket nobody learns anything, whether people sign in or not.
+A page issues a ticket; `GET …/version?ticket=…` answers with some 100 bytes, from memory, and does not run Streamlit. A
+ticket is 128 random bits, valid for its page's one question, and is forgotten soon after the last poll. Without a
+ticket there is no answer, whether people sign in or not.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _lock: Final = threading.Lock()
 
 
 def issue(ticket: str | None, answer: Answer) -> str:
-    """A ticket by which a browser gets this answer; the given one, if it is still valid."""
+    """A ticket with which a browser gets this answer; the given one, if it is still valid."""
     now = time.monotonic()
     with _lock:
         if ticket is None or _answers.pop(ticket, None) is None:
@@ -53,7 +53,7 @@ def ask(ticket: str) -> dict[str, Any] | None:
 
 
 def route(prefix: str = "") -> Route:
-    """The route that answers, below the path that this server is served under."""
+    """The route that answers polls, below this server's path."""
 
     async def version(request: Request) -> JSONResponse:
         answer = await run_in_threadpool(ask, request.query_params.get("ticket", ""))

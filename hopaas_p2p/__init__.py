@@ -36,7 +36,7 @@ __all__ = list(_WHERE)
 
 
 def __getattr__(name: str) -> object:
-    """Import what is asked for when it is asked for: `import hopaas_p2p` alone does not load Optuna."""
+    """Import each name on first use: `import hopaas_p2p` alone does not load Optuna."""
     if name not in _WHERE:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     import importlib

@@ -1,11 +1,11 @@
-"""Users, tokens and grants of a store: in Postgres native roles of the server, elsewhere a list beside the studies.
+"""Users, tokens and grants of a store: native roles of the server in Postgres, a list next to the studies elsewhere.
 
-In a directory or bucket they bind those who come through `serve https`; see `remote.access`. In Postgres:
+In a directory or bucket they apply to users who connect through `serve https`; see `remote.access`. In Postgres:
 
-A user is a role that cannot log in. A token is a login role, a member of its user's, with an expiry, a limit of
+A user is a role that cannot log in. A token is a login role, a member of its user's role, with an expiry, a limit on
 connections and timeouts; its secret is made here, shown once, and stored nowhere (the server gets a SCRAM verifier). A
-grant lets a user view a study, work in it, or own it. Users and tokens are made by administrators, who are members of
-the role that owns the schema; grants are given by a study's owners.
+grant lets a user view a study, work in it, or own it. Administrators, who are members of the role that owns the schema,
+create users and tokens; a study's owners give grants.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 VALIDITIES: Final = {"day": 1, "week": 7, "month": 30, "year": 365}
 """Days."""
 CONNECTIONS: Final = 256
-"""Processes that may use one token at once, by default, and never more than a quarter of the server's connections."""
+"""The number of processes that may use one token at once by default; at most a quarter of the server's connections."""
 
 _USER: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,44}")
 _DAYS: Final = re.compile(r"([1-9][0-9]{0,3})d")
@@ -53,11 +53,11 @@ class User(NamedTuple):
     created: datetime.datetime
     tokens: int
     adopted: bool
-    """Whether the login existed before, and stays when the user is removed."""
+    """Whether the login existed before, and so remains when the user is removed."""
 
 
 class Token(NamedTuple):
-    """A token as it may be shown: everything but its secret."""
+    """A token without its secret."""
 
     name: str
     user: str
@@ -72,16 +72,16 @@ class Token(NamedTuple):
 
 
 class NewToken(NamedTuple):
-    """A token just made. This is the only time its secret is known."""
+    """A newly created token. Its secret is known only now."""
 
     name: str
     secret: Secret
-    """What goes into HOPAAS_TOKEN_FILE: `name:password`."""
+    """The content of HOPAAS_TOKEN_FILE: `name:password`."""
     expires: datetime.datetime
 
 
 class Grant(NamedTuple):
-    """What one user may do in one study."""
+    """The role of one user in one study."""
 
     user: str
     role: str
@@ -95,7 +95,7 @@ class Grant(NamedTuple):
 def initialise(url: str) -> int:
     """Make the schema of a store in this database, or bring it up to date. Needs the database owner's login.
 
-    May be repeated, and two may run at once. Returns the version that was there before, 0 for none.
+    May be repeated or run concurrently. Returns the previous version, 0 for none.
 
     Raises:
         NewerFormat: a newer version of this program made it.
@@ -112,7 +112,7 @@ def initialise(url: str) -> int:
             except HopaasError as error:
                 if last or getattr(error.__cause__, "pgcode", None) not in schema.RACE:
                     raise
-        # what holders of tokens have changed is set again; one that its own session holds up stays
+        # resets what holders of tokens have changed, except for a role that its own session blocks
         with store.transaction() as connection:
             roles = schema.changed_tokens(connection)
         for role in roles:
@@ -124,7 +124,7 @@ def initialise(url: str) -> int:
 
 @contextlib.contextmanager
 def _administration(url: str) -> Iterator[Any]:
-    """A transaction as the login of this URL; raises our errors."""
+    """A transaction with the login of this URL; raises our errors."""
     with contextlib.closing(PostgresStore(url)) as store, store.transaction() as connection:
         if not schema.installed_version(connection):
             raise wrong_schema(None)
@@ -138,7 +138,7 @@ def _share(connection: Any, role: str) -> None:
 
 
 def _listed(url: str) -> AccessList | None:
-    """The list of a directory or bucket, also of one that is served by HTTPS; None for a database."""
+    """The list of a directory or bucket, even if it is served over HTTPS; None for a database."""
     if url.startswith("postgresql"):
         return None
     if url.lower().startswith("folder:"):
@@ -156,10 +156,11 @@ def _at(microseconds: int) -> datetime.datetime:
 def add_user(
     url: str, name: str, *, existing: bool = False, guest_of: str | None = None, administrator: bool = False
 ) -> None:
-    """Make a user, or with `existing` let a login that exists use this store.
+    """Create a user, or with `existing` let an existing login use this store.
 
-    With `guest_of`, the uuid of a study, it can never get a grant for another one, and creates none. In a directory or
-    bucket an `administrator` may do everything, also through a server; in a database that takes rights of the server's.
+    With `guest_of`, the uuid of a study, the user can never get a grant for another study, and cannot create one. In a
+    directory or bucket an `administrator` may do everything, even through a server; in a database that takes rights on
+    the server.
 
     Raises:
         InvalidInput: the name is malformed or taken; with `existing`, there is no such login.
@@ -205,11 +206,12 @@ def add_user(
 
 
 def guest(url: str, study: str, role: str) -> str:
-    """The user for whom tokens of this role are made that hold for one study: its name. Made if need be.
+    """The name of the user that holds the tokens with this role in this one study. Creates the user if needed.
 
     Args:
         url: the store, with an administrator's login.
-        study: the study's uuid. All of it is in the name, as a hash: whoever creates a study may choose its uuid.
+        study: the study's uuid. The name contains a hash of all of it, because the creator of a study may choose its
+        uuid.
         role: what the guest may do there.
 
     Raises:
@@ -252,13 +254,13 @@ def users(url: str) -> list[User]:
 
 
 def remove_user(url: str, name: str) -> None:
-    """Remove a user, its tokens and its grants; open sessions end at once. What the user did stays in the logs.
+    """Remove a user, its tokens and its grants; open sessions end at once. The user's work stays in the logs.
 
     An adopted login stays, without any right here.
 
     Raises:
         InvalidInput: there is no such user.
-        ConfigurationError: it is removed, but the server keeps something of it; the message says what.
+        ConfigurationError: the user is removed, but the server keeps objects of it; the message names them.
         Denied: you are not an administrator.
 
     """
@@ -284,7 +286,7 @@ def remove_user(url: str, name: str) -> None:
 
 
 def _expel(connection: Any, member: str, role: str) -> None:
-    """End a membership. Since version 16 only who gave it, or may act for that role, can."""
+    """End a membership. Since version 16, only the role that granted it, or one that may act for it, can."""
     query(connection, f"REVOKE {quoted(role, connection)} FROM {quoted(member, connection)}")
 
 
@@ -315,14 +317,14 @@ def _peers(connection: Any) -> str:
 def create_token(
     url: str, user: str, *, label: str = "", valid: str = "month", connections: int | None = None
 ) -> NewToken:
-    """Make a token for a user.
+    """Create a token for a user.
 
     Args:
         url: the store, with an administrator's login.
         user: the user it belongs to.
         label: a note for people, such as where it is used.
         valid: day, week, month, year, a number of days such as 10d, or a date such as 2030-12-31.
-        connections: the number of processes that may use it at once. By default a quarter of what the server takes, so
+        connections: the number of processes that may use it at once. By default a quarter of the server's limit, so
             that no token shuts others out, and at most 256.
 
     Raises:
@@ -351,7 +353,7 @@ def create_token(
             connections = max(1, min(CONNECTIONS, served // 4))
         role = quoted(name, connection)
         sql = f"CREATE ROLE {role.replace('%', '%%')} LOGIN CONNECTION LIMIT {connections:d} PASSWORD %s VALID UNTIL %s"
-        # the server and its log see what is kept instead of the password, and never the password itself
+        # the server and its log see only the verifier that replaces the password, never the password itself
         verifier = encrypt_password(password.reveal(), name, scope=connection, algorithm="scram-sha-256")
         query(connection, sql, (verifier, expires.isoformat()))
         # from version 16 on, a member can be kept from becoming the role it is a member of
@@ -365,7 +367,7 @@ def create_token(
 
 
 def _expiry(now: datetime.datetime, valid: str) -> datetime.datetime:
-    """When a token ends that is made now."""
+    """When a token created now expires."""
     days = _DAYS.fullmatch(valid)
     if span := int(days[1]) if days else VALIDITIES.get(valid, 0):
         return now + datetime.timedelta(days=span)
@@ -409,11 +411,11 @@ def revoke_token(url: str, name: str) -> str:
 
     Args:
         url: the store, with an administrator's login.
-        name: the token's name, or its label if no other token has the same.
+        name: the token's name, or its label if no other token has that label.
 
     Raises:
         InvalidInput: there is no such token, or several with that label.
-        ConfigurationError: it is revoked, but the server keeps something of it; the message says what.
+        ConfigurationError: the token is revoked, but the server keeps objects of it; the message names them.
         Denied: you are not an administrator.
 
     """
@@ -465,7 +467,7 @@ def grant(url: str, study: str, user: str, role: str) -> None:
 
 
 def revoke(url: str, study: str, user: str) -> None:
-    """Take a user's grant for a study away. For the study's owners; raises like `grant`."""
+    """Revoke a user's grant for a study. For the study's owners; raises like `grant`."""
     if (listed := _listed(url)) is not None:
         listed.change(GrantSet(uuid_of(listed.store, study), user))
         return
@@ -474,14 +476,14 @@ def revoke(url: str, study: str, user: str) -> None:
 
 
 def unlock(url: str, study: str | None = None) -> list[tuple[str, int]]:
-    """End the sessions that hold a study up with an open transaction. For its owners, if it has taken 20 s.
+    """End the sessions whose open transaction has blocked a study for 20 s. For the study's owners.
 
     Args:
         url: the store.
         study: its name; None for the list of studies, which only administrators own.
 
     Returns:
-        The login of each session that was ended, and the seconds for which it had been in its transaction.
+        The login of each terminated session, and how many seconds its transaction had been open.
 
     Raises:
         NoSuchStudy: no such study.
@@ -494,7 +496,7 @@ def unlock(url: str, study: str | None = None) -> list[tuple[str, int]]:
 
 
 def grants(url: str, study: str) -> list[Grant]:
-    """Who may do what in a study. For everybody with a grant.
+    """Who may do what in a study. For everyone with a grant.
 
     Raises:
         NoSuchStudy: no such study.

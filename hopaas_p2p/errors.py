@@ -1,6 +1,6 @@
 """The errors that this package raises: what happened, whether retrying helps, and what to do next.
 
-Some are the caller's to fix: a wrong call, a wrong setting, a study that does not exist. Others come from outside: a
+The caller can fix some of them: a wrong call, a wrong setting, a study that does not exist. Others come from outside: a
 store that cannot be reached, a lease that another peer took over. Content written by other peers never raises: `apply`
 refuses and counts it.
 """
@@ -24,7 +24,7 @@ class HopaasError(Exception):
     """Something went wrong in hopaas_p2p."""
 
     retry: ClassVar[bool] = False
-    """Whether the same call may succeed later although nothing was changed."""
+    """Whether the same call may succeed later without any change."""
     exit_code: ClassVar[int] = 1
     """The exit code of the command line."""
 
@@ -35,7 +35,7 @@ class HopaasError(Exception):
             self.__cause__ = beneath(handled)
 
     def raised_here(self) -> Self:
-        """This error, which another thread met, as one that arose from what this thread is handling."""
+        """This error of another thread, raised as if it arose from the exception that this thread is handling."""
         self.__cause__ = self.__cause__ or beneath(sys.exception())
         return self
 
@@ -45,10 +45,10 @@ class HopaasError(Exception):
 
 
 def beneath(error: BaseException | None) -> BaseException | None:
-    """What an error of ours arose from that is not one of ours.
+    """The first cause of our error that is not one of our errors.
 
-    A traceback then shows the last error, and whatever of the caller's own it arose from. Each attempt to send what is
-    queued may raise the same error once more, and all of them would fill some screens.
+    A traceback then shows the last error and the caller's exception that it arose from. Each attempt to send queued
+    records may raise the same error again, and all of them would fill several screens.
     """
     while isinstance(error, HopaasError):
         error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
@@ -95,7 +95,7 @@ class StoreUnreachable(HopaasError):
     retry = True
     exit_code = 69
     queued: bool = False
-    """Whether the change that the call asked for waits in this process, and is made at the next contact."""
+    """Whether the requested change is queued in this process, to be sent at the next contact."""
 
 
 class StoreAway(StoreUnreachable):
@@ -162,7 +162,7 @@ class NoWork(HopaasError):
         super().__init__(f"No trial to run: {reason}.")
         self.reason = reason
         self.found = found
-        """What `core.admission.next_start` said, `Wait` or `Done`: whether work may turn up, and from which trials."""
+        """The `Wait` or `Done` of `core.admission.next_start`: whether work may turn up, and from which trials."""
 
     @property
     def refusal(self) -> str:
@@ -196,7 +196,7 @@ class Denied(HopaasError):
 
 
 UNDECIDED: Final = (StoreUnreachable, Denied, ConfigurationError, StoreCorrupt)
-"""After one of these the log has not decided about a record: it may be sent later, when what was wrong is mended."""
+"""After one of these errors the log has not decided about a record: it may be sent later, once the cause is fixed."""
 
 TEMPORARY: Final = frozenset(
     {
@@ -205,15 +205,15 @@ TEMPORARY: Final = frozenset(
         *(errno.EHOSTDOWN, errno.EHOSTUNREACH, errno.ENETDOWN, errno.ENETUNREACH, errno.ECONNRESET, errno.ECONNREFUSED),
     }
 )
-"""The errors of the operating system that pass by themselves: this process, or a file server, is short of something."""
+"""Temporary errors of the operating system: this process, or a file server, is short of a resource."""
 
 
 @contextlib.contextmanager
 def waits_for(what: str) -> Iterator[None]:
-    """In this block, which reads or writes files, such an error means that the same call may succeed later.
+    """In this block, which reads or writes files, such an error is temporary: the same call may succeed later.
 
     Raises:
-        StoreUnreachable: `what` cannot be used for the moment.
+        StoreUnreachable: `what` cannot be used at the moment.
         OSError: any other, which the caller explains.
 
     """
@@ -230,4 +230,4 @@ BY_NAME: Final[dict[str, type[HopaasError]]] = {
     for name, one in dict(globals()).items()
     if isinstance(one, type) and issubclass(one, HopaasError) and one is not NoWork
 }
-"""Those that are raised again in another process, which hears their names and messages."""
+"""The errors that another process raises again from their names and messages."""

@@ -1,10 +1,11 @@
 """Notes and tags of studies and trials.
 
-Notes are optuna-dashboard's own: it shows ours, and we show those written there. A note is Markdown in pieces of 2045
-characters under `dashboard:note_str:<i>` (a trial's: `dashboard:<trial id>:note_str:<i>`), with a version that rises.
-An empty piece ends it, so that nothing is left of a longer one that somebody else saves at the same time. Tags are our
-own: true or false under `hopaas:tag:<tag>`, a trial's under `hopaas:<number>:tag:<tag>`, so that several people may
-change them at once. All of it is in the attributes of the study, so a finished trial can be annotated too.
+Notes use optuna-dashboard's format: it shows ours, and we show those written there. A note is Markdown in pieces of
+2045 characters under `dashboard:note_str:<i>` (a trial's: `dashboard:<trial id>:note_str:<i>`), with a version that
+rises. An empty piece ends the note, so that nothing remains of a longer one that somebody else saves at the same time.
+Tags have our own format: true or false under `hopaas:tag:<tag>`, a trial's under `hopaas:<number>:tag:<tag>`, so that
+several people may change them at once. All of it is in the attributes of the study, so a finished trial can be
+annotated too.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ def note_of(study: StudyLike, number: int | None = None) -> str:
 
 
 def read_note(attributes: Mapping[str, Any], trial_id: int | None) -> str:
-    """The note in the system attributes of a study, read."""
+    """The note in a study's decoded system attributes."""
     prefix = _prefix(trial_id)
     pieces: list[str] = []
     while isinstance(piece := attributes.get(f"{prefix}note_str:{len(pieces)}"), str) and piece:
@@ -45,7 +46,7 @@ def read_note(attributes: Mapping[str, Any], trial_id: int | None) -> str:
 
 
 def save_note(study: StudyLike, text: str, number: int | None = None) -> None:
-    """Put a note (Markdown) in place of the present one, in one commit; an empty text removes it.
+    """Replace the note (Markdown) in one commit; an empty text removes it.
 
     Raises:
         NoSuchTrial: there is no trial of that number.
@@ -68,18 +69,18 @@ def save_note(study: StudyLike, text: str, number: int | None = None) -> None:
 
 
 def tags_of(study: StudyLike, number: int | None = None) -> list[str]:
-    """The tags of the study, or of the trial of that number; raises as `note_of` does."""
+    """The tags of the study, or of the trial of that number; raises like `note_of`."""
     _trial_id(study, number)
     return read_tags(_attributes(study), number)
 
 
 def read_tags(attributes: Mapping[str, Any], number: int | None = None) -> list[str]:
-    """The tags in the system attributes of a study, read. Of many trials, `tags_by_trial` gives them in one pass."""
+    """The tags in a study's decoded system attributes. For many trials, `tags_by_trial` gets them in one pass."""
     return tags_by_trial(attributes).get(number, [])
 
 
 def tags_by_trial(attributes: Mapping[str, Any]) -> dict[int | None, list[str]]:
-    """The tags in the system attributes of a study, read, by the trial's number; None: those of the study."""
+    """The tags in a study's decoded system attributes by trial number; the key None has the study's."""
     found: dict[int | None, list[str]] = {}
     for key, value in attributes.items():
         match = _TAG.fullmatch(key)
@@ -91,7 +92,7 @@ def tags_by_trial(attributes: Mapping[str, Any]) -> dict[int | None, list[str]]:
 def change_tags(
     study: StudyLike, number: int | None = None, *, add: Collection[str] = (), remove: Collection[str] = ()
 ) -> list[str]:
-    """Add and remove tags; returns what is there now, with what others changed. Raises as `note_of` does.
+    """Add and remove tags; returns the resulting tags, including others' changes. Raises like `note_of`.
 
     Raises:
         InvalidInput: a tag that is empty, longer than 64 characters, or not printable.

@@ -76,10 +76,11 @@ def open_store(url: str | os.PathLike[str], *, create: bool = True) -> Store:
 
 
 def servers_of(url: str) -> list[tuple[str, int]]:
-    """(host, port) of what is asked when the store at this URL is opened, a Unix socket with 0; none for a directory.
+    """The (host, port) pairs contacted when the store at this URL is opened; port 0 for a Unix socket; none for a
+    directory.
 
     Raises:
-        ConfigurationError: the URL is not understood.
+        ConfigurationError: the URL cannot be parsed.
 
     """
     if url.lower().startswith("postgresql"):

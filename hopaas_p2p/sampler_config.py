@@ -1,4 +1,4 @@
-"""Which sampler and pruner commands use: what the user says, else what the study was created with."""
+"""The sampler and pruner of commands: from the user's options, else from the study."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _KNOWN: Final = {"sampler": SAMPLERS, "pruner": PRUNERS}
 
 
 def configured(kind: str, given: str | None, study: Any) -> Any:
-    """The "sampler" or "pruner" for a command: that of its option, else what this `Study` uses.
+    """The "sampler" or "pruner" for a command: the one in its option, else the one of this `Study`.
 
     "tpe" is ours, the others are Optuna's.
 
@@ -37,7 +37,7 @@ def configured(kind: str, given: str | None, study: Any) -> Any:
     if given is None:
         chosen = getattr(study, kind)
     elif given == "tpe":
-        from hopaas_p2p.samplers import default_sampler  # here, for `--help` has no use for Optuna
+        from hopaas_p2p.samplers import default_sampler  # here, because `--help` does not need Optuna
 
         chosen = default_sampler()
     else:
@@ -50,7 +50,7 @@ def build(kind: str, entry: Mapping[str, Any]) -> Any:
     """The sampler or pruner of an entry in a file: the name of its class as "name", and its arguments.
 
     Raises:
-        InvalidInput: there is none of that name, or it does not take these arguments.
+        InvalidInput: there is no such class, or it does not take these arguments.
 
     """
     arguments = {key: value for key, value in entry.items() if key not in ("name", "type")}

@@ -1,4 +1,4 @@
-"""Samplers to hand to a study: see docs/search.md for which one when."""
+"""Samplers to hand to a study: docs/search.md explains when to use which."""
 
 from __future__ import annotations
 

@@ -1,14 +1,14 @@
 """Commits that could not be sent, kept on disk until any process of this user reaches the store.
 
 One file per batch of commits, one directory per user: `$XDG_STATE_HOME/hopaas-p2p/spool`, or
-`~/.local/state/hopaas-p2p/spool`; where that cannot be written (a full quota, a read-only home), one under the
-temporary directory. Files are readable by their owner only. Each commit is kept byte for byte with its nonce, so it
-does not matter who sends it, or how often: the log counts it once. A file is removed when the store has acknowledged
-everything in it.
+`~/.local/state/hopaas-p2p/spool`; if that is not writable (a full quota, a read-only home), one under the temporary
+directory. Files are readable by their owner only. Each commit is kept byte for byte with its nonce, so it does not
+matter who sends it, or how often: the log counts it once. A file is removed when the store has acknowledged everything
+in it.
 
-A file is a sequence of frames, four bytes with the length of what follows: what is known of a batch, and its commits.
-An exported one holds several batches. It is read frame by frame, so a file that only claims to be large is given up at
-its first frame.
+A file is a sequence of frames, each behind four bytes with its length: the description of a batch, then its commits. An
+exported file holds several batches. It is read frame by frame, so reading a file with false lengths stops at its first
+frame.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from hopaas_p2p.stores.base import Outgoing, Placed
 _PATIENCE: Final = 60.0  # seconds for which another process of this user may be sending the same commits
 _SUFFIX: Final = ".commits"
 _HISTORY: Final = ".history"
-_NEEDED: Final = 3  # descriptors to write a file: of its folder, of that folder to rename in it, and its own
+_NEEDED: Final = 3  # descriptors to write a file: its folder's, the same for a rename, and its own
 _MAGIC: Final = b"hopaas-spool\n"
 _LARGEST_HEAD: Final = 2 << 20  # bytes, of 100,000 commits: they may not follow, and each takes 20 times its place here
 _LOGIN: Final = re.compile(r"://[^/@]*@")
@@ -53,19 +53,19 @@ class Spooled(msgspec.Struct, frozen=True):
     """The study's uuid."""
     name: str
     trials: list[int]
-    """Those that the commits end."""
+    """The trials that the commits end."""
     at: int
     why: Literal["unsent", "unconfirmed", "history"]
-    """Unconfirmed: the log has acknowledged those with a place, and whoever sends the file compares it with the log
-    first. History: the log turned out to have two, and nobody sends this, because where the log has later commits of
-    the same writer it would count these as duplicates. A rescue finds out from their places what they meant."""
+    """Unconfirmed: the log has acknowledged the commits with a place; compare the file with the log before sending it.
+    History: the log turned out to have two; this is never sent, because a log with later commits of the same writer
+    would count these as duplicates. A rescue interprets them by their places."""
     places: list[tuple[int, int | None]]
-    """Of each commit, as `Placed` has it: its lsn, or 0, and the sum of the log before it."""
+    """For each commit, as in `Placed`: its lsn, or 0, and the sum of the log before it."""
     payloads: list[bytes]
 
     @property
     def placed(self) -> list[Placed]:
-        """The commits, with their places where they had one."""
+        """The commits, with their places if known."""
         return [
             Placed(lsn, before, Outgoing(codec.nonce_of(payload), payload))
             for (lsn, before), payload in zip(self.places, self.payloads, strict=True)
@@ -73,11 +73,11 @@ class Spooled(msgspec.Struct, frozen=True):
 
 
 def directories() -> list[Path]:
-    """Where this user's spool is: the place of choice, and another for when that one cannot be written."""
+    """The directories of this user's spool: the preferred one, and a fallback if that is not writable."""
     places = []
     with contextlib.suppress(RuntimeError):
         places.append(state_folder() / "spool")
-    with contextlib.suppress(OSError):  # none of the temporary directories can be written
+    with contextlib.suppress(OSError):  # no temporary directory is writable
         places.append(Path(tempfile.gettempdir()) / f"hopaas-p2p-spool-{os.getuid()}")
     return places
 
@@ -92,14 +92,14 @@ def keep(
     trials: Iterable[int] = (),
     why: Literal["unsent", "unconfirmed", "history"] = "unsent",
 ) -> tuple[Path | None, str]:
-    """Keep these commits, which end `trials`, on disk: the file; or None, and why not. Never raises."""
+    """Keep these commits, which end `trials`, on disk. Returns the file, or None and the reason. Never raises."""
     kept = list(commits)
     places, payloads = [(one.lsn, one.before) for one in kept], [one.commit.payload for one in kept]
     return write(Spooled(store, study, name, list(trials), at, why, places, payloads))
 
 
 def write(spooled: Spooled, name: str | None = None) -> tuple[Path | None, str]:
-    """Make a file of the spool in the first place that takes it; or None, and why none does."""
+    """Create a spool file in the first writable directory. Returns it, or None and the reasons."""
     data = b"".join([_MAGIC, *_frames(spooled)])
     suffix = _HISTORY if spooled.why == "history" else _SUFFIX
     name = f"{name or f'{time.time_ns():020d}-{secrets.token_hex(4)}'}{suffix}"
@@ -118,18 +118,18 @@ def write(spooled: Spooled, name: str | None = None) -> tuple[Path | None, str]:
 
 @contextlib.contextmanager
 def alone(study: str) -> Iterator[None]:
-    """In this block no other process or thread of this user here is in such a block for the study.
+    """Exclusive among this user's processes and threads on this machine, for this study.
 
     Raises:
-        StoreUnreachable: another one has been for a minute.
+        StoreUnreachable: another one has held it for a minute.
 
     """
-    import filelock  # here only: where it is loaded, a fork at the wrong moment fails on Python 3.12 and newer
+    import filelock  # only here: once it is loaded, a fork at the wrong moment fails on Python 3.12 and newer
 
     for directory in directories():
         with contextlib.suppress(OSError), own_folder(directory):
             break
-    else:  # no disk takes a file
+    else:  # no disk accepts a file
         yield
         return
     try:
@@ -151,7 +151,7 @@ _spare: Final[list[int]] = []
 
 
 def _take_spare() -> None:
-    """Hold as many as a file of the spool needs, if they are to be had."""
+    """Reserve as many as a spool file needs, if available."""
     with contextlib.suppress(OSError):
         while len(_spare) < _NEEDED:
             _spare.append(os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC))
@@ -159,7 +159,7 @@ def _take_spare() -> None:
 
 @contextlib.contextmanager
 def _spare_lent() -> Iterator[None]:
-    """In this block they are free for another use."""
+    """Frees the reserved descriptors for use in this block."""
     while _spare:
         with contextlib.suppress(OSError, IndexError):  # another thread may have lent them
             os.close(_spare.pop())
@@ -173,7 +173,7 @@ _take_spare()
 
 
 def read(path: Path) -> Spooled | None:
-    """What is in a spool file; None if it is gone or cannot be read (it is left where it is)."""
+    """The content of a spool file; None if it is gone or unreadable (then it stays in place)."""
     try:
         with open(open_regular(path), "rb") as file:  # noqa: PTH123  # a descriptor
             return next(_batches(file), None)
@@ -187,7 +187,7 @@ def _frames(spooled: Spooled) -> Iterator[bytes]:
 
 
 def _batches(file: BinaryIO) -> Iterator[Spooled]:
-    """What a file holds. Raises ValueError where that is not what was written."""
+    """The content of a file. Raises ValueError if it is damaged."""
     if file.read(len(_MAGIC)) != _MAGIC:
         raise ValueError("not a spool")
     while size := file.read(4):
@@ -208,10 +208,10 @@ def _part(file: BinaryIO, size: bytes, limit: int) -> bytes:
 
 
 def waiting(store: str | None = None, studies: Container[str] = ()) -> Iterator[tuple[Path, Spooled]]:
-    """What waits to be sent, oldest first: for the store at this URL or that holds these studies; or all of it.
+    """The batches to send, oldest first: those for the store at this URL or with these studies; or all of them.
 
-    A store is known by its studies, whose uuids are 128 random bits, and not by the URL that the peer which left the
-    result happened to use: others may reach it through a server, a mount point or a folder, or with another login.
+    A store is identified by its studies, whose uuids are 128 random bits, and not by the URL that the result's peer
+    happened to use: others may reach it through a server, a mount point or a folder, or with another login.
     """
     for path, spooled in _all(_SUFFIX):
         if store is None or is_for(spooled, store, studies):
@@ -219,19 +219,19 @@ def waiting(store: str | None = None, studies: Container[str] = ()) -> Iterator[
 
 
 def is_for(spooled: Spooled, store: str, studies: Container[str] = ()) -> bool:
-    """Whether this is for the store at this URL, which holds these studies."""
+    """Whether this is for the store at this URL with these studies."""
     return spooled.study in studies or _LOGIN.sub("://", store) == _LOGIN.sub("://", spooled.store)
 
 
 def histories(study: str | None = None) -> Iterator[tuple[Path, Spooled]]:
-    """What is kept for a rescue of this study, or of all, oldest first."""
+    """The histories kept for a rescue of this study, or of all, oldest first."""
     for path, spooled in _all(_HISTORY):
         if study in (None, spooled.study):
             yield path, spooled
 
 
 def _all(suffix: str) -> Iterator[tuple[Path, Spooled]]:
-    """The files in all places that only this user can have written to, oldest first."""
+    """The files in all directories that only this user can have written to, oldest first."""
     found: list[Path] = []
     for directory in directories():
         with contextlib.suppress(OSError), own_folder(directory, mode=None) as folder:
@@ -248,7 +248,7 @@ def _all(suffix: str) -> Iterator[tuple[Path, Spooled]]:
 
 
 def export(target: Path) -> list[Spooled]:
-    """Write everything that waits into one file, for another machine to send; what it holds. Histories go along."""
+    """Write all waiting batches, and histories, into one file for another machine to send; returns its content."""
     everything = [spooled for _, spooled in itertools.chain(waiting(), histories())]
     with replace_atomically(target, private=True, sync=True) as draft:
         draft.write_bytes(b"".join([_MAGIC, *(frame for one in everything for frame in _frames(one))]))
@@ -256,28 +256,28 @@ def export(target: Path) -> list[Spooled]:
 
 
 def take_in(spooled: Spooled) -> None:
-    """Keep a history, as of another machine, in this user's spool, where a rescue looks for it; once.
+    """Keep a history, such as one from another machine, in this user's spool, where a rescue looks for it; only once.
 
     Raises:
-        ConfigurationError: no disk takes it.
+        ConfigurationError: no disk accepts it.
 
     """
     spooled = msgspec.structs.replace(spooled, trials=[], why="history")
     if all(there != spooled for _, there in histories(spooled.study)):
         mark = hashlib.blake2b(msgspec.msgpack.encode(spooled), digest_size=4).hexdigest()
-        path, why = write(spooled, f"{1000 * spooled.at:020d}-{mark}")  # the same if two take it in at once
+        path, why = write(spooled, f"{1000 * spooled.at:020d}-{mark}")  # the same name if two import it at once
         if path is None:
             raise ConfigurationError(f"the spool cannot store anything: {why}")
 
 
 def exported(source: Path) -> list[Spooled]:
-    """What `export` wrote, or what a single file of a spool holds; without what is not for a file to say.
+    """The content of an exported or a single spool file, without records that a file may not contain.
 
-    The log takes what is sent for the sender's own. So a file of somebody else brings what any worker may say: results,
-    not a word that takes an owner, and nobody who acts for another by name.
+    The log attributes everything to its sender. So somebody else's file may contain only records that any worker may
+    write: results, but no record that requires an owner, or that acts for another person by name.
 
     Raises:
-        InvalidInput: this is neither, or it is damaged.
+        InvalidInput: this is neither kind of file, or it is damaged.
 
     """
     try:
@@ -290,7 +290,7 @@ def exported(source: Path) -> list[Spooled]:
 
 
 def _results_of(spooled: Spooled) -> Spooled:
-    """The batch without the records that only an owner's own session says."""
+    """The batch without the records that only an owner's own session may write."""
     payloads = []
     for payload in spooled.payloads:
         commit = codec.decode(payload)

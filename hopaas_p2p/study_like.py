@@ -1,6 +1,6 @@
 """What notes, reports, trackers and notebook views need of a study.
 
-A Study shows and exports itself through them, so they may not know the class: it is what is built on top.
+A Study shows and exports itself through them, so they must not import the class, which is built on top of them.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ if TYPE_CHECKING:  # commands that only show a study need not wait for Optuna
 
 
 class StudyLike(Protocol):
-    """A Study from `open_study`, whose methods say what these members are."""
+    """A Study from `open_study`, whose methods document these members."""
 
     storage: Storage
     study_id: int
@@ -41,7 +41,7 @@ class StudyLike(Protocol):
 
 @contextlib.contextmanager
 def looking_at(study: StudyLike) -> Iterator[State]:
-    """The study's current State, locked. Keep the block short: writers of this process wait."""
+    """The study's current State, locked. Keep the block short, because writers of this process wait."""
     state = study.state
     with study.handle.lock:
         yield state

@@ -19,7 +19,7 @@ from hopaas_p2p.runtime.arguments import shown
 
 _LIMIT: Final = 1 << 63
 _MAX_ATTRIBUTE: Final = 1 << 20
-"""Bytes. A quarter of what a commit may have, so that each fits into one with all that goes along."""
+"""Bytes: a quarter of a commit's limit, so that each fits into one with all other records."""
 
 
 def to_record(distribution: BaseDistribution) -> records.Distribution:
@@ -55,7 +55,7 @@ def to_record(distribution: BaseDistribution) -> records.Distribution:
 
 
 def _plain(choice: Any) -> bool | int | float | str | None:
-    """A choice without the subclass that it may come in (numpy's float64 is a float)."""
+    """A choice as its plain type (numpy's float64 is a float)."""
     return next((kind(choice) for kind in (bool, int, float, str) if isinstance(choice, kind)), None)
 
 
@@ -68,7 +68,7 @@ def _check_whole(*numbers: int) -> None:
 
 
 def to_optuna(distribution: records.Distribution) -> BaseDistribution:
-    """A distribution of the log as Optuna's."""
+    """The Optuna distribution of one in the log."""
     if isinstance(distribution, records.Float):
         return FloatDistribution(distribution.low, distribution.high, log=distribution.log, step=distribution.step)
     if isinstance(distribution, records.Int):
@@ -79,7 +79,7 @@ def to_optuna(distribution: records.Distribution) -> BaseDistribution:
 def fits(value: object, distribution: records.Distribution) -> bool:
     """Whether a parameter of this distribution can have this value, which may be of any type.
 
-    As in Optuna, it may lie outside the range, if not absurdly far.
+    As in Optuna, it may lie outside the range, but not absurdly far.
     """
     try:
         inner = to_optuna(distribution).to_internal_repr(value)
@@ -89,7 +89,7 @@ def fits(value: object, distribution: records.Distribution) -> bool:
 
 
 def to_json(key: object, value: object) -> str:
-    """An attribute's value as the log writes it; its key is written as `str(key)`.
+    """An attribute's value in the log's form; its key becomes `str(key)`.
 
     Raises:
         InvalidInput: not JSON serialisable, or too large; or a name that is too long or has half a surrogate pair.
@@ -100,7 +100,7 @@ def to_json(key: object, value: object) -> str:
     except (TypeError, ValueError, RecursionError) as error:
         raise InvalidInput(f"the attribute {key!r} cannot be stored as JSON: {error}") from None
     _check_name("an attribute", key)
-    if not _encodable(text):  # as the name of a file in Latin-1: what is no character becomes a question mark
+    if not _encodable(text):  # such as a file name in Latin-1: invalid characters become question marks
         text = text.encode(errors="replace").decode()
     if not possible_attributes({key: text}):
         raise InvalidInput(f"the attribute {key!r} is nested too deeply for some readers")
@@ -145,7 +145,7 @@ def checked_parameter(name: str) -> str:
     """The name of a parameter, if the log can hold it.
 
     Raises:
-        InvalidInput: it is no text, or not in Unicode.
+        InvalidInput: it is not text, or not valid Unicode.
     """
     if not isinstance(name, str):
         raise InvalidInput(f"a parameter is called by a text, not {name!r}")
@@ -161,14 +161,14 @@ def _check_name(what: str, name: str) -> None:
 
 
 def to_microseconds(when: datetime.datetime | None) -> int | None:
-    """A naive local time (or an aware one) as the log writes it."""
+    """A naive local time (or an aware one) in the log's form."""
     if when is None:
         return None
     return round(when.replace(microsecond=0).timestamp()) * 1_000_000 + when.microsecond
 
 
 def created(trial: FrozenTrial, system: dict[str, str]) -> records.TrialCreate:
-    """The record that creates a trial like this one of Optuna's, with these system attributes.
+    """The record that creates a copy of this Optuna trial, with these system attributes.
 
     Raises:
         InvalidInput: the log cannot hold it.
@@ -196,7 +196,7 @@ def directions_of(state: State) -> list[StudyDirection]:
 
 
 def told(distribution: records.Distribution, value: float) -> Any:
-    """As `external`, of a distribution of the log."""
+    """Like `external`, for a distribution of the log."""
     if isinstance(distribution, records.Float):
         return value
     try:
@@ -206,7 +206,7 @@ def told(distribution: records.Distribution, value: float) -> Any:
 
 
 def external(distribution: BaseDistribution, value: float) -> Any:
-    """The value of a parameter as the objective sees it; None for an index no choice has (from a hostile log)."""
+    """The value of a parameter as the objective sees it; None for an invalid index (from a hostile log)."""
     try:
         return distribution.to_external_repr(value)
     except (IndexError, ValueError, OverflowError):
@@ -214,7 +214,7 @@ def external(distribution: BaseDistribution, value: float) -> Any:
 
 
 def read_json(text: str) -> Any:
-    """An attribute as it was set; what is no JSON (from a hostile log) is given as it stands."""
+    """An attribute as it was set; text that is not JSON (from a hostile log) is returned verbatim."""
     try:
         return json.loads(text)
     except (ValueError, RecursionError):

@@ -1,4 +1,4 @@
-"""What Streamlit executes for a run. In a folder of its own: Streamlit takes a `pages/` beside the script for pages."""
+"""The script that Streamlit runs. In its own folder, because Streamlit treats a `pages/` beside the script as pages."""
 
 from dashboard_app.app import main
 

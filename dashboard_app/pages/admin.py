@@ -71,7 +71,7 @@ def _people(page: PageContext) -> None:
 
 
 def _own_tokens(page: PageContext) -> None:
-    """The tokens of whoever has signed in, who is a user of the store of that name."""
+    """The tokens of the person who has signed in, as the store's user of the same name."""
     if not page.options.actions or time.time() >= page.until:
         theme.nothing("You can manage your own tokens if the dashboard was started with --allow-actions.")
     elif all(one.name != page.person for one in access.users(page.cache.url)):
@@ -87,7 +87,7 @@ def _own_tokens(page: PageContext) -> None:
 
 
 def _tokens(page: PageContext, tokens: list[access.Token], users: list[str] | None = None) -> None:
-    """Tokens, and forms to create one and to revoke one; for the person who has signed in if it offers no users."""
+    """Tokens, and forms to create and revoke them; without `users`, for the person who has signed in."""
     made = st.session_state.pop(_MADE, None)
     if made is not None:
         st.warning("This is the only time that this token is shown. Keep it in a file of mode 600 (HOPAAS_TOKEN_FILE).")

@@ -1,4 +1,4 @@
-"""Explore: what the parameters did to the objective."""
+"""Explore: how the parameters affect the objective."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _NOTHING: Final = "No complete trial passes the filter."
 
 
 def show(page: PageContext) -> None:
-    """The page. A brushed axis would be lost with every trial that ends, so parallel coordinates wait for a click."""
+    """The page. Each trial that ends would reset a brushed axis, so parallel coordinates are redrawn on a click."""
     page.title("Explore")
     frame = page.frame
     params, objectives = (len(frame.columns.parameters), len(frame.columns.directions)) if frame is not None else (0, 1)
@@ -51,7 +51,7 @@ def _body(frame: Frame, chosen: str) -> None:
 
 
 def _computed(frame: Frame, selection: Selection, view: Callable[..., Any], *names: Any, **options: Any) -> Any:
-    """What a view gives for the selection, computed once for all sessions that look at the same."""
+    """A view's result for the selection, computed once for all sessions with the same selection."""
     key = (view.__name__, *_key(selection), names, *sorted(options.items()))
     return frame.once(lambda _frame: view(frame.columns, *names, selection=selection, **options), *key)
 
@@ -92,7 +92,7 @@ def _parallel(frame: Frame, selection: Selection) -> None:
         theme.nothing("Choose at least one parameter.")
         return
     draw(chart._replace(caption=f"{chart.caption}. {_BRUSH}"), key="parallel")
-    rows = [  # where they are drawn, the best cannot be told apart
+    rows = [  # in the chart, the best cannot be told apart
         [theme.trial_link(frame.name, one), number(float(columns.values[one, selection.objective]))]
         + [charts.value_text(columns.parameters[name], columns.params[name][one]) for name in chosen]
         for one in chart.series[0].data["trial"][: -_LEADERS - 1 : -1].tolist()

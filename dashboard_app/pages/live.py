@@ -1,4 +1,4 @@
-"""Live: how it goes now, what runs where, and what happened last."""
+"""Live: the current state, what runs where, and the latest events."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Notes, tags and files of a study, and the pieces that a trial's page shows too. Changed where actions are allowed.
+"""Notes, tags and files of a study, and parts that a trial's page shows, too. Editable where actions are allowed.
 
 A note is Markdown written by somebody else: HTML in it is shown as text, and pictures from elsewhere become links, so
 that opening a page reveals nothing to third parties.
@@ -113,12 +113,12 @@ def _file(page: PageContext, one: Artifact, *, named: bool) -> None:
     right.download_button(
         "Fetch", data=lambda: fetched(page, one), file_name=one.filename, key=f"file-{one.id}", on_click="ignore",
         icon=":material/download:", width="stretch",
-        mime="application/octet-stream",  # whatever others say it is, a browser saves it and does not show it
+        mime="application/octet-stream",  # whatever its declared type, a browser saves it
     )  # fmt: skip
 
 
 def fetched(page: PageContext, one: Artifact) -> bytes:
-    """The bytes of a file. Raises a HopaasError if the store does not have them now."""
+    """The bytes of a file. Raises a HopaasError if the store cannot deliver them now."""
     with tempfile.TemporaryDirectory(prefix="hopaas-") as folder:
         files = artifacts.artifacts_of(page.cache.store)
         return artifacts.fetch(files, page.uuid, one, Path(folder, "file")).read_bytes()

@@ -1,4 +1,4 @@
-"""Peers & sites: who takes part, where, how busy they are, and whether they show signs of life."""
+"""Peers & sites: which peers take part, where, how busy they are, and whether they show signs of life."""
 
 from __future__ import annotations
 

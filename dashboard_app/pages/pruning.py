@@ -1,4 +1,4 @@
-"""Pruning: where trials were cut and what that saved; with rungs or a population, who stands where."""
+"""Pruning: where trials were pruned and what that saved; with rungs or a population, where each trial stands."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def show(page: PageContext) -> None:
 
 
 def offered(frame: Frame) -> bool:
-    """Whether the study has something to show here: rungs, or reports by which trials may be pruned."""
+    """Whether the study has anything to show here: rungs, or reports on which pruning can be based."""
     return frame.state.configurations.policy is not None or bool((frame.columns.steps > 0).any())
 
 

@@ -1,7 +1,7 @@
 """Steer: pause, stop, change the budget, stop or queue trials.
 
-Everything here is a record in the study's log, addressed to what the person saw: a trial by its number and the epoch of
-its lease. What became of it is what the log says, on every page.
+Every action here is a record in the study's log, addressed to the object that the person saw: a trial by its number and
+the epoch of its lease. Every page shows the outcome as the log records it.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from hopaas_p2p.peer.liveness import any_alive
 from hopaas_p2p.study import Study
 
 _OPEN: Final = "auto"
-_FIELDS: Final = 100  # of a form; with thousands, which one record can name, a page takes minutes
+_FIELDS: Final = 100  # of a form; a record can name thousands, with which a page would take minutes
 _LARGEST: Final = (1 << 53) - 1  # that a browser can tell from its neighbours
 
 
@@ -98,7 +98,7 @@ def _stop_study(page: PageContext) -> None:
 
 
 def stop_all(study: Study, page: PageContext, epochs: Mapping[int, int]) -> None:
-    """End the study, and ask those trials to end that still have this lease."""
+    """End the study, and ask the trials that still hold this lease to end."""
 
     def end(number: int, epoch: int) -> None:
         with contextlib.suppress(InvalidInput):  # it has ended meanwhile
@@ -108,7 +108,7 @@ def stop_all(study: Study, page: PageContext, epochs: Mapping[int, int]) -> None
 
 
 def _each(*changes: Callable[[], Any]) -> None:
-    """Make all of these. What the store has not answered is sent later: it raises after the last one."""
+    """Make all of these changes. Unanswered ones are sent later, so it raises only after the last one."""
     trouble = None
     for change in changes:
         try:
@@ -148,7 +148,7 @@ def _where(frame: Frame, trial: Trial) -> str:
 
 
 def _seen(page: PageContext, number: int, epoch: int) -> bool:
-    """Show the trial as it is now, read again by its number; whether it is still the lease that was seen."""
+    """Show the trial as it is now, read again by its number. Returns whether it still has the lease that was seen."""
     frame = page.frame
     if frame is None or number >= len(frame.state.trials):
         theme.nothing("This trial no longer exists.")

@@ -29,7 +29,7 @@ def _cards(page: PageContext) -> None:
     archived = st.toggle("Include archived", key="archived", bind="query-params")
 
     def version() -> str:
-        """What changes when a card does: logs with new commits, and what is known of their peers."""
+        """A version that changes when a card does: with new commits in a log, or news of its peers."""
         marks = []
         for listing in page.studies():
             signs = sorted(str(sign.alive) for sign in page.cache.signs(listing.uuid).values())
@@ -58,7 +58,7 @@ def _grid(page: PageContext, *, archived: bool) -> None:
     if trouble:
         theme.error(trouble, icon=":material/cloud_off:")
     if found:
-        found.sort(key=lambda one: one[:2])  # what runs first, then the latest
+        found.sort(key=lambda one: one[:2])  # running studies first, then the latest
         st.html(f'<div class="hp-cards">{"".join(html for _, _, html in found)}</div>')
     elif not hidden:
         theme.nothing(
@@ -119,7 +119,7 @@ def _compare(page: PageContext) -> None:
     def version() -> str:
         return " ".join(f"{frame.study_id}:{frame.lsn}" for frame in frames())
 
-    if not url.given("studies"):  # a default would be left out of the address, and differs from person to person
+    if not url.given("studies"):  # the address would omit a default, which differs from person to person
         before = st.session_state.get("study")
         st.session_state.setdefault("studies", sorted(names, key=lambda one: one != before)[:2])
     chosen = st.multiselect("Studies", names, key="studies", bind="query-params", max_selections=studies.MOST_STUDIES)

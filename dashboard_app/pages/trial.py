@@ -1,4 +1,4 @@
-"""Trial: one trial, from its parameters to who owned it; or two to five beside each other, and in what they differ."""
+"""Trial: one trial, from its parameters to its owners; or two to five side by side, and where they differ."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def show(page: PageContext) -> None:
         return
     count, best = len(frame.columns), frame.columns.best()
     first = count - 1 if best is None else best
-    if not url.given("trial"):  # a default would be left out of the address, and the best trial is another tomorrow
+    if not url.given("trial"):  # the address would omit a default, and tomorrow another trial may be the best
         st.session_state.setdefault("trial", str(first))
     text = st.text_input(
         "Trial, or several to compare", key="trial", bind="query-params", max_chars=100, width=420,
@@ -139,7 +139,7 @@ def _head(frame: Frame, trial: Trial, best: int | None) -> None:
 
 
 def _when(at: float | None) -> str:
-    """A time in microseconds since 1970, for people."""
+    """A time in microseconds since 1970, in readable form."""
     if at is None:
         return "at an unknown time"
     try:
@@ -149,7 +149,7 @@ def _when(at: float | None) -> str:
 
 
 def _metrics(frame: Frame, trial: Trial, best: int | None) -> None:
-    """What it logged beside the reports."""
+    """The metrics that the trial logged besides its reports."""
     logged = {name: values for name, values in list(trial.metrics.items()) if values}
     if not logged:
         return

@@ -1,4 +1,4 @@
-"""Trials: all of them in a table, filtered by the address, and as files; and what went wrong."""
+"""Trials: all of them in a table, filtered by the address, and as files; and the failures."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ def _table(_page: PageContext, frame: Frame) -> None:
 
 
 def _number(name: str) -> Any:
-    """A column of numbers: by itself it would show four decimals, and be as wide as its first rows, also empty ones."""
+    """A column of numbers. The default shows four decimals, and is as wide as its first rows, even empty ones."""
     return st.column_config.NumberColumn(
         phrase(name) if name in views.FIXED or name == "value" else name,
         width=min(200, max(112, 28 + 8 * len(name))),
@@ -116,7 +116,7 @@ def _file(frame: Frame, numbers: set[int], ending: str) -> bytes:
 
 
 def _failures(page: PageContext, frame: Frame) -> None:
-    """By kind, reason, site and node; what stays failed is queued again by number as it was seen."""
+    """By kind, reason, site and node; trials that stay failed are queued again by the numbers shown."""
     found: dict[Key, list[Failure]] = frame.once(lambda one: failures.failures(one.state), "failures")
     if not found:
         theme.nothing("Nothing failed, and no lease was lost.")
@@ -150,7 +150,7 @@ def _confirm(page: PageContext, numbers: list[int]) -> None:
 
 
 def queue_again(page: PageContext, numbers: list[int]) -> str:
-    """Queue these trials again, except those that had been retried in the meantime; says what was done."""
+    """Queue these trials again, except those retried in the meantime. Returns a summary."""
     study = page.study()
     state = study.state
     again = queued_again(state)

@@ -1,4 +1,4 @@
-"""What goes on in a study now: the numbers at the top, the trials that run, and what happened last."""
+"""The present activity in a study: the numbers at the top, the running trials, and the latest events."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ from hopaas_p2p.core.spending import is_last_lease
 from hopaas_p2p.core.state import State, Trial
 
 Event = tuple[float, int, str, str]
-"""When something happened to a trial, by the clock of the peer that reported it (seconds since 1970); its number; what:
-started, complete, best, pruned, fail, lost or waiting; and in words."""
+"""The time of an event by the reporting peer's clock (seconds since 1970); the trial's number; the kind: started,
+complete, best, pruned, fail, lost or waiting; and a description."""
 _HOUR: Final = 3600.0
 _ROWS: Final = 40
 _EVENTS: Final = 14
 
 
 def pace(state: State, columns: TrialTable, now: float) -> dict[str, Any]:
-    """How fast it goes at `now`, seconds since 1970, by the peers' clocks; None for what is not known.
+    """The study's pace at `now`, seconds since 1970, by the peers' clocks; None for unknown values.
 
-    `recent` are COMPLETE and PRUNED trials that ended in the last hour, `per_hour` is the same as a rate, also where
-    the work began less than an hour ago; `hours` are those that trials have run, as far as the log has heard of them,
-    `left` trials and `eta` seconds to the budget at this pace.
+    `recent` counts the COMPLETE and PRUNED trials that ended in the last hour, `per_hour` is the same as a rate, even
+    if the work began less than an hour ago; `hours` is the total time that trials have run, as far as the log records
+    it, `left` trials and `eta` seconds to the budget at this pace.
     """
     ended = columns.end[columns.is_(TrialState.COMPLETE, TrialState.PRUNED) & np.isfinite(columns.end)]
     recent = ended[ended > now - _HOUR]
@@ -50,19 +50,19 @@ def pace(state: State, columns: TrialTable, now: float) -> dict[str, Any]:
 
 
 def running(state: State, *, most: int = _ROWS) -> list[Trial]:
-    """The trials that run, the oldest first; at most `most` of them."""
+    """The running trials, oldest first; at most `most` of them."""
     trials = (state.trials[number] for number in state.running)
     return sorted(trials, key=lambda one: (one.start or 0, one.number))[:most]
 
 
 def steps_of_a_trial(columns: TrialTable) -> int | None:
-    """Steps of a whole trial: the median of the complete ones; None when nothing is known."""
+    """The number of steps of a whole trial: the median over the complete ones; None if unknown."""
     whole = columns.steps[columns.is_(TrialState.COMPLETE) & (columns.steps > 0)]
     return int(np.median(whole)) if len(whole) else None
 
 
 def events(state: State, columns: TrialTable, *, most: int = _EVENTS) -> list[Event]:
-    """What happened last, the newest first."""
+    """The latest events, newest first."""
     best: set[int] = set()
     if len(columns.directions) == 1:
         best = set(records(columns.end, columns.cost(), columns.complete()).tolist())

@@ -33,7 +33,7 @@ _HELP: Final = {
 
 
 def exposition(studies: Iterable[tuple[str, str, State, TrialTable, float]]) -> str:
-    """All metrics of all studies, each with its store, its name and the age of what is known; deterministic."""
+    """All metrics of all studies, each with its store, its name and the age of the data; deterministic."""
     samples: dict[str, list[str]] = {name: [] for name in _HELP}
     for store, study, state, columns, age in studies:
         for name, labels, value in _of(state, columns, age):

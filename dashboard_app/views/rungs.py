@@ -1,4 +1,4 @@
-"""Who descends from whom in a population."""
+"""The family tree of a population."""
 
 from __future__ import annotations
 

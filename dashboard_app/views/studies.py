@@ -1,4 +1,4 @@
-"""Studies: what a card says of one at a glance, and several beside each other."""
+"""Studies: the content of a study's card, and several studies side by side."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ _FIRST_LINE: Final = 140
 
 
 def card(state: State, columns: TrialTable, signs: Mapping[str, SignOfLife]) -> dict[str, Any]:
-    """What distinguishes a study at a glance; `signs` is what is known of the peers that run its trials.
+    """The content of a study's card; `signs` holds the signs of life of the peers that run its trials.
 
-    `counts` has the states that occur, `sites` the peers that run a trial there and show signs of life, `spark` the
+    `counts` has the states that occur, `sites` the number of live peers that run a trial at each site, `spark` the
     best value so far, downsampled, and `last` when a trial last began or ended (seconds since 1970).
     """
     sites = Counter(place(state, owner)[0] for owner, sign in signs.items() if sign.alive)

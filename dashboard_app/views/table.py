@@ -1,4 +1,4 @@
-"""The trials as a table for people, and which of them a filter or a search selects or a note is about."""
+"""The trials as a table for people, the selections of filters and searches, and the trials' notes."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:  # it takes half a second to import
 STATES: Final = {state.name.lower(): state for state in TrialState}
 FIXED: Final = ("trial", "state", "site", "node", "started", "seconds", "steps", "last", "attempt", "reason", "tags",
          "note")  # fmt: skip
-"""Columns of our own; a parameter of such a name is shown as `param NAME`, an objective as `value NAME`."""
+"""Our own columns; a parameter with such a name is shown as `param NAME`, an objective as `value NAME`."""
 _REASON: Final = 200
 _NOTE: Final = re.compile(r"dashboard:([0-9]{1,20}):note_str:0")
 
@@ -30,7 +30,7 @@ _NOTE: Final = re.compile(r"dashboard:([0-9]{1,20}):note_str:0")
 def table(
     state: State, columns: TrialTable, shown: Mask, *, tags: dict[int | None, list[str]], lines: dict[int, str]
 ) -> pd.DataFrame:
-    """The trials that are shown, the newest first; parameters as the objective saw them."""
+    """The trials to show, newest first; parameters as the objective saw them."""
     import pandas as pd
 
     rows = np.flatnonzero(shown)[::-1]
@@ -79,7 +79,7 @@ def passing(
     last: float | None = None,
     ranges: Collection[tuple[str, float, float]] = (),
 ) -> Mask:
-    """Which trials pass the filter that pages share; an empty part lets everything through.
+    """Which trials pass the filter that pages share; an empty part of it passes every trial.
 
     Args:
         columns: all trials.
@@ -106,7 +106,7 @@ def passing(
 
 
 def matching(state: State, columns: TrialTable, text: str, tags: dict[int | None, list[str]]) -> Mask:
-    """The trials whose reason, site, node or tags contain the text, whatever its case; or whose number it is."""
+    """The trials whose reason, site, node or tags contain the text, ignoring case, or whose number it is."""
     wanted = text.strip().casefold()
     if not wanted:
         return np.ones(len(columns), dtype=np.bool_)
@@ -122,6 +122,6 @@ def matching(state: State, columns: TrialTable, text: str, tags: dict[int | None
 
 
 def note_lines(system: Mapping[str, Any], study_id: int) -> dict[int, str]:
-    """The first line of the note of each trial that has one. `system` are the study's attributes, decoded."""
+    """The first line of the note of each trial that has one. `system` holds the study's system attributes, decoded."""
     ids = [int(match[1]) for match in map(_NOTE.fullmatch, system) if match]
     return {one - first_id(study_id): line for one in ids if (line := first_line(notes.read_note(system, one)))}

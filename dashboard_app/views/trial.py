@@ -1,4 +1,4 @@
-"""One trial: where it stands among the others, and who owned it; and some beside each other."""
+"""One trial: its rank among the others, and its owners; and several trials side by side."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from hopaas_p2p.core.records import PastLease, TrialState
 from hopaas_p2p.core.spending import is_last_lease
 from hopaas_p2p.core.state import State, Trial
 
-MOST: Final = 5  # trials beside each other
+MOST: Final = 5  # trials side by side
 _NUMBER: Final = re.compile(r"[0-9]{1,9}")
 _LONGEST: Final = 120
 
 Fact = tuple[str, str, list[str]]
-"""A line of what is beside each other: result, parameter or metric; its name; a text per trial, empty without one."""
+"""A row of the comparison: result, parameter or metric; its name; one text per trial, empty if it has none."""
 
 
 def rank(columns: TrialTable, number: int) -> tuple[int, int] | None:
-    """(place among the complete trials, how many there are), the best first; None if it has no value."""
+    """(rank among the complete trials, how many there are), the best first; None if the trial has no value."""
     complete = columns.complete()
     if len(columns.directions) != 1 or number >= len(columns) or not complete[number]:
         return None
@@ -34,7 +34,7 @@ def rank(columns: TrialTable, number: int) -> tuple[int, int] | None:
 
 
 def leases(trial: Trial) -> list[PastLease]:
-    """Every lease and how it ended, the first one first."""
+    """Every lease and how it ended, oldest first."""
     past = list(trial.history)
     if trial.owner is not None and not is_last_lease(trial):
         how = "runs" if trial.state is TrialState.RUNNING else trial.state.name.lower()
@@ -43,13 +43,13 @@ def leases(trial: Trial) -> list[PastLease]:
 
 
 def numbers_in(text: str, count: int) -> list[int]:
-    """The trials that a text names, each once, the first five that exist."""
+    """The first five existing trials that a text names, each once."""
     found = dict.fromkeys(int(one) for one in _NUMBER.findall(text))
     return [one for one in found if one < count][:MOST]
 
 
 def side_by_side(state: State, columns: TrialTable, numbers: Sequence[int]) -> list[Fact]:
-    """What there is to say of these trials: results, parameters, metrics."""
+    """The facts about these trials: results, parameters, metrics."""
     trials, rows = [state.trials[one] for one in numbers], [row_of(state, one) for one in numbers]
     ranks = [rank(columns, one) for one in numbers]
     results = {

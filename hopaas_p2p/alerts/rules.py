@@ -1,7 +1,7 @@
-"""What is worth an alert: what holds now, by key.
+"""The conditions that are worth an alert: those that hold now, by key.
 
 A condition (a site is silent, trials fail in a row, no improvement, the budget is nearly used) is posted once when it
-comes true, and again only after it was false; that a trial is the best is such a condition, too. Pure: no clock.
+becomes true, and again only after it was false. "This trial is the best" is such a condition, too. Pure: no clock.
 """
 
 from __future__ import annotations
@@ -17,15 +17,16 @@ from hopaas_p2p.core.state import State
 
 NEW_BEST: Final = "new-best"
 FAILURES: Final = 5
-"""Failures in a row that the objective caused."""
+"""Consecutive failures caused by the objective."""
 STAGNATION: Final = 100
 """COMPLETE trials since the best one."""
 _BUDGET: Final = 0.8
-"""Share of the budget that is used."""
+"""Fraction of the budget that is used."""
 
 
 def conditions(state: State, silent: Collection[str]) -> dict[str, str]:
-    """What holds: key -> text. A key begins with its kind: new-best, site-silent, failures, stagnation, budget or done.
+    """The conditions that hold: key -> text. A key begins with its kind: new-best, site-silent, failures, stagnation,
+    budget or done.
 
     Args:
         state: the study.

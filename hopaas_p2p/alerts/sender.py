@@ -1,9 +1,9 @@
 """Posting alerts: the election of the one sender, and the webhook.
 
 The leadership is an attribute of the study: who sends, and what was posted. A candidate that finds it free, or its
-holder silent for a lease's time, writes itself into it, waits a moment, and checks that the log's last word still names
-it. The holder checks before every alert, too. An alert is recorded after the receiver has accepted it, so if a sender
-dies in between, its successor posts it again: at least once, with the same `id`.
+holder silent for a lease's ttl, writes its own name into it, waits a moment, and checks that the log still names it.
+The holder also checks before every alert. An alert is recorded after the receiver has accepted it, so if a sender dies
+in between, its successor posts it again: at least once, with the same `id`.
 """
 
 from __future__ import annotations
@@ -39,13 +39,13 @@ Send = Callable[[dict[str, Any]], None]
 
 
 class AlertSender:
-    """Watches one study and posts what is due, while it is the elected sender.
+    """Watches one study and posts due alerts, while it is the elected sender.
 
     Args:
         study: needs the right to write to it.
         send: delivers one message, or raises OSError.
         complain: called with a text when the receiver cannot be reached.
-        settle: seconds that others get to stand for election at the same moment.
+        settle: seconds to wait for rival candidates.
 
     """
 
@@ -69,11 +69,11 @@ class AlertSender:
 
     @property
     def is_leader(self) -> bool:
-        """Whether this is the elected sender, as far as the log was read."""
+        """Whether this is the elected sender, as of the last read of the log."""
         return self._election.won
 
     def look(self) -> list[str]:
-        """Stand for election if there is no sender; post what is due. Returns the keys of what was posted.
+        """Stand for election if there is no sender; post due alerts. Returns the keys of the posted ones.
 
         Raises:
             Denied: this user may only read.

@@ -1,1 +1,1 @@
-"""What is known of a study: its trials as columns, the facts that people read, and the charts that show them."""
+"""The data of a study for people: its trials as columns, facts in words, and charts."""

@@ -1,4 +1,4 @@
-"""A chart as a value: marks, axes and series, and the same in words. `svg` and `echarts` draw it.
+"""A chart as a value: marks, axes, series, and a description in words. `svg` and `echarts` draw it.
 
 Nothing here is random, so a chart does not flicker from one refresh to the next.
 """
@@ -16,46 +16,46 @@ from hopaas_p2p.analysis.palette import COMPLETE
 from hopaas_p2p.analysis.table import Floats, Ints, Parameter
 
 Data = Mapping[str, Any]
-"""Columns by name: the first two are the place on the axes; a tooltip says them all, or only the one called `said`."""
+"""Columns by name: the first two are the coordinates; a tooltip shows all of them, or only the one named `said`."""
 Points = list[tuple[float, float]]
 
 COLOURS: Final = ("#2F86D1", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7F7F7F", "#8B6D00")
-"""Okabe and Ito's, which colour-blind people can tell apart, in both themes. Colour is never the only sign."""
+"""Okabe and Ito's colours, which colour-blind people can tell apart, for both themes. Never the only distinction."""
 PLAIN: Final = COMPLETE
 FAINT: Final = "#7F7F7F"
 MOST: Final = 5000
-"""Points of one chart; of more, a sample is drawn."""
+"""The most points of one chart; a larger set is sampled."""
 STEPS: Final = 120
-"""Points of one curve among many."""
+"""The most points of one curve among many."""
 _LONGEST: Final = 40
 _DECADES: Final = 1000.0
 
 
 class ChartAxis(NamedTuple):
-    """One axis. Where it has no limits, what is drawn decides."""
+    """One axis. Without limits, it follows the data."""
 
     name: str = ""
     low: float | None = None
     high: float | None = None
     log: bool = False
     time: bool = False
-    """Whether its numbers are milliseconds since 1970."""
+    """Whether its values are milliseconds since 1970."""
     whole: bool = False
-    """Whether there is nothing between two whole numbers."""
+    """Whether all values are whole numbers."""
     zero: bool = False
     """Whether it begins at zero."""
     down: bool = False
     """Whether it points down."""
     choices: tuple[str, ...] | None = None
-    """Of an axis without numbers, what stands there in order."""
+    """The labels in order, for an axis without numbers."""
 
 
 class Series(NamedTuple):
-    """What is drawn alike."""
+    """Marks with the same look."""
 
     name: str
     mark: Literal["points", "line", "steps", "bars", "lines"]
-    """`lines` cross parallel axes, a column each. NaN interrupts a line."""
+    """`lines` cross parallel axes, one column per axis. NaN interrupts a line."""
     data: Data
     colour: str = PLAIN
     size: float = 5
@@ -70,7 +70,7 @@ class Series(NamedTuple):
 
 
 class Chart(NamedTuple):
-    """Something to draw, and the same in words."""
+    """Something to draw, with a description in words."""
 
     title: str
     series: Sequence[Series]
@@ -81,9 +81,9 @@ class Chart(NamedTuple):
     caption: str = ""
     height: int = 360
     legend: bool | None = None
-    """Whether to name the series; by default where there are several."""
+    """Whether to name the series; by default if there are several."""
     axes: tuple[ChartAxis, ...] = ()
-    """Parallel axes, in place of x and y."""
+    """Parallel axes instead of x and y."""
     wide: bool = False
 
 
@@ -96,7 +96,7 @@ def axis_of(one: Parameter) -> ChartAxis:
 
 
 def dashed(name: str, at: int, data: Data, mark: Literal["line", "steps"] = "line") -> Series:
-    """One of several lines, told apart by colour and by dashes."""
+    """One of several lines, distinguished by colour and dashes."""
     return Series(name, mark, data, COLOURS[at % len(COLOURS)], 2, dash=("solid", "dashed", "dotted")[at % 3])
 
 
@@ -110,7 +110,7 @@ def bundle(
     opacity: float = 1.0,
     symbol: str = "none",
 ) -> Series:
-    """Several lines as one series: each its points, and what else the columns say of all of them.
+    """Several lines as one series: the points of each, and further columns for all of them.
 
     Rows without a value separate them.
     """
@@ -121,7 +121,7 @@ def bundle(
 
 
 def finite(reports: Mapping[int, float], *, most: int = STEPS) -> Points:
-    """The finite values by step; of many, so few that show the same curve."""
+    """The finite values by step, thinned out to a few that show the same curve."""
     points = [(float(step), value) for step, value in sorted(reports.items()) if math.isfinite(value)]
     return [points[at] for at in downsample_line(np.array([value for _, value in points]), most=most)]
 
@@ -145,7 +145,7 @@ def cut(text: str, longest: int) -> str:
 
 
 def number(value: float | None) -> str:
-    """A number as people read it, `-` where there is none."""
+    """A number in readable form, `-` for None."""
     return "-" if value is None or math.isnan(value) else shown(value)
 
 
@@ -153,9 +153,9 @@ def number(value: float | None) -> str:
 
 
 def wants_log(values: Floats) -> bool:
-    """Whether an axis of these values is read more easily with a log scale: all positive, over three decades or more.
+    """Whether these values are easier to read on a log scale: all positive, and spanning three decades or more.
 
-    The middle 90 % decide, so that a single far-off value does not.
+    The middle 90 % decide, so a single outlier does not matter.
     """
     finite = values[np.isfinite(values)]
     if len(finite) < 20 or finite.min() <= 0:
@@ -167,14 +167,14 @@ def wants_log(values: Floats) -> bool:
 def value_axis(
     name: str, values: Floats, worst: Sequence[Literal["low", "high"]] = (), *, without: float = 0.05
 ) -> tuple[ChartAxis, str]:
-    """The axis of these values, with a log scale where that shows more; and how many lie outside, in words.
+    """The axis of these values, with a log scale where that shows more; and how many lie outside it, in words.
 
     Args:
         name: what they are.
         values: all of them.
-        worst: at which ends a few of them may be left out, so that they do not flatten the rest: those that are three
-            times the others' range away.
-        without: the share of the values that cannot make the others look alike.
+        worst: the ends at which a few outliers, three times the others' range away, may be left out so that they do not
+            flatten the rest.
+        without: the fraction of the values that may count as outliers.
 
     """
     finite = np.sort(values[np.isfinite(values)])
@@ -187,7 +187,7 @@ def value_axis(
         room = max(high - low, 1e-12)
         if math.isinf(room):
             continue
-        digits = 1 - math.floor(math.log10(room))  # an edge as fine as a fiftieth or so of what the axis shows
+        digits = 1 - math.floor(math.log10(room))  # an edge rounded to about a fiftieth of the axis
         if end == "high" and finite[-1] > high + 3 * room:
             limits["high"] = round(high + 0.1 * room, digits)
         elif end == "low" and finite[0] < low - 3 * room:
@@ -202,10 +202,10 @@ def value_axis(
 
 
 def downsample_points(x: Floats, y: Floats, *, most: int = MOST) -> Ints:
-    """Rows of a cloud of points that are to be drawn, ascending: at most `most`.
+    """The rows of a point cloud to draw, ascending: at most `most`.
 
-    Along x the points fall into bins of equally many; of each bin the lowest and the highest are kept, which takes half
-    of the room, and the other half is an even sample of the rest.
+    Along x the points fall into bins with equal counts. The lowest and the highest of each bin take half of the room;
+    the other half is an even sample of the rest.
     """
     count = len(x)
     if count <= most:
@@ -219,7 +219,7 @@ def downsample_points(x: Floats, y: Floats, *, most: int = MOST) -> Ints:
 
 
 def downsample_line(y: Floats, *, most: int = MOST) -> Ints:
-    """Points of a line that are to be drawn, ascending: both ends, and the lowest and highest of equal stretches."""
+    """The points of a line to draw, ascending: both ends, and the lowest and highest of equal stretches."""
     count = len(y)
     if count <= most:
         return np.arange(count)
@@ -235,5 +235,5 @@ def _envelope(bin_of: Ints, y: Floats, bins: int) -> Ints:
 
 
 def spread(count: int, most: int) -> Ints:
-    """`most` positions of `count`, evenly spread; all when there are fewer."""
+    """`most` of `count` positions, evenly spaced; all if there are fewer."""
     return np.arange(count) if count <= most else np.arange(most) * count // most

@@ -1,4 +1,4 @@
-"""The charts of a study and of a trial. Large data is sampled, and the caption says so."""
+"""The charts of a study and of a trial. Large data are sampled, and the caption notes it."""
 
 from __future__ import annotations
 
@@ -41,26 +41,26 @@ _LINES: Final = 600
 _SLICE: Final = 2000
 _POINTS: Final = 400
 _FEW: Final = 40
-_MEDIAN_OF: Final = 2000  # complete trials that the median curve is made of, at most
+_MEDIAN_OF: Final = 2000  # the most complete trials in the median curve
 
 
 def positions(columns: TrialTable, along: Along) -> Floats:
     """Each trial's position on the axis: its number, when it ended (seconds since 1970), or compute-hours.
 
-    Those are the hours that all trials together had run when it ended; what still runs counts when it ends.
+    Compute-hours are the total time that all trials had run when it ended; a running trial counts when it ends.
     """
     if along == "number":
         return columns.number.astype(np.float64)
     if along == "time":
         return columns.end
     total: Floats = np.empty(len(columns))
-    order = np.argsort(columns.end, kind="stable")  # NaN, what has not ended, comes last
+    order = np.argsort(columns.end, kind="stable")  # unfinished trials, NaN, come last
     total[order] = np.cumsum(np.nan_to_num(columns.seconds()[order])) / 3600
     return np.where(np.isnan(columns.end), np.nan, total)
 
 
 def records(x: Floats, cost: Floats, complete: Mask) -> Ints:
-    """The rows that were the best so far when they came, in the order of x; the earliest of equals."""
+    """The rows that were the best so far at their time, in the order of x; the earliest of equals."""
     rows = np.flatnonzero(complete & np.isfinite(x))
     rows = rows[np.argsort(x[rows], kind="stable")]
     costs = cost[rows]
@@ -76,10 +76,10 @@ def history(
     most: int = MOST,
     ignored: Collection[tuple[str, int]] = (),
 ) -> Chart | None:
-    """Every trial's value, and the best so far, with at most about `most` points; None when there is nothing to see.
+    """Every trial's value, and the best so far, with at most about `most` points; None if there is nothing to show.
 
-    The best so far is that of the trials shown. Compute-hours are those of the whole study. `ignored` has earlier
-    studies that no longer count, and the trial that decided it.
+    The best so far is among the trials shown. Compute-hours are those of the whole study. `ignored` lists earlier
+    studies that no longer count, each with the trial that decided it.
     """
     x, objective = positions(columns, along), selection.objective
     complete = columns.selected(selection) & np.isfinite(x)
@@ -100,7 +100,7 @@ def history(
         rows = np.union1d(rows[downsample_points(place[rows], values[rows], most=room)], also)
         return {"along": place[rows], "value": values[rows], "trial": rows}
 
-    layers = []  # a quarter is for pruned trials; what one kind leaves is the other's
+    layers = []  # a quarter is for pruned trials; each kind may use what the other leaves
     if cut_short:
         cut = points(columns.last, pruned, max(most // 4, most - count), np.empty(0, np.int64))
         layers.append(Series("pruned, at its last report", "points", cut, palette.PRUNED, 5, "emptyDiamond"))
@@ -127,7 +127,7 @@ def history(
 
 
 def pareto(columns: TrialTable, selection: Selection = EVERYTHING, *, first: int = 0, second: int = 1) -> Chart | None:
-    """Two of the objectives against each other, and which trials are on the front of all objectives."""
+    """Two of the objectives plotted against each other, with the trials on the front of all objectives marked."""
     if len(columns.directions) < 2:
         return None
     finite = columns.complete(first) & columns.complete(second)
@@ -195,8 +195,8 @@ def value_text(one: Parameter, value: float) -> str:
 def parallel(columns: TrialTable, *names: str, selection: Selection = EVERYTHING) -> Chart | None:
     """One line per trial across the parameters to its value, the best one last.
 
-    Of many trials the better half of what fits is drawn, and an even sample of the others. A parameter that a trial
-    does not have leaves a gap.
+    If there are too many trials, half of the lines are the best trials, the others an even sample of the rest. A
+    missing parameter leaves a gap.
     """
     objective = selection.objective
     ordered = columns.ranked(objective, columns.selected(selection))
@@ -227,7 +227,7 @@ def curves(state: State, columns: TrialTable, *, median: bool = False) -> Chart 
     whole, cut, running = (
         np.flatnonzero(mask & columns.is_(one)) for one in (TrialState.COMPLETE, TrialState.PRUNED, TrialState.RUNNING)
     )
-    if state.configurations.policy is not None:  # one that went on from a pause has the reports of before, too
+    if state.configurations.policy is not None:  # a trial that continued after a pause includes the earlier reports
         cut = np.setdiff1d(cut, [trial.continues for trial in state.trials if trial.continues is not None])
     if len(columns.directions) != 1 or not (len(whole) or len(cut) or len(running)):
         return None
@@ -250,18 +250,18 @@ def curves(state: State, columns: TrialTable, *, median: bool = False) -> Chart 
     about += [f"the best (trial {number})" for number in best]
     alt, caption = f"Learning curves: {', '.join(about)}.", f"Trials with at least two reports: {', '.join(about)}."
     layers = [layer for layer in layers if layer.drawn]
-    if not layers:  # all that was reported is NaN
+    if not layers:  # all reports are NaN
         return None
     values = np.concatenate([np.asarray(layer.data["value"], np.float64) for layer in layers])
-    y, _ = value_axis("reported value", values, columns.worst(), without=0.1)  # a few bad ones do not flatten the rest
+    y, _ = value_axis("reported value", values, columns.worst(), without=0.1)  # for outliers
     return Chart("Learning curves", layers, ChartAxis("step"), y, alt, caption, 400)
 
 
-# --- one trial, and some beside each other ---
+# --- one trial, and several side by side ---
 
 
 def by_step(title: str, series: Sequence[Series], *, along: str = "reported value", height: int = 340) -> Chart | None:
-    """Curves of one value by step; None without a point."""
+    """Curves of one value by step; None if there is no point."""
     layers = [one for one in series if one.drawn]
     if not layers:
         return None
@@ -272,7 +272,7 @@ def by_step(title: str, series: Sequence[Series], *, along: str = "reported valu
 
 
 def reported(name: str, reports: Mapping[int, float], colour: str = PLAIN, width: float = 3) -> Series:
-    """What was reported or logged by step."""
+    """Reported or logged values by step."""
     points = finite(reports, most=_POINTS)
     return Series(name, "line", data_of(points), colour, width, "marks" if len(points) < _FEW else "circle")
 
@@ -287,7 +287,7 @@ def curve(state: State, columns: TrialTable, number_: int) -> Chart | None:
 
 
 def metrics(trial: Trial, best: Trial | None = None) -> list[Chart]:
-    """One chart per metric with two values or more; the best trial's curve of the same name beside it."""
+    """One chart per metric with two values or more, with the best trial's curve of the same metric."""
     charts = []
     for name, values in list(trial.metrics.items()):
         layers = [reported(f"trial {trial.number}", values)]

@@ -1,4 +1,5 @@
-"""A study with rungs or a population for people: one row per configuration, who stands on which rung, and what is next.
+"""A study with rungs or a population for people: one row per configuration, the counts at each rung, and what comes
+next.
 
 Pure: no I/O, no clock.
 """
@@ -15,28 +16,28 @@ from hopaas_p2p.core.state import COMPLETE, FAIL, PRUNED, REFUSALS, RUNNING, WAI
 
 
 class ConfigurationRow(NamedTuple):
-    """One configuration: all trials that tried it, as if they were one."""
+    """One configuration: all its trials, as if they were one."""
 
     first: int
-    """The number of its first trial, by which it is known."""
+    """The number of its first trial, which identifies it."""
     trials: tuple[int, ...]
-    """Their numbers, the newest last."""
+    """The numbers of its trials, newest last."""
     state: str
     """running, paused, complete, pruned, fail or waiting."""
     newest: Trial
-    """The trial that says most about it: the one that runs, waits or ended it."""
+    """The most informative trial: the one that runs, waits, or ended the configuration."""
     epochs: int
     """How far it has come."""
     pauses_at: int | None
-    """After how many epochs it pauses next; None: it does not, or there are no rungs."""
+    """The number of epochs after which it pauses next; None if it does not pause, or there are no rungs."""
     reached: tuple[float, ...]
-    """What it was worth at each rung that it has reached."""
+    """Its value at each rung that it has reached."""
     sites: tuple[str, ...]
-    """Where it ran, in order, without repeats."""
+    """The sites where it ran, in order, without repeats."""
 
 
 _SAYS_MOST: Final = (FAIL, PRUNED, WAITING, COMPLETE, RUNNING)
-"""States in the order of how much a trial in it says about its configuration."""
+"""States, ordered by how much a trial in that state reveals about its configuration."""
 
 
 def rows(state: State) -> list[ConfigurationRow]:
@@ -51,7 +52,7 @@ def rows(state: State) -> list[ConfigurationRow]:
         newest = max(chain, key=lambda trial: (_SAYS_MOST.index(trial.state), trial.number))
         standing = configurations.standing(first)
         if newest.paused and standing.over:
-            newest = chain[-1]  # it went on from there, and failed
+            newest = chain[-1]  # it continued from there, and failed
         steps = [max(trial.reports) for trial in chain if trial.reports]
         owners = [owner for trial in chain for owner in (*(past.owner for past in trial.history), trial.owner) if owner]
         sites = dict.fromkeys(site for owner in owners if (site := state.peers.get(owner, {}).get("site")))
@@ -70,7 +71,7 @@ def rows(state: State) -> list[ConfigurationRow]:
 
 
 def rung_counts(state: State) -> list[RungCount]:
-    """Each rung of each bracket, and how many configurations are there; empty without rungs."""
+    """Each rung of each bracket, with the number of configurations there; empty without rungs."""
     return state.configurations.places()
 
 
@@ -85,7 +86,7 @@ def in_words(place: RungCount, *, brackets: int) -> str:
 
 
 def next_in_words(state: State) -> str:
-    """What the next peer that asks will do, and if nothing is promoted, why."""
+    """What the next peer will be given, or why nothing is promoted."""
     configurations, found = state.configurations, next_start(state)
     if configurations.policy is None:
         return ""
@@ -109,7 +110,7 @@ def _why_not(state: State, ladder: Ladder) -> str:
     running = f"; {state.counts[TrialState.RUNNING]} running" * bool(state.counts[TrialState.RUNNING])
     if any(place.waiting for place in ladder.places()):
         return f"those waiting are not among the best 1/{ladder.policy.eta} of their rungs{running}"
-    # those that have paused will not be promoted, whatever others report
+    # the paused trials will not be promoted, whatever others report
     roots = {ladder.root(trial.number) for trial in state.trials if trial.paused}
     count = sum(ladder.standing(root).waits and not ladder.may_be_promoted(root, most=None) for root in roots)
     more = f"; {count} that reported NaN or infinity {'is' if count == 1 else 'are'} not continued"

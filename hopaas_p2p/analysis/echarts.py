@@ -1,7 +1,7 @@
 """A chart -> an option of ECharts, for the monitor.
 
-Names that come from the store go into an option as text, which ECharts draws on a canvas or escapes; none is ever part
-of a formatter, which would be HTML. Rows go as data frames: few bytes on the wire, and a table behind "Show data".
+Names from the store enter an option as text, which ECharts draws on a canvas or escapes; they are never part of a
+formatter, which would be HTML. Rows are sent as data frames: few bytes on the wire, and a table behind "Show data".
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _FEW_MARKS: Final = 4
 
 
 def option(chart: Chart) -> Option:
-    """What ECharts draws. Each series' rows are a data set of their own."""
+    """The ECharts option of a chart. Each series has its own data set."""
     found: Option = {"animation": False, "tooltip": {"confine": True}}
     if chart.axes:
         return found | _parallel(chart)
@@ -47,7 +47,7 @@ def _series(one: Series, chart: Chart) -> Option:
         found["encode"]["tooltip"] = [*range(2, len(one.data)), 0, 1]
         look = {"color": one.colour, "opacity": 0.75}
         found |= {"type": "scatter", "symbol": one.symbol, "symbolSize": one.size, "itemStyle": look}
-        if chart.x.choices is not None:  # drawn a little apart, so that equal ones do not hide each other
+        if chart.x.choices is not None:  # drawn slightly apart, so that equal values do not hide each other
             found |= {"jitter": 26, "jitterOverlap": True} if one.size < 10 else {}
     elif one.mark == "bars":
         found |= {"type": "bar", "itemStyle": {"color": one.colour}, "barMaxWidth": 22}
@@ -99,12 +99,12 @@ def _parallel(chart: Chart) -> Option:
 
 
 def _rounded(values: Iterable[float]) -> list[float]:
-    """As numbers of five significant digits: what a screen can show, in few bytes."""
+    """Rounded to five significant digits: enough for a screen, in few bytes."""
     return [float(f"{value:.5g}") for value in values]
 
 
 def frame(data: Data) -> pd.DataFrame:
-    """Columns for a chart, in as few bytes as a screen needs: whole numbers and four-byte floats.
+    """Columns for a chart, with only the precision that a screen needs: integers and four-byte floats.
 
     Times in milliseconds stay eight bytes wide. Underscores in the names become spaces: tooltips show them.
     """

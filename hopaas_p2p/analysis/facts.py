@@ -29,8 +29,8 @@ def state_word(state: State, *, working: bool | None = True) -> str:
 
     Args:
         state: the study.
-        working: whether a live peer runs one of its trials. False: idle, whatever the log says of running trials.
-            None: nobody knows yet, which is a word too: unknown.
+        working: whether a live peer runs one of its trials. False gives "idle" instead of "running", whatever the log
+            records. None, not yet known, gives "unknown".
 
     """
     closed = next_start(state).why
@@ -44,9 +44,9 @@ def state_word(state: State, *, working: bool | None = True) -> str:
 
 
 def glance(state: State, signs: Mapping[str, SignOfLife]) -> dict[str, Any]:
-    """A study for people and programs: how it stands, who is at work, and its best trial or front.
+    """A study's summary for people and programs: its state, its peers, and its best trial or front.
 
-    `signs` is what is known of the peers that run its trials. The best is a trial, of several objectives the front.
+    `signs` holds the signs of life of the peers that run its trials. With several objectives, the best is the front.
     """
     from hopaas_p2p.peer.liveness import any_alive
 
@@ -73,7 +73,7 @@ def glance(state: State, signs: Mapping[str, SignOfLife]) -> dict[str, Any]:
 
 
 def retried(state: State) -> int:
-    """How many of the FAIL trials were run again: leases that were lost, and what was given back or queued again."""
+    """The number of FAIL trials that were run again: after a lost lease, or because they were returned or requeued."""
     if not state.counts[FAIL]:
         return 0
     trials = list(state.trials)
@@ -116,7 +116,7 @@ def pareto_front(state: State) -> list[Trial]:
 
 
 def params_of(trial: Trial | TrialCreate, dists: Mapping[str, Distribution] = _NOTHING) -> dict[str, Any]:
-    """The parameters as the objective saw them; `dists` are the study's, for those that the trial does not have."""
+    """The parameters as the objective saw them; `dists` holds the study's distributions, for those the trial lacks."""
     from hopaas_p2p.translate import told
 
     return {name: told(trial.dists.get(name) or dists[name], value) for name, value in trial.params.items()}
@@ -128,13 +128,13 @@ def trial_row(
     dists: Mapping[str, Distribution] = _NOTHING,
     peer: Mapping[str, str] = _NOTHING,
 ) -> dict[str, Any]:
-    """A trial for people and programs: on a list, in JSON, in a file, in a widget, which differ in how they write it.
+    """A trial's data for people and programs: lists, JSON, files and widgets, each of which formats it in its own way.
 
     Args:
         number: its number.
         trial: the trial, or the record that creates it elsewhere.
         dists: the study's distributions.
-        peer: what its owner said about itself.
+        peer: its owner's introduction.
 
     """
     copied, seconds = json.loads(trial.system.get(COPIED, "{}")), None
@@ -157,7 +157,7 @@ def trial_row(
 
 
 def row_of(state: State, number: int) -> dict[str, Any]:
-    """The row of a trial of this study, with its attempt. A waiting trial has the parameters that are fixed."""
+    """The row of a trial of this study, with its attempt. For a waiting trial, its parameters are the fixed ones."""
     trial = state.trials[number]
     found = trial_row(number, trial, state.dists, state.peers.get(trial.owner or "", _NOTHING))
     if trial.state is WAITING:
@@ -192,7 +192,7 @@ def shown(value: object) -> str:
 
 
 def reason_line(reason: str | None) -> str:
-    """Why a trial failed, in one line: of a command, how it ended and the last line of what it wrote."""
+    """Why a trial failed, in one line; for a command, its exit status and the last line of its output."""
     lines = (reason or "").strip().splitlines()
     if len(lines) > 1 and lines[0].startswith("the command"):
         return f"{lines[0]}: {lines[-1].strip()}"
@@ -200,12 +200,12 @@ def reason_line(reason: str | None) -> str:
 
 
 def phrase(label: str) -> str:
-    """A label with a capital letter, unless its first word has a form of its own, such as kWh."""
+    """A label with an initial capital, unless its first word has a special form, such as kWh."""
     return label[:1].upper() + label[1:] if label.partition(" ")[0].islower() else label
 
 
 def last_report(trial: Trial) -> str:
-    """What the trial reported last, in words; empty without a report."""
+    """The trial's last report, in words; empty without a report."""
     step = max(trial.reports, default=None)
     return "" if step is None else f"{shown(trial.reports[step])} at step {step:,}"
 
@@ -229,9 +229,9 @@ def value_columns(state: State, values: Sequence[Sequence[float] | None]) -> dic
 
 
 def value_cells(cells: Sequence[Sequence[float] | None]) -> list[str]:
-    """Values of a column, with as many decimals in each cell, so that the points stand below each other.
+    """The values of a column, with the same number of decimals in each cell, so that the points align.
 
-    Four significant digits of a typical value; what is far larger or smaller is written with an exponent.
+    A typical value gets four significant digits; far larger or smaller values are written with an exponent.
     """
     sizes = sorted(abs(one) for cell in cells for one in cell or () if math.isfinite(one) and one != 0)
     if not sizes or all(one == int(one) for one in sizes):
@@ -248,12 +248,12 @@ def value_cells(cells: Sequence[Sequence[float] | None]) -> list[str]:
 
 
 def whole_seconds(seconds: float) -> str:
-    """A duration in whole seconds, as the monitor's pages count on."""
+    """A duration in whole seconds, in the format that the monitor's pages count on in."""
     return f"{seconds:.0f} s" if seconds < 59.5 else duration(seconds)
 
 
 def ago(seconds: float) -> str:
-    """How long ago something was."""
+    """How long ago something happened."""
     return "just now" if seconds < 2 else f"{whole_seconds(seconds)} ago"
 
 

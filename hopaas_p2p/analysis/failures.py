@@ -1,4 +1,4 @@
-"""What went wrong: failures by reason, site and node, with lost leases apart from errors of the objective."""
+"""Failures by reason, site and node, with lost leases separate from errors of the objective."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from hopaas_p2p.core.state import State
 
 Kind = Literal["error", "lease", "withdrawn"]
 Key = tuple[Kind, str, str, str]
-"""What the failures of a group share: kind, reason, site and node."""
+"""The common properties of a group of failures: kind, reason, site and node."""
 
 KINDS: Final[dict[Kind, str]] = {
     "error": "error in the objective",
@@ -27,22 +27,23 @@ _LONGEST: Final = 160
 
 
 class Failure(NamedTuple):
-    """One trial that failed, or one lease that was lost on the way."""
+    """One failed trial, or one lost lease."""
 
     kind: Kind
     site: str
     host: str
     number: int
     reason: str
-    """As it stands, in one line."""
+    """The reason verbatim, in one line."""
     final: bool
-    """Whether the trial stays failed: nothing retries it."""
+    """Whether the trial stays failed, because nothing retries it."""
 
 
 def failures(state: State) -> dict[Key, list[Failure]]:
-    """All of them by kind, reason, site and node, the newest first: the largest group first, of equal ones the newest.
+    """All failures by kind, reason, site and node, newest first. The largest group comes first; among equals, the
+    newest.
 
-    A lease that was lost counts, also when a retry made up for it. In the reason of a group, numbers and addresses are
+    A lost lease counts even if the trial was retried. In the reason of a group, numbers and addresses are
     replaced, so that similar ones are counted together.
     """
     again, found = queued_again(state), dict[Key, list[Failure]]()
@@ -65,7 +66,7 @@ HEADS: Final = ("kind", "reason", "site", "node", "times", "not retried", "newes
 
 
 def cells(groups: dict[Key, list[Failure]], link: Callable[[int], str]) -> list[list[str]]:
-    """A row for each group: kind, reason as it stands if all have the same, site, node, counts; `link`: a trial."""
+    """A row per group: kind, reason (verbatim if all agree), site, node, counts, and the `link` of a trial."""
     rows = []
     for (kind, alike, site, host), members in groups.items():
         reason = members[0].reason if len({one.reason for one in members}) == 1 else alike

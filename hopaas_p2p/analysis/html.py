@@ -1,4 +1,4 @@
-"""Tables and tiles as HTML, for report, notebook and monitor. What is not HTML already is escaped here."""
+"""Tables and tiles as HTML, for report, notebook and monitor. Text that is not yet HTML is escaped here."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from hopaas_p2p.analysis.facts import phrase
 from hopaas_p2p.analysis.lookalikes import visible
 
 _TAG: Final = re.compile(r"<[^>]*>")
-_WIDE: Final = 8  # digits; longer words are written smaller, because a number that is broken in two is misread
+_WIDE: Final = 8  # digits; longer words are written smaller, because a number broken across lines is misread
 _WHOLE: Final = 11  # characters of all words that stay on one line
 
 
@@ -23,7 +23,7 @@ class Html(str):
 
 
 def safe(text: object, *, longest: int = 200) -> Html:
-    """Text for HTML and a quoted attribute: escaped, of bounded length, what nobody sees written out; HTML as it is."""
+    """Text for HTML and quoted attributes: escaped, bounded, invisible characters written out. HTML stays as it is."""
     if isinstance(text, Html):
         return text
     return Html(html.escape(visible(cut(str(text), longest), keep="\n\t"), quote=True))
@@ -32,12 +32,12 @@ def safe(text: object, *, longest: int = 200) -> Html:
 def table(
     heads: Sequence[str], rows: Sequence[Sequence[str]], *, label: str, long: str = "", first: bool = False
 ) -> Html:
-    """A table; nothing without rows. Columns of numbers stand to the right.
+    """A table; empty without rows. Columns of numbers are right-aligned.
 
     Args:
-        heads: begin with a capital letter, but for those that are HTML, such as names from a study.
+        heads: get an initial capital, except those that are HTML, such as names from a study.
         rows: a cell per head.
-        label: what a screen reader says of it.
+        label: the description for screen readers.
         long: the head of a column that may wrap.
         first: whether the first row stands out.
 

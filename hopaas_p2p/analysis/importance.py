@@ -20,9 +20,9 @@ from hopaas_p2p.core.state import State
 from hopaas_p2p.translate import to_optuna
 
 _FEWEST: Final = 10
-"""With fewer complete trials the shares are chance."""
+"""With fewer complete trials, the shares are mere chance."""
 _BETTER: Final = 0.1
-"""The share of the trials that count as the better ones."""
+"""The fraction of the trials that count as the better ones."""
 _STEPS: Final = 50
 """Maximum number of cells of a grid."""
 _FEWEST_ALIKE: Final = 2
@@ -32,7 +32,7 @@ _NARROWEST: Final = 0.5 / 1.64  # cells; 90 % of a kernel's mass is in its own c
 
 
 class Importance(NamedTuple):
-    """Shares that add up to 1, largest first; or a note that says why there are none."""
+    """Shares that add up to 1, largest first; or a note explaining why there are none."""
 
     shares: tuple[tuple[str, float], ...]
     note: str
@@ -45,7 +45,7 @@ def importance(state: State, trials: TrialTable, selection: Selection = EVERYTHI
         return Importance((), f"Needs {_FEWEST} complete trials; there are {len(rows)}.")
     try:
         shares = _ped_anova(state, trials, rows, trials.cost(objective)[rows])
-    except Exception as error:  # noqa: BLE001  # whatever a strange log causes, the rest of the report is shown
+    except Exception as error:  # noqa: BLE001  # an odd log must not hide the rest of the report
         return Importance((), f"Could not be computed: {type(error).__name__}.")
     if not shares:
         return Importance((), "No varying parameter clearly separates the better trials from the others.")
@@ -55,7 +55,7 @@ def importance(state: State, trials: TrialTable, selection: Selection = EVERYTHI
 
 
 def _ped_anova(state: State, trials: TrialTable, rows: Ints, losses: Floats) -> dict[str, float]:
-    """Share by parameter, largest first, adding up to 1; empty if no parameter sets the better trials apart."""
+    """Share by parameter, largest first, adding up to 1; empty if no parameter distinguishes the better trials."""
     last = math.ceil(_BETTER * len(losses)) - 1
     better = losses <= np.partition(losses, last)[last]
     found = {}
@@ -80,7 +80,7 @@ def _regimes(
     for place in np.flatnonzero(np.isin(rows, list(trials.own))).tolist():
         trial = state.trials[int(rows[place])]
         if name in trial.dists:
-            values[place] = trial.params[name]  # of a choice, the index among its own
+            values[place] = trial.params[name]  # for a choice, the index among the distribution's own choices
             kind[place] = kinds.setdefault(trial.dists[name], len(kinds))
     for dist, number in kinds.items():
         those = kind == number
@@ -94,10 +94,10 @@ def _divergence(
     """Pearson's divergence of the better trials' density from that of all, weighted by their numbers.
 
     Args:
-        dist: what the values were drawn from.
-        values: of the trials that drew from it.
-        better: which of them are among the better trials.
-        total_better: how many of all trials are.
+        dist: the distribution that the values were drawn from.
+        values: those of the trials that drew from it.
+        better: which of those trials are among the better ones.
+        total_better: how many of all trials are among the better ones.
         total: how many trials there are.
     """
     best = values[better]

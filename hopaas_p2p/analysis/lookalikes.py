@@ -1,6 +1,6 @@
-"""Texts of others as people see them: what is invisible is written out, and names that look alike are told apart.
+"""Makes other people's texts safe to read: writes out invisible characters, and distinguishes names that look alike.
 
-Anybody who may write to a store names studies, sites, users and parameters as they like.
+Anyone who may write to a store can give studies, sites, users and parameters any name.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ MARK: Final = " (!)"
 
 
 def visible(text: str, *, keep: str = "") -> str:
-    r"""The text with `\u200b` in place of what controls a terminal or nobody sees, but for what is to be kept."""
+    r"""The text with escapes such as `\u200b` for control and invisible characters, except those in `keep`."""
     if text.isascii() and text.isprintable():
         return text
     return "".join(one if one in keep or _is_seen(one) else _written(one) for one in text)
@@ -35,10 +35,10 @@ def _is_seen(character: str) -> bool:
 
 
 def told_apart(names: Sequence[str]) -> list[str]:
-    r"""The names of a table, so that they are seen to differ where they do.
+    r"""The names of a table, changed so that different names look different.
 
-    Those that look like another one here are marked, and have `\u0430` for what is not ASCII; so has one in which
-    letters of several alphabets look alike. The others are as they were.
+    Names that look like another one here are marked, and their non-ASCII characters become escapes such as `\u0430`; so
+    do those of names that mix look-alike letters of several alphabets. Other names stay as they are.
     """
     alike = Counter(map(_skeleton, set(names)))
     marked = {name for name in names if alike[_skeleton(name)] > 1}
@@ -49,7 +49,7 @@ def told_apart(names: Sequence[str]) -> list[str]:
 
 
 def _skeleton(name: str) -> str:
-    """What an eye may take for the same."""
+    """A form that is equal for names that look the same."""
     if not name.isascii():
         name = unicodedata.normalize("NFKC", "".join(one for one in name if one.isspace() or _is_seen(one)))
     return " ".join(name.translate(_ALIKE).split())

@@ -1,4 +1,4 @@
-"""What a study's objectives are called."""
+"""The names of a study's objectives."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from hopaas_p2p.core.state import State
 
 
 def objectives(state: State) -> tuple[str, ...]:
-    """The names of the objectives: those that somebody gave, else "value", or "objective 1" and so on."""
+    """The names of the objectives: those given by somebody, else "value", or "objective 1" and so on."""
     number = len(state.define.directions) if state.define else 1
     given = names_given(state.system)
     return given or (("value",) if number == 1 else tuple(f"objective {at + 1}" for at in range(number)))
 
 
 def names_given(system: Mapping[str, str]) -> tuple[str, ...]:
-    """The names that somebody gave to the objectives, from the study's attributes; none if they do not tell them apart.
+    """The names given to the objectives in the study's attributes; empty if they are not distinct.
 
-    Columns are headed by them, some in capital letters.
+    They serve as column heads, sometimes in capitals.
     """
     names = tuple(json.loads(system.get(METRIC_NAMES, "null")) or ())
     return names if len({name.casefold() for name in names} - {""}) == len(names) else ()

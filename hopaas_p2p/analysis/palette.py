@@ -1,6 +1,6 @@
 """One colour for each state of a trial and for the best, in monitor, charts, report and notebook.
 
-Each can be told from the others, and seen, on a light and on a dark page. Colour is never the only sign.
+All are visible and distinct on light and dark pages. Colour is never the only distinction.
 """
 
 from __future__ import annotations

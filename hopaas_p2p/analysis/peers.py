@@ -1,4 +1,4 @@
-"""Who takes part: a row per peer. Times are by each peer's own clock."""
+"""The peers of a study: one row per peer. Times are by each peer's own clock."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from hopaas_p2p.peer.liveness import SignOfLife
 
 _LOST: Final = ("taken over", "returned")
 _OF_A_SEARCH: Final = ("sampler", "pruner", "repeats", "replicates")
-"""What a peer says in its introduction if it searches otherwise than its study says."""
+"""The fields of a peer's introduction that show that it searches differently from its study's definition."""
 _WORDS: Final = {(True, True): "alive", (True, False): "silent", (False, True): "idle", (False, False): "gone"}
-"""By whether a peer runs a trial, and whether it is alive."""
+"""A word for each pair: whether a peer runs a trial, and whether it is alive."""
 
 
 def peer_rows(state: State, now: float, signs: Mapping[str, SignOfLife]) -> list[dict[str, Any]]:
-    """The peers of a study: those that run something first, then the last seen first.
+    """The peers of a study: those that run a trial first, then the most recently seen.
 
     Args:
         state: the study.
         now: seconds since 1970.
-        signs: what is known of some peers; one that runs nothing and shows no sign of life has left.
+        signs: the known signs of life; a peer that runs nothing and shows none has left.
 
     """
     ran: dict[str, list[Stretch]] = defaultdict(list)
@@ -38,7 +38,7 @@ def peer_rows(state: State, now: float, signs: Mapping[str, SignOfLife]) -> list
         info, sign = state.peers.get(owner, {}), signs.get(owner)
         some, runs = ran.get(owner, []), running.get(owner, [])
         last = max((one.end / 1e6 for one in some), default=None)
-        if sign is None:  # a peer removes its heartbeat at its end
+        if sign is None:  # a peer removes its heartbeat when it ends
             word = "unknown" if runs else "left"
         elif sign.alive is None:
             word = "unknown" if sign.ago is None else "not heard of"

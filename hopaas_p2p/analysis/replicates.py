@@ -1,4 +1,4 @@
-"""Several trials of one configuration: their mean, and how well it is known."""
+"""Several trials of one configuration: their mean and its standard error."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from hopaas_p2p.core.state import COMPLETE, State
 class ReplicateGroup(NamedTuple):
     """The COMPLETE trials of one configuration; the first value of each, if there are several objectives.
 
-    A trial that was told the known values of another one, with `repeats="reuse"`, measures nothing and does not count.
+    A trial that received the values of another one, with `repeats="reuse"`, measures nothing and does not count.
     """
 
     params: dict[str, Any]
     numbers: tuple[int, ...]
-    """Of the trials."""
+    """The numbers of the trials."""
     mean: float
-    """Infinite where one of the values is; NaN where both infinities are among them."""
+    """Infinite if one of the values is; NaN if both infinities occur."""
     standard_error: float
-    """Of the mean; NaN for a single trial, and where a value is infinite."""
+    """The standard error of the mean; NaN for a single trial, or if a value is infinite."""
 
     def __str__(self) -> str:
         spread = "" if math.isnan(self.standard_error) else f" ± {self.standard_error:.2g}"
@@ -49,7 +49,7 @@ def mean(values: list[float]) -> tuple[float, float]:
     count = len(values)
     if not all(map(math.isfinite, values)):
         return sum(values), math.nan
-    scale = max(map(abs, values)) or 1.0  # so that the sum of the largest numbers is one, too
+    scale = max(map(abs, values)) or 1.0  # keeps the sum of the largest numbers finite
     scaled = [value / scale for value in values]
     middle = math.fsum(scaled) / count
     if count == 1:

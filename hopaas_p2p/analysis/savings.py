@@ -1,4 +1,4 @@
-"""What pruning saved: an estimate, because nobody ran the pruned trials to their end."""
+"""The savings by pruning: an estimate, because the pruned trials never ran to their end."""
 
 from __future__ import annotations
 
@@ -17,27 +17,27 @@ ESTIMATOR: Final = (
 
 
 class Savings(NamedTuple):
-    """See `ESTIMATOR`. Nothing, where no trial was pruned after a report, or no complete trial reported anything."""
+    """See `ESTIMATOR`. All zero if no trial was pruned after a report, or no complete trial reported anything."""
 
     pruned: int = 0
-    """How many trials were cut short."""
+    """The number of pruned trials that count."""
     length: float = 0.0
-    """Steps of a whole trial: the mean of the complete ones."""
+    """The number of steps of a whole trial: the mean over the complete ones."""
     steps: float = 0.0
-    """Reports (epochs, steps) that the pruned trials lack to a whole trial."""
+    """The steps (epochs) that the pruned trials did not run."""
     made: int = 0
-    """Those that all trials made."""
+    """The steps that all trials ran."""
     hours: float = 0.0
-    """What those steps would have taken, as far as times are known."""
+    """The hours that the saved steps would have taken, as far as times are known."""
 
     @property
     def share(self) -> float:
-        """The share of the steps that would have been needed without pruning."""
+        """The saved fraction of the steps that would have been needed without pruning."""
         return self.steps / (self.steps + self.made) if self.steps else 0.0
 
     @property
     def time(self) -> str:
-        """The hours that were saved, in words."""
+        """The saved time, in words."""
         return duration(self.hours * 3600) if self.hours < 0.1 else f"{self.hours:.3g} h"
 
 
@@ -54,7 +54,7 @@ def savings(table: TrialTable) -> Savings:
 
 
 def missing(lengths: Floats, made: Floats) -> Floats:
-    """The mean number of steps that remain after so many were made, E[max(0, L - k)], over these lengths."""
+    """The mean number of remaining steps after k steps, E[max(0, L - k)], over these lengths."""
     ordered = np.sort(lengths)
     at = np.searchsorted(ordered, made, side="right")
     rest = np.concatenate([np.cumsum(ordered[::-1])[::-1], [0.0]])

@@ -1,4 +1,4 @@
-"""What a study has spent, what is left of its budget, and how long that lasts: for `study show`, report and monitor."""
+"""A study's spending, the rest of its budget, and how long that will last: for `study show`, report and monitor."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from hopaas_p2p.runtime.times import to_iso
 
 
 class Amount(NamedTuple):
-    """What is spent of one thing."""
+    """The amount spent of one resource."""
 
     what: str
     """The field of `Budget`: trials, gpu_hours, …"""
@@ -21,7 +21,7 @@ class Amount(NamedTuple):
     spent: float
     limit: float | None
     pace: float | None
-    """Per hour, of what runs now; None if that is not known."""
+    """Spending per hour of the running trials; None if unknown."""
 
     @property
     def left(self) -> float | None:
@@ -29,7 +29,7 @@ class Amount(NamedTuple):
 
     @property
     def lasts(self) -> float | None:
-        """Seconds that the rest lasts at this pace."""
+        """How many seconds the rest will last at this pace."""
         return None if self.left is None or not self.pace else 3600 * self.left / self.pace
 
 
@@ -40,15 +40,15 @@ class Spending(NamedTuple):
     """By site, person and state: attempts, GPU hours, core hours, kWh, euro, seconds and epochs."""
     total: dict[str, Any]
     amounts: list[Amount]
-    """What is limited first, then what is known."""
+    """Resources with a limit first, then the others that are known."""
     until: list[str]
-    """What else ends the study, in words."""
+    """The other conditions that end the study, in words."""
     reached: str | None
     """Which of it has."""
 
 
 def spending(state: State) -> Spending:
-    """What was spent, as far as the log tells. Reads the State only."""
+    """The spending recorded in the log. Reads the State only."""
     ledger = state.ledger
     booked = [*ledger.accounts.values()]
     for lease in list(ledger.open.values()):
@@ -84,14 +84,14 @@ def spending(state: State) -> Spending:
 
 
 def _pace(ledger: Ledger, what: str) -> float | None:
-    """How much of it the running trials take per hour."""
+    """The amount of a resource that the running trials use per hour."""
     total = 0.0
     for lease in list(ledger.open.values()):
         known = lease.heard > lease.start or lease.used is not None
         hours = max(1, lease.heard - lease.start) / HOUR
         if known:
             account = Account(lease.site, lease.user, "running", lease.cost(), 1)
-        else:  # it has said nothing yet: all of its devices
+        else:  # it has not reported its use yet: count all of its devices
             hours, hour = 1.0, Cost(HOUR, HOUR * lease.gpus // 1000, HOUR * lease.cores // 1000, 3600 * lease.watts)
             account = Account(lease.site, lease.user, "running", hour, 1)
         amount = euro(account, ledger.limits.prices) if what == "euro" else getattr(account.cost, what)
@@ -119,11 +119,11 @@ def _until_in_words(until: Until | None) -> list[str]:
 # --- as texts ---
 
 _HEADS: Final = {"gpu_hours": "GPU hours", "core_hours": "core hours", "kwh": "kWh"}
-"""Headings of the columns whose names in the program differ from what people call them."""
+"""Headings of the columns whose internal names differ from the usual words."""
 
 
 def cells(found: Spending) -> tuple[list[str], list[list[str]]]:
-    """The table by site, person and state, without columns in which nothing is; its last line is the sum."""
+    """The table by site, person and state, without empty columns; its last line is the sum."""
     rows = [*found.rows, found.total]
     columns: dict[str, list[str]] = {}
     for name in rows[0]:
@@ -139,7 +139,7 @@ def cells(found: Spending) -> tuple[list[str], list[list[str]]]:
 
 
 def aligned_amounts(values: Sequence[float]) -> list[str]:
-    """Amounts of a column with the same number of decimals, so that their points stand below each other."""
+    """The amounts of a column with the same number of decimals, so that their points align."""
     largest = max(values, default=0.0)
     places = 3 if largest < 10 else 2 if largest < 100 else 1 if largest < 1000 else 0
     least = 10.0**-places
@@ -147,14 +147,14 @@ def aligned_amounts(values: Sequence[float]) -> list[str]:
 
 
 def amount(value: float) -> str:
-    """An amount to read: three or four digits."""
+    """An amount in readable form: three or four digits."""
     if value >= 1000:
         return f"{value:,.0f}"
     return "<0.001" if 0 < value < 0.001 else f"{value:.4g}" if value >= 1 else f"{value:.3g}"
 
 
 def budget_lines(found: Spending) -> list[str]:
-    """What is spent of each limit and how long the rest lasts; what else ends the study."""
+    """The spending against each limit and how long the rest will last; then the other conditions that end the study."""
     lines = []
     for one in found.amounts:
         if one.limit is not None:

@@ -1,7 +1,7 @@
 """A chart -> SVG, for report and notebook: no script, no network, nothing to install.
 
-Everything that comes from the store is escaped where it is written. Text and lines take their colours from the page's
-style sheet, so that a chart is dark where the page is.
+Everything from the store is escaped where it is written. Text and lines take their colours from the page's style sheet,
+so that a chart is dark if the page is.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ from hopaas_p2p.analysis.html import Html, safe
 from hopaas_p2p.analysis.palette import BEST
 
 _FEW: Final = 600
-"""Up to this many marks have titles; more become one path, which takes a tenth of the bytes."""
+"""Up to this many marks have titles; more are merged into one path, which takes a tenth of the bytes."""
 _BEST: Final = 10  # lines across parallel axes that have titles
 _ROW: Final = 26.0
-_LEAST: Final = 1e-150  # of what an axis shows: quotients and differences of less are nothing
+_LEAST: Final = 1e-150  # of an axis's range: quotients and differences of smaller values underflow
 _DASHES: Final = {"dashed": "6 3", "dotted": "2 2"}
 _SHAPES: Final = {
     "triangle": ((0.0, -1.2), (1.1, 0.8), (-1.1, 0.8)),
@@ -69,7 +69,7 @@ class Scale(NamedTuple):
         return [index * step_size for index in range(first_tick, last_tick + 1)]
 
     def labels(self, wanted: int = 5) -> list[tuple[float, str]]:
-        """Where labels stand, and what they say."""
+        """The positions and texts of the labels."""
         if self.choices is not None:
             return [(self(at), choice) for at, choice in enumerate(self.choices[:40])]
         return [(self(tick), number(tick)) for tick in self.ticks(wanted)]
@@ -118,7 +118,7 @@ def legend(chart: Chart) -> str:
 
 
 def key(colour: str, text: str, symbol: str = "") -> Html:
-    """An entry of a legend: the colour of a line, or a mark as it is drawn."""
+    """An entry of a legend: a line's colour, or the mark as drawn."""
     shown = f'<span class="key" style="background:{colour}"></span>'
     if symbol:
         mark = f'<path class="dot" {_look(symbol, colour)} d="{_outline(symbol, 0, 0, 5)}"/>'
@@ -132,7 +132,7 @@ def _columns(one: Series) -> tuple[list[Any], list[Any]]:
 
 
 def _body(chart: Chart, width: float, height: float) -> str:
-    """Axes, and what is drawn between them."""
+    """The axes and the drawing between them."""
     columns = [_columns(one) for one in chart.series]
     left = 160.0 if chart.y.choices else 52.0 if width > 300 else 46.0
     along = [] if chart.x.choices else [one for xs, _ in columns for one in xs]
@@ -162,7 +162,7 @@ def _body(chart: Chart, width: float, height: float) -> str:
             room = 0.5 * (x.stop - x.start) / (x.high - x.low) if x.choices is not None else 0.0
             apart = [
                 (at * 0.618 % 1 - 0.5) * room for at in range(len(xs))
-            ]  # equal choices, so that they can be counted
+            ]  # spreads equal choices, so that they can be counted
             places = [(x(xs[at]) + apart[at], y(ys[at]), at) for at, known in enumerate(there) if known]
             parts.append(_points(one, places))
             continue
@@ -182,7 +182,7 @@ def _body(chart: Chart, width: float, height: float) -> str:
 
 
 def _said(one: Series, at: int) -> str:
-    """What a tooltip says of one place."""
+    """The tooltip of one point."""
     if "said" in one.data:
         return str(one.data["said"][at])
     parts = [f"{name.replace('_', ' ')} {number(float(one.data[name][at]))}" for name in list(one.data)[1:]]
@@ -190,7 +190,7 @@ def _said(one: Series, at: int) -> str:
 
 
 def _points(one: Series, places: Sequence[tuple[float, float, int]]) -> str:
-    """Marks: each with its title if they are few, else one path."""
+    """Marks: each with a title if there are few, else one path."""
     look, radius = _look(one.symbol, one.colour), one.size * 0.55
     outlines = [(_outline(one.symbol, x, y, radius), at) for x, y, at in places]
     if len(places) > _FEW:
@@ -202,7 +202,7 @@ def _points(one: Series, places: Sequence[tuple[float, float, int]]) -> str:
 
 
 def _look(symbol: str, colour: str) -> str:
-    """Attributes of a mark; one that is empty has an edge only."""
+    """The attributes of a mark; a hollow one has only an edge."""
     filled, edge = ("none", colour) if symbol.startswith("empty") else (colour, "none")
     return f'style="fill:{filled};stroke:{edge}"'
 
@@ -223,7 +223,7 @@ def _path(one: Series, path: str, title: str) -> str:
 
 
 def _parallel(chart: Chart) -> str:
-    """One line per row over one axis per column, the best ones in front."""
+    """One line per row across one axis per column, the best ones in front."""
     (lines,) = chart.series
     columns = [list(column) for column in lines.data.values()]
     rows = list(zip(*columns[: len(chart.axes)], strict=True))

@@ -1,8 +1,8 @@
-"""The trials of a study as columns: what everything reads that shows, lists, exports or models trials.
+"""The trials of a study as columns, read by all code that shows, lists, exports or models trials.
 
-Finished trials never change, so each is read once, in whole packed blocks where they come from a State. Only those that
-wait or run are looked at again, and those that are new. Parameters are in Optuna's internal representation (of a choice
-its index), by the first distribution that the study had of that name.
+Finished trials never change, so each is read once, in whole packed blocks where they come from a State. Only waiting,
+running and new trials are read again. Parameters are in Optuna's internal representation (a choice's index), by the
+study's first distribution of that name.
 """
 
 from __future__ import annotations
@@ -42,26 +42,25 @@ class Parameter(NamedTuple):
     high: float
     log: bool = False
     choices: tuple[str, ...] | None = None
-    """The choices as text, by index; None for a number."""
+    """The choices as text, by index; None for a numeric parameter."""
     whole: bool = False
 
 
 class Selection(NamedTuple):
-    """What to look at: some of the trials, and one of the objectives."""
+    """A selection: some of the trials, and one of the objectives."""
 
     objective: int = 0
     shown: Mask | None = None
-    """The trials that count; None: all."""
+    """The selected trials; None selects all."""
 
 
 EVERYTHING: Final = Selection()
 
 
 class TrialTable:
-    """Grows with its study, and is made for one reader: not safe for use by several threads while it is read into.
+    """Grows with its study, for a single reader: while it is being updated, other threads must not use it.
 
-    A trial's row is its place in the study's list, which is its number. Columns are as long as there are trials, and
-    good until the next ones are read.
+    A trial's row is its number. Columns have one entry per trial, and are valid until the next update.
     """
 
     COLUMNS: ClassVar[dict[str, tuple[type, float]]] = {
@@ -75,24 +74,24 @@ class TrialTable:
         "attempt": (np.int64, 1),
         "owner": (np.int64, -1),
     }
-    """Name -> what numbers it holds, and what stands for a trial without one."""
+    """Name -> the column's type, and its value for a trial that has none."""
     state: NDArray[np.int8]
     """By `TrialState`."""
     start: Floats
     """Seconds since 1970; NaN when unknown."""
     end: Floats
     earlier: Floats
-    """Seconds that a trial ran before its last lease."""
+    """The seconds that a trial ran before its last lease."""
     steps: Ints
-    """How many values were reported."""
+    """The number of reported values."""
     last_step: Floats
     last: Floats
     """The value reported last; NaN without reports."""
     attempt: Ints
     owner: Ints
-    """Index into `owners`; -1 for a trial that nobody ran."""
+    """Index into `owners`; -1 for a trial that no peer ran."""
     values: Floats
-    """A row per trial, a column per objective; NaN without a value."""
+    """One row per trial, one column per objective; NaN without a value."""
     params: dict[str, Floats]
     """NaN for a trial without the parameter."""
 
@@ -100,25 +99,25 @@ class TrialTable:
         self.lsn = 0
         self.directions = tuple(directions)
         self.objectives: tuple[str, ...] = ("value",)
-        """Their names; of a State, as `facts.objectives` has them."""
+        """The objectives' names; for a State, those of `facts.objectives`."""
         self.distributions: dict[str, BaseDistribution] = {}
-        """The first of each parameter."""
+        """The first distribution of each parameter."""
         self.parameters: dict[str, Parameter] = {}
         self.mixed: set[str] = set()
-        """Parameters that are not the same kind of thing in all trials."""
+        """Parameters whose kind differs between trials."""
         self.owners: tuple[str, ...] = ()
         self.sites: tuple[str, ...] = ()
         self.site: Ints = np.empty(0, np.int64)
         """Index into `sites`."""
         self.own: set[int] = set()
-        """Rows of trials of a State that have a distribution of their own."""
+        """Rows of a State's trials that have their own distributions."""
         self._merged: dict[str, Ints] = {}
-        """Of parameters with choices that are equal, such as 1 and True: the first one's index, by index."""
+        """For parameters with equal choices, such as 1 and True: index -> index of the first equal choice."""
         self._compared: dict[str, BaseDistribution] = {}
-        """The distribution of each parameter that was compared last."""
+        """The most recently compared distribution of each parameter."""
         self._codes: dict[str, int] = {}
         self._open: dict[int, object] = {}
-        """Rows that are not over, and the trial that was read there."""
+        """Rows of unfinished trials -> the trial as it was read."""
         self._arrays: dict[str, NDArray[Any]] = {name: np.full(256, *one[::-1]) for name, one in self.COLUMNS.items()}
         self._arrays["values"] = np.full((256, len(self.directions)), _NAN)
         self._places: dict[str, Floats] = {}
@@ -126,7 +125,7 @@ class TrialTable:
 
     @classmethod
     def of(cls, state: State, before: Self | None = None) -> Self:
-        """The trials of this State, whose lock is held; `before` is a table of the same study, and makes it quick."""
+        """The trials of this State, whose lock must be held; a table of the same study as `before` makes it quick."""
         directions = state.define.directions if state.define else ("minimize",)
         if before is None or before.directions != directions:
             table = cls(directions)
@@ -145,7 +144,7 @@ class TrialTable:
 
     @property
     def room(self) -> int:
-        """How many trials fit before arrays are made anew."""
+        """How many trials fit before the arrays are reallocated."""
         return len(self._arrays["state"])
 
     @property
@@ -156,7 +155,7 @@ class TrialTable:
     # --- questions ---
 
     def seconds(self) -> Floats:
-        """How long each trial took, over all its leases; NaN for one that is not over or whose times are not known."""
+        """Each trial's duration over all its leases; NaN for an unfinished trial or unknown times."""
         spent: Floats = np.maximum(0.0, self.end - self.start) + self.earlier
         return spent
 
@@ -165,17 +164,17 @@ class TrialTable:
         return np.isin(self.state, states)
 
     def cost(self, objective: int = 0) -> Floats:
-        """The objective's values, the smaller the better."""
+        """The objective's values, with the sign chosen so that smaller is better."""
         sign = -1.0 if self.directions[objective] == "maximize" else 1.0
         column: Floats = sign * self.values[:, objective]
         return column
 
     def worst(self, objective: int = 0) -> list[Literal["low", "high"]]:
-        """The end of an axis of this objective at which the bad values are."""
+        """The end of this objective's axis that has the bad values."""
         return ["low" if self.directions[objective] == "maximize" else "high"]
 
     def front(self, shown: Mask | None = None) -> Ints:
-        """The rows of the COMPLETE trials that no other beats in every objective; of equal ones all are on the front.
+        """The rows of the COMPLETE trials that no other trial dominates; equal trials are all on the front.
 
         Args:
             shown: the trials that count; by default all.
@@ -205,13 +204,13 @@ class TrialTable:
         return mask if selection.shown is None else mask & selection.shown
 
     def ranked(self, objective: int = 0, shown: Mask | None = None) -> Ints:
-        """The rows of the COMPLETE trials, or of those that are shown: the best first, the earliest of equals first."""
+        """The rows of the COMPLETE trials, or of those shown: best first, the earliest of equals first."""
         mask = (self.state == COMPLETE) & ~np.isnan(self.values[:, objective])
         rows = np.flatnonzero(mask if shown is None else mask & shown)
         return rows[np.argsort(self.cost(objective)[rows], kind="stable")]
 
     def best(self, objective: int | None = None) -> int | None:
-        """The row of the best COMPLETE trial, the earliest of equals; of several objectives one has to be named."""
+        """The row of the best COMPLETE trial, the earliest of equals; with several objectives, one must be named."""
         if objective is None and len(self.directions) > 1:
             return None
         objective = objective or 0
@@ -219,7 +218,7 @@ class TrialTable:
         return int(rows[np.argmin(self.cost(objective)[rows])]) if len(rows) else None
 
     def merged(self, name: str, rows: Ints | slice) -> Floats:
-        """A parameter in these rows, where choices that are equal are one, as Optuna has it."""
+        """A parameter in these rows, with equal choices merged, as in Optuna."""
         column, codes = self.params[name][rows], self._merged.get(name)
         if codes is None:
             return column
@@ -229,7 +228,7 @@ class TrialTable:
     # --- reading ---
 
     def follow(self, state: State) -> None:
-        """Read what is new in this State, whose lock is held: blocks of finished trials as a whole."""
+        """Read the changes in this State, whose lock must be held; blocks of finished trials are read as a whole."""
         trials, row = state.trials, len(self)
         self.objectives = objectives(state)
         new = list(state.dists.items())[len(self._places) :]
@@ -256,7 +255,7 @@ class TrialTable:
         self.site = of_owner[self.owner]  # -1 takes the last one
 
     def read_block(self, block: BlockColumns, *, but: Collection[int]) -> Ints:
-        """Read a block of finished trials but for those at these places; returns the places that were read."""
+        """Read a block of finished trials except those at these places; returns the places that were read."""
         states = np.frombuffer(block.states, np.uint8)
         plain = np.ones(len(states), np.bool_)
         plain[list(but)] = False
@@ -309,14 +308,14 @@ class TrialTable:
             self._place(row, name, external(own, value), own)
 
     def refresh(self, trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
-        """Read what is new of an Optuna study; these are all its trials. Returns those that `read` says yes to."""
+        """Read the changes of an Optuna study, given all its trials. Returns those for which `read` is true."""
         known = len(self)
         self.make_room(max(known, len(trials)), {})
         rows = [*sorted(self._open), *range(known, len(trials))]
         return [trials[row] for row in rows if row < len(trials) and self.read(row, trials[row])]
 
     def read(self, row: int, trial: FrozenTrial) -> bool:
-        """Read one trial of an Optuna study; whether it is another than was read there."""
+        """Read one trial of an Optuna study; returns whether it differs from the one last read in this row."""
         if trial is self._open.get(row):
             return False
         both = (trial.datetime_start, trial.datetime_complete)
@@ -326,7 +325,7 @@ class TrialTable:
         return True
 
     def params_of(self, trial: FrozenTrial) -> Mapping[str, Any]:
-        """The parameters to read of a trial, as the objective sees them."""
+        """The parameters of a trial to read, as the objective sees them."""
         return trial.params
 
     def _read_scalars(
@@ -354,17 +353,17 @@ class TrialTable:
             self.steps[row], self.last_step[row], self.last[row] = len(steps), last, reports.get(last, _NAN)
 
     def _read_params(self, row: int, params: Mapping[str, Any], distributions: Mapping[str, BaseDistribution]) -> None:
-        for column in self._places.values():  # what it announced when it ran need not be what it used
+        for column in self._places.values():  # a trial need not use the parameters that it announced while running
             column[row] = _NAN
         for name, value in params.items():
-            one = distributions.get(name)  # none of a trial that runs, whose sampler has announced it
+            one = distributions.get(name)  # None for a running trial whose sampler has only announced it
             if name not in self._places and one is not None:
                 self._new_parameter(name, one)
             if name in self._places:
                 self._place(row, name, value, one)
 
     def _place(self, row: int, name: str, value: Any, one: BaseDistribution | None) -> None:
-        """Enter a parameter; NaN for what has no place on the axis of the first distribution."""
+        """Enter a parameter; NaN for a value that has no place on the axis of the first distribution."""
         kind = self.distributions[name]
         if one is not None and one is not kind and one is not self._compared.get(name):
             self._compared[name] = one
@@ -375,7 +374,7 @@ class TrialTable:
         try:
             if isinstance(kind, CategoricalDistribution):
                 place: float = kind.to_internal_repr(value)
-                if name in self._merged:  # the very one, not only its equal
+                if name in self._merged:  # the identical choice, not just an equal one
                     same = [at for at, choice in enumerate(kind.choices) if type(choice) is type(value)]
                     place = next((at for at in same if kind.choices[at] == value), place)
             else:
@@ -399,7 +398,7 @@ class TrialTable:
         return self._codes.setdefault(owner, len(self._codes))
 
     def make_room(self, count: int, parameters: Mapping[str, BaseDistribution]) -> None:
-        """Make the columns this long, and those of new parameters."""
+        """Extend the columns to this length, and add those of new parameters."""
         if count > self.room:
             more = 2 * count - self.room
             for name, column in self._arrays.items():
@@ -425,7 +424,7 @@ def _parameter(name: str, one: BaseDistribution) -> Parameter:
 
 
 def place(state: State, owner: str | None) -> tuple[str, str]:
-    """Site and node of a peer, as it reported them; "?" where it did not."""
+    """Site and node of a peer, as it reported them; "?" if it did not."""
     info = state.peers.get(owner or "", {})
     return info.get("site") or "?", info.get("host") or "?"
 
@@ -439,5 +438,5 @@ def distinct(numbers: Ints) -> Ints:
 
 
 def _starts(lengths: Ints) -> Ints:
-    """Where each of several runs of these lengths begins."""
+    """The start of each of several consecutive runs of these lengths."""
     return np.asarray(np.cumsum(lengths, dtype=np.int64) - lengths)

@@ -1,4 +1,4 @@
-"""What report and monitor say at the top: each a name, a number, and a small line below."""
+"""The tiles at the top of report and monitor: each a name, a number, and a small line below."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ Tile = tuple[str, str, str]
 
 
 def best(columns: TrialTable) -> Tile:
-    """The best value, or how many trials are on the front."""
+    """The best value, or the number of trials on the front."""
     row = columns.best()
     if len(columns.directions) > 1:
         return "best", f"{len(columns.front()):,} on the front", f"of {len(columns.directions)} objectives"
@@ -22,7 +22,7 @@ def best(columns: TrialTable) -> Tile:
 
 
 def failed(state: State) -> Tile:
-    """How many trials failed for good: those that were run again are counted apart."""
+    """The number of trials that failed for good; those that were retried are counted separately."""
     again = retried(state)
     over = f"of {sum(state.counts[one] for one in (COMPLETE, PRUNED, FAIL)):,} finished trials"
     return "failed", f"{state.counts[FAIL] - again:,}", over + (f"; {again:,} more were retried" if again else "")

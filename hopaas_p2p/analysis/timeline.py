@@ -1,4 +1,4 @@
-"""The timeline: one row per peer, with the trials it ran, what was interrupted, and where that was retried."""
+"""The timeline: one row per peer, with the trials it ran, the interruptions, and where trials were retried."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _LOOKS: Final = {
     "returned": (palette.WAITING, 8, "solid"),
     "came back": (palette.LOST, 1.8, "solid"),
 }
-"""Colour, height and dashes: height distinguishes kinds too, for those who cannot tell the colours apart."""
+"""Colour, height and dashes; the height also helps people who cannot tell the colours apart."""
 _UNITS: Final = (("days", 86400e6), ("hours", 3600e6), ("minutes", 60e6), ("seconds", 1e6))
 
 
@@ -57,14 +57,14 @@ def stretches(state: State) -> list[Stretch]:
 
 
 def timeline(state: State, now: float | None = None, *, most: int = _BARS, rows: int = _ROWS) -> Chart | None:
-    """The newest stretches of the peers that were busy last; None if no trial has been started.
+    """The newest stretches of the most recently busy peers; None if no trial has been started.
 
     Args:
         state: the study.
-        now: seconds since 1970, to which running trials are drawn, and times of day shown. By default trials run to
-            the last time that the log knows, and times count from the first trial.
-        most: stretches that are drawn.
-        rows: peers that are drawn.
+        now: seconds since 1970, to which running trials are drawn; times of day are shown. By default trials run to the
+            last time in the log, and times count from the first trial.
+        most: the maximum number of stretches drawn.
+        rows: the maximum number of peers drawn.
 
     """
     found = sorted(stretches(state), key=lambda one: one.end)
@@ -101,7 +101,7 @@ def timeline(state: State, now: float | None = None, *, most: int = _BARS, rows:
 def _layers(
     state: State, bars: list[Stretch], row: dict[str, int], place: Callable[[float], float], until: float
 ) -> list[Series]:
-    """A thick line for each stretch, by kind; and thin ones from what was taken over to where it came back."""
+    """Thick lines for the stretches, by kind; thin ones lead from an interrupted trial to its retry."""
     drawn: dict[str, list[tuple[Points, int, str]]] = {kind: [] for kind in _LOOKS}
     for one in bars:
         end, at = max(one.end, until) if one.kind == "running" else one.end, row[one.owner]

@@ -17,7 +17,7 @@ _TIMES: Final = ("created", "expires", "last_used", "granted")
 
 
 def _show(session: CliSession, rows: list[dict[str, Any]], columns: Columns, *, right: tuple[str, ...] = ()) -> None:
-    """Show rows, with times as people and programs read them."""
+    """Show rows, with times in a form suited to people or programs."""
     iso = [{name: to_iso(value) if name in _TIMES else value for name, value in row.items()} for row in rows]
     shown = {head: output.time_in(str(one)) if one in _TIMES else one for head, one in columns.items()}
     session.show_table(iso, shown, right=right)
@@ -28,8 +28,8 @@ def _show(session: CliSession, rows: list[dict[str, Any]], columns: Columns, *, 
 def init(session: CliSession, url: str | None) -> None:
     """Prepare a database as a store, or bring its schema up to date.
 
-    URL is that of the database with its owner's login, e.g. postgresql://owner@db.example.org/tuning; it may also be
-    given by --store. Repeating it does no harm.
+    URL is the database's URL with its owner's login, e.g. postgresql://owner@db.example.org/tuning; --store may give it
+    instead. Repeating the command does no harm.
     """
     chosen = url or session.store_url
     if not chosen.startswith(("postgresql:", "postgresql+psycopg2:")):
@@ -118,7 +118,7 @@ def token_revoke(session: CliSession, token_name: str) -> None:
 
 @command(study="argument")
 def grants(session: CliSession) -> None:
-    """List who may do what in STUDY: user, role, since when, granted by whom. Everybody with a grant may run this."""
+    """List who may do what in STUDY: user, role, when granted, and by whom. Everyone with a grant may run this."""
     found = access.grants(session.store_url, session.study_name)
     rows = [{name: getattr(one, name) for name in ("user", "role", "granted", "granted_by")} for one in found]
     _show(session, rows, {"user": "user", "role": "role", "granted": "granted", "by": "granted_by"})
@@ -138,10 +138,10 @@ def grant(session: CliSession, study_name: str, user: str, role: str) -> None:
 @command(study="none")
 @click.argument("study_name", metavar="[STUDY]", required=False)
 def unlock(session: CliSession, study_name: str | None) -> None:
-    """End sessions that keep STUDY locked by an open transaction, or the list of studies. Owners only.
+    """End sessions whose open transaction keeps STUDY, or the list of studies, locked. Owners only.
 
-    A session is ended when its transaction has taken 20 seconds. Commits that were not acknowledged are sent again by
-    their peers. To keep its user from doing the same again, revoke the grant or the token.
+    A session is ended if its transaction has been open for 20 seconds. Peers resend commits that were not acknowledged.
+    To keep the user from doing the same again, revoke the grant or the token.
     """
     ended = [{"login": login, "seconds": seconds} for login, seconds in access.unlock(session.store_url, study_name)]
     session.show_table(ended, {"login": "login", "seconds": "seconds"}, right=("seconds",), empty="Nothing to end.")

@@ -1,4 +1,4 @@
-"""`hopaas-p2p admin …`: whole stores, who may use them, and results that wait on this machine."""
+"""`hopaas-p2p admin …`: whole stores, who may use them, and results waiting on this machine."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from hopaas_p2p.cli.spool import spool
 
 @click.group(cls=Group)
 def admin() -> None:
-    """Prepare, back up and clean a store; manage users, tokens and grants; send what waits in the spool."""
+    """Prepare, back up and clean a store; manage users, tokens and grants; send results waiting in the spool."""
 
 
 for command in (init, user, token, grant, revoke, grants, unlock, backup, restore, gc, s3_policy, spool):

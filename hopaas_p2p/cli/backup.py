@@ -25,8 +25,8 @@ from hopaas_p2p.runtime.times import to_iso
 def backup(session: CliSession, url: str, target: Path, no_files: bool, force: bool) -> None:
     """Write everything in a store to one file, with checksums, while its peers continue to work.
 
-    On Postgres any user may back up the studies that are shared with them. Files and checkpoints are included. FILE
-    is readable by you only. Of a directory or bucket it has the users, too, and their tokens as hashes.
+    On Postgres any user may back up the studies that are shared with them. Files and checkpoints are included. Only you
+    can read FILE. For a directory or bucket it also contains the users, and their tokens as hashes.
 
     \b
     hopaas-p2p admin backup ./campaign campaign-$(date +%F).backup
@@ -48,10 +48,10 @@ def backup(session: CliSession, url: str, target: Path, no_files: bool, force: b
 @click.argument("source", metavar="FILE", type=EXISTING)
 @click.argument("url", metavar="STORE")
 def restore(session: CliSession, source: Path, url: str) -> None:
-    """Fill an empty store from a backup, and check that it replays to what was backed up.
+    """Fill an empty store from a backup, and check that it replays to the state that was backed up.
 
-    Nothing is overwritten: a STORE that holds anything else, or in which peers are alive, is refused. If it was
-    interrupted, run it again. A database must have been prepared with `hopaas-p2p admin init`, and needs an
+    Nothing is overwritten: a STORE that holds anything else, or in which peers are alive, is refused. After an
+    interruption, run the command again. A database must have been prepared with `hopaas-p2p admin init`, and needs an
     administrator's login; grant access to the studies again afterwards.
 
     \b

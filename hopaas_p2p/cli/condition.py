@@ -27,7 +27,7 @@ def parse_condition(text: str) -> Condition:
     """The condition of this text. `and` binds more tightly than `or`.
 
     Raises:
-        InvalidInput: it cannot be read; the message shows what is allowed.
+        InvalidInput: it cannot be parsed; the message shows what is allowed.
 
     """
     sides = [[_term(term, text) for term in re.split(r"\band\b", side)] for side in re.split(r"\bor\b", text)]

@@ -1,4 +1,4 @@
-"""`hopaas-p2p config …` and `completion`: the settings, and the script that teaches a shell our commands."""
+"""`hopaas-p2p config …` and `completion`: the settings, and the shells' completion scripts."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def config() -> None:
     """Show the settings, and where each comes from.
 
     A setting is taken from the first place that has it: an option, a HOPAAS_* variable, ./hopaas.toml, your own file
-    (~/.config/hopaas-p2p/config.toml), the default. A ./hopaas.toml counts in full once you have trusted it.
+    (~/.config/hopaas-p2p/config.toml), the default. A ./hopaas.toml applies in full once you have trusted it.
     """
 
 
@@ -43,11 +43,11 @@ def show(session: CliSession) -> None:
 @config.command("trust", study="none", store=False)
 @click.argument("file", required=False, default=HERE, type=FILE)
 def trust_file(session: CliSession, file: Path) -> None:
-    """Make a hopaas.toml your own, where it lies and as it is now; by default the one in this directory.
+    """Trust a hopaas.toml in its present place and form; by default the one in this directory.
 
-    Until then it chooses a study, names and numbers, and a store in its own folder, but no other store or host, no file
-    and no place for artifacts: it may have come with somebody else's repository. Trust it again when you have changed
-    it. This is kept beside your own settings, in ~/.config/hopaas-p2p or XDG_CONFIG_HOME.
+    Until then it can set the study, names and numbers, and a store in its own folder, but no other store or host, no
+    file and no place for artifacts: it may have come with somebody else's repository. Trust it again after you change
+    it. This is recorded next to your own settings, in ~/.config/hopaas-p2p or XDG_CONFIG_HOME.
     """
     values = {name: redacted(value) for name, value in trust(file).items()}
     said = ", ".join(f"{name} = {value}" for name, value in values.items())

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from hopaas_p2p.study import Study
 
 _NO_POLICY: Final = ("budget", "fidelity", "sampler", "pruner", "learn_from")
-"""Arguments of `open_study` that are no part of a `StudyPolicy`."""
+"""Arguments of `open_study` that are not part of a `StudyPolicy`."""
 _FILE: Final = click.Path(path_type=Path)
 
 
@@ -39,7 +39,7 @@ search_options = together(
 
 
 def method_of(given: dict[str, Any], described: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """What these options say about the search, else what a file says of it: arguments of `open_study`."""
+    """The search settings from these options, else from a file: arguments of `open_study`."""
     described = described or {}
     method = {name: given[name] for name in ("repeats", "replicates") if given[name] is not None}
     for kind in ("sampler", "pruner"):
@@ -72,11 +72,11 @@ def create(
     learn_from: tuple[str, ...],
     **given: Any,
 ) -> None:
-    """Create a study, and its store if that is a directory.
+    """Create a study, and its store if the store is a directory.
 
     Options take precedence over the file. By default, there is one objective, which is minimized; all peers use the
-    sampler for many peers and the median pruner, and a proposal that has been tried before is avoided. --learn-from
-    begins with what a study of this store, its newest ones (auto), or a file of `export --prior` taught.
+    sampler for many peers and the median pruner, and proposals that have been tried before are avoided. --learn-from
+    starts from the results of a study in this store, of its newest ones (auto), or from a file of `export --prior`.
 
     \b
     hopaas-p2p study create mnist -s ./campaign --budget 100 \\
@@ -106,7 +106,7 @@ def create(
     if not there:
         _write_extras(made, described)
         notes += [f"{one}." for one in made.learned] or _to_learn_from(made)
-    if described.command:  # as it works in this directory
+    if described.command:  # in a form that works in this directory
         where = f" --store {shlex.quote(redacted(session.given['store']))}" if session.given["store"] else ""
         notes.append(f"To start the jobs: hopaas-p2p worker{where} --study {shlex.quote(name)} -- {described.command}")
     data = {"name": made.name, "store": storage.url, "notes": notes}
@@ -115,7 +115,7 @@ def create(
 
 
 def teachers(storage: Storage, given: tuple[str, ...]) -> list[Any] | str:
-    """What `--learn-from` names: studies of the store, or else files; "auto" stands alone."""
+    """The sources that `--learn-from` names: studies of the store, or else files; "auto" stands alone."""
     from hopaas_p2p.search.priors import Prior
 
     if "auto" in given:
@@ -127,9 +127,9 @@ def teachers(storage: Storage, given: tuple[str, ...]) -> list[Any] | str:
 
 
 def _to_learn_from(made: Study) -> list[str]:
-    """A line that names the studies that this one could begin with, and the words to type.
+    """A line with the studies that this one could learn from, and the command for it.
 
-    Not in a bucket, where each study that is looked at costs some requests.
+    Empty in a bucket, where looking at each study costs several requests.
     """
     from hopaas_p2p.study.learning import auto
     from hopaas_p2p.translate import to_record
@@ -152,7 +152,7 @@ def _to_learn_from(made: Study) -> list[str]:
 def set_(
     session: CliSession, budgets: tuple[str, ...], specs: tuple[str, ...], learn_from: tuple[str, ...], **given: Any
 ) -> None:
-    """Change the budget, how all peers search from their next trial on, or what the study learns from.
+    """Change the budget, how all peers search from their next trial on, or which studies it learns from.
 
     A study that has no search space, such as an imported one, can be given one.
 
@@ -192,7 +192,7 @@ def set_(
 
 
 def _write_extras(study: Study, described: StudyDescription) -> None:
-    """Write what a file says beyond the definition: names and attributes."""
+    """Write a file's settings beyond the definition: names and attributes."""
     from hopaas_p2p.translate import to_json
 
     system = (

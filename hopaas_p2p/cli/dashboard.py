@@ -29,8 +29,8 @@ _LOOPBACK: Final = ("127.0.0.1", "localhost", "::1")
 def dashboard(session: CliSession, named: str | None, with_optuna: bool, base_path: str | None, **given: Any) -> None:
     """Watch studies in a browser: which trials run, where, and how well.
 
-    It reads the store as a peer does, and needs nothing else: a viewer's token is enough.
-    The address that it prints contains a key; requests without the key are refused.
+    It reads the store as a peer does and needs nothing else; a viewer's token is enough.
+    The printed address contains a key; requests without the key are refused.
 
     \b
     hopaas-p2p dashboard ./campaign --open

@@ -1,4 +1,4 @@
-"""`hopaas-p2p demo`: see the main job done on real data, in about a minute."""
+"""`hopaas-p2p demo`: shows the main use on real data, in about a minute."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from hopaas_p2p.runtime import extras
 def demo(**given: Any) -> None:
     """Three processes tune a classifier of hand-written digits together. One is killed; its trial is taken over.
 
-    Every process runs Optuna; they share a directory, and there is no server. Takes about a minute on two
+    Every process runs Optuna; they share a directory, and there is no server. The demo takes about a minute on two
     cores, and ends with the best parameters, an HTML report, and commands to explore further.
     """
     if importlib.util.find_spec("sklearn") is None:

@@ -1,4 +1,4 @@
-"""`hopaas-p2p doctor`: checks a store, and says how to fix what fails."""
+"""`hopaas-p2p doctor`: checks a store, and explains how to fix problems."""
 
 from __future__ import annotations
 
@@ -47,15 +47,15 @@ def doctor(
 ) -> int:
     """Check a store from this node, and say how to fix what fails.
 
-    First it checks the connection: name, proxy and certificate, with the days until it expires. Then the store:
+    First it checks the connection: name, proxy and certificate, with the days until expiry. Then the store:
     version, token, file system, clock, race, a write and a read, and every study's log and snapshot. It writes a
-    scratch log and removes it, and exits with 1 when something failed.
+    scratch log and removes it, and exits with 1 if a check failed.
 
-    To test a directory that several nodes share, start the same command with --meet and the same WORD on two of
-    them: both write into one log for ten seconds, and compare what they read.
+    To test a directory that several nodes share, run the command with --meet and the same WORD on two of them: both
+    write to one log for ten seconds and compare what they read.
 
-    With --rescue it looks for damaged studies instead (or takes the one of --study), reads everything before and after
-    the damage, and copies it into a new study, in which work can continue. The damaged one stays as it is.
+    With --rescue it instead looks for damaged studies (or takes the one named by --study), reads everything before and
+    after the damage, and copies it into a new study, in which work can continue. The damaged study is not changed.
     """
     session.settings.publish()
     place = url or session.store_url
@@ -87,8 +87,8 @@ def doctor(
 
 
 def _spooled(store: Store) -> Iterator[Finding]:
-    """What this machine's spool has of a study's log, and the log has not."""
-    with contextlib.suppress(HopaasError):  # what cannot be read was found before
+    """Commits of a study's log that this machine's spool has and the log lacks."""
+    with contextlib.suppress(HopaasError):  # unreadable logs were reported before
         for uuid, name in rescue.names_of(store)[0].items() if any(spool.histories()) else ():
             kept = rescue.damage(store, uuid) if any(spool.histories(uuid)) else None
             if kept is not None:
@@ -145,7 +145,7 @@ def _rescue(session: CliSession, place: str, *, from_live: bool, to: str | None,
 
 
 def _rescued_lines(found: rescue.Rescued, handed_over: set[str]) -> Iterator[str]:
-    """What was found, a line for each thing that there is to say."""
+    """The findings, one line each."""
     if handed_over:
         yield f"{output.count(len(handed_over), 'live peer')} handed over what it knows"
     yield f"damaged commits: {rescue.in_words(found.damaged) or 'none known'}"

@@ -1,4 +1,4 @@
-"""`hopaas-p2p join`: from an invitation to running trials, by whichever way this node reaches the store."""
+"""`hopaas-p2p join`: from an invitation to running trials, however this node reaches the store."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 VIA: Final = ("auto", "direct", "relay", "folder")
 """How jobs reach a store; auto starts a relay on the login node for those that need one."""
 _LONGEST: Final = 1 << 16
-_STDIN: Final = 2.0  # seconds for which something that is piped in is waited for, where a study is joined already
+_STDIN: Final = 2.0  # seconds to wait for piped input if a study is already joined
 
 
 @command(cls=CommandAfterDashes, needs_command=False, study="none", store=False)
@@ -56,10 +56,10 @@ def join(
     hopaas-p2p join --submit slurm --jobs 20 -- python train.py --lr {lr} --depth {depth}
 
     The invitation is read from FILE or from standard input; otherwise you are asked for it. It is a secret: never give
-    it as an argument. Its contents are kept in ~/.config/hopaas-p2p/joined, readable by you only, together with how
-    this site reaches the store: directly, through the proxy in HTTPS_PROXY, or through a relay or a folder of the login
-    node. From then on you need no invitation, and in every directory that names no store, all commands use this study
-    until you leave it: hopaas-p2p join --leave NAME.
+    it as an argument. Its contents are kept in ~/.config/hopaas-p2p/joined, readable by you only, together with this
+    site's way to the store: directly, through the proxy in HTTPS_PROXY, or through a relay or a folder of the login
+    node. From then on you need no invitation, and in every directory without a configured store, all commands use this
+    study until you leave it: hopaas-p2p join --leave NAME.
 
     With --submit it writes the batch script, shows it and submits it, as `submit` does; --via auto starts a relay here
     for jobs that need one. Everything else works as in `worker`.
@@ -91,7 +91,7 @@ def join(
 
 
 def _prepare(membership: Membership, via: str | None, login_node: str | None) -> Membership:
-    """Start what jobs need on this node, and keep by which way they go."""
+    """Start what jobs need on this node, and record how they reach the store."""
     via = via or membership.values.get("via", "auto")
     relayed = can_be_relayed(membership.store)
     if via == "relay" and not relayed:
@@ -111,7 +111,7 @@ def _prepare(membership: Membership, via: str | None, login_node: str | None) ->
 
 
 def _membership(file: str | None, *, site: str) -> Membership:
-    """What is joined: by the invitation, or before."""
+    """The joined study: from the invitation, or from before."""
     if text := _read(file):
         return memberships.accept(Invitation.parse(text), site=site)
     known = joined_names()
@@ -146,7 +146,7 @@ def _read(file: str | None) -> str:
     if sys.stdin is None or (file is None and os.environ.get(variable("joined"))):
         return ""
     if file is None and joined_names() and (at_terminal or not select.select([sys.stdin], [], [], _STDIN)[0]):
-        return ""  # nothing is piped in: a batch system may leave standard input open, and never write to it
+        return ""  # nothing is piped in: a batch system may leave standard input open without ever writing to it
     if at_terminal:
         return str(click.prompt("Invitation", hide_input=True, err=True)).strip()
     return sys.stdin.read(_LONGEST).strip()

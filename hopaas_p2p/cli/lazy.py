@@ -1,4 +1,4 @@
-"""Groups of commands: lazy ones, which import a command when it is called and none to print their own help."""
+"""Groups of commands: lazy ones, which import a command only when it is called, and none to print their own help."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from typing import Any
 import click
 
 Verb = tuple[str, str]
-"""Where a command is defined, "module:attribute", and its line in `--help`."""
+"""Where a command is defined ("module:attribute"), and its line in `--help`."""
 
 
 class Group(click.Group):
     """Commands by name. `--help` shows them in sections, or the whole first sentence of each.
 
-    Those in `sections` are imported when they are first used; others are added as click does.
+    Commands in `sections` are imported on first use; others are added in click's usual way.
     """
 
     def __init__(self, *args: Any, sections: Mapping[str, Mapping[str, Verb]] | None = None, **kwargs: Any) -> None:

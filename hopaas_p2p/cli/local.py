@@ -35,9 +35,9 @@ _key_file = click.option("--key-file", metavar="FILE", help="[default: local.key
 def local(session: CliSession, listen: str, key_file: str | None, read_only: bool, silence: float) -> None:
     """Let programs in any language take part, through JSON over HTTP on this machine.
 
-    It is one peer, and runs trials for its clients: POST /v1/ask, report, tell and others, as docs/local.md shows.
+    The server is one peer and runs trials for its clients: POST /v1/ask, report, tell and others; see docs/local.md.
     Under /api/ it offers the REST interface of Hopaas. Requests carry a key, which is kept in a file that only you can
-    read. When it ends, or a client is silent for too long, unfinished trials are returned.
+    read. When the server ends, or a client is silent for too long, unfinished trials are returned.
     """
     from hopaas_p2p.ports.http import LocalServer
 
@@ -60,8 +60,8 @@ def local(session: CliSession, listen: str, key_file: str | None, read_only: boo
 def mcp(session: CliSession, allow_actions: bool, http: str | None, key_file: str | None, silence: float) -> None:
     """Let an agent look at studies, and with --allow-actions run trials, through the Model Context Protocol.
 
-    Over stdio it is started by the agent's program. With --http it listens on this machine, and requests carry the key
-    as a bearer token. Needs the package mcp.
+    Over stdio the agent's program starts it. With --http it listens on this machine, and requests carry the key as a
+    bearer token. It needs the package mcp.
     """
     from hopaas_p2p.ports.mcp import key_required, server
 
@@ -82,7 +82,7 @@ def mcp(session: CliSession, allow_actions: bool, http: str | None, key_file: st
 
 @contextlib.contextmanager
 def _peer(session: CliSession, *, actions: bool, silence: float) -> Iterator[tuple[LocalPeer, threading.Event]]:
-    """The peer, and an event that SIGTERM and Ctrl-C set. Its trials are returned at the end."""
+    """The peer, and an event set by SIGTERM and Ctrl-C. The peer's trials are returned at the end."""
     from hopaas_p2p.ports.local import LocalPeer, watch_silence
 
     ending = threading.Event()
@@ -114,7 +114,7 @@ def _loopback(listen: str) -> tuple[str, int]:
 
 
 def _key(given: str | None) -> tuple[Path, str]:
-    """(the file of the key, the key), which is made if it is not there.
+    """(the key's file, the key); the file is created if it is missing.
 
     Raises:
         ConfigurationError: others can read or write it, or it is empty.

@@ -73,7 +73,7 @@ def main() -> NoReturn:
     for stream in (sys.stdout, sys.stderr):
         try:
             stream.flush()
-        except OSError:  # disk full, reader gone; Python would flush again at exit, and exit with 120
+        except OSError:  # the disk is full or the reader gone; Python would flush again at exit and exit with 120
             os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
             code = code or 1
     sys.exit(code)
@@ -82,7 +82,7 @@ def main() -> NoReturn:
 def _open_closed_streams() -> None:
     """Where the shell has closed stdin, stdout or stderr, use /dev/null.
 
-    Otherwise the next file that is opened gets that descriptor, and what is printed to it.
+    Otherwise the next opened file would get that descriptor, and the output meant for it.
     """
     while True:
         descriptor = os.open(os.devnull, os.O_RDWR)
@@ -107,7 +107,7 @@ def run(arguments: list[str]) -> int:
         sys.stdout.flush()
     except BrokenPipeError:  # the reader has closed our output
         return 1
-    except (Exception, KeyboardInterrupt) as error:  # noqa: BLE001  # each becomes a line and a code
+    except (Exception, KeyboardInterrupt) as error:  # noqa: BLE001  # each becomes one line and an exit code
         if debug and not isinstance(error, click.ClickException | click.Abort | KeyboardInterrupt):
             import traceback
 
@@ -145,7 +145,7 @@ def _complain(message: str) -> None:
     from hopaas_p2p.cli.output import printable
     from hopaas_p2p.runtime.redaction import without_passwords
 
-    with contextlib.suppress(OSError):  # no stderr; the exit code still tells
+    with contextlib.suppress(OSError):  # no stderr; the exit code remains
         click.echo(f"{PROGRAM}: {printable(without_passwords(message), lines=True)}", err=True)
 
 

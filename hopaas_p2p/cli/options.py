@@ -1,4 +1,4 @@
-"""What all commands share: store, study and `--json`, and closing the store when the command ends."""
+"""Common to all commands: store, study and `--json`, and closing the store when the command ends."""
 
 from __future__ import annotations
 
@@ -61,14 +61,14 @@ class CliSession:
         """The store that the command is about.
 
         Raises:
-            ConfigurationError: it is not set, or only a file of this directory names it, and the user does not.
+            ConfigurationError: it is not set, or only an untrusted file in this directory sets it.
 
         """
         return self._required("store", "--store URL")
 
     @property
     def study_name(self) -> str:
-        """The study that the command is about; raises as `store_url` does."""
+        """The study that the command is about; raises like `store_url`."""
         return self._required("study", "--study NAME")
 
     def _required(self, name: str, option: str) -> str:
@@ -115,7 +115,7 @@ class CliSession:
     ) -> None:
         """Print rows: as JSON with --json, else as a table, or the message `empty` if there are none.
 
-        A column in `optional` is left out where no row has anything in it.
+        A column in `optional` is left out if it is empty in all rows.
         """
 
         def cell(row: dict[str, Any], column: str | Callable[[dict[str, Any]], str]) -> str:
@@ -150,7 +150,7 @@ def check_new(target: Path, *, force: bool) -> None:
 def complete_study(ctx: click.Context, _param: click.Parameter, incomplete: str) -> list[str]:
     """Names of studies for the shell's completion; none if the store does not answer.
 
-    A shell puts them into the line as they are: no name that would be an option there, or code, or several words.
+    A shell inserts them verbatim, so names that would be an option, code, or several words there are left out.
     """
     try:
         session = CliSession(store=ctx.params.get("store"))
@@ -164,7 +164,7 @@ def complete_study(ctx: click.Context, _param: click.Parameter, incomplete: str)
 
 
 class CommandAfterDashes(click.Command):
-    """Gives what stands behind `--` as `command`, a tuple of words; it is empty only if none is needed."""
+    """Passes the words after `--` as `command`, a tuple; it may be empty only if no command is needed."""
 
     def __init__(self, *args: Any, needs_command: bool = True, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -189,13 +189,13 @@ class CommandAfterDashes(click.Command):
 def command(
     title: str | None = None, *, study: Literal["none", "option", "argument"] = "option", store: bool = True, **how: Any
 ) -> Callable[[Callable[..., Any]], click.Command]:
-    """A command, as `click.command` makes one. It has the shared options, and its function gets a CliSession for them.
+    """Like `click.command`, with the shared options, for which the function gets a CliSession.
 
     Args:
         title: its name, by default that of the function.
         study: how the study is named: not at all, by `--study`, or by an argument (`--study` works too).
         store: whether it takes `--store`.
-        how: what `click.command` takes.
+        how: further arguments of `click.command`.
 
     """
 

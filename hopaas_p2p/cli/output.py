@@ -32,12 +32,12 @@ _COLOURS: Final = {word: colour for colour, words in _BY_COLOUR.items() for word
 
 
 def printable(text: str, *, lines: bool = False) -> str:
-    """The text without characters that control a terminal; on one line unless `lines`."""
+    """The text without terminal control characters; on one line unless `lines`."""
     return visible(text, keep="\n\t") if lines else visible(" ".join(text.split()))
 
 
 def shell_word(text: str) -> str:
-    """The text as a word for bash, zsh or ksh, in printable ASCII: what a terminal shows of it is what a shell gets."""
+    """The text as a word for bash, zsh or ksh, in printable ASCII: a terminal shows exactly what a shell gets."""
     if text.isascii() and text.isprintable():
         return shlex.quote(text)
     coded = text.encode("utf-8", "surrogatepass")
@@ -46,11 +46,11 @@ def shell_word(text: str) -> str:
 
 
 quiet = False
-"""Whether the command that runs was given --quiet; for all of its threads."""
+"""Whether the running command was given --quiet; for all of its threads."""
 
 
 def say(message: str) -> None:
-    """A message for people, on stderr; not with --quiet."""
+    """Print a message for people on stderr, unless --quiet was given."""
     if not quiet:
         click.echo(printable(without_passwords(message), lines=True), err=True)
 
@@ -93,7 +93,7 @@ def numbers(values: Sequence[float] | None) -> str:
 
 
 def parameters(params: Mapping[str, Any], *, digits: int = 6) -> str:
-    """Parameters in one cell, numbers with so many significant digits."""
+    """Parameters in one cell, numbers with `digits` significant digits."""
     return " ".join(
         f"{printable(name)}={f'{value:.{digits}g}' if isinstance(value, float) else printable(str(value))}"
         for name, value in params.items()
@@ -101,12 +101,12 @@ def parameters(params: Mapping[str, Any], *, digits: int = 6) -> str:
 
 
 def utc_time(iso: str | None) -> str:
-    """A time as `times.to_iso` writes it, without fractions of a second."""
+    """A time from `times.to_iso`, in readable form without fractions of a second."""
     return f"{iso[:10]} {iso[11:19]} UTC" if iso else ""
 
 
 def time_in(column: str) -> Callable[[Mapping[str, Any]], str]:
-    """What shows the time in this column of a row."""
+    """A function that shows the time in this column of a row."""
     return lambda row: utc_time(row[column]) or "-"
 
 
@@ -136,7 +136,7 @@ def duration(seconds: float | None) -> str:
 
 
 def ago(seconds: float | None) -> str:
-    """How long ago something was."""
+    """How long ago something happened."""
     return "unknown" if seconds is None else facts.ago(seconds)
 
 
@@ -150,7 +150,7 @@ def print_table(headers: Sequence[str], rows: Sequence[Sequence[str]], *, right:
 
 
 def aligned(rows: Sequence[Sequence[str]], *, right: Sequence[str], for_terminal: bool = False) -> list[str]:
-    """Lines of a table whose first row is its heads, two spaces between columns."""
+    """The lines of a table whose first row has the heads, with two spaces between columns."""
     columns = [[head, *told_apart(column)] for head, *column in zip(*rows, strict=True)]
     cells = [[printable(cell) for cell in row] for row in zip(*columns, strict=True)]
     widths = [max(map(_width, column)) for column in zip(*cells, strict=True)]
@@ -185,7 +185,7 @@ def print_facts(facts: dict[str, str]) -> None:
 
 
 def finding_text(finding: Finding, *, colour: bool = False) -> str:
-    """What a check found, and below it what cures it."""
+    """The result of a check, and below it the cure."""
     word = "passed" if finding.passed else "failed"
     cure = f"\n        -> {printable(finding.cure)}" if finding.cure and not finding.passed else ""
     return f"{_coloured(word) if colour else word}  {printable(finding.check)}: {printable(finding.detail)}{cure}"
@@ -196,7 +196,7 @@ def _width(text: str) -> int:
 
 
 def _coloured(text: str) -> str:
-    """The text in the colour of such a state, where stdout may be coloured; see no-color.org."""
+    """The text in its state's colour, if stdout may be coloured; see no-color.org."""
     plain = not sys.stdout.isatty() or os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb"
     colour = None if plain else _COLOURS.get(text)
     return click.style(text, fg=colour) if colour else text

@@ -14,7 +14,7 @@ from hopaas_p2p.errors import HopaasError
 from hopaas_p2p.peer.liveness import owners_of, signs_of_life
 
 _LOOKED_AT: Final = 500
-"""Peers that run nothing and whose heartbeats are read, the last ones to join: in a bucket each costs a request."""
+"""The number of idle peers, the last to join, whose heartbeats are read: in a bucket each costs a request."""
 
 
 @click.group(cls=Group)
@@ -25,11 +25,11 @@ def peers() -> None:
 @peers.command("list", study="argument")
 @click.option("--all", "show_all", is_flag=True, help="Also list peers that run no trial now.")
 def list_(session: CliSession, show_all: bool) -> None:
-    """List the peers that run a trial, and those that were asked to take no more.
+    """List the peers that run a trial, and those that were asked to take no more trials.
 
-    A peer is alive while its heartbeats come in time, "not heard of" when one is overdue, and silent after the length
-    of a lease. A silent peer is listed until another peer takes over its trial. Of the peers that run no trial, an
-    idle one is alive, one that has left has ended, and one that is gone fell silent without an end.
+    A peer is alive while its heartbeats come in time, "not heard of" when one is overdue, and silent once a lease would
+    have expired. A silent peer is listed until another peer takes over its trial. Among peers that run no trial, "idle"
+    means alive, "left" means ended, and "gone" means silent without having ended.
     """
     from hopaas_p2p.analysis.peers import peer_rows
 
@@ -64,7 +64,7 @@ def list_(session: CliSession, show_all: bool) -> None:
 @click.option("--site", "sites", multiple=True, metavar="SITE", help="All peers of a site, also those that join later.")
 @click.option("--off", is_flag=True, help="Let them take trials again.")
 def drain(session: CliSession, names: tuple[str, ...], sites: tuple[str, ...], off: bool) -> None:
-    """Ask peers, or whole sites, to finish the trials that they run and to take no more.
+    """Ask peers, or whole sites, to finish their running trials and to take no more.
 
     Name a peer as `peers list` shows it; the first letters are enough.
     """

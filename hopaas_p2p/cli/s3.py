@@ -1,4 +1,4 @@
-"""`hopaas-p2p admin gc` and `s3-policy`: what only a bucket needs."""
+"""`hopaas-p2p admin gc` and `s3-policy`: commands that only buckets need."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ def _address(session: CliSession) -> Address:
 @click.option("--dry-run", is_flag=True, help="Only list what would be removed.")
 @click.option("--keep", default=24, type=click.FloatRange(24), metavar="HOURS", help="Keep everything younger.")
 def gc(session: CliSession, dry_run: bool, keep: float) -> None:
-    """Remove old commits that snapshots replace, and what deleted studies left in a bucket.
+    """Remove old commits that snapshots replace, and the remains of deleted studies in a bucket.
 
-    This is never needed for correctness. Studies cannot be replayed from their first commit afterwards. Peers that were
-    suspended for longer notice this, and join again.
+    This is never needed for correctness. Afterwards, studies cannot be replayed from their first commit. Peers that
+    were suspended for longer notice this and rejoin.
     """
     _address(session)
     session.settings.publish()

@@ -1,4 +1,4 @@
-"""`hopaas-p2p serve …`: ways to a store by HTTPS, a folder or a login node; programs of this machine; agents."""
+"""`hopaas-p2p serve …`: access to a store through HTTPS, a folder or a login node; programs on this machine; agents."""
 
 from __future__ import annotations
 
@@ -32,12 +32,12 @@ from hopaas_p2p.remote.server import ListedService, PostgresService, Service
 
 _EVERYWHERE: Final = ("", "0.0.0.0", "::")  # noqa: S104  # clients need the login
 _SWITCH: Final = 0.0005  # seconds: the loop and a store in a thread hand the interpreter to each other at every request
-_RECHECK: Final = 30.0  # seconds for which the database's word on a token holds
+_RECHECK: Final = 30.0  # seconds for which the database's judgement of a token is reused
 
 
 @click.group(cls=Group)
 def serve() -> None:
-    """Let other machines, programs and agents take part by way of this machine."""
+    """Let other machines, programs and agents take part through this machine."""
 
 
 @click.command("https")
@@ -63,14 +63,14 @@ def serve_https(
     remember: Path | None,
     **limits: Any,
 ) -> None:
-    """Serve STORE, a directory, a bucket or a database, to everybody who has a token for it.
+    """Serve STORE, a directory, a bucket or a database, to everyone who has a token for it.
 
-    Peers use https://HOST as their store, and their token. For a database the URL is without a login: it judges each
-    token itself. For a directory or bucket this judges, by what `admin user`, `token` and `grant` wrote beside the
-    store; whoever may write to the store directly is not bound by that. After SIGTERM it answers what was asked, then
-    stops. The log goes to stderr, one line of JSON per event; /healthz and /metrics are for machines. Several may serve
-    one store side by side. A proxy in the NETWORK of --behind-proxy terminates TLS, and has to set X-Forwarded-For
-    and X-Forwarded-Proto.
+    Peers use https://HOST as their store, with their token. For a database, give the URL without a login: the database
+    checks each token itself. For a directory or bucket, this server checks them, using the lists of `admin user`,
+    `token` and `grant`, which do not bind people who can write to the store directly. After SIGTERM it answers pending
+    requests, then stops. The log goes to stderr, one line of JSON per event; /healthz and /metrics are for machines.
+    Several may serve one store side by side. A proxy in the NETWORK of --behind-proxy terminates TLS, and has to set
+    X-Forwarded-For and X-Forwarded-Proto.
     """
     host, port = _address(listen)
     if (tls_cert is None) != (tls_key is None):
@@ -112,11 +112,11 @@ def _service(url: str, remember: Path | None) -> Service:
 @click.argument("folder", type=click.Path(path_type=Path))
 @click.argument("target", metavar="STORE")
 def serve_folder(session: CliSession, folder: Path, target: str) -> None:
-    """Serve STORE through FOLDER, for nodes that reach nothing but a directory that they share with this one.
+    """Serve STORE through FOLDER, for nodes that reach only a directory shared with this node.
 
-    Runs on a node that reaches both, such as a login node, until it is stopped. Peers use folder:///path/of/FOLDER as
-    their store, and act with the rights of this process's login. It may be stopped, killed and started again at any
-    time, and two may run at once: what peers tell lies in FOLDER until the store has it.
+    Runs until it is stopped, on a node that reaches both, such as a login node. Peers use folder:///path/of/FOLDER as
+    their store, and act with the rights of this process's login. It may be stopped, killed and restarted at any time,
+    and two may run at once: commits stay in FOLDER until the store has them.
     """
     session.settings.publish()
     logging.basicConfig(format="%(asctime)s %(message)s", level=logging.WARNING)
@@ -138,7 +138,7 @@ def serve_folder(session: CliSession, folder: Path, target: str) -> None:
 
 
 def _ending(again: Callable[[], object] = int) -> asyncio.Event:
-    """Set by SIGTERM and Ctrl-C; the next ones call `again`."""
+    """An event set by SIGTERM and Ctrl-C; further signals call `again`."""
     ending = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, lambda: again() if ending.is_set() else ending.set())
@@ -158,10 +158,10 @@ def _networks(texts: tuple[str, ...]) -> list[ipaddress.IPv4Network | ipaddress.
 @click.option("--login-file", metavar="FILE", help="File for the relay's address and login; created if missing.")
 @click.option("--known-as", metavar="HOST", help="The name of this node on compute nodes. [default: its own]")
 def relay(session: CliSession, listen: str, url: str, login_file: str | None, known_as: str | None) -> None:
-    """Forward connections to one target, for nodes that can reach only this one.
+    """Forward connections to one target, for nodes that can reach only this node.
 
     On a port it is an HTTP proxy with a login, which is created at the first start and kept in the login file, readable
-    by you only: on compute nodes, export HTTPS_PROXY=$(cat FILE). On a Unix socket it serves your own processes. TLS
+    only by you: on compute nodes, export HTTPS_PROXY=$(cat FILE). On a Unix socket it serves your own processes. TLS
     runs end to end through it.
     """
     session.settings.publish()

@@ -28,7 +28,7 @@ def spool() -> None:
     """List, send and carry results that could not reach their store.
 
     They are kept in ~/.local/state/hopaas-p2p/spool (or under XDG_STATE_HOME). Any process of yours that takes part in
-    a study of the same store sends them too, whatever URL it uses. Each counts once, however often it is sent.
+    a study of the same store sends them, too, whatever URL it uses. Each result counts once, however often it is sent.
     """
 
 
@@ -59,8 +59,8 @@ def list_(session: CliSession) -> None:
 def export(session: CliSession, target: Path, force: bool) -> None:
     """Write all waiting results to a file, to be sent from another machine: hopaas-p2p admin spool send FILE.
 
-    They stay in the spool as well; each counts once, whichever copy arrives first. Only you can read the file.
-    The file also contains what peers kept of a log with two histories, for `doctor --rescue` on the other machine.
+    They also stay in the spool; each counts once, whichever copy arrives first. Only you can read the file. It also
+    contains the commits that peers kept of a log with two histories, for `doctor --rescue` on the other machine.
     """
     check_new(target, force=force)
     everything = waiting.export(target)
@@ -72,14 +72,14 @@ def export(session: CliSession, target: Path, force: bool) -> None:
 @spool.command(study="none")
 @click.argument("source", metavar="[FILE]", required=False, type=EXISTING)
 def send(session: CliSession, source: Path | None) -> int:
-    """Send the results that wait on this machine, or those in FILE, which `admin spool export` wrote on another.
+    """Send the results that wait on this machine, or those in FILE, which `admin spool export` wrote elsewhere.
 
     Results of studies in the store of --store (or HOPAAS_STORE) are sent to it with that URL's login, whatever URL of
-    the store their peer used. Without --store, other results are sent to the URL that their peer used. If some cannot
-    be sent, the exit code says why: 69, for example. FILE is not removed; sending it twice does no harm.
-    A result of a trial that another process has ended meanwhile is sent and not counted, and this command says so.
-    What only an owner may say, such as a stop of the study, is left out of FILE.
-    Histories in FILE are kept in this machine's spool, where `hopaas-p2p doctor STORE --rescue` finds them.
+    the store their peer used. Without --store, other results are sent to their peer's URL. If some cannot be sent, the
+    exit code shows why: 69, for example. FILE is not removed; sending it twice does no harm. The result of a trial that
+    another process has ended meanwhile is sent but not counted, and this command reports it. Records that only an owner
+    may write, such as a stop of the study, are left out of FILE. Histories in FILE are kept in this machine's spool,
+    where `hopaas-p2p doctor STORE --rescue` finds them.
     """
     from hopaas_p2p.peer.spool import KeptForRescue
 
@@ -126,7 +126,7 @@ def send(session: CliSession, source: Path | None) -> int:
 
 
 def _opened(url: str, opened: contextlib.ExitStack) -> Storage | HopaasError:
-    """The store, with its list of studies read; or why it cannot be used."""
+    """The store, with its list of studies read; or the error that makes it unusable."""
     from hopaas_p2p.storage import open_storage
 
     try:
@@ -139,7 +139,7 @@ def _opened(url: str, opened: contextlib.ExitStack) -> Storage | HopaasError:
 
 
 def _told(spooled: Spooled, stores: list[tuple[str, Storage | HopaasError]]) -> list[str] | HopaasError | None:
-    """Send a batch to the store that it is for: what was not counted of it, or why it stays; None if it is for none."""
+    """Send a batch to its store. Returns what was not counted, or why the batch stays; None if it belongs to none."""
     why: HopaasError | None = None
     for url, store in stores:
         if isinstance(store, HopaasError):

@@ -30,9 +30,9 @@ _POLICY: Final[dict[str, tuple[object, str]]] = {
     "progress_timeout": (None, "stops a trial after {} s without a report"),
     "interrupted": ("fail", "interrupted trials {}"),
 }
-"""What it is by default, and in words."""
+"""The default value, and a description."""
 _ROWS: Final = 12
-"""Of a list that `show` prints. A population may have thousands of rungs."""
+"""The longest list that `show` prints. A population may have thousands of rungs."""
 _SEARCH_BY_DEFAULT: Final = {
     "sampler": "default",
     "pruner": "default",
@@ -100,9 +100,10 @@ def list_(session: CliSession, pattern: str | None, limit: int, names: bool) -> 
 @study.command(study="argument")
 @click.option("--trial", type=int, metavar="N", help="The trial that it leads to. [default: the best]")
 def schedule(session: CliSession, trial: int | None) -> None:
-    """Show the parameters that led to a trial, step by step, including those of the members that it copied.
+    """Show the parameters that led to a trial, step by step, including those of the members that it copied from.
 
-    With --json it can be replayed: hopaas_p2p.study.Schedule.from_json(text).at(step) has the parameters of a step.
+    With --json the schedule can be replayed: hopaas_p2p.study.Schedule.from_json(text).at(step) has the parameters of a
+    step.
 
     \b
     hopaas-p2p study schedule digits --json > schedule.json
@@ -140,9 +141,9 @@ def show(session: CliSession, as_audit: bool) -> None:
 
 
 def _facts(data: dict[str, Any], found: Spending) -> dict[str, str]:
-    """The lines of `show`, what matters most first; what is not there, or as by default, takes none.
+    """The lines of `show`, most important first. Absent values and defaults are omitted.
 
-    They fit on a screen: of long lists, a part is shown. All of it is in --json.
+    They fit on a screen: long lists are cut. --json has everything.
     """
     again = {"FAIL": f" ({data['retried']} retried)"} if data["retried"] else {}
     counts = ", ".join(f"{count} {state}{again.get(state, '')}" for state, count in data["counts"].items() if count)
@@ -180,7 +181,7 @@ def _facts(data: dict[str, Any], found: Spending) -> dict[str, str]:
 
 
 def _best(data: dict[str, Any]) -> list[str]:
-    """The best trial; with several objectives the size of the front, and the best trial by each objective."""
+    """The best trial; with several objectives, the size of the front and the best trial by each objective."""
 
     def line(name: str, one: dict[str, Any]) -> str:
         return f"{name}#{one['number']}: {output.numbers(one['values'])}  {output.parameters(one['params'])}"

@@ -32,11 +32,11 @@ if TYPE_CHECKING:
     from hopaas_p2p.joining.membership import Membership
 
 PROGRAM: Final = (sys.executable, "-P", "-m", "hopaas_p2p.cli.main")
-"""This program, in this environment; -P: a module that lies where a job runs is not taken for one of ours."""
+"""This program, in this environment; -P: a module in the job's directory is not mistaken for one of ours."""
 _TOLD: Final = ("store", "study", "site", "token_file", "token_host", "ca_file", "proxy_file", "artifacts", "patience")
 _DEFAULTS: Final = {"logs": Path("hopaas-logs"), "parallel": 1}
 JOB_OPTIONS: Final = ("jobs", "gpus", "cpus", "memory", "time", "queue", "account", "more", "image", "dry_run")
-"""What `job_options` adds for the jobs themselves; the others are their workers'."""
+"""The options in `job_options` for the jobs themselves; the others are for their workers."""
 
 
 job_options = together(
@@ -65,9 +65,9 @@ def submit(session: CliSession, system: str, command: tuple[str, ...], **given: 
     \b
     hopaas-p2p submit slurm --study digits --jobs 20 --gpus 1 --time 4h -- python train.py --lr {lr}
 
-    Each job runs one worker, and requeues itself if its time is up and the study is not done. The script goes
-    to hopaas-jobs, or to ~/.local/state/hopaas-p2p/jobs if others may write to this directory. It holds no secret:
-    a token has to be in a file (HOPAAS_TOKEN_FILE).
+    Each job runs one worker, and requeues itself if its time is up and the study is not done. The script goes to
+    hopaas-jobs, or to ~/.local/state/hopaas-p2p/jobs if others may write to this directory. It contains no secret: a
+    token must be in a file (HOPAAS_TOKEN_FILE).
     """  # noqa: D301  # click's mark for lines that stay as they are
     origin = Path(session.settings.find("store", session.given["store"]).origin)
     if origin.parent == joined_folder():
@@ -79,7 +79,7 @@ def submit(session: CliSession, system: str, command: tuple[str, ...], **given: 
 
 
 def _told(session: CliSession, **given: str) -> dict[str, str]:
-    """What jobs have to be told of the settings in effect, none of it a secret.
+    """The settings in effect that jobs need, none of them secret.
 
     Raises:
         ConfigurationError: the token, or a password, is in a place that would have to be copied into the job.
@@ -102,16 +102,16 @@ def _told(session: CliSession, **given: str) -> dict[str, str]:
 
 
 def _passed_on() -> dict[str, str]:
-    """Where the nodes find credentials, and for which host they are."""
+    """Variables that tell the nodes where to find credentials, and for which host they are."""
     files = ("PGPASSFILE", "AWS_PROFILE", "AWS_SHARED_CREDENTIALS_FILE", "AWS_CONFIG_FILE")
     return {name: os.environ[name] for name in (*files, "HOPAAS_TOKEN_HOST", "PYTHONPATH") if os.environ.get(name)}
 
 
 def _named(system: str, names: tuple[str, ...]) -> dict[str, str]:
-    """What the user names with --pass, as far as a script may hold it.
+    """The variables that the user names with --pass, as far as a script may contain them.
 
     Raises:
-        InvalidInput: a credential, in a batch system that would write it down where others read it.
+        InvalidInput: a credential, in a batch system that would store it where others can read it.
 
     """
     found = {name: os.environ[name] for name in names if name in os.environ}
@@ -126,7 +126,7 @@ def _named(system: str, names: tuple[str, ...]) -> dict[str, str]:
 def submit_joined(
     session: CliSession, system: str, joined: Membership, command: tuple[str, ...], given: dict[str, Any]
 ) -> None:
-    """The same for a study that was joined: its jobs look for the way themselves, on their nodes."""
+    """The same for a joined study: its jobs find their own way to the store, on their nodes."""
     ways.enter(joined)
     if joined.store.startswith("s3:"):
         credentials.may_sign(servers_of(joined.store))  # jobs of Kubernetes would take the bucket for ours
@@ -153,7 +153,7 @@ def _submit(
     """Write the files, show them, and submit them. `given` are the options of the jobs and of their workers."""
     if given["time_limit"] is not None:
         raise click.UsageError("--time says how long a job may run, and its worker reads that; leave out --time-limit")
-    with contextlib.suppress(Denied, StoreUnreachable):  # its worker looks again, and may reach more than this machine
+    with contextlib.suppress(Denied, StoreUnreachable):  # the worker looks again, and may reach more than this machine
         commands.check(job.command, session.study().space)
     job = job._replace(
         options=_as_words(given),
@@ -171,7 +171,7 @@ def _submit(
             for path, text in files.items():
                 with replace_atomically(own / path.name) as draft:
                     draft.write_text(text)
-                    draft.chmod(0o755 if path.suffix == ".sh" else 0o644)  # some batch systems run it where it lies
+                    draft.chmod(0o755 if path.suffix == ".sh" else 0o644)  # some batch systems run it in place
     except OSError as error:
         why = f"the jobs' files cannot be written to {job.folder}: {error.strerror or error}"
         raise InvalidInput(f"{why}. Run this in a directory of your own") from None
@@ -194,7 +194,7 @@ def _submit(
 
 
 def _folder() -> Path:
-    """Where scripts go, and what jobs print: batch systems open both by their paths, which nobody else may redirect.
+    """The folder for scripts and job output. Batch systems open both by path, which nobody else may redirect.
 
     Raises:
         InvalidInput: there is no such place.
@@ -217,7 +217,7 @@ def _folder() -> Path:
 
 
 def _as_words(worker: dict[str, Any]) -> tuple[str, ...]:
-    """The options of a worker that were given, but for those that every job gets."""
+    """The given options of a worker, except those that every job gets."""
     given = {"--site": "site", "--sampler": "sampler", "--pruner": "pruner", "--max-trials": "max_trials"}
     words = [word for option, name in given.items() if worker[name] is not None for word in (option, str(worker[name]))]
     for name, default in _DEFAULTS.items():
@@ -228,7 +228,7 @@ def _as_words(worker: dict[str, Any]) -> tuple[str, ...]:
 
 
 def _run(words: Sequence[str], *passed: str, text: str = "", by_hand: str = "") -> str:
-    """Run a command of the batch system, which reads this text and may copy its environment to jobs; its output."""
+    """Run a batch-system command, which reads this text and may copy its environment to jobs. Returns its output."""
     by_hand = by_hand or shlex.join(words)
     if shutil.which(words[0]) is None:
         why = f"there is no {words[0]} on this machine. Run this where jobs are submitted, such as a login node"

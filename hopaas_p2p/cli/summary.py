@@ -30,7 +30,7 @@ _MEANS: Final = 5  # configurations that `study show` lists with their means
 
 
 def of_study(study: Study, signs: dict[str, SignOfLife] | None = None) -> dict[str, Any]:
-    """A study at a glance; `signs` is what is known of the peers that run its trials, if that has been looked up."""
+    """A study at a glance; `signs` holds the signs of life of the peers that run its trials, if they have been read."""
     state = study.state
     definition_of(state, study.name)
     attributes = study.storage.get_study_system_attrs(study.study_id)
@@ -67,7 +67,7 @@ def more_of_study(study: Study) -> dict[str, Any]:
 
 
 def search_of(study: Study) -> dict[str, str]:
-    """How the study says that it is searched, in words."""
+    """The study's search settings, in words."""
     method = SearchMethod.stored(study.state.system)
     return {
         "sampler": in_words(method.sampler),

@@ -45,16 +45,16 @@ def export(
 ) -> None:
     """Write a study to a file, to an Optuna storage, or to a tracker.
 
-    A study's own file has everything that was said of it, and its files; `study import` reads it. csv, the format of
-    stdout, is for spreadsheets, parquet for data frames. With --format optuna, URL is sqlite:///x.db,
-    postgresql://…, or the path of a journal file. DIR can be given to optuna-dashboard --artifact-dir. --prior is what
-    the study teaches, without results: configurations and their ranks, for `study create --learn-from FILE`.
+    A .study file contains the study's whole log and its files; `study import` reads it. csv, the default on stdout, is
+    for spreadsheets, parquet for data frames. With --format optuna, URL is sqlite:///x.db, postgresql://…, or the path
+    of a journal file. DIR can be given to optuna-dashboard --artifact-dir. --prior writes what other studies can learn
+    from this one, without results: configurations and their ranks, for `study create --learn-from FILE`.
 
     With --format mlflow, URL is the tracking server (or MLFLOW_TRACKING_URI), and MLFLOW_EXPERIMENT_NAME names the
     experiment; with --format wandb, PROJECT is ENTITY/PROJECT or PROJECT (or WANDB_ENTITY, WANDB_PROJECT), and with
-    WANDB_MODE=offline it writes files for `wandb sync`, to WANDB_DIR. A run for the study, and one for each trial:
-    parameters, values, states, files, metrics and reports. Run it as often as you like: what is there is not sent
-    again. Credentials are the tracker's own: MLFLOW_TRACKING_TOKEN, WANDB_API_KEY, `wandb login`.
+    WANDB_MODE=offline it writes files for `wandb sync`, to WANDB_DIR. There is one run for the study and one per trial:
+    parameters, values, states, files, metrics and reports. Run it as often as you like: data that are already there are
+    not sent again. Credentials are the tracker's own: MLFLOW_TRACKING_TOKEN, WANDB_API_KEY, `wandb login`.
 
     \b
     hopaas-p2p study export digits --to digits.csv
@@ -87,7 +87,7 @@ def export(
 
 
 def _export_to_tracker(session: CliSession, kind: str, to: str | None, *, every: float | None) -> None:
-    """Send what the tracker has not; with `every`, again after so many seconds, until it has the whole study."""
+    """Send what the tracker lacks; with `every`, repeat after so many seconds, until it has the whole study."""
     from hopaas_p2p.trackers import Export, leave_link, tracker_of
 
     for name, value in _FEW_RETRIES.items():
@@ -99,7 +99,7 @@ def _export_to_tracker(session: CliSession, kind: str, to: str | None, *, every:
     with contextlib.closing(tracker):
         while True:
             try:
-                # asked before the export, which must have its last trials
+                # read before the export, which must include the last trials
                 done = every is None or (finished(study.state) and not study.state.running)
                 sent += export_.sync()
             except HopaasError as error:
@@ -136,10 +136,10 @@ def import_(
 ) -> None:
     """Add the trials of a file or an Optuna storage to a study, which is created if it does not exist.
 
-    The file is one that `study export` or `admin backup` wrote, or CSV, if the study exists. What came from the same
-    study before is not added again. Trials that were RUNNING become WAITING, and are run by the next peer that asks.
-    Without a name, the study keeps its own. A `worker` that continues an Optuna study takes the search space from its
-    trials; use --space to give another one.
+    The file comes from `study export` or `admin backup`, or is CSV if the study exists. Trials imported from the same
+    study before are not added again. RUNNING trials become WAITING, and are run by the next peer that asks. Without a
+    name, the study keeps its own. A `worker` that continues an Optuna study takes the search space from its trials; use
+    --space to give another one.
     """
     space = parse_space(specs)
     from hopaas_p2p.study import open_study
@@ -192,8 +192,9 @@ def copy(
 ) -> None:
     """Copy a study from one store to another: finished trials, notes, tags and files.
 
-    FROM and TO are directories or URLs. Without --study, FROM must hold one study. Repeated, it copies only what
-    has finished since. FROM is not changed, and others may continue to work there. Checkpoints are not copied.
+    FROM and TO are directories or URLs. Without --study, FROM must hold one study. Repeating the command copies only
+    the trials that have finished since. FROM is not changed, and others may continue to work there. Checkpoints are not
+    copied.
 
     \b
     hopaas-p2p study copy ./campaign 's3://bucket/group?endpoint=https://s3.example.org' --study mnist

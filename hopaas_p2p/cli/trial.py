@@ -27,7 +27,7 @@ from hopaas_p2p.spec import space
 _STATES: Final = ("running", "complete", "pruned", "fail", "waiting")
 _SORTS: Final = ("number", "value", "start", "seconds")
 _HEADS: Final = ("#", "CONTINUES", "STATE", "TIME", "TRY", "WHERE", "REASON", "TAGS", "PARAMETERS")
-"""Columns of our own in a list; that of an objective of such a name is headed `VALUE NAME`."""
+"""Our own columns in a list; an objective with such a name gets the head `VALUE NAME`."""
 
 
 @click.group(cls=Group)
@@ -69,7 +69,7 @@ def list_(session: CliSession, states: tuple[str, ...], sort: str, limit: int | 
     front = {one.number for one in pareto_front(state)} if sort == "value" and len(study.directions) > 1 else ()
 
     def key(row: dict[str, Any]) -> tuple[bool, bool, Any]:
-        """Ascending, by value the best first, with several objectives the front; trials without one come last."""
+        """Ascending; by value, the best (with several objectives, the front) first. Trials without a value are last."""
         value = row["values"][0] if sort == "value" and row["values"] else row.get(sort)
         if value is None or (isinstance(value, float) and math.isnan(value)):
             return (True, True, row["number"])
@@ -118,7 +118,7 @@ def show(session: CliSession, number: int) -> None:
 
 
 def _facts(data: dict[str, Any]) -> dict[str, str]:
-    """The lines of `show`; what a trial does not have takes none."""
+    """The lines of `show`; absent values are omitted."""
     reports = [f"{step}: {output.number(value)}" for step, value in data["reports"].items()]
     hidden = f" (the last 20 of {len(reports)})" if len(reports) > 20 else ""
     history = [
@@ -213,7 +213,7 @@ trial.add_command(artifact)
 def stop(session: CliSession, numbers: tuple[int, ...], reason: str | None) -> None:
     """Ask running trials to end: their next should_prune() returns true. A waiting trial is withdrawn.
 
-    `trial show` says whether the trial's peer has seen the request, and later how the trial ended.
+    `trial show` shows whether the trial's peer has seen the request, and later how the trial ended.
     """
     from optuna.exceptions import UpdateFinishedTrialError
     from optuna.trial import TrialState as OptunaState

@@ -41,8 +41,8 @@ def watch(
     On a terminal the view is updated in place. Elsewhere a line is printed whenever something has changed, with --json
     as JSON. Exits with 0 when the condition is true, and with 1 if the study ended or the time was up first.
 
-    With --alert, a message is posted when a site falls silent, trials fail one after another, nothing improves, 80 % of
-    the budget is used, a trial is the new best, or the study ends. If several processes watch, one of them posts.
+    With --alert, a message is posted when a site falls silent, trials fail one after another, results stop improving,
+    80 % of the budget is used, a trial is the new best, or the study ends. If several processes watch, only one posts.
     """
     reached = parse_condition(until or "done")
     study = session.study()
@@ -80,7 +80,7 @@ def watch(
 
 
 def _pause(study: Study, seconds: float) -> None:
-    """Until there is something new, where the store can tell, or for so long."""
+    """Wait until there is something new, if the store announces it, or for `seconds`."""
     over, peer = time.monotonic() + seconds, study.storage.peer
     with contextlib.suppress(HopaasError):
         if peer.hear(study.handle.log, seconds):
@@ -104,7 +104,7 @@ def _posting(session: CliSession, study: Study) -> Iterator[AlertSender]:
 
 
 def looks(study: Study, sender: AlertSender | None = None) -> Iterator[dict[str, Any]]:
-    """The study again and again, for ever; during an outage of its store, as it was last seen."""
+    """Look at the study repeatedly, forever; during an outage of its store, yields its last known state."""
     last: dict[str, Any] = {}
     while True:
         try:
@@ -136,7 +136,7 @@ def _look(study: Study) -> dict[str, Any]:
 
 
 def sentence(look: dict[str, Any]) -> str:
-    """What a look shows, on one line."""
+    """The result of a look, on one line."""
     words = {name: "failed" if name == "FAIL" else name.lower() for name in look["counts"]}
     counts = ", ".join(f"{count} {words[name]}" for name, count in look["counts"].items() if count) or "no trials yet"
     budget = "" if look["budget"] is None else f" of {look['budget']}"

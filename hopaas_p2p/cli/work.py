@@ -48,8 +48,8 @@ def ask(session: CliSession, ttl: float, sampler: str | None, specs: tuple[str, 
     """Start a trial: print its parameters and a ticket.
 
     Exits with 3 (with --shell, so does `eval`) when the budget is used up, or the study is paused or stopped. --space
-    gives the parameters, if the study has no search space. The commands report, should-prune, tell, renew and release
-    find the trial by its ticket, in HOPAAS_TICKET. When none of them is called for --ttl seconds, another peer may take
+    gives the parameters if the study has no search space. The commands report, should-prune, tell, renew and release
+    find the trial by its ticket in HOPAAS_TICKET. If none of them is called for --ttl seconds, another peer may take
     the trial over.
     """
     from hopaas_p2p.ports.ticket import ticket_of
@@ -78,7 +78,7 @@ def ask(session: CliSession, ttl: float, sampler: str | None, specs: tuple[str, 
 
 @contextmanager
 def _failing_in_eval() -> Iterator[None]:
-    """Let `eval` fail like this command: it only sees what was printed, and the last trial's ticket is still set."""
+    """Make `eval` fail like this command: it sees only the output, and the last trial's ticket is still set."""
     try:
         yield
     except HopaasError as error:
@@ -109,15 +109,15 @@ Ask = Callable[..., Reply]
 def _asking(
     session: CliSession, text: str | None, *, end: Callable[[Ticket], TrialFinish] | None = None
 ) -> Iterator[Ask]:
-    """The way to the trial of the ticket. --store takes precedence over the store in the ticket: paths differ.
+    """A way to send requests about the ticket's trial. --store overrides the ticket's store, because paths differ.
 
-    Under a worker the ticket is the worker's socket, and no store is opened: the worker's own pruner judges. `end`
-    makes the record to tell, so that it can be kept if the store is unreachable.
+    Under a worker the ticket is the worker's socket, and no store is opened: the worker's own pruner decides. `end`
+    makes the record of the result, so that it can be spooled if the store is unreachable.
     """
     found = session.settings.get("ticket", text)
     if not found:
         raise InvalidInput("No trial is named. Use --ticket, or set HOPAAS_TICKET to what `trial ask` printed.")
-    found = found.strip().rpartition("HOPAAS_TICKET=")[2]  # of all that `ask` printed, too
+    found = found.strip().rpartition("HOPAAS_TICKET=")[2]  # also accepts the whole output of `ask`
     if found.startswith(trial_socket.PREFIX):
         yield functools.partial(trial_socket.request, found)
         return
@@ -141,7 +141,7 @@ def _number(text: str) -> float:
 @click.option("--step", type=click.IntRange(min=0), required=True, help="The step, such as an epoch.")
 @click.option("--should-prune", "also_prune", is_flag=True, help="Then do what should-prune does.")
 def report(session: CliSession, ticket: str | None, value: str, step: int, also_prune: bool) -> int:
-    """Report an intermediate value of the ticket's trial. It is in the store when the command returns."""
+    """Report an intermediate value of the ticket's trial. The value is in the store when the command returns."""
     reported = _number(value)
     with _asking(session, ticket) as ask_trial:
         reply = ask_trial("report", value=reported, step=step)
@@ -157,7 +157,7 @@ def report(session: CliSession, ticket: str | None, value: str, step: int, also_
 def log(session: CliSession, ticket: str | None, metrics: tuple[str, ...], step: int) -> None:
     """Log other metrics of a step: loss=0.3 auc=0.9.
 
-    They are shown and exported. Pruning looks only at what `report` sent.
+    They are shown and exported. Pruning uses only values sent by `report`.
     """
     given = {}
     for text in metrics:
@@ -195,10 +195,10 @@ def _show_verdict(session: CliSession, reply: Reply) -> int:
 def tell(
     session: CliSession, ticket: str | None, values: tuple[str, ...], state: str | None, reason: str | None
 ) -> None:
-    """End the ticket's trial: with its value (one for each objective), or as pruned or failed.
+    """End the ticket's trial: with its value (one per objective), or as pruned or failed.
 
     If another peer took the trial over, the result is kept as a trial of its own, and the exit code is 11. If the store
-    cannot be reached, the result is kept on disk (see `admin spool`), and the exit code says why: 69, for example.
+    cannot be reached, the result is kept on disk (see `admin spool`), and the exit code shows why: 69, for example.
     """
     from hopaas_p2p.ports.ticket import ending
 

@@ -50,19 +50,19 @@ def worker(session: CliSession, command: tuple[str, ...], **others: Any) -> int:
     hopaas-p2p worker --study S --time-limit auto -- python train.py --lr {lr} --depth {depth}
 
     The parameters are also in HOPAAS_PARAMS (JSON) and in HOPAAS_PARAM_name, the trial's number in HOPAAS_TRIAL, and a
-    checkpoint of an earlier attempt in HOPAAS_CHECKPOINT. A number may stand anywhere in the command; a text only if
-    it has nothing but ASCII letters, digits and ._+,:=@%/- in it, else the command reads it from there. In a word with
-    spaces, such as that of sh -c, put a text between quotes.
+    checkpoint of an earlier attempt in HOPAAS_CHECKPOINT. A numeric placeholder may stand anywhere in the command; a
+    text only if it consists of ASCII letters, digits and ._+,:=@%/-, otherwise the command must read it from those
+    variables. In a word with spaces, such as that of sh -c, put a text between quotes.
 
     The command prints {"value": 0.12}, or {"value": [0.12, 3]} for two objectives,
     as its last line, or calls hopaas-p2p trial report, should-prune and tell, which find the trial by HOPAAS_TICKET;
-    in Python, hopaas_p2p.ports.client. It gets your environment, but no credential that --pass does not name, such as
-    WANDB_API_KEY. Its output goes to LOGS/STUDY/NUMBER.log, and the end of it into the store if the command fails.
+    in Python, hopaas_p2p.ports.client. The command gets your environment, but only the credentials that --pass names,
+    such as WANDB_API_KEY. Its output goes to LOGS/STUDY/NUMBER.log, and if it fails, the end of the output goes into
+    the store.
 
     Signals are passed on to the command, and its trial is returned, so that another worker continues it. While the
-    study is paused, or trials of others may have to be run again, the worker waits and says for what; with --no-wait
-    it leaves. It stops after 10 failures in a row without any success, or after the
-    study's --max-failures.
+    study is paused, or trials of others may have to be run again, the worker waits and shows the reason; with --no-wait
+    it exits. It stops after 10 failures in a row without any success, or after the study's --max-failures.
 
     Exit codes: 0 the study needs no more work from here; 75 run this job again; 1 too many failures, or no trial
     succeeded.
@@ -73,7 +73,7 @@ def worker(session: CliSession, command: tuple[str, ...], **others: Any) -> int:
 @command(cls=CommandAfterDashes)
 @worker_options
 def run(session: CliSession, command: tuple[str, ...], **others: Any) -> int:
-    """Run a command for exactly one trial, as `worker` does for many.
+    """Run a command for exactly one trial, like `worker` for many.
 
     Exit codes: 0 complete or pruned; 1 failed; 3 no work; 11 taken over by another peer; 75 run this job again.
     """

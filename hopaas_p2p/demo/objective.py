@@ -1,7 +1,7 @@
-"""What a user would write: a neural network on scikit-learn's hand-written digits, trained epoch by epoch.
+"""The code that a user would write: a neural network on scikit-learn's hand-written digits, trained epoch by epoch.
 
 1,437 digits are for tuning by five-fold cross-validation: each epoch reports the mean accuracy of the five networks on
-the digits that they have not seen. 360 digits are held out; no trial ever sees them.
+the digits that each has not seen. 360 digits are held out from all trials.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ def make_objective(alive: Callable[[], object] = lambda: None) -> Callable[[Tria
 
 
 def held_out_accuracy(params: Mapping[str, Any]) -> float:
-    """Train once more with these parameters on all the digits for tuning; the accuracy on those held out."""
+    """Train again with these parameters on all the digits for tuning; returns the accuracy on those held out."""
     tune_x, test_x, tune_y, test_y = load()
     network = _network(params, seed=0)
     for _ in range(EPOCHS):

@@ -19,7 +19,7 @@ from hopaas_p2p.study import Study
 
 _SHUTDOWN_TIMEOUT: Final = 5.0  # seconds that a peer has to release its trial when the demo is interrupted
 _THREAD_COUNTS: Final = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "VECLIB_MAXIMUM_THREADS")
-"""Set to 1: several peers share the cores, and would slow each other down with a thread per core each."""
+"""Set to 1, because several peers share the cores and would slow each other down with one thread per core each."""
 
 
 class KilledPeer(NamedTuple):
@@ -51,7 +51,7 @@ class PeerProcesses:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 popen.wait(_SHUTDOWN_TIMEOUT)
         for popen in running:
-            popen.kill()  # which does nothing to one that has ended
+            popen.kill()  # no effect if it has ended
             popen.wait()
 
     def start(self, peers: int) -> None:
@@ -94,7 +94,7 @@ class PeerProcesses:
         return any(popen.returncode is None for popen in self._processes.values())
 
     def kill_one(self, state: State, *, epochs: int) -> KilledPeer | None:
-        """Kill a peer that is in the middle of a trial, if there is one; None if not.
+        """Kill a peer that is in the middle of a trial; None if there is none.
 
         A trial that the log shows may have ended when the signal arrives. So the peer is first stopped, then the log is
         read again, and the peer is only killed if it still runs that trial.

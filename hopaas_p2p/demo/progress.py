@@ -1,6 +1,6 @@
-"""What happened in the demo, read from its State as it becomes visible.
+"""The events of the demo, read from its State as they become visible.
 
-No peer reports here. This opens the same store as the peers and replays the same log, as a dashboard would.
+Peers do not report here: this code opens the same store and replays the same log, as a dashboard would.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from hopaas_p2p.analysis.facts import is_better
 from hopaas_p2p.core.state import COMPLETE, FAIL, State
 
 Event = tuple[str, str]
-"""A line about what happened, and its emphasis: "best", "bad", "good" or "plain"."""
+"""The text of an event, and its emphasis: "best", "bad", "good" or "plain"."""
 
 
 class EventReader:

@@ -44,7 +44,7 @@ def run(console: Console, *, peers: int, trials: int, seed: int, store: str | No
         ConfigurationError: the store cannot be used.
 
     """
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends it through the blocks that end the peers
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)  # lets the `with` blocks end the peers
     try:
         store = tempfile.mkdtemp(prefix="hopaas-demo-") if store is None else store
         study = _new_study(store, trials)
@@ -145,7 +145,7 @@ def _print_results(state: State, top: Trial, say: Callable[..., None]) -> None:
 
 
 def _outcome(killed: KilledPeer, state: State) -> str:
-    """What became of the trial that the killed peer ran.
+    """The outcome of the trial that the killed peer ran.
 
     Raises:
         HopaasError: it did not come back.
@@ -178,7 +178,7 @@ def dashboard(store: str) -> str:
 
 
 def program() -> str:
-    """How a shell here calls this program: by its name if that finds it, else by its path, as after `make demo`."""
+    """The command for this program: its name if the shell finds that, else its path, as after `make demo`."""
     ours = Path(sys.executable).with_name("hopaas-p2p")
     found = shutil.which("hopaas-p2p")
     if not ours.exists() or (found is not None and ours.samefile(found)):

@@ -49,7 +49,7 @@ class Screen:
         self._console.print(line, soft_wrap=True)
 
     def show(self, state: State, peers: Sequence[tuple[str, int, str]], *, elapsed: float) -> None:
-        """Show the study now; without a terminal if it is time for that."""
+        """Show the study now; without a terminal, only if a status line is due."""
         if self._live is not None:
             self._live.update(below(state, peers, elapsed=elapsed, epochs=self._epochs))
         elif elapsed >= self._next:
@@ -67,7 +67,7 @@ def _done(state: State) -> str:
 
 
 def below(state: State, peers: Sequence[tuple[str, int, str]], *, elapsed: float, epochs: int) -> RenderableType:
-    """A row per peer, and the study in three lines."""
+    """One row per peer, and the study in three lines."""
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
     for head, side in _COLUMNS:
         table.add_column(head, justify=side, min_width=20 if head == "epoch" else None)  # type: ignore[arg-type]

@@ -3,7 +3,7 @@
     import hopaas_p2p.hopaas as hpc
 
 is the one line to change in a script; `python -m hopaas_p2p.hopaas script.py` runs one unchanged. docs/moving.md
-lists what differs, because the original did it wrong.
+lists the differences, where the original was wrong.
 """
 
 from __future__ import annotations

@@ -10,7 +10,7 @@ import hopaas_p2p.hopaas as hopaas_client
 
 
 def main() -> None:
-    """The first argument is the script, the others are its own."""
+    """The first argument is the script, the others are the script's."""
     if len(sys.argv) < 2:
         sys.exit("usage: python -m hopaas_p2p.hopaas SCRIPT [ARGUMENT …]")
     if not Path(sys.argv[1]).is_file():

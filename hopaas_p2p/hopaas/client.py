@@ -35,11 +35,11 @@ class Client:
         force_reconfig: without effect; the original asked questions at the terminal.
 
     Without `server` the first of these wins: `config_filename`, the file that `HOPAAS_CONFIG_FILE` names, the store of
-    our own settings (`HOPAAS_STORE`, hopaas.toml), `~/.hopaasrc`. If that is a Hopaas server (http://…, https://…) and
+    our own settings (`HOPAAS_STORE`, hopaas.toml), `~/.hopaasrc`. If it names a Hopaas server (http://…, https://…) and
     our settings name a store, that store is used, so that a script may keep its address.
 
     Raises:
-        HopaasServerError: no store is named, or a file that is named cannot be read.
+        HopaasServerError: no store is named, or a named file cannot be read.
 
     """
 
@@ -62,7 +62,7 @@ class Client:
         return Client, (self._store,)
 
     def _leave_token(self) -> None:
-        """Put the token into the environment, where the store looks for it, if it is one that is served."""
+        """Put the token into the environment, where the store looks for it, if the store is served."""
         if self._token is not None and urlsplit(self._store).scheme == "https":
             credentials.leave_token(self._token, servers_of(self._store))
 
@@ -105,7 +105,7 @@ class Client:
 
 
 def _configured(config_filename: str | None) -> tuple[str, str, str | None]:
-    """The store when `server` is not given, who says so, and a token if there is one."""
+    """The store when `server` is not given, the source of that setting, and a token if there is one."""
     named = config_filename or os.environ.get("HOPAAS_CONFIG_FILE")
     path = Path(named or "~/.hopaasrc").expanduser()
     if not named:
@@ -132,7 +132,7 @@ def _configured(config_filename: str | None) -> tuple[str, str, str | None]:
 
 
 def _usable(store: str, origin: str) -> str:
-    """The store, or that of our settings where the address of a Hopaas server is named."""
+    """The store, or the one from our settings if this is the address of a Hopaas server."""
     if not store:
         raise HopaasServerError(f"{origin}: the address of the store is empty")
     if urlsplit(store).scheme not in ("http", "https"):

@@ -7,7 +7,7 @@ from typing import Final
 from hopaas_p2p.hopaas.setup import NamedArguments
 
 testables: Final = ["NopPruner", "HyperbandPruner", "MedianPruner", "ThresholdPruner"]
-"""The names of all pruners, as the original lists them for its tests."""
+"""The names of all pruners, in the original's list for its tests."""
 
 
 def NopPruner() -> NamedArguments:

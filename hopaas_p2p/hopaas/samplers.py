@@ -7,7 +7,7 @@ from typing import Final
 from hopaas_p2p.hopaas.setup import NamedArguments
 
 testables: Final = ["TPESampler"]
-"""The names of all samplers, as the original lists them for its tests."""
+"""The names of all samplers, in the original's list for its tests."""
 
 
 def TPESampler(

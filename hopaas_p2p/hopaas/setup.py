@@ -1,4 +1,4 @@
-"""What samplers and pruners have in common: the set-up of a study names them."""
+"""Common to samplers and pruners: the set-up of a study names them."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from typing import Any, NamedTuple
 
 
 class NamedArguments(NamedTuple):
-    """A sampler or pruner of Optuna's by name and arguments; every process that runs trials makes its own."""
+    """An Optuna sampler or pruner by name and arguments; every process that runs trials makes its own."""
 
     name: str
     args: dict[str, Any]
     theirs: Mapping[str, str] = {}
-    """Arguments that have another name in Optuna; an empty one if it has none."""
+    """Arguments that have another name in Optuna; an empty name if Optuna has no such argument."""
 
     def make(self) -> Any:
         """Optuna's object of this name; ValueError or TypeError if it does not take these arguments."""

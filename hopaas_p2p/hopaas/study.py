@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     import hopaas_p2p
 
 _log: Final = logging.getLogger("hopaas_p2p")
-_TERMINATED: Final = 128 + signal.SIGTERM  # what `Study.trial` makes of the signal
+_TERMINATED: Final = 128 + signal.SIGTERM  # into which `Study.trial` turns the signal
 
 
 class Study:
@@ -37,13 +37,13 @@ class Study:
 
     Args:
         name: a title for people.
-        properties: by name, suggestions (or their texts, `optuna#…`) and constants, which every trial repeats.
-        special_properties: facts about this job (its node, its address). They are kept with each trial, and are not
+        properties: name -> suggestions (or their texts, `optuna#…`) and constants, which every trial repeats.
+        special_properties: facts about this job (its node, its address). They are stored with each trial, but are not
             part of the set-up.
         direction: "minimize" or "maximize".
         pruner: of `hopaas_p2p.hopaas.pruners`.
         sampler: of `hopaas_p2p.hopaas.samplers`.
-        client: where the study is; by default `Client()`.
+        client: the store of the study; by default `Client()`.
 
     Raises:
         ValueError: an argument is not allowed; the message says which.
@@ -67,7 +67,7 @@ class Study:
         self._space = {key: _range(key, one) for key, one in (given | texts).items() if isinstance(one, Distribution)}
         self._constants = _plain({key: one for key, one in given.items() if key not in self._space})
         self.special_properties: Final = _plain(_checked(special_properties or {}, "special_properties"))
-        """Facts about this job, which are kept with each trial."""
+        """Facts about this job, which are stored with each trial."""
         if direction not in ("minimize", "maximize"):
             raise InvalidInput(f"direction must be 'minimize' or 'maximize', not {direction!r}")
         self.direction: Final = direction
@@ -83,7 +83,7 @@ class Study:
         """The digest of the set-up, which is the study's id once it is joined."""
         title = "".join("-" if letter in "/\\" or not letter.isprintable() else letter for letter in name)
         self.store_name: Final = f"{title[:100]}-{self.setup_id[:8]}"
-        """The study's name in the store: its title, made a valid name, and the beginning of its id."""
+        """The study's name in the store: its title, turned into a valid name, and the beginning of its id."""
 
     def _fingerprint(self) -> str:
         """A digest of the set-up, the same in every process, whatever the order and spelling."""
@@ -151,7 +151,7 @@ class Study:
         the trial, with the reason; SIGTERM and Ctrl-C return it, to be run again. Exceptions and signals propagate.
 
         Raises:
-            NoMoreTrials: the study gives out no trial; a script that does not catch it ends, with exit code 0.
+            NoMoreTrials: the study starts no more trials; a script that does not catch this ends with exit code 0.
             HopaasServerError: the store cannot be reached.
 
         """
@@ -172,7 +172,7 @@ class Study:
         except (FailedTrial, OwnError) as error:
             if error is stopped:
                 raise
-            if isinstance(error, FailedTrial | LeaseLost | NoWork):  # a script that has no more work should say why
+            if isinstance(error, FailedTrial | LeaseLost | NoWork):  # a script without more work should show why
                 _log.warning("%s%s", f"trial {trial.id} fails: " if isinstance(error, FailedTrial) else "", error)
             if not isinstance(error, FailedTrial | LeaseLost):
                 raise translation(error) from error
@@ -189,7 +189,7 @@ class Study:
         """The study in its store.
 
         Raises:
-            HopaasError: of `hopaas_p2p.errors`: the store cannot be used, or the study is not there.
+            HopaasError: from `hopaas_p2p.errors`: the store cannot be used, or the study does not exist.
 
         """
         from hopaas_p2p.study import open_study

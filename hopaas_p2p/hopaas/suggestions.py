@@ -39,7 +39,7 @@ def DiscreteUniform(low: float, high: float, q: float = 1.0) -> records.Float:
 
 
 def Categorical(choices: Sequence[Any]) -> records.Categorical:
-    """One of these: texts, numbers, truth values or None. In the text form they are all texts."""
+    """One of these choices: texts, numbers, truth values or None. In the text form all are texts."""
     return records.Categorical(tuple(choices))
 
 
@@ -60,7 +60,7 @@ _KINDS: Final[dict[str, tuple[Callable[..., records.Distribution], tuple[Callabl
     "loguniform": (LogUniform, (float, float)),
     "discrete_uniform": (DiscreteUniform, (float, float, float)),
 }
-"""What each kind is chosen from, and how the parts of the text form are read; the first two are required."""
+"""The distribution of each kind, and the readers of the text form's parts; the first two parts are required."""
 
 
 def parse(text: str) -> records.Distribution:

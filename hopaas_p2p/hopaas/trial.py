@@ -18,7 +18,7 @@ class FrozenTrial:
     study_id: str
     trial_id: int
     loss: float | None
-    """The result; of a running or pruned trial the last loss that was set, of a failed trial None."""
+    """The result; for a running or pruned trial, the last loss that was set; for a failed trial, None."""
     properties: dict[str, Any]
     state: str = "COMPLETE"
 

@@ -1,3 +1,3 @@
-"""How somebody joins a study with one line: `invitation` is the string, `membership` what a site keeps of it, `ways`
-how the site reaches the store.
+"""Joining a study with one line: `invitation` is the string, `membership` a site's settings for the study, `ways` how
+the site reaches the store.
 """

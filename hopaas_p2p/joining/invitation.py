@@ -1,9 +1,9 @@
-"""An invitation: one string that says where a study is, and carries what lets somebody in.
+"""An invitation: one string with the address of a study and the secret that gives access to it.
 
-It is made for people who have nothing yet, so it holds a secret where the store has tokens: it is printed once, read
-from a file or from standard input, and never put into an argument, a log or a repr. On Postgres its token belongs to a
-user of its own, a *guest*, who has a grant for this one study and for nothing else. Keys of a bucket and permissions of
-a directory stay where they are: there the string says only where to look.
+It is for people who have no access yet, so if the store has tokens it contains a secret: it is printed once, read from
+a file or from standard input, and never put into an argument, a log or a repr. On Postgres its token belongs to a user
+of its own, a *guest*, who has a grant for this one study and nothing else. Keys of a bucket and permissions of a
+directory are not included: there the string contains only the address.
 """
 
 from __future__ import annotations
@@ -38,17 +38,17 @@ _LIKE_A_FILE: Final = re.compile(r"[^A-Za-z0-9-]+")
 
 
 class Invitation(msgspec.Struct, frozen=True):
-    """What an invitation says. `seal` gives the string, `Invitation.parse` reads it."""
+    """The content of an invitation. `seal` gives the string, `Invitation.parse` reads it."""
 
     store: str
     """Its URL, without a login."""
     study: str
     token: Secret | None
-    """What goes into a token file; None where the store has no tokens."""
+    """The content of a token file; None if the store has no tokens."""
     expires: Annotated[int, msgspec.Meta(ge=0, lt=253_402_300_800)]  # the year 10,000
-    """Seconds since 1970. The server ends the token by its own clock; elsewhere this is all that ends it."""
+    """Seconds since 1970. The server ends the token by its own clock; elsewhere only this time ends the invitation."""
     site: str = ""
-    """The name of the site it was made for."""
+    """The name of the site that it was made for."""
     authority: str = ""
     """The certificates of a private authority that vouches for the server, in PEM."""
 
@@ -62,10 +62,10 @@ class Invitation(msgspec.Struct, frozen=True):
         """The invitation in this text.
 
         Raises:
-            InvalidInput: it is none, or only a part of one. The message shows nothing of it.
+            InvalidInput: the text is not an invitation, or only a part of one. The message shows none of it.
 
         """
-        text = "".join(text.removeprefix("\ufeff").split())  # an editor marks its files, a mail breaks the line
+        text = "".join(text.removeprefix("\ufeff").split())  # editors add a byte-order mark, mail breaks lines
         try:
             if len(text) > _LONGEST:
                 raise ValueError
@@ -78,7 +78,7 @@ class Invitation(msgspec.Struct, frozen=True):
             ) from None
 
     def check(self) -> None:
-        """Raises ConfigurationError if the time for using it is over."""
+        """Raises ConfigurationError if the invitation has expired."""
         if time.time() > self.expires:
             day = datetime.datetime.fromtimestamp(self.expires, tz=datetime.UTC).date()
             raise ConfigurationError(
@@ -98,9 +98,9 @@ class NewInvitation(NamedTuple):
 
     invitation: Invitation
     guest: str
-    """The user that it was made for; empty where there are no users."""
+    """The user that it was made for; empty if the store has no users."""
     token_name: str
-    """What `admin token list` shows and `admin token revoke` takes; empty where there are no tokens."""
+    """The token's name, for `admin token list` and `admin token revoke`; empty if the store has no tokens."""
 
 
 def invite(
@@ -109,12 +109,12 @@ def invite(
     """Make an invitation to a study.
 
     Args:
-        store: where it is, for somebody who may write to it; on Postgres with an administrator's login.
+        store: its URL, with the right to write to it; on Postgres, with an administrator's login.
         study: its name.
-        role: what a guest may do: view, work, or own. Only a database and a server can hold guests to it.
+        role: what a guest may do: view, work, or own. Only a database or a server can enforce it.
         days: how long it is valid.
-        site: for whom, for people to read; `join` calls the site so.
-        via: the store's URL as the guests reach it, if it is another one, such as that of a server.
+        site: the guest's site, for people to read; `join` uses it as the site's name.
+        via: the URL by which guests reach the store, if it differs, such as a server's.
 
     Raises:
         InvalidInput: no such role, or a number of days that is not from 1 to 366.
@@ -149,7 +149,7 @@ def like_a_file(name: str) -> str:
 
 
 def _public(url: str) -> str:
-    """The URL as others may read it: where the store is, without a login and files of this machine's."""
+    """The URL in a form that others may read: the store's address, without a login or this machine's files."""
     if redacted(url) != url and "***" not in url:
         raise ConfigurationError(f"{redacted(url)}: others will read this address, so it must not contain a password")
     if not url.startswith("postgresql"):
@@ -164,12 +164,12 @@ def _public(url: str) -> str:
 
 
 def is_of_this_machine(url: str) -> bool:
-    """Whether only this machine reaches this store: a Unix socket, loopback."""
+    """Whether only this machine can reach this store: a Unix socket or loopback."""
     return url.startswith("postgresql") and PostgresAddress(url).local
 
 
 def _authority(url: str) -> str:
-    """The certificates of HOPAAS_CA_FILE, for a store that is reached by TLS."""
+    """The certificates in HOPAAS_CA_FILE, for a store that is reached over TLS."""
     file = settings.ca_file()
     if file in (None, trust.SYSTEM) or "://" not in url or url.startswith(("file:", "folder:")):
         return ""
@@ -177,4 +177,4 @@ def _authority(url: str) -> str:
         text = Path(str(file)).read_text()
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigurationError(f"HOPAAS_CA_FILE={file}: {error}") from None
-    return text if len(text) <= _LONGEST // 4 else ""  # a bundle of all authorities of a system is there, too
+    return text if len(text) <= _LONGEST // 4 else ""  # it may be a system's bundle of all authorities

@@ -1,7 +1,7 @@
-"""What has to run on a login node so that compute nodes without a network of their own can take part.
+"""The processes that must run on a login node so that compute nodes without their own network access can take part.
 
-A relay, or a server of a folder, is a process of the user's, started in the background, with its output in a file
-beside the study's settings. It goes on when `join` has ended, and is found again by the next `join`.
+A relay, or a server of a folder, is a background process of the user, with its output in a file next to the study's
+settings. It continues after `join` has ended, and the next `join` finds it again.
 """
 
 from __future__ import annotations
@@ -22,23 +22,23 @@ from hopaas_p2p.runtime.atomic import open_regular
 from hopaas_p2p.runtime.ownership import own_folder
 from hopaas_p2p.runtime.settings import read_proxy
 
-_START_TIMEOUT: Final = 60.0  # seconds for a process to begin its work
+_START_TIMEOUT: Final = 60.0  # seconds for a process to start working
 
 
 def can_be_relayed(url: str) -> bool:
-    """Whether this store can be reached by way of a relay: one that is spoken to by HTTPS."""
+    """Whether this store can be reached through a relay, as stores that use HTTPS can."""
     return url.startswith("https:") or (url.startswith("s3:") and "endpoint=http:" not in url)
 
 
 def start(
     membership: Membership, what: Literal["relay", "folder"], *, known_as: str | None = None
 ) -> tuple[int | None, Path]:
-    """See that a relay to the store runs here, which `membership.relay_file` names, or a server of `membership.box`.
+    """Make sure that a relay to the store, named by `membership.relay_file`, or a server of `membership.box` runs here.
 
-    The pid of the process, None if it ran before, and its log.
+    Returns the pid of the process (None if it was already running) and its log.
 
     Raises:
-        ConfigurationError: it does not begin; the message says why.
+        ConfigurationError: it did not start; the message shows why.
 
     """
     store, relay, box = membership.store, membership.relay_file, str(membership.box)
@@ -77,7 +77,7 @@ def start(
 
 
 def _leads_there(membership: Membership) -> bool:
-    """Whether the relay of an earlier time still leads to the store."""
+    """Whether an earlier relay still leads to the store."""
     from hopaas_p2p.remote.relay import targets_of
 
     try:

@@ -1,8 +1,9 @@
-"""What a site keeps of a study that it has joined: a file of settings, and files for its secrets, for this user alone.
+"""A site's record of a study that it has joined: a file of settings, and files for its secrets, private to this user.
 
 `~/.config/hopaas-p2p/joined/NAME.toml` holds settings, as any settings file does: store, study, site, and the names of
 the files that hold the token, the authority and the proxy. Batch jobs name it in HOPAAS_JOINED, so that no script and
-no job description holds a secret. `token_host` lists the store's hosts: they get this token, and none of the user's.
+no job description holds a secret. `token_host` lists the store's hosts: they get this token, and none of the user's
+own.
 """
 
 from __future__ import annotations
@@ -27,10 +28,10 @@ _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9-]{0,60}")
 
 
 class Membership(NamedTuple):
-    """A study that was joined, as its file says."""
+    """A joined study, as described by its file."""
 
     name: str
-    """What HOPAAS_JOINED names it by."""
+    """The name for HOPAAS_JOINED."""
     store: str
     study: str
     values: dict[str, str]
@@ -43,16 +44,16 @@ class Membership(NamedTuple):
 
     @property
     def relay_file(self) -> Path:
-        """Where a relay of this study keeps its address and login."""
+        """The file in which a relay of this study keeps its address and login."""
         return _beside(self.name, "relay")
 
     @property
     def box(self) -> Path:
-        """The folder through which the store is served to jobs that reach nothing else."""
+        """The folder through which the store is served to jobs that can reach nothing else."""
         return _beside(self.name, "box")
 
     def with_proxy(self, address: Secret | None) -> Membership:
-        """The same, by way of this proxy, or of none; its address goes to a file of its own."""
+        """The same with this proxy, or without one; its address goes into a separate file."""
         file = None if address is None else str(_write(_beside(self.name, "proxy"), address.reveal()))
         return self.changed(proxy_file=file)
 
@@ -67,11 +68,11 @@ def _beside(name: str, ending: str) -> Path:
 
 
 def accept(invitation: Invitation, *, site: str = "") -> Membership:
-    """Keep what this invitation says, for this user alone. Says nothing to the store.
+    """Save the content of this invitation, private to this user. Does not contact the store.
 
     Raises:
-        ConfigurationError: its time is over, or its URL says more than where the store is.
-        InvalidInput: it would have this user's own token sent to a stranger's server, or a name in it is not one line.
+        ConfigurationError: it has expired, or its URL contains more than the store's address.
+        InvalidInput: it would send this user's own token to a stranger's server, or a name in it is not one line.
 
     """
     invitation.check()
@@ -102,8 +103,8 @@ def accept(invitation: Invitation, *, site: str = "") -> Membership:
 
 @contextlib.contextmanager
 def _one_at_a_time() -> Iterator[None]:
-    """Of two studies of one name that are joined at once, the token of one must not go to the host of the other."""
-    import filelock  # here only: it costs the start of every command
+    """If two studies of the same name are joined at once, the token of one must not go to the host of the other."""
+    import filelock  # only here: it would slow the start of every command
 
     lock = joined_folder().with_suffix(".lock")
     try:
@@ -128,14 +129,14 @@ def _free_name(invitation: Invitation) -> str:
 
 
 def keep(membership: Membership) -> Membership:
-    """Write the file of settings."""
+    """Write the settings file."""
     lines = [f"{key} = {_quoted(value)}\n" for key, value in membership.values.items()]
     _write(membership.path, "".join(lines))
     return membership
 
 
 def _quoted(text: str) -> str:
-    """The text as TOML writes it; JSON's escapes would not do, which write an emoji as two surrogates."""
+    """The text as a TOML string. JSON's escapes are not valid: they write an emoji as two surrogates."""
     plain = [one if one.isascii() and one.isprintable() and one not in '"\\' else f"\\U{ord(one):08x}" for one in text]
     return f'"{"".join(plain)}"'
 
@@ -145,7 +146,7 @@ def load(name: str) -> Membership:
 
     Raises:
         FileNotFoundError: there is none.
-        InvalidInput: that is no name.
+        InvalidInput: that is not a valid name.
         ConfigurationError: its file is not this user's own, or is damaged.
 
     """
@@ -160,7 +161,7 @@ def load(name: str) -> Membership:
 
 
 def forget(name: str) -> None:
-    """Remove all that is kept of a joined study, but for the folder of its jobs."""
+    """Remove all files of a joined study, except for the folder of its jobs."""
     for path in joined_folder().glob(f"{name}.*"):
         if path.is_file():
             path.unlink(missing_ok=True)

@@ -1,9 +1,9 @@
-"""How a site reaches a store: tries one way after the other, as the doctor would, and says why each one fails.
+"""How a site reaches a store: tries one way after another, with the doctor's checks, and reports why each one fails.
 
     the way that worked last time, the proxy of this environment, or the one of last time, directly, a relay
 
-Through a folder there is one way only. A way is tried in this process's own environment, since
-that is where all that opens a connection looks for a proxy.
+Through a folder there is one way only. A way is tried in this process's own environment, because that is where all code
+that opens connections looks for a proxy.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ _PROXY_VARIABLES: Final = ("HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy
 
 
 def find(membership: Membership, say: Callable[[Finding], None]) -> tuple[str, Membership]:
-    """The first way that leads to the store, which this process uses from now on; and the membership that keeps it.
+    """The first way that leads to the store, which this process uses from now on, and the membership that records it.
 
-    The way is one of direct, proxy and relay. `say` is told every finding of the way that works, or of all if none
-    does. Call `enter` first.
+    The way is direct, proxy or relay. `say` gets every finding of the way that works, or of all ways if none does. Call
+    `enter` first.
 
     Raises:
-        ConfigurationError: none does; the findings say why.
+        ConfigurationError: no way works; the findings show why.
 
     """
     failed: list[tuple[str, list[Finding]]] = []
@@ -77,9 +77,9 @@ def find(membership: Membership, say: Callable[[Finding], None]) -> tuple[str, M
 
 
 def _candidates(membership: Membership) -> Iterator[tuple[str, Path | Literal[""] | None]]:
-    """The ways that could work here, the one that did so last time first.
+    """The ways that could work here, with the one that worked last time first.
 
-    And the file of the proxy that HTTPS_PROXY is to name: an empty text for none, None for what the environment says.
+    Each comes with the file of the proxy for HTTPS_PROXY: "" for no proxy, None to leave the environment as it is.
     """
     if not servers_of(membership.store):
         yield "direct", None
@@ -101,7 +101,7 @@ def _environments_proxy() -> str | None:
 
 
 def enter(membership: Membership) -> None:
-    """Let this process, and those that it starts, take part in the study, by its file: no other store counts."""
+    """Make this process and its children use the study's file: settings for any other store are ignored."""
     os.environ[variable("joined")] = membership.name
     told = {name: value for name, value in membership.values.items() if name not in (*_OURS, *_OF_THE_FILE)}
     for name in ("store", "study"):

@@ -1,7 +1,7 @@
 """Studies to and from other stores, files and Optuna's own storages: `copy_study`, `export_study`, `import_study`.
 
-A whole study goes as its commits, in one file; what is added to a store in which others work goes as records that make
-its trials again (`moving.records`), wherever they come from. CSV and Parquet are for other programs.
+A whole study moves as its commits, in one file; additions to a store in which others work are records that recreate the
+trials (`moving.records`), wherever they come from. CSV and Parquet are for other programs.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ _SUFFIXES: Final = {".csv": "csv", ".parquet": "parquet", ".journal": "optuna", 
 _OWN: Final = ("", ".study", ".backup", ".zip")
 _BEGINNINGS: Final = {b"SQLite format 3\0": "optuna", b"PK\x03\x04": "study"}
 _FROM: Final = "copied_from"
-"""In the definition of a copy: the source's uuid."""
+"""The source's uuid, in the definition of a copy."""
 
 
 def copy_study(
@@ -47,18 +47,18 @@ def copy_study(
 ) -> Arrived:
     """Copy a study into another store, or under another name into the same one. The source stays as it is.
 
-    A second copy adds what was finished since, and the notes and tags as they are in the source by then.
+    A second copy adds the trials that have finished since, and the source's notes and tags as they are then.
 
     Args:
-        source: from `open_study`; others may go on working on it.
+        source: from `open_study`; others may continue to work on it.
         target: from `open_storage`.
         name: its name there; by default its own.
         unfinished: copy WAITING and RUNNING trials too; they are WAITING there. Checkpoints are not copied.
         with_files: copy the files of the study and its trials.
 
     Raises:
-        StudyExists: there is a study of that name which is no copy of this one.
-        InvalidInput: copying a study onto itself; or the new trials exceed the copy's budget.
+        StudyExists: there is a study of that name that is not a copy of this one.
+        InvalidInput: the study would be copied onto itself, or the new trials exceed the copy's budget.
         ConfigurationError: the target keeps no files; the message says what to do.
 
     """
@@ -91,14 +91,14 @@ def export_study(
     Args:
         study: from `open_study`.
         to: a path, "-" for standard output, or the URL or journal file of an Optuna storage.
-        form: "study" is a file with all of it, commit by commit, and its files, which `import_study` reads. "csv" is
-            for spreadsheets, "parquet" for data frames, "optuna" writes into an Optuna storage. By default by the
-            suffix of the path (.study or none: "study"); a URL is an Optuna storage, and standard output takes CSV.
-        files: a directory for the files of the study and its trials, which are stored under their ids, as
-            `optuna.artifacts.FileSystemArtifactStore` does.
+        form: "study" is a file with the whole study, commit by commit, and its files; `import_study` reads it. "csv" is
+            for spreadsheets, "parquet" for data frames, "optuna" writes into an Optuna storage. By default, the path's
+            suffix decides (.study or none: "study"); a URL is an Optuna storage, and standard output gets CSV.
+        files: a directory for the files of the study and its trials, stored under their ids as by
+            `optuna.artifacts.FileSystemArtifactStore`.
 
     Raises:
-        InvalidInput: an unknown format, or one that needs a package which is not installed.
+        InvalidInput: an unknown format, or one that needs a package that is not installed.
         StudyExists: the Optuna storage has a study of that name already.
 
     """
@@ -126,7 +126,7 @@ def export_study(
             tables.dump_parquet(source, draft)
     elif target == "-":
         lines = tables.dump_csv(source)
-        if sys.stdout.isatty():  # what goes elsewhere stays as it is
+        if sys.stdout.isatty():  # other output stays as it is
             lines = ("".join(map(_visible, line)) for line in lines)
         sys.stdout.writelines(lines)
     else:
@@ -136,7 +136,7 @@ def export_study(
 
 
 def _visible(letter: str) -> str:
-    """A character that moves a terminal's cursor or hides others, as JSON escapes it."""
+    """The JSON escape of a character that moves a terminal's cursor or hides others."""
     return letter if letter.isprintable() or letter in "\n\t" else json.dumps(letter)[1:-1]
 
 
@@ -151,8 +151,8 @@ def import_study(
 ) -> Arrived:
     """Add the trials of a file or an Optuna storage to a study, which is created if it is not there.
 
-    RUNNING trials become WAITING. What came from a study's file before is not added again. One commit holds many
-    trials: 10,000 take seconds.
+    RUNNING trials become WAITING. Trials that came from a study's file before are not added again. One commit holds
+    many trials: 10,000 trials take seconds.
 
     Args:
         storage: from `open_storage`.
@@ -160,12 +160,12 @@ def import_study(
         name: the study to add to; by default the name in the file.
         form: as in `export_study`, but not Parquet.
         source_study: which study of a backup or an Optuna storage; by default the only one.
-        files: the directory into which `export_study` or Optuna's FileSystemArtifactStore put the files; those of a
-            study's file are in it.
+        files: the directory into which `export_study` or Optuna's FileSystemArtifactStore put the files; a .study file
+            contains its own.
 
     Raises:
-        InvalidInput: it cannot be read, or does not fit the budget. Nothing was imported.
-        DefinitionMismatch: the study is there, with other directions. Nothing was imported.
+        InvalidInput: the source cannot be read, or does not fit the budget. Nothing was imported.
+        DefinitionMismatch: the study exists with other directions. Nothing was imported.
 
     """
     place = os.fspath(source)
@@ -198,7 +198,7 @@ def import_study(
 
 
 def _read_csv(place: str, storage: Storage, name: str | None) -> StudyRecords:
-    """The trials of a CSV file, in the terms of the study of that name."""
+    """The trials of a CSV file, read with the definition of the study of that name."""
     if name is None or name not in storage.study_names():
         raise InvalidInput(
             "a CSV file does not say whether its values are minimized or maximized. Create the study first: "
@@ -216,7 +216,7 @@ def _read_csv(place: str, storage: Storage, name: str | None) -> StudyRecords:
 
 
 def _beginning(place: str) -> str | None:
-    """The format that the first bytes of a file tell, if they do."""
+    """The format indicated by the first bytes of a file, if any."""
     with contextlib.suppress(OSError), open(open_regular(place, named=True), "rb") as file:  # noqa: PTH123  # a descriptor
         first = file.read(16)
         return next((form for beginning, form in _BEGINNINGS.items() if first.startswith(beginning)), None)
@@ -224,7 +224,7 @@ def _beginning(place: str) -> str | None:
 
 
 def _format(place: str, form: str | None) -> str:
-    """The format that was given, or that the name of a file says."""
+    """The given format, or the one indicated by the file's name."""
     if form not in (None, *FORMATS):
         raise InvalidInput(f"{form!r} is not a format; choose from {', '.join(FORMATS)}")
     if form is not None or "://" in place:

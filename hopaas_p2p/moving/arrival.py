@@ -1,4 +1,4 @@
-"""Adds the trials of a study to another, hundreds per commit, and what is known of them to its attributes."""
+"""Adds the trials of a study to another, hundreds per commit, and the source's attributes to its attributes."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 _RECORDS: Final = 500  # per commit, so that other peers wait for some 20 ms at most
-_BYTES: Final = 1 << 20  # per commit, a quarter of what the codec allows
+_BYTES: Final = 1 << 20  # per commit, a quarter of the codec's limit
 
 
 class Arrived(NamedTuple):
@@ -42,20 +42,20 @@ def bring_in(
 ) -> Arrived:
     """Add the trials to the study of that name, or of their own; it is created if it is not there.
 
-    A trial of this source that is there already is not added again. One that was running is WAITING.
+    A trial of this source that is already there is not added again. A running trial becomes WAITING.
 
     Args:
-        storage: where to.
+        storage: the target.
         source: the study and its trials.
         name: of the target study.
         fetch: fetches the files that the trials name; without it the files are not copied.
-        begins: whether the study must not be there yet.
+        begins: whether the study must not exist yet.
 
     Raises:
-        StudyExists: it should not be there, and is.
-        InvalidInput: no name, a trial too large for a commit, or more finished trials than the budget has places.
+        StudyExists: the study must not exist yet, but does.
+        InvalidInput: no name, a trial too large for a commit, or more finished trials than fit the budget.
             Nothing was imported.
-        DefinitionMismatch: the study is there and has other directions. Nothing was imported.
+        DefinitionMismatch: the study exists and has other directions. Nothing was imported.
         ConfigurationError: the store keeps no files. Nothing was imported.
         Denied: the store does not let this user write here.
 
@@ -99,12 +99,12 @@ def bring_in(
 def _add(
     storage: Storage, study_id: int, source: StudyRecords, known: dict[int, int], *, fresh: bool
 ) -> tuple[dict[int, int], list[str]]:
-    """Add the trials that are not known yet; each one's number here, and which were refused."""
+    """Add the trials that are not there yet. Returns the number of each one here, and which were refused."""
     log, numbers, warnings = storage.handle(study_id).log, dict(known), []
     new = [(number, record) for number, record in source.trials.items() if number not in known]
     for batch in _batches(new, lambda pair: _size(pair[1]), bytes_=_BYTES):
         dists, expected = log.state.dists, dict(numbers)
-        if fresh:  # nobody else adds trials
+        if fresh:  # no other peer adds trials
             expected |= {number: len(log.state.trials) + place for place, (number, _) in enumerate(batch)}
         lean = [
             msgspec.structs.replace(
@@ -125,7 +125,7 @@ def _add(
 
 
 def already_there(storage: Storage, name: str, uuid: str) -> dict[int, int]:
-    """Number in the study of this uuid -> number in the study of this name, which has a copy of the trial."""
+    """Number in the study of this uuid -> number of its copy in the study of this name."""
     known = {}
     for trial in storage.state(storage.get_study_id_from_name(name)).trials:
         if uuid and COPIED in trial.system and (found := origin(trial)).get("study") == uuid:
@@ -134,7 +134,7 @@ def already_there(storage: Storage, name: str, uuid: str) -> dict[int, int]:
 
 
 def _create(storage: Storage, source: StudyRecords, name: str, finished: int) -> int:
-    """The study, with a budget that has a place for each trial: if the import is interrupted, it is the study's."""
+    """The study, with a budget that has room for all trials; if the import is interrupted, it keeps this one."""
     from optuna.exceptions import DuplicatedStudyError
 
     budget = source.control.budget
@@ -164,7 +164,7 @@ def _check_fit(storage: Storage, study_id: int, source: StudyRecords, name: str,
 
 
 def _describe(storage: Storage, study_id: int, source: StudyRecords, numbers: dict[int, int]) -> Iterator[str]:
-    """Add the study's attributes; say which were refused."""
+    """Add the study's attributes; yields a warning about those that were refused."""
     first = first_id(study_id)
     said = [StudySet(user={key: text}) for key, text in source.settings.user.items()]
     system = renamed(source.settings.system, {old: first + new for old, new in numbers.items()}.get, numbers.get)
@@ -183,7 +183,7 @@ def _why(refusal: str | None) -> str:
 
 
 def _waiting(record: TrialCreate) -> TrialCreate:
-    """A trial that was running has no owner here, and waits."""
+    """A trial that was running has no owner here, so it waits."""
     if record.state is not TrialState.RUNNING:
         return record
     return msgspec.structs.replace(

@@ -1,26 +1,26 @@
 """One file with everything a store holds, or with one study, and the way back.
 
-Such a file is made by reading, as any peer reads, while others go on working: any user may make one of the studies that
-they may read. It is a zip file:
+A backup only reads, like any peer, while others continue to work: users may back up the studies that they may read. It
+is a zip file:
 
     catalog              the commits of the list of studies; none in a file of one study
     access               those of the list of users, tokens and grants, of a directory or bucket
     study/{uuid}         a study's commits
-    base/{uuid}          the snapshot that stands for commits removed by `gc`, if any were
+    base/{uuid}          the snapshot that replaces commits removed by `gc`, if any
     files/{key}          files, and in a backup checkpoints
     backup.json          what is in it: names, last commits, digests of the replayed states
 
-The archive has a checksum of each member. One with commits is a sequence of frames: four bytes with the length of what
-follows, then a msgpack array of an entry's fields.
+The archive has a checksum of each member. A member with commits is a sequence of frames: four bytes with the length of
+the rest, then a msgpack array of an entry's fields.
 
-Each study is cut at the commit that was its last when it was read, and the list of studies is read until it names no
-other. Files are read after the logs, so that those which a log mentions are there.
+Each study ends at its last commit at the time of reading, and the list of studies is read until it names no new ones.
+Files are read after the logs, so that all files that a log mentions are there.
 
-A restore goes into an empty store, or goes on where an earlier one of the same backup was interrupted. It never takes
-back a commit: it refuses a store whose logs the backup does not contain, and one in which peers are alive. The list of
-studies comes last, so a study appears when it is complete. A directory or bucket that is made anew has a uuid of its
-own: peers of the old one notice, and spool their results, which are delivered by the study's uuid (see `spool`). Any
-study of such a file can also be added to a store in which others work, as a copy: see `import_study`.
+A restore fills an empty store, or continues an interrupted restore of the same backup. It never undoes a commit: it
+refuses a store whose logs the backup does not contain, and one in which peers are alive. The list of studies comes
+last, so a study appears only when it is complete. A newly created directory or bucket has its own uuid: peers of the
+old one notice, and spool their results, which are delivered by the study's uuid (see `spool`). Any study of such a file
+can also be added to a store in which others work, as a copy: see `import_study`.
 """
 
 from __future__ import annotations
@@ -60,14 +60,14 @@ ACCESS: Final = "access"
 _LARGEST: Final = codec.MAX_BYTES + (1 << 20)  # bytes of a frame
 _SMALL: Final = 16 << 20
 _RATIO: Final = 32
-"""Each part may inflate to _SMALL + _RATIO times its bytes in the file; real logs grow five times."""
+"""Each part may inflate to _SMALL plus _RATIO times its bytes in the file; real logs grow fivefold."""
 _decode_frame: Final = msgspec.msgpack.Decoder(tuple[int, bytes, str, str, int, int | None]).decode
 
 Say = Callable[[str], None]
 
 
 class StudyBackup(msgspec.Struct, frozen=True):
-    """One study as the backup has it."""
+    """One study in the backup."""
 
     study_id: int
     uuid: str
@@ -75,24 +75,24 @@ class StudyBackup(msgspec.Struct, frozen=True):
     lsn: int
     trials: int
     digest: str
-    """Of the state after the last commit, as `core.snapshot.digest` makes it."""
+    """The digest of the state after the last commit, by `core.snapshot.digest`."""
     base: int = 0
-    """The lsn of the snapshot that it begins with; 0: it begins with the first commit."""
+    """The lsn of the snapshot that it begins with; 0 if it begins with the first commit."""
 
 
 class Manifest(msgspec.Struct, frozen=True):
-    """What a backup holds."""
+    """The content of a backup."""
 
     at: int
-    """When, in microseconds since 1970."""
+    """The time of the backup, in microseconds since 1970."""
     catalog_digest: str
     """Empty in a file of one study."""
     studies: list[StudyBackup]
     left_out: dict[str, str]
-    """Study -> why it is not here."""
+    """Study -> why it was left out."""
     files: int
     files_left_out: str
-    """Why files and checkpoints are not here; empty if they are."""
+    """Why files and checkpoints were left out; empty if they were not."""
 
 
 # --- writing ---
@@ -101,14 +101,14 @@ class Manifest(msgspec.Struct, frozen=True):
 def back_up(
     store: Store, target: Path, *, only: str | None = None, files: bool = True, say: Say = lambda _: None
 ) -> Manifest:
-    """Write the store's logs and files into one file, which is there whole or not at all.
+    """Write the store's logs and files to one file, which is created whole or not at all.
 
     Args:
-        store: where from.
+        store: the source.
         target: the file.
         only: the uuid of the only study to write; its checkpoints are left out.
         files: whether files and checkpoints are written, too.
-        say: is told of each study that was read.
+        say: called with a text about each study that was read.
 
     Raises:
         StoreCorrupt: a study is damaged; rescue it first.
@@ -119,7 +119,7 @@ def back_up(
         manifest = _write(store, draft, only, files, say, zipfile.ZIP_DEFLATED)
         with zipfile.ZipFile(draft) as archive:
             grows = any(map(_grows, archive.infolist()))
-        if grows:  # peers may write what packs to a thousandth, and from somebody else's file that would be a bomb
+        if grows:  # peers may write data that packs to a thousandth, which in somebody else's file would be a bomb
             manifest = _write(store, draft, only, files, lambda _: None, zipfile.ZIP_STORED)
         read(draft).close()  # whole, and as it was written
     return manifest
@@ -155,14 +155,14 @@ def _write(store: Store, draft: Path, only: str | None, files: bool, say: Say, p
 
 
 def _lists_users(store: Store) -> bool:
-    """Whether users, tokens and grants are in a log of the store's own: a database keeps them itself."""
+    """Whether users, tokens and grants are in one of the store's logs; a database keeps them itself."""
     return not store.url.startswith("postgresql")
 
 
 def _write_studies(
     store: Store, archive: zipfile.ZipFile, only: str | None, say: Say
 ) -> tuple[Catalog, list[Entry], list[StudyBackup], dict[str, str]]:
-    """Write all studies until the list of them, whose entries this returns, names no other; and which were left out."""
+    """Write all studies until their list names no new ones. Returns the list's entries, and the omitted studies."""
     catalog, entries = Catalog(), list[Entry]()
     studies: dict[str, StudyBackup] = {}
     left_out: dict[str, str] = {}
@@ -178,7 +178,7 @@ def _write_studies(
             seen.add(one.uuid)
             try:
                 studies[one.uuid] = _write_study(store, archive, one)
-                left_out.pop(one.name, None)  # of one that was deleted, and had this name
+                left_out.pop(one.name, None)  # an entry of a deleted study of the same name
                 say(f"{one.name}: {studies[one.uuid].trials} trials, {studies[one.uuid].lsn} commits")
             except Denied:
                 left_out[one.name] = "not shared with this user"
@@ -205,7 +205,7 @@ def _write_study(store: Store, archive: zipfile.ZipFile, one: Listing) -> StudyB
 
 
 def _write_files(artifacts: Artifacts, archive: zipfile.ZipFile, prefixes: list[str]) -> int:
-    """Write the files whose keys begin like this; how many there were."""
+    """Write the files whose keys have these prefixes; returns how many."""
     count = 0
     with tempfile.TemporaryDirectory(prefix="hopaas-backup-") as directory:
         path = Path(directory, "file")
@@ -215,14 +215,14 @@ def _write_files(artifacts: Artifacts, archive: zipfile.ZipFile, prefixes: list[
             try:
                 artifacts.get(key, path)
             except (KeyError, StudyDeleted):
-                continue  # removed meanwhile, as an older checkpoint is
+                continue  # removed meanwhile, as old checkpoints are
             archive.write(path, f"{_FILES}{key}", zipfile.ZIP_STORED)
             count += 1
     return count
 
 
 def _replayed(state: State, entries: Iterable[Entry]) -> Iterator[Entry]:
-    """These commits, each of which was applied."""
+    """Yields these commits, applying each to the state."""
     for entry in entries:
         apply(state, entry.lsn, codec.decode(entry.payload), entry.stamp)
         yield entry
@@ -250,7 +250,7 @@ def _loaded(data: bytes, name: str) -> State:
 
 
 class Backup:
-    """A backup that was opened and found whole."""
+    """A backup that was opened and found intact."""
 
     def __init__(self, archive: zipfile.ZipFile, manifest: Manifest) -> None:
         self._archive = archive
@@ -261,7 +261,7 @@ class Backup:
         return (one.base, self._archive.read(f"base/{one.uuid}")) if one.base else None
 
     def replayed(self, one: StudyBackup, log: Log | None = None) -> State:
-        """The state of a study behind the commits of the backup, or of this log."""
+        """The state of a study after the commits of the backup, or of this log."""
         base = self.base(one)
         state = State() if base is None else _loaded(base[1], one.name)
         for _ in _replayed(state, self.entries(f"study/{one.uuid}") if log is None else read_all(log, state.lsn)):
@@ -316,11 +316,11 @@ def read(path: Path) -> Backup:
     """Open a backup and check every byte of it.
 
     Raises:
-        InvalidInput: this is no backup, it is damaged, or a newer version made it.
+        InvalidInput: this is not a backup, it is damaged, or a newer version made it.
 
     """
     try:
-        os.close(open_regular(path, named=True))  # a FIFO would hold us up
+        os.close(open_regular(path, named=True))  # a FIFO would block
         archive = zipfile.ZipFile(path)
     except zipfile.BadZipFile:
         raise InvalidInput(f"{path} is not a complete backup, and no file of a study") from None
@@ -352,7 +352,7 @@ def read(path: Path) -> Backup:
 
 
 def _grows(one: zipfile.ZipInfo) -> bool:
-    """Whether a part is none that we write: files are as they are, all else may be packed, but no bomb."""
+    """Whether a part grows more than any that we write: files are stored unpacked, other parts within limits."""
     if one.filename.startswith(_FILES):
         return one.compress_type != zipfile.ZIP_STORED
     packed = one.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
@@ -363,14 +363,14 @@ def _grows(one: zipfile.ZipInfo) -> bool:
 
 
 def restore(backup: Backup, store: Store, *, watch: Callable[[float], None] = time.sleep) -> bool:
-    """Fill an empty store from a backup, and see that it replays to the states that were backed up.
+    """Fill an empty store from a backup, and check that it replays to the states that were backed up.
 
-    Returns whether all of it was there already.
+    Returns whether everything was already there.
 
     Raises:
-        ConfigurationError: the store holds what the backup does not, or peers are alive in it, or it cannot hold such
-            a backup. Nothing was written.
-        StoreCorrupt: what was written does not replay to the same states.
+        ConfigurationError: the store has content that the backup lacks, or peers are alive in it, or it cannot hold
+            such a backup. Nothing was written.
+        StoreCorrupt: the restored logs do not replay to the same states.
         Denied: this login may not restore; in a database only an administrator may.
 
     """
@@ -423,7 +423,7 @@ def _has_all(what: str, log: Log, entries: Iterator[Entry], store: Store, base: 
 
 
 def _check_nobody_lives(backup: Backup, store: Store, watch: Callable[[float], None]) -> None:
-    """Watch the beats of all peers that the backup knows for as long as it takes to see one."""
+    """Watch the heartbeats of all peers in the backup for long enough to see one."""
     peers: dict[str, str] = {}
     ttl = 0.0
     for one in backup.manifest.studies:

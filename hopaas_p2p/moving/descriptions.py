@@ -30,12 +30,12 @@ _IGNORED: Final = {"project", "entity", "controller", "parameter_type", "job", "
 _METHODS: Final = {"bayes": "tpe", "random": "random", "grid": "grid"}
 _FINEST_GRID: Final = 1 << 53
 _LARGEST: Final = 1 << 20
-"""Bytes of a file; a megabyte takes seconds to read."""
+"""The largest file, in bytes; a megabyte takes seconds to read."""
 _MOST_VALUES: Final = 100_000
 
 
 class StudyDescription(NamedTuple):
-    """A study as a file describes it. None: the file does not say."""
+    """A study as a file describes it. None: not in the file."""
 
     name: str | None = None
     directions: tuple[str, ...] | None = None
@@ -54,7 +54,8 @@ def read(path: Path) -> StudyDescription:
     """The study that this file describes.
 
     Raises:
-        InvalidInput: the file cannot be read, or asks for something that is not possible; one line that says where.
+        InvalidInput: the file cannot be read, or asks for something impossible; the message is one line that shows
+            where.
 
     """
     content = _yaml(path)
@@ -70,7 +71,7 @@ def _yaml(path: Path) -> Any:
     import yaml
 
     class Loader(yaml.SafeLoader):
-        """Reads 1e-5 as a number, as YAML 1.2 does. An anchor stands for a bounded number of values."""
+        """Reads 1e-5 as a number, as YAML 1.2 does. Limits the number of values that anchors stand for."""
 
         def get_single_node(self) -> yaml.Node | None:
             root = super().get_single_node()
@@ -79,7 +80,7 @@ def _yaml(path: Path) -> Any:
             return root
 
     def _size(node: yaml.Node, known: dict[int, int]) -> int:
-        """The number of values that a reader of this node meets; one that is in itself has no end of them."""
+        """The number of values below this node; infinite for a node that contains itself."""
         found = known.get(id(node))
         if found is None:
             known[id(node)] = _MOST_VALUES + 1  # while it is being counted
@@ -132,7 +133,7 @@ def describe(given: Mapping[str, Any]) -> StudyDescription:
 
 
 def _sweep(content: Mapping[str, Any]) -> StudyDescription:
-    """The study that a sweep describes; what has no counterpart in Optuna is refused."""
+    """The study that a sweep describes; keys without a counterpart in Optuna are refused."""
     check_keys(content, _SWEEP | _IGNORED, "the sweep")
     method, metric = content.get("method"), mapping(content.get("metric") or {}, "metric")
     if method not in _METHODS:
@@ -192,7 +193,7 @@ def _distribution(what: str, entry: Mapping[str, Any]) -> Distribution:
     q = number(entry.get("q", 1), f"{what}, q")
     if low > high or not q > 0:
         raise InvalidInput(f"{what}: min = {low} to max = {high} with q = {q} is not a range")
-    if kind == "q_uniform":  # rounded to multiples of q, as W&B does it
+    if kind == "q_uniform":  # rounded to multiples of q, as in W&B
         if not (abs(low) + abs(high)) / q <= _FINEST_GRID:
             raise InvalidInput(f"{what}: min = {low} to max = {high} has too many multiples of q = {q}; leave q out")
         first, last = round(low / q), round(high / q)

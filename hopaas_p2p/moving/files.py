@@ -1,7 +1,7 @@
-"""Copies the files of a study from a store, a directory or an archive to another.
+"""Copies the files of a study from a store, a directory or an archive to another one.
 
-The id of our files begins with their study's uuid, so that they are removed with the study; a copy belongs to another
-study, and gets a new id in all attributes that name it. A directory holds files by their ids, as
+The ids of our files begin with their study's uuid, so that they are removed with the study; a copy belongs to another
+study, so it gets a new id, also in all attributes that name it. A directory holds files by their ids, as
 `optuna.artifacts.FileSystemArtifactStore` does.
 """
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from hopaas_p2p.stores.base import Artifacts, Store
 
 Fetch = Callable[[str, Path], None]
-"""Writes the file of an id to a path; raises KeyError if there is none."""
+"""Writes the file with this id to a path; raises KeyError if there is none."""
 
 
 def from_store(store: Store, source: StudyRecords) -> Fetch:
@@ -59,9 +59,9 @@ def named_files(source: StudyRecords) -> list[Artifact]:
 
 
 def copy_files(source: StudyRecords, fetch: Fetch, files: Artifacts, uuid: str) -> tuple[StudyRecords, int, list[str]]:
-    """Copy all files of the study to `files`, for the study of this uuid. Those that are there already are left out.
+    """Copy all files of the study to `files`, for the study of this uuid. Files that are already there are skipped.
 
-    Returns the study with the new ids of its files, how many were copied, and which could not be.
+    Returns the study with the new ids of its files, how many were copied, and warnings about the others.
     """
     changed, warnings, count = dict[str, str](), list[str](), 0
     there = set(files.keys(f"{uuid}/file/"))
@@ -91,7 +91,7 @@ def copy_files(source: StudyRecords, fetch: Fetch, files: Artifacts, uuid: str) 
 
 
 def save(source: StudyRecords, fetch: Fetch, directory: Path) -> list[str]:
-    """Copy all files of the study into a directory, under their ids; says which could not be."""
+    """Copy all files of the study into a directory, under their ids; returns warnings about the others."""
     check_link(directory)
     directory.mkdir(parents=True, exist_ok=True)
     warnings = []

@@ -40,18 +40,18 @@ LIMIT 1
 """
 _STEPS: Final = 2_000_000
 _STEPS_PER_BYTE: Final = 10
-"""Of SQLite's machine, to read a database. One of Optuna's takes a fifth of a step per byte."""
+"""Steps of SQLite's virtual machine to read a database. One of Optuna's takes a fifth of a step per byte."""
 _STEPS_AT_A_TIME: Final = 100_000
-_LONGEST_VALUE: Final = 1_000_000  # what SQLite needs for its own statements
+_LONGEST_VALUE: Final = 1_000_000  # enough for SQLite's own statements
 _DEFINITION, _REST = OF_EXPORTS
-"""System attributes in Optuna's storage, for what it has no place for: a study's definition, a trial's rest."""
+"""System attributes in Optuna's storage for data without a field there: a study's definition, the rest of a trial."""
 
 
 class _Rest(msgspec.Struct, omit_defaults=True):
     reason: str | None = None
     metrics: dict[str, list[tuple[int, float]]] = {}
     never_began: bool = False
-    """It was withdrawn while it waited. Optuna requires a start of what has ended."""
+    """Whether it was withdrawn while it waited. Optuna requires a start time for a finished trial."""
 
 
 @contextlib.contextmanager
@@ -98,7 +98,7 @@ def _opened(url: str, *, create: bool) -> Iterator[BaseStorage]:
 
 
 def _bounded(file: str, *args: Any, **kwargs: Any) -> sqlite3.Connection:
-    """A connection that reads as much as the file can hold: its pages may lead to each other."""
+    """A connection whose reading is limited by the file's size, because a damaged file's pages may form cycles."""
     size = Path(file).stat().st_size
     left = _STEPS + size * _STEPS_PER_BYTE
 
@@ -114,7 +114,7 @@ def _bounded(file: str, *args: Any, **kwargs: Any) -> sqlite3.Connection:
 
 
 def _check_tables(file: str) -> None:
-    """Raises InvalidInput if a table of this database is a view or has computed columns: these may have no end."""
+    """Raises InvalidInput if a table of this database is a view or has computed columns, which may be endless."""
     try:
         with contextlib.closing(_bounded(file)) as connection:
             computed = connection.execute(_COMPUTED).fetchone()
@@ -150,7 +150,7 @@ def dump_optuna(source: StudyRecords, url: str) -> None:
 
 
 def _frozen(number: int, record: TrialCreate) -> FrozenTrial:
-    """The trial as Optuna's; what Optuna has no field for goes into system attributes."""
+    """The trial in Optuna's form; data without a field there go into system attributes."""
     from hopaas_p2p.storage.frozen import to_datetime
 
     metrics = {name: list(values.items()) for name, values in record.metrics.items()}
@@ -175,8 +175,8 @@ def load_optuna(url: str, *, name: str | None) -> StudyRecords:
     """The study of that name in Optuna's storage; without a name, the only one.
 
     Raises:
-        NoSuchStudy: it does not exist, or there are several and none was named.
-        InvalidInput: no such file, a damaged one, or a parameter that the log cannot hold.
+        NoSuchStudy: it does not exist, or there are several and no name was given.
+        InvalidInput: there is no such file, it is damaged, or it has a parameter that the log cannot hold.
         StoreUnreachable: the database does not answer.
 
     """
@@ -184,7 +184,7 @@ def load_optuna(url: str, *, name: str | None) -> StudyRecords:
         return _loaded(url, name)
     except (HopaasError, OSError):
         raise
-    except Exception as error:  # whatever Optuna's storages raise on what Optuna did not write
+    except Exception as error:  # whatever Optuna's storages raise on foreign data
         what = f"{type(error).__name__}: {shown(str(error))}"
         raise InvalidInput(f"{redacted(url)} is damaged, or not written by Optuna ({what})") from error
 
@@ -229,5 +229,5 @@ def _record(frozen: FrozenTrial) -> TrialCreate:
 
 
 def _as_logged(record: R) -> R:
-    """The record as a log gives it back. Raises an error of msgspec's or Unicode's if none can hold it."""
+    """The record after a round trip through a log. Raises a msgspec or Unicode error if a log cannot hold it."""
     return msgspec.msgpack.decode(msgspec.msgpack.encode(record), type=type(record))

@@ -1,9 +1,9 @@
-"""A study as the records that would make it again: what every copy, export and import goes by.
+"""A study as the records that would recreate it: the basis of every copy, export and import.
 
-A trial that is over is the `TrialCreate` that creates it with its result; who ran it, and of which study it is, is in
-its attribute `COPIED`. So a copy can be repeated: what it says of a trial tells whether the trial is there already.
-Numbers and ids of trials are those of the study that the records come from. Whoever puts them elsewhere, where other
-trials may be, maps them with `linked` and `renamed`.
+A finished trial is the `TrialCreate` that creates it with its result; its attribute `COPIED` holds who ran it, and its
+study. So a copy can be repeated: the attribute shows whether a trial is already there. Numbers and ids of trials are
+those of the study that the records come from. Code that adds the records elsewhere, where other trials may be, maps
+them with `linked` and `renamed`.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _BY_NUMBER: Final = re.compile(r"(hopaas:)([0-9]{1,20})(:tag:.*)", re.DOTALL)
 TAKES_A_PLACE: Final = (TrialState.COMPLETE, TrialState.PRUNED)
 
 Renumber = Callable[[int], int | None]
-"""The number, or id, that a trial has elsewhere; None if it is not there."""
+"""Maps a trial's number, or id, to the one it has elsewhere; None if it is not there."""
 
 
 class StudyRecords(NamedTuple):
@@ -41,12 +41,12 @@ class StudyRecords(NamedTuple):
 
     define: StudyDefine
     trials: dict[int, TrialCreate]
-    """By their numbers. Each names the distribution of every parameter."""
+    """Trials by number. Each has the distribution of every parameter."""
     settings: StudySet = StudySet()
     control: StudyControl = StudyControl()
-    """Its budget is counted in trials: where trials pause, each that was continued needs a place of its own."""
+    """Its budget counts trials, including, if trials pause, each continuation."""
     uuid: str = ""
-    """Of the study that they come from; empty if it has none, as one of Optuna's."""
+    """The uuid of the source study; empty if it has none, like Optuna's."""
 
 
 def of_study(study: Study) -> StudyRecords:
@@ -57,13 +57,13 @@ def of_study(study: Study) -> StudyRecords:
 
 
 def of_state(state: State, *, uuid: str = "") -> StudyRecords:
-    """The study of this State. Hold its lock: nothing may be applied meanwhile."""
+    """The study of this State. Hold its lock, so that nothing is applied meanwhile."""
     define = state.define
     assert define is not None
     policy = msgspec.structs.replace(define.policy, limits=state.ledger.limits)
     define = msgspec.structs.replace(define, policy=policy)
     budget = state.budget
-    if budget is not None:  # where trials pause, some take no place of their own
+    if budget is not None:  # if trials pause, some do not count against the budget
         taking = [trial.number for trial in state.trials if trial.state in TAKES_A_PLACE]
         budget += len(taking) - len({state.configurations.root(number) for number in taking})
     by_number = renamed(state.system, lambda one: study_and_number(one)[1], lambda number: number)
@@ -108,7 +108,7 @@ def origin(trial: Trial | TrialCreate) -> dict[str, Any]:
 
 
 def one_of(names: list[str], name: str | None, place: str) -> str:
-    """The name, or the only one that there is.
+    """The name, or by default the only one there is.
 
     Raises:
         NoSuchStudy: it is not there, or there are several and none was named.
@@ -123,7 +123,7 @@ def one_of(names: list[str], name: str | None, place: str) -> str:
 
 
 def renamed(system: Mapping[str, str], ids: Renumber, numbers: Renumber) -> dict[str, str]:
-    """A study's attributes, without those that are about trials which are not there."""
+    """A study's attributes with new ids and numbers, without those about trials that are not there."""
     there = {}
     for key, text in system.items():
         found, to = (
@@ -136,7 +136,7 @@ def renamed(system: Mapping[str, str], ids: Renumber, numbers: Renumber) -> dict
 
 
 def linked(system: Mapping[str, str], to: Renumber) -> dict[str, str]:
-    """A trial's attributes with the new numbers of the trials that they name, if these are there."""
+    """A trial's attributes with the new numbers of the trials that they name, as far as these are there."""
     found = {key: _link(text, to) if key in _LINKS else text for key, text in system.items()}
     return {key: text for key, text in found.items() if text is not None}
 

@@ -1,25 +1,25 @@
-"""What can be read of a damaged study, and a new study made of it: `hopaas-p2p doctor STORE --rescue`.
+"""Recovers the readable parts of a damaged study into a new study: `hopaas-p2p doctor STORE --rescue`.
 
-A log is damaged where a commit that was there is missing, or is whole and not what was written, or where it has two
-histories (`core.chain`): a server accepted two commits under one lsn, or an older copy was brought back under running
-peers. Peers stop there, for what comes behind may mean something else without it: trials are numbered in the order of
-the log, and a result names its trial by number. A rescue goes on.
+A log is damaged if an earlier commit is missing, or intact but not as written, or if the log has two histories
+(`core.chain`): a server accepted two commits under one lsn, or an older copy was restored under running peers. Peers
+stop there, because later commits may mean something else without an earlier one: trials are numbered in the order of
+the log, and a result names its trial by number. A rescue continues.
 
-What each peer was told is safe is in the log or in the spool of that peer, and every commit is kept with its lsn and
-the sum of the log before it. So all of them form a tree: a commit follows the one at the lsn before it behind which the
-log has that sum. A path from the root to a leaf is a history that some peer has read, and to replay it is to see what
-its peers saw. The trials of all replays are put together: a trial is known by the commit that created it, and a run of
-it by owner and start, so what histories share is there once, and the best of what they say about a trial counts.
+All data that were acknowledged to a peer are in the log or in that peer's spool, and every commit is kept with its lsn
+and the sum of the log before it. So the commits form a tree: a commit follows the one at the preceding lsn after which
+the log has that sum. A path from the root to a leaf is a history that some peer has read, and a replay of it gives the
+state that its peers saw. The trials of all replays are merged: a trial is identified by the commit that created it, and
+a run of it by owner and start, so shared trials appear once, each with the most advanced of its versions.
 
-* A snapshot that was made behind the damage stands for all commits before it; so does the state of a peer that is still
-  alive, which it hands over when it is asked (`ask_live_peers`). Nothing is lost then. Whoever may write to the study
-  may answer, so what lies there without having been asked for is not read.
-* Else the commits behind the damage tell how many trials the missing ones had started: of all numbers that is the one
-  with which the fewest of them are refused. The missing trials are put there for their owners, without parameters,
-  which nobody knows; what their owners said later is kept. Every trial that such a commit speaks of is marked.
-* What never got a place in a log is said behind what its writer had written before (`spool`).
+* A snapshot made after the damage replaces all commits before it; so does the state of a live peer, which it hands over
+  on request (`ask_live_peers`). Nothing is lost then. Anyone who may write to the study may answer, so unrequested
+  answers are not read.
+* Otherwise the commits after the damage reveal how many trials the missing ones had started: the number with which the
+  fewest of them are refused. The missing trials are recreated for their owners without their parameters, which are
+  lost; later records of their owners are kept. Every trial that such a commit mentions is marked.
+* Commits that never got a place in a log are applied after the earlier commits of their writer (`spool`).
 
-Nothing in the store is changed. The state that comes of it is copied into a new study, from which the work goes on.
+Nothing in the store is changed. The resulting state is copied into a new study, in which the work continues.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ _MOST: Final = 64  # trials that a run of missing commits may have started
 _EFFORT: Final = (100, 500)
 """Commits and trials that are replayed, for each that there is, to guess what commits follow, and what is missing."""
 _OF_A_TRIAL: Final = (TrialSet, TrialFinish, TrialCheckpoint, TrialRelease)
-_WATCH: Final = 1.0  # seconds between looks for what live peers hand over
+_WATCH: Final = 1.0  # seconds between looks for answers of live peers
 _RANK: Final = {
     TrialState.WAITING: 0,
     TrialState.RUNNING: 1,
@@ -78,36 +78,36 @@ _RANK: Final = {
     TrialState.PRUNED: 3,
     TrialState.COMPLETE: 4,
 }
-_OVER: Final = 2  # the rank from which on a trial has ended
+_OVER: Final = 2  # the lowest rank of an ended trial
 
 
 class Rescued(NamedTuple):
-    """What a damaged log gave."""
+    """The data recovered from a damaged log."""
 
     study: StudyRecords | None
-    """None if not even its definition can be read."""
+    """None if not even the definition can be read."""
     uncertain: dict[int, int]
-    """Trial -> the damaged commit behind which something was said of it."""
+    """Trial -> the damaged commit after which a record mentioned it."""
     unknown: list[int]
-    """Trials that a damaged commit had started: their parameters are lost."""
+    """Trials started by damaged commits: their parameters are lost."""
     from_spool: int
     """Commits that came from this user's spool."""
     histories: int
-    """How many histories were put together."""
+    """The number of merged histories."""
     damaged: list[range] = []
-    """Lsns of commits that cannot be read, as runs: one that somebody puts far behind the end leaves a wide one."""
+    """Lsns of unreadable commits, as ranges: a commit that somebody puts far beyond the end leaves a wide one."""
     covered_up_to: int = 0
-    """The lsn up to which a snapshot or a live peer's state stands for them."""
+    """The lsn up to which a snapshot or a live peer's state replaces them."""
 
     @property
     def covered(self) -> list[range]:
-        """The damaged commits for which something stands."""
+        """The damaged commits that are replaced."""
         last = self.covered_up_to
         return [range(run.start, min(run.stop, last + 1)) for run in self.damaged if run.start <= last]
 
     @property
     def lost(self) -> list[range]:
-        """The damaged commits for which nothing stands."""
+        """The damaged commits that nothing replaces."""
         last = self.covered_up_to
         return [range(max(run.start, last + 1), run.stop) for run in self.damaged if run.stop > last + 1]
 
@@ -115,14 +115,15 @@ class Rescued(NamedTuple):
 class _Guesses:
     """How many commits and trials may still be replayed to guess what is missing: a log can be made of holes.
 
-    When none are left, nothing is taken to be missing, and what cannot follow anything follows what is before it.
+    When the allowance is used up, no trial is assumed missing, and a commit without a known predecessor follows the one
+    before it.
     """
 
     def __init__(self, left: int) -> None:
         self._left = left
 
     def allow(self, size: int) -> bool:
-        """Whether so many may be replayed once more."""
+        """Whether `size` more may be replayed."""
         self._left -= size
         return self._left >= 0
 
@@ -131,7 +132,7 @@ class _Guesses:
 
 
 def names_of(store: Store) -> tuple[dict[str, str], bool]:
-    """Uuid -> name of the studies that the store lists, as far as that can be read; and whether all of it can be."""
+    """Uuid -> name of the studies in the store's list, as far as it can be read; and whether all of it can be read."""
     catalog = Catalog()
     entries, head, _ = _salvaged(store.catalog())
     for lsn, entry in sorted(entries.items()):
@@ -140,7 +141,7 @@ def names_of(store: Store) -> tuple[dict[str, str], bool]:
 
 
 def damage(store: Store, uuid: str) -> str | None:
-    """Why peers stop at this log, or what they were told is in it, and is not, as in an older backup; or None."""
+    """Why peers stop at this log, or which acknowledged commits it lacks, as an older backup does; or None."""
     found = rescue(store, uuid, unsent=False)
     if found.damaged:
         count, first = sum(run.stop - run.start for run in found.damaged), found.damaged[0].start
@@ -161,7 +162,7 @@ def _contains(state: State, payload: bytes) -> bool:
 def rescue(store: Store, uuid: str, handed_over: Iterable[str] = (), *, unsent: bool = True) -> Rescued:
     """Read all that can be read of a study, what live peers have handed over (the keys of the files), and the spool.
 
-    Without `unsent`, results that were never in the log do not count: they wait in the spool of a sound study, too.
+    Without `unsent`, results that were never in the log do not count: an intact study may have them in the spool, too.
     """
     log = store.log(uuid)
     entries, head, others = _salvaged(log)
@@ -184,7 +185,7 @@ def rescue(store: Store, uuid: str, handed_over: Iterable[str] = (), *, unsent: 
 
 
 def _shared(entries: Mapping[int, Entry], head: int) -> int:
-    """The lsn up to which all commits of the log agree on what it holds; its head, if they all do."""
+    """The lsn up to which all commits of the log agree on its content; its head, if they all do."""
     shared = head
     for lsn, entry in sorted(entries.items(), reverse=True):
         earlier = entries.get(lsn - 1)
@@ -198,7 +199,7 @@ def _shared(entries: Mapping[int, Entry], head: int) -> int:
 def _kept(
     uuid: str, entries: Mapping[int, Entry], there: Container[str], *, unsent: bool
 ) -> tuple[list[Entry], list[bytes]]:
-    """What this user's spool has of the study and its log has not: commits with a place, and others."""
+    """Commits of the study that this user's spool has and its log lacks: those with a place, and others."""
     placed: list[Entry] = []
     loose: list[bytes] = []
     for _, spooled in itertools.chain(spool.histories(uuid), spool.waiting() if unsent else ()):
@@ -216,7 +217,7 @@ def _kept(
 def _salvaged(log: Log) -> tuple[dict[int, Entry], int, list[Entry]]:
     """The intact commits of a log by lsn, its last lsn, and the commits that compete with them.
 
-    A competing commit has the lsn of another one in what is read now.
+    A competing commit has the same lsn as another one in the log as it is now.
     """
     found: dict[int, Entry] = {}
     others: list[Entry] = []
@@ -231,7 +232,7 @@ def _salvaged(log: Log) -> tuple[dict[int, Entry], int, list[Entry]]:
 
 
 def _snapshots(log: Log) -> Iterator[State]:
-    """Those of the log that can be read."""
+    """The readable snapshots of the log."""
     found = log.newest_snapshot()
     while found is not None:
         with contextlib.suppress(snapshot.CorruptSnapshot):
@@ -249,15 +250,15 @@ class _Node:
 
     Args:
         entry: the commit.
-        after: the sum of the log behind it; None if that is not known.
-        parent: what it follows; None for the root.
+        after: the sum of the log after it; None if unknown.
+        parent: the commit that it follows; None for the root.
 
     """
 
     def __init__(self, entry: Entry, after: int | None, parent: _Node | None = None) -> None:
         self.entry, self.after, self.parent = entry, after, parent
         self.guessed = False
-        """Whether the sums do not tell what it follows."""
+        """Whether the sums do not show which commit it follows."""
 
     def up(self) -> Iterator[_Node]:
         """This commit, and those before it in its history, without the root."""
@@ -267,14 +268,14 @@ class _Node:
             node = node.parent
 
     def path(self) -> list[_Node]:
-        """The commits behind the root, up to this one."""
+        """The commits after the root, up to this one."""
         return [*self.up()][::-1]
 
 
 def _histories(
     root: State, total: int | None, entries: Iterable[Entry], loose: Iterable[bytes], guesses: _Guesses
 ) -> list[list[_Node]]:
-    """All histories behind a state that they share, the longest first; arguments as `united` takes them."""
+    """All histories after a shared state, the longest first; arguments as in `united`."""
     start, loose = _Node(Entry(root.lsn, b""), total), list(loose)
     at: dict[int, list[_Node]] = defaultdict(list, {root.lsn: [start]})
     orphans: list[tuple[int, _Node]] = []
@@ -311,7 +312,7 @@ def _histories(
 
 
 def _fits(root: State, path: list[_Node], line: list[_Node]) -> bool:
-    """Whether nothing is refused of these commits behind others than they followed."""
+    """Whether all of these commits are accepted after commits other than the ones they followed."""
     state = snapshot.load(snapshot.dump(root))
     for node in path:
         _apply(state, node.entry)
@@ -319,10 +320,9 @@ def _fits(root: State, path: list[_Node], line: list[_Node]) -> bool:
 
 
 def _said_out_of_place(start: _Node, nodes: list[_Node], loose: list[bytes]) -> list[_Node]:
-    """Commits that end trials, behind what their writers had written before, where their numbers mean something.
+    """Commits that end trials, placed after earlier commits of their writers, where their numbers are meaningful.
 
-    They are those that never got a place, and those that somebody sent later for a peer that had stopped at another
-    history.
+    These never got a place, or were sent later on behalf of a peer that had stopped at another history.
     """
     written: dict[tuple[str, int], list[_Node]] = defaultdict(list)
     numbers: dict[str, list[int]] = defaultdict(list)
@@ -352,7 +352,7 @@ def _said_out_of_place(start: _Node, nodes: list[_Node], loose: list[bytes]) -> 
 
 
 def _order(start: _Node, nodes: Iterable[_Node]) -> Callable[[_Node, _Node], bool]:
-    """Tells whether one node is another, or before it in its history: by the places of both in a walk of the tree."""
+    """A test whether one node is another, or precedes it in its history: by their positions in a walk of the tree."""
     children: dict[_Node | None, list[_Node]] = defaultdict(list)
     for node in nodes:
         children[node.parent].append(node)
@@ -378,10 +378,10 @@ def _counts(verdict: Verdict) -> bool:
 
 
 def _bridged(state: State, path: list[_Node], place: int, guesses: _Guesses) -> tuple[State, range]:
-    """The state behind the commits that are missing before this place, and the numbers of the trials that they started.
+    """The state after the commits that are missing before this place, and the numbers of the trials that they started.
 
-    So many are started, each for whoever speaks of it first, as leave the fewest of the commits up to the next gap
-    refused.
+    Chooses the number of trials with which the fewest commits up to the next gap are refused; the owner of each is the
+    first peer that mentions it.
     """
     last, lsn, first = path[place].entry.lsn - 1, state.lsn + 1, len(state.trials)
     behind = (path[at].entry for at in range(place, len(path)))
@@ -441,15 +441,15 @@ def united(
     there: Container[str] = (),
     uuid: str = "",
 ) -> Rescued:
-    """All histories behind a state that they share, put together.
+    """Merge all histories after a shared state.
 
     Args:
         root: the state.
-        total: the sum of the log up to it; None if that is not known.
-        entries: the commits behind it, from the log and from what peers have kept.
-        loose: commits whose place is not known. They are tried where one is missing; those that end trials are
-            otherwise said at the end of what their writers had written.
-        later: states of which nobody knows by which commits they came about.
+        total: the sum of the log up to it; None if unknown.
+        entries: the commits after it, from the log and from the spools of peers.
+        loose: commits without a known place. They are tried where one is missing; otherwise, those that end trials are
+            applied after their writers' other commits.
+        later: states whose commits are unknown.
         there: nonces of the commits of the log.
         uuid: the study's.
 
@@ -499,28 +499,28 @@ def united(
 
 
 _Known = int | tuple[str, int, int] | tuple[str | None, int, tuple[tuple[str, float], ...]]
-"""How a trial is known in all histories: its number, if all have it; writer and sequence number of the commit that
-created it, and which of its new trials it is; or, of a run of it, owner, start and parameters."""
+"""The identity of a trial across histories: its number, if all have it; writer and sequence number of the commit that
+created it, and its index in that commit; or, for a run of it, owner, start and parameters."""
 
 
 class _Found(NamedTuple):
     record: TrialCreate
     retry_of: int | None
     numbers: dict[int, int]
-    """The trials of its history: number there -> place here."""
+    """The trials of its history: number there -> index here."""
 
     @property
     def rank(self) -> int:
         return _RANK[self.record.state]
 
     def agrees(self, other: _Found) -> bool:
-        """Whether two histories say the same of a trial, also of one that came without the times of its run."""
+        """Whether two histories agree about a trial, even if one lacks the times of its run."""
         encode = msgspec.msgpack.encode  # NaN is not equal to itself
         return encode(self.record) == encode(other.record)
 
 
 class _Union:
-    """The trials of several histories, which share those of this state."""
+    """The trials of several histories that have the trials of this state in common."""
 
     def __init__(self, agreed: State) -> None:
         self._agreed = len(agreed.trials)
@@ -531,9 +531,9 @@ class _Union:
         self.unknown: set[int] = set()
 
     def add(self, state: State, origins: Mapping[int, _Known], uncertain: Mapping[int, int]) -> dict[int, int]:
-        """Add what a history knows: each trial where it belongs, if it says more than what is there.
+        """Merge the trials of a history, each into its place if it is more advanced than the trial there.
 
-        Gives the place here of each of its trials that is not in its own.
+        Returns the index here of each of its trials whose index differs from its number.
         """
         numbers: dict[int, int] = {}
         for number in [*self._open, *range(self._agreed, len(state.trials))]:
@@ -544,7 +544,7 @@ class _Union:
             if place is None and (place := self._places.get(origin)) is not None:
                 there = self._found[place]
                 if min(there.rank, found.rank) > _OVER and not there.agrees(found):
-                    place = None  # two peers have run it, and each has a result
+                    place = None  # two peers ran it, and each has a result
             if place is None:
                 place = len(self._found)
                 self._found.append(found)
@@ -563,7 +563,7 @@ class _Union:
     def trials(self) -> tuple[dict[int, TrialCreate], dict[int, int]]:
         """All of them with numbers without gaps, and place -> number.
 
-        A retry that has not run is left out where another history has a result of the trial, or another such retry.
+        A retry that has not run is left out if another history has a result of the trial, or another such retry.
         """
         retried: set[int] = set()
         numbers: dict[int, int] = {}
@@ -584,7 +584,7 @@ class _Union:
 
 
 def _renumber(places: Mapping[int, int], numbers: Mapping[int, int]) -> Renumber:
-    """The number in the end of a trial of a history, whose trials have these places, where that is not their own."""
+    """Maps a trial's number in a history to its final number, given the indices that differ."""
     return lambda number: numbers.get(places.get(number, number))
 
 
@@ -592,13 +592,13 @@ def _renumber(places: Mapping[int, int], numbers: Mapping[int, int]) -> Renumber
 
 
 HANDOVER_TIMEOUT: Final = 1.25 * REQUESTS_EVERY
-"""Seconds to wait for live peers, which hand their state over when they next look for a request."""
+"""Seconds to wait for live peers, which hand over their state when they next look for a request."""
 
 
 def ask_live_peers(store: Store, uuid: str, *, within: float, sleep: Callable[[float], None] = time.sleep) -> set[str]:
-    """Ask the peers of a study for their state; the keys of what they hand over. Blocks for up to `within` seconds.
+    """Ask the peers of a study for their states; returns the keys of their answers. Blocks for up to `within` seconds.
 
-    A peer that takes part looks for such a request once a minute.
+    An active peer looks for such a request once a minute.
     """
     artifacts = store.artifacts()
     prefix = handover_prefix(uuid)
@@ -614,7 +614,7 @@ def ask_live_peers(store: Store, uuid: str, *, within: float, sleep: Callable[[f
 
 
 def forget_handed_over(store: Store, uuid: str) -> None:
-    """Remove what live peers handed over, as far as this user may."""
+    """Remove the answers of live peers, as far as this user may."""
     with contextlib.suppress(HopaasError):
         artifacts = store.artifacts()
         for key in artifacts.keys(handover_prefix(uuid)):
@@ -636,12 +636,12 @@ def _handed_over(store: Store, keys: Iterable[str]) -> Iterator[State]:
 
 
 def in_words(runs: Iterable[range]) -> str:
-    """Lsns, with runs of them as ranges."""
+    """Lsns, with consecutive ones as ranges."""
     return ", ".join(str(run[0]) if run[0] == run[-1] else f"{run[0]} to {run[-1]}" for run in runs)
 
 
 def into_new_study(rescued: Rescued, source: Store, uuid: str, name: str, target: Storage) -> Arrived:
-    """Copy what was rescued into a study of this name, which must not be there yet. Trials that ran are WAITING there.
+    """Copy the rescued data into a study of this name, which must not exist yet. RUNNING trials become WAITING there.
 
     Raises:
         ConfigurationError: there is a study of that name, or nothing to copy.

@@ -1,10 +1,10 @@
 """CSV, for spreadsheets, and Parquet, for data frames.
 
-CSV has the columns of Optuna's `trials_dataframe()`, `values_NAME` for an objective with a name, without intermediate
-values and distributions, and the last value of each metric (`metrics_NAME`), which imports leave out. 256 names of
-attributes have columns of their own, and as many of metrics; the others are in one column, `user_attrs` or `metrics`,
-as JSON. Text that a spreadsheet would run as a formula is quoted with an apostrophe. Parquet has typed columns, and all
-reports and metrics. Times are exact.
+CSV has the columns of Optuna's `trials_dataframe()` (`values_NAME` for a named objective) without intermediate values
+and distributions, and the last value of each metric (`metrics_NAME`), which imports ignore. At most 256 attributes and
+256 metrics have their own columns; the others are in one column, `user_attrs` or `metrics`, as JSON. Text that a
+spreadsheet would run as a formula is quoted with an apostrophe. Parquet has typed columns, and all reports and metrics.
+Times are exact.
 """
 
 from __future__ import annotations
@@ -37,19 +37,19 @@ from hopaas_p2p.runtime.times import from_iso, to_utc
 from hopaas_p2p.spec.space import mapping, parse_value
 
 _MOST_COLUMNS: Final = 256
-"""Of attributes, and of metrics: peers choose their names, and every row has a cell in every column."""
+"""The most columns of attributes, and of metrics: peers choose the names, and each row has a cell per column."""
 _COLUMNS: Final = {
     **{name: name for name in ("number", "reason", "site", "host", "state")},
     "datetime_start": "start",
     "datetime_complete": "end",
     "duration": "seconds",
 }
-"""Column -> its name in a row of a trial."""
+"""Column -> its key in a trial's row."""
 _FORMULA: Final = ("=", "+", "-", "@", "\t", "\r")
 
 
 def dump_csv(source: StudyRecords) -> Iterator[str]:
-    """The lines of a CSV file, with their ends."""
+    """The lines of a CSV file, with line ends."""
     objectives, given = len(source.define.directions), names_given(source.settings.system)
     unnamed = ["value"] if objectives == 1 else [f"values_{index}" for index in range(objectives)]
     values = [f"values_{name}" for name in given] or unnamed
@@ -83,7 +83,7 @@ def _cells(number: int, record: TrialCreate, values: list[str]) -> dict[str, Any
 
 
 def _cell(value: Any) -> Any:
-    if isinstance(value, str):  # a bare CR is not quoted, and begins a row
+    if isinstance(value, str):  # csv does not quote a bare CR, which begins a row
         value = value.replace("\r", "\n")
     if isinstance(value, str) and value.startswith(_FORMULA):
         return f"'{value}"
@@ -95,11 +95,11 @@ def load_csv(
 ) -> StudyRecords:
     """The trials of a CSV file with our columns, or those of Optuna's `trials_dataframe().to_csv()`.
 
-    Parameters outside `space` get the narrowest distribution that holds their values. A file does not say which
-    directions its study has: these, if it has as many values.
+    Parameters outside `space` get the narrowest distribution that holds their values. The file does not contain the
+    directions; these are used if their number matches its values.
 
     Raises:
-        InvalidInput: a column or a cell cannot be read; the message says which.
+        InvalidInput: a column or a cell cannot be read; the message names it.
 
     """
     try:
@@ -141,7 +141,7 @@ def _from_row(
     dists: dict[str, Distribution],
     places: dict[str, dict[str, float]],
 ) -> TrialCreate:
-    """The trial of a row; `places` has the choices of each parameter by their texts."""
+    """The trial in a row; `places` has the choices of each parameter by their texts."""
     from hopaas_p2p.translate import read_json
 
     told = [float(row[column]) for column in values if row.get(column, "None") != "None"]
@@ -217,7 +217,7 @@ def dump_parquet(source: StudyRecords, path: Path) -> None:
 
 
 def _parameters(pa: Any, records: list[TrialCreate]) -> dict[str, Any]:
-    """A column per parameter, of the type that holds all its values exactly, else of their texts."""
+    """One column per parameter, with the type that holds all its values exactly, else text."""
     rows = [params_of(record) for record in records]
     columns = {}
     for name in dict.fromkeys(name for row in rows for name in row):

@@ -1,4 +1,4 @@
-"""What a server sends for one request, bounded: one that sends a byte now and then would hold its client for ever."""
+"""The answer to one request, within limits: a server that sends a byte now and then could block its client forever."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ class AnswerBytes(io.RawIOBase):
 
     Args:
         receive: reads into a buffer, as `socket.recv_into` does.
-        silence: seconds within which the first byte has to come; later ones not slower than 16 KiB/s.
-        room: bytes that may come; None for any number. It may be set anew while the answer is read.
+        silence: seconds within which the first byte must arrive; later bytes at 16 KiB/s at least.
+        room: the maximum number of bytes; None for no limit. May be changed while the answer is read.
         end: called when the answer is closed.
 
     """
@@ -34,7 +34,7 @@ class AnswerBytes(io.RawIOBase):
         self._deadline = time.monotonic() + silence
 
     def makefile(self, _mode: str) -> io.BufferedReader:
-        """What `http.client` reads from."""
+        """The file that `http.client` reads from."""
         return io.BufferedReader(self)
 
     def readable(self) -> bool:

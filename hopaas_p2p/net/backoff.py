@@ -16,7 +16,7 @@ _T = TypeVar("_T")
 
 
 class Backoff:
-    """Pauses that double up to a limit, and vary at random, so that peers do not come back all at once.
+    """Pauses that double up to a limit, and vary at random, so that peers do not all come back at once.
 
     Args:
         first, longest: seconds.
@@ -49,7 +49,7 @@ class Backoff:
 
 
 def persistently(attempt: Callable[[], _T]) -> _T:
-    """What comes of this, which is tried several times while the store cannot be reached."""
+    """The result of `attempt`, which is repeated several times while the store cannot be reached."""
     backoff = Backoff(_FIRST_PAUSE, _LONGEST_PAUSE)
     for _ in range(_ATTEMPTS - 1):
         try:

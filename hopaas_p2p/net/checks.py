@@ -1,7 +1,7 @@
-"""What `hopaas-p2p doctor` checks on the way to a server: its name, the site's proxy, the certificate.
+"""The checks of `hopaas-p2p doctor` on the way to a server: its name, the site's proxy, the certificate.
 
-Everything is tried as a store would try it, with the same trust, but step by step, so that the first step that fails is
-named. A certificate that expires soon is a failure while there is still time to renew it.
+Everything is tried just as by a store, with the same trust, but step by step, so that the first failing step is named.
+A certificate that expires soon counts as a failure while there is still time to renew it.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from hopaas_p2p.net.findings import AGAIN, Finding
 from hopaas_p2p.net.proxies import Proxy, ServerAddress
 
 SOON: Final = 21
-"""Days before a certificate expires from which on that is a failure."""
+"""A certificate that expires within this many days is a failure."""
 _TIMEOUT: Final = 10.0  # seconds for each step
 
 
@@ -32,13 +32,13 @@ def checks(
     """The findings about a route, step by step; returns whether it leads to the server.
 
     Args:
-        server: where to.
-        context: verifies the server; None where there is no TLS.
-        proxy: by way of it, or of none.
-        request_tls: asks a server that begins in the clear for TLS; returns whether it agrees.
+        server: the target.
+        context: verifies the server; None if there is no TLS.
+        proxy: the proxy to use, or None.
+        request_tls: asks a server whose protocol begins unencrypted for TLS; returns whether it agrees.
 
     """
-    host = proxy.address.host if proxy else server.host  # what is connected to first
+    host = proxy.address.host if proxy else server.host  # the first hop
     shown = f"{host} (the proxy)" if proxy else host
     try:
         found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)

@@ -16,11 +16,11 @@ class Finding(NamedTuple):
     detail: str
     passed: bool = True
     cure: str = ""
-    """Said only if it did not pass."""
+    """Shown only if the check failed."""
 
 
 def clock(ahead: float) -> Finding:
-    """The finding about a store's clock, which is so many seconds ahead of this machine's; some tell whole ones."""
+    """The finding about a store's clock, `ahead` seconds ahead of this machine's; some have whole seconds only."""
     said = "as ours, to the second" if abs(ahead) < 1.5 else f"{ahead:+.0f} s from ours"
     cure = "nothing depends on it, but times are shown wrongly and certificates may seem expired: run NTP"
     return Finding("clock", f"the store's is {said}", passed=abs(ahead) < _CLOCKS_AGREE, cure=cure)

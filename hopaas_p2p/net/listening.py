@@ -1,4 +1,4 @@
-"""What those that listen share: a Unix socket for one user, few strangers, the error for an address that is taken."""
+"""Common to all servers here: a Unix socket for one user, a limit on strangers, the error for an address in use."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ if TYPE_CHECKING:
     from asyncio import Transport
 
 MOST_STRANGERS: Final = 64
-"""Connections at a time that have asked for nothing; the oldest goes when one more comes."""
+"""The most simultaneous connections without a request; one more closes the oldest."""
 STRANGERS_IDLE: Final = 5.0
-"""Seconds for which one of them may be silent."""
+"""Seconds for which such a connection may be silent."""
 
 
 def cannot_listen(where: str, error: OSError) -> ConfigurationError:
     """The error for an address that is in use, belongs to another machine, or needs more rights."""
-    own = error.errno and not isinstance(error, socket.gaierror)  # without the words that event loops put around it
+    own = error.errno and not isinstance(error, socket.gaierror)  # without the text that event loops put around it
     why = os.strerror(error.errno or 0) if own else error.strerror or error
     return ConfigurationError(f"cannot listen on {where}: {why}")
 
 
 @contextlib.contextmanager
 def private_socket(path: Path) -> Iterator[None]:
-    """Put this around the binding of a Unix socket, so that only processes of this user can connect to it.
+    """Bind a Unix socket inside this block, so that only processes of this user can connect to it.
 
     Removes the socket that an earlier process left at `path`, and nothing else.
 
@@ -50,11 +50,11 @@ def private_socket(path: Path) -> Iterator[None]:
 
 
 class FewStrangers(ThreadingMixIn):
-    """A server with a thread per connection, and few of them that have not shown that they are no strangers."""
+    """A server with a thread per connection, and a limit on connections that have not yet been authorized."""
 
     def __init__(self, *arguments: Any) -> None:
         self.strangers: dict[socket.socket, None] = {}
-        """Oldest first. Whoever finds that one of them is none takes it out."""
+        """Unauthorized connections, oldest first. A handler removes its connection once it is authorized."""
         super().__init__(*arguments)
 
     def process_request(self, request: Any, client_address: Any) -> None:
@@ -67,11 +67,11 @@ class FewStrangers(ThreadingMixIn):
 
     def shutdown_request(self, request: Any) -> None:
         self.strangers.pop(request, None)
-        super().shutdown_request(request)  # type: ignore[misc]  # of the server
+        super().shutdown_request(request)  # type: ignore[misc]  # the server's
 
 
 def bound_strangers() -> None:
-    """Make uvicorn close the connections that ask for nothing, before they use up the descriptors of this process."""
+    """Make uvicorn close idle connections without a request before they use up the descriptors of this process."""
     from uvicorn.protocols.http import auto
 
     kind: Any = auto.AutoHTTPProtocol

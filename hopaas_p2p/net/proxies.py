@@ -1,8 +1,7 @@
 """From a host's name to a TCP connection: directly, through an HTTP proxy's CONNECT, or through SOCKS5.
 
 `HTTPS_PROXY` (for http://, `HTTP_PROXY`), else `ALL_PROXY`, names the proxy; `NO_PROXY` lists the hosts that are
-reached without one. A proxy sees the name of the server and encrypted bytes, no more. What it answers is part of the
-error.
+reached without one. A proxy sees only the server's name and encrypted bytes. Its answer is part of the error.
 """
 
 from __future__ import annotations
@@ -26,9 +25,9 @@ if TYPE_CHECKING:
 _SOCKS: Final = ("socks5", "socks5h")
 _PORTS: Final = {"http": 80, "https": 443, "socks5": 1080, "socks5h": 1080}
 TUNNELLING: Final = ("http", *_SOCKS)
-"""The kinds of proxies that `connect` knows."""
+"""The kinds of proxies that `connect` supports."""
 _unroutable: Final[set[int]] = set()
-"""Families of addresses by which the last connection of this process could not be made."""
+"""Address families that could not be routed at this process's last attempt."""
 _UNANSWERED: Final = 30_000  # milliseconds until an unacknowledged packet ends the connection
 
 
@@ -44,7 +43,7 @@ class ServerAddress(NamedTuple):
 
     @classmethod
     def parse(cls, text: str, port: int = 443) -> ServerAddress:
-        """From a host, with or without a port; an IPv6 address with a port is in brackets.
+        """Parse a host with or without a port; an IPv6 address with a port is in brackets.
 
         Raises:
             ConfigurationError: the port is not a port.
@@ -72,15 +71,15 @@ class Proxy(NamedTuple):
 
 
 def proxy_for(server: ServerAddress, *, scheme: str = "https", kinds: Collection[str] = TUNNELLING) -> Proxy | None:
-    """The proxy that the environment names for this server, or None to go without.
+    """The proxy that the environment names for this server, or None for a direct connection.
 
     Args:
-        server: what is to be reached.
-        scheme: of the URL: https or http.
+        server: the server to reach.
+        scheme: the URL's: https or http.
         kinds: the kinds of proxies that the caller can use.
 
     Raises:
-        ConfigurationError: the value of HTTPS_PROXY is not understood.
+        ConfigurationError: the value of HTTPS_PROXY cannot be parsed.
 
     """
     proxies = getproxies_environment()
@@ -91,7 +90,7 @@ def proxy_for(server: ServerAddress, *, scheme: str = "https", kinds: Collection
 
 
 def parse_proxy(text: str, *, kinds: Collection[str] = TUNNELLING) -> Proxy:
-    """The proxy in a value of HTTPS_PROXY; raises as `proxy_for` does."""
+    """The proxy in a value of HTTPS_PROXY; raises like `proxy_for`."""
     parts = urlsplit(text if "://" in text else f"http://{text}")
     try:
         number = parts.port
@@ -107,18 +106,18 @@ def parse_proxy(text: str, *, kinds: Collection[str] = TUNNELLING) -> Proxy:
 
 
 def connect(server: ServerAddress, *, timeout: float) -> socket.socket:
-    """A TCP connection to this server, through the environment's proxy if there is one. Blocks for `timeout` at most.
+    """A TCP connection to this server, through the environment's proxy if there is one. Blocks for at most `timeout`.
 
     Raises:
-        StoreUnreachable: no such name for now, nobody there, or the proxy cannot reach it.
-        ConfigurationError: the proxy refuses us; the message says which one, and why.
+        StoreUnreachable: the name does not resolve now, nothing answers, or the proxy cannot reach the server.
+        ConfigurationError: the proxy refuses the connection; the message names it and the reason.
 
     """
     return connect_through(proxy_for(server), server, timeout=timeout)
 
 
 def connect_through(proxy: Proxy | None, server: ServerAddress, *, timeout: float) -> socket.socket:
-    """As `connect`, through this proxy or none."""
+    """Like `connect`, through this proxy or directly."""
     deadline = time.monotonic() + timeout
     made = _connect_directly(server, deadline) if proxy is None else _connect_by(proxy, server, deadline)
     configure(made)
@@ -127,7 +126,7 @@ def connect_through(proxy: Proxy | None, server: ServerAddress, *, timeout: floa
 
 @contextlib.contextmanager
 def closed_on_error(connection: socket.socket) -> Iterator[None]:
-    """Close this connection if what follows fails."""
+    """Close this connection if the block fails."""
     try:
         yield
     except BaseException:
@@ -149,9 +148,9 @@ def remaining(deadline: float) -> float:
 
 
 def _connect_directly(server: ServerAddress, deadline: float) -> socket.socket:
-    """A connection to one of a name's addresses, in their order; each gets its share of the time that is left.
+    """A connection to one of a name's addresses, tried in order; each gets its share of the remaining time.
 
-    Where a family cannot be routed, as IPv6 at some sites, its addresses are tried last from then on.
+    If an address family cannot be routed, such as IPv6 at some sites, its addresses are tried last from then on.
     """
     failure: OSError = OSError("no address")
     try:
@@ -213,7 +212,7 @@ def _through_socks(proxy: Proxy, server: ServerAddress, deadline: float) -> sock
 
 
 def _request_tunnel(made: socket.socket, proxy: Proxy, server: ServerAddress) -> None:
-    """Ask an HTTP proxy for a tunnel, and read the whole head of its answer: what follows is the server's."""
+    """Ask an HTTP proxy for a tunnel, and read the whole head of its answer: the bytes after it are the server's."""
     lines = [f"CONNECT {server} HTTP/1.1", f"Host: {server}"]
     if proxy.login is not None:
         lines.append(f"Proxy-Authorization: Basic {base64.b64encode(proxy.login.reveal().encode()).decode()}")
@@ -237,7 +236,7 @@ def _wrong_login(proxy: Proxy, said: str) -> ConfigurationError:
 
 
 def configure(made: socket.socket | TransportSocket) -> None:
-    """Make a TCP socket send small packets at once, and end a connection that is dead."""
+    """Make a TCP socket send small packets at once, and detect dead connections."""
     made.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     made.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     for name, value in (("TCP_KEEPIDLE", 30), ("TCP_KEEPINTVL", 10), ("TCP_KEEPCNT", 3)):

@@ -1,6 +1,6 @@
-"""Which certificate authorities to trust, and TLS as a client: one answer for everything the project connects to.
+"""Which certificate authorities to trust, and TLS as a client: the same for every connection of the project.
 
-TLS is never optional where it is asked for: there is no switch to skip verification.
+If TLS is requested, it is mandatory: there is no switch to skip verification.
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ from hopaas_p2p.net.proxies import remaining
 from hopaas_p2p.runtime import settings
 
 SYSTEM: Final = "system"
-"""libpq's name for the authorities that the operating system trusts."""
+"""libpq's name for the operating system's authorities."""
 
 
 def authorities(given: str = "", *, aws: bool = False, env: Mapping[str, str] = os.environ) -> str:
     """The file of the certificate authorities to trust: `given`, else HOPAAS_CA_FILE, SSL_CERT_FILE, or certifi's.
 
     Args:
-        given: what a URL asks for.
-        aws: whether AWS_CA_BUNDLE counts, too.
+        given: the file that a URL names.
+        aws: whether to consider AWS_CA_BUNDLE, too.
         env: the environment.
 
     Raises:
@@ -67,7 +67,7 @@ def _cached(path: str, _changed: int, alpn: str, check_hostname: bool) -> ssl.SS
 
 
 def new_context(path: str, alpn: str = "http/1.1", check_hostname: bool = True) -> ssl.SSLContext:
-    """As `client_context`, but not shared."""
+    """Like `client_context`, but not shared."""
     try:
         with waits_for(path):
             context = ssl.create_default_context(cafile=None if path == SYSTEM else path)
@@ -87,14 +87,14 @@ def secure(
 
     Args:
         plain: the connection.
-        host: the name that the certificate has to be for.
+        host: the name that the certificate must be for.
         deadline: when to give up, by `time.monotonic()`.
         context: by default the usual one.
-        hint: what to say besides if the connection breaks.
+        hint: a text to add to the message if the connection breaks.
 
     Raises:
-        ConfigurationError: it is not the host's certificate, its authority is unknown, or there is no TLS at all.
-        StoreUnreachable: the certificate has expired (its owner will notice), or the connection broke.
+        ConfigurationError: the certificate is for another host, its authority is unknown, or the server does not speak
+        TLS. StoreUnreachable: the certificate has expired (its owner will notice), or the connection broke.
 
     """
     try:
@@ -137,15 +137,15 @@ def _untrusted(host: str, why: str) -> HopaasError:
 
 
 def days_left(certificate: Mapping[str, Any]) -> float:
-    """Days until a certificate, as `getpeercert` shows it, expires."""
+    """Days until a certificate, in `getpeercert`'s form, expires."""
     return (ssl.cert_time_to_seconds(str(certificate["notAfter"])) - time.time()) / 86400.0
 
 
 class _ConnectedSocket(ssl.SSLSocket):
     """A TLS socket that exists only while it is connected.
 
-    `wrap_socket` begins by asking for the peer's address. If the connection has just been reset, the standard class
-    then either leaks the descriptor or returns a socket that would speak without TLS.
+    `wrap_socket` first asks for the peer's address. If the connection has just been reset, the standard class either
+    leaks the descriptor or returns a socket without TLS.
     """
 
     def getpeername(self) -> Any:
@@ -157,7 +157,7 @@ class _ConnectedSocket(ssl.SSLSocket):
 
 
 def is_loopback(host: str) -> bool:
-    """Whether this is a name or an address of this machine alone, where nobody listens in on the way."""
+    """Whether this is a loopback name or address, where no third party can intercept the connection."""
     if host == "localhost":
         return True
     try:

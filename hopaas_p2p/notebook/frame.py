@@ -1,4 +1,4 @@
-"""HTML for a notebook's cell, with styles that apply to nothing else, in the notebook's own colours."""
+"""HTML for a notebook's cell, with styles that affect nothing else, in the notebook's own colours."""
 
 from __future__ import annotations
 

@@ -40,7 +40,7 @@ class NotebookChart:
         return framed(self._body)
 
     def save(self, path: str | os.PathLike[str]) -> Path:
-        """Write a self-contained HTML file, which takes the place of what has this name; returns its path."""
+        """Write a self-contained HTML file, replacing any file of this name; returns its path."""
         target = Path(path).expanduser()
         head = '<!DOCTYPE html><meta charset="utf-8"><meta name="color-scheme" content="light dark">'
         with replace_atomically(target) as draft:
@@ -67,7 +67,7 @@ class Plot:
         return self._drawn("Timeline by peer", lambda state, _: timeline(state))
 
     def importances(self) -> NotebookChart:
-        """Which parameters matter: PED-ANOVA."""
+        """The importance of each parameter, by PED-ANOVA."""
 
         def drawn(state: State, table: TrialTable) -> Chart | str:
             found = importance(state, table)

@@ -31,7 +31,7 @@ def study_html(study: StudyLike) -> str:
 
 
 def overview(state: State, *, name: str, store: str, signs: Mapping[str, SignOfLife], chart: bool = False) -> str:
-    """The content of the study's view; `signs` are what is known of the peers that run its trials."""
+    """The content of the study's view; `signs` holds the signs of life of the peers that run its trials."""
     seen = glance(state, signs)
     about = [store, *([", ".join(seen["directions"])] if seen["directions"] else [])]
     used = f"{seen['used']:,} of {state.budget or 0:,} {budget_unit(state)} used"
@@ -68,7 +68,7 @@ def trial_html(
     lease_held: bool,
     metrics: Mapping[str, Mapping[int, float]],
 ) -> str:
-    """A trial as its own process sees it: parameters, attributes and reports; its `state` is the log's."""
+    """A trial as its own process sees it: parameters, attributes and reports; `state` is from the log."""
     held = "" if state.is_finished() else " · its lease is held" if lease_held else " · its lease was lost"
     pairs = {
         "Parameter": {name: shown(value) for name, value in frozen.params.items()},

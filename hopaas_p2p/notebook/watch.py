@@ -17,12 +17,12 @@ from hopaas_p2p.peer.liveness import signs_of_life
 from hopaas_p2p.study_like import StudyLike, looking_at
 
 _present: Final[weakref.WeakValueDictionary[tuple[str, int], Watching]] = weakref.WeakValueDictionary()
-"""(store, study) -> its view, which a cell that is run again replaces."""
-_JOIN: Final = 5.0  # seconds; longer than an exchange with a store that answers
+"""(store, study) -> its view; running a cell again replaces it."""
+_JOIN: Final = 5.0  # seconds; longer than an exchange with a responsive store
 
 
 class Watching:
-    """A view that is kept up to date by a thread of its own, until the study is over or `stop()` is called."""
+    """A view that its own thread keeps up to date, until the study is over or `stop()` is called."""
 
     def __init__(self, study: StudyLike, *, interval: float) -> None:
         if not interval > 0:
@@ -36,7 +36,7 @@ class Watching:
         self._seen = self._body = ""
         self._html = html
         self.updates = 0
-        """How often the view was redrawn."""
+        """How many times the view was redrawn."""
         place = (study.storage.url, study.study_id)
         before = _present.pop(place, None)
         if before is not None:
@@ -63,7 +63,7 @@ class Watching:
         """Block this cell until the study is over (or `stop` is called elsewhere); False if the time ran out first.
 
         Args:
-            timeout: seconds; None waits for ever.
+            timeout: seconds; None waits forever.
 
         """
         deadline = None if timeout is None else time.monotonic() + timeout
@@ -95,7 +95,7 @@ class Watching:
                 if finished(state) and not state.running:
                     self._over.set()
             self._body = self._seen
-        except (HopaasError, KeyError) as error:  # the view keeps what was last seen, under the error
+        except (HopaasError, KeyError) as error:  # the view keeps its last content, below the error
             said = str(error.args[0]) if error.args else type(error).__name__
             self._body = f'<p class="warn">{safe(said, longest=2000)}</p>{self._seen}'
             if not getattr(error, "retry", False):

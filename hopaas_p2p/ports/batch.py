@@ -1,9 +1,8 @@
 """Batch jobs that take part in a study: the script or manifest for each batch system, without a secret in it.
 
-A template in `templates/` is a file that could be submitted as it stands, with `@word@` where a value goes; a line
-goes with its `@?word@` if that has none. The values come from one `BatchJob`. Everything that a job needs to be let in
-is in files that the script names; the script itself, the job's description and every argument may be read by all users
-of a cluster.
+A template in `templates/` is a complete file, with `@word@` in place of each value; a line with `@?word@` is dropped if
+that word has no value. The values come from one `BatchJob`. All credentials that a job needs are in files that the
+script names; the script itself, the job's description and every argument may be read by all users of a cluster.
 """
 
 from __future__ import annotations
@@ -23,35 +22,35 @@ _FILES: Final = {
     "condor": {"condor.sh": ".sh", "condor.sub": ".sub"},
     "kubernetes": {"kubernetes.yaml": ".yaml"},
 }
-"""The templates of each batch system, and how what is made of them is called; what is submitted comes last."""
+"""The templates of each batch system, and the names of the resulting files; the file to submit comes last."""
 SYSTEMS: Final = tuple(_FILES)
 SUBMISSION: Final = {
     "slurm": ("sbatch", "--parsable"),
     "condor": ("condor_submit", "-terse"),
     "kubernetes": ("kubectl", "apply", "-f", "-"),
 }
-"""The command that submits a job, whose script or description it reads from its standard input."""
+"""The command that submits a job; it reads the script or description from standard input."""
 IN_POD: Final = "/etc/hopaas"
-"""Where a pod finds the files of the Secret."""
+"""The path of the Secret's files in a pod."""
 _WORD: Final = re.compile(r"@(\??)([a-z]+)@")
 _STORE_TIME: Final = 30  # seconds beyond the grace, for the store
 _MEMORY: Final = re.compile(r"\d+(\.\d+)?\s*[KMGT]i?B?", re.IGNORECASE)
 
 
 class BatchJob(NamedTuple):
-    """Some equal jobs, each of which runs one worker."""
+    """Several identical jobs, each of which runs one worker."""
 
     study: str
     command: tuple[str, ...]
-    """What a trial runs."""
+    """The command of a trial."""
     worker: tuple[str, ...]
     """The program and subcommand that run it: `hopaas-p2p join` or `worker`, without options."""
     options: tuple[str, ...] = ()
     """Options for it."""
     environment: dict[str, str] = {}
-    """What it needs to be told, none of it a secret."""
+    """The settings that it needs, none of them secret."""
     folder: Path = Path("hopaas-jobs")
-    """Where the script goes, and what the jobs print."""
+    """The folder for the script and the jobs' output."""
     jobs: int = 1
     seconds: int = 4 * 3600
     grace: int = 300
@@ -62,20 +61,20 @@ class BatchJob(NamedTuple):
     """A partition or queue."""
     account: str = ""
     more: tuple[str, ...] = ()
-    """Lines for the batch system, as it writes them."""
+    """Options for the batch system, in its own syntax."""
     image: str = ""
 
     @property
     def name(self) -> str:
-        """Fit for every batch system."""
+        """A name that is valid in every batch system."""
         return "hopaas-" + re.sub(r"[^a-z0-9]+", "-", self.study.lower()).strip("-")[:40].strip("-")
 
 
 def files(system: str, job: BatchJob) -> dict[Path, str]:
-    """The files to be written, the one to be submitted last.
+    """The files to write; the one to submit comes last.
 
     Raises:
-        InvalidInput: the job cannot be like that in this batch system.
+        InvalidInput: this batch system does not allow such a job.
 
     """
     if system not in _FILES:
@@ -104,7 +103,7 @@ def files(system: str, job: BatchJob) -> dict[Path, str]:
 
 
 def _values(system: str, job: BatchJob) -> dict[str, str]:
-    """What the templates' words stand for."""
+    """The values of the templates' words."""
     limit = str(job.seconds) if system == "kubernetes" else "auto"
     signals = "USR1,TERM" if system == "slurm" else "TERM"
     options = ["--time-limit", limit, "--grace", str(job.grace), "--signal", signals, *job.options]
@@ -132,7 +131,7 @@ def _values(system: str, job: BatchJob) -> dict[str, str]:
         "here": str(Path.cwd()),
         "exports": "\n".join(f"export {key}={shlex.quote(value)}" for key, value in job.environment.items()),
         "worker": shlex.join([*job.worker, *options, "--", *job.command]),
-        # JSON is YAML, so what comes from people is written as JSON
+        # JSON is YAML, so user input is written as JSON
         "image": json.dumps(job.image),
         "command": json.dumps([_plain(word) for word in ("hopaas-p2p", "worker", *options, "--", *job.command)]),
         "env": "\n".join(f"            - {json.dumps(one)}" for one in env),
@@ -142,5 +141,5 @@ def _values(system: str, job: BatchJob) -> dict[str, str]:
 
 
 def _plain(text: str) -> str:
-    """As Kubernetes takes it for this text: it puts a variable's value in place of $(NAME), and $ in place of $$."""
+    """The text escaped for Kubernetes, which replaces $(NAME) by a variable's value, and $$ by $."""
     return text.replace("$", "$$")

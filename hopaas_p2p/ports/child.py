@@ -1,8 +1,8 @@
 """The command of one trial as a process: its arguments, its output, its signals.
 
-It runs in a process group of its own, so that a signal reaches all that it starts, and none that it should not. Its
-output goes to a log file; the ends of it are kept, for the result and for the reason of a failure. The group ends with
-this process, however that dies: a guard outside of both waits for the end of a pipe.
+It runs in its own process group, so that a signal reaches all processes that it starts, and no others. Its output goes
+to a log file; the end of the output is kept in memory, for the result and for the reason of a failure. The group ends
+with this process, however that dies: a guard outside both waits for the end of a pipe.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from typing import IO, Any, Final
 from hopaas_p2p.errors import InvalidInput
 from hopaas_p2p.ports.command import DoesNotFit
 
-_TAIL: Final = 1 << 20  # bytes of output kept in memory; the line of a result may hold more than its value
-_OUTPUT: Final = 1 << 16  # bytes of both streams together that are kept, from the beginning of a line
+_TAIL: Final = 1 << 20  # bytes of output kept in memory; the line with the result may hold more than its value
+_OUTPUT: Final = 1 << 16  # bytes kept of both streams together, from the beginning of a line
 _REASON_LINES: Final = 12
 _REASON_CHARACTERS: Final = 2000
-# A shell of its own session, which every platform has. Unlike PR_SET_PDEATHSIG it reaches the whole group, and srun and
-# mpirun get the SIGTERM with which they end what they started elsewhere. A batch system signals it, too.
+# A shell in its own session, which works on every platform. Unlike PR_SET_PDEATHSIG it reaches the whole group, and
+# srun and mpirun get a SIGTERM, on which they end their remote processes. Batch systems signal it, too.
 _GUARD: Final = """
 trap '' HUP INT QUIT TERM USR1 USR2
 read group || exit
@@ -36,12 +36,13 @@ kill -TERM -$group && sleep 5 && kill -KILL -$group
 
 
 class Child(subprocess.Popen[bytes]):
-    """A running command in this environment, whose output is appended to `log`, a file's descriptor, which it closes.
+    """A running command in this environment. Its output is appended to `log`, a file descriptor, which this object
+    closes.
 
-    It runs on these cores, or on all of this process if there are none.
+    It runs on these cores, or on all of this process's cores if none are given.
 
     Raises:
-        DoesNotFit: an argument or a variable is longer than the system allows, or all of them are.
+        DoesNotFit: an argument or a variable, or all of them together, exceed the system's limit.
         InvalidInput: there is no such program, or it may not be run.
 
     """
@@ -49,7 +50,7 @@ class Child(subprocess.Popen[bytes]):
     def __init__(self, command: Sequence[str], env: Mapping[str, str], log: int, cores: Collection[int] = ()) -> None:
         self.began = time.monotonic()
         self._log = open(log, "ab", buffering=0)  # noqa: SIM115, PTH123  # a descriptor
-        self._guard = subprocess.Popen(  # first: the command is never without it for longer than a write takes
+        self._guard = subprocess.Popen(  # first, so that the command is unguarded only for the time of one write
             ["/bin/sh", "-c", _GUARD],
             env={"PATH": os.defpath},
             cwd="/",
@@ -61,7 +62,7 @@ class Child(subprocess.Popen[bytes]):
         before = os.sched_getaffinity(0) if cores else ()
         try:
             if cores:
-                os.sched_setaffinity(0, cores)  # of this thread only, from which the command inherits it
+                os.sched_setaffinity(0, cores)  # for this thread only, from which the command inherits it
             super().__init__(
                 command,
                 env=env,
@@ -90,7 +91,7 @@ class Child(subprocess.Popen[bytes]):
             self._readers[-1].start()
 
     def _copy(self, pipe: IO[bytes], tail: bytearray) -> None:
-        with contextlib.suppress(OSError, ValueError):  # closed by `close`, or a full disk: the trial goes on
+        with contextlib.suppress(OSError, ValueError):  # closed by `close`, or a full disk: the trial continues
             while data := os.read(pipe.fileno(), 1 << 16):
                 tail += data
                 del tail[:-_TAIL]
@@ -101,13 +102,13 @@ class Child(subprocess.Popen[bytes]):
                     self._log.write(data)
 
     def wait_for(self, seconds: float) -> int | None:
-        """Its exit code, negative for a signal; None if it still runs after so many seconds."""
+        """Its exit code, negative for a signal; None if it is still running after `seconds`."""
         with contextlib.suppress(subprocess.TimeoutExpired):
             return self.wait(seconds)
         return None
 
     def signal_all(self, number: int) -> None:
-        """Send a signal to it, and to all that it started."""
+        """Send a signal to it and to all processes that it started."""
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self.pid, number)
 
@@ -116,17 +117,17 @@ class Child(subprocess.Popen[bytes]):
             self._guard.kill()
 
     def close(self) -> None:
-        """Take in the last of its output, and end what it left behind."""
+        """Read the rest of its output, and end processes that it left behind."""
         self.signal_all(signal.SIGKILL)
         self._dismiss_guard()
         for reader in self._readers:
             reader.join(timeout=2.0)
         self.wait()
-        if not any(reader.is_alive() for reader in self._readers):  # else something else holds the pipe
+        if not any(reader.is_alive() for reader in self._readers):  # otherwise another process holds the pipe
             for file in (self.stdout, self.stderr, self._log):
                 file.close()  # type: ignore[union-attr]  # all are there
 
-    # --- what it said ---
+    # --- its output ---
 
     @property
     def last_line(self) -> str:
@@ -135,7 +136,7 @@ class Child(subprocess.Popen[bytes]):
 
     @property
     def printed(self) -> Any:
-        """The result, if the last line of its output is a JSON object with `value` or `values`; None if it is none."""
+        """The result, if the last line of its output is a JSON object with `value` or `values`; otherwise None."""
         try:
             said = json.loads(self.last_line)
         except (ValueError, RecursionError):
@@ -144,12 +145,12 @@ class Child(subprocess.Popen[bytes]):
 
     @property
     def output(self) -> bytes:
-        """The last 64 kB of what it wrote to both streams, in the order in which it came, from a line's beginning."""
+        """The last 64 kB of its output on both streams, in order of arrival, from the beginning of a line."""
         end = bytes(self._output[-_OUTPUT:])
         return end[end.find(b"\n") + 1 :] if len(end) == _OUTPUT else end
 
     def failure(self, code: int) -> str:
-        """Why it failed, for people: how it ended, and the last lines of its errors."""
+        """Why it failed, for people: its exit status, and the last lines of its errors."""
         lines = bytes(self._tails[1]).decode(errors="replace").strip().splitlines()[-_REASON_LINES:]
         text = "\n".join(line[:500] for line in lines)[-_REASON_CHARACTERS:]
         hint = "; was it out of memory?" if code == -signal.SIGKILL else ""

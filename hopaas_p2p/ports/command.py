@@ -1,10 +1,10 @@
-"""The command of a trial: which parameters go into its words, and which reach it by its environment only.
+"""The command of a trial: which parameters go into its words, and which reach it only through its environment.
 
-A program may hand its words to a shell, an interpreter, or another host, and no list of those that do is complete. So a
-number always goes into a word, and a text only if there is nothing in it that any of them takes for more than a text.
-Languages differ: Perl runs `eval+v49.50`. A word that is more than a name or an option, since it has spaces or brackets
-in it, may be a program, and takes any text but a name only between quotes, which nothing in the text can end.
-Every parameter is in HOPAAS_PARAMS (JSON) and in HOPAAS_PARAM_name, whatever is in it.
+A program may pass its words to a shell, an interpreter, or another host, and no list of such programs is complete. So a
+number always goes into a word, but a text only if no shell or interpreter could take any part of it for code. Languages
+differ: Perl runs `eval+v49.50`. A word with spaces or brackets is more than a name or an option and may be a program;
+it takes any text that is not a name only between quotes, which nothing in the text can end. Every parameter is in
+HOPAAS_PARAMS (JSON) and in HOPAAS_PARAM_name, whatever its value.
 """
 
 from __future__ import annotations
@@ -22,26 +22,26 @@ _NAME: Final = re.compile(r"[A-Za-z_]\w*")
 _NOT_IN_ENVIRONMENT: Final = re.compile("[\0\ud800-\udfff]")
 _PLAIN: Final = re.compile(r"(?!-)(?!.*\.\.)[A-Za-z0-9._+,:=@%/-]+")
 _PROGRAM: Final = re.compile(r"[^A-Za-z0-9._+,:=@%/-]")
-"""What a word has that may be a program: something else than names, options and their punctuation."""
+"""The sign that a word may be a program: characters other than those of names, options and their punctuation."""
 _IDENTIFIER: Final = re.compile(r"\w+", re.ASCII)
 
 
 class DoesNotFit(InvalidInput):
-    """The parameters of this trial do not go into its command."""
+    """The parameters of this trial do not fit into its command."""
 
 
 def text_of(value: object) -> str:
-    """A parameter as a command line takes it."""
+    """A parameter as text for a command line."""
     return value if isinstance(value, str) else json.dumps(value)
 
 
 def fill_in(command: Sequence[str], params: Mapping[str, Any], number: int) -> list[str]:
     """The command with `{name}` replaced by parameters, and `{trial}` by the number; `{{` and `}}` are braces.
 
-    `params` are those of the study's search space: a trial that was queued by somebody else may bring others.
+    `params` are those of the study's search space, because a trial queued by somebody else may have others.
 
     Raises:
-        DoesNotFit: a `{name}` that is no parameter, or a text that does not go into a command line.
+        DoesNotFit: a `{name}` that is not a parameter, or a text that is not allowed in a command line.
 
     """
 
@@ -67,10 +67,10 @@ def fill_in(command: Sequence[str], params: Mapping[str, Any], number: int) -> l
 
 
 def check(command: Sequence[str], space: Mapping[str, Any]) -> None:
-    """Refuse, before the first trial, a command that some parameters of this search space do not go into.
+    """Refuse, before the first trial, a command into which some parameters of this search space do not fit.
 
     Raises:
-        DoesNotFit: as `fill_in`, for any choice of the space.
+        DoesNotFit: like `fill_in`, for any choice of the space.
 
     """
     params = dict.fromkeys(space, 0)
@@ -81,18 +81,18 @@ def check(command: Sequence[str], space: Mapping[str, Any]) -> None:
 
 
 def variables(params: Mapping[str, Any]) -> dict[str, str]:
-    """The parameters as variables of an environment, but for texts that none can hold."""
+    """The parameters as environment variables, except texts that these cannot hold."""
     texts = {variable(name): text_of(value) for name, value in params.items()}
     return {name: text for name, text in texts.items() if _NOT_IN_ENVIRONMENT.search(text) is None}
 
 
 def variable(name: str) -> str:
-    """The variable of an environment that holds this parameter."""
+    """The environment variable for this parameter."""
     return "HOPAAS_PARAM_" + re.sub(r"\W", "_", name, flags=re.ASCII)
 
 
 def _checked(name: str, params: Mapping[str, Any], field: re.Match[str]) -> str:
-    """A parameter as a word of a command may contain it, in place of this field."""
+    """A parameter in a form that a word of a command may contain in place of this field."""
     value = params[name]
     if not isinstance(value, str):
         return text_of(value)
@@ -113,7 +113,7 @@ def _checked(name: str, params: Mapping[str, Any], field: re.Match[str]) -> str:
 
 
 def _check_joined(word: str, filled: str, params: Mapping[str, Any]) -> None:
-    """Refuse a word in which a text makes, with what is beside it, what it could not be alone: an option, a way up."""
+    """Refuse a word in which a text, joined to its neighbours, becomes an option or a path upwards."""
     texts = [found[1] for found in _FIELD.finditer(word) if isinstance(params.get(found[1] or ""), str)]
     if texts and (filled.count("..") > word.count("..") or filled.startswith("-") > word.startswith("-")):
         raise DoesNotFit(f"{shown(word)} becomes {shown(filled)}, which is unsafe. {_instead(texts[0])}")

@@ -1,4 +1,4 @@
-"""The REST interface of Hopaas on a LocalPeer, so that a script that spoke to the service needs another address only.
+"""The REST interface of Hopaas on a LocalPeer, so that a script written for the service needs only another address.
 
     GET  /api/version
     POST /api/ask/KEY             {"hopaas_config": {…}, NAME: VALUE or "optuna#…", …}  -> {"hopaas_trial": "ID:N", …}
@@ -7,8 +7,8 @@
     POST /api/mark_as_failed/KEY  {"hopaas_trial": "ID:N", "error": …}
     GET  /api/get_best_trial/KEY?hopaas_trial=ID:N                                        -> ID:N
 
-The interface was read from hopaas_client 0.2. The service's scripts tell nothing after they were told to prune, so a
-trial of which a script asks twice for the same step, and is told to prune, ends as PRUNED.
+The interface was taken from hopaas_client 0.2. The service's scripts send no result after a reply to prune, so a trial
+ends as PRUNED if its script asks twice for the same step and both replies are to prune.
 """
 
 from __future__ import annotations
@@ -32,13 +32,13 @@ Reply = tuple[int, bytes, str]
 
 
 class HopaasRest:
-    """Answers requests of Hopaas's scripts. Thread-safe."""
+    """Answers requests of Hopaas scripts. Thread-safe."""
 
     def __init__(self, peer: LocalPeer) -> None:
         self._peer = peer
         self._studies: dict[str, Study] = {}
         self._told_to_prune: dict[str, int] = {}
-        """The step at which each trial was told to end."""
+        """Trial -> the step at which a reply told it to end."""
 
     def answer(self, method: str, path: str, body: bytes, key_matches: Callable[[str], bool]) -> Reply:
         """The reply to a request below /api/."""
@@ -95,7 +95,7 @@ class HopaasRest:
 
     def _should_prune(self, request: dict[str, Any]) -> str:
         trial, step = request["hopaas_trial"], int(request["step"])
-        if self._told_to_prune.pop(trial, None) == step:  # the script's last question; it tells nothing afterwards
+        if self._told_to_prune.pop(trial, None) == step:  # the script's last question; it sends no result afterwards
             self._say(trial, "tell", state="pruned")
             return "true"
         prune = self._say(trial, "report", value=float(request["loss"]), step=step)["prune"]
@@ -117,7 +117,7 @@ class HopaasRest:
 
 
 def _named(module: Any, config: dict[str, Any]) -> Any:
-    """The sampler or pruner that a request names."""
+    """The sampler or pruner named in a request."""
     if config["name"] not in module.testables:
         raise InvalidInput(f"{config['name']!r} is not known; choose from {', '.join(module.testables)}")
     return getattr(module, config["name"])(**config.get("args") or {})

@@ -28,7 +28,7 @@ from hopaas_p2p.ports.verbs import answered
 
 _LARGEST_BODY: Final = 1 << 20
 _IDLE: Final = 60.0  # seconds for which a connection may be silent between two requests
-_DEADLINE: Final = 20.0  # seconds from the first byte of a request to its last, and for the answer to be taken
+_DEADLINE: Final = 20.0  # seconds from the first byte of a request to its last, and for the client to read the answer
 _LOOPBACK: Final = ("127.0.0.1", "localhost", "[::1]")
 _STATUS: Final = {2: 400, 3: 409, 11: 409, 69: 503, 77: 403}
 """Status by exit code; others are 500."""
@@ -54,14 +54,14 @@ class LocalServer(FewStrangers, ThreadingHTTPServer):
         self.peer, self.key = peer, key
         self.rest = HopaasRest(peer)
         self.due: dict[socket.socket, float] = {}
-        """By when a request that is being read has to be there, however steadily its bytes come."""
+        """Deadlines for the requests being read, however steadily their bytes arrive."""
         try:
             super().__init__(address, _Handler)
         except OSError as error:
             raise cannot_listen(f"{address[0]}:{address[1]}", error) from None
 
     def service_actions(self) -> None:
-        """Cut off those whose requests take too long; called by `serve_forever` twice a second."""
+        """Close connections whose requests take too long; called by `serve_forever` twice a second."""
         for connection, until in list(self.due.items()):
             if time.monotonic() > until and self.due.pop(connection, None) is not None:
                 with contextlib.suppress(OSError):  # its own thread closes it
@@ -77,13 +77,13 @@ class LocalServer(FewStrangers, ThreadingHTTPServer):
 class _Handler(BaseHTTPRequestHandler):
     server: LocalServer
     protocol_version = "HTTP/1.1"
-    wbufsize = -1  # an answer in one piece: in two, the second would wait 40 ms for the client's acknowledgement
+    wbufsize = -1  # sends an answer in one piece: a second piece would wait 40 ms for the client's acknowledgement
     server_version, sys_version = "hopaas-p2p", ""
 
     def handle_one_request(self) -> None:
         self.close_connection = True
         self.connection.settimeout(STRANGERS_IDLE if self.connection in self.server.strangers else _IDLE)
-        with contextlib.suppress(OSError):  # it was silent for too long, or cut off
+        with contextlib.suppress(OSError):  # it was silent for too long, or closed
             if self.rfile.peek(1):  # type: ignore[attr-defined]  # it is a BufferedReader
                 self.server.due[self.connection] = time.monotonic() + _DEADLINE
                 super().handle_one_request()
@@ -102,8 +102,8 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _serve(self, body: bytes) -> None:
         if self.server.due.pop(self.connection, None) is None:
-            return  # cut off, so that the body may not be whole
-        # a page that a browser shows cannot use it
+            return  # closed, so the body may be incomplete
+        # so that a page in a browser cannot use it
         if self.headers.get("Origin") is not None or self.headers.get("Host", "").rpartition(":")[0] not in _LOOPBACK:
             self._answer(403, b"this server answers programs on this machine only\n", "text/plain")
         elif self.path.startswith("/api/"):
@@ -131,4 +131,4 @@ class _Handler(BaseHTTPRequestHandler):
             self.wfile.write(body)
 
     def log_message(self, *_args: object) -> None:
-        """Log nothing: paths of Hopaas's interface hold the key."""
+        """Log nothing, because paths of the Hopaas interface contain the key."""

@@ -1,8 +1,8 @@
-"""How long this job may still run: what the user said, or what the batch system says.
+"""How long this job may still run, according to the user or the batch system.
 
-A limit is a duration from now. Slurm tells the end by a clock that it keeps in step with the node's (munge refuses
-credentials otherwise). HTCondor tells durations, and its start by the submit machine's clock, which may be anything:
-the start is taken from the job ad's file, which this node wrote when the job began.
+A limit is a duration from now. Slurm gives the end by a clock that is synchronised with the node's (munge refuses
+credentials otherwise). HTCondor gives durations, and the start by the submit machine's clock, which may be wrong: the
+start is taken from the job ad's file, which this node wrote when the job began.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ _PARTS: Final = re.compile(r"(?:\d+(?:\.\d+)?\s*[smhd]\s*)+|\d+(?:\.\d+)?", re.I
 _PART: Final = re.compile(r"(\d+(?:\.\d+)?)\s*([smhd]?)", re.IGNORECASE)
 _ATTRIBUTE: Final = re.compile(r"^(\w+)\s*=\s*(\d+)\s*$", re.MULTILINE)
 _FIRM: Final = ("MaxRuntime", "AllowedExecuteDuration", "AllowedJobDuration")
-"""Attributes of an HTCondor job that end it: the pool's own `+MaxRuntime`, and the two that a submit file has."""
+"""Attributes that limit an HTCondor job: the pool's own `+MaxRuntime`, and the two of a submit file."""
 
 
 def parse_duration(text: str) -> float:
     """Seconds in `4h`, `1h30m`, or `90` (seconds).
 
     Raises:
-        InvalidInput: it is no duration, or not positive.
+        InvalidInput: it is not a duration, or not positive.
 
     """
     parts = _PART.findall(text) if _PARTS.fullmatch(text.strip()) else []
@@ -39,7 +39,7 @@ def parse_duration(text: str) -> float:
 
 
 def time_left(env: Mapping[str, str] = os.environ) -> tuple[float, str] | None:
-    """(seconds, who says so) until the batch system ends this job; None if it sets no limit, or there is none."""
+    """(seconds, source) until the batch system ends this job; None without a limit or a batch system."""
     end, path = env.get("SLURM_JOB_END_TIME", ""), env.get("_CONDOR_JOB_AD")
     if end.isdigit():
         array, task = env.get("SLURM_ARRAY_JOB_ID"), env.get("SLURM_ARRAY_TASK_ID")

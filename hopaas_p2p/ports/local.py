@@ -1,4 +1,4 @@
-"""One peer that runs trials for clients which speak JSON: what the local HTTP server and the MCP server both offer."""
+"""One peer that runs trials for clients that send JSON: shared by the local HTTP server and the MCP server."""
 
 from __future__ import annotations
 
@@ -36,9 +36,9 @@ if TYPE_CHECKING:
     from hopaas_p2p.study import Study
 
 SILENCE: Final = 3600.0
-"""Seconds without a request about a trial after which it is returned."""
+"""A trial is returned after this many seconds without a request about it."""
 LARGEST_ANSWER: Final = 3800
-"""Characters of an answer; an agent reads each of them."""
+"""The most characters of an answer, because an agent reads all of them."""
 _LONGEST_TEXT: Final = 400
 _MOST: Final = 50  # rows of a list
 _FIELDS: Final = ("state", "values", "params", "start", "end", "reason")
@@ -46,16 +46,16 @@ _FIELDS: Final = ("state", "values", "params", "start", "end", "reason")
 
 READS: Final = ("studies", "show", "trials", "trial", "compare", "importances")
 ACTS: Final = ("ask", "enqueue", "note", "stop")
-"""Methods of LocalPeer that clients call by these names, besides the verbs of `VERBS` about a trial of theirs."""
+"""Methods of LocalPeer that clients call by these names, besides the `VERBS` about their trials."""
 TRIAL_TOOLS: Final = ("report", "log", "tell", "release")
-"""Methods of LocalPeer for the verbs that an agent uses, with what it is told of them."""
+"""Methods of LocalPeer for the verbs that an agent uses; their docstrings describe them to the agent."""
 
 
 class LocalPeer:
     """Answers requests about the studies of one store, and runs trials for clients. Thread-safe.
 
-    A client owns nothing: the leases are this process's. A trial about which no request has come for `silence` seconds
-    is returned, and so are all others when the process ends.
+    Clients own nothing: the leases belong to this process. A trial is returned after `silence` seconds without a
+    request about it, and all trials are returned when the process ends.
 
     Args:
         storage: the open store.
@@ -72,9 +72,9 @@ class LocalPeer:
         self._actions, self._silence, self._clock = actions, silence, clock
         self._studies: dict[str, Study] = {}
         self._open: dict[tuple[str, int], TrialVerbs] = {}
-        """By study and number; of each operation on it, one does what is to be done."""
+        """Trials by study and number. Threads use only single, atomic operations on it."""
         self._tables: dict[str, tuple[Study, TrialTable]] = {}
-        """As they were when they were last asked for: the next one is made of them."""
+        """The latest tables, from which the next ones are built."""
 
     def answer(self, verb: str, body: dict[str, Any]) -> Reply:
         """Carry out a request: one of READS, ACTS or VERBS by name, and its arguments."""
@@ -85,7 +85,7 @@ class LocalPeer:
         reply: Reply = getattr(self, verb)(**body)
         return reply
 
-    # --- reading: the docstrings are what agents are told ---
+    # --- reading: agents see these docstrings ---
 
     def studies(self) -> Reply:
         """List the names of the studies."""
@@ -176,21 +176,21 @@ class LocalPeer:
         return self.start(self._study(study, changes=True))
 
     def start(self, study: Study, user_attrs: Mapping[str, Any] = MappingProxyType({})) -> Reply:
-        """Start a trial of this study, which is used, with its sampler and pruner, for requests about its name."""
+        """Start a trial of this study. Later requests with its name use this object, with its sampler and pruner."""
         self._check_allowed()
         self._studies[study.name] = study
         trial = study.ask()
         for attribute, value in user_attrs.items():
             trial.set_user_attr(attribute, value)
-        resumed = trial.resume  # if this raises, nobody knows of the trial, and it is returned
+        resumed = trial.resume  # if this raises, no client knows of the trial, and it is returned
         checkpoint = {} if resumed is None else {"resume": {"step": resumed[0], "path": str(resumed[1])}}
         verbs = TrialVerbs(study, trial)
-        verbs.heard_at = self._clock()  # first: `expire` looks at all that are there
+        verbs.heard_at = self._clock()  # first, because `expire` looks at all entries
         self._open[study.name, trial.number] = verbs
         return {"study": study.name, "trial": trial.number, "params": dict(trial.params), **checkpoint}
 
     def request(self, study: str, trial: int, verb: str, /, **said: Any) -> Reply:
-        """Carry out one of VERBS about a trial that was asked for here.
+        """Carry out one of VERBS about a trial that was started here.
 
         Raises:
             NotYourTrial: it was not requested here, or was returned meanwhile.
@@ -202,7 +202,7 @@ class LocalPeer:
         verbs = self._open.get(key)
         if verbs is None:
             trials = self._study(study).state.trials
-            if 0 <= trial < len(trials) and trials[trial].end is not None:  # it did not get the answer to its `tell`
+            if 0 <= trial < len(trials) and trials[trial].end is not None:  # the client missed the answer to its `tell`
                 told = trials[trial].state.name
                 raise NotYourTrial(f"trial {trial} has already finished ({told}), and stays as it is")
             raise NotYourTrial(f"trial {trial} of {study!r} is not run by this process; ask for one first")
@@ -221,7 +221,7 @@ class LocalPeer:
         return self.request(study, trial, "report", value=value, step=step)
 
     def log(self, study: str, trial: int, metrics: dict[str, float], step: int) -> Reply:
-        """Keep numbers of a step beside the report, such as {"auc": 0.9}: they are shown, and decide nothing."""
+        """Log other metrics of a step, such as {"auc": 0.9}: they are shown, but do not affect pruning."""
         return self.request(study, trial, "log", metrics=metrics, step=step)
 
     def tell(
@@ -240,7 +240,7 @@ class LocalPeer:
         return self.request(study, trial, "release", reason=reason)
 
     def expire(self) -> list[int]:
-        """Return the trials about which no client has said anything for too long; their numbers."""
+        """Return trials whose clients were silent for too long; gives their numbers."""
         now = self._clock()
         silent = [(key, one) for key, one in list(self._open.items()) if now - one.heard_at > self._silence]
         for key, verbs in silent:
@@ -259,7 +259,7 @@ class LocalPeer:
         verbs.close()
         self._open.pop(key, None)
         gone = (UpdateFinishedTrialError, NotYourTrial, NoSuchStudy, NoSuchTrial, StudyDeleted)
-        with contextlib.suppress(*gone):  # others took it over meanwhile, or deleted its study
+        with contextlib.suppress(*gone):  # taken over meanwhile, or its study was deleted
             verbs.trial.handle.release(verbs.trial.number, reason=reason)
 
     # --- other changes ---
@@ -283,14 +283,14 @@ class LocalPeer:
             raise Denied("this server is read-only: start it without --read-only, or `serve mcp` with --allow-actions")
 
     def _table(self, study: Study, state: State) -> TrialTable:
-        """The trials of a study, whose state this is, as a table."""
+        """The trials of a study with this state, as a table."""
         kept, before = self._tables.get(study.name, (None, None))
         table = TrialTable.of(state, before if kept is study else None)
         self._tables[study.name] = study, table
         return table
 
     def _study(self, name: str, *, changes: bool = False) -> Study:
-        """The study that has this name now."""
+        """The study that currently has this name."""
         from hopaas_p2p.study import open_study
 
         if changes:
@@ -311,7 +311,7 @@ def is_gone(study: Study) -> bool:
 
 
 def fitted(answer: dict[str, Any], rows: str) -> dict[str, Any]:
-    """The answer with as many of its rows as fit into LARGEST_ANSWER; `left_out` says how many do not."""
+    """The answer with as many of its rows as fit into LARGEST_ANSWER; `left_out` counts the others."""
     left_out = 0
     while len(json.dumps(answer)) > LARGEST_ANSWER and answer[rows]:
         drop = max(1, len(answer[rows]) // 4)
@@ -322,7 +322,7 @@ def fitted(answer: dict[str, Any], rows: str) -> dict[str, Any]:
 
 
 def _row(state: State, number: int) -> dict[str, Any]:
-    """What an agent reads of a trial: what there is to say, in strict JSON, and no text at length."""
+    """A trial for an agent: the known facts, in strict JSON, with long texts shortened."""
     row = row_of(state, number)
     said = {"trial": number} | {key: row[key] for key in _FIELDS if row[key] is not None}
     return {key: _short(value) for key, value in said.items()}
@@ -348,4 +348,4 @@ def watch_silence(peer: LocalPeer, stopped: threading.Event, *, every: float = 1
         try:
             peer.expire()
         except HopaasError:
-            continue  # the store is away; the next look tries again
+            continue  # the store is unreachable; the next look tries again

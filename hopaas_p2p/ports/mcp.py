@@ -46,7 +46,7 @@ def server(peer: LocalPeer, *, actions: bool) -> MCPServer:
 
 
 def as_data(function: Callable[..., Reply]) -> Callable[..., str]:
-    """The function, whose answer becomes JSON text that is marked as data."""
+    """The function, with its answer as JSON text that is marked as data."""
 
     @functools.wraps(function)
     def answer(*args: Any, **kwargs: Any) -> str:
@@ -63,7 +63,7 @@ def as_data(function: Callable[..., Reply]) -> Callable[..., str]:
 
 
 def key_required(app: ASGIApp, key: str) -> ASGIApp:
-    """The app, which answers 401 to requests that do not carry the key as a bearer token."""
+    """The app, answering 401 to requests without the key as a bearer token."""
 
     async def checked(scope: Scope, receive: Receive, send: Send) -> None:
         given = dict(scope.get("headers", ())).get(b"authorization", b"")

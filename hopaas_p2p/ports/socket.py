@@ -1,4 +1,4 @@
-"""Where the command of a trial talks to its worker: a Unix socket, one JSON object per line, one reply per line.
+"""The connection between a trial's command and its worker: a Unix socket, one JSON object per line, one reply per line.
 
 The requests are those of `verbs`. The socket is in a private directory (0700). Its path is short, because the system
 allows 107 characters.
@@ -35,11 +35,11 @@ class TrialSocketServer:
         self._listener.bind(str(self.directory / "s"))
         self._listener.listen(16)
         self.ticket: Final = f"{PREFIX}{self.directory / 's'}"
-        """What the command finds in HOPAAS_TICKET."""
+        """The command's HOPAAS_TICKET."""
         threading.Thread(target=self._accept, name="hopaas-trial-socket", daemon=True).start()
 
     def close(self) -> None:
-        """Answer no more. A request under way is finished first."""
+        """Stop answering. Finishes a request in progress first."""
         with contextlib.suppress(OSError):
             self._listener.shutdown(socket.SHUT_RDWR)
         self._listener.close()
@@ -69,10 +69,10 @@ def _private_directory() -> Path:
 
 
 def request(ticket: str, verb: str, /, **said: Any) -> Reply:
-    """Ask the worker whose socket this ticket names, as `TrialVerbs.do` in the worker's own process.
+    """Send a request to the worker whose socket this ticket names, like `TrialVerbs.do` in the worker's own process.
 
     Raises:
-        HopaasError: what the worker said, of the same kind as it would be without a worker.
+        HopaasError: the worker's error, of the same class as without a worker.
         StoreUnreachable: the worker is gone.
 
     """

@@ -1,12 +1,12 @@
-"""A trial that is carried from command to command: `ask` starts it, and what it prints is all that `tell` needs.
+"""A trial that is passed from command to command: `ask` starts it, and its output is all that `tell` needs.
 
-A ticket names the store (without secrets), the study, the trial, and the lease: owner and epoch. It is sealed with the
-token of its user: one from somebody else would send a token to a store of theirs, and is refused.
+A ticket names the store (without secrets), the study, the trial, and the lease: owner and epoch. It is sealed with its
+user's token: one from somebody else, which could send a token to their store, is refused.
 
-Between two commands no process is there to beat, so `ask` is a peer of its own that asked for a long silence to be
-granted to it (`peer_ttl`); each later command is a sign of life. It acts for the owner: what it writes is in the
-owner's name, and if somebody took the trial over, the epoch has passed, and the log refuses it. The end of a trial that
-finds the store closed is kept in the spool, so a ticket names its study by uuid, too.
+Between two commands no process sends heartbeats, so `ask` is a separate peer that requested a longer silence
+(`peer_ttl`); each later command is a sign of life. It acts for the owner: its records are in the owner's name, and if
+another peer took the trial over, the epoch is outdated, and the log refuses them. If the store is unreachable, the end
+of a trial is kept in the spool, so a ticket names its study by uuid, too.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ class Ticket(NamedTuple):
     owner: str
     epoch: int
     uuid: str
-    """The study's: names may be used again."""
+    """The study's, because names may be reused."""
     seal: str = ""
     """Shows that this user made it; see `credentials.seal`."""
 
@@ -69,7 +69,7 @@ class Ticket(NamedTuple):
         """The ticket in this text.
 
         Raises:
-            InvalidInput: it is none, or was cut.
+            InvalidInput: it is not a ticket, or was truncated.
 
         """
         try:
@@ -108,17 +108,18 @@ def ending(
 def carry(
     ticket: Ticket, *, store: str | None = None, patience: float = 60.0, end: TrialFinish | None = None
 ) -> Iterator[TrialVerbs]:
-    """Act for the owner of a ticket's trial; what was said is in the store when the block ends.
+    """Act for the owner of a ticket's trial; all changes are in the store when the block ends.
 
     Args:
-        ticket: what `ticket_of` gave.
-        store: where the store is, if it has another path or URL here.
-        patience: seconds for which a store that does not answer is tried.
-        end: what is going to be told. If the store cannot be opened, it is kept on disk and sent at the next contact.
+        ticket: the result of `ticket_of`.
+        store: the store's path or URL here, if it differs.
+        patience: how many seconds to retry a store that does not answer.
+        end: the coming end of the trial. If the store cannot be opened, it is kept on disk and sent at the next
+            contact.
 
     Raises:
-        ConfigurationError: the ticket is not this user's, and its store is not one that the user named.
-        NoSuchStudy: its study was deleted, even if another one has its name by now.
+        ConfigurationError: the ticket is not this user's, and the user has not named its store.
+        NoSuchStudy: its study was deleted, even if another one has its name now.
         LeaseLost: another peer took the trial over; a complete `end` is kept as a trial of its own.
         NotYourTrial: the trial is finished already.
         StoreUnreachable: the store did not answer within `patience`.
@@ -140,7 +141,7 @@ def carry(
             study = open_study(storage, ticket.study, create=False)
             peer, handle = storage.peer, storage.handle(study.study_id)
             beat = Beat(ticket.owner, beat_value(peer.uuid, 1, peer.now_us()))
-            # an end is sent all the same: in a folder whose server is down it waits for the next one
+            # an end is sent anyway: in a folder whose server is down it waits for the next one
             with suppress(*(() if end is None else (StoreUnreachable,))):
                 peer.call(lambda: peer.store.beat(beat), within=patience if end is None else 0.0)
         except (StoreUnreachable, Denied, ConfigurationError) as error:
@@ -152,12 +153,12 @@ def carry(
             raise NoSuchStudy(f"the study {ticket.study!r} of this ticket is gone; another one has its name")
         why = _why_lost(ticket, study.state)
         if why is not None:
-            waits = study.state.trials[ticket.number].state is TrialState.WAITING  # anybody may end one of those
+            waits = study.state.trials[ticket.number].state is TrialState.WAITING  # anyone may end a waiting trial
             if end is not None and end.state is TrialState.COMPLETE and not waits:
                 (verdict,) = peer.commit(handle.log, end, owner=ticket.owner)
                 handle.refused(ticket.number, verdict, end.values)
             raise LeaseLost(f"trial {ticket.number} is no longer run by this ticket: {why}")
-        study.sampler = optuna.samplers.RandomSampler()  # the parameters were chosen when it was asked for
+        study.sampler = optuna.samplers.RandomSampler()  # the parameters were chosen by `ask`
         verbs = TrialVerbs(study, Trial(study, handle.first_id + ticket.number))
         yield verbs
         if verbs.released is not None:
@@ -169,7 +170,7 @@ def carry(
 
 
 def _why_lost(ticket: Ticket, state: State) -> str | None:
-    """How the lease of this ticket was lost; None if it holds."""
+    """How the lease of this ticket was lost; None if it is still held."""
     number, lease = ticket.number, (ticket.owner, ticket.epoch)
     if number >= len(state.trials):
         raise NoSuchTrial(f"there is no trial {number} in {ticket.study!r}")
@@ -182,10 +183,10 @@ def _why_lost(ticket: Ticket, state: State) -> str | None:
 
 
 def keep(ticket: Ticket, end: TrialFinish, store: str) -> str:
-    """Put the end of the trial into this user's spool; says where it is.
+    """Put the end of the trial into this user's spool; returns a message with its path.
 
     Raises:
-        ConfigurationError: no place on disk takes it.
+        ConfigurationError: no directory accepts it.
 
     """
     from hopaas_p2p import spool

@@ -1,11 +1,11 @@
-"""What a program may ask about a trial that another process of its user runs: one set of verbs for all ways to ask.
+"""Requests of a program about a trial that another process of its user runs: the same verbs for all carriers.
 
 The worker's socket, the local server, MCP and the tickets of the shell carry requests; `TrialVerbs` carries them out. A
 request and a reply are plain JSON:
 
     {"do": "report", "value": 0.3, "step": 4}    -> {"ok": true, "prune": false, "why": null, "preempted": false}
     {"do": "log", "step": 4, "metrics": {"auc": 0.9}} -> {"ok": true}
-    {"do": "should-prune"}                       -> as report
+    {"do": "should-prune"}                       -> like report
     {"do": "tell", "values": [0.3]}              -> {"ok": true}       or "state": "pruned" | "fail", "reason": …
     {"do": "checkpoint", "path": "…", "step": 4} -> {"ok": true}       when the store has it
     {"do": "renew"}                              -> {"ok": true}
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 Reply = dict[str, Any]
 VERBS: Final = ("report", "log", "should-prune", "tell", "checkpoint", "renew", "release")
 PRUNE: Final = 10
-"""Exit code of `hopaas-p2p trial should-prune`, which a shell script passes on when it ends there."""
+"""Exit code of `hopaas-p2p trial should-prune`; a shell script that exits there passes it on."""
 
 
 def parsed(body: bytes) -> Reply:
@@ -52,7 +52,7 @@ def parsed(body: bytes) -> Reply:
 
 
 def answered(body: bytes, carry_out: Callable[[dict[str, Any]], Reply]) -> Reply:
-    """The reply to a request in JSON, or the one that says what is wrong: a carrier goes on, whatever it was asked."""
+    """The reply to a request in JSON, or an error reply: a carrier continues whatever the request was."""
     try:
         return {"ok": True, **carry_out(parsed(body))}
     except HopaasError as error:
@@ -61,7 +61,7 @@ def answered(body: bytes, carry_out: Callable[[dict[str, Any]], Reply]) -> Reply
         return {"ok": False, "error": f"the request has no {error.args[0]!r}", "code": InvalidInput.exit_code}
     except (ValueError, TypeError, OverflowError, NotImplementedError, RecursionError) as error:
         return {"ok": False, "error": str(error), "code": InvalidInput.exit_code}
-    except Exception as error:  # noqa: BLE001  # the program is told
+    except Exception as error:  # noqa: BLE001  # reported to the program
         return {"ok": False, "error": f"{type(error).__name__}: {error}", "code": 1}
 
 
@@ -73,18 +73,18 @@ class TrialVerbs:
         self._lock = threading.Lock()
         self._closed = False
         self.told: str | None = None
-        """The state that was told, which is in the store or on disk; or "lost"."""
+        """The state that the program sent, which is in the store or on disk; or "lost"."""
         self.pruned: str | None = None
-        """Why the program was told to end the trial, if it was."""
+        """Why a reply asked the program to end the trial, if one did."""
         self.released: str | None = None
-        """Why the program wants the trial to be returned: by the carrier, when the program has ended."""
+        """Why the program wants the trial returned; the carrier does so when the program has ended."""
         self.preempted = False
-        """Whether the program should save its state: it is shown in replies."""
+        """Whether the program should save its state; included in replies."""
         self.heard_at = 0.0
-        """When the carrier last heard of the program, by the carrier's clock."""
+        """When the program last sent a request, by the carrier's clock."""
 
     def close(self) -> None:
-        """Carry out no more. A request that is under way is finished first."""
+        """Accept no more requests. Finishes a request in progress first."""
         with self._lock:
             self._closed = True
 
@@ -139,7 +139,7 @@ class TrialVerbs:
         trial = self.trial
         if self.pruned is None and self.told is None:
             asked = trial.stop_requested
-            if len(self.study.directions) > 1:  # Optuna's pruners judge one objective
+            if len(self.study.directions) > 1:  # Optuna's pruners support one objective
                 self.pruned = asked
                 if asked is not None:
                     trial.handle.acknowledge_stop(trial.number)
@@ -151,12 +151,12 @@ class TrialVerbs:
     def _tell(self, said: dict[str, Any]) -> None:
         values, given, reason = said.get("values"), said.get("state"), said.get("reason")
         has_values = values is not None and values != []
-        if not has_values and given is None and reason is None:  # for example with `value`, as a report has it
+        if not has_values and given is None and reason is None:  # for example with `value`, as in a report
             raise InvalidInput("tell takes values, a list of numbers, or state: pruned or fail")
         state = str(given or ("complete" if has_values else "fail")).lower()
         try:
             self.study.tell(self.trial, values if state == "complete" else None, state=state, reason=reason)
-        except (LeaseLost, Denied) as error:  # what is denied is kept on disk
+        except (LeaseLost, Denied) as error:  # a denied result is kept on disk
             self.told = "lost" if isinstance(error, LeaseLost) else state
             raise
         self.told = state

@@ -1,10 +1,10 @@
 """Runs a command for each trial, in a place that may end at any time: a batch job.
 
-    ask -> start the command -> pass on what comes from outside -> tell, or give the trial back -> ask
+    ask -> start the command -> pass on signals and requests -> tell, or return the trial -> ask
 
-A job that is pre-empted, or that nears its time limit, gives its trial back with the last checkpoint; nothing failed,
-so no attempt is used up. No trial is started that would not fit into what is left of the job. What the batch system
-reads is the exit code: 0 the study needs no more from here, 75 run this job again.
+A job that is pre-empted, or that nears its time limit, returns its trial with the last checkpoint; nothing failed, so
+no attempt is used up. A trial that would not fit into the rest of the job is not started. The exit code informs the
+batch system: 0 the study needs no more work from here, 75 run this job again.
 """
 
 from __future__ import annotations
@@ -57,9 +57,9 @@ AGAIN: Final = os.EX_TEMPFAIL
 """75: the batch system should run this job again."""
 
 _CODES: Final = {"budget": DONE, "stopped": DONE, "draining": DONE, "failing": FAILED}
-_ASK_TIMEOUT: Final = 1.0  # seconds; between two attempts this looks for signals and at the time limit
+_ASK_TIMEOUT: Final = 1.0  # seconds; between two attempts it checks for signals and the time limit
 _MARGIN: Final = 1.25  # a trial may take a quarter longer than the median one
-LOOK: Final = 0.2  # seconds between looks at what comes from outside
+LOOK: Final = 0.2  # seconds between checks for signals and requests
 _KILL_AFTER: Final = 5.0  # seconds at most from SIGTERM to SIGKILL, when the grace is over
 _OUT_OF_TIME: Final = "out of time"
 _QUICK: Final = 10.0  # seconds; a trial that fails sooner is followed by a pause, which doubles from 0.1 s
@@ -74,37 +74,37 @@ def _shown(value: object) -> str:
 
 
 class _Ending(NamedTuple):
-    """Why a command has to end before it is ready, and since when it knows."""
+    """Why a command has to end early, and when it was informed."""
 
     why: str
     since: float
     gives_back: bool
-    """Whether its trial is given back; else it is pruned."""
+    """Whether its trial is returned; otherwise it is pruned."""
 
 
 class Worker:
-    """One process that runs commands as trials, one after the other, or several at a time.
+    """One process that runs commands as trials, one after another, or several at a time.
 
-    Call it from the main thread: it takes signals. How a trial ended is its state, or WAITING if it was returned, or
-    LOST if it was taken over.
+    Use it in the main thread, because it handles signals. The outcome of a trial is its state, or WAITING if it was
+    returned, or LOST if it was taken over.
 
     Args:
         study: opened, with the sampler and pruner to use; it must have a search space.
         command: the program and its arguments, with `{name}` where a parameter goes.
-        max_trials: how many trials to run at most.
-        parallel: how many trials to run at a time. Each gets its part of the GPUs and cores (`metering.shares`).
+        max_trials: the maximum number of trials to run.
+        parallel: how many trials to run at a time. Each gets its share of the GPUs and cores (`metering.shares`).
         time_limit: seconds from now until this process will be ended.
         grace: seconds that a command has to save its work after a signal, before it is ended.
-        signals: what the batch system sends before it ends a job.
-        logs: directory for what the commands print, one file a trial; it is this user's alone, or made so.
+        signals: those that the batch system sends before it ends a job.
+        logs: directory for the commands' output, one file per trial; it is made private to this user.
         keep_output: whether the last 64 kB of the output of a failed command go into the store, as a file of its trial.
         stay: wait until the study is finished, to take over the trials of workers that die.
-        no_wait: leave when no trial can start now, though one may later.
-        say: takes a line for people.
+        no_wait: exit when no trial can start now, even if one may later.
+        say: called with lines for people.
 
     Raises:
-        InvalidInput: a `{name}` that is no parameter, or a text that does not go into a command; no search space; no
-            such program; `logs` is not a folder of this user's.
+        InvalidInput: a `{name}` that is not a parameter, or a text that is not allowed in a command; no search space;
+            no such program; `logs` is not this user's folder.
 
     """
 
@@ -135,18 +135,18 @@ class Worker:
         self._began = time.monotonic()
         self._deadline = None if time_limit is None else self._began + time_limit
         self._reserve = grace + min(15.0, 1.0 + 0.1 * grace)
-        """Seconds before the limit at which a command is told to save its work: its grace, and some for the store."""
+        """How many seconds before the limit a command is asked to save its work: its grace, plus time for the store."""
         self._received: list[int] = []
         self._backoff = Backoff(0.1, _LONGEST_BACKOFF, jitter=(1.0, 1.0))
         self._next_line_at: dict[str, float] = {}
         self._keep_output, self._outputs_kept = keep_output, 0
         self._lock = threading.Lock()
         self._running = 0
-        """Trials that run, or are being asked for."""
+        """The number of trials that are running or being requested."""
         self._broken = False
-        """Whether a thread met an error, so that the others begin no more trials."""
+        """Whether a thread had an error, so that the others start no more trials."""
         self.ran: list[tuple[int, str]] = []
-        """The number of each trial, and how it ended."""
+        """The number and outcome of each trial."""
         study.storage.peer.store_wait = _ASK_TIMEOUT
         withheld = [name for name in withheld if not name.startswith("HOPAAS_")]  # of no use to it
         if withheld:
@@ -164,10 +164,10 @@ class Worker:
         if "{" not in program and shutil.which(program) is None:
             raise InvalidInput(f"there is no program {program!r}; after -- comes the command, as you would run it here")
         with self._log_folder():
-            pass  # refused now, and not at each trial
+            pass  # refused now rather than at each trial
 
     def work(self) -> int:
-        """Run trials until there is a reason to leave; returns the exit code. Blocks for hours."""
+        """Run trials until there is a reason to stop; returns the exit code. Blocks for hours."""
 
         def note(number: int, _frame: FrameType | None) -> None:
             self._received.append(number)
@@ -176,10 +176,10 @@ class Worker:
         before = {number: signal.signal(number, note) for number in {*self._signals, signal.SIGINT}}
         codes: list[int] = []
         try:
-            with ThreadPoolExecutor(len(self._shares), "hopaas-worker") as pool:  # this thread is left for signals
+            with ThreadPoolExecutor(len(self._shares), "hopaas-worker") as pool:  # this thread stays free for signals
                 lanes = [pool.submit(self._run_trials, share, codes) for share in self._shares]
                 while wait(lanes, LOOK).not_done:
-                    pass  # a wait without an end may not be interrupted
+                    pass  # an unlimited wait might not be interruptible
                 for lane in lanes:
                     lane.result()
         except StoreUnreachable as error:
@@ -198,13 +198,13 @@ class Worker:
                 said.append(f"best of the study #{top.number} = {top.values[0]:.6g}")
             self._say(", ".join(said))
         if not self._received:  # this process is not about to be ended
-            with contextlib.suppress(HopaasError):  # checkpoints that are left there harm nobody
+            with contextlib.suppress(HopaasError):  # leftover checkpoints do no harm
                 checkpoints.collect(self.study.handle)
-        code = codes[-1]  # who leaves last knows most
+        code = codes[-1]  # the last thread to stop knows most
         return FAILED if code == DONE and self._only_failures() else code
 
     def _run_trials(self, share: metering.Share, codes: list[int]) -> None:
-        """Run one trial after the other; adds the exit code when there is a reason to leave."""
+        """Run one trial after another; adds the exit code when there is a reason to stop."""
         try:
             while not isinstance(found := self._next(), int):
                 began = time.monotonic()
@@ -220,11 +220,11 @@ class Worker:
             raise
 
     def _only_failures(self) -> bool:
-        """Whether trials ran here, and all of them failed."""
+        """Whether trials have run here and all failed."""
         return bool(self.ran) and all(state == "FAIL" for _, state in self.ran)
 
     def _has_its_trials(self) -> bool:
-        """Whether all that it is to run have run, or run now."""
+        """Whether all its trials have run, or are running."""
         return self._max_trials is not None and len(self.ran) + self._running >= self._max_trials
 
     def _back_off(self, state: str) -> None:
@@ -239,7 +239,7 @@ class Worker:
     # --- the next trial ---
 
     def _next(self) -> Trial | int:
-        """The next trial, or the exit code when there is a reason to leave."""
+        """The next trial, or the exit code when there is a reason to stop."""
         while True:
             if self._received or self._broken:
                 return 130 if signal.SIGINT in self._received else AGAIN
@@ -250,7 +250,7 @@ class Worker:
                 said = f"all {len(self.ran)} trials that ran here failed, so this worker stops. The last one: {why}"
                 self._say_each_minute("hopeless", said)
                 return FAILED
-            gives_out = next_start(state).why is None  # else `ask` says whether another job is needed
+            gives_out = next_start(state).why is None  # otherwise `ask` decides whether another job is needed
             if gives_out and not self._has_its_trials() and not self._fits():
                 return AGAIN
             with self._lock:
@@ -270,7 +270,7 @@ class Worker:
             time.sleep(LOOK if self._received else min(1.0, state.policy.ttl / 8))
 
     def _say_each_minute(self, topic: str, line: str) -> None:
-        with self._lock:  # of several threads one says it
+        with self._lock:  # only one of several threads prints it
             now = time.monotonic()
             if now >= self._next_line_at.get(topic, now):
                 self._next_line_at[topic] = now + 60.0
@@ -290,10 +290,10 @@ class Worker:
     def _fits(self) -> bool:
         """Whether another trial fits into the remaining time.
 
-        A trial takes the median of those that are complete, or else pruned, from job to job.
+        A trial is assumed to take the median duration of the complete ones, or else the pruned ones, over all jobs.
 
         Raises:
-            ConfigurationError: it would not even fit into the whole of it, and no checkpoint lets it go on later.
+            ConfigurationError: it would not even fit into a whole job, and there are no checkpoints to continue from.
 
         """
         if self._deadline is None:
@@ -311,7 +311,7 @@ class Worker:
             raise ConfigurationError(f"{why}: ask for more time, or use a shorter --grace")
         if typical is not None and needed > whole:
             if any(trial.checkpoints for trial in state.trials):
-                return not self.ran and left > self._reserve  # it goes on from job to job
+                return not self.ran and left > self._reserve  # it continues from job to job
             why = f"a trial takes {typical:.0f} s (median), and this job has only {whole:.0f} s"
             raise ConfigurationError(f"{why}: ask for more time, or let the command write checkpoints")
         self._say_each_minute("late", f"no trial fits into the {max(left, 0):.0f} s that are left; run this job again")
@@ -332,14 +332,14 @@ class Worker:
             raise InvalidInput(f"{why}. Name a directory of your own: --logs") from None
 
     def _run(self, trial: Trial, share: metering.Share) -> str:
-        """Run one trial with this part of the devices; how it ended."""
+        """Run one trial with this share of the devices; returns its outcome."""
         log, handle = self._log(trial.number), self.study.handle
         params = {name: value for name, value in trial.params.items() if name in self.study.space}
         given = shortened(" ".join(f"{name}={_shown(value)}" for name, value in params.items()), _LONGEST_LINE)
         self._say(f"trial {trial.number}: {given} · log {log}")
         began = time.monotonic()
         state = self._execute(trial, params, share)
-        with handle.lock:  # as far as this process knows without asking the store
+        with handle.lock:  # from the local replica, without asking the store
             known = handle.state.trials[trial.number]
         values = f" {', '.join(map(_shown, known.values))}" if state == "COMPLETE" and known.values else ""
         why = f": {reason_line(known.reason)}" if state == "FAIL" and known.reason else ""
@@ -348,7 +348,7 @@ class Worker:
         return state
 
     def _execute(self, trial: Trial, params: dict[str, Any], share: metering.Share) -> str:
-        """Run the command of a trial with these parameters; how that ended."""
+        """Run the command of a trial with these parameters; returns the outcome."""
         verbs = TrialVerbs(self.study, trial)
         with contextlib.closing(TrialSocketServer(verbs)) as server:
             given, cores = share
@@ -372,15 +372,15 @@ class Worker:
                 end = self._attend(child, verbs)
             finally:
                 child.close()
-        if end is not None and end.gives_back:  # and the job with it, which may soon be killed
+        if end is not None and end.gives_back:  # together with the job, which may soon be killed
             self.study.storage.peer.hurry_from_now_on()
         return self._conclude(verbs, child, end)
 
     def _attend(self, child: Child, verbs: TrialVerbs) -> _Ending | None:
-        """Wait for the command's end and pass on what comes from outside. Why it was made to end, if it was."""
+        """Wait for the command to end, passing on signals and requests. Returns why it was made to end, if it was."""
         passed_on = killed = 0
         end: _Ending | None = None
-        asked_at: float | None = None  # when the trial was seen to be asked to stop
+        asked_at: float | None = None  # when a request to stop the trial was seen
         while child.wait_for(LOOK) is None:
             now = time.monotonic()
             for number in self._received[passed_on:]:
@@ -398,13 +398,13 @@ class Worker:
                 if asked_at is not None and now - asked_at >= self._grace:
                     end = _Ending("asked to stop, and did not", now - self._grace, gives_back=False)
             verbs.preempted = end is not None and end.gives_back
-            if end is not None:  # when the grace is over, SIGTERM, and a little later SIGKILL
+            if end is not None:  # after the grace, SIGTERM, and a little later SIGKILL
                 over = now - end.since - self._grace
                 due = signal.SIGKILL if over >= min(_KILL_AFTER, self._grace) else signal.SIGTERM if over >= 0.0 else 0
                 if due != killed:
                     child.signal_all(due)
                     killed = due
-        # a batch system signals all processes of a job: the command may die of what this process is yet to get
+        # a batch system signals all processes of a job: the command may die before this process gets the signal
         code, deadline = child.poll() or 0, time.monotonic() + 1.0
         if end is None and (-code if code < 0 else code - 128) in self._signals:
             while not self._received and time.monotonic() < deadline:
@@ -414,7 +414,7 @@ class Worker:
         return end
 
     def _conclude(self, verbs: TrialVerbs, child: Child, end: _Ending | None) -> str:
-        """Tell how the trial ended, unless the command did that itself; how it did."""
+        """Tell the trial's end, unless the command did so itself; returns the outcome."""
         trial, code, values, reason = verbs.trial, child.poll() or 0, None, None
         printed = child.printed if code == 0 else None
         back = verbs.released if end is None or not end.gives_back else end.why
@@ -461,24 +461,24 @@ class Worker:
         return state.upper()
 
     def _keep(self, trial: Trial, output: bytes) -> None:
-        """Store the end of the output of a command that failed; before the trial is told, for it is its file."""
+        """Store the end of a failed command's output, before the trial is told, because it is a file of the trial."""
         full = self._outputs_kept >= _MOST_OUTPUTS
         if not self._keep_output or full or not output.strip() or self.study.storage.peer.away:
-            return  # while the store is away, the result should not wait for it
+            return  # during an outage of the store, the result must not wait for this
         self._outputs_kept += 1
         try:
             with tempfile.TemporaryDirectory(prefix="hopaas-output-") as folder:
                 path = Path(folder, OUTPUT)
                 path.write_bytes(output)
                 trial.upload(path, mimetype="text/plain")
-        except (HopaasError, OSError) as error:  # the result is told all the same
+        except (HopaasError, OSError) as error:  # the result is told anyway
             self._say(f"the output of trial {trial.number} is only in {self._log(trial.number)}: {error}")
 
     def _give_back(self, trial: Trial, why: str) -> str:
         self._say(f"trial {trial.number} is returned: {why}")
         try:
             trial.handle.release(trial.number, reason=why)
-        except StoreUnreachable as error:  # its lease ends by itself, and others take it over
+        except StoreUnreachable as error:  # its lease will expire, and others take it over
             self._say(f"trial {trial.number} could not be returned now: {error}")
             return TrialState.RUNNING.name
         return TrialState.WAITING.name

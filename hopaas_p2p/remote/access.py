@@ -1,8 +1,9 @@
-"""Who may do what in a directory or bucket that is served: users, tokens, grants, and one function that judges.
+"""Who may do what in a directory or bucket that is served: users, tokens, grants, and one function that decides.
 
-They are kept by a log of the store's own, beside those of the studies, which only a server and whoever may write to
-the store itself read and write: it is the audit, too. In Postgres the database keeps and judges the same; both pass the
-same table of cases. **These rights bind those who come through a server, not those who can write to the store.**
+They are kept in a separate log of the store, next to those of the studies. Only servers, and people who may access the
+store itself, read and write it; it is also the audit log. In Postgres the database keeps and enforces the same rights;
+both pass the same table of test cases. **These rights bind users who connect through a server, not those who can write
+to the store itself.**
 
 A user may own, work in or view a study. A guest was invited to one study, and gets a grant for no other. An owner of
 the catalog is an administrator. A token is a name and a secret of 256 bits, of which the log holds a hash.
@@ -37,20 +38,20 @@ _YEAR_9999: Final = 253_370_764_800
 _Called = Annotated[str, Meta(max_length=64, pattern=r"\A[A-Za-z0-9._-]+\Z")]
 
 
-# The types of these are the bounds of what an administrator may say through a server: others list what is here.
+# These types bound what an administrator may write through a server: others list the content.
 
 
 class UserSet(Struct, array_like=True, frozen=True, tag="user"):
-    """There is this user, or no longer."""
+    """Adds or removes this user."""
 
     name: _Called
     guest_of: str = ""
-    """The uuid of the one study that it may take part in; empty for everybody else."""
+    """The uuid of the one study that a guest may take part in; empty for other users."""
     gone: bool = False
 
 
 class TokenSet(Struct, array_like=True, frozen=True, tag="token"):
-    """There is this token, or no longer."""
+    """Adds or removes this token."""
 
     name: _Called
     user: str = ""
@@ -63,7 +64,7 @@ class TokenSet(Struct, array_like=True, frozen=True, tag="token"):
 
 
 class GrantSet(Struct, array_like=True, frozen=True, tag="grant"):
-    """The role of a user in a log; an empty one takes the grant away."""
+    """The role of a user in a log; an empty role revokes the grant."""
 
     log: Name
     user: _Called
@@ -75,7 +76,7 @@ What = TypeVar("What", bound=Change)
 
 
 class _Commit(Struct, array_like=True, frozen=True):
-    """As the other commits of a store are, so that it can be kept and found again like them."""
+    """Has the form of a store's other commits, so that it can be stored and found like them."""
 
     format: int
     writer: str
@@ -90,7 +91,7 @@ _decode: Final = msgspec.msgpack.Decoder(_Commit).decode
 
 
 class Known(NamedTuple, Generic[What]):
-    """A user, a token or a grant, and since when by whom."""
+    """A user, a token or a grant, with the time and the author."""
 
     what: What
     at: int
@@ -108,9 +109,9 @@ class Roles:
         """Study's uuid, or the catalog -> user -> grant."""
 
     def apply(self, lsn: int, payload: bytes, author: str = "") -> str | None:
-        """Take a commit in; why one of its changes was refused, if one was. Never raises on content.
+        """Apply a commit. Returns why one of its changes was refused, or None. Never raises because of its content.
 
-        `author` is who wrote it, if it came through a server.
+        `author` is its author, if it came through a server.
         """
         self.lsn = lsn
         try:
@@ -158,12 +159,12 @@ class Roles:
         return None if self.users.pop(change.name, None) else f"there is no user {change.name!r}"
 
     def guest_of(self, user: str) -> str:
-        """The one study that this user may take part in; empty for everybody else."""
+        """The one study that this user may take part in; empty for other users."""
         found = self.users.get(user)
         return "" if found is None else found.what.guest_of
 
     def role(self, user: str, log: str) -> str | None:
-        """What the user may do in a log, by its grants alone."""
+        """The user's role in a log by its grants alone."""
         found = self.grants.get(log, {}).get(user)
         return None if found is None else found.what.role
 
@@ -175,20 +176,20 @@ class Roles:
 
 
 def digest(secret: str) -> bytes:
-    """What is kept of a secret. It has 256 random bits, so nobody finds it by trying."""
+    """The stored hash of a secret. A secret has 256 random bits, so it cannot be found by trying."""
     return hashlib.sha256(secret.encode()).digest()
 
 
-# --- the judge ---
+# --- judging requests ---
 
 
 def is_study(log: str) -> bool:
-    """Whether a study may have this uuid."""
+    """Whether this is a valid uuid of a study."""
     return valid_name(log) and log not in RESERVED
 
 
 def role_in(roles: Roles, user: str, log: str) -> str | None:
-    """What a user may do in a log: owner, worker, viewer, or None. All users but guests may write to the catalog."""
+    """The user's role in a log: owner, worker, viewer, or None. All users except guests may write to the catalog."""
     role = roles.role(user, log)
     if role == "owner" or roles.role(user, CATALOG) == "owner":
         return "owner"
@@ -198,16 +199,16 @@ def role_in(roles: Roles, user: str, log: str) -> str | None:
 
 
 def judge(roles: Roles, user: str, request: StoreRequest, *, exists: bool) -> Stamp:
-    """What the server vouches for about this request, if the user may make it.
+    """The stamp by which the server vouches for this request, if the user may make it.
 
     Args:
-        roles: who has which role.
-        user: who asks.
-        request: for what.
-        exists: whether there is something in the log that it is about. Whoever writes to one that is empty owns it.
+        roles: users, tokens and grants.
+        user: who makes the request.
+        request: the request.
+        exists: whether its log has any commits. The first user to write to an empty log owns it.
 
     Raises:
-        Denied: the user may not; the message says what it takes.
+        Denied: the user may not; the message names the required role.
 
     """
     log, outgoing = request.log, request.arguments[0] if request.call == "exchange" else None
@@ -255,7 +256,7 @@ class AccessList:
         self._lock = threading.Lock()
 
     def read(self) -> Roles:
-        """All that is there by now, or was a store's `freshness` ago."""
+        """All users, tokens and grants, as of now or at most a store's `freshness` ago."""
         with self._lock:
             if time.monotonic() - self._read_at < self._freshness:
                 return self.roles
@@ -269,7 +270,7 @@ class AccessList:
             return self.roles
 
     def exchange(self, outgoing: Outgoing | None, since: int) -> ExchangeResult:
-        """An exchange of this log, by an administrator who comes through a server."""
+        """An exchange with this log, by an administrator who connects through a server."""
         with self._lock:
             self._read_at = float("-inf")
             return self._log.exchange(outgoing, since)
@@ -280,10 +281,10 @@ class AccessList:
         return None if found is None or found.expires <= self._now() else found
 
     def change(self, *changes: Change, by: str = "") -> None:
-        """Write these down, in one commit.
+        """Write these changes in one commit.
 
         Raises:
-            InvalidInput: one of them is refused; the message says why.
+            InvalidInput: one of them is refused; the message gives the reason.
 
         """
         writer = secrets.token_urlsafe(12)

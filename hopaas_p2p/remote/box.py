@@ -1,13 +1,13 @@
 """A folder that carries requests and answers between peers and a server that have no other connection.
 
-    box.json                 what is served here
-    requests/{name}          a request, as `protocol` encodes it; whoever asks makes it, whoever answers removes it
-    answers/{name}           its answer, which whoever asked removes
-    files/{name}             the bytes of a file that goes with one of them
+    box.json                 the store that is served here
+    requests/{name}          a request, encoded by `protocol`; the caller creates it, the server removes it
+    answers/{name}           its answer, which the caller removes
+    files/{name}             the bytes of a file that belongs to one of them
     beats/{server}           changes while a server runs and reaches the store
 
-Names are made once, as in `stores.directory.files`, so this works on every file system that can hold a store. A request
-stays until it was carried out: also a commit whose sender has ended, unless the sender took it away.
+Each name is created once, as in `stores.directory.files`, so this works on every file system that can hold a store. A
+request stays until it is carried out, even a commit whose sender has ended, unless the sender withdrew it.
 """
 
 from __future__ import annotations
@@ -39,17 +39,17 @@ _log: Final = logging.getLogger("hopaas_p2p")
 META: Final = "box.json"
 SCHEME: Final = "folder://"
 _LOOKS: Final = (0.002, 0.02)  # seconds between looks for an answer: the first, the longest
-_SHARE: Final = 0.1  # of the wait so far that the next pause may be
+_SHARE: Final = 0.1  # the longest pause, as a fraction of the wait so far
 _SERVERS: Final = 64
-_LEFT: Final = 3600.0  # seconds for which an answer waits for whoever asked
+_LEFT: Final = 3600.0  # seconds for which an answer waits for its caller
 
 
 class Box:
-    """The folder, as both sides have it. Any thread may call.
+    """The folder, for both sides. Any thread may call its methods.
 
     Raises:
-        NoStore: nobody has served anything there yet.
-        ConfigurationError: this is no folder of ours.
+        NoStore: no server has run there yet.
+        ConfigurationError: this is not such a folder.
 
     """
 
@@ -75,17 +75,17 @@ class Box:
         self.objects = Directory(self.path, meta=META)
         self.objects.uuid = uuid
         self.name = f"{self.url} {uuid} {self.leads_to}"
-        """Of no other folder, and of no other that was or will be made in its place."""
+        """A name unique to this folder, even among earlier or later ones in the same place."""
         self._caller = secrets.token_hex(6)
         self._left: dict[tuple[str, str], set[str]] = {}
-        """Log and nonce -> the requests that commit this, and were not answered yet."""
+        """Log and nonce -> the unanswered requests with this commit."""
 
     @classmethod
     def make(cls, path: Path, store: str) -> Box:
-        """The folder, for a server of this store; one that it makes is this user's alone.
+        """The folder for a server of this store; a newly created one is private to this user.
 
         Raises:
-            ConfigurationError: another store is served there, or it cannot be made.
+            ConfigurationError: another store is served there, or the folder cannot be created.
 
         """
         path = path.expanduser().absolute()
@@ -117,10 +117,10 @@ class Box:
     # --- for callers ---
 
     def ask(self, call: str, *arguments: Any, place: str = "") -> Any:
-        """The result of a request; raises what the server says.
+        """The result of a request; raises the server's error.
 
         Raises:
-            StoreUnreachable: there was no answer in time. What commits something stays in the folder.
+            StoreUnreachable: there was no answer in time. A request that commits something stays in the folder.
             Denied: this user may not write there.
 
         """
@@ -128,13 +128,13 @@ class Box:
         return self._result_of(request, self._name(request))
 
     def _name(self, request: StoreRequest) -> str:
-        """A name of its own; a commit that is sent again is the same request, if it still lies there."""
+        """A unique name, except that a commit sent again has the name of its earlier request."""
         if request.commit is None:
             return f"{self._caller}-{secrets.token_hex(12)}"
         return f"{self._caller}-{hashlib.blake2b(protocol.encode(request), digest_size=12).hexdigest()}"
 
     def put(self, key: str, source: Path) -> None:
-        """Give a copy of this file to the server. It is safe when this returns, and stored when the store answers."""
+        """Give a copy of this file to the server. It is safe when this returns, and stored once the store answers."""
         request = StoreRequest("put", key)
         name = self._name(request)
         self.objects.upload(f"files/{name}", source)
@@ -142,7 +142,7 @@ class Box:
             self._result_of(request, name)
 
     def get(self, key: str, target: Path, progress: Progress | None) -> None:
-        """Write what is stored under the key to this file; raises KeyError if nothing is."""
+        """Write the data stored under the key to this file; raises KeyError if there are none."""
         request = StoreRequest("get", key)
         name = self._name(request)
         self._result_of(request, name)
@@ -151,7 +151,7 @@ class Box:
         self.objects.delete([f"files/{name}"])
 
     def withdraw(self, place: str, nonce: str) -> None:
-        """Take the requests that commit this out of the folder, if they were not carried out yet."""
+        """Remove the requests with this commit from the folder, if they have not been carried out yet."""
         self.objects.delete(f"requests/{name}" for name in self._left.pop((place, nonce), ()))
 
     def _result_of(self, request: StoreRequest, name: str) -> Any:
@@ -173,10 +173,10 @@ class Box:
         return protocol.result_of(request.call, data)
 
     def _exchange(self, name: str, body: bytes, *, waits: bool) -> bytes:
-        """Put a request there, and take its answer; `waits` for as long as a server works."""
+        """Put a request there, and take its answer; with `waits`, waits as long as a server is at work."""
         answer, began = f"answers/{name}", time.monotonic()
         seen, changed = "", began
-        found = self.objects.get(answer, limit=LARGEST)  # to an earlier attempt
+        found = self.objects.get(answer, limit=LARGEST)  # the answer to an earlier attempt
         if found is None:
             self.objects.put_new(f"requests/{name}", body)
         while found is None or not found.size:
@@ -208,7 +208,7 @@ class Box:
     # --- for servers ---
 
     def requests(self) -> list[str]:
-        """The names of the requests that are there."""
+        """The names of the requests in the folder."""
         return [name for name in self.objects.names_in("requests") if valid_name(name)]
 
     def request(self, name: str, limit: int = LARGEST) -> Found | None:
@@ -216,18 +216,18 @@ class Box:
         return self.objects.get(f"requests/{name}", limit=limit)
 
     def answer(self, name: str, data: bytes) -> None:
-        """Answer a request, which was carried out. It goes first: with the answer its sender may put it there again."""
+        """Answer a request. Removes the request first, because after the answer its sender may put it there again."""
         self.objects.delete([f"requests/{name}"])
         self.objects.put_new(f"answers/{name}", data)
 
     def beats(self) -> dict[str, bytes]:
-        """The beats of the servers, of so many as there may be: whoever may write there can put any number there."""
+        """The heartbeats of the servers, up to a limit, because anyone who may write there can create any number."""
         names = self.objects.names_in("beats")[:_SERVERS]
         found = {name: self.objects.get(f"beats/{name}", limit=64) for name in names}
         return {name: one.data for name, one in found.items() if one is not None}
 
     def sweep(self, beat: str) -> None:
-        """Remove answers and files that nobody fetches; a beat of now tells the file system's time."""
+        """Remove answers and files that nobody fetches; a fresh heartbeat shows the file system's time."""
         now = self.objects.modified(beat) or 0.0
         waiting = set(self.requests())
         for folder in ("answers", "files", "beats"):

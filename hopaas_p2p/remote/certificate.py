@@ -10,7 +10,7 @@ from hopaas_p2p.errors import ConfigurationError
 
 
 class Certificate:
-    """A certificate and its key, as they are in their files now.
+    """A certificate and its key, as currently in their files.
 
     Raises:
         ConfigurationError: the files cannot be read, or do not belong together.
@@ -21,15 +21,15 @@ class Certificate:
         self._files = (certificate, key)
         self._seen = self._stamp()
         self.context, self.expires = self._load()
-        """For TLS as a server; when the certificate expires, in seconds since 1970."""
+        """The TLS context of the server; when the certificate expires, in seconds since 1970."""
 
     @property
     def days_left(self) -> float:
-        """Until it expires; negative when it has."""
+        """Days until it expires; negative if it has."""
         return (self.expires - time.time()) / 86400.0
 
     def reload(self) -> bool:
-        """Load the files again if they have changed; returns whether they had. On an error the old ones stay in use.
+        """Load the files again if they have changed; returns whether they had. After an error the old ones stay in use.
 
         Raises:
             ConfigurationError: the new files cannot be used.
@@ -53,9 +53,9 @@ class Certificate:
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         context.minimum_version = ssl.TLSVersion.TLSv1_2
         context.set_alpn_protocols(["http/1.1"])
-        context.num_tickets = 0  # nobody resumes a session: a peer stays connected for hours
+        context.num_tickets = 0  # no session resumption: a peer stays connected for hours
         try:
-            context.load_cert_chain(*self._files, password=b"")  # instead of asking for it
+            context.load_cert_chain(*self._files, password=b"")  # so that it does not prompt for one
             said = ssl._ssl._test_decode_cert(str(self._files[0]))  # type: ignore[attr-defined]  # noqa: SLF001
         except (OSError, ssl.SSLError) as error:
             why = (error.reason or "not readable") if isinstance(error, ssl.SSLError) else error.strerror

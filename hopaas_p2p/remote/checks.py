@@ -1,4 +1,4 @@
-"""What `hopaas-p2p doctor` checks on the way to a store that is served, up to the server's answer to our token."""
+"""The checks of `hopaas-p2p doctor` on the way to a store that is served, up to the server's answer to our token."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from hopaas_p2p.stores.directory.checks import file_system
 
 
 def way(store: RemoteStore) -> Generator[Finding, None, bool]:
-    """Whether one of the servers lets us in. All are checked: each may be the next to be needed."""
+    """Whether one of the servers lets us in. All are checked, because any may be needed next."""
     if isinstance(store.connections, Box):
         return (yield from _through(store, store.connections))
     admitted, address = False, store.connections.address

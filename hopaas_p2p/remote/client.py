@@ -1,12 +1,12 @@
-"""A store that is reached through a server: by HTTPS, or by a folder that both sides share (see `box`).
+"""A store that is reached through a server: over HTTPS, or through a folder that both sides share (see `box`).
 
     https://gateway.example.org/tuning        https://one.example.org,two.example.org:8443/tuning
     folder:///shared/box
 
-By HTTPS every call is one request on a connection that stays open. Several servers of one store may be named; the one
-that worked last is asked first. A connection is dialled as everything here is: by the environment's proxy, with a
-verified certificate, and no scheme, option or redirect leads around TLS. One that ended while it was idle is replaced
-silently, since every request may be sent twice.
+Over HTTPS every call is one request on a connection that stays open. Several servers of one store may be named; the one
+that worked last is tried first. Connections use the environment's proxy and verify the certificate, and no scheme,
+option or redirect bypasses TLS. A connection that ended while idle is replaced silently, because every request may be
+sent twice.
 """
 
 from __future__ import annotations
@@ -48,18 +48,18 @@ _FRESHNESS: Final = 1.0  # seconds: a look is a round trip
 _PIECE: Final = 1 << 18  # bytes
 _HEAD: Final = 64 << 10  # bytes of an answer's, which `http.client` would read on through for ever
 _SILENT: Final = (TimeoutError, ssl.SSLWantReadError, ssl.SSLWantWriteError)
-"""What reading and writing raise when no byte has moved for too long."""
+"""The errors of reading and writing when no byte has moved for too long."""
 _PATH: Final = re.compile(r"[A-Za-z0-9._~/-]*")
 _HINT: Final = ". Is a server there, and well? hopaas-p2p doctor checks step by step"
 
 _busy_until: Final[dict[ServerAddress, float]] = {}
-"""Servers that asked to come again later."""
+"""Servers that asked clients to retry later."""
 _avoided_until: Final[dict[ServerAddress, float]] = {}
-"""Servers that are tried last: one that hangs costs the whole time-out."""
+"""Servers that are tried last, because a hanging one costs the whole time-out."""
 
 
 class RemoteAddress(NamedTuple):
-    """The URL of a store that is served, parsed and checked. Holds no secret."""
+    """The URL of a store that is served, parsed and checked. Contains no secret."""
 
     servers: tuple[ServerAddress, ...]
     path: str
@@ -93,7 +93,7 @@ class RemoteAddress(NamedTuple):
         return f"https://{f'{self.user}@' if self.user else ''}{','.join(shown)}{self.path}"
 
     def token(self) -> Secret | None:
-        """What to log in with, `name:secret`; None if there is no token.
+        """The login, `name:secret`; None if there is no token.
 
         Raises:
             ConfigurationError: the token may not go to one of these servers, or cannot be read.
@@ -104,7 +104,7 @@ class RemoteAddress(NamedTuple):
 
 
 class ServerBusy(StoreUnreachable):
-    """The server asks to come again later."""
+    """The server asks clients to retry later."""
 
 
 class _Line:
@@ -118,11 +118,11 @@ class _Line:
             deadline = time.monotonic() + DIAL
             self._socket: ssl.SSLSocket = trust.secure(plain, server.host, deadline=deadline, hint=_HINT)
         self.close = weakref.finalize(self, self._socket.close)
-        """Closes it; so does forgetting it."""
+        """Closes the connection; so does garbage collection."""
         self.close.atexit = False
-        # The kernel watches over silence: with a time-out of Python's, reading gives up the interpreter's lock three
-        # times instead of once, and each costs 5 ms beside a busy thread. Python is told that the socket does not
-        # block, or it would begin anew for ever.
+        # The kernel watches for silence: with Python's own time-out, reading releases the interpreter's lock three
+        # times instead of once, and each release costs 5 ms beside a busy thread. Python is told that the socket does
+        # not block; otherwise it would retry forever.
         self._silence = _ANSWER
         self._socket.setblocking(False)
         os.set_blocking(self._socket.fileno(), True)
@@ -130,12 +130,12 @@ class _Line:
         for option in (socket.SO_RCVTIMEO, socket.SO_SNDTIMEO):
             self._socket.setsockopt(socket.SOL_SOCKET, option, limit)
         self.used = False
-        """Whether something was answered on it."""
+        """Whether a request was answered on it."""
 
     def ask(
         self, method: str, path: str, token: Secret | None, size: int, body: Iterable[bytes]
     ) -> http.client.HTTPResponse:
-        """Send a request; the answer, whose body is still to be read. Raises OSError and HTTPException."""
+        """Send a request; returns the answer, with its body still unread. Raises OSError and HTTPException."""
         lines = [f"{method} {self._path}{path} HTTP/1.1", f"Host: {self.server}", f"Content-Length: {size}"]
         if token is not None:
             lines.append(f"Authorization: Bearer {protocol.encode_header(token.reveal())}")
@@ -155,7 +155,7 @@ class _Line:
         return answer
 
     def shut(self) -> None:
-        """End what another thread does on it."""
+        """Abort another thread's request on it."""
         with contextlib.suppress(OSError):
             socket.socket.shutdown(self._socket, socket.SHUT_RDWR)  # without a word in TLS, which that thread speaks
 
@@ -167,19 +167,19 @@ class _Line:
 
 
 class Connections:
-    """Connections to the servers of one store. Any thread may ask; each has a connection while it does."""
+    """Connections to the servers of one store. Any thread may make requests; each uses its own connection meanwhile."""
 
     def __init__(self, address: RemoteAddress) -> None:
         self.address = address
         self._idle: deque[_Line] = deque()
         self._held: set[_Line] = set()
-        """On which a server waits for news."""
+        """Connections whose request a server holds until there is news."""
         self._preferred: ServerAddress | None = None
         self._token: Secret | None = None
-        """As it was read last; it is read again when a server refuses it."""
+        """The token as last read; it is read again when a server refuses it."""
 
     def ask(self, call: str, *arguments: Any, place: str = "", held: bool = False) -> Any:
-        """The result of a request, which the server may have `held` for a while; raises what it says, or `send`."""
+        """The result of a request, which the server may hold if `held`; raises the server's error, or like `send`."""
         body = protocol.encode(StoreRequest(call, place, arguments))
         if len(body) > LARGEST:
             raise InvalidInput(f"{len(body)} bytes are too many for one request; at most {LARGEST} are sent")
@@ -188,7 +188,7 @@ class Connections:
         try:
             return protocol.result_of(call, data)
         except Denied:
-            self._token = None  # a new one may be there for the next request
+            self._token = None  # the next request may find a new one
             raise
 
     def put(self, key: str, source: Path) -> None:
@@ -197,7 +197,7 @@ class Connections:
             protocol.result_of("put", answer.read(LARGEST))
 
     def get(self, key: str, target: Path, progress: Progress | None) -> None:
-        """Write what is stored under the key to this file; raises KeyError if nothing is."""
+        """Write the data stored under the key to this file; raises KeyError if there are none."""
         full: OSError | None = None
         with target.open("wb") as file, self.send("GET", f"{PATH}/files/{key}") as answer:
             if answer.getheader("Content-Type") != FILE:
@@ -205,7 +205,7 @@ class Connections:
             while full is None and (data := answer.read(_PIECE)):
                 try:
                     file.write(data)
-                except OSError as error:  # of this machine's disk, not of the server
+                except OSError as error:  # from this machine's disk, not the server
                     full = error
                 if progress is not None:
                     progress(len(data))
@@ -215,17 +215,17 @@ class Connections:
             raise full
 
     def withdraw(self, place: str, nonce: str) -> None:
-        """What is on a connection cannot be called back."""
+        """Does nothing: a request on a connection cannot be withdrawn."""
 
     @contextlib.contextmanager
     def send(
         self, method: str, path: str, body: bytes | Path = b"", *, held: bool = False
     ) -> Iterator[http.client.HTTPResponse]:
-        """Make one request, with the bytes of a file perhaps; the answer, to be read within the block.
+        """Make one request, optionally with a file's bytes. Yields the answer, to be read within the block.
 
         Raises:
             Denied: the server does not let us in with this token.
-            ConfigurationError: this is not a server to trust, or none at all; the message says what to change.
+            ConfigurationError: this is not a trusted server, or not a server at all; the message says what to change.
             StoreUnreachable: no server can be reached now.
 
         """
@@ -247,7 +247,7 @@ class Connections:
                         if self._token != token:
                             continue
                     _check(line.server, answer, token)
-                    fresh = True  # it was answered: what breaks off now is not asked again here
+                    fresh = True  # it was answered: a transfer that breaks off now is not retried here
                     yield answer
                     done = answer.isclosed() and not answer.will_close
                 return
@@ -255,7 +255,7 @@ class Connections:
                 if held and line not in self._held:
                     raise StoreUnreachable("nobody waits for the answer any more") from None
                 if not fresh and not isinstance(error, _SILENT):
-                    self.close()  # it ended while it was idle, and the others of its time with it
+                    self.close()  # it ended while idle, and so did the others of the same age
                     continue
                 _avoided_until[line.server] = time.monotonic() + _AVOIDED_FOR
                 silent = "no byte came in time" if isinstance(error, _SILENT) else None
@@ -266,7 +266,7 @@ class Connections:
                 self._idle.append(line) if done else line.close()
 
     def _dial(self) -> _Line:
-        """A connection to the first server that takes one; raises the error of the last one if none does."""
+        """A connection to the first server that accepts one; raises the last one's error if none does."""
         now, failure = time.monotonic(), StoreUnreachable("no server is named")
         order = random.sample(self.address.servers, len(self.address.servers))
         order.sort(key=lambda one: (_avoided_until.get(one, 0.0) > now, one != self._preferred))
@@ -294,12 +294,12 @@ class Connections:
         self._held.clear()
 
     def hang_up(self) -> None:
-        """End the requests that are held."""
+        """Abort the requests that are held."""
         while self._held:
             self._held.pop().shut()
 
     def close(self) -> None:
-        """Close what is idle; the next request dials anew."""
+        """Close idle connections; the next request opens a new one."""
         lines, self._idle = self._idle, deque()
         while lines:
             lines.pop().close()
@@ -315,7 +315,7 @@ def _pieces_of(file: Path) -> tuple[int, Iterable[bytes]]:
 
 
 def _check(server: ServerAddress, answer: http.client.HTTPResponse, token: Secret | None) -> None:
-    """Raise what an answer means that is not a result."""
+    """Raise the error for an answer that is not a result."""
     status, ours = answer.status, answer.getheader("Hopaas-Server")
     if status == http.client.OK and ours == str(protocol.VERSION):
         if answer.length is None:
@@ -343,7 +343,7 @@ def _check(server: ServerAddress, answer: http.client.HTTPResponse, token: Secre
 
 
 def _call(name: str) -> Any:
-    """A method of a log that is one request."""
+    """A log method that makes one request."""
 
     def call(log: RemoteLog, *arguments: Any) -> Any:
         return log.ask(name, *arguments)
@@ -352,7 +352,7 @@ def _call(name: str) -> Any:
 
 
 class RemoteLog(Log):
-    """A log of a store that is served. The server waits for its turn where the store has turns."""
+    """A log of a store that is served. If the store has turns, the server waits for them."""
 
     rate_limited = True
 
@@ -370,7 +370,7 @@ class RemoteLog(Log):
         result, self._flush_interval = self.ask("exchange", outgoing, since)
         read = result.entries[-1].lsn if result.entries else since
         if result.more and read <= since:
-            raise StoreUnreachable("the server's answer leads nowhere")  # and whoever reads on would do so for ever
+            raise StoreUnreachable("the server's answer leads nowhere")  # otherwise the reader would continue forever
         return result
 
     @property
@@ -403,7 +403,7 @@ class RemoteLog(Log):
 
 
 class RemoteStore(Store):
-    """A store that somebody serves. Connects at the first call."""
+    """A store that a server offers. Connects at the first call."""
 
     freshness = _FRESHNESS
 
@@ -417,7 +417,7 @@ class RemoteStore(Store):
             self.url = str(self.connections.address)
 
     def facts(self) -> Facts:
-        """What the server says of the store, and of this user."""
+        """The server's facts about the store and this user."""
         return self.connections.ask("hello")  # type: ignore[no-any-return]
 
     def catalog(self) -> RemoteLog:
@@ -459,7 +459,7 @@ class RemoteStore(Store):
 
 
 class RemoteArtifacts(Artifacts):
-    """Files of a store that is served: each in one request, which is made again if it breaks off."""
+    """Files of a store that is served: each in one request, which is repeated if it breaks off."""
 
     def __init__(self, carrier: Connections | Box) -> None:
         self._carrier = carrier

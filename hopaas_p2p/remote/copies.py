@@ -1,7 +1,7 @@
-"""Copies of logs beside a server that may lose its link: what answers when the store itself does not.
+"""Copies of logs next to a server that may lose its link, which can answer when the store itself does not.
 
-A copy is a cache: one file per log, entries one after another, each behind its length and checksum. What is damaged, or
-does not follow what is there, is dropped with all after it, and read from the store again.
+A copy is a cache: one file per log, entries one after another, each behind its length and checksum. An entry that is
+damaged, or does not follow the one before it, is dropped with all later ones, and read again.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ _decode: Final = msgspec.msgpack.Decoder(Entry).decode
 
 @contextlib.contextmanager
 def folder_of_copies(box: str) -> Iterator[Path]:
-    """A folder for the copies of a server of this box, which this process has for itself. Kept for the next one."""
+    """A folder for the copies of a server of this box, exclusive to this process, and kept for the next one."""
     name = hashlib.blake2b(box.encode(errors="surrogateescape"), digest_size=12).hexdigest()
     for number in range(_MOST):
         with contextlib.suppress(OSError, RuntimeError), own_folder(state_folder(), "boxes", name, str(number)):
@@ -55,12 +55,12 @@ class Copy:
     def __init__(self, file: Path) -> None:
         self._file = file
         self._ends = array("Q", [0])
-        """Where the entries end in the file; the first number is where they begin."""
+        """The offsets at which the entries end in the file; the first number is where they begin."""
         self.base = self.head = 0
         self._sum: int | None = None
-        """Of the log up to `head`."""
+        """The sum of the log up to `head`."""
         self.begun = False
-        """Whether the store has said what is in this log, to this server or one before it."""
+        """Whether this server, or an earlier one, has read this log from the store."""
         for entry, end in _entries(file.read_bytes() if file.exists() else b""):
             if self.head != self.base and entry.lsn != self.head + 1:
                 break
@@ -77,7 +77,7 @@ class Copy:
         self._ends.append(end)
 
     def after(self, since: int) -> ExchangeResult:
-        """The commits after `since`, as an exchange gives them; raises BehindRetention if the copy begins later."""
+        """The commits after `since`, in the form of an exchange; raises BehindRetention if the copy begins later."""
         if since < self.base:
             raise BehindRetention
         if since >= self.head:
@@ -94,7 +94,7 @@ class Copy:
         return ExchangeResult(entries, more=since + len(entries) < self.head)
 
     def keep(self, entries: Iterable[Entry]) -> bool:
-        """Add those of these commits that follow; false if they are of another history, and the copy was dropped.
+        """Add the commits that continue the copy. False if they belong to another history; the copy is then dropped.
 
         Raises:
             OSError: there is no room.
@@ -114,7 +114,7 @@ class Copy:
         return True
 
     def begin_after(self, lsn: int) -> None:
-        """Begin anew: what came before this commit was removed, or is somewhere else."""
+        """Start over after this commit: earlier ones were removed, or are stored elsewhere."""
         self.drop()
         self.base = self.head = lsn
 
@@ -125,7 +125,7 @@ class Copy:
 
 
 def _entries(data: bytes) -> Iterator[tuple[Entry, int]]:
-    """The entries in these bytes up to the first that is not whole, and where each ends."""
+    """The entries in these bytes up to the first incomplete one, and where each ends."""
     position = 0
     while position + _HEAD <= len(data):
         end = position + _HEAD + int.from_bytes(data[position : position + 4], "big")

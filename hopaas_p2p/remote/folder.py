@@ -1,12 +1,12 @@
-"""Answers what is asked through a folder: `serve folder`, for nodes that reach nothing but a directory they share.
+"""Answers requests in a folder: `serve folder`, for nodes that can reach only a directory that they share.
 
-A server may die at any moment, and several may run: a request lies in the box until it was carried out, and what is
-carried out twice counts once. Several share the work by the requests' names; one that dies, or loses its link, is
-replaced by the others after a second.
+A server may die at any moment, and several may run: a request stays in the box until it is carried out, and one that is
+carried out twice counts once. Servers share the work by the requests' names; the others replace one that dies, or loses
+its link, after a second.
 
-However many peers ask, a server reads each log once per `pace` into its own copy, and answers from this copy, even
-while the store is away. A commit, or a file, waits in the box until the store answers. If the store does not let the
-server itself in, nobody here is refused anything: it waits for a new token.
+However many peers read, a server reads each log once per `pace` into its own copy, and answers from this copy, even
+during an outage of the store. A commit, or a file, waits in the box until the store answers. If the store does not let
+the server itself in, no request is refused: the server waits for a new token.
 """
 
 from __future__ import annotations
@@ -35,28 +35,28 @@ from hopaas_p2p.remote.server import OWN, Service
 from hopaas_p2p.runtime.atomic import is_mostly_holes
 
 _log: Final = logging.getLogger("hopaas_p2p")
-_QUICK: Final = 0.004  # seconds between looks for requests, if there was one within _RECENT seconds
+_QUICK: Final = 0.004  # seconds between looks for requests, if one came within the last _RECENT seconds
 _SLOW: Final = 0.05
 _FAR: Final = 0.1  # on a file server
 _RECENT: Final = 5.0
-_ALIVE: Final = 3.0  # seconds for which a server counts after its last beat
+_ALIVE: Final = 3.0  # seconds for which a server counts as alive after its last heartbeat
 _TAKEN_OVER: Final = 1.0  # seconds after which a request of another server's share is taken
 _PAUSES: Final = (0.1, 3.0)  # seconds between attempts while the store does not answer. With the jitter 4.5 at most:
-# a caller, which waits for 5 s, always meets one
+# a caller that waits for 5 s always sees at least one attempt
 _PATIENT: Final = 2.0  # seconds for which a read waits for the store, if there is a copy to answer from
-_PACE: Final = 0.05  # seconds between looks at a log for which a look costs nothing
+_PACE: Final = 0.05  # seconds between reads of a log whose reads are free
 _SWEEP_EVERY: Final = 60.0
 _AT_ONCE: Final = 10_000  # requests
-_SMALL: Final = 16 << 10  # bytes of a request that waits for no room
+_SMALL: Final = 16 << 10  # bytes of a request that need not wait for room
 _HELD: Final = 256 << 20  # bytes of requests at once
 _FILES: Final = 2  # carried at once
-_LOGS: Final = 512  # of which a server keeps a copy
-_LOOKED: Final = 3600.0  # seconds for which a server asks for the beats of a peer that nobody looks for any more
-_PEERS: Final = 10_000  # whose beats a server asks for at once
+_LOGS: Final = 512  # of which a server keeps copies
+_LOOKED: Final = 3600.0  # seconds for which a server asks for the beats of a peer of no further interest
+_PEERS: Final = 10_000  # whose heartbeats a server requests at once
 
 
 class _Place:
-    """One log behind the box: its copy, when it was read last, and whether the store answers for it."""
+    """One log behind the box: its copy, the time of its last read, and whether the store answers for it."""
 
     def __init__(self, file: Path) -> None:
         self.copy = Copy(file)
@@ -69,12 +69,12 @@ class _Place:
 
 
 class FolderServer:
-    """Answers what is asked through a box. Used inside one event loop.
+    """Answers the requests in a box. Used inside one event loop.
 
     Args:
         box: the folder.
         service: the store.
-        pace: seconds between two looks at a log.
+        pace: seconds between two reads of a log.
 
     """
 
@@ -82,18 +82,18 @@ class FolderServer:
         self.box, self.service = box, service
         self.pace = pace or _PACE
         self.carried = 0
-        """Commits that the store has taken."""
+        """Commits that the store has accepted."""
         self._id = secrets.token_hex(6)
         self._copies = contextlib.ExitStack()
         self._folder = self._copies.enter_context(folder_of_copies(box.name))
         self._places: OrderedDict[str, _Place] = OrderedDict()
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._there: dict[str, float] = {}
-        """Requests, and when they were seen first."""
+        """Requests, and when they were first seen."""
         self._others: dict[str, tuple[bytes, float]] = {}
-        """Other servers: the last beat, and when it changed."""
+        """Other servers: the last heartbeat, and when it changed."""
         self._looked: dict[str, float] = {}
-        """Peers whose beats somebody looks for, and when somebody did last."""
+        """Peers whose heartbeats are requested, and the time of the last such request."""
         self._beats: dict[str, str] = {}
         """Their beats in the store."""
         self._beats_at = float("-inf")
@@ -105,7 +105,7 @@ class FolderServer:
     # --- the loop ---
 
     async def run(self, stop: asyncio.Event) -> None:
-        """Answer until told to stop."""
+        """Answer until `stop` is set."""
         pause, said, active, beat_at, sweep_at = 0.0, "", 0.0, 0.0, time.monotonic() + _SWEEP_EVERY
         try:
             while not stop.is_set():
@@ -140,7 +140,7 @@ class FolderServer:
             self._copies.close()
 
     def _take(self, names: list[str], now: float) -> bool:
-        """Begin with what is new, and of this server's share or left alone for a while; whether there was any."""
+        """Start on new requests in this server's share, or left alone for a while. Returns whether there were any."""
         self._there = {name: self._there.get(name, now) for name in names}
         alive = sorted({self._id, *(name for name, (_, at) in self._others.items() if now - at < _ALIVE)})
         begun = False
@@ -165,7 +165,7 @@ class FolderServer:
     async def _serve(self, name: str) -> None:
         try:
             found = await asyncio.to_thread(self.box.request, name, _SMALL)
-            if found is not None and not found.size:  # on GlusterFS, one that is seen while it is written
+            if found is not None and not found.size:  # on GlusterFS, a file may be visible while it is being written
                 await asyncio.sleep(self.box.objects.settles)
             size = 0 if found is None else found.size
             async with self._room(size):
@@ -174,7 +174,7 @@ class FolderServer:
                 answer = None if found is None else await self._answer(name, found.data)
             if answer is not None:
                 await asyncio.to_thread(self.box.answer, name, answer)
-        except HopaasError as error:  # of the folder: it is tried again
+        except HopaasError as error:  # the folder's: tried again
             _log.warning("the folder: %s", error)
             await asyncio.sleep(1.0)
         except Exception:  # noqa: BLE001  # the other requests go on
@@ -197,7 +197,7 @@ class FolderServer:
                 self._freed.notify_all()
 
     async def _answer(self, name: str, data: bytes) -> bytes | None:
-        """What comes of a request; None if its sender has called it back while the store did not answer."""
+        """The answer to a request; None if its sender withdrew it while the store did not answer."""
         try:
             request = protocol.decode_request(data)
             if request.kind.of == "log" and not (request.place == CATALOG or is_study(request.place)):
@@ -230,7 +230,7 @@ class FolderServer:
             found = await self._ask(request)
         except StoreUnreachable:
             copied = request.call == "snapshot_head" and place.copy.begun and not place.copy.base
-            if copied or request.call == "shared":  # a reader needs no more than the copy
+            if copied or request.call == "shared":  # the copy is enough for a reader
                 return protocol.answered(None)
             raise
         if protocol.refusal(found) is not None:
@@ -250,7 +250,7 @@ class FolderServer:
         return found
 
     async def _read(self, request: StoreRequest) -> bytes:
-        """What a log has after some commit: from its copy, for which the store is asked once per pace."""
+        """The commits of a log after a given one, from its copy, for which the store is read once per pace."""
         place, since = self._place(request), request.arguments[1]
         copy = place.copy
         if time.monotonic() - place.read_at >= self.pace or since > copy.head or not copy.begun:
@@ -263,7 +263,7 @@ class FolderServer:
             if error is not None and not (copy.begun and isinstance(error, StoreUnreachable)):
                 raise error
             if error is None and pulling.done() and since > copy.head:
-                return await self._ask(request)  # the store knows what to say to somebody who has seen more
+                return await self._ask(request)  # the store can answer a peer that has seen more
         try:
             return protocol.answered((copy.after(since), place.flush_interval))
         except OSError as error:
@@ -284,13 +284,13 @@ class FolderServer:
                 place.copy.begin_after(head[0])
             except OSError as error:
                 raise StoreUnreachable(f"{error.filename}: {error.strerror}") from None
-            except HopaasError:  # it is gone, or is no longer the one that was copied
+            except HopaasError:  # the log is gone, or no longer the one that was copied
                 place.copy.drop()
                 raise
         place.copy.begun, place.read_at = True, began
 
     async def _look(self, peers: list[str]) -> bytes:
-        """The beats of these peers; of all that anybody looks for, the store is asked once per pace."""
+        """The heartbeats of these peers. The store is asked once per pace, for all peers that are of interest."""
         asked = [peer for peer in peers if valid_name(peer)][-_PEERS:]
         async with self._beats_turn:
             now = time.monotonic()
@@ -306,7 +306,7 @@ class FolderServer:
         return protocol.answered({peer: self._beats[peer] for peer in asked if peer in self._beats})
 
     async def _move(self, name: str, request: StoreRequest) -> bytes:
-        """Carry a file, by way of a copy on this machine."""
+        """Carry a file, through a copy on this machine."""
         objects, key = self.box.objects, f"files/{name}"
         if request.call == "put" and await asyncio.to_thread(is_mostly_holes, self.box.path / key):
             await asyncio.to_thread(objects.delete, [key])
@@ -316,7 +316,7 @@ class FolderServer:
                 with tempfile.TemporaryDirectory(prefix="hopaas-") as folder:
                     file = Path(folder, "file")
                     if request.call == "put" and not await asyncio.to_thread(objects.download, key, file):
-                        return protocol.answered(None)  # another server has carried it
+                        return protocol.answered(None)  # another server has done it
                     found = await self._ask(request, file)
                     if request.call == "get" and protocol.refusal(found) is None:
                         await asyncio.to_thread(objects.upload, key, file)
@@ -341,11 +341,11 @@ class FolderServer:
         return self._places[name]
 
     async def _ask(self, request: StoreRequest, file: Path | None = None) -> bytes:
-        """What the store says.
+        """The store's answer.
 
         Raises:
-            StoreUnreachable: it does not answer, or did not a moment ago, or does not let this server in at all: then
-                nobody here is refused anything.
+            StoreUnreachable: it does not answer, or did not a moment ago, or does not let this server in at all, in
+                which case no request is refused.
 
         """
         place = self._place(request)
@@ -371,7 +371,7 @@ class FolderServer:
         return found is None or found[0] not in (Denied.__name__, StoreUnreachable.__name__)
 
     def _troubles(self) -> list[str]:
-        """Why the store does not answer, where that was seen just now."""
+        """The reasons of recent failures of the store."""
         since = time.monotonic() - _RECENT
         return [one.trouble for one in self._places.values() if one.trouble and one.retry_at > since]
 

@@ -1,10 +1,10 @@
-"""Carries requests to a `Service` over HTTPS: one request on a connection after the other, each connection a coroutine.
+"""Carries requests to a `Service` over HTTPS: one request after another per connection, one coroutine per connection.
 
     TLS ── head ── is the token valid? ── body ── answer ── head, or the end
      └ deadline ┴ 401 403 429 503 ──────── 408 413
 
-Nothing of a request's body is read before its token is known to be valid, and nothing that a caller sent is logged but
-the name of a token that was let in.
+A request's body is not read before its token is known to be valid, and nothing that a caller sent is logged except the
+name of an accepted token.
 """
 
 from __future__ import annotations
@@ -42,21 +42,21 @@ from hopaas_p2p.runtime.settings import Secret
 
 Networks = Sequence[ipaddress.IPv4Network | ipaddress.IPv6Network]
 PENDING: Final = 512
-"""Connections that have sent no request yet; of more, the oldest of the busiest address is closed."""
+"""The most connections without a request so far; beyond that, the oldest of the busiest address is closed."""
 LOOPBACK: Final[Networks] = (ipaddress.ip_network("127.0.0.0/8"), ipaddress.ip_network("::1/128"))
 _BACKLOG: Final = 1024
 _FRAME: Final = 1 << 16  # bytes
 _HEAD: Final = 16 << 10  # bytes
-_HELD: Final = 512 << 20  # bytes of requests and answers at a time, of all callers; a quarter of one token
+_HELD: Final = 512 << 20  # bytes of requests and answers of all callers at a time; a quarter of that per token
 _SLOWEST: Final = 16 << 10  # bytes per second of a body, after the first ten seconds
-_STALLED: Final = 60.0  # seconds for which a caller may take nothing of its answer
-_LAST_WORDS: Final = 5.0  # seconds for a caller to take a last answer
+_STALLED: Final = 60.0  # seconds for which a caller may read nothing of its answer
+_LAST_WORDS: Final = 5.0  # seconds for a caller to read a last answer
 _PIECE: Final = 1 << 18  # bytes
-_LINES: Final = 20  # addresses turned away that are logged per second
+_LINES: Final = 20  # rejected addresses logged per second
 _WHERE: Final = re.compile(rf"(?:/[A-Za-z0-9._~-]+)*{PATH}(?:/files/(?P<key>[A-Za-z0-9_/-]+))?")
 _TEXT: Final = "text/plain; charset=utf-8"
 
-SSLProtocol.max_size = 1 << 14  # one TLS record; 256 kB by default, which each connection keeps to receive into
+SSLProtocol.max_size = 1 << 14  # one TLS record; the default receive buffer takes 256 kB per connection
 
 
 def is_within(address: str, networks: Networks) -> bool:
@@ -69,7 +69,7 @@ def is_within(address: str, networks: Networks) -> bool:
 
 
 class HttpsLimits(NamedTuple):
-    """What a server grants at most."""
+    """The limits of a server."""
 
     connections: int = 1000
     per_token: int = 256
@@ -79,7 +79,7 @@ class HttpsLimits(NamedTuple):
     idle: float = 300.0
     """Seconds that a connection stays open without a request."""
     drain: float = 30.0
-    """Seconds that requests have to be answered when the server stops."""
+    """Seconds for answering requests when the server stops."""
     largest_file: int = 64 << 30
     """Bytes."""
 
@@ -90,9 +90,9 @@ class HttpsServer:
     Args:
         service: the store.
         certificate: for TLS; None behind a proxy that terminates it.
-        behind: networks of such proxies: only they are served in the clear, and their X-Forwarded-* headers believed.
+        behind: networks of such proxies: only they may connect without TLS, and only their X-Forwarded-* headers count.
         metrics_from: who may read /metrics.
-        limits: how much of everything.
+        limits: sizes, counts and times.
 
     """
 
@@ -111,11 +111,11 @@ class HttpsServer:
         self.certificate, self._metrics_from = certificate, metrics_from
         self.draining = False
         self.counted: Counter[tuple[str, str]] = Counter({("requests_total", 'status="200"'): 0})
-        """By name and label of a metric."""
+        """Counters by name and label of a metric."""
         self.turned_away: Counter[tuple[str, int]] = Counter()
-        """Since the last tick, by address and status: one line each would let a guesser fill the log."""
+        """Rejections since the last tick, by address and status: with one line each, a guesser could fill the log."""
         self.held: Counter[Token] = Counter()
-        """Bytes of requests that are read, and of answers that are not taken."""
+        """Bytes of requests being read, and of answers not yet received."""
         self.by_token: Counter[Token] = Counter()
         self.sessions: set[HttpsSession] = set()
         self.empty = asyncio.Event()
@@ -143,7 +143,7 @@ class HttpsServer:
         except OSError as error:
             raise cannot_listen(f"{host}:{port}", error) from None
         loop = asyncio.get_running_loop()
-        loop.set_exception_handler(  # of a callback; without what it was about
+        loop.set_exception_handler(  # for callbacks; logs no details
             lambda _, context: event("failed", level=logging.ERROR, why=type(context.get("exception")).__name__)
         )
         self._ticker = loop.create_task(self._tick())
@@ -152,7 +152,7 @@ class HttpsServer:
         return bound
 
     async def drain(self) -> None:
-        """Stop listening, answer what was asked, and close every connection."""
+        """Stop listening, answer pending requests, and close every connection."""
         assert self._server is not None
         self._server.close()
         self.draining = True
@@ -178,7 +178,7 @@ class HttpsServer:
     # --- called by the sessions ---
 
     def let_in(self, session: HttpsSession) -> None:
-        """A client connected: is it one that may, and is there room?"""
+        """A client connected: check that it may, and that there is room."""
         self.sessions.add(session)
         self.empty.clear()
         if self.certificate is None and not is_within(session.address, self.behind):
@@ -242,7 +242,7 @@ class HttpsServer:
 
 
 class _Refused(Exception):
-    """The present request gets this status, and its connection ends."""
+    """The current request gets this status, and its connection ends."""
 
     def __init__(self, status: int, retry: float | None = None) -> None:
         super().__init__()
@@ -257,23 +257,23 @@ class HttpsSession:
         self.began = asyncio.get_running_loop().time()
         self.address = str((writer.get_extra_info("peername") or ("",))[0])
         self.token: Token | None = None
-        """Whose connection this is, once that is known."""
+        """The token of this connection, once known."""
         self.asking = False
-        """Whether a request came that is not answered yet."""
+        """Whether there is an unanswered request."""
         self.idle_since = math.inf
         """When the last request was answered; infinite once bytes of another have come."""
         self._caller = ""
-        """The address of who asks, behind a proxy as that says."""
+        """The client's address; behind a proxy, the one that the proxy reports."""
         self._http = h11.Connection(h11.SERVER, max_incomplete_event_size=_HEAD)
         self._held = 0
         self._ended = False
 
     def end(self, shed: str = "") -> None:
-        """Close the connection at once; `shed` says why, where that is counted."""
+        """Close the connection at once; `shed` is the cause to count, if any."""
         if shed and not self._ended:
             self._server.counted["shed_total", f'cause="{shed}"'] += 1
         self._ended = True
-        with contextlib.suppress(AttributeError):  # asyncio fails at a transport that has been lost already
+        with contextlib.suppress(AttributeError):  # asyncio fails on a transport that is already lost
             self._writer.transport.abort()
         self._server.sessions.discard(self)
         if not self._server.sessions:
@@ -290,7 +290,7 @@ class HttpsSession:
                 try:
                     async with asyncio.timeout_at(until):
                         await self._writer.start_tls(self._server.certificate.context)
-                except AttributeError:  # asyncio has no transport where the other side has gone meanwhile
+                except AttributeError:  # asyncio has no transport if the other side is gone
                     self._writer._transport = plain  # type: ignore[attr-defined]  # noqa: SLF001
                     return
                 self._writer.transport.set_read_buffer_limits(high=_FRAME)  # type: ignore[attr-defined]
@@ -310,14 +310,14 @@ class HttpsSession:
     # --- requests ---
 
     async def _event(self, until: float) -> Any:
-        """What comes next of a request; raises TimeoutError."""
+        """The next event of a request; raises TimeoutError."""
         while (found := self._http.next_event()) is h11.NEED_DATA:
             async with asyncio.timeout_at(until):
                 self._http.receive_data(await self._reader.read(_FRAME))
         return found
 
     async def _request(self, until: float) -> bool:
-        """Answer one request, whose head has to come until then, if that is not 0; whether to go on."""
+        """Answer one request, whose head must arrive by `until` unless that is 0. Returns whether to continue."""
         try:
             if not until and not self._http.trailing_data[0]:
                 self._http.receive_data(await self._reader.read(_FRAME))  # the server's tick ends one that is idle
@@ -334,7 +334,7 @@ class HttpsSession:
         except Exception as error:
             if isinstance(error, ConnectionError | TimeoutError) or error is self._reader.exception():
                 raise
-            event("failed", level=logging.ERROR, why=type(error).__name__)  # as where a disk is full
+            event("failed", level=logging.ERROR, why=type(error).__name__)  # such as a full disk
             await self._respond(500)
         self._hold(0)
         self.asking = False
@@ -349,7 +349,7 @@ class HttpsSession:
         return False
 
     async def _answer(self, request: h11.Request) -> None:
-        """The head of a request is there: answer it, if a store can, and somebody asks who may."""
+        """Answer a request whose head has arrived, if the store can and the caller may."""
         headers: dict[bytes, list[str]] = {}
         for name, value in request.headers:
             headers.setdefault(name, []).append(value.decode("latin-1"))
@@ -369,9 +369,9 @@ class HttpsSession:
             raise _Refused(405)
         if server.certificate is None and headers.get(b"x-forwarded-proto", [""])[-1].lower() != "https":
             raise _Refused(403)
-        if b"transfer-encoding" in headers:  # in which two readers could see two ends
+        if b"transfer-encoding" in headers:  # two parsers could disagree about its end
             raise _Refused(411)
-        length = int(headers.get(b"content-length", ["0"])[0])  # h11 has seen that it is a number
+        length = int(headers.get(b"content-length", ["0"])[0])  # h11 has checked that it is a number
         if length > (self._limits.largest_file if key else LARGEST):
             raise _Refused(413)
         token = _bearer_token(headers.get(b"authorization", []))
@@ -392,7 +392,7 @@ class HttpsSession:
         await self._respond(200, found)
 
     async def _admit(self, token: Token) -> TokenStatus:
-        """See whether the token is valid, and whether there is room; only then more is read."""
+        """Check that the token is valid, and that there is room; only then is more read."""
         server = self._server
         if server.draining:
             raise _Refused(503, 1.0)
@@ -417,7 +417,7 @@ class HttpsSession:
         return status
 
     async def _receive(self, take: Callable[[bytes], object]) -> None:
-        """Hand the body over piece by piece, as it comes."""
+        """Pass on the body piece by piece, as it arrives."""
         came, began = 0, asyncio.get_running_loop().time()
         while True:
             try:
@@ -431,7 +431,7 @@ class HttpsSession:
             take(found.data)
 
     async def _result(self, token: Token, request: StoreRequest, status: TokenStatus) -> bytes:
-        """What comes of a request. Who waits for news may go meanwhile, and is not waited for."""
+        """The answer to a request. A caller waiting for news may disconnect; then the wait ends."""
         work = self._server.service.answer(token, request, status)
         if request.call != "news":
             return await work
@@ -447,12 +447,12 @@ class HttpsSession:
         return await answering
 
     async def _carry_file(self, token: Token, method: str, key: str) -> None:
-        """Receive a file and give it to the store, or the other way round, by way of a folder of this machine."""
+        """Receive a file and give it to the store, or vice versa, through a folder on this machine."""
         service = self._server.service
         with tempfile.TemporaryDirectory(prefix="hopaas-") as folder:
             path = Path(folder, "file")
             if method == "PUT":
-                found = await service.carry_out(token, StoreRequest("put", key))  # before any of it is kept
+                found = await service.carry_out(token, StoreRequest("put", key))  # before storing any of it
                 refused = protocol.refusal(found)
                 if refused:
                     await self._receive(len)
@@ -485,7 +485,7 @@ class HttpsSession:
     async def _respond(
         self, status: int, body: bytes = b"", *, kind: str = "application/msgpack", retry: float | None = None
     ) -> None:
-        """Answer the present request; the connection ends if its body was not read."""
+        """Answer the current request; the connection ends if its body was not read."""
         if self._http.our_state not in (h11.IDLE, h11.SEND_RESPONSE):
             raise ConnectionError
         more = [] if retry is None else [("Retry-After", str(max(1, round(retry + 0.5))))]
@@ -502,7 +502,7 @@ class HttpsSession:
         await self._taken()
 
     async def _taken(self) -> None:
-        """Wait until little is left that the other side has not taken; end a connection on which it takes nothing."""
+        """Wait until the client has received almost everything; end a connection on which it receives nothing."""
         left = self._writer.transport.get_write_buffer_size()
         while left > _FRAME:
             before = left
@@ -515,7 +515,7 @@ class HttpsSession:
                 raise ConnectionError
 
     def _hold(self, size: int) -> None:
-        """Have this connection hold so many bytes in memory, if its token may have that much."""
+        """Let this connection hold `size` bytes in memory, if its token's limit allows it."""
         if self.token is not None:
             held = self._server.held
             before, self._held = self._held, size

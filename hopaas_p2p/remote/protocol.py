@@ -1,8 +1,8 @@
-"""What a peer asks of a store that somebody serves, and the answers: a request is one call of a `Log` or `Store`.
+"""The requests of peers to a store that is served, and the answers: a request is one call of a `Log` or `Store`.
 
 A request is msgpack `[call, place, arguments]`. Commits travel as the bytes that their writers sealed: neither side
-decodes them, so those of newer peers pass as well. Every request may be sent again. An error travels as the name of its
-class and its message, and is raised at the other end as if the store were there.
+decodes them, so those of newer peers pass, too. Every request may be sent again. An error travels as the name of its
+class and its message, and is raised at the other end as if the store were local.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ from hopaas_p2p.stores.base import Beat, Doubtful, ExchangeResult, Log, Outgoing
 
 VERSION: Final = 1
 PATH: Final = f"/v{VERSION}"
-"""Behind the server's own path. Files are below it."""
+"""Appended to the server's own path. Files are below it."""
 LARGEST: Final = 64 << 20
-"""Bytes of a request or an answer: a head of a snapshot is the largest."""
+"""The most bytes of a request or an answer; the head of a snapshot is the largest."""
 FILE: Final = "application/octet-stream"
-"""The type of an answer that is a file; every other is an `Answer`."""
+"""The type of an answer that is a file; all others are `Answer`s."""
 CATALOG: Final = "catalog"
-"""In place of a study's uuid: the log of which studies there are."""
+"""Stands for the log with the list of studies, in place of a study's uuid."""
 
 
 _NONCE: Final = re.compile(r"[!-~]{1,128}")
@@ -38,34 +38,34 @@ _KEY: Final = re.compile(r"[A-Za-z0-9_/-]{0,300}")
 
 
 class Facts(Struct, array_like=True, frozen=True):
-    """Who the server takes this caller for."""
+    """The server's view of this caller."""
 
     token: str
-    """The name of its token; through a folder, the store that is served there."""
+    """The name of its token; for a folder, the store that is served there."""
     expires: str | None
-    """When the token does, in ISO 8601; None for never."""
+    """When the token expires, in ISO 8601; None for never."""
 
 
 Name = Annotated[str, Meta(max_length=64, pattern=r"\A[A-Za-z0-9_-]+\Z")]
-"""Of a peer or a block: it becomes part of a key, a path or a URL."""
+"""The name of a peer or a block; it becomes part of a key, a path or a URL."""
 AT_ONCE: Final = 1000
 Names = Annotated[list[Name], Meta(max_length=AT_ONCE)]
 LONGEST_WAIT: Final = 20.0
 """Seconds for which a server holds a request that waits for news."""
 _MANY: Final = Meta(max_length=1 << 20)
-_BLOCK: Final = LARGEST // 8  # bytes of a block, of which a few are read at a time for one answer
+_BLOCK: Final = LARGEST // 8  # bytes of a block; an answer contains several
 Lsn = Annotated[int, Meta(ge=0, lt=1 << 62)]
 
 
 class Call(NamedTuple):
-    """What may be called. The types of its arguments are the bounds of what a caller may say."""
+    """A permitted call. The types of its arguments limit what a caller may send."""
 
     of: str
-    """A method of the log of `place`, of the store, or of its files: then `place` is a key, or begins some."""
+    """A method of the log at `place`, of the store, or of its files, with `place` as a key or a prefix of keys."""
     arguments: Any = tuple[()]
     answer: Any = None
     least: str = "viewer"
-    """The least role in that log that it takes."""
+    """The minimum role in that log."""
 
 
 CALLS: Final = {
@@ -90,7 +90,7 @@ CALLS: Final = {
     "hello": Call("store", answer=Facts),
     "keys": Call("files", answer=Annotated[list[str], _MANY]),
     "delete": Call("files", least="worker"),
-    "put": Call("files", least="worker"),  # the bytes of these two are the body of the request, and of the answer
+    "put": Call("files", least="worker"),  # the file is the body of the request of `put`, and of the answer of `get`
     "get": Call("files"),
 }
 
@@ -104,25 +104,25 @@ class StoreRequest(Struct, array_like=True, frozen=True):
 
     @property
     def kind(self) -> Call:
-        """What is called."""
+        """The permitted call that this request makes."""
         return CALLS[self.call]
 
     @property
     def commit(self) -> Outgoing | None:
-        """What is to be appended, if it is an exchange that appends something."""
+        """The commit to append, if it is an exchange that appends one."""
         outgoing: Outgoing | None = self.arguments[0] if self.call == "exchange" else None
         return outgoing
 
     @property
     def log(self) -> str | None:
-        """The uuid of the study that it is about, or the catalog, if it is about one."""
-        folder, _, _ = self.place.rpartition("/")  # what begins with `uuid` alone may be another study's
+        """The uuid of the study that it concerns, or the catalog; None if neither."""
+        folder, _, _ = self.place.rpartition("/")  # a key that begins with `uuid` alone may be another study's
         return {"store": None, "log": self.place, "files": folder.partition("/")[0]}[self.kind.of]
 
     def on(self, store: Store) -> Any:
-        """Carry it out, but for the bytes of a file."""
+        """Carry it out, except for a file's bytes."""
         if self.call == "hello":
-            return store.shared()  # which a database answers to a token that is still good only
+            return store.shared()  # a database answers this only for a token that is still valid
         if self.call in ("put", "get"):
             return None
         if self.kind.of == "files":
@@ -144,7 +144,7 @@ class StoreRequest(Struct, array_like=True, frozen=True):
 
 
 def _some_of(log: Log, names: list[str]) -> dict[str, bytes]:
-    """Those of these blocks that are there, as far as there is room for them in an answer."""
+    """The existing ones of these blocks, as many as fit into an answer."""
     found: dict[str, bytes] = {}
     while names and sum(map(len, found.values())) < LARGEST // 4:
         found |= log.blocks(names[:4])
@@ -159,7 +159,7 @@ class _Undecoded(Struct, array_like=True, frozen=True):
 
 
 class _Answer(Struct, array_like=True, frozen=True):
-    """What came of a request: a result, or an error."""
+    """The outcome of a request: a result, or an error."""
 
     result: msgspec.Raw = msgspec.Raw(b"\xc0")
     error: str = ""
@@ -178,7 +178,7 @@ def decode_request(data: bytes) -> StoreRequest:
     """The request in these bytes.
 
     Raises:
-        InvalidInput: there is none that this version knows.
+        InvalidInput: they are not a request that this version knows.
 
     """
     try:
@@ -192,7 +192,7 @@ def decode_request(data: bytes) -> StoreRequest:
     if commit is not None and (len(commit.payload) > codec.MAX_BYTES or not codec.intact(commit.payload)):
         raise InvalidInput("these bytes are not a commit")
     if commit is not None and not (_NONCE.fullmatch(commit.nonce) and _ABOUT.fullmatch(commit.about)):
-        raise InvalidInput("a commit is named by its writer and its number")  # some stores could not keep others
+        raise InvalidInput("a commit is named by its writer and its number")  # some stores could not store others
     return request
 
 
@@ -202,7 +202,7 @@ def answered(result: object) -> bytes:
 
 
 def refused(error: Exception) -> bytes:
-    """The answer with this error, if it is one that a store may raise; raises it if not."""
+    """The answer with this error, if a store may raise it; otherwise raises it."""
     name = next((one.__name__ for one in type(error).__mro__ if one.__name__ in _KINDS), None)
     if name is None:
         raise error
@@ -211,16 +211,16 @@ def refused(error: Exception) -> bytes:
 
 
 def refusal(answer: bytes) -> tuple[str, str] | None:
-    """(name of the error, message) of an answer that says one."""
+    """(name of the error, message) of an answer with an error."""
     found = _decode_answer(answer)
     return (found.error, found.message) if found.error else None
 
 
 def result_of(call: str, data: bytes) -> Any:
-    """What an answer to this call says; raises the error that it says.
+    """The result in an answer to this call; raises the error that it contains.
 
     Raises:
-        StoreUnreachable: this is no answer.
+        StoreUnreachable: this is not an answer.
 
     """
     try:
@@ -233,12 +233,12 @@ def result_of(call: str, data: bytes) -> Any:
 
 
 def encode_header(text: str) -> str:
-    """A text in a form that may stand in a header: base64url without padding."""
+    """A text in a form that is valid in a header: base64url without padding."""
     return base64.urlsafe_b64encode(text.encode()).decode().rstrip("=")
 
 
 def decode_header(text: str) -> str:
-    """The text that was encoded; empty if it was not."""
+    """The encoded text; empty if it cannot be decoded."""
     try:
         return base64.urlsafe_b64decode(text + "=" * (-len(text) % 4)).decode()
     except (binascii.Error, ValueError):

@@ -1,8 +1,8 @@
-"""Limits guessing: an address may try twenty wrong tokens and then one per second; all together a hundred, then ten.
+"""Limits guessing: an address may try twenty wrong tokens, then one per second; all together a hundred, then ten.
 
-Only wrong tokens that Postgres was asked about count. Nobody's guessing delays a token that is known to be valid. Half
-of the hundred is for addresses that have tried no wrong token before, so those who guess do not use it up, and a token
-of a role that exists has a share of its own: its name ends in random digits, which whoever guesses does not know.
+Only wrong tokens that were checked with Postgres count. Guessing never delays a token that is known to be valid. Half
+of the hundred is for addresses that have tried no wrong token before, so that guessers do not use it up, and a token of
+an existing role has its own share: its name ends in random digits, which a guesser does not know.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ class TooManyAttempts(Exception):
         self.retry_after = retry_after
         """Seconds."""
         self.guessing = guessing
-        """Whether this address guesses (429), or everybody has to wait (503)."""
+        """Whether this address guesses (429), or all clients have to wait (503)."""
 
 
 class _TokenBucket:
-    """Allows so many attempts at once, and so many more per second."""
+    """Allows `capacity` attempts at once, and `refill` more per second."""
 
     def __init__(self, capacity: float, refill: float) -> None:
         self._capacity, self._refill = capacity, refill

@@ -1,8 +1,8 @@
-"""An HTTP proxy that knows CONNECT, one login and one target, for nodes that cannot reach anything else.
+"""An HTTP proxy with only CONNECT, one login and one target, for nodes that cannot reach anything else.
 
 It runs on a login node. Compute nodes name it in HTTPS_PROXY, and everything that can use a proxy works through it: a
-store that is served, S3, `doctor`. TLS runs end to end inside, so it sees the name of the target and encrypted bytes.
-It is not an open proxy: with the login a client gets to that one target, and without it nowhere.
+store that is served, S3, `doctor`. TLS runs end to end inside, so the relay sees only the target's name and encrypted
+bytes. It is not an open proxy: with the login a client reaches that one target, and without it nothing.
 """
 
 from __future__ import annotations
@@ -37,16 +37,16 @@ _HEAD: Final = 8192  # bytes of a request
 _TIMEOUT: Final = 10.0  # seconds to receive a request, and to reach the target
 _CHUNK: Final = 1 << 16
 CONNECTIONS: Final = 1024
-"""Connections that are carried at once."""
+"""The most connections carried at once."""
 PENDING: Final = 256
-"""Connections that have shown no login yet; of more, the oldest of the busiest address is closed."""
+"""The most connections without a login so far; beyond that, the oldest of the busiest address is closed."""
 
 
 def targets_of(url: str) -> list[ServerAddress]:
-    """What clients may connect to for this URL: the servers of an https://, or a bucket's endpoint.
+    """The targets for this URL: the servers of an https:// URL, or a bucket's endpoint.
 
     Raises:
-        ConfigurationError: nothing that can be reached through an HTTP proxy; the message says what to use instead.
+        ConfigurationError: an HTTP proxy cannot reach such a store; the message says what to use instead.
 
     """
     scheme = url.partition("://")[0]
@@ -91,7 +91,7 @@ def read_password(path: Path) -> Secret:
 
 
 def write_address(path: Path, host: str, port: int, password: Secret) -> None:
-    """Write the relay's address, as HTTPS_PROXY takes it, into a file that only its owner may read."""
+    """Write the relay's address, in the form for HTTPS_PROXY, to a file that only its owner may read."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with replace_atomically(path, private=True) as draft:
         draft.write_text(f"http://{USER}:{password.reveal()}@{ServerAddress(host, port)}\n")
@@ -103,12 +103,12 @@ class Relay:
     def __init__(self, targets: Iterable[ServerAddress], password: Secret, *, limit: int = CONNECTIONS) -> None:
         self._targets = {str(target): target for target in targets}
         self.carried = 0
-        """Connections that were made for clients."""
+        """The number of connections made for clients."""
         self.refused = 0
         self._expected = f"{USER}:{password.reveal()}".encode()
         self._limit = limit
         self._pending: dict[asyncio.Task[None], str] = {}
-        """Those that have shown no login yet, oldest first, with their addresses."""
+        """Connections without a login so far, oldest first, with their addresses."""
         self._server: asyncio.Server | None = None
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -190,7 +190,7 @@ class Relay:
         self.carried += 1
         writer.write(b"HTTP/1.1 200 Connection established\r\n\r\n")
         try:
-            async with asyncio.TaskGroup() as group:  # until both ways have ended, or one has broken
+            async with asyncio.TaskGroup() as group:  # until both directions have ended, or one has failed
                 group.create_task(_copy(reader, there[1]))
                 group.create_task(_copy(there[0], writer))
         except* OSError:
@@ -199,7 +199,7 @@ class Relay:
             there[1].transport.abort()
 
     def _judge(self, head: bytes, *, trusted: bool) -> tuple[int, ServerAddress | None]:
-        """The target that a request may have, or the status that says why not."""
+        """The target of a permitted request, or the status of its refusal."""
         lines = head.decode("latin-1").split("\r\n")
         words = lines[0].split(" ")
         if len(words) != 3 or not words[2].startswith("HTTP/1."):
@@ -209,7 +209,7 @@ class Relay:
         }
         scheme, _, encoded = headers.get("proxy-authorization", "").partition(" ")
         login = b""
-        with contextlib.suppress(ValueError):  # no base64, or no ASCII
+        with contextlib.suppress(ValueError):  # not base64, or not ASCII
             login = base64.b64decode(encoded, validate=True)
         if not trusted and not (scheme.lower() == "basic" and hmac.compare_digest(login, self._expected)):
             return 407, None

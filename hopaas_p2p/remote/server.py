@@ -1,8 +1,8 @@
-"""Answers requests for a store, any store: it carries them out as they are, and says what came of them.
+"""Answers requests for any store: carries them out unchanged, and returns the results.
 
-It keeps nothing but caches, so several may serve one store side by side, and any may stop at any time; nothing about a
-study is decided here. In Postgres a token logs in, and the database judges every call. For a directory or bucket
-`access.judge` does, and what it says of the author is kept with each commit.
+It keeps only caches, so several may serve one store side by side, and any may stop at any time; it decides nothing
+about studies. In Postgres a token logs in, and the database checks every call. For a directory or bucket `access.judge`
+checks it, and each commit is stored with the stamp about its author.
 """
 
 from __future__ import annotations
@@ -45,24 +45,24 @@ from hopaas_p2p.stores.postgres.store import PostgresStore
 
 Token = tuple[str, Secret]
 OWN: Final = ("", Secret(""))
-"""No token: the login of this process."""
+"""No token; stands for the login of this process."""
 _THREADS: Final = 32
-_SIDE_BY_SIDE: Final = 8  # calls of one token; at Postgres, each on a connection of its own
+_SIDE_BY_SIDE: Final = 8  # calls per token; in Postgres, each on its own connection
 _KEPT: Final = 60.0  # seconds for which a token's connections stay open without a request
 _LOGS: Final = 1_000
-_SUMS: Final = 256  # remembered of each
-_LOOK_EVERY: Final = 1.0  # seconds between looks, for a caller that waits, at what came another way
+_SUMS: Final = 256  # remembered per log
+_LOOK_EVERY: Final = 1.0  # seconds between looks for commits that came another way, for a waiting caller
 _NOTHING_NEW: Final = protocol.answered(False)  # noqa: FBT003
 _BEAT: Final = 48  # characters
 
 
 class Service:
-    """One store, as callers with tokens may use it. This one lets in everybody, with the login of this process.
+    """One store for callers with tokens. This class lets in everyone, with the login of this process.
 
-    All of it is called in one event loop; stores work in threads.
+    All methods are called in one event loop; stores work in threads.
 
     Args:
-        open_one: opens the store with a token; called again for each further handle that requests need side by side.
+        open_one: opens the store with a token; called again for each further handle that concurrent requests need.
 
     """
 
@@ -70,13 +70,13 @@ class Service:
         self.store = open_one(OWN)
         self._open = open_one
         self._free: dict[Token, list[Store]] = {}
-        """Where a handle is a connection: those of each token that no request uses. Else all requests share one."""
+        """If a handle is a connection, the idle ones of each token. Otherwise all requests share one."""
         self._used: dict[Token, float] = {}
-        """When a request of a token last gave such a handle back."""
+        """When a request of a token last returned such a handle."""
         self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="hopaas-store")
         self._turns: WeakValueDictionary[object, asyncio.Semaphore] = WeakValueDictionary()
         self._news: WeakValueDictionary[str, asyncio.Event] = WeakValueDictionary()
-        """For each log in which somebody waits for news, what happens with the next commit that comes through here."""
+        """For each log with waiting callers, the event that the next commit through this server sets."""
         self._ending = False
 
     async def status(self, token: Token, address: str) -> TokenStatus:
@@ -90,12 +90,12 @@ class Service:
         return TokenStatus(valid=True)
 
     def turn(self, of: object, at_once: int) -> asyncio.Semaphore:
-        """Lets so many at once in, of those that hold or wait for the turn of this."""
+        """A semaphore that admits `at_once` holders for this object."""
         return self._turns.setdefault(of, asyncio.Semaphore(at_once))
 
     @contextlib.asynccontextmanager
     async def lease(self, token: Token, request: StoreRequest) -> AsyncIterator[Store]:
-        """The store, for this request alone."""
+        """The store, exclusively for this request."""
         if isinstance(self.store, PostgresStore | RemoteStore):
             async with self.turn(token, _SIDE_BY_SIDE):
                 free = self._free.setdefault(token, [])
@@ -116,7 +116,7 @@ class Service:
         return request.on(store)
 
     async def answer(self, token: Token, request: StoreRequest, status: TokenStatus) -> bytes:
-        """What comes of the request."""
+        """The answer to the request."""
         if request.call == "news":
             return await self._when_there_is_news(token, request)
         found = await self.carry_out(token, request)
@@ -125,11 +125,11 @@ class Service:
         return found
 
     async def _when_there_is_news(self, token: Token, request: StoreRequest) -> bytes:
-        """The answer to a peer that waits: at the next commit through this server, else as soon as a look shows one."""
+        """The answer to a waiting peer: at the next commit through this server, or when a look finds one."""
         over = time.monotonic() + request.arguments[1]
         while True:
             came = self._news.setdefault(request.place, asyncio.Event())  # before the look: none is missed between
-            found = await asyncio.shield(self.carry_out(token, request))  # whoever goes leaves no call half done
+            found = await asyncio.shield(self.carry_out(token, request))  # leaves no call half done
             left = over - time.monotonic()
             if found != _NOTHING_NEW or left <= 0.0 or self._ending:
                 return found
@@ -141,13 +141,13 @@ class Service:
             came.set()
 
     def end_waits(self) -> None:
-        """Answer those who wait for news, now and from now on: this server is about to stop."""
+        """Answer all who wait for news, now and from now on, because this server is about to stop."""
         self._ending = True
         for log in list(self._news):
             self._tell(log)
 
     async def carry_out(self, token: Token, request: StoreRequest, file: Path | None = None) -> bytes:
-        """The same, of a request that may be about the bytes of a file."""
+        """The same for a request that may involve a file's bytes."""
         try:
             async with self.lease(token, request) as store:
                 found = await asyncio.get_running_loop().run_in_executor(
@@ -167,7 +167,7 @@ class Service:
             return protocol.answered(result)
         except (HopaasError, KeyError) as error:
             return protocol.refused(error)
-        except ValueError as error:  # of a text with a character in it that no database takes
+        except ValueError as error:  # a text with a character that no database accepts
             return protocol.refused(InvalidInput(str(error)))
         except Exception as error:  # noqa: BLE001  # the other callers go on
             event("failed", level=logging.ERROR, why=type(error).__name__, request=request.call)
@@ -182,18 +182,18 @@ class Service:
                     await asyncio.get_running_loop().run_in_executor(self._threads, store.close)
 
     def gauges(self) -> dict[str, float]:
-        """What /metrics says of the store."""
+        """The store's part of /metrics."""
         return {}
 
     def close(self) -> None:
-        """Let go of threads and connections."""
+        """Release threads and connections."""
         for store in [self.store, *(one for free in self._free.values() for one in free)]:
             store.close()
         self._threads.shutdown(wait=False, cancel_futures=True)
 
 
 class PostgresService(Service):
-    """A database, which judges: each token works on connections of its own, which are kept while it is at work."""
+    """A database, which checks the rights: each token has its own connections, kept while it is in use."""
 
     def __init__(self, url: str, *, ttl: float, remember: Path | None) -> None:
         super().__init__(lambda token: PostgresStore(url, login=token))
@@ -223,17 +223,17 @@ class PostgresService(Service):
 
 
 class ListedService(Service):
-    """A directory or bucket, whose users are in a list beside the studies. One request of a log at a time."""
+    """A directory or bucket, whose users are in a list next to the studies. One request per log at a time."""
 
     def __init__(self, store: Store) -> None:
         super().__init__(lambda _: store)
         self._access = AccessList(store)
         self._sums: dict[str, dict[int, int | None]] = {}
-        """Of logs that are not empty: the sums up to the commits that were read last, of which a peer has seen most."""
+        """For logs that are not empty: the sums up to the latest commits, most of which each peer has seen."""
 
     async def status(self, token: Token, address: str) -> TokenStatus:
         found = self._access.token(*token)
-        if found is None:  # a new one, perhaps; one that is known is looked up again when its request is carried out
+        if found is None:  # perhaps a new one; a known token is looked up again when its request is carried out
             await asyncio.get_running_loop().run_in_executor(self._threads, self._access.read)
             found = self._access.token(*token)
         if found is None:
@@ -243,9 +243,7 @@ class ListedService(Service):
 
     @contextlib.asynccontextmanager
     async def lease(self, token: Token, request: StoreRequest) -> AsyncIterator[Store]:
-        share = self.turn(
-            (token, request.kind.of), _SIDE_BY_SIDE
-        )  # of the calls that are carried out or wait for a log
+        share = self.turn((token, request.kind.of), _SIDE_BY_SIDE)  # of the calls that run or wait for a log
         async with share, super().lease(token, request) as store:
             yield store
 
@@ -264,7 +262,7 @@ class ListedService(Service):
         if request.call in ("beat", "remove_beat"):
             return self._beat(user, request, store)
         if request.call in ("put_block", "put_snapshot_head") and stamp.role != "owner":
-            return None  # whoever joins from it takes its word for the log's
+            return None  # peers that join from a snapshot trust it as they trust the log
         if request.commit is not None:
             log = store.catalog() if request.place == protocol.CATALOG else store.log(request.place)
             request = self._stamped(user, request, stamp, log)
@@ -278,14 +276,14 @@ class ListedService(Service):
 
     def _judged(self, user: str, request: StoreRequest, store: Store) -> Stamp:
         log, roles = request.place, self._access.roles
-        exists = True  # only who has this log's turn may look
+        exists = True  # only the holder of this log's turn may look
         if request.kind.of == "log" and access.is_study(log) and access.role_in(roles, user, log) is None:
             exists = bool(roles.grants.get(log)) or log in self._sums
             exists = exists or self._note_sums(log, store.log(log).exchange(None, 0).entries)
         return access.judge(roles, user, request, exists=exists)
 
     def _note_sums(self, log: str, entries: list[Entry]) -> bool:
-        """Remember the sums of what was read of this log; whether there is anything in it."""
+        """Remember the sums of these entries of the log. Returns whether the log has any."""
         if entries:
             if len(self._sums) > _LOGS:
                 self._sums.clear()
@@ -296,7 +294,7 @@ class ListedService(Service):
         return bool(entries)
 
     def _stamped(self, user: str, request: StoreRequest, stamp: Stamp, log: Log | AccessList) -> StoreRequest:
-        """The same commit with what the server vouches for, and its author an owner of a log that it begins."""
+        """The same commit with the server's stamp; its author becomes an owner of a log that it begins."""
         commit, since = request.arguments
         known = self._sums.get(request.place, {})
         total = known[since] if since in known else _sum_at(since, log)
@@ -310,7 +308,7 @@ class ListedService(Service):
         return replace(request, arguments=(replace(commit, chain=total, stamp=stamp), since))
 
     def _beat(self, user: str, request: StoreRequest, store: Store) -> None:
-        """Only a peer's own user beats for it; the mark in its value says whose it is, to every server."""
+        """Only a peer's own user may send its heartbeat; the mark in the value shows the user to every server."""
         beat = Beat(request.arguments[0], "") if request.call == "remove_beat" else request.arguments[0]
         mark = "@" + hashlib.blake2b(user.encode(), digest_size=6).hexdigest()
         if not store.beats([beat.peer]).get(beat.peer, mark).endswith(mark):  # here, or at another server meanwhile
@@ -322,9 +320,9 @@ class ListedService(Service):
 
 
 def _sum_at(lsn: int, log: Log | AccessList) -> int | None:
-    """The sum of a log up to this commit, which a caller says that it has read; None where it was stored without.
+    """The sum of a log up to this commit, which a caller claims to have read; None if it was stored without one.
 
-    A commit that stood behind none, or on a false sum, would end the log for everybody.
+    A commit without a predecessor, or with a false sum, would end the log for everyone.
 
     Raises:
         BrokenChain: there is no such commit.
@@ -334,7 +332,7 @@ def _sum_at(lsn: int, log: Log | AccessList) -> int | None:
         return 0
     try:
         last = next(iter(log.exchange(None, lsn - 1).entries), None)
-    except BehindRetention:  # a snapshot stands for it
+    except BehindRetention:  # a snapshot replaces it
         if isinstance(log, AccessList) or log.removed_up_to() > lsn:
             raise
         return None

@@ -1,9 +1,9 @@
-"""Whether a token is valid: Postgres is asked by logging in with it, and the answer is cached for a while.
+"""Whether a token is valid: it is checked by logging in to Postgres, and the answer is cached for a while.
 
 Postgres alone decides, so an expiry, a revocation or a changed password needs no second list here. A token found valid
-is cached for `ttl` seconds, an invalid one for ten. Requests that come at once with the same token share one login, and
-the number of logins under way is limited. Digests of good tokens may be kept in a file: after a restart their holders
-are no strangers whom other people's guessing could keep out.
+is cached for `ttl` seconds, an invalid one for ten. Simultaneous requests with the same token share one login, and the
+number of concurrent logins is limited. Digests of valid tokens may be kept in a file, so that after a restart other
+people's guessing cannot keep out their holders.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ from hopaas_p2p.stores.postgres.connect import query
 from hopaas_p2p.stores.postgres.store import PostgresStore
 
 TTL: Final = 30.0
-"""Seconds after which Postgres is asked about a valid token again."""
+"""Seconds after which a valid token is checked with Postgres again."""
 _INVALID_TTL: Final = 10.0  # seconds
-_LOGINS: Final = 4  # under way at once
-_QUEUE: Final = 64  # logins that wait; further ones are sent away
+_LOGINS: Final = 4  # at once
+_QUEUE: Final = 64  # waiting logins; further ones are rejected
 _REMEMBERED: Final = 4096
-_UNGUESSABLE: Final = 32  # characters; a digest of less could be found by trying words
+_UNGUESSABLE: Final = 32  # characters; the digest of a shorter secret could be found by trying words
 _WHO: Final = (
     "SELECT rolsuper OR rolreplication, extract(epoch FROM until - now())::float, "
     """to_char(until AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS"Z"') """
@@ -44,13 +44,13 @@ _IN_USE: Final = "too many connections for role"
 
 
 class TokenStatus(NamedTuple):
-    """What Postgres says of a token."""
+    """The status of a token according to Postgres."""
 
     valid: bool
     until: float | None = None
     """When it expires, by this machine's monotonic clock."""
     expires: str | None = None
-    """The same for people, in ISO 8601."""
+    """The same in ISO 8601, for people."""
 
 
 class TokenCache:
@@ -59,7 +59,7 @@ class TokenCache:
     Args:
         url: the database, without a login.
         ttl: seconds for which a valid token is not checked again.
-        file: where digests of good tokens are kept.
+        file: the file for digests of valid tokens.
 
     """
 
@@ -68,21 +68,21 @@ class TokenCache:
         self._salt, self._good = _remembered(file)
         self._unsaved = False
         self._known: OrderedDict[bytes, tuple[TokenStatus, float]] = OrderedDict()
-        """With the time of the login."""
+        """The known tokens, with the time of the login."""
         self._checking: dict[bytes, asyncio.Future[TokenStatus]] = {}
         self._limiter = RateLimiter()
         self._pool = ThreadPoolExecutor(_LOGINS, thread_name_prefix="hopaas-token")
         self.logins = 0
         """At Postgres so far."""
         self.reachable = True
-        """Whether Postgres answered the last of them."""
+        """Whether Postgres answered the last login."""
 
     async def status(self, role: str, secret: Secret, *, address: str = "") -> TokenStatus:
-        """What is known of a token, or what Postgres says of it now.
+        """The cached status of a token, or its current status in Postgres.
 
         Args:
             role, secret: the token.
-            address: who asks; counted when the token is wrong.
+            address: the client's; counted if the token is wrong.
 
         Raises:
             TooManyAttempts: not now.
@@ -105,12 +105,12 @@ class TokenCache:
                 raise TooManyAttempts(1.0, guessing=False)
             checking = asyncio.ensure_future(self._check(key, role, secret, guess_of=None if trusted else address))
             self._checking[key] = checking
-            # an error goes to those who wait for it, if there still are any
+            # an error goes to the callers that still wait for it
             checking.add_done_callback(lambda done: done.cancelled() or done.exception())
         return await asyncio.shield(checking)
 
     async def _check(self, key: bytes, role: str, secret: Secret, *, guess_of: str | None) -> TokenStatus:
-        """Ask Postgres; the address of whoever guesses is counted."""
+        """Check the token with Postgres; counts the addresses of guessers."""
         self.logins += 1
         loop = asyncio.get_running_loop()
         try:
@@ -136,7 +136,7 @@ class TokenCache:
         return status
 
     async def save(self) -> None:
-        """Write the digests down, if there are new ones. A file that cannot be written costs a warning."""
+        """Save the digests, if there are new ones. A file that cannot be written causes only a warning."""
         if self._file is None or not self._unsaved:
             return
         self._unsaved = False
@@ -152,7 +152,7 @@ class TokenCache:
 
 
 def _remembered(file: Path | None) -> tuple[bytes, set[bytes]]:
-    """The salt and the digests in a file; a new salt if there is none, or somebody else may have written it."""
+    """The salt and the digests in a file; a new salt if there is no file, or somebody else may have written it."""
     if file is not None:
         try:
             salt, *digests = (bytes.fromhex(line) for line in read_own(file).split())
@@ -172,10 +172,10 @@ def _write(file: Path, text: str) -> None:
 
 
 def log_in(url: str, role: str, secret: Secret) -> tuple[TokenStatus, list[str]]:
-    """Ask Postgres, by a login that ends at once: (what it says, all roles that may log in). Blocks.
+    """Check a token by a login that ends at once; returns (its status, all roles that may log in). Blocks.
 
     Raises:
-        StoreUnreachable: it does not answer, or not sensibly.
+        StoreUnreachable: Postgres does not answer, or not sensibly.
 
     """
     with contextlib.closing(PostgresStore(url, login=(role, secret))) as store:
@@ -186,10 +186,10 @@ def log_in(url: str, role: str, secret: Secret) -> tuple[TokenStatus, list[str]]
         except (Denied, UnicodeError):
             return TokenStatus(valid=False), []
         except HopaasError as error:
-            if _IN_USE in str(error):  # Postgres says so only after it was shown the right secret
+            if _IN_USE in str(error):  # Postgres reports this only after the secret was correct
                 return TokenStatus(valid=True), []
             raise StoreUnreachable(str(error)) from None
-    if superuser:  # could run programs on the database's host: not from the Internet
+    if superuser:  # it could run programs on the database's host: not allowed over the Internet
         return TokenStatus(valid=False), roles
     until = None if seconds is None else time.monotonic() + seconds
     return TokenStatus(valid=True, until=until, expires=expires), roles

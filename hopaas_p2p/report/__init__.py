@@ -15,14 +15,14 @@ from hopaas_p2p.study_like import StudyLike, looking_at
 def write_report(study: StudyLike, path: str | Path) -> Path:
     """Write the report of a study and return its path.
 
-    10,000 trials take a few seconds and about half a megabyte; larger data is sampled, as the captions say. The study
+    10,000 trials take a few seconds and about half a megabyte; larger data are sampled, as the captions note. The study
     may continue meanwhile; the report shows one moment of it.
 
     Raises:
         ConfigurationError: the file cannot be written.
 
     """
-    from hopaas_p2p.report.page import render  # here, because commands that write none should not wait for Optuna
+    from hopaas_p2p.report.page import render  # here, so that other commands do not wait for Optuna
 
     with looking_at(study) as present:
         state = snapshot.load(snapshot.dump(present))  # a copy, while the peer continues

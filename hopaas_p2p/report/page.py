@@ -64,7 +64,7 @@ def render(state: State, *, name: str, store: str, now: datetime.datetime) -> st
 
 
 def part(name: str) -> str:
-    """A file beside this one: the page, or its styles."""
+    """A file next to this one: the page, or its styles."""
     return importlib.resources.files(__package__).joinpath(name).read_text(encoding="utf-8")
 
 
@@ -105,7 +105,7 @@ def _tiles(state: State, trials: TrialTable) -> Html:
 
 
 def _sections(state: State, trials: TrialTable, learned: list[Learned]) -> Iterator[tuple[str, str]]:
-    """Title and content of each section; one without content is left out."""
+    """Title and content of each section; empty sections are left out."""
     gantt = timeline(state)
     if gantt is not None:
         yield gantt.title, figure(gantt)
@@ -145,7 +145,7 @@ def figure(chart: Chart) -> str:
 
 
 def _small(drawn: Sequence[Chart], note: str) -> Html:
-    """Small charts side by side, and what is said of them; nothing without a chart."""
+    """Small charts side by side, with a note; empty without a chart."""
     drawings = "".join(svg(one, width=250.0, height=170.0) for one in drawn)
     figure = f'<figure><div class="slices">{drawings}</div><figcaption>{note}</figcaption></figure>'
     return Html(figure if drawn else "")
@@ -167,7 +167,7 @@ def _parameters(state: State, trials: TrialTable) -> str:
 
 
 def _best_means(state: State) -> str:
-    """The configurations with the best means, where each is tried several times."""
+    """The configurations with the best means, if each is tried several times."""
     if not any(REPLICATE in trial.system for trial in state.trials):
         return ""
     rows = [
@@ -178,7 +178,7 @@ def _best_means(state: State) -> str:
 
 
 def trials_table(numbers: Sequence[int], state: State, *, most: int, live: bool = False, first: bool = False) -> str:
-    """These trials, with at most so many parameters each; `live` ones with their states and what they reported last."""
+    """These trials, with at most `most` parameters each; `live` adds their states and last reports."""
     labels, rows = peer_labels(state), [row_of(state, number) for number in numbers]
     trials = [state.trials[number] for number in numbers]
     names = list(dict.fromkeys(name for row in rows for name in row["params"]))

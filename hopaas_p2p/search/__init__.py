@@ -1,1 +1,1 @@
-"""How the next parameters are found: pure functions over the columns of a study, and Optuna's interface to them."""
+"""The choice of the next parameters: pure functions over the columns of a study, and Optuna's interface to them."""

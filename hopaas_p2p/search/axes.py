@@ -1,7 +1,8 @@
 """The parameters of a search space as Optuna's Parzen estimator sees them: places on axes, cells, and choices.
 
 The place of a trial on an axis is its value, or the logarithm of its value if the parameter has a logarithmic scale.
-Each axis keeps the trials of a density in order, which says how wide their kernels are and which are near a point.
+Each axis keeps the trials of a density sorted, which determines the widths of their kernels, and which are near a
+point.
 """
 
 from __future__ import annotations
@@ -15,27 +16,27 @@ from hopaas_p2p.analysis.table import Floats, Ints, Mask, distinct
 from hopaas_p2p.search.gauss import cell_mass, log_range_mass
 
 BANDWIDTHS: Final = 100.0
-"""The range of a number over Optuna's lower limit of a bandwidth, in densities of a hundred kernels and more."""
+"""A number's range divided by Optuna's lower limit of a bandwidth, in densities of a hundred kernels or more."""
 LARGEST_TABLE: Final = 1024  # rows; 24 candidates of it fit into the second-level cache
-_FARTHEST: Final = 1e6  # bandwidths outside the range: a place beyond would make numbers that overflow
+_FARTHEST: Final = 1e6  # bandwidths outside the range: a place beyond would cause overflows
 _VANISHED: Final = 1e-120
 
 
 class Near(NamedTuple):
-    """For each candidate the trials that are not far from it on one axis."""
+    """For each candidate, the trials near it on one axis."""
 
     left: Floats
     right: Floats
     starts: Ints
-    """Their places in the order of the axis."""
+    """Their positions in the order of the axis."""
     ends: Ints
 
 
 class SortedRows:
-    """Rows by a value, kept in order while some come and go.
+    """Rows sorted by a value, with insertion and removal.
 
     Args:
-        room: no more rows than this.
+        room: the maximum number of rows.
 
     """
 
@@ -53,7 +54,7 @@ class SortedRows:
         return self._values[: self._count]
 
     def fill(self, rows: Ints, values: Floats) -> None:
-        """Have these rows and no others."""
+        """Replace the content by these rows."""
         order = np.argsort(values)
         self._count = len(rows)
         self.rows[:] = rows[order]
@@ -61,13 +62,13 @@ class SortedRows:
 
     def insert(self, row: int, value: float) -> None:
         place, count = int(np.searchsorted(self.values, value)), self._count
-        self._rows[place + 1 : count + 1] = self._rows[place:count]  # numpy copes with the overlap
+        self._rows[place + 1 : count + 1] = self._rows[place:count]  # numpy handles the overlap
         self._values[place + 1 : count + 1] = self._values[place:count]
         self._rows[place], self._values[place] = row, value
         self._count = count + 1
 
     def remove(self, row: int, value: float) -> None:
-        """Take out a row that is there with this value."""
+        """Remove a row that was inserted with this value."""
         first, count = int(np.searchsorted(self.values, value)), self._count
         end = int(np.searchsorted(self.values, value, "right"))
         place = first + int(np.argmax(self._rows[first:end] == row))
@@ -80,7 +81,7 @@ class Axis:
     """A number.
 
     Args:
-        mu: to be filled with the place of each trial; a view of the density's.
+        mu: an array for the place of each trial; a view of the density's.
 
     """
 
@@ -93,38 +94,38 @@ class Axis:
         self.middle = 0.5 * (self.low + self.high)
         self.mu = mu
         self.sorted = SortedRows(len(mu))
-        """The trials that make the density."""
+        """The trials of the density."""
 
     def _scaled(self, value: float) -> float:
         return float(np.log(value)) if self.log else value
 
     def placed(self, values: Floats) -> Floats:
-        """The places of trials with these values, which need not be in the range; NaN is placed somewhere, too."""
+        """The places of trials with these values, which may be outside the range; NaN also gets some place."""
         with np.errstate(divide="ignore", invalid="ignore"):  # a trial from another range
             mu = np.log(values) if self.log else values
         far = _FARTHEST * self.sigma
         return np.fmin(np.fmax(mu, self.low - far), self.high + far)
 
     def points(self, values: Floats) -> Floats:
-        """Candidates as the other methods expect them."""
+        """Candidates in the form that the other methods expect."""
         raise NotImplementedError
 
     def span(self, points: Floats) -> tuple[Floats, Floats]:
-        """Where each candidate begins and ends on the axis."""
+        """The bounds of each candidate on the axis."""
         raise NotImplementedError
 
     def near(self, points: Floats, reach: Floats) -> Near:
-        """Which trials are within so many bandwidths of each candidate."""
+        """Which trials are within `reach` bandwidths of each candidate."""
         left, right = self.span(points)
         left, right = left - reach * self.sigma, right + reach * self.sigma
         values = self.sorted.values
         return Near(left, right, np.searchsorted(values, left), np.searchsorted(values, right, "right"))
 
     def wide(self, rows: Ints, *, endpoints: bool) -> tuple[Ints, Floats]:
-        """Which rows of the density have a bandwidth above the lower limit, as places among `rows`, and the bandwidths.
+        """Which rows of the density have a bandwidth above the lower limit, as indices into `rows`, and the bandwidths.
 
-        Of equal values the first and the last get the bandwidth of the gap beside them. Which these are depends on how
-        Optuna's sort orders equals; where that matters, it is repeated.
+        Among equal values, the first and the last get the bandwidth of the adjacent gap. Which these are depends on how
+        Optuna's sort orders equals; if that matters, the same sort is used.
 
         Args:
             rows: all rows of the density, ascending.
@@ -139,7 +140,7 @@ class Axis:
         return np.searchsorted(rows, wide), np.minimum(sigmas, self.high - self.low)
 
     def _wide(self, mu: Floats, *, endpoints: bool) -> tuple[Ints, Floats, bool]:
-        """Places in this order with a wide bandwidth, the bandwidths, and whether one of the values is not alone."""
+        """Indices in this order with a wide bandwidth, the bandwidths, and whether one of these values occurs twice."""
         gaps = np.flatnonzero(mu[1:] - mu[:-1] > self.sigma)
         last = len(mu) - 1
         found = distinct(np.concatenate([gaps, gaps + 1, [0, last]])) if len(gaps) else np.array([0, last])
@@ -177,19 +178,19 @@ class Cells(Axis):
         self._first, self._step = float(distribution.low), 2 * self.half
         self._cells = round((distribution.high - distribution.low) / self._step) + 1
         self.tabled = self._cells <= LARGEST_TABLE
-        """Whether there are few different places, so that kernels come from a table."""
+        """Whether there are so few different places that kernels come from a table."""
         self.codes = np.zeros(len(mu), np.int64)
         self._log_mass = np.zeros(len(mu))
         self._known: dict[float, int] = {}
         self._places = np.empty(0)
         self._table = np.empty((0, self._cells if self.tabled else 0))
-        """The kernel of each different place (a row) at each cell (a column); NaN where it was not needed yet."""
+        """The kernel of each different place (a row) at each cell (a column); NaN if not needed so far."""
 
     def points(self, values: Floats) -> Floats:
         return values
 
     def note(self, rows: Ints, log_mass: Floats) -> None:
-        """The places of these trials are new; `log_mass` is how much of their narrow kernels is in the range."""
+        """Record new places of these trials; `log_mass` is the mass of their narrow kernels inside the range."""
         self._log_mass[rows] = log_mass
         if not self.tabled:
             return
@@ -237,12 +238,13 @@ class Cells(Axis):
 
 
 def log_cells(left: Floats, right: Floats, outside: Mask) -> Floats:
-    """The logarithms of the masses of cells, given by their ends in standard deviations.
+    """The logarithms of the masses of cells, given by their bounds in standard deviations.
 
     Args:
-        left: of each cell.
-        right: likewise.
-        outside: where the centre is outside the range, so that only the far tail counts; of a shape that fits.
+        left: each cell's left bound.
+        right: each cell's right bound.
+        outside: whether the centre is outside the range, so that only the far tail counts; any shape that can be
+            broadcast.
 
     """
     with np.errstate(divide="ignore"):
@@ -261,7 +263,7 @@ class Choices:
         self.codes = np.zeros(room, np.int64)
 
     def table(self, codes: Ints, kernels: int, prior_weight: float) -> Floats:
-        """The kernel of each choice (a row) at each candidate (a column), in a density of so many kernels."""
+        """The kernel of each choice (a row) at each candidate (a column), in a density of `kernels` kernels."""
         other = prior_weight / kernels
         factors = np.full((self.count, self.count), other)
         np.fill_diagonal(factors, 1 + other)

@@ -1,11 +1,11 @@
-"""CMA-ES whose state is computed anew from the finished trials of the log: nothing is pickled.
+"""CMA-ES whose state is recomputed from the finished trials of the log: nothing is pickled.
 
-Every trial records its generation, and the trials of the previous one from which that generation was computed. When
-several peers begin a generation at once, the trial with the lowest number decides, so all that read the same log
-compute the same distribution. A trial is drawn from it with a seed made of the sampler's seed and the trial's number.
+Every trial records its generation, and the trials of the previous generation from which it was computed. If several
+peers begin a generation at once, the trial with the lowest number decides, so all peers that read the same log compute
+the same distribution. A trial is drawn from it with a seed derived from the sampler's seed and the trial's number.
 
-The strategy itself is the `cmaes` package (Hansen, arXiv:1604.00772). When it has converged it starts elsewhere with
-twice the population (IPOP; Auger and Hansen, 2005).
+The strategy itself is the `cmaes` package (Hansen, arXiv:1604.00772). After it has converged, it restarts elsewhere
+with twice the population (IPOP; Auger and Hansen, 2005).
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from hopaas_p2p.core.attributes import CMAES
 if TYPE_CHECKING:
     from cmaes import CMA
 
-_LARGEST: Final = 1e300  # stands for an infinite value, whose differences are no numbers
+_LARGEST: Final = 1e300  # replaces infinite values, whose differences would be NaN
 
 Parents = tuple[int, ...]
 
@@ -41,7 +41,7 @@ class UnitCube:
         }
 
     def point(self, params: Mapping[str, Any]) -> Floats:
-        """Where these parameters are, or the nearest point of the cube."""
+        """The point of these parameters, or the nearest point of the cube."""
         point = np.array([_place(one, float(params[name])) for name, one in self.space.items()])
         return np.asarray(np.clip(point, 0.0, 1.0))
 
@@ -76,10 +76,10 @@ class Evolution:
 
     Args:
         cube: the search space.
-        start: where to begin.
-        sigma: the first standard deviation, as a part of the cube's side.
-        population: how many trials make a generation; by default 4 + 3 ln(parameters).
-        seed: decides where it starts again.
+        start: the starting point.
+        sigma: the first standard deviation, as a fraction of the cube's side.
+        population: the number of trials per generation; by default 4 + 3 ln(parameters).
+        seed: determines where it restarts.
         maximize: whether larger values are better.
 
     """
@@ -97,11 +97,11 @@ class Evolution:
 
     @property
     def origin(self) -> dict[str, Any]:
-        """What a trial that is drawn now says of itself: the value of the attribute `CMAES`."""
+        """The attribute `CMAES` of a trial drawn now."""
         return {"generation": len(self._parents), "parents": list(self._parents[-1] if self._parents else ())}
 
     def follow(self, trials: Sequence[FrozenTrial]) -> bool:
-        """Take the steps that these trials allow. False if they contradict one that was taken: start anew then."""
+        """Take the steps that these trials allow. False if they contradict an earlier step; then start over."""
         members, claims = _generations(trials, self._cube.space.keys())
         for generation in itertools.count():
             parents = _parents(members[generation], claims[generation + 1], self._populations[generation])
@@ -143,11 +143,11 @@ class Evolution:
 def _generations(
     trials: Sequence[FrozenTrial], names: Set[str]
 ) -> tuple[dict[int, dict[int, FrozenTrial]], dict[int, list[Parents]]]:
-    """The COMPLETE trials of each generation by number, and what trials say made it, in the order of their numbers."""
+    """The COMPLETE trials of each generation by number, and the parents that trials claim for it, in order."""
     members: dict[int, dict[int, FrozenTrial]] = defaultdict(dict)
     claims: dict[int, list[Parents]] = defaultdict(list)
     for trial in trials:
-        origin = trial.system_attrs.get(CMAES)  # in Optuna's storages, anything
+        origin = trial.system_attrs.get(CMAES)  # may be anything in Optuna's storages
         if not isinstance(origin, dict):
             continue
         generation, parents = origin.get("generation"), origin.get("parents")
@@ -160,9 +160,9 @@ def _generations(
 
 
 def _parents(members: Mapping[int, FrozenTrial], claims: Sequence[Parents], population: int) -> Parents | None:
-    """Which trials of a generation make the next one: the first claim that can be true, else the first that are there.
+    """Which trials of a generation produce the next one: the first valid claim, else the first trials there.
 
-    Anybody who may write to the study may have written a claim.
+    Anyone who may write to the study may have written a claim.
     """
     for claim in claims:
         if len(claim) == population == len(set(claim)) and all(number in members for number in claim):

@@ -1,7 +1,7 @@
-"""Which samplers can be asked for a configuration before there is a trial for it.
+"""Which samplers can propose a configuration before its trial exists.
 
-Most look at other trials only. Some also read the number of their own trial, find it in the list of all trials, or
-write to the study, and for those the trial comes first.
+Most look only at other trials. Some also read the number of their own trial, look it up in the list of all trials, or
+write to the study; for those, the trial must exist first.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from hopaas_p2p.search.repeats import count_of
 
 _MOST_VALUES: Final = 1_000_000
 _EARLY: Final = frozenset({"RandomSampler", "TPESampler", "GPSampler", "NSGAIISampler", "NSGAIIISampler"})
-"""Of Optuna's. Not among them: GridSampler (the number says which point), BruteForceSampler (looks itself up among all
-trials), QMCSampler (counts its points in the study), CmaEsSampler (seeds by the number)."""
+"""Those of Optuna's samplers. Excluded: GridSampler (the number selects the point), BruteForceSampler (looks itself up
+among all trials), QMCSampler (counts its points in the study), CmaEsSampler (seeds by the number)."""
 
 
 def draws_early(sampler: BaseSampler, pruner: optuna.pruners.BasePruner) -> bool:
-    """Whether this sampler, beside this pruner, knows all that it needs before its trial has a number.
+    """Whether this sampler, with this pruner, needs nothing from its own trial, such as its number.
 
-    A sampler of somebody else's says so with an attribute `needs_number = False`.
+    Third-party samplers declare it with an attribute `needs_number = False`.
     """
     if isinstance(pruner, optuna.pruners.HyperbandPruner):  # the number says which bracket's trials a sampler sees
         return False
@@ -38,19 +38,19 @@ def draws_early(sampler: BaseSampler, pruner: optuna.pruners.BasePruner) -> bool
 
 
 def enumerates(sampler: BaseSampler) -> bool:
-    """Whether it goes through points of its own, so that no neighbour will do."""
+    """Whether it enumerates fixed points, so that a neighbour is no substitute."""
     return isinstance(sampler, optuna.samplers.GridSampler | optuna.samplers.BruteForceSampler)
 
 
 def too_many_values(sampler: BaseSampler, space: Mapping[str, BaseDistribution]) -> str | None:
-    """The parameter of which the sampler would make a list of so many values that no process has room for it."""
+    """The parameter whose values the sampler would list although they exceed a process's memory, if any."""
     if not isinstance(sampler, optuna.samplers.BruteForceSampler):
         return None
     return next((name for name, one in space.items() if (count_of(one) or 0) > _MOST_VALUES), None)
 
 
 def tell_dropped(sampler: BaseSampler, trial: optuna.trial.FrozenTrial) -> None:
-    """Tell the sampler, if it has a method `proposal_dropped`, that what it drew for this trial is not run."""
+    """Notify the sampler, if it has a method `proposal_dropped`, that its proposal for this trial is not run."""
     hear = getattr(sampler, "proposal_dropped", None)
     if hear is not None:
         hear(trial)

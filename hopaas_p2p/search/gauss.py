@@ -10,13 +10,13 @@ import numpy as np
 from hopaas_p2p.analysis.table import Floats
 
 _RULES: Final = ((0.05, np.polynomial.legendre.leggauss(3)), (1.0, np.polynomial.legendre.leggauss(8)))
-"""Up to which width of a cell, in standard deviations, which quadrature of Gauss and Legendre is exact to 1e-15."""
+"""(largest cell width in standard deviations, Gauss-Legendre quadrature that is exact to 1e-15 up to it)."""
 _NARROW: Final = _RULES[-1][0]
 _LOG_CONSTANT: Final = math.log(math.sqrt(2 * math.pi))
 _ERFC: Final = np.frompyfunc(math.erfc, 1, 1)
-_FAR: Final = 24.0  # standard deviations: the mass beyond is below 1e-126, and taken for nothing
+_FAR: Final = 24.0  # standard deviations: the mass beyond is below 1e-126, and is neglected
 _ALL: Final = 9.0  # standard deviations: the mass beyond is below 1e-18
-_SERIES: Final = 35.0  # from here on the series is exact to 1e-12, and erfc soon too small for a number
+_SERIES: Final = 35.0  # from here on the series is exact to 1e-12, and erfc soon underflows
 
 
 def log_normal(z: Floats) -> Floats:
@@ -25,9 +25,9 @@ def log_normal(z: Floats) -> Floats:
 
 
 def range_mass(left: Any, right: Any) -> Floats:
-    """The mass between two points of which each may be anywhere, `left` below `right`."""
+    """The mass between any two points, `left` below `right`."""
     left, right = np.broadcast_arrays(np.asarray(left, np.float64), np.asarray(right, np.float64))
-    # Fold to the left tail, where the masses that are subtracted are small.
+    # Fold to the left tail, where the subtracted masses are small.
     flipped = left > 0
     low, high = np.where(flipped, -right, left), np.where(flipped, -left, right)
     central = high > 0
@@ -43,7 +43,7 @@ def _half_erfc(z: Floats) -> Floats:
 
 
 def _tail(z: Floats) -> Floats:
-    """The mass above z, or nothing where the rest is 1 to the last bit."""
+    """The mass above z, or 0 where the rest is exactly 1."""
     mass = np.zeros(z.shape)
     near = z < _ALL
     mass[near] = _half_erfc(z[near])
@@ -51,7 +51,7 @@ def _tail(z: Floats) -> Floats:
 
 
 def log_range_mass(left: Any, right: Any) -> Floats:
-    """The logarithm of `range_mass`, exact also where that is too small for a number."""
+    """The logarithm of `range_mass`, exact even where that would underflow."""
     left, right = np.broadcast_arrays(np.asarray(left, np.float64), np.asarray(right, np.float64))
     partial = ~((left <= -_ALL) & (right >= _ALL))
     found = np.zeros(left.shape)
@@ -71,7 +71,7 @@ def _log_part(left: Floats, right: Floats) -> Floats:
 
 
 def _log_upper(z: Floats) -> Floats:
-    """The logarithm of the mass above z, which is not negative; far out by the asymptotic series of erfc."""
+    """The logarithm of the mass above z >= 0; far out by the asymptotic series of erfc."""
     near = z < _SERIES
     found = np.empty(z.shape)
     found[near] = np.log(_half_erfc(z[near]))

@@ -1,7 +1,7 @@
-"""A sequence of points that are spread evenly, of which each peer can work out every one: Halton's, scrambled.
+"""A sequence of evenly spread points, each of which every peer can compute: Halton's, scrambled.
 
-In each dimension the number of the point is written in another prime base; its digits, exchanged by permutations that
-the seed decides and in reverse order, are the digits of the coordinate (Owen, arXiv:1706.02808).
+In each dimension the number of the point is written in a different prime base; its digits, permuted according to the
+seed and reversed, are the digits of the coordinate (Owen, arXiv:1706.02808).
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ def _permutation(base: int, digit: int, seed: int) -> tuple[int, ...]:
 
 
 def coordinate(number: int, dimension: int, seed: int) -> float:
-    """Where the point of this number lies in a dimension, from 0 to 1."""
+    """The coordinate of the point with this number in a dimension, from 0 to 1."""
     base = _BASES[dimension]
     place, size, digit = 0.0, 1.0, 0
     while size > _PRECISION:

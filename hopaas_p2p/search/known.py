@@ -1,4 +1,4 @@
-"""The trials of a study as a model of the objective sees them: what is read at every ask."""
+"""The trials of a study as a model of the objective sees them, read at every ask."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from hopaas_p2p.core.state import BlockColumns
 
 _LEARNED: Final = (TrialState.COMPLETE, TrialState.PRUNED)
 _SUPERSEDED: Final = -1
-_PRESENT: Final = 32  # sets of parameters for which it is remembered which trials have them
-_STRIDE: Final = 64  # of so many costs the smallest is looked at first
+_PRESENT: Final = 32  # cached sets of parameters with the trials that have them
+_STRIDE: Final = 64  # costs per group, of which the minimum is checked first
 
 
 class ReadBlock(NamedTuple):
@@ -25,36 +25,36 @@ class ReadBlock(NamedTuple):
 
     columns: BlockColumns
     special: list[FrozenTrial]
-    """Those of its trials that cannot be read from the columns."""
+    """Its trials that cannot be read from the columns."""
 
 
 class Changes(NamedTuple):
-    """What is new in a study."""
+    """The changes in a study."""
 
     reset: bool
-    """Whether this is all that there is, and nothing that was read before counts."""
+    """Whether these are all trials, so that earlier reads no longer count."""
     number_of_trials: int
     """How many trials there are."""
     blocks: Sequence[ReadBlock]
     trials: Sequence[FrozenTrial]
-    """Those that changed, but for the blocks, by number; each as its own process sees it."""
+    """Changed trials outside the blocks, by number; each as its own process sees it."""
     distributions: Mapping[str, BaseDistribution]
-    """Of the parameters in the blocks."""
+    """Those of the parameters in the blocks."""
 
 
 class TrialReader(Protocol):
-    """Tells what changed since it was asked last; our storage gives one, so that no list of all trials is made."""
+    """Returns the changes since its last read; our storage provides one, so that no list of all trials is built."""
 
     def read(self) -> Changes:
-        """What is new, as fresh as a read may expect."""
+        """The changes, as fresh as any read."""
 
 
 class KnownTrials(TrialTable):
-    """The table, and what samplers ask of it. Not safe for use by several threads at once.
+    """The table, with queries for samplers. Not safe for use by several threads at once.
 
     Args:
-        params_of: the parameters of a trial that still runs; its sampler may have announced more than were suggested.
-        objectives: how many the study has.
+        params_of: the parameters of a running trial; its sampler may have announced more than were suggested.
+        objectives: the number of the study's objectives.
 
     """
 
@@ -63,7 +63,7 @@ class KnownTrials(TrialTable):
         "violation": (np.float64, 0),
     }
     role: NDArray[np.int8]
-    """The state of a trial that teaches something: COMPLETE, PRUNED or RUNNING; -1 for one that another continued."""
+    """The state of a trial to learn from: COMPLETE, PRUNED or RUNNING; -1 for one that another trial continued."""
     violation: Floats
     """The sum of the constraints that are violated."""
 
@@ -71,29 +71,29 @@ class KnownTrials(TrialTable):
         super().__init__(("minimize",) * objectives)
         self._params_of = params_of
         self._first: tuple[int, FrozenTrial] | None = None
-        """The finished trial that was read first: another one in its place means that this is another study."""
+        """The first finished trial that was read; a different one in its place means that this is another study."""
         self.learned = 0
-        """How many trials are COMPLETE or PRUNED."""
+        """The number of COMPLETE and PRUNED trials."""
         self.changes: list[int] = []
-        """Rows in the order in which they were read; a reader remembers how far it has come."""
+        """Rows in the order in which they were read; each reader remembers its position."""
         self.intersection: dict[str, BaseDistribution] | None = None
-        """The parameters that all COMPLETE and PRUNED trials have, with the same distribution."""
+        """The parameters that all COMPLETE and PRUNED trials have with the same distribution."""
         self.groups: list[dict[str, BaseDistribution]] = []
-        """Parameters that were always there together, in the order of Optuna's `group`."""
+        """Parameters that always occurred together, in the order of Optuna's `group`."""
         self._shapes: set[frozenset[str]] = set()
         self._last_shape: Mapping[str, BaseDistribution] = {}
         self._present: dict[tuple[str, ...], tuple[Mask, int]] = {}
-        """Which trials have all of some parameters, and how many of the changes that takes into account."""
+        """Which trials have all of certain parameters, and how many changes this includes."""
 
     def same_study(self, trials: Sequence[FrozenTrial]) -> bool:
-        """Whether these can be the trials that were read before, or more of them."""
+        """Whether these can be the trials read before, perhaps with more."""
         if self._first is None:
             return True
         row, before = self._first
         return row < len(trials) and (trials[row] is before or trials[row] == before)
 
     def take(self, changes: Changes) -> None:
-        """Read what is new, where that is known."""
+        """Read the given changes."""
         self.make_room(max(len(self), changes.number_of_trials), changes.distributions)
         for block, special in changes.blocks:
             places = self.read_block(block, but=[trial.number - block.first for trial in special])
@@ -121,19 +121,19 @@ class KnownTrials(TrialTable):
         return found
 
     def read(self, row: int, trial: FrozenTrial) -> bool:
-        """Read one trial; whether it has become COMPLETE or PRUNED."""
+        """Read one trial; returns whether it has become COMPLETE or PRUNED."""
         if not super().read(row, trial):
             return False
         earlier = trial.system_attrs.get(CONTINUES) if trial.system_attrs else None
         learned = trial.state in _LEARNED
         if not learned and (trial.state is not TrialState.RUNNING or earlier is not None):
-            self.role[row] = _SUPERSEDED  # what it goes on from says more
+            self.role[row] = _SUPERSEDED  # the trial that it continues has more information
             return False
         self.role[row] = int(trial.state)
         self.changes.append(row)
         if learned:
             if type(earlier) is int and 0 <= earlier < len(self) and self.role[earlier] in (COMPLETE, PRUNED):
-                self.role[earlier] = _SUPERSEDED  # a configuration is seen once
+                self.role[earlier] = _SUPERSEDED  # a configuration counts once
                 self.learned -= 1
             self.learned += 1
             self._first = self._first or (row, trial)
@@ -146,18 +146,18 @@ class KnownTrials(TrialTable):
             return trial.params
         try:
             return self._params_of(trial)
-        except (TypeError, ValueError, AttributeError):  # what another peer announced is not what it should be
+        except (TypeError, ValueError, AttributeError):  # another peer's announcement is malformed
             return trial.params
 
     def row_of(self, number: int) -> int | None:
-        """The row of a trial that is not finished."""
+        """The row of an unfinished trial."""
         for row, trial in self._open.items():
             if isinstance(trial, FrozenTrial) and trial.number == number:
                 return row
         return None
 
     def having(self, names: Iterable[str]) -> Mask:
-        """Which trials have all these parameters. Not to be changed, and good until the next trials are read."""
+        """Which trials have all these parameters. Do not modify; valid until the next trials are read."""
         key = tuple(names)
         present, seen = self._present.pop(key, (None, 0))
         if present is None or len(present) < len(self):
@@ -182,7 +182,7 @@ class KnownTrials(TrialTable):
         return {name: self.merged(name, rows) if len(rows) else np.empty(0) for name in names}
 
     def contains(self, values: Mapping[str, float], but: int | None) -> bool:
-        """Whether a trial that runs or has not failed, another than in row `but`, has these values."""
+        """Whether a trial that has not failed, other than the one in row `but`, has these values."""
         if not values.keys() <= self.params.keys():
             return False
         (name, value), *others = values.items()
@@ -202,7 +202,7 @@ class KnownTrials(TrialTable):
         return set(zip(*[self.merged(name, rows).tolist() for name in names], strict=True))
 
     def _learn(self, shape: Mapping[str, BaseDistribution]) -> None:
-        """Take into account which parameters a COMPLETE or PRUNED trial has."""
+        """Update the common parameters with those of a COMPLETE or PRUNED trial."""
         if shape is self._last_shape:  # many trials share one
             return
         self._last_shape = shape
@@ -226,10 +226,10 @@ class KnownTrials(TrialTable):
 
 
 def best_rows(trials: KnownTrials, count: int, *, maximize: bool) -> Ints:
-    """The rows of the `count` best trials, ascending: COMPLETE ones, then PRUNED ones, then those that violate most.
+    """The rows of the `count` best trials, ascending: COMPLETE ones before PRUNED ones, infeasible ones last.
 
-    The order is the one of Optuna's TPE: by value; pruned ones by the last step they reached, then by what they
-    reported there; infeasible ones by how much they violate. Of equals the earlier one is the better.
+    The order is that of Optuna's TPE: by value; pruned ones by their last step, then by their report there; infeasible
+    ones by their violation. Among equals, the earlier one is better.
     """
     complete = (trials.role == COMPLETE) & (trials.violation <= 0)
     if count > np.count_nonzero(complete):
@@ -239,13 +239,13 @@ def best_rows(trials: KnownTrials, count: int, *, maximize: bool) -> Ints:
 
 
 def ranked_rows(trials: KnownTrials, *, maximize: bool) -> Ints:
-    """The rows of all COMPLETE and PRUNED trials, the best first, in the order that `best_rows` says."""
+    """The rows of all COMPLETE and PRUNED trials, the best first, in the order of `best_rows`."""
     role, violation = trials.role, trials.violation
     sign = -1.0 if maximize else 1.0
     complete = np.flatnonzero((role == COMPLETE) & (violation <= 0))
     complete = complete[np.argsort(sign * trials.values[complete, 0], kind="stable")]
     pruned = np.flatnonzero((role == PRUNED) & (violation <= 0))
-    steps = np.nan_to_num(-trials.last_step[pruned], nan=1.0)  # without reports: behind all others
+    steps = np.nan_to_num(-trials.last_step[pruned], nan=1.0)  # without reports: after all others
     values = np.nan_to_num(sign * trials.last[pruned], nan=np.inf, posinf=np.inf, neginf=-np.inf)
     infeasible = np.flatnonzero(((role == COMPLETE) | (role == PRUNED)) & (violation > 0))
     infeasible = infeasible[np.argsort(violation[infeasible], kind="stable")]
@@ -253,7 +253,7 @@ def ranked_rows(trials: KnownTrials, *, maximize: bool) -> Ints:
 
 
 def _smallest(candidates: Mask, costs: Floats, count: int) -> Ints:
-    """The rows of the smallest costs among these candidates, ascending; of equals the first ones."""
+    """The rows of the smallest costs among these candidates, ascending; the first ones among equals."""
     rows = _promising(costs, count)
     if rows is None:
         rows = np.flatnonzero(candidates)
@@ -268,7 +268,7 @@ def _smallest(candidates: Mask, costs: Floats, count: int) -> Ints:
 
 
 def _promising(costs: Floats, count: int) -> Ints | None:
-    """Rows among which the smallest costs are: those not above the largest of the `count` smallest of some minima."""
+    """Rows that include the smallest costs: those not above the largest of the `count` smallest group minima."""
     minima = np.fmin.reduce(costs[: len(costs) // _STRIDE * _STRIDE].reshape(_STRIDE, -1), axis=0)
     if not 0 < count < len(minima):
         return None

@@ -1,4 +1,4 @@
-"""The only place in the search that uses private names of Optuna: what its TPE sampler does step by step.
+"""The only place in the search that uses private names of Optuna: the steps of its TPE sampler.
 
 A test names them all, and fails with a clear message when a new Optuna renames one.
 """
@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 import numpy as np
-import numpy.random  # noqa: F401  # else a thread does, as it first draws, and a child forked meanwhile waits for ever
+import numpy.random  # noqa: F401  # otherwise a thread would at its first draw, and a child forked meanwhile would hang
 import optuna
 from numpy.typing import NDArray
 from optuna.distributions import BaseDistribution
@@ -39,37 +39,37 @@ __all__ = [
 
 Estimator = _ParzenEstimator
 GRID: Final = ("grid_id", "search_space")
-"""System attributes of a trial that GridSampler drew: its point, and which grid has it."""
+"""System attributes of a trial that GridSampler drew: its point, and the grid."""
 
 
 def study_key(study: optuna.Study) -> tuple[object, int]:
-    """Which study it is: its storage, and its id there."""
+    """The identity of a study: its storage, and its id there."""
     return study._storage, study._study_id
 
 
 def is_part_of_a_study(study: optuna.Study) -> bool:
-    """Whether this shows some of the trials only, as Hyperband has it for each of its brackets."""
+    """Whether this shows only some of the trials, like Hyperband's view of a bracket."""
     return type(study).get_trials is not optuna.Study.get_trials
 
 
 def announce(study: optuna.Study, trial: FrozenTrial, key: str, value: Any) -> None:
-    """Write a system attribute of a trial that runs."""
+    """Write a system attribute of a running trial."""
     study._storage.set_trial_system_attr(trial._trial_id, key, value)
 
 
 def listed(study: optuna.Study, *, cached: bool) -> list[FrozenTrial]:
-    """All trials by number, not copied; `cached` as they were when this thread asked for its trial."""
+    """All trials by number, not copied; if `cached`, as they were when this thread asked for its trial."""
     return study._get_trials(deepcopy=False, use_cache=cached)
 
 
 def reader_of(study: optuna.Study) -> TrialReader | None:
-    """What tells of new trials; None where the storage only gives all of them."""
+    """The reader of changed trials; None if the storage can only list all of them."""
     reader = getattr(study._storage, "reader", None)
     return None if reader is None else reader(study._study_id)
 
 
 def mixture_of(estimator: Estimator) -> Mixture:
-    """What an estimator is made of."""
+    """The components of an estimator."""
     mixture = estimator._mixture_distribution
     choices = [one.weights for one in mixture.distributions if isinstance(one, _BatchedCategoricalDistributions)]
     numbers = [
@@ -83,7 +83,7 @@ def grid_points(
 ) -> list[dict[str, float]] | None:
     """The points of a GridSampler in the form of the log; None for another sampler, or a grid that is not in the space.
 
-    That grid's sampler says itself what is wrong.
+    In the latter case the sampler itself reports the error.
     """
     if not isinstance(sampler, optuna.samplers.GridSampler) or set(sampler._param_names) != set(space):
         return None
@@ -98,15 +98,15 @@ def grid_points(
 
 
 def fixed_names(sampler: optuna.samplers.BaseSampler) -> frozenset[str]:
-    """The parameters that a PartialFixedSampler does not change; empty for another one."""
+    """The parameters that a PartialFixedSampler does not change; empty for any other sampler."""
     return frozenset(sampler._fixed_params if isinstance(sampler, optuna.samplers.PartialFixedSampler) else ())
 
 
 def reseed_in_child(sampler: optuna.samplers.BaseSampler) -> None:
-    """Let a sampler draw other numbers than the process of which this one is a fork.
+    """Make a sampler draw different numbers from those of its parent process.
 
-    numpy holds a lock while it draws. If another thread of the parent was at it during the fork, nobody releases that
-    lock here, and `reseed_rng` alone would wait for it for ever: states of random numbers are made anew.
+    numpy holds a lock while it draws. If another thread of the parent held it during the fork, it is never released
+    here, and `reseed_rng` alone would wait forever: so new random states are created.
     """
     samplers, seen = [sampler], {id(sampler)}
     while samplers:
@@ -125,16 +125,16 @@ class OptunaTPE(optuna.samplers.TPESampler):
     def propose(
         self, study: optuna.Study, trial: FrozenTrial, space: dict[str, BaseDistribution], *, joint: bool
     ) -> dict[str, Any]:
-        """Values for a trial after the start-up ones, of parameters that are drawn together, or of a single one."""
+        """Values for a trial after the start-up phase, for parameters that are drawn together, or for a single one."""
         return super()._sample(study, trial, space)
 
     def is_started(self, study: optuna.Study) -> bool:
-        """Whether there are as many trials to learn from as the start-up takes."""
+        """Whether there are enough trials to learn from, so that the start-up phase is over."""
         trials = listed(study, cached=True)
         return sum(one.state in (TrialState.COMPLETE, TrialState.PRUNED) for one in trials) >= self.startup_trials
 
     def startup_value(self, study: optuna.Study, trial: FrozenTrial, name: str, distribution: BaseDistribution) -> Any:
-        """A parameter of a trial before that."""
+        """A parameter of a trial in the start-up phase."""
         return self._random_sampler.sample_independent(study, trial, name, distribution)
 
     def _sample_relative(
@@ -180,7 +180,7 @@ class OptunaTPE(optuna.samplers.TPESampler):
 
     @property
     def is_plain(self) -> bool:
-        """Whether bandwidths and prior are as the faster model expects them."""
+        """Whether bandwidths and prior are the ones that the faster model supports."""
         parameters = self._parzen_estimator_parameters
         return (
             parameters.consider_magic_clip
@@ -197,7 +197,7 @@ class OptunaTPE(optuna.samplers.TPESampler):
         return self._parzen_estimator_parameters.consider_endpoints
 
     def weights_of(self, count: int) -> NDArray[np.float64]:
-        """How much each of so many trials counts, the oldest first."""
+        """The weight of each of `count` trials, the oldest first."""
         return _ParzenEstimator._call_weights_func(self._parzen_estimator_parameters.weights, count)
 
     def is_joint(self, study: optuna.Study) -> bool:
@@ -205,11 +205,11 @@ class OptunaTPE(optuna.samplers.TPESampler):
         return self._is_multivariate(study)
 
     def announced(self, study: optuna.Study, trial: FrozenTrial) -> Mapping[str, Any]:
-        """The parameters of a running trial, those included that were drawn and not suggested yet."""
+        """The parameters of a running trial, including those that were drawn but not yet suggested."""
         return self._get_params(trial, study)
 
     def estimator(self, observations: dict[str, NDArray[np.float64]], space: dict[str, BaseDistribution]) -> Estimator:
-        """Optuna's density of these trials, given in its internal representation."""
+        """Optuna's density of these trials, given in Optuna's internal representation."""
         return _ParzenEstimator(observations, space, self._parzen_estimator_parameters)
 
     def use_groups(self, groups: list[dict[str, BaseDistribution]]) -> None:

@@ -1,14 +1,14 @@
-"""What earlier studies teach a new one, and how much of it the new one believes. Pure functions.
+"""What a new study learns from earlier ones, and how far it trusts each of them. Pure functions.
 
 A prior keeps configurations of a study and their scores by rank. In the space of a new study it becomes a Gaussian
 process; the mean of each such process is a feature of the new study's own process, with a coefficient that is learned
 with everything else (a Bayesian linear model under a Gaussian process; Rasmussen and Williams, 2006, section 2.7).
-How likely the order of the trials is under each of them, under the mean of all, and under none gives the odds, from
-which each ask draws; compare RGPE (Feurer, Letham and Bakshy, arXiv:1802.02219). All count for less with each trial
-that is known.
+The likelihood of the trials' order under each of them, under the mean of all, and under none gives the odds from which
+each ask draws; compare RGPE (Feurer, Letham and Bakshy, arXiv:1802.02219). The weight of all priors falls with each
+known trial.
 
-What a person believes is a prior as well: configurations whose scores grow with the distance from what is believed to
-be best. So its influence decays like that of any prior (compare Hvarfner et al., piBO, ICLR 2022).
+A person's belief is a prior, too: configurations whose scores grow with the distance from the supposed best. So its
+influence decays like that of any prior (compare Hvarfner et al., piBO, ICLR 2022).
 """
 
 from __future__ import annotations
@@ -50,20 +50,20 @@ from hopaas_p2p.search.surrogate import (
 from hopaas_p2p.translate import to_optuna, to_record
 
 FEWEST: Final = 5
-"""Finished trials below which a study teaches nothing."""
+"""With fewer finished trials, nothing can be learned from a study."""
 _DIGITS: Final = 6
-_COUNTS: Final = 0.05  # a weight below which people are told that a prior is ignored
+_COUNTS: Final = 0.05  # a prior with a smaller weight is reported as ignored
 _LASTING: Final = 115  # trials, after which no weight is as large
-_LEAST: Final = 0.04  # of a mixture: what counts for less is left out, which saves time
+_LEAST: Final = 0.04  # of a mixture: smaller weights are left out, which saves time
 _LENGTHS: Final = (0.05, 32.0)
-_COMPARED: Final = 128  # configurations by which priors are compared with each other
+_COMPARED: Final = 128  # configurations for comparing priors with each other
 _BELIEVED: Final = 64  # configurations that express a belief
 _WIDTHS: Final = {"low": 0.5, "medium": 0.25, "high": 0.12}
-"""How far from what a person believes the best may well be, as a part of the range."""
+"""The likely distance of the best from a person's belief, as a fraction of the range."""
 
 
 class Prior(PriorRecord, frozen=True, forbid_unknown_fields=True):
-    """What a study taught, to begin another one with: `default_sampler(priors=[Prior.from_study(study)])`."""
+    """The lessons of a study, for the start of another one: `default_sampler(priors=[Prior.from_study(study)])`."""
 
     @classmethod
     def from_study(cls, study: Any, name: str | None = None, *, uuid: str = "", place: int = 0) -> Self:
@@ -110,10 +110,10 @@ class Prior(PriorRecord, frozen=True, forbid_unknown_fields=True):
 
     @classmethod
     def from_file(cls, path: str | Path) -> Self:
-        """The prior that `hopaas-p2p study export --prior` wrote.
+        """The prior in a file written by `hopaas-p2p study export --prior`.
 
         Raises:
-            InvalidInput: the file is not one, or holds what no study can learn from.
+            InvalidInput: the file is not a prior, or no study can learn from its content.
 
         """
         try:
@@ -134,10 +134,10 @@ class Prior(PriorRecord, frozen=True, forbid_unknown_fields=True):
 
     @classmethod
     def believed(cls, space: Mapping[str, Distribution]) -> Self | None:
-        """What a person believes, as the distributions say it; None if they say nothing.
+        """A person's belief, as stated in the distributions; None if they state none.
 
         Raises:
-            InvalidInput: a belief that is not in its range, or a confidence that is no word for one.
+            InvalidInput: a belief outside its range, or an unknown word for a confidence.
 
         """
         dists, centre, widths = {}, {}, {}
@@ -188,7 +188,7 @@ class Prior(PriorRecord, frozen=True, forbid_unknown_fields=True):
     def _unfitted(
         cls, name: str, space: Mapping[str, BaseDistribution], values: Mapping[str, Floats], found: Floats, **where: Any
     ) -> Self:
-        """With lengths that are none yet, as long as any in its text: to fit them takes long where it is too large."""
+        """With placeholder lengths, as long in text as fitted ones, because fitting too large a prior takes long."""
         return cls(
             name,
             {one: to_record(dist) for one, dist in space.items()},
@@ -208,15 +208,15 @@ class Prior(PriorRecord, frozen=True, forbid_unknown_fields=True):
         return msgspec.structs.replace(self, lengths=scales, noise=_short(lengths.noise))
 
     def as_text(self) -> str:
-        """As a file or an attribute has it."""
+        """Its form in a file or an attribute."""
         return msgspec.json.encode(self).decode()
 
 
 class Taught:
-    """What some priors say of one search space.
+    """The predictions of several priors in one search space.
 
-    Parameters are matched by name and kind: numbers keep their values and count at the edge if they are outside the
-    new range, choices are matched by value. A parameter that a prior lacks does not matter to it.
+    Parameters are matched by name and kind: numbers keep their values, or are moved to the edge if they are outside the
+    new range; choices are matched by value. A prior ignores parameters that it lacks.
     """
 
     def __init__(self, space: Mapping[str, BaseDistribution], priors: Sequence[PriorRecord]) -> None:
@@ -264,7 +264,7 @@ class Taught:
         return found
 
     def best(self, numbers: np.random.RandomState, count: int, mixture: Floats) -> dict[str, Floats]:
-        """The best configurations of each prior that is mixed in; what one lacks is drawn."""
+        """The best configurations of each prior in the mixture; missing parameters are drawn."""
         used = np.flatnonzero(mixture > _LEAST)
         count = max(1, count // len(used))
         found = np.column_stack(list(self.cube.anywhere(numbers, count * len(used)).values()))
@@ -276,17 +276,17 @@ class Taught:
 
 
 class Learned(NamedTuple):
-    """What the trials of a study say of one of its priors."""
+    """How well one of a study's priors agrees with its trials."""
 
     name: str
     agreement: float | None
-    """The share of pairs of trials that it ranks as they came out; None while there are none."""
+    """The fraction of pairs of trials that it ranks correctly; None while there are none."""
     weight: float
-    """By how much a score changes with the one that the prior expects; 0: it is ignored."""
+    """The coefficient of the score that the prior predicts; 0 if it is ignored."""
     shared: tuple[str, ...]
     """The parameters that it has in common with the study."""
     until: int | None
-    """The trial after which its weight stayed too small to count; None while it counts, or before there are trials."""
+    """The trial after which its weight stayed negligible; None while it counts, or before there are trials."""
 
     def __str__(self) -> str:
         agrees = "" if self.agreement is None else f"agrees {100 * self.agreement:.0f} %, "
@@ -298,17 +298,17 @@ class Learned(NamedTuple):
 
 
 def stored_priors(system: Mapping[str, str]) -> tuple[PriorRecord, ...]:
-    """The priors in the attributes of a study, which the log has judged."""
+    """The priors in the attributes of a study, which the log has validated."""
     return msgspec.json.decode(system.get(LEARNED, "[]"), type=tuple[PriorRecord, ...])
 
 
 def learned_of(state: State, trials: TrialTable, space: Mapping[str, BaseDistribution] | None = None) -> list[Learned]:
-    """What the complete trials of a study say of each prior that it has now.
+    """How well each current prior of a study agrees with its complete trials.
 
     Args:
-        state: of the study.
-        trials: the same as a table.
-        space: its search space; without one, the parameters that all these trials have.
+        state: the study's state.
+        trials: its trials as a table.
+        space: its search space; by default, the parameters that all these trials have.
 
     """
     priors = stored_priors(state.system)
@@ -352,7 +352,7 @@ def learned_of(state: State, trials: TrialTable, space: Mapping[str, BaseDistrib
 
 
 def _matched(prior: PriorRecord, name: str, new: BaseDistribution) -> tuple[Floats, float] | None:
-    """A parameter's values in the prior's configurations as the new space has them, and its length; None: no match."""
+    """A parameter's values in the prior's configurations, in the new space's form, and its length; None: no match."""
     old, values = prior.space[name], np.array(prior.params[name])
     length = prior.lengths[list(prior.space).index(name)]
     if isinstance(new, CategoricalDistribution):

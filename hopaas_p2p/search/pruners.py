@@ -1,4 +1,4 @@
-"""Optuna's pruners, which in a study's first wave decide from trials that still run; see `hopaas_p2p.pruners`."""
+"""Optuna's pruners, which in a study's first wave also use running trials; see `hopaas_p2p.pruners`."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable
 
 import numpy as np
-import numpy.ma  # noqa: F401  # else a thread does, as it first prunes, and a child forked meanwhile waits for ever
+import numpy.ma  # noqa: F401  # otherwise a thread would at its first pruning, and a child forked meanwhile would hang
 import optuna
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
@@ -17,13 +17,13 @@ _COMPARED = (TrialState.RUNNING, TrialState.COMPLETE, TrialState.PRUNED)
 class PercentilePruner(optuna.pruners.PercentilePruner):
     """`optuna.pruners.PercentilePruner`, which does not wait for complete trials.
 
-    While there are fewer than `n_startup_trials` of those, a trial is compared with all others that have reported at
-    its step, running ones too, and with the last report of those that were pruned before it. So a trial that survives
-    among the better ones is not measured against the survivors alone. At least `n_startup_trials` others must have
-    come as far. From then on it is Optuna's pruner.
+    While there are fewer than `n_startup_trials` complete ones, a trial is compared with all others that have reported
+    at its step, including running ones, and with the last report of those pruned before that step. So a surviving trial
+    is not compared only with other survivors. At least `n_startup_trials` others must have got this far. After that, it
+    behaves like Optuna's pruner.
 
     Args:
-        percentile: of the trials that are kept, from 0 to 100.
+        percentile: the percentage of trials that are kept, from 0 to 100.
         n_startup_trials: with fewer trials to compare with, none is pruned.
         n_warmup_steps: before this step, none is pruned.
         interval_steps: steps between two decisions about a trial.
@@ -66,7 +66,7 @@ class PercentilePruner(optuna.pruners.PercentilePruner):
         return bool(np.nanmin(reports) > np.percentile(values, self._kept))
 
     def _is_due(self, step: int, steps: Iterable[int]) -> bool:
-        """Whether this is the first report since the last time when a decision was due."""
+        """Whether this is the first report since a pruning decision was last due."""
         if step < self._warmup:
             return False
         due = (step - self._warmup) // self._interval * self._interval + self._warmup
@@ -74,7 +74,7 @@ class PercentilePruner(optuna.pruners.PercentilePruner):
 
 
 def _at(trial: FrozenTrial, step: int) -> float | None:
-    """What a trial reported at this step, or last, if it was pruned before; None if it has not come as far."""
+    """A trial's report at this step, or its last one if it was pruned earlier; None if it has not got this far."""
     reports = trial.intermediate_values
     if step in reports:
         return reports[step]
@@ -103,13 +103,13 @@ class SuccessiveHalvingPruner(optuna.pruners.SuccessiveHalvingPruner):
     """`optuna.pruners.SuccessiveHalvingPruner`, which with `min_resource="auto"` does not wait for a complete trial.
 
     Until there is one, the first rung is a hundredth of the longest trial so far, at least one step. If your trials
-    have many hundred steps, say `min_resource` yourself.
+    have many hundreds of steps, set `min_resource` yourself.
 
     Args:
         min_resource: the step of the first rung, or "auto": a hundredth of the steps of the longest trial.
-        reduction_factor: of so many trials that reach a rung, one goes on.
-        min_early_stopping_rate: so many rungs are left out.
-        bootstrap_count: so many trials must have reached a rung before one goes on; not with "auto".
+        reduction_factor: one of this many trials that reach a rung continues.
+        min_early_stopping_rate: the number of rungs to skip.
+        bootstrap_count: the number of trials that must have reached a rung before one continues; not with "auto".
 
     """
 

@@ -1,8 +1,8 @@
-"""Samplers and pruners as a study keeps them: the name of a class and plain arguments.
+"""The stored form of samplers and pruners: the name of a class and plain arguments.
 
-Anybody who may write to a store may have written what is read here. Only classes of this file are made, with arguments
-that they have, of plain types and moderate size; nothing is evaluated or unpickled. A seed is never kept: peers that
-draw the same numbers try the same configurations.
+Anyone who may write to a store may have written this data. Only classes listed in this file are created, with their own
+arguments, of plain types and moderate size; nothing is evaluated or unpickled. A seed is never stored, because peers
+that draw the same numbers try the same configurations.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from hopaas_p2p.errors import InvalidInput
 
 Kind = Literal["sampler", "pruner"]
 Method = dict[str, Any]
-"""{"class": "optuna.samplers.TPESampler", "arguments": {…}}; arguments of None: they cannot be kept."""
+"""{"class": "optuna.samplers.TPESampler", "arguments": {…}}; arguments of None: they cannot be stored."""
 
 _CLASSES: Final[dict[str, frozenset[str]]] = {
     "sampler": frozenset(
@@ -48,7 +48,7 @@ _CLASSES: Final[dict[str, frozenset[str]]] = {
         }
     ),
 }
-_NEVER_KEPT: Final = frozenset({"seed", "consider_prior", "warn_asynchronous_seeding"})  # the others do nothing
+_NEVER_KEPT: Final = frozenset({"seed", "consider_prior", "warn_asynchronous_seeding"})  # the other two have no effect
 _REQUIRED: Final = {"PercentilePruner": {"percentile": 50.0}, "ThresholdPruner": {"lower": 0.0}}
 _RENAMED: Final = {"deterministic_objective": "_deterministic"}
 _INNER: Final = (
@@ -57,9 +57,9 @@ _INNER: Final = (
     "_elite_population_selection_strategy",
 )
 _OBJECTS: Final = ("Callable", "Base", "ndarray", "Mapping")
-"""What the annotation of an argument mentions that takes a function or another object."""
+"""Words in the annotation of an argument that takes a function or another object."""
 _WORDS: Final = ("str", "Literal")
-_LARGEST: Final = 1_000_000  # of a whole number: of candidates, of a population
+_LARGEST: Final = 1_000_000  # integer, such as a number of candidates or a population
 _LONGEST: Final = 100  # characters
 _MISSING: Final = object()
 
@@ -68,7 +68,7 @@ def make(kind: Kind, method: Mapping[str, Any]) -> Any:
     """The sampler or pruner that a study names.
 
     Raises:
-        InvalidInput: there is none of that name, it does not take these arguments, or they could not be kept.
+        InvalidInput: there is no such class, it does not take these arguments, or they cannot be stored.
 
     """
     name = str(method.get("class"))
@@ -86,14 +86,14 @@ def make(kind: Kind, method: Mapping[str, Any]) -> Any:
             raise InvalidInput(f"{kind} {name}: {key} = {str(value)[:80]!r} is impossible")
     try:
         return _made(cls, arguments)
-    except Exception as error:  # whatever it raises on its arguments
+    except Exception as error:  # whatever it raises because of its arguments
         raise InvalidInput(f"{kind} {name}: {error}") from error
 
 
 def describe(kind: Kind, given: object) -> Method:
-    """The sampler or pruner as a study keeps it.
+    """The stored form of a sampler or pruner.
 
-    Its arguments are None if they cannot be kept: for a class that is not of this file, or a function as an argument.
+    Its arguments are None if they cannot be stored: for a class not listed here, or with a function as an argument.
     """
     cls = type(given)
     name = next((one for one in _CLASSES[kind] if one.endswith(f".{cls.__name__}") and _class(one) is cls), None)
@@ -113,7 +113,7 @@ def describe(kind: Kind, given: object) -> Method:
 
 
 def names(kind: Kind) -> list[str]:
-    """The classes that can be kept."""
+    """The classes that can be stored."""
     return sorted(_CLASSES[kind])
 
 
@@ -130,7 +130,7 @@ def in_words(method: Mapping[str, Any] | None) -> str:
 
 def _made(cls: type, arguments: Mapping[str, Any]) -> Any:
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # that it is experimental was said where it was chosen
+        warnings.simplefilter("ignore")  # the user was warned that it is experimental when choosing it
         return cls(**arguments)
 
 
@@ -141,7 +141,7 @@ def _class(name: str) -> type:
 
 
 def _parameters(cls: type) -> dict[str, str]:
-    """The arguments and their annotations, with those that a class passes on to its base."""
+    """The arguments and their annotations, including those that a class passes on to its base."""
     found: dict[str, str] = {}
     for one in cls.__mro__:
         if one is object:
@@ -158,12 +158,12 @@ def _parameters(cls: type) -> dict[str, str]:
 
 
 def _argument(made: object, key: str) -> object:
-    """What this object was given for an argument, as it keeps it."""
+    """The value of a constructor argument, from this object's attributes."""
     for holder in (made, *[vars(made).get(inner) for inner in _INNER]):
         for name in (_RENAMED.get(key, f"_{key}"), key):
             if hasattr(holder, name):
                 value = getattr(holder, name)
-                if isinstance(value, float) and math.isinf(value):  # a bound that was not given
+                if isinstance(value, float) and math.isinf(value):  # an absent bound
                     return None
                 return "auto" if key == "min_resource" and value is None else value
     return _MISSING

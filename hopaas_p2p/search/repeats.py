@@ -1,8 +1,8 @@
-"""Which configurations of a search space have been tried, and what is near one that was.
+"""Which configurations of a search space have been tried, and their untried neighbours.
 
-Two configurations are the same if all parameters are, in the form of the log. What a sampler proposes is looked up in a
-dictionary; the trials are read once each. What is outside the space, as an imported trial or a point of a grid may be,
-is none of its configurations.
+Two configurations are the same if all parameters are, in the form of the log. A sampler's proposal is looked up in a
+dictionary; each trial is read once. Points outside the space, such as those of an imported trial or a grid, are not
+configurations of it.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _NEAR: Final = (1, 2, 4, 8)  # steps of the grid
 _MIXED: Final = 64  # neighbours that differ in more than one parameter
 _NEARBY: Final = 0.02  # of the range, where a parameter has no grid
 _MOST_COUNTED: Final = 1 << 40
-_SAME: Final = 1e-9  # of a grid's steps from its beginning: two ways to compute a point may differ in the last bits
+_SAME: Final = 1e-9  # grid steps from its beginning: two ways to compute a point may differ in the last bits
 
 
 class Tried:
@@ -44,12 +44,12 @@ class Tried:
         self._choices = [name for name, one in space.items() if isinstance(one, CategoricalDistribution)]
         self._numbers: dict[Key, int] = {}
         self._outside: dict[Key, int] = {}
-        """What was tried that is outside the space."""
+        """Tried configurations outside the space."""
         self.size = _size(space)
-        """How many configurations there are; None where there is no end of them."""
+        """The number of configurations; None if infinite."""
 
     def note(self, trials: Iterable[Trial]) -> None:
-        """Read these trials; those that lack a parameter, or chose it from other choices, do not count."""
+        """Read these trials; those that lack a parameter, or have it from other choices, do not count."""
         for trial in trials:
             if trial.params and not (trial.dists and self._has_other_choices(trial.dists)):
                 try:
@@ -59,11 +59,11 @@ class Tried:
                 numbers[key] = trial.number
 
     def _has_other_choices(self, dists: Mapping[str, object]) -> bool:
-        """Whether a trial with these distributions of its own means something else by the index of a choice."""
+        """Whether the index of a choice has another meaning in a trial with these distributions."""
         return any(name in dists for name in self._choices)
 
     def note_all(self, trials: Trials) -> None:
-        """Read all trials of a study; those of packed blocks without an object of each."""
+        """Read all trials of a study; those in packed blocks, without creating objects."""
         for index in range(-(-len(trials) // BLOCK)):
             closed = trials.closed.get(index)
             if closed is None:
@@ -96,14 +96,14 @@ class Tried:
                     numbers[key] = max(number, numbers.get(key, -1))
 
     def number_of(self, params: Params) -> int | None:
-        """The newest trial that has these parameters; None if none has."""
+        """The newest trial with these parameters; None if there is none."""
         numbers, key = self._place(params)
         return numbers.get(key)
 
     def reserve(self, params: Params, number: int = -1) -> int | None:
-        """This is about to be tried, before the log has it; -1: under a number that is not known yet.
+        """Reserve a configuration that is about to be tried, before the log has it; -1 if its number is not known yet.
 
-        Returns the newest trial that has these parameters, if there is one: then nothing is reserved.
+        Returns the newest trial with these parameters, if there is one; then nothing is reserved.
         """
         numbers, key = self._place(params)
         before = numbers.get(key)
@@ -112,7 +112,7 @@ class Tried:
         return before
 
     def release(self, params: Params) -> None:
-        """It is not tried after all."""
+        """Cancel a reservation."""
         numbers, key = self._place(params)
         if numbers.get(key) == -1:
             del numbers[key]
@@ -125,14 +125,14 @@ class Tried:
     def neighbour(self, params: Params, *, fixed: Collection[str] = ()) -> dict[str, float] | None:
         """A configuration near this one that has not been tried and has the same `fixed` parameters, or None.
 
-        The nearest first: one parameter is changed, by as few steps as possible, then several. In the end any that is
-        left of a space with an end is found.
+        The nearest first: one parameter is changed, by as few steps as possible, then several. In a finite space, any
+        remaining configuration is found in the end.
         """
         near = (one for one in self._near(params) if all(one[name] == params[name] for name in fixed if name in one))
         return next((one for one in near if self.number_of(one) is None), None)
 
     def _place(self, params: Params) -> tuple[dict[Key, int], Key]:
-        """Where the number of a configuration is kept. Raises KeyError if a parameter is missing."""
+        """The key under which a configuration's number is kept. Raises KeyError if a parameter is missing."""
         values = tuple(map(params.__getitem__, self._names))
         key = []
         for value, (low, high, step) in zip(values, self._axes, strict=True):
@@ -166,7 +166,7 @@ class Tried:
             yield from self._anywhere()
 
     def _anywhere(self) -> Iterator[dict[str, float]]:
-        """So many of the space's configurations, from a random one on, that one of them must be new."""
+        """Enough of the space's configurations, from a random one on, that one of them must be new."""
         assert self.size is not None
         counts = [count_of(one) or 1 for one in self._space.values()]
         first = random.randrange(self.size)
@@ -179,7 +179,7 @@ class Tried:
 
 
 def _axis(one: BaseDistribution) -> tuple[float, float, float]:
-    """The lowest and the highest value of a parameter, in the form of the log, and its step; 0: it has none."""
+    """The lowest and the highest value of a parameter, in the form of the log, and its step; 0 if it has none."""
     if isinstance(one, CategoricalDistribution):
         return 0.0, len(one.choices) - 1.0, 1.0
     assert isinstance(one, FloatDistribution | IntDistribution)
@@ -197,7 +197,7 @@ def _size(space: Mapping[str, BaseDistribution]) -> int | None:
 
 
 def count_of(one: BaseDistribution) -> int | None:
-    """How many values it has; None where there is no end of them."""
+    """How many values it has; None if infinitely many."""
     if isinstance(one, CategoricalDistribution):
         return len(one.choices)
     if one.single():
@@ -216,7 +216,7 @@ def _value(one: BaseDistribution, index: int) -> float:
 
 
 def _moved(one: BaseDistribution, value: float, steps: int) -> list[float]:
-    """Values so many steps away; of choices, all others."""
+    """Values `steps` steps away; for choices, all other choices."""
     if isinstance(one, CategoricalDistribution):
         return [float(index) for index in range(len(one.choices)) if index != value] if steps == 1 else []
     assert isinstance(one, FloatDistribution | IntDistribution)

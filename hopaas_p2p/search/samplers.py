@@ -42,23 +42,23 @@ from hopaas_p2p.search.surrogate import Cube, Lengths, Surrogate, Trust, chosen,
 from hopaas_p2p.search.tpe import FEWEST, Comparison, KernelDensity, Kernels
 
 _DENSITIES: Final = 32
-"""Search spaces whose trials are kept ready; a study with a fixed space has one, or one for each parameter."""
-_DRAWS: Final = 4  # of all candidates, before the model is given up for a new configuration
+"""The number of search spaces whose trials are cached; a study with a fixed space has one, or one per parameter."""
+_DRAWS: Final = 4  # of all candidates, before a new configuration is chosen without the model
 _ANYWHERE: Final = 100
 _LOOKED_UP: Final = 3  # candidates that are compared with all trials one by one
-_PROCESS_UP_TO: Final = 500  # trials; with more, the densities know enough, and cost less
-_RUNNING_SEEN: Final = 128  # of the running trials, those that the process takes into account
+_PROCESS_UP_TO: Final = 500  # trials; with more, the densities are good enough, and cheaper
+_RUNNING_SEEN: Final = 128  # running trials that the process takes into account
 _NEARBY: Final = 48
 _FAR: Final = 24
-_CENTRES: Final = 2  # trials around which it looks
+_CENTRES: Final = 2  # trials around which it searches
 _TAUGHT: Final = 15  # the best configurations of the priors that count, and what is around them
-_CLIMBS: Final = 3  # times that it looks around the best candidates, while few trials are known or run beside priors
+_CLIMBS: Final = 3  # searches around the best candidates, while there are few trials or priors are used
 _CLIMBED: Final = 8
 _CLIMBS_UP_TO: Final = 32  # trials
 
 
 class _Model(NamedTuple):
-    """What is known before an ask, in one search space."""
+    """The knowledge before an ask, in one search space."""
 
     columns: KnownTrials
     space: dict[str, BaseDistribution]
@@ -67,12 +67,12 @@ class _Model(NamedTuple):
     above: Ints
     """The rows of the others."""
     ranked: Ints
-    """The rows of all trials that are known, the best first; empty where a process is not to be used."""
+    """The rows of all known trials, the best first; empty if no process is to be used."""
     running: Ints
 
 
 class _Lessons:
-    """What the priors say in one search space, each thing computed once."""
+    """The priors' predictions in one search space, each computed once."""
 
     def __init__(self, key: object, taught: Taught, columns: KnownTrials) -> None:
         self.key, self.taught, self.columns = key, taught, columns
@@ -81,7 +81,7 @@ class _Lessons:
         self._trust: tuple[int, Trust] | None = None
 
     def means_of(self, rows: Ints, points: Floats) -> Floats:
-        """What the priors expect of these rows, a column per prior, at the points where they are now."""
+        """The priors' expected scores of these rows at their current points, one column per prior."""
         if len(self._means) < self.columns.room:
             self._points = np.full((self.columns.room, points.shape[1]), np.nan)
             self._means = np.zeros((self.columns.room, len(self.taught.priors)))
@@ -92,7 +92,7 @@ class _Lessons:
         return self._means[rows]
 
     def trust(self, means: Floats) -> Trust:
-        """What the trials that are known say of the priors."""
+        """How far the known trials support the priors."""
         if self._trust is None or self._trust[0] != self.columns.learned:
             self._trust = self.columns.learned, self.taught.hypotheses.trust(means)
         return self._trust[1]
@@ -107,9 +107,9 @@ class TPESampler(OptunaTPE):
     bit.
 
     Optuna's own code is used throughout for several objectives, under Hyperband, and with
-    `consider_magic_clip=False` or `prior_weight=0`. May be used by several threads. A pickle or a copy leaves what it
-    knows of trials behind. The first four arguments are its own; each changes suggestions. `default_sampler` has two
-    of them, and is what a study uses that names no sampler.
+    `consider_magic_clip=False` or `prior_weight=0`. May be used by several threads. A pickle or a copy does not include
+    its knowledge of trials. The first four arguments are additions; each changes suggestions. `default_sampler`, the
+    default of a study, uses two of them.
 
     Args:
         repeats: "avoid" takes the best candidate that no trial has or had; for parameters that are drawn together.
@@ -118,7 +118,7 @@ class TPESampler(OptunaTPE):
         model: "process" ranks candidates with a Gaussian process (`hopaas_p2p.search.surrogate`) until 500 trials
             are known; only with `repeats="avoid"`, and for parameters that are drawn together.
         priors: `hopaas_p2p.Prior`s of earlier studies; only with `model="process"`. The first trials come from them.
-        fewest: from so many trials on the faster computation is used.
+        fewest: the number of trials from which on the faster computation is used.
         **arguments: as for Optuna's sampler.
 
     """
@@ -151,7 +151,7 @@ class TPESampler(OptunaTPE):
         self.renew()
 
     def renew(self) -> None:
-        """Forget what is known of trials; done in a child of a fork, too."""
+        """Forget all trials; also called in a child of a fork."""
         renew_in_child(self)
         self._lock = threading.RLock()
         self._key: object = None
@@ -159,7 +159,7 @@ class TPESampler(OptunaTPE):
         self._reader: TrialReader | None = None
         self._densities: dict[tuple[tuple[str, BaseDistribution], ...], KernelDensity] = {}
         self._lengths: dict[tuple[object, bool], Lengths] = {}
-        """Those of the last search space that a process was used for, without and beside priors."""
+        """The lengths in the last search space for which a process was used, without and with priors."""
         self._lessons: _Lessons | None = None
 
     def __getstate__(self) -> dict[str, Any]:
@@ -202,14 +202,14 @@ class TPESampler(OptunaTPE):
             return learned >= self.startup_trials or bool(learned and self._priors) or bool(self._foreseen(study))
 
     def _foreseen(self, study: optuna.Study) -> dict[str, BaseDistribution]:
-        """The search space before a trial is finished: as it was told, or that of a running trial; only with priors."""
+        """The search space before a trial is finished: the one given, or that of a running trial; only with priors."""
         if not self._priors or self.grouped or not self.is_joint(study):
             return {}
         earlier = listed(study, cached=True)[:-1]  # the last one is about to be drawn
         return self._space or next((one.distributions for one in earlier if one.distributions), {})
 
     def startup_value(self, study: optuna.Study, trial: FrozenTrial, name: str, distribution: BaseDistribution) -> Any:
-        if self._priors and not distribution.single():  # the first trial of a study whose space nobody knows
+        if self._priors and not distribution.single():  # the first trial of a study with an unknown space
             taught = Taught({name: distribution}, self._priors[:1])
             if taught.priors:
                 value = taught.best(self.random_state, 1, np.ones(1))[name]
@@ -258,22 +258,22 @@ class TPESampler(OptunaTPE):
         return _Model(columns, space, below, np.flatnonzero(worse), ranked, np.flatnonzero(running)[-_RUNNING_SEEN:])
 
     def _best(self, model: _Model, candidates: dict[str, Floats]) -> int:
-        """The place of the candidate that is likeliest among the better trials beside the others, as Optuna says."""
+        """The index of the candidate with the best likelihood ratio of better trials to others, as in Optuna."""
         comparison = self._comparison(model, candidates)
         best = None if comparison is None else comparison.best()
         return int(np.argmax(self._scores(model, candidates))) if best is None else best
 
     def _order(self, model: _Model, candidates: dict[str, Floats]) -> Iterator[int]:
-        """The places of the candidates, first those that are likeliest among the better trials beside the others."""
+        """The indices of the candidates by their likelihood ratio of better trials to others, the best first."""
         comparison = self._comparison(model, candidates)
         if comparison is not None:
             return comparison.ranked()
         scores = self._scores(model, candidates)
-        first = int(np.argmax(scores))  # also where a score is no number
+        first = int(np.argmax(scores))  # even if a score is NaN
         return chain([first], (place for place in np.argsort(-scores, kind="stable").tolist() if place != first))
 
     def _comparison(self, model: _Model, candidates: dict[str, Floats]) -> Comparison | None:
-        """The candidates' scores by the faster computation; None where it is not to be used."""
+        """The candidates' scores by the faster computation; None if it is not to be used."""
         if model.columns.learned < self._fewest or len(model.above) < FEWEST:
             return None
         density = self._density(model.columns, model.space)
@@ -299,7 +299,7 @@ class TPESampler(OptunaTPE):
         first = next(ranked)
         tried: set[tuple[float, ...]] = set()
         for place, values in enumerate(chain([first], ranked)):
-            if place == _LOOKED_UP:  # where so many were tried, many more were
+            if place == _LOOKED_UP:  # after so many tried ones, many more are likely
                 tried = model.columns.tried(model.space, own)
             if not (tuple(values.values()) in tried if place >= _LOOKED_UP else model.columns.contains(values, own)):
                 break
@@ -308,7 +308,7 @@ class TPESampler(OptunaTPE):
         return {name: one.to_external_repr(values[name]) for name, one in model.space.items()}
 
     def _ranked(self, model: _Model) -> Iterator[dict[str, float]]:
-        """Candidates as the process ranks them, if there is one; some draws, the best first; then random ones."""
+        """Candidates in the order of the process, if there is one; some draws, the best first; then random ones."""
         if len(model.ranked) > 1 or (self._priors and model.columns.learned <= _PROCESS_UP_TO):
             candidates, costs = self._judged(model)
             yield from _configurations(candidates, np.argsort(costs, kind="stable").tolist())
@@ -321,7 +321,7 @@ class TPESampler(OptunaTPE):
     def _judged(self, model: _Model) -> tuple[dict[str, Floats], Floats]:
         """Candidates from the density of the better trials, from around the best, and from anywhere; their costs.
 
-        Where priors count, there are also their best ones, what is around them, and what is around the best of these.
+        If priors count, also their best candidates, neighbours of those, and neighbours of the best of these.
         """
         columns, space, count = model.columns, model.space, len(model.ranked)
         cube, ranks, key = Cube(space), chosen(count), tuple(space.items())
@@ -342,7 +342,7 @@ class TPESampler(OptunaTPE):
                 mixture = np.eye(len(taught.priors))[0] if first else said.mixtures[1]
         if mixture is not None:
             expected = means @ mixture
-        elif columns.learned < self.startup_trials:  # no prior counts: as without any
+        elif columns.learned < self.startup_trials:  # no prior counts: as without priors
             return cube.anywhere(numbers, _FAR), np.zeros(_FAR)
         beside = key, mixture is not None
         lengths = self._lengths.get(beside, taught.lengths if taught is not None and mixture is not None else None)
@@ -363,7 +363,7 @@ class TPESampler(OptunaTPE):
         points = cube.points(candidates)
         costs = surrogate.costs(points, taught.means(points, mixture) @ mixture)
         if first:
-            costs[sum(len(next(iter(part.values()))) for part in parts)] = -np.inf  # what is believed comes first
+            costs[sum(len(next(iter(part.values()))) for part in parts)] = -np.inf  # a person's belief comes first
         for _ in range(_CLIMBS if count + len(running) < _CLIMBS_UP_TO else 0):
             top = np.argsort(costs)[:_CLIMBED]
             more = cube.nearby(numbers, {name: column[top] for name, column in candidates.items()}, _NEARBY)
@@ -378,7 +378,7 @@ class TPESampler(OptunaTPE):
             self._lessons = lessons = _Lessons(key, Taught(model.space, self._priors), model.columns)
         return lessons
 
-    # --- what is known of the study ---
+    # --- knowledge of the study ---
 
     def _read(self, study: optuna.Study, *, cached: bool) -> KnownTrials:
         key = study_key(study)
@@ -395,7 +395,7 @@ class TPESampler(OptunaTPE):
                 if self._columns is None or not self._columns.same_study(trials):
                     self._columns = self._new_columns(study)
                 self._columns.refresh(trials)
-        except BaseException:  # read half of it
+        except BaseException:  # only partly read
             self._columns = self._key = None
             raise
         return self._columns
@@ -422,15 +422,15 @@ def _configurations(candidates: Mapping[str, Floats], order: Iterable[int]) -> I
 
 
 def _gamma(trials: int) -> int:
-    """How many of the trials count as good: Optuna's default."""
+    """How many trials count as good: Optuna's default."""
     return min(math.ceil(0.1 * trials), 25)
 
 
 def default_sampler(seed: int | None = None, *, priors: Sequence[PriorRecord] = ()) -> TPESampler:
-    """What a study uses that names no sampler: made for many peers.
+    """The default sampler of a study, designed for many peers.
 
-    It needs no number, so parameters travel with the ask; a spread first wave gained less than that is worth. `priors`
-    are what earlier studies taught, see `hopaas_p2p.Prior`.
+    It needs no trial number, so parameters are sent with the ask, which is worth more than a spread first wave.
+    `priors` come from earlier studies, see `hopaas_p2p.Prior`.
     """
     return TPESampler(seed=seed, repeats="avoid", model="process", priors=priors)
 
@@ -438,16 +438,16 @@ def default_sampler(seed: int | None = None, *, priors: Sequence[PriorRecord] = 
 class CmaEsSampler(BaseSampler):
     """CMA-ES without pickles, for peers that need not trust each other: `pip install cmaes`.
 
-    It handles numbers; categorical parameters, and those that not all COMPLETE trials have, come from
+    It handles numbers; categorical parameters, and those missing in some COMPLETE trials, come from
     `independent_sampler`. It learns from COMPLETE trials only. A generation ends when `population_size` of its trials
     are finished; with many peers, a population as large as their number wastes nothing. May be used by several threads.
 
     Args:
-        x0: where to begin; by default in the middle of each range.
-        sigma0: the first standard deviation, as a part of each range.
-        n_startup_trials: so many random trials come first.
+        x0: the starting point; by default the middle of each range.
+        sigma0: the first standard deviation, as a fraction of each range.
+        n_startup_trials: the number of random trials at the start.
         population_size: by default 4 + 3 ln(parameters).
-        seed: the same log and the same seed give the same trials. By default it is made of the study's name.
+        seed: the same log and the same seed give the same trials. By default it is derived from the study's name.
         independent_sampler: by default random.
 
     Raises:
@@ -479,7 +479,7 @@ class CmaEsSampler(BaseSampler):
         self.renew()
 
     def renew(self) -> None:
-        """Forget what is known of trials; done in a child of a fork, too."""
+        """Forget all trials; also called in a child of a fork."""
         renew_in_child(self)
         self._lock = threading.RLock()
         self._common = IntersectionSearchSpace()
@@ -496,7 +496,7 @@ class CmaEsSampler(BaseSampler):
         self.renew()
 
     def reseed_rng(self) -> None:
-        """Only the independent sampler has numbers of its own: trials are drawn by number."""
+        """Only the independent sampler has a random state: trials are seeded by their number."""
         self._independent_sampler.reseed_rng()
 
     def infer_relative_search_space(self, study: optuna.Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:

@@ -1,17 +1,18 @@
-"""Which of some candidates to try next, when few trials are known and many run: a Gaussian process over their ranks.
+"""Which candidate to try next when few trials are known and many are running: a Gaussian process over ranks.
 
 Tree-structured Parzen estimators compare densities, and need some hundred trials until the better ones have a shape.
-A Gaussian process learns from each trial, the running ones included: they make their surroundings certain, so that
-peers which ask at the same time go to different places (kriging believer; Ginsbourger et al., 2010).
+A Gaussian process learns from each trial, the running ones included: they reduce the uncertainty around them, so that
+peers that ask at the same time go to different places (kriging believer; Ginsbourger et al., 2010).
 
 It sees ranks, as normal scores, and not values: it does not matter how an objective is scaled, and a few huge losses do
-no harm. Pruned and infeasible trials have ranks too. The kernel is Matern's with 5/2, with a length per parameter;
-lengths and noise are those under which the trials are likeliest, with a prior.
+no harm. Pruned and infeasible trials have ranks, too. The kernel is Matern 5/2, with a length per parameter; lengths
+and noise maximize the likelihood of the trials, with a prior.
 
-What earlier studies expect of a configuration (`search.priors`) is a feature of the process's mean, with a coefficient
-that the trials decide. The likelihood of the trials' order under each gives the odds that it counts, or that none does.
+The score that an earlier study predicts for a configuration (`search.priors`) is a feature of the process's mean, with
+a coefficient fitted to the trials. The likelihood of the trials' order under each prior gives the odds that it applies,
+or that none does.
 
-It needs only numpy, and calls it with pieces small enough that BLAS uses one core: on a machine that trains, BLAS's
+It needs only numpy, and uses pieces small enough for BLAS to stay on one core: on a busy training machine, BLAS's
 threads would wait for each other.
 """
 
@@ -29,8 +30,8 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution, Floa
 from hopaas_p2p.analysis.table import Floats, Ints
 
 MOST: Final = 200
-"""Of more trials, the best half of this number is taken, and as many of the others, spread evenly over their ranks."""
-_FITTED: Final = 100  # trials that the lengths are fitted to
+"""From more trials than this, half of this number are the best ones, the others spread evenly over the ranks."""
+_FITTED: Final = 100  # trials to which the lengths are fitted
 _SWEEPS: Final = 2
 _STEP: Final = 2.0  # factor by which a length is tried longer and shorter
 _NOISE_STEP: Final = 3.0
@@ -41,20 +42,20 @@ _NOISES: Final = (1e-3, 1.0)
 _WIDTH: Final = 1.5  # standard deviation of the prior of a length, as a logarithm
 _OPTIMISM: Final = 1.0  # standard deviations: measured with 0.5, 1 and 1.7 on the tables of tests/benchmarks
 CONSTANT: Final = 4.0
-"""Variance of the mean of a process whose trials cluster where they are good, and so say little of it."""
+"""Variance of the mean of a process whose trials cluster where they are good, and so reveal little about it."""
 _SPREAD: Final = 0.5  # standard deviation of a prior's coefficient, whose mean is 1
 _COEFFICIENTS: Final = np.array([CONSTANT, _SPREAD**2])  # variances of the constant and of what priors expect
 _FIRST_OPTIMISM: Final = 0.2  # the same beside priors before the first result: with more, a wave goes too far from them
-_NONE: Final = 0.02  # how likely it is before the first trial that no prior counts,
-_UNLIKE: Final = 0.2  # and by how much likelier where the priors have nothing in common
-_LONE: Final = 0.5  # how likely it is of a single prior
-_SHARP: Final = 2.0  # what the order of the trials says of priors counts by so much
-_TOGETHER: Final = 0.95  # of the asks that use priors, those that use the mean of all of them, where they are alike
-_APART: Final = 0.1  # and by what factor fewer where they have nothing in common
+_NONE: Final = 0.02  # probability before the first trial that no prior applies,
+_UNLIKE: Final = 0.2  # and the increase if the priors have nothing in common
+_LONE: Final = 0.5  # the same for a single prior
+_SHARP: Final = 2.0  # weight of the evidence from the trials' order
+_TOGETHER: Final = 0.95  # fraction of the asks with priors that use the mean of all, if the priors are alike
+_APART: Final = 0.1  # and the factor for it if they have nothing in common
 _ALIKE: Final = 0.3  # mean correlation from which on priors are alike; unrelated problems have 0.05, related ones 0.3
-_DOUBT: Final = 5.0  # trials: beside priors, ranks among so many are worth half of what they say
-_FADES: Final = 6.0  # trials: beside so many, priors are worth half of what they say
-_QUIET: Final = 0.05  # the most noise beside priors: with more, trials would not move it away from where priors point
+_DOUBT: Final = 5.0  # trials: with priors, ranks among this many count half
+_FADES: Final = 6.0  # trials: with this many, priors count half
+_QUIET: Final = 0.05  # the most noise with priors: with more, trials could not overrule the priors
 _SMALLEST: Final = 1e-9
 _BLOCK: Final = 24
 _FEW: Final = 32  # trials, of which candidates are judged in several steps
@@ -69,10 +70,10 @@ class Lengths(NamedTuple):
     scales: Floats
     noise: float
     trials: int
-    """How many were known when this was fitted."""
+    """The number of known trials when this was fitted."""
 
     def quiet(self) -> Lengths:
-        """The same with no more noise than what priors expect allows."""
+        """The same, with the noise limited for use with priors."""
         return self._replace(noise=min(self.noise, _QUIET))
 
 
@@ -94,7 +95,7 @@ class Cube:
         self._codes = np.array([code for count in counts for code in range(-1, count - 1)])
 
     def points(self, values: Mapping[str, Floats]) -> Floats:
-        """A row per configuration, given in Optuna's internal representation."""
+        """One row per configuration, given in Optuna's internal representation."""
         return np.array([_places(one, values[name]) for name, one in self.space.items()]).T
 
     def squares(self, left: Floats, right: Floats) -> list[Floats]:
@@ -131,7 +132,7 @@ class Cube:
         return {name: _values(one, numbers.uniform(size=count)) for name, one in self.space.items()}
 
     def nearby(self, numbers: np.random.RandomState, best: Mapping[str, Floats], count: int) -> dict[str, Floats]:
-        """Configurations that differ from one of these in a single parameter, by a step of any size."""
+        """Configurations that differ from one of these in a single parameter, by steps of various sizes."""
         chosen = numbers.randint(len(next(iter(best.values()))), size=count)
         moved = numbers.randint(len(self.space), size=count)
         found = {}
@@ -143,7 +144,7 @@ class Cube:
 
 
 def range_of(one: BaseDistribution) -> tuple[float, float]:
-    """The ends of the range of a number, as logarithms if it has a logarithmic scale."""
+    """The bounds of a number's range, as logarithms if it has a logarithmic scale."""
     assert isinstance(one, FloatDistribution | IntDistribution)
     low, high = float(one.low), float(one.high)
     return (math.log(low), math.log(high)) if one.log else (low, high)
@@ -198,7 +199,7 @@ def _moved(one: BaseDistribution, values: Floats, numbers: np.random.RandomState
 
 
 def chosen(count: int) -> Ints:
-    """Which of so many trials, by rank, the process learns from."""
+    """Which of `count` trials, by rank, the process learns from."""
     if count <= MOST:
         return np.arange(count)
     half = MOST // 2
@@ -207,13 +208,13 @@ def chosen(count: int) -> Ints:
 
 
 def scores(ranks: Ints, count: int) -> Floats:
-    """What these ranks of so many trials would be if they were normally distributed; the best is the lowest."""
+    """Normal scores of these ranks among `count` trials; the best has the lowest."""
     normal = NormalDist()
     return np.array([normal.inv_cdf((rank + 0.5) / count) for rank in ranks.tolist()])
 
 
 def kernel(squares: Sequence[Floats], lengths: Floats) -> Floats:
-    """Matern's kernel with 5/2, from squared distances per parameter."""
+    """The Matern 5/2 kernel, from squared distances per parameter."""
     far = np.zeros_like(squares[0])
     for one, length in zip(squares, lengths.tolist(), strict=True):
         far += one * (5 / length**2)
@@ -267,14 +268,12 @@ def _pieces(wide: Floats) -> list[Floats]:
 def fit(
     squares: Sequence[Floats], found: Floats, count: int, start: Lengths | None = None, shared: Floats | None = None
 ) -> Lengths:
-    """The lengths and the noise under which these scores are likely, from those that were found before.
+    """Lengths and noise that make these scores likely, starting from earlier ones.
 
     Args:
-        squares: of the distances between the trials, per parameter.
-        found: their scores.
-        count: of the trials that are known.
-        start: what was found with fewer trials.
-        shared: what trials have in common beside the process, as a covariance.
+        squares: squared distances between the trials, per parameter.
+        found: their scores. count: the number of known trials. start: the result with fewer trials. shared: the
+        covariance of the trials besides the process.
 
     """
     if len(found) > _FITTED:
@@ -299,7 +298,7 @@ def fit(
 def _likelihood(
     squares: Sequence[Floats], found: Floats, lengths: Floats, noise: float, shared: Floats | None
 ) -> float:
-    """Of the scores, with the variance that suits them, and of the lengths: a logarithm but for a constant."""
+    """The log likelihood of scores (with the best variance) and lengths, up to a constant."""
     covariance = kernel(squares, lengths)
     if shared is not None:
         covariance += shared
@@ -312,8 +311,8 @@ def _likelihood(
 class Process(NamedTuple):
     """What the trials of one study say of all configurations, with a constant mean that is learned from them.
 
-    A search has most of its trials where they are good, so their average says little of the rest; in ordinary kriging
-    (Cressie, 1993, section 3.2) trials that are near each other count less for the mean.
+    Most trials of a search are where results are good, so their average is not typical of the rest; in ordinary kriging
+    (Cressie, 1993, section 3.2) trials that are close together count less for the mean.
     """
 
     rows: Floats
@@ -351,12 +350,12 @@ class Processes:
 
 
 class Trust(NamedTuple):
-    """How much the trials of a study say for each prior."""
+    """How strongly the trials of a study support each prior."""
 
     weights: Floats
-    """By how much a score changes with the one that it expects; 0: it is ignored."""
+    """The coefficient of the score that it predicts; 0 if it is ignored."""
     mixtures: Floats
-    """What may be true, a row each, as parts of the priors: that none counts, the mean of all, or one."""
+    """The hypotheses, one row each, as weights of the priors: none applies, the mean of all, or a single one."""
     chances: Floats
     """How likely each row is."""
     order: Floats
@@ -365,8 +364,8 @@ class Trust(NamedTuple):
     def drawn(self, number: float, running: Floats) -> Floats | None:
         """One of the mixtures, for a random number below 1; None: that no prior counts.
 
-        Each is as likely as it is true (Thompson, Biometrika, 1933), divided by one more than the number of running
-        trials that probably came from it. So peers that ask at once try what different priors teach.
+        Each is drawn with the probability that it is true (Thompson, Biometrika, 1933), divided by one plus the number
+        of running trials that probably came from it. So peers that ask at once follow different priors.
 
         Args:
             number: which one.
@@ -423,7 +422,7 @@ class Hypotheses:
 
 
 def agreement(means: Floats) -> Floats:
-    """The share of pairs of trials that each prior ranks as they came out; 0.5 is chance. The best trial is first."""
+    """The fraction of pairs of trials that each prior ranks correctly; 0.5 is chance. The best trial is first."""
     first, second = np.triu_indices(len(means), 1)
     if not len(first):
         return np.full(means.shape[1], 0.5)
@@ -431,26 +430,26 @@ def agreement(means: Floats) -> Floats:
 
 
 def fading(count: int) -> float:
-    """What priors are worth beside so many trials."""
+    """The weight of priors next to this many trials."""
     return _FADES / (_FADES + count)
 
 
 def doubted(found: Floats) -> Floats:
-    """Scores beside priors: a rank among few trials says little of the rank among all."""
+    """Scores for use with priors: a rank among few trials reveals little about the rank among all."""
     return found * (len(found) / (len(found) + _DOUBT))
 
 
 class Surrogate:
-    """What some trials say of all configurations.
+    """The predictions of some trials for all configurations.
 
     Args:
         cube: the search space.
-        points: of the trials that are known, the best first.
+        points: those of the known trials, the best first.
         found: their scores.
-        running: points of the trials that run.
-        count: of all trials that are known.
-        lengths: what was found before; they are fitted anew once there are a third more trials.
-        expected: what priors expect of each of these points, if any count.
+        running: points of the running trials.
+        count: the number of all known trials.
+        lengths: the earlier result; fitted again once there are a third more trials.
+        expected: the priors' expected scores of these points, if any priors count.
 
     """
 
@@ -506,10 +505,10 @@ class Surrogate:
         return np.concatenate([self._whiten @ part for part in _pieces(right)], axis=1)
 
     def costs(self, points: Floats, expected: Floats | None = None) -> Floats:
-        """How bad each configuration would be if one is optimistic: the lowest is the one to try.
+        """An optimistic cost of each configuration: the lowest is the one to try.
 
-        The running trials are known by place only, and come last: what is expected rests on the rows of the others.
-        `expected` is what priors expect of each point, where any count.
+        Only the places of running trials are known, and they come last: expected scores use the other rows.
+        `expected` has the priors' expected score of each point, if any priors count.
         """
         known = len(self._found)
         near = self._near(points)

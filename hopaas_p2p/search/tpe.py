@@ -4,12 +4,12 @@ Optuna's estimator (Bergstra et al., 2011; Watanabe, arXiv:2304.11127) puts a ke
 truncated normals, of their integrals over a cell for whole or stepped numbers, and of categorical distributions.
 In a large study nearly every bandwidth of the worse trials is at its lower limit, a hundredth of the range. With one
 bandwidth for all, the exponents of the normals are a matrix product, the factors of other parameters come from small
-tables, and what depends on the trial alone is computed once. Where trials are many, only kernels near a candidate are
-looked at: those far from it in some parameter count, all together, a trillionth of the rest at most. The few kernels
-that are wider, at most 200 for each parameter, are evaluated one by one.
+tables, and terms that depend on the trial alone are computed once. If there are many trials, only kernels near a
+candidate are evaluated: all those far from it in some parameter together add at most a trillionth of the rest. The few
+wider kernels, at most 200 for each parameter, are evaluated one by one.
 
-Those few and the prior also say how good a candidate can be at best. The narrow kernels are therefore looked at for
-the most promising candidates only, until one is better than all others can be.
+Those few and the prior also bound how good a candidate can be. The narrow kernels are therefore evaluated only for the
+most promising candidates, until one is better than all others can be.
 
 The scores differ from Optuna's by rounding only: less than 1e-9 in the logarithm.
 """
@@ -30,27 +30,27 @@ from hopaas_p2p.search.gauss import log_normal, log_range_mass
 from hopaas_p2p.search.known import KnownTrials
 
 FEWEST: Final = 100
-"""From so many kernels on, the prior not counted, Optuna's lower limit of a bandwidth is constant."""
+"""From this many kernels on, without the prior, Optuna's lower limit of a bandwidth is constant."""
 _CHUNK: Final = 1024  # rows at a time: 24 candidates fit into the second-level cache, and BLAS stays on one core
-_SORTED_IN: Final = 128  # to sort so many rows anew costs about as much as to sort one row in
+_SORTED_IN: Final = 128  # sorting this many rows anew costs about as much as inserting one row
 _FLOOR: Final = -600.0  # exponents below make denormal numbers, which are slow; the prior is above for 100 parameters
-_CUT: Final = 4096  # rows; with fewer, to choose the near ones costs more than it saves
+_CUT: Final = 4096  # rows; with fewer, choosing the near ones costs more than it saves
 _CERTAIN: Final = math.log(1e12)
-_SELECTED: Final = 256  # rows that are near in some parameters and evaluated without a look at the others
+_SELECTED: Final = 256  # rows near in some parameters, evaluated without checking the others
 _MOST: Final = 4  # a part of all rows; if more are near a candidate, all are evaluated for all candidates
 _MARGIN: Final = 1e-9  # of a bound, against rounding
 
 
 class Kernels(NamedTuple):
-    """The trials that make a density, and how much each counts."""
+    """The trials of a density, and the weight of each."""
 
     rows: Ints
     weights: Floats
-    """Of the rows and, last, of the prior; they sum to 1."""
+    """The weights of the rows and, last, of the prior; they sum to 1."""
 
 
 class Mixture(NamedTuple):
-    """A density of a few trials as Optuna's estimator has it, the prior last."""
+    """A mixture of one kernel per trial and, last, the prior, as in Optuna's estimator."""
 
     weights: Floats
     numbers: Sequence[tuple[Floats, Floats]]
@@ -83,13 +83,13 @@ class KernelDensity:
         ).transpose(1, 0, 2)
         self._real = np.array([isinstance(one, Normal) for one in self.axes.values()], np.bool_)
         self.matrix = np.zeros((self._room, len(self.normals) + 2))
-        """The places in bandwidths from the middle; then what depends on the trial alone; then ones.
+        """The places in bandwidths from the middle; then terms that depend on the trial alone; then ones.
         The rows of trials that never were in the density stay zeros, and do not count."""
         self.log_highest = len(self.axes) * math.log(BANDWIDTHS)
         self.log_highest += sum(math.log(one.count) for one in self.choices.values())
-        """How high a kernel is at most, over the prior: per number a hundred times, per choice as many as there are."""
+        """The maximum ratio of a kernel to the prior: per number a hundred, per choice the number of choices."""
         self._chosen = np.zeros(self._room, np.bool_)
-        """The trials that make the density."""
+        """The trials of the density."""
 
     @property
     def tabled(self) -> bool:
@@ -98,11 +98,11 @@ class KernelDensity:
 
     @property
     def rows(self) -> int:
-        """How many trials there are, in the density or not."""
+        """The number of trials, in the density or not."""
         return len(self._columns)
 
     def catch_up(self) -> bool:
-        """Read what changed in the columns. False if they have outgrown this density: make another."""
+        """Read the changes in the columns. False if they have outgrown this density and a new one is needed."""
         if self._columns.room > self._room:
             return False
         changes = self._columns.changes
@@ -161,11 +161,11 @@ class KernelDensity:
                 (axis.sorted.insert if chosen[row] else axis.sorted.remove)(row, axis.mu[row])
 
     def points(self, candidates: Mapping[str, Floats]) -> dict[str, Floats]:
-        """Where candidates are on each axis: a logarithm for a real number that has one."""
+        """The places of candidates on each axis: the logarithm for a real number with a logarithmic scale."""
         return {name: axis.points(candidates[name]) for name, axis in self.axes.items()}
 
     def at_edge(self, candidates: Mapping[str, Floats]) -> bool:
-        """Whether rounding decides if a candidate is inside the range; Optuna's own code has to say it then."""
+        """Whether rounding decides if a candidate is inside the range; then Optuna's own code has to decide."""
         return any(axis.at_edge(axis.points(candidates[name])) for name, axis in self.normals.items())
 
     def compare(
@@ -177,9 +177,9 @@ class KernelDensity:
         prior_weight: float,
         endpoints: bool,
     ) -> Comparison:
-        """Candidates by how much likelier they are among a few good trials than among many others.
+        """Compare candidates by their likelihood ratio of a few good trials to many others.
 
-        Good until `catch_up` or `compare` is called again.
+        Valid until the next call of `catch_up` or `compare`.
         """
         self._choose(above.rows)
         return Comparison(self, below, above, candidates, prior_weight=prior_weight, endpoints=endpoints)
@@ -197,12 +197,12 @@ class KernelDensity:
     def log_kernels(
         self, mu: Sequence[Floats], sigma: Sequence[Floats], points: Mapping[str, Floats], shape: tuple[int, int]
     ) -> Floats:
-        """The logarithms of some kernels, a row for each, at each candidate, without the choices.
+        """The logarithms of some kernels, one row each, at each candidate, without the choices.
 
         Args:
             mu: their places, for each axis.
             sigma: their bandwidths.
-            points: of the candidates.
+            points: those of the candidates.
             shape: how many kernels and candidates there are.
 
         """
@@ -222,7 +222,7 @@ class KernelDensity:
         return terms
 
     def _log_cells(self, mu: Floats, sigma: Floats, points: Mapping[str, Floats]) -> Iterator[Floats]:
-        """The same of each axis with cells, without what is outside the range; all at once, as each step costs."""
+        """The same for each axis with cells, without places outside the range; all at once, to save steps."""
         parts = []
         for here, width, (name, axis) in zip(mu[:, :, None], sigma[:, :, None], self.cells.items(), strict=True):
             different, inverse = np.unique(points[name], return_inverse=True)
@@ -239,7 +239,7 @@ class KernelDensity:
 
 
 class Comparison:
-    """Candidates by how much likelier they are among the better trials than among the others, as a logarithm."""
+    """Candidates by the log likelihood ratio of the better trials to the others."""
 
     def __init__(
         self,
@@ -266,7 +266,7 @@ class Comparison:
         wide, sigmas = density.wide(above.rows, endpoints=endpoints)
         rows = above.rows[wide]
         self._weights = np.zeros(density.rows)
-        """Of the narrow kernels."""
+        """The weights of the narrow kernels, by row."""
         self._weights[above.rows] = above.weights[:-1]
         self._weights[rows] = 0
         mu = [np.append(few, one.mu[rows]) for (few, _), one in zip(below.numbers, density.axes.values(), strict=True)]
@@ -294,12 +294,12 @@ class Comparison:
             self._scores = self._scored(self._sum_all(), slice(None))
 
     def ranked(self) -> Iterator[int]:
-        """The candidates, the best first; of equals the earlier one. As many are computed as it takes to be sure."""
+        """The candidates, the best first, the earlier of equals first. Computes only as many as needed to be sure."""
         for place, _ in self._ranked(math.inf):
             yield place
 
     def best(self) -> int | None:
-        """The best candidate; None if another one is as good but for rounding, which then decides."""
+        """The best candidate; None if another one is equally good up to rounding."""
         ranked = self._ranked(_MARGIN)
         best, _ = next(ranked)
         for place, _ in ranked:
@@ -308,7 +308,7 @@ class Comparison:
         return best
 
     def _ranked(self, within: float) -> Iterator[tuple[int, float]]:
-        """The candidates, the best first, with their scores; only those that are `within` so much of the best."""
+        """The candidates, the best first, with their scores; only those `within` this distance of the best."""
         lowest = -math.inf
         waiting = [(-bound, 0, place) for place, bound in enumerate(self.bounds.tolist())]
         heapq.heapify(waiting)
@@ -325,7 +325,7 @@ class Comparison:
         if self._scores is not None:
             return float(self._scores[place])
         rows = self._rows_near(place)
-        if rows is None:  # so it will be for others
+        if rows is None:  # and so for the others, too
             self._scores = self._scored(self._sum_all(), slice(None))
             return float(self._scores[place])
         return float(self._scored(self._sum_near(rows, place), slice(place, place + 1))[0])
@@ -337,7 +337,7 @@ class Comparison:
         return np.asarray(self._below[columns] - np.logaddexp(narrow, self._rest[columns]))
 
     def _rows_near(self, place: int) -> Ints | None:
-        """The narrow kernels that count at a candidate; None if those are too many."""
+        """The narrow kernels that count at a candidate; None if there are too many."""
         axes = list(self._density.axes.items())
         if not axes:
             return None
@@ -356,7 +356,7 @@ class Comparison:
         return rows if _MOST * len(rows) <= self._density.rows else None
 
     def _sum_near(self, rows: Ints, place: int) -> Floats:
-        """What the narrow kernels of these rows add up to at a candidate."""
+        """The sum of these rows' narrow kernels at a candidate."""
         part = np.exp(np.maximum(self._density.matrix[rows] @ self._factor[:, place], _FLOOR))
         for codes, table in self._tables:
             part *= table[codes[rows], place]
@@ -366,7 +366,7 @@ class Comparison:
         return np.array([self._weights[rows] @ part])
 
     def _sum_all(self) -> Floats:
-        """What all narrow kernels add up to at each candidate."""
+        """The sum of all narrow kernels at each candidate."""
         tables = _merged(self._tables, len(self._weights))
         if not self._density.normals and len(tables) == 1 and self._density.tabled:
             ((codes, table),) = tables
@@ -393,7 +393,7 @@ class Comparison:
 
 
 def _place(rows: Ints) -> Ints | slice:
-    """These ascending rows as a slice, which numpy copies several times as fast, if none between them is missing."""
+    """These ascending rows as a slice if they are contiguous, because numpy copies a slice several times as fast."""
     if len(rows) and rows[-1] - rows[0] == len(rows) - 1:
         return slice(int(rows[0]), int(rows[-1]) + 1)
     return rows

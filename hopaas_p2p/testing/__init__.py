@@ -1,1 +1,1 @@
-"""For people who write a store, and for our own tests: conformance suite, fault injection, invariants."""
+"""For authors of stores, and for our own tests: conformance suite, fault injection, invariants."""

@@ -1,4 +1,4 @@
-"""Commits for tests: made, appended as a peer does it, read back, by many threads at once."""
+"""Commits for tests: created, appended the way a peer does, and read back, by many threads at once."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ TIMEOUT: Final = 60.0
 
 
 def sealed(body: bytes) -> bytes:
-    """A payload as a log takes it: any bytes, behind their checksum."""
+    """A payload that a log accepts: any bytes, behind their checksum."""
     return zlib.crc32(body).to_bytes(4, "little") + body
 
 
@@ -34,12 +34,12 @@ def outgoing(name: str, size: int = 0) -> Outgoing:
 
 
 def outgoing_of(writer: str, name: str) -> Outgoing:
-    """The same, with its writer where peers' commits have theirs, which decides whose turn it is in a full bucket."""
+    """The same, with the writer in its usual place, which decides whose turn it is in a full bucket."""
     return Outgoing(name, sealed(msgspec.msgpack.encode([1, writer, name])))
 
 
 def chained(log: Log, name: str, since: int = 0, total: int | None = None) -> Entry:
-    """Append a commit whose bytes any store can keep a sum with, as a peer that has read so far; its entry."""
+    """Append a commit with a sum, like a peer that has read all commits; returns its entry."""
     commit = outgoing_of(name, name)
     while True:
         receipt = log.exchange(replace(commit, chain=total), since)
@@ -53,12 +53,12 @@ def chained(log: Log, name: str, since: int = 0, total: int | None = None) -> En
 
 
 def sum_of(entries: list[Entry]) -> int:
-    """The sum of a log that begins with these."""
+    """The sum of a log that begins with these entries."""
     return functools.reduce(lambda total, entry: following(total, entry.payload), entries, 0)
 
 
 def study_snapshot(trials: int, *, waiting: Iterable[int] = ()) -> bytes:
-    """The snapshot of a study of so many trials; all are complete but those that wait."""
+    """The snapshot of a study with this many trials; all are complete except the waiting ones."""
     state, values = State(), random.Random(1)
     apply(state, 1, Commit("founder", 1, "founder", 0, (StudyDefine("study", ("minimize",)),)))
     waits = frozenset(waiting)
@@ -69,7 +69,7 @@ def study_snapshot(trials: int, *, waiting: Iterable[int] = ()) -> bytes:
         for number in range(trials)
     )
     apply(state, 2, Commit("founder", 2, "founder", 0, records))
-    apply(state, 3, Commit("founder", 3, "founder", 0, (PeerJoin({}),)))  # a snapshot holds the last verdicts of all
+    apply(state, 3, Commit("founder", 3, "founder", 0, (PeerJoin({}),)))  # a snapshot holds each peer's last verdicts
     return snapshot.dump(state)
 
 
@@ -79,7 +79,7 @@ def everything(log: Log, since: int = 0) -> list[Entry]:
 
 
 def append(log: Log, commit: Outgoing, since: int = 0) -> ExchangeResult:
-    """Exchange until the commit is among the entries; the receipt of the last exchange."""
+    """Exchange until the commit is among the entries; returns the receipt of the last exchange."""
     while True:
         receipt = log.exchange(commit, since)
         if receipt.holds(commit):
@@ -89,7 +89,7 @@ def append(log: Log, commit: Outgoing, since: int = 0) -> ExchangeResult:
 
 
 def append_many(log: Log, name: str, count: int, since: int = 0) -> list[int]:
-    """Append commits as a peer does, each after reading what came before; their lsns."""
+    """Append commits as a peer does, each after reading the earlier ones; returns their lsns."""
     lsns = []
     for i in range(count):
         commit = outgoing(f"{name}-{i}")
@@ -100,7 +100,7 @@ def append_many(log: Log, name: str, count: int, since: int = 0) -> list[int]:
 
 
 def together(*tasks: Callable[[], Any]) -> list[Any]:
-    """Run these at the same moment, in threads; their results. The first error is raised."""
+    """Run these simultaneously in threads; returns their results. The first error is raised."""
     barrier = threading.Barrier(len(tasks))
     results: list[Any] = [None] * len(tasks)
     errors: list[BaseException] = []

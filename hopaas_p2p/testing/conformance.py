@@ -1,11 +1,11 @@
-"""What every store must do, as tests that any store can be put to.
+"""The contract of a store, as tests for any store.
 
     class TestMine(StoreConformance, AcrossProcesses):
         @pytest.fixture
         def store(self, tmp_path):
             return MyStore(tmp_path)
 
-`reopen` makes a second handle on the same place, as another process would have it; override it if a URL alone is not
+`reopen` makes a second handle on the same place, like that of another process; override it if a URL alone is not
 enough. Leave out `AcrossProcesses` for a store that lives in one process; add `PiggybackedBeats` if an exchange carries
 a beat at no extra cost.
 """
@@ -53,11 +53,11 @@ __all__ = ["AcrossProcesses", "PiggybackedBeats", "StoreConformance"]
 
 
 class Conformance:
-    """What every part of the suite needs: a fresh store, and another handle on it."""
+    """Common to all parts of the suite: a fresh store, and another handle on it."""
 
     racers: ClassVar[int] = 4
     commits: ClassVar[int] = 25
-    """How many racers append how many commits each; lower them for a slow store."""
+    """The number of racers, and of commits that each appends; lower them for a slow store."""
 
     @pytest.fixture
     def store(self) -> Iterator[Store]:
@@ -369,7 +369,7 @@ class StoreConformance(Conformance):
         self.assert_values_differ(store)
 
     def assert_values_differ(self, store: Store) -> None:
-        """Only the change of a beat means something: a store may show another value than was given."""
+        """Only the change of a heartbeat is meaningful: a store may show another value than the one given."""
         before = store.beats(["ann"])["ann"]
         store.beat(Beat("ann", "ann:3"))
         assert store.beats(["ann"])["ann"] != before
@@ -413,7 +413,7 @@ class StoreConformance(Conformance):
 
 
 class PiggybackedBeats(Conformance):
-    """For stores in which a beat costs nothing extra inside an exchange."""
+    """For stores in which a heartbeat inside an exchange costs nothing extra."""
 
     def test_a_beat_that_rides_is_seen(self, store: Store, log: Log) -> None:
         assert store.piggybacks_heartbeats
@@ -425,7 +425,7 @@ class PiggybackedBeats(Conformance):
 
 
 class AcrossProcesses(Conformance):
-    """For stores of which other processes see the same as this one."""
+    """For stores whose content other processes can see."""
 
     def test_processes_get_one_order_too(self, store: Store) -> None:
         context = multiprocessing.get_context("spawn")

@@ -22,7 +22,7 @@ from hopaas_p2p.stores.base import Artifacts, Beat, ExchangeResult, Log, Outgoin
 
 
 class Fault(enum.Enum):
-    """What may happen to an exchange."""
+    """A possible fault of an exchange."""
 
     REFUSE = "it never reaches the store"
     LOSE_REPLY = "the store does it, and the reply is lost"
@@ -33,11 +33,11 @@ class Fault(enum.Enum):
 
 
 SURVIVABLE = (Fault.REFUSE, Fault.LOSE_REPLY, Fault.DUPLICATE, Fault.DELAY)
-"""Faults of the network, after which the process tries again."""
+"""Network faults, after which the process tries again."""
 
 
 class Crash(BaseException):
-    """The process would be dead now. Drop everything it had."""
+    """The process would be dead now. Discard all its objects."""
 
 
 def at_random(seed: int, likelihood: float = 0.2, faults: Iterable[Fault] = SURVIVABLE) -> Iterator[Fault | None]:
@@ -49,7 +49,7 @@ def at_random(seed: int, likelihood: float = 0.2, faults: Iterable[Fault] = SURV
 
 
 class FaultyStore(Store):
-    """Passes everything on to another store, except what the faults prevent. Thread-safe.
+    """Passes every call on to another store, unless a fault prevents it. Thread-safe.
 
     Args:
         inner: the store that does the work.
@@ -70,7 +70,7 @@ class FaultyStore(Store):
         self._lock = threading.Lock()
 
     def next_fault(self) -> Fault | None:
-        """What happens to the present exchange."""
+        """The fault of the current exchange."""
         with self._lock:
             fault = next(self._faults)
             if fault is not None:
@@ -131,7 +131,7 @@ class FaultyLog(Log):
         return receipt
 
     def _append_unrecognised(self, outgoing: Outgoing) -> None:
-        """Append these bytes after everything else, where the store cannot recognise that it has them already."""
+        """Append these bytes after everything else, where the store cannot recognise that it already has them."""
         self._inner.exchange(replace(outgoing, chain=None), sum(1 for _ in read_all(self._inner)))
 
     def changed(self, since: int) -> bool | None:

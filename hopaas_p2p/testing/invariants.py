@@ -1,11 +1,11 @@
-"""What is true of a study whatever is in its log: of a State, and of a State and the one before it.
+"""Invariants of a study, whatever its log contains: of a State, and of a State and its predecessor.
 
     witness = Witness()
     for lsn, commit in log:
         apply(state, lsn, commit)
         witness.look(state)  # raises Violated, with the promises that were broken
 
-`broken` holds every single State against them. What may not happen from one State to the next is in `Witness`.
+`broken` checks a single State. `Witness` checks the step from one State to the next.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class Violated(AssertionError):
 
 
 def broken(state: State) -> list[str]:
-    """What should be true of any State, and is not of this one."""
+    """The invariants that this State violates."""
     trials, ledger, define = list(state.trials), state.ledger, state.define
     width = len(define.directions) if define else 0
     counts = Counter(one.state for one in trials)
@@ -82,7 +82,7 @@ def broken(state: State) -> list[str]:
 
 
 def _follow_from_the_trials(state: State) -> bool:
-    """Rungs that are derived anew from the trials, as from a snapshot, decide as those that were kept."""
+    """Rungs derived anew from the trials, as from a snapshot, decide the same as those updated incrementally."""
     kept, maximize = state.configurations, state.define is not None and state.define.directions[0] == "maximize"
     if not isinstance(kept, Configurations):
         return True
@@ -102,7 +102,7 @@ def check(state: State) -> None:
 
 
 class Witness:
-    """Checks a State after every commit, and remembers enough to see what may not change."""
+    """Checks a State after every commit, and remembers enough to detect forbidden changes."""
 
     def __init__(self) -> None:
         self._lsn = self._used = self._trials = 0
@@ -132,7 +132,7 @@ class Witness:
             "finished trials never change": all(
                 _facts(state.trials[number]) == facts for number, facts in self._finished.items()
             ),
-            # it may be lowered below what was used already; from then on, use may only fall
+            # it may be lowered below the amount used; from then on, use may only fall
             "the budget is never exceeded": state.budget is None
             or state.used() <= max(state.budget, self._used, before if state.budget < before else 0),
         }

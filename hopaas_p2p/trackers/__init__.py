@@ -1,4 +1,4 @@
-"""Studies in the trackers that a group already looks at: MLflow, Weights & Biases.
+"""Studies in the trackers that a group already uses: MLflow, Weights & Biases.
 
     export_to(study, MLflow("http://mlflow.example.org:5000"))    # all that is missing there, now
 
@@ -32,10 +32,9 @@ __all__ = [
 def export_to(study: StudyLike, tracker: Tracker) -> int:
     """Bring a tracker up to date with a study; returns how many trials were sent. May be repeated at any time.
 
-    Raises:
-        TrackerUnreachable: it did not answer; what was sent until then is there, and the next call continues.
-        ConfigurationError: its client library is not installed or not configured.
-        Denied: the tracker does not let this user write.
+    Raises: TrackerUnreachable: it did not answer; data sent before that are there, and the next call continues.
+        ConfigurationError: its client library is not installed or not configured. Denied: the tracker does not let this
+        user write.
 
     """
     try:

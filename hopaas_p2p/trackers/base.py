@@ -1,7 +1,7 @@
 """The interface of a tracker, and `Export`, which brings a study to one.
 
-An export may be cut off at any request and started again, here or elsewhere: a run is found by what it was created
-with, what it holds already is not sent again, and its mark is written last.
+An export may be cut off at any request and started again, here or elsewhere: a run is found by the tags or id of its
+creation, data that it already has are not sent again, and its mark is written last.
 """
 
 from __future__ import annotations
@@ -34,21 +34,21 @@ class TrackerRefused(HopaasError):
 
 
 class Tracker(Protocol):
-    """A place where people look at runs. It is called from one thread at a time."""
+    """An interface to a service that shows runs. Called from one thread at a time."""
 
     name: str
     """One word: "mlflow"."""
 
     @property
     def place(self) -> str:
-        """Tells this server and project from others of its kind; holds no secret."""
+        """Identifies this server and project; contains no secret."""
         ...
 
     def begin(self, study: RunView) -> dict[int | None, str]:
         """Find or create the run of the study; returns the mark of each run that is there ("" if it has none).
 
-        Runs are named by the trial's number, that of the study by None. Called again after any error: nothing known
-        before is relied upon.
+        Keys are trial numbers, and None for the study. Called again after any error, so it must not rely on earlier
+        state.
 
         Raises:
             TrackerUnreachable: it did not answer.
@@ -56,27 +56,27 @@ class Tracker(Protocol):
         ...
 
     def put(self, view: RunView, files: StudyArtifacts) -> None:
-        """Bring one run up to date, however much of it is there; its mark is written last.
+        """Bring one run up to date, however much of it already exists; its mark is written last.
 
         Raises:
             TrackerUnreachable: it did not answer.
-            TrackerRefused: it will never accept this run; the others are exported.
+            TrackerRefused: it will never accept this run; the others are still exported.
         """
         ...
 
     def link(self) -> str:
-        """Where people find the study: a URL or a path."""
+        """Where people can find the study: a URL or a path."""
         ...
 
     def close(self) -> None:
-        """Close what is open."""
+        """Close all open runs."""
         ...
 
 
 def new_files(view: RunView, there: Collection[str], files: StudyArtifacts) -> Iterator[tuple[Artifact, Path]]:
-    """The files of a run but those whose ids are there; each lies at its path until the next one is asked for.
+    """The files of a run except those with known ids; each stays at its path until the next one is requested.
 
-    A file that a peer has named and that is not there, or not whole, is left out with a warning.
+    A file that a peer named but that is missing or incomplete is left out with a warning.
     """
     for one in [one for one in view.files if one.id not in there]:
         with tempfile.TemporaryDirectory(prefix="hopaas-tracker-") as directory:
@@ -96,14 +96,14 @@ class Export:
         self._study = study
         self._marks: dict[int | None, str] | None = None
         self._settled: set[int] = set()
-        """Finished trials that are there; emptied when attributes of the study change: they may be about any trial."""
+        """Finished trials that are there; cleared when the study's attributes change, which may concern any trial."""
         self._seen: tuple[int, dict[str, str]] = (-1, {})
 
     def sync(self) -> int:
         """Send what is missing; returns how many trials were sent. Blocks for that long.
 
         Raises:
-            TrackerUnreachable: it did not answer; what was sent until then is there.
+            TrackerUnreachable: it did not answer; data sent before that are there.
         """
         lsn, system = self._study.state.lsn, dict(self._study.state.system)
         if self._marks is not None and self._seen[0] == lsn:

@@ -1,12 +1,12 @@
 """Trackers kept current by the peers themselves: `open_study(…, trackers=[MLflow(…)])`.
 
-All peers may name the same trackers, and one of them exports for all: the *exporter*, an attribute of the study says
-which. The others check now and then whether it is alive, and one of them takes over when it has been silent for the
+All peers may name the same trackers, and one of them, the *exporter* named in an attribute of the study, exports for
+all. The others check now and then whether it is alive, and one of them takes over when it has been silent for the
 study's ttl, or has resigned because it ended or cannot reach the tracker. Two that export at once for a moment do no
 lasting harm: see `Tracker.begin`.
 
-Training never waits for a tracker and never fails because of one: each tracker has a thread of its own, which warns
-once per outage, tries again less and less often, and catches up.
+Training never waits for a tracker and never fails because of one: each tracker has its own thread, which warns once per
+outage, retries less and less often, and catches up.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ class BackgroundExports:
 
     Args:
         study: from `open_study`.
-        trackers: as `tracker_of` takes them.
+        trackers: in any form that `tracker_of` accepts.
         every: seconds between two exports.
 
     """
@@ -78,7 +78,8 @@ class BackgroundExports:
         return _nothing, ()  # an unpickled study exports nothing
 
     def close(self) -> None:
-        """Export what is missing, and end. Blocks for at most 30 s; a warning says what is missing then.
+        """Export what is missing, and end. Blocks for at most 30 s; a warning names the tracker if data are still
+        missing.
 
         Does nothing in a forked child: it has none of these threads, and its copies of their locks may be held.
         """
@@ -95,7 +96,7 @@ class BackgroundExports:
 
 
 def _nothing() -> None:
-    """What an unpickled `BackgroundExports` is."""
+    """The result of unpickling a `BackgroundExports`."""
 
 
 class _ExportThread(threading.Thread):
@@ -131,7 +132,7 @@ class _ExportThread(threading.Thread):
         try:
             try:
                 exports = self._election.stand()
-            except Denied:  # a viewer cannot write to the study, and exports for itself
+            except Denied:  # a viewer cannot write to the study, so it exports for itself
                 exports = True
             if not exports:
                 return max(self._every, self._study.state.policy.ttl / 3) * random.uniform(0.8, 1.2)
@@ -141,18 +142,18 @@ class _ExportThread(threading.Thread):
             if last:
                 with contextlib.suppress(Denied):
                     self._election.resign()
-        except ConfigurationError as error:  # does not pass by itself
+        except ConfigurationError as error:  # does not go away by itself
             _log.warning("%s: %s", self._tracker.name, error)
             self.ending.set()
             return 0.0
-        except Exception as error:  # noqa: BLE001  # whatever a tracker's library raises, training goes on
+        except Exception as error:  # noqa: BLE001  # whatever a tracker's library raises, training continues
             self._failures += 1
             if self._failures == 1 or last:
                 why = str(error) if isinstance(error, HopaasError) else f"{type(error).__name__}: {error}"
                 what = self.cure if last else "training continues, and sending is retried"
                 _log.warning("%s; %s", why.splitlines()[0], what)
-            if self._failures >= _MAX_FAILURES or last:  # another peer may be nearer to the tracker
-                with contextlib.suppress(HopaasError):  # the store is away as well: others will notice the silence
+            if self._failures >= _MAX_FAILURES or last:  # another peer may have a better connection
+                with contextlib.suppress(HopaasError):  # the store is unreachable, too: others will notice the silence
                     self._election.resign()
             return self._backoff.pause()
         if self._failures:
@@ -163,7 +164,7 @@ class _ExportThread(threading.Thread):
 
 
 def leave_link(study: StudyLike, tracker: Tracker) -> None:
-    """Write into the study where the tracker shows it, unless it says so already or this user may only read."""
+    """Record in the study where the tracker shows it, unless that is already recorded or this user may only read."""
     election, link = _election(study, tracker), tracker.link()
     if election.said.get("link") != link:
         with contextlib.suppress(Denied):
@@ -171,6 +172,6 @@ def leave_link(study: StudyLike, tracker: Tracker) -> None:
 
 
 def _election(study: StudyLike, tracker: Tracker) -> Election:
-    """Of the peer that exports to this tracker; the study's attribute about it holds the link, too."""
+    """The election of the peer that exports to this tracker; the study's attribute about it also holds the link."""
     key = EXPORTER + hashlib.sha256(tracker.place.encode()).hexdigest()[:16]
     return Election(study.storage.peer, lambda: study.state, study.handle.say, key)

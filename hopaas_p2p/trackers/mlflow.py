@@ -1,4 +1,4 @@
-"""Studies in MLflow: an experiment holds a run for the study, and in it a run for each trial.
+"""Studies in MLflow: an experiment has a run for the study, and nested in it a run for each trial.
 
     hopaas-p2p study export digits --format mlflow --to http://mlflow.example.org:5000
 
@@ -42,7 +42,7 @@ _STATUS: Final = {
     "PRUNED": "KILLED",
     "FAIL": "FAILED",
 }
-_TIMEOUT: Final = 5.0  # seconds, for the request that finds out whether the server is there
+_TIMEOUT: Final = 5.0  # seconds, for the request that checks whether the server is up
 _PAGE: Final = 1000
 _MOST_METRICS: Final = 1000 - 100 - 100  # MLflow's limits for one batch: 1000 in all, 100 tags, 100 parameters
 _MOST_TAGS: Final = 100
@@ -53,7 +53,7 @@ _NOT_IN_A_KEY: Final = re.compile(r"[^\w\-. :/]", re.ASCII)
 _REFUSED: Final = ("INVALID_PARAMETER_VALUE", "BAD_REQUEST", "MALFORMED_REQUEST")
 _DENIED: Final = ("PERMISSION_DENIED", "UNAUTHENTICATED", "CUSTOMER_UNAUTHORIZED")
 _CLOUD: Final = ("s3", "gs", "wasbs", "abfss", "dbfs")
-"""Where a server may say that its files are, beside on itself: MLflow's client takes their hosts from elsewhere."""
+"""Locations outside the server that it may name for files: MLflow's client takes their hosts from its own settings."""
 
 
 @dataclasses.dataclass
@@ -61,11 +61,11 @@ class _Run:
     id: str
     status: str
     place: str
-    """Where MLflow's client would send its files: any of its users may choose that, also a folder of this machine."""
+    """Where MLflow's client would send its files: any of its users may choose that, even a folder here."""
     files: list[str]
-    """Ids of the files that it holds."""
+    """Ids of the files that it has."""
     sent: dict[str, dict[int, float]] | None = None
-    """The reports and metrics that it holds, by step; None: MLflow has to be asked."""
+    """The reports and metrics that it has, by step; None if MLflow must be asked."""
 
 
 class MLflow:
@@ -96,7 +96,7 @@ class MLflow:
         self._experiment = ""
         self._study = ""
         self._runs: dict[int | None, _Run] = {}
-        """By the trial's number; None: that of the study."""
+        """Runs by trial number; None is the study's."""
 
     def __repr__(self) -> str:
         return f"MLflow({redacted(self.uri)!r})"
@@ -110,7 +110,7 @@ class MLflow:
         """MLflow's client for this server; raises ConfigurationError if MLflow is not installed."""
         if self._client is None:
             os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")  # it would print a line per trial
-            os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # nor would an export wait for that
+            os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # and an export should not wait for telemetry
             try:
                 from mlflow import MlflowClient
             except ImportError:
@@ -123,7 +123,7 @@ class MLflow:
             if urlsplit(self.uri).scheme in ("http", "https"):  # MLflow's client would retry for minutes
                 import requests
 
-                with contextlib.suppress(requests.exceptions.SSLError):  # MLflow has settings of its own for TLS
+                with contextlib.suppress(requests.exceptions.SSLError):  # MLflow has its own TLS settings
                     requests.get(self.uri.rstrip("/") + "/health", timeout=_TIMEOUT)
             self._study = study.tags[STUDY]
             self._experiment = self._find_experiment(self._experiment_name or study.name)
@@ -196,10 +196,11 @@ class MLflow:
         return f"{base.rstrip('/')}/#/experiments/{self._experiment}/runs/{self._runs[None].id}"
 
     def close(self) -> None:
-        """Nothing is open between two calls."""
+        """Does nothing: nothing is open between calls."""
 
     def check_place(self, view: RunView) -> None:
-        """Refuse to write a run's file to this machine, or to send it with a login to another, as a server may say.
+        """Refuse to write a run's file to this machine, or send it with a login to another one, if the server asks for
+        that.
 
         Raises:
             ConfigurationError: files of this run would go there.
@@ -247,7 +248,7 @@ class MLflow:
                 return
 
     def _run(self, view: RunView) -> _Run:
-        """The run of this view, which is created if it does not exist."""
+        """The run of this view; creates it if it does not exist."""
         if view.number not in self._runs:
             parent = {} if view.number is None else {_STUDY: self._study, _PARENT: self._runs[None].id}
             made = self.client.create_run(self._experiment, _ms(view.start), {**parent, **_tags(view)}, view.name)
@@ -277,7 +278,7 @@ class MLflow:
 
 
 def _key(name: str) -> str:
-    """The name with the characters replaced that MLflow refuses."""
+    """The name, with characters that MLflow refuses replaced."""
     return _NOT_IN_A_KEY.sub("_", name)[:_LONGEST_KEY]
 
 
@@ -291,7 +292,7 @@ def _ms(microseconds: int | None) -> int | None:
 
 
 def _metrics(name: str, by_step: Mapping[int, float], at: int | None) -> list[Metric]:
-    """The log keeps no times of reports, so all carry one time: a metric that is sent twice is stored once."""
+    """The log has no times of reports, so all get the same time: a metric that is sent twice is stored once."""
     from mlflow.entities import Metric
 
     return [Metric(_key(name), value, _ms(at) or 0, step) for step, value in by_step.items()]

@@ -1,8 +1,7 @@
 """A study as a tracker sees it: plain values, with nothing of Optuna, of a store or of a tracker in them.
 
-The study and each of its trials is a *run*. Its *mark* is a digest of everything that is exported of it. A tracker
-keeps the mark beside the run, so an export from any machine knows without reading the run whether anything is left to
-do.
+The study and each of its trials is a *run*. Its *mark* is a digest of all its exported data. A tracker keeps the mark
+with the run, so an export from any machine can tell whether anything is left to do without reading the run.
 """
 
 from __future__ import annotations
@@ -30,13 +29,13 @@ if TYPE_CHECKING:
     from hopaas_p2p.files.artifacts import Artifact
 
 REPORT: Final = "report"
-"""The name of what `trial.report` said, beside the metrics of `trial.log`."""
+"""The name of the values of `trial.report`, next to the metrics of `trial.log`."""
 STUDY: Final = "study"
 """The tag of the study's run that holds its uuid."""
 PREFIX: Final = "hopaas."
 """Prefix of our tags."""
 EXPORTER: Final = "hopaas:exporter:"
-"""Prefix of the study's attribute about a tracker: which peer exports, and the link. A digest of its place follows."""
+"""Prefix of the study's attribute about a tracker: the exporting peer, and the link. A digest of its place follows."""
 _FINAL: Final = ("COMPLETE", "PRUNED", "FAIL")
 _PLACES: Final = {"site": "site", "host": "node"}
 
@@ -48,19 +47,18 @@ class RunView(NamedTuple):
     """The trial's; None for the study itself."""
     name: str
     state: str
-    """Of a trial the name of an Optuna state: RUNNING, COMPLETE, …; of the study a word: running, paused, done, …"""
+    """For a trial the name of an Optuna state: RUNNING, COMPLETE, …; for the study a word: running, paused, done, …"""
     final: bool
-    """Whether nothing will change but notes, tags and files."""
+    """Whether only notes, tags and files can still change."""
     params: dict[str, Any]
-    """Of the study its directions, and each parameter's distribution: constant."""
+    """Constants; for the study, its directions and each parameter's distribution."""
     values: dict[str, float]
-    """Objective values by their names, else "value" or "values_0" and so on; of the study the counts of trials by
-    state."""
+    """Objective values by name, else "value" or "values_0" and so on; for the study, the counts of trials by state."""
     series: dict[str, dict[int, float]]
-    """Values by step: "report", what was reported, and each metric that was logged beside it; of the study the value
-    of each trial that became the best one ("best_value")."""
+    """Values by step: the reports ("report") and each logged metric; for the study, the value of each trial that became
+    the best one ("best_value")."""
     tags: dict[str, str]
-    """Where, with what and for whom it ran, and the command that shows it."""
+    """Where, with which software and for whom it ran, and the command that shows it."""
     note: str
     files: tuple[Artifact, ...]
     start: int | None
@@ -75,12 +73,12 @@ class RunView(NamedTuple):
 
 
 def look(study: StudyLike, *, settled: Collection[int] = ()) -> list[RunView]:
-    """The runs of the study's trials by number, but for those that are settled; and last the study's own."""
+    """The runs of the study's trials by number, except the settled ones; last, the study's own."""
     attributes = study.storage.get_study_system_attrs(study.study_id)
     files: defaultdict[int | None, list[Artifact]] = defaultdict(list)
     for one in study.artifacts().list():
         files[one.trial].append(one)
-    space = {name: str(one) for name, one in study.space.items()}  # may exchange: not under the lock
+    space = {name: str(one) for name, one in study.space.items()}  # may exchange, so not under the lock
     command = f"hopaas-p2p study show {shlex.quote(study.name)} --store {shlex.quote(study.storage.url)}"
     tags, handle, first = notes.tags_by_trial(attributes), study.handle, first_id(study.study_id)
     with handle.lock:
@@ -110,7 +108,7 @@ def look(study: StudyLike, *, settled: Collection[int] = ()) -> list[RunView]:
             },
             series={"best_value": best},
             tags={
-                **define.info,  # whoever made the study says this, and not which study it is
+                **define.info,  # chosen by the study's creator, and must not override its identity
                 STUDY: handle.uuid,
                 "store": study.storage.url,
                 "command": command,

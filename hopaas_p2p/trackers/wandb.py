@@ -1,11 +1,11 @@
 """Studies in Weights & Biases: a group named like the study, with a run for the study and a run for each trial in it.
 
-    hopaas-p2p study export digits --format wandb --to tuning    # to the server that W&B's variables say
+    hopaas-p2p study export digits --format wandb --to tuning    # to the server in W&B's variables
     WANDB_MODE=offline hopaas-p2p study export digits …          # into ./wandb, for `wandb sync` later
 
-W&B has no nested runs; a group is the nearest thing. A run's id is made of the study's uuid and the trial's number, so
-no export creates a second run of a trial. What was sent already is listed in a *ledger*, a file beside W&B's own; if it
-is lost, it is rebuilt from the server. Needs wandb.
+W&B has no nested runs; a group is the closest equivalent. A run's id consists of the study's uuid and the trial's
+number, so no export creates a second run of a trial. A *ledger*, a file next to W&B's own, lists what has been sent; if
+it is lost, it is rebuilt from the server. Needs wandb.
 """
 
 from __future__ import annotations
@@ -41,8 +41,9 @@ class WandB:
     Args:
         project: its name, or "team/name"; by default WANDB_PROJECT, else "hopaas".
         entity: the team or user; by default W&B's own.
-        offline: write files for `wandb sync`; None: as WANDB_MODE says.
-        directory: the parent of W&B's directory `wandb`, which holds the ledger; by default WANDB_DIR, else here.
+        offline: write files for `wandb sync`; None: decided by WANDB_MODE.
+        directory: the parent of W&B's directory `wandb`, which holds the ledger; by default WANDB_DIR, else the current
+            directory.
 
     """
 
@@ -65,7 +66,7 @@ class WandB:
         self._group = ""
         self._uuid = ""
         self._ledger: dict[str, dict[str, Any]] = {}
-        """Trial, or `STUDY` -> what its run holds: mark, last step, ids of files, offline directories."""
+        """Trial, or `STUDY` -> the content of its run: mark, last step, ids of files, offline directories."""
         self._open: dict[str, Any] = {}
         """Open W&B runs: the study's, and those of running trials."""
 
@@ -102,7 +103,7 @@ class WandB:
         return {None if key == STUDY else int(key): one.get("mark", "") for key, one in self._ledger.items()}
 
     def put(self, view: RunView, files: StudyArtifacts) -> None:
-        """Send what the run does not have yet, and finish it if that is all."""
+        """Send what the run lacks, and finish it if that is everything."""
         if view.state == "WAITING":  # its run begins when the trial does
             return
         with self._translated():
@@ -113,7 +114,7 @@ class WandB:
             rows: dict[int, dict[str, float]] = {}
             for name, by_step in view.series.items():
                 for step, value in by_step.items():
-                    if step > last:  # W&B takes a step once
+                    if step > last:  # W&B accepts a step only once
                         rows.setdefault(step, {})[name] = value
             for step in sorted(rows):
                 run.log(rows[step], step=step, commit=True)
@@ -156,7 +157,7 @@ class WandB:
         return self._directory / f"hopaas-{self._uuid}-{'offline' if self.offline else 'online'}.json"
 
     def _ask_server(self) -> Iterator[tuple[str, dict[str, Any]]]:
-        """What the server holds of this study, as entries of the ledger."""
+        """The server's runs of this study, as entries of the ledger."""
         path = f"{self.entity}/{self.project}" if self.entity else self.project
         for run in _module().Api().runs(path, filters={"group": self._group}, lazy=False):
             prefix, _, key = run.id.partition("-")
@@ -204,7 +205,7 @@ class WandB:
         return sorted(path.name for path in self._directory.glob(f"offline-run-*-{self._uuid}-{key}"))
 
     def _remove_orphans(self, key: str) -> None:
-        """Remove what an export wrote that ended before its ledger was written: it is exported again."""
+        """Remove files of an export that ended before its ledger was written; they are exported again."""
         kept = self._ledger.get(key, {}).get("parts", [])
         for name in self._parts(key):
             if name not in kept:
@@ -229,7 +230,7 @@ class WandB:
         try:
             yield
         except (wandb.Error, requests.RequestException, OSError) as error:
-            self._open.clear()  # they are found again by their ids
+            self._open.clear()  # found again by their ids
             self._ledger = {}
             raise TrackerUnreachable(f"W&B: {type(error).__name__}: {str(error).splitlines()[0][:200]}") from None
 
@@ -243,7 +244,7 @@ def _module() -> Any:
 
 
 def _has_key() -> bool:
-    """Whether W&B has a key; without one it would ask on the terminal, in the middle of a training run."""
+    """Whether W&B has a key; without one it would prompt on the terminal, in the middle of a training run."""
     settings = _module().setup().settings
     credentials.check_wandb(Path(settings.settings_workspace))
     return bool(settings.api_key or settings.identity_token_file) or credentials.has_netrc_login(settings.base_url)

@@ -1,7 +1,7 @@
-"""Training loops that report, are pruned, keep checkpoints, and go on where a pre-empted one stopped.
+"""Training loops that report, can be pruned, keep checkpoints, and continue where a pre-empted one stopped.
 
-Optuna's own callbacks (`optuna-integration`) work on our trials as they are. What they do not know is that a job may be
-pre-empted and its trial go on elsewhere. For loops of one's own:
+Optuna's own callbacks (`optuna-integration`) work with our trials unchanged, but do not handle a job that is pre-empted
+and whose trial continues elsewhere. For your own loops:
 
     def objective(trial):
         model = Model(**trial.params)
@@ -11,7 +11,7 @@ pre-empted and its trial go on elsewhere. For loops of one's own:
             training.report(loss)               # may end the trial here
         return loss
 
-`hopaas_p2p.training.lightning` and `.keras` have it as callbacks.
+`hopaas_p2p.training.lightning` and `.keras` offer the same as callbacks.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ _log: Final = logging.getLogger("hopaas_p2p")
 
 @contextlib.contextmanager
 def scratch(name: str = "checkpoint") -> Iterator[Path]:
-    """A path for a checkpoint on its way, in a directory of its own that goes with the block."""
+    """A path for a temporary checkpoint, in its own directory, which is removed at the end of the block."""
     with tempfile.TemporaryDirectory(prefix="hopaas-checkpoint-") as directory:
         yield Path(directory, name)
 
@@ -47,12 +47,12 @@ def scratch(name: str = "checkpoint") -> Iterator[Path]:
 def keep(
     trial: Trial | RankedTrial, save: Callable[[Path], Any], step: int, *, name: str = "checkpoint", **how: Any
 ) -> None:
-    """Store what `save` writes, as `how` says.
+    """Store the checkpoint that `save` writes, in the way of `how`.
 
-    Training goes on without it if the store does not answer within `patience`.
+    Training continues without it if the store does not answer within `patience`.
 
     Raises:
-        optuna.TrialPruned: another peer runs the trial now.
+        optuna.TrialPruned: another peer is running the trial now.
 
     """
     with scratch(name) as path:
@@ -66,7 +66,7 @@ def keep(
 
 
 class Reporting:
-    """When a training reports and keeps checkpoints: after so many steps each, and whenever it has to."""
+    """When a training run reports and keeps checkpoints: every so many steps, and whenever necessary."""
 
     _trial: Trial | RankedTrial
     _report_every: int
@@ -85,11 +85,11 @@ class Reporting:
 
 
 class EpochCallback(Reporting):
-    """What the callbacks of training libraries share. Give it the trial of `study.ask()` or of `optimize`.
+    """Common to the callbacks of training libraries. Pass the trial of `study.ask()` or of `optimize`.
 
     Args:
         trial: the trial.
-        monitor: which of the values that the library measures.
+        monitor: the name of the library's value to report.
         report_every: epochs between two reports.
         checkpoint_every: epochs between two checkpoints. None: only when the job is pre-empted.
 
@@ -109,7 +109,7 @@ class EpochCallback(Reporting):
         self._pruned = False
 
     def _measured(self, measured: Mapping[str, Any]) -> float:
-        """The value that is monitored."""
+        """The monitored value."""
         if measured.get(self._monitor) is None:
             raise InvalidInput(f"{self._monitor!r} was not measured; measured are {', '.join(measured)}")
         return float(measured[self._monitor])
@@ -118,11 +118,11 @@ class EpochCallback(Reporting):
 class Preemption:
     """`with Preemption() as preemption:` notes SIGTERM instead of ending the program.
 
-    In the main thread only, where Python lets a program do that; elsewhere nothing changes.
+    Only in the main thread, where Python allows it; elsewhere it does nothing.
     """
 
     signal: int = 0
-    """The signal that came, or 0."""
+    """The received signal, or 0."""
     _before: Any = None
 
     def __enter__(self) -> Self:
@@ -131,13 +131,13 @@ class Preemption:
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Let SIGTERM do what it did before."""
+        """Restore the earlier handler of SIGTERM."""
         if self._before is not None:
             signal.signal(signal.SIGTERM, self._before)
             self._before = None
 
     def leave(self) -> NoReturn:
-        """End as the signal wants: `optimize` and `with study.trial()` give the trial back, to be run again."""
+        """Exit because of the signal: `optimize` and `with study.trial()` return the trial, to be run again."""
         raise SystemExit(128 + (self.signal or signal.SIGTERM))
 
     def _note(self, number: int, _frame: FrameType | None) -> None:
@@ -145,16 +145,16 @@ class Preemption:
 
 
 class Training(Reporting):
-    """One trial's loop. In distributed training every rank makes one, with the `RankedTrial` that it got.
+    """The training loop of one trial. In distributed training every rank creates one with its `RankedTrial`.
 
     Args:
-        trial: of `study.ask()` or of `optimize`.
+        trial: from `study.ask()` or `optimize`.
         save: writes the state of the training to a path. Without it there are no checkpoints. Called on every rank; the
             first one's file is kept.
         load: reads it back, on every rank.
         report_every: steps between two reports; the last step is always reported.
         checkpoint_every: steps between two checkpoints. None: only when the job is pre-empted.
-        save_each_rank: whether every rank's file is kept, and each reads back its own.
+        save_each_rank: whether every rank's file is kept, so that each reads back its own.
 
     """
 
@@ -180,10 +180,10 @@ class Training(Reporting):
         self._step = self._end = 0
 
     def steps(self, end: int) -> Iterator[int]:
-        """The steps that are left of 0, 1, …, end - 1.
+        """The remaining steps of 0, 1, …, end - 1.
 
-        After SIGTERM, the present step is finished, a checkpoint is saved, and SystemExit returns the trial. Of several
-        ranks, the first has to get the signal.
+        After SIGTERM, the current step is finished, a checkpoint is saved, and SystemExit returns the trial. With
+        several ranks, the first must get the signal.
         """
         found = None if self._load is None else self._trial.resume
         first, self._end = 0, end
@@ -200,10 +200,10 @@ class Training(Reporting):
                     preemption.leave()
 
     def report(self, value: float) -> None:
-        """Report the present step's value (the first rank's), where it is due.
+        """Report the current step's value (the first rank's) if it is due.
 
         Raises:
-            optuna.TrialPruned: the trial is to be given up, on every rank.
+            optuna.TrialPruned: the trial is to be given up; raised on every rank.
 
         """
         if self._judged(value, self._step, last=self._step == self._end - 1):

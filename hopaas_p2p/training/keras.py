@@ -21,12 +21,12 @@ class KerasCallback(EpochCallback, Callback):  # type: ignore[misc]  # Keras bri
 
     @property
     def initial_epoch(self) -> int:
-        """What `fit` has to be told so that it goes on where an earlier attempt stopped."""
+        """The argument of `fit` for continuing where an earlier attempt stopped."""
         return 0 if self._trial.resume is None else self._trial.resume[0] + 1
 
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:  # noqa: D102
         if self._trial.resume is not None:
-            with scratch(_FILE) as path:  # Keras knows a file by its name
+            with scratch(_FILE) as path:  # Keras recognises the format by the file's name
                 path.write_bytes(self._trial.resume[1].read_bytes())
                 self.model.load_weights(path)
         self._epoch = self.initial_epoch - 1
@@ -35,7 +35,7 @@ class KerasCallback(EpochCallback, Callback):  # type: ignore[misc]  # Keras bri
 
     def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:  # noqa: D102
         if self._preemption.signal:
-            self._checkpoint(self._epoch)  # this epoch will be begun again
+            self._checkpoint(self._epoch)  # this epoch will be repeated
             self._noted.close()
             self._preemption.leave()
 
@@ -55,5 +55,5 @@ class KerasCallback(EpochCallback, Callback):  # type: ignore[misc]  # Keras bri
             self._trial.prune()
 
     def _checkpoint(self, epoch: int) -> None:
-        if epoch >= 0:  # else nothing is done yet
+        if epoch >= 0:  # otherwise no epoch is complete
             keep(self._trial, self.model.save_weights, epoch, name=_FILE)

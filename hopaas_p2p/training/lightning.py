@@ -4,8 +4,8 @@
     trainer = lightning.Trainer(max_epochs=100, callbacks=[callback])
     trainer.fit(model, data, ckpt_path=callback.resume_path)
 
-With several ranks that Lightning starts, the first alone talks to the trial, and all of them stop together; say
-`callback.check_pruned()` after `fit` then. Optuna's own callback needs its RDB storage for that.
+With several ranks that Lightning starts, only the first uses the trial, and all of them stop together; call
+`callback.check_pruned()` after `fit` in that case. Optuna's own callback needs its RDB storage for that.
 """
 
 from __future__ import annotations
@@ -23,19 +23,19 @@ from hopaas_p2p.training import EpochCallback, keep, scratch
 _PRUNED = "hopaas:pruned"
 
 
-class LightningCallback(EpochCallback, Callback):  # type: ignore[misc]  # the same verdict without Lightning
+class LightningCallback(EpochCallback, Callback):  # type: ignore[misc]  # the same without Lightning
     """Give it the trial of `study.ask()` or of `optimize`; see `EpochCallback` for the arguments."""
 
     _pauses = False
 
     @property
     def _ranked(self) -> bool:
-        """Whether every rank has the trial, as under torchrun, and asks it together with the others."""
+        """Whether every rank has the trial, as under torchrun, and uses it together with the others."""
         return isinstance(self._trial, RankedTrial)
 
     @property
     def resume_path(self) -> str | None:
-        """What `fit` takes as `ckpt_path`, to go on where an earlier attempt stopped."""
+        """The `ckpt_path` for `fit`, to continue where an earlier attempt stopped."""
         return None if self._trial.resume is None else str(self._trial.resume[1])
 
     def on_validation_end(self, trainer: Any, pl_module: Any) -> None:  # noqa: D102
@@ -52,14 +52,14 @@ class LightningCallback(EpochCallback, Callback):  # type: ignore[misc]  # the s
             self._checkpoint(trainer)
 
     def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:  # noqa: D102
-        """SIGTERM and Ctrl-C: with one rank, what there is is saved; several can no longer meet to save together."""
+        """SIGTERM and Ctrl-C: with one rank, the current state is saved; several ranks can no longer save together."""
         ended = not isinstance(exception, Exception) or type(exception).__name__ == "SIGTERMException"
         if ended and trainer.world_size == 1:
             self._checkpoint(trainer)
 
     def on_fit_end(self, trainer: Any, pl_module: Any) -> None:  # noqa: D102
         if trainer.world_size > 1 and not self._ranked:
-            if trainer.is_global_zero:  # tells the log: what this object knows ends with its process
+            if trainer.is_global_zero:  # writes to the log, because this object's state ends with its process
                 with contextlib.suppress(LeaseLost):  # the result is kept as a late one
                     self._trial.handle.settle(self._trial.number, {_PRUNED: True} if self._pruned else {})
         elif self._pruned:
@@ -73,7 +73,7 @@ class LightningCallback(EpochCallback, Callback):  # type: ignore[misc]  # the s
             trial.prune()
 
     def _checkpoint(self, trainer: Any) -> None:
-        epoch = trainer.fit_loop.epoch_progress.current.processed - 1  # the last that is in it as a whole
+        epoch = trainer.fit_loop.epoch_progress.current.processed - 1  # the last complete epoch in it
         if epoch < 0:
             return
         if self._ranked or trainer.is_global_zero:
