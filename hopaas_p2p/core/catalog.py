@@ -87,7 +87,7 @@ def checked_name(name: str) -> str:
 
     Raises:
         InvalidInput: too long; or it has control characters or path parts, which would harm a terminal or a file name;
-        or it can be mistaken for another name, by invisible characters or letters of several alphabets.
+            or it can be mistaken for another name, by invisible characters or letters of several alphabets.
 
     """
     if not isinstance(name, str):

@@ -78,7 +78,7 @@ def encode(commit: Commit) -> bytes:
 
     Raises:
         InvalidInput: larger than 4 MiB or 10,000 records; store big data as an artifact instead. Or a field has a type
-        other than the declared one, such as a step that is True.
+            other than the declared one, such as a step that is True.
 
     """
     if len(commit.records) > MAX_RECORDS:
