@@ -216,7 +216,7 @@ def open_study(
 
 
 def infer_space(study: Study) -> str:
-    """Let this process search in the space from which the study's trials were drawn; return why it is unknown, if so."""
+    """Let this process search in the space from which the study's trials were drawn; if it is unknown, return why."""
     found, why = inferred(study.state)
     study._inferred_space = {name: to_optuna(one) for name, one in found.items()}
     study.__dict__.pop("_proposer", None)
