@@ -1,4 +1,4 @@
-"""URLs that can be shown: without their secrets."""
+"""URLs without their secrets, which can be shown."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import re
 from typing import Final
 
 _LOGIN: Final = re.compile(r"(?:(?<!/)//|:/|^(?![./~]|[\w+.-]+:/)(?:[\w+.-]+:)?)[^/@:]*:")
-"""What comes before a password, also in a URL with a slash too few, or with none."""
+"""What precedes a password, even in a URL with one slash or none."""
 _SECRET: Final = re.compile(
     r"((?:^|[?&;\s])[a-z_]*(?:passw(?:or)?d|pwd|token|secret|secret_key|access_key)=)[^&]*", re.IGNORECASE
 )
@@ -21,5 +21,5 @@ def redacted(url: str) -> str:
 
 
 def without_passwords(text: str) -> str:
-    """A text with all its URLs `redacted`, for what libraries say."""
+    """A text with all its URLs `redacted`, for messages from libraries."""
     return re.sub(r"\S+", lambda word: redacted(word[0]), text)

@@ -256,7 +256,7 @@ class Directory:
         return found
 
     def _check_links(self, folder: str) -> None:
-        """Check that no link below the root leads to this folder; if it is this user's alone, only from time to time."""
+        """Check that no link below the root leads to a folder; if it is only this user's, just from time to time."""
         now = time.monotonic()
         if self._checked.get(folder, 0.0) > now:
             return

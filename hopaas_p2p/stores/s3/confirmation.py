@@ -79,7 +79,7 @@ class Confirmation:
         Missing ones are put back.
 
         Raises:
-            BrokenChain: another commit has taken a place. Every later call raises it, too: the caller may keep no
+            BrokenChain: another commit has taken a place. Every later call raises it, too: the caller may have no
                 history.
             StoreUnreachable: at the end, one check got no answer.
             Denied: they may not be read.
