@@ -236,7 +236,7 @@ class TrialClaim(msgspec.Struct, array_like=True, frozen=True, tag="trial.claim"
 class TrialSet(msgspec.Struct, array_like=True, tag="trial.set"):
     """Parameters (internal representation), reports by step, and attributes as JSON texts: merged into the trial.
 
-    `dists` contains a distribution only where it differs from the parameter's first one in this study's log.
+    `dists` contains a distribution only where it differs from the parameter's first in this log.
     """
 
     number: int
@@ -320,7 +320,7 @@ class TrialReclaim(msgspec.Struct, array_like=True, frozen=True, tag="trial.recl
 
 
 class TrialTakeOver(msgspec.Struct, array_like=True, frozen=True, tag="trial.take_over"):
-    """An operator ends a trial on behalf of the peer that runs it. A result from that peer is then a late one."""
+    """An operator ends a trial on behalf of the peer that runs it. That peer's result is then late."""
 
     number: int
     epoch: int
