@@ -294,7 +294,7 @@ class StudyHandle:
         return self.begin(TrialClaim(number)) is not None
 
     def _own(self, trial: LoggedTrial, *, inherits: bool) -> OwnedTrial:
-        """Make a running trial that this process may act for writable in the view. Call under the lock.
+        """Add a running trial that this process may act for to the view, for writing. Call under the lock.
 
         `inherits` is whether what the log has for it comes from an earlier attempt.
         """

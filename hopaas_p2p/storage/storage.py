@@ -208,13 +208,13 @@ class Storage(BaseStorage):
     # --- Optuna's BaseStorage, in its order: studies ---
 
     def create_new_study(self, directions: Sequence[StudyDirection], study_name: str | None = None) -> int:
-        """As Optuna's. Waits for two exchanges. Also raises InvalidInput for a name that no study may have."""
+        """Like Optuna's. Waits for two exchanges. Also raises InvalidInput for a name that no study may have."""
         names = tuple([direction.name.lower() for direction in directions])
         name = _NO_NAME + secrets.token_hex(16) if study_name is None else study_name
         return self.define_study(StudyDefine(name, names, self.options.policy))
 
     def delete_study(self, study_id: int) -> None:
-        """As Optuna's. Other peers learn of it at their next call; ids are not used again.
+        """Like Optuna's. Other peers learn of it at their next call; ids are not used again.
 
         Raises:
             Denied: only an owner of the study may delete it.
@@ -229,7 +229,7 @@ class Storage(BaseStorage):
         self._destroy(listing.uuid)
 
     def set_study_user_attr(self, study_id: int, key: str, value: Any) -> None:
-        """As Optuna's. Durable when it returns; waits `store_wait` for the store.
+        """Like Optuna's. Durable when it returns; waits `store_wait` for the store.
 
         Raises:
             InvalidInput: not JSON, or above 1 MiB.
@@ -241,12 +241,12 @@ class Storage(BaseStorage):
         self.handle(study_id).say(said, within=self.peer.store_wait)
 
     def set_study_system_attr(self, study_id: int, key: str, value: Any) -> None:
-        """As Optuna's; see `set_study_user_attr`."""
+        """Like Optuna's; see `set_study_user_attr`."""
         text = self._system_json(str(key), value, directions=len(self.get_study_directions(study_id)))
         self.handle(study_id).say(StudySet(system={str(key): text}), within=self.peer.store_wait)
 
     def get_study_id_from_name(self, study_name: str) -> int:
-        """As Optuna's."""
+        """Like Optuna's."""
         listing = self._catalog().by_name.get(study_name)
         if listing is None:
             hint = near(study_name, [one.name for one in self.listings()], "see: hopaas-p2p study list")
@@ -254,24 +254,24 @@ class Storage(BaseStorage):
         return listing.study_id
 
     def get_study_name_from_id(self, study_id: int) -> str:
-        """As Optuna's."""
+        """Like Optuna's."""
         return self._listing(study_id).name
 
     def get_study_directions(self, study_id: int) -> list[StudyDirection]:
-        """As Optuna's."""
+        """Like Optuna's."""
         state = self.handle(study_id).state
         return directions_of(state if state.define is not None else self.state(study_id))
 
     def get_study_user_attrs(self, study_id: int) -> dict[str, Any]:
-        """As Optuna's. Values from other writers that are not JSON are returned unchanged."""
+        """Like Optuna's. Values from other writers that are not JSON are returned unchanged."""
         return attributes(self.state(study_id).user)
 
     def get_study_system_attrs(self, study_id: int) -> dict[str, Any]:
-        """As Optuna's; see `get_study_user_attrs`."""
+        """Like Optuna's; see `get_study_user_attrs`."""
         return attributes(self.state(study_id).system)
 
     def get_all_studies(self) -> list[internals.FrozenStudy]:
-        """As Optuna's, except studies that this user may not read."""
+        """Like Optuna's, except studies that this user may not read."""
         return self.frozen_studies(self.listings())
 
     def listings(self) -> list[Listing]:
@@ -291,7 +291,7 @@ class Storage(BaseStorage):
     # --- Optuna's BaseStorage: trials ---
 
     def create_new_trial(self, study_id: int, template_trial: FrozenTrial | None = None) -> int:
-        """As Optuna's; one exchange. NoWork when the study starts no trial: its budget is used up, or it is paused,
+        """Like Optuna's; one exchange. NoWork when the study starts no trial: its budget is used up, or it is paused,
         stopped or failing.
 
         Waits for an unreachable store for `store_wait`, see `open_storage`.
@@ -311,7 +311,7 @@ class Storage(BaseStorage):
     def set_trial_param(
         self, trial_id: int, param_name: str, param_value_internal: float, distribution: BaseDistribution
     ) -> None:
-        """As Optuna's; leaves with the next exchange. NotYourTrial for a trial that another peer runs."""
+        """Like Optuna's; leaves with the next exchange. NotYourTrial for a trial that another peer runs."""
         suggestion = self.suggestions.get(trial_id)
         if suggestion is not None:
             suggestion[1].params[param_name] = float(param_value_internal)
@@ -320,17 +320,17 @@ class Storage(BaseStorage):
         handle.set_param(number, param_name, float(param_value_internal), distribution)
 
     def get_trial_id_from_study_id_trial_number(self, study_id: int, trial_number: int) -> int:
-        """As Optuna's."""
+        """Like Optuna's."""
         if not 0 <= trial_number < len(self.state(study_id).trials):
             raise NoSuchTrial(f"No trial with number {trial_number} in the study with study_id {study_id}.")
         return first_id(study_id) + trial_number
 
     def get_trial_number_from_id(self, trial_id: int) -> int:
-        """As Optuna's."""
+        """Like Optuna's."""
         return self.locate(trial_id)[1]
 
     def set_trial_state_values(self, trial_id: int, state: TrialState, values: Sequence[float] | None = None) -> bool:
-        """As Optuna's; one exchange. WAITING gives a running trial back. A lost lease is a warning in the log.
+        """Like Optuna's; one exchange. WAITING gives a running trial back. A lost lease is a warning in the log.
 
         Raises:
             NotYourTrial: another peer runs the trial.
@@ -352,20 +352,20 @@ class Storage(BaseStorage):
         return True
 
     def set_trial_intermediate_value(self, trial_id: int, step: int, intermediate_value: float) -> None:
-        """As Optuna's; leaves with the next exchange. NotYourTrial for a trial that another peer runs."""
+        """Like Optuna's; leaves with the next exchange. NotYourTrial for a trial that another peer runs."""
         handle, number = self._located.get(trial_id) or self.locate(trial_id)
         handle.set_report(number, checked_step(step), float(intermediate_value))
 
     def set_trial_user_attr(self, trial_id: int, key: str, value: Any) -> None:
-        """As Optuna's; leaves with the next exchange. InvalidInput for values that are not JSON, or above 1 MiB."""
+        """Like Optuna's; leaves with the next exchange. InvalidInput for values that are not JSON, or above 1 MiB."""
         self._set_attribute(trial_id, "user", key, value, to_json(key, value))
 
     def set_trial_system_attr(self, trial_id: int, key: str, value: Any) -> None:
-        """As Optuna's; see `set_trial_user_attr`. ConfigurationError for pickles, unless they are allowed."""
+        """Like Optuna's; see `set_trial_user_attr`. ConfigurationError for pickles, unless they are allowed."""
         self._set_attribute(trial_id, "system", key, value, self._system_json(str(key), value))
 
     def get_trial(self, trial_id: int) -> FrozenTrial:
-        """As Optuna's. A finished trial is shared with all readers."""
+        """Like Optuna's. A finished trial is shared with all readers."""
         suggestion = self.suggestions.get(trial_id)
         if suggestion is not None:
             return suggestion[0]
@@ -375,7 +375,7 @@ class Storage(BaseStorage):
     def get_all_trials(
         self, study_id: int, deepcopy: bool = True, states: Container[TrialState] | None = None
     ) -> list[FrozenTrial]:
-        """As Optuna's. The list is always a new one; without `deepcopy`, its trials are shared with all readers."""
+        """Like Optuna's. The list is always a new one; without `deepcopy`, its trials are shared with all readers."""
         handle = self.handle(study_id)
         state, view = handle.refresh(), handle.view
         if states == _WAITING and not state.waiting:  # as in every ask of Optuna's
@@ -386,7 +386,7 @@ class Storage(BaseStorage):
         return copy.deepcopy(found) if deepcopy else found
 
     def get_n_trials(self, study_id: int, state: tuple[TrialState, ...] | TrialState | None = None) -> int:
-        """As Optuna's."""
+        """Like Optuna's."""
         states = (state,) if isinstance(state, TrialState) else state
         handle = self.handle(study_id)
         handle.refresh()
@@ -396,7 +396,7 @@ class Storage(BaseStorage):
             return sum(handle.state.counts[one.value] for one in set(states))
 
     def get_best_trial(self, study_id: int) -> FrozenTrial:
-        """As Optuna's."""
+        """Like Optuna's."""
         handle = self.handle(study_id)
         handle.refresh()
         with handle.lock:

@@ -237,7 +237,7 @@ class RankedTrial:
 
     @property
     def resume(self) -> tuple[int, Path] | None:
-        """(step, local file) of the newest whole checkpoint of an earlier attempt, or None, as `Trial.resume`.
+        """(step, local file) of the newest whole checkpoint of an earlier attempt, or None, like `Trial.resume`.
 
         The file is this rank's copy, or its part of a checkpoint with one part per rank.
 
