@@ -179,15 +179,15 @@ def table(
     empty: str = "None yet.",
     long: str = "",
     titled: bool = False,
-    most: int = 100,
+    of: int = 0,
     others: str = "more",
 ) -> None:
-    """A small table, or words if it is empty; see `analysis.html.table`. After `most` rows it counts the others."""
+    """A small table, or words if it is empty; see `analysis.html.table`. It counts the others `of` so many rows."""
     if titled:
         heading(label)
     if not rows:
         nothing(empty)
         return
-    st.html(html.table(heads, rows[:most], label=label, long=long))
-    if len(rows) > most:
-        caption(f"and {len(rows) - most:,} {others}")
+    st.html(html.table(heads, rows, label=label, long=long))
+    if of > len(rows):
+        caption(f"and {of - len(rows):,} {others}")

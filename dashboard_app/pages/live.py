@@ -55,9 +55,7 @@ def _body(page: PageContext, frame: Frame) -> None:
     of, leases = views.steps_of_a_trial(frame.columns), page.cache.leases(frame.uuid)
     rows = [_row(frame, one, of, now, leases) for one in views.running(frame.state)]
     empty = "No trial is running. Peers that join appear here."
-    theme.table(headers, rows, label="Running now", titled=True, empty=empty)
-    if frame.state.counts[RUNNING] > len(rows):
-        theme.caption(f"and {frame.state.counts[RUNNING] - len(rows):,} more")
+    theme.table(headers, rows, label="Running now", titled=True, empty=empty, of=frame.state.counts[RUNNING])
     spent = frame.once(lambda one: spending(one.state), "spending")
     if spent.rows:
         theme.table(*cells(spent), label="Spent", titled=True)

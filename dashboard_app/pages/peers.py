@@ -45,8 +45,8 @@ def _body(page: PageContext, frame: Frame) -> None:
     ])  # fmt: skip
     theme.draw(timeline(frame.state, now), key="gantt", empty="No trial has started yet.")
     headers = ["peer", "site", "node", "runs", "ended", "lost", "last seen", "machine", ""]
-    rows, others = [_peer(frame, one, left) for one in found], "more that run no trial now"
-    theme.table(headers, rows, label="Peers", titled=True, most=_ROWS, others=others)
+    rows, others = [_peer(frame, one, left) for one in found[:_ROWS]], "more that run no trial now"
+    theme.table(headers, rows, label="Peers", titled=True, of=len(found), others=others)
 
 
 def _peer(frame: Frame, one: dict[str, Any], left: dict[str, float]) -> list[str]:

@@ -102,11 +102,11 @@ def _rungs(frame: Frame) -> None:
             ", ".join(row.sites),
             Html(", ".join(map(link, row.trials[-4:]))),
         ]
-        for row in sorted(rows, key=lambda row: (-row.epochs, -row.first))
+        for row in sorted(rows, key=lambda row: (-row.epochs, -row.first))[:_ROWS]
     ]
     headers = ["configuration", "state", "epochs", "pauses after", "value at its rungs", "sites", "trials"]
     others = "more that are not as far along"
-    theme.table(headers, cells, label="Configurations", titled=True, most=_ROWS, others=others)
+    theme.table(headers, cells, label="Configurations", titled=True, of=len(rows), others=others)
 
 
 def _curves(frame: Frame, empty: str) -> None:

@@ -121,8 +121,9 @@ def _failures(page: PageContext, frame: Frame) -> None:
     if not found:
         theme.nothing("Nothing failed, and no lease was lost.")
         return
-    groups, rows = dict(list(found.items())[:_ROWS]), failures.cells(found, partial(theme.trial_link, frame.name))
-    theme.table(failures.HEADS, rows, label="Failures", long="reason", most=_ROWS, others="more groups")
+    groups = dict(list(found.items())[:_ROWS])
+    rows = failures.cells(groups, partial(theme.trial_link, frame.name))
+    theme.table(failures.HEADS, rows, label="Failures", long="reason", of=len(found), others="more groups")
     if not page.may_act:
         return
     chosen = st.selectbox(

@@ -94,7 +94,9 @@ class AlertSender:
         self._owners.look(store.beats(owners), owners, now)
         silent = {owner for owner in owners if self._owners.silence(owner, now) >= ttl_of(state, owner)}
         holds = conditions(state, silent)
-        known = set(before) if isinstance(before, list) else {key for key in holds if key.startswith(NEW_BEST)}
+        known = {key for key in holds if key.startswith(NEW_BEST)}
+        if isinstance(before, list):
+            known = set(map(str, before))
         sent: list[str] = []
         for key, text in holds.items():
             if key not in known:

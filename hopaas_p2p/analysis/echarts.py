@@ -116,10 +116,10 @@ def frame(data: Data) -> pd.DataFrame:
 def _narrow(column: Any) -> Any:
     if column.dtype.kind not in "fiu" or len(column) < _FEW:
         return column
-    if len(column) and np.isfinite(column).all():
-        largest = float(np.abs(column).max())
-        if largest < 2**31 and (column == np.rint(column)).all():
-            return column.astype(np.int32)
-        if largest >= 2**31 or column.dtype.kind in "iu":
-            return column.astype(np.float64)
+    finite = column[np.isfinite(column)]
+    largest = float(np.abs(finite).max(initial=0.0))
+    if len(finite) == len(column) and largest < 2**31 and (column == np.rint(column)).all():
+        return column.astype(np.int32)
+    if largest >= 2**31 or column.dtype.kind in "iu":
+        return column.astype(np.float64)
     return column.astype(np.float32)

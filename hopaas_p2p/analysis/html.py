@@ -48,7 +48,7 @@ def table(
     for head, column in zip(heads, zip(*rows, strict=True), strict=True):
         seen = [_TAG.sub("", one).replace("&lt;", "<") if isinstance(one, Html) else one for one in column]
         numeric = any(seen) and all(one[:1].isdigit() or one[:1] in "-<" for one in seen)
-        css.append(' class="hp-wraps"' if head == long else ' class="hp-number"' if numeric else "")
+        css.append(' class="hp-wraps"' if long and head == long else ' class="hp-number"' if numeric else "")
     top = "".join(
         f'<th scope="col"{one}>{safe(head if isinstance(head, Html) else phrase(head))}</th>'
         for one, head in zip(css, heads, strict=True)

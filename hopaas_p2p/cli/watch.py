@@ -61,7 +61,7 @@ def watch(
             line = sentence(look)
             if on_terminal:
                 rows = Text("\n".join(table(look)), overflow="ellipsis", no_wrap=True)
-                live.update(Group(Text(line), rows), refresh=True)
+                live.update(Group(Text(output.printable(line)), rows), refresh=True)
             elif line != before:
                 before = line
                 clock = f"{time.strftime('%H:%M:%S')}  {output.printable(line)}"

@@ -86,8 +86,10 @@ def next_start(
     closed = _closed_to(state, me)
     if closed is not None and closed != "paused":
         return Done(closed)
-    limited, pausing, room = state.ledger.reached is not None, state.configurations, state.has_room()
-    found = None if limited else _found(state, skip, no_new, room=room)
+    if state.ledger.reached is not None:  # so a trial that comes back would not start either
+        return Done("budget")
+    pausing, room = state.configurations, state.has_room()
+    found = _found(state, skip, no_new, room=room)
     if closed is not None and (found is not None or state.running):
         return Wait(closed)
     if found is not None:
@@ -95,12 +97,11 @@ def next_start(
     why = no_new or "budget"
     if alive is None:
         return Wait(why) if state.running else Done(why)
-    if not limited:
-        resting = state.waiting if room else pausing.resumable
-        if resting:
-            return Wait(why, tuple(resting))
-        if state.running and pausing.waiting():
-            return Wait(why, tuple(state.running))
+    resting = state.waiting if room else pausing.resumable
+    if resting:
+        return Wait(why, tuple(resting))
+    if state.running and pausing.waiting():
+        return Wait(why, tuple(state.running))
     doubted = {one: until for one in state.running if (until := alive(state.trials[one].owner or "")) is not None}
     return Wait(why, tuple(doubted), max(doubted.values())) if doubted else Done(why)
 
@@ -145,5 +146,6 @@ def _found(state: State, skip: Collection[int], no_new: str, *, room: bool) -> S
 
 
 def finished(state: State) -> bool:
-    """Whether the campaign is over for good: stopped, failing, or with nothing running or left to start."""
-    return isinstance(next_start(state), Done)
+    """Whether the campaign is over for good: stopped, failing, or nothing is left to start and nothing runs."""
+    found = next_start(state)
+    return isinstance(found, Done) and not (found.why == "budget" and state.running)

@@ -169,7 +169,7 @@ def import_study(
 
     """
     place = os.fspath(source)
-    if is_mostly_holes(Path(place.removeprefix("sqlite:///")).resolve()):
+    if is_mostly_holes(Path(os.path.realpath(place.removeprefix("sqlite:///")))):
         raise InvalidInput(f"{redacted(place)} is far larger than what is in it")
     begins_as = _beginning(place)
     chosen = _format(place, form or begins_as)

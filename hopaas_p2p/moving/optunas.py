@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import msgspec
 import optuna
-from optuna.exceptions import DuplicatedStudyError
+from optuna.exceptions import DuplicatedStudyError, StorageInternalError
 from optuna.storages.journal import JournalFileBackend
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial
@@ -57,7 +57,7 @@ class _Rest(msgspec.Struct, omit_defaults=True):
 @contextlib.contextmanager
 def _opened(url: str, *, create: bool) -> Iterator[BaseStorage]:
     """Optuna's storage at a database URL, or in a journal file. A new file is there whole, or not at all."""
-    from sqlalchemy.exc import SQLAlchemyError
+    from sqlalchemy.exc import OperationalError, SQLAlchemyError
 
     scheme, _, rest = url.rpartition("://")
     is_sqlite = scheme.partition("+")[0] == "sqlite"
@@ -89,6 +89,10 @@ def _opened(url: str, *, create: bool) -> Iterator[BaseStorage]:
             yield storage
         except SQLAlchemyError as error:
             raise StoreUnreachable(f"{redacted(url)}: {str(error).splitlines()[0]}") from None
+        except StorageInternalError as error:  # in which Optuna wraps most of those
+            if is_sqlite or not isinstance(error.__cause__, OperationalError):
+                raise
+            raise StoreUnreachable(f"{redacted(url)}: {str(error.__cause__).splitlines()[0]}") from None
         except ImportError as error:
             raise InvalidInput(f"{redacted(url)}: its driver is not installed: {error}") from None
 

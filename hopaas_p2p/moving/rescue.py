@@ -67,7 +67,8 @@ if TYPE_CHECKING:
 MARK: Final = "rescued"
 """The user attribute of a trial that is not quite certain, and the key in the new study's definition."""
 _MOST: Final = 64  # trials that a run of missing commits may have started
-_EFFORT: Final = 100  # commits and trials that are replayed for guesses, for each that there is
+_EFFORT: Final = (100, 500)
+"""Commits and trials that are replayed, for each that there is, to guess what commits follow, and what is missing."""
 _OF_A_TRIAL: Final = (TrialSet, TrialFinish, TrialCheckpoint, TrialRelease)
 _WATCH: Final = 1.0  # seconds between looks for what live peers hand over
 _RANK: Final = {
@@ -117,8 +118,8 @@ class _Guesses:
     When none are left, nothing is taken to be missing, and what cannot follow anything follows what is before it.
     """
 
-    def __init__(self, size: int) -> None:
-        self._left = _EFFORT * size
+    def __init__(self, left: int) -> None:
+        self._left = left
 
     def allow(self, size: int) -> bool:
         """Whether so many may be replayed once more."""
@@ -221,6 +222,8 @@ def _salvaged(log: Log) -> tuple[dict[int, Entry], int, list[Entry]]:
     others: list[Entry] = []
     head = 0
     for entry in log.salvage():
+        if entry.lsn < 1:  # which no writer of ours uses
+            continue
         head = max(head, entry.lsn)
         if codec.intact(entry.payload) and found.setdefault(entry.lsn, entry) is not entry:
             others.append(entry)
@@ -385,8 +388,11 @@ def _bridged(state: State, path: list[_Node], place: int, guesses: _Guesses) -> 
     count_up = itertools.count(last + 1)
     rest = list(itertools.takewhile(lambda entry: entry.lsn == next(count_up), behind))
     owners: dict[int, str] = {}
+    most = 0  # with more than are spoken of, nothing more is accepted
     for commit in (codec.decode(entry.payload) for entry in rest):
         for record in commit.records if isinstance(commit, Commit) else ():
+            number = getattr(record, "number", None)
+            most = max(most, min(_MOST, number - first + 1)) if isinstance(number, int) else most
             if isinstance(record, _OF_A_TRIAL) and record.epoch == 1:
                 owners.setdefault(record.number, commit.owner)  # type: ignore[union-attr]
     saved = b""
@@ -403,14 +409,18 @@ def _bridged(state: State, path: list[_Node], place: int, guesses: _Guesses) -> 
         return tried
 
     best = (len(rest) * codec.MAX_BYTES, 0)
-    for count in range(_MOST + 1):
-        if not guesses.allow(first + len(rest)):
+    for count in range(most + 1):
+        if not guesses.allow(first):
             break
         saved = saved or snapshot.dump(state)
-        tried = started(count)
-        refused = sum(not verdict.accepted for entry in rest for verdict in _apply(tried, entry))
-        best = min(best, (refused, count))
-        if not refused:
+        tried, refused = started(count), 0
+        for entry in rest:
+            refused += sum(not verdict.accepted for verdict in _apply(tried, entry))
+            if refused >= best[0] or not guesses.allow(1):
+                break
+        else:
+            best = (refused, count)
+        if not best[0]:
             break
     if not saved:
         state.lsn = last
@@ -449,8 +459,8 @@ def united(
     its_places: dict[int, int] = {}
     accepted: set[str] = set()
     entries = list(entries)
-    guesses = _Guesses(len(entries) + len(root.trials))
-    paths = _histories(root, total, entries, loose, guesses)
+    orders, guesses = (_Guesses(effort * (len(entries) + len(root.trials))) for effort in _EFFORT)
+    paths = _histories(root, total, entries, loose, orders)
     for path in paths:
         state, origins, uncertain, missing = snapshot.load(saved), dict[int, _Known](), dict[int, int](), -1
         for place, node in enumerate(path):

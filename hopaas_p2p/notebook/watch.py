@@ -92,7 +92,7 @@ class Watching:
                     self._seen_at = (state.lsn, alive)
                     where = study.storage.url
                     self._seen = overview(state, name=study.name, store=where, signs=signs, chart=True)
-                if finished(state):
+                if finished(state) and not state.running:
                     self._over.set()
             self._body = self._seen
         except (HopaasError, KeyError) as error:  # the view keeps what was last seen, under the error

@@ -261,7 +261,7 @@ class HttpsSession:
         self.asking = False
         """Whether a request came that is not answered yet."""
         self.idle_since = math.inf
-        """When the last request was answered."""
+        """When the last request was answered; infinite once bytes of another have come."""
         self._caller = ""
         """The address of who asks, behind a proxy as that says."""
         self._http = h11.Connection(h11.SERVER, max_incomplete_event_size=_HEAD)
@@ -321,6 +321,7 @@ class HttpsSession:
         try:
             if not until and not self._http.trailing_data[0]:
                 self._http.receive_data(await self._reader.read(_FRAME))  # the server's tick ends one that is idle
+            self.idle_since = math.inf
             head = await self._event(until or asyncio.get_running_loop().time() + self._limits.head)
             if not isinstance(head, h11.Request):  # the other side has closed it
                 return False

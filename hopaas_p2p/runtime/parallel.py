@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+import contextlib
+from collections import deque
+from collections.abc import Callable, Iterable
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
 _Given = TypeVar("_Given")
@@ -14,16 +16,36 @@ def each(do: Callable[[_Given], _Result], given: Iterable[_Given], *, at_once: i
     """What `do` returns for each of these, in order; `at_once` of them run at a time. Raises the first error of any
     call.
 
-    The calls run one by one, in this thread, if there is only one, or no more threads because the interpreter is
-    ending.
+    Nothing is done twice: where there are too few threads, those that there are do it. One by one, and in this thread,
+    if there is but one, or if there are no more threads: the interpreter is ending.
     """
     items = list(given)
     if len(items) < 2:
         return [do(one) for one in items]
+    waiting, results, errors = deque(enumerate(items)), dict[int, _Result](), dict[int, BaseException]()
+
+    def work() -> None:
+        with contextlib.suppress(IndexError):
+            while True:
+                place, one = waiting.popleft()
+                try:
+                    results[place] = do(one)
+                except BaseException as error:  # noqa: BLE001  # raised below
+                    errors[place] = error
+                    waiting.clear()
+
     with ThreadPoolExecutor(min(at_once, len(items)), thread_name_prefix="hopaas-each") as threads:
-        results: Iterator[_Result]
+        workers = list[Future[None]]()
         try:
-            results = threads.map(do, items)
-        except RuntimeError:
-            results = map(do, items)
-        return list(results)
+            with contextlib.suppress(RuntimeError):
+                while len(workers) < min(at_once, len(items)):
+                    workers.append(threads.submit(work))
+            if not workers:
+                work()
+            for worker in workers:
+                worker.result()
+        finally:
+            waiting.clear()
+    if errors:
+        raise errors[min(errors)]
+    return [results[place] for place in range(len(items))]

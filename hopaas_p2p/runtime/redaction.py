@@ -5,8 +5,11 @@ from __future__ import annotations
 import re
 from typing import Final
 
-_LOGIN: Final = re.compile(r"(?:(?<!/)//|:/|^(?![./~]|[\w+.-]+:/)(?:[\w+.-]+:)?)[^/@:]*:")
-"""What precedes a password, even in a URL with one slash or none."""
+_LOGIN: Final = re.compile(
+    r"(?:(?<!/)//|:/|^(?![./~]|[\w+.-]+:/)(?:(?:postgres\w*(?:\+\w+)?|https?|s3|folder|file|memory):)?)[^/@:]*:",
+    re.IGNORECASE,
+)
+"""What comes before a password, also in a URL with a slash too few, or with none."""
 _SECRET: Final = re.compile(
     r"((?:^|[?&;\s])[a-z_]*(?:passw(?:or)?d|pwd|token|secret|secret_key|access_key)=)[^&]*", re.IGNORECASE
 )

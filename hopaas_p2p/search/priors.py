@@ -37,14 +37,15 @@ from hopaas_p2p.search.optuna_internals import listed, reader_of
 from hopaas_p2p.search.surrogate import (
     CONSTANT,
     Cube,
+    Hypotheses,
     Lengths,
     Process,
+    Processes,
     agreement,
     chosen,
     fit,
     range_of,
     scores,
-    trust,
 )
 from hopaas_p2p.translate import to_optuna, to_record
 
@@ -222,8 +223,10 @@ class Taught:
         self.cube = Cube(space)
         self.priors: list[PriorRecord] = []
         """Those that share a parameter with the space."""
-        self._parts: list[tuple[list[int], Process]] = []
-        self._best: list[dict[str, Floats]] = []
+        self._processes: list[Process] = []
+        self._together: dict[tuple[int, ...], Processes] = {}
+        self._best: list[Floats] = []
+        """Of each prior the configurations, the best first; NaN where it lacks a value."""
         logs: dict[str, list[float]] = {name: [] for name in space}
         noises = []
         for prior in priors:
@@ -232,12 +235,13 @@ class Taught:
             }
             if not matched:
                 continue
-            cube = Cube({name: space[name] for name in matched})
-            lengths = Lengths(np.array([length for _, length in matched.values()]), prior.noise, 0)
-            values = {name: column for name, (column, _) in matched.items()}
-            process = Process(cube, cube.points(values), np.array(prior.scores), lengths)
+            nowhere = np.full(len(prior.scores), np.nan)
+            columns = [matched.get(name, (nowhere, math.inf)) for name in space]
+            values = np.column_stack([column for column, _ in columns])
+            points = self.cube.points(dict(zip(space, np.nan_to_num(values, nan=-1).T, strict=True)))
+            lengths = Lengths(np.array([length for _, length in columns]), prior.noise, 0)
             self.priors.append(prior)
-            self._parts.append(([place for place, name in enumerate(space) if name in matched], process))
+            self._processes.append(Process.of(self.cube, points, np.array(prior.scores), lengths))
             self._best.append(values)
             for name, (_, length) in matched.items():
                 logs[name].append(math.log(length))
@@ -245,29 +249,30 @@ class Taught:
         scales = np.exp([float(np.mean(some or [0.0])) for some in logs.values()])
         self.lengths = Lengths(scales, math.exp(float(np.mean(noises or [0.0]))), 0)
         """To begin with, before trials say otherwise."""
-        self.elsewhere = self.means(self.cube.points(self.cube.anywhere(np.random.RandomState(1), _COMPARED)))
-        """What they expect of configurations that are spread evenly."""
+        if self.priors:
+            evenly = self.cube.anywhere(np.random.RandomState(1), _COMPARED)
+            self.hypotheses = Hypotheses(self.means(self.cube.points(evenly)))
 
     def means(self, points: Floats, mixture: Floats | None = None) -> Floats:
         """A row per configuration, a column per prior: the score that is expected of it; 0 of what is not mixed in."""
-        found = np.zeros((len(points), len(self._parts)))
-        for place, (places, process) in enumerate(self._parts):
-            if mixture is None or mixture[place] > _LEAST:
-                found[:, place] = process.means(points[:, places])
+        found = np.zeros((len(points), len(self._processes)))
+        used = tuple([place for place in range(len(self._processes)) if mixture is None or mixture[place] > _LEAST])
+        if used and len(points):
+            if used not in self._together:
+                self._together[used] = Processes([self._processes[place] for place in used])
+            found[:, used] = self._together[used].means(self.cube.features(points))
         return found
 
     def best(self, numbers: np.random.RandomState, count: int, mixture: Floats) -> dict[str, Floats]:
         """The best configurations of each prior that is mixed in; what one lacks is drawn."""
         used = np.flatnonzero(mixture > _LEAST)
         count = max(1, count // len(used))
-        found = self.cube.anywhere(numbers, count * len(used))
+        found = np.column_stack(list(self.cube.anywhere(numbers, count * len(used)).values()))
         for place, prior in enumerate(used.tolist()):
-            for name, column in self._best[prior].items():
-                some = column[:count]
-                rows = slice(place * count, place * count + len(some))
-                lacks = isinstance(self.cube.space[name], CategoricalDistribution) & (some < 0)
-                found[name][rows] = np.where(lacks, found[name][rows], some)
-        return found
+            some = self._best[prior][:count]
+            rows = found[place * count : place * count + len(some)]
+            np.copyto(rows, some, where=~np.isnan(some))
+        return dict(zip(self.cube.space, found.T, strict=True))
 
 
 class Learned(NamedTuple):
@@ -331,9 +336,9 @@ def learned_of(state: State, trials: TrialTable, space: Mapping[str, BaseDistrib
             return taught.means(taught.cube.points(values))
 
         means, early = expected(picked), expected(np.sort(ended))
-        agrees, weights = agreement(means).tolist(), trust(means, taught.elsewhere).weights.tolist()
+        agrees, weights = agreement(means).tolist(), taught.hypotheses.trust(means).weights.tolist()
         when = np.argsort(ended)  # how many ended before each, the best first
-        counted = [trust(early[when <= last], taught.elsewhere).weights >= _COUNTS for last in range(len(ended))]
+        counted = [taught.hypotheses.trust(early[when <= last]).weights >= _COUNTS for last in range(len(ended))]
         for place, one in enumerate(taught.priors):
             last = max((count for count, those in enumerate(counted, 1) if those[place]), default=0)
             until = int(ranked[ended[last]]) if last < len(ended) else None
@@ -354,8 +359,8 @@ def _matched(prior: PriorRecord, name: str, new: BaseDistribution) -> tuple[Floa
         if not isinstance(old, Categorical):
             return None
         places = {(type(choice), choice): place for place, choice in enumerate(new.choices)}
-        codes = np.array([places.get((type(choice), choice), -1) for choice in old.choices])
-        return (codes[values.astype(np.int64)].astype(np.float64), length) if codes.max() >= 0 else None
+        codes = np.array([places.get((type(choice), choice), np.nan) for choice in old.choices])
+        return None if np.isnan(codes).all() else (codes[values.astype(np.int64)], length)
     if isinstance(old, Categorical):
         return None
     assert isinstance(new, FloatDistribution | IntDistribution)

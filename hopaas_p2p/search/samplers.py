@@ -38,7 +38,7 @@ from hopaas_p2p.search.optuna_internals import (
     study_key,
 )
 from hopaas_p2p.search.priors import Taught
-from hopaas_p2p.search.surrogate import Cube, Lengths, Surrogate, Trust, chosen, joined, scores, trust
+from hopaas_p2p.search.surrogate import Cube, Lengths, Surrogate, Trust, chosen, joined, scores
 from hopaas_p2p.search.tpe import FEWEST, Comparison, KernelDensity, Kernels
 
 _DENSITIES: Final = 32
@@ -94,7 +94,7 @@ class _Lessons:
     def trust(self, means: Floats) -> Trust:
         """What the trials that are known say of the priors."""
         if self._trust is None or self._trust[0] != self.columns.learned:
-            self._trust = self.columns.learned, trust(means, self.taught.elsewhere)
+            self._trust = self.columns.learned, self.taught.hypotheses.trust(means)
         return self._trust[1]
 
 
@@ -211,8 +211,8 @@ class TPESampler(OptunaTPE):
     def startup_value(self, study: optuna.Study, trial: FrozenTrial, name: str, distribution: BaseDistribution) -> Any:
         if self._priors and not distribution.single():  # the first trial of a study whose space nobody knows
             taught = Taught({name: distribution}, self._priors[:1])
-            value = taught.best(self.random_state, 1, np.ones(len(taught.priors), np.bool_))[name]
-            if len(value):
+            if taught.priors:
+                value = taught.best(self.random_state, 1, np.ones(1))[name]
                 return distribution.to_external_repr(value[0].item())
         if self._first_wave == "random" or len(trial.params) >= halton.DIMENSIONS:
             return super().startup_value(study, trial, name, distribution)
@@ -334,7 +334,7 @@ class TPESampler(OptunaTPE):
         if lessons is not None and taught is not None and taught.priors:
             means = lessons.means_of(np.concatenate([rows, model.running]), np.concatenate([points, running]))
             said = lessons.trust(means[: len(rows)])
-            mixture = said.drawn(numbers.uniform(), means[len(rows) :], taught.elsewhere)
+            mixture = said.drawn(numbers.uniform(), means[len(rows) :])
             if not count and not len(
                 running
             ):  # the very first trial is what earlier studies found, or what is believed

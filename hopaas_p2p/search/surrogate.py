@@ -18,9 +18,9 @@ threads would wait for each other.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from statistics import NormalDist
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -57,6 +57,8 @@ _FADES: Final = 6.0  # trials: beside so many, priors are worth half of what the
 _QUIET: Final = 0.05  # the most noise beside priors: with more, trials would not move it away from where priors point
 _SMALLEST: Final = 1e-9
 _BLOCK: Final = 24
+_FEW: Final = 32  # trials, of which candidates are judged in several steps
+_FEW_CHOICES: Final = 64  # of all parameters together
 _ALONE: Final = 250_000  # multiplications in a product that OpenBLAS does without threads: 4 * 65536
 _STEPS: Final = (-7.0, -1.7)  # of a local move, as powers of two of the range
 
@@ -85,6 +87,11 @@ class Cube:
     def __init__(self, space: Mapping[str, BaseDistribution]) -> None:
         self.space = dict(space)
         self._choices = [isinstance(one, CategoricalDistribution) for one in space.values()]
+        self._numbers = np.flatnonzero(~np.array(self._choices, np.bool_))
+        counts = [len(one.choices) + 1 if isinstance(one, CategoricalDistribution) else 0 for one in space.values()]
+        self._owners = np.repeat(np.arange(len(counts)), counts)
+        """The parameter of each choice; -1, the first of each, is one that the space does not have."""
+        self._codes = np.array([code for count in counts for code in range(-1, count - 1)])
 
     def points(self, values: Mapping[str, Floats]) -> Floats:
         """A row per configuration, given in Optuna's internal representation."""
@@ -98,16 +105,26 @@ class Cube:
             found.append((gaps != 0).astype(np.float64) if choice else gaps * gaps)
         return found
 
-    def placed(self, points: Floats, scales: Floats) -> Floats:
-        """Coordinates whose squared distances are those that a kernel with these lengths sees."""
-        columns = []
-        for one, column, scale in zip(self.space.values(), points.T, scales.tolist(), strict=True):
-            if isinstance(one, CategoricalDistribution):
-                codes = np.arange(-1, len(one.choices))
-                columns.append((column[:, None] == codes) * (math.sqrt(5 / 2) / scale))
-            else:
-                columns.append(column[:, None] * (math.sqrt(5) / scale))
-        return np.concatenate(columns, axis=1)
+    @property
+    def few_choices(self) -> bool:
+        """Whether `features` have so few columns that a product of them is faster than `squares`."""
+        return len(self._codes) <= _FEW_CHOICES
+
+    def features(self, points: Floats) -> Floats:
+        """A row per configuration, whose products with `multipliers` are distances."""
+        numbers = points[:, self._numbers]
+        chosen = points[:, self._owners] == self._codes
+        return np.concatenate([np.ones((len(points), 1)), numbers, numbers**2, chosen], axis=1)
+
+    def multipliers(self, points: Floats, scales: Floats) -> Floats:
+        """A row per configuration: times features, five times the squared distances in a kernel of these lengths."""
+        factors = 5 / scales**2
+        numbers, weights = points[:, self._numbers], factors[self._numbers]
+        constant = (weights * numbers**2).sum(axis=1, keepdims=True)
+        others = (points[:, self._owners] != self._codes) * factors[self._owners]
+        return np.concatenate(
+            [constant, -2 * weights * numbers, np.broadcast_to(weights, numbers.shape), others], axis=1
+        )
 
     def anywhere(self, numbers: np.random.RandomState, count: int) -> dict[str, Floats]:
         """Configurations drawn evenly."""
@@ -138,7 +155,7 @@ def _places(one: BaseDistribution, values: Floats) -> Floats:
     low, high = range_of(one)
     assert isinstance(one, FloatDistribution | IntDistribution)
     scaled = np.log(np.maximum(values, 1e-300)) if one.log else values
-    return np.asarray(np.clip((scaled - low) / ((high - low) or 1.0), -1.0, 2.0))
+    return _within((scaled - low) / ((high - low) or 1.0), -1.0, 2.0)
 
 
 def _values(one: BaseDistribution, places: Floats) -> Floats:
@@ -155,7 +172,11 @@ def _values(one: BaseDistribution, places: Floats) -> Floats:
 def _rounded(one: FloatDistribution | IntDistribution, values: Floats) -> Floats:
     if one.step is not None:
         values = one.low + np.round((values - one.low) / one.step) * one.step
-    return np.asarray(np.clip(values, one.low, one.high))
+    return _within(values, one.low, one.high)
+
+
+def _within(values: Floats, low: float, high: float) -> Floats:
+    return np.asarray(np.minimum(np.maximum(values, low), high))  # np.clip takes longer for a few
 
 
 def _moved(one: BaseDistribution, values: Floats, numbers: np.random.RandomState) -> Floats:
@@ -166,7 +187,7 @@ def _moved(one: BaseDistribution, values: Floats, numbers: np.random.RandomState
     low, high = range_of(one)
     far = numbers.normal(size=len(values)) * 2.0 ** numbers.uniform(*_STEPS, size=len(values)) * (high - low)
     scaled = (np.log(values) if one.log else values) + far
-    new = _rounded(one, np.exp(np.clip(scaled, low, high)) if one.log else scaled)
+    new = _rounded(one, np.exp(_within(scaled, low, high)) if one.log else scaled)
     if one.step is None:
         return new
     stayed = new == values
@@ -199,11 +220,22 @@ def kernel(squares: Sequence[Floats], lengths: Floats) -> Floats:
     return _matern(far)
 
 
+def correlations(multipliers: Floats, features: Floats) -> Iterator[Floats]:
+    """The same of a row per multiplier and a column per configuration (`Cube.features`), in pieces of some columns."""
+    step = max(1, _ALONE // (multipliers.size or 1))
+    for at in range(0, len(features) or 1, step):
+        far = multipliers @ features[at : at + step].T
+        yield _matern(np.maximum(far, 0, out=far))
+
+
 def _matern(far: Floats) -> Floats:
     """Of five times the squared distances, which are overwritten."""
+    near = far / 3
     np.sqrt(far, out=far)
-    near = np.exp(-far)
-    near *= 1 + far * (1 + far / 3)
+    near += far
+    near += 1
+    np.negative(far, out=far)
+    near *= np.exp(far, out=far)
     return near
 
 
@@ -228,7 +260,7 @@ def _eliminated(kernel: Floats, noise: float, right: Floats) -> tuple[Floats, Fl
 
 
 def _pieces(wide: Floats) -> list[Floats]:
-    columns = _ALONE // _BLOCK**2
+    columns = _ALONE // _FEW**2
     return [wide[:, at : at + columns] for at in range(0, wide.shape[1], columns)]
 
 
@@ -277,31 +309,45 @@ def _likelihood(
     return -len(found) * math.log(scale) / 2 - float(np.log(diagonal).sum()) - prior
 
 
-class Process:
+class Process(NamedTuple):
     """What the trials of one study say of all configurations, with a constant mean that is learned from them.
 
     A search has most of its trials where they are good, so their average says little of the rest; in ordinary kriging
     (Cressie, 1993, section 3.2) trials that are near each other count less for the mean.
     """
 
-    def __init__(self, cube: Cube, points: Floats, found: Floats, lengths: Lengths) -> None:
-        self._cube, self._scales = cube, lengths.scales
+    rows: Floats
+    """Of each trial what `Cube.features` of a configuration are multiplied by."""
+    weights: Floats
+    mean: float
+
+    @classmethod
+    def of(cls, cube: Cube, points: Floats, found: Floats, lengths: Lengths) -> Self:
+        """The process of trials with these scores."""
         size = len(found)
-        self._placed = cube.placed(points, self._scales)
-        covariance = kernel(cube.squares(points, points), self._scales)
+        rows = cube.multipliers(points, lengths.scales)
+        covariance = np.concatenate(list(correlations(rows, cube.features(points))), axis=1)
         solved, _ = _eliminated(covariance, lengths.noise, np.column_stack([np.eye(size), np.ones(size), found]))
         whiten, ones, scored = solved[:, :size], solved[:, size], solved[:, size + 1]
-        self._mean = float(ones @ scored / (ones @ ones + 1 / CONSTANT))
-        self._weights = (scored - self._mean * ones) @ whiten
+        mean = float(ones @ scored / (ones @ ones + 1 / CONSTANT))
+        return cls(rows, (scored - mean * ones) @ whiten, mean)
 
-    def means(self, points: Floats) -> Floats:
-        """The score that is expected of each configuration."""
-        placed = self._cube.placed(points, self._scales)
-        rows = max(1, _ALONE // self._placed.size)
-        parts = [self._placed @ placed[at : at + rows].T for at in range(0, len(placed), rows)]
-        far = np.concatenate(parts, axis=1) * -2 if parts else np.empty((len(self._placed), 0))
-        far += (self._placed**2).sum(axis=1)[:, None] + (placed**2).sum(axis=1)
-        return np.asarray(self._mean + self._weights @ _matern(np.maximum(far, 0)))
+
+class Processes:
+    """Some processes over one space, computed at once: calls cost more than the arithmetic."""
+
+    def __init__(self, processes: Sequence[Process]) -> None:
+        ends = np.cumsum([len(one.rows) for one in processes]).tolist()
+        self._rows = np.concatenate([one.rows for one in processes])
+        self._weights = np.zeros((len(processes), len(self._rows)))
+        for place, (one, end) in enumerate(zip(processes, ends, strict=True)):
+            self._weights[place, end - len(one.rows) : end] = one.weights
+        self._means = np.array([one.mean for one in processes])
+
+    def means(self, features: Floats) -> Floats:
+        """The score that each process, a column, expects of configurations with these features."""
+        found = [self._weights @ near for near in correlations(self._rows, features)]
+        return np.asarray(np.concatenate(found, axis=1).T + self._means)
 
 
 class Trust(NamedTuple):
@@ -313,8 +359,10 @@ class Trust(NamedTuple):
     """What may be true, a row each, as parts of the priors: that none counts, the mean of all, or one."""
     chances: Floats
     """How likely each row is."""
+    order: Floats
+    """What each expects of configurations that are spread evenly: a sorted column per row of the mixtures."""
 
-    def drawn(self, number: float, running: Floats, elsewhere: Floats) -> Floats | None:
+    def drawn(self, number: float, running: Floats) -> Floats | None:
         """One of the mixtures, for a random number below 1; None: that no prior counts.
 
         Each is as likely as it is true (Thompson, Biometrika, 1933), divided by one more than the number of running
@@ -322,14 +370,12 @@ class Trust(NamedTuple):
 
         Args:
             number: which one.
-            running: what each prior expects of each running trial, a column per prior.
-            elsewhere: what it expects of configurations that are spread evenly. A mixture that expects more of few of
-                them than of a running trial probably proposed that trial.
+            running: what each prior expects of each running trial, a column per prior. A mixture that expects more of
+                few of the configurations spread evenly than of a running trial probably proposed that trial.
 
         """
-        order, places = np.sort(elsewhere @ self.mixtures.T, axis=0), running @ self.mixtures.T
-        better = [np.searchsorted(*columns) for columns in zip(order.T, places.T, strict=True)]
-        density = len(order) / (1 + np.array(better).T) / math.log(len(order))
+        better = [np.searchsorted(*one) for one in zip(self.order.T, (running @ self.mixtures.T).T, strict=True)]
+        density = len(self.order) / (1 + np.array(better).T) / math.log(len(self.order))
         density[:, 0] = 1
         origins = density * self.chances
         used = (origins / origins.sum(axis=1, keepdims=True)).sum(axis=0)
@@ -338,32 +384,42 @@ class Trust(NamedTuple):
         return self.mixtures[place] if place else None
 
 
-def trust(means: Floats, elsewhere: Floats) -> Trust:
-    """Which priors agree with the trials: by the likelihood of the trials' order under what each expects of them.
-
-    The likelihood is Plackett's and Luce's (Luce, Individual Choice Behavior, 1959). It is the same however far apart
-    the trials are: most of them were chosen because a prior expects much of them.
+class Hypotheses:
+    """What may be true of some priors, and how likely it is before the first trial.
 
     Args:
-        means: what each prior expects of each trial, a column per prior, the best trial first.
-        elsewhere: the same of configurations that are spread evenly. Where priors agree on them, their mean is likelier
-            than each alone.
+        elsewhere: what each prior, a column, expects of configurations that are spread evenly. Where priors agree on
+            them, their mean is likelier than each alone.
 
     """
-    count, priors = means.shape
-    mixtures = np.concatenate([np.zeros((1, priors)), np.full((1, priors), 1 / priors), np.eye(priors)])
-    none, together = _LONE, 1.0
-    if priors > 1:
-        ratio = float(elsewhere.mean(axis=1).var() / (elsewhere.var(axis=0).mean() or 1.0))
-        correlation = (priors * ratio - 1) / (priors - 1)  # the mean of those of two priors each
-        alike = min(1.0, max(_APART, correlation / _ALIKE))
-        none, together = _NONE + _UNLIKE * (1 - alike), _TOGETHER * alike
-    before = np.array([none, *(1 - none) * np.array([together, *[(1 - together) / priors] * priors])])
-    appeal = -_SHARP * means @ mixtures.T
-    logs = (appeal - np.logaddexp.accumulate(appeal[::-1])[::-1]).sum(axis=0)
-    chances = before * np.exp(logs - logs.max())
-    chances /= chances.sum()
-    return Trust(fading(count) * chances @ mixtures, mixtures, chances)
+
+    def __init__(self, elsewhere: Floats) -> None:
+        priors = elsewhere.shape[1]
+        self._mixtures = np.concatenate([np.zeros((1, priors)), np.full((1, priors), 1 / priors), np.eye(priors)])
+        none, together = _LONE, 1.0
+        if priors > 1:
+            ratio = float(elsewhere.mean(axis=1).var() / (elsewhere.var(axis=0).mean() or 1.0))
+            correlation = (priors * ratio - 1) / (priors - 1)  # the mean of those of two priors each
+            alike = min(1.0, max(_APART, correlation / _ALIKE))
+            none, together = _NONE + _UNLIKE * (1 - alike), _TOGETHER * alike
+        self._before = np.array([none, *(1 - none) * np.array([together, *[(1 - together) / priors] * priors])])
+        self._order = np.sort(elsewhere @ self._mixtures.T, axis=0)
+
+    def trust(self, means: Floats) -> Trust:
+        """Which priors agree with the trials: by the likelihood of the trials' order under what each expects of them.
+
+        The likelihood is Plackett's and Luce's (Luce, Individual Choice Behavior, 1959). It is the same however far
+        apart the trials are: most of them were chosen because a prior expects much of them.
+
+        Args:
+            means: what each prior expects of each trial, a column per prior, the best trial first.
+
+        """
+        appeal = -_SHARP * means @ self._mixtures.T
+        logs = (appeal - np.logaddexp.accumulate(appeal[::-1])[::-1]).sum(axis=0)
+        chances = self._before * np.exp(logs - logs.max())
+        chances /= chances.sum()
+        return Trust(fading(len(means)) * chances @ self._mixtures, self._mixtures, chances, self._order)
 
 
 def agreement(means: Floats) -> Floats:
@@ -412,8 +468,6 @@ class Surrogate:
         self._cube, self._fade = cube, fading(len(found))
         self._points = np.concatenate([points, running])
         known = len(points)
-        self._squares = cube.squares(self._points, self._points)
-        squares = [one[:known, :known] for one in self._squares]
         self._features, self._found = None, found
         shared = None
         if expected is not None:
@@ -423,15 +477,33 @@ class Surrogate:
             shared = (self._features * _COEFFICIENTS) @ self._features.T
             lengths = lengths.quiet()
         if known and (lengths is None or count > 1.3 * lengths.trials + 2):
+            squares = cube.squares(points, points)
             lengths = fit(squares, self._found, count, lengths, None if shared is None else shared[:known, :known])
             lengths = lengths if expected is None else lengths.quiet()
-        self.lengths = lengths or first_lengths(len(squares))
-        self._kernel = kernel(self._squares, self.lengths.scales)
+        self._whiten: Floats | None = None
+        self.lengths = lengths or first_lengths(len(cube.space))
+        self._rows = cube.multipliers(self._points, self.lengths.scales) if cube.few_choices else None
+        self._kernel = self._near(self._points)
         if shared is not None:
             self._kernel += shared
 
     def _featured(self, expected: Floats) -> Floats:
         return np.column_stack([np.ones(len(expected)), self._fade * expected])
+
+    def _near(self, points: Floats) -> Floats:
+        """The kernel between the trials and some configurations."""
+        if self._rows is None:
+            return kernel(self._cube.squares(self._points, points), self.lengths.scales)
+        return np.concatenate(list(correlations(self._rows, self._cube.features(points))), axis=1)
+
+    def _whitened(self, right: Floats) -> Floats:
+        """What `_eliminated` finds; the factor of few trials is inverted, because it is used several times."""
+        size = len(self._kernel)
+        if size > _FEW:
+            return _eliminated(self._kernel, self.lengths.noise, right)[0]
+        if self._whiten is None:
+            self._whiten = np.linalg.inv(np.linalg.cholesky(self._kernel + self.lengths.noise * np.eye(size)))
+        return np.concatenate([self._whiten @ part for part in _pieces(right)], axis=1)
 
     def costs(self, points: Floats, expected: Floats | None = None) -> Floats:
         """How bad each configuration would be if one is optimistic: the lowest is the one to try.
@@ -440,7 +512,7 @@ class Surrogate:
         `expected` is what priors expect of each point, where any count.
         """
         known = len(self._found)
-        near = kernel(self._cube.squares(self._points, points), self.lengths.scales)
+        near = self._near(points)
         mean, left, optimism = np.zeros(len(points)), np.ones(len(points)), _OPTIMISM
         if self._features is not None:
             assert expected is not None
@@ -449,7 +521,7 @@ class Surrogate:
             mean, left = features[:, 1], 1 + features**2 @ _COEFFICIENTS
             optimism = _OPTIMISM if known else _FIRST_OPTIMISM
         scored = np.concatenate([self._found, np.zeros(len(self._points) - known)])
-        solved, _ = _eliminated(self._kernel, self.lengths.noise, np.concatenate([near, scored[:, None]], axis=1))
+        solved = self._whitened(np.concatenate([near, scored[:, None]], axis=1))
         mean = mean + (solved[:known, :-1] * solved[:known, -1:]).sum(axis=0)
         left = left - (solved[:, :-1] ** 2).sum(axis=0)
         return np.asarray(mean - optimism * np.sqrt(np.maximum(left, _SMALLEST)))

@@ -44,9 +44,9 @@ def no_work(state: State, found: Wait | Done, *, now: float, why: str = "") -> N
         more = f" and {len(found.for_whom) - _NAMED} more" if len(found.for_whom) > _NAMED else ""
         if found.until is None:
             return NoWork(f"{reason}; what comes next depends on {runs}{more}", found)
-        end, known = ("run again" if limit is None else "ended"), duration(max(10.0, found.until - now))
+        known = duration(max(10.0, found.until - now))
         reason += (
-            f"; if a peer has died, its trial must be {end}: {runs}{more}. This is known within {known}. "
+            f"; if a peer has died, its trial must be run again: {runs}{more}. This is known within {known}. "
             f"To do it now: hopaas-p2p trial requeue {found.for_whom[0]}"
         )
     return NoWork(reason, found)

@@ -246,12 +246,17 @@ class Storage(BaseStorage):
         self.handle(study_id).say(StudySet(system={str(key): text}), within=self.peer.store_wait)
 
     def get_study_id_from_name(self, study_name: str) -> int:
-        """Like Optuna's."""
-        listing = self._catalog().by_name.get(study_name)
-        if listing is None:
+        """As Optuna's."""
+        found = self.find_study(study_name)
+        if found is None:
             hint = near(study_name, [one.name for one in self.listings()], "see: hopaas-p2p study list")
             raise NoSuchStudy(f"there is no study {study_name!r} in {self.url}; {hint}")
-        return listing.study_id
+        return found
+
+    def find_study(self, name: str) -> int | None:
+        """The id of the study of this name; None if there is none."""
+        listing = self._catalog().by_name.get(name)
+        return None if listing is None else listing.study_id
 
     def get_study_name_from_id(self, study_id: int) -> str:
         """Like Optuna's."""

@@ -36,7 +36,7 @@ class ProgressLog:
         self._due = time.monotonic() + _INTERVAL
         self._waiting_due = 0.0
         self._own: list[tuple[float, int]] = []
-        """The best trial that this call has ended, as (value, number): it may not be in the log yet."""
+        """The trials that this call has ended and that have not ended in the log yet, (value, number)."""
 
     def __enter__(self) -> ProgressLog:
         if not _log.hasHandlers() and not self._quiet:
@@ -92,13 +92,13 @@ class ProgressLog:
                 return ""
             study.view.catch_up(study.state)
             best = study.view.best()
-            known = self._own if ended is None else [*self._own, ended]
-            known = known if best is None else [*known, (best.values[0], best.number)]
+            own = self._own if ended is None else [*self._own, ended]
+            self._own = [one for one in own if study.state.trials[one[1]].end is None]
+            known = self._own if best is None else [*self._own, (best.values[0], best.number)]
             if not known:
                 return ""
             sign = -1.0 if define.directions[0] == "maximize" else 1.0
             value, number = min(known, key=lambda one: (sign * one[0], one[1]))
-            self._own = [(value, number)]
         return f", best {value:.6g} (#{number})"
 
     def _standing(self) -> str:

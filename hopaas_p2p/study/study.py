@@ -186,11 +186,8 @@ def open_study(
     if isinstance(store, str):
         credentials.named(store)
     storage = store if isinstance(store, Storage) else open_storage(store, create=create)
-    try:
-        study_id = storage.get_study_id_from_name(name)
-    except KeyError:
-        if not create:
-            raise
+    study_id = storage.find_study(name) if create else storage.get_study_id_from_name(name)
+    if study_id is None:
         attributes, priors = said.attributes(), find_priors(storage, learn_from or (), as_given(space or {}), name)
         if priors:
             check_learning(wanted.directions)

@@ -36,13 +36,12 @@ _NOT_FETCHED: Final = (-1, Path())
 _log: Final = logging.getLogger("hopaas_p2p")
 
 
-class _Parameters(dict[str, Any]):
-    """A trial's parameters, by name."""
+class _NoParameters(dict[str, Any]):
+    """The parameters of a trial that has none yet."""
 
     def __missing__(self, name: str) -> NoReturn:
         cure = f"call trial.suggest_float({name!r}, …), or give open_study a space"
-        there = f"it has {', '.join(self)}" if self else f"the study has no search space: {cure}"
-        raise NoSuchParameter(f"the trial has no parameter {name!r}; {there}")
+        raise NoSuchParameter(f"the trial has no parameter {name!r}; the study has no search space: {cure}")
 
 
 class Trial(optuna.trial.Trial):
@@ -90,8 +89,8 @@ class Trial(optuna.trial.Trial):
 
     @property
     def params(self) -> dict[str, Any]:
-        """The parameters so far, by name."""
-        return _Parameters(super().params)
+        """The parameters so far, by name: a plain dictionary, as files and checkpoints take it."""
+        return super().params or _NoParameters()
 
     def report(self, value: float, step: int) -> None:
         """Report an intermediate value.

@@ -136,7 +136,8 @@ class _ExportThread(threading.Thread):
             if not exports:
                 return max(self._every, self._study.state.policy.ttl / 3) * random.uniform(0.8, 1.2)
             self._export.sync()
-            leave_link(self._study, self._tracker)
+            if self._election.won:  # not a viewer, whom the store would refuse this at each step
+                leave_link(self._study, self._tracker)
             if last:
                 with contextlib.suppress(Denied):
                     self._election.resign()

@@ -24,7 +24,7 @@ import threading
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import FrameType
-from typing import Any, Final, NoReturn, Self
+from typing import Any, Final, NoReturn, Self, SupportsFloat
 
 import optuna
 
@@ -72,11 +72,11 @@ class Reporting:
     _report_every: int
     _checkpoint_every: int | None
 
-    def _judged(self, value: float, step: int, *, last: bool = False) -> bool:
+    def _judged(self, value: SupportsFloat, step: int, *, last: bool = False) -> bool:
         """Report this value if that is due; whether to give the trial up. A request to stop is seen at every step."""
         if not last and (step + 1) % self._report_every and self._trial.stop_requested is None:
             return False
-        self._trial.report(value, step)
+        self._trial.report(float(value), step)  # only now: a number of a GPU is waited for
         return self._trial.should_prune()
 
     def _is_due(self, step: int) -> bool:
@@ -206,7 +206,7 @@ class Training(Reporting):
             optuna.TrialPruned: the trial is to be given up, on every rank.
 
         """
-        if self._judged(float(value), self._step, last=self._step == self._end - 1):
+        if self._judged(value, self._step, last=self._step == self._end - 1):
             if self._trial.at_rung:
                 self._checkpoint()
             raise optuna.TrialPruned

@@ -208,6 +208,19 @@ def test_a_long_timeline_keeps_the_newest_bars_and_says_so() -> None:
     assert "2 peers are not drawn. 3 earlier stretches are not drawn." in chart.caption
 
 
+def test_a_long_timeline_is_drawn_at_the_milliseconds_that_it_says() -> None:
+    scribe = Scribe()
+    scribe.join("a", "north")
+    for _ in range(120):
+        scribe.trial("a", 1.0)
+
+    chart = timeline(scribe.state, scribe.clock)
+    assert chart is not None
+    (drawn,) = (one["source"]["at"] for one in echarts.option(chart)["dataset"])
+    assert len(drawn) > 300
+    assert drawn.to_list() == pytest.approx(list(chart.series[0].data["at"]), rel=0, abs=1, nan_ok=True)
+
+
 # --- the table ---------------------------------------------------------------------------------------------------
 
 

@@ -17,6 +17,7 @@ import hopaas_p2p
 from dashboard_app.app import PAGES
 from dashboard_app.options import DashboardOptions
 from dashboard_app.page_context import PageContext
+from dashboard_app.pages import peers
 from dashboard_app.pages.steer import stop_all
 from dashboard_app.pages.trials import queue_again
 from dashboard_app.replica_cache import ReplicaCache
@@ -464,3 +465,30 @@ def test_what_differs_between_trials_is_marked_and_the_rest_can_be_left_out(stor
     assert "attempt" not in short
     one = texts(page("trial", stores["conditional"], "study", query={"trial": "0, 99999"}).run())
     assert "There is no trial 99999." in one
+
+
+def test_a_trial_shows_all_of_its_parameters(tmp_path: Path) -> None:
+    names = [f"p{at}" for at in range(120)]
+    scribe = Scribe(space={name: Float(0.0, 1.0) for name in names})
+    scribe.join("a", "north")
+    scribe.trial("a", 1.0, **dict.fromkeys(names, 0.5))
+    scribe.trial("a", 2.0, **dict.fromkeys(names, 0.25))
+    scribe.put_into(str(tmp_path / "store"))
+    for chosen in ("0", "0, 1"):
+        shown = texts(calm(page("trial", str(tmp_path / "store"), "study", query={"trial": chosen})))
+        assert [name for name in names if f"{name}</td>" not in shown and f"{name} <" not in shown] == []
+
+
+def test_a_table_makes_the_rows_that_it_shows_and_counts_the_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scribe = Scribe()
+    for at in range(100):
+        scribe.join(f"peer{at}", "north")
+        scribe.trial(f"peer{at}", 1.0)
+    scribe.put_into(str(tmp_path / "store"))
+    made: list[object] = []
+    make = peers._peer  # noqa: SLF001
+    monkeypatch.setattr(peers, "_peer", lambda *said: made.append(said) or make(*said))  # type: ignore[func-returns-value]
+    assert "and 40 more that run no trial now" in texts(calm(page("peers", str(tmp_path / "store"), "study")))
+    assert len(made) == 60

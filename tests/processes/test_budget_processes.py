@@ -9,6 +9,7 @@ from pathlib import Path
 
 import hopaas_p2p
 from hopaas_p2p import Budget
+from tests.support.processes import until
 
 _JOB = """
 import sys, time
@@ -41,6 +42,7 @@ def test_a_killed_process_costs_what_it_ran_and_counts_toward_the_limit(tmp_path
         job.kill()
     elapsed = time.monotonic() - began
     study.optimize(lambda trial: trial.report(1.0, 0) or 1.0)
+    until(lambda: not study.state.running)  # nobody waits for it, but who is there notices
     ledger = study.state.ledger
     (lost,) = [one for one in ledger.accounts.values() if one.outcome == "lost"]
     assert lost.cost.epochs >= 21

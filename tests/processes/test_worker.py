@@ -870,18 +870,21 @@ def begin_a_long_trial(where: Path) -> subprocess.Popen[str]:
     return begun
 
 
-def test_after_a_limit_a_worker_stays_until_a_dead_owners_trial_is_reclaimed(tmp_path: Path) -> None:
+def test_after_a_limit_a_worker_waits_for_nobody_since_no_trial_can_start(tmp_path: Path) -> None:
     limit = hopaas_p2p.Budget(until=hopaas_p2p.Until(target=2.0))
-    campaign(tmp_path, lease_ttl=2.0, budget=limit).close()  # so only the worker can reclaim
+    campaign(tmp_path, lease_ttl=3600.0, budget=limit).close()
     killed = begin_a_long_trial(tmp_path)
     killed.kill()
     killed.wait()
 
-    work(tmp_path, ["echo", '{{"value": 1}}'])
+    began = time.monotonic()
+    said = work(tmp_path, ["echo", '{{"value": 1}}'])
 
-    study = campaign(tmp_path, budget=limit, lease_ttl=2.0)
-    assert study.state.limit_reached() == "the target 2 is reached"
-    assert "RUNNING" not in states(study)
+    assert time.monotonic() - began < patient(60)
+    assert "the target 2 is reached" in said
+    assert "Waiting" not in said
+    study = campaign(tmp_path, budget=limit, lease_ttl=3600.0)
+    assert "RUNNING" in states(study)
     study.close()
 
 

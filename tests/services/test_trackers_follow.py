@@ -274,14 +274,18 @@ def test_who_may_only_read_exports_all_the_same(
     study = peers()
     study.tell(study.ask(), 1.0)
 
-    def denied(*_: Any) -> None:
+    refused: list[Any] = []
+
+    def denied(record: Any) -> None:
+        refused.append(record)
         raise Denied
 
     monkeypatch.setattr(study.handle, "say", denied)
-    followers = BackgroundExports(study, [Pen(notebook)], every=0.05)
+    followers = BackgroundExports(study, [Pen(notebook)], every=3600)
 
     until(lambda: notebook.states == {0: "COMPLETE"})
     followers.close()
+    assert len(refused) == 2  # once per step, to ask whether it is one now
 
 
 def test_the_study_says_where_it_is_to_be_found(peers: Callable[[], Study], notebook: Notebook) -> None:

@@ -199,8 +199,9 @@ def test_a_receiver_that_fails_gets_it_later_and_is_not_named(
     assert "s3cr3t" not in "".join(complaints)
 
 
-def test_a_seat_that_cannot_be_read_is_free(study: Study, receiver: Receiver) -> None:
-    study.storage.set_study_system_attr(study.study_id, ALERTS, {"peer": 7, "posted": 7})
+@pytest.mark.parametrize("posted", [7, [["new-best:1.0"]], [{}, None]])
+def test_a_seat_that_cannot_be_read_is_free(posted: object, study: Study, receiver: Receiver) -> None:
+    study.storage.set_study_system_attr(study.study_id, ALERTS, {"peer": 7, "posted": posted})
     sender = AlertSender(study, webhook(Secret(receiver.url)), settle=0.0)
     sender.look()
     assert sender.is_leader

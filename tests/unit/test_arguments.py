@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import optuna
 import pytest
+import yaml
 from optuna.trial import TrialState
 
 import hopaas_p2p
@@ -199,22 +200,23 @@ def test_a_policy_of_another_kind_is_refused_in_words(tmp_path: Path) -> None:
         hopaas_p2p.open_study(f"memory://{tmp_path}", "s", policy={"lease_ttl": 3})  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize(
-    ("space", "name", "said"),
-    [
-        ({"x": Float(0, 1)}, "y", "the trial has no parameter 'y'; it has x"),
-        ({}, "x", "the study has no search space: call trial.suggest_float('x', …), or give open_study a space"),
-    ],
-)
-def test_a_parameter_that_is_not_there_is_refused_with_those_that_are(
-    space: dict[str, Any], name: str, said: str, tmp_path: Path
-) -> None:
-    study = hopaas_p2p.open_study(f"memory://{tmp_path}", "s", space=space)
+def test_a_parameter_of_a_trial_without_any_is_refused_with_the_cure(tmp_path: Path) -> None:
+    study = hopaas_p2p.open_study(f"memory://{tmp_path}", "s")
     trial = study.ask()
-    with pytest.raises(KeyError) as error:
-        _ = trial.params[name]
-    assert said in str(error.value)
-    assert trial.params.get(name) is None
+    cure = r"the study has no search space: call trial.suggest_float\('x', …\), or give open_study a space"
+    with pytest.raises(KeyError, match=cure):
+        _ = trial.params["x"]
+    assert trial.params.get("x") is None
+    study.close()
+
+
+def test_the_parameters_of_a_trial_are_a_plain_dictionary_that_files_and_checkpoints_take(tmp_path: Path) -> None:
+    study = hopaas_p2p.open_study(f"memory://{tmp_path}", "s", space={"x": Float(1, 1)})
+    trial = study.ask()
+    assert type(trial.params) is dict
+    assert yaml.safe_load(yaml.safe_dump(trial.params)) == {"x": 1.0}
+    with pytest.raises(KeyError):
+        _ = trial.params["y"]
     study.close()
 
 
@@ -230,4 +232,15 @@ def test_a_study_that_is_not_there_is_asked_about_by_a_near_name(tmp_path: Path)
             look()
     with pytest.raises(NoSuchStudy, match="see: hopaas-p2p study list"):
         hopaas_p2p.open_study(storage, "mnist", create=False)
+    storage.close()
+
+
+def test_a_study_that_is_created_is_compared_with_no_names_of_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With ten thousand studies that takes a second, and it asks the store which of them this user may see."""
+    storage = hopaas_p2p.open_storage(f"memory://{tmp_path}")
+    hopaas_p2p.open_study(storage, "digits")
+    monkeypatch.setattr(type(storage), "listings", lambda _self: pytest.fail("it looked at all studies"))
+    hopaas_p2p.open_study(storage, "digts")
     storage.close()

@@ -16,6 +16,7 @@ from hopaas_p2p.cli import main, output
 from hopaas_p2p.cli.main import cli
 from hopaas_p2p.core.records import Float
 from hopaas_p2p.report.page import trials_table
+from tests.support.dashboard_studies import Scribe
 
 SPACE = {"x": Float(0.0, 1.0)}
 
@@ -215,7 +216,7 @@ def test_a_queued_trial_is_a_sentence_on_a_terminal_and_a_number_for_scripts(
     assert said(capsys, *queue)[1] == "Trial 1 is queued.\n"
 
 
-def test_a_wait_after_a_limit_promises_no_new_trial(
+def test_after_a_limit_a_worker_says_which_and_leaves_at_once(
     store: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     budget = hopaas_p2p.Budget(until=hopaas_p2p.Until(target=0.5))
@@ -228,5 +229,18 @@ def test_a_wait_after_a_limit_promises_no_new_trial(
     code, _, why = said(capsys, "worker", "--study", "s", "--store", store, "--no-wait", *logs, "--", "true")
 
     assert ticket
-    assert code == 75
-    assert re.search(r"its trial must be ended: trial 0 of \S+ on \S+\. This is known within 1 h 22 min\.", why)
+    assert code == 0
+    assert "the target 0.5 is reached" in why
+    assert "must be" not in why
+
+
+def test_a_watched_name_shows_what_nobody_sees(
+    store: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = "s\u202eknabb"  # written backwards, by another program than this
+    Scribe(name=name).put_into(store)
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    code, shown, _ = said(capsys, "watch", name, "--store", store, "--timeout", "0")
+    assert code == 1
+    assert "open" in shown
+    assert "\u202e" not in shown

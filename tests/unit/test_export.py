@@ -23,12 +23,13 @@ from hopaas_p2p import notes
 from hopaas_p2p.core.attributes import COPIED
 from hopaas_p2p.core.records import Categorical, Distribution, Float, Int, TrialCreate, TrialReclaim, TrialState
 from hopaas_p2p.errors import DefinitionMismatch, InvalidInput, NoSuchStudy, StudyExists
+from hopaas_p2p.files.artifacts import Artifact
 from hopaas_p2p.moving import export_study, import_study, tables
 from hopaas_p2p.moving.records import of_study, origin
 from hopaas_p2p.storage import Storage
 from hopaas_p2p.study import Study
 from hopaas_p2p.study.trial import Trial
-from hopaas_p2p.trackers.view import look
+from hopaas_p2p.trackers.view import RunView, look
 from tests.support.dashboard_studies import Scribe
 from tests.support.processes import cli
 
@@ -459,3 +460,14 @@ def test_a_study_does_not_say_itself_which_study_a_tracker_shows(tmp_path: Path)
     with closing(hopaas_p2p.open_study(str(tmp_path), "study")) as study:
         tags = look(study)[-1].tags
         assert (tags["study"], tags["tool"]) == (study.handle.uuid, "mine")
+
+
+def test_a_run_has_the_mark_that_trackers_keep_from_other_versions() -> None:
+    """Else a whole study is exported anew, and two versions in one study do so in turn."""
+    file = Artifact("ab12", "m.pt", "x/y", None, 3, 5, None)
+    run = RunView(
+        number=3, name="s/3", state="COMPLETE", final=True, params={"x": 0.5}, values={"value": 1.0},
+        series={"report": {0: 1.5, 1: 1.0}}, tags={"site": "north"}, note="seen", files=(file,), start=5, end=9,
+    )  # fmt: skip
+    assert run.mark == "4a93556d3d5727c607f5322c"
+    assert len({run.mark, *(run._replace(**other).mark for other in ({"end": 8}, {"files": ()}, {"note": ""}))}) == 4

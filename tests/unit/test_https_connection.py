@@ -172,6 +172,23 @@ def test_a_connection_without_a_request_for_long_is_closed_and_one_whose_answer_
     behind_a_proxy(do, HttpsLimits(idle=0.5))
 
 
+def test_a_connection_is_not_idle_from_the_first_byte_of_a_request_on() -> None:
+    async def do(server: HttpsServer, port: int) -> None:
+        body = protocol.encode(StoreRequest("hello", ""))
+        reader, writer = await _asked(port, f"POST {PATH}", body)
+        assert (await reader.read(1 << 16)).startswith(b"HTTP/1.1 200 OK")
+        (session,) = server.sessions
+        session.idle_since -= server.limits.idle - 1.0
+        writer.write(PAGE[:10])
+        await asyncio.sleep(2.2)  # in which the server looks at it twice
+        writer.write(PAGE[10:])
+        assert (await asyncio.wait_for(reader.read(1 << 16), 30)).startswith(b"HTTP/1.1 200 OK")
+        writer.close()
+        await server.drain()
+
+    behind_a_proxy(do)
+
+
 def test_a_tokens_connections_go_when_it_has_not_asked_for_a_while_and_not_while_it_asks(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

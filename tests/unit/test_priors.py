@@ -23,7 +23,7 @@ from hopaas_p2p.errors import InvalidInput, NoSuchStudy
 from hopaas_p2p.report import write_report
 from hopaas_p2p.samplers import TPESampler, default_sampler
 from hopaas_p2p.search.priors import Taught
-from hopaas_p2p.search.surrogate import agreement, trust
+from hopaas_p2p.search.surrogate import Hypotheses, agreement
 from hopaas_p2p.study import Study
 from tests.support.processes import cli
 from tests.support.studies import opened_study
@@ -166,12 +166,12 @@ def test_a_prior_that_agrees_counts_and_one_that_does_not_is_ignored() -> None:
     found = np.sort(numbers.normal(size=30))
     means = np.column_stack([found + numbers.normal(size=30) / 2, numbers.normal(size=30), -found])
     elsewhere = numbers.normal(size=(128, 3))
-    said = trust(means, elsewhere)
+    said = Hypotheses(elsewhere).trust(means)
     assert said.weights[0] > 0.1 > 0.01 > said.weights[1:].max()
     agrees = agreement(means)
     assert agrees[0] > 0.7 > 0.3 > agrees[2]
     assert said.chances[0] < 0.01, "that none counts"
-    mixture = said.drawn(0.5, means[:0], elsewhere)
+    mixture = said.drawn(0.5, means[:0])
     assert mixture is not None
     assert mixture.argmax() == 0
 
@@ -179,22 +179,22 @@ def test_a_prior_that_agrees_counts_and_one_that_does_not_is_ignored() -> None:
 def test_no_prior_counts_where_none_agrees() -> None:
     numbers = np.random.default_rng(1)
     means, elsewhere = numbers.normal(size=(40, 8)), numbers.normal(size=(128, 8))
-    said = trust(means, elsewhere)
+    said = Hypotheses(elsewhere).trust(means)
     assert said.chances[0] > 0.7
-    assert said.drawn(0.5, means[:0], elsewhere) is None
+    assert said.drawn(0.5, means[:0]) is None
 
 
 def test_before_the_first_trial_peers_try_all_priors_each_and_none() -> None:
     numbers = np.random.default_rng(1)
     nobody, elsewhere = np.empty((0, 4)), numbers.normal(size=(128, 4))
-    said = trust(nobody, elsewhere)
+    said = Hypotheses(elsewhere).trust(nobody)
     assert said.weights.tolist() == pytest.approx([said.weights[0]] * 4)
-    drawn = [said.drawn(number, nobody, elsewhere) for number in np.linspace(0, 0.999, 40)]
+    drawn = [said.drawn(number, nobody) for number in np.linspace(0, 0.999, 40)]
     singles = {tuple(row) for row in np.eye(4).tolist()}
     assert {None if one is None else tuple(one.tolist()) for one in drawn} == {None, (0.25,) * 4, *singles}
     running, tried = nobody, set()
     for number in numbers.uniform(size=8):  # each runs the best of what it drew
-        mixture = said.drawn(number, running, elsewhere)
+        mixture = said.drawn(number, running)
         best = 5 if mixture is None else int(np.argmin(elsewhere @ mixture))
         running = np.concatenate([running, elsewhere[best : best + 1]])
         tried.add(None if mixture is None else tuple(mixture.tolist()))
@@ -214,6 +214,12 @@ def test_the_first_trials_of_any_study_come_from_the_prior(prior: Prior) -> None
         6,
     )
     assert min(trial.value for trial in study.trials if trial.value is not None) < 0.01
+
+
+def test_a_parameter_that_no_prior_has_stops_no_study(prior: Prior) -> None:
+    study = optuna.create_study(sampler=default_sampler(1, priors=[prior]))
+    study.optimize(lambda trial: trial.suggest_float("other", 0, 1) + trial.suggest_float("x", 0, 1), n_trials=3)
+    assert len(study.trials) == 3
 
 
 def test_priors_need_the_process(prior: Prior) -> None:

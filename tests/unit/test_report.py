@@ -15,6 +15,7 @@ import pytest
 import hopaas_p2p
 from hopaas_p2p.analysis import facts, svg
 from hopaas_p2p.analysis.chart import ChartAxis
+from hopaas_p2p.analysis.html import table
 from hopaas_p2p.analysis.importance import importance
 from hopaas_p2p.analysis.savings import savings
 from hopaas_p2p.analysis.table import TrialTable
@@ -380,3 +381,8 @@ def test_without_replicates_there_are_no_means() -> None:
     writer = _Writer()
     writer.trial("a", (1.0,))
     assert "Best means" not in render(writer.state, name="s", store="a store", now=NOW)
+
+
+def test_only_the_column_that_is_named_wraps() -> None:
+    assert "hp-wraps" not in str(table(["Trial", ""], [["1", "retry of 0"]], label="Trials"))
+    assert str(table(["Reason", ""], [["why", ""]], label="Why", long="Reason")).count("hp-wraps") == 2

@@ -46,6 +46,27 @@ def test_elimination_in_blocks_is_choleskys(count: int) -> None:
     np.testing.assert_allclose(diagonal, np.diag(root))
 
 
+def test_kernels_from_features_are_those_from_distances() -> None:
+    cube, numbers = Cube(SPACE), np.random.RandomState(1)
+    known, others = cube.points(cube.anywhere(numbers, 30)), cube.points(cube.anywhere(numbers, 300))
+    lengths = np.array([0.1, 0.5, 1.0, 2.0, np.inf, 0.7])
+    rows = cube.multipliers(known, lengths)
+    found = np.concatenate(list(surrogate.correlations(rows, cube.features(others))), axis=1)
+    np.testing.assert_allclose(found, surrogate.kernel(cube.squares(known, others), lengths), atol=1e-9)
+
+
+def test_processes_expect_together_what_each_expects_alone() -> None:
+    cube, places = unit_cube(), points(50)
+    ranks = surrogate.scores(np.arange(50), 50)
+    made = [
+        surrogate.Process.of(cube, places[:count], ranks[:count], surrogate.Lengths(np.full(3, length), 0.05, 0))
+        for count, length in ((50, 0.3), (20, np.inf), (1, 2.0))
+    ]
+    features = cube.features(points(400))
+    alone = [surrogate.Processes([one]).means(features)[:, 0] for one in made]
+    np.testing.assert_allclose(surrogate.Processes(made).means(features), np.column_stack(alone), atol=1e-9)
+
+
 def test_candidates_near_good_trials_cost_less() -> None:
     places = points(60)
     order = np.argsort(((places - 0.3) ** 2).sum(axis=1))

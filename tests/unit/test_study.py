@@ -22,7 +22,8 @@ import pytest
 
 import hopaas_p2p
 from hopaas_p2p.analysis.facts import state_word
-from hopaas_p2p.core.records import TrialReclaim, TrialRelease
+from hopaas_p2p.core.records import TrialReclaim, TrialRelease, TrialTakeOver
+from hopaas_p2p.core.records import TrialState as LoggedState
 from hopaas_p2p.errors import (
     ConfigurationError,
     DefinitionMismatch,
@@ -434,6 +435,22 @@ def test_optimize_says_what_it_does(study: Study, caplog: pytest.LogCaptureFixtu
         "trial 3: PRUNED",
         f"left study {name}: ran 4 trials, as asked; 3 done, 0 running, best 0.25 (#2)",
     ]
+
+
+def test_the_best_trial_that_is_told_is_the_one_in_the_log(studies: Any, caplog: pytest.LogCaptureFixture) -> None:
+    """A trial that was taken over has the value that the operator told; its own result is a trial of its own."""
+    study = studies(space=SPACE)
+
+    def objective(trial: Any) -> float:
+        if trial.number:
+            return 3.0
+        study.handle.say(TrialTakeOver(0, 1, LoggedState.COMPLETE, (5.0,)))
+        return 0.5
+
+    with caplog.at_level(logging.INFO, "hopaas_p2p"):
+        study.optimize(objective, n_trials=2)
+    assert (study.best_trial.number, study.trials[0].value) == (1, 5.0)
+    assert caplog.messages[-1].endswith("best 0.5 (#1)")
 
 
 def test_several_threads_of_one_call_leave_once(studies: Any, caplog: pytest.LogCaptureFixture) -> None:

@@ -226,3 +226,20 @@ def test_what_numpy_gives_reaches_every_rank(study: Study) -> None:
     trial = study.ask()
     trial.report(100.0, 1)
     assert RankedTrial(trial, Ranks()).should_prune() is trial.should_prune() is True
+
+
+def test_a_value_that_is_not_due_is_not_waited_for(study: Study) -> None:
+    read: list[int] = []
+
+    class OnGpu:
+        def __init__(self, step: int) -> None:
+            self.step = step
+
+        def __float__(self) -> float:
+            read.append(self.step)
+            return 0.5
+
+    training = Training(study.ask(), report_every=3)
+    for step in training.steps(5):
+        training.report(OnGpu(step))  # type: ignore[arg-type]
+    assert read == [2, 4]
