@@ -1,11 +1,11 @@
-"""What may start next: decided here, once, for the log and for everybody who asks it.
+"""What may start next: decided here, once, for the log and for every peer that asks.
 
 `apply` asks when a record that starts a trial arrives, and refuses the record unless something may start. A peer asks
-before it writes such a record, and says what it has seen of the others: if nothing may start now, it learns whether to
-wait, for which trials, and for how long at most. Command line, monitor and reports show the same answer.
+before it writes such a record, and passes in what it has seen of the others: if nothing may start now, it learns
+whether to wait, for which trials, and for how long at most. The command line, monitor and reports show the same answer.
 
-Interrupted continuations come first, then what a rung or a population promotes, trials that wait, replicates, and at
-last a new configuration. Pure: no clock and no I/O. What a caller knows of clocks comes in by `alive`.
+Interrupted continuations come first, then what a rung or a population promotes, waiting trials, replicates, and finally
+a new configuration. Pure: no clock and no I/O. What a caller knows about time is passed in as `alive`.
 """
 
 from __future__ import annotations
@@ -18,19 +18,20 @@ import msgspec
 from hopaas_p2p.core.state import State
 
 Alive = Callable[[str], float | None]
-"""What a caller has seen of the owner of a running trial: None if it lives, else when that will be known, at the
-latest, by the caller's own clock: the owner has shown a sign of life by then, or its trials have been taken over."""
+"""What a caller knows about the owner of a running trial: None if the owner is alive, else the latest time, by the
+caller's own clock, at which that will be known: by then the owner has shown a sign of life, or its trials have been
+taken over."""
 
 
 class Start(msgspec.Struct, frozen=True, gc=False):
-    """A trial that waits: it was queued or given back, or is a retry."""
+    """A waiting trial: it was queued or given back, or is a retry."""
 
     number: int
     why: ClassVar[None] = None
 
 
 class Continue(msgspec.Struct, frozen=True, gc=False):
-    """A trial that goes on where this paused one stopped."""
+    """A new trial that continues where this paused one stopped."""
 
     number: int
     why: ClassVar[None] = None
@@ -45,22 +46,22 @@ class New(msgspec.Struct, frozen=True, gc=False):
 
 
 class Wait(msgspec.Struct, frozen=True, gc=False):
-    """Nothing may start now; that may change without anybody's help."""
+    """Nothing may start now; that may change without intervention."""
 
     why: str
     """Like `Done.why`."""
     for_whom: tuple[int, ...] = ()
-    """The trials on which it depends, if the caller said what it has seen."""
+    """The trials on which it depends, if the caller passed `alive`."""
     until: float | None = None
-    """When it is known at the latest, by the clock of `Alive`; None: no time is known."""
+    """The latest time at which it will be known, by the clock of `Alive`; None if no time is known."""
     waits: ClassVar[bool] = True
 
 
 class Done(msgspec.Struct, frozen=True, gc=False):
-    """Nothing will start any more, unless somebody changes the study."""
+    """Nothing more will start unless somebody changes the study."""
 
     why: str
-    """A key of `REFUSALS`, by which the log refuses an ask; or the caller's `no_new`."""
+    """The key of `REFUSALS` with which the log refuses an ask, or the caller's `no_new`."""
     for_whom: ClassVar[tuple[int, ...]] = ()
     waits: ClassVar[bool] = False
 
@@ -72,14 +73,14 @@ NEW: Final = New()
 def next_start(
     state: State, me: str = "", *, alive: Alive | None = None, skip: Collection[int] = (), no_new: str = ""
 ) -> NextStart:
-    """What a peer that asks for work may start now.
+    """Return what a peer that asks for work may start now.
 
     Args:
         state: the study.
-        me: the peer's name; peers may be asked to take no more trials. "": any peer.
-        alive: what it has seen of the others. None: nothing, so every running trial may come back.
-        skip: trials that it leaves to others for now. Paused ones are left only while it may begin something new.
-        no_new: why it begins no new configuration: "space" when its sampler has no more.
+        me: the peer's name, since a peer may have been asked to take no more trials. "" means any peer.
+        alive: what it has seen of the others. None means nothing, so every running trial may come back.
+        skip: trials that it leaves to others for now. It passes over paused ones only while it may begin something new.
+        no_new: why it does not begin a new configuration: "space" when its sampler is exhausted.
 
     """
     closed = _closed_to(state, me)
@@ -106,7 +107,7 @@ def next_start(
 
 
 def _closed_to(state: State, me: str) -> str | None:
-    """Why this peer may start no trial whatever there is to do; None if it may."""
+    """Why this peer may not start any trial, whatever is available; None if it may."""
     if state.status == "stopped":
         return "stopped"
     limit = state.policy.max_failures
@@ -118,7 +119,7 @@ def _closed_to(state: State, me: str) -> str | None:
 
 
 def refused(state: State, me: str, number: int | None = None) -> str | None:
-    """Why this peer may not start the trial that it names itself, which is new or has this number; None if it may."""
+    """Why this peer may not start the trial that it names, which is new or has this number; None if it may."""
     closed = _closed_to(state, me)
     if closed is None and (state.ledger.reached is not None or not state.has_room(number)):
         return "budget"
@@ -126,7 +127,7 @@ def refused(state: State, me: str, number: int | None = None) -> str | None:
 
 
 def _found(state: State, skip: Collection[int], no_new: str, *, room: bool) -> Start | Continue | New | None:
-    """What there is to start, if a peer may start something."""
+    """What is available to start, for a peer that may start something."""
     pausing = state.configurations
     for number in pausing.resumable:
         if number not in skip:

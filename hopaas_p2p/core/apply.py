@@ -1,13 +1,13 @@
-"""`apply`, the only function that changes a State: from the log's next commit to the verdicts on its records.
+"""`apply`, the only function that changes a State: it takes the log's next commit and returns verdicts on its records.
 
 `apply` gives the same State on every peer, Python, time zone and hash seed. It never asks whether this
-process is the writer, and never raises on content: a record is accepted, or refused with a reason that the writer reads
-off its verdict. `TRANSITIONS` says what a record may do to a trial. The lease says who may do it: owner and epoch must
-be those of the log. And where the store names authors, nobody speaks for another's peer: a commit whose writer or owner
-belongs to another author is refused as a whole, and leaves no trace but the count.
+process is the writer, and never raises on content: a record is accepted, or refused with a reason that its writer finds
+in the verdict. `TRANSITIONS` says what a record may do to a trial. The lease determines who may do it: owner and epoch
+must match the log's. Where the store names authors, no author may write for another author's peer: a commit whose
+writer or owner belongs to another author is refused as a whole, and leaves no trace except in the count of refusals.
 
-The file goes from `apply` to one function per kind of record, to the steps that these are made of. What no record may
-say, whoever says it, is in `validity`.
+The file goes from `apply` to one function per kind of record, to the steps that these are made of. `validity` holds the
+rules for content that no record may have, whoever wrote it.
 """
 
 from __future__ import annotations
@@ -99,20 +99,21 @@ LeaseRecord = TrialSet | TrialCheckpoint | TrialFinish | TrialRelease | TrialRec
 """Records that name the epoch of a lease."""
 
 OWNERS_ONLY: Final = frozenset({StudyControl, PeerDrain, TrialStop, TrialTakeOver})
-"""Records that a commit stamped *worker* may not bring; but for a stop, where the policy has a progress time-out."""
+"""Records that a commit stamped *worker* may not contain, except a stop where the policy has a progress timeout."""
 
 _ACCEPTED: Final = Verdict(True)
 _TAKES_A_PLACE: Final = (COMPLETE, PRUNED)
 _LATE_LEASES: Final = 4
-"""Leases of a trial, beside its last, that may bring a late result: each such result has all that the trial had."""
+"""Leases of a trial, besides its last, that may produce a late result: each such result copies all that the trial had.
+"""
 _MOST_COPIED: Final = 16 << 20
-"""Bytes of parameters and attributes that all replicates of a configuration take in a snapshot."""
+"""The most bytes that parameters and attributes of all replicates of a configuration may take in a snapshot."""
 _OF_AN_ATTEMPT: Final = frozenset({"failed_trial", "retry_history", COPIES, RESUMED})
-"""System attributes of a trial that a continuation does not have from the one before it."""
+"""System attributes of a trial that a continuation does not inherit from its predecessor."""
 
 
 def apply(state: State, lsn: int, commit: Commit | Garbage, stamp: Stamp = UNSTAMPED) -> tuple[Verdict, ...]:
-    """Take the commit at `lsn` into `state` and say what became of each of its records.
+    """Apply the commit at `lsn` to `state` and return the verdict on each of its records.
 
     Commits come in order without gaps: lsn is `state.lsn + 1`.
     """
@@ -131,7 +132,7 @@ def apply(state: State, lsn: int, commit: Commit | Garbage, stamp: Stamp = UNSTA
         verdicts.append(_apply_record(state, record, commit, stamp))
         if state.configurations is not NEVER_PAUSING:
             state.configurations.refresh(state.trials, state.touched)
-        if limited:  # one that a record reaches counts from the next record on
+        if limited:  # a limit that a record reaches applies from the next record on
             _judge(state)
     decided = tuple(verdicts)
     state.writers[commit.writer] = LastCommit(commit.seq, lsn, decided, stamp.author)
@@ -141,7 +142,7 @@ def apply(state: State, lsn: int, commit: Commit | Garbage, stamp: Stamp = UNSTA
 
 
 def _judge(state: State) -> None:
-    """End the study if a limit is reached: no trial starts, and those that run are asked to end."""
+    """End the study if a limit is reached: no more trials start, and running ones are asked to end."""
     ledger = state.ledger
     if ledger.reached is None:
         ledger.reached = ledger.judge()
@@ -161,9 +162,9 @@ def _apply_record(state: State, record: Any, commit: Commit, stamp: Stamp) -> Ve
         stops = kind is TrialStop and state.policy.progress_timeout is not None
         if stamp.role != "worker" or not (stops or may_be_a_workers(record)):
             return state.refuse("role")
-    if stamp.author and kind is PeerJoin:  # the user is the one that the store saw
+    if stamp.author and kind is PeerJoin:  # the user as the store identified it
         info = {**record.info, "user": stamp.author}
-        if stamp.role != "owner":  # only an owner's service may act for others by name
+        if stamp.role != "owner":  # only a service with an owner's role may act for others by name
             info.pop("on_behalf_of", None)
         record = PeerJoin(info)
     rule, absent = _RULES[kind]
@@ -174,7 +175,7 @@ def _apply_record(state: State, record: Any, commit: Commit, stamp: Stamp) -> Ve
         number, trials = record.number, state.trials
         if not 0 <= number < trials.size:
             return state.refuse("no such trial")
-        block = trials.open.get(number // BLOCK)  # as nearly always
+        block = trials.open.get(number // BLOCK)  # almost always
         trial = trials.named(number) if block is None else block[number % BLOCK]
         said = _refusal(trial, record, commit, absent=absent) if absent else None
         if said is None:
@@ -185,7 +186,7 @@ def _apply_record(state: State, record: Any, commit: Commit, stamp: Stamp) -> Ve
 
 
 def may_be_a_workers(record: object) -> bool:
-    """Whether a worker may say this of every study; else it takes an owner."""
+    """Whether a worker may write this record in every study; otherwise only an owner may."""
     if isinstance(record, StudySet):
         return OWNERS_ATTRIBUTES.isdisjoint(record.system)
     return type(record) not in OWNERS_ONLY
@@ -214,7 +215,7 @@ def _set_study(state: State, record: StudySet, _commit: Commit) -> str | None:
 
 
 def follow_fidelity(state: State) -> None:
-    """Sort the trials by the rungs or the population that the study's attributes say now."""
+    """Sort the trials by the rungs or the population that the study's attributes define now."""
     text = state.system.get(FIDELITY)
     if text is None or state.define is None:
         return
@@ -234,7 +235,7 @@ def _control(state: State, record: StudyControl, _commit: Commit) -> str | None:
         before = state.limit_reached()
         state.ledger.limit(record.limits)
         for number in state.running if before is not None else ():
-            trial = state.trials[number]  # if it has not heard that it should end, it goes on
+            trial = state.trials[number]  # if it has not seen the request to end, it continues
             if trial.stop == before and not trial.stopping:
                 trial.stop = None
                 state.changed.add(number)
@@ -264,8 +265,8 @@ def _drain(state: State, record: PeerDrain, _commit: Commit) -> None:
 
 
 def _create(state: State, record: TrialCreate, commit: Commit) -> Verdict | str:
-    """A trial starts, is queued, or is imported; `prefer_waiting` goes on with what others left instead."""
-    to, weight = record.state, 0  # of what replicates have in common, more or less
+    """Start, queue or import a trial; with `prefer_waiting`, continue one that others left instead."""
+    to, weight = record.state, 0  # roughly the bytes that replicates have in common
     if record.replicates > 1:
         texts = [len(name) + len(text) for some in (record.user, record.system) for name, text in some.items()]
         weight = sum(texts) + sum([len(name) + 8 for name in record.params])
@@ -313,7 +314,7 @@ def _create(state: State, record: TrialCreate, commit: Commit) -> Verdict | str:
 
 
 def _start(state: State, trial: Trial, commit: Commit, at: int, by: type | None = None) -> Verdict:
-    """A trial's next lease; what it has reported before costs nothing again."""
+    """Begin a trial's next lease; what it has already reported is not charged again."""
     _enter(state, trial, RUNNING, by)
     trial.owner, trial.start, trial.resumed = commit.owner, at, None
     trial.epoch += 1
@@ -322,7 +323,7 @@ def _start(state: State, trial: Trial, commit: Commit, at: int, by: type | None 
 
 
 def _replicate(state: State, trial: Trial, first: int, commit: Commit) -> Verdict:
-    """The next trial of a configuration that gets several: the same parameters, another seed."""
+    """Create the next replicate of a configuration: the same parameters, another seed."""
     said = state.replicates[first]
     trial.params, trial.dists = branch(said.params), branch(said.dists)
     trial.user, trial.system = branch(said.user), branch(said.system)
@@ -334,9 +335,9 @@ def _replicate(state: State, trial: Trial, first: int, commit: Commit) -> Verdic
 
 
 def _continue(state: State, trial: Trial, paused: Trial, commit: Commit) -> Verdict:
-    """A trial that goes on where a paused one stopped: same parameters, reports and checkpoints up to there.
+    """Create a trial that continues where a paused one stopped, with its parameters, reports and checkpoints so far.
 
-    In a population it may go on where another one stopped, whose parameters are then perturbed.
+    In a population it may continue where another member stopped; that member's parameters are then perturbed.
     """
     source = paused
     _inherit(trial, paused, without=_OF_AN_ATTEMPT)
@@ -376,7 +377,7 @@ def _set_trial(state: State, trial: Trial, record: TrialSet, commit: Commit) -> 
         word = "finished" if trial.owner is None else word
         state.unsent.setdefault((number, record.epoch), []).append(record)
         return word
-    if step is not None and step != trial.resumed:  # each process that acts for the owner says it
+    if step is not None and step != trial.resumed:  # each process that acts for the owner reports it
         trial.resumed = step
         _resume(trial, step)
         if state.configurations.population is not None:  # of several attempts, the lowest is kept
@@ -393,13 +394,13 @@ def _set_trial(state: State, trial: Trial, record: TrialSet, commit: Commit) -> 
 
 
 def _checkpoint(state: State, trial: Trial, record: TrialCheckpoint, commit: Commit) -> None:
-    """A place to resume from; the newest two are kept."""
+    """Add a place to resume from; the newest two are kept."""
     state.ledger.heard(trial.number, commit.at, None, {})
     trial.checkpoints = (*trial.checkpoints, record.checkpoint)[-CHECKPOINTS_KEPT:]
 
 
 def _finish(state: State, trial: Trial, record: TrialFinish, commit: Commit) -> Verdict | str | None:
-    """COMPLETE, PRUNED or FAIL. A result that comes after the lease is kept, see `_keep_late`."""
+    """End a trial as COMPLETE, PRUNED or FAIL. A result that arrives after its lease is kept, see `_keep_late`."""
     if record.state not in TRANSITIONS[RUNNING, TrialFinish].to or not _can_end(state, record.state, record.values):
         return "malformed"
     word = _refusal(trial, record, commit, absent="finished")
@@ -432,9 +433,9 @@ def _finish(state: State, trial: Trial, record: TrialFinish, commit: Commit) -> 
 def _keep_late(state: State, lost: Trial, place: int, record: TrialFinish, commit: Commit) -> Verdict:
     """A fenced peer's complete result becomes a trial of its own; a retry that it makes needless makes room for it.
 
-    What its owner could not send while it had the lease comes with the result, in the same commit, and is kept too.
-    The budget stays exact. If no place is free, the running retry is withdrawn; if there is no such retry, the result
-    is kept as a FAIL trial whose attribute `hopaas:late_values` holds it.
+    What its owner could not send while it held the lease arrives with the result, in the same commit, and is kept too.
+    The budget stays exact. If it has no free place, the running retry is withdrawn; if there is no such retry, the
+    result is kept as a FAIL trial whose attribute `hopaas:late_values` holds it.
     """
     state.refuse("late")
     retry, lost = None, state.trials.opened(lost.number)
@@ -457,7 +458,7 @@ def _keep_late(state: State, lost: Trial, place: int, record: TrialFinish, commi
     late.late_of = lost.number
     late.attempt = lost.attempt
     late.owner, late.epoch = commit.owner, record.epoch
-    for trial in (late, lost):  # if the lost one goes on, it changes nothing of this one's
+    for trial in (late, lost):  # if the lost one continues, it changes nothing in this one
         _inherit(trial, lost)
         _inherit_reports(trial, lost, FROM_START, LAST_STEP)
     late.system["late_of"] = str(lost.number)
@@ -486,7 +487,7 @@ def _keep_late(state: State, lost: Trial, place: int, record: TrialFinish, commi
 
 
 def _release(state: State, trial: Trial, record: TrialRelease, commit: Commit) -> None:
-    """The owner gives the trial back: WAITING again, or failed for good."""
+    """The owner gives the trial back: it is WAITING again, or has failed for good."""
     state.ledger.ended(trial.number, "failed" if record.fail else "given back", commit.at, record.used)
     if record.fail:
         _close(state, trial, FAIL, TrialRelease, commit.at, reason=record.reason, own_fault=False)
@@ -515,7 +516,7 @@ def _reclaim(state: State, trial: Trial, record: TrialReclaim, commit: Commit) -
     _close(state, trial, FAIL, TrialReclaim, commit.at, reason=record.reason, own_fault=False)
     if last_try:
         return
-    # the same parameters once more, with the attributes that Optuna's own retry callback writes
+    # the same parameters again, with the attributes that Optuna's own retry callback writes
     retry = Trial(state.trials.size, WAITING)
     _inherit(retry, trial, without=(RESUMED,))
     retry.checkpoints = trial.checkpoints
@@ -532,7 +533,7 @@ def _reclaim(state: State, trial: Trial, record: TrialReclaim, commit: Commit) -
 
 
 def _take_over(state: State, trial: Trial, record: TrialTakeOver, commit: Commit) -> str | None:
-    """An operator ends the trial. The owner's lease is over, so what it tells later is kept as a late result."""
+    """An operator ends the trial. The owner's lease is over, so a result that it sends later is kept as a late one."""
     if record.state not in TRANSITIONS[RUNNING, TrialTakeOver].to or not _can_end(state, record.state, record.values):
         return "malformed"
     _end_lease(trial, commit.at, f"taken over by {record.by}" if record.by else "taken over")
@@ -545,7 +546,8 @@ def _take_over(state: State, trial: Trial, record: TrialTakeOver, commit: Commit
 def _before_checkpoint(state: State, trial: Trial) -> tuple[int, int]:
     """The first and the last step up to the newest checkpoint, whose reports the next owner need not send again.
 
-    In a population only those of the last interval: a member has many continuations, and each would repeat them all.
+    In a population, only the steps of the last interval: a member has many continuations, and each would repeat them
+    all.
     """
     if not trial.checkpoints:
         return 0, -1
@@ -555,13 +557,13 @@ def _before_checkpoint(state: State, trial: Trial) -> tuple[int, int]:
 
 
 def _inherit(trial: Trial, before: Trial, *, without: Collection[str] = ()) -> None:
-    """Give a new trial the parameters and attributes of one that is finished."""
+    """Give a new trial the parameters and attributes of a finished one."""
     trial.params, trial.dists = branch(before.params), branch(before.dists)
     trial.user, trial.system = branch(before.user), branch(before.system, without)
 
 
 def _inherit_reports(trial: Trial, before: Trial, first: int, last: int) -> None:
-    """Give a new trial what one that is finished reported at these steps."""
+    """Give a new trial the reports of a finished one at these steps."""
     before.reports = linked(before.reports)
     before.metrics = {name: linked(values) for name, values in before.metrics.items()}
     trial.reports = inherited(before.reports, first, last)
@@ -570,7 +572,7 @@ def _inherit_reports(trial: Trial, before: Trial, first: int, last: int) -> None
 
 
 def _stop(state: State, trial: Trial, record: TrialStop, _commit: Commit) -> None:
-    """A request to the owner of this epoch."""
+    """Ask the owner of this epoch to end its trial."""
     trial.stop = record.reason or "somebody asked"
     state.changed.add(trial.number)
 
@@ -588,13 +590,13 @@ def _outliers(state: State, record: TrialSet | TrialCreate) -> dict[str, Distrib
 
 
 def _can_be_read(state: State, record: StudySet | TrialSet | TrialCreate) -> bool:
-    """Whether its attributes harm no reader."""
+    """Whether every reader can handle its attributes."""
     directions = 0 if state.define is None else len(state.define.directions)
     return possible_attributes(record.user, record.system) and possible_system(record.system, directions)
 
 
 def _can_end(state: State, to: TrialState, values: tuple[float, ...] | None) -> bool:
-    """Whether a trial in this state may have these values: a number per direction; if it is not COMPLETE, or none.
+    """Whether a trial in this state may have these values: one number per direction; none only if it is not COMPLETE.
 
     An infinity is a number.
     """
@@ -605,9 +607,9 @@ def _can_end(state: State, to: TrialState, values: tuple[float, ...] | None) -> 
 
 
 def _refusal(trial: Trial, record: LeaseRecord, commit: Commit, *, absent: str) -> str | None:
-    """The key in `REFUSALS` that says why the table forbids this record now; None if it does not.
+    """The key of `REFUSALS` for why the table forbids this record now; None if it is allowed.
 
-    `absent` is the key for a move that the table does not have; what is finished is fenced from earlier owners.
+    `absent` is the key for a move that the table does not have; a finished trial is fenced from earlier owners.
     """
     allowed = TRANSITIONS.get((trial.state, type(record)))
     fenced = trial.epoch != record.epoch or trial.owner != commit.owner
@@ -619,7 +621,8 @@ def _refusal(trial: Trial, record: LeaseRecord, commit: Commit, *, absent: str) 
 
 
 def _enter(state: State, trial: Trial, to: TrialState, by: type | None = None) -> None:
-    """Move the trial to another state, as this kind of record allows; without one, a new trial begins in it.
+    """Move the trial to another state, as this kind of record allows; without a record, a new trial begins in that
+    state.
 
     Keeps the counts and indexes of the study consistent.
     """
@@ -644,14 +647,14 @@ def _enter(state: State, trial: Trial, to: TrialState, by: type | None = None) -
 
 
 def _resume(trial: Trial, last: int, first: int = FROM_START) -> None:
-    """Drop what an earlier attempt reported that the trial does not go on from."""
+    """Drop reports of an earlier attempt that the trial does not continue from."""
     trial.reports = cut(trial.reports, first, last)
     metrics = {name: cut(values, first, last) for name, values in trial.metrics.items()}
     trial.metrics = {name: values for name, values in metrics.items() if values}
 
 
 def _merge(state: State, trial: Trial, record: TrialSet | TrialCreate, outside: dict[str, Distribution]) -> None:
-    """Merge what a record says into its trial. The parameters `outside` their distributions get these."""
+    """Merge a record into its trial. Parameters outside their distributions get those in `outside`."""
     if record.params:
         for name in record.params if record.dists or trial.dists else ():
             first, given = state.dists.get(name), record.dists.get(name)
@@ -659,7 +662,7 @@ def _merge(state: State, trial: Trial, record: TrialSet | TrialCreate, outside: 
                 state.dists[name] = given
             elif given is not None and given != first:
                 trial.dists[name] = given
-            elif name in trial.dists:  # told again, from the first distribution this time
+            elif name in trial.dists:  # set again, from the first distribution this time
                 del trial.dists[name]
         trial.params.update(record.params)
         if outside:
@@ -688,7 +691,7 @@ def _close(
     reason: str | None = None,
     own_fault: bool = True,
 ) -> None:
-    """End a trial. `own_fault` tells a failure of the objective from an interruption."""
+    """End a trial. `own_fault` distinguishes a failure of the objective from an interruption."""
     _enter(state, trial, to, by)
     trial.end, trial.resumed = at, None
     trial.stop, trial.stopping = None, False
@@ -704,7 +707,7 @@ def _close(
 
 
 def _note_result(state: State, trial: Trial) -> None:
-    """Let the ledger know of a trial that ended, and of its value if it may be the best: one objective, feasible."""
+    """Tell the ledger that a trial ended, and its value if it may be the best: one objective, feasible."""
     if trial.state is not FAIL:
         value, define = None, state.define
         if trial.state is COMPLETE and trial.values and define is not None and len(define.directions) == 1:
@@ -713,7 +716,7 @@ def _note_result(state: State, trial: Trial) -> None:
 
 
 def _end_lease(trial: Trial, at: int, why: str) -> None:
-    """Append the present lease to the history of owners."""
+    """Append the current lease to the history of owners."""
     if trial.owner is not None:
         if not isinstance(trial.history, list):
             trial.history = list(trial.history)
@@ -721,7 +724,7 @@ def _end_lease(trial: Trial, at: int, why: str) -> None:
 
 
 _Rule = Callable[..., Verdict | str | None]
-"""What a rule says: nothing, which accepts the record; a key of `REFUSALS`; or the verdict."""
+"""What a rule returns: None, which accepts the record; a key of `REFUSALS`; or the verdict."""
 
 _RULES: Final[dict[type, tuple[_Rule, str | None]]] = {
     StudyDefine: (_define, None),
@@ -740,5 +743,5 @@ _RULES: Final[dict[type, tuple[_Rule, str | None]]] = {
     TrialStop: (_stop, "not running"),
     Opaque: (lambda _state, _record, _commit: "malformed", None),
 }
-"""The rule of each kind of record. None: it names no trial. Else the trial is looked up for it and, with a text, the
-rule is called only if the table lets this record touch the trial; see `_refusal`."""
+"""The rule of each kind of record. None: it names no trial. Otherwise the trial is looked up for it and, with a text,
+the rule is called only if the table lets this record touch the trial; see `_refusal`."""

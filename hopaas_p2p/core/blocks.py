@@ -1,7 +1,7 @@
-"""Trials in blocks of 1,024 <-> bytes, each block compressed alone: what a snapshot mostly is.
+"""Trials in blocks of 1,024 <-> bytes, each block compressed by itself: the bulk of a snapshot.
 
 In a block everything is a column, see `state.BlockColumns`: reals as planes of bytes (the high bytes of neighbours
-agree, so they compress away), parameter and step sets as indexes into a table of the few that occur.
+agree, so they compress away), sets of parameters and of steps as indexes into a table of the few that occur.
 """
 
 from __future__ import annotations
@@ -35,26 +35,26 @@ _LIVE: Final = (TrialState.RUNNING, TrialState.WAITING)
 
 
 class _Metrics(msgspec.Struct, array_like=True):
-    """The metrics of a block. Packed apart: who reads columns does not decode them."""
+    """The metrics of a block. Packed separately, so that readers of columns need not decode them."""
 
     names: list[str]
     step_sets: list[tuple[Step, ...]]
     rows: list[tuple[Natural, Natural, Natural]]
-    """Of each metric of each trial: place of the trial in the block, name, step set."""
+    """For each metric of each trial: the trial's place in the block, the name, the set of steps."""
     values: bytes
 
 
 _encode: Final = msgspec.msgpack.Encoder().encode
 _decode: Final = msgspec.msgpack.Decoder(BlockColumns).decode
 _WHOLE: Final = ("epochs", "owner", "param_set", "step_set", "widths")
-"""Columns of whole numbers. Where all trials have the same, that one stands for all."""
+"""Columns of whole numbers. Where all trials have the same value, it is stored once."""
 _decode_metrics: Final = msgspec.msgpack.Decoder(_Metrics).decode
 _COMMON: Final = Rare()
 _RARE: Final = Rare.__struct_fields__
 
 
 class PackedBlock:
-    """A settled block: full, and all of its trials finished. Only a late result may touch it, which opens it first."""
+    """A settled block: full, with all of its trials finished. Only a late result may change it, after opening it."""
 
     __slots__ = ("_ends", "packed")
 
@@ -62,10 +62,10 @@ class PackedBlock:
         self.packed = packed
         """What a snapshot holds of it."""
         self._ends: BlockColumns | None = None
-        """What is kept after a record has named one of its trials, so that the block is inflated but once."""
+        """Kept after a record has named one of its trials, so that the block is inflated only once."""
 
     def end_of(self, place: int) -> Trial:
-        """How the trial at this place ended, and who had it: no parameters, reports or attributes."""
+        """How the trial at this place ended, and who owned it: without parameters, reports or attributes."""
         ends = self._ends
         if ends is None:
             ends = self._ends = _opened(zlib.decompress(self.packed))
@@ -79,11 +79,11 @@ class PackedBlock:
         return trial
 
     def trials(self) -> list[Trial]:
-        """The trials, made anew."""
+        """The trials, as newly made objects."""
         return unpack(zlib.decompress(self.packed))
 
     def columns(self) -> BlockColumns:
-        """The trials as columns, whose numbers are arrays; NaN is a time that is not known."""
+        """The trials as columns, whose numbers are arrays; NaN stands for an unknown time."""
         block = _decode(zlib.decompress(self.packed))
         for name in _WHOLE:
             column = array("q", getattr(block, name))
@@ -97,7 +97,7 @@ class PackedBlock:
 
 
 def close_settled(state: State, at_most: int | None = None) -> bool:
-    """Pack blocks that will not change, so that they take less memory; whether there are more of them.
+    """Pack blocks that will not change, so that they take less memory; return whether there are more.
 
     Takes some milliseconds per block.
     """
@@ -128,7 +128,7 @@ def _shortened(numbers: list[int]) -> list[int]:
 
 
 def columns(trials: Sequence[Trial]) -> BlockColumns:
-    """These trials, at least one, as they are packed."""
+    """These trials, at least one, as columns ready for packing."""
     owners: dict[str | None, int] = {}
     param_sets: dict[tuple[str, ...], int] = {}
     step_sets: dict[tuple[int, ...], int] = {}
@@ -178,7 +178,10 @@ def _give(trial: Trial, rare: Rare | None) -> None:
 
 
 def inflated(packed: bytes | memoryview, *, at_most: int) -> bytes:
-    """The columns of a block. ValueError if they are longer than `at_most` bytes, end early, or more follows."""
+    """The columns of a block.
+
+    ValueError if they are longer than `at_most` bytes, end early, or are followed by more.
+    """
     inflater = zlib.decompressobj()
     plain = inflater.decompress(packed, max(at_most, 1))
     if not inflater.eof or inflater.unused_data:
@@ -187,7 +190,7 @@ def inflated(packed: bytes | memoryview, *, at_most: int) -> bytes:
 
 
 def unpack(plain: bytes) -> list[Trial]:
-    """The trials of a block that was inflated."""
+    """The trials of an inflated block."""
     block = _opened(plain)
     params, reports, values = [_reals(one).tolist() for one in (block.params, block.reports, block.values)]
     at_param = at_report = at_value = 0
@@ -236,17 +239,17 @@ def unpack(plain: bytes) -> list[Trial]:
 
 
 class StudyRules(NamedTuple):
-    """What a study asks of its trials."""
+    """What a study requires of its trials."""
 
     directions: int
     dists: Mapping[str, Distribution]
     """The first distributions of its parameters."""
     trials: int
-    """How many it has."""
+    """How many trials it has."""
 
 
 def check(plain: bytes, study: StudyRules, *, first: int) -> list[int]:
-    """Make sure that `unpack` takes this block, and that `apply` could have made each of the trials, of which it is the
+    """Check that `unpack` accepts this block, and that `apply` could have made each of its trials, numbered from
     `first`. Returns how many trials are in each state.
 
     Raises ValueError, IndexError or a msgspec error.
@@ -293,7 +296,7 @@ def _total(sets: Sequence[Sequence[object]], column: Sequence[int]) -> int:
 
 
 def _possible_values(block: BlockColumns, directions: int, *, all_over: bool) -> bool:
-    """Whether what is finished has a number per direction, or none and is not COMPLETE; and nothing else has any."""
+    """Whether each finished trial has one number per direction, or none if it is not COMPLETE; others have none."""
     if any(map(math.isnan, _reals(block.values))):
         return False
     if all_over and block.widths.count(directions) == len(block.widths):
@@ -332,7 +335,7 @@ def _within(values: Sequence[float], distribution: Distribution | None) -> bool:
 
 
 def _possible_rare(block: BlockColumns, place: int, rare: Rare, study: StudyRules) -> bool:
-    """Whether readers can read the attributes of this trial, and its links lead to trials, and in no circle."""
+    """Whether readers can read the attributes of this trial, and its links lead to trials without a cycle."""
     state, number = block.states[place], block.first + place
     earlier = (rare.retry_of, rare.late_of, rare.continues)
     later = [rare.retried_by, *[past.kept_as for past in rare.history]]

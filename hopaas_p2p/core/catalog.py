@@ -22,7 +22,7 @@ from hopaas_p2p.errors import InvalidInput
 
 MAX_NAME: Final = 200
 RESERVED: Final = frozenset({"catalog", "access"})
-"""What stores call logs of their own: no study's uuid."""
+"""Names that stores use for logs of their own; never the uuid of a study."""
 VERSION: Final = 2
 _LIKE_LATIN: Final = frozenset({"CYRILLIC", "ARMENIAN", "CHEROKEE"})
 _GREEK_LIKE_LATIN: Final = frozenset("ΑΒΕΖΗΙΚΜΝΟΡΤΥΧο")  # noqa: RUF001  # the others are physicists'
@@ -46,10 +46,10 @@ class Catalog(LogState):
         self.by_name: dict[str, Listing] = {}
         self.by_uuid: dict[str, Listing] = {}
         self.uuids: set[str] = set()
-        """Those of all studies that ever were: none is used twice."""
+        """The uuids of all studies that ever existed: none is used twice."""
 
     def apply(self, lsn: int, commit: Commit | Garbage, stamp: Stamp = UNSTAMPED) -> tuple[Verdict, ...]:
-        """Take one commit in; same contract as `apply.apply`."""
+        """Apply one commit; same contract as `apply.apply`."""
         self.lsn = lsn
         known = self.decided(commit, stamp)
         if known is not None:
@@ -62,7 +62,7 @@ class Catalog(LogState):
     def _apply_record(self, record: object, stamp: Stamp) -> Verdict:
         if not isinstance(record, StudyRegistered | StudyRemoved):
             return self.refuse("malformed")
-        if stamp.role not in ("owner", f"owner:{record.uuid}"):  # of the store, or of this study, whose log exists
+        if stamp.role not in ("owner", f"owner:{record.uuid}"):  # owner of the store, or of this existing study
             return self.refuse("role")
         if isinstance(record, StudyRemoved):
             gone = self.by_uuid.pop(record.uuid, None)
@@ -83,11 +83,11 @@ class Catalog(LogState):
 
 
 def checked_name(name: str) -> str:
-    """The name, if a new study may carry it. A study that looks like another one keeps its name.
+    """The name, if a new study may have it. An existing study with a confusable name keeps it.
 
     Raises:
-        InvalidInput: too long, or with control characters or path parts, which would harm a terminal or a file name;
-            or it looks like another name: it has invisible characters, or letters of several alphabets.
+        InvalidInput: too long; or it has control characters or path parts, which would harm a terminal or a file name;
+            or it can be mistaken for another name, by invisible characters or letters of several alphabets.
 
     """
     if not isinstance(name, str):
@@ -105,7 +105,7 @@ def checked_name(name: str) -> str:
 
 
 def mixes_alphabets(name: str) -> bool:
-    """Whether letters that look like Latin ones stand beside Latin ones."""
+    """Whether it mixes Latin letters with letters that look like Latin ones."""
     if name.isascii():
         return False
     alphabets = {unicodedata.name(letter, "").split(" ")[0] for letter in name if letter.isalpha()}
@@ -113,7 +113,7 @@ def mixes_alphabets(name: str) -> bool:
 
 
 def flaw(name: str) -> str | None:
-    """What is wrong with a name, if anything is."""
+    """What is wrong with a name, or None."""
     if len(name) > MAX_NAME:
         return f"a study name of {len(name)} characters; at most {MAX_NAME}"
     if any(unicodedata.category(character) in ("Cc", "Cs", "Zl", "Zp") for character in name):
@@ -123,7 +123,7 @@ def flaw(name: str) -> str | None:
     return None
 
 
-# --- Catalog <-> bytes, framed as a study's snapshot is: for stores in which every commit is costly to read ---
+# --- Catalog <-> bytes, framed like a study's snapshot: for stores in which every commit is costly to read ---
 
 _MAGIC: Final = b"hopaas-catalog\n"
 

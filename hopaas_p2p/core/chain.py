@@ -1,14 +1,14 @@
-"""The chain of sums by which two histories of one log are told apart.
+"""The chain of sums that distinguishes two histories of one log.
 
 The sum of a log after its commit n is a number of 42 bits that follows from the checksums of commits 1 to n, in their
-order. Whoever gives a commit its lsn, the writer in a directory or bucket and the server's function in Postgres, stores
-beside it the sum of the log *before* it. A reader computes the same sums from what it reads. Where the two differ, it
-and the writer have read different commits: the log has two histories.
+order. The party that assigns a commit its lsn (the writer in a directory or bucket, the server's function in Postgres)
+stores with it the sum of the log *before* it. A reader computes the same sums from what it reads. If the two differ,
+the reader and the writer have read different commits: the log has two histories.
 
-A log that was begun without sums has them all the same, since they follow from its commits.
+A log that was begun without sums has them nevertheless, since they follow from its commits.
 
-In an object the sum is a trailing field of the commit's array, so that versions that do not know it read on. Before it
-comes, where somebody serves the store to users, what the server vouches for about the commit:
+In an object the sum is a trailing field of the commit's array, so that versions that do not know it can still read the
+commit. Where a server offers the store to users, what that server vouches for about the commit comes before the sum:
 
     crc32 of the rest | msgpack [..., commit's fields, bin(12): crc32 of the commit without this field, sum]
     crc32 of the rest | msgpack [..., commit's fields, bin(n): stamp, bin(13): crc32 of the commit alone, sum, n]
@@ -31,7 +31,7 @@ _STAMPED: Final = b"\xc4\x0d"
 _FIELD: Final = 14
 _SHORTEST: Final = 4 + 1 + _FIELD
 _ARRAY: Final = 0x90  # msgpack: an array of n elements, n up to 15, is 0x90 + n
-_OTHER_ARRAYS: Final = b"\x9e\x9f\xdc\xdd"  # too long for two fields more, or with a length of its own
+_OTHER_ARRAYS: Final = b"\x9e\x9f\xdc\xdd"  # too long for two more fields, or with a separate length
 _UNKNOWN: Final = (1 << 64) - 1  # in place of a sum
 _stamps: Final = msgspec.msgpack.Decoder(tuple[str, str, int])
 
@@ -42,7 +42,7 @@ def following(before: int, payload: bytes) -> int:
 
 
 def sum_at(lsn: int, chain: tuple[int, int]) -> int | None:
-    """The sum of a log up to this lsn, if `chain`, an lsn and the sum up to it, tells of that one."""
+    """The sum of a log up to this lsn, if `chain`, which is an lsn and the sum up to it, is about that lsn."""
     return chain[1] if chain[0] == lsn else None
 
 
@@ -52,7 +52,7 @@ def shown(total: int | None) -> str:
 
 
 def attach(payload: bytes, before: int | None, stamp: Stamp = UNSTAMPED) -> bytes:
-    """The bytes to store for a commit, with the sum before it; bytes that are no array are stored as they are."""
+    """The bytes to store for a commit, with the sum before it; bytes that are not an array are stored unchanged."""
     if len(payload) < 5 or not _ARRAY <= payload[4] < _ARRAY + 14:
         return payload
     if stamp != UNSTAMPED:
@@ -68,12 +68,12 @@ def attach(payload: bytes, before: int | None, stamp: Stamp = UNSTAMPED) -> byte
 
 
 def takes_stamp(payload: bytes) -> bool:
-    """Whether these bytes can be stored with a stamp, or are none that a peer would take for a commit."""
+    """Whether these bytes can be stored with a stamp, or are not bytes that a peer would accept as a commit."""
     return len(payload) >= 5 and payload[4] not in _OTHER_ARRAYS
 
 
 def _added(stored: bytes) -> int:
-    """How many bytes `attach` has added at the end; 0 if it has added nothing."""
+    """How many bytes `attach` added at the end; 0 if none."""
     if len(stored) < _SHORTEST or not _ARRAY < stored[4] < _ARRAY + 16:
         return 0
     if stored[-_FIELD : 2 - _FIELD] == _MARK:
@@ -89,7 +89,7 @@ def has_sum(stored: bytes) -> bool:
 
 
 def detach(stored: bytes) -> tuple[bytes, int | None]:
-    """The commit in these bytes, and the sum before it; None if it was stored without."""
+    """The commit in these bytes, and the sum before it; None if it was stored without one."""
     added = _added(stored)
     if not added:
         return stored, None
@@ -100,7 +100,7 @@ def detach(stored: bytes) -> tuple[bytes, int | None]:
 
 
 def stamp_of(stored: bytes) -> Stamp:
-    """What a server vouched for about the commit in these bytes; `UNSTAMPED` where none did."""
+    """What a server vouched for about the commit in these bytes; `UNSTAMPED` if no server did."""
     added = _added(stored)
     if added <= _FIELD:
         return UNSTAMPED

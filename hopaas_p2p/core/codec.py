@@ -3,7 +3,7 @@
     crc32 of the rest (4 bytes, little-endian) | msgpack [format, writer, seq, owner or nil, at, [record, ...]]
 
 A record is `[kind, field, ...]` as in `records.py`. One that this version does not know, or whose fields have wrong
-types, becomes `Opaque` and takes nothing else with it: a bad record never stops a peer.
+types, becomes `Opaque` and affects no other record: a bad record never stops a peer.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ MAX_BYTES: Final = 4 << 20
 """A larger commit is neither written nor read: it would stall every peer of the study."""
 MAX_RECORDS: Final = 10_000
 _SHORTEST: Final = 8
-"""Bytes per record, on average: each has a verdict, which is kept. The shortest record of any kind has more."""
+"""Bytes per record, on average, because a verdict on each is kept. The shortest record of any kind is longer."""
 
 
 _Few = msgspec.Meta(max_length=MAX_RECORDS)
@@ -73,11 +73,12 @@ _UNREADABLE: Final = (msgspec.MsgspecError, ValueError, RecursionError, Overflow
 def encode(commit: Commit) -> bytes:
     """The bytes of a commit.
 
-    What it gives can be decoded again: a peer applies its own commits without that, and must not know more than others.
+    The result can always be decoded: a peer applies its own commits without decoding, and must not know more than
+    others.
 
     Raises:
-        InvalidInput: larger than 4 MiB or 10,000 records; store big data as an artifact instead. Or a field has another
-            type than the record says, as a step that is True.
+        InvalidInput: larger than 4 MiB or 10,000 records; store big data as an artifact instead. Or a field has a type
+            other than the declared one, such as a step that is True.
 
     """
     if len(commit.records) > MAX_RECORDS:
@@ -92,7 +93,7 @@ def encode(commit: Commit) -> bytes:
     for record in commit.records:
         kind: Any = record.__class__
         if kind is TrialSet or (kind is TrialFinish and record.reason is None):  # type: ignore[union-attr]
-            continue  # with asks nearly all of a log, and converted; decoding it takes a hundredth of a trial's time
+            continue  # together with asks nearly all of a log; decoding it takes a hundredth of a trial's time
         if kind is TrialCreate and record.state is TrialState.RUNNING:  # type: ignore[union-attr]
             continue
         try:
@@ -104,7 +105,7 @@ def encode(commit: Commit) -> bytes:
 
 
 def intact(payload: bytes) -> bool:
-    """Whether the checksum holds: these bytes are as some writer left them."""
+    """Whether the checksum matches: these bytes are as their writer left them."""
     return len(payload) > 4 and zlib.crc32(memoryview(payload)[4:]) == int.from_bytes(payload[:4], "little")
 
 
@@ -126,7 +127,8 @@ def decode(payload: bytes) -> Commit | Garbage:
     """The commit in these bytes. Never raises on content.
 
     A format that this version does not know is garbage, too: any peer may write one, and it must not stop the others.
-    That a store needs a newer version is said where only its owner writes, in `meta.json` or the schema's version.
+    Whether a store needs a newer version is recorded where only its owner writes: in `meta.json` or the schema's
+    version.
     """
     if len(payload) > MAX_BYTES:
         return Garbage(f"{len(payload):,} bytes, more than a commit may have")
@@ -135,7 +137,7 @@ def decode(payload: bytes) -> Commit | Garbage:
     body = memoryview(payload)[4:]
     try:
         wire, strict = _strict.decode(body), True
-    except _UNREADABLE:  # record by record, so that what can be read is
+    except _UNREADABLE:  # record by record, to read as much as possible
         try:
             wire, strict = _loose.decode(body), False
         except _UNREADABLE:

@@ -1,15 +1,15 @@
 """Which trials try the same configuration, and where each configuration stands: derived from the trials of a study.
 
 A configuration is a chain of trials: the first with its parameters, its retries, a late result, and continuations of
-what paused at a rung. The chain counts once, in budgets as on rungs, and keeps its bracket for life. Its value at a
-rung is the report of the first of its trials that reached the rung; a later attempt does not change it.
+trials that paused at a rung. The chain counts once, in budgets as on rungs, and keeps its bracket for life. Its value
+at a rung is the report of the first of its trials that reached the rung; a later attempt does not change it.
 
 In a population the chain is a member, whose parameters change. Its value at a rung is the report of the newest of its
-trials that reached the rung. A continuation that fails does not end it: it goes on from a better one.
+trials that reached the rung. A failed continuation does not end the member: it continues from a better one.
 
-Everything here follows from the trials as they are now. So a state that was read from a snapshot makes the same
-decisions as one that has replayed the log, and a study whose rungs are changed sorts its trials anew. `apply` says
-which trials it touched, and only their configurations are looked at again.
+Everything here follows from the trials as they are now. So a state loaded from a snapshot makes the same decisions as
+one that has replayed the log, and a study whose rungs are changed sorts its trials anew. `apply` records which trials
+it touched, and only their configurations are looked at again.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _TAKES: Final = (TrialState.COMPLETE, TrialState.PRUNED)
 
 
 def follows(trial: Trial) -> int | None:
-    """The earlier trial of the same configuration that this one follows, or None: it is the first."""
+    """The earlier trial of the same configuration that this one follows; None if it is the first."""
     for number in (trial.continues, trial.retry_of, trial.late_of):
         if number is not None:
             return number
@@ -40,10 +40,10 @@ def follows(trial: Trial) -> int | None:
 
 
 class Configurations(Pausing):
-    """The configurations of a study that had rungs or a population and has none any more: chains still count once.
+    """The configurations of a study that once had rungs or a population and no longer has: chains still count once.
 
-    It depends only on the order in which configurations were admitted and on where each stands now: one that is made
-    anew decides as one that was kept. Each configuration is known by the number of its first trial.
+    The state depends only on the order in which configurations were admitted and on where each stands now: a rebuilt
+    object decides exactly like one that was kept. Each configuration is known by the number of its first trial.
 
     Args:
         policy: the rungs or the population of a subclass.
@@ -61,7 +61,7 @@ class Configurations(Pausing):
         self._chains: dict[int, TrialChain] = {}
         self._known = 0
 
-    # --- taking in what has changed ---
+    # --- processing changes ---
 
     def refresh(self, trials: Sequence[Trial], touched: set[int]) -> None:
         if not touched and self._known == len(trials):
@@ -72,7 +72,7 @@ class Configurations(Pausing):
             self._locate(root, trials)
 
     def _note(self, trial: Trial) -> int:
-        """Take in one trial; returns the number of its configuration."""
+        """Process one trial; return the number of its configuration."""
         number = trial.number
         if number >= self._known:
             self._known = number + 1
@@ -104,7 +104,7 @@ class Configurations(Pausing):
         return root
 
     def _link(self, trial: Trial) -> None:
-        """Take in a new trial: a configuration of its own, or the next trial of one."""
+        """Process a new trial: a configuration of its own, or the next trial of one."""
         number, before = trial.number, follows(trial)
         root = number if before is None else self.root(before)
         chain = self._chains.get(root)
@@ -125,7 +125,7 @@ class Configurations(Pausing):
         """How many rungs this trial has reached, and its configuration's values, including this trial's reports at
         those rungs.
 
-        Of two trials that say something of a rung, the first counts; in a population, the last one that went on to it.
+        Of two trials with a report for a rung, the first counts; in a population, the last one that continued to it.
         """
         at = chain.promoted if self.population is not None else 0
         if not trial.reports or self.policy is None:
@@ -133,7 +133,7 @@ class Configurations(Pausing):
         merged = list(values)
         for level in self.policy.levels[at:]:
             value = value_from(trial.reports, level + self.policy.first_step - 1)
-            if value is None:  # if it reports less often, what it said next counts
+            if value is None:  # if it reports less often, its next report counts
                 break
             if at >= len(merged):
                 merged.append((trial.number, value))
@@ -177,11 +177,11 @@ class Configurations(Pausing):
     # --- where they stand ---
 
     def admit(self, number: int) -> None:
-        """Take in a new configuration."""
+        """Admit a new configuration."""
         self._standing[number] = RungStanding()
 
     def place(self, number: int, to: RungStanding) -> None:
-        """Say where a configuration stands now."""
+        """Record where a configuration stands now."""
         before = self._standing[number]
         if to == before and repr(to) == repr(before):  # nan differs from itself
             return
@@ -199,18 +199,18 @@ class Configurations(Pausing):
         return math.inf if math.isnan(value) else self._sign * value
 
     def _ranking(self, number: int, at: int) -> Ranking:  # noqa: ARG002
-        """All that have reached a rung with which a configuration is compared there."""
+        """All configurations that have reached a rung and with which this one is compared there."""
         return []
 
     def _placed(self, number: int, before: RungStanding, to: RungStanding) -> None:
-        """Take into account that a configuration stands elsewhere now."""
+        """Account for a configuration's change of standing."""
 
     def best(self, *, closing: bool = False, room: bool = False, skip: Collection[int] = ()) -> int | None:  # noqa: ARG002
-        """The configuration to go on with; None if no rung promotes one now.
+        """The configuration to continue; None if no rung promotes one now.
 
         Args:
-            closing: nobody runs and no new configuration will come. Then each rung that somebody has reached promotes
-                at least one, so that a study too small for its rungs ends with a whole training, too.
+            closing: nothing runs and no new configuration will come. Then each rung that has been reached promotes at
+                least one, so that even a study too small for its rungs ends with a whole training.
             room: whether a new configuration may begin.
             skip: configurations to pass over.
 

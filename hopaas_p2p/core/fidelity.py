@@ -1,4 +1,4 @@
-"""What a study says of pauses: rungs, a population, or nothing. The rules are in `rungs` and `populations`."""
+"""A study's policy on pauses: rungs, a population, or none. The rules are in `rungs` and `populations`."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ _MOST_MEMBERS: Final = 100_000
 _MOST_INTERVALS: Final = 10_000
 LARGEST: Final = 1 << 53
 AT_RUNG: Final = "it has come to a rung: save a checkpoint, and end"
-"""Why a program is to leave its trial."""
+"""Why a program should leave its trial."""
 
 
 class Rungs(msgspec.Struct, frozen=True, omit_defaults=True, tag="rungs"):
-    """A study's trials pause at rungs, and the best of those that wait go on.
+    """A study's trials pause at rungs, and the best of the waiting ones continue.
 
-    A rung is at `min`, `min * eta`, `min * eta**2`, … epochs, as far as these are below `max`, the length of a whole
+    A rung is at `min`, `min * eta`, `min * eta**2`, … epochs, as long as these are below `max`, the length of a whole
     training. "Epoch" stands for whatever your steps are.
     """
 
@@ -28,14 +28,15 @@ class Rungs(msgspec.Struct, frozen=True, omit_defaults=True, tag="rungs"):
     max: int = 27
     """Epochs of a whole training: there is no rung from here on."""
     eta: int = 3
-    """One of so many configurations that reach a rung is promoted."""
+    """One in this many configurations that reach a rung is promoted."""
     brackets: int = 1
-    """How many first rungs there are. With 2, some configurations pause at the second rung first, and so on."""
+    """How many different first rungs there are. With 2, some configurations first pause at the second rung, and so on.
+    """
     first_step: int = 0
     """What `trial.report` calls the first epoch: 0, or 1."""
     whole: int = 8
-    """With three brackets or more: how many configurations are trained to the end first. They show which rungs mislead;
-    those are passed. 0: none are."""
+    """With three brackets or more: how many configurations are first trained to the end. They show which rungs are
+    misleading; those are skipped. 0 for none."""
 
     def epochs(self, step: int) -> int:
         """How many epochs are done after this step."""
@@ -78,7 +79,7 @@ class Population(msgspec.Struct, frozen=True, omit_defaults=True, tag="populatio
     """
 
     size: int = 16
-    """Members. A study starts so many configurations, or as many as its budget has places for."""
+    """Number of members. A study starts this many configurations, or as many as its budget has places for."""
     every: int = 5
     """Epochs between two pauses."""
     max: int = 100
@@ -123,7 +124,7 @@ _decode: Final = msgspec.json.Decoder(Rungs | Population | None).decode
 
 
 def decode_fidelity(text: str) -> Fidelity | None:
-    """What a study's attribute says. None: nothing, or nothing that can be read."""
+    """The policy in a study's attribute. None if there is none, or it cannot be read."""
     try:
         policy: Fidelity | None = _decode(text)
     except msgspec.MsgspecError:
@@ -137,7 +138,7 @@ def encode_fidelity(policy: Fidelity | None) -> str:
 
 
 def possible_fidelity(said: object) -> bool:
-    """Whether a study's attribute may be this: null, or a policy that can be."""
+    """Whether a study's attribute may have this value: null, or a possible policy."""
     try:
         policy = msgspec.convert(said, Fidelity | None)
     except msgspec.ValidationError:

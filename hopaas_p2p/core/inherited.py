@@ -1,8 +1,8 @@
-"""What a trial has from an earlier one, without a copy of it.
+"""What a trial inherits from an earlier one, without copying it.
 
-A record may name a trial with any number of reports and attributes, and costs no more for that. Few entries are copied.
-More than `FEW` are linked: a retry, a continuation or a late result has the mapping of the trial before it below its
-own entries. What is below belongs to a finished trial, which never changes again.
+A record may name a trial with any number of reports and attributes at no extra cost. Up to `FEW` entries are copied.
+More than that are linked: a retry, a continuation or a late result has the mapping of the trial before it below its own
+entries. What is below belongs to a finished trial, which never changes again.
 
 Steps are kept in order, so that a trial that goes back to an earlier step only drops what came after it.
 """
@@ -23,7 +23,7 @@ FEW: Final = 256
 _DEEPEST: Final = 64
 """Links from one mapping to the next before all of them are copied into one."""
 _MANY: Final = 4096
-"""Steps that came out of order before all are sorted anew."""
+"""Steps that may arrive out of order before all are sorted anew."""
 LAST_STEP: Final = (1 << 63) - 1
 
 
@@ -58,7 +58,7 @@ class _Chained(Mapping[K, V]):
 
 
 class Layered(_Chained[K, V], MutableMapping[K, V]):
-    """Entries on top of a base, of which some are hidden."""
+    """Entries on top of a base, some of whose entries are hidden."""
 
     __slots__ = ("base", "depth", "hidden", "own")
 
@@ -88,7 +88,7 @@ class Layered(_Chained[K, V], MutableMapping[K, V]):
 
 
 def merged(old: Mapping[K, V], new: Mapping[K, V]) -> MutableMapping[K, V]:
-    """Attributes with those that a record sets: another object than `old`, which its readers may keep."""
+    """Attributes with those that a record sets: a new object, so readers may keep `old`."""
     if not isinstance(old, Layered):
         return {**old, **new} if len(old) <= FEW else Layered(old, dict(new))
     old.own.update(new)
@@ -98,7 +98,7 @@ def merged(old: Mapping[K, V], new: Mapping[K, V]) -> MutableMapping[K, V]:
 
 
 def branch(old: Mapping[K, V], without: Collection[K] = ()) -> MutableMapping[K, V]:
-    """The same entries but for some, for another trial; `old` never changes again."""
+    """The same entries except some, for another trial; `old` must never change again."""
     if not isinstance(old, Layered):
         return {key: old[key] for key in old if key not in without} if len(old) <= FEW else Layered(old, {}, without)
     if old.depth >= _DEEPEST:
@@ -109,7 +109,7 @@ def branch(old: Mapping[K, V], without: Collection[K] = ()) -> MutableMapping[K,
 
 
 class _Steps:
-    """Values by step, with the steps in order: those that came after a higher one wait in `late`."""
+    """Values by step, with the steps in order: steps that arrived after a higher one wait in `late`."""
 
     __slots__ = ("late", "steps", "values")
 
@@ -128,9 +128,10 @@ class _Steps:
 
 
 class StepValues(_Chained[int, float]):
-    """Values by step, and which step is the last, or the next after another, without a look at all of them.
+    """Values by step, which finds the last step, or the next one after another, without scanning all of them.
 
-    Its own values stand before those of `older` trials, the newest first, of which only the steps of a range count.
+    Its own values take precedence over those of `older` trials, the newest first; of each, only a range of steps
+    counts.
     """
 
     __slots__ = ("older", "own")
@@ -159,7 +160,7 @@ class StepValues(_Chained[int, float]):
         return self.floor(LAST_STEP) is not None
 
     def add(self, values: Mapping[int, float]) -> None:
-        """Take these in."""
+        """Add these values."""
         own, steps, late = self.own.values, self.own.steps, self.own.late
         for step in values:
             if step not in own:
@@ -184,7 +185,7 @@ class StepValues(_Chained[int, float]):
         return min([one for one in found if one is not None], default=None)
 
     def cut(self, first: int, last: int) -> None:
-        """Drop what is not at these steps."""
+        """Drop the values outside these steps."""
         for steps in (self.own.steps, self.own.late):
             low, high = bisect.bisect_left(steps, first), bisect.bisect_right(steps, last)
             for step in (*steps[:low], *steps[high:]):
@@ -202,7 +203,7 @@ class StepValues(_Chained[int, float]):
 
 
 def _within(layers: Sequence[tuple[_Steps, int, int]], first: int, last: int) -> list[tuple[_Steps, int, int]]:
-    """What is left of these at the steps from `first` to `last`."""
+    """What remains of these layers at the steps from `first` to `last`."""
     cut_ = [(one, max(first, begin), min(last, end)) for one, begin, end in layers]
     return [layer for layer in cut_ if layer[0].ceiling(*layer[1:]) is not None]
 
@@ -222,7 +223,7 @@ def linked(values: Mapping[int, float]) -> Mapping[int, float]:
 
 
 def cut(values: Mapping[int, float], first: int, last: int) -> Mapping[int, float]:
-    """The values of a running trial at these steps; what is dropped is gone."""
+    """The values of a running trial at these steps; the others are discarded."""
     if isinstance(values, StepValues):
         values.cut(first, last)
         return values
@@ -230,7 +231,10 @@ def cut(values: Mapping[int, float], first: int, last: int) -> Mapping[int, floa
 
 
 def inherited(values: Mapping[int, float], first: int, last: int) -> Mapping[int, float]:
-    """The values at these steps for another trial. `values` never change again, and are `linked` if they are many."""
+    """The values at these steps for another trial.
+
+    `values` must never change again, and are `linked` if there are many.
+    """
     return values.branch(first, last) if isinstance(values, StepValues) else _between(values, first, last)
 
 
@@ -253,5 +257,5 @@ def value_from(values: Mapping[int, float], step: int) -> float | None:
 
 
 def flat(values: Mapping[K, V]) -> dict[K, V]:
-    """A plain dictionary for those that take no other; not to be changed."""
+    """A plain dictionary for callers that accept nothing else; not to be changed."""
     return values.flat() if isinstance(values, _Chained) else values  # type: ignore[return-value]

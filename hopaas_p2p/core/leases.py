@@ -5,11 +5,11 @@ replica that replays it. Time never decides who is right, only when an owner is 
 treats its lease as uncertain a little before others may reclaim it.
 
 No clock is compared with another. An owner beats every ttl/3. An observer remembers which beat it saw and since when,
-on its own monotonic clock; the same beat for a whole ttl is silence, and silence is what a reclaim needs. An observer
-that could not look for a while begins anew: what kept it from looking may have kept the owner from beating. Where each
-beat costs a request, it does not read those of owners whose commits have come since its last look. An owner trusts its
-lease until ttl minus a margin has passed since its last exchange *began*: whatever the observers saw of it, they saw no
-earlier than that.
+on its own monotonic clock; the same beat for a whole ttl is silence, and a reclaim requires silence. An observer that
+could not look for a while begins anew: whatever kept it from looking may have kept the owner from beating. Where each
+beat costs a request, it does not read the beats of owners whose commits have arrived since its last look. An owner
+trusts its lease until ttl minus a margin has passed since its last exchange *began*: whatever the observers saw of it,
+they saw no earlier than that.
 """
 
 from __future__ import annotations
@@ -23,17 +23,17 @@ from hopaas_p2p.core.records import TrialReclaim, TrialStop
 from hopaas_p2p.core.state import State
 
 MARGIN: Final = 0.1
-"""Share of the ttl by which an owner doubts itself before others may reclaim."""
+"""Share of the ttl by which an owner treats its lease as uncertain before others may reclaim the trial."""
 
 BEATS_PER_TTL: Final = 3
 
 LONGEST_TTL: Final = 30 * 86400.0
-"""Seconds. Whatever ttl an owner announces, its trials are blocked for a month at most."""
+"""Seconds. Whatever ttl an owner announces, its trials are blocked for at most a month."""
 
-_RING: Final = 8  # owners that a busy peer watches
+_RING: Final = 8  # number of owners that a busy peer watches
 _UNRESTED: Final = 2  # attempts that start without a rest: the first, and one retry
-_LONGEST_REST: Final = 64  # doublings, which is for ever
-_LONGEST_GAP: Final = 0.5  # of a ttl without a look: the store was away, and perhaps for the owners too
+_LONGEST_REST: Final = 64  # number of doublings: effectively for ever
+_LONGEST_GAP: Final = 0.5  # share of a ttl without a look: the store was unreachable, perhaps for the owners too
 _LOOKS_PER_TTL: Final = 8  # a dead owner is noticed within ttl * (1 + 3/8)
 _UNSEEN: Final = (None, -math.inf, -math.inf)
 
@@ -48,7 +48,7 @@ class Lease(NamedTuple):
 def ttl_of(state: State, owner: str) -> float:
     """Seconds of silence after which this owner's trials may be reclaimed.
 
-    The study's, or a longer one that the owner announced when it joined, as for a ticket of the shell: between two
+    The study's ttl, or a longer one that the owner announced when it joined, as for a shell ticket: between two
     commands no process beats for it.
     """
     told = state.peers.get(owner, {}).get("ttl", "")
@@ -62,28 +62,31 @@ def ttl_of(state: State, owner: str) -> float:
 
 
 def beat_value(peer: str, count: int, now_us: int) -> str:
-    """A heartbeat that differs from all before it. It says when it was made, for people; rules see that it changes."""
+    """A heartbeat that differs from all before it.
+
+    It contains the time, for people; the rules only check that it changes.
+    """
     return f"{peer}:{count}:{now_us // 1_000_000}"
 
 
 def beat_time(beat: str | None) -> float | None:
-    """When this heartbeat was made, in seconds since 1970 by its peer's clock; None if it does not say."""
+    """When this heartbeat was made, in seconds since 1970 by its peer's clock; None if it contains no time."""
     text = beat.rpartition(":")[2] if beat is not None and beat.count(":") == 2 else ""
     return float(text) if text.isascii() and text.isdigit() else None
 
 
 class FailureDetector:
-    """What one observer knows of the owners it watches: the beat last seen of each, and since when.
+    """What one observer knows about the owners it watches: the last beat seen of each, and since when.
 
-    An owner that was never seen beating is watched from the moment the observer first looked.
+    An owner whose beat was never seen is watched from the moment of the observer's first look.
     """
 
     def __init__(self) -> None:
         self._seen: dict[str, tuple[str | None, float, float]] = {}
-        """Of each owner the beat, since when it was seen, and after which moment it was proven to live: when it was
-        looked for last before it had changed. A first sight is no proof of life."""
+        """For each owner: its beat, since when it was seen, and the moment after which the owner was proven alive,
+        which is the last look before the beat changed. A first sighting does not prove life."""
         self._unread: Collection[str] = ()
-        """Those whose beats the last look did not read, because they were heard."""
+        """Owners whose beats the last look did not read, because commits of theirs had arrived."""
         self._looked = -math.inf
 
     def look(
@@ -95,7 +98,7 @@ class FailureDetector:
         heard: Collection[str] = (),
         gap: float = math.inf,
     ) -> None:
-        """Take in the beats of these owners, or that others of them were `heard`; forget all others.
+        """Record the beats of these owners, or for some of them that they were `heard`; forget all others.
 
         After more than `gap` seconds without a look, all that was seen before is forgotten.
         """
@@ -121,11 +124,11 @@ class FailureDetector:
         return self._seen.get(owner, _UNSEEN)[0]
 
     def silence(self, owner: str, now: float) -> float:
-        """Seconds for which this owner's beat has not changed; 0 for one not watched yet."""
+        """Seconds for which this owner's beat has not changed; 0 for an owner not watched yet."""
         return now - self._seen[owner][1] if owner in self._seen else 0.0
 
     def proven_alive(self, owner: str, *, since: float) -> bool:
-        """Whether this owner has shown a sign of life that a look after this moment had not seen yet."""
+        """Whether this owner has shown a sign of life that was not yet seen by a look after this moment."""
         return self._seen.get(owner, _UNSEEN)[2] >= since
 
 
@@ -136,7 +139,8 @@ class OwnerMonitor:
         self.detector = FailureDetector()
         self.next_look = 0.0
         self._progress: dict[int, tuple[int, int, float]] = {}
-        """Of each trial its epoch, how many reports and metrics it had when it was last seen to move, and when."""
+        """For each trial: its epoch, how many reports and metrics it had when it was last seen to progress, and when.
+        """
         self._first_seen: dict[tuple[int, int], float] = {}
         """When each running lease, by trial and epoch, was first seen."""
         self._rests: dict[int, float] = {}
@@ -144,7 +148,7 @@ class OwnerMonitor:
         """How long the log was at the last look."""
 
     def heard(self, state: State, watched: Collection[str]) -> set[str]:
-        """Those that wrote to the log since this was asked last: they live, and their beats need not be read."""
+        """The owners that wrote to the log since the last call: they are alive, and their beats need not be read."""
         before, self._looked_at = self._looked_at, state.lsn
         if before is None:
             return set()
@@ -152,11 +156,11 @@ class OwnerMonitor:
         return {owner for owner, lsn in last.items() if lsn > before}
 
     def watched(self, state: State, spare: Collection[str]) -> list[str]:
-        """The owners to look at: all, if this peer runs no trial itself; else the few that follow it in a ring.
+        """The owners to look at: all, if this peer runs no trial itself; otherwise the few that follow it in a ring.
 
         If every peer watched every other, a thousand would read a million beats each round. Owners stand in a ring in
-        the order of their (random) uuids, and each is watched by those before it. If these die too, they are reclaimed
-        by the ones before them, the ring closes, and the next in line looks.
+        the order of their (random) uuids, and each is watched by those before it. If these die too, their trials are
+        reclaimed by the owners before them, the ring closes, and the next in line looks.
         """
         running = {state.trials[number].owner for number in list(state.running)}
         others = sorted(owner for owner in running if owner is not None and owner not in spare)
@@ -176,9 +180,10 @@ class OwnerMonitor:
         now: float,
         heard: Collection[str] = (),
     ) -> list[TrialReclaim | TrialStop]:
-        """Record the beats of the watched owners that were not `heard`, and return what may be done about silent ones.
+        """Record the beats of the watched owners that were not `heard`, and return the records to write about silent
+        ones.
 
-        Trials without a report for the policy's progress timeout are asked to stop; a timeout later, reclaimed.
+        Trials without a report for the policy's progress timeout are asked to stop and, one timeout later, reclaimed.
         """
         ttl, timeout = state.policy.ttl, state.policy.progress_timeout
         self.next_look = now + ttl / _LOOKS_PER_TTL
@@ -208,7 +213,7 @@ class OwnerMonitor:
         return due
 
     def resting(self, state: State, now: float) -> tuple[int, ...]:
-        """WAITING retries that this peer does not take yet: what killed its peer twice gets a rest first.
+        """WAITING retries that this peer does not take yet: a trial that has killed two peers must rest first.
 
         The second retry waits for ttl, each further one twice as long as the one before, from when it was first seen.
         """
@@ -224,7 +229,7 @@ class OwnerMonitor:
     def doubted_until(self, state: State, owner: str, *, since: float, now: float) -> float | None:
         """When it will be known whether this owner lives; None if it has shown a sign of life `since` this moment.
 
-        Else it shows one by then, or its trials may be reclaimed.
+        By then it has shown one, or its trials may be reclaimed.
         """
         if self.detector.proven_alive(owner, since=since):
             return None

@@ -1,9 +1,9 @@
-"""What a study has spent, by site, person and outcome, and when that ends it.
+"""What a study has spent, by site, person and outcome, and when that ends the study.
 
 `apply` keeps a ledger for every study whose policy has `limits`. Each lease costs the time from its start to its
-owner's last word, by the owner's own clock, and that time on each of the devices that the owner announced when it
-joined. An owner that knows better says so in its records (`Used`): it measured the energy, ran several trials at once,
-or saw its clock being set. Of an owner that died, an observer says how long it saw it alive.
+owner's last record, by the owner's own clock, and that time on each of the devices that the owner announced when it
+joined. An owner that knows better states it in its records (`Used`): it measured the energy, ran several trials at
+once, or noticed that its clock was set. If an owner died, an observer records how long it saw the owner alive.
 
 All amounts are whole numbers, so that they can be moved from one account to another without a remainder: what a
 running trial costs is booked as *running*, then as *complete*, *pruned* or *failed*, as *lost* if its peer died, or as
@@ -33,7 +33,7 @@ HOUR: Final = 3_600_000_000
 KWH: Final = 3_600_000_000
 """Millijoules."""
 LONGEST_LEASE: Final = 400 * 24 * HOUR
-"""Of one that is longer, a clock was set from 1970 to today."""
+"""In a longer one, a clock was set from 1970 to today."""
 _MOST: Final = 1 << 60
 """Of any amount: sums stay within the 64 bits that a snapshot writes."""
 Amount = Annotated[int, msgspec.Meta(ge=0, le=_MOST)]
@@ -50,7 +50,7 @@ _LOST_KEPT: Final = 256
 _CLOCKS: Final = 8
 _LONGEST_NAME: Final = 64
 OTHERS: Final = "others"
-"""The site and person of what comes after a thousand accounts."""
+"""The site and person for costs beyond the first thousand accounts."""
 
 Outcome = Literal["running", "complete", "pruned", "failed", "lost", "given back"]
 OUTCOMES: Final[tuple[Outcome, ...]] = ("complete", "pruned", "failed", "lost", "given back", "running")
@@ -59,11 +59,11 @@ BOOKED: Final[dict[int, Outcome]] = {
     TrialState.PRUNED: "pruned",
     TrialState.FAIL: "failed",
 }
-"""How what a trial cost is booked when it has ended like this."""
+"""How the cost of a trial is booked, by the state in which it ended."""
 
 
 class Cost(msgspec.Struct, array_like=True, gc=False):
-    """What some leases cost."""
+    """The cost of some leases."""
 
     time: Amount = 0
     """Microseconds."""
@@ -76,7 +76,7 @@ class Cost(msgspec.Struct, array_like=True, gc=False):
     epochs: Amount = 0
 
     def add(self, other: Cost, times: int = 1) -> None:
-        """Take this on top; away, with -1."""
+        """Add this cost; subtract it, with -1."""
         self.time += times * other.time
         self.gpu += times * other.gpu
         self.core += times * other.core
@@ -100,7 +100,7 @@ class Cost(msgspec.Struct, array_like=True, gc=False):
 
 
 class Account(msgspec.Struct, array_like=True, gc=False):
-    """What one person's leases at one site cost that ended alike."""
+    """The cost of one person's leases at one site that had the same outcome."""
 
     site: str
     user: str
@@ -110,7 +110,7 @@ class Account(msgspec.Struct, array_like=True, gc=False):
 
 
 class OpenLease(msgspec.Struct, array_like=True, gc=False):
-    """A lease, as far as its cost goes: one that is open, was given back or was lost."""
+    """The cost of a lease that is open, was given back or was lost."""
 
     site: str
     user: str
@@ -122,9 +122,9 @@ class OpenLease(msgspec.Struct, array_like=True, gc=False):
     """Thousandths."""
     start: Time
     heard: Time
-    """The time of its owner's last word, by the owner's clock as `start` is."""
+    """The time of its owner's last record, by the owner's clock, like `start`."""
     base: Amount
-    """Epochs that it began with."""
+    """Epochs already done when it began."""
     top: Amount
     """Epochs that its trial has now."""
     from_zero: bool
@@ -136,7 +136,7 @@ class OpenLease(msgspec.Struct, array_like=True, gc=False):
     """… and as what; None: nothing."""
 
     def cost(self) -> Cost:
-        """What it cost up to its owner's last word."""
+        """What it cost up to its owner's last record."""
         used = self.used
         time = min(max(self.heard - self.start, 0), LONGEST_LEASE) if used is None else used.time
         energy = time * self.watts // 1_000_000 if used is None or used.energy is None else used.energy
@@ -152,11 +152,11 @@ class Ledger(msgspec.Struct, array_like=True):
     """Whether large values are good."""
     accounts: dict[str, Account] = {}
     open: dict[int, OpenLease] = {}
-    """By trial; those of the running ones."""
+    """The leases of running trials, by trial."""
     given_back: dict[Natural, list[OpenLease]] = {}
-    """The earlier leases of trials that are not over."""
+    """The earlier leases of unfinished trials."""
     lost: Annotated[dict[Natural, OpenLease], msgspec.Meta(max_length=_LOST_KEPT)] = {}
-    """The last attempts that were lost: a late result moves what they cost."""
+    """The most recently lost attempts: a late result moves their cost to another account."""
     reached: str | None = None
     """Which limit has ended the study, in words."""
     best: tuple[Time, float] | None = None
@@ -164,7 +164,7 @@ class Ledger(msgspec.Struct, array_like=True):
     since_best: Natural = 0
     """COMPLETE and PRUNED trials since then."""
     improvements: list[tuple[Time, float]] = []
-    """When the best value changed, and to what: of the time that `gain_hours` needs."""
+    """When the best value changed, and to what, for as far back as `gain_hours` needs."""
     clocks: Annotated[list[tuple[str, Time]], msgspec.Meta(max_length=_CLOCKS)] = []
     """The last commits: their writers and times, where there are limits."""
     total: Cost = msgspec.field(default_factory=Cost)
@@ -183,7 +183,7 @@ class Ledger(msgspec.Struct, array_like=True):
     # --- leases ---
 
     def began(self, number: int, info: Mapping[str, str], at: int, reports: Mapping[int, float]) -> None:
-        """A trial started at a peer that introduced itself like this; it inherits these reports."""
+        """A trial started at a peer with this introduction; it inherits these reports."""
         top, from_zero = _epochs(reports) if reports else (0, False)
         get = info.get
         user = get("on_behalf_of") or get("user")
@@ -191,7 +191,7 @@ class Ledger(msgspec.Struct, array_like=True):
         self.open[number] = OpenLease(*peer, at, at, top, top, from_zero)
 
     def heard(self, number: int, at: int, used: Used | None, reports: Mapping[int, float]) -> None:
-        """The owner said something of its trial."""
+        """The owner wrote a record about its trial."""
         lease = self.open.get(number)
         if lease is None:
             return
@@ -205,14 +205,14 @@ class Ledger(msgspec.Struct, array_like=True):
             self._count(lease, "running")
 
     def resumed(self, number: int, reports: Mapping[int, float]) -> None:
-        """The owner went on from these reports, and not from all that the trial had."""
+        """The owner resumed from these reports only, not from all that the trial had."""
         lease = self.open.get(number)
         if lease is not None:
             lease.top, lease.from_zero = _epochs(reports)
             lease.base = min(lease.base, lease.top)
 
     def ended(self, number: int, outcome: Outcome, at: int | None = None, used: Used | None = None) -> None:
-        """The trial ended, or was given back; `at` is when its owner said so, with what it had used."""
+        """The trial ended, or was given back; `at` is when its owner recorded that, and `used` what it had used."""
         lease = self.open.pop(number, None)
         if lease is not None:
             if at is not None and at > lease.heard:
@@ -226,7 +226,7 @@ class Ledger(msgspec.Struct, array_like=True):
             self.settle(number, outcome)
 
     def settle(self, number: int, outcome: Outcome) -> None:
-        """What the trial's earlier leases cost belongs to this outcome now."""
+        """Move the cost of the trial's earlier leases to this outcome."""
         for lease in self.given_back.pop(number, ()):
             self._count(lease, outcome)
 
@@ -245,7 +245,7 @@ class Ledger(msgspec.Struct, array_like=True):
         self.lost[number] = lease
 
     def came_late(self, number: int, at: int, used: Used | None, reports: Mapping[int, float]) -> None:
-        """The owner of a lost attempt was alive after all, and told a result."""
+        """The owner of a lost attempt was alive after all, and sent a result."""
         lease = self.lost.pop(number, None)
         if lease is None:
             return
@@ -255,14 +255,14 @@ class Ledger(msgspec.Struct, array_like=True):
         self._count(lease, "complete")
 
     def _count(self, lease: OpenLease, outcome: Outcome) -> None:
-        """Let the accounts say of a lease what it has cost by now, and how it ended."""
+        """Update the accounts with what a lease has cost by now, and how it ended."""
         if lease.booked is not None:
             self._add(lease, -1)
         lease.counted, lease.booked = lease.cost(), outcome
         self._add(lease, 1)
 
     def _add(self, lease: OpenLease, times: int) -> None:
-        """Add a lease to the account that it is booked in; take it away with -1."""
+        """Add a lease to the account that it is booked in; with -1, remove it."""
         key = f"{lease.site}\n{lease.user}\n{lease.booked}"
         account = self.accounts.get(key)
         if account is None:
@@ -280,7 +280,7 @@ class Ledger(msgspec.Struct, array_like=True):
         """Let these limits count from now on."""
         self.limits, self.reached = UNLIMITED if limits == UNLIMITED else limits, None
         if self.limits is UNLIMITED:
-            self.clocks = []  # none is added until there are limits again
+            self.clocks = []  # no clock is added until there are limits again
         if self.best is not None and (not self.improvements or self.improvements[-1][1] != self.best[1]):
             self._improved(*self.best)
         if self.measured:
@@ -302,12 +302,12 @@ class Ledger(msgspec.Struct, array_like=True):
             begin = (
                 bisect.bisect_right(self.improvements, at - int(until.gain_hours * HOUR), key=lambda one: one[0]) - 1
             )
-            if begin > len(self.improvements) // 2:  # seldom, so that each is moved about once
+            if begin > len(self.improvements) // 2:  # seldom, so that each entry is moved about once
                 del self.improvements[:begin]
             self._improved(at, value)
 
     def _improved(self, at: int, value: float) -> None:
-        """Keep when the best value changed; these times are in order, whatever clocks say."""
+        """Remember when the best value changed; these times are in order, whatever the clocks show."""
         self.improvements.append((max(at, self.improvements[-1][0]) if self.improvements else at, value))
 
     def look(self, writer: str, at: int) -> None:
@@ -318,7 +318,7 @@ class Ledger(msgspec.Struct, array_like=True):
 
     @property
     def time(self) -> int:
-        """The time that the log shows: what two of the last writers agree has come, or the only one says."""
+        """The time that the log shows: the latest that two of the last writers have passed, or the only one's."""
         clocks = sorted(dict(self.clocks).values())
         return clocks[-2:][0] if clocks else 0
 
@@ -347,7 +347,7 @@ class Ledger(msgspec.Struct, array_like=True):
         return None
 
     def spent(self, name: str) -> float:
-        """How much of this is spent: epochs, gpu_hours, core_hours, kwh or euro."""
+        """How much of this quantity is spent: epochs, gpu_hours, core_hours, kwh or euro."""
         if name != "euro":
             return float(getattr(self.total, name))
         return sum([euro(account, self.limits.prices) for account in self.accounts.values()])
@@ -360,12 +360,12 @@ AMOUNTS: Final = {
     "kwh": "kWh",
     "euro": "euro",
 }
-"""What a budget may limit beside trials: its field, and the unit in words."""
+"""What a budget may limit besides trials: its field, and the unit in words."""
 UNLIMITED: Final = Budget()
 
 
 def euro(account: Account, prices: Mapping[str, Price]) -> float:
-    """What an account costs by these prices."""
+    """What an account costs at these prices."""
     price, cost = prices.get(account.site) or prices.get("*"), account.cost
     if price is None:
         return 0.0
@@ -373,7 +373,7 @@ def euro(account: Account, prices: Mapping[str, Price]) -> float:
 
 
 def possible_limits(limits: Budget, directions: int) -> bool:
-    """Whether a study with so many objectives can be limited like that."""
+    """Whether a study with this many objectives can have these limits."""
     until = limits.until or Until()
     amounts = [getattr(limits, name) for name in AMOUNTS]
     prices = [number for price in limits.prices.values() for number in msgspec.structs.astuple(price)]
@@ -391,7 +391,7 @@ def possible_limits(limits: Budget, directions: int) -> bool:
 
 
 def possible_ledger(ledger: Ledger, directions: int, running: Collection[int], trials: int) -> bool:
-    """Whether `apply` can have kept this ledger of a study with so many objectives and trials, of which these run."""
+    """Whether `apply` can have produced this ledger for a study with these directions, running trials and trials."""
     best = [] if ledger.best is None else [ledger.best]
     leases = [*ledger.open.values(), *ledger.lost.values(), *itertools.chain(*ledger.given_back.values())]
     return (
@@ -416,13 +416,13 @@ def _epochs(reports: Mapping[int, float]) -> tuple[int, bool]:
 def _peer(
     site: str | None, user: str | None, gpus: str | None, cores: str | None, watts: str | None
 ) -> tuple[str, str, int, int, int]:
-    """What an open lease says of its peer: the first fields of `OpenLease`."""
+    """What an open lease records about its peer: the first fields of `OpenLease`."""
     where, who = (site or "?")[:_LONGEST_NAME], (user or "?")[:_LONGEST_NAME]
     return where, who, _thousandths(gpus), _thousandths(cores), _thousandths(watts, _MOST_WATTS)
 
 
 def _thousandths(text: str | None, most: int = _MOST_DEVICES) -> int:
-    """A number of devices or watts from an introduction, which may say anything."""
+    """A number of devices or watts from an introduction, which may contain anything."""
     try:
         number = float(text or 0.0)
     except ValueError:

@@ -1,7 +1,7 @@
 """Which trials a trial descends from, and with which parameters each step of its training was made.
 
-In a population a member goes on from another one's checkpoint, so the model that a trial ends with was trained by
-several trials with different parameters. A path through them, from the first step to the last, is a schedule.
+In a population a member continues from another one's checkpoint, so a trial's final model was trained by several trials
+with different parameters. A path through them, from the first step to the last, is a schedule.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def copied_trial(trial: Trial) -> int | None:
 
 
 def resumed_step(trial: Trial) -> int | None:
-    """The lowest step that an attempt at this trial resumed from, or `FROM_START`; None: it never looked."""
+    """The lowest step from which an attempt at this trial resumed, or `FROM_START`; None if none looked."""
     return int(trial.system[RESUMED]) if RESUMED in trial.system else None
 
 
@@ -45,18 +45,18 @@ def parent(trial: Trial) -> int | None:
 def own_steps(trials: Sequence[Trial], trial: Trial, last: int) -> TrainedSteps | None:
     """The steps up to the `last` that this trial made itself; None if it made none of them."""
     before, start = parent(trial), resumed_step(trial)
-    if start is None and trial.late_of is not None:  # it has the reports of the trial that it was
+    if start is None and trial.late_of is not None:  # it has the reports of the trial it retries
         return None
     if start is None and before is not None and trials[before].checkpoints:
         saved = trials[before].checkpoints[-1].step
-        if any(step <= saved for step in trials[before].reports):  # it has those, and none of its own
+        if any(step <= saved for step in trials[before].reports):  # it has the inherited reports, and none of its own
             return None
     after = FROM_START if start is None or before is None else min(start, last)
     return TrainedSteps(after, last, trial.number) if after < last else None
 
 
 def segments(trials: Sequence[Trial], number: int) -> list[TrainedSteps]:
-    """The steps that led to where this trial stands now, and who made them, the first step first."""
+    """The steps that led to this trial's current state, and the trials that made them, the first step first."""
     found: list[TrainedSteps] = []
     trial: Trial | None = trials[number]
     last = max(trials[number].reports, default=FROM_START)

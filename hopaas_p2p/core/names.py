@@ -1,6 +1,6 @@
 """Names that may become part of a key, a path or a URL, and ids of trials.
 
-Logs may be hostile: a name that comes from one is checked first.
+Logs may be hostile: a name from a log is checked first.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def checked_key(key: str) -> str:
 
 
 NO_REQUEST: Final = "none"
-"""The value of that beat once the rescue is over."""
+"""The value of the rescue's beat once the rescue is over."""
 
 
 def request_name(uuid: str) -> str:
@@ -40,15 +40,15 @@ def request_name(uuid: str) -> str:
 
 
 def handover_prefix(uuid: str) -> str:
-    """Where they put them: the beginning of the keys."""
+    """Where peers put their states: the prefix of the keys."""
     return f"{uuid}/rescue/"
 
 
 def first_id(study_id: int) -> int:
-    """Optuna's id of trial 0 of a study. Another trial's is its number more."""
+    """Optuna's id of trial 0 of a study. For another trial, add its number."""
     return study_id << _NUMBER_BITS
 
 
 def study_and_number(trial_id: int) -> tuple[int, int]:
-    """The id of the study that a trial is in, and the trial's number there."""
+    """The id of the study that a trial belongs to, and the trial's number in it."""
     return divmod(trial_id, 1 << _NUMBER_BITS)

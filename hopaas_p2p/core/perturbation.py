@@ -1,4 +1,4 @@
-"""How the parameters of a member change that copies another: by a factor of 0.8 or 1.2, or drawn anew.
+"""How the parameters of a member that copies another change: by a factor of 0.8 or 1.2, or drawn anew.
 
 As in population-based training (arXiv 1711.09846). Every replica computes the same numbers, whatever its machine: a
 draw is a hash of the study's name, the trial's number and the parameter's, and logarithms are taken by `decimal`, which
@@ -16,7 +16,7 @@ from hopaas_p2p.core.records import Categorical, Distribution, Float, Int
 
 FACTORS: Final = (0.8, 1.2)
 SHIFT: Final = 0.1
-"""Of the width of its range, for a parameter that may be negative, or is 0."""
+"""Share of its range's width, for a parameter that may be negative, or is 0."""
 _DECIMAL: Final = decimal.Context(prec=40)
 
 
@@ -40,9 +40,9 @@ def perturbed(
     Args:
         params: in the form of the log.
         distributions: of each of them.
-        resample: how likely one is drawn anew.
+        resample: the probability that a parameter is drawn anew.
         fixed: the names of those that do not change.
-        seed: what the draws depend on.
+        seed: the text that determines the draws.
 
     """
     found = dict(params)
@@ -55,7 +55,7 @@ def perturbed(
         elif not isinstance(distribution, Categorical):  # choices have no order
             up = fraction(seed, name, "direction") >= 0.5
             moved = _moved(value, distribution, up=up)
-            # the same: it was at the end of its range
+            # unchanged: it was at the end of its range
             found[name] = _moved(value, distribution, up=not up) if moved == value else moved
     return found
 
@@ -79,7 +79,7 @@ def _moved(value: float, distribution: Float | Int, *, up: bool) -> float:
 
 
 def _drawn(distribution: Distribution, share: float) -> float:
-    """A value from the whole range, evenly or in the logarithm."""
+    """A value from the whole range, uniform or log-uniform."""
     if isinstance(distribution, Categorical):
         return float(int(share * len(distribution.choices)))
     low, high, step = distribution.low, distribution.high, distribution.step

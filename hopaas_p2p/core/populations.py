@@ -1,16 +1,16 @@
 """Who copies whom: population-based training (arXiv 1711.09846) with truncation selection, without a master.
 
-A population has `size` members. Each trains for `every` epochs, pauses, and is then taken up again: the one that has
-come least far first, so that members advance nearly in step. A member that ranks in the bottom `quantile` of all that
-have come as far is not continued from its own checkpoint, but from that of a member in the top `quantile`, with that
-member's parameters, perturbed. The others keep their own parameters. No member waits for another.
+A population has `size` members. Each trains for `every` epochs, pauses, and is then continued: the least advanced one
+first, so that members advance nearly in step. A member that ranks in the bottom `quantile` of all that have come as far
+is not continued from its own checkpoint, but from that of a member in the top `quantile`, with that member's
+parameters, perturbed. The others keep their own parameters. No member waits for another.
 
-A member is compared with what the others were worth at the same rung, even if they are ahead by now: at the rung where
-it pauses, or, while too few have come as far to tell which are the worst, at the newest rung before that enough have
-reached. Otherwise members at fast peers, which are always among the first, would never copy, and would keep the last
-places for all who come later. Rungs before it last copied say nothing about its parameters, and are not looked at.
-What a member copies is the checkpoint that a better one left at the rung where it pauses, so every schedule of
-parameters has one entry per interval.
+A member is compared with the others' values at the same rung, even if they are ahead by now: at the rung where it
+pauses or, while too few have reached that rung to tell which are the worst, at the newest earlier rung that enough have
+reached. Otherwise members at fast peers, which are always among the first, would never copy, and would leave the last
+places to all that come later. Rungs from before it last copied do not reflect its parameters and are ignored. A member
+copies the checkpoint that a better one left at the rung where it pauses, so every schedule of parameters has one entry
+per interval.
 
 The rules know numbers only, no trials. `perturbation` says how parameters change.
 """
@@ -27,7 +27,7 @@ from hopaas_p2p.core.fidelity import Population
 from hopaas_p2p.core.standings import Ranking, RungCount, RungStanding, TrialChain, first, remove
 
 _MOST_FAILURES: Final = 3
-"""Of a member since its last pause: then it is out."""
+"""Failures of a member since its last pause after which it is out."""
 _ROUNDING: Final = 1e-9  # 0.29 * 100 is 28.999999999999996
 
 
@@ -44,9 +44,9 @@ class Members(Configurations):
         self._reached: list[Ranking] = []
         """For each rung, the members that have reached it, the best first."""
         self._waiting: Ranking = []
-        """Members that wait, the one that has come least far first."""
+        """Waiting members, the least advanced first."""
         self._training: Ranking = []
-        """Members that are not over, the one that has gone on from the fewest rungs first."""
+        """Unfinished members, the one that has continued from the fewest rungs first."""
 
     # --- members ---
 
@@ -59,7 +59,7 @@ class Members(Configurations):
         return self._levels[promoted] if promoted < len(self._levels) else None
 
     def _standing_of(self, chain: TrialChain, reached: tuple[float, ...], *, live: bool) -> RungStanding:
-        """One that failed waits at the rung of its last pause, behind all others."""
+        """A failed member waits at the rung of its last pause, behind all others."""
         idle = not live and not chain.complete
         waits = idle and chain.paused >= 0
         if idle and not waits and chain.failed:
@@ -94,12 +94,12 @@ class Members(Configurations):
         root = self.root(number)
         chain, rung = self._chains[root], len(self._standing[root].reached)
         found = [self._chains[better].pauses.get(rung) for better in self.better(root)]
-        if not any(one is not None for one in found) and chain.paused < 0:  # it failed: not as it was before
+        if not any(one is not None for one in found) and chain.paused < 0:  # it failed: it is not repeated unchanged
             found = [chain.pauses.get(rung)]
         return [one for one in found if one is not None]
 
     def better(self, number: int) -> list[int]:
-        """The members that one that waits may copy, the best first; none if it keeps its own parameters."""
+        """The members that a waiting one may copy, the best first; empty if it keeps its own parameters."""
         standing = self._standing[number]
         if not standing.waits or not standing.reached:
             return []
@@ -118,7 +118,7 @@ class Members(Configurations):
         return False
 
     def _quota(self, reached: int) -> int:
-        """How many of those that have reached a rung copy, and how many are copied."""
+        """Of the members that have reached a rung, how many copy, and equally how many are copied."""
         quota = int(reached * self.population.quantile + _ROUNDING)
         return 1 if quota == 0 and reached >= self.population.size else quota
 

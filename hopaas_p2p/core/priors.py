@@ -1,6 +1,6 @@
-"""What a study keeps of earlier ones: configurations and their scores by rank, so that every peer starts from the same.
+"""What a study keeps from earlier ones: configurations and their rank scores, so all peers start from the same priors.
 
-No results are kept. What a person believes of the parameters has the same form.
+No results are kept. A person's beliefs about the parameters have the same form.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ import msgspec
 from hopaas_p2p.core.records import Categorical, Distribution, Natural
 
 MOST_PRIORS: Final = 8
-"""Earlier studies per study: an ask costs as much for each of them."""
+"""Earlier studies per study: the cost of an ask grows with each of them."""
 MOST_CONFIGURATIONS: Final = 200
 LARGEST_PRIOR: Final = 64_000
-"""Characters of JSON, and values of parameters."""
+"""Characters of JSON, and also values of parameters."""
 BELIEF: Final = "your belief"
-"""The name of the prior that the definitions of the parameters gave."""
+"""The name of the prior that the parameters' definitions contain."""
 _Score = Annotated[float, msgspec.Meta(ge=-10, le=10)]
 _Length = Annotated[float, msgspec.Meta(ge=1e-3, le=1e3)]
 
@@ -29,19 +29,19 @@ class PriorRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     name: Annotated[str, msgspec.Meta(min_length=1, max_length=200)]
     space: dict[str, Distribution]
     params: dict[str, list[float]]
-    """Of each parameter the values as in a log, the best configuration first."""
+    """For each parameter, the values as in a log, the best configuration first."""
     scores: Annotated[list[_Score], msgspec.Meta(max_length=MOST_CONFIGURATIONS)]
-    """What the ranks of these configurations would be in a normal distribution; the best is the lowest."""
+    """The ranks of these configurations as normal scores; the best is the lowest."""
     lengths: list[_Length]
     """How quickly the scores change with each parameter, as parts of its range."""
     noise: Annotated[float, msgspec.Meta(ge=1e-4, le=10)]
     uuid: Annotated[str, msgspec.Meta(max_length=64)] = ""
-    """Of the earlier study; empty where it lies in no store."""
+    """The uuid of the earlier study; empty if it is not in a store."""
     place: Natural = 0
     """How many commits its log had."""
 
     def flaw(self) -> str | None:
-        """Why this cannot be learned from; None if it can. Its distributions are judged with all others."""
+        """Why this cannot be learned from; None if it can. Its distributions are checked together with all others."""
         if not self.space or not self.scores:
             return "it has no configurations"
         if self.params.keys() != self.space.keys() or len(self.lengths) != len(self.space):

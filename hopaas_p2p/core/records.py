@@ -1,8 +1,8 @@
-"""What can be written into a log: one struct a record, and the Commit that carries some of them.
+"""What can be written into a log: one struct per kind of record, and the Commit that carries records.
 
-A record is a fact or a request, told by one peer to all. It holds no authority of its own: `apply.apply` decides what
-it does, the same way on every peer. Records are appended for ever, so a field is never renamed, reordered or reused;
-new fields go to the end with a default.
+A record is a fact or a request, published by one peer to all. It has no authority of its own: `apply.apply` decides its
+effect, identically on every peer. Records are appended for ever, so a field is never renamed, reordered or reused; new
+fields go to the end with a default.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ field of the wrong type."""
 Natural = Annotated[int, msgspec.Meta(ge=0, lt=1 << 53)]
 """The number of a trial or an epoch."""
 LAST_TIME: Final = 1 << 53
-"""Microseconds: some 285 years before or after 1970, as far as the nanoseconds of numpy and pandas reach."""
+"""Microseconds: some 285 years before or after 1970, the range of the nanosecond times of numpy and pandas."""
 Time = Annotated[int, msgspec.Meta(gt=-LAST_TIME, lt=LAST_TIME)]
 LONGEST_PEER: Final = 64
 """Characters of a peer's name."""
@@ -50,7 +50,7 @@ class Float(msgspec.Struct, array_like=True, frozen=True, tag="f"):
     log: bool = False
     step: float | None = None
     prior: float | None = None
-    """What somebody believes to be a good value; in a log it is a prior of the study, and never here."""
+    """What a person believes to be a good value; in a log it is stored as a prior of the study, never here."""
     confidence: str | None = None
     """low, medium or high."""
 
@@ -86,12 +86,15 @@ class Price(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class Until(msgspec.Struct, frozen=True, omit_defaults=True):
-    """What ends a study before its budget is spent; the first that holds does. All but the date: one objective only."""
+    """What ends a study before its budget is spent; the first condition that holds does.
+
+    All except the date require a single objective.
+    """
 
     target: float | None = None
-    """A value that is good enough: at most this when minimizing, at least this when maximizing."""
+    """A value that is good enough: at most this value when minimizing, at least this when maximizing."""
     date: int | str | None = None
-    """A date or time such as 2026-12-31, in UTC unless it says otherwise. In a log: microseconds since 1970."""
+    """A date or time such as 2026-12-31, in UTC unless it has an offset. In a log: microseconds since 1970."""
     trials_without_gain: int | None = None
     """COMPLETE and PRUNED trials since the best one."""
     hours_without_gain: float | None = None
@@ -104,13 +107,13 @@ class Until(msgspec.Struct, frozen=True, omit_defaults=True):
 class Budget(msgspec.Struct, frozen=True, omit_defaults=True):
     """What a study may spend; the first limit that is reached ends it. None: no limit.
 
-    Running trials are asked to end then, but for `trials`, which are counted when they start.
+    Running trials are then asked to end, except under `trials`, where trials are counted when they start.
     """
 
     trials: int | None = None
     """COMPLETE + PRUNED trials, exactly. In a log this is `Policy.budget`."""
     epochs: int | None = None
-    """Steps that were trained, each time they were trained."""
+    """Steps trained; a step counts each time it is trained."""
     gpu_hours: float | None = None
     core_hours: float | None = None
     kwh: float | None = None
@@ -125,7 +128,8 @@ class Used(msgspec.Struct, array_like=True, frozen=True, gc=False):
     """What a lease has used so far, by its owner's measurement."""
 
     time: int
-    """Microseconds by a clock that nobody sets. Of a process that runs n trials at a time, each uses a share."""
+    """Microseconds by a clock that nobody sets. In a process that runs n trials at a time, each is charged its share.
+    """
     energy: int | None = None
     """Millijoules."""
 
@@ -134,7 +138,7 @@ _HOPELESS: Final = 10
 
 
 class Policy(msgspec.Struct, frozen=True, omit_defaults=True):
-    """How a study treats its trials. Fixed at creation, but for the budget, which `study.control` may move."""
+    """How a study treats its trials. Fixed at creation, except for the budget, which `study.control` may change."""
 
     budget: int | None = None
     """COMPLETE + PRUNED trials wanted; with RUNNING ones added it is never exceeded. None: no end."""
@@ -145,20 +149,20 @@ class Policy(msgspec.Struct, frozen=True, omit_defaults=True):
     max_failures: int | None = None
     """FAILs in a row, by the objective's own fault, that end the campaign. None: never."""
     progress_timeout: float | None = None
-    """Seconds a live trial may go without a report before it is asked to stop, then reclaimed. None: for ever."""
+    """Seconds that a live trial may go without a report before it is asked to stop, then reclaimed. None: for ever."""
     interrupted: str = "fail"
-    """What becomes of a trial interrupted for good, its attempts used up: "fail", or "prune" at its last report."""
+    """What happens to an interrupted trial whose attempts are used up: "fail", or "prune" at its last report."""
     limits: Budget = Budget()
-    """Limits beside `budget`; see `ledger`."""
+    """Limits besides `budget`; see `ledger`."""
 
     @property
     def hopeless_after(self) -> int:
-        """Failures without any success after which one process stops: what cannot work would use up trials for ever."""
+        """Failures without any success after which one process stops; a broken objective must not use up trials."""
         return self.max_failures or _HOPELESS
 
 
 class StudyDefine(msgspec.Struct, array_like=True, frozen=True, tag="study.define"):
-    """The first record of a study: what is optimised, and under which policy."""
+    """The first record of a study: what is optimized, and under which policy."""
 
     name: str
     directions: tuple[str, ...]
@@ -181,7 +185,7 @@ class StudyControl(msgspec.Struct, array_like=True, frozen=True, tag="study.cont
     status: str | None = None
     budget: int | None = None
     limits: Budget | None = None
-    """In place of all limits but `budget`."""
+    """Replaces all limits except `budget`."""
 
 
 class PeerJoin(msgspec.Struct, array_like=True, frozen=True, tag="peer.join"):
@@ -194,7 +198,7 @@ class PeerDrain(msgspec.Struct, array_like=True, frozen=True, tag="peer.drain"):
     """A request to one peer, or to all peers of a site: finish the running trials, take no more. `off` revokes it."""
 
     peer: str | None = None
-    """Or the name of a crew, which the workers of a call of `optimize(on=…)` have in common, also those to come."""
+    """Or the name of a crew, shared by all present and future workers of one `optimize` call with `on`."""
     site: str | None = None
     off: bool = False
 
@@ -204,7 +208,7 @@ class TrialCreate(msgspec.Struct, array_like=True, frozen=True, tag="trial.creat
 
     state: TrialState = TrialState.RUNNING
     prefer_waiting: bool = False
-    """Claim the first WAITING trial instead, if there is one: a race-free ask."""
+    """Claim the first WAITING trial instead, if there is one: an ask without a race."""
     params: dict[str, float] = {}
     dists: dict[str, Distribution] = {}
     reports: dict[Step, float] = {}
@@ -215,12 +219,12 @@ class TrialCreate(msgspec.Struct, array_like=True, frozen=True, tag="trial.creat
     start: int | None = None
     end: int | None = None
     skip: Skip = ()
-    """Trials that `prefer_waiting` passes over: retries that are to have a rest first, and paused ones that are left to
-    their site for a moment."""
+    """Trials that `prefer_waiting` passes over: retries that must rest first, and paused trials that are left to their
+    site for a moment."""
     replicates: int = 1
-    """How many trials a new configuration gets: all but this one wait."""
+    """How many trials a new configuration gets: all except this one wait."""
     metrics: dict[str, dict[Step, float]] = {}
-    """Name -> step -> value, beside the reports; see `TrialSet.metrics`."""
+    """Name -> step -> value, besides the reports; see `TrialSet.metrics`."""
 
 
 class TrialClaim(msgspec.Struct, array_like=True, frozen=True, tag="trial.claim"):
@@ -232,7 +236,7 @@ class TrialClaim(msgspec.Struct, array_like=True, frozen=True, tag="trial.claim"
 class TrialSet(msgspec.Struct, array_like=True, tag="trial.set"):
     """Parameters (internal representation), reports by step, and attributes as JSON texts: merged into the trial.
 
-    `dists` names the distribution only where it differs from the first that this study's log gave the parameter.
+    `dists` contains a distribution only where it differs from the parameter's first in this log.
     """
 
     number: int
@@ -245,15 +249,16 @@ class TrialSet(msgspec.Struct, array_like=True, tag="trial.set"):
     stopping: bool = False
     """The owner has seen the request to stop."""
     resumed_from: Step | None = None
-    """The step that this attempt really resumed from, or `FROM_START`: an earlier attempt's reports end there."""
+    """The step that this attempt actually resumed from, or `FROM_START`: an earlier attempt's reports are cut off
+    there."""
     used: Used | None = None
-    """What its lease has used; None: as the commits' times and the owner's introduction say."""
+    """What its lease has used; None: it follows from the commits' times and the owner's introduction."""
     metrics: dict[str, dict[Step, float]] = {}
-    """Name -> step -> value: what is watched beside the reports. No pruner, rung or budget reads them."""
+    """Name -> step -> value: metrics shown besides the reports. No pruner, rung or budget reads them."""
 
 
 class Checkpoint(msgspec.Struct, array_like=True, frozen=True, gc=False):
-    """Where a trial may be resumed: an artifact of the store, and the step it was taken after."""
+    """Where a trial may be resumed: an artifact of the store, and the step after which it was saved."""
 
     step: Step
     key: str
@@ -305,7 +310,7 @@ class TrialRelease(msgspec.Struct, array_like=True, frozen=True, tag="trial.rele
 
 
 class TrialReclaim(msgspec.Struct, array_like=True, frozen=True, tag="trial.reclaim"):
-    """An observer takes a silent owner's trial away: FAIL, and a WAITING retry while attempts remain."""
+    """An observer reclaims a silent owner's trial: FAIL, and a WAITING retry while attempts remain."""
 
     number: int
     epoch: int
@@ -315,7 +320,7 @@ class TrialReclaim(msgspec.Struct, array_like=True, frozen=True, tag="trial.recl
 
 
 class TrialTakeOver(msgspec.Struct, array_like=True, frozen=True, tag="trial.take_over"):
-    """An operator ends a trial on behalf of the peer that runs it. That peer's own result is then a late one."""
+    """An operator ends a trial on behalf of the peer that runs it. That peer's result is then late."""
 
     number: int
     epoch: int
@@ -335,20 +340,20 @@ class TrialStop(msgspec.Struct, array_like=True, frozen=True, tag="trial.stop"):
 
 
 class StudyRegistered(msgspec.Struct, array_like=True, frozen=True, tag="catalog.open"):
-    """Catalog: a study of this uuid is to be found under this name."""
+    """Catalog: the study with this uuid has this name."""
 
     uuid: str
     name: str
 
 
 class StudyRemoved(msgspec.Struct, array_like=True, frozen=True, tag="catalog.close"):
-    """Catalog: the study of this uuid is deleted; its name is free again."""
+    """Catalog: the study with this uuid is deleted; its name is free again."""
 
     uuid: str
 
 
 class Opaque(msgspec.Struct, frozen=True):
-    """A record this version cannot read, kept as it came: a newer kind, or garbage. Never applied."""
+    """A record that this version cannot read, kept unchanged: a newer kind, or garbage. Never applied."""
 
     raw: bytes
 
@@ -376,13 +381,13 @@ Record = StudyRecord | CatalogRecord
 class Commit(msgspec.Struct, frozen=True):
     """Some records that one writer appends at once: all of them or none.
 
-    `(writer, seq)` is the nonce: a writer's seq only rises, so a commit that is in the log twice counts once.
+    `(writer, seq)` is the nonce: a writer's seq only rises, so a commit that appears twice in the log counts once.
     """
 
     writer: str
     seq: int
     owner: str
-    """The peer it acts for: the writer itself, or the one whose trial travelled to this process."""
+    """The peer it acts for: the writer itself, or the one whose trial moved to this process."""
     at: int
     """When it was made, by the writer's clock: microseconds since 1970, UTC. Shown to people, never compared."""
     records: tuple[Record | Opaque, ...]

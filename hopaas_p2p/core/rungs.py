@@ -1,16 +1,18 @@
-"""Who goes on and who waits: asynchronous successive halving by promotion (arXiv 1810.05934), without a master.
+"""Which trials continue and which wait: asynchronous successive halving by promotion (arXiv 1810.05934), without a
+master.
 
-A configuration runs up to its next rung and pauses there. Whoever is free takes the best configuration that a rung
-promotes, the highest rung first, and otherwise begins a new one. A rung promotes the best 1/eta of all configurations
-that have reached it, whether they wait, run on, or are finished, so the first wave of a study is cut as well.
+A configuration runs up to its next rung and pauses there. A free peer takes the best configuration that a rung
+promotes, the highest rung first, or else begins a new one. A rung promotes the best 1/eta of all configurations that
+have reached it, whether they are waiting, running or finished, so the first wave of a study is cut as well.
 
 A configuration belongs to one bracket for life. Bracket b begins at the b-th rung, so a bracket with a high first rung
-protects configurations that start slowly. Brackets get configurations by turns. Hyperband gives most to the lowest one;
-where curves cross, that takes several times as long as no pruning, and by turns it takes less (docs/benchmarks.md).
+protects configurations that start slowly. Brackets take turns to get configurations. Hyperband gives most to the lowest
+one; where curves cross, that takes several times as long as no pruning, while taking turns is faster than no pruning
+(docs/benchmarks.md).
 
-With three brackets or more, the first configurations do not pause until `whole` of them were trained to the end, and
-later one of 32 never does. A rung at which the best of those stood behind is passed for as long as that is so, and what
-waits there goes on in the order in which it began.
+With three brackets or more, the first configurations do not pause until `whole` of them have been trained to the end,
+and later one in 32 never pauses. A rung at which the best of those ranked low is skipped for as long as that is so, and
+configurations that wait there continue in the order in which they began.
 
 The rules know numbers only, no trials: `configurations` derives from a study's trials where each configuration stands.
 """
@@ -48,17 +50,17 @@ class Ladder(Configurations):
         """Of each configuration."""
         self._hedged = policy.brackets >= _HEDGED and policy.whole > 0
         self._rungs = [[_Rung([], []) for _ in policy.levels] for _ in range(len(policy.levels) + 1)]
-        """For each bracket all rungs; it pauses at none that is below its first."""
+        """For each bracket, all rungs; its configurations do not pause below its first."""
         self._whole: list[int] = []
         """The configurations that were trained to the end without a pause, in order."""
         self._passed: frozenset[int] = frozenset()
-        """The rungs, from 0, that mislead, so that none pauses there."""
+        """The misleading rungs, counted from 0; no configuration pauses there."""
         self._first: set[int] = set()
-        """The configurations that do not pause until the rungs are proved."""
+        """The configurations that do not pause until the rungs have been proved."""
         self._owed: Ranking = []
-        """Configurations that wait at no rung that is still ahead of them: the rungs were changed."""
+        """Configurations that wait, but at no current rung, because the rungs were changed."""
         self._queued: dict[int, tuple[Ranking, tuple[float, int]]] = {}
-        """For each configuration that waits, the list that it is in, and its entry there."""
+        """For each waiting configuration, the list that it is in, and its entry there."""
 
     # --- configurations ---
 
@@ -96,7 +98,7 @@ class Ladder(Configurations):
             self._judge()
 
     def _waits_at(self, number: int, standing: RungStanding) -> int | None:
-        """The rung, from 0, at which a paused one waits; None if all of its rungs are behind it, or still ahead."""
+        """The rung, from 0, where a paused configuration waits; None if all its rungs are behind it, or all ahead."""
         height = len(standing.reached)
         return height - 1 if height > max(standing.promoted, self.brackets[number]) else None
 
@@ -116,11 +118,11 @@ class Ladder(Configurations):
         bisect.insort(*self._queued[number])
 
     def is_unproved(self) -> bool:
-        """Whether it is still to be seen which rungs mislead."""
+        """Whether it is not yet known which rungs are misleading."""
         return self._hedged and len(self._whole) < self.policy.whole
 
     def _judge(self) -> None:
-        """Find out which rungs mislead."""
+        """Determine which rungs are misleading."""
         ends = [self._standing[number] for number in self._whole[-max(_NEWEST, self.policy.whole) :]]
         judged, passed = self._hedged and not self.is_unproved(), set()
         for at in range(len(self.policy.levels)) if judged else ():
@@ -160,7 +162,7 @@ class Ladder(Configurations):
         return self._chains[root].paused == number and self.may_be_promoted(root, most=most)
 
     def may_be_promoted(self, number: int, *, most: int | None) -> bool:
-        """Whether one that waits may yet be among the best of its rung, if `most` configurations come at most."""
+        """Whether a waiting configuration may yet rank among the best of its rung, if at most `most` ones come."""
         standing = self._standing[number]
         if not standing.waits or not standing.reached or self._key(standing.reached[-1]) == math.inf:
             return standing.waits and not standing.reached
@@ -199,7 +201,7 @@ class Ladder(Configurations):
 
 
 def _misleads(pairs: list[tuple[float, float]]) -> bool:
-    """Whether the eighth that is best by the second numbers stands, by the first, in the worse half on average."""
+    """Whether the best eighth by the second numbers ranks, by the first, in the worse half on average."""
     first = sorted([by for by, _ in pairs])
     best = sorted(pairs, key=lambda pair: pair[1])[: -(-len(pairs) // 8)]
     twice = [

@@ -1,11 +1,11 @@
 """State <-> bytes, and the digest by which two States are compared.
 
-A snapshot is a head and pieces that are kept apart from it, each compressed alone: blocks of 1,024 finished trials, see
-`blocks`, and 256 peers at a time of which none has written for long. Such a piece hardly ever changes: its name holds
-its place and a hash of its bytes, so stores write it once and share it among snapshots, see `split`, and a study of n
-trials costs a constant number of bytes per trial, however many snapshots are written. A State keeps the bytes of a
-block instead of its trials, so joining takes no trial apart. No peer is forgotten: a commit of a peer may lie in a
-spool for as long as it likes, and counts once.
+A snapshot is a head and separate pieces, each compressed by itself: blocks of 1,024 finished trials, see `blocks`, and
+groups of 256 peers that have not written for a long time. Such a piece hardly ever changes: its name contains its place
+and a hash of its bytes, so stores write it once and share it among snapshots, see `split`, and a study of n trials
+costs a constant number of bytes per trial, however many snapshots are written. A State keeps the bytes of a block
+instead of its trials, so joining does not decode trials. No peer is forgotten: a commit of a peer may stay in a spool
+for any length of time, and counts once.
 
 Canonical: the same State gives the same bytes, before compression, everywhere. No pickle.
 """
@@ -41,18 +41,18 @@ from hopaas_p2p.core.validity import (
 VERSION: Final = 5
 _PEERS: Final = 256
 _QUIET: Final = 4096
-"""Commits without one of a peer after which it is kept apart, with 255 neighbours, and not written with every head."""
+"""After this many commits without one of a peer, the peer moves to a piece with 255 neighbours, out of the head."""
 _LEVEL: Final = 6
 _NAME: Final = re.compile(r"[0-9wp][0-9]{7}-[0-9a-f]{32}")
 _MAGIC: Final = b"hopaas-snapshot\n"
 _DIGEST: Final = 16
 _ROOM: Final = 64 << 20
 _RATIO: Final = 32
-"""What a snapshot of n bytes may inflate to is _ROOM + _RATIO * n: real ones double, or are small."""
+"""A snapshot of n bytes may inflate to _ROOM + _RATIO * n bytes: real ones double, or are small."""
 
 
 class CorruptSnapshot(Exception):
-    """These bytes are not a snapshot this version can read; the log still is, replay it instead."""
+    """These bytes are not a snapshot that this version can read; the log is still readable: replay it instead."""
 
 
 T = TypeVar("T")
@@ -76,15 +76,15 @@ class _Header(msgspec.Struct, array_like=True):
     replicates: dict[int, Replicates]
     trials: Natural
     chain: int | None
-    """The sum that the snapshot stands on, see `core.chain`."""
+    """The log's sum at the snapshot, see `core.chain`."""
     inline: dict[str, memoryview]
-    """Pieces that will still change, by place."""
+    """Pieces that may still change, by place."""
     names: list[str]
-    """Of the pieces that are kept apart."""
+    """The names of the separate pieces."""
 
 
 _OF_A_STATE: Final = _Header.__struct_fields__[1:15]
-"""What a header has as a State has it."""
+"""The fields that a header has in common with a State."""
 _encode: Final = msgspec.msgpack.Encoder().encode
 _decode_header: Final = msgspec.msgpack.Decoder(_Header).decode
 _decode_writers: Final = msgspec.msgpack.Decoder(dict[str, LastCommit]).decode
@@ -111,13 +111,13 @@ def digest(state: State) -> str:
     Taken before compression, whose bytes differ from one version of zlib to the next.
     """
     header = _header(state)
-    header.chain = None  # a study does not depend on its log's sum
+    header.chain = None  # the study does not depend on its log's sum
     plain = [(place, zlib.decompress(packed)) for place, packed, _ in _pieces(state)]
     return hashlib.blake2b(_encode((header, plain)), digest_size=_DIGEST).hexdigest()
 
 
 def _header(state: State) -> _Header:
-    """All of it but the pieces."""
+    """All of the State except the pieces."""
     of_state = {name: getattr(state, name) for name in _OF_A_STATE}
     of_state |= {"user": flat(state.user), "system": flat(state.system)}
     chain = sum_at(state.lsn, state.chain)
@@ -125,7 +125,7 @@ def _header(state: State) -> _Header:
 
 
 def _pieces(state: State) -> Iterator[tuple[str, bytes | memoryview, bool]]:
-    """Blocks of trials and parts of what is known of peers: the place of each, its bytes, and whether it is settled."""
+    """Blocks of trials and groups of peers: the place of each, its bytes, and whether it is settled."""
     for index in range(-(-len(state.trials) // BLOCK)):
         closed = state.trials.closed.get(index)
         packed = blocks.pack(state.trials.open[index]) if closed is None else closed.packed
@@ -142,16 +142,16 @@ def _pieces(state: State) -> Iterator[tuple[str, bytes | memoryview, bool]]:
             yield place, before[1], settled
 
 
-# --- what stores keep apart ---
+# --- what stores keep separately ---
 
 
 def seal(magic: bytes, body: bytes) -> bytes:
-    """A body that can be told from a damaged one."""
+    """The body, framed so that damage can be detected."""
     return magic + hashlib.blake2b(body, digest_size=_DIGEST).digest() + body
 
 
 def unseal(magic: bytes, data: bytes) -> memoryview:
-    """The body. Raises CorruptSnapshot where it is not what was sealed."""
+    """The body. Raises CorruptSnapshot if it is not what was sealed."""
     start = len(magic) + _DIGEST
     body = memoryview(data)[start:]
     if data[: len(magic)] != magic or hashlib.blake2b(body, digest_size=_DIGEST).digest() != data[len(magic) : start]:
@@ -169,7 +169,7 @@ def _joined(head: bytes, parts: Sequence[bytes | memoryview]) -> bytes:
 
 
 def split(data: bytes) -> tuple[bytes, dict[str, bytes]]:
-    """A snapshot's head, and what is kept apart from it, by name; other bytes stay as they are."""
+    """A snapshot's head, and its separate pieces by name; other bytes stay unchanged."""
     try:
         head, parts = _decode_whole(data)
         return head, dict(zip(names_in(head), map(bytes, parts), strict=True))
@@ -178,12 +178,12 @@ def split(data: bytes) -> tuple[bytes, dict[str, bytes]]:
 
 
 def names_in(head: bytes) -> list[str]:
-    """The pieces that belong to the head of a snapshot; none for other bytes. Raises CorruptSnapshot."""
+    """The names of the pieces that belong to a snapshot's head; none for other bytes. Raises CorruptSnapshot."""
     return _opened(head).names if head.startswith(_MAGIC) else []
 
 
 def whole(head: bytes, apart: Mapping[str, bytes | memoryview]) -> bytes:
-    """The snapshot that was split. Raises CorruptSnapshot for a head that is damaged, or lacks a piece."""
+    """The snapshot that was split. Raises CorruptSnapshot if the head is damaged or a piece is missing."""
     try:
         return _joined(head, [apart[name] for name in names_in(head)])
     except KeyError:
@@ -195,7 +195,7 @@ def _opened(head: bytes) -> _Header:
         header = _decode_header(unseal(_MAGIC, head))
     except (msgspec.MsgspecError, RecursionError):
         raise CorruptSnapshot from None
-    if not all(map(_NAME.fullmatch, header.names)):  # a hostile one: they become names of files
+    if not all(map(_NAME.fullmatch, header.names)):  # the head is hostile: these become names of files
         raise CorruptSnapshot
     return header
 
@@ -204,7 +204,7 @@ def _opened(head: bytes) -> _Header:
 
 
 class _Pieces:
-    """The pieces of a snapshot by place, each inflated when it is taken, all to no more bytes than there is room."""
+    """The pieces of a snapshot by place, each inflated when it is taken, with a bound on the total size."""
 
     def __init__(self, header: _Header, apart: Sequence[memoryview], room: int) -> None:
         self._packed, self._left = dict(header.inline), room
@@ -218,14 +218,14 @@ class _Pieces:
         return len(self._packed)
 
     def take(self, place: str) -> tuple[memoryview, bytes]:
-        """A piece, packed and inflated. Raises KeyError, or ValueError: the bytes are too many, or end early."""
+        """A piece, packed and inflated. Raises KeyError, or ValueError if the bytes are too many or end early."""
         packed = self._packed.pop(place)
         plain = blocks.inflated(packed, at_most=self._left)
         self._left -= len(plain)
         return packed, plain
 
     def together(self, kind: str, decode: Callable[[bytes], dict[str, T]]) -> dict[str, T]:
-        """What was known of the peers, part by part."""
+        """Merge what is known about peers from all pieces."""
         found: dict[str, T] = {}
         for index in itertools.count():
             if f"{kind}{index:07d}" not in self._packed:
@@ -240,7 +240,7 @@ def load(data: bytes) -> State:
     """The State of a snapshot.
 
     Raises:
-        CorruptSnapshot: damaged, of a version this code does not read, or not of a study that `apply` can have made.
+        CorruptSnapshot: damaged, of a version that this code does not read, or not a study that `apply` can have made.
 
     """
     try:

@@ -6,7 +6,7 @@ from hopaas_p2p.core.state import State, Trial
 
 
 def is_last_lease(trial: Trial) -> bool:
-    """Whether the last owner in the history is the last that the trial had: it lost it when the trial ended."""
+    """Whether the last lease in the history is the trial's last: it ended when the trial did."""
     last = trial.history[-1] if trial.history else None
     return last is not None and trial.end is not None and (last.owner, last.end) == (trial.owner, trial.end)
 
@@ -18,9 +18,9 @@ def earlier_seconds(trial: Trial) -> float:
 
 
 def trial_seconds(trial: Trial) -> float | None:
-    """How long the trial ran, over all its leases; None if it is not over, or no clock says.
+    """How long the trial ran, over all its leases; None if it is not over, or the times are not known.
 
-    A lease during which a clock was put back counts as nothing, as in `TrialTable.seconds` and in exports.
+    A lease during which a clock was set back counts as zero, as in `TrialTable.seconds` and in exports.
     """
     if trial.start is None or trial.end is None:
         return None
@@ -28,7 +28,7 @@ def trial_seconds(trial: Trial) -> float | None:
 
 
 def configuration_seconds(trial: Trial, state: State) -> float | None:
-    """Like `trial_seconds`, with the attempts that the trial went on from: those that left a checkpoint."""
+    """Like `trial_seconds`, including the attempts that the trial continued: those that left a checkpoint."""
     total = trial_seconds(trial)
     while total is not None:
         before = trial.retry_of if trial.continues is None else trial.continues

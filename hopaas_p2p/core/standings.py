@@ -1,4 +1,4 @@
-"""Where configurations stand, and in which order: the values that rungs and populations have in common."""
+"""Where configurations stand, and in which order: the types that rungs and populations share."""
 
 from __future__ import annotations
 
@@ -15,30 +15,30 @@ Ranking = list[tuple[float, int]]
 
 
 def first(ranking: Ranking, skip: Collection[int]) -> tuple[float, int] | None:
-    """The first, but for those to pass over."""
+    """The first entry that is not passed over."""
     return next((entry for entry in ranking if entry[1] not in skip), None)
 
 
 def remove(ranking: Ranking, entry: tuple[float, int]) -> None:
-    """Take out an entry, which is there."""
+    """Remove an entry, which must be present."""
     del ranking[bisect.bisect_left(ranking, entry)]
 
 
 class RungStanding(NamedTuple):
-    """Where a configuration stands among the rungs, which are counted from the lowest, from 0."""
+    """Where a configuration stands among the rungs, which are counted upwards from 0."""
 
     reached: tuple[float, ...] = ()
-    """What it was worth at each rung that it has reached, lowest first."""
+    """Its value at each rung that it has reached, lowest first."""
     promoted: int = 0
-    """From how many rungs it has gone on; it pauses at the next."""
+    """From how many rungs it has continued; it pauses at the next."""
     waits: bool = False
-    """Whether it waits at the highest rung that it has reached, to go on."""
+    """Whether it waits to continue at the highest rung that it has reached."""
     over: bool = False
     """Whether it is complete, or has failed for good."""
     end: float | None = None
-    """What it was worth at the end, if it was trained to the end without a pause."""
+    """Its final value, if it was trained to the end without a pause."""
     copied: int = 0
-    """In a population, how many rungs it had reached when it last copied another: its values there are not of it."""
+    """In a population, how many rungs it had reached when it last copied another: its values there are not its own."""
 
 
 class RungCount(NamedTuple):
@@ -50,40 +50,40 @@ class RungCount(NamedTuple):
     waiting: int
     promoted: int
     quota: int
-    """How many of those that reached it are to be promoted, by now."""
+    """How many of the configurations that reached it should have been promoted by now."""
     passed: bool = False
-    """Whether none pauses here, because the best at the end stood behind."""
+    """Whether no configuration pauses here, because those that were best at the end ranked low here."""
 
 
 class TrialChain(msgspec.Struct, gc=False):
-    """A configuration. What its finished trials say is kept; those that wait or run are read again."""
+    """A configuration. Facts from finished trials are kept; waiting and running trials are read again."""
 
     values: Worth = ()
     """What its finished trials reported at the rungs."""
     promoted: int = 0
-    """From how many rungs it has gone on."""
+    """From how many rungs it has continued."""
     paused: int = -1
     """The trial that paused, and has not been continued; -1: none."""
     paused_rungs: int = 0
-    """How many rungs that one has reached."""
+    """How many rungs that trial has reached."""
     pauses: dict[int, int] = {}
     """The trial of its last pause at each rung, by how many rungs it had reached."""
     failures: int = 0
     """Trials that failed for good since the last pause."""
     copied: int = 0
-    """In a population, from how many rungs it had gone on when it last copied another."""
+    """In a population, from how many rungs it had continued when it last copied another."""
     continued: int = -1
     """The last trial that was continued."""
     complete: bool = False
     end: tuple[int, float] | None = None
-    """The first complete one that reported anything, and what it reported last."""
+    """Its first complete trial that reported anything, and that trial's last report."""
     last: int = -1
-    """The newest trial that is over."""
+    """Its newest finished trial."""
     failed: bool = False
-    """Whether that one failed. If nothing is left to be run, the configuration then ranks behind all others."""
+    """Whether that trial failed. If nothing is left to run, the configuration then ranks behind all others."""
     takes: bool = False
     """Whether a finished trial takes a place in the budget."""
     live: tuple[int, ...] = ()
-    """Its trials that wait or run."""
+    """Its waiting and running trials."""
     counted: bool = False
     """Whether it takes a place in the budget now."""

@@ -45,14 +45,15 @@ WAITING: Final = TrialState.WAITING
 
 
 class LateFinish:
-    """A `trial.finish` of an earlier attempt whose owner had lost its lease, as it affects the retry."""
+    """A `trial.finish` of an earlier attempt whose owner had lost its lease, in its effect on the retry."""
 
 
 class Move(NamedTuple):
     """What a record may do to a trial in some state."""
 
     needs: Literal["", "lease", "epoch"]
-    """What it has to show: nothing, that it comes from the owner of the present lease, or the present epoch."""
+    """What it requires: nothing, that it comes from the owner of the current lease, or that it names the current epoch.
+    """
     to: tuple[TrialState, ...]
     """Where the trial may go."""
 
@@ -73,7 +74,7 @@ TRANSITIONS: Final[dict[tuple[TrialState, type], Move]] = {
     (RUNNING, TrialStop): Move("epoch", (RUNNING,)),
     (RUNNING, LateFinish): Move("", (FAIL,)),
 }
-"""(state, record) -> what it needs, and where the trial may go. What is not here is refused.
+"""(state, record) -> what it needs, and where the trial may go. Anything not listed is refused.
 
 `apply` reads this table, and the table in docs/concepts.md and the exhaustive test are generated from it. A create
 touches a trial when it starts one that waits. A late result withdraws a retry that still waits, and one that runs where
@@ -84,7 +85,7 @@ BLOCK: Final = 1024
 """Trials in one block, in memory as in a snapshot; see `blocks`."""
 CHECKPOINTS_KEPT: Final = 2
 _OPENED: Final = 32
-"""Closed blocks whose trials are kept after a reader asked for them: a reader of few trials finds them again."""
+"""Closed blocks whose trials stay in memory after a read, for readers that return to a few trials."""
 
 
 class Verdict(msgspec.Struct, array_like=True, frozen=True, gc=False):
@@ -94,7 +95,7 @@ class Verdict(msgspec.Struct, array_like=True, frozen=True, gc=False):
     number: Natural | None = None
     """The trial it concerns: for a create, the number allotted; for a late finish, the trial that keeps the result."""
     refusal: str | None = None
-    """Why not: a key of `REFUSALS`."""
+    """Why the record was refused: a key of `REFUSALS`."""
 
 
 REFUSALS: Final = {
@@ -119,20 +120,20 @@ REFUSALS: Final = {
 
 
 class Replicates(msgspec.Struct, array_like=True):
-    """The trials that a configuration still gets: each begins when a peer asks for one, as the first one began."""
+    """The trials that a configuration still gets: each begins when a peer asks for one, as the first one did."""
 
     params: dict[str, float]
     dists: dict[str, Distribution]
     user: dict[str, str]
     system: dict[str, str]
     count: int
-    """How many trials it gets, with the first."""
+    """How many trials it gets, including the first."""
     seed: int = 1
     """Of the next one."""
 
 
 class Rare(msgspec.Struct, array_like=True, omit_defaults=True, kw_only=True):
-    """What few trials have."""
+    """Fields that few trials have."""
 
     dists: MutableMapping[str, Distribution] = {}
     user: Mapping[str, str] = {}
@@ -141,7 +142,7 @@ class Rare(msgspec.Struct, array_like=True, omit_defaults=True, kw_only=True):
     stop: str | None = None
     """Why its owner was asked to end it; cleared with the lease."""
     stopping: bool = False
-    """Whether the owner has seen that."""
+    """Whether the owner has seen the request."""
     attempt: Annotated[int, msgspec.Meta(ge=1, lt=1 << 53)] = 1
     retry_of: Natural | None = None
     retried_by: Natural | None = None
@@ -153,15 +154,16 @@ class Rare(msgspec.Struct, array_like=True, omit_defaults=True, kw_only=True):
     paused: bool = False
     """Whether it stopped at a rung, and may be continued."""
     continues: Natural | None = None
-    """The paused trial that it goes on from."""
+    """The paused trial that it continues."""
     resumed: Step | None = None
-    """From which step the present owner said that it resumed. Said twice, it wipes nothing that came between."""
+    """The step from which the current owner reported that it resumed. A repeated report drops nothing that came
+    between."""
 
 
 class Trial(Rare, gc=False):
     """One trial. Mappings of a finished trial are never changed again, so readers and later trials may share them.
 
-    Large ones are no dictionaries, see `inherited`.
+    Large ones are not dictionaries, see `inherited`.
     """
 
     number: int
@@ -174,7 +176,7 @@ class Trial(Rare, gc=False):
     start: int | None = None
     end: int | None = None
     metrics: dict[str, Mapping[int, float]] = {}
-    """Name -> step -> value, beside the reports."""
+    """Name -> step -> value, besides the reports."""
 
     def distribution(self, name: str, state: State) -> Distribution:
         """The distribution that `params[name]` was drawn from."""
@@ -185,9 +187,8 @@ Peer = Annotated[str, msgspec.Meta(min_length=1, max_length=LONGEST_PEER)]
 
 
 class BlockColumns(msgspec.Struct, array_like=True):
-    """The trials of one block as columns, for snapshots and for readers of many: no object per trial.
-
-    Packed, its reals are bytes, and a column in which all are the same has one entry, see `blocks`.
+    """The trials of one block as columns, for snapshots and bulk readers: no object per trial. When packed, its reals
+    are bytes, and a column in which all entries are the same has one entry, see `blocks`.
     """
 
     first: Natural
@@ -196,23 +197,23 @@ class BlockColumns(msgspec.Struct, array_like=True):
     epochs: Sequence[Natural]
     owners: list[Peer | None]
     owner: Sequence[Natural]
-    """Of each trial, the index of its owner."""
+    """For each trial, the index of its owner."""
     starts: Sequence[Time | None]
     ends: Sequence[Time | None]
     param_sets: list[tuple[str, ...]]
     """The different sets of parameters, in the order in which their values are listed."""
     param_set: Sequence[Natural]
-    """Of each trial, the index of its set."""
+    """For each trial, the index of its set."""
     params: Any  # the reals: bytes, or an array
     """The values of all trials, one after another."""
     step_sets: list[tuple[Step, ...]]
     step_set: Sequence[Natural]
     reports: Any
     widths: Sequence[Annotated[int, msgspec.Meta(ge=-1)]]
-    """How many values each trial has; -1 for one without."""
+    """How many values each trial has; -1 if none."""
     values: Any
     rare: dict[int, Rare]
-    """By place in the block: what few trials have."""
+    """By place in the block: fields that few trials have."""
     metrics: bytes
 
 
@@ -234,12 +235,12 @@ class ClosedBlock(Protocol):
 
 
 class Trials(Sequence[Trial]):
-    """The trials of a study, by number: a sequence of blocks, of which closed ones take some hundred bytes per trial.
+    """The trials of a study, by number: a sequence of blocks; closed ones take some hundred bytes per trial.
 
-    A trial of an open block is one object for as long as it is open. Those of a closed block are made when somebody
-    reads them, and kept while few other blocks are read; they are never changed. To change one, open its block first.
+    A trial of an open block remains the same object while the block is open. Those of a closed block are made when they
+    are read, and kept while few other blocks are read; they are never changed. To change one, open its block first.
 
-    Readers may iterate while a writer appends; they see what was there, or more.
+    Readers may iterate while a writer appends; they see what was there at the start, or more.
     """
 
     __slots__ = ("_read", "closed", "open", "size")
@@ -248,7 +249,7 @@ class Trials(Sequence[Trial]):
         self.open: dict[int, list[Trial]] = {}
         self.closed: dict[int, ClosedBlock] = {}
         self.size = 0
-        """`len`, without a call; only a snapshot that is read sets it, too."""
+        """`len` without a call; besides this class, only loading a snapshot sets it."""
         self._read: dict[int, list[Trial]] = {}
 
     def __len__(self) -> int:
@@ -285,7 +286,7 @@ class Trials(Sequence[Trial]):
         return self.block(at // BLOCK)[at % BLOCK]
 
     def block(self, index: int) -> list[Trial]:
-        """The trials of this block. The list is not the caller's. Raises IndexError."""
+        """The trials of this block. The caller must not change the list. Raises IndexError."""
         found = self.open.get(index)
         if found is None:
             found = self._read.get(index)
@@ -302,7 +303,7 @@ class Trials(Sequence[Trial]):
         return found
 
     def named(self, number: int) -> Trial:
-        """The trial that a record names; of one in a closed block, how it ended and who had it, see `end_of`."""
+        """The trial that a record names; if its block is closed, only how it ended and who owned it, see `end_of`."""
         index = number // BLOCK
         found = self.open.get(index)
         return self.closed[index].end_of(number % BLOCK) if found is None else found[number % BLOCK]
@@ -327,7 +328,7 @@ class Trials(Sequence[Trial]):
             yield from [number for number, one in enumerate(states, index * BLOCK) if one == state]
 
     def append(self, trial: Trial) -> None:
-        """Add the trial whose number is the length."""
+        """Append a trial; its number must be the length."""
         block = self.open.get(self.size // BLOCK)
         if block is None:
             block = self.open[self.size // BLOCK] = []
@@ -335,13 +336,13 @@ class Trials(Sequence[Trial]):
         self.size += 1
 
     def close(self, index: int, block: ClosedBlock) -> None:
-        """Replace this block by what it was packed into."""
+        """Replace this block by its packed form."""
         self.closed[index] = block
-        self._read.pop(index, None)  # a reader may have kept what was before it was opened
+        self._read.pop(index, None)  # a reader may have kept the list from before it was opened
         del self.open[index]
 
     def opened(self, number: int) -> Trial:
-        """This trial, to be changed."""
+        """This trial, ready to be changed."""
         index = number // BLOCK
         if index not in self.open:
             self.open[index] = self.block(index)
@@ -351,27 +352,27 @@ class Trials(Sequence[Trial]):
 
 
 class LastCommit(msgspec.Struct, array_like=True, frozen=True, gc=False):
-    """The fate of a writer's latest commit, for one that lost the reply and then its memory of the log."""
+    """The outcome of a writer's latest commit, for a writer that lost the reply and then its memory of the log."""
 
     seq: Natural
     lsn: Natural
     verdicts: tuple[Verdict, ...]
     author: str = ""
-    """Whose writer it is, by the store's word; empty where the store has no users."""
+    """The user the writer belongs to, as the store vouches; empty where the store has no users."""
 
 
 def is_anothers(name: str, author: str, writers: Mapping[str, LastCommit]) -> bool:
-    """Whether this is the name of a writer of another author than this one.
+    """Whether this name belongs to a writer of a different author.
 
     A name belongs to the author of the first commit that has it as its writer or owner. Where the store names no
-    authors, nobody is another.
+    authors, the answer is always no.
     """
     last = writers.get(name)
     return last is not None and last.author != author and "" not in (last.author, author)
 
 
 class LogState:
-    """What a replica knows of any log after its commits 1..lsn."""
+    """What a replica knows about any log after its commits 1..lsn."""
 
     def __init__(self) -> None:
         self.lsn = 0
@@ -381,12 +382,12 @@ class LogState:
         self.refusals: dict[str, int] = {}
 
     def refuse(self, reason: str, number: int | None = None) -> Verdict:
-        """Count one refusal more for this reason, and give the verdict that says so."""
+        """Count one more refusal with this reason, and return the verdict."""
         self.refusals[reason] = self.refusals.get(reason, 0) + 1
         return Verdict(False, number, reason)
 
     def decided(self, commit: Commit | Garbage, stamp: Stamp) -> tuple[Verdict, ...] | None:
-        """The verdicts on a commit of which no record counts: garbage, of another's peer, or known; None for others."""
+        """The verdicts on a commit that does not count: garbage, another author's, or known; None for others."""
         if isinstance(commit, Garbage):
             self.refuse("malformed")
             return ()
@@ -404,9 +405,9 @@ class LogState:
 
 
 class Pausing:
-    """How a study's trials pause, and what follows for what may start. Here they never do: each counts by itself.
+    """How a study's trials pause, and what that means for what may start. Here they never pause: each counts by itself.
 
-    A configuration is known by its first trial; what is asked of a trial is answered for its configuration.
+    A configuration is known by its first trial; a question about a trial is answered for its configuration.
     """
 
     policy: Fidelity | None = None
@@ -415,13 +416,13 @@ class Pausing:
     unit = "trials"
     """What the budget counts."""
     resumable: Sequence[int] = ()
-    """WAITING trials whose configuration has a place of the budget already, in order: interrupted continuations."""
+    """WAITING trials whose configuration already has a place in the budget, in order: interrupted continuations."""
 
     def refresh(self, trials: Sequence[Trial], touched: set[int]) -> None:
-        """Take in the trials that were touched, and those that are new; nothing is left as touched."""
+        """Process the touched trials and the new ones; empties `touched`."""
 
     def used(self, counts: Sequence[int]) -> int:
-        """Places of the budget that are taken, in a study with so many trials in each state."""
+        """Places of the budget that are taken, in a study with these counts of trials by state."""
         return counts[TrialState.COMPLETE] + counts[TrialState.PRUNED] + counts[TrialState.RUNNING]
 
     def root(self, number: int) -> int:
@@ -429,7 +430,7 @@ class Pausing:
         return number
 
     def is_counted(self, _number: int) -> bool:
-        """Whether the configuration of this trial, which does not run, has a place of the budget."""
+        """Whether the configuration of this trial, which is not running, has a place in the budget."""
         return False
 
     def standing(self, _number: int) -> RungStanding:
@@ -437,15 +438,15 @@ class Pausing:
         return RungStanding()
 
     def pauses_at(self, _number: int) -> int | None:
-        """After how many epochs, from the beginning of its configuration, this trial pauses; None: it does not."""
+        """After how many epochs, from the beginning of its configuration, this trial pauses; None if it does not."""
         return None
 
     def may_pause_at(self, number: int) -> int | None:
-        """The same, by any earlier state of the rungs: the peer that paused may not have known this one."""
+        """The same, under any earlier state of the rungs: the peer that paused may not have known the current one."""
         return self.pauses_at(number)
 
     def is_at_rung(self, _number: int, _reports: Mapping[int, float], *, ever: bool = False) -> bool:  # noqa: ARG002
-        """Whether a trial with these reports has come to where it pauses; with `ever`, to where it may have paused."""
+        """Whether a trial with these reports has reached its pause; with `ever`, a point where it may have paused."""
         return False
 
     def promoted(self, *, room: bool, running: bool, skip: Collection[int] = ()) -> int | None:  # noqa: ARG002
@@ -460,15 +461,15 @@ class Pausing:
         return None
 
     def sources(self, _number: int) -> list[int]:
-        """In a population, the paused trials of which one is copied where this one would go on; none: it is not."""
+        """In a population, the paused trials to copy one of instead of continuing this one; empty: it is continued."""
         return []
 
     def may_be_continued(self, _number: int, *, most: int | None) -> bool:  # noqa: ARG002
-        """Whether a trial may yet go on from where this one paused, if `most` configurations come at most."""
+        """Whether this paused trial may still be continued, if at most `most` configurations come."""
         return False
 
     def waiting(self) -> int:
-        """How many configurations wait to go on, or for ever."""
+        """How many configurations wait, whether or not they will be continued."""
         return 0
 
     def places(self) -> list[RungCount]:
@@ -499,26 +500,26 @@ class State(LogState):
         self.waiting: dict[int, None] = {}
         self.running: dict[int, None] = {}
         self.replicates: dict[int, Replicates] = {}
-        """By the first trial of their configuration."""
+        """Keyed by the first trial of the configuration."""
         self.counts = [0, 0, 0, 0, 0]  # by TrialState
         self.failures_in_a_row = 0
         self.ledger = Ledger(Budget())
         """What is spent."""
         self.dists: dict[str, Distribution] = {}
-        """The first distribution the log gave each parameter: what a trial has unless it says otherwise."""
+        """Each parameter's first distribution in the log: a trial's own, unless it states another."""
         self.peers: dict[str, dict[str, str]] = {}
         self.draining: dict[str, None] = {}
-        """Peers, and sites as `site:name`, that were asked to take no more trials."""
+        """Peers, and sites as `site:name`, asked to take no more trials."""
         self.changed: set[int] = set()
         """Numbers of trials touched since a reader last emptied it. Not part of the study: no digest, no snapshot."""
 
         self.unsent: dict[tuple[int, int], list[TrialSet]] = {}
-        """What the commit that is being applied says of trials, by number and epoch, without their leases."""
+        """What the commit being applied sets on trials without holding their lease, by number and epoch."""
         self.touched: set[int] = set()
-        """The trials that it has touched since `configurations` took them in."""
+        """The trials changed since `configurations` last processed changes."""
 
         self.configurations = NEVER_PAUSING
-        """How its trials pause. Derived from them: not in digests or snapshots."""
+        """How its trials pause. Derived from the trials: not in digests or snapshots."""
 
         self.quiet: dict[str, tuple[int, bytes]] = {}
         """Packed parts of `writers` and `peers`, see `snapshot`. Not part of the study, either."""
@@ -529,7 +530,7 @@ class State(LogState):
         return f"<State of {name!r} at lsn {self.lsn}: {counts or 'no trials'}>"
 
     def used(self) -> int:
-        """Places of the budget that are taken: COMPLETE + PRUNED + RUNNING trials; with rungs, such configurations."""
+        """Places of the budget that are taken: COMPLETE + PRUNED + RUNNING trials; with rungs, configurations."""
         return self.configurations.used(self.counts)
 
     def places(self) -> int | None:
@@ -540,17 +541,17 @@ class State(LogState):
         return population.size if self.budget is None else min(population.size, self.budget)
 
     def has_room(self, trial: int | None = None) -> bool:
-        """Whether the budget has a place for one more trial; or for this one, whose configuration may have a place."""
+        """Whether the budget has a place for one more trial, or for this one, whose configuration may have one."""
         most = self.budget if self.configurations is NEVER_PAUSING else self.places()
         if most is None or self.configurations.used(self.counts) < most:
             return True
         return trial is not None and self.configurations.is_counted(trial)
 
     def limit_reached(self) -> str | None:
-        """Which limit beside `budget` has ended the study, in words; None while none has."""
+        """Which limit besides `budget` has ended the study, in words; None while none has."""
         return self.ledger.reached
 
     def is_draining(self, peer: str) -> bool:
-        """Whether this peer was asked to take no more trials: by name, with its site, or with all workers of a call."""
+        """Whether this peer was asked to take no more trials: by name, by site, or with all workers of a call."""
         about = self.peers.get(peer, {})
         return not self.draining.keys().isdisjoint((peer, f"site:{about.get('site')}", about.get("crew", "")))

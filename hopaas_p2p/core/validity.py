@@ -1,8 +1,8 @@
-"""What no record may say, whoever writes it: decided once, when the record is applied.
+"""What no record may contain, whoever writes it: decided once, when the record is applied.
 
-`apply` refuses a record that holds it, so whatever is in a State is fit for every reader: arithmetic does not overflow
-on it, and Optuna takes it. What peers of earlier versions wrote stays accepted: a value outside its distribution, which
-Optuna allows with a warning where a parameter is fixed, gets a distribution of its own that contains it.
+`apply` refuses a record that contains it, so every reader can use whatever is in a State: arithmetic on it does not
+overflow, and Optuna accepts it. What peers of earlier versions wrote stays accepted: a value outside its distribution,
+which Optuna allows with a warning where a parameter is fixed, gets a distribution of its own that contains it.
 
 Numbers that do not fit 64 bits are refused even earlier, by the types in `records`.
 """
@@ -57,11 +57,11 @@ MAX_WAITING: Final = 100_000
 """Trials that may wait at a time: a queue costs every peer memory, and nothing else limits it."""
 STATUSES: Final = ("running", "paused", "stopped")
 MAX_BUDGET: Final = (1 << 53) - 1
-"""What a browser, too, can count to."""
+"""The largest integer that a browser represents exactly."""
 MOST_METRICS: Final = 64
-"""Names of metrics per trial, beside its reports."""
+"""Names of metrics per trial, besides its reports."""
 MOST_PARAMETERS: Final = 1000
-"""Names of parameters per study: each is a column, which every trial has a place in."""
+"""Names of parameters per study: each is a column with a place for every trial."""
 LONGEST_METRIC: Final = 100
 """Characters of the name of a metric."""
 _DIRECTIONS: Final = ("minimize", "maximize")
@@ -73,19 +73,21 @@ LONGEST_NAME: Final = 512
 _LONGEST_TEXT: Final = 10_000
 """Characters of a text that is only shown."""
 _MOST_ATTEMPTS: Final = 1000
-"""A retry names all that were before it."""
+"""A retry lists all attempts before it."""
 _LARGEST: Final = 1e300
-"""Of a bound. The sum and the difference of two larger ones may be infinite, and Optuna's samplers raise on it."""
+"""The largest bound. The sum and the difference of two larger ones may be infinite, and Optuna's samplers raise on it.
+"""
 _FINEST_GRID: Final = 1 << 53
-"""Steps. Doubles do not tell the points of a finer one apart, and Optuna's arithmetic with decimals fails on it."""
+"""Steps. Doubles cannot distinguish the points of a finer grid, and Optuna's arithmetic with decimals fails on it."""
 _REACH: Final = 1e6
-"""How far outside its range a value may lie, in widths of the range: far beyond, TPE's kernels underflow to NaN."""
+"""How far outside its range a value may lie, in widths of the range: much farther out, TPE's kernels underflow to NaN.
+"""
 _DEEPEST: Final = 64
 """Levels of nested JSON. At some hundred, copying it fails in a program that is itself deep in calls."""
 
 
 def possible_time(microseconds: int) -> bool:
-    """Whether a clock may show this, even one that is wrong by centuries."""
+    """Whether a clock may show this time, even a clock that is wrong by centuries."""
     return -LAST_TIME < microseconds < LAST_TIME
 
 
@@ -95,7 +97,7 @@ def possible_metric(name: str) -> bool:
 
 
 def readable(text: str) -> str:
-    """A text that is only shown, as a log can hold it: of a bounded length, bytes that are not Unicode escaped."""
+    """A text for display only, made fit for a log: bounded in length, with bytes that are not Unicode escaped."""
     return text[:_LONGEST_TEXT].encode(errors="backslashreplace").decode()
 
 
@@ -108,7 +110,7 @@ def reason_text(reason: object) -> str | None:
 
 
 def possible_distributions(distributions: Mapping[str, Distribution], known: Mapping[str, Distribution]) -> bool:
-    """Whether Optuna can be given all of these, beside those that the log has for the same parameters."""
+    """Whether Optuna accepts all of these, together with those that the log has for the same parameters."""
     if len(known) + sum([name not in known for name in distributions]) > MOST_PARAMETERS:
         return False
     for name, distribution in distributions.items():
@@ -145,7 +147,7 @@ def _fits(whole: float) -> bool:
 
 
 def compatible(first: Distribution, other: Distribution) -> bool:
-    """Whether Optuna takes both for one parameter: only the ranges of numbers may differ."""
+    """Whether Optuna accepts both for one parameter: only the ranges of numbers may differ."""
     if first.__class__ is not other.__class__:
         return False
     if isinstance(first, Categorical) or isinstance(other, Categorical):
@@ -158,11 +160,12 @@ def compatible(first: Distribution, other: Distribution) -> bool:
 def widened_distributions(
     params: Mapping[str, float], given: Mapping[str, Distribution], known: Mapping[str, Distribution]
 ) -> dict[str, Distribution] | None:
-    """Distributions for the values that lie outside theirs; None if a parameter can have no such value, or has none.
+    """Distributions for the values that lie outside theirs; None if a parameter cannot have such a value, or has no
+    distribution.
 
     Args:
         params: the values.
-        given: distributions that come with them.
+        given: the distributions that accompany them.
         known: the first ones that the log gave these parameters.
 
     """
@@ -220,7 +223,7 @@ def _possible_text(text: str) -> bool:
         return False
     if "\\u" not in text or "\\ud" not in text.lower():
         return True
-    try:  # half a surrogate pair is no character, and no file, page or database can hold it
+    try:  # half a surrogate pair is not a character, and no file, page or database can hold it
         json.dumps(json.loads(text), ensure_ascii=False).encode()
     except UnicodeEncodeError:
         return False
@@ -247,15 +250,14 @@ def _too_deep(text: str) -> bool:
 
 
 def feasible(system: Mapping[str, str]) -> bool:
-    """Whether a trial with these attributes keeps its constraints, as Optuna reads them."""
+    """Whether a trial with these attributes satisfies its constraints, as Optuna reads them."""
     text = system.get("constraints")
     return text is None or all(one <= 0 for one in json.loads(text) or ())
 
 
 def possible_system(texts: Mapping[str, str], directions: int | None = None) -> bool:
-    """Whether the attributes that programs read by name are what they take them for, in a study of so many objectives.
-
-    What is in `READ` needs no second look by those that read it.
+    """Whether the attributes that programs read by name have the expected types, in a study with these directions.
+    Programs need not check the attributes in `READ` again.
     """
     for key, text in texts.items():
         wanted = READ.get(key) or next((one for pattern, one in _READ_LIKE if pattern.fullmatch(key)), None)
@@ -266,7 +268,7 @@ def possible_system(texts: Mapping[str, str], directions: int | None = None) -> 
 
 
 def _is(wanted: Any, text: str) -> bool:
-    """Whether this is the JSON of such a type, or of a value of which a function says that it can be."""
+    """Whether this is the JSON of such a type, or of a value that a given function accepts."""
     try:
         value = json.loads(text)
         if isinstance(wanted, type(_is_space)):
@@ -278,7 +280,7 @@ def _is(wanted: Any, text: str) -> bool:
 
 
 class _Method(msgspec.Struct):
-    """A class with its arguments; whether there is such a class is known where it is made."""
+    """A class with its arguments; whether the class exists is known where it is constructed."""
 
     name: str = msgspec.field(name="class")
     arguments: dict[str, Any] | None = None
@@ -324,7 +326,7 @@ def _is_space(value: object) -> bool:
 
 
 def possible_priors(value: object) -> bool:
-    """Whether a study can have learned this."""
+    """Whether this can be what a study learned."""
     try:
         priors = msgspec.convert(value, list[PriorRecord])
     except msgspec.ValidationError:
@@ -367,7 +369,7 @@ READ: Final[dict[str, Any]] = {
     SPACE: _is_space,
     **dict.fromkeys(OF_EXPORTS, _Never),
 }
-"""The attributes that some program reads by name, and of which type they must be; or a function that says it."""
+"""The attributes that some program reads by name, and their type, or a function that checks them."""
 
 _READ_LIKE: Final = (
     (re.compile(r"constraints:.*", re.DOTALL), float),
@@ -384,7 +386,7 @@ _READ_LIKE: Final = (
 
 
 def possible_definition(define: StudyDefine) -> bool:
-    """Whether a study can be run like that."""
+    """Whether a study with this definition can be run."""
     policy, directions = define.policy, define.directions
     return (
         0 < len(directions) <= MOST_DIRECTIONS

@@ -1,1 +1,1 @@
-"""Files of studies and trials beside their log: artifacts that people keep, checkpoints that trials resume from."""
+"""Files of studies and trials beside their log: artifacts to keep, and checkpoints from which trials resume."""

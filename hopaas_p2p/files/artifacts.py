@@ -1,15 +1,16 @@
-"""Files of studies and trials: models, plots, logs. Kept in the study's store, or where HOPAAS_ARTIFACTS says.
+"""Files of studies and trials: models, plots, logs. Kept in the study's store, or at HOPAAS_ARTIFACTS.
 
     trial.upload("model.pt")                    # in the objective
     files = study.artifacts()
     for file in files.list(): files.get(file, Path(file.filename))
 
 A file's name and type are in an attribute in Optuna's own format, so that optuna-dashboard shows it;
-`study.artifacts()` is also an `ArtifactStore` for Optuna and its dashboard. Names are only shown: keys are made here
-from an id, and every byte is checked against the checksum that was taken when the file was stored.
+`study.artifacts()` is also an `ArtifactStore` for Optuna and its dashboard. Names are only for display: keys are
+derived from an id here, and every byte is checked against the checksum taken when the file was stored.
 
-An attribute may name any id, also that of another study's file, and whoever fetches or removes it may have more rights
-than whoever wrote it. So every key begins with the uuid of the study that asks, and an id of ours says whose it is.
+An attribute may name any id, including that of another study's file, and the user who fetches or removes it may have
+more rights than the author of the attribute. So every key begins with the uuid of the requesting study, and an id of
+ours shows to which study it belongs.
 """
 
 from __future__ import annotations
@@ -56,19 +57,19 @@ _DESCRIBES: Final = re.compile(r"(?:dashboard:artifacts:([0-9]{1,20}):|artifacts
 """An attribute of a study that describes a file."""
 SUM: Final = "hopaas:artifact:"
 PREFIXES: Final = (_OPTUNA, SUM)
-"""What the names of a file's attributes begin with; its id follows."""
+"""The beginnings of the names of a file's attributes; its id follows."""
 OUTPUT: Final = "output.log"
-"""The name of the file in which a worker keeps the end of a failed command's output."""
+"""The name of the file in which a worker stores the end of a failed command's output."""
 _ID: Final = re.compile(r"[0-9a-fA-F-]{8,100}")
 _OWN_ID: Final = re.compile(r"([0-9a-f]{32})-([0-9a-f]{32})")
 _TYPE: Final = "application/octet-stream"
 _MAX_NAME: Final = 200
-_SHORTEST: Final = 4  # characters of an id that name a file
+_SHORTEST: Final = 4  # characters of an id that identify a file
 _CHUNK: Final = 1 << 20
 
 
 def artifacts_of(store: Store) -> Artifacts:
-    """Where the files of this store's studies are kept: at HOPAAS_ARTIFACTS if that is set, else in the store itself.
+    """Where this store's studies keep their files: at HOPAAS_ARTIFACTS if that is set, else in the store itself.
 
     Raises:
         ConfigurationError: that place cannot be used; the message says what to change.
@@ -86,7 +87,7 @@ def _artifact_store(url: str) -> Store:
 
 
 class Artifact(NamedTuple):
-    """A file of a study or trial. Its name and type were written by others: fit to be shown, and not to be trusted."""
+    """A file of a study or trial. Its name and type were written by others: they can be shown, but not trusted."""
 
     id: str
     filename: str
@@ -95,14 +96,14 @@ class Artifact(NamedTuple):
     trial: int | None
     """The number of its trial, or None for the study's own."""
     size: int | None
-    """Bytes; None if Optuna or its dashboard stored it, which record no checksum."""
+    """Bytes; None if it was stored by Optuna or its dashboard, which record no checksum."""
     sha256: str | None
 
 
 class StudyArtifacts:
     """The files of one study and its trials. Also an `optuna.artifacts` store, for `upload_artifact` and the dashboard.
 
-    `put` and `get` block while the file is transferred. Any thread may call.
+    `put` and `get` block while the file is transferred. Methods may be called from any thread.
     """
 
     def __init__(self, storage: Storage, study_id: int) -> None:
@@ -134,7 +135,7 @@ class StudyArtifacts:
             mimetype: its type; by default guessed from the name.
 
         Raises:
-            InvalidInput: no such file.
+            InvalidInput: the file does not exist.
             NoSuchTrial: there is no such trial.
             ConfigurationError: the store cannot keep it (in Postgres, files above 64 MB); the message says what to do.
             StoreUnreachable: the store does not answer.
@@ -164,7 +165,7 @@ class StudyArtifacts:
         description = json.dumps(fields)  # Optuna keeps JSON in a string
         checksum = {"size": one.size, "sha256": one.sha256}
         with removed_if_refused(self._files, key):
-            if trial is not None and self._runs_here(trial):  # else in the study's attributes, which never ends
+            if trial is not None and self._runs_here(trial):  # otherwise in the study's attributes, always open
                 handle.settle(trial, {SUM + one.id: checksum, _OPTUNA + one.id: description})
             else:
                 said = {self._study_key(one): json.dumps(description), SUM + one.id: json.dumps(checksum)}
@@ -172,7 +173,7 @@ class StudyArtifacts:
         return one
 
     def _study_key(self, one: Artifact) -> str:
-        """The attribute of the study that describes this file."""
+        """The study's attribute that describes this file."""
         return (_OPTUNA if one.trial is None else f"{_DASHBOARD}{self._trial_id(one.trial)}:") + one.id
 
     def _runs_here(self, number: int) -> bool:
@@ -187,7 +188,7 @@ class StudyArtifacts:
         return listed(self._storage.state(self._study_id), self._study_id, trial)
 
     def find(self, what: str) -> Artifact:
-        """The file with this id, or the only file with this name; the beginning of an id is enough.
+        """The file with this id, or the only file with this name; a prefix of an id is enough.
 
         Raises:
             NoSuchFile: there is none.
@@ -206,12 +207,12 @@ class StudyArtifacts:
         return found[0]
 
     def get(self, what: Artifact | str, target: str | Path) -> Path:
-        """Fetch a file to `target`, and check that it is as it was stored. Replaces what is there once it is complete.
+        """Fetch a file to `target`, and check that it is unchanged. Replaces an existing file once it is complete.
 
         Raises:
-            NoSuchFile: there is none, or its bytes are gone.
+            NoSuchFile: there is no such file, or its bytes are gone.
             InvalidInput: there is more than one.
-            StoreCorrupt: the stored bytes are not those that were put there. `target` is left as it was.
+            StoreCorrupt: the stored bytes have changed. `target` is left as it was.
             StoreUnreachable: the store does not answer.
 
         """
@@ -230,7 +231,7 @@ class StudyArtifacts:
 
         """
         one = self.find(what) if isinstance(what, str) else what
-        with contextlib.suppress(KeyError):  # another study's, whose bytes are not ours to remove
+        with contextlib.suppress(KeyError):  # another study's file, whose bytes are not ours to remove
             self._files.delete(key_of(one.id, self._handle.uuid))
         if one.trial is not None and self._runs_here(one.trial):
             self._storage.set_trial_system_attr(self._trial_id(one.trial), _OPTUNA + one.id, "null")
@@ -267,7 +268,7 @@ class StudyArtifacts:
 
 
 def existing_file(source: str | Path, what: str, purpose: str = "") -> Path:
-    """The path of a file that is there; `what` says what may be given. Raises InvalidInput."""
+    """The path of an existing file; `what` describes what may be given. Raises InvalidInput."""
     try:
         path = Path(source)
     except TypeError:
@@ -291,9 +292,9 @@ def described(
     """The files that the system attributes of a study and of its trials describe; malformed descriptions are skipped.
 
     Args:
-        study: those of the study, which describe files of trials, too.
-        trials: those of trials, by number.
-        first: the id by which the study's name trial 0.
+        study: the study's attributes, which also describe files of trials.
+        trials: the trials' attributes, by number.
+        first: the id of trial 0 in the study's attributes.
 
     """
     said = {key: json_or_none(text) for key, text in study.items() if "artifact" in key}
@@ -333,7 +334,7 @@ def _describe(found: dict[str, Artifact], value: object, sums: Mapping[str, Any]
 
 
 def fetch(files: Artifacts, uuid: str, one: Artifact, target: str | Path) -> Path:
-    """Fetch a file of the study of this uuid to `target`; raises as `StudyArtifacts.get` does."""
+    """Fetch a file of the study with this uuid to `target`; raises like `StudyArtifacts.get`."""
     path = Path(target)
     with waits_for(str(path)), replace_atomically(path) as draft:
         try:
@@ -346,9 +347,9 @@ def fetch(files: Artifacts, uuid: str, one: Artifact, target: str | Path) -> Pat
 
 
 def within(size: int | None) -> Progress:
-    """Gives a download up that goes on beyond the size that its description says; None: it says none.
+    """Limits a download to the size in its description; None if that has none.
 
-    What it is given raises StoreCorrupt then.
+    The returned callback raises StoreCorrupt beyond it.
     """
     done = 0
 
@@ -363,11 +364,11 @@ def within(size: int | None) -> Progress:
 
 @contextlib.contextmanager
 def removed_if_refused(files: Artifacts, key: str) -> Iterator[None]:
-    """In this block the log is told of these bytes, which go again if it cannot be."""
+    """In this block, the file is recorded in the log; if that fails, its bytes are removed again."""
     try:
         yield
     except UNDECIDED:
-        raise  # the record may be sent at the next contact, and then its bytes must be there; so with Ctrl-C
+        raise  # the record may be sent at the next contact, when its bytes must exist; likewise with Ctrl-C
     except Exception:
         with contextlib.suppress(HopaasError):
             files.delete(key)
@@ -375,16 +376,16 @@ def removed_if_refused(files: Artifacts, key: str) -> Iterator[None]:
 
 
 def named_after(artifact_id: str, uuid: str) -> str:
-    """The id of a file's copy in the study of this uuid; a file that Optuna named keeps its id."""
+    """The id of a file's copy in the study with this uuid; a file named by Optuna keeps its id."""
     own = _OWN_ID.fullmatch(artifact_id)
     return artifact_id if own is None else f"{uuid}-{own[2]}"
 
 
 def key_of(artifact_id: str, uuid: str) -> str:
-    """The key of the bytes of a file of the study of this uuid.
+    """The key of the bytes of a file in the study with this uuid.
 
     Raises:
-        KeyError: this is not the id of a file, or that of another study's.
+        KeyError: this is not the id of a file, or it belongs to another study's file.
 
     """
     own = _OWN_ID.fullmatch(artifact_id)
@@ -407,13 +408,13 @@ def safe_name(name: str) -> str:
 
 
 def short_id(one: Artifact) -> str:
-    """The part of a file's id that tells it from others of its study; `find` accepts it."""
+    """The part of a file's id that distinguishes it within its study; `find` accepts it."""
     own = _OWN_ID.fullmatch(one.id)
     return (own[2] if own is not None else one.id)[:12]
 
 
 def json_or_none(text: str) -> Any:
-    """What this text says in JSON; None if it is none."""
+    """The value of this JSON text; None if it is not JSON."""
     try:
         return json.loads(text)
     except (ValueError, RecursionError):

@@ -1,7 +1,7 @@
-"""Checkpoints of a running trial: kept beside the logs, for the peer that runs its parameters next.
+"""Checkpoints of a running trial: kept beside the logs, for the next peer that runs its parameters.
 
-A checkpoint is a file in the store's artifacts and one record that names it, its step and its sum. The last two are
-kept, so that one torn or lost file costs one step back and no more.
+A checkpoint is a file in the store's artifacts and one record with its name, step and checksum. The last two are kept,
+so that a torn or lost file costs only one step back.
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ _LOCAL: Final = "a file of this process"
 def save(
     handle: StudyHandle, number: int, source: str | Path | bytes, step: int, *, within: float | None = None
 ) -> Checkpoint:
-    """Store a checkpoint and tell the log. Blocks until both are durable.
+    """Store a checkpoint and record it in the log. Blocks until both are durable.
 
     Raises:
-        StoreUnreachable: the store did not answer `within` so many seconds, or `store_wait`.
-        InvalidInput: no such file, or a negative step.
+        StoreUnreachable: the store did not answer in `within` seconds, or `store_wait`.
+        InvalidInput: the file does not exist, or the step is negative.
         LeaseLost: another peer runs the trial now; the file was removed again.
     """
     step = whole("a checkpoint's step", int(step) if isinstance(step, bool) else step, least=0)
@@ -57,16 +57,16 @@ def save(
     checkpoint = handle.peer.call(store, within=within)
     with removed_if_refused(artifacts, key):
         dropped = handle.checkpoint(number, checkpoint, within=within)
-    with contextlib.suppress(HopaasError):  # nobody misses them, and perhaps this user may not remove files
+    with contextlib.suppress(HopaasError):  # they are not needed, and this user may lack the right to remove files
         for old in _removable(handle, number, dropped):
             artifacts.delete(old)
     return checkpoint
 
 
 def _removable(handle: StudyHandle, number: int, dropped: tuple[Checkpoint, ...]) -> list[str]:
-    """Which of the checkpoints that this trial no longer names no other trial needs.
+    """Checkpoints that this trial no longer names and no other trial needs.
 
-    In a population another member may yet copy one. It is looked at again with the next checkpoint of this process.
+    In a population, another member may still copy one; it is checked again at this process's next checkpoint.
     """
     with handle.lock:
         state, uuid = handle.state, handle.uuid
@@ -77,7 +77,7 @@ def _removable(handle: StudyHandle, number: int, dropped: tuple[Checkpoint, ...]
         trial = state.trials[number]
         own = [one for one in trial.checkpoints if one.key.startswith(f"{uuid}/checkpoint/{number}-")]
         if len(own) == 1 and copied_trial(trial) is not None and trial.continues is not None:
-            before = state.trials[trial.continues].checkpoints  # of its member
+            before = state.trials[trial.continues].checkpoints  # of the same member
             keys += [one.key for one in before if one.key.startswith(own_keys)]
         waiting = handle.dropped_checkpoints
         waiting.update(keys)
@@ -90,7 +90,7 @@ def _removable(handle: StudyHandle, number: int, dropped: tuple[Checkpoint, ...]
 def load(
     artifacts: Artifacts, uuid: str, checkpoints: tuple[Checkpoint, ...], directory: Path
 ) -> tuple[int, Path] | None:
-    """(step, local file) of the newest checkpoint of the study of this uuid that is whole, or None.
+    """(step, local file) of the newest intact checkpoint, in the study with this uuid, or None.
 
     Blocks while it is fetched.
     """
@@ -111,10 +111,11 @@ def load(
 
 
 def unneeded(state: State) -> dict[str, int]:
-    """The checkpoints of a study with rungs or a population that no trial will resume from, and their sizes.
+    """The checkpoints, in a study with rungs or a population, from which no trial will resume, and their sizes.
 
-    Those of running, waiting and complete trials are needed, and of paused ones that may yet be promoted, or copied,
-    within the present budget. If the budget is raised later, a continuation that finds none starts from the beginning.
+    Those of running, waiting and complete trials are needed, and those of paused ones that may still be promoted or
+    copied within the current budget. If the budget is raised later, a continuation without a checkpoint starts from the
+    beginning.
     """
     if state.configurations is NEVER_PAUSING:
         return {}
@@ -123,7 +124,7 @@ def unneeded(state: State) -> dict[str, int]:
 
 
 def _by_need(state: State) -> tuple[dict[str, int], dict[str, int]]:
-    """Checkpoints that a trial may resume from, and those of trials that nobody resumes; one may be in both."""
+    """Checkpoints from which a trial may resume, and those of trials that will not be resumed; one may be in both."""
     configurations = state.configurations
     needed: dict[str, int] = {}
     others: dict[str, int] = {}
@@ -140,7 +141,7 @@ def _by_need(state: State) -> tuple[dict[str, int], dict[str, int]]:
 
 
 def collect(handle: StudyHandle) -> int:
-    """Remove the checkpoints that nobody needs any more; returns how many there were. Blocks for a request each."""
+    """Remove the checkpoints that are no longer needed; return how many there were. Blocks for one request each."""
     with handle.lock:
         keys = [key for key in unneeded(handle.state) if key.startswith(_folder(handle.uuid))]
     if keys:

@@ -1,8 +1,8 @@
-"""One of all peers does something for all of them: exports to a tracker, posts alerts.
+"""Elects one peer to do something for all of them, such as exporting to a tracker or posting alerts.
 
-The leader is named by an attribute of the study, which the candidates write: the last write in the log counts. A
-candidate stands if there is no leader or the leader was silent for its ttl; it then waits a moment and checks that it
-is still the leader. In the moment of a change two peers may act, so what they do must be safe to do twice.
+An attribute of the study names the leader. Candidates write it, and the last write in the log counts. A candidate
+stands if there is no leader or the leader has been silent for its ttl; it then waits a moment and checks that it is
+still the leader. During a change two peers may act, so what they do must be safe to do twice.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ class Election:
     """One election, as one candidate sees it.
 
     Args:
-        peer: of this process.
-        look: gives the study, as fresh as a read may expect.
-        say: writes to the study.
-        key: the attribute, an object of JSON. Beside the leader (`peer`) it holds what leaders leave each other.
-        candidate: who stands here, a name that beats; by default this process's peer.
-        settle: seconds in which others may stand at the same time.
+        peer: the peer of this process.
+        look: returns the study's state, as fresh as reads promise.
+        say: writes a record to the study.
+        key: the attribute, a JSON object. Besides the leader (`peer`) it holds what leaders leave for their successors.
+        candidate: the name that stands here, which must beat; by default this process's peer.
+        settle: seconds during which other candidates may stand, too.
 
     """
 
@@ -47,7 +47,7 @@ class Election:
 
     @property
     def said(self) -> dict[str, Any]:
-        """The attribute, as far as the log was read."""
+        """The attribute, as far as the log has been read."""
         found: dict[str, Any] = json.loads(self._look().system.get(self._key, "{}"))
         return found
 
@@ -57,21 +57,21 @@ class Election:
 
     @property
     def holder(self) -> str:
-        """The present leader, as far as the log was read; empty if there is none."""
+        """The current leader, as far as the log has been read; empty if there is none."""
         found = self.said.get("peer")
         return found if isinstance(found, str) else ""
 
     @property
     def _candidate(self) -> str:
-        return self._named or self._peer.uuid  # which changes where two processes had one
+        return self._named or self._peer.uuid  # which changes if two processes shared a name
 
     @property
     def won(self) -> bool:
-        """Whether this candidate leads, as far as the log was read."""
+        """Whether this candidate leads, as far as the log has been read."""
         return self.holder == self._candidate
 
     def stand(self) -> bool:
-        """Whether this candidate leads; it takes over if there is no leader. Raises what writing raises."""
+        """Take over if there is no leader; return whether this candidate leads. Raises whatever writing raises."""
         holder = self.holder
         if holder and not self.won:
             now = time.monotonic()
@@ -85,6 +85,6 @@ class Election:
         return self.won
 
     def resign(self) -> None:
-        """Step down, if this candidate leads, so that another need not wait until it is silent."""
+        """Step down, if this candidate leads, so that another need not wait for its silence."""
         if self.won:
             self.say(peer=None)

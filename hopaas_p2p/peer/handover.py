@@ -1,4 +1,4 @@
-"""A peer's answer to a rescue: the state of a damaged study, as far as this peer had read its log."""
+"""A peer's answer to a rescue: the state of a damaged study, as far as this peer has read its log."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from hopaas_p2p.peer.log_client import LogClient, translated
 from hopaas_p2p.stores.base import Store
 
 REQUESTS_EVERY = 60.0
-"""Seconds between looks for a request of a rescue: seldom, since a look is a round trip of its own."""
+"""Seconds between checks for a rescue's request: seldom, since each check is an extra round trip."""
 _log: Final = logging.getLogger("hopaas_p2p")
 
 
 def answer_requests(
     store: Store, logs: Mapping[str, LogClient[State]], answered: dict[str, str], *, writer: str
 ) -> None:
-    """Give each rescue that asks the state of its study, once: `answered` holds each study's last request."""
+    """Send each rescue that asks for it the state of its study, once: `answered` holds each study's last request."""
     asking = {uuid: log for uuid, log in logs.items() if log.state.define is not None}
     with translated():
         asked = store.beats(map(request_name, asking)) if asking else {}

@@ -1,10 +1,10 @@
-"""The threads that talk to a store, so that no caller stands in a call which a dead server never answers.
+"""The threads that talk to a store, so that no caller blocks in a call that a dead server never answers.
 
-A job is something that is done again and again, such as the exchanges of one log, or the heartbeats. It runs when it is
-due, in one thread at a time; a slow one delays no other. A caller that needs an answer wakes the job and waits for it,
-and a signal can interrupt that wait at any moment.
+A job is a recurring task, such as the exchanges of one log, or the heartbeats. It runs when it is due, in one thread at
+a time; a slow job does not delay others. A caller that needs an answer wakes the job and waits for it, and a signal can
+interrupt that wait at any moment.
 
-Threads are started when something is due, a few at most. One that finds nothing to do for a while ends.
+Threads are started when something is due, a few at most. A thread that finds nothing to do for a while ends.
 """
 
 from __future__ import annotations
@@ -23,20 +23,20 @@ _log: Final = logging.getLogger("hopaas_p2p")
 _MOST: Final = 8  # threads
 _AFTER_TROUBLE: Final = 5.0  # seconds
 _NOTHING_DUE: Final = 10.0  # seconds without anything to do after which a thread ends
-_SPARE: Final = 1.0  # the same for one beside which another one waits
+_SPARE: Final = 1.0  # the same for a thread while another one is idle
 
 P = TypeVar("P")
 
 
 class Job(Generic[P]):
-    """See the module. `run` gets the owner of the jobs, and returns the seconds until it is due again."""
+    """See the module. `run` is passed the owner of the jobs, and returns the seconds until it is due again."""
 
     __slots__ = ("due", "run", "running")
 
     def __init__(self, run: Callable[[P], float]) -> None:
         self.run = run
         self.due = math.inf
-        """When it runs next, on this machine's monotonic clock; infinite while it runs and nobody has woken it."""
+        """When it runs next, on this machine's monotonic clock; infinite while it runs, unless it is woken."""
         self.running = False
 
 
@@ -44,11 +44,12 @@ _NEVER: Final[Job[Any]] = Job(lambda _: math.inf)
 
 
 class Jobs(Generic[P]):
-    """The jobs of one owner. Any thread may call.
+    """The jobs of one owner. Methods may be called from any thread.
 
     Args:
-        owner: what each job gets. The threads hold it only while they run a job: when it is forgotten, they end.
-        allowed: whether there may be threads at all. If not, `run_all` does what is due, and callers do what they need.
+        owner: passed to each job. The threads hold a reference only while they run a job: when the owner is collected,
+            they end.
+        allowed: whether threads may be used. If not, `run_all` does what is due, and callers do what they need.
 
     """
 
@@ -68,22 +69,22 @@ class Jobs(Generic[P]):
         return job
 
     def remove(self, job: Job[P]) -> None:
-        """Do not run it again."""
+        """Stop running this job."""
         with self._changed:
             self._jobs.remove(job)
 
     def wake(self, job: Job[P], *, after: float = 0.0) -> bool:
-        """See that it runs within so many seconds. False if there is no thread for it."""
+        """Make the job run within `after` seconds. False if there is no thread for it."""
         due = time.monotonic() + after
         if self.allowed and (after == 0.0 or due < job.due):
             with self._changed:
                 job.due = min(job.due, due)
-                if not job.running:  # else its thread looks when it is done
+                if not job.running:  # otherwise its thread checks when it is done
                     self._rouse()
         return self.allowed
 
     def _rouse(self) -> None:
-        """Let a thread look what is due. Where none can be started, callers do everything from now on."""
+        """Let a thread check what is due. If none can be started, callers do everything from now on."""
         if self._idle:
             self._changed.notify()
             return
@@ -92,7 +93,7 @@ class Jobs(Generic[P]):
             thread = threading.Thread(target=self._work, name="hopaas-store", daemon=True)
             try:
                 thread.start()
-            except RuntimeError:  # none is left, or the interpreter is about to end
+            except RuntimeError:  # no thread is left, or the interpreter is about to end
                 self.allowed = bool(self._threads)
             else:
                 self._threads.append(thread)
@@ -103,7 +104,7 @@ class Jobs(Generic[P]):
             owner = self._owner()
             if owner is None:
                 return
-            pause = _AFTER_TROUBLE  # a thread that dies takes the leases with it
+            pause = _AFTER_TROUBLE  # if the thread died, the leases would be lost
             try:
                 pause = job.run(owner)
             except HopaasError as error:
@@ -113,7 +114,7 @@ class Jobs(Generic[P]):
             del owner
 
     def _next(self, done: Job[P] | None, pause: float) -> Job[P] | None:
-        """Note when the job that is done is due again, and wait for the next; None if this thread is to end."""
+        """Note when the finished job is due again, and wait for the next one; None if this thread should end."""
         with self._changed:
             if done is not None:
                 done.running, done.due = False, min(done.due, time.monotonic() + pause)
@@ -135,12 +136,12 @@ class Jobs(Generic[P]):
                 roused = self._changed.wait(min(pause, longest))
                 self._idle -= 1
                 if not roused and longest < pause and (self._idle or pause == math.inf):
-                    self._changed.notify()  # whoever waits on may have begun before something else became due
+                    self._changed.notify()  # a thread that still waits may have begun before something else became due
                     return None
         return None
 
     def run_all(self, owner: P) -> float:
-        """Run each job once in this thread, except those that run in another; the seconds until one is due again."""
+        """Run each job once in this thread, unless it runs in another; return the seconds until one is due again."""
         pauses = [_AFTER_TROUBLE]
         for job in self._jobs.copy():
             with self._changed:
@@ -157,7 +158,7 @@ class Jobs(Generic[P]):
         return min(pauses)
 
     def stop(self, *, within: float) -> None:
-        """Start nothing any more; waits so many seconds for what is being done."""
+        """Start no more jobs; wait up to `within` seconds for those that are running."""
         self.allowed = False
         with self._changed:
             self._changed.notify_all()

@@ -1,9 +1,9 @@
 """Whether the peers that run trials are alive, for people.
 
-A peer is *known* to be alive when its heartbeat was seen to change. A process that has only just looked does not know
-that yet, so each heartbeat also carries the time at which it was made, by its peer's clock: recent means alive, old
-means silent, and in between it is not known. Where clocks disagree, and where an older version wrote the heartbeat,
-the answer is "unknown". Nothing is decided here: leases are reclaimed by what an observer saw itself, see
+A peer is *known* to be alive once its heartbeat has been seen to change. A process that has only just looked does not
+know that yet, so each heartbeat also carries the time at which it was made, by its peer's clock: a recent one means
+alive, an old one silent, and in between it is not known. Where clocks disagree, and where an older version wrote the
+heartbeat, the answer is "unknown". Nothing is decided here: leases are reclaimed by what an observer itself saw, see
 `core.leases`.
 """
 
@@ -17,15 +17,15 @@ from hopaas_p2p.core.leases import BEATS_PER_TTL, FailureDetector, beat_time, tt
 from hopaas_p2p.core.state import State
 from hopaas_p2p.peer.peer import Peer
 
-_OVERDUE: Final = 1.25  # times the interval between two heartbeats after which a peer is not said to be alive
-_CLOCKS_AGREE: Final = 10.0  # seconds that another machine's clock may be ahead of ours
+_OVERDUE: Final = 1.25  # times the interval between two heartbeats after which a peer is no longer shown as alive
+_CLOCKS_AGREE: Final = 10.0  # seconds by which another machine's clock may be ahead of ours
 
 
 class SignOfLife(NamedTuple):
-    """What is known of a peer."""
+    """What is known about whether a peer is alive."""
 
     alive: bool | None
-    """None: not known yet, or not heard of for longer than a living peer is silent."""
+    """None: not known yet, or no sign for longer than a living peer is ever silent."""
     ago: float | None
     """Seconds since its last sign of life; None if that is not known."""
 
@@ -34,7 +34,7 @@ UNKNOWN: Final = SignOfLife(None, None)
 
 
 def sign_of_life(state: State, owner: str, detector: FailureDetector, now: float, wall: float) -> SignOfLife:
-    """What an observer knows of this owner; `now` is the detector's clock, `wall` the time of day."""
+    """What an observer knows about this owner; `now` is the detector's clock, `wall` the time of day."""
     if not detector.watches(owner):
         return UNKNOWN
     ttl, silence, made = ttl_of(state, owner), detector.silence(owner, now), beat_time(detector.beat(owner))
@@ -50,7 +50,7 @@ def sign_of_life(state: State, owner: str, detector: FailureDetector, now: float
 
 
 def signs_of_life(peer: Peer, state: State, idle: Collection[str] = ()) -> dict[str, SignOfLife]:
-    """What one look at the store tells of each owner of a running trial, and of those `idle` peers that still beat.
+    """What one look at the store shows of each owner of a running trial, and of those `idle` peers that still beat.
 
     Raises:
         StoreUnreachable: the store did not answer.
@@ -71,7 +71,7 @@ def owners_of(state: State) -> set[str]:
 
 
 def any_alive(signs: Collection[SignOfLife]) -> bool | None:
-    """Whether one of them is alive; None when nobody is known to be, and not all are known to be silent."""
+    """Whether any of them is alive; None if none is known to be, but not all are known to be silent."""
     if any(one.alive for one in signs):
         return True
     return None if any(one.alive is None for one in signs) else False

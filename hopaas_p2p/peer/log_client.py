@@ -1,8 +1,8 @@
 """Performs the I/O that a session asks for.
 
 The rule of this file: the lock guards the session and is held for moments; the turn is held for the length of an
-exchange, and nothing is read from or written to a store under the lock. What queued up behind a slow exchange leaves
-with the next.
+exchange, and nothing is read from or written to a store under the lock. Records that queue up during a slow exchange
+leave with the next one.
 """
 
 from __future__ import annotations
@@ -37,10 +37,10 @@ from hopaas_p2p.stores.base import (
 
 @contextlib.contextmanager
 def translated() -> Iterator[None]:
-    """In this block any error of the operating system means that the store did not answer.
+    """Within this block, any error of the operating system means that the store did not answer.
 
-    Too many open files, a full quota, a stale handle of NFS: a store may meet them at any call, and all of them pass or
-    can be mended. What was to be sent stays queued.
+    Too many open files, a full quota, a stale NFS handle: a store may encounter these in any call, and all of them pass
+    or can be fixed. Unsent records stay queued.
     """
     try:
         yield
@@ -53,17 +53,18 @@ def _unreachable(error: OSError) -> StoreUnreachable:
 
 
 class LogClient(Generic[S]):
-    """One log as a peer uses it: the session, the log that it is about, and the two locks.
+    """One log as a peer uses it: the session, the log itself, and the two locks.
 
     Attributes:
         session: replaced as a whole, by the peer, when this process becomes another writer.
-        about: what this peer's introduction says in this study only.
-        lock: held around calls of the session, and to read more than one thing of its state. Never around I/O.
+        about: what this peer's introduction states in this study only.
+        lock: held around calls of the session, and to read more than one field of its state. Never around I/O.
         turn: held for the length of an exchange.
-        exchanging_since: when the exchange began that the store has not answered yet; infinite: there is none.
-        waiting: each `peer.peer.Caller` that waits for the next exchanges. Changed under the lock.
-        look_again_at: until when there is nothing to do unless a caller waits, or the job was woken for something else.
-        job: makes exchanges, for callers and when one is due; see `peer.jobs`. Its peer gives it one.
+        exchanging_since: when the exchange that the store has not answered yet began; infinite if there is none.
+        waiting: the `peer.peer.Caller`s that wait for the next exchanges. Changed under the lock.
+        look_again_at: the time before which there is nothing to do unless a caller waits, or the job is woken for
+            something else.
+        job: makes exchanges, for callers and when one is due; see `peer.jobs`. Set by the peer.
 
     """
 
@@ -84,21 +85,21 @@ class LogClient(Generic[S]):
 
     @property
     def state(self) -> S:
-        """The state as far as the log was read."""
+        """The state, as far as the log has been read."""
         return self.session.state
 
     def put(self, owner: str, *records: Record) -> PendingCommit:
-        """Queue records in the name of `owner`; they leave together, with the next exchange."""
+        """Queue records on behalf of `owner`; they leave together, with the next exchange."""
         with self.lock:
             return self.session.put(owner, *records)
 
     def exchange(self, beat: Beat | None = None) -> None:
         """Send what is queued and apply what is new: one round trip.
 
-        Blocks for that long, or until the exchange of another thread is over.
+        Blocks for that long, or until another thread's exchange is over.
 
         Raises:
-            StoreUnreachable: the outcome is not known; what was queued is still there.
+            StoreUnreachable: the outcome is not known; queued records stay queued.
             Denied: this user may not write here, or not even read.
 
         """
@@ -106,7 +107,7 @@ class LogClient(Generic[S]):
             self.exchange_in_turn(self._clock(), beat)
 
     def exchange_in_turn(self, began: float, beat: Beat | None = None) -> None:
-        """Like `exchange`, for a caller that holds the turn, and begins now."""
+        """Like `exchange`, for a caller that holds the turn; begins now."""
         session, lock, limited = self.session, self.lock, self.rate_limited
         if session.deleted:
             raise StudyDeleted
@@ -118,7 +119,7 @@ class LogClient(Generic[S]):
                     self._join(began)
                 if limited is not None and session.has_pending and not session.duplicated:
                     while self._take(limited.wait_turn(session.state.lsn), began):
-                        pass  # before the commit is made: what others queue meanwhile goes along
+                        pass  # before the commit is made: what others queue meanwhile is included
                     session.suggested_interval = limited.flush_interval
                 if session.duplicated or (just_read and not session.has_pending):
                     return
@@ -127,7 +128,7 @@ class LogClient(Generic[S]):
             try:
                 receipt = self.log.exchange(commit, session.state.lsn, beat)
             except Denied as error:
-                self._pull(began)  # a viewer goes on reading; raises if this user may not even read
+                self._pull(began)  # a viewer continues reading; raises if this user may not even read
                 with lock:
                     session.failed(error, began)
                 raise
@@ -149,7 +150,7 @@ class LogClient(Generic[S]):
             pass
 
     def _take(self, receipt: ExchangeResult, began: float) -> bool:
-        """Apply what came; whether there is more to come."""
+        """Apply what was received; return whether there is more to come."""
         session = self.session
         with self.lock:
             session.advance(receipt, began)
@@ -158,21 +159,21 @@ class LogClient(Generic[S]):
         return receipt.more and not session.duplicated
 
     def _join(self, began: float) -> None:
-        """Start from the newest readable snapshot, else from nothing, and read on to the end of the log."""
+        """Start from the newest readable snapshot, or else from nothing, and read on to the end of the log."""
         session, short = self.session, self.session.machine.short
         first = self.log.exchange(None, 0) if short else ExchangeResult([], more=True)
         state = None if short and not (first.more and self.rate_limited is not None) else self._newest_readable()
         with self.lock:
             session.start_from(session.machine.empty() if state is None else state)
         if self._take(first, began):
-            self._pull(began)  # before anything is written: what is there may be of a newer format
+            self._pull(began)  # before anything is written: the log may have a newer format
         if not session.duplicated:
             with self.lock:
                 session.complete_join()
             _check_chain(session)
 
     def _newest_readable(self) -> S | None:
-        """A damaged snapshot is passed over; older ones matter where `gc` removed the commits that they replace."""
+        """Skips damaged snapshots; older ones matter where `gc` removed the commits that they replace."""
         found = self.log.newest_snapshot()
         while found is not None:
             lsn, data = found
@@ -184,18 +185,19 @@ class LogClient(Generic[S]):
         return None
 
     def changed(self) -> bool | None:
-        """Whether the log has something new, if that can be told without a round trip; else None."""
+        """Whether the log has new commits, if that can be determined without a round trip; else None."""
         try:
             return self.log.changed(self.session.state.lsn)
         except OSError as error:
             raise _unreachable(error) from error
 
     def send_for_another(self, commits: list[Outgoing]) -> None:
-        """Append commits that another process of this user could not send; the log counts each of them once.
+        """Append commits that another process of this user could not send; the log counts each commit once.
 
         Raises:
-            NoSuchStudy: the store has no such study, as one that was made where another had been, under the same URL.
-            NoSuchTrial: its log has not the trial that they end, as after a return to an older backup.
+            NoSuchStudy: the store has no such study, for instance because another store took its place under the same
+                URL.
+            NoSuchTrial: its log lacks the trial that they end, for instance after an older backup was restored.
 
         """
         with self.turn, translated():
@@ -218,7 +220,7 @@ class LogClient(Generic[S]):
                     self._pull(began)
 
     def write_snapshot(self) -> None:
-        """Put the present state where joiners find it, and vouch for another author's."""
+        """Store a snapshot of the current state for joiners, and vouch for another author's snapshot."""
         with self.lock:
             found = self.session.dump()
         if found is not None:
@@ -228,16 +230,16 @@ class LogClient(Generic[S]):
                 self.log.put_snapshot(*found)
 
     def confirm(self) -> None:
-        """See that the log still has what this process was told is safe. Raises like `Log.confirm`."""
+        """Check that the log still has what it acknowledged to this process. Raises like `Log.confirm`."""
         with self.turn, translated():
             self.log.confirm()
 
     def destroy(self) -> None:
-        """End the log for everybody. From now on nothing is exchanged with it here, whether that succeeds or not.
+        """End the log for everybody. From now on this process exchanges nothing with it, whether that succeeds or not.
 
         Raises:
-            StoreUnreachable: it may go on elsewhere.
-            Denied: this user may not do that.
+            StoreUnreachable: the log may continue elsewhere.
+            Denied: this user may not end it.
 
         """
         self.session.deleted = True
@@ -261,7 +263,7 @@ class LogClient(Generic[S]):
 
 
 def _check_trials(state: State, commits: list[Outgoing]) -> None:
-    """See that this is the study, and that the log has the trials that these commits end, as their owner knows them."""
+    """Check that this is the study, and that its log has the trials that these commits end, as their owner knows."""
     if state.define is None:
         raise NoSuchStudy("this store does not have the study that it belongs to; perhaps another one was here before")
     for outgoing in commits:
@@ -290,6 +292,6 @@ def _client(machine: ReplicatedMachine[S], log: Log, *, writer: str, now_us: Cal
 
 
 study_client: Final = functools.partial(_client, STUDY)
-"""A part in a study's log, beside those of a peer."""
+"""A client of a study's log, independent of any peer's."""
 catalog_client: Final = functools.partial(_client, CATALOG)
-"""A part in the list of studies."""
+"""A client of the list of studies."""

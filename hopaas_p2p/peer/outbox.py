@@ -1,9 +1,9 @@
-"""What a session has yet to send to its log: queued records, drafts, and the commit whose fate is unknown.
+"""What a session still has to send to its log: queued records, drafts, and the commit whose fate is unknown.
 
-Records are queued until the next exchange takes them along. What the owner sets on a running trial is collected in a
-draft, so that ten reports become one record. A commit whose fate is unknown stays in flight and is sent again, byte
-for byte, before anything else. The outbox belongs to a `LogSession` and is as little thread-safe. Ctrl-C may arrive at
-any call, so fields that must change together change in lines without one.
+Records are queued until the next exchange. What the owner sets on a running trial is collected in a draft, so that ten
+reports become one record. A commit whose fate is unknown stays in flight and is sent again, byte for byte, before
+anything else. The outbox belongs to a `LogSession` and, like it, is not thread-safe. Ctrl-C may arrive at any call, so
+fields that must change together change in lines without calls.
 """
 
 from __future__ import annotations
@@ -49,14 +49,14 @@ class PendingCommit(msgspec.Struct, eq=False):
     verdicts: tuple[Verdict, ...] | None = None
     abandoned: bool = False
     error: InvalidInput | None = None
-    """Why these records could not be written down at all; their verdicts then say "malformed"."""
+    """Why these records could not be encoded at all; their verdicts are then "malformed"."""
 
     @property
     def decided(self) -> bool:
         return self.verdicts is not None
 
     def decide(self, verdict: Verdict) -> None:
-        """Give each of its records the same verdict."""
+        """Assign the same verdict to each of its records."""
         self.verdicts = (verdict,) * len(self.records)
 
 
@@ -66,9 +66,9 @@ class Draft(TrialSet, eq=False):
     owner: str = ""
 
     def records(self) -> tuple[TrialSet, ...]:
-        """All of it as records of one commit: a parameter that brings its distribution has one of its own.
+        """The draft as records of one commit: a parameter that brings its distribution gets a separate record.
 
-        If another peer was first to give it a distribution of another kind, only that record is refused.
+        If another peer was first to give the parameter a distribution of another kind, only that record is refused.
         """
         whole = TrialSet(*_FIELDS(self))
         if not self.dists:  # as most
@@ -80,7 +80,7 @@ class Draft(TrialSet, eq=False):
         ]
 
     def commits(self) -> list[tuple[TrialSet, ...]]:
-        """All of it as the records of one commit, or of several where there is a lot of text.
+        """The draft as the records of one commit, or of several if there is a lot of text.
 
         Reports and parameters come last: only the records that travel with a late result are kept with it.
         """
@@ -113,18 +113,18 @@ class Outbox:
 
     def __init__(self, writer: str, now_us: Callable[[], int]) -> None:
         self.drafts: dict[int, Draft] = {}
-        """By trial number."""
+        """Keyed by trial number."""
         self.in_flight: list[InFlight] = []
-        """In the order in which they must be sent; more than one only after they were packed for the spool."""
+        """In the order in which they must be sent; more than one only after packing for the spool."""
         self.sequence = 0
         """The sequence number of the newest commit."""
         self._writer = writer
         self._now_us = now_us
         self.queued: list[PendingCommit] = []
-        """What leaves next, in order."""
+        """What is sent next, in order."""
 
     def __bool__(self) -> bool:
-        """Whether something is still to be sent, or its fate to be learnt."""
+        """Whether something is unsent, or its fate unknown."""
         return bool(self.queued or self.drafts or self.in_flight)
 
     def draft(self, number: int, epoch: int, owner: str) -> Draft:
@@ -135,12 +135,12 @@ class Outbox:
         return draft
 
     def next(self, chain: int | None = None) -> Outgoing | None:
-        """The commit to send now: the one whose fate is unknown, else what is queued; None if nothing is.
+        """The commit to send now: the one whose fate is unknown, else what is queued; None if neither exists.
 
-        `chain` is the sum of the log as far as it was read.
+        `chain` is the sum of the log as far as it has been read.
         """
         while not self.in_flight:
-            if len(self.queued) == 1 and not self.drafts:  # as nearly always: an ask, or a tell with all before it
+            if len(self.queued) == 1 and not self.drafts:  # almost always: an ask, or a tell with all before it
                 self._launch(self.queued, (), {}, chain)
             elif self.queued or self.drafts:
                 self._load(chain)
@@ -150,21 +150,21 @@ class Outbox:
         return outgoing if outgoing.chain == chain else msgspec.structs.replace(outgoing, chain=chain)
 
     def everything(self) -> list[Outgoing]:
-        """All of it as commits, in the order in which they must be sent; they are in flight from now on."""
+        """Everything as commits, in the order in which they must be sent; from now on they are in flight."""
         while self.queued or self.drafts:
             self._load()
         return [sent.outgoing for sent in self.in_flight]
 
     def undecided(self) -> list[PendingCommit]:
-        """What was put here and not decided yet, in order; without drafts."""
+        """The commits that were put here and are not decided yet, in order; without drafts."""
         return [pending for sent in self.in_flight for pending in sent.pending] + self.queued
 
     def settle(self, verdicts: tuple[Verdict, ...]) -> list[PendingCommit]:
-        """Hand out the verdicts on the first commit in flight, as far as they are known; what was abandoned of it."""
+        """Hand out the known verdicts on the first commit in flight; return what was abandoned of it."""
         abandoned = []
         for pending in self.in_flight[0].pending:
             count = len(pending.records)
-            if count == len(verdicts):  # as nearly always
+            if count == len(verdicts):  # almost always
                 pending.verdicts, verdicts = verdicts, ()
             else:
                 given, verdicts = verdicts[:count], verdicts[count:]
@@ -175,10 +175,10 @@ class Outbox:
         return abandoned
 
     def give_up(self, verdict: Verdict) -> None:
-        """Drop the commit in flight: the store does not take it.
+        """Drop the commit in flight: the store does not accept it.
 
-        What was reported about a trial that ran here stays: its owner may have been made a viewer meanwhile, and the
-        result is still to be kept.
+        Records about a trial that ran here stay queued: its owner may have been made a viewer meanwhile, and the result
+        must still be kept.
         """
         records = self.in_flight[0].commit.records if self.in_flight else ()
         if records and not any(isinstance(one, TrialSet | TrialFinish) and one.epoch > 0 for one in records):
@@ -186,11 +186,11 @@ class Outbox:
                 pending.decide(verdict)
 
     def _load(self, chain: int | None = None) -> None:
-        """Put what is queued for one owner into a commit; it is in flight from now on."""
+        """Put what is queued for one owner into a commit, which is in flight from now on."""
         begun = {one.number for pending in self.queued for one in pending.records if isinstance(one, TrialSet)}
         for draft in [one for one in self.drafts.values() if one.number in begun or _weight(one) > _MAX_TEXT]:
             parts = [PendingCommit(draft.owner, records) for records in draft.commits()]
-            self.queued = self.queued + parts  # not before what was said of the trial earlier
+            self.queued = self.queued + parts  # not before earlier records about the trial
             del self.drafts[draft.number]
         owner = self.queued[0].owner if self.queued else next(iter(self.drafts.values())).owner
         taken: list[PendingCommit] = []
@@ -222,7 +222,7 @@ class Outbox:
         left: dict[int, Draft],
         chain: int | None,
     ) -> None:
-        """Make a commit of these; what is kept stays in the queue, and these drafts are left."""
+        """Make a commit of `taken`; `kept` stays in the queue, and `left` are the remaining drafts."""
         first, writer, seq = taken[0], self._writer, self.sequence + 1
         records = first.records if len(taken) == 1 else tuple([one for pending in taken for one in pending.records])
         commit = Commit(writer, seq, first.owner, self._now_us(), records)
@@ -230,7 +230,7 @@ class Outbox:
             about = records[0].uuid if isinstance(records[0], StudyRegistered | StudyRemoved) else ""
             outgoing = Outgoing(f"{writer}:{seq}", codec.encode(commit), about, chain)
         except InvalidInput as error:
-            if len(taken) > 1:  # what others have queued, or was set on other trials, is not refused with it
+            if len(taken) > 1:  # so that records queued by others, or about other trials, are not refused with it
                 self._launch(taken[:1], [*taken[1:], *kept], left, chain)
                 return
             first.error = error
@@ -243,13 +243,13 @@ class Outbox:
 
 
 def _chunks(values: dict[int, float]) -> list[dict[int, float]]:
-    """The values by step in parts that a commit has room for, at least one."""
+    """The values by step, in one or more parts that each fit a commit."""
     items = list(values.items())
     return [dict(items[at : at + _MOST_REPORTS]) for at in range(0, max(len(items), 1), _MOST_REPORTS)]
 
 
 def _weight(said: TrialCreate | TrialSet | StudySet) -> int:
-    """Roughly how many characters this adds to a commit."""
+    """The approximate number of characters that this adds to a commit."""
     weight = 0
     if not isinstance(said, StudySet):
         weight = _REPORT * len(said.reports)
@@ -265,7 +265,7 @@ def _weight(said: TrialCreate | TrialSet | StudySet) -> int:
 
 
 def _size(distribution: Distribution) -> int:
-    """Roughly how many characters it adds to a commit."""
+    """The approximate number of characters that it adds to a commit."""
     if not isinstance(distribution, Categorical):
         return 2 * _REPORT
     return sum([_REPORT + (len(one) if isinstance(one, str) else 0) for one in distribution.choices])

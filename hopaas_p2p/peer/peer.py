@@ -1,8 +1,8 @@
 """One process taking part in the studies of one store: its identity, its logs, and what it does with them.
 
 Callers queue records and wait; the job of each log exchanges for them, and for itself when something is due (`jobs`).
-So a caller never stands in a call of the store, and a signal ends its wait at once. Where a caller can go on without
-the store, it does. What no caller waits for are jobs, too: beats, snapshots, and errands such as the spool.
+So a caller never blocks in a call of the store, and a signal ends its wait at once. Where a caller can continue without
+the store, it does. Tasks that no caller waits for are jobs, too: beats, snapshots, and errands such as the spool.
 """
 
 from __future__ import annotations
@@ -48,23 +48,23 @@ from hopaas_p2p.stores.base import Beat, Log, Store
 _log: Final = logging.getLogger("hopaas_p2p")
 _FIRST_PAUSE: Final = 0.05
 _LONGEST_PAUSE: Final = 5.0
-_WARN_AFTER: Final = 3.0  # seconds for which a caller has waited for a store that does not answer
+_WARN_AFTER: Final = 3.0  # seconds that a caller has waited for a silent store
 _WARN_EVERY: Final = 60.0
-_LOOK: Final = 1.0  # seconds between two looks of a caller in a hurry at whether the store has fallen silent
-_SHUTDOWN_TIMEOUT: Final = 5.0  # seconds for which a program that is about to end waits for a silent store
+_LOOK: Final = 1.0  # seconds between two checks by a caller in a hurry whether the store has fallen silent
+_SHUTDOWN_TIMEOUT: Final = 5.0  # seconds that a program about to end waits for a silent store
 _LONGEST_SILENCE: Final = 30.0  # seconds between background attempts while the store is away
-_UNTIL_JOINED: Final = 0.1  # seconds between looks for the ttl of a study that is being joined
-_LISTED_EVERY: Final = 600.0  # seconds between looks whether the studies that are worked on are listed still
+_UNTIL_JOINED: Final = 0.1  # seconds between checks of the ttl of a study that is being joined
+_LISTED_EVERY: Final = 600.0  # seconds between checks that the studies in use are still listed
 _ERRANDS_AFTER: Final = 5.0  # seconds between the introduction of a peer and its first errands
-_MORE_TO_PACK: Final = 0.05  # seconds between two lots of finished trials that are packed, for others to get the lock
+_MORE_TO_PACK: Final = 0.05  # seconds between packing two batches of finished trials, so that others get the lock
 _QUEUED: Final = "The change was not refused and may still be made; check whether it was before you repeat it."
 _ALL: Final = -1
 """In place of a trial's number: all trials of a peer."""
-_COLLECTED: Final = 0.05  # seconds for which more may come after a first piece of news
-_SUSPENDED: Final = 60.0  # seconds after which a study that cannot be read is looked at again
+_COLLECTED: Final = 0.05  # seconds to wait for more after the first news
+_SUSPENDED: Final = 60.0  # seconds after which an unreadable study is tried again
 _CLOCK: Final = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
 _KEPT: Final = ("linger", "patience", "store_wait", "clock", "now_us", "peer_ttl", "describe", "energy")
-"""What the peer of a forked child is constructed with again."""
+"""Arguments that the peer of a forked child takes over."""
 
 T = TypeVar("T")
 
@@ -75,30 +75,30 @@ def microseconds() -> int:
 
 
 def elapsed() -> float:
-    """Seconds on a clock of this machine that nobody sets, and that goes on while the machine is suspended.
+    """Seconds on a clock of this machine that is never set, and that keeps running while the machine is suspended.
 
-    A lease does not outlast a sleep: the monotonic clock of Linux stands still in one, and its owner would trust it.
+    A lease must not outlast a suspension: Linux's monotonic clock stops during one, and the owner would still trust it.
     """
     return time.clock_gettime(_CLOCK)
 
 
 class Peer:
-    """See the module. Any thread may call.
+    """See the module. Methods may be called from any thread.
 
     Args:
         store: where the logs are.
         linger: seconds for which reports are collected before they are sent. None: one second, or longer where the
-            store is slower to show them or a log that many peers write to suggests it.
+            store is slower to show them or a busy log suggests it.
         patience: seconds for which a blocking call tries an unreachable store before it raises.
-        store_wait: the same for a call without which training cannot go on. Infinite unless `patience` was given.
+        store_wait: the same for a call without which training cannot continue. Infinite unless `patience` was given.
         clock: monotonic seconds; a simulator passes its own, and calls `tick` instead of allowing threads.
         now_us: the time for people to read, in microseconds.
-        acts_for: peers whose trials travelled to this process.
-        peer_ttl: seconds of silence that others grant this peer, where that is longer than the study's.
-        threaded: whether there may be threads. If not, callers exchange themselves, and `tick` does what is due.
-        energy: joules that this process's devices have used; None if they cannot be read.
-        describe: gives the provenance that this peer announces when it joins a study.
-        uuid, jitter: of this peer; a simulator passes its own, so that a run is determined by its seed.
+        acts_for: peers whose trials moved to this process.
+        peer_ttl: seconds of silence that others allow this peer, if longer than the study's ttl.
+        threaded: whether threads may be used. If not, callers make exchanges themselves, and `tick` does what is due.
+        energy: returns the joules that this process's devices have used; None if they cannot be read.
+        describe: returns the provenance that this peer announces when it joins a study.
+        uuid, jitter: the peer's name and jitter; a simulator passes its own, so that its seed determines the run.
 
     """
 
@@ -123,7 +123,7 @@ class Peer:
         self.uuid = uuid or process.new_uuid()
         """The name of this process: the writer of its commits, the owner of its trials. No other process uses it."""
         self.acts_for = acts_for
-        """Peers whose running trials travelled to this process."""
+        """Peers whose running trials moved to this process."""
         self._pid = os.getpid()
         self.patience = 60.0 if patience is None else patience
         self.store_wait = store_wait if store_wait is not None else math.inf if patience is None else patience
@@ -134,23 +134,24 @@ class Peer:
         self._adopted: set[tuple[str, str, int]] = set()
         """Owner, study and number of running trials of other peers that this process acts for and has touched."""
         self.retry_at = 0.0
-        """Until when calls that can do without the store leave it alone: it did not answer."""
+        """The time before which calls that can do without the store do not try it, since it did not answer."""
         self._hurried_at = math.inf
-        """Since when calls give a silent store up soon, because the program is about to end; infinite: they do not."""
+        """Since when calls soon give up on a silent store, because the program is about to end; infinite if they do
+        not."""
         self._away_since = math.inf
         """Since when no exchange has succeeded; infinite while the last one did."""
         self.handovers = 0
-        """How often this process was forked, or its storage pickled: what it ran then may be in other hands too."""
+        """How often this process was forked, or its storage pickled: another process may also be running its trials."""
         self.users: weakref.WeakSet[Any] = weakref.WeakSet()
-        """Storages of this process that share this peer: the last that is closed closes it."""
+        """Storages of this process that share this peer: closing the last one closes the peer."""
         self.forgotten: deque[Any] = deque()
-        """Weak references to trials that were collected before they were told, for a job to release."""
+        """Weak references to trials that were collected before they were ended, for a job to release."""
         self.jobs: Jobs[Peer] = Jobs(self, allowed=threaded)
         self.callers: set[Caller] = set()
-        """All that wait now."""
+        """All waiting callers."""
         self.catalog: LogClient[Catalog] = self._client(CATALOG, store.catalog())
         self.logs: dict[str, LogClient[State]] = {}
-        """By the study's uuid."""
+        """By study uuid."""
         self.spool = SpoolSender(store, now_us=now_us)
         self._errands = self.jobs.add(lambda peer: peer.in_background(peer._run_errands))
         self._beating = self.jobs.add(lambda peer: peer.in_background(peer._beat_if_due))
@@ -158,15 +159,15 @@ class Peer:
         self._keeping = self.jobs.add(Peer._keep_ends_if_due)
         self.closed = False
         self.visits = False
-        """Whether it writes in the names of others only, as for a ticket: it never introduces itself, nor beats."""
+        """Whether it writes only on behalf of others, as for a ticket: it neither introduces itself nor beats."""
         self._lock = threading.Lock()
         self._beats, self._beaten_at, self._next_beat = 0, -1e9, 0.0
         self._backoff = Backoff(_FIRST_PAUSE, _LONGEST_SILENCE, jitter=(0.5, 1.0), uniform=self.jitter.uniform)
         self._said_farewell = False
         self._author = ""
-        """The user that the store sees this process write as, once it has written."""
+        """The user as which the store sees this process write, once it has written."""
         self._answered: dict[str, str] = {}
-        """By the study's uuid: the request of a rescue that was answered last."""
+        """By study uuid: the last rescue request that was answered."""
         self._next_requests, self._next_listing = clock() + handover.REQUESTS_EVERY, clock() + _LISTED_EVERY
         process.remember(self)
 
@@ -180,9 +181,9 @@ class Peer:
         return owner == self.uuid or owner in self.acts_for
 
     def act_for(self, others: frozenset[str]) -> None:
-        """Go on with the trials of these peers, which have travelled to this process; reads what was said of them.
+        """Continue the trials of these peers, which have moved to this process; reads what the log has about them.
 
-        A store that does not answer now is read later, as at the next exchange.
+        If the store does not answer now, the log is read later, with the next exchange.
         """
         with self._lock:
             self.acts_for |= others - {self.uuid}
@@ -191,14 +192,14 @@ class Peer:
                 self.pull(log)
 
     def adopt(self, owner: str, uuid: str, number: int) -> None:
-        """Beat for the owner of this trial of a study, too, as long as the trial runs."""
+        """Also beat for the owner of this trial of a study, for as long as the trial runs."""
         self._adopted.add((owner, uuid, number))
 
     @property
     def adopted(self) -> set[str]:
-        """The peers that this process beats for beside itself.
+        """The peers that this process beats for, besides itself.
 
-        Not for longer than the trials run that it goes on with: their peers may be dead, and have left others.
+        Only for as long as the trials that it continues run: their peers may be dead, and have left others.
         """
         owners = set()
         for one in list(self._adopted):  # another thread may be adopting one
@@ -216,18 +217,18 @@ class Peer:
 
     @property
     def _beaten_for(self) -> set[str]:
-        """The owners that this process keeps alive, and does not watch. Others of `mine` may be dead."""
+        """The owners that this process keeps alive and does not watch. Others in `mine` may be dead."""
         return self.adopted | {self.uuid}
 
     def log(self, uuid: str) -> LogClient[State]:
-        """This process's part in a study, which begins with the first call."""
+        """This process's client of a study's log, created by the first call."""
         with self._lock:
             if uuid not in self.logs:
                 self.logs[uuid] = self._client(STUDY, self.store.log(uuid))
             return self.logs[uuid]
 
     def _client(self, machine: ReplicatedMachine[S], log: Log) -> LogClient[S]:
-        """This process's part in a log, with a job of its own."""
+        """A client of a log, with a job of its own."""
         session = LogSession(machine, self.uuid, now_us=self.now_us, linger=self.linger, freshness=self.store.freshness)
         return self._employed(LogClient(log, session, self.clock))
 
@@ -236,7 +237,7 @@ class Peer:
         return client
 
     def all_logs(self) -> list[LogClient[Any]]:
-        """Those of all logs, the catalog's included."""
+        """The clients of all logs, including the catalog's."""
         return [self.catalog, *list(self.logs.values())]
 
     # --- calls that wait for the store ---
@@ -256,8 +257,8 @@ class Peer:
         """Write these records and wait for their verdicts: durable when this returns.
 
         Raises:
-            StoreUnreachable: not `within` so many seconds, or `patience`; the records stay `queued` and are sent at the
-                next contact, or are in the log already.
+            StoreUnreachable: not in `within` seconds, or `patience`; the records stay `queued` and are sent at the next
+                contact, or are already in the log.
 
         """
         pending = self.put(log, *records, owner=owner)
@@ -269,7 +270,7 @@ class Peer:
             raise unanswered from error.__cause__
 
     def start(self, log: LogClient[State], record: Record, *, within: float = math.inf) -> PendingCommit:
-        """Commit a record that starts a trial. If this fails, or is interrupted, the trial is released.
+        """Commit a record that starts a trial. If that fails or is interrupted, the trial is released.
 
         Waits for an unreachable store no longer than `store_wait`, and no longer than `within`.
         """
@@ -290,12 +291,12 @@ class Peer:
 
     @staticmethod
     def abandon(log: LogClient[State], pending: PendingCommit) -> None:
-        """Take back what has not left, and release the trials that start, or have started, all the same."""
+        """Withdraw what has not been sent, and release the trials that start, or have started, nevertheless."""
         with log.lock:
             log.session.abandon(pending)
 
     def put(self, log: LogClient[Any], *records: Record, owner: str | None = None) -> PendingCommit:
-        """Queue records without waiting. The first ones of a peer are preceded by its introduction."""
+        """Queue records without waiting. A peer's first records are preceded by its introduction."""
         self.check_process()
         if not log.session.introduced and log is not self.catalog:
             self.introduce(log)
@@ -303,7 +304,7 @@ class Peer:
             return log.session.put(owner or self.uuid, *records)
 
     def introduce(self, log: LogClient[State]) -> None:
-        """Queue this peer's introduction, once; from then on it beats, and looks after the trials of others."""
+        """Queue this peer's introduction, once; from then on the peer beats, and looks after the trials of others."""
         session = log.session
         if session.introduced or self.visits:
             return
@@ -317,7 +318,7 @@ class Peer:
         self.jobs.wake(self._errands, after=_ERRANDS_AFTER)
 
     def introduce_as(self, log: LogClient[State], about: dict[str, str]) -> None:
-        """Let the introduction say this, too; one that has been made is made again if that is news."""
+        """Add this to the introduction; a peer that has introduced itself does so again if this is news."""
         if about != log.about:
             log.about = about
             if log.session.introduced:
@@ -330,11 +331,11 @@ class Peer:
     def await_commit(
         self, log: LogClient[Any], pending: PendingCommit, *, within: float | None = None
     ) -> tuple[Verdict, ...]:
-        """Exchange until the log has decided about these records.
+        """Exchange until the log has decided on these records.
 
         Raises:
-            StoreUnreachable: not `within` so many seconds, or `patience`; they stay queued.
-            InvalidInput: they cannot be written down.
+            StoreUnreachable: not in `within` seconds, or `patience`; they stay queued.
+            InvalidInput: they cannot be encoded.
 
         """
         self.check_process()
@@ -345,17 +346,17 @@ class Peer:
         return pending.verdicts
 
     def catch_up(self, log: LogClient[Any], *, within: float | None = None) -> None:
-        """Bring the replica up to date; raises StoreUnreachable if not `within` so many seconds, or `patience`."""
+        """Bring the replica up to date; raises StoreUnreachable if not done in `within` seconds, or `patience`."""
         self.check_process()
         self._wait(log, None, self.patience if within is None else within)
 
     def pull(self, log: LogClient[Any]) -> None:
-        """Bring the replica up to date, and send what is queued on the way. One attempt."""
+        """Bring the replica up to date, also sending what is queued. One attempt."""
         self.check_process()
         self._wait(log, None, -math.inf)
 
     def _wait(self, log: LogClient[Any], pending: PendingCommit | None, within: float) -> None:
-        """Wait until the log has decided about what is pending, or was read anew.
+        """Wait until the log has decided on what is pending or, without it, has been read again.
 
         A failed exchange is retried for up to `within` seconds.
         """
@@ -386,10 +387,10 @@ class Peer:
                     return
 
     def hear(self, log: LogClient[Any], within: float) -> bool | None:
-        """Wait until the store tells that a log has something new, and read it; for so many seconds at most.
+        """Wait up to `within` seconds until the store announces new commits in a log, and read them.
 
-        Whether something came; None, at once, if the store cannot tell. While this waits, nobody need look. Raises as
-        `pull` does.
+        Returns whether something came; None, at once, if the store cannot announce news. During this wait nobody need
+        poll. Raises like `pull`.
         """
         session, looked_at = log.session, log.session.read_at
         session.read_at = -math.inf
@@ -404,13 +405,13 @@ class Peer:
         elif told is None:
             session.read_at = looked_at
         else:
-            session.exchanged_at = max(session.exchanged_at, self.clock())  # an exchange would say the same
+            session.exchanged_at = max(session.exchanged_at, self.clock())  # an exchange would report the same
         return told
 
     def call(self, do: Callable[[], T], *, within: float | None = None, brief: bool = False) -> T:
-        """Make a call to the store, in as many attempts as fit `within` so many seconds, or `store_wait`.
+        """Make a call to the store, in as many attempts as fit in `within` seconds, or `store_wait`.
 
-        In a hurry one that should be `brief` is given up like an exchange, and an upload is not.
+        In a hurry, a call that should be `brief` is given up like an exchange; an upload is not.
         """
         caller = Caller(self, self.store_wait if within is None else within, self.clock(), brief=brief)
         found: list[T] = []
@@ -438,7 +439,7 @@ class Peer:
                 caller.sleep_after(error)
 
     def _exchange(self, log: LogClient[Any]) -> None:
-        """One exchange. The caller has the turn."""
+        """Make one exchange. The caller holds the turn."""
         session = log.session
         if session.introduced and self._beaten_at < 0.0 and not self.store.piggybacks_heartbeats:
             self._beat_at_first()
@@ -454,10 +455,10 @@ class Peer:
         except StoreUnreachable:
             if self._away_since == math.inf:
                 self._away_since = began
-                if introduced:  # what is told in a while goes to the spool, whatever the callers wait for
+                if introduced:  # results that arrive later go to the spool, whatever the callers wait for
                     self.jobs.wake(self._keeping, after=max(0.0, self.patience))
             raise
-        except StoreCorrupt:  # damaged, or of two histories: a rescue may need what this process knows
+        except StoreCorrupt:  # damaged, or with two histories: a rescue may need what this process knows
             for uuid in [uuid for uuid, one in list(self.logs.items()) if one is log]:
                 self.spool.keep_history(uuid, log)
             raise
@@ -467,14 +468,14 @@ class Peer:
         self._author = session.author
         if session.duplicated:
             with self._lock:
-                if session.writer == self.uuid:  # as where the image of a machine was started twice
+                if session.writer == self.uuid:  # for instance because a machine image was started twice
                     _log.warning("another process writes as %s; this one continues under a new name", self.uuid)
                     self._adopted.add((self.uuid, "", _ALL))
                     self._take_another_name()
             return
         if session.spooled and not session.has_pending:
             self.spool.arrived(session)
-        if beat is not None and not self.adopted:  # theirs do not ride along
+        if beat is not None and not self.adopted:  # their beats are not sent along
             self._next_beat = began + session.state.policy.ttl / BEATS_PER_TTL
         if session.snapshot_due and self.store.snapshots and introduced:
             self.jobs.wake(self._snapshots)
@@ -485,11 +486,11 @@ class Peer:
         try:
             self._beat((self.uuid,))
             self._beaten_at = began
-        except Denied:  # another user, who saw the name in a commit of ours, has beaten under it: take a new one
+        except Denied:  # another user saw this name in one of our commits and has beaten under it: take a new one
             with self._lock:
                 self._take_another_name()
         except StoreUnreachable:
-            pass  # the exchange that follows says so
+            pass  # the exchange that follows reports it
 
     # --- reads ---
 
@@ -515,9 +516,9 @@ class Peer:
         self.jobs.wake(log.job, after=freshness)
 
     def send_if_possible(self, log: LogClient[Any], number: int) -> None:
-        """Apply what is new, and send what is queued until all that was said of this trial is in the store.
+        """Apply what is new, and send what is queued until all records about this trial are in the store.
 
-        If that is known to be away, or turns out to be, what is queued stays so.
+        If the store is known to be away, or turns out to be, queued records stay queued.
         """
         while self.clock() >= self.retry_at and self._pull_if_possible(log):
             with log.lock:
@@ -525,9 +526,9 @@ class Peer:
                     return
 
     def _pull_if_possible(self, log: LogClient[Any]) -> bool:
-        """Whether the store answered. If not, a read gets by with what is known, if anything is.
+        """Return whether the store answered. If not, a read makes do with what is known, if anything is.
 
-        Training does not stop because a store is away, nor because its token expired; for a reader that is an error.
+        Training does not stop because a store is away or its token expired; for a reader that is an error.
         """
         if not log.session.joined:
             self.catch_up(log)
@@ -538,7 +539,7 @@ class Peer:
             takes_part = log.session.introduced or log.session.has_pending
             if isinstance(error, Denied) and not takes_part:
                 raise
-            self.retry_at = self.clock() + self.store.freshness  # until then nobody asks again
+            self.retry_at = self.clock() + self.store.freshness  # until then, nobody tries again
             return False
         return True
 
@@ -547,7 +548,7 @@ class Peer:
     def lease_valid(self, log: LogClient[State], owner: str) -> bool:
         """Whether this process may still trust the lease of a trial that it runs for `owner`.
 
-        It doubts it a little before others may reclaim the trial.
+        The lease is treated as uncertain shortly before others may reclaim the trial.
         """
         rode = [log.session.exchanged_at for log in self.logs.values()] if self.store.piggybacks_heartbeats else []
         alive_at = max([self._beaten_at, *rode])
@@ -559,28 +560,28 @@ class Peer:
             return log.session.owners.resting(log.session.state, self.clock())
 
     def doubted_until(self, log: LogClient[State], owner: str, *, since: float) -> float | None:
-        """None if this owner has shown a sign of life `since` this moment, see `OwnerMonitor.doubted_until`."""
+        """None if this owner has shown a sign of life after `since`, see `OwnerMonitor.doubted_until`."""
         if owner in self._beaten_for:
             return None
         return log.session.owners.doubted_until(log.state, owner, since=since, now=self.clock())
 
     def release_forgotten(self) -> None:
-        """Release the trials that were collected before they were told. Any thread may call."""
+        """Release the trials that were collected before they were ended. May be called from any thread."""
         while self.forgotten:
             try:
                 asked = self.forgotten.popleft()
-            except IndexError:  # another thread took the last
+            except IndexError:  # another thread took the last one
                 return
             asked.release()
 
     def note_draft(self, log: LogClient[State]) -> None:
-        """Something was drafted: it leaves with the next exchange, or by itself after the flush interval."""
+        """Something was drafted: it leaves with the next exchange, or after the flush interval at the latest."""
         self.jobs.wake(log.job, after=log.session.note_draft(self.clock()))
 
     def hurry(self, log: LogClient[State], *, within: float) -> None:
-        """See that what was drafted leaves within so many seconds, if somebody else works on the study.
+        """Make drafts leave within `within` seconds, if another peer works on the study.
 
-        Under the lock of the log. In a bucket it leaves with this peer's next turn after that.
+        Call under the log's lock. In a bucket, drafts leave with this peer's next turn after that.
         """
         session = log.session
         trials = session.state.trials
@@ -591,7 +592,7 @@ class Peer:
                 break
 
     def _new_beat(self, owner: str) -> Beat:
-        """A beat that differs from all before it, also from those of other processes that act for this owner."""
+        """A beat that differs from all earlier ones, including those of other processes that act for this owner."""
         self._beats += 1
         return Beat(owner, beat_value(self.uuid, self._beats, self.now_us()))
 
@@ -603,14 +604,15 @@ class Peer:
     # --- what is done in the background ---
 
     def tick(self) -> float:
-        """Do what is due, in this thread; return the seconds after which something is again."""
+        """Do what is due, in this thread; return the seconds until something is due again."""
         self.check_process()
         return self.jobs.run_all(self)
 
     def in_background(self, duty: Callable[[float], float]) -> float:
-        """Do what no caller waits for, unless the store was just found to be away; the seconds until it is due again.
+        """Run a task that no caller waits for, unless the store was just found away; return the seconds until it is due
+        again.
 
-        A peer that is back before the others have waited a ttl keeps its leases.
+        A peer that returns before others have waited for a ttl keeps its leases.
         """
         now = self.clock()
         if now < self.retry_at:
@@ -627,9 +629,10 @@ class Peer:
         return pause
 
     def _run_errands(self, now: float) -> float:
-        """Release forgotten trials, send what others left in the spool, answer a rescue, end what was deleted.
+        """Release forgotten trials, send what others left in the spool, answer a rescue, end the logs of deleted
+        studies.
 
-        Whoever deletes a study takes it off the list and then ends its log. That process may not come to the second.
+        A process that deletes a study removes it from the list, then ends its log. It may die before the second step.
         """
         self.release_forgotten()
         self.spool.send_others(self.logs, self.studies(), now, writer=self.uuid)
@@ -644,17 +647,17 @@ class Peer:
         if now >= self._next_listing:
             self._next_listing = now + _LISTED_EVERY
             self._read_list()
-            with self.catalog.lock:  # as the list says now, or said last if it cannot be read
+            with self.catalog.lock:  # according to the list now, or as last read
                 deleted = self.catalog.state.uuids - self.studies()
             for log in [log for uuid, log in worked_on.items() if uuid in deleted]:
                 _log.warning("%s", StudyDeleted())
-                with contextlib.suppress(HopaasError):  # a worker may not, and stops all the same
+                with contextlib.suppress(HopaasError):  # a worker may not end the log, but stops using it
                     log.destroy()
         again = self._next_requests - now, self._next_listing - now
         return min([*again, *(state.policy.ttl / 8 for state in self._active())])
 
     def _keep_ends_if_due(self) -> float:
-        """Spool the ends of trials while the store has been away for longer than `patience`."""
+        """Spool the ends of trials if the store has been away for longer than `patience`."""
         left = self._away_since + self.patience - self.clock()
         if left > 0.0:
             return left
@@ -662,7 +665,7 @@ class Peer:
         return _LONGEST_PAUSE
 
     def _write_snapshots(self) -> float:
-        """Write those that are due: a large one takes seconds, and no beat waits for it."""
+        """Write the snapshots that are due: a large one takes seconds, and no beat waits for it."""
         for log in self.logs.copy().values():
             if log.session.snapshot_due and self.store.snapshots:
                 try:
@@ -674,7 +677,7 @@ class Peer:
         return math.inf
 
     def _active(self) -> list[State]:
-        """The studies that this peer takes part in."""
+        """The states of the studies in which this peer takes part."""
         logs = list(self.logs.values())
         return [log.state for log in logs if log.session.introduced and not log.session.deleted]
 
@@ -684,7 +687,7 @@ class Peer:
         ttls = [state.policy.ttl for state in active if state.define is not None]
         if not ttls:
             return _UNTIL_JOINED if active else IDLE
-        rides = self.store.piggybacks_heartbeats and not self.adopted  # then it mostly goes with an exchange
+        rides = self.store.piggybacks_heartbeats and not self.adopted  # then it mostly goes along with an exchange
         if now >= self._next_beat + (min(ttls) / 8 if rides else 0.0):
             self._beat((self.uuid, *self.adopted))
             self._next_beat = now + min(ttls) / BEATS_PER_TTL
@@ -692,7 +695,7 @@ class Peer:
         return min(ttls) / 8
 
     def _read_list(self) -> None:
-        """Bring the list of studies up to date, and send what a call asked of it that was not answered."""
+        """Bring the list of studies up to date, and resend the requests of calls that were not answered."""
         try:
             with self.catalog.turn:
                 self._exchange(self.catalog)
@@ -702,7 +705,7 @@ class Peer:
             _log.warning("%s", error)
 
     def _tend(self, log: LogClient[Any]) -> float:
-        """The job of a log: exchange for those who wait and tell them, then do what is due; the seconds until again."""
+        """A log's job: exchange for callers and notify them, do what is due; return the seconds until the next run."""
         with log.lock:
             waiting = log.waiting.copy()
         if waiting:
@@ -733,7 +736,7 @@ class Peer:
         return self.in_background(lambda now: self._tend_apart(log, now))
 
     def _tend_apart(self, log: LogClient[Any], now: float) -> float:
-        """Do what is due in one study without letting its errors affect the others; the seconds until it is again."""
+        """Do what is due in one study, keeping its errors from the others; return the seconds until it is due again."""
         session = log.session
         if log is self.catalog:
             if session.has_pending:
@@ -768,7 +771,7 @@ class Peer:
         return _SUSPENDED
 
     def _look_after_others(self, log: LogClient[State], now: float) -> None:
-        """Reclaim what silent peers left and stop what is stuck, as far as that is still so when the log says so."""
+        """Reclaim trials of silent peers and stop stuck ones, if the log, once read again, still shows them so."""
         with log.lock:
             owners = log.session.owners
             spare = self._beaten_for
@@ -785,17 +788,17 @@ class Peer:
             running, trials = log.state.running, log.state.trials
             still = [one for one in due if one.number in running and trials[one.number].epoch == one.epoch]
             pending = self.put(log, *still) if still else None
-            while pending is not None and not pending.decided:  # what is refused, another peer has done
+            while pending is not None and not pending.decided:  # if it is refused, another peer has done it
                 self._exchange(log)
 
     # --- the end, and what cannot be sent ---
 
     def flush(self) -> None:
-        """Send everything that is queued. Blocks until the store has it. What was said of a deleted study is dropped.
+        """Send everything that is queued. Blocks until the store has it. Records for a deleted study are dropped.
 
         Raises:
-            StoreUnreachable: it did not answer; what waits stays queued.
-            HopaasError: one study could not be written to; the others were.
+            StoreUnreachable: the store did not answer; unsent records stay queued.
+            HopaasError: writing to one study failed; the others were written.
 
         """
         self.check_process()
@@ -815,22 +818,22 @@ class Peer:
             raise troubles[0]
 
     def send_spooled(self, spooled: Spooled) -> list[str]:
-        """Send what a process left in a spool; say which of its results the log did not count, and why.
+        """Send what a process left in a spool; return which of its results the log did not count, and why.
 
         Raises:
-            StoreUnreachable: not this time.
-            NoSuchStudy: it is of another store.
+            StoreUnreachable: the store did not answer.
+            NoSuchStudy: it belongs to another store.
 
         """
         return self.spool.send(spooled, self.logs, writer=self.uuid)
 
     def studies(self) -> set[str]:
-        """The uuids of the studies that the store holds, as far as the list of studies was read."""
+        """The uuids of the studies that the store holds, as far as the list of studies has been read."""
         with self.catalog.lock:
             return {listing.uuid for listing in self.catalog.state.by_id.values()}
 
     def close(self) -> None:
-        """Send what is queued, as far as the store can be reached, end the threads, let go of the store."""
+        """Send what is queued if the store can be reached, end the threads, and close the store."""
         if self.closed:
             return
         self.closed = True
@@ -843,13 +846,13 @@ class Peer:
         silent = self._said_farewell or self.silent_since < math.inf
         if introduced and not silent and not any(one.has_pending for one in introduced):
             trials = [log.state.trials[number] for log in logs for number in list(log.state.running)]
-            if not any(trial.owner == self.uuid for trial in trials):  # then nobody needs its beat
+            if not any(trial.owner == self.uuid for trial in trials):  # then its beat is no longer needed
                 with contextlib.suppress(HopaasError), translated():
                     self.store.remove_beat(self.uuid)
         self.store.close()
 
     def say_farewell(self) -> None:
-        """Send what is queued; spool what cannot be sent. Once that was so, a second call does nothing."""
+        """Send what is queued; spool what cannot be sent. After spooling, a second call does nothing."""
         self.check_process()
         if self._said_farewell:
             return
@@ -859,7 +862,7 @@ class Peer:
         try:
             with self.in_a_hurry(since=-math.inf):
                 self._send_and_confirm()
-                if any(log.session.introduced for log in self.logs.values()):  # it may have lived too short for a job
+                if any(log.session.introduced for log in self.logs.values()):  # its life may be too short for a job
                     others = functools.partial(self.spool.send_others, self.logs, self.studies(), self.clock())
                     self.call(lambda: others(writer=self.uuid), within=0.0, brief=True)
         except Exception as error:  # noqa: BLE001  # as where no thread can be started any more: what was told is kept
@@ -870,9 +873,9 @@ class Peer:
             self._said_farewell = True
 
     def _send_and_confirm(self) -> None:
-        """Send what is queued, and see that the logs still have what this process was told is safe, else spool it.
+        """Send what is queued, and check that the logs still have what they acknowledged; otherwise spool it.
 
-        A study that refuses the one does not prevent the other.
+        A study that fails does not prevent the others.
         """
         troubles: list[HopaasError] = []
         try:
@@ -896,7 +899,7 @@ class Peer:
 
     @contextlib.contextmanager
     def in_a_hurry(self, *, since: float | None = None) -> Iterator[None]:
-        """In this block a call gives a store up that has been silent for five seconds, counted from now, or `since`."""
+        """In this block, a call gives up on a store that has been silent for five seconds from now, or from `since`."""
         before = self._hurried_at
         self._hurried_at = min(before, self.clock() if since is None else since)
         try:
@@ -905,43 +908,43 @@ class Peer:
             self._hurried_at = before
 
     def hurry_from_now_on(self) -> None:
-        """Let the same hold from now on: the program is about to end. A signal handler may call."""
+        """Apply the same from now on: the program is about to end. May be called from a signal handler."""
         self._hurried_at = min(self._hurried_at, self.clock())
         self._nudge()
 
     def _nudge(self) -> None:
-        """Let all callers look whether they go on waiting."""
+        """Let all callers check whether to keep waiting."""
         for one in self.callers.copy():
             one.nudge()
 
     @property
     def hurried(self) -> bool:
-        """Whether the program is about to end, and calls give a silent store up soon."""
+        """Whether the program is about to end, and calls soon give up on a silent store."""
         return self._hurried_at < math.inf
 
     @property
     def silent_since(self) -> float:
-        """When the attempt began that the store has not answered yet, or the first that failed; infinite: none."""
+        """When the still unanswered attempt, or the first failed one, began; infinite if there is none."""
         return min([self._away_since, *(log.exchanging_since for log in self.all_logs())])
 
     def has_given_up(self, *, silent_since: float) -> bool:
-        """Whether a call in a hurry leaves a store that has been silent since then."""
+        """Whether a call in a hurry gives up on a store that has been silent since then."""
         return self.clock() >= max(self._hurried_at, silent_since) + _SHUTDOWN_TIMEOUT
 
     @property
     def away(self) -> bool:
-        """Whether the last exchange failed: a read then leaves it to a job to find the store again."""
+        """Whether the last exchange failed: a read then leaves reconnecting to a job."""
         return self._away_since < math.inf
 
     # --- becoming another ---
 
     def check_process(self) -> None:
-        """Go on as a new peer if this process is a copy that Python does not know of."""
+        """Continue as a new peer if this process is a copy that Python does not know about."""
         if self._pid != os.getpid():
             self.become_child()
 
     def become_child(self) -> None:
-        """Go on as a new peer, which may act for the old one's trials; everything in it is newly constructed."""
+        """Continue as a new peer, which may act for the old one's trials; everything in it is constructed anew."""
         clients, logs, users = self.all_logs(), self.logs, self.users
         self.store.after_fork()
         again = {name: getattr(self, name) for name in _KEPT}
@@ -953,11 +956,11 @@ class Peer:
         self.catalog, self.logs, self.users = clients[0], logs, users
 
     def _take_another_name(self) -> None:
-        self.acts_for = self.mine  # first: another thread may ask at any time what is this process's
+        self.acts_for = self.mine  # first: another thread may ask at any time what belongs to this process
         self.uuid = process.new_uuid()
 
     def _renewed(self, log: LogClient[Any]) -> LogSession[Any]:
-        """The session of this log under the present name, in which everything undecided is sent again."""
+        """A session of this log under the current name, which sends everything undecided again."""
         old = log.session
         with log.lock:
             log.session = LogSession.for_child(old, self.uuid, resend=True)
@@ -967,19 +970,19 @@ class Peer:
 
 
 def introduction(about: dict[str, str]) -> PeerJoin:
-    """A peer's introduction; names of users and sites may come in any encoding."""
+    """A peer's introduction; names of users and sites may have any encoding."""
     return PeerJoin({key: readable(text) for key, text in about.items()})
 
 
 class Caller:
-    """A caller that waits for a thread: until `pending` is decided or, without one, until the thread has an answer.
+    """A caller that waits for a thread: until `pending` is decided or, without it, until the thread has an answer.
 
     Args:
-        peer: whose threads.
-        within: seconds for which it goes on after an attempt has failed.
+        peer: the peer whose threads do the work.
+        within: seconds for which it continues after an attempt has failed.
         began: when it began, by the peer's clock.
-        pending: what the log is to decide about.
-        brief: whether, in a hurry, it leaves a store that does not answer this call; else one that answers no exchange.
+        pending: the records on which the log must decide.
+        brief: whether, in a hurry, it gives up if this call is not answered; otherwise, if no exchange is answered.
 
     """
 
@@ -991,19 +994,19 @@ class Caller:
         self._peer, self._within, self._began, self.pending, self._brief = peer, within, began, pending, brief
         self._warned = -math.inf
         self.backoff = Backoff(_FIRST_PAUSE, _LONGEST_PAUSE, uniform=peer.jitter.uniform)
-        """Pauses between the attempts that are made for it."""
+        """Pauses between attempts made for this caller."""
         self._said: SimpleQueue[tuple[bool, BaseException | None]] = SimpleQueue()
 
     def tell(self, error: BaseException | None = None) -> None:
-        """It is done, or an attempt failed. Called by the thread."""
+        """The work is done, or an attempt failed. Called by the thread."""
         self._said.put((True, error))
 
     def nudge(self) -> None:
-        """Let it see whether it goes on waiting. A signal handler may call."""
+        """Let it check whether to keep waiting. May be called from a signal handler."""
         self._said.put((False, None))
 
     def wait(self) -> None:
-        """Return when it is done; raises its error, or that of the last attempt when the time is up."""
+        """Return when the work is done; raise its error, or that of the last attempt when the time is up."""
         peer, error = self._peer, None
         peer.callers.add(self)
         try:
@@ -1027,7 +1030,7 @@ class Caller:
         time.sleep(self.backoff.pause())
 
     def _check(self, error: StoreUnreachable | None) -> None:
-        """Raise if the time is up; warn now and then."""
+        """Raise if the time is up; warn from time to time."""
         peer, began = self._peer, self._began
         waited = peer.clock() - began
         over = error is not None and (waited >= self._within or peer.closed or peer.has_given_up(silent_since=began))

@@ -2,11 +2,11 @@
 
 A `LogSession` performs no I/O, starts no thread, takes no lock and reads no clock, in the manner of etcd's
 `raft.RawNode` and of h11. `ready(now)` says when an exchange is due, and `next_commit` what to send with it; a client
-does that (see `log_client`) and reports the outcome with `advance` or `failed`. It is not thread-safe: its client
-holds a lock around every call here, and never holds that lock around I/O.
+makes the exchange (see `log_client`) and reports the outcome with `advance` or `failed`. It is not thread-safe: its
+client holds a lock around every call here, and never holds that lock around I/O.
 
-A session belongs to one writer for its whole life. After a fork, an unpickling, or when another process turns out to
-use the same name, `for_child` constructs another one from it; nothing is reset by hand.
+A session belongs to one writer for its whole life. After a fork or an unpickling, or when another process turns out to
+use the same name, `for_child` constructs a new session from it; nothing is reset by hand.
 """
 
 from __future__ import annotations
@@ -44,15 +44,15 @@ from hopaas_p2p.peer.outbox import Outbox, PendingCommit
 from hopaas_p2p.stores.base import SNAPSHOT_EVERY, ExchangeResult, Outgoing, Placed, snapshot_due
 
 FLUSH_INTERVAL: Final = 1.0  # seconds for which reports are collected before they are sent, at least
-IDLE: Final = 60.0  # seconds after which a session with nothing to do is looked at again
+IDLE: Final = 60.0  # seconds after which an idle session is checked again
 _PACKED_AT_ONCE: Final = 2  # blocks
 _NEVER: Final = -1e9
-"""A time on any monotonic clock that is long past."""
+"""A time that is long past on any monotonic clock."""
 _BUSY: Final = 10  # flush intervals without a draft after which its job sleeps until it is woken
-_INTEREST: Final = 30  # times `Store.freshness` for which a read shows interest
+_INTEREST: Final = 30  # times `Store.freshness`: how long a read counts as interest
 _KEPT: Final = 1000
-"""Acknowledged commits of its own that a session can still spool if the log turns out to have two histories."""
-_KEPT_BYTES: Final = 8 << 20  # of these, in all
+"""Its own acknowledged commits that a session can still spool if the log turns out to have two histories."""
+_KEPT_BYTES: Final = 8 << 20  # total size of these
 _UNKNOWN: Final = Verdict(True)
 _NO_GRANT: Final = Verdict(False, None, "role")
 _ADVICE: Final = (
@@ -62,18 +62,18 @@ _ADVICE: Final = (
 
 
 S = TypeVar("S", bound=LogState)
-"""What a log is replayed into: `State`, or `Catalog` for the directory log."""
+"""The result of replaying a log: `State`, or `Catalog` for the directory log."""
 
 
 class ReplicatedMachine(NamedTuple, Generic[S]):
-    """How a log is replayed, and how its state is kept in a snapshot."""
+    """How a log is replayed, and how its state is stored in a snapshot."""
 
     empty: Callable[[], S]
     apply: Callable[[S, int, Commit | codec.Garbage, Stamp], tuple[Verdict, ...]]
     dump: Callable[[S], bytes]
     load: Callable[[bytes], S]
     short: bool = False
-    """Whether the log is read from its first commit where one receipt holds all of it."""
+    """Whether the log is read from its first commit if one receipt holds all of it."""
 
 
 STUDY: Final = ReplicatedMachine(State, apply, snapshot.dump, snapshot.load)
@@ -81,13 +81,14 @@ CATALOG: Final = ReplicatedMachine(Catalog, Catalog.apply, catalog.dump, catalog
 
 
 class Cursor:
-    """What one reader has not seen yet. Each reader has its own, so that reading takes nothing from another."""
+    """What one reader has not seen yet. Each reader has its own cursor, so that readers do not affect each other."""
 
     __slots__ = ("__weakref__", "changed")
 
     def __init__(self) -> None:
         self.changed: set[int] = set()
-        """Numbers of the trials that changed; the reader empties it. All may have, when the state is another object."""
+        """Numbers of the trials that changed; the reader empties it. When the state is a new object, all may have
+        changed."""
 
 
 class LogSession(Generic[S]):
@@ -95,9 +96,9 @@ class LogSession(Generic[S]):
 
     Args:
         machine: how the log is replayed.
-        writer: the name that this session writes under; no other session ever used it or will.
+        writer: the name under which this session writes; no other session has used it or will.
         now_us: the time that commits are stamped with, for people to read.
-        linger: seconds for which reports are collected; None: one second, or as long as store and log suggest.
+        linger: seconds for which reports are collected; None: one second, or as long as the store and the log suggest.
         freshness: `Store.freshness`.
 
     """
@@ -116,41 +117,41 @@ class LogSession(Generic[S]):
         self.linger, self.freshness = linger, freshness
         self.state = machine.empty()
         self.joined = False
-        """Whether the log was read to its end: the state is true of some moment."""
+        """Whether the log has been read to its end, so that the state was true at some moment."""
         self.introduced = False
-        """Whether this peer has introduced itself; a reader does not, and neither beats nor reclaims."""
+        """Whether this peer has introduced itself; a reader does not, and it neither beats nor reclaims."""
         self.duplicated = False
-        """Whether the log holds a commit of this writer that another process sent: it uses the same name."""
+        """Whether the log holds a commit of this writer that another process sent under the same name."""
         self.author = ""
-        """The user that this process writes as, by the store's word; empty while that is not known."""
+        """The user as which this process writes, according to the store; empty while that is not known."""
         self.deleted = False
         self.broken: BrokenChain | None = None
-        """How the log contradicts what this session has read of it: nothing is exchanged any more."""
+        """How the log contradicts what this session has read of it; nothing more is exchanged."""
         self.unkept: dict[int, list[str]] = {}
-        """Trial -> its parameters that the log refused: another writer gave them distributions of other kinds first."""
+        """Trial -> its parameters that the log refused: another writer first gave them distributions of other kinds."""
         self.acknowledged: deque[Placed] = deque()
-        """The last commits of this session, and of the one of the same process that it has replaced."""
+        """The last commits of this session, and of the session of the same process that it replaced."""
         self.exchanged_at = _NEVER
         """When the last successful exchange began."""
         self.read_at = _NEVER
         """When a caller last wanted to read."""
         self.drafted_at: float | None = None
-        """When the oldest draft that has not left was begun."""
+        """When the oldest unsent draft was begun."""
         self.urgent_at = math.inf
-        """When drafts leave at the latest, because another peer's next choice depends on them."""
+        """The latest time at which drafts must leave, because another peer's next choice depends on them."""
         self.noted_at = _NEVER
         """When something was last drafted."""
         self.suspended_until = _NEVER
-        """Until when its job leaves it alone: it cannot be read."""
+        """The time before which its job does not try it, since it cannot be read."""
         self.suggested_interval = 0.0
         """The flush interval that a busy log suggests."""
         self.spooled: dict[Path, list[int]] = {}
-        """Files of the spool that hold what this session itself still tries to send -> the trials that they end."""
+        """Spool files with what this session is itself still trying to send -> the trials that they end."""
         self.kept: list[PendingCommit] = []
-        """What ends these trials. Nobody waits for the log's decision on it."""
+        """The ends of these trials. Nobody waits for the log's decision on them."""
         self.snapshot_due = False
         self.owners = OwnerMonitor()
-        """What was seen of the peers that run trials."""
+        """What has been observed of the peers that run trials."""
         self.outbox = Outbox(writer, now_us)
         self.draft, self.pack_for_spool = self.outbox.draft, self.outbox.everything
         self._now_us = now_us
@@ -161,11 +162,11 @@ class LogSession(Generic[S]):
 
     @classmethod
     def for_child(cls, old: LogSession[S], writer: str, *, resend: bool = False) -> Self:
-        """The session of a process that goes on from a copy of `old`'s memory, under an identity of its own.
+        """The session of a process that continues from a copy of `old`'s memory, under an identity of its own.
 
-        It knows what `old` knew of the log, and has nothing in flight, drafted, queued or spooled: all that is `old`'s
-        to send. With `resend`, where the same process goes on under another name, it sends again what is not decided,
-        and still answers for what was acknowledged.
+        It knows what `old` knew about the log, and has nothing in flight, drafted, queued or spooled: `old` must send
+        all of that. With `resend`, where the same process continues under another name, it sends undecided records
+        again, and stays responsible for those acknowledged.
         """
         new = cls(old.machine, writer, now_us=old._now_us, linger=old.linger, freshness=old.freshness)
         new.state, new.joined, new.deleted, new.broken = old.state, old.joined, old.deleted, old.broken
@@ -182,7 +183,7 @@ class LogSession(Generic[S]):
                 moves = [TRANSITIONS.get((TrialState.RUNNING, type(record))) for record in pending.records]
                 leased = any(move is not None and move.needs == "lease" for move in moves)
                 if starts or (pending.owner == old.writer and not leased):
-                    pending.owner = writer  # what needs no lease of the old writer's; its name may be lost here
+                    pending.owner = writer  # what does not need a lease of the old writer, whose name may be lost here
                 new.outbox.queued.append(pending)
         else:
             for pending in old.outbox.undecided():
@@ -198,12 +199,12 @@ class LogSession(Generic[S]):
         return pending
 
     def introduce(self, owner: str, introduction: PeerJoin) -> None:
-        """Queue it before all else that waits: of who starts a trial the log wants to know the site and the devices."""
+        """Queue the introduction first of all: the log needs the site and devices of a peer that starts a trial."""
         self.outbox.queued.insert(0, PendingCommit(owner, (introduction,)))
         self.introduced = True
 
     def abandon(self, pending: PendingCommit) -> None:
-        """Withdraw what has not been sent; trials that start nevertheless are released as soon as that is known."""
+        """Withdraw what is unsent; trials that start nevertheless are released as soon as that is known."""
         outbox, pending.abandoned = self.outbox, True
         outbox.queued = [other for other in outbox.queued if other is not pending]
         if pending.verdicts is not None:
@@ -219,17 +220,17 @@ class LogSession(Generic[S]):
                 self.put(trial.owner or self.writer, TrialRelease(trial.number, trial.epoch, reason="never begun"))
 
     def note_draft(self, now: float) -> float:
-        """The first of some reports or attributes was drafted; the seconds within which they leave."""
+        """The first of some reports or attributes was drafted; return the seconds within which they leave."""
         self.drafted_at = self.noted_at = now
         return self.flush_interval
 
     def in_doubt(self, number: int) -> bool:
-        """Whether something was sent or queued about this trial that the log may yet refuse."""
+        """Whether the log may still refuse something that was sent or queued about this trial."""
         outbox = self.outbox
         return bool(outbox.in_flight or outbox.queued) and number in self._numbers(TrialSet)
 
     def has_unsent(self, number: int) -> bool:
-        """Whether something that was said of this trial is not in the log, as far as this session knows."""
+        """Whether some record about this trial is not in the log, as far as this session knows."""
         return number in self.outbox.drafts or self.in_doubt(number)
 
     @property
@@ -245,27 +246,27 @@ class LogSession(Generic[S]):
         return self.outbox.next(sum_at(self.state.lsn, self.state.chain))
 
     def ready(self, now: float) -> tuple[bool, bool, float]:
-        """What is due now, although no caller waits for it. Nothing becomes a commit by this.
+        """What is due now even if no caller waits for it. This creates no commit.
 
-        Whether an exchange is due; whether one is if there is anything new; and when to call again.
+        Returns whether an exchange is due, whether one is due if there is anything new, and when to call again.
         """
         since_exchange = now - self.exchanged_at
         due, if_changed, again = False, False, now + IDLE
         interval, freshness = self.flush_interval, self.freshness
         if self.outbox:
-            if self.drafted_at is None:  # queued this moment, by a caller that is about to send it itself
+            if self.drafted_at is None:  # queued just now, by a caller that is about to send it itself
                 self.drafted_at = now
             due_at = min(self.drafted_at + interval, self.urgent_at)
             due = now >= due_at
             again = min(again, due_at)
         if now - self.noted_at < _BUSY * interval:
-            again = min(again, now + interval)  # more will come: no need to be woken for each
+            again = min(again, now + interval)  # more will come: no need to wake up for each
         if freshness and now - self.read_at < _INTEREST * freshness:  # so that reads do not wait
             due = due or since_exchange >= freshness
             again = min(again, now + freshness)
         if self.introduced:
             ttl = self.state.policy.ttl if isinstance(self.state, State) else math.inf
-            if_changed = since_exchange >= ttl / BEATS_PER_TTL  # a busy peer that asks nothing notices when others die
+            if_changed = since_exchange >= ttl / BEATS_PER_TTL  # even a busy peer that asks for nothing sees deaths
             again = min(again, now + ttl / 8)
         return due, if_changed, again
 
@@ -276,19 +277,19 @@ class LogSession(Generic[S]):
             return self.linger
         interval = max(FLUSH_INTERVAL, self.freshness, self.suggested_interval)
         timeout = self.state.policy.progress_timeout if isinstance(self.state, State) else None
-        return interval if timeout is None else min(interval, timeout / 4)  # reports are what it waits for
+        return interval if timeout is None else min(interval, timeout / 4)  # the progress timeout waits for reports
 
     # --- what came of it ---
 
     def start_from(self, state: S) -> None:
-        """Begin to join: from this state, read on to the end of the log."""
+        """Begin to join: continue from this state to the end of the log."""
         self.joined, before = False, self.state
         if before.lsn > self._seen[0]:
             self._seen = before.lsn, sum_at(before.lsn, before.chain)
         self.state = state
 
     def complete_join(self) -> None:
-        """The log was read to its end."""
+        """The log has been read to its end."""
         outbox, writers = self.outbox, self.state.writers
         last = None if is_anothers(self.writer, self.author, writers) else writers.get(self.writer)
         if self._is_cut_off(last):
@@ -297,7 +298,7 @@ class LogSession(Generic[S]):
             self.duplicated = True
             return
         while last is not None and outbox.in_flight and outbox.in_flight[0].commit.seq <= last.seq:
-            # of a commit that was decided while this process was not looking nothing is known but that it was
+            # for a commit that was decided while this process was not reading, only that fact is known
             latest = outbox.in_flight[0].commit.seq == last.seq
             for pending in outbox.settle(last.verdicts if latest else ()):
                 self._release(pending)
@@ -306,7 +307,7 @@ class LogSession(Generic[S]):
     def _explains(self, last: LastCommit) -> bool:
         """Whether the verdicts that a snapshot holds for this writer's last commit fit the one that this session sent.
 
-        A snapshot holds verdicts, but no bytes. Another process that uses the same name mostly got other verdicts.
+        A snapshot holds verdicts, but no bytes. Another process with the same name usually got other verdicts.
         """
         sent = next((one.commit for one in self.outbox.in_flight if one.commit.seq == last.seq), None)
         if sent is None:
@@ -324,9 +325,9 @@ class LogSession(Generic[S]):
         return verdict.number == getattr(record, "number", None)
 
     def advance(self, receipt: ExchangeResult, began: float) -> None:
-        """Apply what an exchange that began at `began` brought; verdicts of what was in flight are handed out.
+        """Apply what an exchange that began at `began` brought, and hand out verdicts on what was in flight.
 
-        If anything but content goes wrong halfway, the state is discarded and the log joined again.
+        If anything except content goes wrong halfway, the state is discarded and the log is joined again.
         """
         joined, self.joined = self.joined, False
         state, apply_, in_flight, outbox = self.state, self.machine.apply, self.outbox.in_flight, self.outbox
@@ -336,7 +337,7 @@ class LogSession(Generic[S]):
             if lsn <= head:
                 continue
             if lsn > head + 1 or (before != chain and before is not None and chain is not None):
-                # it does not follow what was read: the state stays as it is before it, and nothing more is sent
+                # it does not follow what was read: the state stays as it was before it, and nothing more is sent
                 seen = f"commit {lsn} comes after commit {head}, and those between are missing"
                 if lsn == head + 1:
                     seen = f"up to commit {head} this process read the sum {shown(chain)}, commit {lsn} follows "
@@ -347,7 +348,7 @@ class LogSession(Generic[S]):
                 sent, self.author = in_flight[0], entry.stamp.author
                 verdicts = apply_(state, lsn, sent.commit, entry.stamp)
                 if self.author and is_anothers(self.writer, self.author, state.writers):
-                    self.duplicated = True  # somebody else wrote here first in this name, which is now lost to it
+                    self.duplicated = True  # another process wrote under this name first: the name is lost
                     return
                 self._acknowledge(Placed(lsn, before, sent.outgoing), verdicts)
             else:
@@ -375,7 +376,7 @@ class LogSession(Generic[S]):
         self.exchanged_at = began
 
     def _is_cut_off(self, last: LastCommit | None) -> bool:
-        """Whether the log, read anew, has lost what this session has seen of it."""
+        """Whether the log, read again, has lost commits that this session has seen."""
         head, (seen, chain) = self.state.lsn, self._seen
         lost = f"it ends at commit {head}, and this process has read {seen} commits, with the sum {shown(chain)}"
         if head >= seen:
@@ -388,7 +389,7 @@ class LogSession(Generic[S]):
         return True
 
     def _acknowledge(self, placed: Placed, verdicts: tuple[Verdict, ...]) -> None:
-        """The commit in flight stands in the log: it is kept for a while, and its verdicts are handed out."""
+        """The commit in flight is in the log: keep it for a while, and hand out its verdicts."""
         self.acknowledged.append(placed)
         self._remembered += len(placed.commit.payload)
         while self._remembered > _KEPT_BYTES or len(self.acknowledged) > _KEPT:
@@ -402,14 +403,14 @@ class LogSession(Generic[S]):
             self._release(pending)
 
     def history(self) -> list[Placed]:
-        """This session's last commits and their places in the history that it has read, those on their way included."""
+        """This session's last commits and their places in the history that it has read, including those in flight."""
         kept = list(self.acknowledged)
         return kept + [Placed(0, None, sent.outgoing) for sent in self.outbox.in_flight] if kept else []
 
     def failed(self, error: Exception, now: float) -> None:
-        """An exchange that began at `now` failed; what was queued stays so, unless the store refuses to take it."""
+        """An exchange that began at `now` failed; queued records stay queued, unless the store refuses them."""
         if isinstance(error, BehindRetention):
-            self.joined = False  # the next exchange begins with a snapshot; what is in flight stays so
+            self.joined = False  # the next exchange begins with a snapshot; commits in flight stay in flight
         if isinstance(error, StoreUnreachable):
             self.drafted_at, self.urgent_at = now, math.inf
         elif isinstance(error, Denied):
@@ -418,7 +419,7 @@ class LogSession(Generic[S]):
     # --- readers ---
 
     def cursor(self) -> Cursor:
-        """A place to read from, which lives as long as its reader does."""
+        """A position to read from, which lives as long as its reader."""
         cursor = Cursor()
         self._cursors = [ref for ref in self._cursors if ref() is not None] + [weakref.ref(cursor)]
         return cursor
@@ -431,7 +432,7 @@ class LogSession(Generic[S]):
         return (self.state.lsn, self.machine.dump(self.state)) if self.joined and self.broken is None else None
 
     def pack_finished(self) -> bool:
-        """Let trials that are over take less memory, for some milliseconds; whether there is more to pack."""
+        """Pack finished trials into less memory, for some milliseconds; return whether there is more to pack."""
         return isinstance(self.state, State) and close_settled(self.state, at_most=_PACKED_AT_ONCE)
 
     def ends(self) -> list[int]:
@@ -439,6 +440,6 @@ class LogSession(Generic[S]):
         return self._numbers(TrialFinish)
 
     def _numbers(self, kind: type[TrialSet | TrialFinish]) -> list[int]:
-        """The trials that undecided records of this kind are about."""
+        """The trials named by undecided records of this kind."""
         undecided = self.outbox.undecided()
         return [record.number for pending in undecided for record in pending.records if isinstance(record, kind)]

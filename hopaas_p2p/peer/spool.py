@@ -1,4 +1,4 @@
-"""The spool as one peer uses it: what could not be sent is kept there, and what others have left is sent."""
+"""The spool as one peer uses it: it keeps what could not be sent, and sends what others have left."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ from hopaas_p2p.spool import Spooled
 from hopaas_p2p.stores.base import Placed, Store, read_all
 
 _log: Final = logging.getLogger("hopaas_p2p")
-_EVERY: Final = 30.0  # seconds between looks into the spool
+_EVERY: Final = 30.0  # seconds between checks of the spool
 
 
 class KeptForRescue(BrokenChain):
-    """A log has lost what it had acknowledged, and goes on without it: it is kept in the spool for a rescue."""
+    """A log has lost acknowledged commits, and has continued without them; the spool keeps them for a rescue."""
 
 
 class SpoolSender:
@@ -34,23 +34,23 @@ class SpoolSender:
     def __init__(self, store: Store, *, now_us: Callable[[], int]) -> None:
         self._store, self._now_us = store, now_us
         self._lasts = not store.url.startswith("memory:")
-        """Whether the store outlives this process: what was said to one that does not is nowhere to be sent."""
+        """Whether the store outlives this process; if not, there is nowhere to send its records later."""
         self._next = 0.0
         self._studies: set[str] = set()
         self._refused: set[Path] = set()
-        """Files that the store does not take from this process, as of a study that was deleted."""
+        """Files that the store does not accept from this process, such as those of a deleted study."""
         self._keeping = threading.RLock()
-        """So that two threads do not keep the same end twice."""
+        """Prevents two threads from keeping the same end twice."""
         self._ended = False
-        """Whether `keep_all` was called: a file behind its own would be sent in the wrong order."""
+        """Whether `keep_all` was called: a file written after its files would be sent in the wrong order."""
         self._unkept = ""
-        """The trials whose ends no disk took when `keep_ends` tried last."""
+        """The trials whose ends no disk accepted at the last `keep_ends`."""
 
     def keep(self, uuid: str, log: LogClient[State], *, last: bool = False) -> tuple[Path | None, str]:
-        """Spool what could not be sent, if the end of a trial is among it: the file; or None, and why not.
+        """Spool what could not be sent, if it includes the end of a trial; return the file, or None and why not.
 
-        At the `last` moment of the program also what the log has acknowledged and not confirmed: before the rest and in
-        the same file, because a writer's commits must arrive in the order of their sequence numbers.
+        At the `last` moment of the program, also spool what the log has acknowledged and not confirmed: before the rest
+        and in the same file, because a writer's commits must arrive in the order of their sequence numbers.
         """
         session = log.session
         with self._keeping:
@@ -68,7 +68,7 @@ class SpoolSender:
             trials = sorted({*ends, *(number for one in placed for number in _ended(one.commit.payload))})
             path, why = self._write(uuid, log, commits, trials=trials, why="unconfirmed" if placed else "unsent")
             if path is not None and placed:
-                self.forget(session)  # it has all that is in its other files
+                self.forget(session)  # it contains everything in its other files
             elif path is not None:
                 session.spooled[path] = ends
                 session.kept = undecided
@@ -77,16 +77,16 @@ class SpoolSender:
     def _write(
         self, uuid: str, log: LogClient[State], commits: list[Placed], *, trials: list[int] | None = None, **more: Any
     ) -> tuple[Path | None, str]:
-        """Make a file of the spool of this log's commits; as `spool.keep`."""
+        """Write this log's commits to a spool file, like `spool.keep`."""
         define = log.state.define
         name, at = define.name if define else "", self._now_us()
         return spool.keep(commits, store=self._store.url, study=uuid, name=name, trials=trials or [], at=at, **more)
 
     def keep_ends(self, logs: Mapping[str, LogClient[State]]) -> None:
-        """Spool the ends of trials for which no call does so, unless they are in the spool already.
+        """Spool the ends of trials that no call spools, unless they are already in the spool.
 
         `optimize` sends an end with its next ask, which waits for the store as long as it takes. And Ctrl-C may have
-        stopped the call that told one.
+        stopped a call of `tell`.
         """
         with self._keeping:
             for uuid, log in list(logs.items()) if self._lasts and not self._ended else ():
@@ -106,14 +106,15 @@ class SpoolSender:
 
     @staticmethod
     def _has(session: LogSession[State], ends: list[int]) -> bool:
-        """Whether files of the spool that are still there hold these ends of trials."""
+        """Whether existing spool files hold these ends of trials."""
         kept = [trials for path, trials in list(session.spooled.items()) if path.exists()]
         return {number for trials in kept for number in trials}.issuperset(ends)
 
     def keep_history(self, uuid: str, log: LogClient[State]) -> None:
-        """Spool this session's last acknowledged commits: of two histories of the log one may not have them.
+        """Spool this session's last acknowledged commits: if the log has two histories, one of them may lack these
+        commits.
 
-        Once; a later call tries again if no disk took them.
+        Done once; a later call tries again if no disk accepted them.
         """
         with log.lock:
             commits = log.session.history()
@@ -137,7 +138,7 @@ class SpoolSender:
     def keep_all(self, logs: Mapping[str, LogClient[State]]) -> None:
         """Like `keep`, at the end of the program. The start of a trial that never ran is withdrawn.
 
-        What a log has acknowledged, and did not confirm, is kept too: it is compared with the log at the next contact.
+        Acknowledged but unconfirmed commits are kept too, and compared with the log at the next contact.
         """
         with self._keeping:
             self._ended = True
@@ -155,7 +156,7 @@ class SpoolSender:
                     log.withdraw()
 
     def arrived(self, session: LogSession[Any]) -> None:
-        """Forget its files, because the log has decided on everything in them; say which results it did not count."""
+        """Forget its files, because the log has decided on everything in them; log which results it did not count."""
         kept, session.kept = session.kept, []
         for pending in kept if isinstance(session.state, State) else ():
             for record in pending.records:
@@ -165,7 +166,7 @@ class SpoolSender:
 
     @staticmethod
     def forget(session: LogSession[Any]) -> None:
-        """Remove its files: everything in them is acknowledged, or in another file."""
+        """Remove the session's files: everything in them is acknowledged, or in another file."""
         for path in list(session.spooled):
             spool.remove(path)
         session.spooled.clear()
@@ -173,7 +174,7 @@ class SpoolSender:
     def send_others(self, logs: Mapping[str, LogClient[State]], studies: set[str], now: float, *, writer: str) -> None:
         """Send what other processes of this user have left for one of this store's studies.
 
-        Now and then, and where these are not the studies that were known at the last look.
+        Does so periodically, and when the studies are not those known at the last check.
         """
         if now < self._next and studies == self._studies:
             return
@@ -190,21 +191,21 @@ class SpoolSender:
             except KeptForRescue as error:
                 _log.error("%s", error)
                 spool.remove(path)
-            except HopaasError as error:  # the others are not held up by it
+            except HopaasError as error:  # it does not hold up the others
                 self._refused.add(path)
                 _log.warning("%s was not sent and stays in the spool: %s", path, error)
             else:
                 spool.remove(path)
 
     def send(self, spooled: Spooled, logs: Mapping[str, LogClient[State]], *, writer: str) -> list[str]:
-        """Send what is in a file of the spool; say which of its results the log did not count, and why.
+        """Send the contents of a spool file; return which of its results the log did not count, and why.
 
         Raises:
             StoreUnreachable: not this time.
             NoSuchStudy: it is of another store.
             StudyDeleted: the study is gone; the file is kept, because a backup may bring it back.
-            KeptForRescue: the log has lost what it had acknowledged, and goes on without it.
-            Denied: the log counted nothing of a commit, because it knows the peer as another user's.
+            KeptForRescue: the log has lost commits that it had acknowledged, and has continued without them.
+            Denied: the log refused a whole commit, because it knows the peer as another user's.
 
         """
         log = logs.get(spooled.study) or study_client(
@@ -214,7 +215,7 @@ class SpoolSender:
         lost = 0
         try:
             if spooled.why == "unconfirmed":
-                with spool.alone(spooled.study):  # two that append the same commits would take each other's places
+                with spool.alone(spooled.study):  # two that append the same commits would collide
                     lost = self._restore(log, spooled)
             if not lost:
                 log.send_for_another(sent)
@@ -244,11 +245,12 @@ class SpoolSender:
         return found
 
     def _restore(self, log: LogClient[State], spooled: Spooled) -> int:
-        """Append again what the log has lost of these acknowledged commits; how many of them it cannot take.
+        """Append again what the log has lost of these acknowledged commits; return how many it cannot accept.
 
-        It can take a commit if it has, up to the place that the commit had, what the writer had read: all that the
-        commit speaks of is there, under the same numbers, whatever was written behind it since. And if it has no later
-        commit of the writer. Elsewhere than in its place only the end of a trial counts: nobody runs what is started.
+        It can accept a commit if, up to the commit's place, it has what the writer had read: then everything that the
+        commit refers to is there, under the same numbers, whatever was written after it since. It must also have no
+        later commit of the writer. In any other place only the end of a trial counts: nobody would run a trial that
+        starts.
         """
         lost, head, sums = self._lost(spooled)
         while lost:
@@ -267,9 +269,9 @@ class SpoolSender:
         return 0
 
     def _lost(self, spooled: Spooled) -> tuple[list[Placed], int, dict[int, int | None]]:
-        """Which of these commits the log has not, its last lsn, and by lsn the sums before its commits, as it is now.
+        """Which of these commits the log now lacks, its last lsn, and by lsn the sums before its commits.
 
-        Of commits that were removed because a snapshot stands for them nothing is known.
+        Nothing is known about commits that were removed because a snapshot replaces them.
         """
         placed, log = [one for one in spooled.placed if one.lsn], self._store.log(spooled.study)
         removed, head, there = log.removed_up_to(), 0, set[bytes]()

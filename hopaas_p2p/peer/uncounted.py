@@ -1,7 +1,7 @@
-"""Results that a log has read and not counted, in words, for callers that did not wait for its decision.
+"""Results that a log received but did not count, in words, for callers that did not wait for its decision.
 
-`tell` returns when a result is in the spool. If another process told the same trial meanwhile, the log counts what
-arrived first, and whoever sends the other one learns here that it was dropped.
+`tell` returns when a result is in the spool. If another process told the same trial meanwhile, the log counts the
+result that arrived first, and the sender of the other one learns here that it was dropped.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from hopaas_p2p.core.state import State
 
 
 def uncounted(state: State, owner: str, record: TrialFinish) -> str | None:
-    """Say that the log, which has read this end of a trial of `owner`, did not count its values; None if it did."""
+    """Why the log did not count the values of this end of a trial of `owner`, in words; None if it did."""
     if record.state is not TrialState.COMPLETE or record.values is None or record.number >= len(state.trials):
         return None
     trial = state.trials[record.number]
@@ -27,7 +27,7 @@ def uncounted(state: State, owner: str, record: TrialFinish) -> str | None:
     found = there.state.name if there.values is None else f"{there.state.name} with {_shown(there.values)}"
     why = f"trial #{there.number} is already {found}"
     expected = 1 if state.define is None else len(state.define.directions)
-    if len(record.values) != expected:  # of a study that could not be looked at when it was told
+    if len(record.values) != expected:  # of a study that could not be checked when the result was told
         why = f"{expected} value{'s' * (expected > 1)} expected, got {len(record.values)}"
     return f"the result {_shown(record.values)} of trial #{record.number} was not counted: {why}"
 

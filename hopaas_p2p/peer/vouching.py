@@ -1,8 +1,8 @@
-"""How a worker's snapshot comes to be believed: a peer of another author compares it with the log.
+"""How a worker's snapshot comes to be trusted: a peer of another author compares it with the log.
 
-A joiner takes what a snapshot says for the log, so a forged one would mislead every peer that joins from it. A peer
-whose turn it is to write a snapshot therefore first looks at those of other authors that nobody vouches for: it loads
-one, applies the commits from there to where it is itself, and compares the two states. The store keeps the verdict.
+A joiner trusts a snapshot as it trusts the log, so a forged one would mislead every peer that joins from it. A peer
+whose turn it is to write a snapshot therefore first checks other authors' snapshots that nobody vouches for: it loads
+one, applies the commits from there up to its own position, and compares the two states. The store keeps the verdict.
 """
 
 from __future__ import annotations
@@ -17,13 +17,16 @@ from hopaas_p2p.stores.base import Log, snapshot_step
 
 _log: Final = logging.getLogger("hopaas_p2p")
 _REACH: Final = 8
-"""Snapshot steps back. An older one saves a joiner little, and would make this peer replay much."""
+"""How many snapshot steps to look back. An older snapshot saves a joiner little, and costs this peer a long replay."""
 _AT_ONCE: Final = 8
-"""Forged ones that are passed over per turn."""
+"""Forged snapshots that are skipped per turn."""
 
 
 def judge_doubtful(log: Log, lsn: int, data: bytes) -> None:
-    """Vouch for another author's snapshot that agrees with ours, and deny those that do not. Raises like `exchange`."""
+    """Vouch for another author's snapshot that agrees with ours, and reject those that do not.
+
+    Raises like `exchange`.
+    """
     for _ in range(_AT_ONCE):
         found = log.doubtful_snapshot(max(0, lsn - _REACH * snapshot_step(lsn)), lsn)
         if found is None:
@@ -56,10 +59,10 @@ def _agrees(log: Log, begin: int, theirs: bytes, end: int, ours: bytes) -> bool:
             if entry.lsn > end:
                 break
             if state.chain[0] != state.lsn or entry.before not in (None, state.chain[1]):
-                return False  # it does not follow what the state has read
+                return False  # the commit does not follow what the state has read
             apply(state, entry.lsn, codec.decode(entry.payload), entry.stamp)
             state.chain = entry.lsn, following(state.chain[1], entry.payload)
     if snapshot.dump(state) == ours:
         return True
-    mine = snapshot.load(ours)  # another version of zlib packs the same trials into other bytes
+    mine = snapshot.load(ours)  # another version of zlib packs the same trials into different bytes
     return state.chain == mine.chain and snapshot.digest(state) == snapshot.digest(mine)

@@ -1,1 +1,1 @@
-"""What any process needs, and what knows no study: settings, credentials, files of one's own, signals, devices."""
+"""What any process needs, independent of studies: settings, credentials, the user's own files, signals, devices."""

@@ -1,4 +1,4 @@
-"""Arguments of the Python interface, checked where they are given: a wrong one is refused in one line, at the call."""
+"""Checks arguments of the Python interface where they are given: a wrong one is refused in one line, at the call."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ _SHOWN: Final = 100  # characters of a value in a message
 
 
 def whole(what: str, value: Any, *, least: int | None = 1, takes: str = "a whole number") -> int:
-    """The value as a whole number of at least `least`, numpy's included, but True and False are none.
+    """The value as a whole number of at least `least`; numpy's are accepted, True and False are not.
 
     Raises:
-        InvalidInput: it is not one; the message names the argument and its value.
+        InvalidInput: it is not such a number; the message names the argument and its value.
     """
     number = _index(value)
     if number is None:
@@ -39,10 +39,10 @@ def trial_number(value: Any) -> int:
 
 
 def seconds(what: str, value: Any, *, least: float | None = None, most: float = math.inf) -> float:
-    """The value as a number of seconds, by default a positive one; with `least`, of at least so many.
+    """The value as a number of seconds, by default a positive one; with `least`, at least that many.
 
     Raises:
-        InvalidInput: it is not one, or more than `most`.
+        InvalidInput: it is not such a number, or more than `most`.
     """
     number = _number(value)
     if number is None or math.isnan(number) or (number <= 0 if least is None else number < least):
@@ -77,20 +77,20 @@ def mapping(what: str, value: Any) -> Mapping[Any, Any]:
 
 
 def instance(what: str, value: Any, kind: type, example: str) -> None:
-    """Raise InvalidInput if the value is not of this kind; a class that was not called is the usual mistake."""
+    """Raise InvalidInput if the value is not of this kind; the usual mistake is a class that was not called."""
     if not isinstance(value, kind):
         called = f"; did you mean {value.__name__}()?" if isinstance(value, type) and issubclass(value, kind) else ""
         raise InvalidInput(f"{what} must be an object such as {example}, got {shown(value)}{called}")
 
 
 def near(word: str, known: Iterable[str], otherwise: str) -> str:
-    """What to say after an unknown word: the known one that it resembles, else `otherwise`."""
+    """A hint for an unknown word: the known word that it resembles, else `otherwise`."""
     found = difflib.get_close_matches(word, list(known), n=1)
     return f"did you mean {found[0]!r}?" if found else otherwise
 
 
 def shown(value: object) -> str:
-    """A value in a message, of bounded length."""
+    """A value as shown in a message, with a bounded length."""
     try:
         text = repr(value)
     except Exception:  # noqa: BLE001  # whatever a class of somebody else's does
@@ -99,7 +99,7 @@ def shown(value: object) -> str:
 
 
 def shortened(text: str, most: int = _SHOWN) -> str:
-    """A text of at most so many characters, and a mark where it was cut."""
+    """The text, cut to at most `most` characters, with a mark where it was cut."""
     return text if len(text) <= most else f"{text[:most]}…"
 
 

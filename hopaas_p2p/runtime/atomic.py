@@ -1,4 +1,4 @@
-"""Files that are there whole or not at all, files that others may have put there, and where a user's own are."""
+"""Files that are written completely or not at all, files that others may have planted, and where a user's own are."""
 
 from __future__ import annotations
 
@@ -15,37 +15,37 @@ from typing import Final
 from hopaas_p2p.runtime.ownership import FOLDER, doubt, opened, own_folder
 
 READ: Final = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
-"""How to open a file where others may write: no link is followed, and a FIFO holds nobody up."""
+"""How to open a file where others may write: no link is followed, and a FIFO does not block."""
 _CHUNK: Final = 1 << 20  # bytes read at once
 _SMALL: Final = 16 << 20
 _RATIO: Final = 32
-"""A file may be _SMALL + _RATIO times as large as what is in it."""
+"""A file's size may be up to _SMALL + _RATIO times the bytes that it occupies."""
 
 
 def state_folder() -> Path:
-    """Where this user's processes on this machine keep what they share.
+    """Where this user's processes on this machine keep shared files.
 
     Raises:
-        RuntimeError: a user without a home.
+        RuntimeError: the user has no home directory.
 
     """
     base = Path(os.environ.get("XDG_STATE_HOME", ""))
-    if not base.is_absolute():  # else it would move with the process
+    if not base.is_absolute():  # otherwise it would depend on the working directory
         base = Path.home() / ".local" / "state"
     return base / "hopaas-p2p"
 
 
 @contextlib.contextmanager
 def replace_atomically(path: Path, *, private: bool = False, sync: bool = False) -> Iterator[Path]:
-    """A draft to write to, which takes the place of `path` when the block ends without an error.
+    """A draft to write to, which replaces `path` when the block ends without an error.
 
-    A link at `path` is replaced, and not followed. Where others may write beside it, the draft is in a folder of this
-    user's alone, so that nobody puts a link in its place.
+    A link at `path` is replaced, not followed. Where others may write beside it, the draft is in a folder of this user
+    only, so that nobody can put a link in its place.
 
     Args:
         path: in a directory that exists.
         private: only the owner may read the file.
-        sync: the bytes are on the disk before the name is.
+        sync: the bytes are on disk before the name is.
 
     Raises:
         OSError: the draft cannot be made or renamed; it names `path`, and no draft is left behind.
@@ -74,7 +74,7 @@ def replace_atomically(path: Path, *, private: bool = False, sync: bool = False)
 
 @contextlib.contextmanager
 def _private_folder(path: Path, name: str) -> Iterator[tuple[Path, int]]:
-    """A folder of this user's alone, this one or else a new one in it while the block lasts; and this one, opened."""
+    """A folder of this user only: this one, or a new one in it while the block lasts; and a descriptor of this one."""
     fd = os.open(path, FOLDER)
     try:
         folder = opened(fd, path)
@@ -94,11 +94,11 @@ def _private_folder(path: Path, name: str) -> Iterator[tuple[Path, int]]:
 def open_regular(path: str | Path, flags: int = READ, *, named: bool = False) -> int:
     """A descriptor of an ordinary file that somebody else may have put there. Opening a FIFO does not block.
 
-    Symbolic links are followed only to what the user has named. A file that is written to is this user's, under one
-    name only.
+    Symbolic links are followed only to paths that the user has named. A file to be written must be this user's, with
+    only one name.
 
     Raises:
-        OSError: it is not there, or something else is.
+        OSError: it does not exist, or is not an ordinary file.
 
     """
     try:
@@ -122,10 +122,10 @@ def open_regular(path: str | Path, flags: int = READ, *, named: bool = False) ->
 
 
 def read_regular(path: str | Path, *, limit: int, named: bool = False) -> bytes:
-    """What is in an ordinary file that somebody else may have put there, or written; see `open_regular`.
+    """The contents of an ordinary file that somebody else may have put there, or written; see `open_regular`.
 
     Raises:
-        OSError: it is not there, is something else, or holds more than `limit` bytes.
+        OSError: it does not exist, is not an ordinary file, or holds more than `limit` bytes.
 
     """
     fd = open_regular(path, named=named)
@@ -142,7 +142,7 @@ def read_regular(path: str | Path, *, limit: int, named: bool = False) -> bytes:
 
 
 def is_mostly_holes(path: Path) -> bool:
-    """Whether a file is large and has hardly any bytes: it costs nothing to make, and all of its size to copy."""
+    """Whether a file is large but occupies hardly any space: it is free to create, but costs its full size to copy."""
     data = at = 0
     try:
         with open(open_regular(path), "rb") as file:  # noqa: PTH123  # a descriptor
@@ -151,21 +151,21 @@ def is_mostly_holes(path: Path) -> bool:
                 start = os.lseek(file.fileno(), at, os.SEEK_DATA)
                 at = os.lseek(file.fileno(), start, os.SEEK_HOLE)
                 data += at - start
-    except OSError as error:  # one that cannot be read is none
+    except OSError as error:  # an unreadable file does not count
         return error.errno == errno.ENXIO  # no bytes follow
     return False
 
 
 def sha256_of(path: Path) -> str:
-    """The checksum of what is in a file."""
+    """The checksum of a file's contents."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def read_fd(fd: int, limit: int) -> bytes:
-    """What is in an open file, up to so many bytes, however many are added meanwhile.
+    """The contents of an open file, up to `limit` bytes, however many are added meanwhile.
 
-    Not by a file object: Ctrl-C before its `with` would leave one that warns when it goes.
+    Does not use a file object: Ctrl-C before its `with` would leave one that warns when it is collected.
     """
     chunks = []
     while limit > 0 and (chunk := os.read(fd, min(_CHUNK, limit))):

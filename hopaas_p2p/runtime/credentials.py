@@ -1,14 +1,14 @@
-"""The only module that reads credentials, and the one gate through which each of them leaves it.
+"""The only module that reads credentials, and the only gate through which they leave it.
 
-A credential goes to hosts that the user named: on the command line, in the environment, in a settings file of the
-user's own. What somebody else named gets none: a ticket, a file of results from another machine (`check_named`), or
-settings that came along with a directory, which do not count before they are trusted (`settings`). A study that was
-joined is in between: its host gets the token that came with its invitation, and nothing of the user's own.
+A credential is sent to hosts that the user named: on the command line, in the environment, or in the user's own
+settings file. Hosts that somebody else named get none: in a ticket, in a file of results from another machine
+(`check_named`), or in settings that came with a directory, which do not count before they are trusted (`settings`). A
+joined study is in between: its host gets the token that came with its invitation, and none of the user's own.
 
-Which hosts are a joined study's, the files that `join` wrote say, whoever leads there: a ticket, the spool.
+The files that `join` wrote define which hosts belong to a joined study, whatever leads there: a ticket, or the spool.
 
-Processes that we start get an environment of what is named here, never a copy of ours (`environment`); the user's own
-training command gets a copy without the credentials that it was not promised (`without_credentials`).
+Processes that we start get an environment with only what is named here, never a copy of ours (`environment`); the
+user's own training command gets a copy without the credentials that were not passed explicitly (`without_credentials`).
 """
 
 from __future__ import annotations
@@ -33,16 +33,16 @@ Server = tuple[str, int]
 
 _TOKEN, _KEYS, _IDENTITY = "your token", "your keys", "your identity token"
 _AMAZON: Final = re.compile(r"(s3|sts)(-fips)?([.-](dualstack\.)?[a-z]{2}(-[a-z]+)+-\d)?\.amazonaws\.com(\.cn)?")
-"""Hosts of Amazon's own: below others of its domain, its customers answer."""
+"""Amazon's own hosts: other names in its domain belong to its customers."""
 _PORTS: Final = {"postgresql": 5432, "postgresql+psycopg2": 5432, "https": 443, "http": 80}
 WHERE: Final = frozenset(
     {"host", "port", "endpoint", "region", "style", "connect_timeout", "application_name", "target_session_attrs"}
 )
-"""Options of a store's URL that say no more than where it is."""
+"""Options of a store's URL that only say where the store is."""
 _AMAZONS: Final = "s3 of amazonaws.com"
-"""Among what the user named: all of Amazon's servers."""
+"""An entry among what the user named: all of Amazon's servers."""
 _named: Final[set[str]] = set()
-"""`host:port` of each store that this process was told by the user."""
+"""`host:port` of each store that the user named to this process."""
 _WANDB_NAMES: Final = {"entity", "project", "mode", "disabled"}
 _UNGUESSABLE: Final = 32  # characters; a shorter secret could be found from a seal by trying words
 
@@ -69,7 +69,7 @@ _SECRETS: Final = frozenset(
     {"HOPAAS_TOKEN", "HOPAAS_WEBHOOK", "HOPAAS_TICKET", "MLFLOW_TRACKING_USERNAME", "SSHPASS"}
     | {"AWS_CONTAINER_CREDENTIALS_FULL_URI", "AWS_CONTAINER_CREDENTIALS_RELATIVE_URI"}
 )
-"""Variables that are credentials, and do not look like it."""
+"""Variables that are credentials but do not look like it."""
 _LOOKS_SECRET: Final = re.compile(
     r"(^|_)(TOKEN|PASS|CREDENTIALS?|CREDS?|JWT|API_?KEY|PRIVATE_?KEY|COOKIE|BEARER|WEBHOOK|CONNECTION_STRING)\d*(_|$)"
     r"|SECRET|PASSWORD|PASSWD|PASSPHRASE|_KEY(_ID)?$|(API_?KEY|(API|ACCESS)_?TOKEN)S$|_(AUTH|AUTH_CONFIG|PAT|PWD?)$",
@@ -81,7 +81,7 @@ _LOGIN_IN_VALUE: Final = re.compile(
     re.IGNORECASE,
 )
 _POINTS: Final = re.compile(r"_(FILE|PATH|DIR|HOST)$")
-"""Names of variables that say where a credential is, or goes."""
+"""Names of variables that say where a credential is, or where it is sent."""
 _PROXIES: Final = ("HTTPS_PROXY", "https_proxy", "HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy")
 _NAMED: Final = re.compile(
     r"PATH|HOME|USER|LOGNAME|SHELL|TERM|LANG|LANGUAGE|LC_\w+|TZ|TMPDIR|TMP|TEMP|XDG_\w+|PWD"
@@ -94,11 +94,11 @@ _NAMED: Final = re.compile(
     r"|AWS_ENDPOINT_URL\w*|AWS_EC2_METADATA_DISABLED|PG(HOST|PORT|DATABASE|USER|SSLROOTCERT)"
     r"|HOPAAS_\w+|" + "|".join(_PROXIES)
 )
-"""What a process needs to run where this one does: none of it a secret. See docs/adr/0043."""
+"""What a process needs to run where this one does, none of it secret. See docs/adr/0043."""
 
 
 def is_secret(name: str, value: str) -> bool:
-    """Whether this variable is a credential, by its name, or because a login is in it, as in a URL or a proxy's."""
+    """Whether this variable is a credential, by its name, or because it contains a login, like the URL of a proxy."""
     if _LOGIN_IN_VALUE.search(value) or (name in _PROXIES and "@" in value):  # which may have no scheme
         return True
     points = _POINTS.search(name) is not None or (value.startswith("/") and os.path.isfile(value))  # noqa: PTH113
@@ -107,11 +107,11 @@ def is_secret(name: str, value: str) -> bool:
 
 
 def environment(*more: str, store: str | None = None, env: Mapping[str, str] = os.environ) -> dict[str, str]:
-    """What a process of ours, or a command of a batch system, gets of this environment: what is named, nothing else.
+    """The environment for a process of ours, or a batch system's command: what is named here, and nothing else.
 
     Args:
         more: variables that the caller or the user names; these may be secrets.
-        store: a store that the process opens itself: what logs in there, and the proxy's login, go along.
+        store: a store that the process opens itself: its credentials, and the proxy's login, are included.
         env: the environment.
 
     """
@@ -128,7 +128,7 @@ def environment(*more: str, store: str | None = None, env: Mapping[str, str] = o
 def without_credentials(
     passed: Iterable[str] = (), env: Mapping[str, str] = os.environ
 ) -> tuple[dict[str, str], list[str]]:
-    """(this environment for the user's own command, the names of the credentials that were left out)."""
+    """This environment for the user's own command, and the names of the credentials that were left out."""
     left = sorted(name for name, value in env.items() if is_secret(name, value) and name not in set(passed))
     return {name: value for name, value in env.items() if name not in left}, left
 
@@ -141,7 +141,7 @@ class _Joined(NamedTuple):
     servers: frozenset[str]
     token_file: str
     authority: str
-    """The file of its certificate authority, if it brought one."""
+    """The file of its certificate authority, if the invitation contained one."""
 
     @property
     def words(self) -> str:
@@ -152,10 +152,10 @@ def _all_joined(env: Mapping[str, str]) -> list[_Joined]:
     chosen = env.get("HOPAAS_JOINED")
     try:
         names = settings.joined_names(env)
-    except ConfigurationError:  # no home, and nothing in it
+    except ConfigurationError:  # no home directory, so nothing in it
         names = []
     found = []
-    for name in sorted({*names, *([chosen] if chosen else [])}):  # of a study that is not known here nothing is guessed
+    for name in sorted({*names, *([chosen] if chosen else [])}):  # nothing is guessed about an unknown study
         values = settings.joined(name, env)
         hosts = frozenset(_place(*one.rsplit(":", 1)) for one in values.get("token_host", "").split(",") if ":" in one)
         found.append(_Joined(name, hosts, values.get("token_file", ""), values.get("ca_file", "")))
@@ -163,10 +163,10 @@ def _all_joined(env: Mapping[str, str]) -> list[_Joined]:
 
 
 def _joined_at(servers: Sequence[Server], env: Mapping[str, str]) -> _Joined | None:
-    """The joined study at these hosts: that of HOPAAS_JOINED, or else one whose hosts the user has not named as well.
+    """The joined study at these hosts: that of HOPAAS_JOINED, or else one whose hosts the user has not also named.
 
     Raises:
-        ConfigurationError: there are several, or one is at some of these hosts only, so that no token is for all.
+        ConfigurationError: there are several, or one is only at some of these hosts, so that no token is for all.
 
     """
     asked = {_place(host, port) for host, port in servers}
@@ -198,7 +198,7 @@ def _hosts(places: Iterable[str]) -> set[str]:
 
 
 def _check_authority(servers: Sequence[Server], env: Mapping[str, str]) -> None:
-    """Raises ConfigurationError if only what a joined study brought would vouch for these servers of the user's."""
+    """Raise ConfigurationError if only a joined study's certificate authority would vouch for these servers."""
     for one in _all_joined(env) if servers and env.get("HOPAAS_CA_FILE") else ():
         if one.authority == env["HOPAAS_CA_FILE"]:
             raise ConfigurationError(
@@ -213,10 +213,10 @@ def _names(server: Server) -> set[str]:
 
 
 def _gate(what: str, servers: Iterable[Server], *, by: str, env: Mapping[str, str]) -> None:
-    """Let a credential go to these servers; `by` is who named them, empty for the user.
+    """Check that a credential may be sent to these servers; `by` is who named them, empty for the user.
 
     Raises:
-        ConfigurationError: it may not go to one of them.
+        ConfigurationError: it may not be sent to one of them.
 
     """
     allowed = _words(env.get("HOPAAS_TOKEN_HOST"))
@@ -246,10 +246,10 @@ def _named_by_user(env: Mapping[str, str]) -> set[str]:
 
 
 def _places(url: str) -> Iterable[str]:
-    """`host:port` of each server in a URL of the user's own."""
+    """`host:port` of each server in one of the user's own URLs."""
     try:
         parts = urlsplit(url)
-    except ValueError:  # whoever opens it says so
+    except ValueError:  # reported when it is opened
         return
     query = parse_qs(parts.query)
     if parts.scheme == "s3":
@@ -274,21 +274,21 @@ def _places(url: str) -> Iterable[str]:
 
 
 def named(store: str) -> None:
-    """Take note of a store that the user names to this process: by an option, or in a call of a program's own."""
+    """Note a store that the user names to this process: by an option, or in a call in the user's program."""
     _named.update(_places(store))
 
 
 def check_named(store: str, servers: Iterable[Server], *, by: str, env: Mapping[str, str] = os.environ) -> None:
-    """Refuse a store that only somebody else named; everything that opens a URL which others wrote asks here first.
+    """Refuse a store that only somebody else named; code that opens a URL written by others must call this first.
 
     Args:
         store: the URL.
-        servers: those of the URL.
-        by: who named them, as a message says it: "the ticket".
+        servers: the URL's servers.
+        by: who named them, as in a message: "the ticket".
         env: the environment.
 
     Raises:
-        ConfigurationError: the user has not named one of the servers, or the URL says how far to trust them.
+        ConfigurationError: the user has not named one of the servers, or the URL sets how far to trust them.
 
     """
     _gate(_TOKEN, servers, by=by, env=env)
@@ -296,7 +296,7 @@ def check_named(store: str, servers: Iterable[Server], *, by: str, env: Mapping[
 
 
 def check_says_where(store: str, *, by: str) -> None:
-    """Refuse a URL that somebody else wrote, and that says more than where its store is.
+    """Refuse a URL that somebody else wrote if it says more than where its store is.
 
     Its options may name files of this machine, and libpq loads what some of them name as code.
 
@@ -304,7 +304,7 @@ def check_says_where(store: str, *, by: str) -> None:
         ConfigurationError: the message names the options.
 
     """
-    options = parse_qs(store.partition("?")[2], keep_blank_values=True)  # some readers of URLs know no fragment
+    options = parse_qs(store.partition("?")[2], keep_blank_values=True)  # some URL parsers do not know fragments
     if about_trust := sorted(set(options) - WHERE):
         raise ConfigurationError(
             f"{by} names a store with {', '.join(about_trust)}: how far to trust a server is for you to say. If that "
@@ -316,8 +316,7 @@ def check_says_where(store: str, *, by: str) -> None:
 
 
 def token(env: Mapping[str, str] = os.environ) -> Secret | None:
-    """The user's own token, of `HOPAAS_TOKEN_FILE`, else of `HOPAAS_TOKEN`, else None; it is not for any host yet.
-
+    """The user's own token, of `HOPAAS_TOKEN_FILE`, else of `HOPAAS_TOKEN`, else None; it is not bound to a host yet.
     Read at every call, so it may be renewed.
 
     Raises:
@@ -332,11 +331,11 @@ def login(
 ) -> tuple[str | None, Secret | None]:
     """(role, secret) to log in with at these servers, as this user if one is named; (user, None) if there is no token.
 
-    A token without a name is the user's secret. There is no secret if the token belongs to another user.
+    A token without a name is the user's secret. The secret is None if the token belongs to another user.
 
     Raises:
-        ConfigurationError: the token may not go to one of the servers, cannot be read, or is another user's in a study
-            that was joined.
+        ConfigurationError: the token may not be sent to one of the servers, cannot be read, or belongs to another user
+            of a joined study.
 
     """
     joined = _joined_at(servers, env)
@@ -358,9 +357,9 @@ def login(
 
 
 def leave_token(secret: Secret, servers: Iterable[Server]) -> None:
-    """Put a token that a program was given for these servers where this process and its children look for one.
+    """Put a token that a program received for these servers where this process and its children look for one.
 
-    It is for them only. Nothing is changed if there is a token already.
+    It is for these servers only. Nothing changes if there is already a token.
     """
     if "HOPAAS_TOKEN" not in os.environ:
         os.environ["HOPAAS_TOKEN"] = secret.reveal()
@@ -368,7 +367,7 @@ def leave_token(secret: Secret, servers: Iterable[Server]) -> None:
 
 
 def seal(text: str, env: Mapping[str, str] = os.environ) -> str:
-    """What only this user can have made of a store's URL, here or on another machine; empty without a token for it."""
+    """A seal of a store's URL that only this user can make, on this or another machine; empty without a token."""
     secret = token(env) if text.startswith(("postgresql", "https:")) else None
     if secret is None or len(secret.reveal()) < _UNGUESSABLE:
         return ""
@@ -384,16 +383,16 @@ def _secret(name: str, what: str, env: Mapping[str, str]) -> Secret | None:
 
 
 _were_read: Final[set[str]] = set()
-"""Files of secrets that this process has read."""
+"""Secret files that this process has read."""
 
 
 def _read(path: str, what: str, named: str) -> Secret:
-    """The secret in a file, which a variable or setting names. Where it is a token, it may be renewed at any time.
+    """The secret in a file that a variable or setting names. If it is a token, it may be renewed at any time.
 
     Raises:
         ConfigurationError: the file cannot be read, or is empty.
-        StoreUnreachable: not for the moment. A file that this process has read is about to be replaced, or is on a file
-            system that is away.
+        StoreUnreachable: not readable at the moment. A file that this process has read before is being replaced, or is
+            on a file system that is away.
 
     """
     try:
@@ -418,10 +417,10 @@ AccessKey = tuple[str, str, str | None]
 
 
 def may_sign(servers: Sequence[Server], env: Mapping[str, str] = os.environ, *, what: str = _KEYS) -> None:
-    """Let keys of this user sign requests to these servers of a bucket.
+    """Check that this user's keys may sign requests to these servers of a bucket.
 
     Raises:
-        ConfigurationError: only a study that was joined names one of them.
+        ConfigurationError: only a joined study names one of them.
 
     """
     joined = _joined_at(servers, env)
@@ -432,7 +431,7 @@ def may_sign(servers: Sequence[Server], env: Mapping[str, str] = os.environ, *, 
 
 
 def access_key(servers: Sequence[Server], env: Mapping[str, str] = os.environ) -> AccessKey | None:
-    """The key of AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_SESSION_TOKEN; raises as `may_sign` does."""
+    """The key in AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and AWS_SESSION_TOKEN; raises like `may_sign`."""
     key, secret = env.get("AWS_ACCESS_KEY_ID"), env.get("AWS_SECRET_ACCESS_KEY")
     if not key and not secret:
         return None
@@ -444,7 +443,7 @@ def access_key(servers: Sequence[Server], env: Mapping[str, str] = os.environ) -
 
 
 def profile_key(servers: Sequence[Server], env: Mapping[str, str] = os.environ) -> AccessKey | None:
-    """The key of a section of ~/.aws/credentials, or of ~/.aws/config; raises as `may_sign` does."""
+    """The key in a section of ~/.aws/credentials, or of ~/.aws/config; raises like `may_sign`."""
     wanted = env.get("AWS_PROFILE") or env.get("AWS_DEFAULT_PROFILE") or "default"
     try:
         home = Path(env.get("HOME") or Path.home()) / ".aws"
@@ -472,7 +471,7 @@ def profile_key(servers: Sequence[Server], env: Mapping[str, str] = os.environ) 
 
 
 def identity(servers: Sequence[Server], env: Mapping[str, str] = os.environ) -> Secret | None:
-    """The token of a web identity, for this STS; raises ConfigurationError if only a joined study names it."""
+    """The token of a web identity, for this STS; raises ConfigurationError if only a joined study names the STS."""
     path = env.get("AWS_WEB_IDENTITY_TOKEN_FILE")
     if not path:
         return None
@@ -481,7 +480,7 @@ def identity(servers: Sequence[Server], env: Mapping[str, str] = os.environ) -> 
 
 
 def container(env: Mapping[str, str] = os.environ) -> tuple[str, Secret] | None:
-    """The URL of the container platform's service that gives keys, and what it wants to be shown.
+    """The URL of the container platform's service that provides keys, and the authorization that it requires.
 
     AWS_CONTAINER_CREDENTIALS_FULL_URI or …_RELATIVE_URI: the environment names its host.
     """
@@ -498,7 +497,7 @@ def container(env: Mapping[str, str] = os.environ) -> tuple[str, Secret] | None:
 
 
 def webhook_url(env: Mapping[str, str] = os.environ) -> Secret | None:
-    """The URL for alerts, of `HOPAAS_WEBHOOK_FILE`, else of `HOPAAS_WEBHOOK`, else None; raises as `token` does."""
+    """The URL for alerts, from `HOPAAS_WEBHOOK_FILE`, else from `HOPAAS_WEBHOOK`, else None; raises like `token`."""
     found = _secret("HOPAAS_WEBHOOK", "URL", env)
     if found is not None:
         _check_authority([(urlsplit(found.reveal()).hostname or "the webhook", 443)], env)
@@ -506,10 +505,10 @@ def webhook_url(env: Mapping[str, str] = os.environ) -> Secret | None:
 
 
 def check_wandb(file: Path) -> None:
-    """Let W&B's library send its key where it would, unless this file of the directory says where.
+    """Let W&B's library send its key to its default server, but not where this file of the directory redirects it.
 
     Raises:
-        ConfigurationError: the file says more than names; it may have come with somebody else's repository.
+        ConfigurationError: the file contains more than names; it may have come with somebody else's repository.
 
     """
     parser = configparser.RawConfigParser()
@@ -544,10 +543,10 @@ _OF_THE_MONITOR: Final = {
 
 
 def of_monitor(part: str, env: Mapping[str, str] = os.environ) -> Secret | None:
-    """What the file of this part of the monitor holds, see `_OF_THE_MONITOR`; raises as `token` does.
+    """The contents of the file for this part of the monitor, see `_OF_THE_MONITOR`; raises like `token`.
 
-    What a scraper of the metrics shows; what a browser shows; what the monitor says to the provider that people sign in
-    with.
+    The token that a metrics scraper must present; the one that a browser must present; and the monitor's secret for the
+    sign-in provider.
     """
     name, what = _OF_THE_MONITOR[part]
     path = env.get(name)

@@ -1,7 +1,7 @@
-"""Optional packages: whether they are there, and the command that installs what is not.
+"""Optional packages: whether they are installed, and the command that installs missing ones.
 
 The command names the packages themselves, as this package's metadata lists them for an extra. So it is the same in a
-checkout as after a release, and never takes another version of hopaas-p2p from somewhere.
+checkout as after a release, and never fetches another version of hopaas-p2p.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _OF_OPTUNA: Final = {"GPSampler": ("scipy", "torch"), "QMCSampler": ("scipy",), 
 def install(extra: str) -> str:
     """The command that installs what an extra of this package needs."""
     found = []
-    with contextlib.suppress(metadata.PackageNotFoundError):  # run from a directory, without having been installed
+    with contextlib.suppress(metadata.PackageNotFoundError):  # run from a directory, without being installed
         for one in metadata.requires("hopaas-p2p") or []:
             requirement, _, marker = one.partition(";")
             match = _EXTRA.search(marker)
@@ -34,10 +34,10 @@ def install(extra: str) -> str:
 
 
 def check_sampler(sampler: object) -> None:
-    """See that the packages which this sampler needs are there, before it is used.
+    """Check that the packages that this sampler needs are installed, before it is used.
 
     Raises:
-        ConfigurationError: one is not; the message says how to install it.
+        ConfigurationError: one is missing; the message says how to install it.
 
     """
     kind = type(sampler)

@@ -1,4 +1,4 @@
-"""How the code of a trial may end other than by returning: by an exception that is described, or by a signal."""
+"""How a trial's code may end other than by returning: by an exception, which is described, or by a signal."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ _REASON_CHARACTERS: Final = 2000
 
 
 def interruptions() -> tuple[type[BaseException], ...]:
-    """What ends the code of a trial without telling anything of the trial.
+    """Exceptions that end a trial's code but say nothing about the trial.
 
-    In a program that uses asyncio the cancellation of a task does, too: Ctrl-C is one in `asyncio.run`.
+    In a program that uses asyncio, they include a task's cancellation: `asyncio.run` turns Ctrl-C into one.
     """
     asyncio = sys.modules.get("asyncio")
     cancelled = getattr(asyncio, "CancelledError", None)  # another thread may be importing it
@@ -29,7 +29,7 @@ def interruptions() -> tuple[type[BaseException], ...]:
 
 
 def describe(error: BaseException) -> str:
-    """Why a trial failed: type, message, and the last lines of the traceback; bounded."""
+    """Why a trial failed: type, message, and the last lines of the traceback; bounded in length."""
     lines = traceback.format_exception(error)
     text = "".join(lines).strip().splitlines()
     tail = "\n".join(text[-_REASON_LINES:])
@@ -38,9 +38,9 @@ def describe(error: BaseException) -> str:
 
 
 terminated = False
-"""Whether SIGTERM came in a block of `sigterm_raises`."""
+"""Whether SIGTERM arrived in a block of `sigterm_raises`."""
 _in_block_of = 0
-"""The process that is in such a block; a child that was forked in it has its handler, and is in none."""
+"""The process that is in such a block; a child forked in it inherits the handler but is in no block."""
 
 
 def _raises(_signal: int, _frame: FrameType | None) -> None:
@@ -53,7 +53,7 @@ def _raises(_signal: int, _frame: FrameType | None) -> None:
 def sigterm_raises() -> Iterator[None]:
     """In this block SIGTERM raises SystemExit(143), unless the program has a handler of its own.
 
-    Only the main thread may do that; on others nothing changes.
+    Only the main thread can do that; in others nothing changes.
     """
     global terminated, _in_block_of
     before = signal.getsignal(signal.SIGTERM)
@@ -71,7 +71,7 @@ def sigterm_raises() -> Iterator[None]:
 
 
 def raise_again() -> None:
-    """Raise once more if SIGTERM came in this block: a callback from C, or a bare `except`, may have swallowed it."""
+    """Raise again if SIGTERM arrived in this block: a callback from C, or a bare `except`, may have swallowed it."""
     if terminated and _in_main_thread():
         raise SystemExit(128 + signal.SIGTERM)
 

@@ -1,8 +1,8 @@
-"""What this process costs: the devices that its job gives it, and the energy that they use, where that can be read.
+"""What this process costs: the devices allocated to its job, and the energy that they use, if that can be read.
 
-Devices and stated watts are told once per study, in `peer.join`. The batch system knows them best; `HOPAAS_GPUS`,
-`HOPAAS_CORES` and `HOPAAS_WATTS` say otherwise. The energy of GPUs is read from NVML. A process that runs several
-trials at a time divides time and energy among them.
+Devices and stated watts are announced once per study, in `peer.join`. The batch system knows them best; `HOPAAS_GPUS`,
+`HOPAAS_CORES` and `HOPAAS_WATTS` override it. The energy of GPUs is read from NVML. A process that runs several trials
+at a time divides time and energy among them.
 """
 
 from __future__ import annotations
@@ -26,28 +26,28 @@ _CORES: Final = ("SLURM_CPUS_PER_TASK", "SLURM_CPUS_ON_NODE", "NCPUS", "LSB_DJOB
 _NVIDIA: Final = Path("/proc/driver/nvidia/gpus")
 _CGROUP: Final = Path("/sys/fs/cgroup/cpu.max")
 _AGAIN: Final = 0.5
-"""Seconds for which a reading counts: NVML takes a millisecond per GPU."""
+"""Seconds for which a reading is reused: NVML takes a millisecond per GPU."""
 _DRIFT: Final = 1.0
-"""Seconds, and percent, by which a clock that others set may be off before the owner says so."""
+"""Seconds, and percent, by which an externally set clock may be off before the owner reports its own measurement."""
 
 
 # --- devices ---
 
 
 def devices(env: Mapping[str, str] = os.environ) -> dict[str, str]:
-    """GPUs and cores of this process, and the watts that its user states, for `peer.join`."""
+    """This process's GPUs and cores, and the watts that its user states, for `peer.join`."""
     gpus, watts = _number(env.get("HOPAAS_GPUS")) or _gpus(env), _number(env.get("HOPAAS_WATTS"))
     found = {"cores": _number(env.get("HOPAAS_CORES")) or _cores(env)}
     return found | ({"gpus": gpus} if gpus != "0" else {}) | ({"watts": watts} if watts else {})
 
 
 def _number(text: str | None) -> str | None:
-    """The text, if it is a number that can be counted with."""
+    """The text, if it is a usable number."""
     return text if text is not None and re.fullmatch(r"\d{1,9}(\.\d{1,9})?", text) else None
 
 
 def visible(env: Mapping[str, str] = os.environ) -> list[str] | None:
-    """The GPUs that this process was given, by index or uuid; None if nothing says."""
+    """The GPUs allocated to this process, by index or uuid; None if unknown."""
     for name in _VISIBLE:
         if name in env:
             names = [one.strip() for one in env[name].split(",")]
@@ -81,14 +81,14 @@ def _cores(env: Mapping[str, str]) -> str:
 
 
 Share = tuple[dict[str, str], frozenset[int]]
-"""What one of several programs gets that run at a time: variables, and the cores that it runs on; empty: all."""
+"""What one of several concurrent programs gets: variables, and the cores to run on; empty means all."""
 
 
 def shares(parallel: int, env: Mapping[str, str] = os.environ) -> list[Share]:
-    """The devices of this process, divided among so many programs.
+    """The devices of this process, divided among this many programs.
 
-    GPUs are dealt out one by one; where there are fewer than programs, several get the same. Each gets its own cores
-    unless there are fewer of these, and as many threads (OMP_NUM_THREADS), unless this environment says how many.
+    GPUs are dealt out one by one; if there are fewer than programs, several share one. Each program gets its own cores
+    unless there are too few, and as many threads (OMP_NUM_THREADS), unless this environment sets the number.
     """
     if parallel == 1:
         return [({}, frozenset())]
@@ -113,11 +113,11 @@ def shares(parallel: int, env: Mapping[str, str] = os.environ) -> list[Share]:
 
 
 def gpu_energy(nvml: Any, gpus: list[str] | None = None) -> Callable[[], float] | None:
-    """Counts the joules that these GPUs use from now on, in any thread; None if they cannot be asked.
+    """A counter of the joules that these GPUs use from now on, for any thread; None if they cannot be queried.
 
     Args:
         nvml: a module like `pynvml`.
-        gpus: those of this process; None: all. GPUs count their energy since Volta.
+        gpus: this process's GPUs; None for all. GPUs measure their energy since Volta.
 
     """
     handles = []
@@ -141,7 +141,7 @@ def gpu_energy(nvml: Any, gpus: list[str] | None = None) -> Callable[[], float] 
 
 @functools.cache
 def energy_counter() -> Callable[[], float] | None:
-    """That of this process's GPUs; None where nothing can be read."""
+    """The counter for this process's GPUs; None if nothing can be read."""
     try:
         return gpu_energy(importlib.import_module("pynvml"), visible())
     except ImportError:
@@ -153,19 +153,19 @@ def energy_counter() -> Callable[[], float] | None:
 
 class _Running(msgspec.Struct, eq=False):
     ahead: float
-    """Seconds by which the clock that commits are stamped with was ahead of the other one."""
+    """Seconds by which the clock for commits' times was ahead of the other one."""
     seconds: float = 0.0
     joules: float = 0.0
     shared: bool = False
 
 
 class Meter:
-    """Divides the time and energy of this process among the trials that it runs. Any thread may call.
+    """Divides this process's time and energy among the trials that it runs. Methods may be called from any thread.
 
     Args:
         clock: monotonic seconds.
-        now_us: the clock that commits are stamped with.
-        energy: joules of this process's devices; None if they cannot be read.
+        now_us: the clock for commits' times.
+        energy: returns the joules of this process's devices; None if they cannot be read.
 
     """
 
@@ -191,8 +191,8 @@ class Meter:
     def used(self, lease: object, *, at_end: bool = False) -> tuple[int, int | None] | None:
         """(microseconds, millijoules or None) that the lease has used.
 
-        None if a reader of the log finds that by itself: one trial at a time, no energy.
-        `at_end` ends it, and reads the devices even if they have been read a moment ago.
+        None if readers of the log can compute it: one trial at a time, no energy.
+        `at_end` ends the lease, and reads the devices even if they were read a moment ago.
         """
         with self._lock:
             one = self._running.get(lease)
@@ -207,7 +207,7 @@ class Meter:
             return round(one.seconds * 1e6), None if self._energy is None else round(one.joules * 1e3)
 
     def _divide(self, *, fresh: bool) -> None:
-        """Share what was used since the last time equally among the leases."""
+        """Divide what was used since the last call equally among the leases."""
         now = self._clock()
         share = 1.0 / max(1, len(self._running))
         seconds, self._at = now - self._at, now

@@ -1,9 +1,9 @@
-"""Which files and folders are the user's own: nobody else can have written them.
+"""Which files and folders are the user's own, so that nobody else can have written them.
 
-A file in a shared directory may be anybody's work. What says where a token goes, or holds a login, counts only if this
-user owns the file, and nobody else may write to it or to its directory. What this program writes under names of its own
-(job scripts, logs, caches, the spool) goes to an `own_folder`: a link or a folder of somebody else's in its place is
-refused, and what is put in its place later is not written to.
+A file in a shared directory may be anybody's work. A file that says where a token is sent, or holds a login, counts
+only if this user owns it, and nobody else may write to it or to its directory. Files that this program names itself
+(job scripts, logs, caches, the spool) go to an `own_folder`: another user's link or folder in its place is refused, and
+anything put in its place later is not written to.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Final
 
 FOLDER: Final = getattr(os, "O_PATH", os.O_RDONLY) | os.O_DIRECTORY | os.O_CLOEXEC
-"""How to open a folder to make, open or rename something in it."""
+"""How to open a folder in order to create, open or rename something in it."""
 _OPENED: Final = Path("/proc/self/fd")
 _LARGEST: Final = 1 << 20
 """Bytes of a file of settings, or of a secret."""
@@ -27,12 +27,12 @@ _ACL: Final = "system.posix_acl_access"
 
 
 def read_own(path: Path, *, link: bool = True, owners: Iterable[int] = ()) -> str:
-    """The text of a file of this user's.
+    """The text of one of this user's files.
 
     Args:
         path: the file.
-        link: whether it may be a link. One that somebody planted leads to a file that the user did write.
-        owners: who may have written it; by default this user.
+        link: whether it may be a link. Even a planted link leads to a file that the user wrote.
+        owners: the users who may have written it; by default this user.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -44,13 +44,13 @@ def read_own(path: Path, *, link: bool = True, owners: Iterable[int] = ()) -> st
     if not link and path.is_symlink():
         raise PermissionError(f"{path} is a link")
     follow = 0 if link else os.O_NOFOLLOW
-    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | follow)  # a FIFO shall not hold us up
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | follow)  # a FIFO must not block us
     try:
         found = os.fstat(descriptor)
         if not stat.S_ISREG(found.st_mode):
             raise PermissionError(f"{path} is not a regular file")
         why = doubt(found, path, owners=set(owners))
-        for folder in {path.resolve().parent, path.parent.resolve()}:  # of the file, and of a link to it
+        for folder in {path.resolve().parent, path.parent.resolve()}:  # for the file, and for a link to it
             why = why or doubt(folder.stat(), folder, owners={os.geteuid(), 0})
         if why:
             raise PermissionError(why)
@@ -64,10 +64,10 @@ def read_own(path: Path, *, link: bool = True, owners: Iterable[int] = ()) -> st
 
 
 def read_secret(path: Path) -> str:
-    """The text of a file of this user's that only this user can read, without the spaces around it.
+    """The text of a file that belongs to this user and only this user can read, without surrounding spaces.
 
     Raises:
-        OSError, UnicodeDecodeError: as `read_own`; PermissionError also if others can read it.
+        OSError, UnicodeDecodeError: as in `read_own`; PermissionError also if others can read it.
 
     """
     text = read_own(path).strip()
@@ -78,15 +78,16 @@ def read_secret(path: Path) -> str:
 
 @contextlib.contextmanager
 def own_folder(path: Path, *below: str, mode: int | None = 0o700) -> Iterator[Path]:
-    """A folder of this user's alone: `path`, or what is `below` it. Each is made if it is not there.
+    """A folder of this user only: `path`, or what is `below` it. Missing folders are created.
 
-    Somebody chose the parent of `path`, so links lead there as usual. The block gets a path that leads to the folder
-    itself, whatever is put in its place meanwhile; where the system has no /proc, it leads to what has its name.
+    The parent of `path` was chosen deliberately, so links on the way to it are followed. The block gets a path that
+    leads to the folder itself, whatever is put in its place meanwhile; on a system without /proc, it leads to whatever
+    has that name.
 
     Args:
         path: from here on, no link is followed.
         below: names of folders in it.
-        mode: of what is made; None: nothing is made.
+        mode: the mode of created folders; None: none are created.
 
     Raises:
         PermissionError: one of them is a link or a file, belongs to somebody else, or others may write to it; the
@@ -121,14 +122,14 @@ def own_folder(path: Path, *below: str, mode: int | None = 0o700) -> Iterator[Pa
 
 
 def opened(fd: int, path: Path) -> Path:
-    """A path that leads to what is open there, whatever its name leads to by now; `path` where there is no /proc."""
+    """A path that leads to the open object, whatever its name leads to by now; `path` where there is no /proc."""
     return _OPENED / str(fd) if _OPENED.exists() else path
 
 
 def check_target(path: Path) -> None:
-    """Before a library writes to a file by its name, wherever that leads: a link there is this user's own.
+    """Before a library writes to a file by name, following links, check that a link there is this user's own.
 
-    For what is changed where it lies, as a database; what is written anew is `atomic.replace_atomically`'s.
+    For files that are changed in place, such as a database; for new contents, use `atomic.replace_atomically`.
 
     Raises:
         PermissionError: it is another user's link.
@@ -141,15 +142,15 @@ def check_target(path: Path) -> None:
 
 
 def check_link(path: Path) -> None:
-    """Raises PermissionError if this is a link of another user's."""
+    """Raise PermissionError if this is another user's link."""
     if path.is_symlink() and (owner := path.lstat().st_uid) not in {os.geteuid(), 0}:
         raise PermissionError(f"{path} is a link, and belongs to {_user(owner)}")
 
 
 def who_could_move(path: Path) -> str | None:
-    """How others could put something else in the place of this folder, or of one above it; None if nobody could.
+    """How others could replace this folder, or one above it, by something else; None if nobody could.
 
-    A batch system opens what a script names by its path, as the user who submitted the job, when that user is away.
+    A batch system opens the files that a script names by path, as the user who submitted the job, unattended.
     """
     path = path.resolve()
     for one in (path, *path.parents):
@@ -179,7 +180,7 @@ def _user(uid: int) -> str:
 
 
 def _is_private(gid: int, uid: int) -> bool:
-    """Whether a group is this user's alone: the one of the same name that many systems make for each user."""
+    """Whether a group has only this user: the one of the same name that many systems create for each user."""
     try:
         user, group = pwd.getpwuid(uid), grp.getgrgid(gid)
     except KeyError:
@@ -188,7 +189,7 @@ def _is_private(gid: int, uid: int) -> bool:
 
 
 def _has_acl(path: Path) -> bool:
-    """Whether more users than the mode says may write there."""
+    """Whether more users may write there than the mode shows."""
     try:
         return _ACL in os.listxattr(path)
     except (OSError, AttributeError):

@@ -1,4 +1,4 @@
-"""Several calls at once, each of which waits for a server."""
+"""Makes several calls at once, each of which waits for a server."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ _Result = TypeVar("_Result")
 
 
 def each(do: Callable[[_Given], _Result], given: Iterable[_Given], *, at_once: int) -> list[_Result]:
-    """What `do` returns for each of these, in their order; so many run at once. Raises the first error of any of them.
+    """What `do` returns for each of these, in order; `at_once` of them run at a time. Raises the first error of any
+    call.
 
     Nothing is done twice: where there are too few threads, those that there are do it. One by one, and in this thread,
     if there is but one, or if there are no more threads: the interpreter is ending.

@@ -1,12 +1,12 @@
 """Which process this is, and what happens when it forks and when it ends.
 
-This is the one module that tells Python what to do at a fork. The locks of all logs are held over it, so that the child
-finds every state whole. They are taken in one order, and nothing else is held meanwhile: a thread that reports holds
-its log's lock and may then want others. Peers say farewell when the process ends, also in a child of `multiprocessing`,
-which does not run `atexit`.
+This is the one module that tells Python what to do at a fork. The locks of all logs are held during the fork, so that
+the child finds every state consistent. They are taken in one order, and nothing else is held meanwhile: a thread that
+reports holds its log's lock and may then need others. Peers say farewell when the process ends, even in a child of
+`multiprocessing`, which does not run `atexit`.
 
 A process that was copied without Python's knowledge (by `fork` in C, as R's mclapply does) notices at its next call
-that its pid is another.
+that its pid has changed.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _FINALIZER_PRIORITY: Final = 100  # among the finalizers of multiprocessing: bef
 
 
 def new_uuid() -> str:
-    """16 characters, 96 random bits: unique without asking anybody, short enough to stand in every commit."""
+    """16 characters, 96 random bits: unique without coordination, and short enough for every commit."""
     return secrets.token_urlsafe(12)
 
 
@@ -39,16 +39,16 @@ _in_child: Final[list[Callable[[], object]]] = []
 
 
 def call_in_child(hook: Callable[[], object]) -> None:
-    """Call this in every child of a fork from now on: a module's threads, locks and sockets are its parent's."""
+    """Call this in every child of a fork from now on: a module's threads, locks and sockets belong to the parent."""
     _register()
     _in_child.append(hook)
 
 
 class once(Generic[T]):  # noqa: N801  # as `property`
-    """`functools.cached_property` without the lock that it has in Python 3.11, and no longer in 3.12.
+    """`functools.cached_property` without the lock that it has in Python 3.11, but no longer in 3.12.
 
-    That lock serves all objects. A child of a fork waits for it for ever if a thread of its parent was computing the
-    value for any of them. Here two threads may both compute it; both get the one that is kept first.
+    That lock is shared by all objects. A forked child waits for it for ever if a thread of its parent was computing the
+    value for any of them. Here two threads may both compute it; both get the value that is stored first.
     """
 
     def __init__(self, make: Callable[[Any], T]) -> None:
@@ -64,29 +64,29 @@ _renewable: Final[weakref.WeakSet[Any]] = weakref.WeakSet()
 
 
 def renew_in_child(one: Any) -> None:
-    """Let it `renew` in a child of a fork: no thread there would ever release its lock, or finish what it was at."""
+    """Call its `renew` in a forked child: no thread there would ever release its lock, or finish what was under way."""
     _renewable.add(one)
 
 
 @functools.cache
 def _register() -> None:
-    """Done when a store is opened, and not when this module is imported: hooks registered last run first before a fork.
+    """Called when a store is opened, not when this module is imported: hooks registered last run first before a fork.
 
     So the locks of logs are taken before those of every module that was imported earlier, such as logging's, which a
-    thread that holds a log's may want. And filelock refuses forks (RuntimeError, from Python 3.12 on) while another
-    thread is between filelock's own hooks: no thread should wait for a log there.
+    thread that holds a log's lock may need. And filelock refuses forks (RuntimeError, from Python 3.12 on) while
+    another thread is between filelock's own hooks: no thread should wait for a log there.
     """
     os.register_at_fork(before=before_fork, after_in_parent=after_fork_in_parent, after_in_child=after_fork_in_child)
 
 
 _peers: Final[weakref.WeakSet[Any]] = weakref.WeakSet()
-"""The `Peer`s of this process; their package is above this one."""
+"""The `Peer`s of this process, whose package is in a higher layer."""
 _held: Final[list[Any]] = []
-"""Their logs, which are locked."""
+"""The peers' logs that are locked for a fork."""
 
 
 def remember(peer: Any) -> None:
-    """See that this peer outlives a fork, and says farewell when the process ends."""
+    """Make this peer survive a fork, and say farewell when the process ends."""
     _register()
     if multiprocessing.parent_process() is not None:
         _finalize(os.getpid())
@@ -94,23 +94,23 @@ def remember(peer: Any) -> None:
 
 
 def running(uuids: Container[str]) -> list[Any]:
-    """The peers of this process that have one of these names."""
+    """The peers of this process with one of these names."""
     return [peer for peer in list(_peers) if peer.uuid in uuids]
 
 
 def before_fork() -> None:
-    """Wait until no thread is in the middle of changing a session, and keep it so."""
+    """Wait until no thread is changing a session, and keep it that way."""
     logs = [log for peer in list(_peers) for log in peer.all_logs()]
-    logs.sort(key=id)  # two threads that fork at once do not wait for each other
+    logs.sort(key=id)  # two threads that fork at once must not wait for each other
     for log in logs:
         log.lock.acquire()
     _held.extend(logs)
 
 
 def after_fork_in_parent() -> None:
-    """Let go."""
+    """Release the locks."""
     logs = _held.copy()
-    _held.clear()  # before the first release: behind it another thread may be about to fork
+    _held.clear()  # before the first release, after which another thread may fork
     for log in logs:
         log.lock.release()
     for peer in list(_peers):
@@ -118,7 +118,7 @@ def after_fork_in_parent() -> None:
 
 
 def after_fork_in_child() -> None:
-    """Every peer goes on as a new one, with locks of its own."""
+    """Let every peer continue as a new one, with locks of its own."""
     _held.clear()
     for peer in list(_peers):
         peer.become_child()
@@ -135,7 +135,7 @@ def _farewell() -> None:
 
 @functools.cache
 def _finalize(_pid: int) -> None:
-    """Once per process. A child of a fork server imports this after the hooks that `multiprocessing` runs in it."""
+    """Called once per process. A fork server's child imports this after `multiprocessing` has run its hooks there."""
     util.Finalize(None, _farewell, exitpriority=_FINALIZER_PRIORITY)
 
 

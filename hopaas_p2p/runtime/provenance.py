@@ -1,6 +1,6 @@
 """Where this process runs.
 
-Provenance, told once per study in `peer.join`, for people to read.
+Provenance is announced once per study, in `peer.join`, for people to read.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from hopaas_p2p.runtime import metering
 
 _BATCH_JOB: Final = (
     # the batch system, the variable with its job id, the one with its array index
-    ("slurm", "SLURM_ARRAY_JOB_ID", "SLURM_ARRAY_TASK_ID"),  # as squeue and sacct show it; each task has a job id, too
+    ("slurm", "SLURM_ARRAY_JOB_ID", "SLURM_ARRAY_TASK_ID"),  # as squeue and sacct show it; each task also has a job id
     ("slurm", "SLURM_JOB_ID", None),
     ("pbs", "PBS_JOBID", "PBS_ARRAY_INDEX"),
     ("lsf", "LSB_JOBID", "LSB_JOBINDEX"),
@@ -41,14 +41,14 @@ def site() -> str:
 
 @functools.cache
 def _domain() -> str:
-    """The host's domain, else the host. A node without a name service may take seconds to find out: asked once."""
+    """The host's domain, else the host. Looked up once, since a node without a name service may take seconds."""
     full = socket.getfqdn()
     host = socket.gethostname() if full.startswith("localhost") else full
     return host.partition(".")[2] or host
 
 
 def describe(*, on_behalf_of: str = "") -> dict[str, str]:
-    """What `peer.join` announces about this process. Starts no subprocess; what is not known is left out."""
+    """What `peer.join` announces about this process. Starts no subprocess; unknown facts are left out."""
     info = {"host": socket.gethostname(), "site": site(), "user": _user(), "pid": str(os.getpid())}
     if on_behalf_of:
         info["on_behalf_of"] = on_behalf_of
@@ -73,7 +73,7 @@ def _batch_job(env: Mapping[str, str]) -> dict[str, str]:
         if env.get(job):
             array_index = env.get(index, "") if index else ""
             return {"batch": system, "job": env[job] + (f"_{array_index}" if array_index else "")}
-    try:  # HTCondor gives a job its number in a file only
+    try:  # HTCondor gives a job its number only in a file
         ad = Path(env["_CONDOR_JOB_AD"]).read_text(errors="replace")
     except (KeyError, OSError):
         return {}
@@ -83,7 +83,10 @@ def _batch_job(env: Mapping[str, str]) -> dict[str, str]:
 
 @functools.cache
 def _machine() -> dict[str, str]:
-    """What does not change while this program runs. Versions of what it has imported: nothing is searched on disk."""
+    """Facts that do not change while this program runs.
+
+    Includes versions of imported packages only: the disk is not searched.
+    """
     found = {"python": platform.python_version()}
     for module in _MODULES:
         version = getattr(sys.modules.get(module), "__version__", None)
@@ -109,9 +112,9 @@ def _gpus() -> str:
 
 
 def _git_commit() -> str | None:
-    """The commit that the working directory's checkout is at, read from git's files.
+    """The current commit of the working directory's checkout, read from git's files.
 
-    Somebody else may have made them, and everybody reads what this says: a link or a name in them may lead to any file.
+    Somebody else may have created these files, and the result is public: a link or a name in them may lead to any file.
     """
     with contextlib.suppress(OSError, UnicodeError):  # a directory that was removed, a branch in Latin-1
         start = Path.cwd()

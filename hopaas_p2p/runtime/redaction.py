@@ -1,4 +1,4 @@
-"""URLs that can be shown: without their secrets."""
+"""URLs without their secrets, which can be shown."""
 
 from __future__ import annotations
 
@@ -24,5 +24,5 @@ def redacted(url: str) -> str:
 
 
 def without_passwords(text: str) -> str:
-    """A text with all its URLs `redacted`, for what libraries say."""
+    """A text with all its URLs `redacted`, for messages from libraries."""
     return re.sub(r"\S+", lambda word: redacted(word[0]), text)

@@ -1,17 +1,17 @@
-"""Settings, from options, the environment and files. The first of these wins:
+"""Settings from options, the environment and files. The first of these wins:
 
     option  >  HOPAAS_* variable  >  ./hopaas.toml  >  ~/.config/hopaas-p2p/config.toml  >  default
 
-A study that `hopaas-p2p join` has joined has a file of its own, `~/.config/hopaas-p2p/joined/NAME.toml`. HOPAAS_JOINED
-names the one that counts, before the other files. If none is named, and nothing names a store, the only one there
-counts.
+A study joined with `hopaas-p2p join` has a file of its own, `~/.config/hopaas-p2p/joined/NAME.toml`. HOPAAS_JOINED
+selects one, which takes precedence over the other files. If none is selected, and nothing names a store, the file
+counts if it is the only one.
 
 A file holds `name = value` lines in TOML, with the names of `SETTINGS`. Secrets are never in a settings file, which
 names the file that holds them (`token_file`), and are never shown; `credentials` reads them.
 
-A `hopaas.toml` comes along with a directory, and so may be somebody else's work. It counts only if the user owns it and
-nobody else may write to it, and until the user has made it their own (`trust`, by path and content) it chooses names
-and numbers only: no host, no path that leaves its folder, no file of secrets.
+A `hopaas.toml` comes with a directory, and so may be somebody else's work. It counts only if the user owns it and
+nobody else may write to it, and until the user has made it their own (`trust`, by path and content), it may set only
+names and numbers: no host, no path outside its folder, no secret file.
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ from hopaas_p2p.runtime.ownership import read_own, read_secret
 from hopaas_p2p.runtime.redaction import redacted
 
 HERE: Final = "./hopaas.toml"
-"""The origin of what this directory's file says."""
+"""The origin of settings from this directory's file."""
 _BREAKS: Final = frozenset({"Cc", "Zl", "Zp"})
 """Unicode's categories of control characters and line breaks."""
 _OF_THE_JOINED: Final = ("token_file", "token_host")
-"""What is for a joined study's host only: `credentials` reads it, and nothing publishes it."""
+"""Settings for a joined study's host only: `credentials` reads them, and nothing publishes them."""
 
 _log: Final = logging.getLogger("hopaas_p2p")
 
@@ -82,7 +82,7 @@ def artifacts_url(env: Mapping[str, str] = os.environ) -> str | None:
 
 
 def read_proxy(path: Path) -> Secret:
-    """The address of a proxy, with its login, in a file of this user's alone.
+    """The address of a proxy, with its login, from a file that only this user can read.
 
     Raises:
         ConfigurationError: it cannot be read, or others can read it.
@@ -100,11 +100,11 @@ class Setting(NamedTuple):
     help: str
     default: str | None = None
     in_files: bool = True
-    """Whether a settings file may hold it; secrets and short-lived values may not be there."""
+    """Whether a settings file may contain it; secrets and short-lived values are not allowed there."""
     secret: bool = False
     untrusted: Literal["no", "inside", "yes"] = "no"
-    """Whether it counts in a `./hopaas.toml` that nobody has made their own: what says where something goes, comes from
-    or is read does not; "inside": a directory in the file's own folder does."""
+    """Whether it counts in an untrusted `./hopaas.toml`: settings for where something is sent, comes from or is read do
+    not; "inside": a directory in the file's own folder does."""
 
 
 SETTINGS: Final[dict[str, Setting]] = {
@@ -128,7 +128,7 @@ SETTINGS: Final[dict[str, Setting]] = {
     "ticket": Setting("the trial that report, tell and similar commands act on", in_files=False),
 }
 _OF_THE_LIBRARY: Final = ("artifacts", "site", "gpus", "cores", "watts", "ca_file", "token_file", "token_host")
-"""What the library reads from the environment; `publish` puts it there."""
+"""Settings that the library reads from the environment; `publish` puts them there."""
 
 
 class SettingValue(NamedTuple):
@@ -137,7 +137,7 @@ class SettingValue(NamedTuple):
     value: str | None
     origin: str
     counts: bool = True
-    """False: it is in a `./hopaas.toml` that would first have to be trusted."""
+    """False if it is in a `./hopaas.toml` that must be trusted first."""
 
 
 class _File(NamedTuple):
@@ -147,7 +147,7 @@ class _File(NamedTuple):
 
 
 def is_one_line(text: str) -> bool:
-    """Whether a text has no line break and no other control character, so that it fits into a script or a table."""
+    """Whether a text has no line break or other control character, so that it fits in a script or a table."""
     return all(unicodedata.category(letter) not in _BREAKS for letter in text)
 
 
@@ -160,7 +160,7 @@ def config_folder(env: Mapping[str, str] = os.environ) -> Path:
     """Where this user's settings are; see the XDG base directory specification.
 
     Raises:
-        ConfigurationError: a user without a home, as in some batch jobs and containers.
+        ConfigurationError: the user has no home directory, as in some batch jobs and containers.
 
     """
     base = Path(env.get("XDG_CONFIG_HOME", ""))
@@ -173,25 +173,25 @@ def config_folder(env: Mapping[str, str] = os.environ) -> Path:
 
 
 def user_file(env: Mapping[str, str] = os.environ) -> Path:
-    """The user's own file of settings; raises as `config_folder` does."""
+    """The user's own settings file; raises like `config_folder`."""
     return config_folder(env) / "config.toml"
 
 
 def joined_folder(env: Mapping[str, str] = os.environ) -> Path:
-    """Where `join` keeps how each study is reached from here; raises as `config_folder` does."""
+    """Where `join` stores how to reach each study from here; raises like `config_folder`."""
     return config_folder(env) / "joined"
 
 
 def joined_names(env: Mapping[str, str] = os.environ) -> list[str]:
-    """The names of all studies that are joined here; raises as `config_folder` does."""
+    """The names of all studies joined here; raises like `config_folder`."""
     return sorted(path.stem for path in joined_folder(env).glob("*.toml"))
 
 
 def joined(name: str, env: Mapping[str, str] = os.environ) -> dict[str, str]:
-    """What is kept of the study that was joined under this name (HOPAAS_JOINED).
+    """The stored settings of the study that was joined under this name (HOPAAS_JOINED).
 
     Raises:
-        ConfigurationError: it is not there, or somebody else may have written it.
+        ConfigurationError: there is no such file, or somebody else may have written it.
 
     """
     folder = joined_folder(env)
@@ -208,10 +208,10 @@ def joined(name: str, env: Mapping[str, str] = os.environ) -> dict[str, str]:
 
 
 def trust(file: Path, env: Mapping[str, str] = os.environ) -> dict[str, str]:
-    """Make a settings file of a directory the user's own, at this path and with this content; what it says.
+    """Make a directory's settings file the user's own, at this path and with this content; return its settings.
 
     Raises:
-        ConfigurationError: somebody else may have written it, it cannot be read, or the trust cannot be kept.
+        ConfigurationError: somebody else may have written it, it cannot be read, or the trust cannot be recorded.
 
     """
     path = _in_place(file)
@@ -245,7 +245,7 @@ def _record_of_trust(path: Path, text: str, env: Mapping[str, str]) -> Path:
 
 
 def _in_place(file: Path) -> Path:
-    """The file's path without links on the way; the file itself may not be one."""
+    """The file's path with links resolved; the file itself must not be a link."""
     return file.parent.resolve() / file.name
 
 
@@ -254,9 +254,9 @@ class Settings:
 
     Args:
         env: the environment.
-        directory: where hopaas.toml is looked for; the working directory by default.
-        warn: told when it is there and does not count.
-        names_store: whether the command names a store, so that a joined study does not count by itself.
+        directory: where to look for hopaas.toml; by default, the working directory.
+        warn: called if the file exists but does not count.
+        names_store: whether the command names a store, so that a joined study is not used automatically.
 
     """
 
@@ -274,13 +274,13 @@ class Settings:
         self._warn = warn
         self._files: list[_File] | None = None
         self._joined = self._joined_origin = ""
-        """The study that was joined and counts, and its file."""
+        """The joined study that counts, and its file."""
 
     def look(self, name: str, given: str | None = None) -> SettingValue:
-        """The value that wins, whether it counts or not, and its origin. `given` is the value of the command's option.
+        """The winning value, whether it counts or not, and its origin. `given` is the value of the command's option.
 
         Raises:
-            ConfigurationError: a file cannot be read, or holds an unknown setting.
+            ConfigurationError: a file cannot be read, or contains an unknown setting.
 
         """
         setting = SETTINGS[name]
@@ -297,11 +297,11 @@ class Settings:
         return SettingValue(setting.default, "default" if setting.default is not None else "not set")
 
     def find(self, name: str, given: str | None = None) -> SettingValue:
-        """The value that wins, and its origin; a secret's is `***`, see `credentials`.
+        """The winning value, and its origin; a secret's value is `***`, see `credentials`.
 
         Raises:
-            ConfigurationError: as `look`; or the value is this directory's word for something that only the user
-                decides, or has a line break or another control character in it.
+            ConfigurationError: as in `look`; or the value comes from this directory's file, for something that only the
+                user decides, or contains a line break or another control character.
 
         """
         found = self.look(name, given)
@@ -316,11 +316,11 @@ class Settings:
         return found
 
     def get(self, name: str, given: str | None = None) -> str | None:
-        """The value that wins; raises as `find` does."""
+        """The winning value; raises like `find`."""
         return self.find(name, given).value
 
     def seconds(self, name: str) -> float:
-        """The value that wins, as a positive number; raises as `find` does."""
+        """The winning value, as a positive number; raises like `find`."""
         found = self.find(name)
         try:
             value = float(found.value or "")
@@ -331,7 +331,7 @@ class Settings:
         return value
 
     def publish(self) -> None:
-        """Put the settings that the library reads from the environment there, if only files hold them."""
+        """Put settings that the library reads from the environment there, if they are only in files."""
         for name in (*_OF_THE_LIBRARY, "webhook_file"):
             value = self.get(name)
             if value is not None:
@@ -345,7 +345,7 @@ class Settings:
             self._env["HTTPS_PROXY"] = read_proxy(Path(proxy)).reveal()
 
     def own(self, name: str) -> str | None:
-        """What the user said, wherever this is run, and no study that was joined; raises as `look` does."""
+        """The user's own setting, independent of the directory and of joined studies; raises like `look`."""
         if self._env.get(variable(name)):
             return self._env[variable(name)]
         files = [file for file in self._read_files() if file.origin != self._joined_origin and file.trusted]
@@ -378,7 +378,7 @@ class Settings:
         return self._files
 
     def _read_joined(self, files: list[_File]) -> None:
-        """Add what `join` keeps of the study that counts, if there is one."""
+        """Add the settings that `join` stored for the study that counts, if there is one."""
         named = self._env.get(variable("joined"))
         if self._names_store or self._env.get(variable("store")):
             return
@@ -398,12 +398,12 @@ class Settings:
 def _parsed(path: Path, text: str) -> dict[str, str]:
     try:
         return {name: _checked(path, name, value) for name, value in tomllib.loads(text).items()}
-    except (ValueError, RecursionError) as error:  # no TOML; a number of thousands of digits; nested without end
+    except (ValueError, RecursionError) as error:  # not TOML; a number with thousands of digits; endless nesting
         raise ConfigurationError(f"{path} cannot be read: {error}") from None
 
 
 def _is_inside(folder: Path, name: str) -> bool:
-    """Whether this is a directory in this folder, and no URL."""
+    """Whether this is a directory in this folder, and not a URL."""
     try:
         return ":" not in name and (folder / Path(name).expanduser()).resolve().is_relative_to(folder)
     except (OSError, RuntimeError, ValueError):  # no such user, a loop of links, a NUL
@@ -411,7 +411,7 @@ def _is_inside(folder: Path, name: str) -> bool:
 
 
 def flat(table: Mapping[str, Any], before: str = "") -> Iterator[tuple[str, Any]]:
-    """The entries of a table, and of those in it under names such as `until.target`; without those that are None."""
+    """The entries of a table, and those of nested tables under names such as `until.target`, except None values."""
     for key, value in table.items():
         if isinstance(value, Mapping):
             yield from flat(value, f"{before}{key}.")

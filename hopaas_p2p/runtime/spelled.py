@@ -1,4 +1,4 @@
-"""Bytes as one word that people copy: a prefix that says what it is, and base64 of a checksum and the bytes."""
+"""Bytes as one word that people can copy: a prefix for its type, and base64 of a checksum and the bytes."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ def spell(prefix: str, data: bytes) -> str:
 
 
 def read_spelled(prefix: str, text: str) -> bytes:
-    """The bytes of such a word. Raises ValueError if it is none, or only a part of one."""
+    """The bytes of such a word. Raises ValueError if it is not one, or only part of one."""
     code = text.removeprefix(prefix)
     data = base64.b64decode(code + "=" * (-len(code) % 4), altchars="-_", validate=True)
     if code == text or zlib.crc32(data[4:]) != int.from_bytes(data[:4], "big"):

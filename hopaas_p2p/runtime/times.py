@@ -9,7 +9,7 @@ _EPOCH: Final = datetime.datetime(1970, 1, 1, tzinfo=datetime.UTC)
 
 
 def to_utc(microseconds: int | None) -> datetime.datetime | None:
-    """The moment; None for None, and for a time that no calendar has, which a broken peer may have written."""
+    """The moment; None for None, and for a time outside the calendar, which a broken peer may have written."""
     if microseconds is None:
         return None
     try:
@@ -19,14 +19,14 @@ def to_utc(microseconds: int | None) -> datetime.datetime | None:
 
 
 def to_iso(when: datetime.datetime | int | None) -> str | None:
-    """A moment, or a time of the log, as ISO 8601 in UTC, ending in Z; None where `to_utc` gives None."""
+    """A moment, or a time of the log, as ISO 8601 in UTC, ending in Z; None if `to_utc` returns None."""
     if isinstance(when, int):
         when = to_utc(when)
     return when.astimezone(datetime.UTC).isoformat().replace("+00:00", "Z") if when else None
 
 
 def from_iso(text: str) -> int:
-    """The time of the log that ISO 8601 text gives; without an offset it is this machine's local time.
+    """The log's time for ISO 8601 text; without an offset, it is taken as this machine's local time.
 
     Raises:
         ValueError: the text is not ISO 8601.

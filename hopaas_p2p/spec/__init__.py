@@ -1,1 +1,1 @@
-"""How people write a study: its space, budget, fidelity, sampler and pruner, and the metrics of its trials."""
+"""How users describe a study: its space, budget, fidelity, sampler and pruner, and the metrics of its trials."""

@@ -1,4 +1,4 @@
-"""A budget as people write it: a number of trials, a `Budget`, keys of a file, or `gpu_hours=500,until.target=0.1`."""
+"""A budget as users write it: a number of trials, a `Budget`, keys of a file, or `gpu_hours=500,until.target=0.1`."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _KEYS: Final = (
 
 
 def budget_of(given: int | str | Mapping[str, Any] | Budget) -> Budget:
-    """The budget that was given in any of these ways.
+    """The budget, given in any of these ways.
 
     Raises:
         InvalidInput: a key or a value that is not allowed.
@@ -54,12 +54,12 @@ def budget_of(given: int | str | Mapping[str, Any] | Budget) -> Budget:
 
 
 def budget_now(state: State) -> Budget:
-    """The budget that counts now."""
+    """The current budget."""
     return msgspec.structs.replace(state.ledger.limits, trials=state.budget)
 
 
 def changed(now: Budget, given: int | str | Mapping[str, Any] | Budget | None) -> Budget:
-    """The budget after a change: what a number, a text or a mapping names; the whole of it by a `Budget` or None.
+    """The budget after a change: a number, a text or a mapping changes what it names; a `Budget` or None replaces it.
 
     Raises:
         InvalidInput: a key or a value that is not allowed.
@@ -77,18 +77,18 @@ def changed(now: Budget, given: int | str | Mapping[str, Any] | Budget | None) -
 
 
 def _over(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
-    """Both, the second over the first."""
+    """Both merged; the second takes precedence."""
     inner = {key: _over(below.get(key) or {}, value) for key, value in above.items() if isinstance(value, Mapping)}
     return {**below, **above, **inner}
 
 
 def limits_of(budget: Budget) -> Budget:
-    """All of a budget but its trials, which a log keeps apart."""
+    """All of a budget except its trials, which a log stores separately."""
     return msgspec.structs.replace(budget, trials=None)
 
 
 def check_limits(limits: Budget, objectives: int) -> None:
-    """Raise InvalidInput if a study with so many objectives cannot be limited like that."""
+    """Raise InvalidInput if a study with this many objectives cannot have these limits."""
     if possible_limits(limits, objectives):
         return
     if possible_limits(limits, 1):
@@ -99,7 +99,7 @@ def check_limits(limits: Budget, objectives: int) -> None:
 
 
 def words(budget: Budget) -> str:
-    """The budget as one line, as it may be given to `--budget`; empty if there is none."""
+    """The budget as one line, in the form that `--budget` accepts; empty if there is none."""
     if budget.trials is not None and limits_of(budget) == Budget():
         return str(budget.trials)
     shown = [
@@ -110,7 +110,7 @@ def words(budget: Budget) -> str:
 
 
 def _content(text: str) -> dict[str, Any]:
-    """The mapping that such a text stands for; None: this limit is removed."""
+    """The mapping that such a text represents; None for a limit that is removed."""
     content: dict[str, Any] = {}
     for part in text.split(","):
         key, equals, value = part.partition("=")
@@ -137,11 +137,11 @@ def _converted(content: Mapping[str, Any]) -> Budget:
         unknown |= set(part) - set(kind.__struct_fields__) if isinstance(part, Mapping) else set()
     if unknown:
         raise InvalidInput(f"{min(unknown)!r} is not a budget key; choose from: {_KEYS}")
-    try:  # numbers of numpy's; dates, as YAML and TOML read them
+    try:  # numpy's numbers; dates, as read from YAML and TOML
         plain = msgspec.to_builtins(_without_none(content), enc_hook=lambda one: one.item())
         return msgspec.convert(plain, Budget, strict=False)
     except (msgspec.ValidationError, AttributeError) as error:
-        key, value = str(error).partition("`$.")[2].rstrip("`"), content  # msgspec says the place of what is wrong
+        key, value = str(error).partition("`$.")[2].rstrip("`"), content  # msgspec reports where the error is
         for name in key.split("."):
             value = value.get(name, value) if isinstance(value, Mapping) else value
         raise InvalidInput(f"a budget cannot have {key} = {value!r}. Keys of a budget: {_KEYS}") from None
@@ -153,7 +153,7 @@ def _without_none(content: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _date(given: Any) -> int:
-    """Microseconds since 1970, UTC unless the text names another zone; of a day, its beginning."""
+    """Microseconds since 1970, UTC unless the text names another zone; a day stands for its beginning."""
     if isinstance(given, int):
         return given
     try:
@@ -168,12 +168,12 @@ def _date(given: Any) -> int:
 def check_spendable(
     limits: Budget, spent: Callable[[str], float], announced: Mapping[str, str], *, metered: bool
 ) -> None:
-    """Raise ConfigurationError if nothing but time on devices ends a study, and this process, as it seems, has none.
+    """Raise ConfigurationError if only device time ends a study, and this process apparently has no such device.
 
     Args:
-        limits: the study's, beside a number of trials, which it has not.
-        spent: how much of a limit all peers have spent; if some have, the study will end.
-        announced: what this process tells other peers of its devices and its site.
+        limits: the study's limits; it has no limit on trials.
+        spent: how much of a limit all peers have spent; if any has been spent, the study will end.
+        announced: what this process announces about its devices and its site.
         metered: whether it can read the energy that its devices use.
 
     """

@@ -1,4 +1,4 @@
-"""How people write where a study's trials pause: `rungs(min=1, max=27, eta=3)` or `population(size=16, every=5)`."""
+"""How users specify where a study's trials pause: `rungs(min=1, max=27, eta=3)` or `population(size=16, every=5)`."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ HELP: Final = (
 _CALL: Final = re.compile(r"\s*(\w+)\s*(?:\((.*)\))?\s*", re.DOTALL)
 _KINDS: Final[dict[str, type[Rungs] | type[Population]]] = {"rungs": Rungs, "population": Population}
 _ALWAYS: Final = ("min", "max", "eta", "size", "every")
-"""What is said even if it is the default."""
+"""Fields that are shown even if they have the default."""
 _MUST: Final = {int: "be a whole number", float: "be a number"}
 
 
 def checked(policy: object) -> Fidelity:
-    """These rungs or this population, if a study may have them.
+    """These rungs or this population, if valid for a study.
 
     Raises:
-        InvalidInput: they are none, or impossible; the message says why.
+        InvalidInput: they are of another type, or impossible; the message says why.
 
     """
     if not isinstance(policy, Rungs | Population):
@@ -52,7 +52,7 @@ def checked(policy: object) -> Fidelity:
 
 
 def parse(said: str | Mapping[str, Any]) -> Fidelity | None:
-    """What an option or a file says; None: trials do not pause.
+    """The policy in an option or a file; None: trials do not pause.
 
     Raises:
         InvalidInput: it cannot be read; the message shows how to write it.
@@ -87,7 +87,7 @@ def parse(said: str | Mapping[str, Any]) -> Fidelity | None:
 
 
 def in_words(policy: Fidelity | None) -> str:
-    """The policy for people: `rungs(min=1, max=27, eta=3)`, as `parse` reads it."""
+    """The policy for display: `rungs(min=1, max=27, eta=3)`, as `parse` reads it."""
     if policy is None:
         return "none"
     default = type(policy)()

@@ -1,6 +1,6 @@
-"""What `trial.log` takes: numbers by name, beside the one that is reported.
+"""The arguments of `trial.log`: numbers by name, besides the reported one.
 
-Metrics are stored and shown, and decide nothing: pruners, rungs and budgets read the reports alone.
+Metrics are stored and shown, but decide nothing: pruners, rungs and budgets read only the reports.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ _LONGEST_SHOWN: Final = 40
 
 
 def checked(metrics: Mapping[str, object], known: Collection[str] = ()) -> tuple[dict[str, float], list[str]]:
-    """The metrics that can be kept, and what is wrong with the others.
+    """The valid metrics, and what is wrong with the others.
 
     Args:
-        metrics: values by name: numbers, also numpy's, or tensors of one element. NaN and the infinities are kept.
-        known: names that the trial has already.
+        metrics: values by name: numbers, including numpy's, or tensors with one element. NaN and infinities are kept.
+        known: names that the trial already has.
 
     """
     names, kept, wrong = set(known), dict[str, float](), list[str]()
@@ -56,7 +56,7 @@ def _number(value: object) -> float | None:
         return None
     try:
         return float(value)  # type: ignore[arg-type]
-    except (TypeError, ValueError, OverflowError, RuntimeError):  # torch raises the last for a tensor of several
+    except (TypeError, ValueError, OverflowError, RuntimeError):  # torch raises the last for several elements
         return None
 
 

@@ -33,7 +33,7 @@ def parse_space(specs: Iterable[str]) -> dict[str, Distribution]:
     """The search space of these specs.
 
     Raises:
-        InvalidInput: one cannot be read, or names a parameter twice.
+        InvalidInput: one cannot be read, or a parameter is given twice.
 
     """
     space: dict[str, Distribution] = {}
@@ -60,7 +60,7 @@ def distribution_of(name: str, entry: Any) -> Distribution:
     """The distribution that an entry of a file gives: a spec, a list of choices, or a table of `type`, `low`, `high`….
 
     Raises:
-        InvalidInput: it does not give one.
+        InvalidInput: the entry does not describe one.
 
     """
     what = f"the parameter {name!r}"
@@ -94,7 +94,7 @@ def mapping(value: Any, what: str) -> Mapping[str, Any]:
 
 
 def number(value: Any, what: str) -> float | int:
-    """The value, if it is a number that fits 64 bits."""
+    """The value, if it is a number that fits in 64 bits."""
     fits = isinstance(value, float) or (isinstance(value, int) and -(1 << 63) <= value < 1 << 63)
     if isinstance(value, bool) or not fits:
         raise InvalidInput(f"{what} = {repr(value)[:80]}: give a number")
@@ -114,34 +114,34 @@ def choices(value: Any, what: str) -> Categorical:
 
 
 def check_keys(entry: Iterable[str], allowed: Collection[str], what: str) -> None:
-    """Raise if the entry has a key that is not allowed: a typo would be a silent loss."""
+    """Raise if the entry has a key that is not allowed: otherwise a typo would be ignored silently."""
     for key in entry:
         if key not in allowed:
             hint = near(str(key), allowed, f"there are {', '.join(sorted(allowed))}")
             raise InvalidInput(f"{what}: {key!r} is not a key; {hint}")
 
 
-# --- of a study whose definition names none ---
+# --- spaces of studies whose definition has none ---
 
 
 def said_later(state: State) -> dict[str, Distribution]:
-    """The space that was given to a study after it was created; empty if none was.
+    """The space given to a study after its creation; empty if none was.
 
-    One that no trial can have beside the parameters of those that there are, as somebody may write it, is none.
+    A space that conflicts with the parameters of existing trials, which anybody may write, counts as none.
     """
     found = _decode(state.system.get(SPACE, "{}"))
     return found if possible_distributions(found, state.dists) else {}
 
 
 def as_attribute(space: Mapping[str, Distribution]) -> str:
-    """The space as the attribute `SPACE` keeps it."""
+    """The space in the form of the attribute `SPACE`."""
     return msgspec.json.encode(space).decode()
 
 
 def inferred(state: State) -> tuple[dict[str, Distribution], str]:
-    """The space that the finished trials were drawn from; or nothing, and why not.
+    """The space from which the finished trials were drawn; or an empty one, and the reason.
 
-    It is known if every trial has the same parameters, each of one kind. Bounds are the widest that a trial had.
+    It is known if every trial has the same parameters, each of one kind. The bounds are the widest of any trial.
     """
     space: dict[str, Distribution] = {}
     names: set[str] | None = None
@@ -179,7 +179,7 @@ def parse_value(text: str) -> Any:
 
 
 def _table(name: str, kind: str, parts: list[Any]) -> dict[str, Any]:
-    """The table of a file that says the same as these parts between the parentheses of a spec."""
+    """The file table that is equivalent to these parts between the parentheses of a spec."""
     table: dict[str, Any] = {"type": kind}
     rest = []
     for part in parts:
@@ -202,7 +202,7 @@ def _table(name: str, kind: str, parts: list[Any]) -> dict[str, Any]:
 
 
 def spec(distribution: Any) -> str:
-    """A distribution, ours or Optuna's, as it is written in a spec."""
+    """A distribution, ours or Optuna's, as a spec."""
     choices = getattr(distribution, "choices", None)
     if choices is not None:
         return f"cat({','.join(_choice(one) for one in choices)})"
@@ -215,7 +215,7 @@ def spec(distribution: Any) -> str:
 
 
 def _choice(value: Any) -> str:
-    """A choice in a spec, quoted where it would be read as something else."""
+    """A choice in a spec, quoted if it would otherwise be read as something else."""
     if not isinstance(value, str):
         return json.dumps(value)
     plain = value == value.strip() and parse_value(value) == value and not set(value) & set(',"()')
@@ -226,7 +226,7 @@ def parse_params(pairs: Iterable[str], space: dict[str, Any]) -> dict[str, Any]:
     """`name=value` pairs as parameters; a categorical choice is found by its value or by its text.
 
     Raises:
-        InvalidInput: text that is not a pair, or a name twice. Whether a value is in the space is not checked here.
+        InvalidInput: a text is not a pair, or a name is given twice. Values are not checked against the space here.
 
     """
     params: dict[str, Any] = {}

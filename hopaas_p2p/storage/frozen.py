@@ -1,7 +1,7 @@
 """A study's State as Optuna's frozen trials: built when first asked for, shared with every reader, never changed.
 
-Lists that are handed out are the caller's own. What a trial of this process was told but the log has not seen yet is
-laid over the State, so a writer always reads its own writes.
+Returned lists belong to the caller. What was set on a trial of this process but is not in the log yet is laid over the
+State, so a writer always reads its own writes.
 """
 
 from __future__ import annotations
@@ -27,42 +27,43 @@ from hopaas_p2p.translate import external, read_json, to_optuna
 
 _NUMBER: Final = attrgetter("number")
 _STATES: Final = tuple(TrialState)
-_EXACT: Final = (1 << 32) * 1_000_000  # microseconds, to the year 2106: seconds as a float are exact to one of them
+_EXACT: Final = (1 << 32) * 1_000_000  # microseconds, to 2106: float seconds are exact to a microsecond
 
 NOT_BEGUN: Final = Draft(-1, 0)
 
 
 class OwnedTrial(msgspec.Struct, eq=False):
-    """A running trial of this process, as its owner sees it: ahead of the log by what waits in the outbox."""
+    """A running trial of this process, as its owner sees it: ahead of the log by the contents of the outbox."""
 
     frozen: FrozenTrial
     lease: Lease
     writer: str
-    """The peer that sent what `frozen` holds. Another one must send it all again: it cannot know what has left."""
+    """The peer that sent what `frozen` holds. Another peer must send it all again, since it cannot know what has left.
+    """
     handovers: int
-    """`Peer.handovers` when it started: if that has risen since, another process may be at it too."""
+    """`Peer.handovers` when it started: if that has risen since, another process may also be running it."""
     inherited: dict[int, float]
-    """Reports of an earlier attempt, which count only up to the step that this one really resumed from."""
+    """Reports of an earlier attempt, which count only up to the step from which this one actually resumed."""
     inherits_metrics: bool
-    """Whether an earlier attempt left some, which count as its reports do."""
+    """Whether an earlier attempt left metrics, which count like its reports."""
     lent: bool
-    """Whether it runs for another process, which it travelled from and which will tell it."""
+    """Whether it came from another process, which will end it."""
     params: dict[str, Any]
     distributions: dict[str, BaseDistribution]
-    """Those of `frozen`, which gives them by properties that cost as much as a write."""
+    """The distributions of `frozen`, whose properties to read them cost as much as a write."""
     draft: Draft = msgspec.field(default_factory=lambda: NOT_BEGUN)
-    """What was last set on it; still to be sent as long as the outbox has it."""
+    """What was last set on it; unsent as long as the outbox has it."""
     resumed_from: int | None = None
-    """The step from which this attempt told the log that it resumed, if it has; see `TrialSet.resumed_from`."""
+    """The step from which this attempt has reported that it resumed, if it has; see `TrialSet.resumed_from`."""
     shared: bool = False
-    """Whether another process, which the trial travelled to, was heard to write to it too."""
+    """Whether another process, to which the trial was passed, was seen to write to it too."""
     metrics: dict[str, dict[int, float]] = {}
-    """Name -> step -> value, as set in this process: Optuna's trials have no place for them."""
+    """Name -> step -> value, as set in this process: Optuna's trials have no field for them."""
 
     def lacks(self, trial: Trial) -> bool:
-        """Whether the log has something for this lease that was not set in this process."""
+        """Whether the log has something under this lease that was not set in this process."""
         mine = self.frozen
-        empty = not (trial.params or trial.reports or trial.user or trial.system)  # as most are when they start
+        empty = not (trial.params or trial.reports or trial.user or trial.system)  # like most when they start
         if empty or self.lease != (trial.owner, trial.epoch):
             return False
         reports = trial.reports.keys() - mine.intermediate_values.keys()
@@ -73,7 +74,7 @@ class OwnedTrial(msgspec.Struct, eq=False):
         )
 
     def take_in(self, logged: FrozenTrial) -> None:
-        """Merge what the log has; where both have a value, that of this process is newer."""
+        """Merge what the log has; where both have a value, this process's is newer."""
         self.shared = True
         mine = self.frozen
         new = {step: one for step, one in logged.intermediate_values.items() if self.inherited.get(step) != one}
@@ -86,7 +87,7 @@ class OwnedTrial(msgspec.Struct, eq=False):
 
 
 class FrozenTrialCache:
-    """Frozen trials of one study, each built when it is first asked for. Guarded by the lock of its log."""
+    """Frozen trials of one study, each built when first requested. Guarded by the lock of its log."""
 
     def __init__(
         self,
@@ -98,27 +99,28 @@ class FrozenTrialCache:
     ) -> None:
         self.owned: dict[int, OwnedTrial] = {}
         self.dists: dict[str, BaseDistribution] = {}
-        """The first distribution of each parameter; that of this process before the log has it."""
+        """The first distribution of each parameter; until the log has one, that of this process."""
         self.changed = cursor.changed
         """Numbers of the trials that changed since the last `catch_up`."""
         self._cursor = cursor
         self._allow_pickles = allow_pickles
         self._over = over
-        """Told of each trial of this process that the log says is over: another process may have ended it."""
+        """Called for each trial of this process that is over according to the log: another process may have ended it.
+        """
         self._first_id = first_id(study_id)
         self._state: State | None = None
         self._all: list[FrozenTrial | None] = []
-        """By number, as the log has them; None: not built since it changed."""
+        """By number, as in the log; None if not built since the trial changed."""
         self._finished: dict[TrialState, list[FrozenTrial]] | None = None
-        """By state, once anybody has asked for trials that are over."""
+        """By state, once finished trials have been requested."""
         self._unlisted: set[int] = set()
         """Trials that changed since these lists were made."""
         self._shapes: dict[tuple[str, ...], tuple[dict[str, BaseDistribution], list[str]]] = {}
         self._best: tuple[float, int] | None = None
-        """The best value, negated where that is the largest, and the first trial that has it; None: nobody asked."""
+        """The best value, negated when maximizing, and the first trial that has it; None if not requested yet."""
 
     def catch_up(self, state: State) -> None:
-        """Take in what changed in the State since the last time. Builds nothing."""
+        """Record what changed in the State since the last call. Builds nothing."""
         if state is not self._state:  # the log was joined again, and anything may differ
             self._state, self._all, self._finished, self._best = state, [], None, None
             self.changed.update(self.owned)
@@ -129,7 +131,7 @@ class FrozenTrialCache:
             built += [None] * (len(state.trials) - len(built))
         if not self.changed:
             return
-        self._state = None  # until all is done: a reader that is interrupted starts over
+        self._state = None  # kept until all is done: an interrupted reader starts over
         numbers = self.changed.copy()
         self.changed.clear()
         for number in numbers:
@@ -146,12 +148,12 @@ class FrozenTrialCache:
         self._state = state
 
     def _look_at_owned(self, trial: Trial, state: State) -> None:
-        """See what the log says of a trial of this process that another one may write to, or has ended."""
+        """Check what the log has on a trial of this process that another one may write to, or has ended."""
         owned = self.owned[trial.number]
         if trial.end is None:
             if owned.lacks(trial):
                 owned.take_in(self.build(trial, state))
-        elif owned.lease == (trial.owner, trial.epoch):  # whoever has lost the lease works on until it tells
+        elif owned.lease == (trial.owner, trial.epoch):  # an owner that has lost the lease works on until `tell`
             del self.owned[trial.number]
             self._over(trial.number, owned.lease)
 
@@ -164,7 +166,7 @@ class FrozenTrialCache:
     # --- reading ---
 
     def trial(self, number: int) -> FrozenTrial:
-        """One trial. For a running trial of this process, a copy its holder may change (Optuna's Trial does)."""
+        """One trial. For a running trial of this process, a copy that its holder may change (Optuna's Trial does)."""
         owned = self.owned.get(number)
         return self._logged(number) if owned is None else copy_of(owned.frozen)
 
@@ -187,13 +189,13 @@ class FrozenTrialCache:
         assert self._finished is not None
         if len(key) == 1 and key[0].is_finished():
             return self._finished.get(key[0], []).copy()
-        found: list[Any] = self._all.copy()  # of those that are over, all are built
+        found: list[Any] = self._all.copy()  # all finished ones are built
         for number in (*state.running, *state.waiting):
             found[number] = self.trial(number)
         return found if len(key) == len(_STATES) else [trial for trial in found if trial.state in key]
 
     def _list_finished(self, state: State) -> None:
-        """Build those that are over and not built, and put them into the lists of their states."""
+        """Build the finished trials that are not built yet, and put them into the lists of their states."""
         lists, numbers = self._finished, sorted(self._unlisted)
         self._finished = None  # until all is done
         if lists is None:
@@ -203,7 +205,7 @@ class FrozenTrialCache:
                 continue
             frozen = self._logged(number)
             filed = lists.setdefault(frozen.state, [])
-            last = not filed or filed[-1].number < number  # as nearly always
+            last = not filed or filed[-1].number < number  # almost always
             place = len(filed) if last else bisect.bisect_left(filed, number, key=_NUMBER)
             filed[place : place + (place < len(filed) and filed[place].number == number)] = [frozen]
         self._unlisted.clear()
@@ -221,7 +223,7 @@ class FrozenTrialCache:
 
     def build(self, trial: Trial, state: State) -> FrozenTrial:
         """Optuna's view of a trial. Shares the dictionaries of a finished one, which never change again."""
-        said, reports = trial.params, trial.reports  # plain dictionaries, but for very large ones
+        said, reports = trial.params, trial.reports  # plain dictionaries, except for very large ones
         params: dict[str, Any] = said if isinstance(said, dict) else flat(said)  # a float is what Optuna shows of it
         running = trial.end is None
         distributions, special = self._shape(trial, params, state) if params else ({}, [])
@@ -248,7 +250,7 @@ class FrozenTrialCache:
     def _shape(
         self, trial: Trial, params: dict[str, Any], state: State
     ) -> tuple[dict[str, BaseDistribution], list[str]]:
-        """The distributions of a trial, shared among all with the same ones; and whose values need translation."""
+        """The distributions of a trial, shared among trials with the same ones; and the parameters to translate."""
         names = tuple(params)
         if trial.dists:
             own = {name: to_optuna(trial.dists[name]) for name in names if name in trial.dists}
@@ -264,7 +266,7 @@ class FrozenTrialCache:
     def _attributes(self, texts: Mapping[str, str]) -> dict[str, Any]:
         if not self._allow_pickles and any(":" in key for key in texts):  # a prefix ends with one
             texts = {key: text for key, text in texts.items() if not key.startswith(pickle_prefixes())}
-        if "grid_id" in texts and "search_space" not in texts:  # GridSampler reads both, or raises
+        if "grid_id" in texts and "search_space" not in texts:  # GridSampler needs both, or raises
             texts = {key: text for key, text in texts.items() if key != "grid_id"}
         return {key: read_json(text) for key, text in texts.items()}
 
@@ -274,7 +276,7 @@ def _special(distributions: dict[str, BaseDistribution]) -> list[str]:
 
 
 def to_datetime(microseconds: int | None) -> datetime.datetime | None:
-    """A time of the log in this machine's time zone, naive as Optuna's are."""
+    """A time of the log in this machine's time zone, naive like Optuna's."""
     if microseconds is None:
         return None
     if 0 < microseconds < _EXACT:

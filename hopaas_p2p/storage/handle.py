@@ -68,14 +68,14 @@ from hopaas_p2p.translate import checked_parameter, external, to_json, to_record
 _RUNNING: Final = TrialState.RUNNING
 _STATES: Final = tuple(records.TrialState)  # with Optuna's numbers
 _SOON: Final = 0.05
-"""Seconds for which a trial's parameters wait for more of them, where another peer's sampler could use them."""
+"""Seconds for which a trial's parameters wait for more, where another peer's sampler could use them."""
 _RECENT: Final = 1.0
-"""Seconds. With 64 peers on S3, 10 s made a search take a seventh more trials; tests/benchmarks/search_stores.py."""
+"""Seconds. With 64 peers on S3, 10 s made a search need a seventh more trials; tests/benchmarks/search_stores.py."""
 _log: Final = logging.getLogger("hopaas_p2p")
 
 
 class AskedTrial(weakref.ref[Any]):
-    """Notices when a trial is forgotten: its object was collected before it was told.
+    """Notices when a trial is forgotten: its object was collected before the trial ended.
 
     Collection may happen at any line, under any lock, so the callback is a method of a deque and nothing else; the
     job does the rest.
@@ -93,7 +93,7 @@ class AskedTrial(weakref.ref[Any]):
 
 
 class StudyHandle:
-    """See the module. Any thread may call; trials go by their numbers."""
+    """See the module. Methods may be called from any thread, and take trials' numbers."""
 
     def __init__(self, peer: Peer, uuid: str, study_id: int, name: str, options: StorageOptions) -> None:
         self.peer = peer
@@ -111,27 +111,28 @@ class StudyHandle:
             over=lambda number, lease: self._used(number, lease.epoch, at_end=True),
         )
         self._person: str | None = None
-        """A name of its own in the log for the person that this process writes for; None: it writes for the peer."""
+        """A separate name in the log for the person on whose behalf this process writes; None: it writes for the peer.
+        """
         self._known: dict[str, BaseDistribution] = {}
-        """Distributions that are the log's first of their parameters."""
+        """Distributions that are their parameters' first in the log."""
         self.deferred: list[tuple[int, PendingCommit, int]] = []
-        """Ends of trials that are queued, and will be awaited with the next exchange, each by its thread."""
+        """Queued ends of trials, each of which its thread will await with the next exchange."""
         self.asked: dict[int, AskedTrial] = {}
         """Trials whose objects are watched."""
         self._idle_since: float | None = None
         """Since when this process has had nothing to start, by the peer's clock."""
         self.dropped_checkpoints: set[str] = set()
-        """Files that trials of this process no longer name, and that a member of a population may yet copy."""
+        """Files that trials of this process no longer name, but that a member of a population may still copy."""
 
     def for_(self, options: StorageOptions, person: str | None) -> StudyHandle:
-        """The same part in the study, with the same trials, for an operator or a person that a service writes for."""
+        """The same handle, with the same trials, for an operator or for a person on whose behalf a service writes."""
         other = copy.copy(self)
         other.options, other._person = options, person
         return other
 
     @property
     def state(self) -> State:
-        """The state as far as the log was read."""
+        """The state, as far as the log has been read."""
         return self.log.session.state
 
     @property
@@ -140,7 +141,7 @@ class StudyHandle:
         return self.log.lock
 
     def refresh(self) -> State:
-        """The state, as fresh as a read may expect. Costs no round trip in steady state.
+        """The state, as fresh as reads promise. Costs no round trip in steady state.
 
         Raises:
             NoSuchStudy: it was deleted.
@@ -169,15 +170,15 @@ class StudyHandle:
         return trials[number]
 
     def introduce_as(self, about: dict[str, str]) -> None:
-        """Let this peer's introduction to the study say this, too."""
+        """Add this to the peer's introduction in the study."""
         self.peer.introduce_as(self.log, about)
 
     # --- starting trials ---
 
     def next_start(self, no_new: str = "") -> NextStart:
-        """What this process may start next, as far as the log was read.
+        """What this process may start next, as far as the log has been read.
 
-        `no_new` says why it begins no new configuration, see `core.admission.next_start`.
+        `no_new` is why it begins no new configuration, see `core.admission.next_start`.
         """
         log, me = self.log, self.peer.uuid
         with log.lock:
@@ -192,15 +193,15 @@ class StudyHandle:
         """Whether a running trial's owner has shown a sign of life since this process has had nothing to start."""
         if self._idle_since is None:
             self._idle_since = self.peer.clock()
-            self.log.session.owners.next_look = self.log.look_again_at = -math.inf  # signs count from a look on
+            self.log.session.owners.next_look = self.log.look_again_at = -math.inf  # signs count from the first look on
             self.peer.jobs.wake(self.log.job)
         return self.peer.doubted_until(self.log, owner, since=self._idle_since)
 
     def next_or_raise(self, no_new: str = "", why: str = "", *, within: float = math.inf) -> NextStart:
-        """Like `next_start`, where something may start; else NoWork.
+        """Like `next_start`, but raises NoWork if nothing may start.
 
-        The log is read again first, without an ask that would be refused and stay in it. While others run trials, one
-        of them may die: a peer that asks for work looks after them.
+        Reads the log again first, without an ask, which would be refused and stay in the log. While others run trials,
+        one of them may die: a peer that asks for work looks after them.
         """
         found = self.next_start(no_new)
         if isinstance(found, Wait | Done):
@@ -211,7 +212,7 @@ class StudyHandle:
         return found
 
     def send_soon(self) -> None:
-        """See that what was set on trials leaves at once in the background, if somebody else works on the study."""
+        """Send what was set on trials in the background at once, if another peer works on the study."""
         if not self.log.session.outbox.drafts:
             return
         with self.log.lock:
@@ -219,9 +220,9 @@ class StudyHandle:
                 self.peer.hurry(self.log, within=0.0)
 
     def look_before_sampling(self) -> None:
-        """Bring the replica up to date for a sampler, where others run trials and what is known of them is not recent.
+        """Bring the replica up to date for a sampler, if others run trials and what is known about them is not recent.
 
-        A read may be older (`Store.freshness`), but peers that do not know of each other's trials choose alike.
+        A read may be older (`Store.freshness`), but peers that do not know each other's trials choose alike.
         """
         peer, session = self.peer, self.log.session
         now = peer.clock()
@@ -230,25 +231,26 @@ class StudyHandle:
         with self.log.lock:
             others = any(number not in self.view.owned for number in self.state.running)
         if others:
-            with contextlib.suppress(StoreUnreachable, Denied):  # then it makes do with what it knows
+            with contextlib.suppress(StoreUnreachable, Denied):  # then the sampler makes do with what is known
                 peer.pull(self.log)
 
     def look_again(self, within: float) -> None:
-        """See what has become of a study that has nothing to start, and look after the trials that run there."""
-        self.peer.release_forgotten()  # one of them may hold the last place of the budget
+        """Check on a study that has nothing to start, and look after its running trials."""
+        self.peer.release_forgotten()  # one of them may hold the last place in the budget
         if self.state.running:
             self.peer.introduce(self.log)
         self.peer.catch_up(self.log, within=min(within, self.peer.store_wait))
 
     def begin(self, record: TrialCreate | TrialClaim, *, within: float = math.inf) -> int | None:
-        """Start the trial that this record asks for: one exchange, without a race; returns its number.
+        """Start the trial that this record asks for, in one exchange without a race; return its number.
 
-        None if somebody else has started the one that it claims. A trial that was reclaimed before this process heard
-        that it had started, as when the store was away for long, has no owner any more: another one is started.
+        None if another peer has started the trial that it claims. A trial that was reclaimed before this process
+        learned that it had started, for instance because the store was long away, no longer has an owner: another one
+        is started.
 
         Raises:
             NoWork: it was refused.
-            StoreUnreachable: not `within` so many seconds, or `store_wait`; it is taken back, or released.
+            StoreUnreachable: not in `within` seconds, or `store_wait`; the start is withdrawn, or the trial released.
 
         """
         peer, log = self.peer, self.log
@@ -278,12 +280,12 @@ class StudyHandle:
                 return None
             self._refuse_finished(refusal == "finished", record.number)
         found = self.next_start()
-        if not isinstance(found, Wait | Done):  # it has changed, or this user may not
+        if not isinstance(found, Wait | Done):  # it has changed, or this user may not write
             found = Wait(refusal) if refusal in NO_WORK else Done(refusal)
         raise no_work(self.state, found, now=peer.clock())
 
     def claim(self, number: int) -> bool:
-        """Start this WAITING trial; whether this process was the one that did."""
+        """Start this WAITING trial; return whether this process was the one to start it."""
         with self.log.lock:
             trial = self.state.trials[number]
             self._refuse_finished(trial.end is not None, number)
@@ -292,9 +294,9 @@ class StudyHandle:
         return self.begin(TrialClaim(number)) is not None
 
     def _own(self, trial: LoggedTrial, *, inherits: bool) -> OwnedTrial:
-        """Take a running trial that this process may act for into the view, to be written to. Under the lock.
+        """Add a running trial that this process may act for to the view, for writing. Call under the lock.
 
-        Whether it `inherits` says whether what the log has of it is an earlier attempt's.
+        `inherits` is whether what the log has for it comes from an earlier attempt.
         """
         peer, view, number = self.peer, self.view, trial.number
         assert trial.owner is not None
@@ -314,11 +316,11 @@ class StudyHandle:
             peer.adopt(trial.owner, self.uuid, number)
         return owned
 
-    # --- what is said of the study, and of trials by those who do not run them ---
+    # --- writes to the study, and to trials that other processes run ---
 
     def _commit(self, record: Record, *, within: float | None = None) -> Verdict:
-        """Write one record and wait for its verdict, after the introduction of the person it is written for."""
-        self.refresh()  # a study that was deleted is none
+        """Write one record and wait for its verdict, after introducing the person on whose behalf it is written."""
+        self.refresh()  # a deleted study counts as missing
         said: tuple[Record, ...] = (record,)
         if self._person is not None:
             about = self.peer.describe() | {"on_behalf_of": self.options.on_behalf_of}
@@ -326,16 +328,16 @@ class StudyHandle:
         return self.peer.commit(self.log, *said, owner=self._person, within=within)[-1]
 
     def say(self, record: records.StudyRecord, *, within: float | None = None) -> Verdict:
-        """Write one record and wait for its verdict, for `within` so many seconds, or `patience`.
+        """Write one record and wait for its verdict, for `within` seconds, or `patience`.
 
         Raises:
             Denied: the store's grants do not allow it.
-            InvalidInput: it was refused, for example a stop of a trial that ended meanwhile.
+            InvalidInput: it was refused, for example a stop of a trial that has ended meanwhile.
 
         """
         try:
             verdict = self._commit(record, within=within)
-        except Denied as denied:  # the store judges a commit without a look at what it says
+        except Denied as denied:  # the store judges a commit without looking at its content
             if may_be_a_workers(record):
                 raise
             needs = str(denied).replace("at least a worker", "an owner").replace("USER worker", "USER owner")
@@ -347,7 +349,7 @@ class StudyHandle:
         return verdict
 
     def bring(self, record: TrialCreate) -> int:
-        """Write a trial that waits, or that is finished already; returns its number.
+        """Write a waiting or finished trial; return its number.
 
         Raises:
             NoWork: the budget has no room for it.
@@ -364,7 +366,7 @@ class StudyHandle:
         raise InvalidInput(f"a trial that is {record.state.name}: {why}")
 
     def is_operators(self, number: int) -> bool:
-        """Whether an operator writes to a trial that a process runs that this one may not act for."""
+        """Whether an operator is writing to a trial run by a process for which this one may not act."""
         running = self.options.operator and self.state.trials[number].state is records.TrialState.RUNNING
         return running and not self.held(number)
 
@@ -375,7 +377,7 @@ class StudyHandle:
 
         Raises:
             Denied: only an owner of the study may do that.
-            InvalidInput: the trial does not run (any more), or cannot end like that.
+            InvalidInput: the trial is not running (any more), or cannot end like that.
 
         """
         told = None if values is None else tuple(map(float, values))
@@ -383,10 +385,10 @@ class StudyHandle:
         by = readable(self.options.on_behalf_of or "{user}@{host}".format(**self.peer.describe()))
         self.say(TrialTakeOver(number, epoch, _STATES[state], told, reason_text(reason), by))
 
-    # --- what the owner says ---
+    # --- writes by the owner ---
 
     def writable(self, number: int) -> OwnedTrial | None:
-        """The trial, ready to be changed; None for a WAITING one, which changes by commits. Under the lock.
+        """The trial, ready to be changed; None for a WAITING one, which is changed by commits. Call under the lock.
 
         Raises:
             UpdateFinishedTrialError: it is finished.
@@ -417,7 +419,7 @@ class StudyHandle:
             raise UpdateFinishedTrialError(f"Trial#{number} has already finished and can not be updated.")
 
     def _resend_all(self, number: int, owned: OwnedTrial) -> None:
-        """Queue all that this trial was ever told: what of it the log has is in doubt, and twice does no harm."""
+        """Queue everything ever set on this trial: it is uncertain what the log has, and duplicates do no harm."""
         owned.writer = self.peer.uuid
         owned.lent = owned.lease.owner != owned.writer
         if owned.lent:
@@ -437,20 +439,20 @@ class StudyHandle:
         draft.system.update({key: to_json(key, value) for key, value in frozen.system_attrs.items()})
 
     def _used(self, number: int, epoch: int, *, at_end: bool = False) -> Used | None:
-        """What a lease has used, if the log does not tell by itself; from its end on nothing more is charged to it."""
+        """What a lease has used, if the log does not show it; once it has ended, nothing more is charged to it."""
         found = self.peer.meter.used((self.uuid, number, epoch), at_end=at_end)
         return None if found is None else Used(*found)
 
     def _deliver(self, number: int, owned: OwnedTrial | None, **content: Any) -> None:
-        """See that what was just set arrives in time.
+        """Make sure that what was just set arrives in time.
 
-        What is set on a trial of this process is batched and sent later. If another process will tell the trial, it is
+        What is set on a trial of this process is batched and sent later. If another process will end the trial, it is
         sent at once, because that process cannot know how long to wait. A WAITING trial, or one that an operator
-        annotates, changes by a commit.
+        annotates, is changed by a commit.
         """
         if owned is None:
             trial = self.state.trials[number]
-            owner = trial.owner if trial.end is None else None  # in whose name an operator says it
+            owner = trial.owner if trial.end is None else None  # on whose behalf an operator writes it
             (verdict,) = self.peer.commit(self.log, TrialSet(number, trial.epoch, **content), owner=owner)
             if not verdict.accepted:
                 self.refused(number, verdict)
@@ -458,9 +460,8 @@ class StudyHandle:
             self.peer.send_if_possible(self.log, number)
 
     def _drafting(self, number: int) -> OwnedTrial | None:
-        """The trial, with its `draft`, which takes what is set on it until the next exchange; None for a WAITING one.
-
-        Under the lock. All is checked when the draft is begun.
+        """The trial, with its `draft`, which collects what is set on it until the next exchange; None for a WAITING
+        one. Call under the lock. All checks happen when the draft is begun.
         """
         owned, session = self.view.owned.get(number), self.log.session
         if owned is not None and owned.draft is session.outbox.drafts.get(number) and session.drafted_at is not None:
@@ -478,7 +479,7 @@ class StudyHandle:
         return owned
 
     def set_param(self, number: int, name: str, value: float, distribution: BaseDistribution) -> None:
-        """Set a parameter, given as the log writes it."""
+        """Set a parameter, given in the log's form."""
         known, kind, record = self._known.get(name), distribution.__class__, None
         if (
             known is None
@@ -516,7 +517,7 @@ class StudyHandle:
         self._deliver(number, owned, params={name: value}, dists={} if record is None else {name: record})
 
     def _record_if_new(self, name: str, distribution: BaseDistribution) -> records.Distribution | None:
-        """The distribution as the log writes it; None if it is the one that the log knows for this parameter."""
+        """The distribution in the log's form; None if it is the one that the log has for this parameter."""
         record, known = to_record(distribution), self.view.dists
         if self.state.dists.get(name) != record:
             if len(known) >= MOST_PARAMETERS and name not in known:
@@ -534,7 +535,7 @@ class StudyHandle:
             if owned is not None:
                 self._say_resumed_from_start(number, owned)
                 owned.frozen.intermediate_values[step] = owned.draft.reports[step] = value
-                if self.log.session.urgent_at < math.inf:  # parameters wait, and there will hardly be more of them
+                if self.log.session.urgent_at < math.inf:  # parameters are waiting, and hardly any more will follow
                     self.peer.hurry(self.log, within=0.0)
                 if not owned.lent:
                     return
@@ -559,21 +560,21 @@ class StudyHandle:
             return frozenset(logged if owned is None else (*logged, *owned.metrics))
 
     def metrics(self, number: int) -> dict[str, dict[int, float]]:
-        """The trial's metrics as far as the log was read, and as set in this process."""
+        """The trial's metrics as far as the log has been read, and as set in this process."""
         with self.log.lock:
             logged, owned = self.state.trials[number].metrics, self.view.owned.get(number)
             mine = {} if owned is None else owned.metrics
             return {name: {**logged.get(name, {}), **mine.get(name, {})} for name in (logged | mine)}
 
     def _say_resumed_from_start(self, number: int, owned: OwnedTrial) -> None:
-        """Record that a retry starts from the beginning if nothing looked at its checkpoints, unless another process
-        may have done so.
+        """Record that a retry starts from the beginning if this process never looked for a checkpoint, unless another
+        process may have done so.
         """
         if (owned.inherited or owned.inherits_metrics) and owned.resumed_from is None and not self._travelled(owned):
             self._say_resumed(number, owned, records.FROM_START)
 
     def _say_resumed(self, number: int, owned: OwnedTrial, step: int) -> None:
-        """Tell the log where this attempt begins, so that it forgets what an earlier one reported later than that."""
+        """Record in the log where this attempt begins, so that later reports of an earlier attempt are dropped."""
         self._drafting(number)
         draft, mine = owned.draft, owned.frozen.intermediate_values
         said_before, owned.resumed_from = owned.resumed_from is not None, step
@@ -583,14 +584,14 @@ class StudyHandle:
             draft.metrics.setdefault(name, {}).update(values)
 
     def resumed_from(self, number: int, step: int) -> FrozenTrial:
-        """Let an earlier attempt's reports up to this step count as this one's, and no later ones."""
+        """Count an earlier attempt's reports up to this step, and no later ones, as this attempt's."""
         with self.log.lock:
             owned = self.view.owned.get(number)
             if owned is None and self.held(number):
                 owned = self.writable(number)
             again = owned is not None and bool(owned.inherited or owned.inherits_metrics)
             if owned is not None and (again or owned.lent) and not owned.frozen.state.is_finished():
-                mine = owned.frozen.intermediate_values  # of a trial that travelled here, all were read from the log
+                mine = owned.frozen.intermediate_values  # a trial passed to this process has all from the log
                 earlier, own = (owned.inherited, mine) if again else (mine, {})
                 owned.frozen.intermediate_values = {one: earlier[one] for one in earlier if one <= step} | own
                 self._say_resumed(number, owned, step)
@@ -601,7 +602,7 @@ class StudyHandle:
         return frozen
 
     def set_attr(self, number: int, kind: Literal["user", "system"], key: str, value: Any, text: str) -> None:
-        """Set an attribute, of which `text` is the JSON."""
+        """Set an attribute; `text` is its JSON."""
         with self.log.lock:
             owned = None if self.is_operators(number) else self._drafting(number)
             if owned is not None:
@@ -620,14 +621,15 @@ class StudyHandle:
         checkpoint: records.Checkpoint | None = None,
         within: float | None = None,
     ) -> None:
-        """Send all that was set on a trial of this process, and with it these system attributes, or this checkpoint.
+        """Send everything set on a trial of this process, together with these system attributes, or this checkpoint.
 
-        Durable, and this trial's, when it returns: whoever sends something of a trial at once sends it like this.
+        When this returns, all of it is durable and belongs to this trial. Use it for anything that must be sent at
+        once.
 
         Raises:
-            LeaseLost: another peer took the trial over, and nothing of it was kept.
+            LeaseLost: another peer took the trial over, and nothing that was sent was kept.
             NotYourTrial: it is not running.
-            StoreUnreachable: not `within` so many seconds, or `patience`; it stays queued.
+            StoreUnreachable: not in `within` seconds, or `patience`; everything stays queued.
 
         """
         with self.log.lock:
@@ -649,7 +651,7 @@ class StudyHandle:
             self.refused(number, verdict)
 
     def acknowledge_stop(self, number: int) -> None:
-        """Let the others see that the request to stop has arrived; leaves with the next exchange."""
+        """Show the others that the request to stop has arrived; sent with the next exchange."""
         with self.log.lock:
             if self.state.trials[number].stopping or number not in self.running_here():
                 return
@@ -660,7 +662,7 @@ class StudyHandle:
     def checkpoint(
         self, number: int, checkpoint: records.Checkpoint, *, within: float | None
     ) -> tuple[records.Checkpoint, ...]:
-        """Say that a checkpoint is stored; returns those that it replaces. Raises LeaseLost."""
+        """Record that a checkpoint is stored; return those that it replaces. Raises LeaseLost."""
         before = self.state.trials[number].checkpoints
         self.settle(number, checkpoint=checkpoint, within=self.peer.store_wait if within is None else within)
         kept = {one.key for one in self.state.trials[number].checkpoints}
@@ -680,17 +682,17 @@ class StudyHandle:
         """End a trial of this process, or a WAITING one: durable when this returns, in the store or on disk.
 
         Args:
-            number: of the trial.
+            number: the trial's number.
             state: COMPLETE, PRUNED or FAIL.
             values: one per direction, for COMPLETE.
-            reason: why it ends so.
+            reason: why it ends like this.
             defer: queue the end for the next exchange; `settle_deferred` then returns its verdict.
 
         Raises:
             LeaseLost: another peer took the trial over; a complete result was kept as a trial of its own.
             NotYourTrial: another peer runs the trial.
-            StoreUnreachable: the store did not answer, and no place on disk takes the result. It stays queued.
-            Denied: the store lets this user in no more; the end is kept on disk.
+            StoreUnreachable: the store did not answer, and the result could not be kept on disk. It stays queued.
+            Denied: the store no longer admits this user; the end is kept on disk.
 
         """
         if self.options.operator and self.is_operators(number):
@@ -702,7 +704,7 @@ class StudyHandle:
             if owned is None:
                 pending = self.peer.put(self.log, TrialFinish(number, trial.epoch, to, values, reason))
             elif trial.state is records.TrialState.WAITING and to is not records.TrialState.COMPLETE:
-                self._let_go(number)  # another process gave it back; it is to be run again
+                self._let_go(number)  # another process gave it back, to be run again
             else:
                 pending = self._put_finish(trial, owned, to, values, reason)
                 end_frozen(owned.frozen, state, values)
@@ -714,9 +716,9 @@ class StudyHandle:
             self.refused(number, verdict, values)
 
     def settle_deferred(self) -> list[tuple[int, Verdict]]:
-        """Wait until each end that this thread deferred is durable; the trials and verdicts of those that were refused.
+        """Wait until each end that this thread deferred is durable; return the trials and verdicts of the refused ones.
 
-        One that Ctrl-C interrupts is waited for by the next call.
+        If Ctrl-C interrupts the wait for one, the next call waits for it.
         """
         refused: list[tuple[int, Verdict]] = []
         for deferred in [one for one in self.deferred if one[2] == threading.get_ident()]:
@@ -736,12 +738,12 @@ class StudyHandle:
         try:
             verdict = self.peer.await_commit(self.log, pending)[-1]
         except UNDECIDED as error:
-            sent = pending.decided and isinstance(error, StoreUnreachable)  # by another thread, this very moment
+            sent = pending.decided and isinstance(error, StoreUnreachable)  # by another thread, at this moment
             if not sent and self._spool(number, error):
                 return None
             verdict = self.peer.await_commit(self.log, pending, within=self.peer.store_wait)[-1]
         except Exception:
-            if not pending.decided:  # no memory or no thread is left, or a defect: the result outlives that, too
+            if not pending.decided:  # out of memory or threads, or a defect: the result must survive that, too
                 path, _ = self.peer.spool.keep(self.uuid, self.log)
                 if path is not None:
                     _log.warning("the end of trial %d is kept in %s", number, path)
@@ -754,22 +756,22 @@ class StudyHandle:
         return verdict
 
     def _let_go(self, number: int) -> None:
-        """The trial is no longer this process's: what the log says of it counts."""
+        """The trial no longer belongs to this process: the log's version counts."""
         with self.log.lock:
             self.asked.pop(number, None)
             owned = self.view.owned.pop(number, None)
             if owned is not None:
                 self.view.changed.add(number)
-                if not owned.frozen.state.is_finished():  # else it was charged with the end
+                if not owned.frozen.state.is_finished():  # otherwise it was charged with the end
                     self._used(number, owned.lease.epoch, at_end=True)
 
     def _spool(self, number: int, error: HopaasError) -> bool:
-        """Keep the end of a trial on disk; False if it cannot go there, and the store is to be waited for.
+        """Keep the end of a trial on disk; False if that is not possible, and the caller must wait for the store.
 
         Raises:
-            StoreUnreachable: it cannot go there, and was waited for long enough; it stays queued while this process
-                lives.
-            HopaasError: like `error`, where waiting does not help: the store lets this user in no more, or is damaged.
+            StoreUnreachable: it cannot be kept on disk, and the wait has been long enough; it stays queued while this
+                process lives.
+            HopaasError: like `error`, where waiting does not help: the store no longer admits this user, or is damaged.
 
         """
         path, why = self.peer.spool.keep(self.uuid, self.log)
@@ -796,22 +798,22 @@ class StudyHandle:
         values: tuple[float, ...] | None,
         reason: str | None,
     ) -> PendingCommit:
-        """Queue the end of a trial, with all that still has to be said about it, in one commit."""
+        """Queue the end of a trial, with all unsent records about it, in one commit."""
         number, (owner, epoch) = trial.number, owned.lease
         pauses = reason is None and trial.stop is None and to is records.TrialState.PRUNED  # if it is at a rung
         if owned.inherited:
             self._say_resumed_from_start(number, owned)
         if owned.lease != (trial.owner, trial.epoch) or self.log.session.in_doubt(number):
-            self._resend_all(number, owned)  # only what comes in the same commit is kept with a late result
+            self._resend_all(number, owned)  # only what is in the same commit is kept with a late result
         elif to is not records.TrialState.COMPLETE:
-            reason = reason or trial.stop  # what the owner was asked to stop for, if this is the answer
+            reason = reason or trial.stop  # why the owner was asked to stop, if this is its answer
         used = self._used(number, epoch, at_end=True)
         return self._put_last(TrialFinish(number, epoch, to, values, reason, pauses, used), owner=owner)
 
     def _put_last(
         self, record: TrialFinish | TrialRelease | TrialCheckpoint | TrialSet, *, owner: str
     ) -> PendingCommit:
-        """Queue this after everything that is still to be sent about its trial; in the same commit, if it fits."""
+        """Queue this after everything unsent about its trial; in the same commit, if it fits."""
         draft = self.log.session.outbox.drafts.pop(record.number, None)
         words = draft.commits() if draft is not None else [()]
         for much in words[:-1]:
@@ -819,7 +821,7 @@ class StudyHandle:
         return self.peer.put(self.log, *words[-1], record, owner=owner)
 
     def release(self, number: int, *, reason: str | None = None) -> bool:
-        """Give a running trial of this process back: WAITING again, with the same parameters."""
+        """Give back a running trial of this process: it is WAITING again, with the same parameters."""
         with self.log.lock:
             owned = self.writable(number)
             if owned is None:
@@ -832,13 +834,13 @@ class StudyHandle:
         return self.peer.await_commit(self.log, pending)[-1].accepted
 
     def release_when_forgotten(self, trial: Any, number: int) -> None:
-        """Release this trial if its object is collected before it was told."""
+        """Release this trial if its object is collected before it has ended."""
         asked = AskedTrial(trial, self.peer.forgotten.append)
         asked.handle, asked.number, asked.lease = self, number, self.view.owned[number].lease
         self.asked[number] = asked
 
     def release_forgotten(self, number: int, lease: Lease) -> None:
-        """Release a trial that can no longer be told, because its object was collected. Called by a job."""
+        """Release a trial that can no longer be ended by `tell`, because its object was collected. Called by a job."""
         with self.log.lock:
             owned = self.view.owned.get(number)
             mine = owned is not None and owned.lease == lease and lease.owner == self.peer.uuid
@@ -872,11 +874,11 @@ class StudyHandle:
     # --- reads of trials of this process ---
 
     def held(self, number: int) -> bool:
-        """Whether the log, as far as it was read, says that this process runs the trial."""
+        """Whether this process runs the trial, according to the log as far as it has been read."""
         return self.standing(number)[1]
 
     def standing(self, number: int) -> tuple[str | None, bool, bool]:
-        """Why this trial was asked to end, or None; whether its lease is held, and whether others write to it, too.
+        """Why this trial was asked to end, or None; whether its lease is held; and whether others also write to it.
 
         Others are processes that act for this one. Reads the replica.
         """
@@ -891,14 +893,14 @@ class StudyHandle:
             return trial.stop, trial.owner == owner and trial.epoch == epoch, owned.shared
 
     def is_at_rung(self, number: int, reports: Mapping[int, float]) -> bool:
-        """Whether a trial of this process that has reported this pauses now. Reads the replica."""
+        """Whether a trial of this process with these reports pauses now. Reads the replica."""
         if self.log.session.state.configurations is NEVER_PAUSING:  # as nearly always
             return False
         with self.log.lock:
             return self.log.session.state.configurations.is_at_rung(number, reports)
 
     def lease_valid(self, number: int) -> bool:
-        """Whether this process may still trust that no other peer takes the trial over."""
+        """Whether this process may still rely on no other peer taking the trial over."""
         owner = self.state.trials[number].owner
         return owner is not None and self.standing(number)[1] and self.peer.lease_valid(self.log, owner)
 
@@ -907,9 +909,9 @@ class StudyHandle:
         return owned.shared or owned.lent or owned.handovers != self.peer.handovers
 
     def trial(self, number: int, *, now: bool = False) -> FrozenTrial:
-        """One trial, as fresh as a read may expect; of one that this process runs, what it was told here.
+        """One trial, as fresh as reads promise; for one that this process runs, including what was set here.
 
-        With `now`, what another process said of a trial that travelled there is fetched first.
+        With `now`, first fetch what another process, to which the trial was passed, wrote about it.
         """
         with self.log.lock:
             owned = self.view.owned.get(number)

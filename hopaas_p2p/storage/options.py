@@ -1,4 +1,4 @@
-"""How a storage is opened, here and where it travels to."""
+"""How a storage is opened, here and in processes to which it is sent."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from hopaas_p2p.runtime.provenance import describe
 from hopaas_p2p.stores.base import Store
 
 _log: Final = logging.getLogger("hopaas_p2p")
-_LOOK_FOR_STORE: Final = 2.0  # seconds between looks whether a file system is mounted again
-_SAY_EVERY: Final = 60.0  # seconds between two lines that say that it is not
+_LOOK_FOR_STORE: Final = 2.0  # seconds between checks whether a file system is mounted again
+_SAY_EVERY: Final = 60.0  # seconds between two log lines saying that it is not
 
 
 class StorageOptions(NamedTuple):
-    """How a storage was opened: what travels in a pickle."""
+    """How a storage was opened: this is what a pickle carries."""
 
     url: str
     policy: Policy
@@ -36,9 +36,9 @@ class StorageOptions(NamedTuple):
 
 
 def found_store(url: str | os.PathLike[str], *, create: bool, within: float | None, was_there: bool = False) -> Store:
-    """The store; one whose file system is away is waited for, within so many seconds or for as long as it takes.
+    """The store; if its file system is away, wait up to `within` seconds, or for as long as it takes.
 
-    So is a directory that `was_there` and is not now.
+    The same holds for a directory that `was_there` and is now missing.
     """
     began = due = time.monotonic()
     while True:
@@ -58,7 +58,7 @@ def found_store(url: str | os.PathLike[str], *, create: bool, within: float | No
 
 
 def open_peer(options: StorageOptions, acts_for: frozenset[str] = frozenset(), *, was_there: bool = False) -> Peer:
-    """A peer of this store; one that is away now is waited for, as `store_wait` says. See `found_store`."""
+    """A peer of this store; if the store is away, wait for up to `store_wait`. See `found_store`."""
     within = options.patience if options.store_wait is None else options.store_wait
     return Peer(
         found_store(options.url, create=not options.url.startswith("file:"), within=within, was_there=was_there),

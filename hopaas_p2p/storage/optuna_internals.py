@@ -1,7 +1,7 @@
 """The only place that uses private names of Optuna.
 
-Each of them is here because the public way is missing, or costs as much as everything else a trial does. A test names
-them all, and fails with a clear message when a new Optuna renames one.
+Each of them is here because the public way is missing, or costs as much as everything else a trial does. A test lists
+them all, and fails with a clear message when a new version of Optuna renames one.
 """
 
 from __future__ import annotations
@@ -58,9 +58,10 @@ _log: Final = logging.getLogger("hopaas_p2p")
 
 
 class StoredTrial(FrozenTrial):
-    """Optuna's, which it copies at every `tell`, for every callback and in `Study.trials`: here at a fifth of the cost.
+    """Optuna's FrozenTrial, which Optuna copies at every `tell` and callback, and in `Study.trials`, at a fifth of the
+    cost.
 
-    It is pickled, and shown, as Optuna's own.
+    It is pickled, and shown, like Optuna's own.
     """
 
     def __copy__(self) -> StoredTrial:
@@ -133,31 +134,31 @@ def copy_of(frozen: FrozenTrial) -> StoredTrial:
 
 
 def end_frozen(frozen: FrozenTrial, state: TrialState, values: Sequence[float] | None) -> None:
-    """Let it have ended like this; Optuna's setter of values wants them to fit the state at every moment."""
+    """End the trial like this; Optuna's setter for values requires them to match the state at every moment."""
     frozen.state = state
     if values is not None:
         frozen._values = list(values)
 
 
 def trial_id_of(trial: optuna.trial.Trial | FrozenTrial) -> int:
-    """The id by which storages know a trial."""
+    """The id by which storages identify a trial."""
     return trial._trial_id
 
 
 def study_id_of(study: optuna.Study) -> int:
-    """The id by which storages know a study."""
+    """The id by which storages identify a study."""
     return study._study_id
 
 
 def new_study(
     name: str, directions: list[StudyDirection], user: dict[str, Any], system: dict[str, Any], study_id: int
 ) -> FrozenStudy:
-    """What `BaseStorage.get_all_studies` gives."""
+    """What `BaseStorage.get_all_studies` returns."""
     return FrozenStudy(name, None, user, system, study_id, directions=directions)
 
 
 def has_trial_with(study: optuna.Study, params: Mapping[str, Any]) -> bool:
-    """Whether there is a trial with these parameters already."""
+    """Whether a trial with these parameters already exists."""
     return study._should_skip_enqueue(dict(params))
 
 
@@ -165,7 +166,7 @@ def has_trial_with(study: optuna.Study, params: Mapping[str, Any]) -> bool:
 def progress_bar(
     study: optuna.Study, n_trials: int | None, timeout: float | None, *, shown: bool
 ) -> Iterator[list[Callable[[FrozenTrial], None]]]:
-    """Optuna's, in this block: what moves it after each trial; nothing if it is not to be shown."""
+    """Optuna's progress bar, in this block: yields the callbacks that advance it after each trial, if it is shown."""
     if not shown:
         yield []
         return
@@ -177,22 +178,22 @@ def progress_bar(
 
 
 def suggest_fixed(trial: optuna.trial.Trial, distributions: Mapping[str, BaseDistribution]) -> None:
-    """Suggest the `fixed_distributions` of an ask, also those that Optuna has replaced by others."""
+    """Suggest the `fixed_distributions` of an ask, including those that Optuna has replaced by others."""
     for name, distribution in distributions.items():
         trial._suggest(name, _convert_old_distribution_to_new_distribution(distribution))
 
 
 def fixed_params(trial: optuna.trial.Trial) -> dict[str, Any]:
-    """The parameters that the trial was queued with; empty for one that was not."""
+    """The parameters with which the trial was queued; empty if it was not queued."""
     fixed: dict[str, Any] = trial._fixed_params
     return fixed
 
 
 def sample(trial: optuna.trial.Trial, space: Mapping[str, BaseDistribution]) -> None:
-    """Let the sampler choose the parameters that it chooses together, and then the others.
+    """Let the sampler choose the parameters that it draws jointly, and then the others.
 
-    Some of Optuna's raise on what any peer may have written, as GPSampler on trials with unlike constraints; the
-    parameters are chosen one by one then. A sampler of somebody else's knows what it raises for.
+    Some of Optuna's samplers raise on what any peer may have written, such as GPSampler on trials with differing
+    constraints; the parameters are then chosen one by one. Errors of third-party samplers are raised.
     """
     try:
         trial.relative_params  # noqa: B018  # a property that samples
@@ -209,35 +210,35 @@ def sample(trial: optuna.trial.Trial, space: Mapping[str, BaseDistribution]) -> 
 
 
 def become(trial: optuna.trial.Trial, trial_id: int, frozen: FrozenTrial) -> None:
-    """Let this Trial, which was sampled for a proposal, be the one of the storage that the proposal became."""
+    """Turn this Trial, which was sampled for a proposal, into the storage's trial that the proposal became."""
     trial._trial_id = trial_id
     trial._cached_frozen_trial = frozen
 
 
 def announces_parameters(key: str) -> bool:
-    """Whether a sampler tells others by this attribute what it drew and did not suggest yet."""
+    """Whether a sampler announces by this attribute what it has drawn and not suggested yet."""
     return key.startswith("tpe:relative_params")
 
 
 def cached_trial(trial: optuna.trial.Trial) -> FrozenTrial:
-    """What a Trial believes it has said: the pruner and its properties read this and not the storage."""
+    """A Trial's own view of what was set on it: the pruner and its properties read this, not the storage."""
     return trial._cached_frozen_trial
 
 
 def set_cached_trial(trial: optuna.trial.Trial, frozen: FrozenTrial) -> None:
-    """Let a Trial know what was said of it elsewhere."""
+    """Update a Trial with what was set on it elsewhere."""
     trial._cached_frozen_trial = frozen
 
 
 def forget_cached_trials(study: optuna.Study) -> None:
-    """A study keeps the list of all trials while a sampler thinks; a new trial begins with a new one."""
+    """Drop the list of all trials that a study keeps while a sampler works; a new trial begins with a new list."""
     study._thread_local.cached_all_trials = None
 
 
 def after_trial(study: optuna.Study, frozen: FrozenTrial, state: TrialState, values: Sequence[float] | None) -> None:
-    """Let the sampler hear of the end of a trial, as `Study.tell` does; it may know that it has no more points.
+    """Notify the sampler of the end of a trial, like `Study.tell`; it may then find that it has no more points.
 
-    Some of Optuna's samplers raise on trials that they did not draw themselves, as GridSampler on queued ones.
+    Some of Optuna's samplers raise on trials that they did not draw, such as GridSampler on queued ones.
     """
     forget_cached_trials(study)
     try:
@@ -266,14 +267,14 @@ def contains(distribution: BaseDistribution, value: object) -> bool:
 def pickle_prefixes() -> tuple[str, ...]:
     """Prefixes of the trial attributes in which samplers of the installed Optuna pass pickles: `cma:` and others.
 
-    Read from Optuna's source: the words that end with a colon, in the modules of samplers that import pickle.
+    Read from Optuna's source: the strings that end with a colon, in the modules of samplers that import pickle.
     """
     found = set()
     for path in Path(optuna.samplers.__file__).parent.rglob("*.py"):
         with waits_for(str(path)):
             source = path.read_text(encoding="utf-8")
         if "import pickle" in source:
-            found.update(re.findall(r"""["'](\w+:)["']""", source))  # not by ast, which fails when two threads parse
+            found.update(re.findall(r"""["'](\w+:)["']""", source))  # ast fails when two threads parse
     return tuple(sorted(found))
 
 

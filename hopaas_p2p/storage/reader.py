@@ -1,7 +1,7 @@
-"""What is new in a study since the last look, for readers that keep arrays and need no frozen trial of each.
+"""What is new in a study since the last read, for readers that keep arrays and do not need a frozen trial for each.
 
-Finished trials come as the columns of their packed blocks, so a study of 100,000 trials is read without an object per
-trial. The others, and what changed, come as frozen trials, those of this process as it sees them.
+Finished trials arrive as the columns of their packed blocks, so a study of 100,000 trials is read without an object per
+trial. The others, and changed ones, arrive as frozen trials; this process's own as it sees them.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ class StudyReader:
         self._cursor = handle.log.session.cursor()
         self._state: State | None = None
         self._own: set[int] = set()
-        """Trials of this process that were given: what is set on them does not appear in the log at once."""
+        """Trials of this process that were returned: what is set on them does not appear in the log at once."""
 
     def read(self) -> Changes:
-        """What is new, as fresh as a read may expect."""
+        """What is new, as fresh as reads promise."""
         handle, changed = self._handle, self._cursor.changed
         handle.refresh()
         with handle.lock:

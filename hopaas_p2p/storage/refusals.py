@@ -1,4 +1,4 @@
-"""What the log refused, in words for the person whose call it was."""
+"""What the log refused, in words for the caller."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from hopaas_p2p.core.admission import Done, Wait
 from hopaas_p2p.core.state import REFUSALS, State, Verdict
 from hopaas_p2p.errors import NoWork
 
-_NAMED: Final = 3  # trials that a message names
+_NAMED: Final = 3  # number of trials that a message names
 NO_WORK: Final = {
     "budget": "the study's budget is used up",
     "paused": "the study is paused; resume it with: hopaas-p2p study resume",
@@ -23,21 +23,21 @@ NO_WORK: Final = {
 
 
 def owner_only(study: str) -> str:
-    """Why a user may not do something, and the cure."""
+    """Why a user may not do something, and what to do about it."""
     cure = f"hopaas-p2p admin grant {shlex.quote(study)} USER owner"
     return f"Only an owner of the study {study!r} may do that. Ask one for a grant: {cure}"
 
 
 def no_work(state: State, found: Wait | Done, *, now: float, why: str = "") -> NoWork:
-    """The error of an ask that nothing was found for, in the words `why` or its own.
+    """The error for an ask that found nothing to start, with the words `why` or its own.
 
-    Who waits learns for which trials, of whom, for how long at most, and how not to wait; `now` is by the clock of
-    `Wait.until`.
+    A waiting caller learns for which trials and owners it waits, for how long at most, and how to avoid that; `now` is
+    on the clock of `Wait.until`.
     """
     reason, limit = why or NO_WORK.get(found.why, found.why), state.limit_reached()
     if found.why == "budget" and limit is not None:
         reason += f": {limit}"
-    elif found.why == "budget" and state.budget is None:  # a population gives out so many, and no more
+    elif found.why == "budget" and state.budget is None:  # a population starts only this many
         reason = "all members of the population have begun"
     if isinstance(found, Wait) and found.for_whom:
         runs = ", ".join(f"trial {number}{_run_by(state, number)}" for number in found.for_whom[:_NAMED])
@@ -53,13 +53,13 @@ def no_work(state: State, found: Wait | Done, *, now: float, why: str = "") -> N
 
 
 def _run_by(state: State, number: int) -> str:
-    """Who runs this trial, for people."""
+    """The owner of this trial, for display."""
     about = state.peers.get(state.trials[number].owner or "", {})
     return f" of {about.get('user', '?')} on {about['host']}" if "host" in about else ""
 
 
 def why_refused(state: State, verdict: Verdict, values: Sequence[float] | None = None) -> str:
-    """A refusal in words, which name what was refused where that can be told."""
+    """A refusal in words, naming what was refused if that is known."""
     define = state.define
     if verdict.refusal == "malformed" and values is not None and define is not None:
         expected = len(define.directions)

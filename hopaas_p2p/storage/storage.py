@@ -1,8 +1,8 @@
 """Optuna's storage on a peer: a drop-in for `optuna.create_study(storage=…)`.
 
-Reads come from memory. `create_new_trial` and the end of a trial wait for one exchange with the store; everything a
-running trial is told in between leaves with the next one. Only the process that runs a trial may change it (or one
-that the storage or trial travelled to, by fork or pickle).
+Reads come from memory. `create_new_trial` and the end of a trial wait for one exchange with the store; everything set
+on a running trial in between leaves with the next one. Only the process that runs a trial may change it (or one to
+which the storage or trial was passed, by fork or pickle).
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ from hopaas_p2p.translate import attributes, checked_step, created, directions_o
 
 _log: Final = logging.getLogger("hopaas_p2p")
 _SHORTEST_TTL: Final = 4
-"""Times `Store.freshness`: a heartbeat is seen that late and an eighth of a ttl later, and so is the reclaim."""
+"""Times `Store.freshness`: a heartbeat is seen up to that long plus an eighth of a ttl late, and so is the reclaim."""
 _NO_NAME: Final = "no-name-"  # Optuna's prefix for studies without a name
 _COMPLETE: Final = TrialState.COMPLETE
 _WAITING: Final = (TrialState.WAITING,)
@@ -85,28 +85,28 @@ def open_storage(
         lease_ttl: seconds of silence after which a peer's trials are taken over, in studies created through this
             storage. A killed peer's trial is back within twice that.
         attempts: how often one set of parameters may be started, in studies created through this storage.
-        linger: seconds for which reports are collected before they are sent by themselves. By default 1 s, in a bucket
-            5 s, and longer the more peers write to the study. `flush` sends them at once.
+        linger: seconds for which reports are collected before they are sent. By default 1 s, in a bucket 5 s, and
+            longer the more peers write to the study. `flush` sends them at once.
         patience: seconds for which a call tries an unreachable store before it raises `StoreUnreachable`; by default
-            60. The end of a trial is kept on disk then, and sent at the next contact.
+            60. The end of a trial is then kept on disk, and sent at the next contact.
         store_wait: seconds for which a call that asks for a trial waits for an unreachable store before it raises
-            `StoreUnreachable`. By default as long as it takes, with a warning once a minute, or as long as `patience`
-            where that is given. Ctrl-C ends the wait, and nothing is lost.
-        allow_pickles: let Optuna's CMA-ES sampler pass its pickles between peers. Only among people you trust:
+            `StoreUnreachable`. By default as long as it takes, with a warning once per minute, or as long as `patience`
+            if that is given. Ctrl-C ends the wait, and nothing is lost.
+        allow_pickles: let Optuna's CMA-ES sampler pass its pickles between peers. Use this only among people you trust:
             everyone with write access to the study can then run code in every peer that uses that sampler.
-        create: whether a directory that is no store yet becomes one.
-        acts_for: uuids of peers whose running trials this process goes on with, as a ticket of the shell does. It then
-            writes in their names, and does not introduce itself.
-        peer_ttl: a longer silence than the study's that others grant this peer, in seconds.
-        on_behalf_of: the person whom a service acts for, told in the log beside the service's own login. The service
-            says so; the store does not vouch for it.
-        operator: let this process end and annotate trials that other peers run, as a person does who tells a trial in a
-            dashboard. Each end is in the log with the operator's name, and the owner's own result, if one comes, is
+        create: whether a directory that is not a store yet becomes one.
+        acts_for: uuids of peers whose running trials this process continues, as a shell ticket does. It then writes on
+            their behalf, and does not introduce itself.
+        peer_ttl: seconds of silence that others allow this peer, if longer than the study's ttl.
+        on_behalf_of: the person for whom a service acts, recorded in the log beside the service's own login. The
+            service claims this; the store does not vouch for it.
+        operator: let this process end and annotate trials that other peers run, like a person who ends a trial in a
+            dashboard. Each end is in the log with the operator's name, and the owner's own result, if one arrives, is
             kept as a late one. For owners of a study; in a directory, for all who may write there.
 
     Raises:
         ConfigurationError: the URL or the store cannot be used; the message says what to change.
-        StoreAway: a directory store that this machine has seen is not mounted, for longer than `store_wait`.
+        StoreAway: a directory store that this machine has seen before is still not mounted after `store_wait`.
         InvalidInput: an argument that is not allowed, such as `lease_ttl=0`.
 
     """
@@ -133,7 +133,7 @@ def _wait(what: str, value: float | None) -> float | None:
 
 
 def open_again(options: StorageOptions) -> Storage:
-    """A storage like the one that had these `options`, as a peer of its own; raises as `open_storage` does."""
+    """A storage like the one that had these `options`, as a peer of its own; raises like `open_storage`."""
     return Storage(options, open_peer(options))
 
 
@@ -142,13 +142,13 @@ _NO_PICKLES: Final = (
     "open_storage(…, allow_pickles=True); otherwise use TPESampler or GPSampler."
 )
 _unpickled: Final[weakref.WeakValueDictionary[tuple[int, str], Peer]] = weakref.WeakValueDictionary()
-"""(process, peer a storage was pickled with) -> the one it has here: unpickled again and again, it is one peer."""
+"""(process, peer that a storage was pickled with) -> its peer here: however often unpickled, it is one peer."""
 
 
 def _home(state: dict[str, Any]) -> Peer | None:
-    """The peer of this process that a storage set out from, where a child sends it back pickled; None if there is none.
+    """The peer of this process from which a storage was sent, if a child sends it back pickled; None if there is none.
 
-    There may be several, since Dask's scheduler, for one, has a copy in this process. Each of them may end what the
+    There may be several, since Dask's scheduler, for example, has a copy in this process. Any of them may end what the
     child has begun.
     """
     peers = [peer for peer in process.running(state["acts_for"]) if isinstance(peer, Peer) and not peer.closed]
@@ -164,18 +164,19 @@ class Storage(BaseStorage):
     def __init__(self, options: StorageOptions, peer: Peer, same_as: Storage | None = None) -> None:
         self.peer = peer
         self.options = options
-        """How it was opened: no secret, and fit to travel."""
+        """How it was opened: free of secrets, and picklable."""
         self._same_as = same_as
-        """The storage whose parts in the studies this one has, for another person or an operator."""
+        """The storage whose handles of studies this one shares, for another person or an operator."""
         self._person: str | None = None if same_as is None else same_as._person
         self._handles: dict[int, StudyHandle] = {}
         self._located: dict[int, tuple[StudyHandle, int]] = {}
-        """Trial id -> what `locate` gives for it, of the trial that was located last."""
+        """Trial id -> what `locate` returns for it, for the trial located last."""
         self.suggestions: dict[int, tuple[FrozenTrial, TrialCreate]] = {}
-        """Configurations that a sampler draws before there is a trial for them: to the sampler, trials that run.
+        """Configurations that a sampler draws before there is a trial for them; the sampler sees them as running
+        trials.
 
-        Their ids are negative, so no trial of the log has one; their number is the one that the trial would get if
-        nobody else asked meanwhile. What is set on one travels in the record that starts the trial.
+        Their ids are negative, so no trial of the log has one; their number is the one that the trial would get if no
+        other peer asked meanwhile. What is set on one is sent in the record that starts the trial.
         """
         peer.users.add(self)
 
@@ -195,25 +196,25 @@ class Storage(BaseStorage):
         key = (os.getpid(), state["origin"])
         peer = _unpickled.get(key) if state["pid"] == os.getpid() else _home(state) or _unpickled.get(key)
         if peer is None or peer.closed:
-            # an error would end the unpickling: `multiprocessing.Pool` waits for ever for the task that it was part of
+            # an error would abort the unpickling: `multiprocessing.Pool` would then wait for ever for that task
             peer = _unpickled[key] = open_peer(options, state["acts_for"], was_there=True)
         self.__init__(options, peer)  # type: ignore[misc]  # an unpickled storage is a new one
 
     @property
     def url(self) -> str:
-        """The store, as it may be shown."""
+        """The store's URL, safe to show."""
         return self.peer.store.url
 
     # --- Optuna's BaseStorage, in its order: studies ---
 
     def create_new_study(self, directions: Sequence[StudyDirection], study_name: str | None = None) -> int:
-        """As Optuna's. Waits for two exchanges. InvalidInput, too, for a name that no study may carry."""
+        """Like Optuna's. Waits for two exchanges. Also raises InvalidInput for a name that no study may have."""
         names = tuple([direction.name.lower() for direction in directions])
         name = _NO_NAME + secrets.token_hex(16) if study_name is None else study_name
         return self.define_study(StudyDefine(name, names, self.options.policy))
 
     def delete_study(self, study_id: int) -> None:
-        """As Optuna's. Other peers are told at their next call; ids are not used again.
+        """Like Optuna's. Other peers learn of it at their next call; ids are not used again.
 
         Raises:
             Denied: only an owner of the study may delete it.
@@ -228,7 +229,7 @@ class Storage(BaseStorage):
         self._destroy(listing.uuid)
 
     def set_study_user_attr(self, study_id: int, key: str, value: Any) -> None:
-        """As Optuna's. Durable when it returns; waits `store_wait` for the store.
+        """Like Optuna's. Durable when it returns; waits `store_wait` for the store.
 
         Raises:
             InvalidInput: not JSON, or above 1 MiB.
@@ -240,7 +241,7 @@ class Storage(BaseStorage):
         self.handle(study_id).say(said, within=self.peer.store_wait)
 
     def set_study_system_attr(self, study_id: int, key: str, value: Any) -> None:
-        """As Optuna's; see `set_study_user_attr`."""
+        """Like Optuna's; see `set_study_user_attr`."""
         text = self._system_json(str(key), value, directions=len(self.get_study_directions(study_id)))
         self.handle(study_id).say(StudySet(system={str(key): text}), within=self.peer.store_wait)
 
@@ -258,33 +259,33 @@ class Storage(BaseStorage):
         return None if listing is None else listing.study_id
 
     def get_study_name_from_id(self, study_id: int) -> str:
-        """As Optuna's."""
+        """Like Optuna's."""
         return self._listing(study_id).name
 
     def get_study_directions(self, study_id: int) -> list[StudyDirection]:
-        """As Optuna's."""
+        """Like Optuna's."""
         state = self.handle(study_id).state
         return directions_of(state if state.define is not None else self.state(study_id))
 
     def get_study_user_attrs(self, study_id: int) -> dict[str, Any]:
-        """As Optuna's. What is no JSON, from another writer, is given as it stands."""
+        """Like Optuna's. Values from other writers that are not JSON are returned unchanged."""
         return attributes(self.state(study_id).user)
 
     def get_study_system_attrs(self, study_id: int) -> dict[str, Any]:
-        """As Optuna's; see `get_study_user_attrs`."""
+        """Like Optuna's; see `get_study_user_attrs`."""
         return attributes(self.state(study_id).system)
 
     def get_all_studies(self) -> list[internals.FrozenStudy]:
-        """As Optuna's, but for studies that this user may not read."""
+        """Like Optuna's, except studies that this user may not read."""
         return self.frozen_studies(self.listings())
 
     def listings(self) -> list[Listing]:
-        """The studies that this user may see, the oldest first. Reads the catalog, and no study."""
+        """The studies that this user may see, the oldest first. Reads only the catalog."""
         found, shared = list(self._catalog().by_id.values()), self.peer.store.shared()
         return found if shared is None else [one for one in found if one.uuid in shared]
 
     def frozen_studies(self, listings: Sequence[Listing]) -> list[internals.FrozenStudy]:
-        """These studies as Optuna has them, but for those that cannot be read: each is opened."""
+        """These studies in Optuna's form, except those that cannot be read. Opens each of them."""
         if self.peer.catalog.rate_limited is None or len(listings) < 2:
             found = [self._frozen_study(listing) for listing in listings]
         else:  # a bucket answers many at once, and each takes a while
@@ -295,9 +296,10 @@ class Storage(BaseStorage):
     # --- Optuna's BaseStorage: trials ---
 
     def create_new_trial(self, study_id: int, template_trial: FrozenTrial | None = None) -> int:
-        """As Optuna's; one exchange. NoWork when the study gives out no trial: budget, paused, stopped, failing.
+        """Like Optuna's; one exchange. NoWork when the study starts no trial: its budget is used up, or it is paused,
+        stopped or failing.
 
-        Waits for an unreachable store as `store_wait` of `open_storage` says.
+        Waits for an unreachable store for `store_wait`, see `open_storage`.
         """
         handle = self.handle(study_id)
         if template_trial is None:
@@ -314,7 +316,7 @@ class Storage(BaseStorage):
     def set_trial_param(
         self, trial_id: int, param_name: str, param_value_internal: float, distribution: BaseDistribution
     ) -> None:
-        """As Optuna's; leaves with the next exchange. NotYourTrial for a trial that another peer runs."""
+        """Like Optuna's; leaves with the next exchange. NotYourTrial for a trial that another peer runs."""
         suggestion = self.suggestions.get(trial_id)
         if suggestion is not None:
             suggestion[1].params[param_name] = float(param_value_internal)
@@ -323,17 +325,17 @@ class Storage(BaseStorage):
         handle.set_param(number, param_name, float(param_value_internal), distribution)
 
     def get_trial_id_from_study_id_trial_number(self, study_id: int, trial_number: int) -> int:
-        """As Optuna's."""
+        """Like Optuna's."""
         if not 0 <= trial_number < len(self.state(study_id).trials):
             raise NoSuchTrial(f"No trial with number {trial_number} in the study with study_id {study_id}.")
         return first_id(study_id) + trial_number
 
     def get_trial_number_from_id(self, trial_id: int) -> int:
-        """As Optuna's."""
+        """Like Optuna's."""
         return self.locate(trial_id)[1]
 
     def set_trial_state_values(self, trial_id: int, state: TrialState, values: Sequence[float] | None = None) -> bool:
-        """As Optuna's; one exchange. WAITING gives a running trial back. A lost lease is a warning in the log.
+        """Like Optuna's; one exchange. WAITING gives a running trial back. A lost lease is a warning in the log.
 
         Raises:
             NotYourTrial: another peer runs the trial.
@@ -355,20 +357,20 @@ class Storage(BaseStorage):
         return True
 
     def set_trial_intermediate_value(self, trial_id: int, step: int, intermediate_value: float) -> None:
-        """As Optuna's; leaves with the next exchange. NotYourTrial for a trial that another peer runs."""
+        """Like Optuna's; leaves with the next exchange. NotYourTrial for a trial that another peer runs."""
         handle, number = self._located.get(trial_id) or self.locate(trial_id)
         handle.set_report(number, checked_step(step), float(intermediate_value))
 
     def set_trial_user_attr(self, trial_id: int, key: str, value: Any) -> None:
-        """As Optuna's; leaves with the next exchange. InvalidInput for what is not JSON, or above 1 MiB."""
+        """Like Optuna's; leaves with the next exchange. InvalidInput for values that are not JSON, or above 1 MiB."""
         self._set_attribute(trial_id, "user", key, value, to_json(key, value))
 
     def set_trial_system_attr(self, trial_id: int, key: str, value: Any) -> None:
-        """As Optuna's; see `set_trial_user_attr`. ConfigurationError for pickles, unless they are allowed."""
+        """Like Optuna's; see `set_trial_user_attr`. ConfigurationError for pickles, unless they are allowed."""
         self._set_attribute(trial_id, "system", key, value, self._system_json(str(key), value))
 
     def get_trial(self, trial_id: int) -> FrozenTrial:
-        """As Optuna's. A finished trial is shared with all readers."""
+        """Like Optuna's. A finished trial is shared with all readers."""
         suggestion = self.suggestions.get(trial_id)
         if suggestion is not None:
             return suggestion[0]
@@ -378,10 +380,10 @@ class Storage(BaseStorage):
     def get_all_trials(
         self, study_id: int, deepcopy: bool = True, states: Container[TrialState] | None = None
     ) -> list[FrozenTrial]:
-        """As Optuna's. The list is always a new one; without `deepcopy`, its trials are shared with all readers."""
+        """Like Optuna's. The list is always a new one; without `deepcopy`, its trials are shared with all readers."""
         handle = self.handle(study_id)
         state, view = handle.refresh(), handle.view
-        if states == _WAITING and not state.waiting:  # as at every ask of Optuna's
+        if states == _WAITING and not state.waiting:  # as in every ask of Optuna's
             return []
         with handle.lock:
             view.catch_up(handle.state)
@@ -389,7 +391,7 @@ class Storage(BaseStorage):
         return copy.deepcopy(found) if deepcopy else found
 
     def get_n_trials(self, study_id: int, state: tuple[TrialState, ...] | TrialState | None = None) -> int:
-        """As Optuna's."""
+        """Like Optuna's."""
         states = (state,) if isinstance(state, TrialState) else state
         handle = self.handle(study_id)
         handle.refresh()
@@ -399,7 +401,7 @@ class Storage(BaseStorage):
             return sum(handle.state.counts[one.value] for one in set(states))
 
     def get_best_trial(self, study_id: int) -> FrozenTrial:
-        """As Optuna's."""
+        """Like Optuna's."""
         handle = self.handle(study_id)
         handle.refresh()
         with handle.lock:
@@ -412,12 +414,12 @@ class Storage(BaseStorage):
         return best
 
     def remove_session(self) -> None:
-        """Optuna calls this at the end of `optimize`: see that reports and attributes are in the store."""
+        """Optuna calls this at the end of `optimize`: it makes sure that reports and attributes are in the store."""
         try:
             self.flush()
         except StoreUnreachable:
             pass  # stays queued
-        except HopaasError as error:  # of another study, perhaps; what is told of this one says so itself
+        except HopaasError as error:  # perhaps in another study; calls on this one report their own errors
             _log.warning("%s", error)
 
     # --- beyond Optuna: the storage ---
@@ -427,7 +429,7 @@ class Storage(BaseStorage):
         self.peer.flush()
 
     def close(self) -> None:
-        """Send what is queued and let go of the store. Blocks for at most 5 s."""
+        """Send what is queued and close the store. Blocks for at most 5 s."""
         self.peer.users.discard(self)
         if self.peer.users:  # unpickled copies in this process share it
             self.remove_session()
@@ -435,21 +437,21 @@ class Storage(BaseStorage):
             self.peer.close()
 
     def on_behalf_of(self, person: str) -> Storage:
-        """This storage, for a person that a service writes for: the same replicas, and the log says for whom.
+        """This storage, for a person on whose behalf a service writes: the same replicas, and the log names the person.
 
-        The service vouches for the name; the store does not. What is written goes through this process's peer, so it
-        appears at once in every replica that the process shows. Close it like any other storage.
+        The service vouches for the name; the store does not. Writes go through this process's peer, so they appear at
+        once in every replica that the process shows. Close it like any other storage.
         """
         other = Storage(self.options._replace(on_behalf_of=person), self.peer, self)
         other._person = new_uuid()
         return other
 
     def as_operator(self) -> Storage:
-        """This storage, for somebody who may end and annotate trials of other peers; see `open_storage`."""
+        """This storage, for a person who may end and annotate other peers' trials; see `open_storage`."""
         return Storage(self.options._replace(operator=True), self.peer, self)
 
     def study_names(self) -> list[str]:
-        """The names that are taken, also by studies that this user may not see. Reads the catalog, and no study."""
+        """The names that are taken, including those of studies that this user may not see. Reads only the catalog."""
         return list(self._catalog().by_name)
 
     # --- beyond Optuna: studies ---
@@ -459,7 +461,7 @@ class Storage(BaseStorage):
 
         Raises:
             DuplicatedStudyError: the name is taken.
-            InvalidInput: no study may carry that name.
+            InvalidInput: no study may have that name.
 
         """
         define = msgspec.structs.replace(define, name=checked_name(define.name))
@@ -490,11 +492,11 @@ class Storage(BaseStorage):
         return verdict.number
 
     def state(self, study_id: int) -> State:
-        """The replica's State, as fresh as a read may expect."""
+        """The replica's State, as fresh as reads promise."""
         return self.handle(study_id).refresh()
 
     def handle(self, study_id: int) -> StudyHandle:
-        """This process's part in a study. Raises NoSuchStudy, a KeyError, if there is none of that id."""
+        """This process's handle of a study. Raises NoSuchStudy, a KeyError, if no study has that id."""
         handle = self._handles.get(study_id)
         if handle is not None and not handle.log.session.deleted:
             return handle
@@ -506,7 +508,7 @@ class Storage(BaseStorage):
         return self._handles.setdefault(study_id, handle)
 
     def reader(self, study_id: int) -> StudyReader:
-        """Tells what is new in this study whenever it is asked; our samplers read trials by it."""
+        """A reader that returns what is new in this study at each call; our samplers read trials with it."""
         return StudyReader(self.handle(study_id))
 
     # --- beyond Optuna: trials ---
@@ -529,14 +531,14 @@ class Storage(BaseStorage):
         return found
 
     def adopt(self, trial_id: int, epoch: int) -> None:
-        """Keep the lease of this epoch of a trial that travelled to this process, if its log is read here."""
+        """Keep the lease of this epoch for a trial that was passed to this process, if its log is read here."""
         study_id, number = study_and_number(trial_id)
         listing = self.peer.catalog.state.by_id.get(study_id)
         log = None if listing is None else self.peer.logs.get(listing.uuid)
         if listing is None or log is None:
             return
         if number >= len(log.state.trials) or log.state.trials[number].epoch < epoch:
-            self.peer.send_if_possible(log, number)  # else it would report under an earlier lease
+            self.peer.send_if_possible(log, number)  # otherwise it would report under an earlier lease
             if number >= len(log.state.trials):
                 return
         owner = log.state.trials[number].owner
@@ -554,7 +556,7 @@ class Storage(BaseStorage):
             return
         frozen, record = self.suggestions[trial_id]
         (frozen.user_attrs if kind == "user" else frozen.system_attrs)[str(key)] = value
-        if kind == "user" or not internals.announces_parameters(key):  # they travel with it
+        if kind == "user" or not internals.announces_parameters(key):  # they are sent with it
             (record.user if kind == "user" else record.system)[str(key)] = text
 
     def _catalog(self) -> Catalog:
@@ -576,7 +578,7 @@ class Storage(BaseStorage):
     def _frozen_study(self, listing: Listing) -> internals.FrozenStudy | None:
         try:
             state = self.state(listing.study_id)
-        except (Denied, KeyError):  # another user's study, or one deleted this moment
+        except (Denied, KeyError):  # another user's study, or one that was just deleted
             return None
         except HopaasError as error:
             if error.retry:
@@ -607,10 +609,10 @@ class Storage(BaseStorage):
         return text
 
     def check_sampler(self, sampler: BaseSampler) -> None:
-        """Refuse a sampler that unpickles what other peers wrote, unless that is allowed.
+        """Reject a sampler that unpickles what other peers wrote, unless that is allowed.
 
         Raises:
-            ConfigurationError: it does; the message says what to use instead.
+            ConfigurationError: the sampler does so; the message says what to use instead.
 
         """
         if not self.options.allow_pickles and internals.unpickles(sampler):

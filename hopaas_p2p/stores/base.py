@@ -1,18 +1,18 @@
-"""The contract of a store: what every back end promises, and what callers may not expect.
+"""The contract of a store: what every back end promises, and what callers must not expect.
 
 A store holds logs, snapshots, beats and artifacts. It orders commits and keeps them, and knows nothing of their
 content. Each log is used by one thread at a time.
 
 DO    acknowledge a commit only when it would survive kill -9 and a power cut.
 DO    give lsns 1, 2, 3, … without gaps, in the one order that every reader sees.
-DO    return a commit's own entry among the entries when it was appended, whoever appended it.
-DO    keep with each commit the sum of the log before it, see `core.chain`, where that is known: from `Outgoing.chain`,
-      or from what was read.
+DO    include a commit's own entry among the entries once it is appended, whoever appended it.
+DO    store with each commit the sum of the log before it, see `core.chain`, if that is known: from `Outgoing.chain`, or
+      from what was read.
 DO    raise `StoreUnreachable` when the outcome is not known. The caller tries again with the same bytes.
-DON'T append a commit that is in (since, head] already: it is a repeated attempt.
-DON'T append to a log of another sum than `Outgoing.chain`: raise `BrokenChain`, or return what contradicts it.
+DON'T append a commit that is already in (since, head]: it is a repeated attempt.
+DON'T append to a log whose sum differs from `Outgoing.chain`: raise `BrokenChain`, or return what contradicts it.
 DON'T retry for longer than a caller can wait: a few seconds.
-DON'T raise on content; bytes in a commit's place that are not a commit are returned as they are.
+DON'T raise on content; bytes in a commit's place that are not a commit are returned unchanged.
 """
 
 from __future__ import annotations
@@ -30,19 +30,19 @@ from hopaas_p2p.core.records import UNSTAMPED, Stamp
 from hopaas_p2p.errors import ConfigurationError, StoreCorrupt
 
 SNAPSHOT_EVERY: Final = 256
-"""The smallest number of commits between two snapshots, and of which every larger one is a multiple."""
+"""The smallest number of commits between two snapshots; every larger interval is a multiple of it."""
 _SHORT: Final = 4096
 _GROWTH: Final = 64
 SNAPSHOTS_KEPT: Final = 3
-BLOCKS_AT_ONCE: Final = 128  # some 15 MB, which a thin link carries within a call's time
+BLOCKS_AT_ONCE: Final = 128  # about 15 MB, which a slow link carries within a call's time
 EXCHANGE_TIMEOUT: Final = 5.0  # seconds for one exchange; the caller makes another
 
 
 def snapshot_step(lsn: int) -> int:
-    """How many commits lie between two snapshots of a log of this length.
+    """The number of commits between two snapshots of a log of this length.
 
-    A fraction of its length, between 1/64 and 1/128 of one that is not short, so that a joiner has little to replay and
-    a log of n commits has some 64 log(n) snapshots.
+    For a log that is not short, a fraction between 1/64 and 1/128 of its length, so that a joiner has little to replay
+    and a log of n commits has some 64 log(n) snapshots.
     """
     if lsn < _SHORT:
         return SNAPSHOT_EVERY
@@ -50,23 +50,23 @@ def snapshot_step(lsn: int) -> int:
 
 
 def snapshot_due(lsn: int) -> bool:
-    """Whether the peer that commits this lsn writes a snapshot."""
+    """Whether the peer that commits this lsn should write a snapshot."""
     return lsn % SNAPSHOT_EVERY == 0 and lsn % snapshot_step(lsn) == 0
 
 
 class Outgoing(Struct, array_like=True, frozen=True, gc=False):
-    """A commit to append, and what a store may know of it. No store decodes the bytes."""
+    """A commit to append, and what a store may know about it. No store decodes the bytes."""
 
     nonce: str
-    """`writer:sequence number`, by which the commit is recognised when it is sent again."""
+    """`writer:sequence number`, which identifies the commit when it is sent again."""
     payload: bytes
-    """Its bytes as `codec` seals them, with their checksum."""
+    """Its bytes, sealed by `codec` with a checksum."""
     about: str = ""
-    """The uuid of the study that a commit to the catalog opens or closes: that study's owner may do so."""
+    """The uuid of the study that a commit to the catalog opens or closes, which that study's owner may do."""
     chain: int | None = None
-    """The sum, see `core.chain`, of the log up to `since` as the sender has read it; None: it does not know."""
+    """The sum, see `core.chain`, of the log up to `since` as the sender has read it; None if unknown."""
     stamp: Stamp = UNSTAMPED
-    """What whoever serves this store to others vouches for: kept with the commit where no database does that."""
+    """What a server that offers this store to others vouches for: stored with the commit where no database does so."""
 
     @property
     def writer(self) -> str:
@@ -75,12 +75,12 @@ class Outgoing(Struct, array_like=True, frozen=True, gc=False):
 
 
 class Placed(Struct, frozen=True, gc=False):
-    """A commit in a history that its writer has read."""
+    """A commit, with its place in the history that its writer has read."""
 
     lsn: int
-    """Its place there; 0: it was still on its way."""
+    """Its place in that history; 0 if it was still in flight."""
     before: int | None
-    """The sum of the log before it; None: unknown."""
+    """The sum of the log before it; None if unknown."""
     commit: Outgoing
 
 
@@ -91,11 +91,12 @@ class Entry(Struct, array_like=True, frozen=True, gc=False):
     payload: bytes
     stamp: Stamp = UNSTAMPED
     before: int | None = None
-    """The sum of the log before this commit, as whoever gave it its lsn knew it; None: it was stored without."""
+    """The sum of the log before this commit, as known to whoever assigned its lsn; None if it was stored without one.
+    """
 
 
 class ExchangeResult(Struct, array_like=True, frozen=True, gc=False):
-    """The result of an exchange: the commits after `since`, in order, and whether there are more to fetch."""
+    """The result of an exchange: the commits after `since`, in order, and whether more can be fetched."""
 
     entries: Annotated[list[Entry], Meta(max_length=1 << 20)]
     more: bool = False
@@ -119,46 +120,50 @@ class Doubtful(NamedTuple):
     author: str
     data: bytes
     sum: str
-    """Of what is compared: a judgement counts for these bytes only."""
+    """The checksum of what is compared: a judgement applies to these bytes only."""
 
 
 class Log(ABC):
-    """The ordered commits of one study, or of the store's catalog. What a log need not do has a default."""
+    """The ordered commits of one study, or of the store's catalog. Optional methods have a default."""
 
     rate_limited: bool = False
     """Whether commits are slow and costly, so that peers call `wait_turn` first and batch for `flush_interval`."""
 
     @abstractmethod
     def exchange(self, outgoing: Outgoing | None, since: int, beat: Beat | None = None) -> ExchangeResult:
-        """Append a commit, if one is given, and return what comes after `since`: in one round trip where possible.
+        """Append a commit, if one is given, and return what comes after `since`, in one round trip where possible.
 
-        Blocks until the commit is durable. With `more`, the commit was appended only if it is among the entries.
+        Blocks until the commit is durable. If the result has `more`, the commit was appended only if it is among the
+        entries.
 
         Raises:
             StoreUnreachable: the outcome is not known; try again with the same bytes.
             StoreCorrupt: the log is damaged. Nothing was written.
-            BrokenChain: the log is not the one that `Outgoing.chain` or `since` tells of. Nothing was written.
-            StudyDeleted: the log was destroyed. Raised for every caller that has seen any of it; nothing was written.
+            BrokenChain: the log does not match `Outgoing.chain` or `since`. Nothing was written.
+            StudyDeleted: the log was destroyed. Raised for every caller that has seen any part of it; nothing was
+                written.
 
         """
 
     def changed(self, since: int) -> bool | None:
-        """Whether there is something after `since`; None if that cannot be told without a round trip."""
+        """Whether there is something after `since`; None if that cannot be determined without a round trip."""
         return None
 
     def news(self, since: int, within: float) -> bool | None:
-        """Wait up to so many seconds for something after `since`: whether it came; None, at once, if none can be told.
+        """Wait up to `within` seconds for commits after `since`; return whether any came; None, at once, if it cannot
+        wait.
 
         `Store.hang_up` ends it early. Raises like `exchange`.
         """
         return None
 
     def newest_snapshot(self, *, before: int | None = None) -> tuple[int, bytes] | None:
-        """(lsn, bytes) of the newest snapshot, or of the newest before one that cannot be read; None if there is none.
+        """(lsn, bytes) of the newest snapshot, or of the newest one before `before`, which cannot be read; None if
+        there is none.
 
-        Also None if there is an older one that nobody needs because the log can be replayed from its first commit, or
-        one that this user has no ground to believe: where the store knows users, one is believed that the caller's own
-        user wrote, or an owner, or for which another author vouches.
+        Also None if an older one is not needed, because the log can be replayed from its first commit, or if this user
+        has no reason to trust it: where the store knows users, a snapshot is trusted if the caller's own user or an
+        owner wrote it, or if another author vouches for it.
         """
         while (found := self.snapshot_head(before)) is not None:
             before, head = found
@@ -168,10 +173,10 @@ class Log(ABC):
         return None
 
     def put_snapshot(self, lsn: int, data: bytes) -> None:
-        """Keep a snapshot, and the two before it. May fail: a snapshot is only an optimisation.
+        """Store a snapshot, and keep the two before it. May fail: a snapshot is only an optimization.
 
-        What is in it that will not change is written once, and shared by the snapshots after it (`snapshot.split`).
-        Of several for one lsn any may be kept: all peers at that lsn have the same state.
+        Its settled pieces are written once, and shared by later snapshots (`snapshot.split`).
+        If there are several for one lsn, any may be kept: all peers have the same state at that lsn.
         """
         head, blocks = snapshot.split(data)
         there = self.block_names() if blocks else set()
@@ -180,7 +185,7 @@ class Log(ABC):
         self.put_snapshot_head(lsn, head)
 
     def whole_snapshot(self, head: bytes) -> bytes | None:
-        """The snapshot with this head and its blocks; None if the head is damaged, or a block is not there."""
+        """The snapshot with this head and its blocks; None if the head is damaged, or a block is missing."""
         try:
             names = snapshot.names_in(head)
             found: dict[str, bytes] = {}
@@ -194,22 +199,22 @@ class Log(ABC):
             return None
 
     def snapshot_head(self, before: int | None) -> tuple[int, bytes] | None:
-        """As `newest_snapshot`, but only what `snapshot.split` calls the head, whether it can be read or not."""
+        """Like `newest_snapshot`, but only what `snapshot.split` calls the head, whether it can be read or not."""
         return None
 
     def blocks(self, names: list[str]) -> dict[str, bytes]:
-        """Those of these blocks of snapshots that are there, by name; at least the first of them that is there."""
+        """The existing ones of these snapshot blocks, by name; at least the first existing one."""
         return {}
 
     def block_names(self) -> set[str]:
-        """The names of the blocks that are there."""
+        """The names of the existing blocks."""
         return set()
 
     def put_block(self, name: str, data: bytes) -> None:
-        """Keep a block. Its name holds a hash of its bytes."""
+        """Store a block. Its name contains a hash of its bytes."""
 
     def put_snapshot_head(self, lsn: int, head: bytes) -> None:
-        """Keep the head of a snapshot whose blocks are there, and the two before it."""
+        """Store the head of a snapshot whose blocks exist, and keep the two before it."""
 
     @abstractmethod
     def destroy(self) -> None:
@@ -223,73 +228,74 @@ class Log(ABC):
 
     @property
     def flush_interval(self) -> float:
-        """Seconds for which to batch reports: the longer, the more peers have lately written to the log."""
+        """Seconds for which to batch reports: longer when more peers have recently written to the log."""
         return 0.0
 
     def wait_turn(self, since: int) -> ExchangeResult:
         """Wait until a commit would probably be accepted at once.
 
-        Returns the commits after `since` that arrived meanwhile, and appends nothing. What is queued during the wait is
-        sent with the commit that follows. Raises like `exchange`.
+        Returns the commits after `since` that arrived meanwhile, and appends nothing. Records queued during the wait
+        are sent with the next commit. Raises like `exchange`.
         """
         return ExchangeResult([])
 
-    # --- commits on their way, and those that may be taken back ---
+    # --- commits in flight, and commits that may be lost ---
 
     def withdraw(self, outgoing: Outgoing) -> None:
-        """Keep this commit from being appended, if that is still possible. The caller does not send it again."""
+        """Prevent this commit from being appended, if that is still possible. The caller does not send it again."""
 
     def confirm(self) -> None:
-        """See that the store has what this process appended lately. Raises BrokenChain if it took any of it back."""
+        """Check that the store has what this process recently appended. Raises BrokenChain if any of it was lost."""
 
     def unconfirmed(self) -> list[int]:
-        """The lsns of what this process appended lately, and did not see again."""
+        """The lsns of commits that this process recently appended, and has not read back."""
         return []
 
     # --- snapshots of others, where the store knows users ---
 
     def doubtful_snapshot(self, after: int, up_to: int) -> Doubtful | None:
-        """The newest in this range of lsns that this user may judge; None where a newer one is believed by all."""
+        """The newest one in this range of lsns that this user may judge; None if all users trust a newer one."""
         found = self.doubtful_head(after, up_to)
         return None if found is None else found._replace(data=self.whole_snapshot(found.data) or b"")
 
     def doubtful_head(self, after: int, up_to: int) -> Doubtful | None:
-        """The same with the head of the snapshot only."""
+        """The same, with only the head of the snapshot."""
         return None
 
     def judge_snapshot(self, found: Doubtful, *, same: bool) -> None:
-        """Vouch for it, or deny that it is what the log says. It is not found again."""
+        """Vouch for it, or deny that it agrees with the log. It is not returned again."""
 
     def denied_snapshots(self) -> list[tuple[int, str, list[str]]]:
-        """Lsn, author, and the users who deny it, of each that somebody denies."""
+        """For each denied snapshot: its lsn, its author, and the users who deny it."""
         return []
 
     # --- backups and rescue ---
 
     def removed_up_to(self) -> int:
-        """The lsn up to which commits were removed because a snapshot stands for them; 0: none was."""
+        """The lsn up to which commits were removed because a snapshot replaces them; 0 if none were."""
         return 0
 
     def salvage(self) -> Iterator[Entry]:
-        """Every commit of which the log still has bytes, damaged ones included; those that are missing are left out.
+        """Every commit of which the log still has bytes, including damaged ones; missing ones are left out.
 
-        Of two commits of one lsn, of which the store took the second over the first, the one that is read comes first.
+        If the store accepted two commits for one lsn, the one that readers see comes first.
         """
         with contextlib.suppress(StoreCorrupt):
             yield from read_all(self)
 
     def restore(self, base: tuple[int, bytes] | None, entries: Iterable[Entry]) -> None:
-        """Write these commits under their own lsns, with all that the backup says of them. May be repeated.
+        """Write these commits under their own lsns, with everything that the backup records about them. May be
+        repeated.
 
-        While it is filled nobody else writes to the log.
+        Nobody else may write to the log meanwhile.
 
         Args:
-            base: the snapshot that stands for commits which had been removed before the backup, and its lsn.
-            entries: what follows it, without gaps. Those that are there already are the same.
+            base: the snapshot that replaces commits removed before the backup, and its lsn.
+            entries: the commits after it, without gaps. Any that already exist must be the same.
 
         Raises:
             ConfigurationError: this store cannot hold them; the message says which can.
-            StoreCorrupt: another commit is there.
+            StoreCorrupt: a different commit is there.
 
         """
         raise ConfigurationError("a backup cannot be restored into this store")
@@ -306,7 +312,10 @@ def read_all(log: Log, since: int = 0) -> Iterator[Entry]:
 
 
 def append(log: Log, outgoing: Outgoing, since: int) -> list[Entry]:
-    """Append a commit in as many exchanges as that takes; the entries after `since`. Raises like `Log.exchange`."""
+    """Append a commit in as many exchanges as that takes; return the entries after `since`.
+
+    Raises like `Log.exchange`.
+    """
     entries: list[Entry] = []
     while True:
         receipt = log.exchange(outgoing, entries[-1].lsn if entries else since)
@@ -316,11 +325,14 @@ def append(log: Log, outgoing: Outgoing, since: int) -> list[Entry]:
 
 
 Progress = Callable[[int], None]
-"""Called now and then with the number of bytes moved since the last call."""
+"""Called from time to time with the number of bytes transferred since the last call."""
 
 
 class Artifacts(ABC):
-    """Files beside the logs: checkpoints, models, plots. Keys are made here, of letters, digits, `-`, `_` and `/`."""
+    """Files beside the logs: checkpoints, models, plots.
+
+    Keys are generated by us from letters, digits, `-`, `_` and `/`.
+    """
 
     @abstractmethod
     def put(self, key: str, source: Path) -> None:
@@ -345,29 +357,30 @@ class Artifacts(ABC):
 
 
 class Store(ABC):
-    """A shared place. What a store need not do has a default."""
+    """A shared place for studies. Optional methods have a default."""
 
     url: str
-    """Where it is, without secrets: it may be shown and stored, and opens the store again."""
+    """Its location, without secrets: the URL may be shown and stored, and opens the store again."""
     freshness: float
     """Seconds for which a read may rely on the last pull; 0: `Log.changed` is cheap, so every read calls it."""
     piggybacks_heartbeats: bool = False
     """Whether a beat inside `exchange` costs nothing extra."""
     snapshots: bool = True
-    """Whether a snapshot helps a joining peer: not where the log itself is as near."""
+    """Whether a snapshot helps a joining peer; it does not if the log itself is just as quick to read."""
     immediate: bool = False
-    """Whether no server is behind it: a caller then exchanges in its own thread, unless another is at it."""
+    """Whether there is no server behind it: callers then make exchanges in their own threads, unless another thread
+    does."""
 
     @abstractmethod
     def catalog(self) -> Log:
-        """The log of which studies there are."""
+        """The log that lists the studies."""
 
     @abstractmethod
     def log(self, uuid: str) -> Log:
-        """The log of the study of this uuid; empty if nothing has been written to it."""
+        """The log of the study with this uuid; empty if nothing has been written to it."""
 
     def shared(self) -> set[str] | None:
-        """The uuids of the studies that this user may see; None: of all."""
+        """The uuids of the studies that this user may see; None means all."""
         return None
 
     @abstractmethod
@@ -376,10 +389,10 @@ class Store(ABC):
 
     @abstractmethod
     def beats(self, peers: Iterable[str]) -> dict[str, str]:
-        """The beats of those of these peers that have one."""
+        """The beats of these peers, for those that have one."""
 
     def remove_beat(self, peer: str) -> None:
-        """Remove the beat of a peer that has ended and runs nothing, if it would stay for ever."""
+        """Remove the beat of a peer that has ended and runs nothing, if it would otherwise stay for ever."""
 
     def sweep_beats(self) -> None:
         """Remove the beats of peers that have been silent for longer than any lease may last."""
@@ -389,7 +402,7 @@ class Store(ABC):
         """Where files are kept.
 
         Raises:
-            ConfigurationError: this store keeps none; the message says what to do.
+            ConfigurationError: this store does not keep files; the message says what to do.
 
         """
 
@@ -397,7 +410,7 @@ class Store(ABC):
         """End each `Log.news` that is waiting."""
 
     def after_fork(self) -> None:
-        """In a child of a fork: give up connections and descriptors, which the parent continues to use."""
+        """In a forked child: give up connections and descriptors, which the parent continues to use."""
 
     def close(self) -> None:
-        """Release what it holds open; it may be used again."""
+        """Release open resources; the store may be used again."""

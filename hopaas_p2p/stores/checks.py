@@ -1,8 +1,8 @@
-"""The checks of `hopaas-p2p doctor`: those that every store must pass, and where a store's own ones are found.
+"""The checks of `hopaas-p2p doctor`: those that every store must pass, and how to find a store's own ones.
 
-Beside a store's module there may be a module `checks`. Its `way(store)`, if there is one, yields findings about the way
-to the server and returns whether the server was reached; if not, nothing else is tried. Its `checks(store)` come next,
-then the common ones.
+A store's package may have a module `checks`. Its `way(store)`, if defined, yields findings about the route to the
+server and returns whether the server was reached; if not, nothing else is tried. Its `checks(store)` come next, then
+the common ones.
 """
 
 from __future__ import annotations
@@ -35,12 +35,12 @@ _CURES: Final[dict[int | None, str]] = {
     errno.EPERM: _READ_ONLY,
     errno.EROFS: "this node can read studies, but not take part: mount the file system for writing",
 }
-"""Error of the system -> what to do about it."""
-_SLOW: Final = 5.0  # seconds per exchange that people would notice in ask and tell
+"""System error -> what to do about it."""
+_SLOW: Final = 5.0  # seconds per exchange that users would notice in ask and tell
 
 
 def examine(store: Store) -> Iterator[Finding]:
-    """All findings about a store that could be opened. Writes a scratch log, and removes it.
+    """All findings about an open store. Writes a scratch log, and removes it.
 
     Ends after the first check that finds the server unreachable, so that this is reported once.
     """
@@ -53,16 +53,16 @@ def examine(store: Store) -> Iterator[Finding]:
 
 
 def way_to(store: Store) -> Generator[Finding, None, bool]:
-    """The findings about the way to a store, which costs little; returns whether it was reached."""
+    """The findings about the route to a store, which is a cheap check; returns whether it was reached."""
     return (yield from _guarded("way", _own(store, "way") or _reach, store))
 
 
 Check = Callable[[Any], Any]
-"""Store -> an iterator of findings, which may return False: nothing else needs to be tried."""
+"""Store -> an iterator of findings, which may return False: then nothing else needs to be tried."""
 
 
 def _own(store: Store, part: str) -> Check | None:
-    """Such a check of this kind of store, if it has one."""
+    """This kind of store's check of that name, if it has one."""
     with contextlib.suppress(ModuleNotFoundError):
         module = importlib.import_module(f"{type(store).__module__.rpartition('.')[0]}.checks")
         return getattr(module, part, None)
@@ -70,7 +70,7 @@ def _own(store: Store, part: str) -> Check | None:
 
 
 def _guarded(name: str, check: Check, store: Store) -> Generator[Finding, None, bool]:
-    """The findings of a check, or its failure as one; returns whether it finished, and did not return False."""
+    """The findings of a check, or its failure as a finding; returns whether it finished without returning False."""
     goes_on = True
     try:
         return (yield from check(store)) is not False
@@ -82,8 +82,8 @@ def _guarded(name: str, check: Check, store: Store) -> Generator[Finding, None, 
         elif isinstance(error, BrokenChain | StoreCorrupt):
             cure = "copy what can be read into a new study: hopaas-p2p doctor STORE --rescue"
         cure, goes_on = _CURES.get(number, cure), number in _CURES
-    except OSError as error:  # of a file system; the other checks may tell more
-        where = error.filename2 or error.filename  # of a link, the name and not its text
+    except OSError as error:  # a file system's error; the other checks may reveal more
+        where = error.filename2 or error.filename  # for a link, its name and not its text
         said, cure = f"{where}: {error.strerror}" if where else str(error), _CURES.get(error.errno, AGAIN)
     except Exception as error:  # noqa: BLE001  # an error in one check must not keep the others from running
         said, cure = f"{type(error).__name__}: {error}", "please report this, with the output of --debug"
@@ -113,7 +113,7 @@ def _write_and_read(store: Store) -> Iterator[Finding]:
     finally:
         try:
             log.erase()
-        except Denied:  # a worker's key may add objects, and not remove them
+        except Denied:  # a worker's key may add objects, but not remove them
             left = "; this user may not remove it, so it stays"
     if there != list(range(1, _EXCHANGES + 1)):
         yield Finding("write and read", f"wrote 5 commits, read {there}", passed=False, cure="use another store")
@@ -193,7 +193,7 @@ def _study(store: Store, *, uuid: str, name: str) -> Iterator[Finding]:
 
 
 def _snapshots(name: str, log: Log, found: tuple[int, bytes] | None, replayed: str | None) -> Iterator[Finding]:
-    """The newest snapshot, and those that differ from the log, as other users' peers found."""
+    """The newest snapshot, and those that differ from the log according to other users' peers."""
     if found is not None:
         try:
             yield _snapshot(name, found, same=snapshot.digest(snapshot.load(found[1])) == replayed)
@@ -207,7 +207,7 @@ def _snapshots(name: str, log: Log, found: tuple[int, bytes] | None, replayed: s
 
 
 def _follows(state: State | Catalog, entry: Entry) -> bool:
-    """Whether the writer of this commit had read the commits before it as they are; keeps the sum of the log."""
+    """Whether this commit's writer had read the commits before it as they are now; updates the sum of the log."""
     read = sum_at(entry.lsn - 1, state.chain)
     before = read if entry.before is None else entry.before
     if before is not None:

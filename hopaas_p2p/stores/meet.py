@@ -1,11 +1,11 @@
-"""Two nodes try a store together: whether both see the same log, whether anything is lost, how soon commits are seen.
+"""Two nodes test a store together: whether both see the same log, whether anything is lost, how soon commits are seen.
 
-A check by a single node says little about a directory on a network file system, because that node sees its own cache.
-So two or more nodes start `hopaas-p2p doctor STORE --meet WORD` at about the same time, write into one log for some
-seconds, as fast as they can, and compare what each of them read.
+A check by a single node proves little about a directory on a network file system, because that node sees its own cache.
+So two or more nodes start `hopaas-p2p doctor STORE --meet WORD` at about the same time, write to one log for some
+seconds, as fast as they can, and compare what each of them has read.
 
-The delay until one node sees another's commit is measured with one node's own clock: every commit names the commits of
-the others that its writer has seen, so the time from a commit to the first answer to it is there and back.
+The delay until one node sees another's commit is measured with one node's own clock: every commit names the others'
+commits that its writer has seen, so the time from a commit to the first answer to it is a round trip.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ from hopaas_p2p.stores.base import Entry, Outgoing, Store, append, read_all
 
 _WORD: Final = re.compile(r"[A-Za-z0-9_-]{1,40}")
 _PAUSE: Final = 0.02  # seconds between two commits of a node
-_LOOK: Final = 0.2  # seconds between looks for another node
+_LOOK: Final = 0.2  # seconds between checks for another node
 _CURE: Final = "results would be lost; use another store, or a mount that looks the same on both nodes"
 
 
 class _MeetingMessage(msgspec.Struct, omit_defaults=True):
-    """What a commit of a meeting says; anybody may have written something else."""
+    """The content of a meeting's commit; other writers may have written something else."""
 
     who: str
     number: int
@@ -42,7 +42,7 @@ class _MeetingMessage(msgspec.Struct, omit_defaults=True):
     """The newest commit of each other node that this one has seen."""
     upto: int = 0
     digest: str = ""
-    """Of the first `upto` commits, in the node's last but one."""
+    """The digest of the first `upto` commits, in the node's last message but one."""
     bye: bool = False
 
 
@@ -54,8 +54,8 @@ class Meeting:
 
     Args:
         store: where to meet.
-        word: the same on all nodes: up to 40 letters, digits, `-` and `_`.
-        seconds: for how long commits are written.
+        word: a word that is the same on all nodes: up to 40 letters, digits, `-` and `_`.
+        seconds: how long to write commits.
         timeout: seconds to wait for others before, and again for their reports afterwards.
 
     Raises:
@@ -74,16 +74,16 @@ class Meeting:
         self._sent: dict[int, float] = {}
         self._mine: dict[int, bytes] = {}
         self._others: dict[str, list[_MeetingMessage]] = {}
-        """What each other node has said since this one came."""
+        """The messages of each other node since this one arrived."""
         self._delays: list[float] = []
 
     def findings(self) -> Iterator[Finding]:
-        """Take part, and report. Blocks until the others have reported, or do not come."""
+        """Take part, and report. Blocks until the others have reported, or have failed to arrive."""
         try:
             self._exchange()
             self._began = len(self._entries)
             yield from self._meet()
-        except StudyDeleted:  # a bucket keeps the end of a log
+        except StudyDeleted:  # a bucket remembers the end of a log
             cure = "take another word, the same on all nodes"
             yield Finding("meeting", "this word was used here before", passed=False, cure=cure)
         except StoreCorrupt as error:
@@ -148,7 +148,7 @@ class Meeting:
             self._entries.append(entry)
             if outgoing is not None and entry.payload == outgoing.payload:
                 self._mine[entry.lsn] = entry.payload
-            elif self._count:  # else of an earlier meeting
+            elif self._count:  # otherwise it is from an earlier meeting
                 with contextlib.suppress(msgspec.MsgspecError, ValueError, RecursionError):
                     said = _decode(entry.payload[4:])
                     self._others.setdefault(said.who, []).append(said)
@@ -165,5 +165,5 @@ class Meeting:
         return True
 
     def _digest(self, upto: int) -> str:
-        """Of the first `upto` commits."""
+        """The digest of the first `upto` commits."""
         return hashlib.blake2b(b"".join(entry.payload for entry in self._entries[:upto]), digest_size=16).hexdigest()

@@ -32,7 +32,7 @@ class MemoryLog(Log):
     def __init__(self) -> None:
         self._entries: list[Entry] = []
         self._sum = 0
-        """Of the whole log, see `core.chain`."""
+        """The sum of the whole log, see `core.chain`."""
         self._snapshots: dict[int, bytes] = {}
         self._lock = threading.Lock()
         self._destroyed = False
@@ -85,7 +85,7 @@ class MemoryLog(Log):
                 self._sum = following(self._sum, entry.payload)
 
     def after_fork(self) -> None:
-        """Another thread of the parent may have held the lock, which would never be released here."""
+        """Replaces the lock, since a thread of the parent may have held it, and it would never be released here."""
         self._lock = threading.Lock()
 
 

@@ -17,10 +17,10 @@ if TYPE_CHECKING:
 
 
 def audit(study: Study) -> list[dict[str, Any]]:
-    """One line per record: lsn, time, author, kind, trial, what it says, and why it was refused if it was.
+    """One line per record: lsn, time, author, kind, trial, content, and the reason if it was refused.
 
-    The author is the user that the store vouches for. A store without users has none, and the line says what the peer
-    claims to be. A dashboard that people sign in to adds on whose behalf it acted.
+    The author is the user that the store vouches for. A store without users has none, and the line shows what the peer
+    claims to be. A dashboard with sign-in adds on whose behalf it acted.
     """
     state, log = State(), study.storage.peer.store.log(study.handle.uuid)
     return [line for entry in read_all(log) for line in _lines(state, entry)]
@@ -93,6 +93,6 @@ def _line(
 
 
 def author(line: dict[str, Any]) -> str:
-    """The author of a line: the login or the peer, and the person it says it acted for."""
+    """The author of a line: the login or the peer, and the person on whose behalf it claims to have acted."""
     name: str = line["author"] or line["claimed"] or line["writer"] or "?"
     return f"{name} for {line['on_behalf_of']}" if line["on_behalf_of"] else name

@@ -32,10 +32,10 @@ BudgetGiven = int | str | Mapping[str, Any] | Budget
 
 
 class StudyPolicy(NamedTuple):
-    """What becomes of trials whose peers die, fail or report nothing, and of configurations that repeat.
+    """What happens to trials whose peers die, fail or report nothing, and to repeated configurations.
 
-    None: not given, so the study's own value counts, or the default where it is created. If the study exists, what is
-    given must be what it has; `repeats` and `replicates` then hold for this process.
+    None: not given, so the study's own value counts, or the default when it is created. If the study exists, given
+    values must match it, except `repeats` and `replicates`, which then apply to this process.
     """
 
     attempts: int | None = None
@@ -48,14 +48,15 @@ class StudyPolicy(NamedTuple):
     """Seconds without a report or metric after which a live trial is asked to stop; after twice as long it is
     reclaimed. By default never."""
     interrupted: str | None = None
-    """What becomes of a trial whose attempts are used up: "fail", the default (its place is given back), or "prune" at
+    """What happens to a trial whose attempts are used up: "fail", the default (its place is given back), or "prune" at
     its last report."""
     repeats: str | None = None
-    """What becomes of a proposal that equals the parameters of another trial, in a study with a search space. "avoid",
+    """What happens to a proposal with the same parameters as another trial, in a study with a search space. "avoid",
     the default: another one is drawn. "allow": it is tried again, as for a noisy objective. "reuse": the known values
-    are told at once, as a trial of its own."""
+    are recorded at once, as a separate trial."""
     replicates: int | None = None
-    """How many trials each configuration gets, by default 1; `trial.seed` tells them apart. See `Study.replicates`."""
+    """How many trials each configuration gets, by default 1; `trial.seed` distinguishes them. See `Study.replicates`.
+    """
 
 
 NO_POLICY: Final = StudyPolicy()
@@ -68,7 +69,7 @@ def definition(
     budget: BudgetGiven | None,
     policy: StudyPolicy,
 ) -> tuple[StudyDefine, list[str]]:
-    """The study as it is created if it does not exist, and the parts of it that were given.
+    """The study as it would be created, and the parts of it that were given.
 
     Raises:
         InvalidInput: a value that no study can have; the message says what is allowed.
@@ -113,14 +114,14 @@ def _checked_interrupted(word: object) -> object:
 
 
 def checked_space(space: Space) -> dict[str, records.Distribution]:
-    """The search space as the log writes it. Raises InvalidInput."""
+    """The search space in the log's form. Raises InvalidInput."""
     if not isinstance(space, Mapping):
         raise InvalidInput(f"a space must be a mapping of parameters to distributions, got {space!r}")
     return {checked_parameter(name): _checked(name, one) for name, one in space.items()}
 
 
 def as_given(space: Space) -> dict[str, records.Distribution]:
-    """The same with what somebody believes of the parameters, which is no part of the definition."""
+    """The same, including beliefs about the parameters, which are not part of the definition."""
     given = {name: space[name] for name in space}
     return {
         name: one
@@ -131,12 +132,12 @@ def as_given(space: Space) -> dict[str, records.Distribution]:
 
 
 def _checked(name: str, given: BaseDistribution | records.Distribution) -> records.Distribution:
-    """The distribution as the log writes it, if Optuna would have it: bounds of a Float are 0.0 and 1.0."""
+    """The distribution in the log's form, normalized like Optuna's: a Float's bounds are 0.0 and 1.0, not 0 and 1."""
     if not isinstance(given, BaseDistribution | records.Float | records.Int | records.Categorical):
         raise InvalidInput(f"the parameter {name!r}: give a Float, Int or Categorical, got {given!r}")
     try:
         if isinstance(given, records.Int):
-            _ = [operator.index(one) for one in (given.low, given.high, given.step)]  # Optuna would cut them off
+            _ = [operator.index(one) for one in (given.low, given.high, given.step)]  # Optuna would truncate them
         elif isinstance(given, records.Float | FloatDistribution):
             wrong = [one for one in (given.low, given.high) if not math.isfinite(one)]
             if wrong:
@@ -150,7 +151,7 @@ def definition_of(state: State, name: str) -> StudyDefine:
     """What was given when the study was created.
 
     Raises:
-        StoreCorrupt: the study has commits, and its first, the definition, is not among them.
+        StoreCorrupt: the study has commits, but the first one, its definition, is missing.
 
     """
     if state.define is None:
@@ -164,7 +165,7 @@ def definition_of(state: State, name: str) -> StudyDefine:
 def compare(state: State, wanted: StudyDefine, given: list[str]) -> None:
     """Raise if what was given differs from what is stored; arguments that were left out do not count.
 
-    A budget is a wish about the study, and no part of what it is; see `larger_budget`.
+    A budget is not part of the definition; see `larger_budget`.
     """
     stored = definition_of(state, wanted.name)
     stored = msgspec.structs.replace(stored, space=stored.space or said_later(state))
@@ -187,7 +188,8 @@ def compare(state: State, wanted: StudyDefine, given: list[str]) -> None:
 
 
 def larger_budget(state: State, name: str, given: BudgetGiven) -> Budget | None:
-    """What the budget becomes for a caller who gave this one; None: it stays, having been that at first or now.
+    """The new budget for a caller that gave this one; None: unchanged, since this is the original or the current
+    budget.
 
     Raises:
         DefinitionMismatch: no limit would be larger, or some would be smaller.
@@ -212,7 +214,7 @@ def larger_budget(state: State, name: str, given: BudgetGiven) -> Budget | None:
 
 
 def compare_fidelity(state: State, name: str, given: Fidelity | None) -> None:
-    """Raise if rungs or a population were given and the study has others, because those in the log count."""
+    """Raise if rungs or a population were given and the study's differ, because those in the log count."""
     text = state.system.get(FIDELITY)
     stored = None if text is None else decode_fidelity(text)
     if given is not None and given != stored:
@@ -223,7 +225,7 @@ def compare_fidelity(state: State, name: str, given: Fidelity | None) -> None:
 
 
 def check_fidelity(given: Fidelity | None, directions: int, space: Mapping[str, object]) -> None:
-    """Raise InvalidInput if a study with so many directions and this search space, if there is one, cannot have it."""
+    """Raise InvalidInput if a study with these directions and this search space, if there is one, cannot have it."""
     if given is not None and directions > 1:
         raise InvalidInput("a study with rungs or a population needs exactly one direction")
     for name in given.fixed if isinstance(given, Population) and space else ():
@@ -243,7 +245,7 @@ def _difference(what: str, there: object, given: object) -> list[str]:
 
 
 def _written(value: object) -> str:
-    """A value of a definition as people write it."""
+    """A value of a definition, as users write it."""
     if value is None:
         return "nothing"
     if isinstance(value, tuple):

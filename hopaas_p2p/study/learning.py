@@ -1,4 +1,4 @@
-"""Which earlier studies a new one learns from, and how its log keeps what they taught. See `search.priors`."""
+"""From which earlier studies a new one learns, and how its log stores what they taught. See `search.priors`."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 LearnFrom = str | Sequence["str | Prior"]
 AUTO: Final = "auto"
-_LARGE: Final = 20  # finished trials, from which on a study that still runs is learned from by "auto"
+_LARGE: Final = 20  # finished trials from which "auto" includes a study that is still running
 
 _log: Final = logging.getLogger("hopaas_p2p")
 
@@ -37,12 +37,12 @@ def check_learning(directions: Sequence[object]) -> None:
 
 
 def kept(priors: Sequence[PriorRecord]) -> dict[str, str]:
-    """These priors as an attribute of a study."""
+    """These priors, as an attribute of a study."""
     return {LEARNED: msgspec.json.encode(priors).decode()}
 
 
 def warn_of_other_belief(name: str, system: Mapping[str, str], space: Mapping[str, Distribution]) -> None:
-    """Say so if this space expresses a belief, and another one than the study of that name began with."""
+    """Warn if this space expresses a belief that differs from the one with which the study of that name began."""
     mine = Prior.believed(space)
     if mine is not None and all(one.name != BELIEF or one.params != mine.params for one in stored_priors(system)):
         _log.warning("the prior= of %r differs from what the study began with, and is not used", name)
@@ -51,18 +51,18 @@ def warn_of_other_belief(name: str, system: Mapping[str, str], space: Mapping[st
 def find_priors(
     storage: Storage, given: LearnFrom, space: Mapping[str, Distribution], but: str = ""
 ) -> list[PriorRecord]:
-    """What the studies that are named teach, with what the space says that somebody believes.
+    """What the named studies teach, together with the belief expressed in the space.
 
     Args:
         storage: where the studies are.
-        given: names of studies, priors, or "auto": the newest eight other than `but` that share a parameter with the
+        given: names of studies, priors, or "auto": the newest eight, other than `but`, that share a parameter with the
             space and are finished or large.
-        space: of the study that learns; empty if it has none.
+        space: the space of the study that learns; empty if it has none.
         but: the name of the study that learns.
 
     Raises:
-        NoSuchStudy: one of the names is not that of a study.
-        InvalidInput: a study that nothing can be learned from, or too many.
+        NoSuchStudy: no study has one of the names.
+        InvalidInput: nothing can be learned from one of the studies, or there are too many.
 
     """
     if isinstance(given, str) and given != AUTO:
@@ -86,10 +86,10 @@ def find_priors(
 
 
 def auto(storage: Storage, space: Mapping[str, Distribution], but: str) -> list[PriorRecord]:
-    """What the newest studies of this store teach that share a parameter with this space, and are finished or large."""
+    """What this store's newest studies teach that share a parameter with this space, and are finished or large."""
     found: list[PriorRecord] = []
     for listing in reversed(storage.listings()[-2 * MOST_PRIORS :]):
-        with contextlib.suppress(HopaasError):  # deleted, not readable for this user, or nothing to learn from
+        with contextlib.suppress(HopaasError):  # deleted, not readable by this user, or without anything to learn
             if listing.name != but and _ended_or_large(storage.state(listing.study_id)):
                 one = _of_study(storage, listing.name)
                 if not space or Taught(_optuna(space), [one]).priors:

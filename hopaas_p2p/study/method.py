@@ -1,7 +1,8 @@
-"""How a study is searched: sampler, pruner, repeats, replicates, rungs or a population. The log says it for all peers.
+"""How a study is searched: sampler, pruner, repeats, replicates, rungs or a population. The log defines it for all
+peers.
 
-It is said at creation and changed by an owner. A process may use others: what it said when it opened the study holds
-for it alone, is told once, and stands in its introduction, where the monitor finds it.
+It is set at creation and changed by owners. A process may use other settings: those that it gave when it opened the
+study apply to it alone, are announced once, and appear in its introduction, where the monitor finds them.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ _KINDS: Final[dict[registry.Kind, str]] = {"sampler": SAMPLER, "pruner": PRUNER}
 
 
 class SearchMethod(NamedTuple):
-    """The search method that the log of a study, or one process, asks for. None: nothing."""
+    """The search method that a study's log, or one process, specifies. None: not specified."""
 
     sampler: registry.Method | None = None
     pruner: registry.Method | None = None
@@ -59,10 +60,11 @@ class SearchMethod(NamedTuple):
         replicates: int | None,
         fidelity: Fidelity | None = None,
     ) -> SearchMethod:
-        """What a caller says.
+        """The method that a caller specifies.
 
         Raises:
-            InvalidInput: a value that is not allowed, a number out of range, or a sampler or pruner that is none.
+            InvalidInput: a value that is not allowed, a number out of range, or something that is not a sampler or
+                pruner.
 
         """
         if sampler is not None:
@@ -90,13 +92,13 @@ class SearchMethod(NamedTuple):
         return cls(sampler, pruner, repeats, replicates, fidelity)
 
     def attributes(self) -> dict[str, str]:
-        """What is set, as attributes of a study."""
+        """The settings, as attributes of a study."""
         said = zip((SAMPLER, PRUNER, REPEATS, REPLICATES), self, strict=False)
         texts = {key: json.dumps(value, separators=(",", ":")) for key, value in said if value is not None}
         return texts if self.fidelity is None else texts | {FIDELITY: encode_fidelity(self.fidelity)}
 
     def differing(self, stored: SearchMethod) -> dict[str, str]:
-        """What is set here and differs from the study, in words. Where trials pause is decided by the log alone."""
+        """The settings here that differ from the study's, in words. The log alone decides where trials pause."""
         found = {}
         for name, mine, theirs in zip(self._fields, self, stored, strict=True):
             if name != "fidelity" and mine is not None and theirs is not None and mine != theirs:
@@ -112,8 +114,8 @@ NOTHING_SAID: Final = SearchMethod()
 def chosen_by(trial: LoggedTrial, state: State) -> str:
     """Where the parameters of this trial came from, in words: the sampler of its first owner, or the queue.
 
-    A peer that uses another sampler than the study says so in its introduction. What the study's sampler was before an
-    owner changed it is not known.
+    A peer that uses a sampler other than the study's states it in its introduction. The study's sampler before an owner
+    changed it is not known.
     """
     while True:  # a member of a population may have thousands of trials before this one
         copied, earlier = copied_trial(trial), _earlier(trial)
@@ -132,7 +134,7 @@ def chosen_by(trial: LoggedTrial, state: State) -> str:
 
 
 def _earlier(trial: LoggedTrial) -> int | None:
-    """The trial that this one goes on from, or tries again."""
+    """The trial that this one continues or retries."""
     earlier = trial.retry_of if trial.continues is None else trial.continues
     return earlier if earlier is not None and 0 <= earlier < trial.number else None
 
@@ -142,7 +144,7 @@ def other_samplers(state: State) -> dict[str, int]:
     if not any("sampler" in info for info in state.peers.values()):
         return {}
     study = in_words(SearchMethod.stored(state.system).sampler)
-    chosen: list[str] = []  # each trial is looked at once, and not again for those that go on from it
+    chosen: list[str] = []  # each trial is visited once, not again for those that continue it
     for trial in state.trials:
         earlier = None if copied_trial(trial) is not None else _earlier(trial)
         chosen.append(chosen_by(trial, state) if earlier is None else chosen[earlier])
@@ -152,7 +154,7 @@ def other_samplers(state: State) -> dict[str, int]:
 
 
 def in_words(value: registry.Method | Fidelity | str | int | None) -> str:
-    """One of the parts, in words."""
+    """One part of the method, in words."""
     if isinstance(value, msgspec.Struct):
         return words.in_words(value)
     return registry.in_words(value) if value is None or isinstance(value, dict) else str(value)
@@ -172,7 +174,7 @@ class Searcher:
 
     Args:
         sampler, pruner: this process's own; None: the study's.
-        said: what this process said.
+        said: the method that this process specified.
 
     """
 
@@ -191,15 +193,15 @@ class Searcher:
         self.repeats = "avoid"
         self.replicates = 1
         self.complaints: list[str] = []
-        """Why this process cannot search as the study says; only for those that ask for a trial."""
+        """Why this process cannot search as the study specifies; shown only to callers that ask for a trial."""
         self.sampler = default_sampler() if sampler is None else sampler
         self.pruner = MedianPruner() if pruner is None else pruner
 
     def use(self, sampler: optuna.samplers.BaseSampler, pruner: optuna.pruners.BasePruner) -> bool:
-        """Use these in this process only, where they are others than those that it uses; whether one is.
+        """Use these in this process only, if they differ from those in use; return whether one does.
 
         Raises:
-            InvalidInput: one of them is none.
+            InvalidInput: one of them is not a sampler or pruner.
 
         """
         mine = None if sampler is self.sampler else sampler, None if pruner is self.pruner else pruner
@@ -229,11 +231,11 @@ class Searcher:
             self.pruner = self._made("pruner", stored.pruner) or default
 
     def differing(self) -> dict[str, str]:
-        """What this process uses that differs from the study."""
+        """The settings of this process that differ from the study's."""
         return self._said.differing(self.stored)
 
     def _made(self, kind: registry.Kind, method: registry.Method | None) -> Any:
-        """What the study names; None for the default, also where it cannot be made here."""
+        """The object that the study names; None for the default, also if it cannot be made here."""
         if method is None:
             return None
         with contextlib.suppress(ImportError):

@@ -1,4 +1,4 @@
-"""What `optimize` logs: that it joined, how each trial ended, how far the study is, and why it stopped."""
+"""What `optimize` logs: that it joined, how each trial ended, how far the study has progressed, and why it stopped."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ _INTERVAL: Final = 60.0  # seconds between two lines about the study as a whole,
 class ProgressLog:
     """Log lines of one call of `optimize`, at level INFO.
 
-    A program that configures no logging sees them on stderr, as it sees Optuna's, and a notebook among its output. The
-    level of the logger `hopaas_p2p` is the switch; without one, `optuna.logging.set_verbosity` is.
+    A program that configures no logging gets them on stderr, like Optuna's, and a notebook among its output. The level
+    of the logger `hopaas_p2p` controls them or, if it is not set, `optuna.logging.set_verbosity`.
     """
 
     def __init__(self, name: str, handle: StudyHandle, *, quiet: bool) -> None:
@@ -73,7 +73,7 @@ class ProgressLog:
             _log.info("study %r: %s", self._name, self._standing())
 
     def waiting(self, why: str) -> None:
-        """No trial can start for now: logged at once, and then once per minute."""
+        """No trial can start at present: logged at once, and then once per minute."""
         if self.enabled and time.monotonic() >= self._waiting_due:
             self._waiting_due = time.monotonic() + _INTERVAL
             _log.info("waiting for study %r: %s", self._name, why)
@@ -84,9 +84,9 @@ class ProgressLog:
             _log.info("left study %r: %s; %s", self._name, why, self._standing())
 
     def _best(self, ended: tuple[float, int] | None = None) -> str:
-        """The best trial so far, including one that has just `ended` (value, number)."""
+        """The best trial so far, including one that has just `ended`, as (value, number)."""
         study = self._study
-        with study.lock:  # no exchange: what this process knows by now is good enough for a log
+        with study.lock:  # no exchange: what this process already knows is good enough for a log
             define = study.state.define
             if define is None or len(define.directions) > 1:
                 return ""
@@ -114,5 +114,5 @@ class ProgressLog:
 
 
 def last_line(reason: str) -> str:
-    """The line of a reason that says the most, of a bounded length."""
+    """The most informative line of a reason, with a bounded length."""
     return reason.strip().splitlines()[-1][:_LONGEST_REASON] if reason.strip() else ""

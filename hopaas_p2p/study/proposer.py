@@ -1,8 +1,7 @@
-"""Chooses the parameters of a process's next trial: before it asks, where the sampler can, and not what was tried.
+"""Chooses the parameters of a process's next trial: before the ask, if the sampler can, and avoiding repeats.
 
-A suggestion that equals a configuration of the log is drawn again. What the sampler draws next is its next best; if
-that was tried, too, a neighbour is taken. All samplers are treated alike, but for those that enumerate a space
-themselves.
+A suggestion that equals a configuration in the log is drawn again. The sampler's next draw is its next best; if that
+was tried, too, a neighbour is taken. All samplers are treated alike, except those that enumerate a space themselves.
 """
 
 from __future__ import annotations
@@ -39,16 +38,16 @@ if TYPE_CHECKING:
 
 _log: Final = logging.getLogger("hopaas_p2p")
 _ids: Final = itertools.count(-1, -1)
-_DRAWS: Final = 8  # of the sampler, after the first, for a configuration that is new
-_SAME_DRAWS: Final = 2  # after so many draws of what it has just drawn, a sampler has no other idea
-_MOST_REUSED: Final = 32  # known values told in a row, before something new is tried
+_DRAWS: Final = 8  # further draws for a configuration that is new
+_SAME_DRAWS: Final = 2  # after this many repeats of its own last draws, a sampler has nothing else to offer
+_MOST_REUSED: Final = 32  # known values recorded in a row before something new is tried
 
 
 class Proposer:
-    """See the module. Any thread may call.
+    """See the module. Methods may be called from any thread.
 
     Args:
-        storage, handle: of the study.
+        storage, handle: those of the study.
         study: Optuna's own object, whose sampler is asked.
         searcher: how repeats are handled.
         space: the search space.
@@ -76,20 +75,20 @@ class Proposer:
         self._lock = threading.Lock()
         self._said_used_up = False
         self._reused = 0
-        """Known values that were told after the ask since the last new configuration."""
+        """Known values that were recorded after the ask since the last new configuration."""
         self._grid: tuple[optuna.samplers.BaseSampler | None, list[dict[str, float]] | None] = None, None
-        """The points of this sampler that may be left; None where it is not known which points it has."""
+        """The points that this sampler may still have; None if its points are not known."""
 
     # --- before the ask ---
 
     def propose(self, within: float) -> Trial | None:
-        """Draw a configuration from the replica, with the record that asks for it; None where that is not possible.
+        """Draw a configuration from the replica, with the record that asks for it; None if that is not possible.
 
-        It is not possible where the sampler needs the trial first, nor if something else may start meanwhile.
+        It is not possible if the sampler needs the trial first, or if something else may start meanwhile.
 
         Raises:
             NoWork: no trial can start; or known values are reused, and there is no new configuration; or the sampler
-                goes through points of its own, and all have been started.
+                enumerates points, and all have been started.
 
         """
         study, handle = self._study, self._handle
@@ -106,7 +105,7 @@ class Proposer:
                     return trial
                 if not self._reuse(trial, same):
                     break
-                if handle.next_or_raise(within=within) is not NEW:  # the value that was told may have changed that
+                if handle.next_or_raise(within=within) is not NEW:  # the recorded value may have changed that
                     return None
             return self._drawn_again(trial)
         except NoWork as none:
@@ -116,7 +115,7 @@ class Proposer:
             return None
 
     def _check_points_left(self) -> None:
-        """Raise NoWork if the sampler goes through points of its own, and each has been started.
+        """Raise NoWork if the sampler enumerates points, and all of them have been started.
 
         Also if known values are reused and nothing in the space is new.
         """
@@ -151,13 +150,13 @@ class Proposer:
         return True
 
     def drop(self, trial: Trial) -> None:
-        """Drop a suggestion: a waiting trial was started instead, or none."""
+        """Drop a suggestion, because a waiting trial was started instead, or none."""
         with self._lock:
             self._tried.release(trial.record.params)
         tell_dropped(self._study.sampler, cached_trial(trial))
 
     def _draw(self) -> Trial:
-        """Let the sampler choose parameters as for a trial that runs."""
+        """Let the sampler choose parameters as for a running trial."""
         state, suggestions, trial_id = self._handle.log.session.state, self._storage.suggestions, next(_ids)
         now = datetime.datetime.now()  # noqa: DTZ005  # as Optuna has it
         dists = self._dists and {name: one for name, one in self._dists.items() if state.dists.get(name) != one}
@@ -174,7 +173,7 @@ class Proposer:
         return trial
 
     def _drawn_again(self, first: Trial) -> Trial:
-        """What is new, and reserved: a later draw, or a neighbour of the first; the first if there is nothing new."""
+        """A new configuration, reserved: a later draw, or a neighbour of the first; the first one if nothing is new."""
         params = first.record.params
         if self._is_used_up():
             return first
@@ -198,7 +197,7 @@ class Proposer:
     def sample(self, trial: Trial) -> LoggedTrial | None:
         """Let the sampler choose the parameters that a started trial lacks.
 
-        Returns the trial whose known values can be told for it at once, if there is one.
+        Returns the trial whose known values can be recorded for it at once, if there is one.
         """
         space, frozen, number = self._space, cached_trial(trial), trial.number
         if space.keys() <= frozen.params.keys():  # of a retry
@@ -224,7 +223,7 @@ class Proposer:
         return None
 
     def _change(self, trial: Trial, params: Mapping[str, float]) -> None:
-        """Give a trial that has started other parameters than were drawn for it."""
+        """Give a started trial parameters other than those drawn for it."""
         frozen, space = cached_trial(trial), self._space
         for name, value in params.items():
             if external(space[name], value) != frozen.params[name]:
@@ -232,7 +231,7 @@ class Proposer:
                 frozen.params[name] = external(space[name], value)
 
     def _queue_replicates(self, trial: Trial, params: dict[str, float], count: int) -> None:
-        """Queue the others of a configuration that gets several trials; they leave in the background."""
+        """Queue the other trials of a configuration that gets several; they are sent in the background."""
         handle, attributes = self._handle, self._handle.trial(trial.number).system_attrs
         grid = {key: json.dumps(attributes[key]) for key in GRID if key in attributes}
         with handle.lock:
@@ -244,9 +243,9 @@ class Proposer:
     # --- how ---
 
     def _take(self, params: Mapping[str, float], number: int = -1) -> LoggedTrial | None:
-        """Reserve this configuration for the trial of this number; -1: one that is about to start.
+        """Reserve this configuration for the trial with this number; -1 for one that is about to start.
 
-        Returns the newest trial that has it already, if there is one and repeats are not allowed.
+        Returns the newest trial that already has it, if there is one and repeats are not allowed.
         """
         if self._searcher.repeats == "allow":
             return None
@@ -259,7 +258,7 @@ class Proposer:
         if before is None or before == number != -1:
             return None
         if self._searcher.repeats == "reuse" and any(before == ended for ended, *_ in handle.deferred):
-            handle.peer.pull(log)  # its values were told in this process, and wait for the next exchange
+            handle.peer.pull(log)  # its values were set in this process, and wait for the next exchange
         return handle.state.trials[before] if before >= 0 else _ELSEWHERE
 
     def _catch_up(self, state: State) -> None:
@@ -278,10 +277,10 @@ class Proposer:
             return self._tried.neighbour(params, fixed=fixed_names(self._study.sampler))
 
     def _is_used_up(self) -> bool:
-        """Whether nothing of the space is new, which is said.
+        """Whether the space is used up, which is also logged.
 
         Raises:
-            NoWork: where known values are reused, nothing is left to train then.
+            NoWork: known values are reused, so nothing is left to train.
 
         """
         if not self._tried.used_up:
@@ -298,7 +297,7 @@ class Proposer:
         return True
 
     def _nothing_new(self, why: str) -> NoWork:
-        """Rungs promote by their quotas only while the log knows of no last configuration, so a budget must say it."""
+        """Rungs promote only by quota until the log shows which configuration is the last, so a budget must do that."""
         state = self._handle.state
         if state.configurations.waiting():
             why += f"; with a budget of {state.used()}, the best of those that wait at rungs continue"
@@ -321,11 +320,11 @@ class Proposer:
 
 
 _ELSEWHERE: Final = LoggedTrial(-1, COMPLETE)
-"""What another thread of this process is about to start."""
+"""A configuration that another thread of this process is about to start."""
 
 
 def became(proposed: Trial, logged: LoggedTrial) -> bool:
-    """Whether this trial, which the record of a suggestion started, is a new one and no other that waited."""
+    """Whether the trial that a suggestion's record started is a new one, and not one that was waiting."""
     return (
         logged.epoch == 1
         and logged.attempt == 1
@@ -337,5 +336,5 @@ def became(proposed: Trial, logged: LoggedTrial) -> bool:
 
 
 def _has_result(trial: LoggedTrial) -> bool:
-    """Whether its values are final: those of a trial that waits at a rung are not."""
+    """Whether its values are final: those of a trial waiting at a rung are not."""
     return trial.values is not None and trial.state in (COMPLETE, PRUNED) and not trial.paused

@@ -1,10 +1,10 @@
-"""A trial whose training runs on several ranks: processes that are started together, as by torchrun or mpirun.
+"""A trial whose training runs on several ranks: processes that are started together, for example by torchrun or mpirun.
 
-Every rank runs the same lines. The first one alone has the trial and talks to the store; what it decides, and what the
-store tells it, reaches the others by a channel of their launcher's, in the order in which all of them ask. So each rank
-must make the same calls of its trial, as with any collective operation. The channel is the key-value store at
-MASTER_ADDR and MASTER_PORT, which torchrun's agent keeps, or `torch.distributed` once it was initialised from the
-environment; for programs that use mpi4py, a communicator.
+Every rank runs the same lines. Only the first one has the trial and talks to the store; its decisions, and the store's
+replies, reach the others through a channel of their launcher, in the order in which all of them ask. So each rank must
+make the same calls on its trial, as with any collective operation. The channel is the key-value store at MASTER_ADDR
+and MASTER_PORT, which torchrun's agent runs, or `torch.distributed` once it has been initialized from the environment;
+for programs that use mpi4py, a communicator.
 """
 
 from __future__ import annotations
@@ -32,15 +32,15 @@ from hopaas_p2p.study.trial import Objective, Trial
 from hopaas_p2p.translate import as_python
 
 _log: Final = logging.getLogger("hopaas_p2p")
-_MEETING: Final = timedelta(seconds=30)  # for which the first rank waits for the others
-_LOOK: Final = timedelta(seconds=5)  # for which a wait for another rank holds up a signal, at most
-_BEHIND: Final = 64  # messages that a rank may be behind the first
+_MEETING: Final = timedelta(seconds=30)  # for which the first rank waits for the others to arrive
+_LOOK: Final = timedelta(seconds=5)  # for which a wait for another rank may delay a signal
+_BEHIND: Final = 64  # messages by which a rank may lag behind the first
 _PARTS: Final = b"hopaas-ranks\n"
-"""Begins a checkpoint that holds a part of each rank."""
+"""The beginning of a checkpoint that has one part per rank."""
 _ON_ALL: Final = "_hopaas_on_all_ranks"
 
 _ERRORS: Final[dict[str, type[Exception]]] = {**errors.BY_NAME, "TrialPruned": optuna.TrialPruned}
-"""What a call of a trial may raise on every rank; anything else is a RuntimeError there."""
+"""What a trial's call may raise on every rank; anything else becomes a RuntimeError there."""
 _encode: Final = msgspec.msgpack.Encoder(enc_hook=as_python).encode
 _decode: Final = msgspec.msgpack.Decoder().decode
 
@@ -48,8 +48,8 @@ _decode: Final = msgspec.msgpack.Decoder().decode
 class Ranks:
     """The processes of one training; this one is `rank` of `size`. A process by itself is rank 0 of 1.
 
-    Values are made of numbers, texts, bytes, lists and mappings. No pickles: a launcher's channel is open to whoever
-    reaches its port.
+    Values consist of numbers, texts, bytes, lists and mappings. No pickles: a launcher's channel is open to anybody who
+    can reach its port.
     """
 
     rank = 0
@@ -60,15 +60,18 @@ class Ranks:
         return _decode(self._broadcast(_encode(value if self.rank == 0 else None)))
 
     def gather(self, value: Any) -> list[Any]:
-        """Every rank's value, on the first rank, which blocks until they are there; nothing on the others."""
+        """Every rank's value, on the first rank, which blocks until all are there; an empty list on the others."""
         return [_decode(one) for one in self._gather(_encode(value))]
 
     def meet(self) -> bool:
-        """Whether every rank calls this: asked once, by `optimize`. The first rank waits for the others for a while."""
+        """Whether every rank calls this: checked once, by `optimize`.
+
+        The first rank waits for the others for a while.
+        """
         return True
 
     def call(self, do: Callable[[], Any]) -> Any:
-        """Call this on the first rank; every rank gets what it returned, or raised."""
+        """Call this on the first rank; every rank gets its return value, or its error."""
         value, kind, text, error = None, "", "", None
         if self.rank == 0:
             try:
@@ -91,7 +94,7 @@ class Ranks:
 
 
 class _StoreRanks(Ranks):
-    """Messages under numbers in the key-value store that `torch.distributed` finds its peers by."""
+    """Numbered messages in the key-value store with which `torch.distributed` finds its peers."""
 
     def __init__(self, env: Mapping[str, str]) -> None:
         dist: Any = importlib.import_module("torch.distributed")
@@ -151,7 +154,7 @@ class _StoreRanks(Ranks):
         return value
 
     def _wait(self, key: str) -> None:
-        """Wait for another rank, for as long as its next trial takes; a signal is acted upon meanwhile."""
+        """Wait for another rank, for as long as its next trial takes; signals are handled meanwhile."""
         while True:
             with contextlib.suppress(RuntimeError):  # nothing yet
                 self._store.wait([key], _LOOK)
@@ -159,7 +162,7 @@ class _StoreRanks(Ranks):
 
 
 class MpiRanks(Ranks):
-    """The ranks of a communicator of mpi4py, of which this makes one of its own: every rank calls it."""
+    """The ranks of an mpi4py communicator, which this duplicates: every rank must construct it."""
 
     def __init__(self, world: Any) -> None:
         self._ours = world.Dup()
@@ -176,7 +179,7 @@ _known: list[Ranks] = []
 
 
 def ranks() -> Ranks:
-    """The ranks that this process was started with, as by torchrun, if they can be reached now."""
+    """The ranks with which this process was started, for example by torchrun, if they can be reached now."""
     env, dist = os.environ, sys.modules.get("torch.distributed")
     if not _known and env.get("WORLD_SIZE", "1") != "1" and env.keys() >= {"RANK", "MASTER_ADDR", "MASTER_PORT"}:
         initialised = dist is not None and dist.is_available() and dist.is_initialized()
@@ -186,10 +189,10 @@ def ranks() -> Ranks:
 
 
 class RankedTrial:
-    """A trial on one of several ranks: whatever `Trial` has, asked of the first rank's and told to all.
+    """A trial on one of several ranks: everything that `Trial` has, computed on the first rank and sent to all.
 
-    Every rank makes the same calls in the same order. Each costs a message, and raises on every rank what it raises on
-    the first.
+    Every rank makes the same calls in the same order. Each call costs a message, and raises on every rank what it
+    raises on the first.
 
     Args:
         trial: the first rank's; None on the others.
@@ -211,7 +214,7 @@ class RankedTrial:
 
     @property
     def distributions(self) -> dict[str, BaseDistribution]:
-        """Those of the parameters so far."""
+        """The distributions of the parameters so far."""
         texts = self.ranks.call(
             lambda: {key: distribution_to_json(one) for key, one in self._first.distributions.items()}
         )
@@ -222,9 +225,9 @@ class RankedTrial:
         raise optuna.TrialPruned
 
     def checkpoint(self, source: str | Path | bytes, *, step: int, each_rank: bool = False, wait: bool = True) -> None:
-        """Store the first rank's checkpoint, as `Trial.checkpoint` does; with `each_rank` a part of each rank.
+        """Store the first rank's checkpoint, as `Trial.checkpoint` does; with `each_rank`, one part per rank.
 
-        The parts are gathered on the first rank, which holds all of them for a moment, and are one checkpoint.
+        The parts are gathered on the first rank, which briefly holds all of them, into one checkpoint.
         """
         if each_rank:
             parts = self.ranks.gather(source if isinstance(source, bytes) else Path(source).read_bytes())
@@ -234,12 +237,12 @@ class RankedTrial:
 
     @property
     def resume(self) -> tuple[int, Path] | None:
-        """(step, local file) of the newest whole checkpoint of an earlier attempt, or None, as `Trial.resume`.
+        """(step, local file) of the newest whole checkpoint of an earlier attempt, or None, like `Trial.resume`.
 
-        The file is this rank's copy, or its part of one that has a part of each.
+        The file is this rank's copy, or its part of a checkpoint with one part per rank.
 
         Raises:
-            InvalidInput: the checkpoint has the parts of another number of ranks.
+            InvalidInput: the checkpoint has parts for a different number of ranks.
 
         """
         if not self._looked:
@@ -274,9 +277,9 @@ class RankedTrial:
 
 @contextlib.contextmanager
 def leading(objective: Objective, among: Ranks) -> Iterator[Objective]:
-    """On the first rank: the objective to run there, which takes the others along; in the end they are told so.
+    """On the first rank: the objective to run there, which takes the others along; they are notified of the end.
 
-    An error that only this rank knows of ends its process: the others may stand in a collective operation.
+    An error known only to this rank ends its process: the others may be blocked in a collective operation.
     """
 
     def run(trial: Trial) -> float | Sequence[float]:
@@ -287,7 +290,7 @@ def leading(objective: Objective, among: Ranks) -> Iterator[Objective]:
             if _is_on_all(error):
                 among.gather(None)
             raise
-        among.gather(None)  # a rank that has failed never comes, and the launcher ends this one
+        among.gather(None)  # a failed rank never arrives, and the launcher ends this one
         return value
 
     try:
@@ -302,7 +305,7 @@ def leading(objective: Objective, among: Ranks) -> Iterator[Objective]:
 def follow(objective: Objective, among: Ranks, fail: Callable[[str, int, str], None]) -> None:
     """On another rank: run the objective for each trial of the first one.
 
-    An error ends this process; before that it is to `fail` the trial of that owner and number, for this reason.
+    An error ends this process; before that, it calls `fail` with the trial's owner and number, and the reason.
     """
     while (trial := among.broadcast(None)) is not None:
         number, owner = trial
@@ -316,7 +319,7 @@ def follow(objective: Objective, among: Ranks, fail: Callable[[str, int, str], N
 
 
 def _is_on_all(error: Exception) -> bool:
-    """Whether every rank has met it at the same call."""
+    """Whether every rank gets this error in the same call."""
     return isinstance(error, optuna.TrialPruned) or getattr(error, _ON_ALL, False)
 
 

@@ -1,4 +1,4 @@
-"""The parameters of a trial by step: in a population they change while the model is trained."""
+"""The parameters of a trial by step: in a population they change during training."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from hopaas_p2p.study_like import StudyLike
 
 
 class ScheduleEntry(NamedTuple):
-    """Steps that were trained with the same parameters."""
+    """Consecutive steps that were trained with the same parameters."""
 
     first: int | None
-    """The first step; None: from the beginning."""
+    """The first step; None for the beginning."""
     last: int
     trial: int
     """The number of the trial that trained them."""
@@ -28,17 +28,17 @@ class ScheduleEntry(NamedTuple):
 
 
 class Schedule(NamedTuple):
-    """Which parameters each step of a training had. `at` replays it; `to_json` and `from_json` carry it elsewhere."""
+    """The parameters of each step of a training. `at` replays it; `to_json` and `from_json` transfer it."""
 
     trial: int
     """The trial that it leads to."""
     value: float | None
     """The final value of that trial, or else its last report."""
     entries: tuple[ScheduleEntry, ...]
-    """The first step first."""
+    """In the order of their steps."""
 
     def at(self, step: int) -> dict[str, Any]:
-        """The parameters of this step; for later steps than were trained, those of the last one.
+        """The parameters of this step; for steps after the last trained one, the parameters of that one.
 
         Raises:
             InvalidInput: no step was trained.
@@ -80,7 +80,7 @@ class Schedule(NamedTuple):
 
 
 def schedule_of(study: StudyLike, number: int | None) -> Schedule:
-    """The schedule that led to this trial, see `Study.schedule`."""
+    """The schedule that led to this trial; see `Study.schedule`."""
     state = study.state
     told = "no trial has reported anything" if number is None else f"there is no trial {number}"
     if number is not None:
@@ -109,7 +109,7 @@ def schedule_of(study: StudyLike, number: int | None) -> Schedule:
 
 
 def _furthest(state: State) -> int | None:
-    """Of the incomplete trials, the best of those that have run longest; None if nothing was reported."""
+    """The best of the incomplete trials that have run longest; None if nothing was reported."""
     sign = -1.0 if state.define is not None and state.define.directions[0] == "maximize" else 1.0
     ranked = [
         (-max(trial.reports), math.inf if math.isnan(value) else sign * value, trial.number)

@@ -1,7 +1,7 @@
-"""A study as people use it.
+"""A study as users see it.
 
-A Study is Optuna's study on our storage, plus what a campaign of many processes needs: a budget that is exact over
-all of them, pause and stop, and trials that are released, failed or completed whatever ends the code that runs them.
+A Study is Optuna's study on our storage, plus what a campaign of many processes needs: a budget that is exact over all
+of them, pausing and stopping, and trials that are released, failed or completed however the code that runs them ends.
 """
 
 from __future__ import annotations
@@ -119,7 +119,7 @@ if TYPE_CHECKING:
 
 _log: Final = logging.getLogger("hopaas_p2p")
 
-_LONGEST_PAUSE: Final = 10.0  # seconds between two looks at a study that starts no trial for now
+_LONGEST_PAUSE: Final = 10.0  # seconds between two checks of a study that cannot start a trial now
 _THROUGH: Final = "the sampler has been through all of its points"
 
 
@@ -138,36 +138,37 @@ def open_study(
     trackers: Sequence[str | Tracker] = (),
     policy: StudyPolicy = NO_POLICY,
 ) -> Study:
-    """Create the study, or join it if it is there: every process makes the same call.
+    """Create the study, or join it if it exists: every process makes the same call.
 
     Args:
-        store: a directory or URL that all processes reach, or a storage from `open_storage`, which takes more options
-            and which several studies of this process then share: one peer, one connection.
+        store: a directory or URL that all processes can reach, or a storage from `open_storage`, which takes more
+            options and can be shared by several studies of this process: one peer, one connection.
         name: the study's name in that store.
-        space: parameter -> distribution (ours or Optuna's). With it, `trial.params` are all there at `ask`; without,
-            the objective suggests as it goes. A joiner may leave it out.
-        directions: "minimize", the default, or "maximize"; a list of them for several objectives.
-        sampler: Optuna's or ours. The study keeps its class and arguments, but no seed: a process that joins without
-            naming one uses the same. One that gives another uses that, with a warning.
-        pruner: the same. By default `hopaas_p2p.pruners.MedianPruner`.
-        budget: COMPLETE + PRUNED trials wanted over all processes, exactly; or a `hopaas_p2p.Budget`, whose first limit
-            that is reached ends the study. None: no limit. If the study exists, a larger one than it has raises it.
+        space: parameter -> distribution (ours or Optuna's). With it, `trial.params` is complete after `ask`; without
+            it, the objective suggests parameters as it runs. A joiner may omit it.
+        directions: "minimize", the default, or "maximize"; a list for several objectives.
+        sampler: Optuna's or ours. The study stores its class and arguments, but no seed: a process that joins without
+            giving one uses the same. A process that gives a different one uses that, with a warning.
+        pruner: likewise. By default `hopaas_p2p.pruners.MedianPruner`.
+        budget: COMPLETE + PRUNED trials wanted over all processes, exactly; or a `hopaas_p2p.Budget`: the first limit
+            that is reached ends the study. None: no limit. If the study exists, a larger budget than its current one
+            raises it.
         fidelity: `hopaas_p2p.Rungs(min=1, max=27)`: trials pause at rungs with a checkpoint, and the next free peer
             continues the best of them. `hopaas_p2p.Population(size=16, every=5)`: population-based training, in which
-            the worst copy the best. Either replaces the pruner, and the budget counts configurations.
-        learn_from: what the study begins with when it is created: names of earlier studies of this store,
+            the worst members copy the best. Either replaces the pruner, and the budget then counts configurations.
+        learn_from: prior knowledge with which the study is created: names of earlier studies of this store,
             `hopaas_p2p.Prior`s, or "auto" for the newest eight that share parameters and are finished or large. What
-            they taught is kept in the new study, so that they may be deleted. See `Study.learn_from`.
-        create: False: only join an existing study.
+            they taught is stored in the new study, so they may be deleted. See `Study.learn_from`.
+        create: whether to create a missing study; False: only join an existing one.
         trackers: where else to show the study: "mlflow", "wandb", or those of `hopaas_p2p.trackers`. All peers may give
-            the same trackers; one of them exports for all, in its own thread. Call `close` at the end.
-        policy: a `hopaas_p2p.StudyPolicy`: what becomes of trials whose peers die, fail or report nothing, and of
-            configurations that repeat.
+            the same trackers; one of them exports for all, in a thread of its own. Call `close` at the end.
+        policy: a `hopaas_p2p.StudyPolicy`: what happens to trials whose peers die, fail or report nothing, and to
+            repeated configurations.
 
     Raises:
         DefinitionMismatch: the study exists and differs from what was given, or has a larger budget; the message
             shows where.
-        NoSuchStudy: it does not exist, and `create` is False.
+        NoSuchStudy: the study does not exist, and `create` is False.
         ConfigurationError: the store cannot be used.
     """
     wanted, given = definition(name, space, directions, budget, policy)
@@ -193,7 +194,7 @@ def open_study(
             attributes |= kept(priors)
         try:
             study_id = storage.define_study(wanted, StudySet(system=attributes) if attributes else None)
-        except DuplicatedStudyError:  # another process was quicker: join its study
+        except DuplicatedStudyError:  # another process created it first: join its study
             study_id = storage.get_study_id_from_name(name)
     state = storage.state(study_id)
     compare(state, wanted, given)
@@ -212,7 +213,7 @@ def open_study(
 
 
 def infer_space(study: Study) -> str:
-    """Let this process search in the space that the study's trials were drawn from; returns why it is not known."""
+    """Let this process search in the space from which the study's trials were drawn; if it is unknown, return why."""
     found, why = inferred(study.state)
     study._inferred_space = {name: to_optuna(one) for name, one in found.items()}
     study.__dict__.pop("_proposer", None)
@@ -220,7 +221,10 @@ def infer_space(study: Study) -> str:
 
 
 class Loop:
-    """One call of `optimize`: trials, one after the other, until there are no more. It may run in several threads."""
+    """One call of `optimize`: it runs trials, one after the other, until there are no more.
+
+    It may use several threads.
+    """
 
     def __init__(
         self,
@@ -233,7 +237,7 @@ class Loop:
         progress: ProgressLog,
     ) -> None:
         self.threads: set[int] = set()
-        """Those that it runs in."""
+        """The threads in which it runs."""
         self.why_stopped = ""
         """Why this call starts no more trials, if something has ended it."""
         self._left = ""
@@ -246,7 +250,10 @@ class Loop:
         self._lock = threading.Lock()
 
     def run(self, jobs: int) -> None:
-        """Run trials until the call ends, in this thread or in so many. The first error of one ends all of them."""
+        """Run trials until the call ends, in this thread or in `jobs` threads.
+
+        The first error in one ends all of them.
+        """
         study, errors = self._study, list[BaseException]()
 
         def work() -> None:
@@ -326,7 +333,7 @@ class Loop:
         raise NothingSucceeded(f"{why}; the last one: {last_line(reason)}" if reason and reason.strip() else why)
 
     def _why_it_ends(self) -> str | None:
-        """Why this call starts no more trials, whatever the study has to do; None: it goes on, and begins one more."""
+        """Why this call starts no more trials, whatever work the study has; None: it continues, and begins one more."""
         if time.monotonic() >= self._deadline:
             return "the time is up"
         if self.why_stopped:
@@ -339,7 +346,7 @@ class Loop:
         return None
 
     def _next_trial(self) -> Trial | None:
-        """The next trial; None when there is nothing to do here, now and later."""
+        """The next trial; None when there is nothing more to do here."""
         study, progress, deadline, pause = self._study, self._progress, self._deadline, math.inf
         while True:
             left = max(0.0, deadline - time.monotonic())
@@ -363,7 +370,7 @@ class Loop:
                     pause = min(pause * 1.5, _LONGEST_PAUSE)
 
     def _settle(self) -> None:
-        """Wait for the ends of this thread's trials, which leave with the next exchange."""
+        """Wait until the ends of this thread's trials, which leave with the next exchange, are durable."""
         for number, verdict in self._study.handle.settle_deferred():
             kept = f"; its result is kept as trial {verdict.number}" if verdict.refusal == "late" else ""
             _log.warning("trial %d was taken over by another peer%s", number, kept)
@@ -378,7 +385,7 @@ class Loop:
         except interruptions():
             raise
         except BaseException as error:
-            if os.getpid() != pid:  # in a child that the objective forked: the trial is its parent's
+            if os.getpid() != pid:  # in a child that the objective forked: the trial belongs to the parent
                 raise
             state, reason = TrialState.FAIL, describe(error)
             self._end_later(trial, state, values, reason)
@@ -402,11 +409,11 @@ class Loop:
 
 
 class Study(optuna.Study):
-    """A study, seen and used from this process. Get one from `open_study`. Methods may be called from any thread.
+    """A study, as this process sees and uses it. Get one from `open_study`. Methods may be called from any thread.
 
     It is an `optuna.Study`: whatever takes one takes it, such as `optuna.visualization`, importance evaluators,
     terminators and the callbacks of `optuna_integration`. Only what differs from Optuna's class is described here.
-    A sampler or pruner that is assigned to it is this process's, from its next trial on, whatever the study's are;
+    A sampler or pruner assigned to it applies to this process, from its next trial on, whatever the study's are;
     `search_with` changes them for all.
     """
 
@@ -426,16 +433,16 @@ class Study(optuna.Study):
         self._searcher = Searcher(sampler, pruner, said)
         super().__init__(name, storage, self._searcher.sampler, self._searcher.pruner)
         self._loops: list[Loop] = []
-        """Of all threads, the newest last."""
+        """The calls of all threads, the newest last."""
         self._telling: set[int] = set()
-        """Threads that tell the sampler of the end of a trial."""
+        """Threads that are notifying the sampler of the end of a trial."""
         self._pid = os.getpid()
         self._inferred_space: dict[str, BaseDistribution] = {}
         self._teaches: tuple[optuna.samplers.BaseSampler | None, str | None] = None, None
-        """The sampler that was told what the study learned, and what that was."""
+        """The sampler that was given what the study learned, and what that was."""
         self._checked_sampler: optuna.samplers.BaseSampler | None = None
         self._spendable: records.Budget | None = None
-        """The limits that this process has seen that it can spend."""
+        """The limits that this process has checked that it can spend."""
         self._exports: BackgroundExports | None = None
         self._about: dict[str, str] = {}
         self._quiet = False
@@ -443,7 +450,7 @@ class Study(optuna.Study):
 
     def __getstate__(self) -> dict[str, Any]:
         state = super().__getstate__() | {"_loops": [], "_telling": set(), "_exports": None}
-        for made in ("_proposer", "handle"):  # a copy makes its own
+        for made in ("_proposer", "handle"):  # a copy creates its own
             state.pop(made, None)
         return state
 
@@ -462,7 +469,7 @@ class Study(optuna.Study):
 
     @property
     def space(self) -> dict[str, BaseDistribution]:
-        """The search space, of the definition or `set_space`; empty when the objective suggests as it goes."""
+        """The search space, from the definition or `set_space`; empty if the objective suggests while it runs."""
         return dict(self._space)
 
     def set_space(self, space: Mapping[str, Distribution]) -> None:
@@ -481,7 +488,7 @@ class Study(optuna.Study):
             if not possible_distributions(given, state.dists):
                 raise InvalidInput(f"the trials of {self.name!r} have parameters of another kind, or too many others")
         self.handle.say(StudySet(system={SPACE: as_attribute(given)}))
-        self.__dict__.pop("_proposer", None)  # it is for the space before
+        self.__dict__.pop("_proposer", None)  # it belongs to the previous space
 
     @property
     def _space(self) -> dict[str, BaseDistribution]:
@@ -498,21 +505,21 @@ class Study(optuna.Study):
 
     @once
     def _proposer(self) -> Proposer | None:
-        """None without a search space: then the objective suggests as it goes."""
+        """None without a search space: then the objective suggests parameters as it runs."""
         space = self._space
         return Proposer(self.storage, self.handle, self, self._searcher, space) if space else None
 
     def _keep_to_method(self, *, aloud: bool = False) -> None:
-        """Search as the study's log says, but for what this process was told otherwise."""
+        """Search as the study's log specifies, except where this process was given other settings."""
         searcher, system, space = self._searcher, self.handle.state.system, self._space
-        with self.handle.lock:  # another thread that asks must not take what changes here for what was assigned
+        with self.handle.lock:  # another asking thread must not mistake what changes here for an assignment
             aloud = searcher.use(self.sampler, self.pruner) or aloud
             if system is not searcher.system:
                 searcher.follow(system, space)
             self.sampler, self.pruner = searcher.sampler, searcher.pruner
         sampler, learned = self.sampler, system.get(LEARNED)
         if (sampler, learned) != self._teaches and isinstance(sampler, TPESampler):
-            if learned is not None:  # it begins with what the study learned from others
+            if learned is not None:  # it begins with what the study learned from other studies
                 sampler.learn_from(stored_priors(system), space)
             self._teaches = sampler, learned
         if aloud:
@@ -525,18 +532,18 @@ class Study(optuna.Study):
 
     @property
     def learned(self) -> list[Learned]:
-        """What the study's trials say of each study that it learned from: how far they agree, and its weight."""
+        """For each study from which this one learned: how far this study's trials agree with it, and its weight."""
         with looking_at(self) as state:
             return learned_of(state, TrialTable.of(state), self._space)
 
     def learn_from(self, given: LearnFrom) -> list[Learned]:
-        """Learn from these earlier studies in place of those before, from the next trial on; () for none. Owners only.
+        """Replace the earlier studies from which this one learns, from the next trial on; () for none. Owners only.
 
         Args:
             given: names of studies of this store, `hopaas_p2p.Prior`s, or "auto".
 
         Raises:
-            NoSuchStudy: one of the names is not that of a study.
+            NoSuchStudy: no study has one of the names.
             InvalidInput: nothing can be learned from one of them, or this study has several objectives.
 
         """
@@ -548,23 +555,23 @@ class Study(optuna.Study):
         return self.learned
 
     def _be_worker(self, about: dict[str, str], *, quiet: bool = True) -> None:
-        """Add this to the process's introduction to the study; a `quiet` one lets `optimize` log nothing."""
+        """Add this to the process's introduction in the study; if `quiet`, `optimize` logs nothing."""
         self._about, self._quiet = about, quiet
         self.handle.introduce_as({**about, **self._searcher.differing()})
 
     # --- trials of this process ---
 
     def ask(self, fixed_distributions: dict[str, BaseDistribution] | None = None) -> Trial:
-        """Start the next trial: a WAITING one first, else a new one. Blocks for one exchange.
+        """Start the next trial: a WAITING one if there is one, else a new one. Blocks for one exchange.
 
-        Keep a reference to the trial until you tell it: it is returned once nothing refers to it. The parameters of
-        `fixed_distributions` are suggested at once.
+        Keep a reference to the trial until you call `tell`: it is given back once nothing refers to it. The parameters
+        of `fixed_distributions` are suggested at once.
 
         Raises:
             NoWork: the budget is used up, or the study is paused, stopped or failing.
-            ConfigurationError: the budget is of GPU hours and there is no GPU, or the sampler unpickles what other
+            ConfigurationError: the budget is in GPU hours and there is no GPU, or the sampler unpickles what other
                 peers wrote; see `allow_pickles` of `open_storage`.
-            StoreUnreachable: the store did not answer within `store_wait`, where that was given.
+            StoreUnreachable: the store did not answer within `store_wait`, if that was given.
 
         """
         trial = self._ask(within=math.inf)
@@ -575,7 +582,7 @@ class Study(optuna.Study):
     def _ask(self, *, within: float, through: bool = False) -> Trial:
         """See `ask`, which waits for an unreachable store no longer than `within`.
 
-        `through`: the sampler has no more points, so only what is there already can start.
+        `through`: the sampler has no more points, so only existing trials can start.
         """
         self._prepare_to_ask()
         handle, proposer = self.handle, self._proposer
@@ -593,7 +600,7 @@ class Study(optuna.Study):
                 if trial is not None:
                     handle.release_when_forgotten(trial, number)
                     return trial
-            except BaseException as error:  # a sampler may fail, or think for seconds until somebody interrupts it
+            except BaseException as error:  # a sampler may fail, or compute for seconds until somebody interrupts it
                 if number is not None:
                     self._give_back(number, error)
                 elif proposer is not None and proposed is not None:
@@ -601,13 +608,13 @@ class Study(optuna.Study):
                 raise
 
     def _prepare_to_ask(self) -> None:
-        """Search as the log says, in this process, with a sampler and a budget that it can use."""
+        """Make this process search as the log specifies, with a sampler and a budget that it can use."""
         handle = self.handle
         if os.getpid() != self._pid:
-            self.__dict__.pop("_proposer", None)  # another thread may have been at it during the fork
+            self.__dict__.pop("_proposer", None)  # another thread may have been using it during the fork
             reseed_in_child(self.sampler)  # a forked child would repeat its parent's draws
             handle.introduce_as({**self._about, **self._searcher.differing()})
-            self._pid = os.getpid()  # not before: another thread of the child may ask, too
+            self._pid = os.getpid()  # not earlier: another thread of the child may ask, too
         state = handle.log.session.state
         searcher = self._searcher
         if state.system is not searcher.system or (self.sampler, self.pruner) != (searcher.sampler, searcher.pruner):
@@ -648,7 +655,7 @@ class Study(optuna.Study):
         if not unfit and known is None:
             handle.send_soon()
             return trial
-        with contextlib.suppress(LeaseLost):  # then another peer ends it
+        with contextlib.suppress(LeaseLost):  # then another peer will end it
             if unfit:
                 why = f"{unfit[0]} = {str(fixed[unfit[0]])[:200]!r} is not in {spec(dists[unfit[0]])[:200]}"
                 _log.warning("trial %d, which was queued, fails: %s", number, why)
@@ -667,25 +674,25 @@ class Study(optuna.Study):
         *,
         reason: str | None = None,
     ) -> FrozenTrial:
-        """End a trial of this process: durable when this returns, and returned as it ended.
+        """End a trial of this process, and return it as it ended: durable when this returns.
 
-        With a storage that was opened as `operator`, also one that another peer runs: the log says who did it, and the
-        owner learns at its next report or tell that it has lost the trial. A complete result of its own is then kept as
-        a late one.
+        With a storage opened as `operator`, also a trial that another peer runs: the log records the operator, and the
+        owner learns at its next report or tell that it has lost the trial. A complete result from the owner is then
+        kept as a late one.
 
         Args:
-            trial: what `ask` gave, or its number.
+            trial: the trial that `ask` returned, or its number.
             values: the objective's value or values, for a COMPLETE trial.
             state: "complete", "pruned" or "fail", if it does not follow from `values`.
-            skip_if_finished: whether nothing is told of a trial that is over.
+            skip_if_finished: whether to do nothing if the trial is already over.
             reason: why it failed.
 
         Raises:
             LeaseLost: another peer took it over; `kept_as` is the trial that keeps a complete result.
-            NotYourTrial: this process never ran it, and is no operator.
-            Denied: an operator who is no owner of the study.
+            NotYourTrial: this process never ran it, and is not an operator.
+            Denied: an operator who is not an owner of the study.
             InvalidInput: values that are not numbers, NaN, or too many or few; or a trial of another study. The trial
-                goes on.
+                continues.
         """
         to = _ended_as(state, values)
         told: tuple[float, ...] | None = None
@@ -714,10 +721,10 @@ class Study(optuna.Study):
 
     def _number_of(self, trial: Trial) -> int:
         """The number of a trial of this study."""
-        if trial.study is not self:  # as after a journey to a child
+        if trial.study is not self:  # for instance when it comes back from a child
             mine = trial.study.study_id == self.study_id
             if mine and trial.storage.url != self.storage.url:
-                with contextlib.suppress(*UNDECIDED):  # a store that is away keeps no result from being told
+                with contextlib.suppress(*UNDECIDED):  # an unreachable store must not keep a result from being told
                     mine = trial.handle.uuid == self.handle.uuid
             if not mine:
                 name = trial.study.study_name
@@ -733,10 +740,10 @@ class Study(optuna.Study):
         reason: str | None,
         defer: bool = False,
     ) -> FrozenTrial:
-        """End a trial as Optuna's `tell` does: the sampler hears of it first, and a pruned one gets its last report."""
+        """End a trial like Optuna's `tell`: the sampler is notified first, and a pruned trial gets its last report."""
         handle, me = self.handle, threading.get_ident()
         with handle.lock:
-            handle.writable(number)  # else nobody hears of it
+            handle.writable(number)  # otherwise nobody learns of it
         frozen = handle.trial(number, now=True)
         reports = frozen.intermediate_values
         if state is TrialState.PRUNED and reports and len(self.directions) == 1:
@@ -755,17 +762,17 @@ class Study(optuna.Study):
 
     @contextlib.contextmanager
     def trial(self) -> Iterator[Trial]:
-        """`with study.trial() as trial:` starts a trial and ends it, however the block ends.
+        """Start a trial in `with study.trial() as trial:`, and end it however the block ends.
 
-        At the end of the block the value is the one given to `trial.tell(value)`, or else the last report.
+        At the end of the block, the value is the one given to `trial.tell(value)`, or else the last report.
         `trial.prune()` prunes. An exception fails the trial, is kept as the reason, and is raised again. SIGTERM,
-        Ctrl-C and the cancellation of an asyncio task release it: it will be run again. An exception in a child that
-        was forked in the block does neither: the trial is its parent's.
+        Ctrl-C and the cancellation of an asyncio task release the trial: it will be run again. An exception in a child
+        that was forked in the block does neither: the trial belongs to the parent.
         """
         with sigterm_raises():
             pid = os.getpid()
             trial = self.ask()
-            trial.in_block = True  # no call before the block, where Ctrl-C might come
+            trial.in_block = True  # no call before the block, during which Ctrl-C might arrive
             try:
                 try:
                     yield trial
@@ -792,9 +799,9 @@ class Study(optuna.Study):
                 raise
 
     def _give_back(self, number: int, error: BaseException) -> None:
-        """Release a trial that this process was interrupted in, if its end has not been told yet.
+        """Release a trial during which this process was interrupted, unless it has already been ended.
 
-        Waits a few seconds for the store; without it, the lease ends by itself.
+        Waits a few seconds for the store; if it does not answer, the lease expires by itself.
         """
         try:
             with self.storage.peer.in_a_hurry():
@@ -819,42 +826,43 @@ class Study(optuna.Study):
         on: Any = None,
         workers: int | None = None,
     ) -> None:
-        """Run trials until the study gives out no more, or `n_trials` or `timeout` (seconds) of this call are reached.
+        """Run trials until the study has no more, or this call's `n_trials` or `timeout` (seconds) is reached.
 
-        Without `n_trials` it gives up after 10 failures (or the study's `max_failures`) if no trial of this call has
+        Without `n_trials`, it gives up after 10 failures (or the study's `max_failures`) if no trial of this call has
         succeeded.
 
-        One exchange per trial: the end of one trial is sent with the start of the next. While the study is paused,
-        it waits. It returns once there is no work and each owner of a running trial has shown a sign of life since
-        then, within two thirds of the lease's ttl; while an owner is silent it stays until that trial has been
-        reclaimed and retried, for at most twice the ttl. What happens, and for which trial it waits, is logged to
-        `hopaas_p2p` at level INFO; losing a lease is a warning.
+        One exchange per trial: the end of one trial is sent with the start of the next. While the study is paused, it
+        waits. It returns once there is no work and each owner of a running trial has since shown a sign of life, within
+        two thirds of the lease's ttl; while an owner is silent, it stays until that trial has been reclaimed and
+        retried, for at most twice the ttl. Progress, and the trials for which it waits, are logged to `hopaas_p2p` at
+        level INFO; losing a lease is a warning.
 
-        On several ranks, as under torchrun, every rank calls this, and all of them run each trial together: each one's
+        On several ranks, for example under torchrun, every rank calls this, and all run each trial together: each
         objective gets a `RankedTrial`. A rank whose objective raises fails the trial, with that reason, and its program
-        ends; `catch` counts for what the trial itself raises on every rank.
+        ends; `catch` applies to what the trial itself raises on every rank.
 
         Args:
-            func: the objective: gets a `Trial`, returns its value or values; may raise `optuna.TrialPruned`.
+            func: the objective: takes a `Trial`, returns its value or values, and may raise `optuna.TrialPruned`.
             n_jobs: how many trials to run at once, in threads of this process; -1: one per core.
             catch: exceptions that fail the trial and let `optimize` continue, as `LeaseLost` always does; others fail
                 the trial and are raised.
-            callbacks: called after each trial with this study and the finished trial. `study.stop()` in one or in the
-                objective ends this call, as in Optuna, or with `on` the worker that ran the trial; `study.stop_all()`
-                ends the study for all peers.
+            callbacks: called after each trial with this study and the finished trial. `study.stop()` in a callback or
+                in the objective ends this call, as in Optuna, or with `on` the worker that ran the trial;
+                `study.stop_all()` ends the study for all peers.
             gc_after_trial: whether to collect garbage after each trial.
-            show_progress_bar: Optuna's, of this call, instead of the lines of the log. Without `n_trials` and `timeout`
-                it counts to the end of the budget; where there is none either, the lines stay.
+            show_progress_bar: whether to show Optuna's progress bar for this call instead of log lines. Without
+                `n_trials` and `timeout`, it counts to the end of the budget; if there is no budget either, the log
+                lines remain.
             on: where to run them instead of here: an executor (anything with `submit`, as in concurrent.futures,
-                submitit and dask.distributed), or a function that makes one. Each of its workers is a peer of
-                its own; see `hopaas_p2p.study.workers`.
-            workers: how many, on the executor. By default, as many as the executor says it has.
+                submitit and dask.distributed), or a function that creates one. Each of its workers is a peer of its
+                own; see `hopaas_p2p.study.workers`.
+            workers: how many workers to start on the executor. By default, as many as the executor reports.
 
         Raises:
-            InvalidInput: an argument is wrong, such as an objective that cannot be called, or that cannot travel to the
+            InvalidInput: an argument is wrong, such as an objective that cannot be called, or cannot be sent to the
                 executor. No trial is started.
-            NothingSucceeded: it gave up, so a batch job does not end as if all were well.
-            WorkersLost: one worker after the other ended without running a trial.
+            NothingSucceeded: it gave up; raised so that a batch job does not seem to succeed.
+            WorkersLost: one worker after another ended without running a trial.
         """
         if not callable(func):
             raise InvalidInput(f"optimize needs a function that takes a trial and returns its value, got {func!r}")
@@ -897,21 +905,21 @@ class Study(optuna.Study):
             ProgressLog(self.name, self.handle, quiet=self._quiet or barred) as progress,
         ):
             Loop(self, objective, n_trials, timeout, caught, [*called, *moved], progress).run(jobs)
-        with contextlib.suppress(HopaasError):  # what is left there harms nobody
+        with contextlib.suppress(HopaasError):  # leftovers there do no harm
             checkpoints.collect(self.handle)
 
     def stop(self) -> None:
-        """End the call of `optimize` that runs in this thread once its trial is over, as Optuna's.
+        """End the call of `optimize` that runs in this thread once its trial is over, like Optuna's.
 
-        From a thread that has none, as a helper of an objective, it ends all of this process. A sampler that has no
-        more points calls it, too; trials that wait are run all the same.
+        From a thread without such a call, such as an objective's helper, it ends all calls of this process. A sampler
+        without more points calls it, too; waiting trials are run nevertheless.
 
         Raises:
-            RuntimeError: none runs. `stop_all` ends the study for all peers.
+            RuntimeError: no such call is running. `stop_all` ends the study for all peers.
 
         """
         loops, me = list(self._loops), threading.get_ident()
-        if me in self._telling:  # it is the sampler of all threads
+        if me in self._telling:  # all threads share the sampler
             for loop in loops:
                 loop.sampler_is_through = True
             return
@@ -929,7 +937,7 @@ class Study(optuna.Study):
             self.storage.peer.act_for(frozenset({owner}))
             self.tell(number, state="fail", reason=reason)
 
-    # --- what its people decide, for all peers ---
+    # --- decisions for all peers ---
 
     def enqueue_trial(  # type: ignore[override]  # Optuna's returns nothing
         self, params: Mapping[str, Any], user_attrs: Mapping[str, Any] | None = None, skip_if_exists: bool = False
@@ -937,8 +945,8 @@ class Study(optuna.Study):
         """Queue a trial with these parameters; returns its number, or None if one is skipped because it exists.
 
         Raises:
-            InvalidInput: an unknown parameter, or a value outside the space; nothing was queued.
-            StudyFinished: it would never run; see `resume` and `set_budget`.
+            InvalidInput: a parameter is unknown, or a value outside the space; nothing was queued.
+            StudyFinished: the trial would never run; see `resume` and `set_budget`.
         """
         self._check_not_finished()
         space = self.space
@@ -986,7 +994,7 @@ class Study(optuna.Study):
         self.handle.say(StudyControl(status="stopped"))
 
     def set_budget(self, budget: BudgetGiven | None) -> None:
-        """Change the limits that a number of trials, a text such as "gpu_hours=5,trials=none", or a mapping names.
+        """Change limits, given as a number of trials, a text such as "gpu_hours=5,trials=none", or a mapping.
 
         The other limits stay. A `Budget` replaces the whole budget, and None removes it.
 
@@ -1013,10 +1021,10 @@ class Study(optuna.Study):
     ) -> None:
         """Change how peers search, from their next trial on; peers with their own settings keep them. Owners only.
 
-        With `fidelity="none"` no more trials pause, at rungs or in a population; those that are paused stay so.
+        With `fidelity="none"`, no more trials pause at rungs or in a population; paused ones stay paused.
 
         Raises:
-            InvalidInput: a word that is not allowed, or a sampler or pruner whose class or arguments cannot be kept.
+            InvalidInput: a word that is not allowed, or a sampler or pruner whose class or arguments cannot be stored.
 
         """
         pauses = None if fidelity == "none" else fidelity
@@ -1039,19 +1047,18 @@ class Study(optuna.Study):
         self.handle.say(PeerDrain(peer=peer, site=site, off=off))
 
     def stop_trial(self, number: int, *, reason: str | None = None, epoch: int | None = None) -> None:
-        """Ask the present owner of a running trial to end it: its next `should_prune()` is True.
+        """Ask the current owner of a running trial to end it: its next `should_prune()` is True.
 
-        With `epoch`, only the owner of that lease: InvalidInput if the trial has another owner by now.
+        With `epoch`, only the owner of that lease: raises InvalidInput if the trial has another owner by now.
         """
         trial = self._running(number)
         self.handle.say(TrialStop(trial.number, trial.epoch if epoch is None else epoch, reason_text(reason)))
 
     def requeue(self, number: int, *, epoch: int | None = None) -> int | None:
-        """Run a trial's parameters again: takes a running one away from its owner; returns the retry's number.
+        """Run a trial's parameters again, taking a running trial away from its owner; return the retry's number.
 
         None when the policy's attempts are used up. With `epoch`, a running trial is taken away only if that is still
-        its lease, else InvalidInput says that it is not, and nothing is queued. Raises `StudyFinished` as `enqueue`
-        does.
+        its lease; otherwise InvalidInput is raised, and nothing is queued. Raises `StudyFinished` like `enqueue_trial`.
         """
         trial = self._trial(number)
         number = trial.number
@@ -1083,17 +1090,17 @@ class Study(optuna.Study):
         return self.storage.get_all_trials(self.study_id, deepcopy=False)
 
     def replicates(self) -> list[ReplicateGroup]:
-        """The configurations that were tried, the best mean first, with mean and standard error over their trials."""
+        """The configurations tried, the best mean first, with mean and standard error over their trials."""
         return replicates(self.state)
 
     def schedule(self, trial: int | None = None) -> Schedule:
-        """The parameters by step that led to a trial: in a population, through the trials that it copied.
+        """The parameters by step that led to a trial: in a population, across the trials that it copied.
 
         Args:
-            trial: its number. None: the best one; before any is complete, the best of those that have run longest.
+            trial: its number. None: the best one or, before any is complete, the best of those that have run longest.
 
         Raises:
-            InvalidInput: there is no such trial, or none that has reported anything.
+            InvalidInput: there is no such trial, or none has reported anything.
 
         """
         return schedule_of(self, trial)
@@ -1147,14 +1154,14 @@ class Study(optuna.Study):
         return Watching(self, interval=interval)
 
     def close(self) -> None:
-        """Send what is queued and close the store; trackers are brought up to date first, for at most 30 s."""
+        """Send what is queued and close the store, after bringing trackers up to date for at most 30 s."""
         if self._exports is not None:
             self._exports.close()
         self.storage.close()
 
 
 def _ended_as(state: TrialState | str | None, values: object) -> TrialState:
-    """The state that was given for the end of a trial, or that follows from its values."""
+    """The state given for the end of a trial, or the one that follows from its values."""
     if state is None:
         return TrialState.FAIL if values is None else TrialState.COMPLETE
     word = state.name if isinstance(state, TrialState) else state

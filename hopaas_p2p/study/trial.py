@@ -1,6 +1,6 @@
 """A trial as the objective sees it: Optuna's, with a lease.
 
-A subclass of `optuna.trial.Trial`, so that every callback written for Optuna takes it.
+It is a subclass of `optuna.trial.Trial`, so every callback written for Optuna accepts it.
 """
 
 from __future__ import annotations
@@ -47,25 +47,25 @@ class _NoParameters(dict[str, Any]):
 class Trial(optuna.trial.Trial):
     """One evaluation of the objective, owned by this process while it runs.
 
-    `suggest_*`, `report` and `set_user_attr` are Optuna's. They never wait for the store: what they say leaves with
-    the next exchange, or after a second by itself.
+    `suggest_*`, `report` and `set_user_attr` are Optuna's. They never wait for the store: what they set leaves with the
+    next exchange, or after a second at the latest.
 
-    It may travel to a child process, by a fork or a pickle (a process pool, joblib, Dask): there it is the same trial,
-    under the same lease. What the child says is in the store when its call returns, which costs a round trip each, and
-    the parent reads it before it tells. Let the child ask `should_prune`, and one of the two `tell`. A trial
-    that a child asked for may be brought back and told by the parent.
+    It may be passed to a child process, by fork or pickle (a process pool, joblib, Dask): there it is the same trial,
+    under the same lease. What the child sets is in the store when its call returns, at the cost of a round trip per
+    call, and the parent reads it before it calls `tell`. Let the child ask `should_prune`, and one of the two call
+    `tell`. A trial that a child asked for may be brought back and ended by the parent.
 
-    Keep it until you tell it: a trial that nothing refers to any more is given back, unless it travelled.
+    Keep a reference until you call `tell`: a trial that nothing refers to is given back, unless it was passed on.
     """
 
     study: Any
     storage: Storage
     record: Any = None
-    """The `TrialCreate` that asks for it, while it is only suggested; see `study.proposer`."""
+    """The `TrialCreate` that will ask for it, while it is only suggested; see `study.proposer`."""
 
     @property
     def id(self) -> int:
-        """What storages know it by; people know its number."""
+        """The id by which storages identify it; people use its number."""
         return self._trial_id
 
     @property
@@ -74,7 +74,7 @@ class Trial(optuna.trial.Trial):
         return self.storage.locate(self._trial_id)[0]
 
     def _repr_html_(self) -> str:
-        from hopaas_p2p.notebook.summary import trial_html  # here, since most processes show nothing
+        from hopaas_p2p.notebook.summary import trial_html  # imported here, since most processes show nothing
 
         handle, number = self.handle, self.number
         handle.refresh()
@@ -93,7 +93,10 @@ class Trial(optuna.trial.Trial):
         return super().params or _NoParameters()
 
     def report(self, value: float, step: int) -> None:
-        """Report an intermediate value. As Optuna's; also ends the trial if SIGTERM came and other code ignored it."""
+        """Report an intermediate value.
+
+        Like Optuna's; also ends the trial if SIGTERM arrived and other code ignored it.
+        """
         if interrupts.terminated:
             interrupts.raise_again()
         try:
@@ -102,14 +105,14 @@ class Trial(optuna.trial.Trial):
             raise InvalidInput(f"a report of {shown(value)}, which is too large for a float") from None
 
     def log(self, step: int, /, **metrics: float) -> None:
-        """Keep numbers of this step beside the report: `trial.log(epoch, loss=0.3, auc=0.9)`.
+        """Record metrics of this step besides the report: `trial.log(epoch, loss=0.3, auc=0.9)`.
 
-        They are shown and exported. Pruning looks only at what `report` sent. Never waits for the store: they leave
-        with the next exchange, with the reports. NaN and the infinities are kept; names of up to 100 characters, and up
-        to 64 of them per trial (`**{"val/loss": 0.3}` for one that is no word).
+        They are shown and exported. Pruning uses only what `report` sent. Never waits for the store: they leave with
+        the next exchange, with the reports. NaN and infinities are kept; names have up to 100 characters, and a trial
+        up to 64 of them (`**{"val/loss": 0.3}` for a name that is not an identifier).
 
         Raises:
-            InvalidInput: a value is not a number, or a name is not possible. The other metrics of the call are kept.
+            InvalidInput: a value is not a number, or a name is not allowed. The other metrics of the call are kept.
 
         """
         if interrupts.terminated:
@@ -130,14 +133,14 @@ class Trial(optuna.trial.Trial):
 
     @property
     def metrics(self) -> dict[str, dict[int, float]]:
-        """What was logged: name -> step -> value, with an earlier attempt's up to the step of `resume`."""
+        """What was logged: name -> step -> value, including an earlier attempt's up to the step of `resume`."""
         self.handle.refresh()
         return self.handle.metrics(self.number)
 
     def should_prune(self) -> bool:
-        """Whether to give this trial up now.
+        """Whether to give up this trial now.
 
-        True when the trial has come to a rung, see `at_rung`, when the pruner says so, when this trial was asked to
+        True when the trial has reached a rung, see `at_rung`, when the pruner decides so, when this trial was asked to
         stop, or when its lease was lost. Reads the replica: costs no round trip.
         """
         handle, number = self.handle, self.number
@@ -153,19 +156,19 @@ class Trial(optuna.trial.Trial):
 
     @property
     def at_rung(self) -> bool:
-        """Whether the trial has come to a rung of its study's fidelity, where it pauses: save a checkpoint, and prune.
+        """Whether the trial has reached a rung of its study's fidelity, where it pauses: save a checkpoint, and prune.
 
         Reads the replica: costs no round trip.
         """
         return self.handle.is_at_rung(self.number, cached_trial(self).intermediate_values)
 
     def _listen(self) -> None:
-        """Merge what another process that this trial travelled to said about it."""
+        """Merge what another process, to which this trial was passed, wrote about it."""
         if self.handle.standing(self.number)[2]:
             set_cached_trial(self, self.handle.trial(self.number))
 
     def prune(self) -> NoReturn:
-        """End this trial as PRUNED: raises `optuna.TrialPruned`, which `optimize` and `with study.trial()` await."""
+        """End this trial as PRUNED: raises `optuna.TrialPruned`, which `optimize` and `with study.trial()` handle."""
         raise optuna.TrialPruned
 
     @property
@@ -176,21 +179,21 @@ class Trial(optuna.trial.Trial):
 
     @property
     def lease_held(self) -> bool:
-        """Whether the log, as far as this process has read it, still says that the trial is ours."""
+        """Whether this process still holds the trial's lease, according to the log as far as it has read it."""
         return self.handle.standing(self.number)[1]
 
     @property
     def lease_valid(self) -> bool:
-        """Whether this process may trust that no other peer takes the trial over now.
+        """Whether this process may rely on no other peer taking the trial over now.
 
-        False after ttl less a margin without contact to the store. Work may go on: a result told later is kept
-        either way.
+        False after ttl minus a margin without contact with the store. Work may continue: a later result is kept either
+        way.
         """
         return self.handle.lease_valid(self.number)
 
     @property
     def seed(self) -> int:
-        """Which of the trials with these parameters this is, from 0: a seed for the training, with `replicates`."""
+        """This trial's index among those with the same parameters, from 0: with `replicates`, a training seed."""
         replicate = cached_trial(self).system_attrs.get(REPLICATE)
         return 0 if replicate is None else int(replicate["seed"])
 
@@ -202,13 +205,13 @@ class Trial(optuna.trial.Trial):
     def checkpoint(self, source: str | Path | bytes, *, step: int, wait: bool = True) -> None:
         """Store a checkpoint (a file, or bytes) taken after `step`; the last two are kept.
 
-        Blocks until the store has it; unless it is to `wait`, a silent store is given up after `patience`. If this peer
-        dies or is pre-empted, the next one that runs these parameters finds it in `resume`.
+        Blocks until the store has it; unless `wait` is set, it gives up on a silent store after `patience`. If this
+        peer dies or is pre-empted, the next one that runs these parameters finds it in `resume`.
 
         Raises:
             LeaseLost: another peer runs the trial now.
             StoreUnreachable: the store did not answer for `store_wait`.
-            ConfigurationError: the store does not keep it, as Postgres files above 64 MB; the message says what to do.
+            ConfigurationError: the store does not accept it, like Postgres above 64 MB; the message says what to do.
         """
         checkpoints.save(self.handle, self.number, source, step, within=None if wait else self.storage.peer.patience)
 
@@ -220,7 +223,7 @@ class Trial(optuna.trial.Trial):
         Raises:
             InvalidInput: there is no such file.
             LeaseLost: another peer runs the trial now; the file was removed again.
-            ConfigurationError: the store does not keep it, as Postgres files above 64 MB; the message says what to do.
+            ConfigurationError: the store does not accept it, like Postgres above 64 MB; the message says what to do.
         """
         files = StudyArtifacts(self.storage, self.study.study_id)
         return files.put(source, trial=self.number, filename=filename, mimetype=mimetype)
@@ -229,8 +232,8 @@ class Trial(optuna.trial.Trial):
     def resume(self) -> tuple[int, Path] | None:
         """(step, local file) of the newest whole checkpoint of an earlier attempt, or None.
 
-        `intermediate_values` then holds what was reported up to that step. Fetched once, then kept while the trial
-        lives. Blocks meanwhile; raises StoreUnreachable if the store did not answer for `store_wait`.
+        `intermediate_values` then contains the reports up to that step. The file is fetched once, then kept while the
+        trial exists. Blocks meanwhile; raises StoreUnreachable if the store did not answer for `store_wait`.
         """
         if self._resume is _NOT_FETCHED:
             found = self.handle.state.trials[self.number].checkpoints
@@ -251,9 +254,9 @@ class Trial(optuna.trial.Trial):
 
     @property
     def intermediate_values(self) -> dict[int, float]:
-        """What was reported, by step; with the earlier attempt's up to the step of `resume`.
+        """What was reported, by step, including the earlier attempt's reports up to the step of `resume`.
 
-        Of a trial that was lent to a child process, also what has come to the log from there.
+        For a trial that was passed to a child process, also what the child has written to the log.
         """
         self.handle.refresh()
         self._listen()
@@ -261,11 +264,11 @@ class Trial(optuna.trial.Trial):
 
     _resume: tuple[int, Path] | None = _NOT_FETCHED
     _nan: frozenset[str] = frozenset()
-    """Metrics of which a line was written because they are NaN."""
+    """Metrics for which a NaN has been logged."""
 
     def __getstate__(self) -> dict[str, Any]:
         state = self.__dict__.copy()
-        state.pop("_resume", None)  # a copy that travels fetches its own
+        state.pop("_resume", None)  # a copy in another process fetches its own
         state["_epoch"] = self.handle.state.trials[self.number].epoch
         return state
 
@@ -275,10 +278,10 @@ class Trial(optuna.trial.Trial):
         self.storage.adopt(self._trial_id, epoch)  # the process that asked for it may have ended
 
     def tell(self, *values: float) -> None:
-        """Say the result, inside `with study.trial() as trial:`; it is sent when the block ends.
+        """Set the result, inside `with study.trial() as trial:`; it is sent when the block ends.
 
         Raises:
-            InvalidInput: the trial came from `study.ask()`: `study.tell(trial, value)` ends it.
+            InvalidInput: the trial came from `study.ask()`; end it with `study.tell(trial, value)`.
 
         """
         if not self.in_block:
@@ -290,14 +293,14 @@ class Trial(optuna.trial.Trial):
 
     told: tuple[float, ...] | None = None
     in_block: bool = False
-    """Whether a `with` block of the study will send what is told."""
+    """Whether a `with` block of the study will send the result."""
 
 
 Objective = Callable[[Trial], float | Sequence[float]]
 
 
 def _remove(directory: Path, pid: int) -> None:
-    if os.getpid() == pid:  # a fork has a copy of the trial, and leaves the files alone
+    if os.getpid() == pid:  # a forked child has a copy of the trial, and leaves the files alone
         shutil.rmtree(directory, ignore_errors=True)
 
 
@@ -305,7 +308,7 @@ def as_values(result: float | Sequence[float], *, expected: int) -> tuple[float,
     """What an objective returned, as values of a COMPLETE trial.
 
     Raises:
-        InvalidInput: not numbers, NaN, or not as many as the study has directions. The message is the trial's reason.
+        InvalidInput: they are not numbers, NaN, or not one per direction. The message becomes the trial's reason.
     """
     parts: Sequence[float] = result if isinstance(result, list | tuple) else (result,)
     if len(parts) != expected:

@@ -2,14 +2,14 @@
 
 An executor is anything whose `submit(function, *args)` gives a future with `done`, `exception`, `result` and `cancel`:
 concurrent.futures, submitit, dask.distributed, parsl. A worker that cannot be cancelled before it begins finds that the
-study is over, and ends. Nothing passes through it but one call for each worker and its
-answer: trials, reports and results go through the study's log, as those of every peer do.
+study is over, and ends. The executor carries only one call per worker and its answer: trials, reports and results go
+through the study's log, like those of every peer.
 
-This process runs no trial. It reads the log, shows how each trial ended, sends another worker for one that was lost,
-and gives the lost one's trial back at once: the future is over, so nobody has to wait for a lease to end. When it is
-interrupted, it does that for all workers, and asks them to take no more.
+This process runs no trial. It reads the log, shows how each trial ended, replaces lost workers, and gives a lost
+worker's trial back at once: the future is over, so nobody has to wait for a lease to expire. When it is interrupted, it
+gives back the trials of all workers, and asks them to take no more.
 
-One lost process ends a ProcessPoolExecutor. Give `on=` a function that makes one, and it is made again.
+One lost process breaks a ProcessPoolExecutor. Give `on=` a function that creates one, and it is created again.
 """
 
 from __future__ import annotations
@@ -55,16 +55,16 @@ if TYPE_CHECKING:
     from hopaas_p2p.study_like import StudyLike
 
 _log: Final = logging.getLogger("hopaas_p2p")
-_LOOK: Final = 0.25  # seconds between looks at futures and log
-_LOSSES: Final = 5  # workers lost in a row beyond their number, without a trial that one of them ended in between
+_LOOK: Final = 0.25  # seconds between checks of futures and log
+_LOSSES: Final = 5  # workers lost in a row, beyond their number, without an ended trial in between
 _CREW, _WORKER = "crew", "worker"
-"""Part of a peer's introduction: whose worker it is, and which one."""
+"""Parts of a peer's introduction: the crew of the worker, and which worker it is."""
 _NUMBER: Final = re.compile(r"[0-9]{1,9}")
 _PASSED_ON: Final = ("token_file", "token_host", "ca_file", "proxy_file", "joined", "artifacts")
 
 
 class WorkOrder(NamedTuple):
-    """What a worker is to do."""
+    """What a worker should do."""
 
     open_study: Callable[..., Any]
     options: StorageOptions
@@ -80,7 +80,7 @@ def take_part(
 ) -> BaseException | None:
     """Run trials as a peer of its own, in a worker of an executor, until the study needs no more from it.
 
-    Returns what the objective raised, if that ended it, or that it gave up.
+    Returns the objective's error if that ended it, or the error with which it gave up.
     """
     for name, value in env.items():
         os.environ.setdefault(name, value)
@@ -103,7 +103,7 @@ def take_part(
 
 
 def _travelling(error: Exception) -> BaseException:
-    """The error, or one that says the same, if it cannot be pickled."""
+    """The error, or one with the same text if it cannot be pickled."""
     try:
         pickle.loads(pickle.dumps(error))  # noqa: S301  # made this moment, here
     except Exception:  # noqa: BLE001  # whatever a class of somebody else's does
@@ -145,9 +145,9 @@ class WatchedWorkers:
         """Trials that each worker has ended."""
         self._losses = 0
         self._gave_up: NothingSucceeded | None = None
-        """The last worker of which all trials failed; the others go on, since it may be the fault of its node."""
+        """The error of the last worker whose trials all failed; the others continue, since its node may be at fault."""
         self._succeeded = False
-        """Whether a trial of one of these workers did not fail."""
+        """Whether any trial of these workers did not fail."""
         self._lost: set[int] = set()
         """Workers that were lost, and whose trials may still be running in the log."""
         self._cursor = self._study.handle.log.session.cursor()
@@ -156,7 +156,7 @@ class WatchedWorkers:
             _check_travels(order.objective)
 
     def run(self, callbacks: Sequence[Callable[[FrozenTrial], object]], *, quiet: bool) -> None:
-        """Run to the end; raises what the objective raised, or what interrupted this process."""
+        """Run to the end; raise what the objective raised, or what interrupted this process."""
         with ProgressLog(self._study.name, self._study.handle, quiet=quiet) as progress:
             try:
                 count = min(self._wanted, self._n_trials or self._wanted)
@@ -165,7 +165,7 @@ class WatchedWorkers:
                 while self._futures:
                     time.sleep(_LOOK)
                     over = [(number, future) for number, future in self._futures.items() if future.done()]
-                    if over:  # what they told is in the log, and a read may be older than that
+                    if over:  # their results are in the log, and a read may be older than that
                         self._read_log(within=_LOOK)
                     self._look(progress, callbacks)
                     for number, future in over:
@@ -188,7 +188,7 @@ class WatchedWorkers:
     # --- sending workers ---
 
     def _send(self, share: int | None) -> None:
-        """Send a worker for so many trials; to another executor, if this one is broken and can be made again."""
+        """Start a worker for this many trials, on another executor if this one is broken and can be created again."""
         number, self._numbers = self._numbers, self._numbers + 1
         self._shares[number] = share
         left = None if self._deadline is None else max(0.0, self._deadline - time.monotonic())
@@ -211,10 +211,10 @@ class WatchedWorkers:
         _watch_newest(self._executor)
         self._futures[number] = future
 
-    # --- what becomes of them ---
+    # --- what happens to them ---
 
     def _conclude(self, number: int, future: Any) -> None:
-        """A worker's future is over: it is done, or its objective failed, or it was lost and another one is sent."""
+        """A worker's future is over: it finished, its objective failed, or it was lost and is replaced."""
         error = _error_of(future)
         if error is None:
             raised: BaseException | None = future.result()
@@ -239,11 +239,11 @@ class WatchedWorkers:
         share = self._shares[number]
         if share is not None:
             share -= self._ended[number]
-        if share is None or share > 0:  # a late result is a trial more
+        if share is None or share > 0:  # a late result is an extra trial
             self._send(share)
 
     def _reclaim_lost(self) -> None:
-        """Reclaim what lost workers ran. The log is read first: it may have trials that are not known here yet."""
+        """Reclaim the trials of lost workers. Reads the log first: it may have trials that are not known here yet."""
         if self._lost and self._read_log(within=_LOOK):
             with _warned():
                 for trial in self._running():
@@ -252,7 +252,7 @@ class WatchedWorkers:
                 self._lost.clear()
 
     def _read_log(self, *, within: float | None) -> bool:
-        """Read all that the log has, if the store answers in so many seconds, or the peer's patience."""
+        """Read the whole log, if the store answers in `within` seconds, or the peer's patience."""
         with _warned():
             self._study.storage.peer.catch_up(self._log, within=within)
             return True
@@ -265,13 +265,13 @@ class WatchedWorkers:
                 future.cancel()
 
     def _drop_needless(self) -> None:
-        """When the study is over, do not wait for workers that never began."""
+        """When the study is over, stop waiting for workers that never began."""
         if next_start(self._study.state).why is not None and not self._study.state.running:
             self._cancel()
             self._futures = {number: one for number, one in self._futures.items() if not _is_waiting(one)}
 
     def _look(self, progress: ProgressLog, callbacks: Sequence[Callable[[FrozenTrial], object]]) -> None:
-        """Show which trials of these workers have ended since the last look."""
+        """Show which trials of these workers have ended since the last call."""
         with _warned():
             self._study.handle.refresh()
         state = self._log.state
@@ -293,20 +293,20 @@ class WatchedWorkers:
                 callback(self._study.handle.trial(number))
 
     def _worker_of(self, trial: Trial) -> int | None:
-        """Which of these workers runs the trial, or has run it last."""
+        """Which of these workers runs the trial, or ran it last."""
         info = self._log.state.peers.get(trial.owner or "", {})
         number = info.get(_WORKER, "") if info.get(_CREW) == self._crew else ""
-        return int(number) if _NUMBER.fullmatch(number) else None  # any peer may have introduced itself like that
+        return int(number) if _NUMBER.fullmatch(number) else None  # any peer may have made such an introduction
 
     def _running(self) -> list[Trial]:
         state: State = self._study.state
         found = [state.trials[number] for number in state.running]
         return [trial for trial in found if self._worker_of(trial) is not None]
 
-    # --- an end before the end ---
+    # --- an early end ---
 
     def _give_back(self, error: BaseException) -> None:
-        """Ask all workers, also those that begin later, to take no more trials, and give back those that they run."""
+        """Ask all workers, including later ones, to take no more trials, and give back those that they run."""
         self._cancel()
         why = f"interrupted: {type(error).__name__}"
         try:
@@ -325,7 +325,7 @@ class WatchedWorkers:
             )
 
     def _write(self, record: TrialReclaim | TrialRelease, *, owner: str | None = None) -> None:
-        """Write this of a trial. If it is refused, the trial has ended meanwhile."""
+        """Write this record about a trial. If it is refused, the trial has ended meanwhile."""
         _ = self._study.storage.peer.commit(self._log, record, owner=owner)
 
     @property
@@ -335,7 +335,7 @@ class WatchedWorkers:
 
 @contextlib.contextmanager
 def _warned() -> Iterator[None]:
-    """A store that does not answer in this block is a warning."""
+    """In this block, a store that does not answer causes only a warning."""
     try:
         yield
     except StoreUnreachable as error:
@@ -343,7 +343,7 @@ def _warned() -> Iterator[None]:
 
 
 def _size(executor: Any) -> int:
-    """How many workers an executor says it has."""
+    """How many workers an executor reports."""
     if isinstance(getattr(executor, "_max_workers", None), int):  # of concurrent.futures
         return int(executor._max_workers)
     if callable(getattr(executor, "nthreads", None)):  # a client of dask.distributed
@@ -354,7 +354,7 @@ def _size(executor: Any) -> int:
 def _watch_newest(executor: Any) -> None:
     """Let a process pool notice the death of its newest process, too.
 
-    It waits for the death of those that it had when it was last woken, and `submit` wakes it before a process starts.
+    It watches only the processes that it had when it last woke up, and `submit` wakes it before it starts a process.
     """
     if isinstance(executor, ProcessPoolExecutor):
         with contextlib.suppress(AttributeError, OSError), executor._shutdown_lock:
@@ -362,7 +362,7 @@ def _watch_newest(executor: Any) -> None:
 
 
 def _error_of(future: Any) -> BaseException | None:
-    """Why a future that is over has no answer."""
+    """Why a finished future has no answer."""
     try:
         error: BaseException | None = future.exception()
     except BaseException as raised:  # noqa: BLE001  # a cancelled one raises it
@@ -378,7 +378,7 @@ def _is_waiting(future: Any) -> bool:
 
 
 def _check_travels(objective: Objective) -> None:
-    """Raise InvalidInput if a process of concurrent.futures cannot be given this function."""
+    """Raise InvalidInput if this function cannot be sent to a process of concurrent.futures."""
     try:
         pickle.dumps(objective)
     except Exception as error:  # noqa: BLE001  # each kind of object has its own

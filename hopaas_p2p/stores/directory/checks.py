@@ -1,4 +1,4 @@
-"""What `hopaas-p2p doctor` looks at in a directory: its file system, the names that it rests on, clock and room."""
+"""What `hopaas-p2p doctor` checks in a directory: its file system, write-once names, clock and free space."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from hopaas_p2p.stores.directory.store import DirectoryStore
 from hopaas_p2p.stores.objects.race import race
 from hopaas_p2p.stores.objects.store import FORMAT
 
-_ROOM: Final = 100 << 20  # bytes; some 100,000 trials
+_ROOM: Final = 100 << 20  # bytes: about 100,000 trials
 _SHOWN: Final = ("vers", "proto", "nolock", "nocto", "noac", "actimeo", "lookupcache", "soft", "softerr", "hard", "ro")
 
 

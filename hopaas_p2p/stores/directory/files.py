@@ -1,20 +1,21 @@
-"""Objects in a directory: write-once names that hold on every file system with symbolic links, network ones included.
+"""Objects in a directory: names that are write-once on every file system with symbolic links, network ones included.
 
 The text of a symbolic link that is never followed *is* a small object, in base64 behind `hopaas:`. `symlink()` is one
-call of a file server, creates the name with all of its text or not at all, and of all that create one name exactly one
-succeeds; `readlink()` reads it. What does not fit (4 kB, on XFS 1 kB) lies in a file beside it, written and synced
-before; then the link names that file. Where a symbolic link may be seen half made, as on GlusterFS, a file that is
-written and synced gets its name by `link()`: slower, and as exclusive. Each way of making a name excludes the other.
+call to a file server; it creates the name with all of its text or not at all, and of all callers that create the same
+name exactly one succeeds; `readlink()` reads it. Larger objects (over 4 kB, on XFS 1 kB) are in a file beside it, which
+is written and synced first; the link then names that file. Where a symbolic link may be seen half made, as on
+GlusterFS, a written and synced file gets its name by `link()`, which is slower but just as exclusive. Each way of
+creating a name excludes the other.
 
-Objects that may be replaced (packs, snapshots, artifacts) are ordinary files, written whole under another name and
-renamed. So are beats, but on NFS they are links, which nobody opens.
+Objects that may be replaced (packs, snapshots, artifacts) are ordinary files, written completely under another name and
+then renamed. So are beats, except on NFS, where they are links, which nobody opens.
 
-A client of a network file system remembers for a minute that a name was not there, unless it opens the directory anew:
-so every look opens the folder first. A name that was seen needs no second look, for it never changes.
+A client of a network file system remembers for a minute that a name was missing, unless it opens the directory again,
+so every lookup opens the folder first. A name that was seen needs no second lookup, because it never changes.
 
-Folders and files take the permissions of the store's directory: what its group may do there, it may do below. So others
-may put there what they like: no link is followed below the root, neither of a file nor of a folder, nothing is read but
-ordinary files, and what is replaced or removed is named relative to a folder that was opened step by step.
+Folders and files inherit the permissions of the store's directory: what its group may do there, it may do below. So
+others may put anything there: no link to a file or folder is followed below the root, only ordinary files are read, and
+anything replaced or removed is named relative to a folder that was opened step by step.
 """
 
 from __future__ import annotations
@@ -54,12 +55,13 @@ _BESIDE: Final = re.compile(r"\.[0-9A-Za-z_-]{1,64}\.[0-9a-f]{12}")
 _CHUNK: Final = 1 << 20  # bytes of a file copied at once
 _NO_HARD_LINKS: Final = (errno.EMLINK, errno.ENOSYS, errno.ENOTSUP, errno.EPERM)
 _SETTLES: Final = 2.0
-"""Seconds. A client that lists a folder on GlusterFS sees a draft while it is empty, and remembers that for a second,
-also under the name that the draft gets meanwhile."""
+"""Seconds. A GlusterFS client that lists a folder sees a draft while it is empty, and remembers that for a second, even
+under the name that the draft gets meanwhile."""
 _STALE: Final = 0.05  # seconds between attempts to read a file that was replaced
 _NEVER_OPENED: Final = "beats/"
-"""Where objects are replaced all the time. A node that opens a file on NFS 4 may be given a delegation of it, and
-nobody can replace the file until that is given back; if the node has died, for 90 s or more. A link is not opened."""
+"""The folder where objects are constantly replaced. A node that opens a file on NFS 4 may get a delegation for it, and
+nobody can replace the file until it is returned; if the node has died, that takes 90 s or more. A link is never opened.
+"""
 _REMOVED: Final = ".removed-"
 _ROOT, _META = "v1", "meta.json"
 DESCRIPTION: Final = 1 << 20
@@ -67,16 +69,16 @@ DESCRIPTION: Final = 1 << 20
 _MOST_CHECKED: Final = 1000
 _FOLDER: Final = getattr(os, "O_PATH", os.O_RDONLY) | os.O_DIRECTORY | os.O_CLOEXEC | os.O_NOFOLLOW
 _CHECKED: Final = 1.0
-"""Seconds for which a folder that only this user may write to is believed to be no link."""
+"""Seconds for which a folder that only this user may write to is trusted not to be a link."""
 _ABSENT: Final = (FileNotFoundError, NotADirectoryError)
 
 
 class NoFolder(LookupError):
-    """The folder of these keys does not exist: nothing was ever written to it, or it was removed as a whole."""
+    """The folder of these keys does not exist: nothing was ever written to it, or it was removed entirely."""
 
 
 def _again_if_replaced(read: _Reading) -> _Reading:
-    """Read again from the start if the file was replaced meanwhile, or this machine remembers the one before."""
+    """Read again from the start if the file was replaced meanwhile, or this machine has cached the previous one."""
 
     def reading(self: Directory, *given: Any) -> Any:
         settled = time.monotonic() + (_SETTLES if self.shared else 0.0)
@@ -93,11 +95,12 @@ def _again_if_replaced(read: _Reading) -> _Reading:
 
 
 class Directory:
-    """Objects below a folder, which must be there, with the store's description in it.
+    """Objects below a folder, which must exist and contain the store's description.
 
     Args:
         root: the folder.
-        meta: the name of the description. Nothing is ever made below a root without it: that is an empty mount point.
+        meta: the name of the description. Nothing is ever created below a root without it: that is an empty mount
+            point.
 
     """
 
@@ -105,18 +108,18 @@ class Directory:
         self.root = str(root)
         self._meta = f"{self.root}/{meta}"
         self.uuid = ""
-        """Of the store that was found here at first; an empty text while that is not known."""
+        """The uuid of the store that was first found here; empty while that is not known."""
         self.mount = mount_of(root)
         self.shared, self._nfs = self.mount.shared, self.mount.kind in NFS
         self._hard_links = self.mount.kind not in BORN_WHOLE
         self.settles = _SETTLES if self._hard_links else 0.0
         self._longest = _LONGEST
         self._described = (0, 0)
-        """Device and inode of the description that was read last."""
+        """Device and inode of the description that was last read."""
         self._checked: dict[str, float] = {}
-        """Folder -> until when it is known to be no link."""
+        """Folder -> time until which it is known not to be a link."""
         self._doubtful: dict[str, bytes] = {}
-        """What this process wrote into a folder that it could then not sync."""
+        """What this process wrote into folders that it then could not sync."""
 
     # --- write-once objects ---
 
@@ -162,7 +165,7 @@ class Directory:
         return self._name_file(data, path, hard=False)
 
     def _name_file(self, data: bytes, path: str, *, hard: bool) -> bool:
-        """Write a file, and when it is whole and safe, make the name a second one of it, or a symbolic link to it."""
+        """Write a file; once it is complete and durable, make the name a hard link or a symbolic link to it."""
         folder, _, name = path.rpartition("/")
         beside = f".{name}.{secrets.token_hex(6)}"
         draft, created = f"{folder}/{beside}", False
@@ -171,7 +174,7 @@ class Directory:
             os.link(draft, path) if hard else os.symlink(beside, path)
             created = True
         except FileExistsError:
-            created = hard and os.stat(draft).st_nlink == 2  # an answer was lost, and it is mine
+            created = hard and os.stat(draft).st_nlink == 2  # an answer was lost, and the object is ours
         finally:
             if hard or not (created or _may_link_to(path, beside)):
                 with contextlib.suppress(OSError):
@@ -187,11 +190,10 @@ class Directory:
             self._doubtful.pop(path, None)
 
     def _renew(self, path: str, data: bytes) -> None:
-        """Write an object again, under another name that takes its place with the same bytes.
+        """Write an object again, as a new file with the same bytes that replaces it.
 
-        A sync that failed says nothing about the next one: after an error the system may take what it could not write
-        for written. So what is synced must be new. A name that was lost with the sync may be another's by now, and
-        stays.
+        A failed sync says nothing about the next one: after an error the system may consider unwritten data written. So
+        what is synced must be new. A name that was lost with the sync may belong to another writer by now, and stays.
         """
         folder = path[: path.rindex("/")]
         self._check_links(folder)
@@ -205,7 +207,7 @@ class Directory:
         os.replace(again, path)
 
     def exists(self, key: str) -> bool | None:
-        """Whether the object exists; None if that takes a call of a server."""
+        """Whether the object exists; None if finding out takes a call to a server."""
         if self.shared:
             return None
         path = f"{self.root}/{key}"
@@ -230,13 +232,13 @@ class Directory:
     def get_run(
         self, keys: Iterable[str], *, limit: int, certain: bool = True
     ) -> list[Found | StoreUnreachable | None]:
-        """Objects of one folder that follow each other, up to the first that is missing, which is always certain.
+        """Consecutive objects of one folder, up to the first missing one, whose absence is always certain.
 
         Raises:
-            NoFolder: none of them is there, and not even their folder.
+            NoFolder: none of them exists, nor does their folder.
 
         """
-        paths = map(f"{self.root}/".__add__, keys)  # not a generator: one that Ctrl-C ends complains
+        paths = map(f"{self.root}/".__add__, keys)  # not a generator, which would complain if Ctrl-C ended it
         path = next(paths)
         folder = path[: path.rindex("/")]
         with reaching(folder):
@@ -254,7 +256,7 @@ class Directory:
         return found
 
     def _check_links(self, folder: str) -> None:
-        """See that no link below the root leads to this folder. In a folder of this user's alone, now and then."""
+        """Check that no link below the root leads to a folder; if it is only this user's, just from time to time."""
         now = time.monotonic()
         if self._checked.get(folder, 0.0) > now:
             return
@@ -278,7 +280,7 @@ class Directory:
         """A descriptor of a folder that no link below the root leads to.
 
         Raises:
-            FileNotFoundError: it is not there.
+            FileNotFoundError: it does not exist.
             NotADirectoryError: it, or one above it, is a link or a file.
 
         """
@@ -296,7 +298,7 @@ class Directory:
                 os.close(fd)
 
     def _check_mounted(self) -> None:
-        """Nothing is concluded, and nothing made, below a mount point where this store is not mounted."""
+        """Raise if this store is not mounted here: nothing is concluded or created below an empty mount point."""
         try:
             said = read_regular(self._meta, limit=DESCRIPTION)
         except _ABSENT:
@@ -305,7 +307,7 @@ class Directory:
             raise FileNotFoundError(errno.ENOENT, "another store is in its place")
 
     def _check_there(self) -> None:
-        """Before anything is written: the store's description is where it was, as a look at its inode tells."""
+        """Before a write, check by its inode that the store's description is where it was."""
         try:
             status = os.stat(self._meta)
         except _ABSENT:
@@ -325,7 +327,7 @@ class Directory:
             if error.errno != errno.ESTALE:
                 raise
             text = ""
-        if not text:  # half made, where links are not born whole
+        if not text:  # half made, where links are not created atomically
             return StoreUnreachable(f"{path} is being written at this moment. Nothing acknowledged is lost.")
         if text.startswith(_TEXT):
             with contextlib.suppress(ValueError):
@@ -334,7 +336,7 @@ class Directory:
                 return Found(data if len(data) <= limit else b"", len(data))
         if _BESIDE.fullmatch(text):
             return self._read_file(f"{path[: path.rindex('/')]}/{text}", limit) or Found(b"", 0)
-        data = text.encode(errors="surrogateescape")  # not ours: content, as any other
+        data = text.encode(errors="surrogateescape")  # not ours: content like any other
         return Found(data if len(data) <= limit else b"", len(data))
 
     @_again_if_replaced
@@ -398,7 +400,7 @@ class Directory:
 
     @contextlib.contextmanager
     def _replacing(self, key: str) -> Iterator[tuple[str, int]]:
-        """A name to write to in its folder, of which a descriptor is given; it then takes the place of the key's."""
+        """A name to write to, and a descriptor of its folder; the file then replaces the key's."""
         path = f"{self.root}/{key}"
         folder, _, name = path.rpartition("/")
         with reaching(path):
@@ -436,7 +438,7 @@ class Directory:
             return [name for name, is_folder in _entries(path) if is_folder is folders]
 
     def _look_into(self, folder: str) -> None:
-        """Before a folder is listed: see that this is the store's, and have the server say what is in it now."""
+        """Before a folder is listed, check that it is the store's, and make the server report its current contents."""
         if self.shared:
             look_anew(folder)
         self._check_mounted()
@@ -461,8 +463,8 @@ class Directory:
     def _off_this_thread(self, remove: Callable[[], None]) -> None:
         """Remove files that others may have opened.
 
-        An NFS server lends what is opened for reading (a delegation), and lets nobody remove it before it is given
-        back. A node that lost its power gives nothing back for 90 s, and nobody is to wait for that.
+        An NFS server delegates files that are opened for reading, and blocks their removal until the delegation is
+        returned. A node that lost power does not return it for 90 s, and nobody should wait for that.
         """
 
         def run() -> None:
@@ -475,7 +477,7 @@ class Directory:
             run()
 
     def modified(self, key: str) -> float | None:
-        """When this object was written, in seconds on the file system's own clock; None if there is none."""
+        """When this object was written, in seconds on the file system's own clock; None if it does not exist."""
         with reaching(key):
             try:
                 return os.lstat(f"{self.root}/{key}").st_mtime
@@ -483,7 +485,7 @@ class Directory:
                 return None
 
     def remove_folder(self, key: str) -> None:
-        """Remove this folder and all that is in it: from one moment to the next it is gone for everybody."""
+        """Remove this folder and everything in it: it disappears for everybody in one step."""
         path = f"{self.root}/{key}"
         folder, _, name = path.rpartition("/")
         gone = f"{_REMOVED}{secrets.token_hex(6)}"
@@ -496,7 +498,7 @@ class Directory:
         self._off_this_thread(lambda: self._clear(folder))
 
     def _clear(self, folder: str) -> None:
-        """Remove what was taken out of the way in this folder, also by processes that died over it."""
+        """Remove what was moved aside in this folder, including by processes that died before removing it."""
         with self._opened(folder) as fd:
             for name in os.listdir(folder):  # names only; what is removed is below the descriptor
                 if name.startswith(_REMOVED):
@@ -505,15 +507,15 @@ class Directory:
                         os.unlink(name, dir_fd=fd)
 
     def make_folder(self, key: str, unless: Sequence[str]) -> None:
-        """Make this folder, unless there is an object of a key in `unless`."""
+        """Create this folder, unless an object exists for a key in `unless`."""
         with reaching(key):
             self._make_folder(f"{self.root}/{key}", unless)
 
     def _make_folder(self, folder: str, unless: Sequence[str] = ()) -> bool:
-        """Make a folder, with those above it; whether it may be written to.
+        """Create a folder, with its parents; return whether it may be written to.
 
-        It may not if there is an object of a key in `unless`. This is checked again at the end: that object was written
-        before the folder was removed, so it is visible now, however long this process slept in the middle.
+        It may not if an object exists for a key in `unless`. This is checked again at the end: that object was written
+        before the folder was removed, so it is visible now, however long this process slept in between.
         """
         self._check_mounted()
         if self._any(unless):
@@ -535,7 +537,7 @@ class Directory:
         return any(found is not None for found in self.get_many(keys, limit=0))
 
     def _sync(self, folder: str) -> None:
-        """Make the names in a folder survive a loss of power. An NFS server has done that before it answered."""
+        """Make the names in a folder survive a loss of power. An NFS server does that before it answers."""
         if self._nfs:
             return
         fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -549,7 +551,7 @@ class Directory:
 
 
 def _may_link_to(path: str, text: str) -> bool:
-    """Whether this link has that text, as far as is known."""
+    """Whether this link may have that text, as far as is known."""
     try:
         return os.readlink(path) in (text, "")
     except FileNotFoundError:
@@ -565,7 +567,7 @@ def _text(data: bytes) -> str:
 
 
 class reaching:  # noqa: N801  # used like contextlib's managers, at a third of their price
-    """Trouble of a file system as our own error: it may pass, and nothing was acknowledged."""
+    """Turns a file system's errors into ours: they may pass, and nothing was acknowledged."""
 
     def __init__(self, path: str | Path) -> None:
         self._path = path
@@ -575,7 +577,8 @@ class reaching:  # noqa: N801  # used like contextlib's managers, at a third of 
 
     def __exit__(self, _kind: object, error: BaseException | None, _at: object) -> None:
         if isinstance(error, PermissionError):
-            # where the description can be read, this user may not do that; else a ticket may have run out, which passes
+            # if the description can be read, this user lacks the right; otherwise a ticket may have expired, which
+            # passes
             for folder in Path(self._path).parents:
                 with contextlib.suppress(OSError):
                     if folder.name == _ROOT:
@@ -588,7 +591,7 @@ class reaching:  # noqa: N801  # used like contextlib's managers, at a third of 
 
 
 def not_permitted(store: Path, may: str) -> Denied:
-    """The error for a store whose permissions keep this user out, and what cures it."""
+    """The error for a store whose permissions keep this user out, and how to fix it."""
     try:
         owner, group = store.owner(), store.group()
     except (OSError, KeyError):
@@ -600,19 +603,19 @@ def not_permitted(store: Path, may: str) -> Denied:
 
 
 def look_anew(folder: str) -> bool:
-    """Open a folder, so that this machine asks the server what is in it; whether it is there."""
+    """Open a folder, so that this machine asks the server for its contents; return whether it exists."""
     for attempt in range(2):
         try:
             os.close(os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC))
             return True
-        except _ABSENT:  # perhaps only remembered as absent
+        except _ABSENT:  # perhaps only cached as absent
             if attempt or len(folder) < 2 or not look_anew(folder[: folder.rindex("/")] or "/"):
                 break
     return False
 
 
 def _is_folder(path: str) -> bool:
-    """Whether there is a folder. Unlike `os.path.isdir`, it does not take an error of the disk for an answer."""
+    """Whether there is a folder. Unlike `os.path.isdir`, it does not mistake a disk error for an answer."""
     try:
         return stat.S_ISDIR(os.stat(path).st_mode)
     except _ABSENT:
@@ -620,7 +623,7 @@ def _is_folder(path: str) -> bool:
 
 
 def make_folder(folder: Path) -> bool:
-    """Make a folder whose parent is there, and give it to the parent's group; whether it was not there."""
+    """Create a folder whose parent exists, and give it to the parent's group; return whether it is new."""
     parent = os.open(folder.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         return _make_folder(folder.name, parent)
@@ -633,7 +636,7 @@ def _make_folder(name: str, parent: int) -> bool:
         os.mkdir(name, dir_fd=parent)
     except FileExistsError:
         return False
-    with contextlib.suppress(OSError):  # somebody has taken it away: whoever uses it notices
+    with contextlib.suppress(OSError):  # somebody has removed it: its next user will notice
         fd = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC | os.O_NOFOLLOW, dir_fd=parent)
         try:
             _share(fd, os.fstat(parent))
@@ -643,7 +646,7 @@ def _make_folder(name: str, parent: int) -> bool:
 
 
 def describe(meta: Path, said: dict[str, object]) -> None:
-    """Write a store's description, unless somebody else does at the same moment: one of them stays, for good."""
+    """Write a store's description, unless another process does so at the same moment: one of them stays for good."""
     draft = meta.with_name(f".{meta.name}.{secrets.token_hex(6)}")
     try:
         _write(str(draft), json.dumps(said).encode() + b"\n")
@@ -658,7 +661,7 @@ def describe(meta: Path, said: dict[str, object]) -> None:
 
 
 def links_work(folder: Path) -> bool:
-    """Whether symbolic links are write-once names here: a second of the same name is refused, the first stays."""
+    """Whether symbolic links are write-once names here: a second one of a name is refused, and the first stays."""
     if mount_of(folder).kind in UNFIT:
         return False
     name = folder / f".proof-{secrets.token_hex(6)}"
@@ -681,7 +684,7 @@ def links_work(folder: Path) -> bool:
 def _share(what: int, above: os.stat_result, *, bits: int = 0o7777) -> None:
     """Give a new file or folder to the group, if the folder above it is the group's to write to.
 
-    A folder with the sticky bit that all may write to, as /tmp, holds what is each user's own.
+    In a world-writable folder with the sticky bit, such as /tmp, everything belongs to its user.
     """
     everybodys = above.st_mode & stat.S_ISVTX and above.st_mode & stat.S_IWOTH
     if above.st_mode & stat.S_IWGRP and not everybodys:
@@ -690,7 +693,7 @@ def _share(what: int, above: os.stat_result, *, bits: int = 0o7777) -> None:
 
 
 def _write(path: str, data: bytes | Iterable[bytes], *, dir_fd: int | None = None) -> None:
-    """A new file, safe when this returns. An error of sync or close means that none of it is."""
+    """Write a new file, durable when this returns. After an error in sync or close, none of it is."""
     above = os.stat(path.rpartition("/")[0]) if dir_fd is None else os.fstat(dir_fd)
     fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666, dir_fd=dir_fd)
     try:
@@ -705,12 +708,12 @@ def _write(path: str, data: bytes | Iterable[bytes], *, dir_fd: int | None = Non
 
 
 def _entries(folder: str) -> list[tuple[str, bool]]:
-    """Names in a folder, in order, and whether each is a folder; none with a dot: drafts, and what NFS keeps open."""
+    """Names in a folder, in order, and whether each is a folder; without dot files: drafts, and what NFS keeps open."""
     try:
         with os.scandir(folder) as entries:
             return sorted((one.name, one.is_dir(follow_symlinks=False)) for one in entries if one.name[0] != ".")
     except OSError as error:
-        if error.errno == errno.ENAMETOOLONG or isinstance(error, _ABSENT):  # no key is that long
+        if error.errno == errno.ENAMETOOLONG or isinstance(error, _ABSENT):  # no key can be that long
             return []
         raise
 

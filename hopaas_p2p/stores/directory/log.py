@@ -1,10 +1,10 @@
-"""A log in a directory: single commits in a folder per range, and packs in place of folders that are full.
+"""A log in a directory: single commits in one folder per range, and packs in place of full folders.
 
     study/{uuid}/commits/{first:020d}/{lsn:020d}   a commit, as `core.codec` makes it, with the sum before it
     study/{uuid}/packs/{first:020d}                256 commits, beginning with that lsn
 
-A write is the quickest look there, and the past is in packs (see `packs`): who has not seen the end of the log lately
-reads these first. In a directory on one machine nobody waits; on a file server peers stay away after a commit.
+A write is the quickest check, and the past is in packs (see `packs`): a reader that has not seen the end of the log
+recently reads these first. In a directory on one machine nobody waits; on a file server peers pause after a commit.
 """
 
 from __future__ import annotations
@@ -26,15 +26,15 @@ from hopaas_p2p.stores.objects.log import BEHIND, RECEIPT, SPAN, WriteOnceLog, W
 from hopaas_p2p.stores.objects.scheduler import SpreadScheduler
 from hopaas_p2p.stores.objects.store import ObjectBackedStore
 
-TIDY_EVERY: Final = 64  # commits between two looks for folders that may go
-_KEPT: Final = 300.0  # seconds for which a folder stays beside its pack, by the file system's clock
+TIDY_EVERY: Final = 64  # commits between two checks for removable folders
+_KEPT: Final = 300.0  # seconds for which a folder is kept beside its pack, by the file system's clock
 _REMEMBERED: Final = 8 << 20  # bytes of commits kept in memory for the pack; beyond, they are read again
 
 
 class FolderLog(WriteOnceLog[Directory]):
     """See the module. One thread at a time."""
 
-    asleep = 60.0  # folders stay for 300 beside their packs
+    asleep = 60.0  # folders are kept for 300 beside their packs
     losses = 4
 
     def __init__(self, store: ObjectBackedStore[Directory], root: str) -> None:
@@ -43,7 +43,7 @@ class FolderLog(WriteOnceLog[Directory]):
         self.history.every = EVERY if self.rate_limited else 0.0
         self._writes = False
         self._recent: list[bytes] = []
-        """Commits of the present range, for its pack, in a process that writes."""
+        """Commits of the current range, for its pack, in a process that writes."""
         self._size = 0
         self._first = 0
         """The lsn of the first of these."""
@@ -52,14 +52,14 @@ class FolderLog(WriteOnceLog[Directory]):
         return f"{self.root}commits/{(lsn - 1) // SPAN * SPAN + 1:020d}/{lsn:020d}"
 
     def pack(self, lsn: int) -> str:
-        """Where the pack is that holds this lsn, if there is one."""
+        """The key of the pack that would hold this lsn."""
         return f"{self.root}packs/{first_of(lsn):020d}"
 
     def changed(self, since: int) -> bool | None:
         if since != self._head:
             return True
         following = self.objects.exists(self.key(since + 1))
-        if following is False and since:  # a folder that is gone: packed, or the log is deleted
+        if following is False and since:  # the folder is gone: it was packed, or the log was deleted
             return not self.objects.exists(self.key(since))
         return following
 
@@ -75,7 +75,7 @@ class FolderLog(WriteOnceLog[Directory]):
 
     def _read_on(self, since: int, entries: list[Entry], deadline: float, *, certain: bool) -> bool:
         head = self._head
-        near = since <= head and first_of(since + 1) == first_of(head + 1)  # what came since is not packed yet
+        near = since <= head and first_of(since + 1) == first_of(head + 1)  # later commits are not packed yet
         if not near and self._packed(since, entries):
             return True
         more = True
@@ -96,7 +96,10 @@ class FolderLog(WriteOnceLog[Directory]):
         return False
 
     def _read_range(self, lsn: int, entries: list[Entry], deadline: float, *, certain: bool) -> bool:
-        """Add the single commits of a range, beginning with this lsn; whether more may follow. Raises NoFolder."""
+        """Add the single commits of a range, beginning with this lsn; return whether more may follow.
+
+        Raises NoFolder.
+        """
         keys = map(self.key, range(lsn, first_of(lsn) + SPAN))
         for place, one in enumerate(self.objects.get_run(keys, limit=self.limit, certain=certain), lsn):
             found = self._resolved(place, one, deadline)
@@ -110,7 +113,7 @@ class FolderLog(WriteOnceLog[Directory]):
         return True
 
     def _packed(self, since: int, entries: list[Entry]) -> bool:
-        """Add what is in packs behind `since`; whether that is as much as a receipt may hold."""
+        """Add the packed commits after `since`; return whether that is as much as a receipt may hold."""
         size = 0
         while stored := self._packed_from(since + 1):
             for lsn, data in enumerate(stored, since + 1):
@@ -152,7 +155,7 @@ class FolderLog(WriteOnceLog[Directory]):
         return packed[0] if packed else super()._stored(lsn)
 
     def _check_absence(self, lsn: int, deadline: float) -> None:
-        """There is neither a folder nor a pack for this lsn: nobody has written to it yet, or the log is gone."""
+        """There is neither a folder nor a pack for this lsn: check whether it is unwritten, or the log is gone."""
         if self._is_deleted():
             raise StudyDeleted
         if lsn == 1:
@@ -161,11 +164,11 @@ class FolderLog(WriteOnceLog[Directory]):
             self.history.gone(lsn - 1)
 
     def _check_hole(self, lsn: int, deadline: float) -> None:
-        """A reader that was behind has found nothing at this lsn: there must be nothing after it, either."""
+        """A reader that was behind has found nothing at this lsn: check that there is nothing after it, either."""
         for key in (self.key(lsn), self.pack(lsn)):
             folder = key.rpartition("/")[0] + "/"
             if any(lsn_of(one) is not None for one in self.objects.listed(folder, after=key)):
-                if self._get(lsn, deadline) is not None:  # written this moment
+                if self._get(lsn, deadline) is not None:  # written just now
                     return
                 if not self._packed_from(lsn):
                     self._missing(lsn)
@@ -173,7 +176,7 @@ class FolderLog(WriteOnceLog[Directory]):
     # --- appending ---
 
     def _create(self, lsn: int, data: bytes) -> bool:
-        """An object means nothing if this process slept and its range was packed and removed meanwhile."""
+        """An object does not count if this process slept and its range was packed and removed meanwhile."""
         unless: tuple[str, ...] | None = None
         if lsn % SPAN == 1:
             unless = (self.pack(lsn), self._ended)
@@ -194,7 +197,7 @@ class FolderLog(WriteOnceLog[Directory]):
                 self._tidy(lsn)
 
     def _remember(self, lsn: int, data: bytes) -> None:
-        """A commit was read or written; a process that writes keeps those of the present range for its pack."""
+        """A commit was read or written; a process that writes keeps those of the current range for its pack."""
         if not self._writes:
             return
         if lsn % SPAN == 1:
@@ -205,9 +208,9 @@ class FolderLog(WriteOnceLog[Directory]):
             self._size += len(data)
 
     def _tidy(self, lsn: int) -> None:
-        """Pack the range that ends here, remove folders whose packs are some minutes old, pack what nobody has packed.
+        """Pack the range that ends here, remove folders whose packs are some minutes old, and pack forgotten ranges.
 
-        Makes the folder of the next range, too: where not even a folder exists, a look for a commit takes many calls.
+        Also creates the next range's folder: without it, looking for a commit takes many calls.
         """
         if lsn % SPAN == 0:
             self._pack(first_of(lsn))
@@ -280,7 +283,7 @@ class FolderLog(WriteOnceLog[Directory]):
         return head
 
     def destroy(self) -> None:
-        """End the log in a tombstone, and remove all that it held."""
+        """End the log with a tombstone, and remove everything in it."""
         with contextlib.suppress(StoreCorrupt):  # it goes with the rest
             super().destroy()
         for folder in ("commits", "packs", "snapshot"):

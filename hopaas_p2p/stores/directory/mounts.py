@@ -11,22 +11,22 @@ MOUNTS: Final = Path("/proc/self/mountinfo")
 _LOCAL: Final = frozenset(
     ("bcachefs", "btrfs", "ext2", "ext3", "ext4", "f2fs", "hfsplus", "jfs", "overlay", "ramfs", "tmpfs", "xfs", "zfs")
 )
-"""Seen by one machine only: what one process does, every other sees at once."""
+"""Used by one machine only: what one process does is visible to all others at once."""
 NFS: Final = frozenset(("nfs", "nfs4"))
 BORN_WHOLE: Final = _LOCAL | NFS | {"ceph", "fuse.ceph", "fuse.ceph-fuse"}
-"""Where a symbolic link is there with all of its text or not at all, for every machine.
+"""Where a symbolic link appears with all of its text or not at all, on every machine.
 
-It is not on GlusterFS: a client that looks at a name while its link is being made may see a link without text, or make
-the creation fail after others were refused the name."""
+GlusterFS is not among them: a client that reads a name while its link is being created may see a link without text, or
+make the creation fail after others were refused the name."""
 UNFIT: Final = frozenset(("cifs", "exfat", "fuse.exfat", "msdos", "ntfs", "ntfs3", "smb3", "smbfs", "vfat"))
-"""Have no symbolic links, or only imitate them."""
+"""File systems that have no symbolic links, or only imitate them."""
 
 
 class Mount(NamedTuple):
     """One line of the system's table of mounts."""
 
     kind: str
-    """The type of the file system, `nfs4` or `ext4`; empty if the system does not say."""
+    """The type of the file system, `nfs4` or `ext4`; empty if the system does not report it."""
     source: str
     options: tuple[str, ...]
     point: str = ""
@@ -43,7 +43,7 @@ class Mount(NamedTuple):
 
 
 def mount_of(path: Path, table: Path = MOUNTS) -> Mount:
-    """The mount that holds this path, which need not be there."""
+    """The mount that contains this path, which need not exist."""
     with contextlib.suppress(OSError, ValueError, IndexError, StopIteration):
         rows = [line.split(" ") for line in table.read_text(errors="replace").splitlines()]
         points = {re.sub(r"\\([0-7]{3})", lambda code: chr(int(code[1], 8)), row[4]): row for row in rows}

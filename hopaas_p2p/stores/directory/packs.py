@@ -1,12 +1,12 @@
 """Packs: 256 commits in one ordinary file, so that no folder ever holds thousands of small ones.
 
 The commits of a range, lsns 1 to 256, 257 to 512 and so on, begin as single objects in a folder of that range. The
-writer of the last one also writes the pack; minutes later the folder is removed as a whole. So a range is open (a
-folder), packed (both) or closed (a pack), and never anything else: a reader whose folder is gone looks for the pack,
-and a writer that would have to make a folder anew looks for the pack first. No clock decides about that.
+writer of the last one also writes the pack; minutes later the whole folder is removed. So a range is open (a folder),
+packed (both) or closed (a pack), and never anything else: a reader whose folder is gone looks for the pack, and a
+writer that would have to create the folder again looks for the pack first. No clock is involved.
 
-A frame of a pack is a commit's length in 8 hex digits, a space, its bytes, and a newline. Bytes that were no commit
-when they were packed have an exclamation mark in place of the space; any other frame whose checksum fails is damage.
+A frame of a pack is a commit's length in 8 hex digits, a space, its bytes, and a newline. Bytes that were not a commit
+when they were packed have an exclamation mark in place of the space; any other frame whose checksum fails is damaged.
 """
 
 from __future__ import annotations
@@ -23,17 +23,17 @@ LARGEST_PACK: Final = SPAN * (LARGEST + _HEAD + 1)  # bytes of a pack
 
 
 def first_of(lsn: int) -> int:
-    """The lsn with which the range of this one begins."""
+    """The first lsn of this lsn's range."""
     return (lsn - 1) // SPAN * SPAN + 1
 
 
 def frame(payload: bytes) -> bytes:
-    """A commit as it stands in a pack."""
+    """A commit in the form that a pack holds."""
     return b"%08x%b%b\n" % (len(payload), b" " if codec.intact(payload) else b"!", payload)
 
 
 def frames(data: bytes, position: int = 0, *, sound: bool = True) -> tuple[list[bytes], int]:
-    """The commits in these bytes, up to the first that is not whole and, if asked for, sound, and where that begins."""
+    """The commits in these bytes up to the first incomplete (with `sound`, damaged) one, and where that begins."""
     found: list[bytes] = []
     while (end := _end(data, position, sound=sound)) is not None:
         found.append(data[position + _HEAD : end - 1])
@@ -42,7 +42,7 @@ def frames(data: bytes, position: int = 0, *, sound: bool = True) -> tuple[list[
 
 
 def salvaged(data: bytes) -> dict[int, bytes]:
-    """Place -> bytes of the frames in a damaged pack: from its beginning, and back from its end."""
+    """Place -> bytes of the frames in a damaged pack, read from its beginning, and backwards from its end."""
     first, position = frames(data, sound=False)
     last: list[bytes] = []
     while position < len(data):
@@ -55,7 +55,7 @@ def salvaged(data: bytes) -> dict[int, bytes]:
 
 
 def _end(data: bytes, position: int, *, sound: bool = True) -> int | None:
-    """Where the frame at `position` ends, if all of it is there and, if asked for, its checksum holds."""
+    """Where the frame at `position` ends, if it is complete and, with `sound`, its checksum matches."""
     head = data[position : position + _HEAD]
     if len(head) < _HEAD or head[8:] not in (b" ", b"!"):
         return None

@@ -1,8 +1,8 @@
-"""Which stores this user has seen on this machine: one whose file system is away is not begun anew on the local disk.
+"""Which stores this user has seen on this machine, so that none is recreated on the local disk while it is unmounted.
 
 A note per store, in `$XDG_STATE_HOME/hopaas-p2p/stores`: which store was in which directory, and on which mount. If the
-directory is empty now and lies on another mount, the file system is away, and the store with it. On the same mount
-somebody has removed the store, and may make another.
+directory is empty now and on another mount, the file system is away, and the store with it. If the mount is the same,
+somebody has removed the store, and may create another.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _LIMIT: Final = 1 << 16  # bytes of a note
 
 
 class KnownStore(msgspec.Struct, frozen=True):
-    """A store in a directory, as it was found last."""
+    """A store in a directory, as last found."""
 
     uuid: str
     mount: tuple[str, str]
@@ -32,7 +32,7 @@ class KnownStore(msgspec.Struct, frozen=True):
 
 
 def remember(path: Path, uuid: str) -> None:
-    """Note that this store is there. May fail: then it is not known again."""
+    """Note that this store exists. May fail: then it is not recognized later."""
     seen = KnownStore(uuid, mount_point(path))
     with contextlib.suppress(OSError, RuntimeError):
         note = _note(path)
@@ -42,10 +42,10 @@ def remember(path: Path, uuid: str) -> None:
 
 
 def check_not_away(path: Path) -> None:
-    """Before a store is made in this directory, or said not to be there.
+    """Check a directory before a store is created in it, or reported missing.
 
     Raises:
-        StoreAway: there was one, on a file system that is not mounted now.
+        StoreAway: there was a store, on a file system that is not mounted now.
 
     """
     with contextlib.suppress(OSError, RuntimeError):
@@ -67,7 +67,7 @@ def is_known(path: Path) -> bool:
 
 
 def mount_point(path: Path) -> tuple[str, str]:
-    """Where the file system of this path is mounted, and its kind."""
+    """Where the file system of this path is mounted, and its type."""
     mount = mount_of(path)
     return mount.point, mount.kind
 

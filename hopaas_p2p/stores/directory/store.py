@@ -1,6 +1,6 @@
 """A store in a directory, on a local file system or one that several machines share.
 
-Names are in `stores.objects.store` and `stores.objects.log`, how they are written in `files`. There is no lock.
+`stores.objects.store` and `stores.objects.log` define the names, `files` how they are written. There is no lock.
 """
 
 from __future__ import annotations
@@ -31,16 +31,16 @@ from hopaas_p2p.stores.directory.mounts import mount_of
 from hopaas_p2p.stores.objects.store import FORMAT, META, ObjectBackedStore, uuid_in
 
 _NO_FILE: Final = (errno.EINVAL, errno.EFBIG, errno.ELOOP)
-"""What `read_regular` says of something else in the place of a file."""
+"""The errors of `read_regular` for something that is not a file."""
 _LOGS: Final = 1000  # remembered at a time
-_LOOK_EVERY: Final = 1.0  # seconds between looks into a directory on a file server
+_LOOK_EVERY: Final = 1.0  # seconds between reads of a directory on a file server
 _BEATS: Final = 40 * 86_400.0  # seconds; the longest silence that a peer may ask for is 30 days
 _SWEEP_EVERY: Final = 86_400.0  # seconds
 _WRITTEN_WITHIN: Final = 2.0  # seconds within which the creator of a description writes it
 
 
 def _is_there(path: Path) -> bool:
-    """Whether there is something of that name; raises an OSError where that cannot be told."""
+    """Whether something with that name exists; raises an OSError if that cannot be determined."""
     try:
         path.lstat()
     except (FileNotFoundError, NotADirectoryError):
@@ -52,8 +52,8 @@ class DirectoryStore(ObjectBackedStore[Directory]):
     """Logs, snapshots and beats under one directory, which it creates if its parent exists.
 
     Raises:
-        ConfigurationError: a file stands where the directory should be, or nothing where its parent should; it cannot
-            be read or created, or its file system has no symbolic links.
+        ConfigurationError: a file is in the directory's place, or its parent is missing; it cannot be read or created,
+            or its file system has no symbolic links.
         NewerFormat: a newer version wrote it.
         Denied: its permissions keep this user out.
 
@@ -69,7 +69,7 @@ class DirectoryStore(ObjectBackedStore[Directory]):
         self._proven = False
         self._sweep_at = time.monotonic()
         self._logs: dict[str, FolderLog] = {}
-        """Those that were used last, the newest at the end."""
+        """The most recently used logs, the newest at the end."""
         try:
             self._prepare(create=create)
         except StoreAway:
@@ -118,7 +118,7 @@ class DirectoryStore(ObjectBackedStore[Directory]):
             self.objects.delete([f"beats/{peer}"])
 
     def sweep_beats(self) -> None:
-        """Looks once a day; compares them by the file system's clock with the newest."""
+        """Runs once per day; compares the beats with the newest one by the file system's clock."""
         if time.monotonic() < self._sweep_at:
             return
         self._sweep_at = time.monotonic() + _SWEEP_EVERY
@@ -127,7 +127,7 @@ class DirectoryStore(ObjectBackedStore[Directory]):
         self.objects.discard([key for key, at in beaten.items() if 0.0 < at < newest - _BEATS])
 
     def _prove(self) -> None:
-        """See, once per process and before it writes, that of all that create one name exactly one succeeds."""
+        """Prove, once per process and before it writes, that exactly one of several creators of a name succeeds."""
         if not self._proven and not links_work(self._root):
             kind = mount_of(self._root).kind or "of this kind"
             raise ConfigurationError(
@@ -141,7 +141,7 @@ class DirectoryStore(ObjectBackedStore[Directory]):
     def _log(self, root: str) -> FolderLog:
         known = self._logs.pop(root, None)
         log = self._logs[root] = known or FolderLog(self, root)
-        if len(self._logs) > _LOGS:  # a server is asked for any, and those that have not been used for long go
+        if len(self._logs) > _LOGS:  # the least recently used ones are dropped
             self._logs.pop(next(iter(self._logs)), None)
         return log
 

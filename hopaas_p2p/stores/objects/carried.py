@@ -1,18 +1,18 @@
-"""Copies of earlier commits behind a commit's own bytes, so that a reader that is far behind reads few objects.
+"""Copies of earlier commits after a commit's own bytes, so that a reader that is far behind reads few objects.
 
-In a bucket the object of a commit may hold the commits before it, too:
+In a bucket, the object of a commit may also hold the commits before it:
 
     the commit, with its sum | msgpack [sum before the first copy, [copy, ...]] | tail
 
     tail: length of the commit (4 bytes) | crc32 of all before (4 bytes), both little-endian | MAGIC
 
 Copies are the commits as their writers sealed them, oldest first, without a gap up to the commit itself. They go back
-to the last commit of every writer that was seen among the last 32, because that is how far these writers are behind: a
-log with one writer carries nothing. An object without a tail is a commit alone.
+to the last commit of every writer seen among the last 32, because that is how far behind these writers are: a log with
+one writer carries nothing. An object without a tail is a single commit.
 
-The object under a commit's own lsn remains what counts. A copy is believed because the sums of the copies lead from the
-sum that the reader knows to the one that the commit carries (`core.chain`). These sums are no defence against somebody
-who forges copies; but every peer also compares the copies that it reads with the commits that it has read itself.
+The object under a commit's own lsn remains authoritative. A copy is trusted because the sums of the copies lead from
+the sum that the reader knows to the one that the commit carries (`core.chain`). These sums do not protect against
+forged copies, but every peer also compares the copies that it reads with the commits that it has read itself.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ from hopaas_p2p.errors import BrokenChain
 from hopaas_p2p.stores.base import Entry
 
 MOST: Final = 32
-"""Copies in an object, at most."""
+"""The most copies in an object."""
 MOST_BYTES: Final = 64 << 10
-"""Bytes of the copies in an object, at most."""
+"""The most bytes of copies in an object."""
 OVERHEAD: Final = MOST_BYTES + 1024
-"""Bytes by which copies make an object larger, at most."""
+"""The most bytes by which copies enlarge an object."""
 MAGIC: Final = b"\x00carried"
 _TAIL: Final = 16
 _encoder: Final = msgspec.msgpack.Encoder()
@@ -40,7 +40,7 @@ _copies: Final = msgspec.msgpack.Decoder(tuple[int, list[bytes]])
 
 
 class Opened(NamedTuple):
-    """An object of a log, taken apart."""
+    """An object of a log, split into its parts."""
 
     stored: bytes
     """The commit as an object without copies would hold it."""
@@ -49,7 +49,7 @@ class Opened(NamedTuple):
     before: int = 0
     """The sum of the log before the first copy."""
     sound: bool = True
-    """Whether the object is as its writer left it, as far as a checksum tells."""
+    """Whether the object is as its writer left it, according to its checksum."""
 
 
 class _Seen(NamedTuple):
@@ -59,7 +59,7 @@ class _Seen(NamedTuple):
 
 
 def opened(data: bytes) -> Opened:
-    """The commit and the copies in these bytes. Bytes that no writer of ours left are all the commit's own."""
+    """The commit and the copies in these bytes. Bytes that do not have our format count as the commit's own."""
     if not data.endswith(MAGIC) or len(data) < _TAIL or codec.intact(data):
         return Opened(data, sound=codec.intact(data))
     length = int.from_bytes(data[-16:-12], "little")
@@ -76,7 +76,7 @@ def opened(data: bytes) -> Opened:
 
 
 def sealed(stored: bytes, before: int, copies: list[bytes]) -> bytes:
-    """The object of a commit that carries these copies, of which the first follows this sum."""
+    """The object of a commit that carries these copies; `before` is the sum before the first one."""
     body = b"%b%b%b" % (stored, _encoder.encode((before, copies)), len(stored).to_bytes(4, "little"))
     return b"%b%b%b" % (body, zlib.crc32(body).to_bytes(4, "little"), MAGIC)
 
@@ -88,7 +88,7 @@ class PiggybackedCommits:
         self._seen: deque[_Seen] = deque(maxlen=MOST)
 
     def saw(self, lsn: int, payload: bytes, before: int | None) -> None:
-        """This commit was read or written, where that is the sum before it."""
+        """Record that this commit, with this sum before it, was read or written."""
         if len(payload) > MOST_BYTES:
             before = None
         if before is None or (self._seen and self._seen[-1].lsn != lsn - 1):
@@ -98,11 +98,11 @@ class PiggybackedCommits:
 
     @property
     def shared(self) -> bool:
-        """Whether these are of several writers: then whoever writes next carries the last of them."""
+        """Whether these are from several writers: then the next commit carries the last of them."""
         return len({codec.writer_of(one.payload) for one in self._seen}) > 1
 
     def load(self, lsn: int, stored: bytes, before: int | None) -> bytes:
-        """The object of a commit that is to be written at this lsn, with the copies that others probably lack."""
+        """The object of a commit to be written at this lsn, with the copies that others probably lack."""
         copies = self._lacking(lsn, before) if chain.has_sum(stored) else []
         return sealed(stored, copies[0].before, [one.payload for one in copies]) if copies else stored
 

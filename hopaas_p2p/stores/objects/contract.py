@@ -1,8 +1,7 @@
-"""What a log needs of a bucket or a directory: a handful of calls, and what their answers mean.
+"""What a log needs from a bucket or a directory: a handful of calls, and what their answers mean.
 
-`put_new` is the one that carries everything: of all that write one key, exactly one succeeds, and what it wrote never
-changes. Nothing is retried here, except for keys that expired and a clock that is wrong: the caller must know what is
-not known.
+Everything rests on `put_new`: of all calls that write one key, exactly one succeeds, and what it wrote never changes.
+Nothing is retried here, except after expired keys or a wrong clock: the caller must know when an outcome is unknown.
 """
 
 from __future__ import annotations
@@ -16,78 +15,78 @@ from hopaas_p2p.errors import StoreUnreachable
 from hopaas_p2p.stores.base import Progress
 
 LARGEST: Final = codec.MAX_BYTES + (64 << 10)
-"""Bytes of an object: the largest commit, with its stamp and what is around it."""
-_DIGITS: Final = 20  # of an lsn, in a name
+"""Bytes of an object: the largest commit, with its stamp and framing."""
+_DIGITS: Final = 20  # digits of an lsn, in a name
 
 
 def lsn_of(key: str) -> int | None:
-    """The lsn that this object or folder is named after; None if it is not one of ours."""
+    """The lsn after which this object or folder is named; None if it is not one of ours."""
     name = key.rstrip("/").rpartition("/")[2]
     return int(name) if len(name) == _DIGITS and name.isascii() and name.isdigit() else None
 
 
 class Found(NamedTuple):
-    """An object as it was read."""
+    """An object, as read."""
 
     data: bytes
     """Empty if the object is larger than the caller's limit."""
     size: int
     modified: float = 0.0
-    """When the server took it, by the server's clock; 0 if it did not say."""
+    """When the server accepted it, by the server's clock; 0 if the server did not report that."""
 
 
 class ObjectStore(Protocol):
-    """The calls. Keys are relative to the store's root. Any thread may call.
+    """The calls. Keys are relative to the store's root. They may be made from any thread.
 
     Raises, all of them:
-        StoreUnreachable: no answer, or one that says try later. What was asked for may have been done.
-        Denied: this user may not do that. It was not done.
-        ConfigurationError: bucket, keys, clock or server must be changed. It was not done.
+        StoreUnreachable: no answer, or one that says to try later. The request may have been carried out.
+        Denied: this user may not do that. The request was not carried out.
+        ConfigurationError: bucket, keys, clock or server must be changed. The request was not carried out.
 
     """
 
     settles: float
-    """Seconds for which a new object may be read other than it is, because of what this machine has in a cache."""
+    """Seconds for which a new object may be read wrongly, because of this machine's cache."""
 
     def put_new(self, key: str, data: bytes, *, unless: Sequence[str] | None = ()) -> bool:
-        """Write the object if there is none; whether this call did. Durable when this returns True.
+        """Write the object if there is none; return whether this call did. Durable when this returns True.
 
-        Where keys lie in folders that are removed as a whole, one that has to be made anew is not, and nothing is
-        written, if there is an object of a key in `unless`, or if that is None.
+        Where keys are in folders that are removed entirely, a missing folder is not created again, and nothing is
+        written, if an object exists for a key in `unless`, or if `unless` is None.
         """
 
     def secure(self, key: str) -> None:
-        """Make sure that an object that was seen survives a loss of power."""
+        """Make sure that an object that has been seen survives a loss of power."""
 
     def get(self, key: str, *, limit: int, certain: bool = True) -> Found | None:
-        """The object, or None. One that is larger than `limit` bytes is not read.
+        """The object, or None. An object larger than `limit` bytes is not read.
 
-        Unless `certain`, what this machine remembers of the folder will do, for a caller that can be wrong about it.
+        Unless `certain`, this machine's cached view of the folder is enough, for a caller that can tolerate errors.
         """
 
     def get_many(self, keys: Sequence[str], *, limit: int) -> Sequence[Found | StoreUnreachable | None]:
-        """Like `get`, for several at once; an error stands in the place of its object."""
+        """Like `get`, for several at once; an error takes the place of its object."""
 
     def put(self, key: str, data: bytes) -> None:
-        """Write the object, whole, replacing one that is there. Durable when this returns."""
+        """Write the object atomically, replacing an existing one. Durable when this returns."""
 
     def put_same(self, key: str, data: bytes) -> None:
-        """Write an object of which every writer has the same bytes, whole; one that is there may stay."""
+        """Atomically write an object for which all writers have the same bytes; an existing one may stay."""
 
     def listed(self, prefix: str, *, after: str = "", at_most: int | None = None) -> list[str]:
         """The keys that begin with this folder, in order."""
 
     def delete(self, keys: Iterable[str]) -> None:
-        """Remove these, if they are there."""
+        """Remove these objects, if they exist."""
 
     def discard(self, keys: Iterable[str]) -> None:
-        """Like `delete`, for objects that nobody misses: they may go a little later, or not at all."""
+        """Like `delete`, for objects that nobody needs: they may be removed a little later, or not at all."""
 
     def upload(self, key: str, source: Path) -> None:
-        """Write a file of any size; whole or not at all."""
+        """Write a file of any size; completely or not at all."""
 
     def download(self, key: str, target: Path, progress: Progress | None = None) -> bool:
-        """Write the object to a file; whether there was one."""
+        """Write the object to a file; return whether it existed."""
 
 
 Objects = TypeVar("Objects", bound=ObjectStore)

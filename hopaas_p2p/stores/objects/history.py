@@ -1,13 +1,14 @@
-"""What one handle on a log knows of its past, and whether that still holds: the sums, and the removals.
+"""What one handle on a log knows about its past, and whether that still holds: the sums, and the removals.
 
 A commit is stored with the sum of the log before it (see `core.chain`), and what is read must follow what was read
-before. In a directory on a local file system, a look at the last commit costs some microseconds, so it comes before
-every write: a backup that somebody restores under running peers is noticed before anything is written beside it. On a
-file server the look comes once a second. In a bucket the next commit tells.
+before. In a directory on a local file system, checking the last commit costs some microseconds, so it precedes every
+write: a backup that is restored under running peers is noticed before anything is written beside it. On a file server
+the check happens once per second. In a bucket, the next commit reveals it.
 
 A free key is the end of the log only for a process that was awake: `gc` leaves everything in a bucket for a day, and a
-folder of a directory stays for minutes beside its pack. A process that finds that some clock of its machine has moved
-on by more than that since the last contact looks before it believes, and before it acknowledges what it wrote.
+folder of a directory stays for minutes beside its pack. If some clock of a process's machine has advanced by more than
+that since the last contact, the process checks for removals before it trusts a free key, and before it acknowledges
+what it wrote.
 """
 
 from __future__ import annotations
@@ -21,12 +22,12 @@ from hopaas_p2p.errors import BehindRetention, BrokenChain, StudyDeleted
 from hopaas_p2p.stores.objects.contract import ObjectStore, lsn_of
 
 DELETED: Final = "deleted"
-EVERY: Final = 1.0  # seconds between two looks at the last commit where each may cost a call of a server
+EVERY: Final = 1.0  # seconds between checks of the last commit where each may cost a call to a server
 _ADVICE: Final = "Was a backup restored under running peers? Nothing was changed. Look with: hopaas-p2p doctor URL"
 
 
 class Clocks(NamedTuple):
-    """This machine's clocks: one of them goes on whatever sleeps."""
+    """This machine's clocks: at least one of them advances, whatever sleeps."""
 
     wall: float
     boot: float
@@ -36,7 +37,7 @@ _BOOT: Final = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
 
 
 def clocks() -> Clocks:
-    """What they show now."""
+    """Their current readings."""
     return Clocks(time.time(), time.clock_gettime(_BOOT))
 
 
@@ -46,7 +47,7 @@ class History:
     Args:
         objects: where the log is.
         root: of the log.
-        stored: reads what is stored at an lsn; None if nothing is, for certain.
+        stored: reads what is stored at an lsn; None if there is certainly nothing.
         asleep: seconds without contact after which this process may have slept through a removal.
 
     """
@@ -56,16 +57,16 @@ class History:
     ) -> None:
         self._objects, self._root, self._stored, self._asleep = objects, root, stored, asleep
         self.every = 0.0
-        """Seconds between two looks whether the last commit is still there."""
+        """Seconds between two checks that the last commit is still there."""
         self._lsn = 0
         self._sum: int | None = 0
         """The sum of the log up to that lsn, if it is known."""
         self._checked_at = 0.0
         self.contradicted = False
-        """Whether something that was read since `begin` does not follow what was read before."""
+        """Whether something read since `begin` does not follow what was read before."""
         self.clocks: Callable[[], Clocks] = clocks
         self.last: Clocks | None = None
-        """The last moment at which what this process knew of the log's end was true."""
+        """The last moment at which this process's knowledge of the log's end was true."""
         self._began = self.clocks()
         self._known: Clocks | None = None
         """The same as `last` for this exchange, which may yet fail."""
@@ -73,11 +74,11 @@ class History:
     # --- did this process sleep? ---
 
     def begin(self, since: int, known: int | None = None) -> bool:
-        """An exchange begins, of a peer that has read so many commits, with this sum; whether it may have slept.
+        """Begin an exchange of a peer that has read up to `since`, with this sum; return whether it may have slept.
 
         Raises:
-            BehindRetention: some that come after these are gone.
-            StudyDeleted: all are.
+            BehindRetention: some later commits have been removed.
+            StudyDeleted: all have been removed.
 
         """
         self._began, self._known = self.clocks(), self.last
@@ -90,17 +91,17 @@ class History:
         return woke
 
     def saw_end(self) -> None:
-        """The end of the log was seen after this exchange had begun."""
+        """Record that the end of the log was seen after this exchange had begun."""
         self._known = self._began
 
     def end(self, since: int) -> None:
-        """After it: a peer that fell asleep on the way may have written where `gc` has been. Raises like `begin`."""
+        """End the exchange: a peer that slept during it may have written where `gc` has been. Raises like `begin`."""
         if _apart(self.clocks(), self._began) > self._asleep:
             self._check_retained(since)
         self.last = self._known
 
     def slept(self) -> bool:
-        """Whether this process may have slept since the end of the log was seen last."""
+        """Whether this process may have slept since the end of the log was last seen."""
         return self._known is None or _apart(self.clocks(), self._known) > self._asleep
 
     def _check_retained(self, since: int) -> None:
@@ -121,14 +122,14 @@ class History:
         return self._sum if self._lsn == lsn - 1 else None
 
     def follow(self, lsn: int, payload: bytes, before: int | None = None) -> None:
-        """This commit was read, with the sum that its writer had, or written."""
+        """Record that this commit was read, with its writer's sum, or written."""
         known = self.before(lsn)
         if before is None:
             before = known
         elif known is not None and known != before:
             self.contradicted = True
         elif known is not None:
-            self._checked_at = time.monotonic()  # as good as a look at the last commit
+            self._checked_at = time.monotonic()  # as good as checking the last commit
         if before is not None:
             self._lsn, self._sum = lsn, chain.following(before, payload)
         elif lsn > self._lsn:
@@ -136,14 +137,14 @@ class History:
 
     @staticmethod
     def gone(lsn: int) -> NoReturn:
-        """There is no such commit, although a peer's state stands on it."""
+        """Raise because this commit is missing, although a peer's state depends on it."""
         raise BrokenChain(f"commit {lsn}, which a peer has read, is gone from the log. {_ADVICE}")
 
     def check_last(self, since: int, now: float) -> None:
-        """Before a write: see that the last commit which a peer has read is there, as it was.
+        """Before a write, check that the last commit that the peer has read is still there, unchanged.
 
         Raises:
-            BrokenChain: it is not.
+            BrokenChain: it is missing or different.
 
         """
         if not since or since != self._lsn or now - self._checked_at < self.every:
@@ -163,5 +164,5 @@ class History:
 
 
 def _apart(now: Clocks, then: Clocks) -> float:
-    """Seconds by which the clocks have moved on; the wall clock may have been set back."""
+    """Seconds by which the clocks have advanced; the wall clock may have been set back."""
     return max(abs(now.wall - then.wall), now.boot - then.boot)

@@ -6,17 +6,17 @@ This is what the log of a directory (`directory.log`) and that of a bucket (`s3.
     study/{uuid}/snapshot/blocks/{name}            finished trials, shared by snapshots: see `core.snapshot.split`
     study/{uuid}/boundary/{lsn:020d}               commits up to this lsn were removed; `deleted`: all of them
 
-To append, put the next key. Of all that do, one succeeds. The answer has three outcomes. *Mine*: it was created. *Not
-mine*: it exists; the object that is there says whose it is, and it may be mine, from an earlier attempt whose answer
-was lost. *Unknown*: a time-out, an I/O error; the object that is there decides, and if there is none, the same bytes go
-to the same key once more. A peer never moves on while a key is undecided: an attempt that is still under way somewhere
-could then land behind its back. For the same reason it never gives a commit up: it comes again with the same bytes.
+To append, put the next key. Of all peers that do, one succeeds. There are three outcomes. *Mine*: it was created. *Not
+mine*: it exists; the object shows whose it is, and it may be mine, from an earlier attempt whose answer was lost.
+*Unknown*: a timeout or an I/O error; the object that is there decides, and if there is none, the same bytes are sent to
+the same key again. A peer never moves on while a key is undecided: an attempt that is still under way somewhere could
+then take effect unnoticed. For the same reason it never gives up a commit, but sends the same bytes again.
 
-There is no lock. A peer that is stopped, frozen or cut off in the middle of a write holds nobody up.
+There is no lock. A peer that is stopped, frozen or cut off in the middle of a write does not delay others.
 
-A deleted study ends in a tombstone, so that a peer that still writes to it finds that instead of a free key.
+A deleted study ends with a tombstone, which a peer that still writes to it finds instead of a free key.
 
-A log is read from what is known to the first free key. Only an end that is certain is believed: see `History`,
+A log is read from what is known up to the first free key. Only a certain end is trusted: see `History`,
 and for network file systems `directory.files`.
 """
 
@@ -50,17 +50,17 @@ from hopaas_p2p.stores.objects.store import ObjectBackedStore
 
 TOMBSTONE: Final = b"hopaas: this study is deleted\n"
 BEHIND: Final = -1
-"""In place of an lsn that was the end of the log: the next look begins from the past."""
+"""In place of the lsn of the log's end: the next read begins with the past."""
 RECEIPT: Final = 8 << 20  # bytes of commits that one exchange returns
 SPAN: Final = SNAPSHOT_EVERY
-"""Commits of a range, which a pack of a directory holds: those after a snapshot begin with a range of their own."""
+"""Commits of a range, which a directory's pack holds; the commits after a snapshot begin a new range."""
 _MAX_SNAPSHOT: Final = 1 << 30
 _PAUSES: Final = (0.05, 1.0)  # seconds
 _SECOND_LOOK: Final = 0.005  # seconds
 
 
 class WriteScheduler:
-    """Writes at once and never looks first, as in a directory on one machine, where both cost next to nothing.
+    """Writes at once without reading first, as in a directory on one machine, where both cost next to nothing.
 
     Times are seconds on the caller's monotonic clock, except for `modified`, which is the server's.
     """
@@ -69,7 +69,7 @@ class WriteScheduler:
         """A commit of another peer was read."""
 
     def reached_head(self, others: int, now: float) -> None:
-        """Everything was read up to the end of the log, `others` commits since the last time."""
+        """Everything was read up to the end of the log: `others` commits since the last time."""
 
     def won(self, now: float, took: float) -> None:
         """A write of this peer became a commit."""
@@ -78,19 +78,19 @@ class WriteScheduler:
         """A write of this peer came second."""
 
     def look_first(self, now: float) -> bool:
-        """Whether a look before the write pays."""
+        """Whether reading before the write pays off."""
         return False
 
     def pause(self, now: float) -> float:
-        """Seconds after which to look again, because this peer should not write yet; 0 if it may."""
+        """Seconds after which to read again, because this peer should not write yet; 0 if it may."""
         return 0.0
 
     def after_losing(self) -> float:
-        """Seconds to stay away after another's write came first."""
+        """Seconds to pause after another peer's write came first."""
         return 0.0
 
     def flush_interval(self, now: float) -> float:
-        """Seconds for which reports should wait, so that those of all fill a fifth of the log at most."""
+        """Seconds for which reports should wait, so that all reports together fill at most a fifth of the log."""
         return 0.0
 
 
@@ -98,21 +98,21 @@ class WriteOnceLog(Log, Generic[Objects]):
     """See the module. One thread at a time.
 
     Args:
-        store: whose log. It says that this is a store before a look, and proves that a key has one winner before a
-            write.
-        root: where in it, ending with a slash.
-        scheduler: when to write, and how far to look first.
+        store: the store of the log. It checks that this is a store before a read, and proves that a key has one winner
+            before a write.
+        root: the log's place in it, ending with a slash.
+        scheduler: decides when to write, and whether to read first.
 
     """
 
     limit: int = LARGEST
-    """Bytes of an object that are read, at most."""
+    """The most bytes of an object that are read."""
     asleep: float
     """Seconds without contact after which this process may have slept through a removal."""
     scatter: int = SPAN
-    """Lsns over which the pieces of one commit lie, see `_pieces`."""
+    """The range of lsns over which the pieces of one commit are spread, see `_pieces`."""
     losses: int = 1
-    """Writes that came second, one after the other, after which a look is worth it."""
+    """Consecutive lost writes after which a read is worthwhile."""
 
     def __init__(self, store: ObjectBackedStore[Objects], root: str, scheduler: WriteScheduler) -> None:
         self.store = store
@@ -126,23 +126,23 @@ class WriteOnceLog(Log, Generic[Objects]):
         self._proven = False
         self._has_beginning = False
         self._snapshot = 0
-        """The lsn of the snapshot that was read last, until it is known that the log goes that far."""
+        """The lsn of the last snapshot read, until it is known that the log extends that far."""
         self._head = BEHIND
         """The lsn up to which this log was read when its end was last seen."""
         self._stamp = UNSTAMPED
-        """Of the commit that this exchange appends."""
+        """The stamp of the commit that this exchange appends."""
 
     # --- what directories and buckets do differently ---
 
     @abstractmethod
     def key(self, lsn: int) -> str:
-        """Where a single commit is."""
+        """The key of a single commit."""
 
     @abstractmethod
     def _read_on(self, since: int, entries: list[Entry], deadline: float, *, certain: bool) -> bool:
-        """Add what comes after `since`, up to the first free key; whether a receipt was full before that.
+        """Add what comes after `since`, up to the first free key; return whether a receipt was full before that.
 
-        Unless `certain`, others may already be there that this machine's file system has not seen.
+        Unless `certain`, there may be more commits that this machine's file system has not seen yet.
         """
 
     @abstractmethod
@@ -150,23 +150,23 @@ class WriteOnceLog(Log, Generic[Objects]):
         """An object as a commit. Raises StudyDeleted for a tombstone."""
 
     def _prepared(self, lsn: int, payload: bytes) -> bytes:
-        """The object of a commit that is to be written at this lsn."""
+        """The object of a commit to be written at this lsn."""
         return chain.attach(payload, self.history.before(lsn), self._stamp)
 
     def _create(self, lsn: int, data: bytes) -> bool:
-        """Write this object at this lsn if there is none; whether this call did. Raises StoreUnreachable."""
+        """Write this object at this lsn if there is none; return whether this call did. Raises StoreUnreachable."""
         return self.objects.put_new(self.key(lsn), data)
 
     @abstractmethod
     def _appended(self, lsn: int, payload: bytes, data: bytes) -> None:
-        """This process appended that commit, in an object of these bytes."""
+        """Record that this process appended that commit, in an object of these bytes."""
 
     @abstractmethod
     def _pieces(self) -> Iterator[tuple[int, bytes]]:
-        """Each lsn of which there is something, and what. What follows an lsn is at most `scatter` before it."""
+        """Each lsn for which there is something, and its bytes. Later items are at most `scatter` lsns lower."""
 
     def _look_first(self, since: int) -> bool | None:
-        """Whether to look before the first write of an exchange; None: where that pays."""
+        """Whether to read before the first write of an exchange; None: if that pays off."""
         return None
 
     # --- exchanging ---
@@ -183,15 +183,16 @@ class WriteOnceLog(Log, Generic[Objects]):
         return receipt
 
     def _begin(self, since: int, outgoing: Outgoing | None = None) -> None:
-        """Between this and `History.end` the end of the log may be believed, unless this process slept.
+        """Between this and `History.end`, the end of the log can be trusted, unless this process slept.
 
-        What a peer has not read may be removed minutes after it was packed, and a network file system may still show
-        it then, half empty. So a process that has not seen the end of the log for a while looks at the past first.
+        Commits that a peer has not read may be removed minutes after packing, and a network file system may still show
+        their folder then, half empty. So a process that has not seen the end of the log for a while reads the past
+        first.
         """
         if self.history.begin(since, None if outgoing is None else outgoing.chain):
             self._head = BEHIND
         self._stamp = UNSTAMPED if outgoing is None else outgoing.stamp
-        if since and since == self._snapshot:  # a peer begins with a snapshot: does the log go as far?
+        if since and since == self._snapshot:  # a peer begins with a snapshot: does the log extend that far?
             if self._stored_after_all(since) is None and self.history.truncation_point() < since:
                 self.history.gone(since)
             self._snapshot = 0
@@ -208,7 +209,7 @@ class WriteOnceLog(Log, Generic[Objects]):
         self._prove()
         self._begin(since)
         if self._look_first(since):
-            return ExchangeResult([])  # the exchange that follows begins with a look
+            return ExchangeResult([])  # the next exchange begins with a read
         receipt = self._await_turn(since, time.monotonic() + self._timeout)
         self.history.end(since)
         return receipt
@@ -216,7 +217,10 @@ class WriteOnceLog(Log, Generic[Objects]):
     # --- reading ---
 
     def _look(self, since: int, deadline: float, *, certain: bool) -> tuple[list[Entry], bool]:
-        """The commits after `since`, and whether there are more. Raises as `exchange`, but not before the deadline."""
+        """The commits after `since`, and whether there are more.
+
+        Raises like `exchange`, but not before the deadline.
+        """
         entries: list[Entry] = []
         if self._read_on(since, entries, deadline, certain=certain):
             return entries, True
@@ -229,10 +233,10 @@ class WriteOnceLog(Log, Generic[Objects]):
     def _get(
         self, lsn: int, deadline: float, *, suspect: Found | StoreUnreachable | None = None, certain: bool = True
     ) -> Found | None:
-        """What is at this lsn. Tries until the deadline, at least once.
+        """The object at this lsn. Tries until the deadline, at least once.
 
-        An object that is no commit was cut short on the way, or is like that in the store: a second look tells, or
-        the first one here after `suspect`.
+        An object that is not a commit was either truncated in transit or is like that in the store: a second read
+        decides, or the first one here after `suspect`.
         """
         backoff = Backoff(*_PAUSES)
         settled = time.monotonic() + self.objects.settles
@@ -257,26 +261,26 @@ class WriteOnceLog(Log, Generic[Objects]):
                 time.sleep(backoff.pause())
 
     def _is_settled(self, found: Found) -> bool:
-        """Whether a look has shown what is there for good."""
+        """Whether a read has shown what is there for good."""
         return opened(found.data).sound or found.data == TOMBSTONE or found.size > self.limit
 
     def _resolved(self, lsn: int, one: Found | StoreUnreachable | None, deadline: float) -> Found | None:
-        """What is at this lsn for good, after a look among several that showed this."""
+        """What is at this lsn for good, after a read of several objects showed this."""
         if one is None or (isinstance(one, Found) and self._is_settled(one)):
             return one
         return self._get(lsn, deadline, suspect=one)
 
     def _stored(self, lsn: int) -> bytes | None:
-        """What is stored at this lsn, wherever it is; None if nothing is. Raises StudyDeleted."""
+        """What is stored for this lsn, wherever it is; None if nothing is. Raises StudyDeleted."""
         found = self.objects.get(self.key(lsn), limit=self.limit, certain=False)
         if found is None and self._is_deleted():
             raise StudyDeleted
         return None if found is None else opened(found.data).stored
 
     def _stored_after_all(self, lsn: int) -> bytes | None:
-        """Like `_stored`, of a commit that a peer has read: looks twice before it says that there is none.
+        """Like `_stored`, for a commit that a peer has read: checks twice before it reports that there is none.
 
-        A file system may be mounted again between the look for the commit and the look whether the store is there.
+        A file system may be mounted again between the check for the commit and the check for the store.
         """
         return self._stored(lsn) or self._stored(lsn)
 
@@ -284,12 +288,12 @@ class WriteOnceLog(Log, Generic[Objects]):
         return self.objects.get(self._ended, limit=len(TOMBSTONE)) is not None
 
     def _check_tombstone(self, data: bytes) -> None:
-        """It counts where the boundary says so too, which a key that may only add commits cannot write."""
+        """A tombstone counts only if the boundary confirms it, which a key that may only add commits cannot write."""
         if data == TOMBSTONE and self._is_deleted():
             raise StudyDeleted
 
     def _check_beginning(self, deadline: float) -> None:
-        """There is no lsn 1: a log that nobody has written to, or one that somebody has cut. Asks once."""
+        """There is no lsn 1: either nobody has written to the log, or its beginning was removed. Checks once."""
         if self._has_beginning:
             return
         for key in self.objects.listed(self.root, at_most=3):
@@ -322,27 +326,27 @@ class WriteOnceLog(Log, Generic[Objects]):
                 self._secure(payload, found.entries)
                 return ExchangeResult(entries, found.more)
             if self.history.contradicted:
-                return ExchangeResult(entries, more=True)  # not appended: it would stand in another history
+                return ExchangeResult(entries, more=True)  # not appended: it would be in a different history
             entry, created = self._decide(since + len(entries) + 1, payload, deadline)
             entries.append(entry)
             self._head = entry.lsn
             if created:
                 return ExchangeResult(entries)
-            if entry.payload == payload:  # it stood there already, and others may stand behind it
+            if entry.payload == payload:  # it was already there, and others may follow it
                 self._secure(payload, [entry])
                 behind, more = self._look(entry.lsn, deadline, certain=True)
                 return ExchangeResult(entries + behind, more)
             if time.monotonic() >= deadline:
-                return ExchangeResult(entries, more=True)  # not appended, and the caller sees that: it comes again
+                return ExchangeResult(entries, more=True)  # not appended; the caller sees that and sends it again
             if pause := self.scheduler.after_losing():
                 time.sleep(pause)
             losses += 1
             look = losses % self.losses == 0
 
     def _await_turn(self, since: int, deadline: float, *, look: bool | None = None) -> ExchangeResult:
-        """Look, if asked to, or by default where that pays, and wait for this peer's turn; what came meanwhile.
+        """Read, if asked to, or by default if that pays off, and wait for this peer's turn; return what came meanwhile.
 
-        A look that nobody asked for need not be certain: the write that follows finds what it has not seen.
+        A read by default need not be certain: the following write finds what it missed.
         """
         entries: list[Entry] = []
         certain = bool(look)
@@ -361,13 +365,13 @@ class WriteOnceLog(Log, Generic[Objects]):
             look = True
 
     def _secure(self, payload: bytes, entries: list[Entry]) -> None:
-        """A commit of an earlier attempt: perhaps its writer was cut off before it was safe."""
+        """Secure a commit of an earlier attempt, whose writer may have been cut off before it was durable."""
         for entry in entries:
             if entry.payload == payload:
                 self.objects.secure(self.key(entry.lsn))
 
     def _decide(self, lsn: int, payload: bytes, deadline: float) -> tuple[Entry, bool]:
-        """Write this commit at this lsn until it is known what is there; and whether this very write brought it."""
+        """Write this commit at this lsn until it is known what is there; return that, and whether this write did it."""
         backoff: Backoff | None = None
         unknown: StoreUnreachable | None = None
         before, data = self.history.before(lsn), self._prepared(lsn, payload)
@@ -398,7 +402,7 @@ class WriteOnceLog(Log, Generic[Objects]):
             time.sleep(backoff.pause())
 
     def _elsewhere(self, lsn: int, deadline: float) -> Entry | None:
-        """The commit of an lsn whose key is free, if it may be anywhere else."""
+        """The commit of an lsn whose key is free, if it may be somewhere else."""
         return None
 
     # --- snapshots ---
@@ -432,7 +436,7 @@ class WriteOnceLog(Log, Generic[Objects]):
     def put_snapshot_head(self, lsn: int, head: bytes) -> None:
         self._prove()
         self.objects.put_same(f"{self.root}snapshot/{lsn:020d}", head)
-        older = [key for found, key in self._snapshots() if found <= lsn]  # one of a false lsn drives none out
+        older = [key for found, key in self._snapshots() if found <= lsn]  # a false lsn displaces none
         self.objects.discard(older[:-SNAPSHOTS_KEPT])
 
     def _snapshots(self) -> list[tuple[int, str]]:
@@ -454,7 +458,7 @@ class WriteOnceLog(Log, Generic[Objects]):
         yield from self._let_go(held, math.inf)
 
     def _let_go(self, held: dict[int, list[bytes]], up_to: float) -> Iterator[Entry]:
-        """The commits of these lsns, of which nothing more comes."""
+        """The commits of these lsns, for which nothing more will come."""
         for lsn in sorted(one for one in held if one <= up_to):
             for data in held.pop(lsn):
                 if data != TOMBSTONE:
@@ -476,11 +480,11 @@ class WriteOnceLog(Log, Generic[Objects]):
     # --- the end ---
 
     def destroy(self) -> None:
-        """End the log in a tombstone, and remove its snapshots."""
+        """End the log with a tombstone, and remove its snapshots."""
         self._prove()
         deadline = time.monotonic() + 10 * self._timeout
         self.objects.put(self._ended, TOMBSTONE)
-        with contextlib.suppress(StudyDeleted):  # somebody was quicker
+        with contextlib.suppress(StudyDeleted):  # another process was quicker
             head = self._find_end(deadline)
             while not self._decide(head + 1, TOMBSTONE, deadline)[1]:
                 head += 1
@@ -492,7 +496,7 @@ class WriteOnceLog(Log, Generic[Objects]):
 
 
 def _add(there: list[bytes], data: bytes) -> None:
-    """Add a commit to those of its lsn, unless it is among them; what is not intact stays only while it is alone."""
+    """Add a commit to those of its lsn, unless it is among them; a damaged one is kept only while it is alone."""
     if there and not codec.intact(there[0]):
         there[:] = [data]
     elif not there or (codec.intact(data) and not any(_same(data, one) for one in there)):
@@ -500,7 +504,7 @@ def _add(there: list[bytes], data: bytes) -> None:
 
 
 def _same(stored: bytes, other: bytes) -> bool:
-    """Whether both are the same commit, as far as is known behind the same ones."""
+    """Whether both are the same commit, and as far as is known after the same ones."""
     (payload, before), (there, known) = chain.detach(stored), chain.detach(other)
     alike = chain.stamp_of(stored) == chain.stamp_of(other)
     return payload == there and alike and (before == known or before is None or known is None)

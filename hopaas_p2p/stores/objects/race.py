@@ -1,8 +1,8 @@
-"""Whether `put_new` has exactly one winner: of several that write one key at once, and of one that comes later.
+"""Whether `put_new` has exactly one winner, among several concurrent writers of one key and against a later one.
 
-Three kinds of servers are told apart here. One that ignores the condition accepts the write that comes later. One that
-looks first and writes then refuses that, and has several winners among those that come at once. One that draws a place
-for each object by chance, and looks for the old one only there, does either now and then: so it takes many fresh keys.
+Three kinds of faulty servers are detected here. One that ignores the condition accepts the later write. One that checks
+first and then writes refuses that, but lets several concurrent writers win. One that picks a random place for each
+object, and looks for an old one only there, occasionally does either: so it takes many fresh keys.
 """
 
 from __future__ import annotations
@@ -20,22 +20,22 @@ from hopaas_p2p.stores.objects.contract import ObjectStore
 RACERS: Final = 8
 KEYS: Final = 12
 """A server with two places passes 12 keys written twice in turn once in 4,096 times."""
-_AT_ONCE: Final = 16  # writes under way, at most
+_AT_ONCE: Final = 16  # the most concurrent writes
 _START_TIMEOUT: Final = 30.0  # seconds for which racers wait for each other
 
 
 class Evidence(NamedTuple):
-    """What fresh keys have shown."""
+    """What a test with fresh keys has shown."""
 
     seen: str
-    """What was wrong, and how often; empty if nothing was."""
+    """What was wrong, and how often; empty if nothing."""
     held: int
-    """Keys of which the promise is known to hold."""
+    """The number of keys for which the promise is known to hold."""
     unknown: StoreUnreachable | None
-    """Why nothing is known of the others."""
+    """Why nothing is known about the others."""
 
     def finding(self, cure: str) -> Finding:
-        """The same for the doctor. Raises StoreUnreachable if nothing is known."""
+        """The evidence as a finding for the doctor. Raises StoreUnreachable if nothing is known."""
         if not self.seen and not self.held:
             raise self.unknown or StoreUnreachable
         well = f"{RACERS} writers at once, {KEYS} times: exactly one winner each"
@@ -43,13 +43,13 @@ class Evidence(NamedTuple):
 
 
 def race(objects: ObjectStore, prefix: str, *, keys: int = KEYS, writers: int = RACERS, look: bool = True) -> Evidence:
-    """Write fresh keys, each by several at once and then once more: one may succeed, and must find its bytes there.
+    """Write fresh keys, each concurrently and then once more: one write may succeed, and must find its bytes there.
 
     Args:
-        objects: where.
-        prefix: of the keys, which are removed at the end if that is allowed.
+        objects: where to write.
+        prefix: the prefix of the keys, which are removed at the end if that is allowed.
         keys: how many.
-        writers: writers at once per key.
+        writers: concurrent writers per key.
         look: whether to read what is there at the end.
 
     Raises:
@@ -63,12 +63,12 @@ def race(objects: ObjectStore, prefix: str, *, keys: int = KEYS, writers: int = 
 
     def put(racer: tuple[str, int]) -> bool | HopaasError:
         name, number = racer
-        if number < writers and threading.get_ident() != here:  # otherwise there are no more threads: one by one, then
+        if number < writers and threading.get_ident() != here:  # otherwise out of threads: then one by one
             with contextlib.suppress(threading.BrokenBarrierError):
                 gates[name].wait(_START_TIMEOUT)
         try:
             return objects.put_new(name, b"racer %d" % number)
-        except HopaasError as error:  # raised below: here, it would leave others waiting at the gate
+        except HopaasError as error:  # raised below: raising here would leave others waiting at the gate
             return error
 
     def start(racers: list[tuple[str, int]]) -> list[bool | HopaasError]:

@@ -1,15 +1,16 @@
-"""When a log on a server writes, how far it looks first, and how long reports wait.
+"""When a log on a server writes, how much it reads first, and how long reports wait.
 
-A peer sees the other writers only by their commits. What it remembers of these is a guess: it decides what a commit
+A peer knows the other writers only by their commits. What it remembers about them is a guess: it affects what a commit
 costs, never whether it counts.
 
-`SpreadScheduler` is for a directory on a file server, where a write that comes second costs less than a look. A peer
-that has committed stays away for as long as the others need for a commit each; a peer whose write came second writes
-again at once. So a peer that has lost is ahead of one that has just won, without a word between them.
+`SpreadScheduler` is for a directory on a file server, where a lost write costs less than a read. A peer that has
+committed pauses for as long as the others need for a commit each; a peer whose write lost writes again at once. So a
+peer that has lost is ahead of one that has just won, without any communication.
 
 `TurnScheduler` (see `s3.scheduler`) is for a bucket, where peers take turns when the log has no room left.
 
-A peer that writes without a break would always be first and never see the others, so in both it lets go now and then.
+A peer that writes without a break would always be first and never see the others, so in both it pauses from time to
+time.
 """
 
 from __future__ import annotations
@@ -23,14 +24,14 @@ from hopaas_p2p.core import codec
 from hopaas_p2p.stores.objects.log import WriteScheduler
 
 GAP: Final = 5.0
-"""Slots for which a peer lets go: a peer whose looks are slow finds the end in two or three, and then writes."""
+"""Slots for which a peer pauses: a peer with slow reads finds the end in two or three, and then writes."""
 ME: Final = None
 _MEMORY: Final = 20.0  # seconds after which an observation counts for a third
-_LATELY_SEEN: Final = 10.0  # seconds for which a writer to a directory counts as one that is waiting, too
-_ALONE: Final = (16, 256)  # commits in a full log without another's, after which it lets go: less and less often
-_CROWD: Final = 60.0  # seconds for which a writer counts as one that reports
-_SHARE: Final = 0.2  # of a log's commits that are left for reports
-_LONGEST_INTERVAL: Final = 30.0  # seconds; pruners of others see reports that late
+_LATELY_SEEN: Final = 10.0  # seconds for which a writer to a directory also counts as waiting
+_ALONE: Final = (16, 256)  # own commits in a row in a full log after which a peer pauses: less and less often
+_CROWD: Final = 60.0  # seconds for which a writer counts as reporting
+_SHARE: Final = 0.2  # share of a log's commits left for reports
+_LONGEST_INTERVAL: Final = 30.0  # seconds by which other peers' pruners may see reports late
 
 
 class Sight(NamedTuple):
@@ -44,12 +45,12 @@ class Sight(NamedTuple):
 
 
 class CrowdScheduler(WriteScheduler):
-    """What one peer has seen of the other writers: which they are, how often they commit, how long a write takes."""
+    """What one peer has seen of the other writers: their names, how often they commit, and how long a write takes."""
 
     slot_bounds: tuple[float, float]
-    """Bounds of the seconds that a write is taken to need."""
+    """Bounds of the assumed duration of a write, in seconds."""
     look_when: float
-    """Commits of others to be expected for which a look before the write pays."""
+    """Expected commits of others from which reading before the write pays off."""
 
     def __init__(self, rng: random.Random | None = None) -> None:
         self._rng = rng or random.Random()
@@ -83,11 +84,11 @@ class CrowdScheduler(WriteScheduler):
 
     @property
     def _slot(self) -> float:
-        """Seconds that a commit of a peer takes which has seen the others: a write, or a look where that is slower."""
+        """Seconds that a commit takes a peer that has seen the others: a write, or a read if that is slower."""
         return max(self._write, self._look)
 
     def expected(self, now: float) -> float:
-        """Commits of others that are probably there by now."""
+        """Expected number of other peers' commits by now."""
         if self._head_at is None:
             return 1.0
         return self._others / max(self._seconds, 1.0) * (now - self._head_at)
@@ -96,7 +97,7 @@ class CrowdScheduler(WriteScheduler):
         return self.expected(now) > self.look_when
 
     def _lets_go(self) -> bool:
-        """Whether so many commits in a row were this peer's that it should make sure that there are no others."""
+        """Whether this peer made so many commits in a row that it should check for other writers."""
         if self._alone < self._run:
             return False
         self._alone, self._run = 0, min(2 * self._run, _ALONE[1])
@@ -109,10 +110,10 @@ class CrowdScheduler(WriteScheduler):
 
 
 class SpreadScheduler(CrowdScheduler):
-    """Stay away after a commit; see the module."""
+    """Pauses after a commit; see the module."""
 
     slot_bounds = (0.0005, 0.25)
-    look_when = 0.6  # a write that comes second costs one call of the server, a look two or three
+    look_when = 0.6  # a lost write costs one call to the server, a read two or three
     _away_until = 0.0
 
     def won(self, now: float, took: float) -> None:
@@ -122,7 +123,7 @@ class SpreadScheduler(CrowdScheduler):
         self._away_until = now + slots * self._slot * self._rng.uniform(0.7, 1.3)
 
     def look_first(self, now: float) -> bool:
-        return now >= self._away_until and super().look_first(now)  # else it looks when it comes back
+        return now >= self._away_until and super().look_first(now)  # otherwise it reads when it comes back
 
     def pause(self, now: float) -> float:
         return max(self._away_until - now, 0.0)

@@ -22,15 +22,15 @@ from hopaas_p2p.stores.objects.contract import Found, Objects, ObjectStore
 
 META: Final = "meta.json"
 FORMAT: Final = 1
-"""Of a store's names and its description; commits have a format of their own."""
-_BEAT: Final = 64  # bytes of a beat that are looked at
+"""The format of a store's names and description; commits have a format of their own."""
+_BEAT: Final = 64  # bytes of a beat that are read
 
 
 def uuid_in(text: bytes, where: object) -> str:
     """The uuid in a store's description.
 
     Raises:
-        ConfigurationError: this is none.
+        ConfigurationError: this is not a store's description.
         NewerFormat: a newer version wrote it.
 
     """
@@ -68,7 +68,7 @@ class ObjectArtifacts(Artifacts):
 
 
 class ObjectBackedStore(Store, Generic[Objects]):
-    """Logs, beats and artifacts as objects; subclasses say which objects, and how their logs are kept."""
+    """Logs, beats and artifacts as objects; subclasses define which objects, and how their logs are stored."""
 
     objects: Objects
 
@@ -85,16 +85,16 @@ class ObjectBackedStore(Store, Generic[Objects]):
         """The log under this folder."""
 
     def find(self) -> object:
-        """Before the first look: see that this is a store. Raises ConfigurationError and NewerFormat."""
+        """Check, before the first read, that this is a store. Raises ConfigurationError and NewerFormat."""
 
     @abstractmethod
     def prove(self, root: str) -> bool:
-        """Before a write to the log at `root`: see that of all that write one key one succeeds.
+        """Prove, before a write to the log at `root`, that exactly one of several writers of a key succeeds.
 
-        Whether that holds for good, so that nobody needs to ask again.
+        Returns whether that holds for good, so that it need not be proved again.
 
         Raises:
-            ConfigurationError: that is not so; the message says what to change.
+            ConfigurationError: it does not hold; the message says what to change.
 
         """
 

@@ -1,1 +1,1 @@
-"""A Postgres database: functions of the server's, called in one round trip each."""
+"""A Postgres database: server-side functions, each called in one round trip."""

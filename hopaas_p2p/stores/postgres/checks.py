@@ -1,4 +1,4 @@
-"""What `hopaas-p2p doctor` looks at in a Postgres store: the way, the server, its schema, the token, the clock."""
+"""What `hopaas-p2p doctor` checks in a Postgres store: the route, the server, its schema, the token, the clock."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from hopaas_p2p.stores.postgres.store import PostgresStore
 
 _SSL_REQUEST: Final = struct.pack("!II", 8, 80877103)  # "SSLRequest" of Postgres' protocol
 _OLDEST: Final = 15
-_TOKEN_ENDS: Final = 12 * 3600.0  # seconds before a token's end that are too few for a night
+_TOKEN_ENDS: Final = 12 * 3600.0  # seconds left of a token that are too few for a night
 
 
 def way(store: PostgresStore) -> Generator[Finding, None, bool]:
     """Whether a server can be reached: of several in the URL, one is enough."""
     address = store.address
     context = address.client_context()
-    reached = not address.servers  # a Unix socket has no way
+    reached = not address.servers  # a Unix socket has no route to check
     for host, port in address.servers:
         found = net_checks.checks(ServerAddress(host, port), context, request_tls=_request_tls)
         reached = (yield from found) or reached
@@ -68,7 +68,7 @@ def checks(store: PostgresStore) -> Generator[Finding, None, bool]:
 
 
 def _login(connection: Any) -> Finding:
-    """Who we are, and for how long."""
+    """The login, and how long it remains valid."""
     ((role, users, seconds),) = query(
         connection,
         "SELECT r.rolname, array(SELECT pg_get_userbyid(m.roleid)::text FROM pg_auth_members m WHERE m.member = r.oid),"
@@ -86,7 +86,7 @@ def _login(connection: Any) -> Finding:
 
 
 def _limits(connection: Any) -> Iterator[Finding]:
-    """What any token can do to the server beside this store, and what one has done."""
+    """What any token can do to the server outside this store, and what one has done."""
     prepared = int(query(connection, "SHOW max_prepared_transactions")[0][0])
     if prepared:
         detail = f"any login may leave up to {prepared} behind, and their locks outlive its sessions"

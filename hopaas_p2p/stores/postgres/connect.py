@@ -1,11 +1,11 @@
-"""From a postgresql:// URL to a connection: which driver, which TLS, whose secret.
+"""From a postgresql:// URL to a connection: the driver, TLS, and the secret.
 
 A connection to another machine is encrypted, and the server's certificate is verified, including its name; only a Unix
 socket or this machine's loopback may be unencrypted. The secret is looked up again at every connect, so that a token
 can be renewed while a program runs: the URL's password, HOPAAS_TOKEN_FILE, HOPAAS_TOKEN, then what libpq knows
 (PGPASSWORD, PGPASSFILE). It is never sent in clear: a server that asks for less than SCRAM is refused, and channel
-binding is used where the server can. `credentials` decides whether the server may get it. Nothing is set on
-the session, so a pooler may give it to another client between two statements.
+binding is used where the server can. `credentials` decides whether the secret may be sent to the server. Nothing is set
+on the session, so a pooler may give it to another client between two statements.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _OPTIONS: Final = frozenset(
 _SCHEMES: Final = frozenset({"postgresql", "postgresql+psycopg2"})
 _PORT: Final = 5432
 
-_NOTHING_IN_CLEAR: Final = "!password,!md5"  # what libpq brings: PGPASSFILE, Kerberos, a certificate
+_NOTHING_IN_CLEAR: Final = "!password,!md5"  # what libpq supplies: PGPASSFILE, Kerberos, a certificate
 _SCRAM: Final = "scram-sha-256"
 _REQUIRE_AUTH: Final = 160000  # the libpq that has it
 
@@ -49,15 +49,15 @@ _DEFAULTS: Final = {
 
 _url_passwords: Final[dict[str, Secret]] = {}
 """Passwords that came in URLs, by the URL with `***` in their place. That is `Store.url`, which opens the same store
-again in this process; in another one `***` is not a password, and the secret comes from the environment."""
+again in this process; in another process `***` is not a password, and the secret comes from the environment."""
 
 
 class PostgresAddress:
-    """The URL of a Postgres store, parsed and checked. Holds no secret but that of a login which was given.
+    """The URL of a Postgres store, parsed and checked. Holds no secret except that of a given login.
 
     Args:
         text: the URL.
-        login: user and secret to log in with, whatever the environment says: those of a server's caller.
+        login: user and secret to log in with, regardless of the environment: those of a server's caller.
 
     Raises:
         ConfigurationError: it cannot be used, or would send data unencrypted; the message says what to change.
@@ -102,7 +102,7 @@ class PostgresAddress:
 
     @property
     def destinations(self) -> list[tuple[str, int]]:
-        """(host, port) of all that may be asked to let us in; for a Unix socket, its path and 0."""
+        """(host, port) of all servers that may be asked for a login; for a Unix socket, its path and 0."""
         hosts = str(self.parameters.get("host") or os.environ.get("PGHOST", "")).split(",")
         ports = str(self.parameters.get("port") or os.environ.get("PGPORT") or _PORT).split(",")
         ports = ports if len(ports) > 1 else ports * len(hosts)
@@ -133,7 +133,7 @@ class PostgresAddress:
         return credentials.login(self.user, self.destinations)
 
     def connect(self, user: str | None, secret: Secret | None) -> Any:
-        """A connection with this login. Raises what the refusal means."""
+        """A connection with this login. Raises our error for a refusal."""
         import psycopg2
 
         parameters = {**_DEFAULTS, **self.parameters, **self.tls}
@@ -164,7 +164,7 @@ def _parsed(text: str, shown: str) -> URL:
         raise ConfigurationError(
             f"{shown} cannot be read as a URL; it should look like postgresql://user@host:5432/database"
         ) from None
-    if "@" in (url.host or ""):  # otherwise a part of the password would be taken for the host, and shown
+    if "@" in (url.host or ""):  # otherwise part of the password would be taken for the host, and shown
         raise ConfigurationError(
             f"{shown}: in a password write %40 for @, or leave it out and put it into HOPAAS_TOKEN_FILE or PGPASSFILE"
         )
@@ -185,7 +185,7 @@ def _tls(url: URL, shown: str, *, local: bool) -> dict[str, str]:
 
 
 def query(connection: Any, sql: str, values: Any = None) -> list[Any]:
-    """The rows that a statement gives."""
+    """The rows that a statement returns."""
     with connection.cursor() as cursor:
         cursor.execute(sql, values or None)
         return cursor.fetchall() if cursor.description else []

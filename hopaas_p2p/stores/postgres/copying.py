@@ -1,6 +1,7 @@
-"""COPY … TO STDOUT (FORMAT binary): large values travel as they are, and the driver converts none of them.
+"""COPY … TO STDOUT (FORMAT binary): large values are transferred unchanged, and the driver converts none of them.
 
-psycopg2 asks for the results of ordinary statements as text, in which bytes take twice or, in base64, a third more.
+psycopg2 requests the results of ordinary statements as text, in which bytes take twice the space or, in base64, a third
+more.
 """
 
 from __future__ import annotations

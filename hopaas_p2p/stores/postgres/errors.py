@@ -1,7 +1,7 @@
-"""Turns errors of Postgres and libpq into ours, which say whether to retry and what to do.
+"""Turns errors of Postgres and libpq into ours, which indicate whether to retry and what to do.
 
-A failed statement has an error code. A refused connection has only a message, which is recognised by its words; a
-message that is not recognised (another language) counts as temporary.
+A failed statement has an error code. A refused connection has only a message, which is recognized by its words; an
+unrecognized message (in another language) counts as temporary.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from hopaas_p2p.errors import (
 )
 
 SCHEMA_VERSION: Final = 8
-"""What this code needs; see schema.sql."""
+"""The schema version that this code needs; see schema.sql."""
 
 READ_ONLY: Final = "25006"
 _NOT_ALLOWED: Final = "ZH401"
@@ -31,7 +31,7 @@ NO_SCHEMA: Final = frozenset({"3F000", "42883", "42P01"})
 """No such schema, function or table: `hopaas-p2p admin init` was not run, or was run by another version."""
 
 _FOR_GOOD: Final = frozenset({"22", "23", "42"})
-"""Classes of errors that a retry does not change: data, a constraint, a statement."""
+"""Classes of errors that a retry does not fix: data, a constraint, a statement."""
 
 _OLDER: Final = (
     "Was an older backup of the database restored, or a standby promoted that lagged behind? This process writes "
@@ -97,7 +97,7 @@ _REFUSALS: Final[dict[type[HopaasError], dict[str, str]]] = {
         ),
     },
 }
-"""What a message of libpq or the server says when a login is refused, by our error: what to do."""
+"""By our error: words in a message of libpq or the server when a login is refused -> what to do."""
 
 
 class Locked(StoreUnreachable):
@@ -105,7 +105,7 @@ class Locked(StoreUnreachable):
 
 
 def refusal(text: str) -> HopaasError:
-    """The error for a connection that was not made."""
+    """The error for a connection that could not be made."""
     line = _one_line(text)
     for kind, advices in _REFUSALS.items():
         for pattern, advice in advices.items():

@@ -1,9 +1,9 @@
 """Takes logins away from a server, whatever their holders did to stay.
 
 A login may have open transactions that lock what has to change, prepared ones that outlive its sessions, and rights and
-objects in any database of the server, which keep its role from being dropped. So it is shut out first, in one short
-transaction that is tried again while it is held up: no login, no rows, no grants. What is left then harms nobody, and
-is cleared away as far as possible; what cannot be is told.
+objects in any database of the server, which prevent its role from being dropped. So it is shut out first, in one short
+transaction that is retried while it is blocked: no login, no rows, no grants. What is then left does no harm, and is
+cleared away as far as possible; the rest is reported.
 """
 
 from __future__ import annotations
@@ -19,21 +19,21 @@ from hopaas_p2p.stores.postgres.store import PostgresStore
 
 _ATTEMPTS: Final = 5
 _HELD_UP: Final = frozenset({"55P03", "40P01", "40001", "XX000"})
-"""A lock that is not given, a deadlock, a row that another transaction changed at the same time."""
+"""A lock that is not granted, a deadlock, a row that another transaction changed at the same time."""
 _END_SESSIONS: Final = "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity WHERE usename = ANY (%s)"
-_SHUTDOWN_TIMEOUT: Final = 10.0  # seconds in which a terminated session must end
+_SHUTDOWN_TIMEOUT: Final = 10.0  # seconds within which a terminated session must end
 
 
 def shut_out(url: str, roles: list[str], forget: Callable[[Any], None]) -> None:
-    """Let none of these roles log in any more, and forget them in the store's tables; all of it or nothing.
+    """Bar these roles from logging in, and remove them from the store's tables; all of it or nothing.
 
     Args:
         url: the store, with an administrator's login.
         roles: logins, and roles that they are members of, in the order in which they can be dropped.
-        forget: removes them from the tables, in the transaction of the connection that it is given.
+        forget: removes them from the tables, in the transaction of the connection passed to it.
 
     Raises:
-        HopaasError: it was held up again and again, or the login is no administrator's.
+        HopaasError: it was blocked again and again, or the login is not an administrator's.
 
     """
     for attempt in range(1, _ATTEMPTS + 1):
@@ -51,12 +51,12 @@ def shut_out(url: str, roles: list[str], forget: Callable[[Any], None]) -> None:
                 if attempt == _ATTEMPTS or getattr(error.__cause__, "pgcode", None) not in _HELD_UP:
                     raise
                 with store.connect() as connection:
-                    # of others, such as an owner that grants to them; no honest call takes as long
+                    # other sessions, such as an owner's that grants to them; no honest call takes that long
                     query(connection, "SELECT count(*) FROM hopaas.end_transactions(interval '2 seconds')")
 
 
 def clear_away(url: str, roles: list[str]) -> list[str]:
-    """End their sessions and transactions, and drop what they own, then the roles; what could not be, and why."""
+    """End their sessions and transactions, drop what they own, then the roles; return what failed, and why."""
     left: list[str] = []
 
     @contextlib.contextmanager

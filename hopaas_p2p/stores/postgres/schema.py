@@ -1,4 +1,4 @@
-"""Makes the schema of a store, or brings it up to date: `hopaas-p2p admin init`.
+"""Creates the schema of a store, or brings it up to date: `hopaas-p2p admin init`.
 
 Two roles without a login carry the rights of a store: its owner, as which the functions run, and its peers, which may
 call them. Both are named after the database, since roles belong to the whole server. The login that runs `init`
@@ -22,18 +22,18 @@ from hopaas_p2p.stores.postgres.connect import query, quoted
 from hopaas_p2p.stores.postgres.errors import SCHEMA_VERSION, wrong_schema
 
 RACE: Final = frozenset({"23505", "42710", "42P06", "40P01", "XX000"})
-"""Somebody else makes the same roles or schema at this moment, or has just made them."""
+"""Another session is creating the same roles or schema, or has just created them."""
 
 TOKEN_SETTINGS: Final = {
-    # so that a stopped process does not hold a lock or a connection for long; a snapshot over a thin link takes minutes
+    # so that a stopped process does not hold a lock or a connection for long; a snapshot over a slow link takes minutes
     "statement_timeout": "600s",
     "lock_timeout": "30s",
     "idle_in_transaction_session_timeout": "30s",
 }
-"""What a token's role is made with. Its holder can change them, and `init` sets them again."""
+"""The settings with which a token's role is created. Its holder can change them, and `init` resets them."""
 
 TEMPORARY_FILES: Final = "1GB"
-"""What one process of the server may have, when a superuser has run `init`."""
+"""The limit for one server process, if a superuser has run `init`."""
 _FILES: Final = ("schema.sql", "artifacts.sql")
 _LOGIN: Final = """
     SELECT datname, pg_has_role(current_user, datdba, 'USAGE'), rolcreaterole OR rolsuper, rolsuper
@@ -44,7 +44,7 @@ _VERSIONED_FUNCTIONS: Final = """
     SELECT string_agg(oid::regprocedure::text, ', ') FROM pg_proc
     WHERE pronamespace = 'hopaas'::regnamespace AND proname ~ '_v[0-9]+$'
 """
-"""Those that peers may call, as a list for GRANT."""
+"""The functions that peers may call, as a list for GRANT."""
 _SECURE_FUNCTIONS: Final = """
     DO $$ DECLARE f record; BEGIN
         FOR f IN SELECT oid::regprocedure AS name, CASE WHEN proname ~ '_v[0-9]+$' THEN
@@ -53,8 +53,8 @@ _SECURE_FUNCTIONS: Final = """
         LOOP EXECUTE 'ALTER FUNCTION ' || f.name || ' SET search_path = pg_catalog, pg_temp ' || f.rights; END LOOP;
     END $$
 """
-"""All functions look names up where no caller can put any. Those that peers may call run as the schema's owner, and
-wait for no lock for longer than a call of a peer may take."""
+"""All functions look up names only where callers cannot create any. Those that peers may call run as the schema's
+owner, and do not wait for a lock longer than a peer's call may take."""
 _RESTORE_COMMIT: Final = """
     WITH peer AS (
         INSERT INTO hopaas.peers AS p (peer, author, since)
@@ -66,8 +66,8 @@ _RESTORE_COMMIT: Final = """
     SELECT id, %(lsn)s, %(nonce)s, %(author)s, %(role)s, %(at)s, %(payload)s, %(before)s
     FROM hopaas.logs WHERE uuid = %(uuid)s ON CONFLICT (log, lsn) DO NOTHING
 """
-"""A commit as it was when it was backed up, and whose its peer is: the first author's. Another user may have named it
-in a commit of its own, which a restored log holds without the nonce that it came with."""
+"""A commit as it was when it was backed up, and the owner of its peer: the first author. Another user may have named
+the peer in a commit of its own, which a restored log holds without its original nonce."""
 _MARK: Final = re.compile(r"^-- == (?:migration (\d+)|functions) ==$", re.MULTILINE)
 
 
@@ -86,13 +86,13 @@ def script() -> tuple[dict[int, str], str]:
 
 
 def install(connection: Any) -> int:
-    """Make or update the schema within the transaction of `connection`; returns the version it had, 0 for none.
+    """Create or update the schema within the transaction of `connection`; return its previous version, 0 for none.
 
-    Of two that make one at once, the second fails with an error of `RACE`, and is to try again.
+    If two sessions create it at once, the second fails with an error in `RACE`, and should try again.
 
     Raises:
-        NewerFormat: it was made by a newer version of this program.
-        ConfigurationError: it was made before the first release, or the login may not create a schema here.
+        NewerFormat: it was created by a newer version of this program.
+        ConfigurationError: it was created before the first release, or the login may not create a schema here.
 
     """
     before = installed_version(connection)
@@ -181,7 +181,7 @@ def _set_rights(connection: Any) -> None:
 
 
 def _close_database(connection: Any) -> None:
-    """Revoke what a new database lets everybody do: temporary tables and, on old servers, tables in `public`.
+    """Revoke what a new database allows everybody: temporary tables and, on old servers, tables in `public`.
 
     A superuser also revokes the functions that fill the server's disk or memory, and limits temporary files.
     """
@@ -204,7 +204,7 @@ def _close_database(connection: Any) -> None:
 
 def costly_functions(connection: Any) -> str:
     """Functions with which everybody can fill the server's disk (large objects, messages in the write-ahead log) or its
-    table of locks, as a list for REVOKE; empty if nobody can any more.
+    table of locks, as a list for REVOKE; empty if they are already revoked.
     """
     sql = (
         "SELECT string_agg(oid::regprocedure::text, ', ') FROM pg_proc WHERE pronamespace = 'pg_catalog'::regnamespace"
@@ -229,9 +229,9 @@ def set_token_limits(connection: Any, role: str) -> None:
 
 
 def changed_tokens(connection: Any) -> list[str]:
-    """The tokens whose holders have changed what `set_token_limits` set: all, or for a token itself."""
+    """The tokens whose holders have changed what `set_token_limits` set: all of them or, for a token, itself."""
     expected = [f"{setting}={value}" for setting, value in TOKEN_SETTINGS.items()]
-    sql = (  # those who may read the list of roles see all tokens, others their own
+    sql = (  # logins that may read the list of roles see all tokens, others their own
         "SELECT r.rolname FROM pg_roles r LEFT JOIN pg_db_role_setting s ON s.setrole = r.oid AND s.setdatabase <> 0"
         r" WHERE r.rolname ~ '\.[0-9a-f]{8}$' AND (r.rolname = session_user OR pg_has_role(r.oid, 'MEMBER'))"
         " GROUP BY r.rolname, r.rolconfig HAVING count(s.setrole) > 0"
@@ -241,14 +241,14 @@ def changed_tokens(connection: Any) -> list[str]:
 
 
 def restore(connection: Any, uuid: str, entries: Iterable[Entry]) -> None:
-    """Write commits under their own lsns, with their authors, roles and times; those that are there stay."""
+    """Write commits under their own lsns, with their authors, roles and times; existing ones stay."""
     query(connection, f"SET LOCAL ROLE {quoted(schema_owner(connection), connection)}")
     sql = "INSERT INTO hopaas.logs (uuid, created_by) VALUES (%s, session_user) ON CONFLICT DO NOTHING"
     query(connection, sql, (uuid,))
     seen: set[tuple[str, str]] = set()
-    for entry in entries:  # one at a time: a commit may have megabytes, and many of them take a server too long
+    for entry in entries:  # one at a time: a commit may have megabytes, and many at once would take a server too long
         nonce, author = codec.nonce_of(entry.payload), entry.stamp.author
-        if not nonce or (nonce, author) in seen:  # a directory may hold one twice
+        if not nonce or (nonce, author) in seen:  # a directory may contain one twice
             nonce = f"restored:{entry.lsn}"
         seen.add((nonce, author))
         values = {"uuid": uuid, "nonce": nonce, "lsn": entry.lsn, "payload": entry.payload, "before": entry.before}

@@ -1,8 +1,8 @@
 """A store in a Postgres database: every exchange is one call of one SQL function, one round trip.
 
 The server enforces all rules, in `schema.sql`: order, idempotence, permissions. This side connects, calls, and turns
-the server's errors into ours. A connection that was lost while idle is replaced silently. Every statement may be sent
-twice, because the server recognises a commit by its nonce.
+the server's errors into ours. A connection lost while idle is replaced silently. Every statement may be sent twice,
+because the server recognizes a commit by its nonce.
 """
 
 from __future__ import annotations
@@ -55,9 +55,9 @@ if TYPE_CHECKING:
     import psycopg2
 
 CATALOG: Final = "catalog"
-_CONNECTION_WAIT: Final = 60.0  # seconds for which a call waits for another's to end
+_CONNECTION_WAIT: Final = 60.0  # seconds that a call waits for another call to end
 _REFUSED_FOR: Final = 60.0  # seconds before a refused secret is tried again, unless it has changed
-_PART: Final = 1 << 20  # bytes of a file in one statement, as the server has them
+_PART: Final = 1 << 20  # bytes of a file in one statement, as stored on the server
 _REPLY: Final = 4 << 20  # bytes of commits in one reply; the rest takes another exchange
 
 
@@ -123,15 +123,15 @@ class PostgresLog(Log):
     def restore(self, base: tuple[int, bytes] | None, entries: Iterable[Entry]) -> None:
         if base is not None:
             raise ConfigurationError("A database holds complete logs only; restore this backup into a bucket.")
-        with self._store.transaction() as connection:  # which only an administrator may
+        with self._store.transaction() as connection:  # only an administrator may do so
             restore(connection, self._uuid, entries)
 
 
 class PostgresStore(Store):
     """Logs, snapshots and beats in the schema `hopaas` of a database. Connects at the first call.
 
-    It has one connection, for one thread at a time. After the server has refused a secret, the same error is raised for
-    a minute without another attempt.
+    It has one connection, used by one thread at a time. After the server has refused a secret, the same error is raised
+    for a minute without another attempt.
 
     Raises:
         ConfigurationError: the URL cannot be used, or asks for a connection that others could read.
@@ -173,8 +173,8 @@ class PostgresStore(Store):
 
         Args:
             function: its name without its version.
-            arguments: by their names without `p_`. Bytes travel in base64, here and in what comes back.
-            copied: whether the rows come by COPY instead, as bytes.
+            arguments: by their names without `p_`. Bytes are sent in base64, here and in the results.
+            copied: whether the rows are returned by COPY instead, as bytes.
 
         Raises:
             StoreUnreachable: the outcome is not known, or the server cannot serve this now.
@@ -191,7 +191,7 @@ class PostgresStore(Store):
         except psycopg2.Error as error:
             failed = self._translated(error)
             if isinstance(failed, Locked) and "log" in arguments and function != "unlock":
-                with contextlib.suppress(HopaasError):  # ends what has kept something locked for minutes
+                with contextlib.suppress(HopaasError):  # ends sessions that have held locks for minutes
                     self.call("unlock", log=arguments["log"])
             raise failed from None
         self._was_primary = True
@@ -229,8 +229,8 @@ class PostgresStore(Store):
         """The connection, while the block lasts. Every statement is a transaction of its own.
 
         Raises:
-            StoreUnreachable: there is none, another call hangs, or no byte moved for too long.
-            HopaasError: the server refuses this secret, or did less than a minute ago.
+            StoreUnreachable: there is no connection, another call hangs, or no data moved for too long.
+            HopaasError: the server refuses this secret, or did so less than a minute ago.
 
         """
         lock = self._lock
@@ -264,7 +264,7 @@ class PostgresStore(Store):
 
     @contextlib.contextmanager
     def connect(self) -> Iterator[Any]:
-        """The connection, for statements of an administrator, each in a transaction of its own. Raises as `call`."""
+        """The connection, for an administrator's statements, each in a transaction of its own. Raises like `call`."""
         import psycopg2
 
         try:
@@ -316,7 +316,7 @@ class PostgresStore(Store):
         self._connection, self._lock = None, threading.Lock()
 
     def close(self) -> None:
-        """Close the connection, once nobody uses it; the next call opens another."""
+        """Close the connection once it is unused; the next call opens another."""
         connection, self._connection = self._connection, None
         if connection is not None and self._lock.acquire(blocking=False):
             connection.close()

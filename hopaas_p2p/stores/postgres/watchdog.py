@@ -1,12 +1,11 @@
-"""Gives up a connection on which no byte has moved for too long, so that no caller waits for ever.
+"""Gives up a connection on which no data has moved for too long, so that no caller waits for ever.
 
-libpq waits for a reply without a limit. A server that hangs, or a path that swallows packets, closes nothing, and the
-kernel does not give up either while the other machine's kernel answers. So one thread of this process looks at the
-connections that are in use, and shuts a socket down when no byte has crossed it between several looks; libpq then
-reports a closed connection. Nothing is asked of the server and nothing is set on the session, so a pooler may stand
-between.
+libpq waits for a reply without a limit. A hanging server, or a route that drops packets, does not close the connection,
+and the kernel does not give up either while the other machine's kernel answers. So one thread of this process checks
+the connections in use, and shuts a socket down when no byte has crossed it during several checks; libpq then reports a
+closed connection. Nothing is asked of the server and nothing is set on the session, so a pooler may be in between.
 
-A large reply over a thin link may take its time: what counts is whether bytes move. Linux reports that for TCP;
+A large reply over a slow link may take its time: what counts is whether bytes move. Linux reports that for TCP;
 elsewhere, and on a Unix socket, only the time counts, and the limit is ten times as long.
 """
 
@@ -25,16 +24,17 @@ from hopaas_p2p.errors import StoreUnreachable
 from hopaas_p2p.runtime import process
 
 IDLE_LIMIT: Final = 30.0
-"""Seconds without a byte either way after which a connection is given up. A lock is waited for half as long."""
+"""Seconds without a byte in either direction after which a connection is given up. Locks are waited for half as long.
+"""
 
-_LOOKS: Final = 10  # counted in looks, not by a clock: a suspended process does not look
+_LOOKS: Final = 10  # counted in checks, not by a clock: a suspended process does not check
 _BLIND_LOOKS: Final = 100
 _MOVED: Final = struct.Struct("=QQ")  # tcpi_bytes_acked and tcpi_bytes_received
 _MOVED_AT: Final = 120  # their place in struct tcp_info, since Linux 4.2
 
 _lock = threading.Lock()
 _in_use: set[WatchedSocket] | None = None
-"""The connections that the thread looks at; None while there is no thread."""
+"""The connections that the thread checks; None while there is no thread."""
 
 
 @contextlib.contextmanager
@@ -42,7 +42,7 @@ def watched(descriptor: int) -> Iterator[None]:
     """Shut this socket down if no byte moves for too long while the block lasts; then the block fails.
 
     Raises:
-        StoreUnreachable: instead of what the block then raises.
+        StoreUnreachable: in place of the block's own error.
 
     """
     global _in_use
@@ -66,13 +66,13 @@ def watched(descriptor: int) -> Iterator[None]:
         raise
     finally:
         with _lock:
-            if _in_use is not None:  # no child of a fork in the block, nor the end of the interpreter
+            if _in_use is not None:  # neither a child forked in the block nor the end of the interpreter
                 _in_use.discard(one)
         one.close()
 
 
 def _look_at(in_use: set[WatchedSocket]) -> None:
-    """The thread. It ends when a look finds no connection in use."""
+    """The thread's main loop. It ends when a check finds no connection in use."""
     global _in_use
     while True:
         time.sleep(IDLE_LIMIT / _LOOKS)
@@ -86,7 +86,7 @@ def _look_at(in_use: set[WatchedSocket]) -> None:
 
 
 def _in_child() -> None:
-    """A child of a fork has a thread of its own: the parent's is the parent's, and so are its callers."""
+    """A forked child has a thread of its own: the parent's thread and callers stay with the parent."""
     global _lock, _in_use
     _lock, _in_use = threading.Lock(), None
 
@@ -95,12 +95,12 @@ process.call_in_child(_in_child)
 
 
 class WatchedSocket:
-    """A connection's socket, by a descriptor of our own: libpq may close its own, and the number be used again."""
+    """A connection's socket, by a descriptor of our own: libpq may close its own, and the number may be reused."""
 
     def __init__(self, descriptor: int) -> None:
         self._socket = socket.socket(fileno=os.dup(descriptor))
         self.close = self._socket.close
-        """Closes our descriptor only; libpq ends the connection."""
+        """Closes only our descriptor; libpq ends the connection."""
         self.given_up = False
         """Whether it was shut down because no byte moved."""
         self._moved: int | None = None
@@ -119,7 +119,7 @@ class WatchedSocket:
         return self._looks >= (_BLIND_LOOKS if moved is None else _LOOKS)
 
     def give_up(self) -> None:
-        """Shut it down, which wakes the caller."""
+        """Shut the socket down, which wakes the caller."""
         self.given_up = True
         with contextlib.suppress(OSError):
             self._socket.shutdown(socket.SHUT_RDWR)

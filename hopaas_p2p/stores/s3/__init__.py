@@ -1,1 +1,1 @@
-"""A bucket: the log as one object a commit, snapshots, beats and files, on any S3 that keeps `If-None-Match: *`."""
+"""A bucket: the log as one object per commit, snapshots, beats and files, on any S3 that honours `If-None-Match: *`."""

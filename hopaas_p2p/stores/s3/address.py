@@ -1,8 +1,8 @@
 """Where a bucket is: `s3://bucket/prefix?endpoint=https://s3.example.org&region=eu-1&style=path`, read and written.
 
 What the URL leaves out comes from the variables that every S3 tool knows (`AWS_ENDPOINT_URL_S3`, `AWS_ENDPOINT_URL`,
-`AWS_REGION`, `AWS_DEFAULT_REGION`); the normal form has all of it, so that another process opens the same place. Keys
-never stand in a URL.
+`AWS_REGION`, `AWS_DEFAULT_REGION`); the normal form contains all of it, so that another process opens the same place.
+Keys are never part of a URL.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _EXAMPLE: Final = "s3://bucket/prefix?endpoint=https://s3.example.org&region=eu-
 
 
 class Address(NamedTuple):
-    """A bucket, and the part of it that is the store."""
+    """A bucket, and the part of it that forms the store."""
 
     bucket: str
     prefix: str
@@ -33,13 +33,13 @@ class Address(NamedTuple):
     """`https://host[:port]`."""
     region: str
     virtual: bool
-    """Whether the bucket stands in the host name."""
+    """Whether the bucket is part of the host name."""
     insecure: bool = False
-    """Whether another machine may be spoken to without TLS."""
+    """Whether another machine may be contacted without TLS."""
 
     @property
     def url(self) -> str:
-        """The normal form: without secrets, fit to be opened again anywhere."""
+        """The normal form: without secrets, usable anywhere to open the store again."""
         path = f"/{quote(self.prefix)}" if self.prefix else ""
         options = {"endpoint": self.endpoint, "region": self.region}
         if self.virtual != is_aws(self.endpoint):
@@ -50,12 +50,12 @@ class Address(NamedTuple):
 
     @property
     def root(self) -> str:
-        """What all keys of the store begin with."""
+        """The beginning of all keys of the store."""
         return f"{self.prefix}/v1/" if self.prefix else "v1/"
 
 
 def is_aws(endpoint: str) -> bool:
-    """Whether Amazon answers there: its hosts take virtual-host style, and have STS elsewhere."""
+    """Whether this is Amazon's: its hosts use virtual-host style, and have STS elsewhere."""
     return (urlsplit(endpoint).hostname or "").endswith((".amazonaws.com", ".amazonaws.com.cn"))
 
 

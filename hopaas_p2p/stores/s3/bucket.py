@@ -1,8 +1,8 @@
 """A bucket of an S3 server as an `ObjectStore`: signed requests by urllib3, with the signer of the `minio` SDK.
 
-The SDK itself cannot send a condition, knows neither `HTTPS_PROXY` nor a CA of ours, retries by itself, and keeps half
-of an answer to itself. Nothing is retried here, except with newer keys or the server's time if a request was refused
-for these: the caller must know what is not known.
+The SDK itself cannot send a condition, supports neither `HTTPS_PROXY` nor a private CA, retries by itself, and hides
+half of an answer. Nothing is retried here, except with newer keys or the server's time if a request was refused for
+these: the caller must know when an outcome is unknown.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ from hopaas_p2p.stores.s3.search import WIDEST
 
 _TYPE: Final = {"Content-Type": "application/octet-stream"}
 _NOT_TOGETHER: Final = (400, 403, 405, 411, 501)
-"""Statuses of servers that remove objects one by one only, or by a policy that knows only that."""
+"""Statuses of servers that only remove objects one by one, or whose policies only allow that."""
 _PAGE: Final = 1000  # keys that one listing shows, or one request removes
 _PART: Final = 16 << 20  # bytes of a file sent at once; S3 takes 10,000 of them, which is 160 GB
 _PARTS_AT_ONCE: Final = 3
@@ -54,7 +54,7 @@ _PAUSES: Final = (0.0, 1.0, 2.0, 4.0)  # seconds before a request about a file i
 _MOST_PAGES: Final = 4000  # of one listing
 
 _abandoned: Final[list[object]] = []
-"""Connections of parent processes: to destroy one would take locks that a thread of the parent may have held."""
+"""Connections of parent processes: destroying one would take locks that a thread of the parent may have held."""
 
 
 class Listed(NamedTuple):
@@ -64,15 +64,15 @@ class Listed(NamedTuple):
     size: int
     modified: float
     etag: str = ""
-    """The MD5 of its bytes in most cases; whatever else a server calls it, it changes with them."""
+    """The MD5 of its bytes in most cases; whatever a server uses instead, it changes with them."""
 
 
 class Bucket:
-    """See the module. Any thread may call.
+    """See the module. Methods may be called from any thread.
 
     Attributes:
-        requests: so far, by kind: PUT, GET, LIST, DELETE, POST.
-        interruptions: how often the server was away: no answer, or one that says that it is not ready.
+        requests: counts so far, by kind: PUT, GET, LIST, DELETE, POST.
+        interruptions: how often the server was away: no answer, or one saying that it is not ready.
         keys: where the keys come from.
 
     """
@@ -86,14 +86,14 @@ class Bucket:
         self.keys = Chain(address)
         self.keys.clock = self._now
         self._known = False
-        """Whether the bucket is there, or was."""
+        """Whether the bucket exists, or did."""
         self._heard: float | None = None
-        """Seconds by which the server's clock is ahead of this machine's, as its last answer told."""
+        """Seconds by which the server's clock is ahead of this machine's, according to its last answer."""
         self._ahead = 0.0
-        """The same, as requests are signed."""
+        """The same, as used to sign requests."""
         self._pool: urllib3.PoolManager | None = None
         self._room = threading.Semaphore(WIDEST)
-        """For the GETs of `get_many`, whoever called it: there are not more connections."""
+        """Shared by the GETs of all `get_many` calls: there are no more connections than this."""
         self._singly = False
 
     def server_now(self) -> float | None:
@@ -123,15 +123,15 @@ class Bucket:
         bulk: bool = False,
         stream: bool = False,
     ) -> Any:
-        """One request; the answer, read as a whole unless it is to be streamed.
+        """Make one request; return the answer, completely read unless it is streamed.
 
         Args:
-            method: of HTTP.
-            key: of the object, below the store's root; None for the bucket.
-            what: it is to do, for messages.
-            fine: statuses that the caller expects, beside success.
-            query, headers, body: of the request.
-            bulk: whether it is about a file, and may be sent again.
+            method: the HTTP method.
+            key: the object's key, below the store's root; None for the bucket.
+            what: what the request does, for messages.
+            fine: statuses that the caller expects, besides success.
+            query, headers, body: those of the request.
+            bulk: whether it transfers a file, and may be sent again.
             stream: whether the caller reads the body.
 
         Raises:
@@ -146,7 +146,7 @@ class Bucket:
         url = server._replace(netloc=host, path="/" + "/".join(path), query=options)
         digest = hashlib.sha256(body).hexdigest()
         timeout = Timeout(connect=http.CONNECT, read=_BULK_READ if bulk else http.READ)
-        # redirects are not followed: a session's token would go along to whatever host the answer names
+        # redirects are not followed: a session's token would be sent to whatever host the answer names
         how: dict[str, Any] = {"redirect": False, "preload_content": False, "timeout": timeout}
         amended, pauses = False, iter(_PAUSES if bulk else ())
         while True:
@@ -187,7 +187,7 @@ class Bucket:
             if answer.status in fine and code != "NoSuchBucket":
                 return answer
             if answer.status in PASSING and (pause := next(pauses, None)) is not None:
-                time.sleep(pause)  # its own, whatever the server would like: a client that waits cannot be stopped
+                time.sleep(pause)  # our own pause, not the server's: a waiting client cannot be stopped
                 continue
             if not amended and self._amended(code, keys, ahead):
                 amended = True
@@ -198,9 +198,9 @@ class Bucket:
             raise refusal(address, answer.status, code, what, conditional=conditional, known=self._known)
 
     def _amended(self, code: str, keys: Keys, ahead: float) -> bool:
-        """Whether a request that was signed with these keys and this time would be signed otherwise now.
+        """Whether a request that was signed with these keys and this time would now be signed differently.
 
-        Of several that are under way each is refused; the first of them to come back amends for all.
+        If several requests are under way, each is refused; the first to return corrects the keys or time for all.
         """
         if code in RUN_OUT:
             return self.keys.renew(keys)
@@ -246,7 +246,7 @@ class Bucket:
         return bool(answer.status != 412)
 
     def secure(self, key: str) -> None:
-        """What a bucket has answered for is safe."""
+        """Nothing to do: what a bucket has acknowledged is durable."""
 
     # --- many objects ---
 
@@ -264,7 +264,7 @@ class Bucket:
         return [one.key for one in self.details(prefix, after=after, at_most=at_most)]
 
     def details(self, prefix: str, *, after: str = "", at_most: int | None = None) -> list[Listed]:
-        """As `listed`, with sizes and times."""
+        """Like `listed`, with sizes and times."""
         found = self._list(prefix, "Contents", after=after, at_most=at_most)
         try:
             return [
@@ -280,7 +280,7 @@ class Bucket:
             raise StoreUnreachable(f"{self.address.endpoint} lists sizes and times that are none") from None
 
     def folders(self, prefix: str) -> list[str]:
-        """The names of the folders in this one."""
+        """The names of the folders in this folder."""
         found = self._list(prefix, "CommonPrefixes", delimiter="/")
         return [_text(one, "Prefix")[len(self.address.root + prefix) :].rstrip("/") for one in found]
 
@@ -302,7 +302,7 @@ class Bucket:
         raise StoreUnreachable(f"{self.address.endpoint} lists objects without an end")
 
     def _xml(self, data: bytes, root: str) -> Any:
-        """An answer of the server's."""
+        """The server's answer, parsed."""
         with contextlib.suppress(ElementTree.ParseError):
             found = ElementTree.fromstring(data or b"")  # noqa: S314  # of the server that has all the data; expat is bounded
             if found.tag.rpartition("}")[2] == root:
@@ -310,7 +310,7 @@ class Bucket:
         raise StoreUnreachable(f"{self.address.endpoint} sent an answer that is not from S3: no {root}")
 
     def delete(self, keys: Iterable[str]) -> None:
-        """In one request, or one by one where the server or its policy knows no such request."""
+        """In one request, or one by one if the server or its policy does not support that."""
         names = list(keys)
         while names and not self._singly:
             if not self._delete_together(names[:_PAGE]):
@@ -321,7 +321,7 @@ class Bucket:
             self._singly = True
 
     def _delete_together(self, names: Sequence[str]) -> bool:
-        """Whether the server, and its policy, can do that."""
+        """Whether the server and its policy support that."""
         objects = "".join(f"<Object><Key>{escape(self.address.root + name)}</Key></Object>" for name in names)
         body = f"<Delete><Quiet>true</Quiet>{objects}</Delete>".encode()
         digest = base64.b64encode(hashlib.md5(body, usedforsecurity=False).digest()).decode()
@@ -341,7 +341,7 @@ class Bucket:
     # --- files ---
 
     def upload(self, key: str, source: Path) -> None:
-        """In parts, several at once; whole or not at all."""
+        """In parts, several at once; completely or not at all."""
         size, what = source.stat().st_size, f"write {key}"
         parts = -(-size // _PART)
         with source.open("rb") as file:
@@ -363,14 +363,14 @@ class Bucket:
                     listed += f"<Part><PartNumber>{part}</PartNumber><ETag>{escape(etag)}</ETag></Part>"
                 body = f"<CompleteMultipartUpload>{listed}</CompleteMultipartUpload>".encode()
                 done = self._ask("POST", key, what, query=upload, body=body, bulk=True)
-                self._xml(done.data, "CompleteMultipartUploadResult")  # else an error, with the status of a success
+                self._xml(done.data, "CompleteMultipartUploadResult")  # otherwise an error with a success status
             except BaseException:
                 with contextlib.suppress(HopaasError):
                     self._ask("DELETE", key, what, query=upload, bulk=True)
                 raise
 
     def download(self, key: str, target: Path, progress: Progress | None = None) -> bool:
-        """Read on where a broken answer ended, if the object is still the same."""
+        """Continue where a broken answer ended, if the object is still the same."""
         etag = ""
         for attempt in range(_ATTEMPTS):
             done = target.stat().st_size if etag else 0
@@ -398,23 +398,23 @@ class Bucket:
     # --- connections ---
 
     def after_fork(self) -> None:
-        """Forget connections, which are the parent's."""
+        """Drop the connections, which belong to the parent."""
         _abandoned.append(self._pool)
         self._pool, self._room = None, threading.Semaphore(WIDEST)
         self.keys.after_fork()
 
     def close(self) -> None:
-        """Close connections; they are made again when needed."""
+        """Close the connections; they are opened again when needed."""
         self._pool = None
 
 
 def _code(data: bytes) -> str:
-    """The code in the body of a refusal; empty if there is none, as in a proxy's page of HTML."""
+    """The code in the body of a refusal; empty if there is none, as in a proxy's HTML page."""
     found = _CODE.search(data)
     return found[1].decode(errors="replace") if found else ""
 
 
 def _text(element: Any, name: str) -> str:
-    """What an element of a listing has under this name."""
+    """The text that an element of a listing has under this name."""
     said = element.findtext(f"{{*}}{name}") or ""
     return unquote(said) if name in ("Key", "Prefix") else said

@@ -1,4 +1,4 @@
-"""What `hopaas-p2p doctor` looks at in a bucket: the way, the condition that all rests on, the clock."""
+"""What `hopaas-p2p doctor` checks in a bucket: the route, the condition on which everything rests, the clock."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ def way(store: S3Store) -> Generator[Finding, None, bool]:
 
 
 def checks(store: S3Store) -> Generator[Finding, None, bool]:
-    """The findings about the bucket, and whether it is worth looking on."""
+    """The findings about the bucket, and whether further checks are worthwhile."""
     try:
         store.objects.get(f"{SCRATCH}none", limit=64)
-    except Denied:  # for a free key; if this user may list, a log has no end
+    except Denied:  # for a free key, unless this user may list: a log would have no end
         store.objects.listed(SCRATCH, at_most=1)
         detail = "for a free key the server answers 403, as for a key that this user may not read"
         cure = (
@@ -42,7 +42,7 @@ def checks(store: S3Store) -> Generator[Finding, None, bool]:
         )
         yield Finding("free keys", detail, passed=False, cure=cure)
         return False
-    yield race(store.objects, SCRATCH).finding(CAUSES)  # also where there is no store yet
+    yield race(store.objects, SCRATCH).finding(CAUSES)  # even if there is no store yet
     store.find()
     yield clock((store.objects.server_now() or time.time()) - time.time())
     return True

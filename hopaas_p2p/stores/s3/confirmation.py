@@ -1,14 +1,14 @@
-"""Own commits in a bucket, compared once more with what the bucket has after a while.
+"""This process's commits in a bucket, compared again with the bucket's contents after a while.
 
 A server with several pools may accept another peer's commit over one that it has acknowledged. Others notice by the sum
-that the next commit carries (`core.chain`); but where all of these follow the first, its writer would never know that
-whoever joins later reads the second. Or a bucket loses its newest object, and the next joiner takes its place. So each
-writer looks once at each of its commits, when no write to its key can be under way any more, and at the end. One that
-is gone, although nobody removed it, is put back where it was, unless another took its place.
+that the next commit carries (`core.chain`); but if all of these follow the first, its writer would never know that
+later joiners read the second. Or a bucket loses its newest object, and the next joiner takes its place. So each writer
+checks each of its commits once, when no write to its key can be under way any more, and at the end. A commit that is
+gone, although nobody removed it, is put back where it was, unless another took its place.
 
-That is half a minute later. Where the objects behind a commit carry copies of it, so that what was acknowledged is not
-lost with it, a writer waits for five minutes of its commits. A listing that shows ETags, as MD5 of what was written,
-stands for up to a thousand GETs; an object for which it does not is read.
+That is half a minute later. If later objects carry copies of a commit, so that acknowledged data is not lost with it, a
+writer collects five minutes of its commits first. A listing with ETags that are the MD5 of what was written replaces up
+to a thousand GETs; other objects are read.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ from hopaas_p2p.stores.objects.log import WriteOnceLog
 from hopaas_p2p.stores.s3.bucket import Bucket
 
 AFTER: Final = 30.0
-"""Seconds after which a commit can be looked at."""
+"""Seconds after which a commit can be checked."""
 SELDOM: Final = 300.0
-"""Seconds after which it is, where later objects carry copies of it."""
+"""Seconds after which it is checked, if later objects carry copies of it."""
 _AT_ONCE: Final = 16  # GETs
 _PAGE: Final = 1000  # keys that one listing shows
 _LIST_PAYS: Final = 13  # GETs that cost as much as a LIST
-_KEPT_BYTES: Final = 8 << 20  # of commits that could be put back
+_KEPT_BYTES: Final = 8 << 20  # bytes of commits that could be put back
 
 
 class _Written(NamedTuple):
@@ -42,22 +42,22 @@ class _Written(NamedTuple):
     due: float
     lsn: int
     checksum: int
-    """Of the commit, as it would be stored alone."""
+    """The checksum of the commit, as it would be stored alone."""
     stored: bytes | None
-    """The commit, to be put back; None if too much is kept already."""
+    """The commit, to be put back; None if too much is already kept."""
     etag: str
-    """Of the object, on a server that makes it from the bytes."""
+    """The object's ETag, on a server that derives it from the bytes."""
 
 
 class Confirmation:
-    """The commits of one log that this process appended lately."""
+    """The commits of one log that this process recently appended."""
 
     def __init__(self, log: WriteOnceLog[Bucket]) -> None:
         self.clock = time.monotonic
         self._log, self._bucket = log, log.objects
         self._written: deque[_Written] = deque()
         self._broken: str | None = None
-        """What was found: this process appends nothing more."""
+        """The contradiction found, if any: this process appends nothing more."""
 
     def wrote(self, lsn: int, stored: bytes, data: bytes, *, copied: bool) -> None:
         """This process appended that commit, in an object of these bytes; later objects carry copies if `copied`."""
@@ -70,17 +70,18 @@ class Confirmation:
 
     @property
     def due(self) -> list[int]:
-        """The lsns of commits that are still to be looked at."""
+        """The lsns of commits that are still to be checked."""
         return [one.lsn for one in self._written]
 
     def check(self, *, ending: bool = False) -> bool:
-        """Look at some of those that are due, at the end at all; whether more are. What gets no answer stays due.
+        """Check some of the due commits, at the end all; return whether more are due. Unanswered ones stay due.
 
-        Those that are gone are put back.
+        Missing ones are put back.
 
         Raises:
-            BrokenChain: one is another's now. Every later call raises it, too: the caller may know of no history.
-            StoreUnreachable: at the end, one got no answer.
+            BrokenChain: another commit has taken a place. Every later call raises it, too: the caller may have no
+                history.
+            StoreUnreachable: at the end, one check got no answer.
             Denied: they may not be read.
 
         """
@@ -101,9 +102,9 @@ class Confirmation:
                 silent = self._read(some)
                 unanswered += silent
                 del due[:_AT_ONCE]
-                if len(silent) == len(some):  # the rest would wait for the same silence
+                if len(silent) == len(some):  # the rest would wait for the same silent server
                     break
-        except (Denied, StoreUnreachable):  # no reason to refuse what is to be written now
+        except (Denied, StoreUnreachable):  # no reason to refuse the current write
             if ending:
                 raise
         finally:
@@ -115,7 +116,7 @@ class Confirmation:
         return bool(self._written) and ending
 
     def _listed(self, first: int, last: int) -> dict[str, str]:
-        """The ETags of these lsns' objects, by key; nothing if no listing is to be had."""
+        """The ETags of these lsns' objects, by key; empty if no listing is available."""
         before = self._log.key(first - 1)
         with contextlib.suppress(HopaasError):
             found = self._bucket.details(f"{before.rpartition('/')[0]}/", after=before, at_most=last - first + 1)
@@ -123,9 +124,9 @@ class Confirmation:
         return {}
 
     def _read(self, due: list[_Written]) -> list[_Written]:
-        """Compare these, and put back those that are gone; those that got no answer."""
+        """Compare these, and put back missing ones; return those that got no answer."""
         found = self._bucket.get_many([self._log.key(one.lsn) for one in due], limit=self._log.limit)
-        removed = math.inf  # also of a study that is deleted
+        removed = math.inf  # also for a deleted study
         if None in found:
             with contextlib.suppress(StudyDeleted):
                 removed = self._log.history.truncation_point()
@@ -138,7 +139,7 @@ class Confirmation:
         return [one for one, there in zip(due, found, strict=True) if isinstance(there, StoreUnreachable)]
 
     def _put_back(self, one: _Written) -> Found | StoreUnreachable | None:
-        """Write a commit that is gone where it was; what stands there instead, if anything does."""
+        """Write a missing commit back to its place; return what is there instead, if anything."""
         key = self._log.key(one.lsn)
         if one.stored is None:
             self._break(one, "gone, and too large to be kept here and put back")

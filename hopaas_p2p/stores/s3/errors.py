@@ -8,20 +8,20 @@ from hopaas_p2p.errors import ConfigurationError, Denied, HopaasError, StoreUnre
 from hopaas_p2p.stores.s3.address import Address
 
 PASSING: Final = frozenset({408, 409, 425, 429, 500, 502, 503, 504, 507, 509, 529})
-"""Statuses that say: later. What was asked for may have been done."""
+"""Statuses that mean "try later". The request may have been carried out."""
 RUN_OUT: Final = frozenset(
     {"ExpiredToken", "ExpiredTokenException", "TokenRefreshRequired", "InvalidToken", "InvalidAccessKeyId"}
 )
-"""Codes that say: not with these keys, perhaps with newer ones."""
+"""Codes that mean "not with these keys, perhaps with newer ones"."""
 CLOCK: Final = frozenset({"RequestTimeTooSkewed", "RequestExpired", "RequestInTheFuture"})
-"""Codes that say: your clock and mine differ."""
+"""Codes that mean that the clocks differ."""
 AWAY: Final = frozenset({502, 503, 504})
-"""Statuses that say that the server is not ready; with the code SlowDown, that it is busy."""
+"""Statuses that mean that the server is not ready or, with the code SlowDown, busy."""
 _MANGLED: Final = frozenset({"RequestTimeout", "IncompleteBody", "BadDigest", "XAmzContentSHA256Mismatch", "SlowDown"})
 
 
 def unreachable(address: Address, error: Exception) -> HopaasError:
-    """No answer at all, or half of one."""
+    """The error for no answer at all, or half of one."""
     endpoint = address.endpoint
     reason = f"{type(error).__name__}: {getattr(error, 'reason', None) or error}"[:300]
     if "CERTIFICATE_VERIFY_FAILED" in reason:
@@ -29,7 +29,7 @@ def unreachable(address: Address, error: Exception) -> HopaasError:
             f"{endpoint}: its certificate is signed by nobody this machine trusts. "
             "If it is your site's own, set HOPAAS_CA_FILE to the authority's certificate"
         )
-    if "failed: 407" in reason:  # a number alone may be an lsn's
+    if "failed: 407" in reason:  # a number alone may be an lsn
         return ConfigurationError(
             f"the proxy on the way to {endpoint} requires a login: set HTTPS_PROXY=http://user:password@host:port"
         )
@@ -40,7 +40,7 @@ def unreachable(address: Address, error: Exception) -> HopaasError:
 
 
 def _plainly(error: Exception) -> str | None:
-    """What the system said at the bottom of an error of urllib3's."""
+    """The system's message at the bottom of a urllib3 error."""
     seen: BaseException | None = error
     while seen is not None:
         if isinstance(seen, TimeoutError):
@@ -54,15 +54,15 @@ def _plainly(error: Exception) -> str | None:
 def refusal(
     address: Address, status: int, code: str, what: str, *, conditional: bool = False, known: bool = False
 ) -> HopaasError:
-    """An answer that is no success.
+    """The error for an unsuccessful answer.
 
     Args:
-        address: of the bucket.
-        status, code: of the answer.
-        what: the request was to do.
+        address: the bucket's address.
+        status, code: those of the answer.
+        what: what the request should do.
         conditional: whether it was a write with a condition.
-        known: whether this process has used the bucket, so that one that is missing is away: a server that starts
-            with a new disk or pool answers like that.
+        known: whether this process has used the bucket, so that a missing one is only away: a server that starts with a
+            new disk or pool answers like that.
 
     """
     where = f"{address.endpoint}, bucket {address.bucket!r}"

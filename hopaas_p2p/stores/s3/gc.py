@@ -1,8 +1,8 @@
-"""Clean up in a bucket: commits that a snapshot stands for, and what deleted studies left.
+"""Cleans up a bucket: removes commits that a snapshot replaces, and what deleted studies left.
 
-Nobody has to, and nothing runs by itself: without it a study can be replayed from its first commit for ever. The order
-is what makes it safe. First the boundary is advanced, then objects go: a peer that slept looks at the boundary before
-it believes that a free key is the end of the log. And only what the server has held for a day goes, by the server's own
+It is optional, and never runs by itself: without it, a study can be replayed from its first commit for ever. The order
+makes it safe. First the boundary is advanced, then objects are removed: a peer that slept checks the boundary before it
+accepts a free key as the end of the log. And only what the server has held for a day is removed, by the server's own
 clock: an awake peer has read it long ago.
 """
 
@@ -22,34 +22,34 @@ from hopaas_p2p.stores.s3.bucket import Listed
 from hopaas_p2p.stores.s3.store import S3Store
 
 DAY: Final = 86400.0
-_BEATS: Final = 40 * DAY  # the longest silence that a peer may ask for is 30
+_BEATS: Final = 40 * DAY  # the longest silence that a peer may request is 30
 
 
 class Removal(NamedTuple):
-    """Some objects that may go, or went."""
+    """Some objects that can be removed, or were."""
 
     what: str
     study: str
-    """The study's name, or its uuid if it has none any more."""
+    """The study's name, or its uuid if it no longer has a name."""
     objects: int
     size: int
     """Bytes."""
 
 
 def collect(store: S3Store, *, keep: float = DAY, dry_run: bool = False) -> Iterator[Removal]:
-    """Remove what is no longer needed; what goes is yielded, log by log.
+    """Remove what is no longer needed; yields what is removed, log by log.
 
     Args:
         store: the store.
-        keep: seconds for which everything stays, by the server's clock; at least a day.
-        dry_run: only tell.
+        keep: seconds for which everything is kept, by the server's clock; at least a day.
+        dry_run: only report.
 
     Raises:
         InvalidInput: less than a day.
-        StoreCorrupt: the list of studies is not whole, so nothing can be called deleted.
+        StoreCorrupt: the list of studies is incomplete, so nothing can be considered deleted.
 
     """
-    if not keep >= DAY:  # of NaN, too, everything would be older
+    if not keep >= DAY:  # with NaN, too, everything would be older
         raise InvalidInput(f"keep commits for at least a day, got {keep / 3600:.1f} hours: peers may have been asleep")
     yield from _collect(store, keep, dry_run=dry_run)
 
@@ -77,7 +77,7 @@ def _catalog(store: S3Store) -> Catalog:
     catalog = Catalog()
     for entry in read_all(store.catalog()):
         catalog.apply(entry.lsn, codec.decode(entry.payload))
-    if max(there, default=0) > catalog.lsn:  # peers read on as if that were the end; here, studies would be cleared
+    if max(there, default=0) > catalog.lsn:  # peers continue as if that were the end; here, studies would be removed
         raise StoreCorrupt(
             f"the list of studies has no commit {catalog.lsn + 1}, but later ones, so studies behind it would be taken "
             "for deleted; nothing was removed. Restore it from a backup, or look with: hopaas-p2p doctor URL"
@@ -115,7 +115,7 @@ def _compact(store: S3Store, uuid: str, name: str, before: float, *, dry_run: bo
 
 
 def _clear(store: S3Store, uuid: str, before: float, *, dry_run: bool) -> Iterator[Removal]:
-    """Remove a study that is in no list: deleted, or never finished to be created. A marker stays."""
+    """Remove a study that is not in the list: deleted, or never completely created. A marker stays."""
     root = f"study/{uuid}/"
     marker = f"{root}boundary/{DELETED}"
     found = [one for one in store.objects.details(root) if one.key != marker]
@@ -123,7 +123,7 @@ def _clear(store: S3Store, uuid: str, before: float, *, dry_run: bool) -> Iterat
         return
     if not dry_run:
         store.objects.put(marker, TOMBSTONE)
-    files = store.objects.details(f"artifacts/{uuid}/")  # they go first: who is interrupted finds the rest
+    files = store.objects.details(f"artifacts/{uuid}/")  # removed first: after an interruption, the rest can be found
     yield from _remove(store, "files of a deleted study", uuid, files, dry_run=dry_run)
     yield from _remove(store, "a deleted study", uuid, found, dry_run=dry_run)
 

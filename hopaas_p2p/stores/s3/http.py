@@ -1,4 +1,4 @@
-"""Connections to an S3 server: through the site's proxy, with the site's certificates and short time-outs."""
+"""Connections to an S3 server: through the site's proxy, with the site's certificates and short timeouts."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ from hopaas_p2p.net.proxies import Proxy, ServerAddress
 CONNECT: Final = 3.0
 """Seconds to wait for a connection."""
 READ: Final = 4.0
-"""Seconds of silence after which a small request counts as lost; the log finds out what became of it."""
-_HEAD: Final = 1 << 18  # bytes that may come before the end of an answer's head
-_LARGEST_ANSWER: Final = 16 << 20  # bytes of one that is read as a whole; a page of a listing has 4 MB at most
+"""Seconds of silence after which a small request counts as lost; the log finds out what happened to it."""
+_HEAD: Final = 1 << 18  # bytes that may precede the end of an answer's head
+_LARGEST_ANSWER: Final = 16 << 20  # bytes of a completely read answer; a page of a listing has at most 4 MB
 _CONNECTIONS: Final = 17  # a window of 16 and a beat
 
 
@@ -38,11 +38,11 @@ _QUICKACK: Final[int | None] = getattr(socket, "TCP_QUICKACK", None)
 
 
 def _prompt(connection: Any) -> Any:
-    """Connections of this kind that acknowledge what they get at once, and take no answer that drips.
+    """Connections of this kind that acknowledge data at once, and do not accept an answer that drips.
 
-    A server that sends an answer's head and body apart, and waits for the first to be acknowledged before it sends the
-    second (Nagle's algorithm, as Ceph RGW by default), meets a kernel that acknowledges 40 ms later, in the hope of
-    data to go along: 44 ms for each GET there, and peers that read were starved by those that only write.
+    A server that sends an answer's head and body separately, and waits for an acknowledgement of the first before it
+    sends the second (Nagle's algorithm, as in Ceph RGW by default), meets a kernel that acknowledges 40 ms later,
+    hoping to combine it with data: each GET then took 44 ms, and peers that read were starved by those that only write.
     """
 
     class Prompt(connection):  # type: ignore[misc]
@@ -55,7 +55,7 @@ def _prompt(connection: Any) -> Any:
             return answer
 
         def response_class(self, sock: Any, **options: Any) -> http.client.HTTPResponse:
-            raw = sock.makefile("rb", buffering=0)  # keeps the socket open where the connection is closed before
+            raw = sock.makefile("rb", buffering=0)  # keeps the socket open if the connection is closed earlier
             self.coming = AnswerBytes(raw.readinto, self.timeout or READ, room=_HEAD, end=raw.close)
             return http.client.HTTPResponse(self.coming, **options)  # type: ignore[arg-type]
 
@@ -69,12 +69,12 @@ _POOLS: Final[dict[str, Any]] = {
 
 
 def pool(url: str, *, read: float = READ, direct: bool = False) -> urllib3.PoolManager:
-    """Connections to the server of this URL, on which nothing is sent twice.
+    """Connections to the server of this URL, without automatic retries.
 
     Args:
-        url: where to; decides about the proxy.
+        url: the server; also determines the proxy.
         read: seconds of silence.
-        direct: never through a proxy, as for a machine's own metadata.
+        direct: never use a proxy, as for a machine's own metadata.
 
     Raises:
         ConfigurationError: the proxy or the certificate file cannot be used.
@@ -99,9 +99,9 @@ def pool(url: str, *, read: float = READ, direct: bool = False) -> urllib3.PoolM
 
 
 def whole(answer: Any) -> urllib3.HTTPResponse:
-    """This answer with all its bytes, as they came: packed ones could grow to any number.
+    """This answer with all its bytes, not decompressed: compressed ones could grow to any size.
 
-    Raises as urllib3 does, also if they are more than a listing has.
+    Raises like urllib3, also if there are more bytes than a listing has.
     """
     data = b""
     while piece := answer.read(_LARGEST_ANSWER + 1 - len(data), decode_content=False):
@@ -119,11 +119,11 @@ def proxy_of(url: str) -> Proxy | None:
 
 
 def server_of(url: str) -> ServerAddress:
-    """The server of this URL: what is asked."""
+    """The server of this URL."""
     parts = urlsplit(url)
     return ServerAddress(parts.hostname or "", parts.port or (443 if parts.scheme == "https" else 80))
 
 
 def context() -> ssl.SSLContext:
-    """What verifies the server; raises as `trust.client_context`."""
+    """The context that verifies the server; raises like `trust.client_context`."""
     return trust.new_context(trust.authorities(aws=True))

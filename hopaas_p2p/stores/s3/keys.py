@@ -1,13 +1,13 @@
-"""Which keys to sign with: found where every S3 tool looks for them, and fetched anew before they expire.
+"""The signing keys: found where every S3 tool looks for them, and fetched again before they expire.
 
 In order: `AWS_ACCESS_KEY_ID` and its companions; a web identity (`AWS_WEB_IDENTITY_TOKEN_FILE`, `AWS_ROLE_ARN`); the
 profile `AWS_PROFILE` of `~/.aws/credentials` or `~/.aws/config`; a container's credentials; the machine's metadata.
-Files and services are asked again when what they gave runs out or is refused, so keys may be renewed in the middle of a
-run. `hopaas_p2p.runtime.credentials` reads them, and decides whether the bucket's server may see what they sign.
+Files and services are read again when their keys expire or are refused, so keys may be renewed during a run.
+`hopaas_p2p.runtime.credentials` reads them, and decides whether they may sign requests to the bucket's server.
 
-What is sent to services, and what they answer, is never shown. The SDK's own providers are not used: they put web
-identity tokens into URLs, which error messages then show, make pools of their own that know no proxy, and can stall for
-six seconds where there is no metadata service.
+Requests to services, and their answers, are never shown. The SDK's own providers are not used: they put web identity
+tokens into URLs, which error messages then show, create their own pools without a proxy, and can stall for six seconds
+where there is no metadata service.
 """
 
 from __future__ import annotations
@@ -33,14 +33,14 @@ from hopaas_p2p.runtime import credentials
 from hopaas_p2p.stores.s3 import http as s3_http
 from hopaas_p2p.stores.s3.address import Address, is_aws
 
-_MARGIN: Final = 120.0  # seconds before their end at which keys are renewed
+_MARGIN: Final = 120.0  # seconds before expiry at which keys are renewed
 _METADATA: Final = "http://169.254.169.254"
-_METADATA_TIMEOUT: Final = 1.0  # seconds; a metadata service is on the same machine, or not there at all
+_METADATA_TIMEOUT: Final = 1.0  # seconds; a metadata service is on the same machine, or does not exist
 _ELEMENT: Final = re.compile("<(AccessKeyId|SecretAccessKey|SessionToken|Expiration)>([^<]*)<")
 
 
 class Keys(NamedTuple):
-    """An access key that never shows itself. It has the names that the SDK's signer looks for."""
+    """An access key that is never shown. Its attributes have the names that the SDK's signer expects."""
 
     access_key: str
     secret_key: str
@@ -55,27 +55,28 @@ class Keys(NamedTuple):
 
 
 class Chain:
-    """The first place that has keys; it is asked again when they run out, or when the server refuses them."""
+    """The first source that has keys; it is read again when they expire, or when the server refuses them."""
 
     def __init__(self, address: Address, *, env: Mapping[str, str] = os.environ) -> None:
         self._address, self._env = address, env
         self._keys: Keys | None = None
         self._lock = threading.Lock()
         self._on_machine = None if env.get("AWS_EC2_METADATA_DISABLED", "").lower() != "true" else False
-        """Whether a metadata service has answered; False: there is none, so it is not asked again."""
+        """Whether a metadata service has answered; False if there is none, so it is not asked again."""
         self.clock = time.time
-        """Seconds since 1970, by the server."""
+        """Seconds since 1970, by the server's clock."""
 
     def after_fork(self) -> None:
-        """In a child: another thread of the parent may have held the lock; and look for the keys anew."""
+        """In a child: renew the lock, which a thread of the parent may have held, and look for the keys again."""
         self._lock, self._keys = threading.Lock(), None
 
     def retrieve(self) -> Keys:
-        """The keys, as they are now.
+        """The current keys.
 
         Raises:
-            ConfigurationError: there are none, a place is set up wrongly, or the bucket's server may not see them.
-            StoreUnreachable: a service that should give them does not answer.
+            ConfigurationError: there are none, a source is misconfigured, or they may not be used for the bucket's
+                server.
+            StoreUnreachable: a service that should provide them does not answer.
 
         """
         with self._lock:
@@ -86,7 +87,7 @@ class Chain:
             return self._keys
 
     def renew(self, refused: Keys | None = None) -> bool:
-        """Look anew, because the server did not take the keys; whether there are others now."""
+        """Look again, because the server refused the keys; return whether there are different ones now."""
         with self._lock:
             before, self._keys = refused or self._keys, self._find()
             now = self._keys.access_key, self._keys.session_token
@@ -163,7 +164,7 @@ class Chain:
 
 
 def _ask(method: str, url: str, *, body: str | None = None, headers: dict[str, str], direct: bool = False) -> str:
-    """One request to a service that gives keys. What is sent, and what it answers, is never shown."""
+    """One request to a service that provides keys. The request and its answer are never shown."""
     wait = _METADATA_TIMEOUT if direct else s3_http.READ
     try:
         with s3_http.pool(url, read=wait, direct=direct) as pool:
@@ -180,7 +181,7 @@ def _ask(method: str, url: str, *, body: str | None = None, headers: dict[str, s
 
 
 def _keys_of(said: dict[str, Any] | str) -> Keys | None:
-    """The keys in what a service said, in JSON if it is a text; None if there are none."""
+    """The keys in a service's answer, which is JSON if it is text; None if there are none."""
     with contextlib.suppress(ValueError, TypeError, KeyError):
         found = json.loads(said) if isinstance(said, str) else said
         key, secret, end = found["AccessKeyId"], found["SecretAccessKey"], None

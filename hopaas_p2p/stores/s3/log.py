@@ -1,10 +1,10 @@
-"""A log in a bucket: an object per commit, which may carry copies of the commits before it.
+"""A log in a bucket: one object per commit, which may carry copies of the commits before it.
 
     study/{uuid}/log/{lsn:020d}    a commit, and perhaps copies of the ones before it: see `carried`
 
-A PUT is slow and costs as much as twelve GETs, so peers pace themselves (`TurnScheduler`), look before they write where
-others have probably written, and read an object here and there instead of all of them (`reader`). What this process
-wrote it looks at once more (`confirmation`).
+A PUT is slow and costs as much as twelve GETs, so peers pace themselves (`TurnScheduler`), read before they write if
+others have probably written, and read some of the objects instead of all (`search`). Each process checks its own
+commits again later (`confirmation`).
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from hopaas_p2p.stores.s3.search import WIDEST
 
 _log: Final = logging.getLogger("hopaas_p2p")
 _CATALOG: Final = 2 * WIDEST - 1
-"""Commits of the catalog that are read at first, in five windows of GETs, before a snapshot of it is preferred."""
+"""Commits of the catalog that are read first, in five windows of GETs, before its snapshot is preferred."""
 _AT_ONCE: Final = 8  # requests of a restore
 _SALVAGED_AT_ONCE: Final = 16  # objects
 _PAGE: Final = 1000  # keys that one listing shows
@@ -51,9 +51,9 @@ class BucketLog(WriteOnceLog[Bucket]):
         self.scheduler: TurnScheduler
         self._piggyback = PiggybackedCommits()
         self._modified = 0.0
-        """When the server took the object of the last commit that was read."""
+        """When the server accepted the object of the last commit read."""
         self._hole = 0
-        """The lsn of the hole that was last warned of."""
+        """The lsn of the hole about which was last warned."""
         self._confirmation = Confirmation(self)
 
     def key(self, lsn: int) -> str:
@@ -68,7 +68,7 @@ class BucketLog(WriteOnceLog[Bucket]):
 
     def _begin(self, since: int, outgoing: Outgoing | None = None) -> None:
         super()._begin(since, outgoing)
-        self._confirmation.check()  # now: between a look and the write that follows, each request costs collisions
+        self._confirmation.check()  # now: between a read and the following write, each request causes collisions
 
     def changed(self, since: int) -> bool | None:
         return True if since != self._head else None
@@ -76,7 +76,7 @@ class BucketLog(WriteOnceLog[Bucket]):
     # --- reading ---
 
     def _look(self, since: int, deadline: float, *, certain: bool) -> tuple[list[Entry], bool]:
-        return super()._look(since, deadline, certain=True)  # no cache stands between
+        return super()._look(since, deadline, certain=True)  # no cache in between
 
     def _read_on(self, since: int, entries: list[Entry], deadline: float, *, certain: bool) -> bool:
         search, known, size, hole = self.scheduler.search(time.monotonic()), since, 0, 0
@@ -106,9 +106,9 @@ class BucketLog(WriteOnceLog[Bucket]):
         return False
 
     def _completed(self, known: int, pieces: list[Entry], deadline: float) -> tuple[list[Entry], int]:
-        """The commits behind `known` up to the last of these, which one object held; the lsn of a hole there, or 0.
+        """The commits after `known` up to the last of these pieces, and the lsn of a hole among them, or 0.
 
-        If they are too many to be held, only the first of them.
+        If there are too many to hold, only the first of them.
 
         Raises:
             BrokenChain: two objects differ about a commit.
@@ -155,7 +155,7 @@ class BucketLog(WriteOnceLog[Bucket]):
         return [*copies, Entry(lsn, payload, chain.stamp_of(there.stored), before)]
 
     def _noted(self, entries: list[Entry], last: float, *, mine: bytes | None = None) -> list[Entry]:
-        """Commits that were read, one after the other, and written as evenly as can be assumed up to this moment."""
+        """Note consecutive commits that were read; they are assumed to have been written evenly up to this moment."""
         first = self._modified or last
         for place, (lsn, payload, stamp, before) in enumerate(map(astuple, entries), 1):
             if payload != mine:
@@ -170,11 +170,11 @@ class BucketLog(WriteOnceLog[Bucket]):
         self._piggyback.saw(lsn, payload, before if stamp == UNSTAMPED else None)  # a copy would lose its stamp
 
     def _read_up_to_hole(self, lsn: int) -> None:
-        """There is no commit at this lsn, but something behind it: the log goes on here, with a warning.
+        """There is no commit at this lsn, but something after it: the log continues here, with a warning.
 
-        A key that may only add objects can put one further on, and that must not end the study: the next commit fills
-        the hole, and what was put behind it is judged as any record. If a commit was removed, peers that had read it
-        find that the sums of the commits disagree.
+        A key that may only add objects can put one further ahead, and that must not end the study: the next commit
+        fills the hole, and what was put after it is judged like any record. If a commit was removed, peers that had
+        read it find that the sums of the commits disagree.
         """
         if lsn == 1:
             self._missing(lsn)

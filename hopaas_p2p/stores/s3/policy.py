@@ -1,7 +1,8 @@
-"""The least that a key must be allowed to do, as a policy of the S3 server.
+"""The minimum that a key must be allowed to do, as a policy for the S3 server.
 
-A worker adds: it may write where nothing is, so it can change no history, but on servers that cannot be told to insist
-on the condition (only Amazon's can) a hostile worker could overwrite commits; keep versions of the bucket there.
+A worker adds objects: it may write only where nothing exists, so it cannot change history. But on servers that cannot
+be told to insist on the condition (only Amazon's can), a hostile worker could overwrite commits; enable versioning of
+the bucket there.
 """
 
 from __future__ import annotations
@@ -19,10 +20,10 @@ def policy(address: Address, role: Role, *, uuid: str | None = None, by_prefix: 
 
     Args:
         address: the store.
-        role: viewer reads, worker runs trials, owner may all.
-        uuid: of the one study that a worker may write to; every study if it is None.
-        by_prefix: whether listing is allowed by prefix. Some servers then answer 403 to a key that is free, where a
-            log needs a 404: without it, keys of the whole bucket may be listed.
+        role: a viewer reads, a worker runs trials, an owner may do everything.
+        uuid: the one study to which a worker may write; None for every study.
+        by_prefix: whether listing is allowed by prefix. Some servers then answer 403 for a free key, where a log needs
+            a 404: without it, keys of the whole bucket may be listed.
 
     """
     bucket = f"arn:aws:s3:::{address.bucket}"

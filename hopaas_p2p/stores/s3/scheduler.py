@@ -2,9 +2,9 @@
 
 While the log has room, every peer writes at once, and one that loses a race waits for a random time. In a full log,
 every other PUT would lose. Then the peers take turns: the one that has waited longest since its
-last commit goes next, as all can tell from the log. A turn that nobody takes passes by itself. A turn is as long as a
-PUT, or as a GET where that is slower; otherwise a peer that has just written, and need not look, would be first for
-seconds on end.
+last commit goes next, as all can see from the log. A turn that nobody takes passes by itself. A turn is as long as a
+PUT, or a GET if that is slower; otherwise a peer that has just written, and need not read, would be first for seconds
+on end.
 """
 
 from __future__ import annotations
@@ -17,22 +17,22 @@ from typing import Final
 from hopaas_p2p.stores.objects.scheduler import GAP, ME, CrowdScheduler, Sight
 from hopaas_p2p.stores.s3.search import EndSearch
 
-_RECENT: Final = 1.5  # seconds, by the server's clock, which tells whole ones
+_RECENT: Final = 1.5  # seconds, by the server's clock, which shows whole ones
 _LATELY: Final = 3.0  # seconds, by the server's clock, over which commits are counted
-_FULL: Final = 0.4  # of the time somebody's PUT is under way: no room for peers that write whenever they want
-_LOSING: Final = 0.5  # of this peer's PUTs, as far as it remembers: no room either
-_TURN: Final = 1.5  # slots for which a turn is left to whose it is
-_ROUND: Final = 1.9  # slots per writer in a round; tried out, as the rest, in tests/stores/test_write_scheduler.py
+_FULL: Final = 0.4  # share of the time with a PUT under way: no room for peers to write at will
+_LOSING: Final = 0.5  # share of this peer's remembered PUTs that lost: no room either
+_TURN: Final = 1.5  # slots for which a turn is left to its owner
+_ROUND: Final = 1.9  # slots per writer in a round; determined, like the rest, in tests/stores/test_write_scheduler.py
 _LATEST: Final = 3.0  # slots for each writer ahead, after which this peer goes
 _STORM: Final = 6.0  # seconds after which a lost PUT counts for a third
-_HIDDEN: Final = 1.6  # times as busy as this peer loses is the log, if it looks less so
-_LOOKS: Final = 2.0  # looks that a search lasts, on the average
+_HIDDEN: Final = 1.6  # the log is at least this many times as busy as this peer's losses show
+_LOOKS: Final = 2.0  # average number of reads in a search
 _LONGEST_WAIT: Final = 16  # slots
-_POLL: Final = 0.2  # slots between looks for whose turn it is
+_POLL: Final = 0.2  # slots between checks of whose turn it is
 
 
 class TurnScheduler(CrowdScheduler):
-    """Take turns where there is no room; see the module."""
+    """Takes turns if there is no room; see the module."""
 
     slot_bounds = (0.005, 0.5)
     look_when = 0.1  # a PUT costs 12 times as much as a GET
@@ -40,7 +40,7 @@ class TurnScheduler(CrowdScheduler):
     def __init__(self, rng: random.Random | None = None) -> None:
         super().__init__(rng)
         self._lost_at: float | None = None
-        """When a write of this peer last came second, and the commit was read that came first."""
+        """When a write of this peer last lost, and the winning commit was read."""
         self._losing = 0.0
         self._faded_at = 0.0
         self._due: float | None = None
@@ -63,17 +63,17 @@ class TurnScheduler(CrowdScheduler):
         self._fade(now)
         self._write = max(
             min(self._write, 2 * took), self.slot_bounds[0]
-        )  # before it has won, it does not know a near server
+        )  # before its first win, it does not know that a server is near
         self._due = None
         self._losing = 0.7 * self._losing + 0.3
         self._beaten += 1
 
     def looked(self, took: float) -> None:
-        """A look at one commit took so many seconds."""
+        """Record that reading one commit took this many seconds."""
         self._look = min(0.7 * self._look + 0.3 * took, self.slot_bounds[1])
 
     def _fade(self, now: float) -> None:
-        """A storm that is over says nothing about what comes."""
+        """Fade old losses: a past storm says nothing about the future."""
         self._losing *= math.exp(-max(now - self._faded_at, 0.0) / _STORM)
         self._faded_at = now
 
@@ -85,13 +85,13 @@ class TurnScheduler(CrowdScheduler):
             return EndSearch(None)
         known_at = self._head_at if self._lost_at is None else max(self._head_at, self._lost_at)
         expected = self.expected(now + _LOOKS * self._look) - self.expected(known_at)
-        return EndSearch(expected, hurried=self._busy >= _FULL)  # what others write during a search comes first
+        return EndSearch(expected, hurried=self._busy >= _FULL)  # commits that others write during a search come first
 
     # --- whose turn it is ---
 
     @property
     def _busy(self) -> float:
-        """The part of the time for which somebody's PUT is under way."""
+        """The share of the time during which a PUT is under way."""
         newest = max([sight.modified for sight in self._recent], default=0.0)
         lately = sum(newest - sight.modified <= _LATELY for sight in self._recent)
         full = len(self._recent) == self._recent.maxlen
@@ -124,10 +124,10 @@ class TurnScheduler(CrowdScheduler):
         return sum(place < mine for place in last.values())
 
     def _line(self) -> dict[str | None, int]:
-        """The writers in line, with the place of each one's last commit among those that were seen.
+        """The writers in line, with the place of each one's last commit among those seen.
 
         This is the largest set of writers that all committed within their last round; a writer that missed its round
-        is assumed idle. Where PUTs come second, more of them are under way than succeed.
+        is assumed idle. If PUTs lose, more of them are under way than succeed.
         """
         busy = max(self._busy, _HIDDEN * self._losing)
         seen: dict[str | None, int] = {}
@@ -140,10 +140,10 @@ class TurnScheduler(CrowdScheduler):
         return dict(itertools.islice(seen.items(), standing))
 
     def after_losing(self) -> float:
-        """At random, unless this peer stands in line.
+        """A random time, unless this peer is in line.
 
-        The longer, the more often this peer has lost, but only among many writers: a peer that always loses to the
-        same one tries again soon, or it would sleep whenever that one pauses.
+        It grows with this peer's losses, but only among many writers: a peer that always loses to the same one tries
+        again soon, or it would sleep whenever that one pauses.
         """
         if self._full and ME in self._line():
             return 0.0

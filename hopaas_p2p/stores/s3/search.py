@@ -1,9 +1,9 @@
-"""Where to look for the end of a log whose objects show also what came before them.
+"""Where to look for the end of a log whose objects also show what came before them.
 
-A reader expects some number of new commits, and asks for one object at a time: where the end is as likely before it as
-after it. Each answer halves what is possible, so that fifteen new commits take three or four GETs instead of sixteen.
-The last answer must not be old, because a write follows it: where one place is left, the free one behind it is asked
-for again in the same round. Nothing here decides what is in the log: a wrong guess costs a GET more.
+A reader expects some number of new commits, and requests one object at a time, where the end is as likely before it as
+after it. Each answer halves the possibilities, so fifteen new commits take three or four GETs instead of sixteen. The
+last answer must not be old, because a write follows it: if one place is left, the free one after it is requested again
+in the same round. Nothing here decides what is in the log: a wrong guess costs one more GET.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from hopaas_p2p.stores.objects.carried import MOST
 
 WIDEST: Final = 16
 """The maximum number of concurrent GETs."""
-_FAR: Final = 2.0 * MOST  # commits expected, beyond which they are read in windows
+_FAR: Final = 2.0 * MOST  # expected commits beyond which they are read in windows
 ABREAST: Final = 4  # objects at once for a peer that must not be late
-_RUSH: Final = 8  # rounds of these, after which it reads windows, and asks for the end once more with the last
-_LONG: Final = 20  # rounds, after which it leaps, and takes an end as it saw it: a log may outgrow a far peer
-_SPREAD: Final = 0.35  # variance of the number of new commits, per commit expected; tried out, as the next two, in
+_RUSH: Final = 8  # rounds of these, after which it reads windows, and requests the end again with the last
+_LONG: Final = 20  # rounds after which it leaps, and accepts the end as seen: a log may outgrow a distant peer
+_SPREAD: Final = 0.35  # variance of the number of new commits, per expected commit; determined, like the next two, in
 _SHARE: Final = 0.5  # tests/stores/test_write_scheduler.py: the part of what is possible that lies beyond a look
 _SURE: Final = 0.98  # that the expectation is good for anything
 
@@ -28,9 +28,9 @@ class EndSearch:
     """One search. Offsets count from the last commit that the reader knows.
 
     Args:
-        expected: how many commits are probably new; None: nobody knows, as at the first look.
-        hurried: whether to ask for several at once, because what comes during the search comes first. An end that was
-            seen some rounds ago is then asked for once more, as long as that does not make the search endless.
+        expected: how many commits are probably new; None if unknown, as on the first read.
+        hurried: whether to request several at once, because commits that arrive during the search come first. An end
+            seen some rounds ago is then requested again, as long as that does not make the search endless.
 
     """
 
@@ -40,13 +40,13 @@ class EndSearch:
         self._known = 0
         self._free: int | None = None
         self._checked = True
-        """Whether the free offset was seen to be free in the last round."""
+        """Whether the free offset was found free in the last round."""
         self._width = 1
         self._stride = 1
         self._rounds = 0
 
     def following(self) -> list[int]:
-        """The offsets to read next, ascending; none when the end is known."""
+        """The offsets to read next, ascending; empty when the end is known."""
         self._hurried = self._hurried and self._rounds < _RUSH
         if self._free == self._known + 1 and (self._checked or not self._hurried):
             return []
@@ -61,14 +61,14 @@ class EndSearch:
         return [self._likeliest(self._expected, _SHARE)]
 
     def found(self, offset: int, *, carries: int = 0) -> None:
-        """Everything up to this offset was read; the object there carries so many commits."""
+        """Record that everything up to this offset was read; the object there carries this many commits."""
         self._known = max(self._known, offset)
         self._stride = carries + 1
         if self._free is not None and self._free <= self._known:
             self._free = None
 
     def free(self, offset: int) -> None:
-        """There is nothing at this offset."""
+        """Record that there is nothing at this offset."""
         self._free = offset if self._free is None else min(offset, self._free)
         self._checked = True
 
@@ -90,7 +90,7 @@ class EndSearch:
         return sorted({self._likeliest(expected, share) for share in shares})
 
     def _likeliest(self, expected: float, share: float) -> int:
-        """The offset which the log has reached with a probability of `share`, after all that is known."""
+        """The offset that the log has reached with probability `share`, given all that is known."""
         most, least = self._reached(expected, self._known), self._reached(expected, self._free)
         offset, before = self._known + 1, 1.0
         while True:

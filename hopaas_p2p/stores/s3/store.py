@@ -3,12 +3,12 @@
 Names in the bucket are in `stores.objects.store` and `stores.objects.log`.
 
 Everything rests on that condition, and servers break it in ways that one PUT does not show: see `objects.race`. So it
-is proved with fresh keys, before a store is created and before a process writes for the first time; and again, with a
-few requests, while it writes and after the server was away, because a server may get a second pool, or versioning, in
-the middle of a study. No number of requests proves it for good: the chain of commits notices what slips through.
+is tested with fresh keys, before a store is created and before a process writes for the first time; and again, with a
+few requests, while it writes and after the server was away, because a server may get a second pool, or versioning,
+during a study. No number of requests proves it for good: the chain of commits reveals what slips through.
 
-Keys are written where the policies let every worker write and remove; where those of an older policy, or of another
-hand, do not, beside the snapshots or the commits of the log that is to be written.
+Test keys are written where the policies let every worker write and remove; if an older or custom policy does not, they
+are written beside the snapshots or commits of the log that is to be written.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ from hopaas_p2p.stores.s3.log import BucketLog
 
 SCRATCH: Final = "study/doctor-proof/snapshot/"
 RENEW: Final = 300.0
-"""Seconds after which a process that writes proves the condition anew."""
-_SETTLED: Final = 5.0  # seconds after a proof for which a server that was away proves nothing anew
-_FEW: Final = 2  # keys, and writers per key, where the server was proved before
+"""Seconds after which a process that writes proves the condition again."""
+_SETTLED: Final = 5.0  # seconds after a proof in which no new one is needed after the server was away
+_FEW: Final = 2  # keys, and writers per key, if the server was proved before
 CAUSES: Final = (
     "Most likely, in this order: (1) MinIO or RustFS with more than one server pool: use a server with one pool, and "
     "never add another; (2) a Ceph bucket with versioning switched on, before Squid 19.2.7 and Tentacle 20.2.1: use a "
@@ -47,10 +47,10 @@ class S3Store(ObjectBackedStore[Bucket]):
 
     Args:
         url: `s3://bucket/prefix?endpoint=…&region=…`.
-        create: whether a prefix that is no store yet becomes one.
+        create: whether a prefix that is not a store yet becomes one.
 
     Raises:
-        ConfigurationError: the URL is not understood. What else is wrong shows at the first use.
+        ConfigurationError: the URL is not understood. Other problems show at the first use.
     """
 
     freshness = 5.0
@@ -64,7 +64,7 @@ class S3Store(ObjectBackedStore[Bucket]):
         self._found = False
         self._proved_at: float | None = None
         self._interruptions = 0
-        """Of the server, until it was last proved."""
+        """The server's interruptions up to its last proof."""
         self._refusal: ConfigurationError | BrokenChain | None = None
 
     def _log(self, root: str) -> BucketLog:
@@ -77,11 +77,11 @@ class S3Store(ObjectBackedStore[Bucket]):
         self.objects.close()
 
     def find(self) -> None:
-        """See that this is a store, once a process, and make it one if it may become that.
+        """Check, once per process, that this is a store, and make it one if allowed.
 
         Raises:
-            ConfigurationError: this is no store and may not become one, or a bucket that cannot be used.
-            NewerFormat: the store was made by a newer version.
+            ConfigurationError: this is not a store and may not become one, or the bucket cannot be used.
+            NewerFormat: the store was created by a newer version.
 
         """
         if not self._found:
@@ -101,13 +101,13 @@ class S3Store(ObjectBackedStore[Bucket]):
         return found
 
     def prove(self, root: str = "studies/") -> bool:
-        """As `find`, and see that the server keeps the condition, before something is written to the log at `root`.
+        """Like `find`, and prove that the server honours the condition, before a write to the log at `root`.
 
         Raises:
-            ConfigurationError: the condition is broken; the message says what was seen, and why that may be.
-            BrokenChain: the same, after this process has written: what it was told is safe may not be in the log.
-            StoreUnreachable: too few answers to tell.
-            NewerFormat: as `find`.
+            ConfigurationError: the condition is broken; the message says what was seen, and the possible cause.
+            BrokenChain: the same, after this process has written: acknowledged commits may not be in the log.
+            StoreUnreachable: too few answers to decide.
+            NewerFormat: as in `find`.
 
         """
         self.find()
@@ -115,9 +115,10 @@ class S3Store(ObjectBackedStore[Bucket]):
         return False
 
     def _prove_condition(self, root: str, *, thoroughly: bool = False) -> None:
-        """Unless the proof is fresh; `thoroughly` before a store is created, where one must be allowed to write.
+        """Prove it unless the proof is fresh; `thoroughly` before a store is created, which requires the right to
+        write.
 
-        Keys that may write nowhere need no proof.
+        Credentials that may not write anywhere need no proof.
         """
         if self._refusal is not None:
             raise type(self._refusal)(str(self._refusal))
