@@ -49,9 +49,9 @@ quiet = False
 """Whether the command that runs was given --quiet; for all of its threads."""
 
 
-def say(message: str) -> None:
-    """A message for people, on stderr; not with --quiet."""
-    if not quiet:
+def say(message: str, *, always: bool = False) -> None:
+    """A message for people, on stderr; with --quiet only if it is to be said always."""
+    if always or not quiet:
         click.echo(printable(without_passwords(message), lines=True), err=True)
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 from typing import Final
 
-_LOGIN: Final = re.compile(r"(?:(?<!/)//|:/|^(?![./~]|[\w+.-]+:/)(?:[\w+.-]+:)?)[^/@:]*:")
-"""What comes before a password, also in a URL with a slash too few, or with none."""
+_LOGIN: Final = re.compile(r"(?:(?<!/)//|:/|^(?![./~]|--|[\w+.-]+:/)(?:[\w+.-]+:)?)[^/@:]*:")
+"""What comes before a password, also in a URL with a slash too few, or with none; --signal=B:USR1@330 is none."""
 _SECRET: Final = re.compile(
     r"((?:^|[?&;\s])[a-z_]*(?:passw(?:or)?d|pwd|token|secret|secret_key|access_key)=)[^&]*", re.IGNORECASE
 )
