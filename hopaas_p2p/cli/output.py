@@ -49,9 +49,9 @@ quiet = False
 """Whether the running command was given --quiet; for all of its threads."""
 
 
-def say(message: str) -> None:
-    """Print a message for people on stderr, unless --quiet was given."""
-    if not quiet:
+def say(message: str, *, always: bool = False) -> None:
+    """Print a message for people on stderr; with --quiet only if `always`."""
+    if always or not quiet:
         click.echo(printable(without_passwords(message), lines=True), err=True)
 
 

@@ -70,7 +70,7 @@ def ask(session: CliSession, ttl: float, sampler: str | None, specs: tuple[str, 
         try:
             suggest_fixed(trial, wanted)
             ticket = ticket_of(study, trial.number)
-            _print_asked(session, trial.params, str(ticket), ticket.number, shell=shell)
+            _print_asked(session, trial.params, str(ticket), ticket.number, trial.seed, shell=shell)
         except BaseException:
             study.handle.release(trial.number, reason="not started: `ask` was interrupted")
             raise
@@ -86,13 +86,15 @@ def _failing_in_eval() -> Iterator[None]:
         raise
 
 
-def _print_asked(session: CliSession, params: dict[str, Any], ticket: str, number: int, *, shell: bool) -> None:
+def _print_asked(
+    session: CliSession, params: dict[str, Any], ticket: str, number: int, seed: int, *, shell: bool
+) -> None:
     if session.as_json:
-        output.print_json({"number": number, "params": params, "ticket": ticket})
+        output.print_json({"number": number, "params": params, "seed": seed, "ticket": ticket})
     elif shell:
         for name, value in params.items():
             click.echo(f"export {variable(name)}={output.shell_word(text_of(value))}")
-        click.echo(f"export HOPAAS_TRIAL={number}")
+        click.echo(f"export HOPAAS_TRIAL={number} HOPAAS_SEED={seed}")
         click.echo(f"export HOPAAS_TICKET={output.shell_word(ticket)}")
     else:
         for name, value in params.items():

@@ -49,10 +49,10 @@ def worker(session: CliSession, command: tuple[str, ...], **others: Any) -> int:
     \b
     hopaas-p2p worker --study S --time-limit auto -- python train.py --lr {lr} --depth {depth}
 
-    The parameters are also in HOPAAS_PARAMS (JSON) and in HOPAAS_PARAM_name, the trial's number in HOPAAS_TRIAL, and a
-    checkpoint of an earlier attempt in HOPAAS_CHECKPOINT. A numeric placeholder may stand anywhere in the command; a
-    text only if it consists of ASCII letters, digits and ._+,:=@%/-, otherwise the command must read it from those
-    variables. In a word with spaces, such as that of sh -c, put a text between quotes.
+    The parameters are also in HOPAAS_PARAMS (JSON) and in HOPAAS_PARAM_name, the trial's number in HOPAAS_TRIAL, the seed
+    of a replicate in HOPAAS_SEED, and a checkpoint of an earlier attempt in HOPAAS_CHECKPOINT. A numeric placeholder may
+    stand anywhere in the command; a text only if it consists of ASCII letters, digits and ._+,:=@%/-, otherwise the
+    command must read it from those variables. In a word with spaces, such as that of sh -c, put a text between quotes.
 
     The command prints {"value": 0.12}, or {"value": [0.12, 3]} for two objectives,
     as its last line, or calls hopaas-p2p trial report, should-prune and tell, which find the trial by HOPAAS_TICKET;
@@ -98,10 +98,13 @@ def work(session: CliSession, command: tuple[str, ...], **given: Any) -> tuple[i
         study.sampler = configured("sampler", given.pop("sampler"), study)
         study.pruner = configured("pruner", given.pop("pruner"), study)
         made = Worker(study, command, time_limit=_seconds(limit), say=output.say, **given)
-        code, ran = made.work(), made.ran
+        code, ran, reason = made.work(), made.ran, made.reason
     except StoreUnreachable as error:
-        output.say(f"{error} Run this job again later.")
+        reason = f"{error} Run this job again later."
+        output.say(reason)
         code = _AGAIN
+    if output.quiet and code and reason:  # --quiet hides progress, but not why there is none
+        output.say(reason, always=True)
     if session.as_json:
         output.print_json({"trials": [{"number": number, "state": state} for number, state in ran]})
     return code, ran

@@ -139,6 +139,8 @@ class Worker:
         self._received: list[int] = []
         self._backoff = Backoff(0.1, _LONGEST_BACKOFF, jitter=(1.0, 1.0))
         self._next_line_at: dict[str, float] = {}
+        self.reason = ""
+        """Why it left, what it waited for last, or how the last trial failed."""
         self._keep_output, self._outputs_kept = keep_output, 0
         self._lock = threading.Lock()
         self._running = 0
@@ -272,6 +274,7 @@ class Worker:
     def _say_each_minute(self, topic: str, line: str) -> None:
         with self._lock:  # only one of several threads prints it
             now = time.monotonic()
+            self.reason = line
             if now >= self._next_line_at.get(topic, now):
                 self._next_line_at[topic] = now + 60.0
                 self._say(line)
@@ -344,7 +347,9 @@ class Worker:
         values = f" {', '.join(map(_shown, known.values))}" if state == "COMPLETE" and known.values else ""
         why = f": {reason_line(known.reason)}" if state == "FAIL" and known.reason else ""
         shown = "PAUSED" if known.paused else state
-        self._say(f"trial {trial.number}: {shown}{values} after {time.monotonic() - began:.1f} s{why}")
+        line = f"trial {trial.number}: {shown}{values} after {time.monotonic() - began:.1f} s{why}"
+        self.reason = line if state == "FAIL" else self.reason
+        self._say(line)
         return state
 
     def _execute(self, trial: Trial, params: dict[str, Any], share: metering.Share) -> str:
@@ -352,7 +357,7 @@ class Worker:
         verbs = TrialVerbs(self.study, trial)
         with contextlib.closing(TrialSocketServer(verbs)) as server:
             given, cores = share
-            named = {"HOPAAS_TICKET": server.ticket, "HOPAAS_TRIAL": str(trial.number)}
+            named = {"HOPAAS_TICKET": server.ticket, "HOPAAS_TRIAL": str(trial.number), "HOPAAS_SEED": str(trial.seed)}
             env = self._inherited | given | commands.variables(params) | named | {"HOPAAS_PARAMS": json.dumps(params)}
             try:
                 words = commands.fill_in(self.command, params, trial.number)
@@ -381,6 +386,7 @@ class Worker:
         passed_on = killed = 0
         end: _Ending | None = None
         asked_at: float | None = None  # when a request to stop the trial was seen
+        asked: str | None = None  # its reason
         while child.wait_for(LOOK) is None:
             now = time.monotonic()
             for number in self._received[passed_on:]:
@@ -394,9 +400,10 @@ class Worker:
             if end is None:
                 if asked_at is None and verbs.told is None:
                     with contextlib.suppress(StoreUnreachable):
-                        asked_at = None if verbs.trial.stop_requested is None else now
+                        asked = verbs.trial.stop_requested
+                        asked_at = None if asked is None else now
                 if asked_at is not None and now - asked_at >= self._grace:
-                    end = _Ending("asked to stop, and did not", now - self._grace, gives_back=False)
+                    end = _Ending(f"asked to stop, and did not: {asked}", now - self._grace, gives_back=False)
             verbs.preempted = end is not None and end.gives_back
             if end is not None:  # after the grace, SIGTERM, and a little later SIGKILL
                 over = now - end.since - self._grace

@@ -207,7 +207,10 @@ class PostgresService(Service):
 
     def call(self, token: Token, request: StoreRequest, store: Store) -> Any:
         if request.kind.of == "log" and request.place == access.LOG:
-            raise Denied("the users of a database are managed beside it, with an administrator's login")
+            raise Denied(
+                "the users and grants of a database are managed at its own URL: use --store postgresql://…, where an "
+                "owner of a study may grant with the same token. Users and tokens need an administrator's login"
+            )
         return super().call(token, request, store)
 
     def gauges(self) -> dict[str, float]:

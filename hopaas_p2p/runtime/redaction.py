@@ -6,10 +6,11 @@ import re
 from typing import Final
 
 _LOGIN: Final = re.compile(
-    r"(?:(?<!/)//|:/|^(?![./~]|[\w+.-]+:/)(?:(?:postgres\w*(?:\+\w+)?|https?|s3|folder|file|memory):)?)[^/@:]*:",
+    r"(?:(?<!/)//|:/|^(?![./~]|--signal=|[\w+.-]+:/)"
+    r"(?:(?:postgres\w*(?:\+\w+)?|https?|s3|folder|file|memory):)?)[^/@:]*:",
     re.IGNORECASE,
 )
-"""What comes before a password, also in a URL with a slash too few, or with none."""
+"""What comes before a password, also in a URL with a slash too few, or with none; --signal=B:USR1@330 has no password."""
 _SECRET: Final = re.compile(
     r"((?:^|[?&;\s])[a-z_]*(?:passw(?:or)?d|pwd|token|secret|secret_key|access_key)=)[^&]*", re.IGNORECASE
 )

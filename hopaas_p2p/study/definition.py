@@ -138,6 +138,8 @@ def _checked(name: str, given: BaseDistribution | records.Distribution) -> recor
     try:
         if isinstance(given, records.Int):
             _ = [operator.index(one) for one in (given.low, given.high, given.step)]  # Optuna would truncate them
+        elif isinstance(given, records.Categorical) and isinstance(given.choices, str):
+            raise TypeError(f"choices are a list such as ['adam', 'sgd'], got the text {given.choices!r}")
         elif isinstance(given, records.Float | FloatDistribution):
             wrong = [one for one in (given.low, given.high) if not math.isfinite(one)]
             if wrong:

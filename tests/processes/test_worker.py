@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -67,6 +68,7 @@ def test_the_parameters_are_in_the_environment_and_the_token_is_not(study: Study
         params = json.loads(os.environ["HOPAAS_PARAMS"])
         assert "HOPAAS_TOKEN" not in os.environ
         assert int(os.environ["HOPAAS_TRIAL"]) in (0, 1, 2)
+        assert os.environ["HOPAAS_SEED"] == "0"
         assert "HOPAAS_CHECKPOINT" not in os.environ
         print(json.dumps({"value": params["lr"] * params["depth"]}))
         """,
@@ -183,6 +185,21 @@ def test_the_client_says_what_is_missing_where_no_worker_started_it(monkeypatch:
 
 def test_a_quiet_worker_prints_no_progress(study: Study, tmp_path: Path) -> None:
     assert work(tmp_path, ["echo", '{{"value": 1}}'], "--quiet", "--parallel", "2") == ""
+
+
+def test_a_quiet_worker_that_fails_says_why(study: Study, tmp_path: Path) -> None:
+    said = work(tmp_path, ["sh", "-c", "echo no such file >&2; exit 1"], "--quiet", "--max-trials", "2", code=1)
+
+    assert said.startswith("trial 1: FAIL")
+    assert said.count("\n") == 1
+    assert "no such file" in said
+
+
+def test_a_command_of_a_replicate_finds_its_seed(tmp_path: Path) -> None:
+    with contextlib.closing(campaign(tmp_path, replicates=3)) as study:
+        work(tmp_path, ["sh", "-c", 'echo "{{\\"value\\": $HOPAAS_SEED}}"'])
+
+        assert [trial.value for trial in study.trials] == [0.0, 1.0, 2.0]
 
 
 def test_the_client_reports_and_tells(study: Study, tmp_path: Path) -> None:
@@ -375,11 +392,11 @@ def test_a_command_that_ignores_a_stop_request_is_ended_after_the_grace(
     worker = start(*WORKER, "--max-trials", "1", "--grace", "0.5", "--", *command, cwd=tmp_path)
     until(lambda: "ready" in log_of(tmp_path))
 
-    study.stop_trial(0)
+    study.stop_trial(0, reason="enough")
 
     assert worker.wait(patient(60)) == (0 if reports else 1)
     assert states(study) == ["PRUNED" if reports else "FAIL"]
-    assert "asked to stop, and did not" in (study.state.trials[0].reason or "")
+    assert "asked to stop, and did not: enough" in (study.state.trials[0].reason or "")
 
 
 def log_of(where: Path, number: int = 0) -> str:

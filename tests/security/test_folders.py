@@ -103,6 +103,7 @@ def test_a_link_in_the_place_of_a_script_is_replaced_and_not_followed(own_place:
     assert done.returncode == 0, done.stderr
     assert not script.is_symlink()
     assert script.read_text().startswith("#!/bin/bash")
+    assert script.read_text().rstrip() in done.stderr, "what is shown is what was written"
 
 
 @pytest.mark.usefixtures("study")

@@ -13,15 +13,18 @@ import time
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import trustme
 
 from hopaas_p2p import access
-from hopaas_p2p.errors import ConfigurationError, HopaasError, StoreUnreachable
+from hopaas_p2p.errors import ConfigurationError, Denied, HopaasError, StoreUnreachable
 from hopaas_p2p.net import trust
 from hopaas_p2p.open import open_store
 from hopaas_p2p.remote import client
+from hopaas_p2p.remote.access import LOG as ACCESS
 from hopaas_p2p.remote.certificate import Certificate
 from hopaas_p2p.remote.client import RemoteStore
 from hopaas_p2p.remote.https import HttpsServer
@@ -278,6 +281,16 @@ def test_a_certificate_that_cannot_be_used_is_refused_at_the_start(authority: Au
     for pair in ((chain, other), (tmp_path / "none.crt", key), (key, key)):
         with pytest.raises(ConfigurationError):
             Certificate(*pair)
+
+
+def test_who_grants_through_the_server_of_a_database_hears_where_an_owner_may() -> None:
+    request: Any = SimpleNamespace(kind=SimpleNamespace(of="log"), place=ACCESS)
+    unused: Any = None
+    with (
+        contextlib.closing(PostgresService("postgresql://127.0.0.1/store", ttl=30.0, remember=None)) as service,
+        pytest.raises(Denied, match=r"--store postgresql://.* owner of a study may grant with the same token"),
+    ):
+        service.call(unused, request, unused)
 
 
 def test_a_server_without_tls_is_refused_unless_it_is_told_who_terminates_it() -> None:
