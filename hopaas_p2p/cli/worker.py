@@ -49,10 +49,11 @@ def worker(session: CliSession, command: tuple[str, ...], **others: Any) -> int:
     \b
     hopaas-p2p worker --study S --time-limit auto -- python train.py --lr {lr} --depth {depth}
 
-    The parameters are also in HOPAAS_PARAMS (JSON) and in HOPAAS_PARAM_name, the trial's number in HOPAAS_TRIAL, the seed
-    of a replicate in HOPAAS_SEED, and a checkpoint of an earlier attempt in HOPAAS_CHECKPOINT. A numeric placeholder may
-    stand anywhere in the command; a text only if it consists of ASCII letters, digits and ._+,:=@%/-, otherwise the
-    command must read it from those variables. In a word with spaces, such as that of sh -c, put a text between quotes.
+    The parameters are also in HOPAAS_PARAMS (JSON) and in HOPAAS_PARAM_name, the trial's number in HOPAAS_TRIAL, the
+    seed of a replicate in HOPAAS_SEED, and a checkpoint of an earlier attempt in HOPAAS_CHECKPOINT. A numeric
+    placeholder may stand anywhere in the command; a text only if it consists of ASCII letters, digits and
+    ._+,:=@%/-, otherwise the command must read it from those variables. In a word with spaces, such as that of
+    sh -c, put a text between quotes.
 
     The command prints {"value": 0.12}, or {"value": [0.12, 3]} for two objectives,
     as its last line, or calls hopaas-p2p trial report, should-prune and tell, which find the trial by HOPAAS_TICKET;
