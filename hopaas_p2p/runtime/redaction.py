@@ -10,7 +10,7 @@ _LOGIN: Final = re.compile(
     r"(?:(?:postgres\w*(?:\+\w+)?|https?|s3|folder|file|memory):)?)[^/@:]*:",
     re.IGNORECASE,
 )
-"""What precedes a password, also in a URL with a slash too few, or with none. Slurm's --signal=B:USR1@330 is not one."""
+"""What precedes a password, also in a URL with a slash too few, or with none. --signal=B:USR1@330 has none."""
 _SECRET: Final = re.compile(
     r"((?:^|[?&;\s])[a-z_]*(?:passw(?:or)?d|pwd|token|secret|secret_key|access_key)=)[^&]*", re.IGNORECASE
 )
