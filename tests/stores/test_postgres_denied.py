@@ -12,7 +12,8 @@ import psycopg2
 import pytest
 
 from hopaas_p2p import access
-from hopaas_p2p.stores.base import Beat, Outgoing
+from hopaas_p2p.core import chain
+from hopaas_p2p.stores.base import Beat, Outgoing, read_all
 from tests.support.postgres_people import Place
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
@@ -123,6 +124,26 @@ def test_nobody_speaks_for_another_user(place: Place) -> None:
         say("SELECT hopaas.exchange_v1('u1', 0, 'n', 'p', NULL, NULL, NULL, 1000)")
     (row,) = place.server.execute("SELECT author, role FROM hopaas.commits", database="store")
     assert row == ("ann", "owner")
+
+
+@pytest.mark.parametrize("since", ["NULL", "0", "1", "-1", "-9223372036854775808"])
+@pytest.mark.parametrize("total", ["NULL", "0"])
+def test_no_arguments_store_a_commit_on_a_false_sum(place: Place, since: str, total: str) -> None:
+    """It would end a worker's study, and the list of studies, which every user may write to, for everybody."""
+    place.study(place.person("ann"))
+    bob = place.person("bob")
+    access.grant(place.admin, "s", "bob", "worker")
+    admin = place.store(place.admin)
+    logs = {"catalog": admin.catalog(), place.uuid(): admin.log(place.uuid())}
+    with place.session(bob) as say:
+        for uuid in logs:
+            with contextlib.suppress(psycopg2.Error):
+                say(f"SELECT hopaas.exchange_v1('{uuid}', {since}, 'n', 'bytes', NULL, NULL, NULL, 1000, {total})")
+    for log in logs.values():
+        sums = 0
+        for entry in read_all(log):
+            assert entry.before == sums
+            sums = chain.following(sums, entry.payload)
 
 
 def test_nobody_beats_for_anothers_peer(place: Place) -> None:
