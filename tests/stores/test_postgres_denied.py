@@ -237,8 +237,8 @@ def test_odd_arguments_of_any_function_harm_nobody(place: Place, role: str | Non
     before = {name: _rows(place, name, uuid) for name in tables}
     with place.session(bob) as say:
         for name, kinds in functions:
-            for log in (uuid, "catalog"):
-                usual = [f"'{log}'", *(_OF[kind] for kind in kinds[1:])] if kinds else []
+            for named in (uuid, "catalog"):
+                usual = [f"'{named}'", *(_OF[kind] for kind in kinds[1:])] if kinds else []
                 for at, kind in enumerate(kinds):
                     for odd in _ODD[kind]:
                         with contextlib.suppress(psycopg2.Error):
