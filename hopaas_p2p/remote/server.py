@@ -15,6 +15,7 @@ import logging
 import time
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
+from itertools import takewhile
 from pathlib import Path
 from typing import Any, Final
 from weakref import WeakValueDictionary
@@ -39,7 +40,7 @@ from hopaas_p2p.remote.log import event
 from hopaas_p2p.remote.protocol import Facts, StoreRequest
 from hopaas_p2p.remote.tokens import TokenCache, TokenStatus
 from hopaas_p2p.runtime.settings import Secret
-from hopaas_p2p.stores.base import Beat, Entry, Log, Store
+from hopaas_p2p.stores.base import Beat, Entry, Log, Store, read_all
 from hopaas_p2p.stores.postgres.connect import PostgresAddress
 from hopaas_p2p.stores.postgres.store import PostgresStore
 
@@ -231,7 +232,7 @@ class ListedService(Service):
     def __init__(self, store: Store) -> None:
         super().__init__(lambda _: store)
         self._access = AccessList(store)
-        self._sums: dict[str, dict[int, int | None]] = {}
+        self._sums: dict[str, dict[int, int]] = {}
         """For logs that are not empty: the sums up to the latest commits, most of which each peer has seen."""
 
     async def status(self, token: Token, address: str) -> TokenStatus:
@@ -269,6 +270,8 @@ class ListedService(Service):
         if request.commit is not None:
             log = store.catalog() if request.place == protocol.CATALOG else store.log(request.place)
             request = self._stamped(user, request, stamp, log)
+        if request.call in ("destroy", "erase"):
+            self._sums.pop(request.place, None)
         result = request.on(store)
         if request.call == "exchange":
             self._note_sums(request.place, result[0].entries)
@@ -291,7 +294,10 @@ class ListedService(Service):
             if len(self._sums) > _LOGS:
                 self._sums.clear()
             known = self._sums.setdefault(log, {})
-            known.update((entry.lsn, _sum_after(entry)) for entry in entries[-_SUMS:])
+            for entry in entries[-_SUMS:]:
+                total = _sum_after(entry, known.get(entry.lsn - 1))
+                if total is not None:
+                    known[entry.lsn] = total
             while len(known) > _SUMS:
                 del known[next(iter(known))]
         return bool(entries)
@@ -323,26 +329,36 @@ class ListedService(Service):
 
 
 def _sum_at(lsn: int, log: Log | AccessList) -> int | None:
-    """The sum of a log up to this commit, which a caller claims to have read; None if it was stored without one.
+    """The sum of a log up to this commit, which a caller claims to have read; None if the log does not tell it.
 
-    A commit without a predecessor, or with a false sum, would end the log for everyone.
+    A commit without a predecessor, or with a false sum, would end the log for everyone. Bytes that are not a commit are
+    stored without a sum: after them, it follows from the last sum that was stored.
 
     Raises:
         BrokenChain: there is no such commit.
 
     """
-    if not lsn:
-        return 0
-    try:
-        last = next(iter(log.exchange(None, lsn - 1).entries), None)
-    except BehindRetention:  # a snapshot replaces it
-        if isinstance(log, AccessList) or log.removed_up_to() > lsn:
-            raise
-        return None
-    if last is None:
-        raise BrokenChain(f"commit {lsn}, which a peer has read, is gone from the log")
-    return _sum_after(last)
+    back = 1
+    while lsn:
+        first = max(lsn - back, 0)
+        total, last = None if first else 0, first
+        try:
+            commits = read_all(log, first)  # type: ignore[arg-type]  # of an `AccessList` it calls `exchange` as well
+            for entry in takewhile(lambda one: one.lsn <= lsn, commits):
+                total, last = _sum_after(entry, total), entry.lsn
+        except BehindRetention:  # a snapshot stands for it
+            if isinstance(log, AccessList) or log.removed_up_to() > lsn:
+                raise
+            return None
+        if last != lsn:
+            raise BrokenChain(f"commit {lsn}, which a peer has read, is gone from the log")
+        if total is not None:
+            return total
+        back *= 8
+    return 0
 
 
-def _sum_after(last: Entry) -> int | None:
-    return None if last.before is None else chain.following(last.before, last.payload)
+def _sum_after(entry: Entry, before: int | None) -> int | None:
+    """The sum after a commit; `before` is what is known of the one before it, if it was stored without."""
+    before = before if entry.before is None else entry.before
+    return None if before is None else chain.following(before, entry.payload)

@@ -12,7 +12,8 @@ import psycopg2
 import pytest
 
 from hopaas_p2p import access
-from hopaas_p2p.stores.base import Beat, Outgoing
+from hopaas_p2p.core import chain
+from hopaas_p2p.stores.base import Beat, Outgoing, read_all
 from tests.support.postgres_people import Place
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
@@ -125,6 +126,26 @@ def test_nobody_speaks_for_another_user(place: Place) -> None:
     assert row == ("ann", "owner")
 
 
+@pytest.mark.parametrize("since", ["NULL", "0", "1", "-1", "-9223372036854775808"])
+@pytest.mark.parametrize("total", ["NULL", "0"])
+def test_no_arguments_store_a_commit_on_a_false_sum(place: Place, since: str, total: str) -> None:
+    """It would end a worker's study, and the list of studies, which every user may write to, for everybody."""
+    place.study(place.person("ann"))
+    bob = place.person("bob")
+    access.grant(place.admin, "s", "bob", "worker")
+    admin = place.store(place.admin)
+    logs = {"catalog": admin.catalog(), place.uuid(): admin.log(place.uuid())}
+    with place.session(bob) as say:
+        for uuid in logs:
+            with contextlib.suppress(psycopg2.Error):
+                say(f"SELECT hopaas.exchange_v1('{uuid}', {since}, 'n', 'bytes', NULL, NULL, NULL, 1000, {total})")
+    for log in logs.values():
+        sums = 0
+        for entry in read_all(log):
+            assert entry.before == sums
+            sums = chain.following(sums, entry.payload)
+
+
 def test_nobody_beats_for_anothers_peer(place: Place) -> None:
     ann, bob = place.store(place.person("ann")), place.store(place.person("bob"))
     ann.beat(Beat("p", "1"))
@@ -186,3 +207,59 @@ def test_a_stranger_with_advisory_locks_stops_nobody(place: Place) -> None:
         assert held == [(201,)], "while eve held every lock"
     stored = optuna.load_study(study_name="s", storage=place.storage(place.admin))
     assert [trial.state.name for trial in stored.trials] == ["COMPLETE"] * 4, "two from before"
+
+
+_ODD = {
+    "text": ("NULL", "''", "'catalog'", "'ann'", "'owner'", "'%'", "'a:b:c'", "repeat('x', 1000)"),
+    "bigint": ("NULL", "-1", "0", "1", "9223372036854775807", "-9223372036854775808"),
+    "integer": ("NULL", "-1", "0", "2147483647", "-2147483648"),
+    "bytea": ("NULL", "''", "'bytes'"),
+    "boolean": ("NULL", "true", "false"),
+    "text[]": ("NULL", "'{}'", "'{NULL,a}'", "'{{a},{b}}'"),
+}
+_OF = {"text": "'n'", "bigint": "0", "integer": "0", "bytea": "'bytes'", "boolean": "true", "text[]": "'{a}'"}
+
+
+@pytest.mark.parametrize("role", ["worker", "viewer", None])
+def test_odd_arguments_of_any_function_harm_nobody(place: Place, role: str | None) -> None:
+    """Each argument in turn, beside such as an honest peer gives."""
+    ann, bob = place.person("ann"), place.person("bob")
+    place.study(ann)
+    uuid = place.uuid()
+    if role is not None:
+        access.grant(place.admin, "s", "bob", role)
+    functions = place.server.execute(
+        "SELECT proname, string_to_array(oidvectortypes(proargtypes), ', ') FROM pg_proc"
+        " WHERE pronamespace = 'hopaas'::regnamespace AND proname ~ '_v[0-9]+$' ORDER BY 1",
+        database="store",
+    )
+    tables = ("grants", "users", "tokens", "logs", "snapshots", "commits", "blocks", "artifacts")
+    before = {name: _rows(place, name, uuid) for name in tables}
+    with place.session(bob) as say:
+        for name, kinds in functions:
+            for named in (uuid, "catalog"):
+                usual = [f"'{named}'", *(_OF[kind] for kind in kinds[1:])] if kinds else []
+                for at, kind in enumerate(kinds):
+                    for odd in _ODD[kind]:
+                        with contextlib.suppress(psycopg2.Error):
+                            say(f"SELECT hopaas.{name}({', '.join([*usual[:at], odd, *usual[at + 1 :]])})")
+    admin = place.store(place.admin)
+    for log in (admin.catalog(), admin.log(uuid)):
+        sums = 0
+        for entry in read_all(log):
+            assert entry.before == sums
+            sums = chain.following(sums, entry.payload)
+    for name in tables if role != "worker" else ("grants", "users", "tokens"):
+        assert _rows(place, name, uuid) == before[name], name
+    study = optuna.load_study(study_name="s", storage=place.storage(ann))
+    study.optimize(lambda trial: trial.suggest_float("x", 0, 1), n_trials=1)
+    assert [one.state.name for one in study.trials] == ["COMPLETE"] * 3
+
+
+def _rows(place: Place, table: str, uuid: str) -> list[Any]:
+    """What a table says of a study, or of all users."""
+    where = {"users": "true", "tokens": "true", "logs": f"uuid = '{uuid}'"}
+    of_log = where.get(table, f"log = (SELECT id FROM hopaas.logs WHERE uuid = '{uuid}')")
+    columns = {"tokens": "role, username, label", "logs": "uuid, created_by, deleted"}.get(table, "t.*")
+    rows = place.server.execute(f"SELECT {columns} FROM hopaas.{table} t WHERE {of_log}", database="store")
+    return sorted(rows, key=repr)

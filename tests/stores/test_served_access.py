@@ -415,6 +415,28 @@ def test_no_commit_stands_where_nothing_was_before_it_or_on_a_false_sum(
             sums = chain.following(sums, one.payload)
 
 
+@pytest.mark.parametrize("many", [1, 30])
+@pytest.mark.parametrize("first", [b"\x80", b"\xc0"])
+def test_bytes_that_are_no_commit_do_not_break_off_the_chain(
+    tmp_path: Path, serve: Serve, first: bytes, many: int
+) -> None:
+    """Nor for a server that has read nothing of the log, as after a restart: it would note no second history then."""
+    url, uuid = str(tmp_path / "store"), "uuid-of-s"
+    open_store(url).close()
+    log = serve(url).log(uuid)
+    append(log, _commit("ann"))
+    for number in range(many):
+        body = first + number.to_bytes(2, "big") + b"\xc0" * 40
+        append(log, Outgoing(f"forger:{number}", zlib.crc32(body).to_bytes(4, "little") + body))
+    access.remove_user(url, "operator")
+    append(serve(url).log(uuid), _commit("later"), many + 1)
+    entries, sums = list(read_all(open_store(url).log(uuid))), 0
+    assert [one.lsn for one in entries] == list(range(1, many + 3))
+    for one in entries:
+        assert one.before == sums or (one.before is None and not one.stamp.author)
+        sums = chain.following(sums, one.payload)
+
+
 def test_a_commit_of_a_peer_that_is_behind_is_one_exchange_with_a_directory(
     tmp_path: Path, serve: Serve, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -325,7 +325,7 @@ BEGIN
                     p_since, lpad(to_hex(v_chain), 11, '0'), lpad(to_hex(p_chain), 11, '0') USING ERRCODE = 'ZH409';
             END IF;
         END IF;
-        IF v_chain IS NULL OR v_head > p_since THEN
+        IF v_chain IS NULL OR v_head IS DISTINCT FROM p_since THEN  -- NULL for p_since is nobody's lsn
             v_chain := hopaas.chain_at(v.log, v_head);
         END IF;
         v_head := v_head + 1;
