@@ -101,9 +101,9 @@ class Prior(PriorRecord, frozen=True, forbid_unknown_fields=True):
         picked = chosen(len(ranked))
         while True:
             values, found = known.observations(space, ranked[picked]), scores(picked, len(ranked))
-            made = cls._unfitted(name, space, values, found, uuid=uuid, place=place)
+            made = cls.unfitted(name, space, values, found, uuid=uuid, place=place)
             if len(made.as_text()) <= LARGEST_PRIOR:
-                return made._fitted(space, values, found)
+                return made.fitted(space, values, found)
             if len(picked) < 2 * FEWEST:
                 raise InvalidInput(f"{name!r} has too many parameters to learn from")
             picked = picked[::2]
@@ -182,10 +182,10 @@ class Prior(PriorRecord, frozen=True, forbid_unknown_fields=True):
         order = np.argsort(far, kind="stable")
         values = {name: column[order] for name, column in values.items()}
         found = scores(np.arange(_BELIEVED), _BELIEVED)
-        return cls._unfitted(BELIEF, dists, values, found)._fitted(dists, values, found)
+        return cls.unfitted(BELIEF, dists, values, found).fitted(dists, values, found)
 
     @classmethod
-    def _unfitted(
+    def unfitted(
         cls, name: str, space: Mapping[str, BaseDistribution], values: Mapping[str, Floats], found: Floats, **where: Any
     ) -> Self:
         """With placeholder lengths, as long in text as fitted ones, because fitting too large a prior takes long."""
@@ -199,7 +199,7 @@ class Prior(PriorRecord, frozen=True, forbid_unknown_fields=True):
             **where,
         )
 
-    def _fitted(self, space: Mapping[str, BaseDistribution], values: Mapping[str, Floats], found: Floats) -> Self:
+    def fitted(self, space: Mapping[str, BaseDistribution], values: Mapping[str, Floats], found: Floats) -> Self:
         cube = Cube(space)
         points = cube.points(values)
         shared = np.full((len(found), len(found)), CONSTANT)

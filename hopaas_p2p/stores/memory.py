@@ -34,6 +34,7 @@ class MemoryLog(Log):
         self._sum = 0
         """The sum of the whole log, see `core.chain`."""
         self._snapshots: dict[int, bytes] = {}
+        self._blocks: dict[str, bytes] = {}
         self._lock = threading.Lock()
         self._destroyed = False
 
@@ -58,14 +59,23 @@ class MemoryLog(Log):
     def changed(self, since: int) -> bool:
         return self._destroyed or len(self._entries) > since
 
-    def newest_snapshot(self, *, before: int | None = None) -> tuple[int, bytes] | None:
+    def snapshot_head(self, before: int | None) -> tuple[int, bytes] | None:
         with self._lock:
             lsn = max([one for one in self._snapshots if before is None or one < before], default=None)
             return None if lsn is None else (lsn, self._snapshots[lsn])
 
-    def put_snapshot(self, lsn: int, data: bytes) -> None:
+    def blocks(self, names: list[str]) -> dict[str, bytes]:
+        return {name: self._blocks[name] for name in names if name in self._blocks}
+
+    def block_names(self) -> set[str]:
+        return set(self._blocks)
+
+    def put_block(self, name: str, data: bytes) -> None:
+        self._blocks[name] = data
+
+    def put_snapshot_head(self, lsn: int, head: bytes) -> None:
         with self._lock:
-            self._snapshots[lsn] = data
+            self._snapshots[lsn] = head
             for old in sorted(self._snapshots)[:-SNAPSHOTS_KEPT]:
                 del self._snapshots[old]
 
@@ -75,6 +85,7 @@ class MemoryLog(Log):
             self._entries.clear()
             self._sum = 0
             self._snapshots.clear()
+            self._blocks.clear()
 
     def restore(self, base: tuple[int, bytes] | None, entries: Iterable[Entry]) -> None:
         if base is not None:

@@ -115,15 +115,14 @@ def test_a_command_is_refused_for_any_choice_of_its_parameters_before_the_first_
 
 
 def test_a_text_that_comes_later_fails_its_trial_with_the_reason(tmp_path: Path) -> None:
-    """Somebody queued it before the study had a space, which does not have it."""
+    """Another user queued it after the worker had checked the space, with choices that the space does not have."""
     study = hopaas_p2p.open_study(str(tmp_path / "store"), "s", budget=1)
-    draw = Categorical((EVIL,))
-    study.handle.say(TrialCreate(WAITING, params={"kind": 0.0}, dists={"kind": draw}))
     study.set_space({"kind": Categorical(("adam",))})
     worker = Worker(study, ["echo", '{{"value": 1, "kind": "{kind}"}}'], logs=tmp_path / "logs", max_trials=1)
+    study.handle.say(TrialCreate(WAITING, params={"kind": 0.0}, dists={"kind": Categorical((EVIL,))}))
     worker.work()
     assert [trial.state.name for trial in study.trials] == ["FAIL"]
-    assert "HOPAAS_PARAM_kind" in study.state.trials[0].reason
+    assert "the study has no parameter 'kind'" in study.state.trials[0].reason
     study.close()
 
 
