@@ -55,8 +55,8 @@ def fill_in(command: Sequence[str], params: Mapping[str, Any], number: int) -> l
             return _checked(name, params, found)
         if _NAME.fullmatch(name):
             raise DoesNotFit(
-                f"the command has {{{name}}}, but the study has no parameter {name!r}; it has {', '.join(params) or 'none'}. "
-                f"For the text itself write {{{{{name}}}}}."
+                f"the command has {{{name}}}, but the study has no parameter {name!r}; it has "
+                f"{', '.join(params) or 'none'}. For the text itself write {{{{{name}}}}}."
             )
         return found[0]
 
