@@ -32,9 +32,10 @@ __all__ = [
 def export_to(study: StudyLike, tracker: Tracker) -> int:
     """Bring a tracker up to date with a study; returns how many trials were sent. May be repeated at any time.
 
-    Raises: TrackerUnreachable: it did not answer; data sent before that are there, and the next call continues.
-        ConfigurationError: its client library is not installed or not configured. Denied: the tracker does not let this
-        user write.
+    Raises:
+        TrackerUnreachable: it did not answer; data sent before that are there, and the next call continues.
+        ConfigurationError: its client library is not installed or not configured.
+        Denied: the tracker does not let this user write.
 
     """
     try:

@@ -351,7 +351,7 @@ def test_an_administrator_manages_users_through_the_server_and_nobody_else_does(
 
 def test_the_users_of_a_database_are_not_managed_through_a_server(postgres_url: str, serve: Serve) -> None:
     served = serve(postgres_url).url
-    with pytest.raises(Denied, match="beside it"):
+    with pytest.raises(Denied, match="managed at its own URL"):
         access.add_user(served, "bob")
 
 
