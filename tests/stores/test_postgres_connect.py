@@ -110,6 +110,8 @@ def test_tls_is_verified_unless_the_server_is_on_this_machine(monkeypatch: pytes
         ("postgresql://u@h/d?password=hunter2&x=1", "postgresql://u@h/d?password=***&x=1"),
         ("postgresql://u@h/d?password=hun;ter2&x=1", "postgresql://u@h/d?password=***&x=1"),
         ("postgresql://u@h/d", "postgresql://u@h/d"),
+        ("postgresql:///u:hunter2@h/d", "postgresql:///u:***@h/d"),
+        ("file:///data/a:b@c", "file:///data/a:b@c"),
         ("postgresql:u:hunter2@h/d", "postgresql:u:***@h/d"),
         ("HTTPS:u:hunter2@h/d", "HTTPS:u:***@h/d"),
         ("u:hun:ter2@h/d", "u:***@h/d"),
