@@ -47,7 +47,7 @@ These results suggest:
 * For a file server, a distant database or a bucket, use ours: they send 2 to 100 times fewer messages per trial.
 
 `make bench` writes this page. All columns of a table were measured in one run on one machine: compare the ratios, not
-the seconds. "asked" is the design's own target; the row says if it is missed.
+the seconds. "asked" is the design's own target; the row shows if it is missed.
 """
 _LONGEST: Final = 1200.0  # seconds for one topic
 _LONGER: Final = {"search": 4200.0, "late": 4200.0, "transfer": 4200.0, "fidelity": 4200.0}

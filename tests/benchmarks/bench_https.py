@@ -21,9 +21,9 @@ import optuna
 import hopaas_p2p
 from hopaas_p2p import access
 from hopaas_p2p.open import open_store
-from hopaas_p2p.remote.client import Connections, RemoteStore
+from hopaas_p2p.peer.peer import Caller
+from hopaas_p2p.remote.client import RemoteStore
 from hopaas_p2p.stores.base import Store
-from hopaas_p2p.stores.postgres.store import PostgresStore
 from hopaas_p2p.testing.commits import outgoing
 from tests.support.exchanges import blocked
 from tests.support.latency import Relay
@@ -140,9 +140,8 @@ def _spin(over: threading.Event) -> None:
 
 def _trials(here: Place) -> list[Row]:
     waits = dict.fromkeys(KINDS, 0.0)
-    ways = {"direct": (PostgresStore, "call"), "https": (Connections, "ask")}
     for turn, kind in enumerate((*KINDS, *reversed(KINDS))):
-        with here.link(kind) as url, blocked(*ways[kind]) as spent:
+        with here.link(kind) as url, blocked(Caller, "wait") as spent:
             storage = hopaas_p2p.open_storage(url)
             study = hopaas_p2p.open_study(storage, str(turn))
             study.optimize(objective, n_trials=3)
