@@ -187,25 +187,28 @@ class Outbox:
 
     def _load(self, chain: int | None = None) -> None:
         """Put what is queued for one owner into a commit, which is in flight from now on."""
-        begun = {one.number for pending in self.queued for one in pending.records if isinstance(one, TrialSet)}
-        for draft in [one for one in self.drafts.values() if one.number in begun or _weight(one) > _MAX_TEXT]:
-            parts = [PendingCommit(draft.owner, records) for records in draft.commits()]
-            self.queued = self.queued + parts  # not before earlier records about the trial
-            del self.drafts[draft.number]
+        if self.drafts:
+            begun = {one.number for pending in self.queued for one in pending.records if isinstance(one, TrialSet)}
+            for draft in [one for one in self.drafts.values() if one.number in begun or _weight(one) > _MAX_TEXT]:
+                parts = [PendingCommit(draft.owner, records) for records in draft.commits()]
+                self.queued = self.queued + parts  # not before earlier records about the trial
+                del self.drafts[draft.number]
         owner = self.queued[0].owner if self.queued else next(iter(self.drafts.values())).owner
         taken: list[PendingCommit] = []
         kept: list[PendingCommit] = []
-        room, count = _MAX_TEXT, 0
+        drafts: list[PendingCommit] = []
+        left: dict[int, Draft] = {}
+        room, count, weight = _MAX_TEXT, 0, 0
         for pending in self.queued:
-            weight = sum([_weight(record) for record in pending.records if isinstance(record, _TEXT_BEARING)])
+            for record in pending.records:
+                weight += _weight(record) if isinstance(record, _TEXT_BEARING) else 0
             fits = count + len(pending.records) <= _MAX_RECORDS and weight <= room
             if pending.owner != owner or kept or (taken and not fits):
                 kept.append(pending)
                 continue
             taken.append(pending)
-            room -= weight
+            room, weight = room - weight, 0
             count += len(pending.records)
-        drafts, left = list[PendingCommit](), dict[int, Draft]()
         for number, draft in self.drafts.items():
             if draft.owner == owner and room >= 0:
                 room -= _weight(draft)

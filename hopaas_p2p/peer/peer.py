@@ -62,7 +62,6 @@ _ALL: Final = -1
 """In place of a trial's number: all trials of a peer."""
 _COLLECTED: Final = 0.05  # seconds to wait for more after the first news
 _SUSPENDED: Final = 60.0  # seconds after which an unreadable study is tried again
-_CLOCK: Final = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
 _KEPT: Final = ("linger", "patience", "store_wait", "clock", "now_us", "peer_ttl", "describe", "energy")
 """Arguments that the peer of a forked child takes over."""
 
@@ -74,12 +73,11 @@ def microseconds() -> int:
     return time.time_ns() // 1000
 
 
-def elapsed() -> float:
-    """Seconds on a clock of this machine that is never set, and that keeps running while the machine is suspended.
+elapsed: Final = functools.partial(time.clock_gettime, getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC))
+"""Seconds on a clock of this machine that is never set, and that keeps running while the machine is suspended.
 
-    A lease must not outlast a suspension: Linux's monotonic clock stops during one, and the owner would still trust it.
-    """
-    return time.clock_gettime(_CLOCK)
+A lease must not outlast a suspension: Linux's monotonic clock stops during one, and the owner would still trust it.
+"""
 
 
 class Peer:

@@ -51,7 +51,7 @@ class OwnedTrial(msgspec.Struct, eq=False):
     params: dict[str, Any]
     distributions: dict[str, BaseDistribution]
     """The distributions of `frozen`, whose properties to read them cost as much as a write."""
-    draft: Draft = msgspec.field(default_factory=lambda: NOT_BEGUN)
+    draft: Draft
     """What was last set on it; unsent as long as the outbox has it."""
     resumed_from: int | None = None
     """The step from which this attempt has reported that it resumed, if it has; see `TrialSet.resumed_from`."""

@@ -59,7 +59,7 @@ from hopaas_p2p.errors import (
 from hopaas_p2p.peer.log_client import LogClient
 from hopaas_p2p.peer.outbox import PendingCommit
 from hopaas_p2p.peer.peer import Peer, introduction
-from hopaas_p2p.storage.frozen import FrozenTrialCache, OwnedTrial
+from hopaas_p2p.storage.frozen import NOT_BEGUN, FrozenTrialCache, OwnedTrial
 from hopaas_p2p.storage.options import StorageOptions
 from hopaas_p2p.storage.optuna_internals import copy_of, end_frozen
 from hopaas_p2p.storage.refusals import NO_WORK, no_work, owner_only, why_refused
@@ -306,7 +306,7 @@ class StudyHandle:
             inherited, frozen.intermediate_values = frozen.intermediate_values, {}
         lent, inherits_metrics = trial.owner != peer.uuid, inherits and bool(trial.metrics)
         given = lease, peer.uuid, peer.handovers, inherited, inherits_metrics, lent
-        owned = OwnedTrial(frozen, *given, frozen.params, frozen.distributions)
+        owned = OwnedTrial(frozen, *given, frozen.params, frozen.distributions, NOT_BEGUN)
         if trial.end is None:
             before = view.owned.get(number)
             if before is not None and before.lease != lease:  # another process gave it back
@@ -698,7 +698,7 @@ class StudyHandle:
         if self.options.operator and self.is_operators(number):
             self.take_over(number, state, values, reason)
             return
-        to, pending, reason = _STATES[state], None, reason_text(reason)
+        to, pending, reason = _STATES[state], None, reason and reason_text(reason)
         with self.log.lock:
             owned, trial = self.writable(number), self.log.session.state.trials[number]
             if owned is None:
@@ -706,7 +706,16 @@ class StudyHandle:
             elif trial.state is records.TrialState.WAITING and to is not records.TrialState.COMPLETE:
                 self._let_go(number)  # another process gave it back, to be run again
             else:
-                pending = self._put_finish(trial, owned, to, values, reason)
+                owner, epoch = owned.lease
+                pauses = reason is None and trial.stop is None and state is TrialState.PRUNED  # if it is at a rung
+                if owned.inherited:
+                    self._say_resumed_from_start(number, owned)
+                if owned.lease != (trial.owner, trial.epoch) or self.log.session.in_doubt(number):
+                    self._resend_all(number, owned)  # only what is in the same commit is kept with a late result
+                elif state is not TrialState.COMPLETE:
+                    reason = reason or trial.stop  # why the owner was asked to stop, if this is its answer
+                used = self._used(number, epoch, at_end=True)
+                pending = self._put_last(TrialFinish(number, epoch, to, values, reason, pauses, used), owner=owner)
                 end_frozen(owned.frozen, state, values)
         if pending is not None and defer:
             self.deferred.append((number, pending, threading.get_ident()))
@@ -789,26 +798,6 @@ class StudyHandle:
             raise type(error)(f"trial {number}: {str(error).rstrip('.')}. {kept}")
         _log.warning("trial %d: %s. %s", number, str(error).rstrip("."), kept)
         return True
-
-    def _put_finish(
-        self,
-        trial: LoggedTrial,
-        owned: OwnedTrial,
-        to: records.TrialState,
-        values: tuple[float, ...] | None,
-        reason: str | None,
-    ) -> PendingCommit:
-        """Queue the end of a trial, with all unsent records about it, in one commit."""
-        number, (owner, epoch) = trial.number, owned.lease
-        pauses = reason is None and trial.stop is None and to is records.TrialState.PRUNED  # if it is at a rung
-        if owned.inherited:
-            self._say_resumed_from_start(number, owned)
-        if owned.lease != (trial.owner, trial.epoch) or self.log.session.in_doubt(number):
-            self._resend_all(number, owned)  # only what is in the same commit is kept with a late result
-        elif to is not records.TrialState.COMPLETE:
-            reason = reason or trial.stop  # why the owner was asked to stop, if this is its answer
-        used = self._used(number, epoch, at_end=True)
-        return self._put_last(TrialFinish(number, epoch, to, values, reason, pauses, used), owner=owner)
 
     def _put_last(
         self, record: TrialFinish | TrialRelease | TrialCheckpoint | TrialSet, *, owner: str
