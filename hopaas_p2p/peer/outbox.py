@@ -37,6 +37,7 @@ _FIELDS: Final = operator.attrgetter(*TrialSet.__struct_fields__)
 _MAX_RECORDS: Final = 1000  # of one commit; the rest goes with the next, so that nobody waits behind a long import
 _MAX_TEXT: Final = 1 << 19  # characters in one commit: an eighth of what the codec allows in bytes, of which one has 4
 _TEXT_BEARING: Final = (TrialCreate, TrialSet, StudySet)
+_ABOUT_STUDIES: Final = (StudyRegistered, StudyRemoved)
 _REPORT: Final = 20  # characters that a report counts for, or a choice
 _MOST_REPORTS: Final = _MAX_TEXT // _REPORT
 
@@ -201,7 +202,7 @@ class Outbox:
         room, count, weight = _MAX_TEXT, 0, 0
         for pending in self.queued:
             for record in pending.records:
-                weight += _weight(record) if isinstance(record, _TEXT_BEARING) else 0
+                weight += _weight(record) if type(record) in _TEXT_BEARING else 0  # type: ignore[arg-type]
             fits = count + len(pending.records) <= _MAX_RECORDS and weight <= room
             if pending.owner != owner or kept or (taken and not fits):
                 kept.append(pending)
@@ -230,7 +231,7 @@ class Outbox:
         records = first.records if len(taken) == 1 else tuple([one for pending in taken for one in pending.records])
         commit = Commit(writer, seq, first.owner, self._now_us(), records)
         try:
-            about = records[0].uuid if isinstance(records[0], StudyRegistered | StudyRemoved) else ""
+            about = records[0].uuid if type(records[0]) in _ABOUT_STUDIES else ""  # type: ignore[union-attr]
             outgoing = Outgoing(f"{writer}:{seq}", codec.encode(commit), about, chain)
         except InvalidInput as error:
             if len(taken) > 1:  # so that records queued by others, or about other trials, are not refused with it

@@ -204,9 +204,10 @@ class StudyHandle:
         one of them may die: a peer that asks for work looks after them.
         """
         found = self.next_start(no_new)
-        if isinstance(found, Wait | Done):
-            self.look_again(within)
-            found = self.next_start(no_new)
+        if found.why is None:
+            return found
+        self.look_again(within)
+        found = self.next_start(no_new)
         if isinstance(found, Wait | Done):
             raise no_work(self.state, found, now=self.peer.clock(), why=why)
         return found
