@@ -214,10 +214,8 @@ class StudyHandle:
 
     def send_soon(self) -> None:
         """Send what was set on trials in the background at once, if another peer works on the study."""
-        if not self.log.session.outbox.drafts:
-            return
-        with self.log.lock:
-            if self.log.session.outbox.drafts:
+        if self.log.session.outbox.drafts:
+            with self.log.lock:
                 self.peer.hurry(self.log, within=0.0)
 
     def look_before_sampling(self) -> None:

@@ -311,9 +311,8 @@ class Storage(BaseStorage):
             record = self._import_record(handle.state, template_trial)
         number = handle.begin(record) if record.state is records.TrialState.RUNNING else handle.bring(record)
         assert number is not None
-        trial_id = handle.first_id + number
-        self.located = {trial_id: (handle, number)}
-        return trial_id
+        self.located = {handle.first_id + number: (handle, number)}
+        return handle.first_id + number
 
     def set_trial_param(
         self, trial_id: int, param_name: str, param_value_internal: float, distribution: BaseDistribution

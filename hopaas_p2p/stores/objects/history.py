@@ -83,7 +83,7 @@ class History:
 
         """
         self._began, self._known = self.clocks(), self.last
-        woke = self._known is None or self.slept(self._known, self._began)
+        woke = self.slept(now=self._began)
         if since and woke:
             self._check_retained(since)
         self.contradicted = False
