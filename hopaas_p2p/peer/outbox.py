@@ -52,10 +52,6 @@ class PendingCommit(msgspec.Struct, eq=False):
     error: InvalidInput | None = None
     """Why these records could not be encoded at all; their verdicts are then "malformed"."""
 
-    @property
-    def decided(self) -> bool:
-        return self.verdicts is not None
-
     def decide(self, verdict: Verdict) -> None:
         """Assign the same verdict to each of its records."""
         self.verdicts = (verdict,) * len(self.records)

@@ -62,6 +62,7 @@ _ALL: Final = -1
 """In place of a trial's number: all trials of a peer."""
 _COLLECTED: Final = 0.05  # seconds to wait for more after the first news
 _SUSPENDED: Final = 60.0  # seconds after which an unreadable study is tried again
+_CLOCK: Final = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
 _KEPT: Final = ("linger", "patience", "store_wait", "clock", "now_us", "peer_ttl", "describe", "energy")
 """Arguments that the peer of a forked child takes over."""
 
@@ -73,11 +74,12 @@ def microseconds() -> int:
     return time.time_ns() // 1000
 
 
-elapsed: Final = functools.partial(time.clock_gettime, getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC))
-"""Seconds on a clock of this machine that is never set, and that keeps running while the machine is suspended.
+def elapsed() -> float:
+    """Seconds on a clock of this machine that is never set, and that keeps running while the machine is suspended.
 
-A lease must not outlast a suspension: Linux's monotonic clock stops during one, and the owner would still trust it.
-"""
+    A lease must not outlast a suspension: Linux's monotonic clock stops during one, and the owner would still trust it.
+    """
+    return time.clock_gettime(_CLOCK)
 
 
 class Peer:
@@ -786,7 +788,7 @@ class Peer:
             running, trials = log.state.running, log.state.trials
             still = [one for one in due if one.number in running and trials[one.number].epoch == one.epoch]
             pending = self.put(log, *still) if still else None
-            while pending is not None and not pending.decided:  # if it is refused, another peer has done it
+            while pending is not None and pending.verdicts is None:  # if it is refused, another peer has done it
                 self._exchange(log)
 
     # --- the end, and what cannot be sent ---

@@ -697,7 +697,7 @@ class StudyHandle:
         if self.options.operator and self.is_operators(number):
             self.take_over(number, state, values, reason)
             return
-        to, pending, reason = _STATES[state], None, reason and reason_text(reason)
+        to, pending, reason = _STATES[state], None, None if reason is None else reason_text(reason)
         with self.log.lock:
             owned, trial = self.writable(number), self.log.session.state.trials[number]
             if owned is None:
@@ -746,12 +746,12 @@ class StudyHandle:
         try:
             verdict = self.peer.await_commit(self.log, pending)[-1]
         except UNDECIDED as error:
-            sent = pending.decided and isinstance(error, StoreUnreachable)  # by another thread, at this moment
+            sent = pending.verdicts is not None and isinstance(error, StoreUnreachable)  # by another thread
             if not sent and self._spool(number, error):
                 return None
             verdict = self.peer.await_commit(self.log, pending, within=self.peer.store_wait)[-1]
         except Exception:
-            if not pending.decided:  # out of memory or threads, or a defect: the result must survive that, too
+            if pending.verdicts is None:  # out of memory or threads, or a defect: the result must survive that, too
                 path, _ = self.peer.spool.keep(self.uuid, self.log)
                 if path is not None:
                     _log.warning("the end of trial %d is kept in %s", number, path)
