@@ -127,8 +127,8 @@ class FrozenTrialCache:
         for name in state.dists.keys() - self.dists.keys() if len(self.dists) < len(state.dists) else ():
             self.dists[name] = to_optuna(state.dists[name])
         built = self._all
-        if len(built) < len(state.trials):
-            built += [None] * (len(state.trials) - len(built))
+        if len(built) < state.trials.size:
+            built += [None] * (state.trials.size - len(built))
         if not self.changed:
             return
         self._state = None  # kept until all is done: an interrupted reader starts over
