@@ -19,7 +19,7 @@ from typing import Any, Final
 
 import msgspec
 
-from hopaas_p2p.core.admission import Continue, New, Start, next_start, refused
+from hopaas_p2p.core.admission import NEW, Continue, New, NextStart, Start, next_start, refused
 from hopaas_p2p.core.attributes import (
     CONTINUES,
     COPIES,
@@ -154,7 +154,8 @@ def _judge(state: State) -> None:
 
 def _apply_record(state: State, record: Any, commit: Commit, stamp: Stamp) -> Verdict:
     kind = type(record)
-    if kind not in _RULES:
+    found = _RULES.get(kind)
+    if found is None:
         return state.refuse("malformed")
     if (state.define is None) != (kind is StudyDefine):
         return state.refuse("undefined")
@@ -167,7 +168,7 @@ def _apply_record(state: State, record: Any, commit: Commit, stamp: Stamp) -> Ve
         if stamp.role != "owner":  # only a service with an owner's role may act for others by name
             info.pop("on_behalf_of", None)
         record = PeerJoin(info)
-    rule, absent = _RULES[kind]
+    rule, absent = found
     number: int | None = None
     if absent is None:
         said = rule(state, record, commit)
@@ -282,13 +283,8 @@ def _create(state: State, record: TrialCreate, commit: Commit) -> Verdict | str:
     trial, why = Trial(state.trials.size, to), None
     if to is RUNNING and record.prefer_waiting:
         found = next_start(state, commit.owner, skip=frozenset(record.skip) if record.skip else ())
-        if isinstance(found, Start):
-            return _start(state, state.trials[found.number], commit, commit.at, TrialCreate)
-        if isinstance(found, Continue):
-            return _continue(state, trial, state.trials[found.number], commit)
-        if isinstance(found, New) and found.replicate_of is not None:
-            return _replicate(state, trial, found.replicate_of, commit)
-        why = found.why
+        if found is not NEW:
+            return _instead(state, trial, found, commit)
     elif to is RUNNING:
         why = refused(state, commit.owner)
     elif to in _TAKES_A_PLACE and not state.has_room():
@@ -311,6 +307,17 @@ def _create(state: State, record: TrialCreate, commit: Commit) -> Verdict | str:
         _note_result(state, trial)
     _enter(state, trial, to)
     return Verdict(True, trial.number)
+
+
+def _instead(state: State, trial: Trial, found: NextStart, commit: Commit) -> Verdict | str:
+    """Start what comes before a new configuration, in `trial` unless it exists; or return why nothing may start."""
+    if isinstance(found, Start):
+        return _start(state, state.trials[found.number], commit, commit.at, TrialCreate)
+    if isinstance(found, Continue):
+        return _continue(state, trial, state.trials[found.number], commit)
+    if isinstance(found, New):
+        return _replicate(state, trial, found.replicate_of or 0, commit)
+    return found.why
 
 
 def _start(state: State, trial: Trial, commit: Commit, at: int, by: type | None = None) -> Verdict:

@@ -388,7 +388,7 @@ class LogState:
 
     def decided(self, commit: Commit | Garbage, stamp: Stamp) -> tuple[Verdict, ...] | None:
         """The verdicts on a commit that does not count: garbage, another author's, or known; None for others."""
-        if isinstance(commit, Garbage):
+        if not isinstance(commit, Commit):  # quicker than to ask for the other class, as a check for a struct's own is
             self.refuse("malformed")
             return ()
         author, writers = stamp.author, self.writers

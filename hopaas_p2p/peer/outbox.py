@@ -37,6 +37,7 @@ _FIELDS: Final = operator.attrgetter(*TrialSet.__struct_fields__)
 _MAX_RECORDS: Final = 1000  # of one commit; the rest goes with the next, so that nobody waits behind a long import
 _MAX_TEXT: Final = 1 << 19  # characters in one commit: an eighth of what the codec allows in bytes, of which one has 4
 _TEXT_BEARING: Final = (TrialCreate, TrialSet, StudySet)
+_ABOUT_STUDIES: Final = (StudyRegistered, StudyRemoved)
 _REPORT: Final = 20  # characters that a report counts for, or a choice
 _MOST_REPORTS: Final = _MAX_TEXT // _REPORT
 
@@ -50,10 +51,6 @@ class PendingCommit(msgspec.Struct, eq=False):
     abandoned: bool = False
     error: InvalidInput | None = None
     """Why these records could not be encoded at all; their verdicts are then "malformed"."""
-
-    @property
-    def decided(self) -> bool:
-        return self.verdicts is not None
 
     def decide(self, verdict: Verdict) -> None:
         """Assign the same verdict to each of its records."""
@@ -187,25 +184,28 @@ class Outbox:
 
     def _load(self, chain: int | None = None) -> None:
         """Put what is queued for one owner into a commit, which is in flight from now on."""
-        begun = {one.number for pending in self.queued for one in pending.records if isinstance(one, TrialSet)}
-        for draft in [one for one in self.drafts.values() if one.number in begun or _weight(one) > _MAX_TEXT]:
-            parts = [PendingCommit(draft.owner, records) for records in draft.commits()]
-            self.queued = self.queued + parts  # not before earlier records about the trial
-            del self.drafts[draft.number]
+        if self.drafts:
+            begun = {one.number for pending in self.queued for one in pending.records if isinstance(one, TrialSet)}
+            for draft in [one for one in self.drafts.values() if one.number in begun or _weight(one) > _MAX_TEXT]:
+                parts = [PendingCommit(draft.owner, records) for records in draft.commits()]
+                self.queued = self.queued + parts  # not before earlier records about the trial
+                del self.drafts[draft.number]
         owner = self.queued[0].owner if self.queued else next(iter(self.drafts.values())).owner
         taken: list[PendingCommit] = []
         kept: list[PendingCommit] = []
-        room, count = _MAX_TEXT, 0
+        drafts: list[PendingCommit] = []
+        left: dict[int, Draft] = {}
+        room, count, weight = _MAX_TEXT, 0, 0
         for pending in self.queued:
-            weight = sum([_weight(record) for record in pending.records if isinstance(record, _TEXT_BEARING)])
+            for record in pending.records:
+                weight += _weight(record) if type(record) in _TEXT_BEARING else 0  # type: ignore[arg-type]
             fits = count + len(pending.records) <= _MAX_RECORDS and weight <= room
             if pending.owner != owner or kept or (taken and not fits):
                 kept.append(pending)
                 continue
             taken.append(pending)
-            room -= weight
+            room, weight = room - weight, 0
             count += len(pending.records)
-        drafts, left = list[PendingCommit](), dict[int, Draft]()
         for number, draft in self.drafts.items():
             if draft.owner == owner and room >= 0:
                 room -= _weight(draft)
@@ -227,7 +227,7 @@ class Outbox:
         records = first.records if len(taken) == 1 else tuple([one for pending in taken for one in pending.records])
         commit = Commit(writer, seq, first.owner, self._now_us(), records)
         try:
-            about = records[0].uuid if isinstance(records[0], StudyRegistered | StudyRemoved) else ""
+            about = records[0].uuid if type(records[0]) in _ABOUT_STUDIES else ""  # type: ignore[union-attr]
             outgoing = Outgoing(f"{writer}:{seq}", codec.encode(commit), about, chain)
         except InvalidInput as error:
             if len(taken) > 1:  # so that records queued by others, or about other trials, are not refused with it

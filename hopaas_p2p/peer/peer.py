@@ -788,7 +788,7 @@ class Peer:
             running, trials = log.state.running, log.state.trials
             still = [one for one in due if one.number in running and trials[one.number].epoch == one.epoch]
             pending = self.put(log, *still) if still else None
-            while pending is not None and not pending.decided:  # if it is refused, another peer has done it
+            while pending is not None and pending.verdicts is None:  # if it is refused, another peer has done it
                 self._exchange(log)
 
     # --- the end, and what cannot be sent ---

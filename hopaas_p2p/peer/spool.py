@@ -8,15 +8,17 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Final
 
+import msgspec
+
 from hopaas_p2p import spool
 from hopaas_p2p.core import codec
+from hopaas_p2p.core.attributes import LATE_VALUES
 from hopaas_p2p.core.chain import following
-from hopaas_p2p.core.records import Commit, TrialFinish
+from hopaas_p2p.core.records import Commit, TrialFinish, TrialState
 from hopaas_p2p.core.state import State
 from hopaas_p2p.errors import BrokenChain, Denied, HopaasError, StoreUnreachable, StudyDeleted
 from hopaas_p2p.peer.log_client import LogClient, study_client
 from hopaas_p2p.peer.session import LogSession
-from hopaas_p2p.peer.uncounted import uncounted
 from hopaas_p2p.spool import Spooled
 from hopaas_p2p.stores.base import Placed, Store, read_all
 
@@ -160,7 +162,7 @@ class SpoolSender:
         kept, session.kept = session.kept, []
         for pending in kept if isinstance(session.state, State) else ():
             for record in pending.records:
-                if isinstance(record, TrialFinish) and (why := uncounted(session.state, pending.owner, record)):
+                if isinstance(record, TrialFinish) and (why := _uncounted(session.state, pending.owner, record)):
                     _log.warning("%s", why)
         self.forget(session)
 
@@ -241,7 +243,7 @@ class SpoolSender:
                     "hopaas-p2p admin spool send"
                 )
             ends = [record for record in commit.records if isinstance(record, TrialFinish)]
-            found += [why for end in ends if (why := uncounted(log.state, commit.owner, end)) is not None]
+            found += [why for end in ends if (why := _uncounted(log.state, commit.owner, end)) is not None]
         return found
 
     def _restore(self, log: LogClient[State], spooled: Spooled) -> int:
@@ -288,3 +290,30 @@ def _ended(payload: bytes) -> list[int]:
     commit = codec.decode(payload)
     records = commit.records if isinstance(commit, Commit) else ()
     return [record.number for record in records if isinstance(record, TrialFinish)]
+
+
+def _uncounted(state: State, owner: str, record: TrialFinish) -> str | None:
+    """Why the log did not count the values of this end of a trial of `owner`, in words; None if it did.
+
+    `tell` returns when a result is in the spool. If another process told the same trial meanwhile, the log counts the
+    result that arrived first, and the sender of the other one learns here that it was dropped.
+    """
+    if record.state is not TrialState.COMPLETE or record.values is None or record.number >= len(state.trials):
+        return None
+    trial = state.trials[record.number]
+    lease = owner, record.epoch
+    kept = [state.trials[one.kept_as] for one in trial.history if one.kept_as and (one.owner, one.epoch) == lease]
+    late = msgspec.json.encode(record.values).decode()
+    if any(one.values == record.values or one.system.get(LATE_VALUES) == late for one in (trial, *kept)):
+        return None
+    there = kept[0] if kept else trial
+    found = there.state.name if there.values is None else f"{there.state.name} with {_shown(there.values)}"
+    why = f"trial #{there.number} is already {found}"
+    expected = 1 if state.define is None else len(state.define.directions)
+    if len(record.values) != expected:  # of a study that could not be checked when the result was told
+        why = f"{expected} value{'s' * (expected > 1)} expected, got {len(record.values)}"
+    return f"the result {_shown(record.values)} of trial #{record.number} was not counted: {why}"
+
+
+def _shown(values: tuple[float, ...]) -> str:
+    return ", ".join(map(repr, values))

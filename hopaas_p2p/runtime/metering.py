@@ -154,8 +154,9 @@ def energy_counter() -> Callable[[], float] | None:
 class _Running(msgspec.Struct, eq=False):
     ahead: float
     """Seconds by which the clock for commits' times was ahead of the other one."""
-    seconds: float = 0.0
-    joules: float = 0.0
+    seconds: float
+    joules: float
+    """What a lease had used that ran since the meter was made; these, and `ahead`, as the lease began."""
     shared: bool = False
 
 
@@ -176,14 +177,15 @@ class Meter:
         self._lock = threading.Lock()
         self._running: dict[object, _Running] = {}
         self._at = clock()
-        self._joules = 0.0 if energy is None else energy()
-        self._read_at = self._at
+        self._read, self._read_at = 0.0 if energy is None else energy(), self._at
+        self._seconds = self._joules = 0.0
+        """What a lease would have used that ran since this was made."""
 
     def begin(self, lease: object) -> None:
         """This lease began."""
         with self._lock:
             self._divide(fresh=True)
-            self._running[lease] = _Running(self._now_us() / 1e6 - self._at)
+            self._running[lease] = _Running(self._now_us() / 1e6 - self._at, self._seconds, self._joules)
             if len(self._running) > 1:
                 for one in self._running.values():
                     one.shared = True
@@ -201,20 +203,17 @@ class Meter:
             self._divide(fresh=at_end)
             if at_end:
                 del self._running[lease]
+            seconds, joules = self._seconds - one.seconds, self._joules - one.joules
             drift = abs(self._now_us() / 1e6 - self._at - one.ahead)
-            if self._energy is None and not one.shared and drift <= _DRIFT + _DRIFT / 100 * one.seconds:
+            if self._energy is None and not one.shared and drift <= _DRIFT + _DRIFT / 100 * seconds:
                 return None
-            return round(one.seconds * 1e6), None if self._energy is None else round(one.joules * 1e3)
+            return round(seconds * 1e6), None if self._energy is None else round(joules * 1e3)
 
     def _divide(self, *, fresh: bool) -> None:
         """Divide what was used since the last call equally among the leases."""
-        now = self._clock()
-        share = 1.0 / max(1, len(self._running))
-        seconds, self._at = now - self._at, now
-        joules = 0.0
+        now, leases = self._clock(), len(self._running) or 1
+        self._seconds += (now - self._at) / leases
+        self._at = now
         if self._energy is not None and (fresh or now - self._read_at >= _AGAIN):
-            before, self._joules, self._read_at = self._joules, self._energy(), now
-            joules = max(0.0, self._joules - before)
-        for one in self._running.values():
-            one.seconds += seconds * share
-            one.joules += joules * share
+            before, self._read, self._read_at = self._read, self._energy(), now
+            self._joules += max(0.0, self._read - before) / leases

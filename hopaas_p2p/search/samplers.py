@@ -178,7 +178,7 @@ class TPESampler(OptunaTPE):
 
     @property
     def needs_number(self) -> bool:
-        """Whether a trial must have its number before it is sampled: in a first wave by number; see `search.early`."""
+        """Whether a trial needs its number before it is sampled: in a first wave by number; see `study.proposer`."""
         columns = self._columns
         return self._first_wave == "spread" and (columns is None or columns.learned < self.startup_trials)
 

@@ -51,7 +51,7 @@ class OwnedTrial(msgspec.Struct, eq=False):
     params: dict[str, Any]
     distributions: dict[str, BaseDistribution]
     """The distributions of `frozen`, whose properties to read them cost as much as a write."""
-    draft: Draft = msgspec.field(default_factory=lambda: NOT_BEGUN)
+    draft: Draft
     """What was last set on it; unsent as long as the outbox has it."""
     resumed_from: int | None = None
     """The step from which this attempt has reported that it resumed, if it has; see `TrialSet.resumed_from`."""
@@ -127,8 +127,8 @@ class FrozenTrialCache:
         for name in state.dists.keys() - self.dists.keys() if len(self.dists) < len(state.dists) else ():
             self.dists[name] = to_optuna(state.dists[name])
         built = self._all
-        if len(built) < len(state.trials):
-            built += [None] * (len(state.trials) - len(built))
+        if len(built) < state.trials.size:
+            built += [None] * (state.trials.size - len(built))
         if not self.changed:
             return
         self._state = None  # kept until all is done: an interrupted reader starts over

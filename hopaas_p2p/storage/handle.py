@@ -59,7 +59,7 @@ from hopaas_p2p.errors import (
 from hopaas_p2p.peer.log_client import LogClient
 from hopaas_p2p.peer.outbox import PendingCommit
 from hopaas_p2p.peer.peer import Peer, introduction
-from hopaas_p2p.storage.frozen import FrozenTrialCache, OwnedTrial
+from hopaas_p2p.storage.frozen import NOT_BEGUN, FrozenTrialCache, OwnedTrial
 from hopaas_p2p.storage.options import StorageOptions
 from hopaas_p2p.storage.optuna_internals import copy_of, end_frozen
 from hopaas_p2p.storage.refusals import NO_WORK, no_work, owner_only, why_refused
@@ -204,19 +204,18 @@ class StudyHandle:
         one of them may die: a peer that asks for work looks after them.
         """
         found = self.next_start(no_new)
-        if isinstance(found, Wait | Done):
-            self.look_again(within)
-            found = self.next_start(no_new)
+        if found.why is None:
+            return found
+        self.look_again(within)
+        found = self.next_start(no_new)
         if isinstance(found, Wait | Done):
             raise no_work(self.state, found, now=self.peer.clock(), why=why)
         return found
 
     def send_soon(self) -> None:
         """Send what was set on trials in the background at once, if another peer works on the study."""
-        if not self.log.session.outbox.drafts:
-            return
-        with self.log.lock:
-            if self.log.session.outbox.drafts:
+        if self.log.session.outbox.drafts:
+            with self.log.lock:
                 self.peer.hurry(self.log, within=0.0)
 
     def look_before_sampling(self) -> None:
@@ -306,7 +305,7 @@ class StudyHandle:
             inherited, frozen.intermediate_values = frozen.intermediate_values, {}
         lent, inherits_metrics = trial.owner != peer.uuid, inherits and bool(trial.metrics)
         given = lease, peer.uuid, peer.handovers, inherited, inherits_metrics, lent
-        owned = OwnedTrial(frozen, *given, frozen.params, frozen.distributions)
+        owned = OwnedTrial(frozen, *given, frozen.params, frozen.distributions, NOT_BEGUN)
         if trial.end is None:
             before = view.owned.get(number)
             if before is not None and before.lease != lease:  # another process gave it back
@@ -698,7 +697,7 @@ class StudyHandle:
         if self.options.operator and self.is_operators(number):
             self.take_over(number, state, values, reason)
             return
-        to, pending, reason = _STATES[state], None, reason_text(reason)
+        to, pending, reason = _STATES[state], None, None if reason is None else reason_text(reason)
         with self.log.lock:
             owned, trial = self.writable(number), self.log.session.state.trials[number]
             if owned is None:
@@ -706,7 +705,16 @@ class StudyHandle:
             elif trial.state is records.TrialState.WAITING and to is not records.TrialState.COMPLETE:
                 self._let_go(number)  # another process gave it back, to be run again
             else:
-                pending = self._put_finish(trial, owned, to, values, reason)
+                owner, epoch = owned.lease
+                pauses = reason is None and trial.stop is None and state is TrialState.PRUNED  # if it is at a rung
+                if owned.inherited:
+                    self._say_resumed_from_start(number, owned)
+                if owned.lease != (trial.owner, trial.epoch) or self.log.session.in_doubt(number):
+                    self._resend_all(number, owned)  # only what is in the same commit is kept with a late result
+                elif state is not TrialState.COMPLETE:
+                    reason = reason or trial.stop  # why the owner was asked to stop, if this is its answer
+                used = self._used(number, epoch, at_end=True)
+                pending = self._put_last(TrialFinish(number, epoch, to, values, reason, pauses, used), owner=owner)
                 end_frozen(owned.frozen, state, values)
         if pending is not None and defer:
             self.deferred.append((number, pending, threading.get_ident()))
@@ -738,12 +746,12 @@ class StudyHandle:
         try:
             verdict = self.peer.await_commit(self.log, pending)[-1]
         except UNDECIDED as error:
-            sent = pending.decided and isinstance(error, StoreUnreachable)  # by another thread, at this moment
+            sent = pending.verdicts is not None and isinstance(error, StoreUnreachable)  # by another thread
             if not sent and self._spool(number, error):
                 return None
             verdict = self.peer.await_commit(self.log, pending, within=self.peer.store_wait)[-1]
         except Exception:
-            if not pending.decided:  # out of memory or threads, or a defect: the result must survive that, too
+            if pending.verdicts is None:  # out of memory or threads, or a defect: the result must survive that, too
                 path, _ = self.peer.spool.keep(self.uuid, self.log)
                 if path is not None:
                     _log.warning("the end of trial %d is kept in %s", number, path)
@@ -789,26 +797,6 @@ class StudyHandle:
             raise type(error)(f"trial {number}: {str(error).rstrip('.')}. {kept}")
         _log.warning("trial %d: %s. %s", number, str(error).rstrip("."), kept)
         return True
-
-    def _put_finish(
-        self,
-        trial: LoggedTrial,
-        owned: OwnedTrial,
-        to: records.TrialState,
-        values: tuple[float, ...] | None,
-        reason: str | None,
-    ) -> PendingCommit:
-        """Queue the end of a trial, with all unsent records about it, in one commit."""
-        number, (owner, epoch) = trial.number, owned.lease
-        pauses = reason is None and trial.stop is None and to is records.TrialState.PRUNED  # if it is at a rung
-        if owned.inherited:
-            self._say_resumed_from_start(number, owned)
-        if owned.lease != (trial.owner, trial.epoch) or self.log.session.in_doubt(number):
-            self._resend_all(number, owned)  # only what is in the same commit is kept with a late result
-        elif to is not records.TrialState.COMPLETE:
-            reason = reason or trial.stop  # why the owner was asked to stop, if this is its answer
-        used = self._used(number, epoch, at_end=True)
-        return self._put_last(TrialFinish(number, epoch, to, values, reason, pauses, used), owner=owner)
 
     def _put_last(
         self, record: TrialFinish | TrialRelease | TrialCheckpoint | TrialSet, *, owner: str

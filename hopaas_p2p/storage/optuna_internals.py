@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
-from typing import Any, Final
+from typing import Any, Final, cast
 
 import optuna
 from optuna.distributions import BaseDistribution, _convert_old_distribution_to_new_distribution
@@ -65,8 +65,18 @@ class StoredTrial(FrozenTrial):
     """
 
     def __copy__(self) -> StoredTrial:
-        new = StoredTrial.__new__(StoredTrial)
-        new.__dict__.update(self.__dict__)
+        new = StoredTrial.__new__(StoredTrial)  # field by field, at half the cost of copying its `__dict__`
+        new._number = self._number
+        new.state = self.state
+        new._values = self._values
+        new._datetime_start = self._datetime_start
+        new.datetime_complete = self.datetime_complete
+        new._params = self._params
+        new._user_attrs = self._user_attrs
+        new._system_attrs = self._system_attrs
+        new.intermediate_values = self.intermediate_values
+        new._distributions = self._distributions
+        new._trial_id = self._trial_id
         return new
 
     def __deepcopy__(self, memo: dict[int, Any]) -> StoredTrial:
@@ -118,18 +128,12 @@ def new_frozen(
 
 def copy_of(frozen: FrozenTrial) -> StoredTrial:
     """A copy with dictionaries of its own, at a quarter of the cost of copy.copy."""
-    new = StoredTrial.__new__(StoredTrial)
-    new._number = frozen._number
-    new.state = frozen.state
-    new._values = frozen._values
-    new._datetime_start = frozen._datetime_start
-    new.datetime_complete = frozen.datetime_complete
-    new._params = frozen._params.copy()
-    new._user_attrs = frozen._user_attrs.copy()
-    new._system_attrs = frozen._system_attrs.copy()
-    new.intermediate_values = frozen.intermediate_values.copy()
-    new._distributions = frozen._distributions.copy()
-    new._trial_id = frozen._trial_id
+    new = StoredTrial.__copy__(cast("StoredTrial", frozen))
+    new._params = new._params.copy()
+    new._user_attrs = new._user_attrs.copy()
+    new._system_attrs = new._system_attrs.copy()
+    new.intermediate_values = new.intermediate_values.copy()
+    new._distributions = new._distributions.copy()
     return new
 
 
@@ -240,7 +244,7 @@ def after_trial(study: optuna.Study, frozen: FrozenTrial, state: TrialState, val
 
     Some of Optuna's samplers raise on trials that they did not draw, such as GridSampler on queued ones.
     """
-    forget_cached_trials(study)
+    study._thread_local.cached_all_trials = None
     try:
         filtered = optuna.pruners._filter_study(study, frozen)
         filtered.sampler.after_trial(filtered, frozen, state, None if values is None else list(values))

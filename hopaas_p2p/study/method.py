@@ -36,10 +36,13 @@ from hopaas_p2p.pruners import MedianPruner
 from hopaas_p2p.runtime.arguments import instance
 from hopaas_p2p.samplers import default_sampler
 from hopaas_p2p.search import registry
-from hopaas_p2p.search.early import too_many_values
+from hopaas_p2p.search.repeats import count_of
 from hopaas_p2p.spec import fidelity as words
 
 _KINDS: Final[dict[registry.Kind, str]] = {"sampler": SAMPLER, "pruner": PRUNER}
+
+
+_MOST_VALUES: Final = 1_000_000
 
 
 class SearchMethod(NamedTuple):
@@ -222,9 +225,10 @@ class Searcher:
         self.replicates = self._said.replicates or stored.replicates or 1
         if self.own[0] is None and stored.sampler != before.sampler:
             self.sampler = self._made("sampler", stored.sampler) or default_sampler()
-            wide = too_many_values(self.sampler, space)
-            if wide is not None:
-                self.complaints.append(f"{wide!r} has too many values for the sampler of the study{_DEFAULT}")
+            lists = isinstance(self.sampler, optuna.samplers.BruteForceSampler)  # all values, in memory
+            wide = [name for name, one in space.items() if lists and (count_of(one) or 0) > _MOST_VALUES]
+            if wide:
+                self.complaints.append(f"{wide[0]!r} has too many values for the sampler of the study{_DEFAULT}")
                 self.sampler = default_sampler()
         if self.own[1] is None and (stored.pruner, stored.fidelity) != (before.pruner, before.fidelity):
             default = MedianPruner() if stored.fidelity is None else optuna.pruners.NopPruner()

@@ -12,10 +12,11 @@ import json
 import logging
 import threading
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import optuna
 from optuna.distributions import BaseDistribution
+from optuna.samplers import BaseSampler
 from optuna.trial import TrialState
 
 from hopaas_p2p.core.admission import NEW, Done
@@ -24,7 +25,6 @@ from hopaas_p2p.core.records import TrialCreate
 from hopaas_p2p.core.state import COMPLETE, PRUNED, WAITING, State
 from hopaas_p2p.core.state import Trial as LoggedTrial
 from hopaas_p2p.errors import NoWork
-from hopaas_p2p.search.early import draws_early, enumerates, tell_dropped
 from hopaas_p2p.search.optuna_internals import GRID, fixed_names, grid_points
 from hopaas_p2p.search.repeats import Tried
 from hopaas_p2p.storage import Storage
@@ -41,6 +41,12 @@ _ids: Final = itertools.count(-1, -1)
 _DRAWS: Final = 8  # further draws for a configuration that is new
 _SAME_DRAWS: Final = 2  # after this many repeats of its own last draws, a sampler has nothing else to offer
 _MOST_REUSED: Final = 32  # known values recorded in a row before something new is tried
+_EARLY: Final = frozenset({"RandomSampler", "TPESampler", "GPSampler", "NSGAIISampler", "NSGAIIISampler"})
+"""Optuna's samplers that look only at other trials, so they can draw before the trial exists. Excluded: GridSampler
+(the number selects the point), BruteForceSampler (looks itself up among all trials), QMCSampler (counts its points in
+the study), CmaEsSampler (seeds by the number)."""
+_ENUMERATING: Final = (optuna.samplers.GridSampler, optuna.samplers.BruteForceSampler)
+"""Those that enumerate fixed points, so that a neighbour is no substitute."""
 
 
 class Proposer:
@@ -93,7 +99,7 @@ class Proposer:
         """
         study, handle = self._study, self._handle
         try:
-            if self._searcher.repeats == "reuse" or enumerates(study.sampler):
+            if self._searcher.repeats == "reuse" or isinstance(study.sampler, _ENUMERATING):
                 self._check_points_left()
             if not draws_early(study.sampler, study.pruner):
                 return None
@@ -128,7 +134,7 @@ class Proposer:
             while points and self._tried.number_of(points[-1]) is not None:
                 points.pop()
             left = bool(points) if points is not None else not self._tried.used_up
-        if not enumerates(sampler):
+        if not isinstance(sampler, _ENUMERATING):
             self._is_used_up()
         elif not left:
             raise self._nothing_new("the sampler has been through all of its points")
@@ -161,7 +167,7 @@ class Proposer:
         now = datetime.datetime.now()  # noqa: DTZ005  # as Optuna has it
         dists = self._dists and {name: one for name, one in self._dists.items() if state.dists.get(name) != one}
         record = TrialCreate(prefer_waiting=True, params={}, dists=dists, replicates=self._searcher.replicates)
-        frozen = new_frozen(trial_id, len(state.trials), TrialState.RUNNING, None, now, None, {}, {}, {}, {}, {})
+        frozen = new_frozen(trial_id, state.trials.size, TrialState.RUNNING, None, now, None, {}, {}, {}, {}, {})
         forget_cached_trials(self._study)
         suggestions[trial_id] = frozen, record
         try:
@@ -208,7 +214,7 @@ class Proposer:
         same = self._take(params, number)
         if was_queued:
             return None
-        if same is not None and not enumerates(self._study.sampler):
+        if same is not None and not isinstance(self._study.sampler, _ENUMERATING):
             if self._searcher.repeats == "reuse" and _has_result(same) and self._reused < _MOST_REUSED:
                 self._reused += 1
                 return same
@@ -271,7 +277,7 @@ class Proposer:
         changed.clear()
 
     def _neighbour(self, params: Mapping[str, float]) -> dict[str, float] | None:
-        if enumerates(self._study.sampler):
+        if isinstance(self._study.sampler, _ENUMERATING):
             return None
         with self._lock:
             return self._tried.neighbour(params, fixed=fixed_names(self._study.sampler))
@@ -317,6 +323,29 @@ class Proposer:
         )
         self._handle.bring(record)
         return True
+
+
+def draws_early(sampler: BaseSampler, pruner: optuna.pruners.BasePruner) -> bool:
+    """Whether this sampler, with this pruner, needs nothing from its own trial, such as its number.
+
+    Third-party samplers declare it with an attribute `needs_number = False`.
+    """
+    if isinstance(pruner, optuna.pruners.HyperbandPruner):  # the number says which bracket's trials a sampler sees
+        return False
+    needs: Any = getattr(sampler, "needs_number", None)
+    if needs is not None:
+        return not needs
+    kind = type(sampler)
+    if kind is optuna.samplers.PartialFixedSampler:
+        return all(draws_early(one, pruner) for one in vars(sampler).values() if isinstance(one, BaseSampler))
+    return kind.__name__ in _EARLY and getattr(optuna.samplers, kind.__name__) is kind
+
+
+def tell_dropped(sampler: BaseSampler, trial: optuna.trial.FrozenTrial) -> None:
+    """Notify the sampler, if it has a method `proposal_dropped`, that its proposal for this trial is not run."""
+    hear = getattr(sampler, "proposal_dropped", None)
+    if hear is not None:
+        hear(trial)
 
 
 _ELSEWHERE: Final = LoggedTrial(-1, COMPLETE)

@@ -647,10 +647,12 @@ class Study(optuna.Study):
                 return proposed
             proposer.drop(proposed)
         forget_cached_trials(self)
+        self.storage.located = {trial_id: (handle, number)}
         trial = Trial(self, trial_id)
-        fixed = fixed_params(trial)
-        dists = self.state.dists if fixed else {}
-        unfit = [name for name, value in fixed.items() if name in dists and not fits(value, dists[name])]
+        fixed, unfit = fixed_params(trial), []
+        if fixed:
+            dists = self.state.dists
+            unfit = [name for name, value in fixed.items() if name in dists and not fits(value, dists[name])]
         known = None if proposer is None or unfit else proposer.sample(trial)
         if not unfit and known is None:
             handle.send_soon()
@@ -709,10 +711,10 @@ class Study(optuna.Study):
                 return known
         if number not in handle.view.owned:
             handle.existing(number)
-        if handle.is_operators(number):
+        if handle.options.operator and handle.is_operators(number):
             handle.take_over(number, to, told, reason)
             return handle.trial(number)
-        logged = handle.state.trials[number]
+        logged = handle.log.session.state.trials[number]
         if logged.state is records.TrialState.WAITING:
             if not logged.history or not self.storage.peer.is_mine(logged.history[-1].owner):
                 raise InvalidInput(f"trial {number} is still waiting to be run; `ask` starts it")
@@ -742,7 +744,7 @@ class Study(optuna.Study):
     ) -> FrozenTrial:
         """End a trial like Optuna's `tell`: the sampler is notified first, and a pruned trial gets its last report."""
         handle, me = self.handle, threading.get_ident()
-        with handle.lock:
+        with handle.log.lock:
             handle.writable(number)  # otherwise nobody learns of it
         frozen = handle.trial(number, now=True)
         reports = frozen.intermediate_values
@@ -757,7 +759,7 @@ class Study(optuna.Study):
             handle.finish(number, state, values, reason, defer=defer)
         if not defer:
             end_frozen(frozen, state, values)
-            frozen.datetime_complete = to_datetime(handle.state.trials[number].end)
+            frozen.datetime_complete = to_datetime(handle.log.session.state.trials[number].end)
         return frozen
 
     @contextlib.contextmanager

@@ -15,10 +15,9 @@ from hopaas_p2p.core import codec
 from hopaas_p2p.core.records import Commit, TrialCreate
 from hopaas_p2p.errors import NoWork
 from hopaas_p2p.samplers import CmaEsSampler, TPESampler
-from hopaas_p2p.search.early import draws_early
 from hopaas_p2p.study import Study
 from hopaas_p2p.study import study as study_module
-from hopaas_p2p.study.proposer import Proposer
+from hopaas_p2p.study.proposer import Proposer, draws_early
 from hopaas_p2p.testing.commits import together
 from tests.support.processes import SPACE, states, until
 from tests.support.studies import opened_study

@@ -101,7 +101,7 @@ def test_a_commit_that_the_store_refuses_is_given_up_but_not_a_result(log: Scrip
     result = ann.put("ann", TrialFinish(0, 1, COMPLETE, (1.0,)))
     ann.next_commit()
     ann.failed(Denied(), 0.0)
-    assert not result.decided
+    assert result.verdicts is None
     assert ann.ends() == [0]
 
 
@@ -143,7 +143,7 @@ def test_a_child_knows_what_its_parent_knew_and_has_nothing_of_it_to_send(log: S
     child = LogSession.for_child(ann, "child")
     assert (child.state, child.joined, child.writer) == (ann.state, True, "child")
     assert (child.has_pending, child.spooled, child.introduced) == (False, {}, False)
-    assert waiting.decided, "nobody waits in the child for what the parent sends"
+    assert waiting.verdicts is not None, "nobody waits in the child for what the parent sends"
     assert child.put("child", TrialCreate()).owner == "child"
     exchange(log, child)
     assert child.state.trials[0].owner == "child"
@@ -152,7 +152,7 @@ def test_a_child_knows_what_its_parent_knew_and_has_nothing_of_it_to_send(log: S
 def test_whoever_goes_on_under_another_name_sends_all_of_it_again(log: Script, ann: LogSession[State]) -> None:
     started = ann.put("ann", TrialCreate())
     exchange(log, ann)
-    assert started.decided
+    assert started.verdicts is not None
     ann.put("ann", TrialFinish(0, 1, COMPLETE, (2.0,)))
     ann.next_commit()
     asked = ann.put("ann", TrialCreate())
@@ -194,7 +194,7 @@ def test_a_twins_commit_of_the_same_number_in_a_snapshot_does_not_pass_for_a_res
     ann.start_from(joined(log, "reader").state)
     ann.complete_join()
     assert ann.duplicated
-    assert not told.decided
+    assert told.verdicts is None
 
 
 def test_an_own_commit_in_a_snapshot_is_known_again(log: Script, ann: LogSession[State]) -> None:

@@ -17,7 +17,7 @@ from typing import Final
 
 from hopaas_p2p.core import chain
 from hopaas_p2p.errors import BehindRetention, ConfigurationError, StoreCorrupt, StoreUnreachable, StudyDeleted
-from hopaas_p2p.stores.base import Entry, Outgoing
+from hopaas_p2p.stores.base import Entry
 from hopaas_p2p.stores.directory.files import Directory, NoFolder
 from hopaas_p2p.stores.directory.packs import LARGEST_PACK, first_of, frame, frames, salvaged
 from hopaas_p2p.stores.objects.contract import Found, lsn_of
@@ -62,11 +62,6 @@ class FolderLog(WriteOnceLog[Directory]):
         if following is False and since:  # the folder is gone: it was packed, or the log was deleted
             return not self.objects.exists(self.key(since))
         return following
-
-    def _begin(self, since: int, outgoing: Outgoing | None = None) -> None:
-        super()._begin(since, outgoing)
-        if outgoing is not None:
-            self.history.check_last(since, time.monotonic())
 
     def _look_first(self, since: int) -> bool:
         return since != self._head

@@ -13,6 +13,7 @@ what it wrote.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from typing import Final, NamedTuple, NoReturn
@@ -56,8 +57,8 @@ class History:
         self, objects: ObjectStore, root: str, stored: Callable[[int], bytes | None], *, asleep: float
     ) -> None:
         self._objects, self._root, self._stored, self._asleep = objects, root, stored, asleep
-        self.every = 0.0
-        """Seconds between two checks that the last commit is still there."""
+        self.every = math.inf
+        """Seconds between two checks that the last commit is still there; infinite: the next commit reveals it."""
         self._lsn = 0
         self._sum: int | None = 0
         """The sum of the log up to that lsn, if it is known."""
@@ -82,7 +83,7 @@ class History:
 
         """
         self._began, self._known = self.clocks(), self.last
-        woke = self.slept()
+        woke = self.slept(now=self._began)
         if since and woke:
             self._check_retained(since)
         self.contradicted = False
@@ -96,13 +97,14 @@ class History:
 
     def end(self, since: int) -> None:
         """End the exchange: a peer that slept during it may have written where `gc` has been. Raises like `begin`."""
-        if _apart(self.clocks(), self._began) > self._asleep:
+        if self.slept(self._began):
             self._check_retained(since)
         self.last = self._known
 
-    def slept(self) -> bool:
-        """Whether this process may have slept since the end of the log was last seen."""
-        return self._known is None or _apart(self.clocks(), self._known) > self._asleep
+    def slept(self, then: Clocks | None = None, now: Clocks | None = None) -> bool:
+        """Whether this process may have slept since then, or else since the end of the log was last seen."""
+        then, now = then or self._known, now or self.clocks()
+        return then is None or max(abs(now.wall - then.wall), now.boot - then.boot) > self._asleep
 
     def _check_retained(self, since: int) -> None:
         if self.truncation_point() > since:
@@ -140,13 +142,14 @@ class History:
         """Raise because this commit is missing, although a peer's state depends on it."""
         raise BrokenChain(f"commit {lsn}, which a peer has read, is gone from the log. {_ADVICE}")
 
-    def check_last(self, since: int, now: float) -> None:
+    def check_last(self, since: int) -> None:
         """Before a write, check that the last commit that the peer has read is still there, unchanged.
 
         Raises:
             BrokenChain: it is missing or different.
 
         """
+        now = time.monotonic()
         if not since or since != self._lsn or now - self._checked_at < self.every:
             return
         self._checked_at, lsn = now, since
@@ -161,8 +164,3 @@ class History:
         raise BrokenChain(
             f"this log has two histories: up to commit {lsn} a peer read the sum {read}, and it is {there}. {_ADVICE}"
         )
-
-
-def _apart(now: Clocks, then: Clocks) -> float:
-    """Seconds by which the clocks have advanced; the wall clock may have been set back."""
-    return max(abs(now.wall - then.wall), now.boot - then.boot)

@@ -149,9 +149,9 @@ class WriteOnceLog(Log, Generic[Objects]):
     def _entry(self, lsn: int, found: Found, *, mine: bytes | None = None) -> Entry:
         """An object as a commit. Raises StudyDeleted for a tombstone."""
 
-    def _prepared(self, lsn: int, payload: bytes) -> bytes:
-        """The object of a commit to be written at this lsn."""
-        return chain.attach(payload, self.history.before(lsn), self._stamp)
+    def _prepared(self, lsn: int, payload: bytes, before: int | None) -> bytes:
+        """The object of a commit to be written at this lsn, where the log has this sum."""
+        return chain.attach(payload, before, self._stamp)
 
     def _create(self, lsn: int, data: bytes) -> bool:
         """Write this object at this lsn if there is none; return whether this call did. Raises StoreUnreachable."""
@@ -196,6 +196,8 @@ class WriteOnceLog(Log, Generic[Objects]):
             if self._stored_after_all(since) is None and self.history.truncation_point() < since:
                 self.history.gone(since)
             self._snapshot = 0
+        if outgoing is not None:
+            self.history.check_last(since)
 
     def _prove(self) -> None:
         if not self._proven:
@@ -322,8 +324,8 @@ class WriteOnceLog(Log, Generic[Objects]):
         while True:
             found = self._await_turn(since + len(entries), deadline, look=look)
             entries += found.entries
-            if found.more or any(entry.payload == payload for entry in found.entries):
-                self._secure(payload, found.entries)
+            appended = bool(found.entries) and self._secure(payload, found.entries)
+            if found.more or appended:
                 return ExchangeResult(entries, found.more)
             if self.history.contradicted:
                 return ExchangeResult(entries, more=True)  # not appended: it would be in a different history
@@ -364,17 +366,22 @@ class WriteOnceLog(Log, Generic[Objects]):
             time.sleep(pause)
             look = True
 
-    def _secure(self, payload: bytes, entries: list[Entry]) -> None:
-        """Secure a commit of an earlier attempt, whose writer may have been cut off before it was durable."""
-        for entry in entries:
-            if entry.payload == payload:
-                self.objects.secure(self.key(entry.lsn))
+    def _secure(self, payload: bytes, entries: list[Entry]) -> bool:
+        """Secure a commit of an earlier attempt, whose writer may have been cut off before it was durable.
+
+        Returns whether it is among these.
+        """
+        mine = [entry.lsn for entry in entries if entry.payload == payload]
+        for lsn in mine:
+            self.objects.secure(self.key(lsn))
+        return bool(mine)
 
     def _decide(self, lsn: int, payload: bytes, deadline: float) -> tuple[Entry, bool]:
         """Write this commit at this lsn until it is known what is there; return that, and whether this write did it."""
         backoff: Backoff | None = None
         unknown: StoreUnreachable | None = None
-        before, data = self.history.before(lsn), self._prepared(lsn, payload)
+        before = self.history.before(lsn)
+        data = self._prepared(lsn, payload, before)
         while True:
             began = time.monotonic()
             try:

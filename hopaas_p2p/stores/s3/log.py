@@ -188,8 +188,8 @@ class BucketLog(WriteOnceLog[Bucket]):
 
     # --- appending ---
 
-    def _prepared(self, lsn: int, payload: bytes) -> bytes:
-        return self._piggyback.load(lsn, super()._prepared(lsn, payload), self.history.before(lsn))
+    def _prepared(self, lsn: int, payload: bytes, before: int | None) -> bytes:
+        return self._piggyback.load(lsn, super()._prepared(lsn, payload, before), before)
 
     def _appended(self, lsn: int, payload: bytes, data: bytes) -> None:
         self._carriable(lsn, payload, self.history.before(lsn), self._stamp)
