@@ -12,7 +12,7 @@ from typing import Final
 import click
 
 from hopaas_p2p.cli import output
-from hopaas_p2p.cli.options import ABOVE_ZERO, FILE, FOLDER, CliSession, command, space_option
+from hopaas_p2p.cli.options import FILE, FOLDER, CliSession, command, space_option
 from hopaas_p2p.core.admission import finished
 from hopaas_p2p.errors import HopaasError, InvalidInput, NoSuchStudy
 from hopaas_p2p.moving import FORMATS, copy_study, export_study, import_study
@@ -23,6 +23,7 @@ from hopaas_p2p.spec.space import parse_space
 
 _TRACKERS: Final = ("mlflow", "wandb")
 _KINDS: Final = (*FORMATS, *_TRACKERS)
+_INTERVAL: Final = 5.0  # seconds between two updates of a tracker
 _FEW_RETRIES: Final = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2", "MLFLOW_HTTP_REQUEST_TIMEOUT": "30"}
 """MLflow would retry for minutes by default; `study export` retries itself."""
 
@@ -33,7 +34,6 @@ _FEW_RETRIES: Final = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2", "MLFLOW_HTTP_REQU
 @click.option("--to", metavar="PATH|URL|PROJECT", help="A file, an Optuna storage, or a tracker. [default: stdout]")
 @click.option("--files", type=FOLDER, metavar="DIR", help="Also write the files of the study and its trials to DIR.")
 @click.option("--follow", is_flag=True, help="To a tracker, until the study is done; waits out the tracker's outages.")
-@click.option("--interval", type=ABOVE_ZERO, default=10, metavar="S", help="With --follow: seconds between updates.")
 def export(
     session: CliSession,
     form: str | None,
@@ -41,7 +41,6 @@ def export(
     to: str | None,
     files: Path | None,
     follow: bool,
-    interval: float,
 ) -> None:
     """Write a study to a file, to an Optuna storage, or to a tracker.
 
@@ -65,7 +64,7 @@ def export(
     if form in _TRACKERS:
         if files is not None:
             raise click.UsageError("A tracker takes no --files.")
-        _export_to_tracker(session, form, to, every=interval if follow else None)
+        _export_to_tracker(session, form, to, follow=follow)
         return
     if follow:
         raise click.UsageError("--follow is for trackers.")
@@ -86,8 +85,8 @@ def export(
     session.done({"to": to}, f"Wrote what {study.name!r} teaches to {to}.")
 
 
-def _export_to_tracker(session: CliSession, kind: str, to: str | None, *, every: float | None) -> None:
-    """Send what the tracker lacks; with `every`, repeat after so many seconds, until it has the whole study."""
+def _export_to_tracker(session: CliSession, kind: str, to: str | None, *, follow: bool) -> None:
+    """Send what the tracker lacks; with `follow`, repeat until it has the whole study."""
     from hopaas_p2p.trackers import Export, leave_link, tracker_of
 
     for name, value in _FEW_RETRIES.items():
@@ -100,13 +99,13 @@ def _export_to_tracker(session: CliSession, kind: str, to: str | None, *, every:
         while True:
             try:
                 # read before the export, which must include the last trials
-                done = every is None or (finished(study.state) and not study.state.running)
+                done = not follow or (finished(study.state) and not study.state.running)
                 sent += export_.sync()
             except HopaasError as error:
-                if every is None or not error.retry:
+                if not follow or not error.retry:
                     raise
                 if not away:
-                    output.say(f"{error}. Trying again every {every:g} s.")
+                    output.say(f"{error}. Trying again every {_INTERVAL:.0f} s.")
                 away = True
             else:
                 if away:
@@ -114,7 +113,7 @@ def _export_to_tracker(session: CliSession, kind: str, to: str | None, *, every:
                 away = False
                 if done:
                     break
-            time.sleep(every or 0)
+            time.sleep(_INTERVAL)
         leave_link(study, tracker)
     message = f"Exported {output.count(sent, 'trial')} to {tracker.name}: {tracker.link()}"
     session.done({"trials": sent, "tracker": tracker.name, "link": tracker.link()}, message)

@@ -42,7 +42,7 @@ def watch(
     as JSON. Exits with 0 when the condition is true, and with 1 if the study ended or the time was up first.
 
     With --alert, a message is posted when a site falls silent, trials fail one after another, results stop improving,
-    80 % of the budget is used, a trial is the new best, or the study ends. If several processes watch, only one posts.
+    80 % of the budget is used, a trial is the new best, or the study ends.
     """
     reached = parse_condition(until or "done")
     study = session.study()
@@ -50,7 +50,8 @@ def watch(
         raise InvalidInput(f"{until!r}: this study has several objectives, so it has no single best value")
     deadline, before = None if timeout is None else time.monotonic() + timeout, ""
     on_terminal = sys.stdout.isatty() and not session.as_json and not once
-    with _posting(session, study) if alert else contextlib.nullcontext() as sender, contextlib.ExitStack() as drawn:
+    sender = _sender(session, study) if alert else None
+    with contextlib.ExitStack() as drawn:
         if on_terminal:
             from rich.console import Console, Group
             from rich.live import Live
@@ -88,19 +89,13 @@ def _pause(study: Study, seconds: float) -> None:
     time.sleep(max(0.0, over - time.monotonic()))
 
 
-@contextlib.contextmanager
-def _posting(session: CliSession, study: Study) -> Iterator[AlertSender]:
-    """The sender of alerts, which resigns at the end."""
+def _sender(session: CliSession, study: Study) -> AlertSender:
+    """The sender of alerts, to the webhook of the settings."""
     session.settings.publish()
     url = webhook_url()
     if url is None:
         raise ConfigurationError("--alert needs a URL to post to. Set HOPAAS_WEBHOOK_FILE or HOPAAS_WEBHOOK.")
-    sender = AlertSender(study, webhook(url), complain=output.say)
-    try:
-        yield sender
-    finally:
-        with contextlib.suppress(StoreUnreachable):
-            sender.resign()
+    return AlertSender(study, webhook(url), complain=output.say)
 
 
 def looks(study: Study, sender: AlertSender | None = None) -> Iterator[dict[str, Any]]:

@@ -105,8 +105,7 @@ def files(system: str, job: BatchJob) -> dict[Path, str]:
 def _values(system: str, job: BatchJob) -> dict[str, str]:
     """The values of the templates' words."""
     limit = str(job.seconds) if system == "kubernetes" else "auto"
-    signals = "USR1,TERM" if system == "slurm" else "TERM"
-    options = ["--time-limit", limit, "--grace", str(job.grace), "--signal", signals, *job.options]
+    options = ["--time-limit", limit, "--grace", str(job.grace), *job.options]
     memory = {"memory": job.memory or "1Gi"}
     env: list[dict[str, object]] = [{"name": key, "value": _plain(value)} for key, value in job.environment.items()]
     env.append({"name": "HOPAAS_POD_NAME", "valueFrom": {"fieldRef": {"fieldPath": "metadata.name"}}})

@@ -1134,7 +1134,7 @@ class Study(optuna.Study):
 
     @property
     def plot(self) -> Plot:
-        """Charts for a notebook: `study.plot.history()`, importances, slice, parallel, timeline, intermediate."""
+        """Charts for a notebook: `study.plot.history()`, importances, slice, timeline, intermediate."""
         from hopaas_p2p.notebook.plot import Plot
 
         return Plot(self)
