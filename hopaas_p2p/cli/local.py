@@ -27,9 +27,8 @@ _silence = click.option("--silence", default=3600, type=ABOVE_ZERO, metavar="S",
 @command(study="none")
 @click.option("--listen", default="127.0.0.1:0", metavar="HOST:PORT", help="A port on loopback.")
 @click.option("--key-file", metavar="FILE", help="[default: local.key in ~/.local/state/hopaas-p2p]")
-@click.option("--read-only", is_flag=True, help="Only answer questions; run and change nothing.")
 @_silence
-def local(session: CliSession, listen: str, key_file: str | None, read_only: bool, silence: float) -> None:
+def local(session: CliSession, listen: str, key_file: str | None, silence: float) -> None:
     """Let programs in any language take part, through JSON over HTTP on this machine.
 
     The server is one peer and runs trials for its clients: POST /v1/ask, report, tell and others; see docs/local.md.
@@ -38,7 +37,7 @@ def local(session: CliSession, listen: str, key_file: str | None, read_only: boo
     """
     from hopaas_p2p.ports.http import LocalServer
 
-    with _peer(session, actions=not read_only, silence=silence) as (peer, ending):
+    with _peer(session, actions=True, silence=silence) as (peer, ending):
         file, key = _key(key_file)
         server = LocalServer(peer, _loopback(listen), key)
         threading.Thread(target=server.serve_forever, name="hopaas-local", daemon=True).start()

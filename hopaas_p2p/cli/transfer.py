@@ -87,11 +87,11 @@ def export(
 
 def _export_to_tracker(session: CliSession, kind: str, to: str | None, *, follow: bool) -> None:
     """Send what the tracker lacks; with `follow`, repeat until it has the whole study."""
-    from hopaas_p2p.trackers import Export, leave_link, tracker_of
+    from hopaas_p2p.trackers import Export, MLflow, WandB, leave_link
 
     for name, value in _FEW_RETRIES.items():
         os.environ.setdefault(name, value)
-    tracker = tracker_of(f"{kind}:{to or ''}")
+    tracker = MLflow(to) if kind == "mlflow" else WandB(to)
     study = session.study()
     export_ = Export(study, tracker)
     sent, away = 0, False
@@ -120,7 +120,7 @@ def _export_to_tracker(session: CliSession, kind: str, to: str | None, *, follow
 
 
 @command("import", study="argument")
-@click.option("--from", "source", metavar="PATH_OR_URL", help="A file, an Optuna storage, or - for CSV.  [required]")
+@click.option("--from", "source", metavar="PATH_OR_URL", help="A file, or an Optuna storage.  [required]")
 @click.option("--format", "form", type=click.Choice(FORMATS), help="[default: as the file or its extension says]")
 @click.option("--source-study", metavar="NAME", help="The study in the source. [default: the only one]")
 @click.option("--files", type=FOLDER, metavar="DIR", help="Also import the files in DIR, which are named by their ids.")
@@ -147,7 +147,7 @@ def import_(
     if source is None:
         given = session.given["study"]
         read = given if given and ("/" in given or Path(given).suffix) else "PATH_OR_URL"
-        raise InvalidInput(f"No source given: hopaas-p2p study import --from {shlex.quote(read)}; - is standard input")
+        raise InvalidInput(f"No source given: hopaas-p2p study import --from {shlex.quote(read)}")
     storage = session.storage(create=True)
     result = import_study(storage, source, name=name, form=form, source_study=source_study, files=files)
     if space:

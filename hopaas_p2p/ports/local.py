@@ -272,7 +272,7 @@ class LocalPeer:
 
     def _check_allowed(self) -> None:
         if not self._actions:
-            raise Denied("this server is read-only: start it without --read-only, or `serve mcp` with --allow-actions")
+            raise Denied("this server is read-only: start `serve mcp` with --allow-actions")
 
     def _table(self, study: Study, state: State) -> TrialTable:
         """The trials of a study with this state, as a table."""

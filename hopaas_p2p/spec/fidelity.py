@@ -63,12 +63,8 @@ def parse(said: str) -> Fidelity | None:
     parts = [part for part in (found[2] or "").split(",") if part.strip()]
     if given["type"] == "none" and not parts:
         return None
-    names = _KINDS.get(given["type"], Rungs).__struct_fields__
-    if len(parts) > len(names):
-        raise InvalidInput(f"fidelity = {said!r} has {len(parts)} values; {found[1]} takes {', '.join(names)}")
-    for name, part in zip(names, parts, strict=False):
-        key, equals, value = (one.strip() for one in part.partition("="))
-        key, value = (key, value) if equals else (name, key)
+    for part in parts:
+        key, _, value = (one.strip() for one in part.partition("="))
         if key in given:
             raise InvalidInput(f"fidelity = {said!r} says {key} twice")
         given[key] = value

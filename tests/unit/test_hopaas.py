@@ -339,13 +339,13 @@ def test_a_signal_stops_the_loop_and_gives_the_trial_back(tmp_path: Path, number
     study.close()
 
 
-def test_a_script_runs_without_a_change(tmp_path: Path) -> None:
+def test_the_originals_modules_have_their_names(tmp_path: Path) -> None:
     text = """
 import sys
-import hopaas_client as hpc
-from hopaas_client.Client import Client
-from hopaas_client.Exceptions import HopaasServerError
-from hopaas_client.suggestions import Uniform
+import hopaas_p2p.hopaas as hpc
+from hopaas_p2p.hopaas.Client import Client
+from hopaas_p2p.hopaas.Exceptions import HopaasServerError
+from hopaas_p2p.hopaas.suggestions import Uniform
 import beside
 study = hpc.Study("Same", {"x": Uniform(0, 1)}, client=Client())
 for _ in range(int(sys.argv[1])):
@@ -355,17 +355,11 @@ for _ in range(int(sys.argv[1])):
     (tmp_path / "beside.py").write_text("def loss(x): return x ** 2\n")
     _, path = script(tmp_path, text)
 
-    run([sys.executable, "-m", "hopaas_p2p.hopaas", path, "3"], tmp_path)
+    run([sys.executable, path, "3"], tmp_path)
 
     study = opened(tmp_path)
     assert states(study) == ["COMPLETE"] * 3
     study.close()
-
-
-def test_a_script_that_is_not_there_is_one_line(tmp_path: Path) -> None:
-    done = subprocess.run([sys.executable, "-m", "hopaas_p2p.hopaas", "train.py"], cwd=tmp_path, capture_output=True)
-
-    assert (done.returncode, done.stderr) == (1, b"there is no script 'train.py'\n")
 
 
 # --- the interface, piece by piece ---
