@@ -81,8 +81,6 @@ class Chart(NamedTuple):
     """A description for people who cannot see it."""
     caption: str = ""
     height: int = 360
-    legend: bool | None = None
-    """Whether to name the series; by default if there are several."""
     axes: tuple[ChartAxis, ...] = ()
     """Parallel axes instead of x and y; only `echarts` draws them."""
     wide: bool = False

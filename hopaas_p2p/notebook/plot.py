@@ -23,12 +23,8 @@ if TYPE_CHECKING:
 class NotebookChart:
     """A chart of one moment, which a notebook shows."""
 
-    def __init__(self, body: str, *, title: str) -> None:
+    def __init__(self, body: str) -> None:
         self._body = body
-        self._title = title
-
-    def __repr__(self) -> str:
-        return f"<{self._title}: shown by a notebook>"
 
     def _repr_html_(self) -> str:
         return framed(self._body)
@@ -73,10 +69,10 @@ class Plot:
         with looking_at(self._study) as state:
             found = draw(state, TrialTable.of(state))
         if isinstance(found, Chart):
-            return NotebookChart(drawn(found), title=found.title)
+            return NotebookChart(drawn(found))
         if not isinstance(found, Html):
             found = f'<p class="none">{safe(found or "There is nothing to draw yet.")}</p>'
-        return NotebookChart(f'<div class="head">{safe(title)}</div>{found}', title=title)
+        return NotebookChart(f'<div class="head">{safe(title)}</div>{found}')
 
 
 def _of(state: State, objective: int) -> Selection:
