@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any, Final
 
 from hopaas_p2p.errors import InvalidInput
@@ -41,30 +40,24 @@ def configured(kind: str, given: str | None, study: Any) -> Any:
 
         chosen = default_sampler()
     else:
-        chosen = build(kind, {"name": given})
+        chosen = build(kind, given)
     extras.check_sampler(chosen)
     return chosen
 
 
-def build(kind: str, entry: Mapping[str, Any]) -> Any:
-    """The sampler or pruner of an entry in a file: the name of its class as "name", and its arguments.
+def build(kind: str, name: str, **arguments: Any) -> Any:
+    """The sampler or pruner of this name in SAMPLERS or PRUNERS, with these arguments.
 
     Raises:
-        InvalidInput: there is no such class, or it does not take these arguments.
+        InvalidInput: it does not take these arguments.
 
     """
-    arguments = {key: value for key, value in entry.items() if key not in ("name", "type")}
-    name = str(entry.get("name", entry.get("type")))
-    classes = {one.lower(): one for one in _KNOWN[kind].values()}
-    found = _KNOWN[kind].get(name.lower()) or classes.get(name.lower())
-    if found is None:
-        raise InvalidInput(f"{kind} = {name!r}; choose from {', '.join(_KNOWN[kind])}")
     import optuna
 
     from hopaas_p2p import pruners
 
-    theirs = getattr(optuna, f"{kind}s")
+    found = _KNOWN[kind][name]
     try:
-        return getattr(pruners if found in pruners.__all__ else theirs, found)(**arguments)
+        return getattr(pruners if found in pruners.__all__ else getattr(optuna, f"{kind}s"), found)(**arguments)
     except (TypeError, ValueError, AttributeError) as error:
         raise InvalidInput(f"{kind} {name}: {str(error).removeprefix(f'{found}.__init__() ')}") from None

@@ -14,14 +14,11 @@ from dashboard_app.page_context import PageContext
 from dashboard_app.redraw import live
 from dashboard_app.theme import draw
 from hopaas_p2p.analysis import charts
-from hopaas_p2p.analysis.chart import number
-from hopaas_p2p.analysis.html import safe
 from hopaas_p2p.analysis.importance import importance
 from hopaas_p2p.analysis.table import Selection
 
 _MOST_AXES: Final = 8
 _SLICES: Final = 6
-_LEADERS: Final = 10
 _NOTHING: Final = "No complete trial passes the filter."
 
 
@@ -83,7 +80,7 @@ def _slice(frame: Frame, selection: Selection) -> None:
 
 
 def _parallel(frame: Frame, selection: Selection) -> None:
-    columns, names = frame.columns, list(frame.columns.parameters)
+    names = list(frame.columns.parameters)
     chosen = tuple(
         st.multiselect("Axes", names, default=names[:_MOST_AXES], key="axes", max_selections=12, bind="query-params")
     )
@@ -92,13 +89,6 @@ def _parallel(frame: Frame, selection: Selection) -> None:
         theme.nothing("Choose at least one parameter.")
         return
     draw(chart._replace(caption=f"{chart.caption}. {_BRUSH}"), key="parallel")
-    rows = [  # in the chart, the best cannot be told apart
-        [theme.trial_link(frame.name, one), number(float(columns.values[one, selection.objective]))]
-        + [charts.value_text(columns.parameters[name], columns.params[name][one]) for name in chosen]
-        for one in chart.series[0].data["trial"][: -_LEADERS - 1 : -1].tolist()
-    ]
-    title = "Best trials that pass the filter"
-    theme.table(["trial", "value", *map(safe, chosen)], rows, label=title, titled=True)
 
 
 def _pareto(frame: Frame, selection: Selection) -> None:
@@ -114,7 +104,7 @@ def _pareto(frame: Frame, selection: Selection) -> None:
 
 _BRUSH: Final = (
     "Drag along an axis to highlight the lines that pass there; click it to show all lines again. To choose trials on "
-    "every page and in the list below, set a range in the filter."
+    "every page, set a range in the filter."
 )
 _CHARTS: Final[dict[str, Callable[[Frame, Selection], None]]] = {
     "History": _history,

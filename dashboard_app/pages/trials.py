@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import tempfile
 from functools import partial
-from pathlib import Path
 from typing import Any, Final
 
 import streamlit as st
@@ -22,10 +20,6 @@ from hopaas_p2p.analysis.failures import Failure, Key
 from hopaas_p2p.errors import HopaasError
 from hopaas_p2p.moving import records, tables
 
-_FORMATS: Final = (
-    ("csv", "CSV", "text/csv"),
-    ("parquet", "Parquet", "application/vnd.apache.parquet"),
-)
 _COLOURS: Final = {
     "best": palette.BEST, "complete": palette.COMPLETE, "pruned": palette.PRUNED, "fail": palette.FAILED,
     "running": palette.RUNNING, "waiting": palette.WAITING,
@@ -81,14 +75,12 @@ def _table(_page: PageContext, frame: Frame) -> None:
         },
         alt=f"{count} trials with their state, values, parameters, and where they ran",
     )  # fmt: skip
-    theme.caption("These trials as a file: CSV for a spreadsheet, Parquet with every report for data frames.")
     numbers = set(frame.columns.number[mask].tolist())
     name = "".join(one if one.isalnum() or one in "-_." else "_" for one in frame.name)[:80] or "study"
-    for place, (ending, label, mime) in zip(st.columns(len(_FORMATS)), _FORMATS, strict=True):
-        place.download_button(  # makes the file when it is asked for, not when the button is drawn
-            label, data=partial(_file, frame, numbers, ending), file_name=f"{name}.{ending}", mime=mime,
-            key=f"save-{ending}", on_click="ignore", icon=":material/download:", width="stretch",
-        )  # fmt: skip
+    st.download_button(  # makes the file when it is asked for, not when the button is drawn
+        "These trials as CSV", data=partial(_csv, frame, numbers), file_name=f"{name}.csv", mime="text/csv",
+        key="save-csv", on_click="ignore", icon=":material/download:",
+    )  # fmt: skip
 
 
 def _number(name: str) -> Any:
@@ -100,16 +92,10 @@ def _number(name: str) -> Any:
     )
 
 
-def _file(frame: Frame, numbers: set[int], ending: str) -> bytes:
-    """These trials in one of the formats."""
+def _csv(frame: Frame, numbers: set[int]) -> str:
     whole = records.of_state(frame.state)
     study = whole._replace(trials={number: one for number, one in whole.trials.items() if number in numbers})
-    if ending == "csv":
-        return "".join(tables.dump_csv(study)).encode()
-    with tempfile.TemporaryDirectory(prefix="hopaas-") as folder:
-        path = Path(folder, "study.parquet")
-        tables.dump_parquet(study, path)
-        return path.read_bytes()
+    return "".join(tables.dump_csv(study))
 
 
 # --- what went wrong ---

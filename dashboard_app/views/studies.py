@@ -86,4 +86,4 @@ def best_so_far(studies: Sequence[tuple[str, TrialTable]], *, along: Along = "nu
     value, _ = value_axis("best so far", np.concatenate([layer.data["best"] for layer in layers]))
     unit = "hours since the first start" if along == "time" else ALONG[along]
     alt = f"Best value by {unit}. {'; '.join(words)}."
-    return Chart("Best so far", layers, ChartAxis(unit, zero=True), value, alt, legend=True)
+    return Chart("Best so far", layers, ChartAxis(unit, zero=True), value, alt)

@@ -12,7 +12,7 @@
 #SBATCH --signal=B:USR1@330       # tell this script 330 s before the time limit
 # Add what your training needs: --gpus=1 --cpus-per-task=8 --mem=16G --partition=…
 
-hopaas-p2p worker --time-limit auto --grace "${HOPAAS_GRACE:-300}" --signal USR1,TERM -- "$@" &
+hopaas-p2p worker --time-limit auto --grace "${HOPAAS_GRACE:-300}" -- "$@" &
 worker=$!
 
 # bash does not pass signals on by itself. TERM comes from scancel, and before a kill: then do not requeue.

@@ -1,9 +1,6 @@
-"""Posting alerts: the election of the one sender, and the webhook.
+"""Posting alerts to a webhook: each condition once, when it becomes true.
 
-The leadership is an attribute of the study: who sends, and what was posted. A candidate that finds it free, or its
-holder silent for a lease's ttl, writes its own name into it, waits a moment, and checks that the log still names it.
-The holder also checks before every alert. An alert is recorded after the receiver has accepted it, so if a sender dies
-in between, its successor posts it again: at least once, with the same `id`.
+An alert that the receiver did not accept is posted again, with the same `id`.
 """
 
 from __future__ import annotations
@@ -17,21 +14,16 @@ from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import urlsplit
 
 from hopaas_p2p.alerts.rules import NEW_BEST, conditions
-from hopaas_p2p.core.attributes import ALERTS
 from hopaas_p2p.core.leases import FailureDetector, ttl_of
 from hopaas_p2p.errors import ConfigurationError
 from hopaas_p2p.net.trust import client_context
 from hopaas_p2p.open import redacted
-from hopaas_p2p.peer.election import Election
 from hopaas_p2p.peer.liveness import owners_of
-from hopaas_p2p.runtime.process import new_uuid
 from hopaas_p2p.runtime.settings import Secret
-from hopaas_p2p.stores.base import Beat
 
 if TYPE_CHECKING:
     from hopaas_p2p.study import Study
 
-_SETTLE: Final = 1.0  # seconds between taking the leadership and checking it
 _TIMEOUT: Final = 10.0
 _RETRY_INTERVAL: Final = 30.0  # seconds
 
@@ -39,78 +31,47 @@ Send = Callable[[dict[str, Any]], None]
 
 
 class AlertSender:
-    """Watches one study and posts due alerts, while it is the elected sender.
+    """Watches one study and posts due alerts.
 
     Args:
-        study: needs the right to write to it.
+        study: the study; the right to read it is enough.
         send: delivers one message, or raises OSError.
         complain: called with a text when the receiver cannot be reached.
-        settle: seconds to wait for rival candidates.
 
     """
 
-    def __init__(
-        self,
-        study: Study,
-        send: Send,
-        *,
-        complain: Callable[[str], None] = lambda _text: None,
-        settle: float = _SETTLE,
-    ) -> None:
+    def __init__(self, study: Study, send: Send, *, complain: Callable[[str], None] = lambda _text: None) -> None:
         self.study = study
-        self.id = new_uuid()
         self._send, self._complain = send, complain
-        self._election = Election(
-            study.storage.peer, lambda: study.state, study.handle.say, ALERTS, candidate=self.id, settle=settle
-        )
         self._owners = FailureDetector()
-        self._last_beat = 0.0
+        self._known: set[str] | None = None
+        """The conditions that held and were posted; None before the first look."""
         self._retry_at = 0.0
 
-    @property
-    def is_leader(self) -> bool:
-        """Whether this is the elected sender, as of the last read of the log."""
-        return self._election.won
-
     def look(self) -> list[str]:
-        """Stand for election if there is no sender; post due alerts. Returns the keys of the posted ones.
+        """Post due alerts; returns the keys of the posted ones.
 
         Raises:
-            Denied: this user may only read.
             StoreUnreachable: nothing more was posted.
 
         """
-        now = time.monotonic()
-        if not self._election.stand():
+        if time.monotonic() < self._retry_at:
             return []
-        state, store = self.study.state, self.study.storage.peer.store
-        if not self._last_beat or now - self._last_beat >= state.policy.ttl / 3:
-            self._last_beat = now
-            store.beat(Beat(self.id, repr(now)))
-        if now < self._retry_at:
-            return []
-        before = self._election.said.get("posted")  # None: no sender has looked yet; the present best is not news
+        state, now = self.study.state, time.monotonic()
         owners = owners_of(state)
-        self._owners.look(store.beats(owners), owners, now)
-        silent = {owner for owner in owners if self._owners.silence(owner, now) >= ttl_of(state, owner)}
-        holds = conditions(state, silent)
-        known = {key for key in holds if key.startswith(NEW_BEST)}
-        if isinstance(before, list):
-            known = set(map(str, before))
+        self._owners.look(self.study.storage.peer.store.beats(owners), owners, now)
+        holds = conditions(state, {one for one in owners if self._owners.silence(one, now) >= ttl_of(state, one)})
+        if self._known is None:  # the present best is not news
+            self._known = {key for key in holds if key.startswith(NEW_BEST)}
+        self._known &= holds.keys()
         sent: list[str] = []
         for key, text in holds.items():
-            if key not in known:
-                if not self.is_leader or not self._post(key, text):
+            if key not in self._known:
+                if not self._post(key, text):
                     break
+                self._known.add(key)
                 sent.append(key)
-        after = sorted(holds.keys() & {*known, *sent})
-        if after != before and self.is_leader:
-            self._election.say(posted=after)
         return sent
-
-    def resign(self) -> None:
-        """Give up the leadership, so that another sender need not wait until this one is silent."""
-        self._election.resign()
 
     def _post(self, key: str, text: str) -> bool:
         study = self.study

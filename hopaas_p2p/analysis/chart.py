@@ -29,6 +29,7 @@ STEPS: Final = 120
 """The most points of one curve among many."""
 _LONGEST: Final = 40
 _DECADES: Final = 1000.0
+_OUTLIERS: Final = 0.05  # the fraction of the values that may count as such
 
 
 class ChartAxis(NamedTuple):
@@ -80,10 +81,8 @@ class Chart(NamedTuple):
     """A description for people who cannot see it."""
     caption: str = ""
     height: int = 360
-    legend: bool | None = None
-    """Whether to name the series; by default if there are several."""
     axes: tuple[ChartAxis, ...] = ()
-    """Parallel axes instead of x and y."""
+    """Parallel axes instead of x and y; only `echarts` draws them."""
     wide: bool = False
 
 
@@ -164,9 +163,7 @@ def wants_log(values: Floats) -> bool:
     return bool(high >= _DECADES * low)
 
 
-def value_axis(
-    name: str, values: Floats, worst: Sequence[Literal["low", "high"]] = (), *, without: float = 0.05
-) -> tuple[ChartAxis, str]:
+def value_axis(name: str, values: Floats, worst: Sequence[Literal["low", "high"]] = ()) -> tuple[ChartAxis, str]:
     """The axis of these values, with a log scale where that shows more; and how many lie outside it, in words.
 
     Args:
@@ -174,13 +171,12 @@ def value_axis(
         values: all of them.
         worst: the ends at which a few outliers, three times the others' range away, may be left out so that they do not
             flatten the rest.
-        without: the fraction of the values that may count as outliers.
 
     """
     finite = np.sort(values[np.isfinite(values)])
     if wants_log(finite):
         return ChartAxis(f"{name}, log scale", log=True), ""
-    cut, limits = max(1, int(len(finite) * without)), {"low": -math.inf, "high": math.inf}
+    cut, limits = max(1, int(len(finite) * _OUTLIERS)), {"low": -math.inf, "high": math.inf}
     for end in worst if len(finite) >= 20 else ():
         kept = finite[:-cut] if end == "high" else finite[cut:]
         low, high = float(kept[0]), float(kept[-1])

@@ -218,8 +218,8 @@ def parallel(columns: TrialTable, *names: str, selection: Selection = EVERYTHING
     return Chart("Parallel coordinates", [lines], ChartAxis(), value, alt, caption, 430, axes=axes)
 
 
-def curves(state: State, columns: TrialTable, *, median: bool = False) -> Chart | None:
-    """Reports by step: the best trial, the running ones, samples of complete and pruned ones, perhaps their median.
+def curves(state: State, columns: TrialTable) -> Chart | None:
+    """Reports by step: the best trial, the running ones, samples of complete and pruned ones.
 
     With rungs or a population, the curve of a configuration goes through all its trials.
     """
@@ -242,7 +242,6 @@ def curves(state: State, columns: TrialTable, *, median: bool = False) -> Chart 
         layer("pruned", some_cut, palette.PRUNED, 1.0, "dotted", 0.55),
         layer("complete", some_whole, PLAIN, 1.0, "solid", 0.55),
         layer("running", running, palette.RUNNING, 1.8, "dashed"),
-        *([_median(state, columns, -1)] if median else []),
         layer("best", best, palette.BEST, 3.0),
     ]
     about = [f"{len(some_cut)} of {len(cut):,} pruned", f"{len(some_whole)} of {len(whole):,} complete"]
@@ -253,7 +252,7 @@ def curves(state: State, columns: TrialTable, *, median: bool = False) -> Chart 
     if not layers:  # all reports are NaN
         return None
     values = np.concatenate([np.asarray(layer.data["value"], np.float64) for layer in layers])
-    y, _ = value_axis("reported value", values, columns.worst(), without=0.1)  # for outliers
+    y, _ = value_axis("reported value", values, columns.worst())
     return Chart("Learning curves", layers, ChartAxis("step"), y, alt, caption, 400)
 
 

@@ -29,10 +29,9 @@ def option(chart: Chart) -> Option:
     found: Option = {"animation": False, "tooltip": {"confine": True}}
     if chart.axes:
         return found | _parallel(chart)
-    named = len(chart.series) > 1 if chart.legend is None else chart.legend
     return found | {
         "grid": {"left": 46, "right": 28, "top": 40, "bottom": 34, "containLabel": True},
-        "legend": {"top": 0, "type": "scroll", "show": named, "itemWidth": 16, "itemHeight": 10},
+        "legend": {"top": 0, "type": "scroll", "show": len(chart.series) > 1, "itemWidth": 16, "itemHeight": 10},
         "dataset": [{"source": frame(one.data)} for one in chart.series],
         "series": [{**_series(one, chart), "datasetIndex": at} for at, one in enumerate(chart.series)],
         "xAxis": _axis(chart.x),

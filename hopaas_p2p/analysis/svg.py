@@ -10,13 +10,11 @@ import math
 from collections.abc import Iterable, Sequence
 from typing import Any, Final, NamedTuple
 
-from hopaas_p2p.analysis.chart import COLOURS, Chart, ChartAxis, Series, number
+from hopaas_p2p.analysis.chart import Chart, ChartAxis, Series, number
 from hopaas_p2p.analysis.html import Html, safe
-from hopaas_p2p.analysis.palette import BEST
 
 _FEW: Final = 600
 """Up to this many marks have titles; more are merged into one path, which takes a tenth of the bytes."""
-_BEST: Final = 10  # lines across parallel axes that have titles
 _ROW: Final = 26.0
 _LEAST: Final = 1e-150  # of an axis's range: quotients and differences of smaller values underflow
 _DASHES: Final = {"dashed": "6 3", "dotted": "2 2"}
@@ -93,17 +91,12 @@ def scale_of(axis: ChartAxis, values: Iterable[float], start: float, stop: float
 
 def svg(chart: Chart, *, width: float = 500.0, height: float = 290.0) -> str:
     """The drawing, with a name and description for screen readers."""
-    wide = chart.wide or bool(chart.axes)
-    width = 1040.0 if wide else width
-    if chart.axes:
-        height, body = 320.0, _parallel(chart)
-    else:
-        height = 70 + _ROW * len(chart.y.choices) if chart.y.choices else height
-        body = _body(chart, width, height)
+    width = 1040.0 if chart.wide else width
+    height = 70 + _ROW * len(chart.y.choices) if chart.y.choices else height
     return (
-        f'<svg class="{"wide" if wide else ""}" viewBox="0 0 {px(width)} {px(height)}" role="img" '
+        f'<svg class="{"wide" if chart.wide else ""}" viewBox="0 0 {px(width)} {px(height)}" role="img" '
         f'aria-label="{safe(chart.title)}. {safe(chart.alt, longest=2000)}">'
-        f"<title>{safe(chart.title)}</title>{body}</svg>"
+        f"<title>{safe(chart.title)}</title>{_body(chart, width, height)}</svg>"
     )
 
 
@@ -220,34 +213,3 @@ def _path(one: Series, path: str, title: str) -> str:
     dash = f' stroke-dasharray="{_DASHES[one.dash]}"' if one.dash in _DASHES else ""
     look = f'stroke="{one.colour}" stroke-width="{px(one.size)}" stroke-opacity="{one.opacity:g}"{dash}'
     return f'<path {look} d="{path}"><title>{safe(title)}</title></path>' if path else ""
-
-
-def _parallel(chart: Chart) -> str:
-    """One line per row across one axis per column, the best ones in front."""
-    (lines,) = chart.series
-    columns = [list(column) for column in lines.data.values()]
-    rows = list(zip(*columns[: len(chart.axes)], strict=True))
-    places = [60.0 + 920.0 * at / max(1, len(chart.axes) - 1) for at in range(len(chart.axes))]
-    scales = [scale_of(one, column, 290.0, 40.0) for one, column in zip(chart.axes, columns, strict=False)]
-
-    def line(row: Sequence[float]) -> str:
-        there = [
-            (at, scale(value)) for at, scale, value in zip(places, scales, row, strict=True) if math.isfinite(value)
-        ]
-        return "M" + "L".join(f"{px(x)} {px(y)}" for x, y in there)
-
-    tenth = max(_BEST, len(rows) // 10)
-    parts = [
-        _path(lines._replace(colour=COLOURS[6], size=1, opacity=0.4), "".join(map(line, rows[:-tenth])), "others"),
-        _path(lines._replace(size=1, opacity=0.4), "".join(map(line, rows[-tenth:-_BEST])), "the better tenth"),
-    ]
-    for at, row in enumerate(rows[-_BEST:], max(0, len(rows) - _BEST)):
-        last = at == len(rows) - 1
-        look = lines._replace(colour=BEST if last else COLOURS[3], size=2.6 if last else 2)
-        parts.append(_path(look, line(row), f"trial {columns[-1][at]}: {number(float(row[-1]))}"))
-    for place, one, scale in zip(places, chart.axes, scales, strict=True):
-        parts.append(f'<path class="axis" d="M{px(place)} 40V290"/>')
-        parts.append(f'<text class="name mid" x="{px(place)}" y="22">{safe(one.name, longest=16)}</text>')
-        for height, text in scale.labels():
-            parts.append(f'<text class="tick" x="{px(place + 5)}" y="{px(height + 4)}">{safe(text, longest=10)}</text>')
-    return "".join(parts)

@@ -1,4 +1,4 @@
-"""`hopaas-p2p study create`: from options, or from a file that describes the study."""
+"""`hopaas-p2p study create`: from options, or from a W&B sweep."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 
 from hopaas_p2p.cli.options import CliSession, command, space_option, together
-from hopaas_p2p.core.attributes import REPEATS_POLICIES
+from hopaas_p2p.core.attributes import METRIC_NAMES, REPEATS_POLICIES
 from hopaas_p2p.core.records import StudySet
 from hopaas_p2p.errors import StudyExists
 from hopaas_p2p.moving.descriptions import StudyDescription, read
@@ -39,12 +39,12 @@ search_options = together(
 
 
 def method_of(given: dict[str, Any], described: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """The search settings from these options, else from a file: arguments of `open_study`."""
+    """The search settings from these options, else from a sweep: arguments of `open_study`."""
     described = described or {}
     method = {name: given[name] for name in ("repeats", "replicates") if given[name] is not None}
     for kind in ("sampler", "pruner"):
         if given[kind] or kind in described:
-            method[kind] = build(kind, {"name": given[kind]}) if given[kind] else described[kind]
+            method[kind] = build(kind, given[kind]) if given[kind] else described[kind]
     if given["fidelity"] is not None:
         method["fidelity"] = pauses.parse(given["fidelity"])
     return method
@@ -53,7 +53,7 @@ def method_of(given: dict[str, Any], described: Mapping[str, Any] | None = None)
 @command(study="argument")
 @click.option("--direction", "directions", multiple=True, metavar="minimize|maximize", help="One per objective.")
 @space_option
-@click.option("--from-yaml", type=_FILE, metavar="FILE", help="A W&B sweep, or a study in Optuna's terms.")
+@click.option("--from-yaml", type=_FILE, metavar="FILE", help="A W&B sweep.")
 @click.option("--budget", "budgets", multiple=True, metavar="N|LIMITS", help=f"{budget.HELP} [default: no limit]")
 @click.option("--attempts", type=int, metavar="N", help="How often a trial is started if its peers die. [default: 3]")
 @click.option("--max-failures", type=int, metavar="N", help="End the study after N failures in a row. [default: never]")
@@ -94,8 +94,8 @@ def create(
         raise StudyExists(f"A study {name!r} already exists in {storage.url}. Use --exist-ok, or choose another name.")
     parameters = {**described.space, **space.parse_space(specs)}
     policy = {name: given[name] for name in ("attempts", "max_failures", "lease_ttl", "progress_timeout")}
-    policy["budget"] = budget.budget_of(",".join(budgets)) if budgets else None
-    policy = {**described.policy, **{key: value for key, value in policy.items() if value is not None}}
+    policy["budget"] = budget.budget_of(",".join(budgets)) if budgets else described.budget
+    policy = {key: value for key, value in policy.items() if value is not None}
     method = method_of(given, None if there else described.search)
     method["learn_from"] = teachers(storage, learn_from)
     given = {**policy, **method}
@@ -192,12 +192,10 @@ def set_(
 
 
 def _write_extras(study: Study, described: StudyDescription) -> None:
-    """Write a file's settings beyond the definition: names and attributes."""
+    """Write a sweep's settings beyond the definition: the objective's name, and attributes."""
     from hopaas_p2p.translate import to_json
 
-    system = (
-        {} if described.metric_names is None else {"study:metric_names": list(described.metric_names)}
-    )  # Optuna's key
+    system = {} if described.metric is None else {METRIC_NAMES: [described.metric]}
     if system or described.user_attrs:
         user, own = ({key: to_json(key, one) for key, one in those.items()} for those in (described.user_attrs, system))
         study.handle.say(StudySet(user=user, system=own))

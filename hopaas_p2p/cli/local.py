@@ -12,10 +12,8 @@ from typing import TYPE_CHECKING, Final
 
 import click
 
-from hopaas_p2p.cli import output
 from hopaas_p2p.cli.options import ABOVE_ZERO, CliSession, command
 from hopaas_p2p.errors import ConfigurationError
-from hopaas_p2p.net.listening import bound_strangers
 from hopaas_p2p.runtime.atomic import replace_atomically, state_folder
 from hopaas_p2p.runtime.ownership import read_secret
 
@@ -24,15 +22,13 @@ if TYPE_CHECKING:
 
 _LOOPBACK: Final = ("127.0.0.1", "localhost", "::1")
 _silence = click.option("--silence", default=3600, type=ABOVE_ZERO, metavar="S", help="A client's longest silence.")
-_key_file = click.option("--key-file", metavar="FILE", help="[default: local.key in ~/.local/state/hopaas-p2p]")
 
 
 @command(study="none")
 @click.option("--listen", default="127.0.0.1:0", metavar="HOST:PORT", help="A port on loopback.")
-@_key_file
-@click.option("--read-only", is_flag=True, help="Only answer questions; run and change nothing.")
+@click.option("--key-file", metavar="FILE", help="[default: local.key in ~/.local/state/hopaas-p2p]")
 @_silence
-def local(session: CliSession, listen: str, key_file: str | None, read_only: bool, silence: float) -> None:
+def local(session: CliSession, listen: str, key_file: str | None, silence: float) -> None:
     """Let programs in any language take part, through JSON over HTTP on this machine.
 
     The server is one peer and runs trials for its clients: POST /v1/ask, report, tell and others; see docs/local.md.
@@ -41,7 +37,7 @@ def local(session: CliSession, listen: str, key_file: str | None, read_only: boo
     """
     from hopaas_p2p.ports.http import LocalServer
 
-    with _peer(session, actions=not read_only, silence=silence) as (peer, ending):
+    with _peer(session, actions=True, silence=silence) as (peer, ending):
         file, key = _key(key_file)
         server = LocalServer(peer, _loopback(listen), key)
         threading.Thread(target=server.serve_forever, name="hopaas-local", daemon=True).start()
@@ -54,30 +50,16 @@ def local(session: CliSession, listen: str, key_file: str | None, read_only: boo
 
 @command(study="none")
 @click.option("--allow-actions", is_flag=True, help="Also offer tools that run and change trials.")
-@click.option("--http", "http", metavar="HOST:PORT", help="Serve streamable HTTP on loopback. [default: stdio]")
-@_key_file
 @_silence
-def mcp(session: CliSession, allow_actions: bool, http: str | None, key_file: str | None, silence: float) -> None:
+def mcp(session: CliSession, allow_actions: bool, silence: float) -> None:
     """Let an agent look at studies, and with --allow-actions run trials, through the Model Context Protocol.
 
-    Over stdio the agent's program starts it. With --http it listens on this machine, and requests carry the key as a
-    bearer token. It needs the package mcp.
+    The agent's program starts it, and speaks to it over stdio. It needs the package mcp.
     """
-    from hopaas_p2p.ports.mcp import key_required, server
+    from hopaas_p2p.ports.mcp import server
 
     with _peer(session, actions=allow_actions, silence=silence) as (peer, _):
-        made = server(peer, actions=allow_actions)
-        if http is None:
-            made.run("stdio")
-            return
-        import uvicorn
-
-        bound_strangers()
-        host, port = _loopback(http)
-        file, key = _key(key_file)
-        app = key_required(made.streamable_http_app(host=host, json_response=True), key)
-        output.say(f"Listening on http://{host}:{port}/mcp; the key is in {file}")
-        uvicorn.run(app, host=host, port=port, log_level="warning")
+        server(peer, actions=allow_actions).run("stdio")
 
 
 @contextlib.contextmanager

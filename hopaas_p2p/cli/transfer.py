@@ -12,7 +12,7 @@ from typing import Final
 import click
 
 from hopaas_p2p.cli import output
-from hopaas_p2p.cli.options import ABOVE_ZERO, FILE, FOLDER, CliSession, command, space_option
+from hopaas_p2p.cli.options import FILE, FOLDER, CliSession, command, space_option
 from hopaas_p2p.core.admission import finished
 from hopaas_p2p.errors import HopaasError, InvalidInput, NoSuchStudy
 from hopaas_p2p.moving import FORMATS, copy_study, export_study, import_study
@@ -23,6 +23,7 @@ from hopaas_p2p.spec.space import parse_space
 
 _TRACKERS: Final = ("mlflow", "wandb")
 _KINDS: Final = (*FORMATS, *_TRACKERS)
+_INTERVAL: Final = 5.0  # seconds between two updates of a tracker
 _FEW_RETRIES: Final = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2", "MLFLOW_HTTP_REQUEST_TIMEOUT": "30"}
 """MLflow would retry for minutes by default; `study export` retries itself."""
 
@@ -33,7 +34,6 @@ _FEW_RETRIES: Final = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2", "MLFLOW_HTTP_REQU
 @click.option("--to", metavar="PATH|URL|PROJECT", help="A file, an Optuna storage, or a tracker. [default: stdout]")
 @click.option("--files", type=FOLDER, metavar="DIR", help="Also write the files of the study and its trials to DIR.")
 @click.option("--follow", is_flag=True, help="To a tracker, until the study is done; waits out the tracker's outages.")
-@click.option("--interval", type=ABOVE_ZERO, default=10, metavar="S", help="With --follow: seconds between updates.")
 def export(
     session: CliSession,
     form: str | None,
@@ -41,7 +41,6 @@ def export(
     to: str | None,
     files: Path | None,
     follow: bool,
-    interval: float,
 ) -> None:
     """Write a study to a file, to an Optuna storage, or to a tracker.
 
@@ -65,7 +64,7 @@ def export(
     if form in _TRACKERS:
         if files is not None:
             raise click.UsageError("A tracker takes no --files.")
-        _export_to_tracker(session, form, to, every=interval if follow else None)
+        _export_to_tracker(session, form, to, follow=follow)
         return
     if follow:
         raise click.UsageError("--follow is for trackers.")
@@ -86,13 +85,13 @@ def export(
     session.done({"to": to}, f"Wrote what {study.name!r} teaches to {to}.")
 
 
-def _export_to_tracker(session: CliSession, kind: str, to: str | None, *, every: float | None) -> None:
-    """Send what the tracker lacks; with `every`, repeat after so many seconds, until it has the whole study."""
-    from hopaas_p2p.trackers import Export, leave_link, tracker_of
+def _export_to_tracker(session: CliSession, kind: str, to: str | None, *, follow: bool) -> None:
+    """Send what the tracker lacks; with `follow`, repeat until it has the whole study."""
+    from hopaas_p2p.trackers import Export, MLflow, WandB, leave_link
 
     for name, value in _FEW_RETRIES.items():
         os.environ.setdefault(name, value)
-    tracker = tracker_of(f"{kind}:{to or ''}")
+    tracker = MLflow(to) if kind == "mlflow" else WandB(to)
     study = session.study()
     export_ = Export(study, tracker)
     sent, away = 0, False
@@ -100,13 +99,13 @@ def _export_to_tracker(session: CliSession, kind: str, to: str | None, *, every:
         while True:
             try:
                 # read before the export, which must include the last trials
-                done = every is None or (finished(study.state) and not study.state.running)
+                done = not follow or (finished(study.state) and not study.state.running)
                 sent += export_.sync()
             except HopaasError as error:
-                if every is None or not error.retry:
+                if not follow or not error.retry:
                     raise
                 if not away:
-                    output.say(f"{error}. Trying again every {every:g} s.")
+                    output.say(f"{error}. Trying again every {_INTERVAL:.0f} s.")
                 away = True
             else:
                 if away:
@@ -114,14 +113,14 @@ def _export_to_tracker(session: CliSession, kind: str, to: str | None, *, every:
                 away = False
                 if done:
                     break
-            time.sleep(every or 0)
+            time.sleep(_INTERVAL)
         leave_link(study, tracker)
     message = f"Exported {output.count(sent, 'trial')} to {tracker.name}: {tracker.link()}"
     session.done({"trials": sent, "tracker": tracker.name, "link": tracker.link()}, message)
 
 
 @command("import", study="argument")
-@click.option("--from", "source", metavar="PATH_OR_URL", help="A file, an Optuna storage, or - for CSV.  [required]")
+@click.option("--from", "source", metavar="PATH_OR_URL", help="A file, or an Optuna storage.  [required]")
 @click.option("--format", "form", type=click.Choice(FORMATS), help="[default: as the file or its extension says]")
 @click.option("--source-study", metavar="NAME", help="The study in the source. [default: the only one]")
 @click.option("--files", type=FOLDER, metavar="DIR", help="Also import the files in DIR, which are named by their ids.")
@@ -148,7 +147,7 @@ def import_(
     if source is None:
         given = session.given["study"]
         read = given if given and ("/" in given or Path(given).suffix) else "PATH_OR_URL"
-        raise InvalidInput(f"No source given: hopaas-p2p study import --from {shlex.quote(read)}; - is standard input")
+        raise InvalidInput(f"No source given: hopaas-p2p study import --from {shlex.quote(read)}")
     storage = session.storage(create=True)
     result = import_study(storage, source, name=name, form=form, source_study=source_study, files=files)
     if space:

@@ -1,9 +1,8 @@
-"""`hopaas-p2p watch`: follows a study, live on a terminal, in plain lines elsewhere; or waits for a condition."""
+"""`hopaas-p2p watch`: follows a study, live on a terminal, in plain lines elsewhere."""
 
 from __future__ import annotations
 
 import contextlib
-import re
 import sys
 import time
 from collections.abc import Iterator
@@ -13,11 +12,10 @@ import click
 
 from hopaas_p2p.alerts.sender import AlertSender, webhook
 from hopaas_p2p.cli import output
-from hopaas_p2p.cli.condition import facts_of, parse_condition
 from hopaas_p2p.cli.options import ABOVE_ZERO, CliSession, command
 from hopaas_p2p.core.admission import finished
 from hopaas_p2p.core.spending import earlier_seconds
-from hopaas_p2p.errors import ConfigurationError, HopaasError, InvalidInput, StoreUnreachable
+from hopaas_p2p.errors import ConfigurationError, HopaasError, StoreUnreachable
 from hopaas_p2p.peer.liveness import UNKNOWN, signs_of_life
 from hopaas_p2p.runtime.credentials import webhook_url
 
@@ -28,29 +26,25 @@ _ROWS: Final = 12  # running trials shown
 
 
 @command(study="argument")
-@click.option("--until", metavar="CONDITION", help="Exit when it is true: done, 'best<0.1', 'failures>20 or done'.")
 @click.option("--interval", type=ABOVE_ZERO, default=2, metavar="S", help="Seconds between updates.")
 @click.option("--timeout", type=float, metavar="S", help="Exit with code 1 after S seconds.")
 @click.option("--once", is_flag=True, help="Print the current state and exit.")
 @click.option("--alert", is_flag=True, help="Also post alerts to the webhook of HOPAAS_WEBHOOK or HOPAAS_WEBHOOK_FILE.")
-def watch(
-    session: CliSession, until: str | None, interval: float, timeout: float | None, once: bool, alert: bool
-) -> int:
-    """Follow a study until it is done, or until --until is true.
+def watch(session: CliSession, interval: float, timeout: float | None, once: bool, alert: bool) -> int:
+    """Follow a study until it is done.
 
     On a terminal the view is updated in place. Elsewhere a line is printed whenever something has changed, with --json
-    as JSON. Exits with 0 when the condition is true, and with 1 if the study ended or the time was up first.
+    as JSON. Exits with 0 when the study is done, and with 1 if the time was up first. A budget such as until.target=0.1
+    ends a study at a condition.
 
     With --alert, a message is posted when a site falls silent, trials fail one after another, results stop improving,
-    80 % of the budget is used, a trial is the new best, or the study ends. If several processes watch, only one posts.
+    80 % of the budget is used, a trial is the new best, or the study ends.
     """
-    reached = parse_condition(until or "done")
     study = session.study()
-    if until is not None and re.search(r"\bbest\b", until) and len(study.directions) > 1:
-        raise InvalidInput(f"{until!r}: this study has several objectives, so it has no single best value")
     deadline, before = None if timeout is None else time.monotonic() + timeout, ""
     on_terminal = sys.stdout.isatty() and not session.as_json and not once
-    with _posting(session, study) if alert else contextlib.nullcontext() as sender, contextlib.ExitStack() as drawn:
+    sender = _sender(session, study) if alert else None
+    with contextlib.ExitStack() as drawn:
         if on_terminal:
             from rich.console import Console, Group
             from rich.live import Live
@@ -65,14 +59,12 @@ def watch(
             elif line != before:
                 before = line
                 clock = f"{time.strftime('%H:%M:%S')}  {output.printable(line)}"
-                data = {key: value for key, value in look.items() if key != "facts"}
+                data = {key: value for key, value in look.items() if key != "done"}
                 session.show(data, lambda clock=clock: click.echo(clock))  # type: ignore[misc]
                 sys.stdout.flush()
-            if reached(look["facts"]):
+            if look["done"] or once:
                 return 0
-            if once:
-                return 0 if until is None else 1
-            if look["facts"]["done"] or (deadline is not None and time.monotonic() >= deadline):
+            if deadline is not None and time.monotonic() >= deadline:
                 return 1
             left = interval if deadline is None else min(interval, deadline - time.monotonic())
             _pause(study, max(0.0, left))
@@ -88,19 +80,13 @@ def _pause(study: Study, seconds: float) -> None:
     time.sleep(max(0.0, over - time.monotonic()))
 
 
-@contextlib.contextmanager
-def _posting(session: CliSession, study: Study) -> Iterator[AlertSender]:
-    """The sender of alerts, which resigns at the end."""
+def _sender(session: CliSession, study: Study) -> AlertSender:
+    """The sender of alerts, to the webhook of the settings."""
     session.settings.publish()
     url = webhook_url()
     if url is None:
         raise ConfigurationError("--alert needs a URL to post to. Set HOPAAS_WEBHOOK_FILE or HOPAAS_WEBHOOK.")
-    sender = AlertSender(study, webhook(url), complain=output.say)
-    try:
-        yield sender
-    finally:
-        with contextlib.suppress(StoreUnreachable):
-            sender.resign()
+    return AlertSender(study, webhook(url), complain=output.say)
 
 
 def looks(study: Study, sender: AlertSender | None = None) -> Iterator[dict[str, Any]]:
@@ -119,7 +105,7 @@ def looks(study: Study, sender: AlertSender | None = None) -> Iterator[dict[str,
 
 
 def _look(study: Study) -> dict[str, Any]:
-    """The study, its running trials, and the facts of `condition`."""
+    """The study, its running trials, and whether it is done."""
     from hopaas_p2p.cli import summary
 
     state = study.state
@@ -132,7 +118,7 @@ def _look(study: Study) -> dict[str, Any]:
         about = {"number": trial.number, "host": peer.get("host"), "site": peer.get("site"), "last_seen": last_seen}
         report = None if step is None else trial.reports[step]
         running.append({**about, "seconds": ran, "step": step, "report": report})
-    return seen | {"running": running, "facts": facts_of(seen, done=finished(state) and not state.running)}
+    return seen | {"running": running, "done": finished(state) and not state.running}
 
 
 def sentence(look: dict[str, Any]) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import signal
 from pathlib import Path
 from typing import Any, Final
 
@@ -11,7 +10,7 @@ import click
 
 from hopaas_p2p.cli import output
 from hopaas_p2p.cli.options import FOLDER, CliSession, CommandAfterDashes, command, together
-from hopaas_p2p.errors import ConfigurationError, InvalidInput, StoreUnreachable
+from hopaas_p2p.errors import ConfigurationError, StoreUnreachable
 from hopaas_p2p.ports.limits import parse_duration, time_left
 from hopaas_p2p.sampler_config import PRUNERS, SAMPLERS, configured
 
@@ -21,7 +20,6 @@ _AGAIN: Final = os.EX_TEMPFAIL
 worker_options = together(
     click.option("--time-limit", metavar="4h|auto", help="How long this job may run; auto asks Slurm or HTCondor."),
     click.option("--grace", default="300", metavar="S", help="Seconds to save work after a signal."),
-    click.option("--signal", "signals", default="TERM,USR1", metavar="NAMES", help="Signals before the end of a job."),
     click.option("--site", help="A name for where this runs. [default: HOPAAS_SITE, cluster or domain]"),
     click.option("--logs", type=FOLDER, default=Path("hopaas-logs"), help="Your own directory for the output."),
     click.option("--keep-output/--no-keep-output", default=True, help="Keep the end of a failed command's output."),
@@ -61,9 +59,10 @@ def worker(session: CliSession, command: tuple[str, ...], **others: Any) -> int:
     such as WANDB_API_KEY. Its output goes to LOGS/STUDY/NUMBER.log, and if it fails, the end of the output goes into
     the store.
 
-    Signals are passed on to the command, and its trial is returned, so that another worker continues it. While the
-    study is paused, or trials of others may have to be run again, the worker waits and shows the reason; with --no-wait
-    it exits. It stops after 10 failures in a row without any success, or after the study's --max-failures.
+    SIGTERM, SIGUSR1 and SIGUSR2 are passed on to the command, and its trial is returned, so that another worker
+    continues it. While the study is paused, or trials of others may have to be run again, the worker waits and shows
+    the reason; with --no-wait it exits. It stops after 10 failures in a row without any success, or after the study's
+    --max-failures.
 
     Exit codes: 0 the study needs no more work from here; 75 run this job again; 1 too many failures, or no trial
     succeeded.
@@ -93,7 +92,6 @@ def work(session: CliSession, command: tuple[str, ...], **given: Any) -> tuple[i
     if site is not None:
         os.environ["HOPAAS_SITE"] = site
     given["grace"] = parse_duration(given["grace"])
-    given["signals"] = [_signal(name) for name in given["signals"].split(",")]
     try:
         study = session.study()
         study.sampler = configured("sampler", given.pop("sampler"), study)
@@ -123,11 +121,3 @@ def _seconds(time_limit: str | None) -> float | None:
         raise ConfigurationError(f"{who}: no time is left. If that is wrong, use --time-limit 4h.")
     output.say(f"{who}: {output.duration(seconds)} left")
     return seconds
-
-
-def _signal(name: str) -> int:
-    known = {one.name.removeprefix("SIG"): one for one in signal.Signals}
-    found = known.get(name.strip().upper().removeprefix("SIG"))
-    if found is None or found in (signal.SIGKILL, signal.SIGSTOP, signal.SIGCHLD):
-        raise InvalidInput(f"--signal {name!r}: write names such as TERM, USR1, USR2, INT, HUP")
-    return found

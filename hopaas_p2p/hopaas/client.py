@@ -1,12 +1,9 @@
-"""Where the studies are, configured as in the original: by arguments, or in an INI file."""
+"""Where the studies are: the store of `Client(server=…)`, or of our own settings."""
 
 from __future__ import annotations
 
 import logging
-import os
 import threading
-from configparser import ConfigParser
-from configparser import Error as ConfigError
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 from urllib.parse import urlsplit
@@ -31,15 +28,14 @@ class Client:
     Args:
         server: the store: a directory or a URL.
         token: for a store that is served.
-        config_filename: an INI file, with `[server] address, port` and `[auth] api_token`.
+        config_filename: without effect; the original's files name its server.
         force_reconfig: without effect; the original asked questions at the terminal.
 
-    Without `server` the first of these wins: `config_filename`, the file that `HOPAAS_CONFIG_FILE` names, the store of
-    our own settings (`HOPAAS_STORE`, hopaas.toml), `~/.hopaasrc`. If it names a Hopaas server (http://…, https://…) and
-    our settings name a store, that store is used, so that a script may keep its address.
+    Without `server`, the store of our own settings (`HOPAAS_STORE`, hopaas.toml) is used; so it is if `server` is the
+    address of a Hopaas server (http://…, https://…) and they name a store, so that a script may keep its address.
 
     Raises:
-        HopaasServerError: no store is named, or a named file cannot be read.
+        HopaasServerError: no store is named.
 
     """
 
@@ -50,9 +46,8 @@ class Client:
         config_filename: str | None = None,
         force_reconfig: bool = False,
     ) -> None:
-        store, origin, kept = (server, "server=", None) if server else _configured(config_filename)
-        self._store = _usable(store, origin)
-        self._token = Secret(token or kept or "") if token or kept else None
+        self._store = _usable(server or "")
+        self._token = Secret(token) if token else None
 
     def __repr__(self) -> str:
         return f"hopaas.Client({self.server!r})"
@@ -104,47 +99,20 @@ class Client:
             storage.close()
 
 
-def _configured(config_filename: str | None) -> tuple[str, str, str | None]:
-    """The store when `server` is not given, the source of that setting, and a token if there is one."""
-    named = config_filename or os.environ.get("HOPAAS_CONFIG_FILE")
-    path = Path(named or "~/.hopaasrc").expanduser()
-    if not named:
-        with translated():
-            setting = Settings().find("store")
-        if setting.value:
-            return setting.value, setting.origin, None
-        if not path.is_file():
-            raise HopaasServerError(
-                "no store is given. Use Client(server=…) or HOPAAS_STORE: a directory that all jobs reach, or a URL; "
-                "or name an INI file with HOPAAS_CONFIG_FILE, with [server] address = …"
-            )
-    parser = ConfigParser(interpolation=None)
-    try:
-        parser.read_string(path.read_text(encoding="utf-8"), str(path))
-        address = parser.get("server", "address").strip()
-    except (OSError, UnicodeDecodeError, ConfigError) as error:
-        problem = error.strerror if isinstance(error, OSError) else " ".join(str(error).split())
-        raise HopaasServerError(f"{path}: {problem}; it takes [server] address = STORE") from None
-    parts, port = urlsplit(address), parser.get("server", "port", fallback="").strip()
-    if parts.scheme.startswith("postgres") and port.isdigit() and ":" not in parts.netloc.rpartition("@")[2]:
-        address = parts._replace(netloc=f"{parts.netloc}:{port}").geturl()  # other stores have no port
-    return address, str(path), parser.get("auth", "api_token", fallback=None)
-
-
-def _usable(store: str, origin: str) -> str:
-    """The store, or the one from our settings if this is the address of a Hopaas server."""
-    if not store:
-        raise HopaasServerError(f"{origin}: the address of the store is empty")
-    if urlsplit(store).scheme not in ("http", "https"):
-        return store
+def _usable(server: str) -> str:
+    """The store to use: this one, or that of our settings if none is given, or it is the address of a Hopaas server."""
+    if server and urlsplit(server).scheme not in ("http", "https"):
+        return server
     with translated():
         instead = Settings().get("store")
-    if instead == store or (not instead and store.startswith("https:")):  # a store that is served
-        return store
-    if not instead:
-        raise HopaasServerError(
-            f"{redacted(store)} ({origin}) is the address of a Hopaas server, and hopaas_p2p has none: "
-            "give a store instead, as a directory that all jobs can reach or as a URL, there or in HOPAAS_STORE"
-        )
-    _log.warning("using the store %s in place of the server %s", redacted(instead), redacted(store))
-    return instead
+    if instead == server or (not instead and server.startswith("https:")):  # a store that is served
+        return server
+    if instead:
+        if server:
+            _log.warning("using the store %s in place of the server %s", redacted(instead), redacted(server))
+        return instead
+    told = f"{redacted(server)} is the address of a Hopaas server, and hopaas_p2p has none"
+    raise HopaasServerError(
+        f"{told if server else 'no store is given'}. Use Client(server=…) or HOPAAS_STORE: a directory that all jobs "
+        "reach, or a URL"
+    )

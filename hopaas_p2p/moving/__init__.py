@@ -156,7 +156,7 @@ def import_study(
 
     Args:
         storage: from `open_storage`.
-        source: a path, "-" for CSV on standard input, or the URL or journal file of an Optuna storage.
+        source: a path, or the URL or journal file of an Optuna storage.
         name: the study to add to; by default the name in the file.
         form: as in `export_study`, but not Parquet.
         source_study: which study of a backup or an Optuna storage; by default the only one.
@@ -206,9 +206,8 @@ def _read_csv(place: str, storage: Storage, name: str | None) -> StudyRecords:
         )
     state = storage.state(storage.get_study_id_from_name(name))
     assert state.define is not None
-    given = sys.stdin if place == "-" else open(open_regular(place, named=True), encoding="utf-8", newline="")  # noqa: PTH123, SIM115
     try:
-        with contextlib.nullcontext(given) if given is sys.stdin else given as lines:
+        with open(open_regular(place, named=True), encoding="utf-8", newline="") as lines:  # noqa: PTH123  # a descriptor
             space = {**state.dists, **state.define.space}
             return tables.load_csv(lines, space=space, name=name, directions=state.define.directions)
     except UnicodeDecodeError:

@@ -1,4 +1,4 @@
-"""Studies described in YAML, for `study create --from-yaml`: keys in Optuna's terms, or a sweep of Weights & Biases.
+"""Sweeps of Weights & Biases, for `study create --from-yaml`.
 
 See https://docs.wandb.ai/models/sweeps/sweep-config-keys.
 """
@@ -17,15 +17,11 @@ from hopaas_p2p.core.records import Distribution, Float, Int
 from hopaas_p2p.errors import InvalidInput
 from hopaas_p2p.runtime.atomic import read_regular
 from hopaas_p2p.runtime.settings import is_one_line
-from hopaas_p2p.spec import fidelity
-from hopaas_p2p.spec.budget import budget_of
-from hopaas_p2p.spec.space import check_keys, choices, distribution_of, mapping, number
+from hopaas_p2p.spec.space import check_keys, choices, mapping, number
 
-_POLICY: Final = ("budget", "attempts", "max_failures", "lease_ttl", "replicates", "repeats", "fidelity")
-_KEYS: Final = ("name", "direction", "directions", "metric_names", "space", "sampler", "pruner", "user_attrs", *_POLICY)
-_OF_A_SWEEP: Final = {"method", "program", "metric", "early_terminate", "run_cap"}
-"""A file with one of these keys is a sweep."""
-_SWEEP: Final = _OF_A_SWEEP | {"parameters", "name", "description", "command"}
+_SWEEP: Final = {
+    *("method", "program", "metric", "early_terminate", "run_cap", "parameters", "name", "description", "command")
+}
 _IGNORED: Final = {"project", "entity", "controller", "parameter_type", "job", "image_uri", "imageuri"}
 _METHODS: Final = {"bayes": "tpe", "random": "random", "grid": "grid"}
 _FINEST_GRID: Final = 1 << 53
@@ -35,14 +31,14 @@ _MOST_VALUES: Final = 100_000
 
 
 class StudyDescription(NamedTuple):
-    """A study as a file describes it. None: not in the file."""
+    """A study as a sweep describes it. None: not in the file."""
 
     name: str | None = None
     directions: tuple[str, ...] | None = None
-    metric_names: tuple[str, ...] | None = None
+    metric: str | None = None
+    """The objective's name."""
     space: dict[str, Distribution] = {}
-    policy: dict[str, Any] = {}
-    """budget, attempts, max_failures, lease_ttl, replicates, repeats, fidelity, as `open_study` takes them."""
+    budget: int | None = None
     search: dict[str, Any] = {}
     """The sampler and the pruner."""
     user_attrs: dict[str, Any] = {}
@@ -60,9 +56,9 @@ def read(path: Path) -> StudyDescription:
     """
     content = _yaml(path)
     if not isinstance(content, dict) or not content:
-        raise InvalidInput(f"{path}: not a mapping of keys such as name, direction and space")
+        raise InvalidInput(f"{path}: not a mapping of keys such as method, metric and parameters")
     try:
-        return _sweep(content) if _OF_A_SWEEP & content.keys() else describe(content)
+        return _sweep(content)
     except InvalidInput as error:
         raise InvalidInput(f"{path}: {error}") from None
 
@@ -103,35 +99,6 @@ def _yaml(path: Path) -> Any:
         raise InvalidInput(f"{path}{line}: {' '.join(str(problem).split())[:200]}") from None
 
 
-def describe(given: Mapping[str, Any]) -> StudyDescription:
-    """The study that keys in Optuna's terms describe."""
-    check_keys(given, _KEYS, "the file")
-    directions = given.get("directions", given.get("direction"))
-    listed = [directions] if isinstance(directions, str) else directions
-    space, names = mapping(given.get("space", {}), "space"), given.get("metric_names")
-    policy = {key: given[key] for key in _POLICY if key in given}
-    if isinstance(policy.get("budget"), str | Mapping):
-        policy["budget"] = budget_of(policy["budget"])
-    if "fidelity" in policy:
-        policy["fidelity"] = fidelity.parse(policy["fidelity"])
-    return StudyDescription(
-        name=None if given.get("name") is None else str(given["name"]),
-        directions=None if listed is None else tuple(str(one) for one in listed),
-        metric_names=None if names is None else tuple(str(one) for one in names),
-        space={str(name): distribution_of(str(name), one) for name, one in space.items()},
-        policy=policy,
-        search={
-            kind: sampler_config.build(kind, {"name": value} if isinstance(value, str) else mapping(value, kind))
-            for kind in ("sampler", "pruner")
-            if (value := given.get(kind)) is not None
-        },
-        user_attrs=dict(mapping(given.get("user_attrs", {}), "user_attrs")),
-    )
-
-
-# --- sweeps ---
-
-
 def _sweep(content: Mapping[str, Any]) -> StudyDescription:
     """The study that a sweep describes; keys without a counterpart in Optuna are refused."""
     check_keys(content, _SWEEP | _IGNORED, "the sweep")
@@ -145,16 +112,23 @@ def _sweep(content: Mapping[str, Any]) -> StudyDescription:
     space, constants = _parameters(mapping(content.get("parameters"), "parameters"))
     if not space:
         raise InvalidInput("parameters: none of them varies; at least one needs values, or min and max")
-    said: dict[str, Any] = {"name": content.get("name"), "direction": goal, "sampler": _METHODS[method]}
-    said |= {"budget": content["run_cap"]} if content.get("run_cap") is not None else {}
-    said |= {"metric_names": [metric["name"]]} if metric.get("name") is not None else {}
-    said["user_attrs"] = constants | ({"description": content["description"]} if content.get("description") else {})
-    if content.get("early_terminate") is not None:
-        said["pruner"] = _pruner(mapping(content["early_terminate"], "early_terminate"))
     endless = [name for name, one in space.items() if isinstance(one, Float) and one.step is None]
     if method == "grid" and endless:
         raise InvalidInput(f"the parameter {endless[0]!r}: a grid needs values, or whole numbers, or a q")
-    return describe(said)._replace(space=space, command=_command(content, space, constants))
+    search = {"sampler": sampler_config.build("sampler", _METHODS[method])}
+    if content.get("early_terminate") is not None:
+        said = _halving(mapping(content["early_terminate"], "early_terminate"))
+        search["pruner"] = sampler_config.build("pruner", "halving", **said)
+    return StudyDescription(
+        name=None if content.get("name") is None else str(content["name"]),
+        directions=(goal,),
+        metric=None if metric.get("name") is None else str(metric["name"]),
+        space=space,
+        budget=content.get("run_cap"),
+        search=search,
+        user_attrs=constants | ({"description": content["description"]} if content.get("description") else {}),
+        command=_command(content, space, constants),
+    )
 
 
 def _parameters(entries: Mapping[str, Any], prefix: str = "") -> tuple[dict[str, Distribution], dict[str, Any]]:
@@ -216,8 +190,8 @@ def _clean(value: float) -> float:
     return float(f"{value:.12g}")  # 3 * 0.1 is meant to be 0.3
 
 
-def _pruner(given: Mapping[str, Any]) -> dict[str, Any]:
-    """W&B's hyperband has a single ladder of rungs, which Optuna calls successive halving."""
+def _halving(given: Mapping[str, Any]) -> dict[str, int]:
+    """The arguments of Optuna's successive halving, which is W&B's hyperband: it has a single ladder of rungs."""
     check_keys(given, {"type", "min_iter", "max_iter", "s", "eta", "strict"}, "early_terminate")
     if given.get("type") != "hyperband":
         raise InvalidInput(f"early_terminate, type = {given.get('type')!r}; there is hyperband")
@@ -229,7 +203,7 @@ def _pruner(given: Mapping[str, Any]) -> dict[str, Any]:
         first = int(number(given["max_iter"], "early_terminate, max_iter")) // max(1, eta) ** max(0, min(rungs, 64))
     else:
         first = int(number(said["min_iter"], "early_terminate, min_iter"))
-    return {"name": "SuccessiveHalvingPruner", "min_resource": max(1, first), "reduction_factor": eta}
+    return {"min_resource": max(1, first), "reduction_factor": eta}
 
 
 def _command(content: Mapping[str, Any], space: Mapping[str, Distribution], constants: Mapping[str, Any]) -> str:

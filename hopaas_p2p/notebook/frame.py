@@ -24,5 +24,5 @@ def _style() -> str:
 
 def drawn(chart: Chart) -> str:
     """A chart with its title and caption."""
-    css = "" if chart.wide or chart.axes else ' class="narrow"'
+    css = "" if chart.wide else ' class="narrow"'
     return f'<div{css}><div class="head">{safe(chart.title)}</div>{figure(chart)}</div>'

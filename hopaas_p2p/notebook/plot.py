@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 from hopaas_p2p.analysis import charts
 from hopaas_p2p.analysis.chart import Chart
@@ -16,36 +14,20 @@ from hopaas_p2p.analysis.timeline import timeline
 from hopaas_p2p.errors import InvalidInput
 from hopaas_p2p.notebook.frame import drawn, framed
 from hopaas_p2p.report.page import slices
-from hopaas_p2p.runtime.atomic import replace_atomically
 from hopaas_p2p.study_like import StudyLike, looking_at
 
 if TYPE_CHECKING:
     from hopaas_p2p.core.state import State
 
 
-_AXES: Final = 12
-
-
 class NotebookChart:
-    """A chart of one moment. A notebook shows it; `save` writes it to an HTML file."""
+    """A chart of one moment, which a notebook shows."""
 
-    def __init__(self, body: str, *, title: str) -> None:
+    def __init__(self, body: str) -> None:
         self._body = body
-        self._title = title
-
-    def __repr__(self) -> str:
-        return f"<{self._title}: shown by a notebook, or .save('chart.html')>"
 
     def _repr_html_(self) -> str:
         return framed(self._body)
-
-    def save(self, path: str | os.PathLike[str]) -> Path:
-        """Write a self-contained HTML file, replacing any file of this name; returns its path."""
-        target = Path(path).expanduser()
-        head = '<!DOCTYPE html><meta charset="utf-8"><meta name="color-scheme" content="light dark">'
-        with replace_atomically(target) as draft:
-            draft.write_text(f"{head}<title>{safe(self._title)}</title>{self._repr_html_()}", encoding="utf-8")
-        return target
 
 
 class Plot:
@@ -59,8 +41,8 @@ class Plot:
         return self._drawn("History", lambda state, table: charts.history(table, _of(state, objective)))
 
     def intermediate(self) -> NotebookChart:
-        """Reports by step: the best trial, the running ones, the median, and a sample of the others."""
-        return self._drawn("Learning curves", lambda state, table: charts.curves(state, table, median=True))
+        """Reports by step: the best trial, the running ones, and a sample of the others."""
+        return self._drawn("Learning curves", charts.curves)
 
     def timeline(self) -> NotebookChart:
         """Which peer ran which trial when, and where interrupted trials were retried."""
@@ -82,24 +64,15 @@ class Plot:
             lambda state, table: slices(table, _parameters(state, params)) or "No trial is complete yet.",
         )
 
-    def parallel(self, params: Sequence[str] | None = None, objective: int = 0) -> NotebookChart:
-        """One line per trial over one axis per parameter, up to twelve; the better trials are in front."""
-
-        def drawn(state: State, table: TrialTable) -> Chart | None:
-            names = _parameters(state, params)[:_AXES]
-            return charts.parallel(table, *names, selection=_of(state, objective))
-
-        return self._drawn("Parallel coordinates", drawn)
-
     def _drawn(self, title: str, draw: Callable[[State, TrialTable], Chart | str | None]) -> NotebookChart:
         """A chart, or another drawing as HTML, or why there is none."""
         with looking_at(self._study) as state:
             found = draw(state, TrialTable.of(state))
         if isinstance(found, Chart):
-            return NotebookChart(drawn(found), title=found.title)
+            return NotebookChart(drawn(found))
         if not isinstance(found, Html):
             found = f'<p class="none">{safe(found or "There is nothing to draw yet.")}</p>'
-        return NotebookChart(f'<div class="head">{safe(title)}</div>{found}', title=title)
+        return NotebookChart(f'<div class="head">{safe(title)}</div>{found}')
 
 
 def _of(state: State, objective: int) -> Selection:

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from typing import Final
 
-from optuna.trial import FrozenTrial, TrialState
-
 from hopaas_p2p.analysis import charts, palette
 from hopaas_p2p.analysis.facts import budget_unit, count, glance, shown
-from hopaas_p2p.analysis.html import safe, table
+from hopaas_p2p.analysis.html import safe
 from hopaas_p2p.analysis.svg import key
 from hopaas_p2p.analysis.table import TrialTable
 from hopaas_p2p.core.state import RUNNING, State
@@ -57,29 +54,4 @@ def overview(state: State, *, name: str, store: str, signs: Mapping[str, SignOfL
         f'<div class="head">{safe(name)} · {safe(seen["state"])}</div>'
         f'<p class="about">{" · ".join(safe(one, longest=120) for one in about)}</p>'
         f"<p>{counts or 'No trials yet.'}</p>{top}{newest}"
-    )
-
-
-def trial_html(
-    frozen: FrozenTrial,
-    state: TrialState,
-    *,
-    attempt: int,
-    lease_held: bool,
-    metrics: Mapping[str, Mapping[int, float]],
-) -> str:
-    """A trial as its own process sees it: parameters, attributes and reports; `state` is from the log."""
-    held = "" if state.is_finished() else " · its lease is held" if lease_held else " · its lease was lost"
-    pairs = {
-        "Parameter": {name: shown(value) for name, value in frozen.params.items()},
-        "Attribute": {name: json.dumps(value, default=str) for name, value in frozen.user_attrs.items()},
-        "Metric": {name: shown(one[max(one)]) for name, one in metrics.items() if one},
-    }
-    tables = [table([what, "Value"], [*found.items()], label=f"{what}s") for what, found in pairs.items()]
-    curve = charts.by_step("Reports", [charts.reported("reports", frozen.intermediate_values)])
-    chart = "" if curve is None else drawn(curve)
-    return framed(
-        f'<div class="head">Trial {frozen.number} · {safe(state.name)}</div>'
-        f'<p class="about">attempt {attempt}{held}</p>'
-        f'<div class="two"><div>{"".join(tables)}</div>{chart}</div>'
     )

@@ -35,8 +35,6 @@ class Watching:
         self._seen_at: tuple[int, dict[str, bool | None]] = (-1, {})
         self._seen = self._body = ""
         self._html = html
-        self.updates = 0
-        """How many times the view was redrawn."""
         place = (study.storage.url, study.study_id)
         before = _present.pop(place, None)
         if before is not None:
@@ -78,7 +76,6 @@ class Watching:
         while not self._over.is_set() and not self._stopped.wait(self._interval):
             if self._look():
                 self._handle.update(self._html(framed(self._body)))
-                self.updates += 1
 
     def _look(self) -> bool:
         """Read the study; returns whether the view has changed."""

@@ -77,8 +77,6 @@ def files(system: str, job: BatchJob) -> dict[Path, str]:
         InvalidInput: this batch system does not allow such a job.
 
     """
-    if system not in _FILES:
-        raise InvalidInput(f"no batch system {system!r}; choose from: {', '.join(SYSTEMS)}")
     if not job.command:
         raise InvalidInput("give the command that each trial runs, after --")
     if job.memory and not _MEMORY.fullmatch(job.memory):
@@ -105,8 +103,7 @@ def files(system: str, job: BatchJob) -> dict[Path, str]:
 def _values(system: str, job: BatchJob) -> dict[str, str]:
     """The values of the templates' words."""
     limit = str(job.seconds) if system == "kubernetes" else "auto"
-    signals = "USR1,TERM" if system == "slurm" else "TERM"
-    options = ["--time-limit", limit, "--grace", str(job.grace), "--signal", signals, *job.options]
+    options = ["--time-limit", limit, "--grace", str(job.grace), *job.options]
     memory = {"memory": job.memory or "1Gi"}
     env: list[dict[str, object]] = [{"name": key, "value": _plain(value)} for key, value in job.environment.items()]
     env.append({"name": "HOPAAS_POD_NAME", "valueFrom": {"fieldRef": {"fieldPath": "metadata.name"}}})

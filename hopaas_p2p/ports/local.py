@@ -44,7 +44,7 @@ _MOST: Final = 50  # rows of a list
 _FIELDS: Final = ("state", "values", "params", "start", "end", "reason")
 
 
-READS: Final = ("studies", "show", "trials", "trial", "compare", "importances")
+READS: Final = ("studies", "show", "trials", "trial", "importances")
 ACTS: Final = ("ask", "enqueue", "note", "stop")
 """Methods of LocalPeer that clients call by these names, besides the `VERBS` about their trials."""
 TRIAL_TOOLS: Final = ("report", "log", "tell", "release")
@@ -152,14 +152,6 @@ class LocalPeer:
             },
             "reports",
         )
-
-    def compare(self, study: str, trials: list[int]) -> Reply:
-        """Show trials side by side, and name the parameters in which they differ."""
-        state = self._study(study).state
-        rows = [_row(state, _existing(state, number, study).number) for number in list(trials)[:_MOST]]
-        names = dict.fromkeys(key for row in rows for key in row["params"])
-        differing = [key for key in names if len({json.dumps(row["params"].get(key)) for row in rows}) > 1]
-        return fitted({"differ": differing, "trials": rows}, "trials")
 
     def importances(self, study: str) -> Reply:
         """Say which parameters matter, as shares that add up to 1."""
@@ -280,7 +272,7 @@ class LocalPeer:
 
     def _check_allowed(self) -> None:
         if not self._actions:
-            raise Denied("this server is read-only: start it without --read-only, or `serve mcp` with --allow-actions")
+            raise Denied("this server is read-only: start `serve mcp` with --allow-actions")
 
     def _table(self, study: Study, state: State) -> TrialTable:
         """The trials of a study with this state, as a table."""

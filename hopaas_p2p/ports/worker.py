@@ -56,6 +56,8 @@ FAILED: Final = 1
 AGAIN: Final = os.EX_TEMPFAIL
 """75: the batch system should run this job again."""
 
+_SIGNALS: Final = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
+"""Those that batch systems send before they end a job."""
 _CODES: Final = {"budget": DONE, "stopped": DONE, "draining": DONE, "failing": FAILED}
 _ASK_TIMEOUT: Final = 1.0  # seconds; between two attempts it checks for signals and the time limit
 _MARGIN: Final = 1.25  # a trial may take a quarter longer than the median one
@@ -95,7 +97,6 @@ class Worker:
         parallel: how many trials to run at a time. Each gets its share of the GPUs and cores (`metering.shares`).
         time_limit: seconds from now until this process will be ended.
         grace: seconds that a command has to save its work after a signal, before it is ended.
-        signals: those that the batch system sends before it ends a job.
         logs: directory for the commands' output, one file per trial; it is made private to this user.
         keep_output: whether the last 64 kB of the output of a failed command go into the store, as a file of its trial.
         stay: wait until the study is finished, to take over the trials of workers that die.
@@ -117,7 +118,6 @@ class Worker:
         parallel: int = 1,
         time_limit: float | None = None,
         grace: float = 300.0,
-        signals: Sequence[int] = (signal.SIGTERM, signal.SIGUSR1),
         logs: Path = Path("hopaas-logs"),
         passed: Sequence[str] = (),
         keep_output: bool = True,
@@ -126,7 +126,7 @@ class Worker:
         say: Callable[[str], None] = print,
     ) -> None:
         self.study, self.command = study, tuple(command)
-        self._max_trials, self._grace, self._signals = max_trials, grace, tuple(signals)
+        self._max_trials, self._grace = max_trials, grace
         self._stay, self._no_wait = stay, no_wait
         self._say = say
         self._inherited, withheld = credentials.without_credentials(passed)
@@ -175,7 +175,7 @@ class Worker:
             self._received.append(number)
             self.study.storage.peer.hurry_from_now_on()
 
-        before = {number: signal.signal(number, note) for number in {*self._signals, signal.SIGINT}}
+        before = {number: signal.signal(number, note) for number in (*_SIGNALS, signal.SIGINT)}
         codes: list[int] = []
         try:
             with ThreadPoolExecutor(len(self._shares), "hopaas-worker") as pool:  # this thread stays free for signals
@@ -396,7 +396,7 @@ class Worker:
                     end = _Ending(f"pre-empted: {signal_name(number)}", now, gives_back=True)
             if end is None and self._deadline is not None and now >= self._deadline - self._reserve:
                 end = _Ending(_OUT_OF_TIME, now, gives_back=True)
-                child.signal_all(self._signals[0] if self._signals else signal.SIGTERM)
+                child.signal_all(signal.SIGTERM)
             if end is None:
                 if asked_at is None and verbs.told is None:
                     with contextlib.suppress(StoreUnreachable):
@@ -413,7 +413,7 @@ class Worker:
                     killed = due
         # a batch system signals all processes of a job: the command may die before this process gets the signal
         code, deadline = child.poll() or 0, time.monotonic() + 1.0
-        if end is None and (-code if code < 0 else code - 128) in self._signals:
+        if end is None and (-code if code < 0 else code - 128) in _SIGNALS:
             while not self._received and time.monotonic() < deadline:
                 time.sleep(0.02)
         if end is None and self._received:

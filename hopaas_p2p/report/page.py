@@ -112,7 +112,7 @@ def _sections(state: State, trials: TrialTable, learned: list[Learned]) -> Itera
     objectives = range(min(len(trials.directions), _OBJECTIVES))
     ignored = [(one.name, one.until) for one in learned if one.until is not None]
     histories = [charts.history(trials, Selection(at), most=_DOTS, ignored=ignored) for at in objectives]
-    for chart in (charts.pareto(trials), *histories, charts.curves(state, trials, median=True)):
+    for chart in (charts.pareto(trials), *histories, charts.curves(state, trials)):
         if chart is not None:
             yield chart.title, figure(chart)
     yield "Which parameters matter", _parameters(state, trials)
@@ -140,7 +140,7 @@ def _sections(state: State, trials: TrialTable, learned: list[Learned]) -> Itera
 
 def figure(chart: Chart) -> str:
     """A chart and its caption."""
-    drawing = f'<div class="hp-scroll" tabindex="0">{svg(chart)}</div>' if chart.wide or chart.axes else svg(chart)
+    drawing = f'<div class="hp-scroll" tabindex="0">{svg(chart)}</div>' if chart.wide else svg(chart)
     return f"<figure>{drawing}<figcaption>{legend(chart)}</figcaption></figure>"
 
 

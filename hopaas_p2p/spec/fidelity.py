@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
 from typing import Any, Final
 
 import msgspec
 
 from hopaas_p2p.core.fidelity import Fidelity, Population, Rungs
 from hopaas_p2p.errors import InvalidInput
-from hopaas_p2p.spec.space import mapping
 
 _EXAMPLES: Final = "rungs(min=1,max=27,eta=3,brackets=1) or population(size=16,every=5,max=100)"
 HELP: Final = (
@@ -51,34 +49,29 @@ def checked(policy: object) -> Fidelity:
     return policy
 
 
-def parse(said: str | Mapping[str, Any]) -> Fidelity | None:
-    """The policy in an option or a file; None: trials do not pause.
+def parse(said: str) -> Fidelity | None:
+    """The policy in an option; None: trials do not pause.
 
     Raises:
         InvalidInput: it cannot be read; the message shows how to write it.
 
     """
-    given = {} if isinstance(said, str) else dict(mapping(said, "fidelity"))
-    if isinstance(said, str):
-        found = _CALL.fullmatch(said)
-        if found is None:
-            raise InvalidInput(f"fidelity = {said!r}; write {_EXAMPLES}")
-        given["type"], parts = found[1].lower(), [part for part in (found[2] or "").split(",") if part.strip()]
-        if given["type"] == "none" and not parts:
-            return None
-        names = _KINDS.get(given["type"], Rungs).__struct_fields__
-        if len(parts) > len(names):
-            raise InvalidInput(f"fidelity = {said!r} has {len(parts)} values; {found[1]} takes {', '.join(names)}")
-        for name, part in zip(names, parts, strict=False):
-            key, equals, value = (one.strip() for one in part.partition("="))
-            key, value = (key, value) if equals else (name, key)
-            if key in given:
-                raise InvalidInput(f"fidelity = {said!r} says {key} twice")
-            given[key] = value
-    kind = _KINDS.get(str(given.setdefault("type", "rungs")))
+    found = _CALL.fullmatch(said)
+    if found is None:
+        raise InvalidInput(f"fidelity = {said!r}; write {_EXAMPLES}")
+    given: dict[str, Any] = {"type": found[1].lower()}
+    parts = [part for part in (found[2] or "").split(",") if part.strip()]
+    if given["type"] == "none" and not parts:
+        return None
+    for part in parts:
+        key, _, value = (one.strip() for one in part.partition("="))
+        if key in given:
+            raise InvalidInput(f"fidelity = {said!r} says {key} twice")
+        given[key] = value
+    kind = _KINDS.get(given["type"])
     if kind is None or not given.keys() <= {"type", *kind.__struct_fields__}:
         raise InvalidInput(f"fidelity = {said!r}; write {_EXAMPLES}")
-    if isinstance(given.get("fixed"), str):
+    if "fixed" in given:
         given["fixed"] = [name.strip() for name in given["fixed"].split("+") if name.strip()]
     try:
         return checked(msgspec.convert(given, kind, strict=False))

@@ -52,38 +52,23 @@ def parse_space(specs: Iterable[str]) -> dict[str, Distribution]:
                 raise InvalidInput(f"{spec!r}: cannot read {body[position:]!r}")
             parts.append(parse_value(part[1].strip()))
             position = part.end()
-        space[name] = distribution_of(name, _table(name, kind, parts))
+        space[name] = _distribution(name, _table(name, kind, parts))
     return space
 
 
-def distribution_of(name: str, entry: Any) -> Distribution:
-    """The distribution that an entry of a file gives: a spec, a list of choices, or a table of `type`, `low`, `high`….
-
-    Raises:
-        InvalidInput: the entry does not describe one.
-
-    """
+def _distribution(name: str, table: Mapping[str, Any]) -> Distribution:
+    """The distribution of this type, bounds or choices, and belief."""
     what = f"the parameter {name!r}"
-    if isinstance(entry, str):
-        return parse_space([f"{name}={entry}"])[name]
-    if isinstance(entry, list):
-        return choices(entry, what)
-    table = dict(mapping(entry, what))
-    check_keys(table, ("type", "low", "high", "log", "step", "choices", *_BELIEF), what)
     belief = {key: table[key] for key in _BELIEF if key in table}
-    kind = str(table.get("type", "categorical" if "choices" in table else "")).removesuffix("Distribution").lower()
-    if kind in ("cat", "categorical"):
-        return msgspec.structs.replace(choices(table.get("choices"), f"{what}, choices"), **belief)
-    if kind not in ("float", "int"):
-        raise InvalidInput(f"{what}: type is float, int or categorical, not {table.get('type')!r}")
-    low, high = (number(table.get(bound), f"{what}, {bound}") for bound in ("low", "high"))
+    if table["type"] == "cat":
+        return msgspec.structs.replace(choices(table["choices"], f"{what}, choices"), **belief)
+    low, high = (number(table[bound], f"{what}, {bound}") for bound in ("low", "high"))
     step = None if table.get("step") is None else number(table["step"], f"{what}, step")
-    log = bool(table.get("log"))
-    if kind == "float":
-        return Float(float(low), float(high), log, None if step is None else float(step), **belief)
+    if table["type"] == "float":
+        return Float(float(low), float(high), table["log"], None if step is None else float(step), **belief)
     if not all(float(one).is_integer() for one in (low, high, step or 1)):
         raise InvalidInput(f"{what}: an int needs whole numbers, not {low}, {high}, {step}")
-    return Int(int(low), int(high), log, 1 if step is None else int(step), **belief)
+    return Int(int(low), int(high), table["log"], 1 if step is None else int(step), **belief)
 
 
 def mapping(value: Any, what: str) -> Mapping[str, Any]:
@@ -179,7 +164,7 @@ def parse_value(text: str) -> Any:
 
 
 def _table(name: str, kind: str, parts: list[Any]) -> dict[str, Any]:
-    """The file table that is equivalent to these parts between the parentheses of a spec."""
+    """These parts between the parentheses of a spec, by name."""
     table: dict[str, Any] = {"type": kind}
     rest = []
     for part in parts:

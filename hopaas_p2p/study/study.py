@@ -135,7 +135,7 @@ def open_study(
     fidelity: Fidelity | None = None,
     learn_from: LearnFrom | None = None,
     create: bool = True,
-    trackers: Sequence[str | Tracker] = (),
+    trackers: Sequence[Tracker] = (),
     policy: StudyPolicy = NO_POLICY,
 ) -> Study:
     """Create the study, or join it if it exists: every process makes the same call.
@@ -160,7 +160,7 @@ def open_study(
             `hopaas_p2p.Prior`s, or "auto" for the newest eight that share parameters and are finished or large. What
             they taught is stored in the new study, so they may be deleted. See `Study.learn_from`.
         create: whether to create a missing study; False: only join an existing one.
-        trackers: where else to show the study: "mlflow", "wandb", or those of `hopaas_p2p.trackers`. All peers may give
+        trackers: where else to show the study: those of `hopaas_p2p.trackers`. All peers may give
             the same trackers; one of them exports for all, in a thread of its own. Call `close` at the end.
         policy: a `hopaas_p2p.StudyPolicy`: what happens to trials whose peers die, fail or report nothing, and to
             repeated configurations.
@@ -176,13 +176,8 @@ def open_study(
     used = {"sampler": sampler, "pruner": pruner}
     wanted.info.update({kind: type(one).__name__ for kind, one in used.items() if one is not None})
     check_fidelity(said.fidelity, len(wanted.directions), wanted.space)
-    if not isinstance(trackers, list | tuple):
-        raise InvalidInput(f"trackers is a list such as ['mlflow'], got {shown(trackers)}")
-    sent_to = []
-    if trackers:
-        from hopaas_p2p.trackers import BackgroundExports, tracker_of
-
-        sent_to = [tracker_of(one) for one in trackers]
+    if not isinstance(trackers, list | tuple) or not all(callable(getattr(one, "begin", None)) for one in trackers):
+        raise InvalidInput(f"trackers is a list such as [hopaas_p2p.trackers.MLflow()], got {shown(trackers)}")
     if isinstance(store, str):
         credentials.named(store)
     storage = store if isinstance(store, Storage) else open_storage(store, create=create)
@@ -207,8 +202,10 @@ def open_study(
         before = budget_words(budget_now(study.state))
         study.set_budget(larger)
         _log.warning("the budget of %r is raised from %s to %s", name, before, budget_words(larger) or "no limit")
-    if sent_to:
-        study._exports = BackgroundExports(study, sent_to)
+    if trackers:
+        from hopaas_p2p.trackers import BackgroundExports
+
+        study._exports = BackgroundExports(study, trackers)
     return study
 
 
@@ -1136,7 +1133,7 @@ class Study(optuna.Study):
 
     @property
     def plot(self) -> Plot:
-        """Charts for a notebook: `study.plot.history()`, importances, slice, parallel, timeline, intermediate."""
+        """Charts for a notebook: `study.plot.history()`, importances, slice, timeline, intermediate."""
         from hopaas_p2p.notebook.plot import Plot
 
         return Plot(self)

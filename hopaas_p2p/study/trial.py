@@ -73,20 +73,6 @@ class Trial(optuna.trial.Trial):
         """This process's part in the study."""
         return self.storage.locate(self._trial_id)[0]
 
-    def _repr_html_(self) -> str:
-        from hopaas_p2p.notebook.summary import trial_html  # imported here, since most processes show nothing
-
-        handle, number = self.handle, self.number
-        handle.refresh()
-        self._listen()
-        return trial_html(
-            cached_trial(self),
-            handle.trial(number).state,
-            attempt=self.attempt,
-            lease_held=self.lease_held,
-            metrics=handle.metrics(number),
-        )
-
     @property
     def params(self) -> dict[str, Any]:
         """The parameters so far, by name: a plain dictionary, as files and checkpoints take it."""

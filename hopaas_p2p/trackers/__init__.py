@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from hopaas_p2p.study_like import StudyLike
 from hopaas_p2p.trackers.base import Export, Tracker, TrackerRefused, TrackerUnreachable
-from hopaas_p2p.trackers.follow import BackgroundExports, leave_link, tracker_of
+from hopaas_p2p.trackers.follow import BackgroundExports, leave_link
 from hopaas_p2p.trackers.mlflow import MLflow
 from hopaas_p2p.trackers.view import links
 from hopaas_p2p.trackers.wandb import WandB
@@ -25,7 +25,6 @@ __all__ = [
     "export_to",
     "leave_link",
     "links",
-    "tracker_of",
 ]
 
 

@@ -22,14 +22,12 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Final
 
-from hopaas_p2p.errors import ConfigurationError, Denied, HopaasError, InvalidInput
+from hopaas_p2p.errors import ConfigurationError, Denied, HopaasError
 from hopaas_p2p.net.backoff import Backoff
 from hopaas_p2p.peer.election import Election
 from hopaas_p2p.study_like import StudyLike
 from hopaas_p2p.trackers.base import Export, Tracker
-from hopaas_p2p.trackers.mlflow import MLflow
 from hopaas_p2p.trackers.view import EXPORTER
-from hopaas_p2p.trackers.wandb import WandB
 
 _log: Final = logging.getLogger("hopaas_p2p")
 _LONGEST_PAUSE: Final = 300.0
@@ -37,39 +35,19 @@ _MAX_FAILURES: Final = 3  # in a row, after which the exporter lets another peer
 _SHUTDOWN_TIMEOUT: Final = 30.0  # seconds that `close` waits for the last export
 
 
-def tracker_of(named: str | Tracker) -> Tracker:
-    """A tracker, or the one that this text names: "mlflow", "mlflow:http://host:5000", "wandb", "wandb:team/project".
-
-    Raises:
-        InvalidInput: there is no tracker of that name.
-        ConfigurationError: "mlflow" alone, and MLFLOW_TRACKING_URI is not set.
-
-    """
-    if not isinstance(named, str):
-        if not callable(getattr(named, "begin", None)):
-            raise InvalidInput(f"a tracker is a name such as 'mlflow', or an object such as MLflow(), got {named!r}")
-        return named
-    name, _, place = named.partition(":")
-    if name == "mlflow":
-        return MLflow(place or None)
-    if name == "wandb":
-        return WandB(place or None)
-    raise InvalidInput(f"{named!r} is not a tracker; choose from mlflow, mlflow:URI, wandb, wandb:PROJECT")
-
-
 class BackgroundExports:
     """Threads that keep trackers current with a study, until `close`.
 
     Args:
         study: from `open_study`.
-        trackers: in any form that `tracker_of` accepts.
+        trackers: those to keep current.
         every: seconds between two exports.
 
     """
 
-    def __init__(self, study: StudyLike, trackers: Sequence[str | Tracker], *, every: float = 5.0) -> None:
+    def __init__(self, study: StudyLike, trackers: Sequence[Tracker], *, every: float = 5.0) -> None:
         self._pid = os.getpid()
-        self._threads = [_ExportThread(study, tracker_of(one), every) for one in trackers]
+        self._threads = [_ExportThread(study, one, every) for one in trackers]
         for thread in self._threads:
             thread.start()
         atexit.register(self.close)

@@ -39,30 +39,21 @@ class WandB:
     """Weights & Biases: its server, or its offline files.
 
     Args:
-        project: its name, or "team/name"; by default WANDB_PROJECT, else "hopaas".
-        entity: the team or user; by default W&B's own.
-        offline: write files for `wandb sync`; None: decided by WANDB_MODE.
-        directory: the parent of W&B's directory `wandb`, which holds the ledger; by default WANDB_DIR, else the current
-            directory.
+        project: its name, or "team/name"; by default WANDB_ENTITY and WANDB_PROJECT, else "hopaas".
 
+    With WANDB_MODE=offline, it writes files for `wandb sync`. WANDB_DIR names the parent of W&B's directory `wandb`,
+    which holds the ledger; by default the current directory.
     """
 
     name = "wandb"
 
-    def __init__(
-        self,
-        project: str | None = None,
-        *,
-        entity: str | None = None,
-        offline: bool | None = None,
-        directory: str | os.PathLike[str] | None = None,
-    ) -> None:
+    def __init__(self, project: str | None = None) -> None:
         env = os.environ
         team, _, name = (project or "").rpartition("/")
         self.project = name or env.get("WANDB_PROJECT") or _PROJECT
-        self.entity = entity or team or env.get("WANDB_ENTITY")
-        self.offline = env.get("WANDB_MODE") == _OFFLINE if offline is None else offline
-        self.directory = Path(directory or env.get("WANDB_DIR") or ".")
+        self.entity = team or env.get("WANDB_ENTITY")
+        self.offline = env.get("WANDB_MODE") == _OFFLINE
+        self.directory = Path(env.get("WANDB_DIR") or ".")
         self._group = ""
         self._uuid = ""
         self._ledger: dict[str, dict[str, Any]] = {}

@@ -89,7 +89,6 @@ def main() -> str:
         "trials, best": lambda: post("trials", order="best", limit=50),
         "trials, pruned": lambda: post("trials", state="pruned"),
         "trial": lambda: post("trial", trial=_TRIALS // 2),
-        "compare": lambda: post("compare", trials=list(range(0, _TRIALS, _TRIALS // 40))),
         "importances": lambda: post("importances"),
         "ask, report and tell": run,
         "show, MCP": tool("show"),

@@ -97,7 +97,6 @@ def rows() -> list[Row]:
         "history": lambda study: Plot(study).history()._repr_html_(),
         "importances": lambda study: Plot(study).importances()._repr_html_(),
         "slice": lambda study: Plot(study).slice()._repr_html_(),
-        "parallel": lambda study: Plot(study).parallel()._repr_html_(),
         "timeline": lambda study: Plot(study).timeline()._repr_html_(),
         "intermediate": lambda study: Plot(study).intermediate()._repr_html_(),
         "the study's own view": study_html,
@@ -119,7 +118,6 @@ _PLOTS = {
     "history": "plot_optimization_history",
     "importances": "plot_param_importances",
     "slice": "plot_slice",
-    "parallel": "plot_parallel_coordinate",
     "timeline": "plot_timeline",
     "intermediate": "plot_intermediate_values",
 }

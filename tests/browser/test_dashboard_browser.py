@@ -181,7 +181,6 @@ def test_what_is_chosen_on_a_chart_is_a_part_of_the_address(
 ) -> None:
     visit = visits(live[1])
     page = visit.go("/explore?study=live&chart=Parallel")
-    page.get_by_role("region", name="Best trials that pass the filter").get_by_role("link").first.wait_for()
     page.get_by_test_id("stMultiSelect").last.get_by_role("button", name="Remove").first.click()
     page.wait_for_url("**axes=**")
     visit.check()

@@ -16,7 +16,6 @@ import pytest
 
 import hopaas_p2p
 from hopaas_p2p import notes
-from hopaas_p2p.cli.condition import parse_condition
 from hopaas_p2p.cli.main import SECTIONS, cli
 from hopaas_p2p.core.records import Categorical, Float, Int, TrialCreate
 from hopaas_p2p.errors import InvalidInput
@@ -145,7 +144,6 @@ def test_the_shell_completes_commands_and_studies(here: dict[str, Any]) -> None:
         (["trial", "list", "--state", "odd", "--study", "s", "-s", "./store"], 2, "'odd' is not a state"),
         (["trial", "stop", "0", "--study", "s", "-s", "./store"], 1, "COMPLETE, not RUNNING"),
         (["study", "show", "s", "--study", "t", "-s", "./store"], 2, "Two studies"),
-        (["watch", "s", "-s", "./store", "--until", "__import__('os')"], 2, "not a condition"),
         (["trial", "tell", "1"], 2, "HOPAAS_TICKET"),
         (["trial", "tell", "1", "--ticket", "hp1-abc"], 2, "not a ticket"),
     ],
@@ -502,38 +500,6 @@ def test_parameters_are_found_among_choices_by_their_text() -> None:
     assert parse_params(["o=true"], space) == {"o": True}
     with pytest.raises(InvalidInput, match="twice"):
         parse_params(["x=1", "x=2"], space)
-
-
-FACTS = {"best": 0.05, "failures": 3, "done": 0.0, "complete": 10, "trials": 13, "running": 0, "waiting": 0, "used": 10}
-
-
-@pytest.mark.parametrize(
-    ("text", "holds"),
-    [
-        ("best<0.1", True),
-        ("best < 1e-3", False),
-        ("failures>=3", True),
-        ("done", False),
-        ("done or complete == 10", True),
-        ("complete>5 and failures>20", False),
-        ("done and best<1 or used>9", True),
-        ("best>-inf", True),
-    ],
-)
-def test_a_condition_is_read(text: str, holds: bool) -> None:
-    assert parse_condition(text)(FACTS) is holds
-
-
-def test_a_condition_about_the_best_does_not_hold_without_one() -> None:
-    assert parse_condition("best<inf")({**FACTS, "best": None}) is False
-
-
-@pytest.mark.parametrize(
-    "text", ["", "best", "best=1", "best<", "best<x", "worst<1", "best<1 or", "1<best", "best<1;x"]
-)
-def test_a_condition_that_cannot_be_read_is_refused(text: str) -> None:
-    with pytest.raises(InvalidInput):
-        parse_condition(text)
 
 
 @pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import os
 import signal
@@ -17,7 +16,6 @@ import pytest
 import hopaas_p2p
 from hopaas_p2p.core.admission import finished
 from tests.support.needs import need_programs
-from tests.support.ports import free_port
 from tests.support.processes import CLI, ROOT, cli, environment, states, until
 
 
@@ -217,49 +215,3 @@ def test_two_agents_and_two_workers_of_which_one_each_is_killed_meet_the_budget(
     assert states(study).count("COMPLETE") == 40
     assert "RUNNING" not in states(study)
     study.close()
-
-
-def test_an_agent_with_the_key_reads_over_http_and_without_it_nothing(store: Path, tmp_path: Path) -> None:
-    pytest.importorskip("mcp")
-    import httpx2
-    from mcp import Client
-    from mcp.client.streamable_http import streamable_http_client
-
-    _created(store, 6)
-    port = free_port()
-    key_file = tmp_path / "key"
-    log = tmp_path / "log"
-    with log.open("w") as sink:
-        served = subprocess.Popen(
-            [*CLI, "serve", "mcp", "-s", str(store), "--http", f"127.0.0.1:{port}", "--key-file", str(key_file)],
-            stdout=sink,
-            stderr=sink,
-            env=environment(),
-        )
-    try:
-        until(lambda: "Listening on" in log.read_text(), 60, what=log.read_text)
-        url = f"http://127.0.0.1:{port}/mcp"
-
-        async def status() -> int:
-            async with httpx2.AsyncClient() as client:
-                for _ in range(200):
-                    try:
-                        return (await client.post(url, json={})).status_code
-                    except httpx2.TransportError:
-                        await asyncio.sleep(0.1)
-            return 0
-
-        async def named() -> str:
-            headers = {"Authorization": f"Bearer {key_file.read_text().strip()}"}
-            async with (
-                httpx2.AsyncClient(headers=headers) as transport,
-                Client(streamable_http_client(url, http_client=transport)) as client,
-            ):
-                return (await client.call_tool("studies", {})).content[0].text
-
-        assert asyncio.run(status()) == 401
-        assert json.loads(asyncio.run(named())) == {"data": {"studies": ["s"]}}
-    finally:
-        served.terminate()
-        code = served.wait(60)
-    assert code in (0, -signal.SIGTERM), log.read_text()

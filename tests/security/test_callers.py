@@ -30,9 +30,7 @@ from tests.support.service_process import ServiceProcess
 # --- all that listen ---------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    "words", ["serve mcp --http 127.0.0.1:{}", "dashboard --port {}", "dashboard --optuna --port {}"]
-)
+@pytest.mark.parametrize("words", ["dashboard --port {}", "dashboard --optuna --port {}"])
 def test_silent_connections_keep_nobody_out(words: str, tmp_path: Path) -> None:
     hopaas_p2p.open_study(tmp_path, "s").close()
     port = free_port()
@@ -47,7 +45,7 @@ def test_silent_connections_keep_nobody_out(words: str, tmp_path: Path) -> None:
             one.settimeout(30)
             assert one.recv(1) == b""
         with socket.create_connection(("127.0.0.1", port), 10) as asks:
-            asks.sendall(f"GET /mcp HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\n\r\n".encode())
+            asks.sendall(f"GET / HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\n\r\n".encode())
             answer = b"".join(iter(lambda: asks.recv(4096), b""))  # to its end: nobody stays without the key
         assert answer.split()[1] in (b"401", b"403")
 

@@ -24,11 +24,9 @@ from hopaas_p2p.trackers import (
     BackgroundExports,
     MLflow,
     TrackerUnreachable,
-    WandB,
     export_to,
     follow,
     links,
-    tracker_of,
 )
 from tests.support.mlflow_fixtures import Way
 from tests.support.postgres import Server
@@ -305,23 +303,15 @@ def test_a_study_that_travels_leaves_its_trackers_behind(tmp_path: Path, noteboo
     study.close()
 
 
-def test_a_tracker_is_named_or_made() -> None:
-    pytest.importorskip("mlflow")
-    made = tracker_of("mlflow:http://127.0.0.1:5000")
-    assert isinstance(made, MLflow)
-    assert made.uri == "http://127.0.0.1:5000"
-    other = tracker_of("wandb:tuning")
-    assert isinstance(other, WandB)
-    assert other.project == "tuning"
-    assert tracker_of(made) is made
-    with pytest.raises(InvalidInput, match="'tensorboard' is not a tracker"):
-        tracker_of("tensorboard")
+def test_what_is_no_tracker_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InvalidInput, match="trackers is a list such as"):
+        campaign(tmp_path, trackers=["mlflow"])
 
 
 def test_mlflow_without_an_address_says_what_to_set(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     with pytest.raises(ConfigurationError, match=r"--to http://host:5000\), or set MLFLOW_TRACKING_URI"):
-        tracker_of("mlflow")
+        MLflow()
 
 
 def test_mlflow_catches_up_after_an_outage_while_training_goes_on(

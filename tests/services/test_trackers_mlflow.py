@@ -368,7 +368,7 @@ def test_following_outlasts_an_outage_of_the_tracker(
     study = campaign(tmp_path, budget=2)
     trial = study.ask()
     words = ["study", "export", "s", "-s", "store", "--format", "mlflow", "--to", way.uri]
-    process = start(*words, "--follow", "--interval", "0.2", cwd=tmp_path, MLFLOW_EXPERIMENT_NAME=tmp_path.name)
+    process = start(*words, "--follow", cwd=tmp_path, MLFLOW_EXPERIMENT_NAME=tmp_path.name)
     started.append(process)
     errors = tmp_path / "worker.err"
     until(lambda: "Trying again" in errors.read_text(), 60)

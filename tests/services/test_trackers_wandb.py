@@ -31,8 +31,10 @@ def study(tmp_path: Path) -> Iterator[Study]:
 
 
 @pytest.fixture
-def offline(tmp_path: Path) -> WandB:
-    return WandB("tuning", offline=True, directory=tmp_path)
+def offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> WandB:
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_DIR", str(tmp_path))
+    return WandB("tuning")
 
 
 def records(path: Path) -> Iterator[Any]:
@@ -137,7 +139,7 @@ def test_a_second_export_writes_nothing(study: Study, offline: WandB, tmp_path: 
     export_to(study, offline)
     before = sorted(path.name for path in (tmp_path / "wandb").iterdir())
 
-    sent = export_to(study, WandB("tuning", offline=True, directory=tmp_path))
+    sent = export_to(study, WandB("tuning"))
 
     assert sent == 0
     assert sorted(path.name for path in (tmp_path / "wandb").iterdir()) == before
@@ -151,7 +153,7 @@ def test_a_running_trial_is_written_as_it_goes_whoever_exports(offline: WandB, t
     export_to(study, offline)
     trial.report(2.0, 2)
     study.storage.flush()
-    staying = Export(study, WandB("tuning", offline=True, directory=tmp_path))
+    staying = Export(study, WandB("tuning"))
     staying.sync()
     trial.report(3.0, 3)
     study.tell(trial, 0.5)
@@ -174,7 +176,7 @@ def test_metrics_stand_beside_the_reports(offline: WandB, tmp_path: Path) -> Non
     export_to(study, offline)
     trial.log(2, auc=0.6)
     study.tell(trial, 0.5)
-    export_to(study, WandB("tuning", offline=True, directory=tmp_path))
+    export_to(study, WandB("tuning"))
 
     run = runs(tmp_path)["0"]
 
@@ -202,7 +204,7 @@ def test_an_export_that_ends_before_its_ledger_is_written_leaves_no_duplicate(
     with pytest.raises(TrackerUnreachable, match="No space left"):
         export_to(study, offline)
 
-    export_to(study, WandB("tuning", offline=True, directory=tmp_path))
+    export_to(study, WandB("tuning"))
 
     found = runs(tmp_path)
     assert [found[key].steps("report") for key in "012"] == [[(1, 0.5), (2, 1.0), (3, 1.5)]] * 3
@@ -232,7 +234,8 @@ def test_a_lost_ledger_is_made_anew_from_the_server(
     monkeypatch.setattr(wandb, "Api", api)
     monkeypatch.setattr("hopaas_p2p.trackers.wandb._has_key", lambda: True)
 
-    known = WandB("tuning", entity="group", offline=False, directory=tmp_path).begin(own)
+    monkeypatch.setenv("WANDB_DIR", str(tmp_path))
+    known = WandB("group/tuning").begin(own)
 
     assert known == marks
     assert asked == [(("group/tuning",), {"filters": {"group": "s"}, "lazy": False})]
@@ -263,11 +266,11 @@ def test_the_command_writes_for_wandb_sync(study: Study, tmp_path: Path) -> None
     assert sorted(runs(tmp_path)) == ["0", "1", "2", "study"]
 
 
-def test_peers_keep_wandb_current_beside_a_run_of_the_programs_own(tmp_path: Path) -> None:
+def test_peers_keep_wandb_current_beside_a_run_of_the_programs_own(offline: WandB, tmp_path: Path) -> None:
     import wandb
 
     own = wandb.init(mode="offline", dir=str(tmp_path / "own"), project="mine", settings=wandb.Settings(silent=True))
-    study = campaign(tmp_path, budget=2, trackers=[WandB("tuning", offline=True, directory=tmp_path)])
+    study = campaign(tmp_path, budget=2, trackers=[offline])
 
     def objective(trial: hopaas_p2p.Trial) -> float:
         trial.report(0.5, 1)

@@ -1,4 +1,4 @@
-"""Alerts: what is worth saying, said once, by one sender at a time, to a real receiver."""
+"""Alerts: what is worth saying, said once, to a real receiver."""
 
 from __future__ import annotations
 
@@ -11,16 +11,14 @@ from typing import Any
 
 import pytest
 
-import hopaas_p2p
 from hopaas_p2p.alerts.rules import STAGNATION, conditions
 from hopaas_p2p.alerts.sender import AlertSender, webhook
-from hopaas_p2p.core.attributes import ALERTS
 from hopaas_p2p.core.records import Policy
 from hopaas_p2p.errors import ConfigurationError
 from hopaas_p2p.runtime.settings import Secret
 from hopaas_p2p.study import Study
 from tests.support.dashboard_studies import FAIL, Scribe
-from tests.support.processes import campaign, cli, until
+from tests.support.processes import campaign, cli
 
 # --- what is worth saying ---
 
@@ -79,7 +77,7 @@ def test_a_site_is_silent_when_all_its_peers_are() -> None:
     }
 
 
-# --- the seat and the webhook ---
+# --- the webhook ---
 
 
 class Receiver:
@@ -131,53 +129,28 @@ def study(tmp_path: Path) -> Iterator[Study]:
     study.close()
 
 
-def other(study: Study) -> Study:
-    """The same study as another process sees it."""
-    return hopaas_p2p.open_study(study.storage.url, study.name)
+def test_what_holds_at_the_first_look_is_said_except_the_best(study: Study, receiver: Receiver) -> None:
+    study.optimize(lambda trial: 10.0 - trial.number, n_trials=4)
+    sender = AlertSender(study, webhook(Secret(receiver.url)))
 
-
-def test_of_two_that_watch_one_says_it_and_the_other_goes_on_when_it_leaves(study: Study, receiver: Receiver) -> None:
-    send = webhook(Secret(receiver.url))
-    second_study = other(study)
-    first, second = AlertSender(study, send, settle=0.0), AlertSender(second_study, send, settle=0.0)
-    first.look()
-    second.look()
+    sender.look()
+    sender.look()
     study.optimize(lambda trial: 10.0 - trial.number, n_trials=1)
-    second.look()
-    first.look()
-    second.look()
-    assert receiver.kinds() == ["new-best"]
-    assert (first.is_leader, second.is_leader) == (True, False)
-    first.resign()
-    study.optimize(lambda trial: 10.0 - trial.number, n_trials=1)
-    second.look()
-    first.look()
-    assert receiver.kinds() == ["new-best", "new-best"]
-    assert receiver.got[1]["text"] == "s: new best 9 (trial 1)"
-    assert len({message["id"] for message in receiver.got}) == 2
-    second_study.close()
+    sender.look()
+
+    assert receiver.kinds() == ["budget", "new-best", "done"]
+    assert receiver.got[1]["text"] == "s: new best 6 (trial 4)"
+    assert len({message["id"] for message in receiver.got}) == 3
 
 
-def test_of_two_that_take_the_seat_at_once_the_logs_last_word_counts(study: Study, receiver: Receiver) -> None:
-    second_study = other(study)
-    senders = [
-        AlertSender(study, webhook(Secret(receiver.url)), settle=0.0),
-        AlertSender(second_study, webhook(Secret(receiver.url))),
-    ]
-    for sender in senders:
-        sender._election.say(peer=sender.id)
-    assert [sender.is_leader for sender in senders] == [False, True]
-    second_study.close()
+def test_a_viewer_may_be_told_too_and_nothing_is_written(study: Study, receiver: Receiver) -> None:
+    study.optimize(lambda _trial: 1.0, n_trials=5)
+    lsn = study.state.lsn
 
+    AlertSender(study, webhook(Secret(receiver.url))).look()
 
-def test_the_seat_of_a_sender_that_fell_silent_is_taken(study: Study, receiver: Receiver) -> None:
-    second_study = other(study)
-    AlertSender(study, webhook(Secret(receiver.url)), settle=0.0).look()  # and never again
-    heir = AlertSender(second_study, webhook(Secret(receiver.url)), settle=0.0)
-    heir.look()
-    assert not heir.is_leader
-    until(lambda: heir.look() or heir.is_leader, 30, what="the seat was not taken")
-    second_study.close()
+    assert receiver.kinds() == ["budget", "done"]
+    assert study.state.lsn == lsn
 
 
 def test_a_receiver_that_fails_gets_it_later_and_is_not_named(
@@ -185,7 +158,7 @@ def test_a_receiver_that_fails_gets_it_later_and_is_not_named(
 ) -> None:
     monkeypatch.setattr("hopaas_p2p.alerts.sender._RETRY_INTERVAL", 0.0)
     complaints: list[str] = []
-    sender = AlertSender(study, webhook(Secret(receiver.url)), settle=0.0, complain=complaints.append)
+    sender = AlertSender(study, webhook(Secret(receiver.url)), complain=complaints.append)
     sender.look()
     study.optimize(lambda _trial: 1.0, n_trials=1)
     for status in (500, 302):
@@ -197,14 +170,6 @@ def test_a_receiver_that_fails_gets_it_later_and_is_not_named(
     assert receiver.kinds() == ["new-best"]
     assert "it answered 500" in complaints[0]
     assert "s3cr3t" not in "".join(complaints)
-
-
-@pytest.mark.parametrize("posted", [7, [["new-best:1.0"]], [{}, None]])
-def test_a_seat_that_cannot_be_read_is_free(posted: object, study: Study, receiver: Receiver) -> None:
-    study.storage.set_study_system_attr(study.study_id, ALERTS, {"peer": 7, "posted": posted})
-    sender = AlertSender(study, webhook(Secret(receiver.url)), settle=0.0)
-    sender.look()
-    assert sender.is_leader
 
 
 def test_a_webhook_is_http_or_https() -> None:

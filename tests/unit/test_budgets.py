@@ -16,7 +16,6 @@ from hopaas_p2p.cli.main import cli
 from hopaas_p2p.core.admission import finished
 from hopaas_p2p.core.spending import configuration_seconds, trial_seconds
 from hopaas_p2p.errors import ConfigurationError, DefinitionMismatch, InvalidInput, NoWork
-from hopaas_p2p.moving.descriptions import describe
 from hopaas_p2p.runtime import metering
 from hopaas_p2p.spec.budget import budget_now, budget_of, words
 from hopaas_p2p.study.study import Study
@@ -72,13 +71,6 @@ def test_a_date_is_a_text_a_day_or_a_moment(date: Any) -> None:
 def test_what_no_budget_can_be_is_said_at_the_call(given: Any, word: str) -> None:
     with pytest.raises(InvalidInput, match=word):
         budget_of(given)
-
-
-def test_a_file_says_it_as_a_mapping_or_a_line() -> None:
-    as_mapping = describe({"budget": {"gpu_hours": 5, "until": {"date": datetime.date(2027, 1, 1)}}})
-    assert as_mapping.policy["budget"] == Budget(gpu_hours=5.0, until=Until(date=NEW_YEAR))
-    assert describe({"budget": "gpu_hours=5"}).policy["budget"] == Budget(gpu_hours=5.0)
-    assert describe({"budget": 5}).policy["budget"] == 5
 
 
 @pytest.fixture

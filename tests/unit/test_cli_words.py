@@ -84,17 +84,6 @@ def test_no_line_of_the_help_is_cut_and_no_default_has_a_needless_fraction() -> 
     assert [text for text in texts if "default: 3600.0" in text or ".0]" in text or ".0;" in text] == []
 
 
-def test_watch_refuses_a_condition_on_the_best_of_several_objectives(
-    store: str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    hopaas_p2p.open_study(store, "two", space=SPACE, directions=["minimize", "maximize"]).close()
-
-    code, _, why = said(capsys, "watch", "two", "--until", "best<0.1", "--store", store, "--timeout", "1")
-
-    assert code == 2
-    assert "several objectives" in why
-
-
 def test_a_budget_that_is_no_number_is_refused_in_words(store: str, capsys: pytest.CaptureFixture[str]) -> None:
     code, _, why = said(capsys, "study", "create", "s", "--budget", "many", "--store", store)
 

@@ -141,21 +141,13 @@ with study.trial() as trial:
 )
 
 
-@pytest.mark.parametrize("how", ["server", "variable", "named file", "file at home", "address of the old server"])
+@pytest.mark.parametrize("how", ["server", "variable", "address of the old server"])
 def test_one_trial_a_job_wherever_the_store_is_said(tmp_path: Path, how: str) -> None:
-    (tmp_path / "rc").write_text("[server]\naddress = ./store\nport = 443\n[auth]\napi_token = old\n")
-    (tmp_path / "old").write_text("[server]\naddress = https://hopaas.example.org\nport = 443\n[auth]\napi_token=x\n")
     env = {
         "server": {"SERVER": "./store", "HOPAAS_STORE": ""},
         "variable": {"HOPAAS_STORE": "./store"},
-        "named file": {"HOPAAS_CONFIG_FILE": "rc", "HOPAAS_STORE": ""},
-        "file at home": {"HOPAAS_STORE": ""},
         "address of the old server": {"SERVER": "https://hopaas.example.org:443", "HOPAAS_STORE": "./store"},
     }[how]
-    if how == "file at home":
-        (tmp_path / "rc").rename(tmp_path / ".hopaasrc")
-    elif how != "named file":
-        (tmp_path / "old").rename(tmp_path / ".hopaasrc")  # what is left of the old service does no harm
     command = script(tmp_path, ONE_A_JOB)
 
     said = [run(command, tmp_path, NODE=f"node{job}", **env).stdout.strip() for job in range(2)]
@@ -347,13 +339,13 @@ def test_a_signal_stops_the_loop_and_gives_the_trial_back(tmp_path: Path, number
     study.close()
 
 
-def test_a_script_runs_without_a_change(tmp_path: Path) -> None:
+def test_the_originals_modules_have_their_names(tmp_path: Path) -> None:
     text = """
 import sys
-import hopaas_client as hpc
-from hopaas_client.Client import Client
-from hopaas_client.Exceptions import HopaasServerError
-from hopaas_client.suggestions import Uniform
+import hopaas_p2p.hopaas as hpc
+from hopaas_p2p.hopaas.Client import Client
+from hopaas_p2p.hopaas.Exceptions import HopaasServerError
+from hopaas_p2p.hopaas.suggestions import Uniform
 import beside
 study = hpc.Study("Same", {"x": Uniform(0, 1)}, client=Client())
 for _ in range(int(sys.argv[1])):
@@ -363,17 +355,11 @@ for _ in range(int(sys.argv[1])):
     (tmp_path / "beside.py").write_text("def loss(x): return x ** 2\n")
     _, path = script(tmp_path, text)
 
-    run([sys.executable, "-m", "hopaas_p2p.hopaas", path, "3"], tmp_path)
+    run([sys.executable, path, "3"], tmp_path)
 
     study = opened(tmp_path)
     assert states(study) == ["COMPLETE"] * 3
     study.close()
-
-
-def test_a_script_that_is_not_there_is_one_line(tmp_path: Path) -> None:
-    done = subprocess.run([sys.executable, "-m", "hopaas_p2p.hopaas", "train.py"], cwd=tmp_path, capture_output=True)
-
-    assert (done.returncode, done.stderr) == (1, b"there is no script 'train.py'\n")
 
 
 # --- the interface, piece by piece ---
@@ -620,12 +606,8 @@ def test_a_client_of_a_directory_shows_a_url_and_an_empty_token(tmp_path: Path) 
     assert client.token == ""
 
 
-def test_a_client_shows_no_secret_and_knows_its_port(tmp_path: Path) -> None:
-    (tmp_path / "rc").write_text(
-        "[server]\naddress = postgresql://anna:geheim@db.example.org/studies\nport = 5433\n[auth]\napi_token = t0p\n"
-    )
-
-    client = hpc.Client(config_filename=str(tmp_path / "rc"))
+def test_a_client_shows_no_secret() -> None:
+    client = hpc.Client("postgresql://anna:geheim@db.example.org:5433/studies", "t0p", config_filename="rc")
 
     assert client.server == "postgresql://anna:***@db.example.org:5433/studies"
     assert "geheim" not in repr(client) + json.dumps(client.server)
@@ -649,18 +631,6 @@ def test_a_study_travels_to_other_processes_without_its_token(tmp_path: Path, mo
     assert again.best_trial_id == 0
     pickle.dumps(hpc.Client("https://gate.example.org/db", token="for the server"))
     assert os.environ["HOPAAS_TOKEN"] == "for the server"
-
-
-@pytest.mark.parametrize("text", ["", "[server]\nport = 1\n", "nonsense", "[server]\naddress =\n"])
-def test_a_file_without_an_address_is_one_clear_line(tmp_path: Path, text: str) -> None:
-    (tmp_path / "rc").write_text(text)
-
-    with pytest.raises(hpc.exceptions.HopaasServerError, match="rc") as caught:
-        hpc.Client(config_filename=str(tmp_path / "rc"))
-
-    assert "\n" not in str(caught.value)
-    with pytest.raises(hpc.exceptions.HopaasServerError, match="No such file"):
-        hpc.Client(config_filename=str(tmp_path / "none"))
 
 
 @pytest.mark.parametrize("kind", ["postgres_url", "s3_url"])

@@ -306,7 +306,6 @@ def test_kubernetes_puts_no_variable_into_what_an_invitation_or_a_command_says()
         ("condor", {"options": ("--site", "north\rrm -rf /")}, "one line"),
         ("slurm", {"folder": Path("jobs\n#SBATCH --wrap=id")}, "one line"),
         ("slurm", {"command": ()}, "after --"),
-        ("moab", {}, "no batch system"),
     ],
 )
 def test_a_job_that_cannot_be_is_refused(system: str, more: dict[str, object], why: str) -> None:

@@ -22,7 +22,6 @@ from hopaas_p2p.errors import (
     Denied,
     InvalidInput,
     NoSuchStudy,
-    NoSuchTrial,
     NotYourTrial,
     StoreUnreachable,
 )
@@ -232,7 +231,6 @@ def test_no_answer_is_longer_than_an_agent_should_read(peer: LocalPeer) -> None:
         peer.show("wide"),
         peer.trials("wide", limit=50),
         peer.trials("wide", order="best"),
-        peer.compare("wide", range(30)),
         peer.importances("wide"),
         peer.trial("wide", 0),
     ]
@@ -240,18 +238,6 @@ def test_no_answer_is_longer_than_an_agent_should_read(peer: LocalPeer) -> None:
     assert [len(json.dumps(one)) <= LARGEST_ANSWER for one in answers] == [True] * len(answers)
     assert answers[1]["matching"] == 30
     assert answers[1]["left_out"] + len(answers[1]["trials"]) == 30
-
-
-def test_compared_trials_say_in_what_they_differ(peer: LocalPeer) -> None:
-    peer.enqueue("s", {"x": 0.5, "kind": "a"})
-    peer.enqueue("s", {"x": 0.5, "kind": "b"})
-    numbers = [peer.ask("s")["trial"] for _ in range(2)]
-    for number in numbers:
-        peer.request("s", number, "tell", values=[0.5])
-
-    assert peer.compare("s", numbers)["differ"] == ["kind"]
-    with pytest.raises(NoSuchTrial):
-        peer.compare("s", [99])
 
 
 def test_the_best_come_first_if_that_is_asked_for(peer: LocalPeer) -> None:

@@ -531,8 +531,8 @@ def test_only_owners_say_how_a_study_is_searched() -> None:
 
 def test_the_command_line_says_how_a_study_is_searched_and_changes_it(tmp_path: Path) -> None:
     at = {"cwd": tmp_path, "HOPAAS_STORE": "store", "HOPAAS_STUDY": "s"}
-    (tmp_path / "s.yaml").write_text("space: {n: 'int(1, 4)'}\nsampler: random\nrepeats: avoid\nreplicates: 2\n")
-    cli("study", "create", "--from-yaml", "s.yaml", "--pruner", "halving", **at)
+    search = ("--sampler", "random", "--repeats", "avoid", "--replicates", "2", "--pruner", "halving")
+    cli("study", "create", "--space", "n=int(1,4)", *search, **at)
     for number in range(3):
         cli(
             "trial",
