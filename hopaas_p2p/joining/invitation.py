@@ -138,7 +138,7 @@ def invite(
     guest = access.guest(store, uuid, role)
     access.grant(store, study, guest, role)
     label = f"invitation to {study}" + (f" for {site}" if site else "")
-    made = access.create_token(store, guest, label=label, valid=f"{days}d")
+    made = access.create_token(store, guest, label=label, days=days)
     invitation = Invitation(url, study, made.secret, int(made.expires.timestamp()), site, authority)
     return NewInvitation(invitation, guest, made.name)
 

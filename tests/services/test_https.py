@@ -492,7 +492,7 @@ def test_a_wrong_call_of_the_command_is_a_clear_line(centre: Centre) -> None:
 
 
 def test_a_token_says_when_it_ends(server: HttpsProcess, centre: Centre) -> None:
-    token = centre.token(valid="week")
+    token = centre.token(days=7)
     with contextlib.closing(store_with(server, token.secret)) as store:
         facts = store.facts()
     assert facts.token == token.name

@@ -5,7 +5,7 @@
 -- replace it. A file is sent in parts, in order, under a token that its sender makes up, and is visible once it is complete.
 -- Every statement may be sent twice.
 
--- == migration 8 ==
+-- == migration 9 ==
 
 CREATE TABLE hopaas.artifacts (
     id bigserial PRIMARY KEY,

@@ -19,7 +19,7 @@ from hopaas_p2p.errors import (
     StudyDeleted,
 )
 
-SCHEMA_VERSION: Final = 8
+SCHEMA_VERSION: Final = 9
 """The schema version that this code needs; see schema.sql."""
 
 READ_ONLY: Final = "25006"
