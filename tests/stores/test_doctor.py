@@ -223,7 +223,7 @@ def test_a_sound_postgres_passes(any_postgres_url: str) -> None:
     found = by_check(checks.examine(store))
     store.close()
     assert [finding for finding in found.values() if not finding.passed] == []
-    expected = ["name", "connect", "server", "token", "clock", "schema", "reach", "write and read"]
+    expected = ["name", "connect", "server", "token", "clock", "open to all", "schema", "reach", "write and read"]
     assert list(found)[: len(expected)] == expected
     assert "login dba, which does not expire" in found["token"].detail
     assert "Postgres 1" in found["server"].detail

@@ -92,6 +92,20 @@ def _limits(connection: Any) -> Iterator[Finding]:
         detail = f"any login may leave up to {prepared} behind, and their locks outlive its sessions"
         cure = "hopaas-p2p does not use them: set max_prepared_transactions = 0 in postgresql.conf, and restart"
         yield Finding("prepared transactions", detail, passed=False, cure=cure)
+    opened = ["NOTIFY, work_mem (no server forbids them)"]
+    if schema.costly_functions(connection):
+        opened.append("large objects, advisory locks, messages in the write-ahead log")
+    if query(connection, "SHOW temp_file_limit")[0][0] == "-1":
+        opened.append("temporary files of any size")
+    others = query(
+        connection,
+        "SELECT string_agg(datname, ', ' ORDER BY datname) FROM pg_database"
+        " WHERE datallowconn AND datname <> current_database() AND has_database_privilege('public', oid, 'CONNECT')",
+    )[0][0]
+    if others:
+        opened.append(f"to connect to {others}")
+    closes = "; a superuser's hopaas-p2p admin init closes what can be" if len(opened) > 1 else ""
+    yield Finding("open to all", f"{'; '.join(opened)}{closes}")
     changed = schema.changed_tokens(connection)
     if changed:
         detail = f"{', '.join(changed)}: timeouts were changed by the token's holder"
