@@ -372,7 +372,7 @@ class HttpsSession:
         body = bytearray()
         await self._receive(body.extend)
         try:
-            found = await self._result(token, protocol.decode_request(bytes(body)), status)
+            found = await server.service.answer(token, protocol.decode_request(bytes(body)), status)
         except InvalidInput as error:
             found = protocol.refused(error)
         self._hold(len(found))
@@ -416,22 +416,6 @@ class HttpsSession:
                 return
             came += len(found.data)
             take(found.data)
-
-    async def _result(self, token: Token, request: StoreRequest, status: TokenStatus) -> bytes:
-        """The answer to a request. A caller waiting for news may disconnect; then the wait ends."""
-        work = self._server.service.answer(token, request, status)
-        if request.call != "news":
-            return await work
-        answering, more = asyncio.ensure_future(work), asyncio.ensure_future(self._reader.read(_FRAME))
-        await asyncio.wait({answering, more}, return_when=asyncio.FIRST_COMPLETED)
-        more.cancel()
-        await asyncio.wait({more})
-        if not more.cancelled():
-            if more.exception() or not more.result():
-                answering.cancel()
-                raise ConnectionError
-            self._http.receive_data(more.result())
-        return await answering
 
     async def _carry_file(self, token: Token, method: str, key: str) -> None:
         """Receive a file and give it to the store, or vice versa, through a folder on this machine."""
