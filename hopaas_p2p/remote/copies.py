@@ -13,6 +13,7 @@ import os
 import tempfile
 import zlib
 from array import array
+from bisect import bisect_right
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Final
@@ -26,7 +27,7 @@ from hopaas_p2p.runtime.ownership import own_folder
 from hopaas_p2p.stores.base import Entry, ExchangeResult
 
 _HEAD: Final = 8  # bytes before each entry
-_AT_ONCE: Final = 8 << 20  # bytes that one exchange reads, more than a commit has
+_AT_ONCE: Final = 8 << 20  # bytes that one exchange returns
 _MOST: Final = 16  # servers of one box on one machine
 
 _encode: Final = msgspec.msgpack.Encoder().encode
@@ -81,9 +82,12 @@ class Copy:
             raise BehindRetention
         if since >= self.head:
             return ExchangeResult([])
+        begin = since - self.base
+        first = self._ends[begin]
+        last = max(bisect_right(self._ends, first + _AT_ONCE) - 1, begin + 1)
         with self._file.open("rb") as file:
-            file.seek(self._ends[since - self.base])
-            entries = [entry for entry, _ in _entries(file.read(_AT_ONCE))]
+            file.seek(first)
+            entries = [entry for entry, _ in _entries(file.read(self._ends[last] - first))]
         if not entries:
             self.drop()
             raise StoreUnreachable(f"{self._file} is damaged; it is made anew")
