@@ -35,13 +35,12 @@ from hopaas_p2p.stores.postgres.store import CATALOG, PostgresStore
 if TYPE_CHECKING:
     from hopaas_p2p.stores.base import Store
 
-VALIDITIES: Final = {"day": 1, "week": 7, "month": 30, "year": 365}
-"""Days."""
+MOST_DAYS: Final = 3660
+"""The longest validity of a token."""
 CONNECTIONS: Final = 256
 """The number of processes that may use one token at once by default; at most a quarter of the server's connections."""
 
 _USER: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,44}")
-_DAYS: Final = re.compile(r"([1-9][0-9]{0,3})d")
 _ATTEMPTS: Final = 5
 _MOST_CONNECTIONS: Final = 100_000
 
@@ -52,8 +51,6 @@ class User(NamedTuple):
     name: str
     created: datetime.datetime
     tokens: int
-    adopted: bool
-    """Whether the login existed before, and so remains when the user is removed."""
 
 
 class Token(NamedTuple):
@@ -153,21 +150,19 @@ def _at(microseconds: int) -> datetime.datetime:
 # --- users -------------------------------------------------------------------------------------------------------
 
 
-def add_user(
-    url: str, name: str, *, existing: bool = False, guest_of: str | None = None, administrator: bool = False
-) -> None:
-    """Create a user, or with `existing` let an existing login use this store.
+def add_user(url: str, name: str, *, guest_of: str | None = None, administrator: bool = False) -> None:
+    """Create a user.
 
     With `guest_of`, the uuid of a study, the user can never get a grant for another study, and cannot create one. In a
     directory or bucket an `administrator` may do everything, even through a server; in a database that takes rights on
     the server.
 
     Raises:
-        InvalidInput: the name is malformed or taken; with `existing`, there is no such login.
+        InvalidInput: the name is malformed or taken.
         Denied: you are not an administrator.
 
     """
-    if not existing and not _USER.fullmatch(name):
+    if not _USER.fullmatch(name):
         raise InvalidInput(
             f"{name!r} cannot be a user: 1 to 45 letters, digits, '-' and '_', beginning with a letter or a digit"
         )
@@ -179,30 +174,14 @@ def add_user(
     if administrator:
         raise InvalidInput("in a database, an administrator is a login that may create roles; see docs/postgres.md")
     with _administration(url) as connection:
-        peers = _peers(connection)
-        owner = schema.schema_owner(connection)
-        found = query(
-            connection,
-            "SELECT rolsuper OR rolcreaterole OR rolcreatedb OR rolreplication OR rolbypassrls"
-            " OR pg_has_role(rolname, %(owner)s, 'MEMBER') OR rolname = %(peers)s OR starts_with(rolname, 'pg_')"
-            " FROM pg_roles WHERE rolname = %(name)s",
-            {"owner": owner, "peers": peers, "name": name},
-        )
-        if existing and not found:
-            raise InvalidInput(f"there is no login {name!r} on this server; leave out --existing to create one")
-        if found and not existing:
-            raise InvalidInput(
-                f"{name!r} already exists on this server; choose another name, or adopt it with --existing"
-            )
-        if found and found[0][0]:
-            raise InvalidInput(f"{name!r} has powers over the server or the store, which its tokens would have too")
-        role = quoted(name, connection)
-        if not found:
-            query(connection, f"CREATE ROLE {role} NOLOGIN")
-            _share(connection, name)
-        query(connection, f"GRANT {quoted(peers, connection)} TO {role}")
-        sql = "INSERT INTO hopaas.users (username, adopted, guest_of) VALUES (%s, %s, %s) ON CONFLICT DO NOTHING"
-        query(connection, sql, (name, existing, guest_of))
+        peers, role = quoted(_peers(connection), connection), quoted(name, connection)
+        if query(connection, "SELECT 1 FROM pg_roles WHERE rolname = %s", (name,)):
+            raise InvalidInput(f"{name!r} already exists on this server; choose another name")
+        query(connection, f"CREATE ROLE {role} NOLOGIN")
+        _share(connection, name)
+        query(connection, f"GRANT {peers} TO {role}")
+        sql = "INSERT INTO hopaas.users (username, guest_of) VALUES (%s, %s) ON CONFLICT DO NOTHING"
+        query(connection, sql, (name, guest_of))
 
 
 def guest(url: str, study: str, role: str) -> str:
@@ -244,10 +223,10 @@ def users(url: str) -> list[User]:
     if (listed := _listed(url)) is not None:
         roles = listed.read()
         owned = Counter(one.what.user for one in roles.tokens.values())
-        return [User(name, _at(one.at), owned[name], adopted=False) for name, one in sorted(roles.users.items())]
+        return [User(name, _at(one.at), owned[name]) for name, one in sorted(roles.users.items())]
     with _administration(url) as connection:
         sql = (
-            "SELECT u.username, u.created, count(t.role), u.adopted FROM hopaas.users u"
+            "SELECT u.username, u.created, count(t.role) FROM hopaas.users u"
             " LEFT JOIN hopaas.tokens t USING (username) GROUP BY u.username ORDER BY u.username"
         )
         return [User(*row) for row in query(connection, sql)]
@@ -255,8 +234,6 @@ def users(url: str) -> list[User]:
 
 def remove_user(url: str, name: str) -> None:
     """Remove a user, its tokens and its grants; open sessions end at once. The user's work stays in the logs.
-
-    An adopted login stays, without any right here.
 
     Raises:
         InvalidInput: there is no such user.
@@ -268,21 +245,19 @@ def remove_user(url: str, name: str) -> None:
         listed.change(UserSet(name, gone=True))
         return
     with _administration(url) as connection:
-        sql = "SELECT adopted, array(SELECT role FROM hopaas.tokens WHERE username = %(name)s)"
+        sql = "SELECT array(SELECT role FROM hopaas.tokens WHERE username = %(name)s)"
         found = query(connection, f"{sql} FROM hopaas.users WHERE username = %(name)s", {"name": name})
     if not found:
         raise InvalidInput(f"there is no user {name!r}; list them with: hopaas-p2p admin user list")
-    ((adopted, held),) = found
+    ((held,),) = found
 
     def forget(connection: Any) -> None:
         query(connection, "DELETE FROM hopaas.grants WHERE username = %s", (name,))
         query(connection, "DELETE FROM hopaas.users WHERE username = %s", (name,))
         for token in held:
             _expel(connection, token, name)
-        if adopted:
-            _expel(connection, name, _peers(connection))
 
-    _remove([*held] if adopted else [*held, name], url, forget)
+    _remove([*held, name], url, forget)
 
 
 def _expel(connection: Any, member: str, role: str) -> None:
@@ -292,7 +267,7 @@ def _expel(connection: Any, member: str, role: str) -> None:
 
 def _remove(roles: list[str], url: str, forget: Callable[[Any], None]) -> None:
     removal.shut_out(url, roles, forget)
-    if roles and (left := removal.clear_away(url, roles)):
+    if left := removal.clear_away(url, roles):
         raise ConfigurationError(
             f"{', '.join(roles)}: can no longer log in and have no rights in this store, but the server still "
             f"holds objects of theirs: {'; '.join(left)}. To remove them, run as a superuser in the "
@@ -314,38 +289,37 @@ def _peers(connection: Any) -> str:
 # --- tokens ------------------------------------------------------------------------------------------------------
 
 
-def create_token(
-    url: str, user: str, *, label: str = "", valid: str = "month", connections: int | None = None
-) -> NewToken:
+def create_token(url: str, user: str, *, label: str = "", days: int = 30, connections: int | None = None) -> NewToken:
     """Create a token for a user.
 
     Args:
         url: the store, with an administrator's login.
         user: the user it belongs to.
         label: a note for people, such as where it is used.
-        valid: day, week, month, year, a number of days such as 10d, or a date such as 2030-12-31.
+        days: how long it is valid.
         connections: the number of processes that may use it at once. By default a quarter of the server's limit, so
             that no token shuts others out, and at most 256.
 
     Raises:
-        InvalidInput: no such user, no such date, or one in the past.
+        InvalidInput: no such user, or a number that is out of range.
         Denied: you are not an administrator.
 
     """
     if connections is not None and not 1 <= connections <= _MOST_CONNECTIONS:
         raise InvalidInput(f"connections must be from 1 to {_MOST_CONNECTIONS}, got {connections}")
+    if not 1 <= days <= MOST_DAYS:
+        raise InvalidInput(f"days must be from 1 to {MOST_DAYS}, got {days}")
     name = f"{user}.{secrets.token_hex(4)}"
     password = Secret(secrets.token_urlsafe(32))
     if (listed := _listed(url)) is not None:
-        now = datetime.datetime.now(tz=datetime.UTC)
-        expires = _expiry(now, valid)
+        expires = datetime.datetime.now(tz=datetime.UTC) + datetime.timedelta(days=days)
         secret = password.reveal()
         listed.change(TokenSet(name, user, digest(secret), int(expires.timestamp()), label))
         return NewToken(name, Secret(f"{name}:{secret}"), expires)
     from psycopg2.extensions import encrypt_password
 
     with _administration(url) as connection:
-        expires = _expiry(query(connection, "SELECT now()")[0][0], valid)
+        expires = query(connection, "SELECT now()")[0][0] + datetime.timedelta(days=days)
         if not query(connection, "SELECT 1 FROM hopaas.users WHERE username = %s", (user,)):
             raise InvalidInput(f"there is no user {user!r}; create it with: hopaas-p2p admin user add {user}")
         if connections is None:
@@ -364,23 +338,6 @@ def create_token(
         sql = "INSERT INTO hopaas.tokens (role, username, label) VALUES (%s, %s, %s)"
         query(connection, sql, (name, user, label))
     return NewToken(name, Secret(f"{name}:{password.reveal()}"), expires)
-
-
-def _expiry(now: datetime.datetime, valid: str) -> datetime.datetime:
-    """When a token created now expires."""
-    days = _DAYS.fullmatch(valid)
-    if span := int(days[1]) if days else VALIDITIES.get(valid, 0):
-        return now + datetime.timedelta(days=span)
-    try:
-        date = datetime.datetime.fromisoformat(valid)
-    except ValueError:
-        raise InvalidInput(
-            f"valid: {valid!r} is neither {', '.join(VALIDITIES)}, nor 10d, nor a date such as 2030-12-31"
-        ) from None
-    date = date.replace(tzinfo=datetime.UTC) if date.tzinfo is None else date
-    if date <= now:
-        raise InvalidInput(f"valid: {valid} has passed")
-    return date
 
 
 def tokens(url: str, *, user: str | None = None) -> list[Token]:
@@ -406,42 +363,28 @@ def tokens(url: str, *, user: str | None = None) -> list[Token]:
         return [Token(*row) for row in query(connection, sql, {"user": user})]
 
 
-def revoke_token(url: str, name: str) -> str:
-    """End a token: no new logins, and its open sessions are terminated. Returns its name.
-
-    Args:
-        url: the store, with an administrator's login.
-        name: the token's name, or its label if no other token has that label.
+def revoke_token(url: str, name: str) -> None:
+    """End a token: no new logins, and its open sessions are terminated.
 
     Raises:
-        InvalidInput: there is no such token, or several with that label.
+        InvalidInput: there is no such token.
         ConfigurationError: the token is revoked, but the server keeps objects of it; the message names them.
         Denied: you are not an administrator.
 
     """
     if (listed := _listed(url)) is not None:
-        roles = listed.read()
-        labelled = [one for one, known in roles.tokens.items() if known.what.label == name]
-        chosen = _only(name, [name] if name in roles.tokens else labelled)
-        listed.change(TokenSet(chosen, gone=True))
-        return chosen
+        listed.change(TokenSet(name, gone=True))
+        return
     with _administration(url) as connection:
-        users = dict(query(connection, "SELECT role, username FROM hopaas.tokens WHERE %s IN (role, label)", (name,)))
-        role = _only(name, [name] if name in users else [*users])
+        found = query(connection, "SELECT username FROM hopaas.tokens WHERE role = %s", (name,))
+    if not found:
+        raise InvalidInput(f"there is no token {name!r}; list them with: hopaas-p2p admin token list")
 
     def forget(connection: Any) -> None:
-        query(connection, "DELETE FROM hopaas.tokens WHERE role = %s", (role,))
-        _expel(connection, role, users[role])
+        query(connection, "DELETE FROM hopaas.tokens WHERE role = %s", (name,))
+        _expel(connection, name, found[0][0])
 
-    _remove([role], url, forget)
-    return role
-
-
-def _only(name: str, candidates: list[str]) -> str:
-    if len(candidates) != 1:
-        which = f"there are {len(candidates)} tokens {name!r}" if candidates else f"there is no token {name!r}"
-        raise InvalidInput(f"{which}; list them with: hopaas-p2p admin token list")
-    return candidates[0]
+    _remove([name], url, forget)
 
 
 # --- grants ------------------------------------------------------------------------------------------------------

@@ -109,10 +109,10 @@ def _tokens(page: PageContext, tokens: list[access.Token], users: list[str] | No
     else:
         with left, st.form("token"):
             user = page.person if users is None else st.selectbox("Token for", users, index=None)
-            valid = st.segmented_control("Valid for a", list(access.VALIDITIES), default="month", required=True)
+            days = st.number_input("Valid for days", 1, access.MOST_DAYS, 30)
             label = st.text_input("Label, such as where it is used", max_chars=60)
             if st.form_submit_button("Create a token", type="primary") and user:
-                made = partial(access.create_token, page.cache.url, user, label=label, valid=valid or "month")
+                made = partial(access.create_token, page.cache.url, user, label=label, days=days)
                 attempt(lambda: st.session_state.update({_MADE: made()}))
     with right, st.form("revoke"):
         token = st.selectbox("Revoke a token", [one.name for one in tokens], index=None)

@@ -48,11 +48,10 @@ def user() -> None:
 
 @user.command("add", study="none")
 @click.argument("username", metavar="NAME")
-@click.option("--existing", is_flag=True, help="Let an existing login of the server use this store.")
 @click.option("--administrator", is_flag=True, help="In a directory or bucket: may do everything.")
-def user_add(session: CliSession, username: str, existing: bool, administrator: bool) -> None:
+def user_add(session: CliSession, username: str, administrator: bool) -> None:
     """Create a user. Then create a token for it: hopaas-p2p admin token create NAME"""
-    access.add_user(session.store_url, username, existing=existing, administrator=administrator)
+    access.add_user(session.store_url, username, administrator=administrator)
     session.done({"user": username}, f"{username} may use this store. Next: hopaas-p2p admin token create {username}")
 
 
@@ -78,17 +77,17 @@ def token() -> None:
 
 @token.command("create", study="none")
 @click.argument("user")
-@click.option("--valid", default="month", metavar="day|week|month|year|DATE", help="Validity.")
+@click.option("--days", type=click.IntRange(1, access.MOST_DAYS), default=30, help="How long it is valid.")
 @click.option("--label", help="A note, such as where it is used.")
 @click.option("--connections", type=int, help="Processes that may use it at once. [default: a quarter of the server's]")
-def token_create(session: CliSession, user: str, valid: str, label: str | None, connections: int | None) -> None:
+def token_create(session: CliSession, user: str, days: int, label: str | None, connections: int | None) -> None:
     """Create a token for USER and print it. It is shown only once.
 
     \b
-    hopaas-p2p admin token create alice --valid week --label cluster > alice.token
+    hopaas-p2p admin token create alice --days 7 --label cluster > alice.token
     export HOPAAS_TOKEN_FILE=$PWD/alice.token
     """  # noqa: D301  # click wants the backspace
-    made = access.create_token(session.store_url, user, valid=valid, label=label or "", connections=connections)
+    made = access.create_token(session.store_url, user, days=days, label=label or "", connections=connections)
     secret = made.secret.reveal()
     data = {"name": made.name, "user": user, "token": secret, "expires": to_iso(made.expires)}
     session.show(data, lambda: output.print_lines([secret]))
@@ -111,9 +110,9 @@ def token_list(session: CliSession, user: str | None) -> None:
 @token.command("revoke", study="none")
 @click.argument("token_name", metavar="TOKEN")
 def token_revoke(session: CliSession, token_name: str) -> None:
-    """Revoke a token, named as in `admin token list` or by its label. Its open sessions end at once."""
-    gone = access.revoke_token(session.store_url, token_name)
-    session.done({"name": gone}, f"Revoked {gone}.")
+    """Revoke a token, named as in `admin token list`. Its open sessions end at once."""
+    access.revoke_token(session.store_url, token_name)
+    session.done({"name": token_name}, f"Revoked {token_name}.")
 
 
 @command(study="argument")

@@ -25,7 +25,7 @@ from hopaas_p2p.runtime.settings import joined_names, variable
 if TYPE_CHECKING:
     from hopaas_p2p.joining.membership import Membership
 
-VIA: Final = ("auto", "direct", "relay", "folder")
+VIA: Final = ("auto", "direct", "folder")
 """How jobs reach a store; auto starts a relay on the login node for those that need one."""
 _LONGEST: Final = 1 << 16
 _STDIN: Final = 2.0  # seconds to wait for piped input if a study is already joined
@@ -93,12 +93,9 @@ def join(
 def _prepare(membership: Membership, via: str | None, login_node: str | None) -> Membership:
     """Start what jobs need on this node, and record how they reach the store."""
     via = via or membership.values.get("via", "auto")
-    relayed = can_be_relayed(membership.store)
-    if via == "relay" and not relayed:
-        raise InvalidInput(f"a relay cannot reach {membership.store}, which does not use HTTPS; use --via folder")
     if via == "folder":
         (pid, log), why = start(membership, "folder"), "needs no network on the nodes"
-    elif relayed and via != "direct":
+    elif via != "direct" and can_be_relayed(membership.store):
         (pid, log), why = start(membership, "relay", known_as=login_node), "serves nodes that can reach only this one"
     else:
         return membership.changed(via=via)

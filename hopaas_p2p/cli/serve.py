@@ -153,40 +153,29 @@ def _networks(texts: tuple[str, ...]) -> list[ipaddress.IPv4Network | ipaddress.
 
 
 @serve.command(study="none", store=False)
-@click.option("--listen", required=True, metavar="PORT|HOST:PORT|PATH", help="Where to listen; PATH is a Unix socket.")
+@click.option("--listen", required=True, metavar="PORT|HOST:PORT", help="Where to listen.")
 @click.option("--to", "url", required=True, metavar="URL", help="The target: https:// or s3://.")
-@click.option("--login-file", metavar="FILE", help="File for the relay's address and login; created if missing.")
+@click.option("--login-file", type=FILE, required=True, help="File for the address and login; created if missing.")
 @click.option("--known-as", metavar="HOST", help="The name of this node on compute nodes. [default: its own]")
-def relay(session: CliSession, listen: str, url: str, login_file: str | None, known_as: str | None) -> None:
+def relay(session: CliSession, listen: str, url: str, login_file: Path, known_as: str | None) -> None:
     """Forward connections to one target, for nodes that can reach only this node.
 
-    On a port it is an HTTP proxy with a login, which is created at the first start and kept in the login file, readable
-    only by you: on compute nodes, export HTTPS_PROXY=$(cat FILE). On a Unix socket it serves your own processes. TLS
-    runs end to end through it.
+    It is an HTTP proxy with a login, which is created at the first start and kept in the login file, readable only by
+    you: on compute nodes, export HTTPS_PROXY=$(cat FILE). TLS runs end to end through it.
     """
     session.settings.publish()
     logging.basicConfig(format="%(asctime)s %(message)s", level=logging.WARNING)
     targets = targets_of(url)
-    at_socket = "/" in listen
-    if not at_socket and login_file is None:
-        raise ConfigurationError("Use --login-file FILE, a file that you can also read on the compute nodes.")
-    file = Path(login_file).expanduser() if login_file else None
-    password = read_password(file or Path("/nonexistent"))
-    host, port = ("", 0) if at_socket else _address(listen)
+    password, (host, port) = read_password(login_file), _address(listen)
 
     async def run() -> None:
         relay = Relay(targets, password)
         ending = _ending()
-        if at_socket:
-            await relay.listen_at(Path(listen))
-            where = listen
-        else:
-            known = known_as or (host if host not in _EVERYWHERE else socket.gethostname())
-            bound = await relay.listen(host or _EVERYWHERE[1], port)
-            where = f"{known}:{bound}"
-            if file is not None:
-                write_address(file, known, bound, password)
-                output.say(f"On compute nodes: export HTTPS_PROXY=$(cat {file})")
+        known = known_as or (host if host not in _EVERYWHERE else socket.gethostname())
+        bound = await relay.listen(host or _EVERYWHERE[1], port)
+        where = f"{known}:{bound}"
+        write_address(login_file, known, bound, password)
+        output.say(f"On compute nodes: export HTTPS_PROXY=$(cat {login_file})")
         names = [str(target) for target in targets]
         session.done({"listening": where, "to": names}, f"Relay listening on {where}, to {', '.join(names)}")
         await ending.wait()

@@ -338,7 +338,7 @@ def fetch(files: Artifacts, uuid: str, one: Artifact, target: str | Path) -> Pat
     path = Path(target)
     with waits_for(str(path)), replace_atomically(path) as draft:
         try:
-            files.get(key_of(one.id, uuid), draft, within(one.size))
+            files.get(key_of(one.id, uuid), draft, within(draft, one.size))
         except KeyError:
             raise NoSuchFile(f"the bytes of {one.filename!r} are no longer in the store") from None
         if one.sha256 is not None and (draft.stat().st_size, sha256_of(draft)) != (one.size, one.sha256):
@@ -346,20 +346,18 @@ def fetch(files: Artifacts, uuid: str, one: Artifact, target: str | Path) -> Pat
     return path
 
 
-def within(size: int | None) -> Progress:
+def within(target: Path, size: int | None) -> Progress:
     """Limits a download to the size in its description; None if that has none.
 
-    The returned callback raises StoreCorrupt beyond it.
+    The returned callback raises StoreCorrupt beyond it. It does not count, because a download that breaks off may begin
+    again.
     """
-    done = 0
 
-    def count(more: int) -> None:
-        nonlocal done
-        done += more
-        if size is not None and done > size:
+    def check(_more: int) -> None:
+        if size is not None and target.stat().st_size > size:
             raise StoreCorrupt(f"the store has more than the {size:,} bytes that were stored")
 
-    return count
+    return check
 
 
 @contextlib.contextmanager

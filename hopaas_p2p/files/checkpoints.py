@@ -100,7 +100,7 @@ def load(
             if not checkpoint.key.startswith(_folder(uuid)):  # a record may name any file of the store
                 raise KeyError(checkpoint.key)
             with waits_for(_LOCAL), contextlib.suppress(StoreCorrupt):
-                artifacts.get(checkpoint.key, path, within(checkpoint.size))
+                artifacts.get(checkpoint.key, path, within(path, checkpoint.size))
             if path.stat().st_size == checkpoint.size and sha256_of(path) == checkpoint.sha256:
                 return checkpoint.step, path
         except KeyError:

@@ -21,7 +21,6 @@ import msgspec
 
 from hopaas_p2p import access
 from hopaas_p2p.errors import ConfigurationError, InvalidInput
-from hopaas_p2p.net import trust
 from hopaas_p2p.open import open_store, redacted
 from hopaas_p2p.remote.access import ROLES
 from hopaas_p2p.runtime import credentials, settings
@@ -138,7 +137,7 @@ def invite(
     guest = access.guest(store, uuid, role)
     access.grant(store, study, guest, role)
     label = f"invitation to {study}" + (f" for {site}" if site else "")
-    made = access.create_token(store, guest, label=label, valid=f"{days}d")
+    made = access.create_token(store, guest, label=label, days=days)
     invitation = Invitation(url, study, made.secret, int(made.expires.timestamp()), site, authority)
     return NewInvitation(invitation, guest, made.name)
 
@@ -171,10 +170,10 @@ def is_of_this_machine(url: str) -> bool:
 def _authority(url: str) -> str:
     """The certificates in HOPAAS_CA_FILE, for a store that is reached over TLS."""
     file = settings.ca_file()
-    if file in (None, trust.SYSTEM) or "://" not in url or url.startswith(("file:", "folder:")):
+    if file is None or "://" not in url or url.startswith(("file:", "folder:")):
         return ""
     try:
-        text = Path(str(file)).read_text()
+        text = Path(file).read_text()
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigurationError(f"HOPAAS_CA_FILE={file}: {error}") from None
     return text if len(text) <= _LONGEST // 4 else ""  # it may be a system's bundle of all authorities

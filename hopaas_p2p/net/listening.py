@@ -1,12 +1,10 @@
-"""Common to all servers here: a Unix socket for one user, a limit on strangers, the error for an address in use."""
+"""Common to all servers here: a limit on strangers, and the error for an address in use."""
 
 from __future__ import annotations
 
 import contextlib
 import os
 import socket
-from collections.abc import Iterator
-from pathlib import Path
 from socketserver import ThreadingMixIn
 from typing import TYPE_CHECKING, Any, ClassVar, Final
 
@@ -26,27 +24,6 @@ def cannot_listen(where: str, error: OSError) -> ConfigurationError:
     own = error.errno and not isinstance(error, socket.gaierror)  # without the text that event loops put around it
     why = os.strerror(error.errno or 0) if own else error.strerror or error
     return ConfigurationError(f"cannot listen on {where}: {why}")
-
-
-@contextlib.contextmanager
-def private_socket(path: Path) -> Iterator[None]:
-    """Bind a Unix socket inside this block, so that only processes of this user can connect to it.
-
-    Removes the socket that an earlier process left at `path`, and nothing else.
-
-    Raises:
-        ConfigurationError: something else is at this path, or the socket cannot be made.
-
-    """
-    before = os.umask(0o177)
-    try:
-        if path.is_socket():
-            path.unlink()
-        yield
-    except OSError as error:
-        raise cannot_listen(str(path), error) from None
-    finally:
-        os.umask(before)
 
 
 class FewStrangers(ThreadingMixIn):

@@ -26,8 +26,6 @@ _SOCKS: Final = ("socks5", "socks5h")
 _PORTS: Final = {"http": 80, "https": 443, "socks5": 1080, "socks5h": 1080}
 TUNNELLING: Final = ("http", *_SOCKS)
 """The kinds of proxies that `connect` supports."""
-_unroutable: Final[set[int]] = set()
-"""Address families that could not be routed at this process's last attempt."""
 _UNANSWERED: Final = 30_000  # milliseconds until an unacknowledged packet ends the connection
 
 
@@ -148,19 +146,15 @@ def remaining(deadline: float) -> float:
 
 
 def _connect_directly(server: ServerAddress, deadline: float) -> socket.socket:
-    """A connection to one of a name's addresses, tried in order; each gets its share of the remaining time.
-
-    If an address family cannot be routed, such as IPv6 at some sites, its addresses are tried last from then on.
-    """
+    """A connection to one of a name's addresses, tried in order; each gets its share of the remaining time."""
     failure: OSError = OSError("no address")
     try:
-        found = socket.getaddrinfo(server.host, server.port, type=socket.SOCK_STREAM)
+        addresses = socket.getaddrinfo(server.host, server.port, type=socket.SOCK_STREAM)
     except socket.gaierror as error:
         raise StoreUnreachable(
             f"the name {server.host!r} cannot be resolved on this node ({error.strerror}). Check the URL; if only a "
             "proxy can be reached, set HTTPS_PROXY=http://host:port"
         ) from None
-    addresses = sorted(found, key=lambda address: address[0] in _unroutable)
     for number, (family, kind, protocol, _, address) in enumerate(addresses):
         made = socket.socket(family, kind, protocol)
         try:
@@ -169,9 +163,7 @@ def _connect_directly(server: ServerAddress, deadline: float) -> socket.socket:
                 made.connect(address)
         except OSError as error:
             failure = error
-            _unroutable.add(family)
         else:
-            _unroutable.discard(family)
             return made
     raise StoreUnreachable(
         f"{server} cannot be reached from here ({failure.strerror or failure}). Check the address, and whether this "

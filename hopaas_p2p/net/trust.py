@@ -14,14 +14,11 @@ import ssl
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 from hopaas_p2p.errors import ConfigurationError, HopaasError, StoreUnreachable, waits_for
 from hopaas_p2p.net.proxies import remaining
 from hopaas_p2p.runtime import settings
-
-SYSTEM: Final = "system"
-"""libpq's name for the operating system's authorities."""
 
 
 def authorities(given: str = "", *, aws: bool = False, env: Mapping[str, str] = os.environ) -> str:
@@ -42,7 +39,7 @@ def authorities(given: str = "", *, aws: bool = False, env: Mapping[str, str] = 
         import certifi
 
         return certifi.where()
-    if path != SYSTEM and not Path(path).is_file():
+    if not Path(path).is_file():
         raise ConfigurationError(f"there is no file {path} with certificate authorities; see HOPAAS_CA_FILE")
     return path
 
@@ -57,8 +54,7 @@ def client_context(file: str = "", *, alpn: str = "http/1.1", check_hostname: bo
 
     """
     path = authorities(file)
-    changed = 0 if path == SYSTEM else Path(path).stat().st_mtime_ns
-    return _cached(path, changed, alpn, check_hostname)
+    return _cached(path, Path(path).stat().st_mtime_ns, alpn, check_hostname)
 
 
 @functools.lru_cache(maxsize=8)
@@ -70,7 +66,7 @@ def new_context(path: str, alpn: str = "http/1.1", check_hostname: bool = True) 
     """Like `client_context`, but not shared."""
     try:
         with waits_for(path):
-            context = ssl.create_default_context(cafile=None if path == SYSTEM else path)
+            context = ssl.create_default_context(cafile=path)
     except (ssl.SSLError, OSError):
         raise ConfigurationError(f"{path} holds no certificate authorities; see HOPAAS_CA_FILE") from None
     context.sslsocket_class = _ConnectedSocket

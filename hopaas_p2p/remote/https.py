@@ -28,7 +28,6 @@ from typing import Any, Final, NamedTuple
 import h11
 
 from hopaas_p2p.errors import ConfigurationError, InvalidInput, StoreUnreachable
-from hopaas_p2p.net.checks import SOON
 from hopaas_p2p.net.listening import cannot_listen
 from hopaas_p2p.net.proxies import configure
 from hopaas_p2p.remote import protocol
@@ -119,7 +118,6 @@ class HttpsServer:
         self.by_token: Counter[Token] = Counter()
         self.sessions: set[HttpsSession] = set()
         self.empty = asyncio.Event()
-        self._warned = float("-inf")
         self._server: asyncio.Server | None = None
         self._ticker: asyncio.Task[None] | None = None
 
@@ -206,8 +204,6 @@ class HttpsServer:
             "draining": int(self.draining),
             **self.service.gauges(),
         }
-        if self.certificate is not None:
-            gauges["certificate_expiry_seconds"] = int(self.certificate.expires)
         lines = [f"hopaas_server_{name} {value}" for name, value in gauges.items()]
         lines += [f"hopaas_server_{name}{{{label}}} {value}" for (name, label), value in sorted(self.counted.items())]
         return 200, "\n".join(lines) + "\n"
@@ -225,20 +221,11 @@ class HttpsServer:
                 if now - session.idle_since > self.limits.idle:
                     session.end("idle")
             await self.service.tick(now)
-            if self.certificate is not None:
-                self._check_certificate(self.certificate, now)
-
-    def _check_certificate(self, certificate: Certificate, now: float) -> None:
-        try:
-            if certificate.reload():
-                event("certificate loaded", days_left=round(certificate.days_left, 1))
-                self._warned = float("-inf")
-        except ConfigurationError as error:
-            event("certificate not loaded, the old one stays in use", level=logging.ERROR, why=str(error))
-        if certificate.days_left < SOON and now - self._warned > 86400.0:
-            self._warned = now
-            ends = "HAS EXPIRED" if certificate.days_left < 0 else f"EXPIRES IN {certificate.days_left:.0f} DAYS"
-            event(f"THE CERTIFICATE {ends}: renew it", level=logging.WARNING, days_left=round(certificate.days_left, 1))
+            try:
+                if self.certificate is not None and self.certificate.reload():
+                    event("certificate loaded")
+            except ConfigurationError as error:
+                event("certificate not loaded, the old one stays in use", level=logging.ERROR, why=str(error))
 
 
 class _Refused(Exception):
@@ -385,7 +372,7 @@ class HttpsSession:
         body = bytearray()
         await self._receive(body.extend)
         try:
-            found = await self._result(token, protocol.decode_request(bytes(body)), status)
+            found = await server.service.answer(token, protocol.decode_request(bytes(body)), status)
         except InvalidInput as error:
             found = protocol.refused(error)
         self._hold(len(found))
@@ -429,22 +416,6 @@ class HttpsSession:
                 return
             came += len(found.data)
             take(found.data)
-
-    async def _result(self, token: Token, request: StoreRequest, status: TokenStatus) -> bytes:
-        """The answer to a request. A caller waiting for news may disconnect; then the wait ends."""
-        work = self._server.service.answer(token, request, status)
-        if request.call != "news":
-            return await work
-        answering, more = asyncio.ensure_future(work), asyncio.ensure_future(self._reader.read(_FRAME))
-        await asyncio.wait({answering, more}, return_when=asyncio.FIRST_COMPLETED)
-        more.cancel()
-        await asyncio.wait({more})
-        if not more.cancelled():
-            if more.exception() or not more.result():
-                answering.cancel()
-                raise ConnectionError
-            self._http.receive_data(more.result())
-        return await answering
 
     async def _carry_file(self, token: Token, method: str, key: str) -> None:
         """Receive a file and give it to the store, or vice versa, through a folder on this machine."""

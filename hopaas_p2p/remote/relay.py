@@ -13,10 +13,7 @@ import contextlib
 import hmac
 import http
 import logging
-import os
 import secrets
-import socket
-import struct
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
@@ -25,7 +22,7 @@ from urllib.parse import urlsplit
 
 from hopaas_p2p.errors import ConfigurationError, HopaasError
 from hopaas_p2p.net import proxies
-from hopaas_p2p.net.listening import cannot_listen, private_socket
+from hopaas_p2p.net.listening import cannot_listen
 from hopaas_p2p.net.proxies import ServerAddress
 from hopaas_p2p.runtime.atomic import replace_atomically
 from hopaas_p2p.runtime.ownership import read_secret
@@ -125,16 +122,6 @@ class Relay:
             raise cannot_listen(f"{host}:{port}", error) from None
         return int(self._server.sockets[0].getsockname()[1])
 
-    async def listen_at(self, path: Path) -> None:
-        """Listen on a Unix socket, for processes of this user, which need no login.
-
-        Raises:
-            ConfigurationError: something else is at this path, or the socket cannot be made.
-
-        """
-        with private_socket(path):
-            self._server = await asyncio.start_unix_server(self._accept, path, limit=_HEAD)
-
     async def close(self) -> None:
         """Stop listening, and end all connections."""
         if self._server is not None:
@@ -169,7 +156,7 @@ class Relay:
         except (TimeoutError, asyncio.LimitOverrunError):
             await self._refuse(writer, 400)
             return
-        status, target = self._judge(head, trusted=_is_same_user(writer))
+        status, target = self._judge(head)
         if target is None:
             await self._refuse(writer, status)
             return
@@ -198,7 +185,7 @@ class Relay:
         finally:
             there[1].transport.abort()
 
-    def _judge(self, head: bytes, *, trusted: bool) -> tuple[int, ServerAddress | None]:
+    def _judge(self, head: bytes) -> tuple[int, ServerAddress | None]:
         """The target of a permitted request, or the status of its refusal."""
         lines = head.decode("latin-1").split("\r\n")
         words = lines[0].split(" ")
@@ -211,7 +198,7 @@ class Relay:
         login = b""
         with contextlib.suppress(ValueError):  # not base64, or not ASCII
             login = base64.b64decode(encoded, validate=True)
-        if not trusted and not (scheme.lower() == "basic" and hmac.compare_digest(login, self._expected)):
+        if not (scheme.lower() == "basic" and hmac.compare_digest(login, self._expected)):
             return 407, None
         target = self._targets.get(words[1].lower()) if words[0] == "CONNECT" else None
         return (200, target) if target is not None else (403, None)
@@ -228,15 +215,6 @@ class Relay:
         with contextlib.suppress(OSError, TimeoutError):
             async with asyncio.timeout(_TIMEOUT):
                 await writer.wait_closed()
-
-
-def _is_same_user(writer: asyncio.StreamWriter) -> bool:
-    """Whether the client is a process of this user, on a Unix socket."""
-    peer = writer.get_extra_info("socket")
-    if peer.family != socket.AF_UNIX:
-        return False
-    credentials = peer.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
-    return bool(struct.unpack("3i", credentials)[1] == os.geteuid())
 
 
 async def _copy(source: asyncio.StreamReader, target: asyncio.StreamWriter) -> None:

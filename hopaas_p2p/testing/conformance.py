@@ -388,6 +388,7 @@ class StoreConformance(Conformance):
     # --- files, by keys that are never paths ---
 
     def test_artifacts_are_kept_listed_overwritten_and_removed(self, store: Store, tmp_path: Path) -> None:
+        store.log("study-1").exchange(outgoing("a"), 0)  # a database keeps the files of its own studies only
         artifacts = store.artifacts()
         source, target = tmp_path / "source", tmp_path / "target"
         for content in (b"first", random.Random(2).randbytes(2 << 20)):

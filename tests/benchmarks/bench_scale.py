@@ -179,7 +179,7 @@ def make(path: Path, size: int) -> int:
 def copy(path: Path, server: Server) -> None:
     """The same study in a database: its newest snapshot, and the commits that a peer reads behind it."""
     there = DirectoryStore(path)
-    uuid = next(iter(there.objects.folders("study/")))
+    (uuid,) = there.objects.names_in("study", folders=True)
     log = there.log(uuid)
     found = log.newest_snapshot()
     assert found is not None

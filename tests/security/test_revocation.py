@@ -130,19 +130,3 @@ def test_what_cannot_be_dropped_is_told_and_everything_else_is_done(place: Place
     finally:
         place.server.execute("DROP DATABASE hers")
         place.server.execute(f'DROP ROLE "{token[0]}"')
-
-
-def test_an_adopted_login_stays_and_its_tokens_go(place: Place) -> None:
-    place.server.execute("DROP ROLE IF EXISTS carla")
-    place.server.execute("CREATE ROLE carla LOGIN PASSWORD 'c'")
-    place.server.execute("GRANT carla TO dba WITH ADMIN OPTION")
-    carla = place.server.url("store", user="carla", password="c")
-    access.add_user(place.admin, "carla", existing=True)
-    token = place.token("carla")
-    place.store(place.url(token)).catalog().exchange(None, 0)
-    access.remove_user(place.admin, "carla")
-    for url in (carla, place.url(token)):
-        with pytest.raises(Denied):
-            place.store(url).catalog().exchange(None, 0)
-    assert place.server.execute("SELECT rolcanlogin FROM pg_roles WHERE rolname ~ '^carla'") == [(True,)]
-    place.server.execute("DROP ROLE carla")

@@ -29,9 +29,11 @@ from hopaas_p2p.errors import (
     StoreCorrupt,
     StoreUnreachable,
 )
-from hopaas_p2p.files.artifacts import artifacts_of, key_of, safe_name
+from hopaas_p2p.files.artifacts import artifacts_of, key_of, safe_name, within
+from hopaas_p2p.net import backoff
 from hopaas_p2p.open import open_store
 from hopaas_p2p.peer.peer import Peer
+from hopaas_p2p.remote.client import RemoteArtifacts
 from hopaas_p2p.stores.s3.store import S3Store
 from hopaas_p2p.study import Study
 from tests.support import s3_faults
@@ -273,6 +275,32 @@ def test_a_large_file_goes_to_a_bucket_in_parts_and_reading_goes_on_where_it_bro
         assert source.read_bytes() == target.read_bytes()
         assert sum(told) == 40 << 20
         store.close()
+
+
+def test_a_file_that_breaks_off_on_its_way_and_begins_again_is_not_too_long(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(backoff, "_FIRST_PAUSE", 0.001)
+    data, target = random.Random(1).randbytes(3 << 20), tmp_path / "target"
+
+    class Link:
+        """Breaks off once, behind two thirds."""
+
+        broken = False
+
+        def get(self, _key: str, path: Path, progress: Callable[[int], None]) -> None:
+            with path.open("wb") as file:
+                for place in range(0, len(data), 1 << 20):
+                    file.write(data[place : place + (1 << 20)])
+                    progress(1 << 20)
+                    if place and not self.broken:
+                        self.broken = True
+                        raise StoreUnreachable("broke off")
+
+    RemoteArtifacts(Link()).get("study/file/x", target, within(target, len(data)))  # type: ignore[arg-type]
+    assert target.read_bytes() == data
+    with pytest.raises(StoreCorrupt, match="more than the 1,048,576 bytes"):
+        RemoteArtifacts(Link()).get("study/file/x", target, within(target, 1 << 20))  # type: ignore[arg-type]
 
 
 def test_a_file_too_large_for_postgres_is_refused_and_the_setting_named(postgres_url: str, tmp_path: Path) -> None:

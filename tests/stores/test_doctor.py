@@ -233,7 +233,7 @@ def test_a_tokens_user_and_expiry_are_told_and_its_last_hours_are_a_failure(
     postgres: Server, postgres_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     access.add_user(postgres_url, "ann")
-    token = access.create_token(postgres_url, "ann", valid="week")
+    token = access.create_token(postgres_url, "ann", days=7)
     monkeypatch.setenv("HOPAAS_TOKEN", token.secret.reveal())
     store = PostgresStore(without_login(postgres_url))
     found = by_check(checks.examine(store))
@@ -379,7 +379,7 @@ def test_a_postgres_without_tls_is_told_from_one_with_a_bad_certificate(
 
 
 def test_a_sound_server_passes_and_a_wrong_token_does_not(centre: Centre, monkeypatch: pytest.MonkeyPatch) -> None:
-    server, token = centre.serve(), centre.token("ann", valid="week")
+    server, token = centre.serve(), centre.token("ann", days=7)
     monkeypatch.setenv("HOPAAS_TOKEN", token.secret.reveal())
     store = RemoteStore(centre.url(server.port))
     found = by_check(checks.examine(store))

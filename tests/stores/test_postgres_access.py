@@ -249,25 +249,17 @@ def test_users_are_made_listed_and_removed(place: Place) -> None:
     assert len(optuna.load_study(study_name="s", storage=place.storage(place.admin)).trials) == 2
 
 
-def test_a_login_of_the_servers_own_can_be_adopted_and_outlives_it(place: Place) -> None:
+def test_no_login_of_the_servers_own_becomes_a_user(place: Place) -> None:
     place.server.execute("DROP ROLE IF EXISTS carla")
     place.server.execute("CREATE ROLE carla LOGIN PASSWORD 'c'")
     carla = place.server.url("store", user="carla", password="c")
     with pytest.raises(Denied, match="user add"):
         place.store(carla).catalog().exchange(None, 0)
-    with pytest.raises(InvalidInput, match="--existing"):
-        access.add_user(place.admin, "carla")
-    access.add_user(place.admin, "carla", existing=True)
-    place.study(carla, "hers")
-    access.remove_user(place.admin, "carla")
-    assert place.server.execute("SELECT 1 FROM pg_roles WHERE rolname = 'carla'")
-    with pytest.raises(Denied):
-        place.store(carla).catalog().exchange(None, 0)
-    with pytest.raises(InvalidInput, match="powers over the server"):
-        access.add_user(place.admin, "dba", existing=True)
-    for name in ("hopaas_store_owner", "hopaas_store_peers", "pg_read_server_files"):
-        with pytest.raises(InvalidInput, match="powers over the server or the store"):
-            access.add_user(place.admin, name, existing=True)
+    for name in ("carla", "dba", "hopaas_store_owner", "hopaas_store_peers", "pg_read_server_files"):
+        with pytest.raises(InvalidInput, match="already exists on this server"):
+            access.add_user(place.admin, name)
+    with pytest.raises(InvalidInput, match="no user"):
+        access.remove_user(place.admin, "carla")
     with pytest.raises(ConfigurationError, match='the server rejected this: role name "public" is reserved'):
         access.add_user(place.admin, "public")
     place.server.execute("DROP ROLE carla")

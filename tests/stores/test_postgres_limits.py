@@ -57,7 +57,7 @@ def test_a_statement_that_takes_too_long_is_sent_again(postgres: Server, postgre
     append_many(log, "a", 1)
     with contextlib.closing(psycopg2.connect(postgres.url("store"))) as blocker, blocker.cursor() as cursor:
         cursor.execute("SELECT FROM hopaas.logs FOR UPDATE")
-        with pytest.raises(StoreUnreachable, match="statement_timeout"):
+        with pytest.raises(StoreUnreachable, match="statement timeout"):
             log.exchange(outgoing("b"), 1)
     until(lambda: takes(log, outgoing("b"), 1))
     assert len(everything(log)) == 2

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import fnmatch
-import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -35,9 +34,6 @@ def _asked(request: Request) -> list[tuple[str, str, str | None]]:
     bucket = name.partition("/")[0]
     if request.kind == "LIST":
         return [("s3:ListBucket", bucket, query.get("prefix", [""])[0])]
-    if request.kind == "POST" and "delete" in query:
-        keys = re.findall(r"<Key>(.*?)</Key>", request.body.decode())
-        return [("s3:DeleteObject", f"{bucket}/{key}", None) for key in keys]
     if request.kind == "DELETE":
         return [("s3:AbortMultipartUpload" if "uploadId" in query else "s3:DeleteObject", name, None)]
     return [("s3:GetObject" if request.kind in ("GET", "HEAD") else "s3:PutObject", name, None)]

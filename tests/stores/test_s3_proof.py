@@ -98,9 +98,9 @@ def test_a_peer_proves_it_with_three_puts_per_key_and_leaves_nothing(server: Imi
     before, _ = server.contents(), server.requests.clear()
     peer = S3Store(server.url("store"))
     peer.prove()
-    assert server.requests == {"GET": 1, "PUT": 3 * KEYS, "POST": 1}
+    assert server.requests == {"GET": 1, "PUT": 3 * KEYS, "DELETE": KEYS}
     peer.prove()
-    assert server.requests.total() == 1 + 3 * KEYS + 1
+    assert server.requests.total() == 1 + 4 * KEYS
     assert server.contents() == before
     peer.close()
 

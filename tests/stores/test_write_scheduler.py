@@ -178,12 +178,12 @@ def crowd(
 def test_sixteen_peers_pay_four_to_five_gets_a_commit() -> None:
     commits = puts = gets = 0
     waits: list[float] = []
-    for seed in (1, 2, 3):
+    for seed in range(1, 9):
         bucket, peers = crowd(16, lambda chooser: chooser.uniform(2.0, 6.0), 300.0, seed)
         commits, puts, gets = commits + len(bucket.commits), puts + bucket.puts, gets + bucket.gets
         waits += [wait for peer in peers for wait in peer.waits]
     waits.sort()
-    assert commits > 3000
+    assert commits > 8000
     assert gets / commits <= 4.45, "without copies it is 17.4"
     assert puts / commits <= 1.18, "a beat now and then goes on top of it: 1.25 with them"
     assert waits[len(waits) // 2] < 0.25
@@ -235,7 +235,7 @@ def test_a_storm_is_over_soon() -> None:
     waits = sorted(wait for peer in peers for wait in peer.waits)
     assert bucket.puts / len(bucket.commits) <= 1.3
     assert waits[len(waits) // 2] < 0.25
-    assert waits[int(0.99 * len(waits))] < 1.0
+    assert waits[int(0.99 * len(waits))] < 1.25
 
 
 def test_a_lone_peer_at_full_speed_hardly_ever_looks_or_waits() -> None:

@@ -14,10 +14,8 @@ class RelayProcess(ServiceProcess):
 
     def __init__(self, target: str, folder: Path, *, listen: str = "127.0.0.1:0", **env: str) -> None:
         self.file = folder / "relay.login"
-        login = [] if "/" in listen else ["--login-file", str(self.file)]
-        super().__init__(
-            "serve", "relay", "--listen", listen, "--to", target, *login, log=folder / "relay.log", env=env
-        )
+        words = ["--listen", listen, "--to", target, "--login-file", str(self.file)]
+        super().__init__("serve", "relay", *words, log=folder / "relay.log", env=env)
 
     @property
     def proxy(self) -> str:

@@ -15,7 +15,6 @@ import email.utils
 import hashlib
 import itertools
 import random
-import re
 from collections.abc import Callable
 from typing import NamedTuple
 from urllib.parse import parse_qs, quote, unquote, urlsplit
@@ -41,7 +40,6 @@ class Imitation(ThreadedServer):
             newest of all. Like MinIO since 2025-07 and RustFS with more than one pool.
         links_after: seconds between the look whether a key is free and the write. Like the Versity gateway.
         keeps_condition: without it every PUT succeeds. Like Ceph 18 in a bucket with versions.
-        multi_delete: the status of a multi-delete, if it is refused.
         seed: for what happens by chance.
 
     """
@@ -52,14 +50,12 @@ class Imitation(ThreadedServer):
         pools: int = 1,
         links_after: float | None = None,
         keeps_condition: bool = True,
-        multi_delete: int | None = None,
         seed: int = 0,
     ) -> None:
         super().__init__()
         self.pools = pools
         self.links_after = links_after
         self.keeps_condition = keeps_condition
-        self.multi_delete = multi_delete
         self.no_bucket = False
         """Whether it says that there is no such bucket."""
         self.asked: Callable[[Request], int | None] | None = None
@@ -107,12 +103,6 @@ class Imitation(ThreadedServer):
             return 200, {"Content-Type": "application/xml"}, self._list(query).encode()
         if request.kind == "PUT":
             return await self._put(key, request)
-        if request.kind == "POST" and "delete" in query:
-            if self.multi_delete is not None:
-                return _error(self.multi_delete, "NotImplemented" if self.multi_delete == 501 else "AccessDenied")
-            for name in re.findall(r"<Key>(.*?)</Key>", request.body.decode()):
-                self._remove(unquote(name))
-            return 200, {"Content-Type": "application/xml"}, b"<DeleteResult></DeleteResult>"
         if request.kind == "DELETE":
             self._remove(key)
             return 204, {}, b""

@@ -1,15 +1,14 @@
 -- Files in the database: for models and plots of some megabytes. Larger ones belong elsewhere, see HOPAAS_ARTIFACTS.
 --
--- A key begins with the uuid of its study, whose grants apply: workers add and remove files, viewers read them. Other
--- keys (Optuna makes some) belong to the user who stored them: everyone who knows one may read it, only that user may
--- replace it. A file is sent in parts, in order, under a token that its sender makes up, and is visible once it is complete.
--- Every statement may be sent twice.
+-- A key begins with the uuid of its study, whose grants apply: workers add and remove files, viewers read them. A file is
+-- sent in parts, in order, under a token that its sender makes up, and is visible once it is complete. Every statement may
+-- be sent twice.
 
--- == migration 8 ==
+-- == migration 9 ==
 
 CREATE TABLE hopaas.artifacts (
     id bigserial PRIMARY KEY,
-    log integer,
+    log integer NOT NULL,
     key text NOT NULL CHECK (length(key) <= 300 AND key ~ '^[A-Za-z0-9_-]+(/[A-Za-z0-9_-]+)*$'),
     author text NOT NULL,
     at timestamptz NOT NULL DEFAULT now(),
@@ -31,24 +30,9 @@ ALTER TABLE hopaas.artifact_parts ALTER COLUMN data SET STORAGE EXTERNAL;  -- mo
 -- == functions ==
 
 -- The caller in the log that a key belongs to, if its role there is at least p_least.
-CREATE OR REPLACE FUNCTION hopaas.entered_by_key(p_key text, p_least text) RETURNS hopaas.entry LANGUAGE plpgsql AS $$
-DECLARE v hopaas.entry := hopaas.entered(nullif(split_part(p_key, '/', 1), 'catalog'), p_least);
-BEGIN
-    IF v.log IS NULL AND hopaas.is_guest(v.username) THEN
-        RAISE EXCEPTION 'user % is the guest of one study and has no files elsewhere', v.username
-            USING ERRCODE = 'ZH402';
-    END IF;
-    RETURN v;
-END $$;
-
--- Fail if the user would replace or remove another user's file that belongs to no study.
-CREATE OR REPLACE FUNCTION hopaas.check_author(p_key text, p_user text) RETURNS void LANGUAGE plpgsql STABLE AS $$
-BEGIN
-    PERFORM 1 FROM hopaas.artifacts WHERE key = p_key AND whole AND log IS NULL AND author <> p_user;
-    IF FOUND AND NOT hopaas.is_administrator() THEN
-        RAISE EXCEPTION 'the file % is another user''s', p_key USING ERRCODE = 'ZH401';
-    END IF;
-END $$;
+CREATE OR REPLACE FUNCTION hopaas.entered_by_key(p_key text, p_least text) RETURNS hopaas.entry LANGUAGE sql AS $$
+    SELECT hopaas.entered(nullif(split_part(p_key, '/', 1), 'catalog'), p_least)
+$$;
 
 -- Store one part of a file; of those sent with one number the last counts. The last part makes the file visible, in place
 -- of an earlier one under the same key. The first removes uploads that were begun more than a day ago and never finished.
@@ -63,7 +47,9 @@ BEGIN
         RAISE EXCEPTION 'a file of % bytes is too large for the database, which keeps 67108864 at most', p_size
             USING ERRCODE = 'ZH413';
     END IF;
-    PERFORM hopaas.check_author(p_key, v.username);
+    IF v.log IS NULL THEN
+        RAISE EXCEPTION 'the file % is of no study in this database', p_key USING ERRCODE = 'ZH401';
+    END IF;
     IF p_part = 0 THEN
         DELETE FROM hopaas.artifacts WHERE id IN (
             SELECT id FROM hopaas.artifacts WHERE NOT whole AND at < now() - interval '1 day' FOR UPDATE SKIP LOCKED
@@ -98,7 +84,6 @@ BEGIN
             UPDATE hopaas.artifacts SET whole = true, at = now() WHERE id = v_file.id;
             RETURN;
         EXCEPTION WHEN unique_violation THEN  -- another session finished one at the same time; ours is the later one
-            PERFORM hopaas.check_author(p_key, v.username);
         END;
     END LOOP;
 END $$;
@@ -116,20 +101,17 @@ END $$;
 
 -- Remove a file, if it is there.
 CREATE OR REPLACE FUNCTION hopaas.remove_artifact_v1(p_key text) RETURNS void LANGUAGE plpgsql AS $$
-DECLARE v hopaas.entry := hopaas.entered_by_key(p_key, 'worker');
 BEGIN
-    PERFORM hopaas.check_author(p_key, v.username);
+    PERFORM hopaas.entered_by_key(p_key, 'worker');
     DELETE FROM hopaas.artifacts WHERE key = p_key AND whole;
 END $$;
 
--- The keys with this prefix, in the user's studies and among the user's own files.
+-- The keys with this prefix, in the user's studies.
 CREATE OR REPLACE FUNCTION hopaas.artifact_keys_v1(p_prefix text) RETURNS TABLE (key text) LANGUAGE plpgsql AS $$
 DECLARE v_user text := hopaas.caller();
 BEGIN
     RETURN QUERY
         SELECT a.key FROM hopaas.artifacts a
-        WHERE a.whole AND starts_with(a.key, p_prefix)
-          AND CASE WHEN a.log IS NULL THEN a.author = v_user OR hopaas.is_administrator()
-                   ELSE hopaas.role_in(a.log, '', v_user) IS NOT NULL END
+        WHERE a.whole AND starts_with(a.key, p_prefix) AND hopaas.role_in(a.log, '', v_user) IS NOT NULL
         ORDER BY a.key COLLATE "C";
 END $$;

@@ -19,7 +19,7 @@ from hopaas_p2p.errors import (
     StudyDeleted,
 )
 
-SCHEMA_VERSION: Final = 8
+SCHEMA_VERSION: Final = 9
 """The schema version that this code needs; see schema.sql."""
 
 READ_ONLY: Final = "25006"
@@ -55,17 +55,11 @@ _OURS: Final[dict[str, tuple[type[HopaasError], str]]] = {
     "ZH413": (ConfigurationError, _LARGE),
 }
 """Code of schema.sql -> our error, and what to do."""
+
 _PASSING: Final = {
     "53100": "the server's disk is full; nothing was stored, and it will be sent again",
-    "53200": "the server is out of memory",
-    "53300": "the server has no free connection",
-    "57014": "the server stopped the statement: it took longer than statement_timeout",
     _LOCKED: "another session keeps this locked; an owner or administrator ends it with: hopaas-p2p admin unlock STUDY",
-    "57P01": "the server closed the connection: it is shutting down, or an administrator closed it",
-    "57P02": "the server crashed and is coming back",
-    "57P03": "the server is starting or stopping",
 }
-
 _REFUSALS: Final[dict[type[HopaasError], dict[str, str]]] = {
     Denied: {
         r"password authentication failed|authentication failed for user": (

@@ -10,7 +10,7 @@
 --   ZH404 no such thing   ZH409 the log contradicts the peer   ZH410 deleted
 --   ZH412 a setting of the server or session forbids it   ZH413 too large   ZH503 a read-only replica
 
--- == migration 8 ==
+-- == migration 9 ==
 
 CREATE TABLE hopaas.schema_version (
     version integer PRIMARY KEY,
@@ -81,11 +81,9 @@ CREATE TABLE hopaas.grants (
     PRIMARY KEY (log, username)
 );
 
--- Users. An adopted one had a login before, and keeps it when it is removed here. `guest_of` is the uuid of the one study
--- that a guest may have a grant for; NULL for other users.
+-- Users. `guest_of` is the uuid of the one study that a guest may have a grant for; NULL for other users.
 CREATE TABLE hopaas.users (
     username text PRIMARY KEY,
-    adopted boolean NOT NULL,
     guest_of text,
     created timestamptz NOT NULL DEFAULT now()
 );

@@ -7,7 +7,6 @@ these: the caller must know when an outcome is unknown.
 
 from __future__ import annotations
 
-import base64
 import contextlib
 import datetime
 import hashlib
@@ -38,9 +37,7 @@ from hopaas_p2p.stores.s3.keys import Chain, Keys
 from hopaas_p2p.stores.s3.search import WIDEST
 
 _TYPE: Final = {"Content-Type": "application/octet-stream"}
-_NOT_TOGETHER: Final = (400, 403, 405, 411, 501)
-"""Statuses of servers that only remove objects one by one, or whose policies only allow that."""
-_PAGE: Final = 1000  # keys that one listing shows, or one request removes
+_PAGE: Final = 1000  # keys that one listing shows
 _PART: Final = 16 << 20  # bytes of a file sent at once; S3 takes 10,000 of them, which is 160 GB
 _PARTS_AT_ONCE: Final = 3
 _CHUNK: Final = 1 << 20
@@ -93,8 +90,7 @@ class Bucket:
         """The same, as used to sign requests."""
         self._pool: urllib3.PoolManager | None = None
         self._room = threading.Semaphore(WIDEST)
-        """Shared by the GETs of all `get_many` calls: there are no more connections than this."""
-        self._singly = False
+        """Shared by the requests of all `get_many` and `delete` calls: there are no more connections than this."""
 
     def server_now(self) -> float | None:
         """The server's clock: seconds since 1970, once it has answered."""
@@ -310,31 +306,11 @@ class Bucket:
         raise StoreUnreachable(f"{self.address.endpoint} sent an answer that is not from S3: no {root}")
 
     def delete(self, keys: Iterable[str]) -> None:
-        """In one request, or one by one if the server or its policy does not support that."""
-        names = list(keys)
-        while names and not self._singly:
-            if not self._delete_together(names[:_PAGE]):
-                break
-            del names[:_PAGE]
-        for name in names:
-            self._ask("DELETE", name, f"remove {name}", fine=(404,))
-            self._singly = True
+        def one(key: str) -> None:
+            with self._room:
+                self._ask("DELETE", key, f"remove {key}", fine=(404,))
 
-    def _delete_together(self, names: Sequence[str]) -> bool:
-        """Whether the server and its policy support that."""
-        objects = "".join(f"<Object><Key>{escape(self.address.root + name)}</Key></Object>" for name in names)
-        body = f"<Delete><Quiet>true</Quiet>{objects}</Delete>".encode()
-        digest = base64.b64encode(hashlib.md5(body, usedforsecurity=False).digest()).decode()
-        headers = {"Content-Type": "application/xml", "Content-MD5": digest}
-        answer = self._ask(
-            "POST", None, "remove objects", fine=_NOT_TOGETHER, query={"delete": ""}, headers=headers, body=body
-        )
-        if answer.status in _NOT_TOGETHER:
-            return False
-        codes = {_text(one, "Code") for one in self._xml(answer.data, "DeleteResult").findall("{*}Error")}
-        if codes - {"NoSuchKey", "", "AccessDenied"}:
-            raise StoreUnreachable(f"{self.address.endpoint} did not remove all objects: {', '.join(sorted(codes))}")
-        return "AccessDenied" not in codes
+        each(one, keys, at_once=WIDEST)
 
     discard = delete
 

@@ -10,7 +10,6 @@ on end.
 from __future__ import annotations
 
 import itertools
-import math
 import random
 from typing import Final
 
@@ -20,12 +19,8 @@ from hopaas_p2p.stores.s3.search import EndSearch
 _RECENT: Final = 1.5  # seconds, by the server's clock, which shows whole ones
 _LATELY: Final = 3.0  # seconds, by the server's clock, over which commits are counted
 _FULL: Final = 0.4  # share of the time with a PUT under way: no room for peers to write at will
-_LOSING: Final = 0.5  # share of this peer's remembered PUTs that lost: no room either
 _TURN: Final = 1.5  # slots for which a turn is left to its owner
 _ROUND: Final = 1.9  # slots per writer in a round; determined, like the rest, in tests/stores/test_write_scheduler.py
-_LATEST: Final = 3.0  # slots for each writer ahead, after which this peer goes
-_STORM: Final = 6.0  # seconds after which a lost PUT counts for a third
-_HIDDEN: Final = 1.6  # the log is at least this many times as busy as this peer's losses show
 _LOOKS: Final = 2.0  # average number of reads in a search
 _LONGEST_WAIT: Final = 16  # slots
 _POLL: Final = 0.2  # slots between checks of whose turn it is
@@ -41,41 +36,27 @@ class TurnScheduler(CrowdScheduler):
         super().__init__(rng)
         self._lost_at: float | None = None
         """When a write of this peer last lost, and the winning commit was read."""
-        self._losing = 0.0
-        self._faded_at = 0.0
-        self._due: float | None = None
         self._beaten = 0
 
     # --- what was seen ---
 
     def won(self, now: float, took: float) -> None:
         super().won(now, took)
-        self._fade(now)
-        self._losing *= 0.7
         self._beaten = 0
-        self._due = None
         before = self._recent[-1] if self._recent else Sight(ME, 0.0, now)
         self._recent.append(Sight(ME, before.modified + now - before.seen, now))
 
     def lost(self, now: float, took: float) -> None:
         super().lost(now, took)
         self._lost_at = now
-        self._fade(now)
         self._write = max(
             min(self._write, 2 * took), self.slot_bounds[0]
         )  # before its first win, it does not know that a server is near
-        self._due = None
-        self._losing = 0.7 * self._losing + 0.3
         self._beaten += 1
 
     def looked(self, took: float) -> None:
         """Record that reading one commit took this many seconds."""
         self._look = min(0.7 * self._look + 0.3 * took, self.slot_bounds[1])
-
-    def _fade(self, now: float) -> None:
-        """Fade old losses: a past storm says nothing about the future."""
-        self._losing *= math.exp(-max(now - self._faded_at, 0.0) / _STORM)
-        self._faded_at = now
 
     # --- how far to look ---
 
@@ -100,10 +81,9 @@ class TurnScheduler(CrowdScheduler):
 
     @property
     def _full(self) -> bool:
-        return self._losing >= _LOSING or self._busy >= _FULL
+        return self._busy >= _FULL
 
     def pause(self, now: float) -> float:
-        self._fade(now)
         if not self._recent or not self._full:
             return 0.0
         waited = now - self._recent[-1].seen
@@ -111,9 +91,7 @@ class TurnScheduler(CrowdScheduler):
             return GAP * self._slot - waited
         self._lets_go()
         ahead = self._ahead()
-        if self._due is None:
-            self._due = now + _LATEST * ahead * self._slot  # a writer that seems to be in line may not be
-        if not ahead or now >= self._due or waited >= ahead * _TURN * self._slot:
+        if not ahead or waited >= ahead * _TURN * self._slot:
             return 0.0
         return max((ahead - 1) * self._slot - waited, _POLL * self._slot) * self._rng.uniform(0.8, 1.2)
 
@@ -127,9 +105,9 @@ class TurnScheduler(CrowdScheduler):
         """The writers in line, with the place of each one's last commit among those seen.
 
         This is the largest set of writers that all committed within their last round; a writer that missed its round
-        is assumed idle. If PUTs lose, more of them are under way than succeed.
+        is assumed idle.
         """
-        busy = max(self._busy, _HIDDEN * self._losing)
+        busy = self._busy
         seen: dict[str | None, int] = {}
         standing = 0
         for back, sight in enumerate(reversed(self._recent)):
