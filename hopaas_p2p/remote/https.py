@@ -28,6 +28,7 @@ from typing import Any, Final, NamedTuple
 import h11
 
 from hopaas_p2p.errors import ConfigurationError, InvalidInput, StoreUnreachable
+from hopaas_p2p.net.checks import SOON
 from hopaas_p2p.net.listening import cannot_listen
 from hopaas_p2p.net.proxies import configure
 from hopaas_p2p.remote import protocol
@@ -118,6 +119,7 @@ class HttpsServer:
         self.by_token: Counter[Token] = Counter()
         self.sessions: set[HttpsSession] = set()
         self.empty = asyncio.Event()
+        self._warned = float("-inf")
         self._server: asyncio.Server | None = None
         self._ticker: asyncio.Task[None] | None = None
 
@@ -204,6 +206,8 @@ class HttpsServer:
             "draining": int(self.draining),
             **self.service.gauges(),
         }
+        if self.certificate is not None:
+            gauges["certificate_expiry_seconds"] = int(self.certificate.expires)
         lines = [f"hopaas_server_{name} {value}" for name, value in gauges.items()]
         lines += [f"hopaas_server_{name}{{{label}}} {value}" for (name, label), value in sorted(self.counted.items())]
         return 200, "\n".join(lines) + "\n"
@@ -221,11 +225,20 @@ class HttpsServer:
                 if now - session.idle_since > self.limits.idle:
                     session.end("idle")
             await self.service.tick(now)
-            try:
-                if self.certificate is not None and self.certificate.reload():
-                    event("certificate loaded")
-            except ConfigurationError as error:
-                event("certificate not loaded, the old one stays in use", level=logging.ERROR, why=str(error))
+            if self.certificate is not None:
+                self._check_certificate(self.certificate, now)
+
+    def _check_certificate(self, certificate: Certificate, now: float) -> None:
+        try:
+            if certificate.reload():
+                event("certificate loaded", days_left=round(certificate.days_left, 1))
+                self._warned = float("-inf")
+        except ConfigurationError as error:
+            event("certificate not loaded, the old one stays in use", level=logging.ERROR, why=str(error))
+        if certificate.days_left < SOON and now - self._warned > 86400.0:
+            self._warned = now
+            ends = "HAS EXPIRED" if certificate.days_left < 0 else f"EXPIRES IN {certificate.days_left:.0f} DAYS"
+            event(f"THE CERTIFICATE {ends}: renew it", level=logging.WARNING, days_left=round(certificate.days_left, 1))
 
 
 class _Refused(Exception):

@@ -451,6 +451,7 @@ def test_pages_for_machines(server: HttpsProcess, centre: Centre) -> None:
         assert found["hopaas_server_connections"] == 1
         assert found['hopaas_server_requests_total{status="200"}'] >= 2
         assert found["hopaas_server_postgres_up"] == 1
+        assert found["hopaas_server_certificate_expiry_seconds"] > time.time()
         assert "ann" not in fetch(server.port, "/metrics", centre.authority)[1]
     for path in ("/", "/v2", "/v1/", "/../etc/passwd", "/metrics/", "/v1/files/../x"):
         assert fetch(server.port, path, centre.authority) == (404, "")

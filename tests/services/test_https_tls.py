@@ -254,6 +254,7 @@ def test_a_renewed_certificate_is_used_without_a_restart(centre: Centre) -> None
     centre.pair = centre.authority.certificate(days=30.0)
     server = centre.serve()
     assert 29.0 < days_left(centre, server.port) < 30.1
+    assert server.events("THE CERTIFICATE EXPIRES IN 20 DAYS: renew it") == []
     centre.authority.certificate(days=200.0)
     server.signal(signal.SIGHUP)  # as a hook of certbot's may say "reload"; it would not be needed
     until(lambda: server.events("certificate loaded"))
@@ -261,6 +262,17 @@ def test_a_renewed_certificate_is_used_without_a_restart(centre: Centre) -> None
     centre.pair[1].write_text("half a file")
     until(lambda: server.events("certificate not loaded, the old one stays in use"))
     assert 199.0 < days_left(centre, server.port) < 200.1
+
+
+@pytest.mark.parametrize(
+    ("days", "said"),
+    [(20.5, "THE CERTIFICATE EXPIRES IN 20 DAYS: renew it"), (-1.0, "THE CERTIFICATE HAS EXPIRED: renew it")],
+)
+def test_the_server_warns_three_weeks_before_its_certificate_ends(centre: Centre, days: float, said: str) -> None:
+    centre.pair = centre.authority.certificate(days=days)
+    server = centre.serve("--head", "1")
+    (warning,) = until(lambda: server.events(said), what=server.log)
+    assert warning["level"] == "warning"
 
 
 def test_a_certificate_that_cannot_be_used_is_refused_at_the_start(authority: Authority, tmp_path: Path) -> None:
