@@ -24,7 +24,7 @@ import time
 from collections.abc import Callable, Iterable
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, Final
-from urllib.parse import quote, urlencode, urlsplit
+from urllib.parse import quote, urlencode
 
 from starlette.requests import HTTPConnection
 from starlette.responses import HTMLResponse, Response
@@ -217,8 +217,7 @@ def _same_origin(request: HTTPConnection, host: str) -> bool:
     """Whether the request comes from one of our pages, or from no page at all."""
     origins, site = request.headers.getlist("origin"), request.headers.get("sec-fetch-site", "")
     if origins:
-        parts = urlsplit(",".join(origins))
-        return parts.scheme in ("http", "https") and parts.netloc.lower() == host.lower()
+        return ",".join(origins).lower() in (f"http://{host}".lower(), f"https://{host}".lower())
     if site in ("cross-site", "same-site"):  # the latter: another port of this machine, or a sibling of its domain
         return request.scope.get("method") in _SAFE and request.headers.get("sec-fetch-mode") == "navigate"
     return True

@@ -52,7 +52,10 @@ class DashboardMiddleware:
         """Remember the address that the browser came from, and send it back there after the sign-in."""
         path, cookie = request.scope["path"], f"Path={self._prefix or '/'}; HttpOnly; SameSite=Lax"
         if path == f"{self._prefix}/auth/login":
-            page = urlsplit(request.headers.get("referer", ""))
+            try:
+                page = urlsplit(request.headers.get("referer", ""))
+            except ValueError:  # of a program; no browser sends such a thing
+                return
             left = f"{page.path}?{page.query}" if page.query else page.path
             ours = page.netloc == request.headers.get("host", "") and f"{page.path}/".startswith(f"{self._prefix}/")
             if ours and _PATH.fullmatch(left):

@@ -6,12 +6,12 @@ An alert that the receiver did not accept is posted again, with the same `id`.
 from __future__ import annotations
 
 import json
+import re
 import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final
-from urllib.parse import urlsplit
 
 from hopaas_p2p.alerts.rules import NEW_BEST, conditions
 from hopaas_p2p.core.leases import FailureDetector, ttl_of
@@ -24,6 +24,7 @@ from hopaas_p2p.runtime.settings import Secret
 if TYPE_CHECKING:
     from hopaas_p2p.study import Study
 
+_URL: Final = re.compile(r"https?://([A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\])(:\d{1,5})?([/?][!-~]*)?", re.IGNORECASE)
 _TIMEOUT: Final = 10.0
 _RETRY_INTERVAL: Final = 30.0  # seconds
 
@@ -104,8 +105,7 @@ def webhook(url: Secret) -> Send:
         ConfigurationError: it is not an http or https URL, or HOPAAS_CA_FILE cannot be used.
 
     """
-    parts = urlsplit(url.reveal())
-    if parts.scheme not in ("http", "https") or not parts.hostname:
+    if not _URL.fullmatch(url.reveal()):  # an error about another URL could show it
         raise ConfigurationError("the webhook is not an http or https URL; see HOPAAS_WEBHOOK and HOPAAS_WEBHOOK_FILE")
     opener = urllib.request.build_opener(_NoRedirect, urllib.request.HTTPSHandler(context=client_context()))
 

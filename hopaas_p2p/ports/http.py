@@ -94,7 +94,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_POST(self) -> None:
         length = self.headers.get("Content-Length", "")
-        if not length.isascii() or not length.isdigit() or int(length) > _LARGEST_BODY:
+        if not length.isascii() or not length.isdigit() or len(length) > 9 or int(length) > _LARGEST_BODY:
             self.close_connection = True
             self._answer(413, b"", "text/plain")
             return

@@ -49,6 +49,7 @@ OWN: Final = ("", Secret(""))
 """No token; stands for the login of this process."""
 _THREADS: Final = 32
 _SIDE_BY_SIDE: Final = 8  # calls per token; in Postgres, each on its own connection
+_PER_LOG: Final = 4  # calls in Postgres, where somebody's open transaction may lock the log: the others have threads
 _KEPT: Final = 60.0  # seconds for which a token's connections stay open without a request
 _LOGS: Final = 1_000
 _SUMS: Final = 256  # remembered per log
@@ -98,7 +99,10 @@ class Service:
     async def lease(self, token: Token, request: StoreRequest) -> AsyncIterator[Store]:
         """The store, exclusively for this request."""
         if isinstance(self.store, PostgresStore | RemoteStore):
-            async with self.turn(token, _SIDE_BY_SIDE):
+            async with (
+                self.turn(token, _SIDE_BY_SIDE),
+                self.turn((request.log or token, request.kind.of), _PER_LOG),
+            ):
                 free = self._free.setdefault(token, [])
                 store = free.pop() if free else self._open(token)
                 try:

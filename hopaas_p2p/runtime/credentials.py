@@ -376,10 +376,10 @@ def seal(text: str, env: Mapping[str, str] = os.environ) -> str:
 
 def _secret(name: str, what: str, env: Mapping[str, str]) -> Secret | None:
     path = env.get(f"{name}_FILE")
-    if path:
-        return _read(path, what, f"{name}_FILE")
-    text = env.get(name, "").strip()
-    return Secret(text) if text else None
+    found = _read(path, what, f"{name}_FILE") if path else Secret(env.get(name, "").strip())
+    if not found.reveal().isprintable():  # an error of the library that sends it could show it
+        raise ConfigurationError(f"the {what} in {name}{'_FILE' * bool(path)} is not one line of text")
+    return found if found.reveal() else None
 
 
 _were_read: Final[set[str]] = set()

@@ -183,7 +183,14 @@ def test_the_address_asked_for_outlasts_the_sign_in(door: Starlette) -> None:
 
 @pytest.mark.parametrize(
     "page",
-    ["http://elsewhere/mon/live", "http://here:1//elsewhere/x", "http://here:1/other", "http://here:1/monday", ""],
+    [
+        "http://elsewhere/mon/live",
+        "http://here:1//elsewhere/x",
+        "http://here:1/other",
+        "http://here:1/monday",
+        "",
+        "http://[",
+    ],
 )
 def test_no_other_page_is_where_a_sign_in_leads(page: str, door: Starlette) -> None:
     left = get(door, "/mon/auth/login", host="here:1", referer=page)

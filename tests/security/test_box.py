@@ -6,6 +6,7 @@ import contextlib
 import os
 import re
 import shutil
+import socket
 import subprocess
 import time
 from collections.abc import Iterator
@@ -127,6 +128,8 @@ def test_what_is_no_request_is_removed_and_keeps_nobody_waiting(tmp_path: Path) 
         _works(made)
         requests = made.box / "requests"
         os.mkfifo(requests / "0-fifo")
+        with socket.socket(socket.AF_UNIX) as left_behind, contextlib.chdir(requests):  # a socket's path has 100 bytes
+            left_behind.bind("0-socket")
         for number in range(2000):
             (requests / f"0-{number}").touch()
         _works(made)

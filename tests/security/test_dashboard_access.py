@@ -166,7 +166,15 @@ def test_other_names_are_those_that_were_allowed() -> None:
 
 @pytest.mark.parametrize(
     "origin",
-    ["http://127.0.0.1:9999", "http://localhost:8501", "https://evil.example.org", "null", "file://", "127.0.0.1:8501"],
+    [
+        *("http://127.0.0.1:9999", "http://localhost:8501", "https://evil.example.org", "null", "file://"),
+        *(
+            "127.0.0.1:8501",
+            "http://[",
+            "http://127.0.0.1:8501@evil.example.org",
+            "http://evil.example.org#127.0.0.1:8501",
+        ),
+    ],
 )
 def test_no_page_of_another_origin_asks_for_anything(origin: str) -> None:
     one = admitted(actions=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 
@@ -20,6 +21,8 @@ from hopaas_p2p.ports.ticket import Ticket, carry
 from hopaas_p2p.runtime import credentials, provenance
 from hopaas_p2p.runtime.settings import Secret, Settings
 from hopaas_p2p.stores.postgres.connect import PostgresAddress
+from hopaas_p2p.stores.s3 import keys
+from hopaas_p2p.stores.s3.address import parse
 from tests.support.processes import SPACE
 
 OWN = "ann.0123abcd:" + "k" * 43
@@ -138,6 +141,53 @@ def test_a_joined_studys_authority_vouches_for_no_webhook(monkeypatch: pytest.Mo
     monkeypatch.setenv("HOPAAS_WEBHOOK", "https://chat.example.org/secret")
     with pytest.raises(ConfigurationError, match=r"would vouch for chat\.example\.org, too"):
         credentials.webhook_url()
+
+
+_BUCKET = "s3://b-b/x?endpoint=http://127.0.0.1:9&region=r"
+_SERVICE = {"AWS_CONTAINER_CREDENTIALS_FULL_URI": "http://127.0.0.1:9/keys"}
+
+
+@pytest.mark.parametrize("secret", ["canary\nx", "canary \u20ac", "canary\x7f", "canary\udcff"], ids=ascii)
+@pytest.mark.parametrize(
+    "env",
+    [
+        {"AWS_ACCESS_KEY_ID": "k", "AWS_SECRET_ACCESS_KEY": "s", "AWS_SESSION_TOKEN": "*"},
+        {"AWS_ACCESS_KEY_ID": "*", "AWS_SECRET_ACCESS_KEY": "s"},
+        {**_SERVICE, "AWS_CONTAINER_AUTHORIZATION_TOKEN": "*"},
+        {**_SERVICE, "answer": '{"AccessKeyId": "k", "SecretAccessKey": "s", "Token": "*"}'},
+    ],
+    ids=["session", "id", "authorization", "a service's"],
+)
+def test_what_cannot_be_sent_is_not_shown_instead(
+    env: dict[str, str], secret: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The library that sends a header names it in its error if it has a line break in it."""
+    given = {name: value.replace("*", secret) for name, value in env.items()}
+    if answer := given.pop("answer", None):
+        monkeypatch.setattr(keys, "_ask", lambda *_, **__: answer.replace("\n", "\\n"))
+    with pytest.raises(ConfigurationError) as refused:
+        keys.Chain(parse(_BUCKET, {}), env=given).retrieve()
+    assert "canary" not in "".join(traceback.format_exception(refused.value))
+
+
+@pytest.mark.parametrize("secret", ["ann:canary\nx", "canary\udcff"], ids=ascii)
+def test_a_token_that_is_not_one_line_is_not_sent_or_shown(secret: str) -> None:
+    for name, read in (("HOPAAS_TOKEN", credentials.token), ("HOPAAS_WEBHOOK", credentials.webhook_url)):
+        with pytest.raises(ConfigurationError, match=f"in {name} is not one line of text"):
+            read({name: secret})
+
+
+@pytest.mark.parametrize(
+    "where", ["http://sts.example.org", "http://10.0.0.7:9", "ftp://sts.example.org", "http://[::1"]
+)
+def test_no_service_for_keys_is_asked_without_tls_on_another_machine(where: str, ann: Path) -> None:
+    (ann / "identity").write_text("canary")
+    address = parse(_BUCKET, {})
+    identity = {"AWS_WEB_IDENTITY_TOKEN_FILE": str(ann / "identity"), "AWS_ENDPOINT_URL_STS": where}
+    container = {"AWS_CONTAINER_CREDENTIALS_FULL_URI": f"{where}/keys", "AWS_CONTAINER_AUTHORIZATION_TOKEN": "canary"}
+    for env in (container, identity)[: 1 if "[" in where else 2]:
+        with pytest.raises(ConfigurationError, match="but is no URL with https://"):
+            keys.Chain(address, env=env).retrieve()
 
 
 @pytest.mark.parametrize("how", ["somebody else's", "writable", "in a writable folder"])

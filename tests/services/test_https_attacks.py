@@ -6,6 +6,7 @@ import contextlib
 import itertools
 import logging
 import random
+import select
 import socket
 import ssl
 import threading
@@ -16,6 +17,7 @@ import zlib
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
+import psycopg2
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -338,6 +340,34 @@ def test_a_secret_is_in_no_log_repr_traceback_process_list_or_metric(
     ):
         assert canary not in everything
     store.close()
+
+
+def test_a_transaction_that_locks_a_study_keeps_nobody_of_another_waiting(centre: Centre) -> None:
+    """However many peers, with tokens of their own, wait for it at this server."""
+    served, ben = Plain(centre), centre.token("ben").secret.reveal()
+    tokens = [centre.token("ann").secret.reveal() for _ in range(5)]
+    for token, uuid in ((served.token, "locked"), (ben, "free")):
+        one = StoreRequest("exchange", uuid, (_first(uuid), 0))
+        assert served.says(request(token, encode(one), "Connection: close")).startswith(b"HTTP/1.1 200")
+    role, _, password = served.token.partition(":")
+    url = centre.server.url("store", user=role, password=password)
+    with contextlib.closing(psycopg2.connect(url)) as holding, contextlib.ExitStack() as lines:
+        with holding.cursor() as cursor:
+            cursor.execute("SELECT hopaas.exchange_v1('locked', 0, 'held', 'p', NULL, NULL, NULL, 64, NULL)")
+        waiting = [lines.enter_context(served.connect()) for _ in range(40)]
+        for number, (line, token) in enumerate(zip(waiting, tokens * 8, strict=True)):
+            line.sendall(request(token, encode(StoreRequest("exchange", "locked", (_first(f"w{number}"), 1)))))
+        time.sleep(2)
+        with served.connect() as line:
+            line.sendall(request(ben, encode(StoreRequest("exchange", "free", (None, 0)))))
+            assert line.recv(65536).startswith(b"HTTP/1.1 200 OK")
+        assert select.select(waiting, [], [], 0)[0] == [], "he is answered before the first of them gives up"
+        holding.rollback()
+
+
+def _first(writer: str) -> Outgoing:
+    commit = Commit(writer, 1, writer, 0, (StudyRegistered("o", "o"),))
+    return Outgoing(f"{writer}:1", codec.encode(commit))
 
 
 # --- a directory that is served: callers with a token ------------------------------------------------------------

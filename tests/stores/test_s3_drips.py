@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from hopaas_p2p.errors import ConfigurationError, StoreUnreachable
+from hopaas_p2p.errors import ConfigurationError, HopaasError, StoreUnreachable
 from hopaas_p2p.net import answers
 from hopaas_p2p.stores.s3 import http
 from hopaas_p2p.stores.s3.address import parse
@@ -153,6 +153,36 @@ def test_an_answer_of_a_service_for_keys_does_not_grow(monkeypatch: pytest.Monke
         with pytest.raises(ConfigurationError, match="gave no keys"):
             bucket.get("some", limit=1 << 20)
         assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200_000, "kilobytes"
+        bucket.close()
+
+
+_HUGE = b"Content-Length: " + b"9" * 5000
+
+
+@pytest.mark.parametrize(
+    ("head", "body"),
+    [
+        ((b"200 OK", _HUGE), b""),
+        ((b"200 OK", b"Content-Length: 0", b"Date: Fri, 31 Dec 99999999999 23:59:59 GMT"), b""),
+        ((b"403 No", b"Date: Fri, 31 Dec 9999 23:59:59 -2359"), b"<Code>RequestTimeTooSkewed</Code>"),
+        ((b"400 No", b"X: y"), b"<Code>AccessDenied\nhopaas-p2p: all is well; run: rm -rf \x1b[2J</Code>"),
+        ((b"400 No", b"X: y"), b"<Code>" + b"A" * 1_000_000 + b"</Code>"),
+    ],
+    ids=["a length", "a date", "another date", "a text", "a long text"],
+)
+def test_nonsense_of_a_server_is_an_error_in_our_own_words(
+    head: tuple[bytes, ...], body: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    s3_environment(monkeypatch)
+    with _answering(lambda: _told(*head, b"Connection: close", then=[body])) as url:
+        bucket = Bucket(parse(f"s3://bucket/store?endpoint={url}&region=us-east-1"))
+        said = ""
+        try:
+            bucket.get("some", limit=1 << 20)
+        except HopaasError as error:
+            said = str(error)
+        assert said.isprintable()
+        assert len(said) < 1000
         bucket.close()
 
 

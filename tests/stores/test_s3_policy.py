@@ -14,6 +14,7 @@ import pytest
 import hopaas_p2p
 from hopaas_p2p.errors import Denied
 from hopaas_p2p.stores.checks import examine
+from hopaas_p2p.stores.objects.store import META
 from hopaas_p2p.stores.s3.address import parse
 from hopaas_p2p.stores.s3.gc import collect
 from hopaas_p2p.stores.s3.policy import Role, policy
@@ -83,9 +84,9 @@ class Bucket:
         study.close()
 
     @contextlib.contextmanager
-    def key(self, role: Role, *, everything: bool = False) -> Iterator[tuple[str, Judge]]:
-        """The URL at which only that is allowed which the policy allows; Amazon's, which also forbids."""
-        address = parse(f"s3://{self._server.bucket}/{self.prefix}?region=eu-1", {})
+    def key(self, role: Role, *, everything: bool = False, amazon: bool = True) -> Iterator[tuple[str, Judge]]:
+        """The URL at which only that is allowed which the policy allows; Amazon's also forbids."""
+        address = parse(f"s3://{self._server.bucket}/{self.prefix}?region=eu-1" if amazon else self.url, {})
         judge = Judge(policy(address, role, uuid=None if everything else self.uuid))
         with FaultProxy(self._server.port) as proxy:
             proxy.always = judge
@@ -139,6 +140,16 @@ def test_a_worker_of_one_study_can_neither_create_nor_delete(bucket: Bucket) -> 
             study.storage.peer.store.catalog().put_snapshot(lsn, b"a snapshot")
         study.close()
         assert judge.refused == []
+
+
+def test_a_worker_of_one_study_takes_the_store_away_from_no_other(bucket: Bucket) -> None:
+    """By a description of a newer format, on a server that cannot be told to keep what is there."""
+    with bucket.key("worker", amazon=False) as (url, _):
+        store = S3Store(url, create=False)
+        store.objects.put(f"study/{bucket.uuid}/log/{9:020}", b"this server overwrites")
+        with pytest.raises(Denied):
+            store.objects.put(META, b'{"format": 99, "uuid": ""}')
+        store.close()
 
 
 def test_a_viewer_reads_and_is_refused_nothing(bucket: Bucket) -> None:

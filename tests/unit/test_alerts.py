@@ -173,7 +173,8 @@ def test_a_receiver_that_fails_gets_it_later_and_is_not_named(
 
 
 def test_a_webhook_is_http_or_https() -> None:
-    for url in ("file:///etc/passwd", "ftp://x/y", "https://", "s3cr3t"):
+    with_spaces = [f"https://x.example.org/s3cr3t{odd}" for odd in (" x", "\n", "\u20ac")]  # which Python would show
+    for url in ("file:///etc/passwd", "ftp://x/y", "https://", "s3cr3t", "https://a:s3cr3t@x/y", *with_spaces):
         with pytest.raises(ConfigurationError) as caught:
             webhook(Secret(url))
         assert "s3cr3t" not in str(caught.value)

@@ -297,10 +297,11 @@ def test_a_page_in_a_browser_cannot_use_it(server: LocalServer) -> None:
     assert post(server, "/v1/studies", {}, Host=f"localhost:{server.server_port}")[0] == 200
 
 
-def test_a_body_that_is_too_large_is_refused(server: LocalServer) -> None:
+@pytest.mark.parametrize("length", [str(1 << 30), "9" * 5000], ids=["a GB", "digits"])
+def test_a_body_that_is_too_large_is_refused(server: LocalServer, length: str) -> None:
     connection = http.client.HTTPConnection("127.0.0.1", server.server_port, timeout=30)
     connection.putrequest("POST", "/v1/studies")
-    connection.putheader("Content-Length", str(1 << 30))
+    connection.putheader("Content-Length", length)
     connection.endheaders()
 
     assert connection.getresponse().status == 413

@@ -348,6 +348,10 @@ class Directory:
             fd = os.open(path, READ)
         except _ABSENT:
             return None
+        except OSError as error:
+            if error.errno != errno.ENXIO:
+                raise
+            return Found(b"", 0)  # a socket, which is not ours
         try:
             status = os.fstat(fd)
             if not stat.S_ISREG(status.st_mode):

@@ -44,7 +44,7 @@ class Mount(NamedTuple):
 
 def mount_of(path: Path, table: Path = MOUNTS) -> Mount:
     """The mount that contains this path, which need not exist."""
-    with contextlib.suppress(OSError, ValueError, IndexError, StopIteration):
+    with contextlib.suppress(OSError, RuntimeError, ValueError, IndexError, StopIteration):  # such as a loop of links
         rows = [line.split(" ") for line in table.read_text(errors="replace").splitlines()]
         points = {re.sub(r"\\([0-7]{3})", lambda code: chr(int(code[1], 8)), row[4]): row for row in rows}
         resolved = path.resolve()

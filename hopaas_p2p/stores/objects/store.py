@@ -38,7 +38,7 @@ def uuid_in(text: bytes, where: object) -> str:
         said = json.loads(text)
         version = int(said["format"])
         uuid = str(said["uuid"]) if version <= FORMAT else ""
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+    except (ValueError, OverflowError, KeyError, TypeError, AttributeError, RecursionError):
         raise ConfigurationError(f"{where} is not a valid description of a store; restore it from a backup") from None
     if version > FORMAT:
         raise NewerFormat

@@ -44,7 +44,7 @@ _CHUNK: Final = 1 << 20
 _ATTEMPTS: Final = 5  # at reading one file
 
 _DONE: Final = (200, 204, 206)
-_CODE: Final = re.compile(rb"<Code>([^<]*)</Code>")
+_CODE: Final = re.compile(rb"<Code>([A-Za-z0-9._-]{1,100})</Code>")  # it is shown
 _SKEW: Final = 1.0  # seconds
 _BULK_READ: Final = 60.0  # seconds of silence during a file
 _PAUSES: Final = (0.0, 1.0, 2.0, 4.0)  # seconds before a request about a file is sent again
@@ -225,7 +225,7 @@ class Bucket:
             if len(data) != size:
                 raise StoreUnreachable(f"{self.address.endpoint} sent {len(data)} of {size} bytes")
             return Found(data, size, modified)
-        except (urllib3.exceptions.HTTPError, OSError) as error:
+        except (urllib3.exceptions.HTTPError, OSError, ValueError) as error:  # a length of 5,000 digits
             raise unreachable(self.address, error) from None
         finally:
             answer.release_conn()
@@ -387,7 +387,7 @@ class Bucket:
 def _code(data: bytes) -> str:
     """The code in the body of a refusal; empty if there is none, as in a proxy's HTML page."""
     found = _CODE.search(data)
-    return found[1].decode(errors="replace") if found else ""
+    return found[1].decode() if found else ""
 
 
 def _text(element: Any, name: str) -> str:

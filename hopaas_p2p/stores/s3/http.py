@@ -23,15 +23,17 @@ READ: Final = 4.0
 """Seconds of silence after which a small request counts as lost; the log finds out what happened to it."""
 _HEAD: Final = 1 << 18  # bytes that may precede the end of an answer's head
 _LARGEST_ANSWER: Final = 16 << 20  # bytes of a completely read answer; a page of a listing has at most 4 MB
+_LAST_DATE: Final = 1 << 32  # seconds since 1970; in the year 2106
 _CONNECTIONS: Final = 17  # a window of 16 and a beat
 
 
 def parse_date(text: str | None) -> float | None:
-    """An HTTP date as seconds since 1970."""
+    """An HTTP date as seconds since 1970; None if it is not one, or one that no signature could have."""
     try:
-        return email.utils.parsedate_to_datetime(text).timestamp() if text else None
-    except ValueError:
+        seconds = email.utils.parsedate_to_datetime(text).timestamp() if text else -1.0
+    except (ValueError, OverflowError):
         return None
+    return seconds if 0.0 <= seconds < _LAST_DATE else None
 
 
 _QUICKACK: Final[int | None] = getattr(socket, "TCP_QUICKACK", None)

@@ -24,17 +24,21 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from typing import Any, Final, NamedTuple, NoReturn
-from urllib.parse import urlencode
+from urllib.parse import urlencode, urlsplit
 
 import urllib3
 
 from hopaas_p2p.errors import ConfigurationError, StoreUnreachable
+from hopaas_p2p.net import trust
 from hopaas_p2p.runtime import credentials
+from hopaas_p2p.runtime.redaction import redacted
 from hopaas_p2p.stores.s3 import http as s3_http
 from hopaas_p2p.stores.s3.address import Address, is_aws
 
 _MARGIN: Final = 120.0  # seconds before expiry at which keys are renewed
 _METADATA: Final = "http://169.254.169.254"
+_CONTAINERS: Final = ("169.254.170.2", "169.254.170.23", "fd00:ec2::23")
+"""Addresses of the services of ECS and EKS, which Amazon's own tools, too, use without TLS."""
 _METADATA_TIMEOUT: Final = 1.0  # seconds; a metadata service is on the same machine, or does not exist
 _ELEMENT: Final = re.compile("<(AccessKeyId|SecretAccessKey|SessionToken|Expiration)>([^<]*)<")
 
@@ -104,6 +108,7 @@ class Chain:
         )
         for find in places:
             if (found := find()) is not None:
+                _check_sendable(found[0], found[2])
                 return Keys(*found)
         raise ConfigurationError(
             "no keys for the bucket. Set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY. Looked at: the environment; web "
@@ -118,6 +123,8 @@ class Chain:
         token = credentials.identity([s3_http.server_of(endpoint)], env)
         if token is None:
             return None
+        if endpoint != address.endpoint:  # whose own URL says whether it may be without TLS
+            _check_private(endpoint)
         credentials.may_sign([s3_http.server_of(address.endpoint)], env)
         form = {
             "Action": "AssumeRoleWithWebIdentity",
@@ -141,6 +148,7 @@ class Chain:
             return None
         credentials.may_sign([s3_http.server_of(self._address.endpoint)], self._env)
         url, token = service[0], service[1].reveal()
+        _check_private(url)
         return _keys_of(_ask("GET", url, headers={"Authorization": token} if token else {}, direct=True))
 
     def _machine(self) -> Keys | None:
@@ -163,9 +171,30 @@ class Chain:
         return _keys_of(_ask("GET", roles + role, headers=pass_, direct=True)) if role else None
 
 
+def _check_sendable(*texts: str | None) -> None:
+    """Refuse what cannot be in a header: an error of the library that sends it would show it."""
+    if not all(isinstance(text, str) and text.isascii() and text.isprintable() for text in texts if text is not None):
+        raise ConfigurationError("the id of a key for the bucket, or a token, is not one line of ASCII text")
+
+
+def _check_private(url: str) -> None:
+    """Refuse a service on another machine without TLS: credentials go there and come from there."""
+    try:
+        parts = urlsplit(url)
+        host, _ = parts.hostname or "", parts.port
+    except ValueError:
+        host = ""
+    if not host or not (parts.scheme == "https" or trust.is_loopback(host) or host in _CONTAINERS):
+        raise ConfigurationError(
+            f"{redacted(url)} should give the keys for the bucket, but is no URL with https://. Without TLS, anybody "
+            "on the way could read them"
+        )
+
+
 def _ask(method: str, url: str, *, body: str | None = None, headers: dict[str, str], direct: bool = False) -> str:
     """One request to a service that provides keys. The request and its answer are never shown."""
     wait = _METADATA_TIMEOUT if direct else s3_http.READ
+    _check_sendable(*headers.values())
     try:
         with s3_http.pool(url, read=wait, direct=direct) as pool:
             asked = pool.urlopen(method, url, body=body, headers=headers, redirect=False, preload_content=False)
@@ -182,7 +211,7 @@ def _ask(method: str, url: str, *, body: str | None = None, headers: dict[str, s
 
 def _keys_of(said: dict[str, Any] | str) -> Keys | None:
     """The keys in a service's answer, which is JSON if it is text; None if there are none."""
-    with contextlib.suppress(ValueError, TypeError, KeyError):
+    with contextlib.suppress(ValueError, TypeError, KeyError, RecursionError):
         found = json.loads(said) if isinstance(said, str) else said
         key, secret, end = found["AccessKeyId"], found["SecretAccessKey"], None
         with contextlib.suppress(ValueError, TypeError, KeyError):

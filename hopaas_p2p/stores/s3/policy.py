@@ -38,9 +38,9 @@ def policy(address: Address, role: Role, *, uuid: str | None = None, by_prefix: 
         names = ["*"] if uuid is None else [uuid, "doctor-*"]  # the scratch of `hopaas-p2p doctor`
         snapshots = [f"{root}study/{name}/snapshot/*" for name in names]
         files = f"{root}artifacts/{names[0]}/*"
-        logs = [*(f"{root}study/{name}/log/*" for name in names), f"{root}meta.json"]
+        logs = [f"{root}study/{name}/log/*" for name in names]
         if uuid is None:
-            logs.append(f"{root}studies/log/*")  # it may create studies
+            logs += [f"{root}studies/log/*", f"{root}meta.json"]  # it may create studies, and the store
             snapshots.append(f"{root}studies/snapshot/*")
         statements += [
             _allow("Add", ["s3:PutObject"], logs),
