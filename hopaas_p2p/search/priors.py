@@ -146,6 +146,8 @@ class Prior(PriorRecord, frozen=True, forbid_unknown_fields=True):
             if confidence not in _WIDTHS:
                 raise InvalidInput(f"{name!r}: confidence is low, medium or high, not {confidence!r}")
             if one.prior is None:
+                if one.confidence is not None:
+                    raise InvalidInput(f"{name!r}: a confidence says how sure you are of a prior, and there is none")
                 continue
             dist = dists[name] = to_optuna(one)
             try:
