@@ -73,7 +73,7 @@ def parse(said: str | Mapping[str, Any]) -> Fidelity | None:
             key, equals, value = (one.strip() for one in part.partition("="))
             key, value = (key, value) if equals else (name, key)
             if key in given:
-                raise InvalidInput(f"fidelity = {said!r} says {key} twice")
+                raise InvalidInput(f"fidelity = {said!r} gives {key} twice")
             given[key] = value
     kind = _KINDS.get(str(given.setdefault("type", "rungs")))
     if kind is None or not given.keys() <= {"type", *kind.__struct_fields__}:

@@ -709,6 +709,8 @@ class Study(optuna.Study):
                 continues.
         """
         to = _ended_as(state, values)
+        if values is None and state is None and reason is None:
+            reason = "tell was given neither a value nor a state"
         told: tuple[float, ...] | None = None
         if to is TrialState.COMPLETE:
             if values is None:

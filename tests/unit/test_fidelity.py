@@ -181,8 +181,8 @@ def test_what_cannot_be_read_is_said_with_how_to_write_it(said: str) -> None:
     ("said", "why"),
     [
         ("rungs(1,9,3,1,0,8,0)", "7 values; rungs takes min, max, eta, brackets, first_step, whole"),
-        ("rungs(min=1,max=9,min=3)", "says min twice"),
-        ("population(16,size=8)", "says size twice"),
+        ("rungs(min=1,max=9,min=3)", "gives min twice"),
+        ("population(16,size=8)", "gives size twice"),
     ],
 )
 def test_no_value_of_a_fidelity_is_dropped_unsaid(said: str, why: str) -> None:

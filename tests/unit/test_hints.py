@@ -66,7 +66,7 @@ def test_a_misspelt_word_of_a_space_has_a_hint(spec: str, hint: str) -> None:
 
 
 def test_a_confidence_without_a_prior_is_refused() -> None:
-    with pytest.raises(InvalidInput, match="'x': a confidence says how sure you are of a prior, and there is none"):
+    with pytest.raises(InvalidInput, match="'x': confidence needs a prior"):
         hopaas_p2p.open_study("memory://c", "s", space=parse_space(["x=float(0,1,confidence=high)"]))
 
 
