@@ -35,7 +35,7 @@ def card(state: State, columns: TrialTable, signs: Mapping[str, SignOfLife]) -> 
     times, so_far = np.concatenate([columns.start, columns.end]), np.empty(0)
     if len(columns.directions) == 1:
         best_of_two = np.maximum if columns.directions[0] == "maximize" else np.minimum
-        so_far = best_of_two.accumulate(columns.values[columns.complete(), 0])
+        so_far = best_of_two.accumulate(columns.values[columns.complete() & ~columns.infeasible, 0])
     return {
         "word": state_word(state, working=any_alive(signs.values())),
         "best": tiles.best(columns)[1:],

@@ -106,20 +106,20 @@ def history(
         layers.append(Series("pruned, at its last report", "points", cut, palette.PRUNED, 5, "emptyDiamond"))
     layers.append(Series("complete", "points", points(y, complete, max(most * 3 // 4, most - cut_short), best_rows)))
     total, shown_points = count + cut_short, sum(layer.drawn for layer in layers)
-    best = best_rows[-1]
     until = float(np.nanmax(place[complete | pruned]))
-    line = {"along": np.append(place[best_rows], until), "best": np.append(y[best_rows], y[best])}
-    layers.append(Series("best so far", "steps", line, palette.BEST, 2))
+    if len(best_rows):
+        line = {"along": np.append(place[best_rows], until), "best": np.append(y[best_rows], y[best_rows[-1]])}
+        layers.append(Series("best so far", "steps", line, palette.BEST, 2))
+        best = f"trial {best_rows[-1]} with {number(float(y[best_rows[-1]]))}; it improved {len(best_rows) - 1} times."
+    else:
+        best = "unknown, because no trial satisfies the constraints."
     if ignored:
         said = [f"From here on, {label(one)} is ignored" for one, _ in ignored]
         rows = np.array([trial for _, trial in ignored], np.int64)
         marks: Data = {"along": place[rows], "value": y[rows], "trial": rows, "said": said}
         layers.append(Series("an earlier study is ignored", "points", marks, palette.LOST, 10, "triangle"))
     many = "" if single else f" of {name} ({columns.directions[objective]})"
-    alt = (
-        f"History{many} by {ALONG[along]}: {count:,} complete and {cut_short:,} pruned trials; the best is "
-        f"trial {best} with {number(float(y[best]))}; it improved {len(best_rows) - 1} times."
-    )
+    alt = f"History{many} by {ALONG[along]}: {count:,} complete and {cut_short:,} pruned trials; the best is {best}"
     notes = [f"{shown_points:,} of {total:,} drawn."] if shown_points < total else []
     alt += "".join(f" {label(one)} is ignored from trial {trial} on." for one, trial in ignored)
     caption = " ".join([*notes, *([far] if far else [])])

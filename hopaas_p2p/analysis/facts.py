@@ -97,7 +97,7 @@ def is_better(value: float, than: float, direction: str) -> bool:
 
 
 def best(state: State) -> Trial | None:
-    """The best COMPLETE trial of a study with one objective, the earliest of equals; None if there is none."""
+    """The best COMPLETE trial that satisfies its constraints, the earliest of equals, in a study with one objective."""
     if state.define is None or len(state.define.directions) != 1:
         return None
     results = state.trials.results()
@@ -109,7 +109,7 @@ def best(state: State) -> Trial | None:
 
 
 def pareto_front(state: State) -> list[Trial]:
-    """The COMPLETE trials that are not dominated by another, by number."""
+    """The COMPLETE trials that satisfy their constraints and are not dominated by another, by number."""
     from hopaas_p2p.analysis.table import TrialTable  # commands that need no table start without numpy
 
     return [state.trials[number] for number in TrialTable.of(state).front().tolist()]

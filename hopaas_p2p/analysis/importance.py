@@ -40,7 +40,7 @@ class Importance(NamedTuple):
 
 def importance(state: State, trials: TrialTable, selection: Selection = EVERYTHING) -> Importance:
     """Parameter importance for one objective, over the complete trials of the selection."""
-    rows, objective = np.flatnonzero(trials.selected(selection)), selection.objective
+    rows, objective = np.flatnonzero(trials.selected(selection) & ~trials.infeasible), selection.objective
     if len(rows) < _FEWEST:
         return Importance((), f"Needs {_FEWEST} complete trials; there are {len(rows)}.")
     try:

@@ -73,6 +73,7 @@ class TrialTable:
         "last": (np.float64, _NAN),
         "attempt": (np.int64, 1),
         "owner": (np.int64, -1),
+        "infeasible": (np.bool_, False),
     }
     """Name -> the column's type, and its value for a trial that has none."""
     state: NDArray[np.int8]
@@ -90,6 +91,8 @@ class TrialTable:
     attempt: Ints
     owner: Ints
     """Index into `owners`; -1 for a trial that no peer ran."""
+    infeasible: Mask
+    """Which trials violate their constraints: they are never the best."""
     values: Floats
     """One row per trial, one column per objective; NaN without a value."""
     params: dict[str, Floats]
@@ -164,23 +167,22 @@ class TrialTable:
         return np.isin(self.state, states)
 
     def cost(self, objective: int = 0) -> Floats:
-        """The objective's values, with the sign chosen so that smaller is better."""
+        """The objective's values, with the sign chosen so that smaller is better; infinite for infeasible trials."""
         sign = -1.0 if self.directions[objective] == "maximize" else 1.0
-        column: Floats = sign * self.values[:, objective]
-        return column
+        return np.where(self.infeasible, np.inf, sign * self.values[:, objective])
 
     def worst(self, objective: int = 0) -> list[Literal["low", "high"]]:
         """The end of this objective's axis that has the bad values."""
         return ["low" if self.directions[objective] == "maximize" else "high"]
 
     def front(self, shown: Mask | None = None) -> Ints:
-        """The rows of the COMPLETE trials that no other trial dominates; equal trials are all on the front.
+        """The rows of the COMPLETE and feasible trials that no other dominates; equal trials are all on the front.
 
         Args:
             shown: the trials that count; by default all.
 
         """
-        mask = (self.state == COMPLETE) & ~np.isnan(self.values).any(axis=1)
+        mask = (self.state == COMPLETE) & ~np.isnan(self.values).any(axis=1) & ~self.infeasible
         rows = np.flatnonzero(mask if shown is None else mask & shown)
         costs = np.stack([self.cost(one)[rows] for one in range(len(self.directions))], axis=1)
         front: list[int] = []
@@ -204,17 +206,19 @@ class TrialTable:
         return mask if selection.shown is None else mask & selection.shown
 
     def ranked(self, objective: int = 0, shown: Mask | None = None) -> Ints:
-        """The rows of the COMPLETE trials, or of those shown: best first, the earliest of equals first."""
+        """The rows of the COMPLETE trials, or of those shown: best first, infeasible ones last, otherwise by number."""
         mask = (self.state == COMPLETE) & ~np.isnan(self.values[:, objective])
         rows = np.flatnonzero(mask if shown is None else mask & shown)
         return rows[np.argsort(self.cost(objective)[rows], kind="stable")]
 
     def best(self, objective: int | None = None) -> int | None:
-        """The row of the best COMPLETE trial, the earliest of equals; with several objectives, one must be named."""
+        """The row of the best COMPLETE and feasible trial, the earliest of equals. One of several objectives must be
+        named.
+        """
         if objective is None and len(self.directions) > 1:
             return None
         objective = objective or 0
-        rows = np.flatnonzero((self.state == COMPLETE) & ~np.isnan(self.values[:, objective]))
+        rows = np.flatnonzero((self.state == COMPLETE) & ~np.isnan(self.values[:, objective]) & ~self.infeasible)
         return int(rows[np.argmin(self.cost(objective)[rows])]) if len(rows) else None
 
     def merged(self, name: str, rows: Ints | slice) -> Floats:
@@ -270,6 +274,7 @@ class TrialTable:
             column[those][plain] = made[plain]
         for at, rare in block.rare.items():
             self.attempt[block.first + at] = rare.attempt
+            self.infeasible[block.first + at] = not rare.feasible
         widths, values = np.asarray(block.widths), np.asarray(block.values)
         valued = rows[widths[rows] == len(self.directions)]
         at = _starts(np.maximum(widths, 0))[valued]
@@ -297,6 +302,7 @@ class TrialTable:
         self._read_scalars(row, trial, trial.state, trial.values, trial.reports, trial.start, trial.end)
         self.earlier[row] = earlier_seconds(trial) if trial.history else 0.0
         self.attempt[row] = trial.attempt
+        self.infeasible[row] = not trial.feasible
         self.owner[row] = -1 if trial.owner is None else self._code(trial.owner)
         if trial.dists:
             self.own.add(row)

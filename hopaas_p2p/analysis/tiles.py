@@ -16,7 +16,7 @@ def best(columns: TrialTable) -> Tile:
     if len(columns.directions) > 1:
         return "best", f"{len(columns.front()):,} on the front", f"of {len(columns.directions)} objectives"
     if row is None:
-        return "best", "none", "no complete trial yet"
+        return "best", "none", f"no {'feasible' if columns.infeasible.any() else 'complete'} trial yet"
     which = "highest" if columns.directions[0] == "maximize" else "lowest"
     return "best", number(float(columns.values[row, 0])), f"{which}, trial {row}"
 

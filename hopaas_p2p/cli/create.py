@@ -141,7 +141,7 @@ def _to_learn_from(made: Study) -> list[str]:
     if not found:
         return []
     command = f"hopaas-p2p study set {shlex.quote(made.name)} --learn-from auto"
-    return [f"It can begin with what {', '.join(found)} taught: {command}"]
+    return [f"It can learn from {', '.join(found)}: {command}"]
 
 
 @command("set", study="argument")

@@ -79,7 +79,9 @@ def join(
     if membership.name not in before:
         where = f"commands under HOPAAS_JOINED={membership.name}" if before else "every directory without a store"
         undo = f"To undo this: hopaas-p2p join --leave {membership.name}"
-        output.say(f"From now on, this study is used in {where}; `hopaas-p2p config show` says what counts. {undo}")
+        output.say(
+            f"From now on, this study is used in {where}; `hopaas-p2p config show` shows which settings apply. {undo}"
+        )
     if system is not None:
         submit_joined(session, system, _prepare(membership, via, login_node), command, given)
         return 0

@@ -65,9 +65,12 @@ def list_(session: CliSession, pattern: str | None, limit: int, names: bool) -> 
     from hopaas_p2p.study import open_study
 
     storage = session.storage()
+    none = (
+        f"No study matches {pattern!r}." if pattern else "No studies yet. To create one: hopaas-p2p study create NAME"
+    )
     listings = [one for one in storage.listings() if pattern is None or fnmatch.fnmatchcase(one.name, pattern)]
     if names:
-        session.show_table([{"name": one.name} for one in listings], {"STUDY": "name"}, empty="No studies.")
+        session.show_table([{"name": one.name} for one in listings], {"STUDY": "name"}, empty=none)
         return
     found = []
     for name in [one.study_name for one in storage.frozen_studies(listings[-limit:])]:
@@ -91,8 +94,7 @@ def list_(session: CliSession, pattern: str | None, limit: int, names: bool) -> 
         "BEST": best_of,
         "NOTE": lambda one: " ".join([*(f"#{tag}" for tag in one["tags"]), headline(one["note"])]),
     }
-    empty = "No studies yet. To create one: hopaas-p2p study create NAME"
-    session.show_table(found, columns, right=("TRIALS", "RUNNING", "FAILED", "BEST"), empty=empty)
+    session.show_table(found, columns, right=("TRIALS", "RUNNING", "FAILED", "BEST"), empty=none)
     if len(listings) > limit:
         output.say(f"{len(listings) - limit:,} older studies are not shown; give a pattern, --limit N, or --names")
 

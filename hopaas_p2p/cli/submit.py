@@ -152,7 +152,7 @@ def _submit(
 ) -> None:
     """Write the files, show them, and submit them. `given` are the options of the jobs and of their workers."""
     if given["time_limit"] is not None:
-        raise click.UsageError("--time says how long a job may run, and its worker reads that; leave out --time-limit")
+        raise click.UsageError("--time sets how long a job may run, and its worker reads that; leave out --time-limit")
     with contextlib.suppress(Denied, StoreUnreachable):  # the worker looks again, and may reach more than this machine
         commands.check(job.command, session.study().space)
     job = job._replace(

@@ -12,6 +12,7 @@ from typing import Any, Final
 import click
 
 from hopaas_p2p.analysis.facts import pareto_front, reason_line, row_of, value_columns
+from hopaas_p2p.analysis.objectives import objectives
 from hopaas_p2p.cli import output
 from hopaas_p2p.cli.annotations import add_annotations
 from hopaas_p2p.cli.artifact import artifact
@@ -25,7 +26,7 @@ from hopaas_p2p.files import artifacts
 from hopaas_p2p.spec import space
 
 _STATES: Final = ("running", "complete", "pruned", "fail", "waiting")
-_SORTS: Final = ("number", "value", "start", "seconds")
+_ORDERS: Final = ("number", "value", "start", "seconds")
 _HEADS: Final = ("#", "CONTINUES", "STATE", "TIME", "TRY", "WHERE", "REASON", "TAGS", "PARAMETERS")
 """Our own columns in a list; an objective with such a name gets the head `VALUE NAME`."""
 
@@ -44,7 +45,12 @@ for command in (ask, report, log, should_prune, tell, renew, release):
 
 @trial.command("list", study="argument")
 @click.option("--state", "states", multiple=True, metavar="|".join(_STATES), help="Only these; repeat, or use commas.")
-@click.option("--sort", type=click.Choice(_SORTS), default="number", help="The order; by value, the best first.")
+@click.option(
+    "--sort",
+    metavar="|".join((*_ORDERS, "OBJECTIVE")),
+    default="number",
+    help="The order; by value or by an objective, the best first.",
+)
 @click.option("--limit", type=click.IntRange(min=1), metavar="N", help="List at most N trials.")
 @click.option("--all", "every", is_flag=True, help="With rungs or a population: every trial.")
 def list_(session: CliSession, states: tuple[str, ...], sort: str, limit: int | None, every: bool) -> None:
@@ -65,15 +71,25 @@ def list_(session: CliSession, states: tuple[str, ...], sort: str, limit: int | 
         for one in state.trials
         if (not chained or one.number in chains) and (not wanted or one.state.name in wanted)
     ]
-    maximize = study.directions[0].name == "MAXIMIZE"
+    orders = {**{name: at for at, name in enumerate(objectives(state))}, **dict.fromkeys(_ORDERS), "value": 0}
+    if sort not in orders:
+        raise click.UsageError(f"{sort!r} is not an order. The orders are {', '.join(orders)}.")
+    by = orders[sort]
     front = {one.number for one in pareto_front(state)} if sort == "value" and len(study.directions) > 1 else ()
 
     def key(row: dict[str, Any]) -> tuple[bool, bool, Any]:
-        """Ascending; by value, the best (with several objectives, the front) first. Trials without a value are last."""
-        value = row["values"][0] if sort == "value" and row["values"] else row.get(sort)
+        """Ascending; by an objective, the best first, and infeasible trials behind the others. By value, the trials on
+        a front come first. Trials without a value are last.
+        """
+        number, value = row["number"], row.get(sort)
+        if by is not None:
+            value = row["values"][by] if row["values"] else None
         if value is None or (isinstance(value, float) and math.isnan(value)):
-            return (True, True, row["number"])
-        return (False, row["number"] not in front, -value if sort == "value" and maximize else value)
+            return (True, True, number)
+        if by is None:
+            return (False, False, value)
+        behind = number not in front if front else not state.trials[number].feasible
+        return (False, behind, -value if study.directions[by].name == "MAXIMIZE" else value)
 
     shown = sorted(rows, key=key)[:limit]
     place = {row["number"]: at for at, row in enumerate(shown)}
@@ -91,7 +107,9 @@ def list_(session: CliSession, states: tuple[str, ...], sort: str, limit: int | 
         "TIME": lambda row: output.duration(row["seconds"]),
         "TRY": "attempt",
         "WHERE": output.where,
-        "REASON": lambda row: reason_line(row["reason"]) or "-",
+        "REASON": lambda row: (
+            reason_line(row["reason"]) or ("-" if state.trials[row["number"]].feasible else "violates its constraints")
+        ),
         "TAGS": lambda row: " ".join(f"#{tag}" for tag in row["tags"]) or "-",
         "PARAMETERS": lambda row: output.parameters(row["params"], digits=4),
     }

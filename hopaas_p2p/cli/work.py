@@ -176,7 +176,8 @@ def log(session: CliSession, ticket: str | None, metrics: tuple[str, ...], step:
 def should_prune(session: CliSession, ticket: str | None) -> int:
     """Exit with 10 when the ticket's trial should be pruned, else with 0.
 
-    In a script: hopaas-p2p trial should-prune || exit 0
+    Under a worker: hopaas-p2p trial should-prune || exit 0. In a loop of your own, first end the trial: hopaas-p2p
+    trial tell --state pruned
     """
     with _asking(session, ticket) as ask_trial:
         reply = ask_trial("should-prune")

@@ -85,7 +85,6 @@ from hopaas_p2p.core.validity import (
     MAX_WAITING,
     MOST_METRICS,
     STATUSES,
-    feasible,
     possible_attributes,
     possible_definition,
     possible_distributions,
@@ -718,7 +717,7 @@ def _note_result(state: State, trial: Trial) -> None:
     if trial.state is not FAIL:
         value, define = None, state.define
         if trial.state is COMPLETE and trial.values and define is not None and len(define.directions) == 1:
-            value = trial.values[0] if "constraints" not in trial.system or feasible(trial.system) else None
+            value = trial.values[0] if trial.feasible else None
         state.ledger.result(trial.end or 0, value)
 
 

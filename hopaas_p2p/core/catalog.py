@@ -91,12 +91,12 @@ def checked_name(name: str) -> str:
 
     """
     if not isinstance(name, str):
-        raise InvalidInput(f"a study is called by a text, not {name!r}")
+        raise InvalidInput(f"a study's name must be a string, not {name!r}")
     what = flaw(name)
     if what is None and name != name.strip():
         what = f"the study name {name!a} begins or ends with a space"
     if what is None and any(unicodedata.category(character) == "Cf" for character in name):
-        what = f"the study name {name!a} holds characters that nobody sees"
+        what = f"the study name {name!a} contains invisible characters"
     if what is None and mixes_alphabets(name):
         what = f"the study name {name!a} mixes letters that look alike, of several alphabets"
     if what is not None:

@@ -47,7 +47,7 @@ class Ladder(Configurations):
     def __init__(self, policy: Rungs, *, maximize: bool = False) -> None:
         super().__init__(policy, maximize=maximize)
         self.brackets: dict[int, int] = {}
-        """Of each configuration."""
+        """The bracket of each configuration."""
         self._hedged = policy.brackets >= _HEDGED and policy.whole > 0
         self._rungs = [[_Rung([], []) for _ in policy.levels] for _ in range(len(policy.levels) + 1)]
         """For each bracket, all rungs; its configurations do not pause below its first."""

@@ -36,6 +36,7 @@ from hopaas_p2p.core.records import (
     TrialTakeOver,
 )
 from hopaas_p2p.core.standings import RungCount, RungStanding
+from hopaas_p2p.core.validity import satisfies_constraints
 
 RUNNING: Final = TrialState.RUNNING
 COMPLETE: Final = TrialState.COMPLETE
@@ -153,6 +154,12 @@ class Rare(msgspec.Struct, array_like=True, omit_defaults=True, kw_only=True):
     """Earlier owners, oldest first: their epochs rise."""
     paused: bool = False
     """Whether it stopped at a rung, and may be continued."""
+
+    @property
+    def feasible(self) -> bool:
+        """Whether it satisfies its constraints, which few studies have."""
+        return not self.system or satisfies_constraints(self.system)
+
     continues: Natural | None = None
     """The paused trial that it continues."""
     resumed: Step | None = None
@@ -309,16 +316,21 @@ class Trials(Sequence[Trial]):
         return self.closed[index].end_of(number % BLOCK) if found is None else found[number % BLOCK]
 
     def results(self) -> Iterator[tuple[int, float]]:
-        """Number and first value of each COMPLETE trial, without making the trials of closed blocks."""
+        """Number and first value of each COMPLETE trial that satisfies its constraints, without making the trials of
+        closed blocks.
+        """
         for index in range(-(-self.size // BLOCK)):
             closed = self.closed.get(index)
             if closed is not None:
                 block = closed.columns()
                 starts = itertools.accumulate([max(width, 0) for width in block.widths], initial=0)
                 rows = zip(itertools.count(block.first), block.states, block.widths, starts, strict=False)
-                yield from [(n, block.values[at]) for n, state, width, at in rows if state == COMPLETE and width > 0]
+                bad = {block.first + at for at, rare in block.rare.items() if not rare.feasible}
+                found = [(n, block.values[at]) for n, state, width, at in rows if state == COMPLETE and width > 0]
+                yield from [one for one in found if one[0] not in bad]
             else:
-                yield from [(t.number, t.values[0]) for t in self.block(index) if t.state is COMPLETE and t.values]
+                ended = [trial for trial in self.block(index) if trial.state is COMPLETE and trial.feasible]
+                yield from [(trial.number, trial.values[0]) for trial in ended if trial.values]
 
     def numbers_of(self, state: TrialState) -> Iterator[int]:
         """The numbers of the trials in this state, without making the trials of closed blocks."""

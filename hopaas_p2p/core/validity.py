@@ -249,10 +249,11 @@ def _too_deep(text: str) -> bool:
     return False
 
 
-def feasible(system: Mapping[str, str]) -> bool:
+def satisfies_constraints(system: Mapping[str, str]) -> bool:
     """Whether a trial with these attributes satisfies its constraints, as Optuna reads them."""
-    text = system.get("constraints")
-    return text is None or all(one <= 0 for one in json.loads(text) or ())
+    listed = json.loads(system.get("constraints", "null")) or ()
+    named = [json.loads(text) for key, text in system.items() if key.startswith("constraints:")]
+    return all(one <= 0 for one in (*listed, *named))
 
 
 def possible_system(texts: Mapping[str, str], directions: int | None = None) -> bool:

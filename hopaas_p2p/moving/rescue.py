@@ -65,10 +65,10 @@ if TYPE_CHECKING:
     from hopaas_p2p.storage import Storage
 
 MARK: Final = "rescued"
-"""The user attribute of a trial that is not quite certain, and the key in the new study's definition."""
+"""The user attribute of a trial whose data are uncertain, and the key in the new study's definition."""
 _MOST: Final = 64  # trials that a run of missing commits may have started
 _EFFORT: Final = (100, 500)
-"""Commits and trials that are replayed, for each that there is, to guess what commits follow, and what is missing."""
+"""How many commits and trials may be replayed per commit and trial of the log, to guess what is missing."""
 _OF_A_TRIAL: Final = (TrialSet, TrialFinish, TrialCheckpoint, TrialRelease)
 _WATCH: Final = 1.0  # seconds between looks for answers of live peers
 _RANK: Final = {
@@ -113,7 +113,7 @@ class Rescued(NamedTuple):
 
 
 class _Guesses:
-    """How many commits and trials may still be replayed to guess what is missing: a log can be made of holes.
+    """How many commits and trials may still be replayed to guess what is missing, as a log may consist mostly of gaps.
 
     When the allowance is used up, no trial is assumed missing, and a commit without a known predecessor follows the one
     before it.
@@ -388,7 +388,7 @@ def _bridged(state: State, path: list[_Node], place: int, guesses: _Guesses) -> 
     count_up = itertools.count(last + 1)
     rest = list(itertools.takewhile(lambda entry: entry.lsn == next(count_up), behind))
     owners: dict[int, str] = {}
-    most = 0  # with more than are spoken of, nothing more is accepted
+    most = 0  # starting more trials than the records mention makes no further record valid
     for commit in (codec.decode(entry.payload) for entry in rest):
         for record in commit.records if isinstance(commit, Commit) else ():
             number = getattr(record, "number", None)

@@ -40,6 +40,8 @@ class Job(Generic[P]):
         self.running = False
 
 
+_LOG_AGAIN: Final = 60.0
+"""Seconds until the same error of a job is logged again."""
 _NEVER: Final[Job[Any]] = Job(lambda _: math.inf)
 
 
@@ -60,6 +62,8 @@ class Jobs(Generic[P]):
         self._changed = threading.Condition(threading.Lock())
         self._threads: list[threading.Thread] = []
         self._idle = 0
+        self._logged = "", 0.0
+        """The error that was logged last, and when."""
 
     def add(self, run: Callable[[P], float]) -> Job[P]:
         """Add a job. It does not run until it is woken."""
@@ -108,7 +112,10 @@ class Jobs(Generic[P]):
             try:
                 pause = job.run(owner)
             except HopaasError as error:
-                _log.warning("%s", error)
+                text, now = str(error), time.monotonic()
+                if text != self._logged[0] or now > self._logged[1] + _LOG_AGAIN:  # several jobs meet the same trouble
+                    self._logged = text, now
+                    _log.warning("%s", text)
             except BaseException:  # noqa: BLE001  # whatever it is, it is written down
                 _log.exception("a background job met an error and continues")
             del owner

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
 import json
 import threading
 import time
@@ -82,8 +83,12 @@ class LocalPeer:
             return self.request(body.pop("study"), int(body.pop("trial")), verb, **body)
         if verb not in (*READS, *ACTS):
             raise InvalidInput(f"POST /v1/VERB; choose from {', '.join((*READS, *ACTS, *VERBS))}")
-        reply: Reply = getattr(self, verb)(**body)
-        return reply
+        method: Callable[..., Reply] = getattr(self, verb)
+        try:
+            inspect.signature(method).bind(**body)
+        except TypeError as error:
+            raise InvalidInput(f"{verb}: {error}") from None
+        return method(**body)
 
     # --- reading: agents see these docstrings ---
 

@@ -46,6 +46,8 @@ def parsed(body: bytes) -> Reply:
         request = json.loads(body or b"{}")
     except RecursionError:
         raise InvalidInput("the request is nested too deeply") from None
+    except ValueError as error:
+        raise InvalidInput(f"the request is not JSON: {error}") from None
     if not isinstance(request, dict):
         raise InvalidInput("the request is not a JSON object")
     return request

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import difflib
+import functools
 import math
 import operator
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, Final
+from typing import Any, Final, ParamSpec, TypeVar
 
 from hopaas_p2p.errors import InvalidInput, InvalidType
 
+_P = ParamSpec("_P")
+_R = TypeVar("_R")
 _LARGEST: Final = (1 << 53) - 1
 _SHOWN: Final = 100  # characters of a value in a message
 
@@ -87,6 +90,30 @@ def near(word: str, known: Iterable[str], otherwise: str) -> str:
     """A hint for an unknown word: the known word that it resembles, else `otherwise`."""
     found = difflib.get_close_matches(word, list(known), n=1)
     return f"did you mean {found[0]!r}?" if found else otherwise
+
+
+def names_arguments(**elsewhere: str) -> Callable[[Callable[_P, _R]], Callable[_P, _R]]:
+    """Let a call with an unknown keyword say which one was probably meant.
+
+    `elsewhere`: words that belong to the constructor of an argument, with that argument as it is given.
+    """
+
+    def decorate(function: Callable[_P, _R]) -> Callable[_P, _R]:
+        code = function.__code__
+        known = code.co_varnames[: code.co_argcount + code.co_kwonlyargcount]
+
+        @functools.wraps(function)
+        def checked(*args: _P.args, **given: _P.kwargs) -> _R:
+            for name in given:
+                if name not in known:
+                    hint = near(name, known, f"there are {', '.join(known)}")
+                    hint = f"give it as {elsewhere[name]}({name}=…)" if name in elsewhere else hint
+                    raise TypeError(f"{function.__name__}() has no argument {name!r}; {hint}")
+            return function(*args, **given)
+
+        return checked
+
+    return decorate
 
 
 def shown(value: object) -> str:

@@ -146,6 +146,8 @@ class Prior(PriorRecord, frozen=True, forbid_unknown_fields=True):
             if confidence not in _WIDTHS:
                 raise InvalidInput(f"{name!r}: confidence is low, medium or high, not {confidence!r}")
             if one.prior is None:
+                if one.confidence is not None:
+                    raise InvalidInput(f"{name!r}: confidence needs a prior")
                 continue
             dist = dists[name] = to_optuna(one)
             try:
@@ -226,7 +228,7 @@ class Taught:
         self._processes: list[Process] = []
         self._together: dict[tuple[int, ...], Processes] = {}
         self._best: list[Floats] = []
-        """Of each prior the configurations, the best first; NaN where it lacks a value."""
+        """The configurations of each prior, the best first; NaN where a value is missing."""
         logs: dict[str, list[float]] = {name: [] for name in space}
         noises = []
         for prior in priors:
@@ -248,13 +250,13 @@ class Taught:
             noises.append(math.log(prior.noise))
         scales = np.exp([float(np.mean(some or [0.0])) for some in logs.values()])
         self.lengths = Lengths(scales, math.exp(float(np.mean(noises or [0.0]))), 0)
-        """To begin with, before trials say otherwise."""
+        """The starting values, before there are trials to fit them to."""
         if self.priors:
             evenly = self.cube.anywhere(np.random.RandomState(1), _COMPARED)
             self.hypotheses = Hypotheses(self.means(self.cube.points(evenly)))
 
     def means(self, points: Floats, mixture: Floats | None = None) -> Floats:
-        """A row per configuration, a column per prior: the score that is expected of it; 0 of what is not mixed in."""
+        """The predicted scores: a row per configuration, a column per prior; 0 for priors outside the mixture."""
         found = np.zeros((len(points), len(self._processes)))
         used = tuple([place for place in range(len(self._processes)) if mixture is None or mixture[place] > _LEAST])
         if used and len(points):

@@ -289,7 +289,7 @@ class TPESampler(OptunaTPE):
         )
 
     def _scores(self, model: _Model, candidates: dict[str, Floats]) -> Floats:
-        """The same by Optuna's own computation."""
+        """The candidates' scores by Optuna's own computation."""
         above = self.estimator(model.columns.observations(model.space, model.above), model.space)
         return np.asarray(model.below.log_pdf(candidates) - above.log_pdf(candidates))
 

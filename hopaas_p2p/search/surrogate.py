@@ -208,7 +208,7 @@ def chosen(count: int) -> Ints:
 
 
 def scores(ranks: Ints, count: int) -> Floats:
-    """Normal scores of these ranks among `count` trials; the best has the lowest."""
+    """Normal scores for these ranks among `count` trials; the best has the lowest."""
     normal = NormalDist()
     return np.array([normal.inv_cdf((rank + 0.5) / count) for rank in ranks.tolist()])
 
@@ -222,7 +222,7 @@ def kernel(squares: Sequence[Floats], lengths: Floats) -> Floats:
 
 
 def correlations(multipliers: Floats, features: Floats) -> Iterator[Floats]:
-    """The same of a row per multiplier and a column per configuration (`Cube.features`), in pieces of some columns."""
+    """The same kernel, with a row per multiplier and a column per configuration (`Cube.features`), in blocks."""
     step = max(1, _ALONE // (multipliers.size or 1))
     for at in range(0, len(features) or 1, step):
         far = multipliers @ features[at : at + step].T
@@ -230,7 +230,7 @@ def correlations(multipliers: Floats, features: Floats) -> Iterator[Floats]:
 
 
 def _matern(far: Floats) -> Floats:
-    """Of five times the squared distances, which are overwritten."""
+    """The same kernel, from five times the squared distances, which are overwritten."""
     near = far / 3
     np.sqrt(far, out=far)
     near += far
@@ -309,14 +309,14 @@ def _likelihood(
 
 
 class Process(NamedTuple):
-    """What the trials of one study say of all configurations, with a constant mean that is learned from them.
+    """Predicts the score of any configuration from the trials of one study, with a constant mean learned from them.
 
     Most trials of a search are where results are good, so their average is not typical of the rest; in ordinary kriging
     (Cressie, 1993, section 3.2) trials that are close together count less for the mean.
     """
 
     rows: Floats
-    """Of each trial what `Cube.features` of a configuration are multiplied by."""
+    """For each trial, the factors by which `Cube.features` of a configuration are multiplied."""
     weights: Floats
     mean: float
 
@@ -344,7 +344,7 @@ class Processes:
         self._means = np.array([one.mean for one in processes])
 
     def means(self, features: Floats) -> Floats:
-        """The score that each process, a column, expects of configurations with these features."""
+        """The score that each process (a column) predicts for configurations with these features."""
         found = [self._weights @ near for near in correlations(self._rows, features)]
         return np.asarray(np.concatenate(found, axis=1).T + self._means)
 
@@ -359,7 +359,7 @@ class Trust(NamedTuple):
     chances: Floats
     """How likely each row is."""
     order: Floats
-    """What each expects of configurations that are spread evenly: a sorted column per row of the mixtures."""
+    """The scores that each mixture predicts for evenly spread configurations: a sorted column per mixture."""
 
     def drawn(self, number: float, running: Floats) -> Floats | None:
         """One of the mixtures, for a random number below 1; None: that no prior counts.
@@ -369,8 +369,8 @@ class Trust(NamedTuple):
 
         Args:
             number: which one.
-            running: what each prior expects of each running trial, a column per prior. A mixture that expects more of
-                few of the configurations spread evenly than of a running trial probably proposed that trial.
+            running: the scores that each prior predicts for the running trials, a column per prior. A mixture that
+                predicts a better score for only a few of the evenly spread configurations probably proposed the trial.
 
         """
         better = [np.searchsorted(*one) for one in zip(self.order.T, (running @ self.mixtures.T).T, strict=True)]
@@ -384,11 +384,11 @@ class Trust(NamedTuple):
 
 
 class Hypotheses:
-    """What may be true of some priors, and how likely it is before the first trial.
+    """The hypotheses about some priors, and how likely each is before the first trial.
 
     Args:
-        elsewhere: what each prior, a column, expects of configurations that are spread evenly. Where priors agree on
-            them, their mean is likelier than each alone.
+        elsewhere: the scores that each prior (a column) predicts for evenly spread configurations. If the priors agree
+            there, their mean is more likely to be right than any one of them.
 
     """
 
@@ -398,20 +398,20 @@ class Hypotheses:
         none, together = _LONE, 1.0
         if priors > 1:
             ratio = float(elsewhere.mean(axis=1).var() / (elsewhere.var(axis=0).mean() or 1.0))
-            correlation = (priors * ratio - 1) / (priors - 1)  # the mean of those of two priors each
+            correlation = (priors * ratio - 1) / (priors - 1)  # the mean over pairs of priors
             alike = min(1.0, max(_APART, correlation / _ALIKE))
             none, together = _NONE + _UNLIKE * (1 - alike), _TOGETHER * alike
         self._before = np.array([none, *(1 - none) * np.array([together, *[(1 - together) / priors] * priors])])
         self._order = np.sort(elsewhere @ self._mixtures.T, axis=0)
 
     def trust(self, means: Floats) -> Trust:
-        """Which priors agree with the trials: by the likelihood of the trials' order under what each expects of them.
+        """How well each hypothesis agrees with the trials: the likelihood of their order under its predicted scores.
 
-        The likelihood is Plackett's and Luce's (Luce, Individual Choice Behavior, 1959). It is the same however far
-        apart the trials are: most of them were chosen because a prior expects much of them.
+        The likelihood is Plackett's and Luce's (Luce, Individual Choice Behavior, 1959). It does not depend on how far
+        apart the trials are, because most of them were chosen for the good score that a prior predicts.
 
         Args:
-            means: what each prior expects of each trial, a column per prior, the best trial first.
+            means: the score that each prior (a column) predicts for each trial, the best trial first.
 
         """
         appeal = -_SHARP * means @ self._mixtures.T
@@ -430,7 +430,7 @@ def agreement(means: Floats) -> Floats:
 
 
 def fading(count: int) -> float:
-    """The weight of priors next to this many trials."""
+    """The weight of priors in a study with this many trials."""
     return _FADES / (_FADES + count)
 
 

@@ -124,7 +124,7 @@ def _content(text: str) -> dict[str, Any]:
             if not isinstance(place, dict):
                 raise InvalidInput(f"{key!r} is not a budget key; choose from: {_KEYS}")
         if names[-1] in place:
-            raise InvalidInput(f"the budget says {key.strip()} twice")
+            raise InvalidInput(f"the budget gives {key.strip()} twice")
         place[names[-1]] = None if value.strip() == "none" else value.strip()
     return content
 

@@ -66,7 +66,7 @@ def parse(said: str) -> Fidelity | None:
     for part in parts:
         key, _, value = (one.strip() for one in part.partition("="))
         if key in given:
-            raise InvalidInput(f"fidelity = {said!r} says {key} twice")
+            raise InvalidInput(f"fidelity = {said!r} gives {key} twice")
         given[key] = value
     kind = _KINDS.get(given["type"])
     if kind is None or not given.keys() <= {"type", *kind.__struct_fields__}:

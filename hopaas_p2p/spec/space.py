@@ -170,6 +170,9 @@ def _table(name: str, kind: str, parts: list[Any]) -> dict[str, Any]:
     for part in parts:
         key, equals, text = str(part).partition("=")
         if not equals or key not in (_BELIEF if kind == "cat" else (*_BELIEF, "step")):
+            if equals and kind != "cat":
+                hint = near(key, (*_BELIEF, "step"), "only step, prior and confidence take a value")
+                raise InvalidInput(f"the parameter {name!r}: there is no {key}=…; {hint}")
             rest.append(part)
         elif key in table:
             raise InvalidInput(f"the parameter {name!r}: {key}=… is given twice")

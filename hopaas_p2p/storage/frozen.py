@@ -141,7 +141,8 @@ class FrozenTrialCache:
         if self._best is not None:
             known = map(state.trials.__getitem__, numbers)
             self._seek_best(
-                [(one.number, one.values[0]) for one in known if one.state is COMPLETE and one.values], state
+                [(one.number, one.values[0]) for one in known if one.state is COMPLETE and one.values and one.feasible],
+                state,
             )
         if self._finished is not None:
             self._unlisted |= numbers
@@ -212,7 +213,7 @@ class FrozenTrialCache:
         self._finished = lists
 
     def best(self) -> FrozenTrial | None:
-        """The best COMPLETE trial of a study with one direction. Builds no other."""
+        """The best COMPLETE trial of a study with one direction that satisfies its constraints. Builds no other."""
         state = self._state
         assert state is not None
         if self._best is None:

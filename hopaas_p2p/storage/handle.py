@@ -17,6 +17,7 @@ from optuna.distributions import BaseDistribution, FloatDistribution, check_dist
 from optuna.exceptions import UpdateFinishedTrialError
 from optuna.trial import FrozenTrial, TrialState
 
+from hopaas_p2p.analysis.facts import count
 from hopaas_p2p.core import records
 from hopaas_p2p.core.admission import Done, NextStart, Wait, next_start
 from hopaas_p2p.core.apply import may_be_a_workers
@@ -166,7 +167,7 @@ class StudyHandle:
         """
         trials = self.refresh().trials
         if not 0 <= number < len(trials):
-            raise NoSuchTrial(f"the study {self.name!r} has no trial {number}; it has {len(trials)} trials")
+            raise NoSuchTrial(f"the study {self.name!r} has no trial {number}; it has {count(len(trials), 'trial')}")
         return trials[number]
 
     def introduce_as(self, about: dict[str, str]) -> None:

@@ -18,7 +18,10 @@ NO_WORK: Final = {
     "paused": "the study is paused; resume it with: hopaas-p2p study resume",
     "stopped": "the study is stopped",
     "draining": "this peer or its site was asked to take no more trials",
-    "failing": "too many trials failed in a row; look at them with: hopaas-p2p trial list --state fail",
+    "failing": (
+        "too many trials failed in a row; look at them with: hopaas-p2p trial list --state fail, then start trials "
+        "again with: hopaas-p2p study resume"
+    ),
 }
 
 

@@ -409,9 +409,9 @@ class Storage(BaseStorage):
             if len(directions_of(handle.state)) > 1:
                 raise RuntimeError("Best trial can be obtained only for single-objective optimization.")
             handle.view.catch_up(handle.state)
-            best = handle.view.best()
-        if best is None:
-            raise ValueError("No trials are completed yet.")
+            best, complete = handle.view.best(), handle.state.counts[records.TrialState.COMPLETE]
+        if best is None:  # in Optuna's words
+            raise ValueError(f"No {'feasible ' if complete else ''}trials are completed yet.")
         return best
 
     def remove_session(self) -> None:

@@ -11,6 +11,7 @@ from typing import Any, Final, NamedTuple
 
 import msgspec
 from optuna.distributions import BaseDistribution, FloatDistribution
+from optuna.samplers import BruteForceSampler
 
 from hopaas_p2p.core import records
 from hopaas_p2p.core.attributes import FIDELITY
@@ -223,6 +224,16 @@ def compare_fidelity(state: State, name: str, given: Fidelity | None) -> None:
         raise DefinitionMismatch(
             f"the study {name!r} has the fidelity {in_words(stored)}, given {in_words(given)}. Leave the argument out, "
             f"or let an owner change it: hopaas-p2p study set {shlex.quote(name)} --fidelity '{in_words(given)}'"
+        )
+
+
+def check_points(sampler: object, space: Mapping[str, object]) -> None:
+    """Raise InvalidInput if the sampler tries every point of the space, and there is no end of them."""
+    endless = [name for name, one in space.items() if getattr(one, "step", 1) is None]
+    if endless and isinstance(sampler, BruteForceSampler):
+        one, named = spec(space[endless[0]]), ", ".join(map(repr, endless))
+        raise InvalidInput(
+            f"the grid sampler tries every value, so {named} needs a step, as in {endless[0]}={one[:-1]},step=0.1)"
         )
 
 

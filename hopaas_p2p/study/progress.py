@@ -67,7 +67,7 @@ class ProgressLog:
         else:
             word = "" if state == "COMPLETE" else f" {state}"
             shown = ", ".join(f"{value:.6g}" for value in values)
-            _log.info("trial %d:%s %s%s", number, word, shown, self._best((values[0], number) if not word else None))
+            _log.info("trial %d:%s %s%s", number, word, shown, self._best(None if word else (values[0], number)))
         if time.monotonic() >= self._due:
             self._due = time.monotonic() + _INTERVAL
             _log.info("study %r: %s", self._name, self._standing())
@@ -92,8 +92,9 @@ class ProgressLog:
                 return ""
             study.view.catch_up(study.state)
             best = study.view.best()
-            own = self._own if ended is None else [*self._own, ended]
-            self._own = [one for one in own if study.state.trials[one[1]].end is None]
+            if ended is not None and all(one <= 0 for one in study.view.trial(ended[1]).constraints.values()):
+                self._own.append(ended)
+            self._own = [one for one in self._own if study.state.trials[one[1]].end is None]
             known = self._own if best is None else [*self._own, (best.values[0], best.number)]
             if not known:
                 return ""

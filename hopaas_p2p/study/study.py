@@ -56,7 +56,16 @@ from hopaas_p2p.errors import (
 from hopaas_p2p.files import checkpoints
 from hopaas_p2p.files.artifacts import StudyArtifacts
 from hopaas_p2p.runtime import credentials, extras, interrupts, metering
-from hopaas_p2p.runtime.arguments import exceptions, functions, mapping, seconds, shown, trial_number, whole
+from hopaas_p2p.runtime.arguments import (
+    exceptions,
+    functions,
+    mapping,
+    names_arguments,
+    seconds,
+    shown,
+    trial_number,
+    whole,
+)
 from hopaas_p2p.runtime.interrupts import describe, interruptions, sigterm_raises
 from hopaas_p2p.runtime.process import once
 from hopaas_p2p.samplers import TPESampler
@@ -87,6 +96,7 @@ from hopaas_p2p.study.definition import (
     StudyPolicy,
     as_given,
     check_fidelity,
+    check_points,
     checked_space,
     compare,
     compare_fidelity,
@@ -123,6 +133,7 @@ _LONGEST_PAUSE: Final = 10.0  # seconds between two checks of a study that canno
 _THROUGH: Final = "the sampler has been through all of its points"
 
 
+@names_arguments(**dict.fromkeys(StudyPolicy._fields, "policy=StudyPolicy"))
 def open_study(
     store: str | os.PathLike[str] | Storage,
     name: str,
@@ -176,6 +187,7 @@ def open_study(
     used = {"sampler": sampler, "pruner": pruner}
     wanted.info.update({kind: type(one).__name__ for kind, one in used.items() if one is not None})
     check_fidelity(said.fidelity, len(wanted.directions), wanted.space)
+    check_points(sampler, wanted.space)
     if not isinstance(trackers, list | tuple) or not all(callable(getattr(one, "begin", None)) for one in trackers):
         raise InvalidInput(f"trackers is a list such as [hopaas_p2p.trackers.MLflow()], got {shown(trackers)}")
     if isinstance(store, str):
@@ -354,17 +366,18 @@ class Loop:
                     raise
                 _log.warning("no more trials are started because the time is up: %s", error)
                 return None
-            except NoWork as none:
-                self._settle()
-                left = deadline - time.monotonic()
-                if isinstance(none.found, Done) or left <= 0.0:
-                    self._left = self._left or none.reason
-                    return None
-                progress.waiting(none.reason)
-                pause = min(pause, 1.0, study.handle.state.policy.ttl / 8) if pause == math.inf else pause
-                time.sleep(min(pause, left))
-                if not none.found.for_whom:
-                    pause = min(pause * 1.5, _LONGEST_PAUSE)
+            except NoWork as error:
+                none = error
+            self._settle()
+            left = deadline - time.monotonic()
+            if isinstance(none.found, Done) or left <= 0.0:
+                self._left = self._left or none.reason
+                return None
+            progress.waiting(none.reason)
+            pause = min(pause, 1.0, study.handle.state.policy.ttl / 8) if pause == math.inf else pause
+            time.sleep(min(pause, left))  # not within the `except`: Ctrl-C would show both errors
+            if not none.found.for_whom:
+                pause = min(pause * 1.5, _LONGEST_PAUSE)
 
     def _settle(self) -> None:
         """Wait until the ends of this thread's trials, which leave with the next exchange, are durable."""
@@ -621,6 +634,7 @@ class Study(optuna.Study):
             _log.warning("%s", complaint)
         if self._checked_sampler is not self.sampler:
             extras.check_sampler(self.sampler)
+            check_points(self.sampler, self.space)
             self.storage.check_sampler(self.sampler)
             self._checked_sampler = self.sampler
         if interrupts.terminated:
@@ -694,6 +708,8 @@ class Study(optuna.Study):
                 continues.
         """
         to = _ended_as(state, values)
+        if values is None and state is None and reason is None:
+            reason = "tell was given neither a value nor a state"
         told: tuple[float, ...] | None = None
         if to is TrialState.COMPLETE:
             if values is None:
@@ -928,7 +944,7 @@ class Study(optuna.Study):
                 "peers: study.stop_all()"
             )
         for loop in [one for one in loops if me in one.threads][-1:] or loops:
-            loop.why_stopped = "the objective asked for it"
+            loop.why_stopped = "study.stop() was called"
 
     def _fail_for(self, owner: str, number: int, reason: str) -> None:
         """Fail a trial that another rank of this program asked for, if it is not over."""
@@ -1029,6 +1045,7 @@ class Study(optuna.Study):
         pauses = None if fidelity == "none" else fidelity
         said = SearchMethod.given(sampler, pruner, repeats, replicates, pauses)
         check_fidelity(said.fidelity, len(self.directions), self.space)
+        check_points(sampler, self.space)
         for what, method in (("sampler", said.sampler), ("pruner", said.pruner)):
             if method is not None and method["arguments"] is None:
                 raise InvalidInput(

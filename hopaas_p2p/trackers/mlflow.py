@@ -211,7 +211,7 @@ class MLflow:
         own = told.scheme == "mlflow-artifacts" and told.netloc in ("", server.netloc)
         if server.scheme in ("http", "https") and not own and told.scheme not in _CLOUD:
             raise ConfigurationError(
-                f"MLflow at {redacted(self.uri)} says that files belong to {redacted(place)!r}, which is not on that "
+                f"MLflow at {redacted(self.uri)} would put files into {redacted(place)!r}, which is not on that "
                 "server. Choose another experiment: MLFLOW_EXPERIMENT_NAME"
             )
 

@@ -61,7 +61,7 @@ def test_a_date_is_a_text_a_day_or_a_moment(date: Any) -> None:
         ({"until": {"date": "tomorrow"}}, "until.date is a date or time such as 2026-12-31"),
         ("until.date=0001-01-01T00:00+14:00", "until.date is a date or time such as 2026-12-31"),
         ({"euro": 5}, "needs prices per site"),
-        ("gpu_hours=1,gpu_hours=2", "says gpu_hours twice"),
+        ("gpu_hours=1,gpu_hours=2", "gives gpu_hours twice"),
         ("until=5,until.target=3", "not a budget key"),
         (0, "at least 1"),
         (2.5, "whole number"),

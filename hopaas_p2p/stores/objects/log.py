@@ -50,7 +50,7 @@ from hopaas_p2p.stores.objects.store import ObjectBackedStore
 
 TOMBSTONE: Final = b"hopaas: this study is deleted\n"
 BEHIND: Final = -1
-"""In place of the lsn of the log's end: the next read begins with the past."""
+"""In place of the lsn of the log's end: not known, so the next read starts with earlier commits."""
 RECEIPT: Final = 8 << 20  # bytes of commits that one exchange returns
 SPAN: Final = SNAPSHOT_EVERY
 """Commits of a range, which a directory's pack holds; the commits after a snapshot begin a new range."""

@@ -1,0 +1,103 @@
+"""A trial that violates its constraints is nowhere the best, wherever the best is shown."""
+
+from __future__ import annotations
+
+import logging
+import secrets
+
+import optuna
+import pytest
+
+import hopaas_p2p
+from hopaas_p2p.analysis import charts, facts, tiles
+from hopaas_p2p.analysis.table import TrialTable
+from hopaas_p2p.cli import main
+from hopaas_p2p.core.blocks import close_settled
+from hopaas_p2p.core.records import Budget, Float, TrialSet, Until
+from tests.unit.test_ledger import ASK, Campaign, end
+
+SPACE = {"x": Float(0.0, 10.0)}
+FEW, BLOCKS = 6, 2100
+
+
+def constrained(trials: int, directions: str | list[str] = "minimize", store: str = "") -> hopaas_p2p.Study:
+    """Trial n has the value n; those below 3 violate a constraint, in one of Optuna's two forms."""
+    study = hopaas_p2p.open_study(store or f"memory://{secrets.token_hex(8)}", "s", space=SPACE, directions=directions)
+    for number in range(trials):
+        trial = study.ask()
+        if number < 2:
+            study.storage.set_trial_system_attr(trial._trial_id, "constraints", [1.0])
+        else:
+            trial.set_constraint("below", 3.0 - number)
+        study.tell(trial, float(number) if directions == "minimize" else [float(number), float(number)])
+    return study
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_the_best_trial_satisfies_its_constraints(packed: bool) -> None:
+    study = constrained(BLOCKS if packed else FEW)
+    state = study.state
+    if packed:
+        with study.handle.log.lock:
+            close_settled(state)
+        assert state.trials.closed
+    table = TrialTable.of(state)
+    top = facts.best(state)
+    assert top is not None
+    assert (top.number, table.best(), study.best_trial.number) == (3, 3, 3)
+    assert table.ranked().tolist()[:2] == [3, 4]
+    assert table.ranked().tolist()[-3:] == [0, 1, 2]
+    assert tiles.best(table)[1] == "3"
+    chart = charts.history(table)
+    assert chart is not None
+    assert "the best is trial 3" in chart.alt
+    study.close()
+
+
+def test_the_front_satisfies_its_constraints() -> None:
+    study = constrained(FEW, ["minimize", "minimize"])
+    assert [one.number for one in facts.pareto_front(study.state)] == [one.number for one in study.best_trials] == [3]
+    study.close()
+
+
+def test_without_a_feasible_trial_there_is_no_best_one() -> None:
+    study = constrained(3)
+    table = TrialTable.of(study.state)
+    assert facts.best(study.state) is None
+    assert tiles.best(table) == ("best", "none", "no feasible trial yet")
+    chart = charts.history(table)
+    assert chart is not None
+    assert "no trial satisfies the constraints" in chart.alt
+    with pytest.raises(ValueError, match="No feasible trials are completed yet"):
+        _ = study.best_trial
+    study.close()
+
+
+def test_the_command_line_and_the_progress_show_a_feasible_best(
+    tmp_path: object, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    store = f"{tmp_path}/store"
+    constrained(FEW, store=store).close()
+    main.run(["study", "show", "s", "--store", store])
+    assert "#3: 3  " in capsys.readouterr().out
+    main.run(["trial", "list", "s", "--sort", "value", "--store", store])
+    rows = capsys.readouterr().out.splitlines()[1:]
+    assert [row.split()[0] for row in rows] == ["3", "4", "5", "0", "1", "2"]
+    assert ["violates its constraints" in row for row in rows] == [False] * 3 + [True] * 3
+
+    def objective(trial: optuna.Trial) -> float:
+        trial.set_constraint("below", 1.0)
+        return -1.0
+
+    study = hopaas_p2p.open_study(store, "s")
+    with caplog.at_level(logging.INFO, "hopaas_p2p"):
+        study.optimize(objective, n_trials=1)
+    assert "trial 6: -1, best 3 (#3)" in caplog.text
+    study.close()
+
+
+def test_a_target_is_not_reached_by_a_trial_that_violates_a_named_constraint() -> None:
+    study = Campaign(Budget(until=Until(target=0.1)))
+    study.at(0, "ann", ASK)
+    study.at(1, "ann", TrialSet(0, 1, system={"constraints:c": "0.5"}), end(0, value=0.0))
+    assert study.reached() is None

@@ -1,0 +1,172 @@
+"""What somebody reads who has made a common mistake: it names the cause, and what to do."""
+
+from __future__ import annotations
+
+import json
+import secrets
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import optuna
+import pytest
+
+import hopaas_p2p
+from hopaas_p2p.cli import main
+from hopaas_p2p.core.records import Float, Int
+from hopaas_p2p.errors import InvalidInput, StoreUnreachable
+from hopaas_p2p.peer.jobs import Jobs
+from hopaas_p2p.ports.local import LocalPeer
+from hopaas_p2p.ports.verbs import answered
+from hopaas_p2p.spec.space import parse_space
+from hopaas_p2p.study import StudyPolicy
+
+SPACE = {"x": Float(0.0, 1.0)}
+
+
+@pytest.fixture
+def run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str]]:
+    """Run a command on a new store: its exit code, and all that it printed."""
+
+    def command(*words: str) -> tuple[int, str]:
+        code = main.run([*words[:2], "--store", str(tmp_path / "store"), *words[2:]])
+        captured = capsys.readouterr()
+        return code, captured.out + captured.err
+
+    return command
+
+
+@pytest.mark.parametrize(
+    ("word", "hint"),
+    [
+        ("direction", "did you mean 'directions'?"),
+        ("storage", "did you mean 'store'?"),
+        ("max_failures", r"give it as policy=StudyPolicy\(max_failures=…\)"),
+        ("n_trials", "there are store, name, space, .*budget"),
+    ],
+)
+def test_an_unknown_argument_of_open_study_has_a_hint(word: str, hint: str) -> None:
+    given: dict[str, Any] = {word: 1}
+    with pytest.raises(TypeError, match=rf"open_study\(\) has no argument '{word}'; {hint}"):
+        hopaas_p2p.open_study("memory://a", "s", **given)
+
+
+@pytest.mark.parametrize(
+    ("spec", "hint"),
+    [
+        ("x=log(0.1,1,priro=0.3)", "there is no priro=…; did you mean 'prior'?"),
+        ("x=float(0,1,stepp=0.1)", "there is no stepp=…; did you mean 'step'?"),
+        ("x=int(1,9,seed=3)", "only step, prior and confidence take a value"),
+    ],
+)
+def test_a_misspelt_word_of_a_space_has_a_hint(spec: str, hint: str) -> None:
+    with pytest.raises(InvalidInput, match=hint.replace("?", r"\?")):
+        parse_space([spec])
+
+
+def test_a_confidence_without_a_prior_is_refused() -> None:
+    with pytest.raises(InvalidInput, match="'x': confidence needs a prior"):
+        hopaas_p2p.open_study("memory://c", "s", space=parse_space(["x=float(0,1,confidence=high)"]))
+
+
+def test_a_grid_without_an_end_is_refused_before_the_study_is_created(run: Callable[..., tuple[int, str]]) -> None:
+    code, said = run("study", "create", "g", "--sampler", "grid", "--space", "x=float(0,1)", "--space", "n=int(1,3)")
+    assert code == 2
+    assert "the grid sampler tries every value, so 'x' needs a step, as in x=float(0,1,step=0.1)" in said
+    assert "No studies yet" in run("study", "list")[1]
+    study = hopaas_p2p.open_study(f"memory://{secrets.token_hex(8)}", "s", space={**SPACE, "n": Int(1, 3)})
+    with pytest.raises(InvalidInput, match="'x' needs a step"):
+        study.search_with(sampler=optuna.samplers.BruteForceSampler())
+    study.sampler = optuna.samplers.BruteForceSampler()
+    with pytest.raises(InvalidInput, match="'x' needs a step"):
+        study.ask()
+    study.close()
+
+
+def test_a_pattern_that_matches_nothing_does_not_deny_the_studies(run: Callable[..., tuple[int, str]]) -> None:
+    run("study", "create", "digits")
+    for names in ([], ["--names"]):
+        assert "No study matches 'mnist*'." in run("study", "list", "mnist*", *names)[1]
+
+
+def test_trials_are_listed_by_an_objectives_name(run: Callable[..., tuple[int, str]], tmp_path: Path) -> None:
+    study = hopaas_p2p.open_study(str(tmp_path / "store"), "s", space=SPACE, directions=["minimize", "maximize"])
+    study.set_metric_names(["loss", "speed"])
+    for values in ([1.0, 5.0], [2.0, 9.0], [3.0, 7.0]):
+        study.tell(study.ask(), values)
+    study.close()
+    _, listed = run("trial", "list", "s", "--sort", "speed")
+    assert [row.split()[0] for row in listed.splitlines()[1:]] == ["1", "2", "0"]
+    code, said = run("trial", "list", "s", "--sort", "sped")
+    assert code == 2
+    assert "'sped' is not an order. The orders are loss, speed, number, value, start, seconds." in said
+
+
+def test_a_study_given_to_a_worker_as_a_word_has_a_hint(run: Callable[..., tuple[int, str]]) -> None:
+    for words in (("worker", "digits", "--"), ("worker", "digits", "--", "echo", "1"), ("worker", "digits")):
+        code = main.run(list(words))
+        assert code == 2
+    assert "named by an option: --study digits" in run("run", "digits", "--", "echo")[1]
+
+
+def test_a_study_with_too_many_failures_names_the_command_that_continues_it() -> None:
+    policy = StudyPolicy(max_failures=1)
+    study = hopaas_p2p.open_study(f"memory://{secrets.token_hex(8)}", "s", space=SPACE, policy=policy)
+    study.tell(study.ask(), state="fail")
+    with pytest.raises(hopaas_p2p.errors.NoWork, match="hopaas-p2p study resume"):
+        study.ask()
+    study.close()
+
+
+def test_a_program_over_http_reads_no_names_of_python() -> None:
+    storage = hopaas_p2p.open_storage(f"memory://{secrets.token_hex(8)}")
+    peer = LocalPeer(storage, actions=True)
+
+    def error(verb: str, body: bytes) -> str:
+        return str(answered(body, lambda said: peer.answer(verb, said))["error"])
+
+    assert error("ask", b"{}") == "ask: missing a required argument: 'study'"
+    assert error("trials", json.dumps({"study": "s", "stat": 1}).encode()) == (
+        "trials: got an unexpected keyword argument 'stat'"
+    )
+    assert error("ask", b"study=s").startswith("the request is not JSON")
+    storage.close()
+
+
+def test_ctrl_c_while_waiting_shows_no_other_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    store = f"memory://{secrets.token_hex(8)}"
+    study, other = (hopaas_p2p.open_study(store, "s", space=SPACE, budget=1) for _ in range(2))
+    trial = other.ask()
+
+    def interrupted(_seconds: float) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("hopaas_p2p.study.study.time.sleep", interrupted)
+    with pytest.raises(KeyboardInterrupt) as caught:
+        study.optimize(lambda _: 1.0)
+    assert caught.value.__context__ is None
+    monkeypatch.undo()
+    other.tell(trial, 1.0)
+    other.close()
+    study.close()
+
+
+def test_jobs_that_meet_the_same_trouble_log_it_once(caplog: pytest.LogCaptureFixture) -> None:
+    class Owner:
+        pass
+
+    ran = threading.Semaphore(0)
+
+    def denied(_owner: Owner) -> float:
+        ran.release()
+        raise StoreUnreachable("the same trouble")
+
+    owner = Owner()
+    jobs = Jobs(owner, allowed=True)
+    made = [jobs.add(denied), jobs.add(denied)]
+    for job in made:
+        jobs.wake(job)
+        assert ran.acquire(timeout=10.0)
+    jobs.stop(within=10.0)
+    assert caplog.text.count("the same trouble") == 1
