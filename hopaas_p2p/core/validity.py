@@ -19,7 +19,6 @@ import msgspec
 
 from hopaas_p2p.core.attributes import (
     AGAIN,
-    ALERTS,
     CMAES,
     CONTINUES,
     COPIED,
@@ -360,7 +359,6 @@ READ: Final[dict[str, Any]] = {
     RESUMED: Step,
     REUSED: Natural,
     # of studies
-    ALERTS: dict,
     FIDELITY: possible_fidelity,
     LEARNED: possible_priors,
     PRUNER: _Method | None,

@@ -1,8 +1,7 @@
-"""Elects one peer to do something for all of them, such as exporting to a tracker or posting alerts.
+"""Elects one peer to do something for all of them, such as exporting to a tracker.
 
 An attribute of the study names the leader. Candidates write it, and the last write in the log counts. A candidate
-stands if there is no leader or the leader has been silent for its ttl; it then waits a moment and checks that it is
-still the leader. During a change two peers may act, so what they do must be safe to do twice.
+stands if there is no leader or the leader has been silent for its ttl. During a change two peers may act, so what they do must be safe to do twice.
 """
 
 from __future__ import annotations
@@ -26,23 +25,11 @@ class Election:
         look: returns the study's state, as fresh as reads promise.
         say: writes a record to the study.
         key: the attribute, a JSON object. Besides the leader (`peer`) it holds what leaders leave for their successors.
-        candidate: the name that stands here, which must beat; by default this process's peer.
-        settle: seconds during which other candidates may stand, too.
 
     """
 
-    def __init__(
-        self,
-        peer: Peer,
-        look: Callable[[], State],
-        say: Callable[[StudySet], object],
-        key: str,
-        *,
-        candidate: str = "",
-        settle: float = 0.0,
-    ) -> None:
+    def __init__(self, peer: Peer, look: Callable[[], State], say: Callable[[StudySet], object], key: str) -> None:
         self._peer, self._look, self._say, self._key = peer, look, say, key
-        self._named, self._settle = candidate, settle
         self._detector = FailureDetector()
 
     @property
@@ -62,13 +49,9 @@ class Election:
         return found if isinstance(found, str) else ""
 
     @property
-    def _candidate(self) -> str:
-        return self._named or self._peer.uuid  # which changes if two processes shared a name
-
-    @property
     def won(self) -> bool:
         """Whether this candidate leads, as far as the log has been read."""
-        return self.holder == self._candidate
+        return self.holder == self._peer.uuid  # which changes if two processes shared a name
 
     def stand(self) -> bool:
         """Take over if there is no leader; return whether this candidate leads. Raises whatever writing raises."""
@@ -79,9 +62,7 @@ class Election:
             if self._detector.silence(holder, now) < ttl_of(self._look(), holder):
                 return False
         if not self.won:
-            self.say(peer=self._candidate)
-            if self._settle:
-                time.sleep(self._settle)
+            self.say(peer=self._peer.uuid)
         return self.won
 
     def resign(self) -> None:

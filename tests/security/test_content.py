@@ -225,7 +225,6 @@ REFUSED: Final[dict[str, Any]] = {
     "no names of metrics": StudySet(system={"study:metric_names": "[]"}),
     "two names of metrics": StudySet(system={"study:metric_names": '["a","b"]'}),
     "a space that is none": StudySet(system={"hopaas:space": '{"x":["f",1,0]}'}),
-    "alerts of a list": StudySet(system={"hopaas:alerts": "[7]"}),
     "a checksum that is none": StudySet(system={"hopaas:artifact:01234567": "7"}),
     "a size of 401 digits": StudySet(system={"hopaas:artifact:01234567": f'{{"size":1{"0" * 400},"sha256":""}}'}),
     "a generation of CMA-ES that is none": with_system("hopaas:cmaes", '{"generation":-1,"parents":[]}'),
