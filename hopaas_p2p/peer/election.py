@@ -1,7 +1,8 @@
 """Elects one peer to do something for all of them, such as exporting to a tracker.
 
 An attribute of the study names the leader. Candidates write it, and the last write in the log counts. A candidate
-stands if there is no leader or the leader has been silent for its ttl. During a change two peers may act, so what they do must be safe to do twice.
+stands if there is no leader or the leader has been silent for its ttl. During a change two peers may act, so what they
+do must be safe to do twice.
 """
 
 from __future__ import annotations
