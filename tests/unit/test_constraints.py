@@ -139,3 +139,16 @@ def test_a_result_that_is_used_again_violates_its_constraints_again(*, needs_num
     assert ["hopaas:reused" in trial.system for trial in study.state.trials] == [False, True, True]
     assert facts.best(study.state) is None
     study.close()
+
+
+def test_a_mean_over_a_trial_that_violates_a_constraint_is_behind_the_others() -> None:
+    policy = hopaas_p2p.StudyPolicy(replicates=2)
+    study = hopaas_p2p.open_study(f"memory://{secrets.token_hex(8)}", "s", space=SPACE, policy=policy, budget=6)
+
+    def objective(trial: optuna.Trial) -> float:
+        trial.set_constraint("below", 1.0 if trial.number == 1 else 0.0)
+        return float(trial.number)
+
+    study.optimize(objective)
+    assert [one.mean for one in study.replicates()] == [2.5, 4.5, 0.5]
+    study.close()
