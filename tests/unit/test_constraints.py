@@ -13,7 +13,7 @@ from hopaas_p2p.analysis import charts, facts, tiles
 from hopaas_p2p.analysis.table import TrialTable
 from hopaas_p2p.cli import main
 from hopaas_p2p.core.blocks import close_settled
-from hopaas_p2p.core.records import Budget, Float, Int, TrialSet, Until
+from hopaas_p2p.core.records import Budget, Float, Int, TrialReclaim, TrialSet, Until
 from tests.unit.test_ledger import ASK, Campaign, end
 
 SPACE = {"x": Float(0.0, 10.0)}
@@ -151,4 +151,44 @@ def test_a_mean_over_a_trial_that_violates_a_constraint_is_behind_the_others() -
 
     study.optimize(objective)
     assert [one.mean for one in study.replicates()] == [2.5, 4.5, 0.5]
+    study.close()
+
+
+def test_each_attempt_may_say_anew_whether_it_satisfies_a_constraint() -> None:
+    at = f"memory://{secrets.token_hex(8)}"
+    study = hopaas_p2p.open_study(at, "s", space=SPACE)
+    other = hopaas_p2p.open_study(hopaas_p2p.open_storage(at), "s")
+    trial = study.ask()
+    trial.set_constraint("kept", -1.0)
+    trial.set_constraint("renewed", 1.0)
+    study.storage.flush()
+    other.storage.peer.commit(other.handle.log, TrialReclaim(0, other.state.trials[0].epoch, "silent"))
+    retry = other.ask()
+    assert (retry.number, retry.constraints) == (1, {"kept": -1.0, "renewed": 1.0})
+    retry.set_constraint("renewed", -2.0)
+    assert retry.constraints == {"kept": -1.0, "renewed": -2.0}
+    with pytest.warns(UserWarning, match="already set"):  # as Optuna has it
+        retry.set_constraint("renewed", 3.0)
+    other.tell(retry, 1.0)
+    assert other.best_trial.number == 1
+    assert other.best_trial.constraints == {"kept": -1.0, "renewed": -2.0}
+    study.close()
+    other.close()
+
+
+def test_a_continuation_says_anew_whether_it_satisfies_a_constraint(tmp_path: object) -> None:
+    rungs = hopaas_p2p.Rungs(min=1, max=2, eta=2)
+    study = hopaas_p2p.open_study(f"{tmp_path}/store", "s", space=SPACE, fidelity=rungs, budget=4)
+
+    def objective(trial: hopaas_p2p.Trial) -> float:
+        trial.set_constraint("late", 0.0 if trial.constraints else 1.0)
+        for step in range(2):
+            trial.report(1.0, step)
+            if trial.should_prune():
+                raise optuna.TrialPruned
+        return 1.0
+
+    study.optimize(objective)
+    continued = [trial for trial in study.state.trials if trial.continues is not None]
+    assert {trial.system["constraints:late"] for trial in continued} == {"0.0"}
     study.close()
