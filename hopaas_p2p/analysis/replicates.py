@@ -30,8 +30,11 @@ class ReplicateGroup(NamedTuple):
 
 
 def replicates(state: State) -> list[ReplicateGroup]:
-    """The configurations of the COMPLETE trials, the best mean first; NaN last."""
+    """The configurations of the COMPLETE trials, the best mean first; those of which a trial violates its constraints
+    last, and NaN behind them.
+    """
     found: dict[tuple[tuple[str, str], ...], tuple[dict[str, Any], list[int], list[float]]] = {}
+    bad: set[int] = set()
     for trial in list(state.trials):
         if trial.state is COMPLETE and trial.values and REUSED not in trial.system:
             params = params_of(trial, state.dists)
@@ -39,9 +42,10 @@ def replicates(state: State) -> list[ReplicateGroup]:
             _, numbers, values = found.setdefault(key, (params, [], []))
             numbers.append(trial.number)
             values.append(trial.values[0])
+            bad |= set() if trial.feasible else {numbers[0]}
     groups = [ReplicateGroup(params, tuple(numbers), *mean(values)) for params, numbers, values in found.values()]
     sign = -1.0 if state.define is not None and state.define.directions[0] == "maximize" else 1.0
-    return sorted(groups, key=lambda one: (math.isnan(one.mean), sign * one.mean))
+    return sorted(groups, key=lambda one: (math.isnan(one.mean), one.numbers[0] in bad, sign * one.mean))
 
 
 def mean(values: list[float]) -> tuple[float, float]:

@@ -251,8 +251,14 @@ def _too_deep(text: str) -> bool:
 def satisfies_constraints(system: Mapping[str, str]) -> bool:
     """Whether a trial with these attributes satisfies its constraints, as Optuna reads them."""
     listed = json.loads(system.get("constraints", "null")) or ()
-    named = [json.loads(text) for key, text in system.items() if key.startswith("constraints:")]
-    return all(one <= 0 for one in (*listed, *named))
+    values = {f"constraints:{place}": one for place, one in enumerate(listed)}  # unless it is there by that name, too
+    values |= {key: json.loads(text) for key, text in system.items() if key.startswith("constraints:")}
+    return all(one <= 0 for one in values.values())
+
+
+def constraints_of(system: Mapping[str, str]) -> dict[str, str]:
+    """Those of a trial's attributes in which Optuna keeps its constraints: a list, or one for each."""
+    return {key: text for key, text in system.items() if key.partition(":")[0] == "constraints"}
 
 
 def possible_system(texts: Mapping[str, str], directions: int | None = None) -> bool:

@@ -267,8 +267,7 @@ class StudyHandle:
                 with log.lock:
                     trial = log.session.state.trials[number]
                     if trial.end is None:
-                        inherits = trial.attempt > 1 or bool(trial.history) or trial.continues is not None
-                        self._own(trial, inherits=inherits)
+                        self._own(trial, inherits=self.inherits(number))
                         peer.meter.begin((self.uuid, number, trial.epoch))
                         return number
             except BaseException:
@@ -283,6 +282,11 @@ class StudyHandle:
         if not isinstance(found, Wait | Done):  # it has changed, or this user may not write
             found = Wait(refusal) if refusal in NO_WORK else Done(refusal)
         raise no_work(self.state, found, now=peer.clock())
+
+    def inherits(self, number: int) -> bool:
+        """Whether what the log had for this trial when its lease began comes from an earlier attempt."""
+        trial = self.log.session.state.trials[number]
+        return trial.attempt > 1 or bool(trial.history) or trial.continues is not None
 
     def claim(self, number: int) -> bool:
         """Start this WAITING trial; return whether this process was the one to start it."""

@@ -229,12 +229,12 @@ def compare_fidelity(state: State, name: str, given: Fidelity | None) -> None:
 
 def check_points(sampler: object, space: Mapping[str, object]) -> None:
     """Raise InvalidInput if the sampler tries every point of the space, and there is no end of them."""
-    endless = [name for name, one in space.items() if getattr(one, "step", 1) is None]
+    reals = {name: one for name, one in space.items() if isinstance(one, FloatDistribution | records.Float)}
+    endless = [name for name, one in reals.items() if one.step is None and one.low < one.high]
     if endless and isinstance(sampler, BruteForceSampler):
-        one, named = spec(space[endless[0]]), ", ".join(map(repr, endless))
-        raise InvalidInput(
-            f"the grid sampler tries every value, so {named} needs a step, as in {endless[0]}={one[:-1]},step=0.1)"
-        )
+        one, named = reals[endless[0]], ", ".join(map(repr, endless))
+        such = f"{endless[0]}=float({one.low:g},{one.high:g},step={(one.high - one.low) / 10:.1g})"  # none has log, too
+        raise InvalidInput(f"the grid sampler tries every value, so {named} needs a step, as in {such}")
 
 
 def check_fidelity(given: Fidelity | None, directions: int, space: Mapping[str, object]) -> None:

@@ -24,6 +24,7 @@ from hopaas_p2p.core.attributes import REPLICATE, REUSED
 from hopaas_p2p.core.records import TrialCreate
 from hopaas_p2p.core.state import COMPLETE, PRUNED, WAITING, State
 from hopaas_p2p.core.state import Trial as LoggedTrial
+from hopaas_p2p.core.validity import constraints_of
 from hopaas_p2p.errors import NoWork
 from hopaas_p2p.search.optuna_internals import GRID, fixed_names, grid_points
 from hopaas_p2p.search.repeats import Tried
@@ -317,7 +318,7 @@ class Proposer:
             state=same.state,
             params=trial.record.params,
             reports=dict(same.reports),
-            system={**trial.record.system, REUSED: str(same.number)},
+            system={**trial.record.system, **constraints_of(same.system), REUSED: str(same.number)},
             values=same.values,
             metrics={name: dict(values) for name, values in same.metrics.items()},
         )

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import gc
+import json
 import logging
 import math
 import os
@@ -41,7 +42,7 @@ from hopaas_p2p.core.records import (
 )
 from hopaas_p2p.core.state import State
 from hopaas_p2p.core.state import Trial as LoggedTrial
-from hopaas_p2p.core.validity import possible_distributions, reason_text
+from hopaas_p2p.core.validity import constraints_of, possible_distributions, reason_text
 from hopaas_p2p.errors import (
     UNDECIDED,
     DefinitionMismatch,
@@ -366,17 +367,17 @@ class Loop:
                     raise
                 _log.warning("no more trials are started because the time is up: %s", error)
                 return None
-            except NoWork as error:
-                none = error
+            except NoWork as error:  # not kept: its traceback would keep this frame, and the objective with it
+                found, why = error.found, error.reason
             self._settle()
             left = deadline - time.monotonic()
-            if isinstance(none.found, Done) or left <= 0.0:
-                self._left = self._left or none.reason
+            if isinstance(found, Done) or left <= 0.0:
+                self._left = self._left or why
                 return None
-            progress.waiting(none.reason)
+            progress.waiting(why)
             pause = min(pause, 1.0, study.handle.state.policy.ttl / 8) if pause == math.inf else pause
             time.sleep(min(pause, left))  # not within the `except`: Ctrl-C would show both errors
-            if not none.found.for_whom:
+            if not found.for_whom:
                 pause = min(pause * 1.5, _LONGEST_PAUSE)
 
     def _settle(self) -> None:
@@ -674,7 +675,8 @@ class Study(optuna.Study):
                 _log.warning("trial %d, which was queued, fails: %s", number, why)
                 handle.finish(number, TrialState.FAIL, None, why)
             elif known is not None:
-                handle.set_attr(number, "system", REUSED, known.number, str(known.number))
+                for key, text in (constraints_of(known.system) | {REUSED: str(known.number)}).items():
+                    handle.set_attr(number, "system", key, json.loads(text), text)
                 handle.finish(number, TrialState(known.state.value), known.values)
         return None
 

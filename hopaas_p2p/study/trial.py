@@ -90,6 +90,19 @@ class Trial(optuna.trial.Trial):
         except OverflowError:
             raise InvalidInput(f"a report of {shown(value)}, which is too large for a float") from None
 
+    def set_constraint(self, key: str, value: float) -> None:
+        """Like Optuna's, which keeps the first value of a trial: here, of each attempt at it.
+
+        A retry, and the continuation of a paused trial, begin with the constraints of the earlier attempt.
+        """
+        name, inherited = f"constraints:{key}", key not in self._constrained and self.handle.inherits(self.number)
+        if inherited and name in self.storage.get_trial_system_attrs(self.id):
+            self.storage.set_trial_system_attr(self.id, name, float(value))
+            cached_trial(self).system_attrs[name] = float(value)
+        else:
+            super().set_constraint(key, value)
+        self._constrained = self._constrained | {key}
+
     def log(self, step: int, /, **metrics: float) -> None:
         """Record metrics of this step besides the report: `trial.log(epoch, loss=0.3, auc=0.9)`.
 
@@ -251,6 +264,8 @@ class Trial(optuna.trial.Trial):
     _resume: tuple[int, Path] | None = _NOT_FETCHED
     _nan: frozenset[str] = frozenset()
     """Metrics for which a NaN has been logged."""
+    _constrained: frozenset[str] = frozenset()
+    """Constraints that this attempt has set."""
 
     def __getstate__(self) -> dict[str, Any]:
         state = self.__dict__.copy()

@@ -8,6 +8,7 @@ import json
 import os
 import re
 import signal
+import socket
 import stat
 import subprocess
 import sys
@@ -736,12 +737,17 @@ def test_a_damaged_study_can_be_deleted(tmp_path: Path) -> None:
         everything(a_log(tmp_path))
 
 
-def test_a_folder_or_a_pipe_in_the_place_of_an_artifact_is_none(tmp_path: Path) -> None:
+def test_a_folder_a_pipe_or_a_socket_in_the_place_of_an_artifact_is_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     artifacts = DirectoryStore(tmp_path / "store").artifacts()
     (tmp_path / "source").write_bytes(b"weights")
     artifacts.put("study/1/model", tmp_path / "source")
     os.mkfifo(tmp_path / "store/v1/artifacts/study/1/pipe")
-    for key in ("study/1", "study/1/pipe"):
+    monkeypatch.chdir(tmp_path / "store/v1/artifacts/study/1")  # a socket's path has 107 characters at most
+    with socket.socket(socket.AF_UNIX) as listening:
+        listening.bind("socket")
+    for key in ("study/1", "study/1/pipe", "study/1/socket"):
         with pytest.raises(KeyError):
             artifacts.get(key, tmp_path / "target")
 

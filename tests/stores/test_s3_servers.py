@@ -9,7 +9,9 @@ import pytest
 import hopaas_p2p
 from hopaas_p2p.core import codec
 from hopaas_p2p.errors import ConfigurationError, Denied, StoreCorrupt, StoreUnreachable
+from hopaas_p2p.net import backoff
 from hopaas_p2p.stores.checks import examine
+from hopaas_p2p.stores.s3 import gc
 from hopaas_p2p.stores.s3.address import parse
 from hopaas_p2p.stores.s3.store import S3Store
 from hopaas_p2p.testing.commits import outgoing
@@ -39,6 +41,27 @@ def test_objects_are_removed_whether_they_are_there_or_not(server: Imitation, st
     store.objects.delete(["a", "was-never-there", "b"])
     assert [key for key in server.contents() if key.endswith(("/a", "/b"))] == []
     assert server.requests["DELETE"] == 3
+
+
+def test_a_cleanup_goes_on_after_requests_that_are_lost(
+    server: Imitation, store: S3Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(backoff, "_FIRST_PAUSE", 0.001)
+    monkeypatch.setattr(gc, "_AT_ONCE", 10)
+    for number in range(30):
+        store.objects.put(f"study/old/log/{number:020}", b"x")
+    lost: set[str] = set()
+
+    def asked(request: Request) -> int | None:
+        if request.kind != "DELETE" or not request.path.endswith("3") or request.path in lost:
+            return None
+        lost.add(request.path)
+        return 503
+
+    server.asked = asked
+    (removal,) = gc._remove(store, "", "", store.objects.details("study/old/"), dry_run=False)
+    assert (removal.objects, len(lost)) == (30, 3)
+    assert store.objects.listed("study/old/") == []
 
 
 def test_a_key_that_may_remove_nothing_is_denied(server: Imitation, store: S3Store) -> None:

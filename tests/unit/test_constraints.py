@@ -13,7 +13,7 @@ from hopaas_p2p.analysis import charts, facts, tiles
 from hopaas_p2p.analysis.table import TrialTable
 from hopaas_p2p.cli import main
 from hopaas_p2p.core.blocks import close_settled
-from hopaas_p2p.core.records import Budget, Float, TrialSet, Until
+from hopaas_p2p.core.records import Budget, Float, Int, TrialReclaim, TrialSet, Until
 from tests.unit.test_ledger import ASK, Campaign, end
 
 SPACE = {"x": Float(0.0, 10.0)}
@@ -101,3 +101,94 @@ def test_a_target_is_not_reached_by_a_trial_that_violates_a_named_constraint() -
     study.at(0, "ann", ASK)
     study.at(1, "ann", TrialSet(0, 1, system={"constraints:c": "0.5"}), end(0, value=0.0))
     assert study.reached() is None
+
+
+@pytest.mark.filterwarnings("ignore:Overwrite an old format constraint")
+def test_of_a_constraint_in_both_forms_the_named_one_counts_as_in_optuna() -> None:
+    study = hopaas_p2p.open_study(f"memory://{secrets.token_hex(8)}", "s", space=SPACE)
+    for listed, named in (([1.0], -1.0), ([-1.0], 1.0)):
+        trial = study.ask()
+        study.storage.set_trial_system_attr(trial._trial_id, "constraints", listed)
+        trial.set_constraint("0", named)
+        study.tell(trial, 1.0)
+    assert [trial.feasible for trial in study.state.trials] == [True, False]
+    study.close()
+
+
+class First(hopaas_p2p.samplers.TPESampler):
+    """Proposes the same again and again."""
+
+    def sample_independent(self, *_: object) -> object:
+        return 1
+
+    sample_relative = infer_relative_search_space = lambda *_: {}  # noqa: E731
+
+
+@pytest.mark.parametrize("needs_number", [False, True])
+def test_a_result_that_is_used_again_violates_its_constraints_again(*, needs_number: bool) -> None:
+    sampler = type("Same", (First,), {"needs_number": needs_number})()
+    policy = hopaas_p2p.StudyPolicy(repeats="reuse")
+    at = f"memory://{secrets.token_hex(8)}"
+    study = hopaas_p2p.open_study(at, "s", space={"n": Int(0, 3)}, sampler=sampler, policy=policy, budget=3)
+
+    def objective(trial: optuna.Trial) -> float:
+        trial.set_constraint("above", 1.0)
+        return 0.0
+
+    study.optimize(objective)
+    assert ["hopaas:reused" in trial.system for trial in study.state.trials] == [False, True, True]
+    assert facts.best(study.state) is None
+    study.close()
+
+
+def test_a_mean_over_a_trial_that_violates_a_constraint_is_behind_the_others() -> None:
+    policy = hopaas_p2p.StudyPolicy(replicates=2)
+    study = hopaas_p2p.open_study(f"memory://{secrets.token_hex(8)}", "s", space=SPACE, policy=policy, budget=6)
+
+    def objective(trial: optuna.Trial) -> float:
+        trial.set_constraint("below", 1.0 if trial.number == 1 else 0.0)
+        return float(trial.number)
+
+    study.optimize(objective)
+    assert [one.mean for one in study.replicates()] == [2.5, 4.5, 0.5]
+    study.close()
+
+
+def test_each_attempt_may_say_anew_whether_it_satisfies_a_constraint() -> None:
+    at = f"memory://{secrets.token_hex(8)}"
+    study = hopaas_p2p.open_study(at, "s", space=SPACE)
+    other = hopaas_p2p.open_study(hopaas_p2p.open_storage(at), "s")
+    trial = study.ask()
+    trial.set_constraint("kept", -1.0)
+    trial.set_constraint("renewed", 1.0)
+    study.storage.flush()
+    other.storage.peer.commit(other.handle.log, TrialReclaim(0, other.state.trials[0].epoch, "silent"))
+    retry = other.ask()
+    assert (retry.number, retry.constraints) == (1, {"kept": -1.0, "renewed": 1.0})
+    retry.set_constraint("renewed", -2.0)
+    assert retry.constraints == {"kept": -1.0, "renewed": -2.0}
+    with pytest.warns(UserWarning, match="already set"):  # as Optuna has it
+        retry.set_constraint("renewed", 3.0)
+    other.tell(retry, 1.0)
+    assert other.best_trial.number == 1
+    assert other.best_trial.constraints == {"kept": -1.0, "renewed": -2.0}
+    study.close()
+    other.close()
+
+
+def test_a_continuation_says_anew_whether_it_satisfies_a_constraint(tmp_path: object) -> None:
+    rungs = hopaas_p2p.Rungs(min=1, max=2, eta=2)
+    study = hopaas_p2p.open_study(f"{tmp_path}/store", "s", space=SPACE, fidelity=rungs, budget=4)
+
+    def objective(trial: hopaas_p2p.Trial) -> float:
+        trial.set_constraint("late", 0.0 if trial.constraints else 1.0)
+        for step in range(2):
+            trial.report(1.0, step)
+            if trial.should_prune():
+                raise optuna.TrialPruned
+        return 1.0
+
+    study.optimize(objective)
+    continued = [trial for trial in study.state.trials if trial.continues is not None]
+    assert {trial.system["constraints:late"] for trial in continued} == {"0.0"}
+    study.close()

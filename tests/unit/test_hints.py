@@ -23,6 +23,7 @@ from hopaas_p2p.spec.space import parse_space
 from hopaas_p2p.study import StudyPolicy
 
 SPACE = {"x": Float(0.0, 1.0)}
+LOG = {"lr": Float(1e-5, 1e-2, log=True)}
 
 
 @pytest.fixture
@@ -81,6 +82,17 @@ def test_a_grid_without_an_end_is_refused_before_the_study_is_created(run: Calla
     study.sampler = optuna.samplers.BruteForceSampler()
     with pytest.raises(InvalidInput, match="'x' needs a step"):
         study.ask()
+    study.close()
+    with pytest.raises(InvalidInput, match=r"as in lr=float\(1e-05,0\.01,step=0\.001\)"):  # without log
+        hopaas_p2p.open_study("memory://g", "s", space=LOG, sampler=optuna.samplers.BruteForceSampler())
+
+
+def test_a_grid_takes_a_real_parameter_of_one_value() -> None:
+    space = {"x": Float(2.0, 2.0), "n": Int(1, 3)}
+    at = f"memory://{secrets.token_hex(8)}"
+    study = hopaas_p2p.open_study(at, "s", space=space, sampler=optuna.samplers.BruteForceSampler())
+    study.optimize(lambda trial: trial.params["n"])
+    assert sorted(tuple(trial.params.values()) for trial in study.trials) == [(2.0, 1), (2.0, 2), (2.0, 3)]
     study.close()
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import threading
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -98,6 +100,26 @@ def test_objectives_have_names_when_they_are_given(tmp_path: Path) -> None:
     study = hopaas_p2p.open_study(tmp_path / "store", "s", directions=["minimize", "maximize"])
     study.set_metric_names(["loss", "speed"])
     assert hopaas_p2p.open_study(tmp_path / "store", "s", create=False).metric_names == ["loss", "speed"]
+    study.close()
+
+
+def test_the_objective_and_what_it_holds_are_free_at_the_end_of_the_call(tmp_path: Path) -> None:
+    """Its data may fill a card; the collector of cycles may not run for long."""
+
+    class Trains:
+        def __call__(self, trial: Any) -> float:
+            return objective(trial)
+
+    study = hopaas_p2p.open_study(tmp_path / "store", "s", space=SPACE, budget=2)
+    trains = Trains()
+    held = weakref.ref(trains)
+    gc.disable()
+    try:
+        study.optimize(trains)
+        del trains
+        assert held() is None
+    finally:
+        gc.enable()
     study.close()
 
 

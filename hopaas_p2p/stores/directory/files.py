@@ -390,9 +390,9 @@ class Directory:
                 self._check_mounted()
                 return False
             except OSError as error:
-                if error.errno != errno.ELOOP:
+                if error.errno not in (errno.ELOOP, errno.ENXIO):
                     raise
-                return False  # a link, which is not ours
+                return False  # a link or a socket, which is not ours
         if not stat.S_ISREG(os.fstat(fd).st_mode):
             os.close(fd)
             return False  # not ours

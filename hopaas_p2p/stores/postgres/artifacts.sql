@@ -48,7 +48,7 @@ BEGIN
             USING ERRCODE = 'ZH413';
     END IF;
     IF v.log IS NULL THEN
-        RAISE EXCEPTION 'the file % is of no study in this database', p_key USING ERRCODE = 'ZH401';
+        RAISE EXCEPTION 'the file % is of no study in this database', p_key USING ERRCODE = 'ZH405';
     END IF;
     IF p_part = 0 THEN
         DELETE FROM hopaas.artifacts WHERE id IN (

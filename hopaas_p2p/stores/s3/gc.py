@@ -8,12 +8,14 @@ clock: an awake peer has read it long ago.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 from typing import Final, NamedTuple
 
 from hopaas_p2p.core import codec, snapshot
 from hopaas_p2p.core.catalog import Catalog
 from hopaas_p2p.errors import InvalidInput, StoreCorrupt
+from hopaas_p2p.net.backoff import persistently
 from hopaas_p2p.stores.base import read_all
 from hopaas_p2p.stores.objects.contract import lsn_of
 from hopaas_p2p.stores.objects.history import DELETED
@@ -22,6 +24,8 @@ from hopaas_p2p.stores.s3.bucket import Listed
 from hopaas_p2p.stores.s3.store import S3Store
 
 DAY: Final = 86400.0
+_AT_ONCE: Final = 1000
+"""Objects that are removed again if a request for one of them is lost."""
 _BEATS: Final = 40 * DAY  # the longest silence that a peer may request is 30
 
 
@@ -131,6 +135,7 @@ def _clear(store: S3Store, uuid: str, before: float, *, dry_run: bool) -> Iterat
 def _remove(store: S3Store, what: str, study: str, found: list[Listed], *, dry_run: bool) -> Iterator[Removal]:
     if not found:
         return
-    if not dry_run:
-        store.objects.delete([one.key for one in found])
+    for at in range(0, 0 if dry_run else len(found), _AT_ONCE):  # of many requests one is lost now and then
+        keys = [one.key for one in found[at : at + _AT_ONCE]]
+        persistently(functools.partial(store.objects.delete, keys))
     yield Removal(what, study, len(found), sum(one.size for one in found))
