@@ -25,8 +25,8 @@ Fact = tuple[str, str, list[str]]
 
 
 def rank(columns: TrialTable, number: int) -> tuple[int, int] | None:
-    """(rank among the complete trials, how many there are), the best first; None if the trial has no value."""
-    complete = columns.complete()
+    """(rank among the complete and feasible trials, how many there are), the best first; None if it is none of them."""
+    complete = columns.complete() & ~columns.infeasible
     if len(columns.directions) != 1 or number >= len(columns) or not complete[number]:
         return None
     cost = columns.cost()

@@ -77,7 +77,7 @@ def list_(session: CliSession, states: tuple[str, ...], sort: str, limit: int | 
     by = orders[sort]
     front = {one.number for one in pareto_front(state)} if sort == "value" and len(study.directions) > 1 else ()
 
-    def key(row: dict[str, Any]) -> tuple[bool, bool, Any]:
+    def key(row: dict[str, Any]) -> tuple[bool, bool, bool, Any]:
         """Ascending; by an objective, the best first, and infeasible trials behind the others. By value, the trials on
         a front come first. Trials without a value are last.
         """
@@ -85,11 +85,11 @@ def list_(session: CliSession, states: tuple[str, ...], sort: str, limit: int | 
         if by is not None:
             value = row["values"][by] if row["values"] else None
         if value is None or (isinstance(value, float) and math.isnan(value)):
-            return (True, True, number)
+            return (True, True, True, number)
         if by is None:
-            return (False, False, value)
-        behind = number not in front if front else not state.trials[number].feasible
-        return (False, behind, -value if study.directions[by].name == "MAXIMIZE" else value)
+            return (False, False, False, value)
+        dominated, infeasible = bool(front) and number not in front, not state.trials[number].feasible
+        return (False, infeasible, dominated, -value if study.directions[by].name == "MAXIMIZE" else value)
 
     shown = sorted(rows, key=key)[:limit]
     place = {row["number"]: at for at, row in enumerate(shown)}

@@ -321,6 +321,8 @@ def fitted(answer: dict[str, Any], rows: str) -> dict[str, Any]:
 def _row(state: State, number: int) -> dict[str, Any]:
     """A trial for an agent: the known facts, in strict JSON, with long texts shortened."""
     row = row_of(state, number)
+    if row["reason"] is None and not state.trials[number].feasible:
+        row["reason"] = "violates its constraints"
     said = {"trial": number} | {key: row[key] for key in _FIELDS if row[key] is not None}
     return {key: _short(value) for key, value in said.items()}
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
@@ -15,6 +16,7 @@ from hopaas_p2p.alerts.rules import STAGNATION, conditions
 from hopaas_p2p.alerts.sender import AlertSender, webhook
 from hopaas_p2p.core.records import Policy
 from hopaas_p2p.errors import ConfigurationError
+from hopaas_p2p.runtime.credentials import webhook_url
 from hopaas_p2p.runtime.settings import Secret
 from hopaas_p2p.study import Study
 from tests.support.dashboard_studies import FAIL, Scribe
@@ -172,9 +174,48 @@ def test_a_receiver_that_fails_gets_it_later_and_is_not_named(
     assert "s3cr3t" not in "".join(complaints)
 
 
+@pytest.mark.parametrize(
+    "answer", [b"nonsense\r\n\r\n", b"HTTP/1.1 302 F\r\nLocation: http://[x/\r\n\r\n", b"HTTP/1.1 200 " + b"x" * 70_000]
+)
+def test_a_receiver_that_answers_nonsense_ends_no_watch(study: Study, answer: bytes) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def serve() -> None:
+            connection, _ = server.accept()
+            with connection:
+                connection.recv(65536)
+                connection.sendall(answer)
+
+        thread = threading.Thread(target=serve)
+        thread.start()
+        study.optimize(lambda _trial: 1.0, n_trials=5)
+        complaints: list[str] = []
+        url = Secret(f"http://127.0.0.1:{server.getsockname()[1]}/s3cr3t")
+        assert AlertSender(study, webhook(url), complain=complaints.append).look() == []
+        thread.join()
+    assert "the webhook does not accept alerts" in complaints[0]
+
+
+def test_a_webhook_that_is_not_a_url_is_refused_without_showing_it(tmp_path: Path) -> None:
+    for url in ("https://a:s3cr3t@[x", "https://a:s3cr3t@\u2100/"):
+        found = webhook_url({"HOPAAS_WEBHOOK": url, "HOME": str(tmp_path)})
+        assert found is not None
+        with pytest.raises(ConfigurationError, match="not an http or https URL"):
+            webhook(found)
+
+
 def test_a_webhook_is_http_or_https() -> None:
     with_spaces = [f"https://x.example.org/s3cr3t{odd}" for odd in (" x", "\n", "\u20ac")]  # which Python would show
-    for url in ("file:///etc/passwd", "ftp://x/y", "https://", "s3cr3t", "https://a:s3cr3t@x/y", *with_spaces):
+    odd_hosts = ("https://a..b/s3cr3t", f"https://{'a' * 64}.b/s3cr3t", "https://x:\u0661/s3cr3t")
+    for url in (
+        "file:///etc/passwd",
+        "ftp://x/y",
+        "https://",
+        "s3cr3t",
+        "https://a:s3cr3t@x/y",
+        *odd_hosts,
+        *with_spaces,
+    ):
         with pytest.raises(ConfigurationError) as caught:
             webhook(Secret(url))
         assert "s3cr3t" not in str(caught.value)
