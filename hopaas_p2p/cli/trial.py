@@ -73,7 +73,8 @@ def list_(session: CliSession, states: tuple[str, ...], sort: str, limit: int | 
     ]
     orders = {**{name: at for at, name in enumerate(objectives(state))}, **dict.fromkeys(_ORDERS), "value": 0}
     if sort not in orders:
-        raise click.UsageError(f"{sort!r} is not an order. The orders are {', '.join(orders)}.")
+        known = ", ".join(" ".join(name.split()) for name in orders)  # anybody may have named an objective
+        raise click.UsageError(f"{sort!r} is not an order. The orders are {known}.")
     by = orders[sort]
     front = {one.number for one in pareto_front(state)} if sort == "value" and len(study.directions) > 1 else ()
 
