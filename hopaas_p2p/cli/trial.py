@@ -11,7 +11,7 @@ from typing import Any, Final
 
 import click
 
-from hopaas_p2p.analysis.facts import pareto_front, reason_line, row_of, value_columns
+from hopaas_p2p.analysis.facts import pareto_front, row_of, value_columns, why_not
 from hopaas_p2p.analysis.objectives import objectives
 from hopaas_p2p.cli import output
 from hopaas_p2p.cli.annotations import add_annotations
@@ -108,9 +108,7 @@ def list_(session: CliSession, states: tuple[str, ...], sort: str, limit: int | 
         "TIME": lambda row: output.duration(row["seconds"]),
         "TRY": "attempt",
         "WHERE": output.where,
-        "REASON": lambda row: (
-            reason_line(row["reason"]) or ("-" if state.trials[row["number"]].feasible else "violates its constraints")
-        ),
+        "REASON": lambda row: why_not(state.trials[row["number"]]) or "-",
         "TAGS": lambda row: " ".join(f"#{tag}" for tag in row["tags"]) or "-",
         "PARAMETERS": lambda row: output.parameters(row["params"], digits=4),
     }

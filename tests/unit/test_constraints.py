@@ -7,11 +7,13 @@ import logging
 import math
 import secrets
 
+import numpy as np
 import optuna
 import pytest
 
 import hopaas_p2p
-from dashboard_app.views.trial import rank
+from dashboard_app.views.table import table as table_of
+from dashboard_app.views.trial import rank, side_by_side
 from hopaas_p2p.analysis import charts, facts, tiles
 from hopaas_p2p.analysis.table import TrialTable
 from hopaas_p2p.cli import main
@@ -115,6 +117,10 @@ def test_the_rank_of_a_trial_is_among_the_feasible_ones() -> None:
     study = constrained(FEW)
     table = TrialTable.of(study.state)
     assert [rank(table, number) for number in range(FEW)] == [None] * 3 + [(1, 3), (2, 3), (3, 3)]
+    cells = {name: cells for _, name, cells in side_by_side(study.state, table, [2, 3])}
+    assert cells["reason"] == ["violates its constraints", ""]
+    listed = table_of(study.state, table, np.ones(FEW, np.bool_), tags={}, lines={})
+    assert [bool(one) for one in listed["reason"]] == [False] * 3 + [True] * 3  # the newest first
     study.close()
 
 
