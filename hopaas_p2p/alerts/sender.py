@@ -77,6 +77,10 @@ class AlertSender:
                 sent.append(key)
         return sent
 
+    def store_was_away(self) -> None:
+        """Measure the peers' silence anew: while the store was unreachable, they could not show that they are alive."""
+        self._owners = FailureDetector()
+
     def _post(self, key: str, text: str) -> bool:
         study = self.study
         message = {

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import socket
 import threading
+import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
@@ -14,8 +15,10 @@ import pytest
 
 from hopaas_p2p.alerts.rules import STAGNATION, conditions
 from hopaas_p2p.alerts.sender import AlertSender, webhook
+from hopaas_p2p.cli.watch import looks
 from hopaas_p2p.core.records import Policy
-from hopaas_p2p.errors import ConfigurationError
+from hopaas_p2p.errors import ConfigurationError, StoreUnreachable
+from hopaas_p2p.peer.liveness import owners_of
 from hopaas_p2p.runtime.credentials import webhook_url
 from hopaas_p2p.runtime.settings import Secret
 from hopaas_p2p.study import Study
@@ -143,6 +146,28 @@ def test_what_holds_at_the_first_look_is_said_except_the_best(study: Study, rece
     assert receiver.kinds() == ["budget", "new-best", "done"]
     assert receiver.got[1]["text"] == "s: new best 6 (trial 4)"
     assert len({message["id"] for message in receiver.got}) == 3
+
+
+def test_an_outage_of_the_store_is_no_silence_of_a_site(
+    study: Study, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def away(_study: Study) -> dict[str, Any]:
+        raise StoreUnreachable
+
+    study.ask()
+    beats = dict.fromkeys(owners_of(study.state), "the same")
+    monkeypatch.setattr(study.storage.peer.store, "beats", lambda _owners: beats)
+    seen = looks(study, AlertSender(study, webhook(Secret(receiver.url))))
+    next(seen)
+    with monkeypatch.context() as outage:
+        outage.setattr("hopaas_p2p.cli.watch._look", away)
+        assert next(seen)["outage"]
+    time.sleep(study.state.policy.ttl * 1.2)
+    next(seen)
+    assert receiver.kinds() == []
+    time.sleep(study.state.policy.ttl * 1.2)
+    next(seen)
+    assert receiver.kinds() == ["site-silent"]
 
 
 def test_a_viewer_may_be_told_too_and_nothing_is_written(study: Study, receiver: Receiver) -> None:
