@@ -129,8 +129,9 @@ def _head(frame: Frame, trial: Trial, best: int | None) -> None:
     value = ", ".join(map(number, trial.values or ())) or ("none yet" if trial.state in _UNFINISHED else "none")
     site, host = place(frame.state, trial.owner) if trial.owner else ("none", "no peer runs it")
     took, last = trial_seconds(trial), last_report(trial)
+    which = "of the objective" if trial.feasible else "violates the constraints"
     theme.tiles([
-        ("Value", value, f"rank {rank[0]:,} of {rank[1]:,} complete trials" if rank else "of the objective"),
+        ("Value", value, f"rank {rank[0]:,} of {rank[1]:,} complete trials" if rank else which),
         ("Steps", f"{len(trial.reports):,}", f"last {last}" if last else "no reports"),
         ("Duration", "unfinished" if took is None else duration(took), f"started {_when(trial.start)}"),
         ("Attempt", str(trial.attempt), f"of at most {frame.state.policy.attempts}"),

@@ -10,7 +10,7 @@ import numpy as np
 
 from dashboard_app.views.studies import first_line
 from hopaas_p2p import notes
-from hopaas_p2p.analysis.facts import reason_line
+from hopaas_p2p.analysis.facts import why_not
 from hopaas_p2p.analysis.table import Floats, Mask, Parameter, TrialTable, place
 from hopaas_p2p.core.names import first_id
 from hopaas_p2p.core.records import TrialState
@@ -43,7 +43,7 @@ def table(
         own = f"param {name}" if name in FIXED or name in found else name
         found[own] = _param(column[rows], columns.parameters[name])
     hosts = [place(state, owner)[1] for owner in columns.owners] + [""]
-    reasons = [reason_line(state.trials[one].reason)[:_REASON] for one in numbers]
+    reasons = [why_not(state.trials[one])[:_REASON] for one in numbers]
     found |= {
         "site": [columns.sites[at] if at < len(columns.sites) else "" for at in columns.site[rows]],
         "node": [hosts[at] for at in columns.owner[rows]],

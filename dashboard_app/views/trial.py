@@ -10,7 +10,7 @@ import numpy as np
 
 from hopaas_p2p.analysis.chart import Chart, cut, dashed, number
 from hopaas_p2p.analysis.charts import by_step, reported
-from hopaas_p2p.analysis.facts import duration, last_metrics, last_report, reason_line, row_of, shown
+from hopaas_p2p.analysis.facts import duration, last_metrics, last_report, row_of, shown, why_not
 from hopaas_p2p.analysis.table import TrialTable
 from hopaas_p2p.core.records import PastLease, TrialState
 from hopaas_p2p.core.spending import is_last_lease
@@ -25,8 +25,8 @@ Fact = tuple[str, str, list[str]]
 
 
 def rank(columns: TrialTable, number: int) -> tuple[int, int] | None:
-    """(rank among the complete trials, how many there are), the best first; None if the trial has no value."""
-    complete = columns.complete()
+    """(rank among the complete and feasible trials, how many there are), the best first; None if it is none of them."""
+    complete = columns.complete() & ~columns.infeasible
     if len(columns.directions) != 1 or number >= len(columns) or not complete[number]:
         return None
     cost = columns.cost()
@@ -59,7 +59,7 @@ def side_by_side(state: State, columns: TrialTable, numbers: Sequence[int]) -> l
         "time": ["" if row["seconds"] is None else duration(row["seconds"]) for row in rows],
         "attempt": [str(row["attempt"]) for row in rows],
         "site": [row["site"] or "" for row in rows],
-        "reason": [reason_line(row["reason"]) for row in rows],
+        "reason": [why_not(one) for one in trials],
     }
     found = [("result", name, cells) for name, cells in results.items() if any(cells)]
     params, metrics = [row["params"] for row in rows], [last_metrics(one) for one in trials]

@@ -5,6 +5,7 @@ An alert that the receiver did not accept is posted again, with the same `id`.
 
 from __future__ import annotations
 
+import http.client
 import json
 import re
 import time
@@ -24,7 +25,9 @@ from hopaas_p2p.runtime.settings import Secret
 if TYPE_CHECKING:
     from hopaas_p2p.study import Study
 
-_URL: Final = re.compile(r"https?://([A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\])(:\d{1,5})?([/?][!-~]*)?", re.IGNORECASE)
+_LABEL: Final = "[A-Za-z0-9_-]{1,63}"
+_HOST: Final = rf"{_LABEL}(\.{_LABEL})*\.?|\[[0-9A-Fa-f:.]+\]"
+_URL: Final = re.compile(rf"https?://({_HOST})(:[0-9]{{1,5}})?([/?][!-~]*)?", re.IGNORECASE)
 _TIMEOUT: Final = 10.0
 _RETRY_INTERVAL: Final = 30.0  # seconds
 
@@ -36,7 +39,7 @@ class AlertSender:
 
     Args:
         study: the study; the right to read it is enough.
-        send: delivers one message, or raises OSError.
+        send: delivers one message, or raises OSError, HTTPException or ValueError.
         complain: called with a text when the receiver cannot be reached.
 
     """
@@ -74,6 +77,10 @@ class AlertSender:
                 sent.append(key)
         return sent
 
+    def store_was_away(self) -> None:
+        """Measure the peers' silence anew: while the store was unreachable, they could not show that they are alive."""
+        self._owners = FailureDetector()
+
     def _post(self, key: str, text: str) -> bool:
         study = self.study
         message = {
@@ -85,7 +92,7 @@ class AlertSender:
         }
         try:
             self._send(message)
-        except OSError as error:
+        except (OSError, http.client.HTTPException, ValueError) as error:  # a receiver may answer anything
             self._retry_at = time.monotonic() + _RETRY_INTERVAL
             if isinstance(error, urllib.error.HTTPError):
                 error.close()  # it holds the connection
@@ -124,5 +131,7 @@ def webhook(url: Secret) -> Send:
 class _NoRedirect(urllib.request.HTTPRedirectHandler):
     """Follows no redirect: a message goes to the configured host only."""
 
-    def redirect_request(self, *_args: Any) -> None:
+    def http_error_302(self, *_args: Any) -> None:  # not even the address is looked at
         return None
+
+    http_error_301 = http_error_303 = http_error_307 = http_error_308 = http_error_302  # type: ignore[assignment]

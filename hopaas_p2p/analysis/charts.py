@@ -42,6 +42,7 @@ _SLICE: Final = 2000
 _POINTS: Final = 400
 _FEW: Final = 40
 _MEDIAN_OF: Final = 2000  # the most complete trials in the median curve
+_NO_BEST: Final = "none of them satisfies the constraints"
 
 
 def positions(columns: TrialTable, along: Along) -> Floats:
@@ -132,15 +133,15 @@ def pareto(columns: TrialTable, selection: Selection = EVERYTHING, *, first: int
         return None
     finite = columns.complete(first) & columns.complete(second)
     mask = finite if selection.shown is None else finite & selection.shown
-    front = columns.front(mask)
-    if not len(front):
+    rows, front = np.flatnonzero(mask), columns.front(mask)
+    if not len(rows):
         return None
-    rows = np.flatnonzero(mask)
     x, y = columns.values[:, first], columns.values[:, second]
     drawn, along = np.union1d(rows[downsample_points(x[rows], y[rows])], front), front[np.argsort(x[front])]
     layers = [
         Series(name, "points", {"first": x[some], "second": y[some], "trial": some}, *look)
         for name, some, *look in (("complete", drawn, FAINT), ("on the front", along, palette.BEST, 11, "diamond"))
+        if len(some)
     ]
     x_axis, y_axis = (
         value_axis(f"{columns.objectives[at]} ({columns.directions[at]})", columns.values[rows, at])[0]
@@ -166,19 +167,23 @@ def importance(found: Importance) -> Chart | None:
 
 def slice_(columns: TrialTable, name: str, selection: Selection = EVERYTHING, *, most: int = _SLICE) -> Chart | None:
     """The value over one parameter."""
-    rows, objective = np.flatnonzero(columns.selected(selection, name)), selection.objective
+    mask, objective = columns.selected(selection, name), selection.objective
+    rows = np.flatnonzero(mask)
     if not len(rows):
         return None
-    one = columns.parameters[name]
+    one, best = columns.parameters[name], columns.best(objective, mask)
     x, y = columns.params[name], columns.values[:, objective]
     drawn = rows[downsample_points(x[rows], y[rows], most=most)]
-    best = rows[np.argmin(columns.cost(objective)[rows])]
+    top = np.array([] if best is None else [best], np.int64)
     layers = []
-    for series, some, *look in (("complete", drawn, PLAIN), ("best", np.array([best]), palette.BEST, 14, "diamond")):
+    for series, some, *look in (("complete", drawn, PLAIN), ("best", top, palette.BEST, 14, "diamond")):
+        if not len(some):
+            continue
         at = [label(value_text(one, value), 16) for value in x[some]] if one.choices is not None else x[some]
         layers.append(Series(series, "points", {"parameter": at, "value": y[some], "trial": some}, *look))
     value_, _ = value_axis(columns.objectives[objective], y[rows], columns.worst(objective))
-    alt = f"Value over {name}: {len(rows):,} complete trials; the best has {name} = {value_text(one, x[best])}."
+    said = _NO_BEST if best is None else f"the best has {name} = {value_text(one, x[best])}"
+    alt = f"Value over {name}: {len(rows):,} complete trials; {said}."
     caption = f"{len(drawn):,} of {len(rows):,} drawn" if len(drawn) < len(rows) else ""
     return Chart(f"Slice: {name}", layers, axis_of(one), value_, alt, caption, height=300)
 
@@ -213,7 +218,8 @@ def parallel(columns: TrialTable, *names: str, selection: Selection = EVERYTHING
     value = value._replace(down=columns.directions[objective] == "maximize")
     caption = f"{count:,} complete trials"
     caption += f", of which {len(drawn):,} are drawn, the best among them" if len(drawn) < count else ""
-    alt = f"Parallel coordinates of {len(drawn):,} trials over {', '.join(names)}; the best is trial {drawn[-1]}."
+    said = _NO_BEST if columns.infeasible[drawn[-1]] else f"the best is trial {drawn[-1]}"
+    alt = f"Parallel coordinates of {len(drawn):,} trials over {', '.join(names)}; {said}."
     axes = (*(axis_of(columns.parameters[name]) for name in names), value)
     return Chart("Parallel coordinates", [lines], ChartAxis(), value, alt, caption, 430, axes=axes)
 
@@ -232,7 +238,8 @@ def curves(state: State, columns: TrialTable) -> Chart | None:
     if len(columns.directions) != 1 or not (len(whole) or len(cut) or len(running)):
         return None
     some_cut, some_whole, running = cut[spread(len(cut), _CUT)], whole[spread(len(whole), _WHOLE)], running[:_RUNNING]
-    best = columns.ranked(shown=mask)[:1]
+    top = columns.best(shown=mask)
+    best = np.array([] if top is None else [top], np.int64)
 
     def layer(name: str, numbers: Ints, *look: Any) -> Series:
         lines = ((finite(state.trials[number].reports), number) for number in numbers.tolist())

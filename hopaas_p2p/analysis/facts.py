@@ -199,6 +199,11 @@ def reason_line(reason: str | None) -> str:
     return lines[0] if lines else ""
 
 
+def why_not(trial: Trial) -> str:
+    """Why a trial failed, in one line, or that it violates its constraints; empty if it may be the best one."""
+    return reason_line(trial.reason) or ("" if trial.feasible else "violates its constraints")
+
+
 def phrase(label: str) -> str:
     """A label with an initial capital, unless its first word has a special form, such as kWh."""
     return label[:1].upper() + label[1:] if label.partition(" ")[0].islower() else label

@@ -42,7 +42,8 @@ def importance(state: State, trials: TrialTable, selection: Selection = EVERYTHI
     """Parameter importance for one objective, over the complete trials of the selection."""
     rows, objective = np.flatnonzero(trials.selected(selection) & ~trials.infeasible), selection.objective
     if len(rows) < _FEWEST:
-        return Importance((), f"Needs {_FEWEST} complete trials; there are {len(rows)}.")
+        which = "complete and feasible" if trials.infeasible.any() else "complete"
+        return Importance((), f"Needs {_FEWEST} {which} trials; there are {len(rows)}.")
     try:
         shares = _ped_anova(state, trials, rows, trials.cost(objective)[rows])
     except Exception as error:  # noqa: BLE001  # an odd log must not hide the rest of the report

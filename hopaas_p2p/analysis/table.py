@@ -209,16 +209,17 @@ class TrialTable:
         """The rows of the COMPLETE trials, or of those shown: best first, infeasible ones last, otherwise by number."""
         mask = (self.state == COMPLETE) & ~np.isnan(self.values[:, objective])
         rows = np.flatnonzero(mask if shown is None else mask & shown)
-        return rows[np.argsort(self.cost(objective)[rows], kind="stable")]
+        return rows[np.lexsort((self.cost(objective)[rows], self.infeasible[rows]))]
 
-    def best(self, objective: int | None = None) -> int | None:
-        """The row of the best COMPLETE and feasible trial, the earliest of equals. One of several objectives must be
-        named.
+    def best(self, objective: int | None = None, shown: Mask | None = None) -> int | None:
+        """The row of the best COMPLETE and feasible trial, or of those shown, the earliest of equals. One of several
+        objectives must be named.
         """
         if objective is None and len(self.directions) > 1:
             return None
         objective = objective or 0
-        rows = np.flatnonzero((self.state == COMPLETE) & ~np.isnan(self.values[:, objective]) & ~self.infeasible)
+        mask = (self.state == COMPLETE) & ~np.isnan(self.values[:, objective]) & ~self.infeasible
+        rows = np.flatnonzero(mask if shown is None else mask & shown)
         return int(rows[np.argmin(self.cost(objective)[rows])]) if len(rows) else None
 
     def merged(self, name: str, rows: Ints | slice) -> Floats:

@@ -32,7 +32,7 @@ SECTIONS: Final[dict[str, dict[str, tuple[str, str]]]] = {
         "invite": (f"{_CLI}.invite:invite", "Print one string that lets somebody join a study."),
     },
     "Watch": {
-        "watch": (f"{_CLI}.watch:watch", "Follow a study, or wait until a condition is true."),
+        "watch": (f"{_CLI}.watch:watch", "Follow a study until it is done."),
         "dashboard": (f"{_CLI}.dashboard:dashboard", "Watch studies in a browser."),
         "demo": (f"{_CLI}.demo:demo", "Watch three processes tune a classifier together, in about a minute."),
     },

@@ -176,9 +176,15 @@ class CommandAfterDashes(click.Command):
         try:
             rest = super().parse_args(ctx, args[:at])
         except click.UsageError as error:
-            if args[0][:1] not in ("-", "") and not any(isinstance(one, click.Argument) for one in self.params):
+            if self._needs_command and "--" not in args:  # such as: worker python train.py
+                raise missing from None
+            if (
+                args[:1]
+                and args[0][:1] not in ("-", "")
+                and not any(isinstance(p, click.Argument) for p in self.params)
+            ):
                 raise click.UsageError(f"A study is named by an option: --study {args[0]}", ctx) from None
-            raise missing if self._needs_command and "--" not in args else error from None
+            raise error from None
         ctx.params["command"] = tuple(args[at + 1 :])
         if self._needs_command and not ctx.params["command"]:
             raise missing

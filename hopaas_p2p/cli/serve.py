@@ -165,7 +165,7 @@ def relay(session: CliSession, listen: str, url: str, login_file: Path, known_as
     """
     session.settings.publish()
     logging.basicConfig(format="%(asctime)s %(message)s", level=logging.WARNING)
-    targets = targets_of(url)
+    targets, login_file = targets_of(url), login_file.expanduser()  # a shell leaves --login-file=~/x as it is
     password, (host, port) = read_password(login_file), _address(listen)
 
     async def run() -> None:

@@ -190,7 +190,7 @@ def _best(data: dict[str, Any]) -> list[str]:
 
     best = data["best"]
     if not best:
-        return ["-"]
+        return ["- (no complete trial satisfies the constraints)" if data["counts"]["COMPLETE"] else "-"]
     if not isinstance(best, list):
         return [line("", best)]
     lines = [f"{output.count(len(best), 'trial')} on the Pareto front; first in: hopaas-p2p trial list --sort value"]

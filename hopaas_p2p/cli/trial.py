@@ -11,7 +11,7 @@ from typing import Any, Final
 
 import click
 
-from hopaas_p2p.analysis.facts import pareto_front, reason_line, row_of, value_columns
+from hopaas_p2p.analysis.facts import pareto_front, row_of, value_columns, why_not
 from hopaas_p2p.analysis.objectives import objectives
 from hopaas_p2p.cli import output
 from hopaas_p2p.cli.annotations import add_annotations
@@ -73,11 +73,12 @@ def list_(session: CliSession, states: tuple[str, ...], sort: str, limit: int | 
     ]
     orders = {**{name: at for at, name in enumerate(objectives(state))}, **dict.fromkeys(_ORDERS), "value": 0}
     if sort not in orders:
-        raise click.UsageError(f"{sort!r} is not an order. The orders are {', '.join(orders)}.")
+        known = ", ".join(" ".join(name.split()) for name in orders)  # anybody may have named an objective
+        raise click.UsageError(f"{sort!r} is not an order. The orders are {known}.")
     by = orders[sort]
     front = {one.number for one in pareto_front(state)} if sort == "value" and len(study.directions) > 1 else ()
 
-    def key(row: dict[str, Any]) -> tuple[bool, bool, Any]:
+    def key(row: dict[str, Any]) -> tuple[bool, bool, bool, Any]:
         """Ascending; by an objective, the best first, and infeasible trials behind the others. By value, the trials on
         a front come first. Trials without a value are last.
         """
@@ -85,11 +86,11 @@ def list_(session: CliSession, states: tuple[str, ...], sort: str, limit: int | 
         if by is not None:
             value = row["values"][by] if row["values"] else None
         if value is None or (isinstance(value, float) and math.isnan(value)):
-            return (True, True, number)
+            return (True, True, True, number)
         if by is None:
-            return (False, False, value)
-        behind = number not in front if front else not state.trials[number].feasible
-        return (False, behind, -value if study.directions[by].name == "MAXIMIZE" else value)
+            return (False, False, False, value)
+        dominated, infeasible = bool(front) and number not in front, not state.trials[number].feasible
+        return (False, infeasible, dominated, -value if study.directions[by].name == "MAXIMIZE" else value)
 
     shown = sorted(rows, key=key)[:limit]
     place = {row["number"]: at for at, row in enumerate(shown)}
@@ -107,9 +108,7 @@ def list_(session: CliSession, states: tuple[str, ...], sort: str, limit: int | 
         "TIME": lambda row: output.duration(row["seconds"]),
         "TRY": "attempt",
         "WHERE": output.where,
-        "REASON": lambda row: (
-            reason_line(row["reason"]) or ("-" if state.trials[row["number"]].feasible else "violates its constraints")
-        ),
+        "REASON": lambda row: why_not(state.trials[row["number"]]) or "-",
         "TAGS": lambda row: " ".join(f"#{tag}" for tag in row["tags"]) or "-",
         "PARAMETERS": lambda row: output.parameters(row["params"], digits=4),
     }

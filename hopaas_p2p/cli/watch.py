@@ -101,6 +101,8 @@ def looks(study: Study, sender: AlertSender | None = None) -> Iterator[dict[str,
             if not last:
                 raise
             last = {**last, "outage": str(error)}
+            if sender is not None:
+                sender.store_was_away()
         yield last
 
 

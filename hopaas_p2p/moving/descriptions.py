@@ -13,10 +13,11 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 from hopaas_p2p import sampler_config
-from hopaas_p2p.core.records import Distribution, Float, Int
+from hopaas_p2p.core.records import Budget, Distribution, Float, Int
 from hopaas_p2p.errors import InvalidInput
 from hopaas_p2p.runtime.atomic import read_regular
 from hopaas_p2p.runtime.settings import is_one_line
+from hopaas_p2p.spec.budget import budget_of
 from hopaas_p2p.spec.space import check_keys, choices, mapping, number
 
 _SWEEP: Final = {
@@ -38,7 +39,7 @@ class StudyDescription(NamedTuple):
     metric: str | None = None
     """The objective's name."""
     space: dict[str, Distribution] = {}
-    budget: int | None = None
+    budget: Budget | None = None
     search: dict[str, Any] = {}
     """The sampler and the pruner."""
     user_attrs: dict[str, Any] = {}
@@ -124,7 +125,7 @@ def _sweep(content: Mapping[str, Any]) -> StudyDescription:
         directions=(goal,),
         metric=None if metric.get("name") is None else str(metric["name"]),
         space=space,
-        budget=content.get("run_cap"),
+        budget=None if content.get("run_cap") is None else budget_of(content["run_cap"]),
         search=search,
         user_attrs=constants | ({"description": content["description"]} if content.get("description") else {}),
         command=_command(content, space, constants),

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Final
 from optuna.exceptions import UpdateFinishedTrialError
 
 from hopaas_p2p import notes
-from hopaas_p2p.analysis.facts import glance, json_number, last_metrics, row_of
+from hopaas_p2p.analysis.facts import glance, json_number, last_metrics, row_of, why_not
 from hopaas_p2p.analysis.importance import importance
 from hopaas_p2p.analysis.table import TrialTable
 from hopaas_p2p.core.records import TrialState
@@ -321,6 +321,7 @@ def fitted(answer: dict[str, Any], rows: str) -> dict[str, Any]:
 def _row(state: State, number: int) -> dict[str, Any]:
     """A trial for an agent: the known facts, in strict JSON, with long texts shortened."""
     row = row_of(state, number)
+    row["reason"] = row["reason"] or why_not(state.trials[number]) or None
     said = {"trial": number} | {key: row[key] for key in _FIELDS if row[key] is not None}
     return {key: _short(value) for key, value in said.items()}
 

@@ -118,7 +118,8 @@ def _sections(state: State, trials: TrialTable, learned: list[Learned]) -> Itera
     yield "Which parameters matter", _parameters(state, trials)
     if len(trials.directions) == 1:
         yield "Best means over replicates", _best_means(state)
-        yield "Best trials", trials_table(trials.ranked()[:_TOP].tolist(), state, most=_COLUMNS, first=True)
+        ranked = trials.ranked(shown=~trials.infeasible)
+        yield "Best trials", trials_table(ranked[:_TOP].tolist(), state, most=_COLUMNS, first=True)
     else:
         front = trials.front().tolist()
         title = "Pareto front" if len(front) <= _FRONT else f"Pareto front, {_FRONT} of {len(front):,}"
@@ -154,8 +155,9 @@ def _small(drawn: Sequence[Chart], note: str) -> Html:
 def slices(trials: TrialTable, names: Sequence[str]) -> Html:
     """The value over each of these parameters."""
     drawn = [charts.slice_(trials, name, most=400) for name in names]
-    note = "Value over each parameter, complete trials. The large mark is the best one."
-    return _small([one for one in drawn if one is not None], note)
+    found, note = [one for one in drawn if one is not None], "Value over each parameter, complete trials."
+    marked = any(layer.name == "best" for one in found for layer in one.series)
+    return _small(found, f"{note} The large mark is the best one." if marked else note)
 
 
 def _parameters(state: State, trials: TrialTable) -> str:

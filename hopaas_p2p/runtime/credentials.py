@@ -500,7 +500,11 @@ def webhook_url(env: Mapping[str, str] = os.environ) -> Secret | None:
     """The URL for alerts, from `HOPAAS_WEBHOOK_FILE`, else from `HOPAAS_WEBHOOK`, else None; raises like `token`."""
     found = _secret("HOPAAS_WEBHOOK", "URL", env)
     if found is not None:
-        _check_authority([(urlsplit(found.reveal()).hostname or "the webhook", 443)], env)
+        try:
+            host = urlsplit(found.reveal()).hostname
+        except ValueError:  # it is not a URL, and `webhook` refuses it without showing it
+            host = None
+        _check_authority([(host or "the webhook", 443)], env)
     return found
 
 

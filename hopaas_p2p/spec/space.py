@@ -172,6 +172,7 @@ def _table(name: str, kind: str, parts: list[Any]) -> dict[str, Any]:
         if not equals or key not in (_BELIEF if kind == "cat" else (*_BELIEF, "step")):
             if equals and kind != "cat":
                 hint = near(key, (*_BELIEF, "step"), "only step, prior and confidence take a value")
+                hint = "write log alone" if key == "log" else hint
                 raise InvalidInput(f"the parameter {name!r}: there is no {key}=…; {hint}")
             rest.append(part)
         elif key in table:

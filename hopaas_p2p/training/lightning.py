@@ -32,7 +32,7 @@ class LightningCallback(EpochCallback, Callback):  # type: ignore[misc]  # the s
         if trainer.world_size > 1 and not isinstance(self._trial, RankedTrial):
             raise InvalidInput(
                 f"{trainer.world_size} ranks train one trial only if torchrun starts them: torchrun --nproc-per-node "
-                f"{trainer.world_size} train.py"
+                f"{trainer.num_devices} train.py"
             )
 
     def on_validation_end(self, trainer: Any, pl_module: Any) -> None:  # noqa: D102

@@ -429,19 +429,22 @@ print(json.dumps({"value": step}))
 """
 
 
-def test_a_pre_empted_trial_saves_itself_and_goes_on_in_another_worker(study: Study, tmp_path: Path) -> None:
+@pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGUSR2])
+def test_a_pre_empted_trial_saves_itself_and_goes_on_in_another_worker(
+    study: Study, tmp_path: Path, number: signal.Signals
+) -> None:
     study.set_budget(1)
-    command = script(tmp_path, SAVES_ITSELF)
+    command = script(tmp_path, SAVES_ITSELF.replace("SIGUSR1", number.name))
     worker = start(*WORKER, "--", *command, cwd=tmp_path)
     until(lambda: "step 3" in log_of(tmp_path))
 
-    worker.send_signal(signal.SIGUSR1)
+    worker.send_signal(number)
 
     assert worker.wait(patient(60)) == 75
     trial = study.state.trials[0]
     assert trial.state.name == "WAITING"
     assert trial.attempt == 1
-    assert trial.history[-1].why == "pre-empted: SIGUSR1"
+    assert trial.history[-1].why == f"pre-empted: {number.name}"
     (checkpoint,) = trial.checkpoints
     work(tmp_path, command)
     assert states(study) == ["COMPLETE"]

@@ -313,13 +313,15 @@ def test_a_port_that_is_in_use_is_one_clear_line(tmp_path: Path) -> None:
 
 def test_a_relay_speaks_json(tmp_path: Path) -> None:
     words = [*CLI, "serve", "relay", "--listen", "127.0.0.1:0", "--to", "https://example.org", "--json"]
-    words += ["--login-file", str(tmp_path / "login")]
-    with subprocess.Popen(words, stdout=subprocess.PIPE, text=True, env=environment()) as process:
+    words += ["--login-file=~/login"]  # which a shell passes on as it is
+    env = environment(HOME=str(tmp_path))
+    with subprocess.Popen(words, stdout=subprocess.PIPE, text=True, cwd=tmp_path, env=env) as process:
         assert process.stdout is not None
         begun = json.loads(process.stdout.readline())
         process.send_signal(signal.SIGTERM)
         ended = json.loads(process.stdout.readline())
     assert begun["listening"].startswith("127.0.0.1:")
     assert begun["to"] == ["example.org:443"]
+    assert (tmp_path / "login").read_text().endswith(f"{begun['listening']}\n")
     assert ended == {"carried": 0, "refused": 0}
     assert process.returncode == 0

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import socket
 import threading
+import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
@@ -13,8 +15,11 @@ import pytest
 
 from hopaas_p2p.alerts.rules import STAGNATION, conditions
 from hopaas_p2p.alerts.sender import AlertSender, webhook
+from hopaas_p2p.cli.watch import looks
 from hopaas_p2p.core.records import Policy
-from hopaas_p2p.errors import ConfigurationError
+from hopaas_p2p.errors import ConfigurationError, StoreUnreachable
+from hopaas_p2p.peer.liveness import owners_of
+from hopaas_p2p.runtime.credentials import webhook_url
 from hopaas_p2p.runtime.settings import Secret
 from hopaas_p2p.study import Study
 from tests.support.dashboard_studies import FAIL, Scribe
@@ -143,6 +148,28 @@ def test_what_holds_at_the_first_look_is_said_except_the_best(study: Study, rece
     assert len({message["id"] for message in receiver.got}) == 3
 
 
+def test_an_outage_of_the_store_is_no_silence_of_a_site(
+    study: Study, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def away(_study: Study) -> dict[str, Any]:
+        raise StoreUnreachable
+
+    study.ask()
+    beats = dict.fromkeys(owners_of(study.state), "the same")
+    monkeypatch.setattr(study.storage.peer.store, "beats", lambda _owners: beats)
+    seen = looks(study, AlertSender(study, webhook(Secret(receiver.url))))
+    next(seen)
+    with monkeypatch.context() as outage:
+        outage.setattr("hopaas_p2p.cli.watch._look", away)
+        assert next(seen)["outage"]
+    time.sleep(study.state.policy.ttl * 1.2)
+    next(seen)
+    assert receiver.kinds() == []
+    time.sleep(study.state.policy.ttl * 1.2)
+    next(seen)
+    assert receiver.kinds() == ["site-silent"]
+
+
 def test_a_viewer_may_be_told_too_and_nothing_is_written(study: Study, receiver: Receiver) -> None:
     study.optimize(lambda _trial: 1.0, n_trials=5)
     lsn = study.state.lsn
@@ -172,9 +199,48 @@ def test_a_receiver_that_fails_gets_it_later_and_is_not_named(
     assert "s3cr3t" not in "".join(complaints)
 
 
+@pytest.mark.parametrize(
+    "answer", [b"nonsense\r\n\r\n", b"HTTP/1.1 302 F\r\nLocation: http://[x/\r\n\r\n", b"HTTP/1.1 200 " + b"x" * 70_000]
+)
+def test_a_receiver_that_answers_nonsense_ends_no_watch(study: Study, answer: bytes) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def serve() -> None:
+            connection, _ = server.accept()
+            with connection:
+                connection.recv(65536)
+                connection.sendall(answer)
+
+        thread = threading.Thread(target=serve)
+        thread.start()
+        study.optimize(lambda _trial: 1.0, n_trials=5)
+        complaints: list[str] = []
+        url = Secret(f"http://127.0.0.1:{server.getsockname()[1]}/s3cr3t")
+        assert AlertSender(study, webhook(url), complain=complaints.append).look() == []
+        thread.join()
+    assert "the webhook does not accept alerts" in complaints[0]
+
+
+def test_a_webhook_that_is_not_a_url_is_refused_without_showing_it(tmp_path: Path) -> None:
+    for url in ("https://a:s3cr3t@[x", "https://a:s3cr3t@\u2100/"):
+        found = webhook_url({"HOPAAS_WEBHOOK": url, "HOME": str(tmp_path)})
+        assert found is not None
+        with pytest.raises(ConfigurationError, match="not an http or https URL"):
+            webhook(found)
+
+
 def test_a_webhook_is_http_or_https() -> None:
     with_spaces = [f"https://x.example.org/s3cr3t{odd}" for odd in (" x", "\n", "\u20ac")]  # which Python would show
-    for url in ("file:///etc/passwd", "ftp://x/y", "https://", "s3cr3t", "https://a:s3cr3t@x/y", *with_spaces):
+    odd_hosts = ("https://a..b/s3cr3t", f"https://{'a' * 64}.b/s3cr3t", "https://x:\u0661/s3cr3t")
+    for url in (
+        "file:///etc/passwd",
+        "ftp://x/y",
+        "https://",
+        "s3cr3t",
+        "https://a:s3cr3t@x/y",
+        *odd_hosts,
+        *with_spaces,
+    ):
         with pytest.raises(ConfigurationError) as caught:
             webhook(Secret(url))
         assert "s3cr3t" not in str(caught.value)

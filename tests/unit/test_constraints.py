@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import datetime
 import logging
+import math
 import secrets
 
+import numpy as np
 import optuna
 import pytest
 
 import hopaas_p2p
+from dashboard_app.views.table import table as table_of
+from dashboard_app.views.trial import rank, side_by_side
 from hopaas_p2p.analysis import charts, facts, tiles
 from hopaas_p2p.analysis.table import TrialTable
 from hopaas_p2p.cli import main
 from hopaas_p2p.core.blocks import close_settled
 from hopaas_p2p.core.records import Budget, Float, Int, TrialReclaim, TrialSet, Until
+from hopaas_p2p.ports.local import LocalPeer
+from hopaas_p2p.report.page import render
 from tests.unit.test_ledger import ASK, Campaign, end
 
 SPACE = {"x": Float(0.0, 10.0)}
@@ -64,6 +71,16 @@ def test_without_a_feasible_trial_there_is_no_best_one() -> None:
     study = constrained(3)
     table = TrialTable.of(study.state)
     assert facts.best(study.state) is None
+    assert [rank(table, number) for number in range(3)] == [None] * 3
+    slice_, parallel = charts.slice_(table, "x"), charts.parallel(table, "x")
+    assert slice_ is not None
+    assert parallel is not None
+    assert [layer.name for layer in slice_.series] == ["complete"]
+    assert "none of them satisfies the constraints" in slice_.alt
+    assert "none of them satisfies the constraints" in parallel.alt
+    page = render(study.state, name="s", store="m", now=datetime.datetime.now(tz=datetime.UTC))
+    assert "large mark" not in page
+    assert "Best trials" not in page
     assert tiles.best(table) == ("best", "none", "no feasible trial yet")
     chart = charts.history(table)
     assert chart is not None
@@ -71,6 +88,72 @@ def test_without_a_feasible_trial_there_is_no_best_one() -> None:
     with pytest.raises(ValueError, match="No feasible trials are completed yet"):
         _ = study.best_trial
     study.close()
+
+
+def test_without_a_feasible_trial_no_learning_curve_is_the_best_one() -> None:
+    study = hopaas_p2p.open_study(f"memory://{secrets.token_hex(8)}", "s", space=SPACE)
+    for value in (1.0, -1.0):
+        trial = study.ask()
+        trial.report(value, 0)
+        trial.report(value, 1)
+        trial.set_constraint("below", value)
+        study.tell(trial, -value)
+        chart = charts.curves(study.state, TrialTable.of(study.state))
+        assert chart is not None
+        assert [layer.name for layer in chart.series] == (["complete"] if value > 0 else ["complete", "best"])
+    study.close()
+
+
+def test_a_study_with_several_objectives_and_no_front_is_drawn() -> None:
+    study = constrained(3, ["minimize", "minimize"])
+    chart = charts.pareto(TrialTable.of(study.state))
+    assert chart is not None
+    assert [layer.name for layer in chart.series] == ["complete"]
+    assert chart.alt == "0 of 3 complete trials are on the Pareto front of 2 objectives."
+    study.close()
+
+
+def test_the_rank_of_a_trial_is_among_the_feasible_ones() -> None:
+    study = constrained(FEW)
+    table = TrialTable.of(study.state)
+    assert [rank(table, number) for number in range(FEW)] == [None] * 3 + [(1, 3), (2, 3), (3, 3)]
+    cells = {name: cells for _, name, cells in side_by_side(study.state, table, [2, 3])}
+    assert cells["reason"] == ["violates its constraints", ""]
+    listed = table_of(study.state, table, np.ones(FEW, np.bool_), tags={}, lines={})
+    assert [bool(one) for one in listed["reason"]] == [False] * 3 + [True] * 3  # the newest first
+    study.close()
+
+
+def test_an_infinite_value_is_better_than_a_violated_constraint() -> None:
+    study = hopaas_p2p.open_study(f"memory://{secrets.token_hex(8)}", "s", space=SPACE)
+    for constraint, value in ((1.0, 0.0), (-1.0, math.inf)):
+        trial = study.ask()
+        trial.set_constraint("below", constraint)
+        study.tell(trial, value)
+    assert TrialTable.of(study.state).ranked().tolist() == [1, 0]
+    study.close()
+
+
+def test_a_list_by_value_of_several_objectives_has_the_infeasible_trials_last(
+    tmp_path: object, capsys: pytest.CaptureFixture[str]
+) -> None:
+    store = f"{tmp_path}/store"
+    constrained(FEW, ["minimize", "minimize"], store=store).close()
+    main.run(["trial", "list", "s", "--sort", "value", "--store", store])
+    rows = capsys.readouterr().out.splitlines()[1:]
+    assert [row.split()[0] for row in rows] == ["3", "4", "5", "0", "1", "2"]
+
+
+def test_a_program_and_the_command_line_learn_why_there_is_no_best_trial(
+    tmp_path: object, capsys: pytest.CaptureFixture[str]
+) -> None:
+    store = f"{tmp_path}/store"
+    study = constrained(3, store=store)
+    listed = LocalPeer(study.storage, actions=False).trials("s", order="best")["trials"]
+    assert {one["reason"] for one in listed} == {"violates its constraints"}
+    study.close()
+    main.run(["study", "show", "s", "--store", store])
+    assert "- (no complete trial satisfies the constraints)" in capsys.readouterr().out
 
 
 def test_the_command_line_and_the_progress_show_a_feasible_best(

@@ -58,6 +58,7 @@ def test_an_unknown_argument_of_open_study_has_a_hint(word: str, hint: str) -> N
     [
         ("x=log(0.1,1,priro=0.3)", "there is no priro=…; did you mean 'prior'?"),
         ("x=float(0,1,stepp=0.1)", "there is no stepp=…; did you mean 'step'?"),
+        ("x=float(0.1,1,log=true)", "there is no log=…; write log alone"),
         ("x=int(1,9,seed=3)", "only step, prior and confidence take a value"),
     ],
 )
@@ -115,11 +116,24 @@ def test_trials_are_listed_by_an_objectives_name(run: Callable[..., tuple[int, s
     assert "'sped' is not an order. The orders are loss, speed, number, value, start, seconds." in said
 
 
+def test_an_objectives_name_writes_no_line_of_its_own(run: Callable[..., tuple[int, str]], tmp_path: Path) -> None:
+    study = hopaas_p2p.open_study(str(tmp_path / "store"), "s", space=SPACE)
+    study.set_metric_names(["loss\nhopaas-p2p: all is well"])
+    study.close()
+    assert run("trial", "list", "s", "--sort", "sped")[1].count("\n") == 1
+
+
 def test_a_study_given_to_a_worker_as_a_word_has_a_hint(run: Callable[..., tuple[int, str]]) -> None:
     for words in (("worker", "digits", "--"), ("worker", "digits", "--", "echo", "1"), ("worker", "digits")):
         code = main.run(list(words))
         assert code == 2
     assert "named by an option: --study digits" in run("run", "digits", "--", "echo")[1]
+
+
+def test_a_command_without_dashes_is_not_taken_for_a_study(capsys: pytest.CaptureFixture[str]) -> None:
+    for words in (["worker", "python", "train.py"], ["submit"]):
+        assert main.run(words) == 2
+        assert "There is no command. It goes behind --, as in: -- python train.py" in capsys.readouterr().err
 
 
 def test_a_study_with_too_many_failures_names_the_command_that_continues_it() -> None:

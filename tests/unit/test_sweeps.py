@@ -9,7 +9,7 @@ import optuna
 import pytest
 
 import hopaas_p2p
-from hopaas_p2p.core.records import Categorical, Distribution, Float, Int
+from hopaas_p2p.core.records import Budget, Categorical, Distribution, Float, Int
 from hopaas_p2p.errors import InvalidInput, NoWork
 from hopaas_p2p.moving import descriptions
 from hopaas_p2p.moving.descriptions import StudyDescription
@@ -69,7 +69,7 @@ def test_a_sweep_becomes_a_study_with_all_that_its_file_says(tmp_path: Path) -> 
         "optimizer.name": Categorical(("adam", "sgd")),
         "optimizer.momentum": Float(0.0, 1.0, step=0.1),
     }
-    assert told.budget == 40
+    assert told.budget == Budget(trials=40)
     assert told.user_attrs == {"epochs": 27, "description": "about it"}
     assert type(told.search["sampler"]) is optuna.samplers.TPESampler
     pruner = told.search["pruner"]
@@ -131,6 +131,8 @@ def test_a_distribution_of_a_sweep_has_its_counterpart(tmp_path: Path, entry: st
         ("method: grid\nparameters: {p: {min: 0.0, max: 1.0}}", "a grid needs values"),
         ("method: random\nparameters: {p: {min: 1, max: 2}}\nearly_terminate: {type: median}", "there is hyperband"),
         ("method: random\nparameters: {p: {min: 1, max: 2}}\nearly_terminate: {type: hyperband}", "needs min_iter"),
+        ("method: random\nparameters: {p: {min: 1, max: 2}}\nrun_cap: many", "a budget cannot have trials = 'many'"),
+        ("method: random\nparameters: {p: {min: 1, max: 2}}\nrun_cap: 0", "budget must be at least 1, got 0"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_is_one_line_that_says_where(tmp_path: Path, text: str, said: str) -> None:
@@ -236,7 +238,7 @@ def test_a_grid_with_a_cap_is_cut_short(tmp_path: Path) -> None:
         "parameters: {a: {values: [1, 2]}, b: {distribution: q_uniform, min: 0, max: 0.3, q: 0.1}}",
     )
 
-    assert told.budget == 4
+    assert told.budget == Budget(trials=4)
     assert told.space == {"a": Categorical((1, 2)), "b": Float(0.0, 0.3, step=0.1)}
 
 
