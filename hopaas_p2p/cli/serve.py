@@ -166,6 +166,7 @@ def relay(session: CliSession, listen: str, url: str, login_file: Path, known_as
     session.settings.publish()
     logging.basicConfig(format="%(asctime)s %(message)s", level=logging.WARNING)
     targets = targets_of(url)
+    login_file = login_file.expanduser()  # no shell does it behind --login-file=
     password, (host, port) = read_password(login_file), _address(listen)
 
     async def run() -> None:

@@ -500,7 +500,11 @@ def webhook_url(env: Mapping[str, str] = os.environ) -> Secret | None:
     """The URL for alerts, from `HOPAAS_WEBHOOK_FILE`, else from `HOPAAS_WEBHOOK`, else None; raises like `token`."""
     found = _secret("HOPAAS_WEBHOOK", "URL", env)
     if found is not None:
-        _check_authority([(urlsplit(found.reveal()).hostname or "the webhook", 443)], env)
+        try:
+            host = urlsplit(found.reveal()).hostname
+        except ValueError:  # its message may show the URL
+            raise ConfigurationError("HOPAAS_WEBHOOK or HOPAAS_WEBHOOK_FILE has no URL that can be parsed") from None
+        _check_authority([(host or "the webhook", 443)], env)
     return found
 
 

@@ -111,6 +111,8 @@ def refusal(text: str) -> HopaasError:
 def failure(code: str | None, text: str) -> HopaasError:
     """The error for a statement that failed."""
     line = _one_line(text)
+    if code == _NOT_ALLOWED and "of no study in this database" in line:
+        return Denied(f"{line}. Does HOPAAS_ARTIFACTS name another database? Only a directory or bucket can be there")
     if code == _NOT_ALLOWED:
         last_owner = "the only owner" in line
         who = "With" if last_owner else "Ask an owner of the study for a grant"
