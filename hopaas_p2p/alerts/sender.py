@@ -113,7 +113,10 @@ def webhook(url: Secret) -> Send:
 
     """
     if not _URL.fullmatch(url.reveal()):  # an error about another URL could show it
-        raise ConfigurationError("the webhook is not an http or https URL; see HOPAAS_WEBHOOK and HOPAAS_WEBHOOK_FILE")
+        raise ConfigurationError(
+            "the webhook is not an http or https URL in ASCII, without a login; see HOPAAS_WEBHOOK and "
+            "HOPAAS_WEBHOOK_FILE"
+        )
     opener = urllib.request.build_opener(_NoRedirect, urllib.request.HTTPSHandler(context=client_context()))
 
     def send(message: dict[str, Any]) -> None:

@@ -47,9 +47,10 @@ from hopaas_p2p.stores.postgres.store import PostgresStore
 Token = tuple[str, Secret]
 OWN: Final = ("", Secret(""))
 """No token; stands for the login of this process."""
-_THREADS: Final = 32
-_SIDE_BY_SIDE: Final = 8  # calls per token; in Postgres, each on its own connection
-_PER_LOG: Final = 4  # calls in Postgres, where somebody's open transaction may lock the log: the others have threads
+_THREADS: Final = 64
+_SIDE_BY_SIDE: Final = (
+    8  # calls per token, each on its own connection in Postgres; and per log, which may be locked there
+)
 _KEPT: Final = 60.0  # seconds for which a token's connections stay open without a request
 _LOGS: Final = 1_000
 _SUMS: Final = 256  # remembered per log
@@ -101,7 +102,7 @@ class Service:
         if isinstance(self.store, PostgresStore | RemoteStore):
             async with (
                 self.turn(token, _SIDE_BY_SIDE),
-                self.turn((request.log or token, request.kind.of), _PER_LOG),
+                self.turn((request.log or token, request.kind.of), _SIDE_BY_SIDE),
             ):
                 free = self._free.setdefault(token, [])
                 store = free.pop() if free else self._open(token)
@@ -120,23 +121,25 @@ class Service:
         """Carry a request out. Blocks."""
         return request.on(store)
 
-    async def answer(self, token: Token, request: StoreRequest, status: TokenStatus) -> bytes:
-        """The answer to the request."""
+    async def answer(
+        self, token: Token, request: StoreRequest, status: TokenStatus, gone: Callable[[], bool] = bool
+    ) -> bytes:
+        """The answer to the request; `gone` tells whether its caller no longer waits for it."""
         if request.call == "news":
-            return await self._when_there_is_news(token, request)
+            return await self._when_there_is_news(token, request, gone)
         found = await self.carry_out(token, request)
         if request.call == "hello" and protocol.refusal(found) is None:
             return protocol.answered(Facts(token[0], status.expires))
         return found
 
-    async def _when_there_is_news(self, token: Token, request: StoreRequest) -> bytes:
+    async def _when_there_is_news(self, token: Token, request: StoreRequest, gone: Callable[[], bool]) -> bytes:
         """The answer to a waiting peer: at the next commit through this server, or when a look finds one."""
         over = time.monotonic() + request.arguments[1]
         while True:
             came = self._news.setdefault(request.place, asyncio.Event())  # before the look: none is missed between
             found = await asyncio.shield(self.carry_out(token, request))  # leaves no call half done
             left = over - time.monotonic()
-            if found != _NOTHING_NEW or left <= 0.0 or self._ending:
+            if found != _NOTHING_NEW or left <= 0.0 or self._ending or gone():
                 return found
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(came.wait(), min(left, _LOOK_EVERY))

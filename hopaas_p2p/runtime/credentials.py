@@ -502,8 +502,8 @@ def webhook_url(env: Mapping[str, str] = os.environ) -> Secret | None:
     if found is not None:
         try:
             host = urlsplit(found.reveal()).hostname
-        except ValueError:  # it is not a URL, and `webhook` refuses it without showing it
-            host = None
+        except ValueError:  # its message may show the URL
+            raise ConfigurationError("HOPAAS_WEBHOOK or HOPAAS_WEBHOOK_FILE has no URL that can be parsed") from None
         _check_authority([(host or "the webhook", 443)], env)
     return found
 

@@ -178,7 +178,14 @@ def test_a_token_that_is_not_one_line_is_not_sent_or_shown(secret: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "where", ["http://sts.example.org", "http://10.0.0.7:9", "ftp://sts.example.org", "http://[::1"]
+    "where",
+    [
+        "http://sts.example.org",
+        "http://10.0.0.7:9",
+        "ftp://sts.example.org",
+        r"http://x.example.org\@127.0.0.1",
+        "http://[::1",
+    ],
 )
 def test_no_service_for_keys_is_asked_without_tls_on_another_machine(where: str, ann: Path) -> None:
     (ann / "identity").write_text("canary")
@@ -188,6 +195,41 @@ def test_no_service_for_keys_is_asked_without_tls_on_another_machine(where: str,
     for env in (container, identity)[: 1 if "[" in where else 2]:
         with pytest.raises(ConfigurationError, match="but is no URL with https://"):
             keys.Chain(address, env=env).retrieve()
+
+
+@pytest.mark.parametrize(
+    ("store", "named", "asked"),
+    [
+        ("minio.example.org:9000&region=r&insecure=true", None, "http://minio.example.org:9000"),
+        ("minio.example.org:9000&region=r&insecure=true", "http://MinIO.example.org:9000/", None),
+        ("minio.example.org&region=r&insecure=true", "http://minio.example.org:80", None),
+        ("127.0.0.1:9000&region=r", "http://localhost:9001", None),
+        ("s3.cn-north-1.amazonaws.com.cn&region=cn-north-1", None, "https://sts.cn-north-1.amazonaws.com.cn"),
+    ],
+)
+def test_an_sts_may_be_the_buckets_own_server_however_it_is_written(
+    store: str, named: str | None, asked: str | None, ann: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whether that may be without TLS, the URL of the bucket says."""
+    requests = []
+
+    def answer(_method: str, url: str, **_: object) -> str:
+        requests.append(url)
+        return "<AccessKeyId>k</AccessKeyId><SecretAccessKey>s</SecretAccessKey><SessionToken>a+/.==</SessionToken>"
+
+    monkeypatch.setattr(keys, "_ask", answer)
+    (ann / "identity").write_text("token")
+    env = {"AWS_WEB_IDENTITY_TOKEN_FILE": str(ann / "identity"), **({"AWS_ENDPOINT_URL_STS": named} if named else {})}
+    address = parse(f"s3://b-b/x?endpoint={'https' if 'amazon' in store else 'http'}://{store}", {})
+    assert keys.Chain(address, env=env).retrieve().session_token == "a+/.=="
+    assert requests == [asked or named]
+
+
+@pytest.mark.parametrize("url", ["https://ann:canary@x\u2100/", "https://[canary/"], ids=ascii)
+def test_a_webhook_that_cannot_be_parsed_is_not_shown(url: str) -> None:
+    with pytest.raises(ConfigurationError, match="has no URL that can be parsed") as refused:
+        credentials.webhook_url({"HOPAAS_WEBHOOK": url})
+    assert "canary" not in "".join(traceback.format_exception(refused.value))
 
 
 @pytest.mark.parametrize("how", ["somebody else's", "writable", "in a writable folder"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import datetime
 import http.client
@@ -24,9 +25,10 @@ from hopaas_p2p.errors import ConfigurationError, Denied, StoreUnreachable
 from hopaas_p2p.open import open_store
 from hopaas_p2p.remote import client
 from hopaas_p2p.remote.client import RemoteStore, ServerBusy
-from hopaas_p2p.remote.protocol import StoreRequest, encode, encode_header
+from hopaas_p2p.remote.protocol import StoreRequest, encode, encode_header, refusal
+from hopaas_p2p.remote.server import OWN, Service, Token
 from hopaas_p2p.runtime.settings import Secret
-from hopaas_p2p.stores.base import Outgoing
+from hopaas_p2p.stores.base import Outgoing, Store
 from hopaas_p2p.testing.commits import append_many, everything, outgoing, sealed, study_snapshot
 from tests.support.latency import Relay
 from tests.support.ports import free_port
@@ -264,6 +266,45 @@ def test_a_token_has_so_many_connections_and_the_server_too(centre: Centre) -> N
         again(lambda: forget_servers() or more.facts())
     for one in first:
         one.close()
+
+
+def test_the_connections_of_peers_that_left_while_they_waited_for_news_are_free_again(centre: Centre) -> None:
+    """A batch system ends and starts jobs by the hundred, and an idle peer always waits for news."""
+    server, token = centre.serve("--per-token", "2"), centre.token().secret
+    stores = [store_with(server, token) for _ in range(2)]
+    append_many(stores[0].log("u"), "a", 1)
+    with ThreadPoolExecutor() as threads:
+        waits = [threads.submit(store.log("u").news, 1, 20.0) for store in stores]
+        until(lambda: all(store.connections._held for store in stores))  # type: ignore[union-attr]
+        time.sleep(1.0)
+        for store in stores:
+            store.connections.hang_up()
+        began = time.monotonic()
+        with contextlib.closing(store_with(server, token)) as more:
+            again(lambda: forget_servers() or more.facts())
+        assert time.monotonic() - began < 10.0, "and not after the 20 s of their wait"
+        assert all(isinstance(wait.exception(), StoreUnreachable) for wait in waits)
+    for store in stores:
+        store.close()
+
+
+def test_a_study_has_as_many_calls_under_way_as_a_token(postgres_url: str) -> None:
+    """If the database is far, or another server's, a study gets no further than these at a time."""
+    together = threading.Barrier(8, timeout=30.0)
+
+    class Meeting(Service):
+        def call(self, token: Token, request: StoreRequest, store: Store) -> Any:
+            together.wait()
+            return super().call(token, request, store)
+
+    async def main() -> None:
+        service = Meeting(lambda _: open_store(postgres_url))
+        one = StoreRequest("exchange", "u", (None, 0))
+        answers = await asyncio.gather(*(service.carry_out(OWN, one) for _ in range(16)))
+        assert [refusal(answer) for answer in answers] == [None] * 16
+        service.close()
+
+    asyncio.run(main())
 
 
 def test_a_renewed_token_is_taken_up_by_a_running_program(

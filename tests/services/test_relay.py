@@ -300,6 +300,17 @@ def test_a_relay_without_a_place_for_its_login_is_refused() -> None:
     assert "--login-file" in result.stderr
 
 
+def test_the_file_of_the_login_may_be_in_the_home_directory(tmp_path: Path) -> None:
+    words = [*CLI, "serve", "relay", "--listen", "127.0.0.1:0", "--to", "https://example.org", "--login-file=~/login"]
+    env = {**environment(), "HOME": str(tmp_path)}
+    with subprocess.Popen(words, stdout=subprocess.DEVNULL, env=env, cwd=tmp_path) as process:
+        try:
+            until((tmp_path / "login").exists)
+        finally:
+            process.terminate()
+    assert process.returncode == 0
+
+
 def test_a_port_that_is_in_use_is_one_clear_line(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         where = f"127.0.0.1:{taken.getsockname()[1]}"

@@ -232,6 +232,14 @@ def test_bytes_that_are_not_what_was_stored_are_refused(tmp_path: Path, file: Ca
     study.close()
 
 
+def test_a_file_of_a_few_bytes_is_no_longer_than_was_said_either(study: Study, file: Callable[..., Path]) -> None:
+    one = study.artifacts().put(file("model.pt", b"x" * 1000))
+    fetched = file("fetched", b"before")
+    with pytest.raises(StoreCorrupt, match="more than the 10 bytes"):
+        study.artifacts().get(one._replace(size=10, sha256=None), fetched)
+    assert fetched.read_bytes() == b"before"
+
+
 @pytest.mark.parametrize("error", [StoreUnreachable(), ConfigurationError(), KeyboardInterrupt()], ids=repr)
 @pytest.mark.parametrize("of_trial", [False, True])
 def test_the_bytes_stay_when_what_is_said_of_them_goes_out_later(

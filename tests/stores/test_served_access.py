@@ -208,6 +208,17 @@ def test_a_revoked_token_and_a_removed_user_are_refused_at_the_next_request(site
     store.close()
 
 
+def test_a_token_that_does_not_exist_is_not_revoked(site: Site) -> None:
+    site.person("ann", label="my cluster")
+    for name in ("my cluster", "ann.00000000", "", "x" * 100):
+        with pytest.raises(InvalidInput, match=r"there is no token .*; list them with: hopaas-p2p"):
+            access.revoke_token(site.url, name)
+    if not site.url.startswith("postgresql"):
+        with contextlib.closing(open_store(site.url)) as store:
+            roles = AccessList(store).read()
+            assert roles.lsn == len(roles.users) + len(roles.tokens), "nothing is written for it"
+
+
 def test_a_token_that_has_expired_is_refused(site: Site) -> None:
     site.person("ann")
     token = access.create_token(site.url, "ann")

@@ -24,7 +24,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from typing import Any, Final, NamedTuple, NoReturn
-from urllib.parse import urlencode, urlsplit
+from urllib.parse import urlencode
 
 import urllib3
 
@@ -118,12 +118,14 @@ class Chain:
     def _web_identity(self) -> Keys | None:
         """A token of an identity provider, exchanged for keys at an STS: Amazon's, or the S3 server's own."""
         address, env = self._address, self._env
-        own = f"https://sts.{address.region}.amazonaws.com" if is_aws(address.endpoint) else address.endpoint
+        own = address.endpoint
+        if is_aws(own):
+            own = f"https://sts.{address.region}.amazonaws.com{'.cn' * own.endswith('.cn')}"
         endpoint = env.get("AWS_ENDPOINT_URL_STS") or own
         token = credentials.identity([s3_http.server_of(endpoint)], env)
         if token is None:
             return None
-        if endpoint != address.endpoint:  # whose own URL says whether it may be without TLS
+        if _place(endpoint) != _place(address.endpoint):  # whose own URL says whether it may be without TLS
             _check_private(endpoint)
         credentials.may_sign([s3_http.server_of(address.endpoint)], env)
         form = {
@@ -177,14 +179,20 @@ def _check_sendable(*texts: str | None) -> None:
         raise ConfigurationError("the id of a key for the bucket, or a token, is not one line of ASCII text")
 
 
+def _place(url: str) -> tuple[str, str, int] | None:
+    """(scheme, host, port) as the library that sends the request reads them; None if it cannot."""
+    try:
+        parts = urllib3.util.parse_url(url)
+    except urllib3.exceptions.LocationParseError:
+        return None
+    scheme, host = parts.scheme or "", (parts.host or "").strip("[]")
+    return (scheme, host, parts.port or urllib3.connectionpool.port_by_scheme.get(scheme, 0)) if host else None
+
+
 def _check_private(url: str) -> None:
     """Refuse a service on another machine without TLS: credentials go there and come from there."""
-    try:
-        parts = urlsplit(url)
-        host, _ = parts.hostname or "", parts.port
-    except ValueError:
-        host = ""
-    if not host or not (parts.scheme == "https" or trust.is_loopback(host) or host in _CONTAINERS):
+    scheme, host, _ = _place(url) or ("", "", 0)
+    if not host or not (scheme == "https" or trust.is_loopback(host) or host in _CONTAINERS):
         raise ConfigurationError(
             f"{redacted(url)} should give the keys for the bucket, but is no URL with https://. Without TLS, anybody "
             "on the way could read them"
