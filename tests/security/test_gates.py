@@ -192,7 +192,8 @@ def test_no_service_for_keys_is_asked_without_tls_on_another_machine(where: str,
     address = parse(_BUCKET, {})
     identity = {"AWS_WEB_IDENTITY_TOKEN_FILE": str(ann / "identity"), "AWS_ENDPOINT_URL_STS": where}
     container = {"AWS_CONTAINER_CREDENTIALS_FULL_URI": f"{where}/keys", "AWS_CONTAINER_AUTHORIZATION_TOKEN": "canary"}
-    for env in (container, identity)[: 1 if "[" in where else 2]:
+    machine = {"HOME": str(ann), "AWS_EC2_METADATA_SERVICE_ENDPOINT": where}
+    for env in (container, machine, identity)[: 2 if "[" in where else 3]:
         with pytest.raises(ConfigurationError, match="but is no URL with https://"):
             keys.Chain(address, env=env).retrieve()
 

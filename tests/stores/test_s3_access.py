@@ -236,7 +236,7 @@ def test_a_machine_gives_keys_and_one_that_is_none_costs_little(monkeypatch: pyt
         env = {"HOME": "/nowhere", "AWS_EC2_METADATA_SERVICE_ENDPOINT": metadata.url}
         assert Chain(ADDRESS, env=env).retrieve().access_key == "machine"
     monkeypatch.setattr(s3_keys, "_METADATA_TIMEOUT", 0.2)
-    keys = Chain(ADDRESS, env={**env, "AWS_EC2_METADATA_SERVICE_ENDPOINT": "http://192.0.2.1"})
+    keys = Chain(ADDRESS, env={**env, "AWS_EC2_METADATA_SERVICE_ENDPOINT": "https://192.0.2.1"})
     began = time.monotonic()
     for _ in range(3):
         with pytest.raises(ConfigurationError, match="no keys"):

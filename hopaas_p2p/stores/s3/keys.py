@@ -37,8 +37,8 @@ from hopaas_p2p.stores.s3.address import Address, is_aws
 
 _MARGIN: Final = 120.0  # seconds before expiry at which keys are renewed
 _METADATA: Final = "http://169.254.169.254"
-_CONTAINERS: Final = ("169.254.170.2", "169.254.170.23", "fd00:ec2::23")
-"""Addresses of the services of ECS and EKS, which Amazon's own tools, too, use without TLS."""
+_LINK_LOCAL: Final = ("169.254.169.254", "fd00:ec2::254", "169.254.170.2", "169.254.170.23", "fd00:ec2::23")
+"""Addresses of the services of EC2, ECS and EKS, which Amazon's own tools, too, use without TLS."""
 _METADATA_TIMEOUT: Final = 1.0  # seconds; a metadata service is on the same machine, or does not exist
 _ELEMENT: Final = re.compile("<(AccessKeyId|SecretAccessKey|SessionToken|Expiration)>([^<]*)<")
 
@@ -159,6 +159,7 @@ class Chain:
             return None
         credentials.may_sign([s3_http.server_of(self._address.endpoint)], self._env)
         base = self._env.get("AWS_EC2_METADATA_SERVICE_ENDPOINT", _METADATA).rstrip("/")
+        _check_private(base)
         roles = f"{base}/latest/meta-data/iam/security-credentials/"
         lifetime = {"X-aws-ec2-metadata-token-ttl-seconds": "21600"}
         try:
@@ -192,7 +193,7 @@ def _place(url: str) -> tuple[str, str, int] | None:
 def _check_private(url: str) -> None:
     """Refuse a service on another machine without TLS: credentials go there and come from there."""
     scheme, host, _ = _place(url) or ("", "", 0)
-    if not host or not (scheme == "https" or trust.is_loopback(host) or host in _CONTAINERS):
+    if not host or not (scheme == "https" or trust.is_loopback(host) or host in _LINK_LOCAL):
         raise ConfigurationError(
             f"{redacted(url)} should give the keys for the bucket, but is no URL with https://. Without TLS, anybody "
             "on the way could read them"
