@@ -33,7 +33,7 @@ from hopaas_p2p.core.attributes import (
 from hopaas_p2p.core.codec import Garbage
 from hopaas_p2p.core.configurations import Configurations
 from hopaas_p2p.core.fidelity import Population, Rungs, decode_fidelity
-from hopaas_p2p.core.inherited import LAST_STEP, branch, cut, grown, inherited, last_step, linked, merged
+from hopaas_p2p.core.inherited import LAST_STEP, branch, cut, grown, if_few, inherited, last_step, linked, merged
 from hopaas_p2p.core.ledger import BOOKED, UNLIMITED, Ledger, possible_limits
 from hopaas_p2p.core.lineage import resumed_step
 from hopaas_p2p.core.perturbation import fraction, perturbed
@@ -91,6 +91,7 @@ from hopaas_p2p.core.validity import (
     possible_metric,
     possible_system,
     possible_time,
+    satisfies_constraints,
     widened_distributions,
 )
 
@@ -717,7 +718,9 @@ def _note_result(state: State, trial: Trial) -> None:
     if trial.state is not FAIL:
         value, define = None, state.define
         if trial.state is COMPLETE and trial.values and define is not None and len(define.directions) == 1:
-            value = trial.values[0] if trial.feasible else None
+            listed = {"constraints": trial.system.get("constraints", "null")}
+            system = if_few(trial.system)  # a trial with more attributes has no named constraints here
+            value = trial.values[0] if satisfies_constraints(listed if system is None else system) else None
         state.ledger.result(trial.end or 0, value)
 
 

@@ -108,6 +108,18 @@ def branch(old: Mapping[K, V], without: Collection[K] = ()) -> MutableMapping[K,
     return Layered(old, {}, without)
 
 
+def if_few(attributes: Mapping[K, V]) -> Mapping[K, V] | None:
+    """All of them, if there are at most `FEW`; None for more, which are not looked at one by one."""
+    found = flat(attributes) if _at_least(attributes) <= FEW else None
+    return found if found is None or len(found) <= FEW else None
+
+
+def _at_least(attributes: Mapping[K, V]) -> int:
+    if not isinstance(attributes, Layered):
+        return len(attributes)
+    return max(len(attributes.own), _at_least(attributes.base) - len(attributes.hidden))
+
+
 class _Steps:
     """Values by step, with the steps in order: steps that arrived after a higher one wait in `late`."""
 

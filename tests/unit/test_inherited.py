@@ -79,4 +79,5 @@ def test_attributes_read_as_dictionaries(seed: int) -> None:
                 values = links.branch(values)
         assert list(values.items()) == list(model.items())
         assert (len(values), bool(values)) == (len(model), bool(model))
+        assert links.if_few(values) == (model if len(model) <= 3 else None)
         assert all((f"k{one}" in values) == (f"k{one}" in model) for one in range(30))

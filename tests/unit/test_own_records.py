@@ -219,7 +219,7 @@ class Text(str):
 
 @pytest.mark.parametrize("name", [None, 5, b"s"])
 def test_a_study_is_not_called_by_what_is_no_text(tmp_path: Path, name: Any) -> None:
-    with pytest.raises(InvalidInput, match="text"):
+    with pytest.raises(InvalidInput, match="must be a string"):
         hopaas_p2p.open_study(tmp_path / "store", name)
 
 
