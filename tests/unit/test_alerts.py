@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 import socket
 import threading
-import traceback
 import time
+import traceback
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
