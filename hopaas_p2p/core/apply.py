@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import bisect
 import math
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from typing import Any, Final
 
 import msgspec
@@ -718,10 +718,14 @@ def _note_result(state: State, trial: Trial) -> None:
     if trial.state is not FAIL:
         value, define = None, state.define
         if trial.state is COMPLETE and trial.values and define is not None and len(define.directions) == 1:
-            listed = {"constraints": trial.system.get("constraints", "null")}
-            system = if_few(trial.system)  # a trial with more attributes has no named constraints here
-            value = trial.values[0] if satisfies_constraints(listed if system is None else system) else None
+            value = trial.values[0] if not trial.system or _is_feasible(trial.system) else None
         state.ledger.result(trial.end or 0, value)
+
+
+def _is_feasible(system: Mapping[str, str]) -> bool:
+    """As `Trial.feasible`, but of a trial with many attributes, those with the names of constraints do not count."""
+    few = if_few(system)
+    return satisfies_constraints({"constraints": system.get("constraints", "null")} if few is None else few)
 
 
 def _end_lease(trial: Trial, at: int, why: str) -> None:
