@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import bisect
 import math
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection
 from typing import Any, Final
 
 import msgspec
@@ -33,7 +33,7 @@ from hopaas_p2p.core.attributes import (
 from hopaas_p2p.core.codec import Garbage
 from hopaas_p2p.core.configurations import Configurations
 from hopaas_p2p.core.fidelity import Population, Rungs, decode_fidelity
-from hopaas_p2p.core.inherited import LAST_STEP, branch, cut, grown, if_few, inherited, last_step, linked, merged
+from hopaas_p2p.core.inherited import LAST_STEP, branch, cut, grown, inherited, last_step, linked, merged
 from hopaas_p2p.core.ledger import BOOKED, UNLIMITED, Ledger, possible_limits
 from hopaas_p2p.core.lineage import resumed_step
 from hopaas_p2p.core.perturbation import fraction, perturbed
@@ -91,7 +91,6 @@ from hopaas_p2p.core.validity import (
     possible_metric,
     possible_system,
     possible_time,
-    satisfies_constraints,
     widened_distributions,
 )
 
@@ -718,14 +717,8 @@ def _note_result(state: State, trial: Trial) -> None:
     if trial.state is not FAIL:
         value, define = None, state.define
         if trial.state is COMPLETE and trial.values and define is not None and len(define.directions) == 1:
-            value = trial.values[0] if not trial.system or _is_feasible(trial.system) else None
+            value = trial.values[0] if trial.feasible else None
         state.ledger.result(trial.end or 0, value)
-
-
-def _is_feasible(system: Mapping[str, str]) -> bool:
-    """As `Trial.feasible`, but of a trial with many attributes, those with the names of constraints do not count."""
-    few = if_few(system)
-    return satisfies_constraints({"constraints": system.get("constraints", "null")} if few is None else few)
 
 
 def _end_lease(trial: Trial, at: int, why: str) -> None:

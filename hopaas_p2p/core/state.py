@@ -10,6 +10,7 @@ import msgspec
 
 from hopaas_p2p.core.codec import Garbage
 from hopaas_p2p.core.fidelity import Fidelity, Population
+from hopaas_p2p.core.inherited import if_few
 from hopaas_p2p.core.ledger import Ledger
 from hopaas_p2p.core.records import (
     LONGEST_PEER,
@@ -154,17 +155,21 @@ class Rare(msgspec.Struct, array_like=True, omit_defaults=True, kw_only=True):
     """Earlier owners, oldest first: their epochs rise."""
     paused: bool = False
     """Whether it stopped at a rung, and may be continued."""
-
-    @property
-    def feasible(self) -> bool:
-        """Whether it satisfies its constraints, which few studies have."""
-        return not self.system or satisfies_constraints(self.system)
-
     continues: Natural | None = None
     """The paused trial that it continues."""
     resumed: Step | None = None
     """The step from which the current owner reported that it resumed. A repeated report drops nothing that came
     between."""
+
+    @property
+    def feasible(self) -> bool:
+        """Whether it satisfies its constraints. With more than `inherited.FEW` attributes, only Optuna's list of them
+        counts, so that a trial with many attributes takes no longer.
+        """
+        if not self.system:
+            return True
+        few = if_few(self.system)
+        return satisfies_constraints({"constraints": self.system.get("constraints", "null")} if few is None else few)
 
 
 class Trial(Rare, gc=False):

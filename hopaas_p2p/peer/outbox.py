@@ -195,8 +195,9 @@ class Outbox:
         kept: list[PendingCommit] = []
         drafts: list[PendingCommit] = []
         left: dict[int, Draft] = {}
-        room, count, weight = _MAX_TEXT, 0, 0
+        room, count = _MAX_TEXT, 0
         for pending in self.queued:
+            weight = 0
             for record in pending.records:
                 weight += _weight(record) if type(record) in _TEXT_BEARING else 0  # type: ignore[arg-type]
             fits = count + len(pending.records) <= _MAX_RECORDS and weight <= room
@@ -204,7 +205,7 @@ class Outbox:
                 kept.append(pending)
                 continue
             taken.append(pending)
-            room, weight = room - weight, 0
+            room -= weight
             count += len(pending.records)
         for number, draft in self.drafts.items():
             if draft.owner == owner and room >= 0:

@@ -244,7 +244,7 @@ def after_trial(study: optuna.Study, frozen: FrozenTrial, state: TrialState, val
 
     Some of Optuna's samplers raise on trials that they did not draw, such as GridSampler on queued ones.
     """
-    study._thread_local.cached_all_trials = None
+    forget_cached_trials(study)
     try:
         filtered = optuna.pruners._filter_study(study, frozen)
         filtered.sampler.after_trial(filtered, frozen, state, None if values is None else list(values))

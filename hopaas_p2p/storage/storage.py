@@ -169,7 +169,7 @@ class Storage(BaseStorage):
         """The storage whose handles of studies this one shares, for another person or an operator."""
         self._person: str | None = None if same_as is None else same_as._person
         self._handles: dict[int, StudyHandle] = {}
-        self.located: dict[int, tuple[StudyHandle, int]] = {}
+        self._located: dict[int, tuple[StudyHandle, int]] = {}
         """Trial id -> what `locate` returns for it, for the trial located last, or started here."""
         self.suggestions: dict[int, tuple[FrozenTrial, TrialCreate]] = {}
         """Configurations that a sampler draws before there is a trial for them; the sampler sees them as running
@@ -311,8 +311,13 @@ class Storage(BaseStorage):
             record = self._import_record(handle.state, template_trial)
         number = handle.begin(record) if record.state is records.TrialState.RUNNING else handle.bring(record)
         assert number is not None
-        self.located = {handle.first_id + number: (handle, number)}
-        return handle.first_id + number
+        return self.started(handle, number)
+
+    def started(self, handle: StudyHandle, number: int) -> int:
+        """The id of a trial that was just started here; `locate` knows it from now on."""
+        trial_id = handle.first_id + number
+        self._located = {trial_id: (handle, number)}
+        return trial_id
 
     def set_trial_param(
         self, trial_id: int, param_name: str, param_value_internal: float, distribution: BaseDistribution
@@ -322,7 +327,7 @@ class Storage(BaseStorage):
         if suggestion is not None:
             suggestion[1].params[param_name] = float(param_value_internal)
             return
-        handle, number = self.located.get(trial_id) or self.locate(trial_id)
+        handle, number = self._located.get(trial_id) or self.locate(trial_id)
         handle.set_param(number, param_name, float(param_value_internal), distribution)
 
     def get_trial_id_from_study_id_trial_number(self, study_id: int, trial_number: int) -> int:
@@ -346,7 +351,7 @@ class Storage(BaseStorage):
         told = None if values is None else tuple(map(float, values))
         if state is _COMPLETE and (told is None or any(map(math.isnan, told))):
             raise InvalidInput(f"a COMPLETE trial needs values that are numbers, got {values}")
-        handle, number = self.located.get(trial_id) or self.locate(trial_id)
+        handle, number = self._located.get(trial_id) or self.locate(trial_id)
         if state is TrialState.RUNNING:
             return handle.claim(number)
         if state is TrialState.WAITING:
@@ -359,7 +364,7 @@ class Storage(BaseStorage):
 
     def set_trial_intermediate_value(self, trial_id: int, step: int, intermediate_value: float) -> None:
         """Like Optuna's; leaves with the next exchange. NotYourTrial for a trial that another peer runs."""
-        handle, number = self.located.get(trial_id) or self.locate(trial_id)
+        handle, number = self._located.get(trial_id) or self.locate(trial_id)
         handle.set_report(number, checked_step(step), float(intermediate_value))
 
     def set_trial_user_attr(self, trial_id: int, key: str, value: Any) -> None:
@@ -375,7 +380,7 @@ class Storage(BaseStorage):
         suggestion = self.suggestions.get(trial_id)
         if suggestion is not None:
             return suggestion[0]
-        handle, number = self.located.get(trial_id) or self.locate(trial_id)
+        handle, number = self._located.get(trial_id) or self.locate(trial_id)
         return handle.trial(number, now=True)
 
     def get_all_trials(
@@ -516,7 +521,7 @@ class Storage(BaseStorage):
 
     def locate(self, trial_id: int) -> tuple[StudyHandle, int]:
         """The handle of this trial's study, and the trial's number."""
-        found = self.located.get(trial_id)
+        found = self._located.get(trial_id)
         if found is None or found[0].log.session.deleted:
             study_id, number = study_and_number(trial_id)
             try:
@@ -528,7 +533,7 @@ class Storage(BaseStorage):
                 if number >= len(handle.state.trials):
                     raise NoSuchTrial(f"No trial with trial_id {trial_id} exists.")
             found = handle, number
-            self.located = {trial_id: found}
+            self._located = {trial_id: found}
         return found
 
     def adopt(self, trial_id: int, epoch: int) -> None:

@@ -649,7 +649,7 @@ class Study(optuna.Study):
     def _started(self, number: int, proposed: Trial | None) -> Trial | None:
         """The trial that was just started, with its parameters; None if it is over: it cannot run, or need not."""
         handle, proposer = self.handle, self._proposer
-        trial_id = handle.first_id + number
+        trial_id = self.storage.started(handle, number)
         if proposer is not None and proposed is not None:
             if became(proposed, handle.log.session.state.trials[number]):
                 become(proposed, trial_id, handle.trial(number))
@@ -659,7 +659,6 @@ class Study(optuna.Study):
                 return proposed
             proposer.drop(proposed)
         forget_cached_trials(self)
-        self.storage.located = {trial_id: (handle, number)}
         trial = Trial(self, trial_id)
         fixed, unfit = fixed_params(trial), []
         if fixed:
