@@ -20,7 +20,7 @@ from hopaas_p2p.cli.lazy import Group
 from hopaas_p2p.cli.options import CliSession, Columns
 from hopaas_p2p.cli.work import ask, log, release, renew, report, should_prune, tell
 from hopaas_p2p.core.records import TrialState
-from hopaas_p2p.core.state import NEVER_PAUSING
+from hopaas_p2p.core.state import NEVER_PAUSING, State
 from hopaas_p2p.errors import InvalidInput, LeaseLost, NoSuchTrial, NotYourTrial
 from hopaas_p2p.files import artifacts
 from hopaas_p2p.spec import space
@@ -71,28 +71,7 @@ def list_(session: CliSession, states: tuple[str, ...], sort: str, limit: int | 
         for one in state.trials
         if (not chained or one.number in chains) and (not wanted or one.state.name in wanted)
     ]
-    orders = {**{name: at for at, name in enumerate(objectives(state))}, **dict.fromkeys(_ORDERS), "value": 0}
-    if sort not in orders:
-        known = ", ".join(" ".join(name.split()) for name in orders)  # anybody may have named an objective
-        raise click.UsageError(f"{sort!r} is not an order. The orders are {known}.")
-    by = orders[sort]
-    front = {one.number for one in pareto_front(state)} if sort == "value" and len(study.directions) > 1 else ()
-
-    def key(row: dict[str, Any]) -> tuple[bool, bool, bool, Any]:
-        """Ascending; by an objective, the best first, and infeasible trials behind the others. By value, the trials on
-        a front come first. Trials without a value are last.
-        """
-        number, value = row["number"], row.get(sort)
-        if by is not None:
-            value = row["values"][by] if row["values"] else None
-        if value is None or (isinstance(value, float) and math.isnan(value)):
-            return (True, True, True, number)
-        if by is None:
-            return (False, False, False, value)
-        dominated, infeasible = bool(front) and number not in front, not state.trials[number].feasible
-        return (False, infeasible, dominated, -value if study.directions[by].name == "MAXIMIZE" else value)
-
-    shown = sorted(rows, key=key)[:limit]
+    shown = _in_order(rows, sort, state)[:limit]
     place = {row["number"]: at for at, row in enumerate(shown)}
     values: Columns = {
         f"VALUE {head}" if (head := name.upper()) in _HEADS else head: lambda row, cells=cells: (  # type: ignore[misc]
@@ -116,6 +95,32 @@ def list_(session: CliSession, states: tuple[str, ...], sort: str, limit: int | 
     session.show_table(
         shown, columns, right=("#", *values, "TIME", "TRY"), optional=("CONTINUES", "REASON", "TAGS"), empty=empty
     )
+
+
+def _in_order(rows: list[dict[str, Any]], sort: str, state: State) -> list[dict[str, Any]]:
+    """Ascending; by an objective, the best first, and infeasible trials behind the others. By value, the trials on a
+    front come first. Trials without a value are last.
+    """
+    directions = () if state.define is None else state.define.directions
+    orders = {**{name: at for at, name in enumerate(objectives(state))}, **dict.fromkeys(_ORDERS), "value": 0}
+    if sort not in orders:
+        known = ", ".join(" ".join(name.split()) for name in orders)  # anybody may have named an objective
+        raise click.UsageError(f"{sort!r} is not an order. The orders are {known}.")
+    by = orders[sort]
+    front = {one.number for one in pareto_front(state)} if sort == "value" and len(directions) > 1 else ()
+
+    def key(row: dict[str, Any]) -> tuple[bool, bool, bool, Any]:
+        number, value = row["number"], row.get(sort)
+        if by is not None:
+            value = row["values"][by] if row["values"] else None
+        if value is None or (isinstance(value, float) and math.isnan(value)):
+            return (True, True, True, number)
+        if by is None:
+            return (False, False, False, value)
+        dominated, infeasible = bool(front) and number not in front, not state.trials[number].feasible
+        return (False, infeasible, dominated, -value if directions[by] == "maximize" else value)
+
+    return sorted(rows, key=key)
 
 
 @trial.command()

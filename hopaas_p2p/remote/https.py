@@ -385,14 +385,14 @@ class HttpsSession:
         body = bytearray()
         await self._receive(body.extend)
         try:
-            found = await server.service.answer(token, protocol.decode_request(bytes(body)), status, self._is_left)
+            found = await server.service.answer(token, protocol.decode_request(bytes(body)), status, self._is_gone)
         except InvalidInput as error:
             found = protocol.refused(error)
         self._hold(len(found))
         await self._respond(200, found)
 
-    def _is_left(self) -> bool:
-        """Whether the client has closed the connection; one that is killed while it waits for news counts no longer."""
+    def _is_gone(self) -> bool:
+        """Whether the client has closed the connection, or was killed, while it waited for news."""
         return self._reader.at_eof() or self._reader.exception() is not None
 
     async def _admit(self, token: Token) -> TokenStatus:

@@ -48,9 +48,8 @@ Token = tuple[str, Secret]
 OWN: Final = ("", Secret(""))
 """No token; stands for the login of this process."""
 _THREADS: Final = 64
-_SIDE_BY_SIDE: Final = (
-    8  # calls per token, each on its own connection in Postgres; and per log, which may be locked there
-)
+_SIDE_BY_SIDE: Final = 8
+"""Calls per token, each on its own connection in Postgres; and per log and kind, because a log may be locked there."""
 _KEPT: Final = 60.0  # seconds for which a token's connections stay open without a request
 _LOGS: Final = 1_000
 _SUMS: Final = 256  # remembered per log
@@ -100,10 +99,8 @@ class Service:
     async def lease(self, token: Token, request: StoreRequest) -> AsyncIterator[Store]:
         """The store, exclusively for this request."""
         if isinstance(self.store, PostgresStore | RemoteStore):
-            async with (
-                self.turn(token, _SIDE_BY_SIDE),
-                self.turn((request.log or token, request.kind.of), _SIDE_BY_SIDE),
-            ):
+            log = request.log or token, request.kind.of
+            async with self.turn(token, _SIDE_BY_SIDE), self.turn(log, _SIDE_BY_SIDE):
                 free = self._free.setdefault(token, [])
                 store = free.pop() if free else self._open(token)
                 try:
