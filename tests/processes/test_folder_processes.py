@@ -46,14 +46,19 @@ def served(box: Path, postgres_url: str, tmp_path: Path) -> Iterator[FolderProce
 def test_a_server_that_is_killed_again_and_again_loses_and_doubles_nothing(
     served: FolderProcess, near: str, postgres_url: str, tmp_path: Path
 ) -> None:
-    peers, chooser = Peers(near, tmp_path, 2, lease_ttl=20.0), random.Random(7)
+    peers, chooser = Peers(near, tmp_path, 2), random.Random(7)
+
+    def through_the_folder() -> int:
+        """Results of peers behind it; those of the store's own peer would not show that a server answers."""
+        return sum(file.read_text().count("\n") for file in tmp_path.glob("peer-*.notes") if file.stem != "peer-2")
+
     try:
         peers.url = postgres_url
         peers.running.append(peers._start())
         peers.url = near
         for number in range(5):
-            told = len(peers.acknowledged())
-            until(lambda told=told: len(peers.acknowledged()) > told + 5, 60, what=served.log)
+            told = through_the_folder()
+            until(lambda told=told: through_the_folder() > told + 5, 60, what=served.log)
             served.kill()
             if number == 2:
                 peers.replace_one(chooser)

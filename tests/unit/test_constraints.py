@@ -119,6 +119,13 @@ def test_the_rank_of_a_trial_is_among_the_feasible_ones() -> None:
     assert [rank(table, number) for number in range(FEW)] == [None] * 3 + [(1, 3), (2, 3), (3, 3)]
     cells = {name: cells for _, name, cells in side_by_side(study.state, table, [2, 3])}
     assert cells["reason"] == ["violates its constraints", ""]
+    study.close()
+
+
+def test_the_dashboard_says_which_trials_violate_their_constraints() -> None:
+    pytest.importorskip("pandas")
+    study = constrained(FEW)
+    table = TrialTable.of(study.state)
     listed = table_of(study.state, table, np.ones(FEW, np.bool_), tags={}, lines={})
     assert [bool(one) for one in listed["reason"]] == [False] * 3 + [True] * 3  # the newest first
     study.close()
