@@ -270,8 +270,8 @@ def _create(state: State, record: TrialCreate, commit: Commit) -> Verdict | str:
     if record.replicates > 1:
         texts = [len(name) + len(text) for some in (record.user, record.system) for name, text in some.items()]
         weight = sum(texts) + sum([len(name) + 8 for name in record.params])
-    outside = _outliers(state, record)
-    if outside is None or not (
+    wider = _own_distributions(state, record)
+    if wider is None or not (
         ((record.values is None and to is RUNNING) or _can_end(state, to, record.values))
         and 1 <= record.replicates <= MOST_REPLICATES
         and record.replicates * weight <= _MOST_COPIED
@@ -292,7 +292,7 @@ def _create(state: State, record: TrialCreate, commit: Commit) -> Verdict | str:
         why = "queue"
     if why is not None:
         return why
-    _merge(state, trial, record, outside)
+    _merge(state, trial, record, wider)
     if to is RUNNING:
         if record.replicates > 1:
             own = {name: trial.dists[name] for name in record.params if name in trial.dists}
@@ -374,8 +374,8 @@ def _claim(state: State, trial: Trial, _record: TrialClaim, commit: Commit) -> V
 
 def _set_trial(state: State, trial: Trial, record: TrialSet, commit: Commit) -> str | None:
     """Parameters, reports, attributes."""
-    outside = _outliers(state, record)
-    if outside is None:
+    wider = _own_distributions(state, record)
+    if wider is None:
         return "malformed"
     number, step = trial.number, record.resumed_from
     word = _refusal(trial, record, commit, absent="finished")
@@ -391,7 +391,7 @@ def _set_trial(state: State, trial: Trial, record: TrialSet, commit: Commit) -> 
             trial.system = merged(trial.system, {RESUMED: str(step if before is None else min(step, before))})
         state.ledger.resumed(number, trial.reports)
     state.ledger.heard(number, commit.at, record.used, record.reports)
-    _merge(state, trial, record, outside)
+    _merge(state, trial, record, wider)
     if record.stopping:
         trial.stopping = trial.stopping or trial.stop is not None
     state.changed.add(number)
@@ -470,12 +470,12 @@ def _keep_late(state: State, lost: Trial, place: int, record: TrialFinish, commi
     late.system["late_of"] = str(lost.number)
     # These were refused because they arrived after the reclaim, but are part of the result.
     for said in state.unsent.get((lost.number, record.epoch), ()):
-        outside = _outliers(state, said)
-        if outside is not None:
+        wider = _own_distributions(state, said)
+        if wider is not None:
             if said.resumed_from not in (None, late.resumed):
                 late.resumed = said.resumed_from
                 _resume(late, said.resumed_from)
-            _merge(state, late, said, outside)
+            _merge(state, late, said, wider)
     late.resumed = None
     late.start, late.end = lost.start, commit.at
     if full:
@@ -586,7 +586,7 @@ def _stop(state: State, trial: Trial, record: TrialStop, _commit: Commit) -> Non
 # --- the steps: they keep the counts and indexes of a State true ---
 
 
-def _outliers(state: State, record: TrialSet | TrialCreate) -> dict[str, Distribution] | None:
+def _own_distributions(state: State, record: TrialSet | TrialCreate) -> dict[str, Distribution] | None:
     """Distributions for the parameters that need one of their own; None if the record cannot be merged into a trial."""
     if record.dists and not possible_distributions(record.dists, state.dists):
         return None
@@ -659,8 +659,8 @@ def _resume(trial: Trial, last: int, first: int = FROM_START) -> None:
     trial.metrics = {name: values for name, values in metrics.items() if values}
 
 
-def _merge(state: State, trial: Trial, record: TrialSet | TrialCreate, outside: dict[str, Distribution]) -> None:
-    """Merge a record into its trial. Parameters outside their distributions get those in `outside`."""
+def _merge(state: State, trial: Trial, record: TrialSet | TrialCreate, wider: dict[str, Distribution]) -> None:
+    """Merge a record into its trial. Parameters outside their distributions get those in `wider`."""
     if record.params:
         for name in record.params if record.dists or trial.dists else ():
             first, given = state.dists.get(name), record.dists.get(name)
@@ -671,8 +671,8 @@ def _merge(state: State, trial: Trial, record: TrialSet | TrialCreate, outside: 
             elif name in trial.dists:  # set again, from the first distribution this time
                 del trial.dists[name]
         trial.params.update(record.params)
-        if outside:
-            trial.dists.update(outside)
+        if wider:
+            trial.dists.update(wider)
     if record.reports:
         trial.reports = grown(trial.reports, record.reports)
     for name, values in record.metrics.items() if record.metrics else ():

@@ -41,7 +41,7 @@ def following(before: int, payload: bytes) -> int:
     return (before * BASE + int.from_bytes(payload[:4], "little")) % PRIME
 
 
-def sum_at(lsn: int, chain: tuple[int, int]) -> int | None:
+def sum_at(lsn: int, chain: tuple[int, int | None]) -> int | None:
     """The sum of a log up to this lsn, if `chain`, which is an lsn and the sum up to it, is about that lsn."""
     return chain[1] if chain[0] == lsn else None
 
@@ -72,39 +72,23 @@ def takes_stamp(payload: bytes) -> bool:
     return len(payload) >= 5 and payload[4] not in _OTHER_ARRAYS
 
 
-def _added(stored: bytes) -> int:
-    """How many bytes `attach` added at the end; 0 if none."""
+def detach(stored: bytes) -> tuple[bytes, int | None, Stamp]:
+    """The commit in these bytes, the sum before it, and what a server vouched for about it.
+
+    The sum is None if it was stored without one, and the stamp `UNSTAMPED` if no server did. Bytes to which `attach`
+    added nothing are returned themselves.
+    """
     if len(stored) < _SHORTEST or not _ARRAY < stored[4] < _ARRAY + 16:
-        return 0
-    if stored[-_FIELD : 2 - _FIELD] == _MARK:
-        return _FIELD
-    length = _FIELD + 3 + stored[-1]
-    stamped = stored[-_FIELD - 1 : 1 - _FIELD] == _STAMPED and stored[-length:][:2] == b"\xc4%c" % stored[-1]
-    return length if stamped else 0
-
-
-def has_sum(stored: bytes) -> bool:
-    """Whether these bytes were stored with a sum."""
-    return _added(stored) > 0
-
-
-def detach(stored: bytes) -> tuple[bytes, int | None]:
-    """The commit in these bytes, and the sum before it; None if it was stored without one."""
-    added = _added(stored)
-    if not added:
-        return stored, None
-    fields, end = (1, len(stored)) if added == _FIELD else (2, len(stored) - 1)
+        return stored, None, UNSTAMPED
+    added, fields, end, stamp = _FIELD, 1, len(stored), UNSTAMPED
+    if stored[-_FIELD : 2 - _FIELD] != _MARK:
+        added, fields, end = _FIELD + 3 + stored[-1], 2, end - 1
+        if stored[-_FIELD - 1 : 1 - _FIELD] != _STAMPED or stored[-added:][:2] != b"\xc4%c" % stored[-1]:
+            return stored, None, UNSTAMPED
+        try:
+            stamp = Stamp(*_stamps.decode(stored[2 - added : -_FIELD - 1]))
+        except (msgspec.MsgspecError, ValueError):
+            stamp = UNSTAMPED
     payload = b"%b%c%b" % (stored[end - 12 : end - 8], stored[4] - fields, stored[5:-added])
     total = int.from_bytes(stored[end - 8 : end], "little")
-    return payload, None if total == _UNKNOWN else total
-
-
-def stamp_of(stored: bytes) -> Stamp:
-    """What a server vouched for about the commit in these bytes; `UNSTAMPED` if no server did."""
-    added = _added(stored)
-    if added <= _FIELD:
-        return UNSTAMPED
-    try:
-        return Stamp(*_stamps.decode(stored[2 - added : -_FIELD - 1]))
-    except (msgspec.MsgspecError, ValueError):
-        return UNSTAMPED
+    return payload, None if total == _UNKNOWN else total, stamp

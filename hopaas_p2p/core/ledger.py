@@ -256,23 +256,21 @@ class Ledger(msgspec.Struct, array_like=True):
 
     def _count(self, lease: OpenLease, outcome: Outcome) -> None:
         """Update the accounts with what a lease has cost by now, and how it ended."""
-        if lease.booked is not None:
-            self._add(lease, -1)
-        lease.counted, lease.booked = lease.cost(), outcome
-        self._add(lease, 1)
-
-    def _add(self, lease: OpenLease, times: int) -> None:
-        """Add a lease to the account that it is booked in; with -1, remove it."""
-        key = f"{lease.site}\n{lease.user}\n{lease.booked}"
-        account = self.accounts.get(key)
-        if account is None:
-            site, user, outcome = lease.site, lease.user, lease.booked or "running"
-            if len(self.accounts) >= _MOST_ACCOUNTS:
-                site, user, key = OTHERS, OTHERS, f"{OTHERS}\n{OTHERS}\n{outcome}"
-            account = self.accounts.setdefault(key, Account(site, user, outcome, Cost()))
-        account.leases += times
-        account.cost.add(lease.counted, times)
-        self.total.add(lease.counted, times)
+        before, lease.booked, now = lease.booked, outcome, lease.cost()
+        for booked, cost, times in ((before, lease.counted, -1), (outcome, now, 1)):
+            if booked is None:
+                continue
+            key = f"{lease.site}\n{lease.user}\n{booked}"
+            account = self.accounts.get(key)
+            if account is None:
+                site, user = lease.site, lease.user
+                if len(self.accounts) >= _MOST_ACCOUNTS:
+                    site, user, key = OTHERS, OTHERS, f"{OTHERS}\n{OTHERS}\n{booked}"
+                account = self.accounts.setdefault(key, Account(site, user, booked, Cost()))
+            account.leases += times
+            account.cost.add(cost, times)
+            self.total.add(cost, times)
+        lease.counted = now
 
     # --- limits ---
 

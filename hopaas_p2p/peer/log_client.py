@@ -249,7 +249,7 @@ class LogClient(Generic[S]):
     def withdraw(self) -> None:
         """Withdraw the start of a trial that is still on its way: this process ends, and no other would run it."""
         with self.lock:
-            in_flight = self.session.outbox.in_flight[:1]
+            in_flight = self.session.in_flight[:1]
         for sent in in_flight:
             starts = [
                 record.state is TrialState.RUNNING

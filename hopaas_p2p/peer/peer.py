@@ -21,6 +21,7 @@ from collections.abc import Callable, Iterator
 from queue import Empty, SimpleQueue
 from typing import Any, Final, TypeVar
 
+from hopaas_p2p.core.blocks import close_settled
 from hopaas_p2p.core.catalog import Catalog
 from hopaas_p2p.core.leases import BEATS_PER_TTL, MARGIN, beat_value
 from hopaas_p2p.core.records import PeerJoin, Record
@@ -56,13 +57,13 @@ _LONGEST_SILENCE: Final = 30.0  # seconds between background attempts while the 
 _UNTIL_JOINED: Final = 0.1  # seconds between checks of the ttl of a study that is being joined
 _LISTED_EVERY: Final = 600.0  # seconds between checks that the studies in use are still listed
 _ERRANDS_AFTER: Final = 5.0  # seconds between the introduction of a peer and its first errands
+_PACKED_AT_ONCE: Final = 2  # blocks of finished trials: some milliseconds
 _MORE_TO_PACK: Final = 0.05  # seconds between packing two batches of finished trials, so that others get the lock
 _QUEUED: Final = "The change was not refused and may still be made; check whether it was before you repeat it."
 _ALL: Final = -1
 """In place of a trial's number: all trials of a peer."""
 _COLLECTED: Final = 0.05  # seconds to wait for more after the first news
 _SUSPENDED: Final = 60.0  # seconds after which an unreadable study is tried again
-_CLOCK: Final = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
 _KEPT: Final = ("linger", "patience", "store_wait", "clock", "now_us", "peer_ttl", "describe", "energy")
 """Arguments that the peer of a forked child takes over."""
 
@@ -74,12 +75,11 @@ def microseconds() -> int:
     return time.time_ns() // 1000
 
 
-def elapsed() -> float:
-    """Seconds on a clock of this machine that is never set, and that keeps running while the machine is suspended.
+elapsed: Final = functools.partial(time.clock_gettime, getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC))
+"""Seconds on a clock of this machine that is never set, and that keeps running while the machine is suspended.
 
-    A lease must not outlast a suspension: Linux's monotonic clock stops during one, and the owner would still trust it.
-    """
-    return time.clock_gettime(_CLOCK)
+A lease must not outlast a suspension: Linux's monotonic clock stops during one, and the owner would still trust it.
+"""
 
 
 class Peer:
@@ -140,7 +140,7 @@ class Peer:
         not."""
         self._away_since = math.inf
         """Since when no exchange has succeeded; infinite while the last one did."""
-        self.handovers = 0
+        self.copies_made = 0
         """How often this process was forked, or its storage pickled: another process may also be running its trials."""
         self.users: weakref.WeakSet[Any] = weakref.WeakSet()
         """Storages of this process that share this peer: closing the last one closes the peer."""
@@ -280,10 +280,8 @@ class Peer:
         pending = PendingCommit(self.uuid, (record,))
         try:
             with log.lock:
-                log.session.outbox.queued.append(pending)
-            self._wait(log, pending, min(self.store_wait, within))
-            if pending.error is not None:
-                raise pending.error
+                log.session.queued.append(pending)
+            _ = self.await_commit(log, pending, within=min(self.store_wait, within))
         except BaseException:
             self.abandon(log, pending)
             raise
@@ -300,8 +298,10 @@ class Peer:
         self.check_process()
         if not log.session.introduced and log is not self.catalog:
             self.introduce(log)
+        pending = PendingCommit(owner or self.uuid, records)
         with log.lock:
-            return log.session.put(owner or self.uuid, *records)
+            log.session.queued.append(pending)
+        return pending
 
     def introduce(self, log: LogClient[State]) -> None:
         """Queue this peer's introduction, once; from then on the peer beats, and looks after the trials of others."""
@@ -328,10 +328,20 @@ class Peer:
         ttl = {} if self.peer_ttl is None else {"ttl": str(self.peer_ttl)}
         return introduction({**self.describe(), **log.about, **ttl})
 
+    def catch_up(self, log: LogClient[Any], *, within: float | None = None) -> None:
+        """Bring the replica up to date; raises StoreUnreachable if not done in `within` seconds, or `patience`."""
+        _ = self.await_commit(log, None, within=within)
+
+    def pull(self, log: LogClient[Any]) -> None:
+        """Bring the replica up to date, also sending what is queued. One attempt."""
+        _ = self.await_commit(log, None, within=-math.inf)
+
     def await_commit(
-        self, log: LogClient[Any], pending: PendingCommit, *, within: float | None = None
+        self, log: LogClient[Any], pending: PendingCommit | None, *, within: float | None = None
     ) -> tuple[Verdict, ...]:
-        """Exchange until the log has decided on these records.
+        """Exchange until the log has decided on these records or, without any, has been read again.
+
+        A failed exchange is retried.
 
         Raises:
             StoreUnreachable: not in `within` seconds, or `patience`; they stay queued.
@@ -339,52 +349,34 @@ class Peer:
 
         """
         self.check_process()
-        self._wait(log, pending, self.patience if within is None else within)
-        if pending.error is not None:
-            raise pending.error
-        assert pending.verdicts is not None
-        return pending.verdicts
-
-    def catch_up(self, log: LogClient[Any], *, within: float | None = None) -> None:
-        """Bring the replica up to date; raises StoreUnreachable if not done in `within` seconds, or `patience`."""
-        self.check_process()
-        self._wait(log, None, self.patience if within is None else within)
-
-    def pull(self, log: LogClient[Any]) -> None:
-        """Bring the replica up to date, also sending what is queued. One attempt."""
-        self.check_process()
-        self._wait(log, None, -math.inf)
-
-    def _wait(self, log: LogClient[Any], pending: PendingCommit | None, within: float) -> None:
-        """Wait until the log has decided on what is pending or, without it, has been read again.
-
-        A failed exchange is retried for up to `within` seconds.
-        """
-        if pending is not None and pending.verdicts is not None:
-            return
-        caller, began = None, self.clock()
-        if self.jobs.allowed and (log.turn.locked() or not self.store.immediate):
+        within = self.patience if within is None else within
+        caller, began, read = None, self.clock(), False
+        undecided = pending is None or pending.verdicts is None
+        if undecided and self.jobs.allowed and (log.turn.locked() or not self.store.immediate):
             caller = Caller(self, within, began, pending)
             try:
                 with log.lock:
                     log.waiting.append(caller)
                 if self.jobs.wake(log.job):
                     caller.wait()
-                    return
+                    read = True
             finally:
                 with log.lock:
                     log.waiting = [one for one in log.waiting if one is not caller]
-        while pending is None or pending.verdicts is None:
+        while not read if pending is None else pending.verdicts is None:
             try:
                 with log.turn:
                     if pending is None or pending.verdicts is None:
                         self._exchange(log)
+                read = True
             except StoreUnreachable as error:
                 caller = caller or Caller(self, within, began, pending)
                 caller.sleep_after(error)
-            else:
-                if pending is None:
-                    return
+        if pending is None or pending.verdicts is None:
+            return ()
+        if pending.error is not None:
+            raise pending.error
+        return pending.verdicts
 
     def hear(self, log: LogClient[Any], within: float) -> bool | None:
         """Wait up to `within` seconds until the store announces new commits in a log, and read them.
@@ -757,7 +749,7 @@ class Peer:
             if session.introduced and now >= session.owners.next_look:
                 self._look_after_others(log, now)
             with log.lock:
-                more = session.pack_finished()
+                more = close_settled(session.state, at_most=_PACKED_AT_ONCE)
             log.look_again_at = now + _MORE_TO_PACK if more else again
             return log.look_again_at - now
         except StoreUnreachable:

@@ -14,7 +14,7 @@ from __future__ import annotations
 import math
 import weakref
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Final, Generic, NamedTuple, Self, TypeVar
 
@@ -22,7 +22,6 @@ from msgspec import structs
 
 from hopaas_p2p.core import catalog, codec, snapshot
 from hopaas_p2p.core.apply import apply
-from hopaas_p2p.core.blocks import close_settled
 from hopaas_p2p.core.catalog import Catalog
 from hopaas_p2p.core.chain import BASE, PRIME, shown, sum_at
 from hopaas_p2p.core.leases import BEATS_PER_TTL, OwnerMonitor
@@ -31,6 +30,9 @@ from hopaas_p2p.core.records import (
     PeerJoin,
     Record,
     Stamp,
+    StudyRegistered,
+    StudyRemoved,
+    StudySet,
     TrialClaim,
     TrialCreate,
     TrialFinish,
@@ -39,13 +41,12 @@ from hopaas_p2p.core.records import (
     TrialState,
 )
 from hopaas_p2p.core.state import TRANSITIONS, LastCommit, LogState, State, Verdict, is_anothers
-from hopaas_p2p.errors import BehindRetention, BrokenChain, Denied, StoreUnreachable
-from hopaas_p2p.peer.outbox import Outbox, PendingCommit
+from hopaas_p2p.errors import BehindRetention, BrokenChain, Denied, InvalidInput, StoreUnreachable
+from hopaas_p2p.peer.outbox import MAX_RECORDS, MAX_TEXT, Draft, InFlight, PendingCommit, weight_of
 from hopaas_p2p.stores.base import SNAPSHOT_EVERY, ExchangeResult, Outgoing, Placed, snapshot_due
 
 FLUSH_INTERVAL: Final = 1.0  # seconds for which reports are collected before they are sent, at least
 IDLE: Final = 60.0  # seconds after which an idle session is checked again
-_PACKED_AT_ONCE: Final = 2  # blocks
 _NEVER: Final = -1e9
 """A time that is long past on any monotonic clock."""
 _BUSY: Final = 10  # flush intervals without a draft after which its job sleeps until it is woken
@@ -55,6 +56,9 @@ _KEPT: Final = 1000
 _KEPT_BYTES: Final = 8 << 20  # total size of these
 _UNKNOWN: Final = Verdict(True)
 _NO_GRANT: Final = Verdict(False, None, "role")
+_MALFORMED: Final = Verdict(False, None, "malformed")
+_TEXT_BEARING: Final = (TrialCreate, TrialSet, StudySet)
+_ABOUT_STUDIES: Final = (StudyRegistered, StudyRemoved)
 _ADVICE: Final = (
     "Was an older backup restored under running peers, or did the store accept two commits under one number? This "
     "process writes nothing more to the study. See what the log has: hopaas-p2p doctor URL"
@@ -94,6 +98,8 @@ class Cursor:
 class LogSession(Generic[S]):
     """See the module. Times are seconds on the monotonic clock of the client.
 
+    Ctrl-C may arrive at any call, so fields that must change together change in lines without calls.
+
     Args:
         machine: how the log is replayed.
         writer: the name under which this session writes; no other session has used it or will.
@@ -112,8 +118,7 @@ class LogSession(Generic[S]):
         linger: float | None = None,
         freshness: float = 0.0,
     ) -> None:
-        self.machine = machine
-        self.writer = writer
+        self.machine, self.writer, self._now_us = machine, writer, now_us
         self.linger, self.freshness = linger, freshness
         self.state = machine.empty()
         self.joined = False
@@ -124,7 +129,7 @@ class LogSession(Generic[S]):
         """Whether the log holds a commit of this writer that another process sent under the same name."""
         self.author = ""
         """The user as which this process writes, according to the store; empty while that is not known."""
-        self.deleted = False
+        self.deleted = self.snapshot_due = False
         self.broken: BrokenChain | None = None
         """How the log contradicts what this session has read of it; nothing more is exchanged."""
         self.unkept: dict[int, list[str]] = {}
@@ -149,12 +154,16 @@ class LogSession(Generic[S]):
         """Spool files with what this session is itself still trying to send -> the trials that they end."""
         self.kept: list[PendingCommit] = []
         """The ends of these trials. Nobody waits for the log's decision on them."""
-        self.snapshot_due = False
         self.owners = OwnerMonitor()
         """What has been observed of the peers that run trials."""
-        self.outbox = Outbox(writer, now_us)
-        self.draft, self.pack_for_spool = self.outbox.draft, self.outbox.everything
-        self._now_us = now_us
+        self.queued: list[PendingCommit] = []
+        """What is sent next, in order."""
+        self.drafts: dict[int, Draft] = {}
+        """Keyed by trial number."""
+        self.in_flight: list[InFlight] = []
+        """In the order in which they must be sent; more than one only after packing for the spool."""
+        self.sequence = 0
+        """The sequence number of the newest commit."""
         self._seen: tuple[int, int | None] = 0, 0
         """The lsn and the sum up to which the log had been read before it was joined anew."""
         self._remembered = 0
@@ -177,16 +186,16 @@ class LogSession(Generic[S]):
             new.read_at, new.drafted_at, new.noted_at = old.read_at, old.drafted_at, old.noted_at
             new.urgent_at = old.urgent_at
             new.acknowledged, new._remembered = old.acknowledged, old._remembered
-            new.outbox.drafts = {number: structs.replace(draft) for number, draft in old.outbox.drafts.items()}
-            for pending in old.outbox.undecided():
+            new.drafts = {number: structs.replace(draft) for number, draft in old.drafts.items()}
+            for pending in old.undecided():
                 starts = any(isinstance(record, TrialCreate | TrialClaim) for record in pending.records)
                 moves = [TRANSITIONS.get((TrialState.RUNNING, type(record))) for record in pending.records]
                 leased = any(move is not None and move.needs == "lease" for move in moves)
                 if starts or (pending.owner == old.writer and not leased):
                     pending.owner = writer  # what does not need a lease of the old writer, whose name may be lost here
-                new.outbox.queued.append(pending)
+                new.queued.append(pending)
         else:
-            for pending in old.outbox.undecided():
+            for pending in old.undecided():
                 pending.decide(_UNKNOWN)  # no caller here waits for it
         return new
 
@@ -195,18 +204,18 @@ class LogSession(Generic[S]):
     def put(self, owner: str, *records: Record) -> PendingCommit:
         """Queue records in the name of `owner`; they leave together, with the next exchange."""
         pending = PendingCommit(owner, records)
-        self.outbox.queued.append(pending)
+        self.queued.append(pending)
         return pending
 
     def introduce(self, owner: str, introduction: PeerJoin) -> None:
         """Queue the introduction first of all: the log needs the site and devices of a peer that starts a trial."""
-        self.outbox.queued.insert(0, PendingCommit(owner, (introduction,)))
+        self.queued.insert(0, PendingCommit(owner, (introduction,)))
         self.introduced = True
 
     def abandon(self, pending: PendingCommit) -> None:
         """Withdraw what is unsent; trials that start nevertheless are released as soon as that is known."""
-        outbox, pending.abandoned = self.outbox, True
-        outbox.queued = [other for other in outbox.queued if other is not pending]
+        pending.abandoned = True
+        self.queued = [other for other in self.queued if other is not pending]
         if pending.verdicts is not None:
             self._release(pending)
 
@@ -224,26 +233,96 @@ class LogSession(Generic[S]):
         self.drafted_at = self.noted_at = now
         return self.flush_interval
 
+    def draft(self, number: int, epoch: int, owner: str) -> Draft:
+        """The draft of this lease."""
+        draft = self.drafts.get(number)
+        if draft is None or draft.epoch != epoch:
+            draft = self.drafts[number] = Draft(number, epoch, owner=owner)
+        return draft
+
     def in_doubt(self, number: int) -> bool:
         """Whether the log may still refuse something that was sent or queued about this trial."""
-        outbox = self.outbox
-        return bool(outbox.in_flight or outbox.queued) and number in self._numbers(TrialSet)
+        return bool(self.in_flight or self.queued) and number in self._numbers(TrialSet)
 
     def has_unsent(self, number: int) -> bool:
         """Whether some record about this trial is not in the log, as far as this session knows."""
-        return number in self.outbox.drafts or self.in_doubt(number)
+        return number in self.drafts or self.in_doubt(number)
 
     @property
     def has_pending(self) -> bool:
         """Whether something is still to be sent, or its fate to be learnt."""
-        return bool(self.outbox)
+        return bool(self.queued or self.drafts or self.in_flight)
 
     # --- what is to be done ---
 
     def next_commit(self) -> Outgoing | None:
-        """The commit to append with the exchange that begins now, if there is one."""
+        """The commit to append with the exchange that begins now: the one whose fate is unknown, else what is queued.
+
+        None if there is neither.
+        """
         self.drafted_at, self.urgent_at = None, math.inf
-        return self.outbox.next(sum_at(self.state.lsn, self.state.chain))
+        while not self.in_flight:
+            if len(self.queued) == 1 and not self.drafts:  # almost always: an ask, or a tell with all before it
+                self._launch(self.queued, (), {})
+            elif self.queued or self.drafts:
+                self._load()
+            else:
+                return None
+        return structs.replace(self.in_flight[0].outgoing, chain=sum_at(self.state.lsn, self.state.chain))
+
+    def _load(self) -> None:
+        """Put what is queued for one owner into a commit, which is in flight from now on."""
+        if self.drafts:
+            begun = {one.number for pending in self.queued for one in pending.records if isinstance(one, TrialSet)}
+            for draft in [one for one in self.drafts.values() if one.number in begun or weight_of(one) > MAX_TEXT]:
+                parts = [PendingCommit(draft.owner, records) for records in draft.commits()]
+                self.queued = self.queued + parts  # not before earlier records about the trial
+                del self.drafts[draft.number]
+        owner = self.queued[0].owner if self.queued else next(iter(self.drafts.values())).owner
+        taken: list[PendingCommit] = []
+        kept: list[PendingCommit] = []
+        drafts: list[PendingCommit] = []
+        left: dict[int, Draft] = {}
+        room, count = MAX_TEXT, 0
+        for pending in self.queued:
+            weight = 0
+            for record in pending.records:
+                weight += weight_of(record) if type(record) in _TEXT_BEARING else 0  # type: ignore[arg-type]
+            fits = count + len(pending.records) <= MAX_RECORDS and weight <= room
+            if pending.owner != owner or kept or (taken and not fits):
+                kept.append(pending)
+                continue
+            taken.append(pending)
+            room -= weight
+            count += len(pending.records)
+        for number, draft in self.drafts.items():
+            if draft.owner == owner and room >= 0:
+                room -= weight_of(draft)
+            if draft.owner == owner and room >= 0:
+                drafts.append(PendingCommit(owner, draft.records()))
+            else:
+                left[number] = draft
+        self._launch(drafts + taken, kept, left)
+
+    def _launch(self, taken: list[PendingCommit], kept: Sequence[PendingCommit], left: dict[int, Draft]) -> None:
+        """Make a commit of `taken`; `kept` stays in the queue, and `left` are the remaining drafts."""
+        first, writer, seq = taken[0], self.writer, self.sequence + 1
+        records = first.records if len(taken) == 1 else tuple([one for pending in taken for one in pending.records])
+        commit = Commit(writer, seq, first.owner, self._now_us(), records)
+        try:
+            about = records[0].uuid if type(records[0]) in _ABOUT_STUDIES else ""  # type: ignore[union-attr]
+            outgoing = Outgoing(f"{writer}:{seq}", codec.encode(commit), about)
+        except InvalidInput as error:
+            if len(taken) > 1:  # so that records queued by others, or about other trials, are not refused with it
+                self._launch(taken[:1], [*taken[1:], *kept], left)
+                return
+            first.error = error
+            first.decide(_MALFORMED)
+            self.queued, self.drafts = [*kept], left
+            return
+        sent = InFlight(commit, outgoing, tuple(taken))
+        self.queued, self.drafts, self.sequence = [*kept], left, seq
+        self.in_flight = [*self.in_flight, sent]
 
     def ready(self, now: float) -> tuple[bool, bool, float]:
         """What is due now even if no caller waits for it. This creates no commit.
@@ -253,7 +332,7 @@ class LogSession(Generic[S]):
         since_exchange = now - self.exchanged_at
         due, if_changed, again = False, False, now + IDLE
         interval, freshness = self.flush_interval, self.freshness
-        if self.outbox:
+        if self.has_pending:
             if self.drafted_at is None:  # queued just now, by a caller that is about to send it itself
                 self.drafted_at = now
             due_at = min(self.drafted_at + interval, self.urgent_at)
@@ -290,18 +369,17 @@ class LogSession(Generic[S]):
 
     def complete_join(self) -> None:
         """The log has been read to its end."""
-        outbox, writers = self.outbox, self.state.writers
+        writers = self.state.writers
         last = None if is_anothers(self.writer, self.author, writers) else writers.get(self.writer)
         if self._is_cut_off(last):
             return
-        if last is not None and (last.seq > outbox.sequence or not self._explains(last)):
+        if last is not None and (last.seq > self.sequence or not self._explains(last)):
             self.duplicated = True
             return
-        while last is not None and outbox.in_flight and outbox.in_flight[0].commit.seq <= last.seq:
+        while last is not None and self.in_flight and self.in_flight[0].commit.seq <= last.seq:
             # for a commit that was decided while this process was not reading, only that fact is known
-            latest = outbox.in_flight[0].commit.seq == last.seq
-            for pending in outbox.settle(last.verdicts if latest else ()):
-                self._release(pending)
+            latest = self.in_flight[0].commit.seq == last.seq
+            self.settle(last.verdicts if latest else ())
         self.joined = True
 
     def _explains(self, last: LastCommit) -> bool:
@@ -309,7 +387,7 @@ class LogSession(Generic[S]):
 
         A snapshot holds verdicts, but no bytes. Another process with the same name usually got other verdicts.
         """
-        sent = next((one.commit for one in self.outbox.in_flight if one.commit.seq == last.seq), None)
+        sent = next((one.commit for one in self.in_flight if one.commit.seq == last.seq), None)
         if sent is None:
             return True
         return len(sent.records) == len(last.verdicts) and all(map(self._fits, sent.records, last.verdicts))
@@ -330,7 +408,7 @@ class LogSession(Generic[S]):
         If anything except content goes wrong halfway, the state is discarded and the log is joined again.
         """
         joined, self.joined = self.joined, False
-        state, apply_, in_flight, outbox = self.state, self.machine.apply, self.outbox.in_flight, self.outbox
+        state, apply_, in_flight = self.state, self.machine.apply, self.in_flight
         head, chain = state.lsn, sum_at(state.lsn, state.chain)
         for entry in receipt.entries:
             lsn, payload, before = entry.lsn, entry.payload, entry.before
@@ -350,14 +428,14 @@ class LogSession(Generic[S]):
                 if self.author and is_anothers(self.writer, self.author, state.writers):
                     self.duplicated = True  # another process wrote under this name first: the name is lost
                     return
-                self._acknowledge(Placed(lsn, before, sent.outgoing), verdicts)
+                self.settle(verdicts, Placed(lsn, before, sent.outgoing))
             else:
                 commit = codec.decode(payload)
                 if isinstance(commit, Commit) and commit.writer == self.writer:
                     # another process uses the same name, if this session cannot have sent this; commits of other users
                     # are for `apply` to deal with
                     undecided = in_flight[0].commit.seq if in_flight else math.inf
-                    foreign = commit.seq > outbox.sequence or commit.seq >= undecided
+                    foreign = commit.seq > self.sequence or commit.seq >= undecided
                     if foreign and self.author in ("", entry.stamp.author):
                         self.duplicated = True
                         return
@@ -388,24 +466,41 @@ class LogSession(Generic[S]):
         self.broken = BrokenChain(f"This log has two histories: {lost}. {_ADVICE}")
         return True
 
-    def _acknowledge(self, placed: Placed, verdicts: tuple[Verdict, ...]) -> None:
-        """The commit in flight is in the log: keep it for a while, and hand out its verdicts."""
-        self.acknowledged.append(placed)
-        self._remembered += len(placed.commit.payload)
-        while self._remembered > _KEPT_BYTES or len(self.acknowledged) > _KEPT:
-            self._remembered -= len(self.acknowledged.popleft().commit.payload)
-        if not placed.lsn % SNAPSHOT_EVERY and snapshot_due(placed.lsn):
-            self.snapshot_due = True
-        for record, verdict in zip(self.outbox.in_flight[0].commit.records, verdicts, strict=False):
-            if verdict.refusal == "malformed" and isinstance(record, TrialSet) and record.dists:
-                self.unkept.setdefault(record.number, []).extend(record.dists)
-        for pending in self.outbox.settle(verdicts):
-            self._release(pending)
+    def settle(self, verdicts: tuple[Verdict, ...], placed: Placed | None = None) -> None:
+        """The first commit in flight is in the log: hand out the known verdicts, and release what was abandoned of it.
+
+        Args:
+            verdicts: those on its records, as far as they are known.
+            placed: the commit and its place, to be kept for a while; None if only the verdicts are known.
+
+        """
+        sent = self.in_flight[0]
+        if placed is not None:
+            self.acknowledged.append(placed)
+            self._remembered += len(placed.commit.payload)
+            while self._remembered > _KEPT_BYTES or len(self.acknowledged) > _KEPT:
+                self._remembered -= len(self.acknowledged.popleft().commit.payload)
+            if not placed.lsn % SNAPSHOT_EVERY and snapshot_due(placed.lsn):
+                self.snapshot_due = True
+            for record, verdict in zip(sent.commit.records, verdicts, strict=False):
+                if verdict.refusal == "malformed" and isinstance(record, TrialSet) and record.dists:
+                    self.unkept.setdefault(record.number, []).extend(record.dists)
+        for pending in sent.pending:
+            count = len(pending.records)
+            if count == len(verdicts):  # almost always
+                pending.verdicts, verdicts = verdicts, ()
+            else:
+                given, verdicts = verdicts[:count], verdicts[count:]
+                pending.verdicts = given + (_UNKNOWN,) * (count - len(given))
+        del self.in_flight[0]
+        for pending in sent.pending:
+            if pending.abandoned:
+                self._release(pending)
 
     def history(self) -> list[Placed]:
         """This session's last commits and their places in the history that it has read, including those in flight."""
         kept = list(self.acknowledged)
-        return kept + [Placed(0, None, sent.outgoing) for sent in self.outbox.in_flight] if kept else []
+        return kept + [Placed(0, None, sent.outgoing) for sent in self.in_flight] if kept else []
 
     def failed(self, error: Exception, now: float) -> None:
         """An exchange that began at `now` failed; queued records stay queued, unless the store refuses them."""
@@ -414,7 +509,18 @@ class LogSession(Generic[S]):
         if isinstance(error, StoreUnreachable):
             self.drafted_at, self.urgent_at = now, math.inf
         elif isinstance(error, Denied):
-            self.outbox.give_up(_NO_GRANT)
+            self.give_up(_NO_GRANT)
+
+    def give_up(self, verdict: Verdict) -> None:
+        """Drop the commit in flight: the store does not accept it.
+
+        Records about a trial that ran here stay queued: its owner may have been made a viewer meanwhile, and the result
+        must still be kept.
+        """
+        records = self.in_flight[0].commit.records if self.in_flight else ()
+        if records and not any(isinstance(one, TrialSet | TrialFinish) and one.epoch > 0 for one in records):
+            for pending in self.in_flight.pop(0).pending:
+                pending.decide(verdict)
 
     # --- readers ---
 
@@ -431,9 +537,15 @@ class LogSession(Generic[S]):
         self.snapshot_due = False
         return (self.state.lsn, self.machine.dump(self.state)) if self.joined and self.broken is None else None
 
-    def pack_finished(self) -> bool:
-        """Pack finished trials into less memory, for some milliseconds; return whether there is more to pack."""
-        return isinstance(self.state, State) and close_settled(self.state, at_most=_PACKED_AT_ONCE)
+    def pack_for_spool(self) -> list[Outgoing]:
+        """Everything as commits, in the order in which they must be sent; from now on they are in flight."""
+        while self.queued or self.drafts:
+            self._load()
+        return [sent.outgoing for sent in self.in_flight]
+
+    def undecided(self) -> list[PendingCommit]:
+        """The commits that were put here and are not decided yet, in order; without drafts."""
+        return [pending for sent in self.in_flight for pending in sent.pending] + self.queued
 
     def ends(self) -> list[int]:
         """The trials whose end is not acknowledged."""
@@ -441,5 +553,4 @@ class LogSession(Generic[S]):
 
     def _numbers(self, kind: type[TrialSet | TrialFinish]) -> list[int]:
         """The trials named by undecided records of this kind."""
-        undecided = self.outbox.undecided()
-        return [record.number for pending in undecided for record in pending.records if isinstance(record, kind)]
+        return [record.number for pending in self.undecided() for record in pending.records if isinstance(record, kind)]

@@ -62,7 +62,7 @@ class SpoolSender:
                 commits = placed = [one for one in session.acknowledged if one.lsn in doubtful]
                 if not placed and (ends or last) and session.spooled and self._has(session, ends):
                     return next(reversed(session.spooled)), ""
-                undecided = session.outbox.undecided() if ends else []
+                undecided = session.undecided() if ends else []
                 if ends:
                     commits = [*placed, *(Placed(0, None, one) for one in session.pack_for_spool())]
             if not commits or not self._lasts:

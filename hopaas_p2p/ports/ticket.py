@@ -84,7 +84,7 @@ class Ticket(NamedTuple):
 
 def ticket_of(study: Study, trial_number: int) -> Ticket:
     """The ticket of a trial that this process runs. Its reports and attributes are in the store when this returns."""
-    study.storage.peer.handovers += 1
+    study.storage.peer.copies_made += 1
     handle = study.handle
     with handle.lock:
         if not handle.held(trial_number):

@@ -114,7 +114,7 @@ def after_fork_in_parent() -> None:
     for log in logs:
         log.lock.release()
     for peer in list(_peers):
-        peer.handovers += 1
+        peer.copies_made += 1
 
 
 def after_fork_in_child() -> None:

@@ -33,15 +33,15 @@ NOT_BEGUN: Final = Draft(-1, 0)
 
 
 class OwnedTrial(msgspec.Struct, eq=False):
-    """A running trial of this process, as its owner sees it: ahead of the log by the contents of the outbox."""
+    """A running trial of this process, as its owner sees it: ahead of the log by what is still to be sent."""
 
     frozen: FrozenTrial
     lease: Lease
     writer: str
     """The peer that sent what `frozen` holds. Another peer must send it all again, since it cannot know what has left.
     """
-    handovers: int
-    """`Peer.handovers` when it started: if that has risen since, another process may also be running it."""
+    copies_made: int
+    """`Peer.copies_made` when it started: if that has risen since, another process may also be running it."""
     inherited: dict[int, float]
     """Reports of an earlier attempt, which count only up to the step from which this one actually resumed."""
     inherits_metrics: bool
@@ -52,7 +52,7 @@ class OwnedTrial(msgspec.Struct, eq=False):
     distributions: dict[str, BaseDistribution]
     """The distributions of `frozen`, whose properties to read them cost as much as a write."""
     draft: Draft
-    """What was last set on it; unsent as long as the outbox has it."""
+    """What was last set on it; unsent as long as the session has it."""
     resumed_from: int | None = None
     """The step from which this attempt has reported that it resumed, if it has; see `TrialSet.resumed_from`."""
     shared: bool = False

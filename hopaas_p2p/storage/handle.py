@@ -207,7 +207,10 @@ class StudyHandle:
         found = self.next_start(no_new)
         if found.why is None:
             return found
-        self.look_again(within)
+        self.peer.release_forgotten()  # one of them may hold the last place in the budget
+        if self.state.running:
+            self.peer.introduce(self.log)
+        self.peer.catch_up(self.log, within=min(within, self.peer.store_wait))
         found = self.next_start(no_new)
         if isinstance(found, Wait | Done):
             raise no_work(self.state, found, now=self.peer.clock(), why=why)
@@ -215,7 +218,7 @@ class StudyHandle:
 
     def send_soon(self) -> None:
         """Send what was set on trials in the background at once, if another peer works on the study."""
-        if self.log.session.outbox.drafts:
+        if self.log.session.drafts:
             with self.log.lock:
                 self.peer.hurry(self.log, within=0.0)
 
@@ -233,13 +236,6 @@ class StudyHandle:
         if others:
             with contextlib.suppress(StoreUnreachable, Denied):  # then the sampler makes do with what is known
                 peer.pull(self.log)
-
-    def look_again(self, within: float) -> None:
-        """Check on a study that has nothing to start, and look after its running trials."""
-        self.peer.release_forgotten()  # one of them may hold the last place in the budget
-        if self.state.running:
-            self.peer.introduce(self.log)
-        self.peer.catch_up(self.log, within=min(within, self.peer.store_wait))
 
     def begin(self, record: TrialCreate | TrialClaim, *, within: float = math.inf) -> int | None:
         """Start the trial that this record asks for, in one exchange without a race; return its number.
@@ -309,7 +305,7 @@ class StudyHandle:
         if inherits:
             inherited, frozen.intermediate_values = frozen.intermediate_values, {}
         lent, inherits_metrics = trial.owner != peer.uuid, inherits and bool(trial.metrics)
-        given = lease, peer.uuid, peer.handovers, inherited, inherits_metrics, lent
+        given = lease, peer.uuid, peer.copies_made, inherited, inherits_metrics, lent
         owned = OwnedTrial(frozen, *given, frozen.params, frozen.distributions, NOT_BEGUN)
         if trial.end is None:
             before = view.owned.get(number)
@@ -468,7 +464,7 @@ class StudyHandle:
         one. Call under the lock. All checks happen when the draft is begun.
         """
         owned, session = self.view.owned.get(number), self.log.session
-        if owned is not None and owned.draft is session.outbox.drafts.get(number) and session.drafted_at is not None:
+        if owned is not None and owned.draft is session.drafts.get(number) and session.drafted_at is not None:
             return owned
         owned = self.writable(number)
         if owned is not None:
@@ -807,7 +803,7 @@ class StudyHandle:
         self, record: TrialFinish | TrialRelease | TrialCheckpoint | TrialSet, *, owner: str
     ) -> PendingCommit:
         """Queue this after everything unsent about its trial; in the same commit, if it fits."""
-        draft = self.log.session.outbox.drafts.pop(record.number, None)
+        draft = self.log.session.drafts.pop(record.number, None)
         words = draft.commits() if draft is not None else [()]
         for much in words[:-1]:
             self.peer.put(self.log, *much, owner=owner)
@@ -899,7 +895,7 @@ class StudyHandle:
 
     def _travelled(self, owned: OwnedTrial) -> bool:
         """Whether another process may write to this trial, too."""
-        return owned.shared or owned.lent or owned.handovers != self.peer.handovers
+        return owned.shared or owned.lent or owned.copies_made != self.peer.copies_made
 
     def trial(self, number: int, *, now: bool = False) -> FrozenTrial:
         """One trial, as fresh as reads promise; for one that this process runs, including what was set here.
@@ -908,7 +904,7 @@ class StudyHandle:
         """
         with self.log.lock:
             owned = self.view.owned.get(number)
-            if owned is not None and not owned.shared and owned.handovers == self.peer.handovers:
+            if owned is not None and not owned.shared and owned.copies_made == self.peer.copies_made:
                 return copy_of(owned.frozen)
         if now and owned is not None:
             self.peer.send_if_possible(self.log, number)

@@ -196,9 +196,12 @@ def fixed_params(trial: optuna.trial.Trial) -> dict[str, Any]:
 def sample(trial: optuna.trial.Trial, space: Mapping[str, BaseDistribution]) -> None:
     """Let the sampler choose the parameters that it draws jointly, and then the others.
 
+    It begins with a new list of all trials, like Optuna's `ask`.
+
     Some of Optuna's samplers raise on what any peer may have written, such as GPSampler on trials with differing
     constraints; the parameters are then chosen one by one. Errors of third-party samplers are raised.
     """
+    forget_cached_trials(trial.study)
     try:
         trial.relative_params  # noqa: B018  # a property that samples
     except Exception as error:

@@ -132,11 +132,6 @@ def _wait(what: str, value: float | None) -> float | None:
     return None if value is None else seconds(what, value, least=0.0)
 
 
-def open_again(options: StorageOptions) -> Storage:
-    """A storage like the one that had these `options`, as a peer of its own; raises like `open_storage`."""
-    return Storage(options, open_peer(options))
-
-
 _NO_PICKLES: Final = (
     "Optuna's CMA-ES sampler passes pickles between peers, which can run code. Among people you trust, allow it with "
     "open_storage(…, allow_pickles=True); otherwise use TPESampler or GPSampler."
@@ -186,7 +181,7 @@ class Storage(BaseStorage):
     def __getstate__(self) -> dict[str, Any]:
         with contextlib.suppress(HopaasError):  # the copy sends what it touches again
             self.peer.flush()
-        self.peer.handovers += 1
+        self.peer.copies_made += 1
         return {"options": self.options, "acts_for": self.peer.mine, "origin": self.peer.uuid, "pid": os.getpid()}
 
     def __setstate__(self, state: dict[str, Any]) -> None:

@@ -29,7 +29,7 @@ from hopaas_p2p.errors import NoWork
 from hopaas_p2p.search.optuna_internals import GRID, fixed_names, grid_points
 from hopaas_p2p.search.repeats import Tried
 from hopaas_p2p.storage import Storage
-from hopaas_p2p.storage.optuna_internals import cached_trial, fixed_params, forget_cached_trials, new_frozen, sample
+from hopaas_p2p.storage.optuna_internals import cached_trial, fixed_params, new_frozen, sample
 from hopaas_p2p.study.method import Searcher
 from hopaas_p2p.study.trial import Trial
 from hopaas_p2p.translate import external, to_record
@@ -169,7 +169,6 @@ class Proposer:
         dists = self._dists and {name: one for name, one in self._dists.items() if state.dists.get(name) != one}
         record = TrialCreate(prefer_waiting=True, params={}, dists=dists, replicates=self._searcher.replicates)
         frozen = new_frozen(trial_id, state.trials.size, TrialState.RUNNING, None, now, None, {}, {}, {}, {}, {})
-        forget_cached_trials(self._study)
         suggestions[trial_id] = frozen, record
         try:
             trial = Trial(self._study, trial_id)

@@ -718,7 +718,9 @@ class Study(optuna.Study):
             told = as_values(values, expected=len(self.directions))
         elif values is not None:
             raise InvalidInput(f"a {to.name} trial takes no values")
-        handle, number = self.handle, self._number_of(trial) if isinstance(trial, Trial) else trial_number(trial)
+        if isinstance(trial, Trial) and trial.study is not self:  # for instance when it comes back from a child
+            self._check_mine(trial)
+        handle, number = self.handle, trial.number if isinstance(trial, Trial) else trial_number(trial)
         if skip_if_finished and number < len(handle.refresh().trials):
             known = handle.trial(number, now=True)
             if known.state.is_finished():
@@ -735,17 +737,15 @@ class Study(optuna.Study):
             handle.claim(number)  # given back when its object was dropped
         return self._end(number, told, to, reason=reason)
 
-    def _number_of(self, trial: Trial) -> int:
-        """The number of a trial of this study."""
-        if trial.study is not self:  # for instance when it comes back from a child
-            mine = trial.study.study_id == self.study_id
-            if mine and trial.storage.url != self.storage.url:
-                with contextlib.suppress(*UNDECIDED):  # an unreachable store must not keep a result from being told
-                    mine = trial.handle.uuid == self.handle.uuid
-            if not mine:
-                name = trial.study.study_name
-                raise InvalidInput(f"trial {trial.number} is of the study {name!r}, not of {self.name!r}")
-        return trial.number
+    def _check_mine(self, trial: Trial) -> None:
+        """Check that this is a trial of this study."""
+        mine = trial.study.study_id == self.study_id
+        if mine and trial.storage.url != self.storage.url:
+            with contextlib.suppress(*UNDECIDED):  # an unreachable store must not keep a result from being told
+                mine = trial.handle.uuid == self.handle.uuid
+        if not mine:
+            name = trial.study.study_name
+            raise InvalidInput(f"trial {trial.number} is of the study {name!r}, not of {self.name!r}")
 
     def _end(
         self,

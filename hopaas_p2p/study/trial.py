@@ -239,17 +239,16 @@ class Trial(optuna.trial.Trial):
             if not found:
                 self._resume = None
                 return None
-            artifacts, uuid, directory = artifacts_of(self.storage.peer.store), self.handle.uuid, self._new_directory()
+            artifacts, uuid, directory = (
+                artifacts_of(self.storage.peer.store),
+                self.handle.uuid,
+                Path(tempfile.mkdtemp(prefix="hopaas-resume-")),
+            )
+            weakref.finalize(self, _remove, directory, os.getpid())  # by the process that made it
             self._resume = self.storage.peer.call(lambda: checkpoints.load(artifacts, uuid, found, directory))
             step = FROM_START if self._resume is None else self._resume[0]
             set_cached_trial(self, self.handle.resumed_from(self.number, step))
         return self._resume
-
-    def _new_directory(self) -> Path:
-        """A directory that is removed with this trial, by the process that made it."""
-        directory = Path(tempfile.mkdtemp(prefix="hopaas-resume-"))
-        weakref.finalize(self, _remove, directory, os.getpid())
-        return directory
 
     @property
     def intermediate_values(self) -> dict[int, float]:

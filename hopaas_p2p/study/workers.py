@@ -42,8 +42,8 @@ from hopaas_p2p.runtime.arguments import shown, whole
 from hopaas_p2p.runtime.interrupts import INTERRUPTIONS, describe, interruptions
 from hopaas_p2p.runtime.process import new_uuid
 from hopaas_p2p.runtime.settings import variable
-from hopaas_p2p.storage.options import StorageOptions
-from hopaas_p2p.storage.storage import open_again
+from hopaas_p2p.storage.options import StorageOptions, open_peer
+from hopaas_p2p.storage.storage import Storage
 from hopaas_p2p.study.progress import ProgressLog
 
 if TYPE_CHECKING:
@@ -87,7 +87,9 @@ def take_part(
     sampler, pruner = order.own
     if sampler is not None:
         sampler.reseed_rng()  # all workers got the same
-    study = order.open_study(open_again(order.options), order.study, sampler=sampler, pruner=pruner, create=False)
+    study = order.open_study(
+        Storage(order.options, open_peer(order.options)), order.study, sampler=sampler, pruner=pruner, create=False
+    )
     try:
         study._be_worker(about)
         study.optimize(order.objective, n_trials, timeout, catch=order.catch)
@@ -268,7 +270,9 @@ class WatchedWorkers:
         """When the study is over, stop waiting for workers that never began."""
         if next_start(self._study.state).why is not None and not self._study.state.running:
             self._cancel()
-            self._futures = {number: one for number, one in self._futures.items() if not _is_waiting(one)}
+            for number, future in list(self._futures.items()):
+                if getattr(future, "cancelled", lambda: True)():  # before it began
+                    del self._futures[number]
 
     def _look(self, progress: ProgressLog, callbacks: Sequence[Callable[[FrozenTrial], object]]) -> None:
         """Show which trials of these workers have ended since the last call."""
@@ -370,11 +374,6 @@ def _error_of(future: Any) -> BaseException | None:
             raise
         return raised
     return error
-
-
-def _is_waiting(future: Any) -> bool:
-    """Whether a future was cancelled before it began."""
-    return bool(getattr(future, "cancelled", lambda: True)())
 
 
 def _check_travels(objective: Objective) -> None:

@@ -362,8 +362,8 @@ def test_clocks_that_are_days_apart_take_no_trial_away_and_save_none(studies: An
     peers = []
     for days in (-1, 0, 1):
         study = studies(linger=0.05)
-        outbox = study.storage._handles[study.study_id].log.session.outbox
-        study.storage.peer.now_us = outbox._now_us = lambda days=days: 1_700_000_000_000_000 + days * DAY
+        session = study.storage._handles[study.study_id].log.session
+        study.storage.peer.now_us = session._now_us = lambda days=days: 1_700_000_000_000_000 + days * DAY
         peers.append((study, study.ask()))
     process, pipe = talk(lease_peer.run_until_told_to_tell)
     number, _ = hear(pipe)

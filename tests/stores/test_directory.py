@@ -41,7 +41,7 @@ from hopaas_p2p.stores.directory.log import FolderLog
 from hopaas_p2p.stores.directory.mounts import Mount, mount_of
 from hopaas_p2p.stores.directory.store import DirectoryStore
 from hopaas_p2p.stores.objects.contract import Found
-from hopaas_p2p.stores.objects.history import clocks
+from hopaas_p2p.stores.objects.log import clocks
 from hopaas_p2p.stores.objects.scheduler import SpreadScheduler
 from hopaas_p2p.testing.commits import append, append_many, everything, outgoing, study_snapshot
 from tests.support.processes import as_nobody

@@ -14,7 +14,7 @@ from hopaas_p2p.errors import BehindRetention, InvalidInput, StoreCorrupt, Store
 from hopaas_p2p.peer.log_client import LogClient, study_client
 from hopaas_p2p.stores.base import Outgoing, append
 from hopaas_p2p.stores.objects.contract import lsn_of
-from hopaas_p2p.stores.objects.history import Clocks, clocks
+from hopaas_p2p.stores.objects.log import Clocks, clocks
 from hopaas_p2p.stores.s3 import gc as s3_gc
 from hopaas_p2p.stores.s3.gc import Removal
 from hopaas_p2p.stores.s3.log import BucketLog

@@ -19,8 +19,7 @@ import pytest
 from hopaas_p2p.errors import BehindRetention, StoreUnreachable
 from hopaas_p2p.stores.directory.log import FolderLog
 from hopaas_p2p.stores.directory.store import DirectoryStore
-from hopaas_p2p.stores.objects.history import clocks
-from hopaas_p2p.stores.objects.log import SPAN
+from hopaas_p2p.stores.objects.log import SPAN, clocks
 from hopaas_p2p.testing.commits import TIMEOUT, append, append_many, everything, outgoing
 
 CALLS = ("open", "symlink", "readlink", "stat", "lstat", "fsync", "mkdir", "close")

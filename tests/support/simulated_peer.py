@@ -186,7 +186,7 @@ class SimulatedPeer:
 
     def _say(self, record: Record) -> PendingCommit:
         assert self.job is not None
-        draft = self.log.session.outbox.drafts.pop(self.job.number, None)
+        draft = self.log.session.drafts.pop(self.job.number, None)
         words: tuple[TrialSet, ...] = draft.records() if draft else ()
         return self.peer.put(self.log, *words, record)
 

@@ -15,7 +15,8 @@ from hopaas_p2p.core import codec
 from hopaas_p2p.core.records import Commit, TrialFinish, TrialState, TrialStop
 from hopaas_p2p.core.state import Verdict
 from hopaas_p2p.errors import ConfigurationError, InvalidInput
-from hopaas_p2p.peer.outbox import Outbox, PendingCommit
+from hopaas_p2p.peer.outbox import PendingCommit
+from hopaas_p2p.peer.session import STUDY, LogSession
 from hopaas_p2p.study import Study
 from tests.support.studies import opened_study
 
@@ -71,30 +72,30 @@ def test_long_choices_of_one_trial_take_nothing_of_it_or_of_another_along(tmp_pa
 
 
 def test_a_draft_that_cannot_be_written_takes_none_of_another_trial_along() -> None:
-    outbox = Outbox("ann", lambda: 0)
-    outbox.draft(0, 1, "ann").system["half"] = "\ud800"
-    outbox.draft(1, 1, "ann").reports[1] = 0.5
-    outbox.draft(2, 1, "ann").reports[1] = 0.25
+    session = LogSession(STUDY, "ann", now_us=lambda: 0)
+    session.draft(0, 1, "ann").system["half"] = "\ud800"
+    session.draft(1, 1, "ann").reports[1] = 0.5
+    session.draft(2, 1, "ann").reports[1] = 0.25
     sent = []
-    while (outgoing := outbox.next()) is not None:
+    while (outgoing := session.next_commit()) is not None:
         sent.append(outgoing)
         commit = codec.decode(outgoing.payload)
         assert isinstance(commit, Commit)
-        outbox.settle((Verdict(True),) * len(commit.records))
+        session.settle((Verdict(True),) * len(commit.records))
     reports = [record.reports for one in sent for record in codec.decode(one.payload).records]  # type: ignore[union-attr]
     assert reports == [{1: 0.5}, {1: 0.25}]
 
 
 @pytest.mark.parametrize("length", [1, 600_000])
 def test_of_an_attribute_that_is_set_while_others_are_still_on_their_way_the_last_value_counts(length: int) -> None:
-    outbox, found = Outbox("ann", lambda: 0), dict[str, str]()
-    outbox.draft(0, 1, "ann").user.update({key: key * 300_000 for key in "abc"})
-    outbox.next()
-    outbox.draft(0, 1, "ann").user["c"] = last = "d" * length
-    while outbox.next() is not None:
-        for record in outbox.in_flight[0].commit.records:
+    session, found = LogSession(STUDY, "ann", now_us=lambda: 0), dict[str, str]()
+    session.draft(0, 1, "ann").user.update({key: key * 300_000 for key in "abc"})
+    session.next_commit()
+    session.draft(0, 1, "ann").user["c"] = last = "d" * length
+    while session.next_commit() is not None:
+        for record in session.in_flight[0].commit.records:
             found |= record.user  # type: ignore[union-attr]
-        outbox.settle(())
+        session.settle(())
     assert found == {"a": "a" * 300_000, "b": "b" * 300_000, "c": last}
 
 
@@ -271,17 +272,17 @@ def test_a_result_too_large_for_a_float_fails_its_trial_and_no_other(study: Stud
 
 
 def test_a_record_that_cannot_be_written_takes_no_other_with_it() -> None:
-    outbox = Outbox("w", lambda: 1)
+    session = LogSession(STUDY, "w", now_us=lambda: 1)
     bad = PendingCommit("w", (TrialStop(0, 1, "\ud800"),))
     good = [PendingCommit("w", (TrialFinish(n, 1, TrialState.COMPLETE, (1.0,)),)) for n in range(3)]
-    outbox.draft(7, 1, "w").reports[1] = 0.5
+    session.draft(7, 1, "w").reports[1] = 0.5
     for pending in (good[0], bad, *good[1:]):
-        outbox.queued.append(pending)
+        session.queued.append(pending)
 
     sent: list[PendingCommit] = []
-    while outbox.next() is not None:
-        sent += outbox.in_flight[0].pending
-        outbox.settle(())
+    while session.next_commit() is not None:
+        sent += session.in_flight[0].pending
+        session.settle(())
 
     assert isinstance(bad.error, InvalidInput)
     assert all(pending in sent for pending in good)
@@ -290,13 +291,13 @@ def test_a_record_that_cannot_be_written_takes_no_other_with_it() -> None:
 
 
 def test_records_that_fit_only_alone_are_sent_alone() -> None:
-    outbox = Outbox("w", lambda: 1)
+    session = LogSession(STUDY, "w", now_us=lambda: 1)
     large = [PendingCommit("w", (TrialStop(n, 1, "x" * 3_000_000),)) for n in range(3)]
     for pending in large:
-        outbox.queued.append(pending)
+        session.queued.append(pending)
     sent: list[PendingCommit] = []
-    while outbox.next() is not None:
-        sent += outbox.in_flight[0].pending
-        outbox.settle(())
+    while session.next_commit() is not None:
+        sent += session.in_flight[0].pending
+        session.settle(())
     assert sent == large
     assert [pending.error for pending in large] == [None] * 3

@@ -332,7 +332,7 @@ def test_a_thread_whose_records_another_has_sent_waits_for_no_further_exchange(c
     entered.clear()
     second = threading.Thread(target=lambda: told.append(peer.commit(driver, TrialCreate())), daemon=True)
     second.start()
-    until(lambda: len(driver.session.outbox.queued) == 3)  # with the introduction
+    until(lambda: len(driver.session.queued) == 3)  # with the introduction
     greedy = threading.Thread(target=peer.pull, args=(driver,), daemon=True)
     go_on.set()
     greedy.start()

@@ -16,13 +16,12 @@ from collections.abc import Iterable, Iterator
 from typing import Final
 
 from hopaas_p2p.core import chain
-from hopaas_p2p.errors import BehindRetention, ConfigurationError, StoreCorrupt, StoreUnreachable, StudyDeleted
+from hopaas_p2p.errors import BehindRetention, ConfigurationError, StoreCorrupt, StoreUnreachable
 from hopaas_p2p.stores.base import Entry
 from hopaas_p2p.stores.directory.files import Directory, NoFolder
 from hopaas_p2p.stores.directory.packs import LARGEST_PACK, first_of, frame, frames, salvaged
 from hopaas_p2p.stores.objects.contract import Found, lsn_of
-from hopaas_p2p.stores.objects.history import EVERY
-from hopaas_p2p.stores.objects.log import BEHIND, RECEIPT, SPAN, WriteOnceLog, WriteScheduler, stored_form
+from hopaas_p2p.stores.objects.log import BEHIND, EVERY, RECEIPT, SPAN, WriteOnceLog, WriteScheduler, stored_form
 from hopaas_p2p.stores.objects.scheduler import SpreadScheduler
 from hopaas_p2p.stores.objects.store import ObjectBackedStore
 
@@ -36,6 +35,7 @@ class FolderLog(WriteOnceLog[Directory]):
 
     asleep = 60.0  # folders are kept for 300 beside their packs
     losses = 4
+    looks_if_behind = True
 
     def __init__(self, store: ObjectBackedStore[Directory], root: str) -> None:
         self.rate_limited = store.objects.shared
@@ -62,9 +62,6 @@ class FolderLog(WriteOnceLog[Directory]):
         if following is False and since:  # the folder is gone: it was packed, or the log was deleted
             return not self.objects.exists(self.key(since))
         return following
-
-    def _look_first(self, since: int) -> bool:
-        return since != self._head
 
     # --- reading ---
 
@@ -135,27 +132,30 @@ class FolderLog(WriteOnceLog[Directory]):
 
     def _entry(self, lsn: int, found: Found, *, mine: bytes | None = None) -> Entry:
         self._check_tombstone(found.data)
-        payload, before = chain.detach(found.data)
+        payload, before, stamp = chain.detach(found.data)
         if payload != mine:
             self.scheduler.saw(payload, found.modified, time.monotonic())
         self._remember(lsn, found.data)
         self.history.follow(lsn, payload, before)
-        return Entry(lsn, payload, chain.stamp_of(found.data), before)
+        return Entry(lsn, payload, stamp, before)
 
     def _stored(self, lsn: int) -> bytes | None:
-        found = self.objects.get(self.key(lsn), limit=self.limit, certain=False)
-        if found is not None:
-            return found.data
-        packed = self._packed_from(lsn)
-        return packed[0] if packed else super()._stored(lsn)
+        for _ in range(2):  # see the base class
+            found = self.objects.get(self.key(lsn), limit=self.limit, certain=False)
+            if found is not None:
+                return found.data
+            packed = self._packed_from(lsn)
+            if packed:
+                return packed[0]
+            self._check_deleted()
+        return None
 
     def _check_absence(self, lsn: int, deadline: float) -> None:
         """There is neither a folder nor a pack for this lsn: check whether it is unwritten, or the log is gone."""
-        if self._is_deleted():
-            raise StudyDeleted
+        self._check_deleted()
         if lsn == 1:
             self._check_beginning(deadline)
-        elif (lsn - 1) % SPAN and self._stored_after_all(lsn - 1) is None:
+        elif (lsn - 1) % SPAN and self._stored(lsn - 1) is None:
             self.history.gone(lsn - 1)
 
     def _check_hole(self, lsn: int, deadline: float) -> None:
@@ -184,12 +184,12 @@ class FolderLog(WriteOnceLog[Directory]):
                 self._head = BEHIND
                 raise BehindRetention
 
-    def _appended(self, lsn: int, payload: bytes, data: bytes) -> None:
+    def _appended(self, entry: Entry, data: bytes) -> None:
         self._writes = True
-        self._remember(lsn, data)
-        if lsn % TIDY_EVERY == 0:
+        self._remember(entry.lsn, data)
+        if entry.lsn % TIDY_EVERY == 0:
             with contextlib.suppress(StoreUnreachable):  # the next writer does it
-                self._tidy(lsn)
+                self._tidy(entry.lsn)
 
     def _remember(self, lsn: int, data: bytes) -> None:
         """A commit was read or written; a process that writes keeps those of the current range for its pack."""

@@ -103,7 +103,7 @@ class PiggybackedCommits:
 
     def load(self, lsn: int, stored: bytes, before: int | None) -> bytes:
         """The object of a commit to be written at this lsn, with the copies that others probably lack."""
-        copies = self._lacking(lsn, before) if chain.has_sum(stored) else []
+        copies = self._lacking(lsn, before) if chain.detach(stored)[0] is not stored else []
         return sealed(stored, copies[0].before, [one.payload for one in copies]) if copies else stored
 
     def _lacking(self, lsn: int, before: int | None) -> list[_Seen]:
@@ -141,7 +141,7 @@ class PiggybackedCommits:
                 raise BrokenChain(_said(lsn, place, "is not a commit"))
             found.append(Entry(place, payload, before=total))
             total = chain.following(total, payload)
-        payload, before = chain.detach(object_.stored)
+        _, before, _ = chain.detach(object_.stored)
         if object_.copies and before != total:
             read, there = chain.shown(total), chain.shown(before)
             raise BrokenChain(_said(lsn, lsn - 1, f"leads to the sum {read}, and the commit itself follows {there}"))

@@ -26,11 +26,10 @@ import contextlib
 import math
 import time
 from abc import abstractmethod
-from collections.abc import Iterator
-from typing import Final, Generic, NoReturn
+from collections.abc import Callable, Iterator
+from typing import Final, Generic, NamedTuple, NoReturn
 
 from hopaas_p2p.core import chain, codec
-from hopaas_p2p.core.records import UNSTAMPED
 from hopaas_p2p.errors import BehindRetention, BrokenChain, StoreCorrupt, StoreUnreachable, StudyDeleted
 from hopaas_p2p.net.backoff import Backoff
 from hopaas_p2p.stores.base import (
@@ -44,10 +43,10 @@ from hopaas_p2p.stores.base import (
     Outgoing,
 )
 from hopaas_p2p.stores.objects.carried import MAGIC, PiggybackedCommits, opened
-from hopaas_p2p.stores.objects.contract import LARGEST, Found, Objects, lsn_of
-from hopaas_p2p.stores.objects.history import DELETED, History
+from hopaas_p2p.stores.objects.contract import LARGEST, Found, Objects, ObjectStore, lsn_of
 from hopaas_p2p.stores.objects.store import ObjectBackedStore
 
+DELETED: Final = "deleted"
 TOMBSTONE: Final = b"hopaas: this study is deleted\n"
 BEHIND: Final = -1
 """In place of the lsn of the log's end: not known, so the next read starts with earlier commits."""
@@ -57,6 +56,158 @@ SPAN: Final = SNAPSHOT_EVERY
 _MAX_SNAPSHOT: Final = 1 << 30
 _PAUSES: Final = (0.05, 1.0)  # seconds
 _SECOND_LOOK: Final = 0.005  # seconds
+EVERY: Final = 1.0  # seconds between checks of the last commit where each may cost a call to a server
+_ADVICE: Final = "Was a backup restored under running peers? Nothing was changed. Look with: hopaas-p2p doctor URL"
+_BOOT: Final = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
+
+
+class Clocks(NamedTuple):
+    """This machine's clocks: at least one of them advances, whatever sleeps."""
+
+    wall: float
+    boot: float
+
+
+def clocks() -> Clocks:
+    """Their current readings."""
+    return Clocks(time.time(), time.clock_gettime(_BOOT))
+
+
+class History:
+    """What one handle on a log knows about its past, and whether that still holds: the sums, and the removals.
+
+    A commit is stored with the sum of the log before it (see `core.chain`), and what is read must follow what was read
+    before. In a directory on a local file system, checking the last commit costs some microseconds, so it precedes
+    every write: a backup that is restored under running peers is noticed before anything is written beside it. On a
+    file server the check happens once per second. In a bucket, the next commit reveals it.
+
+    A free key is the end of the log only for a process that was awake: `gc` leaves everything in a bucket for a day,
+    and a folder of a directory stays for minutes beside its pack. If some clock of a process's machine has advanced by
+    more than that since the last contact, the process checks for removals before it trusts a free key, and before it
+    acknowledges what it wrote.
+
+    An exchange is between `begin` and `end`.
+
+    Args:
+        objects: where the log is.
+        root: of the log.
+        stored: reads what is stored at an lsn; None if there is certainly nothing.
+        asleep: seconds without contact after which this process may have slept through a removal.
+
+    """
+
+    def __init__(
+        self, objects: ObjectStore, root: str, stored: Callable[[int], bytes | None], *, asleep: float
+    ) -> None:
+        self._objects, self._root, self._stored, self._asleep = objects, root, stored, asleep
+        self.every = math.inf
+        """Seconds between two checks that the last commit is still there; infinite: the next commit reveals it."""
+        self.chain: tuple[int, int | None] = 0, 0
+        """An lsn, and the sum of the log up to it, if it is known."""
+        self._checked_at = 0.0
+        self.snapshot = 0
+        """The lsn of the last snapshot read, until it is known that the log extends that far."""
+        self.contradicted = False
+        """Whether something read since `begin` does not follow what was read before."""
+        self.clocks: Callable[[], Clocks] = clocks
+        self.last: Clocks | None = None
+        """The last moment at which this process's knowledge of the log's end was true."""
+        self._began = self.clocks()
+        self._known: Clocks | None = None
+        """The same as `last` for this exchange, which may yet fail."""
+
+    # --- did this process sleep? ---
+
+    def begin(self, since: int, outgoing: Outgoing | None = None) -> bool:
+        """Begin an exchange of a peer that has read up to `since`; return whether this process may have slept.
+
+        Before a write, check that the last commit that the peer has read is still there, unchanged.
+
+        Raises:
+            BehindRetention: some later commits have been removed.
+            StudyDeleted: all have been removed.
+            BrokenChain: the last commit is missing or different.
+
+        """
+        self._began, self._known = self.clocks(), self.last
+        woke = self.slept(now=self._began)
+        if since and woke:
+            self._check_retained(since)
+        self.contradicted = False
+        if outgoing is not None and outgoing.chain is not None:
+            self.chain = since, outgoing.chain
+        if since and since == self.snapshot:  # a peer begins with a snapshot: does the log extend that far?
+            if self._stored(since) is None and self.truncation_point() < since:
+                self.gone(since)
+            self.snapshot = 0
+        now = time.monotonic()
+        if outgoing is None or not 0 < since == self.chain[0] or now - self._checked_at < self.every:
+            return woke
+        self._checked_at = now
+        stored = self._stored(since)
+        if stored is None:
+            self.gone(since)
+        payload, before, _ = chain.detach(stored)
+        known, there = self.chain[1], None if before is None else chain.following(before, payload)
+        if known is not None and there is not None and known != there:
+            raise BrokenChain(
+                f"this log has two histories: up to commit {since} a peer read the sum {chain.shown(known)}, and it is "
+                f"{chain.shown(there)}. {_ADVICE}"
+            )
+        return woke
+
+    def saw_end(self) -> None:
+        """Record that the end of the log was seen after this exchange had begun."""
+        self._known = self._began
+
+    def end(self, since: int) -> None:
+        """End the exchange: a peer that slept during it may have written where `gc` has been. Raises like `begin`."""
+        if self.slept(self._began):
+            self._check_retained(since)
+        self.last = self._known
+
+    def slept(self, then: Clocks | None = None, now: Clocks | None = None) -> bool:
+        """Whether this process may have slept since then, or else since the end of the log was last seen."""
+        then, now = then or self._known, now or self.clocks()
+        return then is None or max(abs(now.wall - then.wall), now.boot - then.boot) > self._asleep
+
+    def _check_retained(self, since: int) -> None:
+        if self.truncation_point() > since:
+            raise BehindRetention
+
+    def truncation_point(self) -> int:
+        """The lsn up to which commits were removed. Raises StudyDeleted."""
+        keys = self._objects.listed(f"{self._root}boundary/")
+        if f"{self._root}boundary/{DELETED}" in keys:
+            raise StudyDeleted
+        return max((lsn_of(key) or 0 for key in keys), default=0)
+
+    # --- what came before? ---
+
+    def wrote(self, lsn: int, payload: bytes, before: int | None) -> None:
+        """Record that this process wrote this commit, at the end of the log and after this sum, if that is known."""
+        self._known = self._began
+        if before is not None or lsn > self.chain[0]:
+            self.chain = lsn, None if before is None else chain.following(before, payload)
+
+    def follow(self, lsn: int, payload: bytes, before: int | None) -> None:
+        """Record that this commit was read, with its writer's sum."""
+        known = chain.sum_at(lsn - 1, self.chain)
+        if before is None:
+            before = known
+        elif known is not None and known != before:
+            self.contradicted = True
+        elif known is not None:
+            self._checked_at = time.monotonic()  # as good as checking the last commit
+        if before is not None:
+            self.chain = lsn, chain.following(before, payload)
+        elif lsn > self.chain[0]:
+            self.chain = lsn, None
+
+    @staticmethod
+    def gone(lsn: int) -> NoReturn:
+        """Raise because this commit is missing, although a peer's state depends on it."""
+        raise BrokenChain(f"commit {lsn}, which a peer has read, is gone from the log. {_ADVICE}")
 
 
 class WriteScheduler:
@@ -113,24 +264,23 @@ class WriteOnceLog(Log, Generic[Objects]):
     """The range of lsns over which the pieces of one commit are spread, see `_pieces`."""
     losses: int = 1
     """Consecutive lost writes after which a read is worthwhile."""
+    looks_if_behind: bool = False
+    """Whether to read before the first write of an exchange exactly if the peer has not seen the end of the log;
+    otherwise, if that pays off."""
 
     def __init__(self, store: ObjectBackedStore[Objects], root: str, scheduler: WriteScheduler) -> None:
         self.store = store
         self.objects = store.objects
         self.root = root
         self.scheduler = scheduler
-        self.history = History(self.objects, root, self._stored_after_all, asleep=self.asleep)
+        self.history = History(self.objects, root, self._stored, asleep=self.asleep)
         self._timeout = EXCHANGE_TIMEOUT
         self._ended = f"{root}boundary/{DELETED}"
         self._blocks = f"{root}snapshot/blocks/"
         self._proven = False
         self._has_beginning = False
-        self._snapshot = 0
-        """The lsn of the last snapshot read, until it is known that the log extends that far."""
         self._head = BEHIND
         """The lsn up to which this log was read when its end was last seen."""
-        self._stamp = UNSTAMPED
-        """The stamp of the commit that this exchange appends."""
 
     # --- what directories and buckets do differently ---
 
@@ -149,36 +299,35 @@ class WriteOnceLog(Log, Generic[Objects]):
     def _entry(self, lsn: int, found: Found, *, mine: bytes | None = None) -> Entry:
         """An object as a commit. Raises StudyDeleted for a tombstone."""
 
-    def _prepared(self, lsn: int, payload: bytes, before: int | None) -> bytes:
+    def _prepared(self, lsn: int, outgoing: Outgoing, before: int | None) -> bytes:
         """The object of a commit to be written at this lsn, where the log has this sum."""
-        return chain.attach(payload, before, self._stamp)
+        return chain.attach(outgoing.payload, before, outgoing.stamp)
 
     def _create(self, lsn: int, data: bytes) -> bool:
         """Write this object at this lsn if there is none; return whether this call did. Raises StoreUnreachable."""
         return self.objects.put_new(self.key(lsn), data)
 
     @abstractmethod
-    def _appended(self, lsn: int, payload: bytes, data: bytes) -> None:
+    def _appended(self, entry: Entry, data: bytes) -> None:
         """Record that this process appended that commit, in an object of these bytes."""
 
     @abstractmethod
     def _pieces(self) -> Iterator[tuple[int, bytes]]:
         """Each lsn for which there is something, and its bytes. Later items are at most `scatter` lsns lower."""
 
-    def _look_first(self, since: int) -> bool | None:
-        """Whether to read before the first write of an exchange; None: if that pays off."""
-        return None
-
     # --- exchanging ---
 
     def exchange(self, outgoing: Outgoing | None, since: int, beat: Beat | None = None) -> ExchangeResult:
-        self.store.find() if outgoing is None else self._prove()
+        if outgoing is None:
+            self.store.find()
+        elif not self._proven:
+            self._prove()
         deadline = time.monotonic() + self._timeout
         self._begin(since, outgoing)
         if outgoing is None:
             receipt = ExchangeResult(*self._look(since, deadline, certain=True))
         else:
-            receipt = self._append(outgoing.payload, since, deadline)
+            receipt = self._append(outgoing, since, deadline)
         self.history.end(since)
         return receipt
 
@@ -189,19 +338,11 @@ class WriteOnceLog(Log, Generic[Objects]):
         their folder then, half empty. So a process that has not seen the end of the log for a while reads the past
         first.
         """
-        if self.history.begin(since, None if outgoing is None else outgoing.chain):
+        if self.history.begin(since, outgoing):
             self._head = BEHIND
-        self._stamp = UNSTAMPED if outgoing is None else outgoing.stamp
-        if since and since == self._snapshot:  # a peer begins with a snapshot: does the log extend that far?
-            if self._stored_after_all(since) is None and self.history.truncation_point() < since:
-                self.history.gone(since)
-            self._snapshot = 0
-        if outgoing is not None:
-            self.history.check_last(since)
 
     def _prove(self) -> None:
-        if not self._proven:
-            self._proven = self.store.prove(self.root)
+        self._proven = self.store.prove(self.root)
 
     @property
     def flush_interval(self) -> float:
@@ -210,7 +351,7 @@ class WriteOnceLog(Log, Generic[Objects]):
     def wait_turn(self, since: int) -> ExchangeResult:
         self._prove()
         self._begin(since)
-        if self._look_first(since):
+        if self.looks_if_behind and since != self._head:
             return ExchangeResult([])  # the next exchange begins with a read
         receipt = self._await_turn(since, time.monotonic() + self._timeout)
         self.history.end(since)
@@ -250,7 +391,9 @@ class WriteOnceLog(Log, Generic[Objects]):
                 if found is None or self._is_settled(found):
                     return found
                 if found == suspect and time.monotonic() >= settled:
-                    if found.data.endswith(MAGIC) or chain.has_sum(found.data):  # the end of a commit
+                    if (
+                        found.data.endswith(MAGIC) or chain.detach(found.data)[0] is not found.data
+                    ):  # the end of a commit
                         raise StoreCorrupt(
                             f"{self.key(lsn)} is damaged: it is complete, but not what was written. Nothing was "
                             "changed: restore it from a backup, or look with: hopaas-p2p doctor URL"
@@ -273,26 +416,26 @@ class WriteOnceLog(Log, Generic[Objects]):
         return self._get(lsn, deadline, suspect=one)
 
     def _stored(self, lsn: int) -> bytes | None:
-        """What is stored for this lsn, wherever it is; None if nothing is. Raises StudyDeleted."""
-        found = self.objects.get(self.key(lsn), limit=self.limit, certain=False)
-        if found is None and self._is_deleted():
-            raise StudyDeleted
-        return None if found is None else opened(found.data).stored
+        """What is stored for this lsn, which a peer has read, wherever it is; None if nothing is. Raises StudyDeleted.
 
-    def _stored_after_all(self, lsn: int) -> bytes | None:
-        """Like `_stored`, for a commit that a peer has read: checks twice before it reports that there is none.
-
-        A file system may be mounted again between the check for the commit and the check for the store.
+        Looks twice before it reports that there is nothing: a file system may be mounted again between the look for the
+        commit and the look for the store.
         """
-        return self._stored(lsn) or self._stored(lsn)
+        for _ in range(2):
+            found = self.objects.get(self.key(lsn), limit=self.limit, certain=False)
+            if found is not None:
+                return opened(found.data).stored
+            self._check_deleted()
+        return None
 
-    def _is_deleted(self) -> bool:
-        return self.objects.get(self._ended, limit=len(TOMBSTONE)) is not None
+    def _check_deleted(self) -> None:
+        if self.objects.get(self._ended, limit=len(TOMBSTONE)) is not None:
+            raise StudyDeleted
 
     def _check_tombstone(self, data: bytes) -> None:
         """A tombstone counts only if the boundary confirms it, which a key that may only add commits cannot write."""
-        if data == TOMBSTONE and self._is_deleted():
-            raise StudyDeleted
+        if data == TOMBSTONE:
+            self._check_deleted()
 
     def _check_beginning(self, deadline: float) -> None:
         """There is no lsn 1: either nobody has written to the log, or its beginning was removed. Checks once."""
@@ -318,9 +461,9 @@ class WriteOnceLog(Log, Generic[Objects]):
 
     # --- appending ---
 
-    def _append(self, payload: bytes, since: int, deadline: float) -> ExchangeResult:
-        entries: list[Entry] = []
-        look, losses = self._look_first(since), 0
+    def _append(self, outgoing: Outgoing, since: int, deadline: float) -> ExchangeResult:
+        entries, payload = list[Entry](), outgoing.payload
+        look, losses = since != self._head if self.looks_if_behind else None, 0
         while True:
             found = self._await_turn(since + len(entries), deadline, look=look)
             entries += found.entries
@@ -329,7 +472,7 @@ class WriteOnceLog(Log, Generic[Objects]):
                 return ExchangeResult(entries, found.more)
             if self.history.contradicted:
                 return ExchangeResult(entries, more=True)  # not appended: it would be in a different history
-            entry, created = self._decide(since + len(entries) + 1, payload, deadline)
+            entry, created = self._decide(since + len(entries) + 1, outgoing, deadline)
             entries.append(entry)
             self._head = entry.lsn
             if created:
@@ -376,12 +519,12 @@ class WriteOnceLog(Log, Generic[Objects]):
             self.objects.secure(self.key(lsn))
         return bool(mine)
 
-    def _decide(self, lsn: int, payload: bytes, deadline: float) -> tuple[Entry, bool]:
+    def _decide(self, lsn: int, outgoing: Outgoing, deadline: float) -> tuple[Entry, bool]:
         """Write this commit at this lsn until it is known what is there; return that, and whether this write did it."""
         backoff: Backoff | None = None
         unknown: StoreUnreachable | None = None
-        before = self.history.before(lsn)
-        data = self._prepared(lsn, payload, before)
+        before, payload = chain.sum_at(lsn - 1, self.history.chain), outgoing.payload
+        data = self._prepared(lsn, outgoing, before)
         while True:
             began = time.monotonic()
             try:
@@ -394,14 +537,14 @@ class WriteOnceLog(Log, Generic[Objects]):
                 now = time.monotonic()
                 (self.scheduler.won if created else self.scheduler.lost)(now, now - began)
             if created:
-                self.history.saw_end()
-                self._appended(lsn, payload, data)
-                self.history.follow(lsn, payload)
-                return Entry(lsn, payload, self._stamp, before), True
+                entry = Entry(lsn, payload, outgoing.stamp, before)
+                self._appended(entry, data)
+                self.history.wrote(lsn, payload, before)
+                return entry, True
             found = self._get(lsn, deadline, certain=False)
-            entry = self._elsewhere(lsn, deadline) if found is None else self._entry(lsn, found, mine=payload)
-            if entry is not None:
-                return entry, False
+            other = self._elsewhere(lsn, deadline) if found is None else self._entry(lsn, found, mine=payload)
+            if other is not None:
+                return other, False
             if time.monotonic() >= deadline:
                 where = self.key(lsn)
                 raise unknown or StoreUnreachable(f"{where} is neither free nor present; is the store consistent?")
@@ -422,7 +565,7 @@ class WriteOnceLog(Log, Generic[Objects]):
             found = self.objects.get(key, limit=_MAX_SNAPSHOT)
             if found is not None and len(found.data) == found.size:
                 self.history.last = self.history.clocks()
-                self._head, self._snapshot = BEHIND, lsn
+                self._head, self.history.snapshot = BEHIND, lsn
                 return lsn, found.data
         return None
 
@@ -493,7 +636,7 @@ class WriteOnceLog(Log, Generic[Objects]):
         self.objects.put(self._ended, TOMBSTONE)
         with contextlib.suppress(StudyDeleted):  # another process was quicker
             head = self._find_end(deadline)
-            while not self._decide(head + 1, TOMBSTONE, deadline)[1]:
+            while not self._decide(head + 1, Outgoing("", TOMBSTONE), deadline)[1]:
                 head += 1
         self.objects.delete(self.objects.listed(f"{self.root}snapshot/"))
 
@@ -512,9 +655,8 @@ def _add(there: list[bytes], data: bytes) -> None:
 
 def _same(stored: bytes, other: bytes) -> bool:
     """Whether both are the same commit, and as far as is known after the same ones."""
-    (payload, before), (there, known) = chain.detach(stored), chain.detach(other)
-    alike = chain.stamp_of(stored) == chain.stamp_of(other)
-    return payload == there and alike and (before == known or before is None or known is None)
+    (payload, before, stamp), (there, known, said) = chain.detach(stored), chain.detach(other)
+    return payload == there and stamp == said and (before == known or before is None or known is None)
 
 
 def stored_form(entry: Entry) -> bytes:

@@ -18,8 +18,7 @@ from hopaas_p2p.errors import InvalidInput, StoreCorrupt
 from hopaas_p2p.net.backoff import persistently
 from hopaas_p2p.stores.base import read_all
 from hopaas_p2p.stores.objects.contract import lsn_of
-from hopaas_p2p.stores.objects.history import DELETED
-from hopaas_p2p.stores.objects.log import TOMBSTONE
+from hopaas_p2p.stores.objects.log import DELETED, TOMBSTONE
 from hopaas_p2p.stores.s3.bucket import Listed
 from hopaas_p2p.stores.s3.store import S3Store
 

@@ -150,9 +150,8 @@ class BucketLog(WriteOnceLog[Bucket]):
         """The commits in this object, its own last. Raises StudyDeleted for a tombstone, and BrokenChain."""
         self._check_tombstone(found.data)
         there = opened(found.data)
-        payload, before = chain.detach(there.stored)
-        copies = self._piggyback.copies(lsn, there)
-        return [*copies, Entry(lsn, payload, chain.stamp_of(there.stored), before)]
+        payload, before, stamp = chain.detach(there.stored)
+        return [*self._piggyback.copies(lsn, there), Entry(lsn, payload, stamp, before)]
 
     def _noted(self, entries: list[Entry], last: float, *, mine: bytes | None = None) -> list[Entry]:
         """Note consecutive commits that were read; they are assumed to have been written evenly up to this moment."""
@@ -160,7 +159,7 @@ class BucketLog(WriteOnceLog[Bucket]):
         for place, (lsn, payload, stamp, before) in enumerate(map(astuple, entries), 1):
             if payload != mine:
                 self.scheduler.saw(payload, first + place / len(entries) * (last - first), time.monotonic())
-            known = self.history.before(lsn)
+            known = chain.sum_at(lsn - 1, self.history.chain)
             self.history.follow(lsn, payload, before)
             self._carriable(lsn, payload, known if before is None else before, stamp)
         self._modified = last
@@ -188,12 +187,12 @@ class BucketLog(WriteOnceLog[Bucket]):
 
     # --- appending ---
 
-    def _prepared(self, lsn: int, payload: bytes, before: int | None) -> bytes:
-        return self._piggyback.load(lsn, super()._prepared(lsn, payload, before), before)
+    def _prepared(self, lsn: int, outgoing: Outgoing, before: int | None) -> bytes:
+        return self._piggyback.load(lsn, super()._prepared(lsn, outgoing, before), before)
 
-    def _appended(self, lsn: int, payload: bytes, data: bytes) -> None:
-        self._carriable(lsn, payload, self.history.before(lsn), self._stamp)
-        self._confirmation.wrote(lsn, opened(data).stored, data, copied=self._piggyback.shared)
+    def _appended(self, entry: Entry, data: bytes) -> None:
+        self._carriable(entry.lsn, entry.payload, entry.before, entry.stamp)
+        self._confirmation.wrote(entry.lsn, opened(data).stored, data, copied=self._piggyback.shared)
 
     # --- backups and rescue ---
 
