@@ -118,8 +118,11 @@ class LogClient(Generic[S]):
                 if not session.joined:
                     self._join(began)
                 if limited is not None and session.has_pending and not session.duplicated:
-                    while self._take(limited.wait_turn(session.state.lsn), began):
-                        pass  # before the commit is made: what others queue meanwhile is included
+                    more = True
+                    while more:  # before the commit is made: what others queue meanwhile is included
+                        receipt = limited.wait_turn(session.state.lsn)
+                        with lock:
+                            more = session.advance(receipt, began)
                     session.suggested_interval = limited.flush_interval
                 if session.duplicated or (just_read and not session.has_pending):
                     return
@@ -132,7 +135,9 @@ class LogClient(Generic[S]):
                 with lock:
                     session.failed(error, began)
                 raise
-            if self._take(receipt, began):
+            with lock:
+                more = session.advance(receipt, began)
+            if more:
                 self._pull(began)
         except (StoreUnreachable, OSError) as error:
             away = error if isinstance(error, StoreUnreachable) else _unreachable(error)
@@ -146,17 +151,11 @@ class LogClient(Generic[S]):
             raise
 
     def _pull(self, began: float) -> None:
-        while self._take(self.log.exchange(None, self.session.state.lsn), began):
-            pass
-
-    def _take(self, receipt: ExchangeResult, began: float) -> bool:
-        """Apply what was received; return whether there is more to come."""
-        session = self.session
-        with self.lock:
-            session.advance(receipt, began)
-        if session.broken is not None:
-            _check_chain(session)
-        return receipt.more and not session.duplicated
+        more = True
+        while more:
+            receipt = self.log.exchange(None, self.session.state.lsn)
+            with self.lock:
+                more = self.session.advance(receipt, began)
 
     def _join(self, began: float) -> None:
         """Start from the newest readable snapshot, or else from nothing, and read on to the end of the log."""
@@ -165,7 +164,8 @@ class LogClient(Generic[S]):
         state = None if short and not (first.more and self.rate_limited is not None) else self._newest_readable()
         with self.lock:
             session.start_from(session.machine.empty() if state is None else state)
-        if self._take(first, began):
+            more = session.advance(first, began)
+        if more:
             self._pull(began)  # before anything is written: the log may have a newer format
         if not session.duplicated:
             with self.lock:
@@ -214,7 +214,8 @@ class LogClient(Generic[S]):
                     state = self.session.state
                     commit = replace(commit, chain=sum_at(state.lsn, state.chain))  # noqa: PLW2901
                     receipt = self.log.exchange(commit, state.lsn)
-                    self._take(receipt, began)
+                    with self.lock:
+                        self.session.advance(receipt, began)
                     appended = not receipt.more or any(entry.payload == commit.payload for entry in receipt.entries)
                 if receipt.more:
                     self._pull(began)

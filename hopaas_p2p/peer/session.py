@@ -402,10 +402,15 @@ class LogSession(Generic[S]):
             return state.trials[record.number].state is record.state
         return verdict.number == getattr(record, "number", None)
 
-    def advance(self, receipt: ExchangeResult, began: float) -> None:
+    def advance(self, receipt: ExchangeResult, began: float) -> bool:
         """Apply what an exchange that began at `began` brought, and hand out verdicts on what was in flight.
 
-        If anything except content goes wrong halfway, the state is discarded and the log is joined again.
+        Returns whether there is more to read. If anything except content goes wrong halfway, the state is discarded and
+        the log is joined again.
+
+        Raises:
+            BrokenChain: the log has two histories.
+
         """
         joined, self.joined = self.joined, False
         state, apply_, in_flight = self.state, self.machine.apply, self.in_flight
@@ -427,7 +432,7 @@ class LogSession(Generic[S]):
                 verdicts = apply_(state, lsn, sent.commit, entry.stamp)
                 if self.author and is_anothers(self.writer, self.author, state.writers):
                     self.duplicated = True  # another process wrote under this name first: the name is lost
-                    return
+                    return False
                 self.settle(verdicts, Placed(lsn, before, sent.outgoing))
             else:
                 commit = codec.decode(payload)
@@ -438,7 +443,7 @@ class LogSession(Generic[S]):
                     foreign = commit.seq > self.sequence or commit.seq >= undecided
                     if foreign and self.author in ("", entry.stamp.author):
                         self.duplicated = True
-                        return
+                        return False
                 apply_(state, lsn, commit, entry.stamp)
             head, known = lsn, before if chain is None else chain
             # as `core.chain.following`, without a call
@@ -452,6 +457,9 @@ class LogSession(Generic[S]):
                     cursor.changed |= state.changed
             state.changed.clear()
         self.exchanged_at = began
+        if self.broken is not None:
+            raise BrokenChain(str(self.broken))
+        return receipt.more
 
     def _is_cut_off(self, last: LastCommit | None) -> bool:
         """Whether the log, read again, has lost commits that this session has seen."""

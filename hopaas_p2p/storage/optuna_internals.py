@@ -201,7 +201,7 @@ def sample(trial: optuna.trial.Trial, space: Mapping[str, BaseDistribution]) -> 
     Some of Optuna's samplers raise on what any peer may have written, such as GPSampler on trials with differing
     constraints; the parameters are then chosen one by one. Errors of third-party samplers are raised.
     """
-    forget_cached_trials(trial.study)
+    trial.study._thread_local.cached_all_trials = None  # see `forget_cached_trials`
     try:
         trial.relative_params  # noqa: B018  # a property that samples
     except Exception as error:
@@ -247,7 +247,7 @@ def after_trial(study: optuna.Study, frozen: FrozenTrial, state: TrialState, val
 
     Some of Optuna's samplers raise on trials that they did not draw, such as GridSampler on queued ones.
     """
-    forget_cached_trials(study)
+    study._thread_local.cached_all_trials = None  # see `forget_cached_trials`
     try:
         filtered = optuna.pruners._filter_study(study, frozen)
         filtered.sampler.after_trial(filtered, frozen, state, None if values is None else list(values))

@@ -29,7 +29,7 @@ from hopaas_p2p.errors import NoWork
 from hopaas_p2p.search.optuna_internals import GRID, fixed_names, grid_points
 from hopaas_p2p.search.repeats import Tried
 from hopaas_p2p.storage import Storage
-from hopaas_p2p.storage.optuna_internals import cached_trial, fixed_params, new_frozen, sample
+from hopaas_p2p.storage.optuna_internals import become, cached_trial, fixed_params, new_frozen, sample
 from hopaas_p2p.study.method import Searcher
 from hopaas_p2p.study.trial import Trial
 from hopaas_p2p.translate import external, to_record
@@ -140,22 +140,6 @@ class Proposer:
         elif not left:
             raise self._nothing_new("the sampler has been through all of its points")
 
-    def redraw_if_taken(self, trial: Trial) -> bool:
-        """Replace the configuration of a new trial if another peer started the same one shortly before.
-
-        Its suggestion came with the exchange that started this trial. Of the two trials, the one with the higher number
-        is changed; its new parameters are sent in the background.
-        """
-        handle, changed, number, drawn = self._handle, self._cursor.changed, trial.number, trial.record.params
-        if changed == {number} or self._searcher.repeats == "allow" or self._searcher.replicates > 1:
-            return False
-        with handle.lock:
-            arrived = [handle.state.trials[one] for one in changed if one < number]
-        if self._tried.used_up or not any(other.params == drawn for other in arrived):
-            return False
-        self._change(trial, self._drawn_again(trial).record.params)
-        return True
-
     def drop(self, trial: Trial) -> None:
         """Drop a suggestion, because a waiting trial was started instead, or none."""
         with self._lock:
@@ -199,6 +183,33 @@ class Proposer:
         return first
 
     # --- after the ask ---
+
+    def begin(self, suggested: Trial, number: int, trial_id: int) -> bool:
+        """Make a suggestion the new trial that its record started; drop it, and return False, if another was started.
+
+        If another peer started the same configuration shortly before, its suggestion came with the exchange that
+        started this trial. Of the two trials, the one with the higher number is changed; its new parameters are sent in
+        the background.
+        """
+        handle, changed, drawn = self._handle, self._cursor.changed, suggested.record.params
+        logged = handle.log.session.state.trials[number]
+        if (
+            (logged.epoch, logged.attempt, logged.continues) != (1, 1, None)
+            or logged.params != drawn
+            or "fixed_params" in logged.system
+            or REPLICATE in logged.system
+        ):
+            self.drop(suggested)
+            return False
+        become(suggested, trial_id, handle.trial(number))
+        if changed != {number} and self._searcher.repeats != "allow" and self._searcher.replicates <= 1:
+            with handle.lock:
+                arrived = [handle.state.trials[one] for one in changed if one < number]
+            if any(other.params == drawn for other in arrived) and not self._tried.used_up:
+                self._change(suggested, self._drawn_again(suggested).record.params)
+                handle.send_soon()
+        suggested.record = None
+        return True
 
     def sample(self, trial: Trial) -> LoggedTrial | None:
         """Let the sampler choose the parameters that a started trial lacks.
@@ -350,18 +361,6 @@ def tell_dropped(sampler: BaseSampler, trial: optuna.trial.FrozenTrial) -> None:
 
 _ELSEWHERE: Final = LoggedTrial(-1, COMPLETE)
 """A configuration that another thread of this process is about to start."""
-
-
-def became(proposed: Trial, logged: LoggedTrial) -> bool:
-    """Whether the trial that a suggestion's record started is a new one, and not one that was waiting."""
-    return (
-        logged.epoch == 1
-        and logged.attempt == 1
-        and logged.continues is None
-        and logged.params == proposed.record.params
-        and "fixed_params" not in logged.system
-        and REPLICATE not in logged.system
-    )
 
 
 def _has_result(trial: LoggedTrial) -> bool:

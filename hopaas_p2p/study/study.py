@@ -80,7 +80,6 @@ from hopaas_p2p.storage.frozen import to_datetime
 from hopaas_p2p.storage.handle import StudyHandle
 from hopaas_p2p.storage.optuna_internals import (
     after_trial,
-    become,
     cached_trial,
     contains,
     end_frozen,
@@ -114,7 +113,7 @@ from hopaas_p2p.study.learning import (
 )
 from hopaas_p2p.study.method import NOTHING_SAID, Searcher, SearchMethod, in_words
 from hopaas_p2p.study.progress import ProgressLog, last_line
-from hopaas_p2p.study.proposer import Proposer, became
+from hopaas_p2p.study.proposer import Proposer
 from hopaas_p2p.study.ranks import Ranks, follow, leading, ranks, together
 from hopaas_p2p.study.schedule import Schedule, schedule_of
 from hopaas_p2p.study.trial import Objective, Trial, as_values, values_or_reason
@@ -650,14 +649,8 @@ class Study(optuna.Study):
         """The trial that was just started, with its parameters; None if it is over: it cannot run, or need not."""
         handle, proposer = self.handle, self._proposer
         trial_id = self.storage.started(handle, number)
-        if proposer is not None and proposed is not None:
-            if became(proposed, handle.log.session.state.trials[number]):
-                become(proposed, trial_id, handle.trial(number))
-                if proposer.redraw_if_taken(proposed):
-                    handle.send_soon()
-                proposed.record = None
-                return proposed
-            proposer.drop(proposed)
+        if proposer is not None and proposed is not None and proposer.begin(proposed, number, trial_id):
+            return proposed
         forget_cached_trials(self)
         trial = Trial(self, trial_id)
         fixed, unfit = fixed_params(trial), []
@@ -708,9 +701,10 @@ class Study(optuna.Study):
             InvalidInput: values that are not numbers, NaN, or too many or few; or a trial of another study. The trial
                 continues.
         """
-        to = _ended_as(state, values)
-        if values is None and state is None and reason is None:
-            reason = "tell was given neither a value nor a state"
+        to = TrialState.COMPLETE if state is None else _ended_as(state)
+        if values is None and state is None:
+            to = TrialState.FAIL
+            reason = "tell was given neither a value nor a state" if reason is None else reason
         told: tuple[float, ...] | None = None
         if to is TrialState.COMPLETE:
             if values is None:
@@ -1177,10 +1171,8 @@ class Study(optuna.Study):
         self.storage.close()
 
 
-def _ended_as(state: TrialState | str | None, values: object) -> TrialState:
-    """The state given for the end of a trial, or the one that follows from its values."""
-    if state is None:
-        return TrialState.FAIL if values is None else TrialState.COMPLETE
+def _ended_as(state: TrialState | str) -> TrialState:
+    """The state given for the end of a trial."""
     word = state.name if isinstance(state, TrialState) else state
     if not isinstance(word, str) or word.lower() not in ("complete", "pruned", "fail"):
         raise InvalidInput(f"a trial ends as 'complete', 'pruned' or 'fail', not {shown(word)}")
