@@ -111,7 +111,7 @@ def test_a_clock_that_is_wrong_by_days_costs_no_peer_its_trial_and_saves_no_dead
 
 
 _SUSPENDED = """
-import sys
+import time
 asleep, real = 0.0, time.clock_gettime
 monotonic = time.CLOCK_MONOTONIC  # stands still while the machine is suspended
 time.clock_gettime = lambda clock: real(clock) + (0.0 if clock == monotonic else asleep)
