@@ -22,7 +22,8 @@ import pytest
 
 import hopaas_p2p
 from hopaas_p2p.errors import ConfigurationError, InvalidInput, NothingSucceeded, NoWork, StoreUnreachable, WorkersLost
-from hopaas_p2p.storage.storage import open_again
+from hopaas_p2p.storage.options import open_peer
+from hopaas_p2p.storage.storage import Storage
 from hopaas_p2p.study import Study
 from hopaas_p2p.study.progress import ProgressLog
 from hopaas_p2p.study.trial import Trial
@@ -223,7 +224,7 @@ class LosesTheFirst(ThreadPoolExecutor):
             self.replaced += 1
             return super().submit(function, *arguments, **options)
         order, about, *_ = arguments
-        self.lost = hopaas_p2p.open_study(open_again(order.options), order.study, create=False)
+        self.lost = hopaas_p2p.open_study(Storage(order.options, open_peer(order.options)), order.study, create=False)
         self.lost._be_worker(about)
         for _ in range(self._ended):
             self.lost.tell(self.lost.ask(), 0.5)
