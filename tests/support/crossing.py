@@ -1,4 +1,4 @@
-"""What a call crosses: the files in which our code runs until it is over, in every thread."""
+"""What a call crosses: the files and functions of ours that run until it is over, in every thread."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from types import FrameType
-from typing import Final
+from types import CodeType, FrameType
+from typing import Final, TypeVar
 
 import optuna
 
@@ -20,19 +20,20 @@ import hopaas_p2p
 _ROOT: Final = str(Path(hopaas_p2p.__file__).parent) + "/"
 _QUIET: Final = 0.02  # seconds in which none of our code runs, after which a call is over
 _TRIALS: Final = 5
+T = TypeVar("T")
 
 
 class Watch:
-    """Notes the files of ours in which functions are called."""
+    """Notes the functions of ours that are called."""
 
     def __init__(self) -> None:
-        self.files: set[str] = set()
+        self.seen: set[CodeType] = set()
         self._last = 0.0
 
     def __call__(self, frame: FrameType, event: str, _: object) -> None:
         if event == "call" and frame.f_code.co_filename.startswith(_ROOT):
             self._last = time.monotonic()
-            self.files.add(frame.f_code.co_filename.removeprefix(_ROOT))
+            self.seen.add(frame.f_code)
 
     def settle(self) -> None:
         """Return when none of our threads is at work."""
@@ -53,19 +54,24 @@ def watched() -> Iterator[Watch]:
         threading.setprofile(of_threads)  # type: ignore[arg-type]
 
 
-def crossed_by(watch: Watch, call: Callable[[], hopaas_p2p.Trial | None]) -> tuple[hopaas_p2p.Trial | None, set[str]]:
-    """What this call returns, and the files that it crosses."""
+def crossed_by(watch: Watch, call: Callable[[], T]) -> tuple[T, set[CodeType]]:
+    """What this call returns, and the functions that it crosses."""
     watch.settle()
-    watch.files = set()
+    watch.seen = set()
     found = call()
     watch.settle()
-    return found, watch.files
+    return found, watch.seen
 
 
-def ask_and_tell(*, space: bool) -> tuple[list[str], list[str]]:
-    """The files that an ask and a tell on a directory mostly cross, for a study with a search space or without."""
-    asked: Counter[str] = Counter()
-    told: Counter[str] = Counter()
+def files_of(functions: list[CodeType]) -> list[str]:
+    """The files in which these are."""
+    return sorted({one.co_filename.removeprefix(_ROOT) for one in functions})
+
+
+def ask_and_tell(*, space: bool) -> tuple[list[CodeType], list[CodeType]]:
+    """The functions that an ask and a tell on a directory mostly cross, for a study with a search space or without."""
+    asked: Counter[CodeType] = Counter()
+    told: Counter[CodeType] = Counter()
     with tempfile.TemporaryDirectory() as directory, watched() as watch:
         given = {"x": hopaas_p2p.Float(0, 1), "k": hopaas_p2p.Int(1, 9)} if space else None
         sampler = optuna.samplers.RandomSampler(seed=1)
@@ -73,11 +79,10 @@ def ask_and_tell(*, space: bool) -> tuple[list[str], list[str]]:
         for _ in range(20):  # nothing is done for the first time after these
             study.tell(study.ask(), 0.5)
         for _ in range(_TRIALS):
-            trial, files = crossed_by(watch, study.ask)
-            asked.update(files)
-            assert trial is not None
-            asker = trial
-            _, files = crossed_by(watch, lambda: study.tell(asker, 0.5))  # noqa: B023
-            told.update(files)
+            trial, seen = crossed_by(watch, study.ask)
+            asked.update(seen)
+            _, seen = crossed_by(watch, lambda: study.tell(trial, 0.5))  # noqa: B023
+            told.update(seen)
         study.close()
-    return tuple(sorted(file for file, times in one.items() if times > _TRIALS / 2) for one in (asked, told))  # type: ignore[return-value]
+    mostly = [[one for one, times in counted.items() if times > _TRIALS / 2] for counted in (asked, told)]
+    return mostly[0], mostly[1]

@@ -17,7 +17,7 @@ import msgspec
 from hopaas_p2p.core import codec, records
 from hopaas_p2p.core.records import Policy
 from hopaas_p2p.core.state import REFUSALS, TRANSITIONS, LateFinish
-from tests.support.crossing import ask_and_tell
+from tests.support.crossing import ask_and_tell, files_of
 
 DOCS: Final = Path(__file__).parents[2] / "docs"
 _WHO: Final = {"": "anyone", "lease": "the holder of its lease", "epoch": "anyone who names its epoch"}
@@ -104,7 +104,8 @@ def _limits() -> str:
 
 def _path() -> str:
     """What an ask and a tell cross, by package."""
-    (ask, tell), (plain, _) = ask_and_tell(space=True), ask_and_tell(space=False)
+    of_space, of_none = ask_and_tell(space=True), ask_and_tell(space=False)
+    ask, tell, plain = files_of(of_space[0]), files_of(of_space[1]), files_of(of_none[0])
     rows = ["| package | an ask in a study with a search space | without one | a tell |", "|---|---|---|---|"]
     for package in dict.fromkeys(file.rpartition("/")[0] for file in (*ask, *tell)):
         cells = [", ".join(_names(package, files)) for files in (ask, plain, tell)]

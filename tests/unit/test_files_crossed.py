@@ -1,14 +1,17 @@
-"""How many of our files a trial passes through: a person who follows an ask to the disk reads as many."""
+"""How many of our files and functions a trial passes through: a person who follows an ask to the disk reads as many."""
 
 from __future__ import annotations
 
 import pytest
 
-from tests.support.crossing import ask_and_tell
+from tests.support.crossing import ask_and_tell, files_of
 
 
-@pytest.mark.parametrize(("space", "most_asking", "most_telling"), [(False, 18, 17), (True, 22, 17)])
-def test_an_ask_and_a_tell_on_a_directory_cross_few_files(*, space: bool, most_asking: int, most_telling: int) -> None:
-    ask, tell = ask_and_tell(space=space)
-    assert len(ask) <= most_asking, ask
-    assert len(tell) <= most_telling, tell
+@pytest.mark.parametrize(("space", "asking", "telling"), [(False, (18, 81), (17, 76)), (True, (22, 94), (17, 76))])
+def test_an_ask_and_a_tell_on_a_directory_cross_few_files_and_functions(
+    *, space: bool, asking: tuple[int, int], telling: tuple[int, int]
+) -> None:
+    for crossed, (most_files, most_functions) in zip(ask_and_tell(space=space), (asking, telling), strict=True):
+        files = files_of(crossed)
+        assert len(files) <= most_files, files
+        assert len(crossed) <= most_functions, sorted(one.co_qualname for one in crossed)
