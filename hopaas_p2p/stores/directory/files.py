@@ -64,6 +64,8 @@ nobody can replace the file until it is returned; if the node has died, that tak
 """
 _REMOVED: Final = ".removed-"
 _ROOT, _META = "v1", "meta.json"
+BOX: Final = "box.json"
+"""The description of a folder that carries requests; see `remote.box`."""
 DESCRIPTION: Final = 1 << 20
 """Bytes that a store's description may have."""
 _MOST_CHECKED: Final = 1000
@@ -452,16 +454,22 @@ class Directory:
         self._check_links(folder)
 
     def delete(self, keys: Iterable[str]) -> None:
+        kept: Denied | None = None
         for key in keys:
             path = f"{self.root}/{key}"
             folder, _, name = path.rpartition("/")
-            with reaching(path), contextlib.suppress(*_ABSENT, IsADirectoryError), self._opened(folder) as fd:
-                beside = ""
-                with contextlib.suppress(OSError):
-                    beside = os.readlink(name, dir_fd=fd)
-                os.unlink(name, dir_fd=fd)
-                if _BESIDE.fullmatch(beside):
-                    os.unlink(beside, dir_fd=fd)
+            try:
+                with reaching(path), contextlib.suppress(*_ABSENT, IsADirectoryError), self._opened(folder) as fd:
+                    beside = ""
+                    with contextlib.suppress(OSError):
+                        beside = os.readlink(name, dir_fd=fd)
+                    os.unlink(name, dir_fd=fd)
+                    if _BESIDE.fullmatch(beside):
+                        os.unlink(beside, dir_fd=fd)
+            except Denied as denied:
+                kept = kept or denied
+        if kept is not None:
+            raise kept
 
     def discard(self, keys: Iterable[str]) -> None:
         if names := list(keys):
@@ -475,7 +483,7 @@ class Directory:
         """
 
         def run() -> None:
-            with contextlib.suppress(OSError, StoreUnreachable):
+            with contextlib.suppress(OSError, HopaasError):
                 remove()
 
         if self._nfs:
@@ -588,9 +596,9 @@ def _reached(path: str | Path, error: OSError) -> HopaasError:
         # if the description can be read, this user lacks the right; otherwise a ticket may have expired, which passes
         for folder in Path(path).parents:
             with contextlib.suppress(OSError):
-                if folder.name == _ROOT:
-                    os.close(os.open(folder / _META, READ))
-                    return not_permitted(folder.parent, "read it but not write to it")
+                os.close(os.open(folder / (_META if folder.name == _ROOT else BOX), READ))
+                store = folder.parent if folder.name == _ROOT else folder
+                return not_permitted(store, "read it but not write to it")
     if error.errno == errno.ENAMETOOLONG:
         return InvalidInput(f"{path}: {error.strerror}")
     return StoreUnreachable(f"{path}: {error.strerror or error}. Nothing acknowledged is lost.")

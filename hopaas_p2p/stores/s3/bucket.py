@@ -26,7 +26,7 @@ import urllib3
 from minio.signer import sign_v4_s3
 from urllib3.util import Timeout
 
-from hopaas_p2p.errors import HopaasError, StoreUnreachable
+from hopaas_p2p.errors import Denied, HopaasError, StoreUnreachable
 from hopaas_p2p.runtime.parallel import each
 from hopaas_p2p.stores.base import Progress
 from hopaas_p2p.stores.objects.contract import Found
@@ -306,11 +306,17 @@ class Bucket:
         raise StoreUnreachable(f"{self.address.endpoint} sent an answer that is not from S3: no {root}")
 
     def delete(self, keys: Iterable[str]) -> None:
-        def one(key: str) -> None:
-            with self._room:
-                self._ask("DELETE", key, f"remove {key}", fine=(404,))
+        def one(key: str) -> Denied | None:
+            try:
+                with self._room:
+                    self._ask("DELETE", key, f"remove {key}", fine=(404,))
+            except Denied as denied:
+                return denied
+            return None
 
-        each(one, keys, at_once=WIDEST)
+        for denied in each(one, keys, at_once=WIDEST):
+            if denied is not None:
+                raise denied
 
     discard = delete
 

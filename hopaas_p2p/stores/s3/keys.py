@@ -220,7 +220,8 @@ def _ask(method: str, url: str, *, body: str | None = None, headers: dict[str, s
     if status >= 500 or status == 429:
         raise StoreUnreachable(f"{service} answered with {status}; it should give the keys for the bucket")
     if status != 200:
-        raise ConfigurationError(f"{service} refused to give keys for the bucket: HTTP {status}. Is the token still valid?")
+        why = f"HTTP {status}. Is the token still valid?"
+        raise ConfigurationError(f"{service} refused to give keys for the bucket: {why}")
     return text
 
 
