@@ -20,6 +20,8 @@ from typing import Final
 
 FOLDER: Final = getattr(os, "O_PATH", os.O_RDONLY) | os.O_DIRECTORY | os.O_CLOEXEC
 """How to open a folder in order to create, open or rename something in it."""
+_ITSELF: Final = FOLDER & ~os.O_DIRECTORY | os.O_NOFOLLOW
+"""How to open a folder, or the link in its place."""
 _OPENED: Final = Path("/proc/self/fd")
 _LARGEST: Final = 1 << 20
 """Bytes of a file of settings, or of a secret."""
@@ -121,6 +123,31 @@ def own_folder(path: Path, *below: str, mode: int | None = 0o700) -> Iterator[Pa
             os.close(fd)
 
 
+@contextlib.contextmanager
+def named_folder(path: Path) -> Iterator[Path]:
+    """A folder that the user named, for files whose names come from others. The block's path is as in `own_folder`.
+
+    Raises:
+        PermissionError: another user's link is in its place.
+        OSError: it does not exist.
+
+    """
+    fd = os.open(path, _ITSELF)
+    try:
+        found = os.fstat(fd)
+        if stat.S_ISLNK(found.st_mode):  # the link that is checked is the one that is followed
+            _check_owner(found, path)
+            link, fd = fd, os.open(path.parent / os.readlink("", dir_fd=fd), FOLDER)
+            os.close(link)
+        yield opened(fd, path)
+    except OSError as error:
+        if error.filename:
+            error.filename = str(error.filename).replace(str(opened(fd, path)), str(path))
+        raise
+    finally:
+        os.close(fd)
+
+
 def opened(fd: int, path: Path) -> Path:
     """A path that leads to the open object, whatever its name leads to by now; `path` where there is no /proc."""
     return _OPENED / str(fd) if _OPENED.exists() else path
@@ -143,8 +170,13 @@ def check_target(path: Path) -> None:
 
 def check_link(path: Path) -> None:
     """Raise PermissionError if this is another user's link."""
-    if path.is_symlink() and (owner := path.lstat().st_uid) not in {os.geteuid(), 0}:
-        raise PermissionError(f"{path} is a link, and belongs to {_user(owner)}")
+    if path.is_symlink():
+        _check_owner(path.lstat(), path)
+
+
+def _check_owner(link: os.stat_result, path: Path) -> None:
+    if link.st_uid not in {os.geteuid(), 0}:
+        raise PermissionError(f"{path} is a link, and belongs to {_user(link.st_uid)}")
 
 
 def who_could_move(path: Path) -> str | None:

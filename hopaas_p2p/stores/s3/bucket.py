@@ -306,17 +306,18 @@ class Bucket:
         raise StoreUnreachable(f"{self.address.endpoint} sent an answer that is not from S3: no {root}")
 
     def delete(self, keys: Iterable[str]) -> None:
-        def one(key: str) -> Denied | None:
+        denied = list[Denied]()
+
+        def one(key: str) -> None:
             try:
                 with self._room:
                     self._ask("DELETE", key, f"remove {key}", fine=(404,))
-            except Denied as denied:
-                return denied
-            return None
+            except Denied as error:  # the others go
+                denied.append(error)
 
-        for denied in each(one, keys, at_once=WIDEST):
-            if denied is not None:
-                raise denied
+        each(one, keys, at_once=WIDEST)
+        if denied:
+            raise denied[0]
 
     discard = delete
 
