@@ -82,9 +82,9 @@ def read_secret(path: Path) -> str:
 def own_folder(path: Path, *below: str, mode: int | None = 0o700) -> Iterator[Path]:
     """A folder of this user only: `path`, or what is `below` it. Missing folders are created.
 
-    The parent of `path` was chosen deliberately, so links on the way to it are followed. The block gets a path that
-    leads to the folder itself, whatever is put in its place meanwhile; on a system without /proc, it leads to whatever
-    has that name.
+    The parent of `path` was chosen deliberately, so links on the way to it are followed, except for another user's in
+    its place. The block gets a path that leads to the folder itself, whatever is put in its place meanwhile; on a
+    system without /proc, it leads to whatever has that name.
 
     Args:
         path: from here on, no link is followed.
@@ -100,7 +100,7 @@ def own_folder(path: Path, *below: str, mode: int | None = 0o700) -> Iterator[Pa
     path = path if path.name else path.absolute()
     if mode is not None:
         path.parent.mkdir(parents=True, exist_ok=True)
-    where, fd = path.parent, os.open(path.parent, FOLDER)
+    where, fd = path.parent, _open_named(path.parent)
     try:
         for name in (path.name, *below):
             where, above, fd = where / name, fd, -1
@@ -132,18 +132,27 @@ def named_folder(path: Path) -> Iterator[Path]:
         OSError: it does not exist.
 
     """
-    fd = os.open(path, _ITSELF)
+    fd = _open_named(path)
     try:
-        found = os.fstat(fd)
-        if stat.S_ISLNK(found.st_mode):  # the link that is checked is the one that is followed
-            _check_owner(found, path)
-            link, fd = fd, os.open(path.parent / os.readlink("", dir_fd=fd), FOLDER)
-            os.close(link)
         yield opened(fd, path)
     except OSError as error:
         if error.filename:
             error.filename = str(error.filename).replace(str(opened(fd, path)), str(path))
         raise
+    finally:
+        os.close(fd)
+
+
+def _open_named(path: Path) -> int:
+    """A descriptor of a folder that is not behind another user's link: the link that is checked is the one followed."""
+    if path.parent == _OPENED:
+        return os.open(path, FOLDER)
+    fd = os.open(path, _ITSELF)
+    if not stat.S_ISLNK((found := os.fstat(fd)).st_mode):
+        return fd
+    try:
+        _check_owner(found, path)
+        return os.open(path.parent / os.readlink("", dir_fd=fd), FOLDER)
     finally:
         os.close(fd)
 
@@ -163,15 +172,10 @@ def check_target(path: Path) -> None:
         OSError: something that is not an ordinary file is there.
 
     """
-    check_link(path)
-    if path.exists() and not path.is_file():
-        raise OSError(f"{path} is not an ordinary file")
-
-
-def check_link(path: Path) -> None:
-    """Raise PermissionError if this is another user's link."""
     if path.is_symlink():
         _check_owner(path.lstat(), path)
+    if path.exists() and not path.is_file():
+        raise OSError(f"{path} is not an ordinary file")
 
 
 def _check_owner(link: os.stat_result, path: Path) -> None:
