@@ -105,22 +105,28 @@ def own_folder(path: Path, *below: str, mode: int | None = 0o700) -> Iterator[Pa
         for name in (path.name, *below):
             where, above, fd = where / name, fd, -1
             try:
-                if mode is not None:
-                    with contextlib.suppress(FileExistsError):
-                        os.mkdir(name, mode, dir_fd=above)
-                fd = os.open(name, FOLDER | os.O_NOFOLLOW, dir_fd=above)
+                fd = step_down(above, name, mode=mode)
             except OSError as error:
                 if error.errno in (errno.ELOOP, errno.ENOTDIR):
                     raise PermissionError(f"{where} is a link or a file, not a folder") from None
                 raise OSError(error.errno, error.strerror, str(where)) from None
-            finally:
-                os.close(above)
             if why := doubt(os.fstat(fd), where):
                 raise PermissionError(why)
         yield opened(fd, where)
     finally:
         if fd >= 0:
             os.close(fd)
+
+
+def step_down(above: int, name: str, *, mode: int | None = None) -> int:
+    """A descriptor of this folder in an open one, which is closed; no link is followed. With a mode, it is created."""
+    try:
+        if mode is not None:
+            with contextlib.suppress(FileExistsError):
+                os.mkdir(name, mode, dir_fd=above)
+        return os.open(name, FOLDER | os.O_NOFOLLOW, dir_fd=above)
+    finally:
+        os.close(above)
 
 
 @contextlib.contextmanager
