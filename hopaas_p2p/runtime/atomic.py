@@ -170,8 +170,10 @@ def locked(path: Path, *, patience: float) -> Iterator[None]:
             if time.monotonic() >= deadline:
                 raise TimeoutError
             time.sleep(_LOOK)
-        yield
-        fcntl.flock(fd, fcntl.LOCK_UN)  # a child that was forked meanwhile has the descriptor, too
+        try:
+            yield
+        finally:
+            fcntl.flock(fd, fcntl.LOCK_UN)  # a child that was forked meanwhile has the descriptor, too
     finally:
         os.close(fd)
 
