@@ -451,22 +451,16 @@ class Directory:
         self._check_links(folder)
 
     def delete(self, keys: Iterable[str]) -> None:
-        kept: Denied | None = None
         for key in keys:
             path = f"{self.root}/{key}"
             folder, _, name = path.rpartition("/")
-            try:
-                with reaching(path), contextlib.suppress(*_ABSENT, IsADirectoryError), self._opened(folder) as fd:
-                    beside = ""
-                    with contextlib.suppress(OSError):
-                        beside = os.readlink(name, dir_fd=fd)
-                    os.unlink(name, dir_fd=fd)
-                    if _BESIDE.fullmatch(beside):
-                        os.unlink(beside, dir_fd=fd)
-            except Denied as denied:
-                kept = kept or denied
-        if kept is not None:
-            raise kept
+            with reaching(path), contextlib.suppress(*_ABSENT, IsADirectoryError), self._opened(folder) as fd:
+                beside = ""
+                with contextlib.suppress(OSError):
+                    beside = os.readlink(name, dir_fd=fd)
+                os.unlink(name, dir_fd=fd)
+                if _BESIDE.fullmatch(beside):
+                    os.unlink(beside, dir_fd=fd)
 
     def discard(self, keys: Iterable[str]) -> None:
         if names := list(keys):

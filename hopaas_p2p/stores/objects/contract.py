@@ -77,7 +77,7 @@ class ObjectStore(Protocol):
         """The keys that begin with this folder, in order."""
 
     def delete(self, keys: Iterable[str]) -> None:
-        """Remove these objects, if they exist. Raises Denied if one may not be removed; the others are nevertheless."""
+        """Remove these objects, if they exist."""
 
     def discard(self, keys: Iterable[str]) -> None:
         """Like `delete`, for objects that nobody needs: they may be removed a little later, or not at all."""

@@ -306,6 +306,7 @@ class Bucket:
         raise StoreUnreachable(f"{self.address.endpoint} sent an answer that is not from S3: no {root}")
 
     def delete(self, keys: Iterable[str]) -> None:
+        """Raises Denied if one may not be removed; the others are nevertheless."""
         denied = list[Denied]()
 
         def one(key: str) -> None:
