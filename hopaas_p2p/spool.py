@@ -21,7 +21,7 @@ import re
 import secrets
 import tempfile
 import time
-from collections.abc import Container, Iterable, Iterator
+from collections.abc import Container, Iterator
 from pathlib import Path
 from typing import BinaryIO, Final, Literal
 
@@ -82,24 +82,8 @@ def directories() -> list[Path]:
     return places
 
 
-def keep(
-    commits: Iterable[Placed],
-    *,
-    store: str,
-    study: str,
-    name: str,
-    at: int,
-    trials: Iterable[int] = (),
-    why: Literal["unsent", "unconfirmed", "history"] = "unsent",
-) -> tuple[Path | None, str]:
-    """Keep these commits, which end `trials`, on disk. Returns the file, or None and the reason. Never raises."""
-    kept = list(commits)
-    places, payloads = [(one.lsn, one.before) for one in kept], [one.commit.payload for one in kept]
-    return write(Spooled(store, study, name, list(trials), at, why, places, payloads))
-
-
 def write(spooled: Spooled, name: str | None = None) -> tuple[Path | None, str]:
-    """Create a spool file in the first writable directory. Returns it, or None and the reasons."""
+    """Create a spool file in the first writable directory. Returns it, or None and the reasons. Never raises."""
     data = b"".join([_MAGIC, *_frames(spooled)])
     suffix = _HISTORY if spooled.why == "history" else _SUFFIX
     name = f"{name or f'{time.time_ns():020d}-{secrets.token_hex(4)}'}{suffix}"
