@@ -154,12 +154,13 @@ def test_what_the_server_may_not_read_is_refused_and_not_tried_for_ever() -> Non
                     (made.box / folder).mkdir(exist_ok=True)
                 (made.box / "requests" / "0-closed").touch(mode=0)
                 (made.box / "files" / "0-file").touch(mode=0)
-                (made.box / "requests" / "0-file").write_bytes(protocol.encode(protocol.StoreRequest("put", "s/file")))
-                until(lambda: not made.waiting(), 30)
-                answers = made.servers[0].server.box.objects
+                objects = made.servers[0].server.box.objects
+                objects.put_new("requests/0-file", protocol.encode(protocol.StoreRequest("put", "s/file")))
+                until(lambda: not made.waiting(), 60)
+                until(lambda: len(objects.names_in("answers")) == 2, 60)
                 for name in ("0-closed", "0-file"):
                     try:
-                        protocol.result_of("put", answers.get(f"answers/{name}", limit=1 << 20).data)
+                        protocol.result_of("put", objects.get(f"answers/{name}", limit=1 << 20).data)
                     except Denied as denied:
                         print("refused", name)
             """,
