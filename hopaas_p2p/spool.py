@@ -21,7 +21,7 @@ import re
 import secrets
 import tempfile
 import time
-from collections.abc import Container, Iterable, Iterator
+from collections.abc import Container, Iterator
 from pathlib import Path
 from typing import BinaryIO, Final, Literal
 
@@ -31,7 +31,7 @@ from hopaas_p2p.core import codec
 from hopaas_p2p.core.apply import may_be_a_workers
 from hopaas_p2p.core.records import Commit, PeerJoin
 from hopaas_p2p.errors import ConfigurationError, InvalidInput, StoreUnreachable
-from hopaas_p2p.runtime.atomic import open_regular, replace_atomically, state_folder
+from hopaas_p2p.runtime.atomic import locked, open_regular, replace_atomically, state_folder
 from hopaas_p2p.runtime.ownership import own_folder
 from hopaas_p2p.stores.base import Outgoing, Placed
 
@@ -82,24 +82,8 @@ def directories() -> list[Path]:
     return places
 
 
-def keep(
-    commits: Iterable[Placed],
-    *,
-    store: str,
-    study: str,
-    name: str,
-    at: int,
-    trials: Iterable[int] = (),
-    why: Literal["unsent", "unconfirmed", "history"] = "unsent",
-) -> tuple[Path | None, str]:
-    """Keep these commits, which end `trials`, on disk. Returns the file, or None and the reason. Never raises."""
-    kept = list(commits)
-    places, payloads = [(one.lsn, one.before) for one in kept], [one.commit.payload for one in kept]
-    return write(Spooled(store, study, name, list(trials), at, why, places, payloads))
-
-
 def write(spooled: Spooled, name: str | None = None) -> tuple[Path | None, str]:
-    """Create a spool file in the first writable directory. Returns it, or None and the reasons."""
+    """Create a spool file in the first writable directory. Returns it, or None and the reasons. Never raises."""
     data = b"".join([_MAGIC, *_frames(spooled)])
     suffix = _HISTORY if spooled.why == "history" else _SUFFIX
     name = f"{name or f'{time.time_ns():020d}-{secrets.token_hex(4)}'}{suffix}"
@@ -124,20 +108,18 @@ def alone(study: str) -> Iterator[None]:
         StoreUnreachable: another one has held it for a minute.
 
     """
-    import filelock  # only here: once it is loaded, a fork at the wrong moment fails on Python 3.12 and newer
-
-    for directory in directories():
-        with contextlib.suppress(OSError), own_folder(directory):
-            break
-    else:  # no disk accepts a file
+    name = hashlib.blake2b(study.encode(errors="surrogatepass"), digest_size=16).hexdigest()  # a file said it
+    with contextlib.ExitStack() as stack:
+        for directory in directories():
+            with contextlib.suppress(OSError):  # without a lock, if no disk accepts a file
+                folder = stack.enter_context(own_folder(directory))
+                try:
+                    stack.enter_context(locked(folder / f"{name}.lock", patience=_PATIENCE))
+                except TimeoutError:
+                    why = "another process is about to send what this user's spool holds of the study."
+                    raise StoreUnreachable(why) from None
+                break
         yield
-        return
-    try:
-        name = hashlib.blake2b(study.encode(errors="surrogatepass"), digest_size=16).hexdigest()  # a file said it
-        with filelock.FileLock(directory / f"{name}.lock", timeout=_PATIENCE, mode=0o600):
-            yield
-    except filelock.Timeout:
-        raise StoreUnreachable("another process is about to send what this user's spool holds of the study.") from None
 
 
 def remove(path: Path) -> None:

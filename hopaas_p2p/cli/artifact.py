@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 
 import click
@@ -11,7 +12,7 @@ from hopaas_p2p.cli.lazy import Group
 from hopaas_p2p.cli.options import EXISTING, CliSession, Columns, check_new, force_option
 from hopaas_p2p.errors import InvalidInput
 from hopaas_p2p.files.artifacts import short_id
-from hopaas_p2p.runtime.ownership import check_link
+from hopaas_p2p.runtime.ownership import named_folder
 
 _trial = click.option("--trial", type=click.IntRange(min=0), metavar="N", help="The trial that they belong to.")
 
@@ -42,12 +43,12 @@ def get(session: CliSession, what: str, target: Path | None, force: bool) -> Non
     """Fetch a file into TARGET, a file or a directory; by default into the current directory, under its own name."""
     artifacts = session.study().artifacts()
     one = artifacts.find(what)
-    path = target or Path()
-    if path.is_dir():
-        check_link(path)
-        path /= one.filename
-    check_new(path, force=force)
-    artifacts.get(one, path)
+    path = to = target or Path()
+    with contextlib.ExitStack() as stack:
+        if path.is_dir():
+            path, to = path / one.filename, stack.enter_context(named_folder(path)) / one.filename
+        check_new(path, force=force)
+        artifacts.get(one, to)
     session.done({**one._asdict(), "path": str(path)}, f"{path}: {output.size(one.size)}")
 
 

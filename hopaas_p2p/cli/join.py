@@ -14,7 +14,7 @@ from hopaas_p2p.cli import output
 from hopaas_p2p.cli.options import CliSession, CommandAfterDashes, command
 from hopaas_p2p.cli.submit import JOB_OPTIONS, job_options, submit_joined
 from hopaas_p2p.cli.worker import work, worker_options
-from hopaas_p2p.errors import ConfigurationError, InvalidInput
+from hopaas_p2p.errors import InvalidInput
 from hopaas_p2p.joining import membership as memberships
 from hopaas_p2p.joining import ways
 from hopaas_p2p.joining.invitation import Invitation
@@ -119,10 +119,7 @@ def _membership(file: str | None, *, site: str) -> Membership:
         raise InvalidInput(f"several studies are joined here; choose one: HOPAAS_JOINED={'|'.join(known)}")
     if named is None:
         raise InvalidInput("no study is joined here yet: hopaas-p2p join FILE -- COMMAND")
-    try:
-        return memberships.load(named)
-    except FileNotFoundError:
-        raise ConfigurationError(f"{named!r} is not joined here; joined: {', '.join(known) or 'none'}") from None
+    return memberships.load(named)
 
 
 def _read(file: str | None) -> str:

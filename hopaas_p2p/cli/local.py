@@ -14,7 +14,7 @@ import click
 
 from hopaas_p2p.cli.options import ABOVE_ZERO, CliSession, command
 from hopaas_p2p.errors import ConfigurationError
-from hopaas_p2p.runtime.atomic import replace_atomically, state_folder
+from hopaas_p2p.runtime.atomic import state_folder, write_private
 from hopaas_p2p.runtime.ownership import read_secret
 
 if TYPE_CHECKING:
@@ -106,10 +106,8 @@ def _key(given: str | None) -> tuple[Path, str]:
     try:
         key = read_secret(file)
     except FileNotFoundError:
-        file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         key = secrets.token_urlsafe(32)
-        with replace_atomically(file, private=True) as draft:
-            draft.write_text(key + "\n", encoding="ascii")
+        write_private(file, key + "\n")
     except PermissionError as error:
         raise ConfigurationError(f"the key file must be readable by you only: {error.strerror or error}") from None
     if not key:

@@ -9,8 +9,6 @@ own.
 from __future__ import annotations
 
 import contextlib
-import re
-import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Final, NamedTuple
@@ -19,12 +17,11 @@ from hopaas_p2p.errors import ConfigurationError, InvalidInput
 from hopaas_p2p.joining.invitation import Invitation, like_a_file
 from hopaas_p2p.open import servers_of
 from hopaas_p2p.runtime import credentials
-from hopaas_p2p.runtime.atomic import replace_atomically
-from hopaas_p2p.runtime.ownership import own_folder, read_own
-from hopaas_p2p.runtime.settings import Secret, is_one_line, joined_folder, joined_names
+from hopaas_p2p.runtime.atomic import locked, replace_atomically
+from hopaas_p2p.runtime.ownership import named_folder, own_folder
+from hopaas_p2p.runtime.settings import Secret, is_one_line, joined, joined_folder, joined_names
 
 _PATIENCE: Final = 30.0  # seconds
-_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9-]{0,60}")
 
 
 class Membership(NamedTuple):
@@ -104,14 +101,12 @@ def accept(invitation: Invitation, *, site: str = "") -> Membership:
 @contextlib.contextmanager
 def _one_at_a_time() -> Iterator[None]:
     """If two studies of the same name are joined at once, the token of one must not go to the host of the other."""
-    import filelock  # only here: it would slow the start of every command
-
     lock = joined_folder().with_suffix(".lock")
     try:
         lock.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        with filelock.FileLock(lock, timeout=_PATIENCE, mode=0o600):
+        with named_folder(lock.parent) as folder, locked(folder / lock.name, patience=_PATIENCE):
             yield
-    except filelock.Timeout:
+    except TimeoutError:
         raise ConfigurationError(f"another process has been joining a study for {_PATIENCE:.0f} s; try again") from None
 
 
@@ -119,12 +114,9 @@ def _free_name(invitation: Invitation) -> str:
     """The study's name, unless a study of the same name in another store has it."""
     base = like_a_file(invitation.study)[:40]
     for name in (base, *(f"{base}-{number}" for number in range(2, 1000))):
-        with contextlib.suppress(FileNotFoundError):
-            known = load(name)
-            origin = known.values.get("store")
-            if (origin, known.study) != (invitation.store, invitation.study):
-                continue
-        return name
+        known = load(name) if name in joined_names() else None
+        if known is None or (known.store, known.study) == (invitation.store, invitation.study):
+            return name
     raise ConfigurationError(f"{joined_folder()} is full; remove what you do not need")
 
 
@@ -145,19 +137,13 @@ def load(name: str) -> Membership:
     """The study that is joined under this name.
 
     Raises:
-        FileNotFoundError: there is none.
-        InvalidInput: that is not a valid name.
-        ConfigurationError: its file is not this user's own, or is damaged.
+        ConfigurationError: there is none, or its file is not this user's own, or is damaged.
 
     """
-    if not _NAME.fullmatch(name):
-        raise InvalidInput(f"{name!r} is not the name of a joined study; joined: {', '.join(joined_names()) or 'none'}")
-    path = _beside(name, "toml")
-    try:
-        values = {key: str(value) for key, value in tomllib.loads(read_own(path)).items()}
-        return Membership(name, values["store"], values["study"], values)
-    except (PermissionError, UnicodeDecodeError, tomllib.TOMLDecodeError, KeyError) as error:
-        raise ConfigurationError(f"{path} is ignored: {error}. Remove it, and join again") from None
+    values = joined(name)
+    if not {"store", "study"} <= values.keys():
+        raise ConfigurationError(f"{_beside(name, 'toml')} names no store or no study. Remove it, and join again")
+    return Membership(name, values["store"], values["study"], values)
 
 
 def forget(name: str) -> None:

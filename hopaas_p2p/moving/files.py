@@ -20,7 +20,7 @@ from hopaas_p2p.errors import ConfigurationError, InvalidInput
 from hopaas_p2p.files.artifacts import Artifact, artifacts_of, described, key_of, named_after
 from hopaas_p2p.moving.records import StudyRecords
 from hopaas_p2p.runtime.atomic import replace_atomically, sha256_of
-from hopaas_p2p.runtime.ownership import check_link
+from hopaas_p2p.runtime.ownership import named_folder
 
 if TYPE_CHECKING:
     from hopaas_p2p.stores.base import Artifacts, Store
@@ -92,15 +92,15 @@ def copy_files(source: StudyRecords, fetch: Fetch, files: Artifacts, uuid: str) 
 
 def save(source: StudyRecords, fetch: Fetch, directory: Path) -> list[str]:
     """Copy all files of the study into a directory, under their ids; returns warnings about the others."""
-    check_link(directory)
     directory.mkdir(parents=True, exist_ok=True)
     warnings = []
-    for one in named_files(source):
-        try:
-            with replace_atomically(directory / one.id) as draft:
-                fetch(one.id, draft)
-        except KeyError:
-            warnings.append(f"the file {one.id}: its bytes are no longer in the store")
+    with named_folder(directory) as folder:
+        for one in named_files(source):
+            try:
+                with replace_atomically(folder / one.id) as draft:
+                    fetch(one.id, draft)
+            except KeyError:
+                warnings.append(f"the file {one.id}: its bytes are no longer in the store")
     return warnings
 
 

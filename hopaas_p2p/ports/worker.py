@@ -294,6 +294,7 @@ class Worker:
         """Whether another trial fits into the remaining time.
 
         A trial is assumed to take the median duration of the complete ones, or else the pruned ones, over all jobs.
+        Imported trials do not count: they ran elsewhere, and anybody who may queue trials can claim any duration.
 
         Raises:
             ConfigurationError: it would not even fit into a whole job, and there are no checkpoints to continue from.
@@ -303,7 +304,8 @@ class Worker:
             return True
         state, typical = self.study.state, None
         for wanted in (TrialState.PRUNED, TrialState.COMPLETE):
-            ended = [configuration_seconds(one, state) for one in state.trials if one.state is wanted]
+            leased = (one for one in state.trials if one.state is wanted and one.owner is not None)
+            ended = [configuration_seconds(one, state) for one in leased]
             typical = statistics.median(spans) if (spans := [one for one in ended if one is not None]) else typical
         needed = self._reserve + (0.0 if typical is None else typical * _MARGIN)
         left, whole = self._deadline - time.monotonic(), self._deadline - self._began

@@ -26,17 +26,16 @@ from typing import Any, Final
 from urllib.parse import unquote, urlsplit
 
 from hopaas_p2p.core.names import valid_name
-from hopaas_p2p.errors import ConfigurationError, Denied, NoStore, StoreUnreachable
+from hopaas_p2p.errors import ConfigurationError, Denied, HopaasError, NoStore, StoreUnreachable
 from hopaas_p2p.remote import protocol
 from hopaas_p2p.remote.protocol import LARGEST, StoreRequest
 from hopaas_p2p.runtime.atomic import read_regular
 from hopaas_p2p.runtime.redaction import redacted
 from hopaas_p2p.stores.base import EXCHANGE_TIMEOUT, Progress
-from hopaas_p2p.stores.directory.files import DESCRIPTION, Directory, describe
+from hopaas_p2p.stores.directory.files import BOX, DESCRIPTION, Directory, describe
 from hopaas_p2p.stores.objects.contract import Found
 
 _log: Final = logging.getLogger("hopaas_p2p")
-META: Final = "box.json"
 SCHEME: Final = "folder://"
 _LOOKS: Final = (0.002, 0.02)  # seconds between looks for an answer: the first, the longest
 _SHARE: Final = 0.1  # the longest pause, as a fraction of the wait so far
@@ -63,7 +62,7 @@ class Box:
         self.url = SCHEME + self.path.as_uri().removeprefix("file://")
         self.timeout = timeout
         try:
-            said = json.loads(read_regular(self.path / META, limit=DESCRIPTION))
+            said = json.loads(read_regular(self.path / BOX, limit=DESCRIPTION))
             self.leads_to, uuid = str(said["store"]), str(said["uuid"])
         except FileNotFoundError:
             raise NoStore(
@@ -71,8 +70,8 @@ class Box:
                 f"folder {self.path} STORE"
             ) from None
         except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-            raise ConfigurationError(f"{self.path / META} cannot be read: {error}") from None
-        self.objects = Directory(self.path, meta=META)
+            raise ConfigurationError(f"{self.path / BOX} cannot be read: {error}") from None
+        self.objects = Directory(self.path, meta=BOX)
         self.objects.uuid = uuid
         self.name = f"{self.url} {uuid} {self.leads_to}"
         """A name unique to this folder, even among earlier or later ones in the same place."""
@@ -94,8 +93,8 @@ class Box:
                 path.mkdir(mode=0o700)
             if (path / "v1").exists():
                 raise ConfigurationError(f"{path} is a store itself. Choose an empty folder")
-            if not (path / META).exists():
-                describe(path / META, {"format": protocol.VERSION, "uuid": secrets.token_hex(16), "store": store})
+            if not (path / BOX).exists():
+                describe(path / BOX, {"format": protocol.VERSION, "uuid": secrets.token_hex(16), "store": store})
             found = path.stat()
         except OSError as error:
             raise ConfigurationError(f"cannot serve through {path}: {error.strerror}") from None
@@ -163,7 +162,7 @@ class Box:
             data = self._exchange(name, protocol.encode(request), waits=request.call in ("put", "get", "keys"))
         except BaseException as error:
             if not stays:
-                with contextlib.suppress(StoreUnreachable):
+                with contextlib.suppress(HopaasError):
                     self.objects.delete([f"requests/{name}"])
             if isinstance(getattr(error, "__cause__", None), PermissionError):
                 raise Denied(f"you may not write to {self.path}; ask whoever serves it to let you") from None

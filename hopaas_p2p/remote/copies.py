@@ -7,7 +7,6 @@ damaged, or does not follow the one before it, is dropped with all later ones, a
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import hashlib
 import os
 import tempfile
@@ -22,7 +21,7 @@ import msgspec
 
 from hopaas_p2p.core.chain import following
 from hopaas_p2p.errors import BehindRetention, StoreUnreachable
-from hopaas_p2p.runtime.atomic import state_folder
+from hopaas_p2p.runtime.atomic import locked, state_folder
 from hopaas_p2p.runtime.ownership import own_folder
 from hopaas_p2p.stores.base import Entry, ExchangeResult
 
@@ -38,15 +37,15 @@ _decode: Final = msgspec.msgpack.Decoder(Entry).decode
 def folder_of_copies(box: str) -> Iterator[Path]:
     """A folder for the copies of a server of this box, exclusive to this process, and kept for the next one."""
     name = hashlib.blake2b(box.encode(errors="surrogateescape"), digest_size=12).hexdigest()
-    for number in range(_MOST):
-        with contextlib.suppress(OSError, RuntimeError), own_folder(state_folder(), "boxes", name, str(number)):
-            folder = state_folder() / "boxes" / name / str(number)
-            with (folder / ".lock").open("ab") as lock:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                yield folder
-                return
-    with tempfile.TemporaryDirectory(prefix="hopaas-") as made:
-        yield Path(made)
+    with contextlib.ExitStack() as stack:
+        for number in range(_MOST):
+            with contextlib.suppress(OSError, RuntimeError):
+                folder = stack.enter_context(own_folder(state_folder(), "boxes", name, str(number)))
+                stack.enter_context(locked(folder / ".lock", patience=0.0))
+                break
+        else:
+            folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="hopaas-")))
+        yield folder
 
 
 class Copy:

@@ -174,7 +174,10 @@ class FolderServer:
                 answer = None if found is None else await self._answer(name, found.data)
             if answer is not None:
                 await asyncio.to_thread(self.box.answer, name, answer)
-        except HopaasError as error:  # the folder's: tried again
+        except HopaasError as error:  # the folder's: tried again, unless this server may not read the request
+            with contextlib.suppress(HopaasError):
+                if isinstance(error, Denied):
+                    return await asyncio.to_thread(self.box.answer, name, protocol.refused(error))
             _log.warning("the folder: %s", error)
             await asyncio.sleep(1.0)
         except Exception:  # noqa: BLE001  # the other requests go on

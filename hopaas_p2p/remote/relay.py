@@ -24,7 +24,7 @@ from hopaas_p2p.errors import ConfigurationError, HopaasError
 from hopaas_p2p.net import proxies
 from hopaas_p2p.net.listening import cannot_listen
 from hopaas_p2p.net.proxies import ServerAddress
-from hopaas_p2p.runtime.atomic import replace_atomically
+from hopaas_p2p.runtime.atomic import write_private
 from hopaas_p2p.runtime.ownership import read_secret
 from hopaas_p2p.runtime.settings import Secret
 
@@ -89,9 +89,7 @@ def read_password(path: Path) -> Secret:
 
 def write_address(path: Path, host: str, port: int, password: Secret) -> None:
     """Write the relay's address, in the form for HTTPS_PROXY, to a file that only its owner may read."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with replace_atomically(path, private=True) as draft:
-        draft.write_text(f"http://{USER}:{password.reveal()}@{ServerAddress(host, port)}\n")
+    write_private(path, f"http://{USER}:{password.reveal()}@{ServerAddress(host, port)}\n")
 
 
 class Relay:

@@ -21,7 +21,7 @@ from typing import Final, NamedTuple
 from hopaas_p2p.errors import Denied, HopaasError, StoreUnreachable
 from hopaas_p2p.remote.log import event
 from hopaas_p2p.remote.rate_limit import RateLimiter, TooManyAttempts
-from hopaas_p2p.runtime.atomic import replace_atomically
+from hopaas_p2p.runtime.atomic import write_private
 from hopaas_p2p.runtime.ownership import read_own
 from hopaas_p2p.runtime.settings import Secret
 from hopaas_p2p.stores.postgres.connect import query
@@ -142,7 +142,7 @@ class TokenCache:
         self._unsaved = False
         text = "\n".join(digest.hex() for digest in (self._salt, *sorted(self._good)))
         try:
-            await asyncio.get_running_loop().run_in_executor(self._pool, _write, self._file, f"{text}\n")
+            await asyncio.get_running_loop().run_in_executor(self._pool, write_private, self._file, f"{text}\n")
         except OSError as error:
             event("tokens not remembered", file=str(self._file), error=str(error))
 
@@ -163,12 +163,6 @@ def _remembered(file: Path | None) -> tuple[bytes, set[bytes]]:
         else:
             return salt, set(digests)
     return secrets.token_bytes(16), set()
-
-
-def _write(file: Path, text: str) -> None:
-    file.parent.mkdir(parents=True, exist_ok=True)
-    with replace_atomically(file, private=True) as draft:
-        draft.write_text(text)
 
 
 def log_in(url: str, role: str, secret: Secret) -> tuple[TokenStatus, list[str]]:

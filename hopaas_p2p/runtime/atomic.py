@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import hashlib
 import os
 import secrets
 import stat
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
@@ -17,6 +19,7 @@ from hopaas_p2p.runtime.ownership import FOLDER, doubt, opened, own_folder
 READ: Final = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
 """How to open a file where others may write: no link is followed, and a FIFO does not block."""
 _CHUNK: Final = 1 << 20  # bytes read at once
+_LOOK: Final = 0.05  # seconds between attempts to lock a file
 _SMALL: Final = 16 << 20
 _RATIO: Final = 32
 """A file's size may be up to _SMALL + _RATIO times the bytes that it occupies."""
@@ -70,6 +73,13 @@ def replace_atomically(path: Path, *, private: bool = False, sync: bool = False)
         if name in str(error.filename) or error.filename == str(path.parent):
             error.filename = str(path)
         raise
+
+
+def write_private(path: Path, text: str) -> None:
+    """Write a file that only this user may read, in a folder that is made if it is missing; raises OSError."""
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    with replace_atomically(path, private=True) as draft:
+        draft.write_text(text, encoding="utf-8", errors="surrogateescape")
 
 
 @contextlib.contextmanager
@@ -137,6 +147,33 @@ def read_regular(path: str | Path, *, limit: int, named: bool = False) -> bytes:
                 errno.EFBIG, f"holds {max(size, len(found))} bytes, and {limit} are expected at most", str(path)
             )
         return found
+    finally:
+        os.close(fd)
+
+
+@contextlib.contextmanager
+def locked(path: Path, *, patience: float) -> Iterator[None]:
+    """Exclusive among the processes and threads that lock this file, which is created if it is missing.
+
+    Raises:
+        TimeoutError: another one has held it for `patience` seconds.
+        OSError: the file cannot be opened, or its file system has no locks.
+
+    """
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    try:
+        deadline = time.monotonic() + patience
+        while True:
+            with contextlib.suppress(BlockingIOError):
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            if time.monotonic() >= deadline:
+                raise TimeoutError
+            time.sleep(_LOOK)
+        try:
+            yield
+        finally:
+            fcntl.flock(fd, fcntl.LOCK_UN)  # a child that was forked meanwhile has the descriptor, too
     finally:
         os.close(fd)
 

@@ -20,6 +20,8 @@ from typing import Final
 
 FOLDER: Final = getattr(os, "O_PATH", os.O_RDONLY) | os.O_DIRECTORY | os.O_CLOEXEC
 """How to open a folder in order to create, open or rename something in it."""
+_ITSELF: Final = FOLDER & ~os.O_DIRECTORY | os.O_NOFOLLOW
+"""How to open a folder, or the link in its place."""
 _OPENED: Final = Path("/proc/self/fd")
 _LARGEST: Final = 1 << 20
 """Bytes of a file of settings, or of a secret."""
@@ -80,9 +82,9 @@ def read_secret(path: Path) -> str:
 def own_folder(path: Path, *below: str, mode: int | None = 0o700) -> Iterator[Path]:
     """A folder of this user only: `path`, or what is `below` it. Missing folders are created.
 
-    The parent of `path` was chosen deliberately, so links on the way to it are followed. The block gets a path that
-    leads to the folder itself, whatever is put in its place meanwhile; on a system without /proc, it leads to whatever
-    has that name.
+    The parent of `path` was chosen deliberately, so links on the way to it are followed, except for another user's in
+    its place. The block gets a path that leads to the folder itself, whatever is put in its place meanwhile; on a
+    system without /proc, it leads to whatever has that name.
 
     Args:
         path: from here on, no link is followed.
@@ -98,27 +100,67 @@ def own_folder(path: Path, *below: str, mode: int | None = 0o700) -> Iterator[Pa
     path = path if path.name else path.absolute()
     if mode is not None:
         path.parent.mkdir(parents=True, exist_ok=True)
-    where, fd = path.parent, os.open(path.parent, FOLDER)
+    where, fd = path.parent, _open_named(path.parent)
     try:
         for name in (path.name, *below):
             where, above, fd = where / name, fd, -1
             try:
-                if mode is not None:
-                    with contextlib.suppress(FileExistsError):
-                        os.mkdir(name, mode, dir_fd=above)
-                fd = os.open(name, FOLDER | os.O_NOFOLLOW, dir_fd=above)
+                fd = step_down(above, name, mode=mode)
             except OSError as error:
                 if error.errno in (errno.ELOOP, errno.ENOTDIR):
                     raise PermissionError(f"{where} is a link or a file, not a folder") from None
                 raise OSError(error.errno, error.strerror, str(where)) from None
-            finally:
-                os.close(above)
             if why := doubt(os.fstat(fd), where):
                 raise PermissionError(why)
         yield opened(fd, where)
     finally:
         if fd >= 0:
             os.close(fd)
+
+
+def step_down(above: int, name: str, *, mode: int | None = None) -> int:
+    """A descriptor of this folder in an open one, which is closed; no link is followed. With a mode, it is created."""
+    try:
+        if mode is not None:
+            with contextlib.suppress(FileExistsError):
+                os.mkdir(name, mode, dir_fd=above)
+        return os.open(name, FOLDER | os.O_NOFOLLOW, dir_fd=above)
+    finally:
+        os.close(above)
+
+
+@contextlib.contextmanager
+def named_folder(path: Path) -> Iterator[Path]:
+    """A folder that the user named, for files whose names come from others. The block's path is as in `own_folder`.
+
+    Raises:
+        PermissionError: another user's link is in its place.
+        OSError: it does not exist.
+
+    """
+    fd = _open_named(path)
+    try:
+        yield opened(fd, path)
+    except OSError as error:
+        if error.filename:
+            error.filename = str(error.filename).replace(str(opened(fd, path)), str(path))
+        raise
+    finally:
+        os.close(fd)
+
+
+def _open_named(path: Path) -> int:
+    """A descriptor of a folder that is not behind another user's link: the link that is checked is the one followed."""
+    if path.parent == _OPENED:
+        return os.open(path, FOLDER)
+    fd = os.open(path, _ITSELF)
+    if not stat.S_ISLNK((found := os.fstat(fd)).st_mode):
+        return fd
+    try:
+        _check_owner(found, path)
+        return os.open(path.parent / os.readlink("", dir_fd=fd), FOLDER)
+    finally:
+        os.close(fd)
 
 
 def opened(fd: int, path: Path) -> Path:
@@ -136,15 +178,15 @@ def check_target(path: Path) -> None:
         OSError: something that is not an ordinary file is there.
 
     """
-    check_link(path)
+    if path.is_symlink():
+        _check_owner(path.lstat(), path)
     if path.exists() and not path.is_file():
         raise OSError(f"{path} is not an ordinary file")
 
 
-def check_link(path: Path) -> None:
-    """Raise PermissionError if this is another user's link."""
-    if path.is_symlink() and (owner := path.lstat().st_uid) not in {os.geteuid(), 0}:
-        raise PermissionError(f"{path} is a link, and belongs to {_user(owner)}")
+def _check_owner(link: os.stat_result, path: Path) -> None:
+    if link.st_uid not in {os.geteuid(), 0}:
+        raise PermissionError(f"{path} is a link, and belongs to {_user(link.st_uid)}")
 
 
 def who_could_move(path: Path) -> str | None:

@@ -27,7 +27,7 @@ from typing import Any, Final, Literal, NamedTuple, NoReturn
 
 from hopaas_p2p.errors import ConfigurationError
 from hopaas_p2p.runtime.arguments import near
-from hopaas_p2p.runtime.atomic import replace_atomically
+from hopaas_p2p.runtime.atomic import write_private
 from hopaas_p2p.runtime.ownership import read_own, read_secret
 from hopaas_p2p.runtime.redaction import redacted
 
@@ -222,9 +222,7 @@ def trust(file: Path, env: Mapping[str, str] = os.environ) -> dict[str, str]:
     values = _parsed(path, text)
     record = _record_of_trust(path, text, env)
     try:
-        record.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        with replace_atomically(record, private=True) as draft:
-            draft.write_bytes(os.fsencode(path))
+        write_private(record, str(path))
     except OSError as error:
         raise ConfigurationError(
             f"{record.parent} cannot be written ({error.strerror}); set XDG_CONFIG_HOME to a directory of yours"

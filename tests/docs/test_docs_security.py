@@ -49,6 +49,17 @@ def test_each_cell_of_the_threat_model_has_a_test_or_says_that_it_has_none() -> 
                 assert name in _functions(file), f"{file}::{name}"
 
 
+def test_what_cannot_happen_in_a_situation_has_a_test() -> None:
+    table = (ROOT / "docs/security.md").read_text().partition("| situation |")[2].partition("\n\n")[0]
+    rows = table.splitlines()[2:]
+    assert len(rows) >= 9
+    for row in rows:
+        found = _TEST.findall(row)
+        assert found, row
+        for file, name in found:
+            assert name in _functions(file), f"{file}::{name}"
+
+
 def test_the_figures_of_attacks_are_no_higher_than_what_is_tried() -> None:
     text = (ROOT / "docs/guarantees.md").read_text()
     rows = re.findall(r"^\| [^|]+ \| ((?:`tests/security/\w+\.py`(?:, )?)+) \| (\d+) \| (\d+) \|", text, re.MULTILINE)

@@ -633,16 +633,21 @@ def test_what_never_ends_in_time_and_writes_no_checkpoint_fails_in_the_end(study
     assert "3 times; it writes no checkpoints" in (study.state.trials[0].reason or "")
 
 
-def finished_trial(study: Study, seconds: float) -> None:
+def finished_trial(study: Study, seconds: float, *, imported: bool = False) -> None:
     """A complete trial that took so long, by its record."""
     import datetime
 
     import optuna
 
-    start = datetime.datetime.now()
+    running, complete = optuna.trial.TrialState.RUNNING, optuna.trial.TrialState.COMPLETE
     frozen = optuna.trial.create_trial(params={"lr": 0.01, "depth": 2}, distributions=study.space, value=1.0)
-    frozen.datetime_start, frozen.datetime_complete = start, start + datetime.timedelta(seconds=seconds)
-    study.storage.create_new_trial(study.study_id, frozen)
+    frozen.datetime_complete = datetime.datetime.now()
+    frozen.datetime_start = frozen.datetime_complete - datetime.timedelta(seconds=seconds)
+    if not imported:
+        frozen.state, frozen.values, frozen.datetime_complete = running, None, None
+    trial = study.storage.create_new_trial(study.study_id, frozen)
+    if not imported:
+        study.storage.set_trial_state_values(trial, complete, [1.0])
 
 
 def test_a_study_that_gives_out_no_more_needs_no_other_job_however_little_time_is_left(
@@ -677,6 +682,15 @@ def test_trials_longer_than_the_job_are_refused_with_the_cure(study: Study, tmp_
 
     assert "takes 3600 s (median), and this job has only 1800 s: ask for more time" in said
     assert states(study) == ["COMPLETE"]
+
+
+def test_what_was_imported_says_nothing_about_the_time_that_a_trial_takes_here(study: Study, tmp_path: Path) -> None:
+    for _ in range(2):
+        finished_trial(study, 14 * 86_400.0, imported=True)
+
+    work(tmp_path, ["echo", '{{"value": 1}}'], "--time-limit", "10m", "--grace", "1", code=0)
+
+    assert states(study) == ["COMPLETE"] * 3
 
 
 def test_a_job_shorter_than_the_grace_is_refused_and_not_run_again_for_ever(study: Study, tmp_path: Path) -> None:

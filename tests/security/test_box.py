@@ -8,6 +8,7 @@ import re
 import shutil
 import socket
 import subprocess
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -134,6 +135,38 @@ def test_what_is_no_request_is_removed_and_keeps_nobody_waiting(tmp_path: Path) 
             (requests / f"0-{number}").touch()
         _works(made)
         until(lambda: not made.waiting(), 60)
+
+
+def test_what_the_server_may_not_read_is_refused_and_not_tried_for_ever() -> None:
+    with tempfile.TemporaryDirectory() as place:
+        Path(place).chmod(0o777)
+        said = as_nobody(
+            """
+            import sys
+            from pathlib import Path
+            from hopaas_p2p.errors import Denied
+            from hopaas_p2p.remote import protocol
+            from tests.support.box_world import world
+            from tests.support.processes import until
+            with world(Path(sys.argv[1])) as made:
+                made.store(timeout=20.0).catalog().exchange(None, 0)
+                for folder in ("requests", "files", "answers"):
+                    (made.box / folder).mkdir(exist_ok=True)
+                (made.box / "requests" / "0-closed").touch(mode=0)
+                (made.box / "files" / "0-file").touch(mode=0)
+                objects = made.servers[0].server.box.objects
+                objects.put_new("requests/0-file", protocol.encode(protocol.StoreRequest("put", "s/file")))
+                until(lambda: not made.waiting(), 60)
+                until(lambda: len(objects.names_in("answers")) == 2, 60)
+                for name in ("0-closed", "0-file"):
+                    try:
+                        protocol.result_of("put", objects.get(f"answers/{name}", limit=1 << 20).data)
+                    except Denied as denied:
+                        print("refused", name)
+            """,
+            place,
+        )
+    assert said.split("\n") == ["refused 0-closed", "refused 0-file", ""]
 
 
 def test_a_file_with_hardly_anything_in_it_is_not_carried(tmp_path: Path) -> None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
+import signal
 import stat
 import subprocess
 from collections.abc import Callable, Iterator
@@ -15,15 +17,18 @@ import pytest
 from optuna.storages import JournalStorage, RDBStorage
 
 from hopaas_p2p import spool
+from hopaas_p2p.cli.main import run as cli_main
 from hopaas_p2p.errors import ConfigurationError, InvalidInput
-from hopaas_p2p.moving import export_study
+from hopaas_p2p.files.artifacts import StudyArtifacts
+from hopaas_p2p.moving import export_study, files
 from hopaas_p2p.ports.worker import Worker
 from hopaas_p2p.report import write_report
-from hopaas_p2p.runtime.atomic import open_regular, replace_atomically
+from hopaas_p2p.runtime.atomic import locked, open_regular, replace_atomically
 from hopaas_p2p.runtime.ownership import own_folder
 from hopaas_p2p.study import Study
 from hopaas_p2p.trackers.base import Export
 from hopaas_p2p.trackers.wandb import WandB
+from tests.support import spooled
 from tests.support.processes import CLI, ROOT, campaign, environment, script
 
 SECRET = "the user's own"
@@ -252,6 +257,82 @@ def test_a_file_is_not_fetched_through_a_link_of_another_user(study: Study, plac
         assert "got is a link, and belongs to" in done.stderr
 
 
+def swapping(monkeypatch: pytest.MonkeyPatch, where: object, name: str, folder: Path, home: Path) -> None:
+    """At the first call of this function, another user puts a link in the place of the folder."""
+    real = getattr(where, name)
+
+    def swapped(*words: Any, **named: Any) -> Any:
+        if not folder.is_symlink():
+            folder.rename(folder.with_name("moved"))
+            folder.symlink_to(home)
+            give_away(folder)
+        return real(*words, **named)
+
+    monkeypatch.setattr(where, name, swapped)
+
+
+@pytest.mark.parametrize("own_link", [False, True])
+def test_a_file_is_written_to_the_folder_that_was_named_whatever_takes_its_place(
+    own_link: bool, study: Study, place: Path, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Names of files are chosen by whoever stored them."""
+    (place / "mine").write_text("mine")
+    (place / "got").mkdir()
+    if own_link:
+        (place / "to").symlink_to("got")
+    study.artifacts().put(place / "mine", filename="authorized_keys")
+    swapping(monkeypatch, StudyArtifacts, "get", place / "got", home)
+    named = "to" if own_link else "got"
+    words = ["trial", "artifact", "get", "authorized_keys", named, "--store", "../store", "--study", "s"]
+    assert cli_main(words) == 0
+    assert (place / "moved" / "authorized_keys").read_text() == "mine"
+
+
+def test_files_are_exported_to_the_folder_that_was_named_whatever_takes_its_place(
+    study: Study, place: Path, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (place / "mine").write_text("mine")
+    for _ in range(2):
+        study.artifacts().put(place / "mine")
+    swapping(monkeypatch, files, "replace_atomically", place / "got", home)
+    export_study(study, "x.csv", files="got")
+    assert [path.read_text() for path in (place / "moved").iterdir()] == ["mine"] * 2
+
+
+def test_the_spools_locks_are_made_in_the_spool_whatever_takes_its_place(
+    place: Path, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(spool, "directories", lambda: [place / "spool"])
+    swapping(monkeypatch, spool, "locked", place / "spool", home)
+    with spool.alone("u"):
+        assert len(list((place / "moved").glob("*.lock"))) == 1
+
+
+def test_a_folder_above_one_of_ours_is_no_link_of_another_user(place: Path, home: Path) -> None:
+    (place / "hopaas-p2p").symlink_to(home)
+    give_away(place / "hopaas-p2p")
+    with pytest.raises(PermissionError, match="is a link, and belongs to"), own_folder(place / "hopaas-p2p" / "spool"):
+        pass
+    os.chown(place / "hopaas-p2p", os.getuid(), -1, follow_symlinks=False)
+    with own_folder(place / "hopaas-p2p" / "spool") as folder:
+        assert folder.samefile(home / "spool")
+    (home / "spool").rmdir()
+
+
+def test_a_lock_is_for_one_at_a_time_and_ends_with_its_holder(own_place: Path) -> None:
+    with contextlib.suppress(KeyError), locked(own_place / "lock", patience=1.0):
+        child = os.fork()
+        if not child:
+            signal.pause()
+        with pytest.raises(TimeoutError), locked(own_place / "lock", patience=0.1):
+            pass
+        raise KeyError
+    with locked(own_place / "lock", patience=0.1):
+        assert stat.S_IMODE((own_place / "lock").stat().st_mode) == 0o600
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+
+
 def test_a_draft_beside_the_files_of_others_cannot_be_replaced_by_a_link(place: Path, home: Path) -> None:
     with replace_atomically(place / "file", private=True) as draft:
         (there,) = place.iterdir()
@@ -305,7 +386,7 @@ def test_the_spool_is_not_read_in_the_place_of_a_link(
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
     monkeypatch.setattr(spool, "directories", lambda: [place / "spool"])
     (place / "spool").symlink_to(tmp_path)
-    path, why = spool.keep([], store="s", study="u", name="n", trials=[], at=0)
+    path, why = spooled.keep([], store="s", study="u", name="n", trials=[], at=0)
     assert path is None
     assert "is a link" in why
     assert list(spool.waiting()) == []

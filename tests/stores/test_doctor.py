@@ -300,13 +300,17 @@ def test_a_wrong_secret_and_a_database_without_a_store_are_said_once(
 
 def test_an_older_schema_is_told_from_a_newer_one(postgres_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     from hopaas_p2p.stores.postgres import checks as postgres_checks
+    from hopaas_p2p.stores.postgres import errors as postgres_errors
 
-    newer = SCHEMA_VERSION + 1
-    monkeypatch.setattr(postgres_checks, "SCHEMA_VERSION", newer)
-    store = PostgresStore(postgres_url)
-    found = by_check(checks.examine(store))["schema"]
-    store.close()
-    assert (found.passed, found.detail) == (False, f"of version {SCHEMA_VERSION}, and this program is made for {newer}")
+    needs = {SCHEMA_VERSION + 1: "brings it up to date with: hopaas-p2p admin init", SCHEMA_VERSION - 1: "upgrade this"}
+    for version, cure in needs.items():
+        for module in (postgres_checks, postgres_errors):
+            monkeypatch.setattr(module, "SCHEMA_VERSION", version)
+        store = PostgresStore(postgres_url)
+        found = by_check(checks.examine(store))["schema"]
+        store.close()
+        assert not found.passed
+        assert cure in found.detail
 
 
 def test_a_postgres_that_is_down_ends_the_examination_at_once(postgres_url: str) -> None:

@@ -747,6 +747,6 @@ def test_a_folder_leads_to_one_store_and_is_no_store_itself(tmp_path: Path) -> N
 
 @pytest.mark.parametrize("text", ["", "{}", "[]", "nonsense", json.dumps({"store": 1})])
 def test_a_description_that_is_none_is_said(tmp_path: Path, text: str) -> None:
-    (tmp_path / boxes.META).write_text(text)
+    (tmp_path / boxes.BOX).write_text(text)
     with pytest.raises(ConfigurationError, match="cannot be read"):
         open_store(f"folder://{tmp_path}")

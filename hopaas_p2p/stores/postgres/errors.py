@@ -15,12 +15,15 @@ from hopaas_p2p.errors import (
     ConfigurationError,
     Denied,
     HopaasError,
+    NewerFormat,
     StoreUnreachable,
     StudyDeleted,
 )
 
 SCHEMA_VERSION: Final = 9
 """The schema version that this code needs; see schema.sql."""
+OLDEST_SCHEMA: Final = 9
+"""The oldest version that `hopaas-p2p admin init` brings up to date."""
 
 READ_ONLY: Final = "25006"
 _NOT_ALLOWED: Final = "ZH401"
@@ -132,14 +135,21 @@ def failure(code: str | None, text: str) -> HopaasError:
 
 
 def wrong_schema(installed: int | None) -> ConfigurationError:
-    """The error for a database whose schema is missing or older."""
+    """The error for a database whose schema is missing, or of another version than `SCHEMA_VERSION`."""
     if installed is None:
         return ConfigurationError(
             "this database has no store yet. Its owner creates one with: hopaas-p2p admin init URL"
         )
+    if installed > SCHEMA_VERSION:
+        return NewerFormat()
+    cure = "Its owner brings it up to date with: hopaas-p2p admin init URL"
+    if installed < OLDEST_SCHEMA:
+        cure = (
+            "It is from before the first release, and cannot be brought up to date. Export its studies with the "
+            "program that created it, and import them into a new database"
+        )
     return ConfigurationError(
-        f"the store's schema is of version {installed}, and this program needs {SCHEMA_VERSION}. "
-        "Its owner brings it up to date with: hopaas-p2p admin init URL"
+        f"the store's schema is of version {installed}, and this program needs {SCHEMA_VERSION}. {cure}"
     )
 
 

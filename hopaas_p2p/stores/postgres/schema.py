@@ -16,10 +16,9 @@ from typing import Any, Final
 import msgspec
 
 from hopaas_p2p.core import codec
-from hopaas_p2p.errors import ConfigurationError, NewerFormat
 from hopaas_p2p.stores.base import Entry
 from hopaas_p2p.stores.postgres.connect import query, quoted
-from hopaas_p2p.stores.postgres.errors import SCHEMA_VERSION, wrong_schema
+from hopaas_p2p.stores.postgres.errors import OLDEST_SCHEMA, SCHEMA_VERSION, wrong_schema
 
 RACE: Final = frozenset({"23505", "42710", "42P06", "40P01", "XX000"})
 """Another session is creating the same roles or schema, or has just created them."""
@@ -101,13 +100,8 @@ def install(connection: Any) -> int:
         query(connection, "LOCK TABLE hopaas.schema_version IN SHARE ROW EXCLUSIVE MODE")
         before = installed_version(connection)
     migrations, functions = script()
-    if before > SCHEMA_VERSION:
-        raise NewerFormat
-    if 0 < before < min(migrations):
-        raise ConfigurationError(
-            f"the schema here is of version {before}, from before the first release, and cannot be brought up to date. "
-            "Export its studies with the program that created it, and import them into a new database"
-        )
+    if before > SCHEMA_VERSION or 0 < before < OLDEST_SCHEMA:
+        raise wrong_schema(before)
     if not before:
         _make_schema(connection)
     owner = schema_owner(connection)

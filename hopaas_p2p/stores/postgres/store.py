@@ -22,7 +22,7 @@ from msgspec.structs import astuple
 
 from hopaas_p2p.core.names import checked_key, valid_name
 from hopaas_p2p.core.records import Stamp
-from hopaas_p2p.errors import ConfigurationError, HopaasError, NewerFormat, StoreCorrupt, StoreUnreachable
+from hopaas_p2p.errors import ConfigurationError, HopaasError, StoreCorrupt, StoreUnreachable
 from hopaas_p2p.net.backoff import persistently
 from hopaas_p2p.runtime.settings import Secret
 from hopaas_p2p.stores.base import (
@@ -43,7 +43,6 @@ from hopaas_p2p.stores.postgres.errors import (
     LOGIN_ENDED,
     NO_SCHEMA,
     READ_ONLY,
-    SCHEMA_VERSION,
     Locked,
     failure,
     wrong_schema,
@@ -306,7 +305,7 @@ class PostgresStore(Store):
             installed = self._run("version", {})[0][0]
         except psycopg2.Error as another:
             return wrong_schema(None) if another.pgcode in NO_SCHEMA else failure(another.pgcode, str(another))
-        return NewerFormat() if installed > SCHEMA_VERSION else wrong_schema(installed)
+        return wrong_schema(installed)
 
     def artifacts(self) -> PostgresArtifacts:
         return PostgresArtifacts(self)

@@ -26,7 +26,7 @@ import urllib3
 from minio.signer import sign_v4_s3
 from urllib3.util import Timeout
 
-from hopaas_p2p.errors import HopaasError, StoreUnreachable
+from hopaas_p2p.errors import Denied, HopaasError, StoreUnreachable
 from hopaas_p2p.runtime.parallel import each
 from hopaas_p2p.stores.base import Progress
 from hopaas_p2p.stores.objects.contract import Found
@@ -306,11 +306,19 @@ class Bucket:
         raise StoreUnreachable(f"{self.address.endpoint} sent an answer that is not from S3: no {root}")
 
     def delete(self, keys: Iterable[str]) -> None:
+        """Raises Denied if one may not be removed; the others are nevertheless."""
+        denied = list[Denied]()
+
         def one(key: str) -> None:
-            with self._room:
-                self._ask("DELETE", key, f"remove {key}", fine=(404,))
+            try:
+                with self._room:
+                    self._ask("DELETE", key, f"remove {key}", fine=(404,))
+            except Denied as error:  # the others go
+                denied.append(error)
 
         each(one, keys, at_once=WIDEST)
+        if denied:
+            raise denied[0]
 
     discard = delete
 

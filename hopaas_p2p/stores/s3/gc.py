@@ -14,7 +14,7 @@ from typing import Final, NamedTuple
 
 from hopaas_p2p.core import codec, snapshot
 from hopaas_p2p.core.catalog import Catalog
-from hopaas_p2p.errors import InvalidInput, StoreCorrupt
+from hopaas_p2p.errors import Denied, InvalidInput, StoreCorrupt
 from hopaas_p2p.net.backoff import persistently
 from hopaas_p2p.stores.base import read_all
 from hopaas_p2p.stores.objects.contract import lsn_of
@@ -50,6 +50,7 @@ def collect(store: S3Store, *, keep: float = DAY, dry_run: bool = False) -> Iter
     Raises:
         InvalidInput: less than a day.
         StoreCorrupt: the list of studies is incomplete, so nothing can be considered deleted.
+        Denied: some objects may not be removed; the other studies were cleaned up.
 
     """
     if not keep >= DAY:  # with NaN, too, everything would be older
@@ -65,13 +66,19 @@ def _collect(store: S3Store, keep: float, *, dry_run: bool) -> Iterator[Removal]
     uuids = store.objects.folders("study/")
     if uuids and not catalog.lsn:
         raise StoreCorrupt("the list of studies is empty, but there are studies; nothing was removed")
+    denied: Denied | None = None
     for uuid in uuids:
-        if uuid in names:
-            yield from _compact(store, uuid, names[uuid], now - keep, dry_run=dry_run)
-        else:
-            yield from _clear(store, uuid, now - keep, dry_run=dry_run)
+        try:
+            if uuid in names:
+                yield from _compact(store, uuid, names[uuid], now - keep, dry_run=dry_run)
+            else:
+                yield from _clear(store, uuid, now - keep, dry_run=dry_run)
+        except Denied as error:
+            denied = denied or error
     old = [one for one in store.objects.details("beats/") if one.modified < now - max(keep, _BEATS)]
     yield from _remove(store, "heartbeats of peers that ended long ago", "", old, dry_run=dry_run)
+    if denied is not None:
+        raise denied
 
 
 def _catalog(store: S3Store) -> Catalog:

@@ -30,8 +30,8 @@ import urllib3
 
 from hopaas_p2p.errors import ConfigurationError, StoreUnreachable
 from hopaas_p2p.net import trust
+from hopaas_p2p.net.proxies import ServerAddress
 from hopaas_p2p.runtime import credentials
-from hopaas_p2p.runtime.redaction import redacted
 from hopaas_p2p.stores.s3 import http as s3_http
 from hopaas_p2p.stores.s3.address import Address, is_aws
 
@@ -140,7 +140,7 @@ class Chain:
         answer = _ask("POST", endpoint, body=body, headers={"Content-Type": "application/x-www-form-urlencoded"})
         keys = _keys_of({name: html.unescape(text) for name, text in _ELEMENT.findall(answer)})
         if keys is None:
-            raise ConfigurationError(f"{endpoint} gave no keys for the token of AWS_WEB_IDENTITY_TOKEN_FILE")
+            raise ConfigurationError(f"{_shown(endpoint)} gave no keys for the token of AWS_WEB_IDENTITY_TOKEN_FILE")
         return keys
 
     def _container(self) -> Keys | None:
@@ -190,19 +190,25 @@ def _place(url: str) -> tuple[str, str, int] | None:
     return (scheme, host, parts.port or urllib3.connectionpool.port_by_scheme.get(scheme, 0)) if host else None
 
 
+def _shown(url: str) -> str:
+    """A service in a message: without its path, which may be a secret. On ECS, whoever knows it gets the keys."""
+    scheme, host, port = _place(url) or ("", "", 0)
+    return f"{scheme}://{ServerAddress(host, port)}" if host else "the URL of a service"
+
+
 def _check_private(url: str) -> None:
     """Refuse a service on another machine without TLS: credentials go there and come from there."""
     scheme, host, _ = _place(url) or ("", "", 0)
     if not host or not (scheme == "https" or trust.is_loopback(host) or host in _LINK_LOCAL):
         raise ConfigurationError(
-            f"{redacted(url)} should give the keys for the bucket, but is no URL with https://. Without TLS, anybody "
+            f"{_shown(url)} should give the keys for the bucket, but is no URL with https://. Without TLS, anybody "
             "on the way could read them"
         )
 
 
 def _ask(method: str, url: str, *, body: str | None = None, headers: dict[str, str], direct: bool = False) -> str:
     """One request to a service that provides keys. The request and its answer are never shown."""
-    wait = _METADATA_TIMEOUT if direct else s3_http.READ
+    wait, service = _METADATA_TIMEOUT if direct else s3_http.READ, _shown(url)
     _check_sendable(*headers.values())
     try:
         with s3_http.pool(url, read=wait, direct=direct) as pool:
@@ -210,11 +216,12 @@ def _ask(method: str, url: str, *, body: str | None = None, headers: dict[str, s
             response = s3_http.whole(asked)
             status, text = response.status, (response.data or b"").decode(errors="replace")
     except urllib3.exceptions.HTTPError:
-        raise StoreUnreachable(f"{url} does not answer; it should give the keys for the bucket") from None
+        raise StoreUnreachable(f"{service} does not answer; it should give the keys for the bucket") from None
     if status >= 500 or status == 429:
-        raise StoreUnreachable(f"{url} answered with {status}; it should give the keys for the bucket")
+        raise StoreUnreachable(f"{service} answered with {status}; it should give the keys for the bucket")
     if status != 200:
-        raise ConfigurationError(f"{url} refused to give keys for the bucket: HTTP {status}. Is the token still valid?")
+        why = f"HTTP {status}. Is the token still valid?"
+        raise ConfigurationError(f"{service} refused to give keys for the bucket: {why}")
     return text
 
 
