@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import hashlib
 import os
 import secrets
 import stat
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
@@ -19,7 +17,6 @@ from hopaas_p2p.runtime.ownership import FOLDER, doubt, opened, own_folder
 READ: Final = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
 """How to open a file where others may write: no link is followed, and a FIFO does not block."""
 _CHUNK: Final = 1 << 20  # bytes read at once
-_LOOK: Final = 0.05  # seconds between attempts to lock a file
 _SMALL: Final = 16 << 20
 _RATIO: Final = 32
 """A file's size may be up to _SMALL + _RATIO times the bytes that it occupies."""
@@ -160,22 +157,10 @@ def locked(path: Path, *, patience: float) -> Iterator[None]:
         OSError: the file cannot be opened, or its file system has no locks.
 
     """
-    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
-    try:
-        deadline = time.monotonic() + patience
-        while True:
-            with contextlib.suppress(BlockingIOError):
-                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            if time.monotonic() >= deadline:
-                raise TimeoutError
-            time.sleep(_LOOK)
-        try:
-            yield
-        finally:
-            fcntl.flock(fd, fcntl.LOCK_UN)  # a child that was forked meanwhile has the descriptor, too
-    finally:
-        os.close(fd)
+    import filelock  # only here: it would slow the start of every command
+
+    with filelock.FileLock(path, timeout=patience, mode=0o600):
+        yield
 
 
 def is_mostly_holes(path: Path) -> bool:

@@ -73,7 +73,8 @@ def _register() -> None:
     """Called when a store is opened, not when this module is imported: hooks registered last run first before a fork.
 
     So the locks of logs are taken before those of every module that was imported earlier, such as logging's, which a
-    thread that holds a log's lock may need.
+    thread that holds a log's lock may need. And filelock refuses forks (RuntimeError, from Python 3.12 on) while
+    another thread is between filelock's own hooks: no thread should wait for a log there.
     """
     os.register_at_fork(before=before_fork, after_in_parent=after_fork_in_parent, after_in_child=after_fork_in_child)
 
