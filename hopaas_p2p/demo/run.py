@@ -103,7 +103,7 @@ def _new_study(store: str, budget: int) -> Study:
 def _watch(study: Study, processes: PeerProcesses, screen: Screen, *, trials: int, timeout: float, kill: bool) -> None:
     """Show the study until its peers have ended, and kill one of them on the way."""
     began = time.monotonic()
-    reader = EventReader({pid: name for name, pid, _ in processes.statuses()}, "maximize")
+    reader = EventReader({pid: name for name, pid, _ in processes.statuses()})
     stopped = False
     while True:
         at_work = processes.any_running()

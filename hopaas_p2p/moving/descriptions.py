@@ -116,10 +116,10 @@ def _sweep(content: Mapping[str, Any]) -> StudyDescription:
     endless = [name for name, one in space.items() if isinstance(one, Float) and one.step is None]
     if method == "grid" and endless:
         raise InvalidInput(f"the parameter {endless[0]!r}: a grid needs values, or whole numbers, or a q")
-    search = {"sampler": sampler_config.build("sampler", _METHODS[method])}
+    search = {"sampler": sampler_config.build(_METHODS[method])}
     if content.get("early_terminate") is not None:
         said = _halving(mapping(content["early_terminate"], "early_terminate"))
-        search["pruner"] = sampler_config.build("pruner", "halving", **said)
+        search["pruner"] = sampler_config.build("halving", **said)
     return StudyDescription(
         name=None if content.get("name") is None else str(content["name"]),
         directions=(goal,),

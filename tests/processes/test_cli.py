@@ -182,7 +182,7 @@ def test_a_traceback_is_shown_on_request_only(tmp_path: Path) -> None:
         "study list -s postgresql://x/y?user=me;password=sesame",
         "study list postgresql://me:sesame@x/y another",
         "admin gc postgresql://me:sesame@x/y",
-        "study import s -s ./store --format optuna --from s3://x/y?secret_key=sesame",
+        "study import s -s ./store --from s3://x/y?secret_key=sesame",
     ],
 )
 @pytest.mark.parametrize("debug", [[], ["--debug"]], ids=["", "debug"])

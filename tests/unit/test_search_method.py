@@ -558,6 +558,9 @@ def test_the_command_line_says_how_a_study_is_searched_and_changes_it(tmp_path: 
     assert "0.5 ± 0.5 (n = 2)" in text
     peers = cli("peers", "list", "--all", **at).stdout
     assert "uses the" not in peers
+    cli("study", "set", "--sampler", "tpe", **at)  # the default sampler, as for a worker
+    searched = json.loads(cli("study", "show", "--json", **at).stdout)["search"]
+    assert searched["sampler"] == "hopaas_p2p.TPESampler(model='process', repeats='avoid')"
     ticket = json.loads(cli("trial", "ask", "--sampler", "random", "--json", **at).stdout)["ticket"]
     assert "uses the sampler RandomSampler()" in cli("peers", "list", **at).stdout
     cli("trial", "release", "--ticket", ticket, **at)
