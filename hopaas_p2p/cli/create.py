@@ -15,7 +15,7 @@ from hopaas_p2p.core.records import StudySet
 from hopaas_p2p.errors import StudyExists
 from hopaas_p2p.moving.descriptions import StudyDescription, read
 from hopaas_p2p.open import redacted
-from hopaas_p2p.sampler_config import PRUNERS, SAMPLERS, build
+from hopaas_p2p.search.registry import PRUNERS, SAMPLERS, build
 from hopaas_p2p.spec import budget, space
 from hopaas_p2p.spec import fidelity as pauses
 

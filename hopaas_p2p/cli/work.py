@@ -22,7 +22,7 @@ from hopaas_p2p.errors import HopaasError, InvalidInput
 from hopaas_p2p.ports import socket as trial_socket
 from hopaas_p2p.ports.command import text_of, variable
 from hopaas_p2p.ports.verbs import PRUNE, Reply
-from hopaas_p2p.sampler_config import SAMPLERS, configured
+from hopaas_p2p.runtime.extras import check_sampler
 from hopaas_p2p.spec import space
 
 if TYPE_CHECKING:
@@ -41,10 +41,9 @@ _ENDS = ("complete", "pruned", "fail")
 
 @command(study="argument")
 @click.option("--ttl", type=ABOVE_ZERO, default=3600, metavar="S", help="Others may take it after S s of silence.")
-@click.option("--sampler", type=click.Choice(list(SAMPLERS)), help="The sampler. [default: the study's]")
 @space_option
 @click.option("--shell", is_flag=True, help='Print exports, for eval "$(hopaas-p2p trial ask --shell)".')
-def ask(session: CliSession, ttl: float, sampler: str | None, specs: tuple[str, ...], shell: bool) -> None:
+def ask(session: CliSession, ttl: float, specs: tuple[str, ...], shell: bool) -> None:
     """Start a trial: print its parameters and a ticket.
 
     Exits with 3 (with --shell, so does `eval`) when the budget is used up, or the study is paused or stopped. --space
@@ -60,7 +59,7 @@ def ask(session: CliSession, ttl: float, sampler: str | None, specs: tuple[str, 
     with _failing_in_eval() if shell else nullcontext():
         session.storage(peer_ttl=ttl)
         study = session.study()
-        study.sampler = configured("sampler", sampler, study)
+        check_sampler(study.sampler)
         wanted = {name: to_optuna(one) for name, one in space.parse_space(specs).items()}
         if not wanted and not study.space:
             why = infer_space(study)

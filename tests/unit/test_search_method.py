@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import math
@@ -561,9 +562,10 @@ def test_the_command_line_says_how_a_study_is_searched_and_changes_it(tmp_path: 
     cli("study", "set", "--sampler", "tpe", **at)  # the default sampler, as for a worker
     searched = json.loads(cli("study", "show", "--json", **at).stdout)["search"]
     assert searched["sampler"] == "hopaas_p2p.TPESampler(model='process', repeats='avoid')"
-    ticket = json.loads(cli("trial", "ask", "--sampler", "random", "--json", **at).stdout)["ticket"]
-    assert "uses the sampler RandomSampler()" in cli("peers", "list", **at).stdout
-    cli("trial", "release", "--ticket", ticket, **at)
+    store, own = str(tmp_path / "store"), optuna.samplers.RandomSampler()
+    with contextlib.closing(hopaas_p2p.open_study(store, "s", create=False, sampler=own)) as study:
+        study.ask()
+        assert "uses the sampler RandomSampler()" in cli("peers", "list", **at).stdout
 
 
 def test_a_trial_says_which_sampler_chose_its_parameters(studies: Any) -> None:
