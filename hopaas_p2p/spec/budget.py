@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import datetime
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Final
 
 import msgspec
@@ -89,14 +89,18 @@ def words(budget: Budget) -> str:
 
 def _flat(budget: Budget) -> dict[str, Any]:
     """What a budget says, by the keys of its text, such as until.target."""
-    found = msgspec.to_builtins(
-        budget, enc_hook=lambda one: one.item() if hasattr(one, "item") else repr(one)
-    )  # numpy's
-    entries = {key: one for key, one in found.items() if key not in ("prices", "until")}
-    entries |= {f"until.{key}": one for key, one in (found.get("until") or {}).items()}
-    for site, price in found.get("prices", {}).items():
-        entries |= {f"prices.{site}.{key}": one for key, one in price.items()}
-    return {key: one for key, one in entries.items() if one is not None}
+
+    def under(table: Mapping[str, Any], before: str = "") -> Iterator[tuple[str, Any]]:
+        for key, value in table.items():
+            if isinstance(value, Mapping):
+                yield from under(value, f"{before}{key}.")
+            elif value is not None:
+                yield f"{before}{key}", value
+
+    # numpy's numbers have an item
+    return dict(
+        under(msgspec.to_builtins(budget, enc_hook=lambda one: one.item() if hasattr(one, "item") else str(one)))
+    )
 
 
 def _entries(text: str) -> dict[str, Any]:
