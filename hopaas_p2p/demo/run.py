@@ -36,7 +36,7 @@ _TTL: Final = 4.0  # seconds of silence before a trial is taken over; real campa
 _NAME: Final = "digits"
 
 
-def run(console: Console, *, peers: int, trials: int, seed: int, store: str | None, timeout: float, kill: bool) -> None:
+def run(console: Console, *, peers: int, trials: int, store: str | None, timeout: float, kill: bool) -> None:
     """Run the demo with the options of the command line.
 
     Raises:
@@ -51,7 +51,7 @@ def run(console: Console, *, peers: int, trials: int, seed: int, store: str | No
         folder = Path(tempfile.mkdtemp(prefix="hopaas-demo-") if "://" in store else store).expanduser().absolute()
         with (
             contextlib.closing(study),
-            PeerProcesses(study, store=store, folder=folder, seed=seed) as processes,
+            PeerProcesses(study, store=store, folder=folder) as processes,
         ):
             title = f"hopaas-p2p demo · {peers} peer{'s' * (peers > 1)}, one shared store, no server"
             with Screen(console, title=title, epochs=objective.EPOCHS) as screen:

@@ -514,20 +514,20 @@ class CmaEsSampler(BaseSampler):
     ) -> Evolution:
         key = (*study_key(study), tuple(space.items()))
         if self._evolution is None or key != self._key or not self._evolution.follow(trials):
-            self._key, self._evolution = key, self._started(study, space)
+            cube = UnitCube(space)
+            self._key, self._evolution = (
+                key,
+                Evolution(
+                    cube,
+                    np.full(len(space), 0.5) if self._x0 is None else cube.point(self._x0),
+                    self._sigma0,
+                    self._population_size,
+                    seed=zlib.crc32(study.study_name.encode()) if self._seed is None else self._seed,
+                    maximize=study.directions[0] == StudyDirection.MAXIMIZE,
+                ),
+            )
             self._evolution.follow(trials)
         return self._evolution
-
-    def _started(self, study: optuna.Study, space: dict[str, BaseDistribution]) -> Evolution:
-        cube = UnitCube(space)
-        return Evolution(
-            cube,
-            np.full(len(space), 0.5) if self._x0 is None else cube.point(self._x0),
-            self._sigma0,
-            self._population_size,
-            seed=zlib.crc32(study.study_name.encode()) if self._seed is None else self._seed,
-            maximize=study.directions[0] == StudyDirection.MAXIMIZE,
-        )
 
     def sample_independent(
         self, study: optuna.Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution

@@ -97,10 +97,10 @@ def _flat(budget: Budget) -> dict[str, Any]:
             elif value is not None:
                 yield f"{before}{key}", value
 
-    # numpy's numbers have an item
-    return dict(
-        under(msgspec.to_builtins(budget, enc_hook=lambda one: one.item() if hasattr(one, "item") else str(one)))
-    )
+    plain = msgspec.to_builtins(
+        budget, enc_hook=lambda one: one.item() if hasattr(one, "item") else str(one)
+    )  # numpy's
+    return dict(under(plain))
 
 
 def _entries(text: str) -> dict[str, Any]:

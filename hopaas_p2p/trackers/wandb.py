@@ -53,7 +53,8 @@ class WandB:
         self.project = name or env.get("WANDB_PROJECT") or _PROJECT
         self.entity = team or env.get("WANDB_ENTITY")
         self.offline = env.get("WANDB_MODE") == _OFFLINE
-        self.directory = Path(env.get("WANDB_DIR") or ".")
+        self._parent = Path(env.get("WANDB_DIR") or ".")
+        self._directory = self._parent / "wandb"
         self._group = ""
         self._uuid = ""
         self._ledger: dict[str, dict[str, Any]] = {}
@@ -66,7 +67,7 @@ class WandB:
 
     @property
     def place(self) -> str:
-        return f"{self.entity or ''}/{self.project} {self.directory.absolute() if self.offline else ''}".strip()
+        return f"{self.entity or ''}/{self.project} {self._parent.absolute() if self.offline else ''}".strip()
 
     def begin(self, study: RunView) -> dict[int | None, str]:
         try:
@@ -122,11 +123,8 @@ class WandB:
                 run.finish(exit_code=_EXIT.get(view.state))
                 del self._open[key]
             entry.update(mark=view.mark, parts=self._parts(key))
-            self._write_ledger()
-
-    def _write_ledger(self) -> None:
-        with replace_atomically(self._ledger_file) as draft:
-            draft.write_text(json.dumps(self._ledger))
+            with replace_atomically(self._ledger_file) as draft:
+                draft.write_text(json.dumps(self._ledger))
 
     def link(self) -> str:
         if self.offline:
@@ -138,10 +136,6 @@ class WandB:
         """Finish the open runs; those of running trials are resumed by the next export."""
         with contextlib.suppress(TrackerUnreachable):
             self._close_runs()
-
-    @property
-    def _directory(self) -> Path:
-        return self.directory / "wandb"
 
     @property
     def _ledger_file(self) -> Path:
@@ -178,7 +172,7 @@ class WandB:
             resume="allow",
             reinit="create_new",
             mode=_OFFLINE if self.offline else "online",
-            dir=str(self.directory.absolute()),  # W&B's service process has another working directory
+            dir=str(self._parent.absolute()),  # W&B's service process has another working directory
             entity=self.entity,
             project=self.project,
             group=self._group,
