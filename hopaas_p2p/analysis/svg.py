@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from itertools import islice
 from typing import Any, Final, NamedTuple
 
 from hopaas_p2p.analysis.chart import Chart, ChartAxis, Series, number
@@ -122,7 +121,7 @@ def key(colour: str, text: str, symbol: str = "") -> Html:
 
 def _body(chart: Chart, width: float, height: float) -> str:
     """The axes and the drawing between them."""
-    columns = [tuple(map(list, islice(one.data.values(), 2))) for one in chart.series]
+    columns = [tuple(one.data.values())[:2] for one in chart.series]
     left = 160.0 if chart.y.choices else 52.0 if width > 300 else 46.0
     along = [] if chart.x.choices else [one for xs, _ in columns for one in xs]
     x = scale_of(chart.x, along, left, width - 12, pad=0.02)

@@ -515,16 +515,14 @@ class CmaEsSampler(BaseSampler):
         key = (*study_key(study), tuple(space.items()))
         if self._evolution is None or key != self._key or not self._evolution.follow(trials):
             cube = UnitCube(space)
-            self._key, self._evolution = (
-                key,
-                Evolution(
-                    cube,
-                    np.full(len(space), 0.5) if self._x0 is None else cube.point(self._x0),
-                    self._sigma0,
-                    self._population_size,
-                    seed=zlib.crc32(study.study_name.encode()) if self._seed is None else self._seed,
-                    maximize=study.directions[0] == StudyDirection.MAXIMIZE,
-                ),
+            self._key = key
+            self._evolution = Evolution(
+                cube,
+                np.full(len(space), 0.5) if self._x0 is None else cube.point(self._x0),
+                self._sigma0,
+                self._population_size,
+                seed=zlib.crc32(study.study_name.encode()) if self._seed is None else self._seed,
+                maximize=study.directions[0] == StudyDirection.MAXIMIZE,
             )
             self._evolution.follow(trials)
         return self._evolution

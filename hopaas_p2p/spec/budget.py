@@ -97,10 +97,9 @@ def _flat(budget: Budget) -> dict[str, Any]:
             elif value is not None:
                 yield f"{before}{key}", value
 
-    plain = msgspec.to_builtins(
-        budget, enc_hook=lambda one: one.item() if hasattr(one, "item") else str(one)
+    return dict(
+        under(msgspec.to_builtins(budget, enc_hook=lambda one: getattr(one, "item", one.__repr__)()))
     )  # numpy's
-    return dict(under(plain))
 
 
 def _entries(text: str) -> dict[str, Any]:
