@@ -32,7 +32,7 @@ from hopaas_p2p.report import write_report
 from hopaas_p2p.study import Study
 
 _INTERVAL: Final = 0.1  # seconds between two reads of the study
-_TTL: Final = 4.0  # seconds of silence before a trial is taken over; real campaigns use minutes
+_TTL: Final = 4.0  # seconds of silence before a trial is taken over; real studies use minutes
 _NAME: Final = "digits"
 
 
