@@ -250,7 +250,7 @@ def _state() -> State:
 
 
 def test_the_story_tells_who_was_taken_over_by_whom_and_only_once() -> None:
-    reader = EventReader({11: "A", 22: "B"}, "maximize")
+    reader = EventReader({11: "A", 22: "B"})
     state = _state()
 
     told = [text for text, _ in reader.new_events(state)]
