@@ -563,10 +563,10 @@ def test_the_command_line_says_how_a_study_is_searched_and_changes_it(tmp_path: 
     searched = json.loads(cli("study", "show", "--json", **at).stdout)["search"]
     assert searched["sampler"] == "hopaas_p2p.TPESampler(model='process', repeats='avoid')"
     store, own = str(tmp_path / "store"), optuna.samplers.RandomSampler()
-    with contextlib.closing(hopaas_p2p.open_study(store, "s", create=False, sampler=own)) as study:
-        with study.trial() as trial:
-            assert "uses the sampler RandomSampler()" in cli("peers", "list", **at).stdout
-            trial.tell(0.0)
+    study = hopaas_p2p.open_study(store, "s", create=False, sampler=own)
+    with contextlib.closing(study), study.trial() as trial:
+        assert "uses the sampler RandomSampler()" in cli("peers", "list", **at).stdout
+        trial.tell(0.0)
 
 
 def test_a_trial_says_which_sampler_chose_its_parameters(studies: Any) -> None:
