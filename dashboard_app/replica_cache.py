@@ -138,18 +138,18 @@ class ReplicaCache:
             self._await(lambda: self._catalog.looked_at, _FIRST_SIGHT)
         return sorted(self._peer.catalog.state.by_id.values(), key=lambda one: -one.study_id)
 
-    def frame(self, uuid: str, *, wait: bool = True) -> Frame | None:
+    def frame(self, uuid: str) -> Frame | None:
         """The study as last seen; None if there is none, or it could not be read yet. Keeps it fresh for a while.
 
-        With `wait`, waits for the first read of the study, or for a moment if it was not kept fresh.
+        Waits for the first read of the study, or for a moment if it was not kept fresh.
         """
         study = self._cached(uuid)
         if study is None:
             return None
         study.viewed_until = time.monotonic() + _VIEWED
         if study.frame is None:
-            self._await(lambda: study.looked_at, _FIRST_SIGHT if wait else 0.0)
-        elif wait and self._threaded and study.trouble is None:
+            self._await(lambda: study.looked_at, _FIRST_SIGHT)
+        elif self._threaded and study.trouble is None:
             stale = study.pulled
             if time.monotonic() - stale >= 2 * self._every + _TICK:
                 study.due = 0.0

@@ -1,5 +1,5 @@
 #!/bin/sh
-# One campaign over several sites, each with a batch system of its own. They share nothing but the store.
+# One study over several sites, each with a batch system of its own. They share nothing but the store.
 #
 #     HOPAAS_STORE=postgresql://campaign@db.example.org/hopaas HOPAAS_STUDY=demo sh multi_site.sh north south
 #

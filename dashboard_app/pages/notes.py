@@ -17,7 +17,6 @@ import streamlit as st
 from dashboard_app import theme
 from dashboard_app.frames import Frame
 from dashboard_app.page_context import PageContext
-from dashboard_app.views.studies import ARCHIVED
 from hopaas_p2p import notes
 from hopaas_p2p.analysis.html import safe
 from hopaas_p2p.cli.output import size
@@ -37,7 +36,6 @@ def show(page: PageContext) -> None:
         return
     note_of(page, frame)
     tags_of(page, frame)
-    theme.caption(f"A study with the tag {ARCHIVED!r} is listed only where archived ones are asked for.")
     files_of(page, frame)
 
 

@@ -10,7 +10,6 @@ from dashboard_app.frames import Frame
 from dashboard_app.page_context import PageContext
 from dashboard_app.redraw import live
 from dashboard_app.theme import draw
-from dashboard_app.views.rungs import tree
 from hopaas_p2p.analysis import charts, configurations
 from hopaas_p2p.analysis.chart import number
 from hopaas_p2p.analysis.html import Html
@@ -66,11 +65,11 @@ def _body(_here: PageContext, frame: Frame) -> None:
 
 def _rungs(frame: Frame) -> None:
     state = frame.state
-    policy, population = state.configurations.policy, state.configurations.population
+    policy = state.configurations.policy
     assert policy is not None
     rows = frame.once(lambda one: configurations.rows(one.state), "configurations")
     words = [row.state for row in rows]
-    places = configurations.rung_counts(state)
+    places = state.configurations.places()
     theme.tiles([
         ("configurations", f"{len(rows):,}", in_words(policy)),
         ("running", f"{words.count('running'):,}", "now"),
@@ -89,8 +88,6 @@ def _rungs(frame: Frame) -> None:
     empty = "No configuration has reached a rung yet."
     theme.table(headers, table, label="Configurations at each rung", titled=True, empty=empty)
     _curves(frame, "Curves need reports: trial.report(value, step).")
-    if population is not None:
-        draw(frame.once(lambda one: tree(one.state), "family"), key="family", empty="No member has reported yet.")
     link = partial(theme.trial_link, frame.name)
     cells = [
         [

@@ -26,8 +26,6 @@ def show(page: PageContext) -> None:
 
 
 def _cards(page: PageContext) -> None:
-    archived = st.toggle("Include archived", key="archived", bind="query-params")
-
     def version() -> str:
         """A version that changes when a card does: with new commits in a log, or news of its peers."""
         marks = []
@@ -36,21 +34,17 @@ def _cards(page: PageContext) -> None:
             marks.append((listing.study_id, page.cache.lsn(listing.uuid), signs))
         return f"{zlib.crc32(repr(marks).encode()):08x}"
 
-    follow(lambda: _grid(page, archived=archived), version=version, freshness=page.cache.freshness, key="studies")
+    follow(lambda: _grid(page), version=version, freshness=page.cache.freshness, key="studies")
 
 
-def _grid(page: PageContext, *, archived: bool) -> None:
+def _grid(page: PageContext) -> None:
     found: list[tuple[bool, float, str]] = []
-    hidden = 0
     listings = page.studies()
     for listing, name in zip(listings, told_apart([one.name for one in listings]), strict=True):
         frame = page.cache.frame(listing.uuid)
         if frame is None:
             why = page.cache.freshness(listing.uuid).trouble or "being created"
             found.append((True, 0.0, f'<div class="hp-card"><h3>{safe(name)}</h3>{safe(why)}</div>'))
-            continue
-        if studies.ARCHIVED in frame.tags and not archived:
-            hidden += 1
             continue
         card = studies.card(frame.state, frame.columns, page.cache.signs(frame.uuid))
         found.append((card["word"] != "running", -(card["last"] or 0.0), _card(frame, card, name)))
@@ -60,13 +54,11 @@ def _grid(page: PageContext, *, archived: bool) -> None:
     if found:
         found.sort(key=lambda one: one[:2])  # running studies first, then the latest
         st.html(f'<div class="hp-cards">{"".join(html for _, _, html in found)}</div>')
-    elif not hidden:
+    else:
         theme.nothing(
             "No study yet. Create one: hopaas-p2p study create NAME --store "
             f"{page.cache.url} --space 'x=float(0,1)', or run your program; it shows up by itself."
         )
-    if hidden:
-        theme.caption(f"{hidden} archived, not shown")
 
 
 def _card(frame: Frame, card: dict[str, Any], name: str) -> str:
@@ -81,7 +73,7 @@ def _card(frame: Frame, card: dict[str, Any], name: str) -> str:
         f"{card['used']:,}{budget} used · {counts}",
         f"live peers: {peers}" if peers else "no live peers",
         safe(studies.first_line(frame.note)),
-        " ".join(theme.tag(one) for one in frame.tags[:6] if one != studies.ARCHIVED),
+        " ".join(theme.tag(one) for one in frame.tags[:6]),
         " · ".join(began),
     ]
     spark = ""

@@ -17,35 +17,17 @@ from hopaas_p2p.peer.liveness import owners_of
 _ESCAPES: Final = str.maketrans({"\\": r"\\", '"': r"\"", "\n": r"\n"})
 CONTENT_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
 
-_HELP: Final = {
-    "hopaas_trials": ("gauge", "Trials by state."),
-    "hopaas_best_value": ("gauge", "The best value, by objective."),
-    "hopaas_budget_trials": ("gauge", "COMPLETE and PRUNED trials wanted; absent without a budget."),
-    "hopaas_budget_used_trials": ("gauge", "Trials that count against the budget."),
-    "hopaas_accepting": ("gauge", "1 if trials may start now."),
-    "hopaas_running_peers": ("gauge", "Peers that run a trial, by site, as far as the log says."),
-    "hopaas_compute_seconds_total": ("counter", "Seconds that trials ran, lost and running ones included."),
-    "hopaas_leases_lost_total": ("counter", "Leases that ended before their trial did."),
-    "hopaas_records_refused_total": ("counter", "Records that were refused, by reason."),
-    "hopaas_log_commits_total": ("counter", "Commits in the study's log."),
-    "hopaas_read_age_seconds": ("gauge", "Seconds since the study's log was last read."),
-}
-
 
 def exposition(studies: Iterable[tuple[str, str, State, TrialTable, float]]) -> str:
     """All metrics of all studies, each with its store, its name and the age of the data; deterministic."""
-    samples: dict[str, list[str]] = {name: [] for name in _HELP}
+    samples: dict[str, list[str]] = {}
     for store, study, state, columns, age in studies:
         for name, labels, value in _of(state, columns, age):
             parts = {"store": store, "study": study, **labels}
             said = ",".join(f'{key}="{text.translate(_ESCAPES)}"' for key, text in parts.items())
             number = f"{value:.10g}" if math.isfinite(value) else {"inf": "+Inf", "-inf": "-Inf"}.get(str(value), "NaN")
-            samples[name].append(f"{name}{{{said}}} {number}")
-    lines = []
-    for name, (kind, what) in _HELP.items():
-        if samples[name]:
-            lines += [f"# HELP {name} {what}", f"# TYPE {name} {kind}", *samples[name]]
-    return "\n".join(lines) + "\n"
+            samples.setdefault(name, []).append(f"{name}{{{said}}} {number}\n")
+    return "".join(line for lines in samples.values() for line in lines)
 
 
 def _of(state: State, columns: TrialTable, age: float) -> Iterable[tuple[str, dict[str, str], float]]:

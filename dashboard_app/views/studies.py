@@ -19,8 +19,6 @@ from hopaas_p2p.core.state import State
 from hopaas_p2p.peer.liveness import SignOfLife, any_alive
 
 MOST_STUDIES: Final = 8
-ARCHIVED: Final = "archived"
-"""The tag that takes a study off the list."""
 _POINTS: Final = 48
 _FIRST_LINE: Final = 140
 

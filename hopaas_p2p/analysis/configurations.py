@@ -70,11 +70,6 @@ def rows(state: State) -> list[ConfigurationRow]:
     return found
 
 
-def rung_counts(state: State) -> list[RungCount]:
-    """Each rung of each bracket, with the number of configurations there; empty without rungs."""
-    return state.configurations.places()
-
-
 def in_words(place: RungCount, *, brackets: int) -> str:
     """One rung in a line: `after 3 epochs: 12 reached it, 4 promoted, 7 waiting`."""
     where = f"bracket {place.bracket}, " if brackets > 1 else ""

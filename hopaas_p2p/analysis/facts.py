@@ -86,16 +86,6 @@ def queued_again(state: State) -> frozenset[int]:
     return frozenset(int(trial.system[AGAIN]) for trial in list(state.trials) if AGAIN in trial.system)
 
 
-def budget_unit(state: State) -> str:
-    """What a study's budget counts, in words: trials; with rungs, configurations; in a population, members."""
-    return state.configurations.unit
-
-
-def is_better(value: float, than: float, direction: str) -> bool:
-    """Whether `value` is better than `than` in this direction."""
-    return value > than if direction == "maximize" else value < than
-
-
 def best(state: State) -> Trial | None:
     """The best COMPLETE trial that satisfies its constraints, the earliest of equals, in a study with one objective."""
     if state.define is None or len(state.define.directions) != 1:

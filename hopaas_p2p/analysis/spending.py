@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Final, NamedTuple
 
-from hopaas_p2p.analysis.facts import budget_unit, duration, shown
+from hopaas_p2p.analysis.facts import duration, shown
 from hopaas_p2p.core.ledger import AMOUNTS, HOUR, OUTCOMES, Account, Cost, Ledger, euro
 from hopaas_p2p.core.records import Until
 from hopaas_p2p.core.state import COMPLETE, PRUNED, State
@@ -73,8 +73,8 @@ def spending(state: State) -> Spending:
     found.sort(key=lambda row: (row["site"], row["person"], order.get(row["state"], len(order))))
 
     counts, limits = state.counts, ledger.limits
-    done = counts[COMPLETE] + counts[PRUNED]
-    amounts = [Amount("trials", budget_unit(state), done if state.budget is None else state.used(), state.budget, None)]
+    done = counts[COMPLETE] + counts[PRUNED] if state.budget is None else state.used()
+    amounts = [Amount("trials", state.configurations.unit, done, state.budget, None)]
     for what, unit in AMOUNTS.items():
         value, limit = total[what], getattr(limits, what)
         if value or limit is not None:

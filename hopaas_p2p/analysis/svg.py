@@ -119,14 +119,9 @@ def key(colour: str, text: str, symbol: str = "") -> Html:
     return Html(f'<span class="pair">{shown}{safe(text, longest=80)}</span>')
 
 
-def _columns(one: Series) -> tuple[list[Any], list[Any]]:
-    x, y = list(one.data.values())[:2]
-    return list(x), list(y)
-
-
 def _body(chart: Chart, width: float, height: float) -> str:
     """The axes and the drawing between them."""
-    columns = [_columns(one) for one in chart.series]
+    columns = [tuple(one.data.values())[:2] for one in chart.series]
     left = 160.0 if chart.y.choices else 52.0 if width > 300 else 46.0
     along = [] if chart.x.choices else [one for xs, _ in columns for one in xs]
     x = scale_of(chart.x, along, left, width - 12, pad=0.02)

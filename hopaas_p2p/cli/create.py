@@ -15,7 +15,7 @@ from hopaas_p2p.core.records import StudySet
 from hopaas_p2p.errors import StudyExists
 from hopaas_p2p.moving.descriptions import StudyDescription, read
 from hopaas_p2p.open import redacted
-from hopaas_p2p.sampler_config import PRUNERS, SAMPLERS, build
+from hopaas_p2p.search.registry import PRUNERS, SAMPLERS, build
 from hopaas_p2p.spec import budget, space
 from hopaas_p2p.spec import fidelity as pauses
 
@@ -44,7 +44,7 @@ def method_of(given: dict[str, Any], described: Mapping[str, Any] | None = None)
     method = {name: given[name] for name in ("repeats", "replicates") if given[name] is not None}
     for kind in ("sampler", "pruner"):
         if given[kind] or kind in described:
-            method[kind] = build(kind, given[kind]) if given[kind] else described[kind]
+            method[kind] = build(given[kind]) if given[kind] else described[kind]
     if given["fidelity"] is not None:
         method["fidelity"] = pauses.parse(given["fidelity"])
     return method

@@ -15,7 +15,6 @@ from hopaas_p2p.runtime import extras
 @click.command()
 @click.option("--peers", type=click.IntRange(1, 16), default=3, help="How many processes take part.")
 @click.option("--trials", type=click.IntRange(1), default=120, help="The study's budget.")
-@click.option("--seed", type=int, default=1, help="The first peer's seed; the others use the next ones.")
 @click.option("--store", help="Directory or URL of the store. [default: a new directory, which is kept]")
 @click.option("--timeout", type=click.FloatRange(1), default=75, help="Seconds after which no more trials start.")
 @click.option("--kill/--no-kill", default=True, help="Kill one peer in the middle of a trial.")

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from hopaas_p2p.analysis.facts import budget_unit, state_word
+from hopaas_p2p.analysis.facts import state_word
 from hopaas_p2p.analysis.spending import budget_lines, cells, spending
 from hopaas_p2p.cli import output
 from hopaas_p2p.cli.annotations import add_annotations
@@ -219,7 +219,8 @@ def resume(session: CliSession) -> None:
     resumed.resume()
     state = resumed.state
     word = state_word(state, working=any_alive(signs_of_life(resumed.storage.peer, state).values()))
-    budget_now = "no budget" if state.budget is None else f"{state.used()} of {state.budget} {budget_unit(state)} used"
+    used = f"{state.used()} of {state.budget} {state.configurations.unit} used"
+    budget_now = "no budget" if state.budget is None else used
     said = f": {word}, {budget_now}."
     if word == "done":
         cure = f"To run more trials, change it: hopaas-p2p study set {shlex.quote(resumed.name)} --budget …"

@@ -218,7 +218,7 @@ def _folder() -> Path:
 
 def _as_words(worker: dict[str, Any]) -> tuple[str, ...]:
     """The given options of a worker, except those that every job gets."""
-    given = {"--site": "site", "--sampler": "sampler", "--pruner": "pruner", "--max-trials": "max_trials"}
+    given = {"--site": "site", "--max-trials": "max_trials"}
     words = [word for option, name in given.items() if worker[name] is not None for word in (option, str(worker[name]))]
     for name, default in _DEFAULTS.items():
         words += [f"--{name}", str(worker[name])] if worker[name] != default else []

@@ -45,7 +45,7 @@ def more_of_study(study: Study) -> dict[str, Any]:
     define = definition_of(state, study.name)
     names = {"attempts": "attempts", "lease_ttl": "ttl"}
     names |= {name: name for name in ("max_failures", "progress_timeout", "interrupted")}
-    counts, gone = configurations.rung_counts(state), unneeded(state)
+    counts, gone = state.configurations.places(), unneeded(state)
     brackets = len({place.bracket for place in counts})
     sizes = {one.key: one.size for trial in state.trials for one in trial.checkpoints if one.key not in gone}
     groups = study.replicates()[:_MEANS] if (SearchMethod.stored(study.state.system).replicates or 1) > 1 else []

@@ -15,28 +15,27 @@ from hopaas_p2p.cli import output
 from hopaas_p2p.cli.options import FILE, FOLDER, CliSession, command, space_option
 from hopaas_p2p.core.admission import finished
 from hopaas_p2p.errors import HopaasError, InvalidInput, NoSuchStudy
-from hopaas_p2p.moving import FORMATS, copy_study, export_study, import_study
+from hopaas_p2p.moving import copy_study, export_study, import_study
 from hopaas_p2p.report import write_report
 from hopaas_p2p.runtime.atomic import replace_atomically
 from hopaas_p2p.runtime.redaction import redacted
 from hopaas_p2p.spec.space import parse_space
 
 _TRACKERS: Final = ("mlflow", "wandb")
-_KINDS: Final = (*FORMATS, *_TRACKERS)
 _INTERVAL: Final = 5.0  # seconds between two updates of a tracker
 _FEW_RETRIES: Final = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2", "MLFLOW_HTTP_REQUEST_TIMEOUT": "30"}
 """MLflow would retry for minutes by default; `study export` retries itself."""
 
 
 @command(study="argument")
-@click.option("--format", "form", type=click.Choice(_KINDS), help="[default: by the extension of PATH, else study]")
+@click.option("--format", "tracker", type=click.Choice(_TRACKERS), help="A tracker; a file's extension says its own.")
 @click.option("--prior", is_flag=True, help="Write what a new study can learn from, not the study.")
 @click.option("--to", metavar="PATH|URL|PROJECT", help="A file, an Optuna storage, or a tracker. [default: stdout]")
 @click.option("--files", type=FOLDER, metavar="DIR", help="Also write the files of the study and its trials to DIR.")
 @click.option("--follow", is_flag=True, help="To a tracker, until the study is done; waits out the tracker's outages.")
 def export(
     session: CliSession,
-    form: str | None,
+    tracker: str | None,
     prior: bool,
     to: str | None,
     files: Path | None,
@@ -45,9 +44,9 @@ def export(
     """Write a study to a file, to an Optuna storage, or to a tracker.
 
     A .study file contains the study's whole log and its files; `study import` reads it. csv, the default on stdout, is
-    for spreadsheets, parquet for data frames. With --format optuna, URL is sqlite:///x.db, postgresql://…, or the path
-    of a journal file. DIR can be given to optuna-dashboard --artifact-dir. --prior writes what other studies can learn
-    from this one, without results: configurations and their ranks, for `study create --learn-from FILE`.
+    for spreadsheets, parquet for data frames. URL is an Optuna storage, sqlite:///x.db or postgresql://…; .journal is
+    Optuna's journal file. DIR can be given to optuna-dashboard --artifact-dir. --prior writes what other studies can
+    learn from this one, without results: configurations and their ranks, for `study create --learn-from FILE`.
 
     With --format mlflow, URL is the tracking server (or MLFLOW_TRACKING_URI), and MLFLOW_EXPERIMENT_NAME names the
     experiment; with --format wandb, PROJECT is ENTITY/PROJECT or PROJECT (or WANDB_ENTITY, WANDB_PROJECT), and with
@@ -59,18 +58,18 @@ def export(
     hopaas-p2p study export digits --to digits.csv
     hopaas-p2p study export digits --format mlflow --to http://mlflow.example.org:5000 --follow
     """  # noqa: D301  # click needs the backspace
-    if prior and (form is not None or files is not None):
+    if prior and (tracker is not None or files is not None):
         raise click.UsageError("--prior has one format, and no files.")
-    if form in _TRACKERS:
+    if tracker is not None:
         if files is not None:
             raise click.UsageError("A tracker takes no --files.")
-        _export_to_tracker(session, form, to, follow=follow)
+        _export_to_tracker(session, tracker, to, follow=follow)
         return
     if follow:
         raise click.UsageError("--follow is for trackers.")
     study = session.study()
     if not prior:
-        count = export_study(study, to or "-", form=form, files=files)
+        count = export_study(study, to or "-", files=files)
         if to not in (None, "-"):
             session.done({"trials": count, "to": redacted(to)}, f"Exported {output.count(count, 'trial')} to {to}.")
         return
@@ -121,14 +120,12 @@ def _export_to_tracker(session: CliSession, kind: str, to: str | None, *, follow
 
 @command("import", study="argument")
 @click.option("--from", "source", metavar="PATH_OR_URL", help="A file, or an Optuna storage.  [required]")
-@click.option("--format", "form", type=click.Choice(FORMATS), help="[default: as the file or its extension says]")
 @click.option("--source-study", metavar="NAME", help="The study in the source. [default: the only one]")
 @click.option("--files", type=FOLDER, metavar="DIR", help="Also import the files in DIR, which are named by their ids.")
 @space_option
 def import_(
     session: CliSession,
     source: str | None,
-    form: str | None,
     source_study: str | None,
     files: Path | None,
     specs: tuple[str, ...],
@@ -149,7 +146,7 @@ def import_(
         read = given if given and ("/" in given or Path(given).suffix) else "PATH_OR_URL"
         raise InvalidInput(f"No source given: hopaas-p2p study import --from {shlex.quote(read)}")
     storage = session.storage(create=True)
-    result = import_study(storage, source, name=name, form=form, source_study=source_study, files=files)
+    result = import_study(storage, source, name=name, source_study=source_study, files=files)
     if space:
         open_study(storage, result.study, create=False).set_space(space)
     for warning in result.warnings:

@@ -22,7 +22,7 @@ from hopaas_p2p.errors import HopaasError, InvalidInput
 from hopaas_p2p.ports import socket as trial_socket
 from hopaas_p2p.ports.command import text_of, variable
 from hopaas_p2p.ports.verbs import PRUNE, Reply
-from hopaas_p2p.sampler_config import SAMPLERS, configured
+from hopaas_p2p.runtime.extras import check_sampler
 from hopaas_p2p.spec import space
 
 if TYPE_CHECKING:
@@ -41,10 +41,9 @@ _ENDS = ("complete", "pruned", "fail")
 
 @command(study="argument")
 @click.option("--ttl", type=ABOVE_ZERO, default=3600, metavar="S", help="Others may take it after S s of silence.")
-@click.option("--sampler", type=click.Choice(list(SAMPLERS)), help="The sampler. [default: the study's]")
 @space_option
 @click.option("--shell", is_flag=True, help='Print exports, for eval "$(hopaas-p2p trial ask --shell)".')
-def ask(session: CliSession, ttl: float, sampler: str | None, specs: tuple[str, ...], shell: bool) -> None:
+def ask(session: CliSession, ttl: float, specs: tuple[str, ...], shell: bool) -> None:
     """Start a trial: print its parameters and a ticket.
 
     Exits with 3 (with --shell, so does `eval`) when the budget is used up, or the study is paused or stopped. --space
@@ -60,7 +59,7 @@ def ask(session: CliSession, ttl: float, sampler: str | None, specs: tuple[str, 
     with _failing_in_eval() if shell else nullcontext():
         session.storage(peer_ttl=ttl)
         study = session.study()
-        study.sampler = configured("sampler", sampler, study)
+        check_sampler(study.sampler)
         wanted = {name: to_optuna(one) for name, one in space.parse_space(specs).items()}
         if not wanted and not study.space:
             why = infer_space(study)
@@ -141,16 +140,12 @@ def _number(text: str) -> float:
 @_verb
 @click.argument("value")
 @click.option("--step", type=click.IntRange(min=0), required=True, help="The step, such as an epoch.")
-@click.option("--should-prune", "also_prune", is_flag=True, help="Then do what should-prune does.")
-def report(session: CliSession, ticket: str | None, value: str, step: int, also_prune: bool) -> int:
+def report(session: CliSession, ticket: str | None, value: str, step: int) -> None:
     """Report an intermediate value of the ticket's trial. The value is in the store when the command returns."""
     reported = _number(value)
     with _asking(session, ticket) as ask_trial:
         reply = ask_trial("report", value=reported, step=step)
-    if also_prune:
-        return _show_verdict(session, reply)
     session.show({"number": reply["trial"], "step": step, "value": reported}, lambda: None)
-    return 0
 
 
 @_verb
@@ -181,10 +176,6 @@ def should_prune(session: CliSession, ticket: str | None) -> int:
     """
     with _asking(session, ticket) as ask_trial:
         reply = ask_trial("should-prune")
-    return _show_verdict(session, reply)
-
-
-def _show_verdict(session: CliSession, reply: Reply) -> int:
     number, why = reply["trial"], reply["why"]
     data = {"number": number, "prune": reply["prune"], "why": why}
     session.show(data, lambda: output.say(f"Prune trial {number}: {why}.") if reply["prune"] else None)

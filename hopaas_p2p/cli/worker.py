@@ -12,7 +12,7 @@ from hopaas_p2p.cli import output
 from hopaas_p2p.cli.options import FOLDER, CliSession, CommandAfterDashes, command, together
 from hopaas_p2p.errors import ConfigurationError, StoreUnreachable
 from hopaas_p2p.ports.limits import parse_duration, time_left
-from hopaas_p2p.sampler_config import PRUNERS, SAMPLERS, configured
+from hopaas_p2p.runtime.extras import check_sampler
 
 _AGAIN: Final = os.EX_TEMPFAIL
 
@@ -24,8 +24,6 @@ worker_options = together(
     click.option("--logs", type=FOLDER, default=Path("hopaas-logs"), help="Your own directory for the output."),
     click.option("--keep-output/--no-keep-output", default=True, help="Keep the end of a failed command's output."),
     click.option("--pass", "passed", multiple=True, metavar="NAME", help="A credential that the command gets. Repeat."),
-    click.option("--sampler", type=click.Choice(list(SAMPLERS)), help="The sampler. [default: the study's]"),
-    click.option("--pruner", type=click.Choice(list(PRUNERS)), help="The pruner. [default: the study's]"),
 )
 """The options of all commands that run trials."""
 
@@ -94,8 +92,7 @@ def work(session: CliSession, command: tuple[str, ...], **given: Any) -> tuple[i
     given["grace"] = parse_duration(given["grace"])
     try:
         study = session.study()
-        study.sampler = configured("sampler", given.pop("sampler"), study)
-        study.pruner = configured("pruner", given.pop("pruner"), study)
+        check_sampler(study.sampler)
         made = Worker(study, command, time_limit=_seconds(limit), say=output.say, **given)
         code, ran, reason = made.work(), made.ran, made.reason
     except StoreUnreachable as error:

@@ -34,8 +34,8 @@ class KilledPeer(NamedTuple):
 class PeerProcesses:
     """The peers of one demo. Use it as a context manager: all have ended when the block is left."""
 
-    def __init__(self, study: Study, *, store: str, folder: Path, seed: int) -> None:
-        self._study, self._store, self._folder, self._seed = study, store, folder, seed
+    def __init__(self, study: Study, *, store: str, folder: Path) -> None:
+        self._study, self._store, self._folder = study, store, folder
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
         self.killed: KilledPeer | None = None
 
@@ -58,9 +58,9 @@ class PeerProcesses:
         """Start that many peers, named A, B, C, …"""
         inherited = credentials.environment(store=self._store)
         one_thread = dict.fromkeys(_THREAD_COUNTS, "1")
-        for index, name in enumerate(string.ascii_uppercase[:peers]):
+        for seed, name in enumerate(string.ascii_uppercase[:peers], start=1):
             environment = {**inherited, **one_thread, "HOPAAS_STORE": self._store, "HOPAAS_SITE": f"peer {name}"}
-            command = [sys.executable, "-P", "-m", "hopaas_p2p.demo.peer", self._study.name, str(self._seed + index)]
+            command = [sys.executable, "-P", "-m", "hopaas_p2p.demo.peer", self._study.name, str(seed)]
             log = open_regular(self._log(name), os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
             with open(log, "wb") as file:  # noqa: PTH123
                 self._processes[name] = subprocess.Popen(

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from hopaas_p2p.analysis.facts import is_better
 from hopaas_p2p.core.state import COMPLETE, FAIL, State
 
 Event = tuple[str, str]
@@ -19,12 +18,11 @@ class EventReader:
 
     Args:
         names: pid -> name of the demo's peers.
-        direction: the study's.
 
     """
 
-    def __init__(self, names: Mapping[int, str], direction: str) -> None:
-        self._names, self._direction = names, direction
+    def __init__(self, names: Mapping[int, str]) -> None:
+        self._names = names
         self._told: set[tuple[str, str | int]] = set()
         self._best: float | None = None
 
@@ -47,7 +45,7 @@ class EventReader:
                     events.append((f"#{n} keeps the late result of #{trial.late_of}: {value:.4f}", "good"))
                 if of is not None:
                     events.append((f"#{n}, the retry of #{of}, is complete: {value:.4f}", "good"))
-                if self._best is None or is_better(value, self._best, self._direction):
+                if self._best is None or value > self._best:
                     self._best = value
                     events.append((f"#{n} by peer {name} is the best so far: {value:.4f}", "best"))
             elif trial.retried_by is not None:

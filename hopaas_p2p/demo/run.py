@@ -32,11 +32,11 @@ from hopaas_p2p.report import write_report
 from hopaas_p2p.study import Study
 
 _INTERVAL: Final = 0.1  # seconds between two reads of the study
-_TTL: Final = 4.0  # seconds of silence before a trial is taken over; real campaigns use minutes
+_TTL: Final = 4.0  # seconds of silence before a trial is taken over; real studies use minutes
 _NAME: Final = "digits"
 
 
-def run(console: Console, *, peers: int, trials: int, seed: int, store: str | None, timeout: float, kill: bool) -> None:
+def run(console: Console, *, peers: int, trials: int, store: str | None, timeout: float, kill: bool) -> None:
     """Run the demo with the options of the command line.
 
     Raises:
@@ -51,7 +51,7 @@ def run(console: Console, *, peers: int, trials: int, seed: int, store: str | No
         folder = Path(tempfile.mkdtemp(prefix="hopaas-demo-") if "://" in store else store).expanduser().absolute()
         with (
             contextlib.closing(study),
-            PeerProcesses(study, store=store, folder=folder, seed=seed) as processes,
+            PeerProcesses(study, store=store, folder=folder) as processes,
         ):
             title = f"hopaas-p2p demo · {peers} peer{'s' * (peers > 1)}, one shared store, no server"
             with Screen(console, title=title, epochs=objective.EPOCHS) as screen:
@@ -103,7 +103,7 @@ def _new_study(store: str, budget: int) -> Study:
 def _watch(study: Study, processes: PeerProcesses, screen: Screen, *, trials: int, timeout: float, kill: bool) -> None:
     """Show the study until its peers have ended, and kill one of them on the way."""
     began = time.monotonic()
-    reader = EventReader({pid: name for name, pid, _ in processes.statuses()}, "maximize")
+    reader = EventReader({pid: name for name, pid, _ in processes.statuses()})
     stopped = False
     while True:
         at_work = processes.any_running()

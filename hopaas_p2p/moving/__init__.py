@@ -7,7 +7,6 @@ trials (`moving.records`), wherever they come from. CSV and Parquet are for othe
 from __future__ import annotations
 
 import contextlib
-import json
 import logging
 import os
 import shlex
@@ -17,6 +16,7 @@ from typing import TYPE_CHECKING, Final
 
 import msgspec
 
+from hopaas_p2p.analysis.lookalikes import visible
 from hopaas_p2p.core.records import TrialState
 from hopaas_p2p.errors import InvalidInput, StudyExists
 from hopaas_p2p.files.artifacts import key_of
@@ -31,13 +31,17 @@ if TYPE_CHECKING:
     from hopaas_p2p.storage import Storage
     from hopaas_p2p.study import Study
 
-__all__ = ["FORMATS", "Arrived", "copy_study", "export_study", "import_study"]
+__all__ = ["Arrived", "copy_study", "export_study", "import_study"]
 
 _log: Final = logging.getLogger("hopaas_p2p")
-FORMATS: Final = ("study", "csv", "parquet", "optuna")
-_SUFFIXES: Final = {".csv": "csv", ".parquet": "parquet", ".journal": "optuna", ".log": "optuna"}
-_OWN: Final = ("", ".study", ".backup", ".zip")
-_BEGINNINGS: Final = {b"SQLite format 3\0": "optuna", b"PK\x03\x04": "study"}
+_SUFFIXES: Final = (
+    dict.fromkeys(("", ".study", ".backup", ".zip"), "study")
+    | {".csv": "csv", ".parquet": "parquet"}
+    | dict.fromkeys((".journal", ".log"), "optuna")
+)
+"""The format of a file, by its extension."""
+_BEGINNINGS: Final = {b"SQLite format 3\0": "sqlite", b"PK\x03\x04": "study", b'{"op_code"': "optuna"}
+"""The format of a file that is there, by its first bytes."""
 _FROM: Final = "copied_from"
 """The source's uuid, in the definition of a copy."""
 
@@ -83,32 +87,28 @@ def copy_study(
     return bring_in(target, whole, name=chosen, fetch=fetch, begins=begins)
 
 
-def export_study(
-    study: Study, to: str | os.PathLike[str], *, form: str | None = None, files: str | os.PathLike[str] | None = None
-) -> int:
+def export_study(study: Study, to: str | os.PathLike[str], *, files: str | os.PathLike[str] | None = None) -> int:
     """Write a study; returns the number of trials written. A file is written whole or not at all.
 
     Args:
         study: from `open_study`.
-        to: a path, "-" for standard output, or the URL or journal file of an Optuna storage.
-        form: "study" is a file with the whole study, commit by commit, and its files; `import_study` reads it. "csv" is
-            for spreadsheets, "parquet" for data frames, "optuna" writes into an Optuna storage. By default, the path's
-            suffix decides (.study or none: "study"); a URL is an Optuna storage, and standard output gets CSV.
+        to: a path, "-" for standard output, or the URL or journal file of an Optuna storage. The path's extension says
+            the format: .study or none is a file with the whole study, commit by commit, and its files, which
+            `import_study` reads; .csv is for spreadsheets, .parquet for data frames, .journal or .log Optuna's journal.
+            Standard output gets CSV.
         files: a directory for the files of the study and its trials, stored under their ids as by
             `optuna.artifacts.FileSystemArtifactStore`.
 
     Raises:
-        InvalidInput: an unknown format, or one that needs a package that is not installed.
+        InvalidInput: an unknown extension, or a format that needs a package that is not installed.
         StudyExists: the Optuna storage has a study of that name already.
 
     """
     target = os.fspath(to)
-    chosen = _format(target, form)
-    if form is None and chosen == "study" and Path(target).suffix.lower() not in _OWN:
-        known = f".study, {', '.join(_SUFFIXES)}, --format, or a URL such as sqlite:///x.db"
-        raise InvalidInput(f"{target}: its extension names no format. Use {known}")
-    if target == "-" and chosen != "csv":
-        raise InvalidInput(f"{chosen} is not written to standard output; use --to PATH")
+    chosen = "optuna" if "://" in target else _SUFFIXES.get(".csv" if target == "-" else Path(target).suffix.lower())
+    if chosen is None:
+        known = ", ".join(one for one in _SUFFIXES if one not in ("", ".backup", ".zip"))
+        raise InvalidInput(f"{target}: its extension names no format. Use {known}, or a URL such as sqlite:///x.db")
     study.storage.flush()
     source, store = of_study(study), study.storage.peer.store
     if files is not None:
@@ -127,7 +127,7 @@ def export_study(
     elif target == "-":
         lines = tables.dump_csv(source)
         if sys.stdout.isatty():  # other output stays as it is
-            lines = ("".join(map(_visible, line)) for line in lines)
+            lines = (visible(line, keep="\n\t") for line in lines)
         sys.stdout.writelines(lines)
     else:
         with replace_atomically(Path(target)) as draft, draft.open("w", encoding="utf-8", newline="") as file:
@@ -135,17 +135,11 @@ def export_study(
     return len(source.trials)
 
 
-def _visible(letter: str) -> str:
-    """The JSON escape of a character that moves a terminal's cursor or hides others."""
-    return letter if letter.isprintable() or letter in "\n\t" else json.dumps(letter)[1:-1]
-
-
 def import_study(
     storage: Storage,
     source: str | os.PathLike[str],
     *,
     name: str | None = None,
-    form: str | None = None,
     source_study: str | None = None,
     files: str | os.PathLike[str] | None = None,
 ) -> Arrived:
@@ -158,7 +152,6 @@ def import_study(
         storage: from `open_storage`.
         source: a path, or the URL or journal file of an Optuna storage.
         name: the study to add to; by default the name in the file.
-        form: as in `export_study`, but not Parquet.
         source_study: which study of a backup or an Optuna storage; by default the only one.
         files: the directory into which `export_study` or Optuna's FileSystemArtifactStore put the files; a .study file
             contains its own.
@@ -171,14 +164,16 @@ def import_study(
     place = os.fspath(source)
     if is_mostly_holes(Path(os.path.realpath(place.removeprefix("sqlite:///")))):
         raise InvalidInput(f"{redacted(place)} is far larger than what is in it")
-    begins_as = _beginning(place)
-    chosen = _format(place, form or begins_as)
+    begins, chosen = b"", "optuna" if "://" in place else _SUFFIXES.get(Path(place).suffix.lower(), "study")
+    with contextlib.suppress(OSError), open(open_regular(place, named=True), "rb") as file:  # noqa: PTH123  # a descriptor
+        begins = file.read(16)
+    chosen = next((form for beginning, form in _BEGINNINGS.items() if begins.startswith(beginning)), chosen)
     with contextlib.ExitStack() as stack:
         fetch: Fetch | None = None
-        if chosen == "optuna":
+        if chosen in ("optuna", "sqlite"):
             from hopaas_p2p.moving.optunas import load_optuna
 
-            found = load_optuna(f"sqlite:///{place}" if begins_as == "optuna" else place, name=source_study)
+            found = load_optuna(f"sqlite:///{place}" if chosen == "sqlite" else place, name=source_study)
         elif chosen == "csv":
             found = _read_csv(place, storage, name)
         elif chosen == "study":
@@ -191,7 +186,7 @@ def import_study(
                 opened.get(key_of(artifact_id, one.uuid), path)
 
         else:
-            raise InvalidInput("Parquet is for other programs; to move a study, export it without --format")
+            raise InvalidInput("Parquet is for other programs; to move a study, export it to a .study file")
         if files is not None:
             fetch = from_directory(Path(files))
         return bring_in(storage, found, name=name or "", fetch=fetch)
@@ -211,21 +206,4 @@ def _read_csv(place: str, storage: Storage, name: str | None) -> StudyRecords:
             space = {**state.dists, **state.define.space}
             return tables.load_csv(lines, space=space, name=name, directions=state.define.directions)
     except UnicodeDecodeError:
-        raise InvalidInput(f"{place} is not UTF-8 text; give its --format") from None
-
-
-def _beginning(place: str) -> str | None:
-    """The format indicated by the first bytes of a file, if any."""
-    with contextlib.suppress(OSError), open(open_regular(place, named=True), "rb") as file:  # noqa: PTH123  # a descriptor
-        first = file.read(16)
-        return next((form for beginning, form in _BEGINNINGS.items() if first.startswith(beginning)), None)
-    return None
-
-
-def _format(place: str, form: str | None) -> str:
-    """The given format, or the one indicated by the file's name."""
-    if form not in (None, *FORMATS):
-        raise InvalidInput(f"{form!r} is not a format; choose from {', '.join(FORMATS)}")
-    if form is not None or "://" in place:
-        return form or "optuna"
-    return "csv" if place == "-" else _SUFFIXES.get(Path(place).suffix.lower(), "study")
+        raise InvalidInput(f"{place} is not UTF-8 text, as a CSV file is") from None

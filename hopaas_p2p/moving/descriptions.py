@@ -12,11 +12,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
-from hopaas_p2p import sampler_config
 from hopaas_p2p.core.records import Budget, Distribution, Float, Int
 from hopaas_p2p.errors import InvalidInput
 from hopaas_p2p.runtime.atomic import read_regular
 from hopaas_p2p.runtime.settings import is_one_line
+from hopaas_p2p.search.registry import build
 from hopaas_p2p.spec.budget import budget_of
 from hopaas_p2p.spec.space import check_keys, choices, mapping, number
 
@@ -116,10 +116,10 @@ def _sweep(content: Mapping[str, Any]) -> StudyDescription:
     endless = [name for name, one in space.items() if isinstance(one, Float) and one.step is None]
     if method == "grid" and endless:
         raise InvalidInput(f"the parameter {endless[0]!r}: a grid needs values, or whole numbers, or a q")
-    search = {"sampler": sampler_config.build("sampler", _METHODS[method])}
+    search = {"sampler": build(_METHODS[method])}
     if content.get("early_terminate") is not None:
         said = _halving(mapping(content["early_terminate"], "early_terminate"))
-        search["pruner"] = sampler_config.build("pruner", "halving", **said)
+        search["pruner"] = build("halving", **said)
     return StudyDescription(
         name=None if content.get("name") is None else str(content["name"]),
         directions=(goal,),

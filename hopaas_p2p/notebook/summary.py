@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Final
 
 from hopaas_p2p.analysis import charts, palette
-from hopaas_p2p.analysis.facts import budget_unit, count, glance, shown
+from hopaas_p2p.analysis.facts import count, glance, shown
 from hopaas_p2p.analysis.html import safe
 from hopaas_p2p.analysis.svg import key
 from hopaas_p2p.analysis.table import TrialTable
@@ -31,7 +31,7 @@ def overview(state: State, *, name: str, store: str, signs: Mapping[str, SignOfL
     """The content of the study's view; `signs` holds the signs of life of the peers that run its trials."""
     seen = glance(state, signs)
     about = [store, *([", ".join(seen["directions"])] if seen["directions"] else [])]
-    used = f"{seen['used']:,} of {state.budget or 0:,} {budget_unit(state)} used"
+    used = f"{seen['used']:,} of {state.budget or 0:,} {state.configurations.unit} used"
     about.append("no budget" if state.budget is None else used)
     about += [f"running at {', '.join(seen['peers'])}"] if seen["peers"] else []
     words = {"failed" if at == "FAIL" else at.lower(): many for at, many in seen["counts"].items()}

@@ -21,9 +21,9 @@ import logging
 import os
 import tomllib
 import unicodedata
-from collections.abc import Callable, Iterator, Mapping, MutableMapping
+from collections.abc import Callable, Mapping, MutableMapping
 from pathlib import Path
-from typing import Any, Final, Literal, NamedTuple, NoReturn
+from typing import Final, Literal, NamedTuple, NoReturn
 
 from hopaas_p2p.errors import ConfigurationError
 from hopaas_p2p.runtime.arguments import near
@@ -406,15 +406,6 @@ def _is_inside(folder: Path, name: str) -> bool:
         return ":" not in name and (folder / Path(name).expanduser()).resolve().is_relative_to(folder)
     except (OSError, RuntimeError, ValueError):  # no such user, a loop of links, a NUL
         return False
-
-
-def flat(table: Mapping[str, Any], before: str = "") -> Iterator[tuple[str, Any]]:
-    """The entries of a table, and those of nested tables under names such as `until.target`, except None values."""
-    for key, value in table.items():
-        if isinstance(value, Mapping):
-            yield from flat(value, f"{before}{key}.")
-        elif value is not None:
-            yield f"{before}{key}", value
 
 
 def _checked(path: Path, name: str, value: object) -> str:

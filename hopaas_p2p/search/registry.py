@@ -48,6 +48,21 @@ _CLASSES: Final[dict[str, frozenset[str]]] = {
         }
     ),
 }
+SAMPLERS: Final = {
+    "tpe": "hopaas_p2p.samplers.default_sampler",
+    "random": "optuna.samplers.RandomSampler",
+    "gp": "optuna.samplers.GPSampler",
+    "qmc": "optuna.samplers.QMCSampler",
+    "nsgaii": "optuna.samplers.NSGAIISampler",
+    "grid": "optuna.samplers.BruteForceSampler",
+}
+"""The words of the command line and of sweeps."""
+PRUNERS: Final = {
+    "median": "hopaas_p2p.pruners.MedianPruner",
+    "hyperband": "optuna.pruners.HyperbandPruner",
+    "halving": "hopaas_p2p.pruners.SuccessiveHalvingPruner",
+    "none": "optuna.pruners.NopPruner",
+}
 _NEVER_KEPT: Final = frozenset({"seed", "consider_prior", "warn_asynchronous_seeding"})  # the other two have no effect
 _REQUIRED: Final = {"PercentilePruner": {"percentile": 50.0}, "ThresholdPruner": {"lower": 0.0}}
 _RENAMED: Final = {"deterministic_objective": "_deterministic"}
@@ -62,6 +77,19 @@ _WORDS: Final = ("str", "Literal")
 _LARGEST: Final = 1_000_000  # integer, such as a number of candidates or a population
 _LONGEST: Final = 100  # characters
 _MISSING: Final = object()
+
+
+def build(word: str, **arguments: Any) -> Any:
+    """The sampler or pruner that a word means, with these arguments.
+
+    Raises:
+        InvalidInput: it does not take these arguments.
+
+    """
+    try:
+        return _class({**SAMPLERS, **PRUNERS}[word])(**arguments)
+    except (TypeError, ValueError) as error:
+        raise InvalidInput(f"{word}: {error}") from None
 
 
 def make(kind: Kind, method: Mapping[str, Any]) -> Any:
@@ -134,10 +162,9 @@ def _made(cls: type, arguments: Mapping[str, Any]) -> Any:
         return cls(**arguments)
 
 
-def _class(name: str) -> type:
+def _class(name: str) -> Any:
     module, _, attribute = name.rpartition(".")
-    found: type = getattr(importlib.import_module(module), attribute)
-    return found
+    return getattr(importlib.import_module(module), attribute)
 
 
 def _parameters(cls: type) -> dict[str, str]:

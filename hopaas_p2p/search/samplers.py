@@ -24,7 +24,6 @@ from hopaas_p2p.core.priors import BELIEF, PriorRecord
 from hopaas_p2p.errors import ConfigurationError, InvalidInput
 from hopaas_p2p.runtime import extras
 from hopaas_p2p.runtime.process import renew_in_child
-from hopaas_p2p.search import halton
 from hopaas_p2p.search.cmaes import Evolution, UnitCube
 from hopaas_p2p.search.known import KnownTrials, TrialReader, best_rows, ranked_rows
 from hopaas_p2p.search.optuna_internals import (
@@ -108,13 +107,11 @@ class TPESampler(OptunaTPE):
 
     Optuna's own code is used throughout for several objectives, under Hyperband, and with
     `consider_magic_clip=False` or `prior_weight=0`. May be used by several threads. A pickle or a copy does not include
-    its knowledge of trials. The first four arguments are additions; each changes suggestions. `default_sampler`, the
-    default of a study, uses two of them.
+    its knowledge of trials. The first three arguments are additions; each changes suggestions. `default_sampler`, the
+    default of a study, uses two.
 
     Args:
         repeats: "avoid" takes the best candidate that no trial has or had; for parameters that are drawn together.
-        first_wave: "spread" takes the start-up trials from one even sequence, by their number and the study's name,
-            so that peers that start at once do not crowd.
         model: "process" ranks candidates with a Gaussian process (`hopaas_p2p.search.surrogate`) until 500 trials
             are known; only with `repeats="avoid"`, and for parameters that are drawn together.
         priors: `hopaas_p2p.Prior`s of earlier studies; only with `model="process"`. The first trials come from them.
@@ -123,27 +120,26 @@ class TPESampler(OptunaTPE):
 
     """
 
+    needs_number = False
+    """Parameters may be drawn before the trial has a number; see `study.proposer`."""
+
     def __init__(
         self,
         *,
         repeats: Literal["allow", "avoid"] = "allow",
-        first_wave: Literal["random", "spread"] = "random",
         model: Literal["density", "process"] = "density",
         priors: Sequence[PriorRecord] = (),
         fewest: int = 200,
         **arguments: Any,
     ) -> None:
         super().__init__(**arguments)
-        if repeats not in ("allow", "avoid") or first_wave not in ("random", "spread"):
-            raise InvalidInput(
-                f'repeats = {repeats!r} must be "allow" or "avoid", first_wave = {first_wave!r} "random" or "spread"'
-            )
+        if repeats not in ("allow", "avoid"):
+            raise InvalidInput(f'repeats = {repeats!r} must be "allow" or "avoid"')
         if model not in ("density", "process") or (model == "process" and repeats != "avoid"):
             raise InvalidInput(f'model = {model!r} must be "density", or "process" together with repeats="avoid"')
         if priors and model != "process":
             raise InvalidInput('priors need model="process": use default_sampler(priors=…)')
         self._repeats = repeats
-        self._first_wave = first_wave
         self._model = model
         self._priors = tuple(priors)
         self._space: dict[str, BaseDistribution] = {}
@@ -175,12 +171,6 @@ class TPESampler(OptunaTPE):
         if self._model == "process":
             with self._lock:
                 self._priors, self._space, self._lessons = tuple(priors), dict(space), None
-
-    @property
-    def needs_number(self) -> bool:
-        """Whether a trial needs its number before it is sampled: in a first wave by number; see `study.proposer`."""
-        columns = self._columns
-        return self._first_wave == "spread" and (columns is None or columns.learned < self.startup_trials)
 
     # --- Optuna's steps ---
 
@@ -214,9 +204,7 @@ class TPESampler(OptunaTPE):
             if taught.priors:
                 value = taught.best(self.random_state, 1, np.ones(1))[name]
                 return distribution.to_external_repr(value[0].item())
-        if self._first_wave == "random" or len(trial.params) >= halton.DIMENSIONS:
-            return super().startup_value(study, trial, name, distribution)
-        return halton.value(trial.number, len(trial.params), zlib.crc32(study.study_name.encode()), distribution)
+        return super().startup_value(study, trial, name, distribution)
 
     def propose(
         self, study: optuna.Study, trial: FrozenTrial, space: dict[str, BaseDistribution], *, joint: bool
@@ -526,20 +514,18 @@ class CmaEsSampler(BaseSampler):
     ) -> Evolution:
         key = (*study_key(study), tuple(space.items()))
         if self._evolution is None or key != self._key or not self._evolution.follow(trials):
-            self._key, self._evolution = key, self._started(study, space)
+            cube = UnitCube(space)
+            self._key = key
+            self._evolution = Evolution(
+                cube,
+                np.full(len(space), 0.5) if self._x0 is None else cube.point(self._x0),
+                self._sigma0,
+                self._population_size,
+                seed=zlib.crc32(study.study_name.encode()) if self._seed is None else self._seed,
+                maximize=study.directions[0] == StudyDirection.MAXIMIZE,
+            )
             self._evolution.follow(trials)
         return self._evolution
-
-    def _started(self, study: optuna.Study, space: dict[str, BaseDistribution]) -> Evolution:
-        cube = UnitCube(space)
-        return Evolution(
-            cube,
-            np.full(len(space), 0.5) if self._x0 is None else cube.point(self._x0),
-            self._sigma0,
-            self._population_size,
-            seed=zlib.crc32(study.study_name.encode()) if self._seed is None else self._seed,
-            maximize=study.directions[0] == StudyDirection.MAXIMIZE,
-        )
 
     def sample_independent(
         self, study: optuna.Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution

@@ -1,9 +1,9 @@
-"""A budget as users write it: a number of trials, a `Budget`, keys of a file, or `gpu_hours=500,until.target=0.1`."""
+"""A budget as users write it: a number of trials, a `Budget`, or `gpu_hours=500,until.target=0.1`."""
 
 from __future__ import annotations
 
 import datetime
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Final
 
 import msgspec
@@ -13,7 +13,6 @@ from hopaas_p2p.core.records import Budget, Price, Until
 from hopaas_p2p.core.state import State
 from hopaas_p2p.errors import ConfigurationError, InvalidInput
 from hopaas_p2p.runtime.arguments import whole
-from hopaas_p2p.runtime.settings import flat
 from hopaas_p2p.runtime.times import from_iso, to_iso
 
 HELP: Final = (
@@ -28,29 +27,16 @@ _KEYS: Final = (
 )
 
 
-def budget_of(given: int | str | Mapping[str, Any] | Budget) -> Budget:
+def budget_of(given: int | str | Budget) -> Budget:
     """The budget, given in any of these ways.
 
     Raises:
         InvalidInput: a key or a value that is not allowed.
 
     """
-    if isinstance(given, Budget):
-        found = _converted(msgspec.structs.asdict(given))
-    elif isinstance(given, str):
-        found = _converted(_content(given))
-    elif isinstance(given, Mapping):
-        found = _converted(given)
-    else:
-        found = Budget(trials=whole("budget", given, takes=_TAKES))
-    if found.trials is not None:
-        found = msgspec.structs.replace(found, trials=whole("budget", found.trials, takes=_TAKES))
-    until = found.until
-    if until is not None and until.date is not None:
-        found = msgspec.structs.replace(found, until=msgspec.structs.replace(until, date=_date(until.date)))
-    if found.euro is not None and not found.prices:
-        raise InvalidInput("a budget in euro needs prices per site, such as prices.SITE.gpu_hour=1.10")
-    return found
+    if isinstance(given, str):
+        return _made(_entries(given))
+    return _made(_flat(given if isinstance(given, Budget) else Budget(trials=whole("budget", given, takes=_TAKES))))
 
 
 def budget_now(state: State) -> Budget:
@@ -58,8 +44,8 @@ def budget_now(state: State) -> Budget:
     return msgspec.structs.replace(state.ledger.limits, trials=state.budget)
 
 
-def changed(now: Budget, given: int | str | Mapping[str, Any] | Budget | None) -> Budget:
-    """The budget after a change: a number, a text or a mapping changes what it names; a `Budget` or None replaces it.
+def changed(now: Budget, given: int | str | Budget | None) -> Budget:
+    """The budget after a change: a number or a text changes what it names; a `Budget` or None replaces it.
 
     Raises:
         InvalidInput: a key or a value that is not allowed.
@@ -69,17 +55,9 @@ def changed(now: Budget, given: int | str | Mapping[str, Any] | Budget | None) -
         return Budget()
     if isinstance(given, Budget):
         return budget_of(given)
-    if isinstance(given, str):
-        given = _content(given)
-    elif not isinstance(given, Mapping):
-        given = {"trials": budget_of(given).trials}
-    return budget_of(_over(msgspec.to_builtins(now), given))
-
-
-def _over(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
-    """Both merged; the second takes precedence."""
-    inner = {key: _over(below.get(key) or {}, value) for key, value in above.items() if isinstance(value, Mapping)}
-    return {**below, **above, **inner}
+    new = _entries(given) if isinstance(given, str) else _flat(budget_of(given))
+    kept = {key: one for key, one in _flat(now).items() if not any(f"{key}.".startswith(f"{name}.") for name in new)}
+    return _made(kept | new)
 
 
 def limits_of(budget: Budget) -> Budget:
@@ -104,52 +82,67 @@ def words(budget: Budget) -> str:
         return str(budget.trials)
     shown = [
         (key, to_iso(value) if key == "until.date" and isinstance(value, int) else value)
-        for key, value in flat(msgspec.to_builtins(budget))
+        for key, value in _flat(budget).items()
     ]
     return ",".join(f"{key}={value:g}" if isinstance(value, float) else f"{key}={value}" for key, value in shown)
 
 
-def _content(text: str) -> dict[str, Any]:
-    """The mapping that such a text represents; None for a limit that is removed."""
-    content: dict[str, Any] = {}
+def _flat(budget: Budget) -> dict[str, Any]:
+    """What a budget says, by the keys of its text, such as until.target."""
+
+    def under(table: Mapping[str, Any], before: str = "") -> Iterator[tuple[str, Any]]:
+        for key, value in table.items():
+            if isinstance(value, Mapping):
+                yield from under(value, f"{before}{key}.")
+            elif value is not None:
+                yield f"{before}{key}", value
+
+    return dict(
+        under(msgspec.to_builtins(budget, enc_hook=lambda one: getattr(one, "item", one.__repr__)()))
+    )  # numpy's
+
+
+def _entries(text: str) -> dict[str, Any]:
+    """The values in a text by their keys; None for a limit that is removed."""
+    entries: dict[str, Any] = {}
     for part in text.split(","):
-        key, equals, value = part.partition("=")
-        if not equals:
-            key, value = "trials", part
-        first, *rest = key.strip().split(".")
+        key, equals, value = (one.strip() for one in part.partition("="))
+        key, value = (key, value) if equals else ("trials", key)
+        if key in entries:
+            raise InvalidInput(f"the budget gives {key} twice")
+        entries[key] = None if value == "none" else value
+    return entries
+
+
+def _made(entries: Mapping[str, Any]) -> Budget:
+    """The budget of these values by their keys."""
+    content: dict[str, Any] = {}
+    for key, value in entries.items():
+        first, *rest = key.split(".")
         names = [first, ".".join(rest[:-1]), rest[-1]] if first == "prices" and len(rest) > 1 else [first, *rest]
+        depth, kind = {"until": (2, Until), "prices": (3, Price)}.get(first, (1, Budget))
+        known = len(names) == depth and names[-1] in kind.__struct_fields__
+        if first not in Budget.__struct_fields__ or (value is not None and not known):
+            word = names[-1] if first in Budget.__struct_fields__ else first
+            raise InvalidInput(f"{word!r} is not a budget key; choose from: {_KEYS}")
         place = content
-        for name in names[:-1]:
+        for name in names[:-1] if value is not None else ():
             place = place.setdefault(name, {})
-            if not isinstance(place, dict):
-                raise InvalidInput(f"{key!r} is not a budget key; choose from: {_KEYS}")
-        if names[-1] in place:
-            raise InvalidInput(f"the budget gives {key.strip()} twice")
-        place[names[-1]] = None if value.strip() == "none" else value.strip()
-    return content
-
-
-def _converted(content: Mapping[str, Any]) -> Budget:
-    prices = content.get("prices")
-    priced = [(one, Price) for one in prices.values()] if isinstance(prices, Mapping) else []
-    unknown = set[str]()
-    for part, kind in ((content, Budget), (content.get("until"), Until), *priced):
-        unknown |= set(part) - set(kind.__struct_fields__) if isinstance(part, Mapping) else set()
-    if unknown:
-        raise InvalidInput(f"{min(unknown)!r} is not a budget key; choose from: {_KEYS}")
-    try:  # numpy's numbers; dates, as read from YAML and TOML
-        plain = msgspec.to_builtins(_without_none(content), enc_hook=lambda one: one.item())
-        return msgspec.convert(plain, Budget, strict=False)
-    except (msgspec.ValidationError, AttributeError) as error:
-        key, value = str(error).partition("`$.")[2].rstrip("`"), content  # msgspec reports where the error is
-        for name in key.split("."):
-            value = value.get(name, value) if isinstance(value, Mapping) else value
-        raise InvalidInput(f"a budget cannot have {key} = {value!r}. Keys of a budget: {_KEYS}") from None
-
-
-def _without_none(content: Mapping[str, Any]) -> dict[str, Any]:
-    inner = {key: _without_none(value) if isinstance(value, Mapping) else value for key, value in content.items()}
-    return {key: value for key, value in inner.items() if value is not None and value != {}}
+        place |= {} if value is None else {names[-1]: value}
+    try:
+        found = msgspec.convert(content, Budget, strict=False)
+    except msgspec.ValidationError as error:
+        key = str(error).partition("`$.")[2].rstrip("`")  # msgspec reports where the error is
+        wrong = f"{key} = {entries.get(key, entries)!r}"
+        raise InvalidInput(f"a budget cannot have {wrong}. Keys of a budget: {_KEYS}") from None
+    if found.trials is not None:
+        found = msgspec.structs.replace(found, trials=whole("budget", found.trials, takes=_TAKES))
+    until = found.until
+    if until is not None and until.date is not None:
+        found = msgspec.structs.replace(found, until=msgspec.structs.replace(until, date=_date(until.date)))
+    if found.euro is not None and not found.prices:
+        raise InvalidInput("a budget in euro needs prices per site, such as prices.SITE.gpu_hour=1.10")
+    return found
 
 
 def _date(given: Any) -> int:

@@ -52,23 +52,38 @@ def parse_space(specs: Iterable[str]) -> dict[str, Distribution]:
                 raise InvalidInput(f"{spec!r}: cannot read {body[position:]!r}")
             parts.append(parse_value(part[1].strip()))
             position = part.end()
-        space[name] = _distribution(name, _table(name, kind, parts))
+        space[name] = _distribution(name, kind, parts)
     return space
 
 
-def _distribution(name: str, table: Mapping[str, Any]) -> Distribution:
-    """The distribution of this type, bounds or choices, and belief."""
-    what = f"the parameter {name!r}"
-    belief = {key: table[key] for key in _BELIEF if key in table}
-    if table["type"] == "cat":
-        return msgspec.structs.replace(choices(table["choices"], f"{what}, choices"), **belief)
-    low, high = (number(table[bound], f"{what}, {bound}") for bound in ("low", "high"))
-    step = None if table.get("step") is None else number(table["step"], f"{what}, step")
-    if table["type"] == "float":
-        return Float(float(low), float(high), table["log"], None if step is None else float(step), **belief)
+def _distribution(name: str, kind: str, parts: list[Any]) -> Distribution:
+    """The distribution of these parts between the parentheses of a spec."""
+    what, said, rest = f"the parameter {name!r}", dict[str, Any](), []
+    for part in parts:
+        key, equals, text = str(part).partition("=")
+        if not equals or key not in (_BELIEF if kind == "cat" else (*_BELIEF, "step")):
+            if equals and kind != "cat":
+                hint = near(key, (*_BELIEF, "step"), "only step, prior and confidence take a value")
+                hint = "write log alone" if key == "log" else hint
+                raise InvalidInput(f"{what}: there is no {key}=…; {hint}")
+            rest.append(part)
+        elif key in said:
+            raise InvalidInput(f"{what}: {key}=… is given twice")
+        else:
+            said[key] = text if key == "confidence" else parse_value(text)
+    if kind == "cat":
+        return msgspec.structs.replace(choices(rest, f"{what}, choices"), **said)
+    if len(rest) < 2 or rest[2:] not in ([], ["log"] * (kind != "log")):
+        why = f"needs two bounds, and after them only 'log' or 'step=…'; write {name}={SHAPES}"
+        raise InvalidInput(f"{what}: {why}")
+    log, given = kind == "log" or len(rest) > 2, said.pop("step", None)
+    low, high = number(rest[0], f"{what}, low"), number(rest[1], f"{what}, high")
+    step = None if given is None else number(given, f"{what}, step")
+    if kind != "int":
+        return Float(float(low), float(high), log, None if step is None else float(step), **said)
     if not all(float(one).is_integer() for one in (low, high, step or 1)):
         raise InvalidInput(f"{what}: an int needs whole numbers, not {low}, {high}, {step}")
-    return Int(int(low), int(high), table["log"], 1 if step is None else int(step), **belief)
+    return Int(int(low), int(high), log, 1 if step is None else int(step), **said)
 
 
 def mapping(value: Any, what: str) -> Mapping[str, Any]:
@@ -161,33 +176,6 @@ def parse_value(text: str) -> Any:
     except (ValueError, RecursionError):
         return text
     return text if isinstance(value, dict | list) else value
-
-
-def _table(name: str, kind: str, parts: list[Any]) -> dict[str, Any]:
-    """These parts between the parentheses of a spec, by name."""
-    table: dict[str, Any] = {"type": kind}
-    rest = []
-    for part in parts:
-        key, equals, text = str(part).partition("=")
-        if not equals or key not in (_BELIEF if kind == "cat" else (*_BELIEF, "step")):
-            if equals and kind != "cat":
-                hint = near(key, (*_BELIEF, "step"), "only step, prior and confidence take a value")
-                hint = "write log alone" if key == "log" else hint
-                raise InvalidInput(f"the parameter {name!r}: there is no {key}=…; {hint}")
-            rest.append(part)
-        elif key in table:
-            raise InvalidInput(f"the parameter {name!r}: {key}=… is given twice")
-        else:
-            table[key] = text if key == "confidence" else parse_value(text)
-    if kind == "cat":
-        return {**table, "choices": rest}
-    if kind == "log":
-        table["type"], rest = "float", [*rest, "log"]
-    if len(rest) < 2 or rest[2:] not in ([], ["log"]):
-        raise InvalidInput(
-            f"the parameter {name!r}: needs two bounds, and after them only 'log' or 'step=…'; write {name}={SHAPES}"
-        )
-    return {**table, "low": rest[0], "high": rest[1], "log": len(rest) > 2}
 
 
 def spec(distribution: Any) -> str:

@@ -28,7 +28,7 @@ from hopaas_p2p.spec.space import said_later, spec
 from hopaas_p2p.translate import checked_parameter, to_optuna, to_record
 
 Space = Mapping[str, BaseDistribution | records.Distribution]
-BudgetGiven = int | str | Mapping[str, Any] | Budget
+BudgetGiven = int | str | Budget
 """A number of trials, or limits; see `hopaas_p2p.spec.budget`."""
 
 

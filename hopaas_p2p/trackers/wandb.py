@@ -53,7 +53,8 @@ class WandB:
         self.project = name or env.get("WANDB_PROJECT") or _PROJECT
         self.entity = team or env.get("WANDB_ENTITY")
         self.offline = env.get("WANDB_MODE") == _OFFLINE
-        self.directory = Path(env.get("WANDB_DIR") or ".")
+        self._parent = Path(env.get("WANDB_DIR") or ".")
+        self._directory = self._parent / "wandb"
         self._group = ""
         self._uuid = ""
         self._ledger: dict[str, dict[str, Any]] = {}
@@ -66,7 +67,7 @@ class WandB:
 
     @property
     def place(self) -> str:
-        return f"{self.entity or ''}/{self.project} {self.directory.absolute() if self.offline else ''}".strip()
+        return f"{self.entity or ''}/{self.project} {self._parent.absolute() if self.offline else ''}".strip()
 
     def begin(self, study: RunView) -> dict[int | None, str]:
         try:
@@ -140,10 +141,6 @@ class WandB:
             self._close_runs()
 
     @property
-    def _directory(self) -> Path:
-        return self.directory / "wandb"
-
-    @property
     def _ledger_file(self) -> Path:
         return self._directory / f"hopaas-{self._uuid}-{'offline' if self.offline else 'online'}.json"
 
@@ -178,7 +175,7 @@ class WandB:
             resume="allow",
             reinit="create_new",
             mode=_OFFLINE if self.offline else "online",
-            dir=str(self.directory.absolute()),  # W&B's service process has another working directory
+            dir=str(self._parent.absolute()),  # W&B's service process has another working directory
             entity=self.entity,
             project=self.project,
             group=self._group,

@@ -182,7 +182,7 @@ def test_a_traceback_is_shown_on_request_only(tmp_path: Path) -> None:
         "study list -s postgresql://x/y?user=me;password=sesame",
         "study list postgresql://me:sesame@x/y another",
         "admin gc postgresql://me:sesame@x/y",
-        "study import s -s ./store --format optuna --from s3://x/y?secret_key=sesame",
+        "study import s -s ./store --from s3://x/y?secret_key=sesame",
     ],
 )
 @pytest.mark.parametrize("debug", [[], ["--debug"]], ids=["", "debug"])
@@ -407,8 +407,8 @@ def test_text_of_other_peers_cannot_move_the_cursor(here: dict[str, Any], study:
     for words in (["study", "list"], ["study", "show"], ["study", "show", "--audit"], ["study", "note"]):
         shown = run(*words, **here).stdout
         assert not re.search("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202e]", shown), words
-    for words in (["trial", "list"], ["trial", "show", str(trial.number)], ["watch", "--once"]):
-        shown = run(*words, **here).stdout
+    for words in (["trial", "list"], ["trial", "show", str(trial.number)], ["watch", "--timeout", "0"]):
+        shown = run(*words, check=False, **here).stdout
         assert not re.search("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202e]", shown), words
 
 

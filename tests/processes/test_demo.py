@@ -47,7 +47,7 @@ def _run(*arguments: str) -> subprocess.CompletedProcess[str]:
 def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, subprocess.CompletedProcess[str]]:
     """One run with a kill, which the tests of this module look at from several sides."""
     folder = tmp_path_factory.mktemp("demo") / "store"
-    return folder, _run("--store", str(folder), "--trials", "15", "--seed", "3", "--timeout", "230")
+    return folder, _run("--store", str(folder), "--trials", "15", "--timeout", "230")
 
 
 def test_a_killed_peers_trial_comes_back_and_the_budget_is_exact(
@@ -250,7 +250,7 @@ def _state() -> State:
 
 
 def test_the_story_tells_who_was_taken_over_by_whom_and_only_once() -> None:
-    reader = EventReader({11: "A", 22: "B"}, "maximize")
+    reader = EventReader({11: "A", 22: "B"})
     state = _state()
 
     told = [text for text, _ in reader.new_events(state)]

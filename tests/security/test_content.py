@@ -28,7 +28,7 @@ pytest.importorskip("streamlit")
 
 from dashboard_app.app import PAGES
 from dashboard_app.frames import Frame
-from dashboard_app.views import live, metrics, rungs, studies, table, trial
+from dashboard_app.views import live, metrics, studies, table, trial
 from hopaas_p2p import notes, open_storage, open_study
 from hopaas_p2p.analysis import charts, configurations, failures
 from hopaas_p2p.analysis.importance import importance
@@ -662,7 +662,6 @@ def test_no_records_stop_a_reader_of_limits_rungs_or_populations(
         said(scribe, record)
     read_everything(scribe.state)
     configurations.rows(scribe.state)
-    rungs.tree(scribe.state)
     spending(scribe.state)
     for one in scribe.state.trials:
         charts.metrics(one)

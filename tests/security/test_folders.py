@@ -352,11 +352,11 @@ def test_a_database_is_not_written_through_a_link_of_another_user(
     (place / name).symlink_to(target)
     give_away(place / name)
     with pytest.raises(InvalidInput, match=f"{name} is a link, and belongs to nobody"):
-        export_study(study, to, form="optuna")
+        export_study(study, to)
     assert not target.exists()
     os.chown(place / name, os.getuid(), -1, follow_symlinks=False)
     target.touch()
-    export_study(study, to, form="optuna")
+    export_study(study, to)
     assert target.stat().st_size > 0
 
 
@@ -375,7 +375,7 @@ def test_a_new_database_is_written_beside_no_file_of_others_and_is_whole(
             return begin(*words, **named)
 
         monkeypatch.setattr(used, "create_new_trial", planted)
-    export_study(study, to, form="optuna")
+    export_study(study, to)
     assert not (place / name).is_symlink()
     assert [path.name for path in place.iterdir()] == [name]
 

@@ -174,7 +174,7 @@ def test_every_objective_is_listed_whatever_it_is_called(
     study.close()
 
     _, listed, _ = said(capsys, "trial", "list", "two", "--store", store)
-    _, exported, _ = said(capsys, "study", "export", "two", "--format", "csv", "--store", store)
+    _, exported, _ = said(capsys, "study", "export", "two", "--store", store)
 
     assert all(head in listed for head in [*heads, "STATE ", " TIME "])
     assert all(value in text for value in ("0.25", "0.75", "COMPLETE") for text in (listed, table, exported))

@@ -15,7 +15,6 @@ from optuna.terminator import BestValueStagnationEvaluator, StaticErrorEvaluator
 
 import hopaas_p2p
 from hopaas_p2p.analysis.configurations import next_in_words, rows
-from hopaas_p2p.analysis.facts import budget_unit
 from hopaas_p2p.analysis.table import COMPLETE, PRUNED
 from hopaas_p2p.core.admission import finished
 from hopaas_p2p.core.attributes import CONTINUES
@@ -221,7 +220,7 @@ def test_our_samplers_see_a_configuration_once() -> None:
 )
 def test_words_about_the_budget_say_what_it_counts(fidelity: Any, unit: str) -> None:
     study = hopaas_p2p.open_study(f"memory://unit-{unit}", "s", space=SPACE, budget=4, fidelity=fidelity)
-    assert budget_unit(study.state) == unit
+    assert study.state.configurations.unit == unit
     study.close()
 
 

@@ -19,7 +19,7 @@ LAYERS = (
     {"open"},
     {"peer", "translate", "access"},
     {"analysis"},
-    {"storage", "search", "samplers", "pruners", "sampler_config"},
+    {"storage", "search", "samplers", "pruners"},
     {"files"},
     {"study_like", "notes", "report", "notebook", "trackers"},
     {"study", "training"},

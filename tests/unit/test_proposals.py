@@ -184,7 +184,6 @@ def test_of_optunas_samplers_it_is_known_which_can_be_asked_early(name: str) -> 
 
 def test_of_our_samplers_it_is_known_too() -> None:
     assert draws_early(TPESampler(), NOP)
-    assert not draws_early(TPESampler(first_wave="spread"), NOP)
     assert not draws_early(CmaEsSampler(), NOP)
 
     class Somebodys(optuna.samplers.TPESampler):

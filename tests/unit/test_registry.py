@@ -28,7 +28,7 @@ with warnings.catch_warnings():
     ]
 SAMPLERS: list[Any] = [
     (hopaas_p2p.samplers.TPESampler(), {}),
-    (hopaas_p2p.samplers.TPESampler(first_wave="spread", seed=3), {"first_wave": "spread"}),
+    (hopaas_p2p.samplers.TPESampler(repeats="avoid", seed=3), {"repeats": "avoid"}),
     (MULTIVARIATE, {"multivariate": True}),
     (hopaas_p2p.samplers.CmaEsSampler(population_size=64), {"population_size": 64}),
     (optuna.samplers.RandomSampler(seed=1), {}),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import math
@@ -558,9 +559,14 @@ def test_the_command_line_says_how_a_study_is_searched_and_changes_it(tmp_path: 
     assert "0.5 ± 0.5 (n = 2)" in text
     peers = cli("peers", "list", "--all", **at).stdout
     assert "uses the" not in peers
-    ticket = json.loads(cli("trial", "ask", "--sampler", "random", "--json", **at).stdout)["ticket"]
-    assert "uses the sampler RandomSampler()" in cli("peers", "list", **at).stdout
-    cli("trial", "release", "--ticket", ticket, **at)
+    cli("study", "set", "--sampler", "tpe", **at)  # the default sampler, as for a worker
+    searched = json.loads(cli("study", "show", "--json", **at).stdout)["search"]
+    assert searched["sampler"] == "hopaas_p2p.TPESampler(model='process', repeats='avoid')"
+    store, own = str(tmp_path / "store"), optuna.samplers.RandomSampler()
+    study = hopaas_p2p.open_study(store, "s", create=False, sampler=own)
+    with contextlib.closing(study), study.trial() as trial:
+        assert "uses the sampler RandomSampler()" in cli("peers", "list", **at).stdout
+        trial.tell(0.0)
 
 
 def test_a_trial_says_which_sampler_chose_its_parameters(studies: Any) -> None:

@@ -185,17 +185,8 @@ def test_a_study_that_names_no_sampler_has_this_one(tmp_path: Path) -> None:
     sampler = study.sampler
     assert isinstance(sampler, TPESampler)
     study.optimize(lambda trial: trial.params["x"], n_trials=15)
-    assert not sampler.needs_number
     assert study.best_value < 0.1
     storage.close()
-
-
-def test_a_spread_first_wave_needs_numbers_until_it_is_over() -> None:
-    sampler = TPESampler(first_wave="spread", n_startup_trials=3, seed=1)
-    assert sampler.needs_number
-    study = optuna.create_study(sampler=sampler)
-    study.optimize(lambda trial: trial.suggest_float("x", 0, 1), n_trials=4)
-    assert not sampler.needs_number
 
 
 def test_the_process_needs_repeats_to_be_avoided() -> None:

@@ -417,32 +417,7 @@ def test_avoiding_repeats_changes_nothing_where_there_are_none() -> None:
     assert suggested(ours, case) == suggested(theirs, case)
 
 
-def test_the_first_wave_is_spread_whoever_asks() -> None:
-    """16 peers, each with a sampler of its own: in every dimension one trial lies in each sixteenth, or nearly."""
-    study = optuna.create_study(study_name="s")
-    for _ in range(16):
-        study.sampler = TPESampler(first_wave="spread")
-        study.ask({"x": FloatDistribution(0, 1), "y": FloatDistribution(1e-4, 1, log=True), "k": IntDistribution(1, 4)})
-    trials = study.trials
-    assert {int(trial.params["x"] * 16) for trial in trials} == set(range(16))
-    assert len({int(-math.log10(trial.params["y"]) / 4 * 9) for trial in trials}) == 9
-    assert {trial.params["k"] for trial in trials} == {1, 2, 3, 4}
-
-
-def test_every_kind_of_parameter_has_its_place_in_the_first_wave() -> None:
-    study = optuna.create_study(sampler=TPESampler(first_wave="spread", seed=1))
-    study.optimize(mixed, n_trials=40)
-    assert {trial.params["kind"] for trial in study.trials[:10]} == {"a", "b", None, 3}
-    assert all(trial.state is TrialState.COMPLETE for trial in study.trials)
-
-
-def test_more_parameters_than_the_sequence_has_dimensions_are_random() -> None:
-    study = optuna.create_study(sampler=TPESampler(first_wave="spread", seed=1))
-    study.optimize(lambda trial: sum(trial.suggest_float(f"x{n}", 0, 1) for n in range(20)), n_trials=3)
-    assert len(study.trials) == 3
-
-
-@pytest.mark.parametrize("arguments", [{"repeats": "no"}, {"first_wave": "sobol"}])
+@pytest.mark.parametrize("arguments", [{"repeats": "no"}, {"model": "forest"}])
 def test_words_that_are_not_known_are_refused(arguments: dict[str, Any]) -> None:
     with pytest.raises(InvalidInput, match=next(iter(arguments))):
         TPESampler(**arguments)

@@ -14,8 +14,9 @@ import hopaas_p2p
 from hopaas_p2p.errors import ConfigurationError, StoreUnreachable
 from hopaas_p2p.runtime import extras
 from hopaas_p2p.runtime.credentials import token
+from hopaas_p2p.runtime.extras import check_sampler
 from hopaas_p2p.runtime.settings import SETTINGS, Secret, Settings, user_file, variable
-from hopaas_p2p.sampler_config import configured
+from hopaas_p2p.search import registry
 from tests.support.processes import cli
 
 
@@ -79,9 +80,10 @@ def test_a_file_that_holds_what_is_no_setting_is_named(env: dict[str, str], here
 
 
 def test_a_sampler_that_needs_a_library_says_which(monkeypatch: pytest.MonkeyPatch) -> None:
+    sampler = registry.build("qmc")
     monkeypatch.setattr("importlib.util.find_spec", lambda _name: None)
     with pytest.raises(ConfigurationError, match="QMCSampler needs scipy: pip install scipy"):
-        configured("sampler", "qmc", None)
+        check_sampler(sampler)
 
 
 @pytest.mark.parametrize("wrong", ["soon", "0", "-1", "nan"])
