@@ -10,6 +10,7 @@ from dashboard_app.frames import Frame
 from dashboard_app.page_context import PageContext
 from dashboard_app.redraw import live
 from dashboard_app.theme import draw
+from dashboard_app.views.rungs import tree
 from hopaas_p2p.analysis import charts, configurations
 from hopaas_p2p.analysis.chart import number
 from hopaas_p2p.analysis.html import Html
@@ -65,7 +66,7 @@ def _body(_here: PageContext, frame: Frame) -> None:
 
 def _rungs(frame: Frame) -> None:
     state = frame.state
-    policy = state.configurations.policy
+    policy, population = state.configurations.policy, state.configurations.population
     assert policy is not None
     rows = frame.once(lambda one: configurations.rows(one.state), "configurations")
     words = [row.state for row in rows]
@@ -88,6 +89,8 @@ def _rungs(frame: Frame) -> None:
     empty = "No configuration has reached a rung yet."
     theme.table(headers, table, label="Configurations at each rung", titled=True, empty=empty)
     _curves(frame, "Curves need reports: trial.report(value, step).")
+    if population is not None:
+        draw(frame.once(lambda one: tree(one.state), "family"), key="family", empty="No member has reported yet.")
     link = partial(theme.trial_link, frame.name)
     cells = [
         [

@@ -125,6 +125,11 @@ def finite(reports: Mapping[int, float], *, most: int = STEPS) -> Points:
     return [points[at] for at in downsample_line(np.array([value for _, value in points]), most=most)]
 
 
+def data_of(points: Points) -> Data:
+    """One curve."""
+    return {"step": [step for step, _ in points], "value": [value for _, value in points]}
+
+
 # --- words ---
 
 

@@ -18,6 +18,7 @@ from hopaas_p2p.analysis.chart import (
     Series,
     axis_of,
     bundle,
+    data_of,
     downsample_points,
     finite,
     label,
@@ -40,6 +41,7 @@ _LINES: Final = 600
 _SLICE: Final = 2000
 _POINTS: Final = 400
 _FEW: Final = 40
+_MEDIAN_OF: Final = 2000  # the most complete trials in the median curve
 _NO_BEST: Final = "none of them satisfies the constraints"
 
 
@@ -278,16 +280,16 @@ def by_step(title: str, series: Sequence[Series], *, along: str = "reported valu
 def reported(name: str, reports: Mapping[int, float], colour: str = PLAIN, width: float = 3) -> Series:
     """Reported or logged values by step."""
     points = finite(reports, most=_POINTS)
-    data = {"step": [step for step, _ in points], "value": [value for _, value in points]}
-    return Series(name, "line", data, colour, width, "marks" if len(points) < _FEW else "circle")
+    return Series(name, "line", data_of(points), colour, width, "marks" if len(points) < _FEW else "circle")
 
 
 def curve(state: State, columns: TrialTable, number_: int) -> Chart | None:
-    """The trial's reports by step, against the best trial's."""
-    best, layers = columns.best(), [reported(f"trial {number_}", state.trials[number_].reports)]
+    """The trial's reports by step, against the best trial's and the median of the complete ones."""
+    best = columns.best()
+    own, others = reported(f"trial {number_}", state.trials[number_].reports), [_median(state, columns, number_)]
     if best is not None and best != number_:
-        layers.insert(0, reported(f"best, trial {best}", state.trials[best].reports, palette.BEST, 2))
-    return by_step("Learning curve", layers) if layers[-1].drawn else None
+        others.append(reported(f"best, trial {best}", state.trials[best].reports, palette.BEST, 2))
+    return by_step("Learning curve", [*others, own]) if own.drawn else None
 
 
 def metrics(trial: Trial, best: Trial | None = None) -> list[Chart]:
@@ -301,3 +303,19 @@ def metrics(trial: Trial, best: Trial | None = None) -> list[Chart]:
             layers.insert(0, reported(f"best, trial {best.number}", best.metrics.get(name, {}), palette.BEST, 2))
         charts.append(by_step(name, layers, along=name, height=240))
     return [one for one in charts if one is not None]
+
+
+def _median(state: State, columns: TrialTable, number: int) -> Series:
+    """The median report of the other complete trials at each step, where at least three reported."""
+    rows = np.flatnonzero(columns.is_(TrialState.COMPLETE) & (columns.steps > 0) & (columns.number != number))
+    by_step: dict[int, list[float]] = {}
+    for row in rows[-_MEDIAN_OF:].tolist():
+        for step, value in list(state.trials[row].reports.items()):
+            by_step.setdefault(step, []).append(value)
+    with np.errstate(over="ignore"):  # between two of the largest numbers
+        points = [
+            (float(step), float(np.nanmedian(values)))
+            for step, values in sorted(by_step.items())
+            if len(values) >= 3 and np.isfinite(values).any()
+        ]
+    return Series("median of the complete", "line", data_of(points), FAINT, 2, "none", "dashed")

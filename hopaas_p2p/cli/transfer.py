@@ -15,7 +15,7 @@ from hopaas_p2p.cli import output
 from hopaas_p2p.cli.options import FILE, FOLDER, CliSession, command, space_option
 from hopaas_p2p.core.admission import finished
 from hopaas_p2p.errors import HopaasError, InvalidInput, NoSuchStudy
-from hopaas_p2p.moving import copy_study, export_study, import_study
+from hopaas_p2p.moving import FORMATS, copy_study, export_study, import_study
 from hopaas_p2p.report import write_report
 from hopaas_p2p.runtime.atomic import replace_atomically
 from hopaas_p2p.runtime.redaction import redacted
@@ -28,14 +28,14 @@ _FEW_RETRIES: Final = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2", "MLFLOW_HTTP_REQU
 
 
 @command(study="argument")
-@click.option("--format", "tracker", type=click.Choice(_TRACKERS), help="A tracker; a file's extension says its own.")
+@click.option("--format", "form", type=click.Choice((*FORMATS, *_TRACKERS)), help="[default: by the extension of PATH]")
 @click.option("--prior", is_flag=True, help="Write what a new study can learn from, not the study.")
 @click.option("--to", metavar="PATH|URL|PROJECT", help="A file, an Optuna storage, or a tracker. [default: stdout]")
 @click.option("--files", type=FOLDER, metavar="DIR", help="Also write the files of the study and its trials to DIR.")
 @click.option("--follow", is_flag=True, help="To a tracker, until the study is done; waits out the tracker's outages.")
 def export(
     session: CliSession,
-    tracker: str | None,
+    form: str | None,
     prior: bool,
     to: str | None,
     files: Path | None,
@@ -58,18 +58,18 @@ def export(
     hopaas-p2p study export digits --to digits.csv
     hopaas-p2p study export digits --format mlflow --to http://mlflow.example.org:5000 --follow
     """  # noqa: D301  # click needs the backspace
-    if prior and (tracker is not None or files is not None):
+    if prior and (form is not None or files is not None):
         raise click.UsageError("--prior has one format, and no files.")
-    if tracker is not None:
+    if form in _TRACKERS:
         if files is not None:
             raise click.UsageError("A tracker takes no --files.")
-        _export_to_tracker(session, tracker, to, follow=follow)
+        _export_to_tracker(session, form, to, follow=follow)
         return
     if follow:
         raise click.UsageError("--follow is for trackers.")
     study = session.study()
     if not prior:
-        count = export_study(study, to or "-", files=files)
+        count = export_study(study, to or "-", form=form, files=files)
         if to not in (None, "-"):
             session.done({"trials": count, "to": redacted(to)}, f"Exported {output.count(count, 'trial')} to {to}.")
         return

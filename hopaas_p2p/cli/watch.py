@@ -27,9 +27,10 @@ _ROWS: Final = 12  # running trials shown
 
 @command(study="argument")
 @click.option("--interval", type=ABOVE_ZERO, default=2, metavar="S", help="Seconds between updates.")
-@click.option("--timeout", type=float, metavar="S", help="Exit with code 1 after S seconds; 0: look once.")
+@click.option("--timeout", type=float, metavar="S", help="Exit with code 1 after S seconds.")
+@click.option("--once", is_flag=True, help="Print the current state and exit.")
 @click.option("--alert", is_flag=True, help="Also post alerts to the webhook of HOPAAS_WEBHOOK or HOPAAS_WEBHOOK_FILE.")
-def watch(session: CliSession, interval: float, timeout: float | None, alert: bool) -> int:
+def watch(session: CliSession, interval: float, timeout: float | None, once: bool, alert: bool) -> int:
     """Follow a study until it is done.
 
     On a terminal the view is updated in place. Elsewhere a line is printed whenever something has changed, with --json
@@ -41,13 +42,8 @@ def watch(session: CliSession, interval: float, timeout: float | None, alert: bo
     """
     study = session.study()
     deadline, before = None if timeout is None else time.monotonic() + timeout, ""
-    on_terminal = sys.stdout.isatty() and not session.as_json
-    sender = None
-    if alert:
-        session.settings.publish()
-        if (url := webhook_url()) is None:
-            raise ConfigurationError("--alert needs a URL to post to. Set HOPAAS_WEBHOOK_FILE or HOPAAS_WEBHOOK.")
-        sender = AlertSender(study, webhook(url), complain=output.say)
+    on_terminal = sys.stdout.isatty() and not session.as_json and not once
+    sender = _sender(session, study) if alert else None
     with contextlib.ExitStack() as drawn:
         if on_terminal:
             from rich.console import Console, Group
@@ -66,7 +62,7 @@ def watch(session: CliSession, interval: float, timeout: float | None, alert: bo
                 data = {key: value for key, value in look.items() if key != "done"}
                 session.show(data, lambda clock=clock: click.echo(clock))  # type: ignore[misc]
                 sys.stdout.flush()
-            if look["done"]:
+            if look["done"] or once:
                 return 0
             if deadline is not None and time.monotonic() >= deadline:
                 return 1
@@ -82,6 +78,15 @@ def _pause(study: Study, seconds: float) -> None:
         if peer.hear(study.handle.log, seconds):
             return
     time.sleep(max(0.0, over - time.monotonic()))
+
+
+def _sender(session: CliSession, study: Study) -> AlertSender:
+    """The sender of alerts, to the webhook of the settings."""
+    session.settings.publish()
+    url = webhook_url()
+    if url is None:
+        raise ConfigurationError("--alert needs a URL to post to. Set HOPAAS_WEBHOOK_FILE or HOPAAS_WEBHOOK.")
+    return AlertSender(study, webhook(url), complain=output.say)
 
 
 def looks(study: Study, sender: AlertSender | None = None) -> Iterator[dict[str, Any]]:

@@ -140,12 +140,16 @@ def _number(text: str) -> float:
 @_verb
 @click.argument("value")
 @click.option("--step", type=click.IntRange(min=0), required=True, help="The step, such as an epoch.")
-def report(session: CliSession, ticket: str | None, value: str, step: int) -> None:
+@click.option("--should-prune", "also_prune", is_flag=True, help="Then do what should-prune does.")
+def report(session: CliSession, ticket: str | None, value: str, step: int, also_prune: bool) -> int:
     """Report an intermediate value of the ticket's trial. The value is in the store when the command returns."""
     reported = _number(value)
     with _asking(session, ticket) as ask_trial:
         reply = ask_trial("report", value=reported, step=step)
+    if also_prune:
+        return _show_verdict(session, reply)
     session.show({"number": reply["trial"], "step": step, "value": reported}, lambda: None)
+    return 0
 
 
 @_verb
@@ -176,6 +180,10 @@ def should_prune(session: CliSession, ticket: str | None) -> int:
     """
     with _asking(session, ticket) as ask_trial:
         reply = ask_trial("should-prune")
+    return _show_verdict(session, reply)
+
+
+def _show_verdict(session: CliSession, reply: Reply) -> int:
     number, why = reply["trial"], reply["why"]
     data = {"number": number, "prune": reply["prune"], "why": why}
     session.show(data, lambda: output.say(f"Prune trial {number}: {why}.") if reply["prune"] else None)

@@ -31,9 +31,10 @@ if TYPE_CHECKING:
     from hopaas_p2p.storage import Storage
     from hopaas_p2p.study import Study
 
-__all__ = ["Arrived", "copy_study", "export_study", "import_study"]
+__all__ = ["FORMATS", "Arrived", "copy_study", "export_study", "import_study"]
 
 _log: Final = logging.getLogger("hopaas_p2p")
+FORMATS: Final = ("study", "csv", "parquet", "optuna")
 _SUFFIXES: Final = (
     dict.fromkeys(("", ".study", ".backup", ".zip"), "study")
     | {".csv": "csv", ".parquet": "parquet"}
@@ -87,7 +88,9 @@ def copy_study(
     return bring_in(target, whole, name=chosen, fetch=fetch, begins=begins)
 
 
-def export_study(study: Study, to: str | os.PathLike[str], *, files: str | os.PathLike[str] | None = None) -> int:
+def export_study(
+    study: Study, to: str | os.PathLike[str], *, form: str | None = None, files: str | os.PathLike[str] | None = None
+) -> int:
     """Write a study; returns the number of trials written. A file is written whole or not at all.
 
     Args:
@@ -96,6 +99,7 @@ def export_study(study: Study, to: str | os.PathLike[str], *, files: str | os.Pa
             the format: .study or none is a file with the whole study, commit by commit, and its files, which
             `import_study` reads; .csv is for spreadsheets, .parquet for data frames, .journal or .log Optuna's journal.
             Standard output gets CSV.
+        form: "study", "csv", "parquet" or "optuna", whatever the path's extension is.
         files: a directory for the files of the study and its trials, stored under their ids as by
             `optuna.artifacts.FileSystemArtifactStore`.
 
@@ -105,10 +109,13 @@ def export_study(study: Study, to: str | os.PathLike[str], *, files: str | os.Pa
 
     """
     target = os.fspath(to)
-    chosen = "optuna" if "://" in target else _SUFFIXES.get(".csv" if target == "-" else Path(target).suffix.lower())
+    extension = ".csv" if target == "-" else Path(target).suffix.lower()
+    chosen = form or ("optuna" if "://" in target else _SUFFIXES.get(extension))
     if chosen is None:
         known = ", ".join(one for one in _SUFFIXES if one not in ("", ".backup", ".zip"))
         raise InvalidInput(f"{target}: its extension names no format. Use {known}, or a URL such as sqlite:///x.db")
+    if target == "-" and chosen != "csv":
+        raise InvalidInput(f"{chosen} is not written to standard output; use --to PATH")
     study.storage.flush()
     source, store = of_study(study), study.storage.peer.store
     if files is not None:

@@ -272,12 +272,16 @@ def test_the_rank_is_among_the_complete(state: State) -> None:
     assert trial.rank(TrialTable.of(state), 2) is None
 
 
-def test_the_curve_stands_against_the_best(state: State) -> None:
+def test_the_curve_stands_against_the_best_and_the_median(state: State) -> None:
     chart = charts.curve(state, TrialTable.of(state), 7)
 
     assert chart is not None
     assert chart.alt.endswith("trial 7: 4.5 at step 2.")
-    assert [series["name"] for series in echarts.option(chart)["series"]] == ["best, trial 1", "trial 7"]
+    assert [series["name"] for series in echarts.option(chart)["series"]] == [
+        "median of the complete",
+        "best, trial 1",
+        "trial 7",
+    ]
     assert charts.curve(state, TrialTable.of(state), 6) is None
 
 

@@ -9,6 +9,7 @@ import pytest
 
 pytest.importorskip("streamlit")
 
+from dashboard_app.views import rungs
 from hopaas_p2p.analysis import charts, echarts
 from hopaas_p2p.analysis.table import TrialTable
 from tests.support.dashboard_pages import calm, close_all, page, texts
@@ -60,11 +61,27 @@ def test_the_page_of_a_study_without_rungs_says_how_to_have_them(tmp_path: Path)
     assert "fidelity=hopaas_p2p.Rungs" in texts(calm(page("pruning", str(tmp_path / "store"), "study")))
 
 
-def test_the_page_of_a_population_shows_its_rungs(tmp_path: Path) -> None:
+def test_a_family_tree_says_who_descends_from_whom() -> None:
+    state = with_population().state
+    chart = rungs.tree(state)
+    assert chart is not None
+    drawn = {
+        one["name"]: source["source"]
+        for one, source in zip(echarts.option(chart)["series"], echarts.option(chart)["dataset"], strict=True)
+    }
+    assert drawn["copied"]["row"].tolist()[:2] == [1, 5]
+    assert drawn["led to the best"]["trial"].tolist()[::3] == [0, 9]
+    assert drawn["led to the best"]["epochs"].tolist()[:2] == [0, 2]
+    assert "5 members, 1 of which copied another member" in chart.alt
+    assert rungs.tree(with_rungs().state) is None
+
+
+def test_the_page_of_a_population_shows_its_family_and_its_copies(tmp_path: Path) -> None:
     with_population().put_into(str(tmp_path / "store"))
     shown = texts(calm(page("pruning", str(tmp_path / "store"), "study")))
     for words in (
         "population(size=5, every=2, max=4",
+        "Family tree",
         "Configurations at each rung",
     ):
         assert words in shown, words

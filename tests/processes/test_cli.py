@@ -407,8 +407,8 @@ def test_text_of_other_peers_cannot_move_the_cursor(here: dict[str, Any], study:
     for words in (["study", "list"], ["study", "show"], ["study", "show", "--audit"], ["study", "note"]):
         shown = run(*words, **here).stdout
         assert not re.search("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202e]", shown), words
-    for words in (["trial", "list"], ["trial", "show", str(trial.number)], ["watch", "--timeout", "0"]):
-        shown = run(*words, check=False, **here).stdout
+    for words in (["trial", "list"], ["trial", "show", str(trial.number)], ["watch", "--once"]):
+        shown = run(*words, **here).stdout
         assert not re.search("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202e]", shown), words
 
 

@@ -32,10 +32,10 @@ def study(tmp_path: Path) -> Any:
 # --- watch -------------------------------------------------------------------------------------------------------
 
 
-def test_one_look_prints_one_line(here: dict[str, Any]) -> None:
-    (line,) = run("watch", "--timeout", "0", check=False, **here).stdout.splitlines()
+def test_once_prints_one_line(here: dict[str, Any]) -> None:
+    (line,) = run("watch", "--once", **here).stdout.splitlines()
     assert "s idle, 3 of 4: 3 complete; best" in line
-    look = json.loads(run("watch", "s", "--timeout", "0", "--json", check=False, **here).stdout)
+    look = json.loads(run("watch", "s", "--once", "--json", **here).stdout)
     assert look["counts"]["COMPLETE"] == 3
     assert look["running"] == []
 

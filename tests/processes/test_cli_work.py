@@ -130,7 +130,7 @@ def test_prune_is_an_exit_code(here: dict[str, Any], study: Study) -> None:
         trial.report(0.0, 5)
         study.tell(trial, 0.0)
     ticket = asked(here)["ticket"]
-    assert code("trial", "report", "9", "--step", "5", "--ticket", ticket, **here) == 0
+    assert code("trial", "report", "9", "--step", "5", "--should-prune", "--ticket", ticket, **here) == 10
     result = run("trial", "should-prune", "--ticket", ticket, check=False, **here)
     assert (result.returncode, result.stdout) == (10, "")
     assert "MedianPruner" in result.stderr

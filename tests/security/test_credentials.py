@@ -288,7 +288,7 @@ def test_a_bucket_that_sends_a_request_on_sends_no_session_token_along(ann: Path
 
 @pytest.mark.parametrize("by", ["file", "variable"])
 @pytest.mark.parametrize(
-    "words", ["study list", "study show s", "watch s", "peers list --study s", "doctor", "trial ask --study s"]
+    "words", ["study list", "study show s", "watch s --once", "peers list --study s", "doctor", "trial ask --study s"]
 )
 def test_a_joined_studys_host_hears_of_the_token_that_came_with_it_only(
     ann: Path, evil: Stranger, words: str, by: str

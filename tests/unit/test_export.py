@@ -272,6 +272,8 @@ def test_a_file_whose_extension_is_of_no_format_is_not_written(study: Study, tmp
         with pytest.raises(InvalidInput, match=r"names no format. Use .study, .csv"):
             export_study(study, tmp_path / name)
         assert not (tmp_path / name).exists()
+    export_study(study, tmp_path / "x.json", form="csv")
+    assert "COMPLETE" in (tmp_path / "x.json").read_text()
 
 
 @pytest.mark.parametrize("content", [b"", b"nonsense", b"PK\x03\x04nonsense", b"{}"])
