@@ -63,7 +63,7 @@ def open_store(url: str | os.PathLike[str], *, create: bool = True) -> Store:
             from hopaas_p2p.stores.s3.store import S3Store
 
             return S3Store(url, create=create)
-        case "https" | "folder":
+        case "http" | "https" | "folder":
             from hopaas_p2p.remote.client import RemoteStore
 
             return RemoteStore(url)

@@ -149,6 +149,7 @@ def test_a_url_lists_servers(url: str, shown: str) -> None:
         ("https://", "name a server"),
         ("https:///d", "name a server"),
         ("https://gw:port/d", "is not a port"),
+        ("http://gw/d", "is not encrypted"),
         ("https://ann:secret@gw/d", "holds no password"),
         ("https://gw/d?sslmode=disable", "the path may hold"),
         ("https://gw/../d", "the path may hold"),

@@ -316,6 +316,7 @@ def test_a_belief_may_be_of_some_parameters_only(store: str) -> None:
     run(study)
     assert study.trials[0].params["lr"] == pytest.approx(2e-3)
     assert study.learned[0].shared == ("lr",)
+    assert "says nothing of " in str(study.learned[0])
 
 
 def test_who_joins_with_another_belief_is_told(store: str, caplog: pytest.LogCaptureFixture) -> None:
