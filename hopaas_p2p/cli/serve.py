@@ -20,11 +20,10 @@ from hopaas_p2p.cli.lazy import Group
 from hopaas_p2p.cli.local import local, mcp
 from hopaas_p2p.cli.options import FILE, CliSession
 from hopaas_p2p.errors import ConfigurationError, InvalidInput
-from hopaas_p2p.open import open_store
+from hopaas_p2p.open import open_beside, open_store
 from hopaas_p2p.remote import https, log
 from hopaas_p2p.remote.box import SCHEME, Box
 from hopaas_p2p.remote.certificate import Certificate
-from hopaas_p2p.remote.client import RemoteStore
 from hopaas_p2p.remote.folder import FolderServer
 from hopaas_p2p.remote.relay import Relay, read_password, targets_of, write_address
 from hopaas_p2p.remote.server import ListedService, PostgresService, Service
@@ -96,10 +95,7 @@ def serve_https(
 def _service(url: str) -> Service:
     if url.startswith("postgresql"):
         return PostgresService(url)
-    store = open_store(url, create=False)
-    if isinstance(store, RemoteStore):
-        raise ConfigurationError(f"{store.url} is not the store itself; serve it where it lives")
-    return ListedService(store)
+    return ListedService(open_beside(url, create=False))
 
 
 @serve.command("folder", study="none", store=False)

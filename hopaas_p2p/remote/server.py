@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import datetime
 import hashlib
 import logging
 import time
@@ -242,8 +241,7 @@ class ListedService(Service):
             found = self._access.token(*token)
         if found is None:
             return TokenStatus(valid=False)
-        until = datetime.datetime.fromtimestamp(found.expires, tz=datetime.UTC).isoformat()
-        return TokenStatus(valid=True, expires=until)
+        return TokenStatus(valid=True, expires=found.expires)
 
     @contextlib.asynccontextmanager
     async def lease(self, token: Token, request: StoreRequest) -> AsyncIterator[Store]:

@@ -28,8 +28,7 @@ _LOGINS: Final = 4  # at once
 _QUEUE: Final = 64  # waiting logins; further ones are rejected
 _REMEMBERED: Final = 4096
 _WHO: Final = (
-    "SELECT rolsuper OR rolreplication, extract(epoch FROM until - now())::float, "
-    """to_char(until AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS"Z"') """
+    "SELECT rolsuper OR rolreplication, extract(epoch FROM until - now())::float "
     "FROM pg_roles, nullif(rolvaliduntil, 'infinity') AS until WHERE rolname = session_user"
 )
 _ROLES: Final = "SELECT rolname FROM pg_roles WHERE rolcanlogin LIMIT 4096"
@@ -40,10 +39,8 @@ class TokenStatus(NamedTuple):
     """The status of a token according to Postgres."""
 
     valid: bool
-    until: float | None = None
-    """When it expires, by this machine's monotonic clock."""
-    expires: str | None = None
-    """The same in ISO 8601, for people."""
+    expires: float | None = None
+    """When it expires, in seconds since 1970 by this machine's clock; None for never."""
 
 
 class TokenCache:
@@ -84,7 +81,7 @@ class TokenCache:
         status, checked = self._known.get(key, (None, 0.0))
         if status is not None:
             fresh = now - checked < (_VALID_TTL if status.valid else _INVALID_TTL)
-            if fresh and (status.until is None or now < status.until):
+            if fresh and (status.expires is None or time.time() < status.expires):
                 return status
         trusted = status is not None and status.valid
         checking = self._checking.get(key)
@@ -136,7 +133,7 @@ def log_in(url: str, role: str, secret: Secret) -> tuple[TokenStatus, list[str]]
     with contextlib.closing(PostgresStore(url, login=(role, secret))) as store:
         try:
             with store.transaction() as connection:
-                ((superuser, seconds, expires),) = query(connection, _WHO)
+                ((superuser, seconds),) = query(connection, _WHO)
                 roles = [str(name) for (name,) in query(connection, _ROLES)]
         except (Denied, UnicodeError):
             return TokenStatus(valid=False), []
@@ -146,5 +143,4 @@ def log_in(url: str, role: str, secret: Secret) -> tuple[TokenStatus, list[str]]
             raise StoreUnreachable(str(error)) from None
     if superuser:  # it could run programs on the database's host: not allowed over the Internet
         return TokenStatus(valid=False), roles
-    until = None if seconds is None else time.monotonic() + seconds
-    return TokenStatus(valid=True, until=until, expires=expires), roles
+    return TokenStatus(valid=True, expires=None if seconds is None else time.time() + seconds), roles

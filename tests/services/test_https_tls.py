@@ -317,7 +317,7 @@ def test_a_server_without_tls_is_refused_unless_it_is_told_who_terminates_it() -
     [
         ("postgresql://ann:secret@127.0.0.1/d", "leave out the login"),
         ("postgresql://db.example.org/d?sslmode=require", "would let others read"),
-        ("https://gateway.example.org/d", "serve it where it lives"),
+        ("https://gateway.example.org/d", "do this beside the store itself"),
         ("mysql://db.example.org/d", "no store has the scheme"),
         ("./nothing/here", "there is no store"),
     ],
