@@ -21,7 +21,7 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from hopaas_p2p.errors import ConfigurationError, HopaasError, InvalidInput, NoSuchStudy
-from hopaas_p2p.open import open_store
+from hopaas_p2p.open import open_beside, open_store
 from hopaas_p2p.remote import protocol
 from hopaas_p2p.remote.access import ROLES, AccessList, GrantSet, TokenSet, UserSet, digest
 from hopaas_p2p.runtime.arguments import near
@@ -138,9 +138,9 @@ def _listed(url: str) -> AccessList | None:
     """The list of a directory or bucket, even if it is served over HTTPS; None for a database."""
     if url.startswith("postgresql"):
         return None
-    if url.lower().startswith("folder:"):
-        raise ConfigurationError(f"{url} is a store that is served: manage its users beside the store itself")
-    return AccessList(open_store(url, create=False))
+    if url.lower().startswith("https:"):  # an administrator may change the list through a server
+        return AccessList(open_store(url))
+    return AccessList(open_beside(url, create=False))
 
 
 def _at(microseconds: int) -> datetime.datetime:

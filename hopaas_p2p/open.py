@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from hopaas_p2p.stores.base import Store
     from hopaas_p2p.stores.memory import MemoryStore
 
-__all__ = ["open_store", "redacted", "servers_of"]
+__all__ = ["open_beside", "open_store", "redacted", "servers_of"]
 
 _NO_SLASHES: Final = re.compile(r"(file|memory|s3|postgres|postgresql(\+\w+)?|https?|folder):", re.IGNORECASE)
 _SCHEMES: Final = ("file", "memory", "s3", "https", "folder", "postgresql", "postgresql+psycopg2")
@@ -63,7 +63,7 @@ def open_store(url: str | os.PathLike[str], *, create: bool = True) -> Store:
             from hopaas_p2p.stores.s3.store import S3Store
 
             return S3Store(url, create=create)
-        case "https" | "folder":
+        case "http" | "https" | "folder":
             from hopaas_p2p.remote.client import RemoteStore
 
             return RemoteStore(url)
@@ -73,6 +73,19 @@ def open_store(url: str | os.PathLike[str], *, create: bool = True) -> Store:
             return PostgresStore(url)
     known = ", ".join(f"{name}://" for name in _SCHEMES)
     raise ConfigurationError(f"{redacted(url)!r}: no store has the scheme {scheme!r}. Use a path, or {known}")
+
+
+def open_beside(url: str, *, create: bool = True) -> Store:
+    """Like `open_store`, for work on a whole store, which must not be one that a server offers.
+
+    Raises:
+        ConfigurationError: it is served.
+
+    """
+    store = open_store(url, create=create)
+    if store.url.startswith(("https:", "folder:")):
+        raise ConfigurationError(f"{store.url} is a store that is served; do this beside the store itself")
+    return store
 
 
 def servers_of(url: str) -> list[tuple[str, int]]:

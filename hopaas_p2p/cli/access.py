@@ -10,7 +10,7 @@ from hopaas_p2p import access
 from hopaas_p2p.cli import output
 from hopaas_p2p.cli.lazy import Group
 from hopaas_p2p.cli.options import ROLES, CliSession, Columns, command
-from hopaas_p2p.open import open_store, redacted
+from hopaas_p2p.open import open_beside, redacted
 from hopaas_p2p.runtime.times import to_iso
 
 _TIMES: Final = ("created", "expires", "last_used", "granted")
@@ -33,7 +33,7 @@ def init(session: CliSession, url: str | None) -> None:
     """
     chosen = url or session.store_url
     if not chosen.startswith(("postgresql:", "postgresql+psycopg2:")):
-        store = open_store(chosen)
+        store = open_beside(chosen)
         session.done({"store": store.url, "was": None}, f"{store.url} is ready.")
         return
     before = access.initialise(chosen)

@@ -12,7 +12,7 @@ import msgspec
 from hopaas_p2p.cli import output
 from hopaas_p2p.cli.options import EXISTING, FILE, CliSession, check_new, command, force_option
 from hopaas_p2p.moving import backup as backups
-from hopaas_p2p.open import open_store
+from hopaas_p2p.open import open_beside
 from hopaas_p2p.remote.access import Roles
 from hopaas_p2p.runtime.times import to_iso
 
@@ -33,7 +33,7 @@ def backup(session: CliSession, url: str, target: Path, no_files: bool, force: b
     """  # noqa: D301  # click needs the backspace
     check_new(target, force=force)
     session.settings.publish()
-    with contextlib.closing(open_store(url, create=False)) as store:
+    with contextlib.closing(open_beside(url, create=False)) as store:
         manifest = backups.back_up(store, target, files=not no_files, say=output.say)
     for name, why in manifest.left_out.items():
         output.say(f"Note: {name!r} is not in the backup: {why}")
@@ -58,7 +58,7 @@ def restore(session: CliSession, source: Path, url: str) -> None:
     hopaas-p2p admin restore campaign-2026-11-26.backup ./campaign
     """  # noqa: D301  # click needs the backspace
     session.settings.publish()
-    with contextlib.closing(backups.read(source)) as opened, contextlib.closing(open_store(url)) as store:
+    with contextlib.closing(backups.read(source)) as opened, contextlib.closing(open_beside(url)) as store:
         already_there = backups.restore(opened, store)
         manifest, accesses = opened.manifest, list(opened.entries(backups.ACCESS))
     if manifest.files_left_out:

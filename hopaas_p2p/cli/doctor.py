@@ -15,8 +15,7 @@ from hopaas_p2p.cli.options import CliSession, command
 from hopaas_p2p.errors import ConfigurationError, HopaasError, NoSuchStudy
 from hopaas_p2p.moving import rescue
 from hopaas_p2p.net.findings import AGAIN, Finding
-from hopaas_p2p.open import open_store
-from hopaas_p2p.remote.client import RemoteStore
+from hopaas_p2p.open import open_beside, open_store
 from hopaas_p2p.runtime.arguments import near
 from hopaas_p2p.stores.checks import examine
 from hopaas_p2p.stores.meet import Meeting
@@ -101,9 +100,7 @@ def _rescue(session: CliSession, place: str, *, from_live: bool, to: str | None,
 
     results = []
     with contextlib.ExitStack() as opened:
-        store = opened.enter_context(contextlib.closing(open_store(place, create=False)))
-        if isinstance(store, RemoteStore):
-            raise ConfigurationError(f"{store.url} is served. Rescue the study beside the store itself")
+        store = opened.enter_context(contextlib.closing(open_beside(place, create=False)))
         names, whole = rescue.names_of(store)
         chosen = session.given["study"]
         if chosen is not None and chosen not in names.values():

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import ipaddress
 import logging
-import os
 import resource
 import signal
 import socket
@@ -21,18 +20,16 @@ from hopaas_p2p.cli.lazy import Group
 from hopaas_p2p.cli.local import local, mcp
 from hopaas_p2p.cli.options import FILE, CliSession
 from hopaas_p2p.errors import ConfigurationError, InvalidInput
-from hopaas_p2p.open import open_store
+from hopaas_p2p.open import open_beside, open_store
 from hopaas_p2p.remote import https, log
 from hopaas_p2p.remote.box import SCHEME, Box
 from hopaas_p2p.remote.certificate import Certificate
-from hopaas_p2p.remote.client import RemoteStore
 from hopaas_p2p.remote.folder import FolderServer
 from hopaas_p2p.remote.relay import Relay, read_password, targets_of, write_address
 from hopaas_p2p.remote.server import ListedService, PostgresService, Service
 
 _EVERYWHERE: Final = ("", "0.0.0.0", "::")  # noqa: S104  # clients need the login
 _SWITCH: Final = 0.0005  # seconds: the loop and a store in a thread hand the interpreter to each other at every request
-_RECHECK: Final = 30.0  # seconds for which the database's judgement of a token is reused
 
 
 @click.group(cls=Group)
@@ -50,7 +47,6 @@ def serve() -> None:
 @click.option("--connections", default=1000, type=click.IntRange(1), help="Maximum number of connections at once.")
 @click.option("--per-token", default=256, type=click.IntRange(1), help="Maximum number of connections per token.")
 @click.option("--drain", default=30, type=click.FloatRange(0), help="Seconds to answer what was asked, after SIGTERM.")
-@click.option("--remember", type=FILE, help="File for digests of valid tokens. [default: in STATE_DIRECTORY, if set]")
 @click.option("--head", default=10.0, hidden=True, type=click.FloatRange(0.1, 60.0))
 @click.option("--debug", is_flag=True, expose_value=False, help="Show a traceback on failure.")
 def serve_https(
@@ -60,7 +56,6 @@ def serve_https(
     tls_key: Path | None,
     behind_proxy: tuple[str, ...],
     metrics_from: tuple[str, ...],
-    remember: Path | None,
     **limits: Any,
 ) -> None:
     """Serve STORE, a directory, a bucket or a database, to everyone who has a token for it.
@@ -75,8 +70,6 @@ def serve_https(
     host, port = _address(listen)
     if (tls_cert is None) != (tls_key is None):
         raise ConfigurationError("--tls-cert and --tls-key must be given together.")
-    if remember is None and os.environ.get("STATE_DIRECTORY"):
-        remember = Path(os.environ["STATE_DIRECTORY"].partition(":")[0]) / "tokens"
     log.to_stderr()
     sys.setswitchinterval(_SWITCH)
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
@@ -84,7 +77,7 @@ def serve_https(
 
     async def run() -> None:
         made = https.HttpsServer(
-            _service(store, remember),
+            _service(store),
             certificate=Certificate(tls_cert, tls_key) if tls_cert is not None and tls_key is not None else None,
             behind=_networks(behind_proxy),
             metrics_from=_networks(metrics_from) or https.LOOPBACK,
@@ -99,13 +92,10 @@ def serve_https(
     asyncio.run(run())
 
 
-def _service(url: str, remember: Path | None) -> Service:
+def _service(url: str) -> Service:
     if url.startswith("postgresql"):
-        return PostgresService(url, ttl=_RECHECK, remember=remember)
-    store = open_store(url, create=False)
-    if isinstance(store, RemoteStore):
-        raise ConfigurationError(f"{store.url} is not the store itself; serve it where it lives")
-    return ListedService(store)
+        return PostgresService(url)
+    return ListedService(open_beside(url, create=False))
 
 
 @serve.command("folder", study="none", store=False)

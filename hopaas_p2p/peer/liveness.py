@@ -9,12 +9,14 @@ heartbeat, the answer is "unknown". Nothing is decided here: leases are reclaime
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Collection
 from typing import Final, NamedTuple
 
 from hopaas_p2p.core.leases import BEATS_PER_TTL, FailureDetector, beat_time, ttl_of
 from hopaas_p2p.core.state import State
+from hopaas_p2p.errors import StoreUnreachable
 from hopaas_p2p.peer.peer import Peer
 
 _OVERDUE: Final = 1.25  # times the interval between two heartbeats after which a peer is no longer shown as alive
@@ -52,13 +54,15 @@ def sign_of_life(state: State, owner: str, detector: FailureDetector, now: float
 def signs_of_life(peer: Peer, state: State, idle: Collection[str] = ()) -> dict[str, SignOfLife]:
     """What one look at the store shows of each owner of a running trial, and of those `idle` peers that still beat.
 
-    Raises:
-        StoreUnreachable: the store did not answer.
+    Nothing is known if the store does not answer, as behind a folder, whose server still shows its copy of the log.
     """
     owners, mine = owners_of(state), peer.mine
     asked = (owners | set(idle)) - mine
     detector, now = FailureDetector(), peer.clock()
-    beats = peer.store.beats(asked) if asked else {}
+    beats: dict[str, str] = {}
+    if asked:
+        with contextlib.suppress(StoreUnreachable):
+            beats = peer.store.beats(asked)
     others = (owners - mine) | set(beats)
     detector.look(beats, others, now)
     signs = {owner: sign_of_life(state, owner, detector, now, time.time()) for owner in others}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import datetime
+import time
 from collections.abc import Generator
 
 from hopaas_p2p.errors import HopaasError, StoreUnreachable
@@ -34,11 +34,8 @@ def way(store: RemoteStore) -> Generator[Finding, None, bool]:
             cure = "the server's administrator finds the reason in its log" if error.retry else AGAIN
             yield Finding("server", str(error), passed=False, cure=cure)
             continue
-        left = ""
-        if facts.expires is not None:
-            end = datetime.datetime.fromisoformat(facts.expires)
-            days = (end - datetime.datetime.now(tz=datetime.UTC)).total_seconds() / 86400
-            left = f", whose token expires in {days:.1f} days"
+        days = None if facts.expires is None else (facts.expires - time.time()) / 86400
+        left = "" if days is None else f", whose token expires in {days:.1f} days"
         yield Finding("server", f"{server} accepts {facts.token}{left}")
         admitted = True
     return admitted

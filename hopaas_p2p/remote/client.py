@@ -316,30 +316,34 @@ def _pieces_of(file: Path) -> tuple[int, Iterable[bytes]]:
 
 def _check(server: ServerAddress, answer: http.client.HTTPResponse, token: Secret | None) -> None:
     """Raise the error for an answer that is not a result."""
-    status, ours = answer.status, answer.getheader("Hopaas-Server")
-    if status == http.client.OK and ours == str(protocol.VERSION):
+    status, version = answer.status, answer.getheader("Hopaas-Server")
+    if status == http.client.OK and version == str(protocol.VERSION):
         if answer.length is None:
             raise StoreUnreachable(f"the answer of {server} has no length; is there a proxy that changes it?")
         return
     answered = f"the server {server} answered {status} {answer.reason}"
-    if status == 401 and token is None:
-        raise Denied(f"{answered}: it needs a token, and none was given. Set HOPAAS_TOKEN_FILE or HOPAAS_TOKEN")
-    if status == 401:
-        raise Denied(f"{answered}: the token is wrong, expired or revoked. {ASK_FOR_ANOTHER}")
-    if status == 403:
-        raise Denied(f"{answered}: this token is not accepted here")
-    if status in (429, 500, 502, 503, 504):
+    if status in (429, 500, 502, 503, 504):  # also a proxy in front of it
         with contextlib.suppress(ValueError):
             rest = min(max(float(answer.getheader("Retry-After", "1")), 0.0), _LONGEST_REST)
             _busy_until[server] = time.monotonic() + rest
         raise ServerBusy(f"{answered}: it cannot serve this now")
-    if status == 404 and ours:
-        raise ConfigurationError(f"{answered}: it is of another version, or the path in the URL is another one")
+    if status == 401 and version is not None:
+        if token is None:
+            raise Denied(f"{answered}: it needs a token, and none was given. Set HOPAAS_TOKEN_FILE or HOPAAS_TOKEN")
+        raise Denied(f"{answered}: the token is wrong, expired or revoked. {ASK_FOR_ANOTHER}")
     if status == 413:
-        raise ConfigurationError(f"{answered}: it takes no request of this size")
-    if 300 <= status < 400:
-        raise ConfigurationError(f"{answered}. Redirects are not followed; write the server's own address")
-    raise ConfigurationError(f"{answered}: that is not a hopaas-p2p server. Check the address, and its path")
+        why = "it takes no request of this size"
+    elif 300 <= status < 400:
+        why = "redirects are not followed; write the server's own address"
+    elif version is None:
+        why = "that is not a hopaas-p2p server, or a proxy in between refuses. Check the address, and its path"
+    elif version != str(protocol.VERSION):
+        why = f"it is of another version ({version[:20]!r}; here {protocol.VERSION}). Install the same on both sides"
+    elif status == 403:
+        why = "the proxy in front of it must accept TLS only, and say so by X-Forwarded-Proto: https"
+    else:
+        why = "it does not take this request. Check the path, and whether a proxy changes requests"
+    raise ConfigurationError(f"{answered}: {why}")
 
 
 def _call(name: str) -> Any:

@@ -99,6 +99,7 @@ class FolderServer:
         self._beats_at = float("-inf")
         self._beats_turn = asyncio.Lock()
         self._rounds = self._held = 0
+        self._away = False
         self._freed = asyncio.Condition()
         self._files = asyncio.Semaphore(_FILES)
 
@@ -360,10 +361,10 @@ class FolderServer:
         if misled or (kind == Denied.__name__ and not await self._let_in()) or kind == StoreUnreachable.__name__:
             self._failed(place, message)
             raise StoreUnreachable(message)
-        before = place.trouble
         place.backoff.reset()
         place.retry_at, place.trouble = 0.0, None
-        if before and not self._troubles():
+        if self._away and not self._troubles():  # of another log, too, about which nobody may ask again
+            self._away = False
             _log.info("the store answers again")
         return found
 
@@ -382,4 +383,4 @@ class FolderServer:
         if why not in self._troubles():
             _log.warning("%s", why)
         place.retry_at = time.monotonic() + place.backoff.pause()
-        place.trouble = why
+        place.trouble, self._away = why, True

@@ -42,8 +42,8 @@ class Facts(Struct, array_like=True, frozen=True):
 
     token: str
     """The name of its token; for a folder, the store that is served there."""
-    expires: str | None
-    """When the token expires, in ISO 8601; None for never."""
+    expires: float | None
+    """When the token expires, in seconds since 1970 by the server's clock; None for never."""
 
 
 Name = Annotated[str, Meta(max_length=64, pattern=r"\A[A-Za-z0-9_-]+\Z")]

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import datetime
 import hashlib
 import logging
 import time
@@ -200,12 +199,12 @@ class Service:
 class PostgresService(Service):
     """A database, which checks the rights: each token has its own connections, kept while it is in use."""
 
-    def __init__(self, url: str, *, ttl: float, remember: Path | None) -> None:
+    def __init__(self, url: str) -> None:
         super().__init__(lambda token: PostgresStore(url, login=token))
         address = PostgresAddress(url)
         if address.user or ":***@" in address.url:
             raise ConfigurationError(f"{address.url}: leave out the login; every peer uses its own")
-        self.tokens = TokenCache(url, ttl=ttl, file=remember)
+        self.tokens = TokenCache(url)
 
     async def status(self, token: Token, address: str) -> TokenStatus:
         return await self.tokens.status(*token, address=address)
@@ -220,10 +219,6 @@ class PostgresService(Service):
 
     def gauges(self) -> dict[str, float]:
         return {"token_logins_total": self.tokens.logins, "postgres_up": int(self.tokens.reachable)}
-
-    async def tick(self, now: float) -> None:
-        await self.tokens.save()
-        await super().tick(now)
 
     def close(self) -> None:
         self.tokens.close()
@@ -246,8 +241,7 @@ class ListedService(Service):
             found = self._access.token(*token)
         if found is None:
             return TokenStatus(valid=False)
-        until = datetime.datetime.fromtimestamp(found.expires, tz=datetime.UTC).isoformat()
-        return TokenStatus(valid=True, expires=until)
+        return TokenStatus(valid=True, expires=found.expires)
 
     @contextlib.asynccontextmanager
     async def lease(self, token: Token, request: StoreRequest) -> AsyncIterator[Store]:

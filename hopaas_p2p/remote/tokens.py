@@ -1,9 +1,8 @@
 """Whether a token is valid: it is checked by logging in to Postgres, and the answer is cached for a while.
 
 Postgres alone decides, so an expiry, a revocation or a changed password needs no second list here. A token found valid
-is cached for `ttl` seconds, an invalid one for ten. Simultaneous requests with the same token share one login, and the
-number of concurrent logins is limited. Digests of valid tokens may be kept in a file, so that after a restart other
-people's guessing cannot keep out their holders.
+is cached for 30 seconds, an invalid one for ten. Simultaneous requests with the same token share one login, and the
+number of concurrent logins is limited.
 """
 
 from __future__ import annotations
@@ -15,28 +14,21 @@ import secrets
 import time
 from collections import OrderedDict
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Final, NamedTuple
 
 from hopaas_p2p.errors import Denied, HopaasError, StoreUnreachable
-from hopaas_p2p.remote.log import event
 from hopaas_p2p.remote.rate_limit import RateLimiter, TooManyAttempts
-from hopaas_p2p.runtime.atomic import write_private
-from hopaas_p2p.runtime.ownership import read_own
 from hopaas_p2p.runtime.settings import Secret
 from hopaas_p2p.stores.postgres.connect import query
 from hopaas_p2p.stores.postgres.store import PostgresStore
 
-TTL: Final = 30.0
-"""Seconds after which a valid token is checked with Postgres again."""
+_VALID_TTL: Final = 30.0  # seconds after which a valid token is checked with Postgres again
 _INVALID_TTL: Final = 10.0  # seconds
 _LOGINS: Final = 4  # at once
 _QUEUE: Final = 64  # waiting logins; further ones are rejected
 _REMEMBERED: Final = 4096
-_UNGUESSABLE: Final = 32  # characters; the digest of a shorter secret could be found by trying words
 _WHO: Final = (
-    "SELECT rolsuper OR rolreplication, extract(epoch FROM until - now())::float, "
-    """to_char(until AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS"Z"') """
+    "SELECT rolsuper OR rolreplication, extract(epoch FROM until - now())::float "
     "FROM pg_roles, nullif(rolvaliduntil, 'infinity') AS until WHERE rolname = session_user"
 )
 _ROLES: Final = "SELECT rolname FROM pg_roles WHERE rolcanlogin LIMIT 4096"
@@ -47,10 +39,8 @@ class TokenStatus(NamedTuple):
     """The status of a token according to Postgres."""
 
     valid: bool
-    until: float | None = None
-    """When it expires, by this machine's monotonic clock."""
-    expires: str | None = None
-    """The same in ISO 8601, for people."""
+    expires: float | None = None
+    """When it expires, in seconds since 1970 by this machine's clock; None for never."""
 
 
 class TokenCache:
@@ -58,15 +48,12 @@ class TokenCache:
 
     Args:
         url: the database, without a login.
-        ttl: seconds for which a valid token is not checked again.
-        file: the file for digests of valid tokens.
 
     """
 
-    def __init__(self, url: str, *, ttl: float = TTL, file: Path | None = None) -> None:
-        self._url, self._ttl, self._file = url, ttl, file
-        self._salt, self._good = _remembered(file)
-        self._unsaved = False
+    def __init__(self, url: str) -> None:
+        self._url = url
+        self._salt = secrets.token_bytes(16)
         self._known: OrderedDict[bytes, tuple[TokenStatus, float]] = OrderedDict()
         """The known tokens, with the time of the login."""
         self._checking: dict[bytes, asyncio.Future[TokenStatus]] = {}
@@ -93,10 +80,10 @@ class TokenCache:
         now = time.monotonic()
         status, checked = self._known.get(key, (None, 0.0))
         if status is not None:
-            fresh = now - checked < (self._ttl if status.valid else _INVALID_TTL)
-            if fresh and (status.until is None or now < status.until):
+            fresh = now - checked < (_VALID_TTL if status.valid else _INVALID_TTL)
+            if fresh and (status.expires is None or time.time() < status.expires):
                 return status
-        trusted = key in self._good or (status is not None and status.valid)
+        trusted = status is not None and status.valid
         checking = self._checking.get(key)
         if checking is None:
             if not trusted:
@@ -125,44 +112,15 @@ class TokenCache:
             self._limiter.record_failure(guess_of, role)
         if roles:
             self._limiter.set_roles(roles)
-        good = status.valid and len(secret.reveal()) >= _UNGUESSABLE
-        if good != (key in self._good):
-            (self._good.add if good else self._good.discard)(key)
-            self._unsaved = len(self._good) <= _REMEMBERED
         self._known[key] = (status, time.monotonic())
         self._known.move_to_end(key)
         while len(self._known) > _REMEMBERED:
             self._known.popitem(last=False)
         return status
 
-    async def save(self) -> None:
-        """Save the digests, if there are new ones. A file that cannot be written causes only a warning."""
-        if self._file is None or not self._unsaved:
-            return
-        self._unsaved = False
-        text = "\n".join(digest.hex() for digest in (self._salt, *sorted(self._good)))
-        try:
-            await asyncio.get_running_loop().run_in_executor(self._pool, write_private, self._file, f"{text}\n")
-        except OSError as error:
-            event("tokens not remembered", file=str(self._file), error=str(error))
-
     def close(self) -> None:
         """Let go of the threads."""
         self._pool.shutdown(wait=False, cancel_futures=True)
-
-
-def _remembered(file: Path | None) -> tuple[bytes, set[bytes]]:
-    """The salt and the digests in a file; a new salt if there is no file, or somebody else may have written it."""
-    if file is not None:
-        try:
-            salt, *digests = (bytes.fromhex(line) for line in read_own(file).split())
-        except FileNotFoundError:
-            pass
-        except (OSError, ValueError) as error:
-            event("tokens forgotten", file=str(file), error=str(error))
-        else:
-            return salt, set(digests)
-    return secrets.token_bytes(16), set()
 
 
 def log_in(url: str, role: str, secret: Secret) -> tuple[TokenStatus, list[str]]:
@@ -175,7 +133,7 @@ def log_in(url: str, role: str, secret: Secret) -> tuple[TokenStatus, list[str]]
     with contextlib.closing(PostgresStore(url, login=(role, secret))) as store:
         try:
             with store.transaction() as connection:
-                ((superuser, seconds, expires),) = query(connection, _WHO)
+                ((superuser, seconds),) = query(connection, _WHO)
                 roles = [str(name) for (name,) in query(connection, _ROLES)]
         except (Denied, UnicodeError):
             return TokenStatus(valid=False), []
@@ -185,5 +143,4 @@ def log_in(url: str, role: str, secret: Secret) -> tuple[TokenStatus, list[str]]
             raise StoreUnreachable(str(error)) from None
     if superuser:  # it could run programs on the database's host: not allowed over the Internet
         return TokenStatus(valid=False), roles
-    until = None if seconds is None else time.monotonic() + seconds
-    return TokenStatus(valid=True, until=until, expires=expires), roles
+    return TokenStatus(valid=True, expires=None if seconds is None else time.time() + seconds), roles

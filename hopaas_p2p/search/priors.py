@@ -287,6 +287,8 @@ class Learned(NamedTuple):
     """The coefficient of the score that the prior predicts; 0 if it is ignored."""
     shared: tuple[str, ...]
     """The parameters that it has in common with the study."""
+    lacks: tuple[str, ...]
+    """The study's other parameters, about which it says nothing."""
     until: int | None
     """The trial after which its weight stayed negligible; None while it counts, or before there are trials."""
 
@@ -296,7 +298,8 @@ class Learned(NamedTuple):
             return f"Ignored {self.name} (no parameter in common)"
         if self.weight < _COUNTS:
             return f"Ignored {self.name} ({agrees.removesuffix(', ')})"
-        return f"Learned from {self.name} ({agrees}weight {self.weight:.1f})"
+        lacks = f"; says nothing of {', '.join(self.lacks)}" if self.lacks else ""
+        return f"Learned from {self.name} ({agrees}weight {self.weight:.1f}{lacks})"
 
 
 def stored_priors(system: Mapping[str, str]) -> tuple[PriorRecord, ...]:
@@ -348,8 +351,9 @@ def learned_of(state: State, trials: TrialTable, space: Mapping[str, BaseDistrib
     lines = []
     for one in priors:
         share, weight, until = found.get(id(one), (0.0, 0.0, None))
-        shared = tuple(name for name in space if name in one.space) if id(one) in found else ()
-        lines.append(Learned(one.name, share if len(ranked) > 2 else None, weight, shared, until))
+        shared = tuple(name for name in space if name in one.space and _matched(one, name, space[name]))
+        lacks = tuple(name for name in space if name not in shared)
+        lines.append(Learned(one.name, share if len(ranked) > 2 else None, weight, shared, lacks, until))
     return lines
 
 

@@ -107,49 +107,6 @@ def test_a_role_that_exists_has_a_share_that_guessing_at_others_leaves(place: Pl
     asyncio.run(attack())
 
 
-def test_after_a_restart_good_tokens_are_known(place: Place, tmp_path: Path) -> None:
-    role, password = place.token("ann")
-    weak = "sesame"
-    place.server.execute("DROP ROLE IF EXISTS weak")
-    place.server.execute("CREATE ROLE weak LOGIN PASSWORD %s", weak)
-    file = tmp_path / "state" / "tokens"
-
-    async def run(during: Callable[[TokenCache], object]) -> None:
-        tokens = TokenCache(_target(place), file=file)
-        await during(tokens)  # type: ignore[misc]
-        await tokens.save()
-        tokens.close()
-
-    async def use(tokens: TokenCache) -> None:
-        assert (await tokens.status(role, Secret(password), address="192.0.2.1")).valid
-        assert (await tokens.status("weak", Secret(weak), address="192.0.2.1")).valid
-
-    async def attack(tokens: TokenCache) -> None:
-        for number in range(120):
-            with contextlib.suppress(TooManyAttempts):
-                await tokens.status("ann.00000000", Secret(f"w{number}"), address=f"203.0.113.{number}")
-        with pytest.raises(TooManyAttempts):
-            await tokens.status("weak", Secret(weak), address="192.0.2.2")
-        assert (await tokens.status(role, Secret(password), address="192.0.2.2")).valid
-
-    asyncio.run(run(use))
-    place.server.execute("DROP ROLE weak")
-    assert file.stat().st_mode & 0o777 == 0o600
-    text = file.read_text()
-    assert len(text.split()) == 2, "a salt and one digest: a short secret could be found from its digest"
-    assert password not in text
-    asyncio.run(run(attack))
-    access.revoke_token(place.admin, role)
-
-    async def gone(tokens: TokenCache) -> None:
-        assert not (await tokens.status(role, Secret(password), address="192.0.2.3")).valid
-
-    asyncio.run(run(gone))
-    assert len(file.read_text().split()) == 1
-    file.write_text("nonsense\n")
-    asyncio.run(run(gone))
-
-
 # --- relay -------------------------------------------------------------------------------------------------------
 
 

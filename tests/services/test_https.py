@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import datetime
 import http.client
 import signal
 import socket
@@ -149,6 +148,7 @@ def test_a_url_lists_servers(url: str, shown: str) -> None:
         ("https://", "name a server"),
         ("https:///d", "name a server"),
         ("https://gw:port/d", "is not a port"),
+        ("http://gw/d", "is not encrypted"),
         ("https://ann:secret@gw/d", "holds no password"),
         ("https://gw/d?sslmode=disable", "the path may hold"),
         ("https://gw/../d", "the path may hold"),
@@ -538,7 +538,7 @@ def test_a_token_says_when_it_ends(server: HttpsProcess, centre: Centre) -> None
         facts = store.facts()
     assert facts.token == token.name
     assert facts.expires is not None
-    assert datetime.datetime.fromisoformat(facts.expires) == token.expires.replace(microsecond=0)
+    assert facts.expires == pytest.approx(token.expires.timestamp(), abs=60.0)
 
 
 def test_a_connection_carries_one_request_after_the_other(server: HttpsProcess, centre: Centre) -> None:

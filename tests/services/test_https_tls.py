@@ -176,19 +176,26 @@ def test_a_redirect_into_the_clear_is_not_followed(authority: Authority, status:
 
 
 @pytest.mark.parametrize(
-    "answer",
+    ("answer", "complaint"),
     [
-        http("200 OK"),
-        http("200 OK", "Hopaas-Server: 99"),
-        http("404 Not Found"),
-        http("418 I'm a teapot"),
+        (http("200 OK"), "not a hopaas-p2p server"),
+        (http("404 Not Found"), "not a hopaas-p2p server"),
+        (http("418 I'm a teapot"), "not a hopaas-p2p server"),
+        (http("401 Unauthorized"), "a proxy in between refuses"),  # its own page: our token is as good as before
+        (http("403 Forbidden"), "a proxy in between refuses"),
+        (http("200 OK", "Hopaas-Server: 99"), "another version ('99'; here 1)"),
+        (http("404 Not Found", "Hopaas-Server: 2"), "another version ('2'; here 1)"),
+        (http("403 Forbidden", "Hopaas-Server: 1"), "X-Forwarded-Proto: https"),
+        (http("411 Length Required", "Hopaas-Server: 1"), "whether a proxy changes requests"),
     ],
 )
-def test_a_server_of_another_kind_or_version_is_refused(authority: Authority, answer: bytes) -> None:
+def test_a_server_of_another_kind_or_version_and_a_proxys_own_page_are_told_apart(
+    authority: Authority, answer: bytes, complaint: str
+) -> None:
     with Impostor(authority.certificate(), answer) as server:
         error = refused(server.port)
         assert isinstance(error, ConfigurationError)
-        assert "not a hopaas-p2p server" in str(error)
+        assert complaint in str(error)
 
 
 @pytest.mark.parametrize("answer", [b"", b"HTTP/1.1 101 Switch", b"SSH-2.0-OpenSSH_9.9\r\n"])
@@ -230,7 +237,7 @@ def test_a_connection_that_was_just_reset_is_closed(authority: Authority) -> Non
 
 @pytest.mark.parametrize("scheme", ["postgresql+https", "http", "ws"])
 def test_no_scheme_leads_around_tls(scheme: str) -> None:
-    with pytest.raises(ConfigurationError, match="no store has the scheme"):
+    with pytest.raises(ConfigurationError, match=r"no store has the scheme|is not encrypted"):
         open_store(f"{scheme}://gw.example.org/db")
 
 
@@ -287,7 +294,7 @@ def test_who_grants_through_the_server_of_a_database_hears_where_an_owner_may() 
     request: Any = SimpleNamespace(kind=SimpleNamespace(of="log"), place=ACCESS)
     unused: Any = None
     with (
-        contextlib.closing(PostgresService("postgresql://127.0.0.1/store", ttl=30.0, remember=None)) as service,
+        contextlib.closing(PostgresService("postgresql://127.0.0.1/store")) as service,
         pytest.raises(Denied, match=r"--store postgresql://.* owner of a study may grant with the same token"),
     ):
         service.call(unused, request, unused)
@@ -296,7 +303,7 @@ def test_who_grants_through_the_server_of_a_database_hears_where_an_owner_may() 
 def test_a_server_without_tls_is_refused_unless_it_is_told_who_terminates_it() -> None:
     url = "postgresql://127.0.0.1/store"
     with (
-        contextlib.closing(PostgresService(url, ttl=30.0, remember=None)) as service,
+        contextlib.closing(PostgresService(url)) as service,
         pytest.raises(ConfigurationError, match="behind-proxy"),
     ):
         HttpsServer(service)
@@ -310,7 +317,7 @@ def test_a_server_without_tls_is_refused_unless_it_is_told_who_terminates_it() -
     [
         ("postgresql://ann:secret@127.0.0.1/d", "leave out the login"),
         ("postgresql://db.example.org/d?sslmode=require", "would let others read"),
-        ("https://gateway.example.org/d", "serve it where it lives"),
+        ("https://gateway.example.org/d", "do this beside the store itself"),
         ("mysql://db.example.org/d", "no store has the scheme"),
         ("./nothing/here", "there is no store"),
     ],

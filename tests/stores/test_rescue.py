@@ -280,11 +280,20 @@ def test_what_a_log_has_lost_by_a_return_to_an_older_copy_is_told_and_rescued(tm
     assert values(store, "s-rescued") == [0.0, 1.0, 2.0, 3.0]
 
 
-def test_a_study_that_is_served_is_rescued_where_it_lives(tmp_path: Path) -> None:
-    box = Box.make(tmp_path / "box", "s3://far")
-    refused = cli("doctor", box.url, "--rescue", check=False)
-    assert refused.returncode == 78
-    assert "Rescue the study beside the store itself" in refused.stderr
+def test_work_on_a_whole_store_is_done_beside_it_and_not_through_a_server(tmp_path: Path) -> None:
+    there, file = tmp_path / "there", str(tmp_path / "backup")
+    hopaas_p2p.open_study(there, "s").close()
+    cli("admin", "backup", str(there), file)
+    for url in (Box.make(tmp_path / "box", "s3://far").url, "https://gateway.example.org"):
+        for words in (
+            ["doctor", url, "--rescue"],
+            ["admin", "init", url],
+            ["admin", "backup", url, f"{file}.new"],
+            ["admin", "restore", file, url],
+        ):
+            refused = cli(*words, check=False)
+            assert refused.returncode == 78, words
+            assert f"{url} is a store that is served; do this beside the store itself" in refused.stderr
 
 
 def test_commits_that_were_cleaned_up_are_not_taken_for_lost(s3_url: str) -> None:

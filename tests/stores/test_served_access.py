@@ -23,6 +23,7 @@ from hopaas_p2p.open import open_store
 from hopaas_p2p.remote.access import AccessList, GrantSet, TokenSet, UserSet, digest
 from hopaas_p2p.remote.client import RemoteAddress, RemoteStore
 from hopaas_p2p.runtime.settings import Secret
+from hopaas_p2p.stores import checks
 from hopaas_p2p.stores.base import Beat, Outgoing, read_all
 from hopaas_p2p.stores.directory.log import FolderLog
 from hopaas_p2p.stores.postgres.connect import query
@@ -264,6 +265,12 @@ def test_a_users_grant_is_listed_with_who_gave_it(site: Site) -> None:
             wrong()
 
 
+def test_the_doctor_finds_nothing_wrong_with_a_store_that_is_served(site: Site) -> None:
+    found = list(checks.examine(site.person("ann")))
+    assert [one for one in found if not one.passed] == []
+    assert {"reach", "write and read", "beat"} <= {one.check for one in found}
+
+
 def test_a_study_runs_with_peers_at_the_store_itself_and_through_the_server(
     site: Site, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -363,7 +370,7 @@ def test_an_administrator_manages_users_through_the_server_and_nobody_else_does(
         assert written.count("operator") == 4, "the server says who wrote it"
         monkeypatch.setenv("HOPAAS_TOKEN", secret.reveal())
         for attempt in (lambda: access.add_user(served, "eve"), lambda: access.grant(served, "s", "bob", "owner")):
-            with pytest.raises(Denied):
+            with pytest.raises(Denied, match="only an administrator manages users"):
                 attempt()
         bob.close()
 

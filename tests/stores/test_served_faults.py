@@ -1,4 +1,4 @@
-"""Lost replies, doubled and late requests, and peers and servers that are killed, on the far side of HTTPS."""
+"""Lost replies, doubled and late requests, and peers and servers that are killed: by both carriers, onto each store."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import pytest
 import hopaas_p2p
 from hopaas_p2p.open import open_store
 from hopaas_p2p.stores.base import Store
+from hopaas_p2p.testing.commits import outgoing
 from tests.stores.test_faults import (
     replica_of,
     test_a_commit_that_comes_late_behind_its_writers_next_one_changes_nothing,
@@ -45,11 +46,23 @@ study.close()
 """
 
 
-@pytest.fixture
-def inner(serve: Serve, tmp_path: Path) -> Store:
-    """A directory that is served, with an empty study in it."""
-    open_store(tmp_path / "store").close()
-    store = serve(str(tmp_path / "store"))
+@pytest.fixture(params=["directory", "bucket", "postgres"])
+def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """A store of each kind."""
+    if request.param == "directory":
+        open_store(tmp_path / "store").close()
+        return str(tmp_path / "store")
+    found: str = request.getfixturevalue({"bucket": "s3_url", "postgres": "postgres_url"}[request.param])
+    return found
+
+
+@pytest.fixture(params=["serve", "through"])
+def inner(request: pytest.FixtureRequest, url: str) -> Store:
+    """The store by HTTPS, or through a folder, with an empty study in it."""
+    carried: Serve = request.getfixturevalue(request.param)
+    if url.startswith("s3:"):
+        open_store(url).log("another").exchange(outgoing("a"), 0)  # the first write makes the store
+    store = carried(url)
     founder = replica_of(store.log("study"), "founder")
     founder.put("founder", defined())
     founder.exchange()

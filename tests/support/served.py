@@ -116,7 +116,7 @@ def service_of(url: str) -> Callable[[], Service]:
     if not url.startswith("postgresql"):
         return lambda: ListedService(open_store(url))
     scheme, _, rest = url.partition("://")
-    return lambda: PostgresService(f"{scheme}://{rest.rpartition('@')[2]}", ttl=30.0, remember=None)
+    return lambda: PostgresService(f"{scheme}://{rest.rpartition('@')[2]}")
 
 
 @pytest.fixture

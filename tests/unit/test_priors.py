@@ -316,6 +316,7 @@ def test_a_belief_may_be_of_some_parameters_only(store: str) -> None:
     run(study)
     assert study.trials[0].params["lr"] == pytest.approx(2e-3)
     assert study.learned[0].shared == ("lr",)
+    assert "says nothing of " in str(study.learned[0])
 
 
 def test_who_joins_with_another_belief_is_told(store: str, caplog: pytest.LogCaptureFixture) -> None:
@@ -352,7 +353,7 @@ def test_the_commands_say_what_is_learned(tmp_path: Path) -> None:
     for words, said in (
         (("create", "plain", *store, *n), "hopaas-p2p study set plain --learn-from auto"),
         (("create", "new", *store, *x, *n), "Learned from your belief"),
-        (("show", "new", *store), "Learned from your belief (weight 0.5)"),
+        (("show", "new", *store), "Learned from your belief (weight 0.5; says nothing of n)"),
         (("export", "old", *store, "--prior", "--to", file), "Wrote what 'old' teaches"),
         (("create", "other", *store, *n, "--learn-from", file), "Learned from old"),
         (("set", "new", *store, "--learn-from", "old"), "Learned from old"),
