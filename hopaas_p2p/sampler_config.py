@@ -8,9 +8,10 @@ from hopaas_p2p.errors import InvalidInput
 from hopaas_p2p.runtime import extras
 
 SAMPLERS: Final = {
-    "tpe": "TPESampler",
+    "tpe": "default_sampler",
     "random": "RandomSampler",
     "gp": "GPSampler",
+    "cmaes": "CmaEsSampler",
     "qmc": "QMCSampler",
     "nsgaii": "NSGAIISampler",
     "grid": "BruteForceSampler",
@@ -27,37 +28,28 @@ _KNOWN: Final = {"sampler": SAMPLERS, "pruner": PRUNERS}
 def configured(kind: str, given: str | None, study: Any) -> Any:
     """The "sampler" or "pruner" for a command: the one in its option, else the one of this `Study`.
 
-    "tpe" is ours, the others are Optuna's.
-
     Raises:
         ConfigurationError: it needs a library that is not installed.
 
     """
-    if given is None:
-        chosen = getattr(study, kind)
-    elif given == "tpe":
-        from hopaas_p2p.samplers import default_sampler  # here, because `--help` does not need Optuna
-
-        chosen = default_sampler()
-    else:
-        chosen = build(kind, given)
+    chosen = getattr(study, kind) if given is None else build(kind, given)
     extras.check_sampler(chosen)
     return chosen
 
 
 def build(kind: str, name: str, **arguments: Any) -> Any:
-    """The sampler or pruner of this name in SAMPLERS or PRUNERS, with these arguments.
+    """The sampler or pruner of this name in SAMPLERS or PRUNERS, with these arguments: ours if there is one.
 
     Raises:
         InvalidInput: it does not take these arguments.
 
     """
-    import optuna
+    import optuna  # here, because `--help` does not need it
 
-    from hopaas_p2p import pruners
+    from hopaas_p2p import pruners, samplers
 
-    found = _KNOWN[kind][name]
+    found, ours = _KNOWN[kind][name], {"sampler": samplers, "pruner": pruners}[kind]
     try:
-        return getattr(pruners if found in pruners.__all__ else getattr(optuna, f"{kind}s"), found)(**arguments)
+        return getattr(ours if found in ours.__all__ else getattr(optuna, f"{kind}s"), found)(**arguments)
     except (TypeError, ValueError, AttributeError) as error:
         raise InvalidInput(f"{kind} {name}: {str(error).removeprefix(f'{found}.__init__() ')}") from None

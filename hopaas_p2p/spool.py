@@ -37,6 +37,7 @@ from hopaas_p2p.stores.base import Outgoing, Placed
 
 _PATIENCE: Final = 60.0  # seconds for which another process of this user may be sending the same commits
 _SUFFIX: Final = ".commits"
+_ASIDE: Final = f".deleted{_SUFFIX}"
 _HISTORY: Final = ".history"
 _NEEDED: Final = 3  # descriptors to write a file: its folder's, the same for a rename, and its own
 _MAGIC: Final = b"hopaas-spool\n"
@@ -144,6 +145,20 @@ def remove(path: Path) -> None:
     """Remove a file of the spool, if it is there and can be removed."""
     with contextlib.suppress(OSError), own_folder(path.parent, mode=None) as folder:
         (folder / path.name).unlink(missing_ok=True)
+
+
+def set_aside(path: Path) -> Path:
+    """Rename a file of a deleted study, so that peers send it only if the study comes back; returns its new path."""
+    aside = path.with_name(path.name.removesuffix(_SUFFIX) + _ASIDE)
+    with contextlib.suppress(OSError), own_folder(path.parent, mode=None) as folder:
+        (folder / path.name).rename(folder / aside.name)
+        return aside
+    return path
+
+
+def is_aside(path: Path) -> bool:
+    """Whether this file of the spool was set aside."""
+    return path.name.endswith(_ASIDE)
 
 
 _spare: Final[list[int]] = []

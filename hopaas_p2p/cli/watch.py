@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from hopaas_p2p.study import Study
 
 _ROWS: Final = 12  # running trials shown
+_LAST_ALERTS: Final = 300.0  # seconds for which the alerts of a study that is done are offered to their receiver
 
 
 @command(study="argument")
@@ -38,10 +39,11 @@ def watch(session: CliSession, interval: float, timeout: float | None, once: boo
     ends a study at a condition.
 
     With --alert, a message is posted when a site falls silent, trials fail one after another, results stop improving,
-    80 % of the budget is used, a trial is the new best, or the study ends.
+    80 % of the budget is used, a trial is the new best, or the study ends. While the receiver does not accept it, it is
+    posted again, for at most five minutes after the end; then the exit code is 1.
     """
     study = session.study()
-    deadline, before = None if timeout is None else time.monotonic() + timeout, ""
+    deadline, before, owed_until = None if timeout is None else time.monotonic() + timeout, "", None
     on_terminal = sys.stdout.isatty() and not session.as_json and not once
     sender = _sender(session, study) if alert else None
     with contextlib.ExitStack() as drawn:
@@ -62,9 +64,12 @@ def watch(session: CliSession, interval: float, timeout: float | None, once: boo
                 data = {key: value for key, value in look.items() if key != "done"}
                 session.show(data, lambda clock=clock: click.echo(clock))  # type: ignore[misc]
                 sys.stdout.flush()
-            if look["done"] or once:
+            owes = sender is not None and sender.owes
+            if once or (look["done"] and not owes):
                 return 0
-            if deadline is not None and time.monotonic() >= deadline:
+            if look["done"] and owed_until is None:
+                owed_until = time.monotonic() + _LAST_ALERTS
+            if any(one is not None and time.monotonic() >= one for one in (deadline, owed_until)):
                 return 1
             left = interval if deadline is None else min(interval, deadline - time.monotonic())
             _pause(study, max(0.0, left))

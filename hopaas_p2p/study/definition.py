@@ -204,16 +204,19 @@ def larger_budget(state: State, name: str, given: BudgetGiven) -> Budget | None:
         return None
     wanted = changed(now, given)
     rest = [msgspec.structs.replace(one, trials=None, **dict.fromkeys(AMOUNTS)) for one in (now, wanted)]
-    amounts = [[getattr(one, what) for what in ("trials", *AMOUNTS)] for one in (now, wanted)]
-    if rest[0] == rest[1] and all(
-        new is None or (old is not None and new >= old) for old, new in zip(*amounts, strict=True)
-    ):
+    if rest[0] == rest[1] and not lowers(now, wanted):
         return wanted
     command = f"hopaas-p2p study set {shlex.quote(name)} --budget {shlex.quote(words(wanted) or 'none')}"
     raise DefinitionMismatch(
         f"the study {name!r} has the budget {words(now) or 'none'}, given {words(wanted)}. A script may raise it, but "
         f"not lower it: leave the argument out, or change it yourself: {command}"
     )
+
+
+def lowers(now: Budget, wanted: Budget) -> bool:
+    """Whether a limit of the second budget is smaller than in the first, or new."""
+    pairs = [(getattr(now, what), getattr(wanted, what)) for what in ("trials", *AMOUNTS)]
+    return any(new is not None and (old is None or new < old) for old, new in pairs)
 
 
 def compare_fidelity(state: State, name: str, given: Fidelity | None) -> None:

@@ -71,7 +71,7 @@ def test_a_sweep_becomes_a_study_with_all_that_its_file_says(tmp_path: Path) -> 
     }
     assert told.budget == Budget(trials=40)
     assert told.user_attrs == {"epochs": 27, "description": "about it"}
-    assert type(told.search["sampler"]) is optuna.samplers.TPESampler
+    assert type(told.search["sampler"]) is hopaas_p2p.samplers.TPESampler
     pruner = told.search["pruner"]
     assert isinstance(pruner, optuna.pruners.SuccessiveHalvingPruner)
     assert (pruner._min_resource, pruner._reduction_factor) == (3, 3)
