@@ -21,7 +21,7 @@ import re
 import secrets
 import tempfile
 import time
-from collections.abc import Container, Iterable, Iterator
+from collections.abc import Container, Iterator
 from pathlib import Path
 from typing import BinaryIO, Final, Literal
 
@@ -37,12 +37,16 @@ from hopaas_p2p.stores.base import Outgoing, Placed
 
 _PATIENCE: Final = 60.0  # seconds for which another process of this user may be sending the same commits
 _SUFFIX: Final = ".commits"
-_ASIDE: Final = f".deleted{_SUFFIX}"
+ASIDE: Final = f".deleted{_SUFFIX}"
+"""How the name of a file ends that was set aside."""
 _HISTORY: Final = ".history"
 _NEEDED: Final = 3  # descriptors to write a file: its folder's, the same for a rename, and its own
 _MAGIC: Final = b"hopaas-spool\n"
 _LARGEST_HEAD: Final = 2 << 20  # bytes, of 100,000 commits: they may not follow, and each takes 20 times its place here
 _LOGIN: Final = re.compile(r"://[^/@]*@")
+
+
+Why = Literal["unsent", "unconfirmed", "history"]
 
 
 class Spooled(msgspec.Struct, frozen=True):
@@ -56,7 +60,7 @@ class Spooled(msgspec.Struct, frozen=True):
     trials: list[int]
     """The trials that the commits end."""
     at: int
-    why: Literal["unsent", "unconfirmed", "history"]
+    why: Why
     """Unconfirmed: the log has acknowledged the commits with a place; compare the file with the log before sending it.
     History: the log turned out to have two; this is never sent, because a log with later commits of the same writer
     would count these as duplicates. A rescue interprets them by their places."""
@@ -83,24 +87,8 @@ def directories() -> list[Path]:
     return places
 
 
-def keep(
-    commits: Iterable[Placed],
-    *,
-    store: str,
-    study: str,
-    name: str,
-    at: int,
-    trials: Iterable[int] = (),
-    why: Literal["unsent", "unconfirmed", "history"] = "unsent",
-) -> tuple[Path | None, str]:
-    """Keep these commits, which end `trials`, on disk. Returns the file, or None and the reason. Never raises."""
-    kept = list(commits)
-    places, payloads = [(one.lsn, one.before) for one in kept], [one.commit.payload for one in kept]
-    return write(Spooled(store, study, name, list(trials), at, why, places, payloads))
-
-
 def write(spooled: Spooled, name: str | None = None) -> tuple[Path | None, str]:
-    """Create a spool file in the first writable directory. Returns it, or None and the reasons."""
+    """Create a spool file in the first writable directory. Returns it, or None and the reasons. Never raises."""
     data = b"".join([_MAGIC, *_frames(spooled)])
     suffix = _HISTORY if spooled.why == "history" else _SUFFIX
     name = f"{name or f'{time.time_ns():020d}-{secrets.token_hex(4)}'}{suffix}"
@@ -149,16 +137,11 @@ def remove(path: Path) -> None:
 
 def set_aside(path: Path) -> Path:
     """Rename a file of a deleted study, so that peers send it only if the study comes back; returns its new path."""
-    aside = path.with_name(path.name.removesuffix(_SUFFIX) + _ASIDE)
+    aside = path.with_name(path.name.removesuffix(ASIDE).removesuffix(_SUFFIX) + ASIDE)
     with contextlib.suppress(OSError), own_folder(path.parent, mode=None) as folder:
         (folder / path.name).rename(folder / aside.name)
         return aside
     return path
-
-
-def is_aside(path: Path) -> bool:
-    """Whether this file of the spool was set aside."""
-    return path.name.endswith(_ASIDE)
 
 
 _spare: Final[list[int]] = []

@@ -40,12 +40,18 @@ def watch(session: CliSession, interval: float, timeout: float | None, once: boo
 
     With --alert, a message is posted when a site falls silent, trials fail one after another, results stop improving,
     80 % of the budget is used, a trial is the new best, or the study ends. While the receiver does not accept it, it is
-    posted again, for at most five minutes after the end; then the exit code is 1.
+    posted again; after the end of the study, until --timeout or for five minutes. The exit code is then 1.
     """
     study = session.study()
-    deadline, before, owed_until = None if timeout is None else time.monotonic() + timeout, "", None
+    deadline, before = None if timeout is None else time.monotonic() + timeout, ""
     on_terminal = sys.stdout.isatty() and not session.as_json and not once
-    sender = _sender(session, study) if alert else None
+    sender = None
+    if alert:
+        session.settings.publish()
+        url = webhook_url()
+        if url is None:
+            raise ConfigurationError("--alert needs a URL to post to. Set HOPAAS_WEBHOOK_FILE or HOPAAS_WEBHOOK.")
+        sender = AlertSender(study, webhook(url), complain=output.say)
     with contextlib.ExitStack() as drawn:
         if on_terminal:
             from rich.console import Console, Group
@@ -64,12 +70,11 @@ def watch(session: CliSession, interval: float, timeout: float | None, once: boo
                 data = {key: value for key, value in look.items() if key != "done"}
                 session.show(data, lambda clock=clock: click.echo(clock))  # type: ignore[misc]
                 sys.stdout.flush()
-            owes = sender is not None and sender.owes
-            if once or (look["done"] and not owes):
+            if once or (look["done"] and not (sender is not None and sender.owes)):
                 return 0
-            if look["done"] and owed_until is None:
-                owed_until = time.monotonic() + _LAST_ALERTS
-            if any(one is not None and time.monotonic() >= one for one in (deadline, owed_until)):
+            if look["done"] and deadline is None:
+                deadline = time.monotonic() + _LAST_ALERTS
+            if deadline is not None and time.monotonic() >= deadline:
                 return 1
             left = interval if deadline is None else min(interval, deadline - time.monotonic())
             _pause(study, max(0.0, left))
@@ -83,15 +88,6 @@ def _pause(study: Study, seconds: float) -> None:
         if peer.hear(study.handle.log, seconds):
             return
     time.sleep(max(0.0, over - time.monotonic()))
-
-
-def _sender(session: CliSession, study: Study) -> AlertSender:
-    """The sender of alerts, to the webhook of the settings."""
-    session.settings.publish()
-    url = webhook_url()
-    if url is None:
-        raise ConfigurationError("--alert needs a URL to post to. Set HOPAAS_WEBHOOK_FILE or HOPAAS_WEBHOOK.")
-    return AlertSender(study, webhook(url), complain=output.say)
 
 
 def looks(study: Study, sender: AlertSender | None = None) -> Iterator[dict[str, Any]]:

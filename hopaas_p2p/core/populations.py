@@ -67,8 +67,7 @@ class Members(Configurations):
             if reached and chain.failures <= _MOST_FAILURES:
                 reached, waits = (*reached[:-1], math.nan), True
         over = not waits and not live
-        standing = RungStanding(reached, chain.promoted, waits, over, copied=chain.copied)
-        return standing._replace(infeasible=chain.infeasible)
+        return RungStanding(reached, chain.promoted, waits, over, None, chain.copied, chain.infeasible)
 
     def _ranking(self, _number: int, at: int) -> Ranking:
         while len(self._reached) <= at:

@@ -49,20 +49,14 @@ def run(console: Console, *, peers: int, trials: int, seed: int, store: str | No
         store = tempfile.mkdtemp(prefix="hopaas-demo-") if store is None else store
         study = _new_study(store, trials)
         folder = Path(tempfile.mkdtemp(prefix="hopaas-demo-") if "://" in store else store).expanduser().absolute()
-        with (
-            contextlib.closing(study),
-            PeerProcesses(study, store=store, folder=folder, seed=seed) as processes,
-        ):
+        with contextlib.closing(study), PeerProcesses(study, store=store, folder=folder, seed=seed) as processes:
             title = f"hopaas-p2p demo · {peers} peer{'s' * (peers > 1)}, one shared store, no server"
             with Screen(console, title=title, epochs=objective.EPOCHS) as screen:
                 screen.say(0.0, f"store {store}, study {study.name}, {trials} trials")
                 processes.start(peers)
                 _watch(study, processes, screen, trials=trials, timeout=timeout, kill=kill and peers > 1)
-            state, killed, say = (
-                study.state,
-                processes.killed,
-                functools.partial(console.print, markup=False, highlight=False, soft_wrap=True),
-            )
+            state, killed = study.state, processes.killed
+            say = functools.partial(console.print, markup=False, highlight=False, soft_wrap=True)
             top = best(state)
             if top is None:
                 raise HopaasError(f"no trial was completed; look at the peers' outputs in {folder}")

@@ -68,7 +68,7 @@ class SpoolSender:
             if not commits or not self._lasts:
                 return None, "it lives in this process only" if commits else ""
             trials = sorted({*ends, *(number for one in placed for number in _ended(one.commit.payload))})
-            path, why = self._write(uuid, log, commits, trials=trials, why="unconfirmed" if placed else "unsent")
+            path, why = self._write(uuid, log, commits, trials, "unconfirmed" if placed else "unsent")
             if path is not None and placed:
                 self.forget(session)  # it contains everything in its other files
             elif path is not None:
@@ -77,12 +77,12 @@ class SpoolSender:
             return path, why
 
     def _write(
-        self, uuid: str, log: LogClient[State], commits: list[Placed], *, trials: list[int] | None = None, **more: Any
+        self, uuid: str, log: LogClient[State], commits: list[Placed], trials: list[int], why: spool.Why
     ) -> tuple[Path | None, str]:
-        """Write this log's commits to a spool file, like `spool.keep`."""
-        define = log.state.define
-        name, at = define.name if define else "", self._now_us()
-        return spool.keep(commits, store=self._store.url, study=uuid, name=name, trials=trials or [], at=at, **more)
+        """Write this log's commits, which end `trials`, to a spool file. Returns it, or None and the reasons."""
+        name, at = "" if log.state.define is None else log.state.define.name, self._now_us()
+        places, payloads = [(one.lsn, one.before) for one in commits], [one.commit.payload for one in commits]
+        return spool.write(Spooled(self._store.url, uuid, name, trials, at, why, places, payloads))
 
     def keep_ends(self, logs: Mapping[str, LogClient[State]]) -> None:
         """Spool the ends of trials that no call spools, unless they are already in the spool.
@@ -122,20 +122,12 @@ class SpoolSender:
             commits = log.session.history()
         if not commits or not self._lasts:
             return
-        path, why = self._write(uuid, log, commits, why="history")
+        path, why = self._write(uuid, log, commits, [], "history")
         if path is None:
-            _log.error(
-                "%d commits of this process are perhaps not in the log, and could not be kept: %s",
-                len(commits),
-                why,
-            )
+            _log.error("%d commits are perhaps not in the log, and could not be kept: %s", len(commits), why)
         else:
             log.session.acknowledged.clear()
-            _log.warning(
-                "%d commits of this process are perhaps not in the log, and kept in %s",
-                len(commits),
-                path,
-            )
+            _log.warning("%d commits are perhaps not in the log, and kept in %s", len(commits), path)
 
     def keep_all(self, logs: Mapping[str, LogClient[State]]) -> None:
         """Like `keep`, at the end of the program. The start of a trial that never ran is withdrawn.
@@ -183,7 +175,7 @@ class SpoolSender:
         self._next, self._studies = now + _EVERY, studies
         own = {path for log in list(logs.values()) for path in log.session.spooled}
         for path, spooled in spool.waiting(self._store.url, studies):
-            gone = spool.is_aside(path) and spooled.study not in studies
+            gone = path.name.endswith(spool.ASIDE) and spooled.study not in studies
             if path in own or path in self._refused or gone:
                 continue
             try:

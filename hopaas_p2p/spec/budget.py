@@ -35,14 +35,7 @@ def budget_of(given: int | str | Mapping[str, Any] | Budget) -> Budget:
         InvalidInput: a key or a value that is not allowed.
 
     """
-    if isinstance(given, Budget):
-        found = _converted(msgspec.structs.asdict(given))
-    elif isinstance(given, str):
-        found = _converted(_content(given))
-    elif isinstance(given, Mapping):
-        found = _converted(given)
-    else:
-        found = Budget(trials=whole("budget", given, takes=_TAKES))
+    found = _converted(_by_key(given))
     if found.trials is not None:
         found = msgspec.structs.replace(found, trials=whole("budget", found.trials, takes=_TAKES))
     until = found.until
@@ -69,11 +62,16 @@ def changed(now: Budget, given: int | str | Mapping[str, Any] | Budget | None) -
         return Budget()
     if isinstance(given, Budget):
         return budget_of(given)
+    return budget_of(_over(msgspec.to_builtins(now), _by_key(given)))
+
+
+def _by_key(given: int | str | Mapping[str, Any] | Budget) -> Mapping[str, Any]:
+    """The limits that are given, by their keys."""
+    if isinstance(given, Budget):
+        return msgspec.structs.asdict(given)
     if isinstance(given, str):
-        given = _content(given)
-    elif not isinstance(given, Mapping):
-        given = {"trials": budget_of(given).trials}
-    return budget_of(_over(msgspec.to_builtins(now), given))
+        return _content(given)
+    return given if isinstance(given, Mapping) else {"trials": whole("budget", given, takes=_TAKES)}
 
 
 def _over(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
