@@ -22,7 +22,6 @@ PRUNERS: Final = {
     "halving": "SuccessiveHalvingPruner",
     "none": "NopPruner",
 }
-_KNOWN: Final = {"sampler": SAMPLERS, "pruner": PRUNERS}
 
 
 def configured(kind: str, given: str | None, study: Any) -> Any:
@@ -48,7 +47,8 @@ def build(kind: str, name: str, **arguments: Any) -> Any:
 
     from hopaas_p2p import pruners, samplers
 
-    found, ours = _KNOWN[kind][name], {"sampler": samplers, "pruner": pruners}[kind]
+    names, ours = {"sampler": (SAMPLERS, samplers), "pruner": (PRUNERS, pruners)}[kind]
+    found = names[name]
     try:
         return getattr(ours if found in ours.__all__ else getattr(optuna, f"{kind}s"), found)(**arguments)
     except (TypeError, ValueError, AttributeError) as error:

@@ -67,12 +67,10 @@ def answered(body: bytes, carry_out: Callable[[dict[str, Any]], Reply]) -> Reply
     """The reply to a request in JSON, or an error reply: a carrier continues whatever the request was."""
     try:
         return {"ok": True, **carry_out(_checked(parsed(body)))}
-    except HopaasError as error:
-        return {"ok": False, "error": str(error), "code": error.exit_code}
+    except (HopaasError, ValueError, TypeError, OverflowError, NotImplementedError, RecursionError) as error:
+        return {"ok": False, "error": str(error), "code": getattr(error, "exit_code", InvalidInput.exit_code)}
     except KeyError as error:
         return {"ok": False, "error": f"the request has no {error.args[0]!r}", "code": InvalidInput.exit_code}
-    except (ValueError, TypeError, OverflowError, NotImplementedError, RecursionError) as error:
-        return {"ok": False, "error": str(error), "code": InvalidInput.exit_code}
     except Exception as error:  # noqa: BLE001  # reported to the program
         return {"ok": False, "error": f"{type(error).__name__}: {error}", "code": 1}
 
