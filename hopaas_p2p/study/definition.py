@@ -27,7 +27,7 @@ from hopaas_p2p.spec.fidelity import in_words
 from hopaas_p2p.spec.space import said_later, spec
 from hopaas_p2p.translate import checked_parameter, to_optuna, to_record
 
-Space = Mapping[str, BaseDistribution | records.Parameter]
+Space = Mapping[str, BaseDistribution | records.Domain]
 BudgetGiven = int | str | Mapping[str, Any] | Budget
 """A number of trials, or limits; see `hopaas_p2p.spec.budget`."""
 
@@ -132,7 +132,7 @@ def as_given(space: Space) -> dict[str, records.Distribution]:
     }
 
 
-def _checked(name: str, given: BaseDistribution | records.Parameter) -> records.Distribution:
+def _checked(name: str, given: BaseDistribution | records.Domain) -> records.Distribution:
     """The distribution in the log's form, normalized like Optuna's: a Float's bounds are 0.0 and 1.0, not 0 and 1."""
     if not isinstance(given, BaseDistribution | records.Float | records.Int | records.Categorical):
         raise InvalidInput(f"the parameter {name!r}: give a Float, Int or Categorical, got {given!r}")
