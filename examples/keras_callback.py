@@ -14,7 +14,7 @@ from hopaas_p2p.training.keras import KerasCallback
 SPACE = {"lr": hopaas_p2p.Float(1e-4, 1e-1, log=True), "width": hopaas_p2p.Int(16, 128)}
 
 
-def objective(trial, epochs=10):
+def objective(trial: hopaas_p2p.Trial, epochs: int = 10) -> float:
     x, y = load_digits(return_X_y=True)
     model = keras.Sequential(
         [keras.Input((64,)), keras.layers.Dense(trial.params["width"], "relu"), keras.layers.Dense(10, "softmax")]
@@ -30,10 +30,10 @@ def objective(trial, epochs=10):
         callbacks=[callback],
         verbose=0,
     )
-    return history.history["val_loss"][-1]
+    return float(history.history["val_loss"][-1])
 
 
-def main(store, budget=20, epochs=10):
+def main(store: str, budget: int = 20, epochs: int = 10) -> None:
     study = hopaas_p2p.open_study(store, "keras", space=SPACE, budget=budget)
     study.optimize(lambda trial: objective(trial, epochs))
     print(f"best: {study.best_trial.value:.4f} with {study.best_trial.params}")

@@ -17,22 +17,22 @@ SPACE = {"lr": hopaas_p2p.Float(1e-4, 1e-1, log=True), "width": hopaas_p2p.Int(1
 
 
 class Digits(lightning.LightningModule):
-    def __init__(self, lr, width):
+    def __init__(self, lr: float, width: int) -> None:
         super().__init__()
         self.lr = lr
         self.layers = torch.nn.Sequential(torch.nn.Linear(64, width), torch.nn.ReLU(), torch.nn.Linear(width, 10))
 
-    def training_step(self, batch, _):
+    def training_step(self, batch: list[torch.Tensor], _: object) -> torch.Tensor:
         return torch.nn.functional.cross_entropy(self.layers(batch[0]), batch[1])
 
-    def validation_step(self, batch, _):
+    def validation_step(self, batch: list[torch.Tensor], _: object) -> None:
         self.log("val_loss", self.training_step(batch, None))
 
-    def configure_optimizers(self):
+    def configure_optimizers(self) -> torch.optim.Optimizer:
         return torch.optim.Adam(self.parameters(), self.lr)
 
 
-def objective(trial, epochs=10):
+def objective(trial: hopaas_p2p.Trial, epochs: int = 10) -> float:
     x, y = load_digits(return_X_y=True)
     data = TensorDataset(torch.tensor(x / 16, dtype=torch.float32), torch.tensor(y))
     train, valid = random_split(data, [0.8, 0.2], torch.Generator().manual_seed(0))
@@ -51,7 +51,7 @@ def objective(trial, epochs=10):
     return float(trainer.callback_metrics["val_loss"])
 
 
-def main(store, budget=20, epochs=10):
+def main(store: str, budget: int = 20, epochs: int = 10) -> None:
     study = hopaas_p2p.open_study(store, "lightning", space=SPACE, budget=budget)
     study.optimize(lambda trial: objective(trial, epochs))
     print(f"best: {study.best_trial.value:.4f} with {study.best_trial.params}")

@@ -20,20 +20,20 @@ SPACE = {
 }
 
 
-def main(store, budget=10, epochs=5):
+def main(store: str, budget: int = 10, epochs: int = 5) -> None:
     images, labels = load_digits(return_X_y=True)
     train_x, check_x, train_y, check_y = train_test_split(images / 16, labels, random_state=0)
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     study = hopaas_p2p.open_study(store, "digits", space=SPACE, directions="maximize", budget=budget)
 
-    def objective(trial):
+    def objective(trial: hopaas_p2p.Trial) -> float:
         model = SGDClassifier(alpha=trial.params["alpha"], loss=trial.params["loss"], random_state=0)
         for epoch in range(1, epochs + 1):
             model.partial_fit(train_x, train_y, classes=range(10))
             trial.report(model.score(check_x, check_y), epoch)
             if trial.should_prune():
                 trial.prune()
-        return model.score(check_x, check_y)
+        return float(model.score(check_x, check_y))
 
     study.optimize(objective)
     print(f"best: {study.best_trial.value:.3f} with {study.best_trial.params}")

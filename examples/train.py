@@ -19,18 +19,20 @@ from pathlib import Path
 
 from hopaas_p2p.ports.client import Trial  # standard library only: you may copy client.py beside this file instead
 
+Points = list[tuple[float, float]]
+
 
 class Model:
     """Weights of a polynomial, with momentum."""
 
-    def __init__(self, depth):
+    def __init__(self, depth: int) -> None:
         self.epoch = 0
         self.weights, self.speed = [0.0] * (depth + 1), [0.0] * (depth + 1)
 
-    def predict(self, x):
+    def predict(self, x: float) -> float:
         return sum(weight * x**power for power, weight in enumerate(self.weights))
 
-    def fit(self, points, lr):
+    def fit(self, points: Points, lr: float) -> None:
         for x, y in points:
             error = self.predict(x) - y
             for power in range(len(self.weights)):
@@ -38,24 +40,24 @@ class Model:
                 self.weights[power] += self.speed[power]
         self.epoch += 1
 
-    def loss(self, points):
+    def loss(self, points: Points) -> float:
         total = sum((self.predict(x) - y) ** 2 for x, y in points) / len(points)
         return total if math.isfinite(total) and total < 1e3 else 1e3
 
-    def save(self, path):
+    def save(self, path: Path) -> None:
         path.write_text(json.dumps(vars(self)))
 
-    def load(self, path):
+    def load(self, path: Path) -> None:
         vars(self).update(json.loads(path.read_text()))
 
 
-def points(number, seed):
+def points(number: int, seed: int) -> Points:
     draw = random.Random(seed)
     xs = [draw.uniform(-1, 1) for _ in range(number)]
     return [(x, math.sin(3 * x) + draw.gauss(0, 0.05)) for x in xs]
 
 
-def main():
+def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--lr", type=float, required=True)
     parser.add_argument("--depth", type=int, required=True)
@@ -68,7 +70,7 @@ def main():
         model.load(Path(os.environ["HOPAAS_CHECKPOINT"]))
         print("going on after epoch", model.epoch, flush=True)
 
-    leave = []  # the signals that came: save at the end of the epoch, not in the middle of it
+    leave: list[int] = []  # the signals that came: save at the end of the epoch, not in the middle of it
     for name in (signal.SIGUSR1, signal.SIGTERM):
         signal.signal(name, lambda number, _frame: leave.append(number))
 

@@ -37,11 +37,16 @@ from hopaas_p2p.stores.base import Outgoing, Placed
 
 _PATIENCE: Final = 60.0  # seconds for which another process of this user may be sending the same commits
 _SUFFIX: Final = ".commits"
+ASIDE: Final = f".deleted{_SUFFIX}"
+"""How the name of a file ends that was set aside."""
 _HISTORY: Final = ".history"
 _NEEDED: Final = 3  # descriptors to write a file: its folder's, the same for a rename, and its own
 _MAGIC: Final = b"hopaas-spool\n"
 _LARGEST_HEAD: Final = 2 << 20  # bytes, of 100,000 commits: they may not follow, and each takes 20 times its place here
 _LOGIN: Final = re.compile(r"://[^/@]*@")
+
+
+Why = Literal["unsent", "unconfirmed", "history"]
 
 
 class Spooled(msgspec.Struct, frozen=True):
@@ -55,7 +60,7 @@ class Spooled(msgspec.Struct, frozen=True):
     trials: list[int]
     """The trials that the commits end."""
     at: int
-    why: Literal["unsent", "unconfirmed", "history"]
+    why: Why
     """Unconfirmed: the log has acknowledged the commits with a place; compare the file with the log before sending it.
     History: the log turned out to have two; this is never sent, because a log with later commits of the same writer
     would count these as duplicates. A rescue interprets them by their places."""
@@ -126,6 +131,15 @@ def remove(path: Path) -> None:
     """Remove a file of the spool, if it is there and can be removed."""
     with contextlib.suppress(OSError), own_folder(path.parent, mode=None) as folder:
         (folder / path.name).unlink(missing_ok=True)
+
+
+def set_aside(path: Path) -> Path:
+    """Rename a file of a deleted study, so that peers send it only if the study comes back; returns its new path."""
+    aside = path.with_name(path.name.removesuffix(ASIDE).removesuffix(_SUFFIX) + ASIDE)
+    with contextlib.suppress(OSError), own_folder(path.parent, mode=None) as folder:
+        (folder / path.name).rename(folder / aside.name)
+        return aside
+    return path
 
 
 _spare: Final[list[int]] = []

@@ -22,7 +22,7 @@ from torch import nn
 from hopaas_p2p.ports.client import Trial
 
 
-def detector(number, seed):
+def detector(number: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
     """(what is true of the particles, what the detector says): both of shape (number, 2)."""
     draw = torch.Generator().manual_seed(seed)
     energy, angle = torch.rand(number, generator=draw), torch.rand(number, generator=draw)
@@ -35,27 +35,27 @@ def detector(number, seed):
 class Flow(nn.Module):
     """Layers of affine coupling; each moves one of the two numbers by what the other one and the condition say."""
 
-    def __init__(self, layers, width):
+    def __init__(self, layers: int, width: int) -> None:
         super().__init__()
         self.layers = nn.ModuleList(
             nn.Sequential(nn.Linear(3, width), nn.SiLU(), nn.Linear(width, width), nn.SiLU(), nn.Linear(width, 2))
             for _ in range(layers)
         )
 
-    def loss(self, condition, response):
+    def loss(self, condition: torch.Tensor, response: torch.Tensor) -> torch.Tensor:
         """Mean negative log-likelihood."""
-        parts, log_volume = list(response.unbind(1)), 0.0
+        parts, log_volume = list(response.unbind(1)), torch.zeros(())
         for index, layer in enumerate(self.layers):
             moved, kept = index % 2, 1 - index % 2
             scale, shift = layer(torch.cat([parts[kept][:, None], condition], 1)).unbind(1)
             scale = 3 * torch.tanh(scale / 3)
             parts[moved] = parts[moved] * scale.exp() + shift
             log_volume = log_volume + scale
-        squares = sum(part**2 for part in parts)
+        squares = parts[0] ** 2 + parts[1] ** 2
         return (0.5 * squares + math.log(2 * math.pi) - log_volume).mean()
 
 
-def main():
+def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--lr", type=float, required=True)
     parser.add_argument("--layers", type=int, required=True)
@@ -74,7 +74,7 @@ def main():
         optimizer.load_state_dict(saved["optimizer"])
         epoch = saved["epoch"]
 
-    leave = []
+    leave: list[int] = []
     for name in (signal.SIGUSR1, signal.SIGTERM):
         signal.signal(name, lambda number, _frame: leave.append(number))
 

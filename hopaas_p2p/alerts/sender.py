@@ -51,6 +51,8 @@ class AlertSender:
         self._known: set[str] | None = None
         """The conditions that held and were posted; None before the first look."""
         self._retry_at = 0.0
+        self.owes = False
+        """Whether the receiver has not accepted the alert that was due last."""
 
     def look(self) -> list[str]:
         """Post due alerts; returns the keys of the posted ones.
@@ -69,9 +71,11 @@ class AlertSender:
             self._known = {key for key in holds if key.startswith(NEW_BEST)}
         self._known &= holds.keys()
         sent: list[str] = []
+        self.owes = False
         for key, text in holds.items():
             if key not in self._known:
-                if not self._post(key, text):
+                self.owes = not self._post(key, text)
+                if self.owes:
                     break
                 self._known.add(key)
                 sent.append(key)

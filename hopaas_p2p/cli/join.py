@@ -36,7 +36,7 @@ _STDIN: Final = 2.0  # seconds to wait for piped input if a study is already joi
 @click.option("--submit", "system", type=click.Choice(batch.SYSTEMS), help="Run the trials in batch jobs.")
 @click.option("--via", type=click.Choice(VIA), help="How jobs reach the store. [default: as last time, or auto]")
 @click.option("--login-node", metavar="HOST", help="The name that jobs know this node by. [default: its own]")
-@click.option("--leave", metavar="NAME", help="Undo a join: remove what is kept of it here.")
+@click.option("--leave", metavar="[NAME]", is_flag=False, flag_value="", help="Undo a join: remove what is kept here.")
 @job_options
 @worker_options
 def join(
@@ -66,6 +66,7 @@ def join(
     """  # noqa: D301  # click's mark for lines that stay as they are
     before = joined_names()
     if leave is not None:
+        leave = before[0] if not leave and len(before) == 1 else leave
         if leave not in before:
             raise InvalidInput(f"{leave!r} is not joined here; joined: {', '.join(before) or 'none'}")
         memberships.forget(leave)

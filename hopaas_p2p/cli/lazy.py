@@ -52,7 +52,10 @@ class Group(click.Group):
         if args and args[0] not in known and not args[0].startswith("-"):
             from hopaas_p2p.runtime.arguments import near
 
-            hint = near(args[0], known, f"there are: {', '.join(known)}.")
+            groups = [(name, self.get_command(ctx, name)) for name in known]
+            inside = [name for name, one in groups if isinstance(one, Group) and args[0] in one.list_commands(ctx)]
+            found = " or ".join(f"{ctx.command_path} {name} {args[0]}" for name in inside)
+            hint = f"did you mean: {found}" if found else near(args[0], known, f"there are: {', '.join(known)}.")
             raise click.UsageError(f"{args[0]!r} is not a command; {hint}", ctx)
         return super().resolve_command(ctx, args)
 

@@ -49,7 +49,7 @@ for command in (ask, report, log, should_prune, tell, renew, release):
     "--sort",
     metavar="|".join((*_ORDERS, "OBJECTIVE")),
     default="number",
-    help="The order; by value or by an objective, the best first.",
+    help="The order; by value or by an objective (value.NAME if its name is another order), the best first.",
 )
 @click.option("--limit", type=click.IntRange(min=1), metavar="N", help="List at most N trials.")
 @click.option("--all", "every", is_flag=True, help="With rungs or a population: every trial.")
@@ -99,10 +99,11 @@ def list_(session: CliSession, states: tuple[str, ...], sort: str, limit: int | 
 
 def _in_order(rows: list[dict[str, Any]], sort: str, state: State) -> list[dict[str, Any]]:
     """Ascending; by an objective, the best first, and infeasible trials behind the others. By value, the trials on a
-    front come first. Trials without a value are last.
+    front come first. Trials without a value are last. An objective with the name of another order is `value.NAME`.
     """
     directions = () if state.define is None else state.define.directions
-    orders = {**{name: at for at, name in enumerate(objectives(state))}, **dict.fromkeys(_ORDERS), "value": 0}
+    named = [f"value.{one}" if one in _ORDERS and len(directions) > 1 else one for one in objectives(state)]
+    orders = {**{name: at for at, name in enumerate(named)}, **dict.fromkeys(_ORDERS), "value": 0}
     if sort not in orders:
         known = ", ".join(" ".join(name.split()) for name in orders)  # anybody may have named an objective
         raise click.UsageError(f"{sort!r} is not an order. The orders are {known}.")

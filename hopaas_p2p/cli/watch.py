@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from hopaas_p2p.study import Study
 
 _ROWS: Final = 12  # running trials shown
+_LAST_ALERTS: Final = 300.0  # seconds for which the alerts of a study that is done are offered to their receiver
 
 
 @command(study="argument")
@@ -38,12 +39,19 @@ def watch(session: CliSession, interval: float, timeout: float | None, once: boo
     ends a study at a condition.
 
     With --alert, a message is posted when a site falls silent, trials fail one after another, results stop improving,
-    80 % of the budget is used, a trial is the new best, or the study ends.
+    80 % of the budget is used, a trial is the new best, or the study ends. While the receiver does not accept it, it is
+    posted again; after the end of the study, until --timeout or for five minutes. The exit code is then 1.
     """
     study = session.study()
     deadline, before = None if timeout is None else time.monotonic() + timeout, ""
     on_terminal = sys.stdout.isatty() and not session.as_json and not once
-    sender = _sender(session, study) if alert else None
+    sender = None
+    if alert:
+        session.settings.publish()
+        url = webhook_url()
+        if url is None:
+            raise ConfigurationError("--alert needs a URL to post to. Set HOPAAS_WEBHOOK_FILE or HOPAAS_WEBHOOK.")
+        sender = AlertSender(study, webhook(url), complain=output.say)
     with contextlib.ExitStack() as drawn:
         if on_terminal:
             from rich.console import Console, Group
@@ -62,8 +70,10 @@ def watch(session: CliSession, interval: float, timeout: float | None, once: boo
                 data = {key: value for key, value in look.items() if key != "done"}
                 session.show(data, lambda clock=clock: click.echo(clock))  # type: ignore[misc]
                 sys.stdout.flush()
-            if look["done"] or once:
+            if once or (look["done"] and not (sender is not None and sender.owes)):
                 return 0
+            if look["done"] and deadline is None:
+                deadline = time.monotonic() + _LAST_ALERTS
             if deadline is not None and time.monotonic() >= deadline:
                 return 1
             left = interval if deadline is None else min(interval, deadline - time.monotonic())
@@ -78,15 +88,6 @@ def _pause(study: Study, seconds: float) -> None:
         if peer.hear(study.handle.log, seconds):
             return
     time.sleep(max(0.0, over - time.monotonic()))
-
-
-def _sender(session: CliSession, study: Study) -> AlertSender:
-    """The sender of alerts, to the webhook of the settings."""
-    session.settings.publish()
-    url = webhook_url()
-    if url is None:
-        raise ConfigurationError("--alert needs a URL to post to. Set HOPAAS_WEBHOOK_FILE or HOPAAS_WEBHOOK.")
-    return AlertSender(study, webhook(url), complain=output.say)
 
 
 def looks(study: Study, sender: AlertSender | None = None) -> Iterator[dict[str, Any]]:

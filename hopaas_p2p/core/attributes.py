@@ -14,7 +14,9 @@ LEARNED: Final = "hopaas:learned"
 """System attribute of a study: what it learned from other studies, a list of `priors.PriorRecord`."""
 SPACE: Final = "hopaas:space"
 """System attribute of a study whose space was given after it was created."""
-OWNERS_ATTRIBUTES: Final = frozenset({SAMPLER, PRUNER, REPEATS, REPLICATES, FIDELITY, LEARNED, SPACE})
+LOWERED: Final = "hopaas:lowered"
+"""System attribute of a study: the budget to which somebody has lowered it, in words. Scripts do not raise it again."""
+OWNERS_ATTRIBUTES: Final = frozenset({SAMPLER, PRUNER, REPEATS, REPLICATES, FIDELITY, LEARNED, SPACE, LOWERED})
 """System attributes of a study that define how it is searched: only its owners may set them."""
 REPLICATE: Final = "hopaas:replicate"
 """System attribute of a trial: {"of": the first trial with these parameters, "seed": from 1}."""

@@ -24,7 +24,7 @@ from hopaas_p2p.core.fidelity import Fidelity
 from hopaas_p2p.core.inherited import last_step, value_from
 from hopaas_p2p.core.lineage import copied_trial
 from hopaas_p2p.core.records import TrialState
-from hopaas_p2p.core.standings import Ranking, RungStanding, TrialChain, Worth, remove
+from hopaas_p2p.core.standings import Key, Ranking, RungStanding, TrialChain, Worth, remove
 from hopaas_p2p.core.state import Pausing, Trial
 
 _LIVE: Final = (TrialState.RUNNING, TrialState.WAITING)
@@ -95,7 +95,7 @@ class Configurations(Pausing):
         if failed and trial.retried_by is None and number > chain.last:
             chain.failures += 1
         if number >= chain.last:
-            chain.last, chain.failed = number, failed
+            chain.last, chain.failed, chain.infeasible = number, failed, not trial.feasible
         chain.takes = chain.takes or trial.state in _TAKES
         reached, chain.values = self._merged(chain, chain.values, trial)
         if trial.paused and number > chain.continued:
@@ -172,7 +172,8 @@ class Configurations(Pausing):
         if idle and chain.failed:
             reached = (math.nan,) * len(reached)
         end = None if live or chain.promoted or chain.end is None else chain.end[1]
-        return RungStanding(reached, chain.promoted, waits, not live and not waits, end)
+        over = not live and not waits
+        return RungStanding(reached, chain.promoted, waits, over, end, infeasible=chain.infeasible)
 
     # --- where they stand ---
 
@@ -186,17 +187,19 @@ class Configurations(Pausing):
         if to == before and repr(to) == repr(before):  # nan differs from itself
             return
         self._standing[number] = to
-        for at, (old, new) in enumerate(itertools.zip_longest(before.reached, to.reached)):
-            if old is not new and old != new:
+        keys = [[self.key(value, one) for value in one.reached] for one in (before, to)]
+        for at, (old, new) in enumerate(itertools.zip_longest(*keys)):
+            if old != new:
                 ranking = self._ranking(number, at)
                 if old is not None:
-                    remove(ranking, (self._key(old), number))
+                    remove(ranking, (old, number))
                 if new is not None:
-                    bisect.insort(ranking, (self._key(new), number))
+                    bisect.insort(ranking, (new, number))
         self._placed(number, before, to)
 
-    def _key(self, value: float) -> float:
-        return math.inf if math.isnan(value) else self._sign * value
+    def key(self, value: float, standing: RungStanding) -> Key:
+        """What a configuration with this standing is ranked by where it is worth this."""
+        return standing.infeasible, math.inf if math.isnan(value) else self._sign * value
 
     def _ranking(self, number: int, at: int) -> Ranking:  # noqa: ARG002
         """All configurations that have reached a rung and with which this one is compared there."""

@@ -24,7 +24,7 @@ from typing import Final
 
 from hopaas_p2p.core.configurations import Configurations
 from hopaas_p2p.core.fidelity import Population
-from hopaas_p2p.core.standings import Ranking, RungCount, RungStanding, TrialChain, first, remove
+from hopaas_p2p.core.standings import Key, Ranking, RungCount, RungStanding, TrialChain, first, remove
 
 _MOST_FAILURES: Final = 3
 """Failures of a member since its last pause after which it is out."""
@@ -52,7 +52,7 @@ class Members(Configurations):
 
     def admit(self, number: int) -> None:
         super().admit(number)
-        bisect.insort(self._training, (0.0, number))
+        bisect.insort(self._training, (_progress(0), number))
 
     def pauses_at(self, number: int) -> int | None:
         promoted = self.standing(number).promoted
@@ -67,7 +67,7 @@ class Members(Configurations):
             if reached and chain.failures <= _MOST_FAILURES:
                 reached, waits = (*reached[:-1], math.nan), True
         over = not waits and not live
-        return RungStanding(reached, chain.promoted, waits, over, copied=chain.copied)
+        return RungStanding(reached, chain.promoted, waits, over, None, chain.copied, chain.infeasible)
 
     def _ranking(self, _number: int, at: int) -> Ranking:
         while len(self._reached) <= at:
@@ -76,13 +76,13 @@ class Members(Configurations):
 
     def _placed(self, number: int, before: RungStanding, to: RungStanding) -> None:
         if before.waits:
-            remove(self._waiting, (float(len(before.reached)), number))
+            remove(self._waiting, (_progress(len(before.reached)), number))
         if to.waits:
-            bisect.insort(self._waiting, (float(len(to.reached)), number))
+            bisect.insort(self._waiting, (_progress(len(to.reached)), number))
         if not before.over:
-            remove(self._training, (float(before.promoted), number))
+            remove(self._training, (_progress(before.promoted), number))
         if not to.over:
-            bisect.insort(self._training, (float(to.promoted), number))
+            bisect.insort(self._training, (_progress(to.promoted), number))
 
     # --- who goes on, and from where ---
 
@@ -103,8 +103,8 @@ class Members(Configurations):
         standing = self._standing[number]
         if not standing.waits or not standing.reached:
             return []
-        reached, mine = self._reached[len(standing.reached) - 1], self._key(standing.reached[-1])
-        if mine < math.inf and not self._is_among_the_worst(number, standing):
+        reached, mine = self._reached[len(standing.reached) - 1], self.key(standing.reached[-1], standing)
+        if mine[1] < math.inf and not self._is_among_the_worst(number, standing):
             return []
         return [one for key, one in reached[: max(self._quota(len(reached)), 1)] if key < mine]
 
@@ -113,7 +113,7 @@ class Members(Configurations):
             reached = self._reached[at]
             quota = self._quota(len(reached))
             if quota:
-                rank = bisect.bisect_left(reached, (self._key(standing.reached[at]), number))
+                rank = bisect.bisect_left(reached, (self.key(standing.reached[at], standing), number))
                 return rank >= len(reached) - quota
         return False
 
@@ -128,7 +128,7 @@ class Members(Configurations):
         if rung is None:
             return False
         few = used < self.population.size and (most is None or used < most)
-        return few or chain.paused == number or (bool(self._training) and self._training[0][0] <= rung)
+        return few or chain.paused == number or (bool(self._training) and self._training[0][0] <= _progress(rung))
 
     # --- for people ---
 
@@ -148,3 +148,8 @@ class Members(Configurations):
             for at, reached in enumerate(self._reached)
             if len(reached)
         ]
+
+
+def _progress(rungs: int) -> Key:
+    """The key of members that are in order of how many rungs they have reached, whatever they are worth."""
+    return False, float(rungs)

@@ -42,7 +42,11 @@ class TrialState(enum.IntEnum):
     WAITING = 4
 
 
-class Float(msgspec.Struct, array_like=True, frozen=True, tag="f"):
+class Domain(msgspec.Struct, array_like=True, frozen=True):
+    """From what a parameter is drawn. So that a dictionary of several kinds has a type."""
+
+
+class Float(Domain, array_like=True, frozen=True, tag="f"):
     """A real parameter in [low, high], log-uniform or on a grid of `step`."""
 
     low: float
@@ -55,7 +59,7 @@ class Float(msgspec.Struct, array_like=True, frozen=True, tag="f"):
     """low, medium or high."""
 
 
-class Int(msgspec.Struct, array_like=True, frozen=True, tag="i"):
+class Int(Domain, array_like=True, frozen=True, tag="i"):
     """A whole-number parameter in [low, high]."""
 
     low: int
@@ -66,7 +70,7 @@ class Int(msgspec.Struct, array_like=True, frozen=True, tag="i"):
     confidence: str | None = None
 
 
-class Categorical(msgspec.Struct, array_like=True, frozen=True, tag="c"):
+class Categorical(Domain, array_like=True, frozen=True, tag="c"):
     """One of `choices`; the value in a record is the index of the choice."""
 
     choices: tuple[bool | int | float | str | None, ...]

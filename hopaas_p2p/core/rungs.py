@@ -26,7 +26,7 @@ from typing import Final, NamedTuple
 
 from hopaas_p2p.core.configurations import Configurations
 from hopaas_p2p.core.fidelity import Rungs
-from hopaas_p2p.core.standings import Ranking, RungCount, RungStanding, first, remove
+from hopaas_p2p.core.standings import Key, Ranking, RungCount, RungStanding, first, remove
 
 _HEDGED: Final = 3
 """With this many brackets or more, a rung must show that it predicts the final value."""
@@ -59,7 +59,7 @@ class Ladder(Configurations):
         """The configurations that do not pause until the rungs have been proved."""
         self._owed: Ranking = []
         """Configurations that wait, but at no current rung, because the rungs were changed."""
-        self._queued: dict[int, tuple[Ranking, tuple[float, int]]] = {}
+        self._queued: dict[int, tuple[Ranking, tuple[Key, int]]] = {}
         """For each waiting configuration, the list that it is in, and its entry there."""
 
     # --- configurations ---
@@ -109,12 +109,12 @@ class Ladder(Configurations):
             remove(*before)
         if not standing.waits:
             return
-        ranking, key, at = self._owed, 0.0, self._waits_at(number, standing)
+        ranking, value, at = self._owed, 0.0, self._waits_at(number, standing)
         if at is not None:
-            ranking, key = self._rungs[self.brackets[number]][at].waiting, self._key(standing.reached[-1])
-            if key == math.inf:  # it diverged, and is not worth a continuation
+            ranking, value = self._rungs[self.brackets[number]][at].waiting, self.key(standing.reached[-1], standing)[1]
+            if value == math.inf:  # it diverged, and is not worth a continuation
                 return
-        self._queued[number] = ranking, (0.0 if at in self._passed else key, number)
+        self._queued[number] = ranking, ((standing.infeasible, 0.0 if at in self._passed else value), number)
         bisect.insort(*self._queued[number])
 
     def is_unproved(self) -> bool:
@@ -127,7 +127,7 @@ class Ladder(Configurations):
         judged, passed = self._hedged and not self.is_unproved(), set()
         for at in range(len(self.policy.levels)) if judged else ():
             pairs = [
-                (self._key(one.reached[at]), self._key(math.nan if one.end is None else one.end))
+                (self.key(one.reached[at], one), self.key(math.nan if one.end is None else one.end, one))
                 for one in ends
                 if len(one.reached) > at
             ]
@@ -143,7 +143,7 @@ class Ladder(Configurations):
 
     def best(self, *, closing: bool = False, room: bool = False, skip: Collection[int] = ()) -> int | None:  # noqa: ARG002
         for height in reversed(range(len(self.policy.levels))):
-            found: list[tuple[float, int]] = []
+            found: Ranking = []
             for bracket in range(min(height, self.policy.brackets - 1) + 1):
                 rung = self._rungs[bracket][height]
                 entry = first(rung.waiting, skip)
@@ -164,13 +164,16 @@ class Ladder(Configurations):
     def may_be_promoted(self, number: int, *, most: int | None) -> bool:
         """Whether a waiting configuration may yet rank among the best of its rung, if at most `most` ones come."""
         standing = self._standing[number]
-        if not standing.waits or not standing.reached or self._key(standing.reached[-1]) == math.inf:
-            return standing.waits and not standing.reached
+        if not standing.waits or not standing.reached:
+            return standing.waits
+        key = self.key(standing.reached[-1], standing)
+        if key[1] == math.inf:
+            return False
         at = self._waits_at(number, standing)
         if most is None or at is None or at in self._passed:
             return True
         rung = self._rungs[self.brackets[number]][at]
-        rank = bisect.bisect_left(rung.reached, (self._key(standing.reached[-1]), number))
+        rank = bisect.bisect_left(rung.reached, (key, number))
         return rank < max(-(-max(most, len(rung.reached)) // self.policy.eta), 1)
 
     # --- for people ---
@@ -200,7 +203,7 @@ class Ladder(Configurations):
         ]
 
 
-def _misleads(pairs: list[tuple[float, float]]) -> bool:
+def _misleads(pairs: list[tuple[Key, Key]]) -> bool:
     """Whether the best eighth by the second numbers ranks, by the first, in the worse half on average."""
     first = sorted([by for by, _ in pairs])
     best = sorted(pairs, key=lambda pair: pair[1])[: -(-len(pairs) // 8)]

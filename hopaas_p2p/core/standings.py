@@ -10,16 +10,18 @@ import msgspec
 
 Worth = tuple[tuple[int, float], ...]
 """For each rung that a configuration has reached: the trial that counts there, and its value."""
-Ranking = list[tuple[float, int]]
-"""Configurations in order: what each is ranked by, the smallest first, and its number."""
+Key = tuple[bool, float]
+"""What a configuration is ranked by, the smallest first: whether it violates its constraints, then its value."""
+Ranking = list[tuple[Key, int]]
+"""Configurations in order: what each is ranked by, and its number."""
 
 
-def first(ranking: Ranking, skip: Collection[int]) -> tuple[float, int] | None:
+def first(ranking: Ranking, skip: Collection[int]) -> tuple[Key, int] | None:
     """The first entry that is not passed over."""
     return next((entry for entry in ranking if entry[1] not in skip), None)
 
 
-def remove(ranking: Ranking, entry: tuple[float, int]) -> None:
+def remove(ranking: Ranking, entry: tuple[Key, int]) -> None:
     """Remove an entry, which must be present."""
     del ranking[bisect.bisect_left(ranking, entry)]
 
@@ -39,6 +41,8 @@ class RungStanding(NamedTuple):
     """Its final value, if it was trained to the end without a pause."""
     copied: int = 0
     """In a population, how many rungs it had reached when it last copied another: its values there are not its own."""
+    infeasible: bool = False
+    """Whether it violates its constraints, as its newest finished trial says: it then ranks behind all that do not."""
 
 
 class RungCount(NamedTuple):
@@ -83,6 +87,8 @@ class TrialChain(msgspec.Struct, gc=False):
     """Whether that trial failed. If nothing is left to run, the configuration then ranks behind all others."""
     takes: bool = False
     """Whether a finished trial takes a place in the budget."""
+    infeasible: bool = False
+    """Whether that trial violates its constraints."""
     live: tuple[int, ...] = ()
     """Its waiting and running trials."""
     counted: bool = False

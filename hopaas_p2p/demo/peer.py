@@ -24,9 +24,7 @@ def run(store: str, study_name: str, seed: int) -> None:
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     study = hopaas_p2p.open_study(
-        hopaas_p2p.open_storage(
-            store, create=False, linger=0.25
-        ),  # seconds; short, because the screen shows epochs as they end
+        hopaas_p2p.open_storage(store, create=False, linger=0.25),  # s; short: the screen shows epochs as they end
         study_name,
         create=False,
         sampler=optuna.samplers.TPESampler(seed=seed),

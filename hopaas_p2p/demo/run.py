@@ -58,11 +58,8 @@ def run(console: Console, *, peers: int, trials: int, store: str | None, timeout
                 screen.say(0.0, f"store {store}, study {study.name}, {trials} trials")
                 processes.start(peers)
                 _watch(study, processes, screen, trials=trials, timeout=timeout, kill=kill and peers > 1)
-            state, killed, say = (
-                study.state,
-                processes.killed,
-                functools.partial(console.print, markup=False, highlight=False, soft_wrap=True),
-            )
+            state, killed = study.state, processes.killed
+            say = functools.partial(console.print, markup=False, highlight=False, soft_wrap=True)
             top = best(state)
             if top is None:
                 raise HopaasError(f"no trial was completed; look at the peers' outputs in {folder}")

@@ -352,7 +352,9 @@ def _said_out_of_place(start: _Node, nodes: list[_Node], loose: list[bytes]) -> 
 
 
 def _order(start: _Node, nodes: Iterable[_Node]) -> Callable[[_Node, _Node], bool]:
-    """A test whether one node is another, or precedes it in its history: by their positions in a walk of the tree."""
+    """A function that tells whether one node is another or precedes it in its history; it compares their positions in a
+    walk of the tree.
+    """
     children: dict[_Node | None, list[_Node]] = defaultdict(list)
     for node in nodes:
         children[node.parent].append(node)

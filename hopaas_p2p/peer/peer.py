@@ -24,13 +24,14 @@ from typing import Any, Final, TypeVar
 from hopaas_p2p.core.blocks import close_settled
 from hopaas_p2p.core.catalog import Catalog
 from hopaas_p2p.core.leases import BEATS_PER_TTL, MARGIN, beat_value
-from hopaas_p2p.core.records import PeerJoin, Record
+from hopaas_p2p.core.records import PeerJoin, Record, TrialCreate
 from hopaas_p2p.core.state import State, Verdict
 from hopaas_p2p.core.validity import readable
 from hopaas_p2p.errors import (
     BrokenChain,
     Denied,
     HopaasError,
+    InvalidInput,
     StoreCorrupt,
     StoreUnreachable,
     StudyDeleted,
@@ -273,8 +274,14 @@ class Peer:
         """Commit a record that starts a trial. If that fails or is interrupted, the trial is released.
 
         Waits for an unreachable store no longer than `store_wait`, and no longer than `within`.
+
+        Raises:
+            InvalidInput: a new trial after `close`: nobody would beat for it.
+
         """
         self.check_process()
+        if self.closed and isinstance(record, TrialCreate):
+            raise InvalidInput("this study was closed, so it starts no more trials; open it again, or close it later")
         if not log.session.introduced:
             self.introduce(log)
         pending = PendingCommit(self.uuid, (record,))

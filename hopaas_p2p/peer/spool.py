@@ -16,7 +16,7 @@ from hopaas_p2p.core.attributes import LATE_VALUES
 from hopaas_p2p.core.chain import following
 from hopaas_p2p.core.records import Commit, TrialFinish, TrialState
 from hopaas_p2p.core.state import State
-from hopaas_p2p.errors import BrokenChain, Denied, HopaasError, StoreUnreachable, StudyDeleted
+from hopaas_p2p.errors import BrokenChain, Denied, HopaasError, NoSuchStudy, StoreUnreachable, StudyDeleted
 from hopaas_p2p.peer.log_client import LogClient, study_client
 from hopaas_p2p.peer.session import LogSession
 from hopaas_p2p.spool import Spooled
@@ -181,7 +181,8 @@ class SpoolSender:
         self._next, self._studies = now + _EVERY, studies
         own = {path for log in list(logs.values()) for path in log.session.spooled}
         for path, spooled in spool.waiting(self._store.url, studies):
-            if path in own or path in self._refused:
+            gone = path.name.endswith(spool.ASIDE) and spooled.study not in studies
+            if path in own or path in self._refused or gone:
                 continue
             try:
                 for why in self.send(spooled, logs, writer=writer):
@@ -192,8 +193,9 @@ class SpoolSender:
                 _log.error("%s", error)
                 spool.remove(path)
             except HopaasError as error:  # it does not hold up the others
-                self._refused.add(path)
-                _log.warning("%s was not sent and stays in the spool: %s", path, error)
+                stays = spool.set_aside(path) if isinstance(error, StudyDeleted | NoSuchStudy) else path
+                self._refused.add(stays)
+                _log.warning("%s was not sent and stays in the spool: %s", stays, error)
             else:
                 spool.remove(path)
 

@@ -80,14 +80,16 @@ class LocalPeer:
     def answer(self, verb: str, body: dict[str, Any]) -> Reply:
         """Carry out a request: one of READS, ACTS or VERBS by name, and its arguments."""
         if verb in VERBS:
-            return self.request(body.pop("study"), int(body.pop("trial")), verb, **body)
+            return self.request(body.pop("study"), body.pop("trial"), verb, **body)
         if verb not in (*READS, *ACTS):
             raise InvalidInput(f"POST /v1/VERB; choose from {', '.join((*READS, *ACTS, *VERBS))}")
         method: Callable[..., Reply] = getattr(self, verb)
-        try:
-            inspect.signature(method).bind(**body)
-        except TypeError as error:
-            raise InvalidInput(f"{verb}: {error}") from None
+        takes = inspect.signature(method).parameters
+        for name in [*body, *(name for name, one in takes.items() if one.default is one.empty)]:
+            if name not in takes:
+                raise InvalidInput(f"{verb} takes {', '.join(takes)}, not {name!r}")
+            if name not in body:
+                raise KeyError(name)
         return method(**body)
 
     # --- reading: agents see these docstrings ---
@@ -267,7 +269,7 @@ class LocalPeer:
 
     def note(self, study: str, text: str, trial: int | None = None) -> Reply:
         """Replace the note (Markdown) of a study, or of a trial."""
-        notes.save_note(self._study(study, changes=True), str(text), trial)
+        notes.save_note(self._study(study, changes=True), text, trial)
         return {"study": study, **({} if trial is None else {"trial": trial})}
 
     def stop(self, study: str, trial: int, reason: str | None = None) -> Reply:

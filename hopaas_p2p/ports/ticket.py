@@ -194,9 +194,8 @@ def keep(ticket: Ticket, end: TrialFinish, store: str) -> str:
 
     at, url = microseconds(), redacted(store) if "://" in store else Path(store).expanduser().absolute().as_uri()
     payload = codec.encode(Commit(new_uuid(), 1, ticket.owner, at, (end,)))
-    path, why = spool.write(
-        spool.Spooled(url, ticket.uuid, ticket.study, [ticket.number], at, "unsent", [(0, None)], [payload])
-    )
+    last = spool.Spooled(url, ticket.uuid, ticket.study, [ticket.number], at, "unsent", [(0, None)], [payload])
+    path, why = spool.write(last)
     if path is None:
         raise ConfigurationError(f"The result cannot be kept on disk, and is lost with this command: {why}")
     return f"The result is kept in {path}; it is sent at the next contact, or with: hopaas-p2p admin spool send"

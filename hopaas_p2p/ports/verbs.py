@@ -22,8 +22,11 @@ import threading
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final
 
+import msgspec
+
 from hopaas_p2p.core.fidelity import AT_RUNG
 from hopaas_p2p.errors import Denied, HopaasError, InvalidInput, LeaseLost, NotYourTrial
+from hopaas_p2p.runtime.arguments import shown
 
 if TYPE_CHECKING:
     from hopaas_p2p.study import Study
@@ -31,6 +34,13 @@ if TYPE_CHECKING:
 
 Reply = dict[str, Any]
 VERBS: Final = ("report", "log", "should-prune", "tell", "checkpoint", "renew", "release")
+FIELDS: Final[dict[str, tuple[type, str]]] = {
+    **dict.fromkeys(("study", "state", "order", "text", "path"), (str, "a string")),
+    **dict.fromkeys(("trial", "step", "limit", "offset"), (int, "a whole number")),
+    **dict.fromkeys(("metrics", "params"), (dict, "an object of values by name")),
+    "value": (float, "a number"),
+}
+"""Kinds of the fields of a request in JSON, and their names in messages. A number may also be given as a string."""
 PRUNE: Final = 10
 """Exit code of `hopaas-p2p trial should-prune`; a shell script that exits there passes it on."""
 
@@ -56,15 +66,25 @@ def parsed(body: bytes) -> Reply:
 def answered(body: bytes, carry_out: Callable[[dict[str, Any]], Reply]) -> Reply:
     """The reply to a request in JSON, or an error reply: a carrier continues whatever the request was."""
     try:
-        return {"ok": True, **carry_out(parsed(body))}
-    except HopaasError as error:
-        return {"ok": False, "error": str(error), "code": error.exit_code}
+        return {"ok": True, **carry_out(_checked(parsed(body)))}
+    except (HopaasError, ValueError, TypeError, OverflowError, NotImplementedError, RecursionError) as error:
+        return {"ok": False, "error": str(error), "code": getattr(error, "exit_code", InvalidInput.exit_code)}
     except KeyError as error:
         return {"ok": False, "error": f"the request has no {error.args[0]!r}", "code": InvalidInput.exit_code}
-    except (ValueError, TypeError, OverflowError, NotImplementedError, RecursionError) as error:
-        return {"ok": False, "error": str(error), "code": InvalidInput.exit_code}
     except Exception as error:  # noqa: BLE001  # reported to the program
         return {"ok": False, "error": f"{type(error).__name__}: {error}", "code": 1}
+
+
+def _checked(request: Reply) -> Reply:
+    """The request without nulls, its fields of the kinds that FIELDS names. Raises InvalidInput."""
+    said = {name: value for name, value in request.items() if value is not None}
+    for name, (kind, words) in FIELDS.items():
+        if name in said:
+            try:
+                said[name] = msgspec.convert(said[name], kind, strict=False)
+            except msgspec.ValidationError:
+                raise InvalidInput(f"{name} must be {words}, got {shown(said[name])}") from None
+    return said
 
 
 class TrialVerbs:
@@ -117,19 +137,16 @@ class TrialVerbs:
         trial = self.trial
         match verb:
             case "report":
-                trial.report(float(said["value"]), int(said["step"]))
+                trial.report(said["value"], said["step"])
                 return self._should_prune()
             case "should-prune":
                 return self._should_prune()
             case "log":
-                metrics = said["metrics"]
-                if not isinstance(metrics, dict):
-                    raise InvalidInput(f"metrics must be an object of numbers by name, got {str(metrics)[:40]!r}")
-                trial.log(int(said["step"]), **metrics)
+                trial.log(said["step"], **said["metrics"])
             case "tell":
                 self._tell(said)
             case "checkpoint":
-                trial.checkpoint(str(said["path"]), step=int(said["step"]))
+                trial.checkpoint(said["path"], step=said["step"])
             case "renew":
                 if not trial.lease_held:
                     raise LeaseLost(f"trial {trial.number} was taken over by another peer")

@@ -1,4 +1,4 @@
-"""Runs a command for each trial, in a place that may end at any time: a batch job.
+"""Runs a command for each trial inside a batch job, which may end at any time.
 
     ask -> start the command -> pass on signals and requests -> tell, or return the trial -> ask
 

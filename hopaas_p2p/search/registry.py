@@ -52,6 +52,7 @@ SAMPLERS: Final = {
     "tpe": "hopaas_p2p.samplers.default_sampler",
     "random": "optuna.samplers.RandomSampler",
     "gp": "optuna.samplers.GPSampler",
+    "cmaes": "hopaas_p2p.samplers.CmaEsSampler",
     "qmc": "optuna.samplers.QMCSampler",
     "nsgaii": "optuna.samplers.NSGAIISampler",
     "grid": "optuna.samplers.BruteForceSampler",

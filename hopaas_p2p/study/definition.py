@@ -27,7 +27,7 @@ from hopaas_p2p.spec.fidelity import in_words
 from hopaas_p2p.spec.space import said_later, spec
 from hopaas_p2p.translate import checked_parameter, to_optuna, to_record
 
-Space = Mapping[str, BaseDistribution | records.Distribution]
+Space = Mapping[str, BaseDistribution | records.Domain]
 BudgetGiven = int | str | Budget
 """A number of trials, or limits; see `hopaas_p2p.spec.budget`."""
 
@@ -132,7 +132,7 @@ def as_given(space: Space) -> dict[str, records.Distribution]:
     }
 
 
-def _checked(name: str, given: BaseDistribution | records.Distribution) -> records.Distribution:
+def _checked(name: str, given: BaseDistribution | records.Domain) -> records.Distribution:
     """The distribution in the log's form, normalized like Optuna's: a Float's bounds are 0.0 and 1.0, not 0 and 1."""
     if not isinstance(given, BaseDistribution | records.Float | records.Int | records.Categorical):
         raise InvalidInput(f"the parameter {name!r}: give a Float, Int or Categorical, got {given!r}")
@@ -204,16 +204,19 @@ def larger_budget(state: State, name: str, given: BudgetGiven) -> Budget | None:
         return None
     wanted = changed(now, given)
     rest = [msgspec.structs.replace(one, trials=None, **dict.fromkeys(AMOUNTS)) for one in (now, wanted)]
-    amounts = [[getattr(one, what) for what in ("trials", *AMOUNTS)] for one in (now, wanted)]
-    if rest[0] == rest[1] and all(
-        new is None or (old is not None and new >= old) for old, new in zip(*amounts, strict=True)
-    ):
+    if rest[0] == rest[1] and not lowers(now, wanted):
         return wanted
     command = f"hopaas-p2p study set {shlex.quote(name)} --budget {shlex.quote(words(wanted) or 'none')}"
     raise DefinitionMismatch(
         f"the study {name!r} has the budget {words(now) or 'none'}, given {words(wanted)}. A script may raise it, but "
         f"not lower it: leave the argument out, or change it yourself: {command}"
     )
+
+
+def lowers(now: Budget, wanted: Budget) -> bool:
+    """Whether a limit of the second budget is smaller than in the first, or new."""
+    pairs = [(getattr(now, what), getattr(wanted, what)) for what in ("trials", *AMOUNTS)]
+    return any(new is not None and (old is None or new < old) for old, new in pairs)
 
 
 def compare_fidelity(state: State, name: str, given: Fidelity | None) -> None:

@@ -29,7 +29,7 @@ from hopaas_p2p.analysis.replicates import ReplicateGroup, replicates
 from hopaas_p2p.analysis.table import TrialTable
 from hopaas_p2p.core import records
 from hopaas_p2p.core.admission import NEW, Done, next_start
-from hopaas_p2p.core.attributes import AGAIN, FIDELITY, LEARNED, REUSED, SPACE
+from hopaas_p2p.core.attributes import AGAIN, FIDELITY, LEARNED, LOWERED, REUSED, SPACE
 from hopaas_p2p.core.fidelity import Fidelity, encode_fidelity
 from hopaas_p2p.core.records import (
     Distribution,
@@ -62,6 +62,7 @@ from hopaas_p2p.runtime.arguments import (
     functions,
     mapping,
     names_arguments,
+    near,
     seconds,
     shown,
     trial_number,
@@ -103,6 +104,7 @@ from hopaas_p2p.study.definition import (
     definition,
     definition_of,
     larger_budget,
+    lowers,
 )
 from hopaas_p2p.study.learning import (
     LearnFrom,
@@ -163,7 +165,7 @@ def open_study(
         pruner: likewise. By default `hopaas_p2p.pruners.MedianPruner`.
         budget: COMPLETE + PRUNED trials wanted over all processes, exactly; or a `hopaas_p2p.Budget`: the first limit
             that is reached ends the study. None: no limit. If the study exists, a larger budget than its current one
-            raises it.
+            raises it, unless somebody has lowered that one.
         fidelity: `hopaas_p2p.Rungs(min=1, max=27)`: trials pause at rungs with a checkpoint, and the next free peer
             continues the best of them. `hopaas_p2p.Population(size=16, every=5)`: population-based training, in which
             the worst members copy the best. Either replaces the pruner, and the budget then counts configurations.
@@ -211,9 +213,13 @@ def open_study(
     warn_of_other_belief(name, study.state.system, as_given(space or {}))
     larger = None if budget is None else larger_budget(study.state, name, budget)
     if larger is not None:
-        before = budget_words(budget_now(study.state))
-        study.set_budget(larger)
-        _log.warning("the budget of %r is raised from %s to %s", name, before, budget_words(larger) or "no limit")
+        before, after = budget_words(budget_now(study.state)), budget_words(larger) or "none"
+        if study.state.system.get(LOWERED) == json.dumps(before):
+            cure = f"hopaas-p2p study set {shlex.quote(name)} --budget {shlex.quote(after)}"
+            _log.warning("the budget of %r was lowered to %s, and stays there. To raise it: %s", name, before, cure)
+        else:
+            study.set_budget(larger)
+            _log.warning("the budget of %r is raised from %s to %s", name, before, after)
     if trackers:
         from hopaas_p2p.trackers import BackgroundExports
 
@@ -965,6 +971,9 @@ class Study(optuna.Study):
                 raise InvalidInput(f"the study has no parameter {name!r}; it has {', '.join(space)}")
             if name in space and not contains(space[name], value):
                 raise InvalidInput(f"{name} = {value!r} is not in {spec(space[name])}")
+            if (known := self.state.dists) and name not in known:  # the objective may still suggest it
+                hint = near(name, known, f"they have {', '.join(known)}")
+                _log.warning("no trial of %r so far has a parameter %r; %s", self.name, name, hint)
         if skip_if_exists and has_trial_with(self, params):
             return None
         return self._queue({"fixed_params": dict(params)}, dict(mapping("user_attrs", user_attrs or {})))
@@ -1006,7 +1015,8 @@ class Study(optuna.Study):
     def set_budget(self, budget: BudgetGiven | None) -> None:
         """Change limits, given as a number of trials, a text such as "gpu_hours=5,trials=none", or a mapping.
 
-        The other limits stay. A `Budget` replaces the whole budget, and None removes it.
+        The other limits stay. A `Budget` replaces the whole budget, and None removes it. A limit that is lowered stays:
+        a larger `budget` of `open_study` no longer raises it.
 
         Raises:
             InvalidInput: a limit that is not allowed.
@@ -1016,6 +1026,8 @@ class Study(optuna.Study):
         wanted = changed(now, budget)
         limits = limits_of(wanted)
         check_limits(limits, len(self.directions))
+        if lowers(now, wanted):
+            self.handle.say(StudySet(system={LOWERED: json.dumps(budget_words(wanted))}))
         trials = -1 if wanted.trials is None else wanted.trials
         same = limits == limits_of(now)
         self.handle.say(StudyControl(budget=trials, limits=None if same else limits))

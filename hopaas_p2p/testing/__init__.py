@@ -1,1 +1,1 @@
-"""For authors of stores, and for our own tests: conformance suite, fault injection, invariants."""
+"""For authors of stores, and for our own tests: conformance suite, fault injection."""

@@ -62,7 +62,7 @@ def test_a_join_says_where_it_counts_and_is_undone_by_leaving(study: Study, tmp_
     assert "this study is used in every directory without a store" in done.stderr
     assert "hopaas-p2p join --leave s" in done.stderr
     assert "joined/s.toml" in join(there, "config", "show").stdout
-    assert join(there, "join", "--leave", "s").returncode == 0
+    assert join(there, "join", "--leave").returncode == 0
     assert "joined/s.toml" not in join(there, "config", "show").stdout
     again = join(there, "join", "--leave", "s")
     assert (again.returncode, "'s' is not joined here; joined: none" in again.stderr) == (2, True)

@@ -19,8 +19,8 @@ import hopaas_p2p
 from hopaas_p2p import spool
 from hopaas_p2p.study import Study
 from hopaas_p2p.study.trial import Trial
-from hopaas_p2p.testing.invariants import check
 from tests.support import lease_peer
+from tests.support.invariants import check
 from tests.support.lease_peer import NOTHING, POINTS, TOLD
 from tests.support.processes import SPACE, cli, patient, states, until
 from tests.support.studies import opened_study

@@ -16,7 +16,7 @@ import hopaas_p2p
 from hopaas_p2p.core.admission import finished
 from hopaas_p2p.core.records import TrialState
 from hopaas_p2p.study import Study
-from hopaas_p2p.testing.invariants import check
+from tests.support.invariants import check
 from tests.support.processes import environment, until
 
 _JOB: Final = """

@@ -111,6 +111,29 @@ def test_of_a_study_that_was_deleted_a_result_stays_and_the_way_to_be_rid_of_it_
     assert cli("admin", "spool", "send", "--store", url).stderr == "No results are waiting to be sent.\n"
 
 
+def test_a_result_of_a_deleted_study_is_mentioned_once_and_sent_if_the_study_comes_back(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    url = f"{tmp_path}/store"
+    leave_in_spool(url)
+    shutil.copytree(url, f"{tmp_path}/backup", symlinks=True)
+    with contextlib.closing(hopaas_p2p.open_storage(url)) as storage:
+        storage.delete_study(storage.get_study_id_from_name("s"))
+    caplog.clear()
+    for _ in range(2):
+        with contextlib.closing(hopaas_p2p.open_study(url, "other", space=SPACE)) as study:
+            study.tell(study.ask(), 0.5)
+    ((path, _),) = spool.waiting()
+    (mentioned,) = [message for message in caplog.messages if "stays in the spool" in message]
+    assert mentioned.startswith(f"{path} was not sent and stays in the spool: the study 's' was deleted. ")
+
+    with contextlib.closing(hopaas_p2p.open_study(f"{tmp_path}/backup", "s", create=False)) as study:
+        study.storage.peer.tick()
+
+    assert not list(spool.waiting())
+    assert values(f"{tmp_path}/backup") == [0.25]
+
+
 def test_what_is_for_another_store_stays(tmp_path: Path) -> None:
     leave_in_spool(f"{tmp_path}/store")
     with contextlib.closing(hopaas_p2p.open_study(f"{tmp_path}/another", "s", space=SPACE)) as study:

@@ -28,8 +28,8 @@ from hopaas_p2p.runtime.ownership import own_folder
 from hopaas_p2p.study import Study
 from hopaas_p2p.trackers.base import Export
 from hopaas_p2p.trackers.wandb import WandB
-from tests.support import spooled
 from tests.support.processes import CLI, ROOT, campaign, environment, script
+from tests.support.spooled import keep
 
 SECRET = "the user's own"
 SUBMIT = ["submit", "slurm", "--store", "../store", "--study", "s", "--", "true"]
@@ -386,7 +386,7 @@ def test_the_spool_is_not_read_in_the_place_of_a_link(
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
     monkeypatch.setattr(spool, "directories", lambda: [place / "spool"])
     (place / "spool").symlink_to(tmp_path)
-    path, why = spooled.keep([], store="s", study="u", name="n", trials=[], at=0)
+    path, why = keep([], store="s", study="u", name="n", trials=[])
     assert path is None
     assert "is a link" in why
     assert list(spool.waiting()) == []

@@ -47,10 +47,10 @@ from hopaas_p2p.peer.session import STUDY, LogSession
 from hopaas_p2p.stores import checks
 from hopaas_p2p.stores.base import Beat, Entry, ExchangeResult, Outgoing, Placed
 from hopaas_p2p.testing.commits import append, outgoing
-from tests.support import spooled
 from tests.support.postgres_people import Place
 from tests.support.processes import cli
 from tests.support.scribe import COMPLETE, FAIL, RUNNING, Scribe, defined
+from tests.support.spooled import keep
 
 ENDS: dict[str, Record] = {
     "finish": TrialFinish(0, 1, FAIL),
@@ -323,13 +323,12 @@ def test_a_spooled_result_that_anothers_token_sends_is_refused_and_stays(
     owner = study._storage.peer.uuid
     for writer in (owner, "a-tickets"):
         end = Commit(writer, 1000, owner, 0, (TrialFinish(trial.number, 1, COMPLETE, (0.5,)),))
-        kept, why = spooled.keep(
+        kept, why = keep(
             [Placed(0, None, Outgoing(f"{writer}:1000", codec.encode(end)))],
             store=place.admin,
             study=place.uuid(),
             name="s",
             trials=[trial.number],
-            at=0,
         )
         assert kept is not None, why
         ((_, waiting),) = spool.waiting()

@@ -38,7 +38,7 @@ from hopaas_p2p.core.records import (
     Used,
 )
 from hopaas_p2p.core.state import State
-from hopaas_p2p.testing.invariants import Witness
+from tests.support.invariants import Witness
 from tests.support.scribe import COMPLETE, FAIL, PRUNED, RUNNING, WAITING
 
 WHOLE: Final = (-(1 << 63), -(1 << 53), -1, 0, 0, 1, 1, 2, 3, 5, (1 << 53) - 1, (1 << 63) - 1)

@@ -20,8 +20,8 @@ from hopaas_p2p.runtime.atomic import read_regular
 from hopaas_p2p.stores.base import Beat, Placed
 from hopaas_p2p.stores.directory.store import DirectoryStore
 from hopaas_p2p.testing.commits import append, append_many, everything, outgoing
-from tests.support import spooled
 from tests.support.processes import environment
+from tests.support.spooled import keep
 
 V1, STUDY = Path("v1"), Path("v1/study/study")
 SECRET = "the user's own"
@@ -223,7 +223,7 @@ def test_the_spool_is_this_users_alone(outside: Path, tmp_path: Path, monkeypatc
     monkeypatch.setenv("XDG_STATE_HOME", "/proc/nowhere")
     (temporary / f"hopaas-p2p-spool-{os.getuid()}").symlink_to(outside)
 
-    path, why = spooled.keep([Placed(0, None, outgoing("new"))], store="s", study="u", name="n", trials=[0], at=0)
+    path, why = keep([Placed(0, None, outgoing("new"))], store="s", study="u", name="n", trials=[0])
 
     assert path is None
     assert "is a link" in why
@@ -233,7 +233,7 @@ def test_the_spool_is_this_users_alone(outside: Path, tmp_path: Path, monkeypatc
     (temporary / f"hopaas-p2p-spool-{os.getuid()}").unlink()
     (temporary / f"hopaas-p2p-spool-{os.getuid()}").mkdir()
     (temporary / f"hopaas-p2p-spool-{os.getuid()}").chmod(0o777)
-    assert spooled.keep([Placed(0, None, outgoing("new"))], store="s", study="u", name="n", trials=[0], at=0)[0] is None
+    assert keep([Placed(0, None, outgoing("new"))], store="s", study="u", name="n", trials=[0])[0] is None
 
 
 def test_a_file_is_read_up_to_a_bound(tmp_path: Path) -> None:

@@ -25,7 +25,7 @@ from hopaas_p2p.stores.directory.store import DirectoryStore
 from hopaas_p2p.stores.memory import MemoryStore
 from hopaas_p2p.testing.commits import append, everything, outgoing
 from hopaas_p2p.testing.faults import SURVIVABLE, Crash, Fault, FaultyStore, at_random
-from hopaas_p2p.testing.invariants import Witness
+from tests.support.invariants import Witness
 from tests.support.scribe import COMPLETE, X, defined
 
 

@@ -31,8 +31,8 @@ from hopaas_p2p.stores.directory.store import DirectoryStore
 from hopaas_p2p.stores.objects.log import SPAN
 from hopaas_p2p.stores.s3 import gc
 from hopaas_p2p.stores.s3.store import S3Store
-from tests.support import spooled
 from tests.support.processes import cli, until
+from tests.support.spooled import keep
 
 SPACE = {"x": hopaas_p2p.Float(0, 1)}
 
@@ -229,7 +229,7 @@ def test_a_log_of_two_histories_is_one_study_with_what_its_peers_have_kept(tmp_p
         Placed(9, before, Outgoing("other:1", payloads[0])),
         Placed(10, following(before, payloads[0]), Outgoing("other:2", payloads[1])),
     ]
-    spooled.keep(kept, store=new.url, study=uuid, name="s", at=0, why="history")
+    keep(kept, store=new.url, study=uuid, name="s", why="history")
     spool.export(tmp_path / "from-its-node")
     for path, _ in spool.histories():
         path.unlink()
@@ -302,7 +302,7 @@ def test_commits_that_were_cleaned_up_are_not_taken_for_lost(s3_url: str) -> Non
             study.tell(study.ask(), value)
         uuid = study.handle.uuid
         log = study.handle.log
-        spooled.keep(log.session.history(), store=s3_url, study=uuid, name="s", at=0, why="history")
+        keep(log.session.history(), store=s3_url, study=uuid, name="s", why="history")
         log.write_snapshot()
         study.tell(study.ask(), 2.0)
     with contextlib.closing(S3Store(s3_url, create=False)) as store:

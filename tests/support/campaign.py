@@ -34,11 +34,15 @@ class Campaign(Scribe):
         assert number is not None
         return self.trial(number)
 
-    def train(self, trial: Trial, to: int, value: float, *, checkpoint: bool = True) -> None:
-        """Report up to this many epochs, and keep a checkpoint."""
+    def train(
+        self, trial: Trial, to: int, value: float, *, checkpoint: bool = True, constraint: float | None = None
+    ) -> None:
+        """Report up to this many epochs, keep a checkpoint, and set a constraint, which a number above 0 violates."""
         peer, epoch = trial.owner or "", trial.epoch
         begun = max(trial.reports, default=-1) + 1
-        records: list[Record] = [TrialSet(trial.number, epoch, reports=dict.fromkeys(range(begun, to), value))]
+        system = {} if constraint is None else {"constraints": f"[{constraint}]"}
+        reports = dict.fromkeys(range(begun, to), value)
+        records: list[Record] = [TrialSet(trial.number, epoch, reports=reports, system=system)]
         if checkpoint:
             records.append(TrialCheckpoint(trial.number, epoch, Checkpoint(to - 1, f"k{trial.number}-{to}", 1, "")))
         self.say(peer, *records)

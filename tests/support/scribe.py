@@ -18,7 +18,7 @@ from hopaas_p2p.core.records import (
     TrialState,
 )
 from hopaas_p2p.core.state import State, Trial, Verdict
-from hopaas_p2p.testing.invariants import Witness
+from tests.support.invariants import Witness
 
 COMPLETE, FAIL, PRUNED, RUNNING, WAITING = (
     TrialState.COMPLETE,

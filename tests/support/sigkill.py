@@ -30,7 +30,7 @@ from hopaas_p2p.storage import Storage, open_storage
 from hopaas_p2p.study import Study, open_study
 from hopaas_p2p.study.trial import Trial
 from hopaas_p2p.testing.commits import everything
-from hopaas_p2p.testing.invariants import Witness
+from tests.support.invariants import Witness
 from tests.support.processes import in_environment, patient
 
 _PATIENCE: Final = 120.0  # seconds until a campaign that does not end is a failure

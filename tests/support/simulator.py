@@ -21,7 +21,7 @@ from hopaas_p2p.core.records import Commit, Float, Policy, StudyDefine, TrialSta
 from hopaas_p2p.core.state import State, Verdict
 from hopaas_p2p.stores.base import Outgoing
 from hopaas_p2p.stores.memory import MemoryStore
-from hopaas_p2p.testing import invariants
+from tests.support import invariants
 from tests.support.simulated_peer import STUDY, TTL, SimulatedPeer
 
 

@@ -1,26 +1,24 @@
-"""Files of the spool, as a peer writes them."""
+"""Writes files of the spool by hand."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
 
 from hopaas_p2p import spool
+from hopaas_p2p.spool import Spooled
 from hopaas_p2p.stores.base import Placed
 
 
 def keep(
-    commits: Iterable[Placed],
+    commits: Sequence[Placed],
     *,
     store: str,
     study: str,
     name: str,
-    at: int,
-    trials: Iterable[int] = (),
-    why: Literal["unsent", "unconfirmed", "history"] = "unsent",
+    trials: Sequence[int] = (),
+    why: spool.Why = "unsent",
 ) -> tuple[Path | None, str]:
-    """Write these commits, which end `trials`; what `spool.write` returns."""
-    kept = list(commits)
-    places, payloads = [(one.lsn, one.before) for one in kept], [one.commit.payload for one in kept]
-    return spool.write(spool.Spooled(store, study, name, list(trials), at, why, places, payloads))
+    """Keep these commits, which end `trials`, in the spool; returns the file, or None and why not."""
+    places, payloads = [(one.lsn, one.before) for one in commits], [one.commit.payload for one in commits]
+    return spool.write(Spooled(store, study, name, list(trials), 0, why, places, payloads))

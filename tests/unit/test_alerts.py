@@ -16,6 +16,7 @@ import pytest
 
 from hopaas_p2p.alerts.rules import STAGNATION, conditions
 from hopaas_p2p.alerts.sender import AlertSender, webhook
+from hopaas_p2p.cli import main
 from hopaas_p2p.cli.watch import looks
 from hopaas_p2p.core.records import Policy
 from hopaas_p2p.errors import ConfigurationError, StoreUnreachable
@@ -258,3 +259,21 @@ def test_watch_posts_alerts_till_the_end(study: Study, receiver: Receiver, tmp_p
     refused = cli("watch", "s", "--store", str(tmp_path / "store"), "--alert", check=False)
     assert refused.returncode == 78  # a configuration error
     assert "HOPAAS_WEBHOOK_FILE" in refused.stderr
+
+
+def test_watch_posts_the_last_alert_until_it_is_accepted_and_says_if_it_is_not(
+    study: Study, receiver: Receiver, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("hopaas_p2p.alerts.sender._RETRY_INTERVAL", 0.0)
+    monkeypatch.setenv("HOPAAS_WEBHOOK", receiver.url)
+    study.optimize(lambda trial: 5.0 - trial.number)
+    command = ["watch", "s", "--store", str(tmp_path / "store"), "--alert", "--interval", "0.05"]
+    receiver.status = 500
+    with monkeypatch.context() as patience:
+        patience.setattr("hopaas_p2p.cli.watch._LAST_ALERTS", 0.2)
+        assert main.run(command) == 1
+
+    threading.Timer(0.5, setattr, (receiver, "status", 204)).start()
+
+    assert main.run(command) == 0
+    assert receiver.kinds() == ["budget", "done"]

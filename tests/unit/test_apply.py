@@ -39,8 +39,8 @@ from hopaas_p2p.core.records import (
     TrialTakeOver,
 )
 from hopaas_p2p.core.state import REFUSALS, TRANSITIONS, LateFinish, Move, State, Trial, Verdict
-from hopaas_p2p.testing import invariants
-from hopaas_p2p.testing.invariants import Violated, Witness
+from tests.support import invariants
+from tests.support.invariants import Violated, Witness
 from tests.support.scribe import COMPLETE, FAIL, PRUNED, RUNNING, WAITING, Scribe, X, defined
 
 # --- the table ---------------------------------------------------------------------------------------------------

@@ -242,3 +242,18 @@ def test_the_command_line_creates_shows_moves_and_lifts_a_budget(tmp_path: Path)
         "study", "set", "s", "--budget", "gpu_hours=none,kwh=2", store=store
     )
     assert "The budget of 's' is removed." in run("study", "set", "s", "--budget", "none", store=store)
+
+
+def test_a_budget_that_somebody_lowered_is_not_raised_by_a_script(
+    opened: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    opened(budget=3)
+    assert opened(budget=6).state.budget == 6
+    opened().set_budget(4)
+
+    assert opened(budget=6).state.budget == 4  # as before it was lowered
+    assert opened(budget=9).state.budget == 4
+    assert "was lowered to 4, and stays there. To raise it: hopaas-p2p study set s --budget 9" in caplog.text
+
+    opened().set_budget(5)
+    assert opened(budget=9).state.budget == 9  # somebody raised it since

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import sys
 from collections.abc import Iterator
@@ -125,6 +126,48 @@ def test_bytes_have_a_unit() -> None:
 
 def test_at_most_sixteen_verbs_stand_at_the_top() -> None:
     assert len(cli.list_commands(click.Context(cli))) <= 16
+
+
+@pytest.mark.parametrize(
+    ("word", "hint"),
+    [
+        ("ask", "did you mean: hopaas-p2p trial ask "),
+        ("pause", "did you mean: hopaas-p2p study pause "),
+        ("list", "hopaas-p2p study list or hopaas-p2p trial list or hopaas-p2p peers list"),
+        ("studdy", "did you mean 'study'?"),
+    ],
+)
+def test_a_command_of_a_group_is_found_from_the_top(capsys: pytest.CaptureFixture[str], word: str, hint: str) -> None:
+    code, _, why = said(capsys, word)
+
+    assert code == 2
+    assert hint in why
+
+
+def test_every_sampler_has_a_name(store: str, capsys: pytest.CaptureFixture[str]) -> None:
+    for name, kind in (("tpe", "TPESampler"), ("cmaes", "CmaEsSampler"), ("grid", "BruteForceSampler")):
+        where = ("--store", store, "--space", "x=int(0,3)")
+        assert said(capsys, "study", "create", name, *where, "--sampler", name)[0] == 0
+        with contextlib.closing(hopaas_p2p.open_study(store, name)) as study:
+            assert type(study.sampler).__name__ == kind
+
+
+@pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalWarning")
+def test_an_objective_with_the_name_of_another_order_can_be_sorted_by(
+    store: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    study = hopaas_p2p.open_study(store, "s", space=SPACE, directions=["minimize", "maximize"])
+    study.set_metric_names(["loss", "number"])
+    for value in (1.0, 3.0, 2.0):
+        study.tell(study.ask(), [0.0, value])
+    study.close()
+
+    def order(by: str) -> list[str]:
+        _, out, _ = said(capsys, "trial", "list", "s", "--store", store, "--sort", by)
+        return [line.split()[0] for line in out.splitlines()[1:]]
+
+    assert order("number") == ["0", "1", "2"]
+    assert order("value.number") == ["1", "2", "0"]
 
 
 def test_a_letter_means_one_option_over_all_commands() -> None:

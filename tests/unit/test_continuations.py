@@ -33,6 +33,43 @@ def test_an_ask_goes_on_with_the_best_that_waits() -> None:
     assert study.start("another").continues is None  # one of three is promoted
 
 
+def test_who_violates_its_constraints_is_promoted_behind_all_who_do_not() -> None:
+    study = Campaign()
+    started = [study.start(f"p{index}") for index in range(9)]
+    values = [0.1, 0.9, 0.3, 0.2, 0.8, 0.7, 0.6, 0.5, 0.4]
+    for trial, value in zip(started, values, strict=True):
+        study.train(trial, 1, value, constraint=1.0 if trial.number in (0, 2, 3, 4, 5, 6, 7) else -1.0)
+        study.pause(trial)
+
+    continued = [study.start(f"q{index}").continues for index in range(4)]
+
+    assert continued == [8, 1, 0, None]  # the two that satisfy them, then the best of the others; a third in all
+
+
+def test_a_study_in_which_all_violate_their_constraints_still_ends_with_a_whole_training() -> None:
+    study = Campaign(budget=2)
+    for value in (0.2, 0.1):
+        trial = study.start("p")
+        study.train(trial, 1, value, constraint=1.0)
+        study.pause(trial)
+
+    assert study.start("p").continues == 1
+
+
+def test_a_continuation_that_satisfies_its_constraints_ranks_by_its_value_again() -> None:
+    study = Campaign(Rungs(min=1, max=4, eta=2))
+    for trial, constraint in zip([study.start("a"), study.start("b")], (1.0, 2.0), strict=True):
+        study.train(trial, 1, 0.1 + trial.number, constraint=constraint)
+        study.pause(trial)
+    again = study.start("c")
+    assert study.state.configurations.standing(0).infeasible
+    study.train(again, 2, 0.1, constraint=-1.0)
+    study.pause(again)
+
+    assert not study.state.configurations.standing(0).infeasible
+    assert study.state.configurations.standing(1).infeasible
+
+
 def test_an_ask_in_the_commit_of_a_pause_sees_it() -> None:
     study = Campaign()
     study.first_rung(0.3, 0.2)
@@ -222,7 +259,8 @@ def _storm(seed: int, steps: int, *, budget: int = 60, brackets: int = 2) -> tup
             target = configurations.pauses_at(trial.number)
             begun = max(trial.reports, default=-1) + 1
             until = min(begun + rng.randint(1, 4), 9 if target is None else max(begun, target))
-            study.train(trial, until, rng.random(), checkpoint=rng.random() < 0.7)
+            constraint = None if rng.random() < 0.5 else rng.random() - 0.5
+            study.train(trial, until, rng.random(), checkpoint=rng.random() < 0.7, constraint=constraint)
             if target is not None and until >= target:
                 study.pause(trial)
             elif until == 9:
@@ -247,6 +285,8 @@ def _same_after_a_restart(study: Campaign) -> None:
     again = snapshot.load(snapshot.dump(study.state))
     mine, theirs = study.state.configurations, again.configurations
     assert theirs.places() == mine.places()
+    roots = {mine.root(trial.number) for trial in study.state.trials}
+    assert all(repr(theirs.standing(root)) == repr(mine.standing(root)) for root in roots)
     assert (again.used(), theirs.resumable) == (study.state.used(), mine.resumable)
     assert next_start(again) == next_start(study.state)
 

@@ -152,10 +152,17 @@ def test_a_program_over_http_reads_no_names_of_python() -> None:
     def error(verb: str, body: bytes) -> str:
         return str(answered(body, lambda said: peer.answer(verb, said))["error"])
 
-    assert error("ask", b"{}") == "ask: missing a required argument: 'study'"
-    assert error("trials", json.dumps({"study": "s", "stat": 1}).encode()) == (
-        "trials: got an unexpected keyword argument 'stat'"
-    )
+    assert error("ask", b"{}") == "the request has no 'study'"
+    for verb, said, why in [
+        ("trials", {"study": "s", "stat": 1}, "trials takes study, state, order, limit, offset, not 'stat'"),
+        ("trials", {"study": "s", "limit": "all"}, "limit must be a whole number, got 'all'"),
+        ("ask", {"study": ["s"]}, "study must be a string, got ['s']"),
+        ("trial", {"study": "s", "trial": None}, "the request has no 'trial'"),
+        ("report", {"study": "s", "trial": 0, "value": "low", "step": 1}, "value must be a number, got 'low'"),
+        ("report", {"study": "s", "trial": 0, "value": 0.5, "step": 1.5}, "step must be a whole number, got 1.5"),
+        ("log", {"study": "s", "trial": 0, "metrics": 3}, "metrics must be an object of values by name, got 3"),
+    ]:
+        assert error(verb, json.dumps(said).encode()) == why
     assert error("ask", b"study=s").startswith("the request is not JSON")
     storage.close()
 

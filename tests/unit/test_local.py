@@ -269,7 +269,7 @@ def test_a_trial_over_http(server: LocalServer) -> None:
     ("path", "body", "status", "said"),
     [
         ("/v1/nonsense", {}, 400, "choose from studies"),
-        ("/v1/ask", {}, 400, "argument: 'study'"),
+        ("/v1/ask", {}, 400, "has no 'study'"),
         ("/v1/ask", [], 400, "not a JSON object"),
         ("/v1/ask", {"study": "none"}, 500, "no study"),
         ("/v1/tell", {"study": "s", "trial": 7, "values": [1]}, 500, "ask for one first"),

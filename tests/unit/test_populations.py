@@ -129,6 +129,16 @@ def test_a_budget_below_the_size_makes_a_smaller_population() -> None:
     assert study.state.used() == 2
 
 
+def test_a_member_that_violates_its_constraints_copies_one_that_satisfies_them(study: Herd) -> None:
+    for index, trial in enumerate([study.start(f"p{index}") for index in range(5)]):
+        study.train(trial, 2, 0.1 + index / 10, constraint=1.0 if index == 0 else -1.0)
+        study.pause(trial)
+
+    again = study.start("q")
+
+    assert (again.continues, again.system[COPIES]) == (0, "1")
+
+
 def test_a_value_that_is_no_number_copies_even_before_others_have_come(study: Herd) -> None:
     trials = [study.start(f"p{index}") for index in range(5)]
     study.interval(trials[0], 0.3)
@@ -443,7 +453,8 @@ def _train(study: Herd, trial: Trial, rng: random.Random) -> None:
     begun = max(trial.reports, default=-1) + 1
     until = min(begun + rng.randint(1, 2), target)
     value = float("nan") if rng.random() < 0.05 else rng.random()
-    study.train(trial, until, value, checkpoint=rng.random() < 0.8)
+    constraint = (None, -1.0, 1.0)[trial.number % 3]
+    study.train(trial, until, value, checkpoint=rng.random() < 0.8, constraint=constraint)
     if until < target:
         return
     if target == end:

@@ -1122,3 +1122,28 @@ def _two_epochs(trial: Any) -> float:
     for step in range(2):
         trial.report(0.5, step)
     return 0.5
+
+
+def test_a_closed_study_starts_no_trial_but_tells_those_it_has_and_can_be_read(store: str) -> None:
+    study = hopaas_p2p.open_study(store, "s", space=SPACE)
+    trial = study.ask()
+    study.close()
+
+    with pytest.raises(InvalidInput, match="this study was closed"):
+        study.ask()
+    study.tell(trial, 0.5)
+
+    assert study.best_value == 0.5
+    assert states(study) == ["COMPLETE"]
+
+
+def test_a_queued_name_that_no_trial_has_is_said(store: str, caplog: pytest.LogCaptureFixture) -> None:
+    with contextlib.closing(hopaas_p2p.open_study(store, "s")) as study:
+        study.enqueue_trial({"model": 1.0})
+        study.optimize(lambda trial: trial.suggest_float("model", 0, 2), n_trials=1)
+        study.enqueue_trial({"model": 0.5})
+        assert caplog.text == ""
+
+        study.enqueue_trial({"modl": 1.0})
+
+    assert "no trial of 's' so far has a parameter 'modl'; did you mean 'model'?" in caplog.text
