@@ -6,7 +6,7 @@ import logging
 import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Any, Final
 
 import msgspec
 
@@ -77,12 +77,7 @@ class SpoolSender:
             return path, why
 
     def _write(
-        self,
-        uuid: str,
-        log: LogClient[State],
-        commits: list[Placed],
-        why: Literal["unsent", "unconfirmed", "history"],
-        trials: list[int],
+        self, uuid: str, log: LogClient[State], commits: list[Placed], why: spool.Why, trials: list[int]
     ) -> tuple[Path | None, str]:
         """Write this log's commits, which end `trials`, to a spool file, like `spool.write`."""
         name, at = log.state.define.name if log.state.define else "", self._now_us()
