@@ -198,8 +198,9 @@ class Configurations(Pausing):
         self._placed(number, before, to)
 
     def key(self, value: float, standing: RungStanding) -> Key:
-        """What a configuration with this standing is ranked by where it is worth this."""
-        return standing.infeasible, math.inf if math.isnan(value) else self._sign * value
+        """What a configuration with this standing is ranked by where it is worth this; what diverged is behind all."""
+        worth = math.inf if math.isnan(value) else self._sign * value
+        return standing.infeasible or worth == math.inf, worth
 
     def _ranking(self, number: int, at: int) -> Ranking:  # noqa: ARG002
         """All configurations that have reached a rung and with which this one is compared there."""

@@ -28,6 +28,7 @@ from hopaas_p2p.errors import (
     BrokenChain,
     ConfigurationError,
     Denied,
+    InvalidInput,
     NewerFormat,
     StoreCorrupt,
     StoreUnreachable,
@@ -750,6 +751,29 @@ def test_a_folder_a_pipe_or_a_socket_in_the_place_of_an_artifact_is_none(
     for key in ("study/1", "study/1/pipe", "study/1/socket"):
         with pytest.raises(KeyError):
             artifacts.get(key, tmp_path / "target")
+
+
+@pytest.mark.parametrize("key", ["files/one/two", "files/one/two/three", "files/one/two/three/four"])
+def test_an_object_that_would_be_in_a_file_is_refused_for_good(tmp_path: Path, key: str) -> None:
+    objects = DirectoryStore(tmp_path).objects
+    objects.put("files/one", b"a file")
+    with pytest.raises(InvalidInput, match=f"{key} is a folder of this store, or would be in a file"):
+        objects.put(key, b"below it")
+
+
+@pytest.mark.usefixtures("hasty")
+@pytest.mark.parametrize("error", [PermissionError(errno.EACCES, "not allowed"), OSError(errno.EIO, "in trouble")])
+def test_a_commit_is_acknowledged_whatever_happens_when_its_range_is_packed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: OSError
+) -> None:
+    log = a_log(tmp_path)
+    append_many(log, "c", 255)
+
+    def failing(*_: Any) -> bool:
+        raise error
+
+    monkeypatch.setattr(files, "_make_folder", failing)
+    assert append_many(log, "last", 1, 255) == [256]
 
 
 def test_a_store_that_is_not_mounted_is_not_a_deleted_study(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 
 import pytest
@@ -351,6 +352,14 @@ def test_as_many_are_copied_as_copy() -> None:
         members.place(number, RungStanding((float(number),), 0, waits=True))
     assert [number for number in range(20) if members.better(number)] == [16, 17, 18, 19]
     assert members.better(16) == [0, 1, 2, 3]
+
+
+def test_nobody_copies_what_diverged_even_if_all_others_violate_their_constraints() -> None:
+    members = Members(Population(size=3, every=1, max=3))
+    for number, value in enumerate((math.nan, 0.2, 0.1)):
+        members.admit(number)
+        members.place(number, RungStanding((value,), 0, waits=True, infeasible=number > 0))
+    assert [members.better(number) for number in range(3)] == [[2], [], []]
 
 
 def test_small_populations_copy_too() -> None:

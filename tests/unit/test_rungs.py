@@ -89,6 +89,14 @@ def test_what_diverged_is_never_promoted(value: float) -> None:
     assert ladder.best() == 0
 
 
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_what_diverged_ranks_behind_what_violates_its_constraints(value: float) -> None:
+    ladder = _first_wave([value, 0.5])
+    ladder.place(1, RungStanding((0.5,), 0, waits=True, infeasible=True))
+    assert ladder.best(closing=True) == 1
+    assert ladder.may_be_promoted(1, most=2)
+
+
 def test_a_small_study_ends_with_one_whole_training() -> None:
     ladder = _first_wave([0.2, 0.1])
     assert ladder.best() is None

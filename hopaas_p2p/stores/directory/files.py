@@ -513,28 +513,27 @@ class Directory:
                         os.unlink(name, dir_fd=fd)
 
     def make_folder(self, key: str, unless: Sequence[str] = ()) -> bool:
-        """Create a folder, with its parents; return whether it may be written to.
+        """Create a folder, with its parents; return whether it may be written to. Raises OSError.
 
         It may not if an object exists for a key in `unless`. This is checked again at the end: that object was written
         before the folder was removed, so it is visible now, however long this process slept in between.
         """
         folder = f"{self.root}/{key}"
         parent, _, name = folder.rpartition("/")
-        with reaching(folder):
-            self._check_mounted()
-            if self._any(unless):
-                return False
-            if not _is_folder(parent):
-                self.make_folder(key.rpartition("/")[0])
-            with self._opened(parent) as fd:
-                made = _make_folder(name, fd)
-            self._sync(parent)
-            if self._any(unless):
-                if made:
-                    with contextlib.suppress(OSError):
-                        os.rmdir(folder)
-                return False
-            return True
+        self._check_mounted()
+        if self._any(unless):
+            return False
+        if not _is_folder(parent):
+            self.make_folder(key.rpartition("/")[0])
+        with self._opened(parent) as fd:
+            made = _make_folder(name, fd)
+        self._sync(parent)
+        if self._any(unless):
+            if made:
+                with contextlib.suppress(OSError):
+                    os.rmdir(folder)
+            return False
+        return True
 
     def _any(self, keys: Sequence[str]) -> bool:
         return any(found is not None for found in self.get_many(keys, limit=0))

@@ -16,9 +16,9 @@ from collections.abc import Iterable, Iterator
 from typing import Final
 
 from hopaas_p2p.core import chain
-from hopaas_p2p.errors import BehindRetention, ConfigurationError, StoreCorrupt, StoreUnreachable
+from hopaas_p2p.errors import BehindRetention, ConfigurationError, Denied, StoreCorrupt, StoreUnreachable
 from hopaas_p2p.stores.base import Entry
-from hopaas_p2p.stores.directory.files import Directory, NoFolder
+from hopaas_p2p.stores.directory.files import Directory, NoFolder, reaching
 from hopaas_p2p.stores.directory.packs import LARGEST_PACK, first_of, frame, frames, salvaged
 from hopaas_p2p.stores.objects.contract import Found, lsn_of
 from hopaas_p2p.stores.objects.log import BEHIND, EVERY, RECEIPT, SPAN, WriteOnceLog, WriteScheduler, stored_form
@@ -188,7 +188,7 @@ class FolderLog(WriteOnceLog[Directory]):
         self._writes = True
         self._remember(entry.lsn, data)
         if entry.lsn % TIDY_EVERY == 0:
-            with contextlib.suppress(StoreUnreachable):  # the next writer does it
+            with contextlib.suppress(StoreUnreachable, Denied):  # the next writer does it
                 self._tidy(entry.lsn)
 
     def _remember(self, lsn: int, data: bytes) -> None:
@@ -209,7 +209,9 @@ class FolderLog(WriteOnceLog[Directory]):
         """
         if lsn % SPAN == 0:
             self._pack(first_of(lsn))
-            self.objects.make_folder(self.key(lsn + 1).rpartition("/")[0], (self.pack(lsn + 1), self._ended))
+            following = self.key(lsn + 1)
+            with reaching(following):
+                self.objects.make_folder(following.rpartition("/")[0], (self.pack(lsn + 1), self._ended))
         firsts = map(lsn_of, self.objects.names_in(f"{self.root}commits", folders=True))
         older = [first for first in firsts if first is not None and first < first_of(lsn)]
         now = self.objects.modified(self.key(lsn)) if older else None
