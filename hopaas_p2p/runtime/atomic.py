@@ -157,7 +157,7 @@ def locked(path: Path, *, patience: float) -> Iterator[None]:
         OSError: the file cannot be opened, or its file system has no locks.
 
     """
-    import filelock  # only here: it would slow the start of every command
+    import filelock  # only here: once it is loaded, a fork at the wrong moment fails on Python 3.12 and newer
 
     with filelock.FileLock(path, timeout=patience, mode=0o600):
         yield

@@ -213,13 +213,13 @@ def open_study(
     warn_of_other_belief(name, study.state.system, as_given(space or {}))
     larger = None if budget is None else larger_budget(study.state, name, budget)
     if larger is not None:
-        before, after = budget_words(budget_now(study.state)), budget_words(larger) or "none"
+        before, after = budget_words(budget_now(study.state)), budget_words(larger)
         if study.state.system.get(LOWERED) == json.dumps(before):
-            cure = f"hopaas-p2p study set {shlex.quote(name)} --budget {shlex.quote(after)}"
+            cure = f"hopaas-p2p study set {shlex.quote(name)} --budget {shlex.quote(after or 'none')}"
             _log.warning("the budget of %r was lowered to %s, and stays there. To raise it: %s", name, before, cure)
         else:
             study.set_budget(larger)
-            _log.warning("the budget of %r is raised from %s to %s", name, before, after)
+            _log.warning("the budget of %r is raised from %s to %s", name, before, after or "no limit")
     if trackers:
         from hopaas_p2p.trackers import BackgroundExports
 
@@ -1013,7 +1013,7 @@ class Study(optuna.Study):
         self.handle.say(StudyControl(status="stopped"))
 
     def set_budget(self, budget: BudgetGiven | None) -> None:
-        """Change limits, given as a number of trials, a text such as "gpu_hours=5,trials=none", or a mapping.
+        """Change limits, given as a number of trials, or as a text such as "gpu_hours=5,trials=none".
 
         The other limits stay. A `Budget` replaces the whole budget, and None removes it. A limit that is lowered stays:
         a larger `budget` of `open_study` no longer raises it.

@@ -56,6 +56,8 @@ def test_a_date_is_a_text_a_day_or_a_moment(date: Any) -> None:
     [
         ("gpu_hour=5", "'gpu_hour' is not a budget key; choose from: trials, epochs, gpu"),
         ("until.goal=5", "'goal' is not a budget key"),
+        ("until.goal=none", "'goal' is not a budget key"),
+        ("trials.many=none", "'many' is not a budget key"),
         ("gpu_hours=many", "gpu_hours = .many."),
         ("until.date=tomorrow", "until.date is a date or time such as 2026-12-31"),
         ("until.date=0001-01-01T00:00+14:00", "until.date is a date or time such as 2026-12-31"),

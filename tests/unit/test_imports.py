@@ -137,6 +137,19 @@ def test_commands_load_optuna_only_to_open_a_study() -> None:
     assert done.stdout.strip() == "[]"
 
 
+def test_a_program_that_tunes_in_a_directory_loads_no_filelock(tmp_path: Path) -> None:
+    """Where it is loaded, one of two threads that fork at once gets a RuntimeError, on Python 3.12 and newer."""
+    code = (
+        "import sys, hopaas_p2p\n"
+        "study = hopaas_p2p.open_study(sys.argv[1], 's', space={'x': hopaas_p2p.Float(0, 1)}, budget=2)\n"
+        "study.optimize(lambda trial: trial.params['x'])\n"
+        "study.close()\n"
+        "print('filelock' in sys.modules)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"
+
+
 def test_optunas_storages_are_known_to_the_adapter_and_to_moving_only() -> None:
     knowing = {str(file) for file, module in _all() if module.startswith("optuna.storages")}
     assert knowing <= {"storage/storage.py", "moving/optunas.py"}
