@@ -972,7 +972,7 @@ class Study(optuna.Study):
             if name in space and not contains(space[name], value):
                 raise InvalidInput(f"{name} = {value!r} is not in {spec(space[name])}")
             if (known := self.state.dists) and name not in known:  # the objective may still suggest it
-                hint = near(name, known, f"they have {', '.join(known)}")
+                hint = near(name, known, f"they have {', '.join(map(repr, known))}")  # peers' names: no terminal codes
                 _log.warning("no trial of %r so far has a parameter %r; %s", self.name, name, hint)
         if skip_if_exists and has_trial_with(self, params):
             return None

@@ -1147,3 +1147,14 @@ def test_a_queued_name_that_no_trial_has_is_said(store: str, caplog: pytest.LogC
         study.enqueue_trial({"modl": 1.0})
 
     assert "no trial of 's' so far has a parameter 'modl'; did you mean 'model'?" in caplog.text
+
+
+def test_a_name_that_another_peer_chose_moves_no_cursor(store: str, caplog: pytest.LogCaptureFixture) -> None:
+    with contextlib.closing(hopaas_p2p.open_study(store, "s")) as study:
+        study.optimize(lambda trial: trial.suggest_float("a\x1b[2Jb", 0, 2), n_trials=1)
+        caplog.clear()
+
+        study.enqueue_trial({"quite another": 1.0})
+
+    assert r"they have 'a\x1b[2Jb'" in caplog.text
+    assert "\x1b" not in caplog.text
