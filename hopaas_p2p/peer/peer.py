@@ -305,8 +305,8 @@ class Peer:
         self.check_process()
         if not log.session.introduced and log is not self.catalog:
             self.introduce(log)
-        pending = PendingCommit(owner or self.uuid, records)
         with log.lock:
+            pending = PendingCommit(owner or self.uuid, records)  # under the lock: this process may get another name
             log.session.queued.append(pending)
         return pending
 

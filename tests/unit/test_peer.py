@@ -344,6 +344,28 @@ def test_a_thread_whose_records_another_has_sent_waits_for_no_further_exchange(c
     peer.close()
 
 
+def test_what_is_queued_while_this_process_gets_another_name_is_said_under_the_new_one(peer: Peer) -> None:
+    driver = drivers_of(peer)[0]
+    before, lock = peer.uuid, driver.lock
+
+    class Late:
+        """A lock that another thread holds until it has found that another process uses the same name."""
+
+        def __enter__(self) -> None:
+            driver.lock = lock
+            peer._take_another_name()
+            peer.pull(driver)
+            lock.acquire()
+
+        def __exit__(self, *_: object) -> None:
+            lock.release()
+
+    driver.lock = Late()  # type: ignore[assignment]
+    pending = peer.put(driver, StudySet(user={"a": "b"}))
+
+    assert pending.owner == peer.uuid != before
+
+
 def test_a_join_that_breaks_half_way_is_no_join(store: MemoryStore) -> None:
     """Half of a log is true of no moment: nobody may read it as if it were."""
     log = store.log("first")
