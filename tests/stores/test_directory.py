@@ -1047,10 +1047,15 @@ def test_a_study_of_an_impossible_uuid_is_refused(tmp_path: Path) -> None:
 # --- URLs --------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("url", ["redis://host/0", "http://host", "ftp://x", "://x", "sqlite:///x.db"])
+@pytest.mark.parametrize("url", ["redis://host/0", "ftp://x", "://x", "sqlite:///x.db"])
 def test_an_unknown_scheme_is_told_with_the_known_ones(url: str) -> None:
     with pytest.raises(ConfigurationError, match="memory://"):
         open_store(url)
+
+
+def test_a_served_store_without_encryption_is_refused_and_the_scheme_named() -> None:
+    with pytest.raises(ConfigurationError, match="http://… is not encrypted: a store is served as https://host/path"):
+        open_store("http://host")
 
 
 def test_a_password_in_a_url_is_never_shown() -> None:
