@@ -128,8 +128,7 @@ def _made(entries: Mapping[str, Any]) -> Budget:
         names = [first, ".".join(rest[:-1]), rest[-1]] if first == "prices" and len(rest) > 1 else [first, *rest]
         depth, kind = {"until": (2, Until), "prices": (3, Price)}.get(first, (1, Budget))
         known = len(names) == depth and names[-1] in kind.__struct_fields__
-        whole_part = value is None and len(names) < depth and len(rest) < 2  # until=none, prices=none, prices.SITE=none
-        if first not in Budget.__struct_fields__ or not (known or whole_part):
+        if first not in Budget.__struct_fields__ or not (known or (value is None and len(names) < depth)):
             word = names[-1] if first in Budget.__struct_fields__ else first
             raise InvalidInput(f"{word!r} is not a budget key; choose from: {_KEYS}")
         place = content
