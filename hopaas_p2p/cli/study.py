@@ -73,7 +73,10 @@ def list_(session: CliSession, pattern: str | None, limit: int, names: bool) -> 
         session.show_table([{"name": one.name} for one in listings], {"STUDY": "name"}, empty=none)
         return
     found = []
-    for name in [one.study_name for one in storage.frozen_studies(listings[-limit:])]:
+    newest = listings[-limit:]
+    if newest:
+        none = f"None of the newest {len(newest):,} studies can be read."
+    for name in [one.study_name for one in storage.frozen_studies(newest)]:
         with contextlib.suppress(NoSuchStudy):  # deleted this moment
             found.append(summary.of_study(open_study(storage, name, create=False)))
 

@@ -133,9 +133,9 @@ def import_(
     """Add the trials of a file or an Optuna storage to a study, which is created if it does not exist.
 
     The file comes from `study export` or `admin backup`, or is CSV if the study exists. Trials imported from the same
-    study before are not added again. RUNNING trials become WAITING, and are run by the next peer that asks. Without a
-    name, the study keeps its own. A `worker` that continues an Optuna study takes the search space from its trials; use
-    --space to give another one.
+    study before are not added again, except from CSV. RUNNING trials become WAITING, and are run by the next peer that
+    asks. Without a name, the study keeps its own. A `worker` that continues an Optuna study takes the search space from
+    its trials; use --space to give another one.
     """
     space = parse_space(specs)
     from hopaas_p2p.study import open_study

@@ -26,6 +26,7 @@ from hopaas_p2p.core.attributes import (
     FIDELITY,
     LATE_VALUES,
     LEARNED,
+    LOWERED,
     METRIC_NAMES,
     MOST_REPLICATES,
     OF_EXPORTS,
@@ -367,6 +368,7 @@ READ: Final[dict[str, Any]] = {
     # of studies
     FIDELITY: possible_fidelity,
     LEARNED: possible_priors,
+    LOWERED: str,
     PRUNER: _Method | None,
     REPEATS: Literal["avoid", "allow", "reuse"],
     REPLICATES: Annotated[int, msgspec.Meta(ge=1, le=MOST_REPLICATES)],

@@ -112,8 +112,9 @@ def export_study(
     extension = ".csv" if target == "-" else Path(target).suffix.lower()
     chosen = form or ("optuna" if "://" in target else _SUFFIXES.get(extension))
     if chosen is None:
-        known = ", ".join(one for one in _SUFFIXES if one not in ("", ".backup", ".zip"))
-        raise InvalidInput(f"{target}: its extension names no format. Use {known}, or a URL such as sqlite:///x.db")
+        raise _no_format(target)
+    if chosen not in FORMATS:
+        raise InvalidInput(f"{form!r} is not a format; choose from {', '.join(FORMATS)}")
     if target == "-" and chosen != "csv":
         raise InvalidInput(f"{chosen} is not written to standard output; use --to PATH")
     study.storage.flush()
@@ -152,8 +153,8 @@ def import_study(
 ) -> Arrived:
     """Add the trials of a file or an Optuna storage to a study, which is created if it is not there.
 
-    RUNNING trials become WAITING. Trials that came from a study's file before are not added again. One commit holds
-    many trials: 10,000 trials take seconds.
+    RUNNING trials become WAITING. Trials that came from the same study before are not added again, except from CSV. One
+    commit holds many trials: 10,000 trials take seconds.
 
     Args:
         storage: from `open_storage`.
@@ -171,10 +172,12 @@ def import_study(
     place = os.fspath(source)
     if is_mostly_holes(Path(os.path.realpath(place.removeprefix("sqlite:///")))):
         raise InvalidInput(f"{redacted(place)} is far larger than what is in it")
-    begins, chosen = b"", "optuna" if "://" in place else _SUFFIXES.get(Path(place).suffix.lower(), "study")
+    begins, chosen = b"", "optuna" if "://" in place else _SUFFIXES.get(Path(place).suffix.lower())
     with contextlib.suppress(OSError), open(open_regular(place, named=True), "rb") as file:  # noqa: PTH123  # a descriptor
         begins = file.read(16)
     chosen = next((form for beginning, form in _BEGINNINGS.items() if begins.startswith(beginning)), chosen)
+    if chosen is None and begins:
+        raise _no_format(place)
     with contextlib.ExitStack() as stack:
         fetch: Fetch | None = None
         if chosen in ("optuna", "sqlite"):
@@ -183,7 +186,7 @@ def import_study(
             found = load_optuna(f"sqlite:///{place}" if chosen == "sqlite" else place, name=source_study)
         elif chosen == "csv":
             found = _read_csv(place, storage, name)
-        elif chosen == "study":
+        elif chosen in ("study", None):
             opened = stack.enter_context(contextlib.closing(backup.read(Path(place))))
             there = {one.name: one for one in opened.manifest.studies}
             one = there[one_of(list(there), source_study, place)]
@@ -197,6 +200,11 @@ def import_study(
         if files is not None:
             fetch = from_directory(Path(files))
         return bring_in(storage, found, name=name or "", fetch=fetch)
+
+
+def _no_format(place: str) -> InvalidInput:
+    known = ", ".join(one for one in _SUFFIXES if one not in ("", ".backup", ".zip"))
+    return InvalidInput(f"{place}: its extension names no format. Use {known}, or a URL such as sqlite:///x.db")
 
 
 def _read_csv(place: str, storage: Storage, name: str | None) -> StudyRecords:

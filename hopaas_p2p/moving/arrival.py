@@ -15,7 +15,7 @@ from hopaas_p2p.core.names import first_id
 from hopaas_p2p.core.records import StudySet, TrialCreate, TrialState
 from hopaas_p2p.core.state import REFUSALS
 from hopaas_p2p.errors import DefinitionMismatch, Denied, InvalidInput, StudyExists
-from hopaas_p2p.files.artifacts import artifacts_of
+from hopaas_p2p.files.artifacts import artifacts_of, json_or_none
 from hopaas_p2p.moving.files import Fetch, copy_files, named_files
 from hopaas_p2p.moving.records import TAKES_A_PLACE, StudyRecords, linked, origin, renamed
 
@@ -64,7 +64,8 @@ def bring_in(
     if not name:
         raise InvalidInput("this file does not name its study; give a name")
     fresh = begins or name not in storage.study_names()
-    known = {} if fresh else already_there(storage, name, source.uuid)
+    whole = source
+    known = {} if fresh else already_there(storage, name, whole)
     new = {number: _waiting(one) for number, one in source.trials.items() if number not in known}
     source = source._replace(trials=new)
     finished = sum(record.state in TAKES_A_PLACE for record in new.values())
@@ -86,7 +87,7 @@ def bring_in(
         source, files, failed = copy_files(source, fetch, artifacts, storage.handle(study_id).uuid)
         warnings += failed
         if not fresh:  # the same command may have run elsewhere meanwhile
-            known = already_there(storage, name, source.uuid)
+            known = already_there(storage, name, whole)
 
     numbers, refused = _add(storage, study_id, source, known, fresh=fresh)
     warnings += refused
@@ -124,12 +125,18 @@ def _add(
     return numbers, warnings
 
 
-def already_there(storage: Storage, name: str, uuid: str) -> dict[int, int]:
-    """Number in the study of this uuid -> number of its copy in the study of this name."""
-    known = {}
+def already_there(storage: Storage, name: str, source: StudyRecords) -> dict[int, int]:
+    """Number in the source -> number of its copy in the study of this name."""
+    known, others = {}, {}
     for trial in storage.state(storage.get_study_id_from_name(name)).trials:
-        if uuid and COPIED in trial.system and (found := origin(trial)).get("study") == uuid:
-            known[found["trial"]] = trial.number
+        if COPIED in trial.system and "study" in (found := origin(trial)):
+            others[f"{found['study']}:{found['trial']}"] = trial.number
+            if found["study"] == source.uuid:
+                known[found["trial"]] = trial.number
+    for number, record in source.trials.items() if not source.uuid else ():  # each says itself where it comes from
+        said = json_or_none(record.system.get(COPIED, ""))
+        if isinstance(said, dict) and (key := f"{said.get('study')}:{said.get('trial')}") in others:
+            known[number] = others[key]
     return known
 
 

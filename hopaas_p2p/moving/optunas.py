@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import os
 import sqlite3
 from collections.abc import Iterator
@@ -18,7 +19,7 @@ from optuna.trial import FrozenTrial
 from optuna.trial import TrialState as OptunaState
 
 from hopaas_p2p.analysis.facts import params_of
-from hopaas_p2p.core.attributes import OF_EXPORTS
+from hopaas_p2p.core.attributes import COPIED, OF_EXPORTS
 from hopaas_p2p.core.records import StudyControl, StudyDefine, StudySet, TrialCreate
 from hopaas_p2p.errors import HopaasError, InvalidInput, StoreUnreachable, StudyExists
 from hopaas_p2p.moving.records import StudyRecords, one_of, renamed
@@ -207,11 +208,16 @@ def _loaded(url: str, name: str | None) -> StudyRecords:
         numbers = {trial_id_of(trial): trial.number for trial in frozen}
         user = {key: to_json(key, value) for key, value in storage.get_study_user_attrs(study_id).items()}
         settings = _as_logged(StudySet(user, renamed(said, numbers.get, lambda number: number)))
-        return StudyRecords(_as_logged(define), {one.number: _record(one) for one in frozen}, settings, control)
+        records = {one.number: _record(one, chosen) for one in frozen}
+        return StudyRecords(_as_logged(define), records, settings, control)
 
 
-def _record(frozen: FrozenTrial) -> TrialCreate:
+def _record(frozen: FrozenTrial, study: str) -> TrialCreate:
     system, rest = dict(frozen.system_attrs), _Rest()
+    if frozen.datetime_start is not None and COPIED not in system:
+        # Optuna's studies have no uuid, and other databases may have studies of that name
+        began = f"{study} {frozen.datetime_start.isoformat()}"
+        system[COPIED] = {"study": f"optuna-{hashlib.sha256(began.encode()).hexdigest()[:24]}", "trial": frozen.number}
     with contextlib.suppress(msgspec.ValidationError):
         rest = msgspec.convert(system.pop(_REST, {}), _Rest)
     try:

@@ -56,7 +56,11 @@ def changed(now: Budget, given: int | str | Budget | None) -> Budget:
     if isinstance(given, Budget):
         return budget_of(given)
     new = _entries(given) if isinstance(given, str) else _flat(budget_of(given))
-    kept = {key: one for key, one in _flat(now).items() if not any(f"{key}.".startswith(f"{name}.") for name in new)}
+    kept = {  # except what is named, its site or its group
+        key: one
+        for key, one in _flat(now).items()
+        if not new.keys() & {key, key.rpartition(".")[0], key.partition(".")[0]}
+    }
     return _made(kept | new)
 
 
@@ -92,8 +96,10 @@ def _flat(budget: Budget) -> dict[str, Any]:
 
     def under(table: Mapping[str, Any], before: str = "") -> Iterator[tuple[str, Any]]:
         for key, value in table.items():
-            if isinstance(value, Mapping):
+            if isinstance(value, Mapping) and (value or before != "prices."):
                 yield from under(value, f"{before}{key}.")
+            elif isinstance(value, Mapping):  # a site that costs nothing, whatever "*" costs
+                yield f"{before}{key}.gpu_hour", 0.0
             elif value is not None:
                 yield f"{before}{key}", value
 

@@ -26,6 +26,8 @@ HELP: Final = (
 _SPEC: Final = re.compile(r"\s*([^=\s]+)\s*=\s*(float|int|cat|log)\s*\((.*)\)\s*", re.DOTALL)
 _PART: Final = re.compile(r'\s*("(?:[^"\\]|\\.)*"|[^,"]*)\s*(?:,|$)')
 _BELIEF: Final = ("prior", "confidence")
+_SHORT: Final = re.compile(r"-?([0-9]+\.|\.[0-9]+)([eE][+-]?[0-9]+)?")
+"""A number that JSON does not know: .5 or 5."""
 SHAPES: Final = "log(1e-5,1e-1), float(0,1), int(1,8) or cat(a,b,c)"
 
 
@@ -170,7 +172,9 @@ def _united(one: Distribution, other: Distribution) -> Distribution | None:
 
 
 def parse_value(text: str) -> Any:
-    """A value as JSON reads it, else the text itself: `1`, `0.5`, `true`, `null`, `"1"`, `adam`."""
+    """A value as JSON reads it, else the text itself: `1`, `0.5`, `.5`, `true`, `null`, `"1"`, `adam`."""
+    if _SHORT.fullmatch(text):
+        return float(text)
     try:
         value = json.loads(text)
     except (ValueError, RecursionError):

@@ -1013,7 +1013,7 @@ class Study(optuna.Study):
         self.handle.say(StudyControl(status="stopped"))
 
     def set_budget(self, budget: BudgetGiven | None) -> None:
-        """Change limits, given as a number of trials, or as a text such as "gpu_hours=5,trials=none".
+        """Change limits, given as a number of trials, or a text such as "gpu_hours=5,trials=none".
 
         The other limits stay. A `Budget` replaces the whole budget, and None removes it. A limit that is lowered stays:
         a larger `budget` of `open_study` no longer raises it.

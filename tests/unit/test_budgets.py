@@ -17,7 +17,7 @@ from hopaas_p2p.core.admission import finished
 from hopaas_p2p.core.spending import configuration_seconds, trial_seconds
 from hopaas_p2p.errors import ConfigurationError, DefinitionMismatch, InvalidInput, NoWork
 from hopaas_p2p.runtime import metering
-from hopaas_p2p.spec.budget import budget_now, budget_of, words
+from hopaas_p2p.spec.budget import budget_now, budget_of, changed, words
 from hopaas_p2p.study.study import Study
 from tests.support.studies import opened_study
 
@@ -64,6 +64,9 @@ def test_a_date_is_a_text_a_day_or_a_moment(date: Any) -> None:
         ("euro=5", "needs prices per site"),
         ("gpu_hours=1,gpu_hours=2", "gives gpu_hours twice"),
         ("until=5,until.target=3", "not a budget key"),
+        ("until.traget=none", "'traget' is not a budget key"),
+        ("prices.north.gpu_hours=none", "'gpu_hours' is not a budget key"),
+        ("gpu_hours.x=none", "'x' is not a budget key"),
         (0, "at least 1"),
         (2.5, "whole number"),
         (Budget(trials=0), "at least 1"),
@@ -82,6 +85,20 @@ def opened(tmp_path: Path, request: pytest.FixtureRequest) -> Any:
         return study
 
     return open_
+
+
+def test_a_site_that_costs_nothing_keeps_its_price() -> None:
+    free = Budget(euro=5.0, prices={"*": Price(core_hour=0.1), "south": Price()})
+    assert budget_of(free) == free
+    assert budget_of(words(free)) == free
+    assert changed(free, "trials=40").prices == free.prices
+
+
+def test_prices_are_removed_by_site_and_only_of_that_site() -> None:
+    now = budget_of("euro=5,prices.a.kwh=1,prices.a.b.kwh=2,prices.a.b.gpu_hour=3")
+    assert changed(now, "prices.a=none").prices == {"a.b": Price(kwh=2, gpu_hour=3)}
+    assert changed(now, "prices.a.b.kwh=none").prices == {"a": Price(kwh=1), "a.b": Price(gpu_hour=3)}
+    assert changed(now, "euro=none,prices=none") == Budget()
 
 
 def test_a_study_keeps_its_limits_and_a_joiner_may_say_them_too(opened: Any) -> None:

@@ -177,7 +177,7 @@ def test_a_study_of_optunas_own_arrives_whole(storages: Any, tmp_path: Path) -> 
     for ours, trial in zip(copied.trials[:3], theirs.trials, strict=False):
         assert (ours.params, ours.values, ours.distributions) == (trial.params, trial.values, trial.distributions)
         assert (ours.datetime_start, ours.datetime_complete) == (trial.datetime_start, trial.datetime_complete)
-        assert ours.system_attrs == trial.system_attrs
+        assert {key: one for key, one in ours.system_attrs.items() if key != COPIED} == trial.system_attrs
     storage.engine.dispose()
 
 
@@ -400,6 +400,48 @@ def test_a_file_of_sqlite_is_an_optuna_storage(tmp_path: Path) -> None:
     done = cli("study", "import", "-s", "to", "--from", "old.db", cwd=tmp_path)
 
     assert "Imported 2 trials into 'old'" in done.stderr
+
+
+@pytest.mark.parametrize("place", ["old.db", "old.journal"])
+def test_trials_of_an_optuna_storage_are_added_once(tmp_path: Path, place: str) -> None:
+    def run_theirs(file: Path, trials: int) -> None:
+        backend = optuna.storages.journal.JournalFileBackend(str(file))
+        url = f"sqlite:///{file}" if place == "old.db" else optuna.storages.JournalStorage(backend)
+        storage = optuna.storages.get_storage(url)
+        theirs = optuna.create_study(storage=storage, study_name="old", load_if_exists=True)
+        theirs.optimize(lambda trial: trial.suggest_float("x", 0, 1), trials)
+
+    target = hopaas_p2p.open_storage(tmp_path / "to")
+    with closing(target):
+        for there, added, before in ((2, 2, 0), (0, 0, 2), (1, 1, 2)):
+            run_theirs(tmp_path / place, there)
+            result = import_study(target, tmp_path / place)
+            assert (result.trials, result.already_there) == (added, before)
+        (tmp_path / "elsewhere").mkdir()
+        run_theirs(tmp_path / "elsewhere" / place, 2)  # another study of that name
+        assert import_study(target, tmp_path / "elsewhere" / place).trials == 2
+
+
+@pytest.mark.parametrize("place", ["sqlite", "x.journal"])
+def test_trials_that_came_by_way_of_optuna_are_added_once(
+    study: Study, storages: Any, tmp_path: Path, place: str
+) -> None:
+    to = f"sqlite:///{tmp_path / 'x.db'}" if place == "sqlite" else str(tmp_path / place)
+    export_study(study, to)
+    export_study(study, tmp_path / "x.study")
+    target = storages("to")
+    import_study(target, to)
+    assert import_study(target, to).trials == 0
+    assert import_study(target, tmp_path / "x.study").trials == 0
+
+
+def test_a_format_or_an_extension_that_is_not_known_is_named(study: Study, storages: Any, tmp_path: Path) -> None:
+    with pytest.raises(InvalidInput, match="'xml' is not a format; choose from study, csv, parquet, optuna"):
+        export_study(study, tmp_path / "x.csv", form="xml")
+    assert not (tmp_path / "x.csv").exists()
+    export_study(study, tmp_path / "x.txt", form="csv")
+    with pytest.raises(InvalidInput, match=r"x\.txt: its extension names no format\. Use \.study, \.csv"):
+        import_study(storages("to"), tmp_path / "x.txt", name="s")
 
 
 def test_the_command_line_exports_and_imports(study: Study, tmp_path: Path) -> None:

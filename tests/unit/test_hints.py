@@ -14,12 +14,13 @@ import pytest
 
 import hopaas_p2p
 from hopaas_p2p.cli import main
-from hopaas_p2p.core.records import Float, Int
+from hopaas_p2p.core.records import Categorical, Float, Int
 from hopaas_p2p.errors import InvalidInput, StoreUnreachable
 from hopaas_p2p.peer.jobs import Jobs
 from hopaas_p2p.ports.local import LocalPeer
 from hopaas_p2p.ports.verbs import answered
-from hopaas_p2p.spec.space import parse_space
+from hopaas_p2p.spec.space import parse_params, parse_space
+from hopaas_p2p.storage import Storage
 from hopaas_p2p.study import StudyPolicy
 
 SPACE = {"x": Float(0.0, 1.0)}
@@ -101,6 +102,35 @@ def test_a_pattern_that_matches_nothing_does_not_deny_the_studies(run: Callable[
     run("study", "create", "digits")
     for names in ([], ["--names"]):
         assert "No study matches 'mnist*'." in run("study", "list", "mnist*", *names)[1]
+
+
+def test_studies_that_cannot_be_read_are_not_denied(
+    run: Callable[..., tuple[int, str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run("study", "create", "digits")
+    run("study", "create", "older")
+    monkeypatch.setattr(Storage, "_frozen_study", lambda *_: None)  # as of a damaged log
+    said = run("study", "list", "--limit", "1")[1]
+    assert "No studies yet" not in said
+    assert "None of the newest 1 studies can be read." in said
+    assert "1 older studies are not shown" in said
+
+
+@pytest.mark.parametrize("words", [("worker",), ("run",), ("trial", "ask"), ("submit", "slurm"), ("join",)])
+def test_the_search_is_the_studys(words: tuple[str, ...], capsys: pytest.CaptureFixture[str]) -> None:
+    for option, word in (("--sampler", "random"), ("--pruner", "none")):
+        assert main.run([*words, option, word, *([] if words == ("trial", "ask") else ["--", "true"])]) == 2
+        said = capsys.readouterr().err
+        assert f"'{option}' is not an option here, but the study's: hopaas-p2p study set {option} …" in said
+
+
+def test_a_number_may_begin_or_end_with_its_point() -> None:
+    assert parse_space(["x=float(-.5,6.,step=.1,prior=.2)", "c=cat(.5,5.,v.5)"]) == {
+        "x": Float(-0.5, 6.0, step=0.1, prior=0.2),
+        "c": Categorical((0.5, 5.0, "v.5")),
+    }
+    assert parse_params(["x=.5", "c=-.5e1"], {}) == {"x": 0.5, "c": -5.0}
+    assert parse_params(["c=.5"], {"c": Categorical((".5",))}) == {"c": ".5"}
 
 
 def test_trials_are_listed_by_an_objectives_name(run: Callable[..., tuple[int, str]], tmp_path: Path) -> None:
