@@ -83,7 +83,8 @@ def directories() -> list[Path]:
     with contextlib.suppress(RuntimeError):
         places.append(state_folder() / "spool")
     with contextlib.suppress(OSError):  # no temporary directory is writable
-        places.append(Path(tempfile.gettempdir()) / f"hopaas-p2p-spool-{os.getuid()}")
+        temporary = Path(tempfile.gettempdir()).resolve()  # in a container, root's link looks like somebody else's
+        places.append(temporary / f"hopaas-p2p-spool-{os.getuid()}")
     return places
 
 

@@ -52,7 +52,7 @@ class AlertSender:
         """The conditions that held and were posted; None before the first look."""
         self._retry_at = 0.0
         self.owes = False
-        """Whether the receiver has not accepted the alert that was due last."""
+        """Whether the receiver has not accepted the alert that was due last, or it is not known whether one is."""
 
     def look(self) -> list[str]:
         """Post due alerts; returns the keys of the posted ones.
@@ -84,6 +84,7 @@ class AlertSender:
     def store_was_away(self) -> None:
         """Measure the peers' silence anew: while the store was unreachable, they could not show that they are alive."""
         self._owners = FailureDetector()
+        self.owes = True  # perhaps: what is due could not be found out
 
     def _post(self, key: str, text: str) -> bool:
         study = self.study

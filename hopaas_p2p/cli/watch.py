@@ -43,7 +43,8 @@ def watch(session: CliSession, interval: float, timeout: float | None, once: boo
     posted again; after the end of the study, until --timeout or for five minutes. The exit code is then 1.
     """
     study = session.study()
-    deadline, before = None if timeout is None else time.monotonic() + timeout, ""
+    until, before = None if timeout is None else time.monotonic() + timeout, ""
+    deadline = until
     on_terminal = sys.stdout.isatty() and not session.as_json and not once
     sender = None
     if alert:
@@ -72,7 +73,9 @@ def watch(session: CliSession, interval: float, timeout: float | None, once: boo
                 sys.stdout.flush()
             if once or (look["done"] and not (sender is not None and sender.owes)):
                 return 0
-            if look["done"] and deadline is None:
+            if not look["done"]:  # perhaps again, with a larger budget
+                deadline = until
+            elif deadline is None:
                 deadline = time.monotonic() + _LAST_ALERTS
             if deadline is not None and time.monotonic() >= deadline:
                 return 1

@@ -29,9 +29,11 @@ from hopaas_p2p.core.state import State, Verdict
 from hopaas_p2p.core.validity import readable
 from hopaas_p2p.errors import (
     BrokenChain,
+    ConfigurationError,
     Denied,
     HopaasError,
     InvalidInput,
+    NewerFormat,
     StoreCorrupt,
     StoreUnreachable,
     StudyDeleted,
@@ -527,16 +529,17 @@ class Peer:
     def _pull_if_possible(self, log: LogClient[Any]) -> bool:
         """Return whether the store answered. If not, a read makes do with what is known, if anything is.
 
-        Training does not stop because a store is away or its token expired; for a reader that is an error.
+        Training does not stop because a store is away, its token expired, or a proxy answers in its place; for a reader
+        that is an error.
         """
         if not log.session.joined:
             self.catch_up(log)
             return True
         try:
             self.pull(log)
-        except (StoreUnreachable, Denied) as error:
+        except (StoreUnreachable, Denied, ConfigurationError) as error:
             takes_part = log.session.introduced or log.session.has_pending
-            if isinstance(error, Denied) and not takes_part:
+            if isinstance(error, NewerFormat) or not (takes_part or isinstance(error, StoreUnreachable)):
                 raise
             self.retry_at = self.clock() + self.store.freshness  # until then, nobody tries again
             return False

@@ -81,8 +81,11 @@ def _checked(request: Reply) -> Reply:
     for name, (kind, words) in FIELDS.items():
         if name in said:
             try:
-                said[name] = msgspec.convert(said[name], kind, strict=False)
-            except msgspec.ValidationError:
+                if kind in (int, float) and isinstance(value := said[name], str):
+                    said[name] = kind(value)  # also " 7", "007" and ".5", as scripts write them
+                else:
+                    said[name] = msgspec.convert(said[name], kind, strict=False)
+            except ValueError:
                 raise InvalidInput(f"{name} must be {words}, got {shown(said[name])}") from None
     return said
 

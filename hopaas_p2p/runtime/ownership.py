@@ -153,10 +153,16 @@ def _open_named(path: Path) -> int:
     """A descriptor of a folder that is not behind another user's link: the link that is checked is the one followed."""
     if path.parent == _OPENED:
         return os.open(path, FOLDER)
-    fd = os.open(path, _ITSELF)
-    if not stat.S_ISLNK((found := os.fstat(fd)).st_mode):
-        return fd
     try:
+        return os.open(path, FOLDER | os.O_NOFOLLOW)  # as a folder: only so does an automounter mount it
+    except OSError as error:
+        if error.errno not in (errno.ELOOP, errno.ENOTDIR):
+            raise
+    fd = os.open(path, _ITSELF)
+    try:
+        found = os.fstat(fd)
+        if not stat.S_ISLNK(found.st_mode):
+            return os.open(path, FOLDER | os.O_NOFOLLOW)  # a file, or a folder that has just taken the link's place
         _check_owner(found, path)
         return os.open(path.parent / os.readlink("", dir_fd=fd), FOLDER)
     finally:
@@ -186,7 +192,8 @@ def check_target(path: Path) -> None:
 
 def _check_owner(link: os.stat_result, path: Path) -> None:
     if link.st_uid not in {os.geteuid(), 0}:
-        raise PermissionError(f"{path} is a link, and belongs to {_user(link.st_uid)}")
+        why = f"{path} is a link, and belongs to {_user(link.st_uid)}"
+        raise PermissionError(f"{why}. If it leads where you want, name that place instead")
 
 
 def who_could_move(path: Path) -> str | None:

@@ -6,7 +6,7 @@ import re
 from typing import Final
 
 _LOGIN: Final = re.compile(
-    r"(?:(?<!/)//+|:/|^(?![./~]|--signal=|[\w+.=-]+:/)"
+    r"(?:(?<!/)//+|:/|^(?![./~]|--signal=|[\w+.-]+:/|[\w+.=-]+://)"
     r"(?:(?:postgres\w*(?:\+\w+)?|https?|s3|folder|file|memory):)?)[^/@:]*:",
     re.IGNORECASE,
 )

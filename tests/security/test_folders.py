@@ -24,7 +24,7 @@ from hopaas_p2p.moving import export_study, files
 from hopaas_p2p.ports.worker import Worker
 from hopaas_p2p.report import write_report
 from hopaas_p2p.runtime.atomic import locked, open_regular, replace_atomically
-from hopaas_p2p.runtime.ownership import own_folder
+from hopaas_p2p.runtime.ownership import named_folder, own_folder
 from hopaas_p2p.study import Study
 from hopaas_p2p.trackers.base import Export
 from hopaas_p2p.trackers.wandb import WandB
@@ -317,6 +317,49 @@ def test_a_folder_above_one_of_ours_is_no_link_of_another_user(place: Path, home
     with own_folder(place / "hopaas-p2p" / "spool") as folder:
         assert folder.samefile(home / "spool")
     (home / "spool").rmdir()
+
+
+@pytest.mark.usefixtures("home")
+def test_a_folder_is_opened_as_a_folder_which_lets_an_automounter_mount_it(
+    place: Path, own_place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With O_PATH alone, open(2) gives the empty directory on which it would be mounted."""
+    (place / "link").symlink_to(own_place)
+    flags = dict[str, int]()
+    real = os.open
+
+    def noted(path: Any, how: int, *more: Any, **named: Any) -> int:
+        flags.setdefault(str(path), how)
+        return real(path, how, *more, **named)
+
+    monkeypatch.setattr(os, "open", noted)
+    for named in (own_place, place / "link"):
+        with named_folder(named) as folder:
+            assert folder.samefile(own_place)
+    monkeypatch.undo()
+    assert flags[str(own_place)] & os.O_DIRECTORY
+
+
+def test_a_file_in_the_place_of_a_folder_leaves_no_descriptor_open(place: Path) -> None:
+    (place / "file").write_text("x")
+    (place / "nowhere").symlink_to("gone")
+    before = len(list(Path("/proc/self/fd").iterdir()))
+    for name, error in (("file", NotADirectoryError), ("nowhere", FileNotFoundError), ("gone", FileNotFoundError)):
+        with pytest.raises(error), named_folder(place / name):
+            pass
+    assert len(list(Path("/proc/self/fd").iterdir())) == before
+
+
+def test_the_spool_takes_the_temporary_folder_behind_a_link_whoever_made_it(
+    place: Path, own_place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In a container without the user root, a link of root's belongs to nobody: results would be lost."""
+    monkeypatch.setenv("XDG_STATE_HOME", "/proc/nothing")
+    (place / "tmp").symlink_to(own_place)
+    give_away(place / "tmp")
+    monkeypatch.setattr("tempfile.tempdir", str(place / "tmp"))
+    path, why = keep([], store="s", study="u", name="n", trials=[])
+    assert (path and path.parent.parent, why) == (own_place, "")
 
 
 def test_a_lock_is_for_one_at_a_time_and_ends_with_its_holder(own_place: Path) -> None:

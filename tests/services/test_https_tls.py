@@ -19,6 +19,7 @@ from typing import Any
 import pytest
 import trustme
 
+import hopaas_p2p
 from hopaas_p2p import access
 from hopaas_p2p.errors import ConfigurationError, Denied, HopaasError, StoreUnreachable
 from hopaas_p2p.net import trust
@@ -29,6 +30,7 @@ from hopaas_p2p.remote.certificate import Certificate
 from hopaas_p2p.remote.client import RemoteStore
 from hopaas_p2p.remote.https import HttpsServer
 from hopaas_p2p.remote.server import PostgresService
+from hopaas_p2p.stores.directory.log import FolderLog
 from hopaas_p2p.testing.commits import append_many
 from tests.support.listening import Listening
 from tests.support.ports import free_port
@@ -394,3 +396,23 @@ def test_the_server_speaks_tls_with_postgres(
             store.catalog().exchange(None, 0)
     finally:
         centre.stop()
+
+
+@pytest.mark.parametrize("kind", [Denied, ConfigurationError])
+def test_training_goes_on_while_a_proxy_answers_in_the_servers_place(
+    kind: type[Exception], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_words: Any, **_named: Any) -> Any:
+        raise kind("the server gw answered 403 Forbidden: a proxy in between refuses")
+
+    study = hopaas_p2p.open_study(tmp_path / "store", "s", space={"x": hopaas_p2p.Float(0, 1)})
+    trial = study.ask()
+    trial.report(0.5, 0)
+    with monkeypatch.context() as page:
+        page.setattr(FolderLog, "exchange", refuse)
+        page.setattr(FolderLog, "changed", lambda _log, _since: True)
+        trial.report(0.4, 1)
+        assert not trial.should_prune()
+    study.tell(trial, 0.3)
+    assert study.trials[0].intermediate_values == {0: 0.5, 1: 0.4}
+    study.close()

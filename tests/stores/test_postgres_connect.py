@@ -116,6 +116,7 @@ def test_tls_is_verified_unless_the_server_is_on_this_machine(monkeypatch: pytes
         ("HTTPS:u:hunter2@h/d", "HTTPS:u:***@h/d"),
         ("u:hun:ter2@h/d", "u:***@h/d"),
         ("HTTPS_PROXY=http://u:hunter2@h:3128", "HTTPS_PROXY=http://u:***@h:3128"),
+        ("HTTPS_PROXY=u:/hunter2@h:3128", "HTTPS_PROXY=u:***@h:3128"),
     ],
 )
 def test_a_password_in_a_url_is_shown_as_stars(url: str, shown: str) -> None:

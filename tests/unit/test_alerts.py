@@ -277,3 +277,47 @@ def test_watch_posts_the_last_alert_until_it_is_accepted_and_says_if_it_is_not(
 
     assert main.run(command) == 0
     assert receiver.kinds() == ["budget", "done"]
+
+
+def test_watch_goes_on_if_a_study_goes_on_that_was_done(
+    study: Study, receiver: Receiver, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The time in which the last alert is posted again is no time-out for a study that got a larger budget."""
+    monkeypatch.setattr("hopaas_p2p.alerts.sender._RETRY_INTERVAL", 0.0)
+    monkeypatch.setattr("hopaas_p2p.cli.watch._LAST_ALERTS", 3.0)
+    monkeypatch.setenv("HOPAAS_WEBHOOK", receiver.url)
+    study.optimize(lambda trial: 5.0 - trial.number)
+    receiver.status = 500
+    went_on = False
+
+    def go_on() -> None:
+        nonlocal went_on
+        study.set_budget(6)
+        receiver.status = 204
+        time.sleep(3.5)
+        went_on = True
+        study.optimize(lambda _trial: 1.0)
+
+    thread = threading.Timer(1.0, go_on)
+    thread.start()
+    code = main.run(["watch", "s", "--store", str(tmp_path / "store"), "--alert", "--interval", "0.05"])
+    assert (code, went_on) == (0, True)
+    thread.join()
+
+
+def test_watch_posts_the_last_alert_after_an_outage(
+    study: Study, receiver: Receiver, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The store went away between the look at the study and the one at its peers."""
+    monkeypatch.setenv("HOPAAS_WEBHOOK", receiver.url)
+    study.optimize(lambda trial: 5.0 - trial.number)
+    outages, look = [StoreUnreachable("away")] * 2, AlertSender.look
+
+    def away(sender: AlertSender) -> list[str]:
+        if outages:
+            raise outages.pop()
+        return look(sender)
+
+    monkeypatch.setattr(AlertSender, "look", away)
+    assert main.run(["watch", "s", "--store", str(tmp_path / "store"), "--alert", "--interval", "0.05"]) == 0
+    assert receiver.kinds() == ["budget", "done"]

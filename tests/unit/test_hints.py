@@ -197,6 +197,19 @@ def test_a_program_over_http_reads_no_names_of_python() -> None:
     storage.close()
 
 
+@pytest.mark.parametrize("step", [7, 7.0, "7", " 7\n", "007", "+7"])
+def test_a_number_may_be_written_as_json_or_a_shell_writes_it(step: object) -> None:
+    said = {"trial": step, "step": step, "value": step, "study": "7"}
+    reply = answered(json.dumps(said).encode(), lambda checked: {"checked": checked})
+    assert reply == {"ok": True, "checked": {"trial": 7, "step": 7, "value": 7.0, "study": "7"}}
+
+
+@pytest.mark.parametrize(("written", "value"), [(".5", 0.5), (" 0.5", 0.5), ("5.", 5.0), ("+inf", float("inf"))])
+def test_a_value_may_be_written_as_bc_or_awk_writes_it(written: str, value: float) -> None:
+    reply = answered(json.dumps({"value": written}).encode(), lambda checked: checked)
+    assert reply == {"ok": True, "value": value}
+
+
 def test_ctrl_c_while_waiting_shows_no_other_error(monkeypatch: pytest.MonkeyPatch) -> None:
     store = f"memory://{secrets.token_hex(8)}"
     study, other = (hopaas_p2p.open_study(store, "s", space=SPACE, budget=1) for _ in range(2))
