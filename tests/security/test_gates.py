@@ -79,6 +79,8 @@ def test_no_session_token_goes_in_clear_to_a_host_that_is_known_by_its_certifica
         ("postgresql://db.example.org/d", "postgresql://db.example.org/d?require_auth=password"),
         ("postgresql://db.example.org/d", f"postgresql://db.example.org/d?sslrootcert={__file__}"),
         ("postgresql://db.example.org/d", "postgresql://db.example.org/d?sslcert=/x&sslkey=/x"),
+        ("postgresql://db.example.org/d", "postgresql://u:p?host=x@db.example.org/d?sslmode=verify-ca"),
+        ("postgresql://db.example.org/d", "postgresql://u?host=x@db.example.org/d?require_auth=password"),
         (
             "s3://mine/x?endpoint=https://minio.example.org",
             "s3://b-b/x?endpoint=http://minio.example.org&insecure=true",
@@ -100,10 +102,13 @@ def test_a_ticket_of_a_stranger_says_nothing_about_trust_in_a_host_that_the_user
 @pytest.mark.parametrize(
     "option", ["sslkey=/tmp/evil.so:x&sslcert=/x", "sslmode=verify-ca", "sslrootcert=/x", "require_auth="]
 )
-@pytest.mark.parametrize("before", ["?", "#?", "?host=h&"])
-def test_an_invitation_says_where_a_store_is_and_nothing_about_trust(ann: Path, before: str, option: str) -> None:
+@pytest.mark.parametrize(
+    "place",
+    ["evil.example.org/d?", "evil.example.org/d#?", "evil.example.org/d?host=h&", "u?host=h@evil.example.org/d?"],
+)
+def test_an_invitation_says_where_a_store_is_and_nothing_about_trust(ann: Path, place: str, option: str) -> None:
     with pytest.raises(ConfigurationError, match="how far to trust a server is for you to say"):
-        joined(f"postgresql://evil.example.org/d{before}{option}")
+        joined(f"postgresql://{place}{option}")
     assert not (ann / "config/hopaas-p2p/joined").exists()
 
 
