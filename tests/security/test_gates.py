@@ -290,6 +290,26 @@ def test_what_git_files_lead_to_is_published_only_if_it_is_a_commit(
     assert provenance.describe()["git_commit"] == "0123456789ab"
 
 
+@pytest.mark.parametrize("name", ["", "HEAD", "commondir", "packed-refs"])
+@pytest.mark.parametrize("plant", ["pipe", "hole", "nul"])
+def test_no_git_file_of_somebody_elses_holds_up_or_ends_a_process(
+    ann: Path, name: str, plant: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (ann / "work").mkdir()
+    git = ann / ".git" / name
+    if name:
+        (ann / ".git").mkdir()
+        (ann / ".git/HEAD").write_text("ref: refs/heads/main\n")
+        git.unlink(missing_ok=True)
+    if plant == "pipe":
+        os.mkfifo(git)
+    else:
+        git.write_bytes(b"gitdir: a\0b")
+        os.truncate(git, 1 << 40 if plant == "hole" else 11)
+    monkeypatch.chdir(ann / "work")
+    assert "git_commit" not in provenance.describe()
+
+
 def test_no_script_holds_the_password_of_a_place_for_artifacts(
     ann: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
