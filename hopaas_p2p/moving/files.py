@@ -19,7 +19,7 @@ import msgspec
 from hopaas_p2p.errors import ConfigurationError, InvalidInput
 from hopaas_p2p.files.artifacts import Artifact, artifacts_of, described, key_of, named_after
 from hopaas_p2p.moving.records import StudyRecords
-from hopaas_p2p.runtime.atomic import replace_atomically, sha256_of
+from hopaas_p2p.runtime.atomic import open_regular, replace_atomically, sha256_of
 from hopaas_p2p.runtime.ownership import named_folder
 
 if TYPE_CHECKING:
@@ -46,9 +46,11 @@ def from_directory(directory: Path) -> Fetch:
 
     def fetch(artifact_id: str, path: Path) -> None:
         try:
-            shutil.copyfile(directory / artifact_id, path)
-        except FileNotFoundError:
+            descriptor = open_regular(directory / artifact_id)
+        except OSError:  # also a link, which may have come with the directory, and may lead to a private file
             raise KeyError(artifact_id) from None
+        with open(descriptor, "rb") as found, path.open("wb") as copy:  # noqa: PTH123  # a descriptor
+            shutil.copyfileobj(found, copy)
 
     return fetch
 

@@ -304,7 +304,8 @@ def check_says_where(store: str, *, by: str) -> None:
         ConfigurationError: the message names the options.
 
     """
-    options = parse_qs(store.partition("?")[2], keep_blank_values=True)  # some URL parsers do not know fragments
+    # some URL parsers do not know fragments, and take a "?" for a part of the login
+    options = parse_qs(store.partition("?")[2].replace("?", "&"), keep_blank_values=True)
     if about_trust := sorted(set(options) - WHERE):
         raise ConfigurationError(
             f"{by} names a store with {', '.join(about_trust)}: how far to trust a server is for you to say. If that "

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Final
 
 from hopaas_p2p.runtime import metering
+from hopaas_p2p.runtime.atomic import read_regular
 
 _BATCH_JOB: Final = (
     # the batch system, the variable with its job id, the one with its array index
@@ -31,6 +32,8 @@ _BATCH_JOB: Final = (
 )
 _MODULES: Final = ("hopaas_p2p", "optuna", "numpy", "torch", "lightning", "keras", "xgboost", "lightgbm", "sklearn")
 _COMMIT: Final = re.compile("[0-9a-f]{40}|[0-9a-f]{64}")
+_LARGEST: Final = 16 << 20
+"""Bytes of a file of git: a large repository has megabytes of packed references."""
 _NVIDIA: Final = Path("/proc/driver/nvidia/gpus")
 
 
@@ -116,28 +119,33 @@ def _git_commit() -> str | None:
 
     Somebody else may have created these files, and the result is public: a link or a name in them may lead to any file.
     """
-    with contextlib.suppress(OSError, UnicodeError):  # a directory that was removed, a branch in Latin-1
+    with contextlib.suppress(OSError, ValueError):  # a directory that was removed, a branch in Latin-1, a NUL
         start = Path.cwd()
         for directory in (start, *start.parents):
             found = directory / ".git"
             if found.is_file():  # a worktree or a submodule: it says where its files are
-                found = directory / found.read_text().partition(": ")[2].strip()
+                found = directory / _text(found).partition(": ")[2].strip()
             if (found / "HEAD").is_file():
                 commit = _head(found) or ""
                 return commit[:12] if _COMMIT.fullmatch(commit) else None
     return None
 
 
+def _text(path: Path) -> str:
+    """The text of a file in whose place somebody may have put a pipe, or one without an end."""
+    return read_regular(path, limit=_LARGEST, named=True).decode()
+
+
 def _head(git: Path) -> str | None:
-    said = (git / "HEAD").read_text().strip()
+    said = _text(git / "HEAD").strip()
     if not said.startswith("ref: "):
         return said
     elsewhere = git / "commondir"
-    common = git / elsewhere.read_text().strip() if elsewhere.is_file() else git
+    common = git / _text(elsewhere).strip() if elsewhere.is_file() else git
     ref = common / said[5:]
     if ref.is_file():
-        return ref.read_text().strip()
-    for line in (common / "packed-refs").read_text().splitlines():
+        return _text(ref).strip()
+    for line in _text(common / "packed-refs").splitlines():
         if line.endswith(said[4:]):
             return line.partition(" ")[0]
     return None

@@ -14,18 +14,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from optuna.artifacts import upload_artifact
 from optuna.storages import JournalStorage, RDBStorage
 
 from hopaas_p2p import spool
 from hopaas_p2p.cli.main import run as cli_main
-from hopaas_p2p.errors import ConfigurationError, InvalidInput
+from hopaas_p2p.errors import ConfigurationError, InvalidInput, NoSuchFile
 from hopaas_p2p.files.artifacts import StudyArtifacts
-from hopaas_p2p.moving import export_study, files
+from hopaas_p2p.moving import export_study, files, import_study
 from hopaas_p2p.ports.worker import Worker
 from hopaas_p2p.report import write_report
 from hopaas_p2p.runtime.atomic import locked, open_regular, replace_atomically
 from hopaas_p2p.runtime.ownership import named_folder, own_folder
-from hopaas_p2p.study import Study
+from hopaas_p2p.study import Study, open_study
 from hopaas_p2p.trackers.base import Export
 from hopaas_p2p.trackers.wandb import WandB
 from tests.support.processes import CLI, ROOT, campaign, environment, script
@@ -297,6 +298,25 @@ def test_files_are_exported_to_the_folder_that_was_named_whatever_takes_its_plac
     swapping(monkeypatch, files, "replace_atomically", place / "got", home)
     export_study(study, "x.csv", files="got")
     assert [path.read_text() for path in (place / "moved").iterdir()] == ["mine"] * 2
+
+
+@pytest.mark.parametrize("kind", ["link", "pipe"])
+def test_of_the_files_of_an_import_only_those_in_the_folder_are_read(
+    study: Study, own_place: Path, home: Path, kind: str
+) -> None:
+    """An export that somebody sent is unpacked with its links, which belong to the user then."""
+    (own_place / "mine").write_text("mine")
+    upload_artifact(artifact_store=study.artifacts(), file_path=str(own_place / "mine"), study_or_trial=study)
+    export_study(study, own_place / "x.study", files=own_place / "files")
+    (there,) = (own_place / "files").iterdir()
+    there.unlink()
+    there.symlink_to(home / ".bashrc") if kind == "link" else os.mkfifo(there)
+    storage = study.storage
+    imported = import_study(storage, own_place / "x.study", name="copy", files=own_place / "files")
+    (warning,) = imported.warnings
+    assert warning.endswith("its bytes are missing")
+    with pytest.raises(NoSuchFile):
+        open_study(storage, "copy").artifacts().get("mine", own_place / "got")
 
 
 def test_the_spools_locks_are_made_in_the_spool_whatever_takes_its_place(

@@ -79,6 +79,8 @@ def test_no_session_token_goes_in_clear_to_a_host_that_is_known_by_its_certifica
         ("postgresql://db.example.org/d", "postgresql://db.example.org/d?require_auth=password"),
         ("postgresql://db.example.org/d", f"postgresql://db.example.org/d?sslrootcert={__file__}"),
         ("postgresql://db.example.org/d", "postgresql://db.example.org/d?sslcert=/x&sslkey=/x"),
+        ("postgresql://db.example.org/d", "postgresql://u:p?host=x@db.example.org/d?sslmode=verify-ca"),
+        ("postgresql://db.example.org/d", "postgresql://u?host=x@db.example.org/d?require_auth=password"),
         (
             "s3://mine/x?endpoint=https://minio.example.org",
             "s3://b-b/x?endpoint=http://minio.example.org&insecure=true",
@@ -100,10 +102,13 @@ def test_a_ticket_of_a_stranger_says_nothing_about_trust_in_a_host_that_the_user
 @pytest.mark.parametrize(
     "option", ["sslkey=/tmp/evil.so:x&sslcert=/x", "sslmode=verify-ca", "sslrootcert=/x", "require_auth="]
 )
-@pytest.mark.parametrize("before", ["?", "#?", "?host=h&"])
-def test_an_invitation_says_where_a_store_is_and_nothing_about_trust(ann: Path, before: str, option: str) -> None:
+@pytest.mark.parametrize(
+    "place",
+    ["evil.example.org/d?", "evil.example.org/d#?", "evil.example.org/d?host=h&", "u?host=h@evil.example.org/d?"],
+)
+def test_an_invitation_says_where_a_store_is_and_nothing_about_trust(ann: Path, place: str, option: str) -> None:
     with pytest.raises(ConfigurationError, match="how far to trust a server is for you to say"):
-        joined(f"postgresql://evil.example.org/d{before}{option}")
+        joined(f"postgresql://{place}{option}")
     assert not (ann / "config/hopaas-p2p/joined").exists()
 
 
@@ -283,6 +288,26 @@ def test_what_git_files_lead_to_is_published_only_if_it_is_a_commit(
     assert "git_commit" not in provenance.describe()
     (ann / "secret").write_text("0123456789abcdef" * 2 + "01234567\n")
     assert provenance.describe()["git_commit"] == "0123456789ab"
+
+
+@pytest.mark.parametrize("name", ["", "HEAD", "commondir", "packed-refs"])
+@pytest.mark.parametrize("plant", ["pipe", "hole", "nul"])
+def test_no_git_file_of_somebody_elses_holds_up_or_ends_a_process(
+    ann: Path, name: str, plant: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (ann / "work").mkdir()
+    git = ann / ".git" / name
+    if name:
+        (ann / ".git").mkdir()
+        (ann / ".git/HEAD").write_text("ref: refs/heads/main\n")
+        git.unlink(missing_ok=True)
+    if plant == "pipe":
+        os.mkfifo(git)
+    else:
+        git.write_bytes(b"gitdir: a\0b")
+        os.truncate(git, 1 << 40 if plant == "hole" else 11)
+    monkeypatch.chdir(ann / "work")
+    assert "git_commit" not in provenance.describe()
 
 
 def test_no_script_holds_the_password_of_a_place_for_artifacts(
