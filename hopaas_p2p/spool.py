@@ -39,6 +39,8 @@ _PATIENCE: Final = 60.0  # seconds for which another process of this user may be
 _SUFFIX: Final = ".commits"
 ASIDE: Final = f".deleted{_SUFFIX}"
 """How the name of a file ends that was set aside."""
+_SENT: Final = ".sent"
+_KEPT: Final = 30 * 86_400  # seconds for which a file is kept that was sent to a store under another URL
 _HISTORY: Final = ".history"
 _NEEDED: Final = 3  # descriptors to write a file: its folder's, the same for a rename, and its own
 _MAGIC: Final = b"hopaas-spool\n"
@@ -134,13 +136,24 @@ def remove(path: Path) -> None:
         (folder / path.name).unlink(missing_ok=True)
 
 
-def set_aside(path: Path) -> Path:
+def set_aside(path: Path, suffix: str = ASIDE) -> Path:
     """Rename a file of a deleted study, so that peers send it only if the study comes back; returns its new path."""
-    aside = path.with_name(path.name.removesuffix(ASIDE).removesuffix(_SUFFIX) + ASIDE)
+    aside = path.with_name(path.name.removesuffix(ASIDE).removesuffix(_SUFFIX) + suffix)
     with contextlib.suppress(OSError), own_folder(path.parent, mode=None) as folder:
         (folder / path.name).rename(folder / aside.name)
         return aside
     return path
+
+
+def sent(path: Path, spooled: Spooled, store: str) -> None:
+    """The store at this URL has what is in this file. If the file names another URL, that one gets it, too, later on.
+
+    A store that holds the study may be somebody's copy of it, in a folder that was cloned or under an invitation.
+    """
+    if is_for(spooled, store):
+        remove(path)
+    else:
+        set_aside(path, _SENT)
 
 
 _spare: Final[list[int]] = []
@@ -213,6 +226,11 @@ def waiting(store: str | None = None, studies: Container[str] = ()) -> Iterator[
     for path, spooled in _all(_SUFFIX):
         if store is None or is_for(spooled, store, studies):
             yield path, spooled
+    for path, spooled in _all(_SENT):
+        if store is not None and is_for(spooled, store):
+            yield path, spooled
+        elif time.time() - spooled.at / 1e6 > _KEPT:
+            remove(path)
 
 
 def is_for(spooled: Spooled, store: str, studies: Container[str] = ()) -> bool:

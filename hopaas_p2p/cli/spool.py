@@ -29,6 +29,7 @@ def spool() -> None:
 
     They are kept in ~/.local/state/hopaas-p2p/spool (or under XDG_STATE_HOME). Any process of yours that takes part in
     a study of the same store sends them, too, whatever URL it uses. Each result counts once, however often it is sent.
+    Sent under another URL, it is also kept for its own, for 30 days.
     """
 
 
@@ -101,7 +102,7 @@ def send(session: CliSession, source: Path | None) -> int:
     with contextlib.ExitStack() as opened:
         stores = [(url, _opened(url, opened)) for url in filter(None, [configured, *others])]
         for path, spooled in batches:
-            file, told = str(path or source), _told(spooled, stores)
+            file, told = str(path or source), _told(path, spooled, stores)
             if told is None and (anywhere or source is not None):
                 told = StoreUnreachable(f"No store that can be reached has the study {spooled.name!r}.")
             if isinstance(told, HopaasError):
@@ -110,7 +111,7 @@ def send(session: CliSession, source: Path | None) -> int:
             elif told is not None:
                 sent.append(file)
                 uncounted += [{"file": file, "why": one} for one in told]
-            if path is not None and isinstance(told, list | KeptForRescue):
+            if path is not None and isinstance(told, KeptForRescue):
                 waiting.remove(path)
 
     def text() -> None:
@@ -138,15 +139,23 @@ def _opened(url: str, opened: contextlib.ExitStack) -> Storage | HopaasError:
     return storage
 
 
-def _told(spooled: Spooled, stores: list[tuple[str, Storage | HopaasError]]) -> list[str] | HopaasError | None:
-    """Send a batch to its store. Returns what was not counted, or why the batch stays; None if it belongs to none."""
+def _told(
+    path: Path | None, spooled: Spooled, stores: list[tuple[str, Storage | HopaasError]]
+) -> list[str] | HopaasError | None:
+    """Send a batch, from this file of the spool if any, to its store.
+
+    Returns what was not counted, or why the batch stays; None if it belongs to no store.
+    """
     why: HopaasError | None = None
     for url, store in stores:
         if isinstance(store, HopaasError):
             why = store if is_for(spooled, url) else why
         elif is_for(spooled, store.peer.store.url, store.peer.studies()):
             try:
-                return store.peer.send_spooled(spooled)
+                uncounted = store.peer.send_spooled(spooled)
+                if path is not None:
+                    waiting.sent(path, spooled, store.peer.store.url)
+                return uncounted
             except HopaasError as error:
                 why = error
                 if not (error.retry or isinstance(error, NoSuchStudy | NoSuchTrial)):

@@ -192,7 +192,7 @@ class SpoolSender:
                 self._refused.add(stays)
                 _log.warning("%s was not sent and stays in the spool: %s", stays, error)
             else:
-                spool.remove(path)
+                spool.sent(path, spooled, self._store.url)
 
     def send(self, spooled: Spooled, logs: Mapping[str, LogClient[State]], *, writer: str) -> list[str]:
         """Send the contents of a spool file; return which of its results the log did not count, and why.

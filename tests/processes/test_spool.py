@@ -7,6 +7,7 @@ import json
 import pickle
 import shutil
 import stat
+import time
 from pathlib import Path
 
 import pytest
@@ -132,6 +133,42 @@ def test_a_result_of_a_deleted_study_is_mentioned_once_and_sent_if_the_study_com
 
     assert not list(spool.waiting())
     assert values(f"{tmp_path}/backup") == [0.25]
+
+
+def test_a_copy_of_the_store_takes_no_result_away_from_it(tmp_path: Path) -> None:
+    leave_in_spool(f"{tmp_path}/store")
+    shutil.copytree(f"{tmp_path}/store", f"{tmp_path}/copy", symlinks=True)
+    with contextlib.closing(hopaas_p2p.open_study(f"{tmp_path}/copy", "s", create=False)) as study:
+        study.storage.peer.tick()
+    assert values(f"{tmp_path}/copy") == [0.25]
+    assert not list(spool.waiting())
+    with contextlib.closing(hopaas_p2p.open_study(f"{tmp_path}/store", "s", create=False)) as study:
+        study.storage.peer.tick()
+    assert values(f"{tmp_path}/store") == [0.25]
+    assert not [path for place in spool.directories() for path in place.glob("*.sent")]
+
+
+def test_a_result_that_was_sent_by_hand_to_a_copy_is_kept_for_its_own_store(tmp_path: Path) -> None:
+    leave_in_spool(f"{tmp_path}/store")
+    shutil.copytree(f"{tmp_path}/store", f"{tmp_path}/copy", symlinks=True)
+    cli("admin", "spool", "send", "--store", f"{tmp_path}/copy")
+    with contextlib.closing(hopaas_p2p.open_study(f"{tmp_path}/store", "s", create=False)) as study:
+        study.storage.peer.tick()
+    assert values(f"{tmp_path}/store") == [0.25]
+
+
+def test_what_was_sent_under_another_url_is_kept_for_a_month(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    leave_in_spool(f"{tmp_path}/store")
+    (tmp_path / "mounted-here").symlink_to(tmp_path / "store")
+    with contextlib.closing(hopaas_p2p.open_study(f"{tmp_path}/mounted-here", "s", space=SPACE)) as study:
+        study.storage.peer.tick()
+    (kept,) = [path for place in spool.directories() for path in place.glob("*.sent")]
+    assert not list(spool.waiting(f"file://{tmp_path}/mounted-here"))
+    assert kept.exists()
+    now = time.time()
+    monkeypatch.setattr(time, "time", lambda: now + 31 * 86_400)
+    assert not list(spool.waiting(f"file://{tmp_path}/mounted-here"))
+    assert not kept.exists()
 
 
 def test_what_is_for_another_store_stays(tmp_path: Path) -> None:
