@@ -522,6 +522,16 @@ def test_a_training_command_gets_the_environment_without_the_credentials_that_ar
         ("db_password", "x", True),
         ("PIP_INDEX_URL", "https://ann@pypi.example.org/simple", True),
         ("SIGNING_KEY", "x", True),
+        ("AUTHORIZATION", "x", True),
+        ("BW_SESSION", "x", True),
+        ("DBUS_SESSION_BUS_ADDRESS", "unix:path=/run/user/1000/bus", False),
+        ("DEPLOY", "-----BEGIN OPENSSH PRIVATE KEY-----\nb3Bl", True),
+        ("MINE", f"ghp_{'a1' * 18}", True),
+        ("MINE", f"glpat-{'a1' * 10}", True),
+        ("MINE", f"sk-proj-{'a1' * 12}", True),
+        ("RUN_NAME", "sk-learn-with-a-long-name-of-words", False),
+        ("MINE", "eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiIxIn0.c2lnbmF0dXJl", True),
+        ("MINE", "https://hooks.slack.com/services/T0/B0/x", True),
     ],
 )
 def test_a_credential_is_known_by_its_name_or_by_the_login_in_it(name: str, value: str, secret: bool) -> None:
