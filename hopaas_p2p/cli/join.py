@@ -68,7 +68,8 @@ def join(
     if leave is not None:
         leave = before[0] if not leave and len(before) == 1 else leave
         if leave not in before:
-            raise InvalidInput(f"{leave!r} is not joined here; joined: {', '.join(before) or 'none'}")
+            why = f"{leave!r} is not joined here" if leave else "name the study to leave"
+            raise InvalidInput(f"{why}; joined: {', '.join(before) or 'none'}")
         memberships.forget(leave)
         output.say(f"Left {leave!r}: what was kept of it here is removed. Its store keeps what was written.")
         return 0
