@@ -8,7 +8,7 @@ import json
 import math
 import sys
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import ExitStack, closing
 from pathlib import Path
 from pprint import pformat
 from typing import Any
@@ -405,11 +405,14 @@ def test_a_file_of_sqlite_is_an_optuna_storage(tmp_path: Path) -> None:
 @pytest.mark.parametrize("place", ["old.db", "old.journal"])
 def test_trials_of_an_optuna_storage_are_added_once(tmp_path: Path, place: str) -> None:
     def run_theirs(file: Path, trials: int) -> None:
-        backend = optuna.storages.journal.JournalFileBackend(str(file))
-        url = f"sqlite:///{file}" if place == "old.db" else optuna.storages.JournalStorage(backend)
-        storage = optuna.storages.get_storage(url)
-        theirs = optuna.create_study(storage=storage, study_name="old", load_if_exists=True)
-        theirs.optimize(lambda trial: trial.suggest_float("x", 0, 1), trials)
+        with ExitStack() as stack:
+            if place == "old.db":
+                storage = optuna.storages.RDBStorage(f"sqlite:///{file}")
+                stack.callback(storage.engine.dispose)
+            else:
+                storage = optuna.storages.JournalStorage(optuna.storages.journal.JournalFileBackend(str(file)))
+            theirs = optuna.create_study(storage=storage, study_name="old", load_if_exists=True)
+            theirs.optimize(lambda trial: trial.suggest_float("x", 0, 1), trials)
 
     target = hopaas_p2p.open_storage(tmp_path / "to")
     with closing(target):
