@@ -132,8 +132,8 @@ def _explain(error: BaseException) -> int:
         if isinstance(error, click.NoSuchOption) and error.ctx is not None and error.ctx.command is cli:
             message = f"{error.option_name!r} is not an option here. The options of a command come after its name."
         elif isinstance(error, click.NoSuchOption) and error.option_name in ("--sampler", "--pruner"):
-            name = error.option_name
-            message = f"{name!r} is not an option here, but the study's: hopaas-p2p study set {name} …"
+            option = error.option_name
+            message = f"{option!r} is not an option here, but the study's: hopaas-p2p study set {option} …"
         if isinstance(error, click.UsageError) and error.ctx is not None:
             message += f" (see: {error.ctx.command_path} --help)"
     elif isinstance(error, HopaasError):
