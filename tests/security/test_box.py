@@ -153,17 +153,22 @@ def test_what_the_server_may_not_read_is_refused_and_not_tried_for_ever() -> Non
                 for folder in ("requests", "files", "answers"):
                     (made.box / folder).mkdir(exist_ok=True)
                 (made.box / "requests" / "0-closed").touch(mode=0)
+                (made.box / "files" / "0-file").touch(mode=0)
+                objects = made.servers[0].server.box.objects
+                objects.put_new("requests/0-file", protocol.encode(protocol.StoreRequest("put", "s/file")))
                 until(lambda: not made.waiting(), 60)
-                found = made.servers[0].server.box.objects
-                said = until(lambda: getattr(found.get("answers/0-closed", limit=1 << 20), "data", b""), 60)
-                try:
-                    protocol.result_of("put", said)
-                except Denied:
-                    print("refused")
+                for name in ("0-closed", "0-file"):
+                    def answer():
+                        found = objects.get(f"answers/{name}", limit=1 << 20)
+                        return found and found.data  # a name is visible before its bytes are
+                    try:
+                        protocol.result_of("put", until(answer, 60))
+                    except Denied:
+                        print("refused", name)
             """,
             place,
         )
-    assert said == "refused\n"
+    assert said.split("\n") == ["refused 0-closed", "refused 0-file", ""]
 
 
 def test_a_file_with_hardly_anything_in_it_is_not_carried(tmp_path: Path) -> None:
