@@ -137,9 +137,13 @@ def remove(path: Path) -> None:
 
 
 def set_aside(path: Path, suffix: str = ASIDE) -> Path:
-    """Rename a file of a deleted study, so that peers send it only if the study comes back; returns its new path."""
+    """Give a file's name this ending, and the time of now; returns its new path.
+
+    ASIDE is for one of a deleted study: peers send it only if the study comes back.
+    """
     aside = path.with_name(path.name.removesuffix(ASIDE).removesuffix(_SUFFIX) + suffix)
     with contextlib.suppress(OSError), own_folder(path.parent, mode=None) as folder:
+        os.utime(folder / path.name)
         (folder / path.name).rename(folder / aside.name)
         return aside
     return path
@@ -229,8 +233,10 @@ def waiting(store: str | None = None, studies: Container[str] = ()) -> Iterator[
     for path, spooled in _all(_SENT):
         if store is not None and is_for(spooled, store):
             yield path, spooled
-        elif time.time() - spooled.at / 1e6 > _KEPT:
-            remove(path)
+            continue
+        with contextlib.suppress(OSError):  # another process may have removed it
+            if time.time() - path.stat().st_mtime > _KEPT:
+                remove(path)
 
 
 def is_for(spooled: Spooled, store: str, studies: Container[str] = ()) -> bool:

@@ -154,7 +154,7 @@ def locked(path: Path, *, patience: float) -> Iterator[None]:
 
     Raises:
         TimeoutError: another one has held it for `patience` seconds.
-        OSError: the file cannot be opened, or its file system has no locks.
+        OSError: the file cannot be opened.
 
     """
     import filelock  # only here: once it is loaded, a fork at the wrong moment fails on Python 3.12 and newer

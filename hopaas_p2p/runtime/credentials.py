@@ -76,7 +76,7 @@ _LOOKS_SECRET: Final = re.compile(
     r"|AUTHORI[SZ]ATION|AUTH_HEADER|^(BW|OP)_SESSION",
     re.IGNORECASE,
 )
-_LOGIN_IN_VALUE: Final = re.compile(
+_SECRET_IN_VALUE: Final = re.compile(
     r"://[^/@:\s]*:[^/@\s]+@|https?://[^/@\s]+@|(password|passwd|secret|signature|(account|access)key)=[^\s&;]"
     r"|[?&;](pwd|sig|token)=|\bbearer\s|-----BEGIN [A-Z ]*PRIVATE KEY|//hooks\.slack\.com/|\b(gh[a-z]|hf)_\w{20}"
     r"|\b(glpat|xox[a-z])-[\w-]{20}|\bsk-(proj-|ant-\w+-)?\w{20}|\beyJ[\w-]{10,}\.[\w-]+\.",
@@ -100,8 +100,8 @@ _NAMED: Final = re.compile(
 
 
 def is_secret(name: str, value: str) -> bool:
-    """Whether this variable is a credential, by its name, or because it contains a login, like the URL of a proxy."""
-    if _LOGIN_IN_VALUE.search(value) or (name in _PROXIES and "@" in value):  # which may have no scheme
+    """Whether this variable is a credential: by its name, or because it holds a login, as a proxy's URL, or a token."""
+    if _SECRET_IN_VALUE.search(value) or (name in _PROXIES and "@" in value):  # which may have no scheme
         return True
     points = _POINTS.search(name) is not None or (value.startswith("/") and os.path.isfile(value))  # noqa: PTH113
     words = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", name)  # githubToken

@@ -41,6 +41,12 @@ def leave_in_spool(url: str, value: float = 0.25) -> None:
     assert len(list(spool.waiting())) == 1
 
 
+def take_part(url: str) -> None:
+    """A peer that does its errands once."""
+    with contextlib.closing(hopaas_p2p.open_study(url, "s", space=SPACE)) as study:
+        study.storage.peer.tick()
+
+
 def values(url: str) -> list[float | None]:
     with contextlib.closing(hopaas_p2p.open_study(url, "s", create=False)) as study:
         return [trial.value for trial in study.trials]
@@ -49,8 +55,7 @@ def values(url: str) -> list[float | None]:
 def test_any_peer_of_the_store_sends_it_whatever_url_it_uses(tmp_path: Path) -> None:
     leave_in_spool(f"{tmp_path}/store")
     (tmp_path / "mounted-here").symlink_to(tmp_path / "store")
-    with contextlib.closing(hopaas_p2p.open_study(f"{tmp_path}/mounted-here", "s", space=SPACE)) as study:
-        study.storage.peer.tick()
+    take_part(f"{tmp_path}/mounted-here")
     assert not list(spool.waiting())
     assert values(f"{tmp_path}/store") == [0.25]
 
@@ -128,8 +133,7 @@ def test_a_result_of_a_deleted_study_is_mentioned_once_and_sent_if_the_study_com
     (mentioned,) = [message for message in caplog.messages if "stays in the spool" in message]
     assert mentioned.startswith(f"{path} was not sent and stays in the spool: the study 's' was deleted. ")
 
-    with contextlib.closing(hopaas_p2p.open_study(f"{tmp_path}/backup", "s", create=False)) as study:
-        study.storage.peer.tick()
+    take_part(f"{tmp_path}/backup")
 
     assert not list(spool.waiting())
     assert values(f"{tmp_path}/backup") == [0.25]
@@ -138,12 +142,10 @@ def test_a_result_of_a_deleted_study_is_mentioned_once_and_sent_if_the_study_com
 def test_a_copy_of_the_store_takes_no_result_away_from_it(tmp_path: Path) -> None:
     leave_in_spool(f"{tmp_path}/store")
     shutil.copytree(f"{tmp_path}/store", f"{tmp_path}/copy", symlinks=True)
-    with contextlib.closing(hopaas_p2p.open_study(f"{tmp_path}/copy", "s", create=False)) as study:
-        study.storage.peer.tick()
+    take_part(f"{tmp_path}/copy")
     assert values(f"{tmp_path}/copy") == [0.25]
     assert not list(spool.waiting())
-    with contextlib.closing(hopaas_p2p.open_study(f"{tmp_path}/store", "s", create=False)) as study:
-        study.storage.peer.tick()
+    take_part(f"{tmp_path}/store")
     assert values(f"{tmp_path}/store") == [0.25]
     assert not [path for place in spool.directories() for path in place.glob("*.sent")]
 
@@ -152,16 +154,14 @@ def test_a_result_that_was_sent_by_hand_to_a_copy_is_kept_for_its_own_store(tmp_
     leave_in_spool(f"{tmp_path}/store")
     shutil.copytree(f"{tmp_path}/store", f"{tmp_path}/copy", symlinks=True)
     cli("admin", "spool", "send", "--store", f"{tmp_path}/copy")
-    with contextlib.closing(hopaas_p2p.open_study(f"{tmp_path}/store", "s", create=False)) as study:
-        study.storage.peer.tick()
+    take_part(f"{tmp_path}/store")
     assert values(f"{tmp_path}/store") == [0.25]
 
 
 def test_what_was_sent_under_another_url_is_kept_for_a_month(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     leave_in_spool(f"{tmp_path}/store")
     (tmp_path / "mounted-here").symlink_to(tmp_path / "store")
-    with contextlib.closing(hopaas_p2p.open_study(f"{tmp_path}/mounted-here", "s", space=SPACE)) as study:
-        study.storage.peer.tick()
+    take_part(f"{tmp_path}/mounted-here")
     (kept,) = [path for place in spool.directories() for path in place.glob("*.sent")]
     assert not list(spool.waiting(f"file://{tmp_path}/mounted-here"))
     assert kept.exists()
@@ -173,8 +173,7 @@ def test_what_was_sent_under_another_url_is_kept_for_a_month(tmp_path: Path, mon
 
 def test_what_is_for_another_store_stays(tmp_path: Path) -> None:
     leave_in_spool(f"{tmp_path}/store")
-    with contextlib.closing(hopaas_p2p.open_study(f"{tmp_path}/another", "s", space=SPACE)) as study:
-        study.storage.peer.tick()
+    take_part(f"{tmp_path}/another")
     assert len(list(spool.waiting())) == 1
     sent = cli("admin", "spool", "send", "--store", f"{tmp_path}/another")
     assert sent.stderr == "No results are waiting to be sent.\n"
@@ -184,8 +183,7 @@ def test_what_is_for_another_store_stays(tmp_path: Path) -> None:
 def test_a_store_in_the_place_of_another_does_not_swallow_its_results(tmp_path: Path) -> None:
     leave_in_spool(f"{tmp_path}/store")
     (tmp_path / "store").rename(tmp_path / "away")
-    with contextlib.closing(hopaas_p2p.open_study(f"{tmp_path}/store", "s", space=SPACE)) as study:
-        study.storage.peer.tick()
+    take_part(f"{tmp_path}/store")
     sent = cli("admin", "spool", "send", check=False)
     assert "another one was here before" in sent.stderr
     assert sent.returncode != 0
