@@ -20,6 +20,7 @@ from hopaas_p2p.stores.postgres.store import PostgresStore
 from tests.support.lease_peer import store_away
 from tests.support.postgres_people import Place
 from tests.support.processes import cli
+from tests.support.spooled import keep
 
 SPACE = {"x": hopaas_p2p.Float(0, 1)}
 
@@ -169,6 +170,14 @@ def test_what_was_sent_under_another_url_is_kept_for_a_month(tmp_path: Path, mon
     monkeypatch.setattr(time, "time", lambda: now + 31 * 86_400)
     assert not list(spool.waiting(f"file://{tmp_path}/mounted-here"))
     assert not kept.exists()
+
+
+def test_the_month_begins_when_it_was_sent_however_old_the_result_is() -> None:
+    path, _ = keep([], store="file:///true", study="u", name="s")  # of 1970
+    assert path is not None
+    spool.sent(path, spool.read(path), "file:///copy")
+    assert not list(spool.waiting("file:///copy"))
+    assert len(list(spool.waiting("file:///true"))) == 1
 
 
 def test_what_is_for_another_store_stays(tmp_path: Path) -> None:
