@@ -62,7 +62,7 @@ docs: $(VENV)/.all-tests  ## the parts of docs/ that are generated from the code
 	$(BIN)/python -m tests.support.docs_generated
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 
-bench: $(VENV)/.bench  ## side by side with the peers; writes docs/benchmarks.md; ONLY="core s3" measures a part
+bench: $(VENV)/.bench  ## side by side with the peers; writes tests/benchmarks/results.md; ONLY="core s3" measures a part
 	$(BIN)/python -m tests.benchmarks $(ONLY)
 
 soak: $(VENV)/.all-tests  ## the long ones

@@ -1,7 +1,8 @@
-"""`make bench`: every table, printed and kept in docs/benchmarks.md; `make bench ONLY="core s3"` measures some anew.
+"""`make bench`: every table, printed and kept in results.md here; `make bench ONLY="core s3"` measures some anew.
 
 Each topic is a module `bench_<topic>` whose `main()` returns Markdown. It runs in a process of its own, so that none
-inherits another's threads or memory, and its section replaces the one from the run before.
+inherits another's threads or memory, and its section replaces the one from the run before. docs/benchmarks.md is
+written by hand; a test checks that its figures are among the results.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from typing import Final
 
 from tests.benchmarks.bench_core import machine
 
-PAGE: Final = Path("docs/benchmarks.md")
+PAGE: Final = Path(__file__).with_name("results.md")
 TOPICS: Final = {
     "core": "The core",
     "scale": "A million trials",
@@ -36,18 +37,11 @@ TOPICS: Final = {
     "fidelity": "What rungs save",
     "populations": "What populations gain",
 }
-_INTRODUCTION: Final = """# Benchmarks
+_INTRODUCTION: Final = """# Results of the benchmarks
 
-These results suggest:
-
-* Use `Study.optimize`: it sends a result and the next ask in one commit, so a trial costs one round trip, not two.
-* Keep the default sampler: with many peers it needs about half as many evaluations as Optuna's TPE.
-* For long training runs, use rungs, with three brackets if learning curves may cross. With 64 peers they gain little.
-* For a few processes on one machine, use Optuna's own storages: ours take up to twice the CPU time per short trial.
-* For a file server, a distant database or a bucket, use ours: they send 2 to 100 times fewer messages per trial.
-
-`make bench` writes this page. All columns of a table were measured in one run on one machine: compare the ratios, not
-the seconds. "asked" is the design's own target; the row shows if it is missed.
+`make bench` writes this file; docs/benchmarks.md shows what to decide by. All columns of a table were measured in one
+run on one machine: compare the ratios, not the seconds. "asked" is the design's own target; the row shows if it is
+missed.
 """
 _LONGEST: Final = 1200.0  # seconds for one topic
 _LONGER: Final = {"search": 4200.0, "late": 4200.0, "transfer": 4200.0, "fidelity": 4200.0}

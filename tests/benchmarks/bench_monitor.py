@@ -324,7 +324,7 @@ def _r(theirs: float, ours: float) -> str:
 
 
 def main() -> str:
-    """A section of docs/benchmarks.md."""
+    """A section of results.md."""
     with tempfile.TemporaryDirectory(prefix="bench-") as directory:
         table = rows(Path(directory))
     lines = ["| what | hopaas-p2p dashboard | optuna-dashboard | ratio | asked |", "|---|---|---|---|---|"]

@@ -112,7 +112,7 @@ def _study(name: str, **options: Any) -> Study:
 
 
 def main() -> str:
-    """The section of docs/benchmarks.md."""
+    """The section of results.md."""
     warnings.simplefilter("ignore")
     os.environ |= {"MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true", "MLFLOW_DISABLE_TELEMETRY": "true"}
     optuna.logging.set_verbosity(optuna.logging.ERROR)

@@ -1,9 +1,12 @@
-"""The command line's reference in Markdown, from the commands themselves: `python -m tests.support.cli_reference`."""
+"""The overview of the command line in Markdown, from the commands: `python -m tests.support.cli_reference`.
+
+A line per command; arguments, options and examples are in its `--help`.
+"""
 
 from __future__ import annotations
 
 import inspect
-from collections import Counter
+import re
 from collections.abc import Iterator
 from typing import Final
 
@@ -12,37 +15,31 @@ import click
 from hopaas_p2p.cli.main import PROGRAM, cli
 from hopaas_p2p.runtime.settings import SETTINGS, variable
 
-_EVERYWHERE: Final = ("--help", "--json", "--debug")
-_OFTEN: Final = 2  # an option that so many commands have is explained once
 _HEAD: Final = f"""# The command line
 
-Generated from the code: `python -m tests.support.cli_reference > docs/cli.md`.
-
-Data goes to stdout, messages go to stderr. Every command takes `--json`, and shows a traceback only with `--debug`.
-`NO_COLOR` is respected. `{PROGRAM} completion bash|zsh|fish` prints the completion script of a shell.
+Add `--help` to a command to see its arguments, options and examples. Data goes to stdout, messages go to stderr. Every
+command takes `--json`, and shows a traceback only with `--debug`. `NO_COLOR` is respected.
 
 ## Exit codes
 
-| code | meaning |
-|---|---|
-| 0 | done |
-| 1 | failure |
-| 2 | wrong usage, or a value that is not allowed |
-| 3 | no work: the study is finished, paused or stopped, or its budget is used up |
-| 10 | `should-prune`: give the trial up |
-| 11 | the lease was lost: another peer took the trial over |
-| 69 | the store cannot be reached; trying again may help |
-| 75 | run this job again: the trial was returned (`worker`, `run`), or the file system of the store is not mounted |
-| 77 | denied: the store does not let this user do that |
-| 78 | configuration: a setting, URL or store cannot be used as it is |
-| 130 | interrupted |
+* 0: done
+* 1: failure
+* 2: wrong usage, or a value that is not allowed
+* 3: no work: the study is finished, paused, stopped or out of budget
+* 10: `should-prune`: give the trial up
+* 11: the lease was lost: another peer took the trial over
+* 69: the store cannot be reached; trying again may help
+* 75: run this job again: the trial was returned (`worker`, `run`), or the store's file system is not mounted
+* 77: denied: the store does not let this user do that
+* 78: configuration: a setting, URL or store cannot be used as it is
+* 130: interrupted
 
 ## Settings
 
 A setting is taken from the first place that has it: an option, a `HOPAAS_*` variable, `./hopaas.toml`,
 `~/.config/hopaas-p2p/config.toml` (or `$XDG_CONFIG_HOME/hopaas-p2p/config.toml`), the default.
-`{PROGRAM} config show` shows where each value comes from.
-A file holds lines such as `store = "./campaign"`; settings without a name in brackets are variables only.
+`{PROGRAM} config show` shows each value and where it comes from. A file has lines such as `store = "./campaign"`;
+settings without a name in brackets are variables only.
 
 """
 
@@ -54,64 +51,42 @@ def reference() -> str:
         in_files = f" (`{name}`)" if one.in_files else ""
         default = f"; default {one.default}" if one.default else ""
         rows.append(f"* `{variable(name)}`{in_files}: {one.help}{default}")
-    context = click.Context(cli, info_name=PROGRAM, show_default=True)
-    commands = list(_commands(cli, context))
-    counted = Counter(option for _, inner in commands for option in _options(inner))
-    by_name = {_long(option[0]): option for option, _ in reversed(counted.most_common())}  # one meaning of each name
-    often = {option for option in by_name.values() if counted[option] >= _OFTEN}
-    head = _HEAD + "\n".join(rows) + "\n\n## Options of several commands\n\n"
-    shared = "".join(f"* `{names}`: {_escaped(text)}\n" for names, text in counted if (names, text) in often)
-    return head + shared + "\n## Commands\n" + "".join(_command(*one, often) for one in commands)
+    context = click.Context(cli, info_name=PROGRAM)
+    return (
+        _HEAD
+        + "\n".join(rows)
+        + "\n\n## Commands\n"
+        + "".join(_verb(name, context) for name in cli.list_commands(context))
+    )
 
 
-def _commands(group: click.Group, context: click.Context) -> Iterator[tuple[click.Command, click.Context]]:
-    for name in group.list_commands(context):
-        command = group.get_command(context, name)
-        assert command is not None
-        inner = click.Context(command, info_name=name, parent=context)
-        yield command, inner
-        if isinstance(command, click.Group):
-            yield from _commands(command, inner)
-
-
-def _options(context: click.Context) -> list[tuple[str, str]]:
-    """The names and the help of a command's options, but for those of every command."""
-    if isinstance(context.command, click.Group):
-        return []
-    records = [record for param in context.command.get_params(context) if (record := param.get_help_record(context))]
-    return [(names, text) for names, text in records if text and not names.endswith(_EVERYWHERE)]
-
-
-def _command(command: click.Command, context: click.Context, often: set[tuple[str, str]]) -> str:
+def _verb(name: str, context: click.Context) -> str:
+    """A verb with its own heading, to be linked to, and its purpose, or that of each command below it."""
+    command = cli.get_command(context, name)
+    assert command is not None
     if isinstance(command, click.Group):
-        return f"\n### `{context.command_path}`\n\n{_prose(command)}\n"
-    usage = " ".join([context.command_path, *command.collect_usage_pieces(context)])
-    said = f"\n### `{context.command_path}`\n\n    {usage}\n\n{_prose(command)}\n"
-    options = _options(context)
-    lines = [f"* `{names}`: {_escaped(text)}\n" for names, text in options if (names, text) not in often]
-    names = [f"`{_long(one[0])}`" for one in options if one in often]
-    lines += [f"* Also {', '.join(names)}.\n"] if names else []
-    return said + ("\n" + "".join(lines) if lines else "")
+        said = "".join(f"* `{words}`: {_purpose(inner)}\n" for words, inner in _below(command, context))
+    else:
+        said = f"{_purpose(command)}\n"
+    return f"\n### `{PROGRAM} {name}`\n\n{said}"
 
 
-def _long(names: str) -> str:
-    """An option's long name: of `-s, --store URL`, `--store`."""
-    return next(word.strip(",") for word in names.split() if word.startswith("--"))
-
-
-def _prose(command: click.Command) -> str:
-    """The help, with what click keeps as it stands (after a backspace) as a code block."""
-    parts = []
-    for part in inspect.cleandoc(command.help or command.short_help or "").split("\n\n"):
-        if part.startswith("\b"):
-            parts.append("\n".join(f"    {line}" for line in part.split("\n")[1:]))
+def _below(group: click.Group, context: click.Context, path: str = "") -> Iterator[tuple[str, click.Command]]:
+    for name in group.list_commands(context):
+        inner = group.get_command(context, name)
+        assert inner is not None
+        words = f"{path} {name}".strip()
+        if isinstance(inner, click.Group):
+            yield from _below(inner, context, words)
         else:
-            parts.append(_escaped(part))
-    return "\n\n".join(parts)
+            yield words, inner
 
 
-def _escaped(text: str) -> str:
-    return text.replace("<", "\\<").replace("*", "\\*").replace("][", "]\\[")  # or it were a link
+def _purpose(command: click.Command) -> str:
+    """The first sentence of the help, without what follows a colon or a semicolon."""
+    paragraph = " ".join(inspect.cleandoc(command.help or "").partition("\n\n")[0].split())
+    sentence = re.split(r"[.:;] |\.$", paragraph)[0]
+    return f"{sentence}.".replace("<", "\\<").replace("*", "\\*")
 
 
 if __name__ == "__main__":
