@@ -56,49 +56,46 @@ def _words(annotation: object) -> str:
     text = str(annotation) if typing.get_origin(annotation) else getattr(annotation, "__name__", str(annotation))
     text = re.sub(r"[\w.]*\.(\w+)", r"\1", text)
     text = re.sub(r"Optional\[(.*)\]$", r"\1 | None", text)
-    return text.replace("NoneType", "None").replace(" | ", " or ").replace("|", "or")
+    return text.replace("NoneType", "None")
 
 
 def _records() -> str:
     parts = []
     for kind in (*typing.get_args(records.StudyRecord), *typing.get_args(records.CatalogRecord)):
-        parts.append(f"### `{_tag(kind)}`\n\n{inspect.getdoc(kind)}\n")
-        rows = []
-        hints = typing.get_type_hints(kind)
-        for place, field in enumerate(msgspec.structs.fields(kind), start=1):
-            default = ""
-            if isinstance(field.default, Policy):
-                default = ", default: the default policy"
-            elif field.default is not msgspec.NODEFAULT:
-                default = f", default `{getattr(field.default, 'name', field.default)}`"
-            elif field.default_factory is not msgspec.NODEFAULT:
-                made = field.default_factory()
-                default = ", default: the default policy" if isinstance(made, Policy) else f", default `{made}`"
-            rows.append(f"{place}. `{field.name}`: {_words(hints[field.name])}{default}")
-        parts.append("\n".join(rows) + "\n")
+        parts.append(f"### `{_tag(kind)}`\n\n{inspect.getdoc(kind)}\n\n{_fields(kind)}\n")
     return "\n".join(parts).rstrip()
 
 
 def _policy() -> str:
-    rows = ["| field | type | if left out |", "|---|---|---|"]
-    hints = typing.get_type_hints(Policy)
-    rows += [f"| `{f.name}` | {_words(hints[f.name])} | `{f.default}` |" for f in msgspec.structs.fields(Policy)]
-    return "\n".join(rows)
+    return _fields(Policy)
+
+
+def _fields(kind: type[msgspec.Struct]) -> str:
+    """The fields of a struct in their order, as a block: name, type and default."""
+    hints = typing.get_type_hints(kind)
+    return "\n".join(f"    {f.name}: {_words(hints[f.name])}{_default(f)}" for f in msgspec.structs.fields(kind))
+
+
+def _default(field: msgspec.structs.FieldInfo) -> str:
+    if field.default_factory is not msgspec.NODEFAULT:
+        default = field.default_factory()
+    elif field.default is not msgspec.NODEFAULT:
+        default = field.default
+    else:
+        return ""
+    if isinstance(default, Policy):  # the page has its fields
+        return " = Policy()"
+    return f" = {default!r}" if isinstance(default, str) else f" = {getattr(default, 'name', default)}"
 
 
 def _refusals() -> str:
-    return "\n".join(["| word | meaning |", "|---|---|", *(f"| {word} | {why} |" for word, why in REFUSALS.items())])
+    return "\n".join(f"* {word}: {why}" for word, why in REFUSALS.items())
 
 
 def _limits() -> str:
-    return "\n".join(
-        [
-            "| limit | value |",
-            "|---|---|",
-            f"| format | {records.FORMAT} |",
-            f"| bytes in a commit | {codec.MAX_BYTES:,} |",
-            f"| records in a commit | {codec.MAX_RECORDS:,} |",
-        ]
+    return (
+        f"The format's number is {records.FORMAT}. A commit has at most {codec.MAX_BYTES:,} bytes"
+        f" and {codec.MAX_RECORDS:,} records."
     )
 
 
