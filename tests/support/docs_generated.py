@@ -71,9 +71,10 @@ def _policy() -> str:
 
 
 def _fields(kind: type[msgspec.Struct]) -> str:
-    """The fields of a struct in their order, as a block: name, type and default."""
+    """The fields of a struct in their order, as a block; a type with ? may be nil, and is by default."""
     hints = typing.get_type_hints(kind)
-    return "\n".join(f"    {f.name}: {_words(hints[f.name])}{_default(f)}" for f in msgspec.structs.fields(kind))
+    rows = [f"    {f.name}: {_words(hints[f.name])}{_default(f)}" for f in msgspec.structs.fields(kind)]
+    return "\n".join(row.replace(" | None = None", "?") for row in rows)
 
 
 def _default(field: msgspec.structs.FieldInfo) -> str:
