@@ -17,7 +17,6 @@ import msgspec
 from hopaas_p2p.core import codec, records
 from hopaas_p2p.core.records import Policy
 from hopaas_p2p.core.state import REFUSALS, TRANSITIONS, LateFinish
-from tests.support.crossing import ask_and_tell, files_of
 
 DOCS: Final = Path(__file__).parents[2] / "docs"
 _WHO: Final = {"": "anyone", "lease": "the holder of its lease", "epoch": "anyone who names its epoch"}
@@ -100,21 +99,6 @@ def _limits() -> str:
     )
 
 
-def _path() -> str:
-    """What an ask and a tell cross, by package."""
-    of_space, of_none = ask_and_tell(space=True), ask_and_tell(space=False)
-    ask, tell, plain = files_of(of_space[0]), files_of(of_space[1]), files_of(of_none[0])
-    rows = ["| package | an ask in a study with a search space | without one | a tell |", "|---|---|---|---|"]
-    for package in dict.fromkeys(file.rpartition("/")[0] for file in (*ask, *tell)):
-        cells = [", ".join(_names(package, files)) for files in (ask, plain, tell)]
-        rows.append(f"| `{package or '.'}` | {' | '.join(cells)} |")
-    return "\n".join([*rows, f"| files | {len(ask)} | {len(plain)} | {len(tell)} |"])
-
-
-def _names(package: str, files: list[str]) -> list[str]:
-    return [Path(file).stem for file in files if file.rpartition("/")[0] == package]
-
-
 PARTS: Final[dict[str, Callable[[], str]]] = {
     "diagram": _diagram,
     "transitions": _transitions,
@@ -122,7 +106,6 @@ PARTS: Final[dict[str, Callable[[], str]]] = {
     "policy": _policy,
     "refusals": _refusals,
     "limits": _limits,
-    "path": _path,
 }
 
 
