@@ -8,7 +8,7 @@ have reached it, whether they are waiting, running or finished, so the first wav
 A configuration belongs to one bracket for life. Bracket b begins at the b-th rung, so a bracket with a high first rung
 protects configurations that start slowly. Brackets take turns to get configurations. Hyperband gives most to the lowest
 one; where curves cross, that takes several times as long as no pruning, while taking turns is faster than no pruning
-(docs/benchmarks.md).
+(tests/benchmarks/results.md).
 
 With three brackets or more, the first configurations do not pause until `whole` of them have been trained to the end,
 and later one in 32 never pauses. A rung at which the best of those ranked low is skipped for as long as that is so, and
