@@ -83,9 +83,9 @@ def _below(group: click.Group, context: click.Context, path: str = "") -> Iterat
 
 
 def _purpose(command: click.Command) -> str:
-    """The first sentence of the help, without what follows a colon or a semicolon."""
+    """The first sentence of the help, without what follows a colon or a semicolon, or explains by a comma."""
     paragraph = " ".join(inspect.cleandoc(command.help or "").partition("\n\n")[0].split())
-    sentence = re.split(r"[.:;] |\.$", paragraph)[0]
+    sentence = re.split(r"[.:;] |, (?:which|including|or those) |\.$", paragraph)[0]
     return f"{sentence}.".replace("<", "\\<").replace("*", "\\*")
 
 
