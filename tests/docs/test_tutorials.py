@@ -106,7 +106,7 @@ def test_the_page_on_search(tmp_path: Path) -> None:
 
 
 def test_training_libraries(tmp_path: Path) -> None:
-    for module in ("torch", "keras", "xgboost", "optuna_integration"):
+    for module in ("torch", "keras"):
         if importlib.util.find_spec(module) is None:
             missing(f"{module} (pip install 'hopaas-p2p[integrations]')")
     run_page("docs/training.md", tmp_path, env={"OMP_NUM_THREADS": "1"}, seconds=300)

@@ -19,7 +19,6 @@ from hopaas_p2p.core.records import Policy
 from hopaas_p2p.core.state import REFUSALS, TRANSITIONS, LateFinish
 
 DOCS: Final = Path(__file__).parents[2] / "docs"
-_WHO: Final = {"": "anyone", "lease": "the holder of its lease", "epoch": "anyone who names its epoch"}
 _PART: Final = re.compile(r"(<!-- generated: ([\w-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
@@ -37,17 +36,6 @@ def _diagram() -> str:
                 arrows.setdefault((start.name, end.name), []).append(word)
     lines += [f"    {start} --> {end}: {', '.join(words)}" for (start, end), words in arrows.items()]
     return "\n".join([*lines, "```"])
-
-
-def _transitions() -> str:
-    rows = ["| a trial that is | may be told | by | and is then |", "|---|---|---|---|"]
-    for (start, kind), move in TRANSITIONS.items():
-        if kind is LateFinish:
-            told, who = "`trial.finish` of an earlier attempt", "the holder of that attempt's lease"
-        else:
-            told, who = f"`{_tag(kind)}`", _WHO[move.needs]
-        rows.append(f"| {start.name} | {told} | {who} | {' or '.join(end.name for end in move.to)} |")
-    return "\n".join(rows)
 
 
 def _words(annotation: object) -> str:
@@ -101,7 +89,6 @@ def _limits() -> str:
 
 PARTS: Final[dict[str, Callable[[], str]]] = {
     "diagram": _diagram,
-    "transitions": _transitions,
     "records": _records,
     "policy": _policy,
     "refusals": _refusals,
