@@ -17,6 +17,7 @@ import msgspec
 from hopaas_p2p.core import codec, records
 from hopaas_p2p.core.records import Policy
 from hopaas_p2p.core.state import REFUSALS, TRANSITIONS, LateFinish
+from tests.support.crossing import ask_and_tell, files_of
 
 DOCS: Final = Path(__file__).parents[2] / "docs"
 _PART: Final = re.compile(r"(<!-- generated: ([\w-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
@@ -87,12 +88,27 @@ def _limits() -> str:
     )
 
 
+def _path() -> str:
+    """What an ask in a study with a search space and a tell cross, a line per package."""
+    ask, tell = (files_of(crossed) for crossed in ask_and_tell(space=True))
+    rows = ["| package | ask | tell |", "|---|---|---|"]
+    for package in dict.fromkeys(file.rpartition("/")[0] for file in (*ask, *tell)):
+        cells = [", ".join(_names(package, files)) for files in (ask, tell)]
+        rows.append(f"| `{package or '.'}` | {' | '.join(cells)} |")
+    return "\n".join(rows)
+
+
+def _names(package: str, files: list[str]) -> list[str]:
+    return [Path(file).stem for file in files if file.rpartition("/")[0] == package]
+
+
 PARTS: Final[dict[str, Callable[[], str]]] = {
     "diagram": _diagram,
     "records": _records,
     "policy": _policy,
     "refusals": _refusals,
     "limits": _limits,
+    "path": _path,
 }
 
 
