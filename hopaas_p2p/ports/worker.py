@@ -31,7 +31,15 @@ from hopaas_p2p.analysis.facts import best, reason_line
 from hopaas_p2p.core.admission import finished, next_start
 from hopaas_p2p.core.records import TrialState
 from hopaas_p2p.core.spending import configuration_seconds
-from hopaas_p2p.errors import ConfigurationError, HopaasError, InvalidInput, LeaseLost, NoWork, StoreUnreachable
+from hopaas_p2p.errors import (
+    ConfigurationError,
+    HopaasError,
+    InvalidInput,
+    LeaseLost,
+    NoWork,
+    StoreUnreachable,
+    explained,
+)
 from hopaas_p2p.files import checkpoints
 from hopaas_p2p.files.artifacts import OUTPUT
 from hopaas_p2p.net.backoff import Backoff
@@ -329,12 +337,12 @@ class Worker:
 
     @contextlib.contextmanager
     def _log_folder(self) -> Iterator[Path]:
-        try:
-            with own_folder(*self._logs, mode=0o755) as folder:
-                yield folder
-        except OSError as error:
-            why = f"the output of trials cannot be written to {Path(*self._logs)}: {error.strerror or error}"
-            raise InvalidInput(f"{why}. Name a directory of your own: --logs") from None
+        cure = ". Name a directory of your own: --logs"
+        with (
+            explained(f"the output of trials cannot be written to {Path(*self._logs)}", cure, kind=InvalidInput),
+            own_folder(*self._logs, mode=0o755) as folder,
+        ):
+            yield folder
 
     def _run(self, trial: Trial, share: metering.Share) -> str:
         """Run one trial with this share of the devices; returns its outcome."""

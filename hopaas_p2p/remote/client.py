@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import http.client
+import io
 import os
 import random
 import re
@@ -132,17 +133,17 @@ class _Line:
         self.used = False
         """Whether a request was answered on it."""
 
-    def ask(
-        self, method: str, path: str, token: Secret | None, size: int, body: Iterable[bytes]
-    ) -> http.client.HTTPResponse:
+    def ask(self, method: str, path: str, token: Secret | None, body: bytes | Path) -> http.client.HTTPResponse:
         """Send a request; returns the answer, with its body still unread. Raises OSError and HTTPException."""
-        lines = [f"{method} {self._path}{path} HTTP/1.1", f"Host: {self.server}", f"Content-Length: {size}"]
-        if token is not None:
-            lines.append(f"Authorization: Bearer {protocol.encode_header(token.reveal())}")
-        pieces = iter(body)
-        self._socket.sendall("\r\n".join([*lines, "", ""]).encode() + next(pieces, b""))
-        for piece in pieces:
-            self._socket.sendall(piece)
+        with io.BytesIO(body) if isinstance(body, bytes) else body.open("rb") as source:
+            size = source.seek(0, os.SEEK_END)
+            source.seek(0)
+            lines = [f"{method} {self._path}{path} HTTP/1.1", f"Host: {self.server}", f"Content-Length: {size}"]
+            if token is not None:
+                lines.append(f"Authorization: Bearer {protocol.encode_header(token.reveal())}")
+            self._socket.sendall("\r\n".join([*lines, "", ""]).encode() + source.read(_PIECE))
+            while piece := source.read(_PIECE):
+                self._socket.sendall(piece)
         coming = AnswerBytes(self._socket.recv_into, self._silence, room=_HEAD)
         answer = http.client.HTTPResponse(coming, method=method)  # type: ignore[arg-type]
         try:
@@ -239,8 +240,7 @@ class Connections:
             if held:
                 self._held.add(line)
             try:
-                size, pieces = (len(body), [body]) if isinstance(body, bytes) else _pieces_of(body)
-                answer = line.ask(method, path, token, size, pieces)
+                answer = line.ask(method, path, token, body)
                 with contextlib.closing(answer):
                     if answer.status == http.client.UNAUTHORIZED:
                         self._token = self.address.token()
@@ -303,15 +303,6 @@ class Connections:
         lines, self._idle = self._idle, deque()
         while lines:
             lines.pop().close()
-
-
-def _pieces_of(file: Path) -> tuple[int, Iterable[bytes]]:
-    def pieces() -> Iterator[bytes]:
-        with file.open("rb") as source:
-            while data := source.read(_PIECE):
-                yield data
-
-    return file.stat().st_size, pieces()
 
 
 def _check(server: ServerAddress, answer: http.client.HTTPResponse, token: Secret | None) -> None:

@@ -21,7 +21,7 @@ import tempfile
 import time
 from asyncio.sslproto import SSLProtocol
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
@@ -29,7 +29,7 @@ import h11
 
 from hopaas_p2p.errors import ConfigurationError, InvalidInput, StoreUnreachable
 from hopaas_p2p.net.checks import SOON
-from hopaas_p2p.net.listening import cannot_listen
+from hopaas_p2p.net.listening import listening_on
 from hopaas_p2p.net.proxies import configure
 from hopaas_p2p.remote import protocol
 from hopaas_p2p.remote.certificate import Certificate
@@ -132,16 +132,12 @@ class HttpsServer:
             ConfigurationError: the address is in use, belongs to another machine, or needs more rights.
 
         """
-        try:
-            self._server = await asyncio.start_server(
-                lambda reader, writer: HttpsSession(self, reader, writer).run(),
-                host,
-                port,
-                limit=_FRAME // 2,
-                backlog=_BACKLOG,
-            )
-        except OSError as error:
-            raise cannot_listen(f"{host}:{port}", error) from None
+
+        def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> Awaitable[None]:
+            return HttpsSession(self, reader, writer).run()
+
+        with listening_on(host, port):
+            self._server = await asyncio.start_server(serve, host, port, limit=_FRAME // 2, backlog=_BACKLOG)
         loop = asyncio.get_running_loop()
         loop.set_exception_handler(  # for callbacks; logs no details
             lambda _, context: event("failed", level=logging.ERROR, why=type(context.get("exception")).__name__)

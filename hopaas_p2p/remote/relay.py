@@ -22,7 +22,7 @@ from urllib.parse import urlsplit
 
 from hopaas_p2p.errors import ConfigurationError, HopaasError
 from hopaas_p2p.net import proxies
-from hopaas_p2p.net.listening import cannot_listen
+from hopaas_p2p.net.listening import listening_on
 from hopaas_p2p.net.proxies import ServerAddress
 from hopaas_p2p.runtime.atomic import write_private
 from hopaas_p2p.runtime.ownership import read_secret
@@ -114,10 +114,8 @@ class Relay:
             ConfigurationError: the address is in use, belongs to another machine, or needs more rights.
 
         """
-        try:
+        with listening_on(host, port):
             self._server = await asyncio.start_server(self._accept, host, port, limit=_HEAD)
-        except OSError as error:
-            raise cannot_listen(f"{host}:{port}", error) from None
         return int(self._server.sockets[0].getsockname()[1])
 
     async def close(self) -> None:
