@@ -17,7 +17,6 @@ import shlex
 import shutil
 import signal
 import statistics
-import tempfile
 import threading
 import time
 from collections import Counter
@@ -49,7 +48,7 @@ from hopaas_p2p.ports.socket import TrialSocketServer
 from hopaas_p2p.ports.verbs import PRUNE, TrialVerbs
 from hopaas_p2p.runtime import credentials, metering
 from hopaas_p2p.runtime.arguments import shortened, shown
-from hopaas_p2p.runtime.atomic import open_regular
+from hopaas_p2p.runtime.atomic import open_regular, scratch
 from hopaas_p2p.runtime.ownership import own_folder
 from hopaas_p2p.spec.space import spec
 from hopaas_p2p.study.study import infer_space
@@ -484,8 +483,7 @@ class Worker:
             return  # during an outage of the store, the result must not wait for this
         self._outputs_kept += 1
         try:
-            with tempfile.TemporaryDirectory(prefix="hopaas-output-") as folder:
-                path = Path(folder, OUTPUT)
+            with scratch(OUTPUT) as path:
                 path.write_bytes(output)
                 trial.upload(path, mimetype="text/plain")
         except (HopaasError, OSError) as error:  # the result is told anyway

@@ -350,11 +350,11 @@ class RemoteLog(Log):
     """A log of a store that is served. If the store has turns, the server waits for them."""
 
     rate_limited = True
+    flush_interval = 0.0
 
     def __init__(self, store: RemoteStore, uuid: str) -> None:
         self._store = store
         self._uuid = uuid
-        self._flush_interval = 0.0
 
     def ask(self, call: str, *arguments: Any) -> Any:
         """The result of a request about this log."""
@@ -362,15 +362,11 @@ class RemoteLog(Log):
 
     def exchange(self, outgoing: Outgoing | None, since: int, beat: Beat | None = None) -> ExchangeResult:
         result: ExchangeResult
-        result, self._flush_interval = self.ask("exchange", outgoing, since)
+        result, self.flush_interval = self.ask("exchange", outgoing, since)
         read = result.entries[-1].lsn if result.entries else since
         if result.more and read <= since:
             raise StoreUnreachable("the server's answer leads nowhere")  # otherwise the reader would continue forever
         return result
-
-    @property
-    def flush_interval(self) -> float:
-        return self._flush_interval
 
     snapshot_head = _call("snapshot_head")
     blocks = _call("blocks")

@@ -17,12 +17,10 @@ import ipaddress
 import logging
 import math
 import re
-import tempfile
 import time
 from asyncio.sslproto import SSLProtocol
 from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
-from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 import h11
@@ -38,6 +36,7 @@ from hopaas_p2p.remote.protocol import LARGEST, PATH, StoreRequest
 from hopaas_p2p.remote.rate_limit import TooManyAttempts
 from hopaas_p2p.remote.server import Service, Token
 from hopaas_p2p.remote.tokens import TokenStatus
+from hopaas_p2p.runtime.atomic import scratch
 from hopaas_p2p.runtime.settings import Secret
 
 Networks = Sequence[ipaddress.IPv4Network | ipaddress.IPv6Network]
@@ -433,8 +432,7 @@ class HttpsSession:
     async def _carry_file(self, token: Token, method: str, key: str) -> None:
         """Receive a file and give it to the store, or vice versa, through a folder on this machine."""
         service = self._server.service
-        with tempfile.TemporaryDirectory(prefix="hopaas-") as folder:
-            path = Path(folder, "file")
+        with scratch() as path:
             if method == "PUT":
                 found = await service.carry_out(token, StoreRequest("put", key))  # before storing any of it
                 refused = protocol.refusal(found)
@@ -454,17 +452,13 @@ class HttpsSession:
             with path.open("rb") as file:  # noqa: ASYNC230
                 size = file.seek(0, 2)
                 file.seek(0)
-                self._writer.write(self._http.send(self._head(200, size, protocol.FILE)) or b"")
+                self._writer.write(self._http.send(_response(200, size, protocol.FILE, self._server.draining)) or b"")
                 while data := file.read(_PIECE):
                     self._writer.write(self._http.send(h11.Data(data=data)) or b"")
                     await self._taken()
             await self._finish(200, self._http.send(h11.EndOfMessage()) or b"")
 
     # --- answers ---
-
-    def _head(self, status: int, size: int, kind: str, *more: tuple[str, str]) -> h11.Response:
-        close = [("Connection", "close")] if self._server.draining or status != 200 else []
-        return _response(status, size, kind, *more, *close)
 
     async def _respond(
         self, status: int, body: bytes = b"", *, kind: str = "application/msgpack", retry: float | None = None
@@ -477,7 +471,8 @@ class HttpsSession:
             more.append(("WWW-Authenticate", "Bearer"))
         if status in (401, 403, 429):
             self._server.turned_away[self._caller, status] += 1
-        parts = [self._head(status, len(body), kind, *more), h11.Data(data=body), h11.EndOfMessage()]
+        head = _response(status, len(body), kind, self._server.draining or status != 200, *more)
+        parts = [head, h11.Data(data=body), h11.EndOfMessage()]
         await self._finish(status, b"".join(self._http.send(part) or b"" for part in parts))
 
     async def _finish(self, status: int, data: bytes) -> None:
@@ -517,8 +512,9 @@ class HttpsSession:
 
 
 @functools.lru_cache(maxsize=1024)  # which it takes longer to check than to send
-def _response(status: int, size: int, kind: str, *more: tuple[str, str]) -> h11.Response:
+def _response(status: int, size: int, kind: str, last: bool, *more: tuple[str, str]) -> h11.Response:
     headers = [("Hopaas-Server", str(protocol.VERSION)), ("Content-Type", kind), ("Content-Length", str(size)), *more]
+    headers += [("Connection", "close")] if last else []
     return h11.Response(status_code=status, reason=http.HTTPStatus(status).phrase.encode(), headers=headers)
 
 

@@ -46,8 +46,7 @@ def targets_of(url: str) -> list[ServerAddress]:
         ConfigurationError: an HTTP proxy cannot reach such a store; the message says what to use instead.
 
     """
-    scheme = url.partition("://")[0]
-    if scheme == "s3":
+    if url.startswith("s3://"):
         from hopaas_p2p.stores.s3 import address as s3_address
         from hopaas_p2p.stores.s3 import http as s3_http
 
@@ -57,11 +56,11 @@ def targets_of(url: str) -> list[ServerAddress]:
                 f"{address.endpoint!r}: a relay connects only to https, since its traffic must be encrypted"
             )
         found = s3_http.server_of(address.endpoint)
-        return [found, ServerAddress(f"{address.bucket}.{found.host}", found.port)] if address.virtual else [found]
-    if scheme == "https":
+        return [found, found._replace(host=f"{address.bucket}.{found.host}")][: 1 + address.virtual]
+    if url.startswith("https://"):
         from hopaas_p2p.remote.client import RemoteAddress
 
-        return [ServerAddress(one.host.lower(), one.port) for one in RemoteAddress.parse(url).servers]
+        return [one._replace(host=one.host.lower()) for one in RemoteAddress.parse(url).servers]
     raise ConfigurationError(
         "a relay connects to a store that is served (https://…) or to a bucket (s3://…). For another use: "
         "hopaas-p2p serve folder, which needs no network on compute nodes at all"
