@@ -238,8 +238,9 @@ class explained:  # noqa: N801  # as `waits_for`
         return None
 
     def __exit__(self, _kind: object, error: BaseException | None, _where: object) -> None:
-        if isinstance(error, OSError | UnicodeDecodeError):
-            raise self._kind(f"{self._what}: {getattr(error, 'strerror', None) or error}{self._cure}") from None
+        if isinstance(error, OSError | UnicodeDecodeError):  # whose message would show a part of the text
+            why = error.strerror or error if isinstance(error, OSError) else "it is not text"
+            raise self._kind(f"{self._what}: {why}{self._cure}") from None
 
 
 BY_NAME: Final[dict[str, type[HopaasError]]] = {

@@ -171,7 +171,7 @@ class Connections:
     """Connections to the servers of one store. Any thread may make requests; each uses its own connection meanwhile."""
 
     def __init__(self, address: RemoteAddress) -> None:
-        self.address = address
+        self.address, self.url = address, str(address)
         self._idle: deque[_Line] = deque()
         self._held: set[_Line] = set()
         """Connections whose request a server holds until there is news."""
@@ -399,13 +399,9 @@ class RemoteStore(Store):
     freshness = _FRESHNESS
 
     def __init__(self, url: str) -> None:
-        self.connections: Connections | Box
-        if url.lower().startswith("folder:"):
-            self.connections = Box(url)
-            self.url = self.connections.url
-        else:
-            self.connections = Connections(RemoteAddress.parse(url))
-            self.url = str(self.connections.address)
+        far = not url.lower().startswith("folder:")
+        self.connections: Connections | Box = Connections(RemoteAddress.parse(url)) if far else Box(url)
+        self.url = self.connections.url
 
     def facts(self) -> Facts:
         """The server's facts about the store and this user."""

@@ -203,12 +203,10 @@ class Relay:
         asks = 'Proxy-Authenticate: Basic realm="hopaas-p2p serve relay"\r\n' if status == 407 else ""
         head = f"HTTP/1.1 {status} {http.HTTPStatus(status).phrase}\r\nVia: 1.1 hopaas-p2p-relay\r\n{asks}"
         writer.write(f"{head}Content-Length: 0\r\nConnection: close\r\n\r\n".encode())
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(_TIMEOUT):
-                await writer.drain()
-        writer.close()
         with contextlib.suppress(OSError, TimeoutError):
             async with asyncio.timeout(_TIMEOUT):
+                await writer.drain()
+                writer.close()
                 await writer.wait_closed()
 
 
