@@ -33,7 +33,7 @@ from hopaas_p2p.remote import protocol
 from hopaas_p2p.remote.certificate import Certificate
 from hopaas_p2p.remote.log import event
 from hopaas_p2p.remote.protocol import LARGEST, PATH, StoreRequest
-from hopaas_p2p.remote.rate_limit import TooManyAttempts
+from hopaas_p2p.remote.rate_limit import RequestRefused
 from hopaas_p2p.remote.server import Service, Token
 from hopaas_p2p.remote.tokens import TokenStatus
 from hopaas_p2p.runtime.atomic import scratch
@@ -236,14 +236,6 @@ class HttpsServer:
             event(f"THE CERTIFICATE {ends}: renew it", level=logging.WARNING, days_left=round(certificate.days_left, 1))
 
 
-class _Refused(Exception):
-    """The current request gets this status, and its connection ends."""
-
-    def __init__(self, status: int, retry: float | None = None) -> None:
-        super().__init__()
-        self.status, self.retry = status, retry
-
-
 class HttpsSession:
     """One connection of a client, from its first byte to its last."""
 
@@ -324,7 +316,7 @@ class HttpsSession:
             await self._answer(head)
         except h11.RemoteProtocolError as error:
             await self._respond(error.error_status_hint)
-        except _Refused as refusal:
+        except RequestRefused as refusal:
             await self._respond(refusal.status, retry=refusal.retry)
         except Exception as error:
             if isinstance(error, ConnectionError | TimeoutError) or error is self._reader.exception():
@@ -361,17 +353,17 @@ class HttpsSession:
             return
         key = where["key"]
         if method not in (("PUT", "GET") if key else ("POST",)):
-            raise _Refused(405)
+            raise RequestRefused(405)
         if server.certificate is None and headers.get(b"x-forwarded-proto", [""])[-1].lower() != "https":
-            raise _Refused(403)
+            raise RequestRefused(403)
         if b"transfer-encoding" in headers:  # two parsers could disagree about its end
-            raise _Refused(411)
+            raise RequestRefused(411)
         length = int(headers.get(b"content-length", ["0"])[0])  # h11 has checked that it is a number
         if length > (self._limits.largest_file if key else LARGEST):
-            raise _Refused(413)
+            raise RequestRefused(413)
         token = _bearer_token(headers.get(b"authorization", []))
         if token is None:
-            raise _Refused(401)
+            raise RequestRefused(401)
         status = await self._admit(token)
         if key:
             await self._carry_file(token, method, key)
@@ -394,22 +386,20 @@ class HttpsSession:
         """Check that the token is valid, and that there is room; only then is more read."""
         server = self._server
         if server.draining:
-            raise _Refused(503, 1.0)
+            raise RequestRefused(503, 1.0)
         if token != self.token and not server.has_room(token):
-            raise _Refused(429, 5.0)
+            raise RequestRefused(429, 5.0)
         try:
             status = await server.service.status(token, self._caller)
-        except TooManyAttempts as error:
-            raise _Refused(429 if error.guessing else 503, error.retry_after) from None
         except StoreUnreachable as error:
             event("the store cannot be reached", why=str(error))
-            raise _Refused(503, 2.0) from None
+            raise RequestRefused(503, 2.0) from None
         if not status.valid:
-            raise _Refused(401)
+            raise RequestRefused(401)
         if token != self.token:
             self._release()
             if not server.has_room(token):
-                raise _Refused(429, 5.0)
+                raise RequestRefused(429, 5.0)
             self.token = token
             server.by_token[token] += 1
             event("opened", token=token[0], address=self._caller)
@@ -423,7 +413,7 @@ class HttpsSession:
                 found = await self._event(began + self._limits.head + came / _SLOWEST)
             except TimeoutError:
                 self._server.counted["shed_total", 'cause="deadline"'] += 1
-                raise _Refused(408) from None
+                raise RequestRefused(408) from None
             if not isinstance(found, h11.Data):
                 return
             came += len(found.data)
@@ -500,7 +490,7 @@ class HttpsSession:
             before, self._held = self._held, size
             held[self.token] += size - before
             if size > before and (held[self.token] > _HELD // 4 or held.total() > _HELD):
-                raise _Refused(503, 2.0)
+                raise RequestRefused(503, 2.0)
 
     def _release(self) -> None:
         if self.token is not None:
