@@ -470,7 +470,10 @@ def test_a_file_that_breaks_off_is_sent_again(
                     server.start()
             return super().read(size) or b""
 
-    monkeypatch.setattr(Path, "open", lambda one, *how: Breaking(one) if one == source else usual(one, *how))
+    def opened(one: Path, *how: Any, **more: Any) -> Any:
+        return Breaking(one) if one == source and how == ("rb",) else usual(one, *how, **more)
+
+    monkeypatch.setattr(Path, "open", opened)
     store.artifacts().put("u/model", source)
     store.artifacts().get("u/model", copy)
     assert copy.read_bytes() == source.read_bytes()
