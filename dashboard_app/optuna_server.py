@@ -15,7 +15,7 @@ from optuna.artifacts.exceptions import ArtifactNotFound
 from dashboard_app.access_guard import AccessGuard, Wsgi, guarded
 from dashboard_app.options import DashboardOptions
 from dashboard_app.replica_cache import cache_of
-from hopaas_p2p.errors import ConfigurationError
+from hopaas_p2p.errors import explained
 from hopaas_p2p.files.artifacts import StudyArtifacts
 from hopaas_p2p.net.listening import FewStrangers
 from hopaas_p2p.storage import Storage
@@ -46,14 +46,10 @@ def serve_optuna_dashboard(opts: DashboardOptions, guard: AccessGuard) -> _Serve
     if opts.actions:
         storage = storage.as_operator()  # people may end trials here that peers run
     app = confined(wsgi(storage, artifact_store=RequestedFiles(storage)), actions=opts.actions)
-    try:
+    with explained(f"optuna-dashboard cannot listen at {opts.host}:{opts.optuna_port}", "; choose another --port"):
         server = make_server(
             opts.host, opts.optuna_port, guarded(app, guard), _Server, handler_class=_SilentRequestHandler
         )
-    except OSError as error:
-        raise ConfigurationError(
-            f"optuna-dashboard cannot listen at {opts.host}:{opts.optuna_port}: {error.strerror}; choose another --port"
-        ) from None
     threading.Thread(target=server.serve_forever, name="optuna-dashboard", daemon=True).start()
     return server
 

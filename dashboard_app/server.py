@@ -29,7 +29,7 @@ from dashboard_app.middleware import DashboardMiddleware
 from dashboard_app.options import DashboardOptions
 from dashboard_app.replica_cache import cache_of
 from dashboard_app.routes import may_scrape, routes
-from hopaas_p2p.errors import ConfigurationError
+from hopaas_p2p.errors import explained
 from hopaas_p2p.net.listening import bound_strangers
 
 SCRIPT: Final = Path(__file__).parent / "entry" / "app.py"
@@ -92,11 +92,8 @@ def _check_port(host: str, port: int) -> None:
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     with socket.socket(family, socket.SOCK_STREAM) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
+        with explained(f"cannot listen at {host}:{port}", "; choose another --port"):
             probe.bind((host, port))
-        except OSError as error:
-            reason = f"cannot listen at {host}:{port}: {error.strerror}; choose another --port"
-            raise ConfigurationError(reason) from None
 
 
 def app(opts: DashboardOptions, guard: AccessGuard, auth: dict[str, Any]) -> App:

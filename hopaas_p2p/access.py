@@ -405,20 +405,20 @@ def grant(url: str, study: str, user: str, role: str) -> None:
     """
     if role not in ROLES:
         raise InvalidInput(f"role must be one of {', '.join(ROLES)}, got {role!r}")
-    if (listed := _listed(url)) is not None:
-        listed.change(GrantSet(uuid_of(listed.store, study), user, role))
-        return
-    with contextlib.closing(PostgresStore(url)) as store:
-        store.call("grant", log=uuid_of(store, study), user=user, role=role)
+    _set_role(url, study, user, role=role)
 
 
 def revoke(url: str, study: str, user: str) -> None:
     """Revoke a user's grant for a study. For the study's owners; raises like `grant`."""
+    _set_role(url, study, user)
+
+
+def _set_role(url: str, study: str, user: str, **role: Any) -> None:
     if (listed := _listed(url)) is not None:
-        listed.change(GrantSet(uuid_of(listed.store, study), user))
+        listed.change(GrantSet(uuid_of(listed.store, study), user, **role))
         return
     with contextlib.closing(PostgresStore(url)) as store:
-        store.call("revoke", log=uuid_of(store, study), user=user)
+        store.call("grant" if role else "revoke", log=uuid_of(store, study), user=user, **role)
 
 
 def unlock(url: str, study: str | None = None) -> list[tuple[str, int]]:

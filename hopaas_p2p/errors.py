@@ -225,6 +225,24 @@ def waits_for(what: str) -> Iterator[None]:
         raise StoreUnreachable(f"{what} cannot be used for the moment: {error.strerror}.") from error
 
 
+class explained:  # noqa: N801  # as `waits_for`
+    """In this block, an error of the operating system, or of text that is not UTF-8, becomes one of ours.
+
+    Its message is `what`, the cause, and `cure`.
+    """
+
+    def __init__(self, what: str, cure: str = "", *, kind: type[HopaasError] = ConfigurationError) -> None:
+        self._what, self._cure, self._kind = what, cure, kind
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, _kind: object, error: BaseException | None, _where: object) -> None:
+        if isinstance(error, OSError | UnicodeDecodeError):  # whose message would show a part of the text
+            why = error.strerror or error if isinstance(error, OSError) else "it is not text"
+            raise self._kind(f"{self._what}: {why}{self._cure}") from None
+
+
 BY_NAME: Final[dict[str, type[HopaasError]]] = {
     name: one
     for name, one in dict(globals()).items()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 from urllib.parse import unquote, urlsplit
@@ -22,7 +21,6 @@ _NO_SLASHES: Final = re.compile(r"(file|memory|s3|postgres|postgresql(\+\w+)?|ht
 _SCHEMES: Final = ("file", "memory", "s3", "https", "folder", "postgresql", "postgresql+psycopg2")
 _BOX: Final = "box.json"  # see `remote.box`
 _memories: Final[dict[str, MemoryStore]] = {}
-_memories_lock: Final = threading.Lock()
 
 
 def open_store(url: str | os.PathLike[str], *, create: bool = True) -> Store:
@@ -57,8 +55,7 @@ def open_store(url: str | os.PathLike[str], *, create: bool = True) -> Store:
             from hopaas_p2p.stores.memory import MemoryStore
 
             name = url.partition("://")[2]
-            with _memories_lock:
-                return _memories.setdefault(name, MemoryStore(name))
+            return _memories.setdefault(name, MemoryStore(name))
         case "s3":
             from hopaas_p2p.stores.s3.store import S3Store
 

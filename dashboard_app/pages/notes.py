@@ -7,9 +7,7 @@ that opening a page reveals nothing to third parties.
 from __future__ import annotations
 
 import re
-import tempfile
 from functools import partial
-from pathlib import Path
 from typing import Final
 
 import streamlit as st
@@ -22,6 +20,7 @@ from hopaas_p2p.analysis.html import safe
 from hopaas_p2p.cli.output import size
 from hopaas_p2p.files import artifacts
 from hopaas_p2p.files.artifacts import Artifact
+from hopaas_p2p.runtime.atomic import scratch
 
 _IMAGE: Final = re.compile(r"!(?=\[)")
 _SHOWN: Final = 100  # files shown on a page
@@ -117,9 +116,8 @@ def _file(page: PageContext, one: Artifact, *, named: bool) -> None:
 
 def fetched(page: PageContext, one: Artifact) -> bytes:
     """The bytes of a file. Raises a HopaasError if the store cannot deliver them now."""
-    with tempfile.TemporaryDirectory(prefix="hopaas-") as folder:
-        files = artifacts.artifacts_of(page.cache.store)
-        return artifacts.fetch(files, page.uuid, one, Path(folder, "file")).read_bytes()
+    with scratch() as path:
+        return artifacts.fetch(artifacts.artifacts_of(page.cache.store), page.uuid, one, path).read_bytes()
 
 
 def _upload(page: PageContext, number: int | None) -> None:
@@ -128,8 +126,7 @@ def _upload(page: PageContext, number: int | None) -> None:
         sent = st.form_submit_button("Upload it")
     if not sent or given is None:
         return
-    with tempfile.TemporaryDirectory(prefix="hopaas-") as folder:
-        path = Path(folder, "file")
+    with scratch() as path:
         path.write_bytes(given.getbuffer())
         name = artifacts.safe_name(given.name)
         page.act(lambda study: study.artifacts().put(path, trial=number, filename=name), done=f"{name} was uploaded.")

@@ -163,35 +163,32 @@ def wants_log(values: Floats) -> bool:
     return bool(high >= _DECADES * low)
 
 
-def value_axis(name: str, values: Floats, worst: Sequence[Literal["low", "high"]] = ()) -> tuple[ChartAxis, str]:
+def value_axis(name: str, values: Floats, worst: Literal["low", "high"] | None = None) -> tuple[ChartAxis, str]:
     """The axis of these values, with a log scale where that shows more; and how many lie outside it, in words.
 
     Args:
         name: what they are.
         values: all of them.
-        worst: the ends at which a few outliers, three times the others' range away, may be left out so that they do not
+        worst: the end at which a few outliers, three times the others' range away, may be left out so that they do not
             flatten the rest.
 
     """
     finite = np.sort(values[np.isfinite(values)])
     if wants_log(finite):
         return ChartAxis(f"{name}, log scale", log=True), ""
-    cut, limits = max(1, int(len(finite) * _OUTLIERS)), {"low": -math.inf, "high": math.inf}
-    for end in worst if len(finite) >= 20 else ():
-        kept = finite[:-cut] if end == "high" else finite[cut:]
-        low, high = float(kept[0]), float(kept[-1])
-        room = max(high - low, 1e-12)
-        if math.isinf(room):
-            continue
-        digits = 1 - math.floor(math.log10(room))  # an edge rounded to about a fiftieth of the axis
-        if end == "high" and finite[-1] > high + 3 * room:
-            limits["high"] = round(high + 0.1 * room, digits)
-        elif end == "low" and finite[0] < low - 3 * room:
-            limits["low"] = round(low - 0.1 * room, digits)
-    far = int(((finite < limits["low"]) | (finite > limits["high"])).sum())
-    note = f"{far:,} outlying value{'s lie' if far > 1 else ' lies'} outside the chart." if far else ""
-    low_, high_ = (None if math.isinf(one) else one for one in limits.values())
-    return ChartAxis(name, low_, high_), note
+    if worst is None or len(finite) < 20:
+        return ChartAxis(name), ""
+    sign = -1.0 if worst == "low" else 1.0
+    ordered = np.sort(sign * finite)  # the worst last
+    first, last = float(ordered[0]), float(ordered[-1 - max(1, int(len(ordered) * _OUTLIERS))])
+    room = max(last - first, 1e-12)
+    if math.isinf(room) or ordered[-1] <= last + 3 * room:
+        return ChartAxis(name), ""
+    edge = round(last + 0.1 * room, 1 - math.floor(math.log10(room)))  # rounded to about a fiftieth of the axis
+    far = int((ordered > edge).sum())
+    note = f"{far:,} outlying value{'s lie' if far > 1 else ' lies'} outside the chart."
+    low, high = (-edge, None) if worst == "low" else (None, edge)
+    return ChartAxis(name, low, high), note
 
 
 # --- fewer points that show the same picture: the envelope is kept, the middle is sampled evenly ---

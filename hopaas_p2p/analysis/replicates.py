@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import statistics
 from typing import Any, NamedTuple
 
 from hopaas_p2p.analysis.facts import params_of
@@ -50,12 +51,7 @@ def replicates(state: State) -> list[ReplicateGroup]:
 
 def mean(values: list[float]) -> tuple[float, float]:
     """The mean of some values and its standard error."""
-    count = len(values)
-    if not all(map(math.isfinite, values)):
+    if len(values) < 2 or not all(map(math.isfinite, values)):
         return sum(values), math.nan
-    scale = max(map(abs, values)) or 1.0  # keeps the sum of the largest numbers finite
-    scaled = [value / scale for value in values]
-    middle = math.fsum(scaled) / count
-    if count == 1:
-        return middle * scale, math.nan
-    return middle * scale, math.sqrt(math.fsum((one - middle) ** 2 for one in scaled) / (count - 1) / count) * scale
+    root = math.sqrt(len(values))  # first, because the deviation of the largest numbers is no number
+    return statistics.mean(values), statistics.stdev([value / root for value in values])

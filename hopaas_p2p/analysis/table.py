@@ -171,9 +171,9 @@ class TrialTable:
         sign = -1.0 if self.directions[objective] == "maximize" else 1.0
         return np.where(self.infeasible, np.inf, sign * self.values[:, objective])
 
-    def worst(self, objective: int = 0) -> list[Literal["low", "high"]]:
+    def worst(self, objective: int = 0) -> Literal["low", "high"]:
         """The end of this objective's axis that has the bad values."""
-        return ["low" if self.directions[objective] == "maximize" else "high"]
+        return "low" if self.directions[objective] == "maximize" else "high"
 
     def front(self, shown: Mask | None = None) -> Ints:
         """The rows of the COMPLETE and feasible trials that no other dominates; equal trials are all on the front.

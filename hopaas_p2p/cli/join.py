@@ -14,7 +14,7 @@ from hopaas_p2p.cli import output
 from hopaas_p2p.cli.options import CliSession, CommandAfterDashes, command
 from hopaas_p2p.cli.submit import JOB_OPTIONS, job_options, submit_joined
 from hopaas_p2p.cli.worker import work, worker_options
-from hopaas_p2p.errors import InvalidInput
+from hopaas_p2p.errors import InvalidInput, explained
 from hopaas_p2p.joining import membership as memberships
 from hopaas_p2p.joining import ways
 from hopaas_p2p.joining.invitation import Invitation
@@ -132,11 +132,9 @@ def _read(file: str | None) -> str:
             "input, or in a file. If it has a token, ask for a new invitation, since this one has been exposed"
         )
     if file is not None and file != "-":
-        try:
-            with Path(file).expanduser().open(errors="replace") as opened:
-                text = opened.read(_LONGEST).strip()
-        except OSError as error:
-            raise InvalidInput(f"{file}: {error.strerror}. Give the invitation's file; commands go after --") from None
+        cure = ". Give the invitation's file; commands go after --"
+        with explained(file, cure, kind=InvalidInput), Path(file).expanduser().open(errors="replace") as opened:
+            text = opened.read(_LONGEST).strip()
         if not text or "\ufffd" in text:
             raise InvalidInput(f"{file} contains no invitation; it should contain what `hopaas-p2p invite` printed")
         return text

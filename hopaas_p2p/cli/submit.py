@@ -17,7 +17,7 @@ import click
 from hopaas_p2p.cli import output
 from hopaas_p2p.cli.options import CliSession, CommandAfterDashes, command, together
 from hopaas_p2p.cli.worker import many_options, worker_options
-from hopaas_p2p.errors import ConfigurationError, Denied, InvalidInput, StoreUnreachable
+from hopaas_p2p.errors import ConfigurationError, Denied, InvalidInput, StoreUnreachable, explained
 from hopaas_p2p.joining import membership, ways
 from hopaas_p2p.open import redacted, servers_of
 from hopaas_p2p.ports import batch
@@ -166,15 +166,12 @@ def _submit(
     if job.grace + 60 >= job.seconds:
         raise InvalidInput(f"--time {given['time']} leaves no time for a trial after --grace {given['grace']}")
     files = batch.files(system, job)
-    try:
-        with own_folder(job.folder, mode=0o755) as own:
-            for path, text in files.items():
-                with replace_atomically(own / path.name) as draft:
-                    draft.write_text(text)
-                    draft.chmod(0o755 if path.suffix == ".sh" else 0o644)  # some batch systems run it in place
-    except OSError as error:
-        why = f"the jobs' files cannot be written to {job.folder}: {error.strerror or error}"
-        raise InvalidInput(f"{why}. Run this in a directory of your own") from None
+    why, cure = f"the jobs' files cannot be written to {job.folder}", ". Run this in a directory of your own"
+    with explained(why, cure, kind=InvalidInput), own_folder(job.folder, mode=0o755) as own:
+        for path, text in files.items():
+            with replace_atomically(own / path.name) as draft:
+                draft.write_text(text)
+                draft.chmod(0o755 if path.suffix == ".sh" else 0o644)  # some batch systems run it in place
     last = list(files)[-1]
     by_hand = f"{shlex.join(batch.SUBMISSION[system])} < {shlex.quote(str(last))}"
     if not session.as_json:

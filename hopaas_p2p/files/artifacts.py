@@ -41,7 +41,7 @@ from hopaas_p2p.errors import (
 from hopaas_p2p.open import open_store
 from hopaas_p2p.runtime import process, settings
 from hopaas_p2p.runtime.arguments import shown, trial_number
-from hopaas_p2p.runtime.atomic import replace_atomically, sha256_of
+from hopaas_p2p.runtime.atomic import replace_atomically, scratch, sha256_of
 
 if TYPE_CHECKING:
     from hopaas_p2p.core.state import State
@@ -242,8 +242,7 @@ class StudyArtifacts:
 
     def open_reader(self, artifact_id: str) -> BinaryIO:
         """The bytes of a file; see `optuna.artifacts`."""
-        with waits_for(artifact_id), tempfile.TemporaryDirectory(prefix="hopaas-artifact-") as directory:
-            path = Path(directory, "file")
+        with waits_for(artifact_id), scratch() as path:
             try:
                 self._files.get(key_of(artifact_id, self._handle.uuid), path)
             except KeyError:

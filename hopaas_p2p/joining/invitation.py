@@ -20,7 +20,7 @@ from typing import Annotated, Final, NamedTuple
 import msgspec
 
 from hopaas_p2p import access
-from hopaas_p2p.errors import ConfigurationError, InvalidInput
+from hopaas_p2p.errors import ConfigurationError, InvalidInput, explained
 from hopaas_p2p.open import open_store, redacted
 from hopaas_p2p.remote.access import ROLES
 from hopaas_p2p.runtime import credentials, settings
@@ -172,8 +172,6 @@ def _authority(url: str) -> str:
     file = settings.ca_file()
     if file is None or "://" not in url or url.startswith(("file:", "folder:")):
         return ""
-    try:
+    with explained(f"HOPAAS_CA_FILE={file}"):
         text = Path(file).read_text()
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigurationError(f"HOPAAS_CA_FILE={file}: {error}") from None
     return text if len(text) <= _LONGEST // 4 else ""  # it may be a system's bundle of all authorities

@@ -29,7 +29,6 @@ import hashlib
 import itertools
 import os
 import shutil
-import tempfile
 import time
 import zipfile
 import zlib
@@ -49,7 +48,7 @@ from hopaas_p2p.core.state import State
 from hopaas_p2p.errors import ConfigurationError, Denied, InvalidInput, StoreCorrupt, StudyDeleted
 from hopaas_p2p.moving.records import StudyRecords, of_state
 from hopaas_p2p.runtime import settings
-from hopaas_p2p.runtime.atomic import open_regular, replace_atomically
+from hopaas_p2p.runtime.atomic import open_regular, replace_atomically, scratch
 from hopaas_p2p.stores.base import Artifacts, Entry, Log, Store, read_all
 
 _COMMENT: Final = b"hopaas-backup 1"
@@ -207,8 +206,7 @@ def _write_study(store: Store, archive: zipfile.ZipFile, one: Listing) -> StudyB
 def _write_files(artifacts: Artifacts, archive: zipfile.ZipFile, prefixes: list[str]) -> int:
     """Write the files whose keys have these prefixes; returns how many."""
     count = 0
-    with tempfile.TemporaryDirectory(prefix="hopaas-backup-") as directory:
-        path = Path(directory, "file")
+    with scratch() as path:
         for key in itertools.chain.from_iterable(map(artifacts.keys, prefixes)):
             if not valid_key(key):
                 continue
@@ -391,8 +389,7 @@ def restore(backup: Backup, store: Store, *, watch: Callable[[float], None] = ti
         log.restore(backup.base(one), backup.entries(f"study/{one.uuid}"))
     if manifest.files:
         artifacts = store.artifacts()
-        with tempfile.TemporaryDirectory(prefix="hopaas-restore-") as directory:
-            path = Path(directory, "file")
+        with scratch() as path:
             for key in backup.files():
                 backup.get(key, path)
                 artifacts.put(key, path)

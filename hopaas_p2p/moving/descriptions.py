@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 from hopaas_p2p.core.records import Budget, Distribution, Float, Int
-from hopaas_p2p.errors import InvalidInput
+from hopaas_p2p.errors import InvalidInput, explained
 from hopaas_p2p.runtime.atomic import read_regular
 from hopaas_p2p.runtime.settings import is_one_line
 from hopaas_p2p.search.registry import build
@@ -88,12 +88,10 @@ def _yaml(path: Path) -> Any:
 
     floats = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$")
     Loader.add_implicit_resolver("tag:yaml.org,2002:float", floats, list("-+.0123456789"))
+    with explained(f"{path} cannot be read", kind=InvalidInput):
+        text = read_regular(path, limit=_LARGEST, named=True).decode()
     try:
-        return yaml.load(read_regular(path, limit=_LARGEST, named=True).decode(), Loader)  # noqa: S506  # a SafeLoader
-    except OSError as error:
-        raise InvalidInput(f"{path} cannot be read: {error.strerror}") from None
-    except UnicodeDecodeError:
-        raise InvalidInput(f"{path} is not UTF-8 text") from None
+        return yaml.load(text, Loader)  # noqa: S506  # a SafeLoader
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         mark = getattr(error, "problem_mark", None)
         line, problem = (f", line {mark.line + 1}", error.problem) if mark else ("", error)  # type: ignore[union-attr]

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import re
 import shutil
-import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,7 +18,7 @@ import msgspec
 from hopaas_p2p.errors import ConfigurationError, InvalidInput
 from hopaas_p2p.files.artifacts import Artifact, artifacts_of, described, key_of, named_after
 from hopaas_p2p.moving.records import StudyRecords
-from hopaas_p2p.runtime.atomic import open_regular, replace_atomically, sha256_of
+from hopaas_p2p.runtime.atomic import open_regular, replace_atomically, scratch, sha256_of
 from hopaas_p2p.runtime.ownership import named_folder
 
 if TYPE_CHECKING:
@@ -67,8 +66,7 @@ def copy_files(source: StudyRecords, fetch: Fetch, files: Artifacts, uuid: str) 
     """
     changed, warnings, count = dict[str, str](), list[str](), 0
     there = set(files.keys(f"{uuid}/file/"))
-    with tempfile.TemporaryDirectory(prefix="hopaas-") as directory:
-        path = Path(directory, "file")
+    with scratch() as path:
         for one in named_files(source):
             new = named_after(one.id, uuid)
             if new != one.id:

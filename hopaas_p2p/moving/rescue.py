@@ -29,11 +29,9 @@ import contextlib
 import itertools
 import json
 import secrets
-import tempfile
 import time
 from collections import defaultdict
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 import msgspec
@@ -59,6 +57,7 @@ from hopaas_p2p.moving.arrival import Arrived, bring_in
 from hopaas_p2p.moving.files import from_store
 from hopaas_p2p.moving.records import Renumber, StudyRecords, linked, of_state, record_of, renamed
 from hopaas_p2p.peer.handover import REQUESTS_EVERY
+from hopaas_p2p.runtime.atomic import scratch
 from hopaas_p2p.stores.base import Beat, Entry, Log, Store
 
 if TYPE_CHECKING:
@@ -626,8 +625,7 @@ def forget_handed_over(store: Store, uuid: str) -> None:
 def _handed_over(store: Store, keys: Iterable[str]) -> Iterator[State]:
     """The states that live peers have handed over."""
     artifacts = store.artifacts()
-    with tempfile.TemporaryDirectory(prefix="hopaas-rescue-") as directory:
-        path = Path(directory, "state")
+    with scratch() as path:
         for key in keys:
             with contextlib.suppress(KeyError, HopaasError, snapshot.CorruptSnapshot):
                 artifacts.get(key, path)

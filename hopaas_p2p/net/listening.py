@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import socket
+from collections.abc import Iterator
 from socketserver import ThreadingMixIn
 from typing import TYPE_CHECKING, Any, ClassVar, Final
 
@@ -19,11 +20,15 @@ STRANGERS_IDLE: Final = 5.0
 """Seconds for which such a connection may be silent."""
 
 
-def cannot_listen(where: str, error: OSError) -> ConfigurationError:
-    """The error for an address that is in use, belongs to another machine, or needs more rights."""
-    own = error.errno and not isinstance(error, socket.gaierror)  # without the text that event loops put around it
-    why = os.strerror(error.errno or 0) if own else error.strerror or error
-    return ConfigurationError(f"cannot listen on {where}: {why}")
+@contextlib.contextmanager
+def listening_on(host: str, port: int) -> Iterator[None]:
+    """In this block: raise ConfigurationError if the address is in use, is another machine's, or needs more rights."""
+    try:
+        yield
+    except OSError as error:
+        own = error.errno and not isinstance(error, socket.gaierror)  # without the text that event loops put around it
+        why = os.strerror(error.errno or 0) if own else error.strerror or error
+        raise ConfigurationError(f"cannot listen on {host}:{port}: {why}") from None
 
 
 class FewStrangers(ThreadingMixIn):

@@ -21,7 +21,7 @@ from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Final
 
-from hopaas_p2p.net.listening import STRANGERS_IDLE, FewStrangers, cannot_listen
+from hopaas_p2p.net.listening import STRANGERS_IDLE, FewStrangers, listening_on
 from hopaas_p2p.ports.hopaas_rest import HopaasRest
 from hopaas_p2p.ports.local import LocalPeer
 from hopaas_p2p.ports.verbs import answered
@@ -55,10 +55,8 @@ class LocalServer(FewStrangers, ThreadingHTTPServer):
         self.rest = HopaasRest(peer)
         self.due: dict[socket.socket, float] = {}
         """Deadlines for the requests being read, however steadily their bytes arrive."""
-        try:
+        with listening_on(*address):
             super().__init__(address, _Handler)
-        except OSError as error:
-            raise cannot_listen(f"{address[0]}:{address[1]}", error) from None
 
     def service_actions(self) -> None:
         """Close connections whose requests take too long; called by `serve_forever` twice a second."""

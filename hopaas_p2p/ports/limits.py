@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Final
 
 from hopaas_p2p.errors import InvalidInput
+from hopaas_p2p.runtime.provenance import batch_job
 
 _UNITS: Final = {"": 1.0, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 _PARTS: Final = re.compile(r"(?:\d+(?:\.\d+)?\s*[smhd]\s*)+|\d+(?:\.\d+)?", re.IGNORECASE)
@@ -42,9 +43,7 @@ def time_left(env: Mapping[str, str] = os.environ) -> tuple[float, str] | None:
     """(seconds, source) until the batch system ends this job; None without a limit or a batch system."""
     end, path = env.get("SLURM_JOB_END_TIME", ""), env.get("_CONDOR_JOB_AD")
     if end.isdigit():
-        array, task = env.get("SLURM_ARRAY_JOB_ID"), env.get("SLURM_ARRAY_TASK_ID")
-        job = f"{array}_{task}" if array and task else env.get("SLURM_JOB_ID", "?")
-        return max(0.0, int(end) - time.time()), f"Slurm job {job}"
+        return max(0.0, int(end) - time.time()), f"Slurm job {batch_job(env).get('job', '?')}"
     if not path:
         return None
     try:
@@ -56,4 +55,4 @@ def time_left(env: Mapping[str, str] = os.environ) -> tuple[float, str] | None:
     if not limits:
         return None
     left = min(limits) - max(0.0, time.time() - began)
-    return max(0.0, left), f"HTCondor job {ad.get('ClusterId', '?')}.{ad.get('ProcId', '?')}"
+    return max(0.0, left), f"HTCondor job {batch_job(env).get('job', '?')}"

@@ -17,7 +17,6 @@ import shlex
 import shutil
 import signal
 import statistics
-import tempfile
 import threading
 import time
 from collections import Counter
@@ -31,7 +30,15 @@ from hopaas_p2p.analysis.facts import best, reason_line
 from hopaas_p2p.core.admission import finished, next_start
 from hopaas_p2p.core.records import TrialState
 from hopaas_p2p.core.spending import configuration_seconds
-from hopaas_p2p.errors import ConfigurationError, HopaasError, InvalidInput, LeaseLost, NoWork, StoreUnreachable
+from hopaas_p2p.errors import (
+    ConfigurationError,
+    HopaasError,
+    InvalidInput,
+    LeaseLost,
+    NoWork,
+    StoreUnreachable,
+    explained,
+)
 from hopaas_p2p.files import checkpoints
 from hopaas_p2p.files.artifacts import OUTPUT
 from hopaas_p2p.net.backoff import Backoff
@@ -41,7 +48,7 @@ from hopaas_p2p.ports.socket import TrialSocketServer
 from hopaas_p2p.ports.verbs import PRUNE, TrialVerbs
 from hopaas_p2p.runtime import credentials, metering
 from hopaas_p2p.runtime.arguments import shortened, shown
-from hopaas_p2p.runtime.atomic import open_regular
+from hopaas_p2p.runtime.atomic import open_regular, scratch
 from hopaas_p2p.runtime.ownership import own_folder
 from hopaas_p2p.spec.space import spec
 from hopaas_p2p.study.study import infer_space
@@ -329,12 +336,12 @@ class Worker:
 
     @contextlib.contextmanager
     def _log_folder(self) -> Iterator[Path]:
-        try:
-            with own_folder(*self._logs, mode=0o755) as folder:
-                yield folder
-        except OSError as error:
-            why = f"the output of trials cannot be written to {Path(*self._logs)}: {error.strerror or error}"
-            raise InvalidInput(f"{why}. Name a directory of your own: --logs") from None
+        cure = ". Name a directory of your own: --logs"
+        with (
+            explained(f"the output of trials cannot be written to {Path(*self._logs)}", cure, kind=InvalidInput),
+            own_folder(*self._logs, mode=0o755) as folder,
+        ):
+            yield folder
 
     def _run(self, trial: Trial, share: metering.Share) -> str:
         """Run one trial with this share of the devices; returns its outcome."""
@@ -476,8 +483,7 @@ class Worker:
             return  # during an outage of the store, the result must not wait for this
         self._outputs_kept += 1
         try:
-            with tempfile.TemporaryDirectory(prefix="hopaas-output-") as folder:
-                path = Path(folder, OUTPUT)
+            with scratch(OUTPUT) as path:
                 path.write_bytes(output)
                 trial.upload(path, mimetype="text/plain")
         except (HopaasError, OSError) as error:  # the result is told anyway

@@ -26,7 +26,7 @@ from typing import Any, Final
 from urllib.parse import unquote, urlsplit
 
 from hopaas_p2p.core.names import valid_name
-from hopaas_p2p.errors import ConfigurationError, Denied, HopaasError, NoStore, StoreUnreachable
+from hopaas_p2p.errors import ConfigurationError, Denied, HopaasError, NoStore, StoreUnreachable, explained
 from hopaas_p2p.remote import protocol
 from hopaas_p2p.remote.protocol import LARGEST, StoreRequest
 from hopaas_p2p.runtime.atomic import read_regular
@@ -88,7 +88,7 @@ class Box:
 
         """
         path = path.expanduser().absolute()
-        try:
+        with explained(f"cannot serve through {path}"):
             with contextlib.suppress(FileExistsError):
                 path.mkdir(mode=0o700)
             if (path / "v1").exists():
@@ -96,8 +96,6 @@ class Box:
             if not (path / BOX).exists():
                 describe(path / BOX, {"format": protocol.VERSION, "uuid": secrets.token_hex(16), "store": store})
             found = path.stat()
-        except OSError as error:
-            raise ConfigurationError(f"cannot serve through {path}: {error.strerror}") from None
         box = cls(path)
         if box.leads_to != store:
             raise ConfigurationError(f"{path}: another store is served, {box.leads_to}. Choose another folder")

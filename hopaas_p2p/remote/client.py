@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import http.client
+import io
 import os
 import random
 import re
@@ -132,17 +133,17 @@ class _Line:
         self.used = False
         """Whether a request was answered on it."""
 
-    def ask(
-        self, method: str, path: str, token: Secret | None, size: int, body: Iterable[bytes]
-    ) -> http.client.HTTPResponse:
+    def ask(self, method: str, path: str, token: Secret | None, body: bytes | Path) -> http.client.HTTPResponse:
         """Send a request; returns the answer, with its body still unread. Raises OSError and HTTPException."""
-        lines = [f"{method} {self._path}{path} HTTP/1.1", f"Host: {self.server}", f"Content-Length: {size}"]
-        if token is not None:
-            lines.append(f"Authorization: Bearer {protocol.encode_header(token.reveal())}")
-        pieces = iter(body)
-        self._socket.sendall("\r\n".join([*lines, "", ""]).encode() + next(pieces, b""))
-        for piece in pieces:
-            self._socket.sendall(piece)
+        with io.BytesIO(body) if isinstance(body, bytes) else body.open("rb") as source:
+            size = source.seek(0, os.SEEK_END)
+            source.seek(0)
+            lines = [f"{method} {self._path}{path} HTTP/1.1", f"Host: {self.server}", f"Content-Length: {size}"]
+            if token is not None:
+                lines.append(f"Authorization: Bearer {protocol.encode_header(token.reveal())}")
+            self._socket.sendall("\r\n".join([*lines, "", ""]).encode() + source.read(_PIECE))
+            while piece := source.read(_PIECE):
+                self._socket.sendall(piece)
         coming = AnswerBytes(self._socket.recv_into, self._silence, room=_HEAD)
         answer = http.client.HTTPResponse(coming, method=method)  # type: ignore[arg-type]
         try:
@@ -170,7 +171,7 @@ class Connections:
     """Connections to the servers of one store. Any thread may make requests; each uses its own connection meanwhile."""
 
     def __init__(self, address: RemoteAddress) -> None:
-        self.address = address
+        self.address, self.url = address, str(address)
         self._idle: deque[_Line] = deque()
         self._held: set[_Line] = set()
         """Connections whose request a server holds until there is news."""
@@ -239,8 +240,7 @@ class Connections:
             if held:
                 self._held.add(line)
             try:
-                size, pieces = (len(body), [body]) if isinstance(body, bytes) else _pieces_of(body)
-                answer = line.ask(method, path, token, size, pieces)
+                answer = line.ask(method, path, token, body)
                 with contextlib.closing(answer):
                     if answer.status == http.client.UNAUTHORIZED:
                         self._token = self.address.token()
@@ -305,15 +305,6 @@ class Connections:
             lines.pop().close()
 
 
-def _pieces_of(file: Path) -> tuple[int, Iterable[bytes]]:
-    def pieces() -> Iterator[bytes]:
-        with file.open("rb") as source:
-            while data := source.read(_PIECE):
-                yield data
-
-    return file.stat().st_size, pieces()
-
-
 def _check(server: ServerAddress, answer: http.client.HTTPResponse, token: Secret | None) -> None:
     """Raise the error for an answer that is not a result."""
     status, version = answer.status, answer.getheader("Hopaas-Server")
@@ -359,11 +350,11 @@ class RemoteLog(Log):
     """A log of a store that is served. If the store has turns, the server waits for them."""
 
     rate_limited = True
+    flush_interval = 0.0
 
     def __init__(self, store: RemoteStore, uuid: str) -> None:
         self._store = store
         self._uuid = uuid
-        self._flush_interval = 0.0
 
     def ask(self, call: str, *arguments: Any) -> Any:
         """The result of a request about this log."""
@@ -371,15 +362,11 @@ class RemoteLog(Log):
 
     def exchange(self, outgoing: Outgoing | None, since: int, beat: Beat | None = None) -> ExchangeResult:
         result: ExchangeResult
-        result, self._flush_interval = self.ask("exchange", outgoing, since)
+        result, self.flush_interval = self.ask("exchange", outgoing, since)
         read = result.entries[-1].lsn if result.entries else since
         if result.more and read <= since:
             raise StoreUnreachable("the server's answer leads nowhere")  # otherwise the reader would continue forever
         return result
-
-    @property
-    def flush_interval(self) -> float:
-        return self._flush_interval
 
     snapshot_head = _call("snapshot_head")
     blocks = _call("blocks")
@@ -412,13 +399,9 @@ class RemoteStore(Store):
     freshness = _FRESHNESS
 
     def __init__(self, url: str) -> None:
-        self.connections: Connections | Box
-        if url.lower().startswith("folder:"):
-            self.connections = Box(url)
-            self.url = self.connections.url
-        else:
-            self.connections = Connections(RemoteAddress.parse(url))
-            self.url = str(self.connections.address)
+        far = not url.lower().startswith("folder:")
+        self.connections: Connections | Box = Connections(RemoteAddress.parse(url)) if far else Box(url)
+        self.url = self.connections.url
 
     def facts(self) -> Facts:
         """The server's facts about the store and this user."""

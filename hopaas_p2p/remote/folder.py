@@ -32,7 +32,7 @@ from hopaas_p2p.remote.box import Box
 from hopaas_p2p.remote.copies import Copy, folder_of_copies
 from hopaas_p2p.remote.protocol import CATALOG, Facts, StoreRequest
 from hopaas_p2p.remote.server import OWN, Service
-from hopaas_p2p.runtime.atomic import is_mostly_holes
+from hopaas_p2p.runtime.atomic import is_mostly_holes, scratch
 
 _log: Final = logging.getLogger("hopaas_p2p")
 _QUICK: Final = 0.004  # seconds between looks for requests, if one came within the last _RECENT seconds
@@ -317,8 +317,7 @@ class FolderServer:
             return protocol.refused(InvalidInput("this file is large, and there is hardly anything in it"))
         try:
             async with self._files:
-                with tempfile.TemporaryDirectory(prefix="hopaas-") as folder:
-                    file = Path(folder, "file")
+                with scratch() as file:
                     if request.call == "put" and not await asyncio.to_thread(objects.download, key, file):
                         return protocol.answered(None)  # another server has done it
                     found = await self._ask(request, file)

@@ -17,27 +17,26 @@ import ipaddress
 import logging
 import math
 import re
-import tempfile
 import time
 from asyncio.sslproto import SSLProtocol
 from collections import Counter
-from collections.abc import Callable, Sequence
-from pathlib import Path
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Final, NamedTuple
 
 import h11
 
 from hopaas_p2p.errors import ConfigurationError, InvalidInput, StoreUnreachable
 from hopaas_p2p.net.checks import SOON
-from hopaas_p2p.net.listening import cannot_listen
+from hopaas_p2p.net.listening import listening_on
 from hopaas_p2p.net.proxies import configure
 from hopaas_p2p.remote import protocol
 from hopaas_p2p.remote.certificate import Certificate
 from hopaas_p2p.remote.log import event
 from hopaas_p2p.remote.protocol import LARGEST, PATH, StoreRequest
-from hopaas_p2p.remote.rate_limit import TooManyAttempts
+from hopaas_p2p.remote.rate_limit import RequestRefused
 from hopaas_p2p.remote.server import Service, Token
 from hopaas_p2p.remote.tokens import TokenStatus
+from hopaas_p2p.runtime.atomic import scratch
 from hopaas_p2p.runtime.settings import Secret
 
 Networks = Sequence[ipaddress.IPv4Network | ipaddress.IPv6Network]
@@ -132,16 +131,12 @@ class HttpsServer:
             ConfigurationError: the address is in use, belongs to another machine, or needs more rights.
 
         """
-        try:
-            self._server = await asyncio.start_server(
-                lambda reader, writer: HttpsSession(self, reader, writer).run(),
-                host,
-                port,
-                limit=_FRAME // 2,
-                backlog=_BACKLOG,
-            )
-        except OSError as error:
-            raise cannot_listen(f"{host}:{port}", error) from None
+
+        def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> Awaitable[None]:
+            return HttpsSession(self, reader, writer).run()
+
+        with listening_on(host, port):
+            self._server = await asyncio.start_server(serve, host, port, limit=_FRAME // 2, backlog=_BACKLOG)
         loop = asyncio.get_running_loop()
         loop.set_exception_handler(  # for callbacks; logs no details
             lambda _, context: event("failed", level=logging.ERROR, why=type(context.get("exception")).__name__)
@@ -241,14 +236,6 @@ class HttpsServer:
             event(f"THE CERTIFICATE {ends}: renew it", level=logging.WARNING, days_left=round(certificate.days_left, 1))
 
 
-class _Refused(Exception):
-    """The current request gets this status, and its connection ends."""
-
-    def __init__(self, status: int, retry: float | None = None) -> None:
-        super().__init__()
-        self.status, self.retry = status, retry
-
-
 class HttpsSession:
     """One connection of a client, from its first byte to its last."""
 
@@ -329,7 +316,7 @@ class HttpsSession:
             await self._answer(head)
         except h11.RemoteProtocolError as error:
             await self._respond(error.error_status_hint)
-        except _Refused as refusal:
+        except RequestRefused as refusal:
             await self._respond(refusal.status, retry=refusal.retry)
         except Exception as error:
             if isinstance(error, ConnectionError | TimeoutError) or error is self._reader.exception():
@@ -366,17 +353,17 @@ class HttpsSession:
             return
         key = where["key"]
         if method not in (("PUT", "GET") if key else ("POST",)):
-            raise _Refused(405)
+            raise RequestRefused(405)
         if server.certificate is None and headers.get(b"x-forwarded-proto", [""])[-1].lower() != "https":
-            raise _Refused(403)
+            raise RequestRefused(403)
         if b"transfer-encoding" in headers:  # two parsers could disagree about its end
-            raise _Refused(411)
+            raise RequestRefused(411)
         length = int(headers.get(b"content-length", ["0"])[0])  # h11 has checked that it is a number
         if length > (self._limits.largest_file if key else LARGEST):
-            raise _Refused(413)
+            raise RequestRefused(413)
         token = _bearer_token(headers.get(b"authorization", []))
         if token is None:
-            raise _Refused(401)
+            raise RequestRefused(401)
         status = await self._admit(token)
         if key:
             await self._carry_file(token, method, key)
@@ -399,22 +386,20 @@ class HttpsSession:
         """Check that the token is valid, and that there is room; only then is more read."""
         server = self._server
         if server.draining:
-            raise _Refused(503, 1.0)
+            raise RequestRefused(503, 1.0)
         if token != self.token and not server.has_room(token):
-            raise _Refused(429, 5.0)
+            raise RequestRefused(429, 5.0)
         try:
             status = await server.service.status(token, self._caller)
-        except TooManyAttempts as error:
-            raise _Refused(429 if error.guessing else 503, error.retry_after) from None
         except StoreUnreachable as error:
             event("the store cannot be reached", why=str(error))
-            raise _Refused(503, 2.0) from None
+            raise RequestRefused(503, 2.0) from None
         if not status.valid:
-            raise _Refused(401)
+            raise RequestRefused(401)
         if token != self.token:
             self._release()
             if not server.has_room(token):
-                raise _Refused(429, 5.0)
+                raise RequestRefused(429, 5.0)
             self.token = token
             server.by_token[token] += 1
             event("opened", token=token[0], address=self._caller)
@@ -428,7 +413,7 @@ class HttpsSession:
                 found = await self._event(began + self._limits.head + came / _SLOWEST)
             except TimeoutError:
                 self._server.counted["shed_total", 'cause="deadline"'] += 1
-                raise _Refused(408) from None
+                raise RequestRefused(408) from None
             if not isinstance(found, h11.Data):
                 return
             came += len(found.data)
@@ -437,8 +422,7 @@ class HttpsSession:
     async def _carry_file(self, token: Token, method: str, key: str) -> None:
         """Receive a file and give it to the store, or vice versa, through a folder on this machine."""
         service = self._server.service
-        with tempfile.TemporaryDirectory(prefix="hopaas-") as folder:
-            path = Path(folder, "file")
+        with scratch() as path:
             if method == "PUT":
                 found = await service.carry_out(token, StoreRequest("put", key))  # before storing any of it
                 refused = protocol.refusal(found)
@@ -458,17 +442,13 @@ class HttpsSession:
             with path.open("rb") as file:  # noqa: ASYNC230
                 size = file.seek(0, 2)
                 file.seek(0)
-                self._writer.write(self._http.send(self._head(200, size, protocol.FILE)) or b"")
+                self._writer.write(self._http.send(_response(200, size, protocol.FILE, self._server.draining)) or b"")
                 while data := file.read(_PIECE):
                     self._writer.write(self._http.send(h11.Data(data=data)) or b"")
                     await self._taken()
             await self._finish(200, self._http.send(h11.EndOfMessage()) or b"")
 
     # --- answers ---
-
-    def _head(self, status: int, size: int, kind: str, *more: tuple[str, str]) -> h11.Response:
-        close = [("Connection", "close")] if self._server.draining or status != 200 else []
-        return _response(status, size, kind, *more, *close)
 
     async def _respond(
         self, status: int, body: bytes = b"", *, kind: str = "application/msgpack", retry: float | None = None
@@ -481,7 +461,8 @@ class HttpsSession:
             more.append(("WWW-Authenticate", "Bearer"))
         if status in (401, 403, 429):
             self._server.turned_away[self._caller, status] += 1
-        parts = [self._head(status, len(body), kind, *more), h11.Data(data=body), h11.EndOfMessage()]
+        head = _response(status, len(body), kind, self._server.draining or status != 200, *more)
+        parts = [head, h11.Data(data=body), h11.EndOfMessage()]
         await self._finish(status, b"".join(self._http.send(part) or b"" for part in parts))
 
     async def _finish(self, status: int, data: bytes) -> None:
@@ -509,7 +490,7 @@ class HttpsSession:
             before, self._held = self._held, size
             held[self.token] += size - before
             if size > before and (held[self.token] > _HELD // 4 or held.total() > _HELD):
-                raise _Refused(503, 2.0)
+                raise RequestRefused(503, 2.0)
 
     def _release(self) -> None:
         if self.token is not None:
@@ -521,8 +502,9 @@ class HttpsSession:
 
 
 @functools.lru_cache(maxsize=1024)  # which it takes longer to check than to send
-def _response(status: int, size: int, kind: str, *more: tuple[str, str]) -> h11.Response:
+def _response(status: int, size: int, kind: str, last: bool, *more: tuple[str, str]) -> h11.Response:
     headers = [("Hopaas-Server", str(protocol.VERSION)), ("Content-Type", kind), ("Content-Length", str(size)), *more]
+    headers += [("Connection", "close")] if last else []
     return h11.Response(status_code=status, reason=http.HTTPStatus(status).phrase.encode(), headers=headers)
 
 

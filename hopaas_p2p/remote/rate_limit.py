@@ -16,15 +16,13 @@ from typing import Final
 _REMEMBERED: Final = 4096  # addresses
 
 
-class TooManyAttempts(Exception):
-    """Come again later."""
+class RequestRefused(Exception):
+    """A request gets this HTTP status, and its connection ends."""
 
-    def __init__(self, retry_after: float, *, guessing: bool) -> None:
+    def __init__(self, status: int, retry: float | None = None) -> None:
         super().__init__()
-        self.retry_after = retry_after
-        """Seconds."""
-        self.guessing = guessing
-        """Whether this address guesses (429), or all clients have to wait (503)."""
+        self.status, self.retry = status, retry
+        """429 if this caller asks too much, 503 if all have to wait; and in how many seconds to come again."""
 
 
 class _TokenBucket:
@@ -63,15 +61,15 @@ class RateLimiter:
         """Whether this address may try an unknown token of this role now.
 
         Raises:
-            TooManyAttempts: not now.
+            RequestRefused: not now.
 
         """
         own = self._by_network.get(_network(address))
         if own is not None and own.wait:
-            raise TooManyAttempts(own.wait, guessing=True)
+            raise RequestRefused(429, own.wait)
         shared = self._shared(own is not None, role)
         if shared.wait:
-            raise TooManyAttempts(shared.wait, guessing=own is not None and role in self._by_role)
+            raise RequestRefused(429 if own is not None and role in self._by_role else 503, shared.wait)
 
     def _shared(self, guessing: bool, role: str) -> _TokenBucket:
         return self._by_role.get(role) or (self._guessing if guessing else self._innocent)

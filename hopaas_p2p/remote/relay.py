@@ -22,7 +22,7 @@ from urllib.parse import urlsplit
 
 from hopaas_p2p.errors import ConfigurationError, HopaasError
 from hopaas_p2p.net import proxies
-from hopaas_p2p.net.listening import cannot_listen
+from hopaas_p2p.net.listening import listening_on
 from hopaas_p2p.net.proxies import ServerAddress
 from hopaas_p2p.runtime.atomic import write_private
 from hopaas_p2p.runtime.ownership import read_secret
@@ -46,8 +46,7 @@ def targets_of(url: str) -> list[ServerAddress]:
         ConfigurationError: an HTTP proxy cannot reach such a store; the message says what to use instead.
 
     """
-    scheme = url.partition("://")[0]
-    if scheme == "s3":
+    if url.startswith("s3://"):
         from hopaas_p2p.stores.s3 import address as s3_address
         from hopaas_p2p.stores.s3 import http as s3_http
 
@@ -57,11 +56,11 @@ def targets_of(url: str) -> list[ServerAddress]:
                 f"{address.endpoint!r}: a relay connects only to https, since its traffic must be encrypted"
             )
         found = s3_http.server_of(address.endpoint)
-        return [found, ServerAddress(f"{address.bucket}.{found.host}", found.port)] if address.virtual else [found]
-    if scheme == "https":
+        return [found, found._replace(host=f"{address.bucket}.{found.host}")][: 1 + address.virtual]
+    if url.startswith("https://"):
         from hopaas_p2p.remote.client import RemoteAddress
 
-        return [ServerAddress(one.host.lower(), one.port) for one in RemoteAddress.parse(url).servers]
+        return [one._replace(host=one.host.lower()) for one in RemoteAddress.parse(url).servers]
     raise ConfigurationError(
         "a relay connects to a store that is served (https://…) or to a bucket (s3://…). For another use: "
         "hopaas-p2p serve folder, which needs no network on compute nodes at all"
@@ -114,10 +113,8 @@ class Relay:
             ConfigurationError: the address is in use, belongs to another machine, or needs more rights.
 
         """
-        try:
+        with listening_on(host, port):
             self._server = await asyncio.start_server(self._accept, host, port, limit=_HEAD)
-        except OSError as error:
-            raise cannot_listen(f"{host}:{port}", error) from None
         return int(self._server.sockets[0].getsockname()[1])
 
     async def close(self) -> None:
@@ -206,12 +203,10 @@ class Relay:
         asks = 'Proxy-Authenticate: Basic realm="hopaas-p2p serve relay"\r\n' if status == 407 else ""
         head = f"HTTP/1.1 {status} {http.HTTPStatus(status).phrase}\r\nVia: 1.1 hopaas-p2p-relay\r\n{asks}"
         writer.write(f"{head}Content-Length: 0\r\nConnection: close\r\n\r\n".encode())
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(_TIMEOUT):
-                await writer.drain()
-        writer.close()
         with contextlib.suppress(OSError, TimeoutError):
             async with asyncio.timeout(_TIMEOUT):
+                await writer.drain()
+                writer.close()
                 await writer.wait_closed()
 
 

@@ -84,7 +84,7 @@ class Service:
         """Whether this token is valid.
 
         Raises:
-            TooManyAttempts: not now.
+            RequestRefused: not now.
             StoreUnreachable: the store does not answer.
 
         """

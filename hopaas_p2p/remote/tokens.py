@@ -17,7 +17,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Final, NamedTuple
 
 from hopaas_p2p.errors import Denied, HopaasError, StoreUnreachable
-from hopaas_p2p.remote.rate_limit import RateLimiter, TooManyAttempts
+from hopaas_p2p.remote.rate_limit import RateLimiter, RequestRefused
 from hopaas_p2p.runtime.settings import Secret
 from hopaas_p2p.stores.postgres.connect import query
 from hopaas_p2p.stores.postgres.store import PostgresStore
@@ -72,7 +72,7 @@ class TokenCache:
             address: the client's; counted if the token is wrong.
 
         Raises:
-            TooManyAttempts: not now.
+            RequestRefused: not now.
             StoreUnreachable: Postgres does not answer.
 
         """
@@ -89,7 +89,7 @@ class TokenCache:
             if not trusted:
                 self._limiter.check(address, role)
             if len(self._checking) >= _QUEUE:
-                raise TooManyAttempts(1.0, guessing=False)
+                raise RequestRefused(503, 1.0)
             checking = asyncio.ensure_future(self._check(key, role, secret, guess_of=None if trusted else address))
             self._checking[key] = checking
             # an error goes to the callers that still wait for it

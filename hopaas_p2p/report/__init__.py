@@ -6,7 +6,7 @@ import datetime
 from pathlib import Path
 
 from hopaas_p2p.core import snapshot
-from hopaas_p2p.errors import ConfigurationError
+from hopaas_p2p.errors import explained
 from hopaas_p2p.open import redacted
 from hopaas_p2p.runtime.atomic import replace_atomically
 from hopaas_p2p.study_like import StudyLike, looking_at
@@ -28,9 +28,6 @@ def write_report(study: StudyLike, path: str | Path) -> Path:
         state = snapshot.load(snapshot.dump(present))  # a copy, while the peer continues
     now, target = datetime.datetime.now(datetime.UTC), Path(path).expanduser()
     text = render(state, name=study.name, store=redacted(study.storage.url), now=now)
-    try:
-        with replace_atomically(target) as draft:
-            draft.write_text(text, encoding="utf-8", errors="replace")
-    except OSError as error:
-        raise ConfigurationError(f"cannot write the report to {target}: {error.strerror}") from None
+    with explained(f"cannot write the report to {target}"), replace_atomically(target) as draft:
+        draft.write_text(text, encoding="utf-8", errors="replace")
     return target

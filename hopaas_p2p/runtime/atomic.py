@@ -8,6 +8,7 @@ import hashlib
 import os
 import secrets
 import stat
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
@@ -77,6 +78,13 @@ def write_private(path: Path, text: str) -> None:
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     with replace_atomically(path, private=True) as draft:
         draft.write_text(text, encoding="utf-8", errors="surrogateescape")
+
+
+@contextlib.contextmanager
+def scratch(name: str = "file") -> Iterator[Path]:
+    """A path for a temporary file, in its own directory, which is removed at the end of the block."""
+    with tempfile.TemporaryDirectory(prefix="hopaas-") as directory:
+        yield Path(directory, name)
 
 
 @contextlib.contextmanager

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Final, NamedTuple
 from urllib.parse import parse_qs, urlsplit
 
-from hopaas_p2p.errors import ConfigurationError, StoreUnreachable, waits_for
+from hopaas_p2p.errors import ConfigurationError, StoreUnreachable, explained, waits_for
 from hopaas_p2p.runtime import settings
 from hopaas_p2p.runtime.ownership import read_own
 from hopaas_p2p.runtime.settings import Secret, Settings
@@ -398,16 +398,11 @@ def _read(path: str, what: str, named: str) -> Secret:
             on a file system that is away.
 
     """
-    try:
-        with waits_for(f"{named}={path}"):
-            text = Path(path).expanduser().read_text().strip()
-    except (OSError, UnicodeDecodeError) as error:
-        text = ""
-        why = f"the file cannot be read: {error.strerror if isinstance(error, OSError) else 'it is not text'}"
-    else:
-        why = f"the file is empty; put the {what} into it"
+    kind = StoreUnreachable if path in _were_read else ConfigurationError
+    with explained(f"{named}={path}: the file cannot be read", kind=kind), waits_for(f"{named}={path}"):
+        text = Path(path).expanduser().read_text().strip()
     if not text:
-        raise (StoreUnreachable if path in _were_read else ConfigurationError)(f"{named}={path}: {why}")
+        raise kind(f"{named}={path}: the file is empty; put the {what} into it")
     _were_read.add(path)
     return Secret(text)
 

@@ -55,7 +55,7 @@ def describe(*, on_behalf_of: str = "") -> dict[str, str]:
     info = {"host": socket.gethostname(), "site": site(), "user": _user(), "pid": str(os.getpid())}
     if on_behalf_of:
         info["on_behalf_of"] = on_behalf_of
-    info.update(_batch_job(os.environ))
+    info.update(batch_job(os.environ))
     info.update(_machine())
     info.update(metering.devices())
     commit = _git_commit()
@@ -71,7 +71,8 @@ def _user() -> str:
         return str(os.getuid())
 
 
-def _batch_job(env: Mapping[str, str]) -> dict[str, str]:
+def batch_job(env: Mapping[str, str]) -> dict[str, str]:
+    """The batch system that runs this process, and the job, as it names it; empty outside of one."""
     for system, job, index in _BATCH_JOB:
         if env.get(job):
             array_index = env.get(index, "") if index else ""

@@ -25,7 +25,7 @@ from collections.abc import Callable, Mapping, MutableMapping
 from pathlib import Path
 from typing import Final, Literal, NamedTuple, NoReturn
 
-from hopaas_p2p.errors import ConfigurationError
+from hopaas_p2p.errors import ConfigurationError, explained
 from hopaas_p2p.runtime.arguments import near
 from hopaas_p2p.runtime.atomic import write_private
 from hopaas_p2p.runtime.ownership import read_own, read_secret
@@ -88,10 +88,8 @@ def read_proxy(path: Path) -> Secret:
         ConfigurationError: it cannot be read, or others can read it.
 
     """
-    try:
+    with explained(f"proxy_file = {path}"):
         return Secret(read_secret(path.expanduser()))
-    except OSError as error:
-        raise ConfigurationError(f"proxy_file = {path}: {error.strerror or error}") from None
 
 
 class Setting(NamedTuple):
@@ -198,13 +196,11 @@ def joined(name: str, env: Mapping[str, str] = os.environ) -> dict[str, str]:
     path = folder / f"{name}.toml"
     if path.parent != folder:
         raise ConfigurationError(f"HOPAAS_JOINED={name!r} is not the name of a joined study")
-    try:
+    with explained(f"{path} is ignored"):
+        if not path.exists():
+            others = ", ".join(joined_names(env)) or "none"
+            raise ConfigurationError(f"no study is joined here as {name!r}; joined: {others}")
         return _parsed(path, read_own(path))
-    except FileNotFoundError:
-        others = ", ".join(joined_names(env)) or "none"
-        raise ConfigurationError(f"no study is joined here as {name!r}; joined: {others}") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigurationError(f"{path} is ignored: {getattr(error, 'strerror', None) or error}") from None
 
 
 def trust(file: Path, env: Mapping[str, str] = os.environ) -> dict[str, str]:
@@ -215,18 +211,12 @@ def trust(file: Path, env: Mapping[str, str] = os.environ) -> dict[str, str]:
 
     """
     path = _in_place(file)
-    try:
+    with explained(f"{file} is not trusted"):
         text = read_own(path, link=False)
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigurationError(f"{file} is not trusted: {getattr(error, 'strerror', None) or error}") from None
     values = _parsed(path, text)
     record = _record_of_trust(path, text, env)
-    try:
+    with explained(f"{record.parent} cannot be written", "; set XDG_CONFIG_HOME to a directory of yours"):
         write_private(record, str(path))
-    except OSError as error:
-        raise ConfigurationError(
-            f"{record.parent} cannot be written ({error.strerror}); set XDG_CONFIG_HOME to a directory of yours"
-        ) from None
     return values
 
 
@@ -368,10 +358,8 @@ class Settings:
         except ConfigurationError:
             return self._files
         if own.is_file():
-            try:
+            with explained(f"{own} cannot be read"):
                 self._files.append(_File(str(own), _parsed(own, read_own(own, owners=(os.geteuid(), 0)))))
-            except (OSError, UnicodeDecodeError) as error:
-                raise ConfigurationError(f"{own} cannot be read: {error}") from None
         self._read_joined(self._files)
         return self._files
 

@@ -7,12 +7,12 @@ creation, data that it already has are not sent again, and its mark is written l
 from __future__ import annotations
 
 import logging
-import tempfile
 from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Protocol
 
 from hopaas_p2p.errors import HopaasError, InvalidInput, StoreCorrupt
+from hopaas_p2p.runtime.atomic import scratch
 from hopaas_p2p.study_like import StudyLike
 from hopaas_p2p.trackers.view import RunView, look
 
@@ -42,7 +42,6 @@ class Tracker(Protocol):
     @property
     def place(self) -> str:
         """Identifies this server and project; contains no secret."""
-        ...
 
     def begin(self, study: RunView) -> dict[int | None, str]:
         """Find or create the run of the study; returns the mark of each run that is there ("" if it has none).
@@ -53,7 +52,6 @@ class Tracker(Protocol):
         Raises:
             TrackerUnreachable: it did not answer.
         """
-        ...
 
     def put(self, view: RunView, files: StudyArtifacts) -> None:
         """Bring one run up to date, however much of it already exists; its mark is written last.
@@ -62,15 +60,12 @@ class Tracker(Protocol):
             TrackerUnreachable: it did not answer.
             TrackerRefused: it will never accept this run; the others are still exported.
         """
-        ...
 
     def link(self) -> str:
         """Where people can find the study: a URL or a path."""
-        ...
 
     def close(self) -> None:
         """Close all open runs."""
-        ...
 
 
 def new_files(view: RunView, there: Collection[str], files: StudyArtifacts) -> Iterator[tuple[Artifact, Path]]:
@@ -79,9 +74,9 @@ def new_files(view: RunView, there: Collection[str], files: StudyArtifacts) -> I
     A file that a peer named but that is missing or incomplete is left out with a warning.
     """
     for one in [one for one in view.files if one.id not in there]:
-        with tempfile.TemporaryDirectory(prefix="hopaas-tracker-") as directory:
+        with scratch(one.filename) as place:
             try:
-                path = files.get(one, Path(directory, one.filename))
+                path = files.get(one, place)
             except (InvalidInput, StoreCorrupt) as error:
                 _log.warning("the file %s is not exported: %s", one.id, error)
                 continue

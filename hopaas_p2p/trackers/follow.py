@@ -19,7 +19,7 @@ import os
 import random
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Final
 
 from hopaas_p2p.errors import ConfigurationError, Denied, HopaasError
@@ -52,8 +52,8 @@ class BackgroundExports:
             thread.start()
         atexit.register(self.close)
 
-    def __reduce__(self) -> tuple[Callable[[], None], tuple[()]]:
-        return _nothing, ()  # an unpickled study exports nothing
+    def __reduce__(self) -> tuple[type[None], tuple[()]]:
+        return type(None), ()  # an unpickled study exports nothing
 
     def close(self) -> None:
         """Export what is missing, and end. Blocks for at most 30 s; a warning names the tracker if data are still
@@ -71,10 +71,6 @@ class BackgroundExports:
             thread.join(max(0.0, deadline - time.monotonic()))
             if thread.is_alive():
                 _log.warning("%s has not received the last updates of this study: %s", thread.tracker, thread.cure)
-
-
-def _nothing() -> None:
-    """The result of unpickling a `BackgroundExports`."""
 
 
 class _ExportThread(threading.Thread):

@@ -19,7 +19,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from hopaas_p2p.errors import ConfigurationError
+from hopaas_p2p.errors import ConfigurationError, explained
 from hopaas_p2p.runtime import credentials, extras
 from hopaas_p2p.runtime.atomic import replace_atomically
 from hopaas_p2p.runtime.ownership import own_folder
@@ -70,14 +70,12 @@ class WandB:
         return f"{self.entity or ''}/{self.project} {self._parent.absolute() if self.offline else ''}".strip()
 
     def begin(self, study: RunView) -> dict[int | None, str]:
-        try:
-            with own_folder(self._directory, mode=0o755):
-                pass
-        except OSError as error:
-            raise ConfigurationError(
-                f"W&B's files cannot be kept in {self._directory}: {error.strerror or error}. Name a directory of your "
-                "own: WANDB_DIR"
-            ) from None
+        cure = ". Name a directory of your own: WANDB_DIR"
+        with (
+            explained(f"W&B's files cannot be kept in {self._directory}", cure),
+            own_folder(self._directory, mode=0o755),
+        ):
+            pass
         if not self.offline and not _has_key():
             raise ConfigurationError(
                 "W&B has no key: run `wandb login`, set WANDB_API_KEY, or go offline (WANDB_MODE=offline)"

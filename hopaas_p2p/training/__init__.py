@@ -16,10 +16,8 @@ and whose trial continues elsewhere. For your own loops:
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import signal
-import tempfile
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -29,19 +27,13 @@ from typing import Any, Final, NoReturn, Self, SupportsFloat
 import optuna
 
 from hopaas_p2p.errors import InvalidInput, LeaseLost, StoreUnreachable
+from hopaas_p2p.runtime.atomic import scratch
 from hopaas_p2p.study.ranks import MpiRanks, RankedTrial, Ranks, ranks
 from hopaas_p2p.study.trial import Trial
 
 __all__ = ["MpiRanks", "Preemption", "RankedTrial", "Training", "ranks"]
 
 _log: Final = logging.getLogger("hopaas_p2p")
-
-
-@contextlib.contextmanager
-def scratch(name: str = "checkpoint") -> Iterator[Path]:
-    """A path for a temporary checkpoint, in its own directory, which is removed at the end of the block."""
-    with tempfile.TemporaryDirectory(prefix="hopaas-checkpoint-") as directory:
-        yield Path(directory, name)
 
 
 def keep(

@@ -11,7 +11,8 @@ from typing import Any
 
 from keras.callbacks import Callback
 
-from hopaas_p2p.training import EpochCallback, Preemption, keep, scratch
+from hopaas_p2p.runtime.atomic import scratch
+from hopaas_p2p.training import EpochCallback, Preemption, keep
 
 _FILE = "checkpoint.weights.h5"
 

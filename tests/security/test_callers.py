@@ -16,7 +16,7 @@ from hopaas_p2p import access
 from hopaas_p2p.errors import ConfigurationError
 from hopaas_p2p.net.proxies import ServerAddress
 from hopaas_p2p.remote import relay as relays
-from hopaas_p2p.remote.rate_limit import TooManyAttempts
+from hopaas_p2p.remote.rate_limit import RequestRefused
 from hopaas_p2p.remote.relay import Relay
 from hopaas_p2p.remote.tokens import TokenCache
 from hopaas_p2p.runtime.settings import Secret
@@ -67,7 +67,7 @@ async def _guess(tokens: TokenCache, addresses: int, role: str = "ann.00000000")
     """Wrong tokens from so many addresses, as long as each is let."""
 
     async def one(number: int) -> None:
-        with contextlib.suppress(TooManyAttempts):
+        with contextlib.suppress(RequestRefused):
             for attempt in range(25):
                 await tokens.status(role, Secret(f"wrong{number}-{attempt}"), address=f"198.51.100.{number}")
 
@@ -81,7 +81,7 @@ def test_thirty_addresses_that_guess_keep_out_no_token_that_is_new(place: Place)
     async def attack() -> None:
         tokens = TokenCache(_target(place))
         await _guess(tokens, 30)
-        with pytest.raises(TooManyAttempts):
+        with pytest.raises(RequestRefused):
             await tokens.status("ann.11111111", Secret("x"), address="198.51.100.1")
         assert (await tokens.status(role, Secret(password), address="192.0.2.1")).valid
         tokens.close()
@@ -97,9 +97,9 @@ def test_a_role_that_exists_has_a_share_that_guessing_at_others_leaves(place: Pl
         tokens = TokenCache(_target(place))
         assert (await tokens.status(first[0], Secret(first[1]), address="192.0.2.1")).valid
         for number in range(120):
-            with contextlib.suppress(TooManyAttempts):
+            with contextlib.suppress(RequestRefused):
                 await tokens.status("ann.00000000", Secret(f"w{number}"), address=f"203.0.113.{number}")
-        with pytest.raises(TooManyAttempts):
+        with pytest.raises(RequestRefused):
             await tokens.status("ann.00000000", Secret("x"), address="192.0.2.2")
         assert (await tokens.status(second[0], Secret(second[1]), address="192.0.2.2")).valid
         tokens.close()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import http.client
+import io
 import signal
 import socket
 import ssl
@@ -458,23 +459,21 @@ def test_a_file_that_breaks_off_is_sent_again(
     append_many(store.log("u"), "a", 1)
     source, copy = tmp_path / "model", tmp_path / "copy"
     source.write_bytes(bytes(range(256)) * (1 << 16))
-    whole, broken = client._pieces_of, []
+    usual, broken = Path.open, list[int]()
 
-    def breaking(file: Path) -> tuple[int, Iterator[bytes]]:
-        size, pieces = whole(file)
+    class Breaking(io.FileIO):
+        def read(self, size: int | None = -1) -> bytes:
+            if self.tell() and not broken:  # a piece was sent
+                broken.append(self.tell())
+                for server in servers:
+                    server.kill()
+                    server.start()
+            return super().read(size) or b""
 
-        def sent() -> Iterator[bytes]:
-            for piece in pieces:
-                yield piece
-                if not broken:
-                    broken.append(len(piece))
-                    for server in servers:
-                        server.kill()
-                        server.start()
+    def opened(one: Path, *how: Any, **more: Any) -> Any:
+        return Breaking(one) if one == source and how == ("rb",) else usual(one, *how, **more)
 
-        return size, sent()
-
-    monkeypatch.setattr(client, "_pieces_of", breaking)
+    monkeypatch.setattr(Path, "open", opened)
     store.artifacts().put("u/model", source)
     store.artifacts().get("u/model", copy)
     assert copy.read_bytes() == source.read_bytes()

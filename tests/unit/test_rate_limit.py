@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import pytest
 
-from hopaas_p2p.remote.rate_limit import RateLimiter, TooManyAttempts
+from hopaas_p2p.remote.rate_limit import RateLimiter, RequestRefused
 
 
 @pytest.fixture
@@ -27,7 +27,7 @@ def tries(limiter: RateLimiter, address: str, times: int) -> int:
     for number in range(times):
         try:
             limiter.check(address)
-        except TooManyAttempts:
+        except RequestRefused:
             return number
         limiter.record_failure(address)
     return times
@@ -36,9 +36,9 @@ def tries(limiter: RateLimiter, address: str, times: int) -> int:
 def test_an_address_has_twenty_and_then_one_a_second(passes: Callable[[float], None]) -> None:
     limiter = RateLimiter()
     assert tries(limiter, "192.0.2.1", 100) == 20
-    with pytest.raises(TooManyAttempts) as refused:
+    with pytest.raises(RequestRefused) as refused:
         limiter.check("192.0.2.1")
-    assert (refused.value.retry_after, refused.value.guessing) == (1.0, True)
+    assert (refused.value.status, refused.value.retry) == (429, 1.0)
     limiter.check("192.0.2.2")
     passes(3.0)
     assert tries(limiter, "192.0.2.1", 100) == 3
@@ -49,9 +49,9 @@ def test_an_address_has_twenty_and_then_one_a_second(passes: Callable[[float], N
 def test_all_addresses_together_have_a_hundred_and_then_ten_a_second(passes: Callable[[float], None]) -> None:
     limiter = RateLimiter()
     assert sum(tries(limiter, f"192.0.2.{number}", 5) for number in range(100)) == 100
-    with pytest.raises(TooManyAttempts) as refused:
+    with pytest.raises(RequestRefused) as refused:
         limiter.check("198.51.100.1")
-    assert not refused.value.guessing
+    assert refused.value.status == 503
     passes(1.0)
     assert sum(tries(limiter, f"198.51.100.{number}", 5) for number in range(100)) == 10
 
