@@ -116,7 +116,7 @@ def apply(state: State, lsn: int, commit: Commit | Garbage, stamp: Stamp = UNSTA
 
     Commits come in order without gaps: lsn is `state.lsn + 1`.
     """
-    state.lsn = lsn
+    state.lsn, state.sum = lsn, None
     state.unsent.clear()
     state.touched.clear()
     known = state.decided(commit, stamp)

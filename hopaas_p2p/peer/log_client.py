@@ -18,7 +18,6 @@ from typing import Any, Final, Generic
 from msgspec.structs import replace
 
 from hopaas_p2p.core import codec
-from hopaas_p2p.core.chain import sum_at
 from hopaas_p2p.core.records import Commit, PeerJoin, Record, TrialClaim, TrialCreate, TrialFinish, TrialState
 from hopaas_p2p.core.snapshot import CorruptSnapshot
 from hopaas_p2p.core.state import State
@@ -212,7 +211,7 @@ class LogClient(Generic[S]):
                 appended = False
                 while not appended:
                     state = self.session.state
-                    commit = replace(commit, chain=sum_at(state.lsn, state.chain))  # noqa: PLW2901
+                    commit = replace(commit, chain=state.sum)  # noqa: PLW2901
                     receipt = self.log.exchange(commit, state.lsn)
                     with self.lock:
                         self.session.advance(receipt, began)

@@ -23,7 +23,7 @@ from msgspec import structs
 from hopaas_p2p.core import catalog, codec, snapshot
 from hopaas_p2p.core.apply import apply
 from hopaas_p2p.core.catalog import Catalog
-from hopaas_p2p.core.chain import BASE, PRIME, shown, sum_at
+from hopaas_p2p.core.codec import BASE, PRIME, shown
 from hopaas_p2p.core.leases import BEATS_PER_TTL, OwnerMonitor
 from hopaas_p2p.core.records import (
     Commit,
@@ -268,7 +268,7 @@ class LogSession(Generic[S]):
                 self._load()
             else:
                 return None
-        return structs.replace(self.in_flight[0].outgoing, chain=sum_at(self.state.lsn, self.state.chain))
+        return structs.replace(self.in_flight[0].outgoing, chain=self.state.sum)
 
     def _load(self) -> None:
         """Put what is queued for one owner into a commit, which is in flight from now on."""
@@ -364,7 +364,7 @@ class LogSession(Generic[S]):
         """Begin to join: continue from this state to the end of the log."""
         self.joined, before = False, self.state
         if before.lsn > self._seen[0]:
-            self._seen = before.lsn, sum_at(before.lsn, before.chain)
+            self._seen = before.lsn, before.sum
         self.state = state
 
     def complete_join(self) -> None:
@@ -414,7 +414,7 @@ class LogSession(Generic[S]):
         """
         joined, self.joined = self.joined, False
         state, apply_, in_flight = self.state, self.machine.apply, self.in_flight
-        head, chain = state.lsn, sum_at(state.lsn, state.chain)
+        head, chain = state.lsn, state.sum
         for entry in receipt.entries:
             lsn, payload, before = entry.lsn, entry.payload, entry.before
             if lsn <= head:
@@ -446,10 +446,9 @@ class LogSession(Generic[S]):
                         return False
                 apply_(state, lsn, commit, entry.stamp)
             head, known = lsn, before if chain is None else chain
-            # as `core.chain.following`, without a call
+            # as `core.codec.following`, without a call
             chain = None if known is None else (known * BASE + int.from_bytes(payload[:4], "little")) % PRIME
-        if chain is not None:
-            state.chain = head, chain
+        state.sum = chain
         self.joined = joined
         if self._cursors and isinstance(state, State) and state.changed:
             for ref in self._cursors:

@@ -13,7 +13,7 @@ import msgspec
 from hopaas_p2p import spool
 from hopaas_p2p.core import codec
 from hopaas_p2p.core.attributes import LATE_VALUES
-from hopaas_p2p.core.chain import following
+from hopaas_p2p.core.codec import following
 from hopaas_p2p.core.records import Commit, TrialFinish, TrialState
 from hopaas_p2p.core.state import State
 from hopaas_p2p.errors import BrokenChain, Denied, HopaasError, NoSuchStudy, StoreUnreachable, StudyDeleted

@@ -169,7 +169,7 @@ def _anothers_result(state: State) -> None:
 
 
 def _another_history(state: State) -> None:
-    state.chain = state.lsn, 7
+    state.sum = 7
 
 
 FORGERIES = [_stopped, _other_budget, _trials_gone, _anothers_result, _another_history]
