@@ -242,7 +242,7 @@ class LogSession(Generic[S]):
 
     def in_doubt(self, number: int) -> bool:
         """Whether the log may still refuse something that was sent or queued about this trial."""
-        return bool(self.in_flight or self.queued) and number in self._numbers(TrialSet)
+        return number in self._numbers(TrialSet)
 
     def has_unsent(self, number: int) -> bool:
         """Whether some record about this trial is not in the log, as far as this session knows."""

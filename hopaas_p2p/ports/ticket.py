@@ -159,7 +159,7 @@ def carry(
                 handle.refused(ticket.number, verdict, end.values)
             raise LeaseLost(f"trial {ticket.number} is no longer run by this ticket: {why}")
         study.sampler = optuna.samplers.RandomSampler()  # the parameters were chosen by `ask`
-        verbs = TrialVerbs(study, Trial(study, handle.first_id + ticket.number))
+        verbs = TrialVerbs(study, Trial(study, handle.trial(ticket.number, now=True)))
         yield verbs
         if verbs.released is not None:
             handle.release(ticket.number, reason=verbs.released)

@@ -23,7 +23,7 @@ from hopaas_p2p.core.state import COMPLETE, State, Trial
 from hopaas_p2p.peer.outbox import Draft
 from hopaas_p2p.peer.session import Cursor
 from hopaas_p2p.storage.optuna_internals import copy_of, new_frozen, pickle_prefixes
-from hopaas_p2p.translate import external, read_json, to_optuna
+from hopaas_p2p.translate import read_json, to_optuna
 
 _NUMBER: Final = attrgetter("number")
 _STATES: Final = tuple(TrialState)
@@ -231,7 +231,10 @@ class FrozenTrialCache:
         if special:
             params = dict(params)
             for name in special:
-                params[name] = external(distributions[name], params[name])
+                try:
+                    params[name] = distributions[name].to_external_repr(params[name])
+                except (IndexError, ValueError, OverflowError):  # from a hostile log
+                    params[name] = None
         elif running:
             params = dict(params)
         return new_frozen(

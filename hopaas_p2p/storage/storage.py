@@ -165,7 +165,7 @@ class Storage(BaseStorage):
         self._person: str | None = None if same_as is None else same_as._person
         self._handles: dict[int, StudyHandle] = {}
         self._located: dict[int, tuple[StudyHandle, int]] = {}
-        """Trial id -> what `locate` returns for it, for the trial located last, or started here."""
+        """Trial id -> what `locate` returns for it, for the trial located last."""
         self.suggestions: dict[int, tuple[FrozenTrial, TrialCreate]] = {}
         """Configurations that a sampler draws before there is a trial for them; the sampler sees them as running
         trials.
@@ -306,13 +306,7 @@ class Storage(BaseStorage):
             record = self._import_record(handle.state, template_trial)
         number = handle.begin(record) if record.state is records.TrialState.RUNNING else handle.bring(record)
         assert number is not None
-        return self.started(handle, number)
-
-    def started(self, handle: StudyHandle, number: int) -> int:
-        """The id of a trial that was just started here; `locate` knows it from now on."""
-        trial_id = handle.first_id + number
-        self._located = {trial_id: (handle, number)}
-        return trial_id
+        return handle.first_id + number
 
     def set_trial_param(
         self, trial_id: int, param_name: str, param_value_internal: float, distribution: BaseDistribution

@@ -155,7 +155,7 @@ class Proposer:
         frozen = new_frozen(trial_id, state.trials.size, TrialState.RUNNING, None, now, None, {}, {}, {}, {}, {})
         suggestions[trial_id] = frozen, record
         try:
-            trial = Trial(self._study, trial_id)
+            trial = Trial(self._study, frozen)
             trial.record = record
             sample(trial, self._space)
         finally:
@@ -184,7 +184,7 @@ class Proposer:
 
     # --- after the ask ---
 
-    def begin(self, suggested: Trial, number: int, trial_id: int) -> bool:
+    def begin(self, suggested: Trial, number: int) -> bool:
         """Make a suggestion the new trial that its record started; drop it, and return False, if another was started.
 
         If another peer started the same configuration shortly before, its suggestion came with the exchange that
@@ -201,7 +201,7 @@ class Proposer:
         ):
             self.drop(suggested)
             return False
-        become(suggested, trial_id, handle.trial(number))
+        become(suggested, handle.trial(number))
         if changed != {number} and self._searcher.repeats != "allow" and self._searcher.replicates <= 1:
             with handle.lock:
                 arrived = [handle.state.trials[one] for one in changed if one < number]

@@ -84,8 +84,6 @@ from hopaas_p2p.storage.optuna_internals import (
     cached_trial,
     contains,
     end_frozen,
-    fixed_params,
-    forget_cached_trials,
     has_trial_with,
     progress_bar,
     suggest_fixed,
@@ -654,18 +652,20 @@ class Study(optuna.Study):
     def _started(self, number: int, proposed: Trial | None) -> Trial | None:
         """The trial that was just started, with its parameters; None if it is over: it cannot run, or need not."""
         handle, proposer = self.handle, self._proposer
-        trial_id = self.storage.started(handle, number)
-        if proposer is not None and proposed is not None and proposer.begin(proposed, number, trial_id):
+        if proposer is not None and proposed is not None and proposer.begin(proposed, number):
             return proposed
-        forget_cached_trials(self)
-        trial = Trial(self, trial_id)
-        fixed, unfit = fixed_params(trial), []
+        frozen = handle.trial(number)
+        trial = Trial(self, frozen)
+        fixed: dict[str, Any] = frozen.system_attrs.get("fixed_params") or {}
+        unfit: list[str] = []
         if fixed:
             dists = self.state.dists
             unfit = [name for name, value in fixed.items() if name in dists and not fits(value, dists[name])]
-        known = None if proposer is None or unfit else proposer.sample(trial)
-        if not unfit and known is None:
+        known = None
+        if proposer is not None and not unfit:
+            known = proposer.sample(trial)
             handle.send_soon()
+        if not unfit and known is None:
             return trial
         with contextlib.suppress(LeaseLost):  # then another peer will end it
             if unfit:

@@ -501,7 +501,7 @@ def test_a_range_that_its_last_writer_did_not_pack_is_packed_by_the_next(
     log = a_log(tmp_path)
     append_many(log, "c", 255)
     with monkeypatch.context() as patch:
-        patch.setattr(FolderLog, "_appended", lambda *_: None)  # dies here
+        patch.setattr(FolderLog, "_tidy", lambda *_: None)  # dies here
         append(a_log(tmp_path), outgoing("last"), 255)
     assert not pack(tmp_path, 1).exists()
     append_many(a_log(tmp_path), "d", 64)

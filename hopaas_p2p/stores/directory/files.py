@@ -20,6 +20,7 @@ anything replaced or removed is named relative to a folder that was opened step 
 
 from __future__ import annotations
 
+import base64
 import binascii
 import contextlib
 import errno
@@ -46,7 +47,6 @@ from hopaas_p2p.stores.objects.contract import Found
 NOT_MOUNTED: Final = "the store is not there, perhaps because its file system is not mounted"
 _TEXT: Final = "hopaas:"
 _LONGEST: Final = 4000  # characters of a link's text; Linux takes 4,095
-_OF_URLS: Final = bytes.maketrans(b"+/", b"-_")
 _FROM_URLS: Final = bytes.maketrans(b"-_", b"+/")
 _NAME: Final = 240  # characters between two slashes; file systems take 255
 _Reading = TypeVar("_Reading", bound=Callable[..., Any])
@@ -155,7 +155,9 @@ class Directory:
                     raise
                 self._hard_links = False
         if len(data) * 4 // 3 < self._longest:
-            text = _text(data)
+            text = _TEXT + base64.urlsafe_b64encode(data).decode()
+            if len(text) > _NAME:  # for a tool that follows the link as if it were a path
+                text = "/".join(text[at : at + _NAME] for at in range(0, len(text), _NAME))
             try:
                 os.symlink(text, path)
                 return True
@@ -365,7 +367,7 @@ class Directory:
     def put(self, key: str, data: bytes) -> None:
         with self._replacing(key) as (draft, fd):
             if self._nfs and key.startswith(_NEVER_OPENED):
-                os.symlink(_text(data), draft, dir_fd=fd)
+                os.symlink(_TEXT + base64.urlsafe_b64encode(data).decode(), draft, dir_fd=fd)
             else:
                 _write(draft, data, dir_fd=fd)
 
@@ -560,12 +562,6 @@ def _may_link_to(path: str, text: str) -> bool:
         return False
     except OSError:
         return True
-
-
-def _text(data: bytes) -> str:
-    """The text of a link, cut into names short enough for a tool that follows the link as if it were a path."""
-    text = _TEXT + binascii.b2a_base64(data, newline=False).translate(_OF_URLS).decode()
-    return text if len(text) <= _NAME else "/".join(text[at : at + _NAME] for at in range(0, len(text), _NAME))
 
 
 @contextlib.contextmanager

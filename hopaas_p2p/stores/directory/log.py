@@ -16,7 +16,7 @@ from collections.abc import Iterable, Iterator
 from typing import Final
 
 from hopaas_p2p.core import codec
-from hopaas_p2p.errors import BehindRetention, ConfigurationError, Denied, StoreCorrupt, StoreUnreachable
+from hopaas_p2p.errors import BehindRetention, ConfigurationError, StoreCorrupt
 from hopaas_p2p.stores.base import Entry, Outgoing
 from hopaas_p2p.stores.directory.files import Directory, NoFolder, reaching
 from hopaas_p2p.stores.directory.packs import LARGEST_PACK, first_of, frame, frames, salvaged
@@ -25,7 +25,6 @@ from hopaas_p2p.stores.objects.log import BEHIND, EVERY, RECEIPT, SPAN, WriteOnc
 from hopaas_p2p.stores.objects.scheduler import SpreadScheduler
 from hopaas_p2p.stores.objects.store import ObjectBackedStore
 
-TIDY_EVERY: Final = 64  # commits between two checks for removable folders
 _KEPT: Final = 300.0  # seconds for which a folder is kept beside its pack, by the file system's clock
 _REMEMBERED: Final = 8 << 20  # bytes of commits kept in memory for the pack; beyond, they are read again
 
@@ -179,20 +178,18 @@ class FolderLog(WriteOnceLog[Directory]):
             if lsn > 1:  # a power cut must not take the commit before it
                 self.objects.secure(self.key(lsn - 1))
         try:
-            return data if self.objects.put_new(self.key(lsn), data, unless=unless) else None
+            created = self.objects.put_new(self.key(lsn), data, unless=unless)
         finally:
             if self.history.slept() and self.objects.get(self.pack(lsn), limit=0) is not None:
                 self._head = BEHIND
                 raise BehindRetention
-
-    def _appended(self, entry: Entry, data: bytes) -> None:
+        if not created:
+            return None
         self._writes = True
         if self._size < _REMEMBERED:
-            self._recent[entry.lsn] = data
+            self._recent[lsn] = data
             self._size += len(data)
-        if entry.lsn % TIDY_EVERY == 0:
-            with contextlib.suppress(StoreUnreachable, Denied):  # the next writer does it
-                self._tidy(entry.lsn)
+        return data
 
     def _tidy(self, lsn: int) -> None:
         """Pack the range that ends here, remove folders whose packs are some minutes old, and pack forgotten ranges.

@@ -30,7 +30,7 @@ from collections.abc import Callable, Iterator
 from typing import Final, Generic, NamedTuple, NoReturn
 
 from hopaas_p2p.core import codec
-from hopaas_p2p.errors import BehindRetention, BrokenChain, StoreCorrupt, StoreUnreachable, StudyDeleted
+from hopaas_p2p.errors import BehindRetention, BrokenChain, Denied, StoreCorrupt, StoreUnreachable, StudyDeleted
 from hopaas_p2p.net.backoff import Backoff
 from hopaas_p2p.stores.base import (
     EXCHANGE_TIMEOUT,
@@ -53,6 +53,7 @@ BEHIND: Final = -1
 RECEIPT: Final = 8 << 20  # bytes of commits that one exchange returns
 SPAN: Final = SNAPSHOT_EVERY
 """Commits of a range, which a directory's pack holds; the commits after a snapshot begin a new range."""
+TIDY_EVERY: Final = 64  # commits between two checks for removable folders
 _MAX_SNAPSHOT: Final = 1 << 30
 _PAUSES: Final = (0.05, 1.0)  # seconds
 _SECOND_LOOK: Final = 0.005  # seconds
@@ -106,6 +107,8 @@ class History:
         """Seconds between two checks that the last commit is still there; infinite: the next commit reveals it."""
         self.chain: tuple[int, int | None] = 0, 0
         """An lsn, and the sum of the log up to it, if it is known."""
+        self._last_written: tuple[int, int | None, bytes] = 0, None, b""
+        """The lsn of the last commit that this process wrote, the sum of the log up to it, and its object."""
         self._checked_at = 0.0
         self.snapshot = 0
         """The lsn of the last snapshot read, until it is known that the log extends that far."""
@@ -146,11 +149,13 @@ class History:
         if outgoing is None or not 0 < since == self.chain[0] or now - self._checked_at < self.every:
             return woke
         self._checked_at = now
-        stored = self._stored(since)
+        stored, known = self._stored(since), self.chain[1]
         if stored is None:
             self.gone(since)
+        if (since, known, stored) == self._last_written:  # as nearly always
+            return woke
         payload, before, _ = codec.detach(stored)
-        known, there = self.chain[1], None if before is None else codec.following(before, payload)
+        there = None if before is None else codec.following(before, payload)
         if known is not None and there is not None and known != there:
             raise BrokenChain(
                 f"this log has two histories: up to commit {since} a peer read the sum {codec.shown(known)}, and it is "
@@ -186,11 +191,15 @@ class History:
 
     # --- what came before? ---
 
-    def wrote(self, lsn: int, payload: bytes, before: int | None) -> None:
-        """Record that this process wrote this commit, at the end of the log and after this sum, if that is known."""
+    def wrote(self, lsn: int, payload: bytes, before: int | None, data: bytes) -> None:
+        """Record that this process wrote this commit, in an object of these bytes, at the end of the log.
+
+        `before` is the sum of the log before it, if that is known.
+        """
         self._known = self._began
         if before is not None or lsn > self.chain[0]:
             self.chain = lsn, None if before is None else codec.following(before, payload)
+            self._last_written = (*self.chain, data)
 
     def follow(self, lsn: int, payload: bytes, before: int | None) -> None:
         """Record that this commit was read, with its writer's sum."""
@@ -311,9 +320,8 @@ class WriteOnceLog(Log, Generic[Objects]):
         None if something is there. A second call writes the same bytes. Raises StoreUnreachable.
         """
 
-    @abstractmethod
-    def _appended(self, entry: Entry, data: bytes) -> None:
-        """Record that this process appended that commit, in an object of these bytes."""
+    def _tidy(self, lsn: int) -> None:
+        """Clean up, as the process that appended this commit; called for one commit in `TIDY_EVERY`."""
 
     @abstractmethod
     def _pieces(self) -> Iterator[tuple[int, bytes]]:
@@ -535,10 +543,11 @@ class WriteOnceLog(Log, Generic[Objects]):
                     now = time.monotonic()
                     (self.scheduler.lost if data is None else self.scheduler.won)(now, now - began)
             if data is not None:
-                entry = Entry(lsn, payload, outgoing.stamp, before)
-                self._appended(entry, data)
-                self.history.wrote(lsn, payload, before)
-                return entry, True
+                self.history.wrote(lsn, payload, before, data)
+                if lsn % TIDY_EVERY == 0:
+                    with contextlib.suppress(StoreUnreachable, Denied):  # the next writer does it
+                        self._tidy(lsn)
+                return Entry(lsn, payload, outgoing.stamp, before), True
             found = self._get(lsn, deadline, certain=False)
             other = self._elsewhere(lsn, deadline) if found is None else self._entry(lsn, found, mine=payload)
             if other is not None:

@@ -193,12 +193,13 @@ class BucketLog(WriteOnceLog[Bucket]):
     # --- appending ---
 
     def _create(self, lsn: int, outgoing: Outgoing, before: int | None) -> bytes | None:
-        data = self._piggyback.load(lsn, codec.attach(outgoing.payload, before, outgoing.stamp), before)
-        return data if self.objects.put_new(self.key(lsn), data) else None
-
-    def _appended(self, entry: Entry, data: bytes) -> None:
-        self._carriable(entry.lsn, entry.payload, entry.before, entry.stamp)
-        self._confirmation.wrote(entry.lsn, opened(data).stored, data, copied=self._piggyback.shared)
+        stored = codec.attach(outgoing.payload, before, outgoing.stamp)
+        data = self._piggyback.load(lsn, stored, before)
+        if not self.objects.put_new(self.key(lsn), data):
+            return None
+        self._carriable(lsn, outgoing.payload, before, outgoing.stamp)
+        self._confirmation.wrote(lsn, stored, data, copied=self._piggyback.shared)
+        return data
 
     # --- backups and rescue ---
 
