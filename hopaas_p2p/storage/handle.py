@@ -236,8 +236,8 @@ class StudyHandle:
             with contextlib.suppress(StoreUnreachable, Denied):  # then the sampler makes do with what is known
                 peer.pull(self.log)
 
-    def begin(self, record: TrialCreate | TrialClaim, *, within: float = math.inf) -> int | None:
-        """Start the trial that this record asks for, in one exchange without a race; return its number.
+    def begin(self, record: TrialCreate | TrialClaim, *, within: float = math.inf) -> FrozenTrial | None:
+        """Start the trial that this record asks for, in one exchange without a race; return it.
 
         None if another peer has started the trial that it claims. A trial that was reclaimed before this process
         learned that it had started, for instance because the store was long away, no longer has an owner: another one
@@ -262,9 +262,9 @@ class StudyHandle:
                 with log.lock:
                     trial = log.session.state.trials[number]
                     if trial.end is None:
-                        self._own(trial, begun=True)
+                        owned = self._own(trial, begun=True)
                         peer.meter.begin((self.uuid, number, trial.epoch))
-                        return number
+                        return copy_of(owned.frozen)
             except BaseException:
                 peer.abandon(log, pending)
                 raise

@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import optuna
 from optuna.distributions import BaseDistribution, _convert_old_distribution_to_new_distribution
@@ -55,6 +55,7 @@ __all__ = [
 
 
 _log: Final = logging.getLogger("hopaas_p2p")
+T = TypeVar("T", bound=optuna.trial.Trial)
 
 
 class StoredTrial(FrozenTrial):
@@ -240,17 +241,19 @@ def set_cached_trial(trial: optuna.trial.Trial, frozen: FrozenTrial) -> None:
     trial._cached_frozen_trial = frozen
 
 
-def begin(trial: optuna.trial.Trial, study: optuna.Study, frozen: FrozenTrial) -> None:
-    """What the constructor of Optuna's Trial does, for a trial that the storage need not be asked for.
+def begin(kind: type[T], study: optuna.Study, frozen: FrozenTrial) -> T:
+    """A Trial of this kind, as Optuna's constructor makes it, for a trial that the storage need not be asked for.
 
     A study keeps a list of all trials while a sampler works; a new trial begins with a new list.
     """
+    trial = kind.__new__(kind)
     study._thread_local.cached_all_trials = None
     trial.study, trial.storage = study, study._storage
     trial._trial_id, trial._cached_frozen_trial = frozen._trial_id, frozen
     study.sampler.before_trial(optuna.pruners._filter_study(study, frozen), frozen)
     trial.relative_search_space = trial._relative_params = None
     trial._fixed_params = frozen.system_attrs.get("fixed_params", {})
+    return trial
 
 
 def after_trial(study: optuna.Study, frozen: FrozenTrial, state: TrialState, values: Sequence[float] | None) -> None:

@@ -304,9 +304,11 @@ class Storage(BaseStorage):
             if handle.state.define is None:
                 self.peer.catch_up(handle.log)
             record = self._import_record(handle.state, template_trial)
-        number = handle.begin(record) if record.state is records.TrialState.RUNNING else handle.bring(record)
-        assert number is not None
-        return handle.first_id + number
+        if record.state is not records.TrialState.RUNNING:
+            return handle.first_id + handle.bring(record)
+        begun = handle.begin(record)
+        assert begun is not None
+        return handle.first_id + begun.number
 
     def set_trial_param(
         self, trial_id: int, param_name: str, param_value_internal: float, distribution: BaseDistribution

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Final
 import optuna
 from optuna.distributions import BaseDistribution
 from optuna.samplers import BaseSampler
-from optuna.trial import TrialState
+from optuna.trial import FrozenTrial, TrialState
 
 from hopaas_p2p.core.admission import NEW, Done
 from hopaas_p2p.core.attributes import REPLICATE, REUSED
@@ -29,7 +29,7 @@ from hopaas_p2p.errors import NoWork
 from hopaas_p2p.search.optuna_internals import GRID, fixed_names, grid_points
 from hopaas_p2p.search.repeats import Tried
 from hopaas_p2p.storage import Storage
-from hopaas_p2p.storage.optuna_internals import become, cached_trial, fixed_params, new_frozen, sample
+from hopaas_p2p.storage.optuna_internals import become, begin, cached_trial, fixed_params, new_frozen, sample
 from hopaas_p2p.study.method import Searcher
 from hopaas_p2p.study.trial import Trial
 from hopaas_p2p.translate import external, to_record
@@ -155,7 +155,7 @@ class Proposer:
         frozen = new_frozen(trial_id, state.trials.size, TrialState.RUNNING, None, now, None, {}, {}, {}, {}, {})
         suggestions[trial_id] = frozen, record
         try:
-            trial = Trial(self._study, frozen)
+            trial = begin(Trial, self._study, frozen)
             trial.record = record
             sample(trial, self._space)
         finally:
@@ -184,14 +184,14 @@ class Proposer:
 
     # --- after the ask ---
 
-    def begin(self, suggested: Trial, number: int) -> bool:
+    def begin(self, suggested: Trial, frozen: FrozenTrial) -> bool:
         """Make a suggestion the new trial that its record started; drop it, and return False, if another was started.
 
         If another peer started the same configuration shortly before, its suggestion came with the exchange that
         started this trial. Of the two trials, the one with the higher number is changed; its new parameters are sent in
         the background.
         """
-        handle, changed, drawn = self._handle, self._cursor.changed, suggested.record.params
+        handle, changed, drawn, number = self._handle, self._cursor.changed, suggested.record.params, frozen.number
         logged = handle.log.session.state.trials[number]
         if (
             (logged.epoch, logged.attempt, logged.continues) != (1, 1, None)
@@ -201,7 +201,7 @@ class Proposer:
         ):
             self.drop(suggested)
             return False
-        become(suggested, handle.trial(number))
+        become(suggested, frozen)
         if changed != {number} and self._searcher.repeats != "allow" and self._searcher.replicates <= 1:
             with handle.lock:
                 arrived = [handle.state.trials[one] for one in changed if one < number]

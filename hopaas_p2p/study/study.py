@@ -81,6 +81,7 @@ from hopaas_p2p.storage.frozen import to_datetime
 from hopaas_p2p.storage.handle import StudyHandle
 from hopaas_p2p.storage.optuna_internals import (
     after_trial,
+    begin,
     cached_trial,
     contains,
     end_frozen,
@@ -601,22 +602,25 @@ class Study(optuna.Study):
         self._prepare_to_ask()
         handle, proposer = self.handle, self._proposer
         while True:
-            number: int | None = None
+            frozen: FrozenTrial | None = None
             proposed: Trial | None = None
             try:
                 found = handle.next_or_raise("space" if through else "", _THROUGH if through else "", within=within)
                 if found is NEW and proposer is not None:
                     proposed = proposer.propose(within)
                 record = None if proposed is None else proposed.record
-                number = handle.begin(record or TrialCreate(prefer_waiting=True), within=within)
-                assert number is not None
-                trial = self._started(number, proposed)
+                frozen = handle.begin(record or TrialCreate(prefer_waiting=True), within=within)
+                assert frozen is not None
+                if proposer is not None and proposed is not None and proposer.begin(proposed, frozen):
+                    trial: Trial | None = proposed
+                else:
+                    trial = self._started(frozen)
                 if trial is not None:
-                    handle.release_when_forgotten(trial, number)
+                    handle.release_when_forgotten(trial, frozen.number)
                     return trial
             except BaseException as error:  # a sampler may fail, or compute for seconds until somebody interrupts it
-                if number is not None:
-                    self._give_back(number, error)
+                if frozen is not None:
+                    self._give_back(frozen.number, error)
                 elif proposer is not None and proposed is not None:
                     proposer.drop(proposed)
                 raise
@@ -649,13 +653,10 @@ class Study(optuna.Study):
             check_spendable(ledger.limits, ledger.spent, peer.describe(), metered=peer.energy is not None)
             self._spendable = ledger.limits
 
-    def _started(self, number: int, proposed: Trial | None) -> Trial | None:
+    def _started(self, frozen: FrozenTrial) -> Trial | None:
         """The trial that was just started, with its parameters; None if it is over: it cannot run, or need not."""
-        handle, proposer = self.handle, self._proposer
-        if proposer is not None and proposed is not None and proposer.begin(proposed, number):
-            return proposed
-        frozen = handle.trial(number)
-        trial = Trial(self, frozen)
+        handle, proposer, number = self.handle, self._proposer, frozen.number
+        trial = begin(Trial, self, frozen)
         fixed: dict[str, Any] = frozen.system_attrs.get("fixed_params") or {}
         unfit: list[str] = []
         if fixed:

@@ -25,7 +25,7 @@ from hopaas_p2p.files.artifacts import Artifact, StudyArtifacts, artifacts_of
 from hopaas_p2p.runtime import interrupts
 from hopaas_p2p.runtime.arguments import shown
 from hopaas_p2p.spec.metrics import checked, refuse
-from hopaas_p2p.storage.optuna_internals import begin, cached_trial, set_cached_trial
+from hopaas_p2p.storage.optuna_internals import cached_trial, set_cached_trial
 from hopaas_p2p.translate import checked_step
 
 if TYPE_CHECKING:
@@ -60,10 +60,6 @@ class Trial(optuna.trial.Trial):
 
     study: Any
     storage: Storage
-
-    def __init__(self, study: optuna.Study, frozen: optuna.trial.FrozenTrial) -> None:
-        begin(self, study, frozen)
-
     record: Any = None
     """The `TrialCreate` that will ask for it, while it is only suggested; see `study.proposer`."""
 
