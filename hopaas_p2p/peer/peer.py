@@ -41,10 +41,9 @@ from hopaas_p2p.errors import (
 from hopaas_p2p.net.backoff import Backoff
 from hopaas_p2p.peer import handover
 from hopaas_p2p.peer.jobs import Jobs
-from hopaas_p2p.peer.log_client import LogClient, translated
 from hopaas_p2p.peer.meter import Meter
 from hopaas_p2p.peer.outbox import PendingCommit
-from hopaas_p2p.peer.session import CATALOG, IDLE, STUDY, LogSession, ReplicatedMachine, S
+from hopaas_p2p.peer.session import CATALOG, IDLE, STUDY, LogClient, LogSession, ReplicatedMachine, S, translated
 from hopaas_p2p.peer.spool import SpoolSender
 from hopaas_p2p.runtime import process, provenance
 from hopaas_p2p.spool import Spooled

@@ -56,9 +56,9 @@ from hopaas_p2p.errors import (
     StoreUnreachable,
     StudyDeleted,
 )
-from hopaas_p2p.peer.log_client import LogClient
 from hopaas_p2p.peer.outbox import PendingCommit
 from hopaas_p2p.peer.peer import Peer, introduction
+from hopaas_p2p.peer.session import LogClient
 from hopaas_p2p.storage.frozen import NOT_BEGUN, FrozenTrialCache, OwnedTrial
 from hopaas_p2p.storage.options import StorageOptions
 from hopaas_p2p.storage.optuna_internals import copy_of, end_frozen

@@ -14,7 +14,7 @@ from hopaas_p2p.core.records import TrialCreate, TrialFinish
 from hopaas_p2p.core.snapshot import CorruptSnapshot
 from hopaas_p2p.core.state import COMPLETE, State, Trials
 from hopaas_p2p.errors import Denied, StoreCorrupt, StoreUnreachable
-from hopaas_p2p.peer.log_client import LogClient, study_client
+from hopaas_p2p.peer.session import LogClient, study_client
 from hopaas_p2p.stores.checks import examine
 from hopaas_p2p.stores.postgres.copying import copied_rows
 from hopaas_p2p.stores.postgres.store import PostgresLog, PostgresStore

@@ -16,7 +16,7 @@ from hopaas_p2p.core.records import Commit, StudyDefine, StudySet, TrialCreate, 
 from hopaas_p2p.core.state import State
 from hopaas_p2p.errors import BrokenChain, NewerFormat, StoreCorrupt
 from hopaas_p2p.moving import rescue
-from hopaas_p2p.peer.log_client import LogClient, study_client
+from hopaas_p2p.peer.session import LogClient, study_client
 from hopaas_p2p.stores.base import Entry, Outgoing, append
 from hopaas_p2p.stores.objects.carried import MOST, MOST_BYTES, PiggybackedCommits, opened, sealed
 from hopaas_p2p.stores.objects.contract import Found

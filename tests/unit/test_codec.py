@@ -30,7 +30,7 @@ from hopaas_p2p.core.records import (
 )
 from hopaas_p2p.core.state import State
 from hopaas_p2p.errors import InvalidInput
-from hopaas_p2p.peer.log_client import study_client
+from hopaas_p2p.peer.session import study_client
 from hopaas_p2p.stores.base import Outgoing
 from hopaas_p2p.stores.directory.store import DirectoryStore
 from hopaas_p2p.stores.memory import MemoryLog
