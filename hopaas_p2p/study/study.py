@@ -117,7 +117,7 @@ from hopaas_p2p.study.progress import ProgressLog, last_line
 from hopaas_p2p.study.proposer import Proposer
 from hopaas_p2p.study.ranks import Ranks, follow, leading, ranks, together
 from hopaas_p2p.study.schedule import Schedule, schedule_of
-from hopaas_p2p.study.trial import Objective, Trial, as_values, values_or_reason
+from hopaas_p2p.study.trial import Objective, Trial
 from hopaas_p2p.study_like import looking_at
 from hopaas_p2p.translate import fits, to_optuna, to_record
 
@@ -1190,3 +1190,34 @@ def _ended_as(state: TrialState | str) -> TrialState:
     if not isinstance(word, str) or word.lower() not in ("complete", "pruned", "fail"):
         raise InvalidInput(f"a trial ends as 'complete', 'pruned' or 'fail', not {shown(word)}")
     return TrialState[word.upper()]
+
+
+def as_values(result: float | Sequence[float], *, expected: int) -> tuple[float, ...]:
+    """What an objective returned, as values of a COMPLETE trial.
+
+    Raises:
+        InvalidInput: they are not numbers, NaN, or not one per direction. The message becomes the trial's reason.
+    """
+    parts: Sequence[float] = result if isinstance(result, list | tuple) else (result,)
+    if len(parts) != expected:
+        raise InvalidInput(f"{expected} value{'s' * (expected > 1)} expected, got {len(parts)}")
+    values = []
+    for part in parts:
+        try:
+            value = float(part)
+        except (TypeError, ValueError):
+            raise InvalidInput(f"the objective returned {part!r}, which is not a number") from None
+        except OverflowError:
+            raise InvalidInput("the objective returned a whole number that is too large for a float") from None
+        if math.isnan(value):
+            raise InvalidInput("the objective returned NaN")
+        values.append(value)
+    return tuple(values)
+
+
+def values_or_reason(result: float | Sequence[float], *, expected: int) -> tuple[tuple[float, ...] | None, str | None]:
+    """What an objective returned, as values of a COMPLETE trial; or why the trial fails."""
+    try:
+        return as_values(result, expected=expected), None
+    except InvalidInput as error:
+        return None, str(error)
