@@ -130,7 +130,14 @@ class Directory:
         folder = path[: path.rindex("/")]
         created = False
         try:
-            self._check_there()
+            try:
+                status = os.stat(self._meta)
+                described = status.st_dev, status.st_ino
+            except _ABSENT:
+                described = (0, 0)
+            if described != self._described or described == (0, 0):  # is this store still mounted here?
+                self._check_mounted()
+                self._described = described
             self._check_links(folder)
             try:
                 created = self._create(data, path)
@@ -310,16 +317,6 @@ class Directory:
         if self.uuid.encode() not in said:
             raise FileNotFoundError(errno.ENOENT, "another store is in its place")
 
-    def _check_there(self) -> None:
-        """Before a write, check by its inode that the store's description is where it was."""
-        try:
-            status = os.stat(self._meta)
-        except _ABSENT:
-            raise FileNotFoundError(errno.ENOENT, NOT_MOUNTED) from None
-        if (status.st_dev, status.st_ino) != self._described:
-            self._check_mounted()
-            self._described = status.st_dev, status.st_ino
-
     def _read(self, path: str, limit: int) -> Found | StoreUnreachable | None:
         try:
             text = os.readlink(path)
@@ -412,7 +409,7 @@ class Directory:
         path = f"{self.root}/{key}"
         folder, _, name = path.rpartition("/")
         with reaching(path):
-            self._check_there()
+            self._check_mounted()
             draft = f".{name}.{secrets.token_hex(6)}"
             try:
                 if not _is_folder(folder):
