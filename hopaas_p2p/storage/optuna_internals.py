@@ -49,12 +49,14 @@ __all__ = [
     "set_cached_trial",
     "study_id_of",
     "suggest_fixed",
+    "to_datetime",
     "trial_id_of",
     "unpickles",
 ]
 
 
 _log: Final = logging.getLogger("hopaas_p2p")
+_EXACT: Final = (1 << 32) * 1_000_000  # microseconds, to 2106: float seconds are exact to a microsecond
 T = TypeVar("T", bound=optuna.trial.Trial)
 
 
@@ -103,21 +105,24 @@ def new_frozen(
     number: int,
     state: TrialState,
     values: list[float] | None,
-    start: datetime.datetime | None,
-    end: datetime.datetime | None,
+    start: int | None,
+    end: int | None,
     params: dict[str, Any],
     distributions: dict[str, BaseDistribution],
     user_attrs: dict[str, Any],
     system_attrs: dict[str, Any],
     reports: dict[int, float],
 ) -> StoredTrial:
-    """A FrozenTrial of these very objects, unchecked: its `__init__` costs as much as all the rest of building one."""
+    """A FrozenTrial of these very objects, unchecked: its `__init__` costs as much as all the rest of building one.
+
+    Times are those of the log.
+    """
     frozen = StoredTrial.__new__(StoredTrial)
     frozen._number = number
     frozen.state = state
     frozen._values = values
-    frozen._datetime_start = start
-    frozen.datetime_complete = end
+    frozen._datetime_start = to_datetime(start)
+    frozen.datetime_complete = None if end is None else to_datetime(end)
     frozen._params = params
     frozen._user_attrs = user_attrs
     frozen._system_attrs = system_attrs
@@ -125,6 +130,19 @@ def new_frozen(
     frozen._distributions = distributions
     frozen._trial_id = trial_id
     return frozen
+
+
+def to_datetime(microseconds: int | None) -> datetime.datetime | None:
+    """A time of the log in this machine's time zone, naive like Optuna's."""
+    if microseconds is None:
+        return None
+    if 0 < microseconds < _EXACT:
+        return datetime.datetime.fromtimestamp(microseconds / 1e6)  # noqa: DTZ006
+    seconds, rest = divmod(microseconds, 1_000_000)
+    try:
+        return datetime.datetime.fromtimestamp(seconds).replace(microsecond=rest)  # noqa: DTZ006
+    except (OverflowError, ValueError, OSError):  # nonsense from a hostile or broken peer
+        return datetime.datetime.fromtimestamp(0)  # noqa: DTZ006
 
 
 def copy_of(frozen: FrozenTrial) -> StoredTrial:
@@ -144,9 +162,10 @@ def copy_of(frozen: FrozenTrial) -> StoredTrial:
     return new
 
 
-def end_frozen(frozen: FrozenTrial, state: TrialState, values: Sequence[float] | None) -> None:
+def end_frozen(frozen: FrozenTrial, state: TrialState, values: Sequence[float] | None, end: int | None = None) -> None:
     """End the trial like this; Optuna's setter for values requires them to match the state at every moment."""
     frozen.state = state
+    frozen.datetime_complete = None if end is None else to_datetime(end)
     if values is not None:
         frozen._values = list(values)
 

@@ -6,7 +6,6 @@ was tried, too, a neighbour is taken. All samplers are treated alike, except tho
 
 from __future__ import annotations
 
-import datetime
 import itertools
 import json
 import logging
@@ -149,7 +148,7 @@ class Proposer:
     def _draw(self) -> Trial:
         """Let the sampler choose parameters as for a running trial."""
         state, suggestions, trial_id = self._handle.log.session.state, self._storage.suggestions, next(_ids)
-        now = datetime.datetime.now()  # noqa: DTZ005  # as Optuna has it
+        now = self._handle.peer.now_us()
         dists = self._dists and {name: one for name, one in self._dists.items() if state.dists.get(name) != one}
         record = TrialCreate(prefer_waiting=True, params={}, dists=dists, replicates=self._searcher.replicates)
         frozen = new_frozen(trial_id, state.trials.size, TrialState.RUNNING, None, now, None, {}, {}, {}, {}, {})

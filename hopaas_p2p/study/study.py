@@ -77,7 +77,6 @@ from hopaas_p2p.spec.budget import budget_now, changed, check_limits, check_spen
 from hopaas_p2p.spec.budget import words as budget_words
 from hopaas_p2p.spec.space import as_attribute, inferred, said_later, spec
 from hopaas_p2p.storage import Storage, open_storage
-from hopaas_p2p.storage.frozen import to_datetime
 from hopaas_p2p.storage.handle import StudyHandle
 from hopaas_p2p.storage.optuna_internals import (
     after_trial,
@@ -773,8 +772,7 @@ class Study(optuna.Study):
             self._telling.discard(me)
             handle.finish(number, state, values, reason, defer=defer)
         if not defer:
-            end_frozen(frozen, state, values)
-            frozen.datetime_complete = to_datetime(handle.log.session.state.trials[number].end)
+            end_frozen(frozen, state, values, handle.log.session.state.trials[number].end)
         return frozen
 
     @contextlib.contextmanager
