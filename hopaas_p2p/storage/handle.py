@@ -822,7 +822,7 @@ class StudyHandle:
     def release_when_forgotten(self, trial: Any, number: int) -> None:
         """Release this trial if its object is collected before it has ended."""
         owned = self.view.owned.get(number)
-        if owned is not None:  # otherwise an operator has ended it at once
+        if owned is not None:  # otherwise another thread, which was interrupted, gave it back
             asked = AskedTrial(trial, self.peer.forgotten.append)
             asked.handle, asked.number, asked.lease = self, number, owned.lease
             self.asked[number] = asked
