@@ -26,7 +26,7 @@ from hopaas_p2p.core.state import State
 from hopaas_p2p.errors import HopaasError, NoSuchStudy, StoreUnreachable, StudyDeleted
 from hopaas_p2p.peer.jobs import Jobs
 from hopaas_p2p.peer.liveness import SignOfLife, owners_of, sign_of_life
-from hopaas_p2p.peer.log_client import LogClient, translated
+from hopaas_p2p.peer.session import LogClient, translated
 from hopaas_p2p.storage import Storage, open_storage
 from hopaas_p2p.study import Study
 

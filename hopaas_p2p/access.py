@@ -464,8 +464,8 @@ def uuid_of(store: Store, name: str) -> str:
         NoSuchStudy: there is none.
 
     """
-    from hopaas_p2p.peer.log_client import catalog_client
     from hopaas_p2p.peer.peer import microseconds
+    from hopaas_p2p.peer.session import catalog_client
 
     replica = catalog_client(store.catalog(), writer=new_uuid(), now_us=microseconds)
     replica.exchange()

@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, settings
 
-from hopaas_p2p.peer.log_client import LogClient
 from hopaas_p2p.peer.peer import Peer
+from hopaas_p2p.peer.session import LogClient
 from hopaas_p2p.runtime import credentials
 
 pytest_plugins = [

@@ -15,7 +15,7 @@ from typing import ClassVar, Final
 
 import msgspec
 
-from hopaas_p2p.core.state import State
+from hopaas_p2p.core.state import NEVER_PAUSING, State
 
 Alive = Callable[[str], float | None]
 """What a caller knows about the owner of a running trial: None if the owner is alive, else the latest time, by the
@@ -132,9 +132,10 @@ def _found(state: State, skip: Collection[int], no_new: str, *, room: bool) -> S
     for number in pausing.resumable:
         if number not in skip:
             return Start(number)
-    paused = pausing.promoted(room=room, running=bool(state.running), skip=skip)
-    if paused is not None:
-        return Continue(paused)
+    if pausing is not NEVER_PAUSING:  # as in nearly all studies
+        paused = pausing.promoted(room=room, running=bool(state.running), skip=skip)
+        if paused is not None:
+            return Continue(paused)
     if not room:
         return None
     for number in state.waiting:

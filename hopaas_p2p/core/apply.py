@@ -116,7 +116,7 @@ def apply(state: State, lsn: int, commit: Commit | Garbage, stamp: Stamp = UNSTA
 
     Commits come in order without gaps: lsn is `state.lsn + 1`.
     """
-    state.lsn = lsn
+    state.lsn, state.sum = lsn, None
     state.unsent.clear()
     state.touched.clear()
     known = state.decided(commit, stamp)
@@ -717,7 +717,7 @@ def _note_result(state: State, trial: Trial) -> None:
     if trial.state is not FAIL:
         value, define = None, state.define
         if trial.state is COMPLETE and trial.values and define is not None and len(define.directions) == 1:
-            value = trial.values[0] if trial.feasible else None
+            value = trial.values[0] if not trial.system or trial.feasible else None
         state.ledger.result(trial.end or 0, value)
 
 

@@ -12,7 +12,6 @@ from typing import Final, NamedTuple
 import msgspec
 
 from hopaas_p2p.core import snapshot
-from hopaas_p2p.core.chain import sum_at
 from hopaas_p2p.core.codec import Garbage
 from hopaas_p2p.core.names import valid_name
 from hopaas_p2p.core.records import UNSTAMPED, Commit, Stamp, StudyRegistered, StudyRemoved
@@ -50,7 +49,7 @@ class Catalog(LogState):
 
     def apply(self, lsn: int, commit: Commit | Garbage, stamp: Stamp = UNSTAMPED) -> tuple[Verdict, ...]:
         """Apply one commit; same contract as `apply.apply`."""
-        self.lsn = lsn
+        self.lsn, self.sum = lsn, None
         known = self.decided(commit, stamp)
         if known is not None:
             return known
@@ -145,9 +144,9 @@ _decode: Final = msgspec.msgpack.Decoder(_Catalog).decode
 
 def dump(catalog: Catalog) -> bytes:
     """The snapshot of this catalog."""
-    listings, chain = list(catalog.by_id.values()), sum_at(catalog.lsn, catalog.chain)
+    listings = list(catalog.by_id.values())
     gone = sorted(catalog.uuids - {one.uuid for one in listings})
-    body = _Catalog(VERSION, catalog.lsn, catalog.ids, listings, gone, catalog.writers, catalog.refusals, chain)
+    body = _Catalog(VERSION, catalog.lsn, catalog.ids, listings, gone, catalog.writers, catalog.refusals, catalog.sum)
     return snapshot.seal(_MAGIC, _encode(body))
 
 
@@ -165,9 +164,7 @@ def load(data: bytes) -> Catalog:
     if found.version != VERSION:
         raise CorruptSnapshot
     catalog = Catalog()
-    catalog.lsn, catalog.ids, catalog.refusals = found.lsn, found.ids, found.refusals
-    if found.chain is not None:
-        catalog.chain = found.lsn, found.chain
+    catalog.lsn, catalog.sum, catalog.ids, catalog.refusals = found.lsn, found.chain, found.ids, found.refusals
     catalog.writers = found.writers
     for listing in found.listings:
         catalog.by_id[listing.study_id] = catalog.by_name[listing.name] = catalog.by_uuid[listing.uuid] = listing

@@ -24,7 +24,7 @@ import msgspec
 from hopaas_p2p.core import blocks
 from hopaas_p2p.core.apply import follow_fidelity
 from hopaas_p2p.core.attributes import MOST_REPLICATES
-from hopaas_p2p.core.chain import PRIME, sum_at
+from hopaas_p2p.core.codec import PRIME
 from hopaas_p2p.core.inherited import flat
 from hopaas_p2p.core.ledger import Ledger, possible_ledger
 from hopaas_p2p.core.records import Budget, Distribution, Natural, StudyDefine, TrialState
@@ -76,7 +76,7 @@ class _Header(msgspec.Struct, array_like=True):
     replicates: dict[int, Replicates]
     trials: Natural
     chain: int | None
-    """The log's sum at the snapshot, see `core.chain`."""
+    """The log's sum at the snapshot, see `core.codec`."""
     inline: dict[str, memoryview]
     """Pieces that may still change, by place."""
     names: list[str]
@@ -120,8 +120,7 @@ def _header(state: State) -> _Header:
     """All of the State except the pieces."""
     of_state = {name: getattr(state, name) for name in _OF_A_STATE}
     of_state |= {"user": flat(state.user), "system": flat(state.system)}
-    chain = sum_at(state.lsn, state.chain)
-    return _Header(VERSION, **of_state, trials=len(state.trials), chain=chain, inline={}, names=[])
+    return _Header(VERSION, **of_state, trials=len(state.trials), chain=state.sum, inline={}, names=[])
 
 
 def _pieces(state: State) -> Iterator[tuple[str, bytes | memoryview, bool]]:
@@ -256,7 +255,7 @@ def _load(header: _Header, pieces: _Pieces) -> State:
     for name in _OF_A_STATE:
         setattr(state, name, getattr(header, name))
     state.policy = state.policy if define is None else define.policy
-    state.chain = state.chain if header.chain is None else (header.lsn, header.chain)
+    state.sum = header.chain
     state.peers = pieces.together("p", _decode_peers)
     state.writers = pieces.together("w", _decode_writers)
     rules = blocks.StudyRules(0 if define is None else len(define.directions), header.dists, header.trials)

@@ -393,8 +393,8 @@ class LogState:
 
     def __init__(self) -> None:
         self.lsn = 0
-        self.chain = (0, 0)
-        """An lsn, and the sum of the log up to it, see `core.chain`; a session keeps it. Not in digests."""
+        self.sum: int | None = 0
+        """The sum of the log up to `lsn`, see `core.codec`; kept by a session, None if unknown. Not in digests."""
         self.writers: dict[str, LastCommit] = {}
         self.refusals: dict[str, int] = {}
 

@@ -152,7 +152,7 @@ def dump_optuna(source: StudyRecords, url: str) -> None:
 
 def _frozen(number: int, record: TrialCreate) -> FrozenTrial:
     """The trial in Optuna's form; data without a field there go into system attributes."""
-    from hopaas_p2p.storage.frozen import to_datetime
+    from hopaas_p2p.storage.optuna_internals import to_datetime
 
     metrics = {name: list(values.items()) for name, values in record.metrics.items()}
     rest = msgspec.to_builtins(_Rest(record.reason, metrics, record.start is None and record.end is not None))

@@ -1,7 +1,7 @@
 """Recovers the readable parts of a damaged study into a new study: `hopaas-p2p doctor STORE --rescue`.
 
 A log is damaged if an earlier commit is missing, or intact but not as written, or if the log has two histories
-(`core.chain`): a server accepted two commits under one lsn, or an older copy was restored under running peers. Peers
+(`core.codec`): a server accepted two commits under one lsn, or an older copy was restored under running peers. Peers
 stop there, because later commits may mean something else without an earlier one: trials are numbered in the order of
 the log, and a result names its trial by number. A rescue continues.
 
@@ -40,7 +40,7 @@ from hopaas_p2p import spool
 from hopaas_p2p.core import codec, snapshot
 from hopaas_p2p.core.apply import apply
 from hopaas_p2p.core.catalog import Catalog
-from hopaas_p2p.core.chain import following, sum_at
+from hopaas_p2p.core.codec import following
 from hopaas_p2p.core.names import NO_REQUEST, handover_prefix, request_name
 from hopaas_p2p.core.records import (
     Commit,
@@ -179,7 +179,7 @@ def rescue(store: Store, uuid: str, handed_over: Iterable[str] = (), *, unsent: 
     loose = [payload for payload in loose if not _contains(root, payload)]
     rest = [entry for entry in (*entries.values(), *placed) if entry.lsn > root.lsn]
     later = [state for state in states if state.lsn > root.lsn]
-    found = united(root, sum_at(root.lsn, root.chain), rest, loose, later=later, there=there, uuid=uuid)
+    found = united(root, root.sum, rest, loose, later=later, there=there, uuid=uuid)
     return found._replace(damaged=damaged, covered_up_to=root.lsn)
 
 

@@ -12,7 +12,7 @@ from hopaas_p2p.core import snapshot
 from hopaas_p2p.core.names import NO_REQUEST, handover_prefix, request_name
 from hopaas_p2p.core.state import State
 from hopaas_p2p.errors import ConfigurationError, Denied
-from hopaas_p2p.peer.log_client import LogClient, translated
+from hopaas_p2p.peer.session import LogClient, translated
 from hopaas_p2p.stores.base import Store
 
 REQUESTS_EVERY = 60.0

@@ -41,11 +41,11 @@ from hopaas_p2p.errors import (
 from hopaas_p2p.net.backoff import Backoff
 from hopaas_p2p.peer import handover
 from hopaas_p2p.peer.jobs import Jobs
-from hopaas_p2p.peer.log_client import LogClient, translated
+from hopaas_p2p.peer.meter import Meter
 from hopaas_p2p.peer.outbox import PendingCommit
-from hopaas_p2p.peer.session import CATALOG, IDLE, STUDY, LogSession, ReplicatedMachine, S
+from hopaas_p2p.peer.session import CATALOG, IDLE, STUDY, LogClient, LogSession, ReplicatedMachine, S, translated
 from hopaas_p2p.peer.spool import SpoolSender
-from hopaas_p2p.runtime import metering, process, provenance
+from hopaas_p2p.runtime import process, provenance
 from hopaas_p2p.spool import Spooled
 from hopaas_p2p.stores.base import Beat, Log, Store
 
@@ -132,7 +132,7 @@ class Peer:
         self.store_wait = store_wait if store_wait is not None else math.inf if patience is None else patience
         self.clock, self.now_us, self.describe = clock, now_us, describe
         self.linger, self.peer_ttl, self.energy = linger, peer_ttl, energy
-        self.meter = metering.Meter(clock=clock, now_us=now_us, energy=energy)
+        self.meter = Meter(clock=clock, now_us=now_us, energy=energy)
         self.jitter = jitter or random.Random()
         self._adopted: set[tuple[str, str, int]] = set()
         """Owner, study and number of running trials of other peers that this process acts for and has touched."""
@@ -281,7 +281,8 @@ class Peer:
             InvalidInput: a new trial after `close`: nobody would beat for it.
 
         """
-        self.check_process()
+        if self._pid != os.getpid():
+            self.become_child()
         if self.closed and isinstance(record, TrialCreate):
             raise InvalidInput("this study was closed, so it starts no more trials; open it again, or close it later")
         if not log.session.introduced:
@@ -304,7 +305,8 @@ class Peer:
 
     def put(self, log: LogClient[Any], *records: Record, owner: str | None = None) -> PendingCommit:
         """Queue records without waiting. A peer's first records are preceded by its introduction."""
-        self.check_process()
+        if self._pid != os.getpid():
+            self.become_child()
         if not log.session.introduced and log is not self.catalog:
             self.introduce(log)
         with log.lock:
@@ -357,7 +359,8 @@ class Peer:
             InvalidInput: they cannot be encoded.
 
         """
-        self.check_process()
+        if self._pid != os.getpid():
+            self.become_child()
         within = self.patience if within is None else within
         caller, began, read = None, self.clock(), False
         undecided = pending is None or pending.verdicts is None

@@ -1,29 +1,35 @@
-"""Everything this process knows about one log.
+"""One log as a process uses it: what is known about it, and the client that performs the I/O.
 
-A `LogSession` performs no I/O, starts no thread, takes no lock and reads no clock, in the manner of etcd's
-`raft.RawNode` and of h11. `ready(now)` says when an exchange is due, and `next_commit` what to send with it; a client
-makes the exchange (see `log_client`) and reports the outcome with `advance` or `failed`. It is not thread-safe: its
-client holds a lock around every call here, and never holds that lock around I/O.
+A `LogSession` knows everything. It performs no I/O, starts no thread, takes no lock and reads no clock, in the manner
+of etcd's `raft.RawNode` and of h11. `ready(now)` says when an exchange is due, and `next_commit` what to send with it;
+its `LogClient` makes the exchange and reports the outcome with `advance` or `failed`. A session belongs to one writer
+for its whole life. After a fork or an unpickling, or when another process turns out to use the same name, `for_child`
+constructs a new session from it; nothing is reset by hand.
 
-A session belongs to one writer for its whole life. After a fork or an unpickling, or when another process turns out to
-use the same name, `for_child` constructs a new session from it; nothing is reset by hand.
+The client has two locks. The lock guards the session and is held for moments; the turn is held for the length of an
+exchange, and nothing is read from or written to a store under the lock. Records that queue up during a slow exchange
+leave with the next one.
 """
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import math
+import threading
+import time
 import weakref
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Final, Generic, NamedTuple, Self, TypeVar
+from typing import Any, Final, Generic, NamedTuple, Self, TypeVar
 
 from msgspec import structs
 
 from hopaas_p2p.core import catalog, codec, snapshot
 from hopaas_p2p.core.apply import apply
 from hopaas_p2p.core.catalog import Catalog
-from hopaas_p2p.core.chain import BASE, PRIME, shown, sum_at
+from hopaas_p2p.core.codec import BASE, PRIME, shown
 from hopaas_p2p.core.leases import BEATS_PER_TTL, OwnerMonitor
 from hopaas_p2p.core.records import (
     Commit,
@@ -40,10 +46,13 @@ from hopaas_p2p.core.records import (
     TrialSet,
     TrialState,
 )
+from hopaas_p2p.core.snapshot import CorruptSnapshot
 from hopaas_p2p.core.state import TRANSITIONS, LastCommit, LogState, State, Verdict, is_anothers
-from hopaas_p2p.errors import BehindRetention, BrokenChain, Denied, InvalidInput, StoreUnreachable
+from hopaas_p2p.errors import BehindRetention, BrokenChain, Denied, InvalidInput, StoreUnreachable, StudyDeleted
+from hopaas_p2p.peer.jobs import Job
 from hopaas_p2p.peer.outbox import MAX_RECORDS, MAX_TEXT, Draft, InFlight, PendingCommit, weight_of
-from hopaas_p2p.stores.base import SNAPSHOT_EVERY, ExchangeResult, Outgoing, Placed, snapshot_due
+from hopaas_p2p.peer.vouching import judge_doubtful
+from hopaas_p2p.stores.base import SNAPSHOT_EVERY, Beat, ExchangeResult, Log, Outgoing, Placed, snapshot_due
 
 FLUSH_INTERVAL: Final = 1.0  # seconds for which reports are collected before they are sent, at least
 IDLE: Final = 60.0  # seconds after which an idle session is checked again
@@ -242,7 +251,7 @@ class LogSession(Generic[S]):
 
     def in_doubt(self, number: int) -> bool:
         """Whether the log may still refuse something that was sent or queued about this trial."""
-        return bool(self.in_flight or self.queued) and number in self._numbers(TrialSet)
+        return number in self._numbers(TrialSet)
 
     def has_unsent(self, number: int) -> bool:
         """Whether some record about this trial is not in the log, as far as this session knows."""
@@ -268,7 +277,7 @@ class LogSession(Generic[S]):
                 self._load()
             else:
                 return None
-        return structs.replace(self.in_flight[0].outgoing, chain=sum_at(self.state.lsn, self.state.chain))
+        return structs.replace(self.in_flight[0].outgoing, chain=self.state.sum)
 
     def _load(self) -> None:
         """Put what is queued for one owner into a commit, which is in flight from now on."""
@@ -364,7 +373,7 @@ class LogSession(Generic[S]):
         """Begin to join: continue from this state to the end of the log."""
         self.joined, before = False, self.state
         if before.lsn > self._seen[0]:
-            self._seen = before.lsn, sum_at(before.lsn, before.chain)
+            self._seen = before.lsn, before.sum
         self.state = state
 
     def complete_join(self) -> None:
@@ -414,7 +423,7 @@ class LogSession(Generic[S]):
         """
         joined, self.joined = self.joined, False
         state, apply_, in_flight = self.state, self.machine.apply, self.in_flight
-        head, chain = state.lsn, sum_at(state.lsn, state.chain)
+        head, chain = state.lsn, state.sum
         for entry in receipt.entries:
             lsn, payload, before = entry.lsn, entry.payload, entry.before
             if lsn <= head:
@@ -446,10 +455,9 @@ class LogSession(Generic[S]):
                         return False
                 apply_(state, lsn, commit, entry.stamp)
             head, known = lsn, before if chain is None else chain
-            # as `core.chain.following`, without a call
+            # as `core.codec.following`, without a call
             chain = None if known is None else (known * BASE + int.from_bytes(payload[:4], "little")) % PRIME
-        if chain is not None:
-            state.chain = head, chain
+        state.sum = chain
         self.joined = joined
         if self._cursors and isinstance(state, State) and state.changed:
             for ref in self._cursors:
@@ -562,3 +570,221 @@ class LogSession(Generic[S]):
     def _numbers(self, kind: type[TrialSet | TrialFinish]) -> list[int]:
         """The trials named by undecided records of this kind."""
         return [record.number for pending in self.undecided() for record in pending.records if isinstance(record, kind)]
+
+
+# --- the client ---
+
+
+@contextlib.contextmanager
+def translated() -> Iterator[None]:
+    """Within this block, any error of the operating system means that the store did not answer.
+
+    Too many open files, a full quota, a stale NFS handle: a store may encounter these in any call, and all of them pass
+    or can be fixed. Unsent records stay queued.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise _unreachable(error) from error
+
+
+def _unreachable(error: OSError) -> StoreUnreachable:
+    return StoreUnreachable(f"The store cannot be used now: {error}. Waiting records are sent at the next contact.")
+
+
+class LogClient(Generic[S]):
+    """One log as a peer uses it: the session, the log itself, and the two locks.
+
+    Attributes:
+        session: replaced as a whole, by the peer, when this process becomes another writer.
+        about: what this peer's introduction states in this study only.
+        lock: held around calls of the session, and to read more than one field of its state. Never around I/O.
+        turn: held for the length of an exchange.
+        exchanging_since: when the exchange that the store has not answered yet began; infinite if there is none.
+        waiting: the `peer.peer.Caller`s that wait for the next exchanges. Changed under the lock.
+        look_again_at: the time before which there is nothing to do unless a caller waits, or the job is woken for
+            something else.
+        job: makes exchanges, for callers and when one is due; see `peer.jobs`. Set by the peer.
+
+    """
+
+    job: Job[Any]
+
+    def __init__(self, log: Log, session: LogSession[S], clock: Callable[[], float] = time.monotonic) -> None:
+        self.log = log
+        self.session = session
+        self.lock = threading.RLock()
+        self.turn = threading.Lock()
+        self.waiting: list[Any] = []
+        self.look_again_at = -math.inf
+        self.exchanging_since = math.inf
+        self.about: dict[str, str] = {}
+        self.rate_limited = log if log.rate_limited else None
+        """The log, if its commits are costly."""
+        self.clock = clock
+
+    @property
+    def state(self) -> S:
+        """The state, as far as the log has been read."""
+        return self.session.state
+
+    def put(self, owner: str, *records: Record) -> PendingCommit:
+        """Queue records on behalf of `owner`; they leave together, with the next exchange."""
+        with self.lock:
+            return self.session.put(owner, *records)
+
+    def exchange(self, beat: Beat | None = None) -> None:
+        """Send what is queued and apply what is new: one round trip.
+
+        Blocks for that long, or until another thread's exchange is over.
+
+        Raises:
+            StoreUnreachable: the outcome is not known; queued records stay queued.
+            Denied: this user may not write here, or not even read.
+
+        """
+        with self.turn:
+            self.exchange_in_turn(self.clock(), beat)
+
+    def exchange_in_turn(self, began: float, beat: Beat | None = None) -> None:
+        """Like `exchange`, for a caller that holds the turn; begins now."""
+        session, lock, limited = self.session, self.lock, self.rate_limited
+        if session.deleted:
+            raise StudyDeleted
+        try:
+            if not session.joined or session.duplicated or session.broken is not None or limited is not None:
+                just_read = not session.joined and beat is None
+                _check_chain(session)
+                if not session.joined:
+                    self.join(began)
+                if limited is not None and session.has_pending and not session.duplicated:
+                    more = True
+                    while more:  # before the commit is made: what others queue meanwhile is included
+                        receipt = limited.wait_turn(session.state.lsn)
+                        with lock:
+                            more = session.advance(receipt, began)
+                    session.suggested_interval = limited.flush_interval
+                if session.duplicated or (just_read and not session.has_pending):
+                    return
+            with lock:
+                commit = session.next_commit()
+            try:
+                receipt = self.log.exchange(commit, session.state.lsn, beat)
+            except Denied as error:
+                self.pull(began)  # a viewer continues reading; raises if this user may not even read
+                with lock:
+                    session.failed(error, began)
+                raise
+            with lock:
+                more = session.advance(receipt, began)
+            if more:
+                self.pull(began)
+        except (StoreUnreachable, OSError) as error:
+            away = error if isinstance(error, StoreUnreachable) else _unreachable(error)
+            with lock:
+                session.failed(away, began)
+            if away is error:
+                raise
+            raise away from error
+        except BrokenChain as error:  # from the store
+            session.broken = error
+            raise
+
+    def pull(self, began: float) -> None:
+        """Read on to the end of the log. Call in turn."""
+        more = True
+        while more:
+            receipt = self.log.exchange(None, self.session.state.lsn)
+            with self.lock:
+                more = self.session.advance(receipt, began)
+
+    def join(self, began: float) -> None:
+        """Start from the newest readable snapshot, or else from nothing, and read on to the end. Call in turn."""
+        session, short = self.session, self.session.machine.short
+        first = self.log.exchange(None, 0) if short else ExchangeResult([], more=True)
+        state = None if short and not (first.more and self.rate_limited is not None) else self._newest_readable()
+        with self.lock:
+            session.start_from(session.machine.empty() if state is None else state)
+            more = session.advance(first, began)
+        if more:
+            self.pull(began)  # before anything is written: the log may have a newer format
+        if not session.duplicated:
+            with self.lock:
+                session.complete_join()
+            _check_chain(session)
+
+    def _newest_readable(self) -> S | None:
+        """Skips damaged snapshots; older ones matter where `gc` removed the commits that they replace."""
+        found = self.log.newest_snapshot()
+        while found is not None:
+            lsn, data = found
+            with contextlib.suppress(CorruptSnapshot):
+                state = self.session.machine.load(data)
+                if state.lsn == lsn:
+                    return state
+            found = self.log.newest_snapshot(before=lsn)
+        return None
+
+    def changed(self) -> bool | None:
+        """Whether the log has new commits, if that can be determined without a round trip; else None."""
+        try:
+            return self.log.changed(self.session.state.lsn)
+        except OSError as error:
+            raise _unreachable(error) from error
+
+    def write_snapshot(self) -> None:
+        """Store a snapshot of the current state for joiners, and vouch for another author's snapshot."""
+        with self.lock:
+            found = self.session.dump()
+        if found is not None:
+            with translated():
+                if isinstance(self.state, State):
+                    judge_doubtful(self.log, *found)
+                self.log.put_snapshot(*found)
+
+    def confirm(self) -> None:
+        """Check that the log still has what it acknowledged to this process. Raises like `Log.confirm`."""
+        with self.turn, translated():
+            self.log.confirm()
+
+    def destroy(self) -> None:
+        """End the log for everybody. From now on this process exchanges nothing with it, whether that succeeds or not.
+
+        Raises:
+            StoreUnreachable: the log may continue elsewhere.
+            Denied: this user may not end it.
+
+        """
+        self.session.deleted = True
+        with self.turn, translated():
+            self.log.destroy()
+
+    def withdraw(self) -> None:
+        """Withdraw the start of a trial that is still on its way: this process ends, and no other would run it."""
+        with self.lock:
+            in_flight = self.session.in_flight[:1]
+        for sent in in_flight:
+            starts = [
+                record.state is TrialState.RUNNING
+                if isinstance(record, TrialCreate)
+                else isinstance(record, TrialClaim | PeerJoin)
+                for record in sent.commit.records
+            ]
+            if all(starts):
+                with contextlib.suppress(StoreUnreachable), translated():
+                    self.log.withdraw(sent.outgoing)
+
+
+def _check_chain(session: LogSession[Any]) -> None:
+    if session.broken is not None:
+        raise BrokenChain(str(session.broken))
+
+
+def _client(machine: ReplicatedMachine[S], log: Log, *, writer: str, now_us: Callable[[], int]) -> LogClient[S]:
+    return LogClient(log, LogSession(machine, writer, now_us=now_us))
+
+
+study_client: Final = functools.partial(_client, STUDY)
+"""A client of a study's log, independent of any peer's."""
+catalog_client: Final = functools.partial(_client, CATALOG)
+"""A client of the list of studies."""

@@ -13,14 +13,13 @@ import msgspec
 from hopaas_p2p import spool
 from hopaas_p2p.core import codec
 from hopaas_p2p.core.attributes import LATE_VALUES
-from hopaas_p2p.core.chain import following
+from hopaas_p2p.core.codec import following
 from hopaas_p2p.core.records import Commit, TrialFinish, TrialState
 from hopaas_p2p.core.state import State
-from hopaas_p2p.errors import BrokenChain, Denied, HopaasError, NoSuchStudy, StoreUnreachable, StudyDeleted
-from hopaas_p2p.peer.log_client import LogClient, study_client
-from hopaas_p2p.peer.session import LogSession
+from hopaas_p2p.errors import BrokenChain, Denied, HopaasError, NoSuchStudy, NoSuchTrial, StoreUnreachable, StudyDeleted
+from hopaas_p2p.peer.session import LogClient, LogSession, study_client, translated
 from hopaas_p2p.spool import Spooled
-from hopaas_p2p.stores.base import Placed, Store, read_all
+from hopaas_p2p.stores.base import Outgoing, Placed, Store, read_all
 
 _log: Final = logging.getLogger("hopaas_p2p")
 _EVERY: Final = 30.0  # seconds between checks of the spool
@@ -215,7 +214,7 @@ class SpoolSender:
                 with spool.alone(spooled.study):  # two that append the same commits would collide
                     lost = self._restore(log, spooled)
             if not lost:
-                log.send_for_another(sent)
+                self.append(log, sent)
         except StudyDeleted:
             raise StudyDeleted(
                 f"the study {spooled.name!r} was deleted. If nobody restores it from a backup, remove this file"
@@ -241,6 +240,36 @@ class SpoolSender:
             found += [why for end in ends if (why := _uncounted(log.state, commit.owner, end)) is not None]
         return found
 
+    @staticmethod
+    def append(log: LogClient[Any], commits: list[Outgoing]) -> None:
+        """Append commits that another process of this user could not send; the log counts each commit once.
+
+        Raises:
+            NoSuchStudy: the store has no such study, for instance because another store took its place under the same
+                URL.
+            NoSuchTrial: its log lacks the trial that they end, for instance after an older backup was restored.
+
+        """
+        with log.turn, translated():
+            began = log.clock()
+            if log.session.joined:
+                log.pull(began)
+            else:
+                log.join(began)
+            if isinstance(log.state, State):
+                _check_trials(log.state, commits)
+            for commit in commits:
+                appended = False
+                while not appended:
+                    state = log.session.state
+                    commit = msgspec.structs.replace(commit, chain=state.sum)  # noqa: PLW2901
+                    receipt = log.log.exchange(commit, state.lsn)
+                    with log.lock:
+                        log.session.advance(receipt, began)
+                    appended = not receipt.more or any(entry.payload == commit.payload for entry in receipt.entries)
+                if receipt.more:
+                    log.pull(began)
+
     def _restore(self, log: LogClient[State], spooled: Spooled) -> int:
         """Append again what the log has lost of these acknowledged commits; return how many it cannot accept.
 
@@ -251,7 +280,7 @@ class SpoolSender:
         """
         lost, head, sums = self._lost(spooled)
         while lost:
-            log.send_for_another([])  # it knows the writers now
+            self.append(log, [])  # it knows the writers now
             one, before = lost[0], len(lost)
             writer, _, sequence = one.commit.nonce.rpartition(":")
             last = log.state.writers.get(writer)
@@ -259,7 +288,7 @@ class SpoolSender:
             worth = one.lsn > head or bool(_ended(one.commit.payload))
             takes = agrees and worth and (last is None or last.seq < int(sequence))
             if takes:
-                log.send_for_another([one.commit])
+                self.append(log, [one.commit])
             lost, head, sums = self._lost(spooled)
             if not takes and len(lost) == before:  # no other process appends them
                 return before
@@ -312,3 +341,23 @@ def _uncounted(state: State, owner: str, record: TrialFinish) -> str | None:
 
 def _shown(values: tuple[float, ...]) -> str:
     return ", ".join(map(repr, values))
+
+
+def _check_trials(state: State, commits: list[Outgoing]) -> None:
+    """Check that this is the study, and that its log has the trials that these commits end, as their owner knows."""
+    if state.define is None:
+        raise NoSuchStudy("this store does not have the study that it belongs to; perhaps another one was here before")
+    for outgoing in commits:
+        commit = codec.decode(outgoing.payload)
+        last = state.writers.get(commit.writer) if isinstance(commit, Commit) else None
+        if not isinstance(commit, Commit) or (last is not None and commit.seq <= last.seq):
+            continue  # it is in the log
+        for number in [record.number for record in commit.records if isinstance(record, TrialFinish)]:
+            trial = state.trials[number] if number < len(state.trials) else None
+            owners = () if trial is None else (trial.owner, *[lease.owner for lease in trial.history])
+            if commit.owner not in owners and (trial is None or trial.owner is not None):
+                raise NoSuchTrial(
+                    f"the log of this store does not have trial #{number} as its peer knew it. Was an older backup "
+                    "restored? The result is kept; it can be sent to a store with the later commits, with: "
+                    "hopaas-p2p admin spool send --store STORE"
+                )

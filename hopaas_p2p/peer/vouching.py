@@ -12,7 +12,7 @@ from typing import Final
 
 from hopaas_p2p.core import codec, snapshot
 from hopaas_p2p.core.apply import apply
-from hopaas_p2p.core.chain import following
+from hopaas_p2p.core.codec import following
 from hopaas_p2p.stores.base import Log, snapshot_step
 
 _log: Final = logging.getLogger("hopaas_p2p")
@@ -58,11 +58,12 @@ def _agrees(log: Log, begin: int, theirs: bytes, end: int, ours: bytes) -> bool:
         for entry in receipt.entries:
             if entry.lsn > end:
                 break
-            if state.chain[0] != state.lsn or entry.before not in (None, state.chain[1]):
+            before = state.sum
+            if before is None or entry.before not in (None, before):
                 return False  # the commit does not follow what the state has read
             apply(state, entry.lsn, codec.decode(entry.payload), entry.stamp)
-            state.chain = entry.lsn, following(state.chain[1], entry.payload)
+            state.sum = following(before, entry.payload)
     if snapshot.dump(state) == ours:
         return True
     mine = snapshot.load(ours)  # another version of zlib packs the same trials into different bytes
-    return state.chain == mine.chain and snapshot.digest(state) == snapshot.digest(mine)
+    return (state.lsn, state.sum) == (mine.lsn, mine.sum) and snapshot.digest(state) == snapshot.digest(mine)

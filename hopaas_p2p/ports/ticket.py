@@ -128,6 +128,7 @@ def carry(
     import optuna
 
     from hopaas_p2p.storage import open_storage
+    from hopaas_p2p.storage.optuna_internals import begin
     from hopaas_p2p.study import open_study
     from hopaas_p2p.study.trial import Trial
 
@@ -159,7 +160,7 @@ def carry(
                 handle.refused(ticket.number, verdict, end.values)
             raise LeaseLost(f"trial {ticket.number} is no longer run by this ticket: {why}")
         study.sampler = optuna.samplers.RandomSampler()  # the parameters were chosen by `ask`
-        verbs = TrialVerbs(study, Trial(study, handle.first_id + ticket.number))
+        verbs = TrialVerbs(study, begin(Trial, study, handle.trial(ticket.number, now=True)))
         yield verbs
         if verbs.released is not None:
             handle.release(ticket.number, reason=verbs.released)

@@ -51,8 +51,7 @@ from hopaas_p2p.runtime.arguments import shortened, shown
 from hopaas_p2p.runtime.atomic import open_regular, scratch
 from hopaas_p2p.runtime.ownership import own_folder
 from hopaas_p2p.spec.space import spec
-from hopaas_p2p.study.study import infer_space
-from hopaas_p2p.study.trial import as_values
+from hopaas_p2p.study.study import as_values, infer_space
 
 if TYPE_CHECKING:
     from hopaas_p2p.study import Study

@@ -19,7 +19,7 @@ from typing import Final
 
 import msgspec
 
-from hopaas_p2p.core.chain import following
+from hopaas_p2p.core.codec import following
 from hopaas_p2p.errors import BehindRetention, StoreUnreachable
 from hopaas_p2p.runtime.atomic import locked, state_folder
 from hopaas_p2p.runtime.ownership import own_folder

@@ -21,7 +21,7 @@ from weakref import WeakValueDictionary
 
 from msgspec.structs import replace
 
-from hopaas_p2p.core import chain
+from hopaas_p2p.core import codec
 from hopaas_p2p.core.records import Stamp
 from hopaas_p2p.errors import (
     BehindRetention,
@@ -305,7 +305,7 @@ class ListedService(Service):
         commit, since = request.arguments
         known = self._sums.get(request.place, {})
         total = known[since] if since in known else _sum_at(since, log)
-        if not chain.takes_stamp(commit.payload):
+        if not codec.takes_stamp(commit.payload):
             raise InvalidInput("these bytes are not a commit")
         if None not in (total, commit.chain) and total != commit.chain:
             raise BrokenChain
@@ -359,4 +359,4 @@ def _sum_at(lsn: int, log: Log | AccessList) -> int | None:
 def _sum_after(entry: Entry, before: int | None) -> int | None:
     """The sum after a commit; `before` is what is known of the one before it, if it was stored without."""
     before = before if entry.before is None else entry.before
-    return None if before is None else chain.following(before, entry.payload)
+    return None if before is None else codec.following(before, entry.payload)

@@ -1,8 +1,7 @@
 """What this process costs: the devices allocated to its job, and the energy that they use, if that can be read.
 
 Devices and stated watts are announced once per study, in `peer.join`. The batch system knows them best; `HOPAAS_GPUS`,
-`HOPAAS_CORES` and `HOPAAS_WATTS` override it. The energy of GPUs is read from NVML. A process that runs several trials
-at a time divides time and energy among them.
+`HOPAAS_CORES` and `HOPAAS_WATTS` override it. The energy of GPUs is read from NVML.
 """
 
 from __future__ import annotations
@@ -12,12 +11,9 @@ import functools
 import importlib
 import os
 import re
-import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Final
-
-import msgspec
 
 _VISIBLE: Final = ("CUDA_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES", "_CONDOR_AssignedGPUs")
 _COUNTED: Final = ("SLURM_GPUS_ON_NODE", "SLURM_GPUS_PER_TASK")
@@ -25,10 +21,6 @@ _CORES: Final = ("SLURM_CPUS_PER_TASK", "SLURM_CPUS_ON_NODE", "NCPUS", "LSB_DJOB
 """Slurm, PBS, LSF, SGE."""
 _NVIDIA: Final = Path("/proc/driver/nvidia/gpus")
 _CGROUP: Final = Path("/sys/fs/cgroup/cpu.max")
-_AGAIN: Final = 0.5
-"""Seconds for which a reading is reused: NVML takes a millisecond per GPU."""
-_DRIFT: Final = 1.0
-"""Seconds, and percent, by which an externally set clock may be off before the owner reports its own measurement."""
 
 
 # --- devices ---
@@ -146,74 +138,3 @@ def energy_counter() -> Callable[[], float] | None:
         return gpu_energy(importlib.import_module("pynvml"), visible())
     except ImportError:
         return None
-
-
-# --- the trials of this process ---
-
-
-class _Running(msgspec.Struct, eq=False):
-    ahead: float
-    """Seconds by which the clock for commits' times was ahead of the other one."""
-    seconds: float
-    joules: float
-    """What a lease had used that ran since the meter was made; these, and `ahead`, as the lease began."""
-    shared: bool = False
-
-
-class Meter:
-    """Divides this process's time and energy among the trials that it runs. Methods may be called from any thread.
-
-    Args:
-        clock: monotonic seconds.
-        now_us: the clock for commits' times.
-        energy: returns the joules of this process's devices; None if they cannot be read.
-
-    """
-
-    def __init__(
-        self, *, clock: Callable[[], float], now_us: Callable[[], int], energy: Callable[[], float] | None
-    ) -> None:
-        self._clock, self._now_us, self._energy = clock, now_us, energy
-        self._lock = threading.Lock()
-        self._running: dict[object, _Running] = {}
-        self._at = clock()
-        self._read, self._read_at = 0.0 if energy is None else energy(), self._at
-        self._seconds = self._joules = 0.0
-        """What a lease would have used that ran since this was made."""
-
-    def begin(self, lease: object) -> None:
-        """This lease began."""
-        with self._lock:
-            self._divide(fresh=True)
-            self._running[lease] = _Running(self._now_us() / 1e6 - self._at, self._seconds, self._joules)
-            if len(self._running) > 1:
-                for one in self._running.values():
-                    one.shared = True
-
-    def used(self, lease: object, *, at_end: bool = False) -> tuple[int, int | None] | None:
-        """(microseconds, millijoules or None) that the lease has used.
-
-        None if readers of the log can compute it: one trial at a time, no energy.
-        `at_end` ends the lease, and reads the devices even if they were read a moment ago.
-        """
-        with self._lock:
-            one = self._running.get(lease)
-            if one is None:
-                return None
-            self._divide(fresh=at_end)
-            if at_end:
-                del self._running[lease]
-            seconds, joules = self._seconds - one.seconds, self._joules - one.joules
-            drift = abs(self._now_us() / 1e6 - self._at - one.ahead)
-            if self._energy is None and not one.shared and drift <= _DRIFT + _DRIFT / 100 * seconds:
-                return None
-            return round(seconds * 1e6), None if self._energy is None else round(joules * 1e3)
-
-    def _divide(self, *, fresh: bool) -> None:
-        """Divide what was used since the last call equally among the leases."""
-        now, leases = self._clock(), len(self._running) or 1
-        self._seconds += (now - self._at) / leases
-        self._at = now
-        if self._energy is not None and (fresh or now - self._read_at >= _AGAIN):
-            before, self._read, self._read_at = self._read, self._energy(), now
-            self._joules += max(0.0, self._read - before) / leases

@@ -7,7 +7,6 @@ State, so a writer always reads its own writes.
 from __future__ import annotations
 
 import bisect
-import datetime
 from collections.abc import Callable, Container, Iterable, Mapping
 from operator import attrgetter
 from typing import Any, Final
@@ -23,11 +22,10 @@ from hopaas_p2p.core.state import COMPLETE, State, Trial
 from hopaas_p2p.peer.outbox import Draft
 from hopaas_p2p.peer.session import Cursor
 from hopaas_p2p.storage.optuna_internals import copy_of, new_frozen, pickle_prefixes
-from hopaas_p2p.translate import external, read_json, to_optuna
+from hopaas_p2p.translate import read_json, to_optuna
 
 _NUMBER: Final = attrgetter("number")
 _STATES: Final = tuple(TrialState)
-_EXACT: Final = (1 << 32) * 1_000_000  # microseconds, to 2106: float seconds are exact to a microsecond
 
 NOT_BEGUN: Final = Draft(-1, 0)
 
@@ -231,7 +229,10 @@ class FrozenTrialCache:
         if special:
             params = dict(params)
             for name in special:
-                params[name] = external(distributions[name], params[name])
+                try:
+                    params[name] = distributions[name].to_external_repr(params[name])
+                except (IndexError, ValueError, OverflowError):  # from a hostile log
+                    params[name] = None
         elif running:
             params = dict(params)
         return new_frozen(
@@ -239,8 +240,8 @@ class FrozenTrialCache:
             trial.number,
             _STATES[trial.state],
             None if trial.values is None else list(trial.values),
-            to_datetime(trial.start),
-            None if running else to_datetime(trial.end),
+            trial.start,
+            trial.end,
             params,
             dict(distributions) if running else distributions,
             self._attributes(trial.user) if trial.user else {},
@@ -274,16 +275,3 @@ class FrozenTrialCache:
 
 def _special(distributions: dict[str, BaseDistribution]) -> list[str]:
     return [name for name, one in distributions.items() if not isinstance(one, FloatDistribution)]
-
-
-def to_datetime(microseconds: int | None) -> datetime.datetime | None:
-    """A time of the log in this machine's time zone, naive like Optuna's."""
-    if microseconds is None:
-        return None
-    if 0 < microseconds < _EXACT:
-        return datetime.datetime.fromtimestamp(microseconds / 1e6)  # noqa: DTZ006
-    seconds, rest = divmod(microseconds, 1_000_000)
-    try:
-        return datetime.datetime.fromtimestamp(seconds).replace(microsecond=rest)  # noqa: DTZ006
-    except (OverflowError, ValueError, OSError):  # nonsense from a hostile or broken peer
-        return datetime.datetime.fromtimestamp(0)  # noqa: DTZ006

@@ -32,7 +32,6 @@ from hopaas_p2p.core.records import (
     TrialRelease,
     TrialSet,
     TrialTakeOver,
-    Used,
 )
 from hopaas_p2p.core.state import NEVER_PAUSING, State, Verdict
 from hopaas_p2p.core.state import Trial as LoggedTrial
@@ -57,9 +56,9 @@ from hopaas_p2p.errors import (
     StoreUnreachable,
     StudyDeleted,
 )
-from hopaas_p2p.peer.log_client import LogClient
 from hopaas_p2p.peer.outbox import PendingCommit
 from hopaas_p2p.peer.peer import Peer, introduction
+from hopaas_p2p.peer.session import LogClient
 from hopaas_p2p.storage.frozen import NOT_BEGUN, FrozenTrialCache, OwnedTrial
 from hopaas_p2p.storage.options import StorageOptions
 from hopaas_p2p.storage.optuna_internals import copy_of, end_frozen
@@ -109,7 +108,7 @@ class StudyHandle:
             study_id,
             self.log.session.cursor(),
             allow_pickles=options.allow_pickles,
-            over=lambda number, lease: self._used(number, lease.epoch, at_end=True),
+            over=lambda number, lease: peer.meter.used((uuid, number, lease.epoch), at_end=True),
         )
         self._person: str | None = None
         """A separate name in the log for the person on whose behalf this process writes; None: it writes for the peer.
@@ -237,8 +236,8 @@ class StudyHandle:
             with contextlib.suppress(StoreUnreachable, Denied):  # then the sampler makes do with what is known
                 peer.pull(self.log)
 
-    def begin(self, record: TrialCreate | TrialClaim, *, within: float = math.inf) -> int | None:
-        """Start the trial that this record asks for, in one exchange without a race; return its number.
+    def begin(self, record: TrialCreate | TrialClaim, *, within: float = math.inf) -> FrozenTrial | None:
+        """Start the trial that this record asks for, in one exchange without a race; return it.
 
         None if another peer has started the trial that it claims. A trial that was reclaimed before this process
         learned that it had started, for instance because the store was long away, no longer has an owner: another one
@@ -263,9 +262,9 @@ class StudyHandle:
                 with log.lock:
                     trial = log.session.state.trials[number]
                     if trial.end is None:
-                        self._own(trial, inherits=self.inherits(number))
+                        owned = self._own(trial, begun=True)
                         peer.meter.begin((self.uuid, number, trial.epoch))
-                        return number
+                        return copy_of(owned.frozen)
             except BaseException:
                 peer.abandon(log, pending)
                 raise
@@ -293,12 +292,13 @@ class StudyHandle:
                 return False
         return self.begin(TrialClaim(number)) is not None
 
-    def _own(self, trial: LoggedTrial, *, inherits: bool) -> OwnedTrial:
+    def _own(self, trial: LoggedTrial, *, begun: bool) -> OwnedTrial:
         """Add a running trial that this process may act for to the view, for writing. Call under the lock.
 
-        `inherits` is whether what the log has for it comes from an earlier attempt.
+        If its lease has just begun, what the log has for it may come from an earlier attempt.
         """
         peer, view, number = self.peer, self.view, trial.number
+        inherits = begun and bool(trial.reports or trial.metrics) and self.inherits(number)
         assert trial.owner is not None
         frozen, lease = view.build(trial, self.log.session.state), Lease(trial.owner, trial.epoch)
         inherited: dict[int, float] = {}
@@ -310,7 +310,7 @@ class StudyHandle:
         if trial.end is None:
             before = view.owned.get(number)
             if before is not None and before.lease != lease:  # another process gave it back
-                self._used(number, before.lease.epoch, at_end=True)
+                peer.meter.used((self.uuid, number, before.lease.epoch), at_end=True)
             view.owned[number] = owned
         if lent:
             peer.adopt(trial.owner, self.uuid, number)
@@ -406,7 +406,7 @@ class StudyHandle:
                     f"trial {number} is run by another peer, and only that peer may change it, or an operator: "
                     "open_storage(…, operator=True)"
                 )
-            owned = self._own(trial, inherits=False)
+            owned = self._own(trial, begun=False)
         if owned.frozen.state is not _RUNNING:
             self._refuse_finished(True, number)
         if owned.writer != self.peer.uuid:
@@ -438,11 +438,6 @@ class StudyHandle:
         draft.user.update({key: to_json(key, value) for key, value in frozen.user_attrs.items()})
         draft.system.update({key: to_json(key, value) for key, value in frozen.system_attrs.items()})
 
-    def _used(self, number: int, epoch: int, *, at_end: bool = False) -> Used | None:
-        """What a lease has used, if the log does not show it; once it has ended, nothing more is charged to it."""
-        found = self.peer.meter.used((self.uuid, number, epoch), at_end=at_end)
-        return None if found is None else Used(*found)
-
     def _deliver(self, number: int, owned: OwnedTrial | None, **content: Any) -> None:
         """Make sure that what was just set arrives in time.
 
@@ -473,7 +468,7 @@ class StudyHandle:
                 self.peer.note_draft(self.log)
             owner, epoch = owned.lease
             owned.draft = self.log.session.draft(number, epoch, owner)
-            used = self._used(number, epoch)
+            used = self.peer.meter.used((self.uuid, number, epoch))
             if used is not None:
                 owned.draft.used = used
         return owned
@@ -710,11 +705,13 @@ class StudyHandle:
                 pauses = reason is None and trial.stop is None and state is TrialState.PRUNED  # if it is at a rung
                 if owned.inherited:
                     self._say_resumed_from_start(number, owned)
-                if owned.lease != (trial.owner, trial.epoch) or self.log.session.in_doubt(number):
+                session = self.log.session
+                undecided = session.in_flight or session.queued
+                if owned.lease != (trial.owner, trial.epoch) or (undecided and session.in_doubt(number)):
                     self._resend_all(number, owned)  # only what is in the same commit is kept with a late result
                 elif state is not TrialState.COMPLETE:
                     reason = reason or trial.stop  # why the owner was asked to stop, if this is its answer
-                used = self._used(number, epoch, at_end=True)
+                used = self.peer.meter.used((self.uuid, number, epoch), at_end=True)
                 pending = self._put_last(TrialFinish(number, epoch, to, values, reason, pauses, used), owner=owner)
                 end_frozen(owned.frozen, state, values)
         if pending is not None and defer:
@@ -772,7 +769,7 @@ class StudyHandle:
             if owned is not None:
                 self.view.changed.add(number)
                 if not owned.frozen.state.is_finished():  # otherwise it was charged with the end
-                    self._used(number, owned.lease.epoch, at_end=True)
+                    self.peer.meter.used((self.uuid, number, owned.lease.epoch), at_end=True)
 
     def _spool(self, number: int, error: HopaasError) -> bool:
         """Keep the end of a trial on disk; False if that is not possible, and the caller must wait for the store.
@@ -816,7 +813,7 @@ class StudyHandle:
             if owned is None:
                 return False
             owner, epoch = owned.lease
-            used = self._used(number, epoch, at_end=True)
+            used = self.peer.meter.used((self.uuid, number, epoch), at_end=True)
             record = TrialRelease(number, epoch, reason=reason_text(reason), used=used)
             pending = self._put_last(record, owner=owner)
             self._let_go(number)
@@ -824,9 +821,11 @@ class StudyHandle:
 
     def release_when_forgotten(self, trial: Any, number: int) -> None:
         """Release this trial if its object is collected before it has ended."""
-        asked = AskedTrial(trial, self.peer.forgotten.append)
-        asked.handle, asked.number, asked.lease = self, number, self.view.owned[number].lease
-        self.asked[number] = asked
+        owned = self.view.owned.get(number)
+        if owned is not None:  # otherwise another thread, which was interrupted, gave it back
+            asked = AskedTrial(trial, self.peer.forgotten.append)
+            asked.handle, asked.number, asked.lease = self, number, owned.lease
+            self.asked[number] = asked
 
     def release_forgotten(self, number: int, lease: Lease) -> None:
         """Release a trial that can no longer be ended by `tell`, because its object was collected. Called by a job."""

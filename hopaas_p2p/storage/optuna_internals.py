@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
-from typing import Any, Final, cast
+from typing import Any, Final, TypeVar
 
 import optuna
 from optuna.distributions import BaseDistribution, _convert_old_distribution_to_new_distribution
@@ -34,12 +34,12 @@ __all__ = [
     "after_trial",
     "announces_parameters",
     "become",
+    "begin",
     "cached_trial",
     "contains",
     "copy_of",
     "end_frozen",
     "fixed_params",
-    "forget_cached_trials",
     "has_trial_with",
     "new_frozen",
     "new_study",
@@ -49,12 +49,15 @@ __all__ = [
     "set_cached_trial",
     "study_id_of",
     "suggest_fixed",
+    "to_datetime",
     "trial_id_of",
     "unpickles",
 ]
 
 
 _log: Final = logging.getLogger("hopaas_p2p")
+_EXACT: Final = (1 << 32) * 1_000_000  # microseconds, to 2106: float seconds are exact to a microsecond
+T = TypeVar("T", bound=optuna.trial.Trial)
 
 
 class StoredTrial(FrozenTrial):
@@ -102,21 +105,24 @@ def new_frozen(
     number: int,
     state: TrialState,
     values: list[float] | None,
-    start: datetime.datetime | None,
-    end: datetime.datetime | None,
+    start: int | None,
+    end: int | None,
     params: dict[str, Any],
     distributions: dict[str, BaseDistribution],
     user_attrs: dict[str, Any],
     system_attrs: dict[str, Any],
     reports: dict[int, float],
 ) -> StoredTrial:
-    """A FrozenTrial of these very objects, unchecked: its `__init__` costs as much as all the rest of building one."""
+    """A FrozenTrial of these very objects, unchecked: its `__init__` costs as much as all the rest of building one.
+
+    Times are those of the log.
+    """
     frozen = StoredTrial.__new__(StoredTrial)
     frozen._number = number
     frozen.state = state
     frozen._values = values
-    frozen._datetime_start = start
-    frozen.datetime_complete = end
+    frozen._datetime_start = to_datetime(start)
+    frozen.datetime_complete = None if end is None else to_datetime(end)
     frozen._params = params
     frozen._user_attrs = user_attrs
     frozen._system_attrs = system_attrs
@@ -126,20 +132,40 @@ def new_frozen(
     return frozen
 
 
+def to_datetime(microseconds: int | None) -> datetime.datetime | None:
+    """A time of the log in this machine's time zone, naive like Optuna's."""
+    if microseconds is None:
+        return None
+    if 0 < microseconds < _EXACT:
+        return datetime.datetime.fromtimestamp(microseconds / 1e6)  # noqa: DTZ006
+    seconds, rest = divmod(microseconds, 1_000_000)
+    try:
+        return datetime.datetime.fromtimestamp(seconds).replace(microsecond=rest)  # noqa: DTZ006
+    except (OverflowError, ValueError, OSError):  # nonsense from a hostile or broken peer
+        return datetime.datetime.fromtimestamp(0)  # noqa: DTZ006
+
+
 def copy_of(frozen: FrozenTrial) -> StoredTrial:
     """A copy with dictionaries of its own, at a quarter of the cost of copy.copy."""
-    new = StoredTrial.__copy__(cast("StoredTrial", frozen))
-    new._params = new._params.copy()
-    new._user_attrs = new._user_attrs.copy()
-    new._system_attrs = new._system_attrs.copy()
-    new.intermediate_values = new.intermediate_values.copy()
-    new._distributions = new._distributions.copy()
+    new = StoredTrial.__new__(StoredTrial)
+    new._number = frozen._number
+    new.state = frozen.state
+    new._values = frozen._values
+    new._datetime_start = frozen._datetime_start
+    new.datetime_complete = frozen.datetime_complete
+    new._params = frozen._params.copy()
+    new._user_attrs = frozen._user_attrs.copy()
+    new._system_attrs = frozen._system_attrs.copy()
+    new.intermediate_values = frozen.intermediate_values.copy()
+    new._distributions = frozen._distributions.copy()
+    new._trial_id = frozen._trial_id
     return new
 
 
-def end_frozen(frozen: FrozenTrial, state: TrialState, values: Sequence[float] | None) -> None:
+def end_frozen(frozen: FrozenTrial, state: TrialState, values: Sequence[float] | None, end: int | None = None) -> None:
     """End the trial like this; Optuna's setter for values requires them to match the state at every moment."""
     frozen.state = state
+    frozen.datetime_complete = None if end is None else to_datetime(end)
     if values is not None:
         frozen._values = list(values)
 
@@ -196,12 +222,9 @@ def fixed_params(trial: optuna.trial.Trial) -> dict[str, Any]:
 def sample(trial: optuna.trial.Trial, space: Mapping[str, BaseDistribution]) -> None:
     """Let the sampler choose the parameters that it draws jointly, and then the others.
 
-    It begins with a new list of all trials, like Optuna's `ask`.
-
     Some of Optuna's samplers raise on what any peer may have written, such as GPSampler on trials with differing
     constraints; the parameters are then chosen one by one. Errors of third-party samplers are raised.
     """
-    trial.study._thread_local.cached_all_trials = None  # see `forget_cached_trials`
     try:
         trial.relative_params  # noqa: B018  # a property that samples
     except Exception as error:
@@ -216,9 +239,9 @@ def sample(trial: optuna.trial.Trial, space: Mapping[str, BaseDistribution]) -> 
         trial._suggest(name, distribution)
 
 
-def become(trial: optuna.trial.Trial, trial_id: int, frozen: FrozenTrial) -> None:
+def become(trial: optuna.trial.Trial, frozen: FrozenTrial) -> None:
     """Turn this Trial, which was sampled for a proposal, into the storage's trial that the proposal became."""
-    trial._trial_id = trial_id
+    trial._trial_id = frozen._trial_id
     trial._cached_frozen_trial = frozen
 
 
@@ -237,9 +260,19 @@ def set_cached_trial(trial: optuna.trial.Trial, frozen: FrozenTrial) -> None:
     trial._cached_frozen_trial = frozen
 
 
-def forget_cached_trials(study: optuna.Study) -> None:
-    """Drop the list of all trials that a study keeps while a sampler works; a new trial begins with a new list."""
+def begin(kind: type[T], study: optuna.Study, frozen: FrozenTrial) -> T:
+    """A Trial of this kind, as Optuna's constructor makes it, for a trial that the storage need not be asked for.
+
+    A study keeps a list of all trials while a sampler works; a new trial begins with a new list.
+    """
+    trial = kind.__new__(kind)
     study._thread_local.cached_all_trials = None
+    trial.study, trial.storage = study, study._storage
+    trial._trial_id, trial._cached_frozen_trial = frozen._trial_id, frozen
+    study.sampler.before_trial(optuna.pruners._filter_study(study, frozen), frozen)
+    trial.relative_search_space = trial._relative_params = None
+    trial._fixed_params = frozen.system_attrs.get("fixed_params", {})
+    return trial
 
 
 def after_trial(study: optuna.Study, frozen: FrozenTrial, state: TrialState, values: Sequence[float] | None) -> None:
@@ -247,7 +280,7 @@ def after_trial(study: optuna.Study, frozen: FrozenTrial, state: TrialState, val
 
     Some of Optuna's samplers raise on trials that they did not draw, such as GridSampler on queued ones.
     """
-    study._thread_local.cached_all_trials = None  # see `forget_cached_trials`
+    study._thread_local.cached_all_trials = None  # see `begin`
     try:
         filtered = optuna.pruners._filter_study(study, frozen)
         filtered.sampler.after_trial(filtered, frozen, state, None if values is None else list(values))

@@ -165,7 +165,7 @@ class Storage(BaseStorage):
         self._person: str | None = None if same_as is None else same_as._person
         self._handles: dict[int, StudyHandle] = {}
         self._located: dict[int, tuple[StudyHandle, int]] = {}
-        """Trial id -> what `locate` returns for it, for the trial located last, or started here."""
+        """Trial id -> what `locate` returns for it, for the trial located last."""
         self.suggestions: dict[int, tuple[FrozenTrial, TrialCreate]] = {}
         """Configurations that a sampler draws before there is a trial for them; the sampler sees them as running
         trials.
@@ -304,15 +304,11 @@ class Storage(BaseStorage):
             if handle.state.define is None:
                 self.peer.catch_up(handle.log)
             record = self._import_record(handle.state, template_trial)
-        number = handle.begin(record) if record.state is records.TrialState.RUNNING else handle.bring(record)
-        assert number is not None
-        return self.started(handle, number)
-
-    def started(self, handle: StudyHandle, number: int) -> int:
-        """The id of a trial that was just started here; `locate` knows it from now on."""
-        trial_id = handle.first_id + number
-        self._located = {trial_id: (handle, number)}
-        return trial_id
+        if record.state is not records.TrialState.RUNNING:
+            return handle.first_id + handle.bring(record)
+        begun = handle.begin(record)
+        assert begun is not None
+        return handle.first_id + begun.number
 
     def set_trial_param(
         self, trial_id: int, param_name: str, param_value_internal: float, distribution: BaseDistribution

@@ -6,7 +6,7 @@ content. Each log is used by one thread at a time.
 DO    acknowledge a commit only when it would survive kill -9 and a power cut.
 DO    give lsns 1, 2, 3, … without gaps, in the one order that every reader sees.
 DO    include a commit's own entry among the entries once it is appended, whoever appended it.
-DO    store with each commit the sum of the log before it, see `core.chain`, if that is known: from `Outgoing.chain`, or
+DO    store with each commit the sum of the log before it, see `core.codec`, if that is known: from `Outgoing.chain`, or
       from what was read.
 DO    raise `StoreUnreachable` when the outcome is not known. The caller tries again with the same bytes.
 DON'T append a commit that is already in (since, head]: it is a repeated attempt.
@@ -64,7 +64,7 @@ class Outgoing(Struct, array_like=True, frozen=True, gc=False):
     about: str = ""
     """The uuid of the study that a commit to the catalog opens or closes, which that study's owner may do."""
     chain: int | None = None
-    """The sum, see `core.chain`, of the log up to `since` as the sender has read it; None if unknown."""
+    """The sum, see `core.codec`, of the log up to `since` as the sender has read it; None if unknown."""
     stamp: Stamp = UNSTAMPED
     """What a server that offers this store to others vouches for: stored with the commit where no database does so."""
 

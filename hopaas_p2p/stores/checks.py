@@ -21,12 +21,12 @@ from hopaas_p2p.core import catalog as catalogs
 from hopaas_p2p.core import codec, snapshot
 from hopaas_p2p.core.apply import apply
 from hopaas_p2p.core.catalog import Catalog
-from hopaas_p2p.core.chain import following, sum_at
+from hopaas_p2p.core.codec import following
 from hopaas_p2p.core.records import FORMAT, Commit, StudyDefine
 from hopaas_p2p.core.state import State
 from hopaas_p2p.errors import BrokenChain, Denied, HopaasError, StoreCorrupt
 from hopaas_p2p.net.findings import AGAIN, Finding
-from hopaas_p2p.stores.base import Beat, Entry, Log, Outgoing, Store, read_all
+from hopaas_p2p.stores.base import Beat, Log, Outgoing, Store, read_all
 
 _EXCHANGES: Final = 5
 _READ_ONLY: Final = "read access is not enough to take part; ask an owner for a grant, or for a key that may write"
@@ -141,8 +141,9 @@ def _studies(store: Store) -> Iterator[Finding]:
     catalog, log = Catalog(), store.catalog()
     found = log.newest_snapshot() if log.rate_limited else None
     for entry in read_all(log):
-        _follows(catalog, entry)
+        before = catalog.sum if entry.before is None else entry.before
         catalog.apply(entry.lsn, codec.decode(entry.payload), entry.stamp)
+        catalog.sum = None if before is None else following(before, entry.payload)
         if found is not None and entry.lsn == found[0]:
             yield _snapshot("studies, snapshot", found, same=catalogs.dump(catalog) == found[1])
     if not catalog.by_name:
@@ -162,7 +163,8 @@ def _study(store: Store, *, uuid: str, name: str) -> Iterator[Finding]:
     try:
         found = log.newest_snapshot()
         for entry in read_all(log):
-            if not _follows(state, entry):
+            before = state.sum if entry.before is None else entry.before
+            if state.sum not in (None, before):  # its writer had read other commits before it
                 forks.append(str(entry.lsn))
             commit = codec.decode(entry.payload)
             if isinstance(commit, codec.Garbage):
@@ -173,6 +175,7 @@ def _study(store: Store, *, uuid: str, name: str) -> Iterator[Finding]:
                     twins.add(commit.writer)
                 newest[commit.writer, entry.stamp.author] = commit.seq, entry.payload
             apply(state, entry.lsn, commit, entry.stamp)
+            state.sum = None if before is None else following(before, entry.payload)
             if found is not None and entry.lsn == found[0]:
                 replayed = snapshot.digest(state)
     except Denied:
@@ -207,15 +210,6 @@ def _snapshots(name: str, log: Log, found: tuple[int, bytes] | None, replayed: s
         )
         cure = f"nobody joins from it; if {author} has no explanation, revoke that user's grant"
         yield Finding(name, detail, passed=False, cure=cure)
-
-
-def _follows(state: State | Catalog, entry: Entry) -> bool:
-    """Whether this commit's writer had read the commits before it as they are now; updates the sum of the log."""
-    read = sum_at(entry.lsn - 1, state.chain)
-    before = read if entry.before is None else entry.before
-    if before is not None:
-        state.chain = entry.lsn, following(before, entry.payload)
-    return read is None or read == before
 
 
 def _snapshot(name: str, found: tuple[int, bytes], *, same: bool) -> Finding:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from msgspec.structs import replace
 
-from hopaas_p2p.core.chain import following, shown
+from hopaas_p2p.core.codec import following, shown
 from hopaas_p2p.errors import BrokenChain, ConfigurationError, StudyDeleted
 from hopaas_p2p.stores.base import (
     SNAPSHOTS_KEPT,
@@ -32,7 +32,7 @@ class MemoryLog(Log):
     def __init__(self) -> None:
         self._entries: list[Entry] = []
         self._sum = 0
-        """The sum of the whole log, see `core.chain`."""
+        """The sum of the whole log, see `core.codec`."""
         self._snapshots: dict[int, bytes] = {}
         self._blocks: dict[str, bytes] = {}
         self._lock = threading.Lock()

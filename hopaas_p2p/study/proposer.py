@@ -6,7 +6,6 @@ was tried, too, a neighbour is taken. All samplers are treated alike, except tho
 
 from __future__ import annotations
 
-import datetime
 import itertools
 import json
 import logging
@@ -17,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Final
 import optuna
 from optuna.distributions import BaseDistribution
 from optuna.samplers import BaseSampler
-from optuna.trial import TrialState
+from optuna.trial import FrozenTrial, TrialState
 
 from hopaas_p2p.core.admission import NEW, Done
 from hopaas_p2p.core.attributes import REPLICATE, REUSED
@@ -29,7 +28,7 @@ from hopaas_p2p.errors import NoWork
 from hopaas_p2p.search.optuna_internals import GRID, fixed_names, grid_points
 from hopaas_p2p.search.repeats import Tried
 from hopaas_p2p.storage import Storage
-from hopaas_p2p.storage.optuna_internals import become, cached_trial, fixed_params, new_frozen, sample
+from hopaas_p2p.storage.optuna_internals import become, begin, cached_trial, fixed_params, new_frozen, sample
 from hopaas_p2p.study.method import Searcher
 from hopaas_p2p.study.trial import Trial
 from hopaas_p2p.translate import external, to_record
@@ -149,13 +148,13 @@ class Proposer:
     def _draw(self) -> Trial:
         """Let the sampler choose parameters as for a running trial."""
         state, suggestions, trial_id = self._handle.log.session.state, self._storage.suggestions, next(_ids)
-        now = datetime.datetime.now()  # noqa: DTZ005  # as Optuna has it
+        now = self._handle.peer.now_us()
         dists = self._dists and {name: one for name, one in self._dists.items() if state.dists.get(name) != one}
         record = TrialCreate(prefer_waiting=True, params={}, dists=dists, replicates=self._searcher.replicates)
         frozen = new_frozen(trial_id, state.trials.size, TrialState.RUNNING, None, now, None, {}, {}, {}, {}, {})
         suggestions[trial_id] = frozen, record
         try:
-            trial = Trial(self._study, trial_id)
+            trial = begin(Trial, self._study, frozen)
             trial.record = record
             sample(trial, self._space)
         finally:
@@ -184,14 +183,14 @@ class Proposer:
 
     # --- after the ask ---
 
-    def begin(self, suggested: Trial, number: int, trial_id: int) -> bool:
+    def begin(self, suggested: Trial, frozen: FrozenTrial) -> bool:
         """Make a suggestion the new trial that its record started; drop it, and return False, if another was started.
 
         If another peer started the same configuration shortly before, its suggestion came with the exchange that
         started this trial. Of the two trials, the one with the higher number is changed; its new parameters are sent in
         the background.
         """
-        handle, changed, drawn = self._handle, self._cursor.changed, suggested.record.params
+        handle, changed, drawn, number = self._handle, self._cursor.changed, suggested.record.params, frozen.number
         logged = handle.log.session.state.trials[number]
         if (
             (logged.epoch, logged.attempt, logged.continues) != (1, 1, None)
@@ -201,7 +200,7 @@ class Proposer:
         ):
             self.drop(suggested)
             return False
-        become(suggested, trial_id, handle.trial(number))
+        become(suggested, frozen)
         if changed != {number} and self._searcher.repeats != "allow" and self._searcher.replicates <= 1:
             with handle.lock:
                 arrived = [handle.state.trials[one] for one in changed if one < number]

@@ -77,15 +77,13 @@ from hopaas_p2p.spec.budget import budget_now, changed, check_limits, check_spen
 from hopaas_p2p.spec.budget import words as budget_words
 from hopaas_p2p.spec.space import as_attribute, inferred, said_later, spec
 from hopaas_p2p.storage import Storage, open_storage
-from hopaas_p2p.storage.frozen import to_datetime
 from hopaas_p2p.storage.handle import StudyHandle
 from hopaas_p2p.storage.optuna_internals import (
     after_trial,
+    begin,
     cached_trial,
     contains,
     end_frozen,
-    fixed_params,
-    forget_cached_trials,
     has_trial_with,
     progress_bar,
     suggest_fixed,
@@ -118,7 +116,7 @@ from hopaas_p2p.study.progress import ProgressLog, last_line
 from hopaas_p2p.study.proposer import Proposer
 from hopaas_p2p.study.ranks import Ranks, follow, leading, ranks, together
 from hopaas_p2p.study.schedule import Schedule, schedule_of
-from hopaas_p2p.study.trial import Objective, Trial, as_values, values_or_reason
+from hopaas_p2p.study.trial import Objective, Trial
 from hopaas_p2p.study_like import looking_at
 from hopaas_p2p.translate import fits, to_optuna, to_record
 
@@ -603,22 +601,25 @@ class Study(optuna.Study):
         self._prepare_to_ask()
         handle, proposer = self.handle, self._proposer
         while True:
-            number: int | None = None
+            frozen: FrozenTrial | None = None
             proposed: Trial | None = None
             try:
                 found = handle.next_or_raise("space" if through else "", _THROUGH if through else "", within=within)
                 if found is NEW and proposer is not None:
                     proposed = proposer.propose(within)
                 record = None if proposed is None else proposed.record
-                number = handle.begin(record or TrialCreate(prefer_waiting=True), within=within)
-                assert number is not None
-                trial = self._started(number, proposed)
+                frozen = handle.begin(record or TrialCreate(prefer_waiting=True), within=within)
+                assert frozen is not None
+                if proposer is not None and proposed is not None and proposer.begin(proposed, frozen):
+                    trial: Trial | None = proposed
+                else:
+                    trial = self._started(frozen)
                 if trial is not None:
-                    handle.release_when_forgotten(trial, number)
+                    handle.release_when_forgotten(trial, frozen.number)
                     return trial
             except BaseException as error:  # a sampler may fail, or compute for seconds until somebody interrupts it
-                if number is not None:
-                    self._give_back(number, error)
+                if frozen is not None:
+                    self._give_back(frozen.number, error)
                 elif proposer is not None and proposed is not None:
                     proposer.drop(proposed)
                 raise
@@ -651,21 +652,20 @@ class Study(optuna.Study):
             check_spendable(ledger.limits, ledger.spent, peer.describe(), metered=peer.energy is not None)
             self._spendable = ledger.limits
 
-    def _started(self, number: int, proposed: Trial | None) -> Trial | None:
+    def _started(self, frozen: FrozenTrial) -> Trial | None:
         """The trial that was just started, with its parameters; None if it is over: it cannot run, or need not."""
-        handle, proposer = self.handle, self._proposer
-        trial_id = self.storage.started(handle, number)
-        if proposer is not None and proposed is not None and proposer.begin(proposed, number, trial_id):
-            return proposed
-        forget_cached_trials(self)
-        trial = Trial(self, trial_id)
-        fixed, unfit = fixed_params(trial), []
+        handle, proposer, number = self.handle, self._proposer, frozen.number
+        trial = begin(Trial, self, frozen)
+        fixed: dict[str, Any] = frozen.system_attrs.get("fixed_params") or {}
+        unfit: list[str] = []
         if fixed:
             dists = self.state.dists
             unfit = [name for name, value in fixed.items() if name in dists and not fits(value, dists[name])]
-        known = None if proposer is None or unfit else proposer.sample(trial)
-        if not unfit and known is None:
+        known = None
+        if proposer is not None and not unfit:
+            known = proposer.sample(trial)
             handle.send_soon()
+        if not unfit and known is None:
             return trial
         with contextlib.suppress(LeaseLost):  # then another peer will end it
             if unfit:
@@ -772,8 +772,7 @@ class Study(optuna.Study):
             self._telling.discard(me)
             handle.finish(number, state, values, reason, defer=defer)
         if not defer:
-            end_frozen(frozen, state, values)
-            frozen.datetime_complete = to_datetime(handle.log.session.state.trials[number].end)
+            end_frozen(frozen, state, values, handle.log.session.state.trials[number].end)
         return frozen
 
     @contextlib.contextmanager
@@ -1189,3 +1188,34 @@ def _ended_as(state: TrialState | str) -> TrialState:
     if not isinstance(word, str) or word.lower() not in ("complete", "pruned", "fail"):
         raise InvalidInput(f"a trial ends as 'complete', 'pruned' or 'fail', not {shown(word)}")
     return TrialState[word.upper()]
+
+
+def as_values(result: float | Sequence[float], *, expected: int) -> tuple[float, ...]:
+    """What an objective returned, as values of a COMPLETE trial.
+
+    Raises:
+        InvalidInput: they are not numbers, NaN, or not one per direction. The message becomes the trial's reason.
+    """
+    parts: Sequence[float] = result if isinstance(result, list | tuple) else (result,)
+    if len(parts) != expected:
+        raise InvalidInput(f"{expected} value{'s' * (expected > 1)} expected, got {len(parts)}")
+    values = []
+    for part in parts:
+        try:
+            value = float(part)
+        except (TypeError, ValueError):
+            raise InvalidInput(f"the objective returned {part!r}, which is not a number") from None
+        except OverflowError:
+            raise InvalidInput("the objective returned a whole number that is too large for a float") from None
+        if math.isnan(value):
+            raise InvalidInput("the objective returned NaN")
+        values.append(value)
+    return tuple(values)
+
+
+def values_or_reason(result: float | Sequence[float], *, expected: int) -> tuple[tuple[float, ...] | None, str | None]:
+    """What an objective returned, as values of a COMPLETE trial; or why the trial fails."""
+    try:
+        return as_values(result, expected=expected), None
+    except InvalidInput as error:
+        return None, str(error)

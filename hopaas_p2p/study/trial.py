@@ -302,34 +302,3 @@ Objective = Callable[[Trial], float | Sequence[float]]
 def _remove(directory: Path, pid: int) -> None:
     if os.getpid() == pid:  # a forked child has a copy of the trial, and leaves the files alone
         shutil.rmtree(directory, ignore_errors=True)
-
-
-def as_values(result: float | Sequence[float], *, expected: int) -> tuple[float, ...]:
-    """What an objective returned, as values of a COMPLETE trial.
-
-    Raises:
-        InvalidInput: they are not numbers, NaN, or not one per direction. The message becomes the trial's reason.
-    """
-    parts: Sequence[float] = result if isinstance(result, list | tuple) else (result,)
-    if len(parts) != expected:
-        raise InvalidInput(f"{expected} value{'s' * (expected > 1)} expected, got {len(parts)}")
-    values = []
-    for part in parts:
-        try:
-            value = float(part)
-        except (TypeError, ValueError):
-            raise InvalidInput(f"the objective returned {part!r}, which is not a number") from None
-        except OverflowError:
-            raise InvalidInput("the objective returned a whole number that is too large for a float") from None
-        if math.isnan(value):
-            raise InvalidInput("the objective returned NaN")
-        values.append(value)
-    return tuple(values)
-
-
-def values_or_reason(result: float | Sequence[float], *, expected: int) -> tuple[tuple[float, ...] | None, str | None]:
-    """What an objective returned, as values of a COMPLETE trial; or why the trial fails."""
-    try:
-        return as_values(result, expected=expected), None
-    except InvalidInput as error:
-        return None, str(error)

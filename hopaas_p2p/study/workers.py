@@ -50,7 +50,7 @@ if TYPE_CHECKING:
     import optuna
     from optuna.trial import FrozenTrial
 
-    from hopaas_p2p.peer.log_client import LogClient
+    from hopaas_p2p.peer.session import LogClient
     from hopaas_p2p.study.trial import Objective
     from hopaas_p2p.study_like import StudyLike
 

@@ -14,7 +14,7 @@ from msgspec.structs import replace
 
 from hopaas_p2p.core import snapshot
 from hopaas_p2p.core.apply import apply
-from hopaas_p2p.core.chain import following
+from hopaas_p2p.core.codec import following
 from hopaas_p2p.core.records import Commit, PeerJoin, StudyDefine, TrialCreate, TrialState
 from hopaas_p2p.core.state import State
 from hopaas_p2p.stores.base import Entry, ExchangeResult, Log, Outgoing, read_all

@@ -23,7 +23,7 @@ from hopaas_p2p.core.records import StudySet, TrialCreate
 from hopaas_p2p.errors import StoreUnreachable
 from hopaas_p2p.open import open_store
 from hopaas_p2p.peer.liveness import UNKNOWN
-from hopaas_p2p.peer.log_client import study_client
+from hopaas_p2p.peer.session import study_client
 from hopaas_p2p.stores.base import Beat
 from hopaas_p2p.study.audit import audit
 from tests.support.dashboard_pages import calm, texts

@@ -13,7 +13,7 @@ import pytest
 
 import hopaas_p2p
 from hopaas_p2p.core import codec, snapshot
-from hopaas_p2p.core.chain import following
+from hopaas_p2p.core.codec import following
 from hopaas_p2p.core.records import Commit, Record, StudyDefine, TrialCreate, TrialFinish, TrialState
 from hopaas_p2p.core.state import State
 from hopaas_p2p.errors import InvalidInput, StoreUnreachable

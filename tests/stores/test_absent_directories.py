@@ -15,7 +15,7 @@ import pytest
 from msgspec.structs import replace
 
 import hopaas_p2p
-from hopaas_p2p.core.chain import following
+from hopaas_p2p.core.codec import following
 from hopaas_p2p.errors import StoreAway, StoreUnreachable
 from hopaas_p2p.stores.base import Beat
 from hopaas_p2p.stores.directory import files, seen

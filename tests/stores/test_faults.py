@@ -16,9 +16,9 @@ from hopaas_p2p.core.records import Commit, TrialCreate, TrialFinish, TrialRecla
 from hopaas_p2p.core.state import State, Verdict
 from hopaas_p2p.errors import StoreUnreachable
 from hopaas_p2p.peer import peer as peer_module
-from hopaas_p2p.peer.log_client import LogClient, study_client
 from hopaas_p2p.peer.outbox import PendingCommit
 from hopaas_p2p.peer.peer import Peer
+from hopaas_p2p.peer.session import LogClient, study_client
 from hopaas_p2p.storage import options as options_module
 from hopaas_p2p.stores.base import Log, Store
 from hopaas_p2p.stores.directory.store import DirectoryStore

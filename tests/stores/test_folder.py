@@ -16,7 +16,7 @@ from typing import Any, NoReturn
 import pytest
 
 from hopaas_p2p.core import codec, snapshot
-from hopaas_p2p.core.chain import following
+from hopaas_p2p.core.codec import following
 from hopaas_p2p.core.records import Commit, Stamp, TrialCreate, TrialFinish, TrialReclaim
 from hopaas_p2p.core.state import State, Verdict
 from hopaas_p2p.errors import (

@@ -12,7 +12,7 @@ from msgspec.structs import replace
 
 import hopaas_p2p
 from hopaas_p2p import spool
-from hopaas_p2p.core import chain, codec
+from hopaas_p2p.core import codec
 from hopaas_p2p.core.records import Commit, StudySet
 from hopaas_p2p.errors import BrokenChain, StoreCorrupt
 from hopaas_p2p.open import open_store
@@ -77,11 +77,11 @@ class Kind(NamedTuple):
             )
         elif isinstance(log, MemoryLog):
             log._entries[-1] = replace(entries[-1], payload=FORGED)
-            log._sum = chain.following(sum_of(entries[:-1]), FORGED)
+            log._sum = codec.following(sum_of(entries[:-1]), FORGED)
         else:
             assert isinstance(log, WriteOnceLog)
             log.objects.delete([log.key(lsn)])
-            assert log.objects.put_new(log.key(lsn), chain.attach(FORGED, sum_of(entries[:-1])))
+            assert log.objects.put_new(log.key(lsn), codec.attach(FORGED, sum_of(entries[:-1])))
         store.close()
         return lsn
 
@@ -245,7 +245,7 @@ def test_a_peer_that_stops_at_a_damaged_commit_keeps_what_it_had_written(
     log = DirectoryStore(tmp_path / "store").log(uuid)
     assert isinstance(log, WriteOnceLog)
     entries = everything(log)
-    whole = chain.attach(FORGED, sum_of(entries))
+    whole = codec.attach(FORGED, sum_of(entries))
     assert log.objects.put_new(log.key(len(entries) + 1), whole[:10] + bytes([whole[10] ^ 1]) + whole[11:])
     with pytest.raises(StoreCorrupt, match="damaged"):
         ann.ask()

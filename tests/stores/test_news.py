@@ -13,8 +13,8 @@ import pytest
 
 from hopaas_p2p.errors import StoreUnreachable
 from hopaas_p2p.open import open_store
-from hopaas_p2p.peer.log_client import LogClient
 from hopaas_p2p.peer.peer import Peer
+from hopaas_p2p.peer.session import LogClient
 from hopaas_p2p.remote.client import Connections, RemoteStore
 from hopaas_p2p.testing.commits import append, outgoing
 from tests.support.processes import until

@@ -12,7 +12,7 @@ import psycopg2
 import pytest
 
 from hopaas_p2p import access
-from hopaas_p2p.core import chain
+from hopaas_p2p.core import codec
 from hopaas_p2p.stores.base import Beat, Outgoing, read_all
 from tests.support.postgres_people import Place
 
@@ -143,7 +143,7 @@ def test_no_arguments_store_a_commit_on_a_false_sum(place: Place, since: str, to
         sums = 0
         for entry in read_all(log):
             assert entry.before == sums
-            sums = chain.following(sums, entry.payload)
+            sums = codec.following(sums, entry.payload)
 
 
 def test_nobody_beats_for_anothers_peer(place: Place) -> None:
@@ -248,7 +248,7 @@ def test_odd_arguments_of_any_function_harm_nobody(place: Place, role: str | Non
         sums = 0
         for entry in read_all(log):
             assert entry.before == sums
-            sums = chain.following(sums, entry.payload)
+            sums = codec.following(sums, entry.payload)
     for name in tables if role != "worker" else ("grants", "users", "tokens"):
         assert _rows(place, name, uuid) == before[name], name
     study = optuna.load_study(study_name="s", storage=place.storage(ann))

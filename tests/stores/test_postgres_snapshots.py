@@ -14,7 +14,7 @@ from hopaas_p2p.core.records import TrialCreate, TrialFinish
 from hopaas_p2p.core.snapshot import CorruptSnapshot
 from hopaas_p2p.core.state import COMPLETE, State, Trials
 from hopaas_p2p.errors import Denied, StoreCorrupt, StoreUnreachable
-from hopaas_p2p.peer.log_client import LogClient, study_client
+from hopaas_p2p.peer.session import LogClient, study_client
 from hopaas_p2p.stores.checks import examine
 from hopaas_p2p.stores.postgres.copying import copied_rows
 from hopaas_p2p.stores.postgres.store import PostgresLog, PostgresStore
@@ -169,7 +169,7 @@ def _anothers_result(state: State) -> None:
 
 
 def _another_history(state: State) -> None:
-    state.chain = state.lsn, 7
+    state.sum = 7
 
 
 FORGERIES = [_stopped, _other_budget, _trials_gone, _anothers_result, _another_history]

@@ -16,7 +16,7 @@ import hopaas_p2p
 from hopaas_p2p import notes, spool
 from hopaas_p2p.core import codec, snapshot
 from hopaas_p2p.core.apply import apply
-from hopaas_p2p.core.chain import following
+from hopaas_p2p.core.codec import following
 from hopaas_p2p.core.names import handover_prefix
 from hopaas_p2p.core.records import Commit, TrialCreate
 from hopaas_p2p.core.state import COMPLETE, State

@@ -10,13 +10,13 @@ from typing import Any
 import msgspec
 import pytest
 
-from hopaas_p2p.core import chain, codec, snapshot
+from hopaas_p2p.core import codec, snapshot
 from hopaas_p2p.core.apply import apply
 from hopaas_p2p.core.records import Commit, StudyDefine, StudySet, TrialCreate, TrialState
 from hopaas_p2p.core.state import State
 from hopaas_p2p.errors import BrokenChain, NewerFormat, StoreCorrupt
 from hopaas_p2p.moving import rescue
-from hopaas_p2p.peer.log_client import LogClient, study_client
+from hopaas_p2p.peer.session import LogClient, study_client
 from hopaas_p2p.stores.base import Entry, Outgoing, append
 from hopaas_p2p.stores.objects.carried import MOST, MOST_BYTES, PiggybackedCommits, opened, sealed
 from hopaas_p2p.stores.objects.contract import Found
@@ -112,8 +112,8 @@ def test_an_object_carries_a_bounded_number_of_bytes() -> None:
     for lsn in range(1, 100):
         payload = large(lsn % 20)
         carrier.saw(lsn, payload, total)
-        total = chain.following(total, payload)
-    own = chain.attach(said(9, 99).payload, total)
+        total = codec.following(total, payload)
+    own = codec.attach(said(9, 99).payload, total)
     copies = opened(carrier.load(100, own, total)).copies
     assert 10 < len(copies) < MOST
     assert sum(map(len, copies)) <= MOST_BYTES
@@ -192,8 +192,8 @@ def test_copies_that_begin_with_another_sum_end_in_two_histories(
     copies = [codec.encode(Commit("forger", seq, "forger", 0, ())) for seq in (2, 3)]
     total = 12345
     for copy in copies:
-        total = chain.following(total, copy)
-    store.objects.put(key(12), sealed(chain.attach(payload, total), 12345, copies))
+        total = codec.following(total, copy)
+    store.objects.put(key(12), sealed(codec.attach(payload, total), 12345, copies))
     expecting(peer.log, 3.0, monkeypatch)  # type: ignore[arg-type]
     with pytest.raises(BrokenChain, match="10"):
         peer.exchange()
@@ -207,16 +207,16 @@ def test_a_copy_with_the_same_checksum_is_noticed_by_who_has_read_the_commit(sto
     true = opened(stored(store, 12)).copies[1]
     forged = colliding(true)
     assert forged != true
-    assert chain.following(7, forged) == chain.following(7, true)
+    assert codec.following(7, forged) == codec.following(7, true)
     object_ = opened(stored(store, 12))
-    own = chain.attach(said(9, 99).payload, object_.before)
+    own = codec.attach(said(9, 99).payload, object_.before)
     following = object_.before
     for copy in (object_.copies[0], forged):
-        following = chain.following(following, copy)
-    own = chain.attach(said(9, 99).payload, chain.following(following, object_.copies[2]))
-    last = chain.detach(object_.stored)[0]
-    total = chain.following(chain.following(following, object_.copies[2]), last)
-    own = chain.attach(said(9, 99).payload, total)
+        following = codec.following(following, copy)
+    own = codec.attach(said(9, 99).payload, codec.following(following, object_.copies[2]))
+    last = codec.detach(object_.stored)[0]
+    total = codec.following(codec.following(following, object_.copies[2]), last)
+    own = codec.attach(said(9, 99).payload, total)
     store.objects.put(key(13), sealed(own, object_.before, [object_.copies[0], forged, object_.copies[2], last]))
     with pytest.raises(BrokenChain, match="differs from the one this peer has read"):
         reader.exchange(None, 12)
@@ -320,9 +320,9 @@ def test_a_rescue_has_both_commits_of_a_number_that_a_server_gave_twice(store: S
     lsn = ann.state.lsn
     bob.put("bob", TrialCreate(TrialState.COMPLETE, params={}, values=(3.0,)))
     bob.exchange()
-    before = chain.detach(opened(stored(store, lsn)).stored)[1]
+    before = codec.detach(opened(stored(store, lsn)).stored)[1]
     other = codec.encode(Commit("eve", 1, "eve", 0, (TrialCreate(TrialState.COMPLETE, params={}, values=(4.0,)),)))
-    store.objects.put(key(lsn), chain.attach(other, before))
+    store.objects.put(key(lsn), codec.attach(other, before))
 
     rescued = rescue.rescue(store, "u")
 
@@ -370,7 +370,7 @@ def test_a_peer_that_is_ten_thousand_commits_behind_joins_by_snapshot_and_tail(
     entries = []
     for lsn, payload in enumerate(payloads, 1):
         entries.append(Entry(lsn, payload, before=total))
-        total = chain.following(total, payload)
+        total = codec.following(total, payload)
         if lsn <= 10_000:
             apply(state, lsn, codec.decode(payload))
     pool = server._pools[0]
@@ -378,7 +378,7 @@ def test_a_peer_that_is_ten_thousand_commits_behind_joins_by_snapshot_and_tail(
     root = "store/v1/" if any(name.startswith("store/v1/") for name in pool) else "store/"
     carrier = PiggybackedCommits()
     for entry in entries:
-        own = chain.attach(entry.payload, entry.before)
+        own = codec.attach(entry.payload, entry.before)
         data = carrier.load(entry.lsn, own, entry.before) if entry.lsn > 9_900 else own
         pool[f"{root}{key(entry.lsn)}"] = like._replace(data=data)
         carrier.saw(entry.lsn, entry.payload, entry.before)
@@ -476,7 +476,7 @@ def test_a_bucket_of_a_newer_format_is_refused(server: Imitation, store: S3Store
 
 def test_an_object_can_be_told_from_a_commit_alone_whatever_its_bytes() -> None:
     payload = codec.encode(Commit("w", 1, "w", 0, ()))
-    own = chain.attach(payload, 5)
+    own = codec.attach(payload, 5)
     data = sealed(own, 3, [payload])
     assert opened(data).stored == own
     assert opened(own).stored == own

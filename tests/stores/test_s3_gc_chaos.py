@@ -23,7 +23,7 @@ from hopaas_p2p.core.state import State
 from hopaas_p2p.errors import InvalidInput
 from hopaas_p2p.moving.files import from_store, named_files
 from hopaas_p2p.moving.records import of_state
-from hopaas_p2p.peer.log_client import study_client
+from hopaas_p2p.peer.session import study_client
 from hopaas_p2p.stores.s3 import gc
 from hopaas_p2p.stores.s3.store import S3Store
 from tests.support import gc_campaign

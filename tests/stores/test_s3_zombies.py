@@ -11,7 +11,7 @@ from hopaas_p2p.core import codec, snapshot
 from hopaas_p2p.core.records import Commit, StudyRegistered, TrialCreate, TrialFinish, TrialState
 from hopaas_p2p.core.state import State
 from hopaas_p2p.errors import BehindRetention, InvalidInput, StoreCorrupt, StoreUnreachable, StudyDeleted
-from hopaas_p2p.peer.log_client import LogClient, study_client
+from hopaas_p2p.peer.session import LogClient, study_client
 from hopaas_p2p.stores.base import Outgoing, append
 from hopaas_p2p.stores.objects.contract import lsn_of
 from hopaas_p2p.stores.objects.log import Clocks, clocks

@@ -16,8 +16,8 @@ from msgspec.structs import replace
 
 import hopaas_p2p
 from hopaas_p2p import access
-from hopaas_p2p.core import chain, codec
-from hopaas_p2p.core.records import FORMAT, Commit, Float, StudyControl, StudyRegistered
+from hopaas_p2p.core import codec
+from hopaas_p2p.core.records import FORMAT, Commit, Float, Stamp, StudyControl, StudyRegistered
 from hopaas_p2p.errors import BrokenChain, ConfigurationError, Denied, InvalidInput, StoreUnreachable
 from hopaas_p2p.open import open_store
 from hopaas_p2p.remote.access import AccessList, GrantSet, TokenSet, UserSet, digest
@@ -336,9 +336,9 @@ def test_no_commit_gets_round_its_stamp(site: Site) -> None:
     access.grant(site.url, "s", "bob", "worker")
     good = _commit("forger").payload
     long = b"\xdc\x00\x06" + good[5:]
-    long = chain.zlib.crc32(long).to_bytes(4, "little") + long
-    as_owner = chain.attach(good, 0, chain.Stamp("ann", "owner", 1))
-    twice = chain.attach(as_owner, None, chain.Stamp("ann", "owner", 1))
+    long = zlib.crc32(long).to_bytes(4, "little") + long
+    as_owner = codec.attach(good, 0, Stamp("ann", "owner", 1))
+    twice = codec.attach(as_owner, None, Stamp("ann", "owner", 1))
     assert isinstance(codec.decode(long), Commit)
     for number, payload in enumerate((good, long, as_owner, twice)):
         with contextlib.suppress(InvalidInput):
@@ -438,7 +438,7 @@ def test_no_commit_stands_where_nothing_was_before_it_or_on_a_false_sum(
         assert [one.lsn for one in entries] == list(range(1, len(entries) + 1))
         for one in entries:
             assert one.before in (None, sums)
-            sums = chain.following(sums, one.payload)
+            sums = codec.following(sums, one.payload)
 
 
 @pytest.mark.parametrize("many", [1, 30])
@@ -460,7 +460,7 @@ def test_bytes_that_are_no_commit_do_not_break_off_the_chain(
     assert [one.lsn for one in entries] == list(range(1, many + 3))
     for one in entries:
         assert one.before == sums or (one.before is None and not one.stamp.author)
-        sums = chain.following(sums, one.payload)
+        sums = codec.following(sums, one.payload)
 
 
 def test_a_commit_of_a_peer_that_is_behind_is_one_exchange_with_a_directory(

@@ -15,7 +15,7 @@ from hopaas_p2p.core.apply import apply
 from hopaas_p2p.core.records import Record
 from hopaas_p2p.core.state import State, Verdict
 from hopaas_p2p.errors import StoreUnreachable
-from hopaas_p2p.peer.log_client import LogClient, study_client
+from hopaas_p2p.peer.session import LogClient, study_client
 from hopaas_p2p.remote.box import Box
 from hopaas_p2p.remote.client import RemoteStore
 from hopaas_p2p.remote.folder import FolderServer

@@ -10,9 +10,9 @@ from hopaas_p2p.core.admission import Done, next_start
 from hopaas_p2p.core.records import Record, TrialCreate, TrialFinish, TrialRelease, TrialSet, TrialState
 from hopaas_p2p.core.state import State, Verdict
 from hopaas_p2p.errors import StoreUnreachable
-from hopaas_p2p.peer.log_client import LogClient
 from hopaas_p2p.peer.outbox import PendingCommit
 from hopaas_p2p.peer.peer import Peer
+from hopaas_p2p.peer.session import LogClient
 from hopaas_p2p.stores.base import Artifacts, Beat, ExchangeResult, Log, Outgoing, Store
 from hopaas_p2p.stores.memory import MemoryStore
 

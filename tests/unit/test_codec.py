@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hopaas_p2p.core import chain, codec, snapshot
+from hopaas_p2p.core import codec, snapshot
 from hopaas_p2p.core.apply import apply
 from hopaas_p2p.core.codec import Garbage
 from hopaas_p2p.core.records import (
@@ -30,7 +30,7 @@ from hopaas_p2p.core.records import (
 )
 from hopaas_p2p.core.state import State
 from hopaas_p2p.errors import InvalidInput
-from hopaas_p2p.peer.log_client import study_client
+from hopaas_p2p.peer.session import study_client
 from hopaas_p2p.stores.base import Outgoing
 from hopaas_p2p.stores.directory.store import DirectoryStore
 from hopaas_p2p.stores.memory import MemoryLog
@@ -360,12 +360,12 @@ def test_a_replica_reads_on_past_every_kind_of_garbage() -> None:
 
 
 @pytest.mark.parametrize("stamp", [UNSTAMPED, Stamp("ann.guest", f"owner:{'u' * 64}", 1 << 50), Stamp("a", "worker")])
-@pytest.mark.parametrize("before", [None, 0, 7, chain.PRIME - 1])
+@pytest.mark.parametrize("before", [None, 0, 7, codec.PRIME - 1])
 def test_a_commit_comes_out_of_its_stored_form_as_it_was_sealed(stamp: Stamp, before: int | None) -> None:
     payload = codec.encode(Commit("w", 1, "w", 5, (StudyRegistered("u", "n"),)))
-    stored = chain.attach(payload, before, stamp)
-    assert chain.detach(stored) == (payload, before, stamp)
+    stored = codec.attach(payload, before, stamp)
+    assert codec.detach(stored) == (payload, before, stamp)
     assert isinstance(codec.decode(stored), Commit)
-    again = chain.attach(stored, before, Stamp("bob", "worker", 1))  # a commit that came with a forged stamp
-    _, _, seen = chain.detach(again)
-    assert (chain.detach(again)[:2], seen.author) == ((stored, before), "bob")
+    again = codec.attach(stored, before, Stamp("bob", "worker", 1))  # a commit that came with a forged stamp
+    _, _, seen = codec.detach(again)
+    assert (codec.detach(again)[:2], seen.author) == ((stored, before), "bob")

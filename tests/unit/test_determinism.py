@@ -37,7 +37,7 @@ from hopaas_p2p.core.records import (
     Used,
 )
 from hopaas_p2p.core.state import State
-from hopaas_p2p.peer.log_client import study_client
+from hopaas_p2p.peer.session import study_client
 from hopaas_p2p.stores.base import Outgoing
 from hopaas_p2p.stores.memory import MemoryLog
 from hopaas_p2p.testing.commits import study_snapshot

@@ -25,7 +25,8 @@ from hopaas_p2p.errors import (
 from hopaas_p2p.ports.socket import TrialSocketServer, request
 from hopaas_p2p.ports.verbs import TrialVerbs
 from hopaas_p2p.study import Study
-from hopaas_p2p.study.trial import Trial, as_values
+from hopaas_p2p.study.study import as_values
+from hopaas_p2p.study.trial import Trial
 from tests.support.processes import SPACE
 
 SCREEN = 45  # lines

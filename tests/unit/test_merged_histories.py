@@ -10,7 +10,7 @@ import pytest
 
 from hopaas_p2p.core import codec
 from hopaas_p2p.core.apply import apply
-from hopaas_p2p.core.chain import following
+from hopaas_p2p.core.codec import following
 from hopaas_p2p.core.records import (
     Commit,
     Float,

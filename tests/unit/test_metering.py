@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from hopaas_p2p.runtime.metering import Meter, devices, gpu_energy, shares
+from hopaas_p2p.core.records import Used
+from hopaas_p2p.peer.meter import Meter
+from hopaas_p2p.runtime.metering import devices, gpu_energy, shares
 from tests.support.accounting import FakeNvml
 
 
@@ -102,9 +104,9 @@ def test_trials_at_a_time_share_the_process() -> None:
     clocks.pass_(10, watts=100)
     meter.begin("b")
     clocks.pass_(20, watts=100)
-    assert meter.used("b", at_end=True) == (10_000_000, 1_000_000)
+    assert meter.used("b", at_end=True) == Used(10_000_000, 1_000_000)
     clocks.pass_(5, watts=100)
-    assert meter.used("a", at_end=True) == (25_000_000, 2_500_000)
+    assert meter.used("a", at_end=True) == Used(25_000_000, 2_500_000)
 
 
 def test_nothing_is_charged_for_the_time_between_trials() -> None:
@@ -113,7 +115,7 @@ def test_nothing_is_charged_for_the_time_between_trials() -> None:
     clocks.pass_(50, watts=100)
     meter.begin("a")
     clocks.pass_(1, watts=100)
-    assert meter.used("a", at_end=True) == (1_000_000, 100_000)
+    assert meter.used("a", at_end=True) == Used(1_000_000, 100_000)
 
 
 def test_the_counters_are_read_at_most_twice_a_second_until_the_end() -> None:
@@ -121,8 +123,8 @@ def test_the_counters_are_read_at_most_twice_a_second_until_the_end() -> None:
     meter = clocks.meter(energy=True)
     meter.begin("a")
     clocks.pass_(0.1, watts=100)
-    assert meter.used("a") == (100_000, 0)
-    assert meter.used("a", at_end=True) == (100_000, 10_000)
+    assert meter.used("a") == Used(100_000, 0)
+    assert meter.used("a", at_end=True) == Used(100_000, 10_000)
 
 
 def test_a_clock_that_was_set_is_told_from() -> None:
@@ -131,4 +133,4 @@ def test_a_clock_that_was_set_is_told_from() -> None:
     meter.begin("a")
     clocks.pass_(10)
     clocks.wall += 3_600_000_000
-    assert meter.used("a", at_end=True) == (10_000_000, None)
+    assert meter.used("a", at_end=True) == Used(10_000_000, None)

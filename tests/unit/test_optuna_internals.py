@@ -109,8 +109,19 @@ def test_a_study_caches_the_list_of_trials_under_this_name(study: optuna.Study) 
     study.ask()
     study.optimize(lambda trial: trial.suggest_float("x", 0.0, 1.0), n_trials=1)
     assert hasattr(study._thread_local, "cached_all_trials"), CURE
-    internals.forget_cached_trials(study)
+    internals.begin(optuna.trial.Trial, study, internals.copy_of(study.trials[0]))
     assert study._thread_local.cached_all_trials is None, CURE
+
+
+def test_a_trial_begins_like_optunas() -> None:
+    """Its constructor asks the storage, which need not be asked for a trial that is known."""
+    study = optuna.create_study()
+    study.enqueue_trial({"x": 1.0})
+    real, heard = study.ask(), list[FrozenTrial]()
+    study.sampler.before_trial = lambda _, trial: heard.append(trial)  # type: ignore[method-assign]
+    ours = internals.begin(optuna.trial.Trial, study, internals.cached_trial(real))
+    assert vars(ours) == vars(real), CURE
+    assert heard == [internals.cached_trial(real)]
 
 
 def test_what_a_trial_believes_can_be_replaced(study: optuna.Study) -> None:

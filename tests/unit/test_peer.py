@@ -26,9 +26,9 @@ from hopaas_p2p.core.records import (
 from hopaas_p2p.core.state import State
 from hopaas_p2p.errors import Denied, HopaasError, StoreUnreachable, StudyDeleted
 from hopaas_p2p.peer import peer as peer_module
-from hopaas_p2p.peer.log_client import LogClient
 from hopaas_p2p.peer.outbox import PendingCommit
 from hopaas_p2p.peer.peer import Peer
+from hopaas_p2p.peer.session import LogClient
 from hopaas_p2p.stores.base import Beat, ExchangeResult, Outgoing
 from hopaas_p2p.stores.memory import MemoryLog, MemoryStore
 from hopaas_p2p.testing.commits import everything
@@ -541,7 +541,7 @@ def test_what_was_spooled_is_sent_again_until_the_log_holds_it(
     monkeypatch.setattr(MemoryLog, "exchange", hesitant)
     driver = peer.log("first")
     spooled = codec.encode(Commit("gone", 1, "gone", 0, (TrialCreate(),)))
-    driver.send_for_another([Outgoing("gone:1", spooled)])
+    peer.spool.append(driver, [Outgoing("gone:1", spooled)])
     assert pushed == ["gone:1"] * 2
     assert [entry.payload for entry in everything(store.log("first"))].count(spooled) == 1
 

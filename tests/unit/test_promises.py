@@ -13,8 +13,8 @@ import hopaas_p2p
 from hopaas_p2p.core import codec
 from hopaas_p2p.core.records import Commit, Policy, StudyDefine, TrialCreate, TrialFinish, TrialState
 from hopaas_p2p.core.state import State
-from hopaas_p2p.peer.log_client import LogClient
 from hopaas_p2p.peer.peer import Peer
+from hopaas_p2p.peer.session import LogClient
 from hopaas_p2p.stores.base import Outgoing
 from hopaas_p2p.stores.memory import MemoryStore
 

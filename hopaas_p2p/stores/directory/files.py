@@ -20,6 +20,7 @@ anything replaced or removed is named relative to a folder that was opened step 
 
 from __future__ import annotations
 
+import base64
 import binascii
 import contextlib
 import errno
@@ -46,7 +47,6 @@ from hopaas_p2p.stores.objects.contract import Found
 NOT_MOUNTED: Final = "the store is not there, perhaps because its file system is not mounted"
 _TEXT: Final = "hopaas:"
 _LONGEST: Final = 4000  # characters of a link's text; Linux takes 4,095
-_OF_URLS: Final = bytes.maketrans(b"+/", b"-_")
 _FROM_URLS: Final = bytes.maketrans(b"-_", b"+/")
 _NAME: Final = 240  # characters between two slashes; file systems take 255
 _Reading = TypeVar("_Reading", bound=Callable[..., Any])
@@ -130,7 +130,14 @@ class Directory:
         folder = path[: path.rindex("/")]
         created = False
         try:
-            self._check_there()
+            try:
+                status = os.stat(self._meta)
+                described = status.st_dev, status.st_ino
+            except _ABSENT:
+                described = (0, 0)
+            if described != self._described or described == (0, 0):  # is this store still mounted here?
+                self._check_mounted()
+                self._described = described
             self._check_links(folder)
             try:
                 created = self._create(data, path)
@@ -155,7 +162,9 @@ class Directory:
                     raise
                 self._hard_links = False
         if len(data) * 4 // 3 < self._longest:
-            text = _text(data)
+            text = _TEXT + base64.urlsafe_b64encode(data).decode()
+            if len(text) > _NAME:  # for a tool that follows the link as if it were a path
+                text = "/".join(text[at : at + _NAME] for at in range(0, len(text), _NAME))
             try:
                 os.symlink(text, path)
                 return True
@@ -308,16 +317,6 @@ class Directory:
         if self.uuid.encode() not in said:
             raise FileNotFoundError(errno.ENOENT, "another store is in its place")
 
-    def _check_there(self) -> None:
-        """Before a write, check by its inode that the store's description is where it was."""
-        try:
-            status = os.stat(self._meta)
-        except _ABSENT:
-            raise FileNotFoundError(errno.ENOENT, NOT_MOUNTED) from None
-        if (status.st_dev, status.st_ino) != self._described:
-            self._check_mounted()
-            self._described = status.st_dev, status.st_ino
-
     def _read(self, path: str, limit: int) -> Found | StoreUnreachable | None:
         try:
             text = os.readlink(path)
@@ -365,7 +364,7 @@ class Directory:
     def put(self, key: str, data: bytes) -> None:
         with self._replacing(key) as (draft, fd):
             if self._nfs and key.startswith(_NEVER_OPENED):
-                os.symlink(_text(data), draft, dir_fd=fd)
+                os.symlink(_TEXT + base64.urlsafe_b64encode(data).decode(), draft, dir_fd=fd)
             else:
                 _write(draft, data, dir_fd=fd)
 
@@ -410,7 +409,7 @@ class Directory:
         path = f"{self.root}/{key}"
         folder, _, name = path.rpartition("/")
         with reaching(path):
-            self._check_there()
+            self._check_mounted()
             draft = f".{name}.{secrets.token_hex(6)}"
             try:
                 if not _is_folder(folder):
@@ -560,12 +559,6 @@ def _may_link_to(path: str, text: str) -> bool:
         return False
     except OSError:
         return True
-
-
-def _text(data: bytes) -> str:
-    """The text of a link, cut into names short enough for a tool that follows the link as if it were a path."""
-    text = _TEXT + binascii.b2a_base64(data, newline=False).translate(_OF_URLS).decode()
-    return text if len(text) <= _NAME else "/".join(text[at : at + _NAME] for at in range(0, len(text), _NAME))
 
 
 @contextlib.contextmanager

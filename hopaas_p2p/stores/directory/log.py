@@ -15,9 +15,9 @@ import time
 from collections.abc import Iterable, Iterator
 from typing import Final
 
-from hopaas_p2p.core import chain
-from hopaas_p2p.errors import BehindRetention, ConfigurationError, Denied, StoreCorrupt, StoreUnreachable
-from hopaas_p2p.stores.base import Entry
+from hopaas_p2p.core import codec
+from hopaas_p2p.errors import BehindRetention, ConfigurationError, StoreCorrupt
+from hopaas_p2p.stores.base import Entry, Outgoing
 from hopaas_p2p.stores.directory.files import Directory, NoFolder, reaching
 from hopaas_p2p.stores.directory.packs import LARGEST_PACK, first_of, frame, frames, salvaged
 from hopaas_p2p.stores.objects.contract import Found, lsn_of
@@ -25,7 +25,6 @@ from hopaas_p2p.stores.objects.log import BEHIND, EVERY, RECEIPT, SPAN, WriteOnc
 from hopaas_p2p.stores.objects.scheduler import SpreadScheduler
 from hopaas_p2p.stores.objects.store import ObjectBackedStore
 
-TIDY_EVERY: Final = 64  # commits between two checks for removable folders
 _KEPT: Final = 300.0  # seconds for which a folder is kept beside its pack, by the file system's clock
 _REMEMBERED: Final = 8 << 20  # bytes of commits kept in memory for the pack; beyond, they are read again
 
@@ -42,11 +41,10 @@ class FolderLog(WriteOnceLog[Directory]):
         super().__init__(store, root, SpreadScheduler() if self.rate_limited else WriteScheduler())
         self.history.every = EVERY if self.rate_limited else 0.0
         self._writes = False
-        self._recent: list[bytes] = []
+        self._recent: dict[int, bytes] = {}
         """Commits of the current range, for its pack, in a process that writes."""
         self._size = 0
-        self._first = 0
-        """The lsn of the first of these."""
+        """Their bytes."""
 
     def key(self, lsn: int) -> str:
         return f"{self.root}commits/{(lsn - 1) // SPAN * SPAN + 1:020d}/{lsn:020d}"
@@ -132,10 +130,12 @@ class FolderLog(WriteOnceLog[Directory]):
 
     def _entry(self, lsn: int, found: Found, *, mine: bytes | None = None) -> Entry:
         self._check_tombstone(found.data)
-        payload, before, stamp = chain.detach(found.data)
+        payload, before, stamp = codec.detach(found.data)
         if payload != mine:
             self.scheduler.saw(payload, found.modified, time.monotonic())
-        self._remember(lsn, found.data)
+        if self._writes and self._size < _REMEMBERED:
+            self._recent[lsn] = found.data
+            self._size += len(found.data)
         self.history.follow(lsn, payload, before)
         return Entry(lsn, payload, stamp, before)
 
@@ -170,37 +170,26 @@ class FolderLog(WriteOnceLog[Directory]):
 
     # --- appending ---
 
-    def _create(self, lsn: int, data: bytes) -> bool:
+    def _create(self, lsn: int, outgoing: Outgoing, before: int | None) -> bytes | None:
         """An object does not count if this process slept and its range was packed and removed meanwhile."""
-        unless: tuple[str, ...] | None = None
+        data, unless = codec.attach(outgoing.payload, before, outgoing.stamp), None
         if lsn % SPAN == 1:
             unless = (self.pack(lsn), self._ended)
             if lsn > 1:  # a power cut must not take the commit before it
                 self.objects.secure(self.key(lsn - 1))
         try:
-            return self.objects.put_new(self.key(lsn), data, unless=unless)
+            created = self.objects.put_new(self.key(lsn), data, unless=unless)
         finally:
             if self.history.slept() and self.objects.get(self.pack(lsn), limit=0) is not None:
                 self._head = BEHIND
                 raise BehindRetention
-
-    def _appended(self, entry: Entry, data: bytes) -> None:
+        if not created:
+            return None
         self._writes = True
-        self._remember(entry.lsn, data)
-        if entry.lsn % TIDY_EVERY == 0:
-            with contextlib.suppress(StoreUnreachable, Denied):  # the next writer does it
-                self._tidy(entry.lsn)
-
-    def _remember(self, lsn: int, data: bytes) -> None:
-        """A commit was read or written; a process that writes keeps those of the current range for its pack."""
-        if not self._writes:
-            return
-        if lsn % SPAN == 1:
-            self._first, self._size = lsn, 0
-            self._recent.clear()
-        if lsn == self._first + len(self._recent) and self._size < _REMEMBERED:
-            self._recent.append(data)
+        if self._size < _REMEMBERED:
+            self._recent[lsn] = data
             self._size += len(data)
+        return data
 
     def _tidy(self, lsn: int) -> None:
         """Pack the range that ends here, remove folders whose packs are some minutes old, and pack forgotten ranges.
@@ -212,6 +201,8 @@ class FolderLog(WriteOnceLog[Directory]):
             following = self.key(lsn + 1)
             with reaching(following):
                 self.objects.make_folder(following.rpartition("/")[0], (self.pack(lsn + 1), self._ended))
+        self._recent = {one: data for one, data in self._recent.items() if first_of(one) == first_of(lsn + 1)}
+        self._size = sum(map(len, self._recent.values()))
         firsts = map(lsn_of, self.objects.names_in(f"{self.root}commits", folders=True))
         older = [first for first in firsts if first is not None and first < first_of(lsn)]
         now = self.objects.modified(self.key(lsn)) if older else None
@@ -224,7 +215,7 @@ class FolderLog(WriteOnceLog[Directory]):
                 self.objects.remove_folder(f"{self.root}commits/{first:020d}")
 
     def _pack(self, first: int) -> None:
-        stored = self._recent if self._first == first else []
+        stored = [self._recent[lsn] for lsn in range(first, first + SPAN) if lsn in self._recent]
         if len(stored) < SPAN:
             found = self.objects.get_run(map(self.key, range(first, first + SPAN)), limit=self.limit)
             stored = [one.data for one in found if isinstance(one, Found)]

@@ -11,7 +11,7 @@ to the last commit of every writer seen among the last 32, because that is how f
 one writer carries nothing. An object without a tail is a single commit.
 
 The object under a commit's own lsn remains authoritative. A copy is trusted because the sums of the copies lead from
-the sum that the reader knows to the one that the commit carries (`core.chain`). These sums do not protect against
+the sum that the reader knows to the one that the commit carries (`core.codec`). These sums do not protect against
 forged copies, but every peer also compares the copies that it reads with the commits that it has read itself.
 """
 
@@ -23,7 +23,7 @@ from typing import Final, NamedTuple
 
 import msgspec
 
-from hopaas_p2p.core import chain, codec
+from hopaas_p2p.core import codec
 from hopaas_p2p.errors import BrokenChain
 from hopaas_p2p.stores.base import Entry
 
@@ -70,7 +70,7 @@ def opened(data: bytes) -> Opened:
         before, found = _copies.decode(copies)
     except (msgspec.MsgspecError, ValueError):
         return Opened(data, sound=False)
-    if not 0 <= before < chain.PRIME or len(found) > MOST:
+    if not 0 <= before < codec.PRIME or len(found) > MOST:
         return Opened(data, sound=False)
     return Opened(stored, tuple(found), before)
 
@@ -103,12 +103,12 @@ class PiggybackedCommits:
 
     def load(self, lsn: int, stored: bytes, before: int | None) -> bytes:
         """The object of a commit to be written at this lsn, with the copies that others probably lack."""
-        copies = self._lacking(lsn, before) if chain.detach(stored)[0] is not stored else []
+        copies = self._lacking(lsn, before) if codec.detach(stored)[0] is not stored else []
         return sealed(stored, copies[0].before, [one.payload for one in copies]) if copies else stored
 
     def _lacking(self, lsn: int, before: int | None) -> list[_Seen]:
         last = self._seen[-1] if self._seen else None
-        if last is None or last.lsn != lsn - 1 or chain.following(last.before, last.payload) != before:
+        if last is None or last.lsn != lsn - 1 or codec.following(last.before, last.payload) != before:
             return []
         latest = {codec.writer_of(one.payload): one.lsn for one in self._seen}
         found: list[_Seen] = []
@@ -133,17 +133,17 @@ class PiggybackedCommits:
         for place, payload in enumerate(object_.copies, lsn - len(object_.copies)):
             known = mine.get(place)
             if known is not None and known.payload != payload:
-                read = chain.shown(chain.following(known.before, known.payload))
-                there = chain.shown(chain.following(total, payload))
+                read = codec.shown(codec.following(known.before, known.payload))
+                there = codec.shown(codec.following(total, payload))
                 what = f"differs from the one this peer has read: it leads to the sum {there}, the one read to {read}"
                 raise BrokenChain(_said(lsn, place, what))
             if place < 1 or not codec.intact(payload):
                 raise BrokenChain(_said(lsn, place, "is not a commit"))
             found.append(Entry(place, payload, before=total))
-            total = chain.following(total, payload)
-        _, before, _ = chain.detach(object_.stored)
+            total = codec.following(total, payload)
+        _, before, _ = codec.detach(object_.stored)
         if object_.copies and before != total:
-            read, there = chain.shown(total), chain.shown(before)
+            read, there = codec.shown(total), codec.shown(before)
             raise BrokenChain(_said(lsn, lsn - 1, f"leads to the sum {read}, and the commit itself follows {there}"))
         return found
 

@@ -29,8 +29,8 @@ from abc import abstractmethod
 from collections.abc import Callable, Iterator
 from typing import Final, Generic, NamedTuple, NoReturn
 
-from hopaas_p2p.core import chain, codec
-from hopaas_p2p.errors import BehindRetention, BrokenChain, StoreCorrupt, StoreUnreachable, StudyDeleted
+from hopaas_p2p.core import codec
+from hopaas_p2p.errors import BehindRetention, BrokenChain, Denied, StoreCorrupt, StoreUnreachable, StudyDeleted
 from hopaas_p2p.net.backoff import Backoff
 from hopaas_p2p.stores.base import (
     EXCHANGE_TIMEOUT,
@@ -53,6 +53,7 @@ BEHIND: Final = -1
 RECEIPT: Final = 8 << 20  # bytes of commits that one exchange returns
 SPAN: Final = SNAPSHOT_EVERY
 """Commits of a range, which a directory's pack holds; the commits after a snapshot begin a new range."""
+TIDY_EVERY: Final = 64  # commits between two checks for removable folders
 _MAX_SNAPSHOT: Final = 1 << 30
 _PAUSES: Final = (0.05, 1.0)  # seconds
 _SECOND_LOOK: Final = 0.005  # seconds
@@ -76,7 +77,7 @@ def clocks() -> Clocks:
 class History:
     """What one handle on a log knows about its past, and whether that still holds: the sums, and the removals.
 
-    A commit is stored with the sum of the log before it (see `core.chain`), and what is read must follow what was read
+    A commit is stored with the sum of the log before it (see `core.codec`), and what is read must follow what was read
     before. In a directory on a local file system, checking the last commit costs some microseconds, so it precedes
     every write: a backup that is restored under running peers is noticed before anything is written beside it. On a
     file server the check happens once per second. In a bucket, the next commit reveals it.
@@ -86,7 +87,9 @@ class History:
     more than that since the last contact, the process checks for removals before it trusts a free key, and before it
     acknowledges what it wrote.
 
-    An exchange is between `begin` and `end`.
+    An exchange is between `begin` and `end`. The end of the log can be trusted there, unless this process slept:
+    commits that it has not read may be removed minutes after packing, and a network file system may still show their
+    folder then, half empty. So a process that has not seen the end of the log for a while reads the past first.
 
     Args:
         objects: where the log is.
@@ -104,6 +107,8 @@ class History:
         """Seconds between two checks that the last commit is still there; infinite: the next commit reveals it."""
         self.chain: tuple[int, int | None] = 0, 0
         """An lsn, and the sum of the log up to it, if it is known."""
+        self._last_written: tuple[int, int | None, bytes] = 0, None, b""
+        """The lsn of the last commit that this process wrote, the sum of the log up to it, and its object."""
         self._checked_at = 0.0
         self.snapshot = 0
         """The lsn of the last snapshot read, until it is known that the log extends that far."""
@@ -144,15 +149,17 @@ class History:
         if outgoing is None or not 0 < since == self.chain[0] or now - self._checked_at < self.every:
             return woke
         self._checked_at = now
-        stored = self._stored(since)
+        stored, known = self._stored(since), self.chain[1]
         if stored is None:
             self.gone(since)
-        payload, before, _ = chain.detach(stored)
-        known, there = self.chain[1], None if before is None else chain.following(before, payload)
+        if (since, known, stored) == self._last_written:  # as nearly always
+            return woke
+        payload, before, _ = codec.detach(stored)
+        there = None if before is None else codec.following(before, payload)
         if known is not None and there is not None and known != there:
             raise BrokenChain(
-                f"this log has two histories: up to commit {since} a peer read the sum {chain.shown(known)}, and it is "
-                f"{chain.shown(there)}. {_ADVICE}"
+                f"this log has two histories: up to commit {since} a peer read the sum {codec.shown(known)}, and it is "
+                f"{codec.shown(there)}. {_ADVICE}"
             )
         return woke
 
@@ -184,15 +191,19 @@ class History:
 
     # --- what came before? ---
 
-    def wrote(self, lsn: int, payload: bytes, before: int | None) -> None:
-        """Record that this process wrote this commit, at the end of the log and after this sum, if that is known."""
+    def wrote(self, lsn: int, payload: bytes, before: int | None, data: bytes) -> None:
+        """Record that this process wrote this commit, in an object of these bytes, at the end of the log.
+
+        `before` is the sum of the log before it, if that is known.
+        """
         self._known = self._began
         if before is not None or lsn > self.chain[0]:
-            self.chain = lsn, None if before is None else chain.following(before, payload)
+            self.chain = lsn, None if before is None else codec.following(before, payload)
+            self._last_written = (*self.chain, data)
 
     def follow(self, lsn: int, payload: bytes, before: int | None) -> None:
         """Record that this commit was read, with its writer's sum."""
-        known = chain.sum_at(lsn - 1, self.chain)
+        known = self.chain[1] if self.chain[0] == lsn - 1 else None
         if before is None:
             before = known
         elif known is not None and known != before:
@@ -200,7 +211,7 @@ class History:
         elif known is not None:
             self._checked_at = time.monotonic()  # as good as checking the last commit
         if before is not None:
-            self.chain = lsn, chain.following(before, payload)
+            self.chain = lsn, codec.following(before, payload)
         elif lsn > self.chain[0]:
             self.chain = lsn, None
 
@@ -215,6 +226,9 @@ class WriteScheduler:
 
     Times are seconds on the caller's monotonic clock, except for `modified`, which is the server's.
     """
+
+    at_once: bool = True
+    """Whether it never asks a writer to read first or to wait, and need not hear of its writes."""
 
     def saw(self, payload: bytes, modified: float, now: float) -> None:
         """A commit of another peer was read."""
@@ -299,17 +313,15 @@ class WriteOnceLog(Log, Generic[Objects]):
     def _entry(self, lsn: int, found: Found, *, mine: bytes | None = None) -> Entry:
         """An object as a commit. Raises StudyDeleted for a tombstone."""
 
-    def _prepared(self, lsn: int, outgoing: Outgoing, before: int | None) -> bytes:
-        """The object of a commit to be written at this lsn, where the log has this sum."""
-        return chain.attach(outgoing.payload, before, outgoing.stamp)
-
-    def _create(self, lsn: int, data: bytes) -> bool:
-        """Write this object at this lsn if there is none; return whether this call did. Raises StoreUnreachable."""
-        return self.objects.put_new(self.key(lsn), data)
-
     @abstractmethod
-    def _appended(self, entry: Entry, data: bytes) -> None:
-        """Record that this process appended that commit, in an object of these bytes."""
+    def _create(self, lsn: int, outgoing: Outgoing, before: int | None) -> bytes | None:
+        """Write this commit at this lsn, where the log has this sum, if there is none; return its object.
+
+        None if something is there. A second call writes the same bytes. Raises StoreUnreachable.
+        """
+
+    def _tidy(self, lsn: int) -> None:
+        """Clean up, as the process that appended this commit; called for one commit in `TIDY_EVERY`."""
 
     @abstractmethod
     def _pieces(self) -> Iterator[tuple[int, bytes]]:
@@ -323,23 +335,14 @@ class WriteOnceLog(Log, Generic[Objects]):
         elif not self._proven:
             self._prove()
         deadline = time.monotonic() + self._timeout
-        self._begin(since, outgoing)
+        if self.history.begin(since, outgoing):
+            self._head = BEHIND
         if outgoing is None:
             receipt = ExchangeResult(*self._look(since, deadline, certain=True))
         else:
             receipt = self._append(outgoing, since, deadline)
         self.history.end(since)
         return receipt
-
-    def _begin(self, since: int, outgoing: Outgoing | None = None) -> None:
-        """Between this and `History.end`, the end of the log can be trusted, unless this process slept.
-
-        Commits that a peer has not read may be removed minutes after packing, and a network file system may still show
-        their folder then, half empty. So a process that has not seen the end of the log for a while reads the past
-        first.
-        """
-        if self.history.begin(since, outgoing):
-            self._head = BEHIND
 
     def _prove(self) -> None:
         self._proven = self.store.prove(self.root)
@@ -350,7 +353,8 @@ class WriteOnceLog(Log, Generic[Objects]):
 
     def wait_turn(self, since: int) -> ExchangeResult:
         self._prove()
-        self._begin(since)
+        if self.history.begin(since):
+            self._head = BEHIND
         if self.looks_if_behind and since != self._head:
             return ExchangeResult([])  # the next exchange begins with a read
         receipt = self._await_turn(since, time.monotonic() + self._timeout)
@@ -392,7 +396,7 @@ class WriteOnceLog(Log, Generic[Objects]):
                     return found
                 if found == suspect and time.monotonic() >= settled:
                     if (
-                        found.data.endswith(MAGIC) or chain.detach(found.data)[0] is not found.data
+                        found.data.endswith(MAGIC) or codec.detach(found.data)[0] is not found.data
                     ):  # the end of a commit
                         raise StoreCorrupt(
                             f"{self.key(lsn)} is damaged: it is complete, but not what was written. Nothing was "
@@ -465,13 +469,14 @@ class WriteOnceLog(Log, Generic[Objects]):
         entries, payload = list[Entry](), outgoing.payload
         look, losses = since != self._head if self.looks_if_behind else None, 0
         while True:
-            found = self._await_turn(since + len(entries), deadline, look=look)
-            entries += found.entries
-            appended = bool(found.entries) and self._secure(payload, found.entries)
-            if found.more or appended:
-                return ExchangeResult(entries, found.more)
-            if self.history.contradicted:
-                return ExchangeResult(entries, more=True)  # not appended: it would be in a different history
+            if look or not self.scheduler.at_once:
+                found = self._await_turn(since + len(entries), deadline, look=look)
+                entries += found.entries
+                appended = bool(found.entries) and self._secure(payload, found.entries)
+                if found.more or appended:
+                    return ExchangeResult(entries, found.more)
+                if self.history.contradicted:
+                    return ExchangeResult(entries, more=True)  # not appended: it would be in a different history
             entry, created = self._decide(since + len(entries) + 1, outgoing, deadline)
             entries.append(entry)
             self._head = entry.lsn
@@ -523,24 +528,26 @@ class WriteOnceLog(Log, Generic[Objects]):
         """Write this commit at this lsn until it is known what is there; return that, and whether this write did it."""
         backoff: Backoff | None = None
         unknown: StoreUnreachable | None = None
-        before, payload = chain.sum_at(lsn - 1, self.history.chain), outgoing.payload
-        data = self._prepared(lsn, outgoing, before)
+        payload, (read, total) = outgoing.payload, self.history.chain
+        before = total if read == lsn - 1 else None
         while True:
-            began = time.monotonic()
+            began, data = time.monotonic(), None
             try:
-                created = self._create(lsn, data)
+                data = self._create(lsn, outgoing, before)
             except BehindRetention:
                 raise
             except StoreUnreachable as error:
-                created, unknown = False, error
+                unknown = error
             else:
-                now = time.monotonic()
-                (self.scheduler.won if created else self.scheduler.lost)(now, now - began)
-            if created:
-                entry = Entry(lsn, payload, outgoing.stamp, before)
-                self._appended(entry, data)
-                self.history.wrote(lsn, payload, before)
-                return entry, True
+                if not self.scheduler.at_once:
+                    now = time.monotonic()
+                    (self.scheduler.lost if data is None else self.scheduler.won)(now, now - began)
+            if data is not None:
+                self.history.wrote(lsn, payload, before, data)
+                if lsn % TIDY_EVERY == 0:
+                    with contextlib.suppress(StoreUnreachable, Denied):  # the next writer does it
+                        self._tidy(lsn)
+                return Entry(lsn, payload, outgoing.stamp, before), True
             found = self._get(lsn, deadline, certain=False)
             other = self._elsewhere(lsn, deadline) if found is None else self._entry(lsn, found, mine=payload)
             if other is not None:
@@ -603,7 +610,7 @@ class WriteOnceLog(Log, Generic[Objects]):
             _add(held.setdefault(lsn, []), there.stored)
             with contextlib.suppress(BrokenChain):
                 for copy in PiggybackedCommits().copies(lsn, there):
-                    _add(held.setdefault(copy.lsn, []), chain.attach(copy.payload, copy.before))
+                    _add(held.setdefault(copy.lsn, []), codec.attach(copy.payload, copy.before))
             yield from self._let_go(held, lsn - self.scatter)
         yield from self._let_go(held, math.inf)
 
@@ -655,10 +662,10 @@ def _add(there: list[bytes], data: bytes) -> None:
 
 def _same(stored: bytes, other: bytes) -> bool:
     """Whether both are the same commit, and as far as is known after the same ones."""
-    (payload, before, stamp), (there, known, said) = chain.detach(stored), chain.detach(other)
+    (payload, before, stamp), (there, known, said) = codec.detach(stored), codec.detach(other)
     return payload == there and stamp == said and (before == known or before is None or known is None)
 
 
 def stored_form(entry: Entry) -> bytes:
     """The bytes of a commit and, if they are known, the sum before it and its stamp."""
-    return chain.attach(entry.payload, entry.before, entry.stamp)
+    return codec.attach(entry.payload, entry.before, entry.stamp)

@@ -47,6 +47,7 @@ class Sight(NamedTuple):
 class CrowdScheduler(WriteScheduler):
     """What one peer has seen of the other writers: their names, how often they commit, and how long a write takes."""
 
+    at_once = False
     slot_bounds: tuple[float, float]
     """Bounds of the assumed duration of a write, in seconds."""
     look_when: float

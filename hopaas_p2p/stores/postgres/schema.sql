@@ -37,7 +37,7 @@ CREATE TABLE hopaas.commits (
     role text NOT NULL,
     at bigint NOT NULL,
     payload bytea NOT NULL CHECK (octet_length(payload) <= 4194304),
-    before bigint,  -- the sum of the log before it, see core/chain.py: below 2^42; NULL if it was restored without one
+    before bigint,  -- the sum of the log before it, see core/codec.py: below 2^42; NULL if it was restored without one
     PRIMARY KEY (log, lsn),
     UNIQUE (log, nonce, author)
 );
@@ -229,7 +229,7 @@ CREATE OR REPLACE FUNCTION hopaas.renew_beat(p_peer text, p_value text, p_user t
 $$;
 
 -- The sum of a log up to this lsn, which follows from its commits' checksums, their first four bytes, the lowest first:
--- see core/chain.py. Only after the last commit without a sum, as a restore may bring, is there more than one commit to
+-- see core/codec.py. Only after the last commit without a sum, as a restore may bring, is there more than one commit to
 -- go over.
 CREATE OR REPLACE FUNCTION hopaas.chain_at(p_log integer, p_lsn bigint) RETURNS bigint LANGUAGE plpgsql STABLE AS $$
 DECLARE

@@ -1,7 +1,7 @@
 """This process's commits in a bucket, compared again with the bucket's contents after a while.
 
 A server with several pools may accept another peer's commit over one that it has acknowledged. Others notice by the sum
-that the next commit carries (`core.chain`); but if all of these follow the first, its writer would never know that
+that the next commit carries (`core.codec`); but if all of these follow the first, its writer would never know that
 later joiners read the second. Or a bucket loses its newest object, and the next joiner takes its place. So each writer
 checks each of its commits once, when no write to its key can be under way any more, and at the end. A commit that is
 gone, although nobody removed it, is put back where it was, unless another took its place.

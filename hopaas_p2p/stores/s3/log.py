@@ -16,11 +16,11 @@ from typing import Final
 
 from msgspec.structs import astuple
 
-from hopaas_p2p.core import chain
+from hopaas_p2p.core import codec
 from hopaas_p2p.core.records import UNSTAMPED, Stamp
 from hopaas_p2p.errors import BrokenChain, StoreUnreachable
 from hopaas_p2p.runtime.parallel import each
-from hopaas_p2p.stores.base import Entry, Outgoing
+from hopaas_p2p.stores.base import Beat, Entry, ExchangeResult, Outgoing
 from hopaas_p2p.stores.objects.carried import MOST, OVERHEAD, PiggybackedCommits, opened
 from hopaas_p2p.stores.objects.contract import LARGEST, Found, lsn_of
 from hopaas_p2p.stores.objects.log import BEHIND, RECEIPT, WriteOnceLog
@@ -66,9 +66,13 @@ class BucketLog(WriteOnceLog[Bucket]):
     def unconfirmed(self) -> list[int]:
         return self._confirmation.due
 
-    def _begin(self, since: int, outgoing: Outgoing | None = None) -> None:
-        super()._begin(since, outgoing)
+    def exchange(self, outgoing: Outgoing | None, since: int, beat: Beat | None = None) -> ExchangeResult:
         self._confirmation.check()  # now: between a read and the following write, each request causes collisions
+        return super().exchange(outgoing, since, beat)
+
+    def wait_turn(self, since: int) -> ExchangeResult:
+        self._confirmation.check()
+        return super().wait_turn(since)
 
     def changed(self, since: int) -> bool | None:
         return True if since != self._head else None
@@ -150,7 +154,7 @@ class BucketLog(WriteOnceLog[Bucket]):
         """The commits in this object, its own last. Raises StudyDeleted for a tombstone, and BrokenChain."""
         self._check_tombstone(found.data)
         there = opened(found.data)
-        payload, before, stamp = chain.detach(there.stored)
+        payload, before, stamp = codec.detach(there.stored)
         return [*self._piggyback.copies(lsn, there), Entry(lsn, payload, stamp, before)]
 
     def _noted(self, entries: list[Entry], last: float, *, mine: bytes | None = None) -> list[Entry]:
@@ -159,9 +163,10 @@ class BucketLog(WriteOnceLog[Bucket]):
         for place, (lsn, payload, stamp, before) in enumerate(map(astuple, entries), 1):
             if payload != mine:
                 self.scheduler.saw(payload, first + place / len(entries) * (last - first), time.monotonic())
-            known = chain.sum_at(lsn - 1, self.history.chain)
+            read, total = self.history.chain
+            known = before if before is not None or read != lsn - 1 else total
             self.history.follow(lsn, payload, before)
-            self._carriable(lsn, payload, known if before is None else before, stamp)
+            self._carriable(lsn, payload, known, stamp)
         self._modified = last
         return entries
 
@@ -187,12 +192,14 @@ class BucketLog(WriteOnceLog[Bucket]):
 
     # --- appending ---
 
-    def _prepared(self, lsn: int, outgoing: Outgoing, before: int | None) -> bytes:
-        return self._piggyback.load(lsn, super()._prepared(lsn, outgoing, before), before)
-
-    def _appended(self, entry: Entry, data: bytes) -> None:
-        self._carriable(entry.lsn, entry.payload, entry.before, entry.stamp)
-        self._confirmation.wrote(entry.lsn, opened(data).stored, data, copied=self._piggyback.shared)
+    def _create(self, lsn: int, outgoing: Outgoing, before: int | None) -> bytes | None:
+        stored = codec.attach(outgoing.payload, before, outgoing.stamp)
+        data = self._piggyback.load(lsn, stored, before)
+        if not self.objects.put_new(self.key(lsn), data):
+            return None
+        self._carriable(lsn, outgoing.payload, before, outgoing.stamp)
+        self._confirmation.wrote(lsn, stored, data, copied=self._piggyback.shared)
+        return data
 
     # --- backups and rescue ---
 
