@@ -132,7 +132,7 @@ def _found(state: State, skip: Collection[int], no_new: str, *, room: bool) -> S
     for number in pausing.resumable:
         if number not in skip:
             return Start(number)
-    if pausing is not NEVER_PAUSING:  # as in nearly all studies
+    if pausing is not NEVER_PAUSING:  # which nearly all studies have
         paused = pausing.promoted(room=room, running=bool(state.running), skip=skip)
         if paused is not None:
             return Continue(paused)
