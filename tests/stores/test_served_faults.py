@@ -56,6 +56,12 @@ def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     return found
 
 
+@pytest.fixture
+def duplicates(url: str) -> int:
+    """Postgres knows the nonce, and appends the commit once."""
+    return 0 if url.startswith("postgresql") else 2
+
+
 @pytest.fixture(params=["serve", "through"])
 def inner(request: pytest.FixtureRequest, url: str) -> Store:
     """The store by HTTPS, or through a folder, with an empty study in it."""
