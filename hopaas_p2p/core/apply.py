@@ -13,6 +13,7 @@ rules for content that no record may have, whoever wrote it.
 from __future__ import annotations
 
 import bisect
+import json
 import math
 from collections.abc import Callable, Collection
 from typing import Any, Final
@@ -25,6 +26,7 @@ from hopaas_p2p.core.attributes import (
     CMAES,
     CONTINUES,
     COPIES,
+    EXPORTER,
     FIDELITY,
     LATE_VALUES,
     MOST_REPLICATES,
@@ -207,16 +209,25 @@ def _define(state: State, record: StudyDefine, _commit: Commit) -> str | None:
     return None
 
 
-def _set_study(state: State, record: StudySet, _commit: Commit) -> str | None:
+def _set_study(state: State, record: StudySet, commit: Commit) -> str | None:
     if not _can_be_read(state, record):
         return "malformed"
     if record.user:
         state.user = merged(state.user, record.user)
     if record.system:
-        state.system = merged(state.system, record.system)
+        counts = {key: text for key, text in record.system.items() if not _elects_another(state, key, text, commit)}
+        state.system = merged(state.system, counts)
         if FIDELITY in record.system:
             follow_fidelity(state)
     return None
+
+
+def _elects_another(state: State, key: str, text: str, commit: Commit) -> bool:
+    """Whether this attribute makes a peer an exporter that is not the one that says so: that peer need not export."""
+    if not key.startswith(EXPORTER):
+        return False
+    named, before = (json.loads(one).get("peer") for one in (text, state.system.get(key, "{}")))
+    return named not in (None, commit.owner, before)
 
 
 def follow_fidelity(state: State) -> None:
