@@ -83,6 +83,16 @@ def kill(process: BaseProcess) -> None:
     process.join(10)
 
 
+def test_a_study_whose_last_trial_is_a_dead_peers_shows_what_finishes_it(
+    store: str, studies: Any, processes: list[BaseProcess]
+) -> None:
+    studies(budget=1)
+    processes.append(lease_peer.start(lease_peer.die_at, store, "when it has its trial"))
+    processes[-1].join(patient(60))
+    finishes = f"hopaas-p2p worker --store {Path(store).as_uri()} --study s -- COMMAND)"
+    until(lambda: finishes in cli("study", "show", "s", "--store", store).stdout, 30)
+
+
 # --- kill -9 at named points -----------------------------------------------------------------------------------------
 
 
