@@ -11,7 +11,7 @@ from hopaas_p2p.cli import output
 from hopaas_p2p.cli.lazy import Group
 from hopaas_p2p.cli.options import EXISTING, CliSession, Columns, check_new, force_option
 from hopaas_p2p.errors import InvalidInput
-from hopaas_p2p.files.artifacts import Artifact, short_id
+from hopaas_p2p.files.artifacts import short_id
 from hopaas_p2p.runtime.ownership import named_folder
 
 _trial = click.option("--trial", type=click.IntRange(min=0), metavar="N", help="The trial that they belong to.")
@@ -31,11 +31,8 @@ def put(session: CliSession, files: tuple[Path, ...], trial: int | None, filenam
     if filename is not None and len(files) > 1:
         raise InvalidInput("--as takes one file only.")
     artifacts = session.study().artifacts()
-    stored: list[Artifact] = []
-    try:
-        stored.extend(artifacts.put(path, trial=trial, filename=filename) for path in files)
-    finally:  # before an error, too
-        session.show([one._asdict() for one in stored], lambda: output.print_lines(one.id for one in stored))
+    stored = [artifacts.put(path, trial=trial, filename=filename) for path in files]
+    session.show([one._asdict() for one in stored], lambda: output.print_lines(one.id for one in stored))
 
 
 @artifact.command()
@@ -76,10 +73,5 @@ def ls(session: CliSession, trial: int | None) -> None:
 def rm(session: CliSession, what: tuple[str, ...]) -> None:
     """Remove files."""
     artifacts = session.study().artifacts()
-    found = dict.fromkeys(map(artifacts.find, what))
-    removed: list[Artifact] = []
-    try:
-        removed.extend(map(artifacts.delete, found))
-    finally:  # before an error, too
-        if removed:
-            session.done([one._asdict() for one in removed], f"Removed {', '.join(one.filename for one in removed)}.")
+    removed = [artifacts.delete(one) for one in dict.fromkeys(map(artifacts.find, what))]
+    session.done([one._asdict() for one in removed], f"Removed {', '.join(one.filename for one in removed)}.")

@@ -44,20 +44,14 @@ class Election:
         self._say(StudySet(system={self._key: json.dumps(self.said | changes)}))
 
     @property
-    def holder(self) -> str:
-        """The current leader, as far as the log has been read; empty if there is none."""
-        found = self.said.get("peer")
-        return found if isinstance(found, str) else ""
-
-    @property
     def won(self) -> bool:
         """Whether this candidate leads, as far as the log has been read."""
-        return self.holder == self._peer.uuid  # which changes if two processes shared a name
+        return self.said.get("peer") == self._peer.uuid  # which changes if two processes shared a name
 
     def stand(self) -> bool:
         """Take over if there is no leader; return whether this candidate leads. Raises whatever writing raises."""
-        holder = self.holder
-        if holder and not self.won:
+        holder = self.said.get("peer")
+        if holder is not None and not self.won:
             now = time.monotonic()
             self._detector.look(self._peer.store.beats([holder]), [holder], now)
             if self._detector.silence(holder, now) < self._look().policy.ttl:
