@@ -177,9 +177,7 @@ class StudyDefine(msgspec.Struct, array_like=True, frozen=True, tag="study.defin
 
 
 class StudySet(msgspec.Struct, array_like=True, frozen=True, tag="study.set"):
-    """Attributes of the study, each a JSON text, merged into the existing ones. An attribute `hopaas:exporter:…` that
-    names a peer is ignored unless that peer is the commit's owner, or was named before.
-    """
+    """Attributes of the study, each a JSON text, merged into the existing ones."""
 
     user: dict[str, str] = {}
     system: dict[str, str] = {}
