@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Final, NamedTuple, Protocol, TypeVar
+from typing import Final, NamedTuple, Protocol, Self, TypeVar
 
 from hopaas_p2p.core import codec
 from hopaas_p2p.errors import Denied, StoreUnreachable
@@ -29,10 +29,16 @@ def lsn_of(key: str) -> int | None:
 class NotRemoved(Denied):
     """Some objects may not be removed; the others were."""
 
-    def __init__(self, stay: dict[str, Denied]) -> None:
+    stay: dict[str, Denied] = {}
+    """Key -> why it stays."""
+
+    @classmethod
+    def of(cls, stay: dict[str, Denied]) -> Self:
+        """The error for these keys."""
         first = next(iter(stay.values()))
-        super().__init__(f"{len(stay)} objects stay: {first}" if len(stay) > 1 else str(first))
-        self.stay = stay
+        error = cls(f"{len(stay)} objects stay: {first}" if len(stay) > 1 else str(first))
+        error.stay = stay
+        return error
 
 
 def delete_each(delete: Callable[[str], None], keys: Iterable[str], *, at_once: int = 1) -> None:
@@ -47,7 +53,7 @@ def delete_each(delete: Callable[[str], None], keys: Iterable[str], *, at_once: 
 
     each(one, keys, at_once=at_once)
     if stay:
-        raise NotRemoved(stay)
+        raise NotRemoved.of(stay)
 
 
 class Found(NamedTuple):

@@ -78,7 +78,7 @@ def _collect(store: S3Store, keep: float, *, dry_run: bool) -> Iterator[Removal]
     old = [one for one in store.objects.details("beats/") if one.modified < now - max(keep, _BEATS)]
     yield from _remove(store, "heartbeats of peers that ended long ago", "", old, dry_run=dry_run)
     if stay:
-        raise NotRemoved(stay)
+        raise NotRemoved.of(stay)
 
 
 def _catalog(store: S3Store) -> Catalog:
@@ -150,4 +150,4 @@ def _remove(store: S3Store, what: str, study: str, found: list[Listed], *, dry_r
     if gone:
         yield Removal(what, study, len(gone), sum(one.size for one in gone))
     if stay:
-        raise NotRemoved(stay)
+        raise NotRemoved.of(stay)
