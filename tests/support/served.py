@@ -72,25 +72,18 @@ class Served:
     def __init__(self, service: Callable[[], Service], authority: Authority) -> None:
         self._service = service
         self._certificate = Certificate(*authority.certificate())
-        self._loop = asyncio.new_event_loop()
         self._started = threading.Event()
-        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._thread = threading.Thread(target=lambda: asyncio.run(self._run()), daemon=True)
         self.port = 0
 
-    def _run(self) -> None:
-        asyncio.set_event_loop(self._loop)
-
-        async def main() -> None:
-            self.server = HttpsServer(self._service(), certificate=self._certificate)
-            self.port = await self.server.start("127.0.0.1", 0)
-            self._ended = asyncio.Event()
-            self._started.set()
-            await self._ended.wait()
-            self.server.hurry()
-            await self.server.drain()
-
-        self._loop.run_until_complete(main())
-        self._loop.close()
+    async def _run(self) -> None:
+        self._loop, self._ended = asyncio.get_running_loop(), asyncio.Event()
+        self.server = HttpsServer(self._service(), certificate=self._certificate)
+        self.port = await self.server.start("127.0.0.1", 0)
+        self._started.set()
+        await self._ended.wait()
+        self.server.hurry()
+        await self.server.drain()
 
     @property
     def url(self) -> str:
