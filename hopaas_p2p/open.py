@@ -6,7 +6,7 @@ import os
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
-from urllib.parse import unquote, urlsplit
+from urllib.parse import parse_qsl, unquote, urlsplit
 
 from hopaas_p2p.errors import ConfigurationError
 from hopaas_p2p.runtime.redaction import redacted
@@ -107,6 +107,17 @@ def servers_of(url: str) -> list[tuple[str, int]]:
 
         return [server_of(parse(url).endpoint)]
     return []
+
+
+def names_servers(url: str) -> bool:
+    """Whether the URL itself, and not this user's environment, says which servers are contacted; raises like
+    `servers_of`.
+    """
+    if url.lower().startswith("postgresql"):
+        from hopaas_p2p.stores.postgres.connect import PostgresAddress
+
+        return bool(PostgresAddress(url).parameters.get("host"))
+    return not url.lower().startswith("s3:") or "endpoint" in dict(parse_qsl(urlsplit(url).query))
 
 
 def _path(url: str) -> Path:

@@ -39,7 +39,8 @@ _PATIENCE: Final = 60.0  # seconds for which another process of this user may be
 _SUFFIX: Final = ".commits"
 ASIDE: Final = f".deleted{_SUFFIX}"
 """How the name of a file ends that was set aside."""
-_SENT: Final = ".sent"
+SENT: Final = ".sent"
+"""The same of a file that was sent under another URL of its store, or to a copy of it."""
 _KEPT: Final = 30 * 86_400  # seconds for which a file is kept that was sent to a store under another URL
 _HISTORY: Final = ".history"
 _NEEDED: Final = 3  # descriptors to write a file: its folder's, the same for a rename, and its own
@@ -157,7 +158,7 @@ def sent(path: Path, spooled: Spooled, store: str) -> None:
     if is_for(spooled, store):
         remove(path)
     else:
-        set_aside(path, _SENT)
+        set_aside(path, SENT)
 
 
 _spare: Final[list[int]] = []
@@ -230,7 +231,7 @@ def waiting(store: str | None = None, studies: Container[str] = ()) -> Iterator[
     for path, spooled in _all(_SUFFIX):
         if store is None or is_for(spooled, store, studies):
             yield path, spooled
-    for path, spooled in _all(_SENT):
+    for path, spooled in _all(SENT):
         if store is not None and is_for(spooled, store):
             yield path, spooled
             continue

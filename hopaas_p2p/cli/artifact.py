@@ -73,5 +73,5 @@ def ls(session: CliSession, trial: int | None) -> None:
 def rm(session: CliSession, what: tuple[str, ...]) -> None:
     """Remove files."""
     artifacts = session.study().artifacts()
-    removed = [artifacts.delete(one) for one in what]
+    removed = [artifacts.delete(one) for one in dict.fromkeys(map(artifacts.find, what))]
     session.done([one._asdict() for one in removed], f"Removed {', '.join(one.filename for one in removed)}.")

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import contextlib
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -35,21 +36,24 @@ def gc(session: CliSession, dry_run: bool, keep: float) -> None:
     """
     _address(session)
     session.settings.publish()
-    store = S3Store(session.store_url, create=False)
-    found = list(collect(store, keep=keep * 3600.0, dry_run=dry_run))
-    store.close()
-
     columns: Columns = {
         "study": "study",
         "what": "what",
         "objects": "objects",
         "size": lambda row: output.size(row["size"]),
     }
-    rows = [one._asdict() for one in found]
-    session.show_table(rows, columns, right=("objects", "size"), empty="Nothing to remove.")
-    if found and not session.as_json:
-        total = sum(one.objects for one in found)
-        output.say(f"{total} objects would be removed." if dry_run else f"Removed {total} objects.")
+    rows: list[dict[str, Any]] = []
+    try:
+        with contextlib.closing(S3Store(session.store_url, create=False)) as store:
+            rows.extend(one._asdict() for one in collect(store, keep=keep * 3600.0, dry_run=dry_run))
+    finally:  # before an error, too
+        if rows:
+            session.show_table(rows, columns, right=("objects", "size"))
+            total = sum(one["objects"] for one in rows)
+            if not session.as_json:
+                output.say(f"{total} objects would be removed." if dry_run else f"Removed {total} objects.")
+    if not rows:
+        session.show_table(rows, columns, empty="Nothing to remove.")
 
 
 @command("s3-policy")

@@ -157,13 +157,17 @@ def _facts(data: dict[str, Any], found: Spending) -> dict[str, str]:
     shown = rows if len(rows) <= _ROWS else rows[-1:]
     policy = {name: output.number(one) if isinstance(one, float) else one for name, one in data["policy"].items()}
     files = data["checkpoints"]
+    study, store = shlex.quote(data["name"]), shlex.quote(data["store"])
+    worker = f"hopaas-p2p worker --store {store} --study {study} -- COMMAND"
     facts: dict[str, str | list[str]] = {
         "study": data["name"],
         "store": data["store"],
         "state": data["state"],
         "best": _best(data),
         "running at": ", ".join(f"{site}: {count}" for site, count in data["peers"].items()),
-        "silent": [*silent, "(their trials are taken over as soon as another peer runs)"] if silent else "",
+        "silent": [*silent, "(their trials are taken over as soon as another peer runs:", f" {worker})"]
+        if silent
+        else "",
         "trials": f"{data['trials']} ({counts or 'none yet'})",
         "budget": budget_lines(found),
         "directions": ", ".join(data["directions"]),

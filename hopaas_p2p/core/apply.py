@@ -13,6 +13,7 @@ rules for content that no record may have, whoever wrote it.
 from __future__ import annotations
 
 import bisect
+import json
 import math
 from collections.abc import Callable, Collection
 from typing import Any, Final
@@ -21,8 +22,11 @@ import msgspec
 
 from hopaas_p2p.core.admission import NEW, Continue, New, NextStart, Start, next_start, refused
 from hopaas_p2p.core.attributes import (
+    AGAIN,
+    CMAES,
     CONTINUES,
     COPIES,
+    EXPORTER,
     FIDELITY,
     LATE_VALUES,
     MOST_REPLICATES,
@@ -33,7 +37,7 @@ from hopaas_p2p.core.attributes import (
 from hopaas_p2p.core.codec import Garbage
 from hopaas_p2p.core.configurations import Configurations
 from hopaas_p2p.core.fidelity import Population, Rungs, decode_fidelity
-from hopaas_p2p.core.inherited import LAST_STEP, branch, cut, grown, inherited, last_step, linked, merged
+from hopaas_p2p.core.inherited import LAST_STEP, branch, cut, grown, if_few, inherited, last_step, linked, merged
 from hopaas_p2p.core.ledger import BOOKED, UNLIMITED, Ledger, possible_limits
 from hopaas_p2p.core.lineage import resumed_step
 from hopaas_p2p.core.perturbation import fraction, perturbed
@@ -85,6 +89,7 @@ from hopaas_p2p.core.validity import (
     MAX_WAITING,
     MOST_METRICS,
     STATUSES,
+    constraints_of,
     possible_attributes,
     possible_definition,
     possible_distributions,
@@ -109,6 +114,8 @@ _MOST_COPIED: Final = 16 << 20
 """The most bytes that parameters and attributes of all replicates of a configuration may take in a snapshot."""
 _OF_AN_ATTEMPT: Final = frozenset({"failed_trial", "retry_history", COPIES, RESUMED})
 """System attributes of a trial that a continuation does not inherit from its predecessor."""
+_OF_PARAMETERS: Final = frozenset({"constraints", "fixed_params", "grid_id", AGAIN, CMAES})
+"""Those that a continuation with other parameters does not inherit either; nor does it inherit named constraints."""
 
 
 def apply(state: State, lsn: int, commit: Commit | Garbage, stamp: Stamp = UNSTAMPED) -> tuple[Verdict, ...]:
@@ -202,16 +209,25 @@ def _define(state: State, record: StudyDefine, _commit: Commit) -> str | None:
     return None
 
 
-def _set_study(state: State, record: StudySet, _commit: Commit) -> str | None:
+def _set_study(state: State, record: StudySet, commit: Commit) -> str | None:
     if not _can_be_read(state, record):
         return "malformed"
     if record.user:
         state.user = merged(state.user, record.user)
     if record.system:
-        state.system = merged(state.system, record.system)
+        counts = {key: text for key, text in record.system.items() if not _elects_another(state, key, text, commit)}
+        state.system = merged(state.system, counts)
         if FIDELITY in record.system:
             follow_fidelity(state)
     return None
+
+
+def _elects_another(state: State, key: str, text: str, commit: Commit) -> bool:
+    """Whether this attribute makes a peer an exporter that is not the one that says so: that peer need not export."""
+    if not key.startswith(EXPORTER):
+        return False
+    named, before = (json.loads(one).get("peer") for one in (text, state.system.get(key, "{}")))
+    return named not in (None, commit.owner, before)
 
 
 def follow_fidelity(state: State) -> None:
@@ -345,19 +361,21 @@ def _continue(state: State, trial: Trial, paused: Trial, commit: Commit) -> Verd
 
     In a population it may continue where another member stopped; that member's parameters are then perturbed.
     """
-    source = paused
-    _inherit(trial, paused, without=_OF_AN_ATTEMPT)
+    source, without = paused, _OF_AN_ATTEMPT
+    policy, sources = state.configurations.population, state.configurations.sources(paused.number)
+    if sources:
+        without = without | _OF_PARAMETERS | constraints_of(if_few(paused.system) or {}).keys()
+    _inherit(trial, paused, without=without)
     trial.continues = paused.number
     trial.system[CONTINUES] = str(paused.number)
-    policy, sources = state.configurations.population, state.configurations.sources(paused.number)
-    if policy is not None and sources:
+    if sources:
+        assert policy is not None
         assert state.define is not None
         seed = f"{state.define.name}\0{trial.number}"
         source = state.trials[sources[int(fraction(seed, "", "source") * len(sources))]]
         distributions = {name: source.distribution(name, state) for name in source.params}
         trial.params = perturbed(source.params, distributions, resample=policy.resample, fixed=policy.fixed, seed=seed)
         trial.dists = branch(source.dists)
-        trial.system.pop("fixed_params", None)
         trial.system[COPIES] = str(source.number)
     trial.checkpoints = source.checkpoints
     _inherit_reports(trial, source, *_before_checkpoint(state, source))

@@ -41,5 +41,8 @@ COPIED: Final = "hopaas:copied_from"
 """System attribute of a copied trial: from which study and trial, and who ran it, see `moving.records.origin`."""
 METRIC_NAMES: Final = "study:metric_names"
 """Optuna's: one per objective."""
+EXPORTER: Final = "hopaas:exporter:"
+"""Prefix of a study's system attribute about a tracker: `peer`, which exports to it, and the link. A digest of the
+tracker's place follows."""
 OF_EXPORTS: Final = ("hopaas:definition", "hopaas:rest")
 """What an export writes to Optuna's storage; never in a log."""

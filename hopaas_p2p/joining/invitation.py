@@ -18,16 +18,18 @@ from pathlib import Path
 from typing import Annotated, Final, NamedTuple
 
 import msgspec
+from msgspec.structs import replace
 
 from hopaas_p2p import access
 from hopaas_p2p.errors import ConfigurationError, InvalidInput, explained
-from hopaas_p2p.open import open_store, redacted
+from hopaas_p2p.open import names_servers, open_store, redacted
 from hopaas_p2p.remote.access import ROLES
 from hopaas_p2p.runtime import credentials, settings
 from hopaas_p2p.runtime.settings import Secret
 from hopaas_p2p.runtime.spelled import read_spelled, spell
 from hopaas_p2p.stores.postgres.connect import PostgresAddress
 from hopaas_p2p.stores.postgres.store import PostgresStore
+from hopaas_p2p.stores.s3.address import parse
 
 _PREFIX: Final = "hpj1-"
 _LONGEST: Final = 1 << 16
@@ -77,13 +79,16 @@ class Invitation(msgspec.Struct, frozen=True):
             ) from None
 
     def check(self) -> None:
-        """Raises ConfigurationError if the invitation has expired."""
+        """Raises ConfigurationError if the invitation has expired, or leads wherever its reader's environment says."""
         if time.time() > self.expires:
             day = datetime.datetime.fromtimestamp(self.expires, tz=datetime.UTC).date()
             raise ConfigurationError(
                 f"this invitation to {self.study!r} was valid until {day}. Ask for another: "
                 f"hopaas-p2p invite {shlex.quote(self.study)}"
             )
+        if not names_servers(self.store):
+            cure = "Name it in the URL: postgresql://HOST/…, or s3://…?endpoint=https://HOST"
+            raise ConfigurationError(f"{self.store} does not say on which server the store is. {cure}")
 
 
 def _secret(_kind: type, text: object) -> Secret:
@@ -130,15 +135,16 @@ def invite(
         uuid = access.uuid_of(opened, study)
         url = _public(via or opened.url)
         has_users = isinstance(opened, PostgresStore) or url.lower().startswith("https:")
-    authority = _authority(url)
+    expires = int(time.time()) + days * _DAY
+    invitation = Invitation(url, study, None, expires, site, _authority(url))
+    invitation.check()
     if not has_users:
-        expires = int(time.time()) + days * _DAY
-        return NewInvitation(Invitation(url, study, None, expires, site, authority), "", "")
+        return NewInvitation(invitation, "", "")
     guest = access.guest(store, uuid, role)
     access.grant(store, study, guest, role)
     label = f"invitation to {study}" + (f" for {site}" if site else "")
     made = access.create_token(store, guest, label=label, days=days)
-    invitation = Invitation(url, study, made.secret, int(made.expires.timestamp()), site, authority)
+    invitation = replace(invitation, token=made.secret, expires=int(made.expires.timestamp()))
     return NewInvitation(invitation, guest, made.name)
 
 
@@ -154,7 +160,7 @@ def _public(url: str) -> str:
     if not url.startswith("postgresql"):
         if "://" in url:
             credentials.check_says_where(url, by="an invitation")
-        return url
+        return parse(url).url if url.lower().startswith("s3:") else url
     found = PostgresAddress(url).sqlalchemy_url
     found = found.set(query={key: value for key, value in found.query.items() if key in credentials.WHERE})
     return found._replace(

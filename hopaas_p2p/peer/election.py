@@ -1,8 +1,8 @@
 """Elects one peer to do something for all of them, such as exporting to a tracker.
 
-An attribute of the study names the leader. Candidates write it, and the last write in the log counts. A candidate
-stands if there is no leader or the leader has been silent for its ttl. During a change two peers may act, so what they
-do must be safe to do twice.
+An attribute of the study names the leader. Candidates write it, each its own name (`core.apply` ignores another's), and
+the last write in the log counts. A candidate stands if there is no leader or the leader has been silent for the study's
+ttl. During a change two peers may act, so what they do must be safe to do twice.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from hopaas_p2p.core.leases import FailureDetector, ttl_of
+from hopaas_p2p.core.leases import FailureDetector
 from hopaas_p2p.core.records import StudySet
 from hopaas_p2p.core.state import State
 from hopaas_p2p.peer.peer import Peer
@@ -44,23 +44,17 @@ class Election:
         self._say(StudySet(system={self._key: json.dumps(self.said | changes)}))
 
     @property
-    def holder(self) -> str:
-        """The current leader, as far as the log has been read; empty if there is none."""
-        found = self.said.get("peer")
-        return found if isinstance(found, str) else ""
-
-    @property
     def won(self) -> bool:
         """Whether this candidate leads, as far as the log has been read."""
-        return self.holder == self._peer.uuid  # which changes if two processes shared a name
+        return self.said.get("peer") == self._peer.uuid  # which changes if two processes shared a name
 
     def stand(self) -> bool:
         """Take over if there is no leader; return whether this candidate leads. Raises whatever writing raises."""
-        holder = self.holder
-        if holder and not self.won:
+        holder = self.said.get("peer")
+        if holder is not None and not self.won:
             now = time.monotonic()
             self._detector.look(self._peer.store.beats([holder]), [holder], now)
-            if self._detector.silence(holder, now) < ttl_of(self._look(), holder):
+            if self._detector.silence(holder, now) < self._look().policy.ttl:
                 return False
         if not self.won:
             self.say(peer=self._peer.uuid)

@@ -175,7 +175,7 @@ class SpoolSender:
         self._next, self._studies = now + _EVERY, studies
         own = {path for log in list(logs.values()) for path in log.session.spooled}
         for path, spooled in spool.waiting(self._store.url, studies):
-            gone = path.name.endswith(spool.ASIDE) and spooled.study not in studies
+            gone = spooled.study not in studies and path.name.endswith((spool.ASIDE, spool.SENT))
             if path in own or path in self._refused or gone:
                 continue
             try:

@@ -32,6 +32,8 @@ SUBMISSION: Final = {
 """The command that submits a job; it reads the script or description from standard input."""
 IN_POD: Final = "/etc/hopaas"
 """The path of the Secret's files in a pod."""
+_UNWRITABLE: Final = {"slurm": re.compile(r"\\"), "condor": re.compile(r"(?i)\\|\$\$|\$\(DOLLAR\)|\s$")}
+"""What a batch system takes for something else in a path, however it is written."""
 _WORD: Final = re.compile(r"@(\??)([a-z]+)@")
 _STORE_TIME: Final = 30  # seconds beyond the grace, for the store
 _MEMORY: Final = re.compile(r"\d+(\.\d+)?\s*[KMGT]i?B?", re.IGNORECASE)
@@ -85,6 +87,9 @@ def files(system: str, job: BatchJob) -> dict[Path, str]:
     for word in (*job.more, job.queue, job.account, job.image, *told):
         if not is_one_line(word):
             raise InvalidInput(f"{word!r} is not one line, so it goes into no script")
+    for path in (str(job.folder), str(Path.cwd())) if system in _UNWRITABLE else ():
+        if found := _UNWRITABLE[system].search(path):
+            raise InvalidInput(f"{path}: in a job for {system}, no folder's name can have {found[0]!r} in it")
     if system == "kubernetes" and not job.image:
         raise InvalidInput("--image: name the container image that holds your code and hopaas-p2p")
     if system == "kubernetes" and (job.more or job.queue or job.account):
@@ -123,9 +128,9 @@ def _values(system: str, job: BatchJob) -> dict[str, str]:
         "queue": job.queue,
         "account": job.account,
         "more": "\n".join(f"#SBATCH {line}" if system == "slurm" else line for line in job.more),
-        "folder": str(job.folder),
-        "script": str(job.folder / f"{job.name}.sh"),
-        "here": str(Path.cwd()),
+        "folder": _path(system, job.folder),
+        "script": _path(system, job.folder / f"{job.name}.sh"),
+        "here": _path(system, Path.cwd()),
         "exports": "\n".join(f"export {key}={shlex.quote(value)}" for key, value in job.environment.items()),
         "worker": shlex.join([*job.worker, *options, "--", *job.command]),
         # JSON is YAML, so user input is written as JSON
@@ -135,6 +140,12 @@ def _values(system: str, job: BatchJob) -> dict[str, str]:
         "requests": json.dumps({"cpu": str(job.cpus), **memory}),
         "limits": json.dumps(memory | ({"nvidia.com/gpu": str(job.gpus)} if job.gpus else {})),
     }
+
+
+def _path(system: str, path: Path) -> str:
+    """The path as the template of this batch system has it: between double quotes for Slurm, without for HTCondor."""
+    text = str(path)
+    return text.replace("%", "%%").replace('"', '\\"') if system == "slurm" else text.replace("$", "$(DOLLAR)")
 
 
 def _plain(text: str) -> str:

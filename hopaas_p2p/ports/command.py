@@ -23,6 +23,11 @@ _NOT_IN_ENVIRONMENT: Final = re.compile("[\0\ud800-\udfff]")
 _PLAIN: Final = re.compile(r"(?!-)(?!.*\.\.)[A-Za-z0-9._+,:=@%/-]+")
 _PROGRAM: Final = re.compile(r"[^A-Za-z0-9._+,:=@%/-]")
 """The sign that a word may be a program: characters other than those of names, options and their punctuation."""
+_OPENED: Final = re.compile(
+    r"""(?!.*\\["'])(?:[^"']|"[^"]*"|'[^']*')*(?:["']|"(?:[^"']|'[^"']*')*'|'(?:[^"']|"[^"']*")*")""", re.DOTALL
+)
+"""The part of a word up to a quote that opens a text, also one level inside other quotes. Of a quote after a backslash
+each language thinks differently."""
 _IDENTIFIER: Final = re.compile(r"\w+", re.ASCII)
 
 
@@ -102,7 +107,7 @@ def _checked(name: str, params: Mapping[str, Any], field: re.Match[str]) -> str:
             f"{name} may be {shown(value)}, and a text goes into a command only if it has nothing but ASCII letters, "
             f"digits and ._+,:=@%/- in it, no - at its beginning and no double dot. {_instead(name)}"
         )
-    quoted = before[-1:] in ("'", '"') and before[-1:] == after[:1]
+    quoted = _OPENED.fullmatch(before) is not None and before[-1] == after[:1]
     may_be_program = _PROGRAM.search(_FIELD.sub(lambda found: "" if found[1] in params else found[0], field.string))
     if may_be_program and not quoted and _IDENTIFIER.fullmatch(value) is None:
         raise DoesNotFit(

@@ -228,7 +228,8 @@ def result_of(call: str, data: bytes) -> Any:
         if not found.error:
             return _results[call].decode(found.result)
     except (msgspec.MsgspecError, RecursionError) as error:
-        raise StoreUnreachable(f"the server's answer cannot be read: {error}") from None
+        why = "Unless a proxy changes answers, the server is of another version: install the same on both sides"
+        raise StoreUnreachable(f"the server's answer to {call!r} cannot be read: {error}. {why}") from None
     raise _KINDS.get(found.error, StoreUnreachable)(found.message)
 
 

@@ -20,7 +20,7 @@ def each(do: Callable[[_Given], _Result], given: Iterable[_Given], *, at_once: i
     if there is but one, or if there are no more threads: the interpreter is ending.
     """
     items = list(given)
-    if len(items) < 2:
+    if min(at_once, len(items)) < 2:
         return [do(one) for one in items]
     waiting, results, errors = deque(enumerate(items)), dict[int, _Result](), dict[int, BaseException]()
 

@@ -22,12 +22,12 @@ import time
 from collections.abc import Sequence
 from typing import Final
 
+from hopaas_p2p.core.attributes import EXPORTER
 from hopaas_p2p.errors import ConfigurationError, Denied, HopaasError
 from hopaas_p2p.net.backoff import Backoff
 from hopaas_p2p.peer.election import Election
 from hopaas_p2p.study_like import StudyLike
 from hopaas_p2p.trackers.base import Export, Tracker
-from hopaas_p2p.trackers.view import EXPORTER
 
 _log: Final = logging.getLogger("hopaas_p2p")
 _LONGEST_PAUSE: Final = 300.0
@@ -98,6 +98,10 @@ class _ExportThread(threading.Thread):
                 if last:
                     break
                 self.ending.wait(pause)
+        except ConfigurationError as error:  # does not go away by itself; another peer may have other settings
+            _log.warning("%s: %s", self._tracker.name, error)
+            with contextlib.suppress(HopaasError):
+                self._election.resign()
         finally:
             self._tracker.close()
 
@@ -116,10 +120,8 @@ class _ExportThread(threading.Thread):
             if last:
                 with contextlib.suppress(Denied):
                     self._election.resign()
-        except ConfigurationError as error:  # does not go away by itself
-            _log.warning("%s: %s", self._tracker.name, error)
-            self.ending.set()
-            return 0.0
+        except ConfigurationError:
+            raise
         except Exception as error:  # noqa: BLE001  # whatever a tracker's library raises, training continues
             self._failures += 1
             if self._failures == 1 or last:

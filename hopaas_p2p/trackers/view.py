@@ -21,6 +21,7 @@ from hopaas_p2p.analysis.facts import params_of, state_word
 from hopaas_p2p.analysis.objectives import names_given
 from hopaas_p2p.analysis.table import TrialTable
 from hopaas_p2p.core.admission import finished
+from hopaas_p2p.core.attributes import EXPORTER
 from hopaas_p2p.core.names import first_id
 from hopaas_p2p.study_like import StudyLike
 
@@ -34,8 +35,6 @@ STUDY: Final = "study"
 """The tag of the study's run that holds its uuid."""
 PREFIX: Final = "hopaas."
 """Prefix of our tags."""
-EXPORTER: Final = "hopaas:exporter:"
-"""Prefix of the study's attribute about a tracker: the exporting peer, and the link. A digest of its place follows."""
 _FINAL: Final = ("COMPLETE", "PRUNED", "FAIL")
 _PLACES: Final = {"site": "site", "host": "node"}
 

@@ -118,14 +118,16 @@ def test_a_removed_job_gives_its_trial_back(condor: Condor, study: Study, place:
 
 def test_one_command_leads_from_an_invitation_to_a_finished_campaign(condor: Condor, study: Study, place: Path) -> None:
     study.set_budget(4)
-    (place / "s.invitation").write_text(cli("invite", "s", "--store", str(place / "store")).stdout)
+    here = condor.place("""$(id) $ENV(HOME) $INT(3) 50% 'it' "$HOME" #1; é""", within=place)
+    (here / "s.invitation").write_text(cli("invite", "s", "--store", str(place / "store")).stdout)
     command = ["python", str(place / "train.py"), "--lr", "{lr}", "--depth", "{depth}", "--epochs=2", "--seconds=0.1"]
     words = ["hopaas-p2p", "join", "s.invitation", "--submit", "condor", "--jobs", "2", "--json", "--", *command]
 
-    said = json.loads(condor.run(*words, cwd=place, XDG_CONFIG_HOME=str(place / "config"), HOPAAS_TOKEN="hunter2"))
+    said = json.loads(condor.run(*words, cwd=here, XDG_CONFIG_HOME=str(place / "config"), HOPAAS_TOKEN="hunter2"))
 
     job = said["submitted"].split(".")[0]
     until(lambda: condor.gone(job), 300, what=lambda: condor.run("condor_q", "-better", job) + output(place))
+    assert "trial" in (here / "hopaas-jobs" / "hopaas-s-0.err").read_text()
     assert set(states(study)) <= {"COMPLETE", "PRUNED"}
     assert len(states(study)) == 4
     assert all("hunter2" not in Path(path).read_text() for path in said["files"])

@@ -51,6 +51,7 @@ from hopaas_p2p.testing.commits import everything
 from tests.support.lease_peer import store_away
 from tests.support.processes import environment, until
 from tests.support.scribe import defined
+from tests.support.served import WAYS, each_way, reached
 from tests.support.studies import opened_study
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
@@ -64,19 +65,24 @@ def plain(study: Study) -> optuna.Study:
 
 
 @pytest.fixture(autouse=True)
-def own_spool(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A spool of each test's own, both places of it."""
+def own_spool(store: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: ARG001
+    """A spool of each test's own, both places of it. The store is made before: its server may be another user."""
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
 
 
 @pytest.fixture
-def studies(tmp_path: Path) -> Iterator[Callable[..., Study]]:
-    """Peers of one study in a directory."""
+def store(request: pytest.FixtureRequest) -> str:
+    return reached(request)
+
+
+@pytest.fixture
+def studies(store: str) -> Iterator[Callable[..., Study]]:
+    """Peers of one study."""
     opened: list[Study] = []
 
     def join(**options: Any) -> Study:
-        opened.append(opened_study(tmp_path / "store", "s", space=SPACE, **options))
+        opened.append(opened_study(store, "s", space=SPACE, **options))
         return opened[-1]
 
     yield join
@@ -202,6 +208,7 @@ def test_the_processes_that_train_a_retried_trial_leave_each_others_reports(
     assert study.trials[trial.number].intermediate_values == {step: float(step) for step in range(10)}
 
 
+@each_way
 def test_a_child_that_is_forked_when_its_parent_has_resumed_keeps_what_it_reports(
     studies: Callable[..., Study],
 ) -> None:
@@ -222,7 +229,7 @@ def test_a_child_that_is_forked_when_its_parent_has_resumed_keeps_what_it_report
     assert in_child(train) == 0
     trial.report(4.0, 4)
     other.tell(trial, 0.5)
-    assert study.trials[trial.number].intermediate_values == {0: -1.0, 1: -1.0, 2: 2.0, 3: 3.0, 4: 4.0}
+    assert studies().trials[trial.number].intermediate_values == {0: -1.0, 1: -1.0, 2: 2.0, 3: 3.0, 4: 4.0}
 
 
 def test_a_process_that_had_a_trial_before_it_was_released_reports_under_the_new_lease(
@@ -399,6 +406,7 @@ def test_a_late_result_has_what_was_reported_when_the_outage_began(studies: Call
     assert late.user_attrs == {"note": "kept"}
 
 
+@each_way
 def test_a_late_result_keeps_its_parameters_and_reports_beside_a_lot_of_text(studies: Callable[..., Study]) -> None:
     study, other = studies(patience=0.0), studies()
     trial = study.ask()
@@ -408,7 +416,7 @@ def test_a_late_result_keeps_its_parameters_and_reports_beside_a_lot_of_text(stu
         trial.set_user_attr(f"text {part}", "x" * 400_000)
     with pytest.raises(hopaas_p2p.errors.LeaseLost) as lost:
         study.tell(trial, 0.5)
-    late = other.trials[lost.value.kept_as or 0]
+    late = studies().trials[lost.value.kept_as or 0]
     assert late.params.keys() == {"x"}
     assert late.intermediate_values == {1: 0.1}
 
@@ -416,6 +424,7 @@ def test_a_late_result_keeps_its_parameters_and_reports_beside_a_lot_of_text(stu
 # --- 6: two processes with one identity --------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("store", WAYS[:3], indirect=True)  # a fork in C with a server's thread in it may hang
 def test_a_process_forked_in_c_is_a_peer_of_its_own(study: Study, studies: Callable[..., Study]) -> None:
     study.tell(study.ask(), 0.0)
     mine, childs = study.ask(), study.ask()

@@ -147,14 +147,17 @@ def test_one_command_leads_from_an_invitation_to_a_finished_campaign(
     """As typed on a login node: the script is written, shown and submitted, and no file is edited."""
     study.set_budget(6)
     invitation = cli("invite", "s", "--store", str(tmp_path / "store")).stdout
-    (tmp_path / "s.invitation").write_text(invitation)
+    place = tmp_path / """50%a of 'it' "$HOME" $(id) #1; é"""
+    place.mkdir()
+    (place / "s.invitation").write_text(invitation)
     env = {"XDG_CONFIG_HOME": str(tmp_path / "config"), "HOPAAS_TOKEN": "hunter2"}
     words = ["hopaas-p2p", "join", "s.invitation", "--submit", "slurm", "--jobs", "2", "--json", "--", *TRAIN]
 
-    said = json.loads(slurm.run(*words, "--epochs=2", "--seconds=0.1", cwd=tmp_path, **env))
+    said = json.loads(slurm.run(*words, "--epochs=2", "--seconds=0.1", cwd=place, **env))
 
     job = said["submitted"]
-    until(lambda: ended(slurm, job, "COMPLETED"), 300, what=lambda: slurm.show(job) + output(tmp_path / "hopaas-jobs"))
+    until(lambda: ended(slurm, job, "COMPLETED"), 300, what=lambda: slurm.show(job) + output(place / "hopaas-jobs"))
+    assert "trial" in (place / "hopaas-jobs" / "hopaas-s-0.out").read_text()
     assert set(states(study)) <= {"COMPLETE", "PRUNED"}
     assert len(states(study)) == 6
     assert "hunter2" not in Path(said["files"][0]).read_text() + slurm.show(job)

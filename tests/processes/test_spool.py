@@ -172,6 +172,24 @@ def test_what_was_sent_under_another_url_is_kept_for_a_month(tmp_path: Path, mon
     assert not kept.exists()
 
 
+def test_what_was_sent_elsewhere_raises_no_alarm_where_its_own_store_has_lost_the_study(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    leave_in_spool(f"{tmp_path}/store")
+    (tmp_path / "mounted-here").symlink_to(tmp_path / "store")
+    take_part(f"{tmp_path}/mounted-here")
+    shutil.rmtree(tmp_path / "store" / "v1")
+    with contextlib.closing(hopaas_p2p.open_storage(f"{tmp_path}/elsewhere")) as storage:
+        hopaas_p2p.open_study(storage, "other", space=SPACE).close()
+    (tmp_path / "elsewhere" / "v1").rename(tmp_path / "store" / "v1")
+    with contextlib.closing(hopaas_p2p.open_study(f"{tmp_path}/store", "other", space=SPACE)) as study:
+        study.tell(study.ask(), 0.5)
+        study.storage.peer.tick()
+    assert "stays in the spool" not in caplog.text
+    assert not list(spool.waiting()), "it does not wait: it was sent"
+    assert len(list(spool.waiting(f"file://{tmp_path}/store"))) == 1, "and is offered again within its month"
+
+
 def test_the_month_begins_when_it_was_sent_however_old_the_result_is() -> None:
     path, _ = keep([], store="file:///true", study="u", name="s")  # of 1970
     assert path is not None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import io
 import json
@@ -20,7 +21,7 @@ from hopaas_p2p.core.state import COMPLETE, WAITING
 from hopaas_p2p.errors import InvalidInput
 from hopaas_p2p.moving import descriptions, export_study, tables
 from hopaas_p2p.moving.records import of_state
-from hopaas_p2p.ports.command import fill_in, variables
+from hopaas_p2p.ports.command import DoesNotFit, fill_in, variables
 from hopaas_p2p.ports.worker import Worker
 from tests.support.dashboard_studies import Scribe
 from tests.support.processes import cli
@@ -87,6 +88,27 @@ def test_a_text_does_not_become_code(command: list[str]) -> None:
     for text in ACTIVE if not may_be_program else [*ACTIVE, *EVALUATED]:
         with pytest.raises(InvalidInput, match="HOPAAS_PARAM_x"):
             fill_in(command, {"x": text}, 1)
+
+
+@pytest.mark.parametrize(
+    ("word", "quoted"),
+    [
+        ("f '{x}'", True),
+        ("""f --a='1' --b "it's" '{x}'""", True),
+        ("""python -c "f('a', '{x}')\"""", True),
+        ("""sh -c 'f "{x}"'""", True),
+        ("f 'a'{x}'b'", False),
+        ("f 'a' '{y}'{x}'b'", False),
+        ("""python -c "f('a'{x}'b')\"""", False),
+        ("""f "it's" 'a'{x}'b'""", False),
+        ("""f "a'b'"'a'{x}'b'""", False),
+        (r"f \'{x}'", False),
+        (r"f 'a\'{x}'", False),
+    ],
+)
+def test_a_text_that_stands_between_two_other_texts_is_not_between_quotes(word: str, *, quoted: bool) -> None:
+    with contextlib.nullcontext() if quoted else pytest.raises(DoesNotFit, match="stands between quotes"):
+        fill_in([word], {"x": "eval+v49.50", "y": "name"}, 1)
 
 
 @pytest.mark.parametrize(

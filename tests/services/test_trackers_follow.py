@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
+import json
 import logging
 import os
 import pickle
@@ -18,6 +20,8 @@ import pytest
 
 import hopaas_p2p
 from hopaas_p2p import access
+from hopaas_p2p.core.attributes import EXPORTER
+from hopaas_p2p.core.records import StudySet
 from hopaas_p2p.errors import ConfigurationError, Denied, InvalidInput
 from hopaas_p2p.study import Study
 from hopaas_p2p.trackers import (
@@ -28,6 +32,7 @@ from hopaas_p2p.trackers import (
     follow,
     links,
 )
+from hopaas_p2p.trackers.follow import leave_link
 from tests.support.mlflow_fixtures import Way
 from tests.support.postgres import Server
 from tests.support.processes import campaign, environment, script, until
@@ -239,6 +244,40 @@ def test_one_that_cannot_reach_its_tracker_lets_another_try(peers: Callable[[], 
 
     first.close()
     second.close()
+
+
+def test_one_whose_settings_are_wrong_lets_another_export(peers: Callable[[], Study], notebook: Notebook) -> None:
+    def unknown() -> None:
+        raise ConfigurationError("no login")
+
+    wrong, right = peers(), peers()
+    nowhere = Notebook()
+    nowhere.trouble = unknown
+    first = BackgroundExports(wrong, [Pen(nowhere)], every=0.02)
+    until(lambda: "hopaas:exporter:" in "".join(wrong.state.system))
+    second = BackgroundExports(right, [Pen(notebook, "right")], every=0.02)
+    wrong.tell(wrong.ask(), 1.0)
+
+    until(lambda: notebook.states == {0: "COMPLETE"}, 20)
+
+    first.close()
+    second.close()
+
+
+def test_nobody_makes_another_peer_the_exporter(peers: Callable[[], Study], notebook: Notebook) -> None:
+    study, idle, forger = peers(), peers(), peers()
+    _running = idle.ask()  # it lives, and exports nothing
+    key = f"{EXPORTER}{hashlib.sha256(Pen.place.encode()).hexdigest()[:16]}"
+    forger.handle.say(StudySet(system={key: json.dumps({"peer": idle.storage.peer.uuid})}))
+    followers = BackgroundExports(study, [Pen(notebook)], every=0.05)
+    until(lambda: notebook.states == {0: "RUNNING"}, 20)
+    forger.handle.say(StudySet(system={key: json.dumps({"peer": idle.storage.peer.uuid}), "kept": "1"}))
+    assert json.loads(study.handle.refresh().system[key])["peer"] == study.storage.peer.uuid
+    assert "kept" in study.state.system
+    leave_link(forger, Pen(Notebook()))  # type: ignore[arg-type]  # as `study export` does, beside the exporter
+    assert json.loads(study.handle.refresh().system[key])["peer"] == study.storage.peer.uuid
+    followers.close()
+    assert json.loads(study.state.system[key])["peer"] is None
 
 
 def test_a_tracker_that_hangs_does_not_keep_the_program(

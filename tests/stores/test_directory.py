@@ -1274,6 +1274,23 @@ def test_a_peer_that_ends_while_its_trial_runs_leaves_its_beat(tmp_path: Path) -
     assert len(DirectoryStore(tmp_path / "store").objects.listed("beats/")) == left
 
 
+def test_an_object_that_may_not_be_removed_keeps_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = DirectoryStore(tmp_path / "store")
+    for name in "abcd":
+        store.objects.put(name, b"x")
+    real = os.unlink
+
+    def refuse(path: str, **options: Any) -> None:
+        if path in "ac":
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+        real(path, **options)
+
+    monkeypatch.setattr(os, "unlink", refuse)
+    with pytest.raises(Denied, match="2 objects stay: Permission denied"):
+        store.objects.delete("abcd")
+    assert [name for name in store.objects.listed("") if len(name) == 1] == ["a", "c"]
+
+
 def test_a_store_that_this_user_may_only_read_says_so_at_once_and_how_to_share_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

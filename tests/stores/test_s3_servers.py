@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 
 import pytest
 
 import hopaas_p2p
+from hopaas_p2p.cli import main, s3
 from hopaas_p2p.core import codec
 from hopaas_p2p.errors import ConfigurationError, Denied, StoreCorrupt, StoreUnreachable
 from hopaas_p2p.net import backoff
@@ -78,10 +80,27 @@ def test_an_object_that_may_not_be_removed_keeps_no_other(server: Imitation, sto
     kept = f"study/a/log/{3:020}"
     server.asked = lambda request: 403 if request.kind == "DELETE" and request.path.endswith(kept) else None
     store.catalog().exchange(outgoing("a list"), 0)
-    with pytest.raises(Denied, match="remove"):
-        list(gc._collect(store, -60.0, dry_run=False))
+    removed: list[gc.Removal] = []
+    with pytest.raises(Denied, match=f"remove {kept}"):
+        removed.extend(gc._collect(store, -60.0, dry_run=False))
+    assert [one.objects for one in removed] == [39, 40, 1], "what is gone is said"
     assert store.objects.listed("study/a/log/") == [kept]
     assert store.objects.listed("study/b/log/") == [], "the next study is cleaned up"
+
+
+def test_the_command_that_cleans_up_says_what_it_removed_before_what_it_may_not(
+    server: Imitation, store: S3Store, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number in range(3):
+        store.objects.put(f"study/gone/log/{number:020}", b"x")
+    kept = f"study/gone/log/{1:020}"
+    server.asked = lambda request: 403 if request.kind == "DELETE" and request.path.endswith(kept) else None
+    store.catalog().exchange(outgoing("a list"), 0)
+    monkeypatch.setattr(s3, "collect", lambda store, **_: gc._collect(store, -60.0, dry_run=False))
+    assert main.run(["admin", "gc", "--store", store.url]) == Denied.exit_code
+    said = capsys.readouterr()
+    assert re.search(r"a deleted study +2 ", said.out)
+    assert re.search(f"Removed 3 objects.*remove {kept} ", said.err, re.DOTALL), said.err
 
 
 def test_a_501_is_about_conditional_writes_only_where_one_was_asked_for(server: Imitation, store: S3Store) -> None:

@@ -6,14 +6,16 @@ import contextlib
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 import hopaas_p2p
 from hopaas_p2p.open import open_store
+from hopaas_p2p.remote.box import Box
+from hopaas_p2p.remote.client import RemoteStore
 from hopaas_p2p.stores.base import Store
-from hopaas_p2p.testing.commits import outgoing
 from tests.stores.test_faults import (
     replica_of,
     test_a_commit_that_comes_late_behind_its_writers_next_one_changes_nothing,
@@ -26,10 +28,16 @@ from tests.stores.test_faults import (
 )
 from tests.support.processes import ROOT, environment, until
 from tests.support.scribe import defined
-from tests.support.served import HOST, Authority, HttpsProcess, Serve, administrator
+from tests.support.served import HOST, WAYS, Authority, HttpsProcess, administrator, reached
+from tests.unit.test_promises import (
+    test_a_clock_that_is_wrong_by_days_costs_no_peer_its_trial_and_saves_no_dead_one,
+    test_a_dead_owners_trial_is_back_within_twice_the_ttl,
+)
 
 __all__ = [
+    "test_a_clock_that_is_wrong_by_days_costs_no_peer_its_trial_and_saves_no_dead_one",
     "test_a_commit_that_comes_late_behind_its_writers_next_one_changes_nothing",
+    "test_a_dead_owners_trial_is_back_within_twice_the_ttl",
     "test_a_peer_that_rejoins_before_its_commit_arrived_sends_it_once",
     "test_a_peer_that_rejoins_from_a_snapshot_behind_its_own_commit_learns_the_verdict",
     "test_an_ask_counts_once_whatever_happens_to_its_exchange",
@@ -46,23 +54,24 @@ study.close()
 """
 
 
-@pytest.fixture(params=["directory", "bucket", "postgres"])
-def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    """A store of each kind."""
-    if request.param == "directory":
-        open_store(tmp_path / "store").close()
-        return str(tmp_path / "store")
-    found: str = request.getfixturevalue({"bucket": "s3_url", "postgres": "postgres_url"}[request.param])
-    return found
+@pytest.fixture(params=WAYS)
+def store(request: pytest.FixtureRequest) -> Iterator[Store]:
+    """A store of each kind, directly, by HTTPS, and through a folder."""
+    with contextlib.closing(open_store(reached(request))) as store:
+        if isinstance(store, RemoteStore) and isinstance(store.connections, Box):
+            store.connections.timeout = 60.0
+        yield store
 
 
-@pytest.fixture(params=["serve", "through"])
-def inner(request: pytest.FixtureRequest, url: str) -> Store:
-    """The store by HTTPS, or through a folder, with an empty study in it."""
-    carried: Serve = request.getfixturevalue(request.param)
-    if url.startswith("s3:"):
-        open_store(url).log("another").exchange(outgoing("a"), 0)  # the first write makes the store
-    store = carried(url)
+@pytest.fixture
+def duplicates(request: pytest.FixtureRequest) -> int:
+    """Postgres knows the nonce, and appends the commit once."""
+    return 0 if request.node.callspec.params["store"].endswith("postgres") else 2
+
+
+@pytest.fixture
+def inner(store: Store) -> Store:
+    """The store, with an empty study in it."""
     founder = replica_of(store.log("study"), "founder")
     founder.put("founder", defined())
     founder.exchange()

@@ -197,9 +197,9 @@ class Condor:
         """Whether all of a cluster has left the queue."""
         return self.run("condor_q", job, "-af", "JobStatus") == ""
 
-    def place(self, name: str) -> Path:
+    def place(self, name: str, within: Path | None = None) -> Path:
         """A new directory that the jobs may write to."""
-        path = Path(tempfile.mkdtemp(prefix=f"{name}-", dir=self.directory))
+        path = Path(tempfile.mkdtemp(prefix=f"{name}-", dir=within or self.directory))
         if self.user is not None:
             shutil.chown(path, self.user, self.user)
         path.chmod(0o755)

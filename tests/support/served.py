@@ -26,6 +26,7 @@ from hopaas_p2p.remote.client import RemoteStore
 from hopaas_p2p.remote.folder import FolderServer
 from hopaas_p2p.remote.https import HttpsServer
 from hopaas_p2p.remote.server import ListedService, PostgresService, Service
+from hopaas_p2p.testing.commits import outgoing
 from tests.support.ports import free_port
 from tests.support.postgres import Server
 from tests.support.service_process import ServiceProcess
@@ -71,25 +72,18 @@ class Served:
     def __init__(self, service: Callable[[], Service], authority: Authority) -> None:
         self._service = service
         self._certificate = Certificate(*authority.certificate())
-        self._loop = asyncio.new_event_loop()
         self._started = threading.Event()
-        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._thread = threading.Thread(target=lambda: asyncio.run(self._run()), daemon=True)
         self.port = 0
 
-    def _run(self) -> None:
-        asyncio.set_event_loop(self._loop)
-
-        async def main() -> None:
-            self.server = HttpsServer(self._service(), certificate=self._certificate)
-            self.port = await self.server.start("127.0.0.1", 0)
-            self._ended = asyncio.Event()
-            self._started.set()
-            await self._ended.wait()
-            self.server.hurry()
-            await self.server.drain()
-
-        self._loop.run_until_complete(main())
-        self._loop.close()
+    async def _run(self) -> None:
+        self._loop, self._ended = asyncio.get_running_loop(), asyncio.Event()
+        self.server = HttpsServer(self._service(), certificate=self._certificate)
+        self.port = await self.server.start("127.0.0.1", 0)
+        self._started.set()
+        await self._ended.wait()
+        self.server.hurry()
+        await self.server.drain()
 
     @property
     def url(self) -> str:
@@ -178,6 +172,28 @@ def through(tmp_path: Path) -> Iterator[Through]:
             return made
 
         yield make
+
+
+WAYS = tuple(f"{how} {kind}" for how in ("direct", "https", "folder") for kind in ("directory", "bucket", "postgres"))
+"""Each kind of store, and how it is reached: directly, over HTTPS, or through a folder."""
+each_way = pytest.mark.parametrize("store", WAYS, indirect=True)
+"""For tests whose fixture `store` is a URL that `reached` gives."""
+
+
+def reached(request: pytest.FixtureRequest) -> str:
+    """The URL of an empty store, reached in the way that the parameter of the fixture says; else a directory's."""
+    how, _, kind = getattr(request, "param", "direct directory").partition(" ")
+    if kind == "directory":
+        url = str(request.getfixturevalue("tmp_path") / "store")
+    else:
+        url = request.getfixturevalue({"bucket": "s3_url", "postgres": "postgres_url"}[kind])
+    if how == "direct":
+        return url
+    with contextlib.closing(open_store(url)) as store:
+        if kind == "bucket":
+            store.log("another").exchange(outgoing("a"), 0)  # the first write makes the store
+    carried: Callable[[str], RemoteStore] = request.getfixturevalue({"https": "serve", "folder": "through"}[how])
+    return carried(url).url
 
 
 # --- by the command ----------------------------------------------------------------------------------------------

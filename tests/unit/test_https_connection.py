@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from hopaas_p2p.errors import StoreUnreachable
 from hopaas_p2p.remote import protocol
 from hopaas_p2p.remote.certificate import Certificate
 from hopaas_p2p.remote.client import RemoteStore
@@ -232,3 +233,9 @@ def test_a_server_whose_disk_is_full_says_that_it_failed_and_logs_it(
     with caplog.at_level("ERROR"):
         behind_a_proxy(do)
     assert [record.about for record in caplog.records] == [{"why": "OSError"}]  # type: ignore[attr-defined]
+
+
+def test_an_answer_of_another_version_says_so() -> None:
+    """Before the first release the protocol changes under one number: an expiry was a text once."""
+    with pytest.raises(StoreUnreachable, match=r"'hello' cannot be read: .* install the same on both sides"):
+        protocol.result_of("hello", protocol.answered(["token", "2026-12-01T00:00:00Z"]))

@@ -104,6 +104,19 @@ def test_an_invitation_to_a_directory_holds_no_secret_and_needs_the_study(tmp_pa
             invite(store, "digits", days=days)
 
 
+def test_an_invitation_says_which_server_it_leads_to(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    hopaas_p2p.open_study(store := str(tmp_path / "store"), "digits", space=SPACE).close()
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "https://s3.example.org")
+    monkeypatch.setenv("PGHOST", "db.example.org")
+    made = invite(store, "digits", via="s3://bucket/x").invitation
+    assert "endpoint=https://s3.example.org" in made.store
+    with pytest.raises(ConfigurationError, match="on which server"):
+        invite(store, "digits", via="postgresql:///store")
+    for url in ("s3://bucket/x", "S3://bucket/x?region=eu-1&endpoint=", "postgresql:///store"):
+        with pytest.raises(ConfigurationError, match="on which server"):
+            membership.accept(invitation(url))
+
+
 # --- what a site keeps ----------------------------------------------------------------------------------------------
 
 
@@ -305,6 +318,10 @@ def test_kubernetes_puts_no_variable_into_what_an_invitation_or_a_command_says()
         ("slurm", {"environment": {"HOPAAS_SITE": "north\nrm -rf /"}}, "one line"),
         ("condor", {"options": ("--site", "north\rrm -rf /")}, "one line"),
         ("slurm", {"folder": Path("jobs\n#SBATCH --wrap=id")}, "one line"),
+        ("slurm", {"folder": Path("a\\b/jobs")}, "no folder's name"),
+        ("condor", {"folder": Path("a\\b/jobs")}, "no folder's name"),
+        ("condor", {"folder": Path("$$(Arch)/jobs")}, "no folder's name"),
+        ("condor", {"folder": Path("$(dollar)/jobs")}, "no folder's name"),
         ("slurm", {"command": ()}, "after --"),
     ],
 )

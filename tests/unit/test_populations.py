@@ -10,8 +10,9 @@ import pytest
 from hopaas_p2p.core import snapshot
 from hopaas_p2p.core.admission import NEW, finished, next_start
 from hopaas_p2p.core.apply import apply
-from hopaas_p2p.core.attributes import COPIES, FIDELITY
+from hopaas_p2p.core.attributes import AGAIN, CMAES, COPIES, FIDELITY
 from hopaas_p2p.core.fidelity import Population, decode_fidelity, encode_fidelity, possible_fidelity
+from hopaas_p2p.core.inherited import FEW
 from hopaas_p2p.core.lineage import copied_trial, segments
 from hopaas_p2p.core.populations import Members
 from hopaas_p2p.core.records import (
@@ -138,6 +139,26 @@ def test_a_member_that_violates_its_constraints_copies_one_that_satisfies_them(s
     again = study.start("q")
 
     assert (again.continues, again.system[COPIES]) == (0, "1")
+
+
+@pytest.mark.parametrize("others", [0, FEW])
+def test_what_holds_for_its_old_parameters_is_not_said_of_a_member_that_copies(study: Herd, others: int) -> None:
+    old = {"constraints": "[1.0]", "fixed_params": '{"x": 0.1}', CMAES: '{"generation": 0, "parents": []}', AGAIN: "0"}
+    named = {"constraints:named": "-1.0"}
+    kept = {str(number): "1" for number in range(others)} | {"kept": "1"}
+    for index, trial in enumerate([study.start(f"p{index}") for index in range(5)]):
+        study.say(trial.owner or "", TrialSet(trial.number, trial.epoch, system=old | named | kept))
+        study.interval(trial, 0.1 + (index == 0))
+
+    copied, own = study.start("q"), study.start("r")
+
+    assert (copied_trial(copied) is None, copied_trial(own)) == (False, None)
+    assert copied.feasible
+    assert not own.feasible
+    assert old.keys() | kept.keys() <= own.system.keys()
+    assert kept.keys() <= copied.system.keys()
+    assert not old.keys() & copied.system.keys()
+    assert ("constraints:named" in copied.system) is bool(others), "not one of very many is looked for"
 
 
 def test_a_value_that_is_no_number_copies_even_before_others_have_come(study: Herd) -> None:

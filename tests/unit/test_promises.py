@@ -15,7 +15,7 @@ from hopaas_p2p.core.records import Commit, Policy, StudyDefine, TrialCreate, Tr
 from hopaas_p2p.core.state import State
 from hopaas_p2p.peer.peer import Peer
 from hopaas_p2p.peer.session import LogClient
-from hopaas_p2p.stores.base import Outgoing
+from hopaas_p2p.stores.base import Outgoing, Store
 from hopaas_p2p.stores.memory import MemoryStore
 
 GOLDEN = Path(__file__).parents[1] / "golden"
@@ -29,7 +29,7 @@ class _Time:
     now = 0.0
 
 
-def _peer(store: MemoryStore, time: _Time, *, ahead: float = 0.0, wrong_by: int = 0) -> tuple[Peer, LogClient[State]]:
+def _peer(store: Store, time: _Time, *, ahead: float = 0.0, wrong_by: int = 0) -> tuple[Peer, LogClient[State]]:
     """A peer with a monotonic clock that begins anywhere, and a wall clock that is wrong."""
     peer = Peer(
         store,
@@ -41,11 +41,14 @@ def _peer(store: MemoryStore, time: _Time, *, ahead: float = 0.0, wrong_by: int 
     return peer, peer.log("study")
 
 
-def _store() -> MemoryStore:
-    store = MemoryStore("promises")
+@pytest.fixture
+def store() -> Store:
+    return MemoryStore("promises")
+
+
+def _define(store: Store) -> None:
     define = Commit("creator", 1, "creator", 0, (StudyDefine("study", ("minimize",), Policy(ttl=TTL)),))
     store.log("study").exchange(Outgoing("creator:1", codec.encode(define)), 0)
-    return store
 
 
 def _wait(time: _Time, peer: Peer, *, until: Callable[[], bool]) -> float:
@@ -69,8 +72,9 @@ def test_a_study_whose_peers_see_each_other_too_late_for_its_ttl_says_from_which
 
 
 @pytest.mark.parametrize("died_after", [0.0, 1.0, TTL / 3, TTL * 0.9, 5 * TTL])
-def test_a_dead_owners_trial_is_back_within_twice_the_ttl(died_after: float) -> None:
-    store, time = _store(), _Time()
+def test_a_dead_owners_trial_is_back_within_twice_the_ttl(store: Store, died_after: float) -> None:
+    time = _Time()
+    _define(store)
     owner, of_owner = _peer(store, time, ahead=5e5)
     owner.commit(of_owner, TrialCreate())
     observer, of_observer = _peer(store, time, ahead=3e5)
@@ -90,8 +94,11 @@ def test_a_dead_owners_trial_is_back_within_twice_the_ttl(died_after: float) -> 
 
 
 @pytest.mark.parametrize("wrong_by", [-400 * DAY, -DAY, DAY, 400 * DAY])
-def test_a_clock_that_is_wrong_by_days_costs_no_peer_its_trial_and_saves_no_dead_one(wrong_by: int) -> None:
-    store, time = _store(), _Time()
+def test_a_clock_that_is_wrong_by_days_costs_no_peer_its_trial_and_saves_no_dead_one(
+    store: Store, wrong_by: int
+) -> None:
+    time = _Time()
+    _define(store)
     owner, of_owner = _peer(store, time, ahead=7e5, wrong_by=wrong_by)
     observer, of_observer = _peer(store, time, wrong_by=-wrong_by)
     owner.commit(of_owner, TrialCreate())

@@ -5,7 +5,7 @@
 #SBATCH --time=@time@
 #SBATCH --requeue                 # when a node dies, or the job is pre-empted
 #SBATCH --open-mode=append        # a requeued job appends to its output
-#SBATCH --output=@folder@/@name@-%a.out
+#SBATCH --output="@folder@/@name@-%a.out"
 #SBATCH --signal=B:USR1@@warning@    # tell this script @warning@ s before the time limit
 #SBATCH --cpus-per-task=@?cores@
 #SBATCH --gpus=@?gpus@

@@ -42,7 +42,7 @@ from hopaas_p2p.runtime.atomic import READ, read_fd, read_regular
 from hopaas_p2p.runtime.ownership import FOLDER, step_down
 from hopaas_p2p.stores.base import Progress
 from hopaas_p2p.stores.directory.mounts import BORN_WHOLE, NFS, UNFIT, mount_of
-from hopaas_p2p.stores.objects.contract import Found
+from hopaas_p2p.stores.objects.contract import Found, delete_each
 
 NOT_MOUNTED: Final = "the store is not there, perhaps because its file system is not mounted"
 _TEXT: Final = "hopaas:"
@@ -454,16 +454,18 @@ class Directory:
         self._check_links(folder)
 
     def delete(self, keys: Iterable[str]) -> None:
-        for key in keys:
-            path = f"{self.root}/{key}"
-            folder, _, name = path.rpartition("/")
-            with reaching(path), contextlib.suppress(*_ABSENT, IsADirectoryError), self._opened(folder) as fd:
-                beside = ""
-                with contextlib.suppress(OSError):
-                    beside = os.readlink(name, dir_fd=fd)
-                os.unlink(name, dir_fd=fd)
-                if _BESIDE.fullmatch(beside):
-                    os.unlink(beside, dir_fd=fd)
+        delete_each(self._unlink, keys)
+
+    def _unlink(self, key: str) -> None:
+        path = f"{self.root}/{key}"
+        folder, _, name = path.rpartition("/")
+        with reaching(path), contextlib.suppress(*_ABSENT, IsADirectoryError), self._opened(folder) as fd:
+            beside = ""
+            with contextlib.suppress(OSError):
+                beside = os.readlink(name, dir_fd=fd)
+            os.unlink(name, dir_fd=fd)
+            if _BESIDE.fullmatch(beside):
+                os.unlink(beside, dir_fd=fd)
 
     def discard(self, keys: Iterable[str]) -> None:
         if names := list(keys):

@@ -6,12 +6,13 @@ Nothing is retried here, except after expired keys or a wrong clock: the caller 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Final, NamedTuple, Protocol, TypeVar
+from typing import Final, NamedTuple, Protocol, Self, TypeVar
 
 from hopaas_p2p.core import codec
-from hopaas_p2p.errors import StoreUnreachable
+from hopaas_p2p.errors import Denied, StoreUnreachable
+from hopaas_p2p.runtime.parallel import each
 from hopaas_p2p.stores.base import Progress
 
 LARGEST: Final = codec.MAX_BYTES + (64 << 10)
@@ -23,6 +24,36 @@ def lsn_of(key: str) -> int | None:
     """The lsn after which this object or folder is named; None if it is not one of ours."""
     name = key.rstrip("/").rpartition("/")[2]
     return int(name) if len(name) == _DIGITS and name.isascii() and name.isdigit() else None
+
+
+class NotRemoved(Denied):
+    """Some objects may not be removed; the others were."""
+
+    stay: dict[str, Denied] = {}
+    """Key -> why it stays."""
+
+    @classmethod
+    def of(cls, stay: dict[str, Denied]) -> Self:
+        """The error for these keys."""
+        first = next(iter(stay.values()))
+        error = cls(f"{len(stay)} objects stay: {first}" if len(stay) > 1 else str(first))
+        error.stay = stay
+        return error
+
+
+def delete_each(delete: Callable[[str], None], keys: Iterable[str], *, at_once: int = 1) -> None:
+    """Delete one object after another, or several `at_once`; one that may not be removed keeps no other."""
+    stay: dict[str, Denied] = {}
+
+    def one(key: str) -> None:
+        try:
+            delete(key)
+        except Denied as error:
+            stay[key] = error
+
+    each(one, keys, at_once=at_once)
+    if stay:
+        raise NotRemoved.of(stay)
 
 
 class Found(NamedTuple):
@@ -77,7 +108,7 @@ class ObjectStore(Protocol):
         """The keys that begin with this folder, in order."""
 
     def delete(self, keys: Iterable[str]) -> None:
-        """Remove these objects, if they exist."""
+        """Remove these objects, if they exist. Raises NotRemoved if some may not be; the others are."""
 
     def discard(self, keys: Iterable[str]) -> None:
         """Like `delete`, for objects that nobody needs: they may be removed a little later, or not at all."""

@@ -26,10 +26,10 @@ import urllib3
 from minio.signer import sign_v4_s3
 from urllib3.util import Timeout
 
-from hopaas_p2p.errors import Denied, HopaasError, StoreUnreachable
+from hopaas_p2p.errors import HopaasError, StoreUnreachable
 from hopaas_p2p.runtime.parallel import each
 from hopaas_p2p.stores.base import Progress
-from hopaas_p2p.stores.objects.contract import Found
+from hopaas_p2p.stores.objects.contract import Found, delete_each
 from hopaas_p2p.stores.s3 import http
 from hopaas_p2p.stores.s3.address import Address
 from hopaas_p2p.stores.s3.errors import AWAY, CLOCK, PASSING, RUN_OUT, refusal, unreachable
@@ -306,19 +306,11 @@ class Bucket:
         raise StoreUnreachable(f"{self.address.endpoint} sent an answer that is not from S3: no {root}")
 
     def delete(self, keys: Iterable[str]) -> None:
-        """Raises Denied if one may not be removed; the others are nevertheless."""
-        denied = list[Denied]()
-
         def one(key: str) -> None:
-            try:
-                with self._room:
-                    self._ask("DELETE", key, f"remove {key}", fine=(404,))
-            except Denied as error:  # the others go
-                denied.append(error)
+            with self._room:
+                self._ask("DELETE", key, f"remove {key}", fine=(404,))
 
-        each(one, keys, at_once=WIDEST)
-        if denied:
-            raise denied[0]
+        delete_each(one, keys, at_once=WIDEST)
 
     discard = delete
 

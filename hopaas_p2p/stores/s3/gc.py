@@ -17,7 +17,7 @@ from hopaas_p2p.core.catalog import Catalog
 from hopaas_p2p.errors import Denied, InvalidInput, StoreCorrupt
 from hopaas_p2p.net.backoff import persistently
 from hopaas_p2p.stores.base import read_all
-from hopaas_p2p.stores.objects.contract import lsn_of
+from hopaas_p2p.stores.objects.contract import NotRemoved, lsn_of
 from hopaas_p2p.stores.objects.log import DELETED, TOMBSTONE
 from hopaas_p2p.stores.s3.bucket import Listed
 from hopaas_p2p.stores.s3.store import S3Store
@@ -50,7 +50,7 @@ def collect(store: S3Store, *, keep: float = DAY, dry_run: bool = False) -> Iter
     Raises:
         InvalidInput: less than a day.
         StoreCorrupt: the list of studies is incomplete, so nothing can be considered deleted.
-        Denied: some objects may not be removed; the other studies were cleaned up.
+        NotRemoved: some objects may not be removed; all others were.
 
     """
     if not keep >= DAY:  # with NaN, too, everything would be older
@@ -66,7 +66,7 @@ def _collect(store: S3Store, keep: float, *, dry_run: bool) -> Iterator[Removal]
     uuids = store.objects.folders("study/")
     if uuids and not catalog.lsn:
         raise StoreCorrupt("the list of studies is empty, but there are studies; nothing was removed")
-    denied: Denied | None = None
+    stay: dict[str, Denied] = {}
     for uuid in uuids:
         try:
             if uuid in names:
@@ -74,11 +74,11 @@ def _collect(store: S3Store, keep: float, *, dry_run: bool) -> Iterator[Removal]
             else:
                 yield from _clear(store, uuid, now - keep, dry_run=dry_run)
         except Denied as error:
-            denied = denied or error
+            stay |= error.stay if isinstance(error, NotRemoved) else {uuid: error}
     old = [one for one in store.objects.details("beats/") if one.modified < now - max(keep, _BEATS)]
     yield from _remove(store, "heartbeats of peers that ended long ago", "", old, dry_run=dry_run)
-    if denied is not None:
-        raise denied
+    if stay:
+        raise NotRemoved.of(stay)
 
 
 def _catalog(store: S3Store) -> Catalog:
@@ -139,9 +139,15 @@ def _clear(store: S3Store, uuid: str, before: float, *, dry_run: bool) -> Iterat
 
 
 def _remove(store: S3Store, what: str, study: str, found: list[Listed], *, dry_run: bool) -> Iterator[Removal]:
-    if not found:
-        return
+    stay: dict[str, Denied] = {}
     for at in range(0, 0 if dry_run else len(found), _AT_ONCE):  # of many requests one is lost now and then
         keys = [one.key for one in found[at : at + _AT_ONCE]]
-        persistently(functools.partial(store.objects.delete, keys))
-    yield Removal(what, study, len(found), sum(one.size for one in found))
+        try:
+            persistently(functools.partial(store.objects.delete, keys))
+        except NotRemoved as error:
+            stay |= error.stay
+    gone = [one for one in found if one.key not in stay]
+    if gone:
+        yield Removal(what, study, len(gone), sum(one.size for one in gone))
+    if stay:
+        raise NotRemoved.of(stay)
