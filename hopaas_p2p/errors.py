@@ -195,6 +195,9 @@ class Denied(HopaasError):
     exit_code = 77
 
 
+GUEST: Final = "is the guest of one study and can take part in no other"
+"""Why a guest is refused elsewhere; the schema of Postgres has the same words."""
+
 UNDECIDED: Final = (StoreUnreachable, Denied, ConfigurationError, StoreCorrupt)
 """After one of these errors the log has not decided about a record: it may be sent later, once the cause is fixed."""
 

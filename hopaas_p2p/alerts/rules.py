@@ -11,7 +11,6 @@ from typing import Final
 
 from hopaas_p2p.analysis.facts import best, shown, state_word
 from hopaas_p2p.analysis.spending import amount, spending
-from hopaas_p2p.core.admission import finished
 from hopaas_p2p.core.records import TrialState
 from hopaas_p2p.core.state import State
 
@@ -24,13 +23,14 @@ _BUDGET: Final = 0.8
 """Fraction of the budget that is used."""
 
 
-def conditions(state: State, silent: Collection[str]) -> dict[str, str]:
+def conditions(state: State, silent: Collection[str], *, over: bool = False) -> dict[str, str]:
     """The conditions that hold: key -> text. A key begins with its kind: new-best, site-silent, failures, stagnation,
     budget or done.
 
     Args:
         state: the study.
         silent: the owners of running trials that have been silent for longer than their ttl.
+        over: whether the study is over; see `Study.is_over`.
 
     """
     found, top, value = {}, best(state), ""
@@ -58,6 +58,7 @@ def conditions(state: State, silent: Collection[str]) -> dict[str, str]:
         if one.limit and one.spent >= _BUDGET * one.limit:
             text = f"{amount(one.spent)} of {amount(one.limit)} {one.unit} of the budget are used"
             found[f"budget:{one.what}:{one.limit:g}"] = text
-    if finished(state) and not state.running:
-        found["done"] = f"the study is {state_word(state)}" + (f"; the best is {value}" if value else "")
+    if over:
+        word = state_word(state).replace("idle", "done")  # idle: its sampler has no points left
+        found["done"] = f"the study is {word}" + (f"; the best is {value}" if value else "")
     return found

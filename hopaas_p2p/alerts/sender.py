@@ -66,7 +66,8 @@ class AlertSender:
         state, now = self.study.state, time.monotonic()
         owners = owners_of(state)
         self._owners.look(self.study.storage.peer.store.beats(owners), owners, now)
-        holds = conditions(state, {one for one in owners if self._owners.silence(one, now) >= ttl_of(state, one)})
+        silent = {one for one in owners if self._owners.silence(one, now) >= ttl_of(state, one)}
+        holds = conditions(state, silent, over=self.study.is_over())
         if self._known is None:  # the present best is not news
             self._known = {key for key in holds if key.startswith(NEW_BEST)}
         self._known &= holds.keys()

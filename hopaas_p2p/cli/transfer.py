@@ -13,7 +13,6 @@ import click
 
 from hopaas_p2p.cli import output
 from hopaas_p2p.cli.options import FILE, FOLDER, CliSession, command, space_option
-from hopaas_p2p.core.admission import finished
 from hopaas_p2p.errors import HopaasError, InvalidInput, NoSuchStudy
 from hopaas_p2p.moving import FORMATS, copy_study, export_study, import_study
 from hopaas_p2p.report import write_report
@@ -98,7 +97,7 @@ def _export_to_tracker(session: CliSession, kind: str, to: str | None, *, follow
         while True:
             try:
                 # read before the export, which must include the last trials
-                done = not follow or (finished(study.state) and not study.state.running)
+                done = not follow or study.is_over()
                 sent += export_.sync()
             except HopaasError as error:
                 if not follow or not error.retry:

@@ -13,7 +13,6 @@ import click
 from hopaas_p2p.alerts.sender import AlertSender, webhook
 from hopaas_p2p.cli import output
 from hopaas_p2p.cli.options import ABOVE_ZERO, CliSession, command
-from hopaas_p2p.core.admission import finished
 from hopaas_p2p.core.spending import earlier_seconds
 from hopaas_p2p.errors import ConfigurationError, HopaasError, StoreUnreachable
 from hopaas_p2p.peer.liveness import UNKNOWN, signs_of_life
@@ -124,7 +123,7 @@ def _look(study: Study) -> dict[str, Any]:
         about = {"number": trial.number, "host": peer.get("host"), "site": peer.get("site"), "last_seen": last_seen}
         report = None if step is None else trial.reports[step]
         running.append({**about, "seconds": ran, "step": step, "report": report})
-    return seen | {"running": running, "done": finished(state) and not state.running}
+    return seen | {"running": running, "done": study.is_over()}
 
 
 def sentence(look: dict[str, Any]) -> str:

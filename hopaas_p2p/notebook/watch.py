@@ -9,7 +9,6 @@ import weakref
 from typing import Any, Final
 
 from hopaas_p2p.analysis.html import safe
-from hopaas_p2p.core.admission import finished
 from hopaas_p2p.errors import HopaasError, InvalidInput
 from hopaas_p2p.notebook.frame import framed
 from hopaas_p2p.notebook.summary import overview
@@ -89,8 +88,8 @@ class Watching:
                     self._seen_at = (state.lsn, alive)
                     where = study.storage.url
                     self._seen = overview(state, name=study.name, store=where, signs=signs, chart=True)
-                if finished(state) and not state.running:
-                    self._over.set()
+            if study.is_over():
+                self._over.set()
             self._body = self._seen
         except (HopaasError, KeyError) as error:  # the view keeps its last content, below the error
             said = str(error.args[0]) if error.args else type(error).__name__

@@ -325,7 +325,8 @@ class Worker:
                 return not self.ran and left > self._reserve  # it continues from job to job
             why = f"a trial takes {typical:.0f} s (median), and this job has only {whole:.0f} s"
             raise ConfigurationError(f"{why}: ask for more time, or let the command write checkpoints")
-        self._say_each_minute("late", f"no trial fits into the {max(left, 0):.0f} s that are left; run this job again")
+        room = f"{max(left - self._reserve, 0):.0f} s that are left before --grace"
+        self._say_each_minute("late", f"no trial fits into the {room}; run this job again")
         return False
 
     # --- one trial ---

@@ -27,7 +27,7 @@ from hopaas_p2p.core import codec
 from hopaas_p2p.core.catalog import RESERVED
 from hopaas_p2p.core.names import valid_name
 from hopaas_p2p.core.records import FORMAT, Stamp
-from hopaas_p2p.errors import Denied, InvalidInput
+from hopaas_p2p.errors import GUEST, Denied, InvalidInput
 from hopaas_p2p.remote.protocol import CATALOG, Name, StoreRequest
 from hopaas_p2p.runtime.settings import Secret
 from hopaas_p2p.stores.base import ExchangeResult, Outgoing, Store, append
@@ -136,7 +136,7 @@ class Roles:
             return f"there is no user {change.user!r}"
         guest_of = self.guest_of(change.user)
         if guest_of and guest_of != change.log and change.role:
-            return f"user {change.user} is the guest of one study and can take part in no other"
+            return f"user {change.user} {GUEST}"
         owners = {user for user in there if self.role(user, change.log) == "owner"}
         if owners == {change.user} and change.role != "owner" and change.log != CATALOG:
             return f"{change.user} is the only owner of this study; make somebody else an owner first"
@@ -219,7 +219,7 @@ def judge(roles: Roles, user: str, request: StoreRequest, *, exists: bool) -> St
     role = role_in(roles, user, log)
     if role is None and not exists and not roles.grants.get(log):
         if roles.guest_of(user):
-            raise Denied(f"user {user} is the guest of one study and can take part in no other")
+            raise Denied(f"user {user} {GUEST}")
         return Stamp(user, "owner")
     if role is None:
         raise Denied(f"user {user} has no grant for this study. {_ASK}")

@@ -68,7 +68,8 @@ def replace_atomically(path: Path, *, private: bool = False, sync: bool = False)
                 with contextlib.suppress(OSError):
                     draft.unlink(missing_ok=True)
     except OSError as error:
-        if name in str(error.filename) or error.filename == str(path.parent):
+        full = error.filename is None and error.errno in (errno.ENOSPC, errno.EDQUOT)  # `write` names no file
+        if full or name in str(error.filename) or error.filename == str(path.parent):
             error.filename = str(path)
         raise
 

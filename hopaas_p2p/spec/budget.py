@@ -140,7 +140,8 @@ def _made(entries: Mapping[str, Any]) -> Budget:
     except msgspec.ValidationError as error:
         key = str(error).partition("`$.")[2].rstrip("`")  # msgspec reports where the error is
         wrong = f"{key} = {entries.get(key, entries)!r}"
-        raise InvalidInput(f"a budget cannot have {wrong}. Keys of a budget: {_KEYS}") from None
+        takes = "a whole number" if "`int |" in str(error) else "a number"
+        raise InvalidInput(f"a budget cannot have {wrong}; this takes {takes}") from None
     if found.trials is not None:
         found = msgspec.structs.replace(found, trials=whole("budget", found.trials, takes=_TAKES))
     until = found.until

@@ -83,8 +83,9 @@ def _distribution(name: str, kind: str, parts: list[Any]) -> Distribution:
     step = None if given is None else number(given, f"{what}, step")
     if kind != "int":
         return Float(float(low), float(high), log, None if step is None else float(step), **said)
-    if not all(float(one).is_integer() for one in (low, high, step or 1)):
-        raise InvalidInput(f"{what}: an int needs whole numbers, not {low}, {high}, {step}")
+    broken = [str(one) for one in (low, high, step or 1) if not float(one).is_integer()]
+    if broken:
+        raise InvalidInput(f"{what}: an int needs whole numbers, not {', '.join(broken)}")
     return Int(int(low), int(high), log, 1 if step is None else int(step), **said)
 
 

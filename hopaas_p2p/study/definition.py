@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import operator
 import shlex
@@ -211,6 +212,11 @@ def larger_budget(state: State, name: str, given: BudgetGiven) -> Budget | None:
         f"the study {name!r} has the budget {words(now) or 'none'}, given {words(wanted)}. A script may raise it, but "
         f"not lower it: leave the argument out, or change it yourself: {command}"
     )
+
+
+def amounts(budget: Budget) -> str:
+    """The limits that a script may raise, for the attribute LOWERED; other changes of the budget leave them alone."""
+    return json.dumps(words(msgspec.structs.replace(budget, prices={}, until=None)))
 
 
 def lowers(now: Budget, wanted: Budget) -> bool:

@@ -99,8 +99,7 @@ class Proposer:
         """
         study, handle = self._study, self._handle
         try:
-            if self._searcher.repeats == "reuse" or isinstance(study.sampler, _ENUMERATING):
-                self._check_points_left()
+            self.check_points_left()
             if not draws_early(study.sampler, study.pruner):
                 return None
             handle.look_before_sampling()
@@ -120,12 +119,14 @@ class Proposer:
             handle.next_or_raise("space", none.reason, within=within)
             return None
 
-    def _check_points_left(self) -> None:
+    def check_points_left(self) -> None:
         """Raise NoWork if the sampler enumerates points, and all of them have been started.
 
         Also if known values are reused and nothing in the space is new.
         """
         sampler, handle = self._study.sampler, self._handle
+        if self._searcher.repeats != "reuse" and not isinstance(sampler, _ENUMERATING):
+            return
         with handle.lock, self._lock:
             self._catch_up(handle.state)
             if self._grid[0] is not sampler:

@@ -28,7 +28,7 @@ from optuna.trial import FrozenTrial, TrialState
 from hopaas_p2p.analysis.replicates import ReplicateGroup, replicates
 from hopaas_p2p.analysis.table import TrialTable
 from hopaas_p2p.core import records
-from hopaas_p2p.core.admission import NEW, Done, next_start
+from hopaas_p2p.core.admission import NEW, Done, finished, next_start
 from hopaas_p2p.core.attributes import AGAIN, FIDELITY, LEARNED, LOWERED, REUSED, SPACE
 from hopaas_p2p.core.fidelity import Fidelity, encode_fidelity
 from hopaas_p2p.core.records import (
@@ -93,6 +93,7 @@ from hopaas_p2p.study.definition import (
     BudgetGiven,
     Space,
     StudyPolicy,
+    amounts,
     as_given,
     check_fidelity,
     check_points,
@@ -212,7 +213,7 @@ def open_study(
     larger = None if budget is None else larger_budget(study.state, name, budget)
     if larger is not None:
         before, after = budget_words(budget_now(study.state)), budget_words(larger)
-        if study.state.system.get(LOWERED) == json.dumps(before):
+        if study.state.system.get(LOWERED) == amounts(budget_now(study.state)):
             cure = f"hopaas-p2p study set {shlex.quote(name)} --budget {shlex.quote(after or 'none')}"
             _log.warning("the budget of %r was lowered to %s, and stays there. To raise it: %s", name, before, cure)
         else:
@@ -981,6 +982,16 @@ class Study(optuna.Study):
         waiting = optuna.trial.create_trial(state=TrialState.WAITING, system_attrs=system, user_attrs=user)
         return self.storage.create_new_trial(self.study_id, waiting) - self.handle.first_id
 
+    def is_over(self) -> bool:
+        """Whether no trial runs, and none will start: the study is finished, or its sampler has no points left."""
+        state, proposer = self.state, self._proposer
+        try:
+            if proposer is not None and next_start(state) is NEW:
+                proposer.check_points_left()
+        except NoWork as none:
+            return isinstance(next_start(state, no_new=none.refusal), Done)
+        return finished(state) and not state.running
+
     def _check_not_finished(self) -> None:
         state = self.state
         found, name = next_start(state), shlex.quote(self.name)
@@ -1026,7 +1037,7 @@ class Study(optuna.Study):
         limits = limits_of(wanted)
         check_limits(limits, len(self.directions))
         if lowers(now, wanted):
-            self.handle.say(StudySet(system={LOWERED: json.dumps(budget_words(wanted))}))
+            self.handle.say(StudySet(system={LOWERED: amounts(wanted)}))
         trials = -1 if wanted.trials is None else wanted.trials
         same = limits == limits_of(now)
         self.handle.say(StudyControl(budget=trials, limits=None if same else limits))

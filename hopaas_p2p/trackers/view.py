@@ -20,7 +20,6 @@ from hopaas_p2p.analysis.charts import positions, records
 from hopaas_p2p.analysis.facts import params_of, state_word
 from hopaas_p2p.analysis.objectives import names_given
 from hopaas_p2p.analysis.table import TrialTable
-from hopaas_p2p.core.admission import finished
 from hopaas_p2p.core.attributes import EXPORTER
 from hopaas_p2p.core.names import first_id
 from hopaas_p2p.study_like import StudyLike
@@ -78,6 +77,7 @@ def look(study: StudyLike, *, settled: Collection[int] = ()) -> list[RunView]:
     for one in study.artifacts().list():
         files[one.trial].append(one)
     space = {name: str(one) for name, one in study.space.items()}  # may exchange, so not under the lock
+    over = study.is_over()
     command = f"hopaas-p2p study show {shlex.quote(study.name)} --store {shlex.quote(study.storage.url)}"
     tags, handle, first = notes.tags_by_trial(attributes), study.handle, first_id(study.study_id)
     with handle.lock:
@@ -100,7 +100,7 @@ def look(study: StudyLike, *, settled: Collection[int] = ()) -> list[RunView]:
             number=None,
             name=study.name,
             state=state_word(state),
-            final=finished(state) and not state.running,
+            final=over,
             params={"directions": ",".join(define.directions), **space},
             values={
                 f"trials_{name.lower()}": state.counts[at] for at, name in enumerate(("RUNNING", *_FINAL, "WAITING"))

@@ -9,6 +9,7 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
+import optuna
 import pytest
 
 import hopaas_p2p
@@ -44,6 +45,13 @@ def test_it_waits_until_the_study_is_done_or_the_time_is_up(here: dict[str, Any]
     assert run("watch", "--timeout", "0.2", "--interval", "0.1", check=False, **here).returncode == 1
     study.optimize(lambda trial: trial.params["lr"])
     assert run("watch", **here).returncode == 0
+
+
+def test_a_study_whose_grid_is_through_is_over_though_its_budget_is_not_used(tmp_path: Path) -> None:
+    grid = campaign(tmp_path, space={"n": hopaas_p2p.Int(1, 3)}, sampler=optuna.samplers.BruteForceSampler(), budget=9)
+    grid.optimize(lambda trial: trial.params["n"])
+    grid.close()
+    assert run("watch", "--timeout", "20", cwd=tmp_path, HOPAAS_STORE="./store", HOPAAS_STUDY="s").returncode == 0
 
 
 def test_it_follows_till_the_end(here: dict[str, Any], study: Study) -> None:

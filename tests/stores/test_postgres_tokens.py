@@ -17,6 +17,7 @@ import hopaas_p2p
 from hopaas_p2p import access, spool
 from hopaas_p2p.errors import Denied, InvalidInput, StoreUnreachable
 from hopaas_p2p.joining.invitation import invite
+from hopaas_p2p.stores import checks
 from hopaas_p2p.stores.postgres import schema
 from hopaas_p2p.testing.commits import outgoing
 from tests.support.postgres import Server
@@ -284,6 +285,7 @@ def test_an_invitation_lets_a_guest_into_one_study_and_no_other(place: Place, tm
     role, _, password = made.invitation.token.reveal().partition(":")
     guest = hopaas_p2p.open_study(place.storage(place.url((role, password))), "digits", create=False)
     guest.tell(guest.ask(), 1.0)
+    assert [one for one in checks.examine(guest.storage.peer.store) if not one.passed] == []
     with pytest.raises(Denied):
         guest.pause()
     with pytest.raises(Denied):

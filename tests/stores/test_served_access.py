@@ -149,6 +149,7 @@ def test_a_guest_takes_part_in_one_study_and_creates_none(site: Site) -> None:
     access.grant(site.url, "s", access.guest(site.url, uuid, "worker"), "worker")
     append(guest.log(uuid), _commit("of-a-guest"))
     list(read_all(guest.catalog()))
+    assert [one for one in checks.examine(guest) if not one.passed and one.check != "tls"] == []
     for forbidden in (
         lambda: list(read_all(guest.log(other))),
         lambda: append(guest.log("new"), _commit("x")),

@@ -12,8 +12,10 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
 
+import optuna
 import pytest
 
+import hopaas_p2p
 from hopaas_p2p.alerts.rules import STAGNATION, conditions
 from hopaas_p2p.alerts.sender import AlertSender, webhook
 from hopaas_p2p.cli import main
@@ -61,7 +63,7 @@ def test_the_budget_is_said_at_eighty_percent_and_anew_when_it_is_moved() -> Non
     assert conditions(scribe.state, ())["budget:trials:10"] == "8 of 10 trials of the budget are used"
     scribe.trial("a", 1.0)
     scribe.trial("a", 1.0)
-    assert list(conditions(scribe.state, ())) == ["new-best:1.0", "budget:trials:10", "done"]
+    assert list(conditions(scribe.state, (), over=True)) == ["new-best:1.0", "budget:trials:10", "done"]
 
 
 def test_nothing_better_for_long_is_stagnation() -> None:
@@ -148,6 +150,15 @@ def test_what_holds_at_the_first_look_is_said_except_the_best(study: Study, rece
     assert receiver.kinds() == ["budget", "new-best", "done"]
     assert receiver.got[1]["text"] == "s: new best 6 (trial 4)"
     assert len({message["id"] for message in receiver.got}) == 3
+
+
+def test_the_end_of_a_study_whose_grid_is_through_is_said(tmp_path: Path, receiver: Receiver) -> None:
+    sampler = optuna.samplers.BruteForceSampler()
+    study = campaign(tmp_path, space={"n": hopaas_p2p.Int(1, 2)}, sampler=sampler, budget=9)
+    study.optimize(lambda trial: trial.params["n"])
+    AlertSender(study, webhook(Secret(receiver.url))).look()
+    assert receiver.got[-1]["text"].startswith("s: the study is done; the best is 1 ")
+    study.close()
 
 
 def test_an_outage_of_the_store_is_no_silence_of_a_site(

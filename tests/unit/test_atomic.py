@@ -47,6 +47,15 @@ def test_an_error_names_the_file_and_not_its_draft(tmp_path: Path) -> None:
     assert caught.value.filename == str(path)
 
 
+def test_a_full_disk_is_an_error_of_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+
+    with pytest.raises(OSError, match="No space left") as caught, replace_atomically(path):
+        Path("/dev/full").write_text("x")
+
+    assert caught.value.filename == str(path)
+
+
 @pytest.mark.parametrize("text", ["", "..", "a b", "a.b", "a/", "/a", "a//b", "x\n", "é"])
 def test_what_could_lead_elsewhere_is_neither_a_name_nor_a_key(text: str) -> None:
     assert not valid_name(text)

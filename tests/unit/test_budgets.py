@@ -58,7 +58,8 @@ def test_a_date_is_a_text_a_day_or_a_moment(date: Any) -> None:
         ("until.goal=5", "'goal' is not a budget key"),
         ("until.goal=none", "'goal' is not a budget key"),
         ("trials.many=none", "'many' is not a budget key"),
-        ("gpu_hours=many", "gpu_hours = .many."),
+        ("gpu_hours=many", "gpu_hours = .many.; this takes a number$"),
+        ("30.5", "trials = .30.5.; this takes a whole number$"),
         ("until.date=tomorrow", "until.date is a date or time such as 2026-12-31"),
         ("until.date=0001-01-01T00:00+14:00", "until.date is a date or time such as 2026-12-31"),
         ("euro=5", "needs prices per site"),
@@ -273,6 +274,9 @@ def test_a_budget_that_somebody_lowered_is_not_raised_by_a_script(
     assert opened(budget=6).state.budget == 4  # as before it was lowered
     assert opened(budget=9).state.budget == 4
     assert "was lowered to 4, and stays there. To raise it: hopaas-p2p study set s --budget 9" in caplog.text
+
+    opened().set_budget("until.date=2099-01-01,prices.*.kwh=1")  # the limits that scripts may raise stay as they are
+    assert opened(budget=9).state.budget == 4
 
     opened().set_budget(5)
     assert opened(budget=9).state.budget == 9  # somebody raised it since

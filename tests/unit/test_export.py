@@ -256,13 +256,18 @@ def test_optunas_own_data_frame_as_csv_can_be_read(storages: Any, tmp_path: Path
 
 
 @pytest.mark.parametrize(
-    "content",
-    ["", "a,b\n1,2\n", "number,state,value\n0,GREAT,1\n", "number,state,value\n0,COMPLETE,high\n"],
+    ("content", "why"),
+    [
+        ("", "no column 'state'"),
+        ("a,b\n1,2\n", "no column 'state'"),
+        ("number,state,value\n0,GREAT,1\n", "row 2: 'GREAT' is no state"),
+        ("number,state,value\n0,COMPLETE,high\n", "row 2: .* 'high'"),
+    ],
 )
-def test_a_csv_that_makes_no_sense_is_refused(storages: Any, tmp_path: Path, content: str) -> None:
+def test_a_csv_that_makes_no_sense_is_refused(storages: Any, tmp_path: Path, content: str, why: str) -> None:
     (tmp_path / "x.csv").write_text(content)
     target = hopaas_p2p.open_study(storages("to"), "s")
-    with pytest.raises(InvalidInput):
+    with pytest.raises(InvalidInput, match=why):
         import_study(target.storage, tmp_path / "x.csv", name="s")
     assert target.trials == []
 

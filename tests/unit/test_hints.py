@@ -61,6 +61,7 @@ def test_an_unknown_argument_of_open_study_has_a_hint(word: str, hint: str) -> N
         ("x=float(0,1,stepp=0.1)", "there is no stepp=…; did you mean 'step'?"),
         ("x=float(0.1,1,log=true)", "there is no log=…; write log alone"),
         ("x=int(1,9,seed=3)", "only step, prior and confidence take a value"),
+        ("x=int(1,2.5)", "whole numbers, not 2.5$"),
     ],
 )
 def test_a_misspelt_word_of_a_space_has_a_hint(spec: str, hint: str) -> None:

@@ -139,6 +139,21 @@ def test_a_sampler_that_needs_the_trial_first_sends_the_parameters_at_once(studi
     until(lambda: seen_by(other, trial.number) == set(SPACE))
 
 
+@pytest.mark.parametrize(
+    "search", [{"sampler": optuna.samplers.BruteForceSampler()}, {"repeats": "reuse"}], ids=["brute-force", "reuse"]
+)
+def test_a_study_is_over_when_every_point_was_tried_and_nothing_waits_or_runs(studies: Any, search: Any) -> None:
+    study, other = studies(space={"depth": hopaas_p2p.Int(1, 2)}, budget=9, **search), studies()
+    assert not other.is_over()
+    study.optimize(lambda _: 0.0, n_trials=1)
+    last = study.ask()
+    assert not other.is_over()
+    study.tell(last, 1.0)
+    assert other.is_over()
+    study.enqueue_trial({"depth": 1})
+    assert not other.is_over()
+
+
 def test_parameters_of_a_define_by_run_trial_leave_soon_if_somebody_else_works(studies: Any) -> None:
     mine, other = studies(), studies()
     first = mine.ask()
