@@ -85,6 +85,11 @@ def files(system: str, job: BatchJob) -> dict[Path, str]:
     for word in (*job.more, job.queue, job.account, job.image, *told):
         if not is_one_line(word):
             raise InvalidInput(f"{word!r} is not one line, so it goes into no script")
+    for word in (job.account, str(job.folder), str(Path.cwd())):
+        if system == "condor" and ("$" in word or word.endswith("\\")):  # $ENV(NAME) would put a secret into the job ad
+            raise InvalidInput(
+                f"{word!r}: HTCondor replaces what follows a $ and joins lines at a \\; use a name without"
+            )
     if system == "kubernetes" and not job.image:
         raise InvalidInput("--image: name the container image that holds your code and hopaas-p2p")
     if system == "kubernetes" and (job.more or job.queue or job.account):
@@ -105,6 +110,7 @@ def _values(system: str, job: BatchJob) -> dict[str, str]:
     limit = str(job.seconds) if system == "kubernetes" else "auto"
     options = ["--time-limit", limit, "--grace", str(job.grace), *job.options]
     memory = {"memory": job.memory or "1Gi"}
+    escaped = _sbatch_word if system == "slurm" else str
     env: list[dict[str, object]] = [{"name": key, "value": _plain(value)} for key, value in job.environment.items()]
     env.append({"name": "HOPAAS_POD_NAME", "valueFrom": {"fieldRef": {"fieldPath": "metadata.name"}}})
     proxy = {"secretKeyRef": {"name": job.name, "key": "proxy", "optional": True}}
@@ -120,10 +126,10 @@ def _values(system: str, job: BatchJob) -> dict[str, str]:
         "cores": str(job.cpus) if job.cpus > 1 else "",
         "gpus": str(job.gpus or ""),
         "memory": job.memory,
-        "queue": job.queue,
-        "account": job.account,
+        "queue": escaped(job.queue),
+        "account": escaped(job.account),
         "more": "\n".join(f"#SBATCH {line}" if system == "slurm" else line for line in job.more),
-        "folder": str(job.folder),
+        "folder": escaped(str(job.folder)).replace("%", "%%" if system == "slurm" else "%"),
         "script": str(job.folder / f"{job.name}.sh"),
         "here": str(Path.cwd()),
         "exports": "\n".join(f"export {key}={shlex.quote(value)}" for key, value in job.environment.items()),
@@ -140,3 +146,8 @@ def _values(system: str, job: BatchJob) -> dict[str, str]:
 def _plain(text: str) -> str:
     """The text escaped for Kubernetes, which replaces $(NAME) by a variable's value, and $$ by $."""
     return text.replace("$", "$$")
+
+
+def _sbatch_word(text: str) -> str:
+    """The text escaped for a line of #SBATCH, which sbatch splits into options at spaces."""
+    return re.sub(r"[^\w%+,./:=@-]", r"\\\g<0>", text)

@@ -184,6 +184,47 @@ def test_a_carriage_return_begins_no_row() -> None:
     assert len(list(csv.reader(io.StringIO(text)))) == 2
 
 
+FORMULAS = [
+    f"{before}=1+1" for before in (*map(chr, range(32)), "\0\0", "\0\t", "x;", "x\t", "x\n", ";", 'x;"', "\r\n")
+]
+FORMULAS += [
+    "+1",
+    "-1",
+    "@SUM(1)",
+    "\uff1d1",
+    "\uff0b1",
+    "\uff0d1",
+    "\uff201",
+    "x;-1",
+    "x\t@SUM(1)",
+    '";=1;"',
+    'x";=1;"',
+]
+
+
+@pytest.mark.parametrize("separator", [",", ";", "\t"])
+def test_no_cell_is_a_formula_wherever_a_spreadsheet_splits_the_rows(separator: str) -> None:
+    """Excel splits at the separator of its language, and LibreOffice skips a NUL in front of a formula."""
+    scribe = Scribe(space={"x": Float(0, 1)})
+    for text in FORMULAS:
+        user = {"a": json.dumps(text), text: "1"}
+        scribe.say("mallory", TrialCreate(COMPLETE, user=user, values=(1.0,), reason=text))
+    text = "".join(tables.dump_csv(of_state(scribe.state)))
+    cells = [cell for row in csv.reader(io.StringIO(text, newline=""), delimiter=separator) for cell in row]
+    controls, signs = "".join(map(chr, range(32))), tuple("=+-@\uff1d\uff0b\uff0d\uff20")
+    assert [cell for cell in cells if cell.lstrip(controls).startswith(signs)] == []
+
+
+def test_what_a_csv_quotes_for_spreadsheets_is_read_as_it_was() -> None:
+    texts = ["=1", "x;=1", "x\t-1", "first\n- second", "\n@x", 'x;"=1"', "a;b", "it's; fine"]
+    scribe = Scribe(space={"x": Float(0, 1)})
+    for text in texts:
+        scribe.say("ann", TrialCreate(COMPLETE, user={"a": json.dumps(text)}, values=(1.0,), reason=text))
+    lines = io.StringIO("".join(tables.dump_csv(of_state(scribe.state))), newline="")
+    read = tables.load_csv(lines, space={}, name="s").trials.values()
+    assert [one.reason for one in read] == [json.loads(one.user["a"]) for one in read] == texts
+
+
 def test_a_completed_name_is_one_word_and_no_option(tmp_path: Path) -> None:
     """A shell puts what completes a word into the line as it is."""
     for name in ("x$(touch${IFS}pwned)", "y;id", "*", "two words", "--store=https:evil", "run-7"):

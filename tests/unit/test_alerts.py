@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from hopaas_p2p.alerts.rules import STAGNATION, conditions
+from hopaas_p2p.alerts.rules import FAILURES, STAGNATION, conditions
 from hopaas_p2p.alerts.sender import AlertSender, webhook
 from hopaas_p2p.cli import main
 from hopaas_p2p.cli.watch import looks
@@ -148,6 +148,15 @@ def test_what_holds_at_the_first_look_is_said_except_the_best(study: Study, rece
     assert receiver.kinds() == ["budget", "new-best", "done"]
     assert receiver.got[1]["text"] == "s: new best 6 (trial 4)"
     assert len({message["id"] for message in receiver.got}) == 3
+
+
+def test_nobodys_text_is_a_mention_or_a_link_of_a_chat(study: Study, receiver: Receiver) -> None:
+    """Chat programs take what stands between < and > for those, and show &lt; as <."""
+    for _ in range(FAILURES):
+        study.tell(study.ask(), state="fail", reason="<!channel> <https://evil.example/|log in> & more")
+    AlertSender(study, webhook(Secret(receiver.url))).look()
+    (text,) = (one["text"] for one in receiver.got if one["kind"] == "failures")
+    assert text.endswith("&lt;!channel&gt; &lt;https://evil.example/|log in&gt; &amp; more")
 
 
 def test_an_outage_of_the_store_is_no_silence_of_a_site(
