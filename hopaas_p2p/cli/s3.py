@@ -8,7 +8,7 @@ import click
 
 from hopaas_p2p.cli import output
 from hopaas_p2p.cli.options import CliSession, Columns, command, role_option
-from hopaas_p2p.errors import ConfigurationError
+from hopaas_p2p.errors import ConfigurationError, InvalidInput
 from hopaas_p2p.stores.s3.address import parse
 from hopaas_p2p.stores.s3.gc import collect
 from hopaas_p2p.stores.s3.policy import ROLES, policy
@@ -59,10 +59,14 @@ def gc(session: CliSession, dry_run: bool, keep: float) -> None:
 def s3_policy(session: CliSession, role: str, all_studies: bool, no_condition: bool) -> None:
     """Print the smallest policy with which a key of the bucket can work on a study.
 
+    A worker writes to STUDY only; a viewer reads, and an owner owns, every study of the store.
+
     Give it to the S3 server, for example with `mc admin policy create` or `aws iam put-user-policy --policy-document`.
     """
     address = _address(session)
     uuid = None
+    if role != "worker" and session.given["study"] is not None:
+        raise InvalidInput(f"the policy of {role}s is for all studies of the store; leave --study out")
     if role == "worker" and not all_studies:
         study = session.study()
         uuid = study.handle.uuid

@@ -74,7 +74,7 @@ def dump_csv(source: StudyRecords) -> Iterator[str]:
     columns += ["reason", "site", "host", "state"]
     writer = csv.writer(SimpleNamespace(write=str), lineterminator="\n")  # returns the line
     for row in ({name: name for name in columns}, *rows):
-        yield writer.writerow([_cell(row.get(name)) for name in columns])
+        yield writer.writerow([cell(row.get(name)) for name in columns])
 
 
 def _cells(number: int, record: TrialCreate, values: list[str]) -> dict[str, Any]:
@@ -88,7 +88,8 @@ def _cells(number: int, record: TrialCreate, values: list[str]) -> dict[str, Any
     }
 
 
-def _cell(value: Any) -> Any:
+def cell(value: Any) -> Any:
+    """The value as it may stand in a CSV file: no text of it is a formula."""
     if isinstance(value, str):
         return _QUOTE.sub("'", value.translate(_CONTROLS))
     return "" if value is None else value

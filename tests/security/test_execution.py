@@ -14,15 +14,18 @@ from typing import Any
 import pytest
 
 import hopaas_p2p
+from dashboard_app.views.table import passing
+from dashboard_app.views.table import table as table_of
+from hopaas_p2p.analysis.table import TrialTable
 from hopaas_p2p.core.catalog import checked_name
-from hopaas_p2p.core.records import Categorical, Float, TrialCreate
+from hopaas_p2p.core.records import Categorical, Float, PeerJoin, TrialCreate
 from hopaas_p2p.core.state import COMPLETE, WAITING
 from hopaas_p2p.errors import InvalidInput
 from hopaas_p2p.moving import descriptions, export_study, tables
 from hopaas_p2p.moving.records import of_state
 from hopaas_p2p.ports.command import fill_in, variables
 from hopaas_p2p.ports.worker import Worker
-from tests.support.dashboard_studies import Scribe
+from tests.support.dashboard_studies import FAIL, Scribe
 from tests.support.processes import cli
 
 EVIL = "$(touch /tmp/evil)"
@@ -213,6 +216,21 @@ def test_no_cell_is_a_formula_wherever_a_spreadsheet_splits_the_rows(separator: 
     cells = [cell for row in csv.reader(io.StringIO(text, newline=""), delimiter=separator) for cell in row]
     controls, signs = "".join(map(chr, range(32))), tuple("=+-@\uff1d\uff0b\uff0d\uff20")
     assert [cell for cell in cells if cell.lstrip(controls).startswith(signs)] == []
+
+
+def test_no_cell_of_the_dashboards_table_is_a_formula() -> None:
+    """Streamlit saves it as CSV as it is."""
+    pytest.importorskip("pandas")
+    scribe = Scribe(space={"=1+1": Float(0, 1), "k": Categorical(("=2+2", "+1"))})
+    scribe.say("mallory", PeerJoin({"site": "=3+3", "host": "-3+3"}))
+    for kind in (0.0, 1.0):
+        params = {"=1+1": 0.5, "k": kind}
+        scribe.say("mallory", TrialCreate(FAIL, params=params, reason="@SUM(1)\n=4+4"))
+    columns = TrialTable.of(scribe.state)
+    shown = table_of(scribe.state, columns, passing(columns), tags={0: ["=5+5"]}, lines={1: "=6+6"})
+    texts = [*shown.columns, *(one for column in shown for one in shown[column] if isinstance(one, str))]
+    assert len(texts) > 20
+    assert [one for one in texts if one.startswith(tuple("=+-@"))] == []
 
 
 def test_what_a_csv_quotes_for_spreadsheets_is_read_as_it_was() -> None:
