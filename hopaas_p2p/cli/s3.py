@@ -59,8 +59,6 @@ def gc(session: CliSession, dry_run: bool, keep: float) -> None:
 def s3_policy(session: CliSession, role: str, all_studies: bool, no_condition: bool) -> None:
     """Print the smallest policy with which a key of the bucket can work on a study.
 
-    A worker writes to STUDY only; a viewer reads, and an owner owns, every study of the store.
-
     Give it to the S3 server, for example with `mc admin policy create` or `aws iam put-user-policy --policy-document`.
     """
     address = _address(session)
