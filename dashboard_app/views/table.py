@@ -15,6 +15,7 @@ from hopaas_p2p.analysis.table import Floats, Mask, Parameter, TrialTable, place
 from hopaas_p2p.core.names import first_id
 from hopaas_p2p.core.records import TrialState
 from hopaas_p2p.core.state import State
+from hopaas_p2p.moving.tables import cell
 
 if TYPE_CHECKING:  # it takes half a second to import
     import pandas as pd
@@ -30,7 +31,7 @@ _NOTE: Final = re.compile(r"dashboard:([0-9]{1,20}):note_str:0")
 def table(
     state: State, columns: TrialTable, shown: Mask, *, tags: dict[int | None, list[str]], lines: dict[int, str]
 ) -> pd.DataFrame:
-    """The trials to show, newest first; parameters as the objective saw them."""
+    """The trials to show, newest first; parameters as the objective saw them, and texts as a CSV file may hold them."""
     import pandas as pd
 
     rows = np.flatnonzero(shown)[::-1]
@@ -58,7 +59,10 @@ def table(
         found["tags"] = [", ".join(tags.get(one, ())) for one in numbers]
     if lines:
         found["note"] = [lines.get(one, "") for one in numbers]
-    return pd.DataFrame(found)
+    texts = pd.DataFrame({cell(name): column for name, column in found.items()})
+    for one in texts.select_dtypes(exclude=["number", "datetimetz"]):  # which the browser saves as CSV
+        texts[one] = texts[one].map(cell)
+    return texts
 
 
 def _param(column: Floats, one: Parameter) -> Any:

@@ -5,6 +5,7 @@ An alert that the receiver did not accept is posted again, with the same `id`.
 
 from __future__ import annotations
 
+import html
 import http.client
 import json
 import re
@@ -90,7 +91,7 @@ class AlertSender:
     def _post(self, key: str, text: str) -> bool:
         study = self.study
         message = {
-            "text": f"{study.name}: {text}",  # shown by chat programs
+            "text": html.escape(f"{study.name}: {text}", quote=False),  # chat programs take <…> for links and mentions
             "id": f"{study.handle.uuid}:{key}",
             "kind": key.partition(":")[0],
             "study": study.name,

@@ -9,7 +9,7 @@ import click
 
 from hopaas_p2p.cli import output
 from hopaas_p2p.cli.options import CliSession, Columns, command, role_option
-from hopaas_p2p.errors import ConfigurationError
+from hopaas_p2p.errors import ConfigurationError, InvalidInput
 from hopaas_p2p.stores.s3.address import parse
 from hopaas_p2p.stores.s3.gc import collect
 from hopaas_p2p.stores.s3.policy import ROLES, policy
@@ -67,6 +67,8 @@ def s3_policy(session: CliSession, role: str, all_studies: bool, no_condition: b
     """
     address = _address(session)
     uuid = None
+    if role != "worker" and session.given["study"] is not None:
+        raise InvalidInput(f"the policy of {role}s is for all studies of the store; leave --study out")
     if role == "worker" and not all_studies:
         study = session.study()
         uuid = study.handle.uuid

@@ -3,7 +3,7 @@
 CSV has the columns of Optuna's `trials_dataframe()` (`values_NAME` for a named objective) without intermediate values
 and distributions, and the last value of each metric (`metrics_NAME`), which imports ignore. At most 256 attributes and
 256 metrics have their own columns; the others are in one column, `user_attrs` or `metrics`, as JSON. Text that a
-spreadsheet would run as a formula is quoted with an apostrophe. Parquet has typed columns, and all reports and metrics.
+spreadsheet could run as a formula is quoted with an apostrophe. Parquet has typed columns, and all reports and metrics.
 Times are exact.
 """
 
@@ -12,6 +12,7 @@ from __future__ import annotations
 import csv
 import json
 import math
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -45,7 +46,12 @@ _COLUMNS: Final = {
     "duration": "seconds",
 }
 """Column -> its key in a trial's row."""
-_FORMULA: Final = ("=", "+", "-", "@", "\t", "\r")
+_FORMULA: Final = r"^{}(?=[=+@\t\n\uff0b\uff0d\uff1d\uff20-])|(?<=[;\t\n]){}(?=\"*[=+@\uff0b\uff0d\uff1d\uff20-])"
+"""Where an apostrophe belongs: a formula may begin a cell, also in a spreadsheet that splits at semicolons or tabs,
+which then begins a row at each line break."""
+_QUOTE, _UNQUOTE = re.compile(_FORMULA.format("", "")), re.compile(_FORMULA.format("'", "'"))
+_CONTROLS: Final = dict.fromkeys({*range(32)} - {9, 10}, "\ufffd") | {13: "\n"}
+"""Spreadsheets skip control characters before a formula; csv does not quote a bare CR, which begins a row."""
 
 
 def dump_csv(source: StudyRecords) -> Iterator[str]:
@@ -68,7 +74,7 @@ def dump_csv(source: StudyRecords) -> Iterator[str]:
     columns += ["reason", "site", "host", "state"]
     writer = csv.writer(SimpleNamespace(write=str), lineterminator="\n")  # returns the line
     for row in ({name: name for name in columns}, *rows):
-        yield writer.writerow([_cell(row.get(name)) for name in columns])
+        yield writer.writerow([cell(row.get(name)) for name in columns])
 
 
 def _cells(number: int, record: TrialCreate, values: list[str]) -> dict[str, Any]:
@@ -82,11 +88,10 @@ def _cells(number: int, record: TrialCreate, values: list[str]) -> dict[str, Any
     }
 
 
-def _cell(value: Any) -> Any:
-    if isinstance(value, str):  # csv does not quote a bare CR, which begins a row
-        value = value.replace("\r", "\n")
-    if isinstance(value, str) and value.startswith(_FORMULA):
-        return f"'{value}"
+def cell(value: Any) -> Any:
+    """The value as it may stand in a CSV file: no text of it is a formula."""
+    if isinstance(value, str):
+        return _QUOTE.sub("'", value.translate(_CONTROLS))
     return "" if value is None else value
 
 
@@ -104,7 +109,7 @@ def load_csv(
     """
     try:
         reader = csv.reader(lines)
-        header = next(reader, [])
+        header = [_unquoted(column) for column in next(reader, [])]
         rows = [{column: text for column, text in zip(header, row, strict=False) if text} for row in reader if row]
     except csv.Error as error:
         raise InvalidInput(f"this CSV cannot be read: {error}") from None
@@ -146,7 +151,7 @@ def _from_row(
     from hopaas_p2p.translate import read_json
 
     told = [float(row[column]) for column in values if row.get(column, "None") != "None"]
-    user = dict(mapping(read_json(row.get("user_attrs", "{}")), "user_attrs"))
+    user = dict(mapping(read_json(_unquoted(row.get("user_attrs", "{}"))), "user_attrs"))
     user |= {name: read_json(text) for name, text in _under("user_attrs_", row).items()}
     start, end = (row.get(column) for column in ("datetime_start", "datetime_complete"))
     return TrialCreate(
@@ -167,7 +172,7 @@ def _under(prefix: str, row: dict[str, str]) -> dict[str, str]:
 
 
 def _unquoted(text: str) -> str:
-    return text[1:] if text[:1] == "'" and text[1:2] in _FORMULA else text
+    return _UNQUOTE.sub("", text)
 
 
 def _guess(given: list[str]) -> Distribution:

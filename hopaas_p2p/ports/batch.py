@@ -7,6 +7,7 @@ script names; the script itself, the job's description and every argument may be
 
 from __future__ import annotations
 
+import functools
 import json
 import re
 import shlex
@@ -33,7 +34,7 @@ SUBMISSION: Final = {
 IN_POD: Final = "/etc/hopaas"
 """The path of the Secret's files in a pod."""
 _UNWRITABLE: Final = {"slurm": re.compile(r"\\"), "condor": re.compile(r"(?i)\\|\$\$|\$\(DOLLAR\)|\s$")}
-"""What a batch system takes for something else in a path, however it is written."""
+"""What a batch system takes for something else in a name, however it is written."""
 _WORD: Final = re.compile(r"@(\??)([a-z]+)@")
 _STORE_TIME: Final = 30  # seconds beyond the grace, for the store
 _MEMORY: Final = re.compile(r"\d+(\.\d+)?\s*[KMGT]i?B?", re.IGNORECASE)
@@ -87,9 +88,9 @@ def files(system: str, job: BatchJob) -> dict[Path, str]:
     for word in (*job.more, job.queue, job.account, job.image, *told):
         if not is_one_line(word):
             raise InvalidInput(f"{word!r} is not one line, so it goes into no script")
-    for path in (str(job.folder), str(Path.cwd())) if system in _UNWRITABLE else ():
-        if found := _UNWRITABLE[system].search(path):
-            raise InvalidInput(f"{path}: in a job for {system}, no folder's name can have {found[0]!r} in it")
+    for word in (str(job.folder), str(Path.cwd()), job.queue, job.account) if system in _UNWRITABLE else ():
+        if found := _UNWRITABLE[system].search(word):
+            raise InvalidInput(f"{word}: a job for {system} cannot have {found[0]!r} in a folder's or account's name")
     if system == "kubernetes" and not job.image:
         raise InvalidInput("--image: name the container image that holds your code and hopaas-p2p")
     if system == "kubernetes" and (job.more or job.queue or job.account):
@@ -110,6 +111,7 @@ def _values(system: str, job: BatchJob) -> dict[str, str]:
     limit = str(job.seconds) if system == "kubernetes" else "auto"
     options = ["--time-limit", limit, "--grace", str(job.grace), *job.options]
     memory = {"memory": job.memory or "1Gi"}
+    escaped = functools.partial(_escaped, system)
     env: list[dict[str, object]] = [{"name": key, "value": _plain(value)} for key, value in job.environment.items()]
     env.append({"name": "HOPAAS_POD_NAME", "valueFrom": {"fieldRef": {"fieldPath": "metadata.name"}}})
     proxy = {"secretKeyRef": {"name": job.name, "key": "proxy", "optional": True}}
@@ -125,12 +127,12 @@ def _values(system: str, job: BatchJob) -> dict[str, str]:
         "cores": str(job.cpus) if job.cpus > 1 else "",
         "gpus": str(job.gpus or ""),
         "memory": job.memory,
-        "queue": job.queue,
-        "account": job.account,
+        "queue": escaped(job.queue),
+        "account": escaped(job.account),
         "more": "\n".join(f"#SBATCH {line}" if system == "slurm" else line for line in job.more),
-        "folder": _path(system, job.folder),
-        "script": _path(system, job.folder / f"{job.name}.sh"),
-        "here": _path(system, Path.cwd()),
+        "folder": escaped(str(job.folder)).replace("%", "%%" if system == "slurm" else "%"),
+        "script": escaped(str(job.folder / f"{job.name}.sh")),
+        "here": escaped(str(Path.cwd())),
         "exports": "\n".join(f"export {key}={shlex.quote(value)}" for key, value in job.environment.items()),
         "worker": shlex.join([*job.worker, *options, "--", *job.command]),
         # JSON is YAML, so user input is written as JSON
@@ -142,10 +144,12 @@ def _values(system: str, job: BatchJob) -> dict[str, str]:
     }
 
 
-def _path(system: str, path: Path) -> str:
-    """The path as the template of this batch system has it: between double quotes for Slurm, without for HTCondor."""
-    text = str(path)
-    return text.replace("%", "%%").replace('"', '\\"') if system == "slurm" else text.replace("$", "$(DOLLAR)")
+def _escaped(system: str, text: str) -> str:
+    """The text as the template of this batch system has it: between double quotes for Slurm, without for HTCondor.
+
+    HTCondor would put a variable's value, which may be a secret, in place of $ENV(NAME).
+    """
+    return text.replace('"', '"') if system == "slurm" else text.replace("$", "$(DOLLAR)")
 
 
 def _plain(text: str) -> str:

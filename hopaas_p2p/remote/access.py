@@ -220,7 +220,7 @@ def judge(roles: Roles, user: str, request: StoreRequest, *, exists: bool) -> St
     if role is None and not exists and not roles.grants.get(log):
         if roles.guest_of(user):
             raise Denied(f"user {user} {GUEST}")
-        return Stamp(user, "owner")
+        role = "viewer" if outgoing is None else "owner"  # nothing precedes the first commit of a log
     if role is None:
         raise Denied(f"user {user} has no grant for this study. {_ASK}")
     least = request.kind.least

@@ -71,15 +71,16 @@ _SECRETS: Final = frozenset(
 )
 """Variables that are credentials but do not look like it."""
 _LOOKS_SECRET: Final = re.compile(
-    r"(^|_)(TOKEN|PASS|CREDENTIALS?|CREDS?|JWT|API_?KEY|PRIVATE_?KEY|COOKIE|BEARER|WEBHOOK|CONNECTION_STRING)\d*(_|$)"
+    r"(^|_)(TOKEN|PASS|CREDENTIALS?|CREDS?|JWT|(API|ACCESS|PRIVATE)_?KEY|COOKIE|BEARER|WEBHOOK)\d*(_|$)"
+    r"|(^|_)CONNECTION_STRING\d*(_|$)"
     r"|SECRET|PASSWORD|PASSWD|PASSPHRASE|_KEY(_ID)?$|(API_?KEY|(API|ACCESS)_?TOKEN)S$|_(AUTH|AUTH_CONFIG|PAT|PWD?)$"
     r"|AUTHORI[SZ]ATION|AUTH_HEADER|^(BW|OP)_SESSION",
     re.IGNORECASE,
 )
 _SECRET_IN_VALUE: Final = re.compile(
     r"://[^/@:\s]*:[^/@\s]+@|https?://[^/@\s]+@|(password|passwd|secret|signature|(account|access)key)=[^\s&;]"
-    r"|[?&;](pwd|sig|token)=|\bbearer\s|-----BEGIN [A-Z ]*PRIVATE KEY|//hooks\.slack\.com/|\b(gh[a-z]|hf)_\w{20}"
-    r"|\b(glpat|xox[a-z])-[\w-]{20}|\bsk-(proj-|ant-\w+-)?\w{20}|\beyJ[\w-]{10,}\.[\w-]+\.",
+    r"|[?&;](pwd|sig|token)=|\b(bearer|authorization:)\s|-----BEGIN [A-Z ]*PRIVATE KEY|//hooks\.slack\.com/"
+    r"|\b(gh[a-z]|hf)_\w{20}|\b(glpat|xox[a-z])-[\w-]{20}|\bsk-(proj-|ant-\w+-)?\w{20}|\beyJ[\w-]{10,}\.[\w-]+\.",
     re.IGNORECASE,
 )
 _POINTS: Final = re.compile(r"_(FILE|PATH|DIR|HOST)$")

@@ -15,15 +15,18 @@ from typing import Any
 import pytest
 
 import hopaas_p2p
+from dashboard_app.views.table import passing
+from dashboard_app.views.table import table as table_of
+from hopaas_p2p.analysis.table import TrialTable
 from hopaas_p2p.core.catalog import checked_name
-from hopaas_p2p.core.records import Categorical, Float, TrialCreate
+from hopaas_p2p.core.records import Categorical, Float, PeerJoin, TrialCreate
 from hopaas_p2p.core.state import COMPLETE, WAITING
 from hopaas_p2p.errors import InvalidInput
 from hopaas_p2p.moving import descriptions, export_study, tables
 from hopaas_p2p.moving.records import of_state
 from hopaas_p2p.ports.command import DoesNotFit, fill_in, variables
 from hopaas_p2p.ports.worker import Worker
-from tests.support.dashboard_studies import Scribe
+from tests.support.dashboard_studies import FAIL, Scribe
 from tests.support.processes import cli
 
 EVIL = "$(touch /tmp/evil)"
@@ -204,6 +207,62 @@ def test_a_carriage_return_begins_no_row() -> None:
     text = "".join(tables.dump_csv(of_state(scribe.state)))
     assert "\r" not in text
     assert len(list(csv.reader(io.StringIO(text)))) == 2
+
+
+FORMULAS = [
+    f"{before}=1+1" for before in (*map(chr, range(32)), "\0\0", "\0\t", "x;", "x\t", "x\n", ";", 'x;"', "\r\n")
+]
+FORMULAS += [
+    "+1",
+    "-1",
+    "@SUM(1)",
+    "\uff1d1",
+    "\uff0b1",
+    "\uff0d1",
+    "\uff201",
+    "x;-1",
+    "x\t@SUM(1)",
+    '";=1;"',
+    'x";=1;"',
+]
+
+
+@pytest.mark.parametrize("separator", [",", ";", "\t"])
+def test_no_cell_is_a_formula_wherever_a_spreadsheet_splits_the_rows(separator: str) -> None:
+    """Excel splits at the separator of its language, and LibreOffice skips a NUL in front of a formula."""
+    scribe = Scribe(space={"x": Float(0, 1)})
+    for text in FORMULAS:
+        user = {"a": json.dumps(text), text: "1"}
+        scribe.say("mallory", TrialCreate(COMPLETE, user=user, values=(1.0,), reason=text))
+    text = "".join(tables.dump_csv(of_state(scribe.state)))
+    cells = [cell for row in csv.reader(io.StringIO(text, newline=""), delimiter=separator) for cell in row]
+    controls, signs = "".join(map(chr, range(32))), tuple("=+-@\uff1d\uff0b\uff0d\uff20")
+    assert [cell for cell in cells if cell.lstrip(controls).startswith(signs)] == []
+
+
+def test_no_cell_of_the_dashboards_table_is_a_formula() -> None:
+    """Streamlit saves it as CSV as it is."""
+    pytest.importorskip("pandas")
+    scribe = Scribe(space={"=1+1": Float(0, 1), "k": Categorical(("=2+2", "+1"))})
+    scribe.say("mallory", PeerJoin({"site": "=3+3", "host": "-3+3"}))
+    for kind in (0.0, 1.0):
+        params = {"=1+1": 0.5, "k": kind}
+        scribe.say("mallory", TrialCreate(FAIL, params=params, reason="@SUM(1)\n=4+4"))
+    columns = TrialTable.of(scribe.state)
+    shown = table_of(scribe.state, columns, passing(columns), tags={0: ["=5+5"]}, lines={1: "=6+6"})
+    texts = [*shown.columns, *(one for column in shown for one in shown[column] if isinstance(one, str))]
+    assert len(texts) > 20
+    assert [one for one in texts if one.startswith(tuple("=+-@"))] == []
+
+
+def test_what_a_csv_quotes_for_spreadsheets_is_read_as_it_was() -> None:
+    texts = ["=1", "x;=1", "x\t-1", "first\n- second", "\n@x", 'x;"=1"', "a;b", "it's; fine"]
+    scribe = Scribe(space={"x": Float(0, 1)})
+    for text in texts:
+        scribe.say("ann", TrialCreate(COMPLETE, user={"a": json.dumps(text)}, values=(1.0,), reason=text))
+    lines = io.StringIO("".join(tables.dump_csv(of_state(scribe.state))), newline="")
+    read = tables.load_csv(lines, space={}, name="s").trials.values()
+    assert [one.reason for one in read] == [json.loads(one.user["a"]) for one in read] == texts
 
 
 def test_a_completed_name_is_one_word_and_no_option(tmp_path: Path) -> None:

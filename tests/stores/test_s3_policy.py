@@ -12,6 +12,7 @@ from urllib.parse import parse_qs, unquote, urlsplit
 import pytest
 
 import hopaas_p2p
+from hopaas_p2p.cli.main import run
 from hopaas_p2p.errors import Denied
 from hopaas_p2p.stores.checks import examine
 from hopaas_p2p.stores.objects.store import META
@@ -223,3 +224,14 @@ def test_the_doctor_finds_a_workers_key_sound(bucket: Bucket, everything: bool) 
         found = {one.check: one for one in examine(S3Store(url, create=False))}
     assert [one for one in found.values() if not one.passed] == []
     assert {"race", "write and read", "beat", "study mine"} <= found.keys()
+
+
+@pytest.mark.parametrize("role", ["viewer", "owner"])
+def test_no_policy_for_the_whole_store_is_printed_for_one_study(
+    role: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("HOPAAS_STUDY", "digits")
+    command = ["admin", "s3-policy", "--store", "s3://tuning/p?region=us-east-1", "--role", role]
+    assert run(command) == 0
+    assert run([*command, "--study", "digits"]) == 2
+    assert "all studies of the store" in capsys.readouterr().err

@@ -406,6 +406,25 @@ def test_no_name_leads_out_of_a_log(tmp_path: Path, serve: Serve, name: str) -> 
         assert set(tmp_path.rglob("*")) == before
 
 
+def test_nothing_is_kept_or_removed_in_a_log_before_its_first_commit(tmp_path: Path, serve: Serve) -> None:
+    """Its uuid may be known: a study that is restored keeps it."""
+    open_store(tmp_path / "store").close()
+    with contextlib.closing(Site(str(tmp_path / "store"), serve(str(tmp_path / "store")).url)) as site:
+        ask = site.person("bob").connections.ask
+        list(read_all(site.person("bob").log("unborn")))
+        before = set(tmp_path.rglob("*"))
+        calls: tuple[tuple[Any, ...], ...] = (
+            ("put_block", "x", b"x"),
+            ("put_snapshot_head", 1, b"x"),
+            ("destroy",),
+            ("erase",),
+        )
+        for call, *arguments in calls:
+            with pytest.raises(Denied):
+                ask(call, *arguments, place="unborn")
+        assert set(tmp_path.rglob("*")) == before
+
+
 def test_nobody_lists_the_files_of_studies_whose_uuid_begins_alike(site: Site, tmp_path: Path) -> None:
     uuid, file = site.study(), tmp_path / "a file"
     file.write_text("content")

@@ -16,7 +16,7 @@ import optuna
 import pytest
 
 import hopaas_p2p
-from hopaas_p2p.alerts.rules import STAGNATION, conditions
+from hopaas_p2p.alerts.rules import FAILURES, STAGNATION, conditions
 from hopaas_p2p.alerts.sender import AlertSender, webhook
 from hopaas_p2p.cli import main
 from hopaas_p2p.cli.watch import looks
@@ -159,6 +159,15 @@ def test_the_end_of_a_study_whose_grid_is_through_is_said(tmp_path: Path, receiv
     AlertSender(study, webhook(Secret(receiver.url))).look()
     assert receiver.got[-1]["text"].startswith("s: the study is done; the best is 1 ")
     study.close()
+
+
+def test_nobodys_text_is_a_mention_or_a_link_of_a_chat(study: Study, receiver: Receiver) -> None:
+    """Chat programs take what stands between < and > for those, and show &lt; as <."""
+    for _ in range(FAILURES):
+        study.tell(study.ask(), state="fail", reason="<!channel> <https://evil.example/|log in> & more")
+    AlertSender(study, webhook(Secret(receiver.url))).look()
+    (text,) = (one["text"] for one in receiver.got if one["kind"] == "failures")
+    assert text.endswith("&lt;!channel&gt; &lt;https://evil.example/|log in&gt; &amp; more")
 
 
 def test_an_outage_of_the_store_is_no_silence_of_a_site(

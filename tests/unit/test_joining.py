@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import re
+import shlex
 import stat
 import threading
 import time
@@ -318,16 +320,43 @@ def test_kubernetes_puts_no_variable_into_what_an_invitation_or_a_command_says()
         ("slurm", {"environment": {"HOPAAS_SITE": "north\nrm -rf /"}}, "one line"),
         ("condor", {"options": ("--site", "north\rrm -rf /")}, "one line"),
         ("slurm", {"folder": Path("jobs\n#SBATCH --wrap=id")}, "one line"),
-        ("slurm", {"folder": Path("a\\b/jobs")}, "no folder's name"),
-        ("condor", {"folder": Path("a\\b/jobs")}, "no folder's name"),
-        ("condor", {"folder": Path("$$(Arch)/jobs")}, "no folder's name"),
-        ("condor", {"folder": Path("$(dollar)/jobs")}, "no folder's name"),
+        ("slurm", {"folder": Path("a\\b/jobs")}, "folder's or account's name"),
+        ("condor", {"folder": Path("a\\b/jobs")}, "folder's or account's name"),
+        ("condor", {"folder": Path("$$(Arch)/jobs")}, "folder's or account's name"),
+        ("condor", {"folder": Path("$(dollar)/jobs")}, "folder's or account's name"),
         ("slurm", {"command": ()}, "after --"),
     ],
 )
 def test_a_job_that_cannot_be_is_refused(system: str, more: dict[str, object], why: str) -> None:
     with pytest.raises(InvalidInput, match=why):
         batch.files(system, job(**more))
+
+
+@pytest.mark.parametrize("name", ["a b", "x --export=ALL,Y=", "q' --export=ALL '", 'd"x', "a #b", "é"])
+def test_no_name_of_a_folder_adds_an_option_for_slurm(tmp_path: Path, name: str) -> None:
+    """sbatch splits the lines of #SBATCH as a shell splits words."""
+    text = written("slurm", folder=tmp_path / name, queue=name, account=name)
+    lines = [shlex.split(line, comments=True) for line in re.findall("^#SBATCH (.*)$", text, re.MULTILINE)]
+    assert all(len(words) == 1 for words in lines)
+    wanted = [f"--output={tmp_path / name}/hopaas-my-study-%a.out", f"--partition={name}", f"--account={name}"]
+    assert [[one] for one in wanted if [one] not in lines] == []
+
+
+def test_slurm_replaces_nothing_in_the_name_of_a_folder() -> None:
+    assert "#SBATCH --output=/x%%d/hopaas-my-study-%a.out" in written("slurm", folder=Path("/x%d"))
+
+
+@pytest.mark.parametrize("name", ["$ENV(WANDB_API_KEY)", "x$(Process)"])
+def test_htcondor_puts_nothing_in_place_of_the_name_of_a_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """Everybody may read the job's description, in which a variable of the environment would be."""
+    here = tmp_path / name
+    here.mkdir()
+    monkeypatch.chdir(here)
+    text = written("condor", folder=here, account=name)
+    assert text.count("$(DOLLAR)" + name[name.index("$") + 1 :]) == 6
+    assert set(re.findall(r"\$\(?\w*", text)) == {"$(DOLLAR", "$(Process"}
 
 
 def test_a_script_for_slurm_queues_itself_again_as_the_example_does() -> None:

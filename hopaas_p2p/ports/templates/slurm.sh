@@ -10,8 +10,8 @@
 #SBATCH --cpus-per-task=@?cores@
 #SBATCH --gpus=@?gpus@
 #SBATCH --mem=@?memory@
-#SBATCH --partition=@?queue@
-#SBATCH --account=@?account@
+#SBATCH --partition="@?queue@"
+#SBATCH --account="@?account@"
 @more@
 @exports@
 
