@@ -16,11 +16,7 @@ Kind = Literal["error", "lease", "withdrawn"]
 Key = tuple[Kind, str, str, str]
 """The common properties of a group of failures: kind, reason, site and node."""
 
-KINDS: Final[dict[Kind, str]] = {
-    "error": "error in the objective",
-    "lease": "lease lost",
-    "withdrawn": "withdrawn",
-}
+KINDS: Final[dict[Kind, str]] = {"error": "error in the objective", "lease": "lease lost", "withdrawn": "withdrawn"}
 _VARYING: Final = re.compile(r"0x[0-9a-fA-F]+|\d+")
 _WITHDRAWN: Final = ("withdrawn", "requeued by hand")
 _LONGEST: Final = 160

@@ -33,12 +33,7 @@ _FEW_RETRIES: Final = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2", "MLFLOW_HTTP_REQU
 @click.option("--files", type=FOLDER, metavar="DIR", help="Also write the files of the study and its trials to DIR.")
 @click.option("--follow", is_flag=True, help="To a tracker, until the study is done; waits out the tracker's outages.")
 def export(
-    session: CliSession,
-    form: str | None,
-    prior: bool,
-    to: str | None,
-    files: Path | None,
-    follow: bool,
+    session: CliSession, form: str | None, prior: bool, to: str | None, files: Path | None, follow: bool
 ) -> None:
     """Write a study to a file, to an Optuna storage, or to a tracker.
 
@@ -123,11 +118,7 @@ def _export_to_tracker(session: CliSession, kind: str, to: str | None, *, follow
 @click.option("--files", type=FOLDER, metavar="DIR", help="Also import the files in DIR, which are named by their ids.")
 @space_option
 def import_(
-    session: CliSession,
-    source: str | None,
-    source_study: str | None,
-    files: Path | None,
-    specs: tuple[str, ...],
+    session: CliSession, source: str | None, source_study: str | None, files: Path | None, specs: tuple[str, ...]
 ) -> None:
     """Add the trials of a file or an Optuna storage to a study, which is created if it does not exist.
 

@@ -42,16 +42,7 @@ from hopaas_p2p.core.attributes import (
 from hopaas_p2p.core.fidelity import possible_fidelity
 from hopaas_p2p.core.ledger import possible_limits
 from hopaas_p2p.core.priors import MOST_PRIORS, PriorRecord
-from hopaas_p2p.core.records import (
-    LAST_TIME,
-    Categorical,
-    Distribution,
-    Float,
-    Int,
-    Natural,
-    Step,
-    StudyDefine,
-)
+from hopaas_p2p.core.records import LAST_TIME, Categorical, Distribution, Float, Int, Natural, Step, StudyDefine
 
 MAX_WAITING: Final = 100_000
 """Trials that may wait at a time: a queue costs every peer memory, and nothing else limits it."""

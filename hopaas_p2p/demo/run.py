@@ -49,10 +49,7 @@ def run(console: Console, *, peers: int, trials: int, store: str | None, timeout
         store = tempfile.mkdtemp(prefix="hopaas-demo-") if store is None else store
         study = _new_study(store, trials)
         folder = Path(tempfile.mkdtemp(prefix="hopaas-demo-") if "://" in store else store).expanduser().absolute()
-        with (
-            contextlib.closing(study),
-            PeerProcesses(study, store=store, folder=folder) as processes,
-        ):
+        with contextlib.closing(study), PeerProcesses(study, store=store, folder=folder) as processes:
             title = f"hopaas-p2p demo · {peers} peer{'s' * (peers > 1)}, one shared store, no server"
             with Screen(console, title=title, epochs=objective.EPOCHS) as screen:
                 screen.say(0.0, f"store {store}, study {study.name}, {trials} trials")

@@ -30,14 +30,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, Final, NamedTuple
 
 from hopaas_p2p.core.names import first_id
 from hopaas_p2p.core.records import StudySet, TrialState
-from hopaas_p2p.errors import (
-    UNDECIDED,
-    HopaasError,
-    InvalidInput,
-    NoSuchFile,
-    StoreCorrupt,
-    waits_for,
-)
+from hopaas_p2p.errors import UNDECIDED, HopaasError, InvalidInput, NoSuchFile, StoreCorrupt, waits_for
 from hopaas_p2p.open import open_store
 from hopaas_p2p.runtime import process, settings
 from hopaas_p2p.runtime.arguments import shown, trial_number
@@ -119,12 +112,7 @@ class StudyArtifacts:
         return artifacts_of(self._storage.peer.store)
 
     def put(
-        self,
-        source: str | Path,
-        *,
-        trial: int | None = None,
-        filename: str | None = None,
-        mimetype: str | None = None,
+        self, source: str | Path, *, trial: int | None = None, filename: str | None = None, mimetype: str | None = None
     ) -> Artifact:
         """Store a file of the study, or of one trial, finished or not. Durable when this returns.
 

@@ -12,15 +12,7 @@ from typing import Any, Final
 
 import msgspec
 
-from hopaas_p2p.core.records import (
-    Categorical,
-    Commit,
-    Distribution,
-    Record,
-    StudySet,
-    TrialCreate,
-    TrialSet,
-)
+from hopaas_p2p.core.records import Categorical, Commit, Distribution, Record, StudySet, TrialCreate, TrialSet
 from hopaas_p2p.core.state import Verdict
 from hopaas_p2p.errors import InvalidInput
 from hopaas_p2p.stores.base import Outgoing

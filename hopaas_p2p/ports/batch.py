@@ -149,7 +149,7 @@ def _escaped(system: str, text: str) -> str:
 
     HTCondor would put a variable's value, which may be a secret, in place of $ENV(NAME).
     """
-    return text.replace('"', '"') if system == "slurm" else text.replace("$", "$(DOLLAR)")
+    return text.replace('"', r"\"") if system == "slurm" else text.replace("$", "$(DOLLAR)")
 
 
 def _plain(text: str) -> str:

@@ -10,16 +10,7 @@ from typing import Final
 
 from hopaas_p2p.analysis import charts, html, tiles
 from hopaas_p2p.analysis.chart import Chart
-from hopaas_p2p.analysis.facts import (
-    best,
-    count,
-    duration,
-    last_report,
-    peer_labels,
-    row_of,
-    shown,
-    value_columns,
-)
+from hopaas_p2p.analysis.facts import best, count, duration, last_report, peer_labels, row_of, shown, value_columns
 from hopaas_p2p.analysis.failures import HEADS, failures
 from hopaas_p2p.analysis.failures import cells as failure_cells
 from hopaas_p2p.analysis.html import Html, safe

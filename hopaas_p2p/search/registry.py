@@ -67,11 +67,7 @@ PRUNERS: Final = {
 _NEVER_KEPT: Final = frozenset({"seed", "consider_prior", "warn_asynchronous_seeding"})  # the other two have no effect
 _REQUIRED: Final = {"PercentilePruner": {"percentile": 50.0}, "ThresholdPruner": {"lower": 0.0}}
 _RENAMED: Final = {"deterministic_objective": "_deterministic"}
-_INNER: Final = (
-    "_parzen_estimator_parameters",
-    "_child_generation_strategy",
-    "_elite_population_selection_strategy",
-)
+_INNER: Final = ("_parzen_estimator_parameters", "_child_generation_strategy", "_elite_population_selection_strategy")
 _OBJECTS: Final = ("Callable", "Base", "ndarray", "Mapping")
 """Words in the annotation of an argument that takes a function or another object."""
 _WORDS: Final = ("str", "Literal")

@@ -169,13 +169,7 @@ class KernelDensity:
         return any(axis.at_edge(axis.points(candidates[name])) for name, axis in self.normals.items())
 
     def compare(
-        self,
-        below: Mixture,
-        above: Kernels,
-        candidates: Mapping[str, Floats],
-        *,
-        prior_weight: float,
-        endpoints: bool,
+        self, below: Mixture, above: Kernels, candidates: Mapping[str, Floats], *, prior_weight: float, endpoints: bool
     ) -> Comparison:
         """Compare candidates by their likelihood ratio of a few good trials to many others.
 

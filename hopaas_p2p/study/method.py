@@ -18,15 +18,7 @@ import msgspec
 import optuna
 from optuna.distributions import BaseDistribution
 
-from hopaas_p2p.core.attributes import (
-    FIDELITY,
-    MOST_REPLICATES,
-    PRUNER,
-    REPEATS,
-    REPEATS_POLICIES,
-    REPLICATES,
-    SAMPLER,
-)
+from hopaas_p2p.core.attributes import FIDELITY, MOST_REPLICATES, PRUNER, REPEATS, REPEATS_POLICIES, REPLICATES, SAMPLER
 from hopaas_p2p.core.fidelity import Fidelity, decode_fidelity, encode_fidelity
 from hopaas_p2p.core.lineage import copied_trial
 from hopaas_p2p.core.state import State
@@ -182,10 +174,7 @@ class Searcher:
     """
 
     def __init__(
-        self,
-        sampler: optuna.samplers.BaseSampler | None,
-        pruner: optuna.pruners.BasePruner | None,
-        said: SearchMethod,
+        self, sampler: optuna.samplers.BaseSampler | None, pruner: optuna.pruners.BasePruner | None, said: SearchMethod
     ) -> None:
         self.own = sampler, pruner
         """This process's own; None: the study's."""

@@ -105,13 +105,7 @@ from hopaas_p2p.study.definition import (
     larger_budget,
     lowers,
 )
-from hopaas_p2p.study.learning import (
-    LearnFrom,
-    check_learning,
-    find_priors,
-    kept,
-    warn_of_other_belief,
-)
+from hopaas_p2p.study.learning import LearnFrom, check_learning, find_priors, kept, warn_of_other_belief
 from hopaas_p2p.study.method import NOTHING_SAID, Searcher, SearchMethod, in_words
 from hopaas_p2p.study.progress import ProgressLog, last_line
 from hopaas_p2p.study.proposer import Proposer

@@ -79,9 +79,5 @@ def test_a_family_tree_says_who_descends_from_whom() -> None:
 def test_the_page_of_a_population_shows_its_family_and_its_copies(tmp_path: Path) -> None:
     with_population().put_into(str(tmp_path / "store"))
     shown = texts(calm(page("pruning", str(tmp_path / "store"), "study")))
-    for words in (
-        "population(size=5, every=2, max=4",
-        "Family tree",
-        "Configurations at each rung",
-    ):
+    for words in ("population(size=5, every=2, max=4", "Family tree", "Configurations at each rung"):
         assert words in shown, words

@@ -748,10 +748,7 @@ def test_a_machine_without_a_temporary_directory_has_one_place_for_its_spool(
 
 
 def test_a_loop_waits_with_a_result_that_no_disk_takes_until_the_store_is_back(
-    studies: Callable[..., Study],
-    monkeypatch: pytest.MonkeyPatch,
-    tmp_path: Path,
-    caplog: pytest.LogCaptureFixture,
+    studies: Callable[..., Study], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     study = studies(store_wait=60.0)
     study.storage.peer.patience = 0.0
@@ -1279,14 +1276,7 @@ def test_a_worker_whose_job_ends_does_not_wait_long_to_return_its_trial(
         raise StoreUnreachable
 
     monkeypatch.setattr(StudyHandle, "release", release)
-    worker = Worker(
-        study,
-        ["sleep", "600"],
-        time_limit=5.0,
-        grace=0.1,
-        logs=tmp_path / "logs",
-        say=said.append,
-    )
+    worker = Worker(study, ["sleep", "600"], time_limit=5.0, grace=0.1, logs=tmp_path / "logs", say=said.append)
     assert worker.work() == AGAIN
     assert hurries == [True]
     assert any("could not be returned now" in line for line in said)

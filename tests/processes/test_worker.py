@@ -705,10 +705,7 @@ def test_a_job_shorter_than_the_grace_is_refused_and_not_run_again_for_ever(stud
 # --- exit codes ------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("happens", "code"),
-    [("stop", 0), ("fail", 1), ("drain", 0)],
-)
+@pytest.mark.parametrize(("happens", "code"), [("stop", 0), ("fail", 1), ("drain", 0)])
 def test_the_exit_code_says_whether_to_run_again(tmp_path: Path, happens: str, code: int) -> None:
     study = campaign(tmp_path, max_failures=1)
     match happens:

@@ -471,8 +471,7 @@ def test_every_verb_of_the_command_line_goes_on(poisoned: str, line: str, tmp_pa
 
 
 @pytest.mark.parametrize(
-    "address",
-    [*(entry.path for entry in PAGES), "trials?view=Failures", "trial?trial=0, 1", "studies?show=Compare"],
+    "address", [*(entry.path for entry in PAGES), "trials?view=Failures", "trial?trial=0, 1", "studies?show=Compare"]
 )
 def test_every_page_of_the_dashboard_goes_on(poisoned: str, address: str) -> None:
     name, _, query = address.partition("?")

@@ -80,10 +80,7 @@ def test_the_unit_is_one_that_systemd_takes(tmp_path: Path) -> None:
     unit = (EXAMPLES / "hopaas-server.service").read_text().replace("/opt/hopaas/bin/hopaas-p2p", "/bin/true")
     (tmp_path / "hopaas-server.service").write_text(unit)
     done = subprocess.run(
-        [program, "verify", "--man=no", tmp_path / "hopaas-server.service"],
-        capture_output=True,
-        text=True,
-        timeout=120,
+        [program, "verify", "--man=no", tmp_path / "hopaas-server.service"], capture_output=True, text=True, timeout=120
     )
     told = [line for line in done.stderr.splitlines() if "hopaas-server.service" in line]
     assert (done.returncode, told) == (0, [])

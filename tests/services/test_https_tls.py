@@ -304,10 +304,7 @@ def test_who_grants_through_the_server_of_a_database_hears_where_an_owner_may() 
 
 def test_a_server_without_tls_is_refused_unless_it_is_told_who_terminates_it() -> None:
     url = "postgresql://127.0.0.1/store"
-    with (
-        contextlib.closing(PostgresService(url)) as service,
-        pytest.raises(ConfigurationError, match="behind-proxy"),
-    ):
+    with contextlib.closing(PostgresService(url)) as service, pytest.raises(ConfigurationError, match="behind-proxy"):
         HttpsServer(service)
     done = cli("serve", "https", url, "--listen", "127.0.0.1:0", check=False)
     assert done.returncode == 78

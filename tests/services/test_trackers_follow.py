@@ -24,14 +24,7 @@ from hopaas_p2p.core.attributes import EXPORTER
 from hopaas_p2p.core.records import StudySet
 from hopaas_p2p.errors import ConfigurationError, Denied, InvalidInput
 from hopaas_p2p.study import Study
-from hopaas_p2p.trackers import (
-    BackgroundExports,
-    MLflow,
-    TrackerUnreachable,
-    export_to,
-    follow,
-    links,
-)
+from hopaas_p2p.trackers import BackgroundExports, MLflow, TrackerUnreachable, export_to, follow, links
 from hopaas_p2p.trackers.follow import leave_link
 from tests.support.mlflow_fixtures import Way
 from tests.support.postgres import Server

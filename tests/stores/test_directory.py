@@ -249,11 +249,7 @@ _TROUBLE = ("ENOSPC", "EDQUOT", "EIO", "ESTALE", "EFBIG", "EROFS", "EMFILE", "EN
 
 
 @pytest.mark.parametrize("size", [0, 10_000], ids=["link", "file"])
-@pytest.mark.parametrize(
-    "code",
-    [getattr(errno, name) for name in _TROUBLE],
-    ids=_TROUBLE,
-)
+@pytest.mark.parametrize("code", [getattr(errno, name) for name in _TROUBLE], ids=_TROUBLE)
 def test_a_disk_in_trouble_is_a_store_out_of_reach(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int, size: int
 ) -> None:

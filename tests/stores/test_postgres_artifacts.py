@@ -216,10 +216,7 @@ def test_a_file_replaced_while_it_is_read_is_not_mixed_with_the_new_one(place: P
 def test_a_users_own_program_gets_no_further(place: Place) -> None:
     """What the functions are made of cannot be called or read by itself."""
     with place.session(place.person("eve")) as say:
-        for sql in (
-            "SELECT hopaas.entered_by_key('a/b', 'owner')",
-            "SELECT * FROM hopaas.artifact_parts",
-        ):
+        for sql in ("SELECT hopaas.entered_by_key('a/b', 'owner')", "SELECT * FROM hopaas.artifact_parts"):
             with pytest.raises(psycopg2.errors.InsufficientPrivilege):
                 say(sql)
         for key in ("../x", "/etc/passwd", "", "a//b", "x" * 301, "a\nb"):

@@ -77,8 +77,7 @@ def test_a_missing_older_or_newer_schema_says_what_to_run(
         access.users(url)
     access.initialise(url)
     any_postgres.execute(
-        "DROP FUNCTION hopaas.exchange_v1; UPDATE hopaas.schema_version SET version = 1",
-        database=database,
+        "DROP FUNCTION hopaas.exchange_v1; UPDATE hopaas.schema_version SET version = 1", database=database
     )
     assert "of version 1" in complaint()
     assert "before the first release" in complaint(), "init refuses it"

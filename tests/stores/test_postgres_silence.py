@@ -80,10 +80,7 @@ def settled(log: PostgresLog, name: str, since: int) -> list[Entry]:
 
 
 def test_a_server_that_hangs_is_given_up_and_the_tell_is_kept_and_counts_once(
-    hanging: Callable[[Server], None],
-    monkeypatch: pytest.MonkeyPatch,
-    tmp_path: Path,
-    caplog: pytest.LogCaptureFixture,
+    hanging: Callable[[Server], None], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
     if not find_binaries():
@@ -318,9 +315,7 @@ def test_giving_up_wakes_whoever_reads_and_touches_no_other_descriptor(
     watched.close()
 
 
-def test_a_process_that_is_ending_and_has_no_more_threads_makes_its_last_calls(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_a_process_that_is_ending_and_has_no_more_threads_makes_its_last_calls(monkeypatch: pytest.MonkeyPatch) -> None:
     """Python 3.12 starts none once `atexit` runs, which sends the last results."""
 
     def refuse(_: threading.Thread) -> None:

@@ -60,11 +60,7 @@ NO_MACHINE = {"AWS_EC2_METADATA_DISABLED": "true", "HOME": "/nowhere"}
             {"AWS_ENDPOINT_URL_S3": "https://other"},
             "s3://b-1?endpoint=https://s3.example.org&region=r&style=virtual",
         ),
-        (
-            "s3://b-1?style=path",
-            {},
-            "s3://b-1?endpoint=https://s3.us-east-1.amazonaws.com&region=us-east-1&style=path",
-        ),
+        ("s3://b-1?style=path", {}, "s3://b-1?endpoint=https://s3.us-east-1.amazonaws.com&region=us-east-1&style=path"),
     ],
 )
 def test_a_url_has_a_normal_form_that_needs_no_environment(url: str, env: dict[str, str], normal: str) -> None:

@@ -205,12 +205,7 @@ def test_what_would_mean_something_else_in_the_log_is_kept_for_a_rescue(server: 
     found = rescue.rescue(store, uuid)
     store.close()
     assert found.study is not None
-    assert sorted(one.values for one in found.study.trials.values() if one.values) == [
-        (1.0,),
-        (2.0,),
-        (3.0,),
-        (4.0,),
-    ]
+    assert sorted(one.values for one in found.study.trials.values() if one.values) == [(1.0,), (2.0,), (3.0,), (4.0,)]
 
 
 def test_what_could_not_be_sent_is_in_one_file_with_what_could_not_be_confirmed(server: Imitation) -> None:

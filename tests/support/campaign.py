@@ -4,15 +4,7 @@ from __future__ import annotations
 
 from hopaas_p2p.core.attributes import FIDELITY
 from hopaas_p2p.core.fidelity import Fidelity, Rungs, encode_fidelity
-from hopaas_p2p.core.records import (
-    Checkpoint,
-    Record,
-    StudySet,
-    TrialCheckpoint,
-    TrialCreate,
-    TrialFinish,
-    TrialSet,
-)
+from hopaas_p2p.core.records import Checkpoint, Record, StudySet, TrialCheckpoint, TrialCreate, TrialFinish, TrialSet
 from hopaas_p2p.core.state import Trial, Verdict
 from tests.support.scribe import PRUNED, Scribe, X, defined
 

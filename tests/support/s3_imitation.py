@@ -45,12 +45,7 @@ class Imitation(ThreadedServer):
     """
 
     def __init__(
-        self,
-        *,
-        pools: int = 1,
-        links_after: float | None = None,
-        keeps_condition: bool = True,
-        seed: int = 0,
+        self, *, pools: int = 1, links_after: float | None = None, keeps_condition: bool = True, seed: int = 0
     ) -> None:
         super().__init__()
         self.pools = pools

@@ -11,12 +11,7 @@ from hopaas_p2p.core import snapshot
 from hopaas_p2p.core.admission import finished, next_start
 from hopaas_p2p.core.attributes import FIDELITY
 from hopaas_p2p.core.fidelity import Rungs, encode_fidelity
-from hopaas_p2p.core.records import (
-    StudySet,
-    TrialFinish,
-    TrialReclaim,
-    TrialRelease,
-)
+from hopaas_p2p.core.records import StudySet, TrialFinish, TrialReclaim, TrialRelease
 from hopaas_p2p.core.state import Trial
 from tests.support.campaign import NINE, Campaign
 from tests.support.scribe import COMPLETE, FAIL, PRUNED, RUNNING, WAITING, Scribe, defined

@@ -177,10 +177,7 @@ def test_what_cannot_be_read_is_said_with_how_to_write_it(said: str) -> None:
 
 @pytest.mark.parametrize(
     ("said", "why"),
-    [
-        ("rungs(min=1,max=9,min=3)", "gives min twice"),
-        ("population(size=16,size=8)", "gives size twice"),
-    ],
+    [("rungs(min=1,max=9,min=3)", "gives min twice"), ("population(size=16,size=8)", "gives size twice")],
 )
 def test_no_value_of_a_fidelity_is_dropped_unsaid(said: str, why: str) -> None:
     with pytest.raises(InvalidInput, match=why):

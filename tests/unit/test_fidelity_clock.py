@@ -19,11 +19,7 @@ from tests.benchmarks.search_clock import Recorded, Table
 
 SEEDS = range(3)
 ONE_BRACKET, THREE_BRACKETS = (name for name in METHODS if "Rungs" in name)
-FOUR = Curves(
-    {"x": 4},
-    np.repeat([[4.0], [3.0], [2.0], [1.0]], EPOCHS, axis=1),
-    np.ones((4, EPOCHS)),
-)
+FOUR = Curves({"x": 4}, np.repeat([[4.0], [3.0], [2.0], [1.0]], EPOCHS, axis=1), np.ones((4, EPOCHS)))
 """Four configurations whose order never changes; an epoch takes a second."""
 
 

@@ -270,8 +270,8 @@ def test_a_script_has_no_gap_left_and_hands_the_command_over_as_it_is(system: st
 def test_the_script_of_slurm_is_the_example_with_values_in_it() -> None:
     text = written("slurm", queue="gpu", account="physics", more=("--qos=low",), seconds=5400)
     lines = text.splitlines()
-    wanted = ["--array=0-19", "--time=1:30:00", "--gpus=1", "--mem=16G", "--partition=gpu", "--qos=low"]
-    for option in (*wanted, "--account=physics"):
+    wanted = ["--array=0-19", "--time=1:30:00", "--gpus=1", "--mem=16G", '--partition="gpu"', "--qos=low"]
+    for option in (*wanted, '--account="physics"'):
         assert f"#SBATCH {option}" in lines
     example = (ROOT / "examples/slurm/array.sh").read_text()
     shared = example[example.index("worker=$!") :]
@@ -343,7 +343,7 @@ def test_no_name_of_a_folder_adds_an_option_for_slurm(tmp_path: Path, name: str)
 
 
 def test_slurm_replaces_nothing_in_the_name_of_a_folder() -> None:
-    assert "#SBATCH --output=/x%%d/hopaas-my-study-%a.out" in written("slurm", folder=Path("/x%d"))
+    assert '#SBATCH --output="/x%%d/hopaas-my-study-%a.out"' in written("slurm", folder=Path("/x%d"))
 
 
 @pytest.mark.parametrize("name", ["$ENV(WANDB_API_KEY)", "x$(Process)"])
@@ -354,7 +354,7 @@ def test_htcondor_puts_nothing_in_place_of_the_name_of_a_folder(
     here = tmp_path / name
     here.mkdir()
     monkeypatch.chdir(here)
-    text = written("condor", folder=here, account=name)
+    text = list(batch.files("condor", job(folder=here, account=name)).values())[-1]
     assert text.count("$(DOLLAR)" + name[name.index("$") + 1 :]) == 6
     assert set(re.findall(r"\$\(?\w*", text)) == {"$(DOLLAR", "$(Process"}
 

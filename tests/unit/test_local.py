@@ -17,14 +17,7 @@ import pytest
 
 import hopaas_p2p
 from hopaas_p2p.core.records import TrialState, TrialTakeOver
-from hopaas_p2p.errors import (
-    ConfigurationError,
-    Denied,
-    InvalidInput,
-    NoSuchStudy,
-    NotYourTrial,
-    StoreUnreachable,
-)
+from hopaas_p2p.errors import ConfigurationError, Denied, InvalidInput, NoSuchStudy, NotYourTrial, StoreUnreachable
 from hopaas_p2p.ports import http as http_server
 from hopaas_p2p.ports.http import LocalServer
 from hopaas_p2p.ports.local import LARGEST_ANSWER, READS, LocalPeer

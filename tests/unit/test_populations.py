@@ -284,10 +284,7 @@ def test_a_copy_that_was_killed_before_it_began_made_no_step_of_the_schedule(stu
     assert retry.retry_of == copy.number
     study.resume(retry)
     study.interval(retry, 0.05)
-    assert segments(study.state.trials, retry.number) == [
-        (FROM_START, 1, first[1].number),
-        (1, 3, retry.number),
-    ]
+    assert segments(study.state.trials, retry.number) == [(FROM_START, 1, first[1].number), (1, 3, retry.number)]
 
 
 def test_continuations_carry_the_reports_of_one_interval() -> None:

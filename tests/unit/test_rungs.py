@@ -262,14 +262,7 @@ def test_a_ladder_made_anew_decides_as_one_that_was_kept(brackets: int) -> None:
 
 @pytest.mark.parametrize(
     "policy",
-    [
-        Rungs(min=0),
-        Rungs(min=27, max=27),
-        Rungs(eta=1),
-        Rungs(brackets=0),
-        Rungs(brackets=5),
-        Rungs(first_step=2),
-    ],
+    [Rungs(min=0), Rungs(min=27, max=27), Rungs(eta=1), Rungs(brackets=0), Rungs(brackets=5), Rungs(first_step=2)],
 )
 def test_impossible_rungs_are_said_to_be(policy: Rungs) -> None:
     assert policy.impossible()

@@ -71,12 +71,7 @@ def test_candidates_near_good_trials_cost_less() -> None:
     places = points(60)
     order = np.argsort(((places - 0.3) ** 2).sum(axis=1))
     process = Surrogate(
-        unit_cube(),
-        places[order],
-        surrogate.scores(np.arange(60), 60),
-        np.empty((0, 3)),
-        count=60,
-        lengths=None,
+        unit_cube(), places[order], surrogate.scores(np.arange(60), 60), np.empty((0, 3)), count=60, lengths=None
     )
     good, bad = process.costs(np.array([[0.3, 0.3, 0.3], [0.95, 0.95, 0.95]]))
     assert good < bad

@@ -98,10 +98,7 @@ def test_who_comes_second_joins_and_may_leave_the_definition_out(studies: Any) -
         ({"attempts": 5}, "attempts: stored 3, given 5"),
         ({"lease_ttl": 1.5}, "lease_ttl: stored 120.0, given 1.5"),
         ({"max_failures": 2}, "max_failures: stored nothing, given 2"),
-        (
-            {"space": {**SPACE, "lr": hopaas_p2p.Float(0, 1)}},
-            "lr: stored float(0.0001,0.1,log), given float(0,1)",
-        ),
+        ({"space": {**SPACE, "lr": hopaas_p2p.Float(0, 1)}}, "lr: stored float(0.0001,0.1,log), given float(0,1)"),
         ({"space": {"lr": SPACE["lr"]}}, "space, depth: stored int(1,8), given nothing"),
     ],
 )

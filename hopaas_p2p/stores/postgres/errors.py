@@ -92,7 +92,7 @@ _REFUSALS: Final[dict[type[HopaasError], dict[str, str]]] = {
     StoreUnreachable: {
         r'too many connections for role "[^"]*"': (
             "the token has no free connection; an administrator can create another token: hopaas-p2p admin token create"
-        ),
+        )
     },
 }
 """By our error: words in a message of libpq or the server when a login is refused -> what to do."""

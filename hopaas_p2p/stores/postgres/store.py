@@ -39,14 +39,7 @@ from hopaas_p2p.stores.base import (
 )
 from hopaas_p2p.stores.postgres.connect import PostgresAddress, query
 from hopaas_p2p.stores.postgres.copying import copied_rows
-from hopaas_p2p.stores.postgres.errors import (
-    LOGIN_ENDED,
-    NO_SCHEMA,
-    READ_ONLY,
-    Locked,
-    failure,
-    wrong_schema,
-)
+from hopaas_p2p.stores.postgres.errors import LOGIN_ENDED, NO_SCHEMA, READ_ONLY, Locked, failure, wrong_schema
 from hopaas_p2p.stores.postgres.schema import restore
 from hopaas_p2p.stores.postgres.watchdog import watched
 
