@@ -205,6 +205,13 @@ def test_a_folder_of_another_user_in_the_place_of_the_logs_is_refused(study: Stu
         Worker(study, ["true"])
 
 
+def test_no_two_studies_share_a_folder_of_logs(place: Path) -> None:
+    for name in ("a:b", "a_b", "a%3ab"):
+        with contextlib.closing(open_study(place / "store", name, budget=1)) as study:
+            Worker(study, ["true"])
+    assert len(list((place / "hopaas-logs").iterdir())) == 3
+
+
 @pytest.mark.parametrize("kind", ["link", "dangling link", "fifo", "hard link"])
 def test_what_is_not_a_log_in_the_place_of_one_gets_nothing_and_holds_nobody_up(
     kind: str, study: Study, place: Path, home: Path
