@@ -12,6 +12,7 @@ import click
 import pytest
 
 from hopaas_p2p.cli.main import cli
+from hopaas_p2p.peer.peer import _SHUTDOWN_TIMEOUT
 from tests.support import docs_generated
 from tests.support.needs import need_programs
 from tests.support.pages import ROOT, blocks, run_page
@@ -119,7 +120,17 @@ def test_every_link_leads_somewhere() -> None:
         for target in re.findall(r"\]\(([^)\s]+)\)", page.read_text(encoding="utf-8")):
             if "://" in target:
                 continue
-            assert (page.parent / target.partition("#")[0]).exists(), f"{page.name}: {target}"
+            file, _, heading = target.partition("#")
+            there = page.parent / file if file else page
+            assert there.exists(), f"{page.name}: {target}"
+            assert not heading or heading in _anchors(there), f"{page.name}: {target}"
+
+
+def _anchors(page: Path) -> set[str]:
+    """What a link to a heading of this page may say."""
+    text = re.sub(r"^```.*?^```", "", page.read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE)
+    headings = re.findall(r"^#+ (.+)$", text, re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
 def test_decisions_have_numbers_of_their_own_and_say_what_was_decided() -> None:
@@ -159,6 +170,32 @@ def test_every_command_that_is_shown_is_one_that_there_is(page: Path) -> None:
             elif re.match(r"--[a-z]", word):
                 known = {option for param in command.params for option in (*param.opts, *param.secondary_opts)}
                 assert word.partition("=")[0] in known | {"--help", "--version"}, f"{page.name}: {' '.join(words)}"
+
+
+def test_the_commands_without_json_are_those_that_the_page_names() -> None:
+    head = " ".join((ROOT / "docs/cli.md").read_text(encoding="utf-8").partition("## ")[0].split())
+
+    named = re.search(r"Every command but (.+) takes `--json`", head)
+
+    assert named, head
+    assert set(re.findall(r"`(.+?)`", named[1])) == set(_without("--json", cli))
+
+
+def _without(option: str, group: click.Group, path: str = "") -> Iterator[str]:
+    """The commands that do not have this option."""
+    context = click.Context(group)
+    for name in group.list_commands(context):
+        command, words = group.get_command(context, name), f"{path} {name}".strip()
+        if isinstance(command, click.Group):
+            yield from _without(option, command, words)
+        elif command is not None and all(option not in param.opts for param in command.get_params(context)):
+            yield words
+
+
+def test_the_page_on_postgres_says_for_how_long_a_program_that_ends_waits() -> None:
+    page = " ".join((ROOT / "docs/postgres.md").read_text(encoding="utf-8").split())
+
+    assert f"in a program that is about to end, after {_SHUTDOWN_TIMEOUT:.0f} s" in page
 
 
 def test_every_page_with_blocks_to_run_is_run_by_a_test() -> None:

@@ -18,7 +18,7 @@ from hopaas_p2p.runtime.settings import SETTINGS, variable
 _HEAD: Final = f"""# The command line
 
 Add `--help` to a command to see its arguments, options and examples. Data goes to stdout, messages go to stderr. Every
-command takes `--json`, and shows a traceback only with `--debug`.
+command but `demo`, `completion` and `serve https` takes `--json`. A traceback is shown only with `--debug`.
 
 ## Exit codes
 
