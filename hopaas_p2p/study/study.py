@@ -979,6 +979,8 @@ class Study(optuna.Study):
     def is_over(self) -> bool:
         """Whether no trial runs, and none will start: the study is finished, or its sampler has no points left."""
         state, proposer = self.state, self._proposer
+        if state.system is not self._searcher.system:  # who watches asks for no trial
+            self._keep_to_method()
         try:
             if proposer is not None and next_start(state) is NEW:
                 proposer.check_points_left()

@@ -24,6 +24,7 @@ import hopaas_p2p
 from hopaas_p2p.analysis.facts import state_word
 from hopaas_p2p.core.records import TrialReclaim, TrialRelease, TrialTakeOver
 from hopaas_p2p.core.records import TrialState as LoggedState
+from hopaas_p2p.core.state import State
 from hopaas_p2p.errors import (
     ConfigurationError,
     DefinitionMismatch,
@@ -41,6 +42,7 @@ from hopaas_p2p.remote.client import ServerBusy
 from hopaas_p2p.study import Study
 from hopaas_p2p.study.trial import Trial
 from tests.support.exchanges import exchanges_of
+from tests.support.lease_peer import store_away
 from tests.support.processes import SPACE, environment, script, states, until
 from tests.support.studies import opened_study
 
@@ -1155,3 +1157,14 @@ def test_a_name_that_another_peer_chose_moves_no_cursor(store: str, caplog: pyte
 
     assert r"they have 'a\x1b[2Jb'" in caplog.text
     assert "\x1b" not in caplog.text
+
+
+def test_a_report_waits_for_no_store_while_the_log_is_read_again(study: Study) -> None:
+    trial = study.ask()
+    with store_away(), study.handle.log.lock:
+        before = study.handle.log.session.state
+        study.handle.log.session.start_from(State())  # and then the store went away
+        trial.report(0.5, 1)
+        study.handle.log.session.start_from(before)
+        study.handle.log.session.joined = True
+    assert study.tell(trial, 0.5).intermediate_values == {1: 0.5}
