@@ -22,6 +22,7 @@ import pytest
 
 import hopaas_p2p
 from hopaas_p2p.analysis.facts import state_word
+from hopaas_p2p.cli.watch import looks
 from hopaas_p2p.core.records import TrialReclaim, TrialRelease, TrialTakeOver
 from hopaas_p2p.core.records import TrialState as LoggedState
 from hopaas_p2p.core.state import State
@@ -1168,3 +1169,19 @@ def test_a_report_waits_for_no_store_while_the_log_is_read_again(study: Study) -
         study.handle.log.session.start_from(before)
         study.handle.log.session.joined = True
     assert study.tell(trial, 0.5).intermediate_values == {1: 0.5}
+
+
+def test_the_last_look_at_a_study_shows_its_last_trial(studies: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    study = studies(space=SPACE, budget=2)
+    watched, is_over = studies(), Study.is_over
+    study.tell(study.ask(), 0.5)
+    last = study.ask()
+
+    def ends_meanwhile(self: Study) -> bool:
+        if self.state.running:
+            study.tell(last, 0.25)
+        return is_over(self)
+
+    monkeypatch.setattr(Study, "is_over", ends_meanwhile)
+    look = next(looks(watched))
+    assert (look["done"], look["counts"]["COMPLETE"], look["running"]) == (True, 2, [])
