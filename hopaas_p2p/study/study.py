@@ -979,6 +979,8 @@ class Study(optuna.Study):
 
     def is_over(self) -> bool:
         """Whether no trial runs, and none will start: the study is finished, or its sampler has no points left."""
+        if os.getpid() != self._pid:
+            self.__dict__.pop("_proposer", None)  # another thread may have been using it during the fork
         state, proposer = self.state, self._proposer
         if state.system is not self._searcher.system:  # who watches asks for no trial
             self._keep_to_method()
