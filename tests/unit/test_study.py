@@ -1185,3 +1185,19 @@ def test_the_last_look_at_a_study_shows_its_last_trial(studies: Any, monkeypatch
     monkeypatch.setattr(Study, "is_over", ends_meanwhile)
     look = next(looks(watched))
     assert (look["done"], look["counts"]["COMPLETE"], look["running"]) == (True, 2, [])
+
+
+def test_an_ask_that_is_interrupted_at_its_very_end_leaves_nothing_behind(
+    study: Study, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(_frozen: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr("hopaas_p2p.storage.handle.copy_of", interrupted)
+        study.ask()
+    assert study.handle.running_here() == []
+    assert not study.storage.peer.meter._running, "later trials are not charged half"
+    until(lambda: states(study) == ["WAITING"])
+    study.tell(study.ask(), 0.5)
+    assert states(study) == ["COMPLETE"]
