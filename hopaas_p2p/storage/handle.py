@@ -253,6 +253,7 @@ class StudyHandle:
             skip = peer.resting(log) if log.session.state.waiting else ()
             record = msgspec.structs.replace(record, skip=skip) if skip else record
         while True:
+            owned: OwnedTrial | None = None
             pending = peer.start(log, record, within=within)
             try:
                 (verdict,) = pending.verdicts or ()
@@ -266,7 +267,10 @@ class StudyHandle:
                         peer.meter.begin((self.uuid, number, trial.epoch))
                         return copy_of(owned.frozen)
             except BaseException:
-                peer.abandon(log, pending)
+                with log.lock:
+                    peer.abandon(log, pending)
+                    if owned is not None and self.view.owned.get(owned.frozen.number) is owned:
+                        self._let_go(owned.frozen.number)
                 raise
         refusal = verdict.refusal or "refused"
         if isinstance(record, TrialClaim):

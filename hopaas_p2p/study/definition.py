@@ -15,7 +15,7 @@ from optuna.distributions import BaseDistribution, FloatDistribution
 from optuna.samplers import BruteForceSampler
 
 from hopaas_p2p.core import records
-from hopaas_p2p.core.attributes import FIDELITY
+from hopaas_p2p.core.attributes import FIDELITY, LOWERED
 from hopaas_p2p.core.fidelity import Fidelity, Population, decode_fidelity
 from hopaas_p2p.core.ledger import AMOUNTS
 from hopaas_p2p.core.records import Budget, Policy, StudyDefine
@@ -217,6 +217,14 @@ def larger_budget(state: State, name: str, given: BudgetGiven) -> Budget | None:
 def amounts(budget: Budget) -> str:
     """The limits that a script may raise, for the attribute LOWERED; other changes of the budget leave them alone."""
     return json.dumps(words(msgspec.structs.replace(budget, prices={}, until=None)))
+
+
+def was_lowered(state: State, wanted: Budget) -> bool:
+    """Whether this raises a limit that is still what it was when somebody lowered the budget."""
+    now, then = budget_now(state), set(json.loads(state.system.get(LOWERED, '""')).split(","))
+    raised = [what for what in ("trials", *AMOUNTS) if getattr(now, what) != getattr(wanted, what)]
+    texts = [(what, words(Budget(**{what: getattr(now, what)}))) for what in raised]
+    return any(not then.isdisjoint((text, f"{what}={text}")) for what, text in texts)
 
 
 def lowers(now: Budget, wanted: Budget) -> bool:

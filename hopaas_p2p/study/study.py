@@ -104,6 +104,7 @@ from hopaas_p2p.study.definition import (
     definition_of,
     larger_budget,
     lowers,
+    was_lowered,
 )
 from hopaas_p2p.study.learning import LearnFrom, check_learning, find_priors, kept, warn_of_other_belief
 from hopaas_p2p.study.method import NOTHING_SAID, Searcher, SearchMethod, in_words
@@ -207,7 +208,7 @@ def open_study(
     larger = None if budget is None else larger_budget(study.state, name, budget)
     if larger is not None:
         before, after = budget_words(budget_now(study.state)), budget_words(larger)
-        if study.state.system.get(LOWERED) == amounts(budget_now(study.state)):
+        if was_lowered(study.state, larger):
             cure = f"hopaas-p2p study set {shlex.quote(name)} --budget {shlex.quote(after or 'none')}"
             _log.warning("the budget of %r was lowered to %s, and stays there. To raise it: %s", name, before, cure)
         else:
@@ -978,7 +979,11 @@ class Study(optuna.Study):
 
     def is_over(self) -> bool:
         """Whether no trial runs, and none will start: the study is finished, or its sampler has no points left."""
+        if os.getpid() != self._pid:
+            self.__dict__.pop("_proposer", None)  # another thread may have been using it during the fork
         state, proposer = self.state, self._proposer
+        if state.system is not self._searcher.system:  # who watches asks for no trial
+            self._keep_to_method()
         try:
             if proposer is not None and next_start(state) is NEW:
                 proposer.check_points_left()

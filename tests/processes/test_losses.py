@@ -114,6 +114,22 @@ def state_of(study: Study, number: int) -> str:
 # --- 1: a fork with a spooled result -----------------------------------------------------------------------------
 
 
+def test_a_child_that_is_forked_while_a_tracker_looks_at_the_study_looks_at_it_too(
+    studies: Callable[..., Study],
+) -> None:
+    study = studies(repeats="reuse")
+    assert not study.is_over()
+
+    def look() -> None:
+        signal.alarm(5)
+        assert not study.is_over()
+
+    proposer = study._proposer
+    assert proposer is not None
+    with proposer._lock:  # as held by the tracker's thread, which the child does not have
+        assert in_child(look) == 0
+
+
 @pytest.mark.path
 def test_a_child_leaves_a_result_that_its_parent_spooled_where_it_is(studies: Callable[..., Study]) -> None:
     study = studies(patience=0.0)

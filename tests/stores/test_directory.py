@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import pytest
+from msgspec.structs import replace
 from optuna.study import StudyDirection
 
 import hopaas_p2p
@@ -579,6 +580,19 @@ def test_a_process_that_only_reads_keeps_no_commits_for_a_pack(tmp_path: Path) -
 
 
 @pytest.mark.usefixtures("hasty")
+def test_a_process_that_writes_keeps_the_commits_of_one_range_for_its_pack(tmp_path: Path) -> None:
+    ours, theirs = a_log(tmp_path), a_log(tmp_path)
+    for number in range(600):  # the others write every commit at which a writer tidies
+        if number % 64 == 10:
+            append(ours, outgoing(f"c-{number}"), number)
+        else:
+            append(theirs, outgoing(f"c-{number}"), number)
+            ours.exchange(None, number)
+    assert sorted(ours._recent) == list(range(513, 601))
+    assert ours._size == sum(map(len, ours._recent.values()))
+
+
+@pytest.mark.usefixtures("hasty")
 @pytest.mark.parametrize("count", [255, 256, 512])
 def test_an_idle_look_costs_the_same_wherever_the_log_ends(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, count: int
@@ -628,6 +642,26 @@ def test_a_write_to_a_file_server_that_comes_second_is_followed_by_the_next_writ
     receipt = append(ours, outgoing("ours-1"), 1)
     assert [entry.payload[4:] for entry in receipt.entries] == [b"theirs-2", b"theirs-3", b"ours-1"]
     assert looks == []
+
+
+def test_a_write_that_comes_second_to_a_commit_of_another_history_is_not_repeated_behind_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ours = a_log(tmp_path)
+    append_many(ours, "ours", 2)
+    create, total = ours._create, 0
+    for entry in everything(ours):
+        total = codec.following(total, entry.payload)
+    other = codec.attach(codec.encode(Commit("theirs", 1, "theirs", 0, ())), total + 1)
+
+    def second(lsn: int, *given: Any) -> bytes | None:
+        ours.objects.put_new(ours.key(3), other)  # as when a backup is restored in between
+        return create(lsn, *given)
+
+    monkeypatch.setattr(ours, "_create", second)
+    receipt = ours.exchange(replace(outgoing("late"), chain=total), 2)
+    assert ([entry.lsn for entry in receipt.entries], receipt.more) == ([3], True)
+    assert [entry.lsn for entry in everything(a_log(tmp_path))] == [1, 2, 3], "nothing was written there"
 
 
 @pytest.mark.parametrize("others", [0, 1])

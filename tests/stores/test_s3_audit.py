@@ -125,6 +125,23 @@ def test_a_commit_that_the_bucket_has_lost_is_put_back(store: S3Store, count: in
     assert everything(store.log("u")) == before
 
 
+@pytest.mark.parametrize("call", ["exchange", "wait_turn"])
+def test_nothing_is_put_back_on_a_server_that_has_ceased_to_honour_the_condition(
+    store: S3Store, monkeypatch: pytest.MonkeyPatch, call: str
+) -> None:
+    def broken(_root: str) -> bool:
+        raise BrokenChain("If-None-Match")
+
+    log = written(store, 5)
+    lost = f"study/u/log/{3:020d}"
+    store.objects.delete([lost])
+    log._confirmation.clock = lambda: time.monotonic() + SELDOM
+    monkeypatch.setattr(store, "prove", broken)
+    with pytest.raises(BrokenChain, match="If-None-Match"):
+        log.exchange(said("w", 6), 6) if call == "exchange" else log.wait_turn(6)
+    assert lost not in store.objects.listed("study/u/log/")
+
+
 def test_a_commit_that_is_gone_and_was_too_large_to_be_kept_is_said(
     store: S3Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -13,6 +13,7 @@ from hopaas_p2p.core import codec
 from hopaas_p2p.errors import ConfigurationError, Denied, StoreCorrupt, StoreUnreachable
 from hopaas_p2p.net import backoff
 from hopaas_p2p.stores.checks import examine
+from hopaas_p2p.stores.objects.contract import NotRemoved
 from hopaas_p2p.stores.s3 import gc
 from hopaas_p2p.stores.s3.address import parse
 from hopaas_p2p.stores.s3.store import S3Store
@@ -86,6 +87,20 @@ def test_an_object_that_may_not_be_removed_keeps_no_other(server: Imitation, sto
     assert [one.objects for one in removed] == [39, 40, 1], "what is gone is said"
     assert store.objects.listed("study/a/log/") == [kept]
     assert store.objects.listed("study/b/log/") == [], "the next study is cleaned up"
+
+
+def test_a_cleanup_names_what_stays_of_studies_and_of_heartbeats(
+    server: Imitation, store: S3Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gc, "_BEATS", -60.0)
+    store.objects.put("study/gone/log/1", b"x")
+    store.objects.put("beats/silent", b"x")
+    server.asked = lambda request: 403 if request.kind == "DELETE" else None
+    store.catalog().exchange(outgoing("a list"), 0)
+    with pytest.raises(Denied) as denied:
+        list(gc._collect(store, -60.0, dry_run=False))
+    assert isinstance(denied.value, NotRemoved)
+    assert {"study/gone/log/1", "beats/silent"} <= denied.value.stay.keys()
 
 
 def test_the_command_that_cleans_up_says_what_it_removed_before_what_it_may_not(

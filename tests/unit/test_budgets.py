@@ -280,3 +280,12 @@ def test_a_budget_that_somebody_lowered_is_not_raised_by_a_script(
 
     opened().set_budget(5)
     assert opened(budget=9).state.budget == 9  # somebody raised it since
+
+
+def test_a_lowered_limit_stays_when_somebody_raises_another(opened: Any) -> None:
+    opened(budget="trials=9,core_hours=10").set_budget(4)
+    opened().set_budget("core_hours=20")
+    assert opened(budget="trials=9,core_hours=20").state.budget == 4
+    assert budget_now(opened(budget="core_hours=30").state).core_hours == 30, "nobody lowered this one"
+    opened().set_budget(5)
+    assert opened(budget="trials=9,core_hours=30").state.budget == 9

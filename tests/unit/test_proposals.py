@@ -154,6 +154,16 @@ def test_a_study_is_over_when_every_point_was_tried_and_nothing_waits_or_runs(st
     assert not other.is_over()
 
 
+def test_whether_a_study_is_over_follows_its_sampler(studies: Any) -> None:
+    study, other = studies(space={"depth": hopaas_p2p.Int(1, 2)}, budget=9), studies()
+    study.optimize(lambda _: 0.0, n_trials=2)
+    assert not other.is_over()
+    study.search_with(sampler=optuna.samplers.BruteForceSampler())
+    assert other.is_over()
+    study.search_with(sampler=optuna.samplers.RandomSampler())
+    assert not other.is_over()
+
+
 def test_parameters_of_a_define_by_run_trial_leave_soon_if_somebody_else_works(studies: Any) -> None:
     mine, other = studies(), studies()
     first = mine.ask()

@@ -22,8 +22,10 @@ import pytest
 
 import hopaas_p2p
 from hopaas_p2p.analysis.facts import state_word
+from hopaas_p2p.cli.watch import looks
 from hopaas_p2p.core.records import TrialReclaim, TrialRelease, TrialTakeOver
 from hopaas_p2p.core.records import TrialState as LoggedState
+from hopaas_p2p.core.state import State
 from hopaas_p2p.errors import (
     ConfigurationError,
     DefinitionMismatch,
@@ -41,6 +43,7 @@ from hopaas_p2p.remote.client import ServerBusy
 from hopaas_p2p.study import Study
 from hopaas_p2p.study.trial import Trial
 from tests.support.exchanges import exchanges_of
+from tests.support.lease_peer import store_away
 from tests.support.processes import SPACE, environment, script, states, until
 from tests.support.studies import opened_study
 
@@ -1155,3 +1158,46 @@ def test_a_name_that_another_peer_chose_moves_no_cursor(store: str, caplog: pyte
 
     assert r"they have 'a\x1b[2Jb'" in caplog.text
     assert "\x1b" not in caplog.text
+
+
+def test_a_report_waits_for_no_store_while_the_log_is_read_again(study: Study) -> None:
+    trial = study.ask()
+    with store_away(), study.handle.log.lock:
+        before = study.handle.log.session.state
+        study.handle.log.session.start_from(State())  # and then the store went away
+        trial.report(0.5, 1)
+        study.handle.log.session.start_from(before)
+        study.handle.log.session.joined = True
+    assert study.tell(trial, 0.5).intermediate_values == {1: 0.5}
+
+
+def test_the_last_look_at_a_study_shows_its_last_trial(studies: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    study = studies(space=SPACE, budget=2)
+    watched, is_over = studies(), Study.is_over
+    study.tell(study.ask(), 0.5)
+    last = study.ask()
+
+    def ends_meanwhile(self: Study) -> bool:
+        if self.state.running:
+            study.tell(last, 0.25)
+        return is_over(self)
+
+    monkeypatch.setattr(Study, "is_over", ends_meanwhile)
+    look = next(looks(watched))
+    assert (look["done"], look["counts"]["COMPLETE"], look["running"]) == (True, 2, [])
+
+
+def test_an_ask_that_is_interrupted_at_its_very_end_leaves_nothing_behind(
+    study: Study, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(_frozen: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr("hopaas_p2p.storage.handle.copy_of", interrupted)
+        study.ask()
+    assert study.handle.running_here() == []
+    assert not study.storage.peer.meter._running, "later trials are not charged half"
+    until(lambda: states(study) == ["WAITING"])
+    study.tell(study.ask(), 0.5)
+    assert states(study) == ["COMPLETE"]

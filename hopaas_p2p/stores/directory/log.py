@@ -133,6 +133,8 @@ class FolderLog(WriteOnceLog[Directory]):
         payload, before, stamp = codec.detach(found.data)
         if payload != mine:
             self.scheduler.saw(payload, found.modified, time.monotonic())
+        if self._writes and lsn % SPAN == 1:
+            self._recent, self._size = {}, 0
         if self._writes and self._size < _REMEMBERED:
             self._recent[lsn] = found.data
             self._size += len(found.data)
@@ -186,6 +188,8 @@ class FolderLog(WriteOnceLog[Directory]):
         if not created:
             return None
         self._writes = True
+        if lsn % SPAN == 1:
+            self._recent, self._size = {}, 0
         if self._size < _REMEMBERED:
             self._recent[lsn] = data
             self._size += len(data)
@@ -201,8 +205,6 @@ class FolderLog(WriteOnceLog[Directory]):
             following = self.key(lsn + 1)
             with reaching(following):
                 self.objects.make_folder(following.rpartition("/")[0], (self.pack(lsn + 1), self._ended))
-        self._recent = {one: data for one, data in self._recent.items() if first_of(one) == first_of(lsn + 1)}
-        self._size = sum(map(len, self._recent.values()))
         firsts = map(lsn_of, self.objects.names_in(f"{self.root}commits", folders=True))
         older = [first for first in firsts if first is not None and first < first_of(lsn)]
         now = self.objects.modified(self.key(lsn)) if older else None

@@ -475,8 +475,8 @@ class WriteOnceLog(Log, Generic[Objects]):
                 appended = bool(found.entries) and self._secure(payload, found.entries)
                 if found.more or appended:
                     return ExchangeResult(entries, found.more)
-                if self.history.contradicted:
-                    return ExchangeResult(entries, more=True)  # not appended: it would be in a different history
+            if self.history.contradicted:
+                return ExchangeResult(entries, more=True)  # not appended: it would be in a different history
             entry, created = self._decide(since + len(entries) + 1, outgoing, deadline)
             entries.append(entry)
             self._head = entry.lsn

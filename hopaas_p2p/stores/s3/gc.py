@@ -50,7 +50,7 @@ def collect(store: S3Store, *, keep: float = DAY, dry_run: bool = False) -> Iter
     Raises:
         InvalidInput: less than a day.
         StoreCorrupt: the list of studies is incomplete, so nothing can be considered deleted.
-        NotRemoved: some objects may not be removed; all others were.
+        NotRemoved: some objects may not be removed. All others were, except a deleted study some of whose files stay.
 
     """
     if not keep >= DAY:  # with NaN, too, everything would be older
@@ -76,7 +76,10 @@ def _collect(store: S3Store, keep: float, *, dry_run: bool) -> Iterator[Removal]
         except Denied as error:
             stay |= error.stay if isinstance(error, NotRemoved) else {uuid: error}
     old = [one for one in store.objects.details("beats/") if one.modified < now - max(keep, _BEATS)]
-    yield from _remove(store, "heartbeats of peers that ended long ago", "", old, dry_run=dry_run)
+    try:
+        yield from _remove(store, "heartbeats of peers that ended long ago", "", old, dry_run=dry_run)
+    except NotRemoved as error:
+        stay |= error.stay
     if stay:
         raise NotRemoved.of(stay)
 

@@ -67,10 +67,13 @@ class BucketLog(WriteOnceLog[Bucket]):
         return self._confirmation.due
 
     def exchange(self, outgoing: Outgoing | None, since: int, beat: Beat | None = None) -> ExchangeResult:
+        if outgoing is not None:
+            self._prove()  # first: what is missing is put back on the same condition
         self._confirmation.check()  # now: between a read and the following write, each request causes collisions
         return super().exchange(outgoing, since, beat)
 
     def wait_turn(self, since: int) -> ExchangeResult:
+        self._prove()
         self._confirmation.check()
         return super().wait_turn(since)
 
