@@ -85,9 +85,6 @@ def list_(session: CliSession, pattern: str | None, limit: int, names: bool) -> 
         several = isinstance(best, list)
         return "-" if not best else f"{len(best)} on the front" if several else output.numbers(best["values"])
 
-    def headline(note: str) -> str:
-        return note.strip().partition("\n")[0].lstrip("# ")
-
     columns: Columns = {
         "STUDY": "name",
         "STATE": "state",
@@ -95,7 +92,9 @@ def list_(session: CliSession, pattern: str | None, limit: int, names: bool) -> 
         "RUNNING": lambda one: str(one["counts"]["RUNNING"]),
         "FAILED": lambda one: str(one["counts"]["FAIL"] - one["retried"]),
         "BEST": best_of,
-        "NOTE": lambda one: " ".join([*(f"#{tag}" for tag in one["tags"]), headline(one["note"])]),
+        "NOTE": lambda one: " ".join(
+            [*(f"#{tag}" for tag in one["tags"]), one["note"].strip().partition("\n")[0].lstrip("# ")]
+        ),
     }
     session.show_table(found, columns, right=("TRIALS", "RUNNING", "FAILED", "BEST"), empty=none)
     if len(listings) > limit:

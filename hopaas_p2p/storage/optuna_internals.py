@@ -47,7 +47,6 @@ __all__ = [
     "progress_bar",
     "sample",
     "set_cached_trial",
-    "study_id_of",
     "suggest_fixed",
     "to_datetime",
     "trial_id_of",
@@ -173,11 +172,6 @@ def end_frozen(frozen: FrozenTrial, state: TrialState, values: Sequence[float] |
 def trial_id_of(trial: optuna.trial.Trial | FrozenTrial) -> int:
     """The id by which storages identify a trial."""
     return trial._trial_id
-
-
-def study_id_of(study: optuna.Study) -> int:
-    """The id by which storages identify a study."""
-    return study._study_id
 
 
 def new_study(
