@@ -46,9 +46,9 @@ _COLUMNS: Final = {
     "duration": "seconds",
 }
 """Column -> its key in a trial's row."""
-_FORMULA: Final = r"^{}(?=[=+@\t\n\uff0b\uff0d\uff1d\uff20-])|(?<=[;\t\n]){}(?=\"*[=+@\uff0b\uff0d\uff1d\uff20-])"
+_FORMULA: Final = r"^{}(?='*[=+@\t\n\uff0b\uff0d\uff1d\uff20-])|(?<=[;\t\n]){}(?='*\"*[=+@\uff0b\uff0d\uff1d\uff20-])"
 """Where an apostrophe belongs: a formula may begin a cell, also in a spreadsheet that splits at semicolons or tabs,
-which then begins a row at each line break."""
+which then begins a row at each line break. One more belongs before a text's own apostrophes, which a reader keeps."""
 _QUOTE, _UNQUOTE = re.compile(_FORMULA.format("", "")), re.compile(_FORMULA.format("'", "'"))
 _CONTROLS: Final = dict.fromkeys({*range(32)} - {9, 10}, "\ufffd") | {13: "\n"}
 """Spreadsheets skip control characters before a formula; csv does not quote a bare CR, which begins a row."""
