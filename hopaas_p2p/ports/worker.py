@@ -137,7 +137,7 @@ class Worker:
         self._say = say
         self._inherited, withheld = credentials.without_credentials(passed)
         self._shares = metering.shares(parallel, self._inherited)
-        self._logs = logs, re.sub(r"[^\w.-]", "_", study.name)
+        self._logs = logs, re.sub(r"[^\w.-]", lambda found: f"%{ord(found[0]):x}", study.name)
         self._began = time.monotonic()
         self._deadline = None if time_limit is None else self._began + time_limit
         self._reserve = grace + min(15.0, 1.0 + 0.1 * grace)

@@ -17,7 +17,7 @@ import pytest
 from optuna.artifacts import upload_artifact
 from optuna.storages import JournalStorage, RDBStorage
 
-from hopaas_p2p import spool
+from hopaas_p2p import Float, spool
 from hopaas_p2p.cli.main import run as cli_main
 from hopaas_p2p.errors import ConfigurationError, InvalidInput, NoSuchFile
 from hopaas_p2p.files.artifacts import StudyArtifacts
@@ -203,6 +203,13 @@ def test_a_folder_of_another_user_in_the_place_of_the_logs_is_refused(study: Stu
     give_away(place / name)
     with pytest.raises(InvalidInput, match=r"belongs to nobody.*--logs"):
         Worker(study, ["true"])
+
+
+def test_no_two_studies_share_a_folder_of_logs(place: Path) -> None:
+    for name in ("a:b", "a_b", "a%3ab"):
+        with contextlib.closing(open_study(place / "store", name, space={"x": Float(0, 1)}, budget=1)) as study:
+            Worker(study, ["true"])
+    assert len(list((place / "hopaas-logs").iterdir())) == 3
 
 
 @pytest.mark.parametrize("kind", ["link", "dangling link", "fifo", "hard link"])
