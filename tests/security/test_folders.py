@@ -206,10 +206,11 @@ def test_a_folder_of_another_user_in_the_place_of_the_logs_is_refused(study: Stu
 
 
 def test_no_two_studies_share_a_folder_of_logs(place: Path) -> None:
-    for name in ("a:b", "a_b", "a%3ab"):
+    long = "a b" * 60
+    for name in ("a:b", "a_b", "a%3ab", long, f"{long}c", "\U0001f680" * 60, "\u7814" * 100):
         with contextlib.closing(open_study(place / "store", name, space={"x": Float(0, 1)}, budget=1)) as study:
             Worker(study, ["true"])
-    assert len(list((place / "hopaas-logs").iterdir())) == 3
+    assert len(list((place / "hopaas-logs").iterdir())) == 7
 
 
 @pytest.mark.parametrize("kind", ["link", "dangling link", "fifo", "hard link"])
