@@ -155,7 +155,7 @@ def _from_row(
     user |= {name: read_json(text) for name, text in _under("user_attrs_", row).items()}
     start, end = (row.get(column) for column in ("datetime_start", "datetime_complete"))
     return TrialCreate(
-        state=TrialState[row["state"].rpartition(".")[2].upper()],
+        state=TrialState[row.get("state", "").rpartition(".")[2].upper()],
         params={key: places[key][text] if key in places else float(text) for key, text in params.items()},
         dists={key: dists[key] for key in params},
         user={key: json.dumps(value, ensure_ascii=False) for key, value in user.items()},
