@@ -113,7 +113,7 @@ def _look(study: Study) -> dict[str, Any]:
     """The study, its running trials, and whether it is done."""
     from hopaas_p2p.cli import summary
 
-    over, state = study.is_over(), study.state  # in this order: the last look shows the end
+    state = study.state
     signs = signs_of_life(study.storage.peer, state)
     seen, running = summary.of_study(study, signs), []
     for trial in (state.trials[number] for number in sorted(state.running)):
@@ -123,7 +123,7 @@ def _look(study: Study) -> dict[str, Any]:
         about = {"number": trial.number, "host": peer.get("host"), "site": peer.get("site"), "last_seen": last_seen}
         report = None if step is None else trial.reports[step]
         running.append({**about, "seconds": ran, "step": step, "report": report})
-    return seen | {"running": running, "done": over}
+    return seen | {"running": running, "done": study.is_over()}
 
 
 def sentence(look: dict[str, Any]) -> str:

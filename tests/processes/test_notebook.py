@@ -248,22 +248,6 @@ def test_a_watched_study_is_drawn_anew_when_something_happened_and_till_its_end(
     assert "<svg" in screen.pictures[-1]
 
 
-def test_the_last_view_shows_a_trial_that_ends_during_the_look(
-    new: Callable[..., Study], screen: _Screen, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    study, usual = new(budget=1), Study.is_over
-    trial = study.ask()
-
-    def ends_before(one: Study) -> bool:
-        if study.state.running:
-            study.tell(trial, 0.5)
-        return usual(one)
-
-    monkeypatch.setattr(Study, "is_over", ends_before)
-    assert study.watch(interval=0.01).wait(timeout=30) is True
-    assert "s · done" in screen.pictures[-1]
-
-
 def test_an_outage_is_shown_and_passes(
     new: Callable[..., Study], screen: _Screen, monkeypatch: pytest.MonkeyPatch
 ) -> None:
