@@ -113,6 +113,7 @@ def _look(study: Study) -> dict[str, Any]:
     """The study, its running trials, and whether it is done."""
     from hopaas_p2p.cli import summary
 
+    done = study.is_over()  # read before the rest, which then shows the last trials
     state = study.state
     signs = signs_of_life(study.storage.peer, state)
     seen, running = summary.of_study(study, signs), []
@@ -123,7 +124,7 @@ def _look(study: Study) -> dict[str, Any]:
         about = {"number": trial.number, "host": peer.get("host"), "site": peer.get("site"), "last_seen": last_seen}
         report = None if step is None else trial.reports[step]
         running.append({**about, "seconds": ran, "step": step, "report": report})
-    return seen | {"running": running, "done": study.is_over()}
+    return seen | {"running": running, "done": done}
 
 
 def sentence(look: dict[str, Any]) -> str:

@@ -81,6 +81,7 @@ class Watching:
         before = self._body
         try:
             study = self._study
+            over = study.is_over()  # read before the view, which then shows the last trials
             signs = signs_of_life(study.storage.peer, study.state)
             alive = {owner: sign.alive for owner, sign in signs.items()}
             with looking_at(study) as state:
@@ -88,7 +89,7 @@ class Watching:
                     self._seen_at = (state.lsn, alive)
                     where = study.storage.url
                     self._seen = overview(state, name=study.name, store=where, signs=signs, chart=True)
-            if study.is_over():
+            if over:
                 self._over.set()
             self._body = self._seen
         except (HopaasError, KeyError) as error:  # the view keeps its last content, below the error

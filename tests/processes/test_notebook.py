@@ -248,6 +248,20 @@ def test_a_watched_study_is_drawn_anew_when_something_happened_and_till_its_end(
     assert "<svg" in screen.pictures[-1]
 
 
+def test_a_view_ends_with_the_last_trial_even_if_that_ends_during_a_look(
+    new: Callable[..., Study], screen: _Screen, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study, is_over = new(budget=2), Study.is_over
+
+    def ends_meanwhile(self: Study) -> bool:
+        self.optimize(objective)
+        return is_over(self)
+
+    monkeypatch.setattr(Study, "is_over", ends_meanwhile)
+    assert study.watch(interval=0.01).wait(timeout=30) is True
+    assert "2 of 2 trials used" in screen.pictures[-1]
+
+
 def test_an_outage_is_shown_and_passes(
     new: Callable[..., Study], screen: _Screen, monkeypatch: pytest.MonkeyPatch
 ) -> None:
