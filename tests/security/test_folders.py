@@ -152,7 +152,7 @@ def test_all_that_a_job_prints_goes_to_the_folder_of_the_jobs(system: str, own_p
     done = run("submit", system, "--dry-run", *SUBMIT[2:], cwd=own_place)
     assert done.returncode == 0, done.stderr
     text = "".join(path.read_text() for path in (own_place / "hopaas-jobs").iterdir())
-    option = r"(#SBATCH --output=|output +=.)"
+    option = r'(#SBATCH --output="|output +=.)'
     assert re.search(f"^{option}{re.escape(str(own_place))}/hopaas-jobs/", text, re.MULTILINE)
 
 
@@ -162,7 +162,7 @@ def test_where_others_may_write_scripts_and_the_output_of_jobs_go_elsewhere(plac
     assert done.returncode == 0, done.stderr
     assert f"others may write to {place}" in done.stderr
     elsewhere = place.parent / "state" / "hopaas-p2p" / "jobs"
-    assert f"#SBATCH --output={elsewhere}/" in (elsewhere / "hopaas-s.slurm.sh").read_text()
+    assert f'#SBATCH --output="{elsewhere}/' in (elsewhere / "hopaas-s.slurm.sh").read_text()
     assert list(place.iterdir()) == []
 
 
