@@ -117,11 +117,17 @@ def names_servers(url: str) -> bool:
         from hopaas_p2p.stores.postgres.connect import PostgresAddress
 
         return bool(PostgresAddress(url).parameters.get("host"))
-    return not url.lower().startswith("s3:") or "endpoint" in dict(parse_qsl(urlsplit(url).query))
+    if not url.lower().startswith("s3:"):
+        return True
+    servers_of(url)  # can be parsed
+    return "endpoint" in dict(parse_qsl(urlsplit(url).query))
 
 
 def _path(url: str) -> Path:
-    parts = urlsplit(url)
+    try:
+        parts = urlsplit(url)
+    except ValueError:  # a bracket that does not close
+        raise ConfigurationError(f"{redacted(url)!r} cannot be read as a URL") from None
     if parts.netloc not in ("", "localhost"):
         raise ConfigurationError(f"{redacted(url)!r}: a file URL has three slashes, as in file:///shared/campaign")
     return Path(unquote(parts.path))

@@ -88,7 +88,7 @@ class Invitation(msgspec.Struct, frozen=True):
             )
         if not names_servers(self.store):
             cure = "Name it in the URL: postgresql://HOST/…, or s3://…?endpoint=https://HOST"
-            raise ConfigurationError(f"{self.store} does not say on which server the store is. {cure}")
+            raise ConfigurationError(f"{redacted(self.store)} does not say on which server the store is. {cure}")
 
 
 def _secret(_kind: type, text: object) -> Secret:

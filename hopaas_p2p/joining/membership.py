@@ -72,18 +72,18 @@ def accept(invitation: Invitation, *, site: str = "") -> Membership:
         InvalidInput: it would send this user's own token to a stranger's server, or a name in it is not one line.
 
     """
+    site = site or invitation.site
+    for text in (invitation.store, invitation.study, site):  # first: the messages of other checks show them
+        if not is_one_line(text):
+            raise InvalidInput(f"{text!r} has a line break or another control character in it")
+    if "://" in invitation.store:  # before anything reads the URL with its options
+        credentials.check_says_where(invitation.store, by="the invitation")
     invitation.check()
     # without its own token, one of this user's would be sent there
     if invitation.store.startswith(("postgresql", "https:")) and invitation.token is None:
         raise InvalidInput(
             "this invitation is for a store with users but contains no token; it was not created by `invite`"
         )
-    site = site or invitation.site
-    for text in (invitation.store, invitation.study, site):
-        if not is_one_line(text):
-            raise InvalidInput(f"{text!r} has a line break or another control character in it")
-    if "://" in invitation.store:
-        credentials.check_says_where(invitation.store, by="the invitation")
     with _one_at_a_time():
         name = _free_name(invitation)
         files = {}

@@ -46,9 +46,9 @@ _COLUMNS: Final = {
     "duration": "seconds",
 }
 """Column -> its key in a trial's row."""
-_FORMULA: Final = r"^{}(?=[=+@\t\n\uff0b\uff0d\uff1d\uff20-])|(?<=[;\t\n]){}(?=\"*[=+@\uff0b\uff0d\uff1d\uff20-])"
+_FORMULA: Final = r"^{}(?='*[=+@\t\n\uff0b\uff0d\uff1d\uff20-])|(?<=[;\t\n]){}(?='*\"*[=+@\uff0b\uff0d\uff1d\uff20-])"
 """Where an apostrophe belongs: a formula may begin a cell, also in a spreadsheet that splits at semicolons or tabs,
-which then begins a row at each line break."""
+which then begins a row at each line break. One more belongs before a text's own apostrophes, which a reader keeps."""
 _QUOTE, _UNQUOTE = re.compile(_FORMULA.format("", "")), re.compile(_FORMULA.format("'", "'"))
 _CONTROLS: Final = dict.fromkeys({*range(32)} - {9, 10}, "\ufffd") | {13: "\n"}
 """Spreadsheets skip control characters before a formula; csv does not quote a bare CR, which begins a row."""
@@ -155,7 +155,7 @@ def _from_row(
     user |= {name: read_json(text) for name, text in _under("user_attrs_", row).items()}
     start, end = (row.get(column) for column in ("datetime_start", "datetime_complete"))
     return TrialCreate(
-        state=TrialState[row["state"].rpartition(".")[2].upper()],
+        state=TrialState[row.get("state", "").rpartition(".")[2].upper()],
         params={key: places[key][text] if key in places else float(text) for key, text in params.items()},
         dists={key: dists[key] for key in params},
         user={key: json.dumps(value, ensure_ascii=False) for key, value in user.items()},

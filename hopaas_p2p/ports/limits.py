@@ -55,4 +55,4 @@ def time_left(env: Mapping[str, str] = os.environ) -> tuple[float, str] | None:
     if not limits:
         return None
     left = min(limits) - max(0.0, time.time() - began)
-    return max(0.0, left), f"HTCondor job {batch_job(env).get('job', '?')}"
+    return max(0.0, left), f"HTCondor job {ad.get('ClusterId', '?')}.{ad.get('ProcId', '?')}"

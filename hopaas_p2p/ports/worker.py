@@ -10,6 +10,7 @@ batch system: 0 the study needs no more work from here, 75 run this job again.
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import os
 import re
@@ -73,6 +74,7 @@ _OUT_OF_TIME: Final = "out of time"
 _QUICK: Final = 10.0  # seconds; a trial that fails sooner is followed by a pause, which doubles from 0.1 s
 _LONGEST_BACKOFF: Final = 5.0  # seconds
 _MOST_OUTPUTS: Final = 100  # failed trials whose output is kept: a command that often fails must not fill the store
+_LONGEST_FOLDER: Final = 200  # bytes of a folder's name; file systems take 255
 _LONGEST_LINE: Final = 500  # characters of the parameters in a line for people
 
 
@@ -88,6 +90,15 @@ class _Ending(NamedTuple):
     since: float
     gives_back: bool
     """Whether its trial is returned; otherwise it is pruned."""
+
+
+def _as_folder(name: str) -> str:
+    """A study's name as that of a folder, another for each name; a digest ends one that no file system takes."""
+    plain = re.sub(r"[^\w.-]", lambda found: f"%{ord(found[0]):x}", name)
+    if len(plain.encode()) <= _LONGEST_FOLDER:
+        return plain
+    digest = hashlib.sha256(name.encode()).hexdigest()[:16]
+    return f"{plain.encode()[: _LONGEST_FOLDER - 17].decode(errors='ignore')}-{digest}"
 
 
 class Worker:
@@ -137,7 +148,7 @@ class Worker:
         self._say = say
         self._inherited, withheld = credentials.without_credentials(passed)
         self._shares = metering.shares(parallel, self._inherited)
-        self._logs = logs, re.sub(r"[^\w.-]", lambda found: f"%{ord(found[0]):x}", study.name)
+        self._logs = logs, _as_folder(study.name)
         self._began = time.monotonic()
         self._deadline = None if time_limit is None else self._began + time_limit
         self._reserve = grace + min(15.0, 1.0 + 0.1 * grace)

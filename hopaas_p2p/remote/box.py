@@ -54,7 +54,10 @@ class Box:
 
     def __init__(self, place: str | Path, *, timeout: float = EXCHANGE_TIMEOUT) -> None:
         if isinstance(place, str):
-            parts = urlsplit(place)
+            try:
+                parts = urlsplit(place)
+            except ValueError:  # a bracket that does not close
+                raise ConfigurationError(f"{redacted(place)!r} cannot be read as a URL") from None
             if parts.netloc not in ("", "localhost"):
                 raise ConfigurationError(f"{redacted(place)!r}: three slashes, as in folder:///shared/box")
             place = Path(unquote(parts.path))

@@ -79,7 +79,7 @@ _LOOKS_SECRET: Final = re.compile(
 )
 _SECRET_IN_VALUE: Final = re.compile(
     r"://[^/@:\s]*:[^/@\s]+@|https?://[^/@\s]+@|(password|passwd|secret|signature|(account|access)key)=[^\s&;]"
-    r"|[?&;](pwd|sig|token)=|\b(bearer|authorization:)\s|-----BEGIN [A-Z ]*PRIVATE KEY|//hooks\.slack\.com/"
+    r"|[?&;](pwd|sig|token)=|\b(bearer\s|authorization\s*[:=])|-----BEGIN [A-Z ]*PRIVATE KEY|//hooks\.slack\.com/"
     r"|\b(gh[a-z]|hf)_\w{20}|\b(glpat|xox[a-z])-[\w-]{20}|\bsk-(proj-|ant-\w+-)?\w{20}|\beyJ[\w-]{10,}\.[\w-]+\.",
     re.IGNORECASE,
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -13,6 +14,7 @@ import optuna
 import pytest
 
 import hopaas_p2p
+from hopaas_p2p.cli.watch import looks
 from hopaas_p2p.core import snapshot
 from hopaas_p2p.errors import StoreUnreachable
 from hopaas_p2p.stores import checks
@@ -52,6 +54,23 @@ def test_a_study_whose_grid_is_through_is_over_though_its_budget_is_not_used(tmp
     grid.optimize(lambda trial: trial.params["n"])
     grid.close()
     assert run("watch", "--timeout", "20", cwd=tmp_path, HOPAAS_STORE="./store", HOPAAS_STUDY="s").returncode == 0
+
+
+def test_the_last_look_shows_a_trial_that_ends_during_it(
+    tmp_path: Path, study: Study, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trial, usual = study.ask(), Study.is_over
+
+    def ends_before(one: Study) -> bool:
+        if study.state.running:
+            study.tell(trial, 0.5)
+        return usual(one)
+
+    monkeypatch.setattr(Study, "is_over", ends_before)
+    with contextlib.closing(hopaas_p2p.open_study(tmp_path / "store", "s")) as watched:
+        look = next(looks(watched))
+    assert look["done"] is True
+    assert (look["counts"]["COMPLETE"], look["running"]) == (4, [])
 
 
 def test_it_follows_till_the_end(here: dict[str, Any], study: Study) -> None:

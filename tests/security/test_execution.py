@@ -257,6 +257,7 @@ def test_no_cell_of_the_dashboards_table_is_a_formula() -> None:
 
 def test_what_a_csv_quotes_for_spreadsheets_is_read_as_it_was() -> None:
     texts = ["=1", "x;=1", "x\t-1", "first\n- second", "\n@x", 'x;"=1"', "a;b", "it's; fine"]
+    texts += ["'=1", "'-1'", "''+1", "x;'=1", "x\t''-1", 'x;\'"=1"', "'"]  # with apostrophes of their own
     scribe = Scribe(space={"x": Float(0, 1)})
     for text in texts:
         scribe.say("ann", TrialCreate(COMPLETE, user={"a": json.dumps(text)}, values=(1.0,), reason=text))

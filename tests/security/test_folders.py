@@ -152,7 +152,7 @@ def test_all_that_a_job_prints_goes_to_the_folder_of_the_jobs(system: str, own_p
     done = run("submit", system, "--dry-run", *SUBMIT[2:], cwd=own_place)
     assert done.returncode == 0, done.stderr
     text = "".join(path.read_text() for path in (own_place / "hopaas-jobs").iterdir())
-    option = r"(#SBATCH --output=|output +=.)"
+    option = r'(#SBATCH --output="|output +=.)'
     assert re.search(f"^{option}{re.escape(str(own_place))}/hopaas-jobs/", text, re.MULTILINE)
 
 
@@ -162,7 +162,7 @@ def test_where_others_may_write_scripts_and_the_output_of_jobs_go_elsewhere(plac
     assert done.returncode == 0, done.stderr
     assert f"others may write to {place}" in done.stderr
     elsewhere = place.parent / "state" / "hopaas-p2p" / "jobs"
-    assert f"#SBATCH --output={elsewhere}/" in (elsewhere / "hopaas-s.slurm.sh").read_text()
+    assert f'#SBATCH --output="{elsewhere}/' in (elsewhere / "hopaas-s.slurm.sh").read_text()
     assert list(place.iterdir()) == []
 
 
@@ -206,10 +206,11 @@ def test_a_folder_of_another_user_in_the_place_of_the_logs_is_refused(study: Stu
 
 
 def test_no_two_studies_share_a_folder_of_logs(place: Path) -> None:
-    for name in ("a:b", "a_b", "a%3ab"):
+    long = "a b" * 60
+    for name in ("a:b", "a_b", "a%3ab", long, f"{long}c", "\U0001f680" * 60, "\u7814" * 100):
         with contextlib.closing(open_study(place / "store", name, space={"x": Float(0, 1)}, budget=1)) as study:
             Worker(study, ["true"])
-    assert len(list((place / "hopaas-logs").iterdir())) == 3
+    assert len(list((place / "hopaas-logs").iterdir())) == 7
 
 
 @pytest.mark.parametrize("kind", ["link", "dangling link", "fifo", "hard link"])

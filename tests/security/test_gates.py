@@ -336,6 +336,8 @@ CREDENTIALS = {
     "SAS": "https://a.blob.example.org/x?sv=1&sig=abc",
     "PRESIGNED": "https://b.example.org/k?X-Amz-Signature=abc",
     "OTEL_EXPORTER_OTLP_HEADERS": "authorization=Bearer abc",
+    "OTEL_EXPORTER_OTLP_TRACES_HEADERS": "Authorization=Basic%20eDp5",
+    "CURL_HEADER": "authorization:Basic eDp5",
     "GIT_CONFIG_VALUE_0": "AUTHORIZATION: basic eDp5",
     "STORE_ACCESSKEY": "x",
     **dict.fromkeys(

@@ -18,6 +18,7 @@ import hopaas_p2p
 from hopaas_p2p.errors import ConfigurationError, InvalidInput, NoSuchStudy
 from hopaas_p2p.joining import membership, ways
 from hopaas_p2p.joining.invitation import Invitation, invite
+from hopaas_p2p.open import open_store
 from hopaas_p2p.ports import batch
 from hopaas_p2p.ports.batch import BatchJob
 from hopaas_p2p.runtime import credentials, settings
@@ -117,6 +118,25 @@ def test_an_invitation_says_which_server_it_leads_to(monkeypatch: pytest.MonkeyP
     for url in ("s3://bucket/x", "S3://bucket/x?region=eu-1&endpoint=", "postgresql:///store"):
         with pytest.raises(ConfigurationError, match="on which server"):
             membership.accept(invitation(url))
+
+
+@pytest.mark.parametrize(
+    "store",
+    [
+        "s3://[",
+        "s3://b\x1b[2J",
+        "s3://bucket?endpoint=https://[",
+        "file://[",
+        "folder://[",
+        "postgresql://u:hunter2@/db",
+    ],
+)
+def test_a_url_that_cannot_be_read_shows_neither_a_secret_nor_what_a_terminal_obeys(store: str) -> None:
+    made = Invitation(store, "digits", None if store.startswith("f") else Secret("t"), int(time.time()) + WEEK)
+    with pytest.raises((ConfigurationError, InvalidInput)) as refused:
+        open_store(membership.accept(made).store, create=False)
+    assert str(refused.value).isprintable()
+    assert "hunter2" not in str(refused.value)
 
 
 # --- what a site keeps ----------------------------------------------------------------------------------------------

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 import hopaas_p2p
+from hopaas_p2p.ports.limits import time_left
 from hopaas_p2p.runtime import provenance
 from hopaas_p2p.study import Study
 from hopaas_p2p.study.audit import audit
@@ -45,6 +46,15 @@ def test_a_worktree_is_a_checkout_too(checkout: Path, monkeypatch: pytest.Monkey
 def test_outside_of_a_checkout_no_commit_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     assert "git_commit" not in provenance.describe()
+
+
+def test_the_time_of_an_htcondor_job_is_said_with_its_own_number(tmp_path: Path) -> None:
+    """A pool's workers may run as jobs of another batch system, and builds set JOB_ID."""
+    (tmp_path / "ad").write_text("ClusterId = 12\nProcId = 3\nAllowedExecuteDuration = 100\n")
+    for others in ({}, {"SLURM_JOB_ID": "9"}, {"JOB_ID": "build-5"}):
+        found = time_left({"_CONDOR_JOB_AD": str(tmp_path / "ad"), **others})
+        assert found is not None
+        assert found[1] == "HTCondor job 12.3"
 
 
 def test_gpus_are_told_by_their_models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,7 +11,7 @@ import os
 import re
 from collections.abc import Mapping
 from typing import Final, NamedTuple
-from urllib.parse import parse_qsl, quote, unquote, urlencode, urlsplit
+from urllib.parse import SplitResult, parse_qsl, quote, unquote, urlencode, urlsplit
 
 from hopaas_p2p.errors import ConfigurationError
 from hopaas_p2p.net import trust
@@ -66,7 +66,7 @@ def parse(url: str, env: Mapping[str, str] = os.environ) -> Address:
         ConfigurationError: the URL is not understood, or holds a key; the message says what to write.
 
     """
-    parts = urlsplit(url)
+    parts = _split(url, "this s3:// URL", _EXAMPLE)
     if parts.username is not None or parts.password is not None:
         raise ConfigurationError(
             "keys do not belong in an s3:// URL: every process list would show them. "
@@ -111,10 +111,17 @@ def parse(url: str, env: Mapping[str, str] = os.environ) -> Address:
     return Address(bucket, prefix, endpoint, region, style == "virtual", insecure == "true")
 
 
+def _split(url: str, what: str, example: str) -> SplitResult:
+    try:
+        return urlsplit(url)
+    except ValueError:  # a bracket that does not close; a message with the URL could show a key
+        raise ConfigurationError(f"{what} cannot be parsed; write one such as {example}") from None
+
+
 def _endpoint(given: str | None, region: str) -> str:
     if not given:
         return f"https://s3.{region}.amazonaws.com"
-    parts = urlsplit(given if "://" in given else f"https://{given}")
+    parts = _split(given if "://" in given else f"https://{given}", "the endpoint", "https://s3.example.org:9000")
     if parts.username is not None or parts.password is not None:
         raise ConfigurationError("keys do not belong in an endpoint; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY")
     try:
