@@ -6,10 +6,10 @@ import os
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
-from urllib.parse import parse_qsl, unquote, urlsplit
+from urllib.parse import parse_qsl, urlsplit
 
 from hopaas_p2p.errors import ConfigurationError
-from hopaas_p2p.runtime.redaction import redacted
+from hopaas_p2p.runtime.redaction import path_of, redacted
 
 if TYPE_CHECKING:
     from hopaas_p2p.stores.base import Store
@@ -50,7 +50,7 @@ def open_store(url: str | os.PathLike[str], *, create: bool = True) -> Store:
         return _directory(Path(url), create=create)
     match scheme.lower():
         case "file":
-            return _directory(_path(url), create=create)
+            return _directory(path_of(url), create=create)
         case "memory":
             from hopaas_p2p.stores.memory import MemoryStore
 
@@ -121,16 +121,6 @@ def names_servers(url: str) -> bool:
         return True
     servers_of(url)  # can be parsed
     return "endpoint" in dict(parse_qsl(urlsplit(url).query))
-
-
-def _path(url: str) -> Path:
-    try:
-        parts = urlsplit(url)
-    except ValueError:  # a bracket that does not close
-        raise ConfigurationError(f"{redacted(url)!r} cannot be read as a URL") from None
-    if parts.netloc not in ("", "localhost"):
-        raise ConfigurationError(f"{redacted(url)!r}: a file URL has three slashes, as in file:///shared/campaign")
-    return Path(unquote(parts.path))
 
 
 def _directory(path: Path, *, create: bool) -> Store:

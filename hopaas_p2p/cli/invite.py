@@ -10,6 +10,7 @@ from hopaas_p2p.cli import output
 from hopaas_p2p.cli.options import CliSession, command, role_option
 from hopaas_p2p.joining import invitation as invitations
 from hopaas_p2p.runtime.times import to_iso
+from hopaas_p2p.stores.postgres.connect import PostgresAddress
 
 
 @command(study="argument")
@@ -48,5 +49,5 @@ def invite(session: CliSession, **given: Any) -> None:
         about = f"It holds no secret: guests need access to {said.store} of their own."
     until = output.utc_time(to_iso(said.expires * 1_000_000))
     output.say(f"An invitation to {said.study}, valid until {until}. {about}")
-    if invitations.is_of_this_machine(said.store):
+    if said.store.startswith("postgresql") and PostgresAddress(said.store).local:
         output.say(f"note: {said.store} can be reached only from this machine; for others use --via URL")

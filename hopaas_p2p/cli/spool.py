@@ -152,7 +152,7 @@ def _told(
             why = store if is_for(spooled, url) else why
         elif is_for(spooled, store.peer.store.url, store.peer.studies()):
             try:
-                uncounted = store.peer.send_spooled(spooled)
+                uncounted = store.peer.spool.send(spooled, store.peer.logs, writer=store.peer.uuid)
                 if path is not None:
                     waiting.sent(path, spooled, store.peer.store.url)
                 return uncounted

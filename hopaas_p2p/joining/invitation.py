@@ -168,11 +168,6 @@ def _public(url: str) -> str:
     ).render_as_string()  # `set` takes no None
 
 
-def is_of_this_machine(url: str) -> bool:
-    """Whether only this machine can reach this store: a Unix socket or loopback."""
-    return url.startswith("postgresql") and PostgresAddress(url).local
-
-
 def _authority(url: str) -> str:
     """The certificates in HOPAAS_CA_FILE, for a store that is reached over TLS."""
     file = settings.ca_file()

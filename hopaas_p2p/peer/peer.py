@@ -46,7 +46,6 @@ from hopaas_p2p.peer.outbox import PendingCommit
 from hopaas_p2p.peer.session import CATALOG, IDLE, STUDY, LogClient, LogSession, ReplicatedMachine, S, translated
 from hopaas_p2p.peer.spool import SpoolSender
 from hopaas_p2p.runtime import process, provenance
-from hopaas_p2p.spool import Spooled
 from hopaas_p2p.stores.base import Beat, Log, Store
 
 _log: Final = logging.getLogger("hopaas_p2p")
@@ -822,16 +821,6 @@ class Peer:
         if troubles:
             raise troubles[0]
 
-    def send_spooled(self, spooled: Spooled) -> list[str]:
-        """Send what a process left in a spool; return which of its results the log did not count, and why.
-
-        Raises:
-            StoreUnreachable: the store did not answer.
-            NoSuchStudy: it belongs to another store.
-
-        """
-        return self.spool.send(spooled, self.logs, writer=self.uuid)
-
     def studies(self) -> set[str]:
         """The uuids of the studies that the store holds, as far as the list of studies has been read."""
         with self.catalog.lock:
@@ -920,7 +909,7 @@ class Peer:
     def _nudge(self) -> None:
         """Let all callers check whether to keep waiting."""
         for one in self.callers.copy():
-            one.nudge()
+            one.tell(done=False)
 
     @property
     def hurried(self) -> bool:
@@ -1002,13 +991,11 @@ class Caller:
         """Pauses between attempts made for this caller."""
         self._said: SimpleQueue[tuple[bool, BaseException | None]] = SimpleQueue()
 
-    def tell(self, error: BaseException | None = None) -> None:
-        """The work is done, or an attempt failed. Called by the thread."""
-        self._said.put((True, error))
-
-    def nudge(self) -> None:
-        """Let it check whether to keep waiting. May be called from a signal handler."""
-        self._said.put((False, None))
+    def tell(self, error: BaseException | None = None, *, done: bool = True) -> None:
+        """The work is done, or an attempt failed; or else, let it check whether to keep waiting. Called by the thread,
+        or from a signal handler.
+        """
+        self._said.put((done, error))
 
     def wait(self) -> None:
         """Return when the work is done; raise its error, or that of the last attempt when the time is up."""

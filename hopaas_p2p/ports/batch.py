@@ -7,7 +7,6 @@ script names; the script itself, the job's description and every argument may be
 
 from __future__ import annotations
 
-import functools
 import json
 import re
 import shlex
@@ -35,6 +34,9 @@ IN_POD: Final = "/etc/hopaas"
 """The path of the Secret's files in a pod."""
 _UNWRITABLE: Final = {"slurm": re.compile(r"\\"), "condor": re.compile(r"(?i)\\|\$\$|\$\(DOLLAR\)|\s$")}
 """What a batch system takes for something else in a name, however it is written."""
+_ESCAPED: Final = {"slurm": ('"', r"\""), "condor": ("$", "$(DOLLAR)"), "kubernetes": ("$", "$$")}
+"""What a text would have replaced, and what to write instead: between double quotes for Slurm; $ENV(NAME) would put a
+secret into the description of an HTCondor job, and Kubernetes knows $(NAME)."""
 _WORD: Final = re.compile(r"@(\??)([a-z]+)@")
 _STORE_TIME: Final = 30  # seconds beyond the grace, for the store
 _MEMORY: Final = re.compile(r"\d+(\.\d+)?\s*[KMGT]i?B?", re.IGNORECASE)
@@ -111,8 +113,11 @@ def _values(system: str, job: BatchJob) -> dict[str, str]:
     limit = str(job.seconds) if system == "kubernetes" else "auto"
     options = ["--time-limit", limit, "--grace", str(job.grace), *job.options]
     memory = {"memory": job.memory or "1Gi"}
-    escaped = functools.partial(_escaped, system)
-    env: list[dict[str, object]] = [{"name": key, "value": _plain(value)} for key, value in job.environment.items()]
+
+    def escaped(text: str) -> str:
+        return text.replace(*_ESCAPED[system])
+
+    env: list[dict[str, object]] = [{"name": key, "value": escaped(value)} for key, value in job.environment.items()]
     env.append({"name": "HOPAAS_POD_NAME", "valueFrom": {"fieldRef": {"fieldPath": "metadata.name"}}})
     proxy = {"secretKeyRef": {"name": job.name, "key": "proxy", "optional": True}}
     env.append({"name": "HTTPS_PROXY", "valueFrom": proxy})
@@ -137,21 +142,8 @@ def _values(system: str, job: BatchJob) -> dict[str, str]:
         "worker": shlex.join([*job.worker, *options, "--", *job.command]),
         # JSON is YAML, so user input is written as JSON
         "image": json.dumps(job.image),
-        "command": json.dumps([_plain(word) for word in ("hopaas-p2p", "worker", *options, "--", *job.command)]),
+        "command": json.dumps([escaped(word) for word in ("hopaas-p2p", "worker", *options, "--", *job.command)]),
         "env": "\n".join(f"            - {json.dumps(one)}" for one in env),
         "requests": json.dumps({"cpu": str(job.cpus), **memory}),
         "limits": json.dumps(memory | ({"nvidia.com/gpu": str(job.gpus)} if job.gpus else {})),
     }
-
-
-def _escaped(system: str, text: str) -> str:
-    """The text as the template of this batch system has it: between double quotes for Slurm, without for HTCondor.
-
-    HTCondor would put a variable's value, which may be a secret, in place of $ENV(NAME).
-    """
-    return text.replace('"', r"\"") if system == "slurm" else text.replace("$", "$(DOLLAR)")
-
-
-def _plain(text: str) -> str:
-    """The text escaped for Kubernetes, which replaces $(NAME) by a variable's value, and $$ by $."""
-    return text.replace("$", "$$")

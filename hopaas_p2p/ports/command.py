@@ -67,7 +67,10 @@ def fill_in(command: Sequence[str], params: Mapping[str, Any], number: int) -> l
 
     words = [_FIELD.sub(replace, word) for word in command]
     for word, filled in zip(command, words, strict=True):
-        _check_joined(word, filled, params)
+        # a text that is joined to its neighbours becomes neither an option nor a path upwards
+        texts = [found[1] for found in _FIELD.finditer(word) if isinstance(params.get(found[1] or ""), str)]
+        if texts and (filled.count("..") > word.count("..") or filled.startswith("-") > word.startswith("-")):
+            raise DoesNotFit(f"{shown(word)} becomes {shown(filled)}, which is unsafe. {_instead(texts[0])}")
     return words
 
 
@@ -115,13 +118,6 @@ def _checked(name: str, params: Mapping[str, Any], field: re.Match[str]) -> str:
             f"nothing but letters, digits and _ in it, or stands between quotes: '{{{name}}}'. {_instead(name)}"
         )
     return value
-
-
-def _check_joined(word: str, filled: str, params: Mapping[str, Any]) -> None:
-    """Refuse a word in which a text, joined to its neighbours, becomes an option or a path upwards."""
-    texts = [found[1] for found in _FIELD.finditer(word) if isinstance(params.get(found[1] or ""), str)]
-    if texts and (filled.count("..") > word.count("..") or filled.startswith("-") > word.startswith("-")):
-        raise DoesNotFit(f"{shown(word)} becomes {shown(filled)}, which is unsafe. {_instead(texts[0])}")
 
 
 def _instead(name: str) -> str:

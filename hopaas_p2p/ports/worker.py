@@ -74,7 +74,6 @@ _OUT_OF_TIME: Final = "out of time"
 _QUICK: Final = 10.0  # seconds; a trial that fails sooner is followed by a pause, which doubles from 0.1 s
 _LONGEST_BACKOFF: Final = 5.0  # seconds
 _MOST_OUTPUTS: Final = 100  # failed trials whose output is kept: a command that often fails must not fill the store
-_LONGEST_FOLDER: Final = 200  # bytes of a folder's name; file systems take 255
 _LONGEST_LINE: Final = 500  # characters of the parameters in a line for people
 
 
@@ -93,12 +92,9 @@ class _Ending(NamedTuple):
 
 
 def _as_folder(name: str) -> str:
-    """A study's name as that of a folder, another for each name; a digest ends one that no file system takes."""
-    plain = re.sub(r"[^\w.-]", lambda found: f"%{ord(found[0]):x}", name)
-    if len(plain.encode()) <= _LONGEST_FOLDER:
-        return plain
-    digest = hashlib.sha256(name.encode()).hexdigest()[:16]
-    return f"{plain.encode()[: _LONGEST_FOLDER - 17].decode(errors='ignore')}-{digest}"
+    """A study's name as that of a folder, another for each name."""
+    plain = re.sub(r"[^\w.-]", "_", name)[:60]  # file systems take 255 bytes
+    return plain if plain == name else f"{plain}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
 
 
 class Worker:

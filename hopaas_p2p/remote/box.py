@@ -23,14 +23,13 @@ import stat
 import time
 from pathlib import Path
 from typing import Any, Final
-from urllib.parse import unquote, urlsplit
 
 from hopaas_p2p.core.names import valid_name
 from hopaas_p2p.errors import ConfigurationError, Denied, HopaasError, NoStore, StoreUnreachable, explained
 from hopaas_p2p.remote import protocol
 from hopaas_p2p.remote.protocol import LARGEST, StoreRequest
 from hopaas_p2p.runtime.atomic import read_regular
-from hopaas_p2p.runtime.redaction import redacted
+from hopaas_p2p.runtime.redaction import path_of
 from hopaas_p2p.stores.base import EXCHANGE_TIMEOUT, Progress
 from hopaas_p2p.stores.directory.files import BOX, DESCRIPTION, Directory, describe
 from hopaas_p2p.stores.objects.contract import Found
@@ -54,13 +53,7 @@ class Box:
 
     def __init__(self, place: str | Path, *, timeout: float = EXCHANGE_TIMEOUT) -> None:
         if isinstance(place, str):
-            try:
-                parts = urlsplit(place)
-            except ValueError:  # a bracket that does not close
-                raise ConfigurationError(f"{redacted(place)!r} cannot be read as a URL") from None
-            if parts.netloc not in ("", "localhost"):
-                raise ConfigurationError(f"{redacted(place)!r}: three slashes, as in folder:///shared/box")
-            place = Path(unquote(parts.path))
+            place = path_of(place)
         self.path = place.absolute()
         self.url = SCHEME + self.path.as_uri().removeprefix("file://")
         self.timeout = timeout

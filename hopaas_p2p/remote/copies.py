@@ -112,15 +112,10 @@ class Copy:
                 self._follow(entry, self._ends[-1] + _HEAD + len(body))
         return True
 
-    def begin_after(self, lsn: int) -> None:
-        """Start over after this commit: earlier ones were removed, or are stored elsewhere."""
-        self.drop()
-        self.base = self.head = lsn
-
-    def drop(self) -> None:
-        """Forget all of it."""
+    def drop(self, base: int = 0) -> None:
+        """Forget all of it, and start over after the commit `base`: earlier ones were removed, or are elsewhere."""
         self._file.unlink(missing_ok=True)
-        self._ends, self.base, self.head, self._sum, self.begun = array("Q", [0]), 0, 0, None, False
+        self._ends, self.base, self.head, self._sum, self.begun = array("Q", [0]), base, base, None, False
 
 
 def _entries(data: bytes) -> Iterator[tuple[Entry, int]]:

@@ -285,7 +285,7 @@ class FolderServer:
                 head = protocol.result_of("snapshot_head", await self._ask(StoreRequest("snapshot_head", log, (None,))))
                 if head is None or head[0] <= place.copy.head:
                     raise StoreUnreachable("the log's beginning was removed, and there is no snapshot yet") from None
-                place.copy.begin_after(head[0])
+                place.copy.drop(head[0])
             except OSError as error:
                 raise StoreUnreachable(f"{error.filename}: {error.strerror}") from None
             except HopaasError:  # the log is gone, or no longer the one that was copied

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 from typing import Final
+from urllib.parse import unquote, urlsplit
+
+from hopaas_p2p.errors import ConfigurationError
 
 _LOGIN: Final = re.compile(
     r"(?:(?<!/)//+|:/|^(?![./~]|--signal=|[\w+.-]+:/|[\w+.=-]+://)"
@@ -27,3 +31,14 @@ def redacted(url: str) -> str:
 def without_passwords(text: str) -> str:
     """A text with all its URLs `redacted`, for messages from libraries."""
     return re.sub(r"\S+", lambda word: redacted(word[0]), text)
+
+
+def path_of(url: str) -> Path:
+    """The path that a `file:` or `folder:` URL names. Raises ConfigurationError."""
+    try:
+        parts = urlsplit(url)
+    except ValueError:  # a bracket that does not close
+        raise ConfigurationError(f"{redacted(url)!r} cannot be read as a URL") from None
+    if parts.netloc not in ("", "localhost"):
+        raise ConfigurationError(f"{redacted(url)!r}: three slashes, as in {parts.scheme}:///shared/campaign")
+    return Path(unquote(parts.path))

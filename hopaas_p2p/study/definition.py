@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import operator
 import shlex
@@ -214,17 +213,12 @@ def larger_budget(state: State, name: str, given: BudgetGiven) -> Budget | None:
     )
 
 
-def amounts(budget: Budget) -> str:
-    """The limits that a script may raise, for the attribute LOWERED; other changes of the budget leave them alone."""
-    return json.dumps(words(msgspec.structs.replace(budget, prices={}, until=None)))
-
-
 def was_lowered(state: State, wanted: Budget) -> bool:
     """Whether this raises a limit that is still what it was when somebody lowered the budget."""
-    now, then = budget_now(state), set(json.loads(state.system.get(LOWERED, '""')).split(","))
+    now, then = budget_now(state), state.system.get(LOWERED, "").strip('"').split(",")
     raised = [what for what in ("trials", *AMOUNTS) if getattr(now, what) != getattr(wanted, what)]
-    texts = [(what, words(Budget(**{what: getattr(now, what)}))) for what in raised]
-    return any(not then.isdisjoint((text, f"{what}={text}")) for what, text in texts)
+    texts = {what: words(Budget(**{what: getattr(now, what)})) for what in raised}
+    return any(text in then or f"{what}={text}" in then for what, text in texts.items())
 
 
 def lowers(now: Budget, wanted: Budget) -> bool:

@@ -93,7 +93,6 @@ from hopaas_p2p.study.definition import (
     BudgetGiven,
     Space,
     StudyPolicy,
-    amounts,
     as_given,
     check_fidelity,
     check_points,
@@ -1036,7 +1035,7 @@ class Study(optuna.Study):
         limits = limits_of(wanted)
         check_limits(limits, len(self.directions))
         if lowers(now, wanted):
-            self.handle.say(StudySet(system={LOWERED: amounts(wanted)}))
+            self.handle.say(StudySet(system={LOWERED: json.dumps(budget_words(wanted))}))
         trials = -1 if wanted.trials is None else wanted.trials
         same = limits == limits_of(now)
         self.handle.say(StudyControl(budget=trials, limits=None if same else limits))

@@ -121,11 +121,8 @@ class WandB:
                 run.finish(exit_code=_EXIT.get(view.state))
                 del self._open[key]
             entry.update(mark=view.mark, parts=self._parts(key))
-            self._write_ledger()
-
-    def _write_ledger(self) -> None:
-        with replace_atomically(self._ledger_file) as draft:
-            draft.write_text(json.dumps(self._ledger))
+            with replace_atomically(self._ledger_file) as draft:
+                draft.write_text(json.dumps(self._ledger))
 
     def link(self) -> str:
         if self.offline:

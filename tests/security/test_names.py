@@ -332,8 +332,9 @@ def test_a_spooled_result_that_anothers_token_sends_is_refused_and_stays(
         )
         assert kept is not None, why
         ((_, waiting),) = spool.waiting()
+        peer = place.storage(bob).peer
         with pytest.raises(Denied, match="another user"):
-            place.storage(bob).peer.send_spooled(waiting)
+            peer.spool.send(waiting, peer.logs, writer=peer.uuid)
         kept.unlink()
 
 

@@ -180,7 +180,8 @@ def test_a_worker_that_is_made_a_viewer_under_its_trial_keeps_the_result_with_al
     assert kept.trials == [2]
 
     access.grant(ann, "s", "bob", "worker")
-    place.storage(bob).peer.send_spooled(kept)
+    peer = place.storage(bob).peer
+    peer.spool.send(kept, peer.logs, writer=peer.uuid)
     path.unlink()
     told = optuna.load_study(study_name="s", storage=place.storage(ann)).trials[2]
     assert (told.value, told.intermediate_values, list(told.params)) == (0.25, {1: 0.5}, ["x"])

@@ -168,7 +168,7 @@ def test_a_token_that_ends_under_a_running_trial_ends_no_training_and_loses_no_r
     ((path, kept),) = spool.waiting()
     assert kept.trials == [0]
     again = place.storage(place.person("ann"))
-    again.peer.send_spooled(kept)
+    again.peer.spool.send(kept, again.peer.logs, writer=again.peer.uuid)
     path.unlink()
     (told,) = optuna.load_study(study_name="s", storage=again).trials
     assert (told.value, told.intermediate_values) == (0.25, {1: 0.5})
