@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import struct
 import subprocess
@@ -14,8 +15,10 @@ from typing import Any
 import pytest
 
 import hopaas_p2p
+from hopaas_p2p.runtime.atomic import replace_atomically
 from hopaas_p2p.study import Study
 from hopaas_p2p.trackers import Export, TrackerUnreachable, WandB, export_to
+from hopaas_p2p.trackers import wandb as wandb_tracker
 from tests.support.mlflow_fixtures import needed, three_trials
 from tests.support.processes import campaign, cli, environment, until
 
@@ -192,15 +195,14 @@ def test_an_export_that_ends_before_its_ledger_is_written_leaves_no_duplicate(
     study: Study, offline: WandB, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: int
 ) -> None:
     writes: list[int] = []
-    real = offline._write_ledger
 
-    def write() -> None:
+    def replace(path: Path) -> contextlib.AbstractContextManager[Path]:
         writes.append(1)
         if len(writes) == place + 1:
             raise OSError(28, "No space left on device")
-        real()
+        return replace_atomically(path)
 
-    monkeypatch.setattr(offline, "_write_ledger", write)
+    monkeypatch.setattr(wandb_tracker, "replace_atomically", replace)
     with pytest.raises(TrackerUnreachable, match="No space left"):
         export_to(study, offline)
 
