@@ -237,8 +237,7 @@ class explained:  # noqa: N801  # as `waits_for`
     def __init__(self, what: str, cure: str = "", *, kind: type[HopaasError] = ConfigurationError) -> None:
         self._what, self._cure, self._kind = what, cure, kind
 
-    def __enter__(self) -> None:
-        return None
+    def __enter__(self) -> None: ...
 
     def __exit__(self, _kind: object, error: BaseException | None, _where: object) -> None:
         if isinstance(error, OSError | UnicodeDecodeError):  # whose message would show a part of the text

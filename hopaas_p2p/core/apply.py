@@ -368,8 +368,7 @@ def _continue(state: State, trial: Trial, paused: Trial, commit: Commit) -> Verd
     _inherit(trial, paused, without=without)
     trial.continues = paused.number
     trial.system[CONTINUES] = str(paused.number)
-    if sources:
-        assert policy is not None
+    if policy is not None and sources:
         assert state.define is not None
         seed = f"{state.define.name}\0{trial.number}"
         source = state.trials[sources[int(fraction(seed, "", "source") * len(sources))]]

@@ -246,7 +246,8 @@ class RankedTrial:
 
         """
         if not self._looked:
-            self._looked, found = True, self.ranks.call(self._read_checkpoint)
+            found = self.ranks.call(lambda: (at := self._first.resume) and (at[0], at[1].read_bytes()))
+            self._looked = True
             if found is not None:
                 step, data = found
                 folder = tempfile.TemporaryDirectory(prefix="hopaas-resume-")
@@ -254,10 +255,6 @@ class RankedTrial:
                 self._resume = step, Path(folder.name, "checkpoint")
                 self._resume[1].write_bytes(self._part(data))
         return self._resume
-
-    def _read_checkpoint(self) -> tuple[int, bytes] | None:
-        found = self._first.resume
-        return None if found is None else (found[0], found[1].read_bytes())
 
     def _part(self, data: bytes) -> bytes:
         if not data.startswith(_PARTS):

@@ -221,37 +221,22 @@ def test_whatever_a_tracker_raises_training_goes_on(
     )
 
 
-def test_one_that_cannot_reach_its_tracker_lets_another_try(peers: Callable[[], Study], notebook: Notebook) -> None:
-    def away() -> None:
-        raise TrackerUnreachable("no route from here")
+@pytest.mark.parametrize("error", [TrackerUnreachable("no route from here"), ConfigurationError("no login")])
+def test_one_that_cannot_use_its_tracker_lets_another_export(
+    peers: Callable[[], Study], notebook: Notebook, error: Exception
+) -> None:
+    def fail() -> None:
+        raise error
 
     cut_off, near = peers(), peers()
     nowhere = Notebook()
-    nowhere.trouble = away
+    nowhere.trouble = fail
     first = BackgroundExports(cut_off, [Pen(nowhere)], every=0.02)
     until(lambda: "hopaas:exporter:" in "".join(cut_off.state.system))
     second = BackgroundExports(near, [Pen(notebook, "near")], every=0.02)
     cut_off.tell(cut_off.ask(), 1.0)
 
     until(lambda: notebook.states == {0: "COMPLETE"}, 60)
-
-    first.close()
-    second.close()
-
-
-def test_one_whose_settings_are_wrong_lets_another_export(peers: Callable[[], Study], notebook: Notebook) -> None:
-    def unknown() -> None:
-        raise ConfigurationError("no login")
-
-    wrong, right = peers(), peers()
-    nowhere = Notebook()
-    nowhere.trouble = unknown
-    first = BackgroundExports(wrong, [Pen(nowhere)], every=0.02)
-    until(lambda: "hopaas:exporter:" in "".join(wrong.state.system))
-    second = BackgroundExports(right, [Pen(notebook, "right")], every=0.02)
-    wrong.tell(wrong.ask(), 1.0)
-
-    until(lambda: notebook.states == {0: "COMPLETE"}, 20)
 
     first.close()
     second.close()
