@@ -38,13 +38,14 @@ from hopaas_p2p.core.codec import Garbage
 from hopaas_p2p.core.configurations import Configurations
 from hopaas_p2p.core.fidelity import Population, Rungs, decode_fidelity
 from hopaas_p2p.core.inherited import LAST_STEP, branch, cut, grown, if_few, inherited, last_step, linked, merged
-from hopaas_p2p.core.ledger import BOOKED, UNLIMITED, Ledger, possible_limits
+from hopaas_p2p.core.ledger import BOOKED, UNLIMITED, Ledger, OpenLease, announced, epochs, possible_limits
 from hopaas_p2p.core.lineage import resumed_step
 from hopaas_p2p.core.perturbation import fraction, perturbed
 from hopaas_p2p.core.populations import Members
 from hopaas_p2p.core.records import (
     FROM_START,
     UNSTAMPED,
+    Categorical,
     Commit,
     Distribution,
     Opaque,
@@ -106,6 +107,7 @@ OWNERS_ONLY: Final = frozenset({StudyControl, PeerDrain, TrialStop, TrialTakeOve
 """Records that a commit stamped *worker* may not contain, except a stop where the policy has a progress timeout."""
 
 _ACCEPTED: Final = Verdict(True)
+_UNKNOWN: Final[dict[str, str]] = {}  # a peer that has not introduced itself
 _TAKES_A_PLACE: Final = (COMPLETE, PRUNED)
 _LATE_LEASES: Final = 4
 """Leases of a trial, besides its last, that may produce a late result: each such result copies all that the trial had.
@@ -340,7 +342,10 @@ def _start(state: State, trial: Trial, commit: Commit, at: int, by: type | None 
     _enter(state, trial, RUNNING, by)
     trial.owner, trial.start, trial.resumed = commit.owner, at, None
     trial.epoch += 1
-    state.ledger.began(trial.number, state.peers.get(commit.owner, {}), commit.at, trial.reports)
+    said = state.peers.get(commit.owner, _UNKNOWN).get
+    peer = announced(said("site"), said("on_behalf_of") or said("user"), said("gpus"), said("cores"), said("watts"))
+    done, from_zero = epochs(trial.reports) if trial.reports else (0, False)
+    state.ledger.open[trial.number] = OpenLease(*peer, commit.at, commit.at, done, done, from_zero)
     return Verdict(True, trial.number)
 
 
@@ -609,7 +614,11 @@ def _own_distributions(state: State, record: TrialSet | TrialCreate) -> dict[str
         return None
     if (record.user or record.system) and not _can_be_read(state, record):
         return None
-    return widened_distributions(record.params, record.dists, state.dists) if record.params else {}
+    for name, value in record.params.items():
+        own = record.dists.get(name) or state.dists.get(name)
+        if own is None or own.__class__ is Categorical or not own.low <= value <= own.high:  # type: ignore[union-attr]
+            return widened_distributions(record.params, record.dists, state.dists)
+    return {}  # almost always
 
 
 def _can_be_read(state: State, record: StudySet | TrialSet | TrialCreate) -> bool:

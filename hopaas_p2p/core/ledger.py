@@ -152,7 +152,7 @@ class Ledger(msgspec.Struct, array_like=True):
     """Whether large values are good."""
     accounts: dict[str, Account] = {}
     open: dict[int, OpenLease] = {}
-    """The leases of running trials, by trial."""
+    """The leases of running trials, by trial; `apply` adds one when a trial starts."""
     given_back: dict[Natural, list[OpenLease]] = {}
     """The earlier leases of unfinished trials."""
     lost: Annotated[dict[Natural, OpenLease], msgspec.Meta(max_length=_LOST_KEPT)] = {}
@@ -182,14 +182,6 @@ class Ledger(msgspec.Struct, array_like=True):
 
     # --- leases ---
 
-    def began(self, number: int, info: Mapping[str, str], at: int, reports: Mapping[int, float]) -> None:
-        """A trial started at a peer with this introduction; it inherits these reports."""
-        top, from_zero = _epochs(reports) if reports else (0, False)
-        get = info.get
-        user = get("on_behalf_of") or get("user")
-        peer = _peer(get("site"), user, get("gpus"), get("cores"), get("watts"))
-        self.open[number] = OpenLease(*peer, at, at, top, top, from_zero)
-
     def heard(self, number: int, at: int, used: Used | None, reports: Mapping[int, float]) -> None:
         """The owner wrote a record about its trial."""
         lease = self.open.get(number)
@@ -208,7 +200,7 @@ class Ledger(msgspec.Struct, array_like=True):
         """The owner resumed from these reports only, not from all that the trial had."""
         lease = self.open.get(number)
         if lease is not None:
-            lease.top, lease.from_zero = _epochs(reports)
+            lease.top, lease.from_zero = epochs(reports)
             lease.base = min(lease.base, lease.top)
 
     def ended(self, number: int, outcome: Outcome, at: int | None = None, used: Used | None = None) -> None:
@@ -251,7 +243,7 @@ class Ledger(msgspec.Struct, array_like=True):
             return
         lease.heard = max(lease.heard, at)
         lease.used = used if used is not None and _possible(used) else None
-        lease.top = max(lease.top, _epochs(reports)[0])
+        lease.top = max(lease.top, epochs(reports)[0])
         self._count(lease, "complete")
 
     def _count(self, lease: OpenLease, outcome: Outcome) -> None:
@@ -401,7 +393,7 @@ def possible_ledger(ledger: Ledger, directions: int, running: Collection[int], t
     )
 
 
-def _epochs(reports: Mapping[int, float]) -> tuple[int, bool]:
+def epochs(reports: Mapping[int, float]) -> tuple[int, bool]:
     """How many epochs were trained when these steps have been reported, and whether they begin with 0."""
     last = last_step(reports)
     if last is None:
@@ -411,7 +403,7 @@ def _epochs(reports: Mapping[int, float]) -> tuple[int, bool]:
 
 
 @functools.lru_cache(4096)
-def _peer(
+def announced(
     site: str | None, user: str | None, gpus: str | None, cores: str | None, watts: str | None
 ) -> tuple[str, str, int, int, int]:
     """What an open lease records about its peer: the first fields of `OpenLease`."""

@@ -163,8 +163,6 @@ def widened_distributions(
     found: dict[str, Distribution] = {}
     for name, value in params.items():
         distribution = given.get(name) or known.get(name)
-        if distribution.__class__ is Float and distribution.low <= value <= distribution.high:
-            continue
         if distribution is None:
             return None
         if distribution.__class__ is Categorical:

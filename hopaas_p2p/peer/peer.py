@@ -18,13 +18,14 @@ import time
 import weakref
 from collections import deque
 from collections.abc import Callable, Iterator
-from queue import Empty, SimpleQueue
 from typing import Any, Final, TypeVar
+
+import msgspec
 
 from hopaas_p2p.core.blocks import close_settled
 from hopaas_p2p.core.catalog import Catalog
 from hopaas_p2p.core.leases import BEATS_PER_TTL, MARGIN, beat_value
-from hopaas_p2p.core.records import PeerJoin, Record, TrialCreate
+from hopaas_p2p.core.records import PeerJoin, Record, TrialCreate, Used
 from hopaas_p2p.core.state import State, Verdict
 from hopaas_p2p.core.validity import readable
 from hopaas_p2p.errors import (
@@ -40,8 +41,8 @@ from hopaas_p2p.errors import (
 )
 from hopaas_p2p.net.backoff import Backoff
 from hopaas_p2p.peer import handover
+from hopaas_p2p.peer.caller import FIRST_PAUSE, LONGEST_PAUSE, Caller
 from hopaas_p2p.peer.jobs import Jobs
-from hopaas_p2p.peer.meter import Meter
 from hopaas_p2p.peer.outbox import PendingCommit
 from hopaas_p2p.peer.session import CATALOG, IDLE, STUDY, LogClient, LogSession, ReplicatedMachine, S, translated
 from hopaas_p2p.peer.spool import SpoolSender
@@ -49,11 +50,6 @@ from hopaas_p2p.runtime import process, provenance
 from hopaas_p2p.stores.base import Beat, Log, Store
 
 _log: Final = logging.getLogger("hopaas_p2p")
-_FIRST_PAUSE: Final = 0.05
-_LONGEST_PAUSE: Final = 5.0
-_WARN_AFTER: Final = 3.0  # seconds that a caller has waited for a silent store
-_WARN_EVERY: Final = 60.0
-_LOOK: Final = 1.0  # seconds between two checks by a caller in a hurry whether the store has fallen silent
 _SHUTDOWN_TIMEOUT: Final = 5.0  # seconds that a program about to end waits for a silent store
 _LONGEST_SILENCE: Final = 30.0  # seconds between background attempts while the store is away
 _UNTIL_JOINED: Final = 0.1  # seconds between checks of the ttl of a study that is being joined
@@ -68,6 +64,11 @@ _COLLECTED: Final = 0.05  # seconds to wait for more after the first news
 _SUSPENDED: Final = 60.0  # seconds after which an unreadable study is tried again
 _KEPT: Final = ("linger", "patience", "store_wait", "clock", "now_us", "peer_ttl", "describe", "energy")
 """Arguments that the peer of a forked child takes over."""
+
+_AGAIN: Final = 0.5
+"""Seconds for which a reading is reused: NVML takes a millisecond per GPU."""
+_DRIFT: Final = 1.0
+"""Seconds, and percent, by which an externally set clock may be off before the owner reports its own measurement."""
 
 T = TypeVar("T")
 
@@ -164,7 +165,7 @@ class Peer:
         """Whether it writes only on behalf of others, as for a ticket: it neither introduces itself nor beats."""
         self._lock = threading.Lock()
         self._beats, self._beaten_at, self._next_beat = 0, -1e9, 0.0
-        self._backoff = Backoff(_FIRST_PAUSE, _LONGEST_SILENCE, jitter=(0.5, 1.0), uniform=self.jitter.uniform)
+        self._backoff = Backoff(FIRST_PAUSE, _LONGEST_SILENCE, jitter=(0.5, 1.0), uniform=self.jitter.uniform)
         self._said_farewell = False
         self._author = ""
         """The user as which the store sees this process write, once it has written."""
@@ -666,7 +667,7 @@ class Peer:
         if left > 0.0:
             return left
         self.spool.keep_ends(self.logs)
-        return _LONGEST_PAUSE
+        return LONGEST_PAUSE
 
     def _write_snapshots(self) -> float:
         """Write the snapshots that are due: a large one takes seconds, and no beat waits for it."""
@@ -968,69 +969,75 @@ def introduction(about: dict[str, str]) -> PeerJoin:
     return PeerJoin({key: readable(text) for key, text in about.items()})
 
 
-class Caller:
-    """A caller that waits for a thread: until `pending` is decided or, without it, until the thread has an answer.
+class _Running(msgspec.Struct, eq=False):
+    began: float
+    ahead: float
+    """Seconds by which the clock for commits' times was ahead of the other one."""
+    seconds: float
+    joules: float
+    """What a lease had used that ran since the meter was made; all of these as the lease began."""
+    shared: bool = False
+
+
+class Meter:
+    """Divides this process's time and energy among the trials that it runs. Methods may be called from any thread.
 
     Args:
-        peer: the peer whose threads do the work.
-        within: seconds for which it continues after an attempt has failed.
-        began: when it began, by the peer's clock.
-        pending: the records on which the log must decide.
-        brief: whether, in a hurry, it gives up if this call is not answered; otherwise, if no exchange is answered.
+        clock: monotonic seconds.
+        now_us: the clock for commits' times.
+        energy: returns the joules of this process's devices; None if they cannot be read.
 
     """
 
-    __slots__ = ("_began", "_brief", "_peer", "_said", "_warned", "_within", "backoff", "pending")
-
     def __init__(
-        self, peer: Peer, within: float, began: float, pending: PendingCommit | None = None, *, brief: bool = False
+        self, *, clock: Callable[[], float], now_us: Callable[[], int], energy: Callable[[], float] | None
     ) -> None:
-        self._peer, self._within, self._began, self.pending, self._brief = peer, within, began, pending, brief
-        self._warned = -math.inf
-        self.backoff = Backoff(_FIRST_PAUSE, _LONGEST_PAUSE, uniform=peer.jitter.uniform)
-        """Pauses between attempts made for this caller."""
-        self._said: SimpleQueue[tuple[bool, BaseException | None]] = SimpleQueue()
+        self._clock, self._now_us, self._energy = clock, now_us, energy
+        self._lock = threading.Lock()
+        self._running: dict[object, _Running] = {}
+        self._at = clock()
+        self._read, self._read_at = 0.0 if energy is None else energy(), self._at
+        self._seconds = self._joules = 0.0
+        """What a lease would have used that ran since this was made."""
 
-    def tell(self, error: BaseException | None = None, *, done: bool = True) -> None:
-        """The work is done, or an attempt failed; or else, let it check whether to keep waiting. Called by the thread,
-        or from a signal handler.
+    def begin(self, lease: object) -> None:
+        """This lease began."""
+        with self._lock:
+            if self._running or self._energy is not None:
+                now = self._divide(fresh=True)
+            else:  # there is nobody to charge the time until now
+                now = self._at = self._clock()
+            self._running[lease] = _Running(now, self._now_us() / 1e6 - now, self._seconds, self._joules)
+            if len(self._running) > 1:
+                for one in self._running.values():
+                    one.shared = True
+
+    def used(self, lease: object, *, at_end: bool = False) -> Used | None:
+        """What the lease has used; None if readers of the log can compute it: one trial at a time, no energy.
+
+        `at_end` ends the lease, and reads the devices even if they were read a moment ago.
         """
-        self._said.put((done, error))
+        with self._lock:
+            one = self._running.get(lease)
+            if one is None:
+                return None
+            alone = self._energy is None and not one.shared  # as nearly always
+            now = self._clock() if alone else self._divide(fresh=at_end)
+            if at_end:
+                del self._running[lease]
+            seconds = now - one.began if alone else self._seconds - one.seconds
+            drift = abs(self._now_us() / 1e6 - now - one.ahead)
+            if alone and drift <= _DRIFT + _DRIFT / 100 * seconds:
+                return None
+            joules = None if self._energy is None else round((self._joules - one.joules) * 1e3)
+            return Used(round(seconds * 1e6), joules)
 
-    def wait(self) -> None:
-        """Return when the work is done; raise its error, or that of the last attempt when the time is up."""
-        peer, error = self._peer, None
-        peer.callers.add(self)
-        try:
-            while True:
-                done, failed = False, None
-                with contextlib.suppress(Empty):
-                    done, failed = self._said.get(timeout=_LOOK if peer.hurried else _WARN_AFTER)
-                if done and failed is None:
-                    return
-                if isinstance(failed, StoreUnreachable):
-                    error = failed
-                elif failed is not None:
-                    raise failed.raised_here() if isinstance(failed, HopaasError) else failed
-                self._check(error)
-        finally:
-            peer.callers.discard(self)
-
-    def sleep_after(self, error: StoreUnreachable) -> None:
-        """Pause before another attempt in this thread; raises the error when the time is up."""
-        self._check(error)
-        time.sleep(self.backoff.pause())
-
-    def _check(self, error: StoreUnreachable | None) -> None:
-        """Raise if the time is up; warn from time to time."""
-        peer, began = self._peer, self._began
-        waited = peer.clock() - began
-        over = error is not None and (waited >= self._within or peer.closed or peer.has_given_up(silent_since=began))
-        silent_since = min(peer.silent_since, began if self._brief else math.inf)
-        if over or peer.has_given_up(silent_since=silent_since) or (peer.closed and not peer.jobs.allowed):
-            raise (error or StoreUnreachable("the store does not answer.")).raised_here()
-        if error is not None and waited >= _WARN_AFTER and waited - self._warned >= _WARN_EVERY:
-            self._warned = waited
-            limit = "until it answers; Ctrl-C stops waiting, and nothing is lost"
-            limit = f"for {self._within:.0f} s in all" if self._within < math.inf else limit
-            _log.warning("still trying, %s: %s", limit, error)
+    def _divide(self, *, fresh: bool) -> float:
+        """Divide what was used since the last call equally among the leases; return the time."""
+        now, leases = self._clock(), len(self._running) or 1
+        self._seconds += (now - self._at) / leases
+        self._at = now
+        if self._energy is not None and (fresh or now - self._read_at >= _AGAIN):
+            before, self._read, self._read_at = self._read, self._energy(), now
+            self._joules += max(0.0, self._read - before) / leases
+        return now

@@ -601,7 +601,7 @@ class LogClient(Generic[S]):
         lock: held around calls of the session, and to read more than one field of its state. Never around I/O.
         turn: held for the length of an exchange.
         exchanging_since: when the exchange that the store has not answered yet began; infinite if there is none.
-        waiting: the `peer.peer.Caller`s that wait for the next exchanges. Changed under the lock.
+        waiting: the `peer.caller.Caller`s that wait for the next exchanges. Changed under the lock.
         look_again_at: the time before which there is nothing to do unless a caller waits, or the job is woken for
             something else.
         job: makes exchanges, for callers and when one is due; see `peer.jobs`. Set by the peer.

@@ -61,7 +61,7 @@ from hopaas_p2p.peer.peer import Peer, introduction
 from hopaas_p2p.peer.session import LogClient
 from hopaas_p2p.storage.frozen import NOT_BEGUN, FrozenTrialCache, OwnedTrial
 from hopaas_p2p.storage.options import StorageOptions
-from hopaas_p2p.storage.optuna_internals import copy_of, end_frozen
+from hopaas_p2p.storage.optuna_internals import copy_of, end_frozen, running
 from hopaas_p2p.storage.refusals import NO_WORK, no_work, owner_only, why_refused
 from hopaas_p2p.translate import checked_parameter, external, to_json, to_record
 
@@ -72,6 +72,12 @@ _SOON: Final = 0.05
 _RECENT: Final = 1.0
 """Seconds. With 64 peers on S3, 10 s made a search need a seventh more trials; tests/benchmarks/search_stores.py."""
 _log: Final = logging.getLogger("hopaas_p2p")
+
+
+def is_new(trial: LoggedTrial, record: Record) -> bool:
+    """Whether this trial, which has just started, is the one that the record describes, and not one that came first."""
+    said = (1, 1, None, record.params, record.user, record.system) if isinstance(record, TrialCreate) else ()
+    return (trial.epoch, trial.attempt, trial.continues, trial.params, trial.user, trial.system) == said
 
 
 class AskedTrial(weakref.ref[Any]):
@@ -236,8 +242,12 @@ class StudyHandle:
             with contextlib.suppress(StoreUnreachable, Denied):  # then the sampler makes do with what is known
                 peer.pull(self.log)
 
-    def begin(self, record: TrialCreate | TrialClaim, *, within: float = math.inf) -> FrozenTrial | None:
+    def begin(
+        self, record: TrialCreate | TrialClaim, *, drawn: FrozenTrial | None = None, within: float = math.inf
+    ) -> FrozenTrial | None:
         """Start the trial that this record asks for, in one exchange without a race; return it.
+
+        `drawn` is the trial for which a sampler has chosen the record's parameters; they need not be translated again.
 
         None if another peer has started the trial that it claims. A trial that was reclaimed before this process
         learned that it had started, for instance because the store was long away, no longer has an owner: another one
@@ -263,7 +273,8 @@ class StudyHandle:
                 with log.lock:
                     trial = log.session.state.trials[number]
                     if trial.end is None:
-                        owned = self._own(trial, begun=True)
+                        is_drawn = drawn is not None and is_new(trial, record)
+                        owned = self._own(trial, begun=True, drawn=drawn if is_drawn else None)
                         peer.meter.begin((self.uuid, number, trial.epoch))
                         return copy_of(owned.frozen)
             except BaseException:
@@ -296,15 +307,20 @@ class StudyHandle:
                 return False
         return self.begin(TrialClaim(number)) is not None
 
-    def _own(self, trial: LoggedTrial, *, begun: bool) -> OwnedTrial:
+    def _own(self, trial: LoggedTrial, *, begun: bool, drawn: FrozenTrial | None = None) -> OwnedTrial:
         """Add a running trial that this process may act for to the view, for writing. Call under the lock.
 
-        If its lease has just begun, what the log has for it may come from an earlier attempt.
+        If its lease has just begun, what the log has for it may come from an earlier attempt. `drawn` has its
+        parameters, if a sampler chose them here.
         """
         peer, view, number = self.peer, self.view, trial.number
         inherits = begun and bool(trial.reports or trial.metrics) and self.inherits(number)
         assert trial.owner is not None
-        frozen, lease = view.build(trial, self.log.session.state), Lease(trial.owner, trial.epoch)
+        lease = Lease(trial.owner, trial.epoch)
+        if trial.reports or trial.user or trial.system or trial.dists or (trial.params and drawn is None):
+            frozen = view.build(trial, self.log.session.state)
+        else:  # almost always
+            frozen = running(self.first_id + number, number, trial.start, drawn)
         inherited: dict[int, float] = {}
         if inherits:
             inherited, frozen.intermediate_values = frozen.intermediate_values, {}

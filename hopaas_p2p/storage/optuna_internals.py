@@ -45,6 +45,7 @@ __all__ = [
     "new_study",
     "pickle_prefixes",
     "progress_bar",
+    "running",
     "sample",
     "set_cached_trial",
     "suggest_fixed",
@@ -129,6 +130,12 @@ def new_frozen(
     frozen._distributions = distributions
     frozen._trial_id = trial_id
     return frozen
+
+
+def running(trial_id: int, number: int, start: int | None, drawn: FrozenTrial | None = None) -> StoredTrial:
+    """A running trial that has nothing but the parameters of a trial `drawn` for it, which it takes over."""
+    params, distributions = ({}, {}) if drawn is None else (drawn._params, drawn._distributions)
+    return new_frozen(trial_id, number, TrialState.RUNNING, None, start, None, params, distributions, {}, {}, {})
 
 
 def to_datetime(microseconds: int | None) -> datetime.datetime | None:
@@ -235,6 +242,7 @@ def sample(trial: optuna.trial.Trial, space: Mapping[str, BaseDistribution]) -> 
 
 def become(trial: optuna.trial.Trial, frozen: FrozenTrial) -> None:
     """Turn this Trial, which was sampled for a proposal, into the storage's trial that the proposal became."""
+    trial.storage = trial.study._storage
     trial._trial_id = frozen._trial_id
     trial._cached_frozen_trial = frozen
 

@@ -11,12 +11,12 @@ import json
 import logging
 import threading
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 import optuna
 from optuna.distributions import BaseDistribution
 from optuna.samplers import BaseSampler
-from optuna.trial import FrozenTrial, TrialState
+from optuna.trial import FrozenTrial
 
 from hopaas_p2p.core.admission import NEW, Done
 from hopaas_p2p.core.attributes import REPLICATE, REUSED
@@ -28,13 +28,11 @@ from hopaas_p2p.errors import NoWork
 from hopaas_p2p.search.optuna_internals import GRID, fixed_names, grid_points
 from hopaas_p2p.search.repeats import Tried
 from hopaas_p2p.storage import Storage
-from hopaas_p2p.storage.optuna_internals import become, begin, cached_trial, fixed_params, new_frozen, sample
+from hopaas_p2p.storage.handle import StudyHandle, is_new
+from hopaas_p2p.storage.optuna_internals import become, begin, cached_trial, fixed_params, running, sample
 from hopaas_p2p.study.method import Searcher
 from hopaas_p2p.study.trial import Trial
 from hopaas_p2p.translate import external, to_record
-
-if TYPE_CHECKING:
-    from hopaas_p2p.storage.handle import StudyHandle
 
 _log: Final = logging.getLogger("hopaas_p2p")
 _ids: Final = itertools.count(-1, -1)
@@ -152,14 +150,17 @@ class Proposer:
         now = self._handle.peer.now_us()
         dists = self._dists and {name: one for name, one in self._dists.items() if state.dists.get(name) != one}
         record = TrialCreate(prefer_waiting=True, params={}, dists=dists, replicates=self._searcher.replicates)
-        frozen = new_frozen(trial_id, state.trials.size, TrialState.RUNNING, None, now, None, {}, {}, {}, {}, {})
+        frozen = running(trial_id, state.trials.size, now)
         suggestions[trial_id] = frozen, record
         try:
             trial = begin(Trial, self._study, frozen)
-            trial.record = record
+            trial.record, trial.storage = record, _Draw(frozen, record)  # type: ignore[assignment]
             sample(trial, self._space)
         finally:
             del suggestions[trial_id]
+        params = frozen.params
+        for name, value in record.params.items():
+            params[name] = self._space[name].to_external_repr(value)  # a sampler may choose a number of numpy's
         return trial
 
     def _drawn_again(self, first: Trial) -> Trial:
@@ -192,13 +193,7 @@ class Proposer:
         the background.
         """
         handle, changed, drawn, number = self._handle, self._cursor.changed, suggested.record.params, frozen.number
-        logged = handle.log.session.state.trials[number]
-        if (
-            (logged.epoch, logged.attempt, logged.continues) != (1, 1, None)
-            or logged.params != drawn
-            or "fixed_params" in logged.system
-            or REPLICATE in logged.system
-        ):
+        if not is_new(handle.log.session.state.trials[number], suggested.record):
             self.drop(suggested)
             return False
         become(suggested, frozen)
@@ -334,6 +329,19 @@ class Proposer:
         )
         self._handle.bring(record)
         return True
+
+
+class _Draw:
+    """In place of a storage, for a trial that a sampler is choosing: what it sets goes into the record."""
+
+    def __init__(self, frozen: FrozenTrial, record: TrialCreate) -> None:
+        self._frozen, self._record = frozen, record
+
+    def set_trial_param(self, _trial_id: int, name: str, value: float, _distribution: BaseDistribution) -> None:
+        self._record.params[name] = float(value)
+
+    def get_trial_system_attrs(self, _trial_id: int) -> dict[str, Any]:
+        return self._frozen.system_attrs
 
 
 def draws_early(sampler: BaseSampler, pruner: optuna.pruners.BasePruner) -> bool:

@@ -603,7 +603,8 @@ class Study(optuna.Study):
                 if found is NEW and proposer is not None:
                     proposed = proposer.propose(within)
                 record = None if proposed is None else proposed.record
-                frozen = handle.begin(record or TrialCreate(prefer_waiting=True), within=within)
+                drawn = None if proposed is None else cached_trial(proposed)
+                frozen = handle.begin(record or TrialCreate(prefer_waiting=True), drawn=drawn, within=within)
                 assert frozen is not None
                 if proposer is not None and proposed is not None and proposer.begin(proposed, frozen):
                     trial: Trial | None = proposed

@@ -20,7 +20,7 @@ from hopaas_p2p.core import codec, snapshot
 from hopaas_p2p.core.apply import apply
 from hopaas_p2p.core.records import Commit, StudyRegistered
 from hopaas_p2p.core.state import State
-from hopaas_p2p.peer.peer import Caller
+from hopaas_p2p.peer.caller import Caller
 from hopaas_p2p.stores.base import Outgoing
 from hopaas_p2p.stores.postgres.store import PostgresStore
 from tests.benchmarks import bench_core, postgres_crowd

@@ -12,7 +12,7 @@ from typing import Any, Final, NamedTuple
 import optuna
 
 import hopaas_p2p
-from hopaas_p2p.peer.peer import Caller
+from hopaas_p2p.peer.caller import Caller
 from hopaas_p2p.stores.base import Outgoing
 from hopaas_p2p.stores.postgres.store import PostgresStore
 from tests.benchmarks import bench_core

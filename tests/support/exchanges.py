@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from hopaas_p2p.peer.peer import Caller
+from hopaas_p2p.peer.caller import Caller
 from hopaas_p2p.stores.base import Beat, ExchangeResult, Outgoing
 from hopaas_p2p.study import Study
 

@@ -10,7 +10,7 @@ from hopaas_p2p.analysis.spending import budget_lines, spending
 from hopaas_p2p.core import codec, snapshot
 from hopaas_p2p.core.admission import finished, next_start
 from hopaas_p2p.core.apply import apply
-from hopaas_p2p.core.ledger import HOUR, LONGEST_LEASE, Cost, Ledger
+from hopaas_p2p.core.ledger import HOUR, LONGEST_LEASE, Cost, Ledger, OpenLease
 from hopaas_p2p.core.records import (
     FROM_START,
     Budget,
@@ -440,7 +440,7 @@ def test_limits_that_come_later_count_what_was_spent_before() -> None:
 def test_what_a_thousand_sites_spend_is_kept_and_more_is_booked_together(peer: Callable[[int], dict[str, str]]) -> None:
     ledger = Ledger(Budget())
     for number in range(1200):
-        ledger.began(number, {**peer(number), "cores": "1"}, 0, ())
+        ledger.open[number] = OpenLease(*peer(number).values(), 0, 1000, 0, 0, 0, 0, 0, False)
         ledger.heard(number, HOUR, None, {})
         ledger.ended(number, "complete")
     assert len(ledger.accounts) <= 1002

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from hopaas_p2p.core.records import Used
-from hopaas_p2p.peer.meter import Meter
+from hopaas_p2p.peer.peer import Meter
 from hopaas_p2p.runtime.metering import devices, gpu_energy, shares
 from tests.support.accounting import FakeNvml
 

@@ -17,7 +17,7 @@ from typing import Final
 
 from hopaas_p2p.core import codec
 from hopaas_p2p.errors import BehindRetention, ConfigurationError, StoreCorrupt
-from hopaas_p2p.stores.base import Entry, Outgoing
+from hopaas_p2p.stores.base import Entry
 from hopaas_p2p.stores.directory.files import Directory, NoFolder, reaching
 from hopaas_p2p.stores.directory.packs import LARGEST_PACK, first_of, frame, frames, salvaged
 from hopaas_p2p.stores.objects.contract import Found, lsn_of
@@ -26,12 +26,12 @@ from hopaas_p2p.stores.objects.scheduler import SpreadScheduler
 from hopaas_p2p.stores.objects.store import ObjectBackedStore
 
 _KEPT: Final = 300.0  # seconds for which a folder is kept beside its pack, by the file system's clock
-_REMEMBERED: Final = 8 << 20  # bytes of commits kept in memory for the pack; beyond, they are read again
 
 
 class FolderLog(WriteOnceLog[Directory]):
     """See the module. One thread at a time."""
 
+    names = "commits/{first:020d}/{lsn:020d}"
     asleep = 60.0  # folders are kept for 300 beside their packs
     losses = 4
     looks_if_behind = True
@@ -40,14 +40,6 @@ class FolderLog(WriteOnceLog[Directory]):
         self.rate_limited = store.objects.shared
         super().__init__(store, root, SpreadScheduler() if self.rate_limited else WriteScheduler())
         self.history.every = EVERY if self.rate_limited else 0.0
-        self._writes = False
-        self._recent: dict[int, bytes] = {}
-        """Commits of the current range, for its pack, in a process that writes."""
-        self._size = 0
-        """Their bytes."""
-
-    def key(self, lsn: int) -> str:
-        return f"{self.root}commits/{(lsn - 1) // SPAN * SPAN + 1:020d}/{lsn:020d}"
 
     def pack(self, lsn: int) -> str:
         """The key of the pack that would hold this lsn."""
@@ -133,24 +125,10 @@ class FolderLog(WriteOnceLog[Directory]):
         payload, before, stamp = codec.detach(found.data)
         if payload != mine:
             self.scheduler.saw(payload, found.modified, time.monotonic())
-        if self._writes and lsn % SPAN == 1:
-            self._recent, self._size = {}, 0
-        if self._writes and self._size < _REMEMBERED:
-            self._recent[lsn] = found.data
-            self._size += len(found.data)
+        if self._writes:
+            self._keep(lsn, found.data)
         self.history.follow(lsn, payload, before)
         return Entry(lsn, payload, stamp, before)
-
-    def _stored(self, lsn: int) -> bytes | None:
-        for _ in range(2):  # see the base class
-            found = self.objects.get(self.key(lsn), limit=self.limit, certain=False)
-            if found is not None:
-                return found.data
-            packed = self._packed_from(lsn)
-            if packed:
-                return packed[0]
-            self._check_deleted()
-        return None
 
     def _check_absence(self, lsn: int, deadline: float) -> None:
         """There is neither a folder nor a pack for this lsn: check whether it is unwritten, or the log is gone."""
@@ -172,28 +150,15 @@ class FolderLog(WriteOnceLog[Directory]):
 
     # --- appending ---
 
-    def _create(self, lsn: int, outgoing: Outgoing, before: int | None) -> bytes | None:
-        """An object does not count if this process slept and its range was packed and removed meanwhile."""
-        data, unless = codec.attach(outgoing.payload, before, outgoing.stamp), None
-        if lsn % SPAN == 1:
-            unless = (self.pack(lsn), self._ended)
-            if lsn > 1:  # a power cut must not take the commit before it
-                self.objects.secure(self.key(lsn - 1))
-        try:
-            created = self.objects.put_new(self.key(lsn), data, unless=unless)
-        finally:
-            if self.history.slept() and self.objects.get(self.pack(lsn), limit=0) is not None:
-                self._head = BEHIND
-                raise BehindRetention
-        if not created:
-            return None
-        self._writes = True
-        if lsn % SPAN == 1:
-            self._recent, self._size = {}, 0
-        if self._size < _REMEMBERED:
-            self._recent[lsn] = data
-            self._size += len(data)
-        return data
+    def _open_range(self, lsn: int) -> tuple[str, ...]:
+        if lsn > 1:  # a power cut must not take the commit before it
+            self.objects.secure(self.key(lsn - 1))
+        return (self.pack(lsn), self._ended)
+
+    def _check_after_sleep(self, lsn: int) -> None:
+        if self.objects.get(self.pack(lsn), limit=0) is not None:
+            self._head = BEHIND
+            raise BehindRetention
 
     def _tidy(self, lsn: int) -> None:
         """Pack the range that ends here, remove folders whose packs are some minutes old, and pack forgotten ranges.

@@ -55,6 +55,7 @@ SPAN: Final = SNAPSHOT_EVERY
 """Commits of a range, which a directory's pack holds; the commits after a snapshot begin a new range."""
 TIDY_EVERY: Final = 64  # commits between two checks for removable folders
 _MAX_SNAPSHOT: Final = 1 << 30
+_REMEMBERED: Final = 8 << 20  # bytes of commits kept in memory for a pack; beyond, they are read again
 _PAUSES: Final = (0.05, 1.0)  # seconds
 _SECOND_LOOK: Final = 0.005  # seconds
 EVERY: Final = 1.0  # seconds between checks of the last commit where each may cost a call to a server
@@ -270,6 +271,8 @@ class WriteOnceLog(Log, Generic[Objects]):
 
     """
 
+    names: str
+    """The key of a single commit below the root, with its `lsn` and the `first` one of its range to be filled in."""
     limit: int = LARGEST
     """The most bytes of an object that are read."""
     asleep: float
@@ -295,12 +298,18 @@ class WriteOnceLog(Log, Generic[Objects]):
         self._has_beginning = False
         self._head = BEHIND
         """The lsn up to which this log was read when its end was last seen."""
+        self._writes = False
+        """Whether this process has written here, so that it may have to pack a range."""
+        self._recent: dict[int, bytes] = {}
+        """Objects of the current range, for its pack."""
+        self._size = 0
+        """Their bytes."""
 
-    # --- what directories and buckets do differently ---
-
-    @abstractmethod
     def key(self, lsn: int) -> str:
         """The key of a single commit."""
+        return self.root + self.names.format(first=(lsn - 1) // SPAN * SPAN + 1, lsn=lsn)
+
+    # --- what directories and buckets do differently ---
 
     @abstractmethod
     def _read_on(self, since: int, entries: list[Entry], deadline: float, *, certain: bool) -> bool:
@@ -313,11 +322,18 @@ class WriteOnceLog(Log, Generic[Objects]):
     def _entry(self, lsn: int, found: Found, *, mine: bytes | None = None) -> Entry:
         """An object as a commit. Raises StudyDeleted for a tombstone."""
 
-    @abstractmethod
-    def _create(self, lsn: int, outgoing: Outgoing, before: int | None) -> bytes | None:
-        """Write this commit at this lsn, where the log has this sum, if there is none; return its object.
+    def _packed_from(self, lsn: int) -> list[bytes]:
+        """The commits in the pack of this lsn's range, beginning with it, if there is a pack."""
+        return []
 
-        None if something is there. A second call writes the same bytes. Raises StoreUnreachable.
+    def _open_range(self, lsn: int) -> tuple[str, ...]:
+        """Prepare the first write to a range; return the keys of objects whose presence forbids it."""
+        return ()
+
+    def _check_after_sleep(self, lsn: int) -> None:
+        """Check a write during which this process may have slept: meanwhile, its range may have been removed.
+
+        Raises BehindRetention.
         """
 
     def _tidy(self, lsn: int) -> None:
@@ -428,7 +444,9 @@ class WriteOnceLog(Log, Generic[Objects]):
         for _ in range(2):
             found = self.objects.get(self.key(lsn), limit=self.limit, certain=False)
             if found is not None:
-                return opened(found.data).stored
+                return opened(found.data).stored if found.data.endswith(MAGIC) else found.data
+            if packed := self._packed_from(lsn):
+                return packed[0]
             self._check_deleted()
         return None
 
@@ -557,6 +575,32 @@ class WriteOnceLog(Log, Generic[Objects]):
                 raise unknown or StoreUnreachable(f"{where} is neither free nor present; is the store consistent?")
             backoff = backoff or Backoff(*_PAUSES)
             time.sleep(backoff.pause())
+
+    def _create(self, lsn: int, outgoing: Outgoing, before: int | None) -> bytes | None:
+        """Write this commit at this lsn, where the log has this sum, if there is none; return its object.
+
+        None if something is there. A second call writes the same bytes. Raises StoreUnreachable.
+        """
+        data = codec.attach(outgoing.payload, before, outgoing.stamp)
+        unless = self._open_range(lsn) if lsn % SPAN == 1 else None
+        try:
+            created = self.objects.put_new(self.key(lsn), data, unless=unless)
+        finally:
+            if self.history.slept():
+                self._check_after_sleep(lsn)
+        if not created:
+            return None
+        self._writes = True
+        self._keep(lsn, data)
+        return data
+
+    def _keep(self, lsn: int, data: bytes) -> None:
+        """Keep an object of the current range for its pack."""
+        if lsn % SPAN == 1:
+            self._recent, self._size = {}, 0
+        if self._size < _REMEMBERED:
+            self._recent[lsn] = data
+            self._size += len(data)
 
     def _elsewhere(self, lsn: int, deadline: float) -> Entry | None:
         """The commit of an lsn whose key is free, if it may be somewhere else."""

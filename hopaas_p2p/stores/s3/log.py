@@ -41,6 +41,7 @@ _PAGE: Final = 1000  # keys that one listing shows
 class BucketLog(WriteOnceLog[Bucket]):
     """See the module. One thread at a time."""
 
+    names = "log/{lsn:020d}"
     rate_limited = True
     limit = LARGEST + OVERHEAD
     asleep = 600.0
@@ -55,9 +56,6 @@ class BucketLog(WriteOnceLog[Bucket]):
         self._hole = 0
         """The lsn of the hole about which was last warned."""
         self._confirmation = Confirmation(self)
-
-    def key(self, lsn: int) -> str:
-        return f"{self.root}log/{lsn:020d}"
 
     def confirm(self) -> None:
         while self._confirmation.check(ending=True):

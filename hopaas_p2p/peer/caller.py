@@ -1,0 +1,89 @@
+"""A caller that waits for a thread which talks to the store, for as long as it has to."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import math
+import time
+from queue import Empty, SimpleQueue
+from typing import Any, Final
+
+from hopaas_p2p.errors import HopaasError, StoreUnreachable
+from hopaas_p2p.net.backoff import Backoff
+from hopaas_p2p.peer.outbox import PendingCommit
+
+_log: Final = logging.getLogger("hopaas_p2p")
+FIRST_PAUSE: Final = 0.05
+LONGEST_PAUSE: Final = 5.0
+_WARN_AFTER: Final = 3.0  # seconds that a caller has waited for a silent store
+_WARN_EVERY: Final = 60.0
+_LOOK: Final = 1.0  # seconds between two checks by a caller in a hurry whether the store has fallen silent
+
+
+class Caller:
+    """A caller that waits for a thread: until `pending` is decided or, without it, until the thread has an answer.
+
+    Args:
+        peer: the `peer.peer.Peer` whose threads do the work.
+        within: seconds for which it continues after an attempt has failed.
+        began: when it began, by the peer's clock.
+        pending: the records on which the log must decide.
+        brief: whether, in a hurry, it gives up if this call is not answered; otherwise, if no exchange is answered.
+
+    """
+
+    __slots__ = ("_began", "_brief", "_peer", "_said", "_warned", "_within", "backoff", "pending")
+
+    def __init__(
+        self, peer: Any, within: float, began: float, pending: PendingCommit | None = None, *, brief: bool = False
+    ) -> None:
+        self._peer, self._within, self._began, self.pending, self._brief = peer, within, began, pending, brief
+        self._warned = -math.inf
+        self.backoff = Backoff(FIRST_PAUSE, LONGEST_PAUSE, uniform=peer.jitter.uniform)
+        """Pauses between attempts made for this caller."""
+        self._said: SimpleQueue[tuple[bool, BaseException | None]] = SimpleQueue()
+
+    def tell(self, error: BaseException | None = None, *, done: bool = True) -> None:
+        """The work is done, or an attempt failed; or else, let it check whether to keep waiting. Called by the thread,
+        or from a signal handler.
+        """
+        self._said.put((done, error))
+
+    def wait(self) -> None:
+        """Return when the work is done; raise its error, or that of the last attempt when the time is up."""
+        peer, error = self._peer, None
+        peer.callers.add(self)
+        try:
+            while True:
+                done, failed = False, None
+                with contextlib.suppress(Empty):
+                    done, failed = self._said.get(timeout=_LOOK if peer.hurried else _WARN_AFTER)
+                if done and failed is None:
+                    return
+                if isinstance(failed, StoreUnreachable):
+                    error = failed
+                elif failed is not None:
+                    raise failed.raised_here() if isinstance(failed, HopaasError) else failed
+                self._check(error)
+        finally:
+            peer.callers.discard(self)
+
+    def sleep_after(self, error: StoreUnreachable) -> None:
+        """Pause before another attempt in this thread; raises the error when the time is up."""
+        self._check(error)
+        time.sleep(self.backoff.pause())
+
+    def _check(self, error: StoreUnreachable | None) -> None:
+        """Raise if the time is up; warn from time to time."""
+        peer, began = self._peer, self._began
+        waited = peer.clock() - began
+        over = error is not None and (waited >= self._within or peer.closed or peer.has_given_up(silent_since=began))
+        silent_since = min(peer.silent_since, began if self._brief else math.inf)
+        if over or peer.has_given_up(silent_since=silent_since) or (peer.closed and not peer.jobs.allowed):
+            raise (error or StoreUnreachable("the store does not answer.")).raised_here()
+        if error is not None and waited >= _WARN_AFTER and waited - self._warned >= _WARN_EVERY:
+            self._warned = waited
+            limit = "until it answers; Ctrl-C stops waiting, and nothing is lost"
+            limit = f"for {self._within:.0f} s in all" if self._within < math.inf else limit
+            _log.warning("still trying, %s: %s", limit, error)
