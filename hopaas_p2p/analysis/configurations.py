@@ -85,7 +85,7 @@ def next_in_words(state: State) -> str:
     configurations, found = state.configurations, next_start(state)
     if configurations.policy is None:
         return ""
-    ended = state.limit_reached() or (None if found.why in (None, "budget") else REFUSALS[found.why])
+    ended = state.ledger.reached or (None if found.why in (None, "budget") else REFUSALS[found.why])
     if ended is not None:
         return f"nothing continues now: {ended}"
     if isinstance(found, Start) and found.number in configurations.resumable:

@@ -230,7 +230,7 @@ def resume(session: CliSession) -> None:
     said = f": {word}, {budget_now}."
     if word == "done":
         cure = f"To run more trials, change it: hopaas-p2p study set {shlex.quote(resumed.name)} --budget …"
-        said = f", but its budget is used up: {state.limit_reached() or budget_now}. {cure}"
+        said = f", but its budget is used up: {state.ledger.reached or budget_now}. {cure}"
     session.done({"state": word, "budget": state.budget}, f"Resumed {resumed.name!r}{said}")
 
 

@@ -109,6 +109,7 @@ OWNERS_ONLY: Final = frozenset({StudyControl, PeerDrain, TrialStop, TrialTakeOve
 _ACCEPTED: Final = Verdict(True)
 _UNKNOWN: Final[dict[str, str]] = {}  # a peer that has not introduced itself
 _TAKES_A_PLACE: Final = (COMPLETE, PRUNED)
+_ENDS: Final = TRANSITIONS[RUNNING, TrialFinish].to
 _LATE_LEASES: Final = 4
 """Leases of a trial, besides its last, that may produce a late result: each such result copies all that the trial had.
 """
@@ -250,7 +251,7 @@ def _control(state: State, record: StudyControl, _commit: Commit) -> str | None:
     if record.limits is not None:
         if state.define is None or not possible_limits(record.limits, len(state.define.directions)):
             return "malformed"
-        before = state.limit_reached()
+        before = state.ledger.reached
         state.ledger.limit(record.limits)
         for number in state.running if before is not None else ():
             trial = state.trials[number]  # if it has not seen the request to end, it continues
@@ -429,7 +430,7 @@ def _checkpoint(state: State, trial: Trial, record: TrialCheckpoint, commit: Com
 
 def _finish(state: State, trial: Trial, record: TrialFinish, commit: Commit) -> Verdict | str | None:
     """End a trial as COMPLETE, PRUNED or FAIL. A result that arrives after its lease is kept, see `_keep_late`."""
-    if record.state not in TRANSITIONS[RUNNING, TrialFinish].to or not _can_end(state, record.state, record.values):
+    if record.state not in _ENDS or not _can_end(state, record.state, record.values):
         return "malformed"
     word = _refusal(trial, record, commit, absent="finished")
     if word is None and trial.state is WAITING and record.state in _TAKES_A_PLACE and not state.has_room(trial.number):
@@ -614,10 +615,11 @@ def _own_distributions(state: State, record: TrialSet | TrialCreate) -> dict[str
         return None
     if (record.user or record.system) and not _can_be_read(state, record):
         return None
+    given, known = record.dists, state.dists
     for name, value in record.params.items():
-        own = record.dists.get(name) or state.dists.get(name)
+        own = (given and given.get(name)) or known.get(name)
         if own is None or own.__class__ is Categorical or not own.low <= value <= own.high:  # type: ignore[union-attr]
-            return widened_distributions(record.params, record.dists, state.dists)
+            return widened_distributions(record.params, given, known)
     return {}  # almost always
 
 

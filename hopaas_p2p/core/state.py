@@ -564,10 +564,6 @@ class State(LogState):
             return True
         return trial is not None and self.configurations.is_counted(trial)
 
-    def limit_reached(self) -> str | None:
-        """Which limit besides `budget` has ended the study, in words; None while none has."""
-        return self.ledger.reached
-
     def is_draining(self, peer: str) -> bool:
         """Whether this peer was asked to take no more trials: by name, by site, or with all workers of a call."""
         about = self.peers.get(peer, {})

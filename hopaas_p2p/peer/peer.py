@@ -976,7 +976,6 @@ class _Running(msgspec.Struct, eq=False):
     seconds: float
     joules: float
     """What a lease had used that ran since the meter was made; all of these as the lease began."""
-    shared: bool = False
 
 
 class Meter:
@@ -996,6 +995,8 @@ class Meter:
         self._lock = threading.Lock()
         self._running: dict[object, _Running] = {}
         self._at = clock()
+        self._shared_at = -math.inf
+        """When a lease last began while another was running."""
         self._read, self._read_at = 0.0 if energy is None else energy(), self._at
         self._seconds = self._joules = 0.0
         """What a lease would have used that ran since this was made."""
@@ -1007,10 +1008,9 @@ class Meter:
                 now = self._divide(fresh=True)
             else:  # there is nobody to charge the time until now
                 now = self._at = self._clock()
+            if self._running:
+                self._shared_at = now
             self._running[lease] = _Running(now, self._now_us() / 1e6 - now, self._seconds, self._joules)
-            if len(self._running) > 1:
-                for one in self._running.values():
-                    one.shared = True
 
     def used(self, lease: object, *, at_end: bool = False) -> Used | None:
         """What the lease has used; None if readers of the log can compute it: one trial at a time, no energy.
@@ -1021,7 +1021,7 @@ class Meter:
             one = self._running.get(lease)
             if one is None:
                 return None
-            alone = self._energy is None and not one.shared  # as nearly always
+            alone = self._energy is None and one.began > self._shared_at  # as nearly always
             now = self._clock() if alone else self._divide(fresh=at_end)
             if at_end:
                 del self._running[lease]

@@ -245,7 +245,7 @@ class StudyHandle:
     def begin(
         self, record: TrialCreate | TrialClaim, *, drawn: FrozenTrial | None = None, within: float = math.inf
     ) -> FrozenTrial | None:
-        """Start the trial that this record asks for, in one exchange without a race; return it.
+        """Start the trial that this record asks for, in one exchange without a race; return it as the handle keeps it.
 
         `drawn` is the trial for which a sampler has chosen the record's parameters; they need not be translated again.
 
@@ -273,10 +273,9 @@ class StudyHandle:
                 with log.lock:
                     trial = log.session.state.trials[number]
                     if trial.end is None:
-                        is_drawn = drawn is not None and is_new(trial, record)
-                        owned = self._own(trial, begun=True, drawn=drawn if is_drawn else None)
+                        owned = self._own(trial, begun=True, drawn=drawn if drawn and is_new(trial, record) else None)
                         peer.meter.begin((self.uuid, number, trial.epoch))
-                        return copy_of(owned.frozen)
+                        return owned.frozen
             except BaseException:
                 with log.lock:
                     peer.abandon(log, pending)

@@ -24,36 +24,10 @@ from optuna.distributions import BaseDistribution, _convert_old_distribution_to_
 from optuna.progress_bar import _ProgressBar
 from optuna.samplers import BaseSampler
 from optuna.study import StudyDirection
-from optuna.study._frozen import FrozenStudy
+from optuna.study._frozen import FrozenStudy as FrozenStudy  # noqa: PLC0414  # other modules name it by this one
 from optuna.trial import FrozenTrial, TrialState
 
 from hopaas_p2p.errors import HopaasError, waits_for
-
-__all__ = [
-    "FrozenStudy",
-    "after_trial",
-    "announces_parameters",
-    "become",
-    "begin",
-    "cached_trial",
-    "contains",
-    "copy_of",
-    "end_frozen",
-    "fixed_params",
-    "has_trial_with",
-    "new_frozen",
-    "new_study",
-    "pickle_prefixes",
-    "progress_bar",
-    "running",
-    "sample",
-    "set_cached_trial",
-    "suggest_fixed",
-    "to_datetime",
-    "trial_id_of",
-    "unpickles",
-]
-
 
 _log: Final = logging.getLogger("hopaas_p2p")
 _EXACT: Final = (1 << 32) * 1_000_000  # microseconds, to 2106: float seconds are exact to a microsecond
@@ -242,7 +216,6 @@ def sample(trial: optuna.trial.Trial, space: Mapping[str, BaseDistribution]) -> 
 
 def become(trial: optuna.trial.Trial, frozen: FrozenTrial) -> None:
     """Turn this Trial, which was sampled for a proposal, into the storage's trial that the proposal became."""
-    trial.storage = trial.study._storage
     trial._trial_id = frozen._trial_id
     trial._cached_frozen_trial = frozen
 

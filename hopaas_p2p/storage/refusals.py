@@ -37,7 +37,7 @@ def no_work(state: State, found: Wait | Done, *, now: float, why: str = "") -> N
     A waiting caller learns for which trials and owners it waits, for how long at most, and how to avoid that; `now` is
     on the clock of `Wait.until`.
     """
-    reason, limit = why or NO_WORK.get(found.why, found.why), state.limit_reached()
+    reason, limit = why or NO_WORK.get(found.why, found.why), state.ledger.reached
     if found.why == "budget" and limit is not None:
         reason += f": {limit}"
     elif found.why == "budget" and state.budget is None:  # a population starts only this many

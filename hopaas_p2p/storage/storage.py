@@ -314,6 +314,10 @@ class Storage(BaseStorage):
         self, trial_id: int, param_name: str, param_value_internal: float, distribution: BaseDistribution
     ) -> None:
         """Like Optuna's; leaves with the next exchange. NotYourTrial for a trial that another peer runs."""
+        suggestion = self.suggestions.get(trial_id)
+        if suggestion is not None:
+            suggestion[1].params[param_name] = float(param_value_internal)
+            return
         handle, number = self._located.get(trial_id) or self.locate(trial_id)
         handle.set_param(number, param_name, float(param_value_internal), distribution)
 

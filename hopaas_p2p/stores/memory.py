@@ -46,10 +46,9 @@ class MemoryLog(Log):
             receipt = ExchangeResult(entries)
             if outgoing is not None and not (entries and receipt.holds(outgoing)):
                 head, total, chain, payload = len(self._entries), self._sum, outgoing.chain, outgoing.payload
-                known = entries[0].before if entries else total if since == head else None
-                if chain is not None and chain != known:
+                if chain is not None and chain != (entries[0].before if entries else total if since == head else None):
                     raise BrokenChain(f"the log up to {since} is not what its peer has read: {shown(chain)}")
-                entry = Entry(head + 1, payload, outgoing.stamp, before=total)
+                entry = Entry(head + 1, payload, outgoing.stamp, total)
                 self._entries.append(entry)
                 self._sum = following(total, payload)
                 if head >= since:

@@ -154,7 +154,7 @@ class Proposer:
         suggestions[trial_id] = frozen, record
         try:
             trial = begin(Trial, self._study, frozen)
-            trial.record, trial.storage = record, _Draw(frozen, record)  # type: ignore[assignment]
+            trial.record = record
             sample(trial, self._space)
         finally:
             del suggestions[trial_id]
@@ -329,19 +329,6 @@ class Proposer:
         )
         self._handle.bring(record)
         return True
-
-
-class _Draw:
-    """In place of a storage, for a trial that a sampler is choosing: what it sets goes into the record."""
-
-    def __init__(self, frozen: FrozenTrial, record: TrialCreate) -> None:
-        self._frozen, self._record = frozen, record
-
-    def set_trial_param(self, _trial_id: int, name: str, value: float, _distribution: BaseDistribution) -> None:
-        self._record.params[name] = float(value)
-
-    def get_trial_system_attrs(self, _trial_id: int) -> dict[str, Any]:
-        return self._frozen.system_attrs
 
 
 def draws_early(sampler: BaseSampler, pruner: optuna.pruners.BasePruner) -> bool:

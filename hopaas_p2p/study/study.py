@@ -83,6 +83,7 @@ from hopaas_p2p.storage.optuna_internals import (
     begin,
     cached_trial,
     contains,
+    copy_of,
     end_frozen,
     has_trial_with,
     progress_bar,
@@ -596,7 +597,7 @@ class Study(optuna.Study):
         self._prepare_to_ask()
         handle, proposer = self.handle, self._proposer
         while True:
-            frozen: FrozenTrial | None = None
+            begun: FrozenTrial | None = None
             proposed: Trial | None = None
             try:
                 found = handle.next_or_raise("space" if through else "", _THROUGH if through else "", within=within)
@@ -604,8 +605,9 @@ class Study(optuna.Study):
                     proposed = proposer.propose(within)
                 record = None if proposed is None else proposed.record
                 drawn = None if proposed is None else cached_trial(proposed)
-                frozen = handle.begin(record or TrialCreate(prefer_waiting=True), drawn=drawn, within=within)
-                assert frozen is not None
+                begun = handle.begin(record or TrialCreate(prefer_waiting=True), drawn=drawn, within=within)
+                assert begun is not None
+                frozen = copy_of(begun)
                 if proposer is not None and proposed is not None and proposer.begin(proposed, frozen):
                     trial: Trial | None = proposed
                 else:
@@ -614,8 +616,8 @@ class Study(optuna.Study):
                     handle.release_when_forgotten(trial, frozen.number)
                     return trial
             except BaseException as error:  # a sampler may fail, or compute for seconds until somebody interrupts it
-                if frozen is not None:
-                    self._give_back(frozen.number, error)
+                if begun is not None:
+                    self._give_back(begun.number, error)
                 elif proposer is not None and proposed is not None:
                     proposer.drop(proposed)
                 raise
@@ -998,7 +1000,7 @@ class Study(optuna.Study):
             return
         why = found.why
         cure = f"study resume {name}"
-        limit = state.limit_reached()
+        limit = state.ledger.reached
         if why == "budget" and limit:
             why, cure = f"has ended ({limit})", f"study set {name} --budget LIMITS"
         elif why == "budget":

@@ -39,6 +39,7 @@ from hopaas_p2p.errors import (
     StoreCorrupt,
     StoreUnreachable,
 )
+from hopaas_p2p.peer import caller as caller_module
 from hopaas_p2p.peer import peer as peer_module
 from hopaas_p2p.peer.peer import Peer
 from hopaas_p2p.storage.handle import StudyHandle
@@ -1084,8 +1085,9 @@ def test_optimize_goes_on_when_the_store_is_back_whatever_the_patience(
             refusals[0] = 10
         return float(x)
 
-    monkeypatch.setattr(peer_module, "_FIRST_PAUSE", 1e-3)
-    monkeypatch.setattr(peer_module, "_LONGEST_PAUSE", 1e-3)
+    for module in (peer_module, caller_module):
+        monkeypatch.setattr(module, "FIRST_PAUSE", 1e-3)
+        monkeypatch.setattr(module, "LONGEST_PAUSE", 1e-3)
     monkeypatch.setattr(WriteOnceLog, "exchange", exchange)
     loop: Any = study if kind == "ours" else plain(study)
     loop.optimize(objective, n_trials=4)
@@ -1153,8 +1155,9 @@ def test_a_checkpoint_and_a_samplers_attribute_wait_for_the_store_whatever_the_p
 ) -> None:
     study = studies(store_wait=60.0)
     study.storage.peer.patience = 0.0
-    monkeypatch.setattr(peer_module, "_FIRST_PAUSE", 1e-3)
-    monkeypatch.setattr(peer_module, "_LONGEST_PAUSE", 1e-3)
+    for module in (peer_module, caller_module):
+        monkeypatch.setattr(module, "FIRST_PAUSE", 1e-3)
+        monkeypatch.setattr(module, "LONGEST_PAUSE", 1e-3)
     owner: Any
     refused, (owner, name) = [0], (WriteOnceLog, "exchange")
     if call == "checkpoint":
@@ -1218,7 +1221,8 @@ def test_optimize_waits_for_the_store_no_longer_than_its_timeout(
     studies: Callable[..., Study], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     study = studies(store_wait=60.0)
-    monkeypatch.setattr(peer_module, "_LONGEST_PAUSE", 0.05)
+    for module in (peer_module, caller_module):
+        monkeypatch.setattr(module, "LONGEST_PAUSE", 0.05)
     ran: list[int] = []
     away = store_away()
 
@@ -1255,7 +1259,8 @@ def test_a_trial_that_was_reclaimed_before_its_start_was_heard_of_is_not_run(
             raise StoreUnreachable
         return receipt
 
-    monkeypatch.setattr(peer_module, "_FIRST_PAUSE", 1e-3)
+    for module in (peer_module, caller_module):
+        monkeypatch.setattr(module, "FIRST_PAUSE", 1e-3)
     monkeypatch.setattr(WriteOnceLog, "exchange", exchange)
     loop: Any = study if kind == "ours" else plain(study)
     loop.optimize(lambda trial: trial.suggest_float("x", 0.0, 1.0), n_trials=2)

@@ -927,7 +927,7 @@ def test_after_a_limit_a_worker_leaves_though_a_live_owners_trial_runs(tmp_path:
 
     work(tmp_path, ["echo", '{{"value": 1}}'])
 
-    assert study.state.limit_reached() == "the target 2 is reached"
+    assert study.state.ledger.reached == "the target 2 is reached"
     assert running(study)
     alive.terminate()
     assert alive.wait(patient(60)) == 75

@@ -15,6 +15,7 @@ from hopaas_p2p.core.apply import apply
 from hopaas_p2p.core.records import Commit, TrialCreate, TrialFinish, TrialReclaim, TrialSet, TrialState
 from hopaas_p2p.core.state import State, Verdict
 from hopaas_p2p.errors import StoreUnreachable
+from hopaas_p2p.peer import caller as caller_module
 from hopaas_p2p.peer import peer as peer_module
 from hopaas_p2p.peer.outbox import PendingCommit
 from hopaas_p2p.peer.peer import Peer
@@ -279,8 +280,9 @@ def _commits(store: Store) -> list[Commit]:
 
 @pytest.mark.parametrize("seed", range(3))
 def test_a_peer_in_a_storm_acknowledges_only_what_stands(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(peer_module, "_FIRST_PAUSE", 1e-5)
-    monkeypatch.setattr(peer_module, "_LONGEST_PAUSE", 1e-5)
+    for module in (peer_module, caller_module):
+        monkeypatch.setattr(module, "FIRST_PAUSE", 1e-5)
+        monkeypatch.setattr(module, "LONGEST_PAUSE", 1e-5)
     inner = founded()
     peer = Peer(FaultyStore(inner, at_random(seed, 0.4)), threaded=False, describe=dict)
     driver = peer.log("study")
@@ -296,7 +298,8 @@ def test_a_peer_in_a_storm_acknowledges_only_what_stands(seed: int, monkeypatch:
 
 @pytest.mark.parametrize("fault", [Fault.REFUSE, Fault.LOSE_REPLY], ids=lambda fault: fault.name)
 def test_a_call_that_gives_up_waiting_leaves_no_trial_running(fault: Fault, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(peer_module, "_FIRST_PAUSE", 1e-5)
+    for module in (peer_module, caller_module):
+        monkeypatch.setattr(module, "FIRST_PAUSE", 1e-5)
     inner = founded()
     peer = Peer(FaultyStore(inner, [None, fault]), threaded=False, patience=0.0, describe=dict)
     driver = peer.log("study")
@@ -310,8 +313,9 @@ def test_a_call_that_gives_up_waiting_leaves_no_trial_running(fault: Fault, monk
 
 @pytest.mark.parametrize("n_jobs", [1, 2])
 def test_plain_optuna_does_not_notice_a_storm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, n_jobs: int) -> None:
-    monkeypatch.setattr(peer_module, "_FIRST_PAUSE", 1e-4)
-    monkeypatch.setattr(peer_module, "_LONGEST_PAUSE", 1e-3)
+    for module in (peer_module, caller_module):
+        monkeypatch.setattr(module, "FIRST_PAUSE", 1e-4)
+        monkeypatch.setattr(module, "LONGEST_PAUSE", 1e-3)
     monkeypatch.setattr(
         options_module, "open_store", lambda *_, **__: FaultyStore(DirectoryStore(tmp_path), at_random(n_jobs, 0.3))
     )

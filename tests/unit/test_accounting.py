@@ -15,7 +15,7 @@ from tests.support.accounting import Accounting, true_costs
 def test_totals_are_within_a_hundredth_of_the_truth_under_kills_and_resumes(seed: int) -> None:
     world = Accounting(seed, jobs=6, budget=Budget(gpu_hours=6.0))
     state = world.run(kill=1 / 1000, until=40_000.0)
-    assert state.limit_reached() == "6 GPU hours are spent"
+    assert state.ledger.reached == "6 GPU hours are spent"
     assert world.kills >= 5
     truth = true_costs(world.leases, state)
     told: dict[str, Counter[tuple[str, str]]] = {name: Counter() for name in truth}

@@ -15,6 +15,7 @@ import pytest
 from hopaas_p2p.core import codec
 from hopaas_p2p.core.records import Commit, StudyDefine, TrialCreate, TrialState
 from hopaas_p2p.errors import StoreUnreachable
+from hopaas_p2p.peer import caller as caller_module
 from hopaas_p2p.peer import jobs as jobs_module
 from hopaas_p2p.peer import peer as peer_module
 from hopaas_p2p.peer.jobs import Jobs
@@ -164,7 +165,7 @@ def test_a_caller_in_a_hurry_leaves_a_store_that_falls_silent_and_its_result_sta
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(peer_module, "_SHUTDOWN_TIMEOUT", 0.2)
-    monkeypatch.setattr(peer_module, "_LOOK", 0.05)
+    monkeypatch.setattr(caller_module, "_LOOK", 0.05)
     store, peer = silent_store()
     log = peer.log("study")
     before = signal.signal(signal.SIGUSR1, lambda *_: peer.hurry_from_now_on())

@@ -59,7 +59,7 @@ class Campaign(Scribe):
         return found[0] if found else Cost()
 
     def reached(self) -> str | None:
-        return self.state.limit_reached()
+        return self.state.ledger.reached
 
 
 @pytest.fixture
@@ -429,9 +429,9 @@ def test_limits_that_come_later_count_what_was_spent_before() -> None:
     study.say("ann", ASK, ASK, at=0)
     study.say("ann", end(0), at=2 * HOUR)
     study.say("founder", StudyControl(limits=Budget(gpu_hours=5.0)), at=0)
-    assert study.state.limit_reached() is None
+    assert study.state.ledger.reached is None
     study.say("ann", TrialSet(1, 1, reports={1: 1.0}), at=HOUR)
-    assert study.state.limit_reached() == "5 GPU hours are spent"
+    assert study.state.ledger.reached == "5 GPU hours are spent"
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from collections.abc import Iterable, Iterator
 from typing import Final
 
 from hopaas_p2p.core import codec
-from hopaas_p2p.errors import BehindRetention, ConfigurationError, StoreCorrupt
+from hopaas_p2p.errors import ConfigurationError, StoreCorrupt
 from hopaas_p2p.stores.base import Entry
 from hopaas_p2p.stores.directory.files import Directory, NoFolder, reaching
 from hopaas_p2p.stores.directory.packs import LARGEST_PACK, first_of, frame, frames, salvaged
@@ -40,10 +40,6 @@ class FolderLog(WriteOnceLog[Directory]):
         self.rate_limited = store.objects.shared
         super().__init__(store, root, SpreadScheduler() if self.rate_limited else WriteScheduler())
         self.history.every = EVERY if self.rate_limited else 0.0
-
-    def pack(self, lsn: int) -> str:
-        """The key of the pack that would hold this lsn."""
-        return f"{self.root}packs/{first_of(lsn):020d}"
 
     def changed(self, since: int) -> bool | None:
         if since != self._head:
@@ -125,7 +121,7 @@ class FolderLog(WriteOnceLog[Directory]):
         payload, before, stamp = codec.detach(found.data)
         if payload != mine:
             self.scheduler.saw(payload, found.modified, time.monotonic())
-        if self._writes:
+        if self._recent:
             self._keep(lsn, found.data)
         self.history.follow(lsn, payload, before)
         return Entry(lsn, payload, stamp, before)
@@ -149,16 +145,6 @@ class FolderLog(WriteOnceLog[Directory]):
                     self._missing(lsn)
 
     # --- appending ---
-
-    def _open_range(self, lsn: int) -> tuple[str, ...]:
-        if lsn > 1:  # a power cut must not take the commit before it
-            self.objects.secure(self.key(lsn - 1))
-        return (self.pack(lsn), self._ended)
-
-    def _check_after_sleep(self, lsn: int) -> None:
-        if self.objects.get(self.pack(lsn), limit=0) is not None:
-            self._head = BEHIND
-            raise BehindRetention
 
     def _tidy(self, lsn: int) -> None:
         """Pack the range that ends here, remove folders whose packs are some minutes old, and pack forgotten ranges.

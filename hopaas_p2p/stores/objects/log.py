@@ -298,16 +298,18 @@ class WriteOnceLog(Log, Generic[Objects]):
         self._has_beginning = False
         self._head = BEHIND
         """The lsn up to which this log was read when its end was last seen."""
-        self._writes = False
-        """Whether this process has written here, so that it may have to pack a range."""
         self._recent: dict[int, bytes] = {}
-        """Objects of the current range, for its pack."""
+        """Objects of the current range, for its pack; empty in a process that has not written here."""
         self._size = 0
         """Their bytes."""
 
     def key(self, lsn: int) -> str:
         """The key of a single commit."""
         return self.root + self.names.format(first=(lsn - 1) // SPAN * SPAN + 1, lsn=lsn)
+
+    def pack(self, lsn: int) -> str:
+        """The key of the pack that would hold this lsn, where there are packs."""
+        return f"{self.root}packs/{(lsn - 1) // SPAN * SPAN + 1:020d}"
 
     # --- what directories and buckets do differently ---
 
@@ -325,16 +327,6 @@ class WriteOnceLog(Log, Generic[Objects]):
     def _packed_from(self, lsn: int) -> list[bytes]:
         """The commits in the pack of this lsn's range, beginning with it, if there is a pack."""
         return []
-
-    def _open_range(self, lsn: int) -> tuple[str, ...]:
-        """Prepare the first write to a range; return the keys of objects whose presence forbids it."""
-        return ()
-
-    def _check_after_sleep(self, lsn: int) -> None:
-        """Check a write during which this process may have slept: meanwhile, its range may have been removed.
-
-        Raises BehindRetention.
-        """
 
     def _tidy(self, lsn: int) -> None:
         """Clean up, as the process that appended this commit; called for one commit in `TIDY_EVERY`."""
@@ -579,20 +571,23 @@ class WriteOnceLog(Log, Generic[Objects]):
     def _create(self, lsn: int, outgoing: Outgoing, before: int | None) -> bytes | None:
         """Write this commit at this lsn, where the log has this sum, if there is none; return its object.
 
-        None if something is there. A second call writes the same bytes. Raises StoreUnreachable.
+        None if something is there. A second call writes the same bytes. An object does not count if this process slept
+        and its range was packed and removed meanwhile. Raises StoreUnreachable.
         """
-        data = codec.attach(outgoing.payload, before, outgoing.stamp)
-        unless = self._open_range(lsn) if lsn % SPAN == 1 else None
+        data, unless = codec.attach(outgoing.payload, before, outgoing.stamp), None
+        if lsn % SPAN == 1:
+            unless = (self.pack(lsn), self._ended)
+            if lsn > 1:  # a power cut must not take the commit before it
+                self.objects.secure(self.key(lsn - 1))
         try:
             created = self.objects.put_new(self.key(lsn), data, unless=unless)
         finally:
-            if self.history.slept():
-                self._check_after_sleep(lsn)
-        if not created:
-            return None
-        self._writes = True
-        self._keep(lsn, data)
-        return data
+            if self.history.slept() and self.objects.get(self.pack(lsn), limit=0) is not None:
+                self._head = BEHIND
+                raise BehindRetention
+        if created:
+            self._keep(lsn, data)
+        return data if created else None
 
     def _keep(self, lsn: int, data: bytes) -> None:
         """Keep an object of the current range for its pack."""
