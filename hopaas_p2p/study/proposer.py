@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 import optuna
-from optuna.distributions import BaseDistribution
+from optuna.distributions import BaseDistribution, FloatDistribution
 from optuna.samplers import BaseSampler
 from optuna.trial import FrozenTrial
 
@@ -73,6 +73,8 @@ class Proposer:
         defined = define is not None and bool(define.space)
         self._dists = {} if defined else {name: to_record(one) for name, one in space.items()}
         """Distributions that a trial may have to name, because the study's definition does not."""
+        self._translated = [name for name, one in space.items() if not isinstance(one, FloatDistribution)]
+        """Parameters whose values in the log have another form."""
         self._tried = Tried(space)
         self._read_from: State | None = None
         self._cursor = handle.log.session.cursor()
@@ -105,12 +107,12 @@ class Proposer:
                 trial = self._draw()
                 same = self._take(trial.record.params)
                 if same is None:
-                    return trial
+                    return self._as_asked(trial)
                 if not self._reuse(trial, same):
                     break
                 if handle.next_or_raise(within=within) is not NEW:  # the recorded value may have changed that
                     return None
-            return self._drawn_again(trial)
+            return self._as_asked(self._drawn_again(trial))
         except NoWork as none:
             if none.refusal != "space":
                 raise
@@ -158,9 +160,14 @@ class Proposer:
             sample(trial, self._space)
         finally:
             del suggestions[trial_id]
-        params = frozen.params
-        for name, value in record.params.items():
-            params[name] = self._space[name].to_external_repr(value)  # a sampler may choose a number of numpy's
+        return trial
+
+    def _as_asked(self, trial: Trial) -> Trial:
+        """Give a suggestion the record's parameters: the sampler may have drawn others, or numbers of numpy's."""
+        params, values = cached_trial(trial).params, trial.record.params
+        params.update(values)
+        for name in self._translated:
+            params[name] = self._space[name].to_external_repr(values[name])
         return trial
 
     def _drawn_again(self, first: Trial) -> Trial:
