@@ -1187,14 +1187,15 @@ def test_the_last_look_at_a_study_shows_its_last_trial(studies: Any, monkeypatch
     assert (look["done"], look["counts"]["COMPLETE"], look["running"]) == (True, 2, [])
 
 
+@pytest.mark.parametrize("end", ["hopaas_p2p.peer.peer.Meter.begin", "hopaas_p2p.study.study.copy_of"])
 def test_an_ask_that_is_interrupted_at_its_very_end_leaves_nothing_behind(
-    study: Study, monkeypatch: pytest.MonkeyPatch
+    study: Study, monkeypatch: pytest.MonkeyPatch, end: str
 ) -> None:
-    def interrupted(_frozen: object) -> None:
+    def interrupted(*_given: object) -> None:
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr("hopaas_p2p.storage.handle.copy_of", interrupted)
+        patch.setattr(end, interrupted)
         study.ask()
     assert study.handle.running_here() == []
     assert not study.storage.peer.meter._running, "later trials are not charged half"
