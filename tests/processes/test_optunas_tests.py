@@ -7,13 +7,17 @@ import shutil
 import subprocess
 import sys
 import tarfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 from xml.etree import ElementTree
 
 import optuna
 import pytest
+from optuna.samplers import BaseSampler
+from optuna.testing.pytest_samplers import BasicSamplerTestCase, MultiObjectiveSamplerTestCase, RelativeSamplerTestCase
 
+from hopaas_p2p.samplers import CmaEsSampler, TPESampler
 from tests.support.needs import missing
 
 PLUGIN: Final = Path(__file__).parents[1] / "support" / "optunas_plugin.py"
@@ -64,3 +68,15 @@ def test_they_pass_except_for_those_that_are_named(theirs: Path, tmp_path: Path,
     cases = ElementTree.parse(report).iter("testcase")
     failed = {case.attrib["name"].partition("[")[0] for case in cases if case.find("failure") is not None}
     assert failed == set(differ), found.stdout[-20_000:]
+
+
+class TestTheDefaultSampler(BasicSamplerTestCase, RelativeSamplerTestCase, MultiObjectiveSamplerTestCase):
+    @pytest.fixture
+    def sampler(self) -> Callable[[], BaseSampler]:
+        return lambda: TPESampler(n_startup_trials=0, repeats="avoid", model="process")
+
+
+class TestCmaEsSampler(BasicSamplerTestCase):
+    @pytest.fixture
+    def sampler(self) -> Callable[[], BaseSampler]:
+        return CmaEsSampler
