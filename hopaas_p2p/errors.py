@@ -128,8 +128,8 @@ class DefinitionMismatch(ConfigurationError):
     """The study exists with another definition; use the stored one, or choose another name."""
 
 
-class NoSuchTrial(HopaasError, KeyError):
-    """This study has no trial of that number."""
+class NoSuchTrial(HopaasError, KeyError, ValueError):
+    """This study has no trial of that number. Optuna's readers raise KeyError, and its `tell` ValueError."""
 
 
 class NoSuchFile(InvalidInput):

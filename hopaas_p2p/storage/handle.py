@@ -62,7 +62,7 @@ from hopaas_p2p.peer.session import LogClient
 from hopaas_p2p.storage.frozen import NOT_BEGUN, FrozenTrialCache, OwnedTrial
 from hopaas_p2p.storage.options import StorageOptions
 from hopaas_p2p.storage.optuna_internals import copy_of, end_frozen, running
-from hopaas_p2p.storage.refusals import NO_WORK, no_work, owner_only, why_refused
+from hopaas_p2p.storage.refusals import NO_WORK, AlreadyFinished, no_work, owner_only, why_refused
 from hopaas_p2p.translate import checked_parameter, external, to_json, to_record
 
 _RUNNING: Final = TrialState.RUNNING
@@ -435,7 +435,7 @@ class StudyHandle:
     @staticmethod
     def _refuse_finished(finished: bool, number: int) -> None:  # noqa: FBT001
         if finished:
-            raise UpdateFinishedTrialError(f"Trial#{number} has already finished and can not be updated.")
+            raise AlreadyFinished(f"Trial#{number} has already finished and can not be updated.")
 
     def _resend_all(self, number: int, owned: OwnedTrial) -> None:
         """Queue everything ever set on this trial: it is uncertain what the log has, and duplicates do no harm."""

@@ -7,6 +7,8 @@ import shlex
 from collections.abc import Sequence
 from typing import Final
 
+from optuna.exceptions import UpdateFinishedTrialError
+
 from hopaas_p2p.analysis.facts import duration
 from hopaas_p2p.core.admission import Done, Wait
 from hopaas_p2p.core.state import REFUSALS, State, Verdict
@@ -23,6 +25,10 @@ NO_WORK: Final = {
         "again with: hopaas-p2p study resume"
     ),
 }
+
+
+class AlreadyFinished(UpdateFinishedTrialError, ValueError):
+    """The trial is over. Optuna's storages raise the one, and its `Study.tell` the other."""
 
 
 def owner_only(study: str) -> str:

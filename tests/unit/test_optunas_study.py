@@ -68,6 +68,9 @@ def test_a_tell_returns_the_trial_as_it_ended_and_skips_one_that_is_over_if_aske
     assert study.tell(trial, 0.25, skip_if_finished=True).value == 0.5
     with pytest.raises(ValueError, match="takes no values"):
         study.tell(study.ask(), 0.5, TrialState.PRUNED)
+    for over_or_unknown in (trial, len(study.trials)):
+        with pytest.raises(ValueError):  # as of Optuna's
+            study.tell(over_or_unknown, 0.5)
     with pytest.raises(TypeError):
         study.tell("1", 0.5)  # type: ignore[arg-type]
 
