@@ -41,6 +41,7 @@ from hopaas_p2p.errors import (
 )
 from hopaas_p2p.peer import peer as peer_module
 from hopaas_p2p.peer.peer import Peer
+from hopaas_p2p.runtime import process
 from hopaas_p2p.storage.handle import StudyHandle
 from hopaas_p2p.storage.optuna_internals import pickle_prefixes
 from hopaas_p2p.stores.base import ExchangeResult, Outgoing
@@ -659,6 +660,22 @@ def test_a_result_that_was_being_told_when_ctrl_c_came_is_kept_at_the_end_beside
         peer.say_farewell()
         assert {number for _, spooled in spool.waiting() for number in spooled.trials} == {0, 1}
         assert len(list(spool.waiting())) == 2
+
+
+def test_ctrl_c_at_the_end_of_a_program_loses_no_result_of_any_of_its_stores(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(_: Peer) -> None:
+        raise KeyboardInterrupt
+
+    opened = [opened_study(str(tmp_path / name), "s") for name in ("first", "second")]
+    for study in opened:
+        study.handle.finish(study.ask().number, optuna.trial.TrialState.COMPLETE, (0.5,), defer=True)
+    with monkeypatch.context() as patch:
+        patch.setattr(process, "_peers", {study.storage.peer for study in opened})
+        patch.setattr(Peer, "flush", interrupt)
+        process._farewell()
+    assert {spooled.store for _, spooled in spool.waiting()} == {study.storage.peer.store.url for study in opened}
 
 
 def test_a_start_that_cannot_be_called_back_keeps_no_result_of_another_study_from_the_spool(
