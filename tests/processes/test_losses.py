@@ -50,7 +50,7 @@ from hopaas_p2p.stores.objects.log import WriteOnceLog
 from hopaas_p2p.study import Study
 from hopaas_p2p.testing.commits import everything
 from tests.support.lease_peer import store_away
-from tests.support.processes import environment, until
+from tests.support.processes import environment, script, until
 from tests.support.scribe import defined
 from tests.support.served import WAYS, each_way, reached
 from tests.support.studies import opened_study
@@ -553,6 +553,21 @@ def test_a_process_without_a_descriptor_left_is_told_to_try_again(
             calls[call]()
         calls[call]()
     assert failed
+
+
+def test_a_first_checkpoint_waits_until_there_are_descriptors_again(tmp_path: Path) -> None:
+    program = """
+        import os, resource, sys, threading
+        import hopaas_p2p
+        trial = hopaas_p2p.open_study(sys.argv[1], "s").ask()
+        before = resource.getrlimit(resource.RLIMIT_NOFILE)
+        threading.Timer(1.0, resource.setrlimit, (resource.RLIMIT_NOFILE, before)).start()
+        resource.setrlimit(resource.RLIMIT_NOFILE, (3, before[1]))
+        trial.checkpoint(b"weights", step=1)
+    """
+    subprocess.run([*script(tmp_path, program), str(tmp_path / "store")], check=True, env=environment())
+    study = opened_study(str(tmp_path / "store"), "s")
+    assert [one.step for one in study.state.trials[0].checkpoints] == [1]
 
 
 CODES = [errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EDQUOT, errno.ESTALE, errno.EROFS]
