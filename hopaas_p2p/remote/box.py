@@ -25,7 +25,16 @@ from pathlib import Path
 from typing import Any, Final
 
 from hopaas_p2p.core.names import valid_name
-from hopaas_p2p.errors import ConfigurationError, Denied, HopaasError, NoStore, StoreUnreachable, explained
+from hopaas_p2p.errors import (
+    TEMPORARY,
+    ConfigurationError,
+    Denied,
+    HopaasError,
+    NoStore,
+    StoreAway,
+    StoreUnreachable,
+    explained,
+)
 from hopaas_p2p.remote import protocol
 from hopaas_p2p.remote.protocol import LARGEST, StoreRequest
 from hopaas_p2p.runtime.atomic import read_regular
@@ -47,6 +56,7 @@ class Box:
 
     Raises:
         NoStore: no server has run there yet.
+        StoreAway: it cannot be read for the moment.
         ConfigurationError: this is not such a folder.
 
     """
@@ -66,6 +76,8 @@ class Box:
                 f"folder {self.path} STORE"
             ) from None
         except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+            if isinstance(error, OSError) and error.errno in TEMPORARY:
+                raise StoreAway(f"{self.path / BOX} cannot be read now: {error.strerror}") from None
             raise ConfigurationError(f"{self.path / BOX} cannot be read: {error}") from None
         self.objects = Directory(self.path, meta=BOX)
         self.objects.uuid = uuid

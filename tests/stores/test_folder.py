@@ -27,6 +27,7 @@ from hopaas_p2p.errors import (
     HopaasError,
     InvalidInput,
     NoStore,
+    StoreAway,
     StoreCorrupt,
     StoreUnreachable,
     StudyDeleted,
@@ -112,6 +113,18 @@ def test_peers_on_both_sides_run_one_study(here: World) -> None:
     commit = codec.decode(sent[0].payload)
     assert isinstance(commit, Commit)
     assert (commit.writer, commit.seq) == ("near", 1)
+
+
+def test_a_folder_that_cannot_be_read_for_a_moment_is_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object, **__: object) -> NoReturn:
+        raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+
+    url = Box.make(tmp_path / "box", str(tmp_path / "store")).url
+    monkeypatch.setattr(boxes, "read_regular", fail)
+    with pytest.raises(StoreAway, match="cannot be read now: Stale file handle"):
+        open_store(url)
 
 
 def test_authors_and_roles_are_those_of_the_far_store(make: Make) -> None:
