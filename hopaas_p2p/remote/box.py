@@ -143,6 +143,7 @@ class Box:
         request = StoreRequest("put", key)
         name = self._name(request)
         self.objects.upload(f"files/{name}", source)
+        self.objects.put_new(f"requests/{name}", protocol.encode(request))  # without it, nobody would fetch the file
         with contextlib.suppress(StoreUnreachable):  # it lies there; better if it arrives before its description
             self._result_of(request, name)
 
