@@ -26,7 +26,6 @@ from typing import Any, Final
 
 from hopaas_p2p.core.names import valid_name
 from hopaas_p2p.errors import (
-    TEMPORARY,
     ConfigurationError,
     Denied,
     HopaasError,
@@ -34,6 +33,7 @@ from hopaas_p2p.errors import (
     StoreAway,
     StoreUnreachable,
     explained,
+    waits_for,
 )
 from hopaas_p2p.remote import protocol
 from hopaas_p2p.remote.protocol import LARGEST, StoreRequest
@@ -68,7 +68,8 @@ class Box:
         self.url = SCHEME + self.path.as_uri().removeprefix("file://")
         self.timeout = timeout
         try:
-            said = json.loads(read_regular(self.path / BOX, limit=DESCRIPTION))
+            with waits_for(str(self.path / BOX), StoreAway):
+                said = json.loads(read_regular(self.path / BOX, limit=DESCRIPTION))
             self.leads_to, uuid = str(said["store"]), str(said["uuid"])
         except FileNotFoundError:
             raise NoStore(
@@ -76,8 +77,6 @@ class Box:
                 f"folder {self.path} STORE"
             ) from None
         except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-            if isinstance(error, OSError) and error.errno in TEMPORARY:
-                raise StoreAway(f"{self.path / BOX} cannot be read now: {error.strerror}") from None
             raise ConfigurationError(f"{self.path / BOX} cannot be read: {error}") from None
         self.objects = Directory(self.path, meta=BOX)
         self.objects.uuid = uuid

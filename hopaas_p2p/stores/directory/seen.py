@@ -15,7 +15,7 @@ from typing import Final
 
 import msgspec
 
-from hopaas_p2p.errors import TEMPORARY, StoreAway
+from hopaas_p2p.errors import StoreAway, waits_for
 from hopaas_p2p.runtime.atomic import read_regular, replace_atomically, state_folder
 from hopaas_p2p.runtime.ownership import own_folder
 from hopaas_p2p.stores.directory.mounts import mount_of
@@ -64,11 +64,10 @@ def known(path: Path) -> KnownStore | None:
         StoreAway: the note cannot be read for the moment, so there may have been one.
 
     """
-    try:
-        return msgspec.json.decode(read_regular(_note(path), limit=_LIMIT), type=KnownStore)
-    except (OSError, RuntimeError, msgspec.MsgspecError) as error:
-        if isinstance(error, OSError) and error.errno in TEMPORARY:
-            raise StoreAway(f"whether there was a store in {path} cannot be read now: {error.strerror}") from None
+    with contextlib.suppress(OSError, RuntimeError, msgspec.MsgspecError):
+        note = _note(path)
+        with waits_for(f"{path}, or this machine's note about it in {note},", StoreAway):
+            return msgspec.json.decode(read_regular(note, limit=_LIMIT), type=KnownStore)
     return None
 
 
