@@ -20,6 +20,7 @@ import pytest
 from optuna.storages.journal import JournalFileBackend
 
 import hopaas_p2p
+from hopaas_p2p.cli import main
 from hopaas_p2p.core.records import TrialReclaim
 from hopaas_p2p.errors import StoreUnreachable
 from hopaas_p2p.files.checkpoints import unneeded
@@ -976,6 +977,18 @@ def test_a_node_without_a_descriptor_left_means_run_me_again_and_the_trial_is_re
     assert loop.Worker(study, ["true"], logs=tmp_path / "logs", say=said.append).work() == loop.AGAIN
     assert "Too many open files" in said[-1]
     assert states(study) == ["WAITING"]
+
+
+def test_a_node_without_a_descriptor_left_when_a_job_begins_means_run_me_again_too(
+    study: Study, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(*_: object) -> NoReturn:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    monkeypatch.setattr(loop.Worker, "work", fail)
+    monkeypatch.chdir(tmp_path)
+    assert main.run(["worker", "--store", study.storage.url, "--study", "s", "--", "true"]) == 75
+    assert "Too many open files. Run this job again later." in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("verb", ["worker", "run"])
