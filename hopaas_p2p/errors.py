@@ -212,7 +212,7 @@ TEMPORARY: Final = frozenset(
 
 
 @contextlib.contextmanager
-def waits_for(what: str) -> Iterator[None]:
+def waits_for(what: str, kind: type[StoreUnreachable] = StoreUnreachable) -> Iterator[None]:
     """In this block, which reads or writes files, such an error is temporary: the same call may succeed later.
 
     Raises:
@@ -225,7 +225,7 @@ def waits_for(what: str) -> Iterator[None]:
     except OSError as error:
         if error.errno not in TEMPORARY:
             raise
-        raise StoreUnreachable(f"{what} cannot be used for the moment: {error.strerror}.") from error
+        raise kind(f"{what} cannot be used for the moment: {error.strerror}.") from error
 
 
 class explained:  # noqa: N801  # as `waits_for`

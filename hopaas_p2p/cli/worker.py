@@ -10,7 +10,7 @@ import click
 
 from hopaas_p2p.cli import output
 from hopaas_p2p.cli.options import FOLDER, CliSession, CommandAfterDashes, command, together
-from hopaas_p2p.errors import ConfigurationError, StoreUnreachable
+from hopaas_p2p.errors import ConfigurationError, StoreUnreachable, waits_for
 from hopaas_p2p.ports.limits import parse_duration, time_left
 from hopaas_p2p.runtime.extras import check_sampler
 
@@ -91,10 +91,11 @@ def work(session: CliSession, command: tuple[str, ...], **given: Any) -> tuple[i
         os.environ["HOPAAS_SITE"] = site
     given["grace"] = parse_duration(given["grace"])
     try:
-        study = session.study()
-        check_sampler(study.sampler)
-        made = Worker(study, command, time_limit=_seconds(limit), say=output.say, **given)
-        code, ran, reason = made.work(), made.ran, made.reason
+        with waits_for("this node"):
+            study = session.study()
+            check_sampler(study.sampler)
+            made = Worker(study, command, time_limit=_seconds(limit), say=output.say, **given)
+            code, ran, reason = made.work(), made.ran, made.reason
     except StoreUnreachable as error:
         reason = f"{error} Run this job again later."
         output.say(reason)

@@ -860,12 +860,14 @@ class Peer:
                 if any(log.session.introduced for log in self.logs.values()):  # its life may be too short for a job
                     others = functools.partial(self.spool.send_others, self.logs, self.studies(), self.clock())
                     self.call(lambda: others(writer=self.uuid), within=0.0, brief=True)
-        except Exception as error:  # noqa: BLE001  # as where no thread can be started any more: what was told is kept
+        except BaseException as error:  # Ctrl-C, or no thread can be started any more: what was told is kept
             unsent = any(log.session.has_pending for log in self.logs.values())
             what = "some records could not be sent before the end" if unsent else "before the end"
             _log.warning("%s: %s", what, error if isinstance(error, HopaasError) else repr(error))
             self.spool.keep_all(self.logs)
             self._said_farewell = True
+            if not isinstance(error, Exception):
+                raise
 
     def _send_and_confirm(self) -> None:
         """Send what is queued, and check that the logs still have what they acknowledged; otherwise spool it.

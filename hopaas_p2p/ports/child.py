@@ -18,7 +18,7 @@ import time
 from collections.abc import Collection, Mapping, Sequence
 from typing import IO, Any, Final
 
-from hopaas_p2p.errors import InvalidInput
+from hopaas_p2p.errors import TEMPORARY, InvalidInput
 from hopaas_p2p.ports.command import DoesNotFit
 
 _TAIL: Final = 1 << 20  # bytes of output kept in memory; the line with the result may hold more than its value
@@ -44,6 +44,7 @@ class Child(subprocess.Popen[bytes]):
     Raises:
         DoesNotFit: an argument or a variable, or all of them together, exceed the system's limit.
         InvalidInput: there is no such program, or it may not be run.
+        OSError: this process is short of descriptors, processes or memory.
 
     """
 
@@ -76,6 +77,8 @@ class Child(subprocess.Popen[bytes]):
             self._log.close()
             if error.errno == errno.E2BIG:
                 raise DoesNotFit("the parameters are longer than the system gives to a program") from None
+            if error.errno in TEMPORARY:
+                raise
             raise InvalidInput(f"cannot run {command[0]!r}: {error.strerror}") from None
         finally:
             if before:

@@ -13,16 +13,18 @@ import shutil
 import socket
 import tempfile
 import threading
+import time
 from pathlib import Path
 from typing import Any, Final
 
-from hopaas_p2p.errors import BY_NAME, HopaasError, InvalidInput, StoreUnreachable
+from hopaas_p2p.errors import BY_NAME, TEMPORARY, HopaasError, InvalidInput, StoreUnreachable
 from hopaas_p2p.ports import client
 from hopaas_p2p.ports.verbs import Reply, TrialVerbs, answered
 
 PREFIX: Final = "unix:"
 _LONGEST_PATH: Final = 100
 _LONGEST_LINE: Final = 1 << 20
+_PAUSE: Final = 0.1  # seconds between attempts to accept a connection without a descriptor
 
 
 class TrialSocketServer:
@@ -47,13 +49,18 @@ class TrialSocketServer:
         shutil.rmtree(self.directory, ignore_errors=True)
 
     def _accept(self) -> None:
-        with contextlib.suppress(OSError):  # it was closed
-            while True:
+        while True:
+            try:
                 connection, _ = self._listener.accept()
+            except OSError as error:
+                if error.errno not in TEMPORARY:  # it was closed
+                    return
+                time.sleep(_PAUSE)  # until there are descriptors again
+            else:
                 threading.Thread(target=self._serve, args=(connection,), name="hopaas-trial", daemon=True).start()
 
     def _serve(self, connection: socket.socket) -> None:
-        with connection, connection.makefile("rwb") as lines, contextlib.suppress(OSError):
+        with contextlib.suppress(OSError), connection, connection.makefile("rwb") as lines:  # which writes when it ends
             while line := lines.readline(_LONGEST_LINE):
                 reply = answered(line, lambda said: self._verbs.do(str(said.pop("do", "")), **said))
                 lines.write(json.dumps(reply).encode() + b"\n")

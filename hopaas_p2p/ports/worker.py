@@ -39,6 +39,7 @@ from hopaas_p2p.errors import (
     NoWork,
     StoreUnreachable,
     explained,
+    waits_for,
 )
 from hopaas_p2p.files import checkpoints
 from hopaas_p2p.files.artifacts import OUTPUT
@@ -343,9 +344,10 @@ class Worker:
 
     @contextlib.contextmanager
     def _log_folder(self) -> Iterator[Path]:
-        cure = ". Name a directory of your own: --logs"
+        cure, place = ". Name a directory of your own: --logs", Path(*self._logs)
         with (
-            explained(f"the output of trials cannot be written to {Path(*self._logs)}", cure, kind=InvalidInput),
+            explained(f"the output of trials cannot be written to {place}", cure, kind=InvalidInput),
+            waits_for(str(place)),
             own_folder(*self._logs, mode=0o755) as folder,
         ):
             yield folder
@@ -371,19 +373,21 @@ class Worker:
     def _execute(self, trial: Trial, params: dict[str, Any], share: metering.Share) -> str:
         """Run the command of a trial with these parameters; returns the outcome."""
         verbs = TrialVerbs(self.study, trial)
-        with contextlib.closing(TrialSocketServer(verbs)) as server:
+        with contextlib.ExitStack() as stack:
             given, cores = share
-            named = {"HOPAAS_TICKET": server.ticket, "HOPAAS_TRIAL": str(trial.number), "HOPAAS_SEED": str(trial.seed)}
+            named = {"HOPAAS_TRIAL": str(trial.number), "HOPAAS_SEED": str(trial.seed)}
             env = self._inherited | given | commands.variables(params) | named | {"HOPAAS_PARAMS": json.dumps(params)}
             try:
                 words = commands.fill_in(self.command, params, trial.number)
                 if trial.resume is not None:
                     step, checkpoint = trial.resume
                     env |= {"HOPAAS_RESUME_STEP": str(step), "HOPAAS_CHECKPOINT": str(checkpoint)}
-                with self._log_folder() as folder:
-                    name = self._log(trial.number).name
-                    output_to = open_regular(folder / name, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-                child = Child(words, env, output_to, cores)
+                with waits_for("this node"):
+                    env["HOPAAS_TICKET"] = stack.enter_context(contextlib.closing(TrialSocketServer(verbs))).ticket
+                    with self._log_folder() as folder:
+                        name = self._log(trial.number).name
+                        output_to = open_regular(folder / name, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+                    child = Child(words, env, output_to, cores)
             except commands.DoesNotFit as error:
                 return self._tell(trial, None, state="fail", reason=str(error), output=b"")
             except HopaasError as error:

@@ -25,7 +25,16 @@ from pathlib import Path
 from typing import Any, Final
 
 from hopaas_p2p.core.names import valid_name
-from hopaas_p2p.errors import ConfigurationError, Denied, HopaasError, NoStore, StoreUnreachable, explained
+from hopaas_p2p.errors import (
+    ConfigurationError,
+    Denied,
+    HopaasError,
+    NoStore,
+    StoreAway,
+    StoreUnreachable,
+    explained,
+    waits_for,
+)
 from hopaas_p2p.remote import protocol
 from hopaas_p2p.remote.protocol import LARGEST, StoreRequest
 from hopaas_p2p.runtime.atomic import read_regular
@@ -47,6 +56,7 @@ class Box:
 
     Raises:
         NoStore: no server has run there yet.
+        StoreAway: it cannot be read for the moment.
         ConfigurationError: this is not such a folder.
 
     """
@@ -58,7 +68,8 @@ class Box:
         self.url = SCHEME + self.path.as_uri().removeprefix("file://")
         self.timeout = timeout
         try:
-            said = json.loads(read_regular(self.path / BOX, limit=DESCRIPTION))
+            with waits_for(str(self.path / BOX), StoreAway):
+                said = json.loads(read_regular(self.path / BOX, limit=DESCRIPTION))
             self.leads_to, uuid = str(said["store"]), str(said["uuid"])
         except FileNotFoundError:
             raise NoStore(
@@ -131,6 +142,7 @@ class Box:
         request = StoreRequest("put", key)
         name = self._name(request)
         self.objects.upload(f"files/{name}", source)
+        self.objects.put_new(f"requests/{name}", protocol.encode(request))  # without it, nobody would fetch the file
         with contextlib.suppress(StoreUnreachable):  # it lies there; better if it arrives before its description
             self._result_of(request, name)
 

@@ -12,6 +12,7 @@ that its pid has changed.
 from __future__ import annotations
 
 import atexit
+import contextlib
 import functools
 import multiprocessing
 import os
@@ -130,7 +131,8 @@ def after_fork_in_child() -> None:
 
 def _farewell() -> None:
     for peer in list(_peers):
-        peer.say_farewell()
+        with contextlib.suppress(KeyboardInterrupt):  # ends the wait of this peer; the others wait for themselves
+            peer.say_farewell()
 
 
 @functools.cache

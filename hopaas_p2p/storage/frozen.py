@@ -101,7 +101,7 @@ class FrozenTrialCache:
         self.changed = cursor.changed
         """Numbers of the trials that changed since the last `catch_up`."""
         self._cursor = cursor
-        self._allow_pickles = allow_pickles
+        self._refused = () if allow_pickles else pickle_prefixes()
         self._over = over
         """Called for each trial of this process that is over according to the log: another process may have ended it.
         """
@@ -266,8 +266,8 @@ class FrozenTrialCache:
         return found
 
     def _attributes(self, texts: Mapping[str, str]) -> dict[str, Any]:
-        if not self._allow_pickles and any(":" in key for key in texts):  # a prefix ends with one
-            texts = {key: text for key, text in texts.items() if not key.startswith(pickle_prefixes())}
+        if any(":" in key for key in texts):  # a prefix ends with one
+            texts = {key: text for key, text in texts.items() if not key.startswith(self._refused)}
         if "grid_id" in texts and "search_space" not in texts:  # GridSampler needs both, or raises
             texts = {key: text for key, text in texts.items() if key != "grid_id"}
         return {key: read_json(text) for key, text in texts.items()}

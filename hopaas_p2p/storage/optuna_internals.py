@@ -11,13 +11,14 @@ import copy
 import datetime
 import functools
 import logging
+import os
 import re
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
-from typing import Any, Final, TypeVar
+from typing import Any, Final, NoReturn, TypeVar
 
 import optuna
 from optuna.distributions import BaseDistribution, _convert_old_distribution_to_new_distribution
@@ -283,13 +284,23 @@ def pickle_prefixes() -> tuple[str, ...]:
     """Prefixes of the trial attributes in which samplers of the installed Optuna pass pickles: `cma:` and others.
 
     Read from Optuna's source: the strings that end with a colon, in the modules of samplers that import pickle.
+
+    Raises:
+        StoreUnreachable: a folder or file of it cannot be read for the moment, so a prefix may be missing.
+
     """
-    found = set()
-    for path in Path(optuna.samplers.__file__).parent.rglob("*.py"):
-        with waits_for(str(path)):
-            source = path.read_text(encoding="utf-8")
-        if "import pickle" in source:
-            found.update(re.findall(r"""["'](\w+:)["']""", source))  # ast fails when two threads parse
+    found: set[str] = set()
+
+    def fail(error: OSError) -> NoReturn:  # `Path.rglob` passes over a folder that it cannot list
+        raise error
+
+    folder = Path(optuna.samplers.__file__).parent
+    with waits_for(str(folder)):
+        for place, _, names in os.walk(folder, onerror=fail):
+            for name in [one for one in names if one.endswith(".py")]:
+                source = Path(place, name).read_text(encoding="utf-8")
+                if "import pickle" in source:
+                    found.update(re.findall(r"""["'](\w+:)["']""", source))  # ast fails when two threads parse
     return tuple(sorted(found))
 
 

@@ -42,6 +42,7 @@ from hopaas_p2p.errors import (
 from hopaas_p2p.peer import caller as caller_module
 from hopaas_p2p.peer import peer as peer_module
 from hopaas_p2p.peer.peer import Peer
+from hopaas_p2p.runtime import process
 from hopaas_p2p.storage.handle import StudyHandle
 from hopaas_p2p.storage.optuna_internals import pickle_prefixes
 from hopaas_p2p.stores.base import ExchangeResult, Outgoing
@@ -50,7 +51,7 @@ from hopaas_p2p.stores.objects.log import WriteOnceLog
 from hopaas_p2p.study import Study
 from hopaas_p2p.testing.commits import everything
 from tests.support.lease_peer import store_away
-from tests.support.processes import environment, until
+from tests.support.processes import environment, script, until
 from tests.support.scribe import defined
 from tests.support.served import WAYS, each_way, reached
 from tests.support.studies import opened_study
@@ -555,6 +556,21 @@ def test_a_process_without_a_descriptor_left_is_told_to_try_again(
     assert failed
 
 
+def test_a_first_checkpoint_waits_until_there_are_descriptors_again(tmp_path: Path) -> None:
+    program = """
+        import os, resource, sys, threading
+        import hopaas_p2p
+        trial = hopaas_p2p.open_study(sys.argv[1], "s").ask()
+        before = resource.getrlimit(resource.RLIMIT_NOFILE)
+        threading.Timer(1.0, resource.setrlimit, (resource.RLIMIT_NOFILE, before)).start()
+        resource.setrlimit(resource.RLIMIT_NOFILE, (3, before[1]))
+        trial.checkpoint(b"weights", step=1)
+    """
+    subprocess.run([*script(tmp_path, program), str(tmp_path / "store")], check=True, env=environment())
+    study = opened_study(str(tmp_path / "store"), "s")
+    assert [one.step for one in study.state.trials[0].checkpoints] == [1]
+
+
 CODES = [errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EDQUOT, errno.ESTALE, errno.EROFS]
 
 
@@ -660,6 +676,22 @@ def test_a_result_that_was_being_told_when_ctrl_c_came_is_kept_at_the_end_beside
         peer.say_farewell()
         assert {number for _, spooled in spool.waiting() for number in spooled.trials} == {0, 1}
         assert len(list(spool.waiting())) == 2
+
+
+def test_ctrl_c_at_the_end_of_a_program_loses_no_result_of_any_of_its_stores(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(_: Peer) -> None:
+        raise KeyboardInterrupt
+
+    opened = [opened_study(str(tmp_path / name), "s") for name in ("first", "second")]
+    for study in opened:
+        study.handle.finish(study.ask().number, optuna.trial.TrialState.COMPLETE, (0.5,), defer=True)
+    with monkeypatch.context() as patch:
+        patch.setattr(process, "_peers", {study.storage.peer for study in opened})
+        patch.setattr(Peer, "flush", interrupt)
+        process._farewell()
+    assert {spooled.store for _, spooled in spool.waiting()} == {study.storage.peer.store.url for study in opened}
 
 
 def test_a_start_that_cannot_be_called_back_keeps_no_result_of_another_study_from_the_spool(

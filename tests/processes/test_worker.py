@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import re
@@ -12,15 +13,18 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import NoReturn
 
 import optuna
 import pytest
 from optuna.storages.journal import JournalFileBackend
 
 import hopaas_p2p
+from hopaas_p2p.cli import main
 from hopaas_p2p.core.records import TrialReclaim
 from hopaas_p2p.errors import StoreUnreachable
 from hopaas_p2p.files.checkpoints import unneeded
+from hopaas_p2p.ports import child
 from hopaas_p2p.ports import worker as loop
 from hopaas_p2p.storage.handle import StudyHandle
 from hopaas_p2p.study import Study
@@ -410,6 +414,7 @@ def log_of(where: Path, number: int = 0) -> str:
 SAVES_ITSELF = """
 import json, os, signal, sys, time
 from pathlib import Path
+from typing import NoReturn
 from hopaas_p2p.ports.client import Trial
 trial = Trial()
 begin = int(os.environ.get("HOPAAS_RESUME_STEP", 0))
@@ -456,6 +461,7 @@ def test_a_pre_empted_trial_saves_itself_and_goes_on_in_another_worker(
 PAUSES = """
 import json, os
 from pathlib import Path
+from typing import NoReturn
 from hopaas_p2p.ports.client import Trial
 trial = Trial()
 begin = int(os.environ.get("HOPAAS_RESUME_STEP", -1)) + 1
@@ -954,6 +960,35 @@ def test_a_store_that_stays_away_until_the_time_limit_means_run_me_again(study: 
     assert [row["trials"] for row in listed] == [[0]]
     cli("admin", "spool", "send", **spooling)
     assert states(study) == ["COMPLETE"]
+
+
+@pytest.mark.parametrize("what", ["TrialSocketServer", "open_regular", "Child"])
+def test_a_node_without_a_descriptor_left_means_run_me_again_and_the_trial_is_returned(
+    study: Study, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    def fail(*_: object, **__: object) -> NoReturn:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    said: list[str] = []
+    if what == "Child":
+        monkeypatch.setattr(child.Child, "_execute_child", fail)
+    else:
+        monkeypatch.setattr(loop, what, fail)
+    assert loop.Worker(study, ["true"], logs=tmp_path / "logs", say=said.append).work() == loop.AGAIN
+    assert "Too many open files" in said[-1]
+    assert states(study) == ["WAITING"]
+
+
+def test_a_node_without_a_descriptor_left_when_a_job_begins_means_run_me_again_too(
+    study: Study, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(*_: object) -> NoReturn:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    monkeypatch.setattr(loop.Worker, "work", fail)
+    monkeypatch.chdir(tmp_path)
+    assert main.run(["worker", "--store", study.storage.url, "--study", "s", "--", "true"]) == 75
+    assert "Too many open files. Run this job again later." in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("verb", ["worker", "run"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import pickle
 from pathlib import Path
@@ -13,7 +14,7 @@ import pytest
 
 import hopaas_p2p
 from hopaas_p2p import Float
-from hopaas_p2p.errors import ConfigurationError
+from hopaas_p2p.errors import ConfigurationError, StoreUnreachable
 from hopaas_p2p.storage.optuna_internals import pickle_prefixes, unpickles
 from hopaas_p2p.study.ranks import ranks
 
@@ -90,6 +91,18 @@ def test_samplers_that_do_not_unpickle_are_not_refused() -> None:
 def test_every_prefix_of_the_installed_optuna_is_known() -> None:
     used = {sampler_of(options)._attr_prefix for options in VARIANTS.values()}
     assert used == set(pickle_prefixes())
+
+
+def test_a_folder_of_optuna_that_cannot_be_listed_hides_no_prefix(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    pickle_prefixes.cache_clear()
+    with monkeypatch.context() as patch:
+        patch.setattr("os.scandir", fail)
+        with pytest.raises(StoreUnreachable, match="Too many open files"):
+            pickle_prefixes()
+    assert "cma:" in pickle_prefixes()
 
 
 def test_optuna_unpickles_where_we_think_it_does() -> None:

@@ -137,6 +137,17 @@ def test_a_store_that_is_away_is_not_begun_anew(away: Path, create: bool) -> Non
         )
 
 
+def test_a_store_that_is_away_is_not_begun_anew_while_its_note_cannot_be_read(
+    away: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object, **__: object) -> bytes:
+        raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+
+    monkeypatch.setattr(seen, "read_regular", fail)  # as where the home is on a file server, too
+    with pytest.raises(StoreAway, match="cannot be used for the moment"):
+        hopaas_p2p.open_storage(away, store_wait=0.1)
+
+
 def test_opening_waits_until_it_is_mounted_again(
     mounted: Mounted, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -27,6 +27,7 @@ from hopaas_p2p.errors import (
     HopaasError,
     InvalidInput,
     NoStore,
+    StoreAway,
     StoreCorrupt,
     StoreUnreachable,
     StudyDeleted,
@@ -37,6 +38,7 @@ from hopaas_p2p.remote import box as boxes
 from hopaas_p2p.remote.box import Box
 from hopaas_p2p.runtime.atomic import state_folder
 from hopaas_p2p.stores.base import Beat, Entry, ExchangeResult, Outgoing, Store
+from hopaas_p2p.stores.directory.files import Directory
 from hopaas_p2p.stores.directory.store import DirectoryStore
 from hopaas_p2p.stores.memory import MemoryArtifacts, MemoryLog
 from hopaas_p2p.testing.commits import append_many, everything, outgoing
@@ -112,6 +114,18 @@ def test_peers_on_both_sides_run_one_study(here: World) -> None:
     commit = codec.decode(sent[0].payload)
     assert isinstance(commit, Commit)
     assert (commit.writer, commit.seq) == ("near", 1)
+
+
+def test_a_folder_that_cannot_be_read_for_a_moment_is_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object, **__: object) -> NoReturn:
+        raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+
+    url = Box.make(tmp_path / "box", str(tmp_path / "store")).url
+    monkeypatch.setattr(boxes, "read_regular", fail)
+    with pytest.raises(StoreAway, match="cannot be used for the moment: Stale file handle"):
+        open_store(url)
 
 
 def test_authors_and_roles_are_those_of_the_far_store(make: Make) -> None:
@@ -644,6 +658,24 @@ def test_a_file_is_safe_at_once_and_waits_for_the_link_and_for_the_next_server(
     assert not list((here.box / "files").iterdir()), "nothing is left"
     here.store().artifacts().delete(KEY)
     assert here.far.artifacts()._files == {}
+
+
+def test_a_file_is_not_acknowledged_before_the_request_that_fetches_it_lies_there(
+    here: World, source: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put_new, failed = Directory.put_new, []
+
+    def fails_at_first(self: Directory, key: str, data: bytes, **more: Any) -> bool:
+        if key.startswith("requests/") and not failed:
+            failed.append(key)
+            raise StoreUnreachable("Input/output error")
+        return put_new(self, key, data, **more)
+
+    monkeypatch.setattr(Directory, "put_new", fails_at_first)
+    here.store().artifacts().put(KEY, source)
+    here.settled()
+    assert failed
+    assert here.far.artifacts()._files == {KEY: source.read_bytes()}
 
 
 def test_a_far_file_is_brought_and_one_that_is_not_there_is_said(here: World, source: Path, tmp_path: Path) -> None:

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import math
+import os
+import socket
+import threading
 import traceback
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,12 +26,12 @@ from hopaas_p2p.errors import (
     StoreAway,
     StoreUnreachable,
 )
-from hopaas_p2p.ports.socket import TrialSocketServer, request
-from hopaas_p2p.ports.verbs import TrialVerbs
+from hopaas_p2p.ports.socket import PREFIX, TrialSocketServer, request
+from hopaas_p2p.ports.verbs import Reply, TrialVerbs
 from hopaas_p2p.study import Study
 from hopaas_p2p.study.study import as_values
 from hopaas_p2p.study.trial import Trial
-from tests.support.processes import SPACE
+from tests.support.processes import SPACE, until
 
 SCREEN = 45  # lines
 REVOKED = "your token was revoked; ask the study's owner for a new one"
@@ -153,3 +157,49 @@ def test_what_a_worker_says_is_the_error_that_it_met(
         request(server.ticket, "renew")
     server.close()
     assert (found.type, found.value.exit_code) == (kind, kind.exit_code)
+
+
+def test_a_worker_without_a_descriptor_left_answers_its_command_when_it_has_one_again(
+    study: Study, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    accept, failed = socket.socket.accept, threading.Event()
+
+    def fails_at_first(listener: socket.socket) -> object:
+        if not failed.is_set():
+            failed.set()
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+        return accept(listener)
+
+    monkeypatch.setattr(socket.socket, "accept", fails_at_first)
+    server = TrialSocketServer(TrialVerbs(study, study.ask()))
+    assert failed.wait(10)
+    replies: list[Reply] = []
+    asking = threading.Thread(target=lambda: replies.append(request(server.ticket, "renew")), daemon=True)
+    asking.start()
+    asking.join(10)
+    assert [one["ok"] for one in replies] == [True]
+    server.close()
+
+
+def test_a_command_that_is_killed_before_its_reply_leaves_no_traceback(
+    study: Study, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    verbs, killed = TrialVerbs(study, study.ask()), threading.Event()
+
+    def slowly(_: str) -> Reply:
+        assert killed.wait(10)
+        return {"ok": True}
+
+    monkeypatch.setattr(verbs, "do", slowly)
+    broken: list[object] = []
+    monkeypatch.setattr(threading, "excepthook", broken.append)
+    server = TrialSocketServer(verbs)
+    with socket.socket(socket.AF_UNIX) as command:
+        command.connect(server.ticket.removeprefix(PREFIX))
+        command.sendall(b'{"do": "renew"}\n')
+        until(lambda: [one for one in threading.enumerate() if one.name == "hopaas-trial"])
+    (serving,) = [one for one in threading.enumerate() if one.name == "hopaas-trial"]
+    killed.set()
+    serving.join(10)
+    server.close()
+    assert not broken

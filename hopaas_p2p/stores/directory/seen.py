@@ -15,7 +15,7 @@ from typing import Final
 
 import msgspec
 
-from hopaas_p2p.errors import StoreAway
+from hopaas_p2p.errors import StoreAway, waits_for
 from hopaas_p2p.runtime.atomic import read_regular, replace_atomically, state_folder
 from hopaas_p2p.runtime.ownership import own_folder
 from hopaas_p2p.stores.directory.mounts import mount_of
@@ -34,7 +34,7 @@ class KnownStore(msgspec.Struct, frozen=True):
 def remember(path: Path, uuid: str) -> None:
     """Note that this store exists. May fail: then it is not recognized later."""
     seen = KnownStore(uuid, mount_point(path))
-    with contextlib.suppress(OSError, RuntimeError):
+    with contextlib.suppress(OSError, RuntimeError, StoreAway):
         if known(path) != seen:
             note = _note(path)
             with own_folder(note.parent) as folder, replace_atomically(folder / note.name, private=True) as draft:
@@ -58,9 +58,16 @@ def check_not_away(path: Path) -> None:
 
 
 def known(path: Path) -> KnownStore | None:
-    """The store that was last found in this directory; None if there was none."""
+    """The store that was last found in this directory; None if there was none.
+
+    Raises:
+        StoreAway: the note cannot be read for the moment, so there may have been one.
+
+    """
     with contextlib.suppress(OSError, RuntimeError, msgspec.MsgspecError):
-        return msgspec.json.decode(read_regular(_note(path), limit=_LIMIT), type=KnownStore)
+        note = _note(path)
+        with waits_for(f"{path}, or this machine's note about it in {note},", StoreAway):
+            return msgspec.json.decode(read_regular(note, limit=_LIMIT), type=KnownStore)
     return None
 
 
