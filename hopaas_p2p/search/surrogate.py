@@ -5,8 +5,12 @@ A Gaussian process learns from each trial, the running ones included: they reduc
 peers that ask at the same time go to different places (kriging believer; Ginsbourger et al., 2010).
 
 It sees ranks, as normal scores, and not values: it does not matter how an objective is scaled, and a few huge losses do
-no harm. Pruned and infeasible trials have ranks, too. The kernel is Matern 5/2, with a length per parameter; lengths
-and noise maximize the likelihood of the trials, with a prior.
+no harm. Pruned and infeasible trials have ranks, too. Trials that are close together share their weight in the ranks
+(declustering; Deutsch and Journel, GSLIB, 1998): otherwise the crowd around the best fills all ranks, from the best to
+the worst, and the search stays there. Every other trial must go where the process is uncertain.
+
+The kernel is Matern 5/2, with a length per parameter; lengths and noise maximize the likelihood of the trials, with a
+prior.
 
 The score that an earlier study predicts for a configuration (`search.priors`) is a feature of the process's mean, with
 a coefficient fitted to the trials. The likelihood of the trials' order under each prior gives the odds that it applies,
@@ -40,6 +44,9 @@ _FIRST_NOISE: Final = 0.05
 _LENGTHS: Final = (0.1, 16.0)
 _NOISES: Final = (1e-3, 1.0)
 _WIDTH: Final = 1.5  # standard deviation of the prior of a length, as a logarithm
+_CROWDED: Final = 0.25  # of a length: trials that are closer share their weight
+_UNKNOWN: Final = 2.0  # of the noise: the least variance that is left where every other trial goes
+_MANY: Final = 32  # trials: with priors, the first ones are not crowded
 _OPTIMISM: Final = 1.0  # standard deviations: measured with 0.5, 1 and 1.7 on the tables of tests/benchmarks
 CONSTANT: Final = 4.0
 """Variance of the mean of a process whose trials cluster where they are good, and so reveal little about it."""
@@ -57,6 +64,7 @@ _DOUBT: Final = 5.0  # trials: with priors, ranks among this many count half
 _FADES: Final = 6.0  # trials: with this many, priors count half
 _QUIET: Final = 0.05  # the most noise with priors: with more, trials could not overrule the priors
 _SMALLEST: Final = 1e-9
+_LAST: Final = 1e3  # more than any cost
 _BLOCK: Final = 24
 _FEW: Final = 32  # trials, of which candidates are judged in several steps
 _FEW_CHOICES: Final = 64  # of all parameters together
@@ -106,10 +114,11 @@ class Cube:
             found.append((gaps != 0).astype(np.float64) if choice else gaps * gaps)
         return found
 
-    @property
-    def few_choices(self) -> bool:
-        """Whether `features` have so few columns that a product of them is faster than `squares`."""
-        return len(self._codes) <= _FEW_CHOICES
+    def near(self, left: Floats, right: Floats, lengths: Floats) -> Floats:
+        """The kernel between rows of `left` and rows of `right`."""
+        if len(self._codes) > _FEW_CHOICES:  # a product of so many features takes longer
+            return kernel(self.squares(left, right), lengths)
+        return np.concatenate(list(correlations(self.multipliers(left, lengths), self.features(right))), axis=1)
 
     def features(self, points: Floats) -> Floats:
         """A row per configuration, whose products with `multipliers` are distances."""
@@ -209,8 +218,28 @@ def chosen(count: int) -> Ints:
 
 def scores(ranks: Ints, count: int) -> Floats:
     """Normal scores for these ranks among `count` trials; the best has the lowest."""
+    return _normal((ranks + 0.5) / count)
+
+
+def declustered(near: Floats, count: int) -> Floats:
+    """The same for the trials that are `chosen`, the best first, where those close together share their weight.
+
+    The best and the worst half of a weight are cut off.
+
+    Args:
+        near: how close each is to each other one, from 0 to 1.
+        count: the number of all trials.
+
+    """
+    stands_for = np.diff(chosen(count), append=count)
+    weights = stands_for / (near @ stands_for)
+    total = max(1.0, float(weights.sum()))
+    return _normal(np.clip((np.cumsum(weights) - weights / 2) / total, 0.5 / total, 1 - 0.5 / total))
+
+
+def _normal(fractions: Floats) -> Floats:
     normal = NormalDist()
-    return np.array([normal.inv_cdf((rank + 0.5) / count) for rank in ranks.tolist()])
+    return np.array([normal.inv_cdf(one) for one in fractions.tolist()])
 
 
 def kernel(squares: Sequence[Floats], lengths: Floats) -> Floats:
@@ -467,6 +496,10 @@ class Surrogate:
         self._cube, self._fade = cube, fading(len(found))
         self._points = np.concatenate([points, running])
         known = len(points)
+        crowded = expected is None or known > _MANY
+        self._explores = crowded and (count + len(running)) % 2 == 1
+        if crowded and lengths is not None:
+            found = declustered(cube.near(points, points, _CROWDED * lengths.scales), count)
         self._features, self._found = None, found
         shared = None
         if expected is not None:
@@ -481,19 +514,12 @@ class Surrogate:
             lengths = lengths if expected is None else lengths.quiet()
         self._whiten: Floats | None = None
         self.lengths = lengths or first_lengths(len(cube.space))
-        self._rows = cube.multipliers(self._points, self.lengths.scales) if cube.few_choices else None
-        self._kernel = self._near(self._points)
+        self._kernel = cube.near(self._points, self._points, self.lengths.scales)
         if shared is not None:
             self._kernel += shared
 
     def _featured(self, expected: Floats) -> Floats:
         return np.column_stack([np.ones(len(expected)), self._fade * expected])
-
-    def _near(self, points: Floats) -> Floats:
-        """The kernel between the trials and some configurations."""
-        if self._rows is None:
-            return kernel(self._cube.squares(self._points, points), self.lengths.scales)
-        return np.concatenate(list(correlations(self._rows, self._cube.features(points))), axis=1)
 
     def _whitened(self, right: Floats) -> Floats:
         """What `_eliminated` finds; the factor of few trials is inverted, because it is used several times."""
@@ -511,7 +537,7 @@ class Surrogate:
         `expected` has the priors' expected score of each point, if any priors count.
         """
         known = len(self._found)
-        near = self._near(points)
+        near = self._cube.near(self._points, points, self.lengths.scales)
         mean, left, optimism = np.zeros(len(points)), np.ones(len(points)), _OPTIMISM
         if self._features is not None:
             assert expected is not None
@@ -523,7 +549,10 @@ class Surrogate:
         solved = self._whitened(np.concatenate([near, scored[:, None]], axis=1))
         mean = mean + (solved[:known, :-1] * solved[:known, -1:]).sum(axis=0)
         left = left - (solved[:, :-1] ** 2).sum(axis=0)
-        return np.asarray(mean - optimism * np.sqrt(np.maximum(left, _SMALLEST)))
+        costs = np.asarray(mean - optimism * np.sqrt(np.maximum(left, _SMALLEST)))
+        if self._explores:
+            costs[left < _UNKNOWN * self.lengths.noise] += _LAST
+        return costs
 
 
 def joined(parts: Sequence[Mapping[str, NDArray[np.float64]]]) -> dict[str, Floats]:

@@ -85,6 +85,31 @@ def test_where_a_trial_runs_it_costs_more() -> None:
     assert beside.costs(running) > without.costs(running)
 
 
+def test_trials_in_one_place_have_the_weight_of_one() -> None:
+    alone = surrogate.declustered(np.eye(4), 4)
+    np.testing.assert_allclose(alone, surrogate.scores(np.arange(4), 4))
+    near = np.eye(12)
+    near[:9, :9] = 1  # the nine best
+    found = surrogate.declustered(near, 12)
+    np.testing.assert_allclose(found[9:], alone[1:])
+    np.testing.assert_allclose(found[:5], alone[0])
+    assert (found[:9] < surrogate.scores(np.array([1]), 4) - 0.3).all()
+    assert surrogate.declustered(np.ones((300, 300))[:200, :200], 300).tolist() == [0.0] * 200
+
+
+def test_every_other_trial_leaves_the_crowd_around_the_best() -> None:
+    cube = Cube({"x": FloatDistribution(0.0, 1.0), "kind": CategoricalDistribution("abcd")})
+    crowd = np.column_stack([0.5 + 0.001 * np.arange(50), np.zeros(50)])
+    worse = np.array([[0.1, 1.0], [0.9, 2.0], [0.2, 1.0]])
+    known, lengths = np.concatenate([crowd, worse]), surrogate.Lengths(np.array([0.5, 1.0]), 0.05, 53)
+    candidates = np.array([[0.5005, 0.0], [0.5, 3.0]])
+    for running, crowded in ((0, False), (1, True)):
+        beside = np.full((running, 2), [0.95, 2.0])
+        process = Surrogate(cube, known, surrogate.scores(np.arange(53), 53), beside, count=53, lengths=lengths)
+        inside, outside = process.costs(candidates)
+        assert (inside < outside) == crowded
+
+
 def test_a_parameter_that_does_not_matter_gets_a_long_scale() -> None:
     places = points(80, 2)
     places = places[np.argsort(np.sin(6 * places[:, 0]))]
