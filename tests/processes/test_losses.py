@@ -1053,7 +1053,7 @@ def patient_peer(seconds_away: float, monkeypatch: pytest.MonkeyPatch, **options
     def sleep(seconds: float) -> None:
         now[0] += seconds
 
-    monkeypatch.setattr(peer_module, "time", SimpleNamespace(sleep=sleep, time_ns=time.time_ns))
+    monkeypatch.setattr(caller_module, "time", SimpleNamespace(sleep=sleep))
     return Peer(store, threaded=False, describe=dict, clock=lambda: now[0], **options), now
 
 

@@ -25,7 +25,7 @@ from hopaas_p2p.core.records import (
 )
 from hopaas_p2p.core.state import State
 from hopaas_p2p.errors import Denied, HopaasError, StoreUnreachable, StudyDeleted
-from hopaas_p2p.peer import peer as peer_module
+from hopaas_p2p.peer import caller as caller_module
 from hopaas_p2p.peer.outbox import PendingCommit
 from hopaas_p2p.peer.peer import Peer
 from hopaas_p2p.peer.session import LogClient
@@ -412,7 +412,7 @@ def test_who_waits_for_a_store_that_does_not_answer_is_told_why_once(
     def sleep(seconds: float) -> None:
         clock.now += seconds
 
-    monkeypatch.setattr(peer_module, "time", SimpleNamespace(sleep=sleep))
+    monkeypatch.setattr(caller_module, "time", SimpleNamespace(sleep=sleep))
     peer = Peer(FaultyStore(store, [Fault.REFUSE] * 1000), clock=clock, threaded=False, describe=dict, patience=20.0)
     driver = peer.log("first")
     with pytest.raises(StoreUnreachable) as raised:
