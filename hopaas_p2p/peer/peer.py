@@ -13,6 +13,7 @@ import logging
 import math
 import os
 import random
+import sys
 import threading
 import time
 import weakref
@@ -850,6 +851,7 @@ class Peer:
         self.check_process()
         if self._said_farewell:
             return
+        ends_with = sys.exception()
         for uuid, log in list(self.logs.items()):
             if log.session.broken is not None:
                 self.spool.keep_history(uuid, log)
@@ -862,7 +864,10 @@ class Peer:
         except Exception as error:  # noqa: BLE001  # as where no thread can be started any more: what was told is kept
             unsent = any(log.session.has_pending for log in self.logs.values())
             what = "some records could not be sent before the end" if unsent else "before the end"
-            _log.warning("%s: %s", what, error if isinstance(error, HopaasError) else repr(error))
+            why = str(error) if isinstance(error, HopaasError) else repr(error)
+            known = why.rstrip(".") in str(ends_with)  # whoever handles that shows it
+            if unsent or not known:
+                _log.warning("%s%s", what, "" if known else f": {why}")
             self.spool.keep_all(self.logs)
             self._said_farewell = True
 
@@ -1019,7 +1024,8 @@ class Caller:
     def sleep_after(self, error: StoreUnreachable) -> None:
         """Pause before another attempt in this thread; raises the error when the time is up."""
         self._check(error)
-        time.sleep(self.backoff.pause())
+        left = self._began + self._within - self._peer.clock()
+        time.sleep(max(0.0, min(self.backoff.pause(), left)))
 
     def _check(self, error: StoreUnreachable | None) -> None:
         """Raise if the time is up; warn from time to time."""
