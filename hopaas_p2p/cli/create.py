@@ -137,11 +137,9 @@ def _to_learn_from(made: Study) -> list[str]:
     if len(made.directions) > 1 or made.storage.peer.catalog.rate_limited is not None:
         return []
     space = {name: to_record(one) for name, one in made.space.items()}
-    found = [one.name for one in auto(made.storage, space, made.name)]
-    if not found:
-        return []
+    found = ", ".join(one.name for one in auto(made.storage, space, made.name))
     command = f"hopaas-p2p study set {shlex.quote(made.name)} --learn-from auto"
-    return [f"It can learn from {', '.join(found)}: {command}"]
+    return [f"It can learn from {found}: {command}"] if found else []
 
 
 @command("set", study="argument")
@@ -177,12 +175,12 @@ def set_(
         data["budget"] = budget.words(budget.budget_now(study.state))
         said.append(f"The budget of {study.name!r} is {data['budget'] or 'removed'}.")
     if method:
-        from hopaas_p2p.cli.summary import search_of
+        from hopaas_p2p.cli.summary import search_in_words
 
         if "fidelity" in method:
             method["fidelity"] = method["fidelity"] or "none"
         study.search_with(**method)
-        data["search"] = search_of(study)
+        data["search"] = search_in_words(study.state.system)
         said.append(f"Peers search with {', '.join(f'{name}: {one}' for name, one in data['search'].items())}.")
     if learn_from:
         learned = study.learn_from(() if learn_from == ("none",) else teachers(study.storage, learn_from))

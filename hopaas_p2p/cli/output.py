@@ -172,8 +172,9 @@ def aligned(rows: Sequence[Sequence[str]], *, right: Sequence[str], for_terminal
     return lines
 
 
-def print_facts(facts: dict[str, str]) -> None:
-    """Print names, capitalised, and values, one per line; on a terminal, long values are wrapped and indented."""
+def print_facts(found: dict[str, str | list[str]]) -> None:
+    """Print names, capitalised, and values, one per line, without empty ones; on a terminal, long ones are wrapped."""
+    facts = {name: one if isinstance(one, str) else "\n".join(one) for name, one in found.items() if one}
     width = max(map(len, facts))
     room = max(20, shutil.get_terminal_size().columns - width - 2) if sys.stdout.isatty() else 0
     for name, value in facts.items():

@@ -14,7 +14,7 @@ import click
 from hopaas_p2p.cli import output
 from hopaas_p2p.cli.options import FILE, FOLDER, CliSession, check_new, command, force_option, space_option
 from hopaas_p2p.errors import HopaasError, InvalidInput, NoSuchStudy
-from hopaas_p2p.moving import FORMATS, copy_study, export_study, import_study, replaces
+from hopaas_p2p.moving import FORMATS, copy_study, export_study, format_of, import_study
 from hopaas_p2p.report import write_report
 from hopaas_p2p.runtime.atomic import replace_atomically
 from hopaas_p2p.runtime.redaction import redacted
@@ -62,7 +62,7 @@ def export(
         return
     if follow:
         raise click.UsageError("--follow is for trackers.")
-    if to is not None and replaces(to, "prior" if prior else form):
+    if to not in (None, "-") and (prior or (form or format_of(to)) != "optuna"):
         check_new(Path(to), force=force)
     study = session.study()
     if not prior:

@@ -82,8 +82,8 @@ def read_secret(path: Path) -> str:
 def own_folder(path: Path, *below: str, mode: int | None = 0o700) -> Iterator[Path]:
     """A folder of this user only: `path`, or what is `below` it. Missing folders are created.
 
-    The parent of `path` was chosen deliberately, so links on the way to it are followed, but not one that another user
-    put in its place. The block gets a path that leads to the folder itself, whatever is put in its place meanwhile; on a
+    The parent of `path` was chosen deliberately, so links on the way to it are followed, but not another user's in its
+    place. The block gets a path that leads to the folder itself, whatever is put in its place meanwhile; on a
     system without /proc, it leads to whatever has that name.
 
     Args:
