@@ -95,10 +95,9 @@ def create(
     parameters = {**described.space, **space.parse_space(specs)}
     policy = {name: given[name] for name in ("attempts", "max_failures", "lease_ttl", "progress_timeout")}
     policy["budget"] = budget.budget_of(",".join(budgets)) if budgets else described.budget
-    policy = {key: value for key, value in policy.items() if value is not None}
     method = method_of(given, None if there else described.search)
     method["learn_from"] = teachers(storage, learn_from)
-    given = {**policy, **method}
+    given = {**{key: value for key, value in policy.items() if value is not None}, **method}
     apart = {what: given.pop(what) for what in _NO_POLICY if what in given}
     kept = StudyPolicy(**given)
     made = open_study(storage, name, space=parameters or None, directions=wanted or None, policy=kept, **apart)

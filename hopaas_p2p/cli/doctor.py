@@ -135,8 +135,7 @@ def _rescue(session: CliSession, place: str, *, from_live: bool, to: str | None,
             told |= {"uncertain": sorted(found.uncertain), "without_parameters": found.unknown}
             told |= {"study": name, "new": new, "trials": imported.trials, "warnings": imported.warnings}
             results.append(told)
-    if session.as_json:
-        output.print_json(results)
+    session.show(results, lambda: None)
     return 0
 
 

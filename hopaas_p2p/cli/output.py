@@ -122,6 +122,11 @@ def size(count: int | None) -> str:
     return f"{value:.1f} TB"
 
 
+def size_in(column: str) -> Callable[[Mapping[str, Any]], str]:
+    """A function that shows the size in this column of a row."""
+    return lambda row: size(row[column])
+
+
 def where(row: Mapping[str, Any]) -> str:
     """Node and site of a peer, which are often the same; "-" if no peer is known."""
     site, host = row["site"], row["host"]

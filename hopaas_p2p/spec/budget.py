@@ -189,8 +189,7 @@ def check_spendable(
     if any({"gpu_hours": gpus, "kwh": energy, "euro": paid}[name] for name in named):
         return
     raise ConfigurationError(
-        f"a budget of {' and '.join(AMOUNTS[name] for name in named)} would never end here: no GPU and no energy "
-        "counter was found, or this site has no price for what it has. Say what this process uses (HOPAAS_GPUS=1, "
-        "HOPAAS_WATTS=300), or give the study another limit: hopaas-p2p study set "
-        f"{shlex.quote(study)} --budget core_hours=100"
+        f"a budget of {' and '.join(AMOUNTS[name] for name in named)} would never end here: no GPU or energy counter "
+        "was found, or this site has no price. Say what this process uses (HOPAAS_GPUS=1, HOPAAS_WATTS=300), or set "
+        f"another limit: hopaas-p2p study set {shlex.quote(study)} --budget core_hours=100"
     )
