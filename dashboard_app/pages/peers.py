@@ -11,7 +11,7 @@ from dashboard_app import theme
 from dashboard_app.frames import Frame
 from dashboard_app.page_context import PageContext
 from dashboard_app.redraw import live
-from hopaas_p2p.analysis.facts import duration, peer_labels
+from hopaas_p2p.analysis.facts import duration, peer_labels, person
 from hopaas_p2p.analysis.html import Html, safe
 from hopaas_p2p.analysis.peers import peer_rows
 from hopaas_p2p.analysis.timeline import timeline
@@ -55,7 +55,7 @@ def _peer(frame: Frame, one: dict[str, Any], left: dict[str, float]) -> list[str
     seen = "" if one["last"] is None else theme.ago(one["last"])
     if runs:
         seen = theme.lease(uuid, left.get(uuid), ttl=ttl_of(frame.state, uuid))
-    who = f"{one['user'] or '?'}, " + (one["job"] or (f"pid {one['pid']}" if one["pid"] else "?"))
+    who = f"{person(one['user'] or '?')}, " + (one["job"] or (f"pid {one['pid']}" if one["pid"] else "?"))
     return [
         Html(f'<b title="{safe(uuid)}">{safe(uuid[:8])}</b> <span class="hp-small">{safe(who)}</span>'),
         one["site"] or "?",

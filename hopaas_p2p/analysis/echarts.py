@@ -30,12 +30,12 @@ def option(chart: Chart) -> Option:
     if chart.axes:
         return found | _parallel(chart)
     return found | {
-        "grid": {"left": 46, "right": 28, "top": 40, "bottom": 34, "containLabel": True},
+        "grid": {"left": 66, "right": 28, "top": 40, "bottom": 34, "containLabel": True},
         "legend": {"top": 0, "type": "scroll", "show": len(chart.series) > 1, "itemWidth": 16, "itemHeight": 10},
         "dataset": [{"source": frame(one.data)} for one in chart.series],
         "series": [{**_series(one, chart), "datasetIndex": at} for at, one in enumerate(chart.series)],
         "xAxis": _axis(chart.x),
-        "yAxis": _axis(chart.y) | {"nameGap": 44},
+        "yAxis": _axis(chart.y) | {"nameGap": 64},
         "dataZoom": [{"type": "inside", "zoomOnMouseWheel": "shift"}],
     }
 

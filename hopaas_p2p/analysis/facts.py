@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from hopaas_p2p.peer.liveness import SignOfLife
 
 _LONGEST_LABEL: Final = 40
+_GUEST: Final = re.compile(r"^(guest-[0-9a-f]{6})[0-9a-f]{26}")
 _NOTHING: Final[Mapping[str, Any]] = MappingProxyType({})
 
 
@@ -187,6 +189,11 @@ def reason_line(reason: str | None) -> str:
     if len(lines) > 1 and lines[0].startswith("the command"):
         return f"{lines[0]}: {lines[-1].strip()}"
     return lines[0] if lines else ""
+
+
+def person(user: str) -> str:
+    """A user for display. A guest's name contains a long hash of the study, so that no other study has the same."""
+    return _GUEST.sub(r"\1…", user)
 
 
 def why_not(trial: Trial) -> str:

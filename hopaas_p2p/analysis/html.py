@@ -12,6 +12,7 @@ from hopaas_p2p.analysis.facts import phrase
 from hopaas_p2p.analysis.lookalikes import visible
 
 _TAG: Final = re.compile(r"<[^>]*>")
+_NUMERIC: Final = re.compile(r"[-<]?(inf|[\d.,]+(e[-+]\d+)?)\b|-?$")  # not a peer's name that begins with a digit
 _WIDE: Final = 8  # digits; longer words are written smaller, because a number broken across lines is misread
 _WHOLE: Final = 11  # characters of all words that stay on one line
 
@@ -47,7 +48,7 @@ def table(
     css = []
     for head, column in zip(heads, zip(*rows, strict=True), strict=True):
         seen = [_TAG.sub("", one).replace("&lt;", "<") if isinstance(one, Html) else one for one in column]
-        numeric = any(seen) and all(one[:1].isdigit() or one[:1] in "-<" for one in seen)
+        numeric = any(seen) and all(map(_NUMERIC.match, seen))
         css.append(' class="hp-wraps"' if long and head == long else ' class="hp-number"' if numeric else "")
     top = "".join(
         f'<th scope="col"{one}>{safe(head if isinstance(head, Html) else phrase(head))}</th>'

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Final, NamedTuple
 
-from hopaas_p2p.analysis.facts import duration, shown
+from hopaas_p2p.analysis.facts import duration, person, shown
 from hopaas_p2p.core.ledger import AMOUNTS, HOUR, OUTCOMES, Account, Cost, Ledger, euro
 from hopaas_p2p.core.records import Until
 from hopaas_p2p.core.state import COMPLETE, PRUNED, State
@@ -134,7 +134,7 @@ def cells(found: Spending) -> tuple[list[str], list[list[str]]]:
             columns[_HEADS.get(name, name)] = aligned_amounts(values)
         elif any(values):
             texts = [f"{value:,}" if isinstance(value, int) else value for value in values]
-            columns[name] = ["returned" if text == "given back" else text for text in texts]
+            columns[name] = ["returned" if text == "given back" else person(text) for text in texts]
     return list(columns), [list(row) for row in zip(*columns.values(), strict=True)]
 
 

@@ -118,8 +118,7 @@ def token_revoke(session: CliSession, token_name: str) -> None:
 @command(study="argument")
 def grants(session: CliSession) -> None:
     """List who may do what in STUDY: user, role, when granted, and by whom. Everyone with a grant may run this."""
-    found = access.grants(session.store_url, session.study_name)
-    rows = [{name: getattr(one, name) for name in ("user", "role", "granted", "granted_by")} for one in found]
+    rows = [one._asdict() for one in access.grants(session.store_url, session.study_name)]
     _show(session, rows, {"user": "user", "role": "role", "granted": "granted", "by": "granted_by"})
 
 

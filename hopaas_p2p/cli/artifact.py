@@ -61,7 +61,7 @@ def ls(session: CliSession, trial: int | None) -> None:
     columns: Columns = {
         "TRIAL": "trial",
         "NAME": "filename",
-        "SIZE": lambda row: output.size(row["size"]),
+        "SIZE": output.size_in("size"),
         "TYPE": "mimetype",
         "ID": lambda row: short_ids[row["id"]],
     }

@@ -95,10 +95,9 @@ def create(
     parameters = {**described.space, **space.parse_space(specs)}
     policy = {name: given[name] for name in ("attempts", "max_failures", "lease_ttl", "progress_timeout")}
     policy["budget"] = budget.budget_of(",".join(budgets)) if budgets else described.budget
-    policy = {key: value for key, value in policy.items() if value is not None}
     method = method_of(given, None if there else described.search)
     method["learn_from"] = teachers(storage, learn_from)
-    given = {**policy, **method}
+    given = {**{key: value for key, value in policy.items() if value is not None}, **method}
     apart = {what: given.pop(what) for what in _NO_POLICY if what in given}
     kept = StudyPolicy(**given)
     made = open_study(storage, name, space=parameters or None, directions=wanted or None, policy=kept, **apart)
@@ -137,11 +136,9 @@ def _to_learn_from(made: Study) -> list[str]:
     if len(made.directions) > 1 or made.storage.peer.catalog.rate_limited is not None:
         return []
     space = {name: to_record(one) for name, one in made.space.items()}
-    found = [one.name for one in auto(made.storage, space, made.name)]
-    if not found:
-        return []
+    found = ", ".join(one.name for one in auto(made.storage, space, made.name))
     command = f"hopaas-p2p study set {shlex.quote(made.name)} --learn-from auto"
-    return [f"It can learn from {', '.join(found)}: {command}"]
+    return [f"It can learn from {found}: {command}"] if found else []
 
 
 @command("set", study="argument")
@@ -177,12 +174,12 @@ def set_(
         data["budget"] = budget.words(budget.budget_now(study.state))
         said.append(f"The budget of {study.name!r} is {data['budget'] or 'removed'}.")
     if method:
-        from hopaas_p2p.cli.summary import search_of
+        from hopaas_p2p.cli.summary import search_in_words
 
         if "fidelity" in method:
             method["fidelity"] = method["fidelity"] or "none"
         study.search_with(**method)
-        data["search"] = search_of(study)
+        data["search"] = search_in_words(study.state.system)
         said.append(f"Peers search with {', '.join(f'{name}: {one}' for name, one in data['search'].items())}.")
     if learn_from:
         learned = study.learn_from(() if learn_from == ("none",) else teachers(study.storage, learn_from))

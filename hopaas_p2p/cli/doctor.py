@@ -75,9 +75,8 @@ def doctor(
         note(Finding("open", str(error), passed=False, cure=AGAIN))
     else:
         with contextlib.closing(store):
-            for finding in examine(store) if meet is None else Meeting(store, meet).findings():
-                note(finding)
-            for finding in _spooled(store) if meet is None else ():
+            alone = itertools.chain(examine(store), _spooled(store))
+            for finding in alone if meet is None else Meeting(store, meet).findings():
                 note(finding)
     failed = sum(not finding.passed for finding in findings)
     said = f"{failed} of {len(findings)} checks failed." if failed else f"All {len(findings)} checks passed."
@@ -136,8 +135,7 @@ def _rescue(session: CliSession, place: str, *, from_live: bool, to: str | None,
             told |= {"uncertain": sorted(found.uncertain), "without_parameters": found.unknown}
             told |= {"study": name, "new": new, "trials": imported.trials, "warnings": imported.warnings}
             results.append(told)
-    if session.as_json:
-        output.print_json(results)
+    session.show(results, lambda: None)
     return 0
 
 

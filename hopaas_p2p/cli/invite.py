@@ -33,21 +33,14 @@ def invite(session: CliSession, **given: Any) -> None:
     session.settings.publish()
     made = invitations.invite(session.store_url, session.study_name, **given | {"site": given["site"] or ""})
     said = made.invitation
-    secret = said.seal().reveal()
-    data = {
-        "invitation": secret,
-        "study": said.study,
-        "store": said.store,
-        "token": made.token_name or None,
-        "expires": to_iso(said.expires * 1_000_000),
-    }
-    session.show(data, lambda: output.print_lines([secret]))
+    secret, expires = said.seal().reveal(), to_iso(said.expires * 1_000_000)
+    data = {"study": said.study, "store": said.store, "token": made.token_name or None, "expires": expires}
+    session.show({"invitation": secret, **data}, lambda: output.print_lines([secret]))
     if made.token_name:
         end = f"hopaas-p2p admin token revoke {made.token_name}"
         about = f"It is a secret, shown this once: send it as you would a password. To end it: {end}"
     else:
         about = f"It holds no secret: guests need access to {said.store} of their own."
-    until = output.utc_time(to_iso(said.expires * 1_000_000))
-    output.say(f"An invitation to {said.study}, valid until {until}. {about}")
+    output.say(f"An invitation to {said.study}, valid until {output.utc_time(expires)}. {about}")
     if said.store.startswith("postgresql") and PostgresAddress(said.store).local:
         output.say(f"note: {said.store} can be reached only from this machine; for others use --via URL")

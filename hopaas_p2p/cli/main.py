@@ -128,12 +128,13 @@ def _explain(error: BaseException) -> int:
     if isinstance(error, click.Abort | KeyboardInterrupt):
         code, message = 130, "interrupted"
     elif isinstance(error, click.ClickException):
-        code, message = error.exit_code, error.format_message()
+        code, message = error.exit_code, error.format_message().replace(" range.", ".")  # "a valid integer range"
         if isinstance(error, click.NoSuchOption) and error.ctx is not None and error.ctx.command is cli:
             message = f"{error.option_name!r} is not an option here. The options of a command come after its name."
-        elif isinstance(error, click.NoSuchOption) and error.option_name in ("--sampler", "--pruner"):
-            option = error.option_name
+        elif isinstance(error, click.NoSuchOption) and (option := error.option_name) in ("--sampler", "--pruner"):
             message = f"{option!r} is not an option here, but the study's: hopaas-p2p study set {option} …"
+        elif isinstance(error, click.NoSuchOption) and option in ("--store", "-s"):
+            message = f"'--store' is not an option here: {error.ctx.get_usage() if error.ctx else ''}"
         if isinstance(error, click.UsageError) and error.ctx is not None:
             message += f" (see: {error.ctx.command_path} --help)"
     elif isinstance(error, HopaasError):

@@ -122,6 +122,11 @@ def size(count: int | None) -> str:
     return f"{value:.1f} TB"
 
 
+def size_in(column: str) -> Callable[[Mapping[str, Any]], str]:
+    """A function that shows the size in this column of a row."""
+    return lambda row: size(row[column])
+
+
 def where(row: Mapping[str, Any]) -> str:
     """Node and site of a peer, which are often the same; "-" if no peer is known."""
     site, host = row["site"], row["host"]
@@ -172,8 +177,9 @@ def aligned(rows: Sequence[Sequence[str]], *, right: Sequence[str], for_terminal
     return lines
 
 
-def print_facts(facts: dict[str, str]) -> None:
-    """Print names, capitalised, and values, one per line; on a terminal, long values are wrapped and indented."""
+def print_facts(found: dict[str, str | list[str]]) -> None:
+    """Print names, capitalised, and values, one per line, without empty ones; on a terminal, long ones are wrapped."""
+    facts = {name: one if isinstance(one, str) else "\n".join(one) for name, one in found.items() if one}
     width = max(map(len, facts))
     room = max(20, shutil.get_terminal_size().columns - width - 2) if sys.stdout.isatty() else 0
     for name, value in facts.items():

@@ -31,6 +31,7 @@ def list_(session: CliSession, show_all: bool) -> None:
     have expired. A silent peer is listed until another peer takes over its trial. Among peers that run no trial, "idle"
     means alive, "left" means ended, and "gone" means silent without having ended.
     """
+    from hopaas_p2p.analysis.facts import person
     from hopaas_p2p.analysis.peers import peer_rows
 
     study = session.study()
@@ -46,7 +47,7 @@ def list_(session: CliSession, show_all: bool) -> None:
     columns: Columns = {
         "PEER": "peer",
         "WHERE": output.where,
-        "USER": "user",
+        "USER": lambda row: person(row["user"] or "-"),
         "JOB": lambda row: row["job"] or (f"pid {row['pid']}" if row["pid"] else "-"),
         "RUNS": lambda row: ", ".join(f"#{number}" for number in row["running"]) or "-",
         "ENDED": "ended",

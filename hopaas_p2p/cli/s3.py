@@ -36,12 +36,7 @@ def gc(session: CliSession, dry_run: bool, keep: float) -> None:
     """
     _address(session)
     session.settings.publish()
-    columns: Columns = {
-        "study": "study",
-        "what": "what",
-        "objects": "objects",
-        "size": lambda row: output.size(row["size"]),
-    }
+    columns: Columns = {"study": "study", "what": "what", "objects": "objects", "size": output.size_in("size")}
     rows: list[dict[str, Any]] = []
     try:
         with contextlib.closing(S3Store(session.store_url, create=False)) as store:

@@ -75,11 +75,11 @@ def serve_https(
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
-    on_postgres = store.startswith("postgresql")
-
     async def run() -> None:
         made = https.HttpsServer(
-            PostgresService(store) if on_postgres else ListedService(open_beside(store, create=False)),
+            PostgresService(store)
+            if store.startswith("postgresql")
+            else ListedService(open_beside(store, create=False)),
             certificate=Certificate(tls_cert, tls_key) if tls_cert is not None and tls_key is not None else None,
             behind=_networks(behind_proxy),
             metrics_from=_networks(metrics_from) or https.LOOPBACK,

@@ -33,13 +33,6 @@ _POLICY: Final[dict[str, tuple[object, str]]] = {
 """The default value, and a description."""
 _ROWS: Final = 12
 """The longest list that `show` prints. A population may have thousands of rungs."""
-_SEARCH_BY_DEFAULT: Final = {
-    "sampler": "default",
-    "pruner": "default",
-    "repeats": "avoid",
-    "replicates": "1",
-    "fidelity": "none",
-}
 
 
 @click.group(cls=Group)
@@ -144,7 +137,7 @@ def show(session: CliSession, as_audit: bool) -> None:
     session.show_table(audit(shown), columns, right=("LSN", "TRIAL"))
 
 
-def _facts(data: dict[str, Any], found: Spending) -> dict[str, str]:
+def _facts(data: dict[str, Any], found: Spending) -> dict[str, str | list[str]]:
     """The lines of `show`, most important first. Absent values and defaults are omitted.
 
     They fit on a screen: long lists are cut. --json has everything.
@@ -152,13 +145,15 @@ def _facts(data: dict[str, Any], found: Spending) -> dict[str, str]:
     again = {"FAIL": f" ({data['retried']} retried)"} if data["retried"] else {}
     counts = ", ".join(f"{count} {state}{again.get(state, '')}" for state, count in data["counts"].items() if count)
     silent = [f"{peer}, last seen {output.ago(ago)}" for peer, ago in data["silent"].items()]
+    from hopaas_p2p.cli import summary
+
     heads, rows = cells(found)
     shown = rows if len(rows) <= _ROWS else rows[-1:]
     policy = {name: output.number(one) if isinstance(one, float) else one for name, one in data["policy"].items()}
-    files = data["checkpoints"]
+    files, unsaid = data["checkpoints"], summary.search_in_words({})
     study, store = shlex.quote(data["name"]), shlex.quote(data["store"])
     worker = f"hopaas-p2p worker --store {store} --study {study} -- COMMAND"
-    facts: dict[str, str | list[str]] = {
+    return {
         "study": data["name"],
         "store": data["store"],
         "state": data["state"],
@@ -172,9 +167,7 @@ def _facts(data: dict[str, Any], found: Spending) -> dict[str, str]:
         "directions": ", ".join(data["directions"]),
         "space": _some([f"{name}: {one}" for name, one in data["space"].items()]) or "define-by-run",
         "policy": ", ".join(_POLICY[name][1].format(one) for name, one in policy.items() if one != _POLICY[name][0]),
-        "search": ", ".join(
-            f"{name}: {one}" for name, one in data["search"].items() if one != _SEARCH_BY_DEFAULT[name]
-        ),
+        "search": ", ".join(f"{name}: {one}" for name, one in data["search"].items() if one != unsaid[name]),
         "earlier studies": [one["text"] for one in data["learned"]],
         "rungs": [*(one["text"] for one in data["rungs"][-_ROWS:]), data["next"]] if data["rungs"] else "",
         "checkpoints": f"{files['count']}, {output.size(files['bytes'])}" if files["count"] else "",
@@ -185,7 +178,6 @@ def _facts(data: dict[str, Any], found: Spending) -> dict[str, str]:
         "tags": ", ".join(data["tags"]),
         "note": _some(data["note"].splitlines()),
     }
-    return {name: one if isinstance(one, str) else "\n".join(one) for name, one in facts.items() if one}
 
 
 def _best(data: dict[str, Any]) -> list[str]:

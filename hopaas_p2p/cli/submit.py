@@ -186,8 +186,8 @@ def _submit(
             _run(["kubectl", "apply", "-f", "-"], text=made)
         submitted = _run(batch.SUBMISSION[system], *given["passed"], text=files[last], by_hand=by_hand).strip()
         output.say(f"submitted: {submitted}. Watch it: hopaas-p2p watch, hopaas-p2p peers list")
-    if session.as_json:
-        output.print_json({"files": [str(path) for path in files], "submit": by_hand, "submitted": submitted})
+    data = {"files": [str(path) for path in files], "submit": by_hand, "submitted": submitted}
+    session.show(data, lambda: None)
 
 
 def _folder() -> Path:

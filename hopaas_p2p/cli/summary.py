@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Final
 
 from hopaas_p2p import notes
@@ -54,7 +55,7 @@ def more_of_study(study: Study) -> dict[str, Any]:
         "space": {name: spec(one) for name, one in study.space.items()},
         "policy": {name: getattr(define.policy, field) for name, field in names.items()},
         "spending": as_data(spending(state)),
-        "search": search_of(study),
+        "search": search_in_words(state.system),
         "learned": [one._asdict() | {"text": str(one)} for one in study.learned],
         "rungs": [place._asdict() | {"text": configurations.in_words(place, brackets=brackets)} for place in counts],
         "next": configurations.next_in_words(state),
@@ -66,9 +67,9 @@ def more_of_study(study: Study) -> dict[str, Any]:
     }
 
 
-def search_of(study: Study) -> dict[str, str]:
-    """The study's search settings, in words."""
-    method = SearchMethod.stored(study.state.system)
+def search_in_words(attributes: Mapping[str, str]) -> dict[str, str]:
+    """The search settings in a study's attributes, in words."""
+    method = SearchMethod.stored(attributes)
     return {
         "sampler": in_words(method.sampler),
         "pruner": in_words(method.pruner),

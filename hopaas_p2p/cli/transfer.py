@@ -12,9 +12,9 @@ from typing import Final
 import click
 
 from hopaas_p2p.cli import output
-from hopaas_p2p.cli.options import FILE, FOLDER, CliSession, command, space_option
+from hopaas_p2p.cli.options import FILE, FOLDER, CliSession, check_new, command, force_option, space_option
 from hopaas_p2p.errors import HopaasError, InvalidInput, NoSuchStudy
-from hopaas_p2p.moving import FORMATS, copy_study, export_study, import_study
+from hopaas_p2p.moving import FORMATS, copy_study, export_study, format_of, import_study
 from hopaas_p2p.report import write_report
 from hopaas_p2p.runtime.atomic import replace_atomically
 from hopaas_p2p.runtime.redaction import redacted
@@ -32,8 +32,9 @@ _FEW_RETRIES: Final = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2", "MLFLOW_HTTP_REQU
 @click.option("--to", metavar="PATH|URL|PROJECT", help="A file, an Optuna storage, or a tracker. [default: stdout]")
 @click.option("--files", type=FOLDER, metavar="DIR", help="Also write the files of the study and its trials to DIR.")
 @click.option("--follow", is_flag=True, help="To a tracker, until the study is done; waits out the tracker's outages.")
+@force_option
 def export(
-    session: CliSession, form: str | None, prior: bool, to: str | None, files: Path | None, follow: bool
+    session: CliSession, form: str | None, prior: bool, to: str | None, files: Path | None, follow: bool, force: bool
 ) -> None:
     """Write a study to a file, to an Optuna storage, or to a tracker.
 
@@ -61,6 +62,8 @@ def export(
         return
     if follow:
         raise click.UsageError("--follow is for trackers.")
+    if to not in (None, "-") and (prior or (form or format_of(to)) != "optuna"):
+        check_new(Path(to), force=force)
     study = session.study()
     if not prior:
         count = export_study(study, to or "-", form=form, files=files)

@@ -140,7 +140,7 @@ def show(session: CliSession, number: int) -> None:
     session.show(data, lambda: output.print_facts(_facts(data)))
 
 
-def _facts(data: dict[str, Any]) -> dict[str, str]:
+def _facts(data: dict[str, Any]) -> dict[str, str | list[str]]:
     """The lines of `show`; absent values are omitted."""
     reports = [f"{step}: {output.number(value)}" for step, value in data["reports"].items()]
     hidden = f" (the last 20 of {len(reports)})" if len(reports) > 20 else ""
@@ -164,7 +164,7 @@ def _facts(data: dict[str, Any]) -> dict[str, str]:
     stop, seen = data["stop_requested"], "acknowledged by its peer" if data["stop_acknowledged"] else "not acknowledged"
     listed = tuple(f"{prefix}{one['id']}" for one in data["files"] for prefix in artifacts.PREFIXES)
     attributes = {**data["user_attrs"], **data["system_attrs"]}
-    facts: dict[str, str | list[str]] = {
+    return {
         "trial": " ".join([str(data["number"]), *(f"#{tag}" for tag in data["tags"])]),
         "state": data["state"],
         "values" if len(data["values"] or ()) > 1 else "value": output.numbers(data["values"]),
@@ -184,7 +184,6 @@ def _facts(data: dict[str, Any]) -> dict[str, str]:
         "attributes": [f"{name} = {_value(value)}" for name, value in attributes.items() if name not in listed],
         "note": data["note"],
     }
-    return {name: one if isinstance(one, str) else "\n".join(one) for name, one in facts.items() if one}
 
 
 def _value(value: object) -> str:

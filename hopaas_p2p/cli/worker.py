@@ -102,8 +102,7 @@ def work(session: CliSession, command: tuple[str, ...], **given: Any) -> tuple[i
         code = _AGAIN
     if output.quiet and code and reason:  # --quiet hides progress, but not why there is none
         output.say(reason, always=True)
-    if session.as_json:
-        output.print_json({"trials": [{"number": number, "state": state} for number, state in ran]})
+    session.show({"trials": [{"number": number, "state": state} for number, state in ran]}, lambda: None)
     return code, ran
 
 

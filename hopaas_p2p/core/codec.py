@@ -11,7 +11,7 @@ The chain of sums distinguishes two histories of one log. The sum of a log after
 that follows from the checksums of commits 1 to n, in their order. The party that assigns a commit its lsn (the writer
 in a directory or bucket, the server's function in Postgres) stores with it the sum of the log *before* it. A reader
 computes the same sums from what it reads. If the two differ, the reader and the writer have read different commits: the
-log has two histories. A log that was begun without sums has them nevertheless, since they follow from its commits.
+log has two histories. A log that was begun without sums has them, too, because they are computed from its commits.
 
 In an object the sum is a trailing field of the commit's array, so that versions that do not know it can still read the
 commit. Where a server offers the store to users, what that server vouches for about the commit comes before the sum:

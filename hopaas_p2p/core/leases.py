@@ -215,7 +215,7 @@ class OwnerMonitor:
     def resting(self, state: State, now: float) -> tuple[int, ...]:
         """WAITING retries that this peer does not take yet: a trial that has killed two peers must rest first.
 
-        The second retry waits for ttl, each further one twice as long as the one before, from when it was first seen.
+        The second retry waits one ttl after it was first seen, and each later one twice as long as the one before.
         """
         resting = []
         for number in list(state.waiting):

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from hopaas_p2p.storage import Storage
     from hopaas_p2p.study import Study
 
-__all__ = ["FORMATS", "Arrived", "copy_study", "export_study", "import_study"]
+__all__ = ["FORMATS", "Arrived", "copy_study", "export_study", "format_of", "import_study"]
 
 _log: Final = logging.getLogger("hopaas_p2p")
 FORMATS: Final = ("study", "csv", "parquet", "optuna")
@@ -109,8 +109,7 @@ def export_study(
 
     """
     target = os.fspath(to)
-    extension = ".csv" if target == "-" else Path(target).suffix.lower()
-    chosen = form or ("optuna" if "://" in target else _SUFFIXES.get(extension))
+    chosen = form or format_of(target)
     if chosen is None:
         raise _no_format(target)
     if chosen not in FORMATS:
@@ -172,7 +171,7 @@ def import_study(
     place = os.fspath(source)
     if is_mostly_holes(Path(os.path.realpath(place.removeprefix("sqlite:///")))):
         raise InvalidInput(f"{redacted(place)} is far larger than what is in it")
-    begins, chosen = b"", "optuna" if "://" in place else _SUFFIXES.get(Path(place).suffix.lower())
+    begins, chosen = b"", format_of(place)
     with contextlib.suppress(OSError), open(open_regular(place, named=True), "rb") as file:  # noqa: PTH123  # a descriptor
         begins = file.read(16)
     chosen = next((form for beginning, form in _BEGINNINGS.items() if begins.startswith(beginning)), chosen)
@@ -200,6 +199,11 @@ def import_study(
         if files is not None:
             fetch = from_directory(Path(files))
         return bring_in(storage, found, name=name or "", fetch=fetch)
+
+
+def format_of(place: str) -> str | None:
+    """The format of a file of this name, or at this URL, or of standard output."""
+    return "csv" if place == "-" else "optuna" if "://" in place else _SUFFIXES.get(Path(place).suffix.lower())
 
 
 def _no_format(place: str) -> InvalidInput:

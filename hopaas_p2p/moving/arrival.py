@@ -13,11 +13,13 @@ from hopaas_p2p.core.attributes import COPIED, FIDELITY
 from hopaas_p2p.core.fidelity import decode_fidelity
 from hopaas_p2p.core.names import first_id
 from hopaas_p2p.core.records import StudySet, TrialCreate, TrialState
-from hopaas_p2p.core.state import REFUSALS
+from hopaas_p2p.core.state import REFUSALS, State
+from hopaas_p2p.core.validity import widened_distributions
 from hopaas_p2p.errors import DefinitionMismatch, Denied, InvalidInput, StudyExists
 from hopaas_p2p.files.artifacts import artifacts_of, json_or_none
 from hopaas_p2p.moving.files import Fetch, copy_files, named_files
 from hopaas_p2p.moving.records import TAKES_A_PLACE, StudyRecords, linked, origin, renamed
+from hopaas_p2p.spec.space import spec
 
 if TYPE_CHECKING:
     from hopaas_p2p.storage import Storage
@@ -76,7 +78,7 @@ def bring_in(
     study_id = _create(storage, source, name, finished) if fresh else storage.get_study_id_from_name(name)
     if not fresh:
         _check_fit(storage, study_id, source, name, finished)
-    warnings, files = list[str](), 0
+    warnings, files = list(_outside(storage.state(study_id), source)), 0
     if any(record.state is not TrialState.COMPLETE for record in source.trials.values()) and (
         decode_fidelity(source.settings.system.get(FIDELITY, "null")) is not None
     ):
@@ -168,6 +170,15 @@ def _check_fit(storage: Storage, study_id: int, source: StudyRecords, name: str,
             f"{finished} finished trials do not fit: the budget of {name!r} is {state.budget}, {state.used()} are "
             f"used. Raise it first: hopaas-p2p study set {shlex.quote(name)} --budget {state.used() + finished}"
         )
+
+
+def _outside(state: State, source: StudyRecords) -> Iterator[str]:
+    """A warning about each parameter with values outside the study's search space."""
+    for name, one in state.define.space.items() if state.define is not None else ():
+        values = [record.params[name] for record in source.trials.values() if name in record.params]
+        outside = sum(bool(widened_distributions({name: value}, {}, {name: one})) for value in values)
+        if outside:  # values too far outside are refused later
+            yield f"{outside} of {len(values)} values of {name!r} are outside the search space, {spec(one)}"
 
 
 def _describe(storage: Storage, study_id: int, source: StudyRecords, numbers: dict[int, int]) -> Iterator[str]:

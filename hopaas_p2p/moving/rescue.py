@@ -122,7 +122,7 @@ class _Guesses:
         self._left = left
 
     def allow(self, size: int) -> bool:
-        """Whether `size` more may be replayed."""
+        """Whether another `size` bytes may be replayed."""
         self._left -= size
         return self._left >= 0
 

@@ -72,7 +72,8 @@ class Caller:
     def sleep_after(self, error: StoreUnreachable) -> None:
         """Pause before another attempt in this thread; raises the error when the time is up."""
         self._check(error)
-        time.sleep(self.backoff.pause())
+        left = self._began + self._within - self._peer.clock()
+        time.sleep(max(0.0, min(self.backoff.pause(), left)))
 
     def _check(self, error: StoreUnreachable | None) -> None:
         """Raise if the time is up; warn from time to time."""

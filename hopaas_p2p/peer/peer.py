@@ -13,6 +13,7 @@ import logging
 import math
 import os
 import random
+import sys
 import threading
 import time
 import weakref
@@ -851,6 +852,7 @@ class Peer:
         self.check_process()
         if self._said_farewell:
             return
+        ends_with = sys.exception()
         for uuid, log in list(self.logs.items()):
             if log.session.broken is not None:
                 self.spool.keep_history(uuid, log)
@@ -863,7 +865,10 @@ class Peer:
         except BaseException as error:  # Ctrl-C, or no thread can be started any more: what was told is kept
             unsent = any(log.session.has_pending for log in self.logs.values())
             what = "some records could not be sent before the end" if unsent else "before the end"
-            _log.warning("%s: %s", what, error if isinstance(error, HopaasError) else repr(error))
+            why = str(error) if isinstance(error, HopaasError) else repr(error)
+            known = why.rstrip(".") in str(ends_with)  # whoever handles that shows it
+            if unsent or not known:
+                _log.warning("%s%s", what, "" if known else f": {why}")
             self.spool.keep_all(self.logs)
             self._said_farewell = True
             if not isinstance(error, Exception):

@@ -187,6 +187,8 @@ class Worker:
 
         def note(number: int, _frame: FrameType | None) -> None:
             self._received.append(number)
+            if number == signal.SIGINT and "interrupted" in self._next_line_at:  # the second one, as that line offers
+                self._grace = 0.0
             self.study.storage.peer.hurry_from_now_on()
 
         before = {number: signal.signal(number, note) for number in (*_SIGNALS, signal.SIGINT)}
@@ -414,6 +416,9 @@ class Worker:
                 passed_on += 1
                 if end is None or not end.gives_back:
                     end = _Ending(f"pre-empted: {signal_name(number)}", now, gives_back=True)
+                    if number == signal.SIGINT:
+                        left = f"a command has {self._grace:.0f} s to save its work; Ctrl-C again ends it at once"
+                        self._say_each_minute("interrupted", left)
             if end is None and self._deadline is not None and now >= self._deadline - self._reserve:
                 end = _Ending(_OUT_OF_TIME, now, gives_back=True)
                 child.signal_all(signal.SIGTERM)

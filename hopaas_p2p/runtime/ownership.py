@@ -82,8 +82,8 @@ def read_secret(path: Path) -> str:
 def own_folder(path: Path, *below: str, mode: int | None = 0o700) -> Iterator[Path]:
     """A folder of this user only: `path`, or what is `below` it. Missing folders are created.
 
-    The parent of `path` was chosen deliberately, so links on the way to it are followed, except for another user's in
-    its place. The block gets a path that leads to the folder itself, whatever is put in its place meanwhile; on a
+    The parent of `path` was chosen deliberately, so links on the way to it are followed, but not another user's in its
+    place. The block gets a path that leads to the folder itself, whatever is put in its place meanwhile; on a
     system without /proc, it leads to whatever has that name.
 
     Args:
@@ -131,7 +131,7 @@ def step_down(above: int, name: str, *, mode: int | None = None) -> int:
 
 @contextlib.contextmanager
 def named_folder(path: Path) -> Iterator[Path]:
-    """A folder that the user named, for files whose names come from others. The block's path is as in `own_folder`.
+    """A folder that the user named, for files whose names come from others. Yields a path as `own_folder` does.
 
     Raises:
         PermissionError: another user's link is in its place.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import shlex
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Final
 
@@ -166,11 +167,12 @@ def _date(given: Any) -> int:
 
 
 def check_spendable(
-    limits: Budget, spent: Callable[[str], float], announced: Mapping[str, str], *, metered: bool
+    study: str, limits: Budget, spent: Callable[[str], float], announced: Mapping[str, str], *, metered: bool
 ) -> None:
     """Raise ConfigurationError if only device time ends a study, and this process apparently has no such device.
 
     Args:
+        study: its name.
         limits: the study's limits; it has no limit on trials.
         spent: how much of a limit all peers have spent; if any has been spent, the study will end.
         announced: what this process announces about its devices and its site.
@@ -187,7 +189,7 @@ def check_spendable(
     if any({"gpu_hours": gpus, "kwh": energy, "euro": paid}[name] for name in named):
         return
     raise ConfigurationError(
-        f"a budget of {' and '.join(AMOUNTS[name] for name in named)} would never end here: no GPU and no energy "
-        "counter was found, or this site has no price for what it has. Say what this process uses (HOPAAS_GPUS=1, "
-        "HOPAAS_WATTS=300), or give the study another limit: hopaas-p2p study set NAME --budget core_hours=100"
+        f"a budget of {' and '.join(AMOUNTS[name] for name in named)} would never end here: no GPU or energy counter "
+        "was found, or this site has no price. Say what this process uses (HOPAAS_GPUS=1, HOPAAS_WATTS=300), or set "
+        f"another limit: hopaas-p2p study set {shlex.quote(study)} --budget core_hours=100"
     )

@@ -52,7 +52,6 @@ from hopaas_p2p.errors import (
     NoSuchStudy,
     NoSuchTrial,
     NotYourTrial,
-    NoWork,
     StoreUnreachable,
     StudyDeleted,
 )
@@ -380,7 +379,7 @@ class StudyHandle:
             return verdict.number
         refusal = verdict.refusal or "refused"
         if refusal in NO_WORK:
-            raise NoWork(NO_WORK[refusal], Done(refusal))
+            raise no_work(self.state, Done(refusal), now=self.peer.clock())
         why = why_refused(self.refresh(), verdict, record.values)
         raise InvalidInput(f"a trial that is {record.state.name}: {why}")
 

@@ -9,7 +9,7 @@ from typing import Final
 
 from optuna.exceptions import UpdateFinishedTrialError
 
-from hopaas_p2p.analysis.facts import duration
+from hopaas_p2p.analysis.facts import duration, person
 from hopaas_p2p.core.admission import Done, Wait
 from hopaas_p2p.core.state import REFUSALS, State, Verdict
 from hopaas_p2p.errors import NoWork
@@ -17,12 +17,12 @@ from hopaas_p2p.errors import NoWork
 _NAMED: Final = 3  # number of trials that a message names
 NO_WORK: Final = {
     "budget": "the study's budget is used up",
-    "paused": "the study is paused; resume it with: hopaas-p2p study resume",
+    "paused": "the study is paused; resume it with: hopaas-p2p study resume {study}",
     "stopped": "the study is stopped",
     "draining": "this peer or its site was asked to take no more trials",
     "failing": (
-        "too many trials failed in a row; look at them with: hopaas-p2p trial list --state fail, then start trials "
-        "again with: hopaas-p2p study resume"
+        "too many trials failed in a row; look at them with: hopaas-p2p trial list --state fail --study {study}, then "
+        "start trials again with: hopaas-p2p study resume {study}"
     ),
 }
 
@@ -38,12 +38,13 @@ def owner_only(study: str) -> str:
 
 
 def no_work(state: State, found: Wait | Done, *, now: float, why: str = "") -> NoWork:
-    """The error for an ask that found nothing to start, with the words `why` or its own.
+    """The error for a caller that found nothing to start, with the words `why` or its own.
 
     A waiting caller learns for which trials and owners it waits, for how long at most, and how to avoid that; `now` is
     on the clock of `Wait.until`.
     """
-    reason, limit = why or NO_WORK.get(found.why, found.why), state.ledger.reached
+    study = shlex.quote(state.define.name) if state.define is not None else "NAME"
+    reason, limit = why or NO_WORK.get(found.why, found.why).format(study=study), state.ledger.reached
     if found.why == "budget" and limit is not None:
         reason += f": {limit}"
     elif found.why == "budget" and state.budget is None:  # a population starts only this many
@@ -53,10 +54,10 @@ def no_work(state: State, found: Wait | Done, *, now: float, why: str = "") -> N
         more = f" and {len(found.for_whom) - _NAMED} more" if len(found.for_whom) > _NAMED else ""
         if found.until is None:
             return NoWork(f"{reason}; what comes next depends on {runs}{more}", found)
-        known = duration(max(10.0, found.until - now))
+        known, numbers = duration(max(10.0, found.until - now)), " ".join(map(str, found.for_whom))
         reason += (
-            f"; if a peer has died, its trial must be run again: {runs}{more}. This is known within {known}. "
-            f"To do it now: hopaas-p2p trial requeue {found.for_whom[0]}"
+            f"; if a peer has died, its trial must be run again: {runs}{more}. This will be known within "
+            f"{known}. If you know that it has died: hopaas-p2p trial requeue {numbers} --study {study}"
         )
     return NoWork(reason, found)
 
@@ -64,7 +65,7 @@ def no_work(state: State, found: Wait | Done, *, now: float, why: str = "") -> N
 def _run_by(state: State, number: int) -> str:
     """The owner of this trial, for display."""
     about = state.peers.get(state.trials[number].owner or "", {})
-    return f" of {about.get('user', '?')} on {about['host']}" if "host" in about else ""
+    return f" of {person(about.get('user', '?'))} on {about['host']}" if "host" in about else ""
 
 
 def why_refused(state: State, verdict: Verdict, values: Sequence[float] | None = None) -> str:

@@ -647,7 +647,7 @@ class Study(optuna.Study):
         ledger = state.ledger
         if ledger.limits is not self._spendable and state.places() is None:
             peer = self.storage.peer
-            check_spendable(ledger.limits, ledger.spent, peer.describe(), metered=peer.energy is not None)
+            check_spendable(self.name, ledger.limits, ledger.spent, peer.describe(), metered=peer.energy is not None)
             self._spendable = ledger.limits
 
     def _started(self, frozen: FrozenTrial) -> Trial | None:

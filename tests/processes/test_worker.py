@@ -583,6 +583,20 @@ def test_ctrl_c_gives_the_trial_back(study: Study, tmp_path: Path) -> None:
     assert states(study) == ["WAITING"]
 
 
+def test_a_second_ctrl_c_ends_a_command_that_does_not_end_by_itself(study: Study, tmp_path: Path) -> None:
+    stubborn = "import signal, time; signal.signal(signal.SIGINT, signal.SIG_IGN); print('ready', flush=True)"
+    worker = start(*WORKER, "--", *script(tmp_path, f"{stubborn}; time.sleep(600)"), cwd=tmp_path)
+    until(lambda: "ready" in log_of(tmp_path))
+
+    worker.send_signal(signal.SIGINT)
+    until(lambda: "a command has 300 s to save its work; Ctrl-C again" in (tmp_path / "worker.err").read_text())
+    assert worker.poll() is None
+    worker.send_signal(signal.SIGINT)
+
+    assert worker.wait(patient(20)) == 130
+    assert states(study) == ["WAITING"]
+
+
 def test_trials_that_run_at_a_time_have_devices_of_their_own_and_cost_the_process_once(tmp_path: Path) -> None:
     study = campaign(tmp_path, budget=4)
     body = f"""
@@ -732,7 +746,7 @@ def test_the_exit_code_says_whether_to_run_again(tmp_path: Path, happens: str, c
 def test_a_paused_study_is_waited_for(study: Study, tmp_path: Path) -> None:
     study.pause()
     worker = start(*WORKER, "--", "echo", '{{"value": 1}}', cwd=tmp_path)
-    said = "Waiting: the study is paused; resume it with: hopaas-p2p study resume"
+    said = "Waiting: the study is paused; resume it with: hopaas-p2p study resume s"
     until(lambda: said in (tmp_path / "worker.err").read_text())
     assert states(study) == []
     study.resume()
@@ -1083,6 +1097,6 @@ def test_a_worker_that_need_not_wait_says_for_what_it_would_and_leaves(tmp_path:
 
     assert done.returncode == 75
     assert f"must be run again: trial {forgotten} of " in done.stderr
-    assert f"hopaas-p2p trial requeue {forgotten}" in done.stderr
+    assert f"hopaas-p2p trial requeue {forgotten} --study s" in done.stderr
     assert f"2 trials, 2 complete, best of the study #{study.best_trial.number} = " in done.stderr
     study.close()

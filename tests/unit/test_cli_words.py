@@ -12,6 +12,8 @@ import click
 import pytest
 
 import hopaas_p2p
+from hopaas_p2p.analysis.facts import person
+from hopaas_p2p.analysis.html import table
 from hopaas_p2p.analysis.spending import aligned_amounts
 from hopaas_p2p.cli import main, output
 from hopaas_p2p.cli.main import cli
@@ -276,3 +278,75 @@ def test_a_watched_name_shows_what_nobody_sees(
     assert code == 1
     assert "open" in shown
     assert "\u202e" not in shown
+
+
+@pytest.mark.parametrize("name", ["digits.csv", "digits.study", "digits.prior"])
+def test_an_export_overwrites_a_file_only_by_force(
+    name: str, store: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    study = hopaas_p2p.open_study(store, "s", space=SPACE)
+    study.optimize(lambda trial: trial.params["x"], n_trials=20)
+    study.close()
+    there = tmp_path / name
+    there.write_text("precious")
+    words = ["study", "export", "s", "--store", store, "--to", str(there), *["--prior"] * (name == "digits.prior")]
+
+    code, _, refused = said(capsys, *words)
+    assert (code, there.read_text()) == (2, "precious")
+    assert "already exists. Use --force to overwrite it" in refused
+    assert said(capsys, *words, "--force")[0] == 0
+    assert there.read_bytes() != b"precious"
+
+
+def test_a_second_study_is_exported_to_the_same_optuna_storage(
+    store: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("one", "two"):
+        hopaas_p2p.open_study(store, name, space=SPACE).close()
+        assert said(capsys, "study", "export", name, "--store", store, "--to", str(tmp_path / "x.journal"))[0] == 0
+
+
+def test_values_of_a_csv_outside_the_search_space_are_named(
+    store: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    hopaas_p2p.open_study(store, "s", space=SPACE).close()
+    table = tmp_path / "s.csv"
+    table.write_text("value,params_x,state\n1.0,0.5,COMPLETE\n2.0,1.5,COMPLETE\n3.0,-1,COMPLETE\n")
+
+    _, _, err = said(capsys, "study", "import", "s", "--store", store, "--from", str(table))
+
+    assert "Note: 2 of 3 values of 'x' are outside the search space, float(0,1)\n" in err
+    assert "Imported 3 trials" in err
+
+
+def test_a_guest_has_a_short_name_in_tables() -> None:
+    guest = "guest-2269f9d97a63ddd5fead768d8b226d54-worker"
+    assert person(guest) == "guest-2269f9…-worker"
+    assert person("guest-book") == "guest-book"
+
+
+@pytest.mark.parametrize(
+    ("words", "said_"),
+    [
+        (["admin", "backup", "--store", "x"], "'--store' is not an option here: Usage: hopaas-p2p admin backup"),
+        (["admin", "restore", "-s", "x"], "admin restore [OPTIONS] FILE STORE"),
+        (["dashboard", "--port", "abc"], "'abc' is not a valid integer. (see"),
+        (["trial", "report", "1", "--step", "a"], "'a' is not a valid integer. (see"),
+    ],
+)
+def test_a_wrong_option_is_answered_with_the_right_one(
+    words: list[str], said_: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, _, err = said(capsys, *words)
+    assert code == 2
+    assert said_ in err
+
+
+@pytest.mark.parametrize("cells", [["-v5hLDP8 root, pid 1"], ["08gY9L_9 root", "1a root"], ["nine"], ["1", "x"]])
+def test_a_peer_whose_name_begins_like_a_number_is_no_number(cells: list[str]) -> None:
+    assert "hp-number" not in table(["peer"], [[one] for one in cells], label="Peers")
+
+
+def test_numbers_in_a_table_are_aligned() -> None:
+    cells = ["-0.5", "<0.001", "1,000", "1.2e-05", "inf", "-", "", "1 min 35 s ago", "3/10", "12 %", "5e-05"]
+    assert "hp-number" in table(["value"], [[one] for one in cells], label="Values")

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import math
+import random
 import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -27,7 +31,7 @@ from hopaas_p2p.core.state import State
 from hopaas_p2p.errors import Denied, HopaasError, StoreUnreachable, StudyDeleted
 from hopaas_p2p.peer import caller as caller_module
 from hopaas_p2p.peer.outbox import PendingCommit
-from hopaas_p2p.peer.peer import Peer
+from hopaas_p2p.peer.peer import Caller, Peer
 from hopaas_p2p.peer.session import LogClient
 from hopaas_p2p.stores.base import Beat, ExchangeResult, Outgoing
 from hopaas_p2p.stores.memory import MemoryLog, MemoryStore
@@ -673,3 +677,28 @@ def test_a_peer_is_introduced_before_its_trials_although_its_threads_ask_at_once
     _, *commits = [codec.decode(entry.payload) for entry in everything(store.log("first"))]
     records = [type(record) for commit in commits for record in commit.records]
     assert records == [PeerJoin, TrialCreate, TrialCreate]
+
+
+def test_a_caller_waits_no_longer_than_it_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [0.0]
+    monkeypatch.setattr("hopaas_p2p.peer.peer.time.sleep", lambda seconds: now.__setitem__(0, now[0] + seconds))
+    peer: Any = SimpleNamespace(clock=lambda: now[0], closed=False, silent_since=math.inf, jitter=random.Random(1))
+    peer.has_given_up = lambda silent_since: False
+    caller = Caller(peer, 20.0, 0.0)
+    with pytest.raises(StoreUnreachable):
+        while True:
+            caller.sleep_after(StoreUnreachable("the disk is full"))
+    assert now[0] == pytest.approx(20.0)
+
+
+@pytest.mark.parametrize("raised", [StoreUnreachable("the disk is full. It may be sent."), ValueError("another")])
+def test_the_end_does_not_repeat_the_reason_for_which_the_program_ends(
+    raised: Exception, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(_: Peer) -> None:
+        raise StoreUnreachable("the disk is full.")
+
+    monkeypatch.setattr(Peer, "_send_and_confirm", fails)
+    with pytest.raises(type(raised)), contextlib.closing(Peer(MemoryStore())):
+        raise raised
+    assert ("the disk is full" in caplog.text) == isinstance(raised, ValueError)

@@ -313,7 +313,7 @@ def test_optimize_waits_while_the_study_is_paused(
     assert states(study) == ["COMPLETE"]
     assert max(waits) == 10.0
     assert [message for message in caplog.messages if "paused" in message] == [
-        f"waiting for study {study.name!r}: the study is paused; resume it with: hopaas-p2p study resume"
+        f"waiting for study {study.name!r}: the study is paused; resume it with: hopaas-p2p study resume {study.name}"
     ]
 
 
@@ -577,7 +577,10 @@ def test_a_peer_that_saw_an_owner_a_moment_before_it_was_killed_takes_its_trial_
         study.optimize(square)
     assert states(study) == ["FAIL", "COMPLETE", "COMPLETE"]
     (waited,) = [line for line in caplog.messages if line.startswith("waiting")]
-    assert re.search(r"must be run again: trial 0 of \S+ on \S+\. This is known within \d+ s.* trial requeue 0", waited)
+    assert re.search(
+        r"must be run again: trial 0 of \S+ on \S+\. This will be known within \d+ s.* trial requeue 0 --study \S+$",
+        waited,
+    )
 
 
 def test_a_peer_without_work_leaves_with_the_next_sign_of_life_of_the_owners(tmp_path: Path, studies: Any) -> None:

@@ -25,7 +25,7 @@ _START_TIMEOUT: Final = 30.0  # seconds for which racers wait for each other
 
 
 class Evidence(NamedTuple):
-    """What a test with fresh keys has shown."""
+    """The result of a test with fresh keys."""
 
     seen: str
     """What was wrong, and how often; empty if nothing."""

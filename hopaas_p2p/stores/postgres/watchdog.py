@@ -3,7 +3,7 @@
 libpq waits for a reply without a limit. A hanging server, or a route that drops packets, does not close the connection,
 and the kernel does not give up either while the other machine's kernel answers. So one thread of this process checks
 the connections in use, and shuts a socket down when no byte has crossed it during several checks; libpq then reports a
-closed connection. Nothing is asked of the server and nothing is set on the session, so a pooler may be in between.
+closed connection. This sends no query and changes no setting of the session, so it also works through a pooler.
 
 A large reply over a slow link may take its time: what counts is whether bytes move. Linux reports that for TCP;
 elsewhere, and on a Unix socket, only the time counts, and the limit is ten times as long.

@@ -40,7 +40,7 @@ def unreachable(address: Address, error: Exception) -> HopaasError:
 
 
 def _plainly(error: Exception) -> str | None:
-    """The system's message at the bottom of a urllib3 error."""
+    """The operating system's message, from the innermost cause of a urllib3 error."""
     seen: BaseException | None = error
     while seen is not None:
         if isinstance(seen, TimeoutError):
