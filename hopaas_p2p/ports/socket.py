@@ -53,7 +53,7 @@ class TrialSocketServer:
                 threading.Thread(target=self._serve, args=(connection,), name="hopaas-trial", daemon=True).start()
 
     def _serve(self, connection: socket.socket) -> None:
-        with connection, connection.makefile("rwb") as lines, contextlib.suppress(OSError):
+        with contextlib.suppress(OSError), connection, connection.makefile("rwb") as lines:
             while line := lines.readline(_LONGEST_LINE):
                 reply = answered(line, lambda said: self._verbs.do(str(said.pop("do", "")), **said))
                 lines.write(json.dumps(reply).encode() + b"\n")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import socket
+import threading
 import traceback
 from collections.abc import Iterator
 from pathlib import Path
@@ -27,7 +29,7 @@ from hopaas_p2p.ports.verbs import TrialVerbs
 from hopaas_p2p.study import Study
 from hopaas_p2p.study.study import as_values
 from hopaas_p2p.study.trial import Trial
-from tests.support.processes import SPACE
+from tests.support.processes import SPACE, until
 
 SCREEN = 45  # lines
 REVOKED = "your token was revoked; ask the study's owner for a new one"
@@ -153,3 +155,27 @@ def test_what_a_worker_says_is_the_error_that_it_met(
         request(server.ticket, "renew")
     server.close()
     assert (found.type, found.value.exit_code) == (kind, kind.exit_code)
+
+
+def test_a_command_that_does_not_wait_for_its_answer_is_no_failure(
+    study: Study, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    failed: list[object] = []
+    monkeypatch.setattr(threading, "excepthook", failed.append)
+    verbs, asked, gone = TrialVerbs(study, study.ask()), threading.Event(), threading.Event()
+    server = TrialSocketServer(verbs)
+
+    def answer(_: str) -> dict[str, object]:
+        asked.set()
+        gone.wait(60)
+        return {"ok": True}
+
+    monkeypatch.setattr(verbs, "do", answer)
+    with socket.socket(socket.AF_UNIX) as line:
+        line.connect(server.ticket.removeprefix("unix:"))
+        line.sendall(b'{"do": "renew"}\n{"do": "renew"}\n')
+        assert asked.wait(60)
+    gone.set()
+    until(lambda: not any(one.name == "hopaas-trial" for one in threading.enumerate()))
+    server.close()
+    assert not failed
