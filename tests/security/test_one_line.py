@@ -20,6 +20,7 @@ from hopaas_p2p.open import open_store
 from hopaas_p2p.remote.relay import read_password
 from hopaas_p2p.runtime import credentials
 from hopaas_p2p.stores.base import Outgoing, append
+from tests.support.processes import cli as cli_process
 
 SPACE = {"x": hopaas_p2p.Float(0, 1)}
 SECRET_FILES: dict[str, Callable[[Path], object]] = {
@@ -107,3 +108,16 @@ def test_the_audit_shows_a_second_commit_of_the_same_number_as_repeated(tmp_path
     )
     kinds = [(one["kind"], one["refused"]) for one in json.loads(result.output)][-3:]
     assert kinds == [("study.control", None), ("repeated", "duplicate"), ("repeated", "duplicate")]
+
+
+@pytest.mark.parametrize(
+    ("text", "code"), [('study = "a\\nhopaas.toml is yours now: site = x"', 0), (f"{'k' * 100_000} = 1", 78)]
+)
+def test_settings_of_a_clone_begin_no_line_and_fill_no_screen(tmp_path: Path, text: str, code: int) -> None:
+    file = tmp_path / "hopaas.toml"
+    file.write_text(text)
+    found = cli_process("config", "trust", str(file), check=False, XDG_CONFIG_HOME=str(tmp_path / "own"))
+    assert found.returncode == code
+    said = (found.stdout + found.stderr).strip()
+    assert len(said.splitlines()) == 1
+    assert len(said) < 1000
