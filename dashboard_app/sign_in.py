@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import tomllib
 from collections.abc import Mapping
 from typing import Any, Final
@@ -23,6 +24,8 @@ from hopaas_p2p.runtime import credentials
 
 _LASTS: Final = 12 * 3600.0  # seconds: a working day; people who leave the organisation are locked out the next morning
 _CLAIM: Final = "sub"
+_SECRET: Final = 32  # characters
+_LOCAL: Final = re.compile(r"http://(localhost|127\.[0-9.]+|\[::1\])(:[0-9]+)?(/|$)")
 
 
 def claim() -> str:
@@ -89,7 +92,8 @@ def provider() -> dict[str, Any]:
     """Streamlit's settings for the provider: the section [auth] of the file that HOPAAS_OIDC_FILE names.
 
     Raises:
-        ConfigurationError: there is no such section, or HOPAAS_DASHBOARD_SIGN_IN is not a number of seconds.
+        ConfigurationError: there is no such section, its secret can be guessed, it names a place without TLS, or
+            HOPAAS_DASHBOARD_SIGN_IN is not a number of seconds.
 
     """
     lasts()
@@ -103,11 +107,24 @@ def provider() -> dict[str, Any]:
             "--auth oidc needs HOPAAS_OIDC_FILE, the path of a TOML file with a section [auth]: redirect_uri, "
             "cookie_secret, client_id, client_secret and server_metadata_url of your provider"
         )
+    if len(str(auth.get("cookie_secret", ""))) < _SECRET:  # whoever guesses it signs in as anybody
+        raise ConfigurationError(
+            f"HOPAAS_OIDC_FILE: cookie_secret has fewer than {_SECRET} characters. Make one: "
+            "python -c 'import secrets; print(secrets.token_urlsafe(32))'"
+        )
+    for section in _sections(auth):
+        for name in ("server_metadata_url", "redirect_uri"):
+            url = str(section.get(name, "https:"))
+            if not url.startswith("https:") and not _LOCAL.match(url):
+                raise ConfigurationError(f"HOPAAS_OIDC_FILE: {name} must begin with https:// beyond this machine")
     return auth
+
+
+def _sections(auth: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    return [auth, *(one for one in auth.values() if isinstance(one, dict))]
 
 
 def hosts(auth: Mapping[str, Any]) -> list[str]:
     """The hosts that the provider sends people back to: names of this server."""
-    sections = [auth, *(one for one in auth.values() if isinstance(one, dict))]
-    found = [urlsplit(str(one.get("redirect_uri", ""))).hostname for one in sections]
+    found = [urlsplit(str(one.get("redirect_uri", ""))).hostname for one in _sections(auth)]
     return [name for name in found if name]

@@ -12,7 +12,7 @@ from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial
 
 from hopaas_p2p.core import records
-from hopaas_p2p.core.state import State
+from hopaas_p2p.core.state import State, definition_of
 from hopaas_p2p.core.validity import LONGEST_NAME, possible_attributes, possible_name, widened_distributions
 from hopaas_p2p.errors import InvalidInput
 from hopaas_p2p.runtime.arguments import shown
@@ -189,10 +189,9 @@ def created(trial: FrozenTrial, system: dict[str, str]) -> records.TrialCreate:
     )
 
 
-def directions_of(state: State) -> list[StudyDirection]:
-    """The study's directions as Optuna's."""
-    assert state.define is not None
-    return [StudyDirection[direction.upper()] for direction in state.define.directions]
+def directions_of(state: State, name: str) -> list[StudyDirection]:
+    """The study's directions as Optuna's; raises like `definition_of`."""
+    return [StudyDirection[direction.upper()] for direction in definition_of(state, name).directions]
 
 
 def told(distribution: records.Distribution, value: float) -> Any:

@@ -5,7 +5,6 @@ An alert that the receiver did not accept is posted again, with the same `id`.
 
 from __future__ import annotations
 
-import html
 import http.client
 import json
 import re
@@ -29,6 +28,8 @@ if TYPE_CHECKING:
 _LABEL: Final = "[A-Za-z0-9_-]{1,63}"
 _HOST: Final = rf"{_LABEL}(\.{_LABEL})*\.?|\[[0-9A-Fa-f:.]+\]"
 _URL: Final = re.compile(rf"https?://({_HOST})(:[0-9]{{1,5}})?([/?][!-~]*)?", re.IGNORECASE)
+_ANGLES: Final = str.maketrans("<>", "«»")
+"""Chat programs take what is between < and > for links and mentions; other receivers would show escapes as they are."""
 _TIMEOUT: Final = 10.0
 _RETRY_INTERVAL: Final = 30.0  # seconds
 
@@ -91,7 +92,7 @@ class AlertSender:
     def _post(self, key: str, text: str) -> bool:
         study = self.study
         message = {
-            "text": html.escape(f"{study.name}: {text}", quote=False),  # chat programs take <…> for links and mentions
+            "text": f"{study.name}: {text}".translate(_ANGLES),
             "id": f"{study.handle.uuid}:{key}",
             "kind": key.partition(":")[0],
             "study": study.name,

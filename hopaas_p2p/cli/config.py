@@ -50,7 +50,7 @@ def trust_file(session: CliSession, file: Path) -> None:
     it. This is recorded next to your own settings, in ~/.config/hopaas-p2p or XDG_CONFIG_HOME.
     """
     values = {name: redacted(value) for name, value in trust(file).items()}
-    said = ", ".join(f"{name} = {value}" for name, value in values.items())
+    said = ", ".join(f"{name} = {one if one.isprintable() else repr(one)}" for name, one in values.items())
     session.done({"file": str(file), "settings": values}, f"{file} is yours now: {said}")
 
 

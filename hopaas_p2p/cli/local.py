@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Final
 import click
 
 from hopaas_p2p.cli.options import ABOVE_ZERO, CliSession, command
-from hopaas_p2p.errors import ConfigurationError
+from hopaas_p2p.errors import ConfigurationError, explained
 from hopaas_p2p.runtime.atomic import state_folder, write_private
 from hopaas_p2p.runtime.ownership import read_secret
 
@@ -103,13 +103,12 @@ def _key(given: str | None) -> tuple[Path, str]:
 
     """
     file = Path(given).expanduser() if given else state_folder() / "local.key"
-    try:
-        key = read_secret(file)
-    except FileNotFoundError:
-        key = secrets.token_urlsafe(32)
-        write_private(file, key + "\n")
-    except PermissionError as error:
-        raise ConfigurationError(f"the key file must be readable by you only: {error.strerror or error}") from None
+    with explained("the key file must be readable by you only"):
+        try:
+            key = read_secret(file)
+        except FileNotFoundError:
+            key = secrets.token_urlsafe(32)
+            write_private(file, key + "\n")
     if not key:
         raise ConfigurationError(f"{file} is empty; remove it, and a new key is created")
     return file, key

@@ -10,12 +10,12 @@ from hopaas_p2p.analysis import configurations
 from hopaas_p2p.analysis.facts import glance
 from hopaas_p2p.analysis.spending import as_data, spending
 from hopaas_p2p.core.lineage import copied_trial
+from hopaas_p2p.core.state import definition_of
 from hopaas_p2p.files.checkpoints import unneeded
 from hopaas_p2p.peer.liveness import signs_of_life
 from hopaas_p2p.runtime.times import to_iso
 from hopaas_p2p.spec.space import spec
 from hopaas_p2p.storage.optuna_internals import trial_id_of
-from hopaas_p2p.study.definition import definition_of
 from hopaas_p2p.study.method import SearchMethod, chosen_by, in_words, other_samplers
 from hopaas_p2p.trackers import links
 

@@ -219,6 +219,8 @@ def _set_study(state: State, record: StudySet, commit: Commit) -> str | None:
         state.user = merged(state.user, record.user)
     if record.system:
         counts = {key: text for key, text in record.system.items() if not _elects_another(state, key, text, commit)}
+        if not (counts or record.user):
+            return "author"
         state.system = merged(state.system, counts)
         if FIDELITY in record.system:
             follow_fidelity(state)

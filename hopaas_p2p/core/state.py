@@ -38,6 +38,7 @@ from hopaas_p2p.core.records import (
 )
 from hopaas_p2p.core.standings import RungCount, RungStanding
 from hopaas_p2p.core.validity import satisfies_constraints
+from hopaas_p2p.errors import StoreCorrupt
 
 RUNNING: Final = TrialState.RUNNING
 COMPLETE: Final = TrialState.COMPLETE
@@ -568,3 +569,18 @@ class State(LogState):
         """Whether this peer was asked to take no more trials: by name, by site, or with all workers of a call."""
         about = self.peers.get(peer, {})
         return not self.draining.keys().isdisjoint((peer, f"site:{about.get('site')}", about.get("crew", "")))
+
+
+def definition_of(state: State, name: str) -> StudyDefine:
+    """What was given when the study was created.
+
+    Raises:
+        StoreCorrupt: the study has commits, but the first one, its definition, is missing.
+
+    """
+    if state.define is None:
+        raise StoreCorrupt(
+            f"the first commit of the study {name!r} is not its definition: somebody has overwritten it. Nothing was "
+            "changed. Restore that commit from a backup or, in a bucket, from an older version of the object"
+        )
+    return state.define

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Final
 from hopaas_p2p.core.lineage import copied_trial
 from hopaas_p2p.core.records import Checkpoint
 from hopaas_p2p.core.state import COMPLETE, NEVER_PAUSING, RUNNING, WAITING, State
-from hopaas_p2p.errors import HopaasError, StoreCorrupt, waits_for
+from hopaas_p2p.errors import Denied, HopaasError, StoreCorrupt, waits_for
 from hopaas_p2p.files.artifacts import artifacts_of, existing_file, removed_if_refused, within
 from hopaas_p2p.runtime.arguments import whole
 from hopaas_p2p.runtime.atomic import sha256_of
@@ -141,13 +141,17 @@ def _by_need(state: State) -> tuple[dict[str, int], dict[str, int]]:
 
 
 def collect(handle: StudyHandle) -> int:
-    """Remove the checkpoints that are no longer needed; return how many there were. Blocks for one request each."""
+    """Remove the checkpoints that are no longer needed; return how many there were. Blocks for one request each.
+
+    One that this user may not remove keeps none of the others.
+    """
     with handle.lock:
         keys = [key for key in unneeded(handle.state) if key.startswith(_folder(handle.uuid))]
     if keys:
         artifacts = artifacts_of(handle.peer.store)
         for key in keys:
-            artifacts.delete(key)
+            with contextlib.suppress(Denied):
+                artifacts.delete(key)
     return len(keys)
 
 

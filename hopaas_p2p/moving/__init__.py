@@ -18,6 +18,7 @@ import msgspec
 
 from hopaas_p2p.analysis.lookalikes import visible
 from hopaas_p2p.core.records import TrialState
+from hopaas_p2p.core.state import definition_of
 from hopaas_p2p.errors import InvalidInput, StudyExists
 from hopaas_p2p.files.artifacts import key_of
 from hopaas_p2p.moving import backup, tables
@@ -219,10 +220,10 @@ def _read_csv(place: str, storage: Storage, name: str | None) -> StudyRecords:
             f"hopaas-p2p study create {shlex.quote(name or 'NAME')} --direction minimize|maximize"
         )
     state = storage.state(storage.get_study_id_from_name(name))
-    assert state.define is not None
+    define = definition_of(state, name)
     try:
         with open(open_regular(place, named=True), encoding="utf-8", newline="") as lines:  # noqa: PTH123  # a descriptor
-            space = {**state.dists, **state.define.space}
-            return tables.load_csv(lines, space=space, name=name, directions=state.define.directions)
+            space = {**state.dists, **define.space}
+            return tables.load_csv(lines, space=space, name=name, directions=define.directions)
     except UnicodeDecodeError:
         raise InvalidInput(f"{place} is not UTF-8 text, as a CSV file is") from None

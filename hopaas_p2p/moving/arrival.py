@@ -13,7 +13,7 @@ from hopaas_p2p.core.attributes import COPIED, FIDELITY
 from hopaas_p2p.core.fidelity import decode_fidelity
 from hopaas_p2p.core.names import first_id
 from hopaas_p2p.core.records import StudySet, TrialCreate, TrialState
-from hopaas_p2p.core.state import REFUSALS, State
+from hopaas_p2p.core.state import REFUSALS, State, definition_of
 from hopaas_p2p.core.validity import widened_distributions
 from hopaas_p2p.errors import DefinitionMismatch, Denied, InvalidInput, StudyExists
 from hopaas_p2p.files.artifacts import artifacts_of, json_or_none
@@ -161,9 +161,9 @@ def _create(storage: Storage, source: StudyRecords, name: str, finished: int) ->
 
 def _check_fit(storage: Storage, study_id: int, source: StudyRecords, name: str, finished: int) -> None:
     state = storage.state(study_id)
-    assert state.define is not None
-    if state.define.directions != source.define.directions:
-        ours, theirs = ", ".join(state.define.directions), ", ".join(source.define.directions)
+    directions = definition_of(state, name).directions
+    if directions != source.define.directions:
+        ours, theirs = ", ".join(directions), ", ".join(source.define.directions)
         raise DefinitionMismatch(f"the study {name!r} has the directions {ours}; the import has {theirs}")
     if state.budget is not None and state.used() + finished > state.budget:
         raise InvalidInput(

@@ -341,7 +341,7 @@ def read(path: Path) -> Backup:
         if not valid or not needed <= set(names) or len(set(uuids)) < len(uuids) or len(set(names)) < len(names):
             raise _damaged(_MANIFEST)
         return opened
-    except (KeyError, zipfile.BadZipFile, zlib.error, msgspec.MsgspecError, EOFError, RuntimeError) as error:
+    except (KeyError, OSError, ValueError, zipfile.BadZipFile, zlib.error, EOFError, RuntimeError) as error:
         archive.close()
         raise _damaged(str(error)) from None
     except BaseException:

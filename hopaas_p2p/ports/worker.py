@@ -95,7 +95,7 @@ class _Ending(NamedTuple):
 def _as_folder(name: str) -> str:
     """A study's name as that of a folder, another for each name."""
     plain = re.sub(r"[^\w.-]", "_", name)[:60]  # file systems take 255 bytes
-    return plain if plain == name else f"{plain}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
+    return plain if plain == name else f"{plain}-{hashlib.sha256(name.encode()).hexdigest()[:32]}"
 
 
 class Worker:

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Final
 from urllib.parse import urlsplit
 
-from hopaas_p2p.errors import ConfigurationError, HopaasError
+from hopaas_p2p.errors import ConfigurationError, HopaasError, explained
 from hopaas_p2p.net import proxies
 from hopaas_p2p.net.listening import listening_on
 from hopaas_p2p.net.proxies import ServerAddress
@@ -74,12 +74,11 @@ def read_password(path: Path) -> Secret:
         ConfigurationError: others may read or write the file, or it does not contain a relay's address.
 
     """
-    try:
-        text = read_secret(path)
-    except FileNotFoundError:
-        return Secret(secrets.token_urlsafe(24))
-    except PermissionError as error:
-        raise ConfigurationError(f"the login file must be readable by you only: {error.strerror or error}") from None
+    with explained("the login file must be readable by you only"):
+        try:
+            text = read_secret(path)
+        except FileNotFoundError:
+            return Secret(secrets.token_urlsafe(24))
     password = urlsplit(text).password
     if not password or urlsplit(text).username != USER:
         raise ConfigurationError(f"{path} does not hold the address of a relay; name another file, or remove it")

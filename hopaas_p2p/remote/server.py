@@ -11,12 +11,14 @@ import asyncio
 import contextlib
 import hashlib
 import logging
+import re
 import time
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from itertools import takewhile
 from pathlib import Path
 from typing import Any, Final
+from urllib.parse import parse_qs, unquote, urlsplit
 from weakref import WeakValueDictionary
 
 from msgspec.structs import replace
@@ -57,6 +59,10 @@ _NOTHING_NEW: Final = protocol.answered(False)  # noqa: FBT003
 _BEAT: Final = 48  # characters
 
 
+_ADDRESS: Final = re.compile(r'connection to server (at "[^"]*"( \([^)]*\))?, port \d+|on socket "[^"]*")')
+"""How libpq names a server."""
+
+
 class Service:
     """One store for callers with tokens. This class lets in everyone, with the login of this process.
 
@@ -79,6 +85,7 @@ class Service:
         self._news: WeakValueDictionary[str, asyncio.Event] = WeakValueDictionary()
         """For each log with waiting callers, the event that the next commit through this server sets."""
         self._ending = False
+        self._places = _places(self.store.url)
 
     async def status(self, token: Token, address: str) -> TokenStatus:
         """Whether this token is valid.
@@ -161,7 +168,7 @@ class Service:
                 self._tell(request.place)
             return found
         except HopaasError as error:
-            return protocol.refused(error)
+            return self._refused(error)
 
     def _carried_out(self, token: Token, request: StoreRequest, store: Store, file: Path | None) -> bytes:
         try:
@@ -169,13 +176,22 @@ class Service:
             if file is not None:
                 getattr(store.artifacts(), request.call)(request.place, file)
             return protocol.answered(result)
-        except (HopaasError, KeyError) as error:
+        except KeyError as error:
             return protocol.refused(error)
+        except HopaasError as error:
+            return self._refused(error)
         except ValueError as error:  # a text with a character that no database accepts
             return protocol.refused(InvalidInput(str(error)))
         except Exception as error:  # noqa: BLE001  # the other callers go on
             event("failed", level=logging.ERROR, why=type(error).__name__, request=request.call)
             return protocol.refused(StoreUnreachable(f"the server failed: {type(error).__name__}; see its log"))
+
+    def _refused(self, error: HopaasError) -> bytes:
+        """The answer with this error, without the path or address of the store: they are not the callers' business."""
+        text = _ADDRESS.sub("connection to the database", str(error))
+        for place in self._places:
+            text = text.replace(place, "the store")
+        return protocol.refused(error if text == str(error) else type(error)(text))
 
     async def tick(self, now: float) -> None:
         """Once per second."""
@@ -324,6 +340,15 @@ class ListedService(Service):
             store.remove_beat(beat.peer)
         else:
             store.beat(Beat(beat.peer, beat.value[:_BEAT] + mark))
+
+
+def _places(url: str) -> list[str]:
+    """What messages contain of a store's place: its URL, path or endpoints; the longest first."""
+    parts = urlsplit(url)
+    found = [url, *parse_qs(parts.query).get("endpoint", ())]
+    if parts.scheme == "file":
+        found.append(unquote(parts.path))
+    return sorted((one for one in found if len(one) > 1), key=len, reverse=True)
 
 
 def _sum_at(lsn: int, log: Log | AccessList) -> int | None:

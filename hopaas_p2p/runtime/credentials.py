@@ -25,7 +25,7 @@ from urllib.parse import parse_qs, urlsplit
 
 from hopaas_p2p.errors import ConfigurationError, StoreUnreachable, explained, waits_for
 from hopaas_p2p.runtime import settings
-from hopaas_p2p.runtime.ownership import read_own
+from hopaas_p2p.runtime.ownership import read_bounded, read_own
 from hopaas_p2p.runtime.settings import Secret, Settings
 
 Server = tuple[str, int]
@@ -400,8 +400,12 @@ def _read(path: str, what: str, named: str) -> Secret:
 
     """
     kind = StoreUnreachable if path in _were_read else ConfigurationError
-    with explained(f"{named}={path}: the file cannot be read", kind=kind), waits_for(f"{named}={path}"):
-        text = Path(path).expanduser().read_text().strip()
+    with (
+        explained(f"{named}={path}: the file cannot be read", kind=kind),
+        waits_for(f"{named}={path}"),
+        Path(path).expanduser().open("rb") as file,
+    ):
+        text = read_bounded(file, Path(path)).strip()
     if not text:
         raise kind(f"{named}={path}: the file is empty; put the {what} into it")
     _were_read.add(path)
@@ -453,8 +457,8 @@ def profile_key(servers: Sequence[Server], env: Mapping[str, str] = os.environ) 
     for path, section in ((first, wanted), (second, wanted if wanted == "default" else f"profile {wanted}")):
         parser = configparser.RawConfigParser()
         try:
-            with waits_for(str(path)):
-                parser.read_string(path.expanduser().read_text())
+            with waits_for(str(path)), path.expanduser().open("rb") as file:
+                parser.read_string(read_bounded(file, path))
         except (FileNotFoundError, NotADirectoryError):
             continue
         except (OSError, UnicodeDecodeError, configparser.Error):

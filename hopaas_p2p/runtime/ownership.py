@@ -16,7 +16,7 @@ import pwd
 import stat
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Final
+from typing import BinaryIO, Final
 
 FOLDER: Final = getattr(os, "O_PATH", os.O_RDONLY) | os.O_DIRECTORY | os.O_CLOEXEC
 """How to open a folder in order to create, open or rename something in it."""
@@ -57,12 +57,17 @@ def read_own(path: Path, *, link: bool = True, owners: Iterable[int] = ()) -> st
         if why:
             raise PermissionError(why)
         with open(descriptor, "rb", closefd=False) as file:  # noqa: PTH123  # a descriptor
-            data = file.read(_LARGEST + 1)
-            if len(data) > _LARGEST:
-                raise OSError(errno.EFBIG, f"more than {_LARGEST >> 20} MB, which no settings have", str(path))
-            return data.decode()
+            return read_bounded(file, path)
     finally:
         os.close(descriptor)
+
+
+def read_bounded(file: BinaryIO, path: Path) -> str:
+    """The text of an open file of settings or of a secret. Raises OSError if it is too large, UnicodeDecodeError."""
+    data = file.read(_LARGEST + 1)
+    if len(data) > _LARGEST:
+        raise OSError(errno.EFBIG, f"more than {_LARGEST >> 20} MB, which no settings have", str(path))
+    return data.decode()
 
 
 def read_secret(path: Path) -> str:

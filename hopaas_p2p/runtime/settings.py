@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Final, Literal, NamedTuple, NoReturn
 
 from hopaas_p2p.errors import ConfigurationError, explained
-from hopaas_p2p.runtime.arguments import near
+from hopaas_p2p.runtime.arguments import near, shown
 from hopaas_p2p.runtime.atomic import write_private
 from hopaas_p2p.runtime.ownership import read_own, read_secret
 from hopaas_p2p.runtime.redaction import redacted
@@ -400,7 +400,9 @@ def _checked(path: Path, name: str, value: object) -> str:
     setting = SETTINGS.get(name)
     if setting is None:
         known = ", ".join(key for key, one in SETTINGS.items() if one.in_files)
-        raise ConfigurationError(f"{path}: {name!r} is not a setting; {near(name, SETTINGS, f'there are: {known}')}")
+        raise ConfigurationError(
+            f"{path}: {shown(name)} is not a setting; {near(name, SETTINGS, f'there are: {known}')}"
+        )
     if not setting.in_files:
         instead = (
             f"Put it into a file of its own, and name that with {name}_file."

@@ -259,8 +259,8 @@ class Storage(BaseStorage):
 
     def get_study_directions(self, study_id: int) -> list[StudyDirection]:
         """Like Optuna's."""
-        state = self.handle(study_id).state
-        return directions_of(state if state.define is not None else self.state(study_id))
+        handle = self.handle(study_id)
+        return directions_of(handle.state if handle.state.define is not None else self.state(study_id), handle.name)
 
     def get_study_user_attrs(self, study_id: int) -> dict[str, Any]:
         """Like Optuna's. Values from other writers that are not JSON are returned unchanged."""
@@ -402,7 +402,7 @@ class Storage(BaseStorage):
         handle = self.handle(study_id)
         handle.refresh()
         with handle.lock:
-            if len(directions_of(handle.state)) > 1:
+            if len(directions_of(handle.state, handle.name)) > 1:
                 raise RuntimeError("Best trial can be obtained only for single-objective optimization.")
             handle.view.catch_up(handle.state)
             best, complete = handle.view.best(), handle.state.counts[records.TrialState.COMPLETE]
@@ -586,7 +586,7 @@ class Storage(BaseStorage):
         if state.define is None:
             return None
         user, system = attributes(state.user), attributes(state.system)
-        return internals.new_study(listing.name, directions_of(state), user, system, listing.study_id)
+        return internals.new_study(listing.name, directions_of(state, listing.name), user, system, listing.study_id)
 
     def _import_record(self, state: State, template: FrozenTrial) -> TrialCreate:
         system = {str(key): self._system_json(str(key), value) for key, value in template.system_attrs.items()}

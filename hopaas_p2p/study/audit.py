@@ -28,9 +28,13 @@ def audit(study: Study) -> list[dict[str, Any]]:
 
 def _lines(state: State, entry: Entry) -> list[dict[str, Any]]:
     commit = codec.decode(entry.payload)
-    verdicts = apply(state, entry.lsn, commit, entry.stamp)
     if isinstance(commit, codec.Garbage):
+        apply(state, entry.lsn, commit, entry.stamp)
         return [_line(state, entry, None, "unreadable", None, commit.why, "malformed")]
+    last = state.writers.get(commit.writer)
+    verdicts = apply(state, entry.lsn, commit, entry.stamp)
+    if last is not None and verdicts is last.verdicts:
+        verdicts = ()
     if not verdicts and commit.records:
         return [_line(state, entry, commit, "repeated", None, "", "duplicate")]
     return [_record(state, entry, commit, *pair) for pair in zip(commit.records, verdicts, strict=True)]

@@ -18,9 +18,9 @@ from hopaas_p2p.core.attributes import FIDELITY, LOWERED
 from hopaas_p2p.core.fidelity import Fidelity, Population, decode_fidelity
 from hopaas_p2p.core.ledger import AMOUNTS
 from hopaas_p2p.core.records import Budget, Policy, StudyDefine
-from hopaas_p2p.core.state import State
+from hopaas_p2p.core.state import State, definition_of
 from hopaas_p2p.core.validity import LONGEST_TTL, MOST_DIRECTIONS
-from hopaas_p2p.errors import DefinitionMismatch, InvalidInput, StoreCorrupt
+from hopaas_p2p.errors import DefinitionMismatch, InvalidInput
 from hopaas_p2p.runtime.arguments import seconds, shown, whole
 from hopaas_p2p.spec.budget import budget_now, budget_of, changed, check_limits, limits_of, words
 from hopaas_p2p.spec.fidelity import in_words
@@ -148,21 +148,6 @@ def _checked(name: str, given: BaseDistribution | records.Domain) -> records.Dis
         return to_record(given if isinstance(given, BaseDistribution) else to_optuna(given))
     except (ValueError, TypeError) as error:
         raise InvalidInput(f"the parameter {name!r}: {error}") from None
-
-
-def definition_of(state: State, name: str) -> StudyDefine:
-    """What was given when the study was created.
-
-    Raises:
-        StoreCorrupt: the study has commits, but the first one, its definition, is missing.
-
-    """
-    if state.define is None:
-        raise StoreCorrupt(
-            f"the first commit of the study {name!r} is not its definition: somebody has overwritten it. Nothing was "
-            "changed. Restore that commit from a backup or, in a bucket, from an older version of the object"
-        )
-    return state.define
 
 
 def compare(state: State, wanted: StudyDefine, given: list[str]) -> None:

@@ -40,7 +40,7 @@ from hopaas_p2p.core.records import (
     TrialReclaim,
     TrialStop,
 )
-from hopaas_p2p.core.state import State
+from hopaas_p2p.core.state import State, definition_of
 from hopaas_p2p.core.state import Trial as LoggedTrial
 from hopaas_p2p.core.validity import constraints_of, possible_distributions, reason_text
 from hopaas_p2p.errors import (
@@ -101,7 +101,6 @@ from hopaas_p2p.study.definition import (
     compare,
     compare_fidelity,
     definition,
-    definition_of,
     larger_budget,
     lowers,
     was_lowered,

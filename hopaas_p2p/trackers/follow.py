@@ -23,7 +23,7 @@ from collections.abc import Sequence
 from typing import Final
 
 from hopaas_p2p.core.attributes import EXPORTER
-from hopaas_p2p.errors import ConfigurationError, Denied, HopaasError
+from hopaas_p2p.errors import ConfigurationError, Denied, HopaasError, InvalidInput
 from hopaas_p2p.net.backoff import Backoff
 from hopaas_p2p.peer.election import Election
 from hopaas_p2p.study_like import StudyLike
@@ -143,7 +143,7 @@ def leave_link(study: StudyLike, tracker: Tracker) -> None:
     """Record in the study where the tracker shows it, unless that is already recorded or this user may only read."""
     election, link = _election(study, tracker), tracker.link()
     if election.said.get("link") != link:
-        with contextlib.suppress(Denied):
+        with contextlib.suppress(Denied, InvalidInput):  # another exporter was elected meanwhile, and leaves its own
             election.say(tracker=tracker.name, place=tracker.place, link=link)
 
 

@@ -49,6 +49,8 @@ _MOST_TAGS: Final = 100
 _LONGEST_KEY: Final = 250
 _LONGEST_PARAM: Final = 6000
 _LONGEST_TAG: Final = 5000
+_LONGEST_WHY: Final = 1000
+"""Characters of an answer that are shown."""
 _NOT_IN_A_KEY: Final = re.compile(r"[^\w\-. :/]", re.ASCII)
 _REFUSED: Final = ("INVALID_PARAMETER_VALUE", "BAD_REQUEST", "MALFORMED_REQUEST")
 _DENIED: Final = ("PERMISSION_DENIED", "UNAUTHENTICATED", "CUSTOMER_UNAUTHORIZED")
@@ -132,13 +134,15 @@ class MLflow:
             parents: dict[str, str] = {}
             for run in self._existing_runs():
                 run_id, tags = run.info.run_id, run.data.tags
-                number = int(tags[_TRIAL]) if _TRIAL in tags else None
+                try:
+                    number = int(tags[_TRIAL]) if _TRIAL in tags else None
+                    files = [str(one) for one in json.loads(tags.get(FILES, "[]"))]
+                except (ValueError, TypeError):  # another user of the server wrote it
+                    continue
                 if number in self._runs:
                     self.client.delete_run(run_id)  # two exporters created it at once; the older one stays
                     continue
-                self._runs[number] = _Run(
-                    run_id, run.info.status, run.info.artifact_uri, json.loads(tags.get(FILES, "[]"))
-                )
+                self._runs[number] = _Run(run_id, run.info.status, run.info.artifact_uri, files)
                 marks[number] = tags.get(MARK, "")
                 if number is not None:
                     parents[run_id] = tags.get(_PARENT, "")
@@ -260,18 +264,19 @@ class MLflow:
         """Raise our errors in place of MLflow's, without passwords."""
         assert self.client is not None  # raises if MLflow is not installed
         import requests
+        from google.protobuf.json_format import ParseError  # type: ignore[import-untyped]
         from mlflow.exceptions import MlflowException
 
         try:
             yield
         except MlflowException as error:
-            message = redacted(str(error).splitlines()[0] if str(error) else type(error).__name__)
+            message = redacted((str(error) or type(error).__name__)[:_LONGEST_WHY].splitlines()[0])
             if error.error_code in _REFUSED:
                 raise TrackerRefused(message) from None
             if error.error_code in _DENIED:
                 raise Denied(f"MLflow at {redacted(self.uri)} denies access: {message}") from None
             raise TrackerUnreachable(f"MLflow at {redacted(self.uri)}: {message}") from None
-        except requests.RequestException as error:
+        except (requests.RequestException, ParseError) as error:
             raise TrackerUnreachable(
                 f"MLflow at {redacted(self.uri)} does not answer: {type(error).__name__}"
             ) from None

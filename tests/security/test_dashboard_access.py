@@ -340,3 +340,42 @@ def test_an_address_that_the_provider_has_not_verified_is_nobodys_name(monkeypat
     assert sign_in.person(claims) == sign_in.person({**claims, "email_verified": True}) == "ann@example.org"
     for no in (False, "false"):
         assert sign_in.person({**claims, "email_verified": no}) == ""
+
+
+@pytest.mark.parametrize(
+    ("changed", "why"),
+    [
+        ({"cookie_secret": "short"}, "cookie_secret"),
+        ({"server_metadata_url": "http://id.example.org/x"}, "server_metadata_url"),
+        ({"server_metadata_url": "http://127.0.0.1.evil.example/x"}, "server_metadata_url"),
+        ({"server_metadata_url": "file:///etc/passwd"}, "server_metadata_url"),
+        ({"redirect_uri": "http://lab.example.org/oauth2callback"}, "redirect_uri"),
+        ({"redirect_uri": "http://localhost@lab.example.org/oauth2callback"}, "redirect_uri"),
+    ],
+)
+def test_no_provider_is_asked_without_tls_and_no_cookie_is_signed_with_a_word(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changed: dict[str, str], why: str
+) -> None:
+    given = {
+        "redirect_uri": "http://localhost:8501/oauth2callback",
+        "cookie_secret": "c" * 32,
+        "server_metadata_url": "https://id.example.org/.well-known/openid-configuration",
+    }
+    file = tmp_path / "oidc.toml"
+    monkeypatch.setenv("HOPAAS_OIDC_FILE", str(file))
+
+    def write(values: dict[str, str], section: str = "auth") -> None:
+        lines = "".join(f'{key} = "{value}"\n' for key, value in values.items())
+        file.write_text(
+            f'[auth]\ncookie_secret = "{"c" * 32}"\n[{section}]\n{lines}' if section != "auth" else f"[auth]\n{lines}"
+        )
+
+    write(given)
+    assert sign_in.provider() == given
+    write(given | changed)
+    with pytest.raises(ConfigurationError, match=why):
+        sign_in.provider()
+    if why != "cookie_secret":
+        write(given | changed, "auth.okta")
+        with pytest.raises(ConfigurationError, match=why):
+            sign_in.provider()

@@ -22,7 +22,7 @@ from hopaas_p2p.cli.main import run as cli_main
 from hopaas_p2p.errors import ConfigurationError, InvalidInput, NoSuchFile
 from hopaas_p2p.files.artifacts import StudyArtifacts
 from hopaas_p2p.moving import export_study, files, import_study
-from hopaas_p2p.ports.worker import Worker
+from hopaas_p2p.ports.worker import Worker, _as_folder
 from hopaas_p2p.report import write_report
 from hopaas_p2p.runtime.atomic import locked, open_regular, replace_atomically
 from hopaas_p2p.runtime.ownership import named_folder, own_folder
@@ -487,3 +487,12 @@ def test_a_file_of_another_user_is_read_but_not_written_to(place: Path) -> None:
     os.close(open_regular(place / "file"))
     with pytest.raises(OSError, match="belongs to somebody else"):
         open_regular(place / "file", os.O_WRONLY)
+
+
+def test_nobody_finds_a_study_whose_logs_go_to_the_folder_of_another() -> None:
+    """A name that is not a folder's has a digest at its end, and a search for a second name with the same takes for
+    ever."""
+    names = [f"{'x' * 60}/{at}" for at in range(1000)]
+    digests = {_as_folder(name).rpartition("-")[2] for name in names}
+    assert len(digests) == len(names)
+    assert {len(one) for one in digests} == {32}

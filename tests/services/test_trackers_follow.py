@@ -246,7 +246,9 @@ def test_nobody_makes_another_peer_the_exporter(peers: Callable[[], Study], note
     study, idle, forger = peers(), peers(), peers()
     _running = idle.ask()  # it lives, and exports nothing
     key = f"{EXPORTER}{hashlib.sha256(Pen.place.encode()).hexdigest()[:16]}"
-    forger.handle.say(StudySet(system={key: json.dumps({"peer": idle.storage.peer.uuid})}))
+    with pytest.raises(InvalidInput):  # its record counts as refused
+        forger.handle.say(StudySet(system={key: json.dumps({"peer": idle.storage.peer.uuid})}))
+    assert forger.state.refusals["author"] == 1
     followers = BackgroundExports(study, [Pen(notebook)], every=0.05)
     until(lambda: notebook.states == {0: "RUNNING"}, 20)
     forger.handle.say(StudySet(system={key: json.dumps({"peer": idle.storage.peer.uuid}), "kept": "1"}))

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import http.server
 import math
 import subprocess
 import threading
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -350,6 +352,53 @@ def test_a_file_is_not_written_where_another_user_of_the_server_says(
         export_to(study, tracker(mlflow_server, tmp_path))
 
     assert not private.exists()
+
+
+@pytest.mark.parametrize(
+    "tags", [{"hopaas.trial": "x"}, {"hopaas.trial": "0", "hopaas.files": "5"}, {"hopaas.files": "{"}]
+)
+def test_a_run_that_another_user_of_the_server_wrote_stops_no_export(
+    tags: dict[str, str], study: Study, mlflow_server: str, tmp_path: Path
+) -> None:
+    from mlflow import MlflowClient
+
+    client = MlflowClient(mlflow_server)
+    experiment = client.create_experiment(tmp_path.name)
+    client.create_run(experiment, 1, {"hopaas.study": study.handle.uuid, **tags})
+
+    export_to(study, tracker(mlflow_server, tmp_path))
+
+    exported = [run for run in client.search_runs([experiment]) if "hopaas.mark" in run.data.tags]
+    assert len(exported) == 1 + len(study.trials)
+
+
+def test_answers_that_are_none_are_one_short_line(study: Study, tmp_path: Path) -> None:
+    for answer in (b'{"experiment": {"experiment_id": NaN}}', b"[" * 200_000):
+        with closing(Answering(answer)) as server, pytest.raises(TrackerUnreachable) as failed:
+            export_to(study, tracker(server.url, tmp_path))
+        assert len(str(failed.value)) < 1500
+
+
+class Answering:
+    """A server that gives everybody the same answer."""
+
+    def __init__(self, answer: bytes) -> None:
+        class Handler(http.server.BaseHTTPRequestHandler):
+            def do_GET(self) -> None:
+                self.send_response(200)
+                self.send_header("Content-Length", str(len(answer)))
+                self.end_headers()
+                self.wfile.write(answer)
+
+            def log_message(self, *_: object) -> None: ...
+
+        self._server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self._server.server_port}"
+        threading.Thread(target=self._server.serve_forever, daemon=True).start()
+
+    def close(self) -> None:
+        self._server.shutdown()
+        self._server.server_close()
 
 
 @pytest.fixture

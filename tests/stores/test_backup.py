@@ -186,7 +186,7 @@ def test_a_damaged_backup_is_refused_before_anything_is_written(tmp_path: Path) 
     filled(old)
     back_up(old, file)
     whole = file.read_bytes()
-    for broken in (whole[: len(whole) // 2], whole[:200] + b"#" + whole[201:], b"", b"no backup"):
+    for broken in (whole[8:], whole[: len(whole) // 2], whole[:200] + b"#" + whole[201:], b"", b"no backup"):
         file.write_bytes(broken)
         with pytest.raises(InvalidInput):
             backups.read(file)

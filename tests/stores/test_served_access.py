@@ -18,7 +18,7 @@ import hopaas_p2p
 from hopaas_p2p import access
 from hopaas_p2p.core import codec
 from hopaas_p2p.core.records import FORMAT, Commit, Float, Stamp, StudyControl, StudyRegistered
-from hopaas_p2p.errors import BrokenChain, ConfigurationError, Denied, InvalidInput, StoreUnreachable
+from hopaas_p2p.errors import BrokenChain, ConfigurationError, Denied, HopaasError, InvalidInput, StoreUnreachable
 from hopaas_p2p.open import open_store
 from hopaas_p2p.remote.access import AccessList, GrantSet, TokenSet, UserSet, digest
 from hopaas_p2p.remote.client import RemoteAddress, RemoteStore
@@ -533,6 +533,25 @@ def test_who_beats_first_under_a_name_that_it_saw_locks_nobody_out(site: Site, m
 def test_a_text_that_no_database_takes_is_the_callers_mistake(site: Site, arguments: tuple[Beat]) -> None:
     with contextlib.suppress(InvalidInput, Denied):
         site.person("ann").connections.ask("beat", *arguments)
+
+
+def test_no_error_names_the_place_of_the_store(site: Site, tmp_path: Path) -> None:
+    store, uuid = site.person("ann"), site.study()
+    file = tmp_path / "file"
+    file.write_text("x")
+    said = []
+    for call in (
+        lambda: store.artifacts().put(f"{uuid}/" + "x" * 400, file),
+        lambda: access.revoke_token(site.url, access.tokens(site.url, user="ann")[0].name),
+        lambda: list(read_all(store.log(uuid))),
+    ):
+        try:
+            call()
+        except HopaasError as error:
+            said.append(str(error))
+    assert said
+    place = site.url.rpartition("@")[2].partition("/")[0] if "@" in site.url else str(tmp_path)
+    assert not any(place in one or f"port {place.rpartition(':')[2]}" in one for one in said), said
 
 
 def _change(*changes: Any, at: int | None = None) -> Outgoing:

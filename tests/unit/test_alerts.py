@@ -162,12 +162,12 @@ def test_the_end_of_a_study_whose_grid_is_through_is_said(tmp_path: Path, receiv
 
 
 def test_nobodys_text_is_a_mention_or_a_link_of_a_chat(study: Study, receiver: Receiver) -> None:
-    """Chat programs take what stands between < and > for those, and show &lt; as <."""
+    """Chat programs take what stands between < and > for those; no other receiver has to undo an escape."""
     for _ in range(FAILURES):
         study.tell(study.ask(), state="fail", reason="<!channel> <https://evil.example/|log in> & more")
     AlertSender(study, webhook(Secret(receiver.url))).look()
     (text,) = (one["text"] for one in receiver.got if one["kind"] == "failures")
-    assert text.endswith("&lt;!channel&gt; &lt;https://evil.example/|log in&gt; &amp; more")
+    assert text.endswith("«!channel» «https://evil.example/|log in» & more")
 
 
 def test_an_outage_of_the_store_is_no_silence_of_a_site(

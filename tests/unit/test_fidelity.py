@@ -18,8 +18,10 @@ from hopaas_p2p.analysis.configurations import next_in_words, rows
 from hopaas_p2p.analysis.table import COMPLETE, PRUNED
 from hopaas_p2p.core.admission import finished
 from hopaas_p2p.core.attributes import CONTINUES
-from hopaas_p2p.errors import DefinitionMismatch, InvalidInput, NoWork
-from hopaas_p2p.files.checkpoints import unneeded
+from hopaas_p2p.errors import DefinitionMismatch, Denied, InvalidInput, NoWork
+from hopaas_p2p.files import checkpoints
+from hopaas_p2p.files.artifacts import artifacts_of
+from hopaas_p2p.files.checkpoints import collect, unneeded
 from hopaas_p2p.samplers import default_sampler
 from hopaas_p2p.search.known import KnownTrials
 from hopaas_p2p.spec.fidelity import in_words, parse
@@ -132,6 +134,31 @@ def test_checkpoints_that_can_no_longer_win_are_collected(tmp_path: Path) -> Non
     assert not any(key.rpartition("/")[2] in kept for key in gone)
     complete = next(trial for trial in state.trials if trial.state.name == "COMPLETE")
     assert all(one.key not in gone for one in complete.checkpoints)
+    study.close()
+
+
+def test_a_checkpoint_that_this_user_may_not_remove_keeps_no_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study = _opened(tmp_path, space=SPACE, budget=3, fidelity=NINE)
+    monkeypatch.setattr(checkpoints, "collect", lambda _: 0)
+    study.optimize(Trained())
+    monkeypatch.undo()
+    first, *others = unneeded(study.state)
+    assert others
+    artifacts = artifacts_of(study.handle.peer.store)
+    delete = artifacts.delete
+    removed: list[str] = []
+
+    def refuse(key: str) -> None:
+        if key == first:
+            raise Denied
+        delete(key)
+        removed.append(key)
+
+    monkeypatch.setattr(type(artifacts), "delete", lambda _, key: refuse(key))
+    collect(study.handle)
+    assert removed == others
     study.close()
 
 

@@ -1,0 +1,123 @@
+"""What somebody else, or an accident, has put in a place ends in one line that says so."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import optuna
+import pytest
+from click.testing import CliRunner
+
+import hopaas_p2p
+from hopaas_p2p.cli.local import _key
+from hopaas_p2p.cli.main import cli
+from hopaas_p2p.core import codec
+from hopaas_p2p.core.records import Commit, PeerJoin, StudyControl, StudyRegistered, StudySet
+from hopaas_p2p.errors import ConfigurationError, StoreCorrupt
+from hopaas_p2p.open import open_store
+from hopaas_p2p.remote.relay import read_password
+from hopaas_p2p.runtime import credentials
+from hopaas_p2p.stores.base import Outgoing, append
+from tests.support.processes import cli as cli_process
+
+SPACE = {"x": hopaas_p2p.Float(0, 1)}
+SECRET_FILES: dict[str, Callable[[Path], object]] = {
+    "relay": read_password,
+    "local": lambda path: _key(str(path)),
+    "token": lambda path: credentials.token({"HOPAAS_TOKEN_FILE": str(path)}),
+    "identity": lambda path: credentials.identity(
+        [("127.0.0.1", 1)], {"AWS_WEB_IDENTITY_TOKEN_FILE": str(path), "HOPAAS_TOKEN_HOST": "127.0.0.1"}
+    ),
+    "profile": lambda path: credentials.profile_key([("127.0.0.1", 1)], {"AWS_SHARED_CREDENTIALS_FILE": str(path)}),
+    "webhook": lambda path: credentials.webhook_url({"HOPAAS_WEBHOOK_FILE": str(path)}),
+}
+
+
+@pytest.mark.parametrize("name", SECRET_FILES)
+@pytest.mark.parametrize("content", [b"\xff\xfe\x00s3cret", b"s3cret" * 300_000], ids=["not text", "endless"])
+def test_a_file_of_a_secret_that_is_none_is_one_line_and_not_shown(tmp_path: Path, name: str, content: bytes) -> None:
+    file = tmp_path / "secret"
+    file.write_bytes(content)
+    file.chmod(0o600)
+    with pytest.raises(ConfigurationError) as refused:
+        SECRET_FILES[name](file)
+    assert "s3cret" not in str(refused.value)
+    assert len(str(refused.value).splitlines()) == 1
+
+
+def test_an_endless_device_in_the_place_of_a_token_is_given_up() -> None:
+    with pytest.raises(ConfigurationError, match="more than 1 MB"):
+        credentials.token({"HOPAAS_TOKEN_FILE": "/dev/zero"})
+
+
+@pytest.fixture
+def undefined(tmp_path: Path) -> str:
+    """A store with an honest study, and one that begins with something else than its definition."""
+    url, uuid = str(tmp_path / "store"), "f" * 32
+    hopaas_p2p.open_study(url, "honest", space=SPACE).close()
+    store = open_store(url)
+    opened = Commit("opener", 1, "opener", 0, (StudyRegistered(uuid, "evil"),))
+    store.catalog().exchange(Outgoing("opener:1", codec.encode(opened)), 0)
+    append(store.log(uuid), Outgoing("m:1", codec.encode(Commit("m", 1, "m", 0, (PeerJoin({}),)))), 0)
+    store.close()
+    return url
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "study show evil",
+        "study create new --learn-from evil --space x=float(0,1)",
+        "study set honest --learn-from evil",
+        "study import evil --from {other}",
+        "study import evil --from {table}",
+    ],
+)
+def test_a_study_without_a_definition_is_named_whatever_reads_it(undefined: str, line: str, tmp_path: Path) -> None:
+    other, table = f"sqlite:///{tmp_path}/other.db", tmp_path / "x.csv"
+    optuna.create_study(storage=other, study_name="there").optimize(lambda trial: trial.suggest_float("x", 0, 1), 1)
+    table.write_text("x,value\n0.5,1\n")
+    words = line.format(other=other, table=table).split()
+    result = CliRunner().invoke(cli, [*words, "--store", undefined])
+    assert isinstance(result.exception, StoreCorrupt)
+
+
+def test_optuna_hears_which_study_has_no_definition(undefined: str) -> None:
+    storage = hopaas_p2p.open_storage(undefined)
+    with pytest.raises(StoreCorrupt, match="evil"):
+        optuna.load_study(study_name="evil", storage=storage)
+    storage.close()
+
+
+def test_the_audit_shows_a_second_commit_of_the_same_number_as_repeated(tmp_path: Path) -> None:
+    url = str(tmp_path)
+    study = hopaas_p2p.open_study(url, "s", space=SPACE)
+    store, uuid = open_store(url), study.handle.uuid
+    study.close()
+    commits = [(StudyControl("paused"),), (StudyControl("running"), StudySet({"a": "1"})), (StudySet({"b": "1"}),)]
+    since = 0
+    for at, records in enumerate(commits):
+        since = append(store.log(uuid), Outgoing(f"m:{at}", codec.encode(Commit("m", 1, "m", at, records))), since)[
+            -1
+        ].lsn
+    store.close()
+    result = CliRunner().invoke(
+        cli, ["study", "show", "s", "--audit", "--json", "--store", url], catch_exceptions=False
+    )
+    kinds = [(one["kind"], one["refused"]) for one in json.loads(result.output)][-3:]
+    assert kinds == [("study.control", None), ("repeated", "duplicate"), ("repeated", "duplicate")]
+
+
+@pytest.mark.parametrize(
+    ("text", "code"), [('study = "a\\nhopaas.toml is yours now: site = x"', 0), (f"{'k' * 100_000} = 1", 78)]
+)
+def test_settings_of_a_clone_begin_no_line_and_fill_no_screen(tmp_path: Path, text: str, code: int) -> None:
+    file = tmp_path / "hopaas.toml"
+    file.write_text(text)
+    found = cli_process("config", "trust", str(file), check=False, XDG_CONFIG_HOME=str(tmp_path / "own"))
+    assert found.returncode == code
+    said = (found.stdout + found.stderr).strip()
+    assert len(said.splitlines()) == 1
+    assert len(said) < 1000
