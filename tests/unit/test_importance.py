@@ -60,3 +60,13 @@ def test_where_all_are_alike_nothing_is_important() -> None:
     assert found.shares == ()
     assert "clearly separates" in found.note
     study.close()
+
+
+def test_of_very_many_trials_an_even_sample_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("hopaas_p2p.analysis.importance._MOST", 12)
+    study = hopaas_p2p.open_study("memory://many", "s", space={"x": hopaas_p2p.Float(0, 1)})
+    study.optimize(lambda trial: trial.params["x"], n_trials=40)
+    found = importance(study.state, TrialTable.of(study.state))
+    assert found.shares == (("x", 1.0),)
+    assert "over 12 complete trials" in found.note
+    study.close()
