@@ -46,7 +46,6 @@ _NOISES: Final = (1e-3, 1.0)
 _WIDTH: Final = 1.5  # standard deviation of the prior of a length, as a logarithm
 _CROWDED: Final = 0.25  # of a length: trials that are closer share their weight
 _UNKNOWN: Final = 2.0  # of the noise: the least variance that is left where every other trial goes
-_MANY: Final = 32  # trials: with priors, the first ones are not crowded
 _OPTIMISM: Final = 1.0  # standard deviations: measured with 0.5, 1 and 1.7 on the tables of tests/benchmarks
 CONSTANT: Final = 4.0
 """Variance of the mean of a process whose trials cluster where they are good, and so reveal little about it."""
@@ -496,9 +495,8 @@ class Surrogate:
         self._cube, self._fade = cube, fading(len(found))
         self._points = np.concatenate([points, running])
         known = len(points)
-        crowded = expected is None or known > _MANY
-        self._explores = crowded and (count + len(running)) % 2 == 1
-        if crowded and lengths is not None:
+        self._explores = (count + len(running)) % 2 == 1
+        if lengths is not None:
             found = declustered(cube.near(points, points, _CROWDED * lengths.scales), count)
         self._features, self._found = None, found
         shared = None
