@@ -14,14 +14,17 @@ import pytest
 
 import hopaas_p2p
 from hopaas_p2p.cli import main
-from hopaas_p2p.core.records import Categorical, Float, Int
+from hopaas_p2p.core.admission import Wait
+from hopaas_p2p.core.records import Categorical, Float, Int, TrialCreate
 from hopaas_p2p.errors import InvalidInput, StoreUnreachable
 from hopaas_p2p.peer.jobs import Jobs
 from hopaas_p2p.ports.local import LocalPeer
 from hopaas_p2p.ports.verbs import answered
 from hopaas_p2p.spec.space import parse_params, parse_space
 from hopaas_p2p.storage import Storage
+from hopaas_p2p.storage.refusals import no_work
 from hopaas_p2p.study import StudyPolicy
+from tests.support.scribe import Scribe
 
 SPACE = {"x": Float(0.0, 1.0)}
 LOG = {"lr": Float(1e-5, 1e-2, log=True)}
@@ -247,3 +250,12 @@ def test_jobs_that_meet_the_same_trouble_log_it_once(caplog: pytest.LogCaptureFi
         assert ran.acquire(timeout=10.0)
     jobs.stop(within=10.0)
     assert caplog.text.count("the same trouble") == 1
+
+
+def test_a_peer_that_waits_for_hundreds_of_trials_names_some_of_them() -> None:
+    campaign = Scribe()
+    campaign.say("ann", *[TrialCreate()] * 300)
+    waits = Wait("budget", tuple(range(300)), 60.0)
+    text = str(no_work(campaign.state, waits, now=0.0))
+    assert "must be run again: trial 0, trial 1, trial 2 and 297 more." in text
+    assert "If you know that it has died: hopaas-p2p trial requeue 0 1 2 --study study" in text
