@@ -94,7 +94,7 @@ class _Ending(NamedTuple):
 
 def _as_folder(name: str) -> str:
     """A study's name as that of a folder, another for each name."""
-    plain = re.sub(r"[^\w.-]", "_", name)[:60]  # file systems take 255 bytes
+    plain = re.sub(r"[^\w.-]", "_", name)[:55]  # file systems take 255 bytes, and a character may have four
     return plain if plain == name else f"{plain}-{hashlib.sha256(name.encode()).hexdigest()[:32]}"
 
 
@@ -392,7 +392,7 @@ class Worker:
                     child = Child(words, env, output_to, cores)
             except commands.DoesNotFit as error:
                 return self._tell(trial, None, state="fail", reason=str(error), output=b"")
-            except HopaasError as error:
+            except (HopaasError, OSError) as error:  # the latter as on a full disk
                 self._give_back(trial, f"never begun: {error}")
                 raise
             try:
