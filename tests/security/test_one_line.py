@@ -45,6 +45,16 @@ def test_a_file_of_a_secret_that_is_none_is_one_line_and_not_shown(tmp_path: Pat
         SECRET_FILES[name](file)
     assert "s3cret" not in str(refused.value)
     assert len(str(refused.value).splitlines()) == 1
+    assert "HOPAAS_WEBHOOK" in str(refused.value) or str(file) in str(refused.value)
+
+
+def test_a_login_file_without_an_address_is_one_line_and_not_shown(tmp_path: Path) -> None:
+    file = tmp_path / "login"
+    file.touch(mode=0o600)
+    for content in ("http://relay:s3cret@[", "http://ann:s3cret@127.0.0.1:1", "http://relay@127.0.0.1:1", ""):
+        file.write_text(content)
+        with pytest.raises(ConfigurationError, match=f"^{file} does not hold the address of a relay"):
+            read_password(file)
 
 
 def test_an_endless_device_in_the_place_of_a_token_is_given_up() -> None:
