@@ -14,11 +14,14 @@ from optuna.artifacts import FileSystemArtifactStore, download_artifact, get_all
 
 import hopaas_p2p
 from hopaas_p2p import notes
+from hopaas_p2p.core.attributes import EXPORTER
+from hopaas_p2p.core.records import StudySet
 from hopaas_p2p.errors import ConfigurationError, InvalidInput, StudyExists
 from hopaas_p2p.moving import arrival, copy_study, export_study, import_study
 from hopaas_p2p.moving.records import StudyRecords, of_study, origin
 from hopaas_p2p.storage import Storage
 from hopaas_p2p.study import Study
+from hopaas_p2p.trackers import links
 from tests.support.processes import cli, states
 
 _names = itertools.count()
@@ -268,6 +271,22 @@ def _without_marks(whole: StudyRecords) -> Any:
         (number, record.values, {key: fact for key, fact in origin(record).items() if key != "study"})
         for number, record in whole.trials.items()
     ]
+
+
+@pytest.mark.parametrize("leads", [True, False])
+def test_whoever_exports_the_source_to_a_tracker_does_not_export_the_copy(
+    source: Study, opened: Callable[[str], Storage], tmp_path: Path, leads: bool
+) -> None:
+    study = hopaas_p2p.open_study(source.storage, "followed", space={"x": hopaas_p2p.Float(0, 1)})
+    said = {"peer": source.storage.peer.uuid if leads else None, "tracker": "mlflow", "link": "https://tracker"}
+    study.handle.say(StudySet(system={f"{EXPORTER}abc": json.dumps(said)}))
+    target = opened(str(tmp_path / "to"))
+
+    assert copy_study(study, target).warnings == []
+
+    copy = hopaas_p2p.open_study(target, "followed", create=False)
+    assert not copy.state.refusals
+    assert links(target.get_study_system_attrs(copy.study_id)) == ({} if leads else {"mlflow": "https://tracker"})
 
 
 def test_a_copy_goes_over_no_other_study(source: Study, opened: Callable[[str], Storage], tmp_path: Path) -> None:
