@@ -131,7 +131,7 @@ def after_fork_in_child() -> None:
 
 def _farewell() -> None:
     for peer in list(_peers):
-        with contextlib.suppress(KeyboardInterrupt):  # ends the wait of this peer; the others wait for themselves
+        with contextlib.suppress(KeyboardInterrupt, SystemExit):  # from a signal: ends the wait of this peer only
             peer.say_farewell()
 
 

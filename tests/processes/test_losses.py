@@ -678,11 +678,12 @@ def test_a_result_that_was_being_told_when_ctrl_c_came_is_kept_at_the_end_beside
         assert len(list(spool.waiting())) == 2
 
 
+@pytest.mark.parametrize("kind", [KeyboardInterrupt, SystemExit])
 def test_ctrl_c_at_the_end_of_a_program_loses_no_result_of_any_of_its_stores(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: type[BaseException]
 ) -> None:
     def interrupt(_: Peer) -> None:
-        raise KeyboardInterrupt
+        raise kind  # as many programs do at SIGTERM
 
     opened = [opened_study(str(tmp_path / name), "s") for name in ("first", "second")]
     for study in opened:
