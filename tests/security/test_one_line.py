@@ -19,6 +19,7 @@ from hopaas_p2p.errors import ConfigurationError, StoreCorrupt
 from hopaas_p2p.open import open_store
 from hopaas_p2p.remote.relay import read_password
 from hopaas_p2p.runtime import credentials
+from hopaas_p2p.runtime.settings import Settings
 from hopaas_p2p.stores.base import Outgoing, append
 from tests.support.processes import cli as cli_process
 
@@ -120,14 +121,37 @@ def test_the_audit_shows_a_second_commit_of_the_same_number_as_repeated(tmp_path
     assert kinds == [("study.control", None), ("repeated", "duplicate"), ("repeated", "duplicate")]
 
 
+LONG = "k" * 100_000
+
+
 @pytest.mark.parametrize(
-    ("text", "code"), [('study = "a\\nhopaas.toml is yours now: site = x"', 0), (f"{'k' * 100_000} = 1", 78)]
+    ("text", "code"),
+    [
+        ('study = "a\\nhopaas.toml is yours now: site = x"', 0),
+        (f"{LONG} = 1", 78),
+        (f'study = "{LONG}"', 78),
+        (f"study = [{'1,' * 50_000}]", 78),
+        (f"[{LONG}]\n[{LONG}]", 78),
+    ],
 )
 def test_settings_of_a_clone_begin_no_line_and_fill_no_screen(tmp_path: Path, text: str, code: int) -> None:
     file = tmp_path / "hopaas.toml"
     file.write_text(text)
-    found = cli_process("config", "trust", str(file), check=False, XDG_CONFIG_HOME=str(tmp_path / "own"))
-    assert found.returncode == code
-    said = (found.stdout + found.stderr).strip()
-    assert len(said.splitlines()) == 1
-    assert len(said) < 1000
+    commands = [["config", "trust", str(file)]]
+    commands += [["config", "show"], ["study", "list", "-s", "store"]] if code else []
+    for words in commands:
+        found = cli_process(*words, check=False, cwd=tmp_path, XDG_CONFIG_HOME=str(tmp_path / "own"))
+        assert found.returncode == code
+        said = (found.stdout + found.stderr).strip()
+        assert len(said.splitlines()) == 1
+        assert len(said) < 1000
+
+
+def test_a_setting_that_a_clone_gives_a_wrong_value_is_shown_in_one_line(tmp_path: Path) -> None:
+    lines = "a\\n" * 1000
+    for line in (f'study = "{lines}"', f'patience = "{"a" * 4000}"'):
+        (tmp_path / "hopaas.toml").write_text(line)
+        found = Settings(directory=tmp_path, env={"XDG_CONFIG_HOME": str(tmp_path)})
+        with pytest.raises(ConfigurationError) as refused:
+            found.get("study") if line.startswith("study") else found.seconds("patience")
+        assert len(str(refused.value)) < 400
