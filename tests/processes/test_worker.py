@@ -597,6 +597,15 @@ def test_a_second_ctrl_c_ends_a_command_that_does_not_end_by_itself(study: Study
     assert states(study) == ["WAITING"]
 
 
+def test_a_quiet_worker_offers_no_second_ctrl_c_when_it_is_over(study: Study, tmp_path: Path) -> None:
+    program = "print('ready', flush=True); import time; time.sleep(60)"
+    worker = start(*WORKER, "--quiet", "--", *script(tmp_path, program), cwd=tmp_path)
+    until(lambda: "ready" in log_of(tmp_path))
+    worker.send_signal(signal.SIGINT)
+    assert worker.wait(patient(60)) == 130
+    assert (tmp_path / "worker.err").read_text() == ""
+
+
 def test_trials_that_run_at_a_time_have_devices_of_their_own_and_cost_the_process_once(tmp_path: Path) -> None:
     study = campaign(tmp_path, budget=4)
     body = f"""
