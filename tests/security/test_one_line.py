@@ -63,6 +63,13 @@ def test_an_endless_device_in_the_place_of_a_token_is_given_up() -> None:
         credentials.token({"HOPAAS_TOKEN_FILE": "/dev/zero"})
 
 
+def test_a_file_of_profiles_is_not_read_without_an_end(tmp_path: Path) -> None:
+    file = tmp_path / "credentials"
+    file.write_text("[default]\naws_access_key_id = a\naws_secret_access_key = b\n" + "#\n" * 600_000)
+    with pytest.raises(ConfigurationError, match=f"^{file} cannot be read as a file of AWS profiles"):
+        credentials.profile_key([("127.0.0.1", 1)], {"AWS_SHARED_CREDENTIALS_FILE": str(file)})
+
+
 @pytest.fixture
 def undefined(tmp_path: Path) -> str:
     """A store with an honest study, and one that begins with something else than its definition."""
