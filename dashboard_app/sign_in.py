@@ -25,7 +25,7 @@ from hopaas_p2p.runtime import credentials
 _LASTS: Final = 12 * 3600.0  # seconds: a working day; people who leave the organisation are locked out the next morning
 _CLAIM: Final = "sub"
 _SECRET: Final = 32  # characters
-_LOCAL: Final = re.compile(r"http://(localhost|127\.[0-9.]+|\[::1\])(:[0-9]+)?(/|$)")
+_LOCAL: Final = re.compile(r"http://(localhost|127\.[0-9.]+|\[::1\])(:[0-9]+)?(/|$)", re.IGNORECASE)
 
 
 def claim() -> str:
@@ -115,7 +115,7 @@ def provider() -> dict[str, Any]:
     for section in _sections(auth):
         for name in ("server_metadata_url", "redirect_uri"):
             url = str(section.get(name, "https:"))
-            if not url.startswith("https:") and not _LOCAL.match(url):
+            if not url.lower().startswith("https:") and not _LOCAL.match(url):
                 raise ConfigurationError(f"HOPAAS_OIDC_FILE: {name} must begin with https:// beyond this machine")
     return auth
 

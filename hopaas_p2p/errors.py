@@ -209,11 +209,13 @@ TEMPORARY: Final = frozenset(
     }
 )
 """Temporary errors of the operating system: this process, or a file server, is short of a resource."""
+NO_THREAD: Final = "can't start new thread"
+"""What Python says, as a RuntimeError without a number, when this user is short of processes."""
 
 
 @contextlib.contextmanager
 def waits_for(what: str, kind: type[StoreUnreachable] = StoreUnreachable) -> Iterator[None]:
-    """In this block, which reads or writes files, such an error is temporary: the same call may succeed later.
+    """In this block, which uses files or starts threads, such an error is temporary: the same call may succeed later.
 
     Raises:
         StoreUnreachable: `what` cannot be used at the moment.
@@ -226,6 +228,10 @@ def waits_for(what: str, kind: type[StoreUnreachable] = StoreUnreachable) -> Ite
         if error.errno not in TEMPORARY:
             raise
         raise kind(f"{what} cannot be used for the moment: {error.strerror}.") from error
+    except RuntimeError as error:
+        if str(error) != NO_THREAD:
+            raise
+        raise kind(f"{what} cannot be used for the moment: no thread can be started.") from error
 
 
 class explained:  # noqa: N801  # as `waits_for`

@@ -103,7 +103,7 @@ def _key(given: str | None) -> tuple[Path, str]:
 
     """
     file = Path(given).expanduser() if given else state_folder() / "local.key"
-    with explained("the key file must be readable by you only"):
+    with explained(f"the key file {file} must be readable by you only"):
         try:
             key = read_secret(file)
         except FileNotFoundError:

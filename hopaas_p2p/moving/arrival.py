@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple, TypeVar
 import msgspec
 
 from hopaas_p2p.core import codec
-from hopaas_p2p.core.attributes import COPIED, FIDELITY
+from hopaas_p2p.core.attributes import COPIED, EXPORTER, FIDELITY
 from hopaas_p2p.core.fidelity import decode_fidelity
 from hopaas_p2p.core.names import first_id
 from hopaas_p2p.core.records import StudySet, TrialCreate, TrialState
@@ -186,6 +186,7 @@ def _describe(storage: Storage, study_id: int, source: StudyRecords, numbers: di
     first = first_id(study_id)
     said = [StudySet(user={key: text}) for key, text in source.settings.user.items()]
     system = renamed(source.settings.system, {old: first + new for old, new in numbers.items()}.get, numbers.get)
+    system = {key: text for key, text in system.items() if not _names_exporter(key, text)}
     said += [
         StudySet(system=dict(some)) for some in _batches(system.items(), lambda one: len(one[1]), bytes_=_BYTES // 4)
     ]
@@ -194,6 +195,12 @@ def _describe(storage: Storage, study_id: int, source: StudyRecords, numbers: di
         if not verdict.accepted:
             names = ", ".join(record.user | record.system)
             yield f"attributes of the study were not imported ({names}): {_why(verdict.refusal)}"
+
+
+def _names_exporter(key: str, text: str) -> bool:
+    """Whether this attribute says who exports the source to a tracker; nobody does that for the copy yet."""
+    said = json_or_none(text) if key.startswith(EXPORTER) else None
+    return isinstance(said, dict) and said.get("peer") is not None
 
 
 def _why(refusal: str | None) -> str:

@@ -25,6 +25,7 @@ can also be added to a store in which others work, as a copy: see `import_study`
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import itertools
 import os
@@ -45,12 +46,23 @@ from hopaas_p2p.core.catalog import Catalog, Listing
 from hopaas_p2p.core.names import valid_key, valid_name
 from hopaas_p2p.core.records import Stamp
 from hopaas_p2p.core.state import State
-from hopaas_p2p.errors import ConfigurationError, Denied, InvalidInput, StoreCorrupt, StudyDeleted
+from hopaas_p2p.errors import (
+    TEMPORARY,
+    ConfigurationError,
+    Denied,
+    HopaasError,
+    InvalidInput,
+    StoreCorrupt,
+    StudyDeleted,
+    waits_for,
+)
 from hopaas_p2p.moving.records import StudyRecords, of_state
 from hopaas_p2p.runtime import settings
 from hopaas_p2p.runtime.atomic import open_regular, replace_atomically, scratch
 from hopaas_p2p.stores.base import Artifacts, Entry, Log, Store, read_all
 
+_BROKEN: Final = (KeyError, OSError, ValueError, OverflowError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error)
+"""What `zipfile` raises for an archive with false lengths, places or contents."""
 _COMMENT: Final = b"hopaas-backup 1"
 _MANIFEST: Final = "backup.json"
 _FILES: Final = "files/"
@@ -315,38 +327,45 @@ def read(path: Path) -> Backup:
 
     Raises:
         InvalidInput: this is not a backup, it is damaged, or a newer version made it.
+        StoreUnreachable: it cannot be read for the moment.
 
     """
-    try:
+    with contextlib.ExitStack() as stack, waits_for(str(path)):
         os.close(open_regular(path, named=True))  # a FIFO would block
-        archive = zipfile.ZipFile(path)
-    except zipfile.BadZipFile:
-        raise InvalidInput(f"{path} is not a complete backup, and no file of a study") from None
-    try:
-        if archive.comment != _COMMENT:
-            raise InvalidInput(f"{path} is not a backup that this version can read")
-        members = archive.infolist()
-        if any(map(_grows, members)):
-            raise _damaged("a part of it grows too large")
-        if sum(one.compress_size for one in members) > path.stat().st_size:
-            raise _damaged("its parts overlap")
-        if (wrong := archive.testzip()) is not None:
-            raise _damaged(wrong)
-        manifest = msgspec.json.decode(archive.read(_MANIFEST), type=Manifest)
-        opened = Backup(archive, manifest)
-        uuids, files, names = [one.uuid for one in manifest.studies], list(opened.files()), archive.namelist()
-        needed = {CATALOG, *(f"study/{uuid}" for uuid in uuids)}
-        needed |= {f"base/{one.uuid}" for one in manifest.studies if one.base}
-        valid = all(map(valid_name, uuids)) and all(map(valid_key, files)) and len(files) == manifest.files
-        if not valid or not needed <= set(names) or len(set(uuids)) < len(uuids) or len(set(names)) < len(names):
-            raise _damaged(_MANIFEST)
+        try:
+            archive = stack.enter_context(zipfile.ZipFile(path))
+        except (zipfile.BadZipFile, ValueError, OverflowError, NotImplementedError):
+            raise InvalidInput(f"{path} is not a complete backup, and no file of a study") from None
+        try:
+            opened = _checked(archive, path)
+        except _BROKEN as error:
+            if isinstance(error, HopaasError) or (isinstance(error, OSError) and error.errno in TEMPORARY):
+                raise
+            raise _damaged(str(error)) from None
+        stack.pop_all()
         return opened
-    except (KeyError, OSError, ValueError, zipfile.BadZipFile, zlib.error, EOFError, RuntimeError) as error:
-        archive.close()
-        raise _damaged(str(error)) from None
-    except BaseException:
-        archive.close()
-        raise
+
+
+def _checked(archive: zipfile.ZipFile, path: Path) -> Backup:
+    """The backup in this archive; raises whatever is wrong with it."""
+    if archive.comment != _COMMENT:
+        raise InvalidInput(f"{path} is not a backup that this version can read")
+    members = archive.infolist()
+    if any(map(_grows, members)):
+        raise _damaged("a part of it grows too large")
+    if sum(one.compress_size for one in members) > path.stat().st_size:
+        raise _damaged("its parts overlap")
+    if (wrong := archive.testzip()) is not None:
+        raise _damaged(wrong)
+    manifest = msgspec.json.decode(archive.read(_MANIFEST), type=Manifest)
+    opened = Backup(archive, manifest)
+    uuids, files, names = [one.uuid for one in manifest.studies], list(opened.files()), archive.namelist()
+    needed = {CATALOG, *(f"study/{uuid}" for uuid in uuids)}
+    needed |= {f"base/{one.uuid}" for one in manifest.studies if one.base}
+    valid = all(map(valid_name, uuids)) and all(map(valid_key, files)) and len(files) == manifest.files
+    if not valid or not needed <= set(names) or len(set(uuids)) < len(uuids) or len(set(names)) < len(names):
+        raise _damaged(_MANIFEST)
+    return opened
 
 
 def _grows(one: zipfile.ZipInfo) -> bool:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from hopaas_p2p.errors import ConfigurationError, InvalidInput
+from hopaas_p2p.errors import ConfigurationError, InvalidInput, waits_for
 from hopaas_p2p.files.artifacts import Artifact, artifacts_of, described, key_of, named_after
 from hopaas_p2p.moving.records import StudyRecords
 from hopaas_p2p.runtime.atomic import open_regular, replace_atomically, scratch, sha256_of
@@ -34,7 +34,7 @@ def from_store(store: Store, source: StudyRecords) -> Fetch:
 
 
 def from_directory(directory: Path) -> Fetch:
-    """Fetches files from a directory.
+    """Fetches files from a directory; a file that cannot be read for the moment is not taken for missing.
 
     Raises:
         InvalidInput: there is no such directory.
@@ -45,7 +45,8 @@ def from_directory(directory: Path) -> Fetch:
 
     def fetch(artifact_id: str, path: Path) -> None:
         try:
-            descriptor = open_regular(directory / artifact_id)
+            with waits_for(str(directory / artifact_id)):
+                descriptor = open_regular(directory / artifact_id)
         except OSError:  # also a link, which may have come with the directory, and may lead to a private file
             raise KeyError(artifact_id) from None
         with open(descriptor, "rb") as found, path.open("wb") as copy:  # noqa: PTH123  # a descriptor

@@ -44,7 +44,7 @@ class Child(subprocess.Popen[bytes]):
     Raises:
         DoesNotFit: an argument or a variable, or all of them together, exceed the system's limit.
         InvalidInput: there is no such program, or it may not be run.
-        OSError: this process is short of descriptors, processes or memory.
+        OSError, RuntimeError: this process is short of descriptors, processes, threads or memory.
 
     """
 
@@ -88,10 +88,15 @@ class Child(subprocess.Popen[bytes]):
             os.write(self._guard.stdin.fileno(), b"%d\n" % self.pid)
         self._tails = (bytearray(), bytearray())
         self._output = bytearray()
-        self._readers = []
-        for pair in zip((self.stdout, self.stderr), self._tails, strict=True):
-            self._readers.append(threading.Thread(target=self._copy, args=pair, name="hopaas-output", daemon=True))
-            self._readers[-1].start()
+        self._readers: list[threading.Thread] = []
+        try:
+            for pair in zip((self.stdout, self.stderr), self._tails, strict=True):
+                reader = threading.Thread(target=self._copy, args=pair, name="hopaas-output", daemon=True)
+                reader.start()
+                self._readers.append(reader)
+        except RuntimeError:  # no thread can be started: a command whose output nobody reads would hang
+            self.close()
+            raise
 
     def _copy(self, pipe: IO[bytes], tail: bytearray) -> None:
         with contextlib.suppress(OSError, ValueError):  # closed by `close`, or a full disk: the trial continues

@@ -24,7 +24,7 @@ from hopaas_p2p.ports.verbs import Reply, TrialVerbs, answered
 PREFIX: Final = "unix:"
 _LONGEST_PATH: Final = 100
 _LONGEST_LINE: Final = 1 << 20
-_PAUSE: Final = 0.1  # seconds between attempts to accept a connection without a descriptor
+_PAUSE: Final = 0.1  # seconds between attempts to serve a connection without a descriptor or a thread
 
 
 class TrialSocketServer:
@@ -33,12 +33,15 @@ class TrialSocketServer:
     def __init__(self, verbs: TrialVerbs) -> None:
         self._verbs = verbs
         self.directory = _private_directory()
-        self._listener = socket.socket(socket.AF_UNIX)
-        self._listener.bind(str(self.directory / "s"))
-        self._listener.listen(16)
         self.ticket: Final = f"{PREFIX}{self.directory / 's'}"
         """The command's HOPAAS_TICKET."""
-        threading.Thread(target=self._accept, name="hopaas-trial-socket", daemon=True).start()
+        with contextlib.ExitStack() as stack:
+            stack.callback(shutil.rmtree, self.directory, ignore_errors=True)
+            self._listener = stack.enter_context(socket.socket(socket.AF_UNIX))
+            self._listener.bind(str(self.directory / "s"))
+            self._listener.listen(16)
+            threading.Thread(target=self._accept, name="hopaas-trial-socket", daemon=True).start()
+            stack.pop_all()  # `close` does that
 
     def close(self) -> None:
         """Stop answering. Finishes a request in progress first."""
@@ -57,7 +60,9 @@ class TrialSocketServer:
                     return
                 time.sleep(_PAUSE)  # until there are descriptors again
             else:
-                threading.Thread(target=self._serve, args=(connection,), name="hopaas-trial", daemon=True).start()
+                serving = threading.Thread(target=self._serve, args=(connection,), name="hopaas-trial", daemon=True)
+                while not _started(serving):
+                    time.sleep(_PAUSE)
 
     def _serve(self, connection: socket.socket) -> None:
         with contextlib.suppress(OSError), connection, connection.makefile("rwb") as lines:  # which writes when it ends
@@ -65,6 +70,14 @@ class TrialSocketServer:
                 reply = answered(line, lambda said: self._verbs.do(str(said.pop("do", "")), **said))
                 lines.write(json.dumps(reply).encode() + b"\n")
                 lines.flush()
+
+
+def _started(thread: threading.Thread) -> bool:
+    """Start a thread, unless this user is short of processes."""
+    with contextlib.suppress(RuntimeError):
+        thread.start()
+        return True
+    return False
 
 
 def _private_directory() -> Path:

@@ -94,7 +94,7 @@ class _Ending(NamedTuple):
 
 def _as_folder(name: str) -> str:
     """A study's name as that of a folder, another for each name."""
-    plain = re.sub(r"[^\w.-]", "_", name)[:60]  # file systems take 255 bytes
+    plain = re.sub(r"[^\w.-]", "_", name)[:55]  # file systems take 255 bytes, and a character may have four
     return plain if plain == name else f"{plain}-{hashlib.sha256(name.encode()).hexdigest()[:32]}"
 
 
@@ -153,6 +153,8 @@ class Worker:
         self._received: list[int] = []
         self._backoff = Backoff(0.1, _LONGEST_BACKOFF, jitter=(1.0, 1.0))
         self._next_line_at: dict[str, float] = {}
+        self._offered = False
+        """Whether the next Ctrl-C ends the commands at once."""
         self.reason = ""
         """Why it left, what it waited for last, or how the last trial failed."""
         self._keep_output, self._outputs_kept = keep_output, 0
@@ -187,7 +189,7 @@ class Worker:
 
         def note(number: int, _frame: FrameType | None) -> None:
             self._received.append(number)
-            if number == signal.SIGINT and "interrupted" in self._next_line_at:  # the second one, as that line offers
+            if number == signal.SIGINT and self._offered:  # the second one
                 self._grace = 0.0
             self.study.storage.peer.hurry_from_now_on()
 
@@ -392,7 +394,7 @@ class Worker:
                     child = Child(words, env, output_to, cores)
             except commands.DoesNotFit as error:
                 return self._tell(trial, None, state="fail", reason=str(error), output=b"")
-            except HopaasError as error:
+            except (HopaasError, OSError) as error:  # the latter as on a full disk
                 self._give_back(trial, f"never begun: {error}")
                 raise
             try:
@@ -417,8 +419,7 @@ class Worker:
                 if end is None or not end.gives_back:
                     end = _Ending(f"pre-empted: {signal_name(number)}", now, gives_back=True)
                     if number == signal.SIGINT:
-                        left = f"a command has {self._grace:.0f} s to save its work; Ctrl-C again ends it at once"
-                        self._say_each_minute("interrupted", left)
+                        self._offer()
             if end is None and self._deadline is not None and now >= self._deadline - self._reserve:
                 end = _Ending(_OUT_OF_TIME, now, gives_back=True)
                 child.signal_all(signal.SIGTERM)
@@ -444,6 +445,13 @@ class Worker:
         if end is None and self._received:
             end = _Ending(f"pre-empted: {signal_name(self._received[0])}", time.monotonic(), gives_back=True)
         return end
+
+    def _offer(self) -> None:
+        """Say, once, that the next Ctrl-C ends the commands at once."""
+        with self._lock:
+            offers, self._offered = not self._offered, True
+        if offers:
+            self._say(f"a command has {self._grace:.0f} s to save its work; Ctrl-C again ends it at once")
 
     def _conclude(self, verbs: TrialVerbs, child: Child, end: _Ending | None) -> str:
         """Tell the trial's end, unless the command did so itself; returns the outcome."""

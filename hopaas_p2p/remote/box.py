@@ -142,7 +142,12 @@ class Box:
         request = StoreRequest("put", key)
         name = self._name(request)
         self.objects.upload(f"files/{name}", source)
-        self.objects.put_new(f"requests/{name}", protocol.encode(request))  # without it, nobody would fetch the file
+        try:
+            self.objects.put_new(f"requests/{name}", protocol.encode(request))
+        except HopaasError:  # nobody would fetch the file, and the next attempt has another name
+            with contextlib.suppress(HopaasError):
+                self.objects.delete([f"files/{name}"])
+            raise
         with contextlib.suppress(StoreUnreachable):  # it lies there; better if it arrives before its description
             self._result_of(request, name)
 

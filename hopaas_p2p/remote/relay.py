@@ -74,13 +74,16 @@ def read_password(path: Path) -> Secret:
         ConfigurationError: others may read or write the file, or it does not contain a relay's address.
 
     """
-    with explained("the login file must be readable by you only"):
+    with explained(f"the login file {path} must be readable by you only"):
         try:
             text = read_secret(path)
         except FileNotFoundError:
             return Secret(secrets.token_urlsafe(24))
-    password = urlsplit(text).password
-    if not password or urlsplit(text).username != USER:
+    password = None
+    with contextlib.suppress(ValueError):  # its message may show the address
+        parts = urlsplit(text)
+        password = parts.password if parts.username == USER else None
+    if not password:
         raise ConfigurationError(f"{path} does not hold the address of a relay; name another file, or remove it")
     return Secret(password)
 

@@ -13,7 +13,7 @@ import hashlib
 import logging
 import re
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import takewhile
 from pathlib import Path
@@ -85,7 +85,6 @@ class Service:
         self._news: WeakValueDictionary[str, asyncio.Event] = WeakValueDictionary()
         """For each log with waiting callers, the event that the next commit through this server sets."""
         self._ending = False
-        self._places = _places(self.store.url)
 
     async def status(self, token: Token, address: str) -> TokenStatus:
         """Whether this token is valid.
@@ -187,11 +186,8 @@ class Service:
             return protocol.refused(StoreUnreachable(f"the server failed: {type(error).__name__}; see its log"))
 
     def _refused(self, error: HopaasError) -> bytes:
-        """The answer with this error, without the path or address of the store: they are not the callers' business."""
-        text = _ADDRESS.sub("connection to the database", str(error))
-        for place in self._places:
-            text = text.replace(place, "the store")
-        return protocol.refused(error if text == str(error) else type(error)(text))
+        """The answer with this error."""
+        return protocol.refused(error)
 
     async def tick(self, now: float) -> None:
         """Once per second."""
@@ -212,12 +208,26 @@ class Service:
         self._threads.shutdown(wait=False, cancel_futures=True)
 
 
-class PostgresService(Service):
+class _ServiceForMany(Service):
+    """One for callers who have tokens of their own; the path or address of the store is not their business."""
+
+    _places: Sequence[str] = ()
+    """How messages name it; the longest first."""
+
+    def _refused(self, error: HopaasError) -> bytes:
+        text = _ADDRESS.sub("connection to the database", str(error))
+        for place in self._places:
+            text = text.replace(place, "the store")
+        return protocol.refused(error if text == str(error) else type(error)(text))
+
+
+class PostgresService(_ServiceForMany):
     """A database, which checks the rights: each token has its own connections, kept while it is in use."""
 
     def __init__(self, url: str) -> None:
         super().__init__(lambda token: PostgresStore(url, login=token))
         address = PostgresAddress(url)
+        self._places = [address.url, *(f'"{host}"' for host, _ in address.destinations if host)]
         if address.user or ":***@" in address.url:
             raise ConfigurationError(f"{address.url}: leave out the login; every peer uses its own")
         self.tokens = TokenCache(url)
@@ -241,11 +251,12 @@ class PostgresService(Service):
         super().close()
 
 
-class ListedService(Service):
+class ListedService(_ServiceForMany):
     """A directory or bucket, whose users are in a list next to the studies. One request per log at a time."""
 
     def __init__(self, store: Store) -> None:
         super().__init__(lambda _: store)
+        self._places = _places(store.url)
         self._access = AccessList(store)
         self._sums: dict[str, dict[int, int]] = {}
         """For logs that are not empty: the sums up to the latest commits, most of which each peer has seen."""
@@ -343,9 +354,10 @@ class ListedService(Service):
 
 
 def _places(url: str) -> list[str]:
-    """What messages contain of a store's place: its URL, path or endpoints; the longest first."""
+    """What messages contain of the place of a directory or bucket: its URL, path or endpoint; the longest first."""
     parts = urlsplit(url)
-    found = [url, *parse_qs(parts.query).get("endpoint", ())]
+    endpoints = parse_qs(parts.query).get("endpoint", [])
+    found = [url, *endpoints, *(f"{one}, bucket {parts.netloc!r}" for one in endpoints)]
     if parts.scheme == "file":
         found.append(unquote(parts.path))
     return sorted((one for one in found if len(one) > 1), key=len, reverse=True)

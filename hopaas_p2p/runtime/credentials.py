@@ -538,7 +538,7 @@ def has_netrc_login(url: str, env: Mapping[str, str] = os.environ) -> bool:
     try:
         file = env.get("NETRC") or Path("~/.netrc").expanduser()
         return netrc.netrc(str(file)).authenticators(urlsplit(url).hostname or "") is not None
-    except (OSError, RuntimeError, netrc.NetrcParseError):
+    except (OSError, RuntimeError, ValueError, netrc.NetrcParseError):  # a ValueError: it is not text
         return False
 
 

@@ -26,13 +26,17 @@ from pathlib import Path
 from typing import Final, Literal, NamedTuple, NoReturn
 
 from hopaas_p2p.errors import ConfigurationError, explained
-from hopaas_p2p.runtime.arguments import near, shown
+from hopaas_p2p.runtime.arguments import near, shortened, shown
 from hopaas_p2p.runtime.atomic import write_private
 from hopaas_p2p.runtime.ownership import read_own, read_secret
 from hopaas_p2p.runtime.redaction import redacted
 
 HERE: Final = "./hopaas.toml"
 """The origin of settings from this directory's file."""
+_LONGEST: Final = 4096
+"""Characters of a value in a file."""
+_LINE: Final = 300
+"""Characters of an error in a file's form: it may quote the file."""
 _BREAKS: Final = frozenset({"Cc", "Zl", "Zp"})
 """Unicode's categories of control characters and line breaks."""
 _OF_THE_JOINED: Final = ("token_file", "token_host")
@@ -299,8 +303,8 @@ class Settings:
                 "counts only once you have made the file your own: read it, then run hopaas-p2p config trust"
             )
         if SETTINGS[name].in_files and not is_one_line(found.value or ""):
-            shown = redacted(found.value or "")
-            raise ConfigurationError(f"{name} = {shown!r} ({found.origin}): this is not one line of text")
+            said = shown(redacted(found.value or ""))
+            raise ConfigurationError(f"{name} = {said} ({found.origin}): this is not one line of text")
         return found
 
     def get(self, name: str, given: str | None = None) -> str | None:
@@ -315,7 +319,9 @@ class Settings:
         except ValueError:
             value = -1.0
         if not value > 0:
-            raise ConfigurationError(f"{name} = {found.value!r} ({found.origin}): give a positive number of seconds")
+            raise ConfigurationError(
+                f"{name} = {shown(found.value)} ({found.origin}): give a positive number of seconds"
+            )
         return value
 
     def publish(self) -> None:
@@ -385,7 +391,7 @@ def _parsed(path: Path, text: str) -> dict[str, str]:
     try:
         return {name: _checked(path, name, value) for name, value in tomllib.loads(text).items()}
     except (ValueError, RecursionError) as error:  # not TOML; a number with thousands of digits; endless nesting
-        raise ConfigurationError(f"{path} cannot be read: {error}") from None
+        raise ConfigurationError(f"{path} cannot be read: {shortened(str(error), _LINE)}") from None
 
 
 def _is_inside(folder: Path, name: str) -> bool:
@@ -411,5 +417,8 @@ def _checked(path: Path, name: str, value: object) -> str:
         )
         raise ConfigurationError(f"{path}: {name!r} does not belong in a file. {instead}")
     if isinstance(value, dict | list):
-        raise ConfigurationError(f"{path}: {name} = {value!r}: give text or a number")
-    return str(value)
+        raise ConfigurationError(f"{path}: {name} = {shown(value)}: give text or a number")
+    text = str(value)
+    if len(text) > _LONGEST:
+        raise ConfigurationError(f"{path}: {name} has {len(text):,} characters; at most {_LONGEST:,} are read")
+    return text

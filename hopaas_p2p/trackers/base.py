@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Final, Protocol
 
 from hopaas_p2p.errors import HopaasError, InvalidInput, StoreCorrupt
 from hopaas_p2p.runtime.atomic import scratch
+from hopaas_p2p.runtime.redaction import without_passwords
 from hopaas_p2p.study_like import StudyLike
 from hopaas_p2p.trackers.view import RunView, look
 
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from hopaas_p2p.files.artifacts import Artifact, StudyArtifacts
 
 _log: Final = logging.getLogger("hopaas_p2p")
+_LONGEST_WHY: Final = 1000  # characters
 
 
 class TrackerUnreachable(HopaasError):
@@ -66,6 +68,12 @@ class Tracker(Protocol):
 
     def close(self) -> None:
         """Close all open runs."""
+
+
+def first_line(error: Exception) -> str:
+    """The first line of a library's error, without passwords: it may contain a server's whole answer."""
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return without_passwords(lines[0])[:_LONGEST_WHY]
 
 
 def new_files(view: RunView, there: Collection[str], files: StudyArtifacts) -> Iterator[tuple[Artifact, Path]]:

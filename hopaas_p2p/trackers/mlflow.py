@@ -21,7 +21,7 @@ from urllib.parse import urlsplit
 from hopaas_p2p.errors import ConfigurationError, Denied
 from hopaas_p2p.open import redacted
 from hopaas_p2p.runtime import extras
-from hopaas_p2p.trackers.base import TrackerRefused, TrackerUnreachable, new_files
+from hopaas_p2p.trackers.base import TrackerRefused, TrackerUnreachable, first_line, new_files
 from hopaas_p2p.trackers.view import PREFIX, REPORT, STUDY, RunView
 
 if TYPE_CHECKING:
@@ -49,8 +49,6 @@ _MOST_TAGS: Final = 100
 _LONGEST_KEY: Final = 250
 _LONGEST_PARAM: Final = 6000
 _LONGEST_TAG: Final = 5000
-_LONGEST_WHY: Final = 1000
-"""Characters of an answer that are shown."""
 _NOT_IN_A_KEY: Final = re.compile(r"[^\w\-. :/]", re.ASCII)
 _REFUSED: Final = ("INVALID_PARAMETER_VALUE", "BAD_REQUEST", "MALFORMED_REQUEST")
 _DENIED: Final = ("PERMISSION_DENIED", "UNAUTHENTICATED", "CUSTOMER_UNAUTHORIZED")
@@ -137,7 +135,7 @@ class MLflow:
                 try:
                     number = int(tags[_TRIAL]) if _TRIAL in tags else None
                     files = [str(one) for one in json.loads(tags.get(FILES, "[]"))]
-                except (ValueError, TypeError):  # another user of the server wrote it
+                except (ValueError, TypeError, RecursionError):  # another user of the server wrote it
                     continue
                 if number in self._runs:
                     self.client.delete_run(run_id)  # two exporters created it at once; the older one stays
@@ -270,7 +268,7 @@ class MLflow:
         try:
             yield
         except MlflowException as error:
-            message = redacted((str(error) or type(error).__name__)[:_LONGEST_WHY].splitlines()[0])
+            message = first_line(error)
             if error.error_code in _REFUSED:
                 raise TrackerRefused(message) from None
             if error.error_code in _DENIED:

@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import shutil
 import time
 from collections.abc import Iterator
@@ -23,7 +24,7 @@ from hopaas_p2p.errors import ConfigurationError, explained
 from hopaas_p2p.runtime import credentials, extras
 from hopaas_p2p.runtime.atomic import replace_atomically
 from hopaas_p2p.runtime.ownership import own_folder
-from hopaas_p2p.trackers.base import TrackerUnreachable, new_files
+from hopaas_p2p.trackers.base import TrackerUnreachable, first_line, new_files
 from hopaas_p2p.trackers.view import STUDY, RunView
 
 if TYPE_CHECKING:
@@ -33,6 +34,8 @@ _OFFLINE: Final = "offline"
 _PROJECT: Final = "hopaas"
 _EXIT: Final = {"COMPLETE": 0, "PRUNED": 0, "FAIL": 1}
 _LONGEST_LABEL: Final = 64
+_KEY: Final = re.compile(rf"{STUDY}|[0-9]{{1,9}}")
+"""What follows the study's uuid in the id of a run."""
 
 
 class WandB:
@@ -144,9 +147,9 @@ class WandB:
         path = f"{self.entity}/{self.project}" if self.entity else self.project
         for run in _module().Api().runs(path, filters={"group": self._group}, lazy=False):
             prefix, _, key = run.id.partition("-")
-            if prefix == self._uuid:
-                summary = run.summary
-                yield key, {"mark": summary.get("hopaas_mark", ""), "step": summary.get("_step", -1)}
+            if prefix == self._uuid and _KEY.fullmatch(key):  # another user of the server may have made others
+                mark, step = run.summary.get("hopaas_mark", ""), run.summary.get("_step", -1)
+                yield key, {"mark": str(mark), "step": step if isinstance(step, int) else -1}
 
     def _run(self, key: str, view: RunView) -> Any:
         if key in self._open:
@@ -215,7 +218,7 @@ class WandB:
         except (wandb.Error, requests.RequestException, OSError) as error:
             self._open.clear()  # found again by their ids
             self._ledger = {}
-            raise TrackerUnreachable(f"W&B: {type(error).__name__}: {str(error).splitlines()[0][:200]}") from None
+            raise TrackerUnreachable(f"W&B: {type(error).__name__}: {first_line(error)}") from None
 
 
 def _module() -> Any:

@@ -11,6 +11,8 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
+import threading
 import time
 from pathlib import Path
 from typing import NoReturn
@@ -22,7 +24,7 @@ from optuna.storages.journal import JournalFileBackend
 import hopaas_p2p
 from hopaas_p2p.cli import main
 from hopaas_p2p.core.records import TrialReclaim
-from hopaas_p2p.errors import StoreUnreachable
+from hopaas_p2p.errors import NO_THREAD, StoreUnreachable
 from hopaas_p2p.files.checkpoints import unneeded
 from hopaas_p2p.ports import child
 from hopaas_p2p.ports import worker as loop
@@ -414,7 +416,6 @@ def log_of(where: Path, number: int = 0) -> str:
 SAVES_ITSELF = """
 import json, os, signal, sys, time
 from pathlib import Path
-from typing import NoReturn
 from hopaas_p2p.ports.client import Trial
 trial = Trial()
 begin = int(os.environ.get("HOPAAS_RESUME_STEP", 0))
@@ -461,7 +462,6 @@ def test_a_pre_empted_trial_saves_itself_and_goes_on_in_another_worker(
 PAUSES = """
 import json, os
 from pathlib import Path
-from typing import NoReturn
 from hopaas_p2p.ports.client import Trial
 trial = Trial()
 begin = int(os.environ.get("HOPAAS_RESUME_STEP", -1)) + 1
@@ -595,6 +595,15 @@ def test_a_second_ctrl_c_ends_a_command_that_does_not_end_by_itself(study: Study
 
     assert worker.wait(patient(20)) == 130
     assert states(study) == ["WAITING"]
+
+
+def test_a_quiet_worker_offers_no_second_ctrl_c_when_it_is_over(study: Study, tmp_path: Path) -> None:
+    program = "print('ready', flush=True); import time; time.sleep(60)"
+    worker = start(*WORKER, "--quiet", "--", *script(tmp_path, program), cwd=tmp_path)
+    until(lambda: "ready" in log_of(tmp_path))
+    worker.send_signal(signal.SIGINT)
+    assert worker.wait(patient(60)) == 130
+    assert (tmp_path / "worker.err").read_text() == ""
 
 
 def test_trials_that_run_at_a_time_have_devices_of_their_own_and_cost_the_process_once(tmp_path: Path) -> None:
@@ -990,6 +999,46 @@ def test_a_node_without_a_descriptor_left_means_run_me_again_and_the_trial_is_re
         monkeypatch.setattr(loop, what, fail)
     assert loop.Worker(study, ["true"], logs=tmp_path / "logs", say=said.append).work() == loop.AGAIN
     assert "Too many open files" in said[-1]
+    assert states(study) == ["WAITING"]
+
+
+@pytest.mark.parametrize("name", ["hopaas-trial-socket", "hopaas-output"])
+def test_a_node_without_a_thread_left_means_run_me_again_and_leaves_no_command_behind(
+    study: Study, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    start, began, folders = threading.Thread.start, tmp_path / "began", set[str]()
+    make = tempfile.mkdtemp
+
+    def start_others(thread: threading.Thread) -> None:
+        if thread.name == name:
+            until(lambda: name != "hopaas-output" or began.exists())
+            raise RuntimeError(NO_THREAD)
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", start_others)
+    monkeypatch.setattr(tempfile, "mkdtemp", lambda **given: (made := make(**given), folders.add(made))[0])
+    said: list[str] = []
+    command = ["sh", "-c", f"echo $$ > {began}; exec sleep 600"]
+    assert loop.Worker(study, command, logs=tmp_path / "logs", say=said.append).work() == loop.AGAIN
+    assert "no thread can be started" in said[-1]
+    assert states(study) == ["WAITING"]
+    assert folders
+    assert not any(map(os.path.exists, folders))
+    if name == "hopaas-output":
+        with pytest.raises(ProcessLookupError):
+            os.kill(int(began.read_text()), 0)
+
+
+def test_a_trial_that_a_full_disk_keeps_from_beginning_is_returned(
+    study: Study, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(**_: object) -> NoReturn:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    worker = loop.Worker(study, ["true"], logs=tmp_path / "logs")
+    monkeypatch.setattr(tempfile, "mkdtemp", fail)
+    with pytest.raises(OSError, match="No space left"):
+        worker.work()
     assert states(study) == ["WAITING"]
 
 

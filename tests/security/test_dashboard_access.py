@@ -370,8 +370,9 @@ def test_no_provider_is_asked_without_tls_and_no_cookie_is_signed_with_a_word(
             f'[auth]\ncookie_secret = "{"c" * 32}"\n[{section}]\n{lines}' if section != "auth" else f"[auth]\n{lines}"
         )
 
-    write(given)
-    assert sign_in.provider() == given
+    for right in ({}, {"server_metadata_url": "HTTPS://id.example.org/x"}, {"redirect_uri": "HTTP://[::1]:8501/x"}):
+        write(given | right)
+        assert sign_in.provider() == given | right
     write(given | changed)
     with pytest.raises(ConfigurationError, match=why):
         sign_in.provider()

@@ -496,3 +496,8 @@ def test_nobody_finds_a_study_whose_logs_go_to_the_folder_of_another() -> None:
     digests = {_as_folder(name).rpartition("-")[2] for name in names}
     assert len(digests) == len(names)
     assert {len(one) for one in digests} == {32}
+
+
+def test_the_folder_of_a_study_fits_a_file_system_whatever_its_letters_are(tmp_path: Path) -> None:
+    for letter in ("x", "é", "学", "\N{MATHEMATICAL BOLD CAPITAL A}"):
+        (tmp_path / _as_folder(letter * 100)).mkdir()

@@ -19,6 +19,7 @@ from hopaas_p2p.errors import ConfigurationError, StoreCorrupt
 from hopaas_p2p.open import open_store
 from hopaas_p2p.remote.relay import read_password
 from hopaas_p2p.runtime import credentials
+from hopaas_p2p.runtime.settings import Settings
 from hopaas_p2p.stores.base import Outgoing, append
 from tests.support.processes import cli as cli_process
 
@@ -45,11 +46,28 @@ def test_a_file_of_a_secret_that_is_none_is_one_line_and_not_shown(tmp_path: Pat
         SECRET_FILES[name](file)
     assert "s3cret" not in str(refused.value)
     assert len(str(refused.value).splitlines()) == 1
+    assert "HOPAAS_WEBHOOK" in str(refused.value) or str(file) in str(refused.value)
+
+
+def test_a_login_file_without_an_address_is_one_line_and_not_shown(tmp_path: Path) -> None:
+    file = tmp_path / "login"
+    file.touch(mode=0o600)
+    for content in ("http://relay:s3cret@[", "http://ann:s3cret@127.0.0.1:1", "http://relay@127.0.0.1:1", ""):
+        file.write_text(content)
+        with pytest.raises(ConfigurationError, match=f"^{file} does not hold the address of a relay"):
+            read_password(file)
 
 
 def test_an_endless_device_in_the_place_of_a_token_is_given_up() -> None:
     with pytest.raises(ConfigurationError, match="more than 1 MB"):
         credentials.token({"HOPAAS_TOKEN_FILE": "/dev/zero"})
+
+
+def test_a_file_of_profiles_is_not_read_without_an_end(tmp_path: Path) -> None:
+    file = tmp_path / "credentials"
+    file.write_text("[default]\naws_access_key_id = a\naws_secret_access_key = b\n" + "#\n" * 600_000)
+    with pytest.raises(ConfigurationError, match=f"^{file} cannot be read as a file of AWS profiles"):
+        credentials.profile_key([("127.0.0.1", 1)], {"AWS_SHARED_CREDENTIALS_FILE": str(file)})
 
 
 @pytest.fixture
@@ -110,14 +128,37 @@ def test_the_audit_shows_a_second_commit_of_the_same_number_as_repeated(tmp_path
     assert kinds == [("study.control", None), ("repeated", "duplicate"), ("repeated", "duplicate")]
 
 
+LONG = "k" * 100_000
+
+
 @pytest.mark.parametrize(
-    ("text", "code"), [('study = "a\\nhopaas.toml is yours now: site = x"', 0), (f"{'k' * 100_000} = 1", 78)]
+    ("text", "code"),
+    [
+        ('study = "a\\nhopaas.toml is yours now: site = x"', 0),
+        (f"{LONG} = 1", 78),
+        (f'study = "{LONG}"', 78),
+        (f"study = [{'1,' * 50_000}]", 78),
+        (f"[{LONG}]\n[{LONG}]", 78),
+    ],
 )
 def test_settings_of_a_clone_begin_no_line_and_fill_no_screen(tmp_path: Path, text: str, code: int) -> None:
     file = tmp_path / "hopaas.toml"
     file.write_text(text)
-    found = cli_process("config", "trust", str(file), check=False, XDG_CONFIG_HOME=str(tmp_path / "own"))
-    assert found.returncode == code
-    said = (found.stdout + found.stderr).strip()
-    assert len(said.splitlines()) == 1
-    assert len(said) < 1000
+    commands = [["config", "trust", str(file)]]
+    commands += [["config", "show"], ["study", "list", "-s", "store"]] if code else []
+    for words in commands:
+        found = cli_process(*words, check=False, cwd=tmp_path, XDG_CONFIG_HOME=str(tmp_path / "own"))
+        assert found.returncode == code
+        said = (found.stdout + found.stderr).strip()
+        assert len(said.splitlines()) == 1
+        assert len(said) < 1000
+
+
+def test_a_setting_that_a_clone_gives_a_wrong_value_is_shown_in_one_line(tmp_path: Path) -> None:
+    lines = "a\\n" * 1000
+    for line in (f'study = "{lines}"', f'patience = "{"a" * 4000}"'):
+        (tmp_path / "hopaas.toml").write_text(line)
+        found = Settings(directory=tmp_path, env={"XDG_CONFIG_HOME": str(tmp_path)})
+        with pytest.raises(ConfigurationError) as refused:
+            found.get("study") if line.startswith("study") else found.seconds("patience")
+        assert len(str(refused.value)) < 400

@@ -242,6 +242,16 @@ def test_one_that_cannot_use_its_tracker_lets_another_export(
     second.close()
 
 
+def test_a_link_that_is_left_while_another_exporter_is_elected_ends_no_export(
+    peers: Callable[[], Study], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study = peers()
+    before = {"peer": "the-exporter-before"}
+    monkeypatch.setattr(follow.Election, "said", property(lambda _: before))
+    leave_link(study, Pen(Notebook()))  # type: ignore[arg-type]  # as above
+    assert study.state.refusals["author"] == 1
+
+
 def test_nobody_makes_another_peer_the_exporter(peers: Callable[[], Study], notebook: Notebook) -> None:
     study, idle, forger = peers(), peers(), peers()
     _running = idle.ask()  # it lives, and exports nothing

@@ -355,7 +355,13 @@ def test_a_file_is_not_written_where_another_user_of_the_server_says(
 
 
 @pytest.mark.parametrize(
-    "tags", [{"hopaas.trial": "x"}, {"hopaas.trial": "0", "hopaas.files": "5"}, {"hopaas.files": "{"}]
+    "tags",
+    [
+        {"hopaas.trial": "x"},
+        {"hopaas.trial": "0", "hopaas.files": "5"},
+        {"hopaas.files": "{"},
+        {"hopaas.files": "[" * 4999},
+    ],
 )
 def test_a_run_that_another_user_of_the_server_wrote_stops_no_export(
     tags: dict[str, str], study: Study, mlflow_server: str, tmp_path: Path

@@ -16,6 +16,7 @@ import pytest
 
 import hopaas_p2p
 from hopaas_p2p.runtime.atomic import replace_atomically
+from hopaas_p2p.runtime.credentials import has_netrc_login
 from hopaas_p2p.study import Study
 from hopaas_p2p.trackers import Export, TrackerUnreachable, WandB, export_to
 from hopaas_p2p.trackers import wandb as wandb_tracker
@@ -228,6 +229,8 @@ def test_a_lost_ledger_is_made_anew_from_the_server(
         for number, mark in marks.items()
     ]
     there.append(types.SimpleNamespace(id="of-somebody-else", summary={}))
+    strange = {"x": {}, "-1": {}, "7": {"hopaas_mark": 5, "_step": "late"}}  # another user of the project made them
+    there += [types.SimpleNamespace(id=f"{own.tags['study']}-{key}", summary=one) for key, one in strange.items()]
     asked: list[Any] = []
 
     def api() -> Any:
@@ -237,10 +240,25 @@ def test_a_lost_ledger_is_made_anew_from_the_server(
     monkeypatch.setattr("hopaas_p2p.trackers.wandb._has_key", lambda: True)
 
     monkeypatch.setenv("WANDB_DIR", str(tmp_path))
-    known = WandB("group/tuning").begin(own)
+    tracker = WandB("group/tuning")
+    known = tracker.begin(own)
 
-    assert known == marks
+    assert known == {**marks, 7: "5"}
+    assert tracker._ledger["7"]["step"] == -1
     assert asked == [(("group/tuning",), {"filters": {"group": "s"}, "lazy": False})]
+
+
+def test_an_error_of_wandb_is_one_line_without_a_password(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def fail(error: Exception) -> str:
+        with pytest.raises(TrackerUnreachable) as failed, WandB("tuning")._translated():
+            raise error
+        return str(failed.value)
+
+    monkeypatch.setenv("WANDB_DIR", str(tmp_path))
+    assert fail(OSError()) == "W&B: OSError: OSError"
+    long = fail(OSError(f"{'x' * 990} http://ann:s3cret-and-more@w.example.org\nmore"))
+    assert "s3cret" not in long
+    assert len(long.splitlines()) == 1
 
 
 def test_without_a_key_nobody_is_asked_for_one(study: Study, tmp_path: Path) -> None:
@@ -250,6 +268,8 @@ def test_without_a_key_nobody_is_asked_for_one(study: Study, tmp_path: Path) -> 
 
     assert done.returncode == 78
     assert done.stderr.startswith("hopaas-p2p: W&B has no key: run `wandb login`, set WANDB_API_KEY, or go offline")
+    (tmp_path / "netrc").write_bytes(b"machine \xff\xfe")
+    assert not has_netrc_login("https://api.wandb.ai", {"NETRC": str(tmp_path / "netrc")})
     (tmp_path / "netrc").write_text("machine api.wandb.ai login user password " + "0" * 40 + "\n")
     home["WANDB_BASE_URL"] = "https://api.wandb.ai"
     program = "from hopaas_p2p.trackers.wandb import _has_key; print(_has_key())"

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
+import os
 import threading
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,7 +20,7 @@ import hopaas_p2p
 from hopaas_p2p import access
 from hopaas_p2p.core import codec
 from hopaas_p2p.core.catalog import Catalog
-from hopaas_p2p.errors import ConfigurationError, Denied, InvalidInput, StudyDeleted
+from hopaas_p2p.errors import ConfigurationError, Denied, InvalidInput, StoreUnreachable, StudyDeleted
 from hopaas_p2p.moving import backup as backups
 from hopaas_p2p.open import open_store
 from hopaas_p2p.stores.base import Beat, Entry, read_all
@@ -188,9 +191,43 @@ def test_a_damaged_backup_is_refused_before_anything_is_written(tmp_path: Path) 
     whole = file.read_bytes()
     for broken in (whole[8:], whole[: len(whole) // 2], whole[:200] + b"#" + whole[201:], b"", b"no backup"):
         file.write_bytes(broken)
-        with pytest.raises(InvalidInput):
+        with pytest.raises(InvalidInput) as refused:
             backups.read(file)
+        assert str(refused.value).count("use another one") <= 1
     assert not new.exists()
+
+
+def test_an_archive_that_claims_a_version_beyond_all_is_refused(tmp_path: Path) -> None:
+    file = tmp_path / "store.backup"
+    filled(f"{tmp_path}/old")
+    back_up(f"{tmp_path}/old", file)
+    whole = bytearray(file.read_bytes())
+    needed = whole.index(b"PK\x01\x02") + 6  # in the first entry of the archive's list
+    whole[needed : needed + 2] = b"\xff\xff"
+    file.write_bytes(whole)
+    with pytest.raises(InvalidInput, match="is not a complete backup"):
+        backups.read(file)
+
+
+def test_another_archive_is_no_damaged_backup(tmp_path: Path) -> None:
+    file = tmp_path / "photos.zip"
+    with zipfile.ZipFile(file, "w") as archive:
+        archive.writestr("photo", "x")
+    with pytest.raises(InvalidInput, match=r"^\S+ is not a backup that this version can read$"):
+        backups.read(file)
+
+
+def test_a_backup_that_cannot_be_read_for_a_moment_is_not_damaged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(_: zipfile.ZipFile) -> None:
+        raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+
+    filled(f"{tmp_path}/old")
+    back_up(f"{tmp_path}/old", tmp_path / "store.backup")
+    monkeypatch.setattr(zipfile.ZipFile, "testzip", fail)
+    with pytest.raises(StoreUnreachable, match="cannot be used for the moment"):
+        backups.read(tmp_path / "store.backup")
 
 
 def test_a_backup_is_overwritten_only_on_request(tmp_path: Path) -> None:

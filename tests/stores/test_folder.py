@@ -676,6 +676,7 @@ def test_a_file_is_not_acknowledged_before_the_request_that_fetches_it_lies_ther
     here.settled()
     assert failed
     assert here.far.artifacts()._files == {KEY: source.read_bytes()}
+    assert not list((here.box / "files").iterdir()), "nor is a copy left of the attempt that failed"
 
 
 def test_a_far_file_is_brought_and_one_that_is_not_there_is_said(here: World, source: Path, tmp_path: Path) -> None:

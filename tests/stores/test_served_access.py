@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import os
 import time
@@ -20,14 +21,19 @@ from hopaas_p2p.core import codec
 from hopaas_p2p.core.records import FORMAT, Commit, Float, Stamp, StudyControl, StudyRegistered
 from hopaas_p2p.errors import BrokenChain, ConfigurationError, Denied, HopaasError, InvalidInput, StoreUnreachable
 from hopaas_p2p.open import open_store
+from hopaas_p2p.remote import protocol
 from hopaas_p2p.remote.access import AccessList, GrantSet, TokenSet, UserSet, digest
 from hopaas_p2p.remote.client import RemoteAddress, RemoteStore
+from hopaas_p2p.remote.protocol import StoreRequest
+from hopaas_p2p.remote.server import ListedService, PostgresService, Service, _places
 from hopaas_p2p.runtime.settings import Secret
 from hopaas_p2p.stores import checks
 from hopaas_p2p.stores.base import Beat, Outgoing, read_all
 from hopaas_p2p.stores.directory.log import FolderLog
 from hopaas_p2p.stores.postgres.connect import query
 from hopaas_p2p.stores.postgres.store import PostgresStore
+from hopaas_p2p.stores.s3 import address as s3_address
+from hopaas_p2p.stores.s3 import errors as s3_errors
 from hopaas_p2p.testing.commits import append
 from tests.support.processes import SPACE, cli, until
 from tests.support.served import Serve
@@ -552,6 +558,38 @@ def test_no_error_names_the_place_of_the_store(site: Site, tmp_path: Path) -> No
     assert said
     place = site.url.rpartition("@")[2].partition("/")[0] if "@" in site.url else str(tmp_path)
     assert not any(place in one or f"port {place.rpartition(':')[2]}" in one for one in said), said
+
+
+@pytest.mark.parametrize(
+    "url", ["postgresql://db.site.invalid/d", "postgresql:///d?host=/nowhere", "postgresql://127.0.0.1:1/d"]
+)
+def test_no_error_names_a_database_that_cannot_be_reached(url: str) -> None:
+    service = PostgresService(url)
+    found = asyncio.run(service.carry_out(("ann", Secret("x")), StoreRequest("shared")))
+    kind, message = protocol.refusal(found) or ("", "")
+    assert kind == "StoreUnreachable"
+    assert not any(one in message for one in ("db.site", "nowhere", "127.0.0.1", "port 1"))
+    service.close()
+
+
+def test_no_error_names_a_bucket(tmp_path: Path) -> None:
+    service = ListedService(open_store(str(tmp_path)))
+    address = s3_address.parse("s3://lab-bucket/runs?endpoint=https://s3.example.org:9000", {})
+    service._places = _places(address.url)
+    for error in (s3_errors.refusal(address, 503, "SlowDown", "read"), s3_errors.unreachable(address, TimeoutError())):
+        message = str(protocol.refusal(service._refused(error)))
+        assert "the store" in message
+        assert not any(one in message for one in ("lab-bucket", "example", "9000"))
+    service.close()
+
+
+def test_whoever_serves_a_folder_is_told_which_place_fails(tmp_path: Path) -> None:
+    """All its callers act with this person's rights, and the folder's description names the store."""
+    store = open_store(str(tmp_path))
+    for service, named in ((Service(lambda _: store), True), (ListedService(store), False)):
+        found = service._refused(StoreUnreachable(f"{tmp_path}/v1: Input/output error"))
+        assert (str(tmp_path) in str(protocol.refusal(found))) == named
+        service.close()
 
 
 def _change(*changes: Any, at: int | None = None) -> Outgoing:

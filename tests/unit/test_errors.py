@@ -18,6 +18,7 @@ import pytest
 import hopaas_p2p
 from hopaas_p2p.core.records import TrialCreate, TrialState, TrialTakeOver
 from hopaas_p2p.errors import (
+    NO_THREAD,
     ConfigurationError,
     Denied,
     HopaasError,
@@ -178,6 +179,24 @@ def test_a_worker_without_a_descriptor_left_answers_its_command_when_it_has_one_
     asking.start()
     asking.join(10)
     assert [one["ok"] for one in replies] == [True]
+    server.close()
+
+
+def test_a_worker_without_a_thread_left_answers_its_command_when_it_has_one_again(
+    study: Study, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    start, failed = threading.Thread.start, threading.Event()
+
+    def fail_at_first(thread: threading.Thread) -> None:
+        if thread.name == "hopaas-trial" and not failed.is_set():
+            failed.set()
+            raise RuntimeError(NO_THREAD)
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", fail_at_first)
+    server = TrialSocketServer(TrialVerbs(study, study.ask()))
+    assert request(server.ticket, "renew")["ok"]
+    assert failed.is_set()
     server.close()
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import itertools
 import json
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NoReturn
@@ -14,11 +16,14 @@ from optuna.artifacts import FileSystemArtifactStore, download_artifact, get_all
 
 import hopaas_p2p
 from hopaas_p2p import notes
-from hopaas_p2p.errors import ConfigurationError, InvalidInput, StudyExists
-from hopaas_p2p.moving import arrival, copy_study, export_study, import_study
+from hopaas_p2p.core.attributes import EXPORTER
+from hopaas_p2p.core.records import StudySet
+from hopaas_p2p.errors import ConfigurationError, InvalidInput, StoreUnreachable, StudyExists
+from hopaas_p2p.moving import arrival, copy_study, export_study, files, import_study
 from hopaas_p2p.moving.records import StudyRecords, of_study, origin
 from hopaas_p2p.storage import Storage
 from hopaas_p2p.study import Study
+from hopaas_p2p.trackers import links
 from tests.support.processes import cli, states
 
 _names = itertools.count()
@@ -270,6 +275,22 @@ def _without_marks(whole: StudyRecords) -> Any:
     ]
 
 
+@pytest.mark.parametrize("leads", [True, False])
+def test_whoever_exports_the_source_to_a_tracker_does_not_export_the_copy(
+    source: Study, opened: Callable[[str], Storage], tmp_path: Path, leads: bool
+) -> None:
+    study = hopaas_p2p.open_study(source.storage, "followed", space={"x": hopaas_p2p.Float(0, 1)})
+    said = {"peer": source.storage.peer.uuid if leads else None, "tracker": "mlflow", "link": "https://tracker"}
+    study.handle.say(StudySet(system={f"{EXPORTER}abc": json.dumps(said)}))
+    target = opened(str(tmp_path / "to"))
+
+    assert copy_study(study, target).warnings == []
+
+    copy = hopaas_p2p.open_study(target, "followed", create=False)
+    assert not copy.state.refusals
+    assert links(target.get_study_system_attrs(copy.study_id)) == ({} if leads else {"mlflow": "https://tracker"})
+
+
 def test_a_copy_goes_over_no_other_study(source: Study, opened: Callable[[str], Storage], tmp_path: Path) -> None:
     target = opened(str(tmp_path / "to"))
     hopaas_p2p.open_study(target, "moved")
@@ -396,6 +417,24 @@ def test_optuna_finds_the_files_of_an_export_and_we_find_optunas(
     back = hopaas_p2p.open_study(target, "moved", create=False)
     assert contents(back, tmp_path) == {**FILES, "None new.txt": b"written by Optuna"}
     database.engine.dispose()
+
+
+def test_a_file_that_cannot_be_read_for_a_moment_is_not_left_behind(
+    source: Study, opened: Callable[[str], Storage], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> NoReturn:
+        raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+
+    table, directory = f"sqlite:///{tmp_path}/optuna.db", tmp_path / "files"
+    export_study(source, table, files=directory)
+    target = opened(str(tmp_path / "to"))
+    with monkeypatch.context() as patch:
+        patch.setattr(files, "open_regular", fail)
+        with pytest.raises(StoreUnreachable, match="cannot be used for the moment"):
+            import_study(target, table, files=directory)
+    assert import_study(target, table, files=directory).warnings == []
+    copy = hopaas_p2p.open_study(target, "moved", create=False)
+    assert contents(copy, tmp_path).keys() == contents(source, tmp_path).keys()
 
 
 def test_a_directory_of_files_that_is_not_there_is_one_clear_line(source: Study, tmp_path: Path) -> None:
