@@ -74,11 +74,14 @@ def read_password(path: Path) -> Secret:
         ConfigurationError: others may read or write the file, or it does not contain a relay's address.
 
     """
-    with explained("the login file must be readable by you only"):
+    with explained(f"the login file {path} cannot be read"):
         try:
             text = read_secret(path)
         except FileNotFoundError:
             return Secret(secrets.token_urlsafe(24))
+        except PermissionError as error:
+            why = error.strerror or error
+            raise ConfigurationError(f"the login file must be readable by you only: {why}") from None
     password = urlsplit(text).password
     if not password or urlsplit(text).username != USER:
         raise ConfigurationError(f"{path} does not hold the address of a relay; name another file, or remove it")

@@ -414,7 +414,6 @@ def log_of(where: Path, number: int = 0) -> str:
 SAVES_ITSELF = """
 import json, os, signal, sys, time
 from pathlib import Path
-from typing import NoReturn
 from hopaas_p2p.ports.client import Trial
 trial = Trial()
 begin = int(os.environ.get("HOPAAS_RESUME_STEP", 0))
@@ -461,7 +460,6 @@ def test_a_pre_empted_trial_saves_itself_and_goes_on_in_another_worker(
 PAUSES = """
 import json, os
 from pathlib import Path
-from typing import NoReturn
 from hopaas_p2p.ports.client import Trial
 trial = Trial()
 begin = int(os.environ.get("HOPAAS_RESUME_STEP", -1)) + 1
