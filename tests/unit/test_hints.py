@@ -247,3 +247,15 @@ def test_jobs_that_meet_the_same_trouble_log_it_once(caplog: pytest.LogCaptureFi
         assert ran.acquire(timeout=10.0)
     jobs.stop(within=10.0)
     assert caplog.text.count("the same trouble") == 1
+
+
+def test_the_command_for_a_dead_peers_trials_names_those_of_one_peer() -> None:
+    """It takes trials from live peers, too."""
+    url = f"memory://{secrets.token_hex(8)}"
+    first, second, third = [hopaas_p2p.open_study(url, "s", space=SPACE, budget=3) for _ in range(3)]
+    held = [first.ask(), second.ask(), first.ask()]
+    with pytest.raises(hopaas_p2p.errors.NoWork, match=r"that the first one has died: .* requeue 0 2 --study s\.$"):
+        third.ask()
+    assert len(held) == 3
+    for study in (first, second, third):
+        study.close()
