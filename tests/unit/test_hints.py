@@ -259,3 +259,15 @@ def test_a_peer_that_waits_for_hundreds_of_trials_names_some_of_them() -> None:
     text = str(no_work(campaign.state, waits, now=0.0))
     assert "must be run again: trial 0, trial 1, trial 2 and 297 more." in text
     assert "If you know that it has died: hopaas-p2p trial requeue 0 1 2 --study study" in text
+
+
+def test_the_command_for_a_dead_peers_trials_names_those_of_one_peer() -> None:
+    """It takes trials from live peers, too."""
+    url = f"memory://{secrets.token_hex(8)}"
+    first, second, third = [hopaas_p2p.open_study(url, "s", space=SPACE, budget=3) for _ in range(3)]
+    held = [first.ask(), second.ask(), first.ask()]
+    with pytest.raises(hopaas_p2p.errors.NoWork, match=r"that the first one has died: .* requeue 0 2 --study s\.$"):
+        third.ask()
+    assert len(held) == 3
+    for study in (first, second, third):
+        study.close()
