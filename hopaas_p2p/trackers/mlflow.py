@@ -270,7 +270,7 @@ class MLflow:
         try:
             yield
         except MlflowException as error:
-            message = redacted((str(error) or type(error).__name__)[:_LONGEST_WHY].splitlines()[0])
+            message = redacted((str(error) or type(error).__name__).splitlines()[0])[:_LONGEST_WHY]  # a cut hides an @
             if error.error_code in _REFUSED:
                 raise TrackerRefused(message) from None
             if error.error_code in _DENIED:
