@@ -508,10 +508,10 @@ class LogSession(Generic[S]):
             else:
                 given, verdicts = verdicts[:count], verdicts[count:]
                 pending.verdicts = given + (_UNKNOWN,) * (count - len(given))
-        del self.in_flight[0]
         for pending in sent.pending:
             if pending.abandoned:
                 self._release(pending)
+        del self.in_flight[0]  # last: if Ctrl-C interrupts this, the log is joined again, and all of it is repeated
 
     def history(self) -> list[Placed]:
         """This session's last commits and their places in the history that it has read, including those in flight."""

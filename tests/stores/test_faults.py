@@ -19,7 +19,7 @@ from hopaas_p2p.peer import caller as caller_module
 from hopaas_p2p.peer import peer as peer_module
 from hopaas_p2p.peer.outbox import PendingCommit
 from hopaas_p2p.peer.peer import Peer
-from hopaas_p2p.peer.session import LogClient, study_client
+from hopaas_p2p.peer.session import LogClient, LogSession, study_client
 from hopaas_p2p.storage import options as options_module
 from hopaas_p2p.stores.base import Log, Store
 from hopaas_p2p.stores.directory.store import DirectoryStore
@@ -309,6 +309,29 @@ def test_a_call_that_gives_up_waiting_leaves_no_trial_running(fault: Fault, monk
     state = replayed(inner)
     assert not state.running
     assert all(trial.state is not TrialState.COMPLETE for trial in state.trials)
+
+
+def test_a_second_ctrl_c_while_an_abandoned_start_is_released_leaves_no_trial_running(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    inner = founded()
+    peer = Peer(FaultyStore(inner, [None, Fault.LOSE_REPLY]), threaded=False, patience=0.0, describe=dict)
+    driver, release, interrupted = peer.log("study"), LogSession._release, list[object]()
+
+    def interrupt_once(session: LogSession[State], pending: PendingCommit) -> None:
+        if not interrupted:
+            interrupted.append(pending)
+            raise KeyboardInterrupt
+        release(session, pending)
+
+    with pytest.raises(StoreUnreachable):
+        peer.start(driver, TrialCreate())
+    monkeypatch.setattr(LogSession, "_release", interrupt_once)
+    with pytest.raises(KeyboardInterrupt):
+        peer.flush()
+    peer.flush()
+    state = replayed(inner)
+    assert (len(interrupted), list(state.running), list(state.waiting)) == (1, [], [0])
 
 
 @pytest.mark.parametrize("n_jobs", [1, 2])
