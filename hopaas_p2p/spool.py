@@ -185,8 +185,6 @@ def _spare_lent() -> Iterator[None]:
 
 
 _take_spare()
-with contextlib.suppress(OSError):
-    tempfile.gettempdir()  # Python looks for it once, which needs a descriptor
 
 
 def read(path: Path) -> Spooled | None:

@@ -111,8 +111,6 @@ def _until_in_words(until: Until | None) -> list[str]:
         found.append(f"{until.trials_without_gain} trials in a row bring no improvement")
     if until.hours_without_gain is not None:
         found.append(f"{shown(until.hours_without_gain)} hours bring no improvement")
-    if until.gain_per_hour is not None:
-        found.append(f"the gain per hour is below {shown(until.gain_per_hour)}")
     return found
 
 

@@ -99,16 +99,19 @@ def _key(given: str | None) -> tuple[Path, str]:
     """(the key's file, the key); the file is created if it is missing.
 
     Raises:
-        ConfigurationError: others can read or write it, or it is empty.
+        ConfigurationError: others can read or write it, it is empty, or it can be neither read nor created.
 
     """
     file = Path(given).expanduser() if given else state_folder() / "local.key"
-    with explained(f"the key file {file} must be readable by you only"):
+    with explained(f"the key file {file} cannot be used"):
         try:
             key = read_secret(file)
         except FileNotFoundError:
             key = secrets.token_urlsafe(32)
             write_private(file, key + "\n")
+        except PermissionError as error:
+            why = error.strerror or error
+            raise ConfigurationError(f"the key file must be readable by you only: {why}") from None
     if not key:
         raise ConfigurationError(f"{file} is empty; remove it, and a new key is created")
     return file, key

@@ -129,7 +129,7 @@ def _explain(error: BaseException) -> int:
         code, message = 130, "interrupted"
     elif isinstance(error, click.ClickException):
         code, message = error.exit_code, error.format_message().replace(" range.", ".")  # "a valid integer range"
-        if isinstance(error, click.NoSuchOption) and error.ctx is not None and error.ctx.command is cli:
+        if isinstance(error, click.NoSuchOption) and error.ctx is not None and isinstance(error.ctx.command, Group):
             message = f"{error.option_name!r} is not an option here. The options of a command come after its name."
         elif isinstance(error, click.NoSuchOption) and (option := error.option_name) in ("--sampler", "--pruner"):
             message = f"{option!r} is not an option here, but the study's: hopaas-p2p study set {option} …"

@@ -143,7 +143,7 @@ class CliSession:
 
 def check_new(target: Path, *, force: bool) -> None:
     """Raise InvalidInput if a command would overwrite this file, without --force."""
-    if target.exists() and not target.is_char_device() and not force:
+    if target.is_file() and not force:
         raise InvalidInput(f"{target} already exists. Use --force to overwrite it, or another name.")
 
 

@@ -97,7 +97,7 @@ def work(session: CliSession, command: tuple[str, ...], **given: Any) -> tuple[i
             made = Worker(study, command, time_limit=_seconds(limit), say=output.say, **given)
             code, ran, reason = made.work(), made.ran, made.reason
     except StoreUnreachable as error:
-        reason = f"{error} Run this job again later."
+        reason = f"{str(error).rstrip('.')}. Run this job again later."
         output.say(reason)
         code = _AGAIN
     if output.quiet and code and reason:  # --quiet hides progress, but not why there is none

@@ -16,7 +16,6 @@ nothing.
 
 from __future__ import annotations
 
-import bisect
 import functools
 import itertools
 import math
@@ -163,8 +162,6 @@ class Ledger(msgspec.Struct, array_like=True):
     """When the best trial ended, and its value."""
     since_best: Natural = 0
     """COMPLETE and PRUNED trials since then."""
-    improvements: list[tuple[Time, float]] = []
-    """When the best value changed, and to what, for as far back as `gain_hours` needs."""
     clocks: Annotated[list[tuple[str, Time]], msgspec.Meta(max_length=_CLOCKS)] = []
     """The last commits: their writers and times, where there are limits."""
     total: Cost = msgspec.field(default_factory=Cost)
@@ -271,8 +268,6 @@ class Ledger(msgspec.Struct, array_like=True):
         self.limits, self.reached = UNLIMITED if limits == UNLIMITED else limits, None
         if self.limits is UNLIMITED:
             self.clocks = []  # no clock is added until there are limits again
-        if self.best is not None and (not self.improvements or self.improvements[-1][1] != self.best[1]):
-            self._improved(*self.best)
         if self.measured:
             for lease in self.open.values():
                 self._count(lease, "running")
@@ -287,18 +282,6 @@ class Ledger(msgspec.Struct, array_like=True):
         ):
             return
         self.best, self.since_best = (at, value), 0
-        until = self.limits.until
-        if until is not None and until.gain_per_hour is not None:
-            begin = (
-                bisect.bisect_right(self.improvements, at - int(until.gain_hours * HOUR), key=lambda one: one[0]) - 1
-            )
-            if begin > len(self.improvements) // 2:  # seldom, so that each entry is moved about once
-                del self.improvements[:begin]
-            self._improved(at, value)
-
-    def _improved(self, at: int, value: float) -> None:
-        """Remember when the best value changed; these times are in order, whatever the clocks show."""
-        self.improvements.append((max(at, self.improvements[-1][0]) if self.improvements else at, value))
 
     def look(self, writer: str, at: int) -> None:
         """A commit of this writer is about to be applied."""
@@ -329,11 +312,6 @@ class Ledger(msgspec.Struct, array_like=True):
             return f"{self.since_best} trials without a better one"
         if until.hours_without_gain is not None and now - best[0] >= until.hours_without_gain * HOUR:
             return f"{until.hours_without_gain:g} hours without a better trial"
-        if until.gain_per_hour is not None and self.improvements:
-            before = bisect.bisect_right(self.improvements, now - until.gain_hours * HOUR, key=lambda one: one[0])
-            gain = math.inf if before == 0 else abs(best[1] - self.improvements[before - 1][1])
-            if gain < until.gain_per_hour * until.gain_hours:
-                return f"the best value improves by less than {until.gain_per_hour:g} per hour"
         return None
 
     def spent(self, name: str) -> float:
@@ -367,28 +345,26 @@ def possible_limits(limits: Budget, directions: int) -> bool:
     until = limits.until or Until()
     amounts = [getattr(limits, name) for name in AMOUNTS]
     prices = [number for price in limits.prices.values() for number in msgspec.structs.astuple(price)]
-    more = [until.trials_without_gain, until.hours_without_gain, until.gain_per_hour, until.gain_hours]
-    of_the_best = [until.target, *more[:3]]
+    gains = [until.trials_without_gain, until.hours_without_gain]
     return (
-        all(number is None or 0 < number < _MOST for number in [*amounts, *more])
+        all(number is None or 0 < number < _MOST for number in [*amounts, *gains])
         and all(0 <= number < _MOST for number in prices)
         and len(limits.prices) <= _MOST_ACCOUNTS
         and limits.trials is None
         and (until.target is None or math.isfinite(until.target))
         and (until.date is None or (isinstance(until.date, int) and 0 <= until.date < _MOST))
-        and (directions == 1 or all(one is None for one in of_the_best))
+        and (directions == 1 or all(one is None for one in [until.target, *gains]))
     )
 
 
 def possible_ledger(ledger: Ledger, directions: int, running: Collection[int], trials: int) -> bool:
     """Whether `apply` can have produced this ledger for a study with these directions, running trials and trials."""
-    best = [] if ledger.best is None else [ledger.best]
     leases = [*ledger.open.values(), *ledger.lost.values(), *itertools.chain(*ledger.given_back.values())]
     return (
         possible_limits(ledger.limits, directions)
         and ledger.open.keys() <= set(running)
         and all(number < trials for number in (*ledger.given_back, *ledger.lost))
-        and not any(math.isnan(value) for _, value in (*best, *ledger.improvements))
+        and (ledger.best is None or not math.isnan(ledger.best[1]))
         and all(one.used is None or _possible(one.used) for one in leases)
     )
 

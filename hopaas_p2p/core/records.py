@@ -103,9 +103,6 @@ class Until(msgspec.Struct, frozen=True, omit_defaults=True):
     """COMPLETE and PRUNED trials since the best one."""
     hours_without_gain: float | None = None
     """Hours since the best trial ended."""
-    gain_per_hour: float | None = None
-    """By how much the best value has to improve per hour, over the last `gain_hours`."""
-    gain_hours: float = 1.0
 
 
 class Budget(msgspec.Struct, frozen=True, omit_defaults=True):

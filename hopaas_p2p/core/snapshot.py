@@ -38,7 +38,7 @@ from hopaas_p2p.core.validity import (
     possible_system,
 )
 
-VERSION: Final = 5
+VERSION: Final = 6
 _PEERS: Final = 256
 _QUIET: Final = 4096
 """After this many commits without one of a peer, the peer moves to a piece with 255 neighbours, out of the head."""

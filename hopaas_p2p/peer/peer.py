@@ -16,6 +16,7 @@ import random
 import sys
 import threading
 import time
+import traceback
 import weakref
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -866,7 +867,8 @@ class Peer:
             unsent = any(log.session.has_pending for log in self.logs.values())
             what = "some records could not be sent before the end" if unsent else "before the end"
             why = str(error) if isinstance(error, HopaasError) else repr(error)
-            known = why.rstrip(".") in str(ends_with)  # whoever handles that shows it
+            ending = "".join(traceback.format_exception_only(ends_with))  # not `str`, which a program's own may fail at
+            known = why.rstrip(".") in ending  # whoever handles that shows it
             if unsent or not known:
                 _log.warning("%s%s", what, "" if known else f": {why}")
             self.spool.keep_all(self.logs)

@@ -34,6 +34,7 @@ class SpoolSender:
 
     def __init__(self, store: Store, *, now_us: Callable[[], int]) -> None:
         self._store, self._now_us = store, now_us
+        spool.directories()  # Python looks for a folder for temporary files once, which needs a descriptor
         self._lasts = not store.url.startswith("memory:")
         """Whether the store outlives this process; if not, there is nowhere to send its records later."""
         self._next = 0.0

@@ -203,7 +203,7 @@ class Worker:
                 for lane in lanes:
                     lane.result()
         except StoreUnreachable as error:
-            self._say(f"{error} Run this job again later.")
+            self._say(f"{str(error).rstrip('.')}. Run this job again later.")
             return AGAIN
         finally:
             for number, handler in before.items():
@@ -300,7 +300,7 @@ class Worker:
     def _leave(self, error: NoWork | StoreUnreachable) -> int | None:
         """The exit code, unless this worker waits: for its store, or for a trial that may come."""
         if isinstance(error, StoreUnreachable):
-            self._say_each_minute("away", f"{error} Waiting for it.")
+            self._say_each_minute("away", f"{str(error).rstrip('.')}. Waiting for it.")
         elif error.waits and not self._no_wait:
             self._say_each_minute(error.refusal, f"Waiting: {error.reason}. To leave instead: --no-wait")
         elif not (self._stay and error.refusal == "budget" and not finished(self.study.state)):

@@ -74,11 +74,14 @@ def read_password(path: Path) -> Secret:
         ConfigurationError: others may read or write the file, or it does not contain a relay's address.
 
     """
-    with explained(f"the login file {path} must be readable by you only"):
+    with explained(f"the login file {path} cannot be read"):
         try:
             text = read_secret(path)
         except FileNotFoundError:
             return Secret(secrets.token_urlsafe(24))
+        except PermissionError as error:
+            why = error.strerror or error
+            raise ConfigurationError(f"the login file must be readable by you only: {why}") from None
     password = None
     with contextlib.suppress(ValueError):  # its message may show the address
         parts = urlsplit(text)

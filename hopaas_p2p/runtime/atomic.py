@@ -49,10 +49,13 @@ def replace_atomically(path: Path, *, private: bool = False, sync: bool = False)
         sync: the bytes are on disk before the name is.
 
     Raises:
-        OSError: the draft cannot be made or renamed; it names `path`, and no draft is left behind.
+        OSError: the draft cannot be made or renamed, or `path` is a device or a pipe; it names `path`, and no draft is
+            left behind.
 
     """
     name = f".{secrets.token_hex(8)}.draft"
+    if path.exists() and not path.is_file() and not path.is_dir():  # root would replace /dev/null for everybody
+        raise OSError(errno.EINVAL, "is not an ordinary file", str(path))
     try:
         with _private_folder(path.parent, name) as (folder, parent):
             draft = folder / name

@@ -22,6 +22,8 @@ from collections.abc import Callable, Container
 from multiprocessing import util
 from typing import Any, Final, Generic, TypeVar
 
+from hopaas_p2p.runtime.interrupts import INTERRUPTIONS
+
 T = TypeVar("T")
 _FINALIZER_PRIORITY: Final = 100  # among the finalizers of multiprocessing: before its queues and managers are closed
 
@@ -131,7 +133,7 @@ def after_fork_in_child() -> None:
 
 def _farewell() -> None:
     for peer in list(_peers):
-        with contextlib.suppress(KeyboardInterrupt, SystemExit):  # from a signal: ends the wait of this peer only
+        with contextlib.suppress(*INTERRUPTIONS):  # ends the wait of this peer; the others wait for themselves
             peer.say_farewell()
 
 

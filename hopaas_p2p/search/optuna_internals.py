@@ -22,21 +22,6 @@ from optuna.trial import FrozenTrial, TrialState
 from hopaas_p2p.search.known import TrialReader
 from hopaas_p2p.search.tpe import Mixture
 
-__all__ = [
-    "GRID",
-    "Estimator",
-    "OptunaTPE",
-    "announce",
-    "fixed_names",
-    "grid_points",
-    "is_part_of_a_study",
-    "listed",
-    "mixture_of",
-    "reader_of",
-    "reseed_in_child",
-    "study_key",
-]
-
 Estimator = _ParzenEstimator
 GRID: Final = ("grid_id", "search_space")
 """System attributes of a trial that GridSampler drew: its point, and the grid."""

@@ -119,7 +119,8 @@ class Prior(PriorRecord, frozen=True, forbid_unknown_fields=True):
         try:
             return cls.checked(msgspec.json.decode(read_regular(path, limit=4 * LARGEST_PRIOR, named=True)))
         except (OSError, ValueError, RecursionError) as error:  # msgspec's errors are ValueErrors
-            raise InvalidInput(f"{str(path)!r} is not a prior, as `study export --prior` writes it: {error}") from None
+            why = error.strerror if isinstance(error, OSError) else error
+            raise InvalidInput(f"{str(path)!r} is not a prior, as `study export --prior` writes it: {why}") from None
 
     @classmethod
     def checked(cls, value: Any) -> Self:

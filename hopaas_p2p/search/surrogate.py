@@ -7,7 +7,7 @@ peers that ask at the same time go to different places (kriging believer; Ginsbo
 It sees ranks, as normal scores, and not values: it does not matter how an objective is scaled, and a few huge losses do
 no harm. Pruned and infeasible trials have ranks, too. Trials that are close together share their weight in the ranks
 (declustering; Deutsch and Journel, GSLIB, 1998): otherwise the crowd around the best fills all ranks, from the best to
-the worst, and the search stays there. Every other trial must go where the process is uncertain.
+the worst, and the search stays there. Every second trial must go where the process is uncertain.
 
 The kernel is Matern 5/2, with a length per parameter; lengths and noise maximize the likelihood of the trials, with a
 prior.
@@ -45,8 +45,7 @@ _LENGTHS: Final = (0.1, 16.0)
 _NOISES: Final = (1e-3, 1.0)
 _WIDTH: Final = 1.5  # standard deviation of the prior of a length, as a logarithm
 _CROWDED: Final = 0.25  # of a length: trials that are closer share their weight
-_UNKNOWN: Final = 2.0  # of the noise: the least variance that is left where every other trial goes
-_MANY: Final = 32  # trials: with priors, the first ones are not crowded
+_UNKNOWN: Final = 2.0  # of the noise: the least variance that is left where every second trial goes
 _OPTIMISM: Final = 1.0  # standard deviations: measured with 0.5, 1 and 1.7 on the tables of tests/benchmarks
 CONSTANT: Final = 4.0
 """Variance of the mean of a process whose trials cluster where they are good, and so reveal little about it."""
@@ -496,9 +495,8 @@ class Surrogate:
         self._cube, self._fade = cube, fading(len(found))
         self._points = np.concatenate([points, running])
         known = len(points)
-        crowded = expected is None or known > _MANY
-        self._explores = crowded and (count + len(running)) % 2 == 1
-        if crowded and lengths is not None:
+        self._explores = (count + len(running)) % 2 == 1
+        if lengths is not None:
             found = declustered(cube.near(points, points, _CROWDED * lengths.scales), count)
         self._features, self._found = None, found
         shared = None

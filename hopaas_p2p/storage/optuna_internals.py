@@ -18,7 +18,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
-from typing import Any, Final, NoReturn, TypeVar
+from typing import Any, Final, TypeVar
 
 import optuna
 from optuna.distributions import BaseDistribution, _convert_old_distribution_to_new_distribution
@@ -291,8 +291,9 @@ def pickle_prefixes() -> tuple[str, ...]:
     """
     found: set[str] = set()
 
-    def fail(error: OSError) -> NoReturn:  # `Path.rglob` passes over a folder that it cannot list
-        raise error
+    def fail(error: OSError) -> None:  # `Path.rglob` passes over a folder that it cannot list
+        if not isinstance(error, FileNotFoundError | NotADirectoryError):  # no sources, as in a frozen program
+            raise error
 
     folder = Path(optuna.samplers.__file__).parent
     with waits_for(str(folder)):

@@ -50,14 +50,20 @@ def no_work(state: State, found: Wait | Done, *, now: float, why: str = "") -> N
     elif found.why == "budget" and state.budget is None:  # a population starts only this many
         reason = "all members of the population have begun"
     if isinstance(found, Wait) and found.for_whom:
-        runs = ", ".join(f"trial {number}{_run_by(state, number)}" for number in found.for_whom[:_NAMED])
+        named = found.for_whom[:_NAMED]
+        runs = ", ".join(f"trial {number}{_run_by(state, number)}" for number in named)
         more = f" and {len(found.for_whom) - _NAMED} more" if len(found.for_whom) > _NAMED else ""
         if found.until is None:
             return NoWork(f"{reason}; what comes next depends on {runs}{more}", found)
-        known, numbers = duration(max(10.0, found.until - now)), " ".join(map(str, found.for_whom))
+        known, owners = (
+            duration(max(10.0, found.until - now)),
+            [state.trials[number].owner for number in found.for_whom],
+        )
+        same = [str(number) for number, owner in zip(named, owners, strict=False) if owner == owners[0]]
+        which = "it" if len({*owners}) == 1 else "the first one"  # the command takes trials from live peers, too
         reason += (
             f"; if a peer has died, its trial must be run again: {runs}{more}. This will be known within "
-            f"{known}. If you know that it has died: hopaas-p2p trial requeue {numbers} --study {study}"
+            f"{known}. If you know that {which} has died: hopaas-p2p trial requeue {' '.join(same)} --study {study}"
         )
     return NoWork(reason, found)
 

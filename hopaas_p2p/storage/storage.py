@@ -518,7 +518,7 @@ class Storage(BaseStorage):
             try:
                 handle = self.handle(study_id)
             except KeyError:
-                raise NoSuchTrial(f"No trial with trial_id {trial_id} exists.") from None
+                raise NoSuchTrial(f"No trial with trial_id {trial_id} exists: its study was deleted.") from None
             # a trial of this process needs no state, which is short for a while when the log is read again
             if number not in handle.view.owned and number >= len(handle.state.trials):
                 self.peer.catch_up(handle.log)

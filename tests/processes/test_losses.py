@@ -571,6 +571,16 @@ def test_a_first_checkpoint_waits_until_there_are_descriptors_again(tmp_path: Pa
     assert [one.step for one in study.state.trials[0].checkpoints] == [1]
 
 
+def test_a_program_that_has_imported_us_still_chooses_its_folder_for_temporary_files(tmp_path: Path) -> None:
+    program = """
+        import os, sys, tempfile
+        from hopaas_p2p import Float, open_study
+        os.environ["TMPDIR"] = sys.argv[1]
+        assert tempfile.gettempdir() == sys.argv[1]
+    """
+    subprocess.run([*script(tmp_path, program), str(tmp_path)], check=True, env=environment())
+
+
 CODES = [errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EDQUOT, errno.ESTALE, errno.EROFS]
 
 
@@ -678,12 +688,12 @@ def test_a_result_that_was_being_told_when_ctrl_c_came_is_kept_at_the_end_beside
         assert len(list(spool.waiting())) == 2
 
 
-@pytest.mark.parametrize("kind", [KeyboardInterrupt, SystemExit])
-def test_ctrl_c_at_the_end_of_a_program_loses_no_result_of_any_of_its_stores(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: type[BaseException]
+@pytest.mark.parametrize("interruption", [KeyboardInterrupt, SystemExit])
+def test_an_interruption_at_the_end_of_a_program_loses_no_result_of_any_of_its_stores(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, interruption: type[BaseException]
 ) -> None:
     def interrupt(_: Peer) -> None:
-        raise kind  # as many programs do at SIGTERM
+        raise interruption  # Ctrl-C, or a program's own handler of SIGTERM
 
     opened = [opened_study(str(tmp_path / name), "s") for name in ("first", "second")]
     for study in opened:

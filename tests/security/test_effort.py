@@ -85,7 +85,7 @@ def effort(work: Callable[[], object]) -> int:
 
 def study(fidelity: Fidelity | None = None, **policy: Any) -> Scribe:
     """One whose ledger has limits, which look at everything."""
-    limits = Budget(epochs=1 << 50, until=Until(trials_without_gain=1 << 30, gain_per_hour=1e-9))
+    limits = Budget(epochs=1 << 50, until=Until(trials_without_gain=1 << 30, hours_without_gain=1e9))
     scribe = Scribe(space={}, policy=Policy(limits=limits, attempts=1000, **policy))
     if fidelity is not None:
         scribe.say("definer", StudySet(system={FIDELITY: encode_fidelity(fidelity)}))

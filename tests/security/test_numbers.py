@@ -134,7 +134,7 @@ class Hostile:
         )
 
     def limits(self) -> Budget:
-        until = Until(target=self.some(None, *REAL), gain_per_hour=self.some(None, *REAL), gain_hours=self.some(*REAL))
+        until = Until(target=self.some(None, *REAL), hours_without_gain=self.some(None, *REAL))
         prices = {"*": Price(self.some(*REAL), 1.0, 0.0)}
         return self.some(
             Budget(epochs=self.some(*WHOLE)), Budget(euro=self.some(*REAL), prices=prices), Budget(until=until)

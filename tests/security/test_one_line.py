@@ -45,6 +45,7 @@ def test_a_file_of_a_secret_that_is_none_is_one_line_and_not_shown(tmp_path: Pat
     with pytest.raises(ConfigurationError) as refused:
         SECRET_FILES[name](file)
     assert "s3cret" not in str(refused.value)
+    assert str(file) in str(refused.value)
     assert len(str(refused.value).splitlines()) == 1
     assert "HOPAAS_WEBHOOK" in str(refused.value) or str(file) in str(refused.value)
 
@@ -56,6 +57,12 @@ def test_a_login_file_without_an_address_is_one_line_and_not_shown(tmp_path: Pat
         file.write_text(content)
         with pytest.raises(ConfigurationError, match=f"^{file} does not hold the address of a relay"):
             read_password(file)
+
+
+def test_a_key_file_that_cannot_be_made_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(ConfigurationError, match=r"the key file .*/file/key cannot be used: Not a directory"):
+        _key(str(tmp_path / "file" / "key"))
 
 
 def test_an_endless_device_in_the_place_of_a_token_is_given_up() -> None:

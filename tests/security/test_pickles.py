@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import pickle
@@ -103,6 +104,20 @@ def test_a_folder_of_optuna_that_cannot_be_listed_hides_no_prefix(monkeypatch: p
         with pytest.raises(StoreUnreachable, match="Too many open files"):
             pickle_prefixes()
     assert "cma:" in pickle_prefixes()
+
+
+@pytest.mark.parametrize("place", ["gone", "library.zip/optuna/samplers"])
+def test_a_program_that_was_frozen_without_the_sources_of_optuna_opens_a_study(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str
+) -> None:
+    (tmp_path / "library.zip").touch()
+    monkeypatch.setattr(optuna.samplers, "__file__", str(tmp_path / place / "__init__.pyc"))
+    pickle_prefixes.cache_clear()
+    try:
+        with contextlib.closing(hopaas_p2p.open_study(tmp_path / "store", "s")) as study:
+            assert study.ask().number == 0
+    finally:
+        pickle_prefixes.cache_clear()
 
 
 def test_optuna_unpickles_where_we_think_it_does() -> None:

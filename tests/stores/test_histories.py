@@ -19,6 +19,7 @@ from hopaas_p2p.open import open_store
 from hopaas_p2p.peer import session
 from hopaas_p2p.stores.directory.store import DirectoryStore
 from hopaas_p2p.stores.memory import MemoryLog
+from hopaas_p2p.stores.objects.carried import sealed
 from hopaas_p2p.stores.objects.log import WriteOnceLog
 from hopaas_p2p.stores.s3.log import BucketLog
 from hopaas_p2p.study import Study
@@ -95,6 +96,19 @@ def kind(request: pytest.FixtureRequest, tmp_path: Path) -> Kind:
     if request.param == "postgres":
         return Kind(request.getfixturevalue("postgres_url"), request.getfixturevalue("postgres").execute)
     return Kind(request.getfixturevalue("s3_url"))
+
+
+def test_a_buckets_object_in_a_directory_is_garbage_and_stops_nobody(
+    tmp_path: Path, join: Callable[[str], Study]
+) -> None:
+    ann = join(str(tmp_path / "store"))
+    log = ann.storage.peer.store.log(uuid_of(ann))
+    assert isinstance(log, WriteOnceLog)
+    lsn = everything(log)[-1].lsn + 1
+    assert log.objects.put_new(log.key(lsn), sealed(codec.attach(FORGED, 12345), 7, [FORGED]))
+    for peer in (ann, join(str(tmp_path / "store"))):
+        tell_some(peer, 2)
+    assert ann.state.refusals == {"malformed": 1}
 
 
 @pytest.mark.path

@@ -56,6 +56,18 @@ def test_a_full_disk_is_an_error_of_the_file(tmp_path: Path) -> None:
     assert caught.value.filename == str(path)
 
 
+def test_a_device_or_a_pipe_is_not_replaced(tmp_path: Path) -> None:
+    pipe, link = tmp_path / "pipe", tmp_path / "link"
+    os.mkfifo(pipe)
+    link.symlink_to(pipe)  # as /dev/stdout is
+    for path in (pipe, link):
+        with pytest.raises(OSError, match="is not an ordinary file") as caught, replace_atomically(path) as draft:
+            draft.write_text("x")
+        assert caught.value.filename == str(path)
+    assert stat.S_ISFIFO(pipe.stat().st_mode)
+    assert link.is_symlink()
+
+
 @pytest.mark.parametrize("text", ["", "..", "a b", "a.b", "a/", "/a", "a//b", "x\n", "é"])
 def test_what_could_lead_elsewhere_is_neither_a_name_nor_a_key(text: str) -> None:
     assert not valid_name(text)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import re
 import sys
 from collections.abc import Iterator
@@ -298,6 +299,14 @@ def test_an_export_overwrites_a_file_only_by_force(
     assert there.read_bytes() != b"precious"
 
 
+def test_an_export_to_a_pipe_names_the_cause(store: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    hopaas_p2p.open_study(store, "s", space=SPACE).close()
+    os.mkfifo(tmp_path / "s.csv")
+    code, _, err = said(capsys, "study", "export", "s", "--store", store, "--to", str(tmp_path / "s.csv"))
+    assert code == 1
+    assert "s.csv: is not an ordinary file" in err
+
+
 def test_a_second_study_is_exported_to_the_same_optuna_storage(
     store: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -330,6 +339,7 @@ def test_a_guest_has_a_short_name_in_tables() -> None:
     [
         (["admin", "backup", "--store", "x"], "'--store' is not an option here: Usage: hopaas-p2p admin backup"),
         (["admin", "restore", "-s", "x"], "admin restore [OPTIONS] FILE STORE"),
+        (["study", "-s", "x", "list"], "The options of a command come after its name. (see: hopaas-p2p study --help)"),
         (["dashboard", "--port", "abc"], "'abc' is not a valid integer. (see"),
         (["trial", "report", "1", "--step", "a"], "'a' is not a valid integer. (see"),
     ],

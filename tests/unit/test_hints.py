@@ -14,14 +14,17 @@ import pytest
 
 import hopaas_p2p
 from hopaas_p2p.cli import main
-from hopaas_p2p.core.records import Categorical, Float, Int
+from hopaas_p2p.core.admission import Wait
+from hopaas_p2p.core.records import Categorical, Float, Int, TrialCreate
 from hopaas_p2p.errors import InvalidInput, StoreUnreachable
 from hopaas_p2p.peer.jobs import Jobs
 from hopaas_p2p.ports.local import LocalPeer
 from hopaas_p2p.ports.verbs import answered
 from hopaas_p2p.spec.space import parse_params, parse_space
 from hopaas_p2p.storage import Storage
+from hopaas_p2p.storage.refusals import no_work
 from hopaas_p2p.study import StudyPolicy
+from tests.support.scribe import Scribe
 
 SPACE = {"x": Float(0.0, 1.0)}
 LOG = {"lr": Float(1e-5, 1e-2, log=True)}
@@ -247,3 +250,24 @@ def test_jobs_that_meet_the_same_trouble_log_it_once(caplog: pytest.LogCaptureFi
         assert ran.acquire(timeout=10.0)
     jobs.stop(within=10.0)
     assert caplog.text.count("the same trouble") == 1
+
+
+def test_a_peer_that_waits_for_hundreds_of_trials_names_some_of_them() -> None:
+    campaign = Scribe()
+    campaign.say("ann", *[TrialCreate()] * 300)
+    waits = Wait("budget", tuple(range(300)), 60.0)
+    text = str(no_work(campaign.state, waits, now=0.0))
+    assert "must be run again: trial 0, trial 1, trial 2 and 297 more." in text
+    assert "If you know that it has died: hopaas-p2p trial requeue 0 1 2 --study study" in text
+
+
+def test_the_command_for_a_dead_peers_trials_names_those_of_one_peer() -> None:
+    """It takes trials from live peers, too."""
+    url = f"memory://{secrets.token_hex(8)}"
+    first, second, third = [hopaas_p2p.open_study(url, "s", space=SPACE, budget=3) for _ in range(3)]
+    held = [first.ask(), second.ask(), first.ask()]
+    with pytest.raises(hopaas_p2p.errors.NoWork, match=r"that the first one has died: .* requeue 0 2 --study s\.$"):
+        third.ask()
+    assert len(held) == 3
+    for study in (first, second, third):
+        study.close()

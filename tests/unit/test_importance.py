@@ -1,11 +1,9 @@
-"""Parameter importance: the same figures as Optuna's PED-ANOVA gives, without what Optuna loads for them."""
+"""Parameter importance: the figures of Optuna's PED-ANOVA for one objective of a study."""
 
 from __future__ import annotations
 
 import functools
 import random
-import subprocess
-import sys
 import warnings
 
 import optuna
@@ -14,15 +12,6 @@ import pytest
 import hopaas_p2p
 from hopaas_p2p.analysis.importance import importance
 from hopaas_p2p.analysis.table import Selection, TrialTable
-
-LOOK = """
-import sys
-import hopaas_p2p
-study = hopaas_p2p.open_study("memory://", "s", space={"x": hopaas_p2p.Float(0, 1), "y": hopaas_p2p.Int(0, 9)})
-study.optimize(lambda trial: trial.params["x"], n_trials=20)
-assert "x" in study.plot.importances()._repr_html_()
-print([name for name in ("sklearn", "scipy.stats") if name in sys.modules])
-"""
 
 
 def objective(trial: optuna.Trial) -> tuple[float, float]:
@@ -73,6 +62,11 @@ def test_where_all_are_alike_nothing_is_important() -> None:
     study.close()
 
 
-def test_what_takes_seconds_to_load_is_not_loaded() -> None:
-    ran = subprocess.run([sys.executable, "-c", LOOK], check=True, capture_output=True, text=True)
-    assert ran.stdout.split("\n")[-2] == "[]"
+def test_of_very_many_trials_an_even_sample_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("hopaas_p2p.analysis.importance._MOST", 12)
+    study = hopaas_p2p.open_study("memory://many", "s", space={"x": hopaas_p2p.Float(0, 1)})
+    study.optimize(lambda trial: trial.params["x"], n_trials=40)
+    found = importance(study.state, TrialTable.of(study.state))
+    assert found.shares == (("x", 1.0),)
+    assert "over 12 complete trials" in found.note
+    study.close()

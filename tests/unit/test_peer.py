@@ -33,6 +33,7 @@ from hopaas_p2p.peer import caller as caller_module
 from hopaas_p2p.peer.outbox import PendingCommit
 from hopaas_p2p.peer.peer import Caller, Peer
 from hopaas_p2p.peer.session import LogClient
+from hopaas_p2p.peer.spool import SpoolSender
 from hopaas_p2p.stores.base import Beat, ExchangeResult, Outgoing
 from hopaas_p2p.stores.memory import MemoryLog, MemoryStore
 from hopaas_p2p.testing.commits import everything
@@ -702,3 +703,19 @@ def test_the_end_does_not_repeat_the_reason_for_which_the_program_ends(
     with pytest.raises(type(raised)), contextlib.closing(Peer(MemoryStore())):
         raise raised
     assert ("the disk is full" in caplog.text) == isinstance(raised, ValueError)
+
+
+def test_what_was_told_is_kept_whatever_the_programs_own_error_says_of_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Odd(Exception):
+        def __str__(self) -> str:
+            raise AttributeError("no message")
+
+    def fails(_: Peer) -> None:
+        raise StoreUnreachable("the disk is full.")
+
+    kept: list[object] = []
+    monkeypatch.setattr(Peer, "_send_and_confirm", fails)
+    monkeypatch.setattr(SpoolSender, "keep_all", lambda _, logs: kept.append(logs))
+    with pytest.raises(Odd), contextlib.closing(Peer(MemoryStore())):
+        raise Odd
+    assert kept

@@ -127,6 +127,11 @@ def test_what_is_no_prior_at_all_is_refused(tmp_path: Path, text: str) -> None:
         Prior.from_file(tmp_path / "bad.prior")
 
 
+def test_a_prior_that_cannot_be_read_is_named_with_the_cause(tmp_path: Path) -> None:
+    with pytest.raises(InvalidInput, match=r"none' is not a prior, .* writes it: No such file or directory$"):
+        Prior.from_file(tmp_path / "none")
+
+
 def test_no_study_learns_from_nine(prior: Prior) -> None:
     assert not possible_system({LEARNED: json.dumps([json.loads(prior.as_text())] * 9)})
 

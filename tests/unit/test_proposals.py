@@ -7,6 +7,7 @@ import threading
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
 import optuna
 import pytest
 
@@ -66,6 +67,23 @@ def test_another_peer_sees_number_and_parameters_in_one_commit(studies: Any) -> 
     mine.tell(trial, 1.0)
     assert mine.trials[0].params == trial.params
     assert len(commits(other)) == 3  # the definition; the ask, with the introduction; the tell
+
+
+def test_a_trial_has_the_parameters_of_the_log_where_they_are_not_those_that_were_drawn(studies: Any) -> None:
+    class Stuck(optuna.samplers.RandomSampler):
+        needs_number = False
+
+        def sample_independent(self, _study: Any, _trial: Any, name: str, _distribution: Any) -> Any:
+            return {"x": np.float64(0.5), "depth": np.int64(2), "kind": None}[name]
+
+    kinds = hopaas_p2p.Categorical([None, "a", True])
+    space = {"x": hopaas_p2p.Float(0.0, 1.0), "depth": hopaas_p2p.Int(1, 8), "kind": kinds}
+    mine, other = studies(space=space, sampler=Stuck()), studies()
+    trials = [mine.ask() for _ in range(4)]
+    for trial, here, there in zip(trials, mine.trials, other.trials, strict=True):
+        assert trial.params == here.params == there.params
+        assert {type(one) for one in here.params.values()} <= {float, int, str, bool, type(None)}
+    assert len({tuple(trial.params.items()) for trial in trials}) == 4
 
 
 def test_what_a_sampler_writes_of_a_trial_travels_with_the_ask(studies: Any) -> None:

@@ -273,6 +273,8 @@ class WriteOnceLog(Log, Generic[Objects]):
 
     names: str
     """The key of a single commit below the root, with its `lsn` and the `first` one of its range to be filled in."""
+    carries: bool = False
+    """Whether the object of a commit may also hold the commits before it. Elsewhere such bytes are no commit."""
     limit: int = LARGEST
     """The most bytes of an object that are read."""
     asleep: float
@@ -436,7 +438,7 @@ class WriteOnceLog(Log, Generic[Objects]):
         for _ in range(2):
             found = self.objects.get(self.key(lsn), limit=self.limit, certain=False)
             if found is not None:
-                return opened(found.data).stored if found.data.endswith(MAGIC) else found.data
+                return opened(found.data).stored if self.carries else found.data
             if packed := self._packed_from(lsn):
                 return packed[0]
             self._check_deleted()

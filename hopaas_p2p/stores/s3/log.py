@@ -42,6 +42,7 @@ class BucketLog(WriteOnceLog[Bucket]):
     """See the module. One thread at a time."""
 
     names = "log/{lsn:020d}"
+    carries = True
     rate_limited = True
     limit = LARGEST + OVERHEAD
     asleep = 600.0
