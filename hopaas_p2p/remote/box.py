@@ -149,7 +149,7 @@ class Box:
                 self.objects.delete([f"files/{name}"])
             raise
         with contextlib.suppress(StoreUnreachable):  # it lies there; better if it arrives before its description
-            self._result_of(request, name)
+            self._result_of(request, name, there=True)
 
     def get(self, key: str, target: Path, progress: Progress | None) -> None:
         """Write the data stored under the key to this file; raises KeyError if there are none."""
@@ -164,13 +164,14 @@ class Box:
         """Remove the requests with this commit from the folder, if they have not been carried out yet."""
         self.objects.delete(f"requests/{name}" for name in self._left.pop((place, nonce), ()))
 
-    def _result_of(self, request: StoreRequest, name: str) -> Any:
+    def _result_of(self, request: StoreRequest, name: str, *, there: bool = False) -> Any:
         commit = request.commit
         stays = commit is not None or request.call in ("put", "delete")
         if commit is not None:
             self._left.setdefault((request.place, commit.nonce), set()).add(name)
         try:
-            data = self._exchange(name, protocol.encode(request), waits=request.call in ("put", "get", "keys"))
+            waits = request.call in ("put", "get", "keys")
+            data = self._exchange(name, protocol.encode(request), waits=waits, there=there)
         except BaseException as error:
             if not stays:
                 with contextlib.suppress(HopaasError):
@@ -182,12 +183,15 @@ class Box:
             self._left.pop((request.place, commit.nonce), None)
         return protocol.result_of(request.call, data)
 
-    def _exchange(self, name: str, body: bytes, *, waits: bool) -> bytes:
-        """Put a request there, and take its answer; with `waits`, waits as long as a server is at work."""
+    def _exchange(self, name: str, body: bytes, *, waits: bool, there: bool) -> bytes:
+        """Put a request there, unless it is, and take its answer; with `waits`, waits as long as a server is at work.
+
+        A request that lies there is not put again: between a server's removal of it and the answer, it would be new.
+        """
         answer, began = f"answers/{name}", time.monotonic()
         seen, changed = "", began
         found = self.objects.get(answer, limit=LARGEST)  # the answer to an earlier attempt
-        if found is None:
+        if found is None and not there:
             self.objects.put_new(f"requests/{name}", body)
         while found is None or not found.size:
             waited = time.monotonic() - began

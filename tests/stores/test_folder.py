@@ -663,12 +663,13 @@ def test_a_file_is_safe_at_once_and_waits_for_the_link_and_for_the_next_server(
 def test_a_file_is_not_acknowledged_before_the_request_that_fetches_it_lies_there(
     here: World, source: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    put_new, failed = Directory.put_new, []
+    put_new, failed, put = Directory.put_new, [], []
 
     def fails_at_first(self: Directory, key: str, data: bytes, **more: Any) -> bool:
         if key.startswith("requests/") and not failed:
             failed.append(key)
             raise StoreUnreachable("Input/output error")
+        put.append(key)
         return put_new(self, key, data, **more)
 
     monkeypatch.setattr(Directory, "put_new", fails_at_first)
@@ -677,6 +678,7 @@ def test_a_file_is_not_acknowledged_before_the_request_that_fetches_it_lies_ther
     assert failed
     assert here.far.artifacts()._files == {KEY: source.read_bytes()}
     assert not list((here.box / "files").iterdir()), "nor is a copy left of the attempt that failed"
+    assert len(put) == len(set(put)), "no request is put there again, which a server may just have carried out"
 
 
 def test_a_far_file_is_brought_and_one_that_is_not_there_is_said(here: World, source: Path, tmp_path: Path) -> None:
