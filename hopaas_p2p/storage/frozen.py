@@ -130,7 +130,7 @@ class FrozenTrialCache:
         if not self.changed:
             return
         self._state = None  # kept until all is done: an interrupted reader starts over
-        numbers = self.changed.copy()
+        numbers = {one for one in self.changed if one < len(built)}  # others come again while the log is joined anew
         self.changed.clear()
         for number in numbers:
             built[number] = None

@@ -283,8 +283,9 @@ class Proposer:
     def _catch_up(self, state: State) -> None:
         changed = self._cursor.changed
         if state is not self._read_from:
-            self._tried, self._read_from = Tried(self._space), state
+            self._tried, self._read_from = Tried(self._space), None  # until all is done: Ctrl-C may come in between
             self._tried.note_all(state.trials)
+            self._read_from = state
         elif changed:
             self._tried.note(map(state.trials.__getitem__, sorted(changed)))
         changed.clear()

@@ -15,7 +15,9 @@ import hopaas_p2p
 from hopaas_p2p.core import codec
 from hopaas_p2p.core.records import Commit, TrialCreate
 from hopaas_p2p.errors import NoWork
+from hopaas_p2p.peer.session import LogClient, LogSession
 from hopaas_p2p.samplers import CmaEsSampler, TPESampler
+from hopaas_p2p.search.repeats import Tried
 from hopaas_p2p.study import Study
 from hopaas_p2p.study import study as study_module
 from hopaas_p2p.study.proposer import Proposer, draws_early
@@ -84,6 +86,39 @@ def test_a_trial_has_the_parameters_of_the_log_where_they_are_not_those_that_wer
         assert trial.params == here.params == there.params
         assert {type(one) for one in here.params.values()} <= {float, int, str, bool, type(None)}
     assert len({tuple(trial.params.items()) for trial in trials}) == 4
+
+
+def test_an_ask_that_is_interrupted_while_it_looks_for_repeats_knows_all_trials_the_next_time(
+    studies: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    space = {"depth": hopaas_p2p.Int(1, 4)}
+    first = studies(space=space, sampler=optuna.samplers.RandomSampler(seed=1))
+    for _ in range(3):
+        first.tell(first.ask(), 0.0)
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    study = studies(space=space, sampler=optuna.samplers.RandomSampler(seed=1))
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Tried, "note_all", interrupt)
+        study.ask()
+    study.ask()
+    assert len({trial.params["depth"] for trial in study.trials}) == 4
+
+
+def test_what_is_running_here_can_be_read_while_the_log_is_joined_anew(
+    studies: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study = studies(space=SPACE)
+    trials = [study.ask() for _ in range(2)]
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(LogSession, "complete_join", lambda _: None)
+        patch.setattr(LogClient, "pull", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt()))
+        study.handle.log.session.joined = False
+        study.ask()
+    assert study.handle.running_here() == [trial.number for trial in trials]
+    assert study.ask().number == 2
 
 
 def test_what_a_sampler_writes_of_a_trial_travels_with_the_ask(studies: Any) -> None:
