@@ -17,12 +17,12 @@ from hopaas_p2p.errors import NoWork
 _NAMED: Final = 3  # number of trials that a message names
 NO_WORK: Final = {
     "budget": "the study's budget is used up",
-    "paused": "the study is paused; resume it with: hopaas-p2p study resume {study}",
+    "paused": "the study is paused; resume it with: hopaas-p2p study resume {quoted}",
     "stopped": "the study is stopped",
     "draining": "this peer or its site was asked to take no more trials",
     "failing": (
-        "too many trials failed in a row; look at them with: hopaas-p2p trial list --state fail --study {study}, then "
-        "start trials again with: hopaas-p2p study resume {study}"
+        "too many trials failed in a row; look at them with: hopaas-p2p trial list --state fail --study {quoted}, then "
+        "start trials again with: hopaas-p2p study resume {quoted}"
     ),
 }
 
@@ -43,8 +43,8 @@ def no_work(state: State, found: Wait | Done, *, now: float, why: str = "") -> N
     A waiting caller learns for which trials and owners it waits, for how long at most, and how to avoid that; `now` is
     on the clock of `Wait.until`.
     """
-    study = shlex.quote(state.define.name) if state.define is not None else "NAME"
-    reason, limit = why or NO_WORK.get(found.why, found.why).format(study=study), state.ledger.reached
+    quoted = shlex.quote(state.define.name) if state.define is not None else "NAME"
+    reason, limit = why or NO_WORK.get(found.why, found.why).format(quoted=quoted), state.ledger.reached
     if found.why == "budget" and limit is not None:
         reason += f": {limit}"
     elif found.why == "budget" and state.budget is None:  # a population starts only this many
@@ -63,7 +63,7 @@ def no_work(state: State, found: Wait | Done, *, now: float, why: str = "") -> N
         which = "it" if len({*owners}) == 1 else "the first one"  # the command takes trials from live peers, too
         reason += (
             f"; if a peer has died, its trial must be run again: {runs}{more}. This will be known within "
-            f"{known}. If you know that {which} has died: hopaas-p2p trial requeue {' '.join(same)} --study {study}"
+            f"{known}. If you know that {which} has died: hopaas-p2p trial requeue {' '.join(same)} --study {quoted}"
         )
     return NoWork(reason, found)
 
