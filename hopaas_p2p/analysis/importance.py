@@ -6,6 +6,7 @@ Watanabe, Bansal, Hutter: PED-ANOVA (IJCAI 2023); for parameters that only some 
 
 from __future__ import annotations
 
+import threading
 import warnings
 from typing import Any, Final, NamedTuple
 
@@ -23,6 +24,8 @@ _FEWEST: Final = 10
 """With fewer complete trials, the shares are mere chance."""
 _MOST: Final = 10_000
 """Of more trials, an even sample is taken: all would take seconds."""
+_one_at_a_time: Final = threading.Lock()
+"""Of two threads that restore the process's filters for warnings, the second would leave the first one's for good."""
 
 
 class Importance(NamedTuple):
@@ -70,7 +73,7 @@ def _ped_anova(state: State, rows: Ints, losses: Floats) -> dict[str, float]:
         dists = {name: to_optuna(trial.dists[name]) if name in trial.dists else first[name] for name in trial.params}
         params = {name: external(dists[name], value) for name, value in trial.params.items()}
         chosen.append(FrozenTrial(row, TrialState.COMPLETE, loss, None, None, params, dists, {}, {}, {}, row))
-    with warnings.catch_warnings():
+    with _one_at_a_time, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # a range that few trials have counts for little
         found = optuna.importance.PedAnovaImportanceEvaluator().evaluate(_Selected(chosen))
     total = sum(found.values())

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import functools
 import random
+import threading
+import time
 import warnings
+from typing import Any
 
 import optuna
 import pytest
@@ -69,4 +72,28 @@ def test_of_very_many_trials_an_even_sample_counts(monkeypatch: pytest.MonkeyPat
     found = importance(study.state, TrialTable.of(study.state))
     assert found.shares == (("x", 1.0),)
     assert "over 12 complete trials" in found.note
+    study.close()
+
+
+def test_two_threads_leave_the_filters_for_warnings_as_they_were(monkeypatch: pytest.MonkeyPatch) -> None:
+    study = hopaas_p2p.open_study("memory://threads", "s", space={"x": hopaas_p2p.Float(0, 1)})
+    study.optimize(lambda trial: trial.params["x"], n_trials=20)
+    table, before = TrialTable.of(study.state), list(warnings.filters)
+    evaluator = optuna.importance.PedAnovaImportanceEvaluator
+    evaluate, inside = evaluator.evaluate, threading.Event()
+
+    def evaluated(*given: Any, **named: Any) -> dict[str, float]:
+        first = not inside.is_set()
+        inside.set()
+        time.sleep(0.2 if first else 0.5)  # who began first is done first
+        return evaluate(*given, **named)
+
+    monkeypatch.setattr(evaluator, "evaluate", evaluated)
+    threads = [threading.Thread(target=importance, args=(study.state, table)) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+        inside.wait(10.0)
+    for thread in threads:
+        thread.join()
+    assert warnings.filters == before
     study.close()
