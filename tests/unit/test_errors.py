@@ -216,7 +216,7 @@ def test_a_command_that_is_killed_before_its_reply_leaves_no_traceback(
     with socket.socket(socket.AF_UNIX) as command:
         command.connect(server.ticket.removeprefix(PREFIX))
         command.sendall(b'{"do": "renew"}\n')
-        until(lambda: [one for one in threading.enumerate() if one.name == "hopaas-trial"])
+        until(lambda: [one for one in threading.enumerate() if one.name == "hopaas-trial" and one.is_alive()])
     (serving,) = [one for one in threading.enumerate() if one.name == "hopaas-trial"]
     killed.set()
     serving.join(10)
