@@ -77,4 +77,4 @@ def _ped_anova(state: State, rows: Ints, losses: Floats) -> dict[str, float]:
         warnings.simplefilter("ignore")  # a range that few trials have counts for little
         found = optuna.importance.PedAnovaImportanceEvaluator().evaluate(_Selected(chosen))
     total = sum(found.values())
-    return {name: value / total for name, value in found.items()} if total > 0 else {}
+    return {name: value / total for name, value in found.items()} if 0 < total < np.inf else {}
