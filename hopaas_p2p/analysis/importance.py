@@ -61,7 +61,8 @@ def importance(state: State, trials: TrialTable, selection: Selection = EVERYTHI
     if not shares:
         return Importance((), "No varying parameter clearly separates the better trials from the others.")
     which = "" if len(trials.directions) == 1 else f", for {trials.objectives[objective]}"
-    note = f"PED-ANOVA over {len(some):,} complete trials{which}. Shares add up to 100%."
+    sampled = f"{len(some):,} of " if len(some) < len(rows) else ""
+    note = f"PED-ANOVA over {sampled}{len(rows):,} complete trials{which}. Shares add up to 100%."
     return Importance(tuple(shares.items()), note)
 
 

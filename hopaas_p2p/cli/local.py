@@ -15,7 +15,7 @@ import click
 from hopaas_p2p.cli.options import ABOVE_ZERO, CliSession, command
 from hopaas_p2p.errors import ConfigurationError, explained
 from hopaas_p2p.runtime.atomic import state_folder, write_private
-from hopaas_p2p.runtime.ownership import read_secret
+from hopaas_p2p.runtime.ownership import secret_if_any
 
 if TYPE_CHECKING:
     from hopaas_p2p.ports.local import LocalPeer
@@ -103,15 +103,11 @@ def _key(given: str | None) -> tuple[Path, str]:
 
     """
     file = Path(given).expanduser() if given else state_folder() / "local.key"
-    with explained(f"the key file {file} cannot be used"):
-        try:
-            key = read_secret(file)
-        except FileNotFoundError:
-            key = secrets.token_urlsafe(32)
+    key = secret_if_any(file, "key file")
+    if key is None:
+        key = secrets.token_urlsafe(32)
+        with explained(f"the key file {file} cannot be created"):
             write_private(file, key + "\n")
-        except PermissionError as error:
-            why = error.strerror or error
-            raise ConfigurationError(f"the key file must be readable by you only: {why}") from None
     if not key:
         raise ConfigurationError(f"{file} is empty; remove it, and a new key is created")
     return file, key

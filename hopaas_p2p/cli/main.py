@@ -128,7 +128,9 @@ def _explain(error: BaseException) -> int:
     if isinstance(error, click.Abort | KeyboardInterrupt):
         code, message = 130, "interrupted"
     elif isinstance(error, click.ClickException):
-        code, message = error.exit_code, error.format_message().replace(" range.", ".")  # "a valid integer range"
+        code, message = error.exit_code, error.format_message()
+        for kind in ("integer", "float"):  # as click calls a number with limits
+            message = message.replace(f"is not a valid {kind} range.", f"is not a valid {kind}.")
         if isinstance(error, click.NoSuchOption) and error.ctx is not None and isinstance(error.ctx.command, Group):
             message = f"{error.option_name!r} is not an option here. The options of a command come after its name."
         elif isinstance(error, click.NoSuchOption) and (option := error.option_name) in ("--sampler", "--pruner"):

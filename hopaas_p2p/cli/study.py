@@ -142,11 +142,11 @@ def _facts(data: dict[str, Any], found: Spending) -> dict[str, str | list[str]]:
 
     They fit on a screen: long lists are cut. --json has everything.
     """
+    from hopaas_p2p.cli import summary
+
     again = {"FAIL": f" ({data['retried']} retried)"} if data["retried"] else {}
     counts = ", ".join(f"{count} {state}{again.get(state, '')}" for state, count in data["counts"].items() if count)
     silent = [f"{peer}, last seen {output.ago(ago)}" for peer, ago in data["silent"].items()]
-    from hopaas_p2p.cli import summary
-
     heads, rows = cells(found)
     shown = rows if len(rows) <= _ROWS else rows[-1:]
     policy = {name: output.number(one) if isinstance(one, float) else one for name, one in data["policy"].items()}

@@ -20,12 +20,12 @@ from pathlib import Path
 from typing import Final
 from urllib.parse import urlsplit
 
-from hopaas_p2p.errors import ConfigurationError, HopaasError, explained
+from hopaas_p2p.errors import ConfigurationError, HopaasError
 from hopaas_p2p.net import proxies
 from hopaas_p2p.net.listening import listening_on
 from hopaas_p2p.net.proxies import ServerAddress
 from hopaas_p2p.runtime.atomic import write_private
-from hopaas_p2p.runtime.ownership import read_secret
+from hopaas_p2p.runtime.ownership import secret_if_any
 from hopaas_p2p.runtime.settings import Secret
 
 _log: Final = logging.getLogger("hopaas_p2p")
@@ -74,15 +74,9 @@ def read_password(path: Path) -> Secret:
         ConfigurationError: others may read or write the file, or it does not contain a relay's address.
 
     """
-    with explained(f"the login file {path} cannot be read"):
-        try:
-            text = read_secret(path)
-        except FileNotFoundError:
-            return Secret(secrets.token_urlsafe(24))
-        except PermissionError as error:
-            why = error.strerror or error
-            raise ConfigurationError(f"the login file must be readable by you only: {why}") from None
-    password = None
+    text, password = secret_if_any(path, "login file"), None
+    if text is None:
+        return Secret(secrets.token_urlsafe(24))
     with contextlib.suppress(ValueError):  # its message may show the address
         parts = urlsplit(text)
         password = parts.password if parts.username == USER else None

@@ -85,6 +85,8 @@ class Service:
         self._news: WeakValueDictionary[str, asyncio.Event] = WeakValueDictionary()
         """For each log with waiting callers, the event that the next commit through this server sets."""
         self._ending = False
+        self._places: Sequence[str] = ()
+        """How messages name the store, where callers must not read that; the longest first."""
 
     async def status(self, token: Token, address: str) -> TokenStatus:
         """Whether this token is valid.
@@ -186,8 +188,11 @@ class Service:
             return protocol.refused(StoreUnreachable(f"the server failed: {type(error).__name__}; see its log"))
 
     def _refused(self, error: HopaasError) -> bytes:
-        """The answer with this error."""
-        return protocol.refused(error)
+        """The answer with this error; for callers with tokens of their own, without the place of the store."""
+        text = _ADDRESS.sub("connection to the database", str(error)) if self._places else str(error)
+        for place in self._places:
+            text = text.replace(place, "the store")
+        return protocol.refused(error if text == str(error) else type(error)(text))
 
     async def tick(self, now: float) -> None:
         """Once per second."""
@@ -208,20 +213,7 @@ class Service:
         self._threads.shutdown(wait=False, cancel_futures=True)
 
 
-class _ServiceForMany(Service):
-    """One for callers who have tokens of their own; the path or address of the store is not their business."""
-
-    _places: Sequence[str] = ()
-    """How messages name it; the longest first."""
-
-    def _refused(self, error: HopaasError) -> bytes:
-        text = _ADDRESS.sub("connection to the database", str(error))
-        for place in self._places:
-            text = text.replace(place, "the store")
-        return protocol.refused(error if text == str(error) else type(error)(text))
-
-
-class PostgresService(_ServiceForMany):
+class PostgresService(Service):
     """A database, which checks the rights: each token has its own connections, kept while it is in use."""
 
     def __init__(self, url: str) -> None:
@@ -251,7 +243,7 @@ class PostgresService(_ServiceForMany):
         super().close()
 
 
-class ListedService(_ServiceForMany):
+class ListedService(Service):
     """A directory or bucket, whose users are in a list next to the studies. One request per log at a time."""
 
     def __init__(self, store: Store) -> None:

@@ -18,6 +18,8 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import BinaryIO, Final
 
+from hopaas_p2p.errors import ConfigurationError, explained
+
 FOLDER: Final = getattr(os, "O_PATH", os.O_RDONLY) | os.O_DIRECTORY | os.O_CLOEXEC
 """How to open a folder in order to create, open or rename something in it."""
 _ITSELF: Final = FOLDER & ~os.O_DIRECTORY | os.O_NOFOLLOW
@@ -81,6 +83,22 @@ def read_secret(path: Path) -> str:
     if path.stat().st_mode & (stat.S_IRWXG | stat.S_IRWXO):
         raise PermissionError(f"{path} can be read by others (chmod 600 {path})")
     return text
+
+
+def secret_if_any(path: Path, what: str) -> str | None:
+    """The same; None if there is no such file.
+
+    Raises:
+        ConfigurationError: it cannot be used; the message says why, and that it is `what`.
+
+    """
+    with explained(f"the {what} {path} cannot be used"):
+        try:
+            return read_secret(path)
+        except FileNotFoundError:
+            return None
+        except PermissionError as error:
+            raise ConfigurationError(f"the {what} must be readable by you only: {error.strerror or error}") from None
 
 
 @contextlib.contextmanager

@@ -55,10 +55,8 @@ def no_work(state: State, found: Wait | Done, *, now: float, why: str = "") -> N
         more = f" and {len(found.for_whom) - _NAMED} more" if len(found.for_whom) > _NAMED else ""
         if found.until is None:
             return NoWork(f"{reason}; what comes next depends on {runs}{more}", found)
-        known, owners = (
-            duration(max(10.0, found.until - now)),
-            [state.trials[number].owner for number in found.for_whom],
-        )
+        known = duration(max(10.0, found.until - now))
+        owners = [state.trials[number].owner for number in found.for_whom]
         same = [str(number) for number, owner in zip(named, owners, strict=False) if owner == owners[0]]
         which = "it" if len({*owners}) == 1 else "the first one"  # the command takes trials from live peers, too
         reason += (

@@ -71,7 +71,7 @@ def test_of_very_many_trials_an_even_sample_counts(monkeypatch: pytest.MonkeyPat
     study.optimize(lambda trial: trial.params["x"], n_trials=40)
     found = importance(study.state, TrialTable.of(study.state))
     assert found.shares == (("x", 1.0),)
-    assert "over 12 complete trials" in found.note
+    assert "over 12 of 40 complete trials" in found.note
     study.close()
 
 
