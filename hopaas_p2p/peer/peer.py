@@ -166,7 +166,7 @@ class Peer:
         self.visits = False
         """Whether it writes only on behalf of others, as for a ticket: it neither introduces itself nor beats."""
         self._lock = threading.Lock()
-        self._beats, self._beaten_at, self._next_beat = 0, -1e9, 0.0
+        self._beats, self._beaten_at, self._unbroken_since, self._next_beat = 0, -1e9, -math.inf, 0.0
         self._backoff = Backoff(FIRST_PAUSE, _LONGEST_SILENCE, jitter=(0.5, 1.0), uniform=self.jitter.uniform)
         self._said_farewell = False
         self._author = ""
@@ -452,11 +452,10 @@ class Peer:
         if session.writer != self.uuid:
             session = self._renewed(log)
         session.author = session.author or self._author
-        introduced, began, beat = session.introduced, self.clock(), None
+        introduced, began = session.introduced, self.clock()
+        beat = self._new_beat(self.uuid) if introduced and self.store.piggybacks_heartbeats else None
         log.exchanging_since = began
         try:
-            if introduced and self.store.piggybacks_heartbeats:
-                beat = self._new_beat(self.uuid)
             log.exchange_in_turn(began, beat)
         except StoreUnreachable:
             if self._away_since == math.inf:
@@ -481,8 +480,10 @@ class Peer:
             return
         if session.spooled and not session.has_pending:
             self.spool.arrived(session)
-        if beat is not None and not self.adopted:  # their beats are not sent along
-            self._next_beat = began + session.state.policy.ttl / BEATS_PER_TTL
+        if self.store.piggybacks_heartbeats and session.introduced and not self.adopted:  # theirs are not sent along
+            self._have_beaten(began, min(state.policy.ttl for state in [session.state, *self._active()]))
+            if not introduced:  # then no beat was sent: others count from this commit, and a first one follows
+                self._next_beat = began
         if session.snapshot_due and self.store.snapshots and introduced:
             self.jobs.wake(self._snapshots)
 
@@ -555,11 +556,11 @@ class Peer:
     def lease_valid(self, log: LogClient[State], owner: str) -> bool:
         """Whether this process may still trust the lease of a trial that it runs for `owner`.
 
-        The lease is treated as uncertain shortly before others may reclaim the trial.
+        The lease is treated as uncertain shortly before others may reclaim the trial, and after such a silence until
+        the log has been read again: it may say that they did.
         """
-        rode = [log.session.exchanged_at for log in self.logs.values()] if self.store.piggybacks_heartbeats else []
-        alive_at = max([self._beaten_at, *rode])
-        return self.is_mine(owner) and self.clock() < alive_at + log.state.policy.ttl * (1.0 - MARGIN)
+        read = log.session.exchanged_at >= self._unbroken_since
+        return self.is_mine(owner) and read and self.clock() < self._beaten_at + log.state.policy.ttl * (1.0 - MARGIN)
 
     def resting(self, log: LogClient[State]) -> tuple[int, ...]:
         """WAITING retries that this peer does not take yet, see `OwnerMonitor.resting`."""
@@ -697,9 +698,14 @@ class Peer:
         rides = self.store.piggybacks_heartbeats and not self.adopted  # then it mostly goes along with an exchange
         if now >= self._next_beat + (min(ttls) / 8 if rides else 0.0):
             self._beat((self.uuid, *self.adopted))
-            self._next_beat = now + min(ttls) / BEATS_PER_TTL
-            self._beaten_at = now
+            self._have_beaten(now, min(ttls))
         return min(ttls) / 8
+
+    def _have_beaten(self, now: float, ttl: float) -> None:
+        """Note a beat of all for whom this peer acts, and whether others may have given them up before it."""
+        if now > self._beaten_at + ttl * (1.0 - MARGIN):
+            self._unbroken_since = now
+        self._beaten_at, self._next_beat = now, now + ttl / BEATS_PER_TTL
 
     def _read_list(self) -> None:
         """Bring the list of studies up to date, and resend the requests of calls that were not answered."""
@@ -756,7 +762,9 @@ class Peer:
                 session.suggested_interval = log.rate_limited.flush_interval
             with log.lock:
                 due, if_changed, again = session.ready(now)
-            if due or (if_changed and log.changed() is not False):
+            if if_changed and not due and log.changed() is False:
+                session.exchanged_at = now  # an exchange would report the same
+            elif due or if_changed:
                 with log.turn:
                     self._exchange(log)
                 with log.lock:

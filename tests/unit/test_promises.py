@@ -46,9 +46,9 @@ def store() -> Store:
     return MemoryStore("promises")
 
 
-def _define(store: Store) -> None:
-    define = Commit("creator", 1, "creator", 0, (StudyDefine("study", ("minimize",), Policy(ttl=TTL)),))
-    store.log("study").exchange(Outgoing("creator:1", codec.encode(define)), 0)
+def _define(store: Store, name: str = "study") -> None:
+    define = Commit("creator", 1, "creator", 0, (StudyDefine(name, ("minimize",), Policy(ttl=TTL)),))
+    store.log(name).exchange(Outgoing("creator:1", codec.encode(define)), 0)
 
 
 def _wait(time: _Time, peer: Peer, *, until: Callable[[], bool]) -> float:
@@ -115,6 +115,35 @@ def test_a_clock_that_is_wrong_by_days_costs_no_peer_its_trial_and_saves_no_dead
     assert _wait(time, observer, until=lambda: bool(of_observer.state.waiting)) <= 2 * TTL
     (verdict,) = owner.commit(of_owner, TrialFinish(0, 1, TrialState.COMPLETE, (0.5,)))
     assert verdict.refusal == "late"
+
+
+@pytest.mark.parametrize("rides", [True, False])
+def test_a_beat_after_a_silence_does_not_make_a_lease_valid_before_the_log_was_read(
+    store: Store, monkeypatch: pytest.MonkeyPatch, rides: bool
+) -> None:
+    monkeypatch.setattr(MemoryStore, "piggybacks_heartbeats", rides)
+    time = _Time()
+    _define(store)
+    _define(store, "other")
+    owner, of_owner = _peer(store, time)
+    owner.commit(of_owner, TrialCreate())
+    other = owner.log("other")
+    owner.commit(other, TrialCreate())
+    owner.tick()
+    assert owner.lease_valid(of_owner, owner.uuid)
+    observer, of_observer = _peer(store, time)
+    observer.commit(of_observer, TrialCreate())
+
+    _wait(time, observer, until=lambda: bool(of_observer.state.waiting))
+    assert not owner.lease_valid(of_owner, owner.uuid)
+    of_owner.session.suspended_until = time.now + 1.0  # its log is not read in this round
+    owner.commit(other, TrialCreate())
+    owner.tick()
+
+    assert owner.lease_valid(other, owner.uuid)
+    assert not owner.lease_valid(of_owner, owner.uuid)
+    owner.pull(of_owner)
+    assert of_owner.state.trials[0].state is TrialState.FAIL
 
 
 _SUSPENDED = """
