@@ -67,12 +67,19 @@ def test_a_laptop_nodes_behind_a_proxy_nodes_with_a_folder_and_a_peer_at_the_dir
         *[("proxy", url, by_proxy)] * 2,
         *[("folder", f"folder://{tmp_path / 'box'}", {})] * 2,
     ]
-    study.set_user_attr("begin", True)
-    running = [
-        subprocess.Popen([sys.executable, "-c", _PEER, place], env=environment(**env, HOPAAS_SITE=site))
-        for site, place, env in ways
-    ]
+    logs = [tmp_path / f"peer-{number}.log" for number in range(len(ways))]
+    running: list[subprocess.Popen[bytes]] = []
     try:
+        for (site, place, env), log in zip(ways, logs, strict=True):
+            with log.open("wb") as output:
+                command = [sys.executable, "-c", _PEER, place]
+                running.append(subprocess.Popen(command, stdout=output, env=environment(**env, HOPAAS_SITE=site)))
+        until(
+            lambda: all(log.read_text() for log in logs) or not all(_works(peer) for peer in running),
+            120,
+            what=served.log,
+        )
+        study.set_user_attr("begin", True)
         for broken in (served, server, squid, served):
             seen = len(study.trials)
             until(
