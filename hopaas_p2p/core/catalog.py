@@ -7,14 +7,15 @@ every peer counts alike. Trial ids follow from it: `study_id * 2**32 + number`.
 from __future__ import annotations
 
 import unicodedata
-from typing import Final, NamedTuple
+from collections.abc import Iterable
+from typing import Final, NamedTuple, Protocol
 
 import msgspec
 
-from hopaas_p2p.core import snapshot
+from hopaas_p2p.core import codec, snapshot
 from hopaas_p2p.core.codec import Garbage
 from hopaas_p2p.core.names import valid_name
-from hopaas_p2p.core.records import UNSTAMPED, Commit, Stamp, StudyRegistered, StudyRemoved
+from hopaas_p2p.core.records import Commit, Stamp, StudyRegistered, StudyRemoved
 from hopaas_p2p.core.snapshot import CorruptSnapshot
 from hopaas_p2p.core.state import LastCommit, LogState, Verdict
 from hopaas_p2p.errors import InvalidInput
@@ -35,6 +36,17 @@ class Listing(NamedTuple):
     name: str
 
 
+class Stored(Protocol):
+    """A commit as the directory log holds it."""
+
+    @property
+    def lsn(self) -> int: ...
+    @property
+    def payload(self) -> bytes: ...
+    @property
+    def stamp(self) -> Stamp: ...
+
+
 class Catalog(LogState):
     """The studies after commits 1..lsn of the directory log."""
 
@@ -47,7 +59,12 @@ class Catalog(LogState):
         self.uuids: set[str] = set()
         """The uuids of all studies that ever existed: none is used twice."""
 
-    def apply(self, lsn: int, commit: Commit | Garbage, stamp: Stamp = UNSTAMPED) -> tuple[Verdict, ...]:
+    def replay(self, entries: Iterable[Stored]) -> None:
+        """Apply these commits, each judged by who wrote it."""
+        for entry in entries:
+            self.apply(entry.lsn, codec.decode(entry.payload), entry.stamp)
+
+    def apply(self, lsn: int, commit: Commit | Garbage, stamp: Stamp) -> tuple[Verdict, ...]:
         """Apply one commit; same contract as `apply.apply`."""
         self.lsn, self.sum = lsn, None
         known = self.decided(commit, stamp)

@@ -179,9 +179,9 @@ def _write_studies(
     left_out: dict[str, str] = {}
     seen: set[str] = set()
     while True:
-        for entry in read_all(store.catalog(), catalog.lsn):
-            entries.append(entry)
-            catalog.apply(entry.lsn, codec.decode(entry.payload), entry.stamp)
+        later = list(read_all(store.catalog(), catalog.lsn))
+        entries += later
+        catalog.replay(later)
         left = [one for one in catalog.by_id.values() if one.uuid not in seen and only in (None, one.uuid)]
         if not left:
             break
@@ -461,8 +461,7 @@ def _check_nobody_lives(backup: Backup, store: Store, watch: Callable[[float], N
 
 def _check_replay(backup: Backup, store: Store) -> None:
     catalog = Catalog()
-    for entry in read_all(store.catalog()):
-        catalog.apply(entry.lsn, codec.decode(entry.payload), entry.stamp)
+    catalog.replay(read_all(store.catalog()))
     differ = [] if _digest_of(catalog) == backup.manifest.catalog_digest else ["the list of studies"]
     restored = ((one, backup.replayed(one, store.log(one.uuid))) for one in backup.manifest.studies)
     differ += [one.name for one, state in restored if snapshot.digest(state) != one.digest]

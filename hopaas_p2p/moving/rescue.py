@@ -134,8 +134,7 @@ def names_of(store: Store) -> tuple[dict[str, str], bool]:
     """Uuid -> name of the studies in the store's list, as far as it can be read; and whether all of it can be read."""
     catalog = Catalog()
     entries, head, _ = _salvaged(store.catalog())
-    for lsn, entry in sorted(entries.items()):
-        catalog.apply(lsn, codec.decode(entry.payload), entry.stamp)
+    catalog.replay(entry for _, entry in sorted(entries.items()))
     return {listing.uuid: listing.name for listing in catalog.by_id.values()}, len(entries) == head
 
 

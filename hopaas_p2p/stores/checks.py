@@ -147,7 +147,7 @@ def _studies(store: Store) -> Iterator[Finding]:
     found = log.newest_snapshot() if log.rate_limited else None
     for entry in read_all(log):
         before = catalog.sum if entry.before is None else entry.before
-        catalog.apply(entry.lsn, codec.decode(entry.payload), entry.stamp)
+        catalog.replay([entry])
         catalog.sum = None if before is None else following(before, entry.payload)
         if found is not None and entry.lsn == found[0]:
             yield _snapshot("studies, snapshot", found, same=catalogs.dump(catalog) == found[1])

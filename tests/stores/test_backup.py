@@ -18,7 +18,6 @@ import pytest
 
 import hopaas_p2p
 from hopaas_p2p import access
-from hopaas_p2p.core import codec
 from hopaas_p2p.core.catalog import Catalog
 from hopaas_p2p.errors import ConfigurationError, Denied, InvalidInput, StoreUnreachable, StudyDeleted
 from hopaas_p2p.moving import backup as backups
@@ -49,8 +48,7 @@ def filled(url: str, name: str = "s", trials: int = 4) -> None:
 def logs(url: str) -> dict[str, list[object]]:
     """Every commit of every study that the store lists, with its stamps."""
     store, catalog = open_store(url, create=False), Catalog()
-    for entry in read_all(store.catalog()):
-        catalog.apply(entry.lsn, codec.decode(entry.payload))
+    catalog.replay(read_all(store.catalog()))
     everything = {one.name: list[object](read_all(store.log(one.uuid))) for one in catalog.by_id.values()}
     store.close()
     return everything

@@ -18,7 +18,7 @@ from msgspec.structs import replace
 import hopaas_p2p
 from hopaas_p2p import access
 from hopaas_p2p.core import codec
-from hopaas_p2p.core.records import FORMAT, Commit, Float, Stamp, StudyControl, StudyRegistered
+from hopaas_p2p.core.records import FORMAT, Commit, Float, Stamp, StudyControl, StudyRegistered, StudyRemoved
 from hopaas_p2p.errors import BrokenChain, ConfigurationError, Denied, HopaasError, InvalidInput, StoreUnreachable
 from hopaas_p2p.open import open_store
 from hopaas_p2p.remote import protocol
@@ -34,6 +34,8 @@ from hopaas_p2p.stores.postgres.connect import query
 from hopaas_p2p.stores.postgres.store import PostgresStore
 from hopaas_p2p.stores.s3 import address as s3_address
 from hopaas_p2p.stores.s3 import errors as s3_errors
+from hopaas_p2p.stores.s3 import gc
+from hopaas_p2p.stores.s3.store import S3Store
 from hopaas_p2p.testing.commits import append
 from tests.support.processes import SPACE, cli, until
 from tests.support.served import Serve
@@ -175,6 +177,20 @@ def test_only_an_owner_of_a_study_closes_it_in_the_catalog(site: Site) -> None:
     assert list(read_all(bob.catalog()))[-1].stamp.role == "worker"
     with pytest.raises(Denied):
         bob.catalog().destroy()
+
+
+def test_gc_of_a_served_bucket_keeps_the_users_and_a_study_that_a_mere_worker_calls_removed(
+    store: S3Store, serve: Serve
+) -> None:
+    store.prove()  # which makes it
+    with contextlib.closing(Site(store.url, serve(store.url).url)) as site:
+        bob, uuid = site.person("bob"), site.study()
+        removal = Commit("bob", 1, "bob", 0, (StudyRemoved(uuid),))
+        append(bob.catalog(), Outgoing("bob:1", codec.encode(removal), about=uuid))
+        users = access.users(store.url)
+        assert list(gc._collect(store, -60.0, dry_run=False)) == []
+        assert access.users(store.url) == users
+        assert [one.lsn for one in read_all(site.person("ann").log(uuid))] == [1]
 
 
 def test_a_study_keeps_its_last_owner(site: Site) -> None:

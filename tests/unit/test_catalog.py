@@ -10,7 +10,7 @@ import pytest
 from hopaas_p2p.core import catalog as catalogs
 from hopaas_p2p.core.catalog import Catalog, checked_name
 from hopaas_p2p.core.codec import Garbage
-from hopaas_p2p.core.records import Commit, Opaque, Record, Stamp, StudyRegistered, StudyRemoved, TrialCreate
+from hopaas_p2p.core.records import UNSTAMPED, Commit, Opaque, Record, Stamp, StudyRegistered, StudyRemoved, TrialCreate
 from hopaas_p2p.core.snapshot import CorruptSnapshot
 from hopaas_p2p.core.state import Verdict
 from hopaas_p2p.errors import InvalidInput
@@ -103,7 +103,7 @@ def test_a_uuid_that_is_no_file_name_is_refused(uuid: str) -> None:
 
 def test_garbage_and_records_of_the_other_log_are_counted_and_change_nothing(clerk: Clerk) -> None:
     clerk.open("a")
-    clerk.catalog.apply(2, Garbage("noise"))
+    clerk.catalog.apply(2, Garbage("noise"), UNSTAMPED)
     assert clerk.say(TrialCreate()).refusal == "malformed"
     assert clerk.say(Opaque(b"\xc0")).refusal == "malformed"
     assert clerk.catalog.refusals == {"malformed": 3}
@@ -113,8 +113,8 @@ def test_garbage_and_records_of_the_other_log_are_counted_and_change_nothing(cle
 def test_a_commit_that_stands_twice_counts_once() -> None:
     catalog = Catalog()
     commit = Commit("ann", 1, "ann", 0, (StudyRegistered("uuid", "a"),))
-    first = catalog.apply(1, commit)
-    assert catalog.apply(2, commit) == first
+    first = catalog.apply(1, commit, UNSTAMPED)
+    assert catalog.apply(2, commit, UNSTAMPED) == first
     assert len(catalog.by_id) == 1
     assert catalog.refusals == {"duplicate": 1}
 

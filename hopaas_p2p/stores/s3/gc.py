@@ -12,8 +12,8 @@ import functools
 from collections.abc import Iterator
 from typing import Final, NamedTuple
 
-from hopaas_p2p.core import codec, snapshot
-from hopaas_p2p.core.catalog import Catalog
+from hopaas_p2p.core import snapshot
+from hopaas_p2p.core.catalog import RESERVED, Catalog
 from hopaas_p2p.errors import Denied, InvalidInput, StoreCorrupt
 from hopaas_p2p.net.backoff import persistently
 from hopaas_p2p.stores.base import read_all
@@ -63,7 +63,7 @@ def _collect(store: S3Store, keep: float, *, dry_run: bool) -> Iterator[Removal]
     now = store.objects.server_now()
     assert now is not None  # it has just answered
     names = {listing.uuid: listing.name for listing in catalog.by_id.values()}
-    uuids = store.objects.folders("study/")
+    uuids = [uuid for uuid in store.objects.folders("study/") if uuid not in RESERVED]
     if uuids and not catalog.lsn:
         raise StoreCorrupt("the list of studies is empty, but there are studies; nothing was removed")
     stay: dict[str, Denied] = {}
@@ -88,8 +88,7 @@ def _catalog(store: S3Store) -> Catalog:
     store.prove()
     there = [lsn_of(key) or 0 for key in store.objects.listed("studies/log/")]
     catalog = Catalog()
-    for entry in read_all(store.catalog()):
-        catalog.apply(entry.lsn, codec.decode(entry.payload))
+    catalog.replay(read_all(store.catalog()))
     if max(there, default=0) > catalog.lsn:  # peers continue as if that were the end; here, studies would be removed
         raise StoreCorrupt(
             f"the list of studies has no commit {catalog.lsn + 1}, but later ones, so studies behind it would be taken "
