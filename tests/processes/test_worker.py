@@ -30,7 +30,7 @@ from hopaas_p2p.ports import child
 from hopaas_p2p.ports import worker as loop
 from hopaas_p2p.storage.handle import StudyHandle
 from hopaas_p2p.study import Study
-from tests.support.processes import campaign, cli, patient, script, start, states, until
+from tests.support.processes import alive, campaign, cli, patient, script, start, states, until
 
 WORKER = ["worker", "--store", "store", "--study", "s"]
 REPORTING = """
@@ -527,13 +527,6 @@ def test_a_killed_worker_leaves_nothing_of_its_command_behind(study: Study, tmp_
     worker.wait()
 
     until(lambda: not alive(child) and not alive(grandchild), what="the end of the command")
-
-
-def alive(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().split(") ")[1][0] != "Z"
-    except FileNotFoundError:
-        return False
 
 
 def test_a_command_that_the_batch_system_signals_first_is_given_back_all_the_same(study: Study, tmp_path: Path) -> None:
