@@ -7,7 +7,7 @@ from typing import Any, Final, Literal
 
 import numpy as np
 
-from hopaas_p2p.analysis import palette
+from hopaas_p2p.analysis import facts, palette
 from hopaas_p2p.analysis.chart import (
     FAINT,
     MOST,
@@ -115,8 +115,9 @@ def history(
     else:
         best = "unknown, because no trial satisfies the constraints."
     if ignored:
-        said = [f"From here on, {label(one)} is ignored" for one, _ in ignored]
-        rows = np.array([trial for _, trial in ignored], np.int64)
+        drawn = [(one, trial) for one, trial in ignored if np.isfinite(y[trial])]
+        said = [f"From here on, {label(one)} is ignored" for one, _ in drawn]
+        rows = np.array([trial for _, trial in drawn], np.int64)
         marks: Data = {"along": place[rows], "value": y[rows], "trial": rows, "said": said}
         layers.append(Series("an earlier study is ignored", "points", marks, palette.LOST, 10, "triangle"))
     many = "" if single else f" of {name} ({columns.directions[objective]})"
@@ -183,7 +184,7 @@ def slice_(columns: TrialTable, name: str, selection: Selection = EVERYTHING, *,
         layers.append(Series(series, "points", {"parameter": at, "value": y[some], "trial": some}, *look))
     value_, _ = value_axis(columns.objectives[objective], y[rows], columns.worst(objective))
     said = _NO_BEST if best is None else f"the best has {name} = {value_text(one, x[best])}"
-    alt = f"Value over {name}: {len(rows):,} complete trials; {said}."
+    alt = f"Value over {name}: {facts.count(len(rows), 'complete trial')}; {said}."
     caption = f"{len(drawn):,} of {len(rows):,} drawn" if len(drawn) < len(rows) else ""
     return Chart(f"Slice: {name}", layers, axis_of(one), value_, alt, caption, height=300)
 
@@ -216,7 +217,7 @@ def parallel(columns: TrialTable, *names: str, selection: Selection = EVERYTHING
     lines = Series("trials", "lines", data | {"value": columns.values[drawn, objective], "trial": drawn})
     value, _ = value_axis(columns.objectives[objective], columns.values[drawn, objective])
     value = value._replace(down=columns.directions[objective] == "maximize")
-    caption = f"{count:,} complete trials"
+    caption = facts.count(count, "complete trial")
     caption += f", of which {len(drawn):,} are drawn, the best among them" if len(drawn) < count else ""
     said = _NO_BEST if columns.infeasible[drawn[-1]] else f"the best is trial {drawn[-1]}"
     alt = f"Parallel coordinates of {len(drawn):,} trials over {', '.join(names)}; {said}."
@@ -313,9 +314,9 @@ def _median(state: State, columns: TrialTable, number: int) -> Series:
         for step, value in list(state.trials[row].reports.items()):
             by_step.setdefault(step, []).append(value)
     with np.errstate(over="ignore"):  # between two of the largest numbers
-        points = [
-            (float(step), float(np.nanmedian(values)))
-            for step, values in sorted(by_step.items())
+        medians = {
+            step: float(np.nanmedian(values))
+            for step, values in by_step.items()
             if len(values) >= 3 and np.isfinite(values).any()
-        ]
-    return Series("median of the complete", "line", data_of(points), FAINT, 2, "none", "dashed")
+        }
+    return Series("median of the complete", "line", data_of(finite(medians)), FAINT, 2, "none", "dashed")

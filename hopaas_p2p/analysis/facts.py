@@ -14,7 +14,7 @@ from hopaas_p2p.analysis.objectives import objectives
 from hopaas_p2p.core.admission import next_start
 from hopaas_p2p.core.attributes import AGAIN, COPIED
 from hopaas_p2p.core.records import Distribution, TrialCreate, TrialState
-from hopaas_p2p.core.spending import earlier_seconds
+from hopaas_p2p.core.spending import trial_seconds
 from hopaas_p2p.core.state import FAIL, RUNNING, WAITING, State, Trial
 from hopaas_p2p.runtime.times import to_iso
 
@@ -129,11 +129,7 @@ def trial_row(
         peer: its owner's introduction.
 
     """
-    copied, seconds = json.loads(trial.system.get(COPIED, "{}")), None
-    about = {**copied, **peer}
-    if trial.start is not None and trial.end is not None:
-        earlier = earlier_seconds(trial) if isinstance(trial, Trial) and trial.history else copied.get("earlier", 0)
-        seconds = earlier + max(0, trial.end - trial.start) / 1e6
+    about = {**json.loads(trial.system.get(COPIED, "{}")), **peer}
     return {
         "number": number,
         "state": trial.state.name,
@@ -141,7 +137,7 @@ def trial_row(
         "params": params_of(trial, dists),
         "start": to_iso(trial.start),
         "end": to_iso(trial.end),
-        "seconds": seconds,
+        "seconds": trial_seconds(trial),
         "site": about.get("site"),
         "host": about.get("host"),
         "reason": trial.reason,

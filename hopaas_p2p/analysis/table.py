@@ -18,6 +18,7 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution, Floa
 from optuna.trial import FrozenTrial, TrialState
 
 from hopaas_p2p.analysis.objectives import objectives
+from hopaas_p2p.core.attributes import COPIED
 from hopaas_p2p.core.spending import earlier_seconds
 from hopaas_p2p.core.state import BLOCK, BlockColumns, State, Trial
 from hopaas_p2p.translate import external, to_optuna
@@ -247,7 +248,11 @@ class TrialTable:
                 row += 1
                 continue
             block = closed.columns()
-            alone = {at for at, rare in block.rare.items() if rare.dists or rare.history}
+            alone = {
+                at
+                for at, rare in block.rare.items()
+                if rare.dists or rare.history or "earlier" in rare.system.get(COPIED, "")
+            }
             self.read_block(block, but=alone)
             for at in alone:
                 self._read_logged(row + at, trials[row + at], state)
@@ -301,7 +306,7 @@ class TrialTable:
 
     def _read_logged(self, row: int, trial: Trial, state: State) -> None:
         self._read_scalars(row, trial, trial.state, trial.values, trial.reports, trial.start, trial.end)
-        self.earlier[row] = earlier_seconds(trial) if trial.history else 0.0
+        self.earlier[row] = earlier_seconds(trial)
         self.attempt[row] = trial.attempt
         self.infeasible[row] = not trial.feasible
         self.owner[row] = -1 if trial.owner is None else self._code(trial.owner)

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from hopaas_p2p.analysis import facts
 from hopaas_p2p.cli import output
 from hopaas_p2p.cli.options import ABOVE_ZERO, CliSession, command, space_option
 from hopaas_p2p.errors import HopaasError, InvalidInput
@@ -148,7 +149,12 @@ def report(session: CliSession, ticket: str | None, value: str, step: int, also_
         reply = ask_trial("report", value=reported, step=step)
     if also_prune:
         return _show_verdict(session, reply)
-    session.show({"number": reply["trial"], "step": step, "value": reported}, lambda: None)
+    kept = reply["value"]
+    ignored = f"Trial {reply['trial']} keeps its first report at step {step}, {kept}."
+    session.show(
+        {"number": reply["trial"], "step": step, "value": kept},
+        lambda: None if kept == facts.json_number(reported) else output.say(ignored),
+    )
     return 0
 
 

@@ -13,6 +13,7 @@ from hopaas_p2p.cli.options import FOLDER, CliSession, CommandAfterDashes, comma
 from hopaas_p2p.errors import ConfigurationError, StoreUnreachable, waits_for
 from hopaas_p2p.ports.limits import parse_duration, time_left
 from hopaas_p2p.runtime.extras import check_sampler
+from hopaas_p2p.runtime.interrupts import preemption_exits
 
 _AGAIN: Final = os.EX_TEMPFAIL
 
@@ -91,7 +92,7 @@ def work(session: CliSession, command: tuple[str, ...], **given: Any) -> tuple[i
         os.environ["HOPAAS_SITE"] = site
     given["grace"] = parse_duration(given["grace"])
     try:
-        with waits_for("this node"):
+        with waits_for("this node"), preemption_exits(_AGAIN):
             study = session.study()
             check_sampler(study.sampler)
             made = Worker(study, command, time_limit=_seconds(limit), say=output.say, **given)

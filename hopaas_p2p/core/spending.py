@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import json
+
+from hopaas_p2p.core.attributes import COPIED
+from hopaas_p2p.core.records import TrialCreate
 from hopaas_p2p.core.state import State, Trial
 
 
@@ -11,13 +15,16 @@ def is_last_lease(trial: Trial) -> bool:
     return last is not None and trial.end is not None and (last.owner, last.end) == (trial.owner, trial.end)
 
 
-def earlier_seconds(trial: Trial) -> float:
-    """How long the trial ran before its last lease began, by its owners' clocks."""
+def earlier_seconds(trial: Trial | TrialCreate) -> float:
+    """How long the trial ran before its last lease began, by its owners' clocks; before a copy, elsewhere."""
+    if isinstance(trial, TrialCreate) or (trial.owner is None and not trial.history):
+        copied = trial.system.get(COPIED)
+        return 0.0 if copied is None else float(json.loads(copied).get("earlier", 0.0))
     earlier = trial.history[:-1] if is_last_lease(trial) else trial.history
     return sum([max(0, past.end - past.start) for past in earlier if past.start is not None]) / 1e6
 
 
-def trial_seconds(trial: Trial) -> float | None:
+def trial_seconds(trial: Trial | TrialCreate) -> float | None:
     """How long the trial ran, over all its leases; None if it is not over, or the times are not known.
 
     A lease during which a clock was set back counts as zero, as in `TrialTable.seconds` and in exports.

@@ -885,13 +885,15 @@ class Peer:
                 raise
 
     def _send_and_confirm(self) -> None:
-        """Send what is queued, and check that the logs still have what they acknowledged; otherwise spool it.
+        """Send what is queued, then release forgotten trials, and check that the logs still have what they
+        acknowledged; otherwise spool it.
 
         A study that fails does not prevent the others.
         """
         troubles: list[HopaasError] = []
         try:
             self.flush()
+            self.release_forgotten()
         except StoreUnreachable:
             raise
         except HopaasError as error:

@@ -11,17 +11,16 @@ import os
 import re
 import time
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Final
 
 from hopaas_p2p.errors import InvalidInput
+from hopaas_p2p.runtime.condor import job_ad, job_name
 from hopaas_p2p.runtime.provenance import batch_job
 
 _UNITS: Final = {"": 1.0, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 _PARTS: Final = re.compile(r"(?:\d+(?:\.\d+)?\s*[smhd]\s*)+|\d+(?:\.\d+)?", re.IGNORECASE)
 _PART: Final = re.compile(r"(\d+(?:\.\d+)?)\s*([smhd]?)", re.IGNORECASE)
-_ATTRIBUTE: Final = re.compile(r"^(\w+)\s*=\s*(\d+)\s*$", re.MULTILINE)
-_FIRM: Final = ("MaxRuntime", "AllowedExecuteDuration", "AllowedJobDuration")
+_FIRM: Final = ("maxruntime", "allowedexecuteduration", "allowedjobduration")
 """Attributes that limit an HTCondor job: the pool's own `+MaxRuntime`, and the two of a submit file."""
 
 
@@ -41,18 +40,15 @@ def parse_duration(text: str) -> float:
 
 def time_left(env: Mapping[str, str] = os.environ) -> tuple[float, str] | None:
     """(seconds, source) until the batch system ends this job; None without a limit or a batch system."""
-    end, path = env.get("SLURM_JOB_END_TIME", ""), env.get("_CONDOR_JOB_AD")
+    end = env.get("SLURM_JOB_END_TIME", "")
     if end.isdigit():
         return max(0.0, int(end) - time.time()), f"Slurm job {batch_job(env).get('job', '?')}"
-    if not path:
+    found = job_ad(env)
+    if found is None:
         return None
-    try:
-        ad = {name: int(number) for name, number in _ATTRIBUTE.findall(Path(path).read_text(errors="replace"))}
-        began = Path(path).stat().st_mtime
-    except OSError:
-        return None
+    ad, began = found
     limits = [ad[name] for name in _FIRM if ad.get(name, 0) > 0]
     if not limits:
         return None
     left = min(limits) - max(0.0, time.time() - began)
-    return max(0.0, left), f"HTCondor job {ad.get('ClusterId', '?')}.{ad.get('ProcId', '?')}"
+    return max(0.0, left), f"HTCondor job {job_name(ad)}"

@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
+from hopaas_p2p.analysis.facts import json_number
 from hopaas_p2p.core.fidelity import AT_RUNG
 from hopaas_p2p.errors import Denied, HopaasError, InvalidInput, LeaseLost, NotYourTrial
 from hopaas_p2p.runtime.arguments import shown
@@ -141,7 +142,8 @@ class TrialVerbs:
         match verb:
             case "report":
                 trial.report(said["value"], said["step"])
-                return self._should_prune()
+                kept = json_number(trial.intermediate_values[said["step"]])  # the first report at a step
+                return {"value": kept, **self._should_prune()}
             case "should-prune":
                 return self._should_prune()
             case "log":

@@ -27,7 +27,7 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from hopaas_p2p.analysis.facts import best, reason_line
+from hopaas_p2p.analysis.facts import best, count, reason_line
 from hopaas_p2p.core.admission import finished, next_start
 from hopaas_p2p.core.records import TrialState
 from hopaas_p2p.core.spending import configuration_seconds
@@ -51,6 +51,7 @@ from hopaas_p2p.ports.verbs import PRUNE, TrialVerbs
 from hopaas_p2p.runtime import credentials, metering
 from hopaas_p2p.runtime.arguments import shortened, shown
 from hopaas_p2p.runtime.atomic import open_regular, scratch
+from hopaas_p2p.runtime.interrupts import PREEMPTIONS
 from hopaas_p2p.runtime.ownership import own_folder
 from hopaas_p2p.spec.space import spec
 from hopaas_p2p.study.study import as_values, infer_space
@@ -64,8 +65,6 @@ FAILED: Final = 1
 AGAIN: Final = os.EX_TEMPFAIL
 """75: the batch system should run this job again."""
 
-_SIGNALS: Final = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
-"""Those that batch systems send before they end a job."""
 _CODES: Final = {"budget": DONE, "stopped": DONE, "draining": DONE, "failing": FAILED}
 _ASK_TIMEOUT: Final = 1.0  # seconds; between two attempts it checks for signals and the time limit
 _MARGIN: Final = 1.25  # a trial may take a quarter longer than the median one
@@ -90,6 +89,10 @@ class _Ending(NamedTuple):
     since: float
     gives_back: bool
     """Whether its trial is returned; otherwise it is pruned."""
+
+
+def _interruption(number: int) -> str:
+    return f"{'interrupted' if number == signal.SIGINT else 'pre-empted'}: {signal_name(number)}"
 
 
 def _as_folder(name: str) -> str:
@@ -193,7 +196,7 @@ class Worker:
                 self._grace = 0.0
             self.study.storage.peer.hurry_from_now_on()
 
-        before = {number: signal.signal(number, note) for number in (*_SIGNALS, signal.SIGINT)}
+        before = {number: signal.signal(number, note) for number in (*PREEMPTIONS, signal.SIGINT)}
         codes: list[int] = []
         try:
             with ThreadPoolExecutor(len(self._shares), "hopaas-worker") as pool:  # this thread stays free for signals
@@ -211,7 +214,7 @@ class Worker:
         if self.ran and self._max_trials != 1:
             words = {"FAIL": "failed", "WAITING": "returned", "LOST": "taken over"}
             counts = Counter(words.get(state, state.lower()) for _, state in self.ran)
-            said = [f"{len(self.ran)} trial{'s' * (len(self.ran) > 1)}"]
+            said = [count(len(self.ran), "trial")]
             said += [f"{many} {word}" for word, many in counts.items()]
             top = best(self.study.state)
             if top is not None and top.values is not None:
@@ -267,7 +270,8 @@ class Worker:
             if len(self.ran) >= state.policy.hopeless_after and self._only_failures():
                 last = self.ran[-1][0]
                 why = f"{reason_line(state.trials[last].reason or '')} · log {self._log(last)}"
-                said = f"all {len(self.ran)} trials that ran here failed, so this worker stops. The last one: {why}"
+                every = "the only trial" if len(self.ran) == 1 else f"all {len(self.ran)} trials"
+                said = f"{every} that ran here failed, so this worker stops. The last one: {why}"
                 self._say_each_minute("hopeless", said)
                 return FAILED
             gives_out = next_start(state).why is None  # otherwise `ask` decides whether another job is needed
@@ -417,7 +421,7 @@ class Worker:
                 child.signal_all(number)
                 passed_on += 1
                 if end is None or not end.gives_back:
-                    end = _Ending(f"pre-empted: {signal_name(number)}", now, gives_back=True)
+                    end = _Ending(_interruption(number), now, gives_back=True)
                     if number == signal.SIGINT:
                         self._offer()
             if end is None and self._deadline is not None and now >= self._deadline - self._reserve:
@@ -439,11 +443,11 @@ class Worker:
                     killed = due
         # a batch system signals all processes of a job: the command may die before this process gets the signal
         code, deadline = child.poll() or 0, time.monotonic() + 1.0
-        if end is None and (-code if code < 0 else code - 128) in _SIGNALS:
+        if end is None and (-code if code < 0 else code - 128) in PREEMPTIONS:
             while not self._received and time.monotonic() < deadline:
                 time.sleep(0.02)
         if end is None and self._received:
-            end = _Ending(f"pre-empted: {signal_name(self._received[0])}", time.monotonic(), gives_back=True)
+            end = _Ending(_interruption(self._received[0]), time.monotonic(), gives_back=True)
         return end
 
     def _offer(self) -> None:

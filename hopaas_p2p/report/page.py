@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import importlib.resources
+import json
 import string
 from collections.abc import Iterator, Sequence
 from typing import Final
@@ -21,8 +22,9 @@ from hopaas_p2p.analysis.spending import budget_lines, cells, spending
 from hopaas_p2p.analysis.svg import legend, svg
 from hopaas_p2p.analysis.table import Selection, TrialTable
 from hopaas_p2p.analysis.timeline import timeline
-from hopaas_p2p.core.attributes import REPLICATE
+from hopaas_p2p.core.attributes import PRUNER, REPLICATE, SAMPLER
 from hopaas_p2p.core.state import COMPLETE, PRUNED, RUNNING, WAITING, State
+from hopaas_p2p.search import registry
 from hopaas_p2p.search.priors import Learned, learned_of
 
 _TOP: Final = 10
@@ -67,7 +69,8 @@ def _about(state: State, learned: list[Learned]) -> str:
     define = state.define
     if define is None:
         return ""
-    facts = [", ".join(define.directions), *(define.info[key] for key in ("sampler", "pruner") if key in define.info)]
+    facts = [", ".join(define.directions)]
+    facts += [registry.in_words(json.loads(state.system[key])) for key in (SAMPLER, PRUNER) if key in state.system]
     facts += [f"budget {state.budget:,}"] if state.budget is not None else []
     facts += [state.status] if state.status != "running" else []
     return " · ".join(safe(one, longest=100) for one in [*facts, *map(str, learned)])

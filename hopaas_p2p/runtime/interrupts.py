@@ -14,6 +14,8 @@ from typing import Final
 
 INTERRUPTIONS: Final = (KeyboardInterrupt, SystemExit, GeneratorExit)
 """What ends a program, or a generator."""
+PREEMPTIONS: Final = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
+"""Signals that batch systems send before they end a job."""
 _REASON_LINES: Final = 12
 _REASON_CHARACTERS: Final = 2000
 
@@ -68,6 +70,21 @@ def sigterm_raises() -> Iterator[None]:
     finally:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         terminated = False
+
+
+@contextlib.contextmanager
+def preemption_exits(code: int) -> Iterator[None]:
+    """In this block, which runs in the main thread, these signals end the program with this exit code."""
+
+    def leave(_signal: int, _frame: FrameType | None) -> None:
+        raise SystemExit(code)
+
+    before = {number: signal.signal(number, leave) for number in PREEMPTIONS}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def raise_again() -> None:

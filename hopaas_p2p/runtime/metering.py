@@ -15,7 +15,11 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Final
 
+from hopaas_p2p.runtime.condor import job_ad
+
 _VISIBLE: Final = ("CUDA_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES", "_CONDOR_AssignedGPUs")
+_NO_GPU: Final = ("-1", "none", "void", "NoDevFiles", "10000")
+"""What stands for none; the last is HTCondor's."""
 _COUNTED: Final = ("SLURM_GPUS_ON_NODE", "SLURM_GPUS_PER_TASK")
 _CORES: Final = ("SLURM_CPUS_PER_TASK", "SLURM_CPUS_ON_NODE", "NCPUS", "LSB_DJOB_NUMPROC", "NSLOTS")
 """Slurm, PBS, LSF, SGE."""
@@ -43,7 +47,7 @@ def visible(env: Mapping[str, str] = os.environ) -> list[str] | None:
     for name in _VISIBLE:
         if name in env:
             names = [one.strip() for one in env[name].split(",")]
-            return [one for one in names if one and one not in ("-1", "none", "void", "NoDevFiles")]
+            return [one for one in names if one and one not in _NO_GPU]
     return None
 
 
@@ -51,6 +55,9 @@ def _gpus(env: Mapping[str, str]) -> str:
     given = visible(env)
     if given is not None:
         return str(len(given))
+    ad = job_ad(env)
+    if ad is not None:
+        return str(_provisioned(ad[0], "gpus"))
     for name in _COUNTED:
         count = re.fullmatch(r"(?:\w+:)?(\d+)", env.get(name, ""))
         if count is not None:
@@ -62,6 +69,9 @@ def _gpus(env: Mapping[str, str]) -> str:
 
 
 def _cores(env: Mapping[str, str]) -> str:
+    ad = job_ad(env)  # first: a pool's node may be a job of another batch system
+    if ad is not None and _provisioned(ad[0], "cpus"):
+        return str(_provisioned(ad[0], "cpus"))
     for name in _CORES:
         if re.fullmatch(r"\d+", env.get(name, "")):
             return env[name]
@@ -70,6 +80,11 @@ def _cores(env: Mapping[str, str]) -> str:
         quota, period = _CGROUP.read_text().split()
         return f"{min(float(usable), int(quota) / int(period)):g}"
     return str(usable)
+
+
+def _provisioned(ad: Mapping[str, int], what: str) -> int:
+    """What an HTCondor job got, or else asked for."""
+    return ad.get(f"{what}provisioned", ad.get(f"request{what}", 0))
 
 
 Share = tuple[dict[str, str], frozenset[int]]

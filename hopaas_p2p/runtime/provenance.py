@@ -20,6 +20,7 @@ from typing import Final
 
 from hopaas_p2p.runtime import metering
 from hopaas_p2p.runtime.atomic import read_regular
+from hopaas_p2p.runtime.condor import job_ad, job_name
 
 _BATCH_JOB: Final = (
     # the batch system, the variable with its job id, the one with its array index
@@ -77,12 +78,8 @@ def batch_job(env: Mapping[str, str]) -> dict[str, str]:
         if env.get(job):
             array_index = env.get(index, "") if index else ""
             return {"batch": system, "job": env[job] + (f"_{array_index}" if array_index else "")}
-    try:  # HTCondor gives a job its number only in a file
-        ad = Path(env["_CONDOR_JOB_AD"]).read_text(errors="replace")
-    except (KeyError, OSError):
-        return {}
-    said = dict(re.findall(r"^(ClusterId|ProcId)\s*=\s*(\d+)\s*$", ad, re.MULTILINE))
-    return {"batch": "htcondor", "job": f"{said.get('ClusterId', '?')}.{said.get('ProcId', '?')}"}
+    found = job_ad(env)
+    return {} if found is None else {"batch": "htcondor", "job": job_name(found[0])}
 
 
 @functools.cache

@@ -55,12 +55,11 @@ def _detail(record: object) -> str:
             limited = "" if limits is None else f"limits {words(limits) or 'lifted'}"
             return " ".join(part for part in (status, moved, limited) if part)
         case TrialFinish(_, _, state, values, reason):
-            why = (reason or "").split("\n", 1)[0]
             numbers = ", ".join(f"{value:.6g}" for value in values or ())
-            return " ".join(part for part in (state.name, numbers, why) if part)
+            return " ".join(part for part in (state.name, numbers, _first_line(reason)) if part)
         case TrialTakeOver(_, _, state, values, reason, by):
             numbers = ", ".join(f"{value:.6g}" for value in values or ())
-            return " ".join(part for part in (state.name, numbers, f"by {by}", reason or "") if part)
+            return " ".join(part for part in (state.name, numbers, f"by {by}", _first_line(reason)) if part)
         case TrialSet(_, _, params, _, reports, user, system, metrics=metrics):
             counts = {
                 "parameters": len(params),
@@ -71,7 +70,11 @@ def _detail(record: object) -> str:
             return ", ".join(f"{count} {what[:-1] if count == 1 else what}" for what, count in counts.items() if count)
         case PeerJoin(info):
             return f"{info.get('site', '?')} pid {info.get('pid', '?')}"
-    return str(getattr(record, "reason", None) or getattr(record, "name", None) or "")
+    return _first_line(getattr(record, "reason", None) or getattr(record, "name", None))
+
+
+def _first_line(text: str | None) -> str:
+    return (text or "").partition("\n")[0]
 
 
 def _line(

@@ -2,21 +2,26 @@
 
 Every rank runs the same lines. Only the first one has the trial and talks to the store; its decisions, and the store's
 replies, reach the others through a channel of their launcher, in the order in which all of them ask. So each rank must
-make the same calls on its trial, as with any collective operation. The channel is the key-value store at MASTER_ADDR
-and MASTER_PORT, which torchrun's agent runs, or `torch.distributed` once it has been initialized from the environment;
-for programs that use mpi4py, a communicator.
+make the same calls on its trial, as with any collective operation; each message names its call, and a rank that makes
+another call ends there. The channel is the key-value store at MASTER_ADDR and MASTER_PORT, which torchrun's agent runs,
+or `torch.distributed` once it has been initialized from the environment; for programs that use mpi4py, a communicator.
+
+An error in a collective operation may mean only that another rank was killed. So a rank with such an error first gives
+the launcher time to end it, and then the trial is run again. A rank whose channel has gone ends by itself.
 """
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import importlib
 import logging
 import os
 import sys
 import tempfile
+import time
 import weakref
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, Final, NoReturn
@@ -27,13 +32,15 @@ from optuna.distributions import BaseDistribution, distribution_to_json, json_to
 
 from hopaas_p2p import errors
 from hopaas_p2p.errors import InvalidInput
-from hopaas_p2p.runtime.interrupts import describe
+from hopaas_p2p.runtime.interrupts import describe, interruptions
 from hopaas_p2p.study.trial import Objective, Trial
 from hopaas_p2p.translate import as_python
 
 _log: Final = logging.getLogger("hopaas_p2p")
 _MEETING: Final = timedelta(seconds=30)  # for which the first rank waits for the others to arrive
 _LOOK: Final = timedelta(seconds=5)  # for which a wait for another rank may delay a signal
+_ENDING: Final = 10.0  # seconds in which a launcher ends the others after one rank; torchrun looks every 0.1 to 5 s
+_BREATH: Final = 0.2  # seconds between two looks at the channel meanwhile
 _BEHIND: Final = 64  # messages by which a rank may lag behind the first
 _PARTS: Final = b"hopaas-ranks\n"
 """The beginning of a checkpoint that has one part per rank."""
@@ -55,13 +62,29 @@ class Ranks:
     rank = 0
     size = 1
 
-    def broadcast(self, value: Any) -> Any:
-        """The first rank's value, on every rank. Blocks the others until it is there."""
-        return _decode(self._broadcast(_encode(value if self.rank == 0 else None)))
+    def broadcast(self, call: str, value: Any) -> Any:
+        """The first rank's value, on every rank. Blocks the others until it is there.
 
-    def gather(self, value: Any) -> list[Any]:
+        Raises:
+            InvalidInput: the first rank makes another call than this rank.
+
+        """
+        theirs, value = _decode(self._broadcast(_encode((call, value if self.rank == 0 else None))))
+        if theirs != call:
+            raise InvalidInput(
+                f"the first rank is at {theirs}, and rank {self.rank} at {call}. Let every rank make the same calls of "
+                "its trial, in the same order: no call may depend on the rank"
+            )
+        return value
+
+    def gather(self, call: str, value: Any) -> list[Any]:
         """Every rank's value, on the first rank, which blocks until all are there; an empty list on the others."""
+        self.broadcast(call, None)
         return [_decode(one) for one in self._gather(_encode(value))]
+
+    def linger(self) -> None:
+        """Give the launcher time to end this process because another rank has ended."""
+        time.sleep(_ENDING)
 
     def meet(self) -> bool:
         """Whether every rank calls this: checked once, by `optimize`.
@@ -70,8 +93,8 @@ class Ranks:
         """
         return True
 
-    def call(self, do: Callable[[], Any]) -> Any:
-        """Call this on the first rank; every rank gets its return value, or its error."""
+    def call(self, name: str, do: Callable[[], Any]) -> Any:
+        """Call this method of the trial on the first rank; every rank gets its return value, or its error."""
         value, kind, text, error = None, "", "", None
         if self.rank == 0:
             try:
@@ -79,7 +102,7 @@ class Ranks:
                 _encode(value)
             except Exception as raised:  # noqa: BLE001  # it is raised on every rank
                 value, kind, text, error = None, type(raised).__name__, str(raised), raised
-        value, kind, text = self.broadcast((value, kind, text))
+        value, kind, text = self.broadcast(f"trial.{name}", (value, kind, text))
         if kind:
             error = error or _ERRORS.get(kind, RuntimeError)(text)
             setattr(error, _ON_ALL, True)
@@ -101,6 +124,7 @@ class _StoreRanks(Ranks):
         self.rank, self.size = int(env["RANK"]), int(env["WORLD_SIZE"])
         store = dist.TCPStore(env["MASTER_ADDR"], int(env["MASTER_PORT"]), is_master=False, timeout=_LOOK)
         self._store: Any = dist.PrefixStore(f"hopaas/{env.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
+        self._not_yet: type[Exception] = dist.DistStoreError
         self._sent = self._gathered = 0
         self._together: bool | None = None
 
@@ -110,7 +134,7 @@ class _StoreRanks(Ranks):
             self._together = True
             try:
                 self._store.wait(others, _MEETING)
-            except RuntimeError:
+            except self._not_yet:
                 self._together = False
                 _log.warning("the other ranks do not call optimize: the first one runs its trials alone")
             self._store.set("begun", b"together" if self._together else b"alone")
@@ -124,6 +148,15 @@ class _StoreRanks(Ranks):
                     "rank call optimize at the same place of the program, and start it again"
                 )
         return self._together
+
+    def linger(self) -> None:
+        end = time.monotonic() + _ENDING
+        while time.monotonic() < end:
+            try:
+                self._store.check(["begun"])
+            except RuntimeError:
+                raise SystemExit("the launcher of this training has ended") from None
+            time.sleep(_BREATH)
 
     def _broadcast(self, data: bytes) -> bytes:
         number, self._sent = self._sent, self._sent + 1
@@ -156,7 +189,7 @@ class _StoreRanks(Ranks):
     def _wait(self, key: str) -> None:
         """Wait for another rank, for as long as its next trial takes; signals are handled meanwhile."""
         while True:
-            with contextlib.suppress(RuntimeError):  # nothing yet
+            with contextlib.suppress(self._not_yet):
                 self._store.wait([key], _LOOK)
                 return
 
@@ -191,8 +224,8 @@ def ranks() -> Ranks:
 class RankedTrial:
     """A trial on one of several ranks: everything that `Trial` has, computed on the first rank and sent to all.
 
-    Every rank makes the same calls in the same order. Each call costs a message, and raises on every rank what it
-    raises on the first.
+    Every rank makes the same calls in the same order, from the constructor on. Each costs a message, and raises on
+    every rank what it raises on the first; `number` and `params` cost none.
 
     Args:
         trial: the first rank's; None on the others.
@@ -200,23 +233,33 @@ class RankedTrial:
 
     """
 
+    params: dict[str, Any]
+
     def __init__(self, trial: Trial | None, among: Ranks) -> None:
         self._trial, self.ranks = trial, among
         self._resume: tuple[int, Path] | None = None
         self._looked = False
+        known = {name: getattr(trial, name) for name in ("number", "params") if hasattr(trial, name)}
+        vars(self).update(among.broadcast("the beginning of a trial", known))
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("_"):
             raise AttributeError(name)
         if callable(getattr(Trial, name)):
-            return lambda *given, **named: self.ranks.call(lambda: getattr(self._trial, name)(*given, **named))
-        return self.ranks.call(lambda: getattr(self._trial, name))
+            return functools.partial(self._call, name)
+        return self.ranks.call(name, lambda: getattr(self._trial, name))
+
+    def _call(self, method: str, /, *given: Any, **named: Any) -> Any:
+        value = self.ranks.call(method, lambda: getattr(self._trial, method)(*given, **named))
+        if method.startswith("suggest_"):
+            self.params[given[0] if given else named["name"]] = value
+        return value
 
     @property
     def distributions(self) -> dict[str, BaseDistribution]:
         """The distributions of the parameters so far."""
         texts = self.ranks.call(
-            lambda: {key: distribution_to_json(one) for key, one in self._first.distributions.items()}
+            "distributions", lambda: {key: distribution_to_json(one) for key, one in self._first.distributions.items()}
         )
         return {name: json_to_distribution(text) for name, text in texts.items()}
 
@@ -230,10 +273,12 @@ class RankedTrial:
         The parts are gathered on the first rank, which briefly holds all of them, into one checkpoint.
         """
         if each_rank:
-            parts = self.ranks.gather(source if isinstance(source, bytes) else Path(source).read_bytes())
+            parts = self.ranks.gather(
+                "trial.checkpoint", source if isinstance(source, bytes) else Path(source).read_bytes()
+            )
             source = _PARTS + msgspec.msgpack.encode(parts)
         how = {} if wait else {"wait": False}
-        self.ranks.call(lambda: self._first.checkpoint(source, step=step, **how))
+        self.ranks.call("checkpoint", lambda: self._first.checkpoint(source, step=step, **how))
 
     @property
     def resume(self) -> tuple[int, Path] | None:
@@ -246,7 +291,7 @@ class RankedTrial:
 
         """
         if not self._looked:
-            found = self.ranks.call(lambda: (at := self._first.resume) and (at[0], at[1].read_bytes()))
+            found = self.ranks.call("resume", lambda: (at := self._first.resume) and (at[0], at[1].read_bytes()))
             self._looked = True
             if found is not None:
                 step, data = found
@@ -272,31 +317,40 @@ class RankedTrial:
         return self._trial
 
 
+_NEXT: Final = "the next trial"
+_END: Final = "the end of a trial"
+
+
 @contextlib.contextmanager
-def leading(objective: Objective, among: Ranks) -> Iterator[Objective]:
+def leading(objective: Objective, among: Ranks, lose: Callable[[int, str], None]) -> Iterator[Objective]:
     """On the first rank: the objective to run there, which takes the others along; they are notified of the end.
 
-    An error known only to this rank ends its process: the others may be blocked in a collective operation.
+    An error known only to this rank ends its process: the others may be blocked in a collective operation. If another
+    rank's end caused it, it calls `lose` with the trial's number and the error.
     """
 
-    def run(trial: Trial) -> float | Sequence[float]:
-        among.broadcast((trial.number, trial.storage.peer.uuid))
+    def run(trial: Trial) -> Any:
         try:
-            value = objective(RankedTrial(trial, among))  # type: ignore[arg-type]
+            among.broadcast(_NEXT, trial.storage.peer.uuid)
+            return _to_its_end(objective, RankedTrial(trial, among))
         except Exception as error:
-            if _is_on_all(error):
-                among.gather(None)
+            if _may_be_anothers(error):
+                try:
+                    among.linger()
+                except interruptions():
+                    lose(trial.number, describe(error))
+                    raise
             raise
-        among.gather(None)  # a failed rank never arrives, and the launcher ends this one
-        return value
 
     try:
         yield run
     except Exception as error:
         if _is_on_all(error):
-            among.broadcast(None)
+            among.broadcast(_NEXT, None)
+            among.gather(_END, None)
         raise
-    among.broadcast(None)
+    among.broadcast(_NEXT, None)
+    among.gather(_END, None)  # with this process, the channel may end
 
 
 def follow(objective: Objective, among: Ranks, fail: Callable[[str, int, str], None]) -> None:
@@ -304,15 +358,34 @@ def follow(objective: Objective, among: Ranks, fail: Callable[[str, int, str], N
 
     An error ends this process; before that, it calls `fail` with the trial's owner and number, and the reason.
     """
-    while (trial := among.broadcast(None)) is not None:
-        number, owner = trial
+    while (owner := among.broadcast(_NEXT, None)) is not None:
+        trial = RankedTrial(None, among)
         try:
-            objective(RankedTrial(None, among))  # type: ignore[arg-type]
+            _to_its_end(objective, trial)
         except Exception as error:
             if not _is_on_all(error):
-                fail(owner, number, f"rank {among.rank}: {describe(error)}")
+                if _may_be_anothers(error):
+                    among.linger()
+                fail(owner, trial.number, f"rank {among.rank}: {describe(error)}")
                 raise
-        among.gather(None)
+    among.gather(_END, None)
+
+
+def _to_its_end(objective: Objective, trial: RankedTrial) -> Any:
+    """Run the objective on this rank, and wait until it has ended on all."""
+    try:
+        value = objective(trial)  # type: ignore[arg-type]
+    except Exception as error:
+        if _is_on_all(error):
+            trial.ranks.gather(_END, None)
+        raise
+    trial.ranks.gather(_END, None)  # a failed rank never arrives, and the launcher ends this one
+    return value
+
+
+def _may_be_anothers(error: Exception) -> bool:
+    """Whether another rank's end may have caused this: gloo raises a plain RuntimeError, and others their own."""
+    return type(error) is RuntimeError or type(error).__module__ in ("torch.distributed", "mpi4py.MPI")
 
 
 def _is_on_all(error: Exception) -> bool:

@@ -889,7 +889,11 @@ class Study(optuna.Study):
             among = Ranks()
         if among.size > 1 and (on is not None or jobs > 1):
             raise InvalidInput(f"this program runs on {among.size} ranks, which run one trial at a time, and here")
-        devices = among.gather((platform.node(), metering.devices(), metering.visible())) if among.size > 1 else []
+        devices = (
+            among.gather("study.optimize", (platform.node(), metering.devices(), metering.visible()))
+            if among.size > 1
+            else []
+        )
         if among.rank > 0:
             follow(func, among, self._fail_for)
             return
@@ -912,7 +916,7 @@ class Study(optuna.Study):
             called.append(lambda _: gc.collect())
         with (
             sigterm_raises(),
-            leading(func, among) if among.size > 1 else contextlib.nullcontext(func) as objective,
+            leading(func, among, self._lose) if among.size > 1 else contextlib.nullcontext(func) as objective,
             progress_bar(self, counted, timeout, shown=barred) as moved,
             ProgressLog(self.name, self.handle, quiet=self._quiet or barred) as progress,
         ):
@@ -947,7 +951,13 @@ class Study(optuna.Study):
         """Fail a trial that another rank of this program asked for, if it is not over."""
         with contextlib.suppress(HopaasError, UpdateFinishedTrialError):
             self.storage.peer.act_for(frozenset({owner}))
-            self.tell(number, state="fail", reason=reason)
+            if self._trial(number).owner == owner:  # not given back meanwhile
+                self.tell(number, state="fail", reason=reason)
+
+    def _lose(self, number: int, reason: str) -> None:
+        """Take a trial away from this process as if its lease had expired, because another rank was killed."""
+        with contextlib.suppress(HopaasError), self.storage.peer.in_a_hurry():
+            self.handle.say(TrialReclaim(number, self._trial(number).epoch, reason))
 
     # --- decisions for all peers ---
 

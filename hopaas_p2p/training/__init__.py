@@ -185,7 +185,7 @@ class Training(Reporting):
         with Preemption() as preemption:
             for self._step in range(first, end):
                 yield self._step
-                leaving = self._ranks.broadcast(preemption.signal)
+                leaving = self._ranks.broadcast(f"step {self._step} of training.steps", preemption.signal)
                 if leaving or (self._is_due(self._step) and self._step < end - 1):
                     self._checkpoint()
                 if leaving:

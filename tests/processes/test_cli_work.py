@@ -50,6 +50,11 @@ def test_a_trial_from_the_shell(here: dict[str, Any], study: Study) -> None:
     assert study.trials[0].params == {"lr": float(printed["lr"]), "depth": int(printed["depth"])}
     assert run("trial", "report", "0.5", "--step", "1", **ticket).stdout == ""
     run("trial", "report", "-0.25", "--step", "2", **ticket)
+    ignored = run("trial", "report", "7", "--step", "2", "--json", **ticket)
+    assert json.loads(ignored.stdout) == {"number": 0, "step": 2, "value": -0.25}
+    assert (
+        "Trial 0 keeps its first report at step 2, -0.25." in run("trial", "report", "7", "--step=2", **ticket).stderr
+    )
     assert study.trials[0].intermediate_values == {1: 0.5, 2: -0.25}
     run("trial", "log", "auc=0.75", "loss=-1e-3", "--step", "2", **ticket)
     assert study.state.trials[0].metrics == {"auc": {2: 0.75}, "loss": {2: -1e-3}}

@@ -49,6 +49,7 @@ from hopaas_p2p.stores.base import ExchangeResult, Outgoing
 from hopaas_p2p.stores.memory import MemoryStore
 from hopaas_p2p.stores.objects.log import WriteOnceLog
 from hopaas_p2p.study import Study
+from hopaas_p2p.study.audit import audit
 from hopaas_p2p.testing.commits import everything
 from tests.support.lease_peer import store_away
 from tests.support.processes import environment, script, until
@@ -982,6 +983,22 @@ def test_a_trial_whose_object_is_collected_is_given_back(studies: Callable[..., 
     assert again.number == 0
     study.tell(again, 1.0)
     assert state_of(studies(), 0) == "COMPLETE"
+
+
+def test_a_trial_that_was_collected_before_the_study_closes_is_given_back_after_the_results_that_wait(
+    studies: Callable[..., Study],
+) -> None:
+    study = studies(budget=2)
+    told, forgotten = study.ask(), study.ask()
+    study.storage.peer.jobs.stop(within=10.0)
+    study._end(told.number, (1.0,), optuna.trial.TrialState.COMPLETE, reason=None, defer=True)
+    del forgotten
+    gc.collect()
+    study.close()
+    found = studies()
+    assert [trial.state.name for trial in found.trials] == ["COMPLETE", "WAITING"]
+    kinds = [line["kind"] for line in audit(found)]
+    assert kinds.index("trial.finish") < kinds.index("trial.release")
 
 
 def test_an_ask_finds_the_place_of_a_trial_that_was_collected_a_moment_ago(studies: Callable[..., Study]) -> None:

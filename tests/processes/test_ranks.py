@@ -6,14 +6,16 @@ import contextlib
 import subprocess
 import sys
 from collections.abc import Iterator
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
 
 from hopaas_p2p import Float, open_study
 from hopaas_p2p.study import Study
+from hopaas_p2p.study.ranks import _ENDING
 from tests.support.pages import ROOT, blocks
-from tests.support.processes import campaign, cli, environment, patient, script, states, until
+from tests.support.processes import alive, campaign, cli, environment, patient, script, states, until
 from tests.support.slurm_fixtures import Slurm, slurm
 
 __all__ = ["slurm"]
@@ -78,6 +80,46 @@ def test_a_rank_that_dies_ends_the_trial_for_all_with_its_reason(study: Study, t
     assert done.returncode != 0
     assert states(study) == ["FAIL"]
     assert "rank 1: ValueError: no memory left here" in (study.state.trials[0].reason or "")
+
+
+def test_a_trial_whose_rank_was_killed_is_run_again_and_has_used_an_attempt(study: Study, tmp_path: Path) -> None:
+    killed = "dist.all_reduce(x); dist.get_rank() == 1 and step == 1 and os.kill(os.getpid(), 9)"
+    done = torchrun(tmp_path, 2, killed)
+    assert done.returncode != 0
+    assert states(study) == ["FAIL", "WAITING"]
+    first, again = study.state.trials
+    assert (again.retry_of, again.attempt) == (0, 2)
+    assert "RuntimeError" in (first.reason or "")
+
+
+def test_an_error_that_only_the_first_rank_can_have_caused_fails_the_trial_at_once(
+    study: Study, tmp_path: Path
+) -> None:
+    done = torchrun(tmp_path, 2, "if dist.get_rank() == 0: raise torch.OutOfMemoryError('no memory left')")
+    assert done.returncode != 0
+    assert states(study) == ["FAIL"]
+    assert "OutOfMemoryError: no memory left" in (study.state.trials[0].reason or "")
+    assert (study.trials[0].duration or timedelta.max) < timedelta(seconds=_ENDING)
+
+
+def test_a_call_on_one_rank_only_fails_the_trial_with_both_names(study: Study, tmp_path: Path) -> None:
+    torchrun(tmp_path, 2, "if dist.get_rank() == 1: trial.should_prune()")
+    assert states(study) == ["FAIL"]
+    reason = study.state.trials[0].reason or ""
+    assert "the first rank is at step 0 of training.steps, and rank 1 at trial.should_prune" in reason
+
+
+def test_ranks_end_when_their_launcher_was_killed_and_the_trial_is_run_again(study: Study, tmp_path: Path) -> None:
+    write = "open(f'rank{dist.get_rank()}', 'w').write(f'{os.getpid()} '); time.sleep(1)"
+    train = script(tmp_path, EACH_RANK.replace("AT_STEP", write).replace("steps(3)", "steps(300)"))
+    env = environment(OMP_NUM_THREADS="1")
+    agent = subprocess.Popen([*TORCHRUN, "--nproc-per-node=2", train[-1]], cwd=tmp_path, env=env)
+    ranks = [tmp_path / "rank0", tmp_path / "rank1"]
+    until(lambda: all(one.exists() and one.read_text().endswith(" ") for one in ranks), 60)
+    agent.kill()
+    agent.wait()
+    until(lambda: not any(alive(int(one.read_text())) for one in ranks), 60)
+    assert states(study) == ["FAIL", "WAITING"]
 
 
 def test_a_pruned_trial_ends_on_every_rank(study: Study, tmp_path: Path) -> None:

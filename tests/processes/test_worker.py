@@ -9,6 +9,7 @@ import os
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -28,9 +29,10 @@ from hopaas_p2p.errors import NO_THREAD, StoreUnreachable
 from hopaas_p2p.files.checkpoints import unneeded
 from hopaas_p2p.ports import child
 from hopaas_p2p.ports import worker as loop
+from hopaas_p2p.runtime.interrupts import PREEMPTIONS
 from hopaas_p2p.storage.handle import StudyHandle
 from hopaas_p2p.study import Study
-from tests.support.processes import campaign, cli, patient, script, start, states, until
+from tests.support.processes import alive, campaign, cli, patient, script, start, states, until
 
 WORKER = ["worker", "--store", "store", "--study", "s"]
 REPORTING = """
@@ -529,13 +531,6 @@ def test_a_killed_worker_leaves_nothing_of_its_command_behind(study: Study, tmp_
     until(lambda: not alive(child) and not alive(grandchild), what="the end of the command")
 
 
-def alive(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().split(") ")[1][0] != "Z"
-    except FileNotFoundError:
-        return False
-
-
 def test_a_command_that_the_batch_system_signals_first_is_given_back_all_the_same(study: Study, tmp_path: Path) -> None:
     worker = start(
         *WORKER,
@@ -581,6 +576,20 @@ def test_ctrl_c_gives_the_trial_back(study: Study, tmp_path: Path) -> None:
 
     assert worker.wait(patient(60)) == 130
     assert states(study) == ["WAITING"]
+    assert study.state.trials[0].history[-1].why == "interrupted: SIGINT"
+
+
+@pytest.mark.parametrize("number", PREEMPTIONS)
+def test_a_worker_that_is_pre_empted_while_it_opens_the_store_is_to_be_run_again(
+    tmp_path: Path, number: signal.Signals
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        place = f"postgresql://u@127.0.0.1:{silent.getsockname()[1]}/db"
+        worker = start("worker", "--store", place, "--study", "s", "--", "true", cwd=tmp_path)
+        silent.settimeout(patient(60))
+        with silent.accept()[0]:
+            worker.send_signal(number)
+            assert worker.wait(patient(60)) == 75
 
 
 def test_a_second_ctrl_c_ends_a_command_that_does_not_end_by_itself(study: Study, tmp_path: Path) -> None:

@@ -146,10 +146,10 @@ def test_a_pickle_in_the_store_of_torchruns_agent_does_not_run(tmp_path: Path, m
         monkeypatch.setenv(name, value)
     monkeypatch.setattr("hopaas_p2p.study.ranks._known", [])
     stranger = distributed.PrefixStore("hopaas/0", distributed.TCPStore("127.0.0.1", agent.port, is_master=False))
-    stranger.set("0", msgspec.msgpack.encode({"x": 0.5}))
+    stranger.set("0", msgspec.msgpack.encode(("params", {"x": 0.5})))
     stranger.set("1", pickle.dumps(Bomb(proof)))
     among = ranks()
-    assert among.broadcast(None) == {"x": 0.5}
+    assert among.broadcast("params", None) == {"x": 0.5}
     with pytest.raises(msgspec.MsgspecError):
-        among.broadcast(None)
+        among.broadcast("params", None)
     assert not proof.exists()

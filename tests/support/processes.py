@@ -132,3 +132,11 @@ def campaign(directory: Path, **options: Any) -> Study:
 def states(study: Study) -> list[str]:
     """The states of all trials."""
     return [trial.state.name for trial in study.state.trials]
+
+
+def alive(pid: int) -> bool:
+    """Whether a process runs."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().split(") ")[1][0] != "Z"
+    except FileNotFoundError:
+        return False

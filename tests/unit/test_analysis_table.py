@@ -11,10 +11,12 @@ import pytest
 from optuna.trial import FrozenTrial
 
 import hopaas_p2p
-from hopaas_p2p.analysis.facts import best
+from hopaas_p2p.analysis.facts import best, row_of
 from hopaas_p2p.analysis.table import TrialTable
+from hopaas_p2p.core.attributes import COPIED
 from hopaas_p2p.core.blocks import close_settled
 from hopaas_p2p.core.records import Categorical, Float, Int, TrialCreate, TrialState
+from hopaas_p2p.core.spending import trial_seconds
 
 COLUMNS = ("state", "start", "end", "earlier", "steps", "last_step", "last", "attempt", "owner", "site", "values")
 SPACE = {"x": Float(0.0, 1.0), "n": Int(0, 1 << 60), "kind": Categorical((1, True, "1", None))}
@@ -30,7 +32,7 @@ def same(ours: TrialTable, theirs: TrialTable, columns: tuple[str, ...] = COLUMN
 
 @pytest.fixture
 def study() -> hopaas_p2p.Study:
-    """2,500 finished trials: some lack parameters or values, failed, or have a parameter of another kind."""
+    """2,500 finished trials: some lack parameters or values, failed, ran elsewhere, or have another parameter."""
     numbers = random.Random(1)
     opened = hopaas_p2p.open_study(f"memory://{secrets.token_hex(8)}", "s", space=SPACE)
     records = []
@@ -43,7 +45,8 @@ def study() -> hopaas_p2p.Study:
         reports = {step: numbers.random() for step in range(number % 5)}
         dists = {"x": Float(0.0, 9.0)} if number % 601 == 600 else {}
         start, end = (None if number % 29 == 4 else 1_000_000 * number), 1_000_000 * number + 500_000
-        about = {"state": state, "values": values, "start": start, "end": end}
+        system = {COPIED: '{"site": "far", "earlier": 100.0}'} if number % 401 == 400 else {}
+        about = {"system": system, "state": state, "values": values, "start": start, "end": end}
         records.append(TrialCreate(params=params, dists=dists, reports=reports, **about))
     opened.storage.peer.commit(opened.handle.log, *records[:1250])
     opened.storage.peer.commit(opened.handle.log, *records[1250:])
@@ -57,6 +60,15 @@ def test_packed_blocks_say_what_their_trials_say(study: hopaas_p2p.Study) -> Non
         close_settled(state)
     assert len(state.trials.closed) == 2
     same(TrialTable.of(study.state), trial_by_trial)
+    study.close()
+
+
+def test_the_time_of_a_copied_trial_includes_the_leases_before_its_last_everywhere(study: hopaas_p2p.Study) -> None:
+    table = TrialTable.of(study.state)
+    for number in (400, 401):
+        trial = study.state.trials[number]
+        found = {float(table.seconds()[number]), trial_seconds(trial), row_of(study.state, number)["seconds"]}
+        assert found == {100.5 if number == 400 else 0.5}
     study.close()
 
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from hopaas_p2p.core.records import Used
 from hopaas_p2p.peer.peer import Meter
+from hopaas_p2p.ports.limits import time_left
 from hopaas_p2p.runtime.metering import devices, gpu_energy, shares
 from tests.support.accounting import FakeNvml
 
@@ -29,6 +32,19 @@ from tests.support.accounting import FakeNvml
 )
 def test_devices_are_what_the_job_was_given_or_the_user_says(env: dict[str, str], found: dict[str, str]) -> None:
     assert devices(env) == found
+
+
+def test_an_htcondor_job_has_the_cores_and_gpus_of_its_ad(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("hopaas_p2p.runtime.metering._NVIDIA", tmp_path)  # a node with a GPU, which others use
+    (tmp_path / "ad").write_bytes(
+        b'RequestCpus = 2\nCpusProvisioned = 3\nNote = "caf\xe9"\nHuge = %s\n' % (b"9" * 9999)
+    )
+    env = {"_CONDOR_JOB_AD": str(tmp_path / "ad"), "SLURM_CPUS_ON_NODE": "64", "OMP_NUM_THREADS": "1"}
+    assert devices(env) == {"cores": "3"}
+    assert devices(env | {"CUDA_VISIBLE_DEVICES": "10000"}) == {"cores": "3"}, "as HTCondor writes none"
+    assert time_left(env) is None
+    (tmp_path / "ad").write_text("RequestCpus = 2\nGPUsProvisioned = 1\n")
+    assert devices(env) == {"cores": "2", "gpus": "1"}
 
 
 @pytest.mark.parametrize(

@@ -46,7 +46,7 @@ def operator(url: str, study: Study) -> Iterator[Study]:
 
 def test_a_trial_of_another_peer_is_ended_and_the_log_says_by_whom(study: Study, operator: Study) -> None:
     _trial = study.ask()
-    operator.tell(0, 0.25, reason="looked good")
+    operator.tell(0, 0.25, reason="looked good\nas the log of its job says")
     assert study.trials[0].state is TrialState.COMPLETE
     assert study.trials[0].value == 0.25
     (line,) = [line for line in audit(operator) if line["kind"] == "trial.take_over"]

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import html.parser
+import math
 import random
 import re
 import time
 from pathlib import Path
 
+import numpy as np
 import optuna
 import pytest
 
 import hopaas_p2p
-from hopaas_p2p.analysis import facts, svg
+from hopaas_p2p.analysis import charts, facts, svg
 from hopaas_p2p.analysis.chart import ChartAxis
 from hopaas_p2p.analysis.html import table
 from hopaas_p2p.analysis.importance import importance
@@ -215,6 +218,34 @@ def test_a_report_says_how_many_kinds_of_failures_it_leaves_out() -> None:
         writer.say("a", TrialFinish(number, 1, TrialState.FAIL, reason="x" * (1 + number)))
 
     assert "<h2>What went wrong, 20 of 21 groups</h2>" in _render(writer.state)
+
+
+def test_the_page_names_the_sampler_in_force() -> None:
+    with contextlib.closing(
+        hopaas_p2p.open_study("memory://", "s", space=SPACE, sampler=optuna.samplers.RandomSampler())
+    ) as study:
+        study.search_with(sampler=optuna.samplers.QMCSampler(scramble=True))
+        page = _render(study.state)
+        assert "QMCSampler(" in page
+        assert "RandomSampler" not in page
+
+
+def test_only_finite_medians_and_marks_are_drawn() -> None:
+    writer = _Writer()
+    for _ in range(4):
+        number = writer.trial("a", (1.0,), reports=1)
+        last = writer.trial("a", None)
+        writer.say("a", TrialCreate(state=TrialState.COMPLETE, values=(1.0,), reports={1: math.inf, 2: 1.0}))
+    state, table = writer.state, TrialTable.of(writer.state)
+    chart = charts.curve(state, table, number)
+    assert chart is not None
+    drawn = [float(one) for layer in chart.series for one in layer.data["value"]]
+    drawn += [
+        float(one)
+        for layer in charts.history(table, ignored=[("old", last)]).series
+        for one in layer.data.get("value", ())
+    ]
+    assert np.isfinite(drawn).all()
 
 
 def test_trials_that_reported_nothing_but_nan_have_no_curves() -> None:

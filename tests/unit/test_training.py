@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import queue
 import signal
@@ -132,24 +133,24 @@ def test_who_lost_its_lease_stops_at_the_checkpoint(tmp_path: Path, study: Study
 class TwoThreads(Ranks):
     """Two ranks in two threads."""
 
-    def __init__(self, rank: int, box: queue.Queue[Any]) -> None:
+    def __init__(self, rank: int, box: queue.Queue[bytes]) -> None:
         self.rank, self.size, self._box = rank, 2, box
 
-    def broadcast(self, value: Any) -> Any:
+    def _broadcast(self, data: bytes) -> bytes:
         if self.rank == 0:
-            self._box.put(value)
-            return value
+            self._box.put(data)
+            return data
         return self._box.get(timeout=60)
 
-    def gather(self, value: Any) -> list[Any]:
-        return [value, self.others.get(timeout=60)] if self.rank == 0 else [self.others.put(value)][:0]
+    def _gather(self, data: bytes) -> list[bytes]:
+        return [data, self.others.get(timeout=60)] if self.rank == 0 else [self.others.put(data)][:0]
 
-    others: queue.Queue[Any] = queue.Queue()
+    others: queue.Queue[bytes] = queue.Queue()
 
 
 def on_two_ranks(trial: hopaas_p2p.Trial, run: Callable[[RankedTrial], None]) -> None:
     """Run this on both at once."""
-    box: queue.Queue[Any] = queue.Queue()
+    box: queue.Queue[bytes] = queue.Queue()
     with ThreadPoolExecutor(2) as pool:
         both = [pool.submit(run, RankedTrial(trial if rank == 0 else None, TwoThreads(rank, box))) for rank in range(2)]
         for one in both:
@@ -196,6 +197,39 @@ def test_each_rank_can_have_its_own_part_of_a_checkpoint(study: Study) -> None:
         RankedTrial(again, Ranks()).resume  # noqa: B018
 
 
+def test_a_call_on_one_rank_only_is_an_error_that_names_both_calls(study: Study) -> None:
+    def first_alone(trial: RankedTrial) -> None:
+        if trial.ranks.rank == 0:
+            trial.set_user_attr("seen", True)
+        trial.should_prune()
+
+    def others_alone(trial: RankedTrial) -> None:
+        if trial.ranks.rank:
+            trial.at_rung  # noqa: B018
+        trial.ranks.broadcast("the end", None)
+
+    with pytest.raises(InvalidInput, match=r"the first rank is at trial\.set_user_attr, and rank 1 at trial\.should_"):
+        on_two_ranks(study.ask(), first_alone)
+    with pytest.raises(InvalidInput, match=r"the first rank is at the end, and rank 1 at trial\.at_rung\."):
+        on_two_ranks(study.ask(), others_alone)
+
+
+def test_every_rank_knows_the_number_and_the_parameters_without_a_message(tmp_path: Path) -> None:
+    known: dict[int, Any] = {}
+
+    def run(trial: RankedTrial) -> None:
+        if trial.ranks.rank == 1:
+            known[0] = trial.number, dict(trial.params)
+        y = trial.suggest_int("y", 0, 5)
+        if trial.ranks.rank == 1:
+            known[1] = y, trial.params["y"]
+        trial.should_prune()
+
+    with contextlib.closing(campaign(tmp_path, space=None)) as free:
+        on_two_ranks(free.ask(), run)
+        assert known == {0: (0, {}), 1: (known[1][0],) * 2}
+
+
 def test_what_the_first_rank_raises_is_raised_on_all(study: Study) -> None:
     raised: list[str] = []
 
@@ -222,7 +256,7 @@ def test_what_makes_no_sense_is_refused_at_once(study: Study, options: dict[str,
 
 def test_what_numpy_gives_reaches_every_rank(study: Study) -> None:
     """Optuna's pruners answer with numpy's bool."""
-    assert Ranks().call(lambda: np.bool_(True)) is True
+    assert Ranks().call("should_prune", lambda: np.bool_(True)) is True
     trial = study.ask()
     trial.report(100.0, 1)
     assert RankedTrial(trial, Ranks()).should_prune() is trial.should_prune() is True
