@@ -1,4 +1,4 @@
-"""Connections to an S3 server: through the site's proxy, with the site's certificates and short timeouts."""
+"""Connections of urllib3: through the site's proxy, with its certificates, short timeouts and bounded answers."""
 
 from __future__ import annotations
 
@@ -8,14 +8,13 @@ import http.client
 import socket
 import ssl
 from typing import Any, Final
-from urllib.parse import urlsplit
 
 import urllib3
 from urllib3.util import Timeout, make_headers
 
 from hopaas_p2p.net import proxies, trust
 from hopaas_p2p.net.answers import AnswerBytes
-from hopaas_p2p.net.proxies import Proxy, ServerAddress
+from hopaas_p2p.net.proxies import Proxy
 
 CONNECT: Final = 3.0
 """Seconds to wait for a connection."""
@@ -58,7 +57,8 @@ def _prompt(connection: Any) -> Any:
 
         def response_class(self, sock: Any, **options: Any) -> http.client.HTTPResponse:
             raw = sock.makefile("rb", buffering=0)  # keeps the socket open if the connection is closed earlier
-            self.coming = AnswerBytes(raw.readinto, self.timeout or READ, room=_HEAD, end=raw.close)
+            limits = {"room": _HEAD, "end": raw.close, "wait": sock.settimeout}
+            self.coming = AnswerBytes(raw.readinto, self.timeout or READ, **limits)
             return http.client.HTTPResponse(self.coming, **options)  # type: ignore[arg-type]
 
     return Prompt
@@ -117,13 +117,7 @@ def whole(answer: Any) -> urllib3.HTTPResponse:
 
 def proxy_of(url: str) -> Proxy | None:
     """The proxy that the environment names for this URL, or None to go without; raises as `proxies.proxy_for`."""
-    return proxies.proxy_for(server_of(url), scheme=url.partition("://")[0], kinds=("http", "https"))
-
-
-def server_of(url: str) -> ServerAddress:
-    """The server of this URL."""
-    parts = urlsplit(url)
-    return ServerAddress(parts.hostname or "", parts.port or (443 if parts.scheme == "https" else 80))
+    return proxies.proxy_for(proxies.server_of(url), scheme=url.partition("://")[0], kinds=("http", "https"))
 
 
 def context() -> ssl.SSLContext:
