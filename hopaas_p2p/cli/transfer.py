@@ -106,7 +106,8 @@ def _export_to_tracker(session: CliSession, kind: str, to: str | None, *, follow
                     break
             time.sleep(_INTERVAL)
         leave_link(study, tracker)
-    message = f"Exported {output.count(sent, 'trial')} to {tracker.name}: {tracker.link()}"
+    what = f"Exported {output.count(sent, 'trial')} to" if sent else "Every trial is already in"
+    message = f"{what} {tracker.name}: {tracker.link()}"
     session.done({"trials": sent, "tracker": tracker.name, "link": tracker.link()}, message)
 
 

@@ -59,7 +59,7 @@ class ServerAddress(NamedTuple):
 def server_of(url: str) -> ServerAddress:
     """The server of an http or https URL."""
     parts = urlsplit(url)
-    return ServerAddress(parts.hostname or "", parts.port or _PORTS[parts.scheme])
+    return ServerAddress(parts.hostname or "", parts.port or _PORTS.get(parts.scheme, 80))
 
 
 class Proxy(NamedTuple):

@@ -15,12 +15,12 @@ from pathlib import Path
 from typing import Final
 
 from hopaas_p2p.errors import InvalidInput
-from hopaas_p2p.runtime.provenance import batch_job
+from hopaas_p2p.runtime.provenance import batch_job, job_ad
 
 _UNITS: Final = {"": 1.0, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 _PARTS: Final = re.compile(r"(?:\d+(?:\.\d+)?\s*[smhd]\s*)+|\d+(?:\.\d+)?", re.IGNORECASE)
 _PART: Final = re.compile(r"(\d+(?:\.\d+)?)\s*([smhd]?)", re.IGNORECASE)
-_ATTRIBUTE: Final = re.compile(r"^(\w+)\s*=\s*(\d+)\s*$", re.MULTILINE)
+_ATTRIBUTE: Final = re.compile(r"^(\w+)\s*=\s*(\d{1,18})\s*$", re.MULTILINE)
 _FIRM: Final = ("MaxRuntime", "AllowedExecuteDuration", "AllowedJobDuration")
 """Attributes that limit an HTCondor job: the pool's own `+MaxRuntime`, and the two of a submit file."""
 
@@ -44,13 +44,10 @@ def time_left(env: Mapping[str, str] = os.environ) -> tuple[float, str] | None:
     end, path = env.get("SLURM_JOB_END_TIME", ""), env.get("_CONDOR_JOB_AD")
     if end.isdigit():
         return max(0.0, int(end) - time.time()), f"Slurm job {batch_job(env).get('job', '?')}"
-    if not path:
+    ad = {name: int(number) for name, number in _ATTRIBUTE.findall(job_ad(env))}
+    if not path or not ad:
         return None
-    try:
-        ad = {name: int(number) for name, number in _ATTRIBUTE.findall(Path(path).read_text(errors="replace"))}
-        began = Path(path).stat().st_mtime
-    except OSError:
-        return None
+    began = Path(path).stat().st_mtime
     limits = [ad[name] for name in _FIRM if ad.get(name, 0) > 0]
     if not limits:
         return None

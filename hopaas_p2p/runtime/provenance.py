@@ -33,7 +33,7 @@ _BATCH_JOB: Final = (
 _MODULES: Final = ("hopaas_p2p", "optuna", "numpy", "torch", "lightning", "keras", "xgboost", "lightgbm", "sklearn")
 _COMMIT: Final = re.compile("[0-9a-f]{40}|[0-9a-f]{64}")
 _LARGEST: Final = 16 << 20
-"""Bytes of a file of git: a large repository has megabytes of packed references."""
+"""Bytes of a file of a batch system, or of git: a large repository has megabytes of packed references."""
 _NVIDIA: Final = Path("/proc/driver/nvidia/gpus")
 
 
@@ -77,12 +77,18 @@ def batch_job(env: Mapping[str, str]) -> dict[str, str]:
         if env.get(job):
             array_index = env.get(index, "") if index else ""
             return {"batch": system, "job": env[job] + (f"_{array_index}" if array_index else "")}
-    try:  # HTCondor gives a job its number only in a file
-        ad = Path(env["_CONDOR_JOB_AD"]).read_text(errors="replace")
-    except (KeyError, OSError):
+    ad = job_ad(env)  # HTCondor gives a job its number only in a file
+    if not ad:
         return {}
     said = dict(re.findall(r"^(ClusterId|ProcId)\s*=\s*(\d+)\s*$", ad, re.MULTILINE))
     return {"batch": "htcondor", "job": f"{said.get('ClusterId', '?')}.{said.get('ProcId', '?')}"}
+
+
+def job_ad(env: Mapping[str, str]) -> str:
+    """HTCondor's description of this job; empty outside of one."""
+    with contextlib.suppress(OSError, KeyError):
+        return read_regular(env["_CONDOR_JOB_AD"], limit=_LARGEST, named=True).decode(errors="replace")
+    return ""
 
 
 @functools.cache
